@@ -1,0 +1,480 @@
+//! The primary as a state machine: what each input does to workers, listeners and connections in flight.
+//!
+//! Call the method that fits what happened, then carry out the [`Action`]s in order until [`Primary::next_action`] returns `None`.
+//! Behaviour follows Node's `cluster` (v20 to v25) except where Node loses connections or dies of a worker's input.
+
+mod handover;
+mod listener;
+mod worker;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use listener::{BindSpec, Place};
+pub use worker::{WorkerState, WorkerStats, WorkerStatus};
+
+use crate::event::{ExitHow, Listening, Notice, Violation};
+use crate::id::{ConnId, ListenerId, Time, WorkerId};
+use crate::policy::Policy;
+use crate::wire::incoming::{Act, ClusterMessage, Incoming, TroopMessage};
+use crate::wire::outgoing;
+use listener::{ListenKey, Listener};
+use worker::{HandleWait, Worker};
+
+/// Limits and deadlines of a primary.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Config {
+    /// How connections reach workers, for listeners opened from now on.
+    pub policy: Policy,
+    /// Unanswered connections that a Node worker may hold. Node's own primary allows one.
+    pub node_window: usize,
+    /// Connections that a troop worker may hold without its program having taken them.
+    pub troop_window: usize,
+    /// A worker whose oldest unanswered connection is older than this gets no more until it answers.
+    pub stale_after: Duration,
+    /// Connections that may wait in the primary for a worker, per listener; the rest wait in the kernel's accept queue.
+    pub pending_limit: usize,
+    /// A troop worker whose program does not take a connection for this long is asked to give it back.
+    pub recall_after: Duration,
+    /// A worker that does not answer a connection for this long is killed, so that the connection can be given to another. `None`
+    /// waits for ever.
+    pub hung_after: Option<Duration>,
+    /// Listeners that one worker may have open.
+    pub max_listeners_per_worker: usize,
+    /// Minor violations (see [`Violation::is_fatal`]) after which a worker is cut off.
+    pub max_violations: u32,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            policy: Policy::RoundRobin,
+            node_window: 8,
+            troop_window: 64,
+            stale_after: Duration::from_millis(50),
+            pending_limit: 64,
+            recall_after: Duration::from_secs(1),
+            hung_after: Some(Duration::from_secs(30)),
+            max_listeners_per_worker: 1024,
+            max_violations: 100,
+        }
+    }
+}
+
+/// Something the shell has to do.
+#[derive(Debug)]
+pub enum Action {
+    /// Hand a connection over. The shell keeps its copy until [`Action::Release`].
+    Deliver {
+        /// To whom.
+        worker: WorkerId,
+        /// Where it came from.
+        listener: ListenerId,
+        /// The connection.
+        conn: ConnId,
+        /// Its number on this worker's channel.
+        seq: u64,
+        /// Whether the worker takes several connections per message.
+        batched: bool,
+    },
+    /// Close the primary's copy of a connection.
+    Release {
+        /// Which connection.
+        conn: ConnId,
+    },
+    /// Write a line to a worker.
+    Send {
+        /// To whom.
+        worker: WorkerId,
+        /// The line.
+        line: Vec<u8>,
+    },
+    /// Write a line to a worker together with a copy of a listener's socket.
+    SendListener {
+        /// To whom.
+        worker: WorkerId,
+        /// Which socket.
+        listener: ListenerId,
+        /// The line.
+        line: Vec<u8>,
+    },
+    /// Open a listener, then call [`Primary::bound`].
+    Bind {
+        /// Its name from now on.
+        listener: ListenerId,
+        /// What to bind.
+        spec: BindSpec,
+    },
+    /// Close a listener.
+    Unbind {
+        /// Which.
+        listener: ListenerId,
+    },
+    /// Send `SIGKILL` to a worker's process.
+    Kill {
+        /// Which worker.
+        worker: WorkerId,
+    },
+    /// Tell the sender of a user handle whether the worker has it.
+    HandleSettled {
+        /// Which worker.
+        worker: WorkerId,
+        /// The ticket from [`Primary::user_handle_sent`].
+        ticket: u64,
+        /// False if the worker could not receive it.
+        delivered: bool,
+    },
+    /// Report a fact.
+    Notify(Notice),
+}
+
+/// The state of one cluster's primary.
+#[derive(Debug)]
+pub struct Primary {
+    config: Config,
+    workers: BTreeMap<WorkerId, Worker>,
+    listeners: BTreeMap<ListenerId, Listener>,
+    keys: HashMap<ListenKey, ListenerId>,
+    actions: VecDeque<Action>,
+    /// Number of the next message to any worker (Node uses one counter for all).
+    seq: u64,
+    last_worker: u32,
+    last_listener: u32,
+    next_tick: Option<Time>,
+    last_time: Time,
+}
+
+impl Primary {
+    /// A primary without workers.
+    #[must_use]
+    pub fn new(config: Config) -> Primary {
+        Primary {
+            config,
+            workers: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            keys: HashMap::new(),
+            actions: VecDeque::new(),
+            seq: 0,
+            last_worker: 0,
+            last_listener: 0,
+            next_tick: None,
+            last_time: Time(0),
+        }
+    }
+
+    /// The next thing to do.
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Primary::tick`] wants to be called, if at all.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.next_tick
+    }
+
+    /// Changes how listeners opened from now on spread their connections.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.config.policy = policy;
+    }
+
+    // ---- workers ----
+
+    /// A fork was asked for. Ids start at 1 and are consumed even when the fork then fails.
+    pub fn fork(&mut self) -> WorkerId {
+        self.last_worker += 1;
+        WorkerId(self.last_worker)
+    }
+
+    /// The process of a fork runs.
+    pub fn spawned(&mut self, worker: WorkerId, pid: u32) {
+        self.workers.insert(worker, Worker::new(pid));
+        self.notify(Notice::Forked { worker, pid });
+    }
+
+    /// What is known about a worker whose process has not been reaped yet.
+    #[must_use]
+    pub fn status(&self, worker: WorkerId) -> Option<WorkerStatus> {
+        self.workers.get(&worker).map(Worker::status)
+    }
+
+    /// All workers whose processes have not been reaped yet.
+    pub fn workers(&self) -> impl Iterator<Item = (WorkerId, WorkerStatus)> {
+        self.workers.iter().map(|(id, worker)| (*id, worker.status()))
+    }
+
+    /// A worker's channel brought a line. `has_handle` says whether a descriptor came with a wrapped one.
+    ///
+    /// User messages, wrapped or not, are the shell's business; it may pass them here to no effect.
+    pub fn message(&mut self, now: Time, worker: WorkerId, message: Incoming<'_>) {
+        self.clock(now);
+        let result = match message {
+            Incoming::Answer { ack, accepted } => self.answered(now, worker, ack, accepted),
+            Incoming::HandleAck => self.handle_acked(now, worker, true),
+            Incoming::HandleNack => self.handle_acked(now, worker, false),
+            Incoming::Cluster(message) => self.cluster_message(now, worker, &message),
+            Incoming::Troop(TroopMessage::Taken { taken, returned }) => self.taken(now, worker, &taken, &returned),
+            _ => Ok(()),
+        };
+        if let Err(violation) = result {
+            self.violated(worker, violation);
+        }
+    }
+
+    fn cluster_message(&mut self, now: Time, worker: WorkerId, message: &ClusterMessage<'_>) -> Result<(), Violation> {
+        if let (Some(ack), Some(accepted)) = (message.ack, message.accepted) {
+            self.answered(now, worker, u64::try_from(ack).map_err(|_| Violation::UnaskedAck)?, accepted)?;
+        } else if let Some(ack) = message.ack.and_then(|ack| u64::try_from(ack).ok()) {
+            // Node counts an answer without `accepted` as a refusal. Other unknown acks are ignored, as Node does.
+            if self.in_flight_with(worker, ack) {
+                self.answered(now, worker, ack, false)?;
+            }
+        }
+        let Some(state) = self.workers.get_mut(&worker) else { return Ok(()) };
+        match message.act {
+            Some(Act::Online) => {
+                state.state = WorkerState::Online;
+                state.batched = message.troop.is_some_and(|version| version >= 1);
+                self.notify(Notice::Online { worker });
+            }
+            Some(Act::QueryServer) => self.query(worker, message)?,
+            Some(Act::Listening) => {
+                let Some(address_type) = message.address_type else {
+                    return Err(Violation::Malformed("listening without addressType".into()));
+                };
+                state.state = WorkerState::Listening;
+                let at = Listening {
+                    address: message.address.as_deref().map(str::to_owned),
+                    port: message.port,
+                    address_type,
+                    fd: message.fd,
+                };
+                self.notify(Notice::Listening { worker, at });
+            }
+            Some(Act::Close) => {
+                if let Some(key) = message.key.as_deref() {
+                    self.server_closed(worker, key);
+                }
+            }
+            Some(Act::ExitedAfterDisconnect) => {
+                let Some(ack) = message.seq else {
+                    return Err(Violation::Malformed("exitedAfterDisconnect without seq".into()));
+                };
+                state.voluntary = Some(true);
+                let seq = self.next_seq();
+                self.send(worker, |line| outgoing::ack(line, ack, seq));
+            }
+            Some(Act::Newconn | Act::Disconnect | Act::Unknown) | None => {}
+        }
+        Ok(())
+    }
+
+    /// The program asks a worker to finish: it gets no more connections, is told, and leaves the table at once, as in Node.
+    /// Returns false if there is no such worker or its channel is closed.
+    pub fn disconnect(&mut self, worker: WorkerId) -> bool {
+        let Some(state) = self.workers.get_mut(&worker) else { return false };
+        state.voluntary = Some(true);
+        if !state.connected {
+            return false;
+        }
+        let told = std::mem::replace(&mut state.told_to_leave, true);
+        state.in_table = false;
+        if !told {
+            let seq = self.next_seq();
+            self.send(worker, |line| outgoing::disconnect(line, seq));
+            self.leave_listeners(worker, false);
+        }
+        true
+    }
+
+    /// Closes every listener that no worker uses; for the end of a cluster.
+    pub fn close_unused_listeners(&mut self) {
+        let unused: Vec<_> = self.listeners.iter().filter(|(_, l)| l.is_unused()).map(|(id, _)| *id).collect();
+        for listener in unused {
+            self.close_listener(listener);
+        }
+    }
+
+    /// The worker's channel ended, and everything that was in it has been passed to [`Primary::message`]. What the worker had not
+    /// answered goes to others.
+    pub fn channel_closed(&mut self, now: Time, worker: WorkerId) {
+        self.clock(now);
+        let Some(state) = self.workers.get_mut(&worker) else { return };
+        if !std::mem::replace(&mut state.connected, false) {
+            return;
+        }
+        state.state = WorkerState::Disconnected;
+        let voluntary = *state.voluntary.get_or_insert(false);
+        let waits: Vec<_> = state.handle_waits.drain(..).collect();
+        for wait in waits {
+            if let HandleWait::User { ticket } = wait {
+                self.actions.push_back(Action::HandleSettled { worker, ticket, delivered: false });
+            }
+        }
+        self.leave_listeners(worker, !voluntary);
+        self.reclaim(worker);
+        self.notify(Notice::Disconnected { worker, voluntary });
+    }
+
+    /// The worker's process has been reaped. Call [`Primary::channel_closed`] before.
+    pub fn exited(&mut self, now: Time, worker: WorkerId, how: ExitHow) {
+        self.channel_closed(now, worker);
+        if let Some(state) = self.workers.remove(&worker) {
+            self.notify(Notice::Exited { worker, how, voluntary: state.voluntary.unwrap_or(false) });
+        }
+    }
+
+    /// The worker broke a rule. Fatal violations, and the last of too many small ones, end it.
+    pub fn violated(&mut self, worker: WorkerId, violation: Violation) {
+        let Some(state) = self.workers.get_mut(&worker) else { return };
+        if state.cut_off {
+            return;
+        }
+        state.violations += 1;
+        let cut_off = violation.is_fatal() || state.violations > self.config.max_violations;
+        let first_of_many = state.violations == 1;
+        if cut_off {
+            // Killed, not only disconnected: descriptors that wait unread in its channel must be out of its reach before its
+            // connections are given to others.
+            state.cut_off = true;
+            state.in_table = false;
+            self.leave_listeners(worker, true);
+            self.actions.push_back(Action::Kill { worker });
+        }
+        if cut_off || first_of_many {
+            self.notify(Notice::Misbehaved { worker, violation, cut_off });
+        }
+    }
+
+    /// True once nothing that the worker sends is to be looked at any more.
+    #[must_use]
+    pub fn is_cut_off(&self, worker: WorkerId) -> bool {
+        self.workers.get(&worker).is_none_or(|state| state.cut_off)
+    }
+
+    // ---- handles of the program ----
+
+    /// The shell wrote a user handle to the worker's channel; the worker's answer comes back as [`Action::HandleSettled`].
+    pub fn user_handle_sent(&mut self, worker: WorkerId, ticket: u64) {
+        match self.workers.get_mut(&worker) {
+            Some(state) if state.connected => state.handle_waits.push_back(HandleWait::User { ticket }),
+            _ => self.actions.push_back(Action::HandleSettled { worker, ticket, delivered: false }),
+        }
+    }
+
+    fn handle_acked(&mut self, now: Time, worker: WorkerId, arrived: bool) -> Result<(), Violation> {
+        let Some(state) = self.workers.get_mut(&worker) else { return Ok(()) };
+        match state.handle_waits.pop_front() {
+            None => return Err(Violation::UnaskedAck),
+            Some(HandleWait::Conn { .. }) if arrived => {}
+            Some(HandleWait::Conn { seq }) => {
+                state.starved_until = now + worker::STARVED_PAUSE;
+                self.wake_at(now + worker::STARVED_PAUSE);
+                self.refused(now, worker, seq);
+            }
+            Some(HandleWait::Listener { .. }) if arrived => {}
+            Some(HandleWait::Listener { ack, listener }) => {
+                // The reply was dropped together with its descriptor. Without an answer `listen` would hang.
+                const EMFILE: i32 = 24;
+                let seq = self.next_seq();
+                if let Some(key) = self.listeners.get(&listener).map(|l| l.key.clone()) {
+                    self.send(worker, |line| outgoing::reply(line, &key, ack, Some(-EMFILE), None, None, seq));
+                    self.leave_listener(worker, listener, false);
+                }
+            }
+            Some(HandleWait::User { ticket }) => {
+                self.actions.push_back(Action::HandleSettled { worker, ticket, delivered: arrived });
+            }
+        }
+        Ok(())
+    }
+
+    // ---- time ----
+
+    /// Time passes. Call at [`Primary::next_deadline`], or more often.
+    pub fn tick(&mut self, now: Time) {
+        self.clock(now);
+        self.next_tick = None;
+        let mut hung = Vec::new();
+        let mut recalls = Vec::new();
+        let mut next: Option<Time> = None;
+        let mut wake = |at: Time| next = Some(next.map_or(at, |n| n.min(at)));
+        for (id, state) in &mut self.workers {
+            if state.starved_until > now {
+                wake(state.starved_until);
+            }
+            let Some(oldest) = state.in_flight.front().map(|c| c.since).filter(|_| !state.cut_off) else { continue };
+            wake(now + handover::CHECK_EVERY);
+            if self.config.hung_after.is_some_and(|limit| now.since(oldest) >= limit) {
+                hung.push((*id, now.since(oldest)));
+            } else if state.batched {
+                let due: Vec<u64> = state
+                    .in_flight
+                    .iter_mut()
+                    .take_while(|c| now.since(c.since) >= self.config.recall_after)
+                    .filter_map(|c| (!std::mem::replace(&mut c.recalled, true)).then_some(c.seq))
+                    .collect();
+                if !due.is_empty() {
+                    recalls.push((*id, due));
+                }
+            }
+        }
+        for listener in self.listeners.values_mut() {
+            listener.cooling.retain(|c| c.until + listener::COOLING_MEMORY > now);
+            if let (Some(until), false) = (listener.cooling.iter().map(|c| c.until).filter(|u| *u > now).min(), listener.queue.is_empty()) {
+                wake(until);
+            }
+        }
+        if let Some(at) = next {
+            self.wake_at(at);
+        }
+        for (worker, age) in hung {
+            self.violated(worker, Violation::Hung(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
+        }
+        for (worker, seqs) in recalls {
+            // Only worth it when somebody else could serve them.
+            if self.workers.len() > 1 {
+                self.send(worker, |line| outgoing::recall(line, &seqs));
+            }
+        }
+        let waiting: Vec<_> = self.listeners.iter().filter(|(_, l)| !l.queue.is_empty()).map(|(id, _)| *id).collect();
+        for listener in waiting {
+            self.pump(now, listener);
+        }
+    }
+
+    /// A gap in time in which nobody could have answered (the primary was stopped) must not make every worker look hung.
+    fn clock(&mut self, now: Time) {
+        const STOPPED: Duration = Duration::from_secs(5);
+        if now.since(self.last_time) > STOPPED && self.next_tick.is_some_and(|due| now.since(due) > STOPPED) {
+            for state in self.workers.values_mut() {
+                state.in_flight.iter_mut().for_each(|c| c.since = now);
+            }
+        }
+        self.last_time = self.last_time.max(now);
+    }
+
+    fn wake_at(&mut self, at: Time) {
+        self.next_tick = Some(self.next_tick.map_or(at, |due| due.min(at)));
+    }
+
+    // ---- small change ----
+
+    fn next_seq(&mut self) -> u64 {
+        let seq = self.seq;
+        self.seq += 1;
+        seq
+    }
+
+    fn notify(&mut self, notice: Notice) {
+        self.actions.push_back(Action::Notify(notice));
+    }
+
+    fn send(&mut self, worker: WorkerId, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut line = Vec::with_capacity(192);
+        write(&mut line);
+        self.actions.push_back(Action::Send { worker, line });
+    }
+}

@@ -1,0 +1,155 @@
+//! One worker's life, as the primary sees it.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ConnId, ListenerId, Time};
+
+/// How long a worker that could not receive a descriptor (its limit is reached) gets no connections.
+pub(super) const STARVED_PAUSE: Duration = Duration::from_millis(500);
+
+/// Node's five states of `worker.state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum WorkerState {
+    /// The process was started; nothing was heard of it yet.
+    #[default]
+    None,
+    /// Its channel works.
+    Online,
+    /// A server of its listens.
+    Listening,
+    /// Its channel is closed.
+    Disconnected,
+    /// Its process has ended.
+    Dead,
+}
+
+impl fmt::Display for WorkerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            WorkerState::None => "none",
+            WorkerState::Online => "online",
+            WorkerState::Listening => "listening",
+            WorkerState::Disconnected => "disconnected",
+            WorkerState::Dead => "dead",
+        })
+    }
+}
+
+/// Counters of one worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WorkerStats {
+    /// Connections handed over.
+    pub handed: u64,
+    /// Connections it took.
+    pub taken: u64,
+    /// Connections it refused or gave back.
+    pub returned: u64,
+    /// Minor violations so far.
+    pub violations: u32,
+    /// Handed over and not answered at the moment.
+    pub in_flight: usize,
+}
+
+/// What is known about a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerStatus {
+    /// Its process.
+    pub pid: u32,
+    /// Its state.
+    pub state: WorkerState,
+    /// Whether its channel is open.
+    pub connected: bool,
+    /// Node's `exitedAfterDisconnect`: `None` until it is known.
+    pub exited_after_disconnect: Option<bool>,
+    /// Whether Node would still list it in `cluster.workers`.
+    pub in_table: bool,
+    /// Its counters.
+    pub stats: WorkerStats,
+}
+
+#[derive(Debug)]
+pub(super) struct InFlight {
+    pub(super) seq: u64,
+    pub(super) conn: ConnId,
+    pub(super) listener: ListenerId,
+    pub(super) since: Time,
+    /// How many workers had it before and did not take it.
+    pub(super) tries: u8,
+    pub(super) recalled: bool,
+}
+
+/// What the next `NODE_HANDLE_ACK` of a worker is about.
+#[derive(Debug)]
+pub(super) enum HandleWait {
+    Conn { seq: u64 },
+    Listener { ack: u64, listener: ListenerId },
+    User { ticket: u64 },
+}
+
+#[derive(Debug)]
+pub(super) struct Worker {
+    pid: u32,
+    pub(super) state: WorkerState,
+    pub(super) connected: bool,
+    pub(super) in_table: bool,
+    pub(super) voluntary: Option<bool>,
+    pub(super) told_to_leave: bool,
+    pub(super) cut_off: bool,
+    /// It takes several connections per message.
+    pub(super) batched: bool,
+    /// Its channel has no room at the moment.
+    pub(super) blocked: bool,
+    pub(super) starved_until: Time,
+    pub(super) violations: u32,
+    pub(super) in_flight: VecDeque<InFlight>,
+    pub(super) handle_waits: VecDeque<HandleWait>,
+    pub(super) listeners: Vec<ListenerId>,
+    pub(super) handed: u64,
+    pub(super) taken: u64,
+    pub(super) returned: u64,
+}
+
+impl Worker {
+    pub(super) fn new(pid: u32) -> Worker {
+        Worker {
+            pid,
+            state: WorkerState::None,
+            connected: true,
+            in_table: true,
+            voluntary: None,
+            told_to_leave: false,
+            cut_off: false,
+            batched: false,
+            blocked: false,
+            starved_until: Time(0),
+            violations: 0,
+            in_flight: VecDeque::new(),
+            handle_waits: VecDeque::new(),
+            listeners: Vec::new(),
+            handed: 0,
+            taken: 0,
+            returned: 0,
+        }
+    }
+
+    pub(super) fn status(&self) -> WorkerStatus {
+        WorkerStatus {
+            pid: self.pid,
+            state: self.state,
+            connected: self.connected,
+            exited_after_disconnect: self.voluntary,
+            in_table: self.in_table,
+            stats: WorkerStats {
+                handed: self.handed,
+                taken: self.taken,
+                returned: self.returned,
+                violations: self.violations,
+                in_flight: self.in_flight.len(),
+            },
+        }
+    }
+}

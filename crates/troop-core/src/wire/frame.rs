@@ -1,0 +1,197 @@
+//! Cuts the byte stream of a channel into lines and keeps each descriptor with its line.
+//!
+//! The kernel delivers descriptors with the first byte of the `sendmsg` that carried them, and one `recvmsg` never reads past data
+//! that has descriptors. So a descriptor belongs to a line that ends in or after the chunk it came with. A descriptor that no such
+//! line claims is surplus, and is dropped before it can be taken for another message's (Node gets this wrong).
+
+use std::collections::VecDeque;
+
+use memchr::memchr;
+
+/// What made a stream unreadable. Nothing after it can be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameError {
+    /// A line grew beyond this many bytes.
+    TooLong(usize),
+}
+
+/// The most descriptors that may wait for their line.
+const MAX_WAITING_HANDLES: usize = 256;
+
+/// Reads lines from chunks of bytes that were cut anywhere. `H` is a descriptor; dropping one closes it.
+#[derive(Debug)]
+pub struct FrameReader<H> {
+    partial: Vec<u8>,
+    handles: Handles<H>,
+    max_line: usize,
+    /// Stream offset of the first byte that is not part of a finished line.
+    line_start: u64,
+    /// Stream offset behind the last byte received.
+    received: u64,
+}
+
+#[derive(Debug)]
+struct Handles<H> {
+    waiting: VecDeque<(u64, H)>,
+    surplus: u64,
+}
+
+impl<H> Handles<H> {
+    fn drop_before(&mut self, line_start: u64) {
+        while self.waiting.front().is_some_and(|(chunk_end, _)| *chunk_end <= line_start) {
+            self.waiting.pop_front();
+            self.surplus += 1;
+        }
+    }
+}
+
+/// One line, without its newline, and the descriptors that may belong to it.
+#[derive(Debug)]
+pub struct Line<'a, H> {
+    /// The bytes of the line.
+    pub bytes: &'a [u8],
+    handles: &'a mut Handles<H>,
+}
+
+impl<H> Line<'_, H> {
+    /// Takes the next descriptor that came with this line, if there is one.
+    pub fn take_handle(&mut self) -> Option<H> {
+        self.handles.waiting.pop_front().map(|(_, handle)| handle)
+    }
+}
+
+impl<H> FrameReader<H> {
+    /// A reader that refuses lines of more than `max_line` bytes.
+    #[must_use]
+    pub fn new(max_line: usize) -> Self {
+        FrameReader {
+            partial: Vec::new(),
+            handles: Handles { waiting: VecDeque::new(), surplus: 0 },
+            max_line,
+            line_start: 0,
+            received: 0,
+        }
+    }
+
+    /// Takes in what one `recvmsg` returned. Read the lines it completes with [`Chunk::next_line`] until that returns `None`.
+    pub fn feed<'a>(&'a mut self, chunk: &'a [u8], handles: impl IntoIterator<Item = H>) -> Chunk<'a, H> {
+        // An empty chunk with descriptors cannot happen on a stream socket, but must not lose track either.
+        self.received += chunk.len() as u64;
+        let end = self.received.max(self.line_start + 1);
+        for handle in handles {
+            if self.handles.waiting.len() < MAX_WAITING_HANDLES {
+                self.handles.waiting.push_back((end, handle));
+            } else {
+                self.handles.surplus += 1;
+            }
+        }
+        Chunk { reader: self, rest: chunk, used_partial: false }
+    }
+
+    /// How many descriptors were dropped because no line claimed them, since this was last asked.
+    pub fn take_surplus(&mut self) -> u64 {
+        std::mem::take(&mut self.handles.surplus)
+    }
+
+    /// Bytes of an unfinished line that are being kept.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.partial.len()
+    }
+}
+
+/// The lines of one chunk.
+#[derive(Debug)]
+pub struct Chunk<'a, H> {
+    reader: &'a mut FrameReader<H>,
+    rest: &'a [u8],
+    used_partial: bool,
+}
+
+impl<H> Chunk<'_, H> {
+    /// The next complete line. After `None` the beginning of an unfinished line has been kept for the next chunk.
+    ///
+    /// # Errors
+    /// [`FrameError::TooLong`] when a line exceeds the limit, whether or not its end has come.
+    pub fn next_line(&mut self) -> Result<Option<Line<'_, H>>, FrameError> {
+        let reader = &mut *self.reader;
+        if std::mem::take(&mut self.used_partial) {
+            reader.partial.clear();
+            // One huge line must not pin its memory for ever.
+            reader.partial.shrink_to(64 * 1024);
+        }
+        reader.handles.drop_before(reader.line_start);
+        let Some(at) = memchr(b'\n', self.rest) else {
+            if reader.partial.len() + self.rest.len() > reader.max_line {
+                return Err(FrameError::TooLong(reader.max_line));
+            }
+            reader.partial.extend_from_slice(self.rest);
+            self.rest = &[];
+            return Ok(None);
+        };
+        let (head, tail) = (&self.rest[..at], &self.rest[at + 1..]);
+        self.rest = tail;
+        let length = reader.partial.len() + head.len();
+        if length > reader.max_line {
+            return Err(FrameError::TooLong(reader.max_line));
+        }
+        reader.line_start += length as u64 + 1;
+        let bytes = if reader.partial.is_empty() {
+            head
+        } else {
+            reader.partial.extend_from_slice(head);
+            self.used_partial = true;
+            &reader.partial
+        };
+        Ok(Some(Line { bytes, handles: &mut reader.handles }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(reader: &mut FrameReader<u32>, chunk: &[u8], handles: &[u32], take: usize) -> Vec<(Vec<u8>, Vec<u32>)> {
+        let mut out = Vec::new();
+        let mut chunk = reader.feed(chunk, handles.iter().copied());
+        while let Some(mut line) = chunk.next_line().unwrap() {
+            let wanted = if line.bytes.starts_with(b"H") { take } else { 0 };
+            let got = (0..wanted).filter_map(|_| line.take_handle()).collect();
+            out.push((line.bytes.to_vec(), got));
+        }
+        out
+    }
+
+    #[test]
+    fn a_line_may_be_split_anywhere() {
+        let mut reader = FrameReader::new(100);
+        assert!(lines(&mut reader, b"ab", &[], 1).is_empty());
+        assert_eq!(lines(&mut reader, b"c\nd\ne", &[], 1), [(b"abc".to_vec(), vec![]), (b"d".to_vec(), vec![])]);
+        assert_eq!(lines(&mut reader, b"\n", &[], 1), [(b"e".to_vec(), vec![])]);
+    }
+
+    #[test]
+    fn a_handle_may_ride_on_any_byte_of_its_line() {
+        let mut reader = FrameReader::new(100);
+        assert!(lines(&mut reader, b"H-first", &[1], 1).is_empty());
+        assert_eq!(lines(&mut reader, b"-rest\n", &[], 1), [(b"H-first-rest".to_vec(), vec![1])]);
+        assert!(lines(&mut reader, b"H-las", &[], 1).is_empty());
+        assert_eq!(lines(&mut reader, b"t\n", &[2], 1), [(b"H-last".to_vec(), vec![2])]);
+        assert_eq!(reader.take_surplus(), 0);
+    }
+
+    #[test]
+    fn a_handle_nobody_claims_is_dropped_before_the_next_chunk() {
+        let mut reader = FrameReader::new(100);
+        assert_eq!(lines(&mut reader, b"x\n", &[7, 8], 1), [(b"x".to_vec(), vec![])]);
+        assert_eq!(lines(&mut reader, b"H\n", &[], 1), [(b"H".to_vec(), vec![])]);
+        assert_eq!(reader.take_surplus(), 2);
+    }
+
+    #[test]
+    fn a_line_without_end_is_refused_at_the_limit() {
+        let mut reader: FrameReader<u32> = FrameReader::new(4);
+        assert!(lines(&mut reader, b"abcd", &[], 1).is_empty());
+        assert_eq!(reader.feed(b"e", []).next_line().err(), Some(FrameError::TooLong(4)));
+    }
+}

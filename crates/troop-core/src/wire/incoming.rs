@@ -1,0 +1,503 @@
+//! Gives a line its meaning. Everything here may come from a stranger: each field is checked, nothing is trusted.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use memchr::{memchr2_iter, memmem};
+use serde::de::{self, Deserialize, Deserializer, Visitor};
+use serde_json::value::RawValue;
+
+use crate::event::{AddressType, Violation};
+use crate::wire::frame::FrameError;
+
+/// The deepest nesting of JSON that is taken, the same that serde_json decodes.
+pub const MAX_DEPTH: usize = 127;
+
+/// A line, understood.
+#[derive(Debug)]
+pub enum Incoming<'a> {
+    /// `NODE_HANDLE_ACK`: the peer has the descriptor.
+    HandleAck,
+    /// `NODE_HANDLE_NACK`: the descriptor did not reach the peer.
+    HandleNack,
+    /// A message wrapped around a descriptor. Parse `body` again; the descriptor is the line's.
+    Handle(Wrapped<'a>),
+    /// An `ack`, perhaps together with an act.
+    Cluster(Box<ClusterMessage<'a>>),
+    /// The short form of an answer to `newconn`, by far the most frequent message.
+    Answer {
+        /// The `seq` of the `newconn`.
+        ack: u64,
+        /// Whether the worker took it.
+        accepted: bool,
+    },
+    /// A message between troop peers.
+    Troop(TroopMessage<'a>),
+    /// A Node peer asks how many sockets of its server are open here.
+    SocketGetCount(Cow<'a, str>),
+    /// A Node peer wants to know when all sockets of its server are closed here.
+    SocketNotifyClose(Cow<'a, str>),
+    /// An internal message of a kind we do not know: to be ignored, as Node does.
+    Unknown,
+    /// A message of the program, valid JSON.
+    User(&'a [u8]),
+}
+
+/// A `NODE_HANDLE` line.
+#[derive(Debug)]
+pub struct Wrapped<'a> {
+    /// Node's type name, such as `net.Socket`.
+    pub kind: Cow<'a, str>,
+    /// The server the socket came from, in the sender's words.
+    pub key: Option<Cow<'a, str>>,
+    /// The message inside, valid JSON.
+    pub body: &'a [u8],
+}
+
+/// A message between troop peers.
+#[derive(Debug)]
+pub enum TroopMessage<'a> {
+    /// Connections for a worker; as many descriptors come with the line.
+    Conns {
+        /// Which listener.
+        key: Cow<'a, str>,
+        /// The number of each connection.
+        seqs: Vec<u64>,
+    },
+    /// What a worker's program took and what it gives back.
+    Taken {
+        /// Taken by the program.
+        taken: Vec<u64>,
+        /// Given back unread.
+        returned: Vec<u64>,
+    },
+    /// The primary wants back what was not taken.
+    Recall(Vec<u64>),
+    /// Something newer than this version.
+    Unknown,
+}
+
+/// A `NODE_CLUSTER` message. Absent fields are `None`.
+#[derive(Debug, Default)]
+pub struct ClusterMessage<'a> {
+    /// What the sender wants.
+    pub act: Option<Act>,
+    /// The `seq` that is answered.
+    pub ack: Option<i64>,
+    /// The sender's number for this message.
+    pub seq: Option<u64>,
+    /// Answer to `newconn`.
+    pub accepted: Option<bool>,
+    /// Which listener.
+    pub key: Option<Cow<'a, str>>,
+    /// Negative error number of a reply.
+    pub errno: Option<i32>,
+    /// `queryServer`: which of the worker's servers for this address.
+    pub index: Option<u32>,
+    /// Opaque data that is echoed in every reply (TLS ticket keys).
+    pub data: Option<&'a RawValue>,
+    /// IP, path or nothing.
+    pub address: Option<Cow<'a, str>>,
+    /// Port.
+    pub port: Option<i64>,
+    /// Family.
+    pub address_type: Option<AddressType>,
+    /// Descriptor of the primary, or -1.
+    pub fd: Option<i64>,
+    /// TCP or UDP flags.
+    pub flags: Option<u32>,
+    /// Length of the accept queue.
+    pub backlog: Option<i64>,
+    /// Unix path: everybody may read.
+    pub readable_all: bool,
+    /// Unix path: everybody may write.
+    pub writable_all: bool,
+    /// Where the listener is bound (replies).
+    pub sockname: Option<Bound<'a>>,
+    /// The version that a troop worker announces when it is online.
+    pub troop: Option<u32>,
+}
+
+/// The `sockname` of a reply.
+#[derive(Debug, serde::Deserialize)]
+pub struct Bound<'a> {
+    /// The IP address.
+    #[serde(borrow)]
+    pub address: Cow<'a, str>,
+    /// The port.
+    pub port: u16,
+}
+
+/// What a cluster message asks for or tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// Worker: it runs.
+    Online,
+    /// Worker: it wants a listener.
+    QueryServer,
+    /// Worker: its server listens.
+    Listening,
+    /// Worker: it closed a server.
+    Close,
+    /// Worker: it leaves on its own account.
+    ExitedAfterDisconnect,
+    /// Primary: a connection.
+    Newconn,
+    /// Primary: finish.
+    Disconnect,
+    /// Something else, ignored.
+    Unknown,
+}
+
+impl From<FrameError> for Violation {
+    fn from(e: FrameError) -> Violation {
+        match e {
+            FrameError::TooLong(limit) => Violation::TooLong(limit),
+        }
+    }
+}
+
+/// Understands one line (or the body of a [`Wrapped`] one).
+///
+/// # Errors
+/// A [`Violation`] that says which rule the line breaks.
+pub fn parse(line: &[u8]) -> Result<Incoming<'_>, Violation> {
+    if line == br#"{"cmd":"NODE_HANDLE_ACK"}"# {
+        return Ok(Incoming::HandleAck);
+    }
+    if let Some(answer) = parse_answer(line) {
+        return Ok(answer);
+    }
+    if too_deep(line) {
+        return Err(Violation::TooDeep(MAX_DEPTH));
+    }
+    if !line.starts_with(br#"{"cmd":"NODE_"#) {
+        // Validates, without building anything.
+        let raw: &RawValue = serde_json::from_slice(line).map_err(|_| Violation::NotJson)?;
+        if memmem::find(line, b"NODE_").is_none() || !is_internal(line) {
+            return Ok(Incoming::User(raw.get().as_bytes()));
+        }
+    }
+    let fields: Fields<'_> = serde_json::from_slice(line).map_err(|e| match e.classify() {
+        serde_json::error::Category::Data => Violation::Malformed(e.to_string()),
+        _ => Violation::NotJson,
+    })?;
+    match &*fields.cmd.0 {
+        "NODE_" => Ok(Incoming::User(line)),
+        "NODE_CLUSTER" => fields.cluster(),
+        "NODE_HANDLE" => fields.handle(),
+        "NODE_HANDLE_ACK" => Ok(Incoming::HandleAck),
+        "NODE_HANDLE_NACK" => Ok(Incoming::HandleNack),
+        "NODE_TROOP" => Ok(Incoming::Troop(fields.troop_message()?)),
+        "NODE_SOCKET_GET_COUNT" => Ok(fields.key.map_or(Incoming::Unknown, |key| Incoming::SocketGetCount(key.0))),
+        "NODE_SOCKET_NOTIFY_CLOSE" => Ok(fields.key.map_or(Incoming::Unknown, |key| Incoming::SocketNotifyClose(key.0))),
+        _ => Ok(Incoming::Unknown),
+    }
+}
+
+/// `{"cmd":"NODE_CLUSTER","ack":7,"accepted":true,"seq":3}`, exactly as Node writes it.
+#[inline]
+fn parse_answer<'a>(line: &[u8]) -> Option<Incoming<'a>> {
+    let rest = line.strip_prefix(br#"{"cmd":"NODE_CLUSTER","ack":"#)?;
+    let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
+    if digits == 0 || digits > 18 {
+        return None;
+    }
+    let ack = rest[..digits].iter().fold(0u64, |n, b| n * 10 + u64::from(b - b'0'));
+    let rest = rest[digits..].strip_prefix(br#","accepted":"#)?;
+    let (accepted, rest) =
+        if let Some(rest) = rest.strip_prefix(b"true") { (true, rest) } else { (false, rest.strip_prefix(b"false")?) };
+    let rest = rest.strip_prefix(br#","seq":"#)?;
+    let (last, digits) = rest.split_last()?;
+    (*last == b'}' && !digits.is_empty() && digits.iter().all(u8::is_ascii_digit)).then_some(Incoming::Answer { ack, accepted })
+}
+
+/// Whether the `cmd` of a message marks it as internal, wherever in the object it stands.
+fn is_internal(line: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Head<'a> {
+        #[serde(borrow)]
+        cmd: &'a RawValue,
+    }
+    serde_json::from_slice::<Head<'_>>(line).is_ok_and(|head| {
+        let cmd = head.cmd.get();
+        cmd.starts_with("\"NODE_") && cmd.len() > "\"NODE_\"".len()
+    })
+}
+
+/// Nesting is at most the number of opening brackets, which is quickly counted; strings are only looked at when that is too many.
+fn too_deep(line: &[u8]) -> bool {
+    if line.len() <= MAX_DEPTH || memchr2_iter(b'{', b'[', line).take(MAX_DEPTH + 1).count() <= MAX_DEPTH {
+        return false;
+    }
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    for &byte in line {
+        if in_string {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' => escaped = true,
+                b'"' => in_string = false,
+                _ => {}
+            }
+            continue;
+        }
+        match byte {
+            b'"' => in_string = true,
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return true;
+                }
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// Text that borrows from the line unless it has escapes.
+#[derive(Debug)]
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_borrowed_str<E>(self, v: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(v)))
+            }
+            fn visit_str<E>(self, v: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(v.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+/// A port: Node sends a number, null, or (UDP) whatever string the program gave.
+fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    struct PortVisitor;
+    impl<'de> Visitor<'de> for PortVisitor {
+        type Value = Option<i64>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a port number")
+        }
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+        fn visit_i64<E: de::Error>(self, v: i64) -> Result<Self::Value, E> {
+            Ok(Some(v))
+        }
+        fn visit_u64<E: de::Error>(self, v: u64) -> Result<Self::Value, E> {
+            self.visit_i64(i64::try_from(v).unwrap_or(i64::MAX))
+        }
+        fn visit_str<E: de::Error>(self, v: &str) -> Result<Self::Value, E> {
+            v.parse().map_err(|_| E::custom(format_args!("{v:?} is not a port"))).and_then(|v: i64| self.visit_i64(v))
+        }
+    }
+    deserializer.deserialize_any(PortVisitor)
+}
+
+/// 4, 6, -1, null, "udp4" or "udp6". The outer option says whether the field was there.
+fn address_type<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<AddressType>, D::Error> {
+    struct TypeVisitor;
+    impl<'de> Visitor<'de> for TypeVisitor {
+        type Value = AddressType;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("4, 6, -1, null, \"udp4\" or \"udp6\"")
+        }
+        fn visit_unit<E>(self) -> Result<AddressType, E> {
+            Ok(AddressType::Fd)
+        }
+        fn visit_i64<E: de::Error>(self, v: i64) -> Result<AddressType, E> {
+            match v {
+                4 => Ok(AddressType::Tcp4),
+                6 => Ok(AddressType::Tcp6),
+                -1 => Ok(AddressType::Unix),
+                _ => Err(E::invalid_value(de::Unexpected::Signed(v), &self)),
+            }
+        }
+        fn visit_u64<E: de::Error>(self, v: u64) -> Result<AddressType, E> {
+            self.visit_i64(i64::try_from(v).unwrap_or(0))
+        }
+        fn visit_str<E: de::Error>(self, v: &str) -> Result<AddressType, E> {
+            match v {
+                "udp4" => Ok(AddressType::Udp4),
+                "udp6" => Ok(AddressType::Udp6),
+                _ => Err(E::invalid_value(de::Unexpected::Str(v), &self)),
+            }
+        }
+    }
+    deserializer.deserialize_any(TypeVisitor).map(Some)
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Fields<'a> {
+    #[serde(borrow)]
+    cmd: Text<'a>,
+    #[serde(borrow, default)]
+    act: Option<Text<'a>>,
+    #[serde(default)]
+    ack: Option<i64>,
+    #[serde(default)]
+    seq: Option<u64>,
+    #[serde(default)]
+    accepted: Option<bool>,
+    #[serde(borrow, default)]
+    key: Option<Text<'a>>,
+    #[serde(default)]
+    errno: Option<i32>,
+    #[serde(default)]
+    index: Option<u32>,
+    #[serde(borrow, default)]
+    data: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    address: Option<Text<'a>>,
+    #[serde(default, deserialize_with = "port")]
+    port: Option<i64>,
+    #[serde(default, deserialize_with = "address_type")]
+    address_type: Option<AddressType>,
+    #[serde(default)]
+    fd: Option<i64>,
+    #[serde(default)]
+    flags: Option<u32>,
+    #[serde(default)]
+    backlog: Option<i64>,
+    #[serde(default)]
+    readable_all: Option<bool>,
+    #[serde(default)]
+    writable_all: Option<bool>,
+    #[serde(borrow, default)]
+    sockname: Option<Bound<'a>>,
+    #[serde(default)]
+    troop: Option<u32>,
+    #[serde(borrow, default, rename = "type")]
+    kind: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    msg: Option<&'a RawValue>,
+    #[serde(default)]
+    seqs: Option<Vec<u64>>,
+    #[serde(default)]
+    taken: Option<Vec<u64>>,
+    #[serde(default)]
+    returned: Option<Vec<u64>>,
+}
+
+impl<'a> Fields<'a> {
+    fn cluster(self) -> Result<Incoming<'a>, Violation> {
+        let act = self.act.map(|act| match &*act.0 {
+            "online" => Act::Online,
+            "queryServer" => Act::QueryServer,
+            "listening" => Act::Listening,
+            "close" => Act::Close,
+            "exitedAfterDisconnect" => Act::ExitedAfterDisconnect,
+            "newconn" => Act::Newconn,
+            "disconnect" => Act::Disconnect,
+            _ => Act::Unknown,
+        });
+        Ok(Incoming::Cluster(Box::new(ClusterMessage {
+            act,
+            ack: self.ack,
+            seq: self.seq,
+            accepted: self.accepted,
+            key: self.key.map(|t| t.0),
+            errno: self.errno,
+            index: self.index,
+            data: self.data,
+            address: self.address.map(|t| t.0),
+            port: self.port,
+            address_type: self.address_type,
+            fd: self.fd,
+            flags: self.flags,
+            backlog: self.backlog,
+            readable_all: self.readable_all.unwrap_or(false),
+            writable_all: self.writable_all.unwrap_or(false),
+            sockname: self.sockname,
+            troop: self.troop,
+        })))
+    }
+
+    fn handle(self) -> Result<Incoming<'a>, Violation> {
+        let (Some(kind), Some(msg)) = (self.kind, self.msg) else {
+            return Err(Violation::Malformed("NODE_HANDLE without type or msg".into()));
+        };
+        // A Node sender that retransmits wraps the wrapped message once more.
+        if msg.get().starts_with(r#"{"cmd":"NODE_HANDLE","#)
+            && let Ok(inner) = serde_json::from_str::<Fields<'a>>(msg.get())
+            && let (Some(kind), Some(msg)) = (inner.kind, inner.msg)
+        {
+            return Ok(Incoming::Handle(Wrapped { kind: kind.0, key: inner.key.map(|t| t.0), body: msg.get().as_bytes() }));
+        }
+        Ok(Incoming::Handle(Wrapped { kind: kind.0, key: self.key.map(|t| t.0), body: msg.get().as_bytes() }))
+    }
+
+    fn troop_message(self) -> Result<TroopMessage<'a>, Violation> {
+        let missing = |what: &str| Violation::Malformed(format!("NODE_TROOP without {what}"));
+        Ok(match self.act.as_ref().map(|t| &*t.0) {
+            Some("conns") => TroopMessage::Conns {
+                key: self.key.ok_or_else(|| missing("key"))?.0,
+                seqs: self.seqs.ok_or_else(|| missing("seqs"))?,
+            },
+            Some("taken") => {
+                TroopMessage::Taken { taken: self.taken.unwrap_or_default(), returned: self.returned.unwrap_or_default() }
+            }
+            Some("recall") => TroopMessage::Recall(self.seqs.ok_or_else(|| missing("seqs"))?),
+            _ => TroopMessage::Unknown,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_captured_messages_of_node_are_understood() {
+        let line = br#"{"cmd":"NODE_CLUSTER","act":"queryServer","index":0,"data":null,"address":null,"port":18080,"addressType":4,"backlog":0,"seq":1}"#;
+        let Ok(Incoming::Cluster(m)) = parse(line) else { panic!() };
+        assert_eq!((m.act, m.port, m.address_type, m.fd, m.seq), (Some(Act::QueryServer), Some(18080), Some(AddressType::Tcp4), None, Some(1)));
+        let line = br#"{"cmd":"NODE_CLUSTER","act":"listening","index":0,"data":null,"address":"0.0.0.0","port":9,"addressType":"udp4","fd":-1,"flags":0,"seq":2}"#;
+        let Ok(Incoming::Cluster(m)) = parse(line) else { panic!() };
+        assert_eq!((m.act, m.address_type, m.fd), (Some(Act::Listening), Some(AddressType::Udp4), Some(-1)));
+        let line = br#"{"cmd":"NODE_CLUSTER","ack":1,"accepted":true,"seq":3}"#;
+        assert!(matches!(parse(line), Ok(Incoming::Answer { ack: 1, accepted: true })));
+        let line = br#"{"accepted":false,"cmd":"NODE_CLUSTER","seq":3,"ack":1}"#;
+        let Ok(Incoming::Cluster(m)) = parse(line) else { panic!() };
+        assert_eq!((m.ack, m.accepted), (Some(1), Some(false)));
+    }
+
+    #[test]
+    fn a_message_wrapped_twice_is_unwrapped_to_its_core() {
+        let line = br#"{"cmd":"NODE_HANDLE","type":"net.Native","msg":{"cmd":"NODE_HANDLE","type":"net.Socket","key":"6::::0","msg":"hi"}}"#;
+        let Ok(Incoming::Handle(w)) = parse(line) else { panic!() };
+        assert_eq!((&*w.kind, w.key.as_deref(), w.body), ("net.Socket", Some("6::::0"), &b"\"hi\""[..]));
+    }
+
+    #[test]
+    fn user_messages_are_any_json() {
+        for line in ["\"str\"", "42", "true", "null", "{\"cmd\":\"NODE_\"}", "{\"cmd\":7}", "{\"a\":{\"cmd\":\"NODE_CLUSTER\"}}", " [1] "] {
+            assert!(matches!(parse(line.as_bytes()), Ok(Incoming::User(_))), "{line}");
+        }
+    }
+
+    #[test]
+    fn nonsense_has_a_name() {
+        for line in ["", "not json", "{\"a\":1}}", "{\"cmd\":\"NODE_CLUSTER\"", "\"\u{1}\""] {
+            assert!(matches!(parse(line.as_bytes()), Err(Violation::NotJson)), "{line:?}");
+        }
+        let bad_port = br#"{"cmd":"NODE_CLUSTER","act":"queryServer","port":"http","addressType":4,"seq":1}"#;
+        assert!(matches!(parse(bad_port), Err(Violation::Malformed(_))));
+        let bad_type = br#"{"cmd":"NODE_CLUSTER","act":"queryServer","port":1,"addressType":5,"seq":1}"#;
+        assert!(matches!(parse(bad_type), Err(Violation::Malformed(_))));
+        let deep = "[".repeat(200_000);
+        assert!(matches!(parse(deep.as_bytes()), Err(Violation::TooDeep(_))));
+        let brackets_in_text = serde_json::to_string(&deep).unwrap();
+        assert!(matches!(parse(brackets_in_text.as_bytes()), Ok(Incoming::User(_))));
+    }
+}

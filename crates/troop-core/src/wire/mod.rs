@@ -1,0 +1,14 @@
+//! Node's IPC wire format: newline-delimited JSON over a Unix stream socket, descriptors beside it.
+//!
+//! The format was verified by capture against Node 20. [`frame`] cuts the byte stream into lines and keeps descriptors with the
+//! line they came with; [`incoming`] gives each line its meaning; [`outgoing`] writes lines.
+
+pub mod frame;
+pub mod incoming;
+pub mod outgoing;
+
+/// The framing version that troop peers announce to each other in a field that Node ignores.
+pub const TROOP_VERSION: u32 = 1;
+
+/// Most descriptors that one line may carry between troop peers; the kernel's own limit is 253 (`SCM_MAX_FD`).
+pub const MAX_BATCH: usize = 64;

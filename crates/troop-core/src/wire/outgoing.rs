@@ -1,0 +1,315 @@
+//! Writes lines as Node writes them. Every function appends one whole line, newline included.
+
+use std::io::Write as _;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+/// Where a listener is bound, as `net.Server.address()` would give it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SockName {
+    /// The IP address.
+    pub address: String,
+    /// `IPv4` or `IPv6`.
+    pub family: &'static str,
+    /// The port.
+    pub port: u16,
+}
+
+/// A primary's answer to `queryServer`.
+#[derive(Debug, Serialize)]
+struct Reply<'a> {
+    cmd: &'static str,
+    errno: Option<i32>,
+    key: &'a str,
+    ack: u64,
+    data: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sockname: Option<&'a SockName>,
+    seq: u64,
+}
+
+fn put(out: &mut Vec<u8>, args: std::fmt::Arguments<'_>) {
+    // Writing to a Vec cannot fail.
+    let _ = out.write_fmt(args);
+}
+
+/// The line a receiver answers each arrived descriptor with.
+pub const HANDLE_ACK: &[u8] = b"{\"cmd\":\"NODE_HANDLE_ACK\"}\n";
+/// The line a receiver answers with when the announced descriptor did not arrive.
+pub const HANDLE_NACK: &[u8] = b"{\"cmd\":\"NODE_HANDLE_NACK\"}\n";
+
+/// `queryServer`'s answer without a descriptor. `errno` is negative for an error, `None` for success.
+pub fn reply(out: &mut Vec<u8>, key: &str, ack: u64, errno: Option<i32>, data: Option<&RawValue>, sockname: Option<&SockName>, seq: u64) {
+    json(out, &Reply { cmd: "NODE_CLUSTER", errno, key, ack, data, sockname, seq });
+}
+
+/// `queryServer`'s answer that carries the shared socket. `kind` is `net.Native` or `dgram.Native`.
+pub fn reply_with_handle(out: &mut Vec<u8>, kind: &str, key: &str, ack: u64, data: Option<&RawValue>, seq: u64) {
+    put(out, format_args!("{{\"cmd\":\"NODE_HANDLE\",\"type\":\"{kind}\",\"msg\":"));
+    json(out, &Reply { cmd: "NODE_CLUSTER", errno: Some(0), key, ack, data, sockname: None, seq });
+    out.pop();
+    out.extend_from_slice(b"}\n");
+}
+
+/// An accepted connection for a Node worker. `key` must already be JSON (quoted and escaped).
+#[inline]
+pub fn newconn(out: &mut Vec<u8>, key: &str, seq: u64) {
+    out.extend_from_slice(b"{\"cmd\":\"NODE_HANDLE\",\"type\":\"net.Native\",\"msg\":{\"cmd\":\"NODE_CLUSTER\",\"act\":\"newconn\",\"key\":");
+    out.extend_from_slice(key.as_bytes());
+    out.extend_from_slice(b",\"seq\":");
+    number(out, seq);
+    out.extend_from_slice(b"}}\n");
+}
+
+/// `n` connections for a troop worker, numbered from `seq`, their descriptors in order beside the line. `key` must be JSON.
+pub fn conns(out: &mut Vec<u8>, key: &str, seqs: &[u64]) {
+    out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"conns\",\"key\":");
+    out.extend_from_slice(key.as_bytes());
+    out.extend_from_slice(b",\"seqs\":");
+    numbers(out, seqs);
+    out.extend_from_slice(b"}\n");
+}
+
+/// A troop worker's answer to [`conns`]: which connections its program took, and which it gives back.
+pub fn taken(out: &mut Vec<u8>, taken: &[u64], returned: &[u64]) {
+    out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"taken\",\"taken\":");
+    numbers(out, taken);
+    if !returned.is_empty() {
+        out.extend_from_slice(b",\"returned\":");
+        numbers(out, returned);
+    }
+    out.extend_from_slice(b"}\n");
+}
+
+/// Asks a troop worker to give back what its program has not taken yet.
+pub fn recall(out: &mut Vec<u8>, seqs: &[u64]) {
+    out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"recall\",\"seqs\":");
+    numbers(out, seqs);
+    out.extend_from_slice(b"}\n");
+}
+
+/// A Node worker's answer to `newconn`.
+pub fn accepted(out: &mut Vec<u8>, ack: u64, accepted: bool, seq: u64) {
+    put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"ack\":{ack},\"accepted\":{accepted},\"seq\":{seq}}}\n"));
+}
+
+/// The primary asks a worker to finish.
+pub fn disconnect(out: &mut Vec<u8>, seq: u64) {
+    put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"disconnect\",\"seq\":{seq}}}\n"));
+}
+
+/// A plain acknowledgement.
+pub fn ack(out: &mut Vec<u8>, ack: u64, seq: u64) {
+    put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"ack\":{ack},\"seq\":{seq}}}\n"));
+}
+
+/// The first line of a troop worker; Node ignores the last field.
+pub fn online(out: &mut Vec<u8>, seq: u64) {
+    let version = super::TROOP_VERSION;
+    put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"online\",\"seq\":{seq},\"troop\":{version}}}\n"));
+}
+
+/// A worker closed a server. `key` is plain text.
+pub fn close(out: &mut Vec<u8>, key: &str, seq: u64) {
+    out.extend_from_slice(b"{\"cmd\":\"NODE_CLUSTER\",\"act\":\"close\",\"key\":");
+    json_value(out, key);
+    put(out, format_args!(",\"seq\":{seq}}}\n"));
+}
+
+/// A worker says that it leaves on its own account.
+pub fn exited_after_disconnect(out: &mut Vec<u8>, seq: u64) {
+    put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"exitedAfterDisconnect\",\"seq\":{seq}}}\n"));
+}
+
+/// What a worker asks for with `queryServer`, and reports with `listening`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Question<'a> {
+    /// Which of its servers for this address, from 0.
+    pub index: u32,
+    /// Always null from us; TLS servers of Node put their ticket keys here.
+    pub data: Option<()>,
+    /// An IP, an absolute path, or null.
+    pub address: Option<&'a str>,
+    /// The port, -1 for paths, null for a descriptor.
+    pub port: Option<i64>,
+    /// 4, 6, -1, null, `"udp4"` or `"udp6"`.
+    pub address_type: serde_json::Value,
+    /// The descriptor, for `listen({fd})`; -1 for UDP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fd: Option<i64>,
+    /// TCP: 1 is `IPV6_V6ONLY`. UDP: 1 is `IPV6_V6ONLY`, 4 is `SO_REUSEADDR`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flags: Option<u32>,
+    /// Length of the accept queue, 0 for the default of 511.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backlog: Option<u32>,
+}
+
+/// `queryServer` or `listening`.
+pub fn question(out: &mut Vec<u8>, act: &'static str, question: &Question<'_>, seq: u64) {
+    #[derive(Serialize)]
+    struct Full<'a> {
+        cmd: &'static str,
+        act: &'static str,
+        #[serde(flatten)]
+        question: &'a Question<'a>,
+        seq: u64,
+    }
+    json(out, &Full { cmd: "NODE_CLUSTER", act, question, seq });
+}
+
+/// A user message that carries a socket. `kind` as in Node's table, `body` is JSON without newline.
+pub fn user_handle(out: &mut Vec<u8>, kind: HandleKind, body: &[u8]) {
+    out.extend_from_slice(b"{\"cmd\":\"NODE_HANDLE\",\"type\":\"");
+    out.extend_from_slice(kind.name().as_bytes());
+    match kind {
+        HandleKind::Dgram { ipv6 } => {
+            out.extend_from_slice(if ipv6 { b"\",\"dgramType\":\"udp6\",\"msg\":" } else { b"\",\"dgramType\":\"udp4\",\"msg\":" });
+        }
+        _ => out.extend_from_slice(b"\",\"msg\":"),
+    }
+    out.extend_from_slice(body);
+    out.extend_from_slice(b"}\n");
+}
+
+/// Answers a Node peer that asks how many of the sockets it sent are still open (`server.getConnections`).
+pub fn socket_count(out: &mut Vec<u8>, key: &str, count: usize) {
+    out.extend_from_slice(b"{\"cmd\":\"NODE_SOCKET_COUNT\",\"key\":");
+    json_value(out, key);
+    put(out, format_args!(",\"count\":{count}}}\n"));
+}
+
+/// Tells a Node peer that all sockets of one of its servers are closed here, so that its `server.close()` can end.
+pub fn socket_all_closed(out: &mut Vec<u8>, key: &str) {
+    out.extend_from_slice(b"{\"cmd\":\"NODE_SOCKET_ALL_CLOSED\",\"key\":");
+    json_value(out, key);
+    out.extend_from_slice(b"}\n");
+}
+
+/// The kinds of socket a program may send, by Node's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HandleKind {
+    /// A connected stream.
+    Socket,
+    /// A listening stream socket.
+    Server,
+    /// A raw handle of either stream kind.
+    Native,
+    /// A UDP socket.
+    Dgram {
+        /// Which family.
+        ipv6: bool,
+    },
+}
+
+impl HandleKind {
+    fn name(self) -> &'static str {
+        match self {
+            HandleKind::Socket => "net.Socket",
+            HandleKind::Server => "net.Server",
+            HandleKind::Native => "net.Native",
+            HandleKind::Dgram { .. } => "dgram.Socket",
+        }
+    }
+}
+
+/// Quotes `text` as a JSON string.
+#[must_use]
+pub fn quote(text: &str) -> String {
+    let mut out = Vec::new();
+    json_value(&mut out, text);
+    String::from_utf8(out).unwrap_or_default()
+}
+
+fn json<T: Serialize>(out: &mut Vec<u8>, value: &T) {
+    json_value(out, value);
+    out.push(b'\n');
+}
+
+fn json_value<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
+    // None of the types above can fail to serialise: no maps with odd keys, no failing Serialize.
+    let _ = serde_json::to_writer(out, value);
+}
+
+#[inline]
+fn number(out: &mut Vec<u8>, mut n: u64) {
+    let mut digits = [0u8; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (n % 10) as u8;
+        n /= 10;
+        if n == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+fn numbers(out: &mut Vec<u8>, all: &[u64]) {
+    out.push(b'[');
+    for (i, n) in all.iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        number(out, *n);
+    }
+    out.push(b']');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(f: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        f(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn lines_are_the_ones_node_writes() {
+        let name = SockName { address: "::".into(), family: "IPv6", port: 18080 };
+        assert_eq!(
+            written(|o| reply(o, "null:18080:4:undefined:0", 1, None, None, Some(&name), 0)),
+            "{\"cmd\":\"NODE_CLUSTER\",\"errno\":null,\"key\":\"null:18080:4:undefined:0\",\"ack\":1,\"data\":null,\
+             \"sockname\":{\"address\":\"::\",\"family\":\"IPv6\",\"port\":18080},\"seq\":0}\n"
+        );
+        assert_eq!(
+            written(|o| reply(o, "k", 1, Some(-98), None, None, 0)),
+            "{\"cmd\":\"NODE_CLUSTER\",\"errno\":-98,\"key\":\"k\",\"ack\":1,\"data\":null,\"seq\":0}\n"
+        );
+        assert_eq!(
+            written(|o| reply_with_handle(o, "net.Native", "k", 1, None, 0)),
+            "{\"cmd\":\"NODE_HANDLE\",\"type\":\"net.Native\",\"msg\":{\"cmd\":\"NODE_CLUSTER\",\"errno\":0,\"key\":\"k\",\"ack\":1,\
+             \"data\":null,\"seq\":0}}\n"
+        );
+        assert_eq!(
+            written(|o| newconn(o, &quote("null:18080:4:undefined:0"), 1)),
+            "{\"cmd\":\"NODE_HANDLE\",\"type\":\"net.Native\",\"msg\":{\"cmd\":\"NODE_CLUSTER\",\"act\":\"newconn\",\
+             \"key\":\"null:18080:4:undefined:0\",\"seq\":1}}\n"
+        );
+        let asked = Question {
+            index: 0,
+            data: None,
+            address: None,
+            port: Some(18080),
+            address_type: 4.into(),
+            fd: None,
+            flags: None,
+            backlog: Some(0),
+        };
+        assert_eq!(
+            written(|o| question(o, "queryServer", &asked, 1)),
+            "{\"cmd\":\"NODE_CLUSTER\",\"act\":\"queryServer\",\"index\":0,\"data\":null,\"address\":null,\"port\":18080,\
+             \"addressType\":4,\"backlog\":0,\"seq\":1}\n"
+        );
+    }
+
+    #[test]
+    fn numbers_are_written_whole() {
+        assert_eq!(written(|o| numbers(o, &[0, 10, u64::MAX])), "[0,10,18446744073709551615]");
+    }
+}

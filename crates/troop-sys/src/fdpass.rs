@@ -1,0 +1,116 @@
+//! Bytes and descriptors over a Unix stream socket (`unix(7)`, `SCM_RIGHTS`).
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+
+/// The most descriptors per message that the kernel takes (`SCM_MAX_FD`).
+pub const MAX_HANDLES: usize = 253;
+
+/// Sends bytes and, with the first of them, descriptors. Never blocks, never raises `SIGPIPE`. Returns how many bytes went; the
+/// descriptors went if that is not an error.
+///
+/// # Errors
+/// `WouldBlock` if there is no room; `BrokenPipe` or `ConnectionReset` if the peer is gone; `ETOOMANYREFS` if too many descriptors of
+/// this user are under way.
+pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], handles: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    if handles.is_empty() {
+        return Ok(rustix::net::send(socket, bytes, flags)?);
+    }
+    // One descriptor is by far the most frequent case, and needs little space.
+    let mut small = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut large = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(MAX_HANDLES))];
+    let mut control = SendAncillaryBuffer::new(if handles.len() == 1 { &mut small } else { &mut large });
+    if !control.push(SendAncillaryMessage::ScmRights(handles)) {
+        return Err(io::Error::from(rustix::io::Errno::TOOMANYREFS));
+    }
+    Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)?)
+}
+
+/// What one call of [`recv`] brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes in the buffer; 0 is the end of the stream.
+    pub len: usize,
+    /// The kernel dropped descriptors, because this process has too many open or too many came.
+    pub truncated: bool,
+}
+
+/// Receives bytes and the descriptors that came with them, which are appended to `handles`. Never blocks.
+///
+/// # Errors
+/// `WouldBlock` if there is nothing; `ConnectionReset` if the peer closed with unread data (treat it as the end of the stream).
+pub fn recv(socket: BorrowedFd<'_>, bytes: &mut [u8], handles: &mut Vec<OwnedFd>) -> io::Result<Received> {
+    let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(MAX_HANDLES))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let message = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, flags)?;
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = part {
+            handles.extend(fds);
+        }
+    }
+    Ok(Received { len: message.bytes, truncated: message.flags.contains(ReturnFlags::CTRUNC) })
+}
+
+/// A connected pair of Unix stream sockets, both close-on-exec; the first is non-blocking, the second blocks.
+///
+/// # Errors
+/// When the process or the system is out of descriptors.
+pub fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = rustix::net::socketpair(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::STREAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    rustix::io::ioctl_fionbio(&ours, true)?;
+    Ok((ours, theirs))
+}
+
+/// True for the errors that mean that the other end is gone.
+#[must_use]
+pub fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected)
+}
+
+/// True for the errors that mean that the same call may succeed later: no room, or too many descriptors under way.
+#[must_use]
+pub fn is_temporary(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+        || matches!(error.raw_os_error(), Some(libc::ETOOMANYREFS | libc::ENOBUFS | libc::ENOMEM))
+}
+
+/// The user on the other end of a Unix socket, and the process that made it (`SO_PEERCRED`).
+///
+/// # Errors
+/// If the descriptor is not a Unix socket.
+pub fn peer(socket: impl AsFd) -> io::Result<(u32, u32)> {
+    let credentials = rustix::net::sockopt::socket_peercred(socket)?;
+    Ok((credentials.uid.as_raw(), credentials.pid.as_raw_nonzero().get().unsigned_abs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_and_descriptors_arrive_together() {
+        let (a, b) = channel().unwrap();
+        let (x, y) = channel().unwrap();
+        assert_eq!(send(a.as_fd(), b"hello\n", &[x.as_fd(), y.as_fd()]).unwrap(), 6);
+        let (mut buffer, mut handles) = ([0; 64], Vec::new());
+        let got = recv(b.as_fd(), &mut buffer, &mut handles).unwrap();
+        assert_eq!((got.len, got.truncated, handles.len()), (6, false, 2));
+        assert!(rustix::io::fcntl_getfd(&handles[0]).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        drop(a);
+        assert_eq!(recv(b.as_fd(), &mut buffer, &mut handles).unwrap().len, 0);
+        assert!(is_gone(&send(b.as_fd(), b"x", &[]).unwrap_err()));
+    }
+}

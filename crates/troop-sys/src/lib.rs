@@ -1,0 +1,13 @@
+//! System calls behind safe faces: the only place in troop with `unsafe` code.
+//!
+//! Nothing here decides anything. Every descriptor is an `OwnedFd` or a `BorrowedFd` and is close-on-exec from birth.
+
+#![cfg(target_os = "linux")]
+
+pub mod environment;
+pub mod fdpass;
+pub mod listen;
+pub mod poll;
+pub mod process;
+pub mod socket;
+pub mod spawn;

@@ -1,0 +1,199 @@
+//! Waiting for many descriptors at once (`epoll(7)`), in a plain thread or inside a tokio runtime.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec};
+
+/// What to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interest {
+    /// Data, a connection, or the end; reported as long as it is there.
+    Read,
+    /// As `Read`, and room to write.
+    ReadWrite,
+    /// A new connection or data; reported once when it comes, so it must be taken until `WouldBlock`.
+    ReadEdge,
+}
+
+impl Interest {
+    fn flags(self) -> EventFlags {
+        match self {
+            Interest::Read => EventFlags::IN,
+            Interest::ReadWrite => EventFlags::IN | EventFlags::OUT,
+            Interest::ReadEdge => EventFlags::IN | EventFlags::ET,
+        }
+    }
+}
+
+/// Something happened to the descriptor that was added under `token`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ready {
+    /// The token it was added with.
+    pub token: u64,
+    /// Something can be read, or the end has come.
+    pub readable: bool,
+    /// There is room to write.
+    pub writable: bool,
+}
+
+/// A set of descriptors to wait for.
+pub struct Poller {
+    epoll: OwnedFd,
+    events: Vec<epoll::Event>,
+}
+
+impl std::fmt::Debug for Poller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Poller").field("epoll", &self.epoll).finish_non_exhaustive()
+    }
+}
+
+impl Poller {
+    /// An empty set.
+    ///
+    /// # Errors
+    /// When the process is out of descriptors.
+    pub fn new() -> io::Result<Poller> {
+        Ok(Poller { epoll: epoll::create(CreateFlags::CLOEXEC)?, events: Vec::with_capacity(256) })
+    }
+
+    /// Adds a descriptor. It leaves the set when its last copy is closed, or by [`Poller::remove`].
+    ///
+    /// # Errors
+    /// If it is in the set already, cannot be waited for, or memory is short.
+    pub fn add(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token), interest.flags())?)
+    }
+
+    /// Changes what to wait for.
+    ///
+    /// # Errors
+    /// If it is not in the set.
+    pub fn modify(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
+        Ok(epoll::modify(&self.epoll, fd, EventData::new_u64(token), interest.flags())?)
+    }
+
+    /// Takes a descriptor out.
+    ///
+    /// # Errors
+    /// If it is not in the set.
+    pub fn remove(&self, fd: impl AsFd) -> io::Result<()> {
+        Ok(epoll::delete(&self.epoll, fd)?)
+    }
+
+    /// Waits until something happens or the time is over (`None`: for ever; zero: only looks) and appends what happened to `out`.
+    /// A signal ends the wait early.
+    ///
+    /// # Errors
+    /// None are expected.
+    pub fn wait(&mut self, timeout: Option<Duration>, out: &mut Vec<Ready>) -> io::Result<()> {
+        self.events.clear();
+        let timeout = timeout.map(|t| Timespec {
+            tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(t.subsec_nanos()),
+        });
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        out.extend(self.events.iter().map(|event| {
+            let (flags, data) = (event.flags, event.data);
+            Ready {
+                token: data.u64(),
+                readable: flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR | EventFlags::RDHUP),
+                writable: flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR),
+            }
+        }));
+        Ok(())
+    }
+}
+
+impl AsFd for Poller {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+/// A counter that wakes a [`Poller`] from any thread (`eventfd(2)`).
+#[derive(Debug)]
+pub struct Bell(OwnedFd);
+
+impl Bell {
+    /// A silent bell.
+    ///
+    /// # Errors
+    /// When the process is out of descriptors.
+    pub fn new() -> io::Result<Bell> {
+        Ok(Bell(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    /// Rings.
+    pub fn ring(&self) {
+        // Can only fail when the counter is full, and then it is ringing.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Falls silent.
+    pub fn hush(&self) {
+        let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Waits for a [`Poller`] inside a tokio runtime.
+#[cfg(feature = "tokio")]
+#[derive(Debug)]
+pub struct AsyncPoller(tokio::io::unix::AsyncFd<Poller>);
+
+#[cfg(feature = "tokio")]
+impl AsyncPoller {
+    /// Registers the poller with the runtime that this is called in.
+    ///
+    /// # Errors
+    /// If the runtime cannot take it.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O enabled.
+    pub fn new(poller: Poller) -> io::Result<AsyncPoller> {
+        // SAFETY: the descriptor is owned by the `Poller`, which `AsyncFd` owns and does not give away, and `Poller` always returns
+        // the same open descriptor from `as_raw_fd`.
+        let inner = unsafe { tokio::io::unix::AsyncFd::register_with_interest(poller, tokio::io::Interest::READABLE) };
+        Ok(AsyncPoller(inner?))
+    }
+
+    /// The poller.
+    pub fn get(&self) -> &Poller {
+        self.0.get_ref()
+    }
+
+    /// The poller, to look at without waiting.
+    pub fn get_mut(&mut self) -> &mut Poller {
+        self.0.get_mut()
+    }
+
+    /// Completes when the poller has something. To be followed by looks at it until it has nothing more, and then by another wait.
+    ///
+    /// # Errors
+    /// If the runtime is shutting down.
+    pub async fn ready(&mut self) -> io::Result<()> {
+        let mut guard = self.0.readable_mut().await?;
+        // Cleared before the caller looks: what comes later is a new edge.
+        guard.clear_ready();
+        Ok(())
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl std::os::fd::AsRawFd for Poller {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        std::os::fd::AsRawFd::as_raw_fd(&self.epoll)
+    }
+}

@@ -1,0 +1,140 @@
+//! Processes by pidfd: signals that cannot hit a stranger, and exits.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// With this code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+    /// Somebody else reaped it.
+    Unknown,
+}
+
+fn exit_of(status: &WaitIdStatus) -> Exit {
+    if let Some(code) = status.exit_status() {
+        Exit::Code(code)
+    } else if let Some(signal) = status.terminating_signal() {
+        Exit::Signal(signal)
+    } else {
+        Exit::Unknown
+    }
+}
+
+/// Reaps the child behind a pidfd if it has ended; `None` while it runs. Never blocks.
+///
+/// # Errors
+/// Unexpected failures of `waitid(2)`. A child that somebody else reaped is [`Exit::Unknown`], not an error.
+pub fn try_reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
+    match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+        Ok(status) => Ok(status.map(|status| exit_of(&status))),
+        Err(rustix::io::Errno::CHILD) => Ok(Some(Exit::Unknown)),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Waits for the child behind a pidfd to end, and reaps it.
+///
+/// # Errors
+/// As [`try_reap`].
+pub fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Exit> {
+    match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED) {
+        Ok(status) => Ok(status.map_or(Exit::Unknown, |status| exit_of(&status))),
+        Err(rustix::io::Errno::CHILD) => Ok(Exit::Unknown),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Sends a signal to the process behind a pidfd.
+///
+/// # Errors
+/// `ESRCH` if it has been reaped, `EPERM`, or `EINVAL` for a number that is no signal.
+pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let signal = to_signal(signal)?;
+    Ok(rustix::process::pidfd_send_signal(pidfd, signal)?)
+}
+
+/// Sends a signal to every process of a process group. Only use a group whose leader has not been reaped.
+///
+/// # Errors
+/// `ESRCH`, `EPERM`, or `EINVAL` for a number that is no signal.
+pub fn signal_group(leader: u32, signal: i32) -> io::Result<()> {
+    let signal = to_signal(signal)?;
+    Ok(rustix::process::kill_process_group(to_pid(leader)?, signal)?)
+}
+
+fn to_signal(signal: i32) -> io::Result<Signal> {
+    Signal::from_named_raw(signal).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+fn to_pid(pid: u32) -> io::Result<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+}
+
+/// A pidfd of a running process.
+///
+/// # Errors
+/// `ESRCH` if there is none.
+pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {
+    Ok(rustix::process::pidfd_open(to_pid(pid)?, rustix::process::PidfdFlags::empty())?)
+}
+
+/// Reaps ended children that `is_ours` does not claim: what a process with the duties of PID 1 does for adopted orphans. Returns
+/// how many there were.
+///
+/// The kernel reports one ended child at a time, and the same one until it is reaped; a claimed one therefore ends the round, and the
+/// caller has to reap it and call again.
+pub fn reap_orphans(mut is_ours: impl FnMut(u32) -> bool) -> usize {
+    let mut reaped = 0;
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    loop {
+        // rustix does not tell the pid of the ended child, libc's siginfo does.
+        let Some(pid) = ended_child() else { return reaped };
+        if is_ours(pid) {
+            return reaped;
+        }
+        let Ok(target) = to_pid(pid) else { return reaped };
+        match rustix::process::waitid(WaitId::Pid(target), options) {
+            Ok(Some(_)) => reaped += 1,
+            _ => return reaped,
+        }
+    }
+}
+
+/// The pid of some ended, unreaped child.
+fn ended_child() -> Option<u32> {
+    // SAFETY: an all-zero siginfo_t is a valid value of that plain C struct.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is a valid siginfo_t to write to; WNOWAIT leaves the child as it is.
+    let result = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) };
+    if result != 0 {
+        return None;
+    }
+    // SAFETY: waitid filled the SIGCHLD part of the union, or left it zero when no child has ended.
+    let pid = unsafe { info.si_pid() };
+    u32::try_from(pid).ok().filter(|pid| *pid != 0)
+}
+
+/// Gives the calling process a name in `ps` and `top` (at most 15 bytes are shown).
+pub fn set_name(name: &str) {
+    let name: Vec<u8> = name.bytes().filter(|b| *b != 0).take(15).collect();
+    if let Ok(name) = std::ffi::CString::new(name) {
+        let _ = rustix::thread::set_name(&name);
+    }
+}
+
+/// Raises the soft limit on descriptors to the hard one and returns the soft limit as it was.
+#[must_use]
+pub fn raise_descriptor_limit() -> Option<u64> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let before = getrlimit(Resource::Nofile);
+    if before.current != before.maximum {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: before.maximum, maximum: before.maximum });
+    }
+    before.current
+}

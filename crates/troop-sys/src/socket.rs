@@ -1,0 +1,210 @@
+//! What a socket is, and what has happened to it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::net::sockopt;
+use rustix::net::{AddressFamily, SocketType};
+
+/// The kinds of socket that can be passed between processes of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A TCP connection.
+    TcpStream,
+    /// A TCP socket that listens, or is bound and may.
+    TcpListener,
+    /// A Unix stream connection.
+    UnixStream,
+    /// A Unix stream socket that listens, or is bound and may.
+    UnixListener,
+    /// A UDP socket.
+    Udp {
+        /// Its family is IPv6.
+        ipv6: bool,
+    },
+}
+
+/// What kind of socket a descriptor is.
+///
+/// # Errors
+/// `ENOTSOCK` if it is no socket, `EINVAL` if it is of a kind that is not passed.
+pub fn kind(fd: impl AsFd) -> io::Result<Kind> {
+    let fd = fd.as_fd();
+    let (kind, family) = (sockopt::socket_type(fd)?, sockopt::socket_domain(fd)?);
+    let is_connected = || rustix::net::getpeername(fd).is_ok();
+    let is_listening = || sockopt::socket_acceptconn(fd).unwrap_or(false);
+    match (kind, family) {
+        (SocketType::STREAM, AddressFamily::INET | AddressFamily::INET6) => {
+            // A connection that was reset has no peer any more, but is a connection nevertheless: it has bytes or an error.
+            let stream = is_connected() || (!is_listening() && was_connected(fd));
+            Ok(if stream { Kind::TcpStream } else { Kind::TcpListener })
+        }
+        (SocketType::STREAM, AddressFamily::UNIX) => Ok(if is_connected() { Kind::UnixStream } else { Kind::UnixListener }),
+        (SocketType::DGRAM, AddressFamily::INET) => Ok(Kind::Udp { ipv6: false }),
+        (SocketType::DGRAM, AddressFamily::INET6) => Ok(Kind::Udp { ipv6: true }),
+        _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+    }
+}
+
+/// What the kernel counts for a TCP connection (the part of `struct tcp_info` that is needed here).
+#[derive(Debug, Clone, Copy)]
+struct TcpCounts {
+    state: u8,
+    bytes_sent: u64,
+    bytes_received: u64,
+}
+
+fn tcp_counts(fd: BorrowedFd<'_>) -> Option<TcpCounts> {
+    // SAFETY: all-zero is a valid value of this plain C struct.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut tail = [0u64; 64];
+    let mut len = libc::socklen_t::try_from(size_of_val(&tail)).ok()?;
+    // SAFETY: the kernel writes at most `len` bytes, the size of `tail`, which is aligned for it.
+    let result = unsafe { libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, tail.as_mut_ptr().cast(), &raw mut len) };
+    if result != 0 || (len as usize) < size_of::<libc::tcp_info>() {
+        return None;
+    }
+    // SAFETY: both are plain memory; `tail` holds at least as many bytes as `info`.
+    unsafe { std::ptr::copy_nonoverlapping(tail.as_ptr().cast::<u8>(), (&raw mut info).cast::<u8>(), size_of::<libc::tcp_info>()) };
+    // Linux ABI, include/uapi/linux/tcp.h: tcpi_bytes_received at offset 128, tcpi_bytes_sent at 200.
+    let at = |offset: usize| if len as usize >= offset + 8 { tail[offset / 8] } else { 0 };
+    Some(TcpCounts { state: info.tcpi_state, bytes_received: at(128), bytes_sent: at(200) })
+}
+
+fn was_connected(fd: BorrowedFd<'_>) -> bool {
+    tcp_counts(fd).is_some_and(|c| c.bytes_received > 0 || c.bytes_sent > 0)
+}
+
+/// Whether nobody has read from a connection or written to it, so that it can be given to another process. For TCP the kernel's
+/// counters tell; for other sockets this is always true.
+#[must_use]
+pub fn is_untouched(fd: BorrowedFd<'_>) -> bool {
+    let Ok(SocketType::STREAM) = sockopt::socket_type(fd) else { return true };
+    let Some(counts) = tcp_counts(fd) else { return true };
+    let unread = rustix::io::ioctl_fionread(fd).unwrap_or(0);
+    // The client's FIN counts as one byte, which is never in the queue: TCP_ESTABLISHED is 1, the states after a FIN are others.
+    let fin = u64::from(counts.state != 1);
+    counts.bytes_sent == 0 && counts.bytes_received <= unread + fin
+}
+
+/// The local address of an IP socket.
+#[must_use]
+pub fn local_address(fd: impl AsFd) -> Option<SocketAddr> {
+    rustix::net::getsockname(fd).ok().and_then(|a| SocketAddr::try_from(a).ok())
+}
+
+/// The remote address of an IP socket.
+#[must_use]
+pub fn peer_address(fd: impl AsFd) -> Option<SocketAddr> {
+    rustix::net::getpeername(fd).ok().flatten().and_then(|a| SocketAddr::try_from(a).ok())
+}
+
+/// Switches between blocking and non-blocking mode, which all copies of the descriptor share.
+///
+/// # Errors
+/// None are expected.
+pub fn set_nonblocking(fd: impl AsFd, nonblocking: bool) -> io::Result<()> {
+    Ok(rustix::io::ioctl_fionbio(fd, nonblocking)?)
+}
+
+/// Makes a descriptor close-on-exec.
+///
+/// # Errors
+/// None are expected.
+pub fn set_cloexec(fd: impl AsFd) -> io::Result<()> {
+    Ok(rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?)
+}
+
+/// A close-on-exec copy of a descriptor of this process by its number.
+///
+/// # Errors
+/// `EBADF` if there is none.
+pub fn duplicate_number(number: i32) -> io::Result<OwnedFd> {
+    use std::os::fd::FromRawFd;
+    if number < 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: fcntl on a number that may or may not be open; F_DUPFD_CLOEXEC makes a new descriptor or fails.
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just made, and known to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Takes ownership of a descriptor that was handed to this process by number, once. The caller must have learnt the number from the one
+/// who handed it over.
+///
+/// # Errors
+/// `EBADF` if nothing is open there.
+pub fn adopt_number(number: i32) -> io::Result<OwnedFd> {
+    let copy = duplicate_number(number)?;
+    // The original is closed, so that no child can inherit it; the copy is close-on-exec.
+    // SAFETY: `number` is open (it was just copied) and was handed to us to own.
+    unsafe { libc::close(number) };
+    Ok(copy)
+}
+
+/// Makes a socket listen with an accept queue of this length; on one that listens already, changes the length.
+///
+/// # Errors
+/// `EADDRINUSE`, or `EINVAL` if it is connected.
+pub fn listen(fd: impl AsFd, backlog: u32) -> io::Result<()> {
+    Ok(rustix::net::listen(fd, i32::try_from(backlog).unwrap_or(i32::MAX))?)
+}
+
+/// Accepts a connection, close-on-exec and non-blocking.
+///
+/// # Errors
+/// `WouldBlock` if there is none, `ECONNABORTED` if it is gone already, `EMFILE` and its like when out of descriptors.
+#[inline]
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    use rustix::net::SocketFlags;
+    Ok(rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn kinds_are_told_apart() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(kind(&listener).unwrap(), Kind::TcpListener);
+        assert_eq!(kind(&client).unwrap(), Kind::TcpStream);
+        assert_eq!(kind(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap(), Kind::Udp { ipv6: false });
+        assert_eq!(kind(UnixStream::pair().unwrap().0).unwrap(), Kind::UnixStream);
+        assert!(kind(std::fs::File::open("/dev/null").unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_connection_is_untouched_until_somebody_reads_or_writes() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        for touch in [false, true] {
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (mut server, _) = listener.accept().unwrap();
+            assert!(is_untouched(server.as_fd()));
+            client.write_all(b"hello").unwrap();
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut byte = [0];
+            server.peek(&mut byte).unwrap();
+            // Wait until the FIN has arrived too, by its effect on the state.
+            while tcp_counts(server.as_fd()).unwrap().state == 1 {
+                std::thread::yield_now();
+            }
+            assert!(is_untouched(server.as_fd()));
+            if touch {
+                server.read_exact(&mut byte).unwrap();
+            } else {
+                server.write_all(b"x").unwrap();
+            }
+            assert!(!is_untouched(server.as_fd()));
+        }
+    }
+}
