@@ -40,7 +40,7 @@ pub enum Incoming<'a> {
     /// An internal message of a kind we do not know: to be ignored, as Node does.
     Unknown,
     /// A message of the program, valid JSON.
-    User(&'a [u8]),
+    User(&'a str),
 }
 
 /// A `NODE_HANDLE` line.
@@ -175,7 +175,7 @@ pub fn parse(line: &[u8]) -> Result<Incoming<'_>, Violation> {
         // Validates, without building anything.
         let raw: &RawValue = serde_json::from_slice(line).map_err(|_| Violation::NotJson)?;
         if memmem::find(line, b"NODE_").is_none() || !is_internal(line) {
-            return Ok(Incoming::User(raw.get().as_bytes()));
+            return Ok(Incoming::User(raw.get()));
         }
     }
     let fields: Fields<'_> = serde_json::from_slice(line).map_err(|e| match e.classify() {
@@ -183,7 +183,7 @@ pub fn parse(line: &[u8]) -> Result<Incoming<'_>, Violation> {
         _ => Violation::NotJson,
     })?;
     match &*fields.cmd.0 {
-        "NODE_" => Ok(Incoming::User(line)),
+        "NODE_" => std::str::from_utf8(line).map(Incoming::User).map_err(|_| Violation::NotJson),
         "NODE_CLUSTER" => fields.cluster(),
         "NODE_HANDLE" => fields.handle(),
         "NODE_HANDLE_ACK" => Ok(Incoming::HandleAck),

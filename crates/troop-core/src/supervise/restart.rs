@@ -1,0 +1,54 @@
+//! When to start a worker again, and when to stop trying.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::Config;
+use crate::id::Time;
+
+/// Counts unexpected ends over a sliding window, and spaces restarts.
+#[derive(Debug)]
+pub(super) struct Restarts {
+    ends: VecDeque<Time>,
+    window: Duration,
+    first_delay: Duration,
+    max_delay: Duration,
+    random: u64,
+}
+
+impl Restarts {
+    pub(super) fn new(config: &Config) -> Restarts {
+        Restarts {
+            ends: VecDeque::new(),
+            window: config.window,
+            first_delay: config.first_delay,
+            max_delay: config.max_delay,
+            random: config.seed,
+        }
+    }
+
+    /// Notes an end and returns how many there were within the window.
+    pub(super) fn ended(&mut self, now: Time) -> usize {
+        self.ends.push_back(now);
+        while self.ends.front().is_some_and(|at| now.since(*at) > self.window) {
+            self.ends.pop_front();
+        }
+        self.ends.len()
+    }
+
+    /// Exponential back-off with jitter: nothing after a worker that had come up, else 75 % to 125 % of a delay that doubles.
+    pub(super) fn delay(&mut self, quick_ends: u32) -> Duration {
+        let Some(doublings) = quick_ends.checked_sub(1) else { return Duration::ZERO };
+        let delay = self.first_delay.saturating_mul(1 << doublings.min(16)).min(self.max_delay);
+        delay.mul_f64(0.75 + 0.5 * self.fraction())
+    }
+
+    /// The next number from 0 to 1 of a splitmix64 sequence.
+    fn fraction(&mut self) -> f64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
