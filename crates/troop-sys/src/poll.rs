@@ -45,6 +45,12 @@ pub struct Poller {
     events: Vec<epoll::Event>,
 }
 
+// SAFETY: what keeps the compiler from seeing this is the pointer in the kernel's event data, a union; only its integer side is ever
+// used here, and the buffer of events is only touched through `&mut`.
+unsafe impl Send for Poller {}
+// SAFETY: as above; `&Poller` gives access to the epoll descriptor only, whose system calls are thread-safe.
+unsafe impl Sync for Poller {}
+
 impl std::fmt::Debug for Poller {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Poller").field("epoll", &self.epoll).finish_non_exhaustive()
@@ -58,6 +64,14 @@ impl Poller {
     /// When the process is out of descriptors.
     pub fn new() -> io::Result<Poller> {
         Ok(Poller { epoll: epoll::create(CreateFlags::CLOEXEC)?, events: Vec::with_capacity(256) })
+    }
+
+    /// A second way to wait for the same set, for another thread.
+    ///
+    /// # Errors
+    /// When the process is out of descriptors.
+    pub fn try_clone(&self) -> io::Result<Poller> {
+        Ok(Poller { epoll: self.epoll.try_clone()?, events: Vec::with_capacity(64) })
     }
 
     /// Adds a descriptor. It leaves the set when its last copy is closed, or by [`Poller::remove`].

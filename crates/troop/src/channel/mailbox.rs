@@ -1,0 +1,259 @@
+//! Where a program's messages wait for the one that owns the channel, within bounds that the program can see.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::{Notify, oneshot};
+use troop_core::wire::outgoing::{self, HandleKind};
+
+use super::MAX_QUEUED;
+use crate::error::{Error, Result};
+use crate::message::{Handle, Message};
+
+/// Called when something was put into an empty mailbox.
+type Ring = Box<dyn Fn() + Send + Sync>;
+
+pub(crate) struct Mailbox {
+    queue: Mutex<Queue>,
+    /// Bytes that the owner of the channel has taken out but not written yet.
+    unwritten: AtomicUsize,
+    room: Notify,
+    ring: Ring,
+    last_request: AtomicU64,
+}
+
+#[derive(Default)]
+struct Queue {
+    bytes: Vec<u8>,
+    handles: Vec<Posted>,
+    closed: bool,
+    /// The owner has been told and has not looked yet.
+    rung: bool,
+    requests: HashMap<u64, oneshot::Sender<std::result::Result<Message, String>>>,
+}
+
+/// A message with a socket, at its place among the bytes.
+pub(crate) struct Posted {
+    /// How many of the bytes come before it.
+    pub(crate) at: usize,
+    /// The whole line.
+    pub(crate) line: Vec<u8>,
+    pub(crate) handle: OwnedFd,
+    /// Told whether the socket arrived.
+    pub(crate) settled: Option<oneshot::Sender<bool>>,
+}
+
+/// What was taken out of a mailbox.
+#[derive(Default)]
+pub(crate) struct Parcels {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) handles: Vec<Posted>,
+}
+
+impl std::fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mailbox").field("queued", &self.queued()).finish_non_exhaustive()
+    }
+}
+
+impl Mailbox {
+    pub(crate) fn new(ring: Ring) -> Mailbox {
+        Mailbox {
+            queue: Mutex::default(),
+            unwritten: AtomicUsize::new(0),
+            room: Notify::new(),
+            ring,
+            last_request: AtomicU64::new(0),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes that wait to be written.
+    pub(crate) fn queued(&self) -> usize {
+        self.lock().bytes.len() + self.unwritten.load(Ordering::Relaxed)
+    }
+
+    /// Puts something in, unless the channel is closed or (where `bounded`) full.
+    fn post(&self, bounded: bool, write: impl FnOnce(&mut Queue) -> Result<()>) -> Result<()> {
+        let mut queue = self.lock();
+        if queue.closed {
+            return Err(Error::Closed);
+        }
+        if bounded && queue.bytes.len() + self.unwritten.load(Ordering::Relaxed) >= MAX_QUEUED {
+            return Err(Error::Full);
+        }
+        write(&mut queue)?;
+        let first = !std::mem::replace(&mut queue.rung, true);
+        drop(queue);
+        if first {
+            (self.ring)();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn try_send<T: Serialize + ?Sized>(&self, message: &T) -> Result<()> {
+        self.post(true, |queue| {
+            let before = queue.bytes.len();
+            if let Err(e) = serde_json::to_writer(&mut queue.bytes, message) {
+                queue.bytes.truncate(before);
+                return Err(e.into());
+            }
+            queue.bytes.push(b'\n');
+            Ok(())
+        })
+    }
+
+    /// An answer: small, owed, and therefore not bounded. The asking side bounds how many there can be.
+    pub(crate) fn send_owed(&self, json: &str) {
+        let _ = self.post(false, |queue| {
+            queue.bytes.extend_from_slice(json.as_bytes());
+            queue.bytes.push(b'\n');
+            Ok(())
+        });
+    }
+
+    /// Runs `attempt` until it does not find the queue full.
+    async fn when_room<T>(&self, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        loop {
+            let room = self.room.notified();
+            match attempt() {
+                Err(Error::Full) => room.await,
+                other => {
+                    if other.is_ok() {
+                        // There may be room for the next one who waits too.
+                        self.room.notify_one();
+                    }
+                    return other;
+                }
+            }
+        }
+    }
+
+    pub(crate) async fn send<T: Serialize + ?Sized>(&self, message: &T) -> Result<()> {
+        match self.try_send(message) {
+            Err(Error::Full) => self.when_room(|| self.try_send(message)).await,
+            other => other,
+        }
+    }
+
+    pub(crate) async fn send_handle<T: Serialize + ?Sized>(&self, message: &T, handle: Handle) -> Result<()> {
+        let body = serde_json::to_vec(message)?;
+        let kind: HandleKind = handle.kind();
+        let mut line = Vec::with_capacity(body.len() + 64);
+        outgoing::user_handle(&mut line, kind, &body);
+        let fd = match handle {
+            Handle::TcpStream(s) => OwnedFd::from(s),
+            Handle::TcpListener(s) => s.into(),
+            Handle::UdpSocket(s) => s.into(),
+            Handle::UnixStream(s) => s.into(),
+            Handle::UnixListener(s) => s.into(),
+        };
+        // A Node receiver does not do this for itself, and a blocking socket would block it.
+        troop_sys::socket::set_nonblocking(&fd, true).map_err(Error::io("make the socket non-blocking"))?;
+        let (settled, arrived) = oneshot::channel();
+        let mut posted = Some(Posted { at: 0, line, handle: fd, settled: Some(settled) });
+        self.when_room(|| {
+            self.post(true, |queue| {
+                if let Some(mut posted) = posted.take() {
+                    posted.at = queue.bytes.len();
+                    queue.handles.push(posted);
+                }
+                Ok(())
+            })
+        })
+        .await?;
+        match arrived.await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::HandleRefused),
+            Err(_) => Err(Error::Closed),
+        }
+    }
+
+    pub(crate) async fn request<Q: Serialize + ?Sized>(&self, question: &Q, timeout: Duration) -> Result<Message> {
+        let id = self.last_request.fetch_add(1, Ordering::Relaxed) + 1;
+        let (sender, reply) = oneshot::channel();
+        let mut sender = Some(sender);
+        let body = serde_json::to_string(question)?;
+        let attempt = || {
+            self.post(true, |queue| {
+                queue.bytes.extend_from_slice(b"{\"troop\":\"request\",\"id\":");
+                queue.bytes.extend_from_slice(id.to_string().as_bytes());
+                queue.bytes.extend_from_slice(b",\"body\":");
+                queue.bytes.extend_from_slice(body.as_bytes());
+                queue.bytes.extend_from_slice(b"}\n");
+                queue.requests.extend(sender.take().map(|s| (id, s)));
+                Ok(())
+            })
+        };
+        let whole = async {
+            self.when_room(attempt).await?;
+            match reply.await {
+                Ok(Ok(message)) => Ok(message),
+                Ok(Err(reason)) => Err(Error::Refused(reason)),
+                Err(_) => Err(Error::Closed),
+            }
+        };
+        // Forgotten also when the caller drops this future.
+        let _forget = Forget { mailbox: self, id };
+        tokio::time::timeout(timeout, whole).await.unwrap_or(Err(Error::TimedOut(timeout)))
+    }
+
+    // ---- the owner of the channel ----
+
+    /// A reply came. False if nobody waits for it (any more).
+    pub(crate) fn replied(&self, id: u64, result: std::result::Result<&str, String>) -> bool {
+        let waiting = self.lock().requests.remove(&id);
+        waiting.is_some_and(|sender| sender.send(result.map(|body| Message::new(body, None))).is_ok())
+    }
+
+    /// Takes everything out. `into` is given back its buffers' memory.
+    pub(crate) fn take(&self, into: &mut Parcels) {
+        into.bytes.clear();
+        into.handles.clear();
+        let mut queue = self.lock();
+        queue.rung = false;
+        std::mem::swap(&mut queue.bytes, &mut into.bytes);
+        std::mem::swap(&mut queue.handles, &mut into.handles);
+        self.unwritten.fetch_add(into.bytes.len(), Ordering::Relaxed);
+    }
+
+    /// How much the owner has not written yet.
+    pub(crate) fn set_unwritten(&self, bytes: usize) {
+        let before = self.unwritten.swap(bytes, Ordering::Relaxed);
+        if bytes < MAX_QUEUED && before > 0 {
+            self.room.notify_waiters();
+        }
+    }
+
+    /// The channel is closed: everybody who waits is told. Returns the number of bytes that will never be sent.
+    pub(crate) fn close(&self) -> usize {
+        let mut queue = self.lock();
+        queue.closed = true;
+        let lost = queue.bytes.len() + self.unwritten.load(Ordering::Relaxed);
+        queue.bytes = Vec::new();
+        queue.handles.clear();
+        queue.requests.clear();
+        drop(queue);
+        self.room.notify_waiters();
+        lost
+    }
+}
+
+struct Forget<'a> {
+    mailbox: &'a Mailbox,
+    id: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.mailbox.lock().requests.remove(&self.id);
+    }
+}
+

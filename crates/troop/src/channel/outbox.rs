@@ -1,0 +1,103 @@
+//! Lines on their way to the socket, and the descriptors that travel with them.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use troop_sys::fdpass;
+
+/// The most bytes per system call.
+const MAX_WRITE: usize = 256 * 1024;
+
+/// How far a flush came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flushed {
+    /// Everything has been written.
+    All,
+    /// The rest can be written when the socket says that it has room.
+    Blocked,
+    /// The kernel is short of something else (descriptors under way, memory); the socket will not say when that is over.
+    Later,
+}
+
+/// Bytes to be written in order. A line with a descriptor is written in a system call of its own, as Node needs it.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    bytes: Vec<u8>,
+    /// Bytes of `bytes` that have been written.
+    sent: usize,
+    /// Where in `bytes` lines with a descriptor begin and end.
+    handles: VecDeque<(usize, usize, OwnedFd)>,
+}
+
+impl Outbox {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sent == self.bytes.len()
+    }
+
+    /// Bytes still to be written.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// A line that carries a descriptor.
+    pub(crate) fn push_with(&mut self, line: &[u8], handle: OwnedFd) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(line);
+        self.handles.push_back((start, self.bytes.len(), handle));
+    }
+
+    /// Room to write lines into directly.
+    pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    /// Writes as much as the socket takes.
+    pub(crate) fn flush(&mut self, socket: BorrowedFd<'_>) -> io::Result<Flushed> {
+        while self.sent < self.bytes.len() {
+            let next = self.handles.front().map(|(start, end, _)| (*start, *end));
+            let result = match next {
+                Some((start, end)) if start == self.sent => {
+                    let fd = self.handles.front().map(|(_, _, fd)| fd.as_fd());
+                    let result = fdpass::send(socket, &self.bytes[start..end], fd.as_slice());
+                    if result.is_ok() {
+                        self.handles.pop_front();
+                    }
+                    result
+                }
+                next => {
+                    let end = next.map_or(self.bytes.len(), |(start, _)| start).min(self.sent + MAX_WRITE);
+                    fdpass::send(socket, &self.bytes[self.sent..end], &[])
+                }
+            };
+            match result {
+                Ok(n) => self.sent += n,
+                Err(e) if fdpass::is_temporary(&e) => {
+                    self.compact();
+                    return Ok(if e.kind() == io::ErrorKind::WouldBlock { Flushed::Blocked } else { Flushed::Later });
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        self.bytes.clear();
+        self.bytes.shrink_to(MAX_WRITE);
+        self.sent = 0;
+        Ok(Flushed::All)
+    }
+
+    /// Forgets written bytes when they are the greater part.
+    fn compact(&mut self) {
+        if self.sent > MAX_WRITE && self.sent * 2 > self.bytes.len() {
+            self.bytes.drain(..self.sent);
+            for (start, end, _) in &mut self.handles {
+                *start -= self.sent;
+                *end -= self.sent;
+            }
+            self.sent = 0;
+        }
+    }
+}

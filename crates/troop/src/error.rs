@@ -1,0 +1,115 @@
+//! What can go wrong, with its cause.
+
+use std::io;
+use std::time::Duration;
+
+use crate::WorkerId;
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong. The text fits "failed to …"; the cause, where there is one, is the [source](std::error::Error::source).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A worker's process could not be started. Nothing runs.
+    #[error("start {program}: {step}")]
+    Spawn {
+        /// What was to be executed.
+        program: String,
+        /// The step that failed, in words.
+        step: String,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A listener could not be opened.
+    #[error("listen on {address}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// An address makes no sense.
+    #[error("understand the address {address:?}: {reason}")]
+    Address {
+        /// What was given.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The channel to the other process is closed, or closed before an answer came.
+    #[error("reach the other process: its channel is closed")]
+    Closed,
+    /// Nothing more fits into the channel's queue at the moment; the other side does not read fast enough.
+    #[error("queue the message: the channel is full")]
+    Full,
+    /// No answer came in time.
+    #[error("get an answer within {0:?}")]
+    TimedOut(Duration),
+    /// The other side refused a request, in its own words.
+    #[error("get an answer: the other side says {0}")]
+    Refused(String),
+    /// The other side could not receive the socket, even after several attempts.
+    #[error("pass the socket: the other process cannot take it")]
+    HandleRefused,
+    /// The other process ended before this many bytes of messages were written to its channel.
+    #[error("deliver {0} bytes of messages: the other process has gone")]
+    Undelivered(usize),
+    /// A message could not be turned into JSON or back.
+    #[error("convert a message")]
+    Json(#[from] serde_json::Error),
+    /// There is no such worker, or its process has ended.
+    #[error("find worker {0}: its process has ended")]
+    NoWorker(WorkerId),
+    /// The cluster is over.
+    #[error("reach the cluster: its primary has ended")]
+    ClusterOver,
+    /// The identity of a worker must be taken from the environment while the process has one thread.
+    #[error("take this worker's identity from the environment: other threads run already; call troop::role() first in main")]
+    TooLate,
+    /// The environment says that this process is a worker, but its channel is unusable.
+    #[error("use the channel in NODE_CHANNEL_FD={value}: {reason}")]
+    Channel {
+        /// What the variable says.
+        value: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Workers kept dying, so no more were started.
+    #[error("keep the workers running: {0}")]
+    GaveUp(String),
+    /// A setting makes no sense.
+    #[error("use the settings: {0}")]
+    Settings(String),
+    /// Another failure of the system.
+    #[error("{doing}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
+        move |source| Error::Io { doing, source }
+    }
+
+    /// The error and all its causes in one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = format!("failed to {self}");
+        let mut cause = std::error::Error::source(self);
+        while let Some(e) = cause {
+            text.push_str(": ");
+            text.push_str(&e.to_string());
+            cause = e.source();
+        }
+        text
+    }
+}

@@ -1,0 +1,284 @@
+//! What happens in a cluster, as a stream.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use troop_core::event::{ExitHow, Listening, Violation};
+use troop_core::supervise::Progress;
+
+use crate::error::Error;
+use crate::message::{Message, Request};
+use crate::primary::WorkerHandle;
+use crate::settings::Settings;
+
+/// Something that happened in the cluster. The first eight are Node's, in Node's order.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Event {
+    /// The settings were changed, or a fork used them (as in Node, every fork counts).
+    Setup(Arc<Settings>),
+    /// A worker's process was started.
+    Fork(WorkerHandle),
+    /// A worker runs and its channel works.
+    Online(WorkerHandle),
+    /// One of a worker's servers listens.
+    Listening(WorkerHandle, Listening),
+    /// A worker sent a message.
+    Message(WorkerHandle, Message),
+    /// A worker's channel is closed.
+    Disconnect(WorkerHandle),
+    /// A worker's process has ended.
+    Exit(WorkerHandle, ExitHow),
+    /// Something went wrong that nobody was waiting for the outcome of.
+    Error(Option<WorkerHandle>, Arc<Error>),
+    /// A worker asked something.
+    Request(WorkerHandle, Request),
+    /// A worker broke a rule of the channel. With `true` it was killed for it.
+    Misbehaved(WorkerHandle, Violation, bool),
+    /// What the supervision of a [`Builder`](crate::Builder) does.
+    Supervision(Progress),
+    /// This reader was too slow; this many events before the next one are lost to it.
+    Missed(u64),
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Event::Setup(_) => f.write_str("settings changed"),
+            Event::Fork(w) => write!(f, "worker {} started, pid {}", w.id(), w.pid()),
+            Event::Online(w) => write!(f, "worker {} online", w.id()),
+            Event::Listening(w, at) => write!(f, "worker {} listening on {at}", w.id()),
+            Event::Message(w, m) => write!(f, "worker {} sent a message of {} bytes", w.id(), m.as_json().len()),
+            Event::Disconnect(w) => write!(f, "worker {} disconnected", w.id()),
+            Event::Exit(w, how) => write!(f, "worker {} died: {how}", w.id()),
+            Event::Error(Some(w), e) => write!(f, "worker {}: {}", w.id(), e.chain()),
+            Event::Error(None, e) => f.write_str(&e.chain()),
+            Event::Request(w, r) => write!(f, "worker {} asked something, {} bytes", w.id(), r.as_json().len()),
+            Event::Misbehaved(w, what, true) => write!(f, "worker {} was killed because it sent {what}", w.id()),
+            Event::Misbehaved(w, what, false) => write!(f, "worker {} sent {what}", w.id()),
+            Event::Supervision(progress) => fmt_progress(progress, f),
+            Event::Missed(n) => write!(f, "{n} events missed"),
+        }
+    }
+}
+
+fn fmt_progress(progress: &Progress, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match progress {
+        Progress::Restarting { delay, .. } if delay.is_zero() => f.write_str("starting a new worker"),
+        Progress::Restarting { delay, .. } => write!(f, "starting a new worker in {delay:.1?}"),
+        Progress::ReloadStarted { workers } => write!(f, "reload: replacing {workers} workers"),
+        Progress::Replaced { old, new } => write!(f, "reload: worker {new} takes over from worker {old}"),
+        Progress::ReloadFinished => f.write_str("reload: done"),
+        Progress::ReloadFailed { reason } => write!(f, "reload failed: {reason}; the old workers go on"),
+        Progress::ReloadRefused => f.write_str("reload refused: one is under way, or the cluster is stopping"),
+        Progress::Stopping => f.write_str("stopping"),
+        Progress::GraceOver(worker) => write!(f, "worker {worker} did not finish in time and is killed"),
+        Progress::GivingUp { ends, within, cause } => {
+            use troop_core::supervise::Cause;
+            match cause {
+                Cause::Ended(worker, how) => {
+                    write!(f, "giving up: {ends} unexpected ends of workers within {within:?}, the last one worker {worker} with {how}")
+                }
+                Cause::NotStarted(reason) => write!(f, "giving up: {reason}"),
+            }
+        }
+    }
+}
+
+impl Event {
+    fn weight(&self) -> usize {
+        match self {
+            Event::Message(_, m) => m.weight(),
+            Event::Request(_, r) => r.weight(),
+            _ => 0,
+        }
+    }
+}
+
+/// The most events that wait for one reader.
+const MAX_EVENTS: usize = 8192;
+/// The most bytes of messages that wait for one reader.
+const MAX_BYTES: usize = 16 * 1024 * 1024;
+
+#[derive(Default)]
+struct Waiting {
+    events: VecDeque<Event>,
+    bytes: usize,
+    missed: u64,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    arrived: Notify,
+    arrived_blocking: Condvar,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The events of a cluster, from the moment this was made. Waits without end for a reader that is slow, but not for ever: at most 8,192
+/// events and 16 MiB of messages are kept, then the oldest are dropped and the reader is told how many by [`Event::Missed`].
+pub struct Events {
+    queue: Arc<Queue>,
+    /// Taken out of the queue together, so that the lock is taken once for many.
+    batch: VecDeque<Event>,
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events").finish_non_exhaustive()
+    }
+}
+
+impl Events {
+    fn refill(&mut self) -> Option<bool> {
+        let mut waiting = self.queue.lock();
+        let missed = std::mem::take(&mut waiting.missed);
+        if missed > 0 {
+            self.batch.push_back(Event::Missed(missed));
+        }
+        waiting.bytes = 0;
+        if self.batch.is_empty() {
+            std::mem::swap(&mut self.batch, &mut waiting.events);
+        } else {
+            self.batch.append(&mut waiting.events);
+        }
+        if self.batch.is_empty() { waiting.closed.then_some(false) } else { Some(true) }
+    }
+
+    /// The next event; `None` after the last one, when the cluster is over. Cancel safe.
+    pub async fn next(&mut self) -> Option<Event> {
+        let queue = self.queue.clone();
+        loop {
+            if let Some(event) = self.batch.pop_front() {
+                return Some(event);
+            }
+            let arrived = queue.arrived.notified();
+            match self.refill() {
+                Some(true) => {}
+                Some(false) => return None,
+                None => arrived.await,
+            }
+        }
+    }
+
+    /// The next event if there is one.
+    pub fn try_next(&mut self) -> Option<Event> {
+        if self.batch.is_empty() {
+            self.refill();
+        }
+        self.batch.pop_front()
+    }
+
+    /// Blocks until the next event, the end of the cluster (`None`), or the end of the time (`None`).
+    pub fn next_blocking(&mut self, timeout: Duration) -> Option<Event> {
+        let deadline = std::time::Instant::now() + timeout;
+        loop {
+            if let Some(event) = self.try_next() {
+                return Some(event);
+            }
+            let left = deadline.checked_duration_since(std::time::Instant::now())?;
+            let waiting = self.queue.lock();
+            if waiting.closed && waiting.events.is_empty() {
+                return None;
+            }
+            if waiting.events.is_empty() {
+                drop(self.queue.arrived_blocking.wait_timeout(waiting, left));
+            }
+        }
+    }
+}
+
+/// Where events come from. Every reader has a queue of its own.
+#[derive(Default)]
+pub(crate) struct Bus {
+    readers: Mutex<Vec<Weak<Queue>>>,
+}
+
+impl fmt::Debug for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bus").finish_non_exhaustive()
+    }
+}
+
+impl Bus {
+    fn readers(&self) -> MutexGuard<'_, Vec<Weak<Queue>>> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn subscribe(&self) -> Events {
+        let queue = Arc::new(Queue::default());
+        self.readers().push(Arc::downgrade(&queue));
+        Events { queue, batch: VecDeque::new() }
+    }
+
+    /// Whether anybody reads.
+    pub(crate) fn has_readers(&self) -> bool {
+        !self.readers().is_empty()
+    }
+
+    /// Gives every reader the events, which are taken out of `events`.
+    pub(crate) fn publish(&self, events: &mut Vec<Event>) {
+        if events.is_empty() {
+            return;
+        }
+        let mut readers = self.readers();
+        let mut left = readers.len();
+        readers.retain(|reader| {
+            left -= 1;
+            let Some(queue) = reader.upgrade() else { return false };
+            let mut waiting = queue.lock();
+            // The last reader gets the events themselves, the others copies.
+            let mut add = |event: Event| {
+                waiting.bytes += event.weight();
+                waiting.events.push_back(event);
+                while waiting.events.len() > MAX_EVENTS || (waiting.bytes > MAX_BYTES && waiting.events.len() > 1) {
+                    if let Some(dropped) = waiting.events.pop_front() {
+                        waiting.bytes -= dropped.weight();
+                        waiting.missed += 1;
+                    }
+                }
+            };
+            if left == 0 { events.drain(..).for_each(&mut add) } else { events.iter().cloned().for_each(&mut add) }
+            drop(waiting);
+            queue.arrived.notify_one();
+            queue.arrived_blocking.notify_all();
+            true
+        });
+        events.clear();
+    }
+
+    /// No more events will come.
+    pub(crate) fn close(&self) {
+        for queue in self.readers().drain(..).filter_map(|reader| reader.upgrade()) {
+            queue.lock().closed = true;
+            queue.arrived.notify_one();
+            queue.arrived_blocking.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_lags_is_told_how_much_it_missed() {
+        let bus = Bus::default();
+        let mut events = bus.subscribe();
+        let mut batch: Vec<_> = (0..MAX_EVENTS + 10).map(|n| Event::Missed(n as u64)).collect();
+        bus.publish(&mut batch);
+        assert!(matches!(events.try_next(), Some(Event::Missed(10))));
+        assert!(matches!(events.try_next(), Some(Event::Missed(10))), "the first that was kept is number 10");
+        bus.close();
+        assert_eq!(std::iter::from_fn(|| events.next_blocking(Duration::ZERO)).count(), MAX_EVENTS - 1);
+    }
+}

@@ -1,0 +1,233 @@
+//! How a cluster is configured and started.
+
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+use troop_core::policy::Policy;
+use troop_core::primary::{Config, Primary};
+use troop_core::supervise::{self, Cause, Outcome, Supervisor};
+use troop_sys::poll::Bell;
+
+use super::driver::{Driver, SignalMeans};
+use super::wake::{Commander, Wake};
+use super::{Cluster, Table};
+use crate::error::{Error, Result};
+use crate::events::{Bus, Event};
+use crate::settings::{Settings, Setup};
+
+type Observer = Box<dyn FnMut(&Event)>;
+
+/// Configures a cluster: [`Builder::run`] supervises it in this thread until it is told to stop, [`Builder::start`] gives a handle to
+/// steer it from a tokio program.
+#[must_use]
+pub struct Builder {
+    setup: Setup,
+    workers: Option<usize>,
+    config: Config,
+    supervision: Option<supervise::Config>,
+    grace: Duration,
+    observers: Vec<Observer>,
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder").field("setup", &self.setup).field("workers", &self.workers).field("config", &self.config).finish()
+    }
+}
+
+/// How many workers fit this machine: the CPUs that this process may use, with its affinity and its cgroup's quota, at least 1.
+#[must_use]
+pub fn available_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+impl Builder {
+    pub(super) fn new() -> Builder {
+        let config = Config { policy: policy_from_environment(), ..Config::default() };
+        Builder { setup: Setup::new(), workers: None, config, supervision: None, grace: Duration::from_secs(30), observers: Vec::new() }
+    }
+
+    /// How many workers to keep running. Default: [`available_workers`] for [`Builder::run`]; none, so without supervision, for
+    /// [`Builder::start`], where the program forks.
+    pub fn workers(mut self, workers: usize) -> Builder {
+        self.workers = Some(workers);
+        self
+    }
+
+    /// What workers are started with. Default: copies of this program with the same arguments.
+    pub fn setup(mut self, setup: Setup) -> Builder {
+        self.setup = setup;
+        self
+    }
+
+    /// How connections reach the workers. Default: what `NODE_CLUSTER_SCHED_POLICY` says (`rr` or `none`), else round robin.
+    pub fn policy(mut self, policy: Policy) -> Builder {
+        self.config.policy = policy;
+        self
+    }
+
+    /// How long workers may take to finish when they are replaced or the cluster stops, before they are killed. Default: 30 s.
+    pub fn grace(mut self, grace: Duration) -> Builder {
+        self.grace = grace;
+        self
+    }
+
+    /// How long a worker may leave a connection that it was handed unanswered. Then it is killed, so that another one can have the
+    /// connection. Default: 30 s; `None` for ever, so that a blocked worker keeps its connections waiting.
+    pub fn hung_after(mut self, limit: Option<Duration>) -> Builder {
+        self.config.hung_after = limit;
+        self
+    }
+
+    /// How many connections may wait in the primary for a worker, per listener, before it leaves them to the kernel's accept queue.
+    /// Default: 64.
+    pub fn pending_limit(mut self, limit: usize) -> Builder {
+        self.config.pending_limit = limit.max(1);
+        self
+    }
+
+    /// Changes restart delays and limits; see [`RestartPolicy`].
+    pub fn restart(mut self, policy: RestartPolicy) -> Builder {
+        let mut config = supervise::Config::new(1);
+        (config.first_delay, config.max_delay) = (policy.first_delay, policy.max_delay);
+        (config.window, config.max_ends) = (policy.window, policy.max_ends.max(1));
+        config.min_uptime = policy.min_uptime;
+        self.supervision = Some(config);
+        self
+    }
+
+    /// Calls `observer` with every event, in order, in the thread of [`Builder::run`]; connections wait while it works.
+    pub fn on_event(mut self, observer: impl FnMut(&Event) + 'static) -> Builder {
+        self.observers.push(Box::new(observer));
+        self
+    }
+
+    fn supervision(&self, workers: usize) -> supervise::Config {
+        let mut config = supervise::Config::new(workers);
+        if let Some(custom) = &self.supervision {
+            config = supervise::Config { workers, ..custom.clone() };
+        }
+        config.grace = self.grace;
+        // Only spreads restarts of several clusters; any number will do.
+        config.seed = u64::from(std::process::id()) ^ std::time::UNIX_EPOCH.elapsed().map_or(0, |t| u64::from(t.subsec_nanos()));
+        config
+    }
+
+    fn driver(&self, in_thread: bool) -> Result<(Driver, Cluster)> {
+        let bell = if in_thread { Some(Bell::new().map_err(Error::io("make an event descriptor"))?) } else { None };
+        let (sender, commands) = mpsc::channel();
+        let commander = Commander { sender, wake: Arc::new(Wake::new(bell)) };
+        let (bus, table) = (Arc::new(Bus::default()), Table::default());
+        let core = Primary::new(self.config.clone());
+        let cluster = Cluster::new(commander.clone(), bus.clone(), table.clone());
+        let driver = Driver::new(core, Settings::default(), in_thread, commander, commands, bus, table);
+        let mut driver = driver.map_err(Error::io("set up the primary"))?;
+        driver.setup(self.setup.clone());
+        Ok((driver, cluster))
+    }
+
+    /// Starts the cluster as a task of the tokio runtime that this is called in. With [`Builder::workers`] it forks and supervises as many;
+    /// without, the program forks.
+    ///
+    /// # Errors
+    /// When out of descriptors.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime that has I/O and time enabled.
+    pub fn start(self) -> Result<Cluster> {
+        let (mut driver, cluster) = self.driver(false)?;
+        if let Some(workers) = self.workers {
+            driver.supervise(Supervisor::new(self.supervision(workers)));
+        }
+        tokio::spawn(driver.run_in_runtime());
+        Ok(cluster)
+    }
+
+    /// Forks the workers, keeps them running, and blocks until the end: `SIGTERM` or `SIGINT` ends them gracefully (a second one at
+    /// once), `SIGHUP` replaces them one by one. Raises this process's limit on descriptors to the hard limit; workers get the old one.
+    /// As process 1 it reaps orphans too.
+    ///
+    /// # Errors
+    /// [`Error::GaveUp`] if workers kept dying or could not be started.
+    pub fn run(mut self) -> Result<()> {
+        let workers = self.workers.unwrap_or_else(available_workers);
+        if workers == 0 {
+            return Err(Error::Settings("a cluster needs at least one worker".into()));
+        }
+        let (mut driver, _cluster) = self.driver(true)?;
+        driver.descriptor_limit = troop_sys::process::raise_descriptor_limit();
+        let mut signals =
+            vec![(SIGTERM, SignalMeans::Stop), (SIGINT, SignalMeans::Stop), (SIGHUP, SignalMeans::Reload)];
+        if std::process::id() == 1 {
+            signals.push((SIGCHLD, SignalMeans::ReapOrphans));
+        }
+        for (signal, means) in signals {
+            let (reader, writer) = UnixStream::pair().map_err(Error::io("make a pipe for signals"))?;
+            signal_hook::low_level::pipe::register(signal, writer).map_err(Error::io("catch a signal"))?;
+            driver.obey(reader, means).map_err(Error::io("watch for signals"))?;
+        }
+        driver.supervise(Supervisor::new(self.supervision(workers)));
+        // The last lines of the worker whose end was the last straw.
+        let mut last_words = None;
+        let outcome = driver.run_in_thread(|event| {
+            if let Event::Exit(worker, how) = event
+                && !how.is_success()
+            {
+                last_words = Some(worker.clone());
+            }
+            self.observers.iter_mut().for_each(|observe| observe(event));
+        })?;
+        match outcome {
+            Outcome::Stopped => Ok(()),
+            Outcome::GaveUp(Cause::NotStarted(reason)) => Err(Error::GaveUp(reason)),
+            Outcome::GaveUp(Cause::Ended(worker, how)) => {
+                let mut text = format!("they keep dying, worker {worker} ended with {how}");
+                let tail = last_words.and_then(|w| w.last_stderr(Duration::from_millis(500))).filter(|t| !t.trim().is_empty());
+                if let Some(tail) = tail {
+                    text.push_str("; the last lines of its standard error:\n");
+                    for line in tail.lines() {
+                        text.push_str("    ");
+                        text.push_str(line);
+                        text.push('\n');
+                    }
+                    text.pop();
+                }
+                Err(Error::GaveUp(text))
+            }
+        }
+    }
+}
+
+/// When workers that end unexpectedly are started again, and when that is given up.
+#[derive(Debug, Clone, Copy)]
+pub struct RestartPolicy {
+    /// A worker that ran this long is restarted without delay. Default: 1 s.
+    pub min_uptime: Duration,
+    /// The delay before the first restart of one that did not; doubled each time. Default: 100 ms.
+    pub first_delay: Duration,
+    /// The longest delay. Default: 5 s.
+    pub max_delay: Duration,
+    /// Unexpected ends are counted over this time. Default: 120 s.
+    pub window: Duration,
+    /// This many within the window, of all workers together, and the cluster gives up. Default: 4 per worker, at least 8.
+    pub max_ends: usize,
+}
+
+impl RestartPolicy {
+    /// The defaults for this many workers.
+    #[must_use]
+    pub fn new(workers: usize) -> RestartPolicy {
+        let supervise::Config { min_uptime, first_delay, max_delay, window, max_ends, .. } = supervise::Config::new(workers);
+        RestartPolicy { min_uptime, first_delay, max_delay, window, max_ends }
+    }
+}
+
+/// Exactly `rr` or `none`, as Node; anything else is ignored.
+fn policy_from_environment() -> Policy {
+    match std::env::var("NODE_CLUSTER_SCHED_POLICY").as_deref() {
+        Ok("none") => Policy::Shared,
+        _ => Policy::RoundRobin,
+    }
+}

@@ -1,0 +1,197 @@
+//! A worker, seen from the primary's program.
+
+use std::fmt;
+use std::io::PipeReader;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use troop_core::WorkerId;
+use troop_core::primary::{WorkerState, WorkerStats, WorkerStatus};
+
+use super::stderr::Tail;
+use super::wake::{Command, Commander};
+use crate::channel::Mailbox;
+use crate::error::Result;
+use crate::message::Handle;
+
+pub(crate) struct Shared {
+    pub(crate) id: WorkerId,
+    pub(crate) pid: u32,
+    pub(crate) mailbox: Mailbox,
+    pub(crate) status: Mutex<WorkerStatus>,
+    pub(crate) pipes: Mutex<[Option<OwnedFd>; 3]>,
+    pub(crate) tail: Option<Arc<Tail>>,
+    pub(crate) commander: Commander,
+}
+
+/// A worker, as its primary sees it: Node's `Worker` object. Cheap to copy; stays readable after the worker's end.
+#[derive(Clone)]
+pub struct WorkerHandle {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl fmt::Debug for WorkerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerHandle").field("id", &self.id()).field("pid", &self.pid()).field("state", &self.state()).finish()
+    }
+}
+
+impl PartialEq for WorkerHandle {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+}
+
+impl Eq for WorkerHandle {}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl WorkerHandle {
+    /// Its number: 1 for the first fork, never used again.
+    #[must_use]
+    pub fn id(&self) -> WorkerId {
+        self.shared.id
+    }
+
+    /// Its process. After the exit the system may give the number to another process; [`WorkerHandle::kill`] never hits that.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.shared.pid
+    }
+
+    fn status(&self) -> WorkerStatus {
+        *lock(&self.shared.status)
+    }
+
+    /// Node's `worker.state`.
+    #[must_use]
+    pub fn state(&self) -> WorkerState {
+        self.status().state
+    }
+
+    /// Node's `worker.exitedAfterDisconnect`: `None` until something is known; true if the worker left because somebody asked it to
+    /// (not by [`WorkerHandle::kill`]).
+    #[must_use]
+    pub fn exited_after_disconnect(&self) -> Option<bool> {
+        self.status().exited_after_disconnect
+    }
+
+    /// Whether its channel is open.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.status().connected
+    }
+
+    /// Whether its process has ended.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.status().state == WorkerState::Dead
+    }
+
+    /// Counters, as of its last change of state or [`WorkerHandle::stats`] event; exact after its end.
+    #[must_use]
+    pub fn stats(&self) -> WorkerStats {
+        self.status().stats
+    }
+
+    /// Bytes of messages that wait to be written to it.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.shared.mailbox.queued()
+    }
+
+    /// Sends a message, waiting for room in the queue (1 MiB) if the worker does not read fast enough. `Ok` means queued in order;
+    /// if the worker ends before everything has been written, an [`Event::Error`](crate::Event::Error) says so. Cancel safe: a
+    /// dropped call has sent all or nothing.
+    ///
+    /// # Errors
+    /// [`Error::Closed`](crate::Error::Closed), [`Error::Json`](crate::Error::Json).
+    pub async fn send<T: Serialize + ?Sized>(&self, message: &T) -> Result<()> {
+        self.shared.mailbox.send(message).await
+    }
+
+    /// Sends a message if there is room for it in the queue.
+    ///
+    /// # Errors
+    /// As [`WorkerHandle::send`], and [`Error::Full`](crate::Error::Full).
+    pub fn try_send<T: Serialize + ?Sized>(&self, message: &T) -> Result<()> {
+        self.shared.mailbox.try_send(message)
+    }
+
+    /// Sends a message with an open socket, and waits until the worker has received it. The primary's copy is closed then.
+    ///
+    /// # Errors
+    /// [`Error::HandleRefused`](crate::Error::HandleRefused) if the worker could not receive it in three attempts, and as
+    /// [`WorkerHandle::send`].
+    pub async fn send_handle<T: Serialize + ?Sized>(&self, message: &T, handle: impl Into<Handle>) -> Result<()> {
+        self.shared.mailbox.send_handle(message, handle.into()).await
+    }
+
+    /// Asks the worker something and waits for its answer, but not longer than `timeout`. Must be called in a tokio runtime. See
+    /// [`Request`](crate::Request) for what goes over the wire.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`](crate::Error::TimedOut), [`Error::Refused`](crate::Error::Refused), and as [`WorkerHandle::send`].
+    pub async fn request<Q: Serialize + ?Sized, A: DeserializeOwned>(&self, question: &Q, timeout: Duration) -> Result<A> {
+        self.shared.mailbox.request(question, timeout).await?.decode()
+    }
+
+    /// Asks the worker to finish: it gets no more connections, closes its servers, ends when their connections have ended.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`](crate::Error::ClusterOver).
+    pub fn disconnect(&self) -> Result<()> {
+        self.shared.commander.send(Command::Disconnect(self.id()))
+    }
+
+    /// Closes the primary's end of the channel; a Node worker, and a troop worker, ends by itself then. Node's
+    /// `worker.process.disconnect()`.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`](crate::Error::ClusterOver).
+    pub fn close_channel(&self) -> Result<()> {
+        self.shared.commander.send(Command::CloseChannel(self.id()))
+    }
+
+    /// Sends a signal (a number of `signal(7)`, such as 15 for `SIGTERM`) to the worker's process, and only to that.
+    ///
+    /// # Errors
+    /// [`Error::NoWorker`](crate::Error::NoWorker) if it has ended, or the system's refusal.
+    pub async fn kill(&self, signal: i32) -> Result<()> {
+        self.shared.commander.ask(|done| Command::Signal(self.id(), signal, done)).await?
+    }
+
+    fn take_pipe(&self, number: usize) -> Option<OwnedFd> {
+        lock(&self.shared.pipes).get_mut(number).and_then(Option::take)
+    }
+
+    /// The writing end of the worker's standard input, if that is [`Stdio::Pipe`](crate::Stdio::Pipe) and was not taken yet.
+    #[must_use]
+    pub fn take_stdin(&self) -> Option<std::io::PipeWriter> {
+        self.take_pipe(0).map(Into::into)
+    }
+
+    /// The reading end of its standard output, likewise. A worker blocks when nobody reads.
+    #[must_use]
+    pub fn take_stdout(&self) -> Option<PipeReader> {
+        self.take_pipe(1).map(Into::into)
+    }
+
+    /// The reading end of its standard error, likewise.
+    #[must_use]
+    pub fn take_stderr(&self) -> Option<PipeReader> {
+        self.take_pipe(2).map(Into::into)
+    }
+
+    /// The last lines that it wrote to standard error, if that is [`Stdio::Forward`](crate::Stdio::Forward). Waits up to `patience` for
+    /// the end of the stream, so that what a dying worker wrote is complete.
+    #[must_use]
+    pub fn last_stderr(&self, patience: Duration) -> Option<String> {
+        self.shared.tail.as_ref().map(|tail| tail.text(patience))
+    }
+}

@@ -1,0 +1,168 @@
+//! The primary: starts workers, holds listeners, hands connections over, carries messages.
+//!
+//! [`Builder`] and [`Cluster`] are what a program sees. [`driver`] is the one task that owns the state; it carries out what the pure
+//! [`troop_core::primary::Primary`] decides.
+
+mod builder;
+mod channel;
+mod driver;
+mod handle;
+mod listener;
+mod spawn;
+mod stderr;
+mod wake;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+use tokio::sync::oneshot;
+use troop_core::WorkerId;
+
+pub use builder::{Builder, RestartPolicy, available_workers};
+pub use handle::WorkerHandle;
+pub(crate) use wake::{Command, Commander};
+
+use crate::error::{Error, Result};
+use crate::events::{Bus, Events};
+use crate::settings::Setup;
+
+/// One fork: what this worker gets beyond the cluster's [`Settings`](crate::Settings). Node's `cluster.fork(env)`.
+#[derive(Debug, Clone, Default)]
+#[must_use]
+pub struct Fork {
+    pub(crate) env: BTreeMap<OsString, OsString>,
+}
+
+impl Fork {
+    /// A worker like the others.
+    pub fn new() -> Fork {
+        Fork::default()
+    }
+
+    /// An environment variable for this worker. Its identity cannot be overridden.
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Fork {
+        self.env.insert(name.into(), value.into());
+        self
+    }
+}
+
+/// The workers that the program may see: Node's `cluster.workers`.
+pub(crate) type Table = Arc<Mutex<BTreeMap<WorkerId, WorkerHandle>>>;
+
+/// A running cluster, seen from the primary's program. Cheap to copy. When the last copy is dropped, the workers' channels are closed,
+/// which ends them.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    commander: Commander,
+    bus: Arc<Bus>,
+    table: Table,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let _ = self.commander.send(Command::Over);
+    }
+}
+
+/// What became of a broadcast.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Broadcast {
+    /// Workers that the message is queued for.
+    pub sent: usize,
+    /// Workers that it could not be queued for, and why.
+    pub failed: Vec<(WorkerHandle, Error)>,
+}
+
+impl Cluster {
+    pub(crate) fn new(commander: Commander, bus: Arc<Bus>, table: Table) -> Cluster {
+        Cluster { inner: Arc::new(Inner { commander, bus, table }) }
+    }
+
+    /// A cluster to be configured.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+
+    /// Changes what later forks are started with, cumulatively, as Node's `cluster.setupPrimary`.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub fn setup(&self, changes: Setup) -> Result<()> {
+        self.inner.commander.send(Command::Setup(changes))
+    }
+
+    /// Starts a worker. Resolves when its process runs. Dropping the future does not take the fork back.
+    ///
+    /// # Errors
+    /// [`Error::Spawn`] with the real cause, [`Error::Settings`], [`Error::ClusterOver`].
+    pub async fn fork(&self, fork: Fork) -> Result<WorkerHandle> {
+        self.inner.commander.ask(|done| Command::Fork(fork, done)).await?
+    }
+
+    /// The events from now on.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        self.inner.bus.subscribe()
+    }
+
+    /// The live workers by number. As in Node, a worker leaves this table when the primary tells it to disconnect, or else with the
+    /// later of its disconnect and its exit.
+    #[must_use]
+    pub fn workers(&self) -> Vec<WorkerHandle> {
+        self.inner.table.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// One live worker.
+    #[must_use]
+    pub fn worker(&self, id: WorkerId) -> Option<WorkerHandle> {
+        self.inner.table.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// Sends a message to all connected workers. A worker whose queue is full, or that is leaving, is reported, not waited for.
+    pub fn broadcast<T: Serialize + ?Sized>(&self, message: &T) -> Broadcast {
+        let mut result = Broadcast::default();
+        for worker in self.workers() {
+            match worker.try_send(message) {
+                Ok(()) => result.sent += 1,
+                Err(e) => result.failed.push((worker, e)),
+            }
+        }
+        result
+    }
+
+    /// Tells all workers to finish, and waits until every process has ended and the listeners are closed. There is no deadline; a
+    /// worker that does not leave can be [killed](WorkerHandle::kill). (Node calls back when the *first* worker is gone.)
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub async fn disconnect(&self) -> Result<()> {
+        self.inner.commander.ask(Command::DisconnectAll).await
+    }
+
+    /// Replaces supervised workers one by one, each only after its successor listens. Progress comes as events.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub fn reload(&self) -> Result<()> {
+        self.inner.commander.send(Command::Reload)
+    }
+
+    /// Ends a supervised cluster gracefully; called again, at once.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub fn stop(&self) -> Result<()> {
+        self.inner.commander.send(Command::Stop)
+    }
+}
+
+/// Who waits for all workers to be gone.
+pub(crate) type Farewells = Vec<oneshot::Sender<()>>;

@@ -1,0 +1,117 @@
+//! Turns settings into a process with a channel.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use troop_sys::{fdpass, spawn};
+
+use super::Fork;
+use super::stderr::{Forwarder, Tail};
+use crate::error::{Error, Result};
+use crate::settings::{CHANNEL_NUMBER, Settings, Stdio};
+
+/// What a spawn yields.
+pub(crate) struct Spawned {
+    pub(crate) child: spawn::Child,
+    pub(crate) channel: OwnedFd,
+    pub(crate) pipes: [Option<OwnedFd>; 3],
+    pub(crate) tail: Option<Arc<Tail>>,
+}
+
+pub(crate) fn spawn(
+    settings: &Settings,
+    fork: &Fork,
+    id: u32,
+    inspectors: &mut u32,
+    descriptor_limit: Option<u64>,
+    forwarder: &mut Option<Forwarder>,
+) -> Result<Spawned> {
+    let prepared = settings.prepare(id, &fork.env, inspectors)?;
+    let failed = |step: &'static str| {
+        let program = prepared.program.clone();
+        move |source: io::Error| Error::Spawn { program, step: step.to_owned(), source }
+    };
+    let (ours, theirs) = fdpass::channel().map_err(failed("make a channel"))?;
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let inherited = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    let mut pipes = [const { None }; 3];
+    let mut child_ends: [Option<OwnedFd>; 3] = [const { None }; 3];
+    let mut tail = None;
+    for (number, stdio) in settings.stdio.iter().enumerate() {
+        match stdio {
+            Stdio::Inherit => {}
+            Stdio::Null => {
+                let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+                child_ends[number] = Some(null.map_err(failed("open /dev/null"))?.into());
+            }
+            Stdio::Pipe | Stdio::Forward => {
+                let (reader, writer) = io::pipe().map_err(failed("make a pipe"))?;
+                if number == 0 {
+                    (child_ends[0], pipes[0]) = (Some(reader.into()), Some(writer.into()));
+                } else if *stdio == Stdio::Forward && number == 2 {
+                    if forwarder.is_none() {
+                        *forwarder = Some(Forwarder::start().map_err(failed("start the thread for standard error"))?);
+                    }
+                    if let Some(forwarder) = forwarder {
+                        tail = Some(forwarder.add(reader).map_err(failed("watch standard error"))?);
+                    }
+                    child_ends[number] = Some(writer.into());
+                } else {
+                    (child_ends[number], pipes[number]) = (Some(writer.into()), Some(reader.into()));
+                }
+            }
+        }
+    }
+    let mut fds = vec![(CHANNEL_NUMBER, theirs.as_fd())];
+    for (number, end) in (0..).zip(&child_ends) {
+        fds.push((number, end.as_ref().map_or(inherited[number as usize], AsFd::as_fd)));
+    }
+    let cwd = match &settings.cwd {
+        Some(cwd) => {
+            use std::os::unix::ffi::OsStrExt;
+            let cwd = std::ffi::CString::new(cwd.as_os_str().as_bytes());
+            Some(cwd.map_err(|_| Error::Settings("the working directory contains a NUL byte".into()))?)
+        }
+        None => None,
+    };
+    let command = spawn::Command {
+        candidates: prepared.candidates.clone(),
+        argv: prepared.argv.clone(),
+        env: prepared.env.clone(),
+        cwd,
+        fds,
+        uid: settings.uid,
+        gid: settings.gid,
+        groups: settings.groups.clone(),
+        own_group: settings.own_process_group,
+        descriptor_limit,
+    };
+    let child = spawn::spawn(&command).map_err(|e| Error::Spawn {
+        program: prepared.program.clone(),
+        step: match (e.step, &settings.cwd) {
+            (spawn::Step::Directory, Some(cwd)) => format!("{e} {}", cwd.display()),
+            _ => e.to_string(),
+        },
+        source: e.source,
+    })?;
+    Ok(Spawned { child, channel: ours, pipes, tail })
+}
+
+/// Whether trying again cannot help: the program, its directory or the permission is missing.
+pub(crate) fn is_for_good(error: &Error) -> bool {
+    match error {
+        Error::Spawn { source, .. } => !matches!(
+            source.raw_os_error().map(rustix::io::Errno::from_raw_os_error),
+            Some(
+                rustix::io::Errno::AGAIN
+                    | rustix::io::Errno::NOMEM
+                    | rustix::io::Errno::MFILE
+                    | rustix::io::Errno::NFILE
+                    | rustix::io::Errno::TXTBSY
+            )
+        ),
+        Error::Settings(_) => true,
+        _ => false,
+    }
+}

@@ -1,0 +1,100 @@
+//! How everybody else talks to the one who owns the primary's state.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{Notify, oneshot};
+use troop_core::WorkerId;
+use troop_sys::poll::Bell;
+
+use super::{Fork, WorkerHandle};
+use crate::error::{Error, Result};
+use crate::settings::Setup;
+
+/// What the driver is asked to do.
+pub(crate) enum Command {
+    Setup(Setup),
+    Fork(Fork, oneshot::Sender<Result<WorkerHandle>>),
+    Disconnect(WorkerId),
+    /// Sends a signal to a worker's process.
+    Signal(WorkerId, i32, oneshot::Sender<Result<()>>),
+    /// Closes the primary's end of a worker's channel.
+    CloseChannel(WorkerId),
+    DisconnectAll(oneshot::Sender<()>),
+    Reload,
+    Stop,
+    /// Nobody has a handle to the cluster any more.
+    Over,
+}
+
+/// Wakes the driver, once until it looks.
+#[derive(Debug)]
+pub(crate) struct Wake {
+    pending: AtomicBool,
+    /// Workers whose mailboxes have something.
+    posted: Mutex<Vec<WorkerId>>,
+    pub(crate) notify: Notify,
+    /// For a driver that waits in a plain thread.
+    pub(crate) bell: Option<Bell>,
+}
+
+impl Wake {
+    pub(crate) fn new(bell: Option<Bell>) -> Wake {
+        Wake { pending: AtomicBool::new(false), posted: Mutex::default(), notify: Notify::new(), bell }
+    }
+
+    pub(crate) fn wake(&self) {
+        if !self.pending.swap(true, Ordering::AcqRel) {
+            match &self.bell {
+                Some(bell) => bell.ring(),
+                None => self.notify.notify_one(),
+            }
+        }
+    }
+
+    pub(crate) fn posted(&self, worker: WorkerId) {
+        self.posted.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
+        self.wake();
+    }
+
+    /// Whether somebody has called since this was last asked; the mailboxes with something are appended to `posted`.
+    pub(crate) fn answer(&self, posted: &mut Vec<WorkerId>) -> bool {
+        if !self.pending.swap(false, Ordering::AcqRel) {
+            return false;
+        }
+        if let Some(bell) = &self.bell {
+            bell.hush();
+        }
+        posted.append(&mut self.posted.lock().unwrap_or_else(PoisonError::into_inner));
+        true
+    }
+}
+
+/// Sends commands to the driver.
+#[derive(Clone)]
+pub(crate) struct Commander {
+    pub(crate) sender: Sender<Command>,
+    pub(crate) wake: Arc<Wake>,
+}
+
+impl std::fmt::Debug for Commander {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Commander").finish_non_exhaustive()
+    }
+}
+
+impl Commander {
+    pub(crate) fn send(&self, command: Command) -> Result<()> {
+        self.sender.send(command).map_err(|_| Error::ClusterOver)?;
+        self.wake.wake();
+        Ok(())
+    }
+
+    /// Sends a command and waits for its outcome. Dropping the future does not take the command back.
+    pub(crate) async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T> {
+        let (sender, answer) = oneshot::channel();
+        self.send(command(sender))?;
+        answer.await.map_err(|_| Error::ClusterOver)
+    }
+}

@@ -1,0 +1,382 @@
+//! What workers are started with: Node's `cluster.settings`, cumulative `setup`, and what Node adds for its own programs.
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// What a worker's standard stream is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Stdio {
+    /// The primary's own stream.
+    #[default]
+    Inherit,
+    /// Nothing (`/dev/null`).
+    Null,
+    /// A pipe that the program reads (or, for the input, writes): [`WorkerHandle::take_stdout`](crate::WorkerHandle::take_stdout).
+    Pipe,
+    /// Standard error only: passed on to the primary's, and the last lines are kept for the message when workers keep dying.
+    Forward,
+}
+
+/// The port of a Node worker's inspector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum InspectPort {
+    /// Counts up from the port in the arguments, or from 9229, one further for each worker.
+    #[default]
+    Automatic,
+    /// Always this one; for clusters of one worker.
+    Fixed(u16),
+}
+
+/// What workers are started with. Read it from a cluster's [`Event::Setup`](crate::Event::Setup); change it with [`Setup`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Settings {
+    /// The executable; `None` is this program itself, the image that runs now, even if the file was replaced.
+    pub exec_path: Option<PathBuf>,
+    /// Arguments before [`exec`](Settings::exec), for an interpreter: Node's `execArgv`.
+    pub exec_argv: Vec<OsString>,
+    /// The script, for an interpreter.
+    pub exec: Option<PathBuf>,
+    /// The program's arguments. Those of this process by default.
+    pub args: Vec<OsString>,
+    /// Working directory; this process's by default.
+    pub cwd: Option<PathBuf>,
+    /// Variables on top of this process's environment.
+    pub env: BTreeMap<OsString, OsString>,
+    /// Standard input, output and error.
+    pub stdio: [Stdio; 3],
+    /// User to run as.
+    pub uid: Option<u32>,
+    /// Group to run as.
+    pub gid: Option<u32>,
+    /// Supplementary groups. By default those of a privileged primary are dropped when `uid` or `gid` is set, as Node does.
+    pub groups: Option<Vec<u32>>,
+    /// Each worker leads a process group of its own, so that a terminal's Ctrl-C does not reach it.
+    pub own_process_group: bool,
+    /// Inspector ports of Node workers.
+    pub inspect_port: InspectPort,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            exec_path: None,
+            exec_argv: Vec::new(),
+            exec: None,
+            args: std::env::args_os().skip(1).collect(),
+            cwd: None,
+            env: BTreeMap::new(),
+            stdio: [Stdio::Inherit; 3],
+            uid: None,
+            gid: None,
+            groups: None,
+            own_process_group: false,
+            inspect_port: InspectPort::Automatic,
+        }
+    }
+}
+
+/// Changes to [`Settings`]. What is not mentioned stays as it is, from call to call, as with Node's `cluster.setupPrimary`; forks made
+/// before are not affected.
+#[derive(Debug, Clone, Default)]
+#[must_use]
+pub struct Setup {
+    exec_path: Option<Option<PathBuf>>,
+    exec_argv: Option<Vec<OsString>>,
+    exec: Option<PathBuf>,
+    args: Option<Vec<OsString>>,
+    cwd: Option<PathBuf>,
+    env: BTreeMap<OsString, OsString>,
+    stdio: [Option<Stdio>; 3],
+    uid: Option<u32>,
+    gid: Option<u32>,
+    groups: Option<Vec<u32>>,
+    own_process_group: Option<bool>,
+    inspect_port: Option<InspectPort>,
+}
+
+fn list<S: Into<OsString>>(all: impl IntoIterator<Item = S>) -> Vec<OsString> {
+    all.into_iter().map(Into::into).collect()
+}
+
+impl Setup {
+    /// No changes.
+    pub fn new() -> Setup {
+        Setup::default()
+    }
+
+    /// Executes this program instead of a copy of the running one. A name without a slash is searched in `PATH`.
+    pub fn program(mut self, path: impl Into<PathBuf>) -> Setup {
+        self.exec_path = Some(Some(path.into()));
+        self
+    }
+
+    /// Runs a script under `node`, or under what [`Setup::program`] names.
+    pub fn script(mut self, script: impl Into<PathBuf>) -> Setup {
+        self.exec_path.get_or_insert_with(|| Some("node".into()));
+        self.exec = Some(script.into());
+        self
+    }
+
+    /// Arguments for the interpreter, before the script (Node's `execArgv`).
+    pub fn exec_argv<S: Into<OsString>>(mut self, args: impl IntoIterator<Item = S>) -> Setup {
+        self.exec_argv = Some(list(args));
+        self
+    }
+
+    /// The program's arguments.
+    pub fn args<S: Into<OsString>>(mut self, args: impl IntoIterator<Item = S>) -> Setup {
+        self.args = Some(list(args));
+        self
+    }
+
+    /// The working directory.
+    pub fn cwd(mut self, directory: impl Into<PathBuf>) -> Setup {
+        self.cwd = Some(directory.into());
+        self
+    }
+
+    /// An environment variable on top of this process's environment. The worker's identity cannot be overridden.
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Setup {
+        self.env.insert(name.into(), value.into());
+        self
+    }
+
+    /// Node's `silent`: standard output and error become pipes, or are inherited again.
+    pub fn silent(self, silent: bool) -> Setup {
+        let stdio = if silent { Stdio::Pipe } else { Stdio::Inherit };
+        self.stdout(stdio).stderr(stdio)
+    }
+
+    /// Standard input.
+    pub fn stdin(mut self, stdio: Stdio) -> Setup {
+        self.stdio[0] = Some(stdio);
+        self
+    }
+
+    /// Standard output.
+    pub fn stdout(mut self, stdio: Stdio) -> Setup {
+        self.stdio[1] = Some(stdio);
+        self
+    }
+
+    /// Standard error.
+    pub fn stderr(mut self, stdio: Stdio) -> Setup {
+        self.stdio[2] = Some(stdio);
+        self
+    }
+
+    /// The user to run as.
+    pub fn uid(mut self, uid: u32) -> Setup {
+        self.uid = Some(uid);
+        self
+    }
+
+    /// The group to run as.
+    pub fn gid(mut self, gid: u32) -> Setup {
+        self.gid = Some(gid);
+        self
+    }
+
+    /// The supplementary groups.
+    pub fn groups(mut self, groups: impl Into<Vec<u32>>) -> Setup {
+        self.groups = Some(groups.into());
+        self
+    }
+
+    /// Whether each worker leads a process group of its own.
+    pub fn own_process_group(mut self, own: bool) -> Setup {
+        self.own_process_group = Some(own);
+        self
+    }
+
+    /// How the inspector ports of Node workers are chosen.
+    pub fn inspect_port(mut self, port: InspectPort) -> Setup {
+        self.inspect_port = Some(port);
+        self
+    }
+
+    pub(crate) fn apply(self, settings: &mut Settings) {
+        fn set<T>(field: &mut T, change: Option<T>) {
+            if let Some(value) = change {
+                *field = value;
+            }
+        }
+        set(&mut settings.exec_path, self.exec_path);
+        set(&mut settings.exec_argv, self.exec_argv);
+        set(&mut settings.args, self.args);
+        for (field, change) in settings.stdio.iter_mut().zip(self.stdio) {
+            set(field, change);
+        }
+        set(&mut settings.own_process_group, self.own_process_group);
+        set(&mut settings.inspect_port, self.inspect_port);
+        settings.exec = self.exec.or(settings.exec.take());
+        settings.cwd = self.cwd.or(settings.cwd.take());
+        settings.uid = self.uid.or(settings.uid);
+        settings.gid = self.gid.or(settings.gid);
+        settings.groups = self.groups.or(settings.groups.take());
+        settings.env.extend(self.env);
+    }
+}
+
+/// The variables by which a worker knows what it is.
+pub(crate) const UNIQUE_ID: &str = "NODE_UNIQUE_ID";
+/// The number of the channel's descriptor.
+pub(crate) const CHANNEL_FD: &str = "NODE_CHANNEL_FD";
+/// `json` or `advanced`.
+pub(crate) const SERIALIZATION: &str = "NODE_CHANNEL_SERIALIZATION_MODE";
+
+/// The number under which a worker finds its channel.
+pub(crate) const CHANNEL_NUMBER: i32 = 3;
+
+fn text(s: impl Into<OsString>) -> Result<CString> {
+    let s: OsString = s.into();
+    let shown = s.to_string_lossy().into_owned();
+    CString::new(s.into_vec()).map_err(|_| Error::Settings(format!("{shown:?} contains a NUL byte")))
+}
+
+/// The command line and environment of one worker.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) candidates: Vec<CString>,
+    pub(crate) argv: Vec<CString>,
+    pub(crate) env: Vec<CString>,
+    pub(crate) program: String,
+}
+
+impl Settings {
+    fn is_node(&self) -> bool {
+        let name = self.exec_path.as_deref().and_then(Path::file_name);
+        name.is_some_and(|name| name == "node" || name == "nodejs")
+    }
+
+    /// The inspector's port: given ones are used, automatic ones count up over the life of the primary.
+    fn inspector(&self, env: &BTreeMap<OsString, OsString>, count: &mut u32) -> Option<u16> {
+        const FLAGS: [&str; 4] = ["--inspect", "--inspect-brk", "--inspect-port", "--debug-port"];
+        let options = env.get(OsStr::new("NODE_OPTIONS")).map(|o| o.to_string_lossy().into_owned()).unwrap_or_default();
+        let flags: Vec<String> = self.exec_argv.iter().map(|a| a.to_string_lossy().into_owned()).collect();
+        let mut relevant =
+            flags.iter().map(String::as_str).chain(options.split_whitespace()).filter(|a| FLAGS.iter().any(|f| a.starts_with(f))).peekable();
+        relevant.peek()?;
+        if let InspectPort::Fixed(port) = self.inspect_port {
+            return Some(port);
+        }
+        let base = relevant.filter_map(|a| a.split_once('=')).filter_map(|(_, at)| at.rsplit(':').next()?.parse::<u32>().ok()).next_back();
+        *count += 1;
+        let port = base.unwrap_or(9229) + *count;
+        Some(u16::try_from(if port > 65535 { 1024 + (port - 65536) % 64512 } else { port }).unwrap_or(9229))
+    }
+
+    /// What to execute for the worker with this id.
+    pub(crate) fn prepare(&self, id: u32, extra: &BTreeMap<OsString, OsString>, inspectors: &mut u32) -> Result<Prepared> {
+        let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+        env.extend(self.env.clone());
+        env.extend(extra.clone());
+        // A worker that is itself a primary must not pass its own identity on.
+        env.insert(UNIQUE_ID.into(), id.to_string().into());
+        env.insert(CHANNEL_FD.into(), CHANNEL_NUMBER.to_string().into());
+        env.insert(SERIALIZATION.into(), "json".into());
+        if let Some(profile) = env.get_mut(OsStr::new("LLVM_PROFILE_FILE"))
+            && !profile.as_bytes().windows(2).any(|w| w == b"%p")
+        {
+            *profile = per_process(profile);
+        }
+        let (name, candidates) = match &self.exec_path {
+            Some(path) => {
+                let search_path = env.get(OsStr::new("PATH")).map(OsString::as_os_str);
+                (path.clone().into_os_string(), troop_sys::spawn::search(&text(path)?, search_path))
+            }
+            // The image that runs, whatever has become of its file.
+            None => (std::env::args_os().next().unwrap_or_default(), vec![c"/proc/self/exe".to_owned()]),
+        };
+        let mut exec_argv = self.exec_argv.clone();
+        if self.is_node() {
+            let any = |prefix: &str| exec_argv.iter().any(|a| a.as_bytes().starts_with(prefix.as_bytes()));
+            if any("--prof") && !any("--logfile=") {
+                exec_argv.push("--logfile=v8-%p.log".into());
+            }
+            if let Some(port) = self.inspector(&env, inspectors) {
+                exec_argv.push(format!("--inspect-port={port}").into());
+            }
+        }
+        let argv = std::iter::once(name.clone())
+            .chain(exec_argv)
+            .chain(self.exec.clone().map(PathBuf::into_os_string))
+            .chain(self.args.iter().cloned())
+            .map(text)
+            .collect::<Result<_>>()?;
+        let env = env.into_iter().map(|(name, value)| text([name, value].join(OsStr::new("=")))).collect::<Result<_>>()?;
+        Ok(Prepared { candidates, argv, env, program: name.to_string_lossy().into_owned() })
+    }
+}
+
+/// Puts the process id into a profile's file name, so that workers do not overwrite each other's.
+fn per_process(file: &OsStr) -> OsString {
+    let path = Path::new(file);
+    let mut name = path.file_stem().unwrap_or_default().to_owned();
+    name.push("-%p");
+    if let Some(extension) = path.extension() {
+        name.push(".");
+        name.push(extension);
+    }
+    path.with_file_name(name).into_os_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn argv(settings: &Settings, inspectors: &mut u32) -> Vec<String> {
+        let prepared = settings.prepare(1, &BTreeMap::new(), inspectors).unwrap();
+        prepared.argv.iter().map(|a| a.to_str().unwrap().to_owned()).collect()
+    }
+
+    fn node(exec_argv: &[&str]) -> Settings {
+        let mut settings = Settings::default();
+        Setup::new().script("a.js").args(["x"]).exec_argv(exec_argv.iter().copied()).apply(&mut settings);
+        settings
+    }
+
+    #[test]
+    fn setup_is_cumulative() {
+        let mut settings = Settings::default();
+        Setup::new().script("a.js").args(["x"]).env("A", "1").silent(true).apply(&mut settings);
+        Setup::new().env("B", "2").args(["y"]).apply(&mut settings);
+        assert_eq!((settings.exec.as_deref(), settings.args.as_slice()), (Some(Path::new("a.js")), &["y".into()][..]));
+        assert_eq!((settings.env.len(), settings.stdio), (2, [Stdio::Inherit, Stdio::Pipe, Stdio::Pipe]));
+    }
+
+    #[test]
+    fn node_workers_get_profile_files_and_inspector_ports_of_their_own() {
+        let mut count = 0;
+        assert_eq!(argv(&node(&["--prof"]), &mut count), ["node", "--prof", "--logfile=v8-%p.log", "a.js", "x"]);
+        assert_eq!(argv(&node(&["--prof", "--logfile=mine"]), &mut count), ["node", "--prof", "--logfile=mine", "a.js", "x"]);
+        let settings = node(&["--inspect=127.0.0.1:9400"]);
+        assert_eq!(argv(&settings, &mut count)[2], "--inspect-port=9401");
+        assert_eq!(argv(&settings, &mut count)[2], "--inspect-port=9402");
+        assert_eq!(argv(&node(&["--inspect-brk"]), &mut count)[2], "--inspect-port=9232");
+        let fixed = Settings { inspect_port: InspectPort::Fixed(9500), ..node(&["--inspect"]) };
+        assert_eq!(argv(&fixed, &mut count)[2], "--inspect-port=9500");
+    }
+
+    #[test]
+    fn llvm_profiles_are_per_process() {
+        assert_eq!(per_process(OsStr::new("/tmp/a.profraw")), OsString::from("/tmp/a-%p.profraw"));
+        assert_eq!(per_process(OsStr::new("default")), OsString::from("default-%p"));
+    }
+
+    #[test]
+    fn the_identity_cannot_be_overridden() {
+        let mut settings = Settings::default();
+        Setup::new().program("x").env("NODE_UNIQUE_ID", "99").apply(&mut settings);
+        let prepared = settings.prepare(7, &BTreeMap::new(), &mut 0).unwrap();
+        let ids: Vec<_> = prepared.env.iter().filter(|e| e.to_bytes().starts_with(b"NODE_UNIQUE_ID=")).collect();
+        assert_eq!(ids, [&c"NODE_UNIQUE_ID=7".to_owned()]);
+    }
+}
