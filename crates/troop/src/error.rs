@@ -84,6 +84,9 @@ pub enum Error {
     /// A setting makes no sense.
     #[error("use the settings: {0}")]
     Settings(String),
+    /// This worker's identity was taken before; there is only one.
+    #[error("take this worker's identity: it was taken before, by an earlier call of troop::role or troop::worker")]
+    RoleTaken,
     /// Another failure of the system.
     #[error("{doing}")]
     Io {
@@ -93,6 +96,13 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+}
+
+impl From<io::Error> for Error {
+    /// For the program's own errors, so that `?` works in a function that returns [`Result`].
+    fn from(source: io::Error) -> Error {
+        Error::Io { doing: "run the program", source }
+    }
 }
 
 impl Error {

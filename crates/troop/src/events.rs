@@ -1,17 +1,16 @@
 //! What happens in a cluster, as a stream.
 
-use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use troop_core::event::{ExitHow, Listening, Violation};
 use troop_core::supervise::Progress;
 
 use crate::error::Error;
 use crate::message::{Message, Request};
 use crate::primary::WorkerHandle;
+use crate::queue::{Queue, Reader, Weigh};
 use crate::settings::Settings;
 
 /// Something that happened in the cluster. The first eight are Node's, in Node's order.
@@ -88,7 +87,7 @@ fn fmt_progress(progress: &Progress, f: &mut fmt::Formatter<'_>) -> fmt::Result 
     }
 }
 
-impl Event {
+impl Weigh for Event {
     fn weight(&self) -> usize {
         match self {
             Event::Message(_, m) => m.weight(),
@@ -96,111 +95,40 @@ impl Event {
             _ => 0,
         }
     }
-}
 
-/// The most events that wait for one reader.
-const MAX_EVENTS: usize = 8192;
-/// The most bytes of messages that wait for one reader.
-const MAX_BYTES: usize = 16 * 1024 * 1024;
-
-#[derive(Default)]
-struct Waiting {
-    events: VecDeque<Event>,
-    bytes: usize,
-    missed: u64,
-    closed: bool,
-}
-
-#[derive(Default)]
-struct Queue {
-    waiting: Mutex<Waiting>,
-    arrived: Notify,
-    arrived_blocking: Condvar,
-}
-
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn missed(n: u64) -> Event {
+        Event::Missed(n)
     }
 }
 
 /// The events of a cluster, from the moment this was made. Waits without end for a reader that is slow, but not for ever: at most 8,192
 /// events and 16 MiB of messages are kept, then the oldest are dropped and the reader is told how many by [`Event::Missed`].
+#[derive(Debug)]
 pub struct Events {
-    queue: Arc<Queue>,
-    /// Taken out of the queue together, so that the lock is taken once for many.
-    batch: VecDeque<Event>,
-}
-
-impl fmt::Debug for Events {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events").finish_non_exhaustive()
-    }
+    reader: Reader<Event>,
 }
 
 impl Events {
-    fn refill(&mut self) -> Option<bool> {
-        let mut waiting = self.queue.lock();
-        let missed = std::mem::take(&mut waiting.missed);
-        if missed > 0 {
-            self.batch.push_back(Event::Missed(missed));
-        }
-        waiting.bytes = 0;
-        if self.batch.is_empty() {
-            std::mem::swap(&mut self.batch, &mut waiting.events);
-        } else {
-            self.batch.append(&mut waiting.events);
-        }
-        if self.batch.is_empty() { waiting.closed.then_some(false) } else { Some(true) }
-    }
-
     /// The next event; `None` after the last one, when the cluster is over. Cancel safe.
     pub async fn next(&mut self) -> Option<Event> {
-        let queue = self.queue.clone();
-        loop {
-            if let Some(event) = self.batch.pop_front() {
-                return Some(event);
-            }
-            let arrived = queue.arrived.notified();
-            match self.refill() {
-                Some(true) => {}
-                Some(false) => return None,
-                None => arrived.await,
-            }
-        }
+        self.reader.next().await
     }
 
     /// The next event if there is one.
     pub fn try_next(&mut self) -> Option<Event> {
-        if self.batch.is_empty() {
-            self.refill();
-        }
-        self.batch.pop_front()
+        self.reader.try_next()
     }
 
     /// Blocks until the next event, the end of the cluster (`None`), or the end of the time (`None`).
     pub fn next_blocking(&mut self, timeout: Duration) -> Option<Event> {
-        let deadline = std::time::Instant::now() + timeout;
-        loop {
-            if let Some(event) = self.try_next() {
-                return Some(event);
-            }
-            let left = deadline.checked_duration_since(std::time::Instant::now())?;
-            let waiting = self.queue.lock();
-            if waiting.closed && waiting.events.is_empty() {
-                return None;
-            }
-            if waiting.events.is_empty() {
-                drop(self.queue.arrived_blocking.wait_timeout(waiting, left));
-            }
-        }
+        self.reader.next_blocking(timeout)
     }
 }
 
 /// Where events come from. Every reader has a queue of its own.
 #[derive(Default)]
 pub(crate) struct Bus {
-    readers: Mutex<Vec<Weak<Queue>>>,
+    readers: Mutex<Vec<Weak<Queue<Event>>>>,
 }
 
 impl fmt::Debug for Bus {
@@ -210,14 +138,14 @@ impl fmt::Debug for Bus {
 }
 
 impl Bus {
-    fn readers(&self) -> MutexGuard<'_, Vec<Weak<Queue>>> {
+    fn readers(&self) -> MutexGuard<'_, Vec<Weak<Queue<Event>>>> {
         self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn subscribe(&self) -> Events {
-        let queue = Arc::new(Queue::default());
-        self.readers().push(Arc::downgrade(&queue));
-        Events { queue, batch: VecDeque::new() }
+        let reader = Reader::default();
+        self.readers().push(Arc::downgrade(reader.queue()));
+        Events { reader }
     }
 
     /// Whether anybody reads.
@@ -235,22 +163,8 @@ impl Bus {
         readers.retain(|reader| {
             left -= 1;
             let Some(queue) = reader.upgrade() else { return false };
-            let mut waiting = queue.lock();
             // The last reader gets the events themselves, the others copies.
-            let mut add = |event: Event| {
-                waiting.bytes += event.weight();
-                waiting.events.push_back(event);
-                while waiting.events.len() > MAX_EVENTS || (waiting.bytes > MAX_BYTES && waiting.events.len() > 1) {
-                    if let Some(dropped) = waiting.events.pop_front() {
-                        waiting.bytes -= dropped.weight();
-                        waiting.missed += 1;
-                    }
-                }
-            };
-            if left == 0 { events.drain(..).for_each(&mut add) } else { events.iter().cloned().for_each(&mut add) }
-            drop(waiting);
-            queue.arrived.notify_one();
-            queue.arrived_blocking.notify_all();
+            if left == 0 { queue.push(events.drain(..)) } else { queue.push(events.iter().cloned()) }
             true
         });
         events.clear();
@@ -259,9 +173,7 @@ impl Bus {
     /// No more events will come.
     pub(crate) fn close(&self) {
         for queue in self.readers().drain(..).filter_map(|reader| reader.upgrade()) {
-            queue.lock().closed = true;
-            queue.arrived.notify_one();
-            queue.arrived_blocking.notify_all();
+            queue.close();
         }
     }
 }
@@ -269,16 +181,17 @@ impl Bus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::queue::MAX_ITEMS;
 
     #[test]
     fn a_reader_that_lags_is_told_how_much_it_missed() {
         let bus = Bus::default();
         let mut events = bus.subscribe();
-        let mut batch: Vec<_> = (0..MAX_EVENTS + 10).map(|n| Event::Missed(n as u64)).collect();
+        let mut batch: Vec<_> = (0..MAX_ITEMS + 10).map(|n| Event::Missed(n as u64)).collect();
         bus.publish(&mut batch);
         assert!(matches!(events.try_next(), Some(Event::Missed(10))));
         assert!(matches!(events.try_next(), Some(Event::Missed(10))), "the first that was kept is number 10");
         bus.close();
-        assert_eq!(std::iter::from_fn(|| events.next_blocking(Duration::ZERO)).count(), MAX_EVENTS - 1);
+        assert_eq!(std::iter::from_fn(|| events.next_blocking(Duration::ZERO)).count(), MAX_ITEMS - 1);
     }
 }

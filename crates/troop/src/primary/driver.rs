@@ -591,7 +591,9 @@ impl Driver {
             self.act();
             // The events before the answer.
             self.publish();
-            self.farewells.drain(..).for_each(|done| drop(done.send(())));
+            for done in self.farewells.drain(..) {
+                let _ = done.send(());
+            }
         }
     }
 

@@ -1,0 +1,102 @@
+//! What this process is: the primary of a cluster, or a worker.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use troop_core::WorkerId;
+use troop_core::wire::outgoing;
+use troop_sys::socket::{self, Kind};
+use troop_sys::{environment, fdpass};
+
+use crate::error::{Error, Result};
+use crate::settings::{CHANNEL_FD, SERIALIZATION, UNIQUE_ID};
+use crate::worker::WorkerRole;
+
+/// What this process is.
+#[derive(Debug)]
+pub enum Role {
+    /// Nobody forked it: it may be a primary, or run alone.
+    Primary,
+    /// A troop or Node primary forked it.
+    Worker(WorkerRole),
+}
+
+/// True once a worker's identity has been taken.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Finds out what this process is. Call it first in `main`: a worker's identity (`NODE_UNIQUE_ID`, `NODE_CHANNEL_FD` and
+/// `NODE_CHANNEL_SERIALIZATION_MODE`) is taken out of the environment, so that programs started from here do not take it for theirs, and
+/// that is only sound while the process has one thread. A worker reports to its primary that it is online.
+///
+/// As with Node, what stands before this call in `main` runs in the primary and in every worker.
+///
+/// # Errors
+/// [`Error::TooLate`] in a worker that has other threads already, [`Error::RoleTaken`] in a worker at the second call, and
+/// [`Error::Channel`] when the channel that the environment announces cannot be used.
+pub fn role() -> Result<Role> {
+    if TAKEN.load(Ordering::Acquire) {
+        return Err(Error::RoleTaken);
+    }
+    if std::env::var_os(UNIQUE_ID).is_none_or(|id| id.is_empty()) {
+        return Ok(Role::Primary);
+    }
+    let identity = environment::take([UNIQUE_ID, CHANNEL_FD, SERIALIZATION]).map_err(Error::io("count the threads"))?;
+    let [id, channel, serialization] = identity.ok_or(Error::TooLate)?;
+    TAKEN.store(true, Ordering::Release);
+    name_process();
+    // As Node: what is no number counts as 0.
+    let id = WorkerId(id.and_then(|id| id.to_str()?.parse().ok()).unwrap_or(0));
+    let Some(channel) = channel else {
+        return Err(Error::Channel { value: String::new(), reason: format!("{UNIQUE_ID} is set, but {CHANNEL_FD} is not") });
+    };
+    let socket = open_channel(&channel, serialization.as_ref())?;
+    let mut line = Vec::new();
+    outgoing::online(&mut line, 0);
+    // The first bytes of an empty socket buffer always fit. If the primary is gone, that shows soon enough.
+    let _ = fdpass::send(std::os::fd::AsFd::as_fd(&socket), &line, &[]);
+    Ok(Role::Worker(WorkerRole::attached(id, socket)))
+}
+
+/// This process as a worker: under a primary, or alone, when nobody forked it. For programs that never are primaries themselves.
+///
+/// # Errors
+/// As [`role`].
+pub fn worker() -> Result<WorkerRole> {
+    match role()? {
+        Role::Worker(worker) => Ok(worker),
+        Role::Primary => Ok(WorkerRole::alone()),
+    }
+}
+
+fn open_channel(value: &OsString, serialization: Option<&OsString>) -> Result<OwnedFd> {
+    let value = value.to_string_lossy().into_owned();
+    let bad = |reason: String| Error::Channel { value: value.clone(), reason };
+    if let Some(mode) = serialization.filter(|mode| *mode != "json") {
+        return Err(bad(format!("{} serialization is not supported; let the primary use 'json'", mode.to_string_lossy())));
+    }
+    let number = value.parse().map_err(|_| bad("it is not a number".into()))?;
+    let copy = socket::duplicate_number(number).map_err(|e| bad(e.to_string()))?;
+    match socket::kind(&copy) {
+        Ok(Kind::UnixStream) => drop(copy),
+        _ => return Err(bad("it is not a connected Unix socket".into())),
+    }
+    let socket = socket::adopt_number(number).map_err(|e| bad(e.to_string()))?;
+    let (peer, _) = fdpass::peer(&socket).map_err(|e| bad(e.to_string()))?;
+    let own = rustix::process::getuid().as_raw();
+    if peer != 0 && peer != own {
+        return Err(bad(format!("its other end belongs to user {peer}, neither root nor this process's user {own}")));
+    }
+    socket::set_nonblocking(&socket, true).map_err(|e| bad(e.to_string()))?;
+    Ok(socket)
+}
+
+/// A program executed through `/proc/self/exe` shows up as `exe`.
+fn name_process() {
+    if std::fs::read_to_string("/proc/self/comm").is_ok_and(|name| name.trim_end() == "exe") {
+        let program = std::env::args_os().next().unwrap_or_default();
+        if let Some(name) = std::path::Path::new(&program).file_name().and_then(|n| n.to_str()) {
+            troop_sys::process::set_name(name);
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! What the parts of a worker share: the program's side asks, the link answers.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot, watch};
+use troop_core::WorkerId;
+use troop_sys::poll::Bell;
+
+use super::listen::{Place, Wanted};
+use super::queue::{ConnQueue, Taken};
+use super::WorkerEvent;
+use crate::channel::Mailbox;
+use crate::error::{Error, Result};
+use crate::queue::{Queue, Reader};
+
+/// How long an orphan may take to finish.
+const ORPHAN_GRACE: Duration = Duration::from_secs(5);
+
+/// What the program wants of the link.
+pub(crate) enum Ask {
+    /// A listener; the answer is what the primary said.
+    Listen(Box<Wanted>, oneshot::Sender<Reply>),
+    /// It listens now; the primary is told.
+    Listening(Box<Wanted>),
+    /// A listener was dropped.
+    Close(String),
+    /// Leave the cluster.
+    Leave(oneshot::Sender<()>),
+}
+
+/// The primary's answer to [`Ask::Listen`].
+#[derive(Debug)]
+pub(crate) struct Reply {
+    /// Positive errno, 0 for success.
+    pub(crate) errno: i32,
+    pub(crate) key: String,
+    pub(crate) name: Option<(String, u16)>,
+    pub(crate) grant: Option<Grant>,
+}
+
+/// How connections will come.
+#[derive(Debug)]
+pub(crate) enum Grant {
+    /// One by one from the primary.
+    Handed(Arc<ConnQueue>),
+    /// From a socket that all workers share.
+    Shared(OwnedFd),
+}
+
+#[derive(Default)]
+pub(super) struct Asks {
+    pub(super) asks: Vec<Ask>,
+    pub(super) taken: Vec<Taken>,
+    /// The channel is to be closed when all is written.
+    pub(super) finish: bool,
+}
+
+pub(crate) struct Inner {
+    pub(crate) id: Option<WorkerId>,
+    pub(crate) mailbox: Mailbox,
+    asks: Mutex<Asks>,
+    /// Wakes the link.
+    pub(super) notify: Arc<Notify>,
+    draining: watch::Sender<bool>,
+    /// Rung for good when draining begins, for threads that wait in a system call.
+    pub(crate) drain_bell: Option<Bell>,
+    /// The link has ended.
+    ended: watch::Sender<bool>,
+    outlive: AtomicBool,
+    pub(super) events: Arc<Queue<WorkerEvent>>,
+    /// How often each place is listened on, and the next index there.
+    indices: Mutex<HashMap<Place, (usize, u32)>>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// Ends the link when the program has dropped everything that could use it.
+#[derive(Debug)]
+pub(crate) struct Alive(pub(crate) Arc<Inner>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.lock().finish = true;
+        self.0.notify.notify_one();
+    }
+}
+
+impl Inner {
+    pub(super) fn new(id: Option<WorkerId>) -> (Arc<Inner>, Reader<WorkerEvent>) {
+        let notify = Arc::new(Notify::new());
+        let reader = Reader::default();
+        let ring = notify.clone();
+        let inner = Arc::new(Inner {
+            id,
+            mailbox: Mailbox::new(Box::new(move || ring.notify_one())),
+            asks: Mutex::default(),
+            notify,
+            draining: watch::Sender::new(false),
+            drain_bell: Bell::new().ok(),
+            ended: watch::Sender::new(id.is_none()),
+            outlive: AtomicBool::new(false),
+            events: reader.queue().clone(),
+            indices: Mutex::default(),
+        });
+        if id.is_none() {
+            // Nobody will ever write or be written to.
+            inner.mailbox.close();
+            inner.events.close();
+        }
+        (inner, reader)
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Asks> {
+        self.asks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn ask(&self, ask: Ask) -> Result<()> {
+        if *self.ended.borrow() {
+            return Err(Error::Closed);
+        }
+        self.lock().asks.push(ask);
+        self.notify.notify_one();
+        Ok(())
+    }
+
+    /// The program took a connection. Answers are collected until the link runs.
+    pub(crate) fn taken(&self, taken: Taken) {
+        let mut asks = self.lock();
+        asks.taken.push(taken);
+        let first = asks.taken.len() == 1;
+        drop(asks);
+        if first {
+            self.notify.notify_one();
+        }
+    }
+
+    pub(crate) fn close_server(&self, key: String) {
+        let _ = self.ask(Ask::Close(key));
+    }
+
+    pub(crate) fn draining(&self) -> watch::Receiver<bool> {
+        self.draining.subscribe()
+    }
+
+    pub(super) fn drain(&self) {
+        if !self.draining.send_replace(true)
+            && let Some(bell) = &self.drain_bell
+        {
+            bell.ring();
+        }
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        !*self.ended.borrow()
+    }
+
+    pub(crate) fn outlive(&self) {
+        self.outlive.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) async fn leave(&self) -> Result<()> {
+        let (done, left) = oneshot::channel();
+        self.ask(Ask::Leave(done))?;
+        left.await.map_err(|_| Error::Closed)
+    }
+
+    /// Writes what is left and closes the channel.
+    pub(crate) async fn finish(&self, patience: Duration) {
+        self.lock().finish = true;
+        self.notify.notify_one();
+        let mut ended = self.ended.subscribe();
+        let _ = tokio::time::timeout(patience, ended.wait_for(|ended| *ended)).await;
+    }
+
+    /// The link is over. `orphaned`: its primary went away without a word.
+    pub(super) fn link_ended(&self, orphaned: bool) {
+        self.ended.send_replace(true);
+        self.mailbox.close();
+        self.events.close();
+        // Whoever waits for an answer gets none.
+        self.lock().asks.clear();
+        self.drain();
+        if orphaned && !self.outlive.load(Ordering::Relaxed) {
+            // In a thread, so that a blocked runtime does not keep an orphan alive.
+            let spawned = std::thread::Builder::new().name("troop-orphan".into()).stack_size(32 * 1024).spawn(|| {
+                std::thread::sleep(ORPHAN_GRACE);
+                exit_orphan();
+            });
+            if spawned.is_err() {
+                exit_orphan();
+            }
+        }
+    }
+
+    /// The number of the next server for a place: from 0, and from 0 again once all of them are closed, as Node counts.
+    pub(super) fn next_index(&self, place: &Place) -> u32 {
+        let mut indices = self.indices.lock().unwrap_or_else(PoisonError::into_inner);
+        let (open, next) = indices.entry(place.clone()).or_default();
+        *open += 1;
+        *next += 1;
+        *next - 1
+    }
+
+    pub(super) fn release_index(&self, place: &Place) {
+        let mut indices = self.indices.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((open, _)) = indices.get_mut(place) {
+            *open -= 1;
+            if *open == 0 {
+                indices.remove(place);
+            }
+        }
+    }
+}
+
+#[expect(clippy::exit, reason = "a worker must not outlive its primary; Node's does the same")]
+fn exit_orphan() {
+    std::process::exit(0)
+}

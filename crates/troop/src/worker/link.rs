@@ -1,0 +1,429 @@
+//! The task that owns a worker's channel.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
+
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use troop_core::event::AddressType;
+use troop_core::wire::frame::FrameReader;
+use troop_core::wire::incoming::{self, Act, ClusterMessage, Incoming, TroopMessage};
+use troop_core::wire::outgoing::{self, HANDLE_ACK, HANDLE_NACK, Question};
+use troop_sys::fdpass;
+
+use super::WorkerEvent;
+use super::inner::{Ask, Grant, Inner, Reply};
+use super::listen::Wanted;
+use super::queue::{Conn, ConnQueue, Taken};
+use crate::channel::{Flushed, HANDLE_TRIES, MAX_LINE, Outbox, Parcels, READ_SIZE};
+use crate::message::{Handle, Message, Parcel, Request, parcel};
+
+/// The pause before the channel is tried again that could not be written to for want of something but room.
+const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// A socket of the program's that the primary has not confirmed.
+struct Unsettled {
+    line: Vec<u8>,
+    handle: OwnedFd,
+    settled: Option<oneshot::Sender<bool>>,
+    tries_left: u8,
+}
+
+/// See the module.
+pub(super) struct Link {
+    socket: UnixStream,
+    inner: Arc<Inner>,
+    reader: FrameReader<OwnedFd>,
+    outbox: Outbox,
+    /// The number of this worker's next message; `online` had 0.
+    seq: u64,
+    queries: HashMap<u64, oneshot::Sender<Reply>>,
+    servers: HashMap<String, Arc<ConnQueue>>,
+    unsettled: VecDeque<Unsettled>,
+    parcels: Parcels,
+    /// The `seq` of our `exitedAfterDisconnect`, and who waits for its answer.
+    leaving: Vec<(u64, oneshot::Sender<()>)>,
+    /// This worker is on its way out, by whoever's wish: the end of the channel is no accident.
+    is_leaving: bool,
+    later: bool,
+    buffer: Vec<u8>,
+    received: Vec<OwnedFd>,
+}
+
+/// What ends a link.
+enum End {
+    /// The primary closed the channel, or broke it.
+    Closed,
+    /// The program is done.
+    Finished,
+}
+
+impl Link {
+    pub(super) fn new(channel: OwnedFd, inner: Arc<Inner>) -> io::Result<Link> {
+        Ok(Link {
+            socket: UnixStream::from_std(StdUnixStream::from(channel))?,
+            inner,
+            reader: FrameReader::new(MAX_LINE),
+            outbox: Outbox::default(),
+            seq: 1,
+            queries: HashMap::new(),
+            servers: HashMap::new(),
+            unsettled: VecDeque::new(),
+            parcels: Parcels::default(),
+            leaving: Vec::new(),
+            is_leaving: false,
+            later: false,
+            buffer: vec![0; READ_SIZE],
+            received: Vec::new(),
+        })
+    }
+
+    pub(super) async fn run(mut self) {
+        let end = self.serve().await;
+        // Connections that nobody took are closed here; the primary has its copies and gives them to others.
+        for queue in self.servers.values() {
+            drop(queue.close());
+        }
+        drop(self.socket);
+        self.inner.link_ended(matches!(end, End::Closed) && !self.is_leaving);
+    }
+
+    async fn serve(&mut self) -> End {
+        let notify = self.inner.notify.clone();
+        loop {
+            let finish = self.collect();
+            if self.flush().is_err() {
+                // The primary does not read any more; what it wrote before may still be there.
+                self.outbox = Outbox::default();
+            }
+            if finish && self.outbox.is_empty() && self.unsettled.is_empty() {
+                return End::Finished;
+            }
+            let interest =
+                if self.outbox.is_empty() || self.later { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+            let retry = async {
+                if self.later { tokio::time::sleep(RETRY_PAUSE).await } else { std::future::pending().await }
+            };
+            tokio::select! {
+                () = notify.notified() => {}
+                ready = self.socket.ready(interest) => {
+                    match ready {
+                        Ok(ready) if ready.is_readable() || ready.is_read_closed() => {
+                            if let Err(end) = self.read() {
+                                return end;
+                            }
+                        }
+                        Ok(_) => {}
+                        Err(_) => return End::Closed,
+                    }
+                }
+                () = retry => {}
+            }
+        }
+    }
+
+    // ---- what the program wants ----
+
+    /// Turns everything that the program wants into lines. True if it is done.
+    fn collect(&mut self) -> bool {
+        let (asks, taken, finish) = {
+            let mut shared = self.inner.lock();
+            (std::mem::take(&mut shared.asks), std::mem::take(&mut shared.taken), shared.finish)
+        };
+        if !taken.is_empty() {
+            self.answer(&taken, &[]);
+        }
+        self.inner.mailbox.take(&mut self.parcels);
+        let mut from = 0;
+        for posted in self.parcels.handles.drain(..) {
+            self.outbox.push(&self.parcels.bytes[from..posted.at]);
+            from = posted.at;
+            if let Ok(copy) = posted.handle.try_clone() {
+                self.outbox.push_with(&posted.line, copy);
+                let unsettled =
+                    Unsettled { line: posted.line, handle: posted.handle, settled: posted.settled, tries_left: HANDLE_TRIES };
+                self.unsettled.push_back(unsettled);
+            } else if let Some(settled) = posted.settled {
+                let _ = settled.send(false);
+            }
+        }
+        self.outbox.push(&self.parcels.bytes[from..]);
+        for ask in asks {
+            let seq = self.seq;
+            self.seq += 1;
+            match ask {
+                Ask::Listen(wanted, done) => {
+                    self.queries.insert(seq, done);
+                    question(self.outbox.buffer(), "queryServer", &wanted, seq);
+                }
+                Ask::Listening(wanted) => question(self.outbox.buffer(), "listening", &wanted, seq),
+                Ask::Close(key) => {
+                    self.close_server(&key);
+                    outgoing::close(self.outbox.buffer(), &key, seq);
+                }
+                Ask::Leave(done) => {
+                    self.drain();
+                    let seq = self.next_seq();
+                    self.leaving.push((seq, done));
+                    outgoing::exited_after_disconnect(self.outbox.buffer(), seq);
+                }
+            }
+        }
+        finish
+    }
+
+    fn next_seq(&mut self) -> u64 {
+        let seq = self.seq;
+        self.seq += 1;
+        seq
+    }
+
+    fn answer(&mut self, taken: &[Taken], returned: &[Taken]) {
+        let batch = |all: &[Taken]| all.iter().filter(|t| t.batched).map(|t| t.seq).collect::<Vec<_>>();
+        let (taken_batch, returned_batch) = (batch(taken), batch(returned));
+        if !taken_batch.is_empty() || !returned_batch.is_empty() {
+            outgoing::taken(self.outbox.buffer(), &taken_batch, &returned_batch);
+        }
+        for (all, accepted) in [(taken, true), (returned, false)] {
+            for single in all.iter().filter(|t| !t.batched) {
+                let seq = self.next_seq();
+                outgoing::accepted(self.outbox.buffer(), single.seq, accepted, seq);
+            }
+        }
+    }
+
+    fn give_back(&mut self, conns: impl IntoIterator<Item = Conn>) {
+        let returned: Vec<Taken> = conns.into_iter().map(|c| c.answer).collect();
+        if !returned.is_empty() {
+            self.answer(&[], &returned);
+        }
+    }
+
+    fn close_server(&mut self, key: &str) {
+        if let Some(queue) = self.servers.remove(key) {
+            let left = queue.close();
+            self.give_back(left);
+        }
+    }
+
+    /// No more connections: what nobody took goes back, the program is told.
+    fn drain(&mut self) {
+        self.is_leaving = true;
+        for (key, queue) in std::mem::take(&mut self.servers) {
+            let left = queue.close();
+            self.give_back(left);
+            let seq = self.next_seq();
+            outgoing::close(self.outbox.buffer(), &key, seq);
+        }
+        self.inner.drain();
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.later = false;
+        if self.outbox.is_empty() {
+            self.inner.mailbox.set_unwritten(0);
+            return Ok(());
+        }
+        let (outbox, socket) = (&mut self.outbox, &self.socket);
+        let flushed = socket.try_io(Interest::WRITABLE, || match outbox.flush(socket.as_fd())? {
+            Flushed::Blocked => Err(io::ErrorKind::WouldBlock.into()),
+            flushed => Ok(flushed),
+        });
+        self.inner.mailbox.set_unwritten(self.outbox.len());
+        match flushed {
+            Ok(flushed) => {
+                self.later = flushed == Flushed::Later;
+                Ok(())
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    // ---- what the primary says ----
+
+    fn read(&mut self) -> Result<(), End> {
+        let (buffer, received, socket) = (&mut self.buffer, &mut self.received, &self.socket);
+        match socket.try_io(Interest::READABLE, || fdpass::recv(socket.as_fd(), buffer, received)) {
+            Ok(got) if got.len == 0 => Err(End::Closed),
+            Ok(got) => self.receive(got.len),
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(()),
+            Err(_) => Err(End::Closed),
+        }
+    }
+
+    fn receive(&mut self, len: usize) -> Result<(), End> {
+        let buffer = std::mem::take(&mut self.buffer);
+        let mut reader = std::mem::replace(&mut self.reader, FrameReader::new(0));
+        let mut received = std::mem::take(&mut self.received);
+        let mut events = Vec::new();
+        let mut chunk = reader.feed(&buffer[..len], received.drain(..));
+        let result = loop {
+            match chunk.next_line() {
+                Ok(None) => break Ok(()),
+                // A primary that cannot be understood is as good as gone.
+                Err(_) => break Err(End::Closed),
+                Ok(Some(mut line)) => {
+                    let Ok(message) = incoming::parse(line.bytes) else { break Err(End::Closed) };
+                    self.message(message, &mut || line.take_handle(), &mut events);
+                }
+            }
+        };
+        drop(chunk);
+        if !events.is_empty() {
+            self.inner.events.push(events.into_iter());
+        }
+        (self.reader, self.buffer, self.received) = (reader, buffer, received);
+        result
+    }
+
+    fn message(&mut self, message: Incoming<'_>, handle: &mut dyn FnMut() -> Option<OwnedFd>, events: &mut Vec<WorkerEvent>) {
+        match message {
+            Incoming::User(body) => self.user_message(body, None, events),
+            Incoming::Handle(wrapped) => {
+                let Some(fd) = handle() else {
+                    self.outbox.push(HANDLE_NACK);
+                    return;
+                };
+                self.outbox.push(HANDLE_ACK);
+                match incoming::parse(wrapped.body) {
+                    Ok(Incoming::Cluster(message)) => self.cluster_message(&message, Some(fd)),
+                    Ok(Incoming::User(body)) => self.user_message(body, Handle::from_fd(fd).ok(), events),
+                    _ => {}
+                }
+            }
+            Incoming::Cluster(message) => self.cluster_message(&message, None),
+            Incoming::Troop(TroopMessage::Conns { key, seqs }) => {
+                let mut returned = Vec::new();
+                let queue = self.servers.get(&*key).cloned();
+                for seq in seqs {
+                    let answer = Taken { seq, batched: true };
+                    // Descriptors that did not arrive were the last ones.
+                    match (handle(), &queue) {
+                        (Some(fd), Some(queue)) => returned.extend(queue.push(Conn { fd, answer }).err().map(|c| c.answer)),
+                        _ => returned.push(answer),
+                    }
+                }
+                if !returned.is_empty() {
+                    self.answer(&[], &returned);
+                }
+            }
+            Incoming::Troop(TroopMessage::Recall(seqs)) => {
+                let back: Vec<Conn> =
+                    seqs.iter().filter_map(|seq| self.servers.values().find_map(|queue| queue.recall(*seq))).collect();
+                self.give_back(back);
+            }
+            Incoming::HandleAck => self.handle_settled(true),
+            Incoming::HandleNack => self.handle_settled(false),
+            Incoming::SocketGetCount(key) => outgoing::socket_count(self.outbox.buffer(), &key, 0),
+            Incoming::SocketNotifyClose(key) => outgoing::socket_all_closed(self.outbox.buffer(), &key),
+            Incoming::Answer { .. } | Incoming::Troop(_) | Incoming::Unknown => {}
+        }
+    }
+
+    fn user_message(&mut self, body: &str, handle: Option<Handle>, events: &mut Vec<WorkerEvent>) {
+        match parcel(body) {
+            Parcel::Message => events.push(WorkerEvent::Message(Message::new(body, handle))),
+            Parcel::Request { id, body } => {
+                let inner = Arc::downgrade(&self.inner);
+                let send = move |line: String| {
+                    if let Some(inner) = inner.upgrade() {
+                        inner.mailbox.send_owed(&line);
+                    }
+                };
+                events.push(WorkerEvent::Request(Request::new(id, body, Box::new(send))));
+            }
+            Parcel::Reply { id, result } => {
+                self.inner.mailbox.replied(id, result);
+            }
+        }
+    }
+
+    fn cluster_message(&mut self, message: &ClusterMessage<'_>, handle: Option<OwnedFd>) {
+        if let Some(ack) = message.ack.and_then(|ack| u64::try_from(ack).ok()) {
+            if let Some(done) = self.queries.remove(&ack) {
+                self.replied(message, handle, done);
+                return;
+            }
+            if let Some(at) = self.leaving.iter().position(|(seq, _)| *seq == ack) {
+                let _ = self.leaving.swap_remove(at).1.send(());
+                return;
+            }
+        }
+        match message.act {
+            Some(Act::Newconn) => {
+                let (Some(seq), Some(fd)) = (message.seq, handle) else { return };
+                let answer = Taken { seq, batched: false };
+                let queue = message.key.as_deref().and_then(|key| self.servers.get(key));
+                let refused = match queue {
+                    Some(queue) => queue.push(Conn { fd, answer }).is_err(),
+                    None => true,
+                };
+                if refused {
+                    self.answer(&[], &[answer]);
+                }
+            }
+            Some(Act::Disconnect) => self.drain(),
+            _ => {}
+        }
+    }
+
+    fn replied(&mut self, message: &ClusterMessage<'_>, handle: Option<OwnedFd>, done: oneshot::Sender<Reply>) {
+        let errno = message.errno.unwrap_or(0).saturating_abs();
+        let key = message.key.as_deref().unwrap_or_default().to_owned();
+        let name = message.sockname.as_ref().map(|name| (name.address.clone().into_owned(), name.port));
+        let grant = (errno == 0).then(|| match handle {
+            Some(fd) => Grant::Shared(fd),
+            None => Grant::Handed(self.servers.entry(key.clone()).or_default().clone()),
+        });
+        if let Err(unheard) = done.send(Reply { errno, key, name, grant })
+            && unheard.errno == 0
+        {
+            // The program gave up waiting; the listener must not stay without anybody who takes its connections.
+            self.close_server(&unheard.key);
+            let seq = self.next_seq();
+            outgoing::close(self.outbox.buffer(), &unheard.key, seq);
+        }
+    }
+
+    fn handle_settled(&mut self, delivered: bool) {
+        let Some(mut unsettled) = self.unsettled.pop_front() else { return };
+        unsettled.tries_left -= 1;
+        if !delivered
+            && unsettled.tries_left > 0
+            && let Ok(copy) = unsettled.handle.try_clone()
+        {
+            self.outbox.push_with(&unsettled.line, copy);
+            self.unsettled.push_back(unsettled);
+        } else if let Some(settled) = unsettled.settled {
+            let _ = settled.send(delivered);
+        }
+    }
+}
+
+fn question(out: &mut Vec<u8>, act: &'static str, wanted: &Wanted, seq: u64) {
+    let place = &wanted.place;
+    let address_type = match place.kind {
+        AddressType::Tcp4 => 4.into(),
+        AddressType::Tcp6 => 6.into(),
+        AddressType::Unix => (-1).into(),
+        AddressType::Udp4 => "udp4".into(),
+        AddressType::Udp6 => "udp6".into(),
+        AddressType::Fd => serde_json::Value::Null,
+    };
+    let question = Question {
+        index: wanted.index,
+        data: None,
+        address: place.address.as_deref(),
+        port: place.port,
+        address_type,
+        fd: place.fd,
+        flags: wanted.flags,
+        backlog: wanted.backlog,
+    };
+    outgoing::question(out, act, &question, seq);
+}

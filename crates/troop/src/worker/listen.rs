@@ -1,0 +1,342 @@
+//! What a worker can listen on, and how it gets it.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use troop_core::event::AddressType;
+use troop_sys::{listen as sys, socket};
+
+use super::inner::{Ask, Grant, Inner, Reply};
+use super::queue::ConnQueue;
+use crate::error::{Error, Result};
+
+/// How long a primary may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Node's default length of an accept queue.
+const BACKLOG: u32 = 511;
+
+/// What to listen on. Most addresses turn into one by themselves: `worker.listen("0.0.0.0:80")`, `worker.listen(8000)`.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Listen {
+    target: Target,
+    backlog: u32,
+    ipv6_only: bool,
+    exclusive: bool,
+    reuse_address: bool,
+    udp: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Target {
+    Text(String),
+    Address(SocketAddr),
+    Any(u16),
+    Unix(String),
+    Fd(i32),
+}
+
+impl Listen {
+    fn to(target: Target) -> Listen {
+        Listen { target, backlog: BACKLOG, ipv6_only: false, exclusive: false, reuse_address: false, udp: false }
+    }
+
+    /// The same as an address alone, to set options on.
+    pub fn at(address: impl Into<Listen>) -> Listen {
+        address.into()
+    }
+
+    /// A Unix socket path. A relative one is taken from this process's working directory.
+    pub fn unix(path: impl AsRef<Path>) -> Listen {
+        let path = path.as_ref();
+        // Abstract names begin with a NUL byte and are no paths.
+        let text = path.to_string_lossy().into_owned();
+        let absolute = std::path::absolute(path).map_or(text.clone(), |p| p.to_string_lossy().into_owned());
+        Listen::to(Target::Unix(if text.starts_with('\0') { text } else { absolute }))
+    }
+
+    /// A descriptor of the primary's, by number, such as one inherited from `systemd`. Alone, of this process.
+    pub fn fd(number: i32) -> Listen {
+        Listen::to(Target::Fd(number))
+    }
+
+    /// The length of the accept queue. Default: 511. The first worker's wins.
+    pub fn backlog(mut self, length: u32) -> Listen {
+        self.backlog = length;
+        self
+    }
+
+    /// An IPv6 address does not take IPv4 connections.
+    pub fn ipv6_only(mut self, only: bool) -> Listen {
+        self.ipv6_only = only;
+        self
+    }
+
+    /// The socket is this worker's own: the primary is not asked and not told.
+    pub fn exclusive(mut self, exclusive: bool) -> Listen {
+        self.exclusive = exclusive;
+        self
+    }
+
+    /// `SO_REUSEADDR`, for UDP.
+    pub fn reuse_address(mut self, reuse: bool) -> Listen {
+        self.reuse_address = reuse;
+        self
+    }
+
+    pub(crate) fn udp(mut self) -> Listen {
+        self.udp = true;
+        self
+    }
+
+    fn text(&self) -> String {
+        match &self.target {
+            Target::Text(text) | Target::Unix(text) => text.clone(),
+            Target::Address(address) => address.to_string(),
+            Target::Any(port) => format!("*:{port}"),
+            Target::Fd(fd) => format!("fd {fd}"),
+        }
+    }
+
+    /// The places to try in order, as `std` does with a name that has several addresses.
+    fn places(&self) -> Result<Vec<Wanted>> {
+        let bad = |reason: String| Error::Address { address: self.text(), reason };
+        let place = |address: Option<IpAddr>, port: u16| {
+            let v6 = address.is_some_and(|a| a.is_ipv6());
+            let kind = match (self.udp, v6) {
+                (false, false) => AddressType::Tcp4,
+                (false, true) => AddressType::Tcp6,
+                (true, false) => AddressType::Udp4,
+                (true, true) => AddressType::Udp6,
+            };
+            // Node's UDP sockets always name an address.
+            let address = address.or(self.udp.then_some(Ipv4Addr::UNSPECIFIED.into()));
+            let place = Place { address: address.map(|a| a.to_string()), port: Some(i64::from(port)), kind, fd: self.udp.then_some(-1) };
+            self.want(place)
+        };
+        Ok(match &self.target {
+            Target::Any(port) => vec![place(None, *port)],
+            Target::Address(address) => vec![place(Some(address.ip()), address.port())],
+            Target::Text(text) => {
+                let any = text.strip_prefix('*').unwrap_or(text);
+                if let Ok(port) = any.strip_prefix(':').unwrap_or(any).parse() {
+                    return Ok(vec![place(None, port)]);
+                }
+                let all: Vec<_> = text.to_socket_addrs().map_err(|e| bad(e.to_string()))?.collect();
+                if all.is_empty() {
+                    return Err(bad("the name has no address".into()));
+                }
+                all.into_iter().map(|a| place(Some(a.ip()), a.port())).collect()
+            }
+            Target::Unix(path) => {
+                vec![self.want(Place { address: Some(path.clone()), port: Some(-1), kind: AddressType::Unix, fd: None })]
+            }
+            Target::Fd(fd) => {
+                let kind = if self.udp { AddressType::Udp4 } else { AddressType::Fd };
+                vec![self.want(Place { address: None, port: None, kind, fd: Some(i64::from(*fd)) })]
+            }
+        })
+    }
+
+    fn want(&self, place: Place) -> Wanted {
+        let v6_flag = u32::from(self.ipv6_only);
+        let flags = match place.kind {
+            AddressType::Udp4 | AddressType::Udp6 => Some(v6_flag | if self.reuse_address { 4 } else { 0 }),
+            AddressType::Tcp6 => Some(v6_flag),
+            AddressType::Tcp4 if place.address.is_some() => Some(0),
+            _ => None,
+        };
+        Wanted { place, index: 0, flags, backlog: (!self.udp).then_some(self.backlog) }
+    }
+}
+
+macro_rules! listen_from {
+    ($($from:ty => |$value:ident| $target:expr),* $(,)?) => {
+        $(impl From<$from> for Listen {
+            fn from($value: $from) -> Listen {
+                Listen::to($target)
+            }
+        })*
+    };
+}
+
+listen_from! {
+    &str => |text| Target::Text(text.to_owned()),
+    String => |text| Target::Text(text),
+    SocketAddr => |address| Target::Address(address),
+    u16 => |port| Target::Any(port),
+    (IpAddr, u16) => |pair| Target::Address(pair.into()),
+    ([u8; 4], u16) => |pair| Target::Address(pair.into()),
+    ([u16; 8], u16) => |pair| Target::Address(pair.into()),
+    (&str, u16) => |pair| match pair.0.parse::<IpAddr>() {
+        Ok(ip) => Target::Address((ip, pair.1).into()),
+        Err(_) => Target::Text(format!("{}:{}", pair.0, pair.1)),
+    },
+}
+
+/// A place in the words of `queryServer`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Place {
+    pub(super) address: Option<String>,
+    pub(super) port: Option<i64>,
+    pub(super) kind: AddressType,
+    pub(super) fd: Option<i64>,
+}
+
+/// One question to the primary.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(super) place: Place,
+    pub(super) index: u32,
+    pub(super) flags: Option<u32>,
+    pub(super) backlog: Option<u32>,
+}
+
+/// A listener, however it came about.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) source: Source,
+    /// Address and port as the primary has bound them, for handed ones.
+    pub(crate) name: Option<SocketAddr>,
+    pub(crate) path: Option<String>,
+    pub(crate) registration: Option<Registration>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// Connections come from the primary.
+    Handed(Arc<ConnQueue>),
+    /// This process accepts on the socket, which is non-blocking and listens.
+    Socket(OwnedFd),
+}
+
+impl Opened {
+    pub(crate) fn into_socket(self) -> Result<OwnedFd> {
+        match self.source {
+            Source::Socket(fd) => {
+                // A UDP socket lives as long as the program keeps it; nobody is told when it is closed.
+                if let Some(registration) = self.registration {
+                    registration.keep();
+                }
+                Ok(fd)
+            }
+            Source::Handed(_) => Err(Error::Settings("the primary answered with connections where a socket was asked for".into())),
+        }
+    }
+}
+
+/// Tells the primary when a listener is dropped.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    inner: Arc<Inner>,
+    key: Option<String>,
+    place: Place,
+}
+
+impl Registration {
+    fn keep(mut self) {
+        self.key = None;
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            self.inner.release_index(&self.place);
+            self.inner.close_server(key);
+        }
+    }
+}
+
+pub(super) async fn open(inner: &Arc<Inner>, listen: &Listen) -> Result<Opened> {
+    let mut result = Err(Error::Address { address: listen.text(), reason: "there is nothing to try".into() });
+    for wanted in listen.places()? {
+        result = if inner.id.is_none() || listen.exclusive {
+            alone(&wanted).map_err(|source| Error::Listen { address: listen.text(), source })
+        } else {
+            shared(inner, wanted, listen).await
+        };
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
+fn alone(wanted: &Wanted) -> io::Result<Opened> {
+    let Place { address, port, kind, fd } = &wanted.place;
+    let flags = wanted.flags.unwrap_or(0);
+    let ip = || address.as_deref().map(|a| a.parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))).transpose();
+    let port = u16::try_from(port.unwrap_or(0)).unwrap_or(0);
+    let socket = match (kind, fd) {
+        (_, Some(fd)) if *fd >= 0 => {
+            let fd = socket::duplicate_number(i32::try_from(*fd).unwrap_or(-1))?;
+            socket::set_nonblocking(&fd, true)?;
+            fd
+        }
+        (AddressType::Unix, _) => {
+            let (fd, file) = sys::unix(address.as_deref().unwrap_or_default(), false, false)?;
+            // Left behind at the exit, as std does; the next start recognises it as stale.
+            std::mem::drop(file.map(std::mem::ManuallyDrop::new));
+            fd
+        }
+        (AddressType::Udp4 | AddressType::Udp6, _) => {
+            sys::udp(ip()?.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port, flags & 1 != 0, flags & 4 != 0)?
+        }
+        _ => sys::tcp(ip()?, port, flags & 1 != 0)?,
+    };
+    if let Some(backlog) = wanted.backlog {
+        socket::listen(&socket, backlog)?;
+    }
+    let name = socket::local_address(&socket);
+    let path = (*kind == AddressType::Unix).then(|| address.clone()).flatten();
+    Ok(Opened { source: Source::Socket(socket), name, path, registration: None })
+}
+
+async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Result<Opened> {
+    wanted.index = inner.next_index(&wanted.place);
+    let mut registration = Registration { inner: inner.clone(), key: None, place: wanted.place.clone() };
+    let refused = |source| Error::Listen { address: listen.text(), source };
+    let answer = ask(inner, &wanted).await;
+    let Reply { errno, key, name, grant } = answer.inspect_err(|_| inner.release_index(&wanted.place))?;
+    let Some(grant) = grant.filter(|_| errno == 0) else {
+        inner.release_index(&wanted.place);
+        return Err(refused(io::Error::from_raw_os_error(if errno == 0 { rustix::io::Errno::IO.raw_os_error() } else { errno })));
+    };
+    registration.key = Some(key);
+    let mut name = name.and_then(|(address, port)| Some(SocketAddr::new(address.parse().ok()?, port)));
+    let source = match grant {
+        Grant::Handed(queue) => Source::Handed(queue),
+        Grant::Shared(fd) => {
+            socket::set_nonblocking(&fd, true).map_err(refused)?;
+            if let Some(backlog) = wanted.backlog {
+                // The socket is bound only; the first worker to listen decides, the others change nothing.
+                socket::listen(&fd, backlog).map_err(refused)?;
+            }
+            name = socket::local_address(&fd);
+            Source::Socket(fd)
+        }
+    };
+    let mut told = wanted;
+    if let Some(name) = name.filter(|_| told.place.kind != AddressType::Unix) {
+        told.place.port = Some(i64::from(name.port()));
+    }
+    let path = (told.place.kind == AddressType::Unix).then(|| told.place.address.clone()).flatten();
+    inner.ask(Ask::Listening(Box::new(told)))?;
+    Ok(Opened { source, name, path, registration: Some(registration) })
+}
+
+async fn ask(inner: &Arc<Inner>, wanted: &Wanted) -> Result<Reply> {
+    let (done, reply) = oneshot::channel();
+    inner.ask(Ask::Listen(Box::new(wanted.clone()), done))?;
+    match tokio::time::timeout(PATIENCE, reply).await {
+        Ok(reply) => reply.map_err(|_| Error::Closed),
+        Err(_) => Err(Error::TimedOut(PATIENCE)),
+    }
+}

@@ -1,0 +1,290 @@
+//! The worker's side: listeners from the primary, messages, a graceful end.
+
+mod inner;
+mod link;
+mod listen;
+mod queue;
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use troop_core::WorkerId;
+
+pub(crate) use inner::{Alive, Inner};
+pub use listen::Listen;
+pub(crate) use listen::{Opened, Registration, Source};
+pub(crate) use queue::ConnQueue;
+
+use crate::error::{Error, Result};
+use crate::message::{Handle, Message, Request};
+use crate::net::{TcpListener, UnixListener};
+use crate::queue::{Reader, Weigh};
+
+/// How long the end of a worker may wait for its last messages to be written.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// A worker's identity, before anything runs. [`WorkerRole::block_on`] is the usual way on.
+#[derive(Debug)]
+#[must_use]
+pub struct WorkerRole {
+    id: Option<WorkerId>,
+    channel: Option<OwnedFd>,
+}
+
+impl WorkerRole {
+    pub(crate) fn attached(id: WorkerId, channel: OwnedFd) -> WorkerRole {
+        WorkerRole { id: Some(id), channel: Some(channel) }
+    }
+
+    pub(crate) fn alone() -> WorkerRole {
+        WorkerRole { id: None, channel: None }
+    }
+
+    /// Its number; `None` if it runs alone.
+    #[must_use]
+    pub fn id(&self) -> Option<WorkerId> {
+        self.id
+    }
+
+    /// Runs an async program on a single-threaded tokio runtime, and blocks until it is done. Then the last messages are written (for up
+    /// to 5 s) and the channel is closed.
+    ///
+    /// # Errors
+    /// The program's own, or that no runtime could be made.
+    pub fn block_on<T, E: From<Error>>(self, program: impl AsyncFnOnce(Worker) -> Result<T, E>) -> Result<T, E> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|e| E::from(Error::Io { doing: "start a runtime", source: e }))?;
+        runtime.block_on(async {
+            let worker = self.start().map_err(E::from)?;
+            let inner = worker.inner.clone();
+            let result = program(worker).await;
+            inner.finish(LAST_WORDS).await;
+            result
+        })
+    }
+
+    /// Starts the worker inside a tokio runtime of the program's own. When the last copy of the [`Worker`] and the last listener are
+    /// dropped, the channel is closed.
+    ///
+    /// # Errors
+    /// If the runtime cannot take the channel.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime that has I/O and time enabled.
+    pub fn start(self) -> Result<Worker> {
+        let (inner, messages) = Inner::new(self.id);
+        if let Some(channel) = self.channel {
+            let link = link::Link::new(channel, inner.clone()).map_err(Error::io("watch the channel"))?;
+            tokio::spawn(link.run());
+        }
+        Ok(Worker::new(inner, messages))
+    }
+
+    /// Runs the worker's channel in a thread of its own, for programs that block.
+    ///
+    /// # Errors
+    /// If the thread cannot be started.
+    pub fn blocking(self) -> Result<crate::blocking::Worker> {
+        crate::blocking::Worker::start(self)
+    }
+}
+
+/// A running worker. Cheap to copy.
+#[derive(Clone)]
+pub struct Worker {
+    inner: Arc<Inner>,
+    _alive: Arc<Alive>,
+    messages: Arc<tokio::sync::Mutex<Reader<WorkerEvent>>>,
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("id", &self.inner.id).finish_non_exhaustive()
+    }
+}
+
+/// What a worker receives from its primary.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum WorkerEvent {
+    /// A message.
+    Message(Message),
+    /// A question that wants an answer.
+    Request(Request),
+    /// Nobody read for so long that this many events before the next one are lost.
+    Missed(u64),
+}
+
+impl Weigh for WorkerEvent {
+    fn weight(&self) -> usize {
+        match self {
+            WorkerEvent::Message(m) => m.weight(),
+            WorkerEvent::Request(r) => r.weight(),
+            WorkerEvent::Missed(_) => 0,
+        }
+    }
+
+    fn missed(n: u64) -> WorkerEvent {
+        WorkerEvent::Missed(n)
+    }
+}
+
+impl Worker {
+    fn new(inner: Arc<Inner>, messages: Reader<WorkerEvent>) -> Worker {
+        let alive = Arc::new(Alive(inner.clone()));
+        Worker { inner, _alive: alive, messages: Arc::new(tokio::sync::Mutex::new(messages)) }
+    }
+
+    /// Its number in the primary; `None` if it runs alone.
+    #[must_use]
+    pub fn id(&self) -> Option<WorkerId> {
+        self.inner.id
+    }
+
+    /// Whether a primary forked this process.
+    #[must_use]
+    pub fn is_clustered(&self) -> bool {
+        self.inner.id.is_some()
+    }
+
+    /// Whether the channel to the primary is open.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.inner.is_connected()
+    }
+
+    pub(crate) async fn open(&self, listen: &Listen) -> Result<Opened> {
+        listen::open(&self.inner, listen).await
+    }
+
+    /// Listens for TCP connections, together with all workers that ask for the same address. Takes what `std` takes for an address
+    /// (`"0.0.0.0:8000"`, `("::1", 80)`, a `SocketAddr`), or just a port, which means any address of both families, as in Node's
+    /// `listen(8000)`. Port 0 gives all workers the same free port. Alone, without a primary, the process listens by itself.
+    ///
+    /// # Errors
+    /// [`Error::Listen`] with the system's reason, also when it was the primary that tried.
+    pub async fn listen(&self, address: impl Into<Listen>) -> Result<TcpListener> {
+        TcpListener::new(self.open(&address.into()).await?, self)
+    }
+
+    /// Listens on a Unix socket path, together with all workers that ask for the same.
+    ///
+    /// # Errors
+    /// As [`Worker::listen`].
+    pub async fn listen_unix(&self, path: impl AsRef<std::path::Path>) -> Result<UnixListener> {
+        UnixListener::new(self.open(&Listen::unix(path)).await?, self)
+    }
+
+    /// Binds a UDP socket that all workers share; the kernel gives each datagram to one of them.
+    ///
+    /// # Errors
+    /// As [`Worker::listen`].
+    pub async fn bind_udp(&self, address: impl Into<Listen>) -> Result<tokio::net::UdpSocket> {
+        let opened = self.open(&address.into().udp()).await?;
+        let socket = std::net::UdpSocket::from(opened.into_socket()?);
+        tokio::net::UdpSocket::from_std(socket).map_err(Error::io("give the socket to the runtime"))
+    }
+
+    /// A future that resolves when this worker is to finish: its primary asked it to, or the channel closed, or
+    /// [`Worker::disconnect`] was called. Made for `with_graceful_shutdown`.
+    #[must_use]
+    pub fn draining(&self) -> Draining {
+        Draining::new(self.inner.draining())
+    }
+
+    /// Whether this worker is to finish.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        *self.inner.draining().borrow()
+    }
+
+    /// Lets this process go on when its primary dies. By default [`Worker::draining`] resolves then, and the process exits with code 0
+    /// after five seconds at the latest.
+    pub fn outlive_primary(&self) {
+        self.inner.outlive();
+    }
+
+    /// Leaves the cluster on this worker's own account, as Node's `cluster.worker.disconnect()`: listeners stop, the primary is told
+    /// and confirms, so that it sees `exited_after_disconnect`. Requests that are being served go on.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] if there is no primary (any more).
+    pub async fn disconnect(&self) -> Result<()> {
+        self.inner.leave().await
+    }
+
+    /// The next message or question from the primary; `None` when the channel is closed and all have been read. Messages wait here from
+    /// the start, at most 8,192 of them and 16 MiB. Several callers share them. Cancel safe.
+    pub async fn next_event(&self) -> Option<WorkerEvent> {
+        self.messages.lock().await.next().await
+    }
+
+    /// Sends a message to the primary, waiting for room in the queue (1 MiB) if it does not read fast enough.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Json`].
+    pub async fn send<T: Serialize + ?Sized>(&self, message: &T) -> Result<()> {
+        self.inner.mailbox.send(message).await
+    }
+
+    /// Sends a message to the primary if there is room for it.
+    ///
+    /// # Errors
+    /// As [`Worker::send`], and [`Error::Full`].
+    pub fn try_send<T: Serialize + ?Sized>(&self, message: &T) -> Result<()> {
+        self.inner.mailbox.try_send(message)
+    }
+
+    /// Sends a message with an open socket to the primary, and waits until it has received it.
+    ///
+    /// # Errors
+    /// [`Error::HandleRefused`], and as [`Worker::send`].
+    pub async fn send_handle<T: Serialize + ?Sized>(&self, message: &T, handle: impl Into<Handle>) -> Result<()> {
+        self.inner.mailbox.send_handle(message, handle.into()).await
+    }
+
+    /// Asks the primary something and waits for its answer, but not longer than `timeout`.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`], [`Error::Refused`], and as [`Worker::send`].
+    pub async fn request<Q: Serialize + ?Sized, A: DeserializeOwned>(&self, question: &Q, timeout: Duration) -> Result<A> {
+        self.inner.mailbox.request(question, timeout).await?.decode()
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+}
+
+/// See [`Worker::draining`].
+pub struct Draining(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl Draining {
+    fn new(mut draining: watch::Receiver<bool>) -> Draining {
+        Draining(Box::pin(async move {
+            // An error means that the worker is gone altogether.
+            let _ = draining.wait_for(|draining| *draining).await;
+        }))
+    }
+}
+
+impl fmt::Debug for Draining {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Draining").finish_non_exhaustive()
+    }
+}
+
+impl Future for Draining {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().poll(context)
+    }
+}
