@@ -1,1 +1,177 @@
+//! What the end-to-end tests share: starting clusters, waiting for events with a deadline, looking for leaks.
+#![allow(clippy::missing_panics_doc)]
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use troop::{Builder, Cluster, Event, Events, Fork, Setup, WorkerHandle};
+
+/// How long anything may take before a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The Node program of this name in the `node` folder.
+#[must_use]
+pub fn node_program(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("node").join(name)
+}
+
+/// A cluster whose processes end with it, and its events.
+#[derive(Debug)]
+pub struct Troop {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// Everything that happened, from the start.
+    pub events: Events,
+    /// What was seen, and whether a test has already asked for it.
+    seen: Vec<(Event, bool)>,
+}
+
+impl Troop {
+    /// A cluster without workers, in the runtime that this is called in.
+    #[must_use]
+    pub fn start(builder: Builder) -> Troop {
+        let cluster = builder.start().expect("the cluster starts");
+        let events = cluster.events();
+        Troop { cluster, events, seen: Vec::new() }
+    }
+
+    /// A cluster of workers made with `setup`; none is forked yet.
+    #[must_use]
+    pub fn with(setup: Setup) -> Troop {
+        Troop::start(Cluster::builder().setup(setup))
+    }
+
+    /// Forks one more worker.
+    pub async fn fork(&self) -> WorkerHandle {
+        self.cluster.fork(Fork::new()).await.expect("the fork succeeds")
+    }
+
+    /// The first event that nobody asked for yet and for which `want` returns something; waits for it if need be.
+    pub async fn until<T>(&mut self, what: &str, mut want: impl FnMut(&Event) -> Option<T>) -> T {
+        for (event, asked) in self.seen.iter_mut().filter(|(_, asked)| !asked) {
+            if let Some(result) = want(event) {
+                *asked = true;
+                return result;
+            }
+        }
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let next = tokio::time::timeout_at(deadline, self.events.next()).await;
+            match next {
+                Ok(Some(event)) => {
+                    let result = want(&event);
+                    self.seen.push((event, result.is_some()));
+                    if let Some(result) = result {
+                        return result;
+                    }
+                }
+                Ok(None) => panic!("the cluster ended before {what}; seen: {}", self.story()),
+                Err(_) => panic!("no {what} after {PATIENCE:?}; seen: {}", self.story()),
+            }
+        }
+    }
+
+    /// Every event so far, for failure messages.
+    #[must_use]
+    pub fn story(&self) -> String {
+        self.seen.iter().map(|(e, _)| format!("\n  {e}")).collect()
+    }
+
+    /// Waits until a worker listens, and returns its port.
+    pub async fn listening(&mut self, worker: &WorkerHandle) -> u16 {
+        let id = worker.id();
+        self.until("listening", |event| match event {
+            Event::Listening(w, at) if w.id() == id => Some(u16::try_from(at.port.unwrap_or(0)).unwrap_or(0)),
+            Event::Exit(w, how) if w.id() == id => panic!("worker {id} died instead of listening: {how}"),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Waits for the end of a worker.
+    pub async fn exit(&mut self, worker: &WorkerHandle) -> troop::ExitHow {
+        let id = worker.id();
+        self.until("exit", |event| match event {
+            Event::Exit(w, how) if w.id() == id => Some(*how),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Waits for a message of a worker and returns it as JSON.
+    pub async fn message(&mut self, worker: &WorkerHandle) -> serde_json::Value {
+        let id = worker.id();
+        self.until("message", |event| match event {
+            Event::Message(w, message) if w.id() == id => Some(message.decode().expect("any JSON decodes")),
+            _ => None,
+        })
+        .await
+    }
+}
+
+/// Connects, optionally writes, and reads until the end.
+pub fn talk(address: impl Into<SocketAddr>, say: &str) -> std::io::Result<String> {
+    let address = address.into();
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(say.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// As [`talk`] with a local port, in a thread that may block.
+pub async fn ask(port: u16, say: &'static str) -> std::io::Result<String> {
+    tokio::task::spawn_blocking(move || talk(([127, 0, 0, 1], port), say)).await.expect("the client does not panic")
+}
+
+/// The body of a simple HTTP request.
+pub async fn get(port: u16, path: &str) -> std::io::Result<String> {
+    let path = path.to_owned();
+    let request = move || {
+        let answer = talk(([127, 0, 0, 1], port), &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))?;
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        // Node sends short bodies in one chunk.
+        let body = body.split_once("\r\n").map_or(body, |(_, rest)| rest.split_once("\r\n").map_or(rest, |(text, _)| text));
+        Ok(body.to_owned())
+    };
+    tokio::task::spawn_blocking(request).await.expect("the client does not panic")
+}
+
+/// Waits until `condition` holds.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not come true within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// How many descriptors this process has open.
+#[must_use]
+pub fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
+}
+
+/// How many children this process has that ended and were not reaped.
+#[must_use]
+pub fn zombies() -> usize {
+    let own = std::process::id();
+    let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
+    processes
+        .filter_map(|entry| std::fs::read_to_string(entry.ok()?.path().join("stat")).ok())
+        .filter(|stat| {
+            let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+            fields.next() == Some("Z") && fields.next().and_then(|p| p.parse().ok()) == Some(own)
+        })
+        .count()
+}
+
+/// Whether a process exists and is no zombie.
+#[must_use]
+pub fn is_running(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
+}

@@ -1,0 +1,336 @@
+//! A worker (or primary) with many faces, chosen by its first argument.
+#![allow(clippy::print_stderr, clippy::print_stdout, clippy::exit)]
+
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use troop::{Cluster, Event, Handle, Listen, Role, Setup, Worker, WorkerEvent};
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let arg = |n: usize| args.get(n).map_or("", String::as_str);
+    if arg(0) == "raw" {
+        raw(&args[1..]);
+        return;
+    }
+    let result = match arg(0) {
+        "blocking" => blocking(arg(1)),
+        "nest" => nest(arg(1).parse().unwrap_or(0)),
+        "primary" => primary(arg(1)),
+        _ => troop::worker().and_then(|role| role.block_on(async |worker| face(worker, &args).await)),
+    };
+    if let Err(e) = result {
+        eprintln!("{}", e.chain());
+        std::process::exit(1);
+    }
+}
+
+fn name(worker: &Worker) -> String {
+    format!("{} {}\n", worker.id().map_or(0, |id| id.0), std::process::id())
+}
+
+async fn face(worker: Worker, args: &[String]) -> troop::Result<()> {
+    let arg = |n: usize| args.get(n).map_or("", String::as_str);
+    match arg(0) {
+        // One line per connection, no protocol.
+        "line" => {
+            let listener = worker.listen(arg(1)).await?;
+            // Only then is it a test of the order of things.
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let name = name(&worker);
+                tokio::spawn(async move {
+                    let _ = stream.write_all(name.as_bytes()).await;
+                    let _ = stream.shutdown().await;
+                });
+            }
+        }
+        "options" => {
+            let mut listen = Listen::at(arg(1));
+            for option in &args[2..] {
+                listen = match option.as_str() {
+                    "exclusive" => listen.exclusive(true),
+                    "ipv6only" => listen.ipv6_only(true),
+                    fd => Listen::fd(fd.parse().unwrap_or(-1)),
+                };
+            }
+            let listener = worker.listen(listen).await?;
+            worker.send(&json!({"port": listener.local_addr()?.port()})).await?;
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.write_all(name(&worker).as_bytes()).await;
+            }
+        }
+        "http" => {
+            let who = name(&worker);
+            let slow = || async {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                "slow\n"
+            };
+            let app = axum::Router::new()
+                .route("/", axum::routing::get(async move || who))
+                .route("/slow", axum::routing::get(slow));
+            let listener = worker.listen(arg(1)).await?;
+            axum::serve(listener, app).with_graceful_shutdown(worker.draining()).await?;
+        }
+        "unix" => {
+            let listener = worker.listen_unix(arg(1)).await?;
+            while let Ok(mut stream) = listener.accept().await {
+                let _ = stream.write_all(name(&worker).as_bytes()).await;
+            }
+        }
+        "udp" => {
+            let socket = worker.bind_udp(arg(1)).await?;
+            let mut buffer = [0; 2048];
+            let draining = worker.draining();
+            tokio::pin!(draining);
+            loop {
+                tokio::select! {
+                    got = socket.recv_from(&mut buffer) => {
+                        let (n, from) = got?;
+                        let answer = [&buffer[..n], b" ", name(&worker).as_bytes()].concat();
+                        socket.send_to(&answer, from).await?;
+                    }
+                    () = &mut draining => break,
+                }
+            }
+        }
+        // Listens, and never takes a connection.
+        "idle" => {
+            let listener = worker.listen(arg(1)).await?;
+            worker.draining().await;
+            drop(listener);
+        }
+        // Listens, then blocks its whole thread.
+        "blocked" => {
+            let listener = worker.listen(arg(1)).await?;
+            // The report must be out before.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            std::thread::sleep(Duration::from_secs(600));
+            drop(listener);
+        }
+        "echo" => messages(&worker).await?,
+        // Leaves on its own account.
+        "leave" => {
+            let _listener = worker.listen(arg(1)).await?;
+            worker.disconnect().await?;
+        }
+        "exit" => std::process::exit(arg(1).parse().unwrap_or(0)),
+        "die" => {
+            eprintln!("about to fail\nfatal: no such table");
+            std::process::exit(3);
+        }
+        // Outlives its primary and says so to a file.
+        "outlive" => {
+            worker.outlive_primary();
+            worker.draining().await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            std::fs::write(arg(1), "outlived")?;
+        }
+        "orphan" => {
+            worker.draining().await;
+            // Never ends by itself.
+            std::future::pending::<()>().await;
+        }
+        "print" => {
+            println!("out {}", std::env::var(arg(1)).unwrap_or_default());
+            eprintln!("err");
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line)?;
+            println!("in {}", line.trim());
+        }
+        // What it got: descriptors, environment, directory, identity.
+        "inspect" => {
+            let fds: Vec<String> =
+                std::fs::read_dir("/proc/self/fd")?.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
+            let links: Vec<String> = fds
+                .iter()
+                .filter_map(|fd| Some(format!("{fd}={}", std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?.display())))
+                .collect();
+            let identity: Vec<String> = std::env::vars().map(|(n, _)| n).filter(|n| n.starts_with("NODE_")).collect();
+            worker
+                .send(&json!({
+                    "fds": links,
+                    "identity": identity,
+                    "cwd": std::env::current_dir()?,
+                    "env": std::env::var("TEST_VALUE").ok(),
+                    "pgid": rustix::process::getpgrp().as_raw_nonzero().get(),
+                    "uid": rustix::process::getuid().as_raw(),
+                    "comm": std::fs::read_to_string("/proc/self/comm")?.trim(),
+                    "profile": std::env::var("LLVM_PROFILE_FILE").ok(),
+                }))
+                .await?;
+            worker.draining().await;
+        }
+        other => {
+            eprintln!("troop-fixture has no face {other:?}");
+            std::process::exit(64);
+        }
+    }
+    Ok(())
+}
+
+/// Answers messages: what it does depends on the message.
+async fn messages(worker: &Worker) -> troop::Result<()> {
+    while let Some(event) = worker.next_event().await {
+        match event {
+            WorkerEvent::Request(request) => match request.decode::<Value>()? {
+                Value::String(s) if s == "refuse" => request.refuse("I will not"),
+                Value::String(s) if s == "silence" => std::mem::forget(request),
+                question => request.reply(&json!({"you asked": question}))?,
+            },
+            WorkerEvent::Message(message) => {
+                if let Some(handle) = message.take_handle() {
+                    handled(worker, message.decode()?, handle).await?;
+                    continue;
+                }
+                match message.decode::<Value>()? {
+                    Value::String(s) if s == "exit" => std::process::exit(0),
+                    Value::String(s) if s == "stop reading" => tokio::time::sleep(Duration::from_secs(3600)).await,
+                    Value::String(s) if s == "block" => std::thread::sleep(Duration::from_secs(3600)),
+                    Value::String(s) if s == "ask" => {
+                        let answer: troop::Result<Value> = worker.request(&"what now?", Duration::from_secs(5)).await;
+                        worker.send(&json!({"answer": answer.map_err(|e| e.to_string()).unwrap_or_else(Value::String)})).await?;
+                    }
+                    Value::Object(o) if o.contains_key("flood") => {
+                        for n in 0..o["flood"].as_u64().unwrap_or(0) {
+                            worker.send(&n).await?;
+                        }
+                    }
+                    other => worker.send(&json!({"echo": other})).await?,
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What the sender can see from outside: the socket works here.
+async fn handled(worker: &Worker, how: String, handle: Handle) -> troop::Result<()> {
+    if how == "back" {
+        return worker.send_handle(&"there you are", handle).await;
+    }
+    match handle {
+        Handle::TcpStream(mut s) => s.write_all(b"tcp from the worker")?,
+        Handle::UnixStream(mut s) => s.write_all(b"unix from the worker")?,
+        Handle::TcpListener(l) => l.accept()?.0.write_all(b"accepted by the worker")?,
+        Handle::UnixListener(l) => l.accept()?.0.write_all(b"accepted by the worker")?,
+        Handle::UdpSocket(s) => {
+            let mut buffer = [0; 100];
+            let (_, from) = s.recv_from(&mut buffer)?;
+            s.send_to(b"udp from the worker", from)?;
+        }
+        _ => {}
+    }
+    worker.send(&json!({"used": how})).await
+}
+
+fn blocking(address: &str) -> troop::Result<()> {
+    let worker = troop::worker()?.blocking()?;
+    let listener = worker.listen(address)?;
+    let who = format!("{} {}\n", worker.id().map_or(0, |id| id.0), std::process::id());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Ok((mut stream, _)) = listener.accept() {
+                    let _ = stream.write_all(who.as_bytes());
+                }
+            });
+        }
+    });
+    worker.finish();
+    Ok(())
+}
+
+/// Every worker is the primary of a cluster of its own, down to level 0, which tells its name and its ancestors'.
+fn nest(level: u32) -> troop::Result<()> {
+    let Role::Worker(role) = troop::role()? else { return Err(troop::Error::Settings("nest runs under a primary".into())) };
+    role.block_on(async |worker| {
+        let ancestors = std::env::var("ANCESTORS").unwrap_or_default();
+        let ancestors = format!("{ancestors}/{}", worker.id().map_or(0, |id| id.0));
+        if level == 0 {
+            let id_left = std::env::var("NODE_UNIQUE_ID").is_ok() || std::env::var("NODE_CHANNEL_FD").is_ok();
+            worker.send(&json!({"ancestors": ancestors, "id left": id_left})).await?;
+            worker.draining().await;
+            return Ok(());
+        }
+        let next = (level - 1).to_string();
+        let setup = Setup::new().args(["nest", &next]).env("ANCESTORS", &ancestors);
+        let cluster = Cluster::builder().setup(setup).start()?;
+        let mut events = cluster.events();
+        cluster.fork(troop::Fork::new()).await?;
+        let draining = worker.draining();
+        tokio::pin!(draining);
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Event::Message(_, message)) => worker.send(&message.decode::<Value>()?).await?,
+                    None => break,
+                    _ => {}
+                },
+                () = &mut draining => {
+                    cluster.disconnect().await?;
+                    break;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// A primary with two workers of the given face; for tests that kill it.
+fn primary(face: &str) -> troop::Result<()> {
+    match troop::role()? {
+        Role::Primary => {
+            let args: Vec<String> = std::env::args().skip(2).collect();
+            let setup = Setup::new().args([vec![face.to_owned()], args[1..].to_vec()].concat());
+            Cluster::builder().workers(2).setup(setup).on_event(|event| println!("{event}")).run()
+        }
+        Role::Worker(_) => Ok(()),
+    }
+}
+
+/// A worker that does not keep the rules: writes to its channel what its arguments say, and waits.
+fn raw(steps: &[String]) {
+    use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+    #[expect(unsafe_code, reason = "the channel is descriptor 3, by the rules of the protocol")]
+    // SAFETY: descriptor 3 was given to this process for its own.
+    let channel = std::os::unix::net::UnixStream::from(unsafe { OwnedFd::from_raw_fd(3) });
+    let null = std::fs::File::open("/dev/null").ok();
+    let pair = std::os::unix::net::UnixStream::pair().ok();
+    let mut channel = channel;
+    for step in steps {
+        let (kind, text) = step.split_once(' ').unwrap_or((step, ""));
+        let result = match kind {
+            "line" => channel.write_all(format!("{text}\n").as_bytes()),
+            "bytes" => channel.write_all(text.as_bytes()),
+            // A gigabyte without a newline, or as much as the primary takes.
+            "endless" => (0..1024).try_for_each(|_| channel.write_all(&[b'x'; 1 << 20])),
+            "deep" => channel.write_all(format!("{}\n", "[".repeat(200_000)).as_bytes()),
+            // Descriptors that nobody asked for, with a harmless message.
+            "surplus" => {
+                let Some((a, b)) = &pair else { return };
+                let fds = [a.as_fd(), b.as_fd(), a.as_fd()];
+                (0..50).try_for_each(|_| troop_sys::fdpass::send(channel.as_fd(), b"1\n", &fds).map(drop))
+            }
+            "file" => {
+                let Some(null) = &null else { return };
+                let line = br#"{"cmd":"NODE_HANDLE","type":"net.Native","msg":{"a":1}}"#;
+                let line = [&line[..], b"\n"].concat();
+                troop_sys::fdpass::send(channel.as_fd(), &line, &[null.as_fd()]).map(drop)
+            }
+            "sleep" => {
+                std::thread::sleep(Duration::from_millis(text.parse().unwrap_or(0)));
+                Ok(())
+            }
+            _ => Ok(()),
+        };
+        if result.is_err() {
+            break;
+        }
+    }
+    // Until the primary closes the channel, or kills.
+    let mut rest = Vec::new();
+    let _ = channel.read_to_end(&mut rest);
+}
