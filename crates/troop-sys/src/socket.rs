@@ -61,12 +61,15 @@ fn tcp_counts(fd: BorrowedFd<'_>) -> Option<TcpCounts> {
     let mut tail = [0u64; 64];
     let mut len = libc::socklen_t::try_from(size_of_val(&tail)).ok()?;
     // SAFETY: the kernel writes at most `len` bytes, the size of `tail`, which is aligned for it.
-    let result = unsafe { libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, tail.as_mut_ptr().cast(), &raw mut len) };
+    let result =
+        unsafe { libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, tail.as_mut_ptr().cast(), &raw mut len) };
     if result != 0 || (len as usize) < size_of::<libc::tcp_info>() {
         return None;
     }
     // SAFETY: both are plain memory; `tail` holds at least as many bytes as `info`.
-    unsafe { std::ptr::copy_nonoverlapping(tail.as_ptr().cast::<u8>(), (&raw mut info).cast::<u8>(), size_of::<libc::tcp_info>()) };
+    unsafe {
+        std::ptr::copy_nonoverlapping(tail.as_ptr().cast::<u8>(), (&raw mut info).cast::<u8>(), size_of::<libc::tcp_info>())
+    };
     // Linux ABI, include/uapi/linux/tcp.h: tcpi_bytes_received at offset 128, tcpi_bytes_sent at 200.
     let at = |offset: usize| if len as usize >= offset + 8 { tail[offset / 8] } else { 0 };
     Some(TcpCounts { state: info.tcpi_state, bytes_received: at(128), bytes_sent: at(200) })

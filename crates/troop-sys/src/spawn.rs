@@ -325,7 +325,10 @@ unsafe fn change_identity(plan: &Plan) -> Result<(), (Step, c_int)> {
             if libc::syscall(libc::SYS_setgroups, plan.groups_len, plan.groups) != 0 {
                 return Err((Step::Groups, errno()));
             }
-        } else if plan.drop_groups && libc::syscall(libc::SYS_getuid) == 0 && libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<u32>()) != 0 {
+        } else if plan.drop_groups
+            && libc::syscall(libc::SYS_getuid) == 0
+            && libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<u32>()) != 0
+        {
             return Err((Step::Groups, errno()));
         }
         let mut ids = [0u32; 3];

@@ -87,7 +87,8 @@ impl Worker {
     /// As there.
     pub fn listen(&self, address: impl Into<Listen>) -> Result<TcpListener> {
         let opened = self.open(&address.into())?;
-        let address = opened.name.ok_or_else(|| Error::Settings("the listener has no IP address; is it a Unix socket?".into()))?;
+        let address =
+            opened.name.ok_or_else(|| Error::Settings("the listener has no IP address; is it a Unix socket?".into()))?;
         Ok(TcpListener { acceptor: self.acceptor(opened), address })
     }
 
@@ -111,7 +112,12 @@ impl Worker {
     }
 
     fn acceptor(&self, opened: Opened) -> Acceptor {
-        Acceptor { source: opened.source, inner: self.worker.inner().clone(), _registration: opened.registration, _worker: self.clone() }
+        Acceptor {
+            source: opened.source,
+            inner: self.worker.inner().clone(),
+            _registration: opened.registration,
+            _worker: self.clone(),
+        }
     }
 
     /// Whether this worker is to finish.

@@ -52,6 +52,7 @@ impl fmt::Display for Event {
             Event::Listening(w, at) => write!(f, "worker {} listening on {at}", w.id()),
             Event::Message(w, m) => write!(f, "worker {} sent a message of {} bytes", w.id(), m.as_json().len()),
             Event::Disconnect(w) => write!(f, "worker {} disconnected", w.id()),
+            Event::Exit(w, how) if w.exited_after_disconnect() == Some(true) => write!(f, "worker {} finished: {how}", w.id()),
             Event::Exit(w, how) => write!(f, "worker {} died: {how}", w.id()),
             Event::Error(Some(w), e) => write!(f, "worker {}: {}", w.id(), e.chain()),
             Event::Error(None, e) => f.write_str(&e.chain()),
@@ -79,7 +80,10 @@ fn fmt_progress(progress: &Progress, f: &mut fmt::Formatter<'_>) -> fmt::Result 
             use troop_core::supervise::Cause;
             match cause {
                 Cause::Ended(worker, how) => {
-                    write!(f, "giving up: {ends} unexpected ends of workers within {within:?}, the last one worker {worker} with {how}")
+                    write!(
+                        f,
+                        "giving up: {ends} unexpected ends of workers within {within:?}, the last one worker {worker} with {how}"
+                    )
                 }
                 Cause::NotStarted(reason) => write!(f, "giving up: {reason}"),
             }
@@ -164,7 +168,11 @@ impl Bus {
             left -= 1;
             let Some(queue) = reader.upgrade() else { return false };
             // The last reader gets the events themselves, the others copies.
-            if left == 0 { queue.push(events.drain(..)) } else { queue.push(events.iter().cloned()) }
+            if left == 0 {
+                queue.push(events.drain(..))
+            } else {
+                queue.push(events.iter().cloned())
+            }
             true
         });
         events.clear();

@@ -18,8 +18,8 @@ mod worker;
 pub use error::{Error, Result};
 pub use events::{Event, Events};
 pub use message::{Handle, Message, Request};
-pub use primary::{Broadcast, Builder, Cluster, Fork, WorkerHandle};
 pub use net::{TcpListener, UnixListener};
+pub use primary::{Broadcast, Builder, Cluster, Fork, WorkerHandle};
 pub use role::{Role, role, worker};
 pub use settings::{InspectPort, Settings, Setup, Stdio};
 

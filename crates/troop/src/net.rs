@@ -35,12 +35,13 @@ enum Kind<L> {
 
 impl TcpListener {
     pub(crate) fn new(opened: Opened, worker: &Worker) -> Result<TcpListener> {
-        let address = opened.name.ok_or_else(|| Error::Settings("the listener has no IP address; is it a Unix socket?".into()))?;
+        let address =
+            opened.name.ok_or_else(|| Error::Settings("the listener has no IP address; is it a Unix socket?".into()))?;
         let source = match opened.source {
             Source::Handed(queue) => Kind::Handed(queue),
-            Source::Socket(fd) => Kind::Own(
-                tokio::net::TcpListener::from_std(fd.into()).map_err(Error::io("give the listener to the runtime"))?,
-            ),
+            Source::Socket(fd) => {
+                Kind::Own(tokio::net::TcpListener::from_std(fd.into()).map_err(Error::io("give the listener to the runtime"))?)
+            }
         };
         Ok(TcpListener { source, address, worker: worker.clone(), _registration: opened.registration })
     }
@@ -88,9 +89,9 @@ impl UnixListener {
     pub(crate) fn new(opened: Opened, worker: &Worker) -> Result<UnixListener> {
         let source = match opened.source {
             Source::Handed(queue) => Kind::Handed(queue),
-            Source::Socket(fd) => Kind::Own(
-                tokio::net::UnixListener::from_std(fd.into()).map_err(Error::io("give the listener to the runtime"))?,
-            ),
+            Source::Socket(fd) => {
+                Kind::Own(tokio::net::UnixListener::from_std(fd.into()).map_err(Error::io("give the listener to the runtime"))?)
+            }
         };
         let path = opened.path.unwrap_or_default().into();
         Ok(UnixListener { source, path, worker: worker.clone(), _registration: opened.registration })

@@ -20,6 +20,8 @@ pub enum Stdio {
     Pipe,
     /// Standard error only: passed on to the primary's, and the last lines are kept for the message when workers keep dying.
     Forward,
+    /// Standard error only: not shown, but the last lines are kept.
+    Capture,
 }
 
 /// The port of a Node worker's inspector.
@@ -261,13 +263,20 @@ impl Settings {
         const FLAGS: [&str; 4] = ["--inspect", "--inspect-brk", "--inspect-port", "--debug-port"];
         let options = env.get(OsStr::new("NODE_OPTIONS")).map(|o| o.to_string_lossy().into_owned()).unwrap_or_default();
         let flags: Vec<String> = self.exec_argv.iter().map(|a| a.to_string_lossy().into_owned()).collect();
-        let mut relevant =
-            flags.iter().map(String::as_str).chain(options.split_whitespace()).filter(|a| FLAGS.iter().any(|f| a.starts_with(f))).peekable();
+        let mut relevant = flags
+            .iter()
+            .map(String::as_str)
+            .chain(options.split_whitespace())
+            .filter(|a| FLAGS.iter().any(|f| a.starts_with(f)))
+            .peekable();
         relevant.peek()?;
         if let InspectPort::Fixed(port) = self.inspect_port {
             return Some(port);
         }
-        let base = relevant.filter_map(|a| a.split_once('=')).filter_map(|(_, at)| at.rsplit(':').next()?.parse::<u32>().ok()).next_back();
+        let base = relevant
+            .filter_map(|a| a.split_once('='))
+            .filter_map(|(_, at)| at.rsplit(':').next()?.parse::<u32>().ok())
+            .next_back();
         *count += 1;
         let port = base.unwrap_or(9229) + *count;
         Some(u16::try_from(if port > 65535 { 1024 + (port - 65536) % 64512 } else { port }).unwrap_or(9229))

@@ -48,7 +48,8 @@ mod tests {
     fn turns_are_exact_whoever_comes_and_goes() {
         let mut rr = RoundRobin::default();
         (1..=3).for_each(|w| rr.add(WorkerId(w)));
-        let turns = |rr: &mut RoundRobin, n: usize| -> Vec<u32> { (0..n).filter_map(|_| rr.pick(&mut |_| true)).map(|w| w.0).collect() };
+        let turns =
+            |rr: &mut RoundRobin, n: usize| -> Vec<u32> { (0..n).filter_map(|_| rr.pick(&mut |_| true)).map(|w| w.0).collect() };
         assert_eq!(turns(&mut rr, 4), [1, 2, 3, 1]);
         rr.remove(WorkerId(1));
         assert_eq!(turns(&mut rr, 3), [2, 3, 2]);

@@ -104,13 +104,20 @@ impl Primary {
     /// The worker's answer to `newconn`.
     pub(super) fn answered(&mut self, now: Time, worker: WorkerId, seq: u64, accepted: bool) -> Result<(), Violation> {
         if !accepted {
-            return if self.in_flight_with(worker, seq) { self.refused(now, worker, seq); Ok(()) } else { Err(Violation::UnaskedAck) };
+            return if self.in_flight_with(worker, seq) {
+                self.refused(now, worker, seq);
+                Ok(())
+            } else {
+                Err(Violation::UnaskedAck)
+            };
         }
         let state = self.workers.get_mut(&worker).ok_or(Violation::UnaskedAck)?;
         let InFlight { conn, listener, .. } = state.take(seq).ok_or(Violation::UnaskedAck)?;
         state.taken += 1;
         self.actions.push_back(Action::Release { conn });
-        if let Some(listener) = self.listeners.get_mut(&listener) && !listener.cooling.is_empty() {
+        if let Some(listener) = self.listeners.get_mut(&listener)
+            && !listener.cooling.is_empty()
+        {
             listener.cooling.retain(|c| c.worker != worker);
         }
         self.pump(now, listener);

@@ -332,9 +332,11 @@ fn bind_spec(message: &ClusterMessage<'_>, shared: bool) -> Option<BindSpec> {
         (AddressType::Tcp4 | AddressType::Tcp6, _) => {
             Place::Tcp { address, port: port(message.port)?, ipv6_only: flags & 1 != 0 }
         }
-        (AddressType::Unix, _) => {
-            Place::Unix { path: address.filter(|p| !p.is_empty())?, readable_all: message.readable_all, writable_all: message.writable_all }
-        }
+        (AddressType::Unix, _) => Place::Unix {
+            path: address.filter(|p| !p.is_empty())?,
+            readable_all: message.readable_all,
+            writable_all: message.writable_all,
+        },
         (AddressType::Fd, _) => return None,
     };
     let backlog = match message.backlog.unwrap_or(0) {

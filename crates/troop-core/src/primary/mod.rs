@@ -423,7 +423,9 @@ impl Primary {
         }
         for listener in self.listeners.values_mut() {
             listener.cooling.retain(|c| c.until + listener::COOLING_MEMORY > now);
-            if let (Some(until), false) = (listener.cooling.iter().map(|c| c.until).filter(|u| *u > now).min(), listener.queue.is_empty()) {
+            if let (Some(until), false) =
+                (listener.cooling.iter().map(|c| c.until).filter(|u| *u > now).min(), listener.queue.is_empty())
+            {
                 wake(until);
             }
         }

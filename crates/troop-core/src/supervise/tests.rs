@@ -84,7 +84,8 @@ fn quick_deaths_are_spaced_and_end_in_giving_up() {
         worker = w.next_worker;
     }
     assert_eq!(w.outcome, Some(Outcome::GaveUp(Cause::Ended(WorkerId(8), ExitHow::Code(7)))));
-    let delays: Vec<_> = w.told.iter().filter_map(|p| if let Progress::Restarting { delay, .. } = p { Some(*delay) } else { None }).collect();
+    let delays: Vec<_> =
+        w.told.iter().filter_map(|p| if let Progress::Restarting { delay, .. } = p { Some(*delay) } else { None }).collect();
     assert_eq!(delays.len(), 7);
     for (i, delay) in delays.iter().enumerate() {
         let middle = Duration::from_millis(100 << i).min(5 * SECOND);
@@ -137,7 +138,9 @@ fn a_reload_that_fails_leaves_the_old_worker_alone() {
     w.supervisor.reload(w.now);
     w.carry_out();
     w.pass(60 * SECOND);
-    assert!(matches!(w.told.iter().rev().find(|p| matches!(p, Progress::ReloadFailed { .. })), Some(Progress::ReloadFailed { reason }) if reason.contains("not ready")));
+    assert!(
+        matches!(w.told.iter().rev().find(|p| matches!(p, Progress::ReloadFailed { .. })), Some(Progress::ReloadFailed { reason }) if reason.contains("not ready"))
+    );
     assert!(w.asked.contains(&Order::Terminate(WorkerId(3))) && !w.asked.contains(&Order::Disconnect(WorkerId(1))));
 }
 

@@ -461,7 +461,10 @@ mod tests {
     fn the_captured_messages_of_node_are_understood() {
         let line = br#"{"cmd":"NODE_CLUSTER","act":"queryServer","index":0,"data":null,"address":null,"port":18080,"addressType":4,"backlog":0,"seq":1}"#;
         let Ok(Incoming::Cluster(m)) = parse(line) else { panic!() };
-        assert_eq!((m.act, m.port, m.address_type, m.fd, m.seq), (Some(Act::QueryServer), Some(18080), Some(AddressType::Tcp4), None, Some(1)));
+        assert_eq!(
+            (m.act, m.port, m.address_type, m.fd, m.seq),
+            (Some(Act::QueryServer), Some(18080), Some(AddressType::Tcp4), None, Some(1))
+        );
         let line = br#"{"cmd":"NODE_CLUSTER","act":"listening","index":0,"data":null,"address":"0.0.0.0","port":9,"addressType":"udp4","fd":-1,"flags":0,"seq":2}"#;
         let Ok(Incoming::Cluster(m)) = parse(line) else { panic!() };
         assert_eq!((m.act, m.address_type, m.fd), (Some(Act::Listening), Some(AddressType::Udp4), Some(-1)));
@@ -481,7 +484,9 @@ mod tests {
 
     #[test]
     fn user_messages_are_any_json() {
-        for line in ["\"str\"", "42", "true", "null", "{\"cmd\":\"NODE_\"}", "{\"cmd\":7}", "{\"a\":{\"cmd\":\"NODE_CLUSTER\"}}", " [1] "] {
+        for line in
+            ["\"str\"", "42", "true", "null", "{\"cmd\":\"NODE_\"}", "{\"cmd\":7}", "{\"a\":{\"cmd\":\"NODE_CLUSTER\"}}", " [1] "]
+        {
             assert!(matches!(parse(line.as_bytes()), Ok(Incoming::User(_))), "{line}");
         }
     }

@@ -40,7 +40,15 @@ pub const HANDLE_ACK: &[u8] = b"{\"cmd\":\"NODE_HANDLE_ACK\"}\n";
 pub const HANDLE_NACK: &[u8] = b"{\"cmd\":\"NODE_HANDLE_NACK\"}\n";
 
 /// `queryServer`'s answer without a descriptor. `errno` is negative for an error, `None` for success.
-pub fn reply(out: &mut Vec<u8>, key: &str, ack: u64, errno: Option<i32>, data: Option<&RawValue>, sockname: Option<&SockName>, seq: u64) {
+pub fn reply(
+    out: &mut Vec<u8>,
+    key: &str,
+    ack: u64,
+    errno: Option<i32>,
+    data: Option<&RawValue>,
+    sockname: Option<&SockName>,
+    seq: u64,
+) {
     json(out, &Reply { cmd: "NODE_CLUSTER", errno, key, ack, data, sockname, seq });
 }
 
@@ -55,7 +63,9 @@ pub fn reply_with_handle(out: &mut Vec<u8>, kind: &str, key: &str, ack: u64, dat
 /// An accepted connection for a Node worker. `key` must already be JSON (quoted and escaped).
 #[inline]
 pub fn newconn(out: &mut Vec<u8>, key: &str, seq: u64) {
-    out.extend_from_slice(b"{\"cmd\":\"NODE_HANDLE\",\"type\":\"net.Native\",\"msg\":{\"cmd\":\"NODE_CLUSTER\",\"act\":\"newconn\",\"key\":");
+    out.extend_from_slice(
+        b"{\"cmd\":\"NODE_HANDLE\",\"type\":\"net.Native\",\"msg\":{\"cmd\":\"NODE_CLUSTER\",\"act\":\"newconn\",\"key\":",
+    );
     out.extend_from_slice(key.as_bytes());
     out.extend_from_slice(b",\"seq\":");
     number(out, seq);
@@ -166,7 +176,11 @@ pub fn user_handle(out: &mut Vec<u8>, kind: HandleKind, body: &[u8]) {
     out.extend_from_slice(kind.name().as_bytes());
     match kind {
         HandleKind::Dgram { ipv6 } => {
-            out.extend_from_slice(if ipv6 { b"\",\"dgramType\":\"udp6\",\"msg\":" } else { b"\",\"dgramType\":\"udp4\",\"msg\":" });
+            out.extend_from_slice(if ipv6 {
+                b"\",\"dgramType\":\"udp6\",\"msg\":"
+            } else {
+                b"\",\"dgramType\":\"udp4\",\"msg\":"
+            });
         }
         _ => out.extend_from_slice(b"\",\"msg\":"),
     }

@@ -67,9 +67,8 @@ async fn face(worker: Worker, args: &[String]) -> troop::Result<()> {
                 tokio::time::sleep(Duration::from_millis(500)).await;
                 "slow\n"
             };
-            let app = axum::Router::new()
-                .route("/", axum::routing::get(async move || who))
-                .route("/slow", axum::routing::get(slow));
+            let app =
+                axum::Router::new().route("/", axum::routing::get(async move || who)).route("/slow", axum::routing::get(slow));
             let listener = worker.listen(arg(1)).await?;
             axum::serve(listener, app).with_graceful_shutdown(worker.draining()).await?;
         }

@@ -256,4 +256,3 @@ impl Drop for Forget<'_> {
         self.mailbox.lock().requests.remove(&self.id);
     }
 }
-

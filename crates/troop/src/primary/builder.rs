@@ -33,7 +33,11 @@ pub struct Builder {
 
 impl std::fmt::Debug for Builder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Builder").field("setup", &self.setup).field("workers", &self.workers).field("config", &self.config).finish()
+        f.debug_struct("Builder")
+            .field("setup", &self.setup)
+            .field("workers", &self.workers)
+            .field("config", &self.config)
+            .finish()
     }
 }
 
@@ -46,7 +50,14 @@ pub fn available_workers() -> usize {
 impl Builder {
     pub(super) fn new() -> Builder {
         let config = Config { policy: policy_from_environment(), ..Config::default() };
-        Builder { setup: Setup::new(), workers: None, config, supervision: None, grace: Duration::from_secs(30), observers: Vec::new() }
+        Builder {
+            setup: Setup::new(),
+            workers: None,
+            config,
+            supervision: None,
+            grace: Duration::from_secs(30),
+            observers: Vec::new(),
+        }
     }
 
     /// How many workers to keep running. Default: [`available_workers`] for [`Builder::run`]; none, so without supervision, for
@@ -158,8 +169,7 @@ impl Builder {
         }
         let (mut driver, _cluster) = self.driver(true)?;
         driver.descriptor_limit = troop_sys::process::raise_descriptor_limit();
-        let mut signals =
-            vec![(SIGTERM, SignalMeans::Stop), (SIGINT, SignalMeans::Stop), (SIGHUP, SignalMeans::Reload)];
+        let mut signals = vec![(SIGTERM, SignalMeans::Stop), (SIGINT, SignalMeans::Stop), (SIGHUP, SignalMeans::Reload)];
         if std::process::id() == 1 {
             signals.push((SIGCHLD, SignalMeans::ReapOrphans));
         }

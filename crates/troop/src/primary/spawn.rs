@@ -45,16 +45,17 @@ pub(crate) fn spawn(
                 let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
                 child_ends[number] = Some(null.map_err(failed("open /dev/null"))?.into());
             }
-            Stdio::Pipe | Stdio::Forward => {
+            Stdio::Pipe | Stdio::Forward | Stdio::Capture => {
                 let (reader, writer) = io::pipe().map_err(failed("make a pipe"))?;
                 if number == 0 {
                     (child_ends[0], pipes[0]) = (Some(reader.into()), Some(writer.into()));
-                } else if *stdio == Stdio::Forward && number == 2 {
+                } else if *stdio != Stdio::Pipe && number == 2 {
+                    let shown = *stdio == Stdio::Forward;
                     if forwarder.is_none() {
                         *forwarder = Some(Forwarder::start().map_err(failed("start the thread for standard error"))?);
                     }
                     if let Some(forwarder) = forwarder {
-                        tail = Some(forwarder.add(reader).map_err(failed("watch standard error"))?);
+                        tail = Some(forwarder.add(reader, shown).map_err(failed("watch standard error"))?);
                     }
                     child_ends[number] = Some(writer.into());
                 } else {

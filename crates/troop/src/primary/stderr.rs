@@ -42,11 +42,17 @@ impl Tail {
     }
 }
 
-type Streams = Arc<Mutex<HashMap<u64, (PipeReader, Arc<Tail>)>>>;
+struct Stream {
+    pipe: PipeReader,
+    tail: Arc<Tail>,
+    /// Passed on, not only remembered.
+    shown: bool,
+}
+
+type Streams = Arc<Mutex<HashMap<u64, Stream>>>;
 
 /// A thread that copies. When the primary's standard error is slow, the workers wait, as they would on an inherited one; the primary does
 /// not.
-#[derive(Debug)]
 pub(crate) struct Forwarder {
     poller: Arc<Poller>,
     streams: Streams,
@@ -64,12 +70,12 @@ impl Forwarder {
         Ok(Forwarder { poller: Arc::new(poller), streams, last: 0 })
     }
 
-    pub(crate) fn add(&mut self, pipe: PipeReader) -> io::Result<Arc<Tail>> {
+    pub(crate) fn add(&mut self, pipe: PipeReader, shown: bool) -> io::Result<Arc<Tail>> {
         self.last += 1;
         let tail = Arc::new(Tail::default());
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         self.poller.add(&pipe, self.last, Interest::Read)?;
-        streams.insert(self.last, (pipe, tail.clone()));
+        streams.insert(self.last, Stream { pipe, tail: tail.clone(), shown });
         Ok(tail)
     }
 }
@@ -81,14 +87,16 @@ fn copy(mut poller: Poller, streams: &Streams) {
             // Read outside the lock: adding a stream must not wait for a slow terminal.
             let stream = {
                 let streams = streams.lock().unwrap_or_else(PoisonError::into_inner);
-                streams.get(&event.token).and_then(|(pipe, tail)| Some((pipe.try_clone().ok()?, tail.clone())))
+                streams.get(&event.token).and_then(|s| Some((s.pipe.try_clone().ok()?, s.tail.clone(), s.shown)))
             };
-            let Some((mut pipe, tail)) = stream else { continue };
+            let Some((mut pipe, tail, shown)) = stream else { continue };
             match pipe.read(&mut buffer) {
                 Ok(n) if n > 0 => {
                     tail.push(&buffer[..n]);
-                    // Nobody to tell when the primary's own standard error is closed.
-                    let _ = io::stderr().lock().write_all(&buffer[..n]);
+                    if shown {
+                        // Nobody to tell when the primary's own standard error is closed.
+                        let _ = io::stderr().lock().write_all(&buffer[..n]);
+                    }
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 _ => {

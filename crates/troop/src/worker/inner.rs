@@ -10,9 +10,9 @@ use tokio::sync::{Notify, oneshot, watch};
 use troop_core::WorkerId;
 use troop_sys::poll::Bell;
 
+use super::WorkerEvent;
 use super::listen::{Place, Wanted};
 use super::queue::{ConnQueue, Taken};
-use super::WorkerEvent;
 use crate::channel::Mailbox;
 use crate::error::{Error, Result};
 use crate::queue::{Queue, Reader};
@@ -207,6 +207,11 @@ impl Inner {
         *open += 1;
         *next += 1;
         *next - 1
+    }
+
+    /// Whether the program has a listener of the cluster's.
+    pub(super) fn has_listeners(&self) -> bool {
+        !self.indices.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     pub(super) fn release_index(&self, place: &Place) {

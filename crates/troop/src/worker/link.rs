@@ -105,9 +105,7 @@ impl Link {
             }
             let interest =
                 if self.outbox.is_empty() || self.later { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
-            let retry = async {
-                if self.later { tokio::time::sleep(RETRY_PAUSE).await } else { std::future::pending().await }
-            };
+            let retry = async { if self.later { tokio::time::sleep(RETRY_PAUSE).await } else { std::future::pending().await } };
             tokio::select! {
                 () = notify.notified() => {}
                 ready = self.socket.ready(interest) => {
@@ -218,6 +216,10 @@ impl Link {
             self.give_back(left);
             let seq = self.next_seq();
             outgoing::close(self.outbox.buffer(), &key, seq);
+        }
+        if !self.inner.has_listeners() {
+            // A worker that only answers messages has no other end to its work; a server may want messages until its requests are done.
+            self.inner.events.close();
         }
         self.inner.drain();
     }

@@ -117,7 +117,8 @@ impl Listen {
             };
             // Node's UDP sockets always name an address.
             let address = address.or(self.udp.then_some(Ipv4Addr::UNSPECIFIED.into()));
-            let place = Place { address: address.map(|a| a.to_string()), port: Some(i64::from(port)), kind, fd: self.udp.then_some(-1) };
+            let place =
+                Place { address: address.map(|a| a.to_string()), port: Some(i64::from(port)), kind, fd: self.udp.then_some(-1) };
             self.want(place)
         };
         Ok(match &self.target {
@@ -226,7 +227,9 @@ impl Opened {
                 }
                 Ok(fd)
             }
-            Source::Handed(_) => Err(Error::Settings("the primary answered with connections where a socket was asked for".into())),
+            Source::Handed(_) => {
+                Err(Error::Settings("the primary answered with connections where a socket was asked for".into()))
+            }
         }
     }
 }

@@ -220,8 +220,9 @@ impl Worker {
         self.inner.leave().await
     }
 
-    /// The next message or question from the primary; `None` when the channel is closed and all have been read. Messages wait here from
-    /// the start, at most 8,192 of them and 16 MiB. Several callers share them. Cancel safe.
+    /// The next message or question from the primary. `None` when all have been read and the channel is closed, or when this worker is
+    /// to finish and has no listener open. Messages wait here from the start, at most 8,192 of them and 16 MiB. Several callers share
+    /// them. Cancel safe.
     pub async fn next_event(&self) -> Option<WorkerEvent> {
         self.messages.lock().await.next().await
     }

@@ -1,0 +1,147 @@
+//! One line per event on standard error, for people or for programs.
+
+use std::io::{IsTerminal, Write};
+use std::time::UNIX_EPOCH;
+
+use serde_json::{Map, Value, json};
+use troop::{Cause, Event, ExitHow, Progress, WorkerHandle, signal_name};
+
+use crate::args::LogFormat;
+
+pub(crate) struct Log {
+    format: LogFormat,
+    prefix: &'static str,
+}
+
+impl Log {
+    pub(crate) fn new(format: LogFormat) -> Log {
+        let coloured = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        Log { format, prefix: if coloured { "\x1b[2mtroop\x1b[0m " } else { "troop " } }
+    }
+
+    pub(crate) fn event(&mut self, event: &Event) {
+        let line = match (self.format, event) {
+            // The settings are what was typed.
+            (LogFormat::Human, Event::Setup(_)) => return,
+            (LogFormat::Human, event) => format!("{}{event}", self.prefix),
+            (LogFormat::Json, event) => as_json(event).to_string(),
+        };
+        write(&line);
+    }
+}
+
+/// Nothing can be done about a standard error that is closed or full.
+fn write(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+pub(crate) fn failure(e: &troop::Error) {
+    write(&format!("troop: {}", e.chain()));
+}
+
+fn as_json(event: &Event) -> Value {
+    let mut fields = Map::new();
+    let millis = UNIX_EPOCH.elapsed().map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
+    fields.insert("time_ms".into(), millis.into());
+    let name = match event {
+        Event::Setup(_) => "setup",
+        Event::Fork(_) => "fork",
+        Event::Online(_) => "online",
+        Event::Listening(..) => "listening",
+        Event::Message(..) => "message",
+        Event::Disconnect(_) => "disconnect",
+        Event::Exit(..) => "exit",
+        Event::Error(..) => "error",
+        Event::Request(..) => "request",
+        Event::Misbehaved(..) => "misbehaved",
+        Event::Supervision(progress) => progress_name(progress),
+        Event::Missed(_) => "missed",
+        _ => "other",
+    };
+    fields.insert("event".into(), name.into());
+    let mut add = |name: &str, value: Value| fields.insert(name.into(), value);
+    if let Some(worker) = worker_of(event) {
+        add("worker", worker.id().0.into());
+        add("pid", worker.pid().into());
+    }
+    match event {
+        Event::Listening(_, at) => {
+            add("address", at.address.clone().into());
+            add("port", at.port.into());
+            add("addressType", at.address_type.to_string().into());
+            add("fd", at.fd.into());
+        }
+        Event::Exit(worker, how) => {
+            add_exit(&mut add, *how);
+            add("exitedAfterDisconnect", worker.exited_after_disconnect().into());
+        }
+        Event::Error(_, e) => drop(add("error", e.chain().into())),
+        Event::Misbehaved(_, violation, killed) => {
+            add("violation", violation.to_string().into());
+            add("killed", (*killed).into());
+        }
+        Event::Supervision(progress) => match progress {
+            Progress::Restarting { delay, .. } => drop(add("delay_ms", json!(delay.as_millis() as u64))),
+            Progress::ReloadStarted { workers } => drop(add("workers", (*workers).into())),
+            Progress::Replaced { old, new } => {
+                add("old", old.0.into());
+                add("new", new.0.into());
+            }
+            Progress::ReloadFailed { reason } => drop(add("reason", reason.clone().into())),
+            Progress::GraceOver(worker) => drop(add("worker", worker.0.into())),
+            Progress::GivingUp { ends, within, cause } => {
+                add("ends", (*ends).into());
+                add("within_s", within.as_secs().into());
+                match cause {
+                    Cause::Ended(worker, how) => {
+                        add("worker", worker.0.into());
+                        add_exit(&mut add, *how);
+                    }
+                    Cause::NotStarted(reason) => drop(add("reason", reason.clone().into())),
+                }
+            }
+            _ => {}
+        },
+        Event::Missed(n) => drop(add("missed", (*n).into())),
+        _ => {}
+    }
+    add("text", event.to_string().into());
+    Value::Object(fields)
+}
+
+fn add_exit(add: &mut impl FnMut(&str, Value) -> Option<Value>, how: ExitHow) {
+    match how {
+        ExitHow::Code(code) => drop(add("code", code.into())),
+        ExitHow::Signal(signal) => drop(add("signal", signal_name(signal).map_or(signal.into(), Value::from))),
+        ExitHow::Unknown => {}
+    }
+}
+
+fn progress_name(progress: &Progress) -> &'static str {
+    match progress {
+        Progress::Restarting { .. } => "restarting",
+        Progress::ReloadStarted { .. } => "reload-started",
+        Progress::Replaced { .. } => "replaced",
+        Progress::ReloadFinished => "reload-finished",
+        Progress::ReloadFailed { .. } => "reload-failed",
+        Progress::ReloadRefused => "reload-refused",
+        Progress::Stopping => "stopping",
+        Progress::GraceOver(_) => "grace-over",
+        Progress::GivingUp { .. } => "giving-up",
+    }
+}
+
+fn worker_of(event: &Event) -> Option<&WorkerHandle> {
+    match event {
+        Event::Fork(w)
+        | Event::Online(w)
+        | Event::Listening(w, _)
+        | Event::Message(w, _)
+        | Event::Disconnect(w)
+        | Event::Exit(w, _)
+        | Event::Request(w, _)
+        | Event::Misbehaved(w, ..) => Some(w),
+        Event::Error(w, _) => w.as_ref(),
+        _ => None,
+    }
+}

@@ -1,0 +1,89 @@
+//! From what was typed to what is executed.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::process::Command;
+
+use troop::{Error, Setup};
+
+/// Node's options that take the next argument as their value, as far as they make sense before a script.
+const WITH_VALUE: [&str; 10] = [
+    "-r",
+    "--require",
+    "--import",
+    "--loader",
+    "--experimental-loader",
+    "-C",
+    "--conditions",
+    "--env-file",
+    "--title",
+    "--icu-data-dir",
+];
+
+/// What to start workers with. Scripts run under node; of `node OPTIONS SCRIPT ARGS` the options are recognised, so that those which must
+/// differ between workers (inspector ports, profile files) can be given to each.
+pub(crate) fn setup(program: &OsStr, args: Vec<OsString>) -> Result<Setup, Error> {
+    let path = Path::new(program);
+    match path.extension().and_then(OsStr::to_str) {
+        Some("js" | "mjs" | "cjs") => {
+            exists(path)?;
+            Ok(Setup::new().script(path).args(args))
+        }
+        Some("ts" | "mts" | "cts") => {
+            exists(path)?;
+            Ok(Setup::new().script(path).args(args).exec_argv(typescript_flags()?))
+        }
+        _ if path.file_name().is_some_and(|name| name == "node" || name == "nodejs") => Ok(node(path, args)),
+        _ => Ok(Setup::new().program(path).args(args)),
+    }
+}
+
+fn exists(script: &Path) -> Result<(), Error> {
+    // Relative to the directory that the command was typed in, unless --cwd says otherwise: then node reports it.
+    if script.is_relative() || script.exists() {
+        return Ok(());
+    }
+    Err(Error::Settings(format!("there is no script {}", script.display())))
+}
+
+fn node(program: &Path, args: Vec<OsString>) -> Setup {
+    let mut script = 0;
+    while let Some(arg) = args.get(script).and_then(|a| a.to_str()).filter(|a| a.starts_with('-')) {
+        script += if WITH_VALUE.contains(&arg) { 2 } else { 1 };
+    }
+    let script = script.min(args.len());
+    let setup = Setup::new().program(program).exec_argv(args[..script].iter());
+    match args.get(script) {
+        Some(name) => setup.script(name).args(args[script + 1..].iter()),
+        None => setup.args(Vec::<OsString>::new()),
+    }
+}
+
+/// Node strips types by itself from 22.18 and 23.6 on, when asked from 22.6 on, and not before.
+fn typescript_flags() -> Result<Vec<OsString>, Error> {
+    let output = Command::new("node").arg("--version").output().map_err(|source| Error::Spawn {
+        program: "node".into(),
+        step: "ask for its version".into(),
+        source,
+    })?;
+    let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let mut numbers = version.trim_start_matches('v').split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+    match (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) {
+        (22, 18..) | (23, 6..) | (24.., _) => Ok(Vec::new()),
+        (22, 6..) | (23, _) => Ok(vec!["--experimental-strip-types".into()]),
+        _ => Err(Error::Settings(format!("node {version} does not run TypeScript; 22.6 is the first that does"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_options_are_told_from_the_script() {
+        let args = ["--inspect", "-r", "x.js", "server.js", "--port", "1"].map(OsString::from).to_vec();
+        let text = format!("{:?}", node(Path::new("node"), args));
+        assert!(text.contains(r#"exec_argv: Some(["--inspect", "-r", "x.js"])"#), "{text}");
+        assert!(text.contains(r#"exec: Some("server.js"), args: Some(["--port", "1"])"#), "{text}");
+    }
+}

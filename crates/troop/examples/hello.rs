@@ -1,0 +1,16 @@
+//! An axum server on every CPU: `cargo run --release --features axum --example hello`, then `curl http://127.0.0.1:8000/`.
+
+use axum::{Router, routing::get};
+use troop::{Cluster, Role};
+
+fn main() -> troop::Result<()> {
+    match troop::role()? {
+        Role::Primary => Cluster::builder().on_event(|event| println!("{event}")).run(),
+        Role::Worker(worker) => worker.block_on(async |worker| {
+            let listener = worker.listen(8000).await?;
+            let app = Router::new().route("/", get(async || format!("hello from process {}\n", std::process::id())));
+            axum::serve(listener, app).with_graceful_shutdown(worker.draining()).await?;
+            Ok(())
+        }),
+    }
+}
