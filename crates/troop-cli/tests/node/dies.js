@@ -1,0 +1,2 @@
+console.error('cannot open the database');
+process.exit(7);

@@ -1,0 +1,243 @@
+//! `troop run`, as a person uses it.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use support::{node, run, start};
+use troop_testkit::{is_running, talk, wait_until};
+
+fn get(port: u16, path: &str) -> std::io::Result<String> {
+    let answer = talk(([127, 0, 0, 1], port), &format!("GET {path} HTTP/1.0\r\n\r\n"))?;
+    match answer.split_once("\r\n\r\n") {
+        Some((_, body)) if !body.is_empty() => Ok(body.to_owned()),
+        _ => Err(std::io::Error::other(format!("no answer, but {answer:?}"))),
+    }
+}
+
+fn arguments(start: &[&str], program: &str) -> Vec<String> {
+    start.iter().map(|a| (*a).to_owned()).chain([node(program).display().to_string()]).collect()
+}
+
+#[test]
+fn an_unchanged_http_server_becomes_a_cluster() {
+    let mut troop = run(arguments(&["-w", "3", "--env", "GREETING=hi", "--cwd", "/"], "hello.js"));
+    let port = troop.listening(3);
+    let answers: BTreeSet<String> = (0..9).map(|_| get(port, "/").unwrap()).collect();
+    let expected: BTreeSet<String> = troop.workers().iter().map(|pid| format!("{pid} hi /")).collect();
+    assert_eq!(answers, expected);
+    troop.signal(Signal::TERM);
+    let (code, log) = troop.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(troop.workers().iter().all(|pid| !is_running(*pid)));
+}
+
+#[test]
+fn a_shared_socket_serves_too() {
+    let mut troop = run(arguments(&["-w", "2", "--policy", "shared"], "hello.js"));
+    let port = troop.listening(2);
+    for _ in 0..6 {
+        get(port, "/").unwrap();
+    }
+    troop.signal(Signal::INT);
+    assert_eq!(troop.end().0, Some(0));
+}
+
+#[test]
+fn requests_that_are_served_when_it_stops_are_finished() {
+    let mut troop = run(arguments(&["-w", "2"], "hello.js"));
+    let port = troop.listening(2);
+    let slow = std::thread::spawn(move || get(port, "/slow"));
+    // The connection must have reached a worker; the next one goes to the other.
+    get(port, "/").unwrap();
+    troop.signal(Signal::TERM);
+    assert!(slow.join().unwrap().is_ok());
+    assert_eq!(troop.end().0, Some(0));
+}
+
+#[test]
+fn workers_that_keep_dying_end_it_with_their_last_words() {
+    let mut troop = run(arguments(&["-w", "2"], "dies.js"));
+    let (code, log) = troop.end();
+    assert_eq!(code, Some(1));
+    let last = &log[log.rfind("troop: ").expect("a last word")..];
+    assert!(last.contains("exit code 7") && last.contains("cannot open the database"), "{last}");
+    assert!(log.matches("\"event\":\"restarting\"").count() >= 5, "{log}");
+}
+
+#[test]
+fn silence_hides_output_but_not_the_reason() {
+    let mut troop = run(arguments(&["-w", "2", "--silent"], "dies.js"));
+    let (code, log) = troop.end();
+    assert_eq!((code, log.matches("cannot open the database").count()), (Some(1), 1), "{log}");
+}
+
+#[test]
+fn a_program_that_does_not_exist_is_one_clear_error() {
+    let mut troop = run(["-w", "4", "./no-such-program"]);
+    let (code, log) = troop.end();
+    assert_eq!(code, Some(1));
+    assert!(log.ends_with("No such file or directory (os error 2)"), "{log}");
+    assert_eq!(log.matches("restarting").count(), 0, "{log}");
+}
+
+#[test]
+fn wrong_arguments_are_explained() {
+    for args in [&["-w", "none", "x"][..], &["--policy", "best", "x"], &["--env", "novalue", "x"], &["--grace", "-1", "x"], &[]] {
+        let mut troop = run(args);
+        let (code, log) = troop.end();
+        assert_eq!(code, Some(2), "{log}");
+        assert!(log.contains("error:"), "{log}");
+    }
+}
+
+#[test]
+fn a_reload_under_load_fails_no_request() {
+    let mut troop = run(arguments(&["-w", "2"], "hello.js"));
+    let port = troop.listening(2);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut done = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        get(port, "/").expect("no request fails");
+                        done += 1;
+                    }
+                    done
+                })
+            })
+            .collect();
+        for _ in 0..3 {
+            troop.signal(Signal::HUP);
+            troop.event("reload-finished");
+        }
+        stop.store(true, Ordering::Relaxed);
+        let done: usize = clients.into_iter().map(|c| c.join().expect("no request fails")).sum();
+        assert!(done > 20, "only {done} requests");
+    });
+    assert_eq!(troop.workers().len(), 8);
+    let forks: Vec<u32> = troop.workers().to_vec();
+    wait_until("the old workers leave", || forks[..6].iter().all(|pid| !is_running(*pid)));
+}
+
+#[test]
+fn a_reload_that_fails_keeps_the_old_workers() {
+    let directory = tempfile::tempdir().unwrap();
+    let broken = directory.path().join("broken").display().to_string();
+    let mut troop = run(arguments(&["-w", "2"], "fails_on_reload.js").into_iter().chain([broken.clone()]));
+    let port = troop.listening(2);
+    std::fs::write(&broken, "").unwrap();
+    troop.signal(Signal::HUP);
+    let failed = troop.event("reload-failed");
+    assert!(failed["reason"].as_str().unwrap().contains("exit code 1"), "{failed}");
+    let old = troop.workers()[..2].to_vec();
+    for _ in 0..4 {
+        let pid = get(port, "/").unwrap().parse().unwrap();
+        assert!(old.contains(&pid));
+    }
+}
+
+#[test]
+fn a_worker_that_does_not_leave_is_killed_after_its_grace() {
+    let mut troop = run(arguments(&["-w", "1", "--grace", "1"], "stays.js"));
+    troop.listening(1);
+    let before = Instant::now();
+    troop.signal(Signal::TERM);
+    troop.event("grace-over");
+    assert!(before.elapsed() >= Duration::from_millis(900));
+    assert_eq!(troop.event("exit")["signal"], "SIGKILL");
+    assert_eq!(troop.end().0, Some(0));
+}
+
+#[test]
+fn a_second_signal_hurries() {
+    let mut troop = run(arguments(&["-w", "1", "--grace", "600"], "stays.js"));
+    troop.listening(1);
+    troop.signal(Signal::INT);
+    troop.event("stopping");
+    troop.signal(Signal::INT);
+    assert_eq!(troop.event("exit")["signal"], "SIGKILL");
+    assert_eq!(troop.end().0, Some(0));
+}
+
+#[test]
+fn a_worker_that_is_killed_is_started_again() {
+    let mut troop = run(arguments(&["-w", "2"], "hello.js"));
+    let port = troop.listening(2);
+    let first = rustix::process::Pid::from_raw(troop.workers()[0].cast_signed()).unwrap();
+    rustix::process::kill_process(first, Signal::KILL).unwrap();
+    assert_eq!(troop.event("exit")["signal"], "SIGKILL");
+    assert_eq!(troop.listening(1), port);
+    for _ in 0..4 {
+        get(port, "/").unwrap();
+    }
+}
+
+#[test]
+fn ctrl_c_does_not_reach_the_workers_first() {
+    let mut troop = run(arguments(&["-w", "2"], "hello.js"));
+    troop.listening(2);
+    let group = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit(')').next().unwrap().split_whitespace().nth(2).unwrap().parse::<u32>().unwrap()
+    };
+    for pid in troop.workers() {
+        assert_eq!(group(*pid), *pid, "a worker leads its own process group");
+    }
+}
+
+#[test]
+fn auto_means_the_cpus_that_may_be_used() {
+    let mut command = Command::new("taskset");
+    command.args(["-c", "0", env!("CARGO_BIN_EXE_troop"), "run", "--log", "json", "-w", "auto"]).arg(node("hello.js"));
+    let mut troop = start(command);
+    troop.listening(1);
+    troop.signal(Signal::TERM);
+    let (_, log) = troop.end();
+    assert_eq!(log.matches("\"event\":\"fork\"").count(), 1, "{log}");
+}
+
+#[test]
+fn it_is_fit_to_be_process_1() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", env!("CARGO_BIN_EXE_troop"), "run", "--log", "json", "-w", "1"]);
+    command.arg(node("orphan.js"));
+    let mut troop = start(command);
+    troop.listening(1);
+    // The process that `unshare` started is process 1 in there; its pid here is its child's.
+    let children = format!("/proc/{0}/task/{0}/children", troop.child.id());
+    let init: u32 = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
+    let orphans = || {
+        let children = std::fs::read_to_string(format!("/proc/{init}/task/{init}/children")).unwrap_or_default();
+        children.split_whitespace().count()
+    };
+    wait_until("the orphan is reaped and only the worker is left", || orphans() == 1);
+    let pid = rustix::process::Pid::from_raw(init.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    assert_eq!(troop.event("exit")["code"], 0);
+    assert_eq!(troop.end().0, Some(0));
+}
+
+#[test]
+fn the_log_is_for_people_by_default() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "-w", "1"]).arg(node("hello.js"));
+    let mut troop = start(command);
+    wait_until("the worker listens", || {
+        let _ = troop.event_line();
+        troop.seen.iter().any(|l| l.starts_with("troop worker 1 listening on 127.0.0.1:"))
+    });
+    troop.signal(Signal::TERM);
+    let (code, log) = troop.end();
+    assert_eq!(code, Some(0));
+    assert!(log.contains("troop worker 1 finished: exit code 0"), "{log}");
+}

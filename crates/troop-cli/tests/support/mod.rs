@@ -1,0 +1,123 @@
+//! A running `troop`, its events, and the certainty that nothing of it is left behind.
+#![allow(dead_code, unreachable_pub, clippy::missing_panics_doc)]
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use troop_testkit::PATIENCE;
+
+pub struct Running {
+    pub child: Child,
+    lines: Receiver<String>,
+    /// Every line of standard error so far.
+    pub seen: Vec<String>,
+    pids: Vec<u32>,
+}
+
+/// `troop run --log json` with these arguments.
+pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Running {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "--log", "json"]).args(args);
+    start(command)
+}
+
+pub fn start(mut command: Command) -> Running {
+    let mut child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("troop starts");
+    let stderr = child.stderr.take().expect("stderr is a pipe");
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    Running { child, lines, seen: Vec::new(), pids: Vec::new() }
+}
+
+impl Running {
+    fn line(&mut self, deadline: Instant) -> Option<String> {
+        let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?;
+        if let Ok(event) = serde_json::from_str::<Value>(&line)
+            && event["event"] == "fork"
+        {
+            self.pids.extend(event["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()));
+        }
+        self.seen.push(line.clone());
+        Some(line)
+    }
+
+    /// The next event of this name.
+    pub fn event(&mut self, name: &str) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let Some(line) = self.line(deadline) else { panic!("no event {name}; seen:\n{}", self.seen.join("\n")) };
+            if let Ok(event) = serde_json::from_str::<Value>(&line)
+                && event["event"] == name
+            {
+                return event;
+            }
+        }
+    }
+
+    /// The next line, whatever it is.
+    pub fn event_line(&mut self) -> Option<String> {
+        self.line(Instant::now() + PATIENCE)
+    }
+
+    /// Waits for this many workers to listen; returns the port.
+    pub fn listening(&mut self, workers: usize) -> u16 {
+        let ports: Vec<u64> = (0..workers).map(|_| self.event("listening")["port"].as_u64().unwrap_or(0)).collect();
+        u16::try_from(ports[0]).expect("a port")
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")).expect("a pid");
+        kill_process(pid, signal).expect("troop runs");
+    }
+
+    /// Waits for the end; returns the exit code and all of standard error.
+    pub fn end(&mut self) -> (Option<i32>, String) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.line(deadline).is_some() {}
+        let mut status = None;
+        troop_testkit::wait_until("the end of troop", || {
+            status = self.child.try_wait().expect("a child");
+            status.is_some()
+        });
+        (status.and_then(|s| s.code()), self.seen.join("\n"))
+    }
+
+    /// The processes of all workers so far.
+    pub fn workers(&self) -> &[u32] {
+        &self.pids
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for pid in &self.pids {
+            if let Some(pid) = i32::try_from(*pid).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+}
+
+/// A Node program of these tests.
+pub fn node(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/node").join(name)
+}
+
+/// An example of the project's.
+pub fn example(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples/node").join(name)
+}

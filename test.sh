@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Runs all tests, and installs what they need: cargo-nextest (every test in a process of its own, which tests of processes, signals and
+# descriptors need) and the npm packages of the examples. Needs Rust, Node and npm. Arguments are passed on to cargo nextest.
+set -euo pipefail
+cd "$(dirname "$0")"
+export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+command -v node npm >/dev/null || { echo "test.sh needs node and npm on the PATH" >&2; exit 1; }
+cargo nextest --version >/dev/null 2>&1 || cargo install cargo-nextest --locked
+[ -d examples/node/node_modules/ws ] || (cd examples/node && npm ci --no-audit --no-fund)
+cargo nextest run --workspace --all-features "$@"
+# Documentation examples are tests too, which nextest does not run.
+[ $# -gt 0 ] || cargo test --workspace --all-features --doc
