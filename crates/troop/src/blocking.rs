@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::{Handle as Runtime, RuntimeFlavor};
 use tokio::sync::oneshot;
 use troop_core::WorkerId;
+use troop_sys::listen::UnixPath;
 use troop_sys::socket;
 
 use crate::error::{Error, Result};
@@ -116,6 +117,7 @@ impl Worker {
             source: opened.source,
             inner: self.worker.inner().clone(),
             _registration: opened.registration,
+            _file: opened.file,
             _worker: self.clone(),
         }
     }
@@ -189,6 +191,7 @@ struct Acceptor {
     source: Source,
     inner: Arc<Inner>,
     _registration: Option<Registration>,
+    _file: Option<UnixPath>,
     _worker: Worker,
 }
 

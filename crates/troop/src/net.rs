@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use tokio::net::{TcpStream, UnixStream};
+use troop_sys::listen::UnixPath;
 use troop_sys::socket;
 
 use crate::error::{Error, Result};
@@ -83,6 +84,7 @@ pub struct UnixListener {
     path: PathBuf,
     worker: Worker,
     _registration: Option<Registration>,
+    _file: Option<UnixPath>,
 }
 
 impl UnixListener {
@@ -94,7 +96,7 @@ impl UnixListener {
             }
         };
         let path = opened.path.unwrap_or_default().into();
-        Ok(UnixListener { source, path, worker: worker.clone(), _registration: opened.registration })
+        Ok(UnixListener { source, path, worker: worker.clone(), _registration: opened.registration, _file: opened.file })
     }
 
     /// The path that was asked for.

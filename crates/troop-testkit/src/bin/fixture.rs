@@ -1,5 +1,5 @@
 //! A worker (or primary) with many faces, chosen by its first argument.
-#![allow(clippy::print_stderr, clippy::print_stdout, clippy::exit)]
+#![allow(clippy::print_stderr, clippy::print_stdout, clippy::exit, clippy::mem_forget)]
 
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -107,6 +107,55 @@ async fn face(worker: Worker, args: &[String]) -> troop::Result<()> {
             tokio::time::sleep(Duration::from_millis(100)).await;
             std::thread::sleep(Duration::from_secs(600));
             drop(listener);
+        }
+        // Takes its time before it listens.
+        "late" => {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let listener = worker.listen(arg(1)).await?;
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.write_all(name(&worker).as_bytes()).await;
+            }
+        }
+        // Two servers, the second some time after the first.
+        "two" => {
+            let first = worker.listen(arg(1)).await?;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let second = worker.listen(arg(1)).await?;
+            let serve = async |listener: &troop::TcpListener| {
+                while let Ok((mut stream, _)) = listener.accept().await {
+                    let _ = stream.write_all(name(&worker).as_bytes()).await;
+                }
+            };
+            tokio::join!(serve(&first), serve(&second));
+        }
+        // Reads a byte of its first connection and is gone before it could tell anybody.
+        "read and die" => {
+            let listener = worker.listen(arg(1)).await?;
+            if let Ok((stream, _)) = listener.accept().await {
+                let mut stream = stream.into_std()?;
+                stream.set_nonblocking(false)?;
+                stream.read_exact(&mut [0])?;
+                let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            }
+        }
+        // Cannot receive any descriptor for a while.
+        "starved" => {
+            let listener = worker.listen(arg(1)).await?;
+            let before = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+            let none = rustix::process::Rlimit { current: Some(3), ..before };
+            rustix::process::setrlimit(rustix::process::Resource::Nofile, none).map_err(std::io::Error::from)?;
+            worker.send(&"starved").await?;
+            while worker.next_event().await.is_some_and(|event| !matches!(event, WorkerEvent::Message(_))) {}
+            rustix::process::setrlimit(rustix::process::Resource::Nofile, before).map_err(std::io::Error::from)?;
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.write_all(name(&worker).as_bytes()).await;
+            }
+        }
+        // Many messages, and the end of the program right behind them.
+        "last words" => {
+            for n in 0..arg(1).parse().unwrap_or(0u32) {
+                worker.send(&n).await?;
+            }
         }
         "echo" => messages(&worker).await?,
         // Leaves on its own account.
@@ -319,6 +368,47 @@ fn raw(steps: &[String]) {
                 let line = [&line[..], b"\n"].concat();
                 troop_sys::fdpass::send(channel.as_fd(), &line, &[null.as_fd()]).map(drop)
             }
+            // `repeat 10 text`: the same line many times, a block per system call.
+            "repeat" => {
+                let (times, text) = text.split_once(' ').unwrap_or(("0", ""));
+                let times: usize = times.parse().unwrap_or(0);
+                let at_once = (65_536 / (text.len() + 1)).max(1).min(times.max(1));
+                let block = format!("{text}\n").repeat(at_once);
+                (0..times.div_ceil(at_once)).try_for_each(|_| channel.write_all(block.as_bytes()))
+            }
+            // A line with a body of this many bytes in the place of `%`.
+            "long" => {
+                let (length, text) = text.split_once(' ').unwrap_or(("0", ""));
+                let long = "x".repeat(length.parse().unwrap_or(0));
+                channel.write_all(format!("{}\n", text.replace('%', &long)).as_bytes())
+            }
+            // Bytes written as hexadecimal digits.
+            "hex" => {
+                let bytes: Vec<u8> = (0..text.len() / 2).filter_map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()).collect();
+                channel.write_all(&bytes)
+            }
+            // A line together with a Unix socket.
+            "socket" => {
+                let Some((a, _)) = &pair else { return };
+                troop_sys::fdpass::send(channel.as_fd(), format!("{text}\n").as_bytes(), &[a.as_fd()]).map(drop)
+            }
+            // Answers every connection as a Node worker does that could not receive the descriptor.
+            "nack" => {
+                let mut buffer = [0; 4096];
+                let refuse = |text: &[u8]| text.windows(9).filter(|w| w == b"\"newconn\"").count();
+                loop {
+                    match channel.read(&mut buffer) {
+                        Ok(0) | Err(_) => break Ok(()),
+                        Ok(n) => {
+                            let answers = "{\"cmd\":\"NODE_HANDLE_NACK\"}\n".repeat(refuse(&buffer[..n]));
+                            let _ = channel.write_all(answers.as_bytes());
+                        }
+                    }
+                }
+            }
+            // A process that goes on writing into the channel when this one is gone.
+            "behind" => std::process::Command::new("sh").args(["-c", text]).spawn().map(drop),
+            "exit" => std::process::exit(text.parse().unwrap_or(0)),
             "sleep" => {
                 std::thread::sleep(Duration::from_millis(text.parse().unwrap_or(0)));
                 Ok(())

@@ -108,7 +108,6 @@ impl Channel {
                 return;
             }
         }
-        drop(chunk);
         let surplus = self.reader.take_surplus();
         if surplus > 0 {
             core.violated(id, Violation::SurplusHandles(surplus));

@@ -432,25 +432,21 @@ impl Driver {
         let Some(worker) = self.processes.get(&id).map(|p| p.handle.clone()) else { return };
         self.refresh(&worker);
         let now = self.now;
-        let supervisor = self.supervisor.as_mut();
+        if let Some(supervisor) = &mut self.supervisor {
+            match &notice {
+                Notice::Online { .. } => supervisor.online(now, id),
+                Notice::Listening { .. } => supervisor.listening(now, id),
+                Notice::Disconnected { .. } => supervisor.disconnected(now, id),
+                Notice::Exited { how, .. } => supervisor.exited(now, id, *how),
+                Notice::Forked { .. } | Notice::Misbehaved { .. } => {}
+            }
+        }
         self.events.push(match notice {
             Notice::Forked { .. } => Event::Fork(worker),
-            Notice::Online { .. } => {
-                supervisor.map(|s| s.online(now, id));
-                Event::Online(worker)
-            }
-            Notice::Listening { at, .. } => {
-                supervisor.map(|s| s.listening(now, id));
-                Event::Listening(worker, at)
-            }
-            Notice::Disconnected { .. } => {
-                supervisor.map(|s| s.disconnected(now, id));
-                Event::Disconnect(worker)
-            }
-            Notice::Exited { how, .. } => {
-                supervisor.map(|s| s.exited(now, id, how));
-                Event::Exit(worker, how)
-            }
+            Notice::Online { .. } => Event::Online(worker),
+            Notice::Listening { at, .. } => Event::Listening(worker, at),
+            Notice::Disconnected { .. } => Event::Disconnect(worker),
+            Notice::Exited { how, .. } => Event::Exit(worker, how),
             Notice::Misbehaved { violation, cut_off, .. } => Event::Misbehaved(worker, violation, cut_off),
         });
     }

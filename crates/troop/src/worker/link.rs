@@ -275,7 +275,6 @@ impl Link {
                 }
             }
         };
-        drop(chunk);
         if !events.is_empty() {
             self.inner.events.push(events.into_iter());
         }

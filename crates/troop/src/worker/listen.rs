@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use troop_core::event::AddressType;
+use troop_sys::listen::UnixPath;
 use troop_sys::{listen as sys, socket};
 
 use super::inner::{Ask, Grant, Inner, Reply};
@@ -207,6 +208,8 @@ pub(crate) struct Opened {
     pub(crate) name: Option<SocketAddr>,
     pub(crate) path: Option<String>,
     pub(crate) registration: Option<Registration>,
+    /// The socket's file, if this process made it: removed with the listener.
+    pub(crate) file: Option<UnixPath>,
 }
 
 #[derive(Debug)]
@@ -277,6 +280,7 @@ fn alone(wanted: &Wanted) -> io::Result<Opened> {
     let flags = wanted.flags.unwrap_or(0);
     let ip = || address.as_deref().map(|a| a.parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))).transpose();
     let port = u16::try_from(port.unwrap_or(0)).unwrap_or(0);
+    let mut file = None;
     let socket = match (kind, fd) {
         (_, Some(fd)) if *fd >= 0 => {
             let fd = socket::duplicate_number(i32::try_from(*fd).unwrap_or(-1))?;
@@ -284,9 +288,8 @@ fn alone(wanted: &Wanted) -> io::Result<Opened> {
             fd
         }
         (AddressType::Unix, _) => {
-            let (fd, file) = sys::unix(address.as_deref().unwrap_or_default(), false, false)?;
-            // Left behind at the exit, as std does; the next start recognises it as stale.
-            std::mem::drop(file.map(std::mem::ManuallyDrop::new));
+            let (fd, bound) = sys::unix(address.as_deref().unwrap_or_default(), false, false)?;
+            file = bound;
             fd
         }
         (AddressType::Udp4 | AddressType::Udp6, _) => {
@@ -299,7 +302,7 @@ fn alone(wanted: &Wanted) -> io::Result<Opened> {
     }
     let name = socket::local_address(&socket);
     let path = (*kind == AddressType::Unix).then(|| address.clone()).flatten();
-    Ok(Opened { source: Source::Socket(socket), name, path, registration: None })
+    Ok(Opened { source: Source::Socket(socket), name, path, registration: None, file })
 }
 
 async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Result<Opened> {
@@ -332,7 +335,7 @@ async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Resu
     }
     let path = (told.place.kind == AddressType::Unix).then(|| told.place.address.clone()).flatten();
     inner.ask(Ask::Listening(Box::new(told)))?;
-    Ok(Opened { source, name, path, registration: Some(registration) })
+    Ok(Opened { source, name, path, registration: Some(registration), file: None })
 }
 
 async fn ask(inner: &Arc<Inner>, wanted: &Wanted) -> Result<Reply> {
