@@ -18,15 +18,17 @@ const MAX_TRIES: u8 = 8;
 const MAX_COOLING: Duration = Duration::from_millis(500);
 
 impl Worker {
-    fn is_ready(&self, now: Time, config: &Config) -> bool {
+    fn is_ready(&self, now: Time, config: &Config, listener: ListenerId) -> bool {
         let window = if self.batched { config.troop_window } else { config.node_window };
+        // A program may be slow on one of its listeners and quick on another.
+        let oldest = self.in_flight.iter().find(|c| c.listener == listener);
         self.connected
             && !self.told_to_leave
             && !self.cut_off
             && !self.blocked
             && self.in_flight.len() < window
             && self.starved_until <= now
-            && self.in_flight.front().is_none_or(|oldest| now.since(oldest.since) < config.stale_after)
+            && oldest.is_none_or(|oldest| now.since(oldest.since) < config.stale_after)
     }
 }
 
@@ -57,7 +59,7 @@ impl Primary {
         let cooling = &listener.cooling;
         while let Some(waiting) = listener.queue.front() {
             let mut ready = |worker: WorkerId| {
-                workers.get(&worker).is_some_and(|state| state.is_ready(now, config))
+                workers.get(&worker).is_some_and(|state| state.is_ready(now, config, id))
                     && !cooling.iter().any(|c| c.worker == worker && c.until > now)
             };
             let Some(worker) = schedule.pick(&mut ready) else { break };

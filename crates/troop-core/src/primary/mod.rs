@@ -436,10 +436,8 @@ impl Primary {
             self.violated(worker, Violation::Hung(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
         }
         for (worker, seqs) in recalls {
-            // Only worth it when somebody else could serve them.
-            if self.workers.len() > 1 {
-                self.send(worker, |line| outgoing::recall(line, &seqs));
-            }
+            // Also from an only worker: its answer shows that it is alive.
+            self.send(worker, |line| outgoing::recall(line, &seqs));
         }
         let waiting: Vec<_> = self.listeners.iter().filter(|(_, l)| !l.queue.is_empty()).map(|(id, _)| *id).collect();
         for listener in waiting {

@@ -552,6 +552,9 @@ impl Driver {
                 };
                 let _ = done.send(result);
             }
+            Command::Status(worker, done) => {
+                let _ = done.send(self.core.status(worker));
+            }
             Command::CloseChannel(worker) => self.channel_closed(worker),
             Command::DisconnectAll(done) => {
                 self.farewells.push(done);

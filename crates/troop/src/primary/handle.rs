@@ -93,10 +93,10 @@ impl WorkerHandle {
         self.status().state == WorkerState::Dead
     }
 
-    /// Counters, as of its last change of state or [`WorkerHandle::stats`] event; exact after its end.
-    #[must_use]
-    pub fn stats(&self) -> WorkerStats {
-        self.status().stats
+    /// Its counters now; after its end, as of its disconnect.
+    pub async fn stats(&self) -> WorkerStats {
+        let now = self.shared.commander.ask(|done| Command::Status(self.id(), done)).await;
+        now.ok().flatten().unwrap_or_else(|| self.status()).stats
     }
 
     /// Bytes of messages that wait to be written to it.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
 use troop_core::WorkerId;
+use troop_core::primary::WorkerStatus;
 use troop_sys::poll::Bell;
 
 use super::{Fork, WorkerHandle};
@@ -19,6 +20,8 @@ pub(crate) enum Command {
     Disconnect(WorkerId),
     /// Sends a signal to a worker's process.
     Signal(WorkerId, i32, oneshot::Sender<Result<()>>),
+    /// What the core knows about a worker now.
+    Status(WorkerId, oneshot::Sender<Option<WorkerStatus>>),
     /// Closes the primary's end of a worker's channel.
     CloseChannel(WorkerId),
     DisconnectAll(oneshot::Sender<()>),
@@ -60,12 +63,15 @@ impl Wake {
 
     /// Whether somebody has called since this was last asked; the mailboxes with something are appended to `posted`.
     pub(crate) fn answer(&self, posted: &mut Vec<WorkerId>) -> bool {
-        if !self.pending.swap(false, Ordering::AcqRel) {
+        if !self.pending.load(Ordering::Acquire) {
             return false;
         }
+        // Hushed before `pending` is taken back: who calls in between does not ring, but is heard below; the other way round the ring of
+        // a new caller could be swallowed.
         if let Some(bell) = &self.bell {
             bell.hush();
         }
+        self.pending.swap(false, Ordering::AcqRel);
         posted.append(&mut self.posted.lock().unwrap_or_else(PoisonError::into_inner));
         true
     }
