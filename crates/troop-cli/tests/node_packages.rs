@@ -1,5 +1,7 @@
 //! Servers made with packages from npm, run as clusters unchanged. `npm install` in `examples/node` comes before.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::collections::BTreeSet;
