@@ -21,8 +21,8 @@ impl Log {
 
     pub(crate) fn event(&mut self, event: &Event) {
         let line = match (self.format, event) {
-            // The settings are what was typed.
-            (LogFormat::Human, Event::Setup(_)) => return,
+            // The settings are what was typed; what the program says to its primary is not for people.
+            (LogFormat::Human, Event::Setup(_) | Event::Message(..) | Event::Request(..)) => return,
             (LogFormat::Human, event) => format!("{}{event}", self.prefix),
             (LogFormat::Json, event) => as_json(event).to_string(),
         };

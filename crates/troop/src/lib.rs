@@ -46,6 +46,9 @@
 //! [drains](Worker::draining), and exits by itself after five seconds at the latest, unless it [asks to go
 //! on](Worker::outlive_primary).
 
+// The library never prints; what happens is an event.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("troop runs on Linux");
 

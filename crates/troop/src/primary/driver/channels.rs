@@ -1,0 +1,136 @@
+//! Reads and writes the workers' channels, and sees their ends.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use troop_core::WorkerId;
+use troop_core::event::ExitHow;
+use troop_sys::poll::Interest;
+use troop_sys::process::{self, Exit};
+use troop_sys::{fdpass, socket};
+
+use super::{Driver, Token};
+use crate::channel::Flushed;
+use crate::error::Error;
+use crate::events::Event;
+use crate::primary::channel::Channel;
+
+/// Reads per channel before others have their turn.
+pub(super) const READ_BURST: usize = 4;
+/// The pause before a channel is tried again that could not be written to for want of something but room.
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(10);
+
+impl Driver {
+    pub(super) fn channel(&mut self, worker: WorkerId) -> Option<&mut Channel> {
+        self.processes.get_mut(&worker)?.channel.as_mut()
+    }
+
+    pub(super) fn read(&mut self, id: WorkerId, burst: usize) {
+        let mut ended = false;
+        for _ in 0..burst {
+            let Some(process) = self.processes.get_mut(&id) else { return };
+            let Some(channel) = &mut process.channel else { return };
+            match fdpass::recv(channel.socket.as_fd(), &mut self.buffer, &mut self.received) {
+                Ok(fdpass::Received { len: 0, .. }) => ended = true,
+                Ok(received) => {
+                    let more = received.len == self.buffer.len() || !self.received.is_empty();
+                    let bytes = &self.buffer[..received.len];
+                    if !self.core.is_cut_off(id) {
+                        channel.receive(self.now, &mut self.core, &process.handle, bytes, &mut self.received, &mut self.events);
+                    }
+                    self.received.clear();
+                    if !channel.outbox.is_empty() {
+                        self.unflushed.push(id);
+                    }
+                    self.act();
+                    if more {
+                        continue;
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => ended = true,
+            }
+            break;
+        }
+        if ended {
+            self.channel_closed(id);
+        }
+    }
+
+    /// The end of a channel, whoever closed it. Everything that was in it has been read.
+    pub(super) fn channel_closed(&mut self, id: WorkerId) {
+        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(channel) = process.channel.take() else { return };
+        let lost = process.handle.shared.mailbox.close();
+        if lost > 0 {
+            self.events.push(Event::Error(Some(process.handle.clone()), Arc::new(Error::Undelivered(lost))));
+        }
+        drop(channel);
+        // A connection that was read from belongs to the worker that did it, answered or not.
+        let conns = &self.conns;
+        let in_flight: Vec<_> = self.core.in_flight(id).collect();
+        for (seq, conn) in in_flight {
+            if conns.get(conn.0 as usize).is_some_and(|fd| !socket::is_untouched(fd.as_fd())) {
+                self.core.consumed(id, seq);
+            }
+        }
+        self.core.channel_closed(self.now, id);
+        self.act();
+    }
+
+    pub(super) fn reap(&mut self, id: WorkerId) {
+        let Some(process) = self.processes.get(&id) else { return };
+        let how = match process::try_reap(process.pidfd.as_fd()) {
+            Ok(Some(Exit::Code(code))) => ExitHow::Code(code),
+            Ok(Some(Exit::Signal(signal))) => ExitHow::Signal(signal),
+            Ok(Some(Exit::Unknown)) => ExitHow::Unknown,
+            Ok(None) => return,
+            Err(_) => ExitHow::Unknown,
+        };
+        // Its last words: what it wrote before it died is in the channel. Others may hold its end open, so the end of the stream is not
+        // waited for.
+        self.read(id, usize::MAX);
+        self.channel_closed(id);
+        self.core.exited(self.now, id, how);
+        self.act();
+        self.processes.remove(&id);
+        self.say_farewell();
+    }
+
+    pub(super) fn flush(&mut self) {
+        while let Some(id) = self.unflushed.pop() {
+            self.flush_channel(id);
+        }
+    }
+
+    pub(super) fn flush_channel(&mut self, id: WorkerId) -> bool {
+        let Some(process) = self.processes.get_mut(&id) else { return false };
+        let Some(channel) = &mut process.channel else { return false };
+        let outcome = channel.outbox.flush(channel.socket.as_fd());
+        process.handle.shared.mailbox.set_unwritten(channel.outbox.len());
+        let blocked = match outcome {
+            Ok(Flushed::All) => false,
+            Ok(Flushed::Blocked) => true,
+            Ok(Flushed::Later) => {
+                if !self.retry.contains(&id) {
+                    self.retry.push(id);
+                }
+                self.retry_at.get_or_insert(self.now + RETRY_PAUSE);
+                return false;
+            }
+            // Gone; the reading side will see it too, after what the worker wrote before.
+            Err(_) => return false,
+        };
+        if blocked != channel.wants_room {
+            channel.wants_room = blocked;
+            let interest = if blocked { Interest::ReadWrite } else { Interest::Read };
+            let _ = self.waiting.poller().modify(&channel.socket, Token::Channel(id).pack(), interest);
+            self.core.set_blocked(self.now, id, blocked);
+            self.act();
+        }
+        !blocked
+    }
+}

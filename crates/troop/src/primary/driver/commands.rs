@@ -1,0 +1,191 @@
+//! Does what the program asks for: forks, messages, disconnects.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use troop_core::WorkerId;
+use troop_sys::poll::Interest;
+use troop_sys::process;
+
+use super::channels::RETRY_PAUSE;
+use super::{Driver, OVER_PATIENCE, Process, Token};
+use crate::channel::Mailbox;
+use crate::error::{Error, Result};
+use crate::events::Event;
+use crate::primary::Fork;
+use crate::primary::channel::{Channel, Unsettled};
+use crate::primary::handle::{Shared, WorkerHandle};
+use crate::primary::spawn::{self, Spawned};
+use crate::primary::wake::{Command, Wake};
+use crate::settings::{Settings, Setup};
+
+impl Driver {
+    pub(super) fn obey_commands(&mut self) {
+        let mut posted = std::mem::take(&mut self.posted);
+        if self.commander.wake.answer(&mut posted) {
+            while let Ok(command) = self.commands.try_recv() {
+                self.obey_command(command);
+            }
+            for worker in posted.drain(..) {
+                self.collect(worker);
+            }
+        }
+        self.posted = posted;
+    }
+
+    pub(super) fn obey_command(&mut self, command: Command) {
+        match command {
+            Command::Setup(changes) => self.setup(changes),
+            Command::Fork(fork, done) => {
+                let result = self.fork(&fork);
+                // The events before the answer, as a program expects that has both.
+                self.act();
+                self.publish();
+                if let Err(Err(e)) = done.send(result) {
+                    self.events.push(Event::Error(None, Arc::new(e)));
+                }
+            }
+            Command::Disconnect(worker) => {
+                self.core.disconnect(worker);
+                if let Some(worker) = self.processes.get(&worker).map(|p| p.handle.clone()) {
+                    self.refresh(&worker);
+                }
+            }
+            Command::Signal(worker, signal, done) => {
+                let result = match self.processes.get(&worker) {
+                    Some(p) => process::signal(p.pidfd.as_fd(), signal).map_err(Error::io("send the signal")),
+                    None => Err(Error::NoWorker(worker)),
+                };
+                let _ = done.send(result);
+            }
+            Command::Status(worker, done) => {
+                let _ = done.send(self.core.status(worker));
+            }
+            Command::CloseChannel(worker) => self.channel_closed(worker),
+            Command::DisconnectAll(done) => {
+                self.farewells.push(done);
+                let all: Vec<_> = self.processes.values().map(|p| p.handle.clone()).collect();
+                for worker in all {
+                    self.core.disconnect(worker.id());
+                    self.refresh(&worker);
+                }
+                self.say_farewell();
+            }
+            Command::Reload => {
+                if let Some(s) = &mut self.supervisor {
+                    s.reload(self.now);
+                }
+            }
+            Command::Stop => {
+                if let Some(s) = &mut self.supervisor {
+                    s.stop(self.now);
+                }
+            }
+            Command::Over => {
+                let all: Vec<_> = self.processes.keys().copied().collect();
+                all.into_iter().for_each(|worker| self.channel_closed(worker));
+                self.core.close_unused_listeners();
+                self.over_at = Some(self.now + OVER_PATIENCE);
+            }
+        }
+    }
+
+    pub(super) fn say_farewell(&mut self) {
+        if self.processes.is_empty() && !self.farewells.is_empty() {
+            self.core.close_unused_listeners();
+            self.act();
+            // The events before the answer.
+            self.publish();
+            for done in self.farewells.drain(..) {
+                let _ = done.send(());
+            }
+        }
+    }
+
+    pub(crate) fn setup(&mut self, changes: Setup) {
+        let mut settings = Settings::clone(&self.settings);
+        changes.apply(&mut settings);
+        self.settings = Arc::new(settings);
+        self.events.push(Event::Setup(self.settings.clone()));
+    }
+
+    pub(super) fn fork(&mut self, fork: &Fork) -> Result<WorkerHandle> {
+        let id = self.core.fork();
+        self.events.push(Event::Setup(self.settings.clone()));
+        let Spawned { child, channel, pipes, tail } =
+            spawn::spawn(&self.settings, fork, id.0, &mut self.inspectors, self.descriptor_limit, &mut self.forwarder)?;
+        let watched = self
+            .waiting
+            .poller()
+            .add(&channel, Token::Channel(id).pack(), Interest::Read)
+            .and_then(|()| self.waiting.poller().add(&child.pidfd, Token::Process(id).pack(), Interest::Read));
+        if let Err(e) = watched {
+            let _ = process::signal(child.pidfd.as_fd(), 9);
+            let _ = process::reap(child.pidfd.as_fd());
+            return Err(Error::Io { doing: "watch the new worker", source: e });
+        }
+        self.core.spawned(id, child.pid);
+        let wake = Arc::downgrade(&self.commander.wake);
+        let ring = move || {
+            if let Some(wake) = wake.upgrade() {
+                Wake::posted(&wake, id);
+            }
+        };
+        let shared = Shared {
+            id,
+            pid: child.pid,
+            mailbox: Mailbox::new(Box::new(ring)),
+            status: std::sync::Mutex::new(self.core.status(id).ok_or(Error::NoWorker(id))?),
+            pipes: std::sync::Mutex::new(pipes),
+            tail,
+            commander: self.commander.clone(),
+        };
+        let handle = WorkerHandle { shared: Arc::new(shared) };
+        let leads_group = self.settings.own_process_group;
+        let process = Process { handle: handle.clone(), pidfd: child.pidfd, channel: Some(Channel::new(channel)), leads_group };
+        self.processes.insert(id, process);
+        Ok(handle)
+    }
+
+    /// Fetches what the program has put into a worker's mailbox.
+    pub(super) fn collect(&mut self, worker: WorkerId) {
+        let Some(process) = self.processes.get_mut(&worker) else { return };
+        let Some(channel) = &mut process.channel else { return };
+        let parcels = &mut self.parcels;
+        process.handle.shared.mailbox.take(parcels);
+        let mut from = 0;
+        for posted in parcels.handles.drain(..) {
+            channel.outbox.push(&parcels.bytes[from..posted.at]);
+            from = posted.at;
+            self.last_ticket += 1;
+            if let Ok(copy) = posted.handle.try_clone() {
+                channel.outbox.push_with(&posted.line, copy);
+                channel.unsettled.insert(self.last_ticket, Unsettled::new(posted.line, posted.handle, posted.settled));
+                self.core.user_handle_sent(worker, self.last_ticket);
+            } else if let Some(settled) = posted.settled {
+                let _ = settled.send(false);
+            }
+        }
+        channel.outbox.push(&parcels.bytes[from..]);
+        self.unflushed.push(worker);
+    }
+
+    pub(super) fn handle_settled(&mut self, worker: WorkerId, ticket: u64, delivered: bool) {
+        let Some(channel) = self.channel(worker) else { return };
+        let Some(mut unsettled) = channel.unsettled.remove(&ticket) else { return };
+        unsettled.tries_left -= 1;
+        if !delivered
+            && unsettled.tries_left > 0
+            && let Ok(copy) = unsettled.handle.try_clone()
+        {
+            channel.outbox.push_with(&unsettled.line, copy);
+            channel.unsettled.insert(ticket, unsettled);
+            self.core.user_handle_sent(worker, ticket);
+            // Not at once: the worker needs a moment to free a descriptor.
+            self.retry.push(worker);
+            self.retry_at.get_or_insert(self.now + RETRY_PAUSE);
+        } else if let Some(settled) = unsettled.settled {
+            let _ = settled.send(delivered);
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Carries out what the core and the supervisor decide, and obeys signals.
+
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::sync::PoisonError;
+
+use troop_core::WorkerId;
+use troop_core::event::Notice;
+use troop_core::primary::{Action, WorkerState};
+use troop_core::supervise::{Order, Progress, Supervisor};
+use troop_sys::poll::Interest;
+use troop_sys::process;
+
+use super::{Driver, SignalMeans, Token};
+use crate::events::Event;
+use crate::primary::handle::WorkerHandle;
+use crate::primary::{Fork, listener, spawn};
+
+impl Driver {
+    pub(super) fn act(&mut self) {
+        loop {
+            while let Some(action) = self.core.next_action() {
+                self.carry_out(action);
+            }
+            let Some(order) = self.supervisor.as_mut().and_then(Supervisor::next_order) else { return };
+            self.obey_order(order);
+        }
+    }
+
+    pub(super) fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Deliver { worker, listener, conn, seq, batched } => self.deliver(worker, listener, conn, seq, batched),
+            Action::Release { conn } => drop(self.conns.try_remove(conn.0 as usize)),
+            Action::Send { worker, line } => {
+                if let Some(channel) = self.channel(worker) {
+                    channel.outbox.push(&line);
+                    self.unflushed.push(worker);
+                }
+            }
+            Action::SendListener { worker, listener, line } => {
+                let copy = self.listeners.get(&listener).map(|l| l.fd.try_clone());
+                if let (Some(Ok(copy)), Some(channel)) = (copy, self.channel(worker)) {
+                    channel.outbox.push_with(&line, copy);
+                    self.unflushed.push(worker);
+                }
+            }
+            Action::Bind { listener, spec } => {
+                let key = self.core.listener_key(listener).unwrap_or_default().to_owned();
+                let opened = listener::open(&spec, &key).and_then(|(socket, name)| {
+                    if socket.accepts {
+                        self.waiting.poller().add(&socket.fd, Token::Listener(listener).pack(), Interest::ReadEdge)?;
+                        self.accepting.push(listener);
+                    }
+                    self.listeners.insert(listener, socket);
+                    Ok(name)
+                });
+                let einval = rustix::io::Errno::INVAL.raw_os_error();
+                self.core.bound(self.now, listener, opened.map_err(|e| e.raw_os_error().unwrap_or(einval)));
+            }
+            Action::Unbind { listener } => {
+                self.accepting.retain(|id| *id != listener);
+                if let Some(socket) = self.listeners.remove(&listener)
+                    && socket.accepts
+                {
+                    // Copies of the socket may live on in other processes, and would go on being reported.
+                    let _ = self.waiting.poller().remove(&socket.fd);
+                }
+            }
+            Action::Kill { worker } => self.kill(worker, 9),
+            Action::HandleSettled { worker, ticket, delivered } => self.handle_settled(worker, ticket, delivered),
+            Action::Notify(notice) => self.noticed(notice),
+        }
+    }
+
+    pub(super) fn noticed(&mut self, notice: Notice) {
+        let id = match notice {
+            Notice::Forked { worker, .. }
+            | Notice::Online { worker }
+            | Notice::Listening { worker, .. }
+            | Notice::Disconnected { worker, .. }
+            | Notice::Exited { worker, .. }
+            | Notice::Misbehaved { worker, .. } => worker,
+        };
+        let Some(worker) = self.processes.get(&id).map(|p| p.handle.clone()) else { return };
+        self.refresh(&worker);
+        let now = self.now;
+        if let Some(supervisor) = &mut self.supervisor {
+            match &notice {
+                Notice::Online { .. } => supervisor.online(now, id),
+                Notice::Listening { .. } => supervisor.listening(now, id),
+                Notice::Disconnected { .. } => supervisor.disconnected(now, id),
+                Notice::Exited { how, .. } => supervisor.exited(now, id, *how),
+                Notice::Forked { .. } | Notice::Misbehaved { .. } => {}
+            }
+        }
+        self.events.push(match notice {
+            Notice::Forked { .. } => Event::Fork(worker),
+            Notice::Online { .. } => Event::Online(worker),
+            Notice::Listening { at, .. } => Event::Listening(worker, at),
+            Notice::Disconnected { .. } => Event::Disconnect(worker),
+            Notice::Exited { how, .. } => Event::Exit(worker, how),
+            Notice::Misbehaved { violation, cut_off, .. } => Event::Misbehaved(worker, violation, cut_off),
+        });
+    }
+
+    /// Makes what the core knows about a worker visible to the program.
+    pub(super) fn refresh(&mut self, worker: &WorkerHandle) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut visible = worker.shared.status.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.core.status(worker.id()) {
+            Some(status) => {
+                *visible = status;
+                if status.in_table {
+                    table.insert(worker.id(), worker.clone());
+                } else {
+                    table.remove(&worker.id());
+                }
+            }
+            None => {
+                visible.state = WorkerState::Dead;
+                visible.connected = false;
+                visible.exited_after_disconnect.get_or_insert(false);
+                table.remove(&worker.id());
+            }
+        }
+    }
+
+    pub(super) fn obey_order(&mut self, order: Order) {
+        match order {
+            Order::Fork(slot) => {
+                let result = self.fork(&Fork::new());
+                let Some(supervisor) = &mut self.supervisor else { return };
+                match result {
+                    Ok(worker) => supervisor.forked(self.now, slot, worker.id()),
+                    Err(e) => supervisor.fork_failed(self.now, slot, e.chain(), spawn::is_for_good(&e)),
+                }
+            }
+            Order::Disconnect(worker) => {
+                if !self.core.disconnect(worker) {
+                    self.kill(worker, 15);
+                }
+            }
+            Order::Terminate(worker) => self.kill(worker, 15),
+            Order::Kill(worker) => self.kill(worker, 9),
+            Order::Tell(progress) => {
+                if let Progress::GivingUp { .. } | Progress::Stopping = progress {
+                    self.core.close_unused_listeners();
+                }
+                self.events.push(Event::Supervision(progress));
+            }
+            Order::Finish(outcome) => {
+                self.core.close_unused_listeners();
+                self.outcome = Some(outcome);
+            }
+        }
+    }
+
+    pub(super) fn kill(&mut self, worker: WorkerId, signal: i32) {
+        let Some(process) = self.processes.get(&worker) else { return };
+        // Its leader has not been reaped, so the group is surely the worker's own.
+        if process.leads_group && signal == 9 {
+            let _ = process::signal_group(process.handle.pid(), signal);
+        }
+        let _ = process::signal(process.pidfd.as_fd(), signal);
+    }
+
+    pub(super) fn signalled(&mut self, number: u32) {
+        let Some((pipe, means)) = self.signals.get_mut(number as usize) else { return };
+        // As many bytes as signals; two quick Ctrl-C count as two.
+        let count = pipe.read(&mut [0; 16]).unwrap_or(0);
+        let means = *means;
+        for _ in 0..count {
+            match (means, &mut self.supervisor) {
+                (SignalMeans::Stop, Some(supervisor)) => supervisor.stop(self.now),
+                (SignalMeans::Reload, Some(supervisor)) => supervisor.reload(self.now),
+                (SignalMeans::ReapOrphans, _) => {
+                    let processes = &self.processes;
+                    process::reap_orphans(|pid| processes.values().any(|p| p.handle.pid() == pid));
+                }
+                (_, None) => {}
+            }
+        }
+    }
+}

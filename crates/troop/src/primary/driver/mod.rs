@@ -1,0 +1,356 @@
+//! The one who owns the primary's state: waits, reads, accepts, and carries out what the core decides.
+//!
+//! A [`Driver`] is turned either by a plain thread that waits in the poller itself, or by a tokio task that waits for the poller.
+
+mod channels;
+mod commands;
+mod connections;
+mod decisions;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+use troop_core::primary::Primary;
+use troop_core::supervise::{Outcome, Supervisor};
+use troop_core::{ListenerId, Time, WorkerId};
+use troop_sys::poll::{AsyncPoller, Interest, Poller, Ready};
+use troop_sys::process;
+
+use super::channel::Channel;
+use super::handle::WorkerHandle;
+use super::listener::Socket;
+use super::stderr::Forwarder;
+use super::wake::{Command, Commander};
+use super::{Farewells, Table};
+use crate::channel::{Parcels, READ_SIZE};
+use crate::error::{Error, Result};
+use crate::events::{Bus, Event};
+use crate::settings::Settings;
+
+/// How long workers may take to end by themselves after the program has dropped the cluster.
+const OVER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The poller, in the form that suits who waits for it.
+enum Waiting {
+    InThread(Poller),
+    InRuntime(AsyncPoller),
+}
+
+impl Waiting {
+    fn poller(&self) -> &Poller {
+        match self {
+            Waiting::InThread(poller) => poller,
+            Waiting::InRuntime(poller) => poller.get(),
+        }
+    }
+}
+
+/// What a poller's token stands for: a kind in the upper half, a number in the lower.
+#[derive(Debug, Clone, Copy)]
+enum Token {
+    Bell,
+    Signal(u32),
+    Listener(ListenerId),
+    Channel(WorkerId),
+    Process(WorkerId),
+}
+
+impl Token {
+    fn pack(self) -> u64 {
+        let (kind, number) = match self {
+            Token::Bell => (0, 0),
+            Token::Signal(n) => (1, n),
+            Token::Listener(id) => (2, id.0),
+            Token::Channel(id) => (3, id.0),
+            Token::Process(id) => (4, id.0),
+        };
+        kind << 32 | u64::from(number)
+    }
+
+    fn unpack(token: u64) -> Token {
+        let number = (token & 0xffff_ffff) as u32;
+        match token >> 32 {
+            0 => Token::Bell,
+            1 => Token::Signal(number),
+            2 => Token::Listener(ListenerId(number)),
+            3 => Token::Channel(WorkerId(number)),
+            _ => Token::Process(WorkerId(number)),
+        }
+    }
+}
+
+struct Process {
+    handle: WorkerHandle,
+    pidfd: OwnedFd,
+    channel: Option<Channel>,
+    leads_group: bool,
+}
+
+/// What a signal asks of a supervised cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SignalMeans {
+    Stop,
+    Reload,
+    ReapOrphans,
+}
+
+/// See the module.
+pub(crate) struct Driver {
+    core: Primary,
+    waiting: Waiting,
+    ready: Vec<Ready>,
+    bus: Arc<Bus>,
+    /// What has happened since events were last published.
+    events: Vec<Event>,
+    table: Table,
+    processes: HashMap<WorkerId, Process>,
+    listeners: HashMap<ListenerId, Socket>,
+    /// Listeners on which the primary accepts.
+    accepting: Vec<ListenerId>,
+    accept_again: Option<Time>,
+    conns: Slab<OwnedFd>,
+    /// Workers with an unfinished batch of connections.
+    batched: Vec<WorkerId>,
+    /// Channels with something to write.
+    unflushed: Vec<WorkerId>,
+    retry: Vec<WorkerId>,
+    retry_at: Option<Time>,
+    settings: Arc<Settings>,
+    inspectors: u32,
+    forwarder: Option<Forwarder>,
+    pub(crate) descriptor_limit: Option<u64>,
+    commands: Receiver<Command>,
+    commander: Commander,
+    posted: Vec<WorkerId>,
+    parcels: Parcels,
+    last_ticket: u64,
+    farewells: Farewells,
+    supervisor: Option<Supervisor>,
+    outcome: Option<Outcome>,
+    signals: Vec<(UnixStream, SignalMeans)>,
+    over_at: Option<Time>,
+    origin: Instant,
+    now: Time,
+    buffer: Vec<u8>,
+    line: Vec<u8>,
+    received: Vec<OwnedFd>,
+}
+
+impl Driver {
+    /// `in_thread` says who will turn it.
+    pub(crate) fn new(
+        core: Primary,
+        settings: Settings,
+        in_thread: bool,
+        commander: Commander,
+        commands: Receiver<Command>,
+        bus: Arc<Bus>,
+        table: Table,
+    ) -> io::Result<Driver> {
+        let poller = Poller::new()?;
+        if let Some(bell) = &commander.wake.bell {
+            poller.add(bell, Token::Bell.pack(), Interest::Read)?;
+        }
+        Ok(Driver {
+            core,
+            waiting: if in_thread { Waiting::InThread(poller) } else { Waiting::InRuntime(AsyncPoller::new(poller)?) },
+            ready: Vec::new(),
+            bus,
+            events: Vec::new(),
+            table,
+            processes: HashMap::new(),
+            listeners: HashMap::new(),
+            accepting: Vec::new(),
+            accept_again: None,
+            conns: Slab::new(),
+            batched: Vec::new(),
+            unflushed: Vec::new(),
+            retry: Vec::new(),
+            retry_at: None,
+            settings: Arc::new(settings),
+            inspectors: 0,
+            forwarder: None,
+            descriptor_limit: None,
+            commands,
+            commander,
+            posted: Vec::new(),
+            parcels: Parcels::default(),
+            last_ticket: 0,
+            farewells: Farewells::new(),
+            supervisor: None,
+            outcome: None,
+            signals: Vec::new(),
+            over_at: None,
+            origin: Instant::now(),
+            now: Time(1),
+            buffer: vec![0; READ_SIZE],
+            line: Vec::new(),
+            received: Vec::new(),
+        })
+    }
+
+    /// Lets a supervisor decide about workers.
+    pub(crate) fn supervise(&mut self, mut supervisor: Supervisor) {
+        supervisor.start();
+        self.supervisor = Some(supervisor);
+    }
+
+    /// Obeys a signal: a byte on `pipe` for each one.
+    pub(crate) fn obey(&mut self, pipe: UnixStream, means: SignalMeans) -> io::Result<()> {
+        pipe.set_nonblocking(true)?;
+        let number = u32::try_from(self.signals.len()).unwrap_or(u32::MAX);
+        self.waiting.poller().add(&pipe, Token::Signal(number).pack(), Interest::Read)?;
+        self.signals.push((pipe, means));
+        Ok(())
+    }
+
+    /// Turns until supervision is over. Every event is shown to `observe`.
+    pub(crate) fn run_in_thread(mut self, mut observe: impl FnMut(&Event)) -> Result<Outcome> {
+        self.settle();
+        loop {
+            self.events.iter().for_each(&mut observe);
+            self.publish();
+            if let Some(outcome) = self.outcome.take() {
+                self.bus.close();
+                return Ok(outcome);
+            }
+            let timeout = self.time_left();
+            self.turn(timeout).map_err(Error::io("wait for the workers"))?;
+        }
+    }
+
+    /// Turns as a task of a tokio runtime, until the cluster is over.
+    pub(crate) async fn run_in_runtime(mut self) {
+        let wake = self.commander.wake.clone();
+        self.settle();
+        loop {
+            self.publish();
+            if self.is_over() {
+                break;
+            }
+            let timeout = self.time_left();
+            if timeout != Some(Duration::ZERO) {
+                let Waiting::InRuntime(poller) = &mut self.waiting else { break };
+                let deadline = async {
+                    match timeout {
+                        Some(timeout) => tokio::time::sleep(timeout).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    ready = poller.ready() => if ready.is_err() { break },
+                    () = wake.notify.notified() => {}
+                    () = deadline => {}
+                }
+            } else {
+                tokio::task::yield_now().await;
+            }
+            // The runtime reports the poller once; it must be looked at until it has nothing more.
+            while matches!(self.turn(Some(Duration::ZERO)), Ok(true)) {
+                self.publish();
+            }
+        }
+        self.bus.close();
+    }
+
+    fn is_over(&self) -> bool {
+        self.outcome.is_some() || (self.over_at.is_some() && self.processes.is_empty())
+    }
+
+    /// Waits once and does what there is to do. True if the poller had something.
+    fn turn(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        self.ready.clear();
+        let poller = match &mut self.waiting {
+            Waiting::InThread(poller) => poller,
+            Waiting::InRuntime(poller) => poller.get_mut(),
+        };
+        poller.wait(timeout, &mut self.ready)?;
+        self.now = Time(1 + u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX));
+        for at in 0..self.ready.len() {
+            let ready = self.ready[at];
+            match Token::unpack(ready.token) {
+                Token::Bell => {}
+                Token::Signal(number) => self.signalled(number),
+                Token::Listener(id) => {
+                    if let Some(listener) = self.listeners.get_mut(&id) {
+                        listener.ready = true;
+                    }
+                }
+                Token::Channel(id) => {
+                    if ready.writable {
+                        self.unflushed.push(id);
+                    }
+                    if ready.readable {
+                        self.read(id, channels::READ_BURST);
+                    }
+                }
+                Token::Process(id) => self.reap(id),
+            }
+        }
+        self.settle();
+        Ok(!self.ready.is_empty())
+    }
+
+    /// Does everything that does not need waiting for.
+    fn settle(&mut self) {
+        self.obey_commands();
+        self.tick();
+        self.act();
+        self.accept();
+        self.flush_batches();
+        self.flush();
+    }
+
+    fn tick(&mut self) {
+        if self.core.next_deadline().is_some_and(|due| due <= self.now) {
+            self.core.tick(self.now);
+        }
+        if let Some(supervisor) = &mut self.supervisor
+            && supervisor.next_deadline().is_some_and(|due| due <= self.now)
+        {
+            supervisor.tick(self.now);
+        }
+        if self.retry_at.is_some_and(|due| due <= self.now) {
+            self.retry_at = None;
+            self.unflushed.append(&mut self.retry);
+        }
+        if self.accept_again.is_some_and(|due| due <= self.now) {
+            self.accept_again = None;
+        }
+        if self.over_at.is_some_and(|due| due <= self.now) {
+            for process in self.processes.values() {
+                let _ = process::signal(process.pidfd.as_fd(), 9);
+            }
+            self.over_at = Some(self.now + OVER_PATIENCE);
+        }
+    }
+
+    /// How long to wait at most.
+    fn time_left(&self) -> Option<Duration> {
+        let can_accept = self.accept_again.is_none()
+            && self.accepting.iter().any(|id| self.listeners.get(id).is_some_and(|l| l.ready) && self.core.wants_connection(*id));
+        if can_accept || !self.unflushed.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let deadlines = [
+            self.core.next_deadline(),
+            self.supervisor.as_ref().and_then(Supervisor::next_deadline),
+            self.retry_at,
+            self.accept_again,
+            self.over_at,
+        ];
+        let due = deadlines.into_iter().flatten().min()?;
+        // Rounded up, so that the deadline has come when the wait is over.
+        Some(Duration::from_millis(due.0.saturating_sub(self.now.0).max(1)))
+    }
+
+    fn publish(&mut self) {
+        if self.bus.has_readers() { self.bus.publish(&mut self.events) } else { self.events.clear() }
+    }
+}
