@@ -1,4 +1,5 @@
 //! Whatever the cuts, the same lines come out with the same descriptors; whatever the bytes, nothing panics.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use proptest::prelude::*;
 use troop_core::wire::frame::{FrameError, FrameReader};

@@ -384,7 +384,8 @@ fn raw(steps: &[String]) {
             }
             // Bytes written as hexadecimal digits.
             "hex" => {
-                let bytes: Vec<u8> = (0..text.len() / 2).filter_map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()).collect();
+                let bytes: Vec<u8> =
+                    (0..text.len() / 2).filter_map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()).collect();
                 channel.write_all(&bytes)
             }
             // A line together with a Unix socket.
@@ -406,6 +407,21 @@ fn raw(steps: &[String]) {
                     }
                 }
             }
+            // Passes the next line that comes from the primary on to the program there, as a message.
+            "answer" => {
+                let mut line = Vec::new();
+                let mut byte = [0];
+                channel.write_all(format!("{text}\n").as_bytes()).and_then(|()| {
+                    while byte != *b"\n" {
+                        channel.read_exact(&mut byte)?;
+                        line.extend(byte);
+                    }
+                    // Not as the protocol message that it is.
+                    let line: Value = serde_json::from_slice(&line)?;
+                    channel.write_all(format!("{}\n", json!({"errno": line["errno"], "key": line["key"]})).as_bytes())
+                })
+            }
+            "hang" => channel.shutdown(std::net::Shutdown::Both),
             // A process that goes on writing into the channel when this one is gone.
             "behind" => std::process::Command::new("sh").args(["-c", text]).spawn().map(drop),
             "exit" => std::process::exit(text.parse().unwrap_or(0)),

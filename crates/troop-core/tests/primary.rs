@@ -1,0 +1,515 @@
+//! Whatever happens in whatever order, every accepted connection is in exactly one place, and is released exactly once.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use troop_core::event::{ExitHow, Notice};
+use troop_core::primary::{Action, Config, Place, Primary};
+use troop_core::wire::incoming;
+use troop_core::wire::outgoing::SockName;
+use troop_core::{ConnId, ListenerId, Time, Violation, WorkerId};
+
+/// Something that happens. Numbers choose among what is there.
+#[derive(Debug, Clone)]
+enum Input {
+    Fork { troop: bool },
+    Query { worker: usize, port: u16, fails: bool },
+    Accept { listener: usize },
+    Answer { worker: usize, which: usize, accepted: bool },
+    Batch { worker: usize, taken: u8, returned: u8 },
+    Acknowledge { worker: usize, arrived: bool },
+    Undelivered { worker: usize, which: usize },
+    Consumed { worker: usize, which: usize },
+    Close { worker: usize, listener: usize },
+    Blocked { worker: usize, blocked: bool },
+    Disconnect { worker: usize },
+    Goodbye { worker: usize },
+    Violation { worker: usize, fatal: bool },
+    UserHandle { worker: usize },
+    ChannelClosed { worker: usize },
+    Exit { worker: usize },
+    CloseUnused,
+    Pass { ms: u64 },
+}
+
+fn input() -> impl Strategy<Value = Input> {
+    let worker = 0..8usize;
+    let which = 0..10usize;
+    prop_oneof![
+        3 => any::<bool>().prop_map(|troop| Input::Fork { troop }),
+        6 => (worker.clone(), 1..4u16, prop::bool::weighted(0.1)).prop_map(|(worker, port, fails)| Input::Query { worker, port, fails }),
+        20 => (0..4usize).prop_map(|listener| Input::Accept { listener }),
+        10 => (worker.clone(), which.clone(), prop::bool::weighted(0.7)).prop_map(|(worker, which, accepted)| Input::Answer { worker, which, accepted }),
+        6 => (worker.clone(), 0..8u8, 0..8u8).prop_map(|(worker, taken, returned)| Input::Batch { worker, taken, returned }),
+        6 => (worker.clone(), prop::bool::weighted(0.8)).prop_map(|(worker, arrived)| Input::Acknowledge { worker, arrived }),
+        2 => (worker.clone(), which.clone()).prop_map(|(worker, which)| Input::Undelivered { worker, which }),
+        1 => (worker.clone(), which).prop_map(|(worker, which)| Input::Consumed { worker, which }),
+        2 => (worker.clone(), 0..4usize).prop_map(|(worker, listener)| Input::Close { worker, listener }),
+        3 => (worker.clone(), any::<bool>()).prop_map(|(worker, blocked)| Input::Blocked { worker, blocked }),
+        1 => worker.clone().prop_map(|worker| Input::Disconnect { worker }),
+        1 => worker.clone().prop_map(|worker| Input::Goodbye { worker }),
+        1 => (worker.clone(), any::<bool>()).prop_map(|(worker, fatal)| Input::Violation { worker, fatal }),
+        1 => worker.clone().prop_map(|worker| Input::UserHandle { worker }),
+        2 => worker.clone().prop_map(|worker| Input::ChannelClosed { worker }),
+        2 => worker.prop_map(|worker| Input::Exit { worker }),
+        1 => Just(Input::CloseUnused),
+        8 => prop_oneof![0..20u64, 0..2000u64, 0..40_000u64].prop_map(|ms| Input::Pass { ms }),
+    ]
+}
+
+#[derive(Debug, Default)]
+struct Worker {
+    told_to_leave: bool,
+    cut_off: bool,
+    connected: bool,
+    blocked: bool,
+    troop: bool,
+    seq: u64,
+    /// What it was handed and did not answer, by its number.
+    holds: BTreeMap<u64, ConnId>,
+    tickets: BTreeSet<u64>,
+}
+
+/// The world around a primary, which checks all that it is told.
+struct World {
+    primary: Primary,
+    now: Time,
+    workers: BTreeMap<WorkerId, Worker>,
+    listeners: BTreeMap<ListenerId, Place>,
+    fails: bool,
+    /// Every connection that was accepted and not released.
+    open: BTreeSet<ConnId>,
+    /// Those of them that no worker holds.
+    waiting: BTreeSet<ConnId>,
+    next_conn: u32,
+    next_ticket: u64,
+}
+
+impl World {
+    fn new(config: Config) -> World {
+        World {
+            primary: Primary::new(config),
+            now: Time(1),
+            workers: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            fails: false,
+            open: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            next_conn: 0,
+            next_ticket: 0,
+        }
+    }
+
+    fn worker(&self, n: usize) -> Option<WorkerId> {
+        self.workers.keys().copied().nth(n % self.workers.len().max(1))
+    }
+
+    fn say(&mut self, worker: WorkerId, line: &str) {
+        let parsed = incoming::parse(line.as_bytes()).unwrap();
+        self.primary.message(self.now, worker, parsed);
+    }
+
+    fn holds(&self, worker: WorkerId, which: usize) -> Option<(u64, ConnId)> {
+        let holds = &self.workers[&worker].holds;
+        holds.iter().nth(which % holds.len().max(1)).map(|(s, c)| (*s, *c))
+    }
+
+    /// A worker no longer holds this.
+    fn let_go(&mut self, worker: WorkerId, seq: u64) {
+        if let Some(conn) = self.workers.get_mut(&worker).and_then(|w| w.holds.remove(&seq)) {
+            self.waiting.insert(conn);
+        }
+    }
+
+    fn act(&mut self) -> Result<(), TestCaseError> {
+        while let Some(action) = self.primary.next_action() {
+            match action {
+                Action::Deliver { worker, listener, conn, seq, batched } => {
+                    prop_assert!(self.waiting.remove(&conn), "{:?} was delivered, but was not waiting", conn);
+                    prop_assert!(self.listeners.contains_key(&listener), "{:?} is closed", listener);
+                    let state = self.workers.get_mut(&worker);
+                    prop_assert!(state.is_some(), "delivered to worker {}, which is gone", worker);
+                    let state = state.unwrap();
+                    prop_assert!(
+                        state.connected && !state.told_to_leave && !state.cut_off && !state.blocked,
+                        "delivered to {:?}",
+                        state
+                    );
+                    prop_assert_eq!(batched, state.troop);
+                    prop_assert!(state.holds.insert(seq, conn).is_none(), "number {} is used twice", seq);
+                }
+                Action::Release { conn } => {
+                    prop_assert!(self.open.remove(&conn), "{:?} was released twice, or never accepted", conn);
+                    self.waiting.remove(&conn);
+                    self.workers.values_mut().for_each(|w| w.holds.retain(|_, held| *held != conn));
+                }
+                Action::Send { worker, line } => {
+                    prop_assert!(self.workers.contains_key(&worker), "a line for worker {}, which is gone", worker);
+                    prop_assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
+                    let parsed = incoming::parse(&line[..line.len() - 1]);
+                    prop_assert!(parsed.is_ok(), "{}", String::from_utf8_lossy(&line));
+                }
+                Action::SendListener { worker, listener, .. } => {
+                    prop_assert!(self.workers.contains_key(&worker) && self.listeners.contains_key(&listener));
+                }
+                Action::Bind { listener, spec } => {
+                    // The kernel gives a port to one socket.
+                    let in_use = self.listeners.values().any(|place| *place == spec.place);
+                    if std::mem::take(&mut self.fails) || in_use {
+                        self.primary.bound(self.now, listener, Err(98));
+                    } else {
+                        prop_assert!(self.listeners.insert(listener, spec.place).is_none(), "{:?} is bound twice", listener);
+                        let name = SockName { address: "127.0.0.1".into(), family: "IPv4", port: 1 };
+                        self.primary.bound(self.now, listener, Ok(Some(name)));
+                    }
+                }
+                Action::Unbind { listener } => {
+                    prop_assert!(self.listeners.remove(&listener).is_some(), "{:?} is unbound twice", listener);
+                }
+                Action::Kill { worker } => {
+                    prop_assert!(self.workers.contains_key(&worker));
+                }
+                Action::HandleSettled { worker, ticket, .. } => {
+                    // Also for workers whose channel is closed already.
+                    if let Some(state) = self.workers.get_mut(&worker) {
+                        prop_assert!(state.tickets.remove(&ticket), "ticket {} is settled twice", ticket);
+                    }
+                }
+                Action::Notify(Notice::Misbehaved { worker, cut_off: true, .. }) => {
+                    if let Some(state) = self.workers.get_mut(&worker) {
+                        state.cut_off = true;
+                    }
+                }
+                Action::Notify(_) => {}
+            }
+        }
+        self.check()
+    }
+
+    /// Everything that must be true between two inputs.
+    fn check(&self) -> Result<(), TestCaseError> {
+        let mut held = BTreeSet::new();
+        for (id, state) in &self.workers {
+            let core: BTreeMap<u64, ConnId> = self.primary.in_flight(*id).collect();
+            prop_assert_eq!(&core, &state.holds, "worker {}", id);
+            for conn in state.holds.values() {
+                prop_assert!(held.insert(*conn), "{:?} is with two workers", conn);
+                prop_assert!(self.open.contains(conn), "{:?} is with worker {}, but was released", conn, id);
+            }
+        }
+        prop_assert!(held.is_disjoint(&self.waiting));
+        prop_assert_eq!(held.len() + self.waiting.len(), self.open.len());
+        // Where there is work there is a time to look at it again.
+        if !held.is_empty() && self.workers.values().any(|w| !w.cut_off && !w.holds.is_empty()) {
+            prop_assert!(self.primary.next_deadline().is_some(), "connections in flight and no deadline");
+        }
+        Ok(())
+    }
+
+    fn close_channel(&mut self, worker: WorkerId) {
+        self.primary.channel_closed(self.now, worker);
+        if let Some(state) = self.workers.get_mut(&worker) {
+            state.connected = false;
+            let conns: Vec<_> = std::mem::take(&mut state.holds).into_values().collect();
+            self.waiting.extend(conns);
+        }
+    }
+
+    fn happen(&mut self, input: Input) -> Result<(), TestCaseError> {
+        match input {
+            Input::Fork { troop } => {
+                if self.workers.len() < 8 {
+                    let id = self.primary.fork();
+                    self.primary.spawned(id, id.0 + 1000);
+                    self.workers.insert(id, Worker { connected: true, troop, ..Worker::default() });
+                    let version = if troop { r#","troop":1"# } else { "" };
+                    self.say(id, &format!(r#"{{"cmd":"NODE_CLUSTER","act":"online","seq":0{version}}}"#));
+                }
+            }
+            Input::Pass { ms } => {
+                // As a shell does: not beyond the deadline.
+                let until = self.now + Duration::from_millis(ms);
+                while let Some(due) = self.primary.next_deadline().filter(|due| *due <= until) {
+                    self.now = self.now.max(due);
+                    self.primary.tick(self.now);
+                    self.act()?;
+                    if self.primary.next_deadline().is_some_and(|next| next <= self.now) {
+                        prop_assert!(false, "the deadline {:?} does not move at {:?}", due, self.now);
+                    }
+                }
+                self.now = until;
+            }
+            Input::CloseUnused => self.primary.close_unused_listeners(),
+            Input::Accept { listener } => {
+                let id = self.listeners.keys().copied().nth(listener % self.listeners.len().max(1));
+                if let Some(id) = id.filter(|id| self.primary.wants_connection(*id)) {
+                    let conn = ConnId(self.next_conn);
+                    self.next_conn += 1;
+                    self.open.insert(conn);
+                    self.waiting.insert(conn);
+                    self.primary.accepted(self.now, id, conn);
+                }
+            }
+            Input::Query { worker, .. }
+            | Input::Answer { worker, .. }
+            | Input::Batch { worker, .. }
+            | Input::Acknowledge { worker, .. }
+            | Input::Undelivered { worker, .. }
+            | Input::Consumed { worker, .. }
+            | Input::Close { worker, .. }
+            | Input::Blocked { worker, .. }
+            | Input::Disconnect { worker }
+            | Input::Goodbye { worker }
+            | Input::Violation { worker, .. }
+            | Input::UserHandle { worker }
+            | Input::ChannelClosed { worker }
+            | Input::Exit { worker } => {
+                if let Some(id) = self.worker(worker) {
+                    self.of_worker(id, input);
+                }
+            }
+        }
+        self.act()
+    }
+
+    fn of_worker(&mut self, id: WorkerId, input: Input) {
+        let state = &self.workers[&id];
+        let speaks = state.connected && !state.cut_off;
+        match input {
+            Input::Exit { .. } => {
+                self.close_channel(id);
+                self.primary.exited(self.now, id, ExitHow::Code(0));
+                self.workers.remove(&id);
+            }
+            Input::ChannelClosed { .. } => self.close_channel(id),
+            Input::Disconnect { .. } => {
+                let told = self.primary.disconnect(id);
+                if let Some(state) = self.workers.get_mut(&id).filter(|_| told) {
+                    state.told_to_leave = true;
+                }
+            }
+            Input::Blocked { blocked, .. } => {
+                if let Some(state) = self.workers.get_mut(&id) {
+                    state.blocked = blocked;
+                }
+                self.primary.set_blocked(self.now, id, blocked);
+            }
+            Input::Violation { fatal, .. } => {
+                self.primary.violated(id, if fatal { Violation::NotJson } else { Violation::BadHandle });
+            }
+            Input::UserHandle { .. } => {
+                self.next_ticket += 1;
+                let ticket = self.next_ticket;
+                if let Some(state) = self.workers.get_mut(&id) {
+                    state.tickets.insert(ticket);
+                }
+                self.primary.user_handle_sent(id, ticket);
+            }
+            Input::Consumed { which, .. } => {
+                if let Some((seq, _)) = self.holds(id, which) {
+                    self.primary.consumed(id, seq);
+                }
+            }
+            Input::Undelivered { which, .. } => {
+                if let Some((seq, _)) = self.holds(id, which) {
+                    self.let_go(id, seq);
+                    self.primary.undelivered(self.now, id, seq);
+                }
+            }
+            _ if !speaks => {}
+            Input::Query { port, fails, .. } => {
+                self.fails = fails;
+                let state = self.workers.get_mut(&id).unwrap();
+                state.seq += 1;
+                let seq = state.seq;
+                let line = format!(
+                    r#"{{"cmd":"NODE_CLUSTER","act":"queryServer","seq":{seq},"index":0,"address":null,"port":{port},"addressType":4}}"#
+                );
+                self.say(id, &line);
+                // An answer that was found without binding.
+                self.fails =
+                    self.fails && !self.listeners.values().any(|p| matches!(p, Place::Tcp { port: p, .. } if *p == port));
+            }
+            Input::Answer { which, accepted, .. } => {
+                if let Some((seq, _)) = self.holds(id, which) {
+                    if !accepted {
+                        self.let_go(id, seq);
+                    }
+                    self.say(id, &format!(r#"{{"cmd":"NODE_CLUSTER","ack":{seq},"accepted":{accepted},"seq":1}}"#));
+                }
+            }
+            Input::Batch { taken, returned, .. } => {
+                let seqs: Vec<u64> = self.workers[&id].holds.keys().copied().collect();
+                let (taken, rest) = seqs.split_at(usize::from(taken).min(seqs.len()));
+                let returned = &rest[..usize::from(returned).min(rest.len())];
+                returned.iter().for_each(|seq| self.let_go(id, *seq));
+                let mut line = Vec::new();
+                troop_core::wire::outgoing::taken(&mut line, taken, returned);
+                line.pop();
+                self.say(id, std::str::from_utf8(&line).unwrap());
+            }
+            Input::Acknowledge { arrived, .. } => {
+                // A refusal gives back the oldest one whose descriptor was not confirmed; which one that is only the core knows.
+                let before: BTreeMap<u64, ConnId> = self.primary.in_flight(id).collect();
+                let line = if arrived { r#"{"cmd":"NODE_HANDLE_ACK"}"# } else { r#"{"cmd":"NODE_HANDLE_NACK"}"# };
+                self.say(id, line);
+                let after: BTreeMap<u64, ConnId> = self.primary.in_flight(id).collect();
+                for seq in before.keys().filter(|seq| !after.contains_key(seq)) {
+                    self.let_go(id, *seq);
+                }
+            }
+            Input::Close { listener, .. } => {
+                let key = self.listeners.keys().nth(listener % self.listeners.len().max(1)).copied();
+                if let Some(key) = key.and_then(|l| self.primary.listener_key(l)).map(str::to_owned) {
+                    self.say(id, &format!(r#"{{"cmd":"NODE_CLUSTER","act":"close","key":"{key}","seq":1}}"#));
+                }
+            }
+            Input::Goodbye { .. } => self.say(id, r#"{"cmd":"NODE_CLUSTER","act":"exitedAfterDisconnect","seq":1}"#),
+            Input::Fork { .. } | Input::Accept { .. } | Input::CloseUnused | Input::Pass { .. } => {}
+        }
+    }
+
+    fn end(&mut self) -> Result<(), TestCaseError> {
+        for id in self.workers.keys().copied().collect::<Vec<_>>() {
+            self.of_worker(id, Input::Exit { worker: 0 });
+            self.act()?;
+        }
+        self.primary.close_unused_listeners();
+        self.act()?;
+        prop_assert!(self.listeners.is_empty(), "listeners without workers stay open");
+        prop_assert!(self.open.is_empty(), "{:?} were never released", self.open);
+        prop_assert_eq!(self.primary.workers().count(), 0);
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::with_cases(1500) })]
+
+    #[test]
+    fn every_connection_is_in_one_place_and_released_once(inputs in prop::collection::vec(input(), 0..150)) {
+        let mut world = World::new(Config { pending_limit: 5, troop_window: 6, node_window: 3, ..Config::default() });
+        for input in inputs {
+            world.happen(input)?;
+        }
+        world.end()?;
+    }
+
+    /// Nobody who is free is left without work while there is some, once all pauses are over.
+    #[test]
+    fn no_connection_waits_beside_a_free_worker(inputs in prop::collection::vec(input(), 0..150)) {
+        let mut world = World::new(Config { pending_limit: 5, troop_window: 6, node_window: 3, hung_after: None, ..Config::default() });
+        for input in inputs {
+            world.happen(input)?;
+        }
+        // Everybody takes what it has, reads its channel, and has time.
+        for id in world.workers.keys().copied().collect::<Vec<_>>() {
+            world.of_worker(id, Input::Blocked { worker: 0, blocked: false });
+            world.act()?;
+        }
+        for _ in 0..20 {
+            for id in world.workers.keys().copied().collect::<Vec<_>>() {
+                world.of_worker(id, Input::Batch { worker: 0, taken: 255, returned: 0 });
+                world.act()?;
+            }
+            world.happen(Input::Pass { ms: 600 })?;
+        }
+        // A new worker that asks for every listener gets all that waits.
+        if world.workers.len() < 8 {
+            world.happen(Input::Fork { troop: true })?;
+            let newest = world.workers.len() - 1;
+            for port in 1..4 {
+                world.happen(Input::Query { worker: newest, port, fails: false })?;
+            }
+            let id = world.worker(newest).unwrap();
+            for _ in 0..20 {
+                world.of_worker(id, Input::Batch { worker: 0, taken: 255, returned: 0 });
+                world.act()?;
+                world.happen(Input::Pass { ms: 100 })?;
+            }
+            prop_assert!(world.waiting.is_empty(), "{:?} still wait", world.waiting);
+        }
+    }
+}
+
+// ---- single promises ----
+
+fn troop_worker(world: &mut World, ports: &[u16]) -> WorkerId {
+    world.happen(Input::Fork { troop: true }).unwrap();
+    let n = world.workers.len() - 1;
+    for port in ports {
+        world.happen(Input::Query { worker: n, port: *port, fails: false }).unwrap();
+    }
+    world.worker(n).unwrap()
+}
+
+#[test]
+fn an_answer_on_one_listener_frees_the_worker_for_its_others_at_once() {
+    let mut world = World::new(Config { troop_window: 2, ..Config::default() });
+    let worker = troop_worker(&mut world, &[1, 2]);
+    for listener in [0, 0, 1] {
+        world.happen(Input::Accept { listener }).unwrap();
+    }
+    assert_eq!((world.workers[&worker].holds.len(), world.waiting.len()), (2, 1), "the worker's window is full");
+    world.happen(Input::Batch { worker: 0, taken: 1, returned: 0 }).unwrap();
+    assert_eq!(world.waiting.len(), 0, "the worker has room, so the connection of the other listener must not wait for a tick");
+}
+
+#[test]
+fn a_list_with_one_wrong_number_still_answers_the_right_ones() {
+    let mut world = World::new(Config::default());
+    let worker = troop_worker(&mut world, &[1]);
+    for _ in 0..3 {
+        world.happen(Input::Accept { listener: 0 }).unwrap();
+    }
+    let seqs: Vec<u64> = world.workers[&worker].holds.keys().copied().collect();
+    let line = format!(r#"{{"cmd":"NODE_TROOP","act":"taken","taken":[999999,{},{},{}]}}"#, seqs[0], seqs[1], seqs[2]);
+    world.say(worker, &line);
+    world.act().unwrap();
+    assert!(world.open.is_empty(), "three connections were taken: {:?} are still held", world.open);
+}
+
+#[test]
+fn connections_of_a_worker_that_leaves_by_itself_go_to_its_successor() {
+    let mut world = World::new(Config::default());
+    let first = troop_worker(&mut world, &[1]);
+    let second = troop_worker(&mut world, &[1]);
+    for _ in 0..4 {
+        world.happen(Input::Accept { listener: 0 }).unwrap();
+    }
+    assert_eq!((world.workers[&first].holds.len(), world.workers[&second].holds.len()), (2, 2));
+    world.happen(Input::Goodbye { worker: 0 }).unwrap();
+    world.happen(Input::Exit { worker: 0 }).unwrap();
+    assert!(!world.workers.contains_key(&first));
+    assert_eq!((world.workers[&second].holds.len(), world.open.len()), (4, 4));
+}
+
+#[test]
+fn a_connection_that_eight_workers_died_of_is_not_given_to_a_ninth() {
+    let mut world = World::new(Config::default());
+    troop_worker(&mut world, &[1]);
+    world.happen(Input::Accept { listener: 0 }).unwrap();
+    let mut deaths = 0;
+    while !world.open.is_empty() {
+        world.happen(Input::Exit { worker: 0 }).unwrap();
+        deaths += 1;
+        assert!(deaths <= 8, "it goes on killing workers");
+        troop_worker(&mut world, &[1]);
+    }
+    assert_eq!(deaths, 8);
+}
+
+#[test]
+fn time_in_which_the_primary_stood_still_makes_no_worker_hang() {
+    let mut world = World::new(Config::default());
+    let worker = troop_worker(&mut world, &[1]);
+    world.happen(Input::Accept { listener: 0 }).unwrap();
+    world.now = world.now + Duration::from_secs(600);
+    world.primary.tick(world.now);
+    world.act().unwrap();
+    assert!(!world.primary.is_cut_off(worker));
+    world.happen(Input::Pass { ms: 31_000 }).unwrap();
+    assert!(world.primary.is_cut_off(worker), "half a minute later it does");
+}

@@ -1,0 +1,538 @@
+//! No connection is lost, whatever becomes of the workers.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use tokio::task::JoinHandle;
+use troop::{Builder, Cluster, Event, ExitHow, Fork, Progress, RestartPolicy, Setup, Violation, WorkerHandle};
+use troop_testkit::{PATIENCE, Troop, ask, node_program, talk};
+
+fn fixture<const N: usize>(args: [&str; N]) -> Setup {
+    Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
+}
+
+/// A worker that does not end with its channel (it is stopped, or blocked), and must not survive its test.
+struct Stubborn(WorkerHandle);
+
+impl Drop for Stubborn {
+    fn drop(&mut self) {
+        // As long as it is not known to be dead it has not been reaped, so the number is still its own.
+        if !self.0.is_dead() {
+            kill(&self.0, Signal::KILL);
+        }
+    }
+}
+
+fn kill(worker: &WorkerHandle, signal: Signal) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(worker.pid()).unwrap()).unwrap();
+    let _ = rustix::process::kill_process(pid, signal);
+}
+
+/// Several clients that connect at once and wait for an answer.
+fn clients(count: usize, port: u16) -> Vec<JoinHandle<std::io::Result<String>>> {
+    (0..count).map(|_| tokio::spawn(ask(port, ""))).collect()
+}
+
+/// All clients get an answer from this worker.
+async fn are_served(clients: Vec<JoinHandle<std::io::Result<String>>>, by: &WorkerHandle) {
+    for client in clients {
+        let answer = client.await.unwrap().expect("the client is answered");
+        assert_eq!(answer.trim(), format!("{} {}", by.id(), by.pid()));
+    }
+}
+
+/// Waits until this many connections are with a worker that does not answer them.
+async fn in_flight(worker: &WorkerHandle, count: usize) {
+    let deadline = Instant::now() + PATIENCE;
+    while worker.stats().await.in_flight < count {
+        assert!(Instant::now() < deadline, "{:?}", worker.stats().await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn fork_as<const N: usize>(troop: &Troop, args: [&str; N]) -> WorkerHandle {
+    troop.cluster.setup(Setup::new().args(args)).unwrap();
+    troop.cluster.fork(Fork::new()).await.unwrap()
+}
+
+// ---- workers that die ----
+
+#[tokio::test]
+async fn connections_that_an_idle_worker_never_took_are_served_when_it_is_killed() {
+    let mut troop = Troop::with(fixture(["idle", "127.0.0.1:0"]));
+    let idle = troop.fork().await;
+    let port = troop.listening(&idle).await;
+    let clients = clients(10, port);
+    in_flight(&idle, 1).await;
+    let honest = fork_as(&troop, ["line", "127.0.0.1:0"]).await;
+    troop.listening(&honest).await;
+    idle.kill(9).await.unwrap();
+    are_served(clients, &honest).await;
+    assert_eq!(troop.exit(&idle).await, ExitHow::Signal(9));
+}
+
+#[tokio::test]
+async fn connections_of_a_blocked_worker_are_served_when_it_is_killed() {
+    let mut troop = Troop::with(fixture(["blocked", "127.0.0.1:0"]));
+    let blocked = Stubborn(troop.fork().await);
+    let port = troop.listening(&blocked.0).await;
+    // By then it sleeps; what comes now stays in its channel.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let clients = clients(10, port);
+    in_flight(&blocked.0, 1).await;
+    let honest = fork_as(&troop, ["line", "127.0.0.1:0"]).await;
+    troop.listening(&honest).await;
+    blocked.0.kill(9).await.unwrap();
+    are_served(clients, &honest).await;
+}
+
+async fn stopped_worker_loses_nothing(setup: Setup, port: u16) {
+    let mut troop = Troop::with(setup);
+    let stopped = Stubborn(troop.fork().await);
+    let port = troop.listening(&stopped.0).await.max(port);
+    kill(&stopped.0, Signal::STOP);
+    let first = clients(5, port);
+    in_flight(&stopped.0, 1).await;
+    troop.cluster.setup(fixture(["line", &format!("127.0.0.1:{port}")])).unwrap();
+    // The same address in other words would be another listener: port 0 stays port 0.
+    let honest = troop.cluster.fork(Fork::new()).await.unwrap();
+    let listening = tokio::time::timeout(Duration::from_secs(5), troop.listening(&honest)).await;
+    assert_eq!(listening.ok(), Some(port));
+    stopped.0.kill(9).await.unwrap();
+    are_served(first, &honest).await;
+    assert_eq!(troop.exit(&stopped.0).await, ExitHow::Signal(9));
+}
+
+/// A port that nobody has at the moment.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[tokio::test]
+async fn connections_of_a_stopped_rust_worker_are_served_when_it_is_killed() {
+    let port = free_port();
+    stopped_worker_loses_nothing(fixture(["line", &format!("127.0.0.1:{port}")]), port).await;
+}
+
+#[tokio::test]
+async fn connections_of_a_stopped_node_worker_are_served_when_it_is_killed() {
+    let port = free_port();
+    let mut troop = Troop::with(Setup::new().script(node_program("plain.js")).args([port.to_string()]));
+    let (one, two) = (Stubborn(troop.fork().await), troop.fork().await);
+    troop.listening(&one.0).await;
+    troop.listening(&two).await;
+    kill(&one.0, Signal::STOP);
+    let clients: Vec<_> = (0..10).map(|_| tokio::spawn(async move { troop_testkit::get(port, "/").await })).collect();
+    in_flight(&one.0, 1).await;
+    one.0.kill(9).await.unwrap();
+    for client in clients {
+        assert_eq!(client.await.unwrap().unwrap().trim(), two.pid().to_string());
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_was_read_from_is_not_given_to_another_worker() {
+    let mut troop = Troop::with(fixture(["read and die", "127.0.0.1:0"]));
+    let reader = troop.fork().await;
+    let port = troop.listening(&reader).await;
+    let client = tokio::spawn(ask(port, "some request"));
+    assert_eq!(troop.exit(&reader).await, ExitHow::Signal(9));
+    let honest = fork_as(&troop, ["line", "127.0.0.1:0"]).await;
+    troop.listening(&honest).await;
+    // Cut off, not answered by a worker that cannot know what was read.
+    let answer = client.await.unwrap();
+    assert!(answer.as_ref().map_or(true, String::is_empty), "{answer:?}");
+    assert_eq!(honest.stats().await.handed, 0);
+    assert!(ask(port, "").await.unwrap().starts_with("2 "), "the next one is served");
+}
+
+#[tokio::test]
+async fn connections_wait_while_all_workers_are_dead() {
+    let mut troop = Troop::with(fixture(["line", "127.0.0.1:0"]));
+    let first = troop.fork().await;
+    let port = troop.listening(&first).await;
+    first.kill(9).await.unwrap();
+    troop.exit(&first).await;
+    let clients = clients(20, port);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(clients.iter().all(|c| !c.is_finished()), "nobody is refused meanwhile");
+    let second = troop.fork().await;
+    are_served(clients, &second).await;
+}
+
+#[tokio::test]
+async fn killing_workers_under_load_loses_only_what_they_had_taken() {
+    let restart = RestartPolicy { max_ends: 1000, first_delay: Duration::from_millis(1), ..RestartPolicy::new(3) };
+    let builder = Cluster::builder().workers(3).restart(restart).setup(fixture(["line", "127.0.0.1:0"]));
+    let mut troop = Troop::start(builder);
+    let port = troop.until("listening", |e| if let Event::Listening(_, at) = e { at.port } else { None }).await;
+    let port = u16::try_from(port).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let load: Vec<_> = (0..4)
+        .map(|_| {
+            let stop = stop.clone();
+            tokio::task::spawn_blocking(move || {
+                let (mut served, mut lost) = (0u64, 0u64);
+                while !stop.load(Ordering::Relaxed) {
+                    match talk(([127, 0, 0, 1], port), "") {
+                        Ok(answer) if !answer.is_empty() => served += 1,
+                        _ => lost += 1,
+                    }
+                }
+                (served, lost)
+            })
+        })
+        .collect();
+    let mut killed = Vec::new();
+    for n in 0..15 {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        let workers = troop.cluster.workers();
+        if let Some(worker) = workers.get(n % workers.len().max(1)) {
+            let _ = worker.kill(9).await;
+            killed.push(worker.clone());
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (mut served, mut lost) = (0, 0);
+    for task in load {
+        let (s, l) = task.await.unwrap();
+        (served, lost) = (served + s, lost + l);
+    }
+    assert!(served > 100, "{served}");
+    // A worker answers a connection at once after it took it, so it rarely has more than one per client when it is killed.
+    let bound = 4 * killed.len() as u64;
+    assert!(lost <= bound, "{lost} connections of {} were lost to {} kills", served + lost, killed.len());
+}
+
+// ---- workers that live, but do not take ----
+
+#[tokio::test]
+async fn a_worker_that_does_not_take_connections_gives_them_back_to_one_that_does() {
+    let mut troop = Troop::with(fixture(["line", "127.0.0.1:0"]));
+    let honest = troop.fork().await;
+    let port = troop.listening(&honest).await;
+    let idle = fork_as(&troop, ["idle", "127.0.0.1:0"]).await;
+    troop.listening(&idle).await;
+    let before = Instant::now();
+    are_served(clients(20, port), &honest).await;
+    assert!(before.elapsed() < Duration::from_secs(5), "it took {:?}", before.elapsed());
+    assert!(idle.stats().await.returned > 0, "{:?}", idle.stats().await);
+}
+
+#[tokio::test]
+async fn connections_of_an_only_worker_that_does_not_take_them_go_to_a_second_one_when_it_comes() {
+    let mut troop = Troop::with(fixture(["idle", "127.0.0.1:0"]));
+    let idle = troop.fork().await;
+    let port = troop.listening(&idle).await;
+    let clients = clients(5, port);
+    in_flight(&idle, 1).await;
+    // Longer than the primary waits before it asks for them back.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let honest = fork_as(&troop, ["line", "127.0.0.1:0"]).await;
+    troop.listening(&honest).await;
+    let before = Instant::now();
+    are_served(clients, &honest).await;
+    assert!(before.elapsed() < Duration::from_secs(8), "it took {:?}", before.elapsed());
+}
+
+#[tokio::test]
+async fn a_worker_that_hangs_is_killed_and_its_connections_are_served() {
+    let builder = Cluster::builder().hung_after(Some(Duration::from_millis(1500)));
+    let mut troop = Troop::start(builder.setup(fixture(["blocked", "127.0.0.1:0"])));
+    let blocked = Stubborn(troop.fork().await);
+    let port = troop.listening(&blocked.0).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let clients = clients(5, port);
+    in_flight(&blocked.0, 1).await;
+    let honest = fork_as(&troop, ["line", "127.0.0.1:0"]).await;
+    troop.listening(&honest).await;
+    are_served(clients, &honest).await;
+    let id = blocked.0.id();
+    let hung = |e: &Event| matches!(e, Event::Misbehaved(w, Violation::Hung(_), true) if w.id() == id).then_some(());
+    troop.until("the report", hung).await;
+    assert_eq!(troop.exit(&blocked.0).await, ExitHow::Signal(9));
+}
+
+#[tokio::test]
+async fn a_worker_that_waits_with_hung_after_none_is_left_alone() {
+    let mut troop = Troop::start(Cluster::builder().hung_after(None).setup(fixture(["blocked", "127.0.0.1:0"])));
+    let blocked = Stubborn(troop.fork().await);
+    let port = troop.listening(&blocked.0).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let clients = clients(3, port);
+    in_flight(&blocked.0, 1).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(blocked.0.is_connected());
+    let honest = fork_as(&troop, ["line", "127.0.0.1:0"]).await;
+    troop.listening(&honest).await;
+    blocked.0.kill(9).await.unwrap();
+    are_served(clients, &honest).await;
+}
+
+#[tokio::test]
+async fn a_worker_at_its_descriptor_limit_loses_nothing_and_comes_back() {
+    let mut troop = Troop::with(fixture(["starved", "127.0.0.1:0"]));
+    let starved = troop.fork().await;
+    let port = troop.listening(&starved).await;
+    assert_eq!(troop.message(&starved).await, "starved");
+    let honest = fork_as(&troop, ["line", "127.0.0.1:0"]).await;
+    troop.listening(&honest).await;
+    are_served(clients(20, port), &honest).await;
+    assert!(starved.stats().await.returned > 0);
+    // It recovers, and is given connections again.
+    starved.send(&"you may").await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !ask(port, "").await.unwrap().starts_with("1 ") {
+        assert!(Instant::now() < deadline, "the worker that recovered never serves");
+    }
+}
+
+#[tokio::test]
+async fn a_node_worker_that_cannot_receive_descriptors_loses_nothing() {
+    // It speaks as a Node worker does: one connection per message, and a refusal for each.
+    let query =
+        r#"line {"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,"index":0,"address":"127.0.0.1","port":0,"addressType":4}"#;
+    let mut troop = Troop::with(fixture(["line", "127.0.0.1:0"]));
+    let honest = troop.fork().await;
+    let port = troop.listening(&honest).await;
+    let starved = fork_as(&troop, ["raw", r#"line {"cmd":"NODE_CLUSTER","act":"online","seq":0}"#, query, "nack"]).await;
+    let id = starved.id();
+    troop.until("online", |e| matches!(e, Event::Online(w) if w.id() == id).then_some(())).await;
+    let deadline = Instant::now() + PATIENCE;
+    while starved.stats().await.returned < 3 {
+        are_served(clients(8, port), &honest).await;
+        assert!(Instant::now() < deadline, "{:?}", starved.stats().await);
+    }
+    assert!(starved.is_connected(), "being short of descriptors is no offence");
+}
+
+#[tokio::test]
+async fn an_answer_frees_a_worker_for_all_its_listeners() {
+    let mut troop = Troop::with(fixture(["two", "127.0.0.1:0"]));
+    let worker = troop.fork().await;
+    let (one, two) = (troop.listening(&worker).await, troop.listening(&worker).await);
+    for port in [one, two, one, two] {
+        assert!(ask(port, "").await.unwrap().starts_with("1 "));
+    }
+}
+
+// ---- workers that finish ----
+
+#[tokio::test]
+async fn a_worker_that_is_told_to_finish_gives_back_what_it_has_not_taken() {
+    let mut troop = Troop::with(fixture(["idle", "127.0.0.1:0"]));
+    let idle = troop.fork().await;
+    let port = troop.listening(&idle).await;
+    let clients = clients(10, port);
+    in_flight(&idle, 1).await;
+    let honest = fork_as(&troop, ["line", "127.0.0.1:0"]).await;
+    troop.listening(&honest).await;
+    idle.disconnect().unwrap();
+    are_served(clients, &honest).await;
+    assert_eq!(troop.exit(&idle).await, ExitHow::Code(0));
+}
+
+#[tokio::test]
+async fn a_worker_that_is_told_to_finish_before_it_listens_ends_at_once() {
+    let mut troop = Troop::with(fixture(["late", "127.0.0.1:0"]));
+    let late = troop.fork().await;
+    let id = late.id();
+    troop.until("online", |e| matches!(e, Event::Online(w) if w.id() == id).then_some(())).await;
+    let before = Instant::now();
+    late.disconnect().unwrap();
+    troop.exit(&late).await;
+    assert!(before.elapsed() < Duration::from_secs(10), "it took {:?}", before.elapsed());
+}
+
+/// Requests without end; counts failures, and remembers who answered.
+struct Load {
+    stop: Arc<AtomicBool>,
+    served: Arc<AtomicU64>,
+    threads: Vec<std::thread::JoinHandle<(Vec<String>, HashSet<String>)>>,
+}
+
+impl Load {
+    fn start(request: impl Fn() -> std::io::Result<String> + Send + Sync + 'static) -> Load {
+        let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let request = Arc::new(request);
+        let threads = (0..3)
+            .map(|_| {
+                let (stop, served, request) = (stop.clone(), served.clone(), request.clone());
+                std::thread::spawn(move || {
+                    let (mut failures, mut answers) = (Vec::new(), HashSet::new());
+                    while !stop.load(Ordering::Relaxed) {
+                        match request() {
+                            Ok(answer) if !answer.is_empty() => {
+                                answers.insert(answer);
+                                served.fetch_add(1, Ordering::Relaxed);
+                            }
+                            other => failures.push(format!("{other:?}")),
+                        }
+                    }
+                    (failures, answers)
+                })
+            })
+            .collect();
+        Load { stop, served, threads }
+    }
+
+    fn end(self) -> (u64, Vec<String>, HashSet<String>) {
+        self.stop.store(true, Ordering::Relaxed);
+        let (mut failures, mut answers) = (Vec::new(), HashSet::new());
+        for thread in self.threads {
+            let (f, a) = thread.join().unwrap();
+            failures.extend(f);
+            answers.extend(a);
+        }
+        (self.served.load(Ordering::Relaxed), failures, answers)
+    }
+}
+
+/// One HTTP request over any stream; the process id in its answer.
+fn http(mut stream: impl Read + Write) -> std::io::Result<String> {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.trim().to_owned()))
+}
+
+async fn reloads_lose_nothing(builder: Builder, request: impl Fn() -> std::io::Result<String> + Send + Sync + 'static) {
+    let mut troop = Troop::start(builder.workers(2));
+    for _ in 0..2 {
+        troop.until("listening", |e| matches!(e, Event::Listening(..)).then_some(())).await;
+    }
+    let load = Load::start(request);
+    for _ in 0..3 {
+        troop.cluster.reload().unwrap();
+        let outcome = troop
+            .until("the end of the reload", |e| match e {
+                Event::Supervision(p @ (Progress::ReloadFinished | Progress::ReloadFailed { .. })) => Some(p.clone()),
+                _ => None,
+            })
+            .await;
+        assert_eq!(outcome, Progress::ReloadFinished);
+    }
+    let (served, failures, answers) = load.end();
+    assert!(failures.is_empty(), "{} failures of {served}, the first: {:?}", failures.len(), &failures[..failures.len().min(5)]);
+    assert!(served > 20 && answers.len() >= 4, "{served} served by {answers:?}");
+    troop.cluster.stop().unwrap();
+    troop.until("the end", |e| matches!(e, Event::Supervision(Progress::Stopping)).then_some(())).await;
+}
+
+fn over_tcp(port: u16) -> impl Fn() -> std::io::Result<String> {
+    move || {
+        let stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        http(stream)
+    }
+}
+
+fn over_unix(path: PathBuf) -> impl Fn() -> std::io::Result<String> {
+    move || {
+        let stream = UnixStream::connect(&path)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        http(stream)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reloads_of_rust_workers_under_load_lose_nothing() {
+    let port = free_port();
+    let builder = Cluster::builder().setup(fixture(["http", &format!("127.0.0.1:{port}")]));
+    reloads_lose_nothing(builder, over_tcp(port)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reloads_of_rust_workers_on_a_unix_socket_under_load_lose_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let builder = Cluster::builder().setup(fixture(["unix", path.to_str().unwrap()]));
+    let line = move || {
+        let mut stream = UnixStream::connect(&path)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    reloads_lose_nothing(builder, line).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reloads_of_node_workers_under_load_lose_nothing() {
+    let port = free_port();
+    let builder = Cluster::builder().setup(Setup::new().script(node_program("plain.js")).args([port.to_string()]));
+    reloads_lose_nothing(builder, over_tcp(port)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reloads_of_node_workers_on_a_unix_socket_under_load_lose_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let builder = Cluster::builder().setup(Setup::new().script(node_program("plain.js")).args([path.as_os_str()]));
+    reloads_lose_nothing(builder, over_unix(path)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_of_an_only_worker_waits_for_all_servers_of_its_successor() {
+    let mut troop = Troop::start(Cluster::builder().workers(1).setup(fixture(["two", "127.0.0.1:0"])));
+    let listening = |e: &Event| if let Event::Listening(_, at) = e { at.port.and_then(|p| u16::try_from(p).ok()) } else { None };
+    troop.until("the first server", listening).await;
+    let second = troop.until("the second server", listening).await;
+    let load = Load::start(move || talk(([127, 0, 0, 1], second), ""));
+    troop.cluster.reload().unwrap();
+    troop.until("the reload", |e| matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(())).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (served, failures, _) = load.end();
+    assert!(failures.is_empty(), "{} failures of {served}, the first: {:?}", failures.len(), &failures[..failures.len().min(3)]);
+}
+
+// ---- a primary that is short of descriptors ----
+
+/// A primary in a process of its own, which ends with its test.
+struct Primary(std::process::Child);
+
+impl Drop for Primary {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_primary_at_its_descriptor_limit_lets_clients_wait_and_closes_nobody() {
+    let port = free_port();
+    let script = format!("ulimit -n 40; exec \"$0\" primary line 127.0.0.1:{port}");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_troop-fixture")]).stdout(std::process::Stdio::null());
+    let _primary = Primary(command.spawn().unwrap());
+    troop_testkit::wait_until("the primary listens", || talk(([127, 0, 0, 1], port), "").is_ok_and(|a| !a.is_empty()));
+    // Stopped workers take nothing, so the connections fill the primary's table.
+    let workers: Vec<i32> = children(_primary.0.id());
+    assert_eq!(workers.len(), 2);
+    let signal = |signal| {
+        workers.iter().for_each(|w| rustix::process::kill_process(rustix::process::Pid::from_raw(*w).unwrap(), signal).unwrap());
+    };
+    signal(Signal::STOP);
+    let clients: Vec<_> = (0..100).map(|_| std::thread::spawn(move || talk(([127, 0, 0, 1], port), ""))).collect();
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", _primary.0.id())).map_or(0, Iterator::count);
+    troop_testkit::wait_until("the primary is full", || open() >= 39);
+    std::thread::sleep(Duration::from_millis(500));
+    let early = clients.iter().filter(|c| c.is_finished()).count();
+    signal(Signal::CONT);
+    assert_eq!(early, 0, "nobody was turned away");
+    for client in clients {
+        assert!(!client.join().unwrap().expect("no connection is reset").is_empty(), "no connection is closed silently");
+    }
+}
+
+/// The running children of a process.
+fn children(parent: u32) -> Vec<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}

@@ -1,0 +1,565 @@
+//! Messages, questions and sockets between a primary and its Rust workers.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use troop::{Error, Event, ExitHow, Handle, Setup, WorkerHandle};
+use troop_testkit::{PATIENCE, Troop};
+
+fn fixture<const N: usize>(args: [&str; N]) -> Setup {
+    Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
+}
+
+async fn echo() -> (Troop, WorkerHandle) {
+    let troop = Troop::with(fixture(["echo"]));
+    let worker = troop.fork().await;
+    (troop, worker)
+}
+
+// ---- values ----
+
+#[tokio::test]
+async fn any_value_arrives_as_it_was_sent() {
+    let (mut troop, worker) = echo().await;
+    let long = "ü\u{2028}\n\0\"\\".repeat(100_000);
+    let mut deep = json!(1);
+    for _ in 0..100 {
+        deep = json!([deep]);
+    }
+    let values = [
+        json!(null),
+        json!(true),
+        json!(42),
+        json!(-1.5),
+        json!(u64::MAX),
+        json!(i64::MIN),
+        json!(""),
+        json!("text\nwith\r\nlines \u{2028} and \0 and \u{10ffff}"),
+        json!([]),
+        json!({}),
+        json!({"cmd": "NODE_"}),
+        json!({"cmd": "MINE", "act": "online"}),
+        json!({"nested": {"cmd": "NODE_CLUSTER", "act": "disconnect"}}),
+        json!({"troop": "something"}),
+        json!({"troop": "request"}),
+        json!({"__proto__": {"a": 1}}),
+        json!([1, "two", {"three": [3.0]}]),
+        json!(long),
+        deep,
+    ];
+    for value in values {
+        worker.send(&value).await.unwrap();
+        let answer = troop.message(&worker).await;
+        assert!(answer["echo"] == value, "{} came back as {}", short(&value), short(&answer));
+    }
+}
+
+fn short(value: &Value) -> String {
+    value.to_string().chars().take(200).collect()
+}
+
+#[tokio::test]
+async fn any_type_that_serde_knows_can_be_sent() {
+    type Anything = (Result<u8, String>, Option<char>, Duration, std::net::SocketAddr, BTreeMap<u64, Vec<f64>>, [(); 2]);
+    let anything: Anything = (
+        Err("no".into()),
+        Some('ß'),
+        Duration::from_nanos(1_500_000_001),
+        ([127, 0, 0, 1], 80).into(),
+        BTreeMap::from([(1, vec![0.1, -2.5e300]), (u64::MAX, vec![])]),
+        [(), ()],
+    );
+    let (mut troop, worker) = echo().await;
+    worker.send(&anything).await.unwrap();
+    let id = worker.id();
+    let back = troop.until("the echo", |e| match e {
+        Event::Message(w, m) if w.id() == id => Some(m.decode::<BTreeMap<String, Anything>>().unwrap()),
+        _ => None,
+    });
+    assert_eq!(back.await["echo"], anything);
+}
+
+#[tokio::test]
+async fn json_that_has_line_breaks_of_its_own_is_one_message() {
+    let (mut troop, worker) = echo().await;
+    let raw = serde_json::value::RawValue::from_string("{\n  \"pretty\": [\n    1,\r\n    2\n  ]\n}".into()).unwrap();
+    worker.send(&raw).await.unwrap();
+    worker.send(&"next").await.unwrap();
+    assert_eq!(troop.message(&worker).await, json!({"echo": {"pretty": [1, 2]}}));
+    assert_eq!(troop.message(&worker).await, json!({"echo": "next"}));
+    let answer: Value = worker.request(&raw, PATIENCE).await.unwrap();
+    assert_eq!(answer, json!({"you asked": {"pretty": [1, 2]}}));
+}
+
+#[tokio::test]
+async fn a_value_that_is_no_json_is_refused_and_nothing_is_sent() {
+    let (mut troop, worker) = echo().await;
+    let bad = BTreeMap::from([((1, 2), "a key that is no text")]);
+    assert!(matches!(worker.send(&bad).await, Err(Error::Json(_))));
+    assert!(matches!(worker.try_send(&bad), Err(Error::Json(_))));
+    assert!(matches!(worker.request::<_, Value>(&bad, PATIENCE).await, Err(Error::Json(_))));
+    worker.send(&1).await.unwrap();
+    assert_eq!(troop.message(&worker).await, json!({"echo": 1}));
+}
+
+#[tokio::test]
+async fn messages_arrive_in_order() {
+    let (mut troop, worker) = echo().await;
+    for n in 0..2000 {
+        worker.send(&n).await.unwrap();
+    }
+    for n in 0..2000 {
+        assert_eq!(troop.message(&worker).await, json!({"echo": n}));
+    }
+}
+
+#[tokio::test]
+async fn messages_sent_before_the_worker_runs_wait_for_it() {
+    let troop = Troop::with(fixture(["echo"]));
+    let worker = troop.fork().await;
+    worker.try_send(&"early").unwrap();
+    let mut troop = troop;
+    assert_eq!(troop.message(&worker).await, json!({"echo": "early"}));
+}
+
+#[tokio::test]
+async fn a_broadcast_reaches_everybody() {
+    let mut troop = Troop::with(fixture(["echo"]));
+    let workers = [troop.fork().await, troop.fork().await, troop.fork().await];
+    let outcome = troop.cluster.broadcast(&"all");
+    assert_eq!((outcome.sent, outcome.failed.len()), (3, 0));
+    for worker in &workers {
+        assert_eq!(troop.message(worker).await, json!({"echo": "all"}));
+    }
+    workers[1].kill(9).await.unwrap();
+    troop.exit(&workers[1]).await;
+    assert_eq!(troop.cluster.broadcast(&"the rest").sent, 2);
+}
+
+// ---- questions ----
+
+#[tokio::test]
+async fn a_question_is_answered() {
+    let (_troop, worker) = echo().await;
+    let answer: Value = worker.request(&json!({"n": 1}), PATIENCE).await.unwrap();
+    assert_eq!(answer, json!({"you asked": {"n": 1}}));
+}
+
+#[tokio::test]
+async fn many_questions_at_once_get_their_own_answers() {
+    let (_troop, worker) = echo().await;
+    let tasks: Vec<_> = (0..200)
+        .map(|n| {
+            let worker = worker.clone();
+            tokio::spawn(async move { (n, worker.request::<_, Value>(&n, PATIENCE).await.unwrap()) })
+        })
+        .collect();
+    for task in tasks {
+        let (n, answer) = task.await.unwrap();
+        assert_eq!(answer, json!({"you asked": n}));
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_has_its_reason() {
+    let (_troop, worker) = echo().await;
+    let answer = worker.request::<_, Value>("refuse", PATIENCE).await;
+    assert!(matches!(&answer, Err(Error::Refused(reason)) if reason == "I will not"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_question_without_an_answer_ends_in_time() {
+    let (_troop, worker) = echo().await;
+    let limit = Duration::from_millis(300);
+    let answer = worker.request::<_, Value>("silence", limit).await;
+    assert!(matches!(answer, Err(Error::TimedOut(t)) if t == limit), "{answer:?}");
+    // A late answer to it would not be taken for another question's.
+    assert_eq!(worker.request::<_, Value>(&1, PATIENCE).await.unwrap(), json!({"you asked": 1}));
+}
+
+#[tokio::test]
+async fn a_question_to_a_worker_that_dies_ends_at_once() {
+    let (mut troop, worker) = echo().await;
+    worker.request::<_, Value>(&1, PATIENCE).await.unwrap();
+    let asker = worker.clone();
+    let asking = tokio::spawn(async move { asker.request::<_, Value>("silence", PATIENCE).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    worker.kill(9).await.unwrap();
+    assert!(matches!(asking.await.unwrap(), Err(Error::Closed)));
+    troop.exit(&worker).await;
+    assert!(matches!(worker.request::<_, Value>(&1, PATIENCE).await, Err(Error::Closed)));
+}
+
+#[tokio::test]
+async fn an_answer_of_another_shape_is_an_error_of_its_own() {
+    let (_troop, worker) = echo().await;
+    assert!(matches!(worker.request::<_, Vec<u8>>(&1, PATIENCE).await, Err(Error::Json(_))));
+}
+
+async fn question_of(troop: &mut Troop, worker: &WorkerHandle) -> troop::Request {
+    worker.send(&"ask").await.unwrap();
+    let id = worker.id();
+    troop.until("the question", |e| if let Event::Request(w, r) = e { (w.id() == id).then(|| r.clone()) } else { None }).await
+}
+
+#[tokio::test]
+async fn a_worker_may_ask_too() {
+    let (mut troop, worker) = echo().await;
+    let request = question_of(&mut troop, &worker).await;
+    assert_eq!(request.decode::<String>().unwrap(), "what now?");
+    request.reply(&json!({"do": "nothing"})).unwrap();
+    // Only the first answer counts.
+    request.reply(&"too late").unwrap();
+    assert_eq!(troop.message(&worker).await, json!({"answer": {"do": "nothing"}}));
+    let request = question_of(&mut troop, &worker).await;
+    request.refuse("not now");
+    let answer = troop.message(&worker).await;
+    assert!(answer["answer"].as_str().unwrap().contains("not now"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_question_that_nobody_reads_is_refused() {
+    let mut troop = Troop::with(fixture(["echo"]));
+    let worker = troop.fork().await;
+    worker.send(&"ask").await.unwrap();
+    // Reads and drops everything, as a program does that does not know of questions.
+    let mut answer = None;
+    while answer.is_none() {
+        let event = tokio::time::timeout(PATIENCE, troop.events.next()).await.expect("an answer").unwrap();
+        if let Event::Message(_, message) = event {
+            answer = Some(message.decode::<Value>().unwrap());
+        }
+    }
+    assert!(answer.unwrap()["answer"].as_str().unwrap().contains("nobody answered"));
+}
+
+// ---- sockets ----
+
+fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    (client, listener.accept().unwrap().0)
+}
+
+fn read_all(mut from: impl Read) -> String {
+    let mut text = String::new();
+    from.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[tokio::test]
+async fn a_tcp_connection_can_be_passed_on() {
+    let (mut troop, worker) = echo().await;
+    let (client, server) = tcp_pair();
+    worker.send_handle("tcp", server).await.unwrap();
+    assert_eq!(troop.message(&worker).await, json!({"used": "tcp"}));
+    assert_eq!(read_all(client), "tcp from the worker");
+}
+
+#[tokio::test]
+async fn a_unix_connection_can_be_passed_on() {
+    let (mut troop, worker) = echo().await;
+    let (client, server) = UnixStream::pair().unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    worker.send_handle("unix", server).await.unwrap();
+    assert_eq!(troop.message(&worker).await, json!({"used": "unix"}));
+    assert_eq!(read_all(client), "unix from the worker");
+}
+
+#[tokio::test]
+async fn a_tcp_listener_can_be_passed_on() {
+    let (mut troop, worker) = echo().await;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    worker.send_handle("listener", listener).await.unwrap();
+    let client = tokio::task::spawn_blocking(move || read_all(TcpStream::connect(address).unwrap()));
+    assert_eq!(client.await.unwrap(), "accepted by the worker");
+    assert_eq!(troop.message(&worker).await, json!({"used": "listener"}));
+}
+
+#[tokio::test]
+async fn a_unix_listener_can_be_passed_on() {
+    let (mut troop, worker) = echo().await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    worker.send_handle("listener", UnixListener::bind(&path).unwrap()).await.unwrap();
+    let client = tokio::task::spawn_blocking(move || read_all(UnixStream::connect(path).unwrap()));
+    assert_eq!(client.await.unwrap(), "accepted by the worker");
+    assert_eq!(troop.message(&worker).await, json!({"used": "listener"}));
+}
+
+#[tokio::test]
+async fn a_udp_socket_can_be_passed_on() {
+    let (mut troop, worker) = echo().await;
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.send_to(b"hello", socket.local_addr().unwrap()).unwrap();
+    worker.send_handle("udp", socket).await.unwrap();
+    assert_eq!(troop.message(&worker).await, json!({"used": "udp"}));
+    let mut buffer = [0; 100];
+    let n = client.recv(&mut buffer).unwrap();
+    assert_eq!(&buffer[..n], b"udp from the worker");
+}
+
+#[tokio::test]
+async fn sockets_of_every_kind_come_back() {
+    let (mut troop, worker) = echo().await;
+    let directory = tempfile::tempdir().unwrap();
+    let (_client, server) = tcp_pair();
+    let (_other, unix) = UnixStream::pair().unwrap();
+    let handles: Vec<Handle> = vec![
+        server.into(),
+        TcpListener::bind("127.0.0.1:0").unwrap().into(),
+        UdpSocket::bind("127.0.0.1:0").unwrap().into(),
+        unix.into(),
+        UnixListener::bind(directory.path().join("s")).unwrap().into(),
+    ];
+    for handle in handles {
+        let kind = std::mem::discriminant(&handle);
+        worker.send_handle("back", handle).await.unwrap();
+        let id = worker.id();
+        let back = troop
+            .until("the socket", |e| match e {
+                Event::Message(w, m) if w.id() == id && m.has_handle() => Some(m.take_handle().unwrap()),
+                _ => None,
+            })
+            .await;
+        assert_eq!(std::mem::discriminant(&back), kind, "{back:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_comes_back_still_works() {
+    let (mut troop, worker) = echo().await;
+    let (client, server) = tcp_pair();
+    worker.send_handle("back", server).await.unwrap();
+    let id = worker.id();
+    let back = troop.until("the socket", |e| match e {
+        Event::Message(w, m) if w.id() == id => m.take_handle(),
+        _ => None,
+    });
+    let Handle::TcpStream(mut stream) = back.await else { panic!() };
+    stream.write_all(b"there and back").unwrap();
+    drop(stream);
+    assert_eq!(read_all(client), "there and back");
+}
+
+#[tokio::test]
+async fn many_sockets_and_messages_keep_their_order() {
+    let (mut troop, worker) = echo().await;
+    let mut sending = Vec::new();
+    let mut clients = Vec::new();
+    for n in 0..50 {
+        let (client, server) = tcp_pair();
+        clients.push(client);
+        worker.try_send(&n).unwrap();
+        let (worker, what) = (worker.clone(), format!("socket {n}"));
+        sending.push(tokio::spawn(async move { worker.send_handle(&what, server).await }));
+        // Lets it be queued before the next message.
+        tokio::task::yield_now().await;
+    }
+    for n in 0..50 {
+        assert_eq!(troop.message(&worker).await, json!({"echo": n}));
+        assert_eq!(troop.message(&worker).await, json!({"used": format!("socket {n}")}));
+    }
+    for sending in sending {
+        sending.await.unwrap().unwrap();
+    }
+    for client in clients {
+        assert_eq!(read_all(client), "tcp from the worker");
+    }
+}
+
+#[tokio::test]
+async fn sockets_crossing_in_both_directions_do_not_block_each_other() {
+    let (mut troop, worker) = echo().await;
+    let mut clients = Vec::new();
+    let mut sending = Vec::new();
+    for _ in 0..50 {
+        let (client, server) = tcp_pair();
+        clients.push(client);
+        let worker = worker.clone();
+        sending.push(tokio::spawn(async move { worker.send_handle("back", server).await }));
+    }
+    let id = worker.id();
+    for _ in 0..50 {
+        let back = troop.until("a socket", |e| match e {
+            Event::Message(w, m) if w.id() == id => m.take_handle(),
+            _ => None,
+        });
+        drop(back.await);
+    }
+    for sending in sending {
+        sending.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn sending_a_socket_to_a_worker_that_dies_ends() {
+    let (mut troop, worker) = echo().await;
+    worker.request::<_, Value>(&1, PATIENCE).await.unwrap();
+    let process = rustix::process::Pid::from_raw(i32::try_from(worker.pid()).unwrap()).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
+    let (client, server) = tcp_pair();
+    let sender = worker.clone();
+    let sending = tokio::spawn(async move { sender.send_handle("tcp", server).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!sending.is_finished(), "a stopped worker has not received it");
+    worker.kill(9).await.unwrap();
+    assert!(matches!(sending.await.unwrap(), Err(Error::Closed)));
+    assert_eq!(troop.exit(&worker).await, ExitHow::Signal(9));
+    assert_eq!(read_all(client), "", "all copies are closed");
+}
+
+// ---- back-pressure ----
+
+#[tokio::test]
+async fn a_full_queue_says_so_and_takes_more_when_there_is_room() {
+    let (mut troop, worker) = echo().await;
+    let process = rustix::process::Pid::from_raw(i32::try_from(worker.pid()).unwrap()).unwrap();
+    worker.request::<_, Value>(&1, PATIENCE).await.unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
+    let text = "x".repeat(10_000);
+    let mut sent = 0;
+    while worker.try_send(&text).is_ok() {
+        sent += 1;
+        tokio::task::yield_now().await;
+        assert!(sent < 10_000, "there is a bound");
+    }
+    assert!(matches!(worker.try_send(&text), Err(Error::Full)));
+    assert!(worker.queued() >= 1 << 20);
+    // Two that wait for room, and one that gives up.
+    let waiting: Vec<_> = (0..2)
+        .map(|_| {
+            let (worker, text) = (worker.clone(), text.clone());
+            tokio::spawn(async move { worker.send(&text).await })
+        })
+        .collect();
+    assert!(tokio::time::timeout(Duration::from_millis(100), worker.send(&"dropped")).await.is_err());
+    assert!(waiting.iter().all(|w| !w.is_finished()));
+    assert!(matches!(worker.request::<_, Value>(&1, Duration::from_millis(100)).await, Err(Error::TimedOut(_))));
+    rustix::process::kill_process(process, rustix::process::Signal::CONT).unwrap();
+    for waiting in waiting {
+        waiting.await.unwrap().unwrap();
+    }
+    for _ in 0..sent + 2 {
+        assert_eq!(troop.message(&worker).await["echo"], text.as_str());
+    }
+    worker.send(&"the end").await.unwrap();
+    assert_eq!(troop.message(&worker).await["echo"], "the end", "the one that was dropped was never sent");
+}
+
+#[tokio::test]
+async fn a_reader_that_keeps_up_misses_nothing() {
+    let mut troop = Troop::with(fixture(["echo"]));
+    let worker = troop.fork().await;
+    worker.send(&json!({"flood": 20_000})).await.unwrap();
+    let mut next = 0;
+    while next < 20_000 {
+        match tokio::time::timeout(PATIENCE, troop.events.next()).await.unwrap().unwrap() {
+            Event::Message(_, m) => {
+                assert_eq!(m.decode::<u64>().unwrap(), next);
+                next += 1;
+            }
+            Event::Missed(n) => panic!("{n} messages were dropped before message {next}, under the eyes of their reader"),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_slow_reader_is_told_how_much_it_missed() {
+    let mut troop = Troop::with(fixture(["echo"]));
+    let worker = troop.fork().await;
+    let mut slow = troop.cluster.events();
+    worker.send(&json!({"flood": 20_000})).await.unwrap();
+    // A question is answered after all of them have been sent.
+    worker.request::<_, Value>(&1, PATIENCE).await.unwrap();
+    worker.kill(9).await.unwrap();
+    troop.exit(&worker).await;
+    let (mut missed, mut seen, mut last) = (0, 0, 0);
+    while let Some(event) = slow.try_next() {
+        match event {
+            Event::Missed(n) => missed += n,
+            Event::Message(_, m) => {
+                last = m.decode::<u64>().unwrap();
+                seen += 1;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(last, 19_999, "the newest are kept");
+    assert!(seen <= 8192 && missed >= 20_000 - 8192, "{seen} seen, {missed} missed");
+    // The other events are counted too.
+    assert!((20_000..20_010).contains(&(seen + missed)), "{seen} seen, {missed} missed");
+}
+
+#[tokio::test]
+async fn what_a_dead_worker_did_not_get_is_reported() {
+    let (mut troop, worker) = echo().await;
+    worker.request::<_, Value>(&1, PATIENCE).await.unwrap();
+    let process = rustix::process::Pid::from_raw(i32::try_from(worker.pid()).unwrap()).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
+    let text = "x".repeat(10_000);
+    while worker.try_send(&text).is_ok() {
+        tokio::task::yield_now().await;
+    }
+    worker.kill(9).await.unwrap();
+    let id = worker.id();
+    let lost = troop
+        .until("the report", |e| match e {
+            Event::Error(Some(w), e) if w.id() == id => Some(e.clone()),
+            _ => None,
+        })
+        .await;
+    assert!(matches!(*lost, Error::Undelivered(bytes) if bytes >= 1 << 20), "{lost}");
+    assert_eq!(worker.queued(), 0, "nothing waits for a worker that is gone");
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_with_nothing_queued_loses_nothing() {
+    let (mut troop, worker) = echo().await;
+    worker.request::<_, Value>(&1, PATIENCE).await.unwrap();
+    worker.kill(9).await.unwrap();
+    let id = worker.id();
+    let lost = troop.until("its end", |e| match e {
+        Event::Error(Some(w), e) if w.id() == id => Some(Some(e.to_string())),
+        Event::Exit(w, _) if w.id() == id => Some(None),
+        _ => None,
+    });
+    assert_eq!(lost.await, None);
+}
+
+#[tokio::test]
+async fn the_last_messages_of_a_program_that_ends_arrive() {
+    let mut troop = Troop::with(fixture(["last words", "5000"]));
+    let worker = troop.fork().await;
+    assert_eq!(troop.exit(&worker).await, ExitHow::Code(0));
+    for n in 0..5000 {
+        assert_eq!(troop.message(&worker).await, n);
+    }
+}
+
+#[tokio::test]
+async fn messages_come_before_the_end_of_their_worker() {
+    let mut troop = Troop::with(fixture(["last words", "3"]));
+    let worker = troop.fork().await;
+    let mut order = Vec::new();
+    while order.len() < 5 {
+        match tokio::time::timeout(PATIENCE, troop.events.next()).await.unwrap().unwrap() {
+            Event::Message(..) => order.push("message"),
+            Event::Disconnect(_) => order.push("disconnect"),
+            Event::Exit(..) => order.push("exit"),
+            _ => {}
+        }
+    }
+    assert_eq!(order, ["message", "message", "message", "disconnect", "exit"]);
+    assert!(worker.is_dead());
+}

@@ -1,0 +1,718 @@
+//! Unchanged Node workers under our primary: what they listen on, and who serves whom.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use troop::{Address, AddressType, Cluster, Event, ExitHow, Policy, Setup, WorkerHandle};
+use troop_testkit::{PATIENCE, Troop, get, node_program, talk, wait_until};
+
+const BOTH: [Policy; 2] = [Policy::RoundRobin, Policy::Shared];
+
+/// A worker that runs this text.
+fn js(text: impl Into<String>) -> Setup {
+    Setup::new().script(node_program("run.js")).args([text.into()])
+}
+
+fn under(policy: Policy, setup: Setup) -> Troop {
+    Troop::start(Cluster::builder().policy(policy).setup(setup))
+}
+
+/// A port that nobody uses, and that the kernel gives to nobody who asks for any.
+fn free_port() -> u16 {
+    let start = 12_000 + u16::try_from(std::process::id() * 7 % 20_000).unwrap();
+    (start..).find(|port| TcpListener::bind((Ipv6Addr::UNSPECIFIED, *port)).is_ok()).unwrap()
+}
+
+fn local(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+/// Who serves the next connection.
+fn served(port: u16) -> String {
+    talk(local(port), "").unwrap()
+}
+
+fn name(worker: &WorkerHandle) -> String {
+    format!("{} {}\n", worker.id(), worker.pid())
+}
+
+/// A connection that stays open, and who serves it.
+fn open(port: u16) -> (BufReader<TcpStream>, String) {
+    let stream = TcpStream::connect_timeout(&local(port), PATIENCE).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    (reader, line)
+}
+
+async fn listening_at(troop: &mut Troop, worker: &WorkerHandle) -> Address {
+    let what = |event: &Event| match event {
+        Event::Listening(w, at) if w == worker => Some(at.clone()),
+        _ => None,
+    };
+    troop.until("listening", what).await
+}
+
+async fn forks<const N: usize>(troop: &mut Troop) -> ([WorkerHandle; N], u16) {
+    let mut workers = Vec::new();
+    let mut ports = BTreeSet::new();
+    for _ in 0..N {
+        workers.push(troop.fork().await);
+    }
+    for worker in &workers {
+        ports.insert(troop.listening(worker).await);
+    }
+    assert_eq!(ports.len(), 1, "all workers have the same port");
+    (workers.try_into().unwrap(), ports.pop_first().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_alternate_exactly_between_http_workers() {
+    let mut troop = Troop::with(Setup::new().script(node_program("http.js")).args(["0"]));
+    let (workers, port) = forks::<2>(&mut troop).await;
+    let mut answers = Vec::new();
+    for _ in 0..10 {
+        answers.push(get(port, "/").await.unwrap());
+    }
+    let names: BTreeSet<_> = workers.iter().map(|w| name(w).trim().to_owned()).collect();
+    assert_eq!(answers.iter().cloned().collect::<BTreeSet<_>>(), names);
+    assert!(answers.windows(2).all(|pair| pair[0] != pair[1]), "{answers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_come_in_nodes_order() {
+    let mut troop = Troop::with(js("process.on('message', (m) => tell(m)); serve(0, '127.0.0.1')"));
+    let worker = troop.fork().await;
+    let mut names = Vec::new();
+    while names.last() != Some(&"exit") {
+        let event = tokio::time::timeout(PATIENCE, troop.events.next()).await.unwrap().unwrap();
+        names.push(match &event {
+            Event::Setup(_) => "setup",
+            Event::Fork(_) => "fork",
+            Event::Online(_) => "online",
+            Event::Listening(..) => "listening",
+            Event::Message(..) => "message",
+            Event::Disconnect(_) => "disconnect",
+            Event::Exit(..) => "exit",
+            other => panic!("{other}"),
+        });
+        match event {
+            Event::Listening(..) => worker.send("hello").await.unwrap(),
+            Event::Message(..) => worker.disconnect().unwrap(),
+            _ => {}
+        }
+    }
+    let own: Vec<_> = names.into_iter().skip_while(|n| *n == "setup").collect();
+    assert_eq!(own, ["fork", "online", "listening", "message", "disconnect", "exit"]);
+}
+
+/// What the event `listening` says of a worker that runs this.
+async fn reported(text: String) -> Address {
+    let mut troop = Troop::with(js(text));
+    let worker = troop.fork().await;
+    listening_at(&mut troop, &worker).await
+}
+
+fn address(address_type: AddressType, address: Option<&str>, port: u16, fd: Option<i64>) -> Address {
+    Address { address: address.map(Into::into), port: Some(port.into()), address_type, fd }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listening_on_a_port_tells_no_address() {
+    let port = free_port();
+    assert_eq!(reported(format!("serve({port})")).await, address(AddressType::Tcp4, None, port, None));
+    assert_eq!(reported(format!("serve({{ port: {port} }})")).await, address(AddressType::Tcp4, None, port, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listening_on_a_host_tells_its_address_and_family() {
+    let port = free_port();
+    let v4 = reported(format!("serve({port}, '127.0.0.1')")).await;
+    assert_eq!(v4, address(AddressType::Tcp4, Some("127.0.0.1"), port, None));
+    let v6 = reported(format!("serve({port}, '::1')")).await;
+    assert_eq!(v6, address(AddressType::Tcp6, Some("::1"), port, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listening_on_any_port_tells_the_real_one() {
+    for text in ["serve(0)", "serve()"] {
+        let at = reported(text.into()).await;
+        assert!(at.port.is_some_and(|port| port > 0), "{at:?}");
+        assert_eq!((at.address, at.address_type, at.fd), (None, AddressType::Tcp4, None));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_form_of_listen_that_node_takes_is_taken() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s").display().to_string();
+    for text in [
+        // Node turns a callback in the backlog's place into `false`.
+        "serve(0, '127.0.0.1', () => {})".to_owned(),
+        "serve({ port: 0, host: '127.0.0.1' }, () => {})".to_owned(),
+        "serve(0, '127.0.0.1', 17, () => {})".to_owned(),
+        "serve(0, 17, () => {})".to_owned(),
+        "serve(0, () => {})".to_owned(),
+        "serve('0')".to_owned(),
+        "serve({ port: '0' })".to_owned(),
+        "serve({ port: 0, backlog: '17' })".to_owned(),
+        "serve({ port: 0, backlog: 1.5 })".to_owned(),
+        "serve({ port: 0, backlog: true })".to_owned(),
+        "serve({ port: 0, backlog: -1 })".to_owned(),
+        format!("serve('{path}', () => {{}})"),
+        format!("serve('{path}', 17)"),
+        format!("serve({{ path: '{path}', readableAll: 1, writableAll: 'yes' }})"),
+        "echo('udp4', '0')".to_owned(),
+        "echo({ type: 'udp4', reuseAddr: true }, 0)".to_owned(),
+        "echo({ type: 'udp6', ipv6Only: true }, 0)".to_owned(),
+    ] {
+        let mut troop = Troop::with(js(&*text));
+        let worker = troop.fork().await;
+        let outcome = |event: &Event| match event {
+            Event::Listening(..) => Some("listening".to_owned()),
+            Event::Misbehaved(..) | Event::Message(..) | Event::Exit(..) => Some(event.to_string()),
+            _ => None,
+        };
+        assert_eq!(troop.until("outcome", outcome).await, "listening", "{text}");
+        worker.disconnect().unwrap();
+        troop.exit(&worker).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listening_on_a_path_tells_it_absolutely() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut troop = Troop::with(js("serve('s')").cwd(directory.path()));
+    let worker = troop.fork().await;
+    let path = directory.path().join("s");
+    let at = Address { address: path.to_str().map(Into::into), port: Some(-1), address_type: AddressType::Unix, fd: None };
+    assert_eq!(listening_at(&mut troop, &worker).await, at);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listening_on_a_descriptor_tells_its_number_and_port() {
+    let listener = TcpListener::bind(local(0)).unwrap();
+    let (fd, port) = (listener.as_raw_fd(), listener.local_addr().unwrap().port());
+    let at = reported(format!("serve({{ fd: {fd} }})")).await;
+    assert_eq!(at, address(AddressType::Fd, None, port, Some(fd.into())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn binding_udp_tells_the_address_the_real_port_and_no_descriptor() {
+    for (text, family, any) in [
+        ("echo('udp4', 0, '127.0.0.1')", AddressType::Udp4, "127.0.0.1"),
+        ("echo('udp4')", AddressType::Udp4, "0.0.0.0"),
+        ("echo('udp6', 0, '::1')", AddressType::Udp6, "::1"),
+        ("echo('udp6')", AddressType::Udp6, "::"),
+    ] {
+        let at = reported(text.into()).await;
+        assert!(at.port.is_some_and(|port| port > 0), "{at:?}");
+        assert_eq!((at.address.as_deref(), at.address_type, at.fd), (Some(any), family, Some(-1)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn binding_a_udp_descriptor_tells_its_number_and_port() {
+    let socket = UdpSocket::bind(local(0)).unwrap();
+    let (fd, port) = (socket.as_raw_fd(), socket.local_addr().unwrap().port());
+    let at = reported(format!("echo('udp4', {{ fd: {fd} }})")).await;
+    assert_eq!(at, address(AddressType::Udp4, None, port, Some(fd.into())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_servers_of_all_workers_share_one_port_and_the_second_ones_another() {
+    for policy in BOTH {
+        let mut troop = under(policy, js("serve(0, '127.0.0.1'); serve(0, '127.0.0.1')"));
+        let (one, two) = (troop.fork().await, troop.fork().await);
+        let of_one = BTreeSet::from([troop.listening(&one).await, troop.listening(&one).await]);
+        let of_two = BTreeSet::from([troop.listening(&two).await, troop.listening(&two).await]);
+        assert_eq!((of_one.len(), &of_one), (2, &of_two));
+        for port in of_one {
+            assert!(!served(port).is_empty());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_closed_all_its_servers_counts_from_the_first_again() {
+    for policy in BOTH {
+        let again = "process.on('message', () => s.close(() => s.listen(0, '127.0.0.1')))";
+        let mut troop = under(policy, js(format!("const s = serve(0, '127.0.0.1'); {again}")));
+        let ([one, _two], port) = forks(&mut troop).await;
+        one.send("again").await.unwrap();
+        assert_eq!(troop.listening(&one).await, port, "{policy}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_taken_by_somebody_else_is_an_error_in_the_worker() {
+    let other = TcpListener::bind(local(0)).unwrap();
+    let port = other.local_addr().unwrap().port();
+    for policy in BOTH {
+        let mut troop = under(policy, js(format!("serve({port}, '127.0.0.1')")));
+        let worker = troop.fork().await;
+        assert_eq!(troop.message(&worker).await, json!({"error": "EADDRINUSE"}), "{policy}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_has_become_free_can_be_had_at_the_next_attempt() {
+    let other = TcpListener::bind(local(free_port())).unwrap();
+    let port = other.local_addr().unwrap().port();
+    let text = format!("const again = () => serve({port}, '127.0.0.1'); again(); process.on('message', again)");
+    let mut troops = BOTH.map(|policy| under(policy, js(text.clone())));
+    let mut workers = Vec::new();
+    for troop in &mut troops {
+        let worker = troop.fork().await;
+        assert_eq!(troop.message(&worker).await, json!({"error": "EADDRINUSE"}));
+        workers.push(worker);
+    }
+    drop(other);
+    for (mut troop, worker) in troops.into_iter().zip(workers) {
+        worker.send("again").await.unwrap();
+        assert_eq!(troop.listening(&worker).await, port);
+        assert_eq!(served(port), name(&worker));
+        troop.cluster.disconnect().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_server_on_the_same_port_fails_and_the_first_one_keeps_working() {
+    for policy in BOTH {
+        let port = free_port();
+        let mut troop = under(policy, js(format!("serve({port}, '127.0.0.1'); serve({port}, '127.0.0.1')")));
+        let worker = troop.fork().await;
+        assert_eq!(troop.message(&worker).await, json!({"error": "EADDRINUSE"}), "{policy}");
+        assert_eq!(troop.listening(&worker).await, port);
+        assert_eq!((served(port), served(port)), (name(&worker), name(&worker)));
+        troop.cluster.disconnect().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_address_and_the_any_address_of_ipv4_are_in_each_others_way() {
+    let port = free_port();
+    let mut troop = Troop::with(js(format!("serve({port})")));
+    let one = troop.fork().await;
+    troop.listening(&one).await;
+    troop.cluster.setup(js(format!("serve({port}, '0.0.0.0')"))).unwrap();
+    let two = troop.fork().await;
+    assert_eq!(troop.message(&two).await, json!({"error": "EADDRINUSE"}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_server_can_listen_again() {
+    for policy in BOTH {
+        let port = free_port();
+        let again = format!("s.listen({port}, '127.0.0.1')");
+        let text = format!("const s = serve({port}, '127.0.0.1'); process.on('message', () => s.close(() => {again}))");
+        let mut troop = under(policy, js(text));
+        let worker = troop.fork().await;
+        assert_eq!(troop.listening(&worker).await, port);
+        worker.send("again").await.unwrap();
+        assert_eq!(troop.listening(&worker).await, port);
+        assert_eq!(served(port), name(&worker));
+        troop.cluster.disconnect().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_server_gets_nothing_while_the_other_worker_serves_on() {
+    let close = "process.on('message', () => s.close(() => tell('closed')))";
+    let mut troop = Troop::with(js(format!("const s = serve(0, '127.0.0.1'); {close}")));
+    let ([one, two], port) = forks(&mut troop).await;
+    one.send("close").await.unwrap();
+    assert_eq!(troop.message(&one).await, "closed");
+    for _ in 0..4 {
+        assert_eq!(served(port), name(&two));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unix_socket_is_served_and_removed_in_the_end() {
+    for policy in BOTH {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let mut troop = under(policy, js(format!("serve('{}')", path.display())));
+        let (one, two) = (troop.fork().await, troop.fork().await);
+        troop.listening(&one).await;
+        troop.listening(&two).await;
+        let answers: Vec<String> = (0..4).map(|_| whole(UnixStream::connect(&path).unwrap())).collect();
+        assert!(answers.iter().all(|a| *a == name(&one) || *a == name(&two)), "{answers:?}");
+        if policy == Policy::RoundRobin {
+            assert_ne!(answers[0], answers[1]);
+        }
+        troop.cluster.disconnect().await.unwrap();
+        assert!(!path.exists());
+    }
+}
+
+fn whole(mut stream: impl Read) -> String {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_in_a_missing_directory_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("missing/s");
+    for policy in BOTH {
+        let mut troop = under(policy, js(format!("serve('{}')", path.display())));
+        let worker = troop.fork().await;
+        assert_eq!(troop.message(&worker).await, json!({"error": "EACCES"}), "{policy}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_taken_by_a_server_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let _other = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let mut troop = Troop::with(js(format!("serve('{}')", path.display())));
+    let worker = troop.fork().await;
+    assert_eq!(troop.message(&worker).await, json!({"error": "EADDRINUSE"}));
+}
+
+/// The permissions of a socket made with these options.
+async fn mode(path: &Path, options: &str) -> u32 {
+    let mut troop = Troop::with(js(format!("serve({{ path: '{}', {options} }})", path.display())));
+    let worker = troop.fork().await;
+    troop.listening(&worker).await;
+    let mode = path.metadata().unwrap().permissions().mode();
+    troop.cluster.disconnect().await.unwrap();
+    mode
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readable_all_and_writable_all_open_a_unix_socket_to_everybody() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let plain = mode(&path, "").await;
+    assert_eq!(mode(&path, "readableAll: true").await & 0o777, plain & 0o777 | 0o444);
+    assert_eq!(mode(&path, "writableAll: true").await & 0o777, plain & 0o777 | 0o222);
+    assert_eq!(mode(&path, "readableAll: true, writableAll: true").await & 0o666, 0o666);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exclusive_server_is_the_workers_own_affair() {
+    let text = "const s = serve({ port: 0, host: '127.0.0.1', exclusive: true }, () => tell(s.address().port))";
+    let mut troop = Troop::with(js(text));
+    let (one, two) = (troop.fork().await, troop.fork().await);
+    for worker in [&one, &two] {
+        let port = u16::try_from(troop.message(worker).await.as_u64().unwrap()).unwrap();
+        assert_eq!((served(port), served(port)), (name(worker), name(worker)));
+        assert_eq!(worker.state(), troop::WorkerState::Online);
+    }
+    assert!(!troop.story().contains("listening"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_of_the_primary_serves_through_its_descriptor() {
+    for policy in BOTH {
+        let listener = TcpListener::bind(local(0)).unwrap();
+        let mut troop = under(policy, js(format!("serve({{ fd: {} }})", listener.as_raw_fd())));
+        let (workers, port) = forks::<2>(&mut troop).await;
+        for _ in 0..4 {
+            let answer = served(port);
+            assert!(workers.iter().any(|w| name(w) == answer), "{answer}");
+        }
+        troop.cluster.disconnect().await.unwrap();
+        assert_eq!(listener.local_addr().unwrap().port(), port, "the program's own copy stays open");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_descriptor_that_is_no_socket_is_refused() {
+    let file = std::fs::File::open("/dev/null").unwrap();
+    for policy in BOTH {
+        for number in [file.as_raw_fd(), 999] {
+            let mut troop = under(policy, js(format!("serve({{ fd: {number} }})")));
+            let worker = troop.fork().await;
+            assert_eq!(troop.message(&worker).await, json!({"error": "EINVAL"}), "{policy} {number}");
+        }
+    }
+}
+
+/// The accept queue's length of the listening socket with this port in this process.
+fn backlog(port: u16) -> u32 {
+    use std::mem::{size_of, zeroed};
+    let fds = std::fs::read_dir("/proc/self/fd").unwrap();
+    let fds = fds.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    for fd in fds.collect::<Vec<_>>() {
+        #[expect(unsafe_code, reason = "only the kernel knows what is asked here")]
+        // SAFETY: both calls write plain data, no more than the given sizes; any number may be given as a descriptor.
+        unsafe {
+            let (mut address, mut info): (libc::sockaddr_in, libc::tcp_info) = (zeroed(), zeroed());
+            let mut size = u32::try_from(size_of::<libc::sockaddr_in>()).unwrap();
+            let named = libc::getsockname(fd, (&raw mut address).cast(), &mut size) == 0;
+            let mut size = u32::try_from(size_of::<libc::tcp_info>()).unwrap();
+            let known = libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &mut size) == 0;
+            const LISTEN: u8 = 10;
+            if named && known && u16::from_be(address.sin_port) == port && info.tcpi_state == LISTEN {
+                // For a listening socket the kernel puts it there.
+                return info.tcpi_sacked;
+            }
+        }
+    }
+    panic!("nothing listens on port {port}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_backlog_is_the_workers() {
+    for policy in BOTH {
+        let mut troop = under(policy, js("serve({ port: 0, host: '127.0.0.1', backlog: 17 })"));
+        let worker = troop.fork().await;
+        assert_eq!(backlog(troop.listening(&worker).await), 17, "{policy}");
+        troop.cluster.setup(js("serve(0, '127.0.0.1')")).unwrap();
+        troop.cluster.disconnect().await.unwrap();
+        let worker = troop.fork().await;
+        assert_eq!(backlog(troop.listening(&worker).await), 511, "{policy}");
+    }
+}
+
+fn reaches(host: &str, port: u16) -> bool {
+    TcpStream::connect_timeout(&SocketAddr::new(host.parse().unwrap(), port), PATIENCE).is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_a_host_is_reached_by_both_families() {
+    for policy in BOTH {
+        let mut troop = under(policy, js("serve(0)"));
+        let worker = troop.fork().await;
+        let port = troop.listening(&worker).await;
+        for host in ["127.0.0.1", "::1"] {
+            let address = SocketAddr::new(host.parse().unwrap(), port);
+            assert_eq!(talk(address, "").unwrap(), name(&worker), "{policy} {host}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ipv6_only_keeps_ipv4_out() {
+    for policy in BOTH {
+        let mut troop = under(policy, js("serve({ port: 0, host: '::', ipv6Only: true })"));
+        let worker = troop.fork().await;
+        let port = troop.listening(&worker).await;
+        assert!(reaches("::1", port) && !reaches("127.0.0.1", port), "{policy}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ipv6_host_is_served() {
+    for policy in BOTH {
+        let mut troop = under(policy, js("const s = serve(0, '::1').on('listening', () => tell(s.address()))"));
+        let worker = troop.fork().await;
+        let port = troop.listening(&worker).await;
+        assert_eq!(talk((Ipv6Addr::LOCALHOST, port), "").unwrap(), name(&worker));
+        assert_eq!(troop.message(&worker).await, json!({"address": "::1", "family": "IPv6", "port": port}), "{policy}");
+    }
+}
+
+/// TLS without certificates: both sides know a key. The client is a worker, too.
+const TLS: &str = "
+    const psk = Buffer.alloc(16, 7);
+    const common = { ciphers: 'PSK', maxVersion: 'TLSv1.2' };
+    const server = tls.createServer({ ...common, pskCallback: () => psk }, (s) => s.end(me)).listen(0, '127.0.0.1');
+    const connect = (session, then) => {
+      const client = { pskCallback: () => ({ psk, identity: 'x' }), checkServerIdentity() {}, session };
+      const socket = tls.connect({ ...common, ...client, port: server.address().port, host: '127.0.0.1' });
+      let text = '';
+      socket.on('data', (data) => text += data);
+      socket.on('end', () => then({ text, reused: socket.isSessionReused() }, socket.getSession()));
+    };
+    process.on('message', () => connect(null, (first, session) => connect(session, (second) => tell({ first, second }))));
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tls_session_begun_with_one_worker_goes_on_with_another() {
+    for policy in BOTH {
+        let mut troop = under(policy, js(TLS));
+        let ([one, two], _) = forks(&mut troop).await;
+        one.send("go").await.unwrap();
+        let answer = troop.message(&one).await;
+        assert_eq!((&answer["first"]["reused"], &answer["second"]["reused"]), (&json!(false), &json!(true)), "{policy}");
+        if policy == Policy::RoundRobin {
+            let names = [&answer["first"]["text"], &answer["second"]["text"]].map(|n| n.as_str().unwrap().to_owned() + "\n");
+            assert_eq!(BTreeSet::from(names), BTreeSet::from([name(&one), name(&two)]));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn udp_workers_share_a_socket() {
+    for policy in BOTH {
+        for (family, host) in [("udp4", "127.0.0.1"), ("udp6", "::1")] {
+            let mut troop = under(policy, js(format!("echo('{family}', 0, '{host}')")));
+            let (workers, port) = forks::<2>(&mut troop).await;
+            let client = UdpSocket::bind((host, 0)).unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            for _ in 0..10 {
+                client.send_to(b"hello", (host, port)).unwrap();
+                let mut buffer = [0; 100];
+                let n = client.recv(&mut buffer).unwrap();
+                let answer = String::from_utf8_lossy(&buffer[..n]).into_owned();
+                assert!(workers.iter().any(|w| answer == format!("hello {}", name(w))), "{answer}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_udp_port_taken_by_somebody_else_is_an_error_in_the_worker() {
+    let other = UdpSocket::bind(local(0)).unwrap();
+    let mut troop = Troop::with(js(format!("echo('udp4', {}, '127.0.0.1')", other.local_addr().unwrap().port())));
+    let worker = troop.fork().await;
+    assert_eq!(troop.message(&worker).await, json!({"error": "EADDRINUSE"}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_workers_serve_on_a_shared_socket() {
+    let http = Setup::new().script(node_program("http.js")).args(["0"]);
+    let mut troop = under(Policy::Shared, http);
+    let (workers, port) = forks::<2>(&mut troop).await;
+    for _ in 0..10 {
+        let answer = get(port, "/").await.unwrap();
+        assert!(workers.iter().any(|w| name(w).trim() == answer), "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_a_full_worker_rejects_move_on_to_others() {
+    let limit = "if (cluster.worker.id === 1) s.maxConnections = 1";
+    let mut troop = Troop::with(js(format!("const s = hold(0, '127.0.0.1'); {limit}")));
+    let ([one, two], port) = forks(&mut troop).await;
+    let open: Vec<_> = (0..8).map(|_| open(port)).collect();
+    let count = |worker| open.iter().filter(|(_, who)| *who == name(worker)).count();
+    assert_eq!((count(&one), count(&two)), (1, 7));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_all_reject_waits_until_one_has_room() {
+    let mut troop = Troop::with(js("const s = hold(0, '127.0.0.1'); s.maxConnections = 1"));
+    let (_, port) = forks::<2>(&mut troop).await;
+    let (first, who) = open(port);
+    let (_second, other) = open(port);
+    assert_ne!(who, other);
+    let third = TcpStream::connect(local(port)).unwrap();
+    third.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let mut third = BufReader::new(third);
+    let mut line = String::new();
+    assert!(third.read_line(&mut line).is_err(), "nobody had room, but {line:?} answered");
+    third.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+    drop(first);
+    third.read_line(&mut line).unwrap();
+    assert_eq!(line, who);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_given_to_a_worker_that_dies_without_reading_it_is_served_by_another() {
+    let mut troop = Troop::with(js("serve(0, '127.0.0.1')"));
+    let ([one, two], port) = forks(&mut troop).await;
+    // It cannot answer, and does not know yet.
+    one.kill(libc::SIGSTOP).await.unwrap();
+    wait_until("the worker's halt", || {
+        std::fs::read_to_string(format!("/proc/{}/stat", one.pid())).is_ok_and(|s| s.contains(") T "))
+    });
+    let clients: Vec<_> = (0..6).map(|_| std::thread::spawn(move || served(port))).collect();
+    wait_until("all but the stopped worker's connections", || clients.iter().filter(|c| c.is_finished()).count() >= 3);
+    one.kill(libc::SIGKILL).await.unwrap();
+    for client in clients {
+        assert_eq!(client.join().unwrap(), name(&two));
+    }
+    assert_eq!(troop.exit(&one).await, ExitHow::Signal(libc::SIGKILL));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_forked_for_the_last_one_that_died_serves_the_same_port() {
+    for policy in BOTH {
+        let port = free_port();
+        let mut troop = under(policy, js(format!("serve({port}, '127.0.0.1')")));
+        let one = troop.fork().await;
+        assert_eq!(troop.listening(&one).await, port);
+        one.kill(libc::SIGKILL).await.unwrap();
+        troop.exit(&one).await;
+        let two = troop.fork().await;
+        assert_eq!(troop.listening(&two).await, port);
+        assert_eq!(served(port), name(&two));
+        troop.cluster.disconnect().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_and_rust_workers_serve_one_port_in_turn() {
+    let port = free_port();
+    let mut troop = Troop::with(js(format!("serve({port})")));
+    let node = troop.fork().await;
+    assert_eq!(troop.listening(&node).await, port);
+    // A script is not taken back by a change of the program; so the Rust worker's face stands where the script stood.
+    let rust = Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).script("line").args([format!(":{port}")]);
+    troop.cluster.setup(rust).unwrap();
+    let rust = troop.fork().await;
+    assert_eq!(troop.listening(&rust).await, port);
+    let answers: Vec<String> = (0..6).map(|_| served(port)).collect();
+    assert!(answers.windows(2).all(|pair| pair[0] != pair[1]), "{answers:?}");
+    assert_eq!(answers.into_iter().collect::<BTreeSet<_>>(), BTreeSet::from([name(&node), name(&rust)]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_and_rust_workers_share_one_socket() {
+    let port = free_port();
+    let mut troop = under(Policy::Shared, js(format!("serve({port})")));
+    let node = troop.fork().await;
+    assert_eq!(troop.listening(&node).await, port);
+    let rust = Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).script("line").args([format!(":{port}")]);
+    troop.cluster.setup(rust).unwrap();
+    let rust = troop.fork().await;
+    assert_eq!(troop.listening(&rust).await, port);
+    // Whoever is left serves.
+    node.disconnect().unwrap();
+    assert_eq!(troop.exit(&node).await, ExitHow::Code(0));
+    assert_eq!(served(port), name(&rust));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_has_its_own_environment_but_not_its_own_identity() {
+    let mut troop = Troop::with(js("tell([process.env.TEST_VALUE, cluster.worker.id, process.env.NODE_UNIQUE_ID ?? null])"));
+    let fork = troop::Fork::new().env("TEST_VALUE", "mine").env("NODE_UNIQUE_ID", "77");
+    let worker = troop.cluster.fork(fork).await.unwrap();
+    assert_eq!(troop.message(&worker).await, json!(["mine", 1, null]));
+    let worker = troop.fork().await;
+    assert_eq!(troop.message(&worker).await, json!([null, 2, null]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn profiles_of_workers_have_names_of_their_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut troop = Troop::with(js("").exec_argv(["--prof"]).cwd(directory.path()));
+    let workers = [troop.fork().await, troop.fork().await];
+    for worker in workers {
+        troop.until("online", |e| matches!(e, Event::Online(w) if *w == worker).then_some(())).await;
+        // Node puts the isolate's address in front.
+        let end = format!("v8-{}.log", worker.pid());
+        let files: Vec<_> = directory.path().read_dir().unwrap().map(|f| f.unwrap().file_name()).collect();
+        assert!(files.iter().any(|f| f.to_str().unwrap().ends_with(&end)), "{files:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inspectors_of_workers_have_ports_of_their_own() {
+    let port = free_port();
+    let mut troop =
+        Troop::with(js("tell([process.debugPort, inspector.url() ?? null])").exec_argv([format!("--inspect=127.0.0.1:{port}")]));
+    let workers = [troop.fork().await, troop.fork().await];
+    for (worker, port) in workers.iter().zip(port + 1..) {
+        let answer: Vec<Value> = serde_json::from_value(troop.message(worker).await).unwrap();
+        assert_eq!(answer[0], port);
+        assert!(answer[1].as_str().is_some_and(|url| url.starts_with(&format!("ws://127.0.0.1:{port}/"))), "{answer:?}");
+    }
+}
