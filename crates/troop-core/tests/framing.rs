@@ -58,8 +58,11 @@ fn reads(pieces: Vec<Piece>, sizes: &[usize]) -> Vec<Read> {
     out
 }
 
+/// Lines as they are read, with their descriptors.
+type Lines = Vec<(Vec<u8>, Vec<u32>)>;
+
 /// Lines as they are sent: a line with descriptors in a system call of its own, perhaps cut short by a full buffer.
-fn pieces(lines: &[Sent]) -> (Vec<Piece>, Vec<(Vec<u8>, Vec<u32>)>) {
+fn pieces(lines: &[Sent]) -> (Vec<Piece>, Lines) {
     let (mut out, mut expected) = (Vec::new(), Vec::new());
     let mut next = 0;
     for line in lines {
@@ -79,7 +82,7 @@ fn pieces(lines: &[Sent]) -> (Vec<Piece>, Vec<(Vec<u8>, Vec<u32>)>) {
 }
 
 /// Reads everything; each line takes as many descriptors as it was sent with.
-fn received(reads: Vec<Read>, lines: &[Sent]) -> (Vec<(Vec<u8>, Vec<u32>)>, u64) {
+fn received(reads: Vec<Read>, lines: &[Sent]) -> (Lines, u64) {
     let mut reader = FrameReader::new(1000);
     let mut out = Vec::new();
     for read in reads {

@@ -24,7 +24,7 @@ enum Input {
     Consumed { worker: usize, which: usize },
     Close { worker: usize, listener: usize },
     Blocked { worker: usize, blocked: bool },
-    Disconnect { worker: usize },
+    Disconnect { worker: usize, keep: bool },
     Goodbye { worker: usize },
     Violation { worker: usize, fatal: bool },
     UserHandle { worker: usize },
@@ -48,7 +48,7 @@ fn input() -> impl Strategy<Value = Input> {
         1 => (worker.clone(), which).prop_map(|(worker, which)| Input::Consumed { worker, which }),
         2 => (worker.clone(), 0..4usize).prop_map(|(worker, listener)| Input::Close { worker, listener }),
         3 => (worker.clone(), any::<bool>()).prop_map(|(worker, blocked)| Input::Blocked { worker, blocked }),
-        1 => worker.clone().prop_map(|worker| Input::Disconnect { worker }),
+        1 => (worker.clone(), any::<bool>()).prop_map(|(worker, keep)| Input::Disconnect { worker, keep }),
         1 => worker.clone().prop_map(|worker| Input::Goodbye { worker }),
         1 => (worker.clone(), any::<bool>()).prop_map(|(worker, fatal)| Input::Violation { worker, fatal }),
         1 => worker.clone().prop_map(|worker| Input::UserHandle { worker }),
@@ -260,7 +260,7 @@ impl World {
             | Input::Consumed { worker, .. }
             | Input::Close { worker, .. }
             | Input::Blocked { worker, .. }
-            | Input::Disconnect { worker }
+            | Input::Disconnect { worker, .. }
             | Input::Goodbye { worker }
             | Input::Violation { worker, .. }
             | Input::UserHandle { worker }
@@ -284,8 +284,8 @@ impl World {
                 self.workers.remove(&id);
             }
             Input::ChannelClosed { .. } => self.close_channel(id),
-            Input::Disconnect { .. } => {
-                let told = self.primary.disconnect(id);
+            Input::Disconnect { keep, .. } => {
+                let told = self.primary.disconnect(id, keep);
                 if let Some(state) = self.workers.get_mut(&id).filter(|_| told) {
                     state.told_to_leave = true;
                 }

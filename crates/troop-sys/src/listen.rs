@@ -117,11 +117,15 @@ fn shortened(path: &str) -> PathBuf {
     relative.unwrap_or(whole)
 }
 
-/// A socket file whose server is gone: nobody answers.
+/// A socket file whose server is gone: nobody answers. Never blocks, also not on a server whose queue is full.
 fn is_stale(path: &Path) -> bool {
     use std::os::unix::fs::FileTypeExt;
-    std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
-        && matches!(std::os::unix::net::UnixStream::connect(path), Err(e) if e.kind() == io::ErrorKind::ConnectionRefused)
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+    let refused = || {
+        let probe = new_socket(AddressFamily::UNIX, SocketType::STREAM).ok()?;
+        Some(rustix::net::connect(&probe, &SocketAddrUnix::new(path).ok()?) == Err(rustix::io::Errno::CONNREFUSED))
+    };
+    is_socket && refused().unwrap_or(false)
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ pub enum Interest {
     Read,
     /// As `Read`, and room to write.
     ReadWrite,
+    /// Room to write, and the end.
+    Write,
     /// A new connection or data; reported once when it comes, so it must be taken until `WouldBlock`.
     ReadEdge,
 }
@@ -23,6 +25,7 @@ impl Interest {
         match self {
             Interest::Read => EventFlags::IN,
             Interest::ReadWrite => EventFlags::IN | EventFlags::OUT,
+            Interest::Write => EventFlags::OUT,
             Interest::ReadEdge => EventFlags::IN | EventFlags::ET,
         }
     }

@@ -711,3 +711,40 @@ async fn a_worker_that_closes_its_channel_and_stays_is_disconnected_but_not_gone
     assert_eq!(scene.troop.exit(&worker).await, ExitHow::Signal(9));
     scene.honest_worker_serves().await;
 }
+
+/// A message that the primary cannot get rid of.
+fn far_too_much(worker: &WorkerHandle) {
+    worker.try_send(&"x".repeat(8 << 20)).unwrap();
+}
+
+#[tokio::test]
+async fn the_end_of_a_channel_is_seen_however_much_waits_to_be_written() {
+    let mut scene = Scene::new().await;
+    let worker = scene.raw(&[ONLINE, "sleep 300", "hang up", "sleep 600000"]).await;
+    far_too_much(&worker);
+    let id = worker.id();
+    scene.troop.until("its disconnect", |e| matches!(e, Event::Disconnect(w) if w.id() == id).then_some(())).await;
+    worker.kill(9).await.unwrap();
+    assert_eq!(scene.troop.exit(&worker).await, ExitHow::Signal(9));
+    scene.honest_worker_serves().await;
+}
+
+#[tokio::test]
+async fn the_last_words_of_a_worker_are_heard_however_much_waits_to_be_written() {
+    let mut scene = Scene::new().await;
+    let worker = scene.raw(&[ONLINE, "sleep 300", "line \"last words\"", "exit 0"]).await;
+    far_too_much(&worker);
+    assert_eq!(scene.troop.exit(&worker).await, ExitHow::Code(0));
+    assert_eq!(scene.troop.message(&worker).await, "last words");
+}
+
+#[tokio::test]
+async fn a_worker_that_was_not_listened_to_is_listened_to_again_when_it_reads() {
+    let mut scene = Scene::new().await;
+    // Reads what the primary had for it after a while, and says something then.
+    let worker = scene.raw(&[ONLINE, "sleep 300", "answer 1", "line \"thank you\""]).await;
+    far_too_much(&worker);
+    assert_eq!(scene.troop.message(&worker).await, 1);
+    scene.troop.message(&worker).await;
+    assert_eq!(scene.troop.message(&worker).await, "thank you");
+}

@@ -423,7 +423,11 @@ async fn reloads_lose_nothing(builder: Builder, request: impl Fn() -> std::io::R
     assert!(failures.is_empty(), "{} failures of {served}, the first: {:?}", failures.len(), &failures[..failures.len().min(5)]);
     assert!(served > 20 && answers.len() >= 4, "{served} served by {answers:?}");
     troop.cluster.stop().unwrap();
-    troop.until("the end", |e| matches!(e, Event::Supervision(Progress::Stopping)).then_some(())).await;
+    while let Some(event) = tokio::time::timeout(PATIENCE, troop.events.next()).await.expect("the cluster ends") {
+        if let Event::Exit(worker, how) = event {
+            assert!(how.is_success(), "worker {} was told to finish and ended with {how}", worker.id());
+        }
+    }
 }
 
 fn over_tcp(port: u16) -> impl Fn() -> std::io::Result<String> {

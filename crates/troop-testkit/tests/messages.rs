@@ -476,10 +476,12 @@ async fn a_reader_that_keeps_up_misses_nothing() {
 
 #[tokio::test]
 async fn a_slow_reader_is_told_how_much_it_missed() {
+    // More than any bound that this queue may have.
+    const SENT: u64 = 300_000;
     let mut troop = Troop::with(fixture(["echo"]));
     let worker = troop.fork().await;
     let mut slow = troop.cluster.events();
-    worker.send(&json!({"flood": 20_000})).await.unwrap();
+    worker.send(&json!({"flood": SENT})).await.unwrap();
     // A question is answered after all of them have been sent.
     worker.request::<_, Value>(&1, PATIENCE).await.unwrap();
     worker.kill(9).await.unwrap();
@@ -495,10 +497,10 @@ async fn a_slow_reader_is_told_how_much_it_missed() {
             _ => {}
         }
     }
-    assert_eq!(last, 19_999, "the newest are kept");
-    assert!(seen <= 8192 && missed >= 20_000 - 8192, "{seen} seen, {missed} missed");
+    assert_eq!(last, SENT - 1, "the newest are kept");
+    assert!(missed > 0, "all {seen} were kept");
     // The other events are counted too.
-    assert!((20_000..20_010).contains(&(seen + missed)), "{seen} seen, {missed} missed");
+    assert!((SENT..SENT + 10).contains(&(seen + missed)), "{seen} seen, {missed} missed");
 }
 
 #[tokio::test]

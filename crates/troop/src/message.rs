@@ -233,7 +233,7 @@ pub(crate) enum Parcel<'a> {
     Reply { id: u64, result: std::result::Result<&'a str, String> },
 }
 
-/// Tells requests and replies from ordinary messages. Both are recognised by their first field, which costs ordinary messages nothing.
+/// Tells requests and replies from ordinary messages, at next to no cost for those.
 pub(crate) fn parcel(body: &str) -> Parcel<'_> {
     #[derive(serde::Deserialize)]
     struct Fields<'a> {
@@ -244,7 +244,7 @@ pub(crate) fn parcel(body: &str) -> Parcel<'_> {
         #[serde(default)]
         error: Option<String>,
     }
-    if !body.starts_with("{\"troop\":\"re") {
+    if !body.starts_with("{\"troop\":\"re") && memchr::memmem::find(body.as_bytes(), b"\"troop\"").is_none() {
         return Parcel::Message;
     }
     match serde_json::from_str::<Fields<'_>>(body) {

@@ -123,18 +123,16 @@ impl Primary {
             listener.cooling.retain(|c| c.worker != worker);
         }
         self.pump(now, listener);
+        // The room in its window is for all its listeners.
+        self.pump_all(now, worker);
         Ok(())
     }
 
     /// A troop worker's answer for several connections.
     pub(super) fn taken(&mut self, now: Time, worker: WorkerId, taken: &[u64], returned: &[u64]) -> Result<(), Violation> {
-        for seq in taken {
-            self.answered(now, worker, *seq, true)?;
-        }
-        for seq in returned {
-            self.answered(now, worker, *seq, false)?;
-        }
-        Ok(())
+        let answers = taken.iter().map(|seq| (seq, true)).chain(returned.iter().map(|seq| (seq, false)));
+        // A wrong number does not make the right ones wrong.
+        answers.fold(Ok(()), |result, (seq, accepted)| result.and(self.answered(now, worker, *seq, accepted)))
     }
 
     /// A worker does not want a connection, or could not receive it: somebody else's turn, and a pause for this one that grows.
@@ -195,10 +193,14 @@ impl Primary {
         }
     }
 
+    /// Gives a worker's listeners their turn that have connections waiting.
     fn pump_all(&mut self, now: Time, worker: WorkerId) {
-        let listeners = self.workers.get(&worker).map(|state| state.listeners.clone()).unwrap_or_default();
-        for listener in listeners {
-            self.pump(now, listener);
+        let mut at = 0;
+        while let Some(id) = self.workers.get(&worker).and_then(|state| state.listeners.get(at)).copied() {
+            if self.listeners.get(&id).is_some_and(|l| !l.queue.is_empty()) {
+                self.pump(now, id);
+            }
+            at += 1;
         }
     }
 }

@@ -20,6 +20,9 @@ const EADDRINUSE: i32 = 98;
 /// The most bytes of opaque `data` (TLS ticket keys) that a listener keeps.
 const MAX_DATA: usize = 64 * 1024;
 
+/// The most listeners that are kept open for a successor although no worker uses them.
+const MAX_UNUSED: usize = 64;
+
 /// How long a listener remembers that a worker keeps refusing, after its pause is over.
 pub(super) const COOLING_MEMORY: Duration = Duration::from_secs(1);
 
@@ -291,7 +294,8 @@ impl Primary {
         if let Some(schedule) = &mut listener.schedule {
             schedule.remove(worker);
         }
-        if listener.is_unused() && !keep {
+        let unused = listener.is_unused();
+        if unused && (!keep || self.listeners.values().filter(|l| l.is_unused()).count() > MAX_UNUSED) {
             self.close_listener(id);
         }
     }
@@ -340,7 +344,8 @@ fn bind_spec(message: &ClusterMessage<'_>, shared: bool) -> Option<BindSpec> {
         (AddressType::Fd, _) => return None,
     };
     let backlog = match message.backlog.unwrap_or(0) {
-        n if n <= 0 => 511,
+        0 => 511,
+        // As the kernel takes a negative length.
         n => u32::try_from(n).unwrap_or(u32::MAX),
     };
     Some(BindSpec { place, listen: (!shared).then_some(backlog) })

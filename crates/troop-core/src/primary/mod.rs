@@ -272,8 +272,9 @@ impl Primary {
     }
 
     /// The program asks a worker to finish: it gets no more connections, is told, and leaves the table at once, as in Node.
+    /// With `keep`, listeners that only it used stay open, for a successor; in Node they close.
     /// Returns false if there is no such worker or its channel is closed.
-    pub fn disconnect(&mut self, worker: WorkerId) -> bool {
+    pub fn disconnect(&mut self, worker: WorkerId, keep: bool) -> bool {
         let Some(state) = self.workers.get_mut(&worker) else { return false };
         state.voluntary = Some(true);
         if !state.connected {
@@ -284,7 +285,7 @@ impl Primary {
         if !told {
             let seq = self.next_seq();
             self.send(worker, |line| outgoing::disconnect(line, seq));
-            self.leave_listeners(worker, false);
+            self.leave_listeners(worker, keep);
         }
         true
     }
@@ -340,7 +341,8 @@ impl Primary {
             // connections are given to others.
             state.cut_off = true;
             state.in_table = false;
-            self.leave_listeners(worker, true);
+            // What it asked for beyond measure is of no use to a successor.
+            self.leave_listeners(worker, !matches!(violation, Violation::TooManyListeners(_)));
             self.actions.push_back(Action::Kill { worker });
         }
         if cut_off || first_of_many {

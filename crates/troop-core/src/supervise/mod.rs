@@ -251,6 +251,12 @@ impl Supervisor {
         }
     }
 
+    /// Whether it is on its way to the end.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.phase != Phase::Running
+    }
+
     /// A worker's channel works.
     pub fn online(&mut self, now: Time, worker: WorkerId) {
         if let Some(member) = self.member(worker) {

@@ -178,10 +178,13 @@ pub fn parse(line: &[u8]) -> Result<Incoming<'_>, Violation> {
             return Ok(Incoming::User(raw.get()));
         }
     }
-    let fields: Fields<'_> = serde_json::from_slice(line).map_err(|e| match e.classify() {
-        serde_json::error::Category::Data => Violation::Malformed(e.to_string()),
-        _ => Violation::NotJson,
-    })?;
+    let fields: Fields<'_> = match serde_json::from_slice(line) {
+        Ok(fields) => fields,
+        Err(e) if e.classify() != serde_json::error::Category::Data => return Err(Violation::NotJson),
+        // What we do not know may have fields of any kind.
+        Err(_) if !is_ours(line) => return Ok(Incoming::Unknown),
+        Err(e) => return Err(Violation::Malformed(e.to_string())),
+    };
     match &*fields.cmd.0 {
         "NODE_" => std::str::from_utf8(line).map(Incoming::User).map_err(|_| Violation::NotJson),
         "NODE_CLUSTER" => fields.cluster(),
@@ -222,6 +225,18 @@ fn is_internal(line: &[u8]) -> bool {
     serde_json::from_slice::<Head<'_>>(line).is_ok_and(|head| {
         let cmd = head.cmd.get();
         cmd.starts_with("\"NODE_") && cmd.len() > "\"NODE_\"".len()
+    })
+}
+
+/// Whether an internal message is of a kind that is understood here.
+fn is_ours(line: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Head<'a> {
+        #[serde(borrow)]
+        cmd: Text<'a>,
+    }
+    serde_json::from_slice::<Head<'_>>(line).is_ok_and(|head| {
+        matches!(&*head.cmd.0, "NODE_CLUSTER" | "NODE_HANDLE" | "NODE_TROOP" | "NODE_SOCKET_GET_COUNT" | "NODE_SOCKET_NOTIFY_CLOSE")
     })
 }
 
@@ -279,28 +294,37 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// A port: Node sends a number, null, or (UDP) whatever string the program gave.
+/// Node passes on whatever the program gave: `listen(port, host, callback)` alone makes it `false`. What is no number is no wish.
+fn backlog<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    Ok(match serde_json::Value::deserialize(deserializer)? {
+        serde_json::Value::Number(n) => n.as_i64().or_else(|| n.as_f64().map(|n| n as i64)),
+        serde_json::Value::String(s) => s.trim().parse().ok(),
+        serde_json::Value::Bool(b) => Some(i64::from(b)),
+        _ => None,
+    })
+}
+
+/// What JavaScript holds to be true.
+fn truthy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
+    Ok(Some(match serde_json::Value::deserialize(deserializer)? {
+        serde_json::Value::Null => false,
+        serde_json::Value::Bool(b) => b,
+        serde_json::Value::Number(n) => n.as_f64() != Some(0.0),
+        serde_json::Value::String(s) => !s.is_empty(),
+        _ => true,
+    }))
+}
+
+/// A port: Node sends a number, null, or (UDP) whatever the program gave. What is no port becomes one that cannot be bound, so that the
+/// answer is an error of that listen.
 fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
-    struct PortVisitor;
-    impl<'de> Visitor<'de> for PortVisitor {
-        type Value = Option<i64>;
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a port number")
-        }
-        fn visit_unit<E>(self) -> Result<Self::Value, E> {
-            Ok(None)
-        }
-        fn visit_i64<E: de::Error>(self, v: i64) -> Result<Self::Value, E> {
-            Ok(Some(v))
-        }
-        fn visit_u64<E: de::Error>(self, v: u64) -> Result<Self::Value, E> {
-            self.visit_i64(i64::try_from(v).unwrap_or(i64::MAX))
-        }
-        fn visit_str<E: de::Error>(self, v: &str) -> Result<Self::Value, E> {
-            v.parse().map_err(|_| E::custom(format_args!("{v:?} is not a port"))).and_then(|v: i64| self.visit_i64(v))
-        }
-    }
-    deserializer.deserialize_any(PortVisitor)
+    const NO_PORT: i64 = -2;
+    Ok(match serde_json::Value::deserialize(deserializer)? {
+        serde_json::Value::Null => None,
+        serde_json::Value::Number(n) => Some(n.as_i64().unwrap_or(NO_PORT)),
+        serde_json::Value::String(s) => Some(s.parse().unwrap_or(NO_PORT)),
+        _ => Some(NO_PORT),
+    })
 }
 
 /// 4, 6, -1, null, "udp4" or "udp6". The outer option says whether the field was there.
@@ -367,11 +391,11 @@ struct Fields<'a> {
     fd: Option<i64>,
     #[serde(default)]
     flags: Option<u32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "backlog")]
     backlog: Option<i64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "truthy")]
     readable_all: Option<bool>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "truthy")]
     writable_all: Option<bool>,
     #[serde(borrow, default)]
     sockname: Option<Bound<'a>>,
@@ -497,7 +521,9 @@ mod tests {
             assert!(matches!(parse(line.as_bytes()), Err(Violation::NotJson)), "{line:?}");
         }
         let bad_port = br#"{"cmd":"NODE_CLUSTER","act":"queryServer","port":"http","addressType":4,"seq":1}"#;
-        assert!(matches!(parse(bad_port), Err(Violation::Malformed(_))));
+        assert!(matches!(parse(bad_port), Ok(Incoming::Cluster(m)) if m.port.is_some_and(|port| u16::try_from(port).is_err())));
+        let unknown = br#"{"cmd":"NODE_SOMETHING","ack":"x","port":[]}"#;
+        assert!(matches!(parse(unknown), Ok(Incoming::Unknown)));
         let bad_type = br#"{"cmd":"NODE_CLUSTER","act":"queryServer","port":1,"addressType":5,"seq":1}"#;
         assert!(matches!(parse(bad_type), Err(Violation::Malformed(_))));
         let deep = "[".repeat(200_000);

@@ -105,6 +105,7 @@ impl Mailbox {
                 queue.bytes.truncate(before);
                 return Err(e.into());
             }
+            one_line(&mut queue.bytes[before..]);
             queue.bytes.push(b'\n');
             Ok(())
         })
@@ -113,7 +114,9 @@ impl Mailbox {
     /// An answer: small, owed, and therefore not bounded. The asking side bounds how many there can be.
     pub(crate) fn send_owed(&self, json: &str) {
         let _ = self.post(false, |queue| {
+            let before = queue.bytes.len();
             queue.bytes.extend_from_slice(json.as_bytes());
+            one_line(&mut queue.bytes[before..]);
             queue.bytes.push(b'\n');
             Ok(())
         });
@@ -144,7 +147,8 @@ impl Mailbox {
     }
 
     pub(crate) async fn send_handle<T: Serialize + ?Sized>(&self, message: &T, handle: Handle) -> Result<()> {
-        let body = serde_json::to_vec(message)?;
+        let mut body = serde_json::to_vec(message)?;
+        one_line(&mut body);
         let kind: HandleKind = handle.kind();
         let mut line = Vec::with_capacity(body.len() + 64);
         outgoing::user_handle(&mut line, kind, &body);
@@ -180,13 +184,14 @@ impl Mailbox {
         let id = self.last_request.fetch_add(1, Ordering::Relaxed) + 1;
         let (sender, reply) = oneshot::channel();
         let mut sender = Some(sender);
-        let body = serde_json::to_string(question)?;
+        let mut body = serde_json::to_vec(question)?;
+        one_line(&mut body);
         let attempt = || {
             self.post(true, |queue| {
                 queue.bytes.extend_from_slice(b"{\"troop\":\"request\",\"id\":");
                 queue.bytes.extend_from_slice(id.to_string().as_bytes());
                 queue.bytes.extend_from_slice(b",\"body\":");
-                queue.bytes.extend_from_slice(body.as_bytes());
+                queue.bytes.extend_from_slice(&body);
                 queue.bytes.extend_from_slice(b"}\n");
                 queue.requests.extend(sender.take().map(|s| (id, s)));
                 Ok(())
@@ -236,13 +241,20 @@ impl Mailbox {
     pub(crate) fn close(&self) -> usize {
         let mut queue = self.lock();
         queue.closed = true;
-        let lost = queue.bytes.len() + self.unwritten.load(Ordering::Relaxed);
+        let lost = queue.bytes.len() + self.unwritten.swap(0, Ordering::Relaxed);
         queue.bytes = Vec::new();
         queue.handles.clear();
         queue.requests.clear();
         drop(queue);
         self.room.notify_waiters();
         lost
+    }
+}
+
+/// JSON that the program brought ready-made may be laid out in lines, which end messages here. Inside strings there are none.
+fn one_line(json: &mut [u8]) {
+    while let Some(at) = memchr::memchr(b'\n', json) {
+        json[at] = b' ';
     }
 }
 

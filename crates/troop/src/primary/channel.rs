@@ -10,9 +10,10 @@ use troop_core::wire::frame::FrameReader;
 use troop_core::wire::incoming::{self, Incoming};
 use troop_core::wire::outgoing::{HANDLE_ACK, HANDLE_NACK, socket_all_closed, socket_count};
 use troop_core::{ConnId, ListenerId, Time};
+use troop_sys::poll::Interest;
 
 use super::handle::WorkerHandle;
-use crate::channel::{HANDLE_TRIES, MAX_LINE, Outbox};
+use crate::channel::{HANDLE_TRIES, MAX_LINE, MAX_QUEUED, Outbox};
 use crate::events::Event;
 use crate::message::{Handle, Message, Parcel, Request, parcel};
 
@@ -34,8 +35,8 @@ pub(crate) struct Channel {
     pub(crate) socket: OwnedFd,
     pub(crate) reader: FrameReader<OwnedFd>,
     pub(crate) outbox: Outbox,
-    /// The poller reports when there is room to write.
-    pub(crate) wants_room: bool,
+    /// What the poller reports.
+    pub(crate) interest: Interest,
     /// Connections that will go in one message.
     pub(crate) batch: Batch,
     pub(crate) unsettled: HashMap<u64, Unsettled>,
@@ -54,10 +55,15 @@ impl Channel {
             socket,
             reader: FrameReader::new(MAX_LINE),
             outbox: Outbox::default(),
-            wants_room: false,
+            interest: Interest::Read,
             batch: Batch::default(),
             unsettled: HashMap::new(),
         }
+    }
+
+    /// Whether so much waits to be written that nothing more is read until the worker has taken some of it.
+    pub(crate) fn is_deaf(&self) -> bool {
+        self.outbox.len() > 2 * MAX_QUEUED
     }
 
     /// Takes in what was read, line by line.

@@ -46,9 +46,9 @@ pub(crate) fn open(spec: &BindSpec, key: &str) -> io::Result<(Socket, Option<Soc
             listen::udp(ip(address.as_deref())?.unwrap_or_else(any), *port, *ipv6_only, *reuse_address)?
         }
         Place::Fd { fd, udp } => {
-            let fd = socket::duplicate_number(*fd)?;
+            let fd = socket::duplicate_number(*fd).map_err(|_| invalid())?;
             // Never a connection: that could be another worker's channel.
-            match (socket::kind(&fd)?, udp) {
+            match (socket::kind(&fd).map_err(|_| invalid())?, udp) {
                 (Kind::TcpListener | Kind::UnixListener, false) | (Kind::Udp { .. }, true) => {}
                 _ => return Err(invalid()),
             }

@@ -71,6 +71,8 @@ pub(crate) struct Inner {
     /// The link has ended.
     ended: watch::Sender<bool>,
     outlive: AtomicBool,
+    /// Somebody wanted this worker to leave: the end of the channel is no accident.
+    leaving: AtomicBool,
     pub(super) events: Arc<Queue<WorkerEvent>>,
     /// How often each place is listened on, and the next index there.
     indices: Mutex<HashMap<Place, (usize, u32)>>,
@@ -107,6 +109,7 @@ impl Inner {
             drain_bell: Bell::new().ok(),
             ended: watch::Sender::new(id.is_none()),
             outlive: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             events: reader.queue().clone(),
             indices: Mutex::default(),
         });
@@ -150,7 +153,9 @@ impl Inner {
         self.draining.subscribe()
     }
 
-    pub(super) fn drain(&self) {
+    /// Draining begins. `wanted`: by somebody's wish, not because the primary went away.
+    pub(super) fn drain(&self, wanted: bool) {
+        self.leaving.fetch_or(wanted, Ordering::Relaxed);
         if !self.draining.send_replace(true)
             && let Some(bell) = &self.drain_bell
         {
@@ -180,24 +185,33 @@ impl Inner {
         let _ = tokio::time::timeout(patience, ended.wait_for(|ended| *ended)).await;
     }
 
-    /// The link is over. `orphaned`: its primary went away without a word.
-    pub(super) fn link_ended(&self, orphaned: bool) {
+    /// The link is over. `wanted`: the program was done.
+    pub(super) fn link_ended(&self, wanted: bool) {
         self.ended.send_replace(true);
         self.mailbox.close();
         self.events.close();
         // Whoever waits for an answer gets none.
         self.lock().asks.clear();
-        self.drain();
-        if orphaned && !self.outlive.load(Ordering::Relaxed) {
-            // In a thread, so that a blocked runtime does not keep an orphan alive.
-            let spawned = std::thread::Builder::new().name("troop-orphan".into()).stack_size(32 * 1024).spawn(|| {
+        self.drain(wanted);
+    }
+
+    /// Ends this process when its primary goes away without a word. In a thread of its own, because a program that blocks its runtime
+    /// would not notice.
+    pub(super) fn watch(self: &Arc<Inner>, channel: OwnedFd) -> std::io::Result<()> {
+        let inner = self.clone();
+        let watch = move || {
+            // Hang-up is always reported.
+            let nothing = rustix::event::PollFlags::empty();
+            while rustix::event::poll(&mut [rustix::event::PollFd::new(&channel, nothing)], None) == Err(rustix::io::Errno::INTR) {}
+            drop(channel);
+            if !inner.leaving.load(Ordering::Relaxed) {
                 std::thread::sleep(ORPHAN_GRACE);
-                exit_orphan();
-            });
-            if spawned.is_err() {
-                exit_orphan();
+                if !inner.leaving.load(Ordering::Relaxed) && !inner.outlive.load(Ordering::Relaxed) {
+                    exit_orphan();
+                }
             }
-        }
+        };
+        std::thread::Builder::new().name("troop-orphan".into()).stack_size(32 * 1024).spawn(watch).map(drop)
     }
 
     /// The number of the next server for a place: from 0, and from 0 again once all of them are closed, as Node counts.

@@ -47,8 +47,6 @@ pub(super) struct Link {
     parcels: Parcels,
     /// The `seq` of our `exitedAfterDisconnect`, and who waits for its answer.
     leaving: Vec<(u64, oneshot::Sender<()>)>,
-    /// This worker is on its way out, by whoever's wish: the end of the channel is no accident.
-    is_leaving: bool,
     later: bool,
     buffer: Vec<u8>,
     received: Vec<OwnedFd>,
@@ -64,6 +62,7 @@ enum End {
 
 impl Link {
     pub(super) fn new(channel: OwnedFd, inner: Arc<Inner>) -> io::Result<Link> {
+        inner.watch(channel.try_clone()?)?;
         Ok(Link {
             socket: UnixStream::from_std(StdUnixStream::from(channel))?,
             inner,
@@ -75,7 +74,6 @@ impl Link {
             unsettled: VecDeque::new(),
             parcels: Parcels::default(),
             leaving: Vec::new(),
-            is_leaving: false,
             later: false,
             buffer: vec![0; READ_SIZE],
             received: Vec::new(),
@@ -88,8 +86,9 @@ impl Link {
         for queue in self.servers.values() {
             drop(queue.close());
         }
-        drop(self.socket);
-        self.inner.link_ended(matches!(end, End::Closed) && !self.is_leaving);
+        self.inner.link_ended(matches!(end, End::Finished));
+        // Others may hold copies of the channel; it ends all the same.
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }
 
     async fn serve(&mut self) -> End {
@@ -210,7 +209,6 @@ impl Link {
 
     /// No more connections: what nobody took goes back, the program is told.
     fn drain(&mut self) {
-        self.is_leaving = true;
         for (key, queue) in std::mem::take(&mut self.servers) {
             let left = queue.close();
             self.give_back(left);
@@ -221,7 +219,7 @@ impl Link {
             // A worker that only answers messages has no other end to its work; a server may want messages until its requests are done.
             self.inner.events.close();
         }
-        self.inner.drain();
+        self.inner.drain(true);
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -310,6 +310,10 @@ async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Resu
     let mut registration = Registration { inner: inner.clone(), key: None, place: wanted.place.clone() };
     let refused = |source| Error::Listen { address: listen.text(), source };
     let answer = ask(inner, &wanted).await;
+    if answer.is_err() && *inner.draining().borrow() {
+        inner.release_index(&wanted.place);
+        return Ok(closed(&wanted));
+    }
     let Reply { errno, key, name, grant } = answer.inspect_err(|_| inner.release_index(&wanted.place))?;
     let Some(grant) = grant.filter(|_| errno == 0) else {
         inner.release_index(&wanted.place);
@@ -320,6 +324,11 @@ async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Resu
     let source = match grant {
         Grant::Handed(queue) => Source::Handed(queue),
         Grant::Shared(fd) => {
+            // Node's primary learns late that a port is taken, and passes a socket that is not bound to it.
+            let bound = socket::local_address(&fd).map(|a| i64::from(a.port()));
+            if wanted.place.port.is_some_and(|port| port > 0 && bound.is_some_and(|bound| bound != port)) {
+                return Err(refused(rustix::io::Errno::ADDRINUSE.into()));
+            }
             socket::set_nonblocking(&fd, true).map_err(refused)?;
             if let Some(backlog) = wanted.backlog {
                 // The socket is bound only; the first worker to listen decides, the others change nothing.
@@ -338,11 +347,27 @@ async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Resu
     Ok(Opened { source, name, path, registration: Some(registration), file: None })
 }
 
+/// What a worker gets that is to finish before it listens: a listener without connections, so that it ends as it would have later.
+fn closed(wanted: &Wanted) -> Opened {
+    let queue = ConnQueue::default();
+    drop(queue.close());
+    let ip = wanted.place.address.as_deref().and_then(|a| a.parse().ok()).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let port = wanted.place.port.and_then(|port| u16::try_from(port).ok()).unwrap_or(0);
+    let path = (wanted.place.kind == AddressType::Unix).then(|| wanted.place.address.clone()).flatten();
+    Opened { source: Source::Handed(Arc::new(queue)), name: Some((ip, port).into()), path, registration: None, file: None }
+}
+
 async fn ask(inner: &Arc<Inner>, wanted: &Wanted) -> Result<Reply> {
     let (done, reply) = oneshot::channel();
     inner.ask(Ask::Listen(Box::new(wanted.clone()), done))?;
-    match tokio::time::timeout(PATIENCE, reply).await {
-        Ok(reply) => reply.map_err(|_| Error::Closed),
-        Err(_) => Err(Error::TimedOut(PATIENCE)),
+    let mut draining = inner.draining();
+    tokio::select! {
+        biased;
+        reply = tokio::time::timeout(PATIENCE, reply) => match reply {
+            Ok(reply) => reply.map_err(|_| Error::Closed),
+            Err(_) => Err(Error::TimedOut(PATIENCE)),
+        },
+        // A primary that has told its worker to leave does not answer.
+        _ = draining.wait_for(|draining| *draining) => Err(Error::Closed),
     }
 }

@@ -32,6 +32,10 @@ impl Driver {
         for _ in 0..burst {
             let Some(process) = self.processes.get_mut(&id) else { return };
             let Some(channel) = &mut process.channel else { return };
+            if channel.is_deaf() {
+                // It does not read our answers, so its questions can wait.
+                break;
+            }
             match fdpass::recv(channel.socket.as_fd(), &mut self.buffer, &mut self.received) {
                 Ok(fdpass::Received { len: 0, .. }) => ended = true,
                 Ok(received) => {
@@ -124,9 +128,13 @@ impl Driver {
             // Gone; the reading side will see it too, after what the worker wrote before.
             Err(_) => return false,
         };
-        if blocked != channel.wants_room {
-            channel.wants_room = blocked;
-            let interest = if blocked { Interest::ReadWrite } else { Interest::Read };
+        let interest = match blocked {
+            true if channel.is_deaf() => Interest::Write,
+            true => Interest::ReadWrite,
+            false => Interest::Read,
+        };
+        if interest != channel.interest {
+            channel.interest = interest;
             let _ = self.waiting.poller().modify(&channel.socket, Token::Channel(id).pack(), interest);
             self.core.set_blocked(self.now, id, blocked);
             self.act();

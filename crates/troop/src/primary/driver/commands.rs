@@ -46,7 +46,7 @@ impl Driver {
                 }
             }
             Command::Disconnect(worker) => {
-                self.core.disconnect(worker);
+                self.core.disconnect(worker, false);
                 if let Some(worker) = self.processes.get(&worker).map(|p| p.handle.clone()) {
                     self.refresh(&worker);
                 }
@@ -66,7 +66,7 @@ impl Driver {
                 self.farewells.push(done);
                 let all: Vec<_> = self.processes.values().map(|p| p.handle.clone()).collect();
                 for worker in all {
-                    self.core.disconnect(worker.id());
+                    self.core.disconnect(worker.id(), false);
                     self.refresh(&worker);
                 }
                 self.say_farewell();

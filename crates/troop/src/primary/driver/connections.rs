@@ -137,8 +137,8 @@ impl Driver {
                 true
             }
             Err(e) => {
-                if e.kind() == io::ErrorKind::WouldBlock && !channel.wants_room {
-                    channel.wants_room = true;
+                if e.kind() == io::ErrorKind::WouldBlock && channel.interest == Interest::Read {
+                    channel.interest = Interest::ReadWrite;
                     let token = Token::Channel(worker).pack();
                     let _ = self.waiting.poller().modify(&channel.socket, token, Interest::ReadWrite);
                     self.core.set_blocked(self.now, worker, true);

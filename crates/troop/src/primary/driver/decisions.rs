@@ -11,7 +11,7 @@ use troop_core::supervise::{Order, Progress, Supervisor};
 use troop_sys::poll::Interest;
 use troop_sys::process;
 
-use super::{Driver, SignalMeans, Token};
+use super::{Driver, SignalMeans, Token, UNUSED_PATIENCE};
 use crate::events::Event;
 use crate::primary::handle::WorkerHandle;
 use crate::primary::{Fork, listener, spawn};
@@ -136,15 +136,20 @@ impl Driver {
                 }
             }
             Order::Disconnect(worker) => {
-                if !self.core.disconnect(worker) {
+                // A worker that is replaced leaves its listeners to its successor, which may not have asked for all of them yet.
+                let keep = self.supervisor.as_ref().is_some_and(|s| !s.is_stopping());
+                if !self.core.disconnect(worker, keep) {
                     self.kill(worker, 15);
                 }
             }
             Order::Terminate(worker) => self.kill(worker, 15),
             Order::Kill(worker) => self.kill(worker, 9),
             Order::Tell(progress) => {
-                if let Progress::GivingUp { .. } | Progress::Stopping = progress {
-                    self.core.close_unused_listeners();
+                match progress {
+                    Progress::GivingUp { .. } | Progress::Stopping => self.core.close_unused_listeners(),
+                    // What the new workers do not ask for soon, the new version does not listen on any more.
+                    Progress::ReloadFinished => self.unused_until = Some(self.now + UNUSED_PATIENCE),
+                    _ => {}
                 }
                 self.events.push(Event::Supervision(progress));
             }

@@ -35,6 +35,10 @@ use crate::settings::Settings;
 
 /// How long workers may take to end by themselves after the program has dropped the cluster.
 const OVER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long after a reload listeners are kept that no new worker has asked for.
+const UNUSED_PATIENCE: Duration = Duration::from_secs(10);
+/// Turns in a row before the other tasks of a runtime have theirs.
+const TURNS_IN_A_ROW: usize = 4;
 
 /// The poller, in the form that suits who waits for it.
 enum Waiting {
@@ -135,6 +139,8 @@ pub(crate) struct Driver {
     outcome: Option<Outcome>,
     signals: Vec<(UnixStream, SignalMeans)>,
     over_at: Option<Time>,
+    /// When listeners that no worker uses are closed.
+    unused_until: Option<Time>,
     origin: Instant,
     now: Time,
     buffer: Vec<u8>,
@@ -187,6 +193,7 @@ impl Driver {
             outcome: None,
             signals: Vec::new(),
             over_at: None,
+            unused_until: None,
             origin: Instant::now(),
             now: Time(1),
             buffer: vec![0; READ_SIZE],
@@ -252,8 +259,13 @@ impl Driver {
                 tokio::task::yield_now().await;
             }
             // The runtime reports the poller once; it must be looked at until it has nothing more.
+            let mut turns = 0;
             while matches!(self.turn(Some(Duration::ZERO)), Ok(true)) {
                 self.publish();
+                turns += 1;
+                if turns % TURNS_IN_A_ROW == 0 {
+                    tokio::task::yield_now().await;
+                }
             }
         }
         self.bus.close();
@@ -323,6 +335,10 @@ impl Driver {
         if self.accept_again.is_some_and(|due| due <= self.now) {
             self.accept_again = None;
         }
+        if self.unused_until.is_some_and(|due| due <= self.now) {
+            self.unused_until = None;
+            self.core.close_unused_listeners();
+        }
         if self.over_at.is_some_and(|due| due <= self.now) {
             for process in self.processes.values() {
                 let _ = process::signal(process.pidfd.as_fd(), 9);
@@ -344,6 +360,7 @@ impl Driver {
             self.retry_at,
             self.accept_again,
             self.over_at,
+            self.unused_until,
         ];
         let due = deadlines.into_iter().flatten().min()?;
         // Rounded up, so that the deadline has come when the wait is over.

@@ -1,0 +1,3 @@
+'use strict';
+// A worker that does nothing and stays.
+setInterval(() => {}, 1 << 30);

@@ -1,0 +1,119 @@
+//! troop beside Node's cluster, PM2, and loops that do only what must be done.
+//!
+//! ```text
+//! cargo run --release -p troop-bench [-- [connections] [messages] [spawn] [memory] [--quick] [--repeat N]]
+//! ```
+//!
+//! Without names, all sections run. All contenders of a section take turns in the same run, and the tables show medians. The ratios are
+//! what counts: they hold on other machines too, the times do not. Node must be installed; PM2 is fetched with npm if possible.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+#![expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "measured numbers are small and need few digits"
+)]
+
+mod bare;
+mod connections;
+mod cpu;
+mod load;
+mod memory;
+mod messages;
+mod peer;
+mod spawn;
+mod table;
+
+use std::process::ExitCode;
+
+use peer::Result;
+
+type Section = (&'static str, fn(&Options) -> Result<()>);
+
+const SECTIONS: [Section; 4] =
+    [("connections", connections::run), ("messages", messages::run), ("spawn", spawn::run), ("memory", memory::run)];
+
+/// How to measure.
+#[derive(Debug, Default)]
+struct Options {
+    sections: Vec<String>,
+    quick: bool,
+    /// Runs of every contender.
+    repeat: usize,
+}
+
+impl Options {
+    fn parse(arguments: &[String]) -> Result<Options> {
+        let mut options = Options::default();
+        let mut arguments = arguments.iter();
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--quick" => options.quick = true,
+                "--repeat" => options.repeat = arguments.next().ok_or("--repeat needs a number")?.parse()?,
+                name if SECTIONS.iter().any(|(section, _)| *section == name) => options.sections.push(name.into()),
+                other => {
+                    let names = SECTIONS.map(|(name, _)| name).join(", ");
+                    return Err(format!("{other:?} is neither a section ({names}) nor --quick nor --repeat N").into());
+                }
+            }
+        }
+        if options.repeat == 0 {
+            options.repeat = if options.quick { 2 } else { 5 };
+        }
+        Ok(options)
+    }
+
+    /// How many of something that is counted in thousands.
+    fn count(&self, whole: usize) -> usize {
+        if self.quick { whole / 10 } else { whole }
+    }
+}
+
+/// What this program does as one of the measured processes.
+fn act(arguments: &[&str]) -> Result<()> {
+    match arguments {
+        ["load", port, clients, count] => {
+            // By hand, while a contender runs under a profiler.
+            let address = (std::net::Ipv4Addr::LOCALHOST, port.parse()?).into();
+            println!("{:?}", load::run(address, clients.parse()?, count.parse()?)?);
+            Ok(())
+        }
+        ["primary", kind, workers] => connections::primary(kind, workers.parse()?),
+        ["server"] => connections::server(),
+        ["bare", kind] => bare::primary(*kind == "node"),
+        ["bare-worker"] => bare::worker(),
+        ["messages", test, count] => messages::primary(test, count.parse()?),
+        ["messages-worker", test, count] => messages::worker(test, count.parse()?),
+        ["socketpair", test, count] => bare::socketpair(test, count.parse()?),
+        ["socketpair-worker", test, count] => bare::socketpair_worker(test, count.parse()?),
+        ["spawn", kind, workers, heap] => spawn::primary(kind, workers.parse()?, heap.parse()?),
+        ["idle"] => spawn::idle(),
+        other => Err(format!("there is no peer {other:?}").into()),
+    }
+}
+
+fn measure(arguments: &[String]) -> Result<()> {
+    let options = Options::parse(arguments)?;
+    peer::end_with_us()?;
+    for (name, section) in SECTIONS {
+        if options.sections.is_empty() || options.sections.iter().any(|chosen| chosen == name) {
+            section(&options)?;
+        }
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["peer", ref rest @ ..] => act(rest),
+        _ => measure(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("troop-bench: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}

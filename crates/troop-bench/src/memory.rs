@@ -1,0 +1,116 @@
+//! What an idle primary with four workers keeps in memory.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::Options;
+use crate::cpu::{self, Memory};
+use crate::peer::{Group, Peer, Result, node, ourselves, script};
+use crate::table::{Table, median, number, times};
+
+/// Workers of every primary.
+const WORKERS: usize = 4;
+/// How long after the last worker listens the primary counts as idle.
+const SETTLE: Duration = Duration::from_secs(1);
+
+fn measure(command: Command) -> Result<Memory> {
+    let mut peer = Peer::start(command)?;
+    peer.wait_for("ready")?;
+    std::thread::sleep(SETTLE);
+    cpu::memory(peer.pid()).ok_or_else(|| "the memory of a peer cannot be read".into())
+}
+
+/// PM2, installed beside this program, with a home of its own.
+struct Pm2 {
+    program: PathBuf,
+    home: tempfile::TempDir,
+    daemon: Option<Group>,
+}
+
+impl Pm2 {
+    fn install() -> Result<Pm2> {
+        let program = std::env::current_exe()?;
+        let prefix = program.parent().and_then(Path::parent).ok_or("no directory to install PM2 in")?.join("troop-bench-pm2");
+        let program = prefix.join("node_modules/.bin/pm2");
+        if !program.exists() {
+            let mut npm = Command::new("npm");
+            npm.args(["install", "--no-audit", "--no-fund", "--prefix"]).arg(&prefix).arg("pm2@latest");
+            if !npm.stdout(Stdio::null()).stderr(Stdio::null()).status()?.success() {
+                return Err("npm could not install it".into());
+            }
+        }
+        Ok(Pm2 { program, home: tempfile::tempdir()?, daemon: None })
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<()> {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).env("PM2_HOME", self.home.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        if command.status()?.success() { Ok(()) } else { Err(format!("pm2 {} failed", arguments[0]).into()) }
+    }
+
+    fn measure(mut self) -> Result<Memory> {
+        let started = self.run(&["start", &script("server.js"), "-i", &WORKERS.to_string()]);
+        let pid: u32 = std::fs::read_to_string(self.home.path().join("pm2.pid"))?.trim().parse()?;
+        // It leads a session, so also a group.
+        self.daemon = Some(Group::of(pid));
+        started?;
+        let begin = Instant::now();
+        while cpu::children(pid).len() < WORKERS {
+            if begin.elapsed() > Duration::from_secs(30) {
+                return Err("its workers did not start".into());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        std::thread::sleep(SETTLE);
+        cpu::memory(pid).ok_or_else(|| "its memory cannot be read".into())
+    }
+}
+
+impl Drop for Pm2 {
+    fn drop(&mut self) {
+        // What this leaves over, the group's end takes away.
+        let _ = self.run(&["kill"]);
+        self.daemon = None;
+    }
+}
+
+/// The section.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let workers = WORKERS.to_string();
+    let names = ["Node's primary, Node workers", "PM2, Node workers", "troop, Node workers", "troop, Rust workers"];
+    let mut runs: [Vec<Memory>; 4] = Default::default();
+    let mut absent = None;
+    for _ in 0..options.repeat {
+        runs[0].push(measure(node("primary.js", &[&workers]))?);
+        if absent.is_none() {
+            match Pm2::install().and_then(Pm2::measure) {
+                Ok(memory) => runs[1].push(memory),
+                Err(e) => absent = Some(e),
+            }
+        }
+        runs[2].push(measure(ourselves(&["primary", "node", &workers])?)?);
+        runs[3].push(measure(ourselves(&["primary", "rust", &workers])?)?);
+    }
+    println!("## Memory\n");
+    println!("An idle primary, all of its {WORKERS} workers listening.\n");
+    let mut table = Table::new(&["", "resident MiB", "/ Node", "proportional MiB", "/ Node"]);
+    let resident = |at: usize| median(runs[at].iter().map(|m| m.resident));
+    let proportional = |at: usize| median(runs[at].iter().map(|m| m.proportional));
+    for (at, name) in names.into_iter().enumerate() {
+        let mut row = vec![name.into()];
+        if let (1, Some(_)) = (at, &absent) {
+            row.extend(["not measured", "-", "not measured", "-"].map(Into::into));
+        } else {
+            for of in [&resident as &dyn Fn(usize) -> f64, &proportional] {
+                row.extend([number(of(at)), times(of(at) / of(0))]);
+            }
+        }
+        table.row(row);
+    }
+    table.print();
+    if let Some(reason) = absent {
+        println!("PM2 was not measured: {reason}.\n");
+    }
+    Ok(())
+}
