@@ -23,9 +23,9 @@ pub enum Interest {
 impl Interest {
     fn flags(self) -> EventFlags {
         match self {
-            Interest::Read => EventFlags::IN,
-            Interest::ReadWrite => EventFlags::IN | EventFlags::OUT,
-            Interest::Write => EventFlags::OUT,
+            Interest::Read => EventFlags::IN | EventFlags::RDHUP,
+            Interest::ReadWrite => EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP,
+            Interest::Write => EventFlags::OUT | EventFlags::RDHUP,
             Interest::ReadEdge => EventFlags::IN | EventFlags::ET,
         }
     }
@@ -40,6 +40,8 @@ pub struct Ready {
     pub readable: bool,
     /// There is room to write.
     pub writable: bool,
+    /// The other end has closed, or will send no more; what it sent before may still be there.
+    pub ended: bool,
 }
 
 /// A set of descriptors to wait for.
@@ -75,6 +77,12 @@ impl Poller {
     /// When the process is out of descriptors.
     pub fn try_clone(&self) -> io::Result<Poller> {
         Ok(Poller { epoll: self.epoll.try_clone()?, events: Vec::with_capacity(64) })
+    }
+
+    /// The most events that one wait yields.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.events.capacity()
     }
 
     /// Adds a descriptor. It leaves the set when its last copy is closed, or by [`Poller::remove`].
@@ -119,6 +127,7 @@ impl Poller {
             Ready {
                 token: data.u64(),
                 readable: flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR | EventFlags::RDHUP),
+                ended: flags.intersects(EventFlags::HUP | EventFlags::ERR | EventFlags::RDHUP),
                 writable: flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR),
             }
         }));

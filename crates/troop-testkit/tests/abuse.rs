@@ -170,11 +170,8 @@ async fn a_line_that_stops_in_the_middle_is_never_taken_for_a_message() {
 #[tokio::test]
 async fn protocol_messages_with_fields_of_the_wrong_type_end_their_worker() {
     for fields in [
-        r#""act":"queryServer","seq":1,"addressType":4,"port":"http""#,
         r#""act":"queryServer","seq":1,"addressType":5,"port":1"#,
         r#""act":"queryServer","seq":1,"addressType":{"a":1},"port":1"#,
-        r#""act":"queryServer","seq":1,"addressType":4,"port":[80]"#,
-        r#""act":"queryServer","seq":1,"addressType":4,"port":123456789012345678901234567890"#,
         r#""act":"queryServer","seq":1,"addressType":4,"port":1,"address":7"#,
         r#""act":"queryServer","seq":-1,"addressType":4,"port":1"#,
         r#""act":"queryServer","addressType":4,"port":1"#,
@@ -198,6 +195,9 @@ async fn a_question_that_makes_no_sense_is_answered_with_an_error() {
     const EINVAL: i64 = -22;
     for fields in [
         r#""port":99999999,"addressType":4"#,
+        r#""port":"http","addressType":4"#,
+        r#""port":[80],"addressType":4"#,
+        r#""port":123456789012345678901234567890,"addressType":4"#,
         r#""port":-5,"addressType":4"#,
         r#""port":null,"addressType":4"#,
         r#""addressType":4"#,

@@ -105,8 +105,8 @@ impl Weigh for Event {
     }
 }
 
-/// The events of a cluster, from the moment this was made. Waits without end for a reader that is slow, but not for ever: at most 8,192
-/// events and 16 MiB of messages are kept, then the oldest are dropped and the reader is told how many by [`Event::Missed`].
+/// The events of a cluster, from the moment this was made. For a slow reader up to 16 MiB are kept (each event counts 128 bytes and its
+/// message, a socket 16 KiB), then the oldest are dropped and the reader is told how many by [`Event::Missed`].
 #[derive(Debug)]
 pub struct Events {
     reader: Reader<Event>,
@@ -189,17 +189,18 @@ impl Bus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::MAX_ITEMS;
+    use crate::queue::ITEM_BYTES;
 
     #[test]
     fn a_reader_that_lags_is_told_how_much_it_missed() {
+        let kept = 16 * 1024 * 1024 / ITEM_BYTES;
         let bus = Bus::default();
         let mut events = bus.subscribe();
-        let mut batch: Vec<_> = (0..MAX_ITEMS + 10).map(|n| Event::Missed(n as u64)).collect();
+        let mut batch: Vec<_> = (0..kept + 10).map(|n| Event::Missed(n as u64)).collect();
         bus.publish(&mut batch);
         assert!(matches!(events.try_next(), Some(Event::Missed(10))));
         assert!(matches!(events.try_next(), Some(Event::Missed(10))), "the first that was kept is number 10");
         bus.close();
-        assert_eq!(std::iter::from_fn(|| events.next_blocking(Duration::ZERO)).count(), MAX_ITEMS - 1);
+        assert_eq!(std::iter::from_fn(|| events.next_blocking(Duration::ZERO)).count(), kept - 1);
     }
 }

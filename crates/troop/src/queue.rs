@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-/// The most items that wait for one reader.
-pub(crate) const MAX_ITEMS: usize = 8192;
-/// The most bytes of messages that wait for one reader.
+/// The most bytes that wait for one reader.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
+/// What an item costs beyond its own bytes.
+pub(crate) const ITEM_BYTES: usize = 128;
 
 /// An item of a queue.
 pub(crate) trait Weigh {
@@ -25,6 +25,8 @@ struct Waiting<T> {
     bytes: usize,
     missed: u64,
     closed: bool,
+    /// Threads that wait in a system call; only they need one to be woken.
+    blocked: usize,
 }
 
 /// Where items wait.
@@ -36,7 +38,7 @@ pub(crate) struct Queue<T> {
 
 impl<T: Weigh> Queue<T> {
     fn new() -> Queue<T> {
-        let waiting = Waiting { items: VecDeque::new(), bytes: 0, missed: 0, closed: false };
+        let waiting = Waiting { items: VecDeque::new(), bytes: 0, missed: 0, closed: false, blocked: 0 };
         Queue { waiting: Mutex::new(waiting), arrived: Notify::new(), arrived_blocking: Condvar::new() }
     }
 
@@ -44,32 +46,43 @@ impl<T: Weigh> Queue<T> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ring(&self) {
+    fn ring(&self, blocked: usize) {
         self.arrived.notify_one();
-        self.arrived_blocking.notify_all();
+        if blocked > 0 {
+            self.arrived_blocking.notify_all();
+        }
+    }
+
+    /// Whether so much waits that a task which goes on adding should let the reader have its turn.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.lock().items.len() > 64
     }
 
     /// Adds items; the oldest are dropped when there are too many.
     pub(crate) fn push(&self, items: impl Iterator<Item = T>) {
         let mut waiting = self.lock();
         for item in items {
-            waiting.bytes += item.weight();
+            waiting.bytes += item.weight() + ITEM_BYTES;
             waiting.items.push_back(item);
-            while waiting.items.len() > MAX_ITEMS || (waiting.bytes > MAX_BYTES && waiting.items.len() > 1) {
+            while waiting.bytes > MAX_BYTES && waiting.items.len() > 1 {
                 if let Some(dropped) = waiting.items.pop_front() {
-                    waiting.bytes -= dropped.weight();
+                    waiting.bytes -= dropped.weight() + ITEM_BYTES;
                     waiting.missed += 1;
                 }
             }
         }
+        let blocked = waiting.blocked;
         drop(waiting);
-        self.ring();
+        self.ring(blocked);
     }
 
     /// No more will come.
     pub(crate) fn close(&self) {
-        self.lock().closed = true;
-        self.ring();
+        let mut waiting = self.lock();
+        waiting.closed = true;
+        let blocked = waiting.blocked;
+        drop(waiting);
+        self.ring(blocked);
     }
 }
 
@@ -141,14 +154,17 @@ impl<T: Weigh> Reader<T> {
                 return Some(item);
             }
             let left = deadline.checked_duration_since(Instant::now())?;
-            let waiting = self.queue.lock();
+            let mut waiting = self.queue.lock();
             if !waiting.items.is_empty() {
                 continue;
             }
             if waiting.closed {
                 return None;
             }
-            drop(self.queue.arrived_blocking.wait_timeout(waiting, left));
+            waiting.blocked += 1;
+            let (mut waiting, _) =
+                self.queue.arrived_blocking.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner);
+            waiting.blocked -= 1;
         }
     }
 }

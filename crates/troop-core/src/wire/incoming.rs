@@ -236,7 +236,10 @@ fn is_ours(line: &[u8]) -> bool {
         cmd: Text<'a>,
     }
     serde_json::from_slice::<Head<'_>>(line).is_ok_and(|head| {
-        matches!(&*head.cmd.0, "NODE_CLUSTER" | "NODE_HANDLE" | "NODE_TROOP" | "NODE_SOCKET_GET_COUNT" | "NODE_SOCKET_NOTIFY_CLOSE")
+        matches!(
+            &*head.cmd.0,
+            "NODE_CLUSTER" | "NODE_HANDLE" | "NODE_TROOP" | "NODE_SOCKET_GET_COUNT" | "NODE_SOCKET_NOTIFY_CLOSE"
+        )
     })
 }
 

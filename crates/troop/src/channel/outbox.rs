@@ -44,6 +44,15 @@ impl Outbox {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// Takes in the bytes from `from` on, without copying if there is nothing else to write.
+    pub(crate) fn take_in(&mut self, bytes: &mut Vec<u8>, from: usize) {
+        if from == 0 && self.bytes.is_empty() {
+            std::mem::swap(&mut self.bytes, bytes);
+        } else {
+            self.bytes.extend_from_slice(&bytes[from..]);
+        }
+    }
+
     /// A line that carries a descriptor.
     pub(crate) fn push_with(&mut self, line: &[u8], handle: OwnedFd) {
         let start = self.bytes.len();

@@ -202,7 +202,9 @@ impl Inner {
         let watch = move || {
             // Hang-up is always reported.
             let nothing = rustix::event::PollFlags::empty();
-            while rustix::event::poll(&mut [rustix::event::PollFd::new(&channel, nothing)], None) == Err(rustix::io::Errno::INTR) {}
+            while rustix::event::poll(&mut [rustix::event::PollFd::new(&channel, nothing)], None) == Err(rustix::io::Errno::INTR)
+            {
+            }
             drop(channel);
             if !inner.leaving.load(Ordering::Relaxed) {
                 std::thread::sleep(ORPHAN_GRACE);

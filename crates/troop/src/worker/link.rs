@@ -113,6 +113,9 @@ impl Link {
                             if let Err(end) = self.read() {
                                 return end;
                             }
+                            if self.inner.events.is_busy() {
+                                tokio::task::yield_now().await;
+                            }
                         }
                         Ok(_) => {}
                         Err(_) => return End::Closed,
@@ -148,7 +151,7 @@ impl Link {
                 let _ = settled.send(false);
             }
         }
-        self.outbox.push(&self.parcels.bytes[from..]);
+        self.outbox.take_in(&mut self.parcels.bytes, from);
         for ask in asks {
             let seq = self.seq;
             self.seq += 1;
@@ -248,9 +251,22 @@ impl Link {
 
     fn read(&mut self) -> Result<(), End> {
         let (buffer, received, socket) = (&mut self.buffer, &mut self.received, &self.socket);
-        match socket.try_io(Interest::READABLE, || fdpass::recv(socket.as_fd(), buffer, received)) {
-            Ok(got) if got.len == 0 => Err(End::Closed),
-            Ok(got) => self.receive(got.len),
+        let mut got = Ok(None);
+        // What is not full was all there is, unless the read stopped at a descriptor. The runtime learns that by `WouldBlock`, which saves
+        // a read that would find nothing.
+        let _ = socket.try_io(Interest::READABLE, || {
+            let read = fdpass::recv(socket.as_fd(), buffer, received);
+            let drained = match &read {
+                Ok(read) => read.len > 0 && read.len < buffer.len() && received.is_empty(),
+                Err(e) => e.kind() == io::ErrorKind::WouldBlock,
+            };
+            got = read.map(Some);
+            if drained { Err(io::Error::from(io::ErrorKind::WouldBlock)) } else { Ok(()) }
+        });
+        match got {
+            Ok(None) => Ok(()),
+            Ok(Some(got)) if got.len == 0 => Err(End::Closed),
+            Ok(Some(got)) => self.receive(got.len),
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(()),
             Err(_) => Err(End::Closed),
         }

@@ -221,9 +221,13 @@ impl Worker {
     }
 
     /// The next message or question from the primary. `None` when all have been read and the channel is closed, or when this worker is
-    /// to finish and has no listener open. Messages wait here from the start, at most 8,192 of them and 16 MiB. Several callers share
-    /// them. Cancel safe.
+    /// to finish and has no listener open. Messages wait here from the start, up to 16 MiB (see [`Events`](crate::Events)). Several
+    /// callers share them. Cancel safe.
     pub async fn next_event(&self) -> Option<WorkerEvent> {
+        // Not through the async lock when it is free: that spends a share of the task's turn on every message.
+        if let Ok(mut messages) = self.messages.try_lock() {
+            return messages.next().await;
+        }
         self.messages.lock().await.next().await
     }
 

@@ -12,13 +12,15 @@ use troop_sys::process::{self, Exit};
 use troop_sys::{fdpass, socket};
 
 use super::{Driver, Token};
-use crate::channel::Flushed;
+use crate::channel::{Flushed, Outbox};
 use crate::error::Error;
 use crate::events::Event;
 use crate::primary::channel::Channel;
 
 /// Reads per channel before others have their turn.
-pub(super) const READ_BURST: usize = 4;
+pub(super) const READ_BURST: usize = 1;
+/// Reads of a channel that has ended: more than fits into a socket buffer, and not without end, because others may hold copies of it.
+pub(super) const LAST_READS: usize = 1024;
 /// The pause before a channel is tried again that could not be written to for want of something but room.
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
@@ -32,7 +34,7 @@ impl Driver {
         for _ in 0..burst {
             let Some(process) = self.processes.get_mut(&id) else { return };
             let Some(channel) = &mut process.channel else { return };
-            if channel.is_deaf() {
+            if channel.is_deaf() && burst == READ_BURST {
                 // It does not read our answers, so its questions can wait.
                 break;
             }
@@ -49,7 +51,8 @@ impl Driver {
                         self.unflushed.push(id);
                     }
                     self.act();
-                    if more {
+                    if more || burst == LAST_READS {
+                        self.unfinished = true;
                         continue;
                     }
                 }
@@ -96,7 +99,7 @@ impl Driver {
         };
         // Its last words: what it wrote before it died is in the channel. Others may hold its end open, so the end of the stream is not
         // waited for.
-        self.read(id, usize::MAX);
+        self.read(id, LAST_READS);
         self.channel_closed(id);
         self.core.exited(self.now, id, how);
         self.act();
@@ -126,7 +129,10 @@ impl Driver {
                 return false;
             }
             // Gone; the reading side will see it too, after what the worker wrote before.
-            Err(_) => return false,
+            Err(_) => {
+                channel.outbox = Outbox::default();
+                return false;
+            }
         };
         let interest = match blocked {
             true if channel.is_deaf() => Interest::Write,

@@ -64,6 +64,9 @@ impl Driver {
             Command::CloseChannel(worker) => self.channel_closed(worker),
             Command::DisconnectAll(done) => {
                 self.farewells.push(done);
+                if let Some(supervisor) = self.supervisor.as_mut().filter(|s| !s.is_stopping()) {
+                    supervisor.stop(self.now);
+                }
                 let all: Vec<_> = self.processes.values().map(|p| p.handle.clone()).collect();
                 for worker in all {
                     self.core.disconnect(worker.id(), false);
@@ -82,6 +85,7 @@ impl Driver {
                 }
             }
             Command::Over => {
+                self.supervisor = None;
                 let all: Vec<_> = self.processes.keys().copied().collect();
                 all.into_iter().for_each(|worker| self.channel_closed(worker));
                 self.core.close_unused_listeners();
@@ -166,7 +170,7 @@ impl Driver {
                 let _ = settled.send(false);
             }
         }
-        channel.outbox.push(&parcels.bytes[from..]);
+        channel.outbox.take_in(&mut parcels.bytes, from);
         self.unflushed.push(worker);
     }
 

@@ -37,8 +37,8 @@ use crate::settings::Settings;
 const OVER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long after a reload listeners are kept that no new worker has asked for.
 const UNUSED_PATIENCE: Duration = Duration::from_secs(10);
-/// Turns in a row before the other tasks of a runtime have theirs.
-const TURNS_IN_A_ROW: usize = 4;
+/// Events published before the other tasks of a runtime have their turn, so that readers keep up.
+const EVENTS_IN_A_ROW: usize = 64;
 
 /// The poller, in the form that suits who waits for it.
 enum Waiting {
@@ -109,6 +109,8 @@ pub(crate) struct Driver {
     core: Primary,
     waiting: Waiting,
     ready: Vec<Ready>,
+    /// Something was left in the poller that it will not report by itself.
+    unfinished: bool,
     bus: Arc<Bus>,
     /// What has happened since events were last published.
     events: Vec<Event>,
@@ -167,6 +169,7 @@ impl Driver {
             core,
             waiting: if in_thread { Waiting::InThread(poller) } else { Waiting::InRuntime(AsyncPoller::new(poller)?) },
             ready: Vec::new(),
+            unfinished: false,
             bus,
             events: Vec::new(),
             table,
@@ -237,12 +240,16 @@ impl Driver {
         let wake = self.commander.wake.clone();
         self.settle();
         loop {
+            let many = self.events.len() > EVENTS_IN_A_ROW;
             self.publish();
             if self.is_over() {
                 break;
             }
             let timeout = self.time_left();
-            if timeout != Some(Duration::ZERO) {
+            let mut look = true;
+            if self.unfinished || many || timeout == Some(Duration::ZERO) {
+                tokio::task::yield_now().await;
+            } else {
                 let Waiting::InRuntime(poller) = &mut self.waiting else { break };
                 let deadline = async {
                     match timeout {
@@ -252,38 +259,41 @@ impl Driver {
                 };
                 tokio::select! {
                     ready = poller.ready() => if ready.is_err() { break },
-                    () = wake.notify.notified() => {}
-                    () = deadline => {}
+                    () = wake.notify.notified() => look = false,
+                    () = deadline => look = false,
+                }
+            }
+            if look {
+                if self.turn(Some(Duration::ZERO)).is_err() {
+                    break;
                 }
             } else {
-                tokio::task::yield_now().await;
-            }
-            // The runtime reports the poller once; it must be looked at until it has nothing more.
-            let mut turns = 0;
-            while matches!(self.turn(Some(Duration::ZERO)), Ok(true)) {
-                self.publish();
-                turns += 1;
-                if turns % TURNS_IN_A_ROW == 0 {
-                    tokio::task::yield_now().await;
-                }
+                self.now = self.clock();
+                self.settle();
             }
         }
         self.bus.close();
+    }
+
+    fn clock(&self) -> Time {
+        Time(1 + u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
     fn is_over(&self) -> bool {
         self.outcome.is_some() || (self.over_at.is_some() && self.processes.is_empty())
     }
 
-    /// Waits once and does what there is to do. True if the poller had something.
-    fn turn(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+    /// Waits once and does what there is to do. Inside a runtime, whose epoll set reports this one once for each thing that happens,
+    /// `unfinished` says that there is more to do without anything new happening.
+    fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.ready.clear();
         let poller = match &mut self.waiting {
             Waiting::InThread(poller) => poller,
             Waiting::InRuntime(poller) => poller.get_mut(),
         };
         poller.wait(timeout, &mut self.ready)?;
-        self.now = Time(1 + u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX));
+        self.unfinished = self.ready.len() >= poller.capacity();
+        self.now = self.clock();
         for at in 0..self.ready.len() {
             let ready = self.ready[at];
             match Token::unpack(ready.token) {
@@ -299,14 +309,15 @@ impl Driver {
                         self.unflushed.push(id);
                     }
                     if ready.readable {
-                        self.read(id, channels::READ_BURST);
+                        // What has ended is read to the end.
+                        self.read(id, if ready.ended { channels::LAST_READS } else { channels::READ_BURST });
                     }
                 }
                 Token::Process(id) => self.reap(id),
             }
         }
         self.settle();
-        Ok(!self.ready.is_empty())
+        Ok(())
     }
 
     /// Does everything that does not need waiting for.
