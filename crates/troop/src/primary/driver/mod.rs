@@ -7,7 +7,7 @@ mod commands;
 mod connections;
 mod decisions;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -115,8 +115,8 @@ pub(crate) struct Driver {
     /// What has happened since events were last published.
     events: Vec<Event>,
     table: Table,
-    processes: HashMap<WorkerId, Process>,
-    listeners: HashMap<ListenerId, Socket>,
+    processes: BTreeMap<WorkerId, Process>,
+    listeners: BTreeMap<ListenerId, Socket>,
     /// Listeners on which the primary accepts.
     accepting: Vec<ListenerId>,
     accept_again: Option<Time>,
@@ -173,8 +173,8 @@ impl Driver {
             bus,
             events: Vec::new(),
             table,
-            processes: HashMap::new(),
-            listeners: HashMap::new(),
+            processes: BTreeMap::new(),
+            listeners: BTreeMap::new(),
             accepting: Vec::new(),
             accept_again: None,
             conns: Slab::new(),
