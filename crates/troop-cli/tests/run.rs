@@ -248,3 +248,42 @@ fn the_log_is_for_people_by_default() {
     assert_eq!(code, Some(0));
     assert!(log.contains("troop worker 1 finished: exit code 0"), "{log}");
 }
+
+/// Whether a process has a listening TCP socket with this port of its own.
+fn listens_itself(pid: u32, port: u16) -> bool {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let port = format!(":{port:04X}");
+    const LISTEN: &str = "0A";
+    let inodes: BTreeSet<String> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| fields.len() > 9 && fields[1].ends_with(&port) && fields[3] == LISTEN)
+        .map(|fields| format!("socket:[{}]", fields[9]))
+        .collect();
+    let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    fds.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok()).any(|link| inodes.contains(&link.display().to_string()))
+}
+
+#[test]
+fn the_policy_comes_from_the_environment_or_the_command_line() {
+    for (variable, option, shared) in [
+        ("", "", false),
+        ("rr", "", false),
+        ("none", "", true),
+        ("best", "", false),
+        ("none", "round-robin", false),
+        ("rr", "shared", true),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
+        command.args(["run", "--log", "json", "-w", "1"]).env("NODE_CLUSTER_SCHED_POLICY", variable);
+        if !option.is_empty() {
+            command.args(["--policy", option]);
+        }
+        let mut troop = start({
+            command.arg(node("hello.js"));
+            command
+        });
+        let port = troop.listening(1);
+        assert_eq!(listens_itself(troop.workers()[0], port), shared, "{variable} {option}");
+    }
+}

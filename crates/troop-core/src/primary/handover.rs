@@ -131,8 +131,12 @@ impl Primary {
     /// A troop worker's answer for several connections.
     pub(super) fn taken(&mut self, now: Time, worker: WorkerId, taken: &[u64], returned: &[u64]) -> Result<(), Violation> {
         let answers = taken.iter().map(|seq| (seq, true)).chain(returned.iter().map(|seq| (seq, false)));
-        // A wrong number does not make the right ones wrong.
-        answers.fold(Ok(()), |result, (seq, accepted)| result.and(self.answered(now, worker, *seq, accepted)))
+        let mut result = Ok(());
+        for (seq, accepted) in answers {
+            // A wrong number does not make the right ones wrong.
+            result = result.and(self.answered(now, worker, *seq, accepted));
+        }
+        result
     }
 
     /// A worker does not want a connection, or could not receive it: somebody else's turn, and a pause for this one that grows.
