@@ -1,4 +1,19 @@
 //! The worker's side for programs with plain threads. No async code in sight; the channel is looked after by a thread of its own.
+//!
+//! ```no_run
+//! # fn main() -> troop::Result<()> {
+//! use std::io::Write;
+//!
+//! let worker = troop::worker()?.blocking()?;
+//! let listener = worker.listen("127.0.0.1:8000")?;
+//! // Ends when the worker is to finish.
+//! while let Ok((mut stream, _)) = listener.accept() {
+//!     stream.write_all(b"hello\n")?;
+//! }
+//! worker.finish();
+//! # Ok(())
+//! # }
+//! ```
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};

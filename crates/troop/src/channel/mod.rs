@@ -3,6 +3,10 @@
 mod mailbox;
 mod outbox;
 
+use std::os::fd::OwnedFd;
+
+use tokio::sync::oneshot;
+
 pub(crate) use mailbox::{Mailbox, Parcels};
 pub(crate) use outbox::{Flushed, Outbox};
 
@@ -17,3 +21,32 @@ pub(crate) const READ_SIZE: usize = 64 * 1024;
 
 /// How often a socket is sent again to a process that could not receive it, as Node does.
 pub(crate) const HANDLE_TRIES: u8 = 3;
+
+/// A socket of the program's that the other side has not confirmed.
+pub(crate) struct Unsettled {
+    pub(crate) line: Vec<u8>,
+    pub(crate) handle: OwnedFd,
+    pub(crate) settled: Option<oneshot::Sender<bool>>,
+    tries_left: u8,
+}
+
+impl Unsettled {
+    pub(crate) fn new(line: Vec<u8>, handle: OwnedFd, settled: Option<oneshot::Sender<bool>>) -> Unsettled {
+        Unsettled { line, handle, settled, tries_left: HANDLE_TRIES }
+    }
+
+    /// The other side has answered. Gives back what is to be sent again, with a copy of the socket; otherwise the sender has been told.
+    pub(crate) fn settle(mut self, delivered: bool) -> Option<(Unsettled, OwnedFd)> {
+        self.tries_left -= 1;
+        if !delivered
+            && self.tries_left > 0
+            && let Ok(copy) = self.handle.try_clone()
+        {
+            return Some((self, copy));
+        }
+        if let Some(settled) = self.settled {
+            let _ = settled.send(delivered);
+        }
+        None
+    }
+}

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
-use tokio::sync::oneshot;
 use troop_core::event::Violation;
 use troop_core::primary::Primary;
 use troop_core::wire::frame::FrameReader;
@@ -13,23 +12,9 @@ use troop_core::{ConnId, ListenerId, Time};
 use troop_sys::poll::Interest;
 
 use super::handle::WorkerHandle;
-use crate::channel::{HANDLE_TRIES, MAX_LINE, MAX_QUEUED, Outbox};
+use crate::channel::{MAX_LINE, MAX_QUEUED, Outbox, Unsettled};
 use crate::events::Event;
 use crate::message::{Handle, Message, Parcel, Request, parcel};
-
-/// A socket of the program's that the worker has not confirmed.
-pub(crate) struct Unsettled {
-    pub(crate) line: Vec<u8>,
-    pub(crate) handle: OwnedFd,
-    pub(crate) settled: Option<oneshot::Sender<bool>>,
-    pub(crate) tries_left: u8,
-}
-
-impl Unsettled {
-    pub(crate) fn new(line: Vec<u8>, handle: OwnedFd, settled: Option<oneshot::Sender<bool>>) -> Unsettled {
-        Unsettled { line, handle, settled, tries_left: HANDLE_TRIES }
-    }
-}
 
 pub(crate) struct Channel {
     pub(crate) socket: OwnedFd,

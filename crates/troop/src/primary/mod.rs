@@ -51,7 +51,28 @@ impl Fork {
 /// The workers that the program may see: Node's `cluster.workers`.
 pub(crate) type Table = Arc<Mutex<BTreeMap<WorkerId, WorkerHandle>>>;
 
-/// A running cluster, seen from the primary's program. Cheap to copy. When the last copy is dropped, the workers' channels are closed,
+/// A running cluster, seen from the primary's program.
+///
+/// ```no_run
+/// # async fn primary() -> troop::Result<()> {
+/// use troop::{Cluster, Event, Fork};
+///
+/// let cluster = Cluster::builder().start()?;
+/// let mut events = cluster.events();
+/// for number in 0..troop::available_workers() {
+///     cluster.fork(Fork::new().env("NUMBER", number.to_string())).await?;
+/// }
+/// while let Some(event) = events.next().await {
+///     if let Event::Exit(worker, how) = event {
+///         eprintln!("worker {} died: {how}", worker.pid());
+///         cluster.fork(Fork::new()).await?;
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Cheap to copy. When the last copy is dropped, the workers' channels are closed,
 /// which ends them.
 #[derive(Debug, Clone)]
 pub struct Cluster {

@@ -19,19 +19,11 @@ use super::WorkerEvent;
 use super::inner::{Ask, Grant, Inner, Reply};
 use super::listen::Wanted;
 use super::queue::{Conn, ConnQueue, Taken};
-use crate::channel::{Flushed, HANDLE_TRIES, MAX_LINE, Outbox, Parcels, READ_SIZE};
+use crate::channel::{Flushed, MAX_LINE, Outbox, Parcels, READ_SIZE, Unsettled};
 use crate::message::{Handle, Message, Parcel, Request, parcel};
 
 /// The pause before the channel is tried again that could not be written to for want of something but room.
 const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
-
-/// A socket of the program's that the primary has not confirmed.
-struct Unsettled {
-    line: Vec<u8>,
-    handle: OwnedFd,
-    settled: Option<oneshot::Sender<bool>>,
-    tries_left: u8,
-}
 
 /// See the module.
 pub(super) struct Link {
@@ -144,9 +136,7 @@ impl Link {
             from = posted.at;
             if let Ok(copy) = posted.handle.try_clone() {
                 self.outbox.push_with(&posted.line, copy);
-                let unsettled =
-                    Unsettled { line: posted.line, handle: posted.handle, settled: posted.settled, tries_left: HANDLE_TRIES };
-                self.unsettled.push_back(unsettled);
+                self.unsettled.push_back(Unsettled::new(posted.line, posted.handle, posted.settled));
             } else if let Some(settled) = posted.settled {
                 let _ = settled.send(false);
             }
@@ -406,17 +396,9 @@ impl Link {
     }
 
     fn handle_settled(&mut self, delivered: bool) {
-        let Some(mut unsettled) = self.unsettled.pop_front() else { return };
-        unsettled.tries_left -= 1;
-        if !delivered
-            && unsettled.tries_left > 0
-            && let Ok(copy) = unsettled.handle.try_clone()
-        {
-            self.outbox.push_with(&unsettled.line, copy);
-            self.unsettled.push_back(unsettled);
-        } else if let Some(settled) = unsettled.settled {
-            let _ = settled.send(delivered);
-        }
+        let Some((unsettled, copy)) = self.unsettled.pop_front().and_then(|u| u.settle(delivered)) else { return };
+        self.outbox.push_with(&unsettled.line, copy);
+        self.unsettled.push_back(unsettled);
     }
 }
 

@@ -56,6 +56,18 @@ impl WorkerRole {
     /// Runs an async program on a single-threaded tokio runtime, and blocks until it is done. Then the last messages are written (for up
     /// to 5 s) and the channel is closed.
     ///
+    /// A closure (`async |worker| …`) will do too, where the type of its errors is clear from what is done with the result. Outside a
+    /// cluster ([`crate::worker`] gives such a role too) the program runs alone:
+    ///
+    /// ```
+    /// async fn program(worker: troop::Worker) -> troop::Result<u16> {
+    ///     let listener = worker.listen("127.0.0.1:0").await?;
+    ///     Ok(listener.local_addr()?.port())
+    /// }
+    /// assert_ne!(troop::worker()?.block_on(program)?, 0);
+    /// # troop::Result::Ok(())
+    /// ```
+    ///
     /// # Errors
     /// The program's own, or that no runtime could be made.
     pub fn block_on<T, E: From<Error>>(self, program: impl AsyncFnOnce(Worker) -> Result<T, E>) -> Result<T, E> {

@@ -9,11 +9,11 @@ use troop_sys::process;
 
 use super::channels::RETRY_PAUSE;
 use super::{Driver, OVER_PATIENCE, Process, Token};
-use crate::channel::Mailbox;
+use crate::channel::{Mailbox, Unsettled};
 use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::primary::Fork;
-use crate::primary::channel::{Channel, Unsettled};
+use crate::primary::channel::Channel;
 use crate::primary::handle::{Shared, WorkerHandle};
 use crate::primary::spawn::{self, Spawned};
 use crate::primary::wake::{Command, Wake};
@@ -176,20 +176,12 @@ impl Driver {
 
     pub(super) fn handle_settled(&mut self, worker: WorkerId, ticket: u64, delivered: bool) {
         let Some(channel) = self.channel(worker) else { return };
-        let Some(mut unsettled) = channel.unsettled.remove(&ticket) else { return };
-        unsettled.tries_left -= 1;
-        if !delivered
-            && unsettled.tries_left > 0
-            && let Ok(copy) = unsettled.handle.try_clone()
-        {
-            channel.outbox.push_with(&unsettled.line, copy);
-            channel.unsettled.insert(ticket, unsettled);
-            self.core.user_handle_sent(worker, ticket);
-            // Not at once: the worker needs a moment to free a descriptor.
-            self.retry.push(worker);
-            self.retry_at.get_or_insert(self.now + RETRY_PAUSE);
-        } else if let Some(settled) = unsettled.settled {
-            let _ = settled.send(delivered);
-        }
+        let Some((unsettled, copy)) = channel.unsettled.remove(&ticket).and_then(|u| u.settle(delivered)) else { return };
+        channel.outbox.push_with(&unsettled.line, copy);
+        channel.unsettled.insert(ticket, unsettled);
+        self.core.user_handle_sent(worker, ticket);
+        // Not at once: the worker needs a moment to free a descriptor.
+        self.retry.push(worker);
+        self.retry_at.get_or_insert(self.now + RETRY_PAUSE);
     }
 }
