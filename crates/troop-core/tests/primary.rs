@@ -209,7 +209,7 @@ impl World {
     }
 
     fn close_channel(&mut self, worker: WorkerId) {
-        self.primary.channel_closed(self.now, worker);
+        self.primary.channel_closed(self.now, worker, true);
         if let Some(state) = self.workers.get_mut(&worker) {
             state.connected = false;
             let conns: Vec<_> = std::mem::take(&mut state.holds).into_values().collect();

@@ -115,6 +115,10 @@ impl Primary {
         }
         let state = self.workers.get_mut(&worker).ok_or(Violation::UnaskedAck)?;
         let InFlight { conn, listener, .. } = state.take(seq).ok_or(Violation::UnaskedAck)?;
+        if matches!(state.handle_waits.front(), Some(HandleWait::Conn { seq: s }) if *s == seq) {
+            // It has the connection, so it has the descriptor, whether or not it says so.
+            state.handle_waits.pop_front();
+        }
         state.taken += 1;
         self.actions.push_back(Action::Release { conn });
         if let Some(listener) = self.listeners.get_mut(&listener)
@@ -160,12 +164,24 @@ impl Primary {
         self.pump(now, id);
     }
 
-    /// The shell could not write a connection to a worker's channel after all (it is gone, or the kernel refused the descriptor).
+    /// The shell could not write a connection to a worker's channel after all: it is full, gone, or the kernel refused the descriptor.
     pub fn undelivered(&mut self, now: Time, worker: WorkerId, seq: u64) {
-        if let Some(state) = self.workers.get_mut(&worker) {
-            state.handle_waits.retain(|wait| !matches!(wait, HandleWait::Conn { seq: s } if *s == seq));
+        let Some(state) = self.workers.get_mut(&worker) else { return };
+        state.handle_waits.retain(|wait| !matches!(wait, HandleWait::Conn { seq: s } if *s == seq));
+        if !state.blocked {
+            self.refused(now, worker, seq);
+            return;
         }
-        self.refused(now, worker, seq);
+        // Nothing that the worker did; its turn comes when there is room.
+        let Some(InFlight { conn, listener: id, tries, .. }) = state.take(seq) else { return };
+        state.handed -= 1;
+        match self.listeners.get_mut(&id) {
+            Some(listener) => {
+                listener.queue.push_front(Waiting { conn, tries });
+                self.pump(now, id);
+            }
+            None => self.actions.push_back(Action::Release { conn }),
+        }
     }
 
     /// The shell found that somebody has read from a connection, so it must not be given to another worker.

@@ -224,15 +224,18 @@ impl Primary {
     }
 
     fn cluster_message(&mut self, now: Time, worker: WorkerId, message: &ClusterMessage<'_>) -> Result<(), Violation> {
+        let mut result = Ok(());
         if let (Some(ack), Some(accepted)) = (message.ack, message.accepted) {
-            self.answered(now, worker, u64::try_from(ack).map_err(|_| Violation::UnaskedAck)?, accepted)?;
+            // An act in the same message counts all the same, as in Node.
+            result =
+                u64::try_from(ack).map_err(|_| Violation::UnaskedAck).and_then(|ack| self.answered(now, worker, ack, accepted));
         } else if let Some(ack) = message.ack.and_then(|ack| u64::try_from(ack).ok()) {
             // Node counts an answer without `accepted` as a refusal. Other unknown acks are ignored, as Node does.
             if self.in_flight_with(worker, ack) {
                 self.answered(now, worker, ack, false)?;
             }
         }
-        let Some(state) = self.workers.get_mut(&worker) else { return Ok(()) };
+        let Some(state) = self.workers.get_mut(&worker) else { return result };
         match message.act {
             Some(Act::Online) => {
                 state.state = WorkerState::Online;
@@ -268,7 +271,7 @@ impl Primary {
             }
             Some(Act::Newconn | Act::Disconnect | Act::Unknown) | None => {}
         }
-        Ok(())
+        result
     }
 
     /// The program asks a worker to finish: it gets no more connections, is told, and leaves the table at once, as in Node.
@@ -299,8 +302,9 @@ impl Primary {
     }
 
     /// The worker's channel ended, and everything that was in it has been passed to [`Primary::message`]. What the worker had not
-    /// answered goes to others.
-    pub fn channel_closed(&mut self, now: Time, worker: WorkerId) {
+    /// answered goes to others: at once if it closed the channel itself, and when its process has ended if the primary did, because then
+    /// it may still read what is on its way to it.
+    pub fn channel_closed(&mut self, now: Time, worker: WorkerId, by_worker: bool) {
         self.clock(now);
         let Some(state) = self.workers.get_mut(&worker) else { return };
         if !std::mem::replace(&mut state.connected, false) {
@@ -315,13 +319,16 @@ impl Primary {
             }
         }
         self.leave_listeners(worker, !voluntary);
-        self.reclaim(worker);
+        if by_worker {
+            self.reclaim(worker);
+        }
         self.notify(Notice::Disconnected { worker, voluntary });
     }
 
     /// The worker's process has been reaped. Call [`Primary::channel_closed`] before.
     pub fn exited(&mut self, now: Time, worker: WorkerId, how: ExitHow) {
-        self.channel_closed(now, worker);
+        self.channel_closed(now, worker, true);
+        self.reclaim(worker);
         if let Some(state) = self.workers.remove(&worker) {
             self.notify(Notice::Exited { worker, how, voluntary: state.voluntary.unwrap_or(false) });
         }
@@ -335,7 +342,8 @@ impl Primary {
         }
         state.violations += 1;
         let cut_off = violation.is_fatal() || state.violations > self.config.max_violations;
-        let first_of_many = state.violations == 1;
+        // The first, and then ever fewer of many.
+        let report = state.violations.is_power_of_two();
         if cut_off {
             // Killed, not only disconnected: descriptors that wait unread in its channel must be out of its reach before its
             // connections are given to others.
@@ -345,7 +353,7 @@ impl Primary {
             self.leave_listeners(worker, !matches!(violation, Violation::TooManyListeners(_)));
             self.actions.push_back(Action::Kill { worker });
         }
-        if cut_off || first_of_many {
+        if cut_off || report {
             self.notify(Notice::Misbehaved { worker, violation, cut_off });
         }
     }
@@ -377,20 +385,32 @@ impl Primary {
                 self.refused(now, worker, seq);
             }
             Some(HandleWait::Listener { .. }) if arrived => {}
-            Some(HandleWait::Listener { ack, listener }) => {
-                // The reply was dropped together with its descriptor. Without an answer `listen` would hang.
-                const EMFILE: i32 = 24;
-                let seq = self.next_seq();
-                if let Some(key) = self.listeners.get(&listener).map(|l| l.key.clone()) {
-                    self.send(worker, |line| outgoing::reply(line, &key, ack, Some(-EMFILE), None, None, seq));
-                    self.leave_listener(worker, listener, false);
-                }
-            }
+            // The reply was dropped together with its descriptor. Without an answer `listen` would hang.
+            Some(HandleWait::Listener { ack, listener }) => self.listener_lost(worker, listener, ack),
             Some(HandleWait::User { ticket }) => {
                 self.actions.push_back(Action::HandleSettled { worker, ticket, delivered: arrived });
             }
         }
         Ok(())
+    }
+
+    /// The shell could not copy a listener for [`Action::SendListener`].
+    pub fn listener_unsent(&mut self, worker: WorkerId, listener: ListenerId) {
+        let Some(state) = self.workers.get_mut(&worker) else { return };
+        let last =
+            state.handle_waits.iter().rposition(|w| matches!(w, HandleWait::Listener { listener: l, .. } if *l == listener));
+        if let Some(HandleWait::Listener { ack, .. }) = last.and_then(|at| state.handle_waits.remove(at)) {
+            self.listener_lost(worker, listener, ack);
+        }
+    }
+
+    fn listener_lost(&mut self, worker: WorkerId, listener: ListenerId, ack: u64) {
+        const EMFILE: i32 = 24;
+        let seq = self.next_seq();
+        if let Some(key) = self.listeners.get(&listener).map(|l| l.key.clone()) {
+            self.send(worker, |line| outgoing::reply(line, &key, ack, Some(-EMFILE), None, None, seq));
+            self.leave_listener(worker, listener, false);
+        }
     }
 
     // ---- time ----

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::sync::{Notify, oneshot};
 use troop_core::wire::outgoing::{self, HandleKind};
 
-use super::MAX_QUEUED;
+use super::{MAX_QUEUED, MAX_QUEUED_HANDLES};
 use crate::error::{Error, Result};
 use crate::message::{Handle, Message};
 
@@ -86,7 +86,8 @@ impl Mailbox {
         if queue.closed {
             return Err(Error::Closed);
         }
-        if bounded && queue.bytes.len() + self.unwritten.load(Ordering::Relaxed) >= MAX_QUEUED {
+        let bytes = queue.bytes.len() + self.unwritten.load(Ordering::Relaxed);
+        if bounded && (bytes >= MAX_QUEUED || queue.handles.len() >= MAX_QUEUED_HANDLES) {
             return Err(Error::Full);
         }
         write(&mut queue)?;
@@ -253,9 +254,7 @@ impl Mailbox {
 
 /// JSON that the program brought ready-made may be laid out in lines, which end messages here. Inside strings there are none.
 fn one_line(json: &mut [u8]) {
-    while let Some(at) = memchr::memchr(b'\n', json) {
-        json[at] = b' ';
-    }
+    json.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b' ');
 }
 
 struct Forget<'a> {

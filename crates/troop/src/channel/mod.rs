@@ -16,6 +16,9 @@ pub(crate) const MAX_LINE: usize = 16 * 1024 * 1024;
 /// Bytes that may wait to be written before senders have to wait.
 pub(crate) const MAX_QUEUED: usize = 1024 * 1024;
 
+/// Sockets that may wait to be written before senders have to wait.
+pub(crate) const MAX_QUEUED_HANDLES: usize = 64;
+
 /// How much is read from a channel at once.
 pub(crate) const READ_SIZE: usize = 64 * 1024;
 

@@ -5,7 +5,7 @@ use std::io::{self, PipeReader, Read, Write};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use troop_sys::poll::{Interest, Poller};
+use troop_sys::poll::{Bell, Interest, Poller};
 
 /// How many lines and bytes are remembered of each worker.
 const MAX_LINES: usize = 20;
@@ -51,12 +51,22 @@ struct Stream {
 
 type Streams = Arc<Mutex<HashMap<u64, Stream>>>;
 
+/// Wakes the thread so that it sees that nobody will add streams any more.
+const NO_MORE: u64 = 0;
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        self.no_more.ring();
+    }
+}
+
 /// A thread that copies. When the primary's standard error is slow, the workers wait, as they would on an inherited one; the primary does
 /// not.
 pub(crate) struct Forwarder {
     poller: Arc<Poller>,
     streams: Streams,
     last: u64,
+    no_more: Arc<Bell>,
 }
 
 impl Forwarder {
@@ -66,8 +76,14 @@ impl Forwarder {
         let waiting = poller.try_clone()?;
         let streams = Streams::default();
         let theirs = streams.clone();
-        std::thread::Builder::new().name("troop-stderr".into()).stack_size(128 * 1024).spawn(move || copy(waiting, &theirs))?;
-        Ok(Forwarder { poller: Arc::new(poller), streams, last: 0 })
+        let no_more = Arc::new(Bell::new()?);
+        poller.add(&no_more, NO_MORE, Interest::Read)?;
+        let bell = no_more.clone();
+        std::thread::Builder::new()
+            .name("troop-stderr".into())
+            .stack_size(128 * 1024)
+            .spawn(move || copy(waiting, &theirs, &bell))?;
+        Ok(Forwarder { poller: Arc::new(poller), streams, last: NO_MORE, no_more })
     }
 
     pub(crate) fn add(&mut self, pipe: PipeReader, shown: bool) -> io::Result<Arc<Tail>> {
@@ -80,16 +96,26 @@ impl Forwarder {
     }
 }
 
-fn copy(mut poller: Poller, streams: &Streams) {
+fn copy(mut poller: Poller, streams: &Streams, bell: &Bell) {
     let (mut ready, mut buffer) = (Vec::new(), vec![0; 16 * 1024]);
+    let mut no_more = false;
     while poller.wait(None, &mut ready).is_ok() {
         for event in ready.drain(..) {
+            if event.token == NO_MORE {
+                bell.hush();
+                no_more = true;
+                continue;
+            }
             // Read outside the lock: adding a stream must not wait for a slow terminal.
             let stream = {
                 let streams = streams.lock().unwrap_or_else(PoisonError::into_inner);
                 streams.get(&event.token).and_then(|s| Some((s.pipe.try_clone().ok()?, s.tail.clone(), s.shown)))
             };
-            let Some((mut pipe, tail, shown)) = stream else { continue };
+            let Some((mut pipe, tail, shown)) = stream else {
+                // Out of descriptors; the stream will be reported again.
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            };
             match pipe.read(&mut buffer) {
                 Ok(n) if n > 0 => {
                     tail.push(&buffer[..n]);
@@ -105,6 +131,9 @@ fn copy(mut poller: Poller, streams: &Streams) {
                     tail.end();
                 }
             }
+        }
+        if no_more && streams.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            return;
         }
     }
 }

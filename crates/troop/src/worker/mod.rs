@@ -65,7 +65,7 @@ impl WorkerRole {
     ///     Ok(listener.local_addr()?.port())
     /// }
     /// assert_ne!(troop::worker()?.block_on(program)?, 0);
-    /// # troop::Result::Ok(())
+    /// # Ok::<(), troop::Error>(())
     /// ```
     ///
     /// # Errors

@@ -41,7 +41,8 @@ impl Driver {
             match fdpass::recv(channel.socket.as_fd(), &mut self.buffer, &mut self.received) {
                 Ok(fdpass::Received { len: 0, .. }) => ended = true,
                 Ok(received) => {
-                    let more = received.len == self.buffer.len() || !self.received.is_empty();
+                    // A read stops at descriptors, also at those that were lost.
+                    let more = received.len == self.buffer.len() || received.truncated || !self.received.is_empty();
                     let bytes = &self.buffer[..received.len];
                     if !self.core.is_cut_off(id) {
                         channel.receive(self.now, &mut self.core, &process.handle, bytes, &mut self.received, &mut self.events);
@@ -63,12 +64,12 @@ impl Driver {
             break;
         }
         if ended {
-            self.channel_closed(id);
+            self.channel_closed(id, true);
         }
     }
 
-    /// The end of a channel, whoever closed it. Everything that was in it has been read.
-    pub(super) fn channel_closed(&mut self, id: WorkerId) {
+    /// The end of a channel. If it was the worker that closed it, everything that was in it has been read.
+    pub(super) fn channel_closed(&mut self, id: WorkerId, by_worker: bool) {
         let Some(process) = self.processes.get_mut(&id) else { return };
         let Some(channel) = process.channel.take() else { return };
         let lost = process.handle.shared.mailbox.close();
@@ -76,16 +77,19 @@ impl Driver {
             self.events.push(Event::Error(Some(process.handle.clone()), Arc::new(Error::Undelivered(lost))));
         }
         drop(channel);
-        // A connection that was read from belongs to the worker that did it, answered or not.
-        let conns = &self.conns;
+        self.keep_consumed(id);
+        self.core.channel_closed(self.now, id, by_worker);
+        self.act();
+    }
+
+    /// A connection that was read from belongs to the worker that did it, answered or not.
+    fn keep_consumed(&mut self, id: WorkerId) {
         let in_flight: Vec<_> = self.core.in_flight(id).collect();
         for (seq, conn) in in_flight {
-            if conns.get(conn.0 as usize).is_some_and(|fd| !socket::is_untouched(fd.as_fd())) {
+            if self.conns.get(conn.0 as usize).is_some_and(|fd| !socket::is_untouched(fd.as_fd())) {
                 self.core.consumed(id, seq);
             }
         }
-        self.core.channel_closed(self.now, id);
-        self.act();
     }
 
     pub(super) fn reap(&mut self, id: WorkerId) {
@@ -100,11 +104,16 @@ impl Driver {
         // Its last words: what it wrote before it died is in the channel. Others may hold its end open, so the end of the stream is not
         // waited for.
         self.read(id, LAST_READS);
-        self.channel_closed(id);
+        self.channel_closed(id, true);
+        self.keep_consumed(id);
         self.core.exited(self.now, id, how);
         self.act();
         self.processes.remove(&id);
         self.say_farewell();
+        if self.reaps_orphans {
+            // The kernel shows one ended child at a time; this one may have hidden others.
+            self.reap_orphans();
+        }
     }
 
     pub(super) fn flush(&mut self) {
@@ -142,8 +151,8 @@ impl Driver {
         if interest != channel.interest {
             channel.interest = interest;
             let _ = self.waiting.poller().modify(&channel.socket, Token::Channel(id).pack(), interest);
+            // What that allows is done by the caller's caller: connections must not overtake the one that is being delivered.
             self.core.set_blocked(self.now, id, blocked);
-            self.act();
         }
         !blocked
     }

@@ -61,7 +61,7 @@ impl Driver {
             Command::Status(worker, done) => {
                 let _ = done.send(self.core.status(worker));
             }
-            Command::CloseChannel(worker) => self.channel_closed(worker),
+            Command::CloseChannel(worker) => self.channel_closed(worker, false),
             Command::DisconnectAll(done) => {
                 self.farewells.push(done);
                 if let Some(supervisor) = self.supervisor.as_mut().filter(|s| !s.is_stopping()) {
@@ -87,7 +87,7 @@ impl Driver {
             Command::Over => {
                 self.supervisor = None;
                 let all: Vec<_> = self.processes.keys().copied().collect();
-                all.into_iter().for_each(|worker| self.channel_closed(worker));
+                all.into_iter().for_each(|worker| self.channel_closed(worker, false));
                 self.core.close_unused_listeners();
                 self.over_at = Some(self.now + OVER_PATIENCE);
             }

@@ -39,9 +39,14 @@ impl Driver {
             }
             Action::SendListener { worker, listener, line } => {
                 let copy = self.listeners.get(&listener).map(|l| l.fd.try_clone());
-                if let (Some(Ok(copy)), Some(channel)) = (copy, self.channel(worker)) {
-                    channel.outbox.push_with(&line, copy);
-                    self.unflushed.push(worker);
+                match (copy, self.channel(worker)) {
+                    (Some(Ok(copy)), Some(channel)) => {
+                        channel.outbox.push_with(&line, copy);
+                        self.unflushed.push(worker);
+                    }
+                    // Out of descriptors: the worker must not wait for ever.
+                    (_, Some(_)) => self.core.listener_unsent(worker, listener),
+                    (_, None) => {}
                 }
             }
             Action::Bind { listener, spec } => {
@@ -178,12 +183,15 @@ impl Driver {
             match (means, &mut self.supervisor) {
                 (SignalMeans::Stop, Some(supervisor)) => supervisor.stop(self.now),
                 (SignalMeans::Reload, Some(supervisor)) => supervisor.reload(self.now),
-                (SignalMeans::ReapOrphans, _) => {
-                    let processes = &self.processes;
-                    process::reap_orphans(|pid| processes.values().any(|p| p.handle.pid() == pid));
-                }
+                (SignalMeans::ReapOrphans, _) => self.reap_orphans(),
                 (_, None) => {}
             }
         }
+    }
+
+    /// What process 1 does for children that are not its own.
+    pub(super) fn reap_orphans(&mut self) {
+        let processes = &self.processes;
+        process::reap_orphans(|pid| processes.values().any(|p| p.handle.pid() == pid));
     }
 }

@@ -140,6 +140,8 @@ pub(crate) struct Driver {
     supervisor: Option<Supervisor>,
     outcome: Option<Outcome>,
     signals: Vec<(UnixStream, SignalMeans)>,
+    /// This is process 1.
+    reaps_orphans: bool,
     over_at: Option<Time>,
     /// When listeners that no worker uses are closed.
     unused_until: Option<Time>,
@@ -195,6 +197,7 @@ impl Driver {
             supervisor: None,
             outcome: None,
             signals: Vec::new(),
+            reaps_orphans: false,
             over_at: None,
             unused_until: None,
             origin: Instant::now(),
@@ -216,6 +219,7 @@ impl Driver {
         pipe.set_nonblocking(true)?;
         let number = u32::try_from(self.signals.len()).unwrap_or(u32::MAX);
         self.waiting.poller().add(&pipe, Token::Signal(number).pack(), Interest::Read)?;
+        self.reaps_orphans |= means == SignalMeans::ReapOrphans;
         self.signals.push((pipe, means));
         Ok(())
     }
@@ -326,8 +330,15 @@ impl Driver {
         self.tick();
         self.act();
         self.accept();
-        self.flush_batches();
-        self.flush();
+        loop {
+            self.flush_batches();
+            self.flush();
+            // A channel that has room again may have brought its worker new connections.
+            self.act();
+            if self.unflushed.is_empty() && self.batched.is_empty() {
+                break;
+            }
+        }
     }
 
     fn tick(&mut self) {
