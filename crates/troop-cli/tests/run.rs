@@ -287,3 +287,30 @@ fn the_policy_comes_from_the_environment_or_the_command_line() {
         assert_eq!(listens_itself(troop.workers()[0], port), shared, "{variable} {option}");
     }
 }
+
+/// Nanoseconds of CPU time that a process's main thread has had.
+fn cpu_nanos(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
+    stat.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn clients_of_a_blocked_worker_wait_in_the_kernel_and_cost_nothing() {
+    let mut troop = run(arguments(&["-w", "1"], "blocks.js"));
+    let port = troop.listening(1);
+    let primary = troop.child.id();
+    let mut clients: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    let descriptors = || std::fs::read_dir(format!("/proc/{primary}/fd")).unwrap().count();
+    wait_until("the primary has accepted as many as it keeps", || descriptors() >= 64);
+    let before = cpu_nanos(primary);
+    std::thread::sleep(Duration::from_millis(500));
+    // A primary that asks again and again whether it may accept would have used all of that.
+    assert!(cpu_nanos(primary) - before < 250_000_000, "the primary is busy with waiting");
+    assert!(descriptors() < 150, "{} descriptors", descriptors());
+    for client in &mut clients {
+        client.set_read_timeout(Some(troop_testkit::PATIENCE)).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, format!("{}\n", troop.workers()[0]));
+    }
+}

@@ -10,6 +10,8 @@ use rustix::event::{EventfdFlags, Timespec};
 /// What to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interest {
+    /// Nothing, for the time being.
+    Nothing,
     /// Data, a connection, or the end; reported as long as it is there.
     Read,
     /// As `Read`, and room to write.
@@ -23,6 +25,7 @@ pub enum Interest {
 impl Interest {
     fn flags(self) -> EventFlags {
         match self {
+            Interest::Nothing => EventFlags::empty(),
             Interest::Read => EventFlags::IN | EventFlags::RDHUP,
             Interest::ReadWrite => EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP,
             Interest::Write => EventFlags::OUT | EventFlags::RDHUP,

@@ -19,6 +19,12 @@ pub(crate) struct Socket {
     pub(crate) key: String,
     /// The kernel may have connections for us.
     pub(crate) ready: bool,
+    /// The poller does not report it: nobody is ready for its connections.
+    pub(crate) masked: bool,
+    /// How many connections to accept before asking the poller whether there are more.
+    pub(crate) burst: usize,
+    /// The last burst was accepted in full.
+    pub(crate) full: bool,
     /// The primary accepts on it.
     pub(crate) accepts: bool,
 }
@@ -65,5 +71,5 @@ pub(crate) fn open(spec: &BindSpec, key: &str) -> io::Result<(Socket, Option<Soc
         port: address.port(),
     });
     let accepts = spec.listen.is_some();
-    Ok((Socket { fd, _file: file, key: outgoing::quote(key), ready: false, accepts }, name))
+    Ok((Socket { fd, _file: file, key: outgoing::quote(key), ready: false, masked: false, burst: 1, full: false, accepts }, name))
 }

@@ -15,37 +15,77 @@ use crate::error::Error;
 use crate::events::Event;
 
 /// Connections accepted per listener before others have their turn.
-const ACCEPT_BURST: usize = 64;
+pub(super) const ACCEPT_BURST: usize = 64;
 /// The pause after an accept failed for want of descriptors or memory. The connections wait in the kernel meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 impl Driver {
+    /// Accepts what there is, as long as somebody wants it.
+    ///
+    /// An accept that finds nothing costs as much as one that finds something, so in a thread of its own the driver rather asks the
+    /// poller whether there is more, after one connection at first, after more of them while they come in numbers. Inside a runtime,
+    /// which reports a listener once, it has to accept until there is nothing more.
     pub(super) fn accept(&mut self) {
-        if self.accept_again.is_some() {
-            return;
-        }
+        let nested = self.waiting.is_nested();
         for at in 0..self.accepting.len() {
             let Some(&id) = self.accepting.get(at) else { return };
-            for _ in 0..ACCEPT_BURST {
-                let Some(listener) = self.listeners.get_mut(&id).filter(|l| l.ready) else { break };
-                if !self.core.wants_connection(id) {
-                    break;
+            let Some(listener) = self.listeners.get_mut(&id) else { continue };
+            let full = std::mem::take(&mut listener.full);
+            if !listener.ready {
+                if full {
+                    listener.burst = 1;
                 }
-                match socket::accept(listener.fd.as_fd()) {
-                    Ok(fd) => {
-                        let conn = ConnId(u32::try_from(self.conns.insert(fd)).unwrap_or(u32::MAX));
-                        self.core.accepted(self.now, id, conn);
-                        self.act();
-                    }
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => listener.ready = false,
-                    Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
-                    Err(e) => {
-                        // Out of descriptors or memory: nothing is lost, the kernel keeps the connections.
-                        self.accept_again = Some(self.now + ACCEPT_PAUSE);
-                        self.events.push(Event::Error(None, Arc::new(Error::Io { doing: "accept a connection", source: e })));
-                        return;
+                continue;
+            }
+            let burst = if nested || listener.masked { ACCEPT_BURST } else { listener.burst };
+            let (mut accepted, mut drained) = (0, false);
+            while accepted < burst && self.accept_again.is_none() && self.core.wants_connection(id) {
+                match self.accept_one(id) {
+                    Some(true) => accepted += 1,
+                    Some(false) => {}
+                    None => {
+                        drained = true;
+                        break;
                     }
                 }
+            }
+            let Some(listener) = self.listeners.get_mut(&id) else { continue };
+            if drained {
+                listener.ready = false;
+                listener.burst = accepted.max(1);
+                if std::mem::take(&mut listener.masked) {
+                    let _ = self.waiting.poller().modify(&listener.fd, Token::Listener(id).pack(), Interest::Read);
+                }
+            } else if nested || listener.masked {
+                // There may be more, which nobody will report.
+            } else if accepted == burst {
+                listener.ready = false;
+                listener.full = true;
+            } else {
+                // Nobody wants them now. They wait in the kernel, and must not be reported all the time.
+                listener.masked = true;
+                let _ = self.waiting.poller().modify(&listener.fd, Token::Listener(id).pack(), Interest::Nothing);
+            }
+        }
+    }
+
+    /// True: one was accepted. False: one was lost before it could be, or there is an obstacle. `None`: there is none.
+    fn accept_one(&mut self, id: ListenerId) -> Option<bool> {
+        let listener = self.listeners.get(&id)?;
+        match socket::accept(listener.fd.as_fd()) {
+            Ok(fd) => {
+                let conn = ConnId(u32::try_from(self.conns.insert(fd)).unwrap_or(u32::MAX));
+                self.core.accepted(self.now, id, conn);
+                self.act();
+                Some(true)
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => None,
+            Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => Some(false),
+            Err(e) => {
+                // Out of descriptors or memory: nothing is lost, the kernel keeps the connections.
+                self.accept_again = Some(self.now + ACCEPT_PAUSE);
+                self.events.push(Event::Error(None, Arc::new(Error::Io { doing: "accept a connection", source: e })));
+                Some(false)
             }
         }
     }

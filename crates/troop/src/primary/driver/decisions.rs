@@ -53,7 +53,8 @@ impl Driver {
                 let key = self.core.listener_key(listener).unwrap_or_default().to_owned();
                 let opened = listener::open(&spec, &key).and_then(|(socket, name)| {
                     if socket.accepts {
-                        self.waiting.poller().add(&socket.fd, Token::Listener(listener).pack(), Interest::ReadEdge)?;
+                        let interest = if self.waiting.is_nested() { Interest::ReadEdge } else { Interest::Read };
+                        self.waiting.poller().add(&socket.fd, Token::Listener(listener).pack(), interest)?;
                         self.accepting.push(listener);
                     }
                     self.listeners.insert(listener, socket);

@@ -47,6 +47,11 @@ enum Waiting {
 }
 
 impl Waiting {
+    /// Whether a runtime's epoll set reports this one, once for each thing that happens.
+    fn is_nested(&self) -> bool {
+        matches!(self, Waiting::InRuntime(_))
+    }
+
     fn poller(&self) -> &Poller {
         match self {
             Waiting::InThread(poller) => poller,
@@ -306,6 +311,9 @@ impl Driver {
                 Token::Listener(id) => {
                     if let Some(listener) = self.listeners.get_mut(&id) {
                         listener.ready = true;
+                        if listener.full {
+                            listener.burst = (listener.burst * 2).min(connections::ACCEPT_BURST);
+                        }
                     }
                 }
                 Token::Channel(id) => {
