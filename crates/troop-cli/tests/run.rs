@@ -314,3 +314,30 @@ fn clients_of_a_blocked_worker_wait_in_the_kernel_and_cost_nothing() {
         assert_eq!(answer, format!("{}\n", troop.workers()[0]));
     }
 }
+
+#[test]
+fn workers_with_an_inspector_do_not_fight_over_its_port() {
+    let program = node("hello.js").display().to_string();
+    let mut troop = run(["-w", "2", "node", "--inspect=0", &program]);
+    troop.listening(2);
+    let inspectors = |log: &[String]| log.iter().filter(|l| l.contains("Debugger listening on ws://")).count();
+    assert_eq!(inspectors(&troop.seen), 2);
+}
+
+#[test]
+fn a_script_that_node_cannot_run_is_refused_with_the_reason_or_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = directory.path().join("server.ts");
+    std::fs::write(&script, "const port: number = 0; require('http').createServer().listen(port);").unwrap();
+    let mut troop = run(["-w", "1", &script.display().to_string()]);
+    let version = Command::new("node").arg("--version").output().unwrap().stdout;
+    let version = String::from_utf8(version).unwrap();
+    let mut numbers = version.trim_start_matches('v').split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+    if (numbers.next(), numbers.next()) < (Some(22), Some(6)) {
+        let (code, log) = troop.end();
+        assert_eq!(code, Some(1));
+        assert!(log.contains("does not run TypeScript"), "{log}");
+    } else {
+        troop.listening(1);
+    }
+}

@@ -277,6 +277,10 @@ impl Settings {
             .filter_map(|a| a.split_once('='))
             .filter_map(|(_, at)| at.rsplit(':').next()?.parse::<u32>().ok())
             .next_back();
+        if base == Some(0) {
+            // Each finds a free one by itself. (Node counts up from 0, and its workers die of ports below 1024.)
+            return Some(0);
+        }
         *count += 1;
         let port = base.unwrap_or(9229) + *count;
         Some(u16::try_from(if port > 65535 { 1024 + (port - 65536) % 64512 } else { port }).unwrap_or(9229))
@@ -370,6 +374,7 @@ mod tests {
         assert_eq!(argv(&settings, &mut count)[2], "--inspect-port=9401");
         assert_eq!(argv(&settings, &mut count)[2], "--inspect-port=9402");
         assert_eq!(argv(&node(&["--inspect-brk"]), &mut count)[2], "--inspect-port=9232");
+        assert_eq!(argv(&node(&["--inspect=0"]), &mut count)[2], "--inspect-port=0");
         let fixed = Settings { inspect_port: InspectPort::Fixed(9500), ..node(&["--inspect"]) };
         assert_eq!(argv(&fixed, &mut count)[2], "--inspect-port=9500");
     }
