@@ -17,6 +17,7 @@ fn main() {
     }
     let result = match arg(0) {
         "blocking" => blocking(arg(1)),
+        "blocking-echo" => blocking_echo(),
         "nest" => nest(arg(1).parse().unwrap_or(0)),
         "primary" => primary(arg(1)),
         _ => troop::worker().and_then(|role| role.block_on(async |worker| face(worker, &args).await)),
@@ -72,6 +73,14 @@ async fn face(worker: Worker, args: &[String]) -> troop::Result<()> {
             let listener = worker.listen(arg(1)).await?;
             axum::serve(listener, app).with_graceful_shutdown(worker.draining()).await?;
         }
+        // Two sockets on one port, which `SO_REUSEADDR` allows for UDP.
+        "udp-reuse" => {
+            let first = worker.bind_udp(Listen::at(arg(1)).reuse_address(true)).await?;
+            let address = first.local_addr()?;
+            let second = worker.bind_udp(Listen::at(address).reuse_address(true)).await?;
+            worker.send(&json!({"same": second.local_addr()? == address})).await?;
+            worker.draining().await;
+        }
         "unix" => {
             let listener = worker.listen_unix(arg(1)).await?;
             while let Ok(mut stream) = listener.accept().await {
@@ -107,6 +116,26 @@ async fn face(worker: Worker, args: &[String]) -> troop::Result<()> {
             tokio::time::sleep(Duration::from_millis(100)).await;
             std::thread::sleep(Duration::from_secs(600));
             drop(listener);
+        }
+        // Tries to listen each time it is told to, says what came of it, and serves.
+        "tries" => {
+            while let Some(event) = worker.next_event().await {
+                if !matches!(event, WorkerEvent::Message(_)) {
+                    continue;
+                }
+                match worker.listen(arg(1)).await {
+                    Ok(listener) => {
+                        worker.send(&json!({"port": listener.local_addr()?.port()})).await?;
+                        let name = name(&worker);
+                        tokio::spawn(async move {
+                            while let Ok((mut stream, _)) = listener.accept().await {
+                                let _ = stream.write_all(name.as_bytes()).await;
+                            }
+                        });
+                    }
+                    Err(e) => worker.send(&json!({"error": e.chain().to_string()})).await?,
+                }
+            }
         }
         // Takes its time before it listens.
         "late" => {
@@ -245,6 +274,17 @@ async fn messages(worker: &Worker) -> troop::Result<()> {
                             worker.send(&n).await?;
                         }
                     }
+                    Value::Object(o) if o.contains_key("sockets") => {
+                        let (one, _other) = std::os::unix::net::UnixStream::pair()?;
+                        let mut sending = tokio::task::JoinSet::new();
+                        for n in 0..o["sockets"].as_u64().unwrap_or(0) {
+                            let (worker, one) = (worker.clone(), one.try_clone()?);
+                            sending.spawn(async move { worker.send_handle(&n, one).await });
+                        }
+                        while let Some(sent) = sending.join_next().await {
+                            sent.map_err(std::io::Error::other)??;
+                        }
+                    }
                     other => worker.send(&json!({"echo": other})).await?,
                 }
             }
@@ -287,6 +327,33 @@ fn blocking(address: &str) -> troop::Result<()> {
             });
         }
     });
+    worker.finish();
+    Ok(())
+}
+
+/// Everything that a blocking worker can do but listen.
+fn blocking_echo() -> troop::Result<()> {
+    let worker = troop::worker()?.blocking()?;
+    let waiting = worker.clone();
+    let waiter = std::thread::spawn(move || {
+        waiting.wait_until_draining();
+        waiting.is_draining()
+    });
+    while let Some(event) = worker.next_event(Duration::from_secs(60)) {
+        match event {
+            WorkerEvent::Request(request) => request.reply(&json!({"you asked": request.decode::<Value>()?}))?,
+            WorkerEvent::Message(message) => match message.take_handle() {
+                Some(handle) => worker.send_handle(&"there you are", handle)?,
+                None if message.as_json() == "\"ask\"" => {
+                    let answer: Value = worker.request(&"what now?", Duration::from_secs(5))?;
+                    worker.send(&json!({"answer": answer}))?;
+                }
+                None => worker.send(&json!({"echo": message.decode::<Value>()?}))?,
+            },
+            _ => {}
+        }
+    }
+    worker.send(&json!({"drained": waiter.join().is_ok_and(|drained| drained)}))?;
     worker.finish();
     Ok(())
 }
