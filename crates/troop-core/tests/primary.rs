@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use troop_core::event::{ExitHow, Notice};
+use troop_core::policy::Policy;
 use troop_core::primary::{Action, Config, Place, Primary};
 use troop_core::wire::incoming;
 use troop_core::wire::outgoing::SockName;
@@ -28,7 +29,7 @@ enum Input {
     Goodbye { worker: usize },
     Violation { worker: usize, fatal: bool },
     UserHandle { worker: usize },
-    ChannelClosed { worker: usize },
+    ChannelClosed { worker: usize, by_worker: bool },
     Exit { worker: usize },
     CloseUnused,
     Pass { ms: u64 },
@@ -52,7 +53,7 @@ fn input() -> impl Strategy<Value = Input> {
         1 => worker.clone().prop_map(|worker| Input::Goodbye { worker }),
         1 => (worker.clone(), any::<bool>()).prop_map(|(worker, fatal)| Input::Violation { worker, fatal }),
         1 => worker.clone().prop_map(|worker| Input::UserHandle { worker }),
-        2 => worker.clone().prop_map(|worker| Input::ChannelClosed { worker }),
+        2 => (worker.clone(), any::<bool>()).prop_map(|(worker, by_worker)| Input::ChannelClosed { worker, by_worker }),
         2 => worker.prop_map(|worker| Input::Exit { worker }),
         1 => Just(Input::CloseUnused),
         8 => prop_oneof![0..20u64, 0..2000u64, 0..40_000u64].prop_map(|ms| Input::Pass { ms }),
@@ -85,6 +86,10 @@ struct World {
     waiting: BTreeSet<ConnId>,
     next_conn: u32,
     next_ticket: u64,
+    /// Every line for a worker, for the tests of single promises.
+    sent: Vec<(WorkerId, String)>,
+    /// Which sockets of the program's arrived, by their ticket.
+    settled: BTreeMap<u64, bool>,
 }
 
 impl World {
@@ -99,6 +104,8 @@ impl World {
             waiting: BTreeSet::new(),
             next_conn: 0,
             next_ticket: 0,
+            sent: Vec::new(),
+            settled: BTreeMap::new(),
         }
     }
 
@@ -150,6 +157,7 @@ impl World {
                     prop_assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
                     let parsed = incoming::parse(&line[..line.len() - 1]);
                     prop_assert!(parsed.is_ok(), "{}", String::from_utf8_lossy(&line));
+                    self.sent.push((worker, String::from_utf8_lossy(&line).into_owned()));
                 }
                 Action::SendListener { worker, listener, .. } => {
                     prop_assert!(self.workers.contains_key(&worker) && self.listeners.contains_key(&listener));
@@ -171,7 +179,8 @@ impl World {
                 Action::Kill { worker } => {
                     prop_assert!(self.workers.contains_key(&worker));
                 }
-                Action::HandleSettled { worker, ticket, .. } => {
+                Action::HandleSettled { worker, ticket, delivered } => {
+                    self.settled.insert(ticket, delivered);
                     // Also for workers whose channel is closed already.
                     if let Some(state) = self.workers.get_mut(&worker) {
                         prop_assert!(state.tickets.remove(&ticket), "ticket {} is settled twice", ticket);
@@ -208,12 +217,14 @@ impl World {
         Ok(())
     }
 
-    fn close_channel(&mut self, worker: WorkerId) {
-        self.primary.channel_closed(self.now, worker, true);
+    fn close_channel(&mut self, worker: WorkerId, by_worker: bool) {
+        self.primary.channel_closed(self.now, worker, by_worker);
         if let Some(state) = self.workers.get_mut(&worker) {
-            state.connected = false;
-            let conns: Vec<_> = std::mem::take(&mut state.holds).into_values().collect();
-            self.waiting.extend(conns);
+            // A channel that the primary closed leaves the worker what it has until its process has ended.
+            if std::mem::replace(&mut state.connected, false) && by_worker {
+                let conns: Vec<_> = std::mem::take(&mut state.holds).into_values().collect();
+                self.waiting.extend(conns);
+            }
         }
     }
 
@@ -264,7 +275,7 @@ impl World {
             | Input::Goodbye { worker }
             | Input::Violation { worker, .. }
             | Input::UserHandle { worker }
-            | Input::ChannelClosed { worker }
+            | Input::ChannelClosed { worker, .. }
             | Input::Exit { worker } => {
                 if let Some(id) = self.worker(worker) {
                     self.of_worker(id, input);
@@ -279,11 +290,12 @@ impl World {
         let speaks = state.connected && !state.cut_off;
         match input {
             Input::Exit { .. } => {
-                self.close_channel(id);
                 self.primary.exited(self.now, id, ExitHow::Code(0));
-                self.workers.remove(&id);
+                if let Some(state) = self.workers.remove(&id) {
+                    self.waiting.extend(state.holds.into_values());
+                }
             }
-            Input::ChannelClosed { .. } => self.close_channel(id),
+            Input::ChannelClosed { by_worker, .. } => self.close_channel(id, by_worker),
             Input::Disconnect { keep, .. } => {
                 let told = self.primary.disconnect(id, keep);
                 if let Some(state) = self.workers.get_mut(&id).filter(|_| told) {
@@ -512,4 +524,192 @@ fn time_in_which_the_primary_stood_still_makes_no_worker_hang() {
     assert!(!world.primary.is_cut_off(worker));
     world.happen(Input::Pass { ms: 31_000 }).unwrap();
     assert!(world.primary.is_cut_off(worker), "half a minute later it does");
+}
+
+fn node_worker(world: &mut World, ports: &[u16]) -> WorkerId {
+    world.happen(Input::Fork { troop: false }).unwrap();
+    let n = world.workers.len() - 1;
+    for port in ports {
+        world.happen(Input::Query { worker: n, port: *port, fails: false }).unwrap();
+    }
+    world.worker(n).unwrap()
+}
+
+const ACK: &str = r#"{"cmd":"NODE_HANDLE_ACK"}"#;
+const NACK: &str = r#"{"cmd":"NODE_HANDLE_NACK"}"#;
+
+impl World {
+    fn violations(&self, worker: WorkerId) -> u32 {
+        self.primary.status(worker).unwrap().stats.violations
+    }
+
+    fn accept(&mut self, times: usize) {
+        for _ in 0..times {
+            self.happen(Input::Accept { listener: 0 }).unwrap();
+        }
+    }
+
+    /// The worker says that it took this one, and nothing of the descriptor.
+    fn takes(&mut self, worker: WorkerId, seq: u64) {
+        self.say(worker, &format!(r#"{{"cmd":"NODE_CLUSTER","ack":{seq},"accepted":true,"seq":1}}"#));
+        self.act().unwrap();
+    }
+
+    fn says(&mut self, worker: WorkerId, line: &str) {
+        self.say(worker, line);
+        self.act().unwrap();
+    }
+
+    fn user_handle(&mut self, worker: WorkerId) -> u64 {
+        self.of_worker(worker, Input::UserHandle { worker: 0 });
+        self.act().unwrap();
+        self.next_ticket
+    }
+}
+
+#[test]
+fn an_answer_without_an_acknowledgement_settles_the_descriptor_too() {
+    let mut world = World::new(Config::default());
+    let worker = node_worker(&mut world, &[1]);
+    for _ in 0..500 {
+        world.accept(1);
+        let (seq, _) = world.holds(worker, 0).unwrap();
+        world.takes(worker, seq);
+    }
+    assert_eq!((world.open.len(), world.violations(worker)), (0, 0));
+    // Had anything been left behind, it would get the acknowledgement of what comes next.
+    let ticket = world.user_handle(worker);
+    world.says(worker, NACK);
+    assert_eq!(world.settled.get(&ticket), Some(&false));
+    world.says(worker, ACK);
+    assert_eq!(world.violations(worker), 1, "nothing is left that could be acknowledged");
+}
+
+#[test]
+fn a_refused_descriptor_is_that_of_the_connection_behind_one_that_was_only_answered() {
+    let mut world = World::new(Config::default());
+    let worker = node_worker(&mut world, &[1]);
+    world.accept(2);
+    let ((first, _), (second, conn)) = (world.holds(worker, 0).unwrap(), world.holds(worker, 1).unwrap());
+    world.takes(worker, first);
+    world.let_go(worker, second);
+    world.says(worker, NACK);
+    assert_eq!(world.waiting.iter().copied().collect::<Vec<_>>(), [conn], "the second one is given back");
+    assert_eq!(world.violations(worker), 0);
+    let stats = world.primary.status(worker).unwrap().stats;
+    assert_eq!((stats.taken, stats.returned, stats.in_flight), (1, 1, 0));
+}
+
+#[test]
+fn a_listener_that_could_not_be_copied_is_answered_and_the_others_keep_their_acknowledgements() {
+    let mut world = World::new(Config { policy: Policy::Shared, ..Config::default() });
+    let worker = node_worker(&mut world, &[1, 2, 3]);
+    let ids: Vec<ListenerId> = world.listeners.keys().copied().collect();
+    let ticket = world.user_handle(worker);
+    assert!(world.sent.is_empty(), "{:?}", world.sent);
+    world.primary.listener_unsent(worker, ids[1]);
+    world.act().unwrap();
+    let errno = |world: &World, n: usize| {
+        let (to, line) = &world.sent[n];
+        assert_eq!(*to, worker);
+        let answer: serde_json::Value = serde_json::from_str(line).unwrap();
+        (answer["ack"].as_i64().unwrap(), answer["errno"].as_i64().unwrap())
+    };
+    assert_eq!((world.sent.len(), errno(&world, 0)), (1, (2, -24)));
+    assert!(!world.listeners.contains_key(&ids[1]), "nobody uses it");
+    world.says(worker, ACK);
+    world.says(worker, NACK);
+    assert_eq!((world.sent.len(), errno(&world, 1)), (2, (3, -24)), "the first arrived, and the third did not");
+    assert_eq!(world.listeners.keys().copied().collect::<Vec<_>>(), [ids[0]]);
+    world.says(worker, ACK);
+    assert_eq!(world.settled.get(&ticket), Some(&true));
+    assert_eq!(world.violations(worker), 0);
+    world.says(worker, ACK);
+    assert_eq!(world.violations(worker), 1);
+    // It can ask again.
+    world.happen(Input::Query { worker: 0, port: 2, fails: false }).unwrap();
+    assert_eq!((world.sent.len(), world.listeners.len()), (2, 2), "bound anew and sent with its descriptor");
+    // For a worker or listener that is gone there is nothing to do.
+    world.primary.listener_unsent(worker, ids[1]);
+    world.primary.listener_unsent(WorkerId(99), ids[0]);
+    world.act().unwrap();
+    assert_eq!(world.sent.len(), 2);
+}
+
+#[test]
+fn a_wrong_answer_does_not_swallow_what_the_same_message_does() {
+    let mut world = World::new(Config::default());
+    let worker = node_worker(&mut world, &[1]);
+    for ack in ["999999", "-1"] {
+        world.sent.clear();
+        let before = world.violations(worker);
+        let line = format!(r#"{{"cmd":"NODE_CLUSTER","ack":{ack},"accepted":true,"act":"exitedAfterDisconnect","seq":7}}"#);
+        world.says(worker, &line);
+        assert_eq!(world.violations(worker), before + 1, "an answer to nothing, {ack}, is an offence");
+        assert_eq!(world.primary.status(worker).unwrap().exited_after_disconnect, Some(true));
+        assert_eq!(world.sent.len(), 1, "and the goodbye is answered: {:?}", world.sent);
+        assert!(world.sent[0].1.contains(r#""ack":7"#), "{:?}", world.sent);
+    }
+}
+
+#[test]
+fn a_connection_that_found_the_channel_full_is_nothing_that_its_worker_did() {
+    for troop in [true, false] {
+        let mut world = World::new(Config::default());
+        let worker = if troop { troop_worker(&mut world, &[1]) } else { node_worker(&mut world, &[1]) };
+        world.accept(1);
+        let (seq, conn) = world.holds(worker, 0).unwrap();
+        world.happen(Input::Blocked { worker: 0, blocked: true }).unwrap();
+        world.happen(Input::Undelivered { worker: 0, which: 0 }).unwrap();
+        assert_eq!(world.waiting.iter().copied().collect::<Vec<_>>(), [conn]);
+        let stats = world.primary.status(worker).unwrap().stats;
+        assert_eq!((stats.handed, stats.returned, stats.in_flight), (0, 0, 0));
+        // There is no pause: with room in the channel it is the worker's at once, under a new number.
+        world.happen(Input::Blocked { worker: 0, blocked: false }).unwrap();
+        let held = world.holds(worker, 0);
+        assert!(held.is_some_and(|(again, c)| again != seq && c == conn), "{held:?}");
+        assert!(world.waiting.is_empty());
+        if !troop {
+            // The acknowledgement of the first attempt is not waited for.
+            world.says(worker, ACK);
+            world.says(worker, ACK);
+            assert_eq!(world.violations(worker), 1);
+        }
+        // While it is not blocked, a failure is the worker's, and it has a pause.
+        world.happen(Input::Undelivered { worker: 0, which: 0 }).unwrap();
+        assert_eq!(world.primary.status(worker).unwrap().stats.returned, 1);
+        assert_eq!(world.waiting.len(), 1, "its turn comes later");
+    }
+}
+
+#[test]
+fn connections_behind_a_channel_that_the_primary_closed_move_only_when_the_process_has_ended() {
+    let mut world = World::new(Config::default());
+    let first = troop_worker(&mut world, &[1]);
+    let second = troop_worker(&mut world, &[1]);
+    world.accept(4);
+    assert_eq!((world.workers[&first].holds.len(), world.workers[&second].holds.len()), (2, 2));
+    world.happen(Input::ChannelClosed { worker: 0, by_worker: false }).unwrap();
+    // Nor does a second report of the same end, or time, move them.
+    world.happen(Input::ChannelClosed { worker: 0, by_worker: true }).unwrap();
+    world.happen(Input::Pass { ms: 5000 }).unwrap();
+    assert_eq!((world.workers[&first].holds.len(), world.workers[&second].holds.len()), (2, 2));
+    assert!(!world.primary.status(first).unwrap().connected);
+    world.happen(Input::Batch { worker: 1, taken: 2, returned: 0 }).unwrap();
+    world.accept(1);
+    assert_eq!(world.workers[&second].holds.len(), 1, "new ones go to the other");
+    world.happen(Input::Exit { worker: 0 }).unwrap();
+    assert_eq!((world.workers[&second].holds.len(), world.open.len()), (3, 3));
+    world.happen(Input::Batch { worker: 0, taken: 3, returned: 0 }).unwrap();
+    world.end().unwrap();
+}
+
+#[test]
+fn a_process_that_stays_behind_a_channel_that_the_primary_closed_is_killed_in_the_end() {
+    let mut world = World::new(Config::default());
+    let worker = troop_worker(&mut world, &[1]);
+    world.accept(1);
+    world.happen(Input::ChannelClosed { worker: 0, by_worker: false }).unwrap();
+    world.happen(Input::Pass { ms: 31_000 }).unwrap();
+    assert!(world.primary.is_cut_off(worker), "somebody waits for an answer");
 }

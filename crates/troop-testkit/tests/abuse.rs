@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use troop::{Builder, Cluster, Error, Event, ExitHow, Fork, Setup, Violation, WorkerHandle};
+use troop::{Builder, Cluster, Error, Event, ExitHow, Fork, Policy, Setup, Violation, WorkerHandle};
 use troop_testkit::{Troop, ask, is_running, open_descriptors};
 
 const ONLINE: &str = r#"line {"cmd":"NODE_CLUSTER","act":"online","seq":0}"#;
@@ -636,6 +636,113 @@ async fn a_worker_that_never_reads_fills_its_queue_and_nothing_else() {
     scene.honest_worker_serves().await;
     worker.kill(9).await.unwrap();
     assert_eq!(scene.troop.exit(&worker).await, ExitHow::Signal(9));
+}
+
+#[tokio::test]
+async fn sockets_for_a_worker_that_never_reads_wait_with_their_senders_and_come_back_when_it_dies() {
+    const SENT: usize = 1500;
+    if !alone("sockets_for_a_worker_that_never_reads_wait_with_their_senders_and_come_back_when_it_dies") {
+        return;
+    }
+    let mut scene = Scene::new().await;
+    let worker = scene.raw(&[ONLINE, "sleep 600000"]).await;
+    let before = open_descriptors();
+    let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let sending: Vec<_> = (0..SENT)
+        .map(|n| {
+            let (worker, one) = (worker.clone(), one.try_clone().unwrap());
+            tokio::spawn(async move { worker.send_handle(&n, one).await })
+        })
+        .collect();
+    drop(one);
+    // Until all have been queued that will be.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(sending.iter().all(|s| !s.is_finished()), "nothing has arrived, and nothing is lost");
+    scene.honest_worker_serves().await;
+    let waiting = open_descriptors() - before;
+    // One for each that its sender still has, and one more for each that is under way.
+    assert!(waiting < SENT + 200, "{waiting} descriptors are held for {SENT} sockets");
+    worker.kill(9).await.unwrap();
+    for (n, sending) in sending.into_iter().enumerate() {
+        let sent = tokio::time::timeout(Duration::from_secs(20), sending).await;
+        let sent = sent.unwrap_or_else(|_| panic!("sender {n} still waits for a worker that is gone")).unwrap();
+        assert!(matches!(sent, Err(Error::Closed)), "{sent:?}");
+    }
+    assert_eq!(scene.troop.exit(&worker).await, ExitHow::Signal(9));
+    // All copies are closed: the other end sees it.
+    other.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    assert_eq!(std::io::Read::read(&mut &other, &mut [0]).unwrap(), 0);
+    drop(other);
+    troop_testkit::wait_until("every descriptor to be closed", || open_descriptors() <= before);
+    scene.honest_worker_serves().await;
+}
+
+/// Takes every descriptor that this process may still have.
+struct Exhausted {
+    taken: Vec<std::os::fd::OwnedFd>,
+    limit: rustix::process::Rlimit,
+}
+
+impl Exhausted {
+    fn new() -> Exhausted {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        // Not as many as there may be by now.
+        let few = rustix::process::Rlimit { current: Some(200), ..limit };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, few).unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let mut taken = Vec::new();
+        let end = loop {
+            match rustix::io::fcntl_dupfd_cloexec(&null, 0) {
+                Ok(fd) => taken.push(fd),
+                Err(e) => break e,
+            }
+        };
+        assert_eq!(end, rustix::io::Errno::MFILE);
+        taken.push(null.into());
+        Exhausted { taken, limit }
+    }
+}
+
+impl Drop for Exhausted {
+    fn drop(&mut self) {
+        self.taken.clear();
+        let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, self.limit);
+    }
+}
+
+/// The first worker's question needs a socket, the second one's a copy of it.
+#[tokio::test]
+async fn listening_on_a_shared_socket_fails_while_the_primary_is_out_of_descriptors_and_works_afterwards() {
+    if !alone("listening_on_a_shared_socket_fails_while_the_primary_is_out_of_descriptors_and_works_afterwards") {
+        return;
+    }
+    let builder = Cluster::builder().policy(Policy::Shared).setup(fixture(["tries", "127.0.0.1:0"]));
+    let mut troop = Troop::start(builder);
+    let workers = [troop.fork().await, troop.fork().await];
+    for worker in &workers {
+        let id = worker.id();
+        troop.until("online", |e| matches!(e, Event::Online(w) if w.id() == id).then_some(())).await;
+    }
+    let mut port = None;
+    for worker in &workers {
+        let exhausted = Exhausted::new();
+        for _ in 0..3 {
+            worker.send(&"listen").await.unwrap();
+            let answer = troop.message(worker).await;
+            let error = answer["error"].as_str().unwrap_or_default().to_owned();
+            assert!(error.contains("os error 24"), "{answer}");
+        }
+        drop(exhausted);
+        worker.send(&"listen").await.unwrap();
+        let answer = troop.message(worker).await;
+        let new = answer["port"].as_u64().unwrap_or_else(|| panic!("{answer}"));
+        assert_eq!(*port.get_or_insert(new), new, "both listen on one socket");
+    }
+    let port = u16::try_from(port.unwrap()).unwrap();
+    workers[0].kill(9).await.unwrap();
+    troop.exit(&workers[0]).await;
+    let answer = ask(port, "").await.unwrap();
+    assert!(answer.starts_with("2 "), "the second worker has its own copy: {answer:?}");
 }
 
 /// What the primary owes a worker as answers must be bounded as well.

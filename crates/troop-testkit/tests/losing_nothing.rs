@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tokio::task::JoinHandle;
 use troop::{Builder, Cluster, Event, ExitHow, Fork, Progress, RestartPolicy, Setup, Violation, WorkerHandle};
-use troop_testkit::{PATIENCE, Troop, ask, node_program, talk};
+use troop_testkit::{PATIENCE, Troop, ask, is_running, node_program, talk};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
@@ -321,6 +321,63 @@ async fn an_answer_frees_a_worker_for_all_its_listeners() {
     for port in [one, two, one, two] {
         assert!(ask(port, "").await.unwrap().starts_with("1 "));
     }
+}
+
+// ---- channels that the program closes ----
+
+#[tokio::test]
+async fn closing_the_channel_of_an_idle_worker_gives_its_connections_to_another_when_it_is_gone() {
+    let mut troop = Troop::with(fixture(["idle", "127.0.0.1:0"]));
+    let idle = troop.fork().await;
+    let port = troop.listening(&idle).await;
+    let clients = clients(10, port);
+    in_flight(&idle, 1).await;
+    let honest = fork_as(&troop, ["line", "127.0.0.1:0"]).await;
+    troop.listening(&honest).await;
+    idle.close_channel().unwrap();
+    are_served(clients, &honest).await;
+    assert!(!is_running(idle.pid()), "the old worker is gone before others have its connections");
+    assert_eq!(troop.exit(&idle).await, ExitHow::Code(0));
+    assert_eq!(idle.stats().await.taken, 0);
+}
+
+/// A stopped worker with at least one connection in its closed channel, an honest one beside it, and all clients.
+async fn stopped_behind_a_closed_channel() -> (Troop, Stubborn, WorkerHandle, Vec<JoinHandle<std::io::Result<String>>>) {
+    let mut troop = Troop::with(fixture(["line", "127.0.0.1:0"]));
+    let stopped = Stubborn(troop.fork().await);
+    let port = troop.listening(&stopped.0).await;
+    kill(&stopped.0, Signal::STOP);
+    let clients = clients(10, port);
+    in_flight(&stopped.0, 1).await;
+    let honest = fork_as(&troop, ["line", "127.0.0.1:0"]).await;
+    troop.listening(&honest).await;
+    stopped.0.close_channel().unwrap();
+    let id = stopped.0.id();
+    troop.until("its disconnect", |e| matches!(e, Event::Disconnect(w) if w.id() == id).then_some(())).await;
+    // It may still read what is in its channel, so nobody else is given that.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(clients.iter().any(|c| !c.is_finished()), "what the stopped worker may have is with nobody else");
+    (troop, stopped, honest, clients)
+}
+
+#[tokio::test]
+async fn connections_in_a_closed_channel_are_served_when_their_worker_is_killed() {
+    let (mut troop, stopped, honest, clients) = stopped_behind_a_closed_channel().await;
+    stopped.0.kill(9).await.unwrap();
+    are_served(clients, &honest).await;
+    assert_eq!(troop.exit(&stopped.0).await, ExitHow::Signal(9));
+}
+
+#[tokio::test]
+async fn connections_in_a_closed_channel_are_answered_once_when_their_worker_goes_on() {
+    let (mut troop, stopped, honest, clients) = stopped_behind_a_closed_channel().await;
+    kill(&stopped.0, Signal::CONT);
+    let names = [&stopped.0, &honest].map(|w| format!("{} {}\n", w.id(), w.pid()));
+    for client in clients {
+        let answer = client.await.unwrap().expect("the client is answered");
+        assert!(names.contains(&answer), "{answer:?} is not one answer");
+    }
+    troop.exit(&stopped.0).await;
 }
 
 // ---- workers that finish ----

@@ -97,6 +97,27 @@ async fn json_that_has_line_breaks_of_its_own_is_one_message() {
 }
 
 #[tokio::test]
+async fn a_megabyte_of_line_breaks_is_one_message() {
+    let (mut troop, worker) = echo().await;
+    let count = (1 << 20) / 4;
+    let pretty = format!("[\n0{}]", ",\n\n1".repeat(count));
+    assert!(pretty.len() >= 1 << 20);
+    let raw = serde_json::value::RawValue::from_string(pretty).unwrap();
+    let is_whole = |values: &Value| {
+        let values = values.as_array().unwrap();
+        values.len() == count + 1 && values[0] == 0 && values[1..].iter().all(|v| *v == 1)
+    };
+    worker.send(&raw).await.unwrap();
+    assert!(is_whole(&troop.message(&worker).await["echo"]));
+    let answer: Value = worker.request(&raw, PATIENCE).await.unwrap();
+    assert!(is_whole(&answer["you asked"]));
+    let (client, server) = tcp_pair();
+    worker.send_handle("tcp", server).await.unwrap();
+    assert_eq!(troop.message(&worker).await, json!({"used": "tcp"}));
+    assert_eq!(read_all(client), "tcp from the worker");
+}
+
+#[tokio::test]
 async fn a_value_that_is_no_json_is_refused_and_nothing_is_sent() {
     let (mut troop, worker) = echo().await;
     let bad = BTreeMap::from([((1, 2), "a key that is no text")]);
@@ -398,6 +419,39 @@ async fn sockets_crossing_in_both_directions_do_not_block_each_other() {
     }
     for sending in sending {
         sending.await.unwrap().unwrap();
+    }
+}
+
+/// More sockets than may wait at once.
+#[tokio::test]
+async fn hundreds_of_sockets_sent_at_once_all_arrive() {
+    let (_troop, worker) = echo().await;
+    let (one, _other) = UnixStream::pair().unwrap();
+    let sending: Vec<_> = (0..200)
+        .map(|_| {
+            let (worker, socket) = (worker.clone(), one.try_clone().unwrap());
+            tokio::spawn(async move { worker.send_handle("unix", socket).await })
+        })
+        .collect();
+    for (n, sending) in sending.into_iter().enumerate() {
+        let sent = tokio::time::timeout(PATIENCE, sending).await;
+        sent.unwrap_or_else(|_| panic!("socket {n} was never sent")).unwrap().unwrap();
+    }
+}
+
+/// And the other way.
+#[tokio::test]
+async fn hundreds_of_sockets_sent_at_once_by_a_worker_all_arrive() {
+    let (mut troop, worker) = echo().await;
+    worker.send(&json!({"sockets": 200})).await.unwrap();
+    let id = worker.id();
+    for n in 0..200 {
+        let what = format!("socket {n}");
+        let back = troop.until(&what, |e| match e {
+            Event::Message(w, m) if w.id() == id => m.take_handle(),
+            _ => None,
+        });
+        drop(back.await);
     }
 }
 

@@ -115,9 +115,9 @@ impl Primary {
         }
         let state = self.workers.get_mut(&worker).ok_or(Violation::UnaskedAck)?;
         let InFlight { conn, listener, .. } = state.take(seq).ok_or(Violation::UnaskedAck)?;
-        if matches!(state.handle_waits.front(), Some(HandleWait::Conn { seq: s }) if *s == seq) {
+        if let Some(at) = state.handle_waits.iter().position(|w| matches!(w, HandleWait::Conn { seq: s } if *s == seq)) {
             // It has the connection, so it has the descriptor, whether or not it says so.
-            state.handle_waits.pop_front();
+            state.handle_waits.remove(at);
         }
         state.taken += 1;
         self.actions.push_back(Action::Release { conn });

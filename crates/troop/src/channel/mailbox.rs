@@ -21,6 +21,8 @@ pub(crate) struct Mailbox {
     queue: Mutex<Queue>,
     /// Bytes that the owner of the channel has taken out but not written yet.
     unwritten: AtomicUsize,
+    /// And sockets.
+    unwritten_handles: AtomicUsize,
     room: Notify,
     ring: Ring,
     last_request: AtomicU64,
@@ -65,6 +67,7 @@ impl Mailbox {
         Mailbox {
             queue: Mutex::default(),
             unwritten: AtomicUsize::new(0),
+            unwritten_handles: AtomicUsize::new(0),
             room: Notify::new(),
             ring,
             last_request: AtomicU64::new(0),
@@ -87,7 +90,8 @@ impl Mailbox {
             return Err(Error::Closed);
         }
         let bytes = queue.bytes.len() + self.unwritten.load(Ordering::Relaxed);
-        if bounded && (bytes >= MAX_QUEUED || queue.handles.len() >= MAX_QUEUED_HANDLES) {
+        let handles = queue.handles.len() + self.unwritten_handles.load(Ordering::Relaxed);
+        if bounded && (bytes >= MAX_QUEUED || handles >= MAX_QUEUED_HANDLES) {
             return Err(Error::Full);
         }
         write(&mut queue)?;
@@ -228,12 +232,13 @@ impl Mailbox {
         std::mem::swap(&mut queue.bytes, &mut into.bytes);
         std::mem::swap(&mut queue.handles, &mut into.handles);
         self.unwritten.fetch_add(into.bytes.len(), Ordering::Relaxed);
+        self.unwritten_handles.fetch_add(into.handles.len(), Ordering::Relaxed);
     }
 
     /// How much the owner has not written yet.
-    pub(crate) fn set_unwritten(&self, bytes: usize) {
-        let before = self.unwritten.swap(bytes, Ordering::Relaxed);
-        if bytes < MAX_QUEUED && before > 0 {
+    pub(crate) fn set_unwritten(&self, bytes: usize, handles: usize) {
+        let before = self.unwritten.swap(bytes, Ordering::Relaxed) + self.unwritten_handles.swap(handles, Ordering::Relaxed);
+        if bytes < MAX_QUEUED && handles < MAX_QUEUED_HANDLES && before > 0 {
             self.room.notify_waiters();
         }
     }

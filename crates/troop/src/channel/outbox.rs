@@ -40,6 +40,11 @@ impl Outbox {
         self.bytes.len() - self.sent
     }
 
+    /// Descriptors still to be written.
+    pub(crate) fn handles(&self) -> usize {
+        self.handles.len()
+    }
+
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }

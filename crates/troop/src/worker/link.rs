@@ -218,7 +218,7 @@ impl Link {
     fn flush(&mut self) -> io::Result<()> {
         self.later = false;
         if self.outbox.is_empty() {
-            self.inner.mailbox.set_unwritten(0);
+            self.inner.mailbox.set_unwritten(0, 0);
             return Ok(());
         }
         let (outbox, socket) = (&mut self.outbox, &self.socket);
@@ -226,7 +226,7 @@ impl Link {
             Flushed::Blocked => Err(io::ErrorKind::WouldBlock.into()),
             flushed => Ok(flushed),
         });
-        self.inner.mailbox.set_unwritten(self.outbox.len());
+        self.inner.mailbox.set_unwritten(self.outbox.len(), self.outbox.handles());
         match flushed {
             Ok(flushed) => {
                 self.later = flushed == Flushed::Later;

@@ -126,7 +126,7 @@ impl Driver {
         let Some(process) = self.processes.get_mut(&id) else { return false };
         let Some(channel) = &mut process.channel else { return false };
         let outcome = channel.outbox.flush(channel.socket.as_fd());
-        process.handle.shared.mailbox.set_unwritten(channel.outbox.len());
+        process.handle.shared.mailbox.set_unwritten(channel.outbox.len(), channel.outbox.handles());
         let blocked = match outcome {
             Ok(Flushed::All) => false,
             Ok(Flushed::Blocked) => true,
