@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 command -v node npm >/dev/null || { echo "test.sh needs node and npm on the PATH" >&2; exit 1; }
-cargo nextest --version >/dev/null 2>&1 || cargo install cargo-nextest --locked
+cargo nextest --version >/dev/null 2>&1 || cargo install cargo-nextest --locked --version 0.9.143
 [ -d examples/node/node_modules/ws ] || (cd examples/node && npm ci --no-audit --no-fund)
 cargo nextest run --workspace --all-features "$@"
 # Documentation examples are tests too, which nextest does not run.
