@@ -196,7 +196,7 @@ fn in_batches(listener: &OwnedFd, workers: &mut [Worker], waiting: &mut bool, tu
 /// A worker for batches: writes one byte to each connection, closes it, and says how many they were.
 pub(crate) fn worker() -> Result<()> {
     let mark = [b'0' + std::env::var("NODE_UNIQUE_ID")?.parse::<u8>()? % 10];
-    let channel = socket::adopt_number(CHANNEL)?;
+    let channel = socket::borrow_number(CHANNEL)?;
     let mut poller = Poller::new()?;
     poller.add(&channel, 0, Interest::Read)?;
     let (mut ready, mut connections) = (Vec::new(), Vec::new());

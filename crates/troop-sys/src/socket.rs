@@ -137,16 +137,15 @@ pub fn duplicate_number(number: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-/// Takes ownership of a descriptor that was handed to this process by number, once. The caller must have learnt the number from the one
-/// who handed it over.
+/// A close-on-exec copy of a descriptor by its number, as [`duplicate_number`], after which no child inherits the original either. The
+/// original stays open: whose it is, its number does not tell.
 ///
 /// # Errors
-/// `EBADF` if nothing is open there.
-pub fn adopt_number(number: i32) -> io::Result<OwnedFd> {
+/// `EBADF` if there is none.
+pub fn borrow_number(number: i32) -> io::Result<OwnedFd> {
     let copy = duplicate_number(number)?;
-    // The original is closed, so that no child can inherit it; the copy is close-on-exec.
-    // SAFETY: `number` is open (it was just copied) and was handed to us to own.
-    unsafe { libc::close(number) };
+    // SAFETY: changes a flag of a descriptor that was open a moment ago, or fails.
+    unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
     Ok(copy)
 }
 

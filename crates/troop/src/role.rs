@@ -76,12 +76,10 @@ fn open_channel(value: &OsString, serialization: Option<&OsString>) -> Result<Ow
         return Err(bad(format!("{} serialization is not supported; let the primary use 'json'", mode.to_string_lossy())));
     }
     let number = value.parse().map_err(|_| bad("it is not a number".into()))?;
-    let copy = socket::duplicate_number(number).map_err(|e| bad(e.to_string()))?;
-    match socket::kind(&copy) {
-        Ok(Kind::UnixStream) => drop(copy),
-        _ => return Err(bad("it is not a connected Unix socket".into())),
+    let socket = socket::borrow_number(number).map_err(|e| bad(e.to_string()))?;
+    if !matches!(socket::kind(&socket), Ok(Kind::UnixStream)) {
+        return Err(bad("it is not a connected Unix socket".into()));
     }
-    let socket = socket::adopt_number(number).map_err(|e| bad(e.to_string()))?;
     let (peer, _) = fdpass::peer(&socket).map_err(|e| bad(e.to_string()))?;
     let own = rustix::process::getuid().as_raw();
     if peer != 0 && peer != own {
