@@ -81,7 +81,12 @@ fn as_json(event: &Event) -> Value {
             add("killed", (*killed).into());
         }
         Event::Supervision(progress) => match progress {
-            Progress::Restarting { delay, .. } => drop(add("delay_ms", json!(delay.as_millis() as u64))),
+            Progress::Restarting { delay, cause } => {
+                add("delay_ms", json!(delay.as_millis() as u64));
+                if let Cause::NotStarted(reason) = cause {
+                    add("reason", reason.clone().into());
+                }
+            }
             Progress::ReloadStarted { workers } => drop(add("workers", (*workers).into())),
             Progress::Replaced { old, new } => {
                 add("old", old.0.into());

@@ -341,3 +341,24 @@ fn a_script_that_node_cannot_run_is_refused_with_the_reason_or_runs() {
         troop.listening(1);
     }
 }
+
+#[test]
+fn a_fork_that_may_succeed_later_is_tried_again_and_says_why() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    // A user who has no processes yet may have one: the primary. Forks fail with EAGAIN.
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("troop");
+    std::fs::copy(env!("CARGO_BIN_EXE_troop"), &program).unwrap();
+    std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "64123", "--regid", "64123", "--clear-groups", "prlimit", "--nproc=1"]);
+    command.arg(program).args(["run", "--log", "json", "-w", "1", "/bin/true"]);
+    let mut troop = start(command);
+    for _ in 0..2 {
+        let again = troop.event("restarting");
+        assert!(again["reason"].as_str().unwrap().contains("Resource temporarily unavailable"), "{again}");
+        assert!(again["delay_ms"].as_u64().unwrap() > 0);
+    }
+}

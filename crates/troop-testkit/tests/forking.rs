@@ -124,8 +124,8 @@ async fn a_user_that_one_may_not_become_is_the_error_of_its_fork() {
     if getuid().is_root() {
         return;
     }
-    let (_, _, cause) = failure(fixture(["echo"]).uid(0)).await;
-    assert_eq!(cause.kind(), std::io::ErrorKind::PermissionDenied);
+    let (_, step, cause) = failure(fixture(["echo"]).uid(0)).await;
+    assert_eq!((step.as_str(), cause.kind()), ("become the user", std::io::ErrorKind::PermissionDenied));
 }
 
 #[tokio::test]

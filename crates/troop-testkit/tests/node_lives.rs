@@ -478,3 +478,24 @@ async fn a_workers_standard_streams_can_be_read() {
     assert_eq!(std::io::read_to_string(err).unwrap(), "err\n");
     assert_eq!(troop.exit(&worker).await, ExitHow::Code(0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listening_again_before_the_first_answer_came_is_refused_as_by_node() {
+    let port = std::net::TcpListener::bind(local(0)).unwrap().local_addr().unwrap().port();
+    let mut troop = Troop::with(js(&format!(
+        "const s = watched(net.createServer()); s.listen({port}, '127.0.0.1'); s.close(); s.listen({port}, '127.0.0.1')"
+    )));
+    let worker = troop.fork().await;
+    assert_eq!(troop.message(&worker).await, json!({"error": "EADDRINUSE"}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_closed_in_its_listening_event_can_listen_again() {
+    let again = "const s = watched(net.createServer((c) => c.end(`${me}\n`))); \
+                 s.once('listening', () => s.close(() => s.listen(0, '127.0.0.1', () => tell(s.address().port)))); \
+                 s.listen(0, '127.0.0.1')";
+    let mut troop = Troop::with(js(again));
+    let worker = troop.fork().await;
+    let port = u16::try_from(troop.message(&worker).await.as_u64().unwrap()).unwrap();
+    assert_eq!(talk(local(port), "").unwrap(), format!("{} {}\n", worker.id(), worker.pid()));
+}

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use troop_core::event::{ExitHow, Listening, Violation};
-use troop_core::supervise::Progress;
+use troop_core::supervise::{Cause, Progress};
 
 use crate::error::Error;
 use crate::message::{Message, Request};
@@ -67,6 +67,8 @@ impl fmt::Display for Event {
 
 fn fmt_progress(progress: &Progress, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match progress {
+        // The end of a worker has been told; why one could not be started has not.
+        Progress::Restarting { delay, cause: Cause::NotStarted(reason) } => write!(f, "{reason}; trying again in {delay:.1?}"),
         Progress::Restarting { delay, .. } if delay.is_zero() => f.write_str("starting a new worker"),
         Progress::Restarting { delay, .. } => write!(f, "starting a new worker in {delay:.1?}"),
         Progress::ReloadStarted { workers } => write!(f, "reload: replacing {workers} workers"),
@@ -76,18 +78,15 @@ fn fmt_progress(progress: &Progress, f: &mut fmt::Formatter<'_>) -> fmt::Result 
         Progress::ReloadRefused => f.write_str("reload refused: one is under way, or the cluster is stopping"),
         Progress::Stopping => f.write_str("stopping"),
         Progress::GraceOver(worker) => write!(f, "worker {worker} did not finish in time and is killed"),
-        Progress::GivingUp { ends, within, cause } => {
-            use troop_core::supervise::Cause;
-            match cause {
-                Cause::Ended(worker, how) => {
-                    write!(
-                        f,
-                        "giving up: {ends} unexpected ends of workers within {within:?}, the last one worker {worker} with {how}"
-                    )
-                }
-                Cause::NotStarted(reason) => write!(f, "giving up: {reason}"),
+        Progress::GivingUp { ends, within, cause } => match cause {
+            Cause::Ended(worker, how) => {
+                write!(
+                    f,
+                    "giving up: {ends} unexpected ends of workers within {within:?}, the last one worker {worker} with {how}"
+                )
             }
-        }
+            Cause::NotStarted(reason) => write!(f, "giving up: {reason}"),
+        },
     }
 }
 
