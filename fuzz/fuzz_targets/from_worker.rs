@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
+use troop_core::policy::Connection;
 use troop_core::primary::{Action, Config, Primary};
 use troop_core::wire::frame::FrameReader;
 use troop_core::wire::incoming::{self, Incoming};
@@ -22,6 +23,7 @@ struct World {
     open: BTreeSet<ConnId>,
     held: BTreeMap<ConnId, WorkerId>,
     next: u32,
+    sockets: u32,
 }
 
 impl World {
@@ -47,7 +49,20 @@ impl World {
                     assert_eq!(line.last(), Some(&b'\n'));
                     assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
                 }
-                Action::Kill { .. } | Action::HandleSettled { .. } | Action::Notify(_) => {}
+                Action::Watch { listener, .. } => assert!(self.listeners.contains(&listener)),
+                Action::Open { listener } => {
+                    self.sockets += 1;
+                    // Now and then there is an obstacle.
+                    let result = if self.sockets % 3 == 0 { Err("no".into()) } else { Ok(()) };
+                    self.primary.opened(self.now, listener, result);
+                }
+                Action::Sample { listener } => {
+                    // Queues that move and queues that do not.
+                    let queues: Vec<Option<u32>> = (0..3).map(|n| (n != 2).then_some(n * self.next)).collect();
+                    self.primary.sampled(self.now, listener, &queues);
+                }
+                Action::Count { worker } => self.primary.counted(self.now, worker, self.next % 7),
+                Action::Steer { .. } | Action::Kill { .. } | Action::HandleSettled { .. } | Action::Notify(_) => {}
             }
         }
         let mut in_flight = BTreeSet::new();
@@ -69,16 +84,26 @@ impl World {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let primary = Primary::new(Config { pending_limit: 4, troop_window: 4, node_window: 2, ..Config::default() });
-    let mut world =
-        World { primary, now: Time(1), listeners: BTreeSet::new(), open: BTreeSet::new(), held: BTreeMap::new(), next: 0 };
+    let scheduling = |text: &str| text.parse().unwrap();
+    let listeners = [("81", "steered"), ("82", "sticky"), ("83", "least-connections")];
+    let listeners = listeners.map(|(port, name)| (port.parse().unwrap(), scheduling(name))).to_vec();
+    let primary = Primary::new(Config { pending_limit: 4, troop_window: 4, node_window: 2, listeners, ..Config::default() });
+    let mut world = World {
+        primary,
+        now: Time(1),
+        listeners: BTreeSet::new(),
+        open: BTreeSet::new(),
+        held: BTreeMap::new(),
+        next: 0,
+        sockets: 0,
+    };
     for n in 1..=WORKERS {
         let worker = world.primary.fork();
-        world.primary.spawned(worker, 1000 + n);
+        world.primary.spawned(worker, 1000 + n, None, 100);
         // Two troop workers and one of Node's.
         let version = if n < 3 { r#","troop":1"# } else { "" };
         world.say(worker, &format!(r#"{{"cmd":"NODE_CLUSTER","act":"online","seq":0{version}}}"#));
-        for port in [80, 81] {
+        for port in [80, 81, 82, 83] {
             let line =
                 format!(r#"{{"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,"address":null,"port":{port},"addressType":4}}"#);
             world.say(worker, &line);
@@ -93,12 +118,12 @@ fuzz_target!(|data: &[u8]| {
         let n = usize::from(control & 3) % WORKERS as usize;
         let worker = WorkerId(u32::try_from(n).unwrap() + 1);
         if control & 4 != 0 {
-            let listener = world.listeners.iter().nth(usize::from(control & 8 != 0)).copied();
+            let listener = world.listeners.iter().nth(usize::from(control & 8 != 0) + usize::from(*length & 2)).copied();
             if let Some(id) = listener.filter(|id| world.primary.wants_connection(*id)) {
                 let conn = ConnId(world.next);
                 world.next += 1;
                 world.open.insert(conn);
-                world.primary.accepted(world.now, id, conn);
+                world.primary.accepted(world.now, id, conn, Connection { peer: None, client: Some(u32::from(*length) << 24) });
                 world.act();
             }
         }

@@ -73,7 +73,9 @@ fn shake_hands(channel: &OwnedFd, port: u16) -> Result<()> {
             Some("queryServer") => {
                 let name = outgoing::SockName { address: "127.0.0.1".into(), family: "IPv4", port };
                 let mut answer = Vec::new();
-                outgoing::reply(&mut answer, "bare", line["seq"].as_u64().unwrap_or(0), None, None, Some(&name), 0);
+                let ack = line["seq"].as_u64().unwrap_or(0);
+                let (errno, data, sockname, troop, seq) = (None, None, Some(&name), None, 0);
+                outgoing::reply(&mut answer, &outgoing::Reply { key: "bare", ack, errno, data, sockname, troop, seq });
                 stream.write_all(&answer)?;
             }
             Some("listening") => break,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use troop::Policy;
+use troop::{BadScheduling, Pattern, Scheduling};
 
 /// One port, many processes, any language.
 #[derive(Debug, Parser)]
@@ -27,7 +27,8 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop run server.js                  one worker per CPU, on the port that server.js listens on
-  troop run -w 4 --policy shared ./my-server --port 8000
+  troop run -w 4 --policy steered ./my-server --port 8000
+  troop run --policy 8000=sticky:proxy=pass --policy 9000=p2c server.js
   troop run --env NODE_ENV=production --cwd /srv/app server.js
   kill -HUP $(pidof troop)             replace the workers one by one
 
@@ -37,10 +38,18 @@ pub(crate) struct Run {
     #[arg(short, long, value_name = "N|auto", default_value = "auto", value_parser = workers)]
     pub(crate) workers: Workers,
 
-    /// How connections are spread: in exact turns, or by the kernel among all workers
-    /// [default: round-robin, or as NODE_CLUSTER_SCHED_POLICY says]
-    #[arg(long, value_name = "round-robin|shared")]
-    pub(crate) policy: Option<Policy>,
+    /// How connections are spread; may be repeated, with ADDR= for the listeners of one port, address or path.
+    ///
+    /// round-robin: in exact turns (the default, unless NODE_CLUSTER_SCHED_POLICY says otherwise). weighted: in turns by --weights.
+    /// least-connections, p2c: to the less busy. sticky: by client. shared: the kernel decides among all who accept. steered: the kernel
+    /// decides by a program of troop's, at no cost for each connection. After `sticky:` there can be prefix=BITS, prefix6=BITS,
+    /// proxy=pass|strip, cookie=NAME, query=NAME, wait=MILLISECONDS; `steered:sticky` goes by the client's address in the kernel.
+    #[arg(long, value_name = "[ADDR=]POLICY", env = "TROOP_POLICY", value_delimiter = ';', value_parser = chosen)]
+    pub(crate) policy: Vec<Chosen>,
+
+    /// The workers' parts of the connections, in relation to 100: `5,100,100` makes the first of three a canary
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    pub(crate) weights: Vec<u32>,
 
     /// An environment variable for the workers; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
@@ -70,6 +79,13 @@ pub(crate) struct Run {
     pub(crate) args: Vec<OsString>,
 }
 
+/// A policy, and the listeners that it is for, if not for all.
+#[derive(Debug, Clone)]
+pub(crate) struct Chosen {
+    pub(crate) listeners: Option<Pattern>,
+    pub(crate) scheduling: Scheduling,
+}
+
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Workers(pub(crate) usize);
 
@@ -88,6 +104,15 @@ fn workers(text: &str) -> Result<Workers, String> {
             Ok(n @ 1..=4096) => Ok(Workers(n)),
             _ => Err("it must be `auto` or a number from 1 to 4096".into()),
         },
+    }
+}
+
+fn chosen(text: &str) -> Result<Chosen, BadScheduling> {
+    // A policy's own options have `=` too, but behind its name and a colon.
+    let address = text.split_once('=').filter(|(before, _)| before.parse::<Pattern>().is_ok() || !before.contains(':'));
+    match address {
+        Some((address, policy)) => Ok(Chosen { listeners: Some(address.parse()?), scheduling: policy.parse()? }),
+        None => Ok(Chosen { listeners: None, scheduling: text.parse()? }),
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::UNIX_EPOCH;
 
 use serde_json::{Map, Value, json};
-use troop::{Cause, Event, ExitHow, Progress, WorkerHandle, signal_name};
+use troop::{Address, Cause, Event, ExitHow, Progress, WorkerHandle, signal_name};
 
 use crate::args::LogFormat;
 
@@ -54,6 +54,9 @@ fn as_json(event: &Event) -> Value {
         Event::Error(..) => "error",
         Event::Request(..) => "request",
         Event::Misbehaved(..) => "misbehaved",
+        Event::Stalled(_, true) => "stalled",
+        Event::Stalled(_, false) => "recovered",
+        Event::NotSteered(..) => "not-steered",
         Event::Supervision(progress) => progress_name(progress),
         Event::Missed(_) => "missed",
         _ => "other",
@@ -65,11 +68,10 @@ fn as_json(event: &Event) -> Value {
         add("pid", worker.pid().into());
     }
     match event {
-        Event::Listening(_, at) => {
-            add("address", at.address.clone().into());
-            add("port", at.port.into());
-            add("addressType", at.address_type.to_string().into());
-            add("fd", at.fd.into());
+        Event::Listening(_, at) => add_address(&mut add, at),
+        Event::NotSteered(at, why) => {
+            add_address(&mut add, at);
+            add("reason", why.clone().into());
         }
         Event::Exit(worker, how) => {
             add_exit(&mut add, *how);
@@ -114,6 +116,13 @@ fn as_json(event: &Event) -> Value {
     Value::Object(fields)
 }
 
+fn add_address(add: &mut impl FnMut(&str, Value) -> Option<Value>, at: &Address) {
+    add("address", at.address.clone().into());
+    add("port", at.port.into());
+    add("addressType", at.address_type.to_string().into());
+    add("fd", at.fd.into());
+}
+
 fn add_exit(add: &mut impl FnMut(&str, Value) -> Option<Value>, how: ExitHow) {
     match how {
         ExitHow::Code(code) => drop(add("code", code.into())),
@@ -145,7 +154,8 @@ fn worker_of(event: &Event) -> Option<&WorkerHandle> {
         | Event::Disconnect(w)
         | Event::Exit(w, _)
         | Event::Request(w, _)
-        | Event::Misbehaved(w, ..) => Some(w),
+        | Event::Misbehaved(w, ..)
+        | Event::Stalled(w, _) => Some(w),
         Event::Error(w, _) => w.as_ref(),
         _ => None,
     }

@@ -2,7 +2,7 @@
 
 use troop::{Cluster, Error, Stdio};
 
-use crate::args::Run;
+use crate::args::{Chosen, Run};
 use crate::log::Log;
 use crate::program;
 
@@ -25,9 +25,13 @@ pub(crate) fn run(args: Run) -> Result<(), Error> {
         // A worker that stands at a breakpoint does not answer, and must not be killed for it.
         builder = builder.hung_after(None);
     }
-    if let Some(policy) = args.policy {
-        builder = builder.policy(policy);
+    for Chosen { listeners, scheduling } in args.policy {
+        builder = match listeners {
+            Some(listeners) => builder.scheduling_of(listeners, scheduling),
+            None => builder.scheduling(scheduling),
+        };
     }
+    builder = builder.weights(args.weights);
     let mut log = Log::new(args.log);
     builder.on_event(move |event| log.event(event)).run()
 }

@@ -248,6 +248,20 @@ pub enum Notice {
         /// Whether somebody had asked for it.
         voluntary: bool,
     },
+    /// It does not take the connections that wait for it, so that they go to others; or it does again.
+    Stalled {
+        /// Which worker.
+        worker: WorkerId,
+        /// Whether it does not.
+        stalled: bool,
+    },
+    /// A listener is not steered by the kernel as was chosen, or not with a socket for each worker.
+    NotSteered {
+        /// Which listener, in the words of the worker that asked for it.
+        at: Address,
+        /// Why, and what is done instead.
+        reason: String,
+    },
     /// It broke a rule of the channel.
     Misbehaved {
         /// Which worker.

@@ -6,6 +6,7 @@
 //! - [`primary`]: the state machine of the primary: worker lives, the registry of listeners, connections in flight.
 //! - [`supervise`]: how many workers there should be: restarts with back-off, rolling reload, shutdown.
 //! - [`policy`]: which worker gets the next connection.
+//! - [`steer`]: what the kernel is told to do by itself.
 //! - [`wire`]: Node's IPC protocol: framing, messages in, messages out.
 
 #![forbid(unsafe_code)]
@@ -14,6 +15,7 @@ pub mod event;
 pub mod id;
 pub mod policy;
 pub mod primary;
+pub mod steer;
 pub mod supervise;
 pub mod wire;
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use troop_core::event::{ExitHow, Notice};
-use troop_core::policy::Policy;
-use troop_core::primary::{Action, Config, Place, Primary};
+use troop_core::policy::{Connection, Scheduling};
+use troop_core::primary::{Action, Bind, Config, Primary};
 use troop_core::wire::incoming;
 use troop_core::wire::outgoing::SockName;
 use troop_core::{ConnId, ListenerId, Time, Violation, WorkerId};
@@ -78,7 +78,7 @@ struct World {
     primary: Primary,
     now: Time,
     workers: BTreeMap<WorkerId, Worker>,
-    listeners: BTreeMap<ListenerId, Place>,
+    listeners: BTreeMap<ListenerId, Bind>,
     fails: bool,
     /// Every connection that was accepted and not released.
     open: BTreeSet<ConnId>,
@@ -176,6 +176,8 @@ impl World {
                 Action::Unbind { listener } => {
                     prop_assert!(self.listeners.remove(&listener).is_some(), "{:?} is unbound twice", listener);
                 }
+                Action::Watch { listener, .. } => prop_assert!(self.listeners.contains_key(&listener)),
+                Action::Open { .. } | Action::Steer { .. } | Action::Sample { .. } | Action::Count { .. } => {}
                 Action::Kill { worker } => {
                     prop_assert!(self.workers.contains_key(&worker));
                 }
@@ -233,7 +235,7 @@ impl World {
             Input::Fork { troop } => {
                 if self.workers.len() < 8 {
                     let id = self.primary.fork();
-                    self.primary.spawned(id, id.0 + 1000);
+                    self.primary.spawned(id, id.0 + 1000, None, 100);
                     self.workers.insert(id, Worker { connected: true, troop, ..Worker::default() });
                     let version = if troop { r#","troop":1"# } else { "" };
                     self.say(id, &format!(r#"{{"cmd":"NODE_CLUSTER","act":"online","seq":0{version}}}"#));
@@ -260,7 +262,7 @@ impl World {
                     self.next_conn += 1;
                     self.open.insert(conn);
                     self.waiting.insert(conn);
-                    self.primary.accepted(self.now, id, conn);
+                    self.primary.accepted(self.now, id, conn, Connection::default());
                 }
             }
             Input::Query { worker, .. }
@@ -341,8 +343,7 @@ impl World {
                 );
                 self.say(id, &line);
                 // An answer that was found without binding.
-                self.fails =
-                    self.fails && !self.listeners.values().any(|p| matches!(p, Place::Tcp { port: p, .. } if *p == port));
+                self.fails = self.fails && !self.listeners.values().any(|p| matches!(p, Bind::Tcp { port: p, .. } if *p == port));
             }
             Input::Answer { which, accepted, .. } => {
                 if let Some((seq, _)) = self.holds(id, which) {
@@ -358,7 +359,7 @@ impl World {
                 let returned = &rest[..usize::from(returned).min(rest.len())];
                 returned.iter().for_each(|seq| self.let_go(id, *seq));
                 let mut line = Vec::new();
-                troop_core::wire::outgoing::taken(&mut line, taken, returned);
+                troop_core::wire::outgoing::taken(&mut line, taken, returned, None);
                 line.pop();
                 self.say(id, std::str::from_utf8(&line).unwrap());
             }
@@ -602,7 +603,7 @@ fn a_refused_descriptor_is_that_of_the_connection_behind_one_that_was_only_answe
 
 #[test]
 fn a_listener_that_could_not_be_copied_is_answered_and_the_others_keep_their_acknowledgements() {
-    let mut world = World::new(Config { policy: Policy::Shared, ..Config::default() });
+    let mut world = World::new(Config { scheduling: Scheduling::Shared, ..Config::default() });
     let worker = node_worker(&mut world, &[1, 2, 3]);
     let ids: Vec<ListenerId> = world.listeners.keys().copied().collect();
     let ticket = world.user_handle(worker);

@@ -4,8 +4,10 @@
 
 #![cfg(target_os = "linux")]
 
+pub mod diag;
 pub mod environment;
 pub mod fdpass;
+pub mod group;
 pub mod listen;
 pub mod poll;
 pub mod process;

@@ -47,10 +47,12 @@ pub fn kind(fd: impl AsFd) -> io::Result<Kind> {
     }
 }
 
-/// What the kernel counts for a TCP connection (the part of `struct tcp_info` that is needed here).
+/// What the kernel counts for a TCP socket (the part of `struct tcp_info` that is needed here).
 #[derive(Debug, Clone, Copy)]
 struct TcpCounts {
     state: u8,
+    /// `tcpi_unacked`, which for a listener is the length of its accept queue.
+    unacked: u32,
     bytes_sent: u64,
     bytes_received: u64,
 }
@@ -72,23 +74,30 @@ fn tcp_counts(fd: BorrowedFd<'_>) -> Option<TcpCounts> {
     };
     // Linux ABI, include/uapi/linux/tcp.h: tcpi_bytes_received at offset 128, tcpi_bytes_sent at 200.
     let at = |offset: usize| if len as usize >= offset + 8 { tail[offset / 8] } else { 0 };
-    Some(TcpCounts { state: info.tcpi_state, bytes_received: at(128), bytes_sent: at(200) })
+    Some(TcpCounts { state: info.tcpi_state, unacked: info.tcpi_unacked, bytes_received: at(128), bytes_sent: at(200) })
 }
 
 fn was_connected(fd: BorrowedFd<'_>) -> bool {
     tcp_counts(fd).is_some_and(|c| c.bytes_received > 0 || c.bytes_sent > 0)
 }
 
-/// Whether nobody has read from a connection or written to it, so that it can be given to another process. For TCP the kernel's
-/// counters tell; for other sockets this is always true.
+/// How many connections wait to be accepted from a TCP listener; `None` if it does not listen.
 #[must_use]
-pub fn is_untouched(fd: BorrowedFd<'_>) -> bool {
+pub fn accept_queue(fd: BorrowedFd<'_>) -> Option<u32> {
+    // TCP_LISTEN is 10.
+    tcp_counts(fd).filter(|counts| counts.state == 10).map(|counts| counts.unacked)
+}
+
+/// Whether nobody has read from a connection or written to it, so that it can be given to another process, apart from `read` bytes that
+/// this process has read itself. For TCP the kernel's counters tell; for other sockets this is always true.
+#[must_use]
+pub fn is_untouched(fd: BorrowedFd<'_>, read: u32) -> bool {
     let Ok(SocketType::STREAM) = sockopt::socket_type(fd) else { return true };
     let Some(counts) = tcp_counts(fd) else { return true };
     let unread = rustix::io::ioctl_fionread(fd).unwrap_or(0);
     // The client's FIN counts as one byte, which is never in the queue: TCP_ESTABLISHED is 1, the states after a FIN are others.
     let fin = u64::from(counts.state != 1);
-    counts.bytes_sent == 0 && counts.bytes_received <= unread + fin
+    counts.bytes_sent == 0 && counts.bytes_received <= unread + fin + u64::from(read)
 }
 
 /// The local address of an IP socket.
@@ -167,6 +176,34 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
 }
 
+/// As [`accept`], and tells who connected.
+///
+/// # Errors
+/// As [`accept`].
+#[inline]
+pub fn accept_from(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Option<SocketAddr>)> {
+    use rustix::net::SocketFlags;
+    let (fd, peer) = rustix::net::acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    Ok((fd, peer.and_then(|peer| SocketAddr::try_from(peer).ok())))
+}
+
+/// Looks at what has arrived on a connection without taking it. Never blocks; 0 is the end of the stream.
+///
+/// # Errors
+/// `WouldBlock` if nothing has arrived, or the connection's own error.
+pub fn peek(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    use rustix::net::RecvFlags;
+    Ok(rustix::net::recv(fd, buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT)?.0)
+}
+
+/// Takes up to this many bytes off a connection, that have been [looked at](peek).
+///
+/// # Errors
+/// The connection's own error.
+pub fn skip(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    Ok(rustix::net::recv(fd, buffer, rustix::net::RecvFlags::DONTWAIT)?.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,7 +228,7 @@ mod tests {
         for touch in [false, true] {
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (mut server, _) = listener.accept().unwrap();
-            assert!(is_untouched(server.as_fd()));
+            assert!(is_untouched(server.as_fd(), 0));
             client.write_all(b"hello").unwrap();
             client.shutdown(std::net::Shutdown::Write).unwrap();
             let mut byte = [0];
@@ -200,13 +237,13 @@ mod tests {
             while tcp_counts(server.as_fd()).unwrap().state == 1 {
                 std::thread::yield_now();
             }
-            assert!(is_untouched(server.as_fd()));
+            assert!(is_untouched(server.as_fd(), 0));
             if touch {
                 server.read_exact(&mut byte).unwrap();
             } else {
                 server.write_all(b"x").unwrap();
             }
-            assert!(!is_untouched(server.as_fd()));
+            assert!(!is_untouched(server.as_fd(), 0));
         }
     }
 }

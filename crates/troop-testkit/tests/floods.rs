@@ -4,7 +4,7 @@
 mod scene;
 
 use std::time::Duration;
-use troop::{Cluster, Error, Event, ExitHow, Policy, Violation, WorkerHandle};
+use troop::{Cluster, Error, Event, ExitHow, Scheduling, Violation, WorkerHandle};
 use troop_testkit::{Troop, ask, is_running, open_descriptors};
 
 use scene::*;
@@ -172,7 +172,7 @@ async fn listening_on_a_shared_socket_fails_while_the_primary_is_out_of_descript
     if !alone("listening_on_a_shared_socket_fails_while_the_primary_is_out_of_descriptors_and_works_afterwards") {
         return;
     }
-    let builder = Cluster::builder().policy(Policy::Shared).setup(fixture(["tries", "127.0.0.1:0"]));
+    let builder = Cluster::builder().scheduling(Scheduling::Shared).setup(fixture(["tries", "127.0.0.1:0"]));
     let mut troop = Troop::start(builder);
     let workers = [troop.fork().await, troop.fork().await];
     for worker in &workers {

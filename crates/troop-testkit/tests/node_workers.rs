@@ -11,18 +11,22 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use troop::{Address, AddressType, Cluster, Event, ExitHow, Policy, Setup, WorkerHandle};
+use troop::{Address, AddressType, Cluster, Event, ExitHow, Scheduling, Setup, WorkerHandle};
 use troop_testkit::{PATIENCE, Troop, get, node_program, talk, wait_until};
 
-const BOTH: [Policy; 2] = [Policy::RoundRobin, Policy::Shared];
+/// Whatever the scheduling, a Node program must see the same.
+fn every_scheduling() -> [Scheduling; 8] {
+    ["round-robin", "shared", "steered", "steered:sticky", "least-connections", "p2c", "weighted", "sticky:cookie=sid,wait=50"]
+        .map(|text| text.parse().unwrap())
+}
 
 /// A worker that runs this text.
 fn js(text: impl Into<String>) -> Setup {
     Setup::new().script(node_program("run.js")).args([text.into()])
 }
 
-fn under(policy: Policy, setup: Setup) -> Troop {
-    Troop::start(Cluster::builder().policy(policy).setup(setup))
+fn under(scheduling: Scheduling, setup: Setup) -> Troop {
+    Troop::start(Cluster::builder().scheduling(scheduling).setup(setup))
 }
 
 /// A port that nobody uses, and that the kernel gives to nobody who asks for any.
@@ -230,8 +234,8 @@ async fn binding_a_udp_descriptor_tells_its_number_and_port() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_servers_of_all_workers_share_one_port_and_the_second_ones_another() {
-    for policy in BOTH {
-        let mut troop = under(policy, js("serve(0, '127.0.0.1'); serve(0, '127.0.0.1')"));
+    for scheduling in every_scheduling() {
+        let mut troop = under(scheduling.clone(), js("serve(0, '127.0.0.1'); serve(0, '127.0.0.1')"));
         let (one, two) = (troop.fork().await, troop.fork().await);
         let of_one = BTreeSet::from([troop.listening(&one).await, troop.listening(&one).await]);
         let of_two = BTreeSet::from([troop.listening(&two).await, troop.listening(&two).await]);
@@ -244,12 +248,12 @@ async fn the_first_servers_of_all_workers_share_one_port_and_the_second_ones_ano
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_closed_all_its_servers_counts_from_the_first_again() {
-    for policy in BOTH {
+    for scheduling in every_scheduling() {
         let again = "process.on('message', () => s.close(() => s.listen(0, '127.0.0.1')))";
-        let mut troop = under(policy, js(format!("const s = serve(0, '127.0.0.1'); {again}")));
+        let mut troop = under(scheduling.clone(), js(format!("const s = serve(0, '127.0.0.1'); {again}")));
         let ([one, _two], port) = forks(&mut troop).await;
         one.send("again").await.unwrap();
-        assert_eq!(troop.listening(&one).await, port, "{policy}");
+        assert_eq!(troop.listening(&one).await, port, "{scheduling}");
     }
 }
 
@@ -257,10 +261,10 @@ async fn a_worker_that_closed_all_its_servers_counts_from_the_first_again() {
 async fn a_port_taken_by_somebody_else_is_an_error_in_the_worker() {
     let other = TcpListener::bind(local(0)).unwrap();
     let port = other.local_addr().unwrap().port();
-    for policy in BOTH {
-        let mut troop = under(policy, js(format!("serve({port}, '127.0.0.1')")));
+    for scheduling in every_scheduling() {
+        let mut troop = under(scheduling.clone(), js(format!("serve({port}, '127.0.0.1')")));
         let worker = troop.fork().await;
-        assert_eq!(troop.message(&worker).await, json!({"error": "EADDRINUSE"}), "{policy}");
+        assert_eq!(troop.message(&worker).await, json!({"error": "EADDRINUSE"}), "{scheduling}");
     }
 }
 
@@ -269,7 +273,7 @@ async fn a_port_that_has_become_free_can_be_had_at_the_next_attempt() {
     let other = TcpListener::bind(local(free_port())).unwrap();
     let port = other.local_addr().unwrap().port();
     let text = format!("const again = () => serve({port}, '127.0.0.1'); again(); process.on('message', again)");
-    let mut troops = BOTH.map(|policy| under(policy, js(text.clone())));
+    let mut troops = every_scheduling().map(|scheduling| under(scheduling, js(text.clone())));
     let mut workers = Vec::new();
     for troop in &mut troops {
         let worker = troop.fork().await;
@@ -287,11 +291,11 @@ async fn a_port_that_has_become_free_can_be_had_at_the_next_attempt() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_server_on_the_same_port_fails_and_the_first_one_keeps_working() {
-    for policy in BOTH {
+    for scheduling in every_scheduling() {
         let port = free_port();
-        let mut troop = under(policy, js(format!("serve({port}, '127.0.0.1'); serve({port}, '127.0.0.1')")));
+        let mut troop = under(scheduling.clone(), js(format!("serve({port}, '127.0.0.1'); serve({port}, '127.0.0.1')")));
         let worker = troop.fork().await;
-        assert_eq!(troop.message(&worker).await, json!({"error": "EADDRINUSE"}), "{policy}");
+        assert_eq!(troop.message(&worker).await, json!({"error": "EADDRINUSE"}), "{scheduling}");
         assert_eq!(troop.listening(&worker).await, port);
         assert_eq!((served(port), served(port)), (name(&worker), name(&worker)));
         troop.cluster.disconnect().await.unwrap();
@@ -311,11 +315,11 @@ async fn any_address_and_the_any_address_of_ipv4_are_in_each_others_way() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closed_server_can_listen_again() {
-    for policy in BOTH {
+    for scheduling in every_scheduling() {
         let port = free_port();
         let again = format!("s.listen({port}, '127.0.0.1')");
         let text = format!("const s = serve({port}, '127.0.0.1'); process.on('message', () => s.close(() => {again}))");
-        let mut troop = under(policy, js(text));
+        let mut troop = under(scheduling.clone(), js(text));
         let worker = troop.fork().await;
         assert_eq!(troop.listening(&worker).await, port);
         worker.send("again").await.unwrap();
@@ -339,16 +343,16 @@ async fn a_closed_server_gets_nothing_while_the_other_worker_serves_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_unix_socket_is_served_and_removed_in_the_end() {
-    for policy in BOTH {
+    for scheduling in every_scheduling() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
-        let mut troop = under(policy, js(format!("serve('{}')", path.display())));
+        let mut troop = under(scheduling.clone(), js(format!("serve('{}')", path.display())));
         let (one, two) = (troop.fork().await, troop.fork().await);
         troop.listening(&one).await;
         troop.listening(&two).await;
         let answers: Vec<String> = (0..4).map(|_| whole(UnixStream::connect(&path).unwrap())).collect();
         assert!(answers.iter().all(|a| *a == name(&one) || *a == name(&two)), "{answers:?}");
-        if policy == Policy::RoundRobin {
+        if scheduling == Scheduling::RoundRobin {
             assert_ne!(answers[0], answers[1]);
         }
         troop.cluster.disconnect().await.unwrap();
@@ -366,10 +370,10 @@ fn whole(mut stream: impl Read) -> String {
 async fn a_path_in_a_missing_directory_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("missing/s");
-    for policy in BOTH {
-        let mut troop = under(policy, js(format!("serve('{}')", path.display())));
+    for scheduling in every_scheduling() {
+        let mut troop = under(scheduling.clone(), js(format!("serve('{}')", path.display())));
         let worker = troop.fork().await;
-        assert_eq!(troop.message(&worker).await, json!({"error": "EACCES"}), "{policy}");
+        assert_eq!(troop.message(&worker).await, json!({"error": "EACCES"}), "{scheduling}");
     }
 }
 
@@ -418,9 +422,9 @@ async fn an_exclusive_server_is_the_workers_own_affair() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listener_of_the_primary_serves_through_its_descriptor() {
-    for policy in BOTH {
+    for scheduling in every_scheduling() {
         let listener = TcpListener::bind(local(0)).unwrap();
-        let mut troop = under(policy, js(format!("serve({{ fd: {} }})", listener.as_raw_fd())));
+        let mut troop = under(scheduling.clone(), js(format!("serve({{ fd: {} }})", listener.as_raw_fd())));
         let (workers, port) = forks::<2>(&mut troop).await;
         for _ in 0..4 {
             let answer = served(port);
@@ -434,11 +438,11 @@ async fn a_listener_of_the_primary_serves_through_its_descriptor() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_descriptor_that_is_no_socket_is_refused() {
     let file = std::fs::File::open("/dev/null").unwrap();
-    for policy in BOTH {
+    for scheduling in every_scheduling() {
         for number in [file.as_raw_fd(), 999] {
-            let mut troop = under(policy, js(format!("serve({{ fd: {number} }})")));
+            let mut troop = under(scheduling.clone(), js(format!("serve({{ fd: {number} }})")));
             let worker = troop.fork().await;
-            assert_eq!(troop.message(&worker).await, json!({"error": "EINVAL"}), "{policy} {number}");
+            assert_eq!(troop.message(&worker).await, json!({"error": "EINVAL"}), "{scheduling} {number}");
         }
     }
 }
@@ -469,14 +473,14 @@ fn backlog(port: u16) -> u32 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_backlog_is_the_workers() {
-    for policy in BOTH {
-        let mut troop = under(policy, js("serve({ port: 0, host: '127.0.0.1', backlog: 17 })"));
+    for scheduling in every_scheduling() {
+        let mut troop = under(scheduling.clone(), js("serve({ port: 0, host: '127.0.0.1', backlog: 17 })"));
         let worker = troop.fork().await;
-        assert_eq!(backlog(troop.listening(&worker).await), 17, "{policy}");
+        assert_eq!(backlog(troop.listening(&worker).await), 17, "{scheduling}");
         troop.cluster.setup(js("serve(0, '127.0.0.1')")).unwrap();
         troop.cluster.disconnect().await.unwrap();
         let worker = troop.fork().await;
-        assert_eq!(backlog(troop.listening(&worker).await), 511, "{policy}");
+        assert_eq!(backlog(troop.listening(&worker).await), 511, "{scheduling}");
     }
 }
 
@@ -486,35 +490,35 @@ fn reaches(host: &str, port: u16) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_a_host_is_reached_by_both_families() {
-    for policy in BOTH {
-        let mut troop = under(policy, js("serve(0)"));
+    for scheduling in every_scheduling() {
+        let mut troop = under(scheduling.clone(), js("serve(0)"));
         let worker = troop.fork().await;
         let port = troop.listening(&worker).await;
         for host in ["127.0.0.1", "::1"] {
             let address = SocketAddr::new(host.parse().unwrap(), port);
-            assert_eq!(talk(address, "").unwrap(), name(&worker), "{policy} {host}");
+            assert_eq!(talk(address, "").unwrap(), name(&worker), "{scheduling} {host}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ipv6_only_keeps_ipv4_out() {
-    for policy in BOTH {
-        let mut troop = under(policy, js("serve({ port: 0, host: '::', ipv6Only: true })"));
+    for scheduling in every_scheduling() {
+        let mut troop = under(scheduling.clone(), js("serve({ port: 0, host: '::', ipv6Only: true })"));
         let worker = troop.fork().await;
         let port = troop.listening(&worker).await;
-        assert!(reaches("::1", port) && !reaches("127.0.0.1", port), "{policy}");
+        assert!(reaches("::1", port) && !reaches("127.0.0.1", port), "{scheduling}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_ipv6_host_is_served() {
-    for policy in BOTH {
-        let mut troop = under(policy, js("const s = serve(0, '::1').on('listening', () => tell(s.address()))"));
+    for scheduling in every_scheduling() {
+        let mut troop = under(scheduling.clone(), js("const s = serve(0, '::1').on('listening', () => tell(s.address()))"));
         let worker = troop.fork().await;
         let port = troop.listening(&worker).await;
         assert_eq!(talk((Ipv6Addr::LOCALHOST, port), "").unwrap(), name(&worker));
-        assert_eq!(troop.message(&worker).await, json!({"address": "::1", "family": "IPv6", "port": port}), "{policy}");
+        assert_eq!(troop.message(&worker).await, json!({"address": "::1", "family": "IPv6", "port": port}), "{scheduling}");
     }
 }
 
@@ -535,13 +539,13 @@ const TLS: &str = "
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tls_session_begun_with_one_worker_goes_on_with_another() {
-    for policy in BOTH {
-        let mut troop = under(policy, js(TLS));
+    for scheduling in every_scheduling() {
+        let mut troop = under(scheduling.clone(), js(TLS));
         let ([one, two], _) = forks(&mut troop).await;
         one.send("go").await.unwrap();
         let answer = troop.message(&one).await;
-        assert_eq!((&answer["first"]["reused"], &answer["second"]["reused"]), (&json!(false), &json!(true)), "{policy}");
-        if policy == Policy::RoundRobin {
+        assert_eq!((&answer["first"]["reused"], &answer["second"]["reused"]), (&json!(false), &json!(true)), "{scheduling}");
+        if scheduling == Scheduling::RoundRobin {
             let names = [&answer["first"]["text"], &answer["second"]["text"]].map(|n| n.as_str().unwrap().to_owned() + "\n");
             assert_eq!(BTreeSet::from(names), BTreeSet::from([name(&one), name(&two)]));
         }
@@ -550,9 +554,9 @@ async fn a_tls_session_begun_with_one_worker_goes_on_with_another() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn udp_workers_share_a_socket() {
-    for policy in BOTH {
+    for scheduling in every_scheduling() {
         for (family, host) in [("udp4", "127.0.0.1"), ("udp6", "::1")] {
-            let mut troop = under(policy, js(format!("echo('{family}', 0, '{host}')")));
+            let mut troop = under(scheduling.clone(), js(format!("echo('{family}', 0, '{host}')")));
             let (workers, port) = forks::<2>(&mut troop).await;
             let client = UdpSocket::bind((host, 0)).unwrap();
             client.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -578,7 +582,7 @@ async fn a_udp_port_taken_by_somebody_else_is_an_error_in_the_worker() {
 #[tokio::test(flavor = "multi_thread")]
 async fn http_workers_serve_on_a_shared_socket() {
     let http = Setup::new().script(node_program("http.js")).args(["0"]);
-    let mut troop = under(Policy::Shared, http);
+    let mut troop = under(Scheduling::Shared, http);
     let (workers, port) = forks::<2>(&mut troop).await;
     for _ in 0..10 {
         let answer = get(port, "/").await.unwrap();
@@ -634,9 +638,9 @@ async fn a_connection_given_to_a_worker_that_dies_without_reading_it_is_served_b
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_forked_for_the_last_one_that_died_serves_the_same_port() {
-    for policy in BOTH {
+    for scheduling in every_scheduling() {
         let port = free_port();
-        let mut troop = under(policy, js(format!("serve({port}, '127.0.0.1')")));
+        let mut troop = under(scheduling.clone(), js(format!("serve({port}, '127.0.0.1')")));
         let one = troop.fork().await;
         assert_eq!(troop.listening(&one).await, port);
         one.kill(libc::SIGKILL).await.unwrap();
@@ -667,7 +671,7 @@ async fn node_and_rust_workers_serve_one_port_in_turn() {
 #[tokio::test(flavor = "multi_thread")]
 async fn node_and_rust_workers_share_one_socket() {
     let port = free_port();
-    let mut troop = under(Policy::Shared, js(format!("serve({port})")));
+    let mut troop = under(Scheduling::Shared, js(format!("serve({port})")));
     let node = troop.fork().await;
     assert_eq!(troop.listening(&node).await, port);
     let rust = Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).script("line").args([format!(":{port}")]);

@@ -16,9 +16,8 @@
 //! ```
 
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +30,7 @@ use troop_core::WorkerId;
 use troop_sys::listen::UnixPath;
 use troop_sys::socket;
 
+use crate::counted::{Counted, Open};
 use crate::error::{Error, Result};
 use crate::message::Handle;
 use crate::net::draining;
@@ -201,6 +201,12 @@ impl Worker {
     }
 }
 
+/// A TCP connection; see [`Counted`].
+pub type TcpStream = Counted<std::net::TcpStream>;
+
+/// A Unix stream connection; see [`Counted`].
+pub type UnixStream = Counted<std::os::unix::net::UnixStream>;
+
 #[derive(Debug)]
 struct Acceptor {
     source: Source,
@@ -214,12 +220,16 @@ impl Acceptor {
     fn accept(&self) -> io::Result<OwnedFd> {
         let fd = match &self.source {
             Source::Handed(queue) => ConnQueue::take_blocking(queue, &self.inner).ok_or_else(draining)?,
-            Source::Socket(listener) => loop {
+            Source::Socket(listener, queue) => loop {
                 if *self.inner.draining().borrow() {
                     return Err(draining());
                 }
+                // What the primary hands over has waited already.
+                if let Some(fd) = queue.as_ref().map_or(Ok(None), |queue| queue.try_take(&self.inner)).map_err(|()| draining())? {
+                    break fd;
+                }
                 match socket::accept(listener.as_fd()) {
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wait(listener)?,
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wait(listener, queue.as_deref())?,
                     other => break other?,
                 }
             },
@@ -229,11 +239,13 @@ impl Acceptor {
     }
 
     /// Until there may be a connection, or this worker is to finish.
-    fn wait(&self, listener: &OwnedFd) -> io::Result<()> {
+    fn wait(&self, listener: &OwnedFd, queue: Option<&ConnQueue>) -> io::Result<()> {
         let mut waiting = vec![PollFd::new(listener, PollFlags::IN)];
         if let Some(bell) = &self.inner.drain_bell {
             waiting.push(PollFd::new(bell, PollFlags::IN));
         }
+        let handed = queue.map(ConnQueue::bell).transpose()?;
+        waiting.extend(handed.map(|bell| PollFd::new(bell, PollFlags::IN)));
         match rustix::event::poll(&mut waiting, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(e) => Err(e.into()),
@@ -265,7 +277,7 @@ impl TcpListener {
         loop {
             let fd = self.acceptor.accept()?;
             if let Some(peer) = socket::peer_address(&fd) {
-                return Ok((fd.into(), peer));
+                return Ok((Counted::new(fd.into(), Open::new(&self.acceptor.inner)), peer));
             }
         }
     }
@@ -283,6 +295,6 @@ impl UnixListener {
     /// # Errors
     /// As there.
     pub fn accept(&self) -> io::Result<UnixStream> {
-        Ok(self.acceptor.accept()?.into())
+        Ok(Counted::new(self.acceptor.accept()?.into(), Open::new(&self.acceptor.inner)))
     }
 }

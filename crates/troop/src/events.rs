@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use troop_core::event::{ExitHow, Listening, Violation};
+use troop_core::event::{Address, ExitHow, Listening, Violation};
 use troop_core::supervise::{Cause, Progress};
 
 use crate::error::Error;
@@ -37,6 +37,11 @@ pub enum Event {
     Request(WorkerHandle, Request),
     /// A worker broke a rule of the channel. With `true` it was killed for it.
     Misbehaved(WorkerHandle, Violation, bool),
+    /// A worker does not take the connections that wait for it, and they go to others (`true`); or it does again. Where the kernel chooses
+    /// ([`Scheduling::Steered`](crate::Scheduling::Steered)) this is seen by a queue that does not move.
+    Stalled(WorkerHandle, bool),
+    /// A listener is not steered by the kernel as was chosen, or not with a socket for each worker: why, and what is done instead.
+    NotSteered(Address, String),
     /// What the supervision of a [`Builder`](crate::Builder) does.
     Supervision(Progress),
     /// This reader was too slow; this many events before the next one are lost to it.
@@ -59,6 +64,9 @@ impl fmt::Display for Event {
             Event::Request(w, r) => write!(f, "worker {} asked something, {} bytes", w.id(), r.as_json().len()),
             Event::Misbehaved(w, what, true) => write!(f, "worker {} was killed because it sent {what}", w.id()),
             Event::Misbehaved(w, what, false) => write!(f, "worker {} sent {what}", w.id()),
+            Event::Stalled(w, true) => write!(f, "worker {} does not take its connections; others get them", w.id()),
+            Event::Stalled(w, false) => write!(f, "worker {} takes connections again", w.id()),
+            Event::NotSteered(at, why) => write!(f, "{at}: {why}"),
             Event::Supervision(progress) => fmt_progress(progress, f),
             Event::Missed(n) => write!(f, "{n} events missed"),
         }

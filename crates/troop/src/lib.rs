@@ -54,6 +54,7 @@ compile_error!("troop runs on Linux");
 
 pub mod blocking;
 mod channel;
+mod counted;
 mod error;
 mod events;
 mod message;
@@ -64,10 +65,11 @@ mod role;
 mod settings;
 mod worker;
 
+pub use counted::Counted;
 pub use error::{Error, Result};
 pub use events::{Event, Events};
 pub use message::{Handle, Message, Request};
-pub use net::{TcpListener, UnixListener};
+pub use net::{TcpListener, TcpStream, UnixListener, UnixStream};
 pub use primary::{Broadcast, Builder, Cluster, Fork, WorkerHandle};
 pub use role::{Role, role, worker};
 pub use settings::{InspectPort, Settings, Setup, Stdio};
@@ -76,7 +78,7 @@ pub use worker::{Draining, Listen, Worker, WorkerEvent, WorkerRole};
 
 pub use primary::{RestartPolicy, available_workers};
 pub use troop_core::event::{Address, AddressType, ExitHow, Listening, Violation, signal_name};
-pub use troop_core::policy::Policy;
+pub use troop_core::policy::{BadScheduling, Connection, Header, Http, Pattern, Policy, Scheduling, Sticky, WorkerView};
 pub use troop_core::primary::{WorkerState, WorkerStats};
 pub use troop_core::supervise::{Cause, Progress};
 pub use troop_core::{Time, WorkerId};

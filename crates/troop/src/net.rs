@@ -2,24 +2,31 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use tokio::net::{TcpStream, UnixStream};
 use troop_sys::listen::UnixPath;
 use troop_sys::socket;
 
+use crate::counted::{Counted, Open};
 use crate::error::{Error, Result};
-use crate::worker::{Opened, Worker};
-use crate::worker::{Registration, Source};
+use crate::worker::{ConnQueue, Opened, Registration, Source, Worker};
 
 /// The error of an accept on a listener that is closed because its worker is to finish.
 pub(crate) fn draining() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "the listener is closed because this worker is to finish")
 }
 
+/// A TCP connection: tokio's, and see [`Counted`].
+pub type TcpStream = Counted<tokio::net::TcpStream>;
+
+/// A Unix stream connection: tokio's, and see [`Counted`].
+pub type UnixStream = Counted<tokio::net::UnixStream>;
+
 /// A TCP listener, shared with the other workers. Dropping it closes it for this worker only.
 ///
-/// With the feature `axum`, `axum::serve` takes it as it is. Its streams are tokio's own.
+/// With the feature `axum`, `axum::serve` takes it as it is.
 #[derive(Debug)]
 pub struct TcpListener {
     source: Kind<tokio::net::TcpListener>,
@@ -30,8 +37,22 @@ pub struct TcpListener {
 
 #[derive(Debug)]
 enum Kind<L> {
-    Handed(std::sync::Arc<crate::worker::ConnQueue>),
-    Own(L),
+    /// From the primary.
+    Handed(Arc<ConnQueue>),
+    /// From a socket of this process's; and from a primary that steers.
+    Own(L, Option<Arc<ConnQueue>>),
+}
+
+/// What comes from the primary (first, because it has waited already), for a listener that accepts by itself.
+async fn handed(queue: Option<&ConnQueue>, worker: &Worker) -> io::Result<OwnedFd> {
+    match queue {
+        // Closed when this worker is to finish.
+        Some(queue) => queue.take(worker.inner()).await.ok_or_else(draining),
+        None => {
+            worker.draining().await;
+            Err(draining())
+        }
+    }
 }
 
 impl TcpListener {
@@ -40,8 +61,9 @@ impl TcpListener {
             opened.name.ok_or_else(|| Error::Settings("the listener has no IP address; is it a Unix socket?".into()))?;
         let source = match opened.source {
             Source::Handed(queue) => Kind::Handed(queue),
-            Source::Socket(fd) => {
-                Kind::Own(tokio::net::TcpListener::from_std(fd.into()).map_err(Error::io("give the listener to the runtime"))?)
+            Source::Socket(fd, queue) => {
+                let listener = tokio::net::TcpListener::from_std(fd.into());
+                Kind::Own(listener.map_err(Error::io("give the listener to the runtime"))?, queue)
             }
         };
         Ok(TcpListener { source, address, worker: worker.clone(), _registration: opened.registration })
@@ -61,18 +83,23 @@ impl TcpListener {
     /// # Errors
     /// `ConnectionAborted` when this worker [is to finish](Worker::draining): there will be no more. Others as tokio's.
     pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        match &self.source {
-            Kind::Handed(queue) => loop {
-                let fd = queue.take(self.worker.inner()).await.ok_or_else(draining)?;
-                // A client that has reset the connection meanwhile has no address any more.
-                if let Some(peer) = socket::peer_address(&fd) {
-                    return Ok((TcpStream::from_std(fd.into())?, peer));
-                }
-            },
-            Kind::Own(listener) => tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = self.worker.draining() => Err(draining()),
-            },
+        loop {
+            let fd = match &self.source {
+                Kind::Handed(queue) => queue.take(self.worker.inner()).await.ok_or_else(draining)?,
+                Kind::Own(listener, queue) => tokio::select! {
+                    biased;
+                    fd = handed(queue.as_deref(), &self.worker) => fd?,
+                    accepted = listener.accept() => {
+                        let (stream, peer) = accepted?;
+                        return Ok((Counted::new(stream, Open::new(self.worker.inner())), peer));
+                    }
+                },
+            };
+            // A client that has reset the connection meanwhile has no address any more.
+            if let Some(peer) = socket::peer_address(&fd) {
+                let stream = tokio::net::TcpStream::from_std(fd.into())?;
+                return Ok((Counted::new(stream, Open::new(self.worker.inner())), peer));
+            }
         }
     }
 }
@@ -91,8 +118,9 @@ impl UnixListener {
     pub(crate) fn new(opened: Opened, worker: &Worker) -> Result<UnixListener> {
         let source = match opened.source {
             Source::Handed(queue) => Kind::Handed(queue),
-            Source::Socket(fd) => {
-                Kind::Own(tokio::net::UnixListener::from_std(fd.into()).map_err(Error::io("give the listener to the runtime"))?)
+            Source::Socket(fd, queue) => {
+                let listener = tokio::net::UnixListener::from_std(fd.into());
+                Kind::Own(listener.map_err(Error::io("give the listener to the runtime"))?, queue)
             }
         };
         let path = opened.path.unwrap_or_default().into();
@@ -110,16 +138,18 @@ impl UnixListener {
     /// # Errors
     /// As [`TcpListener::accept`].
     pub async fn accept(&self) -> io::Result<UnixStream> {
-        match &self.source {
+        let stream = match &self.source {
             Kind::Handed(queue) => {
                 let fd = queue.take(self.worker.inner()).await.ok_or_else(draining)?;
-                UnixStream::from_std(fd.into())
+                tokio::net::UnixStream::from_std(fd.into())?
             }
-            Kind::Own(listener) => tokio::select! {
-                accepted = listener.accept() => accepted.map(|(stream, _)| stream),
-                () = self.worker.draining() => Err(draining()),
+            Kind::Own(listener, queue) => tokio::select! {
+                biased;
+                fd = handed(queue.as_deref(), &self.worker) => tokio::net::UnixStream::from_std(fd?.into())?,
+                accepted = listener.accept() => accepted?.0,
             },
-        }
+        };
+        Ok(Counted::new(stream, Open::new(self.worker.inner())))
     }
 }
 
@@ -131,9 +161,8 @@ mod axum_listeners {
     use std::time::Duration;
 
     use axum::serve::Listener;
-    use tokio::net::{TcpStream, UnixStream};
 
-    use super::{TcpListener, UnixListener};
+    use super::{TcpListener, TcpStream, UnixListener, UnixStream};
 
     /// axum's contract: errors are not returned. Those of one connection are skipped; a listener that is closed waits for the graceful
     /// shutdown, which the same event starts; lack of descriptors is waited out.

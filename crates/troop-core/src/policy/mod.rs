@@ -1,68 +1,150 @@
 //! Which worker gets the next connection of a listener.
+//!
+//! [`Scheduling`] is what a person chooses, [`Policy`] is what decides: one object per listener. The primary tells it about the workers
+//! and asks it once for each connection.
 
+mod address;
+mod client;
+mod least;
+mod p2c;
+mod partition;
+mod rank;
 mod round_robin;
-
-pub use round_robin::RoundRobin;
+mod scheduling;
+mod sticky;
+mod weighted;
 
 use std::fmt;
-use std::str::FromStr;
+use std::net::SocketAddr;
 
-use serde::{Deserialize, Serialize};
+pub use address::Pattern;
+pub use client::{Finding, Identify, identify};
+pub use least::LeastConnections;
+pub use p2c::PowerOfTwo;
+pub(crate) use partition::mixing;
+pub use partition::{BUCKETS, Mixer, bucket_of, partition, prefix_masks};
+pub use round_robin::RoundRobin;
+pub use scheduling::{BadScheduling, Custom, Header, Http, Scheduling, Sticky};
+pub use sticky::ByClient;
+pub use weighted::Weighted;
 
 use crate::id::WorkerId;
+use crate::primary::WorkerState;
 
-/// How the connections of a listener reach the workers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum Policy {
-    /// The primary accepts and hands each connection to the next ready worker in turn (Node's `SCHED_RR`).
-    #[default]
-    RoundRobin,
-    /// All workers accept on one socket and the kernel decides (Node's `SCHED_NONE`). Costs the primary nothing, is uneven.
-    Shared,
+/// What is known about a worker that takes part in a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerView {
+    /// Its number.
+    pub worker: WorkerId,
+    /// Its place on this listener, from 0. A worker's successor has the same place, also for a while beside it.
+    pub place: u16,
+    /// Its weight, 100 unless something else was chosen for it.
+    pub weight: u32,
+    /// Node's `worker.state`. Workers that drain, hang, or are gone are not shown to a policy at all.
+    pub state: WorkerState,
+    /// Whether it would be given a connection now. It is not while its channel is full, while it leaves connections unanswered, and for a
+    /// moment after it refused one.
+    pub ready: bool,
+    /// Connections open at the worker: as it reports them, if it is a troop worker, else an estimate.
+    pub open: u32,
+    /// Connections that were handed to it and that it has not answered yet.
+    pub pending: u32,
+    /// What it reported as its load, in a unit of its own; 0 if it never did.
+    pub load: u32,
 }
 
-impl fmt::Display for Policy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Policy::RoundRobin => "round-robin",
-            Policy::Shared => "shared",
-        })
+impl WorkerView {
+    /// Open and pending connections and the reported load, all together.
+    #[must_use]
+    pub fn busy(&self) -> u32 {
+        self.open.saturating_add(self.pending).saturating_add(self.load)
+    }
+
+    /// [`WorkerView::busy`] and the connection to come, in relation to the weight: what to compare workers by.
+    #[must_use]
+    pub fn cost(&self) -> u64 {
+        (u64::from(self.busy()) + 1) * 1_000_000 / u64::from(self.weight.max(1))
     }
 }
 
-impl FromStr for Policy {
-    type Err = UnknownPolicy;
+/// What is known about a connection that is to be given to a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Connection {
+    /// The other end of the socket. Only looked up for policies that [need](Policy::needs_peer) it; `None` for Unix sockets.
+    pub peer: Option<SocketAddr>,
+    /// The client's mark, for a listener that is sticky: equal for all connections of one client.
+    pub client: Option<u32>,
+}
 
-    /// Takes our names and those of `NODE_CLUSTER_SCHED_POLICY` (`rr`, `none`).
-    fn from_str(s: &str) -> Result<Policy, UnknownPolicy> {
-        match s {
-            "round-robin" | "rr" => Ok(Policy::RoundRobin),
-            "shared" | "none" => Ok(Policy::Shared),
-            _ => Err(UnknownPolicy(s.to_owned())),
+/// Decides which worker gets a connection. One for each listener; called by one thread.
+///
+/// The primary keeps it informed and asks it. Workers that drain, hang or are gone are removed, and nothing is ever given to a worker that
+/// is not among those that were shown last.
+///
+/// ```
+/// use troop_core::WorkerId;
+/// use troop_core::policy::{Connection, Policy, WorkerView};
+///
+/// /// Fills the first worker up to eight connections before it uses the next one.
+/// #[derive(Debug, Default)]
+/// struct Pack {
+///     workers: Vec<WorkerView>,
+/// }
+///
+/// impl Policy for Pack {
+///     fn update(&mut self, worker: WorkerView) {
+///         self.workers.retain(|w| w.worker != worker.worker);
+///         self.workers.push(worker);
+///         self.workers.sort_by_key(|w| w.place);
+///     }
+///
+///     fn remove(&mut self, worker: WorkerId) {
+///         self.workers.retain(|w| w.worker != worker);
+///     }
+///
+///     fn pick(&mut self, _: &Connection) -> Option<WorkerId> {
+///         let mut ready = self.workers.iter().filter(|w| w.ready);
+///         ready.clone().find(|w| w.busy() < 8).or(ready.next()).map(|w| w.worker)
+///     }
+/// }
+/// ```
+pub trait Policy: fmt::Debug + Send {
+    /// A worker takes part, or something about it has changed.
+    fn update(&mut self, worker: WorkerView);
+
+    /// A worker takes no part any more.
+    fn remove(&mut self, worker: WorkerId);
+
+    /// The worker for the next connection. When it is one that is not [ready](WorkerView::ready), the connection waits for it, as long as
+    /// it takes part. `None`: the connection waits until something changes.
+    fn pick(&mut self, connection: &Connection) -> Option<WorkerId>;
+
+    /// Whether [`Connection::peer`] is to be filled in, which costs a little for each connection.
+    fn needs_peer(&self) -> bool {
+        true
+    }
+
+    /// Whether [`Policy::update`] is to be called for each change of a worker's open and pending connections and load, and not only when
+    /// it becomes ready or ceases to be.
+    fn needs_counts(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) fn view(worker: u32) -> WorkerView {
+        WorkerView {
+            worker: WorkerId(worker),
+            place: worker as u16,
+            weight: 100,
+            state: WorkerState::Listening,
+            ready: true,
+            open: 0,
+            pending: 0,
+            load: 0,
         }
     }
-}
-
-/// There is no policy of this name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnknownPolicy(String);
-
-impl fmt::Display for UnknownPolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "there is no policy {:?}; there are round-robin and shared", self.0)
-    }
-}
-
-impl std::error::Error for UnknownPolicy {}
-
-/// Chooses among the workers of one listener. Called once per connection; must not allocate.
-pub trait Schedule: fmt::Debug + Send {
-    /// One more worker takes part.
-    fn add(&mut self, worker: WorkerId);
-    /// A worker no longer takes part.
-    fn remove(&mut self, worker: WorkerId);
-    /// The worker for the next connection, among those that `ready` accepts; `None` when it accepts nobody.
-    fn pick(&mut self, ready: &mut dyn FnMut(WorkerId) -> bool) -> Option<WorkerId>;
 }

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use super::listener::{Cooling, Waiting};
+use super::listener::Listener;
+use super::seat::Waiting;
 use super::worker::{HandleWait, InFlight, Worker};
-use super::{Action, Config, Primary};
+use super::{Action, Primary};
 use crate::event::Violation;
 use crate::id::{ConnId, ListenerId, Time, WorkerId};
+use crate::policy::{Connection, Mixer};
 
 /// How often connections in flight are checked for age.
 pub(super) const CHECK_EVERY: Duration = Duration::from_millis(250);
@@ -14,83 +16,164 @@ pub(super) const CHECK_EVERY: Duration = Duration::from_millis(250);
 /// After this many workers died with the same unanswered connection, or lost it, it is closed instead of given to one more.
 const MAX_TRIES: u8 = 8;
 
-/// The longest pause of a worker that refuses connections.
-const MAX_COOLING: Duration = Duration::from_millis(500);
-
-impl Worker {
-    fn is_ready(&self, now: Time, config: &Config, listener: ListenerId) -> bool {
-        let window = if self.batched { config.troop_window } else { config.node_window };
-        // A program may be slow on one of its listeners and quick on another.
-        let oldest = self.in_flight.iter().find(|c| c.listener == listener);
-        self.connected
-            && !self.told_to_leave
-            && !self.cut_off
-            && !self.blocked
-            && self.in_flight.len() < window
-            && self.starved_until <= now
-            && oldest.is_none_or(|oldest| now.since(oldest.since) < config.stale_after)
-    }
+/// What a listener's connections have to be looked at for before they come to [`Primary::accepted`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// [`Connection::peer`].
+    pub peer: bool,
+    /// [`Connection::client`], from the first bytes, by the rules of [`Primary::sticky`].
+    pub bytes: bool,
 }
 
 impl Primary {
     /// Whether the shell should accept one more connection: a worker is ready for it, or it may wait here.
     #[must_use]
     pub fn wants_connection(&self, listener: ListenerId) -> bool {
-        self.listeners.get(&listener).is_some_and(|l| l.queue.len() < self.config.pending_limit)
+        self.listeners.get(&listener).is_some_and(|l| l.queue.len() + l.reserved < l.limit(&self.config))
     }
 
     /// A connection was accepted. It is handed to a worker, or waits.
-    pub fn accepted(&mut self, now: Time, id: ListenerId, conn: ConnId) {
+    pub fn accepted(&mut self, now: Time, id: ListenerId, conn: ConnId, mut about: Connection) {
         self.clock(now);
         match self.listeners.get_mut(&id) {
             Some(listener) => {
-                listener.queue.push_back(Waiting { conn, tries: 0 });
+                if let (None, Some(sticky), Some(peer)) = (about.client, listener.scheduling.sticky(), about.peer) {
+                    about.client = Some(Mixer::default().address(peer.ip(), sticky.prefix4, sticky.prefix6).finish());
+                }
+                listener.queue.push_back(Waiting { conn, about, tries: 0 });
                 self.pump(now, id);
             }
             None => self.actions.push_back(Action::Release { conn }),
         }
     }
 
-    /// Gives waiting connections to ready workers, oldest first.
+    /// Gives waiting connections to workers, oldest first.
     pub(super) fn pump(&mut self, now: Time, id: ListenerId) {
-        let Primary { config, workers, listeners, actions, seq, next_tick, .. } = self;
-        let Some(listener) = listeners.get_mut(&id) else { return };
-        let Some(schedule) = &mut listener.schedule else { return };
-        let cooling = &listener.cooling;
-        while let Some(waiting) = listener.queue.front() {
-            let mut ready = |worker: WorkerId| {
-                workers.get(&worker).is_some_and(|state| state.is_ready(now, config, id))
-                    && !cooling.iter().any(|c| c.worker == worker && c.until > now)
-            };
-            let Some(worker) = schedule.pick(&mut ready) else { break };
-            let Some(state) = workers.get_mut(&worker) else { break };
-            let (conn, tries) = (waiting.conn, waiting.tries);
-            listener.queue.pop_front();
-            let number = *seq;
-            *seq += 1;
-            state.handed += 1;
-            state.in_flight.push_back(InFlight { seq: number, conn, listener: id, since: now, tries, recalled: false });
-            if !state.batched {
-                state.handle_waits.push_back(HandleWait::Conn { seq: number });
+        // A policy that answers with workers that are not ready without knowing it is corrected, but not for ever.
+        let mut corrections = 0;
+        loop {
+            let Some(listener) = self.listeners.get_mut(&id) else { return };
+            let Some(policy) = &mut listener.policy else { return };
+            let Some(waiting) = listener.queue.front() else { return };
+            let Some(worker) = policy.pick(&waiting.about) else { return };
+            let Some(state) = self.workers.get_mut(&worker) else { return };
+            let Some(seat) = state.seat(id) else { return };
+            let Some(shown) = seat.shown else { return };
+            let is_ready = state.view(now, &self.config, worker, seat).is_some_and(|view| view.ready);
+            if shown.ready && !is_ready {
+                corrections += 1;
+                if corrections > self.workers.len() {
+                    return;
+                }
+                self.refresh(now, worker, id);
+                continue;
             }
-            if next_tick.is_none() {
-                *next_tick = Some(now + CHECK_EVERY);
+            let Some(waiting) = listener.queue.pop_front() else { return };
+            let behind_others = !seat.reserved.is_empty();
+            if is_ready && !behind_others {
+                self.deliver(now, worker, id, waiting);
+            } else {
+                // The policy knows that it has to wait for this one.
+                listener.reserved += 1;
+                if let Some(seat) = state.seat_mut(id) {
+                    seat.reserved.push_back(waiting);
+                }
+                self.deliver_reserved(now, worker, id);
             }
-            actions.push_back(Action::Deliver { worker, listener: id, conn, seq: number, batched: state.batched });
         }
-        if !listener.queue.is_empty() {
-            // Somebody may be pausing after a refusal.
-            if let Some(until) = listener.cooling.iter().map(|c| c.until).filter(|until| *until > now).min() {
-                self.wake_at(until);
+    }
+
+    /// Gives a worker the connections that only it is meant to have, as far as it is ready for them.
+    fn deliver_reserved(&mut self, now: Time, worker: WorkerId, id: ListenerId) {
+        loop {
+            let Some(state) = self.workers.get_mut(&worker) else { return };
+            let is_ready = state.seat(id).and_then(|seat| state.view(now, &self.config, worker, seat)).is_some_and(|v| v.ready);
+            let waiting = if is_ready { state.seat_mut(id).and_then(|seat| seat.reserved.pop_front()) } else { None };
+            let (Some(waiting), Some(listener)) = (waiting, self.listeners.get_mut(&id)) else { return };
+            listener.reserved -= 1;
+            self.deliver(now, worker, id, waiting);
+        }
+    }
+
+    fn deliver(&mut self, now: Time, worker: WorkerId, id: ListenerId, Waiting { conn, about, tries }: Waiting) {
+        let Some(state) = self.workers.get_mut(&worker) else { return };
+        let seq = self.seq;
+        self.seq += 1;
+        state.handed += 1;
+        state.in_flight.push_back(InFlight { seq, conn, listener: id, about, since: now, tries, recalled: false });
+        if !state.batched {
+            state.handle_waits.push_back(HandleWait::Conn { seq });
+        }
+        if self.next_tick.is_none() {
+            self.next_tick = Some(now + CHECK_EVERY);
+        }
+        self.actions.push_back(Action::Deliver { worker, listener: id, conn, seq, batched: state.batched });
+        self.refresh_all(now, worker);
+    }
+
+    /// Shows the policy of a listener what has changed about a worker.
+    fn refresh(&mut self, now: Time, worker: WorkerId, id: ListenerId) {
+        let Primary { config, workers, listeners, .. } = self;
+        let (Some(state), Some(listener)) = (workers.get_mut(&worker), listeners.get_mut(&id)) else { return };
+        let Some(seat) = state.seat(id) else { return };
+        let view = state.view(now, config, worker, seat);
+        let Some(seat) = state.seat_mut(id) else { return };
+        let Listener { policy: Some(policy), needs_counts, queue, reserved, .. } = listener else { return };
+        match (seat.shown, view) {
+            (Some(before), Some(view)) => {
+                let same = before.ready == view.ready
+                    && before.weight == view.weight
+                    && before.state == view.state
+                    && before.place == view.place
+                    && (!*needs_counts || before == view);
+                if same {
+                    return;
+                }
+                policy.update(view);
             }
+            (None, Some(view)) => policy.update(view),
+            (Some(_), None) => {
+                policy.remove(worker);
+                // Nobody waits for one that is out of service.
+                *reserved -= seat.reserved.len();
+                for waiting in seat.reserved.drain(..).rev() {
+                    queue.push_front(waiting);
+                }
+            }
+            (None, None) => {}
+        }
+        seat.shown = view;
+    }
+
+    /// [`Primary::refresh`] for all listeners of a worker.
+    pub(super) fn refresh_all(&mut self, now: Time, worker: WorkerId) {
+        let mut at = 0;
+        while let Some(id) = self.workers.get(&worker).and_then(|state| state.seats.get(at)).map(|seat| seat.listener) {
+            self.refresh(now, worker, id);
+            at += 1;
+        }
+    }
+
+    /// Something has changed about a worker that may let it, or others, have connections that wait.
+    pub(super) fn settle(&mut self, now: Time, worker: WorkerId) {
+        let mut at = 0;
+        while let Some(id) = self.workers.get(&worker).and_then(|state| state.seats.get(at)).map(|seat| seat.listener) {
+            self.refresh(now, worker, id);
+            if self.listeners.get(&id).is_some_and(|l| l.reserved > 0) {
+                self.deliver_reserved(now, worker, id);
+            }
+            if self.listeners.get(&id).is_some_and(|l| !l.queue.is_empty()) {
+                self.pump(now, id);
+            }
+            at += 1;
         }
     }
 
     /// The shell's channel to a worker is full, or has room again. A worker whose channel is full gets no connections.
     pub fn set_blocked(&mut self, now: Time, worker: WorkerId, blocked: bool) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
-        if std::mem::replace(&mut state.blocked, blocked) && !blocked {
-            self.pump_all(now, worker);
+        if std::mem::replace(&mut state.blocked, blocked) != blocked {
+            self.settle(now, worker);
         }
     }
 
@@ -120,15 +203,13 @@ impl Primary {
             state.handle_waits.remove(at);
         }
         state.taken += 1;
-        self.actions.push_back(Action::Release { conn });
-        if let Some(listener) = self.listeners.get_mut(&listener)
-            && !listener.cooling.is_empty()
-        {
-            listener.cooling.retain(|c| c.worker != worker);
+        state.open = state.open.saturating_add(1);
+        if let Some(seat) = state.seat_mut(listener) {
+            seat.accepted();
         }
-        self.pump(now, listener);
+        self.actions.push_back(Action::Release { conn });
         // The room in its window is for all its listeners.
-        self.pump_all(now, worker);
+        self.settle(now, worker);
         Ok(())
     }
 
@@ -143,24 +224,33 @@ impl Primary {
         result
     }
 
+    /// Puts back a connection that a worker does not have after all.
+    fn put_back(&mut self, id: ListenerId, waiting: Waiting) -> bool {
+        match self.listeners.get_mut(&id) {
+            Some(listener) => {
+                listener.queue.push_front(waiting);
+                true
+            }
+            None => {
+                self.actions.push_back(Action::Release { conn: waiting.conn });
+                false
+            }
+        }
+    }
+
     /// A worker does not want a connection, or could not receive it: somebody else's turn, and a pause for this one that grows.
     pub(super) fn refused(&mut self, now: Time, worker: WorkerId, seq: u64) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
-        let Some(InFlight { conn, listener: id, tries, .. }) = state.take(seq) else { return };
+        let Some(InFlight { conn, listener: id, about, tries, .. }) = state.take(seq) else { return };
         state.returned += 1;
-        let Some(listener) = self.listeners.get_mut(&id) else {
-            self.actions.push_back(Action::Release { conn });
-            return;
-        };
-        let position = listener.cooling.iter().position(|c| c.worker == worker);
-        let at = position.unwrap_or_else(|| {
-            listener.cooling.push(Cooling { worker, until: now, refusals: 0 });
-            listener.cooling.len() - 1
-        });
-        let entry = &mut listener.cooling[at];
-        entry.refusals += 1;
-        entry.until = now + Duration::from_millis(1 << entry.refusals.min(9)).min(MAX_COOLING);
-        listener.queue.push_front(Waiting { conn, tries });
+        if let Some(seat) = state.seat_mut(id) {
+            seat.refused(now);
+            let until = seat.cooling_until;
+            self.wake_at(until);
+        }
+        self.put_back(id, Waiting { conn, about, tries });
+        // It may be ready on its other listeners, where there is room in its window now.
+        self.settle(now, worker);
         self.pump(now, id);
     }
 
@@ -173,14 +263,11 @@ impl Primary {
             return;
         }
         // Nothing that the worker did; its turn comes when there is room.
-        let Some(InFlight { conn, listener: id, tries, .. }) = state.take(seq) else { return };
+        let Some(InFlight { conn, listener: id, about, tries, .. }) = state.take(seq) else { return };
         state.handed -= 1;
-        match self.listeners.get_mut(&id) {
-            Some(listener) => {
-                listener.queue.push_front(Waiting { conn, tries });
-                self.pump(now, id);
-            }
-            None => self.actions.push_back(Action::Release { conn }),
+        self.refresh_all(now, worker);
+        if self.put_back(id, Waiting { conn, about, tries }) {
+            self.pump(now, id);
         }
     }
 
@@ -196,31 +283,16 @@ impl Primary {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         let in_flight = std::mem::take(&mut state.in_flight);
         let mut touched = Vec::new();
-        for InFlight { conn, listener: id, tries, .. } in in_flight.into_iter().rev() {
-            match self.listeners.get_mut(&id) {
-                Some(listener) if tries + 1 < MAX_TRIES => {
-                    listener.queue.push_front(Waiting { conn, tries: tries + 1 });
-                    if !touched.contains(&id) {
-                        touched.push(id);
-                    }
-                }
-                _ => self.actions.push_back(Action::Release { conn }),
+        for InFlight { conn, listener: id, about, tries, .. } in in_flight.into_iter().rev() {
+            if tries + 1 >= MAX_TRIES {
+                self.actions.push_back(Action::Release { conn });
+            } else if self.put_back(id, Waiting { conn, about, tries: tries + 1 }) && !touched.contains(&id) {
+                touched.push(id);
             }
         }
         let now = self.last_time;
         for listener in touched {
             self.pump(now, listener);
-        }
-    }
-
-    /// Gives a worker's listeners their turn that have connections waiting.
-    fn pump_all(&mut self, now: Time, worker: WorkerId) {
-        let mut at = 0;
-        while let Some(id) = self.workers.get(&worker).and_then(|state| state.listeners.get(at)).copied() {
-            if self.listeners.get(&id).is_some_and(|l| !l.queue.is_empty()) {
-                self.pump(now, id);
-            }
-            at += 1;
         }
     }
 }

@@ -1,18 +1,19 @@
 //! The registry of listeners: one socket per key, shared by all workers that ask for the same thing.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::worker::HandleWait;
-use super::{Action, Primary};
-use crate::event::{AddressType, Violation};
-use crate::id::{ConnId, ListenerId, Time, WorkerId};
-use crate::policy::{Policy, RoundRobin, Schedule};
+use super::handover::Needs;
+use super::seat::{Seat, Waiting};
+use super::{Action, Config, Primary};
+use crate::event::{Address, AddressType, Notice, Violation};
+use crate::id::{ListenerId, Time, WorkerId};
+use crate::policy::{Policy, Scheduling, Sticky};
+use crate::steer::group::Group;
 use crate::wire::incoming::ClusterMessage;
-use crate::wire::outgoing::{self, SockName};
+use crate::wire::outgoing::{self, Reply, SockName};
 
 const EINVAL: i32 = 22;
 const EADDRINUSE: i32 = 98;
@@ -22,9 +23,6 @@ const MAX_DATA: usize = 64 * 1024;
 
 /// The most listeners that are kept open for a successor although no worker uses them.
 const MAX_UNUSED: usize = 64;
-
-/// How long a listener remembers that a worker keeps refusing, after its pause is over.
-pub(super) const COOLING_MEMORY: Duration = Duration::from_secs(1);
 
 /// What Node calls the key: everything that makes two requests ask for the same socket.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -52,14 +50,16 @@ impl ListenKey {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BindSpec {
     /// Where.
-    pub place: Place,
+    pub place: Bind,
     /// The length of the accept queue; `None` if the socket must not listen yet (the workers do that on a shared one), or is UDP.
     pub listen: Option<u32>,
+    /// It is to be the first of a group of sockets, or else [`Primary::cannot_steer`] is to be called.
+    pub group: bool,
 }
 
 /// Where a listener is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Place {
+pub enum Bind {
     /// TCP. Without an address: `::` for both families, or `0.0.0.0` where there is no IPv6.
     Tcp {
         /// An IP address.
@@ -102,35 +102,88 @@ pub enum Place {
 
 #[derive(Debug)]
 pub(super) struct Listener {
-    listen_key: ListenKey,
+    pub(super) listen_key: ListenKey,
     pub(super) key: String,
+    /// What was chosen for it; what it has, unless it could not be had.
+    pub(super) chosen: Scheduling,
+    pub(super) scheduling: Scheduling,
     /// `None` for shared sockets.
-    pub(super) schedule: Option<Box<dyn Schedule>>,
-    members: Vec<WorkerId>,
-    waiters: Vec<(WorkerId, u64)>,
-    bound: Option<Option<SockName>>,
-    data: Option<Box<RawValue>>,
+    pub(super) policy: Option<Box<dyn Policy>>,
+    pub(super) needs_counts: bool,
+    pub(super) needs: Needs,
+    pub(super) places: Vec<Place>,
+    /// For a steered one.
+    pub(super) group: Option<Group>,
+    /// Workers that wait for a socket of their own, and the number of their question.
+    pub(super) growing: VecDeque<(WorkerId, u64)>,
+    /// The shell is opening a socket.
+    pub(super) opening: bool,
+    /// Until then no more sockets are tried: there were obstacles.
+    pub(super) crowded_until: Time,
+    pub(super) waiters: Vec<(WorkerId, u64)>,
+    pub(super) bound: Option<Option<SockName>>,
+    pub(super) data: Option<Box<RawValue>>,
     pub(super) queue: VecDeque<Waiting>,
-    /// Workers that refused lately.
-    pub(super) cooling: Vec<Cooling>,
+    /// Connections that wait for a certain worker.
+    pub(super) reserved: usize,
 }
 
+/// Where a worker and its successors take part in a listener.
 #[derive(Debug)]
-pub(super) struct Waiting {
-    pub(super) conn: ConnId,
-    pub(super) tries: u8,
+pub(super) struct Place {
+    /// The [slot](super::WorkerStatus::slot) of those workers.
+    pub(super) slot: u32,
+    pub(super) holders: Vec<WorkerId>,
 }
 
-#[derive(Debug)]
-pub(super) struct Cooling {
-    pub(super) worker: WorkerId,
-    pub(super) until: Time,
-    pub(super) refusals: u32,
-}
+/// The most places of a listener; more workers share them.
+pub(super) const MAX_PLACES: usize = 1024;
+
+/// How many more connections may wait where each has to wait for its own worker.
+const STICKY_FACTOR: usize = 16;
 
 impl Listener {
     pub(super) fn is_unused(&self) -> bool {
-        self.members.is_empty() && self.waiters.is_empty()
+        self.waiters.is_empty() && self.growing.is_empty() && self.places.iter().all(|place| place.holders.is_empty())
+    }
+
+    pub(super) fn limit(&self, config: &Config) -> usize {
+        config.pending_limit * if self.scheduling.sticky().is_some() { STICKY_FACTOR } else { 1 }
+    }
+
+    pub(super) fn schedule(&mut self, scheduling: Scheduling, seed: u64) {
+        self.policy = scheduling.policy(seed);
+        self.needs_counts = self.policy.as_ref().is_some_and(|policy| policy.needs_counts());
+        self.needs = Needs {
+            peer: self.policy.as_ref().is_some_and(|policy| policy.needs_peer()),
+            bytes: scheduling.sticky().is_some_and(Sticky::needs_bytes),
+        };
+        self.scheduling = scheduling;
+    }
+
+    /// Finds a place for a worker: that of its slot, or a vacant one, or a new one.
+    pub(super) fn place(&mut self, worker: WorkerId, slot: u32) -> u16 {
+        let own = self.places.iter().position(|place| place.slot == slot);
+        let at = own.or_else(|| self.places.iter().position(|place| place.holders.is_empty())).unwrap_or_else(|| {
+            if self.places.len() < MAX_PLACES {
+                self.places.push(Place { slot, holders: Vec::new() });
+                self.places.len() - 1
+            } else {
+                slot as usize % MAX_PLACES
+            }
+        });
+        let place = &mut self.places[at];
+        if place.holders.is_empty() {
+            place.slot = slot;
+        }
+        place.holders.push(worker);
+        at as u16
+    }
+
+    /// The words of the worker that asked first.
+    pub(super) fn asked(&self) -> Address {
+        let ListenKey { address, port, address_type, fd, .. } = &self.listen_key;
+        Address { address: address.clone(), port: *port, address_type: *address_type, fd: *fd }
     }
 }
 
@@ -144,10 +197,9 @@ impl Primary {
             // Node leaves a worker that is told to finish without an answer; it is on its way out.
             return Ok(());
         }
-        if state.listeners.len() >= limit {
+        if state.seats.len() >= limit {
             return Err(Violation::TooManyListeners(limit));
         }
-        let shared = self.config.policy == Policy::Shared || message.address_type.is_some_and(AddressType::is_udp);
         let mut listen_key = ListenKey {
             address: message.address.as_deref().map(str::to_owned),
             port: message.port,
@@ -155,7 +207,20 @@ impl Primary {
             fd: message.fd,
             index: if message.port == Some(0) { message.index.unwrap_or(0) } else { 0 },
         };
-        let Some(spec) = bind_spec(message, shared) else {
+        let chosen = self.config.scheduling_for(&Address {
+            address: listen_key.address.clone(),
+            port: listen_key.port,
+            address_type: listen_key.address_type,
+            fd: listen_key.fd,
+        });
+        // Datagrams cannot be handed over. Unix sockets are in no group.
+        let scheduling = match (&chosen, listen_key.address_type) {
+            (Scheduling::Steered(_), AddressType::Unix) => Scheduling::RoundRobin,
+            (Scheduling::Steered(_), _) => chosen.clone(),
+            (_, kind) if kind.is_udp() => Scheduling::Shared,
+            _ => chosen.clone(),
+        };
+        let Some(spec) = bind_spec(message, &scheduling) else {
             self.reply_error(worker, &listen_key.text(), ack, EINVAL, message.data);
             return Ok(());
         };
@@ -174,35 +239,48 @@ impl Primary {
         self.last_listener += 1;
         let id = ListenerId(self.last_listener);
         let data = message.data.filter(|data| data.get().len() <= MAX_DATA).map(ToOwned::to_owned);
-        let listener = Listener {
+        let mut listener = Listener {
             key: listen_key.text(),
             listen_key: listen_key.clone(),
-            schedule: (!shared).then(|| Box::new(RoundRobin::default()) as Box<dyn Schedule>),
-            members: Vec::new(),
+            chosen,
+            scheduling: Scheduling::Shared,
+            policy: None,
+            needs_counts: false,
+            needs: Needs::default(),
+            places: Vec::new(),
+            group: spec.group.then(|| Group::new(listen_key.address_type.is_udp(), scheduling.sticky().cloned(), self.last_time)),
+            growing: VecDeque::new(),
+            opening: false,
+            crowded_until: Time(0),
             waiters: vec![(worker, ack)],
             bound: None,
             data,
             queue: VecDeque::new(),
-            cooling: Vec::new(),
+            reserved: 0,
         };
+        listener.schedule(scheduling, self.config.seed ^ u64::from(id.0));
+        if matches!(listener.chosen, Scheduling::Steered(_)) && listener.group.is_none() {
+            let at = listener.asked();
+            self.notify(Notice::NotSteered { at, reason: "Unix sockets cannot be steered".into() });
+        }
         self.listeners.insert(id, listener);
         self.keys.insert(listen_key, id);
         if let Some(state) = self.workers.get_mut(&worker) {
-            state.listeners.push(id);
+            state.seats.push(Seat::new(id));
         }
         self.actions.push_back(Action::Bind { listener: id, spec });
         Ok(())
     }
 
     fn uses(&self, worker: WorkerId, key: &ListenKey) -> bool {
-        let used = |l: &Listener| l.members.contains(&worker) || l.waiters.iter().any(|(w, _)| *w == worker);
-        self.keys.get(key).and_then(|id| self.listeners.get(id)).is_some_and(used)
+        let id = self.keys.get(key);
+        id.is_some_and(|id| self.workers.get(&worker).is_some_and(|state| state.seat(*id).is_some()))
     }
 
     fn join(&mut self, worker: WorkerId, id: ListenerId, ack: u64) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         if let Some(state) = self.workers.get_mut(&worker) {
-            state.listeners.push(id);
+            state.seats.push(Seat::new(id));
         }
         if listener.bound.is_some() { self.admit(worker, id, ack) } else { listener.waiters.push((worker, ack)) }
     }
@@ -217,6 +295,18 @@ impl Primary {
         match result {
             Ok(name) => {
                 listener.bound = Some(name);
+                match &mut listener.group {
+                    Some(group) => {
+                        group.grow();
+                        let look = group.next_look();
+                        self.wake_at(look);
+                        self.tell_group(now, id);
+                    }
+                    None if listener.policy.is_some() => {
+                        self.actions.push_back(Action::Watch { listener: id, place: 0, on: true });
+                    }
+                    None => {}
+                }
                 for (worker, ack) in waiters {
                     self.admit(worker, id, ack);
                 }
@@ -229,7 +319,7 @@ impl Primary {
                 self.listeners.remove(&id);
                 for (worker, ack) in waiters {
                     if let Some(state) = self.workers.get_mut(&worker) {
-                        state.listeners.retain(|l| *l != id);
+                        state.seats.retain(|seat| seat.listener != id);
                     }
                     self.reply_error(worker, &key, ack, errno, data.as_deref());
                 }
@@ -237,39 +327,18 @@ impl Primary {
         }
     }
 
-    /// Answers a worker and lets it take part.
-    fn admit(&mut self, worker: WorkerId, id: ListenerId, ack: u64) {
+    pub(super) fn reply_error(&mut self, worker: WorkerId, key: &str, ack: u64, errno: i32, data: Option<&RawValue>) {
         let seq = self.next_seq();
-        let Some(listener) = self.listeners.get_mut(&id) else { return };
-        listener.members.push(worker);
-        let data = listener.data.as_deref();
-        let mut line = Vec::with_capacity(256);
-        if let Some(schedule) = &mut listener.schedule {
-            schedule.add(worker);
-            let name = listener.bound.as_ref().and_then(Option::as_ref);
-            outgoing::reply(&mut line, &listener.key, ack, None, data, name, seq);
-            self.actions.push_back(Action::Send { worker, line });
-            let now = self.last_time;
-            self.pump(now, id);
-        } else {
-            let kind = if listener.listen_key.address_type.is_udp() { "dgram.Native" } else { "net.Native" };
-            outgoing::reply_with_handle(&mut line, kind, &listener.key, ack, data, seq);
-            if let Some(state) = self.workers.get_mut(&worker) {
-                state.handle_waits.push_back(HandleWait::Listener { ack, listener: id });
-            }
-            self.actions.push_back(Action::SendListener { worker, listener: id, line });
-        }
-    }
-
-    fn reply_error(&mut self, worker: WorkerId, key: &str, ack: u64, errno: i32, data: Option<&RawValue>) {
-        let seq = self.next_seq();
-        self.send(worker, |line| outgoing::reply(line, key, ack, Some(-errno), data, None, seq));
+        self.send(worker, |line| {
+            outgoing::reply(line, &Reply { key, ack, errno: Some(-errno), data, sockname: None, troop: None, seq });
+        });
     }
 
     /// A worker closed one of its servers. Unknown keys are ignored, as Node does.
     pub(super) fn server_closed(&mut self, worker: WorkerId, key: &str) {
         let Some(state) = self.workers.get(&worker) else { return };
-        let found = state.listeners.iter().find(|id| self.listeners.get(id).is_some_and(|l| l.key == key)).copied();
+        let all = state.seats.iter().map(|seat| seat.listener);
+        let found = all.into_iter().find(|id| self.listeners.get(id).is_some_and(|l| l.key == key));
         if let Some(listener) = found {
             self.leave_listener(worker, listener, false);
         }
@@ -277,26 +346,39 @@ impl Primary {
 
     /// Takes a worker off all its listeners. With `keep`, a listener that nobody uses any more stays open for a successor.
     pub(super) fn leave_listeners(&mut self, worker: WorkerId, keep: bool) {
-        let listeners = self.workers.get(&worker).map(|state| state.listeners.clone()).unwrap_or_default();
-        for listener in listeners {
+        let all = self.workers.get(&worker).map(|state| state.seats.iter().map(|seat| seat.listener).collect::<Vec<_>>());
+        for listener in all.unwrap_or_default() {
             self.leave_listener(worker, listener, keep);
         }
     }
 
     pub(super) fn leave_listener(&mut self, worker: WorkerId, id: ListenerId, keep: bool) {
-        if let Some(state) = self.workers.get_mut(&worker) {
-            state.listeners.retain(|l| *l != id);
-        }
+        let seat = self.workers.get_mut(&worker).and_then(|state| {
+            let at = state.seats.iter().position(|seat| seat.listener == id)?;
+            Some(state.seats.remove(at))
+        });
         let Some(listener) = self.listeners.get_mut(&id) else { return };
-        listener.members.retain(|w| *w != worker);
         listener.waiters.retain(|(w, _)| *w != worker);
-        listener.cooling.retain(|c| c.worker != worker);
-        if let Some(schedule) = &mut listener.schedule {
-            schedule.remove(worker);
+        listener.growing.retain(|(w, _)| *w != worker);
+        listener.places.iter_mut().for_each(|place| place.holders.retain(|w| *w != worker));
+        if let Some(seat) = seat {
+            if seat.shown.is_some()
+                && let Some(policy) = &mut listener.policy
+            {
+                policy.remove(worker);
+            }
+            listener.reserved -= seat.reserved.len();
+            for waiting in seat.reserved.into_iter().rev() {
+                listener.queue.push_front(waiting);
+            }
         }
         let unused = listener.is_unused();
         if unused && (!keep || self.listeners.values().filter(|l| l.is_unused()).count() > MAX_UNUSED) {
             self.close_listener(id);
+        } else {
+            let now = self.last_time;
+            self.staff_all(now, id);
+            self.pump(now, id);
         }
     }
 
@@ -318,25 +400,23 @@ impl Primary {
 }
 
 /// What to bind for a question; `None` if the question makes no sense.
-fn bind_spec(message: &ClusterMessage<'_>, shared: bool) -> Option<BindSpec> {
+fn bind_spec(message: &ClusterMessage<'_>, scheduling: &Scheduling) -> Option<BindSpec> {
     let address = message.address.as_deref().map(str::to_owned);
     let flags = message.flags.unwrap_or(0);
     let port = |port: Option<i64>| port.and_then(|p| u16::try_from(p).ok());
     let kind = message.address_type?;
     let place = match (kind, message.fd) {
-        (AddressType::Udp4 | AddressType::Udp6, Some(fd)) if fd >= 0 => Place::Fd { fd: i32::try_from(fd).ok()?, udp: true },
-        (AddressType::Udp4 | AddressType::Udp6, _) => Place::Udp {
+        (AddressType::Udp4 | AddressType::Udp6, Some(fd)) if fd >= 0 => Bind::Fd { fd: i32::try_from(fd).ok()?, udp: true },
+        (AddressType::Udp4 | AddressType::Udp6, _) => Bind::Udp {
             address,
             port: port(message.port.or(Some(0)))?,
             ipv6: kind == AddressType::Udp6,
             ipv6_only: flags & 1 != 0,
             reuse_address: flags & 4 != 0,
         },
-        (_, Some(fd)) if fd >= 0 => Place::Fd { fd: i32::try_from(fd).ok()?, udp: false },
-        (AddressType::Tcp4 | AddressType::Tcp6, _) => {
-            Place::Tcp { address, port: port(message.port)?, ipv6_only: flags & 1 != 0 }
-        }
-        (AddressType::Unix, _) => Place::Unix {
+        (_, Some(fd)) if fd >= 0 => Bind::Fd { fd: i32::try_from(fd).ok()?, udp: false },
+        (AddressType::Tcp4 | AddressType::Tcp6, _) => Bind::Tcp { address, port: port(message.port)?, ipv6_only: flags & 1 != 0 },
+        (AddressType::Unix, _) => Bind::Unix {
             path: address.filter(|p| !p.is_empty())?,
             readable_all: message.readable_all,
             writable_all: message.writable_all,
@@ -348,5 +428,8 @@ fn bind_spec(message: &ClusterMessage<'_>, shared: bool) -> Option<BindSpec> {
         // As the kernel takes a negative length.
         n => u32::try_from(n).unwrap_or(u32::MAX),
     };
-    Some(BindSpec { place, listen: (!shared).then_some(backlog) })
+    let udp = matches!(place, Bind::Udp { .. } | Bind::Fd { udp: true, .. });
+    let group = matches!(scheduling, Scheduling::Steered(_));
+    // The number in a group is given when the socket begins to listen, so that is not left to the workers.
+    Some(BindSpec { place, listen: (!udp && *scheduling != Scheduling::Shared).then_some(backlog), group })
 }

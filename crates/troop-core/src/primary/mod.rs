@@ -5,6 +5,8 @@
 
 mod handover;
 mod listener;
+mod seat;
+mod steering;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -12,12 +14,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use listener::{BindSpec, Place};
+pub use handover::Needs;
+pub use listener::{Bind, BindSpec};
 pub use worker::{WorkerState, WorkerStats, WorkerStatus};
 
-use crate::event::{ExitHow, Listening, Notice, Violation};
+use crate::event::{Address, ExitHow, Listening, Notice, Violation};
 use crate::id::{ConnId, ListenerId, Time, WorkerId};
-use crate::policy::Policy;
+use crate::policy::{Pattern, Scheduling};
+use crate::steer::Instruction;
 use crate::wire::incoming::{Act, ClusterMessage, Incoming, TroopMessage};
 use crate::wire::outgoing;
 use listener::{ListenKey, Listener};
@@ -26,8 +30,12 @@ use worker::{HandleWait, Worker};
 /// Limits and deadlines of a primary.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
-    /// How connections reach workers, for listeners opened from now on.
-    pub policy: Policy,
+    /// How connections reach workers, for listeners that nothing else was chosen for.
+    pub scheduling: Scheduling,
+    /// The same for certain listeners; the last one that fits counts.
+    pub listeners: Vec<(Pattern, Scheduling)>,
+    /// Start of the random sequences of policies that draw lots.
+    pub seed: u64,
     /// Unanswered connections that a Node worker may hold. Node's own primary allows one.
     pub node_window: usize,
     /// Connections that a troop worker may hold without its program having taken them.
@@ -50,7 +58,9 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Config {
         Config {
-            policy: Policy::RoundRobin,
+            scheduling: Scheduling::RoundRobin,
+            listeners: Vec::new(),
+            seed: 0,
             node_window: 8,
             troop_window: 64,
             stale_after: Duration::from_millis(50),
@@ -62,6 +72,17 @@ impl Default for Config {
         }
     }
 }
+
+impl Config {
+    /// What was chosen for the listener that a worker asks for in these words.
+    fn scheduling_for(&self, asked: &Address) -> Scheduling {
+        let own = self.listeners.iter().rev().find(|(pattern, _)| pattern.matches(asked));
+        own.map_or(&self.scheduling, |(_, scheduling)| scheduling).clone()
+    }
+}
+
+/// The weight of a worker that none was chosen for.
+pub const USUAL_WEIGHT: u32 = 100;
 
 /// Something the shell has to do.
 #[derive(Debug)]
@@ -95,10 +116,43 @@ pub enum Action {
     SendListener {
         /// To whom.
         worker: WorkerId,
-        /// Which socket.
+        /// Which listener.
         listener: ListenerId,
+        /// The number of the socket in its group; 0 if it has only one.
+        place: u16,
         /// The line.
         line: Vec<u8>,
+    },
+    /// Accept on a socket from now on, or no longer.
+    Watch {
+        /// Which listener.
+        listener: ListenerId,
+        /// The number of the socket in its group; 0 if it has only one.
+        place: u16,
+        /// Whether to accept.
+        on: bool,
+    },
+    /// Add a socket to a listener's group, then call [`Primary::opened`].
+    Open {
+        /// Which listener.
+        listener: ListenerId,
+    },
+    /// Give a listener's group this program.
+    Steer {
+        /// Which listener.
+        listener: ListenerId,
+        /// See [`crate::steer::program`].
+        program: Vec<Instruction>,
+    },
+    /// See what waits in the sockets of a group, and call [`Primary::sampled`].
+    Sample {
+        /// Which listener.
+        listener: ListenerId,
+    },
+    /// See how many descriptors a worker has open, and call [`Primary::counted`] if that can be known.
+    Count {
+        /// Which worker.
+        worker: WorkerId,
     },
     /// Open a listener, then call [`Primary::bound`].
     Bind {
@@ -175,11 +229,6 @@ impl Primary {
         self.next_tick
     }
 
-    /// Changes how listeners opened from now on spread their connections.
-    pub fn set_policy(&mut self, policy: Policy) {
-        self.config.policy = policy;
-    }
-
     // ---- workers ----
 
     /// A fork was asked for. Ids start at 1 and are consumed even when the fork then fails.
@@ -188,9 +237,13 @@ impl Primary {
         WorkerId(self.last_worker)
     }
 
-    /// The process of a fork runs.
-    pub fn spawned(&mut self, worker: WorkerId, pid: u32) {
-        self.workers.insert(worker, Worker::new(pid));
+    /// The process of a fork runs. Without a slot it gets the lowest that is free.
+    pub fn spawned(&mut self, worker: WorkerId, pid: u32, slot: Option<u32>, weight: u32) {
+        let slot = slot.unwrap_or_else(|| {
+            let taken: std::collections::BTreeSet<u32> = self.workers.values().map(|state| state.slot).collect();
+            (0..).find(|slot| !taken.contains(slot)).unwrap_or(0)
+        });
+        self.workers.insert(worker, Worker::new(pid, slot, weight));
         self.notify(Notice::Forked { worker, pid });
     }
 
@@ -215,7 +268,17 @@ impl Primary {
             Incoming::HandleAck => self.handle_acked(now, worker, true),
             Incoming::HandleNack => self.handle_acked(now, worker, false),
             Incoming::Cluster(message) => self.cluster_message(now, worker, &message),
-            Incoming::Troop(TroopMessage::Taken { taken, returned }) => self.taken(now, worker, &taken, &returned),
+            Incoming::Troop(TroopMessage::Taken { taken, returned, open }) => {
+                let result = self.taken(now, worker, &taken, &returned);
+                if open.is_some() {
+                    self.reported(now, worker, open, None);
+                }
+                result
+            }
+            Incoming::Troop(TroopMessage::Load { open, load }) => {
+                self.reported(now, worker, open, load);
+                Ok(())
+            }
             _ => Ok(()),
         };
         if let Err(violation) = result {
@@ -254,6 +317,7 @@ impl Primary {
                     address_type,
                     fd: message.fd,
                 };
+                self.listens(now, worker, &at);
                 self.notify(Notice::Listening { worker, at });
             }
             Some(Act::Close) => {
@@ -286,9 +350,10 @@ impl Primary {
         let told = std::mem::replace(&mut state.told_to_leave, true);
         state.in_table = false;
         if !told {
+            // First nothing new comes to it, then it is told.
+            self.leave_listeners(worker, keep);
             let seq = self.next_seq();
             self.send(worker, |line| outgoing::disconnect(line, seq));
-            self.leave_listeners(worker, keep);
         }
         true
     }
@@ -382,6 +447,7 @@ impl Primary {
             Some(HandleWait::Conn { seq }) => {
                 state.starved_until = now + worker::STARVED_PAUSE;
                 self.wake_at(now + worker::STARVED_PAUSE);
+                self.refresh_all(now, worker);
                 self.refused(now, worker, seq);
             }
             Some(HandleWait::Listener { .. }) if arrived => {}
@@ -406,9 +472,8 @@ impl Primary {
 
     fn listener_lost(&mut self, worker: WorkerId, listener: ListenerId, ack: u64) {
         const EMFILE: i32 = 24;
-        let seq = self.next_seq();
         if let Some(key) = self.listeners.get(&listener).map(|l| l.key.clone()) {
-            self.send(worker, |line| outgoing::reply(line, &key, ack, Some(-EMFILE), None, None, seq));
+            self.reply_error(worker, &key, ack, EMFILE, None);
             self.leave_listener(worker, listener, false);
         }
     }
@@ -421,11 +486,18 @@ impl Primary {
         self.next_tick = None;
         let mut hung = Vec::new();
         let mut recalls = Vec::new();
+        let mut unsettled = Vec::new();
         let mut next: Option<Time> = None;
         let mut wake = |at: Time| next = Some(next.map_or(at, |n| n.min(at)));
         for (id, state) in &mut self.workers {
             if state.starved_until > now {
                 wake(state.starved_until);
+            }
+            for seat in state.seats.iter().filter(|seat| seat.cooling_until > now) {
+                wake(seat.cooling_until);
+            }
+            if !state.seats.iter().all(|seat| seat.shown.is_some_and(|view| view.ready)) || !state.in_flight.is_empty() {
+                unsettled.push(*id);
             }
             let Some(oldest) = state.in_flight.front().map(|c| c.since).filter(|_| !state.cut_off) else { continue };
             wake(now + handover::CHECK_EVERY);
@@ -443,14 +515,6 @@ impl Primary {
                 }
             }
         }
-        for listener in self.listeners.values_mut() {
-            listener.cooling.retain(|c| c.until + listener::COOLING_MEMORY > now);
-            if let (Some(until), false) =
-                (listener.cooling.iter().map(|c| c.until).filter(|u| *u > now).min(), listener.queue.is_empty())
-            {
-                wake(until);
-            }
-        }
         if let Some(at) = next {
             self.wake_at(at);
         }
@@ -461,9 +525,12 @@ impl Primary {
             // Also from an only worker: its answer shows that it is alive.
             self.send(worker, |line| outgoing::recall(line, &seqs));
         }
-        let waiting: Vec<_> = self.listeners.iter().filter(|(_, l)| !l.queue.is_empty()).map(|(id, _)| *id).collect();
-        for listener in waiting {
-            self.pump(now, listener);
+        // Pauses are over, or somebody has not answered for too long.
+        for worker in unsettled {
+            self.settle(now, worker);
+        }
+        if let Some(at) = self.look_around(now) {
+            self.wake_at(at);
         }
     }
 

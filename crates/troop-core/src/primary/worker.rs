@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::seat::Seat;
 use crate::id::{ConnId, ListenerId, Time};
+use crate::policy::Connection;
 
 /// How long a worker that could not receive a descriptor (its limit is reached) gets no connections.
 pub(super) const STARVED_PAUSE: Duration = Duration::from_millis(500);
@@ -52,6 +54,11 @@ pub struct WorkerStats {
     pub violations: u32,
     /// Handed over and not answered at the moment.
     pub in_flight: usize,
+    /// Connections open at the worker: what it reported if it is a troop worker, else an estimate from the descriptors that it has open,
+    /// where a policy needs it.
+    pub open: u32,
+    /// The load that it reported, in its own unit.
+    pub load: u32,
 }
 
 /// What is known about a worker.
@@ -67,6 +74,10 @@ pub struct WorkerStatus {
     pub exited_after_disconnect: Option<bool>,
     /// Whether Node would still list it in `cluster.workers`.
     pub in_table: bool,
+    /// A small number that no other worker has, but for a successor that replaces it; used again when it is gone.
+    pub slot: u32,
+    /// Its weight for policies that heed it.
+    pub weight: u32,
     /// Its counters.
     pub stats: WorkerStats,
 }
@@ -76,6 +87,8 @@ pub(super) struct InFlight {
     pub(super) seq: u64,
     pub(super) conn: ConnId,
     pub(super) listener: ListenerId,
+    /// What the policy knew about it.
+    pub(super) about: Connection,
     pub(super) since: Time,
     /// How many workers had it before and did not take it.
     pub(super) tries: u8,
@@ -93,6 +106,8 @@ pub(super) enum HandleWait {
 #[derive(Debug)]
 pub(super) struct Worker {
     pid: u32,
+    pub(super) slot: u32,
+    pub(super) weight: u32,
     pub(super) state: WorkerState,
     pub(super) connected: bool,
     pub(super) in_table: bool,
@@ -107,16 +122,25 @@ pub(super) struct Worker {
     pub(super) violations: u32,
     pub(super) in_flight: VecDeque<InFlight>,
     pub(super) handle_waits: VecDeque<HandleWait>,
-    pub(super) listeners: Vec<ListenerId>,
+    /// Its part in each listener that it asked for.
+    pub(super) seats: Vec<Seat>,
+    pub(super) open: u32,
+    pub(super) load: u32,
+    /// It says itself how many connections it has open.
+    pub(super) reports: bool,
+    /// The fewest descriptors that it was ever seen to have open.
+    pub(super) descriptors: Option<u32>,
     pub(super) handed: u64,
     pub(super) taken: u64,
     pub(super) returned: u64,
 }
 
 impl Worker {
-    pub(super) fn new(pid: u32) -> Worker {
+    pub(super) fn new(pid: u32, slot: u32, weight: u32) -> Worker {
         Worker {
             pid,
+            slot,
+            weight,
             state: WorkerState::None,
             connected: true,
             in_table: true,
@@ -129,11 +153,28 @@ impl Worker {
             violations: 0,
             in_flight: VecDeque::new(),
             handle_waits: VecDeque::new(),
-            listeners: Vec::new(),
+            seats: Vec::new(),
+            open: 0,
+            load: 0,
+            reports: false,
+            descriptors: None,
             handed: 0,
             taken: 0,
             returned: 0,
         }
+    }
+
+    /// Whether it can be given anything at all.
+    pub(super) fn is_able(&self) -> bool {
+        self.connected && !self.told_to_leave && !self.cut_off
+    }
+
+    pub(super) fn seat(&self, listener: ListenerId) -> Option<&Seat> {
+        self.seats.iter().find(|seat| seat.listener == listener)
+    }
+
+    pub(super) fn seat_mut(&mut self, listener: ListenerId) -> Option<&mut Seat> {
+        self.seats.iter_mut().find(|seat| seat.listener == listener)
     }
 
     pub(super) fn status(&self) -> WorkerStatus {
@@ -143,12 +184,16 @@ impl Worker {
             connected: self.connected,
             exited_after_disconnect: self.voluntary,
             in_table: self.in_table,
+            slot: self.slot,
+            weight: self.weight,
             stats: WorkerStats {
                 handed: self.handed,
                 taken: self.taken,
                 returned: self.returned,
                 violations: self.violations,
                 in_flight: self.in_flight.len(),
+                open: self.open,
+                load: self.load,
             },
         }
     }

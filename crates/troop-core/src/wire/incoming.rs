@@ -70,6 +70,15 @@ pub enum TroopMessage<'a> {
         taken: Vec<u64>,
         /// Given back unread.
         returned: Vec<u64>,
+        /// Connections that are open at the worker now.
+        open: Option<u32>,
+    },
+    /// How busy a worker is.
+    Load {
+        /// Connections that are open at it.
+        open: Option<u32>,
+        /// Its load, in its own unit. Any program may send this: `process.send({cmd: 'NODE_TROOP', act: 'load', load: 12})`.
+        load: Option<u32>,
     },
     /// The primary wants back what was not taken.
     Recall(Vec<u64>),
@@ -307,6 +316,12 @@ fn backlog<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D:
     })
 }
 
+/// A number that a program has computed: rounded, and cut to what there is room for.
+fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    // `as` cuts; what is no number becomes 0.
+    Ok(serde_json::Value::deserialize(deserializer)?.as_f64().map(|n| n.round() as u32))
+}
+
 /// What JavaScript holds to be true.
 fn truthy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
     Ok(Some(match serde_json::Value::deserialize(deserializer)? {
@@ -414,6 +429,10 @@ struct Fields<'a> {
     taken: Option<Vec<u64>>,
     #[serde(default)]
     returned: Option<Vec<u64>>,
+    #[serde(default)]
+    open: Option<u32>,
+    #[serde(default, deserialize_with = "amount")]
+    load: Option<u32>,
 }
 
 impl<'a> Fields<'a> {
@@ -472,8 +491,10 @@ impl<'a> Fields<'a> {
                 seqs: self.seqs.ok_or_else(|| missing("seqs"))?,
             },
             Some("taken") => {
-                TroopMessage::Taken { taken: self.taken.unwrap_or_default(), returned: self.returned.unwrap_or_default() }
+                let (taken, returned) = (self.taken.unwrap_or_default(), self.returned.unwrap_or_default());
+                TroopMessage::Taken { taken, returned, open: self.open }
             }
+            Some("load") => TroopMessage::Load { open: self.open, load: self.load },
             Some("recall") => TroopMessage::Recall(self.seqs.ok_or_else(|| missing("seqs"))?),
             _ => TroopMessage::Unknown,
         })

@@ -7,8 +7,9 @@ pub mod frame;
 pub mod incoming;
 pub mod outgoing;
 
-/// The framing version that troop peers announce to each other in a field that Node ignores.
-pub const TROOP_VERSION: u32 = 1;
+/// The version that troop peers announce to each other in a field that Node ignores. 1: connections in batches. 2: workers report their
+/// open connections.
+pub const TROOP_VERSION: u32 = 2;
 
 /// Most descriptors that one line may carry between troop peers; the kernel's own limit is 253 (`SCM_MAX_FD`).
 pub const MAX_BATCH: usize = 64;

@@ -17,16 +17,43 @@ pub struct SockName {
 }
 
 /// A primary's answer to `queryServer`.
-#[derive(Debug, Serialize)]
-struct Reply<'a> {
-    cmd: &'static str,
-    errno: Option<i32>,
-    key: &'a str,
-    ack: u64,
-    data: Option<&'a RawValue>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sockname: Option<&'a SockName>,
-    seq: u64,
+#[derive(Debug, Clone, Copy)]
+pub struct Reply<'a> {
+    /// The listener's key.
+    pub key: &'a str,
+    /// The `seq` of the question.
+    pub ack: u64,
+    /// Negative for an error, `None` or 0 for success.
+    pub errno: Option<i32>,
+    /// What the first question had, word for word.
+    pub data: Option<&'a RawValue>,
+    /// Where the listener is bound, for one whose connections are handed over.
+    pub sockname: Option<&'a SockName>,
+    /// The version of a troop primary, for a troop worker.
+    pub troop: Option<u32>,
+    /// The number of this message.
+    pub seq: u64,
+}
+
+impl Serialize for Reply<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        /// The fields in Node's order.
+        #[derive(Serialize)]
+        struct Fields<'a> {
+            cmd: &'static str,
+            errno: Option<i32>,
+            key: &'a str,
+            ack: u64,
+            data: Option<&'a RawValue>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            sockname: Option<&'a SockName>,
+            seq: u64,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            troop: Option<u32>,
+        }
+        let Reply { key, ack, errno, data, sockname, troop, seq } = *self;
+        Fields { cmd: "NODE_CLUSTER", errno, key, ack, data, sockname, seq, troop }.serialize(serializer)
+    }
 }
 
 fn put(out: &mut Vec<u8>, args: std::fmt::Arguments<'_>) {
@@ -39,23 +66,15 @@ pub const HANDLE_ACK: &[u8] = b"{\"cmd\":\"NODE_HANDLE_ACK\"}\n";
 /// The line a receiver answers with when the announced descriptor did not arrive.
 pub const HANDLE_NACK: &[u8] = b"{\"cmd\":\"NODE_HANDLE_NACK\"}\n";
 
-/// `queryServer`'s answer without a descriptor. `errno` is negative for an error, `None` for success.
-pub fn reply(
-    out: &mut Vec<u8>,
-    key: &str,
-    ack: u64,
-    errno: Option<i32>,
-    data: Option<&RawValue>,
-    sockname: Option<&SockName>,
-    seq: u64,
-) {
-    json(out, &Reply { cmd: "NODE_CLUSTER", errno, key, ack, data, sockname, seq });
+/// `queryServer`'s answer without a descriptor.
+pub fn reply(out: &mut Vec<u8>, reply: &Reply<'_>) {
+    json(out, reply);
 }
 
 /// `queryServer`'s answer that carries the shared socket. `kind` is `net.Native` or `dgram.Native`.
-pub fn reply_with_handle(out: &mut Vec<u8>, kind: &str, key: &str, ack: u64, data: Option<&RawValue>, seq: u64) {
+pub fn reply_with_handle(out: &mut Vec<u8>, kind: &str, reply: &Reply<'_>) {
     put(out, format_args!("{{\"cmd\":\"NODE_HANDLE\",\"type\":\"{kind}\",\"msg\":"));
-    json(out, &Reply { cmd: "NODE_CLUSTER", errno: Some(0), key, ack, data, sockname: None, seq });
+    json(out, reply);
     out.pop();
     out.extend_from_slice(b"}\n");
 }
@@ -81,13 +100,29 @@ pub fn conns(out: &mut Vec<u8>, key: &str, seqs: &[u64]) {
     out.extend_from_slice(b"}\n");
 }
 
-/// A troop worker's answer to [`conns`]: which connections its program took, and which it gives back.
-pub fn taken(out: &mut Vec<u8>, taken: &[u64], returned: &[u64]) {
+/// A troop worker's answer to [`conns`]: which connections its program took, and which it gives back; and how many it has open, for a
+/// primary that wants to know.
+pub fn taken(out: &mut Vec<u8>, taken: &[u64], returned: &[u64], open: Option<u32>) {
     out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"taken\",\"taken\":");
     numbers(out, taken);
     if !returned.is_empty() {
         out.extend_from_slice(b",\"returned\":");
         numbers(out, returned);
+    }
+    if let Some(open) = open {
+        out.extend_from_slice(b",\"open\":");
+        number(out, open.into());
+    }
+    out.extend_from_slice(b"}\n");
+}
+
+/// A worker reports how many connections it has open, and its load in its own unit.
+pub fn load(out: &mut Vec<u8>, open: u32, load: Option<u32>) {
+    out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"load\",\"open\":");
+    number(out, open.into());
+    if let Some(load) = load {
+        out.extend_from_slice(b",\"load\":");
+        number(out, load.into());
     }
     out.extend_from_slice(b"}\n");
 }
@@ -286,17 +321,18 @@ mod tests {
     #[test]
     fn lines_are_the_ones_node_writes() {
         let name = SockName { address: "::".into(), family: "IPv6", port: 18080 };
+        let answer = Reply { key: "k", ack: 1, errno: None, data: None, sockname: None, troop: None, seq: 0 };
         assert_eq!(
-            written(|o| reply(o, "null:18080:4:undefined:0", 1, None, None, Some(&name), 0)),
+            written(|o| reply(o, &Reply { key: "null:18080:4:undefined:0", sockname: Some(&name), ..answer })),
             "{\"cmd\":\"NODE_CLUSTER\",\"errno\":null,\"key\":\"null:18080:4:undefined:0\",\"ack\":1,\"data\":null,\
              \"sockname\":{\"address\":\"::\",\"family\":\"IPv6\",\"port\":18080},\"seq\":0}\n"
         );
         assert_eq!(
-            written(|o| reply(o, "k", 1, Some(-98), None, None, 0)),
+            written(|o| reply(o, &Reply { errno: Some(-98), ..answer })),
             "{\"cmd\":\"NODE_CLUSTER\",\"errno\":-98,\"key\":\"k\",\"ack\":1,\"data\":null,\"seq\":0}\n"
         );
         assert_eq!(
-            written(|o| reply_with_handle(o, "net.Native", "k", 1, None, 0)),
+            written(|o| reply_with_handle(o, "net.Native", &Reply { errno: Some(0), ..answer })),
             "{\"cmd\":\"NODE_HANDLE\",\"type\":\"net.Native\",\"msg\":{\"cmd\":\"NODE_CLUSTER\",\"errno\":0,\"key\":\"k\",\"ack\":1,\
              \"data\":null,\"seq\":0}}\n"
         );

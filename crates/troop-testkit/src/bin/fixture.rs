@@ -161,7 +161,7 @@ async fn face(worker: Worker, args: &[String]) -> troop::Result<()> {
         "read and die" => {
             let listener = worker.listen(arg(1)).await?;
             if let Ok((stream, _)) = listener.accept().await {
-                let mut stream = stream.into_std()?;
+                let mut stream = stream.into_inner().into_std()?;
                 stream.set_nonblocking(false)?;
                 stream.read_exact(&mut [0])?;
                 let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);

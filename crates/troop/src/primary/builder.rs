@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
-use troop_core::policy::Policy;
+use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Config, Primary};
 use troop_core::supervise::{self, Cause, Outcome, Supervisor};
 use troop_sys::poll::Bell;
@@ -28,6 +28,7 @@ pub struct Builder {
     config: Config,
     supervision: Option<supervise::Config>,
     grace: Duration,
+    weights: Vec<u32>,
     observers: Vec<Observer>,
 }
 
@@ -49,13 +50,14 @@ pub fn available_workers() -> usize {
 
 impl Builder {
     pub(super) fn new() -> Builder {
-        let config = Config { policy: policy_from_environment(), ..Config::default() };
+        let config = Config { scheduling: scheduling_from_environment(), seed: random_seed(), ..Config::default() };
         Builder {
             setup: Setup::new(),
             workers: None,
             config,
             supervision: None,
             grace: Duration::from_secs(30),
+            weights: Vec::new(),
             observers: Vec::new(),
         }
     }
@@ -74,8 +76,20 @@ impl Builder {
     }
 
     /// How connections reach the workers. Default: what `NODE_CLUSTER_SCHED_POLICY` says (`rr` or `none`), else round robin.
-    pub fn policy(mut self, policy: Policy) -> Builder {
-        self.config.policy = policy;
+    pub fn scheduling(mut self, scheduling: Scheduling) -> Builder {
+        self.config.scheduling = scheduling;
+        self
+    }
+
+    /// The same for certain listeners, for example those of one port.
+    pub fn scheduling_of(mut self, listeners: Pattern, scheduling: Scheduling) -> Builder {
+        self.config.listeners.push((listeners, scheduling));
+        self
+    }
+
+    /// The [weights](crate::Fork::weight) of supervised workers by slot, the first one's first; those that are not named have 100.
+    pub fn weights(mut self, weights: impl Into<Vec<u32>>) -> Builder {
+        self.weights = weights.into();
         self
     }
 
@@ -121,8 +135,7 @@ impl Builder {
             config = supervise::Config { workers, ..custom.clone() };
         }
         config.grace = self.grace;
-        // Only spreads restarts of several clusters; any number will do.
-        config.seed = u64::from(std::process::id()) ^ std::time::UNIX_EPOCH.elapsed().map_or(0, |t| u64::from(t.subsec_nanos()));
+        config.seed = random_seed();
         config
     }
 
@@ -135,6 +148,7 @@ impl Builder {
         let cluster = Cluster::new(commander.clone(), bus.clone(), table.clone());
         let driver = Driver::new(core, Settings::default(), in_thread, commander, commands, bus, table);
         let mut driver = driver.map_err(Error::io("set up the primary"))?;
+        driver.weights.clone_from(&self.weights);
         driver.setup(self.setup.clone());
         Ok((driver, cluster))
     }
@@ -235,9 +249,14 @@ impl RestartPolicy {
 }
 
 /// Exactly `rr` or `none`, as Node; anything else is ignored.
-fn policy_from_environment() -> Policy {
+fn scheduling_from_environment() -> Scheduling {
     match std::env::var("NODE_CLUSTER_SCHED_POLICY").as_deref() {
-        Ok("none") => Policy::Shared,
-        _ => Policy::RoundRobin,
+        Ok("none") => Scheduling::Shared,
+        _ => Scheduling::RoundRobin,
     }
+}
+
+/// Only has to differ from that of other clusters.
+fn random_seed() -> u64 {
+    u64::from(std::process::id()) << 32 ^ std::time::UNIX_EPOCH.elapsed().map_or(0, |t| u64::from(t.subsec_nanos()))
 }

@@ -166,6 +166,20 @@ impl WorkerHandle {
         self.shared.commander.ask(|done| Command::Signal(self.id(), signal, done)).await?
     }
 
+    /// Changes its part of the connections; see [`Fork::weight`](crate::Fork::weight).
+    ///
+    /// # Errors
+    /// [`Error::NoWorker`](crate::Error::NoWorker) if it has ended.
+    pub async fn set_weight(&self, weight: u32) -> Result<()> {
+        self.shared.commander.ask(|done| Command::SetWeight(self.id(), weight, done)).await?
+    }
+
+    /// A small number that no other worker has, but for a successor that replaces it; used again when it is gone.
+    #[must_use]
+    pub fn slot(&self) -> u32 {
+        self.status().slot
+    }
+
     fn take_pipe(&self, number: usize) -> Option<OwnedFd> {
         lock(&self.shared.pipes).get_mut(number).and_then(Option::take)
     }

@@ -2,21 +2,25 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use troop_core::primary::{BindSpec, Place};
-use troop_core::wire::outgoing::{self, SockName};
+use troop_core::ListenerId;
+use troop_core::primary::{Bind, BindSpec};
+use troop_core::wire::outgoing::SockName;
+use troop_sys::group::Instruction;
 use troop_sys::listen::{self, UnixPath};
 use troop_sys::socket::{self, Kind};
+use troop_sys::{diag, group};
 
-/// A listening (or shared) socket.
+/// One socket of a listener, which listens, is bound for its workers to listen on, or is UDP's.
 #[derive(Debug)]
 pub(crate) struct Socket {
     pub(crate) fd: OwnedFd,
-    /// Removed when the listener is closed.
-    _file: Option<UnixPath>,
-    /// Its key as JSON, for messages.
-    pub(crate) key: String,
+    pub(crate) listener: ListenerId,
+    /// Its number among all sockets of the system.
+    pub(crate) inode: u64,
+    /// The primary accepts on it.
+    pub(crate) watched: bool,
     /// The kernel may have connections for us.
     pub(crate) ready: bool,
     /// The poller does not report it: nobody is ready for its connections.
@@ -25,8 +29,37 @@ pub(crate) struct Socket {
     pub(crate) burst: usize,
     /// The last burst was accepted in full.
     pub(crate) full: bool,
-    /// The primary accepts on it.
-    pub(crate) accepts: bool,
+}
+
+impl Socket {
+    pub(crate) fn new(fd: OwnedFd, listener: ListenerId) -> Socket {
+        let inode = diag::inode(&fd).unwrap_or(0);
+        Socket { fd, listener, inode, watched: false, ready: false, masked: false, burst: 1, full: false }
+    }
+}
+
+/// A listener's sockets: one, or one for each place of a steered one.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    /// Their numbers in the driver's table.
+    pub(crate) sockets: Vec<usize>,
+    /// Removed when the listener is closed.
+    pub(crate) _file: Option<UnixPath>,
+    /// Its key as JSON, for messages.
+    pub(crate) key: String,
+    /// What to listen with.
+    pub(crate) backlog: Option<u32>,
+    /// Sockets of others in its group that have been reported.
+    pub(crate) intruders: Vec<u64>,
+}
+
+/// What came of opening a listener.
+pub(crate) struct Opened {
+    pub(crate) fd: OwnedFd,
+    pub(crate) file: Option<UnixPath>,
+    pub(crate) name: Option<SockName>,
+    /// Why it cannot be the first of a group, if it was meant to.
+    pub(crate) alone: Option<String>,
 }
 
 fn invalid() -> io::Error {
@@ -38,20 +71,22 @@ fn ip(address: Option<&str>) -> io::Result<Option<IpAddr>> {
     address.map(|a| a.parse().map_err(|_| invalid())).transpose()
 }
 
-pub(crate) fn open(spec: &BindSpec, key: &str) -> io::Result<(Socket, Option<SockName>)> {
+pub(crate) fn open(spec: &BindSpec) -> io::Result<Opened> {
     let mut file = None;
+    let mut given = false;
     let fd = match &spec.place {
-        Place::Tcp { address, port, ipv6_only } => listen::tcp(ip(address.as_deref())?, *port, *ipv6_only)?,
-        Place::Unix { path, readable_all, writable_all } => {
+        Bind::Tcp { address, port, ipv6_only } => listen::tcp(ip(address.as_deref())?, *port, *ipv6_only)?,
+        Bind::Unix { path, readable_all, writable_all } => {
             let (fd, path) = listen::unix(path, *readable_all, *writable_all)?;
             file = path;
             fd
         }
-        Place::Udp { address, port, ipv6, ipv6_only, reuse_address } => {
+        Bind::Udp { address, port, ipv6, ipv6_only, reuse_address } => {
             let any = || if *ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
             listen::udp(ip(address.as_deref())?.unwrap_or_else(any), *port, *ipv6_only, *reuse_address)?
         }
-        Place::Fd { fd, udp } => {
+        Bind::Fd { fd, udp } => {
+            given = true;
             let fd = socket::duplicate_number(*fd).map_err(|_| invalid())?;
             // Never a connection: that could be another worker's channel.
             match (socket::kind(&fd).map_err(|_| invalid())?, udp) {
@@ -62,14 +97,27 @@ pub(crate) fn open(spec: &BindSpec, key: &str) -> io::Result<(Socket, Option<Soc
             fd
         }
     };
+    let founded = if spec.group { group::found(&fd) } else { Ok(()) };
     if let Some(backlog) = spec.listen {
         socket::listen(&fd, backlog)?;
     }
+    let alone = founded.and_then(|()| if spec.group { try_group(&fd, given) } else { Ok(()) }).err();
+    let alone = alone
+        .map(|e| format!("the kernel does not let this socket be steered ({e}), so its connections are handed over in turn"));
     let name = socket::local_address(&fd).map(|address| SockName {
         address: address.ip().to_string(),
         family: if address.is_ipv4() { "IPv4" } else { "IPv6" },
         port: address.port(),
     });
-    let accepts = spec.listen.is_some();
-    Ok((Socket { fd, _file: file, key: outgoing::quote(key), ready: false, masked: false, burst: 1, full: false, accepts }, name))
+    Ok(Opened { fd, file, name, alone })
+}
+
+/// Whether others can join this socket, and a program choose among them.
+fn try_group(fd: &OwnedFd, given: bool) -> io::Result<()> {
+    if given || matches!(socket::kind(fd), Ok(Kind::Udp { .. })) {
+        // One that somebody else has opened may be somebody else's. A UDP socket alone takes no program.
+        return group::sibling(fd.as_fd()).map(drop);
+    }
+    // "Return 0".
+    group::steer(fd.as_fd(), &[Instruction { code: 6, jump_true: 0, jump_false: 0, operand: 0 }])
 }

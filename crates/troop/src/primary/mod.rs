@@ -19,6 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 use tokio::sync::oneshot;
 use troop_core::WorkerId;
+use troop_core::event::Address;
+use troop_core::policy::{Pattern, Scheduling};
 
 pub use builder::{Builder, RestartPolicy, available_workers};
 pub use handle::WorkerHandle;
@@ -33,6 +35,7 @@ use crate::settings::Setup;
 #[must_use]
 pub struct Fork {
     pub(crate) env: BTreeMap<OsString, OsString>,
+    pub(crate) weight: Option<u32>,
 }
 
 impl Fork {
@@ -44,6 +47,13 @@ impl Fork {
     /// An environment variable for this worker. Its identity cannot be overridden.
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Fork {
         self.env.insert(name.into(), value.into());
+        self
+    }
+
+    /// Its part of the connections, in relation to the other workers' 100, where the scheduling heeds weights: `weighted`, `steered`,
+    /// `least-connections`, `p2c`, `sticky`. For a canary: `Fork::new().weight(5)`. With 0 it gets none while there are others.
+    pub fn weight(mut self, weight: u32) -> Fork {
+        self.weight = Some(weight);
         self
     }
 }
@@ -174,6 +184,17 @@ impl Cluster {
     /// [`Error::ClusterOver`].
     pub fn reload(&self) -> Result<()> {
         self.inner.commander.send(Command::Reload)
+    }
+
+    /// Changes how connections are spread: of one listener (`"127.0.0.1:8000"`, `"8000"`, `"udp:53"`, `"/run/app.sock"`: see
+    /// [`Pattern`](crate::Pattern)), or, with `None`, of all that nothing else was chosen for. Where the primary hands connections over
+    /// before and after, open listeners change at once. To and from [`Scheduling::Shared`] and [`Scheduling::Steered`] they change when
+    /// they are opened the next time; those are returned.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub async fn set_scheduling(&self, listener: Option<Pattern>, scheduling: Scheduling) -> Result<Vec<Address>> {
+        self.inner.commander.ask(|done| Command::SetScheduling(listener, scheduling, done)).await
     }
 
     /// Ends a supervised cluster gracefully; called again, at once.

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
 use troop_core::WorkerId;
+use troop_core::event::Address;
+use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::WorkerStatus;
 use troop_sys::poll::Bell;
 
@@ -22,6 +24,9 @@ pub(crate) enum Command {
     Signal(WorkerId, i32, oneshot::Sender<Result<()>>),
     /// What the core knows about a worker now.
     Status(WorkerId, oneshot::Sender<Option<WorkerStatus>>),
+    /// Changes how connections are spread; the answer is the listeners that it will only be true of later.
+    SetScheduling(Option<Pattern>, Scheduling, oneshot::Sender<Vec<Address>>),
+    SetWeight(WorkerId, u32, oneshot::Sender<Result<()>>),
     /// Closes the primary's end of a worker's channel.
     CloseChannel(WorkerId),
     DisconnectAll(oneshot::Sender<()>),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -47,8 +47,8 @@ pub(crate) struct Reply {
 pub(crate) enum Grant {
     /// One by one from the primary.
     Handed(Arc<ConnQueue>),
-    /// From a socket that all workers share.
-    Shared(OwnedFd),
+    /// From a socket that this process accepts on; and sometimes from the primary, if that one steers.
+    Shared(OwnedFd, Arc<ConnQueue>),
 }
 
 #[derive(Default)]
@@ -74,6 +74,12 @@ pub(crate) struct Inner {
     /// Somebody wanted this worker to leave: the end of the channel is no accident.
     leaving: AtomicBool,
     pub(super) events: Arc<Queue<WorkerEvent>>,
+    /// Connections that the program has open.
+    open: AtomicU32,
+    /// What the program says of its load.
+    load: AtomicU32,
+    /// The link knows that one of them has changed.
+    load_changed: AtomicBool,
     /// How often each place is listened on, and the next index there.
     indices: Mutex<HashMap<Place, (usize, u32)>>,
 }
@@ -111,6 +117,9 @@ impl Inner {
             outlive: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             events: reader.queue().clone(),
+            open: AtomicU32::new(0),
+            load: AtomicU32::new(0),
+            load_changed: AtomicBool::new(false),
             indices: Mutex::default(),
         });
         if id.is_none() {
@@ -143,6 +152,42 @@ impl Inner {
         if first {
             self.notify.notify_one();
         }
+    }
+
+    pub(crate) fn opened(&self) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        self.tell_load();
+    }
+
+    pub(crate) fn closed(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        self.tell_load();
+    }
+
+    pub(crate) fn report_load(&self, load: u32) {
+        self.load.store(load, Ordering::Relaxed);
+        self.tell_load();
+    }
+
+    /// Lets the link know, once until it looks.
+    fn tell_load(&self) {
+        if !self.load_changed.swap(true, Ordering::Release) {
+            self.notify.notify_one();
+        }
+    }
+
+    /// Open connections and reported load.
+    pub(super) fn load(&self) -> (u32, u32) {
+        (self.open.load(Ordering::Relaxed), self.load.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn has_load_changed(&self) -> bool {
+        self.load_changed.load(Ordering::Acquire)
+    }
+
+    /// From now on changes are told again.
+    pub(super) fn load_is_seen(&self) {
+        self.load_changed.store(false, Ordering::Release);
     }
 
     pub(crate) fn close_server(&self, key: String) {

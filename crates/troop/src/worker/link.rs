@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -23,7 +24,9 @@ use crate::channel::{Flushed, MAX_LINE, Outbox, Parcels, READ_SIZE, Unsettled};
 use crate::message::{Handle, Message, Parcel, Request, parcel};
 
 /// The pause before the channel is tried again that could not be written to for want of something but room.
-const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
+/// How often the primary is told how busy this worker is, at most.
+const REPORT_EVERY: Duration = Duration::from_millis(100);
 
 /// See the module.
 pub(super) struct Link {
@@ -40,6 +43,11 @@ pub(super) struct Link {
     /// The `seq` of our `exitedAfterDisconnect`, and who waits for its answer.
     leaving: Vec<(u64, oneshot::Sender<()>)>,
     later: bool,
+    /// The primary wants to know how busy this worker is.
+    reports: bool,
+    /// What it was told last: open connections and load, and when.
+    told: (u32, u32),
+    told_at: Instant,
     buffer: Vec<u8>,
     received: Vec<OwnedFd>,
 }
@@ -67,6 +75,9 @@ impl Link {
             parcels: Parcels::default(),
             leaving: Vec::new(),
             later: false,
+            reports: false,
+            told: (0, 0),
+            told_at: Instant::now(),
             buffer: vec![0; READ_SIZE],
             received: Vec::new(),
         })
@@ -96,6 +107,13 @@ impl Link {
             }
             let interest =
                 if self.outbox.is_empty() || self.later { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+            let report = self.report();
+            let report = async {
+                match report {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            };
             let retry = async { if self.later { tokio::time::sleep(RETRY_PAUSE).await } else { std::future::pending().await } };
             tokio::select! {
                 () = notify.notified() => {}
@@ -114,8 +132,29 @@ impl Link {
                     }
                 }
                 () = retry => {}
+                () = report => {}
             }
         }
+    }
+
+    /// Tells the primary how busy this worker is, if that is due. Returns how long until it will be, if it has changed.
+    fn report(&mut self) -> Option<Duration> {
+        if !self.reports || !self.inner.has_load_changed() {
+            return None;
+        }
+        let wait = REPORT_EVERY.saturating_sub(self.told_at.elapsed());
+        if !wait.is_zero() {
+            return Some(wait);
+        }
+        self.inner.load_is_seen();
+        let now = self.inner.load();
+        if std::mem::replace(&mut self.told, now) != now {
+            self.told_at = Instant::now();
+            outgoing::load(self.outbox.buffer(), now.0, Some(now.1));
+            // What cannot be written now is written when the socket is ready.
+            let _ = self.flush();
+        }
+        None
     }
 
     // ---- what the program wants ----
@@ -176,7 +215,10 @@ impl Link {
         let batch = |all: &[Taken]| all.iter().filter(|t| t.batched).map(|t| t.seq).collect::<Vec<_>>();
         let (taken_batch, returned_batch) = (batch(taken), batch(returned));
         if !taken_batch.is_empty() || !returned_batch.is_empty() {
-            outgoing::taken(self.outbox.buffer(), &taken_batch, &returned_batch);
+            // How many are open is told along with it, which costs nothing.
+            let open = self.reports.then(|| self.inner.load().0);
+            self.told.0 = open.unwrap_or(self.told.0);
+            outgoing::taken(self.outbox.buffer(), &taken_batch, &returned_batch, open);
         }
         for (all, accepted) in [(taken, true), (returned, false)] {
             for single in all.iter().filter(|t| !t.batched) {
@@ -381,9 +423,13 @@ impl Link {
         let errno = message.errno.unwrap_or(0).saturating_abs();
         let key = message.key.as_deref().unwrap_or_default().to_owned();
         let name = message.sockname.as_ref().map(|name| (name.address.clone().into_owned(), name.port));
-        let grant = (errno == 0).then(|| match handle {
-            Some(fd) => Grant::Shared(fd),
-            None => Grant::Handed(self.servers.entry(key.clone()).or_default().clone()),
+        self.reports |= message.troop.is_some_and(|version| version >= 2);
+        let grant = (errno == 0).then(|| {
+            let queue = self.servers.entry(key.clone()).or_default().clone();
+            match handle {
+                Some(fd) => Grant::Shared(fd, queue),
+                None => Grant::Handed(queue),
+            }
         });
         if let Err(unheard) = done.send(Reply { errno, key, name, grant })
             && unheard.errno == 0

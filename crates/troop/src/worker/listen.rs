@@ -216,14 +216,14 @@ pub(crate) struct Opened {
 pub(crate) enum Source {
     /// Connections come from the primary.
     Handed(Arc<ConnQueue>),
-    /// This process accepts on the socket, which is non-blocking and listens.
-    Socket(OwnedFd),
+    /// This process accepts on the socket, which is non-blocking and listens. A primary that steers may hand over connections too.
+    Socket(OwnedFd, Option<Arc<ConnQueue>>),
 }
 
 impl Opened {
     pub(crate) fn into_socket(self) -> Result<OwnedFd> {
         match self.source {
-            Source::Socket(fd) => {
+            Source::Socket(fd, _) => {
                 // A UDP socket lives as long as the program keeps it; nobody is told when it is closed.
                 if let Some(registration) = self.registration {
                     registration.keep();
@@ -302,7 +302,7 @@ fn alone(wanted: &Wanted) -> io::Result<Opened> {
     }
     let name = socket::local_address(&socket);
     let path = (*kind == AddressType::Unix).then(|| address.clone()).flatten();
-    Ok(Opened { source: Source::Socket(socket), name, path, registration: None, file })
+    Ok(Opened { source: Source::Socket(socket, None), name, path, registration: None, file })
 }
 
 async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Result<Opened> {
@@ -323,7 +323,7 @@ async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Resu
     let mut name = name.and_then(|(address, port)| Some(SocketAddr::new(address.parse().ok()?, port)));
     let source = match grant {
         Grant::Handed(queue) => Source::Handed(queue),
-        Grant::Shared(fd) => {
+        Grant::Shared(fd, queue) => {
             // Node's primary learns late that a port is taken, and passes a socket that is not bound to it.
             let bound = socket::local_address(&fd).map(|a| i64::from(a.port()));
             if wanted.place.port.is_some_and(|port| port > 0 && bound.is_some_and(|bound| bound != port)) {
@@ -335,7 +335,7 @@ async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Resu
                 socket::listen(&fd, backlog).map_err(refused)?;
             }
             name = socket::local_address(&fd);
-            Source::Socket(fd)
+            Source::Socket(fd, Some(queue))
         }
     };
     let mut told = wanted;

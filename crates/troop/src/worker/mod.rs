@@ -223,6 +223,13 @@ impl Worker {
         self.inner.outlive();
     }
 
+    /// Tells the primary how busy this worker is, in a unit of the program's own, for policies that go by it: `least-connections`, `p2c` and
+    /// `steered` add it to the number of open connections, which is known anyway. Told at most ten times a second. A Node worker does the
+    /// same by `process.send({cmd: 'NODE_TROOP', act: 'load', load: 12})`.
+    pub fn report_load(&self, load: u32) {
+        self.inner.report_load(load);
+    }
+
     /// Leaves the cluster on this worker's own account, as Node's `cluster.worker.disconnect()`: listeners stop, the primary is told
     /// and confirms, so that it sees `exited_after_disconnect`. Requests that are being served go on.
     ///

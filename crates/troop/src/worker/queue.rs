@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
+use troop_sys::poll::Bell;
 
 use super::inner::Inner;
 
@@ -35,11 +36,54 @@ pub(crate) struct ConnQueue {
     state: Mutex<State>,
     arrived: Notify,
     arrived_blocking: Condvar,
+    /// For threads that wait for a socket too.
+    bell: OnceLock<Bell>,
 }
 
 impl ConnQueue {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ring(&self) {
+        if let Some(bell) = self.bell.get() {
+            bell.ring();
+        }
+    }
+
+    /// A descriptor that is readable when there may be a connection, or the listener is closed; to be followed by
+    /// [`ConnQueue::try_take`].
+    pub(crate) fn bell(&self) -> std::io::Result<&Bell> {
+        if self.bell.get().is_none() {
+            let bell = Bell::new()?;
+            // What came before rings for what is there.
+            bell.ring();
+            let _ = self.bell.set(bell);
+        }
+        self.bell.get().ok_or_else(|| std::io::ErrorKind::Other.into())
+    }
+
+    /// A connection, if there is one: `Ok(None)` if not, `Err` once closed.
+    pub(crate) fn try_take(&self, inner: &Arc<Inner>) -> Result<Option<OwnedFd>, ()> {
+        if let Some(bell) = self.bell.get() {
+            bell.hush();
+        }
+        let mut state = self.lock();
+        let conn = state.conns.pop_front();
+        let (more, closed) = (!state.conns.is_empty(), state.closed);
+        drop(state);
+        if more || closed {
+            // For the next one.
+            self.ring();
+        }
+        match conn {
+            Some(conn) => {
+                inner.taken(conn.answer);
+                Ok(Some(conn.fd))
+            }
+            None if closed => Err(()),
+            None => Ok(None),
+        }
     }
 
     /// Gives the connection back if the listener is closed.
@@ -52,6 +96,7 @@ impl ConnQueue {
         drop(state);
         self.arrived.notify_one();
         self.arrived_blocking.notify_one();
+        self.ring();
         Ok(())
     }
 
@@ -72,6 +117,7 @@ impl ConnQueue {
         self.arrived.notify_waiters();
         self.arrived.notify_one();
         self.arrived_blocking.notify_all();
+        self.ring();
         left
     }
 

@@ -86,7 +86,7 @@ impl Driver {
     fn keep_consumed(&mut self, id: WorkerId) {
         let in_flight: Vec<_> = self.core.in_flight(id).collect();
         for (seq, conn) in in_flight {
-            if self.conns.get(conn.0 as usize).is_some_and(|fd| !socket::is_untouched(fd.as_fd())) {
+            if self.conns.get(conn.0 as usize).is_some_and(|conn| !socket::is_untouched(conn.fd.as_fd(), conn.stripped)) {
                 self.core.consumed(id, seq);
             }
         }

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use troop_core::WorkerId;
+use troop_core::primary::USUAL_WEIGHT;
 use troop_sys::poll::Interest;
 use troop_sys::process;
 
@@ -37,7 +38,7 @@ impl Driver {
         match command {
             Command::Setup(changes) => self.setup(changes),
             Command::Fork(fork, done) => {
-                let result = self.fork(&fork);
+                let result = self.fork(&fork, None);
                 // The events before the answer, as a program expects that has both.
                 self.act();
                 self.publish();
@@ -60,6 +61,15 @@ impl Driver {
             }
             Command::Status(worker, done) => {
                 let _ = done.send(self.core.status(worker));
+            }
+            Command::SetScheduling(pattern, scheduling, done) => {
+                let later = self.core.set_scheduling(self.now, pattern, scheduling);
+                let later = later.into_iter().filter_map(|id| self.core.listener_address(id)).collect();
+                let _ = done.send(later);
+            }
+            Command::SetWeight(worker, weight, done) => {
+                let known = self.core.set_weight(self.now, worker, weight);
+                let _ = done.send(if known { Ok(()) } else { Err(Error::NoWorker(worker)) });
             }
             Command::CloseChannel(worker) => self.channel_closed(worker, false),
             Command::DisconnectAll(done) => {
@@ -113,7 +123,7 @@ impl Driver {
         self.events.push(Event::Setup(self.settings.clone()));
     }
 
-    pub(super) fn fork(&mut self, fork: &Fork) -> Result<WorkerHandle> {
+    pub(super) fn fork(&mut self, fork: &Fork, slot: Option<u32>) -> Result<WorkerHandle> {
         let id = self.core.fork();
         self.events.push(Event::Setup(self.settings.clone()));
         let Spawned { child, channel, pipes, tail } =
@@ -128,7 +138,7 @@ impl Driver {
             let _ = process::reap(child.pidfd.as_fd());
             return Err(Error::Io { doing: "watch the new worker", source: e });
         }
-        self.core.spawned(id, child.pid);
+        self.core.spawned(id, child.pid, slot, fork.weight.unwrap_or(USUAL_WEIGHT));
         let wake = Arc::downgrade(&self.commander.wake);
         let ring = move || {
             if let Some(wake) = wake.upgrade() {

@@ -1,18 +1,24 @@
 //! Accepts connections and hands them over. This is the path that has to be fast.
 
 use std::io;
-use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use troop_core::policy::Connection;
+use troop_core::primary::Needs;
 use troop_core::wire::{MAX_BATCH, outgoing};
 use troop_core::{ConnId, ListenerId, WorkerId};
 use troop_sys::poll::Interest;
 use troop_sys::{fdpass, socket};
 
 use super::{Driver, Token};
-use crate::error::Error;
-use crate::events::Event;
+
+/// A connection that the primary has a copy of.
+pub(super) struct Conn {
+    pub(super) fd: OwnedFd,
+    /// Bytes that the primary has taken off it.
+    pub(super) stripped: u32,
+}
 
 /// Connections accepted per listener before others have their turn.
 pub(super) const ACCEPT_BURST: usize = 64;
@@ -27,20 +33,22 @@ impl Driver {
     /// which reports a listener once, it has to accept until there is nothing more.
     pub(super) fn accept(&mut self) {
         let nested = self.waiting.is_nested();
-        for at in 0..self.accepting.len() {
-            let Some(&id) = self.accepting.get(at) else { return };
-            let Some(listener) = self.listeners.get_mut(&id) else { continue };
-            let full = std::mem::take(&mut listener.full);
-            if !listener.ready {
+        let mut again = Vec::new();
+        for number in std::mem::take(&mut self.ready_sockets) {
+            let Some(socket) = self.sockets.get_mut(number) else { continue };
+            let full = std::mem::take(&mut socket.full);
+            if !socket.ready || !socket.watched {
                 if full {
-                    listener.burst = 1;
+                    socket.burst = 1;
                 }
                 continue;
             }
-            let burst = if nested || listener.masked { ACCEPT_BURST } else { listener.burst };
+            let id = socket.listener;
+            let burst = if nested || socket.masked { ACCEPT_BURST } else { socket.burst };
+            let needs = self.core.needs(id);
             let (mut accepted, mut drained) = (0, false);
             while accepted < burst && self.accept_again.is_none() && self.core.wants_connection(id) {
-                match self.accept_one(id) {
+                match self.accept_one(number, id, needs) {
                     Some(true) => accepted += 1,
                     Some(false) => {}
                     None => {
@@ -49,33 +57,70 @@ impl Driver {
                     }
                 }
             }
-            let Some(listener) = self.listeners.get_mut(&id) else { continue };
+            let Some(socket) = self.sockets.get_mut(number) else { continue };
+            let token = Token::Socket(number).pack();
             if drained {
-                listener.ready = false;
-                listener.burst = accepted.max(1);
-                if std::mem::take(&mut listener.masked) {
-                    let _ = self.waiting.poller().modify(&listener.fd, Token::Listener(id).pack(), Interest::Read);
+                socket.ready = false;
+                socket.burst = accepted.max(1);
+                if std::mem::take(&mut socket.masked) {
+                    let _ = self.waiting.poller().modify(&socket.fd, token, Interest::Read);
                 }
-            } else if nested || listener.masked {
+            } else if nested || socket.masked {
                 // There may be more, which nobody will report.
+                again.push(number);
             } else if accepted == burst {
-                listener.ready = false;
-                listener.full = true;
+                socket.ready = false;
+                socket.full = true;
+                again.push(number);
             } else {
                 // Nobody wants them now. They wait in the kernel, and must not be reported all the time.
-                listener.masked = true;
-                let _ = self.waiting.poller().modify(&listener.fd, Token::Listener(id).pack(), Interest::Nothing);
+                socket.masked = true;
+                let _ = self.waiting.poller().modify(&socket.fd, token, Interest::Nothing);
+                again.push(number);
+            }
+        }
+        for number in again {
+            if !self.ready_sockets.contains(&number) {
+                self.ready_sockets.push(number);
             }
         }
     }
 
+    /// The poller reports a socket.
+    pub(super) fn is_ready(&mut self, number: usize) {
+        let Some(socket) = self.sockets.get_mut(number).filter(|socket| socket.watched) else { return };
+        if socket.full {
+            socket.burst = (socket.burst * 2).min(ACCEPT_BURST);
+        } else if !socket.ready {
+            self.ready_sockets.push(number);
+        }
+        socket.ready = true;
+    }
+
+    /// Whether there is something to accept that somebody wants.
+    pub(super) fn can_accept(&self) -> bool {
+        let wanted = |number: &usize| {
+            self.sockets.get(*number).is_some_and(|socket| socket.ready && self.core.wants_connection(socket.listener))
+        };
+        self.accept_again.is_none() && self.ready_sockets.iter().any(wanted)
+    }
+
     /// True: one was accepted. False: one was lost before it could be, or there is an obstacle. `None`: there is none.
-    fn accept_one(&mut self, id: ListenerId) -> Option<bool> {
-        let listener = self.listeners.get(&id)?;
-        match socket::accept(listener.fd.as_fd()) {
-            Ok(fd) => {
-                let conn = ConnId(u32::try_from(self.conns.insert(fd)).unwrap_or(u32::MAX));
-                self.core.accepted(self.now, id, conn);
+    fn accept_one(&mut self, number: usize, id: ListenerId, needs: Needs) -> Option<bool> {
+        let socket = self.sockets.get(number)?;
+        let accepted = if needs.peer {
+            socket::accept_from(socket.fd.as_fd())
+        } else {
+            socket::accept(socket.fd.as_fd()).map(|fd| (fd, None))
+        };
+        match accepted {
+            Ok((fd, peer)) => {
+                let conn = ConnId(u32::try_from(self.conns.insert(Conn { fd, stripped: 0 })).unwrap_or(u32::MAX));
+                if needs.bytes {
+                    self.inspect_new(id, conn, peer);
+                } else {
+                    self.core.accepted(self.now, id, conn, Connection { peer, client: None });
+                }
                 self.act();
                 Some(true)
             }
@@ -84,7 +129,7 @@ impl Driver {
             Err(e) => {
                 // Out of descriptors or memory: nothing is lost, the kernel keeps the connections.
                 self.accept_again = Some(self.now + ACCEPT_PAUSE);
-                self.events.push(Event::Error(None, Arc::new(Error::Io { doing: "accept a connection", source: e })));
+                self.fail("accept a connection", e);
                 Some(false)
             }
         }
@@ -161,7 +206,7 @@ impl Driver {
         };
         let (Some(process), true) = (self.processes.get_mut(&worker), has_room && !line.is_empty()) else { return false };
         let Some(channel) = &mut process.channel else { return false };
-        let fd = |conn: &ConnId| self.conns.get(conn.0 as usize).map(AsFd::as_fd);
+        let fd = |conn: &ConnId| self.conns.get(conn.0 as usize).map(|conn| conn.fd.as_fd());
         let sent = if let [conn] = conns {
             let Some(fd) = fd(conn) else { return false };
             fdpass::send(channel.socket.as_fd(), line, &[fd])

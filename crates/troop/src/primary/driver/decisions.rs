@@ -6,15 +6,14 @@ use std::sync::PoisonError;
 
 use troop_core::WorkerId;
 use troop_core::event::Notice;
-use troop_core::primary::{Action, WorkerState};
+use troop_core::primary::{Action, USUAL_WEIGHT, WorkerState};
 use troop_core::supervise::{Order, Progress, Supervisor};
-use troop_sys::poll::Interest;
 use troop_sys::process;
 
-use super::{Driver, SignalMeans, Token, UNUSED_PATIENCE};
+use super::{Driver, SignalMeans, UNUSED_PATIENCE};
 use crate::events::Event;
 use crate::primary::handle::WorkerHandle;
-use crate::primary::{Fork, listener, spawn};
+use crate::primary::{Fork, spawn};
 
 impl Driver {
     pub(super) fn act(&mut self) {
@@ -37,8 +36,8 @@ impl Driver {
                     self.unflushed.push(worker);
                 }
             }
-            Action::SendListener { worker, listener, line } => {
-                let copy = self.listeners.get(&listener).map(|l| l.fd.try_clone());
+            Action::SendListener { worker, listener, place, line } => {
+                let copy = self.socket(listener, place).map(|(_, socket)| socket.fd.try_clone());
                 match (copy, self.channel(worker)) {
                     (Some(Ok(copy)), Some(channel)) => {
                         channel.outbox.push_with(&line, copy);
@@ -49,29 +48,13 @@ impl Driver {
                     (_, None) => {}
                 }
             }
-            Action::Bind { listener, spec } => {
-                let key = self.core.listener_key(listener).unwrap_or_default().to_owned();
-                let opened = listener::open(&spec, &key).and_then(|(socket, name)| {
-                    if socket.accepts {
-                        let interest = if self.waiting.is_nested() { Interest::ReadEdge } else { Interest::Read };
-                        self.waiting.poller().add(&socket.fd, Token::Listener(listener).pack(), interest)?;
-                        self.accepting.push(listener);
-                    }
-                    self.listeners.insert(listener, socket);
-                    Ok(name)
-                });
-                let einval = rustix::io::Errno::INVAL.raw_os_error();
-                self.core.bound(self.now, listener, opened.map_err(|e| e.raw_os_error().unwrap_or(einval)));
-            }
-            Action::Unbind { listener } => {
-                self.accepting.retain(|id| *id != listener);
-                if let Some(socket) = self.listeners.remove(&listener)
-                    && socket.accepts
-                {
-                    // Copies of the socket may live on in other processes, and would go on being reported.
-                    let _ = self.waiting.poller().remove(&socket.fd);
-                }
-            }
+            Action::Bind { listener, spec } => self.bind(listener, &spec),
+            Action::Unbind { listener } => self.unbind(listener),
+            Action::Watch { listener, place, on } => self.watch(listener, place, on),
+            Action::Open { listener } => self.open_more(listener),
+            Action::Steer { listener, program } => self.steer(listener, &program),
+            Action::Sample { listener } => self.sample(listener),
+            Action::Count { worker } => self.count(worker),
             Action::Kill { worker } => self.kill(worker, 9),
             Action::HandleSettled { worker, ticket, delivered } => self.handle_settled(worker, ticket, delivered),
             Action::Notify(notice) => self.noticed(notice),
@@ -80,11 +63,16 @@ impl Driver {
 
     pub(super) fn noticed(&mut self, notice: Notice) {
         let id = match notice {
+            Notice::NotSteered { at, reason } => {
+                self.events.push(Event::NotSteered(at, reason));
+                return;
+            }
             Notice::Forked { worker, .. }
             | Notice::Online { worker }
             | Notice::Listening { worker, .. }
             | Notice::Disconnected { worker, .. }
             | Notice::Exited { worker, .. }
+            | Notice::Stalled { worker, .. }
             | Notice::Misbehaved { worker, .. } => worker,
         };
         let Some(worker) = self.processes.get(&id).map(|p| p.handle.clone()) else { return };
@@ -96,7 +84,7 @@ impl Driver {
                 Notice::Listening { .. } => supervisor.listening(now, id),
                 Notice::Disconnected { .. } => supervisor.disconnected(now, id),
                 Notice::Exited { how, .. } => supervisor.exited(now, id, *how),
-                Notice::Forked { .. } | Notice::Misbehaved { .. } => {}
+                _ => {}
             }
         }
         self.events.push(match notice {
@@ -106,6 +94,8 @@ impl Driver {
             Notice::Disconnected { .. } => Event::Disconnect(worker),
             Notice::Exited { how, .. } => Event::Exit(worker, how),
             Notice::Misbehaved { violation, cut_off, .. } => Event::Misbehaved(worker, violation, cut_off),
+            Notice::Stalled { stalled, .. } => Event::Stalled(worker, stalled),
+            Notice::NotSteered { .. } => return,
         });
     }
 
@@ -134,7 +124,8 @@ impl Driver {
     pub(super) fn obey_order(&mut self, order: Order) {
         match order {
             Order::Fork(slot) => {
-                let result = self.fork(&Fork::new());
+                let weight = self.weights.get(slot.0).copied().unwrap_or(USUAL_WEIGHT);
+                let result = self.fork(&Fork::new().weight(weight), Some(u32::try_from(slot.0).unwrap_or(u32::MAX)));
                 let Some(supervisor) = &mut self.supervisor else { return };
                 match result {
                     Ok(worker) => supervisor.forked(self.now, slot, worker.id()),

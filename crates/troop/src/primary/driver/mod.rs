@@ -6,6 +6,8 @@ mod channels;
 mod commands;
 mod connections;
 mod decisions;
+mod inspect;
+mod sockets;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,13 +20,13 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 use troop_core::primary::Primary;
 use troop_core::supervise::{Outcome, Supervisor};
-use troop_core::{ListenerId, Time, WorkerId};
+use troop_core::{ConnId, ListenerId, Time, WorkerId};
 use troop_sys::poll::{AsyncPoller, Interest, Poller, Ready};
 use troop_sys::process;
 
 use super::channel::Channel;
 use super::handle::WorkerHandle;
-use super::listener::Socket;
+use super::listener::{Listener, Socket};
 use super::stderr::Forwarder;
 use super::wake::{Command, Commander};
 use super::{Farewells, Table};
@@ -32,6 +34,8 @@ use crate::channel::{Parcels, READ_SIZE};
 use crate::error::{Error, Result};
 use crate::events::{Bus, Event};
 use crate::settings::Settings;
+use connections::Conn;
+use inspect::Inspected;
 
 /// How long workers may take to end by themselves after the program has dropped the cluster.
 const OVER_PATIENCE: Duration = Duration::from_secs(5);
@@ -65,7 +69,9 @@ impl Waiting {
 enum Token {
     Bell,
     Signal(u32),
-    Listener(ListenerId),
+    Socket(usize),
+    /// A connection whose first bytes are waited for.
+    Inspected(ConnId),
     Channel(WorkerId),
     Process(WorkerId),
 }
@@ -75,7 +81,8 @@ impl Token {
         let (kind, number) = match self {
             Token::Bell => (0, 0),
             Token::Signal(n) => (1, n),
-            Token::Listener(id) => (2, id.0),
+            Token::Socket(n) => (2, u32::try_from(n).unwrap_or(u32::MAX)),
+            Token::Inspected(conn) => (5, conn.0),
             Token::Channel(id) => (3, id.0),
             Token::Process(id) => (4, id.0),
         };
@@ -87,7 +94,8 @@ impl Token {
         match token >> 32 {
             0 => Token::Bell,
             1 => Token::Signal(number),
-            2 => Token::Listener(ListenerId(number)),
+            2 => Token::Socket(number as usize),
+            5 => Token::Inspected(ConnId(number)),
             3 => Token::Channel(WorkerId(number)),
             _ => Token::Process(WorkerId(number)),
         }
@@ -121,11 +129,17 @@ pub(crate) struct Driver {
     events: Vec<Event>,
     table: Table,
     processes: BTreeMap<WorkerId, Process>,
-    listeners: BTreeMap<ListenerId, Socket>,
-    /// Listeners on which the primary accepts.
-    accepting: Vec<ListenerId>,
+    listeners: BTreeMap<ListenerId, Listener>,
+    sockets: Slab<Socket>,
+    /// Sockets that may have connections for us.
+    ready_sockets: Vec<usize>,
     accept_again: Option<Time>,
-    conns: Slab<OwnedFd>,
+    conns: Slab<Conn>,
+    inspected: Inspected,
+    /// When it is looked next whether others are in our groups.
+    census_at: Time,
+    /// Of supervised workers, by slot.
+    pub(crate) weights: Vec<u32>,
     /// Workers with an unfinished batch of connections.
     batched: Vec<WorkerId>,
     /// Channels with something to write.
@@ -182,9 +196,13 @@ impl Driver {
             table,
             processes: BTreeMap::new(),
             listeners: BTreeMap::new(),
-            accepting: Vec::new(),
+            sockets: Slab::new(),
+            ready_sockets: Vec::new(),
             accept_again: None,
             conns: Slab::new(),
+            inspected: Inspected::default(),
+            census_at: sockets::LONG_AGO,
+            weights: Vec::new(),
             batched: Vec::new(),
             unflushed: Vec::new(),
             retry: Vec::new(),
@@ -308,14 +326,8 @@ impl Driver {
             match Token::unpack(ready.token) {
                 Token::Bell => {}
                 Token::Signal(number) => self.signalled(number),
-                Token::Listener(id) => {
-                    if let Some(listener) = self.listeners.get_mut(&id) {
-                        listener.ready = true;
-                        if listener.full {
-                            listener.burst = (listener.burst * 2).min(connections::ACCEPT_BURST);
-                        }
-                    }
-                }
+                Token::Socket(number) => self.is_ready(number),
+                Token::Inspected(conn) => self.inspect_again(conn),
                 Token::Channel(id) => {
                     if ready.writable {
                         self.unflushed.push(id);
@@ -362,6 +374,7 @@ impl Driver {
             self.retry_at = None;
             self.unflushed.append(&mut self.retry);
         }
+        self.inspect_late();
         if self.accept_again.is_some_and(|due| due <= self.now) {
             self.accept_again = None;
         }
@@ -379,9 +392,7 @@ impl Driver {
 
     /// How long to wait at most.
     fn time_left(&self) -> Option<Duration> {
-        let can_accept = self.accept_again.is_none()
-            && self.accepting.iter().any(|id| self.listeners.get(id).is_some_and(|l| l.ready) && self.core.wants_connection(*id));
-        if can_accept || !self.unflushed.is_empty() {
+        if self.can_accept() || !self.unflushed.is_empty() {
             return Some(Duration::ZERO);
         }
         let deadlines = [
@@ -391,6 +402,7 @@ impl Driver {
             self.accept_again,
             self.over_at,
             self.unused_until,
+            self.inspected.next_deadline(),
         ];
         let due = deadlines.into_iter().flatten().min()?;
         // Rounded up, so that the deadline has come when the wait is over.

@@ -1,0 +1,209 @@
+//! Recognises a client by the first bytes of its connection: the header of a proxy, a cookie, a parameter.
+
+use std::net::IpAddr;
+
+use ppp::{HeaderResult, PartialResult, v1, v2};
+
+use super::partition::Mixer;
+use super::scheduling::{Header, Http, Sticky};
+
+/// The most headers that a request may have for its cookie to be found.
+const MAX_HEADERS: usize = 128;
+
+/// What the first bytes of a connection tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finding {
+    /// More of them are needed.
+    More,
+    /// This is it.
+    Found {
+        /// The client's number; `None` if it has not even an address.
+        client: Option<u32>,
+        /// Bytes to be taken off the connection before it is handed over.
+        strip: usize,
+    },
+}
+
+/// What to recognise a client by.
+#[derive(Debug, Clone, Copy)]
+pub struct Identify<'a> {
+    /// The rules.
+    pub sticky: &'a Sticky,
+    /// The other end of the socket.
+    pub peer: Option<IpAddr>,
+    /// What has arrived so far.
+    pub bytes: &'a [u8],
+    /// Nothing will be added: the time is over, the client has finished, or there is no more room.
+    pub last: bool,
+}
+
+/// Recognises a client. Never fails: what is missing or malformed is as good as not there, and the address counts.
+#[must_use]
+pub fn identify(Identify { sticky, peer, bytes, last }: Identify<'_>) -> Finding {
+    let (mut address, mut strip, mut rest) = (peer, 0, bytes);
+    if let Some(header) = sticky.proxy {
+        match proxied(bytes) {
+            Proxied::Unfinished if !last => return Finding::More,
+            Proxied::Header { length, source } => {
+                address = source.or(peer);
+                strip = if header == Header::Strip { length } else { 0 };
+                rest = bytes.get(length..).unwrap_or_default();
+            }
+            Proxied::Unfinished | Proxied::None => {}
+        }
+    }
+    let by_address = |ip| Mixer::default().address(ip, sticky.prefix4, sticky.prefix6).finish();
+    let client = match sticky.http.as_ref().map(|http| marked(http, rest)) {
+        Some(Mark::Unfinished) if !last => return Finding::More,
+        Some(Mark::Value(value)) => Some(Mixer::default().text(value).finish()),
+        _ => address.map(by_address),
+    };
+    Finding::Found { client, strip }
+}
+
+enum Proxied {
+    None,
+    Unfinished,
+    Header { length: usize, source: Option<IpAddr> },
+}
+
+fn proxied(bytes: &[u8]) -> Proxied {
+    // The parser takes no bytes at all for an unfinished header, and anything else for none as soon as that is sure.
+    match HeaderResult::parse(bytes) {
+        header if header.is_incomplete() => Proxied::Unfinished,
+        HeaderResult::V1(Ok(header)) => {
+            let source = match header.addresses {
+                v1::Addresses::Tcp4(ip) => Some(ip.source_address.into()),
+                v1::Addresses::Tcp6(ip) => Some(ip.source_address.into()),
+                v1::Addresses::Unknown => None,
+            };
+            Proxied::Header { length: header.header.len(), source }
+        }
+        HeaderResult::V2(Ok(header)) => {
+            let source = match (header.command, header.addresses) {
+                // The proxy's own connection, such as a health check.
+                (v2::Command::Local, _) => None,
+                (_, v2::Addresses::IPv4(ip)) => Some(ip.source_address.into()),
+                (_, v2::Addresses::IPv6(ip)) => Some(ip.source_address.into()),
+                _ => None,
+            };
+            Proxied::Header { length: header.len(), source }
+        }
+        _ => Proxied::None,
+    }
+}
+
+enum Mark<'a> {
+    None,
+    Unfinished,
+    Value(&'a [u8]),
+}
+
+fn marked<'a>(http: &Http, bytes: &'a [u8]) -> Mark<'a> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    let Ok(status) = request.parse(bytes) else { return Mark::None };
+    match http {
+        Http::Query(name) => {
+            let Some(path) = request.path else { return if status.is_partial() { Mark::Unfinished } else { Mark::None } };
+            let query = path.split_once('?').map_or("", |(_, query)| query);
+            pair(query.as_bytes(), b'&', name).map_or(Mark::None, Mark::Value)
+        }
+        Http::Cookie(_) if status.is_partial() => Mark::Unfinished,
+        Http::Cookie(name) => {
+            let cookies = request.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("cookie"));
+            cookies.filter_map(|header| pair(header.value, b';', name)).next().map_or(Mark::None, Mark::Value)
+        }
+    }
+}
+
+/// The value of `name` in a list of `name=value`.
+fn pair<'a>(list: &'a [u8], separator: u8, name: &str) -> Option<&'a [u8]> {
+    list.split(|byte| *byte == separator)
+        .map(<[u8]>::trim_ascii)
+        .find_map(|item| item.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+        .filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sticky(text: &str) -> Sticky {
+        let super::super::Scheduling::Sticky(sticky) = format!("sticky:{text}").parse().unwrap() else { panic!() };
+        sticky
+    }
+
+    fn find(options: &str, bytes: &[u8], last: bool) -> Finding {
+        identify(Identify { sticky: &sticky(options), peer: Some([10, 0, 0, 1].into()), bytes, last })
+    }
+
+    fn address(ip: &str) -> Option<u32> {
+        Some(Mixer::default().address(ip.parse().unwrap(), 32, 64).finish())
+    }
+
+    fn text(value: &[u8]) -> Option<u32> {
+        Some(Mixer::default().text(value).finish())
+    }
+
+    /// However the bytes are cut, the answer is the same, and as soon as they are all there it is there.
+    fn found(options: &str, bytes: &[u8]) -> (Option<u32>, usize) {
+        for cut in 0..bytes.len() {
+            assert!(matches!(find(options, &bytes[..cut], true), Finding::Found { .. }), "it never waits beyond the end");
+        }
+        match find(options, bytes, false) {
+            Finding::Found { client, strip } => (client, strip),
+            Finding::More => panic!("{options}: {} is not enough", String::from_utf8_lossy(bytes)),
+        }
+    }
+
+    #[test]
+    fn a_proxy_says_for_whom_it_connects() {
+        let v1 = b"PROXY TCP4 192.0.2.7 198.51.100.1 4000 80\r\nGET / HTTP/1.1\r\n";
+        assert_eq!(found("proxy=pass", v1), (address("192.0.2.7"), 0));
+        assert_eq!(found("proxy=strip", v1), (address("192.0.2.7"), 43));
+        assert_eq!(found("proxy=strip", b"PROXY UNKNOWN\r\n"), (address("10.0.0.1"), 15));
+        let mut v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0f".to_vec();
+        v2.extend([203, 0, 113, 9, 198, 51, 100, 1, 0x10, 0, 0, 80]);
+        v2.extend([4, 0, 0]);
+        assert_eq!(found("proxy=strip", &v2), (address("203.0.113.9"), 31));
+        v2[12] = 0x20;
+        assert_eq!(found("proxy=strip", &v2), (address("10.0.0.1"), 31), "LOCAL is the proxy itself");
+        for cut in 0..v2.len() - 3 {
+            assert_eq!(find("proxy=strip", &v2[..cut], false), Finding::More, "{cut} bytes");
+        }
+        let none = Finding::Found { client: address("10.0.0.1"), strip: 0 };
+        assert_eq!(find("proxy=strip", b"GET / HTTP/1.1\r\n\r\n", false), none, "no header is no reason to wait");
+        assert_eq!(find("proxy=strip", b"PROXY TCP4 192.0.2.7", true), none);
+        assert_eq!(find("proxy=strip", b"PROXY TCP9 nonsense\r\n", false), none);
+    }
+
+    #[test]
+    fn a_cookie_or_a_parameter_marks_a_client() {
+        let request = b"GET /a?x=1&id=42&y=2 HTTP/1.1\r\nHost: x\r\ncookie: a=b; sid=abc; c=d\r\n\r\nbody";
+        assert_eq!(found("cookie=sid", request), (text(b"abc"), 0));
+        assert_eq!(found("query=id", request), (text(b"42"), 0));
+        assert_eq!(found("query=id", &request[..31]), (text(b"42"), 0), "the first line is enough");
+        assert_eq!(found("cookie=si", request), (address("10.0.0.1"), 0));
+        assert_eq!(found("query=z", request), (address("10.0.0.1"), 0));
+        assert_eq!(find("cookie=sid", &request[..60], false), Finding::More);
+        for other in [&b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0\0\0\0"] {
+            assert_eq!(found("cookie=sid", other), (address("10.0.0.1"), 0), "what is no HTTP/1 goes by the address");
+        }
+        let behind = [&b"PROXY TCP4 192.0.2.7 198.51.100.1 4000 80\r\n"[..], request].concat();
+        assert_eq!(found("cookie=sid,proxy=strip", &behind), (text(b"abc"), 43));
+        assert_eq!(found("cookie=none,proxy=pass", &behind), (address("192.0.2.7"), 0));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn anything_at_all_is_taken(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300), http in 0..2) {
+            let options = if http == 0 { "proxy=strip,cookie=a" } else { "proxy=pass,query=a" };
+            let strip = match find(options, &bytes, true) {
+                Finding::Found { strip, .. } => strip,
+                Finding::More => panic!("it waits for ever"),
+            };
+            proptest::prop_assert!(strip <= bytes.len());
+        }
+    }
+}

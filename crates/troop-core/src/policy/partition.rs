@@ -1,0 +1,205 @@
+//! Which place serves which client: consistent, even, and simple enough for the kernel to compute.
+//!
+//! A client's address becomes a number, the number falls into one of [`BUCKETS`], and each bucket belongs to a place. When a place joins,
+//! it takes its share from all others alike and nothing else moves. When one is out of service, its buckets are lent to the others, each
+//! to the place that a rendezvous of the bucket with all places in service chooses, and nothing else moves; when it is back, so are they.
+
+use std::net::IpAddr;
+
+/// How many parts the clients are divided into.
+pub const BUCKETS: usize = 1024;
+
+/// Bits of a client's number that choose its bucket.
+pub(crate) const BUCKET_BITS: u32 = BUCKETS.trailing_zeros();
+
+/// The numbers of the mixing, for the kernel's program.
+pub(crate) mod mixing {
+    pub(crate) use super::BUCKET_BITS;
+    pub(crate) const MULTIPLY_WORD: u32 = 0x9E37_79B1;
+    pub(crate) const MULTIPLY_END: u32 = 0x85EB_CA77;
+    pub(crate) const SHIFT_WORD: u32 = 15;
+    pub(crate) const SHIFT_END: u32 = 13;
+}
+
+use mixing::{MULTIPLY_END, MULTIPLY_WORD, SHIFT_END, SHIFT_WORD};
+
+/// Turns words into a client's number. The kernel's program does the same with the words of a packet.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Mixer(u32);
+
+impl Mixer {
+    /// Mixes in a word.
+    #[must_use]
+    pub fn word(self, word: u32) -> Mixer {
+        let h = (self.0 ^ word).wrapping_mul(MULTIPLY_WORD);
+        Mixer(h ^ (h >> SHIFT_WORD))
+    }
+
+    /// Mixes in an address, cut to its first bits. An IPv4 address in the clothes of IPv6 is an IPv4 address.
+    #[must_use]
+    pub fn address(self, address: IpAddr, prefix4: u8, prefix6: u8) -> Mixer {
+        let (mask4, mask6) = prefix_masks(prefix4, prefix6);
+        match address.to_canonical() {
+            IpAddr::V4(ip) => self.word(u32::from(ip) & mask4),
+            IpAddr::V6(ip) => {
+                let ip = u128::from(ip);
+                let words = [96, 64, 32, 0].map(|shift| ((ip >> shift) & 0xffff_ffff) as u32);
+                words.iter().zip(mask6).filter(|(_, mask)| *mask != 0).fold(self, |mixer, (word, mask)| mixer.word(word & mask))
+            }
+        }
+    }
+
+    /// Mixes in text.
+    #[must_use]
+    pub fn text(self, text: &[u8]) -> Mixer {
+        let words = text.chunks(4).map(|c| c.iter().fold(0, |word, byte| word << 8 | u32::from(*byte)));
+        words.fold(self.word(text.len() as u32), Mixer::word)
+    }
+
+    /// The number.
+    #[must_use]
+    pub fn finish(self) -> u32 {
+        let h = self.0.wrapping_mul(MULTIPLY_END);
+        h ^ (h >> SHIFT_END)
+    }
+}
+
+/// Masks that leave the first bits of an address: one word of IPv4, four of IPv6.
+#[must_use]
+pub fn prefix_masks(prefix4: u8, prefix6: u8) -> (u32, [u32; 4]) {
+    let mask = |bits: u32| if bits == 0 { 0 } else { u32::MAX << (32 - bits.min(32)) };
+    (mask(u32::from(prefix4)), [0, 32, 64, 96].map(|from| mask(u32::from(prefix6).saturating_sub(from))))
+}
+
+/// The bucket of a client's number.
+#[must_use]
+pub fn bucket_of(client: u32) -> usize {
+    (client >> (32 - BUCKET_BITS)) as usize
+}
+
+/// The place of each bucket. `places` has the weight of every place and whether it is in service. Without any in service, the buckets
+/// stay where they belong.
+#[must_use]
+pub fn partition(places: &[(u32, bool)]) -> Vec<u16> {
+    let mut owners = home(&places.iter().map(|(weight, _)| *weight).collect::<Vec<_>>());
+    let serving: Vec<u16> = (0u16..).zip(places).filter(|(_, (weight, serves))| *serves && *weight > 0).map(|(n, _)| n).collect();
+    if !serving.is_empty() {
+        for (bucket, owner) in owners.iter_mut().enumerate() {
+            if !places.get(usize::from(*owner)).is_some_and(|(_, serves)| *serves) {
+                let score = |place: &u16| Mixer::default().word(bucket as u32).word(u32::from(*place)).finish();
+                *owner = serving.iter().copied().max_by_key(score).unwrap_or(*owner);
+            }
+        }
+    }
+    owners
+}
+
+/// Where each bucket belongs: the places join one after the other, and each takes what its weight entitles it to from those who have
+/// most in relation to theirs.
+fn home(weights: &[u32]) -> Vec<u16> {
+    let mut owners = vec![0u16; BUCKETS];
+    // What a place has, in an order that is not that of the buckets.
+    let mut has: Vec<Vec<u16>> = Vec::with_capacity(weights.len());
+    let mut sum = 0u64;
+    for (place, weight) in (0u16..).zip(weights) {
+        let weight = u64::from(*weight);
+        sum += weight;
+        if sum == weight {
+            // The first with any weight gets everything, also from those without.
+            has.iter_mut().for_each(Vec::clear);
+            has.push((0..BUCKETS).map(|n| ((n * 389) % BUCKETS) as u16).collect());
+            owners.fill(place);
+            continue;
+        }
+        let share = (BUCKETS as u64 * weight + sum / 2) / sum;
+        let mut taken = Vec::new();
+        while (taken.len() as u64) < share {
+            // Compared by what one bucket is for a place of its weight, without fractions.
+            let richest = (0..has.len()).filter(|n| !has[*n].is_empty()).max_by(|a, b| {
+                let (x, y) = (has[*a].len() as u64 * u64::from(weights[*b]), has[*b].len() as u64 * u64::from(weights[*a]));
+                x.cmp(&y).then(b.cmp(a))
+            });
+            let Some(bucket) = richest.and_then(|n| has[n].pop()) else { break };
+            owners[usize::from(bucket)] = place;
+            taken.push(bucket);
+        }
+        has.push(taken);
+    }
+    owners
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shares(owners: &[u16], places: usize) -> Vec<usize> {
+        (0..places).map(|place| owners.iter().filter(|o| usize::from(**o) == place).count()).collect()
+    }
+
+    fn all(n: usize) -> Vec<(u32, bool)> {
+        vec![(100, true); n]
+    }
+
+    #[test]
+    fn shares_are_even_and_follow_the_weights() {
+        for n in [1, 2, 3, 7, 8, 64, 256, 1000] {
+            let shares = shares(&partition(&all(n)), n);
+            let (least, most) = (shares.iter().min().unwrap(), shares.iter().max().unwrap());
+            assert!(most - least <= 2, "{n} places: from {least} to {most}");
+        }
+        let weighted = shares(&partition(&[(300, true), (100, true), (0, true), (600, true)]), 4);
+        for (share, expected) in weighted.iter().zip([307, 102, 0, 615]) {
+            assert!(share.abs_diff(expected) <= 3, "{weighted:?}");
+        }
+    }
+
+    #[test]
+    fn a_place_that_joins_moves_only_its_own_share() {
+        for n in 1..100 {
+            let (before, after) = (partition(&all(n)), partition(&all(n + 1)));
+            let moved: Vec<_> = before.iter().zip(&after).filter(|(b, a)| b != a).map(|(_, a)| usize::from(*a)).collect();
+            assert!(moved.iter().all(|to| *to == n), "{n}: somebody moved to an old place");
+            assert!(moved.len() <= BUCKETS / (n + 1) + 1, "{n}: {} moved", moved.len());
+        }
+    }
+
+    #[test]
+    fn only_the_clients_of_a_dead_place_move_and_they_come_back() {
+        let whole = partition(&all(8));
+        let mut places = all(8);
+        places[3].1 = false;
+        let without = partition(&places);
+        for (before, after) in whole.iter().zip(&without) {
+            assert!(before == after || *before == 3);
+            assert_ne!(*after, 3);
+        }
+        // All others get something of it.
+        assert!(shares(&without, 8).iter().zip(shares(&whole, 8)).enumerate().all(|(n, (a, b))| n == 3 || *a > b));
+        // A second death moves those that stood in and its own.
+        places[5].1 = false;
+        for (before, after) in without.iter().zip(&partition(&places)) {
+            assert!(before == after || *before == 5);
+        }
+        places[3].1 = true;
+        places[5].1 = true;
+        assert_eq!(partition(&places), whole);
+        assert_eq!(partition(&[(100, false); 8]), whole, "with nobody in service nobody moves");
+    }
+
+    #[test]
+    fn addresses_fall_into_all_buckets_alike() {
+        let mut counts = [0usize; 16];
+        for n in 0..16_000u32 {
+            let client = Mixer::default().address(IpAddr::from((0x0A00_0000 + n).to_be_bytes()), 32, 64).finish();
+            counts[bucket_of(client) * 16 / BUCKETS] += 1;
+        }
+        assert!(counts.iter().all(|c| (800..1200).contains(c)), "{counts:?}");
+        let mixed = |ip: &str, four, six| Mixer::default().address(ip.parse().unwrap(), four, six).finish();
+        assert_eq!(mixed("10.1.2.3", 24, 64), mixed("10.1.2.250", 24, 64));
+        assert_ne!(mixed("10.1.2.3", 24, 64), mixed("10.1.3.3", 24, 64));
+        assert_eq!(mixed("::ffff:10.1.2.3", 32, 64), mixed("10.1.2.3", 32, 64));
+        assert_eq!(mixed("2001:db8:1:2::1", 32, 64), mixed("2001:db8:1:2:ffff::1", 32, 64));
+        assert_ne!(mixed("2001:db8:1:2::1", 32, 64), mixed("2001:db8:1:3::1", 32, 64));
+        assert_eq!(mixed("2001:db8:1:2::1", 32, 48), mixed("2001:db8:1:3::1", 32, 48));
+    }
+}

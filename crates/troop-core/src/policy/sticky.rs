@@ -1,0 +1,112 @@
+use super::partition::{BUCKETS, bucket_of, partition};
+use super::{Connection, Policy, WorkerView};
+use crate::id::WorkerId;
+
+/// The same worker for the same client, by [`Connection::client`]. A client waits for its worker while that is busy, and moves only when
+/// it is out of service; when the place is filled again, its clients come back.
+#[derive(Debug)]
+pub struct ByClient {
+    places: Vec<Place>,
+    table: Vec<u16>,
+    /// For connections without a client's mark.
+    next: usize,
+}
+
+#[derive(Debug, Default)]
+struct Place {
+    /// The newest last: during a reload there are two.
+    workers: Vec<WorkerView>,
+    /// That of its last worker; a vacant place keeps it.
+    weight: u32,
+}
+
+impl Default for ByClient {
+    fn default() -> ByClient {
+        ByClient { places: Vec::new(), table: vec![0; BUCKETS], next: 0 }
+    }
+}
+
+impl ByClient {
+    /// After the workers of a place have changed: divides the clients anew, if that matters to them.
+    fn changed(&mut self, at: usize, was_vacant: bool) {
+        let place = &mut self.places[at];
+        let weight = place.workers.last().map_or(place.weight, |w| w.weight);
+        if std::mem::replace(&mut place.weight, weight) != weight || place.workers.is_empty() != was_vacant {
+            let places: Vec<_> = self.places.iter().map(|p| (p.weight, !p.workers.is_empty())).collect();
+            self.table = partition(&places);
+        }
+    }
+}
+
+impl Policy for ByClient {
+    fn update(&mut self, view: WorkerView) {
+        let at = usize::from(view.place);
+        if self.places.len() <= at {
+            self.places.resize_with(at + 1, Place::default);
+        }
+        let workers = &mut self.places[at].workers;
+        let was_vacant = workers.is_empty();
+        match workers.iter_mut().find(|w| w.worker == view.worker) {
+            Some(known) => *known = view,
+            None => workers.push(view),
+        }
+        self.changed(at, was_vacant);
+    }
+
+    fn remove(&mut self, worker: WorkerId) {
+        let Some(at) = self.places.iter().position(|p| p.workers.iter().any(|w| w.worker == worker)) else { return };
+        self.places[at].workers.retain(|w| w.worker != worker);
+        self.changed(at, false);
+    }
+
+    fn pick(&mut self, connection: &Connection) -> Option<WorkerId> {
+        let bucket = connection.client.map_or_else(
+            || {
+                self.next = (self.next + 389) % BUCKETS;
+                self.next
+            },
+            bucket_of,
+        );
+        let place = self.places.get(usize::from(self.table[bucket]))?;
+        place.workers.last().map(|w| w.worker)
+    }
+
+    fn needs_peer(&self) -> bool {
+        true
+    }
+
+    fn needs_counts(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::view;
+    use super::*;
+
+    #[test]
+    fn a_client_keeps_its_worker_and_its_workers_successor() {
+        let mut sticky = ByClient::default();
+        let client = |n: u32| Connection { client: Some(n.wrapping_mul(0x9E37_79B1)), peer: None };
+        let all = |sticky: &mut ByClient| -> Vec<_> { (0..200).map(|n| sticky.pick(&client(n)).map(|w| w.0)).collect() };
+        assert_eq!(sticky.pick(&client(1)), None);
+        (0..4u16).for_each(|n| sticky.update(WorkerView { place: n, ..view(u32::from(n)) }));
+        let before = all(&mut sticky);
+        assert!((0..4).all(|w| before.contains(&Some(w))));
+        sticky.update(WorkerView { ready: false, place: 2, ..view(2) });
+        assert_eq!(all(&mut sticky), before, "they wait for a busy one");
+        // A reload: the successor serves from when it is there.
+        sticky.update(WorkerView { place: 2, ..view(12) });
+        let reloaded: Vec<_> = before.iter().map(|w| if *w == Some(2) { Some(12) } else { *w }).collect();
+        assert_eq!(all(&mut sticky), reloaded);
+        sticky.remove(WorkerId(2));
+        assert_eq!(all(&mut sticky), reloaded);
+        sticky.remove(WorkerId(12));
+        for (now, then) in all(&mut sticky).iter().zip(&before) {
+            assert!(now == then || *then == Some(2));
+        }
+        sticky.update(WorkerView { place: 2, ..view(22) });
+        assert_eq!(all(&mut sticky).iter().filter(|w| **w == Some(22)).count(), before.iter().filter(|w| **w == Some(2)).count());
+    }
+}

@@ -1,0 +1,95 @@
+use std::collections::HashMap;
+
+use super::rank::Rank;
+use super::{Connection, Policy, WorkerView};
+use crate::id::WorkerId;
+
+/// Turns in proportion to the workers' weights, spread as evenly as can be (stride scheduling). A worker that is not ready when its turn
+/// comes is passed over, and does not make up for it later.
+#[derive(Debug, Default)]
+pub struct Weighted {
+    /// By the time at which they are next, in a time that runs as fast as connections come.
+    ready: Rank<(u64, WorkerId)>,
+    members: HashMap<WorkerId, Member>,
+    now: u64,
+}
+
+#[derive(Debug)]
+struct Member {
+    weight: u32,
+    next: u64,
+}
+
+/// The time between two turns of a worker with the weight 1.
+const STRIDE: u64 = 1 << 32;
+
+impl Policy for Weighted {
+    fn update(&mut self, view: WorkerView) {
+        let step = STRIDE / u64::from(view.weight.max(1));
+        // The first turns of workers that join together are spread too.
+        let member = self.members.entry(view.worker).or_insert(Member { weight: view.weight, next: self.now + step });
+        if std::mem::replace(&mut member.weight, view.weight) != view.weight {
+            member.next = self.now + step;
+        }
+        if !view.ready || view.weight == 0 {
+            self.ready.remove(view.worker);
+        } else if !self.ready.contains(view.worker) {
+            member.next = member.next.max(self.now);
+            self.ready.set(view.worker, (member.next, view.worker));
+        } else {
+            self.ready.set(view.worker, (member.next, view.worker));
+        }
+    }
+
+    fn remove(&mut self, worker: WorkerId) {
+        self.ready.remove(worker);
+        self.members.remove(&worker);
+    }
+
+    fn pick(&mut self, _: &Connection) -> Option<WorkerId> {
+        let ((due, _), worker) = self.ready.first()?;
+        let member = self.members.get_mut(&worker)?;
+        self.now = self.now.max(due);
+        member.next = due + STRIDE / u64::from(member.weight.max(1));
+        self.ready.set(worker, (member.next, worker));
+        Some(worker)
+    }
+
+    fn needs_peer(&self) -> bool {
+        false
+    }
+
+    fn needs_counts(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::view;
+    use super::*;
+
+    #[test]
+    fn shares_are_in_proportion_to_the_weights_and_evenly_spread() {
+        let mut weighted = Weighted::default();
+        for (worker, weight) in [(1, 100), (2, 300), (3, 600)] {
+            weighted.update(WorkerView { weight, ..view(worker) });
+        }
+        for round in 0..50 {
+            let mut shares = [0; 4];
+            for _ in 0..10 {
+                shares[weighted.pick(&Connection::default()).unwrap().0 as usize] += 1;
+            }
+            assert!(shares[1] <= 2 && (2..=4).contains(&shares[2]) && (5..=7).contains(&shares[3]), "round {round}: {shares:?}");
+        }
+        // One that comes back from a pause does not get all it has missed.
+        weighted.update(WorkerView { ready: false, weight: 600, ..view(3) });
+        assert!((0..100).all(|_| weighted.pick(&Connection::default()) != Some(WorkerId(3))));
+        weighted.update(WorkerView { weight: 600, ..view(3) });
+        let back = (0..10).filter(|_| weighted.pick(&Connection::default()) == Some(WorkerId(3))).count();
+        assert!((5..=7).contains(&back), "{back}");
+        // A weight of nothing is no share at all.
+        weighted.update(WorkerView { weight: 0, ..view(2) });
+        assert!((0..100).all(|_| weighted.pick(&Connection::default()) != Some(WorkerId(2))));
+    }
+}

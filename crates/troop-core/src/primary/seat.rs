@@ -1,0 +1,99 @@
+//! A worker's part in one listener, and what the listener's policy knows about it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::Config;
+use super::worker::Worker;
+use crate::id::{ConnId, ListenerId, Time};
+use crate::policy::{Connection, WorkerView};
+
+/// The longest pause of a worker that refuses connections.
+const MAX_COOLING: Duration = Duration::from_millis(500);
+/// How long it is remembered that a worker keeps refusing, after its pause is over.
+const COOLING_MEMORY: Duration = Duration::from_secs(1);
+
+/// A connection that no worker has.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) conn: ConnId,
+    pub(super) about: Connection,
+    /// How many workers had it before and did not take it.
+    pub(super) tries: u8,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) listener: ListenerId,
+    pub(super) place: u16,
+    /// The worker has been answered, and takes part.
+    pub(super) admitted: bool,
+    /// It has said that it listens.
+    pub(super) listening: bool,
+    /// Its place's queue does not move, so that it is held to be hung.
+    pub(super) stalled: bool,
+    refusals: u32,
+    pub(super) cooling_until: Time,
+    /// Connections that only this worker is meant to have.
+    pub(super) reserved: VecDeque<Waiting>,
+    /// What the policy was shown last.
+    pub(super) shown: Option<WorkerView>,
+}
+
+impl Seat {
+    pub(super) fn new(listener: ListenerId) -> Seat {
+        Seat {
+            listener,
+            place: 0,
+            admitted: false,
+            listening: false,
+            stalled: false,
+            refusals: 0,
+            cooling_until: Time(0),
+            reserved: VecDeque::new(),
+            shown: None,
+        }
+    }
+
+    /// It did not want a connection: a pause, which grows.
+    pub(super) fn refused(&mut self, now: Time) {
+        if now > self.cooling_until + COOLING_MEMORY {
+            self.refusals = 0;
+        }
+        self.refusals += 1;
+        self.cooling_until = now + Duration::from_millis(1 << self.refusals.min(9)).min(MAX_COOLING);
+    }
+
+    pub(super) fn accepted(&mut self) {
+        self.refusals = 0;
+        self.cooling_until = Time(0);
+    }
+}
+
+impl Worker {
+    /// What the policy of a listener should know about this worker now; `None` if it cannot be given anything.
+    pub(super) fn view(&self, now: Time, config: &Config, id: super::WorkerId, seat: &Seat) -> Option<WorkerView> {
+        // A program may be slow on one of its listeners and quick on another.
+        let age = self.in_flight.iter().find(|c| c.listener == seat.listener).map_or(Duration::ZERO, |c| now.since(c.since));
+        if !self.is_able() || !seat.admitted || seat.stalled || age >= config.recall_after {
+            return None;
+        }
+        let window = if self.batched { config.troop_window } else { config.node_window };
+        let ready = !self.blocked
+            && self.in_flight.len() < window
+            && self.starved_until <= now
+            && seat.cooling_until <= now
+            && age < config.stale_after;
+        Some(WorkerView {
+            worker: id,
+            place: seat.place,
+            weight: self.weight,
+            state: self.state,
+            ready,
+            open: self.open,
+            pending: u32::try_from(self.in_flight.len()).unwrap_or(u32::MAX),
+            load: self.load,
+        })
+    }
+}

@@ -1,0 +1,399 @@
+//! Lets workers take part in listeners, and steers those listeners that the kernel balances.
+
+use super::listener::{Listener, MAX_PLACES};
+use super::worker::HandleWait;
+use super::{Action, Primary};
+use crate::event::{Address, Listening, Notice, Violation};
+use crate::id::{ListenerId, Time, WorkerId};
+use crate::policy::{Pattern, Scheduling, Sticky};
+use crate::steer::group::{Change, Group, Staff};
+use crate::wire::TROOP_VERSION;
+use crate::wire::outgoing::{self, Reply};
+
+use super::Needs;
+
+/// The pause after a socket could not be added to a group.
+const CROWDED: std::time::Duration = std::time::Duration::from_secs(10);
+/// How often the descriptors of workers are counted that do not report their connections.
+const COUNT_EVERY: std::time::Duration = std::time::Duration::from_millis(100);
+
+impl Primary {
+    /// The shell could not make a listener the first of a group, so its connections are handed over instead. To be called before
+    /// [`Primary::bound`].
+    pub fn cannot_steer(&mut self, id: ListenerId, reason: String) {
+        let seed = self.config.seed ^ u64::from(id.0);
+        let Some(listener) = self.listeners.get_mut(&id) else { return };
+        listener.group = None;
+        let udp = listener.asked().address_type.is_udp();
+        listener.schedule(if udp { Scheduling::Shared } else { Scheduling::RoundRobin }, seed);
+        let at = listener.asked();
+        self.notify(Notice::NotSteered { at, reason });
+    }
+
+    /// Finds a place for a worker, and answers it when there is a socket for that.
+    pub(super) fn admit(&mut self, worker: WorkerId, id: ListenerId, ack: u64) {
+        let (Some(listener), Some(state)) = (self.listeners.get_mut(&id), self.workers.get_mut(&worker)) else { return };
+        let place = listener.place(worker, state.slot);
+        if let Some(seat) = state.seat_mut(id) {
+            seat.place = place;
+        }
+        if listener.group.is_some() {
+            listener.growing.push_back((worker, ack));
+            self.grow(id);
+        } else {
+            self.answer_query(worker, id, ack);
+        }
+    }
+
+    /// Answers those whose socket is there, and asks for one more if somebody still waits.
+    fn grow(&mut self, id: ListenerId) {
+        while let Some(listener) = self.listeners.get_mut(&id)
+            && let Some((worker, ack)) = listener.growing.front().copied()
+        {
+            let Some(group) = &listener.group else { return };
+            let place = self.workers.get(&worker).and_then(|state| state.seat(id)).map_or(0, |seat| seat.place);
+            if usize::from(place) < group.len() {
+                listener.growing.pop_front();
+                self.answer_query(worker, id, ack);
+            } else if listener.crowded_until > self.last_time {
+                self.crowd_together(id);
+            } else {
+                if !std::mem::replace(&mut listener.opening, true) {
+                    self.actions.push_back(Action::Open { listener: id });
+                }
+                return;
+            }
+        }
+    }
+
+    /// The outcome of [`Action::Open`]: one more socket is in the group and has the next number, or there is an obstacle, so that workers
+    /// have to share sockets.
+    pub fn opened(&mut self, now: Time, id: ListenerId, result: Result<(), String>) {
+        self.clock(now);
+        let Some(listener) = self.listeners.get_mut(&id) else { return };
+        listener.opening = false;
+        let Some(group) = &mut listener.group else { return };
+        match result {
+            Ok(()) => group.grow(),
+            Err(reason) => {
+                listener.crowded_until = now + CROWDED;
+                let at = listener.asked();
+                self.notify(Notice::NotSteered { at, reason });
+            }
+        }
+        self.tell_group(now, id);
+        self.grow(id);
+    }
+
+    /// Puts workers without a socket of their own with others.
+    fn crowd_together(&mut self, id: ListenerId) {
+        let Primary { listeners, workers, .. } = self;
+        let Some(listener) = listeners.get_mut(&id) else { return };
+        let sockets = listener.group.as_ref().map_or(0, Group::len).clamp(1, MAX_PLACES);
+        for place in listener.places.split_off(sockets.min(listener.places.len())) {
+            for worker in place.holders {
+                let at = place.slot as usize % sockets;
+                listener.places[at].holders.push(worker);
+                if let Some(seat) = workers.get_mut(&worker).and_then(|state| state.seat_mut(id)) {
+                    seat.place = at as u16;
+                }
+            }
+        }
+    }
+
+    fn answer_query(&mut self, worker: WorkerId, id: ListenerId, ack: u64) {
+        let seq = self.next_seq();
+        let (Some(listener), Some(state)) = (self.listeners.get_mut(&id), self.workers.get_mut(&worker)) else { return };
+        let troop = state.batched.then_some(TROOP_VERSION);
+        let Some(seat) = state.seat_mut(id) else { return };
+        seat.admitted = true;
+        let place = seat.place;
+        let Listener { key, data, .. } = &*listener;
+        let (key, data) = (key.as_str(), data.as_deref());
+        let mut line = Vec::with_capacity(256);
+        if listener.scheduling.is_handed() {
+            let sockname = listener.bound.as_ref().and_then(Option::as_ref);
+            outgoing::reply(&mut line, &Reply { key, ack, errno: None, data, sockname, troop, seq });
+            self.actions.push_back(Action::Send { worker, line });
+        } else {
+            let kind = if listener.asked().address_type.is_udp() { "dgram.Native" } else { "net.Native" };
+            let reply = Reply { key, ack, errno: Some(0), data, sockname: None, troop, seq };
+            outgoing::reply_with_handle(&mut line, kind, &reply);
+            state.handle_waits.push_back(HandleWait::Listener { ack, listener: id });
+            let place = if listener.group.is_some() { place } else { 0 };
+            self.actions.push_back(Action::SendListener { worker, listener: id, place, line });
+        }
+        let now = self.last_time;
+        self.settle(now, worker);
+    }
+
+    /// A worker says that it listens: whatever waits in its socket is its own from now on.
+    pub(super) fn listens(&mut self, now: Time, worker: WorkerId, at: &Listening) {
+        let Primary { workers, listeners, .. } = self;
+        let Some(state) = workers.get_mut(&worker) else { return };
+        let counts = !state.reports;
+        let mut steered = Vec::new();
+        for seat in state.seats.iter_mut().filter(|seat| seat.admitted && !seat.listening) {
+            let Some(listener) = listeners.get_mut(&seat.listener) else { continue };
+            let asked = listener.asked();
+            let bound = listener.bound.as_ref().and_then(Option::as_ref).map(|name| i64::from(name.port));
+            let port = at.port == asked.port || (asked.port == Some(0) && at.port == bound);
+            if asked.address_type != at.address_type || asked.address != at.address || asked.fd != at.fd || !port {
+                continue;
+            }
+            seat.listening = true;
+            if let Some(group) = &mut listener.group {
+                group.relieved(seat.place);
+                steered.push(seat.listener);
+            }
+        }
+        if counts {
+            // What it has open now, it has without any connection.
+            self.actions.push_back(Action::Count { worker });
+        }
+        for id in steered {
+            self.staff_all(now, id);
+        }
+    }
+
+    fn staff(&self, id: ListenerId) -> Vec<Staff> {
+        let Some(listener) = self.listeners.get(&id) else { return Vec::new() };
+        let staff = |holders: &[WorkerId]| {
+            let mut staff = Staff::default();
+            for state in holders.iter().filter_map(|worker| self.workers.get(worker)) {
+                if state.is_able() && state.seat(id).is_some_and(|seat| seat.listening) {
+                    let busy = staff.busy.saturating_add(state.open).saturating_add(state.load);
+                    staff = Staff { present: true, weight: state.weight, busy };
+                }
+            }
+            staff
+        };
+        listener.places.iter().map(|place| staff(&place.holders)).collect()
+    }
+
+    /// Who accepts on the sockets of a group may have changed.
+    pub(super) fn staff_all(&mut self, now: Time, id: ListenerId) {
+        let staff = self.staff(id);
+        let Some(group) = self.listeners.get_mut(&id).and_then(|l| l.group.as_mut()) else { return };
+        for (place, staff) in (0..).zip(staff) {
+            group.staff(place, staff);
+        }
+        self.tell_group(now, id);
+    }
+
+    /// Carries out what a group has decided: first the kernel's program, so that nothing new comes to a queue that is taken over.
+    pub(super) fn tell_group(&mut self, now: Time, id: ListenerId) {
+        let Some(listener) = self.listeners.get_mut(&id) else { return };
+        let Some(group) = &mut listener.group else { return };
+        if let Some(program) = group.program() {
+            self.actions.push_back(Action::Steer { listener: id, program });
+        }
+        for change in std::mem::take(&mut group.changes) {
+            let (place, stalled) = match change {
+                Change::Watch(place, on) => {
+                    self.actions.push_back(Action::Watch { listener: id, place, on });
+                    continue;
+                }
+                Change::Stalled(place) => (place, true),
+                Change::Recovered(place) => (place, false),
+            };
+            let holders = self.listeners.get(&id).and_then(|l| l.places.get(usize::from(place))).map(|p| p.holders.clone());
+            for worker in holders.unwrap_or_default() {
+                if let Some(seat) = self.workers.get_mut(&worker).and_then(|state| state.seat_mut(id))
+                    && std::mem::replace(&mut seat.stalled, stalled) != stalled
+                {
+                    self.notify(Notice::Stalled { worker, stalled });
+                    self.settle(now, worker);
+                }
+            }
+        }
+    }
+
+    /// What waits in the sockets of a group, in the order of their numbers: the outcome of [`Action::Sample`]. `None` where that is
+    /// unknown.
+    pub fn sampled(&mut self, now: Time, id: ListenerId, waiting: &[Option<u32>]) {
+        self.clock(now);
+        let mut staff = self.staff(id);
+        staff.resize(waiting.len(), Staff::default());
+        let Some(group) = self.listeners.get_mut(&id).and_then(|l| l.group.as_mut()) else { return };
+        group.look(now, waiting, &staff);
+        let look = group.next_look();
+        self.wake_at(look);
+        self.tell_group(now, id);
+    }
+
+    /// How many descriptors a worker has open: the outcome of [`Action::Count`].
+    pub fn counted(&mut self, now: Time, worker: WorkerId, descriptors: u32) {
+        let Some(state) = self.workers.get_mut(&worker) else { return };
+        if state.reports {
+            return;
+        }
+        // The fewest that it ever had are those that are no connections.
+        let fewest = *state.descriptors.insert(state.descriptors.map_or(descriptors, |fewest| fewest.min(descriptors)));
+        state.open = descriptors - fewest;
+        self.refresh_all(now, worker);
+    }
+
+    /// A worker reports how many connections it has open, and its own idea of its load.
+    pub(super) fn reported(&mut self, now: Time, worker: WorkerId, open: Option<u32>, load: Option<u32>) {
+        let Some(state) = self.workers.get_mut(&worker) else { return };
+        state.reports |= open.is_some();
+        state.open = open.unwrap_or(state.open);
+        state.load = load.unwrap_or(state.load);
+        self.settle(now, worker);
+    }
+
+    /// Asks the shell for what has to be looked at now. Returns when that is the case again.
+    pub(super) fn look_around(&mut self, now: Time) -> Option<Time> {
+        let mut next: Option<Time> = None;
+        let mut counted = Vec::new();
+        for (id, listener) in &self.listeners {
+            let Some(group) = &listener.group else { continue };
+            if group.next_look() > now {
+                next = Some(next.map_or(group.next_look(), |n| n.min(group.next_look())));
+                continue;
+            }
+            counted.extend(listener.places.iter().flat_map(|place| place.holders.iter().copied()));
+            self.actions.push_back(Action::Sample { listener: *id });
+        }
+        if self.listeners.values().any(|l| l.group.is_none() && l.needs_counts) {
+            for (id, state) in self.workers.iter().filter(|(_, state)| !state.reports && state.open > 0 && state.connected) {
+                counted.push(*id);
+                if state.descriptors.is_some() {
+                    next = Some(next.map_or(now + COUNT_EVERY, |n| n.min(now + COUNT_EVERY)));
+                }
+            }
+        }
+        counted.sort_unstable();
+        counted.dedup();
+        for worker in counted {
+            if self.workers.get(&worker).is_some_and(|state| !state.reports) {
+                // Before the samples, which are judged with it.
+                self.actions.push_front(Action::Count { worker });
+            }
+        }
+        self.kill_hung_places(now);
+        next
+    }
+
+    /// Workers that were hung for too long.
+    fn kill_hung_places(&mut self, now: Time) {
+        let Some(limit) = self.config.hung_after else { return };
+        let mut hung = Vec::new();
+        for listener in self.listeners.values() {
+            let Some(group) = &listener.group else { continue };
+            for (number, place) in (0..).zip(&listener.places) {
+                if let Some(age) = group.hung_since(number).map(|since| now.since(since)).filter(|age| *age >= limit) {
+                    hung.extend(place.holders.iter().map(|worker| (*worker, age)));
+                }
+            }
+        }
+        for (worker, age) in hung {
+            self.violated(worker, Violation::Hung(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
+        }
+    }
+
+    /// Two sockets of a group have changed numbers with each other, which only happens when a worker has shut one of them down.
+    pub fn renumbered(&mut self, now: Time, id: ListenerId, one: u16, other: u16) {
+        let Some(listener) = self.listeners.get_mut(&id) else { return };
+        let Some(group) = &mut listener.group else { return };
+        if one == other || group.len().min(listener.places.len()) <= usize::from(one.max(other)) {
+            return;
+        }
+        group.swap(one, other);
+        listener.places.swap(usize::from(one), usize::from(other));
+        for (place, holders) in [one, other].map(|place| (place, listener.places[usize::from(place)].holders.clone())) {
+            for worker in holders {
+                if let Some(seat) = self.workers.get_mut(&worker).and_then(|state| state.seat_mut(id)) {
+                    seat.place = place;
+                }
+                self.refresh_all(now, worker);
+            }
+        }
+        self.tell_group(now, id);
+    }
+
+    /// Where a listener is, in the words of the worker that asked for it first.
+    #[must_use]
+    pub fn listener_address(&self, id: ListenerId) -> Option<Address> {
+        self.listeners.get(&id).map(Listener::asked)
+    }
+
+    // ---- what can be changed while it runs ----
+
+    /// What has to be known about a listener's connections.
+    #[must_use]
+    pub fn needs(&self, id: ListenerId) -> Needs {
+        self.listeners.get(&id).map(|l| l.needs).unwrap_or_default()
+    }
+
+    /// How a listener recognises clients.
+    #[must_use]
+    pub fn sticky(&self, id: ListenerId) -> Option<&Sticky> {
+        self.listeners.get(&id).and_then(|l| l.scheduling.sticky())
+    }
+
+    /// How the connections of a listener are spread now: what was chosen, or what it had to be instead.
+    #[must_use]
+    pub fn scheduling(&self, id: ListenerId) -> Option<&Scheduling> {
+        self.listeners.get(&id).map(|l| &l.scheduling)
+    }
+
+    /// The parts of new connections that each socket of a steered listener gets at the moment, of 1.
+    #[must_use]
+    pub fn shares(&self, id: ListenerId) -> Option<Vec<f64>> {
+        self.listeners.get(&id).and_then(|l| l.group.as_ref()).map(Group::shares)
+    }
+
+    /// Changes how connections are spread: of the listeners that are meant, or of all that nothing else was chosen for. Listeners that are
+    /// open change at once if the primary hands their connections over before and after. The others are returned; they change when
+    /// they are opened the next time.
+    pub fn set_scheduling(&mut self, now: Time, pattern: Option<Pattern>, scheduling: Scheduling) -> Vec<ListenerId> {
+        match pattern {
+            None => self.config.scheduling = scheduling,
+            Some(pattern) => match self.config.listeners.iter_mut().find(|(known, _)| *known == pattern) {
+                Some((_, known)) => *known = scheduling,
+                None => self.config.listeners.push((pattern, scheduling)),
+            },
+        }
+        let mut later = Vec::new();
+        for id in self.listeners.keys().copied().collect::<Vec<_>>() {
+            let Some(listener) = self.listeners.get_mut(&id) else { continue };
+            let chosen = self.config.scheduling_for(&listener.asked());
+            if chosen == listener.chosen {
+                continue;
+            }
+            if !chosen.is_handed() || !listener.scheduling.is_handed() {
+                if !listener.asked().address_type.is_udp() || matches!(chosen, Scheduling::Steered(_)) {
+                    later.push(id);
+                }
+                continue;
+            }
+            listener.chosen = chosen.clone();
+            listener.schedule(chosen, self.config.seed ^ u64::from(id.0));
+            let holders: Vec<WorkerId> = listener.places.iter().flat_map(|place| place.holders.iter().copied()).collect();
+            for worker in &holders {
+                // The new policy knows nobody yet.
+                let Some(seat) = self.workers.get_mut(worker).and_then(|state| state.seat_mut(id)) else { continue };
+                seat.shown = None;
+                let reserved = std::mem::take(&mut seat.reserved);
+                if let Some(listener) = self.listeners.get_mut(&id) {
+                    listener.reserved -= reserved.len();
+                    reserved.into_iter().rev().for_each(|waiting| listener.queue.push_front(waiting));
+                }
+            }
+            holders.into_iter().for_each(|worker| self.settle(now, worker));
+        }
+        later
+    }
+
+    /// Changes a worker's weight. False if there is no such worker.
+    pub fn set_weight(&mut self, now: Time, worker: WorkerId, weight: u32) -> bool {
+        let Some(state) = self.workers.get_mut(&worker) else { return false };
+        state.weight = weight;
+        let seats: Vec<ListenerId> = state.seats.iter().map(|seat| seat.listener).collect();
+        self.settle(now, worker);
+        seats.into_iter().for_each(|id| self.staff_all(now, id));
+        true
+    }
+}

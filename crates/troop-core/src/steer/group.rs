@@ -1,0 +1,368 @@
+//! The sockets of one steered listener, and what is thought of each.
+
+use std::time::Duration;
+
+use super::program::{self, Instruction};
+use crate::id::Time;
+use crate::policy::{Sticky, partition};
+
+/// How often the queues are looked at while something waits in one, or shares are changing.
+const FAST: Duration = Duration::from_millis(50);
+/// How often otherwise.
+const SLOW: Duration = Duration::from_millis(500);
+/// How long after the last sign of load the looks stay frequent.
+const WAKEFUL: Duration = Duration::from_secs(2);
+
+/// Looks at a queue that does not get shorter, beside others that are much shorter, until its socket gets nothing new.
+const SUSPECT_AFTER: u32 = 3;
+/// More such looks until its worker is held to be hung.
+const STALLED_AFTER: u32 = 3;
+/// As [`SUSPECT_AFTER`], where the queue is not much longer than others, but some are empty.
+const SUSPECT_LATE: u32 = 10;
+/// How long a hung worker gets nothing, the first time and at most.
+const PAUSE: Duration = Duration::from_millis(500);
+const MAX_PAUSE: Duration = Duration::from_secs(8);
+/// A worker that takes connections this long after a pause is as good as any.
+const PROBATION: Duration = Duration::from_secs(2);
+
+/// The smallest part of its share that a busy worker keeps.
+const LEAST: f64 = 1.0 / 64.0;
+/// The part that one gets that comes back from a pause.
+const COMEBACK: f64 = 1.0 / 8.0;
+/// What one look counts for, beside all those before.
+const FRESH: f64 = 0.25;
+/// Differences of busyness that are taken for chance: below this factor, and for small numbers.
+const TOLERANCE: f64 = 0.4;
+const SMALL: f64 = 3.0;
+/// How much of a difference is made good at each look.
+const GAIN: f64 = 0.25;
+/// How much of what it lost a worker gets back at each look while nothing is going on.
+const RELAX: f64 = 0.05;
+
+/// What is known about one place when its share is decided.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Staff {
+    /// Somebody accepts on the socket.
+    pub(crate) present: bool,
+    pub(crate) weight: u32,
+    /// Connections open there, and reported load.
+    pub(crate) busy: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Phase {
+    Serving,
+    /// Its queue does not move. It gets nothing new for a moment, which shows whether it does then.
+    Suspect {
+        looks: u32,
+    },
+    /// It is held to be hung. Its queue is taken over.
+    Stalled {
+        until: Time,
+    },
+}
+
+#[derive(Debug)]
+struct Slot {
+    staff: Staff,
+    /// That of its last worker; a vacant place keeps it.
+    weight: u32,
+    /// The part of its share that it gets, from [`LEAST`] to 1.
+    level: f64,
+    /// Its queue and open connections, smoothed.
+    load: f64,
+    queue: u32,
+    /// Looks in a row at which the queue was not shorter than before.
+    stuck: u32,
+    phase: Phase,
+    /// Since when it is hung, with attempts in between, until it has shown that it is not.
+    hung_since: Option<Time>,
+    pause: Duration,
+    /// When it was last let out of a pause.
+    back_at: Option<Time>,
+    /// The primary accepts on it.
+    watched: bool,
+}
+
+/// Something about the group that others have to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// The workers at this place do not take connections.
+    Stalled(u16),
+    /// They do again.
+    Recovered(u16),
+    /// The primary has to accept on this socket from now on, or no longer.
+    Watch(u16, bool),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Group {
+    udp: bool,
+    sticky: Option<Sticky>,
+    slots: Vec<Slot>,
+    /// What the kernel was last told to do.
+    told: Vec<Instruction>,
+    /// Shares that it was told.
+    told_shares: Vec<u32>,
+    next_look: Time,
+    /// The last time there was load.
+    awake: Time,
+    pub(crate) changes: Vec<Change>,
+}
+
+impl Group {
+    pub(crate) fn new(udp: bool, sticky: Option<Sticky>, now: Time) -> Group {
+        Group {
+            udp,
+            sticky,
+            slots: Vec::new(),
+            told: Vec::new(),
+            told_shares: Vec::new(),
+            next_look: now + SLOW,
+            awake: now,
+            changes: Vec::new(),
+        }
+    }
+
+    /// One more socket is in the group.
+    pub(crate) fn grow(&mut self) {
+        self.slots.push(Slot {
+            staff: Staff::default(),
+            weight: 100,
+            level: 1.0,
+            load: 0.0,
+            queue: 0,
+            stuck: 0,
+            phase: Phase::Serving,
+            hung_since: None,
+            pause: PAUSE,
+            back_at: None,
+            watched: false,
+        });
+        self.watch();
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Since when the workers at a place have been hung, if they are.
+    pub(crate) fn hung_since(&self, place: u16) -> Option<Time> {
+        self.slots.get(usize::from(place)).and_then(|slot| slot.hung_since)
+    }
+
+    /// Who accepts at a place has changed.
+    pub(crate) fn staff(&mut self, place: u16, staff: Staff) {
+        let Some(slot) = self.slots.get_mut(usize::from(place)) else { return };
+        if slot.staff.present != staff.present {
+            // Whoever comes is not to blame for who was there.
+            slot.recover();
+            slot.level = 1.0;
+            slot.load = 0.0;
+        }
+        slot.assign(staff);
+        self.watch();
+    }
+
+    /// Whoever is new at a place beside another gets a fresh start too.
+    pub(crate) fn relieved(&mut self, place: u16) {
+        if let Some(slot) = self.slots.get_mut(usize::from(place)) {
+            slot.recover();
+            slot.level = 1.0;
+        }
+        self.watch();
+    }
+
+    /// Two sockets have changed numbers.
+    pub(crate) fn swap(&mut self, one: u16, other: u16) {
+        self.slots.swap(usize::from(one), usize::from(other));
+        self.told.clear();
+        self.told_shares.clear();
+    }
+
+    pub(crate) fn next_look(&self) -> Time {
+        self.next_look
+    }
+
+    /// What waits in each socket (`None`: unknown), and who is how busy.
+    pub(crate) fn look(&mut self, now: Time, queues: &[Option<u32>], staff: &[Staff]) {
+        for (((number, slot), queue), staff) in (0..).zip(&mut self.slots).zip(queues).zip(staff) {
+            let queue = queue.unwrap_or(0);
+            slot.stuck = if queue > 0 && queue >= slot.queue && !slot.watched { slot.stuck + 1 } else { 0 };
+            if queue < slot.queue && !slot.watched {
+                // Somebody takes them.
+                if slot.hung_since.is_some() {
+                    slot.recover();
+                    self.changes.push(Change::Recovered(number));
+                }
+            }
+            slot.queue = queue;
+            slot.assign(*staff);
+            slot.load += FRESH * (f64::from(queue) + f64::from(staff.busy) - slot.load);
+        }
+        self.judge(now);
+        self.shift();
+        self.watch();
+        let serving = || self.slots.iter().filter(|slot| slot.staff.present);
+        if serving().any(|slot| slot.queue > 0 || slot.load > 0.5 || slot.phase != Phase::Serving) {
+            self.awake = now;
+        }
+        let unsettled = serving().any(|slot| slot.queue > 0 || matches!(slot.phase, Phase::Suspect { .. }));
+        let pace = if unsettled || now.since(self.awake) < WAKEFUL { FAST } else { SLOW };
+        self.next_look = now + pace;
+    }
+
+    /// Whether a place is told apart from the others by its queue alone.
+    fn judge(&mut self, now: Time) {
+        let mut queues: Vec<u32> = self.in_program(true).map(|n| self.slots[n].queue).collect();
+        queues.sort_unstable();
+        let others = queues.len() > 1;
+        let (least, middle) = (queues.first().copied().unwrap_or(0), queues.get(queues.len().saturating_sub(1) / 2).copied());
+        let serving = self.in_program(true).count();
+        for number in 0..self.slots.len() {
+            let slot = &mut self.slots[number];
+            match slot.phase {
+                Phase::Serving if slot.staff.present && others => {
+                    let far_behind = slot.queue > 4 * middle.unwrap_or(0);
+                    let suspicious = (slot.stuck >= SUSPECT_AFTER && far_behind) || (slot.stuck >= SUSPECT_LATE && least == 0);
+                    if suspicious {
+                        slot.phase = Phase::Suspect { looks: 0 };
+                    } else if slot.back_at.is_some_and(|at| now.since(at) >= PROBATION) {
+                        slot.recover();
+                        self.changes.push(Change::Recovered(number as u16));
+                    }
+                }
+                Phase::Suspect { .. } if slot.stuck == 0 || serving == 0 => slot.phase = Phase::Serving,
+                Phase::Suspect { looks } if looks + 1 < STALLED_AFTER => slot.phase = Phase::Suspect { looks: looks + 1 },
+                Phase::Suspect { .. } => {
+                    slot.phase = Phase::Stalled { until: now + slot.pause };
+                    slot.pause = (2 * slot.pause).min(MAX_PAUSE);
+                    slot.level = COMEBACK;
+                    if slot.hung_since.is_none() {
+                        slot.hung_since = Some(now);
+                        self.changes.push(Change::Stalled(number as u16));
+                    }
+                }
+                Phase::Stalled { until } if until <= now => {
+                    slot.phase = Phase::Serving;
+                    slot.stuck = 0;
+                    slot.back_at = Some(now);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Moves shares from those that are busier than others to those that are less so.
+    fn shift(&mut self) {
+        let serving: Vec<usize> = self.in_program(true).collect();
+        if serving.len() < 2 {
+            return;
+        }
+        // In relation to the weight: twice the weight is meant to be twice as busy.
+        let load = |slot: &Slot| slot.load * 100.0 / f64::from(slot.weight.max(1));
+        let mean = serving.iter().map(|n| load(&self.slots[*n])).sum::<f64>() / serving.len() as f64;
+        let mut most = LEAST;
+        for number in &serving {
+            let slot = &mut self.slots[*number];
+            let difference = ((mean + SMALL) / (load(slot) + SMALL)).ln();
+            let beyond = difference.signum() * (difference.abs() - TOLERANCE).max(0.0);
+            slot.level *= (GAIN * beyond).exp();
+            if mean < 1.0 {
+                slot.level += RELAX * (1.0 - slot.level);
+            }
+            most = slot.level.max(most);
+        }
+        for number in serving {
+            let level = &mut self.slots[number].level;
+            *level = (*level / most).clamp(LEAST, 1.0);
+        }
+    }
+
+    /// The places that new connections go to: those where somebody takes them; without `strictly`, if there are none, those where somebody
+    /// is; if there are none either, all.
+    fn in_program(&self, strictly: bool) -> Box<dyn Iterator<Item = usize> + '_> {
+        let serving = |slot: &Slot| slot.staff.present && slot.weight > 0 && slot.phase == Phase::Serving;
+        let present = |slot: &Slot| slot.staff.present;
+        let numbers = self.slots.iter().enumerate();
+        if strictly || self.slots.iter().any(serving) {
+            Box::new(numbers.filter(move |(_, slot)| serving(slot)).map(|(n, _)| n))
+        } else if self.slots.iter().any(present) {
+            Box::new(numbers.filter(move |(_, slot)| present(slot)).map(|(n, _)| n))
+        } else {
+            Box::new(0..self.slots.len())
+        }
+    }
+
+    /// A queue that nobody takes from is the primary's. (Datagrams cannot be handed over; they wait for a successor.)
+    fn watch(&mut self) {
+        for (number, slot) in (0..).zip(&mut self.slots) {
+            let watched = !self.udp && (!slot.staff.present || matches!(slot.phase, Phase::Stalled { .. }));
+            if std::mem::replace(&mut slot.watched, watched) != watched {
+                self.changes.push(Change::Watch(number, watched));
+            }
+        }
+    }
+
+    /// What the kernel is to do from now on, if that is not what it does.
+    pub(crate) fn program(&mut self) -> Option<Vec<Instruction>> {
+        if self.slots.len() < 2 {
+            // It has no choice.
+            return None;
+        }
+        let mut shares = vec![0u32; self.slots.len()];
+        let steered: Vec<usize> = self.in_program(false).collect();
+        for number in &steered {
+            let slot = &self.slots[*number];
+            let weight = f64::from(slot.weight.clamp(1, 1_000_000));
+            shares[*number] = (weight * slot.level * 1000.0).round().clamp(1.0, f64::from(u32::MAX)) as u32;
+        }
+        let program = if self.udp || self.sticky.is_some() {
+            let sticky = self.sticky.clone().unwrap_or_default();
+            // Datagrams of one flow stay together; a client's flows only if that is asked for.
+            let (flows, prefix6) = (self.udp && self.sticky.is_none(), if self.sticky.is_some() { sticky.prefix6 } else { 128 });
+            let place = |n: usize| (self.slots[n].weight, shares[n] > 0);
+            let table = partition(&(0..self.slots.len()).map(place).collect::<Vec<_>>());
+            program::by_client(&table, sticky.prefix4, prefix6, flows)
+        } else {
+            let close = |(now, then): (&u32, &u32)| now == then || (*then > 0 && *now > 0 && now.abs_diff(*then) * 50 < *then);
+            if shares.len() == self.told_shares.len() && shares.iter().zip(&self.told_shares).all(close) {
+                return None;
+            }
+            self.told_shares.clone_from(&shares);
+            program::by_share(&shares)
+        };
+        if program == self.told {
+            return None;
+        }
+        self.told.clone_from(&program);
+        Some(program)
+    }
+
+    /// The parts of new connections that the places get now, of 1.
+    pub(crate) fn shares(&self) -> Vec<f64> {
+        let sum = self.told_shares.iter().map(|s| f64::from(*s)).sum::<f64>().max(1.0);
+        self.told_shares.iter().map(|share| f64::from(*share) / sum).collect()
+    }
+}
+
+impl Slot {
+    fn assign(&mut self, staff: Staff) {
+        self.staff = staff;
+        if staff.present {
+            self.weight = staff.weight;
+        }
+    }
+
+    fn recover(&mut self) {
+        self.phase = Phase::Serving;
+        self.stuck = 0;
+        self.hung_since = None;
+        self.pause = PAUSE;
+        self.back_at = None;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,153 @@
+//! Who else listens on an address (`sock_diag(7)`), and what can be seen of a process from outside.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
+
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
+
+/// A socket of this network namespace that is bound to a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bound {
+    /// Its address, maybe the unspecified one.
+    pub address: IpAddr,
+    /// Its number among all sockets, as in `/proc/PID/fd`.
+    pub inode: u64,
+    /// Whose it is.
+    pub uid: u32,
+}
+
+/// The number of a socket, as in [`Bound::inode`].
+///
+/// # Errors
+/// None are expected.
+pub fn inode(socket: impl AsFd) -> io::Result<u64> {
+    Ok(rustix::fs::fstat(socket)?.st_ino)
+}
+
+const REQUEST: usize = 16 + 56;
+const DUMP_BY_FAMILY: u16 = 20;
+const REQUEST_DUMP: u16 = 0x301;
+const DONE: u16 = 3;
+const ERROR: u16 = 2;
+/// The states of listening TCP sockets and of unconnected UDP sockets.
+const LISTEN: u32 = 1 << 10;
+const CLOSE: u32 = 1 << 7;
+
+/// All sockets that listen on a TCP port (or are bound to a UDP port), of both families. Costs a look at every listening socket of the
+/// network namespace.
+///
+/// # Errors
+/// If the kernel has no `sock_diag` for this protocol, or forbids it.
+pub fn bound_to(port: u16, udp: bool) -> io::Result<Vec<Bound>> {
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))?;
+    let mut found = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut request = Vec::with_capacity(REQUEST);
+        // struct nlmsghdr, then struct inet_diag_req_v2.
+        request.extend(u32::try_from(REQUEST).unwrap_or_default().to_ne_bytes());
+        request.extend(DUMP_BY_FAMILY.to_ne_bytes());
+        request.extend(REQUEST_DUMP.to_ne_bytes());
+        request.extend([0; 8]);
+        let protocol = if udp { libc::IPPROTO_UDP } else { libc::IPPROTO_TCP };
+        request.extend([u8::try_from(family).unwrap_or_default(), u8::try_from(protocol).unwrap_or_default(), 0, 0]);
+        request.extend(if udp { CLOSE } else { LISTEN }.to_ne_bytes());
+        request.extend(port.to_be_bytes());
+        request.extend([0; 46]);
+        send(&socket, &request, SendFlags::empty())?;
+        dump(&socket, port, &mut found)?;
+    }
+    Ok(found)
+}
+
+fn dump(socket: impl AsFd, port: u16, found: &mut Vec<Bound>) -> io::Result<()> {
+    let mut buffer = vec![0u8; 32 * 1024];
+    loop {
+        let (len, _) = recv(&socket, &mut buffer[..], RecvFlags::empty())?;
+        let mut rest = &buffer[..len];
+        while rest.len() >= 16 {
+            let size = number(rest, 0) as usize;
+            let kind = u16::from_ne_bytes([rest[4], rest[5]]);
+            let Some(message) = rest.get(16..size) else { return Ok(()) };
+            match kind {
+                DONE => return Ok(()),
+                ERROR => {
+                    let errno = if message.len() >= 4 { number(message, 0).cast_signed().wrapping_neg() } else { libc::EIO };
+                    return Err(io::Error::from_raw_os_error(errno));
+                }
+                _ => found.extend(socket_of(message).filter(|(at, _)| *at == port).map(|(_, bound)| bound)),
+            }
+            rest = rest.get(size.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
+fn number(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
+}
+
+/// `struct inet_diag_msg`: family, 3 bytes, then the ports and addresses in network order, 72 bytes in all.
+fn socket_of(message: &[u8]) -> Option<(u16, Bound)> {
+    let bytes: &[u8; 72] = message.get(..72)?.try_into().ok()?;
+    let port = u16::from_be_bytes([bytes[4], bytes[5]]);
+    let address = if i32::from(bytes[0]) == libc::AF_INET {
+        Ipv4Addr::new(bytes[8], bytes[9], bytes[10], bytes[11]).into()
+    } else {
+        Ipv6Addr::from(<[u8; 16]>::try_from(&bytes[8..24]).ok()?).into()
+    };
+    Some((port, Bound { address, inode: u64::from(number(bytes, 68)), uid: number(bytes, 64) }))
+}
+
+/// A process that has this socket open, as far as this one may see that.
+#[must_use]
+pub fn process_with(inode: u64) -> Option<u32> {
+    let wanted = format!("socket:[{inode}]");
+    std::fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
+        let pid = process.file_name().to_str()?.parse().ok()?;
+        let mut open = std::fs::read_dir(process.path().join("fd")).ok()?.flatten();
+        open.any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str())).then_some(pid)
+    })
+}
+
+/// How many descriptors a process has open; `None` on kernels before 6.2, and for processes that have ended. One system call.
+#[must_use]
+pub fn open_descriptors(pid: u32) -> Option<u32> {
+    let stat = rustix::fs::stat(format!("/proc/{pid}/fd")).ok()?;
+    u32::try_from(stat.st_size).ok().filter(|n| *n > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_socket_on_a_port_is_found_and_so_is_its_process() {
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let six = std::net::TcpListener::bind(("::1", tcp.local_addr().unwrap().port()));
+        let port = tcp.local_addr().unwrap().port();
+        let bound = bound_to(port, false).unwrap();
+        assert_eq!(bound.len(), 1 + usize::from(six.is_ok()), "{bound:?}");
+        assert_eq!(bound[0].address, IpAddr::from(Ipv4Addr::LOCALHOST));
+        assert_eq!(bound[0].inode, inode(&tcp).unwrap());
+        assert_eq!(process_with(bound[0].inode), Some(std::process::id()));
+        drop((tcp, six));
+        assert_eq!(bound_to(port, false).unwrap(), []);
+    }
+
+    #[test]
+    fn udp_sockets_are_found_where_the_kernel_tells_of_them() {
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        if let Ok(bound) = bound_to(udp.local_addr().unwrap().port(), true) {
+            assert_eq!(bound.iter().map(|b| b.inode).collect::<Vec<_>>(), [inode(&udp).unwrap()]);
+        }
+    }
+
+    #[test]
+    fn the_descriptors_of_a_process_are_counted() {
+        let Some(before) = open_descriptors(std::process::id()) else { return };
+        let more: Vec<_> = (0..10).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+        assert!(open_descriptors(std::process::id()).unwrap() >= before + 10);
+        drop(more);
+        assert_eq!(open_descriptors(u32::MAX - 1), None);
+    }
+}

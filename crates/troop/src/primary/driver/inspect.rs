@@ -1,0 +1,128 @@
+//! Looks at the first bytes of connections whose client is recognised by them, without taking any but a proxy's header.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+
+use troop_core::policy::{Connection, Finding, Identify, identify};
+use troop_core::{ConnId, ListenerId, Time};
+use troop_sys::poll::Interest;
+use troop_sys::socket;
+
+use super::{Driver, Token};
+
+/// The most bytes that are looked at.
+const MOST_BYTES: usize = 16 * 1024;
+/// The most connections whose first bytes are waited for; with one more, the one that has waited longest goes by its address.
+const MOST_WAITING: usize = 1024;
+
+struct Waiting {
+    listener: ListenerId,
+    peer: Option<SocketAddr>,
+    until: Time,
+}
+
+/// Connections whose first bytes are waited for.
+#[derive(Default)]
+pub(super) struct Inspected {
+    waiting: HashMap<ConnId, Waiting>,
+    deadlines: BTreeSet<(Time, ConnId)>,
+}
+
+impl Inspected {
+    pub(super) fn next_deadline(&self) -> Option<Time> {
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+}
+
+impl Driver {
+    /// A connection was accepted. Often its first bytes are there already.
+    pub(super) fn inspect_new(&mut self, listener: ListenerId, conn: ConnId, peer: Option<SocketAddr>) {
+        if self.inspect(listener, conn, peer, false) {
+            return;
+        }
+        let Some(wait) = self.core.sticky(listener).map(|sticky| sticky.wait) else { return };
+        let until = self.now + wait;
+        let watched = match self.conns.get(conn.0 as usize) {
+            Some(conn_) => self.waiting.poller().add(&conn_.fd, Token::Inspected(conn).pack(), Interest::ReadEdge).is_ok(),
+            None => return,
+        };
+        self.inspected.waiting.insert(conn, Waiting { listener, peer, until });
+        self.inspected.deadlines.insert((until, conn));
+        if !watched {
+            self.inspect_last(conn);
+        }
+        if self.inspected.waiting.len() > MOST_WAITING
+            && let Some((_, oldest)) = self.inspected.deadlines.first().copied()
+        {
+            self.inspect_last(oldest);
+        }
+    }
+
+    /// More bytes have arrived.
+    pub(super) fn inspect_again(&mut self, conn: ConnId) {
+        let Some(Waiting { listener, peer, .. }) = self.inspected.waiting.get(&conn) else { return };
+        let (listener, peer) = (*listener, *peer);
+        if self.inspect(listener, conn, peer, false) {
+            self.forget(conn);
+            self.act();
+        }
+    }
+
+    /// Those that have waited long enough.
+    pub(super) fn inspect_late(&mut self) {
+        while let Some((_, conn)) = self.inspected.deadlines.first().copied().filter(|(until, _)| *until <= self.now) {
+            self.inspect_last(conn);
+            self.act();
+        }
+    }
+
+    fn inspect_last(&mut self, conn: ConnId) {
+        let Some(Waiting { listener, peer, .. }) = self.forget(conn) else { return };
+        self.inspect(listener, conn, peer, true);
+    }
+
+    fn forget(&mut self, conn: ConnId) -> Option<Waiting> {
+        let waiting = self.inspected.waiting.remove(&conn)?;
+        self.inspected.deadlines.remove(&(waiting.until, conn));
+        if let Some(conn) = self.conns.get(conn.0 as usize) {
+            // Before it is anybody else's: a copy elsewhere would go on being reported.
+            let _ = self.waiting.poller().remove(&conn.fd);
+        }
+        Some(waiting)
+    }
+
+    /// True if the connection was passed on: its client is known, or is not waited for.
+    fn inspect(&mut self, id: ListenerId, conn: ConnId, peer: Option<SocketAddr>, last: bool) -> bool {
+        let Some(entry) = self.conns.get_mut(conn.0 as usize) else { return true };
+        let most = MOST_BYTES.min(self.buffer.len());
+        let (bytes, last) = match socket::peek(entry.fd.as_fd(), &mut self.buffer[..most]) {
+            // The client has said all it will say.
+            Ok(0) => (0, true),
+            Ok(n) => (n, last || n == most),
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => (0, last),
+            Err(_) => (0, true),
+        };
+        let about = |client| Connection { peer, client };
+        let found = match self.core.sticky(id) {
+            Some(sticky) => {
+                let peer = peer.map(|peer| peer.ip());
+                identify(Identify { sticky, peer, bytes: &self.buffer[..bytes], last })
+            }
+            // The policy has been changed meanwhile, or the listener is closed.
+            None => Finding::Found { client: None, strip: 0 },
+        };
+        let Finding::Found { client, strip } = found else { return false };
+        if strip > 0 {
+            // They have all arrived, so they are all there to be taken.
+            let taken = socket::skip(entry.fd.as_fd(), &mut self.buffer[..strip.min(most)]).unwrap_or(0);
+            entry.stripped = u32::try_from(taken).unwrap_or(0);
+        }
+        if self.inspected.waiting.contains_key(&conn) {
+            self.forget(conn);
+        }
+        self.core.accepted(self.now, id, conn, about(client));
+        true
+    }
+}

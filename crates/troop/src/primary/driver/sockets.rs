@@ -1,0 +1,190 @@
+//! The listeners' sockets: opens and closes them, gives the kernel its orders, and sees what waits in them.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use troop_core::primary::BindSpec;
+use troop_core::steer::Instruction;
+use troop_core::{ListenerId, Time, WorkerId};
+use troop_sys::group;
+use troop_sys::poll::Interest;
+use troop_sys::{diag, socket};
+
+use super::{Driver, Token};
+use crate::error::Error;
+use crate::events::Event;
+use crate::primary::listener::{self, Listener, Socket};
+
+/// How often it is looked whether others have joined a group.
+const CENSUS_EVERY: Duration = Duration::from_secs(5);
+
+impl Driver {
+    pub(super) fn bind(&mut self, id: ListenerId, spec: &BindSpec) {
+        let key = self.core.listener_key(id).unwrap_or_default();
+        let key = troop_core::wire::outgoing::quote(key);
+        let result = match listener::open(spec) {
+            Ok(opened) => {
+                if let Some(reason) = opened.alone {
+                    self.core.cannot_steer(id, reason);
+                }
+                let sockets = vec![self.sockets.insert(Socket::new(opened.fd, id))];
+                let listener = Listener { sockets, _file: opened.file, key, backlog: spec.listen, intruders: Vec::new() };
+                self.listeners.insert(id, listener);
+                Ok(opened.name)
+            }
+            Err(e) => Err(e.raw_os_error().unwrap_or(rustix::io::Errno::INVAL.raw_os_error())),
+        };
+        self.core.bound(self.now, id, result);
+    }
+
+    pub(super) fn unbind(&mut self, id: ListenerId) {
+        let Some(listener) = self.listeners.remove(&id) else { return };
+        for number in listener.sockets {
+            let Some(socket) = self.sockets.try_remove(number) else { continue };
+            if socket.watched {
+                // Copies of the socket may live on in other processes, and would go on being reported.
+                let _ = self.waiting.poller().remove(&socket.fd);
+            }
+        }
+    }
+
+    pub(super) fn socket(&mut self, id: ListenerId, place: u16) -> Option<(usize, &mut Socket)> {
+        let number = *self.listeners.get(&id)?.sockets.get(usize::from(place))?;
+        self.sockets.get_mut(number).map(|socket| (number, socket))
+    }
+
+    pub(super) fn watch(&mut self, id: ListenerId, place: u16, on: bool) {
+        let interest = if self.waiting.is_nested() { Interest::ReadEdge } else { Interest::Read };
+        let Some((number, socket)) = self.socket(id, place) else { return };
+        if std::mem::replace(&mut socket.watched, on) == on {
+            return;
+        }
+        (socket.ready, socket.masked, socket.full, socket.burst) = (false, false, false, 1);
+        let Some(socket) = self.sockets.get(number) else { return };
+        let poller = self.waiting.poller();
+        let result = if on { poller.add(&socket.fd, Token::Socket(number).pack(), interest) } else { poller.remove(&socket.fd) };
+        if let Err(source) = result {
+            self.fail("watch a listener", source);
+        }
+    }
+
+    pub(super) fn fail(&mut self, doing: &'static str, source: io::Error) {
+        self.events.push(Event::Error(None, std::sync::Arc::new(Error::Io { doing, source })));
+    }
+
+    /// One more socket for a group.
+    pub(super) fn open_more(&mut self, id: ListenerId) {
+        let result = self.try_open_more(id);
+        self.core.opened(self.now, id, result);
+    }
+
+    fn try_open_more(&mut self, id: ListenerId) -> Result<(), String> {
+        let share = "so some workers share a socket, which is uneven";
+        let Some(backlog) = self.listeners.get(&id).map(|l| l.backlog) else { return Err("it is closed".into()) };
+        let Some((_, first)) = self.socket(id, 0) else { return Err("it is closed".into()) };
+        let open = || {
+            let fd = group::sibling(first.fd.as_fd())?;
+            backlog.map_or(Ok(()), |backlog| socket::listen(&fd, backlog))?;
+            Ok(fd)
+        };
+        let fd = open().map_err(|e: io::Error| format!("no more sockets can be opened for it ({e}), {share}"))?;
+        let socket = Socket::new(fd, id);
+        // Whoever else is in the group may be before this one, which then has not the number that it should have.
+        if let Some(who) = self.others(id, Some(socket.inode)).into_iter().next() {
+            return Err(format!("{}, {share}", self.describe(id, &who)));
+        }
+        let number = self.sockets.insert(socket);
+        if let Some(listener) = self.listeners.get_mut(&id) {
+            listener.sockets.push(number);
+        }
+        Ok(())
+    }
+
+    /// Sockets on the address of a listener that are not the cluster's.
+    fn others(&mut self, id: ListenerId, newest: Option<u64>) -> Vec<diag::Bound> {
+        let Some((_, first)) = self.socket(id, 0) else { return Vec::new() };
+        let (Some(at), kind) = (socket::local_address(&first.fd), socket::kind(&first.fd)) else { return Vec::new() };
+        let udp = matches!(kind, Ok(socket::Kind::Udp { .. }));
+        // Where the kernel does not tell, nobody can be told.
+        let Ok(bound) = diag::bound_to(at.port(), udp) else { return Vec::new() };
+        let ours: std::collections::HashSet<u64> = self.sockets.iter().map(|(_, s)| s.inode).chain(newest).collect();
+        let overlaps = |ip: IpAddr| ip == at.ip() || ip.is_unspecified() || at.ip().is_unspecified();
+        bound.into_iter().filter(|b| !ours.contains(&b.inode) && overlaps(b.address)).collect()
+    }
+
+    fn describe(&mut self, id: ListenerId, who: &diag::Bound) -> String {
+        if let Some(listener) = self.listeners.get_mut(&id)
+            && !listener.intruders.contains(&who.inode)
+        {
+            listener.intruders.push(who.inode);
+        }
+        let process = diag::process_with(who.inode).map_or("another process".into(), |pid| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            format!("process {pid} ({})", name.trim())
+        });
+        format!("{process} of user {} listens on the same port with SO_REUSEPORT", who.uid)
+    }
+
+    /// Says so, once, when others have joined a group.
+    fn census(&mut self, id: ListenerId) {
+        let known = self.listeners.get(&id).map(|l| l.intruders.clone()).unwrap_or_default();
+        for who in self.others(id, None).into_iter().filter(|who| !known.contains(&who.inode)) {
+            let reason =
+                format!("{}; it gets no connections, and no more sockets are opened while it is there", self.describe(id, &who));
+            let Some(at) = self.core.listener_address(id) else { return };
+            self.events.push(Event::NotSteered(at, reason));
+        }
+    }
+
+    pub(super) fn steer(&mut self, id: ListenerId, program: &[Instruction]) {
+        let program: Vec<group::Instruction> = program
+            .iter()
+            .map(|i| group::Instruction { code: i.code, jump_true: i.jump_true, jump_false: i.jump_false, operand: i.operand })
+            .collect();
+        let Some((_, socket)) = self.socket(id, 0) else { return };
+        if let Err(source) = group::steer(socket.fd.as_fd(), &program) {
+            self.fail("give the kernel the program that chooses among a listener's sockets", source);
+        }
+    }
+
+    pub(super) fn sample(&mut self, id: ListenerId) {
+        let Some(listener) = self.listeners.get(&id) else { return };
+        let sockets = listener.sockets.iter().filter_map(|number| self.sockets.get(*number));
+        let waiting: Vec<Option<u32>> = sockets.map(|socket| group::waiting(socket.fd.as_fd())).collect();
+        if let Some(place) = waiting.iter().position(Option::is_none) {
+            self.revive(id, place);
+        }
+        self.core.sampled(self.now, id, &waiting);
+        if self.census_at <= self.now {
+            self.census_at = self.now + CENSUS_EVERY;
+            self.census(id);
+        }
+    }
+
+    /// A worker has shut its socket down, which took it out of the group: the kernel gave its number to the last one. When it listens
+    /// again, it is the last one.
+    fn revive(&mut self, id: ListenerId, place: usize) {
+        let Some(listener) = self.listeners.get_mut(&id) else { return };
+        let (Some(number), Some(backlog)) = (listener.sockets.get(place), listener.backlog) else { return };
+        let Some(socket) = self.sockets.get(*number) else { return };
+        if let Err(source) = socket::listen(&socket.fd, backlog) {
+            self.fail("listen again on a socket that a worker has shut down", source);
+            return;
+        }
+        let last = listener.sockets.len() - 1;
+        listener.sockets.swap(place, last);
+        self.core.renumbered(self.now, id, place as u16, last as u16);
+    }
+
+    pub(super) fn count(&mut self, worker: WorkerId) {
+        let Some(process) = self.processes.get(&worker) else { return };
+        if let Some(open) = diag::open_descriptors(process.handle.pid()) {
+            self.core.counted(self.now, worker, open);
+        }
+    }
+}
+
+/// A time in the past, so that the first look is at once.
+pub(super) const LONG_AGO: Time = Time(0);
