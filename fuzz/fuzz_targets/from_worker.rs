@@ -53,7 +53,7 @@ impl World {
                 Action::Open { listener } => {
                     self.sockets += 1;
                     // Now and then there is an obstacle.
-                    let result = if self.sockets % 3 == 0 { Err("no".into()) } else { Ok(()) };
+                    let result = if self.sockets.is_multiple_of(3) { Err("no".into()) } else { Ok(()) };
                     self.primary.opened(self.now, listener, result);
                 }
                 Action::Sample { listener } => {

@@ -12,11 +12,25 @@ use troop_core::wire::incoming;
 use troop_core::wire::outgoing::SockName;
 use troop_core::{ConnId, ListenerId, Time, Violation, WorkerId};
 
+/// Schedulings of the ports 1 to 6.
+const PORTS: [&str; 6] = ["round-robin", "steered", "sticky", "least-connections", "p2c", "steered:sticky"];
+/// What can be had instead while a listener is open.
+const HANDED: [&str; 5] = ["round-robin", "weighted", "least-connections", "p2c", "sticky"];
+
+fn config() -> Config {
+    let listeners = (1..).zip(PORTS).map(|(port, name): (u16, _)| (port.to_string().parse().unwrap(), name.parse().unwrap()));
+    Config { listeners: listeners.collect(), pending_limit: 5, troop_window: 6, node_window: 3, ..Config::default() }
+}
+
 /// Something that happens. Numbers choose among what is there.
 #[derive(Debug, Clone)]
 enum Input {
     Fork { troop: bool },
     Query { worker: usize, port: u16, fails: bool },
+    Listening { worker: usize, port: u16 },
+    Report { worker: usize, open: u32, load: u32 },
+    Reschedule { port: u16, to: usize },
+    Weigh { worker: usize, weight: u32 },
     Accept { listener: usize },
     Answer { worker: usize, which: usize, accepted: bool },
     Batch { worker: usize, taken: u8, returned: u8 },
@@ -40,8 +54,12 @@ fn input() -> impl Strategy<Value = Input> {
     let which = 0..10usize;
     prop_oneof![
         3 => any::<bool>().prop_map(|troop| Input::Fork { troop }),
-        6 => (worker.clone(), 1..4u16, prop::bool::weighted(0.1)).prop_map(|(worker, port, fails)| Input::Query { worker, port, fails }),
-        20 => (0..4usize).prop_map(|listener| Input::Accept { listener }),
+        8 => (worker.clone(), 1..7u16, prop::bool::weighted(0.1)).prop_map(|(worker, port, fails)| Input::Query { worker, port, fails }),
+        8 => (worker.clone(), 1..7u16).prop_map(|(worker, port)| Input::Listening { worker, port }),
+        2 => (worker.clone(), 0..50u32, 0..5u32).prop_map(|(worker, open, load)| Input::Report { worker, open, load }),
+        1 => (0..7u16, 0..HANDED.len()).prop_map(|(port, to)| Input::Reschedule { port, to }),
+        1 => (worker.clone(), 0..300u32).prop_map(|(worker, weight)| Input::Weigh { worker, weight }),
+        20 => (0..7usize).prop_map(|listener| Input::Accept { listener }),
         10 => (worker.clone(), which.clone(), prop::bool::weighted(0.7)).prop_map(|(worker, which, accepted)| Input::Answer { worker, which, accepted }),
         6 => (worker.clone(), 0..8u8, 0..8u8).prop_map(|(worker, taken, returned)| Input::Batch { worker, taken, returned }),
         6 => (worker.clone(), prop::bool::weighted(0.8)).prop_map(|(worker, arrived)| Input::Acknowledge { worker, arrived }),
@@ -71,6 +89,8 @@ struct Worker {
     /// What it was handed and did not answer, by its number.
     holds: BTreeMap<u64, ConnId>,
     tickets: BTreeSet<u64>,
+    /// Sockets that it was given, and whether it has said that it listens.
+    sockets: BTreeMap<(ListenerId, u16), bool>,
 }
 
 /// The world around a primary, which checks all that it is told.
@@ -90,6 +110,12 @@ struct World {
     sent: Vec<(WorkerId, String)>,
     /// Which sockets of the program's arrived, by their ticket.
     settled: BTreeMap<u64, bool>,
+    /// The sockets of steered listeners, and whether the primary accepts on them.
+    groups: BTreeMap<ListenerId, Vec<bool>>,
+    /// The last one of these that was made had an obstacle.
+    looks: u32,
+    /// Queues are empty.
+    calm: bool,
 }
 
 impl World {
@@ -106,6 +132,9 @@ impl World {
             next_ticket: 0,
             sent: Vec::new(),
             settled: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            looks: 0,
+            calm: false,
         }
     }
 
@@ -159,8 +188,12 @@ impl World {
                     prop_assert!(parsed.is_ok(), "{}", String::from_utf8_lossy(&line));
                     self.sent.push((worker, String::from_utf8_lossy(&line).into_owned()));
                 }
-                Action::SendListener { worker, listener, .. } => {
+                Action::SendListener { worker, listener, place, .. } => {
                     prop_assert!(self.workers.contains_key(&worker) && self.listeners.contains_key(&listener));
+                    if let Some(group) = self.groups.get(&listener) {
+                        prop_assert!(usize::from(place) < group.len(), "there is no socket {place}");
+                    }
+                    self.workers.get_mut(&worker).unwrap().sockets.insert((listener, place), false);
                 }
                 Action::Bind { listener, spec } => {
                     // The kernel gives a port to one socket.
@@ -169,15 +202,47 @@ impl World {
                         self.primary.bound(self.now, listener, Err(98));
                     } else {
                         prop_assert!(self.listeners.insert(listener, spec.place).is_none(), "{:?} is bound twice", listener);
-                        let name = SockName { address: "127.0.0.1".into(), family: "IPv4", port: 1 };
+                        let Bind::Tcp { port, .. } = self.listeners[&listener] else { unreachable!() };
+                        let name = SockName { address: "127.0.0.1".into(), family: "IPv4", port };
+                        if spec.group {
+                            self.groups.insert(listener, vec![false]);
+                        }
                         self.primary.bound(self.now, listener, Ok(Some(name)));
                     }
                 }
                 Action::Unbind { listener } => {
                     prop_assert!(self.listeners.remove(&listener).is_some(), "{:?} is unbound twice", listener);
+                    self.groups.remove(&listener);
+                    self.workers.values_mut().for_each(|w| w.sockets.retain(|(l, _), _| *l != listener));
                 }
-                Action::Watch { listener, .. } => prop_assert!(self.listeners.contains_key(&listener)),
-                Action::Open { .. } | Action::Steer { .. } | Action::Sample { .. } | Action::Count { .. } => {}
+                Action::Watch { listener, place, on } => {
+                    prop_assert!(self.listeners.contains_key(&listener));
+                    if let Some(group) = self.groups.get_mut(&listener) {
+                        prop_assert!(group[usize::from(place)] != on, "told twice");
+                        group[usize::from(place)] = on;
+                    }
+                }
+                Action::Open { listener } => {
+                    self.looks += 1;
+                    if self.looks.is_multiple_of(4) {
+                        self.primary.opened(self.now, listener, Err("an obstacle".into()));
+                    } else {
+                        self.groups.get_mut(&listener).unwrap().push(false);
+                        self.primary.opened(self.now, listener, Ok(()));
+                    }
+                }
+                Action::Sample { listener } => {
+                    self.looks += 1;
+                    let sockets = self.groups[&listener].len() as u32;
+                    let full = |n: u32| if self.calm { 0 } else { (self.looks / 3 + n) % 3 * 50 };
+                    let queues: Vec<_> = (0..sockets).map(|n| Some(full(n))).collect();
+                    self.primary.sampled(self.now, listener, &queues);
+                }
+                Action::Count { worker } => self.primary.counted(self.now, worker, 20 + self.looks % 5),
+                Action::Steer { listener, program } => {
+                    prop_assert!(self.groups.contains_key(&listener));
+                    prop_assert!(!program.is_empty() && program.len() <= 4096);
+                }
                 Action::Kill { worker } => {
                     prop_assert!(self.workers.contains_key(&worker));
                 }
@@ -212,6 +277,21 @@ impl World {
         }
         prop_assert!(held.is_disjoint(&self.waiting));
         prop_assert_eq!(held.len() + self.waiting.len(), self.open.len());
+        // What comes to a socket is somebody's: the primary's, or that of a worker that accepts on it.
+        for (listener, sockets) in &self.groups {
+            for (place, watched) in (0..).zip(sockets) {
+                let accepts = |w: &&Worker| {
+                    w.connected && !w.told_to_leave && !w.cut_off && w.sockets.get(&(*listener, place)) == Some(&true)
+                };
+                prop_assert!(
+                    *watched || self.workers.values().any(|w| accepts(&w)),
+                    "nobody accepts on {:?} {}",
+                    listener,
+                    place
+                );
+            }
+            prop_assert!(self.primary.next_deadline().is_some());
+        }
         // Where there is work there is a time to look at it again.
         if !held.is_empty() && self.workers.values().any(|w| !w.cut_off && !w.holds.is_empty()) {
             prop_assert!(self.primary.next_deadline().is_some(), "connections in flight and no deadline");
@@ -255,6 +335,10 @@ impl World {
                 self.now = until;
             }
             Input::CloseUnused => self.primary.close_unused_listeners(),
+            Input::Reschedule { port, to } => {
+                let pattern = (port > 0).then(|| port.to_string().parse().unwrap());
+                self.primary.set_scheduling(self.now, pattern, HANDED[to].parse().unwrap());
+            }
             Input::Accept { listener } => {
                 let id = self.listeners.keys().copied().nth(listener % self.listeners.len().max(1));
                 if let Some(id) = id.filter(|id| self.primary.wants_connection(*id)) {
@@ -262,10 +346,14 @@ impl World {
                     self.next_conn += 1;
                     self.open.insert(conn);
                     self.waiting.insert(conn);
-                    self.primary.accepted(self.now, id, conn, Connection::default());
+                    let about = Connection { peer: None, client: Some(conn.0.wrapping_mul(0x9E37_79B1)) };
+                    self.primary.accepted(self.now, id, conn, about);
                 }
             }
             Input::Query { worker, .. }
+            | Input::Listening { worker, .. }
+            | Input::Report { worker, .. }
+            | Input::Weigh { worker, .. }
             | Input::Answer { worker, .. }
             | Input::Batch { worker, .. }
             | Input::Acknowledge { worker, .. }
@@ -332,7 +420,21 @@ impl World {
                     self.primary.undelivered(self.now, id, seq);
                 }
             }
+            Input::Weigh { weight, .. } => {
+                self.primary.set_weight(self.now, id, weight);
+            }
             _ if !speaks => {}
+            Input::Listening { port, .. } => {
+                let listeners = &self.listeners;
+                let there = |l: &ListenerId| matches!(listeners.get(l), Some(Bind::Tcp { port: p, .. }) if *p == port);
+                let sockets = &mut self.workers.get_mut(&id).unwrap().sockets;
+                sockets.iter_mut().filter(|((l, _), _)| there(l)).for_each(|(_, listening)| *listening = true);
+                let line = r#"{"cmd":"NODE_CLUSTER","act":"listening","seq":1,"index":0,"address":null,"#;
+                self.say(id, &format!(r#"{line}"port":{port},"addressType":4}}"#));
+            }
+            Input::Report { open, load, .. } => {
+                self.say(id, &format!(r#"{{"cmd":"NODE_TROOP","act":"load","open":{open},"load":{load}}}"#));
+            }
             Input::Query { port, fails, .. } => {
                 self.fails = fails;
                 let state = self.workers.get_mut(&id).unwrap();
@@ -375,12 +477,15 @@ impl World {
             }
             Input::Close { listener, .. } => {
                 let key = self.listeners.keys().nth(listener % self.listeners.len().max(1)).copied();
+                if let Some(key) = key {
+                    self.workers.get_mut(&id).unwrap().sockets.retain(|(l, _), _| *l != key);
+                }
                 if let Some(key) = key.and_then(|l| self.primary.listener_key(l)).map(str::to_owned) {
                     self.say(id, &format!(r#"{{"cmd":"NODE_CLUSTER","act":"close","key":"{key}","seq":1}}"#));
                 }
             }
             Input::Goodbye { .. } => self.say(id, r#"{"cmd":"NODE_CLUSTER","act":"exitedAfterDisconnect","seq":1}"#),
-            Input::Fork { .. } | Input::Accept { .. } | Input::CloseUnused | Input::Pass { .. } => {}
+            Input::Fork { .. } | Input::Accept { .. } | Input::CloseUnused | Input::Pass { .. } | Input::Reschedule { .. } => {}
         }
     }
 
@@ -399,11 +504,11 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::with_cases(1500) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::with_cases(2000) })]
 
     #[test]
     fn every_connection_is_in_one_place_and_released_once(inputs in prop::collection::vec(input(), 0..150)) {
-        let mut world = World::new(Config { pending_limit: 5, troop_window: 6, node_window: 3, ..Config::default() });
+        let mut world = World::new(config());
         for input in inputs {
             world.happen(input)?;
         }
@@ -413,10 +518,11 @@ proptest! {
     /// Nobody who is free is left without work while there is some, once all pauses are over.
     #[test]
     fn no_connection_waits_beside_a_free_worker(inputs in prop::collection::vec(input(), 0..150)) {
-        let mut world = World::new(Config { pending_limit: 5, troop_window: 6, node_window: 3, hung_after: None, ..Config::default() });
+        let mut world = World::new(Config { hung_after: None, ..config() });
         for input in inputs {
             world.happen(input)?;
         }
+        world.calm = true;
         // Everybody takes what it has, reads its channel, and has time.
         for id in world.workers.keys().copied().collect::<Vec<_>>() {
             world.of_worker(id, Input::Blocked { worker: 0, blocked: false });
@@ -433,8 +539,9 @@ proptest! {
         if world.workers.len() < 8 {
             world.happen(Input::Fork { troop: true })?;
             let newest = world.workers.len() - 1;
-            for port in 1..4 {
+            for port in 1..7 {
                 world.happen(Input::Query { worker: newest, port, fails: false })?;
+                world.happen(Input::Listening { worker: newest, port })?;
             }
             let id = world.worker(newest).unwrap();
             for _ in 0..20 {

@@ -122,6 +122,33 @@ pub fn talk(address: impl Into<SocketAddr>, say: &str) -> std::io::Result<String
     Ok(answer)
 }
 
+/// A connection from this loopback address.
+///
+/// # Errors
+/// Those of the connection.
+pub fn connect_from(source: [u8; 4], address: impl Into<SocketAddr>) -> std::io::Result<TcpStream> {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    let fd = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    bind(&fd, &SocketAddr::from((source, 0)))?;
+    connect(&fd, &address.into())?;
+    let stream = TcpStream::from(fd);
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// As [`talk`], from this loopback address.
+///
+/// # Errors
+/// Those of the connection.
+pub fn talk_from(source: [u8; 4], address: impl Into<SocketAddr>, say: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut stream = connect_from(source, address)?;
+    stream.write_all(say)?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
 /// As [`talk`] with a local port, in a thread that may block.
 pub async fn ask(port: u16, say: &'static str) -> std::io::Result<String> {
     tokio::task::spawn_blocking(move || talk(([127, 0, 0, 1], port), say)).await.expect("the client does not panic")

@@ -460,7 +460,12 @@ fn http(mut stream: impl Read + Write) -> std::io::Result<String> {
     Ok(answer.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.trim().to_owned()))
 }
 
-async fn reloads_lose_nothing(builder: Builder, request: impl Fn() -> std::io::Result<String> + Send + Sync + 'static) {
+/// `generations`: at least so many workers must be seen to serve, so that the load was there all the time.
+async fn reloads_lose_nothing(
+    builder: Builder,
+    generations: usize,
+    request: impl Fn() -> std::io::Result<String> + Send + Sync + 'static,
+) {
     let mut troop = Troop::start(builder.workers(2));
     for _ in 0..2 {
         troop.until("listening", |e| matches!(e, Event::Listening(..)).then_some(())).await;
@@ -478,7 +483,7 @@ async fn reloads_lose_nothing(builder: Builder, request: impl Fn() -> std::io::R
     }
     let (served, failures, answers) = load.end();
     assert!(failures.is_empty(), "{} failures of {served}, the first: {:?}", failures.len(), &failures[..failures.len().min(5)]);
-    assert!(served > 20 && answers.len() >= 4, "{served} served by {answers:?}");
+    assert!(served > 20 && answers.len() >= generations, "{served} served by {answers:?}");
     troop.cluster.stop().unwrap();
     while let Some(event) = tokio::time::timeout(PATIENCE, troop.events.next()).await.expect("the cluster ends") {
         if let Event::Exit(worker, how) = event {
@@ -503,11 +508,19 @@ fn over_unix(path: PathBuf) -> impl Fn() -> std::io::Result<String> {
     }
 }
 
+const RELOADED: [&str; 7] =
+    ["round-robin", "weighted", "least-connections", "sticky:query=x", "shared", "steered", "steered:sticky"];
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reloads_of_rust_workers_under_load_lose_nothing() {
-    let port = free_port();
-    let builder = Cluster::builder().setup(fixture(["http", &format!("127.0.0.1:{port}")]));
-    reloads_lose_nothing(builder, over_tcp(port)).await;
+    for scheduling in RELOADED {
+        let port = free_port();
+        let builder = Cluster::builder().setup(fixture(["http", &format!("127.0.0.1:{port}")]));
+        // All clients are one client here, and what is shared is uneven.
+        eprintln!("{scheduling}");
+        let generations = if scheduling.contains("sticky") || scheduling == "shared" { 2 } else { 4 };
+        reloads_lose_nothing(builder.scheduling(scheduling.parse().unwrap()), generations, over_tcp(port)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -521,14 +534,19 @@ async fn reloads_of_rust_workers_on_a_unix_socket_under_load_lose_nothing() {
         stream.read_to_string(&mut answer)?;
         Ok(answer)
     };
-    reloads_lose_nothing(builder, line).await;
+    reloads_lose_nothing(builder, 4, line).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reloads_of_node_workers_under_load_lose_nothing() {
-    let port = free_port();
-    let builder = Cluster::builder().setup(Setup::new().script(node_program("plain.js")).args([port.to_string()]));
-    reloads_lose_nothing(builder, over_tcp(port)).await;
+    for scheduling in RELOADED {
+        let port = free_port();
+        let builder = Cluster::builder().setup(Setup::new().script(node_program("plain.js")).args([port.to_string()]));
+        // All clients are one client here, and what is shared is uneven.
+        eprintln!("{scheduling}");
+        let generations = if scheduling.contains("sticky") || scheduling == "shared" { 2 } else { 4 };
+        reloads_lose_nothing(builder.scheduling(scheduling.parse().unwrap()), generations, over_tcp(port)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -536,7 +554,7 @@ async fn reloads_of_node_workers_on_a_unix_socket_under_load_lose_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("s");
     let builder = Cluster::builder().setup(Setup::new().script(node_program("plain.js")).args([path.as_os_str()]));
-    reloads_lose_nothing(builder, over_unix(path)).await;
+    reloads_lose_nothing(builder, 4, over_unix(path)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

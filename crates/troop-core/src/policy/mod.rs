@@ -60,10 +60,12 @@ impl WorkerView {
         self.open.saturating_add(self.pending).saturating_add(self.load)
     }
 
-    /// [`WorkerView::busy`] and the connection to come, in relation to the weight: what to compare workers by.
+    /// [`WorkerView::busy`] and the connection to come, in relation to the weight: what to compare workers by. Without any weight it is
+    /// more than any other.
     #[must_use]
     pub fn cost(&self) -> u64 {
-        (u64::from(self.busy()) + 1) * 1_000_000 / u64::from(self.weight.max(1))
+        let busy = u64::from(self.busy()) + 1;
+        (busy * 1_000_000).checked_div(u64::from(self.weight)).unwrap_or(u64::MAX / 2 + busy)
     }
 }
 

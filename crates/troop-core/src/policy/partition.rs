@@ -82,7 +82,13 @@ pub fn bucket_of(client: u32) -> usize {
 #[must_use]
 pub fn partition(places: &[(u32, bool)]) -> Vec<u16> {
     let mut owners = home(&places.iter().map(|(weight, _)| *weight).collect::<Vec<_>>());
-    let serving: Vec<u16> = (0u16..).zip(places).filter(|(_, (weight, serves))| *serves && *weight > 0).map(|(n, _)| n).collect();
+    let those = |wanted: fn(&(u32, bool)) -> bool| -> Vec<u16> {
+        (0u16..).zip(places).filter(|(_, place)| wanted(place)).map(|(n, _)| n).collect()
+    };
+    let mut serving = those(|(weight, serves)| *serves && *weight > 0);
+    if serving.is_empty() {
+        serving = those(|(_, serves)| *serves);
+    }
     if !serving.is_empty() {
         for (bucket, owner) in owners.iter_mut().enumerate() {
             if !places.get(usize::from(*owner)).is_some_and(|(_, serves)| *serves) {

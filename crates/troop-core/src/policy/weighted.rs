@@ -5,7 +5,7 @@ use super::{Connection, Policy, WorkerView};
 use crate::id::WorkerId;
 
 /// Turns in proportion to the workers' weights, spread as evenly as can be (stride scheduling). A worker that is not ready when its turn
-/// comes is passed over, and does not make up for it later.
+/// comes is passed over, and does not make up for it later. One without any weight has a turn only when nobody else is ready.
 #[derive(Debug, Default)]
 pub struct Weighted {
     /// By the time at which they are next, in a time that runs as fast as connections come.
@@ -22,23 +22,26 @@ struct Member {
 
 /// The time between two turns of a worker with the weight 1.
 const STRIDE: u64 = 1 << 32;
+/// When it is the turn of those without any weight.
+const NEVER: u64 = u64::MAX;
 
 impl Policy for Weighted {
     fn update(&mut self, view: WorkerView) {
-        let step = STRIDE / u64::from(view.weight.max(1));
         // The first turns of workers that join together are spread too.
-        let member = self.members.entry(view.worker).or_insert(Member { weight: view.weight, next: self.now + step });
+        let first = self.now + STRIDE / u64::from(view.weight.max(1));
+        let member = self.members.entry(view.worker).or_insert(Member { weight: view.weight, next: first });
         if std::mem::replace(&mut member.weight, view.weight) != view.weight {
-            member.next = self.now + step;
+            member.next = first;
         }
-        if !view.ready || view.weight == 0 {
+        if !view.ready {
             self.ready.remove(view.worker);
-        } else if !self.ready.contains(view.worker) {
-            member.next = member.next.max(self.now);
-            self.ready.set(view.worker, (member.next, view.worker));
-        } else {
-            self.ready.set(view.worker, (member.next, view.worker));
+            return;
         }
+        if !self.ready.contains(view.worker) {
+            member.next = member.next.max(self.now);
+        }
+        let next = if view.weight == 0 { NEVER } else { member.next };
+        self.ready.set(view.worker, (next, view.worker));
     }
 
     fn remove(&mut self, worker: WorkerId) {
@@ -48,6 +51,9 @@ impl Policy for Weighted {
 
     fn pick(&mut self, _: &Connection) -> Option<WorkerId> {
         let ((due, _), worker) = self.ready.first()?;
+        if due == NEVER {
+            return Some(worker);
+        }
         let member = self.members.get_mut(&worker)?;
         self.now = self.now.max(due);
         member.next = due + STRIDE / u64::from(member.weight.max(1));
@@ -91,5 +97,7 @@ mod tests {
         // A weight of nothing is no share at all.
         weighted.update(WorkerView { weight: 0, ..view(2) });
         assert!((0..100).all(|_| weighted.pick(&Connection::default()) != Some(WorkerId(2))));
+        (1..=3).filter(|w| *w != 2).for_each(|w| weighted.remove(WorkerId(w)));
+        assert_eq!(weighted.pick(&Connection::default()), Some(WorkerId(2)), "but when nobody else is there");
     }
 }

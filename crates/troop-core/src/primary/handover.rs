@@ -13,6 +13,10 @@ use crate::policy::{Connection, Mixer};
 /// How often connections in flight are checked for age.
 pub(super) const CHECK_EVERY: Duration = Duration::from_millis(250);
 
+/// After so many connections that a worker has taken, and this part of those that it has open, its descriptors are counted anew, for
+/// policies that go by them.
+const UNCOUNTED: u32 = 4;
+
 /// After this many workers died with the same unanswered connection, or lost it, it is closed instead of given to one more.
 const MAX_TRIES: u8 = 8;
 
@@ -208,6 +212,14 @@ impl Primary {
             seat.accepted();
         }
         self.actions.push_back(Action::Release { conn });
+        if !state.reports {
+            state.uncounted += 1;
+            let needed = self.listeners.get(&listener).is_some_and(|l| l.needs_counts);
+            if needed && state.uncounted > UNCOUNTED + state.open / UNCOUNTED {
+                state.uncounted = 0;
+                self.actions.push_back(Action::Count { worker });
+            }
+        }
         // The room in its window is for all its listeners.
         self.settle(now, worker);
         Ok(())

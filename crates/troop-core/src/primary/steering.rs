@@ -137,7 +137,8 @@ impl Primary {
             let Some(listener) = listeners.get_mut(&seat.listener) else { continue };
             let asked = listener.asked();
             let bound = listener.bound.as_ref().and_then(Option::as_ref).map(|name| i64::from(name.port));
-            let port = at.port == asked.port || (asked.port == Some(0) && at.port == bound);
+            // Node names the real port, also where none was asked for.
+            let port = at.port == asked.port || asked.port.is_none() || (asked.port == Some(0) && at.port == bound);
             if asked.address_type != at.address_type || asked.address != at.address || asked.fd != at.fd || !port {
                 continue;
             }
@@ -231,6 +232,7 @@ impl Primary {
         // The fewest that it ever had are those that are no connections.
         let fewest = *state.descriptors.insert(state.descriptors.map_or(descriptors, |fewest| fewest.min(descriptors)));
         state.open = descriptors - fewest;
+        state.uncounted = 0;
         self.refresh_all(now, worker);
     }
 

@@ -128,6 +128,8 @@ pub(super) struct Worker {
     pub(super) load: u32,
     /// It says itself how many connections it has open.
     pub(super) reports: bool,
+    /// Connections that it took since its descriptors were counted; which of them are open still is not known.
+    pub(super) uncounted: u32,
     /// The fewest descriptors that it was ever seen to have open.
     pub(super) descriptors: Option<u32>,
     pub(super) handed: u64,
@@ -157,6 +159,7 @@ impl Worker {
             open: 0,
             load: 0,
             reports: false,
+            uncounted: 0,
             descriptors: None,
             handed: 0,
             taken: 0,

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use troop::{Cluster, Event, Handle, Listen, Role, Setup, Worker, WorkerEvent};
 
 fn main() {
@@ -100,6 +100,81 @@ async fn face(worker: Worker, args: &[String]) -> troop::Result<()> {
                         socket.send_to(&answer, from).await?;
                     }
                     () = &mut draining => break,
+                }
+            }
+        }
+        // Writes its name and leaves the connection open until the client ends it.
+        "hold" => {
+            let listener = worker.listen(arg(1)).await?;
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let name = name(&worker);
+                tokio::spawn(async move {
+                    let _ = stream.write_all(name.as_bytes()).await;
+                    let _ = stream.read(&mut [0; 1]).await;
+                });
+            }
+        }
+        // Its name, and all that the client said.
+        "repeat" => {
+            let listener = worker.listen(arg(1)).await?;
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let name = name(&worker);
+                tokio::spawn(async move {
+                    let mut said = Vec::new();
+                    let _ = stream.read_to_end(&mut said).await;
+                    let _ = stream.write_all(&[name.as_bytes(), &said].concat()).await;
+                });
+            }
+        }
+        // Keeps a record of whom it serves: `A address` when it has taken a connection, `D address` when it has answered it.
+        "record" => {
+            let listener = worker.listen(arg(1)).await?;
+            let record = std::sync::Arc::new(std::fs::OpenOptions::new().append(true).open(arg(2))?);
+            let mut serving = tokio::task::JoinSet::new();
+            while let Ok((mut stream, peer)) = listener.accept().await {
+                (&*record).write_all(format!("A {} {}\n", peer.ip(), std::process::id()).as_bytes())?;
+                let (record, name) = (record.clone(), name(&worker));
+                serving.spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    let done = stream.write_all(name.as_bytes()).await.is_ok() && stream.shutdown().await.is_ok();
+                    if done {
+                        let _ = (&*record).write_all(format!("D {} {}\n", peer.ip(), std::process::id()).as_bytes());
+                    }
+                });
+            }
+            serving.join_all().await;
+        }
+        // Serves, and shuts the sockets down that it listens on when it is told to.
+        "shut" => {
+            let listener = worker.listen(arg(1)).await?;
+            loop {
+                tokio::select! {
+                    accepted = listener.accept() => match accepted {
+                        Ok((mut stream, _)) => {
+                            let _ = stream.write_all(name(&worker).as_bytes()).await;
+                        }
+                        Err(_) if worker.is_draining() => break,
+                        Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                    },
+                    Some(WorkerEvent::Message(_)) = worker.next_event() => {
+                        shut_listeners();
+                        worker.send(&"shut").await?;
+                    }
+                }
+            }
+        }
+        // Says how busy it is.
+        "busy" => {
+            let listener = worker.listen(arg(1)).await?;
+            loop {
+                tokio::select! {
+                    accepted = listener.accept() => match accepted {
+                        Ok((mut stream, _)) => {
+                            let _ = stream.write_all(name(&worker).as_bytes()).await;
+                        }
+                        Err(_) => break,
+                    },
+                    Some(WorkerEvent::Message(message)) = worker.next_event() => worker.report_load(message.decode()?),
                 }
             }
         }
@@ -312,6 +387,18 @@ async fn handled(worker: &Worker, how: String, handle: Handle) -> troop::Result<
         _ => {}
     }
     worker.send(&json!({"used": how})).await
+}
+
+/// Shuts down every listening socket of this process.
+fn shut_listeners() {
+    for number in 3..100 {
+        #[expect(unsafe_code, reason = "only numbers tell which descriptors the library has")]
+        // SAFETY: used at once, for calls that fail if it is not open or no socket.
+        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
+        if rustix::net::sockopt::socket_acceptconn(fd) == Ok(true) {
+            let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
+        }
+    }
 }
 
 fn blocking(address: &str) -> troop::Result<()> {

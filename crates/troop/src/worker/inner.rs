@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot, watch};
 use troop_core::WorkerId;
@@ -16,6 +16,9 @@ use super::queue::{ConnQueue, Taken};
 use crate::channel::Mailbox;
 use crate::error::{Error, Result};
 use crate::queue::{Queue, Reader};
+
+/// How long a new connection's first bytes may be under way.
+const FIRST_BYTES: Duration = Duration::from_millis(100);
 
 /// How long an orphan may take to finish.
 const ORPHAN_GRACE: Duration = Duration::from_secs(5);
@@ -76,6 +79,9 @@ pub(crate) struct Inner {
     pub(super) events: Arc<Queue<WorkerEvent>>,
     /// Connections that the program has open.
     open: AtomicU32,
+    /// When the last one was accepted, in milliseconds since `born`; 0 if none was.
+    last_accept: AtomicU64,
+    born: Instant,
     /// What the program says of its load.
     load: AtomicU32,
     /// The link knows that one of them has changed.
@@ -118,6 +124,8 @@ impl Inner {
             leaving: AtomicBool::new(false),
             events: reader.queue().clone(),
             open: AtomicU32::new(0),
+            last_accept: AtomicU64::new(0),
+            born: Instant::now(),
             load: AtomicU32::new(0),
             load_changed: AtomicBool::new(false),
             indices: Mutex::default(),
@@ -155,8 +163,13 @@ impl Inner {
     }
 
     pub(crate) fn opened(&self) {
+        self.last_accept.store(1 + self.now(), Ordering::Relaxed);
         self.open.fetch_add(1, Ordering::Relaxed);
         self.tell_load();
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     pub(crate) fn closed(&self) {
@@ -196,6 +209,24 @@ impl Inner {
 
     pub(crate) fn draining(&self) -> watch::Receiver<bool> {
         self.draining.subscribe()
+    }
+
+    /// Draining begins when the connection that was accepted last has had time to be read from. Servers close what they have not read from
+    /// when they are to finish; its request may be under way.
+    pub(super) fn drain_soon(self: &Arc<Inner>) {
+        self.leaving.store(true, Ordering::Relaxed);
+        let last = self.last_accept.load(Ordering::Relaxed);
+        let age = Duration::from_millis(self.now().saturating_sub(last.saturating_sub(1)));
+        let wait = if last == 0 { Duration::ZERO } else { FIRST_BYTES.saturating_sub(age) };
+        if wait.is_zero() {
+            self.drain(true);
+            return;
+        }
+        let inner = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            inner.drain(true);
+        });
     }
 
     /// Draining begins. `wanted`: by somebody's wish, not because the primary went away.

@@ -254,7 +254,7 @@ impl Link {
             // A worker that only answers messages has no other end to its work; a server may want messages until its requests are done.
             self.inner.events.close();
         }
-        self.inner.drain(true);
+        self.inner.drain_soon();
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -205,7 +205,8 @@ impl Worker {
     }
 
     /// A future that resolves when this worker is to finish: its primary asked it to, or the channel closed, or
-    /// [`Worker::disconnect`] was called. Made for `with_graceful_shutdown`.
+    /// [`Worker::disconnect`] was called. Made for `with_graceful_shutdown`: listeners give no more connections before it resolves, and the
+    /// last one that they gave has had 100 ms for its first request, because servers close what they have not read from yet.
     #[must_use]
     pub fn draining(&self) -> Draining {
         Draining::new(self.inner.draining())

@@ -64,11 +64,14 @@ impl Driver {
             }
             Command::SetScheduling(pattern, scheduling, done) => {
                 let later = self.core.set_scheduling(self.now, pattern, scheduling);
+                self.act();
                 let later = later.into_iter().filter_map(|id| self.core.listener_address(id)).collect();
                 let _ = done.send(later);
             }
             Command::SetWeight(worker, weight, done) => {
                 let known = self.core.set_weight(self.now, worker, weight);
+                // The kernel knows it before the program does.
+                self.act();
                 let _ = done.send(if known { Ok(()) } else { Err(Error::NoWorker(worker)) });
             }
             Command::CloseChannel(worker) => self.channel_closed(worker, false),
