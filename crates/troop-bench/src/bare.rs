@@ -85,15 +85,15 @@ fn shake_hands(channel: &OwnedFd, port: u16) -> Result<()> {
     Ok(socket::set_nonblocking(channel, true)?)
 }
 
-/// A primary with two workers, of Node (one message per connection) or bare ones (batches).
-pub(crate) fn primary(of_node: bool) -> Result<()> {
+/// A primary with workers of Node (one message per connection) or bare ones (batches).
+pub(crate) fn primary(of_node: bool, count: usize) -> Result<()> {
     let listener = listen::tcp(Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), 0, false)?;
     socket::listen(&listener, 511)?;
     let port = socket::local_address(&listener).ok_or("no address")?.port();
     let mut poller = Poller::new()?;
     poller.add(&listener, 0, Interest::ReadEdge)?;
     let mut workers = Vec::new();
-    for id in 1..=2 {
+    for id in 1..=count {
         let channel = if of_node {
             start(id, "node", &[&script("server.js")])?
         } else {
@@ -173,7 +173,7 @@ fn one_by_one(listener: &OwnedFd, workers: &mut [Worker], waiting: &mut bool, tu
 
 fn in_batches(listener: &OwnedFd, workers: &mut [Worker], waiting: &mut bool, turn: &mut usize) -> Result<()> {
     // Dealt out one by one, sent together.
-    let mut dealt: [Vec<OwnedFd>; 2] = Default::default();
+    let mut dealt: Vec<Vec<OwnedFd>> = workers.iter().map(|_| Vec::new()).collect();
     while *waiting {
         let Some(at) = next(workers, turn, WINDOW) else { break };
         if dealt[at].len() == BATCH {
@@ -197,7 +197,7 @@ fn in_batches(listener: &OwnedFd, workers: &mut [Worker], waiting: &mut bool, tu
 
 /// A worker for batches: writes one byte to each connection, closes it, and says how many they were.
 pub(crate) fn worker() -> Result<()> {
-    let mark = [b'0' + std::env::var("NODE_UNIQUE_ID")?.parse::<u8>()? % 10];
+    let mark = [b'0' + (std::env::var("NODE_UNIQUE_ID")?.parse::<u32>()? % 10) as u8];
     let channel = socket::borrow_number(CHANNEL)?;
     let mut poller = Poller::new()?;
     poller.add(&channel, 0, Interest::Read)?;

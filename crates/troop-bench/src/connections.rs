@@ -111,10 +111,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let contender = |name, limit, command| Contender { name, command, limit };
     let all = [
         contender("Node's primary, Node workers", 2, || Ok(node("primary.js", &[WORKERS.to_string()]))),
-        contender("troop, Node workers", 2, || ourselves(&["primary", "node", &WORKERS.to_string()])),
-        contender("bare loop, Node workers", 2, || ourselves(&["bare", "node"])),
-        contender("troop, Rust workers", 4, || ourselves(&["primary", "rust", &WORKERS.to_string()])),
-        contender("bare batches, bare workers", 4, || ourselves(&["bare", "rust"])),
+        contender("troop, Node workers", 2, || ourselves(&["primary", "node", &WORKERS.to_string(), "round-robin"])),
+        contender("bare loop, Node workers", 2, || ourselves(&["bare", "node", &WORKERS.to_string()])),
+        contender("troop, Rust workers", 4, || ourselves(&["primary", "rust", &WORKERS.to_string(), "round-robin"])),
+        contender("bare batches, bare workers", 4, || ourselves(&["bare", "rust", &WORKERS.to_string()])),
     ];
     println!("## Connections\n");
     for clients in CLIENTS {
@@ -160,22 +160,27 @@ fn compare(all: &[Contender], clients: usize, options: &Options) -> Result<()> {
 }
 
 /// The peer: a supervised cluster of servers, of Node or Rust.
-pub(crate) fn primary(kind: &str, workers: usize) -> Result<()> {
+pub(crate) fn primary(kind: &str, workers: usize, scheduling: &str, weights: &[u32]) -> Result<()> {
     let setup = match kind {
         "node" => Setup::new().script(script("server.js")).args::<&str>([]),
-        _ => Setup::new().args(["peer", "server"]),
+        "node-slow" => Setup::new().script(script("slow.js")).args::<&str>([]),
+        other => Setup::new().args(["peer", if other == "rust-slow" { "slow" } else { "server" }]),
     };
     let mut listening = 0;
     Cluster::builder()
         .workers(workers)
+        .weights(weights)
+        .scheduling(scheduling.parse()?)
         .setup(setup)
-        .on_event(move |event| {
-            if let Event::Listening(_, at) = event {
+        .on_event(move |event| match event {
+            Event::Listening(_, at) => {
                 listening += 1;
                 if listening == workers {
                     println!("ready {}", at.port.unwrap_or(0));
                 }
             }
+            Event::NotSteered(..) | Event::Stalled(..) | Event::Misbehaved(..) => eprintln!("{event}"),
+            _ => {}
         })
         .run()?;
     Ok(())
@@ -193,4 +198,17 @@ pub(crate) fn server() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// A Rust worker that does what the slow script does: one connection after the other, the first worker slower than the others.
+pub(crate) fn slow() -> Result<()> {
+    let worker = troop::worker()?.blocking()?;
+    let id = worker.id().map_or(0, |id| id.0);
+    let listener = worker.listen("127.0.0.1:0")?;
+    while let Ok((mut stream, _)) = listener.accept() {
+        std::thread::sleep(Duration::from_millis(if id == 1 { 8 } else { 2 }));
+        let _ = std::io::Write::write_all(&mut stream, &[b'0' + (id % 10) as u8]);
+    }
+    worker.finish();
+    Ok(())
 }

@@ -25,6 +25,11 @@ pub(crate) fn children(pid: u32) -> Vec<u32> {
     lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()).collect()
 }
 
+/// CPU time of a process and of all that it has started, and those have started.
+pub(crate) fn whole(pid: u32) -> Duration {
+    time(pid) + children(pid).into_iter().map(whole).sum::<Duration>()
+}
+
 /// Memory of a process in MiB.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Memory {

@@ -23,10 +23,24 @@ pub(crate) struct Outcome {
     pub(crate) shares: BTreeMap<u8, usize>,
     /// Connections that ended without a byte.
     pub(crate) failed: usize,
+    /// How long each took, from the connect to the end.
+    pub(crate) latencies: Vec<Duration>,
 }
 
-fn open(address: SocketAddr) -> Result<OwnedFd> {
+impl Outcome {
+    /// The time that this part of the connections did not exceed.
+    pub(crate) fn percentile(&mut self, part: f64) -> Duration {
+        self.latencies.sort_unstable();
+        let at = (self.latencies.len() as f64 * part) as usize;
+        self.latencies.get(at.min(self.latencies.len().saturating_sub(1))).copied().unwrap_or_default()
+    }
+}
+
+fn open(address: SocketAddr, source: Option<u8>) -> Result<OwnedFd> {
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
+    if let Some(source) = source {
+        rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 1, source], 0)))?;
+    }
     match connect(&socket, &address) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
         Err(e) => Err(e.into()),
@@ -35,19 +49,25 @@ fn open(address: SocketAddr) -> Result<OwnedFd> {
 
 /// Makes `count` connections, `clients` at a time: connect, read to the end, close.
 pub(crate) fn run(address: SocketAddr, clients: usize, count: usize) -> Result<Outcome> {
+    run_from(address, clients, count, false)
+}
+
+/// The same; if `apart`, from many addresses.
+pub(crate) fn run_from(address: SocketAddr, clients: usize, count: usize, apart: bool) -> Result<Outcome> {
     let mut poller = Poller::new()?;
-    let mut slots: Vec<Option<(OwnedFd, Option<u8>)>> = Vec::new();
-    let mut outcome = Outcome { took: Duration::ZERO, shares: BTreeMap::new(), failed: 0 };
+    let mut slots: Vec<Option<(OwnedFd, Option<u8>, Instant)>> = Vec::new();
+    let mut outcome = Outcome { took: Duration::ZERO, shares: BTreeMap::new(), failed: 0, latencies: Vec::with_capacity(count) };
     let begin = Instant::now();
     let mut opened = 0;
-    let mut open_into = |slot: usize, poller: &Poller| -> Result<Option<(OwnedFd, Option<u8>)>> {
+    let mut open_into = |slot: usize, poller: &Poller| -> Result<Option<(OwnedFd, Option<u8>, Instant)>> {
         if opened == count {
             return Ok(None);
         }
         opened += 1;
-        let socket = open(address)?;
+        let begin = Instant::now();
+        let socket = open(address, apart.then_some((opened % 250 + 1) as u8))?;
         poller.add(&socket, slot as u64, Interest::Read)?;
-        Ok(Some((socket, None)))
+        Ok(Some((socket, None, begin)))
     };
     for slot in 0..clients {
         slots.push(open_into(slot, &poller)?);
@@ -61,7 +81,7 @@ pub(crate) fn run(address: SocketAddr, clients: usize, count: usize) -> Result<O
         }
         for event in &ready {
             let slot = usize::try_from(event.token)?;
-            let Some((socket, mark)) = &mut slots[slot] else { continue };
+            let Some((socket, mark, since)) = &mut slots[slot] else { continue };
             let mut buffer = [0; 16];
             let over = loop {
                 match rustix::io::read(&*socket, &mut buffer) {
@@ -73,12 +93,74 @@ pub(crate) fn run(address: SocketAddr, clients: usize, count: usize) -> Result<O
             };
             if over {
                 ended += 1;
+                outcome.latencies.push(since.elapsed());
                 match mark {
                     Some(mark) => *outcome.shares.entry(*mark).or_default() += 1,
                     None => outcome.failed += 1,
                 }
                 slots[slot] = None;
                 slots[slot] = open_into(slot, &poller)?;
+            }
+        }
+    }
+    outcome.took = begin.elapsed();
+    Ok(outcome)
+}
+
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+/// The length of an answer with its head.
+fn length(answer: &[u8]) -> Option<usize> {
+    let text = std::str::from_utf8(answer).ok()?;
+    let head = text.find("\r\n\r\n")? + 4;
+    let mut lines = text[..head].lines().map(str::to_ascii_lowercase);
+    lines.find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok()).map(|body| head + body)
+}
+
+/// Makes `count` requests over `clients` connections that stay open, one after the other on each.
+pub(crate) fn keep_alive(address: SocketAddr, clients: usize, count: usize) -> Result<Outcome> {
+    let mut poller = Poller::new()?;
+    let mut outcome = Outcome { took: Duration::ZERO, shares: BTreeMap::new(), failed: 0, latencies: Vec::with_capacity(count) };
+    let mut connections = Vec::new();
+    for slot in 0..clients {
+        let stream = std::net::TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        poller.add(&stream, slot as u64, Interest::Read)?;
+        connections.push((stream, Instant::now(), 0usize));
+    }
+    let begin = Instant::now();
+    let (mut asked, mut answered, mut whole) = (0, 0, None);
+    for (stream, since, _) in &mut connections {
+        (*since, asked) = (Instant::now(), asked + 1);
+        rustix::io::write(&*stream, REQUEST)?;
+    }
+    let (mut ready, mut buffer) = (Vec::new(), [0; 4096]);
+    while answered < count {
+        ready.clear();
+        poller.wait(Some(Duration::from_secs(1)), &mut ready)?;
+        if begin.elapsed() > LIMIT {
+            return Err(format!("only {answered} of {count} requests were answered within {LIMIT:?}").into());
+        }
+        for event in &ready {
+            let (stream, since, got) = &mut connections[usize::try_from(event.token)?];
+            match rustix::io::read(&*stream, &mut buffer) {
+                Ok(0) => return Err("a connection was closed".into()),
+                Ok(n) => *got += n,
+                Err(Errno::AGAIN) => continue,
+                Err(e) => return Err(e.into()),
+            }
+            // All answers have the same length.
+            let whole = *whole.get_or_insert(length(&buffer[..*got]).ok_or("the first answer is not whole")?);
+            if *got < whole {
+                continue;
+            }
+            answered += 1;
+            outcome.latencies.push(since.elapsed());
+            *got = 0;
+            if asked < count {
+                (*since, asked) = (Instant::now(), asked + 1);
+                rustix::io::write(&*stream, REQUEST)?;
             }
         }
     }

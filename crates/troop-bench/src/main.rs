@@ -1,7 +1,7 @@
 //! troop beside Node's cluster, PM2, and loops that do only what must be done.
 //!
 //! ```text
-//! cargo run --release -p troop-bench [-- [connections] [messages] [spawn] [memory] [--quick] [--repeat N]]
+//! cargo run --release -p troop-bench [-- [connections] [policies] [balance] [keepalive] [messages] [spawn] [memory] [--quick] [--repeat N]]
 //! ```
 //!
 //! Without names, all sections run. All contenders of a section take turns in the same run, and the tables show medians. The ratios are
@@ -14,13 +14,16 @@
     reason = "measured numbers are small and need few digits"
 )]
 
+mod balance;
 mod bare;
 mod connections;
 mod cpu;
+mod keepalive;
 mod load;
 mod memory;
 mod messages;
 mod peer;
+mod policies;
 mod spawn;
 mod table;
 
@@ -30,8 +33,15 @@ use peer::Result;
 
 type Section = (&'static str, fn(&Options) -> Result<()>);
 
-const SECTIONS: [Section; 4] =
-    [("connections", connections::run), ("messages", messages::run), ("spawn", spawn::run), ("memory", memory::run)];
+const SECTIONS: [Section; 7] = [
+    ("connections", connections::run),
+    ("policies", policies::run),
+    ("balance", balance::run),
+    ("keepalive", keepalive::run),
+    ("messages", messages::run),
+    ("spawn", spawn::run),
+    ("memory", memory::run),
+];
 
 /// How to measure.
 #[derive(Debug, Default)]
@@ -78,9 +88,15 @@ fn act(arguments: &[&str]) -> Result<()> {
             println!("{:?}", load::run(address, clients.parse()?, count.parse()?)?);
             Ok(())
         }
-        ["primary", kind, workers] => connections::primary(kind, workers.parse()?),
+        ["primary", kind, workers, scheduling, weights @ ..] => {
+            let weights = weights.iter().flat_map(|list| list.split(',')).filter(|w| !w.is_empty());
+            let weights = weights.map(str::parse).collect::<std::result::Result<Vec<u32>, _>>()?;
+            connections::primary(kind, workers.parse()?, scheduling, &weights)
+        }
         ["server"] => connections::server(),
-        ["bare", kind] => bare::primary(*kind == "node"),
+        ["slow"] => connections::slow(),
+        ["http", how] => keepalive::server(how),
+        ["bare", kind, workers] => bare::primary(*kind == "node", workers.parse()?),
         ["bare-worker"] => bare::worker(),
         ["messages", test, count] => messages::primary(test, count.parse()?),
         ["messages-worker", test, count] => messages::worker(test, count.parse()?),

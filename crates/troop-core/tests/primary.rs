@@ -205,7 +205,7 @@ impl World {
                         let Bind::Tcp { port, .. } = self.listeners[&listener] else { unreachable!() };
                         let name = SockName { address: "127.0.0.1".into(), family: "IPv4", port };
                         if spec.group {
-                            self.groups.insert(listener, vec![false]);
+                            self.groups.insert(listener, Vec::new());
                         }
                         self.primary.bound(self.now, listener, Ok(Some(name)));
                     }
@@ -221,6 +221,9 @@ impl World {
                         prop_assert!(group[usize::from(place)] != on, "told twice");
                         group[usize::from(place)] = on;
                     }
+                }
+                Action::Take { listener, place, .. } => {
+                    prop_assert!(usize::from(place) < self.groups[&listener].len());
                 }
                 Action::Open { listener } => {
                     self.looks += 1;
@@ -504,7 +507,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::with_cases(2000) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::with_cases(1200) })]
 
     #[test]
     fn every_connection_is_in_one_place_and_released_once(inputs in prop::collection::vec(input(), 0..150)) {

@@ -67,6 +67,20 @@ pub fn steer(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> 
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Forbids that a group's program is ever replaced through this socket (`SO_LOCK_FILTER`); for one that others get. (That it is taken away
+/// altogether cannot be forbidden.)
+///
+/// # Errors
+/// None are expected.
+pub fn lock(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let size = libc::socklen_t::try_from(size_of_val(&on)).unwrap_or_default();
+    // SAFETY: the kernel reads an int of that size, which outlives the call.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LOCK_FILTER, (&raw const on).cast(), size) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// How much waits in a socket: for a TCP listener the connections in its accept queue, for a UDP socket the bytes of its datagrams.
 /// `None` for a TCP socket that does not listen (somebody has shut it down), and where the kernel does not tell.
 #[must_use]
@@ -176,6 +190,14 @@ mod tests {
             assert_eq!(waits.iter().position(|w| *w), Some(number), "{waits:?}");
             assert_eq!(rustix::net::recv(&group[number], &mut [0u8; 4], rustix::net::RecvFlags::DONTWAIT).unwrap(), (1, 1));
         }
+    }
+
+    #[test]
+    fn whoever_has_a_locked_socket_cannot_change_the_program() {
+        let group = tcp_group(Ipv4Addr::LOCALHOST.into(), 2);
+        lock(group[1].as_fd()).unwrap();
+        assert_eq!(steer(group[1].as_fd(), &always(1)).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        steer(group[0].as_fd(), &always(1)).unwrap();
     }
 
     #[test]

@@ -223,24 +223,28 @@ async fn a_worker_that_hangs_for_too_long_is_killed() {
     load.await.unwrap();
 }
 
-/// Every worker is reached through its own socket: when all others have no weight, it gets all.
-async fn each_has_its_own_socket(workers: &[WorkerHandle], port: u16) {
-    these_have_their_own_sockets(workers, workers, port).await;
-}
-
-async fn these_have_their_own_sockets(these: &[WorkerHandle], all: &[WorkerHandle], port: u16) {
+/// Every one of these workers is reached through its own socket: when all others have no weight, it gets all.
+async fn have_their_own_sockets(these: &[WorkerHandle], all: &[WorkerHandle], port: u16) -> Result<(), String> {
+    let mut result = Ok(());
     for worker in all {
         worker.set_weight(0).await.unwrap();
     }
     for worker in these {
         worker.set_weight(100).await.unwrap();
         let served = shares(port, 6).await;
-        assert_eq!(served, BTreeMap::from([(worker.id().0, 6)]), "all of worker {}'s", worker.id());
+        if served != BTreeMap::from([(worker.id().0, 6)]) {
+            result = Err(format!("all of worker {}'s went to {served:?}", worker.id()));
+        }
         worker.set_weight(0).await.unwrap();
     }
     for worker in all {
         worker.set_weight(100).await.unwrap();
     }
+    result
+}
+
+async fn each_has_its_own_socket(workers: &[WorkerHandle], port: u16) {
+    have_their_own_sockets(workers, workers, port).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -271,7 +275,7 @@ async fn every_worker_of_two_hundred_is_reached() {
     let (workers, port) = forks(&mut troop, 200).await;
     let served = shares(port, 4000).await;
     assert!(served.len() > 195, "{} of {}", served.len(), workers.len());
-    these_have_their_own_sockets(&workers[190..], &workers, port).await;
+    have_their_own_sockets(&workers[190..], &workers, port).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -283,19 +287,26 @@ async fn a_worker_that_shuts_its_socket_down_harms_nobody_else() {
     let shut = Stopped(&workers[1]);
     shut.0.send(&"shut").await.unwrap();
     troop.message(shut.0).await;
-    // Its own clients may suffer until the primary has looked; the sockets are all back then, under numbers that are known.
+    // Until the primary has looked, the kernel's numbers are others than it believes, and all the same everybody is answered.
     let deadline = Instant::now() + PATIENCE;
-    loop {
-        let mut reached = BTreeSet::new();
-        for _ in 0..60 {
-            reached.extend(ask(port, "").await.ok().filter(|a| !a.is_empty()).map(|a| number(&a)));
-        }
-        if reached.len() == 4 {
-            break;
-        }
-        assert!(Instant::now() < deadline, "only {reached:?} are reached");
+    while let Err(who) = have_their_own_sockets(&workers, &workers, port).await {
+        assert!(Instant::now() < deadline, "{who}");
     }
-    each_has_its_own_socket(&workers, port).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_cannot_draw_the_connections_of_others_to_itself() {
+    let mut troop = steered(rust(["greedy", "127.0.0.1:0"]));
+    let (workers, port) = forks(&mut troop, 3).await;
+    // It tries to give the kernel a program that chooses its own socket, and then at least to take ours away.
+    workers[1].send(&"be greedy").await.unwrap();
+    assert_eq!(troop.message(&workers[1]).await, "Operation not permitted (os error 1)");
+    let served = shares(port, 300).await;
+    assert!(served.len() == 3 && served[&2] < 170, "{served:?}");
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(who) = have_their_own_sockets(&workers, &workers, port).await {
+        assert!(Instant::now() < deadline, "the program is not put back: {who}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -47,7 +47,7 @@ pub struct WorkerView {
     pub ready: bool,
     /// Connections open at the worker: as it reports them, if it is a troop worker, else an estimate.
     pub open: u32,
-    /// Connections that were handed to it and that it has not answered yet.
+    /// Connections that were handed to it and that it has not answered yet, and those that wait in a socket of its own.
     pub pending: u32,
     /// What it reported as its load, in a unit of its own; 0 if it never did.
     pub load: u32,

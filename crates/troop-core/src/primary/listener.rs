@@ -53,7 +53,8 @@ pub struct BindSpec {
     pub place: Bind,
     /// The length of the accept queue; `None` if the socket must not listen yet (the workers do that on a shared one), or is UDP.
     pub listen: Option<u32>,
-    /// It is to be the first of a group of sockets, or else [`Primary::cannot_steer`] is to be called.
+    /// It is to be the founder of a group of sockets, on which the primary accepts itself, or else [`Primary::cannot_steer`] is to be
+    /// called.
     pub group: bool,
 }
 
@@ -297,10 +298,8 @@ impl Primary {
                 listener.bound = Some(name);
                 match &mut listener.group {
                     Some(group) => {
-                        group.grow();
                         let look = group.next_look();
                         self.wake_at(look);
-                        self.tell_group(now, id);
                     }
                     None if listener.policy.is_some() => {
                         self.actions.push_back(Action::Watch { listener: id, place: 0, on: true });

@@ -61,7 +61,7 @@ impl Default for Config {
             scheduling: Scheduling::RoundRobin,
             listeners: Vec::new(),
             seed: 0,
-            node_window: 8,
+            node_window: 16,
             troop_window: 64,
             stale_after: Duration::from_millis(50),
             pending_limit: 64,
@@ -118,7 +118,7 @@ pub enum Action {
         worker: WorkerId,
         /// Which listener.
         listener: ListenerId,
-        /// The number of the socket in its group; 0 if it has only one.
+        /// The place whose socket it is; 0 if the listener has only one.
         place: u16,
         /// The line.
         line: Vec<u8>,
@@ -127,10 +127,19 @@ pub enum Action {
     Watch {
         /// Which listener.
         listener: ListenerId,
-        /// The number of the socket in its group; 0 if it has only one.
+        /// The place whose socket it is; 0 if the listener has only one.
         place: u16,
         /// Whether to accept.
         on: bool,
+    },
+    /// Accept up to so many connections that wait in a socket of a group, once.
+    Take {
+        /// Which listener.
+        listener: ListenerId,
+        /// The place whose socket it is.
+        place: u16,
+        /// How many.
+        count: u32,
     },
     /// Add a socket to a listener's group, then call [`Primary::opened`].
     Open {

@@ -31,6 +31,8 @@ pub(super) struct Seat {
     pub(super) admitted: bool,
     /// It has said that it listens.
     pub(super) listening: bool,
+    /// Connections in the queue of its own socket, when that was last looked at.
+    pub(super) queued: u32,
     /// Its place's queue does not move, so that it is held to be hung.
     pub(super) stalled: bool,
     refusals: u32,
@@ -48,6 +50,7 @@ impl Seat {
             place: 0,
             admitted: false,
             listening: false,
+            queued: 0,
             stalled: false,
             refusals: 0,
             cooling_until: Time(0),
@@ -92,7 +95,7 @@ impl Worker {
             state: self.state,
             ready,
             open: self.open,
-            pending: u32::try_from(self.in_flight.len()).unwrap_or(u32::MAX),
+            pending: u32::try_from(self.in_flight.len()).unwrap_or(u32::MAX).saturating_add(seat.queued),
             load: self.load,
         })
     }

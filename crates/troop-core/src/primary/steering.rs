@@ -12,6 +12,8 @@ use crate::wire::outgoing::{self, Reply};
 
 use super::Needs;
 
+/// What a worker is told for which no socket could be opened.
+const EMFILE: i32 = 24;
 /// The pause after a socket could not be added to a group.
 const CROWDED: std::time::Duration = std::time::Duration::from_secs(10);
 /// How often the descriptors of workers are counted that do not report their connections.
@@ -55,8 +57,13 @@ impl Primary {
             if usize::from(place) < group.len() {
                 listener.growing.pop_front();
                 self.answer_query(worker, id, ack);
-            } else if listener.crowded_until > self.last_time {
+            } else if listener.crowded_until > self.last_time && group.len() > 0 {
                 self.crowd_together(id);
+            } else if listener.crowded_until > self.last_time {
+                // There is not even one socket to share.
+                let key = listener.key.clone();
+                self.reply_error(worker, &key, ack, EMFILE, None);
+                self.leave_listener(worker, id, false);
             } else {
                 if !std::mem::replace(&mut listener.opening, true) {
                     self.actions.push_back(Action::Open { listener: id });
@@ -195,6 +202,10 @@ impl Primary {
                     self.actions.push_back(Action::Watch { listener: id, place, on });
                     continue;
                 }
+                Change::Take(place, count) => {
+                    self.actions.push_back(Action::Take { listener: id, place, count });
+                    continue;
+                }
                 Change::Stalled(place) => (place, true),
                 Change::Recovered(place) => (place, false),
             };
@@ -220,7 +231,26 @@ impl Primary {
         group.look(now, waiting, &staff);
         let look = group.next_look();
         self.wake_at(look);
+        self.tell_queues(now, id);
         self.tell_group(now, id);
+    }
+
+    /// What waits in the workers' own sockets counts for the policy that gives them what others cannot take.
+    fn tell_queues(&mut self, now: Time, id: ListenerId) {
+        let Primary { listeners, workers, .. } = self;
+        let Some(listener) = listeners.get(&id) else { return };
+        let Some(group) = &listener.group else { return };
+        let mut changed = Vec::new();
+        for (number, place) in (0..).zip(&listener.places) {
+            for worker in &place.holders {
+                if let Some(seat) = workers.get_mut(worker).and_then(|state| state.seat_mut(id))
+                    && std::mem::replace(&mut seat.queued, group.queue(number)) != group.queue(number)
+                {
+                    changed.push(*worker);
+                }
+            }
+        }
+        changed.into_iter().for_each(|worker| self.refresh_all(now, worker));
     }
 
     /// How many descriptors a worker has open: the outcome of [`Action::Count`].

@@ -6,6 +6,10 @@ use super::program::{self, Instruction};
 use crate::id::Time;
 use crate::policy::{Sticky, partition};
 
+/// The group's first socket is the primary's own and stays with it, so that no worker has one that the program can be changed by. The
+/// places' numbers in the kernel follow.
+const FOUNDERS: u16 = 1;
+
 /// How often the queues are looked at while something waits in one, or shares are changing.
 const FAST: Duration = Duration::from_millis(50);
 /// How often otherwise.
@@ -30,14 +34,19 @@ const LEAST: f64 = 1.0 / 64.0;
 /// The part that one gets that comes back from a pause.
 const COMEBACK: f64 = 1.0 / 8.0;
 /// What one look counts for, beside all those before.
-const FRESH: f64 = 0.25;
+const FRESH: f64 = 0.05;
 /// Differences of busyness that are taken for chance: below this factor, and for small numbers.
-const TOLERANCE: f64 = 0.4;
+const TOLERANCE: f64 = 0.35;
 const SMALL: f64 = 3.0;
 /// How much of a difference is made good at each look.
-const GAIN: f64 = 0.25;
-/// How much of what it lost a worker gets back at each look while nothing is going on.
-const RELAX: f64 = 0.05;
+const GAIN: f64 = 0.15;
+/// How much of what it lost a worker gets back at each look while it is not busier than others, and while nothing is going on.
+const RELAX: f64 = 0.02;
+const RELAX_IDLE: f64 = 0.05;
+/// A queue that is so many connections longer than twice the average is cut down to the average by the primary.
+const LONG: u32 = 4;
+/// The most connections that are taken off a queue at one look.
+const MOST_TAKEN: u32 = 64;
 
 /// What is known about one place when its share is decided.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -93,6 +102,8 @@ pub(crate) enum Change {
     Recovered(u16),
     /// The primary has to accept on this socket from now on, or no longer.
     Watch(u16, bool),
+    /// The primary has to take so many connections off this socket's queue, for others.
+    Take(u16, u32),
 }
 
 /// See the module.
@@ -203,6 +214,7 @@ impl Group {
         }
         self.judge(now);
         self.shift();
+        self.even_out();
         self.watch();
         let serving = || self.slots.iter().filter(|slot| slot.staff.present);
         if serving().any(|slot| slot.queue > 0 || slot.load > 0.5 || slot.phase != Phase::Serving) {
@@ -269,8 +281,9 @@ impl Group {
             let difference = ((mean + SMALL) / (load(slot) + SMALL)).ln();
             let beyond = difference.signum() * (difference.abs() - TOLERANCE).max(0.0);
             slot.level *= (GAIN * beyond).exp();
-            if mean < 1.0 {
-                slot.level += RELAX * (1.0 - slot.level);
+            if beyond >= 0.0 {
+                // What chance has taken away comes back.
+                slot.level += if mean < 1.0 { RELAX_IDLE } else { RELAX } * (1.0 - slot.level);
             }
             most = slot.level.max(most);
         }
@@ -278,6 +291,27 @@ impl Group {
             let level = &mut self.slots[number].level;
             *level = (*level / most).clamp(LEAST, 1.0);
         }
+    }
+
+    /// Queues that are much longer than the others are cut down: whoever waits there would wait for long. (Clients that are meant for one
+    /// worker wait for it all the same.)
+    fn even_out(&mut self) {
+        if self.udp || self.sticky.is_some() {
+            return;
+        }
+        let queues: Vec<(usize, u32)> = self.in_program(true).map(|n| (n, self.slots[n].queue)).collect();
+        let average = queues.iter().map(|(_, queue)| *queue).sum::<u32>() / u32::try_from(queues.len()).unwrap_or(1).max(1);
+        for (number, queue) in queues.into_iter().filter(|(_, queue)| *queue > 2 * average + LONG) {
+            let count = (queue - average).min(MOST_TAKEN);
+            // What the primary takes away is no sign of life.
+            self.slots[number].queue -= count;
+            self.changes.push(Change::Take(number as u16, count));
+        }
+    }
+
+    /// What waits at a place.
+    pub(crate) fn queue(&self, place: u16) -> u32 {
+        self.slots.get(usize::from(place)).map_or(0, |slot| slot.queue)
     }
 
     /// The places that new connections go to: those where somebody takes them; without `strictly`, if there are none, those where somebody
@@ -307,8 +341,7 @@ impl Group {
 
     /// What the kernel is to do from now on, if that is not what it does.
     pub(crate) fn program(&mut self) -> Option<Vec<Instruction>> {
-        if self.slots.len() < 2 {
-            // It has no choice.
+        if self.slots.is_empty() {
             return None;
         }
         let mut shares = vec![0u32; self.slots.len()];
@@ -323,7 +356,8 @@ impl Group {
             // Datagrams of one flow stay together; a client's flows only if that is asked for.
             let (flows, prefix6) = (self.udp && self.sticky.is_none(), if self.sticky.is_some() { sticky.prefix6 } else { 128 });
             let place = |n: usize| (self.slots[n].weight, shares[n] > 0);
-            let table = partition(&(0..self.slots.len()).map(place).collect::<Vec<_>>());
+            let mut table = partition(&(0..self.slots.len()).map(place).collect::<Vec<_>>());
+            table.iter_mut().for_each(|number| *number += FOUNDERS);
             program::by_client(&table, sticky.prefix4, prefix6, flows)
         } else {
             let close = |(now, then): (&u32, &u32)| now == then || (*then > 0 && *now > 0 && now.abs_diff(*then) * 50 < *then);
@@ -331,6 +365,8 @@ impl Group {
                 return None;
             }
             self.told_shares.clone_from(&shares);
+            // The founder gets nothing.
+            shares.insert(0, 0);
             program::by_share(&shares)
         };
         if program == self.told {

@@ -163,6 +163,21 @@ async fn face(worker: Worker, args: &[String]) -> troop::Result<()> {
                 }
             }
         }
+        // Serves, and tampers with the program of its group when it is told to.
+        "greedy" => {
+            let listener = worker.listen(arg(1)).await?;
+            loop {
+                tokio::select! {
+                    accepted = listener.accept() => match accepted {
+                        Ok((mut stream, _)) => {
+                            let _ = stream.write_all(name(&worker).as_bytes()).await;
+                        }
+                        Err(_) => break,
+                    },
+                    Some(WorkerEvent::Message(_)) = worker.next_event() => worker.send(&tamper()).await?,
+                }
+            }
+        }
         // Says how busy it is.
         "busy" => {
             let listener = worker.listen(arg(1)).await?;
@@ -389,16 +404,40 @@ async fn handled(worker: &Worker, how: String, handle: Handle) -> troop::Result<
     worker.send(&json!({"used": how})).await
 }
 
-/// Shuts down every listening socket of this process.
-fn shut_listeners() {
+/// Calls this with every listening socket of this process.
+fn with_listeners(mut act: impl FnMut(std::os::fd::BorrowedFd<'_>)) {
     for number in 3..100 {
         #[expect(unsafe_code, reason = "only numbers tell which descriptors the library has")]
         // SAFETY: used at once, for calls that fail if it is not open or no socket.
         let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
         if rustix::net::sockopt::socket_acceptconn(fd) == Ok(true) {
-            let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
+            act(fd);
         }
     }
+}
+
+fn shut_listeners() {
+    with_listeners(|fd| {
+        let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
+    });
+}
+
+/// Tries to give the group a program of its own, tells what came of it, and takes the group's program away.
+fn tamper() -> String {
+    use std::os::fd::AsRawFd;
+    let mut outcome = String::new();
+    with_listeners(|fd| {
+        let program = [troop_sys::group::Instruction { code: 6, jump_true: 0, jump_false: 0, operand: 2 }];
+        outcome = troop_sys::group::steer(fd, &program).map_or_else(|e| e.to_string(), |()| "it worked".into());
+        let none: libc::c_int = 0;
+        let size = libc::socklen_t::try_from(size_of_val(&none)).unwrap_or_default();
+        #[expect(unsafe_code, reason = "no library has this option")]
+        // SAFETY: the kernel ignores the value, which is valid all the same.
+        unsafe {
+            libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, (&raw const none).cast(), size)
+        };
+    });
+    outcome
 }
 
 fn blocking(address: &str) -> troop::Result<()> {

@@ -38,11 +38,13 @@ impl Socket {
     }
 }
 
-/// A listener's sockets: one, or one for each place of a steered one.
+/// A listener's sockets: one, or, for a steered one, the founder of its group and one for each place.
 #[derive(Debug)]
 pub(crate) struct Listener {
     /// Their numbers in the driver's table.
     pub(crate) sockets: Vec<usize>,
+    /// It has a group, whose founder is the first of the sockets.
+    pub(crate) grouped: bool,
     /// Removed when the listener is closed.
     pub(crate) _file: Option<UnixPath>,
     /// Its key as JSON, for messages.
@@ -51,6 +53,15 @@ pub(crate) struct Listener {
     pub(crate) backlog: Option<u32>,
     /// Sockets of others in its group that have been reported.
     pub(crate) intruders: Vec<u64>,
+    /// What the kernel was last told to do.
+    pub(crate) program: Vec<Instruction>,
+}
+
+impl Listener {
+    /// The sockets that are the places'.
+    pub(crate) fn places(&self) -> &[usize] {
+        if self.grouped { &self.sockets[1..] } else { &self.sockets }
+    }
 }
 
 /// What came of opening a listener.

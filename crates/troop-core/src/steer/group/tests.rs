@@ -43,8 +43,15 @@ impl World {
 
     fn changes(&mut self) {
         for change in std::mem::take(&mut self.group.changes) {
-            if let Change::Watch(place, on) = change {
-                self.watched[usize::from(place)] = on;
+            match change {
+                Change::Watch(place, on) => self.watched[usize::from(place)] = on,
+                Change::Take(place, count) => {
+                    // To whoever has least to do.
+                    self.queues[usize::from(place)] -= f64::from(count);
+                    let least = (0..self.queues.len()).min_by(|a, b| self.queues[*a].total_cmp(&self.queues[*b])).unwrap();
+                    self.queues[least] += f64::from(count);
+                }
+                _ => {}
             }
             self.seen.push(change);
         }

@@ -86,6 +86,17 @@ impl Driver {
         }
     }
 
+    /// Takes connections off a worker's own queue, for others.
+    pub(super) fn take_off(&mut self, id: ListenerId, place: u16, count: u32) {
+        let Some((number, _)) = self.socket(id, place) else { return };
+        let needs = self.core.needs(id);
+        for _ in 0..count {
+            if !self.core.wants_connection(id) || self.accept_one(number, id, needs).is_none() {
+                break;
+            }
+        }
+    }
+
     /// The poller reports a socket.
     pub(super) fn is_ready(&mut self, number: usize) {
         let Some(socket) = self.sockets.get_mut(number).filter(|socket| socket.watched) else { return };

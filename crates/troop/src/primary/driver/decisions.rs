@@ -51,6 +51,7 @@ impl Driver {
             Action::Bind { listener, spec } => self.bind(listener, &spec),
             Action::Unbind { listener } => self.unbind(listener),
             Action::Watch { listener, place, on } => self.watch(listener, place, on),
+            Action::Take { listener, place, count } => self.take_off(listener, place, count),
             Action::Open { listener } => self.open_more(listener),
             Action::Steer { listener, program } => self.steer(listener, &program),
             Action::Sample { listener } => self.sample(listener),

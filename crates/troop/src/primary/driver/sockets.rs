@@ -26,12 +26,19 @@ impl Driver {
         let key = troop_core::wire::outgoing::quote(key);
         let result = match listener::open(spec) {
             Ok(opened) => {
+                let grouped = spec.group && opened.alone.is_none();
                 if let Some(reason) = opened.alone {
                     self.core.cannot_steer(id, reason);
                 }
-                let sockets = vec![self.sockets.insert(Socket::new(opened.fd, id))];
-                let listener = Listener { sockets, _file: opened.file, key, backlog: spec.listen, intruders: Vec::new() };
+                let founder = self.sockets.insert(Socket::new(opened.fd, id));
+                let (sockets, backlog) = (vec![founder], spec.listen);
+                let listener =
+                    Listener { sockets, grouped, _file: opened.file, key, backlog, intruders: Vec::new(), program: Vec::new() };
                 self.listeners.insert(id, listener);
+                if grouped && backlog.is_some() {
+                    // What comes before there is a program, or a worker, may come here.
+                    self.watch_socket(founder, true);
+                }
                 Ok(opened.name)
             }
             Err(e) => Err(e.raw_os_error().unwrap_or(rustix::io::Errno::INVAL.raw_os_error())),
@@ -51,13 +58,24 @@ impl Driver {
     }
 
     pub(super) fn socket(&mut self, id: ListenerId, place: u16) -> Option<(usize, &mut Socket)> {
-        let number = *self.listeners.get(&id)?.sockets.get(usize::from(place))?;
+        let number = *self.listeners.get(&id)?.places().get(usize::from(place))?;
         self.sockets.get_mut(number).map(|socket| (number, socket))
     }
 
+    /// The first socket of a listener: a group's founder, or the only one.
+    fn founder(&self, id: ListenerId) -> Option<&Socket> {
+        self.listeners.get(&id).and_then(|listener| self.sockets.get(*listener.sockets.first()?))
+    }
+
     pub(super) fn watch(&mut self, id: ListenerId, place: u16, on: bool) {
+        if let Some((number, _)) = self.socket(id, place) {
+            self.watch_socket(number, on);
+        }
+    }
+
+    fn watch_socket(&mut self, number: usize, on: bool) {
         let interest = if self.waiting.is_nested() { Interest::ReadEdge } else { Interest::Read };
-        let Some((number, socket)) = self.socket(id, place) else { return };
+        let Some(socket) = self.sockets.get_mut(number) else { return };
         if std::mem::replace(&mut socket.watched, on) == on {
             return;
         }
@@ -83,10 +101,11 @@ impl Driver {
     fn try_open_more(&mut self, id: ListenerId) -> Result<(), String> {
         let share = "so some workers share a socket, which is uneven";
         let Some(backlog) = self.listeners.get(&id).map(|l| l.backlog) else { return Err("it is closed".into()) };
-        let Some((_, first)) = self.socket(id, 0) else { return Err("it is closed".into()) };
+        let Some(first) = self.founder(id) else { return Err("it is closed".into()) };
         let open = || {
             let fd = group::sibling(first.fd.as_fd())?;
             backlog.map_or(Ok(()), |backlog| socket::listen(&fd, backlog))?;
+            group::lock(fd.as_fd())?;
             Ok(fd)
         };
         let fd = open().map_err(|e: io::Error| format!("no more sockets can be opened for it ({e}), {share}"))?;
@@ -103,8 +122,8 @@ impl Driver {
     }
 
     /// Sockets on the address of a listener that are not the cluster's.
-    fn others(&mut self, id: ListenerId, newest: Option<u64>) -> Vec<diag::Bound> {
-        let Some((_, first)) = self.socket(id, 0) else { return Vec::new() };
+    fn others(&self, id: ListenerId, newest: Option<u64>) -> Vec<diag::Bound> {
+        let Some(first) = self.founder(id) else { return Vec::new() };
         let (Some(at), kind) = (socket::local_address(&first.fd), socket::kind(&first.fd)) else { return Vec::new() };
         let udp = matches!(kind, Ok(socket::Kind::Udp { .. }));
         // Where the kernel does not tell, nobody can be told.
@@ -143,15 +162,25 @@ impl Driver {
             .iter()
             .map(|i| group::Instruction { code: i.code, jump_true: i.jump_true, jump_false: i.jump_false, operand: i.operand })
             .collect();
-        let Some((_, socket)) = self.socket(id, 0) else { return };
-        if let Err(source) = group::steer(socket.fd.as_fd(), &program) {
+        if let Some(listener) = self.listeners.get_mut(&id) {
+            listener.program = program;
+        }
+        self.steer_again(id);
+    }
+
+    /// Also now and then without any change: a worker could have taken the program away.
+    fn steer_again(&mut self, id: ListenerId) {
+        let (Some(founder), Some(listener)) = (self.founder(id), self.listeners.get(&id)) else { return };
+        if !listener.program.is_empty()
+            && let Err(source) = group::steer(founder.fd.as_fd(), &listener.program)
+        {
             self.fail("give the kernel the program that chooses among a listener's sockets", source);
         }
     }
 
     pub(super) fn sample(&mut self, id: ListenerId) {
         let Some(listener) = self.listeners.get(&id) else { return };
-        let sockets = listener.sockets.iter().filter_map(|number| self.sockets.get(*number));
+        let sockets = listener.places().iter().filter_map(|number| self.sockets.get(*number));
         let waiting: Vec<Option<u32>> = sockets.map(|socket| group::waiting(socket.fd.as_fd())).collect();
         if let Some(place) = waiting.iter().position(Option::is_none) {
             self.revive(id, place);
@@ -159,7 +188,10 @@ impl Driver {
         self.core.sampled(self.now, id, &waiting);
         if self.census_at <= self.now {
             self.census_at = self.now + CENSUS_EVERY;
-            self.census(id);
+            for id in self.listeners.iter().filter(|(_, l)| l.grouped).map(|(id, _)| *id).collect::<Vec<_>>() {
+                self.census(id);
+                self.steer_again(id);
+            }
         }
     }
 
@@ -167,14 +199,14 @@ impl Driver {
     /// again, it is the last one.
     fn revive(&mut self, id: ListenerId, place: usize) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
-        let (Some(number), Some(backlog)) = (listener.sockets.get(place), listener.backlog) else { return };
+        let (Some(number), Some(backlog)) = (listener.places().get(place), listener.backlog) else { return };
         let Some(socket) = self.sockets.get(*number) else { return };
         if let Err(source) = socket::listen(&socket.fd, backlog) {
             self.fail("listen again on a socket that a worker has shut down", source);
             return;
         }
-        let last = listener.sockets.len() - 1;
-        listener.sockets.swap(place, last);
+        let last = listener.places().len() - 1;
+        listener.sockets.swap(place + 1, last + 1);
         self.core.renumbered(self.now, id, place as u16, last as u16);
     }
 
