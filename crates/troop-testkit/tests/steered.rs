@@ -60,6 +60,13 @@ fn signal(worker: &WorkerHandle, signal: Signal) {
     }
 }
 
+/// Stops a worker, and waits until it stands still.
+fn stop(worker: &WorkerHandle) {
+    signal(worker, Signal::STOP);
+    let stat = || std::fs::read_to_string(format!("/proc/{}/stat", worker.pid())).unwrap_or_default();
+    troop_testkit::wait_until("the worker stands still", || stat().rsplit(')').next().is_some_and(|s| s.starts_with(" T")));
+}
+
 /// A worker that may be stopped at the end of the test, and must not survive it.
 struct Stopped<'a>(&'a WorkerHandle);
 
@@ -97,8 +104,9 @@ async fn the_kernel_shares_connections_out_to_unchanged_node_workers() {
 async fn workers_with_plain_threads_take_what_the_kernel_and_the_primary_give_them() {
     let mut troop = steered(rust(["blocking", "127.0.0.1:0"]));
     let (workers, port) = forks(&mut troop, 2).await;
-    assert_eq!(shares(port, 60).await.len(), 2);
-    signal(&workers[0], Signal::STOP);
+    let served = shares(port, 60).await;
+    assert_eq!(served.len(), 2, "{served:?} {:?} {:?}", workers[0].stats().await, workers[1].stats().await);
+    stop(&workers[0]);
     let waiting = clients(30, port).await;
     workers[0].kill(9).await.unwrap();
     are_served(waiting, 2).await;
@@ -135,7 +143,7 @@ async fn what_waits_for_a_dead_worker_is_served_by_others(setup: Setup) {
     let mut troop = steered(setup);
     let (workers, port) = forks(&mut troop, 2).await;
     let stopped = Stopped(&workers[0]);
-    signal(&workers[0], Signal::STOP);
+    stop(&workers[0]);
     // All of them go to its socket: the kernel still believes in it.
     workers[1].set_weight(0).await.unwrap();
     let waiting = clients(100, port).await;
@@ -160,7 +168,7 @@ async fn what_waits_for_a_dead_node_worker_is_served_by_other_unchanged_ones() {
 async fn what_waits_for_the_only_worker_waits_for_its_successor() {
     let mut troop = steered(line());
     let (workers, port) = forks(&mut troop, 1).await;
-    signal(&workers[0], Signal::STOP);
+    stop(&workers[0]);
     let waiting = clients(100, port).await;
     workers[0].kill(9).await.unwrap();
     troop.exit(&workers[0]).await;
@@ -176,7 +184,7 @@ async fn a_hung_worker_is_found_out(setup: Setup) {
     let (workers, port) = forks(&mut troop, 3).await;
     shares(port, 30).await;
     let hung = Stopped(&workers[1]);
-    signal(hung.0, Signal::STOP);
+    stop(hung.0);
     let before = Instant::now();
     // Nobody has to wait for long, although nothing has told the primary.
     let served = shares(port, 300).await;
@@ -212,7 +220,7 @@ async fn a_worker_that_hangs_for_too_long_is_killed() {
     let mut troop = Troop::start(builder.setup(line()));
     let (workers, port) = forks(&mut troop, 2).await;
     let _hung = Stopped(&workers[0]);
-    signal(&workers[0], Signal::STOP);
+    stop(&workers[0]);
     let load = tokio::task::spawn_blocking(move || {
         let end = Instant::now() + Duration::from_secs(5);
         while Instant::now() < end {
