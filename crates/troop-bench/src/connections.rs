@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use troop::{Cluster, Event, Setup};
 
 use crate::peer::{Peer, Result, node, ourselves, script};
@@ -164,7 +164,9 @@ pub(crate) fn primary(kind: &str, workers: usize, scheduling: &str, weights: &[u
     let setup = match kind {
         "node" => Setup::new().script(script("server.js")).args::<&str>([]),
         "node-slow" => Setup::new().script(script("slow.js")).args::<&str>([]),
-        other => Setup::new().args(["peer", if other == "rust-slow" { "slow" } else { "server" }]),
+        "rust-slow" => Setup::new().args(["peer", "slow"]),
+        "rust-hold" => Setup::new().args(["peer", "hold"]),
+        _ => Setup::new().args(["peer", "server"]),
     };
     let mut listening = 0;
     Cluster::builder()
@@ -194,6 +196,21 @@ pub(crate) fn server() -> Result<()> {
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
                 let _ = stream.write_all(&mark).await;
+            });
+        }
+        Ok(())
+    })
+}
+
+/// A Rust worker that leaves connections open until the client ends them.
+pub(crate) fn hold() -> Result<()> {
+    troop::worker()?.block_on(async |worker| {
+        let mark = [b'0' + (worker.id().map_or(0, |id| id.0) % 10) as u8];
+        let listener = worker.listen("127.0.0.1:0").await?;
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let _ = stream.write_all(&mark).await;
+                let _ = stream.read(&mut [0]).await;
             });
         }
         Ok(())

@@ -47,13 +47,42 @@ fn open(address: SocketAddr, source: Option<u8>) -> Result<OwnedFd> {
     }
 }
 
-/// Makes `count` connections, `clients` at a time: connect, read to the end, close.
-pub(crate) fn run(address: SocketAddr, clients: usize, count: usize) -> Result<Outcome> {
-    run_from(address, clients, count, false)
+/// Opens `count` connections from many addresses, reads a byte from each, and leaves them open.
+pub(crate) fn hold(address: SocketAddr, count: usize) -> Result<Vec<OwnedFd>> {
+    let mut held = Vec::with_capacity(count);
+    while held.len() < count {
+        // Few at a time, so that the accept queue has room for all.
+        let some: Vec<OwnedFd> =
+            (held.len()..count.min(held.len() + 64)).map(|n| open(address, Some((n % 250 + 1) as u8))).collect::<Result<_>>()?;
+        for socket in &some {
+            use rustix::event::{PollFd, PollFlags, Timespec, poll};
+            let patience = Timespec { tv_sec: 30, tv_nsec: 0 };
+            poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&patience))?;
+            if rustix::io::read(socket, &mut [0; 1])? == 0 {
+                return Err("a connection that was to stay open was closed".into());
+            }
+        }
+        held.extend(some);
+    }
+    Ok(held)
 }
 
-/// The same; if `apart`, from many addresses.
-pub(crate) fn run_from(address: SocketAddr, clients: usize, count: usize, apart: bool) -> Result<Outcome> {
+/// Makes `count` connections, `clients` at a time: connect, read to the end (or the first byte, if the end is ours), close.
+pub(crate) fn run(address: SocketAddr, clients: usize, count: usize) -> Result<Outcome> {
+    run_with(address, clients, count, false, false)
+}
+
+/// The same, from many addresses.
+pub(crate) fn run_from(address: SocketAddr, clients: usize, count: usize) -> Result<Outcome> {
+    run_with(address, clients, count, true, false)
+}
+
+/// The same; these clients end their connections themselves.
+pub(crate) fn run_and_leave(address: SocketAddr, clients: usize, count: usize) -> Result<Outcome> {
+    run_with(address, clients, count, true, true)
+}
+
+fn run_with(address: SocketAddr, clients: usize, count: usize, apart: bool, ours: bool) -> Result<Outcome> {
     let mut poller = Poller::new()?;
     let mut slots: Vec<Option<(OwnedFd, Option<u8>, Instant)>> = Vec::new();
     let mut outcome = Outcome { took: Duration::ZERO, shares: BTreeMap::new(), failed: 0, latencies: Vec::with_capacity(count) };
@@ -87,7 +116,7 @@ pub(crate) fn run_from(address: SocketAddr, clients: usize, count: usize, apart:
                 match rustix::io::read(&*socket, &mut buffer) {
                     Ok(0) => break true,
                     Ok(_) => *mark = Some(buffer[0]),
-                    Err(Errno::AGAIN) => break false,
+                    Err(Errno::AGAIN) => break ours && mark.is_some(),
                     Err(_) => break true,
                 }
             };

@@ -1,7 +1,7 @@
 //! troop beside Node's cluster, PM2, and loops that do only what must be done.
 //!
 //! ```text
-//! cargo run --release -p troop-bench [-- [connections] [policies] [balance] [keepalive] [messages] [spawn] [memory] [--quick] [--repeat N]]
+//! cargo run --release -p troop-bench [-- [connections] [policies] [balance] [crowd] [keepalive] [messages] [spawn] [memory] [--quick] [--repeat N]]
 //! ```
 //!
 //! Without names, all sections run. All contenders of a section take turns in the same run, and the tables show medians. The ratios are
@@ -18,6 +18,7 @@ mod balance;
 mod bare;
 mod connections;
 mod cpu;
+mod crowd;
 mod keepalive;
 mod load;
 mod memory;
@@ -33,10 +34,11 @@ use peer::Result;
 
 type Section = (&'static str, fn(&Options) -> Result<()>);
 
-const SECTIONS: [Section; 7] = [
+const SECTIONS: [Section; 8] = [
     ("connections", connections::run),
     ("policies", policies::run),
     ("balance", balance::run),
+    ("crowd", crowd::run),
     ("keepalive", keepalive::run),
     ("messages", messages::run),
     ("spawn", spawn::run),
@@ -95,6 +97,7 @@ fn act(arguments: &[&str]) -> Result<()> {
         }
         ["server"] => connections::server(),
         ["slow"] => connections::slow(),
+        ["hold"] => connections::hold(),
         ["http", how] => keepalive::server(how),
         ["bare", kind, workers] => bare::primary(*kind == "node", workers.parse()?),
         ["bare-worker"] => bare::worker(),

@@ -67,7 +67,7 @@ impl Racer {
     fn slice(&mut self, count: usize) -> Result<()> {
         let before = cpu::time(self.peer.pid());
         // From many addresses, so that there are many clients for those that tell them apart.
-        let outcome = load::run_from(self.address, CLIENTS, count, true).map_err(|e| format!("{}: {e}", self.name))?;
+        let outcome = load::run_from(self.address, CLIENTS, count).map_err(|e| format!("{}: {e}", self.name))?;
         let spent = cpu::time(self.peer.pid()) - before;
         self.rates.push(count as f64 / outcome.took.as_secs_f64());
         self.primary.push(spent.as_secs_f64() * 1e6 / count as f64);

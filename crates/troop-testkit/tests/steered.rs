@@ -179,6 +179,43 @@ async fn what_waits_for_the_only_worker_waits_for_its_successor() {
     are_served(more, 2).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_that_are_under_way_when_a_worker_goes_are_finished() {
+    let mut troop = steered(rust(["deferred", "127.0.0.1:0"]));
+    let (workers, port) = forks(&mut troop, 3).await;
+    for worker in &workers {
+        // The kernel keeps a client among the unfinished handshakes until that has said something, although it knows the last ACK.
+        worker.send(&"defer").await.unwrap();
+        assert_eq!(troop.message(worker).await, "deferred");
+    }
+    let connect = || troop_testkit::connect_from([127, 0, 0, 1], ([127, 0, 0, 1], port)).unwrap();
+    let mut clients: Vec<_> = (0..90).map(|_| connect()).collect();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for client in &clients {
+        client.set_nonblocking(true).unwrap();
+        assert!(client.peek(&mut [0]).is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock), "nobody has accepted it");
+        client.set_nonblocking(false).unwrap();
+    }
+    // One dies, one is told to finish without a successor, one is replaced by a successor that listens before it leaves.
+    workers[0].kill(9).await.unwrap();
+    troop.exit(&workers[0]).await;
+    workers[1].disconnect().unwrap();
+    troop.exit(&workers[1]).await;
+    let successor = troop.fork().await;
+    troop.listening(&successor).await;
+    workers[2].disconnect().unwrap();
+    troop.exit(&workers[2]).await;
+    let finish = move || {
+        for client in &mut clients {
+            std::io::Write::write_all(client, b"x").unwrap();
+            let mut answer = [0; 2];
+            std::io::Read::read_exact(client, &mut answer).expect("an answer");
+            assert_eq!(&answer, b"4 ");
+        }
+    };
+    tokio::task::spawn_blocking(finish).await.unwrap();
+}
+
 async fn a_hung_worker_is_found_out(setup: Setup) {
     let mut troop = steered(setup);
     let (workers, port) = forks(&mut troop, 3).await;

@@ -163,6 +163,24 @@ async fn face(worker: Worker, args: &[String]) -> troop::Result<()> {
                 }
             }
         }
+        // Serves; when it is told to, its listeners leave handshakes unfinished until the client has said something.
+        "deferred" => {
+            let listener = worker.listen(arg(1)).await?;
+            loop {
+                tokio::select! {
+                    accepted = listener.accept() => match accepted {
+                        Ok((mut stream, _)) => {
+                            let _ = stream.write_all(name(&worker).as_bytes()).await;
+                        }
+                        Err(_) => break,
+                    },
+                    Some(WorkerEvent::Message(_)) = worker.next_event() => {
+                        with_listeners(|fd| option(fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 60));
+                        worker.send(&"deferred").await?;
+                    }
+                }
+            }
+        }
         // Serves, and tampers with the program of its group when it is told to.
         "greedy" => {
             let listener = worker.listen(arg(1)).await?;
@@ -424,20 +442,24 @@ fn shut_listeners() {
 
 /// Tries to give the group a program of its own, tells what came of it, and takes the group's program away.
 fn tamper() -> String {
-    use std::os::fd::AsRawFd;
     let mut outcome = String::new();
     with_listeners(|fd| {
         let program = [troop_sys::group::Instruction { code: 6, jump_true: 0, jump_false: 0, operand: 2 }];
         outcome = troop_sys::group::steer(fd, &program).map_or_else(|e| e.to_string(), |()| "it worked".into());
-        let none: libc::c_int = 0;
-        let size = libc::socklen_t::try_from(size_of_val(&none)).unwrap_or_default();
-        #[expect(unsafe_code, reason = "no library has this option")]
-        // SAFETY: the kernel ignores the value, which is valid all the same.
-        unsafe {
-            libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, (&raw const none).cast(), size)
-        };
+        option(fd, libc::SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, 0);
     });
     outcome
+}
+
+/// Sets an option that no library has.
+fn option(fd: std::os::fd::BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: libc::c_int) {
+    use std::os::fd::AsRawFd;
+    let size = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or_default();
+    #[expect(unsafe_code, reason = "rustix does not have these options")]
+    // SAFETY: the kernel reads an int of that size, which outlives the call.
+    unsafe {
+        libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), size)
+    };
 }
 
 fn blocking(address: &str) -> troop::Result<()> {
