@@ -31,6 +31,7 @@ enum Input {
     Report { worker: usize, open: u32, load: u32 },
     Reschedule { port: u16, to: usize },
     Weigh { worker: usize, weight: u32 },
+    Shut { listener: usize, place: usize },
     Accept { listener: usize },
     Answer { worker: usize, which: usize, accepted: bool },
     Batch { worker: usize, taken: u8, returned: u8 },
@@ -59,6 +60,7 @@ fn input() -> impl Strategy<Value = Input> {
         2 => (worker.clone(), 0..50u32, 0..5u32).prop_map(|(worker, open, load)| Input::Report { worker, open, load }),
         1 => (0..7u16, 0..HANDED.len()).prop_map(|(port, to)| Input::Reschedule { port, to }),
         1 => (worker.clone(), 0..300u32).prop_map(|(worker, weight)| Input::Weigh { worker, weight }),
+        1 => (0..7usize, 0..8usize).prop_map(|(listener, place)| Input::Shut { listener, place }),
         20 => (0..7usize).prop_map(|listener| Input::Accept { listener }),
         10 => (worker.clone(), which.clone(), prop::bool::weighted(0.7)).prop_map(|(worker, which, accepted)| Input::Answer { worker, which, accepted }),
         6 => (worker.clone(), 0..8u8, 0..8u8).prop_map(|(worker, taken, returned)| Input::Batch { worker, taken, returned }),
@@ -228,6 +230,10 @@ impl World {
                 Action::Open { listener } => {
                     self.looks += 1;
                     if self.looks.is_multiple_of(4) {
+                        if self.groups[&listener].is_empty() {
+                            // Not even one: it is not steered any more.
+                            self.groups.remove(&listener);
+                        }
                         self.primary.opened(self.now, listener, Err("an obstacle".into()));
                     } else {
                         self.groups.get_mut(&listener).unwrap().push(false);
@@ -338,6 +344,25 @@ impl World {
                 self.now = until;
             }
             Input::CloseUnused => self.primary.close_unused_listeners(),
+            Input::Shut { listener, place } => {
+                // A worker has shut a socket down and the shell has revived it: it and the last one have changed numbers.
+                let id = self.groups.keys().copied().nth(listener % self.groups.len().max(1));
+                if let Some((id, group)) = id.and_then(|id| Some((id, self.groups.get_mut(&id).filter(|g| !g.is_empty())?))) {
+                    let (place, last) = (place % group.len(), group.len() - 1);
+                    group.swap(place, last);
+                    let swapped = |at: u16| match usize::from(at) {
+                        at if at == place => last as u16,
+                        at if at == last => place as u16,
+                        _ => at,
+                    };
+                    for worker in self.workers.values_mut() {
+                        let sockets = std::mem::take(&mut worker.sockets).into_iter();
+                        let renamed = sockets.map(|((l, at), on)| ((l, if l == id { swapped(at) } else { at }), on));
+                        worker.sockets = renamed.collect();
+                    }
+                    self.primary.renumbered(self.now, id, place as u16, last as u16);
+                }
+            }
             Input::Reschedule { port, to } => {
                 let pattern = (port > 0).then(|| port.to_string().parse().unwrap());
                 self.primary.set_scheduling(self.now, pattern, HANDED[to].parse().unwrap());
@@ -488,7 +513,12 @@ impl World {
                 }
             }
             Input::Goodbye { .. } => self.say(id, r#"{"cmd":"NODE_CLUSTER","act":"exitedAfterDisconnect","seq":1}"#),
-            Input::Fork { .. } | Input::Accept { .. } | Input::CloseUnused | Input::Pass { .. } | Input::Reschedule { .. } => {}
+            Input::Fork { .. }
+            | Input::Accept { .. }
+            | Input::CloseUnused
+            | Input::Pass { .. }
+            | Input::Reschedule { .. }
+            | Input::Shut { .. } => {}
         }
     }
 

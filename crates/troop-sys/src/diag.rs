@@ -11,6 +11,8 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 pub struct Bound {
     /// Its address, maybe the unspecified one.
     pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
     /// Its number among all sockets, as in `/proc/PID/fd`.
     pub inode: u64,
     /// Whose it is.
@@ -34,12 +36,12 @@ const ERROR: u16 = 2;
 const LISTEN: u32 = 1 << 10;
 const CLOSE: u32 = 1 << 7;
 
-/// All sockets that listen on a TCP port (or are bound to a UDP port), of both families. Costs a look at every listening socket of the
-/// network namespace.
+/// All sockets that listen on a TCP port (or are bound to a UDP port), of both families; without a port, on any. Costs a look at every
+/// listening socket of the network namespace.
 ///
 /// # Errors
 /// If the kernel has no `sock_diag` for this protocol, or forbids it.
-pub fn bound_to(port: u16, udp: bool) -> io::Result<Vec<Bound>> {
+pub fn bound(port: Option<u16>, udp: bool) -> io::Result<Vec<Bound>> {
     let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))?;
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
@@ -52,15 +54,16 @@ pub fn bound_to(port: u16, udp: bool) -> io::Result<Vec<Bound>> {
         let protocol = if udp { libc::IPPROTO_UDP } else { libc::IPPROTO_TCP };
         request.extend([u8::try_from(family).unwrap_or_default(), u8::try_from(protocol).unwrap_or_default(), 0, 0]);
         request.extend(if udp { CLOSE } else { LISTEN }.to_ne_bytes());
-        request.extend(port.to_be_bytes());
+        request.extend(port.unwrap_or(0).to_be_bytes());
         request.extend([0; 46]);
         send(&socket, &request, SendFlags::empty())?;
-        dump(&socket, port, &mut found)?;
+        dump(&socket, &mut found)?;
     }
+    found.retain(|bound| port.is_none_or(|port| bound.port == port));
     Ok(found)
 }
 
-fn dump(socket: impl AsFd, port: u16, found: &mut Vec<Bound>) -> io::Result<()> {
+fn dump(socket: impl AsFd, found: &mut Vec<Bound>) -> io::Result<()> {
     let mut buffer = vec![0u8; 32 * 1024];
     loop {
         let (len, _) = recv(&socket, &mut buffer[..], RecvFlags::empty())?;
@@ -75,7 +78,7 @@ fn dump(socket: impl AsFd, port: u16, found: &mut Vec<Bound>) -> io::Result<()> 
                     let errno = if message.len() >= 4 { number(message, 0).cast_signed().wrapping_neg() } else { libc::EIO };
                     return Err(io::Error::from_raw_os_error(errno));
                 }
-                _ => found.extend(socket_of(message).filter(|(at, _)| *at == port).map(|(_, bound)| bound)),
+                _ => found.extend(socket_of(message)),
             }
             rest = rest.get(size.next_multiple_of(4)..).unwrap_or_default();
         }
@@ -87,7 +90,7 @@ fn number(bytes: &[u8], at: usize) -> u32 {
 }
 
 /// `struct inet_diag_msg`: family, 3 bytes, then the ports and addresses in network order, 72 bytes in all.
-fn socket_of(message: &[u8]) -> Option<(u16, Bound)> {
+fn socket_of(message: &[u8]) -> Option<Bound> {
     let bytes: &[u8; 72] = message.get(..72)?.try_into().ok()?;
     let port = u16::from_be_bytes([bytes[4], bytes[5]]);
     let address = if i32::from(bytes[0]) == libc::AF_INET {
@@ -95,7 +98,7 @@ fn socket_of(message: &[u8]) -> Option<(u16, Bound)> {
     } else {
         Ipv6Addr::from(<[u8; 16]>::try_from(&bytes[8..24]).ok()?).into()
     };
-    Some((port, Bound { address, inode: u64::from(number(bytes, 68)), uid: number(bytes, 64) }))
+    Some(Bound { address, port, inode: u64::from(number(bytes, 68)), uid: number(bytes, 64) })
 }
 
 /// A process that has this socket open, as far as this one may see that.
@@ -125,20 +128,20 @@ mod tests {
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let six = std::net::TcpListener::bind(("::1", tcp.local_addr().unwrap().port()));
         let port = tcp.local_addr().unwrap().port();
-        let bound = bound_to(port, false).unwrap();
-        assert_eq!(bound.len(), 1 + usize::from(six.is_ok()), "{bound:?}");
-        assert_eq!(bound[0].address, IpAddr::from(Ipv4Addr::LOCALHOST));
-        assert_eq!(bound[0].inode, inode(&tcp).unwrap());
-        assert_eq!(process_with(bound[0].inode), Some(std::process::id()));
+        let found = bound(Some(port), false).unwrap();
+        assert_eq!(found.len(), 1 + usize::from(six.is_ok()), "{found:?}");
+        assert_eq!(found[0].address, IpAddr::from(Ipv4Addr::LOCALHOST));
+        assert_eq!(found[0].inode, inode(&tcp).unwrap());
+        assert_eq!(process_with(found[0].inode), Some(std::process::id()));
         drop((tcp, six));
-        assert_eq!(bound_to(port, false).unwrap(), []);
+        assert_eq!(bound(Some(port), false).unwrap(), []);
     }
 
     #[test]
     fn udp_sockets_are_found_where_the_kernel_tells_of_them() {
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        if let Ok(bound) = bound_to(udp.local_addr().unwrap().port(), true) {
-            assert_eq!(bound.iter().map(|b| b.inode).collect::<Vec<_>>(), [inode(&udp).unwrap()]);
+        if let Ok(found) = bound(Some(udp.local_addr().unwrap().port()), true) {
+            assert_eq!(found.iter().map(|b| b.inode).collect::<Vec<_>>(), [inode(&udp).unwrap()]);
         }
     }
 

@@ -9,26 +9,26 @@ use crate::id::WorkerId;
 #[derive(Debug, Default)]
 pub struct Weighted {
     /// By the time at which they are next, in a time that runs as fast as connections come.
-    ready: Rank<(u64, WorkerId)>,
+    ready: Rank<(u128, WorkerId)>,
     members: HashMap<WorkerId, Member>,
-    now: u64,
+    now: u128,
 }
 
 #[derive(Debug)]
 struct Member {
     weight: u32,
-    next: u64,
+    next: u128,
 }
 
 /// The time between two turns of a worker with the weight 1.
-const STRIDE: u64 = 1 << 32;
+const STRIDE: u128 = 1 << 32;
 /// When it is the turn of those without any weight.
-const NEVER: u64 = u64::MAX;
+const NEVER: u128 = u128::MAX;
 
 impl Policy for Weighted {
     fn update(&mut self, view: WorkerView) {
         // The first turns of workers that join together are spread too.
-        let first = self.now + STRIDE / u64::from(view.weight.max(1));
+        let first = self.now + STRIDE / u128::from(view.weight.max(1));
         let member = self.members.entry(view.worker).or_insert(Member { weight: view.weight, next: first });
         if std::mem::replace(&mut member.weight, view.weight) != view.weight {
             member.next = first;
@@ -56,7 +56,7 @@ impl Policy for Weighted {
         }
         let member = self.members.get_mut(&worker)?;
         self.now = self.now.max(due);
-        member.next = due + STRIDE / u64::from(member.weight.max(1));
+        member.next = due + STRIDE / u128::from(member.weight.max(1));
         self.ready.set(worker, (member.next, worker));
         Some(worker)
     }

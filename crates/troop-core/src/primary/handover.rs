@@ -39,6 +39,7 @@ impl Primary {
     /// A connection was accepted. It is handed to a worker, or waits.
     pub fn accepted(&mut self, now: Time, id: ListenerId, conn: ConnId, mut about: Connection) {
         self.clock(now);
+        self.heed_reports(now);
         match self.listeners.get_mut(&id) {
             Some(listener) => {
                 if let (None, Some(sticky), Some(peer)) = (about.client, listener.scheduling.sticky(), about.peer) {
@@ -117,12 +118,20 @@ impl Primary {
 
     /// Shows the policy of a listener what has changed about a worker.
     fn refresh(&mut self, now: Time, worker: WorkerId, id: ListenerId) {
+        let seats = self.workers.get(&worker).map(|state| state.seats.iter());
+        if let Some(at) = seats.and_then(|mut seats| seats.position(|seat| seat.listener == id)) {
+            self.refresh_seat(now, worker, at);
+        }
+    }
+
+    fn refresh_seat(&mut self, now: Time, worker: WorkerId, at: usize) {
         let Primary { config, workers, listeners, .. } = self;
-        let (Some(state), Some(listener)) = (workers.get_mut(&worker), listeners.get_mut(&id)) else { return };
-        let Some(seat) = state.seat(id) else { return };
+        let Some(state) = workers.get_mut(&worker) else { return };
+        let Some(seat) = state.seats.get(at) else { return };
         let view = state.view(now, config, worker, seat);
-        let Some(seat) = state.seat_mut(id) else { return };
+        let Some(listener) = listeners.get_mut(&seat.listener) else { return };
         let Listener { policy: Some(policy), needs_counts, queue, reserved, .. } = listener else { return };
+        let seat = &mut state.seats[at];
         match (seat.shown, view) {
             (Some(before), Some(view)) => {
                 let same = before.ready == view.ready
@@ -132,6 +141,10 @@ impl Primary {
                     && (!*needs_counts || before == view);
                 if same {
                     return;
+                }
+                if before.place != view.place {
+                    // Nobody is in two places.
+                    policy.remove(worker);
                 }
                 policy.update(view);
             }
@@ -149,12 +162,10 @@ impl Primary {
         seat.shown = view;
     }
 
-    /// [`Primary::refresh`] for all listeners of a worker.
+    /// Shows all policies what has changed about a worker.
     pub(super) fn refresh_all(&mut self, now: Time, worker: WorkerId) {
-        let mut at = 0;
-        while let Some(id) = self.workers.get(&worker).and_then(|state| state.seats.get(at)).map(|seat| seat.listener) {
-            self.refresh(now, worker, id);
-            at += 1;
+        for at in 0..self.workers.get(&worker).map_or(0, |state| state.seats.len()) {
+            self.refresh_seat(now, worker, at);
         }
     }
 
@@ -162,11 +173,12 @@ impl Primary {
     pub(super) fn settle(&mut self, now: Time, worker: WorkerId) {
         let mut at = 0;
         while let Some(id) = self.workers.get(&worker).and_then(|state| state.seats.get(at)).map(|seat| seat.listener) {
-            self.refresh(now, worker, id);
-            if self.listeners.get(&id).is_some_and(|l| l.reserved > 0) {
+            self.refresh_seat(now, worker, at);
+            let (reserved, waiting) = self.listeners.get(&id).map_or((false, false), |l| (l.reserved > 0, !l.queue.is_empty()));
+            if reserved {
                 self.deliver_reserved(now, worker, id);
             }
-            if self.listeners.get(&id).is_some_and(|l| !l.queue.is_empty()) {
+            if waiting || reserved {
                 self.pump(now, id);
             }
             at += 1;
@@ -207,7 +219,10 @@ impl Primary {
             state.handle_waits.remove(at);
         }
         state.taken += 1;
-        state.open = state.open.saturating_add(1);
+        if state.reports || state.descriptors.is_some() {
+            // Until it is known better. What is never known is not added up.
+            state.open = state.open.saturating_add(1);
+        }
         if let Some(seat) = state.seat_mut(listener) {
             seat.accepted();
         }

@@ -181,6 +181,15 @@ impl Listener {
         at as u16
     }
 
+    /// Whether a worker that says it listens there means this one.
+    pub(super) fn is_at(&self, at: &Address) -> bool {
+        let ListenKey { address, port, address_type, fd, .. } = &self.listen_key;
+        let bound = || self.bound.as_ref().and_then(Option::as_ref).map(|name| i64::from(name.port));
+        // Node names the real port, also where none was asked for.
+        let same_port = at.port == *port || port.is_none() || (*port == Some(0) && at.port == bound());
+        *address_type == at.address_type && *address == at.address && *fd == at.fd && same_port
+    }
+
     /// The words of the worker that asked first.
     pub(super) fn asked(&self) -> Address {
         let ListenKey { address, port, address_type, fd, .. } = &self.listen_key;

@@ -203,6 +203,8 @@ pub struct Primary {
     actions: VecDeque<Action>,
     /// Number of the next message to any worker (Node uses one counter for all).
     seq: u64,
+    /// Workers that have reported something since their policies were told.
+    reported: Vec<WorkerId>,
     last_worker: u32,
     last_listener: u32,
     next_tick: Option<Time>,
@@ -220,6 +222,7 @@ impl Primary {
             keys: HashMap::new(),
             actions: VecDeque::new(),
             seq: 0,
+            reported: Vec::new(),
             last_worker: 0,
             last_listener: 0,
             next_tick: None,
@@ -280,12 +283,12 @@ impl Primary {
             Incoming::Troop(TroopMessage::Taken { taken, returned, open }) => {
                 let result = self.taken(now, worker, &taken, &returned);
                 if open.is_some() {
-                    self.reported(now, worker, open, None);
+                    self.reported(worker, open, None);
                 }
                 result
             }
             Incoming::Troop(TroopMessage::Load { open, load }) => {
-                self.reported(now, worker, open, load);
+                self.reported(worker, open, load);
                 Ok(())
             }
             _ => Ok(()),
@@ -492,6 +495,7 @@ impl Primary {
     /// Time passes. Call at [`Primary::next_deadline`], or more often.
     pub fn tick(&mut self, now: Time) {
         self.clock(now);
+        self.heed_reports(now);
         self.next_tick = None;
         let mut hung = Vec::new();
         let mut recalls = Vec::new();
@@ -550,6 +554,7 @@ impl Primary {
             for state in self.workers.values_mut() {
                 state.in_flight.iter_mut().for_each(|c| c.since = now);
             }
+            self.listeners.values_mut().filter_map(|l| l.group.as_mut()).for_each(|group| group.stood_still(now));
         }
         self.last_time = self.last_time.max(now);
     }

@@ -12,16 +12,14 @@ use crate::wire::outgoing::{self, Reply};
 
 use super::Needs;
 
-/// What a worker is told for which no socket could be opened.
-const EMFILE: i32 = 24;
 /// The pause after a socket could not be added to a group.
 const CROWDED: std::time::Duration = std::time::Duration::from_secs(10);
 /// How often the descriptors of workers are counted that do not report their connections.
 const COUNT_EVERY: std::time::Duration = std::time::Duration::from_millis(100);
 
 impl Primary {
-    /// The shell could not make a listener the first of a group, so its connections are handed over instead. To be called before
-    /// [`Primary::bound`].
+    /// The shell could not make a listener the founder of a group, so its connections are handed over instead (datagrams: from a shared
+    /// socket). To be called before [`Primary::bound`].
     pub fn cannot_steer(&mut self, id: ListenerId, reason: String) {
         let seed = self.config.seed ^ u64::from(id.0);
         let Some(listener) = self.listeners.get_mut(&id) else { return };
@@ -59,11 +57,6 @@ impl Primary {
                 self.answer_query(worker, id, ack);
             } else if listener.crowded_until > self.last_time && group.len() > 0 {
                 self.crowd_together(id);
-            } else if listener.crowded_until > self.last_time {
-                // There is not even one socket to share.
-                let key = listener.key.clone();
-                self.reply_error(worker, &key, ack, EMFILE, None);
-                self.leave_listener(worker, id, false);
             } else {
                 if !std::mem::replace(&mut listener.opening, true) {
                     self.actions.push_back(Action::Open { listener: id });
@@ -74,7 +67,7 @@ impl Primary {
     }
 
     /// The outcome of [`Action::Open`]: one more socket is in the group and has the next number, or there is an obstacle, so that workers
-    /// have to share sockets.
+    /// have to share sockets. If it was the first one, the listener's connections are handed over from its founder instead.
     pub fn opened(&mut self, now: Time, id: ListenerId, result: Result<(), String>) {
         self.clock(now);
         let Some(listener) = self.listeners.get_mut(&id) else { return };
@@ -82,6 +75,13 @@ impl Primary {
         let Some(group) = &mut listener.group else { return };
         match result {
             Ok(()) => group.grow(),
+            Err(reason) if group.len() == 0 => {
+                // Not even one: the founder does for all.
+                self.cannot_steer(id, reason);
+                let waiting = self.listeners.get_mut(&id).map(|l| std::mem::take(&mut l.growing)).unwrap_or_default();
+                waiting.into_iter().for_each(|(worker, ack)| self.answer_query(worker, id, ack));
+                return;
+            }
             Err(reason) => {
                 listener.crowded_until = now + CROWDED;
                 let at = listener.asked();
@@ -138,24 +138,19 @@ impl Primary {
     pub(super) fn listens(&mut self, now: Time, worker: WorkerId, at: &Listening) {
         let Primary { workers, listeners, .. } = self;
         let Some(state) = workers.get_mut(&worker) else { return };
-        let counts = !state.reports;
-        let mut steered = Vec::new();
+        let (mut steered, mut any) = (Vec::new(), false);
         for seat in state.seats.iter_mut().filter(|seat| seat.admitted && !seat.listening) {
             let Some(listener) = listeners.get_mut(&seat.listener) else { continue };
-            let asked = listener.asked();
-            let bound = listener.bound.as_ref().and_then(Option::as_ref).map(|name| i64::from(name.port));
-            // Node names the real port, also where none was asked for.
-            let port = at.port == asked.port || asked.port.is_none() || (asked.port == Some(0) && at.port == bound);
-            if asked.address_type != at.address_type || asked.address != at.address || asked.fd != at.fd || !port {
+            if !listener.is_at(at) {
                 continue;
             }
-            seat.listening = true;
+            (seat.listening, any) = (true, true);
             if let Some(group) = &mut listener.group {
                 group.relieved(seat.place);
                 steered.push(seat.listener);
             }
         }
-        if counts {
+        if any && !state.reports {
             // What it has open now, it has without any connection.
             self.actions.push_back(Action::Count { worker });
         }
@@ -266,17 +261,31 @@ impl Primary {
         self.refresh_all(now, worker);
     }
 
-    /// A worker reports how many connections it has open, and its own idea of its load.
-    pub(super) fn reported(&mut self, now: Time, worker: WorkerId, open: Option<u32>, load: Option<u32>) {
+    /// A worker reports how many connections it has open, and its own idea of its load. Cheap, because it can do so as often as it likes.
+    pub(super) fn reported(&mut self, worker: WorkerId, open: Option<u32>, load: Option<u32>) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         state.reports |= open.is_some();
         state.open = open.unwrap_or(state.open);
         state.load = load.unwrap_or(state.load);
-        self.settle(now, worker);
+        if !std::mem::replace(&mut state.unheeded, true) {
+            self.reported.push(worker);
+        }
+    }
+
+    /// Tells the policies what workers have reported.
+    pub(super) fn heed_reports(&mut self, now: Time) {
+        while let Some(worker) = self.reported.pop() {
+            if let Some(state) = self.workers.get_mut(&worker) {
+                state.unheeded = false;
+                self.refresh_all(now, worker);
+            }
+        }
     }
 
     /// Asks the shell for what has to be looked at now. Returns when that is the case again.
     pub(super) fn look_around(&mut self, now: Time) -> Option<Time> {
+        // First, because a look may find that places have changed their numbers.
+        self.kill_hung_places(now);
         let mut next: Option<Time> = None;
         let mut counted = Vec::new();
         for (id, listener) in &self.listeners {
@@ -304,7 +313,6 @@ impl Primary {
                 self.actions.push_front(Action::Count { worker });
             }
         }
-        self.kill_hung_places(now);
         next
     }
 
@@ -312,11 +320,14 @@ impl Primary {
     fn kill_hung_places(&mut self, now: Time) {
         let Some(limit) = self.config.hung_after else { return };
         let mut hung = Vec::new();
-        for listener in self.listeners.values() {
+        for (id, listener) in &self.listeners {
             let Some(group) = &listener.group else { continue };
             for (number, place) in (0..).zip(&listener.places) {
                 if let Some(age) = group.hung_since(number).map(|since| now.since(since)).filter(|age| *age >= limit) {
-                    hung.extend(place.holders.iter().map(|worker| (*worker, age)));
+                    let listens = |worker: &&WorkerId| {
+                        self.workers.get(worker).and_then(|state| state.seat(*id)).is_some_and(|seat| seat.listening)
+                    };
+                    hung.extend(place.holders.iter().filter(listens).map(|worker| (*worker, age)));
                 }
             }
         }
@@ -343,6 +354,19 @@ impl Primary {
             }
         }
         self.tell_group(now, id);
+    }
+
+    /// Sockets of a group have numbers that are not known any more, because workers have shut several of them down: new connections are
+    /// spread over all of them alike until the listener is opened anew.
+    pub fn numbers_lost(&mut self, now: Time, id: ListenerId) {
+        let Some(listener) = self.listeners.get_mut(&id) else { return };
+        let Some(group) = &mut listener.group else { return };
+        if group.lose_numbers() {
+            let at = listener.asked();
+            let reason = "workers have shut its sockets down, so the kernel spreads connections evenly over those that are left";
+            self.notify(Notice::NotSteered { at, reason: reason.into() });
+            self.tell_group(now, id);
+        }
     }
 
     /// Where a listener is, in the words of the worker that asked for it first.
@@ -414,7 +438,9 @@ impl Primary {
                     reserved.into_iter().rev().for_each(|waiting| listener.queue.push_front(waiting));
                 }
             }
-            holders.into_iter().for_each(|worker| self.settle(now, worker));
+            // All of them, before the first connection is given to anybody.
+            holders.iter().for_each(|worker| self.refresh_all(now, *worker));
+            self.pump(now, id);
         }
         later
     }

@@ -126,6 +126,8 @@ pub(super) struct Worker {
     pub(super) seats: Vec<Seat>,
     pub(super) open: u32,
     pub(super) load: u32,
+    /// It has reported something that its policies were not told yet.
+    pub(super) unheeded: bool,
     /// It says itself how many connections it has open.
     pub(super) reports: bool,
     /// Connections that it took since its descriptors were counted; which of them are open still is not known.
@@ -158,6 +160,7 @@ impl Worker {
             seats: Vec::new(),
             open: 0,
             load: 0,
+            unheeded: false,
             reports: false,
             uncounted: 0,
             descriptors: None,

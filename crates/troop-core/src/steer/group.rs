@@ -116,6 +116,8 @@ pub(crate) struct Group {
     told: Vec<Instruction>,
     /// Shares that it was told.
     told_shares: Vec<u32>,
+    /// It is not known any more which number is whose.
+    lost: bool,
     next_look: Time,
     /// The last time there was load.
     awake: Time,
@@ -130,6 +132,7 @@ impl Group {
             slots: Vec::new(),
             told: Vec::new(),
             told_shares: Vec::new(),
+            lost: false,
             next_look: now + SLOW,
             awake: now,
             changes: Vec::new(),
@@ -168,7 +171,9 @@ impl Group {
         let Some(slot) = self.slots.get_mut(usize::from(place)) else { return };
         if slot.staff.present != staff.present {
             // Whoever comes is not to blame for who was there.
-            slot.recover();
+            if slot.recover() {
+                self.changes.push(Change::Recovered(place));
+            }
             slot.level = 1.0;
             slot.load = 0.0;
         }
@@ -179,7 +184,9 @@ impl Group {
     /// Whoever is new at a place beside another gets a fresh start too.
     pub(crate) fn relieved(&mut self, place: u16) {
         if let Some(slot) = self.slots.get_mut(usize::from(place)) {
-            slot.recover();
+            if slot.recover() {
+                self.changes.push(Change::Recovered(place));
+            }
             slot.level = 1.0;
         }
         self.watch();
@@ -190,6 +197,19 @@ impl Group {
         self.slots.swap(usize::from(one), usize::from(other));
         self.told.clear();
         self.told_shares.clear();
+    }
+
+    /// The primary itself stood still: nobody can be blamed for that time.
+    pub(crate) fn stood_still(&mut self, now: Time) {
+        for slot in &mut self.slots {
+            slot.stuck = 0;
+            slot.hung_since = slot.hung_since.map(|_| now);
+        }
+    }
+
+    /// True if that is news.
+    pub(crate) fn lose_numbers(&mut self) -> bool {
+        !std::mem::replace(&mut self.lost, true)
     }
 
     pub(crate) fn next_look(&self) -> Time {
@@ -203,8 +223,7 @@ impl Group {
             slot.stuck = if queue > 0 && queue >= slot.queue && !slot.watched { slot.stuck + 1 } else { 0 };
             if queue < slot.queue && !slot.watched {
                 // Somebody takes them.
-                if slot.hung_since.is_some() {
-                    slot.recover();
+                if slot.hung_since.is_some() && slot.recover() {
                     self.changes.push(Change::Recovered(number));
                 }
             }
@@ -235,13 +254,13 @@ impl Group {
         for number in 0..self.slots.len() {
             let slot = &mut self.slots[number];
             match slot.phase {
-                Phase::Serving if slot.staff.present && others => {
+                Phase::Serving if slot.staff.present => {
                     let far_behind = slot.queue > 4 * middle.unwrap_or(0);
                     let suspicious = (slot.stuck >= SUSPECT_AFTER && far_behind) || (slot.stuck >= SUSPECT_LATE && least == 0);
-                    if suspicious {
+                    if suspicious && others {
                         slot.phase = Phase::Suspect { looks: 0 };
-                    } else if slot.back_at.is_some_and(|at| now.since(at) >= PROBATION) {
-                        slot.recover();
+                    } else if (!others || slot.back_at.is_some_and(|at| now.since(at) >= PROBATION)) && slot.recover() {
+                        // An only one has nobody who could do better.
                         self.changes.push(Change::Recovered(number as u16));
                     }
                 }
@@ -351,7 +370,12 @@ impl Group {
             let weight = f64::from(slot.weight.clamp(1, 1_000_000));
             shares[*number] = (weight * slot.level * 1000.0).round().clamp(1.0, f64::from(u32::MAX)) as u32;
         }
-        let program = if self.udp || self.sticky.is_some() {
+        let program = if self.lost {
+            let mut even = vec![100; self.slots.len()];
+            even.insert(0, 0);
+            self.told_shares.clear();
+            program::by_share(&even)
+        } else if self.udp || self.sticky.is_some() {
             let sticky = self.sticky.clone().unwrap_or_default();
             // Datagrams of one flow stay together; a client's flows only if that is asked for.
             let (flows, prefix6) = (self.udp && self.sticky.is_none(), if self.sticky.is_some() { sticky.prefix6 } else { 128 });
@@ -391,12 +415,15 @@ impl Slot {
         }
     }
 
-    fn recover(&mut self) {
+    /// Forgets what was held against it. True if it was held to be hung.
+    fn recover(&mut self) -> bool {
+        if self.phase != Phase::Serving {
+            self.stuck = 0;
+        }
         self.phase = Phase::Serving;
-        self.stuck = 0;
-        self.hung_since = None;
         self.pause = PAUSE;
         self.back_at = None;
+        self.hung_since.take().is_some()
     }
 }
 

@@ -21,6 +21,8 @@ pub(crate) struct Socket {
     pub(crate) inode: u64,
     /// The primary accepts on it.
     pub(crate) watched: bool,
+    /// It does not listen any more, so the poller was told to forget it.
+    pub(crate) unreported: bool,
     /// The kernel may have connections for us.
     pub(crate) ready: bool,
     /// The poller does not report it: nobody is ready for its connections.
@@ -34,7 +36,7 @@ pub(crate) struct Socket {
 impl Socket {
     pub(crate) fn new(fd: OwnedFd, listener: ListenerId) -> Socket {
         let inode = diag::inode(&fd).unwrap_or(0);
-        Socket { fd, listener, inode, watched: false, ready: false, masked: false, burst: 1, full: false }
+        Socket { fd, listener, inode, watched: false, unreported: false, ready: false, masked: false, burst: 1, full: false }
     }
 }
 

@@ -184,7 +184,7 @@ impl Inner {
 
     /// Lets the link know, once until it looks.
     fn tell_load(&self) {
-        if !self.load_changed.swap(true, Ordering::Release) {
+        if !self.load_changed.swap(true, Ordering::AcqRel) {
             self.notify.notify_one();
         }
     }
@@ -200,7 +200,8 @@ impl Inner {
 
     /// From now on changes are told again.
     pub(super) fn load_is_seen(&self) {
-        self.load_changed.store(false, Ordering::Release);
+        // Not a plain store: what is read next must not be older.
+        self.load_changed.swap(false, Ordering::AcqRel);
     }
 
     pub(crate) fn close_server(&self, key: String) {

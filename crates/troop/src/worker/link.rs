@@ -105,9 +105,9 @@ impl Link {
             if finish && self.outbox.is_empty() && self.unsettled.is_empty() {
                 return End::Finished;
             }
+            let report = self.report();
             let interest =
                 if self.outbox.is_empty() || self.later { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
-            let report = self.report();
             let report = async {
                 match report {
                     Some(wait) => tokio::time::sleep(wait).await,

@@ -91,7 +91,7 @@ impl Driver {
         let Some((number, _)) = self.socket(id, place) else { return };
         let needs = self.core.needs(id);
         for _ in 0..count {
-            if !self.core.wants_connection(id) || self.accept_one(number, id, needs).is_none() {
+            if self.accept_again.is_some() || !self.core.wants_connection(id) || self.accept_one(number, id, needs).is_none() {
                 break;
             }
         }
@@ -137,6 +137,17 @@ impl Driver {
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => None,
             Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => Some(false),
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+                // A worker that has a copy has shut it down, which would be reported without end.
+                if let Some(socket) = self.sockets.get_mut(number)
+                    && socket.watched
+                    && !std::mem::replace(&mut socket.unreported, true)
+                {
+                    socket.masked = false;
+                    let _ = self.waiting.poller().remove(&socket.fd);
+                }
+                None
+            }
             Err(e) => {
                 // Out of descriptors or memory: nothing is lost, the kernel keeps the connections.
                 self.accept_again = Some(self.now + ACCEPT_PAUSE);

@@ -1,7 +1,6 @@
 //! The listeners' sockets: opens and closes them, gives the kernel its orders, and sees what waits in them.
 
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -24,7 +23,22 @@ impl Driver {
     pub(super) fn bind(&mut self, id: ListenerId, spec: &BindSpec) {
         let key = self.core.listener_key(id).unwrap_or_default();
         let key = troop_core::wire::outgoing::quote(key);
-        let result = match listener::open(spec) {
+        let opened = listener::open(spec).and_then(|mut opened| {
+            // A descriptor of the primary's by its number may be one that it listens on already.
+            let inode = diag::inode(&opened.fd)?;
+            if let Some((_, same)) = self.sockets.iter().find(|(_, socket)| socket.inode == inode) {
+                if self.listeners.get(&same.listener).is_some_and(|listener| listener.grouped) {
+                    return Err(rustix::io::Errno::INVAL.into());
+                }
+                if spec.group {
+                    opened.alone.get_or_insert_with(|| {
+                        "another listener has the same socket, so its connections are handed over in turn".into()
+                    });
+                }
+            }
+            Ok(opened)
+        });
+        let result = match opened {
             Ok(opened) => {
                 let grouped = spec.group && opened.alone.is_none();
                 if let Some(reason) = opened.alone {
@@ -79,6 +93,9 @@ impl Driver {
         if std::mem::replace(&mut socket.watched, on) == on {
             return;
         }
+        if std::mem::take(&mut socket.unreported) && !on {
+            return;
+        }
         (socket.ready, socket.masked, socket.full, socket.burst) = (false, false, false, 1);
         let Some(socket) = self.sockets.get(number) else { return };
         let poller = self.waiting.poller();
@@ -94,7 +111,15 @@ impl Driver {
 
     /// One more socket for a group.
     pub(super) fn open_more(&mut self, id: ListenerId) {
+        // Before the numbers are continued, they have to be known.
+        self.see_queues(id);
         let result = self.try_open_more(id);
+        if result.is_err()
+            && let Some(listener) = self.listeners.get_mut(&id).filter(|listener| listener.places().is_empty())
+        {
+            // The founder is the only one and does for all.
+            listener.grouped = false;
+        }
         self.core.opened(self.now, id, result);
     }
 
@@ -111,7 +136,10 @@ impl Driver {
         let fd = open().map_err(|e: io::Error| format!("no more sockets can be opened for it ({e}), {share}"))?;
         let socket = Socket::new(fd, id);
         // Whoever else is in the group may be before this one, which then has not the number that it should have.
-        if let Some(who) = self.others(id, Some(socket.inode)).into_iter().next() {
+        let port = socket::local_address(&socket.fd).map(|at| at.port());
+        // Where the kernel does not tell, nobody can be told.
+        let bound = diag::bound(port, self.is_udp(id)).unwrap_or_default();
+        if let Some(who) = self.strangers(id, bound, Some(socket.inode)).into_iter().next() {
             return Err(format!("{}, {share}", self.describe(id, &who)));
         }
         let number = self.sockets.insert(socket);
@@ -121,16 +149,16 @@ impl Driver {
         Ok(())
     }
 
-    /// Sockets on the address of a listener that are not the cluster's.
-    fn others(&self, id: ListenerId, newest: Option<u64>) -> Vec<diag::Bound> {
-        let Some(first) = self.founder(id) else { return Vec::new() };
-        let (Some(at), kind) = (socket::local_address(&first.fd), socket::kind(&first.fd)) else { return Vec::new() };
-        let udp = matches!(kind, Ok(socket::Kind::Udp { .. }));
-        // Where the kernel does not tell, nobody can be told.
-        let Ok(bound) = diag::bound_to(at.port(), udp) else { return Vec::new() };
-        let ours: std::collections::HashSet<u64> = self.sockets.iter().map(|(_, s)| s.inode).chain(newest).collect();
-        let overlaps = |ip: IpAddr| ip == at.ip() || ip.is_unspecified() || at.ip().is_unspecified();
-        bound.into_iter().filter(|b| !ours.contains(&b.inode) && overlaps(b.address)).collect()
+    /// Sockets on the address of a listener that are not the cluster's, among these.
+    fn strangers(&self, id: ListenerId, bound: Vec<diag::Bound>, newest: Option<u64>) -> Vec<diag::Bound> {
+        let Some(at) = self.founder(id).and_then(|first| socket::local_address(&first.fd)) else { return Vec::new() };
+        let here = bound.into_iter().filter(|b| b.port == at.port() && b.address == at.ip());
+        let ours = |inode: u64| newest == Some(inode) || self.sockets.iter().any(|(_, socket)| socket.inode == inode);
+        here.filter(|b| !ours(b.inode)).collect()
+    }
+
+    fn is_udp(&self, id: ListenerId) -> bool {
+        self.founder(id).is_some_and(|first| matches!(socket::kind(&first.fd), Ok(socket::Kind::Udp { .. })))
     }
 
     fn describe(&mut self, id: ListenerId, who: &diag::Bound) -> String {
@@ -146,14 +174,27 @@ impl Driver {
         format!("{process} of user {} listens on the same port with SO_REUSEPORT", who.uid)
     }
 
-    /// Says so, once, when others have joined a group.
-    fn census(&mut self, id: ListenerId) {
-        let known = self.listeners.get(&id).map(|l| l.intruders.clone()).unwrap_or_default();
-        for who in self.others(id, None).into_iter().filter(|who| !known.contains(&who.inode)) {
+    /// Says so, once, when others have joined groups. Describes one of them at a time, which takes a while.
+    fn census(&mut self) {
+        let grouped: Vec<ListenerId> = self.listeners.iter().filter(|(_, l)| l.grouped).map(|(id, _)| *id).collect();
+        let Ok(tcp) = diag::bound(None, false) else { return };
+        let has_udp = grouped.iter().any(|id| self.is_udp(*id));
+        let udp = if has_udp { diag::bound(None, true).unwrap_or_default() } else { Vec::new() };
+        let mut described = false;
+        for id in grouped {
+            self.steer_again(id);
+            let strangers = self.strangers(id, if self.is_udp(id) { udp.clone() } else { tcp.clone() }, None);
+            let Some(listener) = self.listeners.get_mut(&id) else { continue };
+            listener.intruders.retain(|inode| strangers.iter().any(|who| who.inode == *inode));
+            let Some(new) = strangers.iter().find(|who| !listener.intruders.contains(&who.inode)).filter(|_| !described) else {
+                continue;
+            };
+            described = true;
             let reason =
-                format!("{}; it gets no connections, and no more sockets are opened while it is there", self.describe(id, &who));
-            let Some(at) = self.core.listener_address(id) else { return };
-            self.events.push(Event::NotSteered(at, reason));
+                format!("{}; it gets no connections, and no more sockets are opened while it is there", self.describe(id, new));
+            if let Some(at) = self.core.listener_address(id) {
+                self.events.push(Event::NotSteered(at, reason));
+            }
         }
     }
 
@@ -179,35 +220,51 @@ impl Driver {
     }
 
     pub(super) fn sample(&mut self, id: ListenerId) {
-        let Some(listener) = self.listeners.get(&id) else { return };
-        let sockets = listener.places().iter().filter_map(|number| self.sockets.get(*number));
-        let waiting: Vec<Option<u32>> = sockets.map(|socket| group::waiting(socket.fd.as_fd())).collect();
-        if let Some(place) = waiting.iter().position(Option::is_none) {
-            self.revive(id, place);
-        }
+        let waiting = self.see_queues(id);
         self.core.sampled(self.now, id, &waiting);
         if self.census_at <= self.now {
             self.census_at = self.now + CENSUS_EVERY;
-            for id in self.listeners.iter().filter(|(_, l)| l.grouped).map(|(id, _)| *id).collect::<Vec<_>>() {
-                self.census(id);
-                self.steer_again(id);
-            }
+            self.census();
         }
+    }
+
+    /// What waits in the sockets of a group. Puts right what workers have done to them.
+    fn see_queues(&mut self, id: ListenerId) -> Vec<Option<u32>> {
+        let Some(listener) = self.listeners.get(&id).filter(|listener| listener.grouped) else { return Vec::new() };
+        let sockets = listener.places().iter().filter_map(|number| self.sockets.get(*number));
+        let mut waiting: Vec<Option<u32>> = sockets.map(|socket| group::waiting(socket.fd.as_fd())).collect();
+        let shut: Vec<usize> = (0..waiting.len()).filter(|place| waiting[*place].is_none()).collect();
+        let revived = shut.iter().filter(|place| self.revive(id, **place)).count();
+        match (shut.as_slice(), revived) {
+            ([], _) => {}
+            ([place], 1) => {
+                let last = waiting.len() - 1;
+                waiting.swap(*place, last);
+                if let Some(listener) = self.listeners.get_mut(&id) {
+                    listener.sockets.swap(place + 1, last + 1);
+                }
+                self.core.renumbered(self.now, id, *place as u16, last as u16);
+            }
+            // Which of several was the first is not known, nor whether the last one has moved.
+            _ => self.core.numbers_lost(self.now, id),
+        }
+        waiting
     }
 
     /// A worker has shut its socket down, which took it out of the group: the kernel gave its number to the last one. When it listens
     /// again, it is the last one.
-    fn revive(&mut self, id: ListenerId, place: usize) {
-        let Some(listener) = self.listeners.get_mut(&id) else { return };
-        let (Some(number), Some(backlog)) = (listener.places().get(place), listener.backlog) else { return };
-        let Some(socket) = self.sockets.get(*number) else { return };
-        if let Err(source) = socket::listen(&socket.fd, backlog) {
-            self.fail("listen again on a socket that a worker has shut down", source);
-            return;
+    fn revive(&mut self, id: ListenerId, place: usize) -> bool {
+        let Some(listener) = self.listeners.get(&id) else { return false };
+        let (Some(&number), Some(backlog)) = (listener.places().get(place), listener.backlog) else { return false };
+        let Some(socket) = self.sockets.get_mut(number) else { return false };
+        if socket::listen(&socket.fd, backlog).is_err() {
+            return false;
         }
-        let last = listener.places().len() - 1;
-        listener.sockets.swap(place + 1, last + 1);
-        self.core.renumbered(self.now, id, place as u16, last as u16);
+        if std::mem::take(&mut socket.unreported) && socket.watched {
+            socket.watched = false;
+            self.watch_socket(number, true);
+        }
+        true
     }
 
     pub(super) fn count(&mut self, worker: WorkerId) {
