@@ -100,14 +100,15 @@ impl Builder {
     }
 
     /// How long a worker may leave a connection that it was handed unanswered. Then it is killed, so that another one can have the
-    /// connection. Default: 30 s; `None` for ever, so that a blocked worker keeps its connections waiting.
+    /// connection. Where the kernel chooses ([`Scheduling::Steered`]): how long its own queue may stand still while others take theirs.
+    /// Default: 30 s; `None` for ever, so that a blocked worker keeps its connections waiting.
     pub fn hung_after(mut self, limit: Option<Duration>) -> Builder {
         self.config.hung_after = limit;
         self
     }
 
     /// How many connections may wait in the primary for a worker, per listener, before it leaves them to the kernel's accept queue.
-    /// Default: 64.
+    /// Default: 64. Where clients are sticky, 16 times as many, because each may wait for its own worker.
     pub fn pending_limit(mut self, limit: usize) -> Builder {
         self.config.pending_limit = limit.max(1);
         self
