@@ -4,6 +4,7 @@
 
 mod restart;
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -193,6 +194,8 @@ pub struct Supervisor {
     reload: Option<Reload>,
     phase: Phase,
     orders: VecDeque<Order>,
+    /// The next deadline, if it is known: it is asked for far more often than it changes.
+    due: Cell<Option<Option<Time>>>,
 }
 
 impl Supervisor {
@@ -206,6 +209,7 @@ impl Supervisor {
             reload: None,
             phase: Phase::Running,
             orders: VecDeque::new(),
+            due: Cell::new(None),
             config,
         }
     }
@@ -217,6 +221,7 @@ impl Supervisor {
 
     /// Starts the workers.
     pub fn start(&mut self) {
+        self.due.set(None);
         for slot in 0..self.config.workers {
             self.places.push(Place::default());
             self.orders.push_back(Order::Fork(Slot(slot)));
@@ -225,6 +230,7 @@ impl Supervisor {
 
     /// A fork that was ordered succeeded.
     pub fn forked(&mut self, now: Time, slot: Slot, worker: WorkerId) {
+        self.due.set(None);
         let member = Member { worker, since: now, online: false, listening: false };
         let Some(place) = self.places.get_mut(slot.0) else { return };
         if self.phase != Phase::Running {
@@ -238,6 +244,7 @@ impl Supervisor {
 
     /// A fork that was ordered failed. `for_good` means that trying again cannot help (the program does not exist).
     pub fn fork_failed(&mut self, now: Time, slot: Slot, reason: String, for_good: bool) {
+        self.due.set(None);
         if self.phase != Phase::Running {
             return;
         }
@@ -259,6 +266,7 @@ impl Supervisor {
 
     /// A worker's channel works.
     pub fn online(&mut self, now: Time, worker: WorkerId) {
+        self.due.set(None);
         if let Some(member) = self.member(worker) {
             member.online = true;
             self.advance_reload(now);
@@ -267,6 +275,7 @@ impl Supervisor {
 
     /// A worker's server listens.
     pub fn listening(&mut self, now: Time, worker: WorkerId) {
+        self.due.set(None);
         if let Some(member) = self.member(worker) {
             member.listening = true;
             self.advance_reload(now);
@@ -275,6 +284,7 @@ impl Supervisor {
 
     /// A worker's channel closed.
     pub fn disconnected(&mut self, now: Time, worker: WorkerId) {
+        self.due.set(None);
         if let Some(leaving) = self.leaving.iter_mut().find(|l| l.worker == worker) {
             leaving.term_at.get_or_insert(now + LINGER);
         } else if let Some(member) = self.member(worker) {
@@ -287,6 +297,7 @@ impl Supervisor {
 
     /// A worker's process ended.
     pub fn exited(&mut self, now: Time, worker: WorkerId, how: ExitHow) {
+        self.due.set(None);
         self.leaving.retain(|l| l.worker != worker);
         let position = |get: fn(&Place) -> Option<Member>, places: &[Place]| {
             places.iter().position(|p| get(p).is_some_and(|m| m.worker == worker))
@@ -345,6 +356,7 @@ impl Supervisor {
 
     /// Finish all workers, then report [`Order::Finish`]. A second call kills what is left.
     pub fn stop(&mut self, now: Time) {
+        self.due.set(None);
         match self.phase {
             Phase::Running => {
                 self.orders.push_back(Order::Tell(Progress::Stopping));
@@ -396,6 +408,7 @@ impl Supervisor {
 
     /// Replace the workers one by one, each old one told to finish only when its successor is ready.
     pub fn reload(&mut self, now: Time) {
+        self.due.set(None);
         if self.phase != Phase::Running || self.reload.is_some() {
             self.orders.push_back(Order::Tell(Progress::ReloadRefused));
             return;
@@ -464,6 +477,12 @@ impl Supervisor {
     /// When [`Supervisor::tick`] wants to be called.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
+        let due = self.due.get().unwrap_or_else(|| self.reckon());
+        self.due.set(Some(due));
+        due
+    }
+
+    fn reckon(&self) -> Option<Time> {
         let retries = self.places.iter().filter_map(|p| p.retry_at);
         let kills = self.leaving.iter().filter(|l| !l.killed).map(|l| l.kill_at);
         let terms = self.leaving.iter().filter_map(|l| l.term_at);
@@ -478,6 +497,7 @@ impl Supervisor {
 
     /// Time passes.
     pub fn tick(&mut self, now: Time) {
+        self.due.set(None);
         for leaving in &mut self.leaving {
             if leaving.term_at.is_some_and(|at| at <= now) {
                 leaving.term_at = None;
