@@ -1,7 +1,6 @@
 //! Whether a connection costs the primary more when there are very many workers and open connections.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::OwnedFd;
 
 use crate::peer::{Peer, Result, ourselves};
 use crate::table::{Table, number, times};
@@ -14,22 +13,14 @@ const CLIENTS: usize = 64;
 /// The section.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let (open, count) = (options.count(OPEN), options.count(40_000));
-    let enough = rustix::process::Rlimit { current: Some(open as u64 + 1000), maximum: Some(open as u64 + 1000) };
-    if rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.is_some_and(|most| most < open as u64 + 1000)
-        && rustix::process::setrlimit(rustix::process::Resource::Nofile, enough).is_err()
-    {
-        println!("Without the section on crowds: this process may not have {open} descriptors.\n");
-        return Ok(());
-    }
-    let _ = troop_sys::process::raise_descriptor_limit();
     println!("## Crowds\n");
     println!(
         "The primary's CPU for a connection with 2 Rust workers and none open, with {MANY} workers, and with {MANY} workers that have {open} \
          connections open. The workers leave connections open until the client ends them.\n"
     );
-    let mut table =
-        Table::new(&["", "workers", "open", "connections/s", "primary CPU µs", "/ 2 workers", "primary MiB", "failed"]);
-    for scheduling in ["round-robin", "weighted", "least-connections", "p2c", "sticky", "steered"] {
+    for scheduling in ["round-robin", "least-connections", "p2c", "sticky", "weighted", "steered"] {
+        let mut table =
+            Table::new(&["", "workers", "open", "connections/s", "primary CPU µs", "/ 2 workers", "primary MiB", "failed"]);
         let mut few = f64::NAN;
         for (workers, open) in [(2, 0), (MANY, 0), (MANY, open)] {
             let failed = |e: Box<dyn std::error::Error>| format!("{scheduling}, {workers} workers: {e}");
@@ -37,7 +28,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             let mut peer = Peer::start(command).map_err(failed)?;
             let port = peer.wait_for("ready").map_err(failed)?.first().copied().ok_or("no port")?;
             let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port as u16));
-            let held: Vec<OwnedFd> = load::hold(address, open).map_err(failed)?;
+            let holders = hold(port as u16, open).map_err(failed)?;
             load::run_and_leave(address, CLIENTS, count / 4).map_err(failed)?;
             let before = cpu::time(peer.pid());
             let outcome = load::run_and_leave(address, CLIENTS, count).map_err(failed)?;
@@ -49,15 +40,41 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             table.row(vec![
                 scheduling.into(),
                 workers.to_string(),
-                held.len().to_string(),
+                open.to_string(),
                 number(count as f64 / outcome.took.as_secs_f64()),
                 number(cost),
                 times(cost / few),
                 number(memory),
                 outcome.failed.to_string(),
             ]);
+            drop(holders);
         }
+        table.print();
     }
-    table.print();
+    Ok(())
+}
+
+/// The most connections that one process holds.
+const OF_ONE: usize = 15_000;
+
+/// Processes that hold this many connections together, more than one of them may have.
+fn hold(port: u16, mut count: usize) -> Result<Vec<Peer>> {
+    let mut holders = Vec::new();
+    while count > 0 {
+        let part = count.min(OF_ONE);
+        let mut holder = Peer::start(ourselves(&["holder", &port.to_string(), &part.to_string()])?)?;
+        holder.wait_for("ready")?;
+        holders.push(holder);
+        count -= part;
+    }
+    Ok(holders)
+}
+
+/// The peer: opens connections and leaves them open.
+pub(crate) fn holder(port: u16, count: usize) -> Result<()> {
+    let _ = troop_sys::process::raise_descriptor_limit();
+    let held = load::hold(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), count)?;
+    println!("ready {}", held.len());
+    std::io::stdin().read_line(&mut String::new())?;
     Ok(())
 }

@@ -98,6 +98,7 @@ fn act(arguments: &[&str]) -> Result<()> {
         ["server"] => connections::server(),
         ["slow"] => connections::slow(),
         ["hold"] => connections::hold(),
+        ["holder", port, count] => crowd::holder(port.parse()?, count.parse()?),
         ["http", how] => keepalive::server(how),
         ["bare", kind, workers] => bare::primary(*kind == "node", workers.parse()?),
         ["bare-worker"] => bare::worker(),
