@@ -158,6 +158,12 @@ pub fn borrow_number(number: i32) -> io::Result<OwnedFd> {
     Ok(copy)
 }
 
+/// Whether a socket listens (`SO_ACCEPTCONN`). True if that cannot be known.
+#[must_use]
+pub fn listens(fd: impl AsFd) -> bool {
+    sockopt::socket_acceptconn(fd).unwrap_or(true)
+}
+
 /// Makes a socket listen with an accept queue of this length; on one that listens already, changes the length.
 ///
 /// # Errors

@@ -129,10 +129,8 @@ pub fn by_share(shares: &[u32]) -> Vec<Instruction> {
     program
 }
 
-/// Chooses by the sender's address, cut to its first bits: the number in `table`, whose index is the client's [bucket](bucket_of). With
+/// Chooses by the sender's address, cut to its first bits: the number in `table`, whose index is the client's [bucket](crate::policy::bucket_of). With
 /// `flows` also by the sender's UDP port.
-///
-/// [bucket_of]: crate::policy::bucket_of
 #[must_use]
 pub fn by_client(table: &[u16], prefix4: u8, prefix6: u8, flows: bool) -> Vec<Instruction> {
     use crate::policy::mixing as mix;

@@ -233,7 +233,12 @@ impl Driver {
         let Some(listener) = self.listeners.get(&id).filter(|listener| listener.grouped) else { return Vec::new() };
         let sockets = listener.places().iter().filter_map(|number| self.sockets.get(*number));
         let mut waiting: Vec<Option<u32>> = sockets.map(|socket| group::waiting(socket.fd.as_fd())).collect();
-        let shut: Vec<usize> = (0..waiting.len()).filter(|place| waiting[*place].is_none()).collect();
+        let is_shut = |place: &usize| {
+            let socket = listener.places().get(*place).and_then(|number| self.sockets.get(*number));
+            // `None` alone may only mean that the kernel does not tell.
+            listener.backlog.is_some() && waiting[*place].is_none() && socket.is_some_and(|s| !socket::listens(&s.fd))
+        };
+        let shut: Vec<usize> = (0..waiting.len()).filter(is_shut).collect();
         let revived = shut.iter().filter(|place| self.revive(id, **place)).count();
         match (shut.as_slice(), revived) {
             ([], _) => {}
