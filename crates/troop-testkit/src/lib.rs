@@ -1,6 +1,9 @@
 //! What the end-to-end tests share: starting clusters, waiting for events with a deadline, looking for leaks.
 #![allow(clippy::missing_panics_doc)]
 
+pub mod tamper;
+
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -152,6 +155,24 @@ pub fn talk_from(source: [u8; 4], address: impl Into<SocketAddr>, say: &[u8]) ->
 /// As [`talk`] with a local port, in a thread that may block.
 pub async fn ask(port: u16, say: &'static str) -> std::io::Result<String> {
     tokio::task::spawn_blocking(move || talk(([127, 0, 0, 1], port), say)).await.expect("the client does not panic")
+}
+
+/// The number of the worker in an answer that begins with it.
+#[must_use]
+pub fn number(answer: &str) -> u32 {
+    answer.split(' ').next().unwrap_or_default().parse().unwrap_or_else(|_| panic!("{answer:?} is no answer"))
+}
+
+/// How many of this many connections each worker serves, by its number.
+pub async fn shares(port: u16, count: usize) -> BTreeMap<u32, usize> {
+    let ask = move || {
+        let mut shares = BTreeMap::new();
+        for _ in 0..count {
+            *shares.entry(number(&talk(([127, 0, 0, 1], port), "").expect("an answer"))).or_default() += 1;
+        }
+        shares
+    };
+    tokio::task::spawn_blocking(ask).await.expect("the client does not panic")
 }
 
 /// The body of a simple HTTP request.

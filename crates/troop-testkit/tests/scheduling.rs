@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use troop::{Cluster, Connection, Event, Fork, Policy, Progress, Scheduling, Setup, WorkerHandle, WorkerId, WorkerView};
-use troop_testkit::{PATIENCE, Troop, node_program, talk};
+use troop_testkit::{PATIENCE, Troop, node_program, number, shares};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
@@ -34,22 +34,6 @@ async fn weighted<const N: usize>(troop: &mut Troop, weights: [Option<u32>; N]) 
         workers.push(worker);
     }
     (workers.try_into().unwrap(), port)
-}
-
-/// How many of this many connections each worker serves, by its number.
-async fn shares(port: u16, count: usize) -> BTreeMap<u32, usize> {
-    let ask = move || {
-        let mut shares = BTreeMap::new();
-        for _ in 0..count {
-            *shares.entry(number(&talk(([127, 0, 0, 1], port), "").unwrap())).or_default() += 1;
-        }
-        shares
-    };
-    tokio::task::spawn_blocking(ask).await.unwrap()
-}
-
-fn number(answer: &str) -> u32 {
-    answer.split(' ').next().unwrap().parse().unwrap()
 }
 
 /// A connection that stays open, and who serves it.

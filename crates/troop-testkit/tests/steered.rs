@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use troop::{Cluster, Event, Fork, Scheduling, Setup, WorkerHandle};
-use troop_testkit::{PATIENCE, Troop, ask, node_program, talk, talk_from};
+use troop_testkit::{PATIENCE, Troop, ask, node_program, number, shares, talk, talk_from};
 
 fn rust<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
@@ -35,22 +35,6 @@ async fn forks(troop: &mut Troop, count: usize) -> (Vec<WorkerHandle>, u16) {
         workers.push(worker);
     }
     (workers, port)
-}
-
-fn number(answer: &str) -> u32 {
-    answer.split(' ').next().unwrap().parse().unwrap_or_else(|_| panic!("{answer:?} is no answer"))
-}
-
-/// How many of this many connections each worker serves, by its number.
-async fn shares(port: u16, count: usize) -> BTreeMap<u32, usize> {
-    let ask = move || {
-        let mut shares = BTreeMap::new();
-        for _ in 0..count {
-            *shares.entry(number(&talk(([127, 0, 0, 1], port), "").unwrap())).or_default() += 1;
-        }
-        shares
-    };
-    tokio::task::spawn_blocking(ask).await.unwrap()
 }
 
 fn signal(worker: &WorkerHandle, signal: Signal) {

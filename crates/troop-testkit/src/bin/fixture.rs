@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use troop::{Cluster, Event, Handle, Listen, Role, Setup, Worker, WorkerEvent};
+use troop_testkit::tamper;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -157,7 +158,7 @@ async fn face(worker: Worker, args: &[String]) -> troop::Result<()> {
                         Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
                     },
                     Some(WorkerEvent::Message(_)) = worker.next_event() => {
-                        shut_listeners();
+                        tamper::shut();
                         worker.send(&"shut").await?;
                     }
                 }
@@ -175,7 +176,7 @@ async fn face(worker: Worker, args: &[String]) -> troop::Result<()> {
                         Err(_) => break,
                     },
                     Some(WorkerEvent::Message(_)) = worker.next_event() => {
-                        with_listeners(|fd| option(fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 60));
+                        tamper::defer();
                         worker.send(&"deferred").await?;
                     }
                 }
@@ -192,7 +193,7 @@ async fn face(worker: Worker, args: &[String]) -> troop::Result<()> {
                         }
                         Err(_) => break,
                     },
-                    Some(WorkerEvent::Message(_)) = worker.next_event() => worker.send(&tamper()).await?,
+                    Some(WorkerEvent::Message(_)) = worker.next_event() => worker.send(&tamper::steer()).await?,
                 }
             }
         }
@@ -420,46 +421,6 @@ async fn handled(worker: &Worker, how: String, handle: Handle) -> troop::Result<
         _ => {}
     }
     worker.send(&json!({"used": how})).await
-}
-
-/// Calls this with every listening socket of this process.
-fn with_listeners(mut act: impl FnMut(std::os::fd::BorrowedFd<'_>)) {
-    for number in 3..100 {
-        #[expect(unsafe_code, reason = "only numbers tell which descriptors the library has")]
-        // SAFETY: used at once, for calls that fail if it is not open or no socket.
-        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
-        if rustix::net::sockopt::socket_acceptconn(fd) == Ok(true) {
-            act(fd);
-        }
-    }
-}
-
-fn shut_listeners() {
-    with_listeners(|fd| {
-        let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
-    });
-}
-
-/// Tries to give the group a program of its own, tells what came of it, and takes the group's program away.
-fn tamper() -> String {
-    let mut outcome = String::new();
-    with_listeners(|fd| {
-        let program = [troop_sys::group::Instruction { code: 6, jump_true: 0, jump_false: 0, operand: 2 }];
-        outcome = troop_sys::group::steer(fd, &program).map_or_else(|e| e.to_string(), |()| "it worked".into());
-        option(fd, libc::SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, 0);
-    });
-    outcome
-}
-
-/// Sets an option that no library has.
-fn option(fd: std::os::fd::BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: libc::c_int) {
-    use std::os::fd::AsRawFd;
-    let size = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or_default();
-    #[expect(unsafe_code, reason = "rustix does not have these options")]
-    // SAFETY: the kernel reads an int of that size, which outlives the call.
-    unsafe {
-        libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), size)
-    };
 }
 
 fn blocking(address: &str) -> troop::Result<()> {
