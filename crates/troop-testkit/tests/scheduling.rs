@@ -107,10 +107,10 @@ async fn a_load_that_a_program_reports_counts_like_connections() {
         let deadline = Instant::now() + PATIENCE;
         while one.stats().await.load == 0 {
             assert!(Instant::now() < deadline);
-            one.send(&7).await.unwrap();
+            one.send(&1000).await.unwrap();
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        assert_eq!(one.stats().await.load, 7);
+        assert_eq!(one.stats().await.load, 1000);
         assert_eq!(shares(port, 20).await, BTreeMap::from([(2, 20)]), "{scheduling}");
     }
 }
