@@ -62,8 +62,8 @@ fn start(id: usize, program: &str, arguments: &[&str]) -> Result<OwnedFd> {
     Ok(ours)
 }
 
-/// Answers a Node worker's question for a server, and waits until it listens.
-fn shake_hands(channel: &OwnedFd, port: u16) -> Result<()> {
+/// Answers a worker's question for a server, and waits until it listens.
+fn shake_hands(channel: &OwnedFd, port: u16, troop: Option<u32>) -> Result<()> {
     socket::set_nonblocking(channel, false)?;
     let mut stream = UnixStream::from(channel.try_clone()?);
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(stream.try_clone()?));
@@ -74,7 +74,7 @@ fn shake_hands(channel: &OwnedFd, port: u16) -> Result<()> {
                 let name = outgoing::SockName { address: "127.0.0.1".into(), family: "IPv4", port };
                 let mut answer = Vec::new();
                 let ack = line["seq"].as_u64().unwrap_or(0);
-                let (errno, data, sockname, troop, seq) = (None, None, Some(&name), None, 0);
+                let (errno, data, sockname, seq) = (None, None, Some(&name), 0);
                 outgoing::reply(&mut answer, &outgoing::Reply { key: "bare", ack, errno, data, sockname, troop, seq });
                 stream.write_all(&answer)?;
             }
@@ -85,8 +85,9 @@ fn shake_hands(channel: &OwnedFd, port: u16) -> Result<()> {
     Ok(socket::set_nonblocking(channel, true)?)
 }
 
-/// A primary with workers of Node (one message per connection) or bare ones (batches).
-pub(crate) fn primary(of_node: bool, count: usize) -> Result<()> {
+/// A primary with workers of Node (one message per connection), of troop (batches), or bare ones (batches).
+pub(crate) fn primary(kind: &str, count: usize) -> Result<()> {
+    let (of_node, of_troop) = (kind == "node", kind == "rust-troop");
     let listener = listen::tcp(Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), 0, false)?;
     socket::listen(&listener, 511)?;
     let port = socket::local_address(&listener).ok_or("no address")?.port();
@@ -96,15 +97,17 @@ pub(crate) fn primary(of_node: bool, count: usize) -> Result<()> {
     for id in 1..=count {
         let channel = if of_node {
             start(id, "node", &[&script("server.js")])?
+        } else if of_troop {
+            start(id, "/proc/self/exe", &["peer", "server"])?
         } else {
             start(id, "/proc/self/exe", &["peer", "bare-worker"])?
         };
         poller.add(&channel, id as u64, Interest::Read)?;
         workers.push(Worker { channel, in_flight: VecDeque::new(), answers: 0 });
     }
-    if of_node {
+    if of_node || of_troop {
         for worker in &workers {
-            shake_hands(&worker.channel, port)?;
+            shake_hands(&worker.channel, port, of_troop.then_some(1))?;
         }
     }
     println!("ready {port}");
@@ -130,6 +133,15 @@ pub(crate) fn primary(of_node: bool, count: usize) -> Result<()> {
                 let whole = worker.answers / NODE_LINES;
                 worker.answers %= NODE_LINES;
                 whole
+            } else if of_troop {
+                // `{"cmd":"NODE_TROOP","act":"taken","taken":[7,8,9]}`: one comma more than numbers in each line.
+                let text = &buffer[..got];
+                let count = |wanted: u8| text.iter().filter(|byte| **byte == wanted).count();
+                let (commas, lines) = (count(b','), count(b'\n'));
+                worker.answers += commas;
+                worker.answers -= lines.min(worker.answers);
+                // Of a line that is cut, the comma that is too many is counted until its end has come.
+                std::mem::take(&mut worker.answers)
             } else {
                 buffer[..got].iter().map(|count| usize::from(*count)).sum()
             };
@@ -138,7 +150,8 @@ pub(crate) fn primary(of_node: bool, count: usize) -> Result<()> {
         if of_node {
             one_by_one(&listener, &mut workers, &mut waiting, &mut turn, &line)?;
         } else {
-            in_batches(&listener, &mut workers, &mut waiting, &mut turn)?;
+            let write = if of_troop { troop_batch } else { bare_batch };
+            in_batches(&listener, &mut workers, &mut waiting, &mut turn, write)?;
         }
     }
 }
@@ -171,7 +184,23 @@ fn one_by_one(listener: &OwnedFd, workers: &mut [Worker], waiting: &mut bool, tu
     Ok(())
 }
 
-fn in_batches(listener: &OwnedFd, workers: &mut [Worker], waiting: &mut bool, turn: &mut usize) -> Result<()> {
+fn bare_batch(line: &mut Vec<u8>, _: usize) {
+    line.push(b'+');
+}
+
+fn troop_batch(line: &mut Vec<u8>, count: usize) {
+    // The numbers may be any: nobody here looks at them again.
+    const NUMBERS: [u64; BATCH] = [1; BATCH];
+    outgoing::conns(line, "\"bare\"", &NUMBERS[..count]);
+}
+
+fn in_batches(
+    listener: &OwnedFd,
+    workers: &mut [Worker],
+    waiting: &mut bool,
+    turn: &mut usize,
+    write: fn(&mut Vec<u8>, usize),
+) -> Result<()> {
     // Dealt out one by one, sent together.
     let mut dealt: Vec<Vec<OwnedFd>> = workers.iter().map(|_| Vec::new()).collect();
     while *waiting {
@@ -182,15 +211,18 @@ fn in_batches(listener: &OwnedFd, workers: &mut [Worker], waiting: &mut bool, tu
         let Some(connection) = accept(listener, waiting)? else { break };
         dealt[at].push(connection);
     }
+    let mut line = Vec::new();
     for (worker, connections) in workers.iter_mut().zip(dealt) {
         if !connections.is_empty() {
             let fds: Vec<_> = connections.iter().map(AsFd::as_fd).collect();
-            fdpass::send(worker.channel.as_fd(), b"+", &fds)?;
+            line.clear();
+            write(&mut line, fds.len());
+            fdpass::send(worker.channel.as_fd(), &line, &fds)?;
             worker.in_flight.extend(connections);
         }
     }
     if *waiting && workers.iter().any(|worker| worker.in_flight.len() < WINDOW) {
-        return in_batches(listener, workers, waiting, turn);
+        return in_batches(listener, workers, waiting, turn, write);
     }
     Ok(())
 }

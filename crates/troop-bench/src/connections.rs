@@ -114,6 +114,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         contender("troop, Node workers", 2, || ourselves(&["primary", "node", &WORKERS.to_string(), "round-robin"])),
         contender("bare loop, Node workers", 2, || ourselves(&["bare", "node", &WORKERS.to_string()])),
         contender("troop, Rust workers", 4, || ourselves(&["primary", "rust", &WORKERS.to_string(), "round-robin"])),
+        contender("bare batches, Rust workers", 4, || ourselves(&["bare", "rust-troop", &WORKERS.to_string()])),
         contender("bare batches, bare workers", 4, || ourselves(&["bare", "rust", &WORKERS.to_string()])),
     ];
     println!("## Connections\n");

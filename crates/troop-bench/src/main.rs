@@ -100,7 +100,7 @@ fn act(arguments: &[&str]) -> Result<()> {
         ["hold"] => connections::hold(),
         ["holder", port, count] => crowd::holder(port.parse()?, count.parse()?),
         ["http", how] => keepalive::server(how),
-        ["bare", kind, workers] => bare::primary(*kind == "node", workers.parse()?),
+        ["bare", kind, workers] => bare::primary(kind, workers.parse()?),
         ["bare-worker"] => bare::worker(),
         ["messages", test, count] => messages::primary(test, count.parse()?),
         ["messages-worker", test, count] => messages::worker(test, count.parse()?),

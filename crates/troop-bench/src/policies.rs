@@ -35,7 +35,11 @@ fn contenders(kind: &str, workers: usize) -> Result<Vec<Contender>> {
         all.push(Contender { name: "Node's primary, SCHED_RR", command: node("primary.js", &[&count, "rr"]) });
         all.push(Contender { name: "Node's primary, SCHED_NONE", command: node("primary.js", &[&count, "none"]) });
     }
-    all.push(Contender { name: "bare loop", command: ourselves(&["bare", kind, &count])? });
+    let workers_of = if kind == "rust" { "rust-troop" } else { kind };
+    all.push(Contender { name: "bare loop", command: ourselves(&["bare", workers_of, &count])? });
+    if kind == "rust" {
+        all.push(Contender { name: "bare loop, bare workers", command: ourselves(&["bare", "rust", &count])? });
+    }
     all.push(troop("round-robin", "round-robin")?);
     all.push(troop("weighted", "weighted")?);
     all.push(troop("least-connections", "least-connections")?);
@@ -80,7 +84,8 @@ impl Racer {
 pub(crate) fn run(options: &Options) -> Result<()> {
     println!("## Policies\n");
     println!(
-        "{CLIENTS} connections at a time; the load generator runs on the same CPUs. *Bare loop*: the necessary system calls of a hand-over alone.\n"
+        "{CLIENTS} connections at a time; the load generator runs on the same CPUs. *Bare loop*: the necessary system calls of a hand-over \
+         alone, with the same workers; *bare workers* are such loops too.\n"
     );
     for (kind, numbers) in [("node", &[1, 2, 8, 64][..]), ("rust", &[1, 2, 8, 64, 256][..])] {
         for workers in numbers {

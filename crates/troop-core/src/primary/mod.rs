@@ -249,6 +249,13 @@ impl Primary {
         WorkerId(self.last_worker)
     }
 
+    /// Makes this the id of a worker that somebody else has named. Returns false if a fork has used it.
+    pub fn name(&mut self, worker: WorkerId) -> bool {
+        let fresh = worker.0 > self.last_worker;
+        self.last_worker = self.last_worker.max(worker.0);
+        fresh
+    }
+
     /// The process of a fork runs. Without a slot it gets the lowest that is free.
     pub fn spawned(&mut self, worker: WorkerId, pid: u32, slot: Option<u32>, weight: u32) {
         let slot = slot.unwrap_or_else(|| {

@@ -38,13 +38,17 @@ const FRESH: f64 = 0.05;
 /// Differences of busyness that are taken for chance: below this factor, and for small numbers.
 const TOLERANCE: f64 = 0.35;
 const SMALL: f64 = 3.0;
+/// Looks in a row at which there must be a difference before it counts.
+const APART: i32 = 10;
 /// How much of a difference is made good at each look.
 const GAIN: f64 = 0.15;
 /// How much of what it lost a worker gets back at each look while it is not busier than others, and while nothing is going on.
 const RELAX: f64 = 0.02;
 const RELAX_IDLE: f64 = 0.05;
-/// A queue that is so many connections longer than twice the average is cut down to the average by the primary.
-const LONG: u32 = 4;
+/// A queue that is so many connections longer than twice what is due to its weight, at so many looks in a row, is cut down to that by the
+/// primary.
+const LONG: u32 = 8;
+const STAYS_LONG: u32 = 3;
 /// The most connections that are taken off a queue at one look.
 const MOST_TAKEN: u32 = 64;
 
@@ -81,6 +85,10 @@ struct Slot {
     /// Its queue and open connections, smoothed.
     load: f64,
     queue: u32,
+    /// Looks in a row at which it was much longer than others'.
+    long: u32,
+    /// Looks in a row at which it was busier than others, or, below zero, less busy.
+    apart: i32,
     /// Looks in a row at which the queue was not shorter than before.
     stuck: u32,
     phase: Phase,
@@ -147,6 +155,8 @@ impl Group {
             level: 1.0,
             load: 0.0,
             queue: 0,
+            long: 0,
+            apart: 0,
             stuck: 0,
             phase: Phase::Serving,
             hung_since: None,
@@ -255,7 +265,7 @@ impl Group {
             let slot = &mut self.slots[number];
             match slot.phase {
                 Phase::Serving if slot.staff.present => {
-                    let far_behind = slot.queue > 4 * middle.unwrap_or(0);
+                    let far_behind = slot.queue > 4 * middle.unwrap_or(0) + LONG;
                     let suspicious = (slot.stuck >= SUSPECT_AFTER && far_behind) || (slot.stuck >= SUSPECT_LATE && least == 0);
                     if suspicious && others {
                         slot.phase = Phase::Suspect { looks: 0 };
@@ -299,7 +309,14 @@ impl Group {
             let slot = &mut self.slots[*number];
             let difference = ((mean + SMALL) / (load(slot) + SMALL)).ln();
             let beyond = difference.signum() * (difference.abs() - TOLERANCE).max(0.0);
-            slot.level *= (GAIN * beyond).exp();
+            slot.apart = match slot.apart {
+                apart if beyond > 0.0 => apart.min(0) - 1,
+                apart if beyond < 0.0 => apart.max(0) + 1,
+                _ => 0,
+            };
+            if slot.apart.abs() > APART {
+                slot.level *= (GAIN * beyond).exp();
+            }
             if beyond >= 0.0 {
                 // What chance has taken away comes back.
                 slot.level += if mean < 1.0 { RELAX_IDLE } else { RELAX } * (1.0 - slot.level);
@@ -312,18 +329,25 @@ impl Group {
         }
     }
 
-    /// Queues that are much longer than the others are cut down: whoever waits there would wait for long. (Clients that are meant for one
-    /// worker wait for it all the same.)
+    /// Queues that stay much longer than the others are cut down: whoever waits there would wait for long. One long queue may be chance, a
+    /// worker that the system has not let run for a moment. (Clients that are meant for one worker wait for it all the same.)
     fn even_out(&mut self) {
         if self.udp || self.sticky.is_some() {
             return;
         }
-        let queues: Vec<(usize, u32)> = self.in_program(true).map(|n| (n, self.slots[n].queue)).collect();
-        let average = queues.iter().map(|(_, queue)| *queue).sum::<u32>() / u32::try_from(queues.len()).unwrap_or(1).max(1);
-        for (number, queue) in queues.into_iter().filter(|(_, queue)| *queue > 2 * average + LONG) {
-            let count = (queue - average).min(MOST_TAKEN);
+        let serving: Vec<usize> = self.in_program(true).collect();
+        let sum = |of: fn(&Slot) -> u32| serving.iter().map(|n| u64::from(of(&self.slots[*n]))).sum::<u64>();
+        let (queues, weights) = (sum(|slot| slot.queue), sum(|slot| slot.weight).max(1));
+        for number in serving {
+            let slot = &mut self.slots[number];
+            let due = u32::try_from(queues * u64::from(slot.weight) / weights).unwrap_or(u32::MAX);
+            slot.long = if slot.queue > due.saturating_mul(2).saturating_add(LONG) { slot.long + 1 } else { 0 };
+            if slot.long < STAYS_LONG {
+                continue;
+            }
+            let count = (slot.queue - due).min(MOST_TAKEN);
             // What the primary takes away is no sign of life.
-            self.slots[number].queue -= count;
+            slot.queue -= count;
             self.changes.push(Change::Take(number as u16, count));
         }
     }
