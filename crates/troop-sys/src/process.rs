@@ -38,6 +38,19 @@ pub fn try_reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
     }
 }
 
+/// How the process behind a pidfd has ended, without reaping it; `None` while it runs. Never blocks. Only a parent learns how: for a
+/// process that is no child, or that has been reaped, it is [`Exit::Unknown`]. Do not call this for a stranger that still runs.
+///
+/// # Errors
+/// Unexpected failures of `waitid(2)`.
+pub fn try_peek(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
+    match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT) {
+        Ok(status) => Ok(status.map(|status| exit_of(&status))),
+        Err(rustix::io::Errno::CHILD) => Ok(Some(Exit::Unknown)),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Waits for the child behind a pidfd to end, and reaps it.
 ///
 /// # Errors

@@ -70,7 +70,7 @@ pub use error::{Error, Result};
 pub use events::{Event, Events};
 pub use message::{Handle, Message, Request};
 pub use net::{TcpListener, TcpStream, UnixListener, UnixStream};
-pub use primary::{Broadcast, Builder, Cluster, Fork, WorkerHandle};
+pub use primary::{Adoption, Broadcast, Builder, Cluster, Fork, WorkerHandle};
 pub use role::{Role, role, worker};
 pub use settings::{InspectPort, Settings, Setup, Stdio};
 

@@ -154,6 +154,26 @@ impl Builder {
         Ok((driver, cluster))
     }
 
+    /// Starts the cluster in a thread of its own, without a runtime, and shows every event to `observer` there; what is set by
+    /// [`Builder::on_event`] is not used. Signals are left alone. The thread ends when the last clone of the [`Cluster`] has been dropped.
+    /// With [`Builder::workers`] it forks and supervises as many; without, the program forks.
+    ///
+    /// # Errors
+    /// When out of descriptors, or a thread cannot be started.
+    pub fn start_in_thread(self, mut observer: impl FnMut(&Event) + Send + 'static) -> Result<Cluster> {
+        let (mut driver, cluster) = self.driver(true)?;
+        if let Some(workers) = self.workers {
+            driver.supervise(Supervisor::new(self.supervision(workers)));
+        }
+        let thread = std::thread::Builder::new().name("troop".into());
+        let started = thread.spawn(move || {
+            // The end of it is seen by everybody who waits for something: nothing answers any more.
+            let _ = driver.run_in_thread(&mut observer);
+        });
+        started.map_err(Error::io("start a thread for the primary"))?;
+        Ok(cluster)
+    }
+
     /// Starts the cluster as a task of the tokio runtime that this is called in. With [`Builder::workers`] it forks and supervises as many;
     /// without, the program forks.
     ///

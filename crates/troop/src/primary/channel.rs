@@ -6,12 +6,14 @@ use std::os::fd::OwnedFd;
 use troop_core::event::Violation;
 use troop_core::primary::Primary;
 use troop_core::wire::frame::FrameReader;
-use troop_core::wire::incoming::{self, Incoming};
+use troop_core::wire::incoming::{self, Act, Incoming};
 use troop_core::wire::outgoing::{HANDLE_ACK, HANDLE_NACK, socket_all_closed, socket_count};
 use troop_core::{ConnId, ListenerId, Time};
 use troop_sys::poll::Interest;
+use troop_sys::socket::{self, Kind};
 
 use super::handle::WorkerHandle;
+use super::relay::Relay;
 use crate::channel::{MAX_LINE, MAX_QUEUED, Outbox, Unsettled};
 use crate::events::Event;
 use crate::message::{Handle, Message, Parcel, Request, parcel};
@@ -22,9 +24,13 @@ pub(crate) struct Channel {
     pub(crate) outbox: Outbox,
     /// What the poller reports.
     pub(crate) interest: Interest,
+    /// The socket takes nothing more for now.
+    pub(crate) blocked: bool,
     /// Connections that will go in one message.
     pub(crate) batch: Batch,
     pub(crate) unsettled: HashMap<u64, Unsettled>,
+    /// Closed when everything has been written.
+    pub(crate) last: bool,
 }
 
 #[derive(Debug, Default)]
@@ -34,6 +40,12 @@ pub(crate) struct Batch {
     pub(crate) conns: Vec<ConnId>,
 }
 
+/// Where the messages of a worker's program go: through the relay if there is one.
+pub(crate) struct Outlets<'a> {
+    pub(crate) relay: Option<&'a mut Relay>,
+    pub(crate) events: &'a mut Vec<Event>,
+}
+
 impl Channel {
     pub(crate) fn new(socket: OwnedFd) -> Channel {
         Channel {
@@ -41,14 +53,21 @@ impl Channel {
             reader: FrameReader::new(MAX_LINE),
             outbox: Outbox::default(),
             interest: Interest::Read,
+            blocked: false,
             batch: Batch::default(),
             unsettled: HashMap::new(),
+            last: false,
         }
     }
 
     /// Whether so much waits to be written that nothing more is read until the worker has taken some of it.
     pub(crate) fn is_deaf(&self) -> bool {
         self.outbox.len() > 2 * MAX_QUEUED
+    }
+
+    /// Whether so much waits to be written that senders have to wait.
+    pub(crate) fn is_full(&self) -> bool {
+        self.outbox.len() > MAX_QUEUED
     }
 
     /// Takes in what was read, line by line.
@@ -59,7 +78,7 @@ impl Channel {
         worker: &WorkerHandle,
         bytes: &[u8],
         handles: &mut Vec<OwnedFd>,
-        events: &mut Vec<Event>,
+        Outlets { mut relay, events }: Outlets<'_>,
     ) {
         let id = worker.id();
         let mut chunk = self.reader.feed(bytes, handles.drain(..));
@@ -73,13 +92,25 @@ impl Channel {
                 }
             };
             match incoming::parse(line.bytes) {
-                Ok(Incoming::User(body)) => user_message(worker, body, None, events),
+                Ok(Incoming::User(body)) => match &mut relay {
+                    Some(relay) => relay.pass(line.bytes),
+                    None => user_message(worker, body, None, events),
+                },
                 Ok(Incoming::Handle(wrapped)) => match line.take_handle() {
                     Some(fd) => {
                         self.outbox.push(HANDLE_ACK);
-                        let handle = Handle::from_fd(fd).map_err(|_| core.violated(id, Violation::BadHandle)).ok();
                         match incoming::parse(wrapped.body) {
-                            Ok(Incoming::User(body)) => user_message(worker, body, handle, events),
+                            Ok(Incoming::User(body)) => match &mut relay {
+                                Some(relay) if !fits(&fd, &wrapped.kind) => {
+                                    core.violated(id, Violation::BadHandle);
+                                    relay.pass(wrapped.body);
+                                }
+                                Some(relay) => relay.pass_with(line.bytes, fd),
+                                None => {
+                                    let handle = Handle::from_fd(fd).map_err(|_| core.violated(id, Violation::BadHandle)).ok();
+                                    user_message(worker, body, handle, events);
+                                }
+                            },
                             Ok(inner) => core.message(now, id, inner),
                             Err(violation) => core.violated(id, violation),
                         }
@@ -89,10 +120,20 @@ impl Channel {
                         core.violated(id, Violation::MissingHandle);
                     }
                 },
+                Ok(Incoming::SocketGetCount(_) | Incoming::SocketNotifyClose(_) | Incoming::Unknown) if relay.is_some() => {
+                    relay.iter_mut().for_each(|relay| relay.pass(line.bytes));
+                }
                 // A socket that was passed on is none of this process's affairs any more, so none is open here.
                 Ok(Incoming::SocketGetCount(key)) => socket_count(self.outbox.buffer(), &key, 0),
                 Ok(Incoming::SocketNotifyClose(key)) => socket_all_closed(self.outbox.buffer(), &key),
-                Ok(message) => core.message(now, id, message),
+                Ok(message) => {
+                    if let (Some(relay), Incoming::Cluster(message)) = (&mut relay, &message)
+                        && matches!(message.act, Some(Act::Online | Act::Listening | Act::ExitedAfterDisconnect))
+                    {
+                        relay.pass(line.bytes);
+                    }
+                    core.message(now, id, message);
+                }
                 Err(violation) => core.violated(id, violation),
             }
             if core.is_cut_off(id) {
@@ -104,6 +145,16 @@ impl Channel {
             core.violated(id, Violation::SurplusHandles(surplus));
         }
     }
+}
+
+/// Whether a descriptor is what Node takes for this type; anything else could end the process that gets it.
+fn fits(fd: &OwnedFd, kind: &str) -> bool {
+    matches!(
+        (socket::kind(fd), kind),
+        (Ok(Kind::TcpStream | Kind::UnixStream), "net.Socket" | "net.Native")
+            | (Ok(Kind::TcpListener | Kind::UnixListener), "net.Server" | "net.Native")
+            | (Ok(Kind::Udp { .. }), "dgram.Socket" | "dgram.Native")
+    )
 }
 
 fn user_message(worker: &WorkerHandle, body: &str, handle: Option<Handle>, events: &mut Vec<Event>) {

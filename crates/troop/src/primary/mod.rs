@@ -3,11 +3,13 @@
 //! [`Builder`] and [`Cluster`] are what a program sees. [`driver`] is the one task that owns the state; it carries out what the pure
 //! [`troop_core::primary::Primary`] decides.
 
+mod adopt;
 mod builder;
 mod channel;
 mod driver;
 mod handle;
 mod listener;
+mod relay;
 mod spawn;
 mod stderr;
 mod wake;
@@ -22,6 +24,7 @@ use troop_core::WorkerId;
 use troop_core::event::Address;
 use troop_core::policy::{Pattern, Scheduling};
 
+pub use adopt::Adoption;
 pub use builder::{Builder, RestartPolicy, available_workers};
 pub use handle::WorkerHandle;
 pub(crate) use wake::{Command, Commander};
@@ -128,6 +131,15 @@ impl Cluster {
     /// [`Error::ClusterOver`].
     pub fn setup(&self, changes: Setup) -> Result<()> {
         self.inner.commander.send(Command::Setup(changes))
+    }
+
+    /// Takes on a worker that somebody else has started. [`Event::Fork`](crate::Event::Fork) announces it; a failure is an
+    /// [`Event::Error`](crate::Event::Error), and the worker's channel is closed then.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub fn adopt(&self, adoption: Adoption) -> Result<()> {
+        self.inner.commander.send(Command::Adopt(Box::new(adoption)))
     }
 
     /// Starts a worker. Resolves when its process runs. Dropping the future does not take the fork back.

@@ -11,7 +11,7 @@ use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::WorkerStatus;
 use troop_sys::poll::Bell;
 
-use super::{Fork, WorkerHandle};
+use super::{Adoption, Fork, WorkerHandle};
 use crate::error::{Error, Result};
 use crate::settings::Setup;
 
@@ -19,6 +19,7 @@ use crate::settings::Setup;
 pub(crate) enum Command {
     Setup(Setup),
     Fork(Fork, oneshot::Sender<Result<WorkerHandle>>),
+    Adopt(Box<Adoption>),
     Disconnect(WorkerId),
     /// Sends a signal to a worker's process.
     Signal(WorkerId, i32, oneshot::Sender<Result<()>>),

@@ -15,7 +15,7 @@ use super::{Driver, Token};
 use crate::channel::{Flushed, Outbox};
 use crate::error::Error;
 use crate::events::Event;
-use crate::primary::channel::Channel;
+use crate::primary::channel::{Channel, Outlets};
 
 /// Reads per channel before others have their turn.
 pub(super) const READ_BURST: usize = 1;
@@ -34,8 +34,10 @@ impl Driver {
         for _ in 0..burst {
             let Some(process) = self.processes.get_mut(&id) else { return };
             let Some(channel) = &mut process.channel else { return };
-            if channel.is_deaf() && burst == READ_BURST {
-                // It does not read our answers, so its questions can wait.
+            let relay = self.relays.get_mut(&id);
+            if (channel.is_deaf() || relay.as_ref().is_some_and(|relay| relay.is_full())) && burst == READ_BURST {
+                // Who does not read our answers can wait with his questions, and so can who says more than the program reads.
+                self.update_channel(id);
                 break;
             }
             match fdpass::recv(channel.socket.as_fd(), &mut self.buffer, &mut self.received) {
@@ -45,7 +47,12 @@ impl Driver {
                     let more = received.len == self.buffer.len() || received.truncated || !self.received.is_empty();
                     let bytes = &self.buffer[..received.len];
                     if !self.core.is_cut_off(id) {
-                        channel.receive(self.now, &mut self.core, &process.handle, bytes, &mut self.received, &mut self.events);
+                        let (received, relayed) = (&mut self.received, relay.is_some());
+                        let outlets = Outlets { relay, events: &mut self.events };
+                        channel.receive(self.now, &mut self.core, &process.handle, bytes, received, outlets);
+                        if relayed {
+                            self.unflushed_relays.push(id);
+                        }
                     }
                     self.received.clear();
                     if !channel.outbox.is_empty() {
@@ -77,6 +84,7 @@ impl Driver {
             self.events.push(Event::Error(Some(process.handle.clone()), Arc::new(Error::Undelivered(lost))));
         }
         drop(channel);
+        self.end_relay(id);
         self.keep_consumed(id);
         self.core.channel_closed(self.now, id, by_worker);
         self.act();
@@ -94,7 +102,9 @@ impl Driver {
 
     pub(super) fn reap(&mut self, id: WorkerId) {
         let Some(process) = self.processes.get(&id) else { return };
-        let how = match process::try_reap(process.pidfd.as_fd()) {
+        let ended =
+            if process.adopted { process::try_peek(process.pidfd.as_fd()) } else { process::try_reap(process.pidfd.as_fd()) };
+        let how = match ended {
             Ok(Some(Exit::Code(code))) => ExitHow::Code(code),
             Ok(Some(Exit::Signal(signal))) => ExitHow::Signal(signal),
             Ok(Some(Exit::Unknown)) => ExitHow::Unknown,
@@ -128,6 +138,10 @@ impl Driver {
         let outcome = channel.outbox.flush(channel.socket.as_fd());
         process.handle.shared.mailbox.set_unwritten(channel.outbox.len(), channel.outbox.handles());
         let blocked = match outcome {
+            Ok(Flushed::All) if channel.last => {
+                self.channel_closed(id, false);
+                return false;
+            }
             Ok(Flushed::All) => false,
             Ok(Flushed::Blocked) => true,
             Ok(Flushed::Later) => {
@@ -143,17 +157,31 @@ impl Driver {
                 return false;
             }
         };
-        let interest = match blocked {
-            true if channel.is_deaf() => Interest::Write,
-            true => Interest::ReadWrite,
-            false => Interest::Read,
+        if blocked != std::mem::replace(&mut channel.blocked, blocked) {
+            // What that allows is done by the caller's caller: connections must not overtake the one that is being delivered.
+            self.core.set_blocked(self.now, id, blocked);
+        }
+        if self.relays.contains_key(&id) {
+            self.update_relay(id)
+        } else {
+            self.update_channel(id)
+        }
+        !blocked
+    }
+
+    /// Lets the poller report what can be used of a channel.
+    pub(super) fn update_channel(&mut self, id: WorkerId) {
+        let full = self.relays.get(&id).is_some_and(|relay| relay.is_full());
+        let Some(channel) = self.processes.get_mut(&id).and_then(|process| process.channel.as_mut()) else { return };
+        let interest = match (channel.is_deaf() || full, channel.blocked) {
+            (true, true) => Interest::Write,
+            (true, false) => Interest::Nothing,
+            (false, true) => Interest::ReadWrite,
+            (false, false) => Interest::Read,
         };
         if interest != channel.interest {
             channel.interest = interest;
             let _ = self.waiting.poller().modify(&channel.socket, Token::Channel(id).pack(), interest);
-            // What that allows is done by the caller's caller: connections must not overtake the one that is being delivered.
-            self.core.set_blocked(self.now, id, blocked);
         }
-        !blocked
     }
 }

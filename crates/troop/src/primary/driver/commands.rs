@@ -1,23 +1,25 @@
 //! Does what the program asks for: forks, messages, disconnects.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use troop_core::WorkerId;
 use troop_core::primary::USUAL_WEIGHT;
 use troop_sys::poll::Interest;
-use troop_sys::process;
+use troop_sys::{process, socket};
 
 use super::channels::RETRY_PAUSE;
 use super::{Driver, OVER_PATIENCE, Process, Token};
 use crate::channel::{Mailbox, Unsettled};
 use crate::error::{Error, Result};
 use crate::events::Event;
-use crate::primary::Fork;
 use crate::primary::channel::Channel;
 use crate::primary::handle::{Shared, WorkerHandle};
+use crate::primary::relay::Relay;
 use crate::primary::spawn::{self, Spawned};
+use crate::primary::stderr::Tail;
 use crate::primary::wake::{Command, Wake};
+use crate::primary::{Adoption, Fork};
 use crate::settings::{Settings, Setup};
 
 impl Driver {
@@ -43,6 +45,11 @@ impl Driver {
                 self.act();
                 self.publish();
                 if let Err(Err(e)) = done.send(result) {
+                    self.events.push(Event::Error(None, Arc::new(e)));
+                }
+            }
+            Command::Adopt(adoption) => {
+                if let Err(e) = self.adopt(*adoption) {
                     self.events.push(Event::Error(None, Arc::new(e)));
                 }
             }
@@ -142,6 +149,15 @@ impl Driver {
             return Err(Error::Io { doing: "watch the new worker", source: e });
         }
         self.core.spawned(id, child.pid, slot, fork.weight.unwrap_or(USUAL_WEIGHT));
+        let handle = self.handle(id, child.pid, pipes, tail)?;
+        let leads_group = self.settings.own_process_group;
+        let channel = Some(Channel::new(channel));
+        let process = Process { handle: handle.clone(), pidfd: child.pidfd, channel, leads_group, adopted: false };
+        self.processes.insert(id, process);
+        Ok(handle)
+    }
+
+    fn handle(&self, id: WorkerId, pid: u32, pipes: [Option<OwnedFd>; 3], tail: Option<Arc<Tail>>) -> Result<WorkerHandle> {
         let wake = Arc::downgrade(&self.commander.wake);
         let ring = move || {
             if let Some(wake) = wake.upgrade() {
@@ -150,18 +166,43 @@ impl Driver {
         };
         let shared = Shared {
             id,
-            pid: child.pid,
+            pid,
             mailbox: Mailbox::new(Box::new(ring)),
             status: std::sync::Mutex::new(self.core.status(id).ok_or(Error::NoWorker(id))?),
             pipes: std::sync::Mutex::new(pipes),
             tail,
             commander: self.commander.clone(),
         };
-        let handle = WorkerHandle { shared: Arc::new(shared) };
-        let leads_group = self.settings.own_process_group;
-        let process = Process { handle: handle.clone(), pidfd: child.pidfd, channel: Some(Channel::new(channel)), leads_group };
-        self.processes.insert(id, process);
-        Ok(handle)
+        Ok(WorkerHandle { shared: Arc::new(shared) })
+    }
+
+    fn adopt(&mut self, adoption: Adoption) -> Result<()> {
+        let Adoption { pid, pidfd, channel, relay, id, weight } = adoption;
+        let id = match id {
+            Some(id) if self.core.name(id) => id,
+            Some(id) => {
+                return Err(Error::Settings(format!("worker {id} cannot be adopted: there has been one with this number")));
+            }
+            None => self.core.fork(),
+        };
+        socket::set_nonblocking(&channel, true).map_err(Error::io("use the channel of an adopted worker"))?;
+        let watching = Error::io("watch an adopted worker");
+        self.waiting.poller().add(&channel, Token::Channel(id).pack(), Interest::Read).map_err(watching)?;
+        if let Some(relay) = relay {
+            socket::set_nonblocking(&relay, true).map_err(Error::io("use the relay of an adopted worker"))?;
+            self.add_relay(id, Relay::new(relay))?;
+        }
+        self.core.spawned(id, pid, None, weight.unwrap_or(USUAL_WEIGHT));
+        let handle = self.handle(id, pid, [None, None, None], None)?;
+        let watched = self.waiting.poller().add(&pidfd, Token::Process(id).pack(), Interest::Read);
+        self.processes
+            .insert(id, Process { handle, pidfd, channel: Some(Channel::new(channel)), leads_group: false, adopted: true });
+        // Its process cannot be watched, so it is let go at once.
+        if let Err(e) = watched {
+            self.channel_closed(id, false);
+            return Err(Error::Io { doing: "watch an adopted worker", source: e });
+        }
+        Ok(())
     }
 
     /// Fetches what the program has put into a worker's mailbox.
@@ -188,6 +229,10 @@ impl Driver {
     }
 
     pub(super) fn handle_settled(&mut self, worker: WorkerId, ticket: u64, delivered: bool) {
+        if self.relays.get_mut(&worker).is_some_and(|relay| relay.settled(ticket, delivered)) {
+            self.unflushed_relays.push(worker);
+            return;
+        }
         let Some(channel) = self.channel(worker) else { return };
         let Some((unsettled, copy)) = channel.unsettled.remove(&ticket).and_then(|u| u.settle(delivered)) else { return };
         channel.outbox.push_with(&unsettled.line, copy);

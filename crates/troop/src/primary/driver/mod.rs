@@ -7,6 +7,7 @@ mod commands;
 mod connections;
 mod decisions;
 mod inspect;
+mod relays;
 mod sockets;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use troop_sys::process;
 use super::channel::Channel;
 use super::handle::WorkerHandle;
 use super::listener::{Listener, Socket};
+use super::relay::Relay;
 use super::stderr::Forwarder;
 use super::wake::{Command, Commander};
 use super::{Farewells, Table};
@@ -74,6 +76,8 @@ enum Token {
     Inspected(ConnId),
     Channel(WorkerId),
     Process(WorkerId),
+    /// The socket that a worker's messages are passed on to.
+    Relay(WorkerId),
 }
 
 impl Token {
@@ -85,6 +89,7 @@ impl Token {
             Token::Inspected(conn) => (5, conn.0),
             Token::Channel(id) => (3, id.0),
             Token::Process(id) => (4, id.0),
+            Token::Relay(id) => (6, id.0),
         };
         kind << 32 | u64::from(number)
     }
@@ -97,6 +102,7 @@ impl Token {
             2 => Token::Socket(number as usize),
             5 => Token::Inspected(ConnId(number)),
             3 => Token::Channel(WorkerId(number)),
+            6 => Token::Relay(WorkerId(number)),
             _ => Token::Process(WorkerId(number)),
         }
     }
@@ -107,6 +113,8 @@ struct Process {
     pidfd: OwnedFd,
     channel: Option<Channel>,
     leads_group: bool,
+    /// It is somebody else's child.
+    adopted: bool,
 }
 
 /// What a signal asks of a supervised cluster.
@@ -129,6 +137,8 @@ pub(crate) struct Driver {
     events: Vec<Event>,
     table: Table,
     processes: BTreeMap<WorkerId, Process>,
+    /// They may outlive their workers' processes.
+    relays: BTreeMap<WorkerId, Relay>,
     listeners: BTreeMap<ListenerId, Listener>,
     sockets: Slab<Socket>,
     /// Sockets that may have connections for us.
@@ -145,6 +155,9 @@ pub(crate) struct Driver {
     /// Channels with something to write.
     unflushed: Vec<WorkerId>,
     retry: Vec<WorkerId>,
+    /// The same for relays.
+    unflushed_relays: Vec<WorkerId>,
+    retry_relays: Vec<WorkerId>,
     retry_at: Option<Time>,
     settings: Arc<Settings>,
     inspectors: u32,
@@ -195,6 +208,7 @@ impl Driver {
             events: Vec::new(),
             table,
             processes: BTreeMap::new(),
+            relays: BTreeMap::new(),
             listeners: BTreeMap::new(),
             sockets: Slab::new(),
             ready_sockets: Vec::new(),
@@ -206,6 +220,8 @@ impl Driver {
             batched: Vec::new(),
             unflushed: Vec::new(),
             retry: Vec::new(),
+            unflushed_relays: Vec::new(),
+            retry_relays: Vec::new(),
             retry_at: None,
             settings: Arc::new(settings),
             inspectors: 0,
@@ -247,7 +263,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Turns until supervision is over. Every event is shown to `observe`.
+    /// Turns until supervision, or the cluster, is over. Every event is shown to `observe`.
     pub(crate) fn run_in_thread(mut self, mut observe: impl FnMut(&Event)) -> Result<Outcome> {
         self.settle();
         loop {
@@ -256,6 +272,10 @@ impl Driver {
             if let Some(outcome) = self.outcome.take() {
                 self.bus.close();
                 return Ok(outcome);
+            }
+            if self.is_over() {
+                self.bus.close();
+                return Ok(Outcome::Stopped);
             }
             let timeout = self.time_left();
             self.turn(timeout).map_err(Error::io("wait for the workers"))?;
@@ -338,6 +358,14 @@ impl Driver {
                     }
                 }
                 Token::Process(id) => self.reap(id),
+                Token::Relay(id) => {
+                    if ready.writable {
+                        self.unflushed_relays.push(id);
+                    }
+                    if ready.readable || ready.ended {
+                        self.read_relay(id);
+                    }
+                }
             }
         }
         self.settle();
@@ -353,9 +381,10 @@ impl Driver {
         loop {
             self.flush_batches();
             self.flush();
+            self.flush_relays();
             // A channel that has room again may have brought its worker new connections.
             self.act();
-            if self.unflushed.is_empty() && self.batched.is_empty() {
+            if self.unflushed.is_empty() && self.batched.is_empty() && self.unflushed_relays.is_empty() {
                 break;
             }
         }
@@ -373,6 +402,7 @@ impl Driver {
         if self.retry_at.is_some_and(|due| due <= self.now) {
             self.retry_at = None;
             self.unflushed.append(&mut self.retry);
+            self.unflushed_relays.append(&mut self.retry_relays);
         }
         self.inspect_late();
         if self.accept_again.is_some_and(|due| due <= self.now) {
@@ -392,7 +422,7 @@ impl Driver {
 
     /// How long to wait at most.
     fn time_left(&self) -> Option<Duration> {
-        if self.can_accept() || !self.unflushed.is_empty() {
+        if self.can_accept() || !self.unflushed.is_empty() || !self.unflushed_relays.is_empty() {
             return Some(Duration::ZERO);
         }
         let deadlines = [

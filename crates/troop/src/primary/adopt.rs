@@ -1,0 +1,64 @@
+//! Workers that somebody else has started.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use troop_core::WorkerId;
+use troop_sys::{fdpass, process};
+
+use crate::error::{Error, Result};
+
+/// A process that somebody else has started, to be taken on as a worker: see [`Cluster::adopt`](crate::Cluster::adopt).
+///
+/// The process is not the cluster's child: its end is seen through a pidfd (`pidfd_open(2)`), and it is left to its parent to reap it.
+#[derive(Debug)]
+#[must_use]
+pub struct Adoption {
+    pub(crate) pid: u32,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) channel: OwnedFd,
+    pub(crate) relay: Option<OwnedFd>,
+    pub(crate) id: Option<WorkerId>,
+    pub(crate) weight: Option<u32>,
+}
+
+impl Adoption {
+    /// The process `pid`, whose other end of `channel` is described by its `NODE_CHANNEL_FD`. [`Adoption::channel`] makes both ends.
+    ///
+    /// # Errors
+    /// If there is no such process (any more), or there are no descriptors left.
+    pub fn new(pid: u32, channel: OwnedFd) -> Result<Adoption> {
+        let pidfd = process::pidfd(pid).map_err(Error::io("watch a process that is to be a worker"))?;
+        Ok(Adoption { pid, pidfd, channel, relay: None, id: None, weight: None })
+    }
+
+    /// The two ends of a channel: the primary's and the worker's. Both are closed on exec.
+    ///
+    /// # Errors
+    /// If there are no descriptors left.
+    pub fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
+        fdpass::channel()
+    }
+
+    /// Passes the messages of the worker's program, with their sockets, through to this socket instead of making events of them, and
+    /// what is written there through to the worker, in Node's own framing: the other end of the socket is for a Node primary's channel.
+    /// `online`, `listening` and `exitedAfterDisconnect` are passed on too; what is said about listeners and connections is not. Who
+    /// writes Node's `disconnect` there asks for what [`WorkerHandle::disconnect`](crate::WorkerHandle::disconnect) does; who closes it
+    /// closes the worker's channel.
+    pub fn relay(mut self, socket: OwnedFd) -> Adoption {
+        self.relay = Some(socket);
+        self
+    }
+
+    /// The number that the worker has as its `NODE_UNIQUE_ID`. It must be greater than all that were used before.
+    pub fn id(mut self, id: u32) -> Adoption {
+        self.id = Some(WorkerId(id));
+        self
+    }
+
+    /// As [`Fork::weight`](crate::Fork::weight).
+    pub fn weight(mut self, weight: u32) -> Adoption {
+        self.weight = Some(weight);
+        self
+    }
+}

@@ -1,0 +1,30 @@
+'use strict';
+
+// Finds the engine: built beside this file, or in the package for this machine.
+
+const { familySync } = (() => {
+  try {
+    const { header } = process.report.getReport();
+    return { familySync: () => (header.glibcVersionRuntime ? 'gnu' : 'musl') };
+  } catch {
+    return { familySync: () => 'gnu' };
+  }
+})();
+
+const platform = `${process.platform}-${process.arch}-${familySync()}`;
+
+function load() {
+  const tried = [];
+  for (const name of [`./troop.${platform}.node`, `@troop/cluster-${platform}`]) {
+    try {
+      return require(name);
+    } catch (error) {
+      tried.push(`${name}: ${error.message.split('\n')[0]}`);
+    }
+  }
+  throw new Error(
+    `@troop/cluster has no engine for ${platform}. Tried ${tried.join('; ')}. ` +
+    'In a checkout, build it with `npm run build`; otherwise install the package again, with optional dependencies.');
+}
+
+module.exports = load();

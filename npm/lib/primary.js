@@ -1,0 +1,173 @@
+'use strict';
+
+// `cluster` in a primary: what its program sees. Listeners, connections and the way of messages are the engine's affair.
+
+const { AssertionError } = require('node:assert');
+const EventEmitter = require('node:events');
+const { Engine } = require('./native');
+const inspector = require('./inspector');
+const { fork } = require('./spawn');
+const Worker = require('./worker');
+
+const cluster = require('./target').get();
+const SCHED_NONE = 1;
+const SCHED_RR = 2;
+
+/** Tells when the last worker is gone. */
+const gone = new EventEmitter();
+gone.setMaxListeners(0);
+
+let lastId = 0;
+let engine = null;
+
+function schedulingName(policy) {
+  if (policy === SCHED_NONE) return 'shared';
+  if (policy === SCHED_RR) return 'round-robin';
+  if (typeof policy === 'string') return policy;
+  throw Object.assign(
+    new AssertionError({ message: `Bad cluster.schedulingPolicy: ${String(policy)}`, operator: 'fail' }),
+    { code: 'ERR_INTERNAL_ASSERTION' });
+}
+
+function noticed({ kind, worker, text }) {
+  const type = kind === 'error' ? 'TroopError' : 'TroopWarning';
+  process.emitWarning(worker === undefined || worker === null ? text : `worker ${worker}: ${text}`, { type });
+}
+
+function start() {
+  // From now on it does not change any more.
+  engine = new Engine(schedulingName(cluster.schedulingPolicy), noticed);
+  process.on('internalMessage', (message) => {
+    if (message.cmd !== 'NODE_DEBUG_ENABLED') return;
+    const debug = (worker) => process._debugProcess(worker.process.pid);
+    for (const worker of Object.values(cluster.workers)) {
+      if (worker.state === 'online' || worker.state === 'listening') debug(worker);
+      else worker.once('online', () => debug(worker));
+    }
+  });
+}
+
+function setupPrimary(options) {
+  const settings = {
+    args: process.argv.slice(2),
+    exec: process.argv[1],
+    execArgv: process.execArgv,
+    silent: false,
+    ...cluster.settings,
+    ...options,
+  };
+  // Otherwise all workers would write their profile to the same file.
+  const { execArgv } = settings;
+  if (execArgv.some((flag) => flag.startsWith('--prof')) && !execArgv.some((flag) => flag.startsWith('--logfile='))) {
+    settings.execArgv = [...execArgv, '--logfile=v8-%p.log'];
+  }
+  cluster.settings = settings;
+  if (!engine) start();
+  process.nextTick(() => cluster.emit('setup', settings));
+}
+
+function startProcess(id, env) {
+  const { settings } = cluster;
+  return fork(engine, id, settings.exec, settings.args, {
+    cwd: settings.cwd,
+    env: { ...process.env, ...env, NODE_UNIQUE_ID: `${id}` },
+    serialization: settings.serialization,
+    silent: settings.silent,
+    windowsHide: settings.windowsHide,
+    execArgv: [...settings.execArgv, ...inspector.flags(settings)],
+    stdio: settings.stdio,
+    gid: settings.gid,
+    uid: settings.uid,
+  });
+}
+
+function remove(worker) {
+  delete cluster.workers[worker.id];
+  if (Object.keys(cluster.workers).length === 0) gone.emit('gone');
+}
+
+/** Both emitters, the worker first. */
+function tell(worker, event, ...args) {
+  worker.emit(event, ...args);
+  cluster.emit(event, worker, ...args);
+}
+
+const acts = {
+  online(worker) {
+    worker.state = 'online';
+    tell(worker, 'online');
+  },
+  listening(worker, { addressType, address, port, fd }) {
+    worker.state = 'listening';
+    tell(worker, 'listening', { addressType, address, port, fd });
+  },
+  exitedAfterDisconnect(worker) {
+    // The engine has answered.
+    worker.exitedAfterDisconnect = true;
+  },
+};
+
+cluster.fork = function(env) {
+  setupPrimary();
+  const id = ++lastId;
+  const worker = new Worker({ id, process: startProcess(id, env) });
+
+  worker.on('message', (message, handle) => cluster.emit('message', worker, message, handle));
+
+  worker.process.once('exit', (code, signal) => {
+    if (!worker.isConnected()) remove(worker);
+    worker.exitedAfterDisconnect = !!worker.exitedAfterDisconnect;
+    worker.state = 'dead';
+    tell(worker, 'exit', code, signal);
+  });
+
+  worker.process.once('disconnect', () => {
+    if (worker.isDead()) remove(worker);
+    worker.exitedAfterDisconnect = !!worker.exitedAfterDisconnect;
+    worker.state = 'disconnected';
+    tell(worker, 'disconnect');
+  });
+
+  worker.process.on('internalMessage', (message) => {
+    if (message.cmd !== 'NODE_CLUSTER') return;
+    if (Object.hasOwn(acts, message.act)) acts[message.act](worker, message);
+  });
+
+  process.nextTick(() => cluster.emit('fork', worker));
+  cluster.workers[id] = worker;
+  return worker;
+};
+
+cluster.disconnect = function(callback) {
+  const workers = Object.values(cluster.workers);
+  if (workers.length === 0) {
+    process.nextTick(() => gone.emit('gone'));
+  } else {
+    for (const worker of workers) {
+      if (worker.isConnected()) worker.disconnect();
+    }
+  }
+  if (typeof callback === 'function') gone.once('gone', callback);
+};
+
+Worker.prototype.disconnect = function() {
+  this.exitedAfterDisconnect = true;
+  // The engine takes the worker off its listeners, and passes it on.
+  if (this.process.connected) this.process.send({ cmd: 'NODE_CLUSTER', act: 'disconnect' });
+  remove(this);
+  return this;
+};
+
+cluster.isWorker = false;
+cluster.isMaster = true;
+cluster.isPrimary = true;
+cluster.Worker = Worker;
+cluster.workers = {};
+cluster.settings = {};
+cluster.SCHED_NONE = SCHED_NONE;
+cluster.SCHED_RR = SCHED_RR;
+cluster.schedulingPolicy = process.env.NODE_CLUSTER_SCHED_POLICY === 'none' ? SCHED_NONE : SCHED_RR;
+cluster.setupPrimary = setupPrimary;
+cluster.setupMaster = setupPrimary;
+
+module.exports = cluster;

@@ -1,0 +1,56 @@
+'use strict';
+
+// Starts a worker's process, with the engine between its channel and Node's.
+//
+// Node itself starts the process and has a channel to it, so that `worker.process` is what it always was. Only the descriptors are others:
+// the process gets the worker's end of a channel whose other end is the engine's, and Node's channel leads to the engine too.
+
+const childProcess = require('node:child_process');
+
+const { ChildProcess } = childProcess;
+
+function reroute(child, engine, id) {
+  const handle = child._handle;
+  const spawn = handle.spawn;
+  handle.spawn = function(options) {
+    delete handle.spawn;
+    const at = options.stdio.findIndex((entry) => entry.ipc);
+    const entry = options.stdio[at];
+    const { worker, program } = engine.open(id);
+    options.stdio[at] = { type: 'fd', fd: worker, ipc: true };
+    let error;
+    try {
+      error = spawn.call(handle, options);
+    } finally {
+      options.stdio[at] = entry;
+      // It must lead somewhere in any case, because Node reads it in any case.
+      entry.handle.open(program);
+      if (error === 0) engine.adopt(id, handle.pid);
+      else engine.abandon(id);
+    }
+    return error;
+  };
+
+  // The kernel tells of the end of a process as soon as it has happened, but the end of the channel comes by way of the engine.
+  const onexit = handle.onexit;
+  handle.onexit = function(...status) {
+    const go = () => onexit.apply(this, status);
+    if (child.channel && status[0] >= 0) child.once('disconnect', go);
+    else go();
+  };
+}
+
+/** As `child_process.fork`. */
+exports.fork = (engine, id, ...args) => {
+  const { spawn } = ChildProcess.prototype;
+  ChildProcess.prototype.spawn = function(options) {
+    ChildProcess.prototype.spawn = spawn;
+    reroute(this, engine, id);
+    return spawn.call(this, options);
+  };
+  try {
+    return childProcess.fork(...args);
+  } finally {
+    ChildProcess.prototype.spawn = spawn;
+  }
+};
