@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs all tests, and installs what they need: cargo-nextest (every test in a process of its own, which tests of processes, signals and
-# descriptors need) and the npm packages of the examples. Needs Rust, Node and npm. Arguments are passed on to cargo nextest.
+# descriptors need) and the npm packages of the examples. Needs Rust, Node and npm. Arguments are passed on to cargo nextest, and only what
+# it runs is run then.
 set -euo pipefail
 cd "$(dirname "$0")"
 export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
@@ -8,5 +9,11 @@ command -v node npm >/dev/null || { echo "test.sh needs node and npm on the PATH
 cargo nextest --version >/dev/null 2>&1 || cargo install cargo-nextest --locked --version 0.9.143
 [ -d examples/node/node_modules/ws ] || (cd examples/node && npm ci --no-audit --no-fund)
 cargo nextest run --workspace --all-features "$@"
+# The npm package, inside real Node processes.
+if [ $# -eq 0 ]; then
+  [ -d npm/test/packages/node_modules/ws ] || (cd npm/test/packages && npm ci --no-audit --no-fund)
+  node npm/build.js --debug
+  node --test npm/test/*.test.js
+fi
 # Documentation examples are tests too, which nextest does not run.
 [ $# -gt 0 ] || cargo test --workspace --all-features --doc

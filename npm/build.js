@@ -7,8 +7,8 @@ const { copyFileSync, renameSync } = require('node:fs');
 const path = require('node:path');
 
 const root = path.join(__dirname, '..');
-const profile = process.argv.includes('--debug') ? 'debug' : 'release';
-const flags = ['build', '--package', 'troop-node', ...(profile === 'release' ? ['--release'] : [])];
+const profile = process.argv.includes('--debug') ? 'dev' : 'addon';
+const flags = ['build', '--package', 'troop-node', '--profile', profile];
 
 execFileSync('cargo', flags, { cwd: root, stdio: 'inherit' });
 
@@ -18,5 +18,5 @@ const libc = process.report.getReport().header.glibcVersionRuntime ? 'gnu' : 'mu
 const to = path.join(__dirname, 'lib', `troop.${process.platform}-${process.arch}-${libc}.node`);
 
 // Renamed into place, so that a process that has it loaded keeps the old one.
-copyFileSync(path.join(target, profile, 'libtroop_node.so'), `${to}.new`);
+copyFileSync(path.join(target, profile === 'dev' ? 'debug' : profile, 'libtroop_node.so'), `${to}.new`);
 renameSync(`${to}.new`, to);

@@ -3,7 +3,6 @@
 // `cluster` in a primary: what its program sees. Listeners, connections and the way of messages are the engine's affair.
 
 const { AssertionError } = require('node:assert');
-const EventEmitter = require('node:events');
 const { Engine } = require('./native');
 const inspector = require('./inspector');
 const { fork } = require('./spawn');
@@ -13,9 +12,10 @@ const cluster = require('./target').get();
 const SCHED_NONE = 1;
 const SCHED_RR = 2;
 
-/** Tells when the last worker is gone. */
-const gone = new EventEmitter();
-gone.setMaxListeners(0);
+/** Workers whose channels are open. */
+const connected = new Set();
+/** Who waits until there are no workers any more. */
+let waiting = [];
 
 let lastId = 0;
 let engine = null;
@@ -81,9 +81,17 @@ function startProcess(id, env) {
   });
 }
 
+// Node calls back when the first worker is gone. Its documentation promises that all are.
+function callBack() {
+  if (connected.size > 0 || Object.keys(cluster.workers).length > 0) return;
+  const callbacks = waiting;
+  waiting = [];
+  for (const callback of callbacks) callback();
+}
+
 function remove(worker) {
   delete cluster.workers[worker.id];
-  if (Object.keys(cluster.workers).length === 0) gone.emit('gone');
+  callBack();
 }
 
 /** Both emitters, the worker first. */
@@ -122,10 +130,12 @@ cluster.fork = function(env) {
   });
 
   worker.process.once('disconnect', () => {
+    connected.delete(worker);
     if (worker.isDead()) remove(worker);
     worker.exitedAfterDisconnect = !!worker.exitedAfterDisconnect;
     worker.state = 'disconnected';
     tell(worker, 'disconnect');
+    callBack();
   });
 
   worker.process.on('internalMessage', (message) => {
@@ -135,19 +145,16 @@ cluster.fork = function(env) {
 
   process.nextTick(() => cluster.emit('fork', worker));
   cluster.workers[id] = worker;
+  if (worker.isConnected()) connected.add(worker);
   return worker;
 };
 
 cluster.disconnect = function(callback) {
-  const workers = Object.values(cluster.workers);
-  if (workers.length === 0) {
-    process.nextTick(() => gone.emit('gone'));
-  } else {
-    for (const worker of workers) {
-      if (worker.isConnected()) worker.disconnect();
-    }
+  for (const worker of Object.values(cluster.workers)) {
+    if (worker.isConnected()) worker.disconnect();
   }
-  if (typeof callback === 'function') gone.once('gone', callback);
+  if (typeof callback === 'function') waiting.push(callback);
+  process.nextTick(callBack);
 };
 
 Worker.prototype.disconnect = function() {

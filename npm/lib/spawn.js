@@ -6,17 +6,26 @@
 // the process gets the worker's end of a channel whose other end is the engine's, and Node's channel leads to the engine too.
 
 const childProcess = require('node:child_process');
+const os = require('node:os');
 
 const { ChildProcess } = childProcess;
+const OUT_OF_DESCRIPTORS = -os.constants.errno.EMFILE;
 
-function reroute(child, engine, id) {
+function reroute(child, engine, id, advanced) {
   const handle = child._handle;
   const spawn = handle.spawn;
   handle.spawn = function(options) {
     delete handle.spawn;
     const at = options.stdio.findIndex((entry) => entry.ipc);
     const entry = options.stdio[at];
-    const { worker, program } = engine.open(id);
+    let ends;
+    try {
+      ends = engine.open(id);
+    } catch {
+      // There are no descriptors left; Node makes an `error` event of that.
+      return OUT_OF_DESCRIPTORS;
+    }
+    const { worker, program } = ends;
     options.stdio[at] = { type: 'fd', fd: worker, ipc: true };
     let error;
     try {
@@ -25,7 +34,7 @@ function reroute(child, engine, id) {
       options.stdio[at] = entry;
       // It must lead somewhere in any case, because Node reads it in any case.
       entry.handle.open(program);
-      if (error === 0) engine.adopt(id, handle.pid);
+      if (error === 0) engine.adopt(id, handle.pid, advanced);
       else engine.abandon(id);
     }
     return error;
@@ -45,7 +54,7 @@ exports.fork = (engine, id, ...args) => {
   const { spawn } = ChildProcess.prototype;
   ChildProcess.prototype.spawn = function(options) {
     ChildProcess.prototype.spawn = spawn;
-    reroute(this, engine, id);
+    reroute(this, engine, id, options.serialization === 'advanced');
     return spawn.call(this, options);
   };
   try {

@@ -83,8 +83,8 @@ impl Engine {
                 notify.call(notice, ThreadsafeFunctionCallMode::NonBlocking);
             }
         };
-        // Node lets a worker be busy for as long as it likes.
-        let builder = Cluster::builder().scheduling(parse(&scheduling)?).hung_after(None);
+        // Node lets a worker be busy for as long as it likes, and closes what nobody listens on any more.
+        let builder = Cluster::builder().scheduling(parse(&scheduling)?).hung_after(None).keep_listeners(false);
         let cluster = builder.start_in_thread(observer).map_err(failed)?;
         Ok(Engine { cluster, opened: HashMap::new() })
     }
@@ -107,12 +107,12 @@ impl Engine {
 
     /// The process runs.
     #[napi(catch_unwind)]
-    pub fn adopt(&mut self, id: u32, pid: u32) -> Result<()> {
+    pub fn adopt(&mut self, id: u32, pid: u32, advanced: bool) -> Result<()> {
         let Opened { channel, worker, relay } =
             self.opened.remove(&id).ok_or_else(|| failed(format!("no worker {id} was opened")))?;
         drop(worker);
         let adoption = Adoption::new(pid, channel).map_err(failed)?;
-        self.cluster.adopt(adoption.relay(relay).id(id)).map_err(failed)
+        self.cluster.adopt(adoption.relay(relay, advanced).id(id)).map_err(failed)
     }
 
     /// The process could not be started.

@@ -49,6 +49,8 @@ pub struct Config {
     /// A worker that does not answer a connection for this long is killed, so that the connection can be given to another. `None`
     /// waits for ever.
     pub hung_after: Option<Duration>,
+    /// Whether a listener stays open when its last worker has died, for a successor. Node closes it.
+    pub keep_listeners: bool,
     /// Listeners that one worker may have open.
     pub max_listeners_per_worker: usize,
     /// Minor violations (see [`Violation::is_fatal`]) after which a worker is cut off.
@@ -67,6 +69,7 @@ impl Default for Config {
             pending_limit: 64,
             recall_after: Duration::from_secs(1),
             hung_after: Some(Duration::from_secs(30)),
+            keep_listeners: true,
             max_listeners_per_worker: 1024,
             max_violations: 100,
         }
@@ -402,7 +405,7 @@ impl Primary {
                 self.actions.push_back(Action::HandleSettled { worker, ticket, delivered: false });
             }
         }
-        self.leave_listeners(worker, !voluntary);
+        self.leave_listeners(worker, !voluntary && self.config.keep_listeners);
         if by_worker {
             self.reclaim(worker);
         }
@@ -434,7 +437,8 @@ impl Primary {
             state.cut_off = true;
             state.in_table = false;
             // What it asked for beyond measure is of no use to a successor.
-            self.leave_listeners(worker, !matches!(violation, Violation::TooManyListeners(_)));
+            let keep = self.config.keep_listeners && !matches!(violation, Violation::TooManyListeners(_));
+            self.leave_listeners(worker, keep);
             self.actions.push_back(Action::Kill { worker });
         }
         if cut_off || report {

@@ -258,7 +258,8 @@ impl Primary {
         let fewest = *state.descriptors.insert(state.descriptors.map_or(descriptors, |fewest| fewest.min(descriptors)));
         state.open = descriptors - fewest;
         state.uncounted = 0;
-        self.refresh_all(now, worker);
+        // Also what has waited for it: a pause may have come to its end meanwhile, and is seen only once.
+        self.settle(now, worker);
     }
 
     /// A worker reports how many connections it has open, and its own idea of its load. Cheap, because it can do so as often as it likes.
@@ -277,7 +278,7 @@ impl Primary {
         while let Some(worker) = self.reported.pop() {
             if let Some(state) = self.workers.get_mut(&worker) {
                 state.unheeded = false;
-                self.refresh_all(now, worker);
+                self.settle(now, worker);
             }
         }
     }

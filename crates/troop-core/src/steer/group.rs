@@ -49,6 +49,9 @@ const RELAX_IDLE: f64 = 0.05;
 /// primary.
 const LONG: u32 = 8;
 const STAYS_LONG: u32 = 3;
+/// The same for a worker with less than this part of its share.
+const LONG_IF_SLOWER: u32 = 2;
+const SLOWER: f64 = 0.5;
 /// The most connections that are taken off a queue at one look.
 const MOST_TAKEN: u32 = 64;
 
@@ -341,8 +344,10 @@ impl Group {
         for number in serving {
             let slot = &mut self.slots[number];
             let due = u32::try_from(queues * u64::from(slot.weight) / weights).unwrap_or(u32::MAX);
-            slot.long = if slot.queue > due.saturating_mul(2).saturating_add(LONG) { slot.long + 1 } else { 0 };
-            if slot.long < STAYS_LONG {
+            // Of a worker that has shown to be slower than others, any queue is long.
+            let (long, stays) = if slot.level < SLOWER { (LONG_IF_SLOWER, 1) } else { (LONG, STAYS_LONG) };
+            slot.long = if slot.queue > due.saturating_mul(2).saturating_add(long) { slot.long + 1 } else { 0 };
+            if slot.long < stays {
                 continue;
             }
             let count = (slot.queue - due).min(MOST_TAKEN);

@@ -1,4 +1,5 @@
-//! Cuts the byte stream of a channel into lines and keeps each descriptor with its line.
+//! Cuts the byte stream of a channel into lines, or into frames with a length (see [`super::advanced`]), and keeps each descriptor with its
+//! line.
 //!
 //! The kernel delivers descriptors with the first byte of the `sendmsg` that carried them, and one `recvmsg` never reads past data
 //! that has descriptors. So a descriptor belongs to a line that ends in or after the chunk it came with. A descriptor that no such
@@ -18,12 +19,25 @@ pub enum FrameError {
 /// The most descriptors that may wait for their line.
 const MAX_WAITING_HANDLES: usize = 256;
 
+/// How the end of a message is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// By a newline.
+    Lines,
+    /// By its length, four bytes in front of it, big-endian.
+    Lengths,
+}
+
+/// The bytes of a length.
+const LENGTH: usize = 4;
+
 /// Reads lines from chunks of bytes that were cut anywhere. `H` is a descriptor; dropping one closes it.
 #[derive(Debug)]
 pub struct FrameReader<H> {
     partial: Vec<u8>,
     handles: Handles<H>,
     max_line: usize,
+    framing: Framing,
     /// Stream offset of the first byte that is not part of a finished line.
     line_start: u64,
     /// Stream offset behind the last byte received.
@@ -64,7 +78,14 @@ impl<H> FrameReader<H> {
     /// A reader that refuses lines of more than `max_line` bytes.
     #[must_use]
     pub fn new(max_line: usize) -> Self {
+        FrameReader::with(Framing::Lines, max_line)
+    }
+
+    /// The same for lines of either kind.
+    #[must_use]
+    pub fn with(framing: Framing, max_line: usize) -> Self {
         FrameReader {
+            framing,
             partial: Vec::new(),
             handles: Handles { waiting: VecDeque::new(), surplus: 0 },
             max_line,
@@ -109,6 +130,26 @@ pub struct Chunk<'a, H> {
 }
 
 impl<H> Chunk<'_, H> {
+    /// How many bytes of the rest belong to the line that is being read, if its end is there.
+    fn end(&self) -> Result<Option<usize>, FrameError> {
+        let (before, limit) = (self.reader.partial.len(), self.reader.max_line);
+        let check = |length: usize| if length > limit { Err(FrameError::TooLong(limit)) } else { Ok(()) };
+        match self.reader.framing {
+            Framing::Lines => {
+                let at = memchr(b'\n', self.rest);
+                check(before + at.unwrap_or(self.rest.len()))?;
+                Ok(at.map(|at| at + 1))
+            }
+            Framing::Lengths => {
+                let mut bytes = self.reader.partial.iter().chain(self.rest).copied();
+                let [Some(a), Some(b), Some(c), Some(d)] = std::array::from_fn(|_| bytes.next()) else { return Ok(None) };
+                let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+                check(length)?;
+                Ok(Some((LENGTH + length).saturating_sub(before)).filter(|end| *end <= self.rest.len()))
+            }
+        }
+    }
+
     /// The next complete line. After `None` the beginning of an unfinished line has been kept for the next chunk.
     ///
     /// # Errors
@@ -121,27 +162,26 @@ impl<H> Chunk<'_, H> {
             reader.partial.shrink_to(64 * 1024);
         }
         reader.handles.drop_before(reader.line_start);
-        let Some(at) = memchr(b'\n', self.rest) else {
-            if reader.partial.len() + self.rest.len() > reader.max_line {
-                return Err(FrameError::TooLong(reader.max_line));
-            }
+        let end = self.end()?;
+        let reader = &mut *self.reader;
+        let Some(end) = end else {
             reader.partial.extend_from_slice(self.rest);
             self.rest = &[];
             return Ok(None);
         };
-        let (head, tail) = (&self.rest[..at], &self.rest[at + 1..]);
+        let (head, tail) = self.rest.split_at(end);
         self.rest = tail;
-        let length = reader.partial.len() + head.len();
-        if length > reader.max_line {
-            return Err(FrameError::TooLong(reader.max_line));
-        }
-        reader.line_start += length as u64 + 1;
+        reader.line_start += (reader.partial.len() + end) as u64;
         let bytes = if reader.partial.is_empty() {
             head
         } else {
             reader.partial.extend_from_slice(head);
             self.used_partial = true;
             &reader.partial
+        };
+        let bytes = match reader.framing {
+            Framing::Lines => &bytes[..bytes.len() - 1],
+            Framing::Lengths => &bytes[LENGTH..],
         };
         Ok(Some(Line { bytes, handles: &mut reader.handles }))
     }
@@ -186,6 +226,28 @@ mod tests {
         assert_eq!(lines(&mut reader, b"x\n", &[7, 8], 1), [(b"x".to_vec(), vec![])]);
         assert_eq!(lines(&mut reader, b"H\n", &[], 1), [(b"H".to_vec(), vec![])]);
         assert_eq!(reader.take_surplus(), 2);
+    }
+
+    #[test]
+    fn a_frame_with_a_length_may_be_split_anywhere() {
+        let stream = [b"\0\0\0\x03abc".as_slice(), b"\0\0\0\0", b"\0\0\0\x02H\n"].concat();
+        for size in 1..=stream.len() {
+            let mut reader = FrameReader::with(Framing::Lengths, 3);
+            let mut got = Vec::new();
+            for (number, chunk) in stream.chunks(size).enumerate() {
+                let last = (number + 1) * size >= stream.len();
+                got.extend(lines(&mut reader, chunk, if last { &[5] } else { &[] }, 1));
+            }
+            let bytes: Vec<_> = got.iter().map(|(bytes, _)| bytes.as_slice()).collect();
+            assert_eq!(bytes, [b"abc".as_slice(), b"", b"H\n"], "in pieces of {size}");
+            assert_eq!(got[2].1, [5]);
+        }
+    }
+
+    #[test]
+    fn a_frame_that_announces_too_much_is_refused_at_once() {
+        let mut reader: FrameReader<u32> = FrameReader::with(Framing::Lengths, 3);
+        assert_eq!(reader.feed(b"\0\0\0\x04", []).next_line().err(), Some(FrameError::TooLong(3)));
     }
 
     #[test]

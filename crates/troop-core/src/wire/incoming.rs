@@ -322,6 +322,11 @@ fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::
     Ok(serde_json::Value::deserialize(deserializer)?.as_f64().map(|n| n.round() as u32))
 }
 
+/// A message may be `null`, which is something else than none.
+fn present<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
 /// What JavaScript holds to be true.
 fn truthy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
     Ok(Some(match serde_json::Value::deserialize(deserializer)? {
@@ -421,7 +426,7 @@ struct Fields<'a> {
     troop: Option<u32>,
     #[serde(borrow, default, rename = "type")]
     kind: Option<Text<'a>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "present")]
     msg: Option<&'a RawValue>,
     #[serde(default)]
     seqs: Option<Vec<u64>>,
@@ -504,6 +509,12 @@ impl<'a> Fields<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn null_may_come_with_a_handle() {
+        let line = br#"{"cmd":"NODE_HANDLE","type":"net.Server","msg":null}"#;
+        assert!(matches!(parse(line), Ok(Incoming::Handle(Wrapped { body: b"null", .. }))));
+    }
 
     #[test]
     fn the_captured_messages_of_node_are_understood() {

@@ -1,8 +1,9 @@
 //! Node's IPC wire format: newline-delimited JSON over a Unix stream socket, descriptors beside it.
 //!
 //! The format was verified by capture against Node 20. [`frame`] cuts the byte stream into lines and keeps descriptors with the
-//! line they came with; [`incoming`] gives each line its meaning; [`outgoing`] writes lines.
+//! line they came with; [`incoming`] gives each line its meaning; [`outgoing`] writes lines. [`advanced`] translates Node's other format.
 
+pub mod advanced;
 pub mod frame;
 pub mod incoming;
 pub mod outgoing;

@@ -18,6 +18,7 @@ pub struct Adoption {
     pub(crate) pidfd: OwnedFd,
     pub(crate) channel: OwnedFd,
     pub(crate) relay: Option<OwnedFd>,
+    pub(crate) advanced: bool,
     pub(crate) id: Option<WorkerId>,
     pub(crate) weight: Option<u32>,
 }
@@ -29,7 +30,7 @@ impl Adoption {
     /// If there is no such process (any more), or there are no descriptors left.
     pub fn new(pid: u32, channel: OwnedFd) -> Result<Adoption> {
         let pidfd = process::pidfd(pid).map_err(Error::io("watch a process that is to be a worker"))?;
-        Ok(Adoption { pid, pidfd, channel, relay: None, id: None, weight: None })
+        Ok(Adoption { pid, pidfd, channel, relay: None, advanced: false, id: None, weight: None })
     }
 
     /// The two ends of a channel: the primary's and the worker's. Both are closed on exec.
@@ -45,8 +46,11 @@ impl Adoption {
     /// `online`, `listening` and `exitedAfterDisconnect` are passed on too; what is said about listeners and connections is not. Who
     /// writes Node's `disconnect` there asks for what [`WorkerHandle::disconnect`](crate::WorkerHandle::disconnect) does; who closes it
     /// closes the worker's channel.
-    pub fn relay(mut self, socket: OwnedFd) -> Adoption {
+    ///
+    /// With `advanced`, both speak Node's `serialization: 'advanced'`, which only relayed workers can.
+    pub fn relay(mut self, socket: OwnedFd, advanced: bool) -> Adoption {
         self.relay = Some(socket);
+        self.advanced = advanced;
         self
     }
 

@@ -107,6 +107,13 @@ impl Builder {
         self
     }
 
+    /// Whether a listener stays open when its last worker has died, so that clients wait for a successor instead of being refused. Default:
+    /// true. Node closes it.
+    pub fn keep_listeners(mut self, keep: bool) -> Builder {
+        self.config.keep_listeners = keep;
+        self
+    }
+
     /// How many connections may wait in the primary for a worker, per listener, before it leaves them to the kernel's accept queue.
     /// Default: 64. Where clients are sticky, 16 times as many, because each may wait for its own worker.
     pub fn pending_limit(mut self, limit: usize) -> Builder {

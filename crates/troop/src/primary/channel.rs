@@ -1,11 +1,13 @@
 //! The primary's end of one worker's channel.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use troop_core::event::Violation;
 use troop_core::primary::Primary;
-use troop_core::wire::frame::FrameReader;
+use troop_core::wire::advanced;
+use troop_core::wire::frame::{FrameReader, Framing};
 use troop_core::wire::incoming::{self, Act, Incoming};
 use troop_core::wire::outgoing::{HANDLE_ACK, HANDLE_NACK, socket_all_closed, socket_count};
 use troop_core::{ConnId, ListenerId, Time};
@@ -22,6 +24,8 @@ pub(crate) struct Channel {
     pub(crate) socket: OwnedFd,
     pub(crate) reader: FrameReader<OwnedFd>,
     pub(crate) outbox: Outbox,
+    /// Its messages are in V8's format.
+    pub(crate) advanced: bool,
     /// What the poller reports.
     pub(crate) interest: Interest,
     /// The socket takes nothing more for now.
@@ -47,10 +51,11 @@ pub(crate) struct Outlets<'a> {
 }
 
 impl Channel {
-    pub(crate) fn new(socket: OwnedFd) -> Channel {
+    pub(crate) fn new(socket: OwnedFd, advanced: bool) -> Channel {
         Channel {
             socket,
-            reader: FrameReader::new(MAX_LINE),
+            reader: FrameReader::with(framing(advanced), MAX_LINE),
+            advanced,
             outbox: Outbox::default(),
             interest: Interest::Read,
             blocked: false,
@@ -68,6 +73,16 @@ impl Channel {
     /// Whether so much waits to be written that senders have to wait.
     pub(crate) fn is_full(&self) -> bool {
         self.outbox.len() > MAX_QUEUED
+    }
+
+    /// A line for the worker, whatever its format is.
+    pub(crate) fn say(&mut self, line: &[u8]) {
+        say(&mut self.outbox, self.advanced, line);
+    }
+
+    /// The same with a descriptor.
+    pub(crate) fn say_with(&mut self, line: &[u8], handle: OwnedFd) {
+        self.outbox.push_with(&in_format(self.advanced, line), handle);
     }
 
     /// Takes in what was read, line by line.
@@ -91,19 +106,34 @@ impl Channel {
                     return;
                 }
             };
-            match incoming::parse(line.bytes) {
+            let translated;
+            let text = if self.advanced {
+                let Some(json) = advanced::internal(line.bytes) else {
+                    // The program's.
+                    relay.iter_mut().for_each(|relay| relay.pass(line.bytes));
+                    continue;
+                };
+                translated = json;
+                &translated
+            } else {
+                line.bytes
+            };
+            match incoming::parse(text) {
                 Ok(Incoming::User(body)) => match &mut relay {
                     Some(relay) => relay.pass(line.bytes),
                     None => user_message(worker, body, None, events),
                 },
                 Ok(Incoming::Handle(wrapped)) => match line.take_handle() {
                     Some(fd) => {
-                        self.outbox.push(HANDLE_ACK);
+                        say(&mut self.outbox, self.advanced, HANDLE_ACK);
                         match incoming::parse(wrapped.body) {
                             Ok(Incoming::User(body)) => match &mut relay {
                                 Some(relay) if !fits(&fd, &wrapped.kind) => {
+                                    // As to who sends one twice: the message alone.
                                     core.violated(id, Violation::BadHandle);
-                                    relay.pass(wrapped.body);
+                                    if !self.advanced {
+                                        relay.pass(wrapped.body);
+                                    }
                                 }
                                 Some(relay) => relay.pass_with(line.bytes, fd),
                                 None => {
@@ -116,7 +146,7 @@ impl Channel {
                         }
                     }
                     None => {
-                        self.outbox.push(HANDLE_NACK);
+                        say(&mut self.outbox, self.advanced, HANDLE_NACK);
                         core.violated(id, Violation::MissingHandle);
                     }
                 },
@@ -144,6 +174,30 @@ impl Channel {
         if surplus > 0 {
             core.violated(id, Violation::SurplusHandles(surplus));
         }
+    }
+}
+
+/// How messages are cut out of the stream.
+pub(crate) fn framing(advanced: bool) -> Framing {
+    if advanced { Framing::Lengths } else { Framing::Lines }
+}
+
+/// A line in the format of a channel.
+pub(crate) fn in_format(advanced: bool, line: &[u8]) -> Cow<'_, [u8]> {
+    if !advanced {
+        return Cow::Borrowed(line);
+    }
+    let mut frame = Vec::new();
+    advanced::from_json(&mut frame, line);
+    Cow::Owned(frame)
+}
+
+/// Puts a line into an outbox, in the format of the channel.
+pub(crate) fn say(outbox: &mut Outbox, advanced: bool, line: &[u8]) {
+    if advanced {
+        advanced::from_json(outbox.buffer(), line);
+    } else {
+        outbox.push(line);
     }
 }
 

@@ -1,25 +1,35 @@
 //! The way of a worker's messages to a program that wants them as a channel of Node's instead of as events.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 
+use memchr::memmem;
 use troop_core::WorkerId;
 use troop_core::primary::Primary;
+use troop_core::wire::advanced;
 use troop_core::wire::frame::FrameReader;
 use troop_core::wire::incoming::{self, Act, Incoming};
 use troop_core::wire::outgoing::{HANDLE_ACK, HANDLE_NACK};
 use troop_sys::poll::Interest;
 
-use super::channel::Channel;
+use super::channel::{Channel, framing, say};
 use crate::channel::{HANDLE_TRIES, MAX_LINE, MAX_QUEUED, MAX_QUEUED_HANDLES, Outbox};
 
 /// How every message begins that is not for the program.
 const INTERNAL: &[u8] = br#"{"cmd":"NODE_"#;
 
+/// What stands near the beginning of a message that Node sends for the second time.
+const REWRAPPED: &[u8] = br#","msg":{"cmd":"NODE_HANDLE","#;
+const REWRAPPED_WITHIN: usize = 128;
+const MESSAGE: &[u8] = br#","msg":"#;
+
 /// The primary's end of the socket to the program.
 pub(crate) struct Relay {
     pub(crate) socket: OwnedFd,
     reader: FrameReader<OwnedFd>,
+    /// Its messages are in V8's format.
+    advanced: bool,
     pub(crate) outbox: Outbox,
     /// What the poller reports.
     pub(crate) interest: Interest,
@@ -32,10 +42,11 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    pub(crate) fn new(socket: OwnedFd) -> Relay {
+    pub(crate) fn new(socket: OwnedFd, advanced: bool) -> Relay {
         Relay {
             socket,
-            reader: FrameReader::new(MAX_LINE),
+            reader: FrameReader::with(framing(advanced), MAX_LINE),
+            advanced,
             outbox: Outbox::default(),
             interest: Interest::Read,
             unconfirmed: VecDeque::new(),
@@ -51,13 +62,12 @@ impl Relay {
 
     /// A line for the program.
     pub(crate) fn pass(&mut self, line: &[u8]) {
-        self.outbox.push(line);
-        self.outbox.push(b"\n");
+        message(self.outbox.buffer(), self.advanced, line);
     }
 
     /// A line for the program, and the socket that belongs to it.
     pub(crate) fn pass_with(&mut self, line: &[u8], handle: OwnedFd) {
-        let line = [line, b"\n"].concat();
+        let line = whole(self.advanced, line);
         // Without a copy there is one try.
         self.unconfirmed.push_back((line.clone(), handle.try_clone().ok(), 1));
         self.outbox.push_with(&line, handle);
@@ -79,7 +89,7 @@ impl Relay {
     pub(crate) fn settled(&mut self, ticket: u64, delivered: bool) -> bool {
         let known = self.tickets.remove(&ticket);
         if known {
-            self.outbox.push(if delivered { HANDLE_ACK } else { HANDLE_NACK });
+            say(&mut self.outbox, self.advanced, if delivered { HANDLE_ACK } else { HANDLE_NACK });
         }
         known
     }
@@ -102,8 +112,12 @@ impl Relay {
                 Err(_) => return false,
             };
             let mut text = line.bytes;
-            if text.starts_with(INTERNAL) {
-                match incoming::parse(text) {
+            let internal = match self.advanced {
+                true => advanced::internal(text).map(Cow::Owned),
+                false => text.starts_with(INTERNAL).then_some(Cow::Borrowed(text)),
+            };
+            if let Some(internal) = internal {
+                match incoming::parse(&internal) {
                     Ok(Incoming::HandleAck) => {
                         answers.push(true);
                         continue;
@@ -119,31 +133,48 @@ impl Relay {
                         }
                         continue;
                     }
-                    Ok(Incoming::Handle(wrapped)) => {
+                    Ok(Incoming::Handle(_)) => {
                         // What Node sends a second time it wraps a second time, and cannot read that itself.
-                        if wrapped.body.starts_with(br#"{"cmd":"NODE_HANDLE""#) {
-                            text = wrapped.body;
+                        if let Some(at) = memmem::find(&text[..text.len().min(REWRAPPED_WITHIN)], REWRAPPED)
+                            && !self.advanced
+                        {
+                            text = &text[at + MESSAGE.len()..text.len() - 1];
                         }
                         match line.take_handle() {
                             Some(handle) => {
                                 *last_ticket += 1;
                                 self.tickets.insert(*last_ticket);
-                                channel.outbox.push_with(&[text, b"\n"].concat(), handle);
+                                channel.outbox.push_with(&whole(self.advanced, text), handle);
                                 core.user_handle_sent(worker, *last_ticket);
                             }
-                            None => self.outbox.push(HANDLE_NACK),
+                            None => say(&mut self.outbox, self.advanced, HANDLE_NACK),
                         }
                         continue;
                     }
                     _ => {}
                 }
             }
-            channel.outbox.push(text);
-            channel.outbox.push(b"\n");
+            message(channel.outbox.buffer(), self.advanced, text);
         }
         answers.into_iter().for_each(|arrived| self.confirmed(arrived));
         true
     }
+}
+
+/// Appends a message as it came, with what marks its end.
+fn message(out: &mut Vec<u8>, advanced: bool, bytes: &[u8]) {
+    if advanced {
+        advanced::frame(out, bytes);
+    } else {
+        out.extend_from_slice(bytes);
+        out.push(b'\n');
+    }
+}
+
+fn whole(advanced: bool, bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes.len() + 4);
+    message(&mut out, advanced, bytes);
+    out
 }
 
 impl std::fmt::Debug for Relay {

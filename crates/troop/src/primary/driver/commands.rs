@@ -151,7 +151,7 @@ impl Driver {
         self.core.spawned(id, child.pid, slot, fork.weight.unwrap_or(USUAL_WEIGHT));
         let handle = self.handle(id, child.pid, pipes, tail)?;
         let leads_group = self.settings.own_process_group;
-        let channel = Some(Channel::new(channel));
+        let channel = Some(Channel::new(channel, false));
         let process = Process { handle: handle.clone(), pidfd: child.pidfd, channel, leads_group, adopted: false };
         self.processes.insert(id, process);
         Ok(handle)
@@ -177,7 +177,7 @@ impl Driver {
     }
 
     fn adopt(&mut self, adoption: Adoption) -> Result<()> {
-        let Adoption { pid, pidfd, channel, relay, id, weight } = adoption;
+        let Adoption { pid, pidfd, channel, relay, advanced, id, weight } = adoption;
         let id = match id {
             Some(id) if self.core.name(id) => id,
             Some(id) => {
@@ -190,13 +190,15 @@ impl Driver {
         self.waiting.poller().add(&channel, Token::Channel(id).pack(), Interest::Read).map_err(watching)?;
         if let Some(relay) = relay {
             socket::set_nonblocking(&relay, true).map_err(Error::io("use the relay of an adopted worker"))?;
-            self.add_relay(id, Relay::new(relay))?;
+            self.add_relay(id, Relay::new(relay, advanced))?;
         }
         self.core.spawned(id, pid, None, weight.unwrap_or(USUAL_WEIGHT));
         let handle = self.handle(id, pid, [None, None, None], None)?;
         let watched = self.waiting.poller().add(&pidfd, Token::Process(id).pack(), Interest::Read);
-        self.processes
-            .insert(id, Process { handle, pidfd, channel: Some(Channel::new(channel)), leads_group: false, adopted: true });
+        self.processes.insert(
+            id,
+            Process { handle, pidfd, channel: Some(Channel::new(channel, advanced)), leads_group: false, adopted: true },
+        );
         // Its process cannot be watched, so it is let go at once.
         if let Err(e) = watched {
             self.channel_closed(id, false);

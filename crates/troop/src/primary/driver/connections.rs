@@ -12,6 +12,7 @@ use troop_sys::poll::Interest;
 use troop_sys::{fdpass, socket};
 
 use super::{Driver, Token};
+use crate::primary::channel::in_format;
 
 /// A connection that the primary has a copy of.
 pub(super) struct Conn {
@@ -228,6 +229,7 @@ impl Driver {
         };
         let (Some(process), true) = (self.processes.get_mut(&worker), has_room && !line.is_empty()) else { return false };
         let Some(channel) = &mut process.channel else { return false };
+        let line = &in_format(channel.advanced, line);
         let fd = |conn: &ConnId| self.conns.get(conn.0 as usize).map(|conn| conn.fd.as_fd());
         let sent = if let [conn] = conns {
             let Some(fd) = fd(conn) else { return false };
@@ -244,10 +246,8 @@ impl Driver {
                 true
             }
             Err(e) => {
-                if e.kind() == io::ErrorKind::WouldBlock && channel.interest == Interest::Read {
-                    channel.interest = Interest::ReadWrite;
-                    let token = Token::Channel(worker).pack();
-                    let _ = self.waiting.poller().modify(&channel.socket, token, Interest::ReadWrite);
+                if e.kind() == io::ErrorKind::WouldBlock && !std::mem::replace(&mut channel.blocked, true) {
+                    self.update_channel(worker);
                     self.core.set_blocked(self.now, worker, true);
                 }
                 false

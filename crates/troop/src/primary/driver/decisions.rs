@@ -32,7 +32,7 @@ impl Driver {
             Action::Release { conn } => drop(self.conns.try_remove(conn.0 as usize)),
             Action::Send { worker, line } => {
                 if let Some(channel) = self.channel(worker) {
-                    channel.outbox.push(&line);
+                    channel.say(&line);
                     self.unflushed.push(worker);
                 }
             }
@@ -40,7 +40,7 @@ impl Driver {
                 let copy = self.socket(listener, place).map(|(_, socket)| socket.fd.try_clone());
                 match (copy, self.channel(worker)) {
                     (Some(Ok(copy)), Some(channel)) => {
-                        channel.outbox.push_with(&line, copy);
+                        channel.say_with(&line, copy);
                         self.unflushed.push(worker);
                     }
                     // Out of descriptors: the worker must not wait for ever.

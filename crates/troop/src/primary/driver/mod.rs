@@ -362,8 +362,8 @@ impl Driver {
                     if ready.writable {
                         self.unflushed_relays.push(id);
                     }
-                    if ready.readable || ready.ended {
-                        self.read_relay(id);
+                    if ready.readable {
+                        self.read_relay(id, ready.ended);
                     }
                 }
             }

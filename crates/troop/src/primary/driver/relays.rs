@@ -21,12 +21,12 @@ impl Driver {
         Ok(())
     }
 
-    /// The program has written something, or closed its end.
-    pub(super) fn read_relay(&mut self, id: WorkerId) {
+    /// The program has written something, or closed its end (then there is not much, and it will not wait).
+    pub(super) fn read_relay(&mut self, id: WorkerId, ended: bool) {
         let Driver { relays, processes, core, .. } = self;
         let Some(relay) = relays.get_mut(&id) else { return };
         let channel = processes.get_mut(&id).and_then(|process| process.channel.as_mut());
-        if channel.as_ref().is_some_and(|channel| channel.is_full()) {
+        if !ended && channel.as_ref().is_some_and(|channel| channel.is_full()) {
             // The worker does not read what there is already.
             self.update_relay(id);
             return;
