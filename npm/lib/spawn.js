@@ -11,10 +11,11 @@ const os = require('node:os');
 const { ChildProcess } = childProcess;
 const OUT_OF_DESCRIPTORS = -os.constants.errno.EMFILE;
 
-function reroute(child, engine, id, advanced) {
+function reroute(child, engine, id, options) {
   const handle = child._handle;
   const spawn = handle.spawn;
-  handle.spawn = function(options) {
+  // How Node passes the options differs between versions; it has put the complete ones here in all of them.
+  handle.spawn = function(...args) {
     delete handle.spawn;
     const at = options.stdio.findIndex((entry) => entry.ipc);
     const entry = options.stdio[at];
@@ -29,12 +30,12 @@ function reroute(child, engine, id, advanced) {
     options.stdio[at] = { type: 'fd', fd: worker, ipc: true };
     let error;
     try {
-      error = spawn.call(handle, options);
+      error = spawn.apply(handle, args);
     } finally {
       options.stdio[at] = entry;
       // It must lead somewhere in any case, because Node reads it in any case.
       entry.handle.open(program);
-      if (error === 0) engine.adopt(id, handle.pid, advanced);
+      if (error === 0) engine.adopt(id, handle.pid, options.serialization === 'advanced');
       else engine.abandon(id);
     }
     return error;
@@ -54,7 +55,7 @@ exports.fork = (engine, id, ...args) => {
   const { spawn } = ChildProcess.prototype;
   ChildProcess.prototype.spawn = function(options) {
     ChildProcess.prototype.spawn = spawn;
-    reroute(this, engine, id, options.serialization === 'advanced');
+    reroute(this, engine, id, options);
     return spawn.call(this, options);
   };
   try {
