@@ -2,16 +2,8 @@
 
 // Finds the engine: built beside this file, or in the package for this machine.
 
-const { familySync } = (() => {
-  try {
-    const { header } = process.report.getReport();
-    return { familySync: () => (header.glibcVersionRuntime ? 'gnu' : 'musl') };
-  } catch {
-    return { familySync: () => 'gnu' };
-  }
-})();
-
-const platform = `${process.platform}-${process.arch}-${familySync()}`;
+const libc = process.report.getReport().header.glibcVersionRuntime ? 'gnu' : 'musl';
+const platform = `${process.platform}-${process.arch}-${libc}`;
 
 function load() {
   const tried = [];
