@@ -29,9 +29,8 @@ function schedulingName(policy) {
     { code: 'ERR_INTERNAL_ASSERTION' });
 }
 
-function noticed({ kind, worker, text }) {
-  const type = kind === 'error' ? 'TroopError' : 'TroopWarning';
-  process.emitWarning(worker === undefined || worker === null ? text : `worker ${worker}: ${text}`, { type });
+function noticed({ kind, text }) {
+  process.emitWarning(text, { type: kind === 'error' ? 'TroopError' : 'TroopWarning' });
 }
 
 function start() {

@@ -29,9 +29,7 @@ pub struct Ends {
 pub struct Notice {
     /// `misbehaved`, `stalled`, `not-steered` or `error`.
     pub kind: String,
-    /// Which worker, if it is about one.
-    pub worker: Option<u32>,
-    /// What happened, for people.
+    /// What happened and to which worker, for people.
     pub text: String,
 }
 
@@ -62,14 +60,14 @@ fn parse(scheduling: &str) -> Result<Scheduling> {
 }
 
 fn notice(event: &Event) -> Option<Notice> {
-    let (kind, worker) = match event {
-        Event::Misbehaved(worker, ..) => ("misbehaved", Some(worker)),
-        Event::Stalled(worker, _) => ("stalled", Some(worker)),
-        Event::NotSteered(..) => ("not-steered", None),
-        Event::Error(worker, _) => ("error", worker.as_ref()),
+    let kind = match event {
+        Event::Misbehaved(..) => "misbehaved",
+        Event::Stalled(..) => "stalled",
+        Event::NotSteered(..) => "not-steered",
+        Event::Error(..) => "error",
         _ => return None,
     };
-    Some(Notice { kind: kind.into(), worker: worker.map(|worker| worker.id().0), text: event.to_string() })
+    Some(Notice { kind: kind.into(), text: event.to_string() })
 }
 
 #[napi]
@@ -87,12 +85,6 @@ impl Engine {
         let builder = Cluster::builder().scheduling(parse(&scheduling)?).hung_after(None).keep_listeners(false);
         let cluster = builder.start_in_thread(observer).map_err(failed)?;
         Ok(Engine { cluster, opened: HashMap::new() })
-    }
-
-    /// Whether this names a scheduling; throws if it does not.
-    #[napi(catch_unwind)]
-    pub fn check(scheduling: String) -> Result<()> {
-        parse(&scheduling).map(|_| ())
     }
 
     /// Makes the channels of a worker that is about to be started. To be followed by [`Engine::adopt`] or [`Engine::abandon`].
