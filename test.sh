@@ -13,7 +13,16 @@ cargo nextest run --workspace --all-features "$@"
 if [ $# -eq 0 ]; then
   [ -d npm/test/packages/node_modules/ws ] || (cd npm/test/packages && npm ci --no-audit --no-fund)
   node npm/build.js --debug
-  node --test npm/test/*.test.js
+  nodes=npm/test/nodes/node_modules
+  if [ ! -d $nodes ]; then
+    kind=node-linux-$(node -p process.arch)
+    mkdir -p npm/test/nodes
+    (cd npm/test/nodes && npm install --prefix . --no-save --no-package-lock --no-audit --no-fund "node22@npm:$kind@22" "node24@npm:$kind@24")
+  fi
+  for node in node $nodes/node22/bin/node $nodes/node24/bin/node; do
+    echo "== the npm package on $node"
+    $node --test npm/test/*.test.js
+  done
 fi
 # Documentation examples are tests too, which nextest does not run.
 [ $# -gt 0 ] || cargo test --workspace --all-features --doc

@@ -14,6 +14,7 @@ const OUT_OF_DESCRIPTORS = -os.constants.errno.EMFILE;
 function reroute(child, engine, id, options) {
   const handle = child._handle;
   const spawn = handle.spawn;
+  let whenClosed = () => {};
   // How Node passes the options differs between versions; it has put the complete ones here in all of them.
   handle.spawn = function(...args) {
     delete handle.spawn;
@@ -27,6 +28,14 @@ function reroute(child, engine, id, options) {
       return OUT_OF_DESCRIPTORS;
     }
     const { worker, program } = ends;
+    const { close } = entry.handle;
+    entry.handle.close = function(...args) {
+      delete entry.handle.close;
+      close.apply(this, args);
+      endHandles(child);
+      // After 'disconnect', which comes in this tick or the next.
+      setImmediate(whenClosed);
+    };
     options.stdio[at] = { type: 'fd', fd: worker, ipc: true };
     let error;
     try {
@@ -45,9 +54,26 @@ function reroute(child, engine, id, options) {
   const onexit = handle.onexit;
   handle.onexit = function(...status) {
     const go = () => onexit.apply(this, status);
-    if (child.channel && status[0] >= 0) child.once('disconnect', go);
+    if (child.channel && status[0] >= 0) whenClosed = go;
     else go();
   };
+}
+
+/**
+ * The channel of a worker has ended. Node never says so, and keeps the socket open, while it waits for a socket to be confirmed, also when
+ * the worker is dead: https://github.com/nodejs/node/blob/main/lib/internal/child_process.js, `disconnect`.
+ */
+function endHandles(child) {
+  const queue = child._handleQueue;
+  if (!queue) return;
+  child._handleQueue = null;
+  child._pendingMessage?.handle.close();
+  child._pendingMessage = null;
+  const error = Object.assign(new Error('Channel closed'), { code: 'ERR_IPC_CHANNEL_CLOSED' });
+  process.nextTick(() => {
+    for (const { callback } of queue) if (typeof callback === 'function') callback(error);
+    child.emit('disconnect');
+  });
 }
 
 /** As `child_process.fork`. */

@@ -73,3 +73,14 @@ test('what a killed worker had not taken is served by another', async () => {
   const { code, reports } = await run('killed.js');
   assert.deepStrictEqual([code, reports], [0, [['all answered']]]);
 });
+
+test('a program ends and is told when a worker dies with sockets under way to it', async () => {
+  const { code, reports } = await run('unconfirmed.js');
+  assert.strictEqual(code, 0);
+  assert.deepStrictEqual(sorted(reports, ['called back', 'closed', 'disconnect', 'exit']), {
+    'called back': [['called back', null], ['called back', null], ['called back', 'ERR_IPC_CHANNEL_CLOSED']],
+    closed: Array(3).fill(['closed']),
+    disconnect: [['disconnect']],
+    exit: [['exit', 7]],
+  });
+});

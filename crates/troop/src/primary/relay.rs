@@ -85,10 +85,11 @@ impl Relay {
         }
     }
 
-    /// Whether a ticket is of a socket of the program's; then the program is told.
+    /// Whether a ticket is of a socket of the program's; then the program is told, unless the worker has gone: it would send the socket
+    /// again, and the end of the channel tells it more.
     pub(crate) fn settled(&mut self, ticket: u64, delivered: bool) -> bool {
         let known = self.tickets.remove(&ticket);
-        if known {
+        if known && !self.last {
             say(&mut self.outbox, self.advanced, if delivered { HANDLE_ACK } else { HANDLE_NACK });
         }
         known
