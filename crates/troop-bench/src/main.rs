@@ -1,7 +1,8 @@
 //! troop beside Node's cluster, PM2, and loops that do only what must be done.
 //!
 //! ```text
-//! cargo run --release -p troop-bench [-- [connections] [policies] [balance] [crowd] [keepalive] [messages] [spawn] [memory] [--quick] [--repeat N]]
+//! cargo run --release -p troop-bench [-- [connections] [policies] [balance] [crowd] [keepalive] [messages] [dropin] [spawn]
+//!     [memory] [--quick] [--repeat N]]
 //! ```
 //!
 //! Without names, all sections run. All contenders of a section take turns in the same run, and the tables show medians. The ratios are
@@ -19,6 +20,7 @@ mod bare;
 mod connections;
 mod cpu;
 mod crowd;
+mod dropin;
 mod keepalive;
 mod load;
 mod memory;
@@ -34,13 +36,14 @@ use peer::Result;
 
 type Section = (&'static str, fn(&Options) -> Result<()>);
 
-const SECTIONS: [Section; 8] = [
+const SECTIONS: [Section; 9] = [
     ("connections", connections::run),
     ("policies", policies::run),
     ("balance", balance::run),
     ("crowd", crowd::run),
     ("keepalive", keepalive::run),
     ("messages", messages::run),
+    ("dropin", dropin::run),
     ("spawn", spawn::run),
     ("memory", memory::run),
 ];

@@ -34,7 +34,9 @@ impl Note {
     }
 }
 
-const TESTS: [(&str, &str); 3] = [("up", "worker to primary"), ("down", "primary to worker"), ("trip", "there and back")];
+/// The names of the tests, and what they are.
+pub(crate) const TESTS: [(&str, &str); 3] =
+    [("up", "worker to primary"), ("down", "primary to worker"), ("trip", "there and back")];
 
 type Contender = (&'static str, fn(&str, &str) -> Result<Command>);
 
@@ -46,15 +48,17 @@ const CONTENDERS: [Contender; 4] = [
     ("bare socket pair in tokio", |test, count| ourselves(&["socketpair", &format!("{test}-in-runtime"), count])),
 ];
 
-struct Run {
+/// A measured peer.
+pub(crate) struct Run {
     /// Microseconds per message, or there and back.
-    took: f64,
+    pub(crate) took: f64,
     /// Of both processes, the same.
-    cpu: f64,
+    pub(crate) cpu: f64,
     lost: f64,
 }
 
-fn measure(command: Command, count: usize) -> Result<Run> {
+/// Lets a peer do its work once.
+pub(crate) fn measure(command: Command, count: usize) -> Result<Run> {
     let mut peer = Peer::start(command)?;
     peer.wait_for("ready")?;
     let both: Vec<u32> = peer.workers().into_iter().chain([peer.pid()]).collect();

@@ -90,8 +90,13 @@ pub(crate) fn script(name: &str) -> String {
 
 /// Node with a script.
 pub(crate) fn node<S: AsRef<str>>(name: &str, arguments: &[S]) -> Command {
+    node_with(&[], name, arguments)
+}
+
+/// Node with switches of its own and a script.
+pub(crate) fn node_with<S: AsRef<str>>(switches: &[String], name: &str, arguments: &[S]) -> Command {
     let mut command = Command::new("node");
-    command.arg(script(name)).args(arguments.iter().map(AsRef::as_ref));
+    command.args(switches).arg(script(name)).args(arguments.iter().map(AsRef::as_ref));
     command
 }
 

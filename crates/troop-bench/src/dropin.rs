@@ -1,0 +1,202 @@
+//! One and the same JavaScript primary, with Node's `cluster` and with the npm package.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::peer::{Peer, Result, node, node_with, ourselves};
+use crate::table::{Table, median, number, times};
+use crate::{Options, cpu, load, messages};
+
+const WORKERS: &str = "2";
+const CLIENTS: usize = 64;
+/// Each repeat is done in this many slices, of one contender after the other.
+const SLICES: usize = 5;
+const IDLE: Duration = Duration::from_secs(2);
+
+/// The switch that puts the package in the place of Node's `cluster`.
+fn register() -> Result<[String; 2]> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../npm/register.js");
+    let built = std::fs::read_dir(file.with_file_name("lib"))?
+        .flatten()
+        .any(|entry| entry.path().extension().is_some_and(|e| e == "node"));
+    if !built {
+        return Err("the npm package is not built; run `node npm/build.js`".into());
+    }
+    Ok(["--require".into(), file.to_string_lossy().into_owned()])
+}
+
+struct Racer {
+    peer: Peer,
+    address: SocketAddr,
+    /// What is measured of it, slice by slice.
+    slices: Vec<Slice>,
+    idle: Vec<f64>,
+}
+
+struct Slice {
+    rate: f64,
+    primary: f64,
+    largest_share: f64,
+    failed: usize,
+    /// Mean and 99th percentile of how late timers were, and of how long messages took.
+    thread: Vec<f64>,
+}
+
+impl Racer {
+    fn start((name, command): (&str, Command)) -> Result<Racer> {
+        let mut peer = Peer::start(command).map_err(|e| format!("{name}: {e}"))?;
+        let port = peer.wait_for("ready").map_err(|e| format!("{name}: {e}"))?.first().copied().ok_or("no port")?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port as u16));
+        load::run(address, CLIENTS, 10_000)?;
+        Ok(Racer { peer, address, slices: Vec::new(), idle: Vec::new() })
+    }
+
+    fn slice(&mut self, count: usize, javascript: bool) -> Result<()> {
+        if javascript {
+            self.peer.go()?;
+        }
+        let before = cpu::time(self.peer.pid());
+        let outcome = load::run(self.address, CLIENTS, count)?;
+        let spent = cpu::time(self.peer.pid()) - before;
+        let thread = if javascript {
+            self.peer.go()?;
+            self.peer.wait_for("done")?
+        } else {
+            Vec::new()
+        };
+        self.slices.push(Slice {
+            rate: count as f64 / outcome.took.as_secs_f64(),
+            primary: spent.as_secs_f64() * 1e6 / count as f64,
+            largest_share: 100.0 * outcome.shares.values().max().copied().unwrap_or(0) as f64 / count as f64,
+            failed: outcome.failed,
+            thread,
+        });
+        Ok(())
+    }
+
+    fn rest(&mut self) -> Result<()> {
+        self.peer.go()?;
+        std::thread::sleep(IDLE);
+        self.peer.go()?;
+        self.idle = self.peer.wait_for("done")?;
+        Ok(())
+    }
+}
+
+/// The section.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    println!("## The npm package\n");
+    connections(options)?;
+    message_rates(options)
+}
+
+fn connections(options: &Options) -> Result<()> {
+    let names = [
+        "stock, SCHED_RR",
+        "drop-in, SCHED_RR",
+        "stock, SCHED_NONE",
+        "drop-in, SCHED_NONE",
+        "drop-in, steered",
+        "bare loop, round robin",
+    ];
+    let last = names.len() - 1;
+    let commands = || -> Result<Vec<Command>> {
+        let register = register()?;
+        let with = |policy| node_with(&register, "dropin.js", &[WORKERS, policy]);
+        Ok(vec![
+            node("dropin.js", &[WORKERS, "rr"]),
+            with("rr"),
+            node("dropin.js", &[WORKERS, "none"]),
+            with("none"),
+            with("steered"),
+            ourselves(&["bare", "node", WORKERS])?,
+        ])
+    };
+    let count = options.count(50_000);
+    let mut races = Vec::new();
+    for _ in 0..options.repeat {
+        let mut racers = names.into_iter().zip(commands()?).map(Racer::start).collect::<Result<Vec<_>>>()?;
+        for racer in &mut racers[..last] {
+            racer.rest()?;
+        }
+        for _ in 0..SLICES {
+            for (at, racer) in racers.iter_mut().enumerate() {
+                racer.slice(count / SLICES, at != last)?;
+            }
+        }
+        races.push(racers);
+    }
+    println!(
+        "One JavaScript primary, {WORKERS} workers, {count} connections, {CLIENTS} at a time. CPU is of the primary's whole process.\n"
+    );
+    let mut table = Table::new(&["", "connections/s", "x stock", "primary CPU µs", "/ stock", "largest share %", "failed"]);
+    let slices = |at: usize| races.iter().flat_map(move |race| &race[at].slices);
+    for (at, name) in names.iter().enumerate() {
+        let of = |what: fn(&Slice) -> f64| number(median(slices(at).map(what)));
+        let against =
+            |what: fn(&Slice) -> f64| times(median(slices(at).zip(slices(0)).map(|(own, stock)| what(own) / what(stock))));
+        table.row(vec![
+            (*name).into(),
+            of(|s| s.rate),
+            against(|s| s.rate),
+            of(|s| s.primary),
+            against(|s| s.primary),
+            of(|s| s.largest_share),
+            slices(at).map(|s| s.failed).sum::<usize>().to_string(),
+        ]);
+    }
+    table.print();
+
+    println!(
+        "The JavaScript thread meanwhile, which sends a message every 5 ms: how late its timers are, and the way of a message there and back, in µs.\n"
+    );
+    let mut table = Table::new(&[
+        "",
+        "late, idle: mean",
+        "99 %",
+        "under load: mean",
+        "99 %",
+        "trip, idle: mean",
+        "99 %",
+        "under load: mean",
+        "99 %",
+    ]);
+    for (at, name) in names[..last].iter().enumerate() {
+        let idle = |index: usize| number(median(races.iter().filter_map(|race| race[at].idle.get(index).copied())));
+        let busy = |index: usize| number(median(slices(at).filter_map(|slice| slice.thread.get(index).copied())));
+        table.row(vec![(*name).into(), idle(0), idle(1), busy(0), busy(1), idle(2), idle(3), busy(2), busy(3)]);
+    }
+    table.print();
+    Ok(())
+}
+
+fn message_rates(options: &Options) -> Result<()> {
+    println!("Messages of about 100 bytes between the primary and one worker.\n");
+    let register = register()?;
+    let mut table = Table::new(&["", "stock µs each", "drop-in µs each", "/ stock", "CPU µs, stock", "drop-in", "/ stock"]);
+    for (test, title) in messages::TESTS {
+        let count = options.count(if test == "trip" { 20_000 } else { 200_000 });
+        let (mut stock, mut own) = (Vec::new(), Vec::new());
+        for _ in 0..options.repeat {
+            let arguments = [test.to_owned(), count.to_string()];
+            stock.push(messages::measure(node("messages.js", &arguments), count)?);
+            own.push(messages::measure(node_with(&register, "messages.js", &arguments), count)?);
+        }
+        let of = |runs: &[messages::Run], what: fn(&messages::Run) -> f64| number(median(runs.iter().map(what)));
+        let ratio =
+            |what: fn(&messages::Run) -> f64| times(median(own.iter().zip(&stock).map(|(own, stock)| what(own) / what(stock))));
+        table.row(vec![
+            title.into(),
+            of(&stock, |r| r.took),
+            of(&own, |r| r.took),
+            ratio(|r| r.took),
+            of(&stock, |r| r.cpu),
+            of(&own, |r| r.cpu),
+            ratio(|r| r.cpu),
+        ]);
+    }
+    table.print();
+    Ok(())
+}
