@@ -51,6 +51,7 @@ impl Driver {
                         let outlets = Outlets { relay, events: &mut self.events };
                         channel.receive(self.now, &mut self.core, &process.handle, bytes, received, outlets);
                         if relayed {
+                            self.pace.relayed(bytes.len());
                             self.unflushed_relays.push(id);
                         }
                     }

@@ -127,6 +127,7 @@ impl Driver {
         };
         match accepted {
             Ok((fd, peer)) => {
+                self.pace.urgent();
                 let conn = ConnId(u32::try_from(self.conns.insert(Conn { fd, stripped: 0 })).unwrap_or(u32::MAX));
                 if needs.bytes {
                     self.inspect_new(id, conn, peer);

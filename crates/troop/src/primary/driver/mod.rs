@@ -7,6 +7,7 @@ mod commands;
 mod connections;
 mod decisions;
 mod inspect;
+mod pace;
 mod relays;
 mod sockets;
 
@@ -38,6 +39,7 @@ use crate::events::{Bus, Event};
 use crate::settings::Settings;
 use connections::Conn;
 use inspect::Inspected;
+use pace::Pace;
 
 /// How long workers may take to end by themselves after the program has dropped the cluster.
 const OVER_PATIENCE: Duration = Duration::from_secs(5);
@@ -159,6 +161,7 @@ pub(crate) struct Driver {
     unflushed_relays: Vec<WorkerId>,
     retry_relays: Vec<WorkerId>,
     retry_at: Option<Time>,
+    pace: Pace,
     settings: Arc<Settings>,
     inspectors: u32,
     forwarder: Option<Forwarder>,
@@ -223,6 +226,7 @@ impl Driver {
             unflushed_relays: Vec::new(),
             retry_relays: Vec::new(),
             retry_at: None,
+            pace: Pace::default(),
             settings: Arc::new(settings),
             inspectors: 0,
             forwarder: None,
@@ -278,6 +282,9 @@ impl Driver {
                 return Ok(Outcome::Stopped);
             }
             let timeout = self.time_left();
+            if !self.relays.is_empty() && self.pace.gathers(self.origin.elapsed()) {
+                std::thread::sleep(pace::GATHER);
+            }
             self.turn(timeout).map_err(Error::io("wait for the workers"))?;
         }
     }

@@ -36,6 +36,7 @@ impl Driver {
             Ok(received) => {
                 self.unfinished = true;
                 let bytes = &self.buffer[..received.len];
+                self.pace.relayed(bytes.len());
                 // What is written to a worker that has closed its channel is lost, as in Node.
                 channel.is_none_or(|channel| relay.receive(core, (id, channel), bytes, &mut self.received, &mut self.last_ticket))
             }
