@@ -2,10 +2,11 @@
 
 // `cluster` in a primary: what its program sees. Listeners, connections and the way of messages are the engine's affair.
 
-const { AssertionError } = require('node:assert');
 const { Engine } = require('./native');
 const inspector = require('./inspector');
-const { fork } = require('./spawn');
+const { fork, member } = require('./spawn');
+const scheduling = require('./scheduling');
+const supervisor = require('./supervisor');
 const Worker = require('./worker');
 
 const cluster = require('./target').get();
@@ -20,22 +21,18 @@ let waiting = [];
 let lastId = 0;
 let engine = null;
 
-function schedulingName(policy) {
-  if (policy === SCHED_NONE) return 'shared';
-  if (policy === SCHED_RR) return 'round-robin';
-  if (typeof policy === 'string') return policy;
-  throw Object.assign(
-    new AssertionError({ message: `Bad cluster.schedulingPolicy: ${String(policy)}`, operator: 'fail' }),
-    { code: 'ERR_INTERNAL_ASSERTION' });
-}
-
 function noticed({ kind, text }) {
   process.emitWarning(text, { type: kind === 'error' ? 'TroopError' : 'TroopWarning' });
 }
 
 function start() {
   // From now on it does not change any more.
-  engine = new Engine(schedulingName(cluster.schedulingPolicy), noticed);
+  const { schedulingPolicy: policy } = cluster;
+  if (typeof policy === 'function') {
+    engine = new Engine('', noticed, scheduling.asker(policy, (id) => cluster.workers[id], (...answer) => engine.answer(...answer)));
+  } else {
+    engine = new Engine(scheduling.nameOf(policy), noticed);
+  }
   process.on('internalMessage', (message) => {
     if (message.cmd !== 'NODE_DEBUG_ENABLED') return;
     const debug = (worker) => process._debugProcess(worker.process.pid);
@@ -60,8 +57,11 @@ function setupPrimary(options) {
   if (execArgv.some((flag) => flag.startsWith('--prof')) && !execArgv.some((flag) => flag.startsWith('--logfile='))) {
     settings.execArgv = [...execArgv, '--logfile=v8-%p.log'];
   }
+  supervisor.check(settings);
   cluster.settings = settings;
   if (!engine) start();
+  // Where workers come back, connections wait for them.
+  engine.keepListeners(!!settings.respawn);
   process.nextTick(() => cluster.emit('setup', settings));
 }
 
@@ -118,6 +118,7 @@ cluster.fork = function(env) {
   setupPrimary();
   const id = ++lastId;
   const worker = new Worker({ id, process: startProcess(id, env) });
+  supervisor.forked(worker, env);
 
   worker.on('message', (message, handle) => cluster.emit('message', worker, message, handle));
 
@@ -126,6 +127,9 @@ cluster.fork = function(env) {
     worker.exitedAfterDisconnect = !!worker.exitedAfterDisconnect;
     worker.state = 'dead';
     tell(worker, 'exit', code, signal);
+    const comesBack = supervisor.exited(worker);
+    // Nobody would take the connections that wait.
+    if (!comesBack && connected.size === 0) engine.keepListeners(false);
   });
 
   worker.process.once('disconnect', () => {
@@ -149,6 +153,8 @@ cluster.fork = function(env) {
 };
 
 cluster.disconnect = function(callback) {
+  supervisor.stop();
+  engine?.keepListeners(false);
   for (const worker of Object.values(cluster.workers)) {
     if (worker.isConnected()) worker.disconnect();
   }
@@ -163,6 +169,16 @@ Worker.prototype.disconnect = function() {
   remove(this);
   return this;
 };
+
+/** What Node does not have, and who lists the properties does not see. */
+function add(object, name, value) {
+  Object.defineProperty(object, name, { value, writable: true, configurable: true, enumerable: false });
+}
+
+add(Worker.prototype, 'counters', function() {
+  return member(this.process)?.counters();
+});
+add(cluster, 'reload', supervisor.reload);
 
 cluster.isWorker = false;
 cluster.isMaster = true;

@@ -9,6 +9,8 @@ const childProcess = require('node:child_process');
 const os = require('node:os');
 
 const { ChildProcess } = childProcess;
+/** What the engine knows of a process. */
+const members = new WeakMap();
 const OUT_OF_DESCRIPTORS = -os.constants.errno.EMFILE;
 
 function reroute(child, engine, id, options) {
@@ -44,8 +46,16 @@ function reroute(child, engine, id, options) {
       options.stdio[at] = entry;
       // It must lead somewhere in any case, because Node reads it in any case.
       entry.handle.open(program);
-      if (error === 0) engine.adopt(id, handle.pid, options.serialization === 'advanced');
-      else engine.abandon(id);
+      if (error !== 0) engine.abandon(id);
+    }
+    if (error === 0) {
+      try {
+        members.set(child, engine.adopt(id, handle.pid, options.serialization === 'advanced'));
+      } catch (error) {
+        // Nobody would look after it.
+        handle.kill(os.constants.signals.SIGKILL);
+        throw error;
+      }
     }
     return error;
   };
@@ -75,6 +85,9 @@ function endHandles(child) {
     child.emit('disconnect');
   });
 }
+
+/** What the engine knows of a worker's process, if it ever ran. */
+exports.member = (child) => members.get(child);
 
 /** As `child_process.fork`. */
 exports.fork = (engine, id, ...args) => {

@@ -15,9 +15,16 @@ function sorted(reports, kinds) {
   return Object.fromEntries(kinds.map((kind) => [kind, of(kind)]));
 }
 
+/** Whether Node sees the end of a process or that of its channel first is chance; what it says about them is not. */
+function ends({ code, errors, reports }) {
+  const isEnd = (report) => report.includes('exit') || report.includes('disconnect');
+  const last = reports.filter(isEnd).map(([kind, id, state, ...rest]) => JSON.stringify([kind, id, state?.flag ?? state, ...rest]));
+  return { code, errors, last: last.sort(), others: reports.filter((report) => !isEnd(report)) };
+}
+
 test('a worker lives and ends as in Node, whoever ends it', async () => {
   const { stock, dropIn } = await both('life.js');
-  assert.deepStrictEqual(dropIn, stock);
+  assert.deepStrictEqual(ends(dropIn), ends(stock));
   assert.ok(stock.reports.length > 80, 'that was not all of it');
 });
 

@@ -3,7 +3,10 @@
 // Real packages from npm, on workers and in primaries that have the drop-in.
 
 const assert = require('node:assert');
+const { execFile } = require('node:child_process');
+const path = require('node:path');
 const { test } = require('node:test');
+const { promisify } = require('node:util');
 const { run } = require('./both');
 
 const PROMISES = {
@@ -22,3 +25,9 @@ for (const [name, reports] of Object.entries(PROMISES)) {
     }
   });
 }
+
+test('TypeScript knows what there is, and what there is not', async () => {
+  const directory = path.join(__dirname, 'packages');
+  const compiler = path.join(directory, 'node_modules', 'typescript', 'bin', 'tsc');
+  await promisify(execFile)(process.execPath, [compiler, '-p', directory]).catch(({ stdout, message }) => assert.fail(stdout || message));
+});

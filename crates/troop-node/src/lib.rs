@@ -6,12 +6,13 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd as _, IntoRawFd as _, OwnedFd};
+use std::time::Duration;
 
 use napi::bindgen_prelude::Function;
 use napi::threadsafe_function::ThreadsafeFunctionCallMode;
 use napi::{Error, Result, Status};
 use napi_derive::napi;
-use troop::{Adoption, Cluster, Event, Scheduling};
+use troop::{Adoption, Cluster, Event, Scheduling, WorkerHandle, WorkerId};
 
 /// The descriptors of a worker that is to be started.
 #[napi(object)]
@@ -31,6 +32,60 @@ pub struct Notice {
     pub kind: String,
     /// What happened and to which worker, for people.
     pub text: String,
+}
+
+/// A worker that a connection could be given to.
+#[napi(object)]
+#[derive(Debug)]
+pub struct Candidate {
+    /// Its number.
+    pub id: u32,
+    /// Whether it would take a connection at once.
+    pub ready: bool,
+    /// Connections open there, as far as is known.
+    pub open: u32,
+    /// Connections that it was given and has not answered.
+    pub pending: u32,
+    /// Its weight.
+    pub weight: u32,
+}
+
+/// A connection that somebody has to choose a worker for.
+#[napi(object)]
+#[derive(Debug)]
+pub struct Question {
+    /// To be given back with the answer.
+    pub ticket: i64,
+    /// The listener's address or path.
+    pub local_address: Option<String>,
+    /// The listener's port.
+    pub local_port: Option<i32>,
+    /// The client's address.
+    pub remote_address: Option<String>,
+    /// The client's port.
+    pub remote_port: Option<u16>,
+    /// `IPv4` or `IPv6`.
+    pub remote_family: Option<String>,
+    /// Whom to choose from.
+    pub candidates: Vec<Candidate>,
+}
+
+/// Counters of a worker.
+#[napi(object)]
+#[derive(Debug)]
+pub struct Counters {
+    /// Connections handed over to it.
+    pub handed: i64,
+    /// Those that it took.
+    pub taken: i64,
+    /// Those that it gave back.
+    pub returned: i64,
+    /// Those that it has not answered yet.
+    pub in_flight: i64,
+    /// Connections open there, as far as is known.
+    pub open: u32,
+    /// Small breaches of the channel's rules.
+    pub violations: u32,
 }
 
 /// What is held for a worker until its process runs.
@@ -59,6 +114,30 @@ fn parse(scheduling: &str) -> Result<Scheduling> {
     scheduling.parse().map_err(|e: troop::BadScheduling| Error::new(Status::InvalidArg, e.to_string()))
 }
 
+impl From<troop::Question> for Question {
+    fn from(question: troop::Question) -> Question {
+        let troop::Question { ticket, listener, peer, workers, .. } = question;
+        Question {
+            ticket: signed(ticket),
+            local_address: listener.address,
+            local_port: listener.port.and_then(|port| i32::try_from(port).ok()),
+            // As Node writes it.
+            remote_address: peer.map(|peer| peer.ip().to_string()),
+            remote_port: peer.map(|peer| peer.port()),
+            remote_family: peer.map(|peer| if peer.is_ipv4() { "IPv4".into() } else { "IPv6".into() }),
+            candidates: workers
+                .into_iter()
+                .map(|w| Candidate { id: w.worker.0, ready: w.ready, open: w.open, pending: w.pending, weight: w.weight })
+                .collect(),
+        }
+    }
+}
+
+/// JavaScript has no larger whole numbers.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
 fn notice(event: &Event) -> Option<Notice> {
     let kind = match event {
         Event::Misbehaved(..) => "misbehaved",
@@ -72,9 +151,25 @@ fn notice(event: &Event) -> Option<Notice> {
 
 #[napi]
 impl Engine {
-    /// Starts the thread. `notify` is called with what happens there; it does not keep the process alive.
+    /// Starts the thread. `notify` is called with what happens there; it does not keep the process alive. Instead of a scheduling there may
+    /// be somebody to ask about each connection, who has to call [`Engine::answer`] within `patience` milliseconds.
     #[napi(constructor, catch_unwind)]
-    pub fn new(scheduling: String, notify: Function<'_, Notice, ()>) -> Result<Engine> {
+    pub fn new(
+        scheduling: String,
+        notify: Function<'_, Notice, ()>,
+        ask: Option<Function<'_, Question, ()>>,
+        patience: Option<u32>,
+    ) -> Result<Engine> {
+        let scheduling = match ask {
+            None => parse(&scheduling)?,
+            Some(ask) => {
+                let ask = ask.build_threadsafe_function().weak::<true>().build()?;
+                let wait = Duration::from_millis(patience.unwrap_or(1000).into());
+                Scheduling::asked(wait, move |question| {
+                    ask.call(question.into(), ThreadsafeFunctionCallMode::NonBlocking);
+                })
+            }
+        };
         let notify = notify.build_threadsafe_function().weak::<true>().build()?;
         let observer = move |event: &Event| {
             if let Some(notice) = notice(event) {
@@ -82,7 +177,7 @@ impl Engine {
             }
         };
         // Node lets a worker be busy for as long as it likes, and closes what nobody listens on any more.
-        let builder = Cluster::builder().scheduling(parse(&scheduling)?).hung_after(None).keep_listeners(false);
+        let builder = Cluster::builder().scheduling(scheduling).hung_after(None).keep_listeners(false);
         let cluster = builder.start_in_thread(observer).map_err(failed)?;
         Ok(Engine { cluster, opened: HashMap::new() })
     }
@@ -99,17 +194,54 @@ impl Engine {
 
     /// The process runs.
     #[napi(catch_unwind)]
-    pub fn adopt(&mut self, id: u32, pid: u32, advanced: bool) -> Result<()> {
+    pub fn adopt(&mut self, id: u32, pid: u32, advanced: bool) -> Result<Member> {
         let Opened { channel, worker, relay } =
             self.opened.remove(&id).ok_or_else(|| failed(format!("no worker {id} was opened")))?;
         drop(worker);
         let adoption = Adoption::new(pid, channel).map_err(failed)?;
-        self.cluster.adopt(adoption.relay(relay, advanced).id(id)).map_err(failed)
+        let handle = self.cluster.adopt_blocking(adoption.relay(relay, advanced).id(id)).map_err(failed)?;
+        Ok(Member { handle })
+    }
+
+    /// Whether listeners stay open when their last worker has died.
+    #[napi(catch_unwind)]
+    pub fn keep_listeners(&self, keep: bool) -> Result<()> {
+        self.cluster.keep_listeners(keep).map_err(failed)
+    }
+
+    /// Who gets a connection that was asked about; without a worker, whose turn it is.
+    #[napi(catch_unwind)]
+    pub fn answer(&self, ticket: i64, worker: Option<u32>) -> Result<()> {
+        self.cluster.answer(ticket.unsigned_abs(), worker.map(WorkerId)).map_err(failed)
     }
 
     /// The process could not be started.
     #[napi(catch_unwind)]
     pub fn abandon(&mut self, id: u32) {
         self.opened.remove(&id);
+    }
+}
+
+/// A worker, as the engine knows it.
+#[napi]
+#[derive(Debug)]
+pub struct Member {
+    handle: WorkerHandle,
+}
+
+#[napi]
+impl Member {
+    /// Its counters now; after its end, as of its disconnect.
+    #[napi(catch_unwind)]
+    pub fn counters(&self) -> Counters {
+        let stats = self.handle.stats_blocking();
+        Counters {
+            handed: signed(stats.handed),
+            taken: signed(stats.taken),
+            returned: signed(stats.returned),
+            in_flight: i64::try_from(stats.in_flight).unwrap_or(i64::MAX),
+            open: stats.open,
+            violations: stats.violations,
+        }
     }
 }

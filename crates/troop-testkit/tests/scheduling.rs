@@ -160,6 +160,46 @@ async fn a_program_can_bring_a_policy_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_program_can_be_asked_about_each_connection() {
+    let (questions, asked) = std::sync::mpsc::channel();
+    let wait = Duration::from_millis(300);
+    let scheduling = Scheduling::asked(wait, move |question| questions.send(question).unwrap());
+    let mut troop = Troop::start(Cluster::builder().scheduling(scheduling).setup(fixture(["line", "127.0.0.1:0"])));
+    let ([one, two], port) = forks(&mut troop).await;
+    let served = async |answer: Option<Option<WorkerId>>| {
+        let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", port)).unwrap());
+        let question = asked.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(question.peer, Some(stream.get_ref().local_addr().unwrap()));
+        assert_eq!(question.listener.port, Some(i64::from(port)));
+        assert!(question.workers.iter().all(|worker| worker.ready), "{question:?}");
+        if let Some(answer) = answer {
+            troop.cluster.answer(question.ticket, answer).unwrap();
+        }
+        let mut line = String::new();
+        stream.read_line(&mut line).unwrap();
+        // Too late, and for nothing.
+        troop.cluster.answer(question.ticket, None).unwrap();
+        number(&line)
+    };
+    for worker in [&one, &two, &two, &one, &one] {
+        assert_eq!(served(Some(Some(worker.id()))).await, worker.id().0);
+    }
+    // Whoever does not care, does not answer, or names nobody, leaves it to turns.
+    let mut turns =
+        [served(Some(None)).await, served(None).await, served(Some(Some(WorkerId(9)))).await, served(Some(None)).await];
+    turns.sort_unstable();
+    assert_eq!(turns, [1, 1, 2, 2]);
+    // While nobody answers, connections wait for that long, not for ever, and not one after the other.
+    let begin = Instant::now();
+    let mut clients: Vec<_> = (0..20).map(|_| BufReader::new(TcpStream::connect(("127.0.0.1", port)).unwrap())).collect();
+    for client in &mut clients {
+        client.read_line(&mut String::new()).unwrap();
+    }
+    assert!(begin.elapsed() >= wait);
+    assert_eq!(asked.try_iter().count(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_scheduling_of_an_open_listener_can_be_changed() {
     let mut troop = under("round-robin", fixture(["line", "127.0.0.1:0"]));
     let (_, port) = weighted(&mut troop, [Some(300), None]).await;

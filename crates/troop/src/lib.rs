@@ -78,7 +78,9 @@ pub use worker::{Draining, Listen, Worker, WorkerEvent, WorkerRole};
 
 pub use primary::{RestartPolicy, available_workers};
 pub use troop_core::event::{Address, AddressType, ExitHow, Listening, Violation, signal_name};
-pub use troop_core::policy::{BadScheduling, Connection, Header, Http, Pattern, Policy, Scheduling, Sticky, WorkerView};
+pub use troop_core::policy::{
+    BadScheduling, Connection, Header, Http, Pattern, Policy, Question, Scheduling, Sticky, WorkerView,
+};
 pub use troop_core::primary::{WorkerState, WorkerStats};
 pub use troop_core::supervise::{Cause, Progress};
 pub use troop_core::{Time, WorkerId};

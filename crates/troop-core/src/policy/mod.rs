@@ -4,6 +4,7 @@
 //! and asks it once for each connection.
 
 mod address;
+mod asked;
 mod client;
 mod least;
 mod p2c;
@@ -18,6 +19,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 pub use address::Pattern;
+pub use asked::{Asked, ByAnswer, Question};
 pub use client::{Finding, Identify, identify};
 pub use least::LeastConnections;
 pub use p2c::PowerOfTwo;

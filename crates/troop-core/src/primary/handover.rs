@@ -27,6 +27,8 @@ pub struct Needs {
     pub peer: bool,
     /// [`Connection::client`], from the first bytes, by the rules of [`Primary::sticky`].
     pub bytes: bool,
+    /// [`Connection::client`], from the program: see [`Primary::asked`].
+    pub answer: bool,
 }
 
 impl Primary {

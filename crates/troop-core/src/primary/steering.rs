@@ -5,7 +5,7 @@ use super::worker::HandleWait;
 use super::{Action, Primary};
 use crate::event::{Address, Listening, Notice, Violation};
 use crate::id::{ListenerId, Time, WorkerId};
-use crate::policy::{Pattern, Scheduling, Sticky};
+use crate::policy::{Asked, Pattern, Scheduling, Sticky, WorkerView};
 use crate::steer::group::{Change, Group, Staff};
 use crate::wire::TROOP_VERSION;
 use crate::wire::outgoing::{self, Reply};
@@ -388,6 +388,41 @@ impl Primary {
     #[must_use]
     pub fn sticky(&self, id: ListenerId) -> Option<&Sticky> {
         self.listeners.get(&id).and_then(|l| l.scheduling.sticky())
+    }
+
+    /// Changes [`Config::keep_listeners`]; with false, unused ones are closed.
+    pub fn set_keep_listeners(&mut self, keep: bool) {
+        self.config.keep_listeners = keep;
+        if !keep {
+            self.close_unused_listeners();
+        }
+    }
+
+    /// The address of a listener: what it is bound to, as far as that is known, else what was asked for.
+    #[must_use]
+    pub fn bound_address(&self, id: ListenerId) -> Option<Address> {
+        let listener = self.listeners.get(&id)?;
+        let asked = listener.asked();
+        Some(match &listener.bound {
+            Some(Some(name)) => Address { address: Some(name.address.clone()), port: Some(name.port.into()), ..asked },
+            _ => asked,
+        })
+    }
+
+    /// Whom to ask about a listener's connections.
+    #[must_use]
+    pub fn asked(&self, id: ListenerId) -> Option<Asked> {
+        match self.scheduling(id) {
+            Some(Scheduling::Asked(asked)) => Some(asked.clone()),
+            _ => None,
+        }
+    }
+
+    /// The workers that a listener's policy has been shown, by place.
+    #[must_use]
+    pub fn views(&self, id: ListenerId) -> Vec<WorkerView> {
+        let holders = self.listeners.get(&id).into_iter().flat_map(|l| &l.places).flat_map(|place| &place.holders);
+        holders.filter_map(|worker| self.workers.get(worker)?.seats.iter().find(|seat| seat.listener == id)?.shown).collect()
     }
 
     /// How the connections of a listener are spread now: what was chosen, or what it had to be instead.

@@ -99,6 +99,16 @@ impl WorkerHandle {
         now.ok().flatten().unwrap_or_else(|| self.status()).stats
     }
 
+    /// As [`WorkerHandle::stats`], for code that is not async. Waits for the primary's turn, which is short.
+    ///
+    /// # Panics
+    /// In a task of a tokio runtime.
+    #[must_use]
+    pub fn stats_blocking(&self) -> WorkerStats {
+        let now = self.shared.commander.ask_blocking(|done| Command::Status(self.id(), done));
+        now.ok().flatten().unwrap_or_else(|| self.status()).stats
+    }
+
     /// Bytes of messages that wait to be written to it.
     #[must_use]
     pub fn queued(&self) -> usize {

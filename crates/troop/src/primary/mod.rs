@@ -133,13 +133,24 @@ impl Cluster {
         self.inner.commander.send(Command::Setup(changes))
     }
 
-    /// Takes on a worker that somebody else has started. [`Event::Fork`](crate::Event::Fork) announces it; a failure is an
-    /// [`Event::Error`](crate::Event::Error), and the worker's channel is closed then.
+    /// Takes on a worker that somebody else has started. After a failure its channel is closed.
     ///
     /// # Errors
+    /// [`Error::Io`] if its process or its channel cannot be watched, [`Error::Settings`] if there has been a worker with its number,
     /// [`Error::ClusterOver`].
-    pub fn adopt(&self, adoption: Adoption) -> Result<()> {
-        self.inner.commander.send(Command::Adopt(Box::new(adoption)))
+    pub async fn adopt(&self, adoption: Adoption) -> Result<WorkerHandle> {
+        self.inner.commander.ask(|done| Command::Adopt(Box::new(adoption), done)).await?
+    }
+
+    /// As [`Cluster::adopt`], for code that is not async. Waits for the primary's turn, which is short.
+    ///
+    /// # Errors
+    /// As [`Cluster::adopt`].
+    ///
+    /// # Panics
+    /// In a task of a tokio runtime.
+    pub fn adopt_blocking(&self, adoption: Adoption) -> Result<WorkerHandle> {
+        self.inner.commander.ask_blocking(|done| Command::Adopt(Box::new(adoption), done))?
     }
 
     /// Starts a worker. Resolves when its process runs. Dropping the future does not take the fork back.
@@ -207,6 +218,23 @@ impl Cluster {
     /// [`Error::ClusterOver`].
     pub async fn set_scheduling(&self, listener: Option<Pattern>, scheduling: Scheduling) -> Result<Vec<Address>> {
         self.inner.commander.ask(|done| Command::SetScheduling(listener, scheduling, done)).await
+    }
+
+    /// Changes what [`Builder::keep_listeners`] has said. With false, those that nobody listens on any more are closed at once.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub fn keep_listeners(&self, keep: bool) -> Result<()> {
+        self.inner.commander.send(Command::KeepListeners(keep))
+    }
+
+    /// Answers a [`Question`](crate::Question): which worker is to have the connection, or that it does not matter. An answer that comes too
+    /// late, or names a worker that cannot have it, is one that it does not matter.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub fn answer(&self, ticket: u64, worker: Option<WorkerId>) -> Result<()> {
+        self.inner.commander.send(Command::Answer(ticket, worker))
     }
 
     /// Ends a supervised cluster gracefully; called again, at once.

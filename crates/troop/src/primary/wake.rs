@@ -19,7 +19,7 @@ use crate::settings::Setup;
 pub(crate) enum Command {
     Setup(Setup),
     Fork(Fork, oneshot::Sender<Result<WorkerHandle>>),
-    Adopt(Box<Adoption>),
+    Adopt(Box<Adoption>, oneshot::Sender<Result<WorkerHandle>>),
     Disconnect(WorkerId),
     /// Sends a signal to a worker's process.
     Signal(WorkerId, i32, oneshot::Sender<Result<()>>),
@@ -27,6 +27,9 @@ pub(crate) enum Command {
     Status(WorkerId, oneshot::Sender<Option<WorkerStatus>>),
     /// Changes how connections are spread; the answer is the listeners that it will only be true of later.
     SetScheduling(Option<Pattern>, Scheduling, oneshot::Sender<Vec<Address>>),
+    KeepListeners(bool),
+    /// The answer to a question about a connection.
+    Answer(u64, Option<WorkerId>),
     SetWeight(WorkerId, u32, oneshot::Sender<Result<()>>),
     /// Closes the primary's end of a worker's channel.
     CloseChannel(WorkerId),
@@ -108,5 +111,12 @@ impl Commander {
         let (sender, answer) = oneshot::channel();
         self.send(command(sender))?;
         answer.await.map_err(|_| Error::ClusterOver)
+    }
+
+    /// The same, blocking the thread.
+    pub(crate) fn ask_blocking<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T> {
+        let (sender, answer) = oneshot::channel();
+        self.send(command(sender))?;
+        answer.blocking_recv().map_err(|_| Error::ClusterOver)
     }
 }

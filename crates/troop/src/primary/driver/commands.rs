@@ -48,10 +48,11 @@ impl Driver {
                     self.events.push(Event::Error(None, Arc::new(e)));
                 }
             }
-            Command::Adopt(adoption) => {
-                if let Err(e) = self.adopt(*adoption) {
-                    self.events.push(Event::Error(None, Arc::new(e)));
-                }
+            Command::Adopt(adoption, done) => {
+                let result = self.adopt(*adoption);
+                self.act();
+                self.publish();
+                let _ = done.send(result);
             }
             Command::Disconnect(worker) => {
                 self.core.disconnect(worker, false);
@@ -67,6 +68,8 @@ impl Driver {
                 let _ = done.send(result);
             }
             Command::Status(worker, done) => {
+                self.count(worker);
+                self.act();
                 let _ = done.send(self.core.status(worker));
             }
             Command::SetScheduling(pattern, scheduling, done) => {
@@ -75,6 +78,11 @@ impl Driver {
                 let later = later.into_iter().filter_map(|id| self.core.listener_address(id)).collect();
                 let _ = done.send(later);
             }
+            Command::KeepListeners(keep) => {
+                self.core.set_keep_listeners(keep);
+                self.act();
+            }
+            Command::Answer(ticket, worker) => self.answered(ticket, worker),
             Command::SetWeight(worker, weight, done) => {
                 let known = self.core.set_weight(self.now, worker, weight);
                 // The kernel knows it before the program does.
@@ -176,7 +184,7 @@ impl Driver {
         Ok(WorkerHandle { shared: Arc::new(shared) })
     }
 
-    fn adopt(&mut self, adoption: Adoption) -> Result<()> {
+    fn adopt(&mut self, adoption: Adoption) -> Result<WorkerHandle> {
         let Adoption { pid, pidfd, channel, relay, advanced, id, weight } = adoption;
         let id = match id {
             Some(id) if self.core.name(id) => id,
@@ -197,14 +205,20 @@ impl Driver {
         let watched = self.waiting.poller().add(&pidfd, Token::Process(id).pack(), Interest::Read);
         self.processes.insert(
             id,
-            Process { handle, pidfd, channel: Some(Channel::new(channel, advanced)), leads_group: false, adopted: true },
+            Process {
+                handle: handle.clone(),
+                pidfd,
+                channel: Some(Channel::new(channel, advanced)),
+                leads_group: false,
+                adopted: true,
+            },
         );
         // Its process cannot be watched, so it is let go at once.
         if let Err(e) = watched {
             self.channel_closed(id, false);
             return Err(Error::Io { doing: "watch an adopted worker", source: e });
         }
-        Ok(())
+        Ok(handle)
     }
 
     /// Fetches what the program has put into a worker's mailbox.

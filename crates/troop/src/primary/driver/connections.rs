@@ -48,7 +48,7 @@ impl Driver {
             let burst = if nested || socket.masked { ACCEPT_BURST } else { socket.burst };
             let needs = self.core.needs(id);
             let (mut accepted, mut drained) = (0, false);
-            while accepted < burst && self.accept_again.is_none() && self.core.wants_connection(id) {
+            while accepted < burst && self.accepts() && self.core.wants_connection(id) {
                 match self.accept_one(number, id, needs) {
                     Some(true) => accepted += 1,
                     Some(false) => {}
@@ -92,7 +92,7 @@ impl Driver {
         let Some((number, _)) = self.socket(id, place) else { return };
         let needs = self.core.needs(id);
         for _ in 0..count {
-            if self.accept_again.is_some() || !self.core.wants_connection(id) || self.accept_one(number, id, needs).is_none() {
+            if !self.accepts() || !self.core.wants_connection(id) || self.accept_one(number, id, needs).is_none() {
                 break;
             }
         }
@@ -109,12 +109,16 @@ impl Driver {
         socket.ready = true;
     }
 
+    fn accepts(&self) -> bool {
+        self.accept_again.is_none() && !self.questions.is_full()
+    }
+
     /// Whether there is something to accept that somebody wants.
     pub(super) fn can_accept(&self) -> bool {
         let wanted = |number: &usize| {
             self.sockets.get(*number).is_some_and(|socket| socket.ready && self.core.wants_connection(socket.listener))
         };
-        self.accept_again.is_none() && self.ready_sockets.iter().any(wanted)
+        self.accepts() && self.ready_sockets.iter().any(wanted)
     }
 
     /// True: one was accepted. False: one was lost before it could be, or there is an obstacle. `None`: there is none.
@@ -129,7 +133,9 @@ impl Driver {
             Ok((fd, peer)) => {
                 self.pace.urgent();
                 let conn = ConnId(u32::try_from(self.conns.insert(Conn { fd, stripped: 0 })).unwrap_or(u32::MAX));
-                if needs.bytes {
+                if needs.answer {
+                    self.ask(id, conn, peer);
+                } else if needs.bytes {
                     self.inspect_new(id, conn, peer);
                 } else {
                     self.core.accepted(self.now, id, conn, Connection { peer, client: None });

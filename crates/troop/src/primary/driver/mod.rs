@@ -2,6 +2,7 @@
 //!
 //! A [`Driver`] is turned either by a plain thread that waits in the poller itself, or by a tokio task that waits for the poller.
 
+mod ask;
 mod channels;
 mod commands;
 mod connections;
@@ -37,6 +38,7 @@ use crate::channel::{Parcels, READ_SIZE};
 use crate::error::{Error, Result};
 use crate::events::{Bus, Event};
 use crate::settings::Settings;
+use ask::Questions;
 use connections::Conn;
 use inspect::Inspected;
 use pace::Pace;
@@ -148,6 +150,7 @@ pub(crate) struct Driver {
     accept_again: Option<Time>,
     conns: Slab<Conn>,
     inspected: Inspected,
+    questions: Questions,
     /// When it is looked next whether others are in our groups.
     census_at: Time,
     /// Of supervised workers, by slot.
@@ -218,6 +221,7 @@ impl Driver {
             accept_again: None,
             conns: Slab::new(),
             inspected: Inspected::default(),
+            questions: Questions::default(),
             census_at: sockets::LONG_AGO,
             weights: Vec::new(),
             batched: Vec::new(),
@@ -412,6 +416,7 @@ impl Driver {
             self.unflushed_relays.append(&mut self.retry_relays);
         }
         self.inspect_late();
+        self.answer_late();
         if self.accept_again.is_some_and(|due| due <= self.now) {
             self.accept_again = None;
         }
@@ -440,6 +445,7 @@ impl Driver {
             self.over_at,
             self.unused_until,
             self.inspected.next_deadline(),
+            self.questions.next_deadline(),
         ];
         let due = deadlines.into_iter().flatten().min()?;
         // Rounded up, so that the deadline has come when the wait is over.

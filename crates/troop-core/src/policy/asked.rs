@@ -1,0 +1,115 @@
+//! The program decides about each connection, in its own time.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Connection, Policy, RoundRobin, WorkerView};
+use crate::event::Address;
+use crate::id::WorkerId;
+
+/// Which worker is to have this connection?
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Question {
+    /// Names the question in its answer.
+    pub ticket: u64,
+    /// The listener, as it is bound.
+    pub listener: Address,
+    /// The other end; `None` for Unix sockets.
+    pub peer: Option<SocketAddr>,
+    /// The workers to choose from. One that is not [ready](WorkerView::ready) makes the connection wait.
+    pub workers: Vec<WorkerView>,
+}
+
+impl Question {
+    /// A question about one connection.
+    #[must_use]
+    pub fn new(ticket: u64, listener: Address, peer: Option<SocketAddr>, workers: Vec<WorkerView>) -> Question {
+        Question { ticket, listener, peer, workers }
+    }
+}
+
+/// Whom to ask, and for how long: see [`Scheduling::asked`](super::Scheduling::asked).
+#[derive(Clone)]
+pub struct Asked {
+    ask: Arc<dyn Fn(Question) + Send + Sync>,
+    /// How long a connection waits for the answer. Then it is somebody's turn.
+    pub wait: Duration,
+}
+
+impl Asked {
+    pub(crate) fn new(wait: Duration, ask: impl Fn(Question) + Send + Sync + 'static) -> Asked {
+        Asked { ask: Arc::new(ask), wait }
+    }
+
+    /// Asks.
+    pub fn ask(&self, question: Question) {
+        (self.ask)(question);
+    }
+}
+
+impl fmt::Debug for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Asked").field("wait", &self.wait).finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for Asked {
+    fn eq(&self, other: &Asked) -> bool {
+        Arc::ptr_eq(&self.ask, &other.ask) && self.wait == other.wait
+    }
+}
+
+/// Obeys the answer, which is in [`Connection::client`]. Without one, or if that worker has gone, turns.
+#[derive(Debug, Default)]
+pub struct ByAnswer {
+    workers: BTreeSet<WorkerId>,
+    turns: RoundRobin,
+}
+
+impl Policy for ByAnswer {
+    fn update(&mut self, worker: WorkerView) {
+        self.workers.insert(worker.worker);
+        self.turns.update(worker);
+    }
+
+    fn remove(&mut self, worker: WorkerId) {
+        self.workers.remove(&worker);
+        self.turns.remove(worker);
+    }
+
+    fn pick(&mut self, connection: &Connection) -> Option<WorkerId> {
+        let chosen = connection.client.map(WorkerId).filter(|chosen| self.workers.contains(chosen));
+        chosen.or_else(|| self.turns.pick(connection))
+    }
+
+    fn needs_peer(&self) -> bool {
+        true
+    }
+
+    fn needs_counts(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::view;
+    use super::*;
+
+    #[test]
+    fn an_answer_is_obeyed_and_everything_else_is_a_turn() {
+        let mut policy = ByAnswer::default();
+        (1..=3).for_each(|worker| policy.update(view(worker)));
+        let mut pick = |client| policy.pick(&Connection { peer: None, client }).unwrap().0;
+        assert_eq!([pick(Some(2)), pick(Some(2)), pick(Some(9)), pick(None), pick(None), pick(None)], [2, 2, 1, 2, 3, 1]);
+        policy.remove(WorkerId(2));
+        assert_ne!(policy.pick(&Connection { peer: None, client: Some(2) }), Some(WorkerId(2)));
+        // It waits for one that is busy.
+        policy.update(WorkerView { ready: false, ..view(3) });
+        assert_eq!(policy.pick(&Connection { peer: None, client: Some(3) }), Some(WorkerId(3)));
+    }
+}

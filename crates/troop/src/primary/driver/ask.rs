@@ -1,0 +1,68 @@
+//! Connections whose worker the program chooses: it is asked, and meanwhile they wait here.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+
+use troop_core::policy::{Connection, Question};
+use troop_core::{ConnId, ListenerId, Time, WorkerId};
+
+use super::Driver;
+
+/// The most questions without an answer. More connections wait in the kernel.
+const MOST_OPEN: usize = 1024;
+
+struct Open {
+    listener: ListenerId,
+    conn: ConnId,
+    peer: Option<SocketAddr>,
+    until: Time,
+}
+
+/// Questions without an answer.
+#[derive(Default)]
+pub(super) struct Questions {
+    open: HashMap<u64, Open>,
+    deadlines: BTreeSet<(Time, u64)>,
+    last: u64,
+}
+
+impl Questions {
+    pub(super) fn next_deadline(&self) -> Option<Time> {
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.open.len() >= MOST_OPEN
+    }
+}
+
+impl Driver {
+    /// A connection was accepted.
+    pub(super) fn ask(&mut self, listener: ListenerId, conn: ConnId, peer: Option<SocketAddr>) {
+        let (Some(asked), Some(at)) = (self.core.asked(listener), self.core.bound_address(listener)) else {
+            self.core.accepted(self.now, listener, conn, Connection { peer, client: None });
+            return;
+        };
+        self.questions.last += 1;
+        let (ticket, until) = (self.questions.last, self.now + asked.wait);
+        self.questions.open.insert(ticket, Open { listener, conn, peer, until });
+        self.questions.deadlines.insert((until, ticket));
+        asked.ask(Question::new(ticket, at, peer, self.core.views(listener)));
+    }
+
+    /// The program has chosen, or does not care.
+    pub(super) fn answered(&mut self, ticket: u64, worker: Option<WorkerId>) {
+        // Otherwise it comes too late.
+        let Some(Open { listener, conn, peer, until }) = self.questions.open.remove(&ticket) else { return };
+        self.questions.deadlines.remove(&(until, ticket));
+        self.core.accepted(self.now, listener, conn, Connection { peer, client: worker.map(|worker| worker.0) });
+        self.act();
+    }
+
+    /// Those that have waited long enough.
+    pub(super) fn answer_late(&mut self) {
+        while let Some((_, ticket)) = self.questions.deadlines.first().copied().filter(|(until, _)| *until <= self.now) {
+            self.answered(ticket, None);
+        }
+    }
+}

@@ -1,0 +1,200 @@
+'use strict';
+
+// Workers that are started again when they die, and replaced while the cluster serves.
+
+const cluster = require('./target').get();
+
+const RESPAWN = { delay: 100, maxDelay: 30_000, minUptime: 1_000, restarts: 10, within: 60_000 };
+const RELOAD = { ready: 'listening', minUptime: 0, timeout: 30_000, killTimeout: 30_000, surge: Infinity };
+const READY = ['online', 'listening', 'message'];
+
+/** The environment that a worker was forked with, and when. */
+const known = new WeakMap();
+/** Workers that a reload is about; it sees to them itself. */
+const busy = new Set();
+/** Forks to come. */
+const timers = new Set();
+/** When workers were started again. */
+let restarts = [];
+/** Deaths in a row, of workers that did not live long. */
+let early = 0;
+let reloading = false;
+
+function fail(code, message, Type = Error) {
+  return Object.assign(new Type(message), { code });
+}
+
+function complete(defaults, given, name) {
+  for (const [key, value] of Object.entries(given)) {
+    if (!Object.hasOwn(defaults, key)) {
+      throw fail('ERR_INVALID_ARG_VALUE', `${name} has no option ${key}; it has ${Object.keys(defaults).join(', ')}`, TypeError);
+    }
+    const fits = key === 'ready' ? READY.includes(value) : typeof value === 'number' && value >= (key === 'surge' ? 1 : 0);
+    if (!fits) {
+      const what = key === 'ready' ? `one of ${READY.join(', ')}` : 'a number that is not negative (surge: at least 1)';
+      throw fail('ERR_INVALID_ARG_VALUE', `${name}: ${key} must be ${what}, not ${String(value)}`, TypeError);
+    }
+  }
+  return { ...defaults, ...given };
+}
+
+function respawnOptions({ respawn }) {
+  if (!respawn) return null;
+  if (respawn !== true && typeof respawn !== 'object') {
+    throw fail('ERR_INVALID_ARG_TYPE', `respawn must be true, false or options, not ${String(respawn)}`, TypeError);
+  }
+  return complete(RESPAWN, respawn === true ? {} : respawn, 'respawn');
+}
+
+/** Throws if settings make no sense. */
+exports.check = (settings) => { respawnOptions(settings); };
+
+exports.forked = (worker, env) => {
+  known.set(worker, { env, since: Date.now() });
+};
+
+function later(delay, act) {
+  const timer = setTimeout(() => {
+    timers.delete(timer);
+    act();
+  }, delay);
+  timers.add(timer);
+}
+
+/** Whether it comes back. */
+function respawn(worker) {
+  const options = respawnOptions(cluster.settings);
+  if (!options) return false;
+  const { env, since } = known.get(worker);
+  const now = Date.now();
+  early = now - since < options.minUptime ? early + 1 : 0;
+  restarts = restarts.filter((at) => now - at < options.within);
+  if (restarts.length >= options.restarts) {
+    cluster.emit('respawnLimit', worker, { restarts: options.restarts, within: options.within });
+    return false;
+  }
+  restarts.push(now);
+  // With a little disorder, so that what dies together does not come back together.
+  const delay = early === 0 ? 0 : Math.min(options.delay * 2 ** (early - 1), options.maxDelay) * (0.75 + Math.random() / 2);
+  later(delay, () => start(env));
+  return true;
+}
+
+/** A fork that nobody has asked for just now, so nobody is there to see it fail. */
+function start(env) {
+  const worker = cluster.fork(env);
+  worker.on('error', (error) => {
+    process.emitWarning(`worker ${worker.id}: ${error.message}`, { type: 'TroopWarning' });
+    // It was not even started, and will not end.
+    if (worker.process.pid === undefined) exports.exited(worker);
+  });
+  return worker;
+}
+
+/** A worker has ended. Says whether another one comes in its place. */
+exports.exited = (worker) => {
+  if (busy.has(worker)) return true;
+  return !worker.exitedAfterDisconnect && respawn(worker);
+};
+
+/** Nobody is to come back. */
+exports.stop = () => {
+  for (const timer of timers) clearTimeout(timer);
+  timers.clear();
+};
+
+/** Resolves when a worker can serve; rejects if it ends before, or takes too long. */
+function whenReady(worker, { ready, minUptime, timeout }) {
+  return new Promise((resolve, reject) => {
+    const { since } = known.get(worker);
+    let settling;
+    const done = (act, value) => {
+      clearTimeout(settling);
+      clearTimeout(deadline);
+      worker.off('exit', onExit).off('error', onError).off(ready, onReady);
+      act(value);
+    };
+    const refuse = (why) => done(reject, fail('ERR_TROOP_RELOAD', `worker ${worker.id} (process ${worker.process.pid ?? 'not started'}) ${why}`));
+    const onExit = (code, signal) => refuse(`ended before it was ready: ${signal ?? `exit code ${code}`}`);
+    const onError = (error) => refuse(`could not be started: ${error.message}`);
+    const onReady = (message) => {
+      if (ready === 'message' && message !== 'ready') return;
+      worker.off(ready, onReady);
+      settling = setTimeout(done, Math.max(0, since + minUptime - Date.now()), resolve);
+    };
+    const deadline = setTimeout(() => {
+      const what = { listening: 'listen', online: 'start', message: "send 'ready'" }[ready];
+      refuse(`did not ${what} within ${timeout} ms`);
+    }, timeout);
+    worker.on('exit', onExit).on('error', onError).on(ready, onReady);
+  });
+}
+
+/** Lets a worker finish, but not for ever. */
+function retire(worker, killTimeout) {
+  return new Promise((resolve) => {
+    if (worker.isDead() || worker.process.pid === undefined) return void resolve();
+    const deadline = setTimeout(() => worker.process.kill('SIGKILL'), killTimeout);
+    worker.once('exit', () => {
+      clearTimeout(deadline);
+      resolve();
+    });
+    if (worker.isConnected()) worker.disconnect();
+  });
+}
+
+async function replace(old, options, fresh) {
+  const { env } = known.get(old);
+  const worker = start(env);
+  busy.add(worker);
+  fresh.push(worker);
+  await whenReady(worker, options);
+}
+
+/**
+ * Replaces all workers by new ones, of the program as it is now. Old ones leave when their successors are ready; if one of those is not,
+ * the new ones leave, those that are still there stay, and the promise is rejected.
+ */
+exports.reload = async function(given = {}) {
+  const options = complete(RELOAD, given, 'reload');
+  if (reloading) throw fail('ERR_TROOP_RELOADING', 'a reload is under way');
+  reloading = true;
+  const old = Object.values(cluster.workers);
+  for (const worker of old) busy.add(worker);
+  const { surge, killTimeout } = options;
+  const left = [...old];
+  const leaving = [];
+  const all = [];
+  let fresh = [];
+  try {
+    while (left.length > 0) {
+      fresh = [];
+      const group = left.slice(0, surge);
+      const results = await Promise.allSettled(group.map((worker) => replace(worker, options, fresh)));
+      const failed = results.find(({ status }) => status === 'rejected');
+      if (failed) throw failed.reason;
+      left.splice(0, group.length);
+      all.push(...fresh);
+      const gone = Promise.all(group.map((worker) => retire(worker, killTimeout)));
+      // With a limit, no more than that many are ever too many.
+      if (surge < old.length) await gone;
+      else leaving.push(gone);
+    }
+    await Promise.all(leaving);
+    return { replaced: old.length };
+  } catch (cause) {
+    await Promise.all(fresh.map((worker) => retire(worker, killTimeout)));
+    for (const worker of fresh) busy.delete(worker);
+    throw Object.assign(fail('ERR_TROOP_RELOAD', `The reload was taken back: ${cause.message}`), {
+      cause,
+      replaced: old.length - left.length,
+    });
+  } finally {
+    reloading = false;
+    // Who has died meanwhile and has no successor: old ones that were to stay, new ones that had been ready.
+    for (const worker of [...left, ...all]) {
+      if (busy.delete(worker) && worker.isDead() && !worker.exitedAfterDisconnect) respawn(worker);
+    }
+    for (const worker of old) busy.delete(worker);
+  }
+};

@@ -1,0 +1,79 @@
+'use strict';
+
+// What the drop-in can do and Node's `cluster` cannot.
+
+const assert = require('node:assert');
+const fs = require('node:fs');
+const os = require('node:os');
+const path = require('node:path');
+const { test } = require('node:test');
+const { run } = require('./both');
+
+const scene = async (name, env) => {
+  const { code, reports, errors } = await run('more.js', { args: [name], env });
+  assert.strictEqual(code, 0, errors);
+  return reports;
+};
+
+test('a function of the program chooses the worker of each connection', async () => {
+  const reports = await scene('choice');
+  const of = (kind) => reports.filter(([first]) => first === kind).map(([, ...rest]) => rest);
+  const [first] = of('asked');
+  assert.deepStrictEqual([first.slice(0, 3), first[3] > 0], [['127.0.0.1', 'IPv4', 'number'], true]);
+  assert.deepStrictEqual(first[4].sort(), [1, 2, 3].map((id) => [id, true, 'number', 'number', 100]));
+  assert.strictEqual(of('asked').length, 9);
+  assert.deepStrictEqual(of('served'), [
+    ...[1, 1, 2, 2, 3, 3].map((id) => [`127.0.0.${id}`, `worker ${id}`]),
+    // No answer, a wrong one, and an error: it is somebody's turn.
+    ...[7, 8, 9].map((id) => [`127.0.0.${id}`, 'string']),
+  ]);
+  assert.deepStrictEqual(of('caught'), [
+    ['TypeError', 'cluster.schedulingPolicy must return a worker, or nothing; it returned nonsense'],
+    ['Error', 'undecided'],
+  ]);
+  assert.deepStrictEqual(of('counters'), [[9]]);
+});
+
+test('each worker has counters, also after its end', async () => {
+  const [counters, last] = await scene('counters');
+  for (const { open, ...known } of counters) {
+    assert.deepStrictEqual(known, { handed: 3, taken: 3, returned: 0, inFlight: 0, violations: 0 });
+    assert.ok(open <= 3);
+  }
+  assert.deepStrictEqual(last, [3]);
+});
+
+test('a worker that dies comes back, on the same port and with the same environment, but not for ever', async () => {
+  const reports = await scene('respawn');
+  assert.deepStrictEqual(reports, [['worker 1x'], ['worker 2x'], ['worker 3x'], [4, { restarts: 3, within: 60_000 }]]);
+});
+
+test('a worker that was told to leave does not come back', async () => {
+  assert.deepStrictEqual(await scene('no respawn'), []);
+});
+
+test('a reload replaces all workers, or none, and no client notices', async () => {
+  const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'troop-'));
+  try {
+    const reports = await scene('reload', { VERSION: path.join(directory, 'version') });
+    const taken = (worker, why) => `The reload was taken back: worker ${worker} (process N) ${why}`;
+    // In both of them, one or the other new worker can be the first to fail.
+    const failures = reports.splice(2, 3).map(([bad, code, message, replaced, ids]) => [bad, code, message.replace(/worker \d+/, 'worker N'), replaced, ids]);
+    assert.deepStrictEqual(failures, [
+      ['throws', 'ERR_TROOP_RELOAD', taken('N', 'ended before it was ready: exit code 9'), 0, [5, 6]],
+      ['exits', 'ERR_TROOP_RELOAD', taken('N', 'ended before it was ready: exit code 3'), 0, [5, 6]],
+      ['silent', 'ERR_TROOP_RELOAD', taken('N', 'did not listen within 300 ms'), 0, [5, 6]],
+    ]);
+    assert.deepStrictEqual(reports, [
+      [{ replaced: 2 }, [3, 4]],
+      [{ replaced: 2 }, [5, 6]],
+      [[['fulfilled', null], ['rejected', 'ERR_TROOP_RELOADING']]],
+      [['ERR_INVALID_ARG_VALUE', 'reload: surge must be a number that is not negative (surge: at least 1), not 0']],
+      [['ERR_INVALID_ARG_VALUE', 'reload has no option speed; it has ready, minUptime, timeout, killTimeout, surge']],
+      [['ERR_INVALID_ARG_VALUE', 'reload: ready must be one of online, listening, message, not never']],
+      [true, true],
+    ]);
+  } finally {
+    fs.rmSync(directory, { recursive: true });
+  }
+});

@@ -1,0 +1,127 @@
+'use strict';
+
+// What the drop-in can do and Node cannot. The argument says what.
+
+const cluster = require('node:cluster');
+const { once } = require('node:events');
+const fs = require('node:fs');
+const net = require('node:net');
+const { report } = require('./report');
+
+function ask(port, from) {
+  return new Promise((resolve, reject) => {
+    const client = net.connect({ port, host: '127.0.0.1', localAddress: from }).setEncoding('utf8');
+    let text = '';
+    client.on('data', (part) => { text += part; }).on('end', () => resolve(text)).on('error', reject);
+  });
+}
+
+const started = async (count, env) => {
+  for (let i = 0; i < count; i++) cluster.fork(env);
+  let address;
+  for (let i = 0; i < count; i++) [, address] = await once(cluster, 'listening');
+  return address.port;
+};
+
+const scenes = {
+  // A function chooses, by the client's address; when it fails, the connection is served all the same.
+  async choice() {
+    cluster.schedulingPolicy = ({ remoteAddress, remotePort, remoteFamily, localPort }, candidates) => {
+      report('asked', remoteAddress, remoteFamily, typeof remotePort, localPort, candidates.map(({ worker, ready, open, pending, weight }) =>
+        [worker.id, ready, typeof open, typeof pending, weight]));
+      if (remoteAddress === '127.0.0.9') throw new Error('undecided');
+      if (remoteAddress === '127.0.0.8') return 'nonsense';
+      if (remoteAddress === '127.0.0.7') return undefined;
+      const wanted = Number(remoteAddress.at(-1));
+      return wanted === 2 ? cluster.workers[2] : candidates.find(({ worker }) => worker.id === wanted);
+    };
+    process.on('uncaughtException', ({ name, message }) => report('caught', name, message));
+    const port = await started(3);
+    for (const from of ['127.0.0.1', '127.0.0.1', '127.0.0.2', '127.0.0.2', '127.0.0.3', '127.0.0.3']) report('served', from, await ask(port, from));
+    for (const from of ['127.0.0.7', '127.0.0.8', '127.0.0.9']) report('served', from, typeof await ask(port, from));
+    report('counters', Object.values(cluster.workers).map((worker) => worker.counters().taken).reduce((sum, taken) => sum + taken));
+  },
+
+  async counters() {
+    const port = await started(2);
+    for (let i = 0; i < 6; i++) await ask(port);
+    const [first, second] = Object.values(cluster.workers);
+    report(first.counters(), second.counters());
+    second.disconnect();
+    await once(second, 'exit');
+    report(second.counters().taken);
+  },
+
+  // Whoever dies comes back with the same environment, until there are too many.
+  async respawn() {
+    cluster.setupPrimary({ respawn: { delay: 10, restarts: 3, within: 60_000 } });
+    const port = await started(1, { MARK: 'x' });
+    for (let i = 0; i < 3; i++) {
+      report(await ask(port));
+      const [old] = Object.values(cluster.workers);
+      old.process.kill('SIGKILL');
+      await once(cluster, 'listening');
+    }
+    const [last] = Object.values(cluster.workers);
+    last.process.kill('SIGKILL');
+    const [worker, limit] = await once(cluster, 'respawnLimit');
+    report(worker.id, limit);
+  },
+
+  // A worker that was told to leave does not come back, and neither does anybody when all are.
+  async 'no respawn'() {
+    cluster.setupPrimary({ respawn: true });
+    await started(2);
+    const [first] = Object.values(cluster.workers);
+    first.disconnect();
+    await once(first, 'exit');
+    cluster.on('fork', () => report('came back'));
+  },
+
+  // New workers, while clients go on; then a version that does not start, which changes nothing.
+  async reload() {
+    const port = await started(2);
+    const version = (text) => fs.writeFileSync(process.env.VERSION, text);
+    let asked = 0;
+    let going = true;
+    const seen = new Set();
+    const clients = Promise.all(Array.from({ length: 4 }, async () => {
+      while (going) {
+        seen.add(await ask(port));
+        asked++;
+      }
+    }));
+    const ids = () => Object.keys(cluster.workers).map(Number);
+    for (const options of [{}, { surge: 1, minUptime: 50 }]) {
+      report(await cluster.reload(options), ids());
+    }
+    for (const bad of ['throws', 'exits', 'silent']) {
+      version(bad);
+      const failure = await cluster.reload({ timeout: bad === 'silent' ? 300 : 30_000 }).catch((error) => error);
+      report(bad, failure.code, failure.message.replace(/process \d+/g, 'process N'), failure.replaced, ids());
+    }
+    version('good');
+    const both = await Promise.allSettled([cluster.reload(), cluster.reload()]);
+    report(both.map(({ status, reason }) => [status, reason?.code]));
+    for (const options of [{ surge: 0 }, { speed: 1 }, { ready: 'never' }]) {
+      report(await cluster.reload(options).catch(({ code, message }) => [code, message]));
+    }
+    going = false;
+    await clients;
+    report(asked > 0, [...seen].every((text) => text.startsWith('worker')));
+  },
+};
+
+if (cluster.isPrimary) {
+  scenes[process.argv[2]]().then(() => cluster.disconnect());
+} else {
+  const version = process.env.VERSION && fs.existsSync(process.env.VERSION) ? fs.readFileSync(process.env.VERSION, 'utf8') : 'good';
+  if (version === 'throws') {
+    process.on('uncaughtException', () => process.exit(9));
+    throw new Error('a bad version');
+  }
+  if (version === 'exits') process.exit(3);
+  if (version !== 'silent') {
+    net.createServer((socket) => socket.end(`worker ${cluster.worker.id}${process.env.MARK ?? ''}`)).listen(0, '127.0.0.1');
+  }
+}
