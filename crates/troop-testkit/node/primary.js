@@ -4,7 +4,7 @@
 const cluster = require('cluster');
 const path = require('path');
 
-const [, , fixture, policy] = process.argv;
+const [, , fixture, policy, serialization = 'json'] = process.argv;
 const node = process.execPath;
 cluster.schedulingPolicy = policy === 'none' ? cluster.SCHED_NONE : cluster.SCHED_RR;
 
@@ -12,7 +12,7 @@ const say = (what) => process.stdout.write(`${JSON.stringify(what)}\n`);
 
 const fork = (program, exec, args) => {
   process.execPath = program;
-  cluster.setupPrimary({ exec, args, execArgv: [] });
+  cluster.setupPrimary({ exec, args, execArgv: [], serialization });
   return cluster.fork();
 };
 

@@ -13,7 +13,9 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use troop_testkit::{PATIENCE, is_running, node_program, talk, wait_until};
 
-const BOTH: [&str; 2] = ["rr", "none"];
+/// The scheduling, and the serialization if it is not JSON.
+const ALL: [&str; 4] = ["rr", "none", "rr advanced", "none advanced"];
+const FORMATS: [&str; 2] = ["rr", "rr advanced"];
 
 /// A Node process that runs `node/primary.js`.
 struct NodePrimary {
@@ -38,7 +40,7 @@ impl NodePrimary {
 
     fn with_stderr(policy: &str, stderr: Stdio) -> NodePrimary {
         let mut command = Command::new("node");
-        command.arg(node_program("primary.js")).args([env!("CARGO_BIN_EXE_troop-fixture"), policy]);
+        command.arg(node_program("primary.js")).arg(env!("CARGO_BIN_EXE_troop-fixture")).args(policy.split(' '));
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn().expect("node is installed");
         let (input, output) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
         let (sender, lines) = channel();
@@ -151,7 +153,7 @@ fn connections_alternate_exactly_between_rust_workers() {
 
 #[test]
 fn events_come_in_nodes_order() {
-    for policy in BOTH {
+    for policy in ALL {
         let mut primary = NodePrimary::start(policy);
         primary.run("rust('line', '127.0.0.1:0')");
         primary.listening(1);
@@ -180,7 +182,7 @@ fn listening_tells_what_a_node_worker_would() {
         ),
         (format!("rust('udp', '[::1]:{port}')"), json!({"addressType": "udp6", "address": "::1", "port": port, "fd": -1})),
     ] {
-        for policy in BOTH {
+        for policy in ALL {
             let mut primary = NodePrimary::start(policy);
             primary.run(&call);
             assert_eq!(primary.event("listening", 1)["at"], at, "{call}");
@@ -192,7 +194,7 @@ fn listening_tells_what_a_node_worker_would() {
 
 #[test]
 fn every_face_is_served_under_both_policies() {
-    for policy in BOTH {
+    for policy in ALL {
         for face in ["line", "blocking"] {
             let mut primary = NodePrimary::start(policy);
             primary.run(&format!("rust('{face}', '127.0.0.1:0'); rust('{face}', '127.0.0.1:0')"));
@@ -215,7 +217,7 @@ fn every_face_is_served_under_both_policies() {
 
 #[test]
 fn http_is_served_under_both_policies() {
-    for policy in BOTH {
+    for policy in ALL {
         let mut primary = NodePrimary::start(policy);
         primary.run("rust('http', '127.0.0.1:0'); rust('http', '127.0.0.1:0')");
         let port = primary.listening(1);
@@ -230,7 +232,7 @@ fn http_is_served_under_both_policies() {
 
 #[test]
 fn a_unix_socket_is_served_under_both_policies() {
-    for policy in BOTH {
+    for policy in ALL {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
         let mut primary = NodePrimary::start(policy);
@@ -251,7 +253,7 @@ fn a_unix_socket_is_served_under_both_policies() {
 
 #[test]
 fn udp_is_served_under_both_policies() {
-    for policy in BOTH {
+    for policy in ALL {
         for host in ["127.0.0.1", "::1"] {
             let mut primary = NodePrimary::start(policy);
             let address = SocketAddr::new(host.parse().unwrap(), 0);
@@ -274,7 +276,7 @@ fn udp_is_served_under_both_policies() {
 
 #[test]
 fn a_descriptor_of_the_primary_is_served() {
-    for policy in BOTH {
+    for policy in ALL {
         let listener = TcpListener::bind(local(0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         // As its standard error, which Node does not touch.
@@ -288,7 +290,7 @@ fn a_descriptor_of_the_primary_is_served() {
 #[test]
 fn a_taken_port_is_an_error_in_the_worker() {
     let other = TcpListener::bind(local(0)).unwrap();
-    for policy in BOTH {
+    for policy in ALL {
         for face in ["line", "blocking"] {
             let mut primary = NodePrimary::start(policy);
             primary.run(&format!("rust('{face}', '{}')", other.local_addr().unwrap()));
@@ -301,7 +303,7 @@ fn a_taken_port_is_an_error_in_the_worker() {
 #[test]
 fn a_taken_udp_port_is_an_error_in_the_worker() {
     let other = UdpSocket::bind(local(0)).unwrap();
-    for policy in BOTH {
+    for policy in ALL {
         let mut primary = NodePrimary::start(policy);
         primary.run(&format!("rust('udp', '{}')", other.local_addr().unwrap()));
         assert_eq!(primary.exit(1), (json!(1), json!(false)), "{policy}");
@@ -352,63 +354,91 @@ fn rust_and_node_workers_share_one_socket() {
 
 #[test]
 fn every_kind_of_json_value_goes_both_ways() {
-    let mut primary = NodePrimary::start("rr");
-    primary.run("rust('echo')");
-    primary.event("online", 1);
-    let big = "0123456789abcdef".repeat(1 << 16);
-    for value in [
-        json!(null),
-        json!(true),
-        json!(42),
-        json!(-0.5),
-        json!(""),
-        json!("text"),
-        json!([1, "two", [3], {"four": null}]),
-        json!({"a": {"b": [true, false, null]}}),
-        json!("äöü русский 日本語 🦀 \u{2028} \0 \n \" \\"),
-        json!({"cmd": "NODE_"}),
-        json!(big),
-    ] {
-        primary.run(&format!("cluster.workers[1].send({value})"));
-        assert_eq!(primary.message(1), json!({"echo": value}));
+    for policy in FORMATS {
+        let mut primary = NodePrimary::start(policy);
+        primary.run("rust('echo')");
+        primary.event("online", 1);
+        let big = "0123456789abcdef".repeat(1 << 16);
+        for value in [
+            json!(null),
+            json!(true),
+            json!(42),
+            json!(-0.5),
+            json!(""),
+            json!("text"),
+            json!([1, "two", [3], {"four": null}]),
+            json!({"a": {"b": [true, false, null]}}),
+            json!("äöü русский 日本語 🦀 \u{2028} \0 \n \" \\"),
+            json!({"cmd": "NODE_"}),
+            json!(big),
+        ] {
+            primary.run(&format!("cluster.workers[1].send({value})"));
+            assert_eq!(primary.message(1), json!({"echo": value}));
+        }
     }
 }
 
 #[test]
+fn what_only_javascript_has_arrives_as_what_json_makes_of_it() {
+    let mut primary = NodePrimary::start("rr advanced");
+    primary.run("const w = rust('echo')");
+    primary.event("online", 1);
+    for (value, arrives) in [
+        ("new Date(0)", json!("1970-01-01T00:00:00.000Z")),
+        ("new Map([['a', 1], ['b', new Set([2])]])", json!([["a", 1], ["b", [2]]])),
+        ("{ big: 2n ** 70n, none: undefined }", json!({"big": "1180591620717411303424"})),
+        ("Buffer.from('hi')", json!({"type": "Buffer", "data": [104, 105]})),
+        ("[, Infinity]", json!([null, null])),
+    ] {
+        primary.run(&format!("w.send({value})"));
+        assert_eq!(primary.message(1), json!({"echo": arrives}));
+    }
+    // What nothing can be made of is not delivered, and stops nothing.
+    primary.run("const own = {}; own.own = own; w.send(own); w.send('next')");
+    assert_eq!(primary.message(1), json!({"echo": "next"}));
+}
+
+#[test]
 fn messages_sent_before_the_worker_is_up_arrive_in_order() {
-    let mut primary = NodePrimary::start("rr");
-    primary.run("const w = rust('echo'); for (let n = 0; n < 1000; n++) w.send(n)");
-    for n in 0..1000 {
-        assert_eq!(primary.message(1), json!({"echo": n}));
+    for policy in FORMATS {
+        let mut primary = NodePrimary::start(policy);
+        primary.run("const w = rust('echo'); for (let n = 0; n < 1000; n++) w.send(n)");
+        for n in 0..1000 {
+            assert_eq!(primary.message(1), json!({"echo": n}));
+        }
     }
 }
 
 #[test]
 fn many_messages_of_a_worker_arrive_in_order() {
-    let mut primary = NodePrimary::start("rr");
-    primary.run("rust('echo').send({ flood: 2000 })");
-    for n in 0..2000 {
-        assert_eq!(primary.message(1), n);
+    for policy in FORMATS {
+        let mut primary = NodePrimary::start(policy);
+        primary.run("rust('echo').send({ flood: 2000 })");
+        for n in 0..2000 {
+            assert_eq!(primary.message(1), n);
+        }
     }
 }
 
 #[test]
 fn a_node_primary_asks_and_answers_by_the_convention() {
-    let mut primary = NodePrimary::start("rr");
-    primary.run("const w = rust('echo'); w.send({ troop: 'request', id: 5, body: ['x'] })");
-    assert_eq!(primary.message(1), json!({"troop": "reply", "id": 5, "body": {"you asked": ["x"]}}));
-    primary.run("w.send({ troop: 'request', id: 6, body: 'refuse' })");
-    assert_eq!(primary.message(1), json!({"troop": "reply", "id": 6, "error": "I will not"}));
-    primary.run("w.once('message', ({ id, body }) => w.send({ troop: 'reply', id, body: `${body} this!` })); w.send('ask')");
-    assert_eq!(primary.message(1)["body"], "what now?");
-    assert_eq!(primary.message(1), json!({"answer": "what now? this!"}));
+    for policy in FORMATS {
+        let mut primary = NodePrimary::start(policy);
+        primary.run("const w = rust('echo'); w.send({ troop: 'request', id: 5, body: ['x'] })");
+        assert_eq!(primary.message(1), json!({"troop": "reply", "id": 5, "body": {"you asked": ["x"]}}));
+        primary.run("w.send({ troop: 'request', id: 6, body: 'refuse' })");
+        assert_eq!(primary.message(1), json!({"troop": "reply", "id": 6, "error": "I will not"}));
+        primary.run("w.once('message', ({ id, body }) => w.send({ troop: 'reply', id, body: `${body} this!` })); w.send('ask')");
+        assert_eq!(primary.message(1)["body"], "what now?");
+        assert_eq!(primary.message(1), json!({"answer": "what now? this!"}));
+    }
 }
 
 // ---- sockets ----
 
 /// A server whose connections the primary gives to its worker with this message.
-fn giving(how: &str) -> (NodePrimary, u16) {
-    let mut primary = NodePrimary::start("rr");
+fn giving(policy: &str, how: &str) -> (NodePrimary, u16) {
+    let mut primary = NodePrimary::start(policy);
     primary.run(&format!(
         "const w = rust('echo'); w.on('message', (m, s) => s && s.end('back from the worker'));
          const s = require('net').createServer((c) => w.send('{how}', c)).listen(0, '127.0.0.1', () => say(s.address()))"
@@ -419,72 +449,83 @@ fn giving(how: &str) -> (NodePrimary, u16) {
 
 #[test]
 fn a_node_primary_can_give_its_connections_away() {
-    let (mut primary, port) = giving("use it");
-    for _ in 0..3 {
-        assert_eq!(whole(connect(port)), "tcp from the worker");
-        assert_eq!(primary.message(1), json!({"used": "use it"}));
+    for policy in FORMATS {
+        let (mut primary, port) = giving(policy, "use it");
+        for _ in 0..3 {
+            assert_eq!(whole(connect(port)), "tcp from the worker");
+            assert_eq!(primary.message(1), json!({"used": "use it"}));
+        }
     }
 }
 
 #[test]
 fn connections_given_to_and_fro_arrive() {
-    let (mut primary, port) = giving("back");
-    for _ in 0..3 {
-        assert_eq!(whole(connect(port)), "back from the worker");
-        assert_eq!(primary.message(1), json!("there you are"));
+    for policy in FORMATS {
+        let (mut primary, port) = giving(policy, "back");
+        for _ in 0..3 {
+            assert_eq!(whole(connect(port)), "back from the worker");
+            assert_eq!(primary.message(1), json!("there you are"));
+        }
     }
 }
 
 #[test]
 fn a_node_server_can_close_once_the_connections_it_gave_away_have_ended() {
-    let (mut primary, port) = giving("use it");
-    assert_eq!(whole(connect(port)), "tcp from the worker");
-    primary.message(1);
-    primary.run("s.close(() => say({ closed: true }))");
-    primary.until(&json!({"closed": true}));
+    for policy in FORMATS {
+        let (mut primary, port) = giving(policy, "use it");
+        assert_eq!(whole(connect(port)), "tcp from the worker");
+        primary.message(1);
+        primary.run("s.close(() => say({ closed: true }))");
+        primary.until(&json!({"closed": true}));
+    }
 }
 
 #[test]
 fn a_node_primary_can_give_its_servers_away() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("s");
-    let mut primary = NodePrimary::start("rr");
-    primary.run("const w = rust('echo'); const net = require('net')");
-    primary.run("const t = net.createServer().listen(0, '127.0.0.1', () => { say(t.address()); w.send('tcp', t); t.close() })");
-    let port = primary.until(&json!({"address": "127.0.0.1"}))["port"].as_u64().unwrap();
-    assert_eq!(whole(connect(u16::try_from(port).unwrap())), "accepted by the worker");
-    assert_eq!(primary.message(1), json!({"used": "tcp"}));
-    // With its path out of Node's way, which removes it otherwise.
-    let moved = directory.path().join("t");
-    let close =
-        format!("require('fs').renameSync('{}', '{}'); u.close(() => say({{ sent: 1 }}))", path.display(), moved.display());
-    let send = format!("w.send('unix', u, () => {{ {close} }})");
-    primary.run(&format!("const u = net.createServer().listen('{}', () => {send})", path.display()));
-    primary.until(&json!({"sent": 1}));
-    assert_eq!(whole(UnixStream::connect(&moved).unwrap()), "accepted by the worker");
-    assert_eq!(primary.message(1), json!({"used": "unix"}));
+    for policy in FORMATS {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let mut primary = NodePrimary::start(policy);
+        primary.run("const w = rust('echo'); const net = require('net')");
+        primary
+            .run("const t = net.createServer().listen(0, '127.0.0.1', () => { say(t.address()); w.send('tcp', t); t.close() })");
+        let port = primary.until(&json!({"address": "127.0.0.1"}))["port"].as_u64().unwrap();
+        assert_eq!(whole(connect(u16::try_from(port).unwrap())), "accepted by the worker");
+        assert_eq!(primary.message(1), json!({"used": "tcp"}));
+        // With its path out of Node's way, which removes it otherwise.
+        let moved = directory.path().join("t");
+        let close =
+            format!("require('fs').renameSync('{}', '{}'); u.close(() => say({{ sent: 1 }}))", path.display(), moved.display());
+        let send = format!("w.send('unix', u, () => {{ {close} }})");
+        primary.run(&format!("const u = net.createServer().listen('{}', () => {send})", path.display()));
+        primary.until(&json!({"sent": 1}));
+        assert_eq!(whole(UnixStream::connect(&moved).unwrap()), "accepted by the worker");
+        assert_eq!(primary.message(1), json!({"used": "unix"}));
+    }
 }
 
 #[test]
 fn a_node_primary_can_give_its_udp_socket_away() {
-    let mut primary = NodePrimary::start("rr");
-    primary.run("const w = rust('echo'); const u = require('dgram').createSocket('udp4')");
-    primary.run("u.bind(0, '127.0.0.1', () => { w.send('udp', u, () => { say(u.address()); u.close() }) })");
-    let port = primary.until(&json!({"address": "127.0.0.1"}))["port"].as_u64().unwrap();
-    let client = UdpSocket::bind(local(0)).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
-    client.send_to(b"hello", local(u16::try_from(port).unwrap())).unwrap();
-    let mut buffer = [0; 100];
-    let n = client.recv(&mut buffer).unwrap();
-    assert_eq!(&buffer[..n], b"udp from the worker");
-    assert_eq!(primary.message(1), json!({"used": "udp"}));
+    for policy in FORMATS {
+        let mut primary = NodePrimary::start(policy);
+        primary.run("const w = rust('echo'); const u = require('dgram').createSocket('udp4')");
+        primary.run("u.bind(0, '127.0.0.1', () => { w.send('udp', u, () => { say(u.address()); u.close() }) })");
+        let port = primary.until(&json!({"address": "127.0.0.1"}))["port"].as_u64().unwrap();
+        let client = UdpSocket::bind(local(0)).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.send_to(b"hello", local(u16::try_from(port).unwrap())).unwrap();
+        let mut buffer = [0; 100];
+        let n = client.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..n], b"udp from the worker");
+        assert_eq!(primary.message(1), json!({"used": "udp"}));
+    }
 }
 
 // ---- ends ----
 
 #[test]
 fn a_worker_told_to_leave_ends_with_0_voluntarily() {
-    for policy in BOTH {
+    for policy in ALL {
         for call in ["rust('line', '127.0.0.1:0')", "rust('blocking', '127.0.0.1:0')", "rust('udp', '127.0.0.1:0')"] {
             let mut primary = NodePrimary::start(policy);
             primary.run(call);
@@ -508,7 +549,7 @@ fn a_worker_told_to_leave_before_it_is_up_comes_online_and_leaves() {
 
 #[test]
 fn a_worker_that_leaves_by_itself_is_voluntary() {
-    for policy in BOTH {
+    for policy in ALL {
         let mut primary = NodePrimary::start(policy);
         primary.run("rust('leave', '127.0.0.1:0')");
         assert_eq!(primary.exit(1), left_voluntarily(), "{policy}");
@@ -537,7 +578,7 @@ fn a_worker_whose_channel_is_closed_ends_with_0_unasked() {
 
 #[test]
 fn a_request_under_way_is_finished_before_its_worker_leaves() {
-    for policy in BOTH {
+    for policy in ALL {
         let mut primary = NodePrimary::start(policy);
         primary.run("rust('http', '127.0.0.1:0')");
         let port = primary.listening(1);

@@ -50,12 +50,17 @@ pub fn role() -> Result<Role> {
     let Some(channel) = channel else {
         return Err(Error::Channel { value: String::new(), reason: format!("{UNIQUE_ID} is set, but {CHANNEL_FD} is not") });
     };
-    let socket = open_channel(&channel, serialization.as_ref())?;
+    let advanced = is_advanced(&channel, serialization.as_ref())?;
+    let socket = open_channel(&channel)?;
     let mut line = Vec::new();
     outgoing::online(&mut line, 0);
+    if advanced {
+        let json = std::mem::take(&mut line);
+        troop_core::wire::advanced::from_json(&mut line, &json);
+    }
     // The first bytes of an empty socket buffer always fit. If the primary is gone, that shows soon enough.
     let _ = fdpass::send(std::os::fd::AsFd::as_fd(&socket), &line, &[]);
-    Ok(Role::Worker(WorkerRole::attached(id, socket)))
+    Ok(Role::Worker(WorkerRole::attached(id, socket, advanced)))
 }
 
 /// This process as a worker: under a primary, or alone, when nobody forked it. For programs that never are primaries themselves.
@@ -69,12 +74,21 @@ pub fn worker() -> Result<WorkerRole> {
     }
 }
 
-fn open_channel(value: &OsString, serialization: Option<&OsString>) -> Result<OwnedFd> {
+/// Whether the primary wants its messages in V8's format.
+fn is_advanced(channel: &OsString, serialization: Option<&OsString>) -> Result<bool> {
+    match serialization.and_then(|mode| mode.to_str()) {
+        None | Some("json") => Ok(false),
+        Some("advanced") => Ok(true),
+        Some(other) => Err(Error::Channel {
+            value: channel.to_string_lossy().into_owned(),
+            reason: format!("{other} serialization is not known; let the primary use 'json' or 'advanced'"),
+        }),
+    }
+}
+
+fn open_channel(value: &OsString) -> Result<OwnedFd> {
     let value = value.to_string_lossy().into_owned();
     let bad = |reason: String| Error::Channel { value: value.clone(), reason };
-    if let Some(mode) = serialization.filter(|mode| *mode != "json") {
-        return Err(bad(format!("{} serialization is not supported; let the primary use 'json'", mode.to_string_lossy())));
-    }
     let number = value.parse().map_err(|_| bad("it is not a number".into()))?;
     let socket = socket::borrow_number(number).map_err(|e| bad(e.to_string()))?;
     if !matches!(socket::kind(&socket), Ok(Kind::UnixStream)) {

@@ -6,6 +6,7 @@ mod outbox;
 use std::os::fd::OwnedFd;
 
 use tokio::sync::oneshot;
+use troop_core::wire::frame::Framing;
 
 pub(crate) use mailbox::{Mailbox, Parcels};
 pub(crate) use outbox::{Flushed, Outbox};
@@ -24,6 +25,11 @@ pub(crate) const READ_SIZE: usize = 64 * 1024;
 
 /// How often a socket is sent again to a process that could not receive it, as Node does.
 pub(crate) const HANDLE_TRIES: u8 = 3;
+
+/// How messages are cut out of the stream.
+pub(crate) fn framing(advanced: bool) -> Framing {
+    if advanced { Framing::Lengths } else { Framing::Lines }
+}
 
 /// A socket of the program's that the other side has not confirmed.
 pub(crate) struct Unsettled {

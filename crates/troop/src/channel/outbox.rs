@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use troop_core::wire::advanced;
 use troop_sys::fdpass;
 
 /// The most bytes per system call.
@@ -28,9 +29,18 @@ pub(crate) struct Outbox {
     sent: usize,
     /// Where in `bytes` lines with a descriptor begin and end.
     handles: VecDeque<(usize, usize, OwnedFd)>,
+    /// For a peer that wants V8's format: what comes in as lines is translated before it is written.
+    translates: bool,
+    /// Bytes of `bytes` that have been translated.
+    translated: usize,
 }
 
 impl Outbox {
+    /// For lines to a peer that wants V8's format.
+    pub(crate) fn advanced(translates: bool) -> Outbox {
+        Outbox { translates, ..Outbox::default() }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.sent == self.bytes.len()
     }
@@ -72,6 +82,9 @@ impl Outbox {
 
     /// Writes as much as the socket takes.
     pub(crate) fn flush(&mut self, socket: BorrowedFd<'_>) -> io::Result<Flushed> {
+        if self.translates {
+            self.translate();
+        }
         while self.sent < self.bytes.len() {
             let next = self.handles.front().map(|(start, end, _)| (*start, *end));
             let result = match next {
@@ -99,7 +112,7 @@ impl Outbox {
         }
         self.bytes.clear();
         self.bytes.shrink_to(MAX_WRITE);
-        self.sent = 0;
+        (self.sent, self.translated) = (0, 0);
         Ok(Flushed::All)
     }
 
@@ -111,7 +124,25 @@ impl Outbox {
                 *start -= self.sent;
                 *end -= self.sent;
             }
+            self.translated = self.translated.saturating_sub(self.sent);
             self.sent = 0;
         }
+    }
+
+    /// Makes frames of the lines that have come in.
+    fn translate(&mut self) {
+        let lines = self.bytes.split_off(self.translated);
+        let from = self.bytes.len();
+        let mut handles = self.handles.iter_mut().skip_while(|(start, ..)| *start < from).peekable();
+        let mut at = from;
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            let start = self.bytes.len();
+            advanced::from_json(&mut self.bytes, line);
+            if let Some((first, end, _)) = handles.next_if(|(start, ..)| *start == at) {
+                (*first, *end) = (start, self.bytes.len());
+            }
+            at += line.len();
+        }
+        self.translated = self.bytes.len();
     }
 }

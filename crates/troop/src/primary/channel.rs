@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use troop_core::event::Violation;
 use troop_core::primary::Primary;
 use troop_core::wire::advanced;
-use troop_core::wire::frame::{FrameReader, Framing};
+use troop_core::wire::frame::FrameReader;
 use troop_core::wire::incoming::{self, Act, Incoming};
 use troop_core::wire::outgoing::{HANDLE_ACK, HANDLE_NACK, socket_all_closed, socket_count};
 use troop_core::{ConnId, ListenerId, Time};
@@ -16,7 +16,7 @@ use troop_sys::socket::{self, Kind};
 
 use super::handle::WorkerHandle;
 use super::relay::Relay;
-use crate::channel::{MAX_LINE, MAX_QUEUED, Outbox, Unsettled};
+use crate::channel::{MAX_LINE, MAX_QUEUED, Outbox, Unsettled, framing};
 use crate::events::Event;
 use crate::message::{Handle, Message, Parcel, Request, parcel};
 
@@ -175,11 +175,6 @@ impl Channel {
             core.violated(id, Violation::SurplusHandles(surplus));
         }
     }
-}
-
-/// How messages are cut out of the stream.
-pub(crate) fn framing(advanced: bool) -> Framing {
-    if advanced { Framing::Lengths } else { Framing::Lines }
 }
 
 /// A line in the format of a channel.

@@ -13,8 +13,8 @@ use troop_core::wire::incoming::{self, Act, Incoming};
 use troop_core::wire::outgoing::{HANDLE_ACK, HANDLE_NACK};
 use troop_sys::poll::Interest;
 
-use super::channel::{Channel, framing, say};
-use crate::channel::{HANDLE_TRIES, MAX_LINE, MAX_QUEUED, MAX_QUEUED_HANDLES, Outbox};
+use super::channel::{Channel, say};
+use crate::channel::{HANDLE_TRIES, MAX_LINE, MAX_QUEUED, MAX_QUEUED_HANDLES, Outbox, framing};
 
 /// How every message begins that is not for the program.
 const INTERNAL: &[u8] = br#"{"cmd":"NODE_"#;

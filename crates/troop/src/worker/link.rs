@@ -11,6 +11,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use troop_core::event::AddressType;
+use troop_core::wire::advanced;
 use troop_core::wire::frame::FrameReader;
 use troop_core::wire::incoming::{self, Act, ClusterMessage, Incoming, TroopMessage};
 use troop_core::wire::outgoing::{self, HANDLE_ACK, HANDLE_NACK, Question};
@@ -20,7 +21,7 @@ use super::WorkerEvent;
 use super::inner::{Ask, Grant, Inner, Reply};
 use super::listen::Wanted;
 use super::queue::{Conn, ConnQueue, Taken};
-use crate::channel::{Flushed, MAX_LINE, Outbox, Parcels, READ_SIZE, Unsettled};
+use crate::channel::{Flushed, MAX_LINE, Outbox, Parcels, READ_SIZE, Unsettled, framing};
 use crate::message::{Handle, Message, Parcel, Request, parcel};
 
 /// The pause before the channel is tried again that could not be written to for want of something but room.
@@ -33,6 +34,8 @@ pub(super) struct Link {
     socket: UnixStream,
     inner: Arc<Inner>,
     reader: FrameReader<OwnedFd>,
+    /// The primary wants V8's format instead of lines of JSON.
+    advanced: bool,
     outbox: Outbox,
     /// The number of this worker's next message; `online` had 0.
     seq: u64,
@@ -61,13 +64,14 @@ enum End {
 }
 
 impl Link {
-    pub(super) fn new(channel: OwnedFd, inner: Arc<Inner>) -> io::Result<Link> {
+    pub(super) fn new(channel: OwnedFd, advanced: bool, inner: Arc<Inner>) -> io::Result<Link> {
         inner.watch(channel.try_clone()?)?;
         Ok(Link {
             socket: UnixStream::from_std(StdUnixStream::from(channel))?,
             inner,
-            reader: FrameReader::new(MAX_LINE),
-            outbox: Outbox::default(),
+            reader: FrameReader::with(framing(advanced), MAX_LINE),
+            advanced,
+            outbox: Outbox::advanced(advanced),
             seq: 1,
             queries: HashMap::new(),
             servers: HashMap::new(),
@@ -100,7 +104,7 @@ impl Link {
             let finish = self.collect();
             if self.flush().is_err() {
                 // The primary does not read any more; what it wrote before may still be there.
-                self.outbox = Outbox::default();
+                self.outbox = Outbox::advanced(self.advanced);
             }
             if finish && self.outbox.is_empty() && self.unsettled.is_empty() {
                 return End::Finished;
@@ -316,7 +320,22 @@ impl Link {
                 // A primary that cannot be understood is as good as gone.
                 Err(_) => break Err(End::Closed),
                 Ok(Some(mut line)) => {
-                    let Ok(message) = incoming::parse(line.bytes) else { break Err(End::Closed) };
+                    let translated;
+                    let text = if self.advanced {
+                        let Some(json) = advanced::to_json(line.bytes) else {
+                            // Something that has no form in JSON. The program learns that there was something.
+                            events.push(WorkerEvent::Missed(1));
+                            if line.take_handle().is_some() {
+                                self.outbox.push(HANDLE_ACK);
+                            }
+                            continue;
+                        };
+                        translated = json;
+                        &translated
+                    } else {
+                        line.bytes
+                    };
+                    let Ok(message) = incoming::parse(text) else { break Err(End::Closed) };
                     self.message(message, &mut || line.take_handle(), &mut events);
                 }
             }

@@ -36,15 +36,16 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 pub struct WorkerRole {
     id: Option<WorkerId>,
     channel: Option<OwnedFd>,
+    advanced: bool,
 }
 
 impl WorkerRole {
-    pub(crate) fn attached(id: WorkerId, channel: OwnedFd) -> WorkerRole {
-        WorkerRole { id: Some(id), channel: Some(channel) }
+    pub(crate) fn attached(id: WorkerId, channel: OwnedFd, advanced: bool) -> WorkerRole {
+        WorkerRole { id: Some(id), channel: Some(channel), advanced }
     }
 
     pub(crate) fn alone() -> WorkerRole {
-        WorkerRole { id: None, channel: None }
+        WorkerRole { id: None, channel: None, advanced: false }
     }
 
     /// Its number; `None` if it runs alone.
@@ -93,7 +94,7 @@ impl WorkerRole {
     pub fn start(self) -> Result<Worker> {
         let (inner, messages) = Inner::new(self.id);
         if let Some(channel) = self.channel {
-            let link = link::Link::new(channel, inner.clone()).map_err(Error::io("watch the channel"))?;
+            let link = link::Link::new(channel, self.advanced, inner.clone()).map_err(Error::io("watch the channel"))?;
             tokio::spawn(link.run());
         }
         Ok(Worker::new(inner, messages))
@@ -130,7 +131,8 @@ pub enum WorkerEvent {
     Message(Message),
     /// A question that wants an answer.
     Request(Request),
-    /// Nobody read for so long that this many events before the next one are lost.
+    /// This many events before the next one are lost: nobody read for too long, or a primary with `serialization: 'advanced'` sent
+    /// something that has no form in JSON, such as an object that contains itself.
     Missed(u64),
 }
 

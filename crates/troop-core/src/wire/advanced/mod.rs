@@ -1,11 +1,16 @@
 //! Channels with `serialization: 'advanced'`: frames in V8's own format instead of lines of JSON.
 //!
 //! A frame is a length (four bytes, big-endian) and a value as `v8.serialize` writes it. What Node says of itself, and only that, is
-//! translated from and to JSON, so that everything else here knows one language; what programs say is passed on as it is.
+//! translated from and to JSON, so that everything else here knows one language; what programs say is passed on as it is, except to programs
+//! in Rust, which get JSON too ([`to_json`]).
 //!
 //! The format is that of V8's `ValueSerializer` (`0xff`, version, value); versions 13 to 15 write what is needed here in the same way.
 
+mod program;
+
 use serde_json::{Map, Number, Value};
+
+pub use program::to_json;
 
 /// The version that is written. V8 reads it and all before it.
 const VERSION: u8 = 15;
@@ -99,6 +104,12 @@ fn write(out: &mut Vec<u8>, value: &Value) {
     }
 }
 
+/// What JSON would have written as a whole number is one.
+fn number(n: f64) -> Value {
+    let whole = n as i64;
+    if whole as f64 == n { Value::from(whole) } else { Number::from_f64(n).map_or(Value::Null, Value::Number) }
+}
+
 struct Reader<'a> {
     rest: &'a [u8],
 }
@@ -156,7 +167,12 @@ impl<'a> Reader<'a> {
         if depth > MAX_DEPTH {
             return None;
         }
-        Some(Some(match self.tag()? {
+        let tag = self.tag()?;
+        self.tagged(tag, depth)
+    }
+
+    fn tagged(&mut self, tag: u8, depth: usize) -> Option<Option<Value>> {
+        Some(Some(match tag {
             b'_' => return Some(None),
             b'0' => Value::Null,
             b'T' => Value::Bool(true),
@@ -166,12 +182,7 @@ impl<'a> Reader<'a> {
                 Value::from((n >> 1) as i32 ^ -((n & 1) as i32))
             }
             b'U' => Value::from(self.number()?),
-            b'N' => {
-                let n = f64::from_le_bytes(self.bytes(8)?.try_into().ok()?);
-                // What JSON would have written as a whole number is one.
-                let whole = n as i64;
-                if whole as f64 == n { Value::from(whole) } else { Number::from_f64(n).map_or(Value::Null, Value::Number) }
-            }
+            b'N' => number(f64::from_le_bytes(self.bytes(8)?.try_into().ok()?)),
             tag @ (b'"' | b'c' | b'S') => Value::String(self.text(tag)?),
             b'o' => Value::Object(self.fields(depth + 1)?),
             b'A' => {
