@@ -1,22 +1,40 @@
 'use strict';
 
 // Builds the engine with cargo and puts it where `lib/native.js` looks first.
+//
+//     node npm/build.js [--debug] [--platform NAME]
 
 const { execFileSync } = require('node:child_process');
 const { copyFileSync, renameSync } = require('node:fs');
 const path = require('node:path');
+const { parseArgs } = require('node:util');
+const { TARGETS, here } = require('./lib/platforms');
 
 const root = path.join(__dirname, '..');
-const profile = process.argv.includes('--debug') ? 'dev' : 'addon';
-const flags = ['build', '--package', 'troop-node', '--profile', profile];
 
-execFileSync('cargo', flags, { cwd: root, stdio: 'inherit' });
+/** Builds an engine, and returns where it is. */
+exports.build = ({ debug = false, platform = here() } = {}) => {
+  const target = TARGETS[platform];
+  if (!target) throw new Error(`there is no engine for ${platform}, only for ${Object.keys(TARGETS).join(', ')}`);
+  const profile = debug ? 'dev' : 'addon';
+  const flags = ['build', '--package', 'troop-node', '--profile', profile];
+  // For other machines, cargo needs their target and linker.
+  const foreign = platform !== here();
+  if (foreign) flags.push('--target', target);
+  const env = { ...process.env };
+  // An addon is a shared library, which musl's targets do not make by themselves.
+  if (platform.endsWith('musl')) env.RUSTFLAGS = `${env.RUSTFLAGS ?? ''} -C target-feature=-crt-static`.trim();
+  execFileSync('cargo', flags, { cwd: root, stdio: 'inherit', env });
 
-const { target_directory: target } = JSON.parse(
-  execFileSync('cargo', ['metadata', '--format-version=1', '--no-deps'], { cwd: root, maxBuffer: 1 << 26 }));
-const libc = process.report.getReport().header.glibcVersionRuntime ? 'gnu' : 'musl';
-const to = path.join(__dirname, 'lib', `troop.${process.platform}-${process.arch}-${libc}.node`);
+  const { target_directory: directory } = JSON.parse(
+    execFileSync('cargo', ['metadata', '--format-version=1', '--no-deps'], { cwd: root, maxBuffer: 1 << 26 }));
+  return path.join(directory, foreign ? target : '', debug ? 'debug' : profile, 'libtroop_node.so');
+};
 
-// Renamed into place, so that a process that has it loaded keeps the old one.
-copyFileSync(path.join(target, profile === 'dev' ? 'debug' : profile, 'libtroop_node.so'), `${to}.new`);
-renameSync(`${to}.new`, to);
+if (require.main === module) {
+  const { values } = parseArgs({ options: { debug: { type: 'boolean' }, platform: { type: 'string' } } });
+  const to = path.join(__dirname, 'lib', `troop.${values.platform ?? here()}.node`);
+  // Renamed into place, so that a process that has it loaded keeps the old one.
+  copyFileSync(exports.build(values), `${to}.new`);
+  renameSync(`${to}.new`, to);
+}

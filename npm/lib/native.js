@@ -2,8 +2,9 @@
 
 // Finds the engine: built beside this file, or in the package for this machine.
 
-const libc = process.report.getReport().header.glibcVersionRuntime ? 'gnu' : 'musl';
-const platform = `${process.platform}-${process.arch}-${libc}`;
+const { here } = require('./platforms');
+
+const platform = here();
 
 function load() {
   const tried = [];

@@ -1,7 +1,6 @@
 //! One and the same JavaScript primary, with Node's `cluster` and with the npm package.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -16,15 +15,16 @@ const SLICES: usize = 5;
 const IDLE: Duration = Duration::from_secs(2);
 
 /// The switch that puts the package in the place of Node's `cluster`.
-fn register() -> Result<[String; 2]> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../npm/register.js");
-    let built = std::fs::read_dir(file.with_file_name("lib"))?
-        .flatten()
-        .any(|entry| entry.path().extension().is_some_and(|e| e == "node"));
-    if !built {
-        return Err("the npm package is not built; run `node npm/build.js`".into());
-    }
-    Ok(["--require".into(), file.to_string_lossy().into_owned()])
+fn register() -> [String; 2] {
+    ["--require".into(), format!("{NPM}/register.js")]
+}
+
+const NPM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../npm");
+
+/// Builds the engine, which may be a debug build otherwise.
+fn build() -> Result<()> {
+    let status = Command::new("node").arg(format!("{NPM}/build.js")).stdout(std::process::Stdio::null()).status()?;
+    if status.success() { Ok(()) } else { Err("the npm package could not be built; see above".into()) }
 }
 
 struct Racer {
@@ -87,6 +87,7 @@ impl Racer {
 
 /// The section.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    build()?;
     println!("## The npm package\n");
     connections(options)?;
     message_rates(options)
@@ -103,7 +104,7 @@ fn connections(options: &Options) -> Result<()> {
     ];
     let last = names.len() - 1;
     let commands = || -> Result<Vec<Command>> {
-        let register = register()?;
+        let register = register();
         let with = |policy| node_with(&register, "dropin.js", &[WORKERS, policy]);
         Ok(vec![
             node("dropin.js", &[WORKERS, "rr"]),
@@ -174,7 +175,7 @@ fn connections(options: &Options) -> Result<()> {
 
 fn message_rates(options: &Options) -> Result<()> {
     println!("Messages of about 100 bytes between the primary and one worker.\n");
-    let register = register()?;
+    let register = register();
     let mut table = Table::new(&["", "stock µs each", "drop-in µs each", "/ stock", "CPU µs, stock", "drop-in", "/ stock"]);
     for (test, title) in messages::TESTS {
         let count = options.count(if test == "trip" { 20_000 } else { 200_000 });

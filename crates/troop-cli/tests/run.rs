@@ -41,6 +41,18 @@ fn an_unchanged_http_server_becomes_a_cluster() {
 }
 
 #[test]
+fn of_a_program_that_uses_cluster_itself_the_workers_part_runs() {
+    let mut troop = run(arguments(&["-w", "3"], "clusters.js"));
+    let port = troop.listening(3);
+    let answers: BTreeSet<String> = (0..6).map(|_| get(port, "/").unwrap()).collect();
+    assert_eq!(answers, ["worker 1", "worker 2", "worker 3"].map(String::from).into());
+    troop.signal(Signal::TERM);
+    let (code, log) = troop.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(!log.contains("the part for the primary"), "{log}");
+}
+
+#[test]
 fn a_shared_socket_serves_too() {
     let mut troop = run(arguments(&["-w", "2", "--policy", "shared"], "hello.js"));
     let port = troop.listening(2);
