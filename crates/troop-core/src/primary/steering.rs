@@ -390,7 +390,7 @@ impl Primary {
         self.listeners.get(&id).and_then(|l| l.scheduling.sticky())
     }
 
-    /// Changes [`Config::keep_listeners`]; with false, unused ones are closed.
+    /// Changes [`keep_listeners`](super::Config::keep_listeners); with false, unused ones are closed.
     pub fn set_keep_listeners(&mut self, keep: bool) {
         self.config.keep_listeners = keep;
         if !keep {
