@@ -4,7 +4,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::control::place;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
 use troop::{BadScheduling, Pattern, Scheduling};
 
 /// One port, many processes, any language.
@@ -18,6 +20,146 @@ pub(crate) struct Troop {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(Run),
+    /// List the apps that run
+    #[command(visible_aliases = ["list", "status"])]
+    Ls(Look),
+    /// Show an app: its workers, what they listen on, what they use
+    #[command(visible_aliases = ["describe", "info"])]
+    Show(Look),
+    /// Follow what happens in an app
+    Events(Events),
+    Reload(Reload),
+    Scale(Scale),
+    Stop(Stop),
+    Policy(Policy),
+    Signal(Signal),
+}
+
+/// Look at one app or all.
+#[derive(Debug, Args)]
+pub(crate) struct Look {
+    /// The app's name
+    pub(crate) app: Option<String>,
+
+    /// For programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// The app's name; may be left out when there is only one
+    pub(crate) app: Option<String>,
+
+    /// One JSON object per line, as `troop run --log json` writes them
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Taken for granted; accepted because other tools need it
+    #[arg(short, long, hide = true)]
+    pub(crate) follow: bool,
+}
+
+/// Replace an app's workers one by one, without losing a connection
+///
+/// Each old worker leaves only after its successor serves. If a new one does not come up, the old ones go on, and this says why. Waits
+/// until it is done.
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes: 0 when all workers were replaced, 1 if not, 3 if there is no such app.")]
+pub(crate) struct Reload {
+    /// The app's name, or `all`; may be left out when there is only one
+    pub(crate) app: Option<String>,
+
+    /// For programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Change how many workers an app has
+#[derive(Debug, Args)]
+#[command(allow_missing_positional = true, allow_negative_numbers = true)]
+#[command(after_help = "Examples:
+  troop scale 8                        the only app gets 8 workers
+  troop scale web +2                   two more
+  troop scale web -1                   one less; the last one finishes its requests")]
+pub(crate) struct Scale {
+    /// The app's name; may be left out when there is only one
+    #[arg(value_name = "APP")]
+    pub(crate) app: Option<String>,
+
+    /// How many, or with a sign, how many more or less
+    #[arg(value_name = "N|+N|-N", value_parser = to)]
+    pub(crate) to: To,
+
+    /// For programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum To {
+    Workers(usize),
+    By(i64),
+}
+
+/// End an app: its workers finish what they serve
+#[derive(Debug, Args)]
+pub(crate) struct Stop {
+    /// The app's name, or `all`; may be left out when there is only one
+    pub(crate) app: Option<String>,
+
+    /// At once, whatever is being served
+    #[arg(long)]
+    pub(crate) quick: bool,
+
+    /// Do not wait until it has ended
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+
+    /// For programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Change how a running app's connections are spread
+#[derive(Debug, Args)]
+#[command(allow_missing_positional = true)]
+#[command(after_help = "Examples:
+  troop policy web least-connections
+  troop policy web 8000=sticky:cookie=sid")]
+pub(crate) struct Policy {
+    /// The app's name; may be left out when there is only one
+    #[arg(value_name = "APP")]
+    pub(crate) app: Option<String>,
+
+    /// As for `troop run --policy`
+    #[arg(value_name = "[ADDR=]POLICY", value_parser = chosen)]
+    pub(crate) policy: Chosen,
+
+    /// For programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Send a signal to an app's workers
+#[derive(Debug, Args)]
+#[command(allow_missing_positional = true)]
+pub(crate) struct Signal {
+    /// The app's name; may be left out when there is only one
+    #[arg(value_name = "APP")]
+    pub(crate) app: Option<String>,
+
+    /// Its name, with or without SIG, or its number
+    #[arg(value_name = "SIGNAL", value_parser = signal)]
+    pub(crate) signal: i32,
+
+    /// Only to this one, by its number
+    #[arg(long, value_name = "N")]
+    pub(crate) worker: Option<u32>,
+
+    /// For programs
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Run a program as a cluster, in the foreground
@@ -30,10 +172,14 @@ pub(crate) enum Command {
   troop run -w 4 --policy steered ./my-server --port 8000
   troop run --policy 8000=sticky:proxy=pass --policy 9000=p2c server.js
   troop run --env NODE_ENV=production --cwd /srv/app server.js
-  kill -HUP $(pidof troop)             replace the workers one by one
+  troop run --name web server.js       …and then, elsewhere: troop ls, troop reload web, troop scale web 8, troop stop web
 
 Exit codes: 0 after a graceful end, 1 if the workers cannot be kept running, 2 for wrong arguments.")]
 pub(crate) struct Run {
+    /// What the app is called by `troop ls`, `reload` and so on; by default as the program, with a number if there is one like that
+    #[arg(short, long, value_parser = name)]
+    pub(crate) name: Option<String>,
+
     /// How many workers: a number, or `auto` for one per CPU that this process may use (its affinity and cgroup quota count)
     #[arg(short, long, value_name = "N|auto", default_value = "auto", value_parser = workers)]
     pub(crate) workers: Workers,
@@ -116,6 +262,25 @@ fn chosen(text: &str) -> Result<Chosen, BadScheduling> {
     }
 }
 
+fn name(text: &str) -> Result<String, String> {
+    if place::is_name(text) {
+        return Ok(text.into());
+    }
+    Err("it must consist of up to 64 letters, digits, `.`, `_` and `-`, begin with none of `.-`, and not be `all`".into())
+}
+
+fn to(text: &str) -> Result<To, String> {
+    let to = if text.starts_with(['+', '-']) { text.parse().ok().map(To::By) } else { text.parse().ok().map(To::Workers) };
+    to.ok_or_else(|| "it must be a number, with or without a sign".into())
+}
+
+fn signal(text: &str) -> Result<i32, String> {
+    let plain = text.trim_start_matches("SIG");
+    let known = |number: &i32| troop::signal_name(*number).is_some_and(|name| name.trim_start_matches("SIG") == plain);
+    let number = text.parse().ok().filter(|number| (1..=64).contains(number)).or_else(|| (1..=64).find(known));
+    number.ok_or_else(|| "there is no such signal".into())
+}
+
 fn variable(text: &str) -> Result<(OsString, OsString), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
@@ -126,4 +291,14 @@ fn variable(text: &str) -> Result<(OsString, OsString), String> {
 fn seconds(text: &str) -> Result<Duration, String> {
     let number = text.parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
     number.filter(|d| d.as_secs() <= 86_400).ok_or_else(|| "it must be a number of seconds from 0 to 86400".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn what_can_be_typed_makes_sense() {
+        super::Troop::command().debug_assert();
+    }
 }

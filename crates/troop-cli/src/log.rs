@@ -26,20 +26,16 @@ impl Log {
             (LogFormat::Human, event) => format!("{}{event}", self.prefix),
             (LogFormat::Json, event) => as_json(event).to_string(),
         };
-        write(&line);
+        say(&line);
     }
 }
 
-/// Nothing can be done about a standard error that is closed or full.
-fn write(line: &str) {
+/// A line on standard error. Nothing can be done if that is closed or full.
+pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
-pub(crate) fn failure(e: &troop::Error) {
-    write(&format!("troop: {}", e.chain()));
-}
-
-fn as_json(event: &Event) -> Value {
+pub(crate) fn as_json(event: &Event) -> Value {
     let mut fields = Map::new();
     let millis = UNIX_EPOCH.elapsed().map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
     fields.insert("time_ms".into(), millis.into());

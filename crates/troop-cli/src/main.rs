@@ -1,23 +1,50 @@
 //! `troop`: runs any program as a cluster.
 
 mod args;
+mod control;
 mod log;
 mod program;
 mod run;
+mod verbs;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
+use args::Command;
+use control::client::Trouble;
+use verbs::{look, steer};
+
+/// The exit code when there is no such app.
+const NO_APP: u8 = 3;
+
 fn main() -> ExitCode {
     let args::Troop { command } = args::Troop::parse();
     let result = match command {
-        args::Command::Run(args) => run::run(args),
+        Command::Run(args) => return run(args),
+        Command::Ls(args) => look::ls(&args),
+        Command::Show(args) => look::show(&args),
+        Command::Events(args) => look::events(&args),
+        Command::Reload(args) => steer::reload(&args),
+        Command::Scale(args) => steer::scale(&args),
+        Command::Stop(args) => steer::stop(&args),
+        Command::Policy(args) => steer::policy(&args),
+        Command::Signal(args) => steer::signal(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(trouble) => {
+            log::say(&format!("troop: {trouble}"));
+            ExitCode::from(if matches!(trouble, Trouble::NoApp(_)) { NO_APP } else { 1 })
+        }
+    }
+}
+
+fn run(args: args::Run) -> ExitCode {
+    match run::run(args) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            log::failure(&e);
+            log::say(&format!("troop: {e}"));
             ExitCode::FAILURE
         }
     }

@@ -3,8 +3,30 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
+
+/// What a process uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// CPU time, of its user and system parts together.
+    pub cpu: Duration,
+    /// Resident memory, in bytes.
+    pub rss: u64,
+}
+
+/// What a process uses, from `/proc/PID/stat` (`proc_pid_stat(5)`). `None` if it has ended, or must not be looked at.
+#[must_use]
+pub fn usage(pid: u32) -> Option<Usage> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Its name, which may contain anything, ends at the last parenthesis; what follows begins with the third field.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+    let ticks = field(14)? + field(15)?;
+    let cpu = Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64);
+    Some(Usage { cpu, rss: field(24)? * rustix::param::page_size() as u64 })
+}
 
 /// A socket of this network namespace that is bound to a port.
 #[derive(Debug, Clone, PartialEq, Eq)]

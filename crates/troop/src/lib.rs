@@ -76,7 +76,7 @@ pub use settings::{InspectPort, Settings, Setup, Stdio};
 
 pub use worker::{Draining, Listen, Worker, WorkerEvent, WorkerRole};
 
-pub use primary::{RestartPolicy, available_workers};
+pub use primary::{ListenerSnapshot, Phase, RestartPolicy, Snapshot, Usage, WorkerSnapshot, available_workers};
 pub use troop_core::event::{Address, AddressType, ExitHow, Listening, Violation, signal_name};
 pub use troop_core::policy::{
     BadScheduling, Connection, Header, Http, Pattern, Policy, Question, Scheduling, Sticky, WorkerView,

@@ -5,11 +5,13 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tempfile::TempDir;
 use troop_testkit::PATIENCE;
 
 pub struct Running {
@@ -18,6 +20,8 @@ pub struct Running {
     /// Every line of standard error so far.
     pub seen: Vec<String>,
     pids: Vec<u32>,
+    /// Where its control socket is.
+    pub runtime: Arc<TempDir>,
 }
 
 /// `troop run --log json` with these arguments.
@@ -27,7 +31,13 @@ pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Running {
     start(command)
 }
 
-pub fn start(mut command: Command) -> Running {
+pub fn start(command: Command) -> Running {
+    start_in(Arc::new(tempfile::tempdir().expect("a directory")), command)
+}
+
+/// The same beside others.
+pub fn start_in(runtime: Arc<TempDir>, mut command: Command) -> Running {
+    command.env("TROOP_RUNTIME_DIR", runtime.path().join("troop"));
     let mut child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("troop starts");
     let stderr = child.stderr.take().expect("stderr is a pipe");
     let (sender, lines) = channel();
@@ -38,10 +48,24 @@ pub fn start(mut command: Command) -> Running {
             }
         }
     });
-    Running { child, lines, seen: Vec::new(), pids: Vec::new() }
+    Running { child, lines, seen: Vec::new(), pids: Vec::new(), runtime }
 }
 
 impl Running {
+    /// `troop` with these arguments, for this app.
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
+        command.args(args).env("TROOP_RUNTIME_DIR", self.runtime.path().join("troop")).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs that; returns the exit code, standard output and standard error.
+    pub fn troop<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> (i32, String, String) {
+        let output = self.command(args).output().expect("troop starts");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+        (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+    }
+
     fn line(&mut self, deadline: Instant) -> Option<String> {
         let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?;
         if let Ok(event) = serde_json::from_str::<Value>(&line)

@@ -409,6 +409,18 @@ impl Primary {
         })
     }
 
+    /// All listeners that are open.
+    pub fn listeners(&self) -> impl Iterator<Item = ListenerId> {
+        self.listeners.keys().copied()
+    }
+
+    /// How many workers listen on a listener, and how many connections wait there.
+    #[must_use]
+    pub fn listener_load(&self, id: ListenerId) -> (usize, usize) {
+        let workers = self.workers.values().filter(|worker| worker.seats.iter().any(|seat| seat.listener == id)).count();
+        (workers, self.listeners.get(&id).map_or(0, |listener| listener.queue.len() + listener.reserved))
+    }
+
     /// Whom to ask about a listener's connections.
     #[must_use]
     pub fn asked(&self, id: ListenerId) -> Option<Asked> {

@@ -15,6 +15,7 @@ pub(super) const STARVED_PAUSE: Duration = Duration::from_millis(500);
 
 /// Node's five states of `worker.state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum WorkerState {
     /// The process was started; nothing was heard of it yet.
     #[default]

@@ -232,14 +232,62 @@ impl Supervisor {
     pub fn forked(&mut self, now: Time, slot: Slot, worker: WorkerId) {
         self.due.set(None);
         let member = Member { worker, since: now, online: false, listening: false };
-        let Some(place) = self.places.get_mut(slot.0) else { return };
-        if self.phase != Phase::Running {
+        let place = self.places.get_mut(slot.0).filter(|_| self.phase == Phase::Running);
+        let Some(place) = place else {
+            // There is no use for it any more.
             self.leave(now, member);
-        } else if place.current.is_none() {
+            return;
+        };
+        if place.current.is_none() {
             place.current = Some(member);
         } else {
             place.successor = Some(member);
         }
+    }
+
+    /// How many workers are kept running.
+    #[must_use]
+    pub fn wanted(&self) -> usize {
+        self.config.workers
+    }
+
+    /// Unexpected ends so far.
+    #[must_use]
+    pub fn unexpected_ends(&self) -> u64 {
+        self.restarts.total()
+    }
+
+    /// Whether workers are being replaced.
+    #[must_use]
+    pub fn is_reloading(&self) -> bool {
+        self.reload.is_some()
+    }
+
+    /// When a worker that is to finish will be killed.
+    #[must_use]
+    pub fn leaves_by(&self, worker: WorkerId) -> Option<Time> {
+        self.leaving.iter().find(|l| l.worker == worker).map(|l| l.kill_at)
+    }
+
+    /// Changes how many workers are kept running. Those that are too many finish, the last ones first. Without effect while stopping.
+    pub fn scale(&mut self, now: Time, workers: usize) {
+        self.due.set(None);
+        if self.phase != Phase::Running {
+            return;
+        }
+        self.config.workers = workers;
+        while self.places.len() < workers {
+            self.orders.push_back(Order::Fork(Slot(self.places.len())));
+            self.places.push(Place::default());
+        }
+        for place in self.places.split_off(workers) {
+            place.current.into_iter().chain(place.successor).for_each(|member| self.leave(now, member));
+        }
+        if let Some(reload) = &mut self.reload {
+            reload.todo.retain(|slot| *slot < workers);
+            reload.active = reload.active.filter(|(slot, _)| *slot < workers);
+        }
+        self.advance_reload(now);
     }
 
     /// A fork that was ordered failed. `for_good` means that trying again cannot help (the program does not exist).

@@ -10,6 +10,7 @@ use crate::id::Time;
 #[derive(Debug)]
 pub(super) struct Restarts {
     ends: VecDeque<Time>,
+    total: u64,
     window: Duration,
     first_delay: Duration,
     max_delay: Duration,
@@ -20,6 +21,7 @@ impl Restarts {
     pub(super) fn new(config: &Config) -> Restarts {
         Restarts {
             ends: VecDeque::new(),
+            total: 0,
             window: config.window,
             first_delay: config.first_delay,
             max_delay: config.max_delay,
@@ -29,11 +31,17 @@ impl Restarts {
 
     /// Notes an end and returns how many there were within the window.
     pub(super) fn ended(&mut self, now: Time) -> usize {
+        self.total += 1;
         self.ends.push_back(now);
         while self.ends.front().is_some_and(|at| now.since(*at) > self.window) {
             self.ends.pop_front();
         }
         self.ends.len()
+    }
+
+    /// How many there were since the start.
+    pub(super) fn total(&self) -> u64 {
+        self.total
     }
 
     /// Exponential back-off with jitter: nothing after a worker that had come up, else 75 % to 125 % of a delay that doubles.

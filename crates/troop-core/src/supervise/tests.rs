@@ -206,3 +206,54 @@ mod random {
         }
     }
 }
+
+#[test]
+fn workers_come_and_go_when_it_is_scaled() {
+    let mut world = World::new(2);
+    (1..=2).for_each(|worker| world.up(worker));
+    world.supervisor.scale(world.now, 4);
+    world.carry_out();
+    assert_eq!((world.forks, world.supervisor.wanted()), (4, 4));
+    (3..=4).for_each(|worker| world.up(worker));
+    world.supervisor.scale(world.now, 1);
+    world.carry_out();
+    assert_eq!(world.asked, [2, 3, 4].map(|worker| Order::Disconnect(WorkerId(worker))));
+    (2..=4).for_each(|worker| world.exit(worker, 0));
+    // Nobody comes in their places, but in that of the one that should be there.
+    assert_eq!(world.forks, 4);
+    world.exit(1, 0);
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.forks, world.supervisor.unexpected_ends()), (5, 1));
+}
+
+#[test]
+fn a_reload_goes_on_with_the_workers_that_are_left() {
+    let mut world = World::new(3);
+    (1..=3).for_each(|worker| world.up(worker));
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.up(4);
+    world.exit(1, 0);
+    // The second one is being replaced now, when it becomes too many, and so does its successor.
+    world.supervisor.scale(world.now, 1);
+    world.carry_out();
+    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished));
+    for worker in [2, 3, 5] {
+        world.exit(worker, 0);
+    }
+    assert_eq!(world.forks, 5);
+    world.supervisor.stop(world.now);
+    world.carry_out();
+    world.exit(4, 0);
+    assert_eq!(world.outcome, Some(Outcome::Stopped));
+}
+
+#[test]
+fn a_worker_that_is_not_needed_any_more_when_it_starts_is_let_go() {
+    let mut world = World::new(1);
+    world.up(1);
+    world.supervisor.scale(world.now, 2);
+    world.supervisor.scale(world.now, 1);
+    world.carry_out();
+    assert_eq!(world.asked, [Order::Terminate(WorkerId(2))]);
+}

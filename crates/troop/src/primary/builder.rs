@@ -18,6 +18,7 @@ use crate::events::{Bus, Event};
 use crate::settings::{Settings, Setup};
 
 type Observer = Box<dyn FnMut(&Event)>;
+type Starter = Box<dyn FnOnce(Cluster)>;
 
 /// Configures a cluster: [`Builder::run`] supervises it in this thread until it is told to stop, [`Builder::start`] gives a handle to
 /// steer it from a tokio program.
@@ -30,6 +31,7 @@ pub struct Builder {
     grace: Duration,
     weights: Vec<u32>,
     observers: Vec<Observer>,
+    starters: Vec<Starter>,
 }
 
 impl std::fmt::Debug for Builder {
@@ -59,6 +61,7 @@ impl Builder {
             grace: Duration::from_secs(30),
             weights: Vec::new(),
             observers: Vec::new(),
+            starters: Vec::new(),
         }
     }
 
@@ -137,6 +140,12 @@ impl Builder {
         self
     }
 
+    /// Calls `starter` with the cluster when [`Builder::run`] begins, before the first fork: for another thread that is to steer it.
+    pub fn on_start(mut self, starter: impl FnOnce(Cluster) + 'static) -> Builder {
+        self.starters.push(Box::new(starter));
+        self
+    }
+
     fn supervision(&self, workers: usize) -> supervise::Config {
         let mut config = supervise::Config::new(workers);
         if let Some(custom) = &self.supervision {
@@ -209,7 +218,7 @@ impl Builder {
         if workers == 0 {
             return Err(Error::Settings("a cluster needs at least one worker".into()));
         }
-        let (mut driver, _cluster) = self.driver(true)?;
+        let (mut driver, cluster) = self.driver(true)?;
         driver.descriptor_limit = troop_sys::process::raise_descriptor_limit();
         let mut signals = vec![(SIGTERM, SignalMeans::Stop), (SIGINT, SignalMeans::Stop), (SIGHUP, SignalMeans::Reload)];
         if std::process::id() == 1 {
@@ -220,6 +229,7 @@ impl Builder {
             signal_hook::low_level::pipe::register(signal, writer).map_err(Error::io("catch a signal"))?;
             driver.obey(reader, means).map_err(Error::io("watch for signals"))?;
         }
+        self.starters.drain(..).for_each(|start| start(cluster.clone()));
         driver.supervise(Supervisor::new(self.supervision(workers)));
         // The last lines of the worker whose end was the last straw.
         let mut last_words = None;

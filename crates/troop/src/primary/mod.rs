@@ -10,6 +10,7 @@ mod driver;
 mod handle;
 mod listener;
 mod relay;
+mod snapshot;
 mod spawn;
 mod stderr;
 mod wake;
@@ -27,11 +28,15 @@ use troop_core::policy::{Pattern, Scheduling};
 pub use adopt::Adoption;
 pub use builder::{Builder, RestartPolicy, available_workers};
 pub use handle::WorkerHandle;
+pub use snapshot::{ListenerSnapshot, Phase, Snapshot, Usage, WorkerSnapshot};
 pub(crate) use wake::{Command, Commander};
 
 use crate::error::{Error, Result};
 use crate::events::{Bus, Events};
 use crate::settings::Setup;
+
+/// The most workers that a supervised cluster can be scaled to.
+pub(crate) const MOST_WORKERS: usize = 4096;
 
 /// One fork: what this worker gets beyond the cluster's [`Settings`](crate::Settings). Node's `cluster.fork(env)`.
 #[derive(Debug, Clone, Default)]
@@ -207,6 +212,28 @@ impl Cluster {
     /// [`Error::ClusterOver`].
     pub fn reload(&self) -> Result<()> {
         self.inner.commander.send(Command::Reload)
+    }
+
+    /// How it stands now. Costs a few system calls per worker.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub async fn snapshot(&self) -> Result<Snapshot> {
+        let mut snapshot = self.inner.commander.ask(Command::Snapshot).await?;
+        snapshot.complete();
+        Ok(snapshot)
+    }
+
+    /// Changes how many supervised workers there are. New ones are started at once; those that are too many finish, the last ones first.
+    /// Without effect where the program forks, and while the cluster stops.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] for 0 workers or more than 4096, [`Error::ClusterOver`].
+    pub fn scale(&self, workers: usize) -> Result<()> {
+        if !(1..=MOST_WORKERS).contains(&workers) {
+            return Err(Error::Settings(format!("a cluster has 1 to {MOST_WORKERS} workers, not {workers}")));
+        }
+        self.inner.commander.send(Command::Scale(workers))
     }
 
     /// Changes how connections are spread: of one listener (`"127.0.0.1:8000"`, `"8000"`, `"udp:53"`, `"/run/app.sock"`: see

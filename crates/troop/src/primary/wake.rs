@@ -11,7 +11,7 @@ use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::WorkerStatus;
 use troop_sys::poll::Bell;
 
-use super::{Adoption, Fork, WorkerHandle};
+use super::{Adoption, Fork, Snapshot, WorkerHandle};
 use crate::error::{Error, Result};
 use crate::settings::Setup;
 
@@ -28,6 +28,8 @@ pub(crate) enum Command {
     /// Changes how connections are spread; the answer is the listeners that it will only be true of later.
     SetScheduling(Option<Pattern>, Scheduling, oneshot::Sender<Vec<Address>>),
     KeepListeners(bool),
+    Snapshot(oneshot::Sender<Snapshot>),
+    Scale(usize),
     /// The answer to a question about a connection.
     Answer(u64, Option<WorkerId>),
     SetWeight(WorkerId, u32, oneshot::Sender<Result<()>>),

@@ -78,6 +78,14 @@ impl Driver {
                 let later = later.into_iter().filter_map(|id| self.core.listener_address(id)).collect();
                 let _ = done.send(later);
             }
+            Command::Snapshot(done) => {
+                let _ = done.send(self.snapshot());
+            }
+            Command::Scale(workers) => {
+                if let Some(s) = &mut self.supervisor {
+                    s.scale(self.now, workers);
+                }
+            }
             Command::KeepListeners(keep) => {
                 self.core.set_keep_listeners(keep);
                 self.act();
@@ -160,7 +168,8 @@ impl Driver {
         let handle = self.handle(id, child.pid, pipes, tail)?;
         let leads_group = self.settings.own_process_group;
         let channel = Some(Channel::new(channel, false));
-        let process = Process { handle: handle.clone(), pidfd: child.pidfd, channel, leads_group, adopted: false };
+        let process =
+            Process { handle: handle.clone(), pidfd: child.pidfd, channel, leads_group, adopted: false, since: self.now };
         self.processes.insert(id, process);
         Ok(handle)
     }
@@ -211,6 +220,7 @@ impl Driver {
                 channel: Some(Channel::new(channel, advanced)),
                 leads_group: false,
                 adopted: true,
+                since: self.now,
             },
         );
         // Its process cannot be watched, so it is let go at once.

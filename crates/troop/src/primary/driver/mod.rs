@@ -10,6 +10,7 @@ mod decisions;
 mod inspect;
 mod pace;
 mod relays;
+mod snapshot;
 mod sockets;
 
 use std::collections::BTreeMap;
@@ -119,6 +120,7 @@ struct Process {
     leads_group: bool,
     /// It is somebody else's child.
     adopted: bool,
+    since: Time,
 }
 
 /// What a signal asks of a supervised cluster.

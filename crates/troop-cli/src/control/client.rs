@@ -1,0 +1,112 @@
+//! The side of those who steer a primary.
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+
+use serde_json::Value;
+
+use super::{Answer, App, Ask, Failure, Request, VERSION, place};
+
+/// Why something could not be done.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// There is no such app.
+    NoApp(String),
+    /// The app says so.
+    Failed(Failure),
+    /// It cannot be talked to.
+    Io(String, io::Error),
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Trouble::NoApp(text) => f.write_str(text),
+            Trouble::Failed(failure) => f.write_str(&failure.message),
+            Trouble::Io(doing, e) => write!(f, "{doing}: {e}"),
+        }
+    }
+}
+
+/// A connection to an app.
+#[derive(Debug)]
+pub(crate) struct Client {
+    name: String,
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// The app's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Connects. `None` if no app of this name runs.
+    fn connect(name: &str) -> Result<Option<Client>, Trouble> {
+        let doing = |e| Trouble::Io(format!("connect to {name}"), e);
+        match UnixStream::connect(place::socket(name).map_err(doing)?) {
+            Ok(stream) => Ok(Some(Client { name: name.to_owned(), stream: BufReader::new(stream) })),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
+            Err(e) => Err(doing(e)),
+        }
+    }
+
+    /// Asks, shows what comes before the answer, and returns that.
+    pub(crate) fn ask(&mut self, ask: Ask, mut each: impl FnMut(&Value)) -> Result<Value, Trouble> {
+        let doing = |e| Trouble::Io(format!("talk to {}", self.name), e);
+        let mut line = serde_json::to_vec(&Request { troop: VERSION, ask }).map_err(|e| doing(e.into()))?;
+        line.push(b'\n');
+        self.stream.get_mut().write_all(&line).map_err(doing)?;
+        loop {
+            let mut line = String::new();
+            if self.stream.read_line(&mut line).map_err(doing)? == 0 {
+                return Err(Trouble::Failed(Failure::new("over", format!("{} has ended", self.name))));
+            }
+            match serde_json::from_str(&line).map_err(|e| doing(e.into()))? {
+                Answer::Event(event) => each(&event),
+                Answer::Done(value) => return Ok(value),
+                Answer::Failed(failure) => return Err(Trouble::Failed(failure)),
+            }
+        }
+    }
+
+    pub(crate) fn snapshot(&mut self) -> Result<App, Trouble> {
+        let value = self.ask(Ask::Snapshot, |_| {})?;
+        serde_json::from_value(value).map_err(|e| Trouble::Io(format!("understand {}", self.name), e.into()))
+    }
+
+    /// Waits until the app's process has ended.
+    pub(crate) fn wait_for_end(&mut self) {
+        // Its end is that of the connection.
+        let _ = io::copy(&mut self.stream, &mut io::sink());
+    }
+}
+
+/// All apps that run.
+pub(crate) fn all() -> Result<Vec<Client>, Trouble> {
+    let names = place::names().map_err(|e| Trouble::Io("look for apps".into(), e))?;
+    names.iter().filter_map(|name| Client::connect(name).transpose()).collect()
+}
+
+/// The apps that are meant: one by its name, all, or, without a target, the only one.
+pub(crate) fn find(target: Option<&str>) -> Result<Vec<Client>, Trouble> {
+    let running = |clients: &[Client]| match clients {
+        [] => "no app is running".to_owned(),
+        clients => format!("running: {}", clients.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ")),
+    };
+    match target {
+        Some("all") => all(),
+        Some(name) => match Client::connect(name)? {
+            Some(client) => Ok(vec![client]),
+            None => Err(Trouble::NoApp(format!("there is no app {name:?}; {}", running(&all()?)))),
+        },
+        None => {
+            let clients = all()?;
+            match clients.len() {
+                1 => Ok(clients),
+                0 => Err(Trouble::NoApp(running(&clients))),
+                _ => Err(Trouble::NoApp(format!("which app, or `all`? {}", running(&clients)))),
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! How a primary and those who steer it talk: `docs/control.md`.
+
+pub(crate) mod client;
+pub(crate) mod place;
+pub(crate) mod server;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use troop::Snapshot;
+
+/// The version of the protocol.
+pub(crate) const VERSION: u32 = 1;
+
+/// What is sent to a primary, as one line.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Request {
+    /// The version.
+    pub(crate) troop: u32,
+    #[serde(flatten)]
+    pub(crate) ask: Ask,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub(crate) enum Ask {
+    /// How does it stand? The answer is an [`App`].
+    Snapshot,
+    /// Replaces the workers; the answer comes when that is done, or was taken back.
+    Reload,
+    /// Changes how many workers there are: to so many, or by so many.
+    Scale {
+        workers: Option<usize>,
+        #[serde(default)]
+        by: i64,
+    },
+    /// Ends it, at once if that is asked for. The connection is held until the process ends.
+    Stop {
+        #[serde(default)]
+        quick: bool,
+    },
+    /// Changes how connections are spread, of one listener or of all that nothing else was chosen for.
+    Schedule { listener: Option<String>, policy: String },
+    /// Sends a signal to a worker, or to all.
+    Signal { signal: i32, worker: Option<u32> },
+    /// Everything that happens from now on.
+    Events,
+}
+
+/// What a primary sends back, line by line; the last one is `done` or `failed`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Answer {
+    /// What happens meanwhile, as `troop run --log json` writes it.
+    Event(Value),
+    Done(Value),
+    Failed(Failure),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    /// For programs: `bad-request`, `busy`, `failed`, `no-worker`, `over`.
+    pub(crate) kind: String,
+    /// For people.
+    pub(crate) message: String,
+}
+
+impl Failure {
+    pub(crate) fn new(kind: &str, message: impl Into<String>) -> Failure {
+        Failure { kind: kind.into(), message: message.into() }
+    }
+}
+
+/// An app and how it stands.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct App {
+    pub(crate) name: String,
+    pub(crate) program: String,
+    /// The version of troop that runs it.
+    pub(crate) version: String,
+    #[serde(flatten)]
+    pub(crate) snapshot: Snapshot,
+}

@@ -1,0 +1,227 @@
+//! The primary's side: answers those who steer it, on a thread of its own.
+//!
+//! Whoever is there can cost no more than his connection: there are so many at a time, each has so long to say what he wants, and so long
+//! to take an answer.
+
+use std::os::unix::net::UnixListener as StdListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use troop::{Cluster, Event, Events, Progress, WorkerHandle, WorkerId};
+
+use super::{Answer, App, Ask, Failure, Request, VERSION};
+use crate::log;
+
+/// Clients at a time; more wait in the kernel.
+const MOST_CLIENTS: usize = 32;
+const MOST_BYTES: u64 = 64 * 1024;
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the last words of a worker are waited for.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// What the primary is, besides its cluster.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) name: String,
+    pub(crate) program: String,
+}
+
+/// Answers until the process ends.
+pub(crate) fn start(listener: StdListener, cluster: Cluster, identity: Identity) -> std::io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let server = Arc::new(Server { cluster, identity });
+    let serve = move || {
+        runtime.block_on(async {
+            let Ok(listener) = UnixListener::from_std(listener) else { return };
+            let places = Arc::new(Semaphore::new(MOST_CLIENTS));
+            loop {
+                let Ok(place) = places.clone().acquire_owned().await else { return };
+                let Ok((stream, _)) = listener.accept().await else {
+                    // Out of descriptors, most likely.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                };
+                let server = server.clone();
+                tokio::spawn(async move {
+                    server.attend(stream).await;
+                    drop(place);
+                });
+            }
+        });
+    };
+    std::thread::Builder::new().name("troop-control".into()).spawn(serve)?;
+    Ok(())
+}
+
+struct Server {
+    cluster: Cluster,
+    identity: Identity,
+}
+
+/// The client has gone, or does not take what it asked for.
+struct Gone;
+
+async fn say(stream: &mut UnixStream, answer: &Answer) -> Result<(), Gone> {
+    let mut line = serde_json::to_vec(answer).map_err(|_| Gone)?;
+    line.push(b'\n');
+    match timeout(PATIENCE, stream.write_all(&line)).await {
+        Ok(Ok(())) => Ok(()),
+        _ => Err(Gone),
+    }
+}
+
+impl Server {
+    async fn attend(&self, mut stream: UnixStream) {
+        // The directory keeps others out; this is the second lock on the door.
+        let own = rustix::process::geteuid().as_raw();
+        if !stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0) {
+            return;
+        }
+        let mut line = Vec::new();
+        let mut reader = BufReader::new((&mut stream).take(MOST_BYTES));
+        if !matches!(timeout(PATIENCE, reader.read_until(b'\n', &mut line)).await, Ok(Ok(1..))) {
+            return;
+        }
+        let answer = match parse(&line) {
+            Ok(ask) => match self.obey(ask, &mut stream).await {
+                Ok(result) => result,
+                Err(Gone) => return,
+            },
+            Err(failure) => Err(failure),
+        };
+        let _ = say(&mut stream, &answer.map_or_else(Answer::Failed, Answer::Done)).await;
+    }
+
+    async fn obey(&self, ask: Ask, stream: &mut UnixStream) -> Result<Result<Value, Failure>, Gone> {
+        Ok(match ask {
+            Ask::Snapshot => self.snapshot().await,
+            Ask::Reload => return self.reload(stream).await,
+            Ask::Scale { workers, by } => self.scale(workers, by).await,
+            Ask::Schedule { listener, policy } => self.schedule(listener, &policy).await,
+            Ask::Signal { signal, worker } => self.signal(signal, worker).await,
+            Ask::Stop { quick } => {
+                let calls = if quick { 2 } else { 1 };
+                if let Err(e) = (0..calls).try_for_each(|_| self.cluster.stop()) {
+                    return Ok(Err(failed(&e)));
+                }
+                say(stream, &Answer::Done(json!({ "stopping": true }))).await?;
+                // The process ends before this does, and that is what the client waits for.
+                let _ = stream.read(&mut [0]).await;
+                return Err(Gone);
+            }
+            Ask::Events => return self.events(stream).await,
+        })
+    }
+
+    async fn snapshot(&self) -> Result<Value, Failure> {
+        let snapshot = self.cluster.snapshot().await.map_err(|e| failed(&e))?;
+        let Identity { name, program } = &self.identity;
+        let (name, program) = (name.clone(), program.clone());
+        let app = App { name, program, version: env!("CARGO_PKG_VERSION").into(), snapshot };
+        serde_json::to_value(app).map_err(|e| Failure::new("failed", e.to_string()))
+    }
+
+    async fn scale(&self, workers: Option<usize>, by: i64) -> Result<Value, Failure> {
+        let before = self.cluster.snapshot().await.map_err(|e| failed(&e))?.wanted.unwrap_or(0);
+        let after = workers.unwrap_or_else(|| before.saturating_add_signed(isize::try_from(by).unwrap_or(isize::MAX)));
+        self.cluster.scale(after).map_err(|e| Failure::new("bad-request", e.chain()))?;
+        Ok(json!({ "before": before, "workers": after }))
+    }
+
+    async fn schedule(&self, listener: Option<String>, policy: &str) -> Result<Value, Failure> {
+        let bad = |e: troop::BadScheduling| Failure::new("bad-request", e.to_string());
+        let listener = listener.map(|listener| listener.parse()).transpose().map_err(bad)?;
+        let later = self.cluster.set_scheduling(listener, policy.parse().map_err(bad)?).await.map_err(|e| failed(&e))?;
+        Ok(json!({ "later": later.iter().map(ToString::to_string).collect::<Vec<_>>() }))
+    }
+
+    async fn signal(&self, signal: i32, worker: Option<u32>) -> Result<Value, Failure> {
+        let workers = match worker {
+            None => self.cluster.workers(),
+            Some(id) => match self.cluster.worker(WorkerId(id)) {
+                Some(worker) => vec![worker],
+                None => return Err(Failure::new("no-worker", format!("there is no worker {id}"))),
+            },
+        };
+        let mut reached = Vec::new();
+        for worker in workers {
+            match worker.kill(signal).await {
+                Ok(()) => reached.push(worker.id()),
+                // It ended meanwhile.
+                Err(troop::Error::NoWorker(_)) => {}
+                Err(e) => return Err(failed(&e)),
+            }
+        }
+        Ok(json!({ "workers": reached }))
+    }
+
+    async fn reload(&self, stream: &mut UnixStream) -> Result<Result<Value, Failure>, Gone> {
+        let mut events = self.cluster.events();
+        if let Err(e) = self.cluster.reload() {
+            return Ok(Err(failed(&e)));
+        }
+        let (mut began, mut replaced) = (false, 0);
+        let mut fallen: Option<WorkerHandle> = None;
+        while let Some(event) = events.next().await {
+            match &event {
+                // Before that, they are about another one's reload.
+                Event::Supervision(Progress::ReloadStarted { .. }) => began = true,
+                Event::Supervision(Progress::ReloadRefused) if !began => {
+                    return Ok(Err(Failure::new("busy", "a reload is under way, or the app is stopping")));
+                }
+                Event::Supervision(Progress::Replaced { .. }) if began => replaced += 1,
+                Event::Supervision(Progress::ReloadFinished) if began => return Ok(Ok(json!({ "replaced": replaced }))),
+                Event::Supervision(Progress::ReloadFailed { reason }) if began => {
+                    let mut text = format!("{reason}; {replaced} workers had been replaced, the others go on");
+                    if let Some(words) = fallen.and_then(|worker| worker.last_stderr(LAST_WORDS)).filter(|w| !w.trim().is_empty())
+                    {
+                        text.push_str("; its last lines:\n");
+                        text.push_str(words.trim_end());
+                    }
+                    return Ok(Err(Failure::new("failed", text)));
+                }
+                Event::Supervision(Progress::Stopping) => break,
+                Event::Exit(worker, how) if !how.is_success() => fallen = Some(worker.clone()),
+                _ => continue,
+            }
+            say(stream, &Answer::Event(log::as_json(&event))).await?;
+        }
+        Ok(Err(Failure::new("over", "the app is stopping")))
+    }
+
+    async fn events(&self, stream: &mut UnixStream) -> Result<Result<Value, Failure>, Gone> {
+        let mut events: Events = self.cluster.events();
+        loop {
+            let mut word = [0];
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(event) => say(stream, &Answer::Event(log::as_json(&event))).await?,
+                    None => return Ok(Ok(json!({}))),
+                },
+                // It has nothing more to say, so it has left.
+                _ = stream.read(&mut word) => return Err(Gone),
+            }
+        }
+    }
+}
+
+fn parse(line: &[u8]) -> Result<Ask, Failure> {
+    let bad = |text: String| Failure::new("bad-request", text);
+    let request: Request = serde_json::from_slice(line).map_err(|e| bad(format!("this is no request: {e}")))?;
+    if request.troop == VERSION {
+        Ok(request.ask)
+    } else {
+        Err(bad(format!("version {} is not spoken here, only {VERSION}", request.troop)))
+    }
+}
+
+fn failed(e: &troop::Error) -> Failure {
+    let kind = if matches!(e, troop::Error::ClusterOver) { "over" } else { "failed" };
+    Failure::new(kind, e.chain())
+}

@@ -1,0 +1,148 @@
+//! `ls`, `show`, `events`: looks, and changes nothing.
+
+use std::io::Write as _;
+
+use serde_json::Value;
+use troop::{Phase, Snapshot, WorkerState};
+
+use super::table::{self, size, time};
+use crate::args::{Events, Look};
+use crate::control::client::{self, Trouble};
+use crate::control::{App, Ask};
+
+/// All, or those that are named. One that ends while it is looked at is not there.
+fn snapshots(target: Option<&str>) -> Result<Vec<App>, Trouble> {
+    let clients = match target {
+        None => client::all()?,
+        target => client::find(target)?,
+    };
+    Ok(clients.into_iter().filter_map(|mut client| client.snapshot().ok()).collect())
+}
+
+fn phase(snapshot: &Snapshot) -> String {
+    let up = serving(snapshot);
+    match snapshot.phase {
+        Phase::Reloading => "reloading".into(),
+        Phase::Stopping => "stopping".into(),
+        _ if up < snapshot.wanted.unwrap_or(up) => "starting".into(),
+        _ => "running".into(),
+    }
+}
+
+/// Workers that are up, and not on their way out.
+fn serving(snapshot: &Snapshot) -> usize {
+    let is_up = |state| matches!(state, WorkerState::Online | WorkerState::Listening);
+    snapshot.workers.iter().filter(|worker| is_up(worker.state) && worker.leaving_ms.is_none()).count()
+}
+
+fn print_json(value: &impl serde::Serialize) {
+    let text = serde_json::to_string_pretty(value).unwrap_or_default();
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// `troop ls`.
+pub(crate) fn ls(args: &Look) -> Result<(), Trouble> {
+    let apps = snapshots(args.app.as_deref())?;
+    if args.json {
+        print_json(&apps);
+        return Ok(());
+    }
+    let rows: Vec<_> = apps
+        .iter()
+        .map(|app| {
+            let snapshot = &app.snapshot;
+            let uses: Vec<_> = snapshot.workers.iter().map(|w| w.usage).chain([snapshot.usage]).flatten().collect();
+            let listening: Vec<_> = snapshot.listeners.iter().map(|l| l.address.clone()).collect();
+            vec![
+                app.name.clone(),
+                snapshot.pid.to_string(),
+                phase(snapshot),
+                format!("{}/{}", serving(snapshot), snapshot.wanted.unwrap_or(snapshot.workers.len())),
+                snapshot.restarts.to_string(),
+                time(snapshot.uptime_ms),
+                time(uses.iter().map(|usage| usage.cpu_ms).sum()),
+                size(uses.iter().map(|usage| usage.rss).sum()),
+                listening.join(" "),
+            ]
+        })
+        .collect();
+    let headings = ["NAME", "PID", "STATE", "WORKERS", "RESTARTS", "UPTIME", "CPU", "MEMORY", "LISTENS ON"];
+    table::print(&headings, &["PID", "WORKERS", "RESTARTS", "UPTIME", "CPU", "MEMORY"], &rows);
+    Ok(())
+}
+
+/// `troop show`.
+pub(crate) fn show(args: &Look) -> Result<(), Trouble> {
+    let mut apps = Vec::new();
+    for mut client in client::find(args.app.as_deref())? {
+        apps.push(client.snapshot()?);
+    }
+    if args.json {
+        print_json(&apps);
+        return Ok(());
+    }
+    for (at, app) in apps.iter().enumerate() {
+        let mut out = std::io::stdout().lock();
+        if at > 0 {
+            let _ = writeln!(out);
+        }
+        let App { name, program, version, snapshot } = app;
+        let _ = writeln!(out, "{name}: {program}");
+        let (pid, uptime) = (snapshot.pid, time(snapshot.uptime_ms));
+        let memory = snapshot.usage.map_or_else(|| "?".into(), |usage| size(usage.rss));
+        let cpu = snapshot.usage.map_or_else(|| "?".into(), |usage| time(usage.cpu_ms));
+        let _ = writeln!(
+            out,
+            "{}, primary {pid} (troop {version}) up {uptime}, {cpu} CPU, {memory}, {} restarts\n",
+            phase(snapshot),
+            snapshot.restarts
+        );
+        drop(out);
+        let rows: Vec<_> = snapshot.workers.iter().map(row).collect();
+        let headings = ["SLOT", "WORKER", "PID", "STATE", "AGE", "CPU", "MEMORY", "TAKEN", "OPEN", "WEIGHT", "LEAVES WITHIN"];
+        table::print(&headings, &["SLOT", "WORKER", "PID", "AGE", "CPU", "MEMORY", "TAKEN", "OPEN", "WEIGHT"], &rows);
+        if !snapshot.listeners.is_empty() {
+            let _ = writeln!(std::io::stdout().lock());
+            let rows: Vec<_> = snapshot
+                .listeners
+                .iter()
+                .map(|l| vec![l.address.clone(), l.scheduling.clone(), l.workers.to_string(), l.waiting.to_string()])
+                .collect();
+            table::print(&["LISTENER", "POLICY", "WORKERS", "WAITING"], &["WORKERS", "WAITING"], &rows);
+        }
+    }
+    Ok(())
+}
+
+fn row(worker: &troop::WorkerSnapshot) -> Vec<String> {
+    vec![
+        worker.slot.to_string(),
+        worker.id.to_string(),
+        worker.pid.to_string(),
+        if worker.leaving_ms.is_some() { "leaving".into() } else { worker.state.to_string() },
+        time(worker.age_ms),
+        worker.usage.map_or_else(|| "?".into(), |usage| time(usage.cpu_ms)),
+        worker.usage.map_or_else(|| "?".into(), |usage| size(usage.rss)),
+        worker.stats.taken.to_string(),
+        worker.stats.open.to_string(),
+        worker.weight.to_string(),
+        worker.leaving_ms.map(time).unwrap_or_default(),
+    ]
+}
+
+/// `troop events`.
+pub(crate) fn events(args: &Events) -> Result<(), Trouble> {
+    let mut clients = client::find(args.app.as_deref())?;
+    let [client] = &mut clients[..] else {
+        return Err(Trouble::NoApp("events are followed of one app at a time".into()));
+    };
+    let print = |event: &Value| {
+        let text = if args.json { Some(event.to_string()) } else { event["text"].as_str().map(str::to_owned) };
+        if text.is_some_and(|text| writeln!(std::io::stdout().lock(), "{text}").is_err()) {
+            // Nobody reads any more.
+            #[expect(clippy::exit, reason = "as every filter does whose reader leaves")]
+            std::process::exit(0);
+        }
+    };
+    client.ask(Ask::Events, print).map(|_| ())
+}

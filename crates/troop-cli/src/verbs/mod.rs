@@ -1,0 +1,5 @@
+//! What can be done with apps that run.
+
+pub(crate) mod look;
+pub(crate) mod steer;
+mod table;

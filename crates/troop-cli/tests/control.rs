@@ -1,0 +1,280 @@
+//! Apps that run are looked at and steered from outside.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::{Running, node, run, start_in};
+use troop_testkit::{PATIENCE, is_running, talk, wait_until};
+
+fn app(args: &[&str], program: &str) -> Running {
+    run(args.iter().map(|arg| (*arg).to_owned()).chain([node(program).display().to_string()]))
+}
+
+/// Another one, in the same place.
+fn beside(first: &Running, args: &[&str], program: &str) -> Running {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "--log", "json"]).args(args).arg(node(program));
+    start_in(first.runtime.clone(), command)
+}
+
+fn show(app: &Running, name: &str) -> Value {
+    let (code, out, err) = app.troop(["show", name, "--json"]);
+    assert_eq!(code, 0, "{err}");
+    serde_json::from_str::<Vec<Value>>(&out).unwrap().remove(0)
+}
+
+fn served_by(port: u16) -> String {
+    talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n").unwrap().rsplit("\r\n").next().unwrap().to_owned()
+}
+
+#[test]
+fn apps_are_listed_and_shown() {
+    let mut first = app(&["-w", "2", "--name", "web"], "hello.js");
+    let port = first.listening(2);
+    let mut second = beside(&first, &["-w", "1", "--policy", "steered"], "hello.js");
+    second.listening(1);
+    let mut third = beside(&first, &["-w", "1"], "hello.js");
+    third.listening(1);
+    served_by(port);
+    let (code, out, _) = first.troop(["ls"]);
+    assert_eq!(code, 0);
+    let rows: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
+    let names: Vec<_> = rows.iter().map(|row| row[0]).collect();
+    // Without a name they are called as their programs, and those that are alike get a number.
+    assert_eq!(names, ["NAME", "hello", "hello-2", "web"]);
+    let expected = ["web", &first.child.id().to_string(), "running", "2/2", "0"];
+    assert_eq!(rows[3][..5], expected);
+    assert_eq!(rows[3].last().unwrap(), &format!("127.0.0.1:{port}"));
+
+    let web = show(&first, "web");
+    let workers: BTreeSet<u64> =
+        web["workers"].as_array().unwrap().iter().map(|worker| worker["pid"].as_u64().unwrap()).collect();
+    assert_eq!(workers, first.workers().iter().map(|pid| u64::from(*pid)).collect());
+    let taken: u64 = web["workers"].as_array().unwrap().iter().map(|worker| worker["stats"]["taken"].as_u64().unwrap()).sum();
+    assert_eq!(taken, 1);
+    assert!(web["workers"][0]["usage"]["rss"].as_u64().unwrap() > 10 << 20);
+    let listener = json!({ "address": format!("127.0.0.1:{port}"), "scheduling": "round-robin", "workers": 2, "waiting": 0 });
+    assert_eq!(web["listeners"], json!([listener]));
+    let (_, out, _) = first.troop(["show", "hello"]);
+    assert!(out.contains("steered") && out.contains("listening"), "{out}");
+    assert_eq!(first.troop(["list", "web", "--json"]).0, 0);
+}
+
+#[test]
+fn an_app_is_scaled_and_serves_meanwhile() {
+    let mut troop = app(&["-w", "1"], "hello.js");
+    let port = troop.listening(1);
+    assert_eq!(troop.troop(["scale", "3"]), (0, "hello: 3 workers, 1 before\n".into(), String::new()));
+    troop.listening(2);
+    assert_eq!((0..3).map(|_| served_by(port)).collect::<BTreeSet<_>>().len(), 3);
+    assert_eq!(troop.troop(["scale", "hello", "-2"]).1, "hello: 1 workers, 3 before\n");
+    troop.event("exit");
+    troop.event("exit");
+    wait_until("one worker", || show(&troop, "hello")["workers"].as_array().unwrap().len() == 1);
+    served_by(port);
+    let (code, _, err) = troop.troop(["scale", "-1"]);
+    assert_eq!((code, err.as_str()), (1, "troop: failed to use the settings: a cluster has 1 to 4096 workers, not 0\n"));
+    assert_eq!(troop.troop(["scale", "many"]).0, 2);
+}
+
+#[test]
+fn a_reload_is_waited_for() {
+    let mut troop = app(&["-w", "2"], "hello.js");
+    let port = troop.listening(2);
+    let old: Vec<u32> = troop.workers().to_vec();
+    let (code, out, err) = troop.troop(["reload", "hello"]);
+    assert_eq!((code, out.as_str()), (0, "hello: 2 workers replaced\n"), "{err}");
+    assert!(err.contains("takes over from worker 1"), "{err}");
+    for _ in 0..4 {
+        assert!(!old.contains(&served_by(port).split(' ').next().unwrap().parse().unwrap()));
+    }
+}
+
+#[test]
+fn a_reload_that_fails_says_why_and_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let broken = directory.path().join("broken");
+    let arguments = ["-w", "2", "--name", "web"].map(String::from).into_iter();
+    let mut troop = run(arguments.chain([node("fails_on_reload.js").display().to_string(), broken.display().to_string()]));
+    troop.listening(2);
+    std::fs::write(&broken, "").unwrap();
+    let (code, _, err) = troop.troop(["reload"]);
+    assert_eq!(code, 1);
+    for part in ["the new worker ended with exit code 1", "0 workers had been replaced", "the new version is broken"] {
+        assert!(err.contains(part), "{part} in {err}");
+    }
+    assert!(troop.workers()[..2].iter().all(|pid| is_running(*pid)));
+    std::fs::remove_file(&broken).unwrap();
+    assert_eq!(troop.troop(["reload", "--json"]).1, "{\"replaced\":2}\n");
+}
+
+#[test]
+fn of_two_reloads_at_a_time_one_is_refused() {
+    let mut troop = app(&["-w", "4"], "hello.js");
+    troop.listening(4);
+    let first = troop.command(["reload"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    troop.event("reload-started");
+    let (code, _, err) = troop.troop(["reload"]);
+    assert_eq!((code, err.as_str()), (1, "troop: a reload is under way, or the app is stopping\n"));
+    assert!(first.wait_with_output().unwrap().status.success());
+}
+
+#[test]
+fn an_app_is_stopped_and_waited_for() {
+    let mut troop = app(&["-w", "2"], "hello.js");
+    let port = troop.listening(2);
+    let mut slow = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    slow.write_all(b"GET /slow HTTP/1.0\r\n\r\n").unwrap();
+    served_by(port);
+    assert_eq!(troop.troop(["stop"]), (0, "hello: stopped\n".into(), String::new()));
+    // What was being served was finished first, and nothing is left.
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+    assert!(troop.workers().iter().all(|pid| !is_running(*pid)));
+    assert_eq!(troop.end().0, Some(0));
+    assert_eq!(troop.troop(["stop"]), (3, String::new(), "troop: no app is running\n".into()));
+    assert_eq!(troop.troop(["ls", "--json"]).1, "[]\n");
+}
+
+#[test]
+fn whoever_does_not_want_to_wait_stops_at_once() {
+    let mut troop = app(&["-w", "1"], "stays.js");
+    troop.listening(1);
+    assert_eq!(troop.troop(["stop", "--quick", "all"]).0, 0);
+    assert!(troop.workers().iter().all(|pid| !is_running(*pid)));
+}
+
+#[test]
+fn the_policy_of_an_app_that_runs_is_changed() {
+    let mut troop = app(&["-w", "2"], "hello.js");
+    let port = troop.listening(2);
+    assert_eq!(troop.troop(["policy", "sticky"]), (0, "hello: sticky\n".into(), String::new()));
+    assert_eq!(show(&troop, "hello")["listeners"][0]["scheduling"], "sticky");
+    assert_eq!((0..6).map(|_| served_by(port)).collect::<BTreeSet<_>>().len(), 1);
+    let (_, out, _) = troop.troop(["policy", "hello", "steered"]);
+    assert!(out.contains("only when opened the next time"), "{out}");
+    assert_eq!(show(&troop, "hello")["listeners"][0]["scheduling"], "sticky");
+    assert_eq!(troop.troop(["policy", "hello", "sideways"]).0, 2);
+}
+
+#[test]
+fn signals_reach_the_workers_that_are_meant() {
+    let mut troop = app(&["-w", "2"], "hello.js");
+    troop.listening(2);
+    assert_eq!(troop.troop(["signal", "KILL", "--worker", "2"]).1, "hello: sent to 1 workers\n");
+    let exit = troop.event("exit");
+    assert_eq!((&exit["worker"], &exit["signal"]), (&json!(2), &json!("SIGKILL")));
+    let (code, _, err) = troop.troop(["signal", "hello", "9", "--worker", "77"]);
+    assert_eq!((code, err.as_str()), (1, "troop: there is no worker 77\n"));
+    assert_eq!(troop.troop(["signal", "SIGNONSENSE"]).0, 2);
+}
+
+#[test]
+fn events_are_followed_to_the_end() {
+    let mut troop = app(&["-w", "1"], "hello.js");
+    troop.listening(1);
+    let mut follower = troop.command(["events", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines().map(Result::unwrap);
+    // It follows from when it is there, so that something has to happen until it sees something.
+    let worker = std::thread::spawn(move || {
+        let first: Value = serde_json::from_str(&lines.next().unwrap()).unwrap();
+        (first, lines.count())
+    });
+    wait_until("an event", || {
+        troop.troop(["scale", "+1"]);
+        std::thread::sleep(Duration::from_millis(50));
+        worker.is_finished() || troop.troop(["ls", "--json"]).1.contains("\"wanted\": 3")
+    });
+    assert_eq!(troop.troop(["stop"]).0, 0);
+    let (first, rest) = worker.join().unwrap();
+    assert!(first["event"].is_string() && first["text"].is_string(), "{first}");
+    assert!(rest > 2);
+    follower.wait().unwrap();
+}
+
+#[test]
+fn a_name_is_given_once_and_must_be_one() {
+    let mut troop = app(&["-w", "1", "--name", "web"], "hello.js");
+    troop.listening(1);
+    let (code, log) = beside(&troop, &["--name", "web"], "hello.js").end();
+    assert_eq!((code, log.as_str()), (Some(1), "troop: an app \"web\" runs already: see `troop ls`, or choose another --name"));
+    for bad in ["../web", "all", ""] {
+        assert_eq!(beside(&troop, &["--name", bad], "hello.js").end().0, Some(2));
+    }
+    let (code, _, err) = troop.troop(["reload", "wbe"]);
+    assert_eq!((code, err.as_str()), (3, "troop: there is no app \"wbe\"; running: web\n"));
+    // A primary that was killed leaves a socket, and no name.
+    troop.child.kill().unwrap();
+    troop.child.wait().unwrap();
+    assert_eq!(troop.troop(["show", "web"]).0, 3);
+    let mut next = beside(&troop, &["-w", "1", "--name", "web"], "hello.js");
+    next.listening(1);
+    assert_eq!(next.troop(["show", "web"]).0, 0);
+}
+
+#[test]
+fn who_abuses_the_control_socket_disturbs_nobody() {
+    let mut troop = app(&["-w", "1", "--name", "web"], "hello.js");
+    troop.listening(1);
+    let path = troop.runtime.path().join("troop/web.sock");
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    let connect = || UnixStream::connect(&path).unwrap();
+    let answer = |request: &[u8]| {
+        let mut stream = connect();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        // It may be cut off before it has said it all.
+        let _ = stream.write_all(request);
+        let mut line = String::new();
+        let _ = BufReader::new(stream).read_line(&mut line);
+        line
+    };
+    // Silent ones, one that follows everything and reads nothing, and one that leaves in the middle of its request.
+    let silent: Vec<_> = (0..20).map(|_| connect()).collect();
+    let mut deaf = connect();
+    deaf.write_all(b"{\"troop\":1,\"do\":\"events\"}\n").unwrap();
+    connect().write_all(b"{\"troop\":").unwrap();
+    for (request, part) in [
+        (&b"hello\n"[..], "this is no request"),
+        (b"{\"troop\":2,\"do\":\"snapshot\"}\n", "version 2 is not spoken"),
+        (b"{\"troop\":1,\"do\":\"dance\"}\n", "unknown variant `dance`"),
+        (b"{\"troop\":1,\"do\":\"scale\",\"workers\":1000000}\n", "1 to 4096"),
+        (b"{\"troop\":1,\"do\":\"scale\",\"workers\":null,\"by\":9223372036854775807}\n", "1 to 4096"),
+        (b"{\"troop\":1,\"do\":\"signal\",\"signal\":-5,\"worker\":null}\n", "failed"),
+        (b"\xff\xfe\n", "this is no request"),
+    ] {
+        let line = answer(request);
+        assert!(line.contains("\"failed\"") && line.contains(part), "{line}");
+    }
+    answer(&vec![b'x'; 1 << 20]);
+    for _ in 0..40 {
+        assert_eq!(troop.troop(["show", "web"]).0, 0);
+    }
+    drop(silent);
+}
+
+#[test]
+fn where_others_could_get_in_there_is_no_control_socket() {
+    let mut troop = app(&["-w", "1"], "hello.js");
+    troop.listening(1);
+    let open = tempfile::tempdir().unwrap();
+    std::fs::create_dir(open.path().join("troop")).unwrap();
+    std::fs::set_permissions(open.path().join("troop"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "--log", "json", "-w", "1"]).arg(node("hello.js"));
+    let mut other = start_in(open.into(), command);
+    // It serves all the same, and says so.
+    served_by(other.listening(1));
+    assert!(other.seen.iter().any(|line| line.contains("without a control socket") && line.contains("mode 700")));
+    let (code, _, err) = other.troop(["ls"]);
+    assert!(code == 1 && err.contains("set TROOP_RUNTIME_DIR"), "{err}");
+}

@@ -1,0 +1,52 @@
+//! Looks at everything at once, for those who show it.
+
+use super::Driver;
+use crate::primary::snapshot::{ListenerSnapshot, Phase, Snapshot, WorkerSnapshot, millis};
+
+impl Driver {
+    pub(super) fn snapshot(&mut self) -> Snapshot {
+        let all: Vec<_> = self.processes.keys().copied().collect();
+        all.into_iter().for_each(|worker| self.count(worker));
+        self.act();
+        let supervisor = self.supervisor.as_ref();
+        let leaving = |worker| supervisor.and_then(|s| s.leaves_by(worker)).map(|at| millis(at.since(self.now)));
+        let mut workers: Vec<_> = self
+            .processes
+            .iter()
+            .filter_map(|(id, process)| {
+                let status = self.core.status(*id)?;
+                Some(WorkerSnapshot {
+                    id: *id,
+                    pid: status.pid,
+                    slot: status.slot,
+                    state: status.state,
+                    age_ms: millis(self.now.since(process.since)),
+                    leaving_ms: leaving(*id),
+                    weight: status.weight,
+                    stats: status.stats,
+                    usage: None,
+                })
+            })
+            .collect();
+        workers.sort_by_key(|worker| (worker.slot, worker.id));
+        let listeners = self.core.listeners().filter_map(|id| {
+            let (workers, waiting) = self.core.listener_load(id);
+            let scheduling = self.core.scheduling(id)?.to_string();
+            Some(ListenerSnapshot { address: self.core.bound_address(id)?.to_string(), scheduling, workers, waiting })
+        });
+        Snapshot {
+            pid: std::process::id(),
+            uptime_ms: millis(self.origin.elapsed()),
+            phase: match supervisor {
+                Some(s) if s.is_stopping() => Phase::Stopping,
+                Some(s) if s.is_reloading() => Phase::Reloading,
+                _ => Phase::Running,
+            },
+            wanted: supervisor.map(|s| s.wanted()),
+            restarts: supervisor.map_or(0, |s| s.unexpected_ends()),
+            usage: None,
+            listeners: listeners.collect(),
+            workers,
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! How a cluster stands, at one moment.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use troop_core::WorkerId;
+use troop_core::primary::{WorkerState, WorkerStats};
+
+/// A cluster at one moment: what everything reads that shows one. From [`Cluster::snapshot`](crate::Cluster::snapshot). Times are in
+/// milliseconds, sizes in bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// The primary's process.
+    pub pid: u32,
+    /// For how long it has been there.
+    pub uptime_ms: u64,
+    /// What it does.
+    pub phase: Phase,
+    /// How many workers there should be; `None` if the program forks.
+    pub wanted: Option<usize>,
+    /// How many supervised workers have ended unexpectedly so far.
+    pub restarts: u64,
+    /// The primary's memory in use and its CPU time.
+    pub usage: Option<Usage>,
+    /// All workers whose processes are there, by slot.
+    pub workers: Vec<WorkerSnapshot>,
+    /// What they listen on.
+    pub listeners: Vec<ListenerSnapshot>,
+}
+
+/// What a cluster does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Phase {
+    /// It serves, or is starting to.
+    Running,
+    /// It replaces its workers.
+    Reloading,
+    /// It is ending.
+    Stopping,
+}
+
+/// What a process uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Usage {
+    /// CPU time so far, of its user and system parts together.
+    pub cpu_ms: u64,
+    /// Resident memory.
+    pub rss: u64,
+}
+
+impl Usage {
+    /// Of a process; `None` if it has ended, or must not be looked at.
+    fn of(pid: u32) -> Option<Usage> {
+        let usage = troop_sys::diag::usage(pid)?;
+        Some(Usage { cpu_ms: millis(usage.cpu), rss: usage.rss })
+    }
+}
+
+/// One worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct WorkerSnapshot {
+    /// Its number.
+    pub id: WorkerId,
+    /// Its process.
+    pub pid: u32,
+    /// Its place among the workers; a successor has the same one.
+    pub slot: u32,
+    /// Node's `worker.state`.
+    pub state: WorkerState,
+    /// For how long it has been there.
+    pub age_ms: u64,
+    /// It is to finish, and will be killed after this time.
+    pub leaving_ms: Option<u64>,
+    /// Its part of the connections.
+    pub weight: u32,
+    /// Its counters.
+    pub stats: WorkerStats,
+    /// Its memory in use and its CPU time.
+    pub usage: Option<Usage>,
+}
+
+/// One listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ListenerSnapshot {
+    /// What it is bound to, such as `127.0.0.1:8000`.
+    pub address: String,
+    /// How its connections are spread: what was chosen, or what it had to be instead.
+    pub scheduling: String,
+    /// How many workers listen there.
+    pub workers: usize,
+    /// Connections that wait in the primary for a worker.
+    pub waiting: usize,
+}
+
+impl Snapshot {
+    /// Adds what is to be had without the primary.
+    pub(crate) fn complete(&mut self) {
+        self.usage = Usage::of(self.pid);
+        self.workers.iter_mut().for_each(|worker| worker.usage = Usage::of(worker.pid));
+    }
+}
+
+pub(crate) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
