@@ -33,6 +33,15 @@ pub(crate) enum Command {
     Stop(Stop),
     Policy(Policy),
     Signal(Signal),
+    Check(Check),
+}
+
+/// Read a troop.toml and say what is wrong with it, without starting anything
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// The file
+    #[arg(default_value = crate::config::USUAL)]
+    pub(crate) file: PathBuf,
 }
 
 /// Look at one app or all.
@@ -166,12 +175,13 @@ pub(crate) struct Signal {
 ///
 /// The program listens as it always does; its copies share the port. Workers that die are started again. SIGHUP replaces them one by
 /// one without losing a connection, SIGTERM and SIGINT end them gracefully, a second one at once.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:
   troop run server.js                  one worker per CPU, on the port that server.js listens on
   troop run -w 4 --policy steered ./my-server --port 8000
   troop run --policy 8000=sticky:proxy=pass --policy 9000=p2c server.js
   troop run --env NODE_ENV=production --cwd /srv/app server.js
+  troop run web                        the app web of the troop.toml that is here
   troop run --name web server.js       …and then, elsewhere: troop ls, troop reload web, troop scale web 8, troop stop web
 
 Exit codes: 0 after a graceful end, 1 if the workers cannot be kept running, 2 for wrong arguments.")]
@@ -181,8 +191,9 @@ pub(crate) struct Run {
     pub(crate) name: Option<String>,
 
     /// How many workers: a number, or `auto` for one per CPU that this process may use (its affinity and cgroup quota count)
-    #[arg(short, long, value_name = "N|auto", default_value = "auto", value_parser = workers)]
-    pub(crate) workers: Workers,
+    /// [default: auto]
+    #[arg(short, long, value_name = "N|auto", value_parser = workers)]
+    pub(crate) workers: Option<Workers>,
 
     /// How connections are spread; may be repeated, with ADDR= for the listeners of one port, address or path.
     ///
@@ -209,16 +220,21 @@ pub(crate) struct Run {
     #[arg(long)]
     pub(crate) silent: bool,
 
-    /// How long a worker may take to finish before it is killed
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
-    pub(crate) grace: Duration,
+    /// How long a worker may take to finish before it is killed [default: 30]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) grace: Option<Duration>,
 
-    /// How events are written to standard error
-    #[arg(long, value_enum, default_value_t = LogFormat::Human)]
-    pub(crate) log: LogFormat,
+    /// How events are written to standard error [default: human]
+    #[arg(long, value_enum)]
+    pub(crate) log: Option<LogFormat>,
 
-    /// The program: a script (.js, .mjs, .cjs, .ts) runs under node, anything else as itself
-    pub(crate) program: OsString,
+    /// A file with apps; PROGRAM is the name of one of them then. What is typed goes before what the file says
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// The program: a script (.js, .mjs, .cjs, .ts) runs under node, anything else as itself. Or an app of the troop.toml that is here;
+    /// may be left out if that has only one
+    pub(crate) program: Option<OsString>,
 
     /// The program's arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -235,7 +251,8 @@ pub(crate) struct Chosen {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Workers(pub(crate) usize);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum LogFormat {
     /// One sentence per event
     Human,
@@ -243,7 +260,7 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-fn workers(text: &str) -> Result<Workers, String> {
+pub(crate) fn workers(text: &str) -> Result<Workers, String> {
     match text {
         "auto" | "max" => Ok(Workers(troop::available_workers())),
         _ => match text.parse() {
@@ -262,11 +279,15 @@ fn chosen(text: &str) -> Result<Chosen, BadScheduling> {
     }
 }
 
+/// What an app may be called.
+pub(crate) const NAME_RULE: &str =
+    "it must consist of up to 64 letters, digits, `.`, `_` and `-`, begin with none of `.-`, and not be `all`";
+
 fn name(text: &str) -> Result<String, String> {
     if place::is_name(text) {
         return Ok(text.into());
     }
-    Err("it must consist of up to 64 letters, digits, `.`, `_` and `-`, begin with none of `.-`, and not be `all`".into())
+    Err(NAME_RULE.into())
 }
 
 fn to(text: &str) -> Result<To, String> {
@@ -288,7 +309,7 @@ fn variable(text: &str) -> Result<(OsString, OsString), String> {
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let number = text.parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
     number.filter(|d| d.as_secs() <= 86_400).ok_or_else(|| "it must be a number of seconds from 0 to 86400".into())
 }

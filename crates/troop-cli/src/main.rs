@@ -1,8 +1,10 @@
 //! `troop`: runs any program as a cluster.
 
 mod args;
+mod config;
 mod control;
 mod log;
+mod plan;
 mod program;
 mod run;
 mod verbs;
@@ -13,7 +15,7 @@ use clap::Parser;
 
 use args::Command;
 use control::client::Trouble;
-use verbs::{look, steer};
+use verbs::{check, look, steer};
 
 /// The exit code when there is no such app.
 const NO_APP: u8 = 3;
@@ -22,6 +24,7 @@ fn main() -> ExitCode {
     let args::Troop { command } = args::Troop::parse();
     let result = match command {
         Command::Run(args) => return run(args),
+        Command::Check(args) => check::check(&args).map_err(Trouble::Nonsense),
         Command::Ls(args) => look::ls(&args),
         Command::Show(args) => look::show(&args),
         Command::Events(args) => look::events(&args),
@@ -45,7 +48,8 @@ fn run(args: args::Run) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             log::say(&format!("troop: {e}"));
-            ExitCode::FAILURE
+            // As for what cannot be typed.
+            ExitCode::from(if matches!(e, run::Refused::Nonsense(_)) { 2 } else { 1 })
         }
     }
 }

@@ -3,17 +3,19 @@
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use troop::{Cluster, Error, Stdio};
+use troop::{Cluster, Error};
 
-use crate::args::{Chosen, Run};
+use crate::args::Run;
 use crate::control::place::{self, Claim, Unclaimed};
 use crate::control::server::{self, Identity};
 use crate::log::{self, Log};
-use crate::program;
+use crate::plan;
 
 /// Why it did not run, or does not any more.
 #[derive(Debug)]
 pub(crate) enum Refused {
+    /// What was typed, or what the file says, makes no sense.
+    Nonsense(String),
     /// An app of this name runs.
     Taken(String),
     Failed(Error),
@@ -28,6 +30,7 @@ impl From<Error> for Refused {
 impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Refused::Nonsense(text) => f.write_str(text),
             Refused::Taken(name) => write!(f, "an app {name:?} runs already: see `troop ls`, or choose another --name"),
             Refused::Failed(e) => f.write_str(&e.chain()),
         }
@@ -35,38 +38,24 @@ impl std::fmt::Display for Refused {
 }
 
 pub(crate) fn run(args: Run) -> Result<(), Refused> {
-    let debugged = is_debugged(&args);
-    let program = Path::new(&args.program).display().to_string();
-    let mut setup = program::setup(&args.program, args.args)?
-        // So that Ctrl-C reaches this process alone, which tells the workers in its own way.
-        .own_process_group(true)
-        .stdin(Stdio::Null)
-        .stdout(if args.silent { Stdio::Null } else { Stdio::Inherit })
-        .stderr(if args.silent { Stdio::Capture } else { Stdio::Forward });
-    for (name, value) in args.env {
-        setup = setup.env(name, value);
-    }
-    if let Some(cwd) = args.cwd {
-        setup = setup.cwd(cwd);
-    }
-    let mut builder = Cluster::builder().workers(args.workers.0).setup(setup).grace(args.grace);
-    if debugged {
+    let (plan, source) = plan::plan(args).map_err(Refused::Nonsense)?;
+    let mut builder =
+        Cluster::builder().workers(plan.workers).setup(plan.setup()?).grace(plan.grace).weights(plan.weights.clone());
+    if plan.is_debugged() {
         // A worker that stands at a breakpoint does not answer, and must not be killed for it.
         builder = builder.hung_after(None);
     }
-    for Chosen { listeners, scheduling } in args.policy {
-        builder = match listeners {
-            Some(listeners) => builder.scheduling_of(listeners, scheduling),
-            None => builder.scheduling(scheduling),
-        };
+    if let Some(policy) = plan.policy.clone() {
+        builder = builder.scheduling(policy);
     }
-    builder = builder.weights(args.weights);
-    let mut log = Log::new(args.log);
-    let claim = match claim(args.name.as_deref(), Path::new(&args.program)) {
-        Ok(claim) => claim,
-        Err(Unclaimed::Taken) => {
-            return Err(Refused::Taken(args.name.unwrap_or_default()));
-        }
+    for (listener, policy) in plan.listeners.clone() {
+        let listener = listener.parse().map_err(|e: troop::BadScheduling| Refused::Nonsense(e.to_string()))?;
+        builder = builder.scheduling_of(listener, policy);
+    }
+    let mut log = Log::new(plan.log);
+    let claim = match claim(plan.name.as_deref(), Path::new(&plan.program)) {
+        Ok(claim) => Some(claim),
+        Err(Unclaimed::Taken) => return Err(Refused::Taken(plan.name.unwrap_or_default())),
         Err(Unclaimed::Io(e)) => {
             // In a container, say, where nothing can be written. It serves all the same.
             log::say(&format!("troop: without a control socket, so that `troop ls` and others do not find this app: {e}"));
@@ -75,7 +64,7 @@ pub(crate) fn run(args: Run) -> Result<(), Refused> {
     };
     let mut _claimed = None;
     if let Some((claim, listener)) = claim {
-        let identity = Identity { name: claim.name.clone(), program };
+        let identity = Identity { name: claim.name.clone(), plan, source };
         builder = builder.on_start(move |cluster| {
             if let Err(e) = server::start(listener, cluster, identity) {
                 log::say(&format!("troop: cannot answer `troop ls` and others: {e}"));
@@ -86,18 +75,9 @@ pub(crate) fn run(args: Run) -> Result<(), Refused> {
     Ok(builder.on_event(move |event| log.event(event)).run()?)
 }
 
-type Claimed = Option<(Claim, UnixListener)>;
-
-fn claim(name: Option<&str>, program: &Path) -> Result<Claimed, Unclaimed> {
+fn claim(name: Option<&str>, program: &Path) -> Result<(Claim, UnixListener), Unclaimed> {
     match name {
-        Some(name) => place::claim(name, true).map(Some),
-        None => place::claim(&place::name_of(program), false).map(Some),
+        Some(name) => place::claim(name, true),
+        None => place::claim(&place::name_of(program), false),
     }
-}
-
-/// Whether Node's inspector is asked for.
-fn is_debugged(args: &Run) -> bool {
-    let options = args.env.iter().filter(|(name, _)| name == "NODE_OPTIONS").map(|(_, value)| value.clone());
-    let options = options.chain(std::env::var_os("NODE_OPTIONS"));
-    args.args.iter().cloned().chain(options).any(|text| text.to_string_lossy().contains("--inspect"))
 }

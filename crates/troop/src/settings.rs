@@ -95,6 +95,7 @@ pub struct Setup {
     args: Option<Vec<OsString>>,
     cwd: Option<PathBuf>,
     env: BTreeMap<OsString, OsString>,
+    env_removed: Vec<OsString>,
     stdio: [Option<Stdio>; 3],
     uid: Option<u32>,
     gid: Option<u32>,
@@ -141,6 +142,12 @@ impl Setup {
     /// The working directory.
     pub fn cwd(mut self, directory: impl Into<PathBuf>) -> Setup {
         self.cwd = Some(directory.into());
+        self
+    }
+
+    /// Takes back an [`Setup::env`] of an earlier setup.
+    pub fn env_remove(mut self, name: impl Into<OsString>) -> Setup {
+        self.env_removed.push(name.into());
         self
     }
 
@@ -223,6 +230,9 @@ impl Setup {
         settings.uid = self.uid.or(settings.uid);
         settings.gid = self.gid.or(settings.gid);
         settings.groups = self.groups.or(settings.groups.take());
+        for name in self.env_removed {
+            settings.env.remove(&name);
+        }
         settings.env.extend(self.env);
     }
 }

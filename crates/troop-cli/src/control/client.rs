@@ -12,6 +12,8 @@ use super::{Answer, App, Ask, Failure, Request, VERSION, place};
 pub(crate) enum Trouble {
     /// There is no such app.
     NoApp(String),
+    /// A file makes no sense.
+    Nonsense(String),
     /// The app says so.
     Failed(Failure),
     /// It cannot be talked to.
@@ -21,7 +23,7 @@ pub(crate) enum Trouble {
 impl std::fmt::Display for Trouble {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Trouble::NoApp(text) => f.write_str(text),
+            Trouble::NoApp(text) | Trouble::Nonsense(text) => f.write_str(text),
             Trouble::Failed(failure) => f.write_str(&failure.message),
             Trouble::Io(doing, e) => write!(f, "{doing}: {e}"),
         }

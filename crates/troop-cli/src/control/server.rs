@@ -4,7 +4,8 @@
 //! to take an answer.
 
 use std::os::unix::net::UnixListener as StdListener;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -16,6 +17,7 @@ use troop::{Cluster, Event, Events, Progress, WorkerHandle, WorkerId};
 
 use super::{Answer, App, Ask, Failure, Request, VERSION};
 use crate::log;
+use crate::plan::{Plan, Source};
 
 /// Clients at a time; more wait in the kernel.
 const MOST_CLIENTS: usize = 32;
@@ -28,14 +30,16 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(crate) struct Identity {
     pub(crate) name: String,
-    pub(crate) program: String,
+    pub(crate) plan: Plan,
+    pub(crate) source: Source,
 }
 
 /// Answers until the process ends.
 pub(crate) fn start(listener: StdListener, cluster: Cluster, identity: Identity) -> std::io::Result<()> {
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let server = Arc::new(Server { cluster, identity });
+    let Identity { name, plan, source } = identity;
+    let server = Arc::new(Server { cluster, name, source, plan: Mutex::new(plan) });
     let serve = move || {
         runtime.block_on(async {
             let Ok(listener) = UnixListener::from_std(listener) else { return };
@@ -61,7 +65,10 @@ pub(crate) fn start(listener: StdListener, cluster: Cluster, identity: Identity)
 
 struct Server {
     cluster: Cluster,
-    identity: Identity,
+    name: String,
+    source: Source,
+    /// What runs, as far as it was planned.
+    plan: Mutex<Plan>,
 }
 
 /// The client has gone, or does not take what it asked for.
@@ -121,8 +128,7 @@ impl Server {
 
     async fn snapshot(&self) -> Result<Value, Failure> {
         let snapshot = self.cluster.snapshot().await.map_err(|e| failed(&e))?;
-        let Identity { name, program } = &self.identity;
-        let (name, program) = (name.clone(), program.clone());
+        let (name, program) = (self.name.clone(), Path::new(&self.plan().program).display().to_string());
         let app = App { name, program, version: env!("CARGO_PKG_VERSION").into(), snapshot };
         serde_json::to_value(app).map_err(|e| Failure::new("failed", e.to_string()))
     }
@@ -161,7 +167,52 @@ impl Server {
         Ok(json!({ "workers": reached }))
     }
 
+    fn plan(&self) -> Plan {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has another plan used from now on. Returns what that changes, for people.
+    async fn switch(&self, before: &Plan, after: Plan) -> Result<Vec<String>, Failure> {
+        let bad = |text: String| Failure::new("bad-request", text);
+        let (mut changes, late) = before.changes(&after);
+        let mut setup = after.setup().map_err(|e| bad(e.chain()))?;
+        for gone in before.env.keys().filter(|name| !after.env.contains_key(*name)) {
+            setup = setup.env_remove(gone);
+        }
+        self.cluster.setup(setup).map_err(|e| failed(&e))?;
+        if before.workers != after.workers {
+            self.cluster.scale(after.workers).map_err(|e| failed(&e))?;
+        }
+        let mut later = Vec::new();
+        if before.policy != after.policy {
+            let policy = after.policy.clone().unwrap_or_default();
+            later.extend(self.cluster.set_scheduling(None, policy).await.map_err(|e| failed(&e))?);
+        }
+        for (listener, policy) in before.policies(&after) {
+            let listener = listener.parse().map_err(|e: troop::BadScheduling| bad(e.to_string()))?;
+            later.extend(self.cluster.set_scheduling(Some(listener), policy).await.map_err(|e| failed(&e))?);
+        }
+        changes.extend(later.iter().map(|at| format!("the policy of {at} only when it is opened the next time")));
+        changes.extend(late.into_iter().map(|name| format!("{name} only at the next start")));
+        *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = after;
+        Ok(changes)
+    }
+
     async fn reload(&self, stream: &mut UnixStream) -> Result<Result<Value, Failure>, Gone> {
+        // The file may have changed.
+        let before = self.plan();
+        let after = match self.source.plan() {
+            Ok(after) => after,
+            Err(text) => return Ok(Err(Failure::new("bad-request", text))),
+        };
+        match self.switch(&before, after.clone()).await {
+            Ok(changes) if changes.is_empty() => {}
+            Ok(changes) => {
+                let text = format!("changed: {}", changes.join("; "));
+                say(stream, &Answer::Event(json!({ "event": "changed", "changes": changes, "text": text }))).await?;
+            }
+            Err(failure) => return Ok(Err(failure)),
+        }
         let mut events = self.cluster.events();
         if let Err(e) = self.cluster.reload() {
             return Ok(Err(failed(&e)));
@@ -178,6 +229,8 @@ impl Server {
                 Event::Supervision(Progress::Replaced { .. }) if began => replaced += 1,
                 Event::Supervision(Progress::ReloadFinished) if began => return Ok(Ok(json!({ "replaced": replaced }))),
                 Event::Supervision(Progress::ReloadFailed { reason }) if began => {
+                    // So that a worker that is started again is like those that serve.
+                    let _ = self.switch(&after, before).await;
                     let mut text = format!("{reason}; {replaced} workers had been replaced, the others go on");
                     if let Some(words) = fallen.and_then(|worker| worker.last_stderr(LAST_WORDS)).filter(|w| !w.trim().is_empty())
                     {
