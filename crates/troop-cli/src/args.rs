@@ -34,6 +34,24 @@ pub(crate) enum Command {
     Policy(Policy),
     Signal(Signal),
     Check(Check),
+    Completions(Completions),
+    /// Write manual pages into a directory, one for each command
+    Man(Man),
+}
+
+/// Write a shell's completions to standard output
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  troop completions bash > /etc/bash_completion.d/troop
+  troop completions fish > ~/.config/fish/completions/troop.fish")]
+pub(crate) struct Completions {
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Man {
+    /// Where to
+    pub(crate) directory: PathBuf,
 }
 
 /// Read a troop.toml and say what is wrong with it, without starting anything
@@ -174,7 +192,8 @@ pub(crate) struct Signal {
 /// Run a program as a cluster, in the foreground
 ///
 /// The program listens as it always does; its copies share the port. Workers that die are started again. SIGHUP replaces them one by
-/// one without losing a connection, SIGTERM and SIGINT end them gracefully, a second one at once.
+/// one without losing a connection, SIGTERM and SIGINT end them gracefully, a second one or SIGQUIT at once. SIGTTIN and SIGTTOU start one
+/// more and one less.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:
   troop run server.js                  one worker per CPU, on the port that server.js listens on

@@ -9,9 +9,10 @@ mod program;
 mod run;
 mod verbs;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 
 use args::Command;
 use control::client::Trouble;
@@ -24,6 +25,15 @@ fn main() -> ExitCode {
     let args::Troop { command } = args::Troop::parse();
     let result = match command {
         Command::Run(args) => return run(args),
+        Command::Completions(args) => {
+            // By way of memory: nothing can be done about a standard output that is closed.
+            let mut script = Vec::new();
+            clap_complete::generate(args.shell, &mut args::Troop::command(), "troop", &mut script);
+            let _ = std::io::stdout().write_all(&script);
+            Ok(())
+        }
+        Command::Man(args) => clap_mangen::generate_to(args::Troop::command(), &args.directory)
+            .map_err(|e| Trouble::Io(format!("write manual pages into {}", args.directory.display()), e)),
         Command::Check(args) => check::check(&args).map_err(Trouble::Nonsense),
         Command::Ls(args) => look::ls(&args),
         Command::Show(args) => look::show(&args),

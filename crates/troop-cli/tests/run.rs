@@ -53,6 +53,34 @@ fn of_a_program_that_uses_cluster_itself_the_workers_part_runs() {
 }
 
 #[test]
+fn signals_scale_it_and_end_it_as_people_know_them() {
+    let mut troop = run(arguments(&["-w", "1"], "stays.js"));
+    troop.listening(1);
+    troop.signal(Signal::TTIN);
+    troop.listening(1);
+    troop.signal(Signal::TTOU);
+    // The last one is told to leave; this program never does.
+    wait_until("one is too many", || troop.troop(["show", "--json"]).1.contains("\"leaving_ms\": 2"));
+    troop.signal(Signal::TTOU);
+    troop.signal(Signal::QUIT);
+    let (code, log) = troop.end();
+    assert_eq!((code, log.matches("\"signal\":\"SIGKILL\"").count()), (Some(0), 2), "{log}");
+}
+
+#[test]
+fn completions_and_manual_pages_are_written() {
+    let troop = |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_troop")).args(args).output().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(String::from_utf8_lossy(&troop(&["completions", shell]).stdout).contains("reload"), "{shell}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    assert!(troop(&["man", directory.path().to_str().unwrap()]).status.success());
+    let page = std::fs::read_to_string(directory.path().join("troop-run.1")).unwrap();
+    assert!(page.contains("SIGHUP") && page.contains("policy"));
+    assert!(directory.path().join("troop.1").exists() && directory.path().join("troop-scale.1").exists());
+}
+
+#[test]
 fn a_shared_socket_serves_too() {
     let mut troop = run(arguments(&["-w", "2", "--policy", "shared"], "hello.js"));
     let port = troop.listening(2);

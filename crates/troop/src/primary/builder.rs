@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU};
 use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Config, Primary};
 use troop_core::supervise::{self, Cause, Outcome, Supervisor};
@@ -208,7 +208,7 @@ impl Builder {
     }
 
     /// Forks the workers, keeps them running, and blocks until the end: `SIGTERM` or `SIGINT` ends them gracefully (a second one at
-    /// once), `SIGHUP` replaces them one by one. Raises this process's limit on descriptors to the hard limit; workers get the old one.
+    /// once), `SIGQUIT` at once; `SIGHUP` replaces them one by one; `SIGTTIN` and `SIGTTOU` start one more and one less, as in gunicorn. Raises this process's limit on descriptors to the hard limit; workers get the old one.
     /// As process 1 it reaps orphans too.
     ///
     /// # Errors
@@ -220,7 +220,14 @@ impl Builder {
         }
         let (mut driver, cluster) = self.driver(true)?;
         driver.descriptor_limit = troop_sys::process::raise_descriptor_limit();
-        let mut signals = vec![(SIGTERM, SignalMeans::Stop), (SIGINT, SignalMeans::Stop), (SIGHUP, SignalMeans::Reload)];
+        let mut signals = vec![
+            (SIGTERM, SignalMeans::Stop),
+            (SIGINT, SignalMeans::Stop),
+            (SIGQUIT, SignalMeans::StopNow),
+            (SIGHUP, SignalMeans::Reload),
+            (SIGTTIN, SignalMeans::OneMore),
+            (SIGTTOU, SignalMeans::OneLess),
+        ];
         if std::process::id() == 1 {
             signals.push((SIGCHLD, SignalMeans::ReapOrphans));
         }

@@ -13,7 +13,7 @@ use troop_sys::process;
 use super::{Driver, SignalMeans, UNUSED_PATIENCE};
 use crate::events::Event;
 use crate::primary::handle::WorkerHandle;
-use crate::primary::{Fork, spawn};
+use crate::primary::{Fork, MOST_WORKERS, spawn};
 
 impl Driver {
     pub(super) fn act(&mut self) {
@@ -175,6 +175,11 @@ impl Driver {
         for _ in 0..count {
             match (means, &mut self.supervisor) {
                 (SignalMeans::Stop, Some(supervisor)) => supervisor.stop(self.now),
+                (SignalMeans::StopNow, Some(supervisor)) => (0..2).for_each(|_| supervisor.stop(self.now)),
+                (SignalMeans::OneMore, Some(supervisor)) => {
+                    supervisor.scale(self.now, (supervisor.wanted() + 1).min(MOST_WORKERS))
+                }
+                (SignalMeans::OneLess, Some(supervisor)) => supervisor.scale(self.now, (supervisor.wanted() - 1).max(1)),
                 (SignalMeans::Reload, Some(supervisor)) => supervisor.reload(self.now),
                 (SignalMeans::ReapOrphans, _) => self.reap_orphans(),
                 (_, None) => {}

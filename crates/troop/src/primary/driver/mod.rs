@@ -127,6 +127,10 @@ struct Process {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SignalMeans {
     Stop,
+    /// At once.
+    StopNow,
+    OneMore,
+    OneLess,
     Reload,
     ReapOrphans,
 }
