@@ -200,6 +200,7 @@ pub(crate) struct Signal {
   troop run -w 4 --policy steered ./my-server --port 8000
   troop run --policy 8000=sticky:proxy=pass --policy 9000=p2c server.js
   troop run --env NODE_ENV=production --cwd /srv/app server.js
+  troop run -b 8000 -w 4 uvicorn app:app --fd {fd}
   troop run web                        the app web of the troop.toml that is here
   troop run --name web server.js       …and then, elsewhere: troop ls, troop reload web, troop scale web 8, troop stop web
 
@@ -213,6 +214,14 @@ pub(crate) struct Run {
     /// [default: auto]
     #[arg(short, long, value_name = "N|auto", value_parser = workers)]
     pub(crate) workers: Option<Workers>,
+
+    /// For programs that do not speak Node's protocol (gunicorn, uvicorn, Go, Rust with listenfd): listen here and give them the socket, as
+    /// systemd does (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES) and Einhorn (EINHORN_FD_0, …). May be repeated.
+    ///
+    /// ADDR is `8000`, `127.0.0.1:8000`, `udp:53` or a path. In the program's arguments, `{fd}` becomes the first socket's number, which is
+    /// 3, `{fd1}` the next one's. The kernel decides which worker accepts; workers are told to end by SIGTERM.
+    #[arg(short, long, value_name = "[NAME=]ADDR", conflicts_with_all = ["policy", "weights"])]
+    pub(crate) bind: Vec<String>,
 
     /// How connections are spread; may be repeated, with ADDR= for the listeners of one port, address or path.
     ///

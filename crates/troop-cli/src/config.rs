@@ -30,6 +30,9 @@ pub(crate) struct App {
     pub(crate) args: Vec<String>,
     #[serde(default, deserialize_with = "workers")]
     pub(crate) workers: Option<usize>,
+    /// Sockets for programs that take them by activation.
+    #[serde(default)]
+    pub(crate) bind: Vec<String>,
     pub(crate) policy: Option<Scheduling>,
     /// Policies of certain listeners, by address.
     #[serde(default)]
@@ -87,6 +90,9 @@ fn parse(text: &str, file: &Path) -> Result<BTreeMap<String, App>, String> {
         }
         for listener in app.listeners.keys() {
             listener.parse::<Pattern>().map_err(|e| format!("{shown}: app.{name}.listeners: {e}"))?;
+        }
+        if !app.bind.is_empty() && (app.policy.is_some() || !app.listeners.is_empty() || !app.weights.is_empty()) {
+            return Err(format!("{shown}: app.{name}: with `bind` the kernel spreads the connections, so there is no policy"));
         }
         if let Some(bad) = app.env.keys().find(|key| key.is_empty() || key.contains('=')) {
             return Err(format!("{shown}: app.{name}.env: {bad:?} cannot be the name of a variable"));
@@ -172,6 +178,7 @@ mod tests {
             ("[app.web]\nprogram = \"x\"\nlisteners = { \"1.2.3.4.5:x\" = \"p2c\" }", &["app.web.listeners"]),
             ("[app.\"a b\"]\nprogram = \"x\"", &["\"a b\"", "letters"]),
             ("[app.web]\nprogram = \"x\"\nenv = { \"A=B\" = \"c\" }", &["app.web.env", "A=B"]),
+            ("[app.web]\nprogram = \"x\"\nbind = [\"8000\"]\npolicy = \"p2c\"", &["app.web", "no policy"]),
             ("[app.web\nprogram = \"x\"", &["line 1"]),
             ("", &["no app"]),
             ("[apps.web]\nprogram = \"x\"", &["apps", "app"]),

@@ -21,6 +21,7 @@ pub(crate) struct Plan {
     pub(crate) program: OsString,
     pub(crate) args: Vec<OsString>,
     pub(crate) workers: usize,
+    pub(crate) bind: Vec<String>,
     pub(crate) policy: Option<Scheduling>,
     /// By listener, as they are written.
     pub(crate) listeners: BTreeMap<String, Scheduling>,
@@ -96,6 +97,7 @@ impl Source {
                 program: program.unwrap_or_default(),
                 args,
                 workers: troop::available_workers(),
+                bind: Vec::new(),
                 policy: None,
                 listeners: BTreeMap::new(),
                 weights: Vec::new(),
@@ -124,6 +126,9 @@ impl Source {
                 None => plan.policy = Some(scheduling),
             }
         }
+        if !typed.bind.is_empty() {
+            plan.bind.clone_from(&typed.bind);
+        }
         if !typed.weights.is_empty() {
             plan.weights.clone_from(&typed.weights);
         }
@@ -143,6 +148,7 @@ fn from_file(app: App, file: &Path, name: &str) -> Plan {
         args: app.args.iter().map(Into::into).collect(),
         cwd: Some(app.directory(file)),
         workers: app.workers.unwrap_or_else(troop::available_workers),
+        bind: app.bind,
         policy: app.policy,
         listeners: app.listeners,
         weights: app.weights,
@@ -156,7 +162,7 @@ fn from_file(app: App, file: &Path, name: &str) -> Plan {
 impl Plan {
     /// What workers are started with.
     pub(crate) fn setup(&self) -> Result<Setup, Error> {
-        let mut setup = program::setup(&self.program, self.args.clone())?
+        let mut setup = program::setup(&self.program, self.args.iter().map(|arg| self.with_numbers(arg)).collect())?
             // So that Ctrl-C reaches the primary alone, which tells the workers in its own way.
             .own_process_group(true)
             .stdin(Stdio::Null)
@@ -169,6 +175,13 @@ impl Plan {
             setup = setup.cwd(cwd);
         }
         Ok(setup)
+    }
+
+    /// An argument with the numbers of sockets put in.
+    fn with_numbers(&self, arg: &OsString) -> OsString {
+        let Some(text) = arg.to_str().filter(|text| !self.bind.is_empty() && text.contains("{fd")) else { return arg.clone() };
+        let text = text.replace("{fd}", "3");
+        (0..self.bind.len()).fold(text, |text, at| text.replace(&format!("{{fd{at}}}"), &(at + 3).to_string())).into()
     }
 
     /// Whether Node's inspector is asked for.
@@ -204,8 +217,12 @@ impl Plan {
         for (listener, now) in self.policies(next) {
             changes.push(format!("policy of {listener} {now}"));
         }
-        let late =
-            [(self.weights != next.weights, "weights"), (self.grace != next.grace, "grace"), (self.log != next.log, "log")];
+        let late = [
+            (self.bind != next.bind, "bind"),
+            (self.weights != next.weights, "weights"),
+            (self.grace != next.grace, "grace"),
+            (self.log != next.log, "log"),
+        ];
         (changes, late.into_iter().filter(|(differs, _)| *differs).map(|(_, name)| name).collect())
     }
 

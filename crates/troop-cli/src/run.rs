@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use troop::{Cluster, Error};
+use troop::{ActivationSocket, Cluster, Error};
 
 use crate::args::Run;
 use crate::control::place::{self, Claim, Unclaimed};
@@ -51,6 +51,13 @@ pub(crate) fn run(args: Run) -> Result<(), Refused> {
     for (listener, policy) in plan.listeners.clone() {
         let listener = listener.parse().map_err(|e: troop::BadScheduling| Refused::Nonsense(e.to_string()))?;
         builder = builder.scheduling_of(listener, policy);
+    }
+    if !plan.bind.is_empty() {
+        let sockets = plan.bind.iter().map(|text| ActivationSocket::bind(text)).collect::<Result<Vec<_>, _>>()?;
+        for socket in &sockets {
+            log::say(&format!("troop: listening on {socket}"));
+        }
+        builder = builder.activation(sockets);
     }
     let mut log = Log::new(plan.log);
     let claim = match claim(plan.name.as_deref(), Path::new(&plan.program)) {

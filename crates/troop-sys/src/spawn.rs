@@ -21,6 +21,8 @@ pub struct Command<'a> {
     pub argv: Vec<CString>,
     /// `NAME=value` pairs; nothing else is inherited.
     pub env: Vec<CString>,
+    /// A variable that is set to the new process's id, such as `LISTEN_PID`.
+    pub pid_variable: Option<&'a CStr>,
     /// Working directory; inherited if absent.
     pub cwd: Option<CString>,
     /// Which descriptor the child gets under which number. It gets no others.
@@ -111,6 +113,8 @@ struct Plan {
     fds: *mut [c_int; 3],
     fds_len: usize,
     max_target: c_int,
+    /// Where the child writes its process id, as text with a NUL; room for 20 digits and that.
+    pid_text: *mut u8,
     uid: i64,
     gid: i64,
     groups: *const u32,
@@ -134,7 +138,19 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
     let pointers = |all: &[CString]| -> Vec<*const c_char> { all.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect() };
     let candidates = pointers(&command.candidates);
     let argv = pointers(&command.argv);
-    let envp = pointers(&command.env);
+    let mut envp = pointers(&command.env);
+    let mut pid_variable = Vec::new();
+    let pid_text = match command.pid_variable {
+        None => std::ptr::null_mut(),
+        Some(name) => {
+            pid_variable.extend_from_slice(name.to_bytes());
+            pid_variable.push(b'=');
+            let at = pid_variable.len();
+            pid_variable.resize(at + 21, 0);
+            envp.insert(0, pid_variable.as_ptr().cast());
+            pid_variable[at..].as_mut_ptr()
+        }
+    };
     let mut fds: Vec<[c_int; 3]> = command.fds.iter().map(|(target, fd)| [fd.as_raw_fd(), *target, -1]).collect();
     let mut plan = Plan {
         candidates: candidates.as_ptr(),
@@ -144,6 +160,7 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
         max_target: command.fds.iter().map(|(target, _)| *target).max().unwrap_or(2).max(2),
         fds: fds.as_mut_ptr(),
         fds_len: fds.len(),
+        pid_text,
         uid: command.uid.map_or(-1, i64::from),
         gid: command.gid.map_or(-1, i64::from),
         groups: command.groups.as_ref().map_or(std::ptr::null(), |g| g.as_ptr()),
@@ -237,6 +254,9 @@ unsafe fn run(plan: *mut Plan) -> (Step, c_int) {
         if let Err(errno) = place_descriptors(plan) {
             return (Step::Descriptors, errno);
         }
+        if !plan.pid_text.is_null() {
+            write_pid(plan.pid_text);
+        }
         if !plan.cwd.is_null() && libc::chdir(plan.cwd) != 0 {
             return (Step::Directory, errno());
         }
@@ -268,6 +288,26 @@ unsafe fn run(plan: *mut Plan) -> (Step, c_int) {
             candidate = candidate.add(1);
         }
         (Step::Exec, worst)
+    }
+}
+
+/// Writes this process's id. (Not by the C library, which may remember the parent's.)
+///
+/// # Safety
+/// There must be room for 21 bytes, all of them 0.
+unsafe fn write_pid(text: *mut u8) {
+    let mut digits = [0; 20];
+    let mut count = 0;
+    // SAFETY: a system call without arguments.
+    let mut pid = unsafe { libc::syscall(libc::SYS_getpid) };
+    while count == 0 || pid > 0 {
+        digits[count] = b'0' + (pid % 10) as u8;
+        pid /= 10;
+        count += 1;
+    }
+    for (at, digit) in digits[..count].iter().rev().enumerate() {
+        // SAFETY: at most 20 digits, so this is within the room that the caller has promised.
+        unsafe { *text.add(at) = *digit };
     }
 }
 
@@ -389,6 +429,7 @@ mod tests {
             argv: vec![text("sh"), text("-c"), text(script)],
             env: vec![text("A=b"), text("PATH=/usr/bin:/bin")],
             cwd: None,
+            pid_variable: None,
             fds: Vec::new(),
             uid: None,
             gid: None,

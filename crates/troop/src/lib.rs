@@ -52,6 +52,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("troop runs on Linux");
 
+mod activation;
 pub mod blocking;
 mod channel;
 mod counted;
@@ -65,6 +66,7 @@ mod role;
 mod settings;
 mod worker;
 
+pub use activation::ActivationSocket;
 pub use counted::Counted;
 pub use error::{Error, Result};
 pub use events::{Event, Events};

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crate::activation::ActivationSocket;
 use crate::error::{Error, Result};
 
 /// What a worker's standard stream is connected to.
@@ -51,6 +53,8 @@ pub struct Settings {
     pub cwd: Option<PathBuf>,
     /// Variables on top of this process's environment.
     pub env: BTreeMap<OsString, OsString>,
+    /// Sockets that workers get instead of a channel.
+    pub(crate) activation: Option<Arc<[ActivationSocket]>>,
     /// Standard input, output and error.
     pub stdio: [Stdio; 3],
     /// User to run as.
@@ -74,6 +78,7 @@ impl Default for Settings {
             args: std::env::args_os().skip(1).collect(),
             cwd: None,
             env: BTreeMap::new(),
+            activation: None,
             stdio: [Stdio::Inherit; 3],
             uid: None,
             gid: None,
@@ -302,9 +307,16 @@ impl Settings {
         env.extend(self.env.clone());
         env.extend(extra.clone());
         // A worker that is itself a primary must not pass its own identity on.
-        env.insert(UNIQUE_ID.into(), id.to_string().into());
-        env.insert(CHANNEL_FD.into(), CHANNEL_NUMBER.to_string().into());
-        env.insert(SERIALIZATION.into(), "json".into());
+        for name in [UNIQUE_ID, CHANNEL_FD, SERIALIZATION, "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+            env.remove(OsStr::new(name));
+        }
+        if let Some(sockets) = &self.activation {
+            env.extend(activation(sockets));
+        } else {
+            env.insert(UNIQUE_ID.into(), id.to_string().into());
+            env.insert(CHANNEL_FD.into(), CHANNEL_NUMBER.to_string().into());
+            env.insert(SERIALIZATION.into(), "json".into());
+        }
         if let Some(profile) = env.get_mut(OsStr::new("LLVM_PROFILE_FILE"))
             && !profile.as_bytes().windows(2).any(|w| w == b"%p")
         {
@@ -337,6 +349,19 @@ impl Settings {
         let env = env.into_iter().map(|(name, value)| text([name, value].join(OsStr::new("=")))).collect::<Result<_>>()?;
         Ok(Prepared { candidates, argv, env, program: name.to_string_lossy().into_owned() })
     }
+}
+
+/// What tells a program of the sockets that it gets: systemd's variables and Einhorn's. (`LISTEN_PID` is the process's own affair.)
+fn activation(sockets: &[ActivationSocket]) -> Vec<(OsString, OsString)> {
+    let names: Vec<&str> = sockets.iter().map(|socket| socket.name.as_str()).collect();
+    let count = sockets.len().to_string();
+    let mut env: Vec<(OsString, OsString)> = vec![
+        ("LISTEN_FDS".into(), count.clone().into()),
+        ("LISTEN_FDNAMES".into(), names.join(":").into()),
+        ("EINHORN_FD_COUNT".into(), count.into()),
+    ];
+    env.extend((0..sockets.len()).map(|at| (format!("EINHORN_FD_{at}").into(), (at + 3).to_string().into())));
+    env
 }
 
 /// Puts the process id into a profile's file name, so that workers do not overwrite each other's.

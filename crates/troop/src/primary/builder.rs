@@ -13,6 +13,7 @@ use troop_sys::poll::Bell;
 use super::driver::{Driver, SignalMeans};
 use super::wake::{Commander, Wake};
 use super::{Cluster, Table};
+use crate::activation::ActivationSocket;
 use crate::error::{Error, Result};
 use crate::events::{Bus, Event};
 use crate::settings::{Settings, Setup};
@@ -32,6 +33,7 @@ pub struct Builder {
     weights: Vec<u32>,
     observers: Vec<Observer>,
     starters: Vec<Starter>,
+    activation: Option<Arc<[ActivationSocket]>>,
 }
 
 impl std::fmt::Debug for Builder {
@@ -62,6 +64,7 @@ impl Builder {
             weights: Vec::new(),
             observers: Vec::new(),
             starters: Vec::new(),
+            activation: None,
         }
     }
 
@@ -75,6 +78,14 @@ impl Builder {
     /// What workers are started with. Default: copies of this program with the same arguments.
     pub fn setup(mut self, setup: Setup) -> Builder {
         self.setup = setup;
+        self
+    }
+
+    /// Gives the workers these sockets instead of a channel, for programs that take sockets by activation (`LISTEN_FDS` and so on, see
+    /// `sd_listen_fds(3)`; also `EINHORN_FD_n`), and know nothing of Node's protocol. All workers accept on the same sockets. A worker
+    /// counts as ready when it has stayed up for a second, and is told to finish by `SIGTERM`.
+    pub fn activation(mut self, sockets: impl IntoIterator<Item = ActivationSocket>) -> Builder {
+        self.activation = Some(sockets.into_iter().collect());
         self
     }
 
@@ -163,7 +174,8 @@ impl Builder {
         let (bus, table) = (Arc::new(Bus::default()), Table::default());
         let core = Primary::new(self.config.clone());
         let cluster = Cluster::new(commander.clone(), bus.clone(), table.clone());
-        let driver = Driver::new(core, Settings::default(), in_thread, commander, commands, bus, table);
+        let settings = Settings { activation: self.activation.clone(), ..Settings::default() };
+        let driver = Driver::new(core, settings, in_thread, commander, commands, bus, table);
         let mut driver = driver.map_err(Error::io("set up the primary"))?;
         driver.weights.clone_from(&self.weights);
         driver.setup(self.setup.clone());

@@ -15,6 +15,8 @@ use crate::settings::{CHANNEL_NUMBER, Settings, Stdio};
 pub(crate) struct Spawned {
     pub(crate) child: spawn::Child,
     pub(crate) channel: OwnedFd,
+    /// The other end of the channel, if the program does not get it.
+    pub(crate) untold: Option<OwnedFd>,
     pub(crate) pipes: [Option<OwnedFd>; 3],
     pub(crate) tail: Option<Arc<Tail>>,
 }
@@ -64,7 +66,11 @@ pub(crate) fn spawn(
             }
         }
     }
-    let mut fds = vec![(CHANNEL_NUMBER, theirs.as_fd())];
+    let mut fds = match &settings.activation {
+        None => vec![(CHANNEL_NUMBER, theirs.as_fd())],
+        // Beginning with 3, as `sd_listen_fds(3)` wants it.
+        Some(sockets) => (3..).zip(sockets.iter()).map(|(number, socket)| (number, socket.as_fd())).collect(),
+    };
     for (number, end) in (0..).zip(&child_ends) {
         fds.push((number, end.as_ref().map_or(inherited[number as usize], AsFd::as_fd)));
     }
@@ -80,6 +86,7 @@ pub(crate) fn spawn(
         candidates: prepared.candidates.clone(),
         argv: prepared.argv.clone(),
         env: prepared.env.clone(),
+        pid_variable: settings.activation.is_some().then_some(c"LISTEN_PID"),
         cwd,
         fds,
         uid: settings.uid,
@@ -96,7 +103,9 @@ pub(crate) fn spawn(
         },
         source: e.source,
     })?;
-    Ok(Spawned { child, channel: ours, pipes, tail })
+    drop(command);
+    let untold = settings.activation.is_some().then_some(theirs);
+    Ok(Spawned { child, channel: ours, untold, pipes, tail })
 }
 
 /// Whether trying again cannot help: the program, its directory or the permission is missing.

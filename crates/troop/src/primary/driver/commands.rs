@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use troop_core::WorkerId;
 use troop_core::primary::USUAL_WEIGHT;
+use troop_core::wire::incoming;
 use troop_sys::poll::Interest;
 use troop_sys::{process, socket};
 
@@ -21,6 +22,9 @@ use crate::primary::stderr::Tail;
 use crate::primary::wake::{Command, Wake};
 use crate::primary::{Adoption, Fork};
 use crate::settings::{Settings, Setup};
+
+/// What a worker says when it is there.
+const ONLINE: &[u8] = br#"{"cmd":"NODE_CLUSTER","act":"online","seq":0}"#;
 
 impl Driver {
     pub(super) fn obey_commands(&mut self) {
@@ -152,7 +156,7 @@ impl Driver {
     pub(super) fn fork(&mut self, fork: &Fork, slot: Option<u32>) -> Result<WorkerHandle> {
         let id = self.core.fork();
         self.events.push(Event::Setup(self.settings.clone()));
-        let Spawned { child, channel, pipes, tail } =
+        let Spawned { child, channel, untold, pipes, tail } =
             spawn::spawn(&self.settings, fork, id.0, &mut self.inspectors, self.descriptor_limit, &mut self.forwarder)?;
         let watched = self
             .waiting
@@ -169,8 +173,13 @@ impl Driver {
         let leads_group = self.settings.own_process_group;
         let channel = Some(Channel::new(channel, false));
         let process =
-            Process { handle: handle.clone(), pidfd: child.pidfd, channel, leads_group, adopted: false, since: self.now };
+            Process { handle: handle.clone(), pidfd: child.pidfd, channel, untold, leads_group, adopted: false, since: self.now };
+        let tells_nothing = process.untold.is_some();
         self.processes.insert(id, process);
+        if tells_nothing && let Ok(online) = incoming::parse(ONLINE) {
+            // So this is all that will ever be known of it.
+            self.core.message(self.now, id, online);
+        }
         Ok(handle)
     }
 
@@ -219,6 +228,7 @@ impl Driver {
                 pidfd,
                 channel: Some(Channel::new(channel, advanced)),
                 leads_group: false,
+                untold: None,
                 adopted: true,
                 since: self.now,
             },

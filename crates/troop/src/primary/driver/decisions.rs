@@ -136,7 +136,8 @@ impl Driver {
             Order::Disconnect(worker) => {
                 // A worker that is replaced leaves its listeners to its successor, which may not have asked for all of them yet.
                 let keep = self.supervisor.as_ref().is_some_and(|s| !s.is_stopping());
-                if !self.core.disconnect(worker, keep) {
+                let hears = self.processes.get(&worker).is_some_and(|process| process.untold.is_none());
+                if !hears || !self.core.disconnect(worker, keep) {
                     self.kill(worker, 15);
                 }
             }

@@ -117,6 +117,8 @@ struct Process {
     handle: WorkerHandle,
     pidfd: OwnedFd,
     channel: Option<Channel>,
+    /// The worker's end of its channel, if the program does not speak it. It hears signals, then.
+    untold: Option<OwnedFd>,
     leads_group: bool,
     /// It is somebody else's child.
     adopted: bool,

@@ -29,6 +29,12 @@ impl Driver {
             })
             .collect();
         workers.sort_by_key(|worker| (worker.slot, worker.id));
+        let sockets = self.settings.activation.iter().flat_map(|sockets| sockets.iter()).map(|socket| ListenerSnapshot {
+            address: socket.address().to_owned(),
+            scheduling: "shared".into(),
+            workers: self.processes.len(),
+            waiting: socket.waiting(),
+        });
         let listeners = self.core.listeners().filter_map(|id| {
             let (workers, waiting) = self.core.listener_load(id);
             let scheduling = self.core.scheduling(id)?.to_string();
@@ -45,7 +51,7 @@ impl Driver {
             wanted: supervisor.map(|s| s.wanted()),
             restarts: supervisor.map_or(0, |s| s.unexpected_ends()),
             usage: None,
-            listeners: listeners.collect(),
+            listeners: listeners.chain(sockets).collect(),
             workers,
         }
     }

@@ -1,0 +1,101 @@
+//! Programs that take sockets by activation.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::Command;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use support::{Running, node, run};
+use troop_testkit::{is_running, talk, wait_until};
+
+/// The port of its first socket.
+fn port(troop: &Running) -> u16 {
+    let mut address = String::new();
+    wait_until("the socket", || {
+        let app = serde_json::from_str::<Value>(&troop.troop(["show", "--json"]).1).unwrap_or_default();
+        app[0]["listeners"][0]["address"].as_str().unwrap_or_default().clone_into(&mut address);
+        !address.is_empty()
+    });
+    address.rsplit(':').next().unwrap().parse().unwrap()
+}
+
+fn get(port: u16, path: &str) -> Value {
+    let answer = talk(([127, 0, 0, 1], port), &format!("GET {path} HTTP/1.0\r\n\r\n")).unwrap();
+    serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+}
+
+fn activated(args: &[&str], more: &[&str]) -> Running {
+    let program = node("activated.js").display().to_string();
+    run(args.iter().map(|a| (*a).to_owned()).chain([program]).chain(more.iter().map(|a| (*a).to_owned())))
+}
+
+#[test]
+fn a_program_finds_its_sockets_as_systemd_and_einhorn_give_them() {
+    let mut troop = activated(&["-w", "2", "-b", "web=127.0.0.1:0", "-b", "127.0.0.1:0"], &["--fd", "{fd}", "{fd1}", "{other}"]);
+    let port = port(&troop);
+    let answer = get(port, "/");
+    assert_eq!(answer["args"], json!(["--fd", "3", "4", "{other}"]));
+    let told = (&answer["LISTEN_FDS"], &answer["LISTEN_FDNAMES"], &answer["EINHORN_FD_0"]);
+    assert_eq!(told, (&json!("2"), &json!("web:unknown"), &json!("3")));
+    assert_eq!(answer["channel"], Value::Null);
+    troop.signal(Signal::TERM);
+    assert_eq!(troop.end().0, Some(0));
+}
+
+#[test]
+fn workers_are_replaced_and_killed_and_no_connection_is_lost() {
+    let mut troop = activated(&["-w", "2", "-b", "127.0.0.1:0"], &[]);
+    let port = port(&troop);
+    get(port, "/");
+    let mut slow = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    slow.write_all(b"GET /slow HTTP/1.0\r\n\r\n").unwrap();
+    (0..2).for_each(|_| drop(troop.event("online")));
+    let old: BTreeSet<u64> = troop.workers().iter().map(|pid| u64::from(*pid)).collect();
+    let clients = std::thread::spawn(move || {
+        let mut fresh = BTreeSet::new();
+        while fresh.len() < 2 {
+            let pid = get(port, "/")["pid"].as_u64().unwrap();
+            if !old.contains(&pid) {
+                fresh.insert(pid);
+            }
+        }
+    });
+    let (code, out, err) = troop.troop(["reload"]);
+    assert_eq!((code, out.as_str()), (0, "activated: 2 workers replaced\n"), "{err}");
+    clients.join().unwrap();
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+    // The socket is the primary's, so what comes while nobody is there waits.
+    assert_eq!(troop.troop(["signal", "KILL"]).0, 0);
+    get(port, "/");
+    assert_eq!(troop.troop(["stop"]).0, 0);
+    assert_eq!(troop.end().0, Some(0));
+    assert!(troop.workers().iter().all(|pid| !is_running(*pid)));
+}
+
+#[test]
+fn a_server_in_another_language_is_served() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        return;
+    }
+    let troop = run(["-w", "2", "-b", "127.0.0.1:0", "python3", node("activated.py").to_str().unwrap()]);
+    let pid = get(port(&troop), "/");
+    assert!(pid.as_u64().is_some_and(|pid| is_running(u32::try_from(pid).unwrap())), "{pid}");
+}
+
+#[test]
+fn what_cannot_be_bound_is_said_at_once() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let (code, log) = run(["-b", &address, "true"]).end();
+    assert!(code == Some(1) && log.contains(&format!("cannot listen on {address}: Address")), "{log}");
+    let (code, log) = run(["-b", "8000", "--policy", "steered", "true"]).end();
+    assert!(code == Some(2) && log.contains("cannot be used with"), "{log}");
+}
