@@ -4,6 +4,7 @@ mod args;
 mod config;
 mod control;
 mod log;
+mod notify;
 mod plan;
 mod program;
 mod run;

@@ -168,6 +168,10 @@ impl Plan {
             .stdin(Stdio::Null)
             .stdout(if self.silent { Stdio::Null } else { Stdio::Inherit })
             .stderr(if self.silent { Stdio::Capture } else { Stdio::Forward });
+        // Those are for the primary.
+        for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+            setup = setup.env_hide(name);
+        }
         for (name, value) in &self.env {
             setup = setup.env(name, value);
         }

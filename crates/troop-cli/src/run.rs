@@ -9,7 +9,7 @@ use crate::args::Run;
 use crate::control::place::{self, Claim, Unclaimed};
 use crate::control::server::{self, Identity};
 use crate::log::{self, Log};
-use crate::plan;
+use crate::{notify, plan};
 
 /// Why it did not run, or does not any more.
 #[derive(Debug)]
@@ -69,6 +69,13 @@ pub(crate) fn run(args: Run) -> Result<(), Refused> {
             None
         }
     };
+    if notify::is_wanted() {
+        builder = builder.on_start(|cluster| {
+            if let Err(e) = notify::start(cluster) {
+                log::say(&format!("troop: cannot tell systemd how it goes: {e}"));
+            }
+        });
+    }
     let mut _claimed = None;
     if let Some((claim, listener)) = claim {
         let identity = Identity { name: claim.name.clone(), plan, source };

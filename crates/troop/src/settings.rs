@@ -1,6 +1,6 @@
 //! What workers are started with: Node's `cluster.settings`, cumulative `setup`, and what Node adds for its own programs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -53,6 +53,8 @@ pub struct Settings {
     pub cwd: Option<PathBuf>,
     /// Variables on top of this process's environment.
     pub env: BTreeMap<OsString, OsString>,
+    /// Variables of this process's environment that workers do not get.
+    pub env_hidden: BTreeSet<OsString>,
     /// Sockets that workers get instead of a channel.
     pub(crate) activation: Option<Arc<[ActivationSocket]>>,
     /// Standard input, output and error.
@@ -78,6 +80,7 @@ impl Default for Settings {
             args: std::env::args_os().skip(1).collect(),
             cwd: None,
             env: BTreeMap::new(),
+            env_hidden: BTreeSet::new(),
             activation: None,
             stdio: [Stdio::Inherit; 3],
             uid: None,
@@ -101,6 +104,7 @@ pub struct Setup {
     cwd: Option<PathBuf>,
     env: BTreeMap<OsString, OsString>,
     env_removed: Vec<OsString>,
+    env_hidden: Vec<OsString>,
     stdio: [Option<Stdio>; 3],
     uid: Option<u32>,
     gid: Option<u32>,
@@ -147,6 +151,12 @@ impl Setup {
     /// The working directory.
     pub fn cwd(mut self, directory: impl Into<PathBuf>) -> Setup {
         self.cwd = Some(directory.into());
+        self
+    }
+
+    /// A variable of this process's environment that is not for the workers, such as `NOTIFY_SOCKET`.
+    pub fn env_hide(mut self, name: impl Into<OsString>) -> Setup {
+        self.env_hidden.push(name.into());
         self
     }
 
@@ -239,6 +249,7 @@ impl Setup {
             settings.env.remove(&name);
         }
         settings.env.extend(self.env);
+        settings.env_hidden.extend(self.env_hidden);
     }
 }
 
@@ -304,6 +315,7 @@ impl Settings {
     /// What to execute for the worker with this id.
     pub(crate) fn prepare(&self, id: u32, extra: &BTreeMap<OsString, OsString>, inspectors: &mut u32) -> Result<Prepared> {
         let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+        env.retain(|name, _| !self.env_hidden.contains(name));
         env.extend(self.env.clone());
         env.extend(extra.clone());
         // A worker that is itself a primary must not pass its own identity on.

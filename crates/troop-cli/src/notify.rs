@@ -1,0 +1,78 @@
+//! Tells systemd how it goes, where it wants to know: `sd_notify(3)`, for services of `Type=notify` and `notify-reload`, with `WatchdogSec`.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::time::{Instant, MissedTickBehavior, timeout};
+use troop::{Cluster, Event, Progress, Snapshot, WorkerState};
+
+/// How often it is looked whether all workers are up.
+const LOOK: Duration = Duration::from_millis(100);
+/// A worker that never listens counts as up when it has been there for so long.
+const UP_AFTER_MS: u64 = 1000;
+
+/// Whether anybody wants to know.
+pub(crate) fn is_wanted() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty())
+}
+
+/// Tells it from a thread of its own, until the cluster is over.
+pub(crate) fn start(cluster: Cluster) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("troop-notify".into()).spawn(move || runtime.block_on(watch(cluster)))?;
+    Ok(())
+}
+
+fn say(state: &[NotifyState<'_>]) {
+    // If it does not listen, it does not want to know any more.
+    let _ = sd_notify::notify(state);
+}
+
+fn is_up(snapshot: &Snapshot) -> bool {
+    let is_up = |state, age| state == WorkerState::Listening || (state == WorkerState::Online && age >= UP_AFTER_MS);
+    let up = snapshot.workers.iter().filter(|worker| worker.leaving_ms.is_none() && is_up(worker.state, worker.age_ms)).count();
+    up >= snapshot.wanted.unwrap_or(1)
+}
+
+async fn watch(cluster: Cluster) {
+    let mut events = cluster.events();
+    // Half of what it waits, as the manual page advises.
+    let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);
+    let mut look = tokio::time::interval(watchdog.map_or(LOOK, |beat| beat.min(LOOK)));
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut fed = Instant::now();
+    let (mut ready, mut stopping) = (false, false);
+    loop {
+        tokio::select! {
+            event = events.next() => match event {
+                None => return,
+                Some(Event::Supervision(Progress::Stopping | Progress::GivingUp { .. })) => {
+                    stopping = true;
+                    say(&[NotifyState::Stopping]);
+                }
+                Some(Event::Supervision(Progress::ReloadStarted { .. })) => {
+                    let now = NotifyState::monotonic_usec_now();
+                    say(&[Some(NotifyState::Reloading), now.ok()].into_iter().flatten().collect::<Vec<_>>());
+                }
+                Some(Event::Supervision(Progress::ReloadFinished | Progress::ReloadFailed { .. })) => say(&[NotifyState::Ready]),
+                Some(_) => {}
+            },
+            _ = look.tick() => {
+                let hungry = watchdog.is_some_and(|beat| fed.elapsed() >= beat);
+                if !hungry && (ready || stopping) {
+                    continue;
+                }
+                // A primary that does not answer is not to be taken for one that works.
+                let Ok(Ok(snapshot)) = timeout(watchdog.unwrap_or(LOOK * 10), cluster.snapshot()).await else { continue };
+                if hungry {
+                    fed = Instant::now();
+                    say(&[NotifyState::Watchdog]);
+                }
+                if !ready && !stopping && is_up(&snapshot) {
+                    ready = true;
+                    say(&[NotifyState::Ready]);
+                }
+            }
+        }
+    }
+}

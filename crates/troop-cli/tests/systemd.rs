@@ -1,0 +1,46 @@
+//! What systemd is told.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+
+use support::{node, start};
+use troop_testkit::PATIENCE;
+
+#[test]
+fn systemd_is_told_of_start_reload_and_end_and_that_it_is_alive() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let heard = |wanted: &str| loop {
+        let mut buffer = [0; 512];
+        let n = socket.recv(&mut buffer).expect(wanted);
+        let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
+        if text.lines().any(|line| line == wanted) {
+            return text;
+        }
+    };
+    let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "--log", "json", "-w", "2"]).arg(node("hello.js"));
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000").env_remove("WATCHDOG_PID");
+    let mut troop = start(command);
+    troop.listening(2);
+    heard("READY=1");
+    // They all listen by then.
+    assert_eq!(troop.troop(["ls", "--json"]).1.matches("\"listening\"").count(), 2);
+    heard("WATCHDOG=1");
+    // What is for the primary is not for its workers.
+    let environment = std::fs::read(format!("/proc/{}/environ", troop.workers()[0])).unwrap();
+    assert!(!String::from_utf8_lossy(&environment).contains("NOTIFY_SOCKET"));
+    assert_eq!(troop.troop(["reload"]).0, 0);
+    assert!(heard("RELOADING=1").contains("MONOTONIC_USEC="));
+    heard("READY=1");
+    heard("WATCHDOG=1");
+    assert_eq!(troop.troop(["stop"]).0, 0);
+    heard("STOPPING=1");
+    assert_eq!(troop.end().0, Some(0));
+}
