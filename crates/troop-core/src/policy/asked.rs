@@ -85,14 +85,6 @@ impl Policy for ByAnswer {
         let chosen = connection.client.map(WorkerId).filter(|chosen| self.workers.contains(chosen));
         chosen.or_else(|| self.turns.pick(connection))
     }
-
-    fn needs_peer(&self) -> bool {
-        true
-    }
-
-    fn needs_counts(&self) -> bool {
-        true
-    }
 }
 
 #[cfg(test)]
