@@ -129,7 +129,7 @@ cluster.fork = function(env) {
     tell(worker, 'exit', code, signal);
     const comesBack = supervisor.exited(worker);
     // Nobody would take the connections that wait.
-    if (!comesBack && connected.size === 0) engine.keepListeners(false);
+    if (!comesBack && connected.size === 0 && !supervisor.isExpecting()) engine.keepListeners(false);
   });
 
   worker.process.once('disconnect', () => {
@@ -165,7 +165,8 @@ cluster.disconnect = function(callback) {
 Worker.prototype.disconnect = function() {
   this.exitedAfterDisconnect = true;
   // The engine takes the worker off its listeners, and passes it on.
-  if (this.process.connected) this.process.send({ cmd: 'NODE_CLUSTER', act: 'disconnect' });
+  // One that has just died need not be told.
+  if (this.process.connected) this.process.send({ cmd: 'NODE_CLUSTER', act: 'disconnect' }, () => {});
   remove(this);
   return this;
 };

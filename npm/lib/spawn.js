@@ -6,12 +6,14 @@
 // the process gets the worker's end of a channel whose other end is the engine's, and Node's channel leads to the engine too.
 
 const childProcess = require('node:child_process');
+const fs = require('node:fs');
 const os = require('node:os');
 
 const { ChildProcess } = childProcess;
 /** What the engine knows of a process. */
 const members = new WeakMap();
 const OUT_OF_DESCRIPTORS = -os.constants.errno.EMFILE;
+const OUT_OF_FILES = -os.constants.errno.ENFILE;
 
 function reroute(child, engine, id, options) {
   const handle = child._handle;
@@ -44,8 +46,9 @@ function reroute(child, engine, id, options) {
       error = spawn.apply(handle, args);
     } finally {
       options.stdio[at] = entry;
-      // It must lead somewhere in any case, because Node reads it in any case.
-      entry.handle.open(program);
+      // Node reads it after any other error too, so it must lead somewhere.
+      if (error === OUT_OF_DESCRIPTORS || error === OUT_OF_FILES) fs.closeSync(program);
+      else entry.handle.open(program);
       if (error !== 0) engine.abandon(id);
     }
     if (error === 0) {

@@ -19,6 +19,18 @@ let restarts = [];
 /** Deaths in a row, of workers that did not live long. */
 let early = 0;
 let reloading = false;
+/** The program has told all workers to leave, and has forked none since. */
+let stopped = false;
+/** A fork of this module's own is under way. */
+let own = false;
+
+/** The longest time that Node's timers know. */
+const LONGEST = 2 ** 31 - 1;
+
+/** A timer; none for ever. */
+function after(ms, act, ...args) {
+  return ms === Infinity ? undefined : setTimeout(act, Math.min(ms, LONGEST), ...args);
+}
 
 function fail(code, message, Type = Error) {
   return Object.assign(new Type(message), { code });
@@ -50,22 +62,27 @@ function respawnOptions({ respawn }) {
 exports.check = (settings) => { respawnOptions(settings); };
 
 exports.forked = (worker, env) => {
+  if (!own) stopped = false;
   known.set(worker, { env, since: Date.now() });
 };
 
 function later(delay, act) {
   const timer = setTimeout(() => {
     timers.delete(timer);
-    act();
-  }, delay);
+    if (!stopped) act();
+  }, Math.min(delay, LONGEST));
   timers.add(timer);
 }
 
 /** Whether it comes back. */
 function respawn(worker) {
   const options = respawnOptions(cluster.settings);
-  if (!options) return false;
+  if (!options || stopped) return false;
   const { env, since } = known.get(worker);
+  return comeBack(worker, env, since, options);
+}
+
+function comeBack(worker, env, since, options) {
   const now = Date.now();
   early = now - since < options.minUptime ? early + 1 : 0;
   restarts = restarts.filter((at) => now - at < options.within);
@@ -76,17 +93,33 @@ function respawn(worker) {
   restarts.push(now);
   // With a little disorder, so that what dies together does not come back together.
   const delay = early === 0 ? 0 : Math.min(options.delay * 2 ** (early - 1), options.maxDelay) * (0.75 + Math.random() / 2);
-  later(delay, () => start(env));
+  later(delay, () => {
+    try {
+      start(env);
+    } catch (error) {
+      // Of want of memory, say. The program is not there to catch it.
+      process.emitWarning(`a worker could not be started: ${error.message}`, { type: 'TroopWarning' });
+      comeBack(worker, env, Date.now(), options);
+    }
+  });
   return true;
 }
 
 /** A fork that nobody has asked for just now, so nobody is there to see it fail. */
 function start(env) {
-  const worker = cluster.fork(env);
+  let worker;
+  own = true;
+  try {
+    worker = cluster.fork(env);
+  } finally {
+    own = false;
+  }
   worker.on('error', (error) => {
     process.emitWarning(`worker ${worker.id}: ${error.message}`, { type: 'TroopWarning' });
+    if (worker.process.pid !== undefined) return;
     // It was not even started, and will not end.
-    if (worker.process.pid === undefined) exports.exited(worker);
+    delete cluster.workers[worker.id];
+    exports.exited(worker);
   });
   return worker;
 }
@@ -97,8 +130,12 @@ exports.exited = (worker) => {
   return !worker.exitedAfterDisconnect && respawn(worker);
 };
 
+/** Whether a worker is to come back later. */
+exports.isExpecting = () => timers.size > 0;
+
 /** Nobody is to come back. */
 exports.stop = () => {
+  stopped = true;
   for (const timer of timers) clearTimeout(timer);
   timers.clear();
 };
@@ -120,12 +157,12 @@ function whenReady(worker, { ready, minUptime, timeout }) {
     const onReady = (message) => {
       if (ready === 'message' && message !== 'ready') return;
       worker.off(ready, onReady);
-      settling = setTimeout(done, Math.max(0, since + minUptime - Date.now()), resolve);
+      settling = after(Math.max(0, since + minUptime - Date.now()), done, resolve);
     };
-    const deadline = setTimeout(() => {
+    const deadline = after(timeout, () => {
       const what = { listening: 'listen', online: 'start', message: "send 'ready'" }[ready];
       refuse(`did not ${what} within ${timeout} ms`);
-    }, timeout);
+    });
     worker.on('exit', onExit).on('error', onError).on(ready, onReady);
   });
 }
@@ -134,7 +171,7 @@ function whenReady(worker, { ready, minUptime, timeout }) {
 function retire(worker, killTimeout) {
   return new Promise((resolve) => {
     if (worker.isDead() || worker.process.pid === undefined) return void resolve();
-    const deadline = setTimeout(() => worker.process.kill('SIGKILL'), killTimeout);
+    const deadline = after(killTimeout, () => worker.process.kill('SIGKILL'));
     worker.once('exit', () => {
       clearTimeout(deadline);
       resolve();
@@ -159,26 +196,29 @@ exports.reload = async function(given = {}) {
   const options = complete(RELOAD, given, 'reload');
   if (reloading) throw fail('ERR_TROOP_RELOADING', 'a reload is under way');
   reloading = true;
-  const old = Object.values(cluster.workers);
+  const old = Object.values(cluster.workers).filter((worker) => worker.process.pid !== undefined && !worker.isDead());
   for (const worker of old) busy.add(worker);
   const { surge, killTimeout } = options;
   const left = [...old];
   const leaving = [];
-  const all = [];
   let fresh = [];
   try {
     while (left.length > 0) {
       fresh = [];
+      if (stopped) throw fail('ERR_TROOP_RELOAD', 'the cluster was told to disconnect');
       const group = left.slice(0, surge);
       const results = await Promise.allSettled(group.map((worker) => replace(worker, options, fresh)));
       const failed = results.find(({ status }) => status === 'rejected');
       if (failed) throw failed.reason;
+      // While others were still starting.
+      const gone = fresh.find((worker) => worker.isDead() || !worker.isConnected());
+      if (gone) throw fail('ERR_TROOP_RELOAD', `worker ${gone.id} ended right after it had been ready`);
+      for (const worker of fresh) busy.delete(worker);
       left.splice(0, group.length);
-      all.push(...fresh);
-      const gone = Promise.all(group.map((worker) => retire(worker, killTimeout)));
+      const leave = Promise.all(group.map((worker) => retire(worker, killTimeout)));
       // With a limit, no more than that many are ever too many.
-      if (surge < old.length) await gone;
-      else leaving.push(gone);
+      if (surge < old.length) await leave;
+      else leaving.push(leave);
     }
     await Promise.all(leaving);
     return { replaced: old.length };
@@ -191,8 +231,8 @@ exports.reload = async function(given = {}) {
     });
   } finally {
     reloading = false;
-    // Who has died meanwhile and has no successor: old ones that were to stay, new ones that had been ready.
-    for (const worker of [...left, ...all]) {
+    // Old ones that were to stay, have died meanwhile, and have no successor.
+    for (const worker of left) {
       if (busy.delete(worker) && worker.isDead() && !worker.exitedAfterDisconnect) respawn(worker);
     }
     for (const worker of old) busy.delete(worker);

@@ -52,6 +52,23 @@ test('a worker that was told to leave does not come back', async () => {
   assert.deepStrictEqual(await scene('no respawn'), []);
 });
 
+test('when all are told to leave, nobody comes, whatever was under way', async () => {
+  const reports = await scene('disconnect during a reload');
+  assert.deepStrictEqual(reports.sort(), [['ERR_TROOP_RELOAD'], ['all gone', 0]]);
+  assert.deepStrictEqual(await scene('disconnect at an exit'), []);
+});
+
+test('a new worker that does not stay takes the reload back', async () => {
+  const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'troop-'));
+  try {
+    const [[code, message, ids], served] = await scene('ready and gone', { VERSION: path.join(directory, 'version') });
+    assert.deepStrictEqual([code, ids, served], ['ERR_TROOP_RELOAD', [1, 2], ['string']]);
+    assert.match(message, /worker 3 ended right after it had been ready/);
+  } finally {
+    fs.rmSync(directory, { recursive: true });
+  }
+});
+
 test('a reload replaces all workers, or none, and no client notices', async () => {
   const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'troop-'));
   try {

@@ -37,7 +37,7 @@ fn is_up(snapshot: &Snapshot) -> bool {
 async fn watch(cluster: Cluster) {
     let mut events = cluster.events();
     // Half of what it waits, as the manual page advises.
-    let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);
+    let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2).filter(|beat| !beat.is_zero());
     let mut look = tokio::time::interval(watchdog.map_or(LOOK, |beat| beat.min(LOOK)));
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut fed = Instant::now();

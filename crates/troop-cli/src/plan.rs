@@ -163,6 +163,7 @@ impl Plan {
     /// What workers are started with.
     pub(crate) fn setup(&self) -> Result<Setup, Error> {
         let mut setup = program::setup(&self.program, self.args.iter().map(|arg| self.with_numbers(arg)).collect())?
+            .afresh()
             // So that Ctrl-C reaches the primary alone, which tells the workers in its own way.
             .own_process_group(true)
             .stdin(Stdio::Null)

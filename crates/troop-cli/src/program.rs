@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use troop::{Error, Setup};
 
@@ -31,7 +32,10 @@ pub(crate) fn setup(program: &OsStr, args: Vec<OsString>) -> Result<Setup, Error
         }
         Some("ts" | "mts" | "cts") => {
             exists(path)?;
-            Ok(Setup::new().script(path).args(args).exec_argv(typescript_flags()?))
+            // Asked once: later there may be others who wait for every process that ends.
+            static FLAGS: OnceLock<Result<Vec<OsString>, String>> = OnceLock::new();
+            let flags = FLAGS.get_or_init(|| typescript_flags().map_err(|e| e.chain()));
+            Ok(Setup::new().script(path).args(args).exec_argv(flags.clone().map_err(Error::Settings)?))
         }
         _ if path.file_name().is_some_and(|name| name == "node" || name == "nodejs") => Ok(node(path, args)),
         _ => Ok(Setup::new().program(path).args(args)),

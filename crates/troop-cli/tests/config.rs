@@ -128,9 +128,43 @@ fn a_reload_uses_what_has_changed_in_the_file() {
     std::fs::write(&file, "[app.web]\nprogram = \"bad.js\"\nworkers = 3\n").unwrap();
     let (code, _, err) = troop.troop(["reload"]);
     assert!(code == 1 && err.contains("a bad version"), "{err}");
+    // One that cannot even be executed, and would have more workers.
+    std::fs::write(directory.path().join("hello"), "").unwrap();
+    std::fs::write(&file, "[app.web]\nprogram = \"./hello\"\nworkers = 5\n").unwrap();
+    let (code, _, err) = troop.troop(["reload"]);
+    assert!(code == 1 && err.contains("Permission denied"), "{err}");
+    assert_eq!(show(&troop)["wanted"], 3);
+    assert!(get(port).contains(" ho "));
     // Who is started again is like those that serve.
     assert_eq!(troop.troop(["signal", "KILL"]).0, 0);
     troop.event("restarting");
     troop.listening(3);
     assert!(get(port).contains(" ho "));
+}
+
+#[test]
+fn of_the_program_before_nothing_is_left_after_a_reload() {
+    let directory = written("[app.web]\nprogram = \"hello.js\"\nargs = [\"x\"]\nworkers = 1\nlog = \"json\"\n");
+    let mut troop = start(command(directory.path(), &["run"]));
+    troop.listening(1);
+    let script = directory.path().join("shown");
+    std::fs::write(&script, "#!/bin/sh\necho \"given: $*.\" >&2\nsleep 1\nexit 1\n").unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::write(directory.path().join("troop.toml"), "[app.web]\nprogram = \"./shown\"\nargs = [\"y\"]\nworkers = 2\n")
+        .unwrap();
+    // This one never listens, so it is no successor of a server; but then a worker is started again.
+    let mut reload = troop.command(["reload"]).spawn().unwrap();
+    while !troop.event_line().unwrap().contains("given: y.") {}
+    reload.kill().unwrap();
+    reload.wait().unwrap();
+    // Nobody waits for the reload any more, and it fails all the same, and is taken back.
+    troop.event("reload-failed");
+    troop_testkit::wait_until("the plan of before", || {
+        troop.troop(["signal", "KILL"]).0 == 0 && {
+            troop.event("fork");
+            troop.event("listening");
+            true
+        }
+    });
+    assert_eq!(show(&troop)["wanted"], 1);
 }

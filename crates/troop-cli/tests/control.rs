@@ -114,7 +114,7 @@ fn a_reload_that_fails_says_why_and_changes_nothing() {
     }
     assert!(troop.workers()[..2].iter().all(|pid| is_running(*pid)));
     std::fs::remove_file(&broken).unwrap();
-    assert_eq!(troop.troop(["reload", "--json"]).1, "{\"replaced\":2}\n");
+    assert_eq!(troop.troop(["reload", "--json"]).1, "{\"later\":[],\"replaced\":2}\n");
 }
 
 #[test]
@@ -144,6 +144,21 @@ fn an_app_is_stopped_and_waited_for() {
     assert_eq!(troop.end().0, Some(0));
     assert_eq!(troop.troop(["stop"]), (3, String::new(), "troop: no app is running\n".into()));
     assert_eq!(troop.troop(["ls", "--json"]).1, "[]\n");
+}
+
+#[test]
+fn who_stops_it_again_does_not_hurry_it() {
+    let mut troop = app(&["-w", "1"], "hello.js");
+    let port = troop.listening(1);
+    let mut slow = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    slow.write_all(b"GET /slow HTTP/1.0\r\n\r\n").unwrap();
+    served_by(port);
+    assert_eq!(troop.troop(["stop", "--no-wait"]).1, "hello: stopping\n");
+    troop.event("stopping");
+    assert_eq!(troop.troop(["stop"]).0, 0);
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
 }
 
 #[test]

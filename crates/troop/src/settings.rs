@@ -103,7 +103,7 @@ pub struct Setup {
     args: Option<Vec<OsString>>,
     cwd: Option<PathBuf>,
     env: BTreeMap<OsString, OsString>,
-    env_removed: Vec<OsString>,
+    afresh: bool,
     env_hidden: Vec<OsString>,
     stdio: [Option<Stdio>; 3],
     uid: Option<u32>,
@@ -160,9 +160,9 @@ impl Setup {
         self
     }
 
-    /// Takes back an [`Setup::env`] of an earlier setup.
-    pub fn env_remove(mut self, name: impl Into<OsString>) -> Setup {
-        self.env_removed.push(name.into());
+    /// Forgets everything that earlier setups have said.
+    pub fn afresh(mut self) -> Setup {
+        self.afresh = true;
         self
     }
 
@@ -227,6 +227,9 @@ impl Setup {
     }
 
     pub(crate) fn apply(self, settings: &mut Settings) {
+        if self.afresh {
+            *settings = Settings { activation: settings.activation.take(), ..Settings::default() };
+        }
         fn set<T>(field: &mut T, change: Option<T>) {
             if let Some(value) = change {
                 *field = value;
@@ -245,9 +248,6 @@ impl Setup {
         settings.uid = self.uid.or(settings.uid);
         settings.gid = self.gid.or(settings.gid);
         settings.groups = self.groups.or(settings.groups.take());
-        for name in self.env_removed {
-            settings.env.remove(&name);
-        }
         settings.env.extend(self.env);
         settings.env_hidden.extend(self.env_hidden);
     }

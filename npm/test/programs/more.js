@@ -78,6 +78,33 @@ const scenes = {
     cluster.on('fork', () => report('came back'));
   },
 
+  // Everybody is told to leave while workers are replaced one after the other, or come back.
+  async 'disconnect during a reload'() {
+    await started(2);
+    const reload = cluster.reload({ surge: 1 }).catch(({ code }) => code);
+    await once(cluster, 'listening');
+    cluster.disconnect(() => report('all gone', Object.keys(cluster.workers).length));
+    report(await reload);
+  },
+
+  async 'disconnect at an exit'() {
+    cluster.setupPrimary({ respawn: true });
+    await started(2);
+    cluster.once('exit', () => cluster.disconnect());
+    cluster.on('fork', () => report('came back'));
+    Object.values(cluster.workers)[0].process.kill('SIGKILL');
+    await once(cluster, 'exit');
+  },
+
+  // One new worker ends after it was ready, while the other is still starting.
+  async 'ready and gone'() {
+    const port = await started(2);
+    fs.writeFileSync(process.env.VERSION, 'shaky');
+    const failure = await cluster.reload().catch((error) => error);
+    report(failure.code, failure.message, Object.keys(cluster.workers).map(Number));
+    report(typeof await ask(port));
+  },
+
   // New workers, while clients go on; then a version that does not start, which changes nothing.
   async reload() {
     const port = await started(2);
@@ -121,6 +148,8 @@ if (cluster.isPrimary) {
     throw new Error('a bad version');
   }
   if (version === 'exits') process.exit(3);
+  if (version === 'shaky') setTimeout(() => process.exit(9), cluster.worker.id % 2 ? 50 : 5000);
+  if (version === 'shaky' && cluster.worker.id % 2 === 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 500);
   if (version !== 'silent') {
     net.createServer((socket) => socket.end(`worker ${cluster.worker.id}${process.env.MARK ?? ''}`)).listen(0, '127.0.0.1');
   }

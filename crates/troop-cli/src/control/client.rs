@@ -2,10 +2,14 @@
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::{Answer, App, Ask, Failure, Request, VERSION, place};
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why something could not be done.
 #[derive(Debug)]
@@ -25,6 +29,9 @@ impl std::fmt::Display for Trouble {
         match self {
             Trouble::NoApp(text) | Trouble::Nonsense(text) => f.write_str(text),
             Trouble::Failed(failure) => f.write_str(&failure.message),
+            Trouble::Io(doing, e) if e.kind() == io::ErrorKind::WouldBlock => {
+                write!(f, "{doing}: there is no answer within {} s; is its process stopped?", PATIENCE.as_secs())
+            }
             Trouble::Io(doing, e) => write!(f, "{doing}: {e}"),
         }
     }
@@ -56,8 +63,11 @@ impl Client {
     /// Asks, shows what comes before the answer, and returns that.
     pub(crate) fn ask(&mut self, ask: Ask, mut each: impl FnMut(&Value)) -> Result<Value, Trouble> {
         let doing = |e| Trouble::Io(format!("talk to {}", self.name), e);
-        let mut line = serde_json::to_vec(&Request { troop: VERSION, ask }).map_err(|e| doing(e.into()))?;
+        let mut line = serde_json::to_vec(&Request { troop: VERSION, ask: ask.clone() }).map_err(|e| doing(e.into()))?;
         line.push(b'\n');
+        // What takes as long as workers do is waited for; everything else is answered at once.
+        let patience = if matches!(ask, Ask::Reload | Ask::Events | Ask::Stop { .. }) { None } else { Some(PATIENCE) };
+        self.stream.get_mut().set_read_timeout(patience).map_err(doing)?;
         self.stream.get_mut().write_all(&line).map_err(doing)?;
         loop {
             let mut line = String::new();

@@ -19,7 +19,10 @@ pub(crate) fn directory() -> io::Result<PathBuf> {
     let own = rustix::process::geteuid().as_raw();
     let path = match (std::env::var_os("TROOP_RUNTIME_DIR"), std::env::var_os("XDG_RUNTIME_DIR")) {
         (Some(own), _) if !own.is_empty() => PathBuf::from(own),
-        (_, Some(runtime)) if !runtime.is_empty() => Path::new(&runtime).join("troop"),
+        // After `su` it may still be another user's.
+        (_, Some(runtime)) if Path::new(&runtime).metadata().is_ok_and(|found| found.uid() == own) => {
+            Path::new(&runtime).join("troop")
+        }
         _ if own == 0 => "/run/troop".into(),
         _ => format!("/tmp/troop-{own}").into(),
     };

@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use troop::{Cluster, Event, Events, Progress, WorkerHandle, WorkerId};
+use troop::{Cluster, Event, Events, Phase, Progress, WorkerHandle, WorkerId};
 
 use super::{Answer, App, Ask, Failure, Request, VERSION};
 use crate::log;
@@ -21,6 +21,8 @@ use crate::plan::{Plan, Source};
 
 /// Clients at a time; more wait in the kernel.
 const MOST_CLIENTS: usize = 32;
+/// Of them, those that follow events.
+const MOST_FOLLOWERS: usize = 16;
 const MOST_BYTES: u64 = 64 * 1024;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the last words of a worker are waited for.
@@ -39,7 +41,14 @@ pub(crate) fn start(listener: StdListener, cluster: Cluster, identity: Identity)
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let Identity { name, plan, source } = identity;
-    let server = Arc::new(Server { cluster, name, source, plan: Mutex::new(plan) });
+    let server = Arc::new(Server {
+        cluster,
+        name,
+        source,
+        plan: Mutex::new(plan),
+        reloading: tokio::sync::Mutex::default(),
+        followers: Semaphore::new(MOST_FOLLOWERS),
+    });
     let serve = move || {
         runtime.block_on(async {
             let Ok(listener) = UnixListener::from_std(listener) else { return };
@@ -69,6 +78,9 @@ struct Server {
     source: Source,
     /// What runs, as far as it was planned.
     plan: Mutex<Plan>,
+    /// Held while workers are replaced.
+    reloading: tokio::sync::Mutex<()>,
+    followers: Semaphore,
 }
 
 /// The client has gone, or does not take what it asked for.
@@ -108,19 +120,26 @@ impl Server {
     async fn obey(&self, ask: Ask, stream: &mut UnixStream) -> Result<Result<Value, Failure>, Gone> {
         Ok(match ask {
             Ask::Snapshot => self.snapshot().await,
-            Ask::Reload => return self.reload(stream).await,
+            Ask::Reload => self.reload(stream).await,
             Ask::Scale { workers, by } => self.scale(workers, by).await,
             Ask::Schedule { listener, policy } => self.schedule(listener, &policy).await,
             Ask::Signal { signal, worker } => self.signal(signal, worker).await,
             Ask::Stop { quick } => {
-                let calls = if quick { 2 } else { 1 };
+                let phase = match self.cluster.snapshot().await {
+                    Ok(snapshot) => snapshot.phase,
+                    Err(e) => return Ok(Err(failed(&e))),
+                };
+                // Told twice, it ends at once; that is for those who want it.
+                let calls = match (phase, quick) {
+                    (Phase::Stopping, _) => usize::from(quick),
+                    (_, quick) => 1 + usize::from(quick),
+                };
                 if let Err(e) = (0..calls).try_for_each(|_| self.cluster.stop()) {
                     return Ok(Err(failed(&e)));
                 }
                 say(stream, &Answer::Done(json!({ "stopping": true }))).await?;
                 // The process ends before this does, and that is what the client waits for.
-                let _ = stream.read(&mut [0]).await;
-                return Err(Gone);
+                std::future::pending().await
             }
             Ask::Events => return self.events(stream).await,
         })
@@ -171,15 +190,18 @@ impl Server {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Has another plan used from now on. Returns what that changes, for people.
-    async fn switch(&self, before: &Plan, after: Plan) -> Result<Vec<String>, Failure> {
-        let bad = |text: String| Failure::new("bad-request", text);
-        let (mut changes, late) = before.changes(&after);
-        let mut setup = after.setup().map_err(|e| bad(e.chain()))?;
-        for gone in before.env.keys().filter(|name| !after.env.contains_key(*name)) {
-            setup = setup.env_remove(gone);
-        }
-        self.cluster.setup(setup).map_err(|e| failed(&e))?;
+    fn is_planned(&self, plan: Plan) {
+        *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = plan;
+    }
+
+    /// Has new workers started as this plan says.
+    fn start_as(&self, plan: &Plan) -> Result<(), Failure> {
+        let setup = plan.setup().map_err(|e| Failure::new("bad-request", e.chain()))?;
+        self.cluster.setup(setup).map_err(|e| failed(&e))
+    }
+
+    /// Has what else a plan changes used too, when its workers have proven good. Returns the listeners that change later.
+    async fn adopt(&self, before: &Plan, after: &Plan) -> Result<Vec<String>, Failure> {
         if before.workers != after.workers {
             self.cluster.scale(after.workers).map_err(|e| failed(&e))?;
         }
@@ -188,35 +210,52 @@ impl Server {
             let policy = after.policy.clone().unwrap_or_default();
             later.extend(self.cluster.set_scheduling(None, policy).await.map_err(|e| failed(&e))?);
         }
-        for (listener, policy) in before.policies(&after) {
-            let listener = listener.parse().map_err(|e: troop::BadScheduling| bad(e.to_string()))?;
+        for (listener, policy) in before.policies(after) {
+            let bad = |e: troop::BadScheduling| Failure::new("bad-request", e.to_string());
+            let listener = listener.parse().map_err(bad)?;
             later.extend(self.cluster.set_scheduling(Some(listener), policy).await.map_err(|e| failed(&e))?);
         }
-        changes.extend(later.iter().map(|at| format!("the policy of {at} only when it is opened the next time")));
-        changes.extend(late.into_iter().map(|name| format!("{name} only at the next start")));
-        *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = after;
-        Ok(changes)
+        Ok(later.iter().map(ToString::to_string).collect())
     }
 
-    async fn reload(&self, stream: &mut UnixStream) -> Result<Result<Value, Failure>, Gone> {
-        // The file may have changed.
+    /// Replaces the workers, by such as the file says now. It goes on when the client has left.
+    async fn reload(&self, stream: &mut UnixStream) -> Result<Value, Failure> {
+        let busy = || Err(Failure::new("busy", "a reload is under way, or the app is stopping"));
+        let Ok(_one) = self.reloading.try_lock() else { return busy() };
+        if self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase != Phase::Running {
+            // A signal has asked for it.
+            return busy();
+        }
         let before = self.plan();
-        let after = match self.source.plan() {
-            Ok(after) => after,
-            Err(text) => return Ok(Err(Failure::new("bad-request", text))),
-        };
-        match self.switch(&before, after.clone()).await {
-            Ok(changes) if changes.is_empty() => {}
-            Ok(changes) => {
-                let text = format!("changed: {}", changes.join("; "));
-                say(stream, &Answer::Event(json!({ "event": "changed", "changes": changes, "text": text }))).await?;
+        let after = self.source.plan().map_err(|text| Failure::new("bad-request", text))?;
+        self.start_as(&after)?;
+        let (changes, late) = before.changes(&after);
+        let late = late.into_iter().map(|name| format!("{name} only at the next start"));
+        let changes: Vec<String> = changes.into_iter().chain(late).collect();
+        if !changes.is_empty() {
+            let text = format!("changed: {}", changes.join("; "));
+            let _ = say(stream, &Answer::Event(json!({ "event": "changed", "changes": changes, "text": text }))).await;
+        }
+        match self.replace_all(stream).await {
+            Ok(replaced) => {
+                let later = self.adopt(&before, &after).await;
+                self.is_planned(after);
+                Ok(json!({ "replaced": replaced, "later": later? }))
             }
-            Err(failure) => return Ok(Err(failure)),
+            Err(failure) => {
+                // So that a worker that is started again is like those that serve.
+                if let Err(e) = self.start_as(&before) {
+                    log::say(&format!("troop: cannot go back to what ran before: {}", e.message));
+                }
+                Err(failure)
+            }
         }
+    }
+
+    async fn replace_all(&self, stream: &mut UnixStream) -> Result<u64, Failure> {
         let mut events = self.cluster.events();
-        if let Err(e) = self.cluster.reload() {
-            return Ok(Err(failed(&e)));
-        }
+        let oldest = self.cluster.workers().iter().map(WorkerHandle::id).max();
+        self.cluster.reload().map_err(|e| failed(&e))?;
         let (mut began, mut replaced) = (false, 0);
         let mut fallen: Option<WorkerHandle> = None;
         while let Some(event) = events.next().await {
@@ -224,31 +263,32 @@ impl Server {
                 // Before that, they are about another one's reload.
                 Event::Supervision(Progress::ReloadStarted { .. }) => began = true,
                 Event::Supervision(Progress::ReloadRefused) if !began => {
-                    return Ok(Err(Failure::new("busy", "a reload is under way, or the app is stopping")));
+                    return Err(Failure::new("busy", "a reload is under way, or the app is stopping"));
                 }
                 Event::Supervision(Progress::Replaced { .. }) if began => replaced += 1,
-                Event::Supervision(Progress::ReloadFinished) if began => return Ok(Ok(json!({ "replaced": replaced }))),
+                Event::Supervision(Progress::ReloadFinished) if began => return Ok(replaced),
                 Event::Supervision(Progress::ReloadFailed { reason }) if began => {
-                    // So that a worker that is started again is like those that serve.
-                    let _ = self.switch(&after, before).await;
                     let mut text = format!("{reason}; {replaced} workers had been replaced, the others go on");
                     if let Some(words) = fallen.and_then(|worker| worker.last_stderr(LAST_WORDS)).filter(|w| !w.trim().is_empty())
                     {
                         text.push_str("; its last lines:\n");
                         text.push_str(words.trim_end());
                     }
-                    return Ok(Err(Failure::new("failed", text)));
+                    return Err(Failure::new("failed", text));
                 }
                 Event::Supervision(Progress::Stopping) => break,
-                Event::Exit(worker, how) if !how.is_success() => fallen = Some(worker.clone()),
+                Event::Exit(worker, how) if !how.is_success() && Some(worker.id()) > oldest => fallen = Some(worker.clone()),
                 _ => continue,
             }
-            say(stream, &Answer::Event(log::as_json(&event))).await?;
+            let _ = say(stream, &Answer::Event(log::as_json(&event))).await;
         }
-        Ok(Err(Failure::new("over", "the app is stopping")))
+        Err(Failure::new("over", "the app is stopping"))
     }
 
     async fn events(&self, stream: &mut UnixStream) -> Result<Result<Value, Failure>, Gone> {
+        let Ok(_place) = self.followers.try_acquire() else {
+            return Ok(Err(Failure::new("busy", format!("{MOST_FOLLOWERS} follow the events already"))));
+        };
         let mut events: Events = self.cluster.events();
         loop {
             let mut word = [0];

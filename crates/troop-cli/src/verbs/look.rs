@@ -9,6 +9,7 @@ use super::table::{self, size, time};
 use crate::args::{Events, Look};
 use crate::control::client::{self, Trouble};
 use crate::control::{App, Ask};
+use crate::log;
 
 /// All, or those that are named. One that ends while it is looked at is not there.
 fn snapshots(target: Option<&str>) -> Result<Vec<App>, Trouble> {
@@ -16,7 +17,16 @@ fn snapshots(target: Option<&str>) -> Result<Vec<App>, Trouble> {
         None => client::all()?,
         target => client::find(target)?,
     };
-    Ok(clients.into_iter().filter_map(|mut client| client.snapshot().ok()).collect())
+    let mut apps = Vec::new();
+    for mut client in clients {
+        match client.snapshot() {
+            Ok(app) => apps.push(app),
+            Err(Trouble::Failed(failure)) if failure.kind == "over" => {}
+            // The others are shown all the same.
+            Err(trouble) => log::say(&format!("troop: {trouble}")),
+        }
+    }
+    Ok(apps)
 }
 
 fn phase(snapshot: &Snapshot) -> String {

@@ -238,10 +238,14 @@ impl Supervisor {
             self.leave(now, member);
             return;
         };
+        let is_awaited = self.reload.as_ref().and_then(|reload| reload.active).is_some_and(|(active, _)| active == slot.0);
         if place.current.is_none() {
             place.current = Some(member);
-        } else {
+        } else if is_awaited && place.successor.is_none() {
             place.successor = Some(member);
+        } else {
+            // Somebody else was faster.
+            self.leave(now, member);
         }
     }
 
@@ -275,7 +279,11 @@ impl Supervisor {
         if self.phase != Phase::Running {
             return;
         }
+        // In proportion, so that what is much for a few is little for many.
+        let before = self.config.workers.max(1);
+        self.config.max_ends = self.config.max_ends.max(self.config.max_ends.saturating_mul(workers).div_ceil(before));
         self.config.workers = workers;
+        self.orders.retain(|order| !matches!(order, Order::Fork(slot) if slot.0 >= workers));
         while self.places.len() < workers {
             self.orders.push_back(Order::Fork(Slot(self.places.len())));
             self.places.push(Place::default());
@@ -293,13 +301,13 @@ impl Supervisor {
     /// A fork that was ordered failed. `for_good` means that trying again cannot help (the program does not exist).
     pub fn fork_failed(&mut self, now: Time, slot: Slot, reason: String, for_good: bool) {
         self.due.set(None);
-        if self.phase != Phase::Running {
+        if self.phase != Phase::Running || slot.0 >= self.places.len() {
             return;
         }
         let is_successor = self.places.get(slot.0).is_some_and(|place| place.current.is_some());
         if is_successor {
             self.fail_reload(now, format!("the new worker could not be started: {reason}"));
-        } else if for_good {
+        } else if for_good && !self.serves() {
             self.give_up(now, 1, Cause::NotStarted(reason));
         } else {
             self.vacant(now, slot.0, Cause::NotStarted(reason), true);
@@ -371,12 +379,20 @@ impl Supervisor {
         self.finish_if_done();
     }
 
+    /// Whether a worker is up.
+    fn serves(&self) -> bool {
+        self.places.iter().any(|place| place.current.is_some_and(|member| member.online))
+    }
+
     /// A slot lost its worker unexpectedly.
     fn vacant(&mut self, now: Time, slot: usize, cause: Cause, quick: bool) {
-        let ends = self.restarts.ended(now);
-        if ends >= self.config.max_ends {
-            self.give_up(now, ends, cause);
-            return;
+        // That no more can be started is no reason to send those away that serve.
+        if matches!(cause, Cause::Ended(..)) || !self.serves() {
+            let ends = self.restarts.ended(now);
+            if ends >= self.config.max_ends {
+                self.give_up(now, ends, cause);
+                return;
+            }
         }
         let place = &mut self.places[slot];
         place.quick_ends = if quick { place.quick_ends + 1 } else { 0 };

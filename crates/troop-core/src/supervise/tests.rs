@@ -249,11 +249,38 @@ fn a_reload_goes_on_with_the_workers_that_are_left() {
 }
 
 #[test]
-fn a_worker_that_is_not_needed_any_more_when_it_starts_is_let_go() {
+fn a_worker_that_is_not_needed_any_more_is_not_started_or_let_go() {
     let mut world = World::new(1);
     world.up(1);
-    world.supervisor.scale(world.now, 2);
-    world.supervisor.scale(world.now, 1);
+    for workers in [2, 1, 2, 1] {
+        world.supervisor.scale(world.now, workers);
+    }
     world.carry_out();
-    assert_eq!(world.asked, [Order::Terminate(WorkerId(2))]);
+    assert_eq!((world.forks, &world.asked[..]), (1, &[][..]));
+    // What was started all the same, or could not be, is nobody's.
+    world.supervisor.forked(world.now, Slot(1), WorkerId(7));
+    world.supervisor.forked(world.now, Slot(0), WorkerId(8));
+    world.supervisor.fork_failed(world.now, Slot(1), "no".into(), true);
+    world.carry_out();
+    assert_eq!(world.asked, [Order::Terminate(WorkerId(7)), Order::Terminate(WorkerId(8))]);
+    assert_eq!(world.outcome, None);
+}
+
+#[test]
+fn that_no_more_can_be_started_ends_nobody_who_serves() {
+    let mut world = World::new(1);
+    world.up(1);
+    world.supervisor.scale(world.now, 40);
+    let slots: Vec<_> = std::iter::from_fn(|| world.supervisor.next_order()).collect();
+    for order in slots {
+        if let Order::Fork(slot) = order {
+            world.supervisor.fork_failed(world.now, slot, "too many processes".into(), slot.0 % 2 == 0);
+        }
+    }
+    world.carry_out();
+    assert!(world.asked.is_empty() && world.outcome.is_none());
+    // They are tried again, and then they are there.
+    world.pass(Duration::from_secs(10));
+    assert_eq!(world.forks, 40);
+    assert!(world.told.iter().all(|told| matches!(told, Progress::Restarting { .. })));
 }

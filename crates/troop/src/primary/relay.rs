@@ -14,10 +14,13 @@ use troop_core::wire::outgoing::{HANDLE_ACK, HANDLE_NACK};
 use troop_sys::poll::Interest;
 
 use super::channel::{Channel, say};
-use crate::channel::{HANDLE_TRIES, MAX_LINE, MAX_QUEUED, MAX_QUEUED_HANDLES, Outbox, framing};
+use crate::channel::{HANDLE_TRIES, MAX_QUEUED, MAX_QUEUED_HANDLES, Outbox, framing};
 
 /// How every message begins that is not for the program.
 const INTERNAL: &[u8] = br#"{"cmd":"NODE_"#;
+
+/// How a message begins that carries a socket.
+const HANDLE: &[u8] = br#"{"cmd":"NODE_HANDLE","#;
 
 /// What stands near the beginning of a message that Node sends for the second time.
 const REWRAPPED: &[u8] = br#","msg":{"cmd":"NODE_HANDLE","#;
@@ -45,7 +48,8 @@ impl Relay {
     pub(crate) fn new(socket: OwnedFd, advanced: bool) -> Relay {
         Relay {
             socket,
-            reader: FrameReader::with(framing(advanced), MAX_LINE),
+            // What the program says to its own workers may be as long as it likes.
+            reader: FrameReader::with(framing(advanced), usize::MAX),
             advanced,
             outbox: Outbox::default(),
             interest: Interest::Read,
@@ -118,7 +122,10 @@ impl Relay {
                 false => text.starts_with(INTERNAL).then_some(Cow::Borrowed(text)),
             };
             if let Some(internal) = internal {
-                match incoming::parse(&internal) {
+                let parsed = incoming::parse(&internal);
+                // Also one whose message is nested too deeply to be looked at.
+                let carries = matches!(parsed, Ok(Incoming::Handle(_))) || (parsed.is_err() && internal.starts_with(HANDLE));
+                match parsed {
                     Ok(Incoming::HandleAck) => {
                         answers.push(true);
                         continue;
@@ -134,7 +141,7 @@ impl Relay {
                         }
                         continue;
                     }
-                    Ok(Incoming::Handle(_)) => {
+                    _ if carries => {
                         // What Node sends a second time it wraps a second time, and cannot read that itself.
                         if let Some(at) = memmem::find(&text[..text.len().min(REWRAPPED_WITHIN)], REWRAPPED)
                             && !self.advanced

@@ -6,8 +6,10 @@ use super::{Reader, number};
 
 /// The deepest nesting. `serde_json` reads no more either.
 const MAX_DEPTH: usize = 120;
-/// The most values in a message; references can repeat what they refer to.
+/// The most that a message can consist of, in values and in pieces of text as large as a value; references can repeat what they refer to.
 const MAX_VALUES: usize = 1_000_000;
+/// Bytes of text that count as a value.
+const PIECE: usize = 32;
 
 /// The line of JSON (without a newline) that says what a frame's value says, as `JSON.stringify` would have written it, and where that
 /// would have lost or refused it: a `Map` is an array of pairs, a `Set` an array, a `BigInt` a string of digits, buffers and typed arrays are
@@ -20,7 +22,7 @@ pub fn to_json(frame: &[u8]) -> Option<Vec<u8>> {
         return None;
     }
     reader.number()?;
-    let mut program = Program { reader, objects: Vec::new(), left: MAX_VALUES };
+    let mut program = Program { reader, objects: Vec::new(), left: MAX_VALUES.max(frame.len() / PIECE * 2) };
     // As JSON has it: nothing is null.
     let value = program.value(0)?.unwrap_or(Value::Null);
     serde_json::to_vec(&value).ok()
@@ -28,12 +30,37 @@ pub fn to_json(frame: &[u8]) -> Option<Vec<u8>> {
 
 struct Program<'a> {
     reader: Reader<'a>,
-    /// All objects so far, by the numbers that references have; `None` while one is being read.
-    objects: Vec<Option<Value>>,
+    /// Where all objects so far begin, behind their tags, by the numbers that references have.
+    objects: Vec<(u8, &'a [u8])>,
     left: usize,
 }
 
 impl Program<'_> {
+    fn spend(&mut self, values: usize) -> Option<()> {
+        self.left = self.left.checked_sub(values)?;
+        Some(())
+    }
+
+    fn text(&mut self, tag: u8) -> Option<String> {
+        let text = self.reader.text(tag)?;
+        self.spend(text.len() / PIECE)?;
+        Some(text)
+    }
+
+    /// What was read before is read again, which keeps count of how large and how deep all of it becomes.
+    fn again(&mut self, depth: usize) -> Option<Value> {
+        let number = usize::try_from(self.reader.number()?).ok()?;
+        let (tag, from) = *self.objects.get(number)?;
+        let later = self.objects.split_off(number + 1);
+        self.spend(later.len() / PIECE)?;
+        let after = std::mem::replace(&mut self.reader.rest, from);
+        let value = self.object(tag, depth)?;
+        self.reader.rest = after;
+        self.objects.truncate(number + 1);
+        self.objects.extend(later);
+        Some(value)
+    }
+
     /// `None` as the value: undefined. `None`: cannot be read.
     fn value(&mut self, depth: usize) -> Option<Option<Value>> {
         let tag = self.reader.tag()?;
@@ -41,29 +68,22 @@ impl Program<'_> {
     }
 
     fn tagged(&mut self, tag: u8, depth: usize) -> Option<Option<Value>> {
-        self.left = self.left.checked_sub(1)?;
+        self.spend(1)?;
         if depth > MAX_DEPTH {
             return None;
         }
-        let number = self.objects.len();
-        let value = match tag {
-            b'_' | b'-' => return Some(None),
-            b'^' => {
-                let at = usize::try_from(self.reader.number()?).ok()?;
-                let value = self.objects.get(at)?.clone()?;
-                self.left = self.left.checked_sub(size(&value))?;
-                return Some(Some(value));
-            }
-            b'Z' => return Some(Some(self.bigint()?)),
+        Some(match tag {
+            b'_' | b'-' => None,
+            b'^' => Some(self.again(depth)?),
+            b'Z' => Some(self.bigint()?),
+            b'"' | b'c' | b'S' => Some(Value::String(self.text(tag)?)),
             b'o' | b'A' | b'a' | b';' | b'\'' | b'D' | b'y' | b'x' | b'n' | b'z' | b's' | b'R' | b'B' | b'\\' | b'r' => {
-                self.objects.push(None);
-                self.object(tag, depth)?
+                self.objects.push((tag, self.reader.rest));
+                Some(self.object(tag, depth)?)
             }
             // Nothing that has parts.
             _ => return self.reader.tagged(tag, 0),
-        };
-        *self.objects.get_mut(number)? = Some(value.clone());
-        Some(Some(value))
+        })
     }
 
     fn object(&mut self, tag: u8, depth: usize) -> Option<Value> {
@@ -82,7 +102,7 @@ impl Program<'_> {
             b'a' => {
                 // Most of its places are empty.
                 let length = usize::try_from(self.reader.number()?).ok()?;
-                self.left = self.left.checked_sub(length)?;
+                self.spend(length)?;
                 let mut items = vec![Value::Null; length];
                 for (name, value) in self.fields(b'@', depth)? {
                     if let Some(item) = name.parse().ok().and_then(|at: usize| items.get_mut(at)) {
@@ -93,7 +113,8 @@ impl Program<'_> {
                 Value::Array(items)
             }
             b';' => {
-                let items = self.until(b':', depth)?;
+                // Two levels in JSON.
+                let items = self.until(b':', depth + 1)?;
                 Value::Array(items.chunks(2).map(|pair| Value::Array(pair.to_vec())).collect())
             }
             b'\'' => Value::Array(self.until(b',', depth)?),
@@ -104,16 +125,17 @@ impl Program<'_> {
             b'z' => self.bigint()?,
             b's' => {
                 let tag = self.reader.tag()?;
-                Value::String(self.reader.text(tag)?)
+                Value::String(self.text(tag)?)
             }
             b'R' => {
                 let tag = self.reader.tag()?;
-                self.reader.text(tag)?;
+                self.text(tag)?;
                 self.reader.number()?;
                 Value::Object(Map::new())
             }
             b'B' => {
                 let count = self.count()?;
+                self.spend(count)?;
                 Value::Array(self.reader.bytes(count)?.iter().map(|byte| Value::from(*byte)).collect())
             }
             b'\\' => self.host_object(depth)?,
@@ -128,7 +150,7 @@ impl Program<'_> {
             0 => {
                 self.reader.number()?;
                 let count = self.count()?;
-                self.left = self.left.checked_sub(count)?;
+                self.spend(count)?;
                 let data: Vec<Value> = self.reader.bytes(count)?.iter().map(|byte| Value::from(*byte)).collect();
                 Some(serde_json::json!({ "type": "Buffer", "data": data }))
             }
@@ -150,7 +172,7 @@ impl Program<'_> {
                 b'U' => name = "URIError",
                 field @ (b'm' | b's') => {
                     let tag = self.reader.tag()?;
-                    let text = Value::String(self.reader.text(tag)?);
+                    let text = Value::String(self.text(tag)?);
                     fields.insert(if field == b'm' { "message" } else { "stack" }.into(), text);
                 }
                 b'c' => {
@@ -171,7 +193,7 @@ impl Program<'_> {
         loop {
             let name = match self.reader.tag()? {
                 tag if tag == end => break,
-                tag @ (b'"' | b'c' | b'S') => self.reader.text(tag)?,
+                tag @ (b'"' | b'c' | b'S') => self.text(tag)?,
                 b'I' => (self.reader.number()? >> 1).to_string(),
                 b'U' => self.reader.number()?.to_string(),
                 b'N' => self.double()?.to_string(),
@@ -213,7 +235,7 @@ impl Program<'_> {
         let bytes = self.reader.bytes(usize::try_from(field >> 1).ok()?)?;
         // Base 10^9, the lowest first.
         let mut digits: Vec<u32> = Vec::new();
-        self.left = self.left.checked_sub(bytes.len().checked_mul(bytes.len())?)?;
+        self.spend(bytes.len().checked_mul(bytes.len())?)?;
         for byte in bytes.iter().rev() {
             let mut carry = u64::from(*byte);
             for digit in &mut digits {
@@ -231,15 +253,6 @@ impl Program<'_> {
             text += &format!("{digit:09}");
         }
         Some(Value::String(text))
-    }
-}
-
-/// How many values a value consists of.
-fn size(value: &Value) -> usize {
-    match value {
-        Value::Array(items) => 1 + items.iter().map(size).sum::<usize>(),
-        Value::Object(fields) => 1 + fields.values().map(size).sum::<usize>(),
-        _ => 1,
     }
 }
 
@@ -353,10 +366,25 @@ mod tests {
         // Deep, and many times the same.
         let deep: Vec<u8> = [0xff, 15].into_iter().chain(std::iter::repeat_n(*b"A\x01", 100_000).flatten()).collect();
         assert_eq!(to_json(&deep), None);
-        let mut doubled = bytes("ff0f4101");
-        for _ in 0..40 {
-            doubled.extend_from_slice(b"A\x02^\x00");
+        // `[[], [^1, ^1], [^2, ^2], …]`, and one that contains itself.
+        let mut doubled = b"\xff\x0fA\x28A\x00$\x00\x00".to_vec();
+        for at in 1..40 {
+            doubled.extend_from_slice(&[b'A', 2, b'^', at, b'^', at, b'$', 0, 2]);
         }
+        doubled.extend_from_slice(b"$\x00\x28");
         assert_eq!(to_json(&doubled), None);
+        assert_eq!(to_json(b"\xff\x0fo\"\x01a^\x00{\x01"), None);
+        // A text that is repeated, and a chain that is flat in the frame and deep in JSON.
+        let mut repeated = b"\xff\x0fA\xa0\x8d\x06s\"\x80\x80\x40".to_vec();
+        repeated.resize(repeated.len() + (1 << 20), b'x');
+        repeated.extend(std::iter::repeat_n(*b"^\x01", 99_999).flatten());
+        assert_eq!(to_json(&repeated), None);
+        let mut chain = b"\xff\x0fA\x64o{\x00".to_vec();
+        for at in 1..100 {
+            chain.extend_from_slice(&[b'o', b'"', 1, b'n', b'^', at, b'{', 1]);
+        }
+        chain.extend_from_slice(b"$\x00\x64");
+        let json = String::from_utf8(to_json(&chain).unwrap()).unwrap();
+        assert!(crate::wire::incoming::parse(json.as_bytes()).is_ok());
     }
 }

@@ -59,7 +59,7 @@ impl Driver {
                 let _ = done.send(result);
             }
             Command::Disconnect(worker) => {
-                self.core.disconnect(worker, false);
+                self.tell_to_leave(worker, false);
                 if let Some(worker) = self.processes.get(&worker).map(|p| p.handle.clone()) {
                     self.refresh(&worker);
                 }
@@ -109,7 +109,7 @@ impl Driver {
                 }
                 let all: Vec<_> = self.processes.values().map(|p| p.handle.clone()).collect();
                 for worker in all {
-                    self.core.disconnect(worker.id(), false);
+                    self.tell_to_leave(worker.id(), false);
                     self.refresh(&worker);
                 }
                 self.say_farewell();
@@ -126,8 +126,13 @@ impl Driver {
             }
             Command::Over => {
                 self.supervisor = None;
-                let all: Vec<_> = self.processes.keys().copied().collect();
-                all.into_iter().for_each(|worker| self.channel_closed(worker, false));
+                let all: Vec<_> = self.processes.iter().map(|(id, process)| (*id, process.untold.is_some())).collect();
+                for (worker, is_deaf) in all {
+                    self.channel_closed(worker, false);
+                    if is_deaf {
+                        self.kill(worker, 15);
+                    }
+                }
                 self.core.close_unused_listeners();
                 self.over_at = Some(self.now + OVER_PATIENCE);
             }

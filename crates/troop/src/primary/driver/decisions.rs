@@ -136,8 +136,7 @@ impl Driver {
             Order::Disconnect(worker) => {
                 // A worker that is replaced leaves its listeners to its successor, which may not have asked for all of them yet.
                 let keep = self.supervisor.as_ref().is_some_and(|s| !s.is_stopping());
-                let hears = self.processes.get(&worker).is_some_and(|process| process.untold.is_none());
-                if !hears || !self.core.disconnect(worker, keep) {
+                if !self.tell_to_leave(worker, keep) {
                     self.kill(worker, 15);
                 }
             }
@@ -157,6 +156,16 @@ impl Driver {
                 self.outcome = Some(outcome);
             }
         }
+    }
+
+    /// False if it cannot be told, because its channel is closed.
+    pub(super) fn tell_to_leave(&mut self, worker: WorkerId, keep_listeners: bool) -> bool {
+        let told = self.core.disconnect(worker, keep_listeners);
+        let hears = self.processes.get(&worker).is_none_or(|process| process.untold.is_none());
+        if told && !hears {
+            self.kill(worker, 15);
+        }
+        told
     }
 
     pub(super) fn kill(&mut self, worker: WorkerId, signal: i32) {
