@@ -256,7 +256,7 @@ impl Server {
         let mut events = self.cluster.events();
         let oldest = self.cluster.workers().iter().map(WorkerHandle::id).max();
         self.cluster.reload().map_err(|e| failed(&e))?;
-        let (mut began, mut replaced) = (false, 0);
+        let (mut began, mut replaced, mut is_heard) = (false, 0, true);
         let mut fallen: Option<WorkerHandle> = None;
         while let Some(event) = events.next().await {
             match &event {
@@ -277,10 +277,15 @@ impl Server {
                     return Err(Failure::new("failed", text));
                 }
                 Event::Supervision(Progress::Stopping) => break,
+                // Perhaps the end of it.
+                Event::Missed(_) if self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase == Phase::Running => {
+                    return Err(Failure::new("failed", "too much happened to see how it ended; look with `troop show`"));
+                }
                 Event::Exit(worker, how) if !how.is_success() && Some(worker.id()) > oldest => fallen = Some(worker.clone()),
                 _ => continue,
             }
-            let _ = say(stream, &Answer::Event(log::as_json(&event))).await;
+            // Whoever has left, or does not listen, is not waited for a second time.
+            is_heard = is_heard && say(stream, &Answer::Event(log::as_json(&event))).await.is_ok();
         }
         Err(Failure::new("over", "the app is stopping"))
     }
