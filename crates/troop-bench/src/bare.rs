@@ -52,6 +52,7 @@ fn start(id: usize, program: &str, arguments: &[&str]) -> Result<OwnedFd> {
         argv: std::iter::once(&program).chain(arguments).map(|s| text((*s).into())).collect::<std::result::Result<_, _>>()?,
         env: env.into_iter().collect::<std::result::Result<_, _>>()?,
         pid_variable: None,
+        death_signal: 0,
         cwd: None,
         fds: vec![(0, stdin.as_fd()), (1, stdout.as_fd()), (2, stderr.as_fd()), (CHANNEL, theirs.as_fd())],
         uid: None,

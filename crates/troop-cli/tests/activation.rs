@@ -81,6 +81,15 @@ fn workers_are_replaced_and_killed_and_no_connection_is_lost() {
 }
 
 #[test]
+fn workers_do_not_outlive_a_primary_that_is_killed() {
+    let mut troop = activated(&["-w", "2", "-b", "127.0.0.1:0"], &[]);
+    get(port(&troop), "/");
+    (0..2).for_each(|_| drop(troop.event("online")));
+    troop.signal(Signal::KILL);
+    wait_until("the end of the workers", || troop.workers().iter().all(|pid| !is_running(*pid)));
+}
+
+#[test]
 fn a_server_in_another_language_is_served() {
     if Command::new("python3").arg("--version").output().is_err() {
         return;

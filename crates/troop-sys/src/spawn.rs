@@ -23,6 +23,8 @@ pub struct Command<'a> {
     pub env: Vec<CString>,
     /// A variable that is set to the new process's id, such as `LISTEN_PID`.
     pub pid_variable: Option<&'a CStr>,
+    /// A signal that the process gets when the thread that starts it ends (`PR_SET_PDEATHSIG`); 0 for none.
+    pub death_signal: i32,
     /// Working directory; inherited if absent.
     pub cwd: Option<CString>,
     /// Which descriptor the child gets under which number. It gets no others.
@@ -115,6 +117,7 @@ struct Plan {
     max_target: c_int,
     /// Where the child writes its process id, as text with a NUL; room for 20 digits and that.
     pid_text: *mut u8,
+    death_signal: c_int,
     uid: i64,
     gid: i64,
     groups: *const u32,
@@ -161,6 +164,7 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
         fds: fds.as_mut_ptr(),
         fds_len: fds.len(),
         pid_text,
+        death_signal: command.death_signal,
         uid: command.uid.map_or(-1, i64::from),
         gid: command.gid.map_or(-1, i64::from),
         groups: command.groups.as_ref().map_or(std::ptr::null(), |g| g.as_ptr()),
@@ -272,6 +276,10 @@ unsafe fn run(plan: *mut Plan) -> (Step, c_int) {
         }
         if let Err(failed) = change_identity(plan) {
             return failed;
+        }
+        // After the change of user, which takes it back.
+        if plan.death_signal != 0 {
+            libc::prctl(libc::PR_SET_PDEATHSIG, plan.death_signal);
         }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
@@ -430,6 +438,7 @@ mod tests {
             env: vec![text("A=b"), text("PATH=/usr/bin:/bin")],
             cwd: None,
             pid_variable: None,
+            death_signal: 0,
             fds: Vec::new(),
             uid: None,
             gid: None,

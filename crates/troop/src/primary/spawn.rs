@@ -86,6 +86,8 @@ pub(crate) fn spawn(
         candidates: prepared.candidates.clone(),
         argv: prepared.argv.clone(),
         env: prepared.env.clone(),
+        // Without a channel nothing else tells it that its primary has died.
+        death_signal: if settings.activation.is_some() { 15 } else { 0 },
         pid_variable: settings.activation.is_some().then_some(c"LISTEN_PID"),
         cwd,
         fds,
