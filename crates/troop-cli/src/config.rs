@@ -13,6 +13,9 @@ use crate::control::place;
 /// The file that is looked for where nothing else is said.
 pub(crate) const USUAL: &str = "troop.toml";
 
+/// What there cannot be beside `bind`.
+pub(crate) const NO_POLICY: &str = "with `bind` the kernel spreads the connections: there is no policy, and there are no weights";
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -91,9 +94,6 @@ fn parse(text: &str, file: &Path) -> Result<BTreeMap<String, App>, String> {
         for listener in app.listeners.keys() {
             listener.parse::<Pattern>().map_err(|e| format!("{shown}: app.{name}.listeners: {e}"))?;
         }
-        if !app.bind.is_empty() && (app.policy.is_some() || !app.listeners.is_empty() || !app.weights.is_empty()) {
-            return Err(format!("{shown}: app.{name}: with `bind` the kernel spreads the connections, so there is no policy"));
-        }
         if let Some(bad) = app.env.keys().find(|key| key.is_empty() || key.contains('=')) {
             return Err(format!("{shown}: app.{name}.env: {bad:?} cannot be the name of a variable"));
         }
@@ -120,6 +120,9 @@ impl App {
     /// What would keep it from starting, as far as can be seen without doing it.
     pub(crate) fn problems(&self, file: &Path) -> Vec<String> {
         let mut problems = Vec::new();
+        if !self.bind.is_empty() && (self.policy.is_some() || !self.listeners.is_empty() || !self.weights.is_empty()) {
+            problems.push(NO_POLICY.into());
+        }
         let (directory, program) = (self.directory(file), self.program(file));
         if !directory.is_dir() {
             problems.push(format!("there is no directory {}", directory.display()));
@@ -178,7 +181,6 @@ mod tests {
             ("[app.web]\nprogram = \"x\"\nlisteners = { \"1.2.3.4.5:x\" = \"p2c\" }", &["app.web.listeners"]),
             ("[app.\"a b\"]\nprogram = \"x\"", &["\"a b\"", "letters"]),
             ("[app.web]\nprogram = \"x\"\nenv = { \"A=B\" = \"c\" }", &["app.web.env", "A=B"]),
-            ("[app.web]\nprogram = \"x\"\nbind = [\"8000\"]\npolicy = \"p2c\"", &["app.web", "no policy"]),
             ("[app.web\nprogram = \"x\"", &["line 1"]),
             ("", &["no app"]),
             ("[apps.web]\nprogram = \"x\"", &["apps", "app"]),

@@ -137,6 +137,9 @@ impl Source {
         plan.silent |= typed.silent;
         plan.grace = typed.grace.unwrap_or(plan.grace);
         plan.log = typed.log.unwrap_or(plan.log);
+        if !plan.bind.is_empty() && (plan.policy.is_some() || !plan.listeners.is_empty() || !plan.weights.is_empty()) {
+            return Err(config::NO_POLICY.into());
+        }
         Ok(plan)
     }
 }

@@ -107,4 +107,10 @@ fn what_cannot_be_bound_is_said_at_once() {
     assert!(code == Some(1) && log.contains(&format!("cannot listen on {address}: Address")), "{log}");
     let (code, log) = run(["-b", "8000", "--policy", "steered", "true"]).end();
     assert!(code == Some(2) && log.contains("cannot be used with"), "{log}");
+    // Nor where one is typed and the other is in a file.
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("troop.toml");
+    std::fs::write(&file, "[app.web]\nprogram = \"true\"\nbind = [\"127.0.0.1:0\"]\n").unwrap();
+    let (code, log) = run(["-c", file.to_str().unwrap(), "--policy", "p2c"]).end();
+    assert!(code == Some(2) && log.contains("there is no policy"), "{log}");
 }

@@ -91,6 +91,11 @@ fn what_is_wrong_is_said_before_anything_starts() {
     assert!(code == 2 && err.contains("which app?") && err.contains("jobs, web"), "{err}");
     let (code, _, err) = answer(path, &["run", "-c", "troop.toml", "wbe"]);
     assert!(code == 2 && err.contains("has no app \"wbe\", but jobs, web"), "{err}");
+    std::fs::write(path.join("troop.toml"), "[app.web]\nprogram = \"hello.js\"\nbind = [\"0\"]\npolicy = \"p2c\"\n").unwrap();
+    for args in [&["check"][..], &["run"]] {
+        let (code, _, err) = answer(path, args);
+        assert!(code != 0 && err.contains("app.web") && err.contains("there is no policy"), "{code} {err}");
+    }
     std::fs::write(path.join("troop.toml"), "[app.web]\nprogram = \"hello.js\"\n").unwrap();
     assert_eq!(answer(path, &["check"]), (0, "troop.toml: web is fine\n".into(), String::new()));
     std::fs::remove_file(path.join("troop.toml")).unwrap();

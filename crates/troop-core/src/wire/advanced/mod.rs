@@ -38,12 +38,7 @@ pub fn from_json(out: &mut Vec<u8>, line: &[u8]) {
 /// with `NODE_`. The `msg` of a `NODE_HANDLE` is left out unless it is such an object too.
 #[must_use]
 pub fn internal(frame: &[u8]) -> Option<Vec<u8>> {
-    let mut reader = Reader { rest: frame };
-    if reader.byte()? != 0xff {
-        return None;
-    }
-    reader.number()?;
-    let object = reader.internal_object(0)?;
+    let object = Reader::of(frame)?.internal_object(0)?;
     serde_json::to_vec(&Value::Object(object)).ok()
 }
 
@@ -115,6 +110,14 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    /// At the value that a frame is about, behind its version.
+    fn of(frame: &'a [u8]) -> Option<Reader<'a>> {
+        let mut reader = Reader { rest: frame };
+        let is_versioned = reader.byte()? == 0xff;
+        reader.number()?;
+        is_versioned.then_some(reader)
+    }
+
     fn byte(&mut self) -> Option<u8> {
         let (first, rest) = self.rest.split_first()?;
         self.rest = rest;

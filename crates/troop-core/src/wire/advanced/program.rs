@@ -17,12 +17,8 @@ const PIECE: usize = 32;
 /// contains itself, and for what is too large or too deep.
 #[must_use]
 pub fn to_json(frame: &[u8]) -> Option<Vec<u8>> {
-    let mut reader = Reader { rest: frame };
-    if reader.byte()? != 0xff {
-        return None;
-    }
-    reader.number()?;
-    let mut program = Program { reader, objects: Vec::new(), left: MAX_VALUES.max(frame.len() / PIECE * 2) };
+    let left = MAX_VALUES.max(frame.len() / PIECE * 2);
+    let mut program = Program { reader: Reader::of(frame)?, objects: Vec::new(), left };
     // As JSON has it: nothing is null.
     let value = program.value(0)?.unwrap_or(Value::Null);
     serde_json::to_vec(&value).ok()
