@@ -60,6 +60,10 @@ fn start(id: usize, program: &str, arguments: &[&str]) -> Result<OwnedFd> {
         groups: None,
         own_group: false,
         descriptor_limit: None,
+        limits: Vec::new(),
+        umask: None,
+        nice: None,
+        cpus: Vec::new(),
     })?;
     Ok(ours)
 }

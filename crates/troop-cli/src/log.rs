@@ -53,6 +53,7 @@ pub(crate) fn as_json(event: &Event) -> Value {
         Event::Stalled(_, true) => "stalled",
         Event::Stalled(_, false) => "recovered",
         Event::NotSteered(..) => "not-steered",
+        Event::Unhealthy(..) => "unhealthy",
         Event::Supervision(progress) => progress_name(progress),
         Event::Missed(_) => "missed",
         _ => "other",
@@ -73,6 +74,7 @@ pub(crate) fn as_json(event: &Event) -> Value {
             add_exit(&mut add, *how);
             add("exitedAfterDisconnect", worker.exited_after_disconnect().into());
         }
+        Event::Unhealthy(_, why) => drop(add("reason", why.clone().into())),
         Event::Error(_, e) => drop(add("error", e.chain().into())),
         Event::Misbehaved(_, violation, killed) => {
             add("violation", violation.to_string().into());
@@ -91,6 +93,15 @@ pub(crate) fn as_json(event: &Event) -> Value {
                 add("new", new.0.into());
             }
             Progress::ReloadFailed { reason } => drop(add("reason", reason.clone().into())),
+            Progress::NotRestarting { worker, how } => {
+                add("worker", worker.0.into());
+                add_exit(&mut add, *how);
+            }
+            Progress::Recycling { worker, reason } | Progress::RecycleFailed { worker, reason } => {
+                add("worker", worker.0.into());
+                add("reason", reason.clone().into());
+            }
+            Progress::RollingBack { workers } => drop(add("workers", (*workers).into())),
             Progress::GraceOver(worker) => drop(add("worker", worker.0.into())),
             Progress::GivingUp { ends, within, cause } => {
                 add("ends", (*ends).into());
@@ -135,6 +146,12 @@ fn progress_name(progress: &Progress) -> &'static str {
         Progress::ReloadFinished => "reload-finished",
         Progress::ReloadFailed { .. } => "reload-failed",
         Progress::ReloadRefused => "reload-refused",
+        Progress::NotRestarting { .. } => "not-restarting",
+        Progress::Recycling { .. } => "recycling",
+        Progress::RecycleFailed { .. } => "recycle-failed",
+        Progress::RollingBack { .. } => "rolling-back",
+        Progress::Pausing => "pausing",
+        Progress::TryingAgain => "trying-again",
         Progress::Stopping => "stopping",
         Progress::GraceOver(_) => "grace-over",
         Progress::GivingUp { .. } => "giving-up",
@@ -151,6 +168,7 @@ fn worker_of(event: &Event) -> Option<&WorkerHandle> {
         | Event::Exit(w, _)
         | Event::Request(w, _)
         | Event::Misbehaved(w, ..)
+        | Event::Unhealthy(w, _)
         | Event::Stalled(w, _) => Some(w),
         Event::Error(w, _) => w.as_ref(),
         _ => None,

@@ -9,6 +9,7 @@ pub mod environment;
 pub mod fdpass;
 pub mod group;
 pub mod listen;
+pub mod notify;
 pub mod poll;
 pub mod process;
 pub mod socket;

@@ -81,6 +81,73 @@ pub fn signal_group(leader: u32, signal: i32) -> io::Result<()> {
     Ok(rustix::process::kill_process_group(to_pid(leader)?, signal)?)
 }
 
+/// Whether the process behind a pidfd has ended, reaped or not.
+#[must_use]
+pub fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
+/// The process group of a process.
+#[must_use]
+pub fn group_of(pid: u32) -> Option<u32> {
+    let group = rustix::process::getpgid(Some(to_pid(pid).ok()?)).ok()?;
+    u32::try_from(group.as_raw_pid()).ok()
+}
+
+/// The processes of a group that can be seen and have not ended. Looks at all processes.
+#[must_use]
+pub fn group_members(group: u32) -> Vec<OwnedFd> {
+    all().filter(|seen| seen.group == group).filter_map(|seen| seen.hold()).collect()
+}
+
+/// The processes that descend from a process, without itself. Looks at all processes. Those whose parents have ended are not found.
+#[must_use]
+pub fn descendants(pid: u32) -> Vec<OwnedFd> {
+    let all: Vec<_> = all().collect();
+    let (mut family, mut at) = (vec![pid], 0);
+    let mut found = Vec::new();
+    while let Some(parent) = family.get(at).copied() {
+        for child in all.iter().filter(|seen| seen.parent == parent && !family.contains(&seen.pid)).collect::<Vec<_>>() {
+            family.push(child.pid);
+            found.extend(child.hold());
+        }
+        at += 1;
+    }
+    found
+}
+
+/// A process as `/proc` shows it.
+struct Seen {
+    pid: u32,
+    parent: u32,
+    group: u32,
+}
+
+impl Seen {
+    fn of(pid: u32) -> Option<Seen> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // Its name, which may contain anything, ends at the last parenthesis.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        let is_dead = matches!(fields.next()?, "Z" | "X");
+        let (parent, group) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        (!is_dead).then_some(Seen { pid, parent, group })
+    }
+
+    /// A pidfd, if the process is the one that was seen.
+    fn hold(&self) -> Option<OwnedFd> {
+        let held = pidfd(self.pid).ok()?;
+        // Held first, looked at again then: its number cannot have become another's in between.
+        Seen::of(self.pid).filter(|now| (now.parent, now.group) == (self.parent, self.group)).map(|_| held)
+    }
+}
+
+fn all() -> impl Iterator<Item = Seen> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| Seen::of(entry.file_name().to_str()?.parse().ok()?))
+}
+
 fn to_signal(signal: i32) -> io::Result<Signal> {
     Signal::from_named_raw(signal).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
 }

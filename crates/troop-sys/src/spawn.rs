@@ -39,7 +39,25 @@ pub struct Command<'a> {
     pub own_group: bool,
     /// Soft limit on open descriptors, if it should differ from the parent's.
     pub descriptor_limit: Option<u64>,
+    /// Limits on resources: `RLIMIT_…`, soft, hard; [`NO_LIMIT`] for none.
+    pub limits: Vec<(u32, u64, u64)>,
+    /// The mask of permissions that new files do not get.
+    pub umask: Option<u32>,
+    /// How nice to be to others, from -20 to 19.
+    pub nice: Option<i32>,
+    /// The CPUs to run on; empty for the parent's.
+    pub cpus: Vec<usize>,
 }
+
+pub use libc::{
+    RLIMIT_AS, RLIMIT_CORE, RLIMIT_CPU, RLIMIT_DATA, RLIMIT_FSIZE, RLIMIT_MEMLOCK, RLIMIT_NOFILE, RLIMIT_NPROC, RLIMIT_STACK,
+};
+
+/// As a limit: none.
+pub const NO_LIMIT: u64 = libc::RLIM_INFINITY;
+
+/// The most CPUs that can be named.
+pub const MOST_CPUS: usize = libc::CPU_SETSIZE as usize;
 
 /// A started process.
 #[derive(Debug)]
@@ -62,8 +80,12 @@ pub enum Step {
     Descriptors,
     /// The working directory.
     Directory,
-    /// The limit on descriptors.
+    /// A limit on resources.
     Limits,
+    /// The nice level.
+    Nice,
+    /// The CPUs.
+    Cpus,
     /// The supplementary groups.
     Groups,
     /// The group.
@@ -90,7 +112,9 @@ impl fmt::Display for SpawnError {
             Step::Group => "put the process in a group of its own",
             Step::Descriptors => "give the process its descriptors",
             Step::Directory => "change to the working directory",
-            Step::Limits => "set the limit on descriptors",
+            Step::Limits => "set its limits",
+            Step::Nice => "set its nice level",
+            Step::Cpus => "set the CPUs that it runs on",
             Step::Groups => "set the supplementary groups",
             Step::Gid => "become the group",
             Step::Uid => "become the user",
@@ -126,6 +150,12 @@ struct Plan {
     drop_groups: bool,
     own_group: bool,
     descriptor_limit: u64,
+    limits: *const (u32, u64, u64),
+    limits_len: usize,
+    /// -1: leave it alone.
+    umask: i64,
+    nice: *const c_int,
+    cpus: *const libc::cpu_set_t,
     step: c_int,
     errno: c_int,
 }
@@ -154,6 +184,12 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
             pid_variable[at..].as_mut_ptr()
         }
     };
+    // SAFETY: cpu_set_t is a plain bit field; all zeroes is the empty set.
+    let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for cpu in command.cpus.iter().filter(|cpu| **cpu < MOST_CPUS) {
+        // SAFETY: the number is within the set.
+        unsafe { libc::CPU_SET(*cpu, &mut cpus) };
+    }
     let mut fds: Vec<[c_int; 3]> = command.fds.iter().map(|(target, fd)| [fd.as_raw_fd(), *target, -1]).collect();
     let mut plan = Plan {
         candidates: candidates.as_ptr(),
@@ -172,6 +208,11 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
         drop_groups: command.groups.is_none() && (command.uid.is_some() || command.gid.is_some()),
         own_group: command.own_group,
         descriptor_limit: command.descriptor_limit.unwrap_or(u64::MAX),
+        limits: command.limits.as_ptr(),
+        limits_len: command.limits.len(),
+        umask: command.umask.map_or(-1, i64::from),
+        nice: command.nice.as_ref().map_or(std::ptr::null(), |nice| nice),
+        cpus: if command.cpus.is_empty() { std::ptr::null() } else { &raw const cpus },
         step: 0,
         errno: 0,
     };
@@ -215,12 +256,14 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
 }
 
 fn to_step(step: c_int) -> Step {
-    const STEPS: [Step; 9] = [
+    const STEPS: [Step; 11] = [
         Step::Clone,
         Step::Group,
         Step::Descriptors,
         Step::Directory,
         Step::Limits,
+        Step::Nice,
+        Step::Cpus,
         Step::Groups,
         Step::Gid,
         Step::Uid,
@@ -274,6 +317,23 @@ unsafe fn run(plan: *mut Plan) -> (Step, c_int) {
                 return (Step::Limits, errno());
             }
         }
+        for at in 0..plan.limits_len {
+            let (resource, soft, hard) = *plan.limits.add(at);
+            let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+            if libc::setrlimit(resource as libc::__rlimit_resource_t, &raw const limit) != 0 {
+                return (Step::Limits, errno());
+            }
+        }
+        if plan.umask >= 0 {
+            libc::umask(plan.umask as libc::mode_t);
+        }
+        if !plan.nice.is_null() && libc::setpriority(libc::PRIO_PROCESS, 0, *plan.nice) != 0 {
+            return (Step::Nice, errno());
+        }
+        if !plan.cpus.is_null() && libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), plan.cpus) != 0 {
+            return (Step::Cpus, errno());
+        }
+        // While it still may do all that.
         if let Err(failed) = change_identity(plan) {
             return failed;
         }
@@ -445,7 +505,25 @@ mod tests {
             groups: None,
             own_group: false,
             descriptor_limit: None,
+            limits: Vec::new(),
+            umask: None,
+            nice: None,
+            cpus: Vec::new(),
         }
+    }
+
+    #[test]
+    fn limits_umask_niceness_and_cpus_are_the_childs() {
+        let script = "ulimit -Sn; ulimit -Hn; ulimit -c; umask; nice; grep Cpus_allowed_list /proc/self/status";
+        let limits = vec![(libc::RLIMIT_NOFILE, 100, 200), (libc::RLIMIT_CORE, 0, 0)];
+        let (text, _) = output(Command { limits, umask: Some(0o027), nice: Some(5), cpus: vec![0], ..command(script) });
+        let before: i32 =
+            String::from_utf8(std::process::Command::new("nice").output().unwrap().stdout).unwrap().trim().parse().unwrap();
+        let lines: Vec<_> = text.lines().map(str::trim).collect();
+        assert_eq!(lines[..4], ["100", "200", "0", "0027"]);
+        assert_eq!((lines[4], lines[5]), (5.max(before).to_string().as_str(), "Cpus_allowed_list:\t0"));
+        let refused = spawn(&Command { cpus: vec![MOST_CPUS - 1], ..command("true") }).unwrap_err();
+        assert_eq!(refused.step, Step::Cpus);
     }
 
     fn output(command: Command<'_>) -> (String, crate::process::Exit) {

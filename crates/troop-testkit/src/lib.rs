@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use troop::{Builder, Cluster, Event, Events, Fork, Setup, WorkerHandle};
+use troop::{Builder, Cluster, Event, Events, Fork, ReplacePolicy, Setup, WorkerHandle};
 
 /// How long anything may take before a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -18,6 +18,11 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 #[must_use]
 pub fn node_program(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("node").join(name)
+}
+
+/// Replaces workers as soon as their successors are ready.
+pub fn at_once() -> ReplacePolicy {
+    ReplacePolicy { settle: Duration::ZERO, ..ReplacePolicy::default() }
 }
 
 /// A cluster whose processes end with it, and its events.

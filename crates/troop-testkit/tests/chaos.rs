@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use troop::{Cluster, Event, Progress, RestartPolicy, Setup};
-use troop_testkit::{Troop, node_program, talk_from};
+use troop_testkit::{Troop, at_once, node_program, talk_from};
 
 const WORKERS: usize = 4;
 const CLIENTS: usize = 8;
@@ -93,7 +93,12 @@ async fn nothing_is_lost(scheduling: &str, node: bool) {
         fixture.args(["record".into(), format!("127.0.0.1:{port}").into(), record.clone().into_os_string()])
     };
     let restart = RestartPolicy { max_ends: 100_000, first_delay: Duration::from_millis(1), ..RestartPolicy::new(WORKERS) };
-    let builder = Cluster::builder().workers(WORKERS).restart(restart).scheduling(scheduling.parse().unwrap()).setup(setup);
+    let builder = Cluster::builder()
+        .workers(WORKERS)
+        .restart(restart)
+        .replace(at_once())
+        .scheduling(scheduling.parse().unwrap())
+        .setup(setup);
     let mut troop = Troop::start(builder);
     for _ in 0..WORKERS {
         troop.until("listening", |e| matches!(e, Event::Listening(..)).then_some(())).await;

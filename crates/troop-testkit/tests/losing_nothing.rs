@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tokio::task::JoinHandle;
 use troop::{Builder, Cluster, Event, ExitHow, Fork, Progress, RestartPolicy, Setup, Violation, WorkerHandle};
-use troop_testkit::{PATIENCE, Troop, ask, is_running, node_program, talk};
+use troop_testkit::{PATIENCE, Troop, ask, at_once, is_running, node_program, talk};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
@@ -257,7 +257,7 @@ async fn a_worker_that_hangs_is_killed_and_its_connections_are_served() {
     let id = blocked.0.id();
     let hung = |e: &Event| matches!(e, Event::Misbehaved(w, Violation::Hung(_), true) if w.id() == id).then_some(());
     troop.until("the report", hung).await;
-    assert_eq!(troop.exit(&blocked.0).await, ExitHow::Signal(9));
+    assert_eq!(troop.exit(&blocked.0).await, ExitHow::Signal(6));
 }
 
 #[tokio::test]
@@ -460,18 +460,23 @@ fn http(mut stream: impl Read + Write) -> std::io::Result<String> {
     Ok(answer.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.trim().to_owned()))
 }
 
+/// More of them with `TROOP_ROUNDS`.
+fn rounds() -> usize {
+    std::env::var("TROOP_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(3)
+}
+
 /// `generations`: at least so many workers must be seen to serve, so that the load was there all the time.
 async fn reloads_lose_nothing(
     builder: Builder,
     generations: usize,
     request: impl Fn() -> std::io::Result<String> + Send + Sync + 'static,
 ) {
-    let mut troop = Troop::start(builder.workers(2));
+    let mut troop = Troop::start(builder.workers(2).replace(at_once()));
     for _ in 0..2 {
         troop.until("listening", |e| matches!(e, Event::Listening(..)).then_some(())).await;
     }
     let load = Load::start(request);
-    for _ in 0..3 {
+    for _ in 0..rounds() {
         troop.cluster.reload().unwrap();
         let outcome = troop
             .until("the end of the reload", |e| match e {
@@ -559,7 +564,7 @@ async fn reloads_of_node_workers_on_a_unix_socket_under_load_lose_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_of_an_only_worker_waits_for_all_servers_of_its_successor() {
-    let mut troop = Troop::start(Cluster::builder().workers(1).setup(fixture(["two", "127.0.0.1:0"])));
+    let mut troop = Troop::start(Cluster::builder().workers(1).replace(at_once()).setup(fixture(["two", "127.0.0.1:0"])));
     let listening = |e: &Event| if let Event::Listening(_, at) = e { at.port.and_then(|p| u16::try_from(p).ok()) } else { None };
     troop.until("the first server", listening).await;
     let second = troop.until("the second server", listening).await;

@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use troop::{Cluster, Connection, Event, Fork, Policy, Progress, Scheduling, Setup, WorkerHandle, WorkerId, WorkerView};
-use troop_testkit::{PATIENCE, Troop, node_program, number, shares};
+use troop_testkit::{PATIENCE, Troop, at_once, node_program, number, shares};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
@@ -221,7 +221,7 @@ async fn the_scheduling_of_an_open_listener_can_be_changed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn supervised_workers_have_the_weights_of_their_slots() {
-    let builder = Cluster::builder().workers(3).weights([50, 150]).scheduling(Scheduling::Weighted);
+    let builder = Cluster::builder().workers(3).replace(at_once()).weights([50, 150]).scheduling(Scheduling::Weighted);
     let mut troop = Troop::start(builder.setup(fixture(["line", "127.0.0.1:0"])));
     let (mut port, mut slots) = (0, BTreeMap::new());
     for _ in 0..3 {

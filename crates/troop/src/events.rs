@@ -40,6 +40,8 @@ pub enum Event {
     /// A worker does not take the connections that wait for it, and they go to others (`true`); or it does again. Where the kernel chooses
     /// ([`Scheduling::Steered`](crate::Scheduling::Steered)) this is seen by a queue that does not move.
     Stalled(WorkerHandle, bool),
+    /// A worker has failed its [`HealthCheck`](crate::HealthCheck): why. After enough of them it is replaced.
+    Unhealthy(WorkerHandle, String),
     /// A listener is not steered by the kernel as was chosen, or not with a socket for each worker: why, and what is done instead.
     NotSteered(Address, String),
     /// What the supervision of a [`Builder`](crate::Builder) does.
@@ -66,6 +68,7 @@ impl fmt::Display for Event {
             Event::Misbehaved(w, what, false) => write!(f, "worker {} sent {what}", w.id()),
             Event::Stalled(w, true) => write!(f, "worker {} does not take its connections; others get them", w.id()),
             Event::Stalled(w, false) => write!(f, "worker {} takes connections again", w.id()),
+            Event::Unhealthy(w, why) => write!(f, "worker {}: {why}", w.id()),
             Event::NotSteered(at, why) => write!(f, "{at}: {why}"),
             Event::Supervision(progress) => fmt_progress(progress, f),
             Event::Missed(n) => write!(f, "{n} events missed"),
@@ -77,6 +80,12 @@ fn fmt_progress(progress: &Progress, f: &mut fmt::Formatter<'_>) -> fmt::Result 
     match progress {
         // The end of a worker has been told; why one could not be started has not.
         Progress::Restarting { delay, cause: Cause::NotStarted(reason) } => write!(f, "{reason}; trying again in {delay:.1?}"),
+        Progress::NotRestarting { worker, how } => write!(f, "worker {worker} ended for good: {how}"),
+        Progress::Recycling { worker, reason } => write!(f, "replacing worker {worker}: {reason}"),
+        Progress::RecycleFailed { worker, reason } => write!(f, "worker {worker} goes on: {reason}"),
+        Progress::RollingBack { workers } => write!(f, "reload: going back with {workers} workers"),
+        Progress::Pausing => f.write_str("pausing: the workers finish, the listeners stay"),
+        Progress::TryingAgain => f.write_str("trying again"),
         Progress::Restarting { delay, .. } if delay.is_zero() => f.write_str("starting a new worker"),
         Progress::Restarting { delay, .. } => write!(f, "starting a new worker in {delay:.1?}"),
         Progress::ReloadStarted { workers } => write!(f, "reload: replacing {workers} workers"),

@@ -74,15 +74,18 @@ pub use message::{Handle, Message, Request};
 pub use net::{TcpListener, TcpStream, UnixListener, UnixStream};
 pub use primary::{Adoption, Broadcast, Builder, Cluster, Fork, WorkerHandle};
 pub use role::{Role, role, worker};
-pub use settings::{InspectPort, Settings, Setup, Stdio};
+pub use settings::{InspectPort, Resource, Settings, Setup, Stdio};
 
 pub use worker::{Draining, Listen, Worker, WorkerEvent, WorkerRole};
 
-pub use primary::{ListenerSnapshot, Phase, RestartPolicy, Snapshot, Usage, WorkerSnapshot, available_workers};
+pub use primary::{
+    HealthCheck, HealthTest, ListenerSnapshot, Output, Phase, ReadyWhen, RecyclePolicy, ReplacePolicy, RestartPolicy, Snapshot,
+    Source, Usage, WhenFailed, WorkerSnapshot, available_workers,
+};
 pub use troop_core::event::{Address, AddressType, ExitHow, Listening, Violation, signal_name};
 pub use troop_core::policy::{
     BadScheduling, Connection, Header, Http, Pattern, Policy, Question, Scheduling, Sticky, WorkerView,
 };
 pub use troop_core::primary::{WorkerState, WorkerStats};
-pub use troop_core::supervise::{Cause, Progress};
+pub use troop_core::supervise::{Cause, Progress, Restart};
 pub use troop_core::{Time, WorkerId};

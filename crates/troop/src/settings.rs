@@ -6,6 +6,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use troop_sys::spawn;
+
 use crate::activation::ActivationSocket;
 use crate::error::{Error, Result};
 
@@ -24,6 +26,48 @@ pub enum Stdio {
     Forward,
     /// Standard error only: not shown, but the last lines are kept.
     Capture,
+    /// Standard output and error: given to [`Builder::output`](crate::Builder::output), and the last lines of standard error are kept.
+    Collect,
+}
+
+/// Something that a process may have only so much of: `getrlimit(2)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Resource {
+    /// Open descriptors.
+    Files,
+    /// Size of a core dump, in bytes.
+    Core,
+    /// CPU time, in seconds.
+    Cpu,
+    /// Address space, in bytes.
+    Memory,
+    /// Stack, in bytes.
+    Stack,
+    /// Heap and data, in bytes.
+    Data,
+    /// Memory locked against swapping, in bytes.
+    Locked,
+    /// Processes of the user.
+    Processes,
+    /// Size of a file that is written, in bytes.
+    FileSize,
+}
+
+impl Resource {
+    fn number(self) -> u32 {
+        match self {
+            Resource::Files => spawn::RLIMIT_NOFILE,
+            Resource::Core => spawn::RLIMIT_CORE,
+            Resource::Cpu => spawn::RLIMIT_CPU,
+            Resource::Memory => spawn::RLIMIT_AS,
+            Resource::Stack => spawn::RLIMIT_STACK,
+            Resource::Data => spawn::RLIMIT_DATA,
+            Resource::Locked => spawn::RLIMIT_MEMLOCK,
+            Resource::Processes => spawn::RLIMIT_NPROC,
+            Resource::FileSize => spawn::RLIMIT_FSIZE,
+        }
+    }
 }
 
 /// The port of a Node worker's inspector.
@@ -69,6 +113,20 @@ pub struct Settings {
     pub own_process_group: bool,
     /// Inspector ports of Node workers.
     pub inspect_port: InspectPort,
+    /// Permissions that the workers' new files do not get; this process's mask by default.
+    pub umask: Option<u32>,
+    /// Nice level, from -20 to 19; this process's by default.
+    pub nice: Option<i32>,
+    /// The CPUs that a worker runs on: the first entry for the first slot, and so on, and round again. This process's by default.
+    pub cpus: Vec<Vec<usize>>,
+    /// Limits on resources, soft and hard; `None` is no limit.
+    pub limits: BTreeMap<Resource, (Option<u64>, Option<u64>)>,
+    /// Variables that tell a supervised worker its slot, a small number that its successor has again.
+    pub slot_variables: Vec<OsString>,
+    /// A signal that makes a worker write a report of what it does; sent to one that fails its health check or is hung.
+    pub report_signal: Option<i32>,
+    /// Tell workers by `NOTIFY_SOCKET` where they can say that they are ready.
+    pub(crate) notify: Option<OsString>,
 }
 
 impl Default for Settings {
@@ -88,6 +146,13 @@ impl Default for Settings {
             groups: None,
             own_process_group: false,
             inspect_port: InspectPort::Automatic,
+            umask: None,
+            nice: None,
+            cpus: Vec::new(),
+            limits: BTreeMap::new(),
+            slot_variables: vec!["TROOP_SLOT".into()],
+            report_signal: None,
+            notify: None,
         }
     }
 }
@@ -111,6 +176,12 @@ pub struct Setup {
     groups: Option<Vec<u32>>,
     own_process_group: Option<bool>,
     inspect_port: Option<InspectPort>,
+    umask: Option<u32>,
+    nice: Option<i32>,
+    cpus: Option<Vec<Vec<usize>>>,
+    limits: BTreeMap<Resource, (Option<u64>, Option<u64>)>,
+    slot_variables: Vec<OsString>,
+    report_signal: Option<i32>,
 }
 
 fn list<S: Into<OsString>>(all: impl IntoIterator<Item = S>) -> Vec<OsString> {
@@ -226,9 +297,48 @@ impl Setup {
         self
     }
 
+    /// Permissions that the workers' new files do not get, such as `0o027`.
+    pub fn umask(mut self, mask: u32) -> Setup {
+        self.umask = Some(mask);
+        self
+    }
+
+    /// Nice level, from -20 (first) to 19 (last). Less than this process's needs a privilege.
+    pub fn nice(mut self, level: i32) -> Setup {
+        self.nice = Some(level);
+        self
+    }
+
+    /// The CPUs that workers run on: the first entry is for the first slot, and so on, and round again. Only supervised workers have slots;
+    /// others get the first entry.
+    pub fn cpus(mut self, by_slot: impl Into<Vec<Vec<usize>>>) -> Setup {
+        self.cpus = Some(by_slot.into());
+        self
+    }
+
+    /// A limit on a resource, soft and hard; `None` is no limit.
+    pub fn limit(mut self, resource: Resource, soft: Option<u64>, hard: Option<u64>) -> Setup {
+        self.limits.insert(resource, (soft, hard));
+        self
+    }
+
+    /// One more variable, besides `TROOP_SLOT`, that tells a supervised worker its slot: `NODE_APP_INSTANCE` for programs that know PM2.
+    pub fn slot_variable(mut self, name: impl Into<OsString>) -> Setup {
+        self.slot_variables.push(name.into());
+        self
+    }
+
+    /// A signal that makes a worker write a report of what it does: `SIGUSR2` for Node with `--report-on-signal`. It is sent to one that fails its
+    /// health check and is replaced, and to one that is hung, a second before `SIGABRT`.
+    pub fn report_signal(mut self, signal: i32) -> Setup {
+        self.report_signal = Some(signal);
+        self
+    }
+
     pub(crate) fn apply(self, settings: &mut Settings) {
         if self.afresh {
-            *settings = Settings { activation: settings.activation.take(), ..Settings::default() };
+            let (activation, notify) = (settings.activation.take(), settings.notify.take());
+            *settings = Settings { activation, notify, ..Settings::default() };
         }
         fn set<T>(field: &mut T, change: Option<T>) {
             if let Some(value) = change {
@@ -248,6 +358,16 @@ impl Setup {
         settings.uid = self.uid.or(settings.uid);
         settings.gid = self.gid.or(settings.gid);
         settings.groups = self.groups.or(settings.groups.take());
+        settings.umask = self.umask.or(settings.umask);
+        settings.report_signal = self.report_signal.or(settings.report_signal);
+        settings.nice = self.nice.or(settings.nice);
+        set(&mut settings.cpus, self.cpus);
+        settings.limits.extend(self.limits);
+        for name in self.slot_variables {
+            if !settings.slot_variables.contains(&name) {
+                settings.slot_variables.push(name);
+            }
+        }
         settings.env.extend(self.env);
         settings.env_hidden.extend(self.env_hidden);
     }
@@ -267,6 +387,20 @@ fn text(s: impl Into<OsString>) -> Result<CString> {
     let s: OsString = s.into();
     let shown = s.to_string_lossy().into_owned();
     CString::new(s.into_vec()).map_err(|_| Error::Settings(format!("{shown:?} contains a NUL byte")))
+}
+
+impl Settings {
+    /// The limits as the system counts them.
+    pub(crate) fn raw_limits(&self) -> Vec<(u32, u64, u64)> {
+        let raw = |limit: Option<u64>| limit.unwrap_or(spawn::NO_LIMIT);
+        self.limits.iter().map(|(resource, (soft, hard))| (resource.number(), raw(*soft), raw(*hard))).collect()
+    }
+
+    /// The CPUs for a slot.
+    pub(crate) fn cpus_of(&self, slot: Option<u32>) -> Vec<usize> {
+        let at = slot.unwrap_or(0) as usize;
+        if self.cpus.is_empty() { Vec::new() } else { self.cpus[at % self.cpus.len()].clone() }
+    }
 }
 
 /// The command line and environment of one worker.
@@ -313,7 +447,13 @@ impl Settings {
     }
 
     /// What to execute for the worker with this id.
-    pub(crate) fn prepare(&self, id: u32, extra: &BTreeMap<OsString, OsString>, inspectors: &mut u32) -> Result<Prepared> {
+    pub(crate) fn prepare(
+        &self,
+        id: u32,
+        slot: Option<u32>,
+        extra: &BTreeMap<OsString, OsString>,
+        inspectors: &mut u32,
+    ) -> Result<Prepared> {
         let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
         env.retain(|name, _| !self.env_hidden.contains(name));
         env.extend(self.env.clone());
@@ -321,6 +461,16 @@ impl Settings {
         // A worker that is itself a primary must not pass its own identity on.
         for name in [UNIQUE_ID, CHANNEL_FD, SERIALIZATION, "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
             env.remove(OsStr::new(name));
+        }
+        for name in &self.slot_variables {
+            // Not that of a worker which is itself a primary.
+            env.remove(name);
+            if let Some(slot) = slot {
+                env.insert(name.clone(), slot.to_string().into());
+            }
+        }
+        if let Some(place) = &self.notify {
+            env.insert("NOTIFY_SOCKET".into(), place.clone());
         }
         if let Some(sockets) = &self.activation {
             env.extend(activation(sockets));
@@ -337,7 +487,7 @@ impl Settings {
         let (name, candidates) = match &self.exec_path {
             Some(path) => {
                 let search_path = env.get(OsStr::new("PATH")).map(OsString::as_os_str);
-                (path.clone().into_os_string(), troop_sys::spawn::search(&text(path)?, search_path))
+                (path.clone().into_os_string(), spawn::search(&text(path)?, search_path))
             }
             // The image that runs, whatever has become of its file.
             None => (std::env::args_os().next().unwrap_or_default(), vec![c"/proc/self/exe".to_owned()]),
@@ -393,7 +543,7 @@ mod tests {
     use super::*;
 
     fn argv(settings: &Settings, inspectors: &mut u32) -> Vec<String> {
-        let prepared = settings.prepare(1, &BTreeMap::new(), inspectors).unwrap();
+        let prepared = settings.prepare(1, None, &BTreeMap::new(), inspectors).unwrap();
         prepared.argv.iter().map(|a| a.to_str().unwrap().to_owned()).collect()
     }
 
@@ -436,7 +586,7 @@ mod tests {
     fn the_identity_cannot_be_overridden() {
         let mut settings = Settings::default();
         Setup::new().program("x").env("NODE_UNIQUE_ID", "99").apply(&mut settings);
-        let prepared = settings.prepare(7, &BTreeMap::new(), &mut 0).unwrap();
+        let prepared = settings.prepare(7, None, &BTreeMap::new(), &mut 0).unwrap();
         let ids: Vec<_> = prepared.env.iter().filter(|e| e.to_bytes().starts_with(b"NODE_UNIQUE_ID=")).collect();
         assert_eq!(ids, [&c"NODE_UNIQUE_ID=7".to_owned()]);
     }

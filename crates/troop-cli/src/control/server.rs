@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use troop::{Cluster, Event, Events, Phase, Progress, WorkerHandle, WorkerId};
+use troop::{Cluster, Event, Events, Phase, Progress, Setup, WorkerHandle, WorkerId};
 
 use super::{Answer, App, Ask, Failure, Request, VERSION};
 use crate::log;
@@ -194,12 +194,6 @@ impl Server {
         *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = plan;
     }
 
-    /// Has new workers started as this plan says.
-    fn start_as(&self, plan: &Plan) -> Result<(), Failure> {
-        let setup = plan.setup().map_err(|e| Failure::new("bad-request", e.chain()))?;
-        self.cluster.setup(setup).map_err(|e| failed(&e))
-    }
-
     /// Has what else a plan changes used too, when its workers have proven good. Returns the listeners that change later.
     async fn adopt(&self, before: &Plan, after: &Plan) -> Result<Vec<String>, Failure> {
         if before.workers != after.workers {
@@ -222,13 +216,14 @@ impl Server {
     async fn reload(&self, stream: &mut UnixStream) -> Result<Value, Failure> {
         let busy = || Err(Failure::new("busy", "a reload is under way, or the app is stopping"));
         let Ok(_one) = self.reloading.try_lock() else { return busy() };
-        if self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase != Phase::Running {
+        let phase = self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase;
+        if matches!(phase, Phase::Reloading | Phase::Stopping) {
             // A signal has asked for it.
             return busy();
         }
         let before = self.plan();
         let after = self.source.plan().map_err(|text| Failure::new("bad-request", text))?;
-        self.start_as(&after)?;
+        let setup = after.setup().map_err(|e| Failure::new("bad-request", e.chain()))?;
         let (changes, late) = before.changes(&after);
         let late = late.into_iter().map(|name| format!("{name} only at the next start"));
         let changes: Vec<String> = changes.into_iter().chain(late).collect();
@@ -236,26 +231,16 @@ impl Server {
             let text = format!("changed: {}", changes.join("; "));
             let _ = say(stream, &Answer::Event(json!({ "event": "changed", "changes": changes, "text": text }))).await;
         }
-        match self.replace_all(stream).await {
-            Ok(replaced) => {
-                let later = self.adopt(&before, &after).await;
-                self.is_planned(after);
-                Ok(json!({ "replaced": replaced, "later": later? }))
-            }
-            Err(failure) => {
-                // So that a worker that is started again is like those that serve.
-                if let Err(e) = self.start_as(&before) {
-                    log::say(&format!("troop: cannot go back to what ran before: {}", e.message));
-                }
-                Err(failure)
-            }
-        }
+        let replaced = self.replace_all(setup, stream).await?;
+        let later = self.adopt(&before, &after).await;
+        self.is_planned(after);
+        Ok(json!({ "replaced": replaced, "later": later? }))
     }
 
-    async fn replace_all(&self, stream: &mut UnixStream) -> Result<u64, Failure> {
+    async fn replace_all(&self, setup: Setup, stream: &mut UnixStream) -> Result<u64, Failure> {
         let mut events = self.cluster.events();
         let oldest = self.cluster.workers().iter().map(WorkerHandle::id).max();
-        self.cluster.reload().map_err(|e| failed(&e))?;
+        self.cluster.reload_as(setup).map_err(|e| failed(&e))?;
         let (mut began, mut replaced, mut is_heard) = (false, 0, true);
         let mut fallen: Option<WorkerHandle> = None;
         while let Some(event) = events.next().await {

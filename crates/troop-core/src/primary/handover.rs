@@ -50,8 +50,27 @@ impl Primary {
                 listener.queue.push_back(Waiting { conn, about, tries: 0 });
                 self.pump(now, id);
             }
-            None => self.actions.push_back(Action::Release { conn }),
+            None => self.actions.push_back(Action::Release { conn, taken: false }),
         }
+    }
+
+    /// Gives one worker a connection of the shell's own, as if it had come from one of its listeners, whatever the policy says. It is never
+    /// given to another one: who does not take it loses it ([`Action::Release`]). False if the worker cannot have it now.
+    pub fn hand(&mut self, now: Time, worker: WorkerId, id: ListenerId, conn: ConnId) -> bool {
+        self.clock(now);
+        let Some(state) = self.workers.get(&worker) else { return false };
+        let listens = state.seat(id).is_some_and(|seat| seat.admitted);
+        if !state.is_able() || state.blocked || !listens || !self.listeners.contains_key(&id) {
+            return false;
+        }
+        self.deliver(now, worker, id, Waiting { conn, about: Connection::default(), tries: MAX_TRIES });
+        true
+    }
+
+    /// The listeners that a worker takes connections of, the oldest first.
+    pub fn listens_on(&self, worker: WorkerId) -> impl Iterator<Item = ListenerId> {
+        let seats = self.workers.get(&worker).into_iter().flat_map(|state| state.seats.iter());
+        seats.filter(|seat| seat.admitted).map(|seat| seat.listener)
     }
 
     /// Gives waiting connections to workers, oldest first.
@@ -228,7 +247,7 @@ impl Primary {
         if let Some(seat) = state.seat_mut(listener) {
             seat.accepted();
         }
-        self.actions.push_back(Action::Release { conn });
+        self.actions.push_back(Action::Release { conn, taken: true });
         if !state.reports {
             state.uncounted += 1;
             let needed = self.listeners.get(&listener).is_some_and(|l| l.needs_counts);
@@ -256,12 +275,13 @@ impl Primary {
     /// Puts back a connection that a worker does not have after all.
     fn put_back(&mut self, id: ListenerId, waiting: Waiting) -> bool {
         match self.listeners.get_mut(&id) {
-            Some(listener) => {
+            // Unless it was meant for that one alone, or for no more than have had it.
+            Some(listener) if waiting.tries < MAX_TRIES => {
                 listener.queue.push_front(waiting);
                 true
             }
-            None => {
-                self.actions.push_back(Action::Release { conn: waiting.conn });
+            _ => {
+                self.actions.push_back(Action::Release { conn: waiting.conn, taken: false });
                 false
             }
         }
@@ -303,7 +323,7 @@ impl Primary {
     /// The shell found that somebody has read from a connection, so it must not be given to another worker.
     pub fn consumed(&mut self, worker: WorkerId, seq: u64) {
         if let Some(InFlight { conn, .. }) = self.workers.get_mut(&worker).and_then(|state| state.take(seq)) {
-            self.actions.push_back(Action::Release { conn });
+            self.actions.push_back(Action::Release { conn, taken: false });
         }
     }
 
@@ -313,8 +333,8 @@ impl Primary {
         let in_flight = std::mem::take(&mut state.in_flight);
         let mut touched = Vec::new();
         for InFlight { conn, listener: id, about, tries, .. } in in_flight.into_iter().rev() {
-            if tries + 1 >= MAX_TRIES {
-                self.actions.push_back(Action::Release { conn });
+            if tries.saturating_add(1) >= MAX_TRIES {
+                self.actions.push_back(Action::Release { conn, taken: false });
             } else if self.put_back(id, Waiting { conn, about, tries: tries + 1 }) && !touched.contains(&id) {
                 touched.push(id);
             }

@@ -395,7 +395,7 @@ impl Primary {
         if let Some(listener) = self.listeners.remove(&id) {
             self.keys.remove(&listener.listen_key);
             for waiting in listener.queue {
-                self.actions.push_back(Action::Release { conn: waiting.conn });
+                self.actions.push_back(Action::Release { conn: waiting.conn, taken: false });
             }
             self.actions.push_back(Action::Unbind { listener: id });
         }

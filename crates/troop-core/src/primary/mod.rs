@@ -107,6 +107,8 @@ pub enum Action {
     Release {
         /// Which connection.
         conn: ConnId,
+        /// A worker has it.
+        taken: bool,
     },
     /// Write a line to a worker.
     Send {
@@ -178,10 +180,12 @@ pub enum Action {
         /// Which.
         listener: ListenerId,
     },
-    /// Send `SIGKILL` to a worker's process.
+    /// End a worker's process: at once by `SIGKILL`, or, if it is hung, after it had a chance to say where.
     Kill {
         /// Which worker.
         worker: WorkerId,
+        /// It does not do what it should, rather than what it should not.
+        hung: bool,
     },
     /// Tell the sender of a user handle whether the worker has it.
     HandleSettled {
@@ -439,7 +443,8 @@ impl Primary {
             // What it asked for beyond measure is of no use to a successor.
             let keep = self.config.keep_listeners && !matches!(violation, Violation::TooManyListeners(_));
             self.leave_listeners(worker, keep);
-            self.actions.push_back(Action::Kill { worker });
+            let hung = matches!(violation, Violation::Hung(_));
+            self.actions.push_back(Action::Kill { worker, hung });
         }
         if cut_off || report {
             self.notify(Notice::Misbehaved { worker, violation, cut_off });

@@ -1,7 +1,9 @@
-//! How many workers there should be, and what to do when there are not: restarts, rolling reload, shutdown.
+//! How many workers there should be, and what to do when there are not: restarts, replacement, shutdown.
 //!
 //! A state machine like [`crate::primary`]: call the method that fits what happened, then carry out the [`Order`]s in order.
 
+mod order;
+mod replace;
 mod restart;
 
 use std::cell::Cell;
@@ -12,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::ExitHow;
 use crate::id::{Time, WorkerId};
+pub use order::{Cause, Order, Outcome, Progress, Slot};
+use replace::Round;
 use restart::Restarts;
 
 /// What a supervisor aims for.
@@ -21,8 +25,16 @@ pub struct Config {
     pub workers: usize,
     /// How long a worker that was told to finish may take before it is killed.
     pub grace: Duration,
-    /// How long a new worker may take during a reload until it is ready.
+    /// When a worker counts as ready.
+    pub readiness: Readiness,
+    /// How long a new worker may take to be ready when it replaces another one.
     pub ready_timeout: Duration,
+    /// How long the first new worker of a reload must have been there, besides being ready, before the first old one leaves.
+    pub settle: Duration,
+    /// How many workers a reload may start beyond those that there should be.
+    pub surge: usize,
+    /// How many workers fewer than there should be a reload may make do with.
+    pub unavailable: usize,
     /// A worker that ran this long counts as having come up; its end is restarted without delay.
     pub min_uptime: Duration,
     /// The delay before the first restart of a worker that did not run that long; doubled each time.
@@ -33,8 +45,42 @@ pub struct Config {
     pub window: Duration,
     /// Unexpected ends within the window after which the supervisor gives up; one budget for all workers.
     pub max_ends: usize,
+    /// Which ends are followed by a restart.
+    pub restart: Restart,
+    /// Exit codes that are not followed by one, whatever `restart` says.
+    pub final_codes: Vec<i32>,
+    /// After giving up, wait until somebody, or time, starts it again, instead of ending.
+    pub stays_when_failed: bool,
+    /// How long after giving up it is tried again by itself.
+    pub retry_failed: Option<Duration>,
     /// Start of the random sequence that spreads restarts.
     pub seed: u64,
+}
+
+/// When a worker counts as ready to take the place of another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Readiness {
+    /// When it listens. A program that never does is no server; there it is enough that a worker stays up for its minimum time.
+    #[default]
+    Auto,
+    /// When it listens.
+    Listening,
+    /// When it says so: [`Supervisor::told_ready`].
+    Told,
+}
+
+/// Which ends of workers are followed by a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// All that were not asked for.
+    #[default]
+    Always,
+    /// All but exits with code 0.
+    OnFailure,
+    /// None.
+    Never,
 }
 
 impl Config {
@@ -44,108 +90,60 @@ impl Config {
         Config {
             workers,
             grace: Duration::from_secs(30),
+            readiness: Readiness::Auto,
             ready_timeout: Duration::from_secs(30),
+            settle: Duration::from_secs(2),
+            surge: 1,
+            unavailable: 0,
             min_uptime: Duration::from_secs(1),
             first_delay: Duration::from_millis(100),
             max_delay: Duration::from_secs(5),
             window: Duration::from_secs(120),
             max_ends: 8.max(4 * workers),
+            restart: Restart::Always,
+            final_codes: Vec::new(),
+            stays_when_failed: false,
+            retry_failed: None,
             seed: 0,
         }
     }
-}
 
-/// A place that should always be filled with a worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Slot(pub usize);
-
-/// Something the shell has to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Order {
-    /// Fork a worker, then call [`Supervisor::forked`] or [`Supervisor::fork_failed`].
-    Fork(Slot),
-    /// Tell a worker to finish, over its channel.
-    Disconnect(WorkerId),
-    /// Ask a worker's process to end (`SIGTERM`), because it does not speak the protocol or lingers after it disconnected.
-    Terminate(WorkerId),
-    /// End a worker's process at once (`SIGKILL`).
-    Kill(WorkerId),
-    /// Report.
-    Tell(Progress),
-    /// All is over; nothing runs any more.
-    Finish(Outcome),
-}
-
-/// How supervision ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// It was asked to stop.
-    Stopped,
-    /// Workers kept dying, or could not be started; this was the last straw.
-    GaveUp(Cause),
-}
-
-/// Why a worker is not there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cause {
-    /// It ended.
-    Ended(WorkerId, ExitHow),
-    /// It could not be started; the reason as text.
-    NotStarted(String),
-}
-
-/// What the supervisor does, for people to read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Progress {
-    /// A worker ended unexpectedly and will be replaced.
-    Restarting {
-        /// Why.
-        cause: Cause,
-        /// After this delay.
-        delay: Duration,
-    },
-    /// A reload began.
-    ReloadStarted {
-        /// How many workers will be replaced.
-        workers: usize,
-    },
-    /// A new worker took an old one's place.
-    Replaced {
-        /// The one that finishes.
-        old: WorkerId,
-        /// The one that serves now.
-        new: WorkerId,
-    },
-    /// All workers have been replaced.
-    ReloadFinished,
-    /// A new worker did not come up; the old ones go on.
-    ReloadFailed {
-        /// Why.
-        reason: String,
-    },
-    /// A reload was asked for while one runs, or while stopping.
-    ReloadRefused,
-    /// Workers were told to finish.
-    Stopping,
-    /// A worker did not finish within its grace and was killed.
-    GraceOver(WorkerId),
-    /// Workers keep dying; no more are started.
-    GivingUp {
-        /// How many unexpected ends.
-        ends: usize,
-        /// Within this time.
-        within: Duration,
-        /// The last one.
-        cause: Cause,
-    },
+    fn is_final(&self, how: ExitHow) -> bool {
+        let by_code = matches!(how, ExitHow::Code(code) if self.final_codes.contains(&code));
+        by_code
+            || match self.restart {
+                Restart::Always => false,
+                Restart::OnFailure => how.is_success(),
+                Restart::Never => true,
+            }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Member {
     worker: WorkerId,
     since: Time,
+    generation: u32,
     online: bool,
     listening: bool,
+    /// It said that it is ready.
+    told: bool,
+}
+
+impl Member {
+    /// Since when it is ready, or from when on it will be if nothing happens.
+    fn ready_at(&self, must_listen: bool, config: &Config) -> Option<Time> {
+        let (ready, by_age) = match config.readiness {
+            Readiness::Told => (self.told, false),
+            Readiness::Listening => (self.listening, false),
+            Readiness::Auto => (self.listening, self.online && !must_listen),
+        };
+        if ready { Some(self.since) } else { by_age.then(|| self.since + config.min_uptime) }
+    }
+
+    fn is_ready(&self, now: Time, must_listen: bool, config: &Config) -> bool {
+        self.ready_at(must_listen, config).is_some_and(|at| at <= now)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -164,21 +162,35 @@ struct Place {
     retry_at: Option<Time>,
     /// Quick deaths in a row.
     quick_ends: u32,
+    /// How its last worker ended, if it stays empty for that.
+    done: Option<(WorkerId, ExitHow)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Phase {
     Running,
+    /// Nothing is started any more, until somebody, or the time, wants it.
+    Idle {
+        failed: bool,
+        retry_at: Option<Time>,
+    },
     Stopping(Outcome),
     Finished,
 }
 
-#[derive(Debug)]
-struct Reload {
-    /// Slots still to be replaced, the next one first.
-    todo: VecDeque<usize>,
-    /// The slot whose successor is starting, and until when it may.
-    active: Option<(usize, Time)>,
+/// What a supervisor is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doing {
+    /// It keeps the workers running.
+    Running,
+    /// It replaces them.
+    Reloading,
+    /// It has given up, and waits to be told to try again.
+    Failed,
+    /// It was told to end all workers, and waits to be told to start new ones.
+    Paused,
+    /// It ends.
+    Stopping,
 }
 
 /// How long a worker may linger between its disconnect and its end before `SIGTERM`.
@@ -191,7 +203,9 @@ pub struct Supervisor {
     places: Vec<Place>,
     leaving: Vec<Leaving>,
     restarts: Restarts,
-    reload: Option<Reload>,
+    /// What workers are started now belong to; one more with each reload.
+    generation: u32,
+    round: Option<Round>,
     phase: Phase,
     orders: VecDeque<Order>,
     /// The next deadline, if it is known: it is asked for far more often than it changes.
@@ -206,7 +220,8 @@ impl Supervisor {
             restarts: Restarts::new(&config),
             places: Vec::new(),
             leaving: Vec::new(),
-            reload: None,
+            generation: 1,
+            round: None,
             phase: Phase::Running,
             orders: VecDeque::new(),
             due: Cell::new(None),
@@ -231,14 +246,15 @@ impl Supervisor {
     /// A fork that was ordered succeeded.
     pub fn forked(&mut self, now: Time, slot: Slot, worker: WorkerId) {
         self.due.set(None);
-        let member = Member { worker, since: now, online: false, listening: false };
+        let generation = self.generation;
+        let member = Member { worker, since: now, generation, online: false, listening: false, told: false };
         let place = self.places.get_mut(slot.0).filter(|_| self.phase == Phase::Running);
         let Some(place) = place else {
             // There is no use for it any more.
             self.leave(now, member);
             return;
         };
-        let is_awaited = self.reload.as_ref().and_then(|reload| reload.active).is_some_and(|(active, _)| active == slot.0);
+        let is_awaited = self.round.as_ref().is_some_and(|round| round.awaits_successor(slot.0));
         if place.current.is_none() {
             place.current = Some(member);
         } else if is_awaited && place.successor.is_none() {
@@ -261,10 +277,16 @@ impl Supervisor {
         self.restarts.total()
     }
 
-    /// Whether workers are being replaced.
+    /// What it is about.
     #[must_use]
-    pub fn is_reloading(&self) -> bool {
-        self.reload.is_some()
+    pub fn doing(&self) -> Doing {
+        match &self.phase {
+            Phase::Running if self.round.as_ref().is_some_and(|round| !round.is_recycling()) => Doing::Reloading,
+            Phase::Running => Doing::Running,
+            Phase::Idle { failed: true, .. } => Doing::Failed,
+            Phase::Idle { failed: false, .. } => Doing::Paused,
+            Phase::Stopping(_) | Phase::Finished => Doing::Stopping,
+        }
     }
 
     /// When a worker that is to finish will be killed.
@@ -273,10 +295,18 @@ impl Supervisor {
         self.leaving.iter().find(|l| l.worker == worker).map(|l| l.kill_at)
     }
 
+    /// Whether a worker counts as up, and which generation it belongs to: 1 for the first, one more for each reload. `None` if it has left, or is leaving.
+    #[must_use]
+    pub fn standing(&self, now: Time, worker: WorkerId) -> Option<(bool, u32)> {
+        let members = self.places.iter().flat_map(|place| place.current.iter().chain(&place.successor));
+        let member = members.into_iter().find(|member| member.worker == worker)?;
+        Some((member.is_ready(now, false, &self.config), member.generation))
+    }
+
     /// Changes how many workers are kept running. Those that are too many finish, the last ones first. Without effect while stopping.
     pub fn scale(&mut self, now: Time, workers: usize) {
         self.due.set(None);
-        if self.phase != Phase::Running {
+        if !matches!(self.phase, Phase::Running | Phase::Idle { .. }) {
             return;
         }
         // In proportion, so that what is much for a few is little for many.
@@ -285,17 +315,18 @@ impl Supervisor {
         self.config.workers = workers;
         self.orders.retain(|order| !matches!(order, Order::Fork(slot) if slot.0 >= workers));
         while self.places.len() < workers {
-            self.orders.push_back(Order::Fork(Slot(self.places.len())));
+            if self.phase == Phase::Running {
+                self.orders.push_back(Order::Fork(Slot(self.places.len())));
+            }
             self.places.push(Place::default());
         }
         for place in self.places.split_off(workers) {
             place.current.into_iter().chain(place.successor).for_each(|member| self.leave(now, member));
         }
-        if let Some(reload) = &mut self.reload {
-            reload.todo.retain(|slot| *slot < workers);
-            reload.active = reload.active.filter(|(slot, _)| *slot < workers);
+        if let Some(round) = &mut self.round {
+            round.shrink(workers);
         }
-        self.advance_reload(now);
+        self.advance(now);
     }
 
     /// A fork that was ordered failed. `for_good` means that trying again cannot help (the program does not exist).
@@ -304,10 +335,14 @@ impl Supervisor {
         if self.phase != Phase::Running || slot.0 >= self.places.len() {
             return;
         }
-        let is_successor = self.places.get(slot.0).is_some_and(|place| place.current.is_some());
-        if is_successor {
-            self.fail_reload(now, format!("the new worker could not be started: {reason}"));
-        } else if for_good && !self.serves() {
+        let is_new = self.round.as_ref().is_some_and(|round| round.is_at(slot.0));
+        if is_new {
+            self.fail_round(now, format!("the new worker could not be started: {reason}"));
+        }
+        if !matches!(self.phase, Phase::Running) || self.places[slot.0].current.is_some() {
+            return;
+        }
+        if for_good && !self.serves() {
             self.give_up(now, 1, Cause::NotStarted(reason));
         } else {
             self.vacant(now, slot.0, Cause::NotStarted(reason), true);
@@ -317,24 +352,30 @@ impl Supervisor {
     /// Whether it is on its way to the end.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
-        self.phase != Phase::Running
+        matches!(self.phase, Phase::Stopping(_) | Phase::Finished)
     }
 
     /// A worker's channel works.
     pub fn online(&mut self, now: Time, worker: WorkerId) {
-        self.due.set(None);
-        if let Some(member) = self.member(worker) {
-            member.online = true;
-            self.advance_reload(now);
-        }
+        self.with_member(now, worker, |member| member.online = true);
     }
 
     /// A worker's server listens.
     pub fn listening(&mut self, now: Time, worker: WorkerId) {
+        self.with_member(now, worker, |member| member.listening = true);
+    }
+
+    /// A worker says that it is ready.
+    pub fn told_ready(&mut self, now: Time, worker: WorkerId) {
+        self.with_member(now, worker, |member| member.told = true);
+    }
+
+    fn with_member(&mut self, now: Time, worker: WorkerId, change: impl FnOnce(&mut Member)) {
         self.due.set(None);
-        if let Some(member) = self.member(worker) {
-            member.listening = true;
-            self.advance_reload(now);
+        let mut members = self.places.iter_mut().flat_map(|p| p.current.iter_mut().chain(p.successor.iter_mut()));
+        if let Some(member) = members.find(|m| m.worker == worker) {
+            change(member);
+            self.advance(now);
         }
     }
 
@@ -343,11 +384,10 @@ impl Supervisor {
         self.due.set(None);
         if let Some(leaving) = self.leaving.iter_mut().find(|l| l.worker == worker) {
             leaving.term_at.get_or_insert(now + LINGER);
-        } else if let Some(member) = self.member(worker) {
+        } else if self.places.iter().flat_map(|p| p.current.iter().chain(&p.successor)).any(|m| m.worker == worker) {
             // It cannot be given connections any more. Normally it ends by itself at once; its end refills the slot.
-            let member = *member;
             let kill_at = now + self.config.grace;
-            self.leaving.push(Leaving { worker: member.worker, kill_at, term_at: Some(now + LINGER), killed: false });
+            self.leaving.push(Leaving { worker, kill_at, term_at: Some(now + LINGER), killed: false });
         }
     }
 
@@ -360,23 +400,52 @@ impl Supervisor {
         };
         if let Some(slot) = position(|p| p.successor, &self.places) {
             self.places[slot].successor = None;
-            self.fail_reload(now, format!("the new worker ended with {how}"));
+            self.fail_round(now, format!("the new worker ended with {how}"));
+            self.fill(now);
         } else if let Some(slot) = position(|p| p.current, &self.places) {
-            let quick = self.places[slot].current.take().is_some_and(|m| now.since(m.since) < self.config.min_uptime);
-            if self.phase == Phase::Running {
-                if self.places[slot].successor.is_some() {
-                    // Its successor is on the way; it is the worker of this slot now, whatever becomes of the reload.
-                    self.places[slot].current = self.places[slot].successor.take();
-                    if let Some(reload) = &mut self.reload {
-                        reload.active = None;
-                    }
-                    self.advance_reload(now);
-                } else {
-                    self.vacant(now, slot, Cause::Ended(worker, how), quick);
-                }
+            if let Some(member) = self.places[slot].current.take()
+                && self.phase == Phase::Running
+            {
+                self.lost(now, slot, member, how);
             }
+        } else {
+            self.emptied(now, worker);
         }
         self.finish_if_done();
+    }
+
+    /// The worker of a slot has ended without having been told to.
+    fn lost(&mut self, now: Time, slot: usize, member: Member, how: ExitHow) {
+        if self.places[slot].successor.is_some() {
+            // Its successor is on the way; it is the worker of this slot now, whatever becomes of the rest.
+            self.places[slot].current = self.places[slot].successor.take();
+            if let Some(round) = &mut self.round {
+                round.let_go(slot);
+            }
+            self.advance(now);
+            return;
+        }
+        let is_new = self.round.as_ref().is_some_and(|round| round.is_of(slot, member.generation, self.generation));
+        if is_new {
+            self.fail_round(now, format!("the new worker ended with {how}"));
+            if self.phase != Phase::Running {
+                return;
+            }
+        }
+        if self.config.is_final(how) {
+            self.restarts.note();
+            self.places[slot].done = Some((member.worker, how));
+            self.orders.push_back(Order::Tell(Progress::NotRestarting { worker: member.worker, how }));
+            if self.places.iter().all(|place| place.done.is_some()) {
+                let failure = self.places.iter().filter_map(|place| place.done).find(|(_, how)| {
+                    !how.is_success() && !matches!(how, ExitHow::Code(code) if self.config.final_codes.contains(code))
+                });
+                self.end(now, failure.map_or(Outcome::Stopped, |(worker, how)| Outcome::GaveUp(Cause::Ended(worker, how))));
+            }
+            return;
+        }
+        let quick = now.since(member.since) < self.config.min_uptime;
+        self.vacant(now, slot, Cause::Ended(member.worker, how), quick);
     }
 
     /// Whether a worker is up.
@@ -413,7 +482,46 @@ impl Supervisor {
 
     fn give_up(&mut self, now: Time, ends: usize, cause: Cause) {
         self.orders.push_back(Order::Tell(Progress::GivingUp { ends, within: self.config.window, cause: cause.clone() }));
-        self.end(now, Outcome::GaveUp(cause));
+        if self.config.stays_when_failed {
+            self.rest(now, true);
+        } else {
+            self.end(now, Outcome::GaveUp(cause));
+        }
+    }
+
+    // ---- resting ----
+
+    /// Finishes all workers, and starts none until [`Supervisor::reload`].
+    pub fn pause(&mut self, now: Time) {
+        self.due.set(None);
+        if self.phase == Phase::Running {
+            self.orders.push_back(Order::Tell(Progress::Pausing));
+            self.rest(now, false);
+        }
+    }
+
+    fn rest(&mut self, now: Time, failed: bool) {
+        let retry_at = self.config.retry_failed.filter(|_| failed).map(|after| now + after);
+        self.phase = Phase::Idle { failed, retry_at };
+        self.empty(now);
+    }
+
+    /// Starts workers again after giving up, with the whole budget.
+    fn try_again(&mut self, now: Time) {
+        self.orders.push_back(Order::Tell(Progress::TryingAgain));
+        self.wake();
+        for place in &mut self.places {
+            place.retry_at = Some(now);
+        }
+        self.fill(now);
+    }
+
+    fn wake(&mut self) {
+        self.restarts.forget();
+        self.phase = Phase::Running;
+        for place in &mut self.places {
+            (place.quick_ends, place.done) = (0, None);
+        }
     }
 
     // ---- stopping ----
@@ -422,7 +530,7 @@ impl Supervisor {
     pub fn stop(&mut self, now: Time) {
         self.due.set(None);
         match self.phase {
-            Phase::Running => {
+            Phase::Running | Phase::Idle { .. } => {
                 self.orders.push_back(Order::Tell(Progress::Stopping));
                 self.end(now, Outcome::Stopped);
             }
@@ -439,16 +547,22 @@ impl Supervisor {
 
     fn end(&mut self, now: Time, outcome: Outcome) {
         self.phase = Phase::Stopping(outcome);
-        self.reload = None;
+        self.empty(now);
+        self.finish_if_done();
+    }
+
+    /// Has all workers leave.
+    fn empty(&mut self, now: Time) {
+        self.round = None;
         let mut members = Vec::new();
         for place in &mut self.places {
             place.retry_at = None;
             members.extend(place.current.take().into_iter().chain(place.successor.take()));
         }
+        self.orders.retain(|order| !matches!(order, Order::Fork(_)));
         for member in members {
             self.leave(now, member);
         }
-        self.finish_if_done();
     }
 
     fn leave(&mut self, now: Time, member: Member) {
@@ -457,6 +571,15 @@ impl Supervisor {
         }
         self.orders.push_back(if member.online { Order::Disconnect(member.worker) } else { Order::Terminate(member.worker) });
         self.leaving.push(Leaving { worker: member.worker, kill_at: now + self.config.grace, term_at: None, killed: false });
+        // Those that never leave must not become more and more.
+        let most = 4 + 2 * self.config.workers;
+        if self.leaving.len() > most
+            && let Some(oldest) = self.leaving.iter_mut().find(|l| !l.killed)
+        {
+            oldest.killed = true;
+            self.orders.push_back(Order::Tell(Progress::GraceOver(oldest.worker)));
+            self.orders.push_back(Order::Kill(oldest.worker));
+        }
     }
 
     fn finish_if_done(&mut self) {
@@ -466,74 +589,6 @@ impl Supervisor {
             self.orders.push_back(Order::Finish(outcome.clone()));
             self.phase = Phase::Finished;
         }
-    }
-
-    // ---- reload ----
-
-    /// Replace the workers one by one, each old one told to finish only when its successor is ready.
-    pub fn reload(&mut self, now: Time) {
-        self.due.set(None);
-        if self.phase != Phase::Running || self.reload.is_some() {
-            self.orders.push_back(Order::Tell(Progress::ReloadRefused));
-            return;
-        }
-        self.orders.push_back(Order::Tell(Progress::ReloadStarted { workers: self.places.len() }));
-        self.reload = Some(Reload { todo: (0..self.places.len()).collect(), active: None });
-        self.advance_reload(now);
-    }
-
-    fn advance_reload(&mut self, now: Time) {
-        while let Some(reload) = &mut self.reload {
-            if let Some((slot, deadline)) = reload.active {
-                let place = &mut self.places[slot];
-                let (Some(old), Some(new)) = (place.current, place.successor) else {
-                    if place.current.is_some() {
-                        // The fork is still under way.
-                        return;
-                    }
-                    reload.active = None;
-                    continue;
-                };
-                // A worker that never listened is no server; there it is enough that its successor stays up.
-                let ready = new.listening || (!old.listening && new.online && now.since(new.since) >= self.config.min_uptime);
-                if !ready {
-                    if now >= deadline {
-                        let timeout = self.config.ready_timeout.as_secs();
-                        self.fail_reload(now, format!("the new worker was not ready after {timeout} s"));
-                    }
-                    return;
-                }
-                place.current = place.successor.take();
-                place.quick_ends = 0;
-                reload.active = None;
-                self.orders.push_back(Order::Tell(Progress::Replaced { old: old.worker, new: new.worker }));
-                self.leave(now, old);
-                continue;
-            }
-            match reload.todo.pop_front() {
-                // A vacant slot is filled with a new worker anyway.
-                Some(slot) if self.places[slot].current.is_none() => {}
-                Some(slot) => {
-                    reload.active = Some((slot, now + self.config.ready_timeout));
-                    self.orders.push_back(Order::Fork(Slot(slot)));
-                    return;
-                }
-                None => {
-                    self.reload = None;
-                    self.orders.push_back(Order::Tell(Progress::ReloadFinished));
-                }
-            }
-        }
-    }
-
-    fn fail_reload(&mut self, now: Time, reason: String) {
-        let Some(reload) = self.reload.take() else { return };
-        if let Some((slot, _)) = reload.active
-            && let Some(successor) = self.places[slot].successor.take()
-        {
-            self.leave(now, successor);
-        }
-        self.orders.push_back(Order::Tell(Progress::ReloadFailed { reason }));
     }
 
     // ---- time ----
@@ -550,13 +605,8 @@ impl Supervisor {
         let retries = self.places.iter().filter_map(|p| p.retry_at);
         let kills = self.leaving.iter().filter(|l| !l.killed).map(|l| l.kill_at);
         let terms = self.leaving.iter().filter_map(|l| l.term_at);
-        let ready = self.reload.as_ref().and_then(|r| r.active).into_iter().flat_map(|(slot, deadline)| {
-            let place = &self.places[slot];
-            let must_listen = place.current.is_some_and(|old| old.listening);
-            let settled = place.successor.filter(|s| s.online && !must_listen).map(|s| s.since + self.config.min_uptime);
-            [Some(deadline), settled].into_iter().flatten()
-        });
-        retries.chain(kills).chain(terms).chain(ready).min()
+        let again = if let Phase::Idle { retry_at, .. } = self.phase { retry_at } else { None };
+        retries.chain(kills).chain(terms).chain(self.round_deadlines()).chain(again).min()
     }
 
     /// Time passes.
@@ -572,12 +622,11 @@ impl Supervisor {
                 self.orders.push_back(Order::Kill(leaving.worker));
             }
         }
+        if matches!(self.phase, Phase::Idle { retry_at: Some(at), .. } if at <= now) {
+            self.try_again(now);
+        }
         self.fill(now);
-        self.advance_reload(now);
-    }
-
-    fn member(&mut self, worker: WorkerId) -> Option<&mut Member> {
-        self.places.iter_mut().flat_map(|p| p.current.iter_mut().chain(p.successor.iter_mut())).find(|m| m.worker == worker)
+        self.advance(now);
     }
 }
 

@@ -39,6 +39,16 @@ impl Restarts {
         self.ends.len()
     }
 
+    /// Notes an end that nothing follows from.
+    pub(super) fn note(&mut self) {
+        self.total += 1;
+    }
+
+    /// Begins to count anew.
+    pub(super) fn forget(&mut self) {
+        self.ends.clear();
+    }
+
     /// How many there were since the start.
     pub(super) fn total(&self) -> u64 {
         self.total

@@ -11,8 +11,13 @@ struct World {
 }
 
 impl World {
+    /// Without settling, which has tests of its own.
     fn new(workers: usize) -> World {
-        let mut supervisor = Supervisor::new(Config::new(workers));
+        World::with(Config { settle: Duration::ZERO, ..Config::new(workers) })
+    }
+
+    fn with(config: Config) -> World {
+        let mut supervisor = Supervisor::new(config);
         supervisor.start();
         let mut world = World { supervisor, now: Time(0), next_worker: 0, forks: 0, told: vec![], asked: vec![], outcome: None };
         world.carry_out();
@@ -180,22 +185,40 @@ mod random {
     use proptest::prelude::*;
 
     proptest! {
-        /// Whatever happens in whatever order: never more than one worker and one successor per slot, and every stop finishes.
+        /// Whatever happens in whatever order: never more workers than there may be, no deadline that stays, and every stop finishes.
         #[test]
-        fn any_sequence_ends_well(steps in proptest::collection::vec((0u8..6, 0u32..8, 0u64..4000), 0..80)) {
-            let mut w = World::new(3);
+        fn any_sequence_ends_well(
+            limits in (0usize..3, 0usize..3, any::<bool>(), 0u64..3000),
+            steps in proptest::collection::vec((0u8..10, 0u32..8, 0u64..4000), 0..80),
+        ) {
+            let (surge, unavailable, stays_when_failed, settle) = limits;
+            let retry_failed = Some(5 * SECOND);
+            let settle = Duration::from_millis(settle);
+            let mut w = World::with(Config { surge, unavailable, stays_when_failed, settle, retry_failed, ..Config::new(3) });
             for (what, which, wait) in steps {
                 let recent = w.next_worker.saturating_sub(which).max(1);
                 match what {
                     0 => w.exit(recent, 1),
-                    1 => w.up(recent),
-                    2 => { w.supervisor.reload(w.now); w.carry_out(); }
-                    3 => { w.supervisor.disconnected(w.now, WorkerId(recent)); w.carry_out(); }
+                    1 | 2 => w.up(recent),
+                    3 => w.supervisor.reload(w.now),
+                    4 => w.supervisor.disconnected(w.now, WorkerId(recent)),
+                    5 => drop(w.supervisor.recycle(w.now, WorkerId(recent), "age".into())),
+                    6 => w.supervisor.roll_back(w.now),
+                    7 if wait > 3500 => w.supervisor.pause(w.now),
+                    8 if wait > 3000 => w.supervisor.scale(w.now, 1 + which as usize % 4),
                     _ => {}
                 }
+                w.carry_out();
                 w.pass(Duration::from_millis(wait));
-                let alive = w.supervisor.places.iter().flat_map(|p| p.current.iter().chain(&p.successor)).count();
-                prop_assert!(alive <= 4, "{alive} members for 3 slots");
+                let places = &w.supervisor.places;
+                let alive = places.iter().flat_map(|p| p.current.iter().chain(&p.successor)).count();
+                prop_assert!(alive <= places.len() + surge.max(1), "{alive} members for {} slots", places.len());
+                // Nothing is forgotten: what is empty is about to be filled, or is not to be.
+                let is_running = w.supervisor.phase == Phase::Running;
+                for (slot, place) in places.iter().enumerate().filter(|(_, place)| is_running && place.current.is_none()) {
+                    let is_awaited = w.supervisor.round.as_ref().is_some_and(|round| round.is_at(slot) || round.revives(slot));
+                    prop_assert!(place.retry_at.is_some() || place.done.is_some() || is_awaited, "slot {slot} is forgotten");
+                }
             }
             w.supervisor.stop(w.now);
             w.carry_out();
@@ -283,4 +306,201 @@ fn that_no_more_can_be_started_ends_nobody_who_serves() {
     world.pass(Duration::from_secs(10));
     assert_eq!(world.forks, 40);
     assert!(world.told.iter().all(|told| matches!(told, Progress::Restarting { .. })));
+}
+
+fn replaced(world: &World) -> Vec<(u32, u32)> {
+    let pair = |told: &Progress| if let Progress::Replaced { old, new } = told { Some((old.0, new.0)) } else { None };
+    world.told.iter().filter_map(pair).collect()
+}
+
+#[test]
+fn the_first_new_worker_must_show_that_it_stays() {
+    let mut world = World::with(Config::new(3));
+    (1..=3).for_each(|worker| world.up(worker));
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.up(4);
+    world.pass(Duration::from_millis(1_900));
+    assert_eq!((world.forks, world.asked.len()), (4, 0));
+    // It listens, and dies a moment later: nobody was sent away for it.
+    world.exit(4, 1);
+    assert!(matches!(world.told.last(), Some(Progress::ReloadFailed { .. })) && world.asked.is_empty());
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.up(5);
+    world.pass(2 * SECOND);
+    // The others need only be ready.
+    world.up(6);
+    world.up(7);
+    assert_eq!((replaced(&world), world.told.last()), (vec![(1, 5), (2, 6), (3, 7)], Some(&Progress::ReloadFinished)));
+}
+
+#[test]
+fn a_new_worker_that_dies_later_in_the_reload_ends_it_too_and_its_kin_are_rolled_back() {
+    let mut world = World::new(3);
+    (1..=3).for_each(|worker| world.up(worker));
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.up(4);
+    world.up(5);
+    world.exit(5, 7);
+    let failed = world.told.iter().position(|told| matches!(told, Progress::ReloadFailed { .. }));
+    let restarting = world.told.iter().position(|told| matches!(told, Progress::Restarting { .. }));
+    // Who is told of it can have the rest started as before.
+    assert!(failed.is_some() && failed < restarting);
+    assert!(world.asked.contains(&Order::Terminate(WorkerId(6))) && !world.asked.contains(&Order::Disconnect(WorkerId(3))));
+    world.supervisor.roll_back(world.now);
+    world.carry_out();
+    world.pass(SECOND);
+    assert!(world.told.contains(&Progress::RollingBack { workers: 1 }));
+    world.up(7);
+    assert_eq!(replaced(&world).last(), Some(&(4, 7)));
+    assert!(!world.told.contains(&Progress::ReloadFinished));
+}
+
+#[test]
+fn as_many_start_beside_the_old_ones_as_is_allowed() {
+    let mut world = World::with(Config { surge: 2, settle: Duration::ZERO, ..Config::new(5) });
+    (1..=5).for_each(|worker| world.up(worker));
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    // The first one alone, then two at a time.
+    assert_eq!(world.forks, 6);
+    world.up(6);
+    assert_eq!(world.forks, 8);
+    world.up(8);
+    assert_eq!((world.forks, replaced(&world)), (9, vec![(1, 6), (3, 8)]));
+}
+
+#[test]
+fn where_there_is_no_room_for_more_the_old_one_leaves_first() {
+    let mut world = World::with(Config { surge: 0, unavailable: 1, settle: Duration::ZERO, ..Config::new(2) });
+    (1..=2).for_each(|worker| world.up(worker));
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    assert_eq!((world.forks, &world.asked[..]), (2, &[Order::Disconnect(WorkerId(1))][..]));
+    world.exit(1, 0);
+    assert_eq!(world.forks, 3);
+    world.up(3);
+    assert_eq!(world.asked.last(), Some(&Order::Disconnect(WorkerId(2))));
+    world.exit(2, 0);
+    world.exit(4, 1);
+    assert!(world.told.iter().any(|told| matches!(told, Progress::ReloadFailed { .. })));
+    // The slot is filled all the same.
+    world.pass(SECOND);
+    assert_eq!(world.forks, 5);
+}
+
+#[test]
+fn one_worker_is_recycled_at_a_time_and_a_reload_goes_before_it() {
+    let mut world = World::new(2);
+    (1..=2).for_each(|worker| world.up(worker));
+    assert!(world.supervisor.recycle(world.now, WorkerId(2), "it is old".into()));
+    assert!(!world.supervisor.recycle(world.now, WorkerId(1), "it is old".into()));
+    world.carry_out();
+    world.up(3);
+    assert_eq!((replaced(&world), world.supervisor.doing()), (vec![(2, 3)], Doing::Running));
+    assert!(world.supervisor.recycle(world.now, WorkerId(1), "it is old".into()));
+    world.carry_out();
+    world.exit(4, 1);
+    assert!(matches!(world.told.last(), Some(Progress::RecycleFailed { worker: WorkerId(1), .. })));
+    assert!(world.supervisor.recycle(world.now, WorkerId(1), "it is old".into()));
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    (5..=7).for_each(|worker| world.up(worker));
+    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished));
+}
+
+#[test]
+fn ready_is_who_says_so() {
+    let mut world = World::with(Config { readiness: Readiness::Told, settle: Duration::ZERO, ..Config::new(1) });
+    world.up(1);
+    world.pass(10 * SECOND);
+    assert_eq!(world.supervisor.standing(world.now, WorkerId(1)), Some((false, 1)));
+    world.supervisor.told_ready(world.now, WorkerId(1));
+    assert_eq!(world.supervisor.standing(world.now, WorkerId(1)), Some((true, 1)));
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.up(2);
+    assert!(replaced(&world).is_empty());
+    world.supervisor.told_ready(world.now, WorkerId(2));
+    world.carry_out();
+    assert_eq!((replaced(&world), world.supervisor.standing(world.now, WorkerId(2))), (vec![(1, 2)], Some((true, 2))));
+}
+
+#[test]
+fn what_has_failed_waits_for_somebody_or_for_the_time() {
+    let config = Config { stays_when_failed: true, retry_failed: Some(60 * SECOND), max_ends: 2, ..Config::new(2) };
+    let mut world = World::with(Config { settle: Duration::ZERO, ..config });
+    world.exit(1, 1);
+    world.up(2);
+    world.exit(2, 1);
+    assert_eq!((world.supervisor.doing(), &world.outcome), (Doing::Failed, &None));
+    let forks = world.forks;
+    world.pass(59 * SECOND);
+    assert_eq!(world.forks, forks);
+    world.pass(SECOND);
+    assert_eq!((world.forks, world.supervisor.doing()), (forks + 2, Doing::Running));
+    // Again, and then somebody wants it: the first one has to come up, then the others follow.
+    world.exit(forks as u32 + 1, 1);
+    world.exit(forks as u32 + 2, 1);
+    assert_eq!(world.supervisor.doing(), Doing::Failed);
+    let forks = world.forks;
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    assert_eq!(world.forks, forks + 1);
+    world.exit(world.next_worker, 1);
+    assert_eq!(world.supervisor.doing(), Doing::Failed);
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.up(world.next_worker);
+    world.up(world.next_worker);
+    assert_eq!((world.told.last(), world.supervisor.doing()), (Some(&Progress::ReloadFinished), Doing::Running));
+}
+
+#[test]
+fn a_pause_ends_the_workers_and_a_reload_the_pause() {
+    let mut world = World::new(2);
+    (1..=2).for_each(|worker| world.up(worker));
+    world.supervisor.pause(world.now);
+    world.carry_out();
+    assert_eq!((world.asked.len(), world.supervisor.doing()), (2, Doing::Paused));
+    (1..=2).for_each(|worker| world.exit(worker, 0));
+    world.pass(100 * SECOND);
+    assert_eq!((world.forks, &world.outcome), (2, &None));
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    (3..=4).for_each(|worker| world.up(worker));
+    assert_eq!((world.forks, world.told.last()), (4, Some(&Progress::ReloadFinished)));
+}
+
+#[test]
+fn some_ends_are_final() {
+    let mut world = World::with(Config { restart: Restart::OnFailure, final_codes: vec![78], ..Config::new(3) });
+    (1..=3).for_each(|worker| world.up(worker));
+    world.exit(1, 0);
+    world.exit(2, 78);
+    world.pass(10 * SECOND);
+    assert_eq!((world.forks, &world.outcome), (3, &None));
+    world.exit(3, 1);
+    world.pass(10 * SECOND);
+    assert_eq!(world.forks, 4);
+    world.exit(4, 0);
+    assert_eq!(world.outcome, Some(Outcome::Stopped));
+    let mut world = World::with(Config { restart: Restart::Never, ..Config::new(1) });
+    world.exit(1, 3);
+    assert_eq!(world.outcome, Some(Outcome::GaveUp(Cause::Ended(WorkerId(1), ExitHow::Code(3)))));
+}
+
+#[test]
+fn those_that_never_leave_do_not_become_more_and_more() {
+    let mut world = World::with(Config { grace: Duration::from_secs(86_400), settle: Duration::ZERO, ..Config::new(1) });
+    world.up(1);
+    for worker in 2..=20 {
+        world.supervisor.reload(world.now);
+        world.carry_out();
+        world.up(worker);
+    }
+    let killed = world.asked.iter().filter(|order| matches!(order, Order::Kill(_))).count();
+    assert_eq!((killed, world.asked.iter().find(|order| matches!(order, Order::Kill(_)))), (13, Some(&Order::Kill(WorkerId(1)))));
 }

@@ -178,7 +178,7 @@ impl World {
                     prop_assert_eq!(batched, state.troop);
                     prop_assert!(state.holds.insert(seq, conn).is_none(), "number {} is used twice", seq);
                 }
-                Action::Release { conn } => {
+                Action::Release { conn, .. } => {
                     prop_assert!(self.open.remove(&conn), "{:?} was released twice, or never accepted", conn);
                     self.waiting.remove(&conn);
                     self.workers.values_mut().for_each(|w| w.holds.retain(|_, held| *held != conn));
@@ -252,7 +252,7 @@ impl World {
                     prop_assert!(self.groups.contains_key(&listener));
                     prop_assert!(!program.is_empty() && program.len() <= 4096);
                 }
-                Action::Kill { worker } => {
+                Action::Kill { worker, .. } => {
                     prop_assert!(self.workers.contains_key(&worker));
                 }
                 Action::HandleSettled { worker, ticket, delivered } => {

@@ -4,13 +4,16 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGWINCH};
 use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Config, Primary};
 use troop_core::supervise::{self, Cause, Outcome, Supervisor};
 use troop_sys::poll::Bell;
 
 use super::driver::{Driver, SignalMeans};
+use super::health;
+use super::output::Output;
+use super::policies::{HealthCheck, RecyclePolicy, ReplacePolicy, RestartPolicy, WhenFailed};
 use super::wake::{Commander, Wake};
 use super::{Cluster, Table};
 use crate::activation::ActivationSocket;
@@ -28,7 +31,12 @@ pub struct Builder {
     setup: Setup,
     workers: Option<usize>,
     config: Config,
-    supervision: Option<supervise::Config>,
+    restart: Option<RestartPolicy>,
+    replace: ReplacePolicy,
+    recycle: RecyclePolicy,
+    health: Option<HealthCheck>,
+    output: Option<Box<dyn Output>>,
+    left_signals: Vec<i32>,
     grace: Duration,
     weights: Vec<u32>,
     observers: Vec<Observer>,
@@ -59,7 +67,12 @@ impl Builder {
             setup: Setup::new(),
             workers: None,
             config,
-            supervision: None,
+            restart: None,
+            replace: ReplacePolicy::default(),
+            recycle: RecyclePolicy::default(),
+            health: None,
+            output: None,
+            left_signals: Vec::new(),
             grace: Duration::from_secs(30),
             weights: Vec::new(),
             observers: Vec::new(),
@@ -135,13 +148,39 @@ impl Builder {
         self
     }
 
-    /// Changes restart delays and limits; see [`RestartPolicy`].
+    /// When workers that end unexpectedly are started again; see [`RestartPolicy`].
     pub fn restart(mut self, policy: RestartPolicy) -> Builder {
-        let mut config = supervise::Config::new(1);
-        (config.first_delay, config.max_delay) = (policy.first_delay, policy.max_delay);
-        (config.window, config.max_ends) = (policy.window, policy.max_ends.max(1));
-        config.min_uptime = policy.min_uptime;
-        self.supervision = Some(config);
+        self.restart = Some(policy);
+        self
+    }
+
+    /// How workers are replaced; see [`ReplacePolicy`].
+    pub fn replace(mut self, policy: ReplacePolicy) -> Builder {
+        self.replace = policy;
+        self
+    }
+
+    /// When workers are replaced although nothing is wrong with them; see [`RecyclePolicy`]. Default: never.
+    pub fn recycle(mut self, policy: RecyclePolicy) -> Builder {
+        self.recycle = policy;
+        self
+    }
+
+    /// Tests each worker from time to time; see [`HealthCheck`]. Default: no test but [`Builder::hung_after`].
+    pub fn health(mut self, check: HealthCheck) -> Builder {
+        self.health = Some(check);
+        self
+    }
+
+    /// Takes what workers with [`Stdio::Collect`](crate::Stdio::Collect) write.
+    pub fn output(mut self, output: impl Output + 'static) -> Builder {
+        self.output = Some(Box::new(output));
+        self
+    }
+
+    /// Signals that [`Builder::run`] leaves to the program, which it would otherwise obey.
+    pub fn leave_signals(mut self, signals: impl IntoIterator<Item = i32>) -> Builder {
+        self.left_signals.extend(signals);
         self
     }
 
@@ -159,15 +198,16 @@ impl Builder {
 
     fn supervision(&self, workers: usize) -> supervise::Config {
         let mut config = supervise::Config::new(workers);
-        if let Some(custom) = &self.supervision {
-            config = supervise::Config { workers, ..custom.clone() };
+        self.replace.apply(&mut config);
+        if let Some(restart) = &self.restart {
+            restart.apply(&mut config);
         }
         config.grace = self.grace;
         config.seed = random_seed();
         config
     }
 
-    fn driver(&self, in_thread: bool) -> Result<(Driver, Cluster)> {
+    fn driver(&mut self, in_thread: bool) -> Result<(Driver, Cluster)> {
         let bell = if in_thread { Some(Bell::new().map_err(Error::io("make an event descriptor"))?) } else { None };
         let (sender, commands) = mpsc::channel();
         let commander = Commander { sender, wake: Arc::new(Wake::new(bell)) };
@@ -179,6 +219,16 @@ impl Builder {
         let mut driver = driver.map_err(Error::io("set up the primary"))?;
         driver.weights.clone_from(&self.weights);
         driver.setup(self.setup.clone());
+        driver.ready_when(self.replace.ready_when)?;
+        driver.care.policy = self.recycle.clone();
+        driver.workshop.output = self.output.take();
+        driver.keeps_when_failed = self
+            .restart
+            .as_ref()
+            .is_some_and(|policy| matches!(policy.when_failed, WhenFailed::Stay { keep_listeners: true, .. }));
+        if let Some(check) = self.health.take() {
+            health::start(cluster.clone(), check).map_err(Error::io("start a thread for health checks"))?;
+        }
         Ok((driver, cluster))
     }
 
@@ -188,7 +238,7 @@ impl Builder {
     ///
     /// # Errors
     /// When out of descriptors, or a thread cannot be started.
-    pub fn start_in_thread(self, mut observer: impl FnMut(&Event) + Send + 'static) -> Result<Cluster> {
+    pub fn start_in_thread(mut self, mut observer: impl FnMut(&Event) + Send + 'static) -> Result<Cluster> {
         let (mut driver, cluster) = self.driver(true)?;
         if let Some(workers) = self.workers {
             driver.supervise(Supervisor::new(self.supervision(workers)));
@@ -210,7 +260,7 @@ impl Builder {
     ///
     /// # Panics
     /// Outside a tokio runtime that has I/O and time enabled.
-    pub fn start(self) -> Result<Cluster> {
+    pub fn start(mut self) -> Result<Cluster> {
         let (mut driver, cluster) = self.driver(false)?;
         if let Some(workers) = self.workers {
             driver.supervise(Supervisor::new(self.supervision(workers)));
@@ -220,7 +270,9 @@ impl Builder {
     }
 
     /// Forks the workers, keeps them running, and blocks until the end: `SIGTERM` or `SIGINT` ends them gracefully (a second one at
-    /// once), `SIGQUIT` at once; `SIGHUP` replaces them one by one; `SIGTTIN` and `SIGTTOU` start one more and one less, as in gunicorn. Raises this process's limit on descriptors to the hard limit; workers get the old one.
+    /// once), `SIGQUIT` at once; `SIGHUP` replaces them one by one; `SIGTTIN` and `SIGTTOU` start one more and one less, as in gunicorn;
+    /// `SIGWINCH` ends the workers and keeps the listeners, until `SIGHUP`. Raises this process's limit on descriptors to the hard limit;
+    /// workers get the old one.
     /// As process 1 it reaps orphans too.
     ///
     /// # Errors
@@ -231,7 +283,7 @@ impl Builder {
             return Err(Error::Settings("a cluster needs at least one worker".into()));
         }
         let (mut driver, cluster) = self.driver(true)?;
-        driver.descriptor_limit = troop_sys::process::raise_descriptor_limit();
+        driver.workshop.descriptor_limit = troop_sys::process::raise_descriptor_limit();
         let mut signals = vec![
             (SIGTERM, SignalMeans::Stop),
             (SIGINT, SignalMeans::Stop),
@@ -239,7 +291,9 @@ impl Builder {
             (SIGHUP, SignalMeans::Reload),
             (SIGTTIN, SignalMeans::OneMore),
             (SIGTTOU, SignalMeans::OneLess),
+            (SIGWINCH, SignalMeans::Pause),
         ];
+        signals.retain(|(signal, _)| !self.left_signals.contains(signal));
         if std::process::id() == 1 {
             signals.push((SIGCHLD, SignalMeans::ReapOrphans));
         }
@@ -278,30 +332,6 @@ impl Builder {
                 Err(Error::GaveUp(text))
             }
         }
-    }
-}
-
-/// When workers that end unexpectedly are started again, and when that is given up.
-#[derive(Debug, Clone, Copy)]
-pub struct RestartPolicy {
-    /// A worker that ran this long is restarted without delay. Default: 1 s.
-    pub min_uptime: Duration,
-    /// The delay before the first restart of one that did not; doubled each time. Default: 100 ms.
-    pub first_delay: Duration,
-    /// The longest delay. Default: 5 s.
-    pub max_delay: Duration,
-    /// Unexpected ends are counted over this time. Default: 120 s.
-    pub window: Duration,
-    /// This many within the window, of all workers together, and the cluster gives up. Default: 4 per worker, at least 8.
-    pub max_ends: usize,
-}
-
-impl RestartPolicy {
-    /// The defaults for this many workers.
-    #[must_use]
-    pub fn new(workers: usize) -> RestartPolicy {
-        let supervise::Config { min_uptime, first_delay, max_delay, window, max_ends, .. } = supervise::Config::new(workers);
-        RestartPolicy { min_uptime, first_delay, max_delay, window, max_ends }
     }
 }
 

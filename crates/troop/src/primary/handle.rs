@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use troop_core::WorkerId;
 use troop_core::primary::{WorkerState, WorkerStats, WorkerStatus};
 
-use super::stderr::Tail;
+use super::output::Tail;
 use super::wake::{Command, Commander};
 use crate::channel::Mailbox;
 use crate::error::Result;

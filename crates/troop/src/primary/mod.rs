@@ -8,11 +8,13 @@ mod builder;
 mod channel;
 mod driver;
 mod handle;
+mod health;
 mod listener;
+mod output;
+mod policies;
 mod relay;
 mod snapshot;
 mod spawn;
-mod stderr;
 mod wake;
 
 use std::collections::BTreeMap;
@@ -26,8 +28,10 @@ use troop_core::event::Address;
 use troop_core::policy::{Pattern, Scheduling};
 
 pub use adopt::Adoption;
-pub use builder::{Builder, RestartPolicy, available_workers};
+pub use builder::{Builder, available_workers};
 pub use handle::WorkerHandle;
+pub use output::{Output, Source};
+pub use policies::{HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, ReplacePolicy, RestartPolicy, WhenFailed};
 pub use snapshot::{ListenerSnapshot, Phase, Snapshot, Usage, WorkerSnapshot};
 pub(crate) use wake::{Command, Commander};
 
@@ -135,7 +139,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterOver`].
     pub fn setup(&self, changes: Setup) -> Result<()> {
-        self.inner.commander.send(Command::Setup(changes))
+        self.inner.commander.send(Command::Setup(Box::new(changes)))
     }
 
     /// Takes on a worker that somebody else has started. After a failure its channel is closed.
@@ -211,7 +215,33 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterOver`].
     pub fn reload(&self) -> Result<()> {
-        self.inner.commander.send(Command::Reload)
+        self.inner.commander.send(Command::Reload(None))
+    }
+
+    /// The same, with new workers that are started as these changes say. If the reload fails, the changes are taken back, and so are the workers
+    /// that it had brought.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub fn reload_as(&self, changes: Setup) -> Result<()> {
+        self.inner.commander.send(Command::Reload(Some(Box::new(changes))))
+    }
+
+    /// Replaces one supervised worker, its successor first; `reason` is for the event. False if the worker is not in service, or others are being
+    /// replaced.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub async fn recycle(&self, worker: WorkerId, reason: impl Into<String>) -> Result<bool> {
+        self.inner.commander.ask(|done| Command::Recycle(worker, reason.into(), done)).await
+    }
+
+    /// Ends all supervised workers gracefully and keeps their listeners, so that clients wait, until [`Cluster::reload`] starts new ones.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub fn pause(&self) -> Result<()> {
+        self.inner.commander.send(Command::Pause)
     }
 
     /// How it stands now. Costs a few system calls per worker.

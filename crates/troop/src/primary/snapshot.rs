@@ -21,6 +21,9 @@ pub struct Snapshot {
     pub wanted: Option<usize>,
     /// How many supervised workers have ended unexpectedly so far.
     pub restarts: u64,
+    /// How the last of them ended.
+    #[serde(default)]
+    pub last_end: Option<String>,
     /// The primary's memory in use and its CPU time.
     pub usage: Option<Usage>,
     /// All workers whose processes are there, by slot.
@@ -38,6 +41,10 @@ pub enum Phase {
     Running,
     /// It replaces its workers.
     Reloading,
+    /// Its workers kept dying; it waits to be told, or for the time, to try again.
+    Failed,
+    /// Its workers were ended; it waits to be told to start new ones.
+    Paused,
     /// It is ending.
     Stopping,
 }
@@ -76,6 +83,12 @@ pub struct WorkerSnapshot {
     pub age_ms: u64,
     /// It is to finish, and will be killed after this time.
     pub leaving_ms: Option<u64>,
+    /// Whether it counts as up; `None` if the program forks.
+    #[serde(default)]
+    pub ready: Option<bool>,
+    /// 1 for the first workers, one more with each reload; `None` if it is leaving, or the program forks.
+    #[serde(default)]
+    pub generation: Option<u32>,
     /// Its part of the connections.
     pub weight: u32,
     /// Its counters.

@@ -4,10 +4,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use troop_core::WorkerId;
 use troop_sys::{fdpass, spawn};
 
 use super::Fork;
-use super::stderr::{Forwarder, Tail};
+use super::output::{Fate, Forwarder, Output, Source, Tail};
 use crate::error::{Error, Result};
 use crate::settings::{CHANNEL_NUMBER, Settings, Stdio};
 
@@ -21,15 +22,26 @@ pub(crate) struct Spawned {
     pub(crate) tail: Option<Arc<Tail>>,
 }
 
+/// What the primary keeps from one spawn to the next.
+#[derive(Default)]
+pub(crate) struct Workshop {
+    /// The last inspector port, counted from the first.
+    inspectors: u32,
+    /// The soft limit on descriptors that workers get, if it is not this process's.
+    pub(crate) descriptor_limit: Option<u64>,
+    forwarder: Option<Forwarder>,
+    /// For the forwarder, when it is started.
+    pub(crate) output: Option<Box<dyn Output>>,
+}
+
 pub(crate) fn spawn(
     settings: &Settings,
     fork: &Fork,
-    id: u32,
-    inspectors: &mut u32,
-    descriptor_limit: Option<u64>,
-    forwarder: &mut Option<Forwarder>,
+    worker: WorkerId,
+    slot: Option<u32>,
+    workshop: &mut Workshop,
 ) -> Result<Spawned> {
-    let prepared = settings.prepare(id, &fork.env, inspectors)?;
+    let prepared = settings.prepare(worker.0, slot, &fork.env, &mut workshop.inspectors)?;
     let failed = |step: &'static str| {
         let program = prepared.program.clone();
         move |source: io::Error| Error::Spawn { program, step: step.to_owned(), source }
@@ -47,18 +59,27 @@ pub(crate) fn spawn(
                 let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
                 child_ends[number] = Some(null.map_err(failed("open /dev/null"))?.into());
             }
-            Stdio::Pipe | Stdio::Forward | Stdio::Capture => {
+            Stdio::Pipe | Stdio::Forward | Stdio::Capture | Stdio::Collect => {
                 let (reader, writer) = io::pipe().map_err(failed("make a pipe"))?;
+                let fate = match stdio {
+                    Stdio::Forward if number == 2 => Some(Fate::Forwarded),
+                    Stdio::Capture if number == 2 => Some(Fate::Remembered),
+                    Stdio::Collect if number > 0 => Some(Fate::Collected),
+                    _ => None,
+                };
                 if number == 0 {
                     (child_ends[0], pipes[0]) = (Some(reader.into()), Some(writer.into()));
-                } else if *stdio != Stdio::Pipe && number == 2 {
-                    let shown = *stdio == Stdio::Forward;
-                    if forwarder.is_none() {
-                        *forwarder = Some(Forwarder::start().map_err(failed("start the thread for standard error"))?);
-                    }
-                    if let Some(forwarder) = forwarder {
-                        tail = Some(forwarder.add(reader, shown).map_err(failed("watch standard error"))?);
-                    }
+                } else if let Some(fate) = fate {
+                    let forwarder = match &mut workshop.forwarder {
+                        Some(forwarder) => forwarder,
+                        none => {
+                            let output = workshop.output.take();
+                            none.insert(Forwarder::start(output).map_err(failed("start the thread for the output"))?)
+                        }
+                    };
+                    let source = Source { worker, slot, error: number == 2 };
+                    let added = forwarder.add(reader, source, fate).map_err(failed("watch the output"))?;
+                    tail = added.or(tail);
                     child_ends[number] = Some(writer.into());
                 } else {
                     (child_ends[number], pipes[number]) = (Some(writer.into()), Some(reader.into()));
@@ -95,7 +116,11 @@ pub(crate) fn spawn(
         gid: settings.gid,
         groups: settings.groups.clone(),
         own_group: settings.own_process_group,
-        descriptor_limit,
+        descriptor_limit: workshop.descriptor_limit,
+        limits: settings.raw_limits(),
+        umask: settings.umask,
+        nice: settings.nice,
+        cpus: settings.cpus_of(slot),
     };
     let child = spawn::spawn(&command).map_err(|e| Error::Spawn {
         program: prepared.program.clone(),

@@ -11,18 +11,19 @@ use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::WorkerStatus;
 use troop_sys::poll::Bell;
 
+use super::driver::Handed;
 use super::{Adoption, Fork, Snapshot, WorkerHandle};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result as Outcome};
 use crate::settings::Setup;
 
 /// What the driver is asked to do.
 pub(crate) enum Command {
-    Setup(Setup),
-    Fork(Fork, oneshot::Sender<Result<WorkerHandle>>),
-    Adopt(Box<Adoption>, oneshot::Sender<Result<WorkerHandle>>),
+    Setup(Box<Setup>),
+    Fork(Fork, oneshot::Sender<Outcome<WorkerHandle>>),
+    Adopt(Box<Adoption>, oneshot::Sender<Outcome<WorkerHandle>>),
     Disconnect(WorkerId),
     /// Sends a signal to a worker's process.
-    Signal(WorkerId, i32, oneshot::Sender<Result<()>>),
+    Signal(WorkerId, i32, oneshot::Sender<Outcome<()>>),
     /// What the core knows about a worker now.
     Status(WorkerId, oneshot::Sender<Option<WorkerStatus>>),
     /// Changes how connections are spread; the answer is the listeners that it will only be true of later.
@@ -32,11 +33,20 @@ pub(crate) enum Command {
     Scale(usize),
     /// The answer to a question about a connection.
     Answer(u64, Option<WorkerId>),
-    SetWeight(WorkerId, u32, oneshot::Sender<Result<()>>),
+    SetWeight(WorkerId, u32, oneshot::Sender<Outcome<()>>),
     /// Closes the primary's end of a worker's channel.
     CloseChannel(WorkerId),
     DisconnectAll(oneshot::Sender<()>),
-    Reload,
+    /// Replaces the workers, by such as these changes make them.
+    Reload(Option<Box<Setup>>),
+    /// Ends the workers, and keeps the listeners.
+    Pause,
+    /// Replaces one worker, for this reason; the answer is whether that has begun.
+    Recycle(WorkerId, String, oneshot::Sender<bool>),
+    /// A worker has failed a test, and is to be replaced or not.
+    Unhealthy(WorkerId, String, bool),
+    /// Gives a worker a connection as if from this listener, or from its first.
+    Hand(WorkerId, Option<Pattern>, oneshot::Sender<Result<Handed, String>>),
     Stop,
     /// Nobody has a handle to the cluster any more.
     Over,
@@ -102,21 +112,21 @@ impl std::fmt::Debug for Commander {
 }
 
 impl Commander {
-    pub(crate) fn send(&self, command: Command) -> Result<()> {
+    pub(crate) fn send(&self, command: Command) -> Outcome<()> {
         self.sender.send(command).map_err(|_| Error::ClusterOver)?;
         self.wake.wake();
         Ok(())
     }
 
     /// Sends a command and waits for its outcome. Dropping the future does not take the command back.
-    pub(crate) async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T> {
+    pub(crate) async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Outcome<T> {
         let (sender, answer) = oneshot::channel();
         self.send(command(sender))?;
         answer.await.map_err(|_| Error::ClusterOver)
     }
 
     /// The same, blocking the thread.
-    pub(crate) fn ask_blocking<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T> {
+    pub(crate) fn ask_blocking<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Outcome<T> {
         let (sender, answer) = oneshot::channel();
         self.send(command(sender))?;
         answer.blocking_recv().map_err(|_| Error::ClusterOver)

@@ -46,6 +46,7 @@ impl Driver {
                     // A read stops at descriptors, also at those that were lost.
                     let more = received.len == self.buffer.len() || received.truncated || !self.received.is_empty();
                     let bytes = &self.buffer[..received.len];
+                    let before = self.events.len();
                     if !self.core.is_cut_off(id) {
                         let (received, relayed) = (&mut self.received, relay.is_some());
                         let outlets = Outlets { relay, events: &mut self.events };
@@ -59,6 +60,7 @@ impl Driver {
                     if !channel.outbox.is_empty() {
                         self.unflushed.push(id);
                     }
+                    self.heed_messages(before);
                     self.act();
                     if more || burst == LAST_READS {
                         self.unfinished = true;
@@ -119,7 +121,11 @@ impl Driver {
         self.keep_consumed(id);
         self.core.exited(self.now, id, how);
         self.act();
-        self.processes.remove(&id);
+        if let Some(process) = self.processes.remove(&id)
+            && process.leads_group
+        {
+            self.end_leftovers(process.handle.pid());
+        }
         self.say_farewell();
         if self.reaps_orphans {
             // The kernel shows one ended child at a time; this one may have hidden others.

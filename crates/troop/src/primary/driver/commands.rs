@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use troop_core::WorkerId;
 use troop_core::primary::USUAL_WEIGHT;
+use troop_core::supervise::Doing;
 use troop_core::wire::incoming;
 use troop_sys::poll::Interest;
 use troop_sys::{process, socket};
@@ -16,9 +17,9 @@ use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::primary::channel::Channel;
 use crate::primary::handle::{Shared, WorkerHandle};
+use crate::primary::output::Tail;
 use crate::primary::relay::Relay;
 use crate::primary::spawn::{self, Spawned};
-use crate::primary::stderr::Tail;
 use crate::primary::wake::{Command, Wake};
 use crate::primary::{Adoption, Fork};
 use crate::settings::{Settings, Setup};
@@ -42,7 +43,7 @@ impl Driver {
 
     pub(super) fn obey_command(&mut self, command: Command) {
         match command {
-            Command::Setup(changes) => self.setup(changes),
+            Command::Setup(changes) => self.setup(*changes),
             Command::Fork(fork, done) => {
                 let result = self.fork(&fork, None);
                 // The events before the answer, as a program expects that has both.
@@ -114,10 +115,19 @@ impl Driver {
                 }
                 self.say_farewell();
             }
-            Command::Reload => {
+            Command::Reload(changes) => self.reload(changes),
+            Command::Pause => {
                 if let Some(s) = &mut self.supervisor {
-                    s.reload(self.now);
+                    s.pause(self.now);
                 }
+            }
+            Command::Unhealthy(worker, reason, replace) => self.is_unhealthy(worker, reason, replace),
+            Command::Hand(worker, pattern, done) => {
+                let _ = done.send(self.hand(worker, pattern.as_ref()));
+            }
+            Command::Recycle(worker, reason, done) => {
+                let begun = self.supervisor.as_mut().is_some_and(|s| s.recycle(self.now, worker, reason));
+                let _ = done.send(begun);
             }
             Command::Stop => {
                 if let Some(s) = &mut self.supervisor {
@@ -136,6 +146,19 @@ impl Driver {
                 self.core.close_unused_listeners();
                 self.over_at = Some(self.now + OVER_PATIENCE);
             }
+        }
+    }
+
+    /// Replaces the workers, by such as these changes make them if there are any.
+    pub(super) fn reload(&mut self, changes: Option<Box<Setup>>) {
+        let Some(supervisor) = &mut self.supervisor else { return };
+        let is_refused = matches!(supervisor.doing(), Doing::Reloading | Doing::Stopping);
+        if let (Some(changes), false) = (changes, is_refused) {
+            self.before_reload = Some(self.settings.clone());
+            self.setup(*changes);
+        }
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor.reload(self.now);
         }
     }
 
@@ -161,8 +184,7 @@ impl Driver {
     pub(super) fn fork(&mut self, fork: &Fork, slot: Option<u32>) -> Result<WorkerHandle> {
         let id = self.core.fork();
         self.events.push(Event::Setup(self.settings.clone()));
-        let Spawned { child, channel, untold, pipes, tail } =
-            spawn::spawn(&self.settings, fork, id.0, &mut self.inspectors, self.descriptor_limit, &mut self.forwarder)?;
+        let Spawned { child, channel, untold, pipes, tail } = spawn::spawn(&self.settings, fork, id, slot, &mut self.workshop)?;
         let watched = self
             .waiting
             .poller()
@@ -177,8 +199,16 @@ impl Driver {
         let handle = self.handle(id, child.pid, pipes, tail)?;
         let leads_group = self.settings.own_process_group;
         let channel = Some(Channel::new(channel, false));
-        let process =
-            Process { handle: handle.clone(), pidfd: child.pidfd, channel, untold, leads_group, adopted: false, since: self.now };
+        let process = Process {
+            handle: handle.clone(),
+            pidfd: child.pidfd,
+            channel,
+            untold,
+            leads_group,
+            adopted: false,
+            since: self.now,
+            peace_until: None,
+        };
         let tells_nothing = process.untold.is_some();
         self.processes.insert(id, process);
         if tells_nothing && let Ok(online) = incoming::parse(ONLINE) {
@@ -236,6 +266,7 @@ impl Driver {
                 untold: None,
                 adopted: true,
                 since: self.now,
+                peace_until: None,
             },
         );
         // Its process cannot be watched, so it is let go at once.

@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 use troop_core::WorkerId;
 use troop_core::event::Notice;
 use troop_core::primary::{Action, USUAL_WEIGHT, WorkerState};
-use troop_core::supervise::{Order, Progress, Supervisor};
+use troop_core::supervise::{Cause, Doing, Order, Progress, Supervisor};
 use troop_sys::process;
 
 use super::{Driver, SignalMeans, UNUSED_PATIENCE};
@@ -29,7 +29,12 @@ impl Driver {
     pub(super) fn carry_out(&mut self, action: Action) {
         match action {
             Action::Deliver { worker, listener, conn, seq, batched } => self.deliver(worker, listener, conn, seq, batched),
-            Action::Release { conn } => drop(self.conns.try_remove(conn.0 as usize)),
+            Action::Release { conn, taken } => {
+                drop(self.conns.try_remove(conn.0 as usize));
+                if let Some(known) = self.hands.remove(&conn) {
+                    let _ = known.send(taken);
+                }
+            }
             Action::Send { worker, line } => {
                 if let Some(channel) = self.channel(worker) {
                     channel.say(&line);
@@ -56,7 +61,8 @@ impl Driver {
             Action::Steer { listener, program } => self.steer(listener, &program),
             Action::Sample { listener } => self.sample(listener),
             Action::Count { worker } => self.count(worker),
-            Action::Kill { worker } => self.kill(worker, 9),
+            Action::Kill { worker, hung: true } => self.end_hung(worker),
+            Action::Kill { worker, .. } => self.kill(worker, 9),
             Action::HandleSettled { worker, ticket, delivered } => self.handle_settled(worker, ticket, delivered),
             Action::Notify(notice) => self.noticed(notice),
         }
@@ -135,7 +141,11 @@ impl Driver {
             }
             Order::Disconnect(worker) => {
                 // A worker that is replaced leaves its listeners to its successor, which may not have asked for all of them yet.
-                let keep = self.supervisor.as_ref().is_some_and(|s| !s.is_stopping());
+                let keep = self.supervisor.as_ref().is_some_and(|s| match s.doing() {
+                    Doing::Stopping => false,
+                    Doing::Failed => self.keeps_when_failed,
+                    _ => true,
+                });
                 if !self.tell_to_leave(worker, keep) {
                     self.kill(worker, 15);
                 }
@@ -143,19 +153,48 @@ impl Driver {
             Order::Terminate(worker) => self.kill(worker, 15),
             Order::Kill(worker) => self.kill(worker, 9),
             Order::Tell(progress) => {
-                match progress {
+                let mut rolls_back = false;
+                self.note_end(&progress);
+                match &progress {
+                    Progress::GivingUp { .. } if self.keeps_when_failed => {}
                     Progress::GivingUp { .. } | Progress::Stopping => self.core.close_unused_listeners(),
+                    Progress::RecycleFailed { worker, .. } => self.leave_in_peace(*worker),
                     // What the new workers do not ask for soon, the new version does not listen on any more.
-                    Progress::ReloadFinished => self.unused_until = Some(self.now + UNUSED_PATIENCE),
+                    Progress::ReloadFinished => {
+                        self.before_reload = None;
+                        self.unused_until = Some(self.now + UNUSED_PATIENCE);
+                    }
+                    Progress::ReloadFailed { .. } => {
+                        // So that whatever is started from now on is like those that serve.
+                        if let Some(before) = self.before_reload.take() {
+                            self.settings = before;
+                            rolls_back = true;
+                        }
+                    }
                     _ => {}
                 }
                 self.events.push(Event::Supervision(progress));
+                if rolls_back && let Some(supervisor) = &mut self.supervisor {
+                    supervisor.roll_back(self.now);
+                }
             }
             Order::Finish(outcome) => {
                 self.core.close_unused_listeners();
                 self.outcome = Some(outcome);
             }
         }
+    }
+
+    /// Remembers how the last unexpected end of a worker came about.
+    fn note_end(&mut self, progress: &Progress) {
+        self.last_end = Some(match progress {
+            Progress::Restarting { cause, .. } | Progress::GivingUp { cause, .. } => match cause {
+                Cause::Ended(worker, how) => format!("worker {worker}: {how}"),
+                Cause::NotStarted(reason) => reason.clone(),
+            },
+            Progress::NotRestarting { worker, how } => format!("worker {worker}: {how}, for good"),
+            _ => return,
+        });
     }
 
     /// False if it cannot be told, because its channel is closed.
@@ -172,7 +211,12 @@ impl Driver {
         let Some(process) = self.processes.get(&worker) else { return };
         // Its leader has not been reaped, so the group is surely the worker's own.
         if process.leads_group && signal == 9 {
+            // Those too that have left its group, as far as they can be found.
+            let strays = process::descendants(process.handle.pid());
             let _ = process::signal_group(process.handle.pid(), signal);
+            for stray in strays {
+                let _ = process::signal(stray.as_fd(), signal);
+            }
         }
         let _ = process::signal(process.pidfd.as_fd(), signal);
     }
@@ -191,6 +235,7 @@ impl Driver {
                 }
                 (SignalMeans::OneLess, Some(supervisor)) => supervisor.scale(self.now, (supervisor.wanted() - 1).max(1)),
                 (SignalMeans::Reload, Some(supervisor)) => supervisor.reload(self.now),
+                (SignalMeans::Pause, Some(supervisor)) => supervisor.pause(self.now),
                 (SignalMeans::ReapOrphans, _) => self.reap_orphans(),
                 (_, None) => {}
             }

@@ -3,11 +3,14 @@
 //! A [`Driver`] is turned either by a plain thread that waits in the poller itself, or by a tokio task that waits for the poller.
 
 mod ask;
+mod care;
 mod channels;
 mod commands;
 mod connections;
 mod decisions;
+mod hand;
 mod inspect;
+mod notify;
 mod pace;
 mod relays;
 mod snapshot;
@@ -22,6 +25,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use slab::Slab;
+use tokio::sync::oneshot;
 use troop_core::primary::Primary;
 use troop_core::supervise::{Outcome, Supervisor};
 use troop_core::{ConnId, ListenerId, Time, WorkerId};
@@ -31,8 +35,9 @@ use troop_sys::process;
 use super::channel::Channel;
 use super::handle::WorkerHandle;
 use super::listener::{Listener, Socket};
+use super::policies::ReadyWhen;
 use super::relay::Relay;
-use super::stderr::Forwarder;
+use super::spawn::Workshop;
 use super::wake::{Command, Commander};
 use super::{Farewells, Table};
 use crate::channel::{Parcels, READ_SIZE};
@@ -40,7 +45,9 @@ use crate::error::{Error, Result};
 use crate::events::{Bus, Event};
 use crate::settings::Settings;
 use ask::Questions;
+use care::Care;
 use connections::Conn;
+pub(crate) use hand::Handed;
 use inspect::Inspected;
 use pace::Pace;
 
@@ -83,6 +90,8 @@ enum Token {
     Process(WorkerId),
     /// The socket that a worker's messages are passed on to.
     Relay(WorkerId),
+    /// Where workers say that they are ready.
+    Notify,
 }
 
 impl Token {
@@ -95,6 +104,7 @@ impl Token {
             Token::Channel(id) => (3, id.0),
             Token::Process(id) => (4, id.0),
             Token::Relay(id) => (6, id.0),
+            Token::Notify => (7, 0),
         };
         kind << 32 | u64::from(number)
     }
@@ -108,6 +118,7 @@ impl Token {
             5 => Token::Inspected(ConnId(number)),
             3 => Token::Channel(WorkerId(number)),
             6 => Token::Relay(WorkerId(number)),
+            7 => Token::Notify,
             _ => Token::Process(WorkerId(number)),
         }
     }
@@ -123,6 +134,8 @@ struct Process {
     /// It is somebody else's child.
     adopted: bool,
     since: Time,
+    /// Until when it is not replaced because of what it is, as its last successor did not come up.
+    peace_until: Option<Time>,
 }
 
 /// What a signal asks of a supervised cluster.
@@ -134,6 +147,8 @@ pub(crate) enum SignalMeans {
     OneMore,
     OneLess,
     Reload,
+    /// End the workers, keep the listeners.
+    Pause,
     ReapOrphans,
 }
 
@@ -174,9 +189,19 @@ pub(crate) struct Driver {
     retry_at: Option<Time>,
     pace: Pace,
     settings: Arc<Settings>,
-    inspectors: u32,
-    forwarder: Option<Forwarder>,
-    pub(crate) descriptor_limit: Option<u64>,
+    /// What workers were started with before the reload that is under way.
+    before_reload: Option<Arc<Settings>>,
+    pub(crate) workshop: Workshop,
+    pub(crate) care: Care,
+    ready_when: ReadyWhen,
+    /// Where workers say that they are ready.
+    notify: Option<OwnedFd>,
+    /// Connections of the cluster's own that a worker was given, and who wants to know whether it has taken them.
+    hands: BTreeMap<ConnId, oneshot::Sender<bool>>,
+    /// How the last unexpected end of a worker came about.
+    last_end: Option<String>,
+    /// Listeners stay when all was given up.
+    pub(crate) keeps_when_failed: bool,
     commands: Receiver<Command>,
     commander: Commander,
     posted: Vec<WorkerId>,
@@ -240,9 +265,14 @@ impl Driver {
             retry_at: None,
             pace: Pace::default(),
             settings: Arc::new(settings),
-            inspectors: 0,
-            forwarder: None,
-            descriptor_limit: None,
+            before_reload: None,
+            workshop: Workshop::default(),
+            care: Care::default(),
+            ready_when: ReadyWhen::Auto,
+            notify: None,
+            hands: BTreeMap::new(),
+            last_end: None,
+            keeps_when_failed: false,
             commands,
             commander,
             posted: Vec::new(),
@@ -267,6 +297,7 @@ impl Driver {
     pub(crate) fn supervise(&mut self, mut supervisor: Supervisor) {
         supervisor.start();
         self.supervisor = Some(supervisor);
+        self.begin_care();
     }
 
     /// Obeys a signal: a byte on `pipe` for each one.
@@ -285,7 +316,9 @@ impl Driver {
         loop {
             self.events.iter().for_each(&mut observe);
             self.publish();
-            if let Some(outcome) = self.outcome.take() {
+            if !self.care.is_needed()
+                && let Some(outcome) = self.outcome.take()
+            {
                 self.bus.close();
                 return Ok(outcome);
             }
@@ -346,7 +379,7 @@ impl Driver {
     }
 
     fn is_over(&self) -> bool {
-        self.outcome.is_some() || (self.over_at.is_some() && self.processes.is_empty())
+        !self.care.is_needed() && (self.outcome.is_some() || (self.over_at.is_some() && self.processes.is_empty()))
     }
 
     /// Waits once and does what there is to do. Inside a runtime, whose epoll set reports this one once for each thing that happens,
@@ -377,6 +410,7 @@ impl Driver {
                     }
                 }
                 Token::Process(id) => self.reap(id),
+                Token::Notify => self.hear_notifications(),
                 Token::Relay(id) => {
                     if ready.writable {
                         self.unflushed_relays.push(id);
@@ -423,6 +457,7 @@ impl Driver {
             self.unflushed.append(&mut self.retry);
             self.unflushed_relays.append(&mut self.retry_relays);
         }
+        self.take_care();
         self.inspect_late();
         self.answer_late();
         if self.accept_again.is_some_and(|due| due <= self.now) {
@@ -454,6 +489,7 @@ impl Driver {
             self.unused_until,
             self.inspected.next_deadline(),
             self.questions.next_deadline(),
+            self.care.next_deadline(),
         ];
         let due = deadlines.into_iter().flatten().min()?;
         // Rounded up, so that the deadline has come when the wait is over.

@@ -1,5 +1,7 @@
 //! Looks at everything at once, for those who show it.
 
+use troop_core::supervise::Doing;
+
 use super::Driver;
 use crate::primary::snapshot::{ListenerSnapshot, Phase, Snapshot, WorkerSnapshot, millis};
 
@@ -22,6 +24,8 @@ impl Driver {
                     state: status.state,
                     age_ms: millis(self.now.since(process.since)),
                     leaving_ms: leaving(*id),
+                    ready: supervisor.map(|s| s.standing(self.now, *id)).map(|standing| standing.is_some_and(|(ready, _)| ready)),
+                    generation: supervisor.and_then(|s| s.standing(self.now, *id)).map(|(_, generation)| generation),
                     weight: status.weight,
                     stats: status.stats,
                     usage: None,
@@ -44,12 +48,18 @@ impl Driver {
             pid: std::process::id(),
             uptime_ms: millis(self.origin.elapsed()),
             phase: match supervisor {
-                Some(s) if s.is_stopping() => Phase::Stopping,
-                Some(s) if s.is_reloading() => Phase::Reloading,
-                _ => Phase::Running,
+                Some(s) => match s.doing() {
+                    Doing::Running => Phase::Running,
+                    Doing::Reloading => Phase::Reloading,
+                    Doing::Failed => Phase::Failed,
+                    Doing::Paused => Phase::Paused,
+                    Doing::Stopping => Phase::Stopping,
+                },
+                None => Phase::Running,
             },
             wanted: supervisor.map(|s| s.wanted()),
             restarts: supervisor.map_or(0, |s| s.unexpected_ends()),
+            last_end: self.last_end.clone(),
             usage: None,
             listeners: listeners.chain(sockets).collect(),
             workers,

@@ -1,0 +1,124 @@
+//! What a supervisor wants done, and what it tells about it.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::ExitHow;
+use crate::id::WorkerId;
+
+/// A place that should always be filled with a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Slot(pub usize);
+
+/// Something the shell has to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// Fork a worker, then call [`Supervisor::forked`](super::Supervisor::forked) or
+    /// [`Supervisor::fork_failed`](super::Supervisor::fork_failed).
+    Fork(Slot),
+    /// Tell a worker to finish, over its channel.
+    Disconnect(WorkerId),
+    /// Ask a worker's process to end (`SIGTERM`), because it does not speak the protocol or lingers after it disconnected.
+    Terminate(WorkerId),
+    /// End a worker's process at once (`SIGKILL`).
+    Kill(WorkerId),
+    /// Report.
+    Tell(Progress),
+    /// All is over; nothing runs any more.
+    Finish(Outcome),
+}
+
+/// How supervision ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was asked to stop, or all workers have ended as they may.
+    Stopped,
+    /// Workers kept dying, or could not be started, or ended and are not to be started again; this was the last straw.
+    GaveUp(Cause),
+}
+
+/// Why a worker is not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// It ended.
+    Ended(WorkerId, ExitHow),
+    /// It could not be started; the reason as text.
+    NotStarted(String),
+}
+
+/// What the supervisor does, for people to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// A worker ended unexpectedly and will be replaced.
+    Restarting {
+        /// Why.
+        cause: Cause,
+        /// After this delay.
+        delay: Duration,
+    },
+    /// A worker ended, and is not to be started again.
+    NotRestarting {
+        /// Which.
+        worker: WorkerId,
+        /// How it ended.
+        how: ExitHow,
+    },
+    /// A reload began.
+    ReloadStarted {
+        /// How many workers will be replaced.
+        workers: usize,
+    },
+    /// A new worker took an old one's place.
+    Replaced {
+        /// The one that finishes.
+        old: WorkerId,
+        /// The one that serves now.
+        new: WorkerId,
+    },
+    /// All workers have been replaced.
+    ReloadFinished,
+    /// A new worker did not come up; the old ones go on.
+    ReloadFailed {
+        /// Why.
+        reason: String,
+    },
+    /// A reload was asked for while one runs, or while stopping.
+    ReloadRefused,
+    /// A worker is replaced for a reason of its own, such as its age.
+    Recycling {
+        /// Which.
+        worker: WorkerId,
+        /// Why.
+        reason: String,
+    },
+    /// Its successor did not come up; the worker goes on.
+    RecycleFailed {
+        /// Which.
+        worker: WorkerId,
+        /// Why.
+        reason: String,
+    },
+    /// Workers that a failed reload had brought are replaced by such as there were before.
+    RollingBack {
+        /// How many.
+        workers: usize,
+    },
+    /// Workers were told to finish.
+    Stopping,
+    /// All workers were told to finish; the listeners stay, until a reload starts new ones.
+    Pausing,
+    /// A worker did not finish within its grace and was killed.
+    GraceOver(WorkerId),
+    /// Workers keep dying; no more are started.
+    GivingUp {
+        /// How many unexpected ends.
+        ends: usize,
+        /// Within this time.
+        within: Duration,
+        /// The last one.
+        cause: Cause,
+    },
+    /// After giving up, it is tried again.
+    TryingAgain,
+}

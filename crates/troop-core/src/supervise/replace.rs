@@ -1,0 +1,320 @@
+//! Replaces workers: all of them in a reload, single ones because of their age and the like.
+
+use std::collections::VecDeque;
+
+use super::{Member, Order, Phase, Progress, Slot, Supervisor};
+use crate::id::{Time, WorkerId};
+
+/// Why workers are replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Why {
+    Reload,
+    /// Back to what there was before a reload that failed.
+    RollBack,
+    Recycle(WorkerId),
+}
+
+/// How a slot gets its new worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// The new one starts beside the old one, which leaves when it is ready.
+    Beside,
+    /// The old one leaves first.
+    Emptying(WorkerId),
+    /// The new one starts in an empty slot, after the old one, if there was one.
+    Filling(Option<WorkerId>),
+}
+
+#[derive(Debug)]
+struct Active {
+    slot: usize,
+    step: Step,
+    /// Until when the new worker must be ready.
+    deadline: Time,
+}
+
+/// Workers that are being replaced.
+#[derive(Debug)]
+pub(super) struct Round {
+    why: Why,
+    /// Slots still to be done, the next one first.
+    todo: VecDeque<usize>,
+    active: Vec<Active>,
+    /// A new worker has shown that it stays.
+    proven: bool,
+    /// It fills slots that are empty because all was given up.
+    revives: bool,
+}
+
+impl Round {
+    fn is_reload(&self) -> bool {
+        self.why == Why::Reload
+    }
+
+    pub(super) fn is_recycling(&self) -> bool {
+        matches!(self.why, Why::Recycle(_))
+    }
+
+    pub(super) fn awaits_successor(&self, slot: usize) -> bool {
+        self.active.iter().any(|active| active.slot == slot && active.step == Step::Beside)
+    }
+
+    pub(super) fn is_at(&self, slot: usize) -> bool {
+        self.active.iter().any(|active| active.slot == slot)
+    }
+
+    /// Whether a worker of this slot and generation is what this round brings.
+    pub(super) fn is_of(&self, slot: usize, generation: u32, newest: u32) -> bool {
+        let fills = |active: &Active| active.slot == slot && matches!(active.step, Step::Filling(_));
+        self.active.iter().any(fills) || (self.is_reload() && generation == newest)
+    }
+
+    /// Whether this slot is still to be filled, having been empty.
+    #[cfg(test)]
+    pub(super) fn revives(&self, slot: usize) -> bool {
+        self.revives && self.todo.contains(&slot)
+    }
+
+    pub(super) fn let_go(&mut self, slot: usize) {
+        self.active.retain(|active| active.slot != slot);
+    }
+
+    pub(super) fn shrink(&mut self, slots: usize) {
+        self.todo.retain(|slot| *slot < slots);
+        self.active.retain(|active| active.slot < slots);
+    }
+}
+
+impl Supervisor {
+    /// Replace the workers, each old one told to finish only when its successor is ready, as far as the limits say so. After giving up, or a
+    /// pause, start them again.
+    pub fn reload(&mut self, now: Time) {
+        self.due.set(None);
+        let revives = matches!(self.phase, Phase::Idle { .. });
+        if !(self.phase == Phase::Running || revives) || self.round.as_ref().is_some_and(|round| !round.is_recycling()) {
+            self.orders.push_back(Order::Tell(Progress::ReloadRefused));
+            return;
+        }
+        self.abandon(now);
+        if revives {
+            self.wake();
+        }
+        self.generation += 1;
+        for place in &mut self.places {
+            // Those that had ended for good get another chance.
+            if place.done.take().is_some() {
+                place.retry_at = Some(now);
+            }
+        }
+        self.orders.push_back(Order::Tell(Progress::ReloadStarted { workers: self.places.len() }));
+        let todo = (0..self.places.len()).collect();
+        self.round = Some(Round { why: Why::Reload, todo, active: Vec::new(), proven: false, revives });
+        self.fill(now);
+        self.advance(now);
+    }
+
+    /// Replace one worker, if it is in service and no others are being replaced. Returns whether that has begun.
+    pub fn recycle(&mut self, now: Time, worker: WorkerId, reason: String) -> bool {
+        self.due.set(None);
+        if self.phase != Phase::Running || self.round.is_some() || self.leaving.iter().any(|l| l.worker == worker) {
+            return false;
+        }
+        let is_it = |member: &Member| member.worker == worker;
+        let Some(slot) = self.places.iter().position(|place| place.current.as_ref().is_some_and(is_it)) else { return false };
+        self.orders.push_back(Order::Tell(Progress::Recycling { worker, reason }));
+        let why = Why::Recycle(worker);
+        self.round = Some(Round { why, todo: [slot].into(), active: Vec::new(), proven: true, revives: false });
+        self.advance(now);
+        true
+    }
+
+    /// After a reload that failed, and what it started them with was taken back: replaces those that it had brought.
+    pub fn roll_back(&mut self, now: Time) {
+        self.due.set(None);
+        if self.phase != Phase::Running || self.round.is_some() {
+            return;
+        }
+        let is_new = |member: &Member| member.generation == self.generation;
+        let todo: VecDeque<_> =
+            (0..self.places.len()).filter(|slot| self.places[*slot].current.as_ref().is_some_and(is_new)).collect();
+        self.generation += 1;
+        if !todo.is_empty() {
+            self.orders.push_back(Order::Tell(Progress::RollingBack { workers: todo.len() }));
+            self.round = Some(Round { why: Why::RollBack, todo, active: Vec::new(), proven: true, revives: false });
+            self.advance(now);
+        }
+    }
+
+    pub(super) fn advance(&mut self, now: Time) {
+        let mut at = 0;
+        while let Some(active) = self.round.as_ref().and_then(|round| round.active.get(at)) {
+            match self.look_at(now, active.slot, active.step, active.deadline) {
+                Found::Waits => at += 1,
+                Found::Done => {
+                    if let Some(round) = &mut self.round {
+                        round.active.remove(at);
+                    }
+                }
+                Found::Late => {
+                    let timeout = self.config.ready_timeout.as_secs();
+                    self.fail_round(now, format!("the new worker was not ready after {timeout} s"));
+                    self.fill(now);
+                    return;
+                }
+            }
+        }
+        while self.begin_next(now) {}
+        if self.round.as_ref().is_some_and(|round| round.todo.is_empty() && round.active.is_empty())
+            && let Some(round) = self.round.take()
+            && round.is_reload()
+        {
+            self.orders.push_back(Order::Tell(Progress::ReloadFinished));
+        }
+    }
+
+    fn look_at(&mut self, now: Time, slot: usize, step: Step, deadline: Time) -> Found {
+        let place = &self.places[slot];
+        let (old, new) = match step {
+            Step::Emptying(_) => return Found::Waits,
+            Step::Beside => match (place.current, place.successor) {
+                (Some(old), Some(new)) => (Some(old), new),
+                // The fork is still under way.
+                (Some(_), None) => return Found::Waits,
+                (None, _) => return Found::Done,
+            },
+            Step::Filling(_) => match place.current {
+                Some(new) => (None, new),
+                None => return Found::Waits,
+            },
+        };
+        if !new.is_ready(now, old.is_some_and(|old| old.listening), &self.config) {
+            return if now >= deadline { Found::Late } else { Found::Waits };
+        }
+        let settled = now.since(new.since) >= self.config.settle;
+        if !settled && !self.round.as_ref().is_some_and(|round| round.proven) {
+            return Found::Waits;
+        }
+        if let Some(round) = &mut self.round {
+            round.proven = true;
+        }
+        let place = &mut self.places[slot];
+        place.quick_ends = 0;
+        if let Some(old) = old {
+            place.current = place.successor.take();
+            self.orders.push_back(Order::Tell(Progress::Replaced { old: old.worker, new: new.worker }));
+            self.leave(now, old);
+        } else if let Step::Filling(Some(old)) = step {
+            self.orders.push_back(Order::Tell(Progress::Replaced { old, new: new.worker }));
+        }
+        Found::Done
+    }
+
+    /// Begins with one more slot, if the limits allow it.
+    fn begin_next(&mut self, now: Time) -> bool {
+        let Some(round) = &mut self.round else { return false };
+        if !round.proven && !round.active.is_empty() {
+            return false;
+        }
+        let Some(slot) = round.todo.front().copied() else { return false };
+        let beside = round.active.iter().filter(|active| active.step == Step::Beside).count();
+        let without = round.active.len() - beside;
+        let can_go_beside = beside < self.config.surge.max(usize::from(self.config.unavailable == 0));
+        let deadline = now + self.config.ready_timeout;
+        let place = &mut self.places[slot];
+        match place.current {
+            // It belongs to the new ones already.
+            Some(member) if round.is_reload() && member.generation == self.generation => {
+                round.todo.pop_front();
+            }
+            Some(_) if can_go_beside => {
+                round.todo.pop_front();
+                round.active.push(Active { slot, step: Step::Beside, deadline });
+                self.orders.push_back(Order::Fork(Slot(slot)));
+            }
+            Some(old) if without < self.config.unavailable => {
+                round.todo.pop_front();
+                round.active.push(Active { slot, step: Step::Emptying(old.worker), deadline });
+                place.current = None;
+                self.leave(now, old);
+            }
+            Some(_) => return false,
+            None if round.revives => {
+                round.todo.pop_front();
+                round.active.push(Active { slot, step: Step::Filling(None), deadline });
+                self.orders.push_back(Order::Fork(Slot(slot)));
+            }
+            // A vacant slot is filled with a new worker anyway.
+            None => {
+                round.todo.pop_front();
+            }
+        }
+        true
+    }
+
+    /// A worker that was to leave before its successor starts has ended.
+    pub(super) fn emptied(&mut self, now: Time, worker: WorkerId) {
+        let deadline = now + self.config.ready_timeout;
+        let Some(round) = &mut self.round else { return };
+        if let Some(active) = round.active.iter_mut().find(|active| active.step == Step::Emptying(worker)) {
+            (active.step, active.deadline) = (Step::Filling(Some(worker)), deadline);
+            self.orders.push_back(Order::Fork(Slot(active.slot)));
+        }
+    }
+
+    /// Gives up what is being replaced: those that are not ready leave again.
+    fn abandon(&mut self, now: Time) {
+        let Some(round) = self.round.take() else { return };
+        for Active { slot, step, .. } in round.active {
+            let place = &mut self.places[slot];
+            let unready = if step == Step::Beside { place.successor.take() } else { place.current.take() };
+            if step != Step::Beside {
+                place.retry_at = Some(now);
+            }
+            self.orders.retain(|order| *order != Order::Fork(Slot(slot)));
+            if let Some(unready) = unready {
+                self.leave(now, unready);
+            }
+        }
+    }
+
+    pub(super) fn fail_round(&mut self, now: Time, reason: String) {
+        let Some((why, revives)) = self.round.as_ref().map(|round| (round.why.clone(), round.revives)) else { return };
+        self.abandon(now);
+        // Told before anything else is started, so that it can be started with something else.
+        self.orders.push_back(Order::Tell(match why {
+            Why::Recycle(worker) => Progress::RecycleFailed { worker, reason },
+            Why::Reload | Why::RollBack => Progress::ReloadFailed { reason },
+        }));
+        if revives {
+            self.rest(now, true);
+        }
+    }
+
+    pub(super) fn round_deadlines(&self) -> impl Iterator<Item = Time> {
+        let round = self.round.as_ref();
+        round.into_iter().flat_map(|round| round.active.iter().filter_map(|active| self.due_of(round, active)))
+    }
+
+    /// When there is something to see at a slot, if nothing happens before.
+    fn due_of(&self, round: &Round, active: &Active) -> Option<Time> {
+        let place = &self.places[active.slot];
+        let (old, new) = match active.step {
+            Step::Beside => (place.current, place.successor),
+            Step::Emptying(_) => return None,
+            Step::Filling(_) => (None, place.current),
+        };
+        let Some(new) = new else { return Some(active.deadline) };
+        match new.ready_at(old.is_some_and(|old| old.listening), &self.config) {
+            Some(ready) if round.proven => Some(ready),
+            Some(ready) => Some(ready.max(new.since + self.config.settle)),
+            None => Some(active.deadline),
+        }
+    }
+}
+
+/// How far a slot is.
+enum Found {
+    Waits,
+    Done,
+    Late,
+}

@@ -1,0 +1,367 @@
+//! How supervised workers are looked after: when they are ready, replaced, tested, ended, and what they leave behind.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use troop::{
+    Builder, Cluster, Event, ExitHow, HealthCheck, HealthTest, Output, Phase, Progress, ReadyWhen, RecyclePolicy, ReplacePolicy,
+    Resource, Restart, RestartPolicy, Setup, Source, Stdio, Violation, WhenFailed, WorkerHandle,
+};
+use troop_testkit::{Troop, at_once, is_running, node_program, talk};
+
+fn fixture<const N: usize>(args: [&str; N]) -> Setup {
+    Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
+}
+
+fn js(text: &str) -> Setup {
+    Setup::new().script(node_program("run.js")).args([text])
+}
+
+const SERVER: &str = "require('http').createServer((q, s) => s.end('ok')).listen(0, '127.0.0.1');";
+
+async fn listening(troop: &mut Troop) -> (WorkerHandle, u16) {
+    let seen = |e: &Event| match e {
+        Event::Listening(w, at) => Some((w.clone(), u16::try_from(at.port?).ok()?)),
+        _ => None,
+    };
+    troop.until("listening", seen).await
+}
+
+async fn progress(troop: &mut Troop, what: &str, fits: impl Fn(&Progress) -> bool) -> Progress {
+    let seen = |e: &Event| match e {
+        Event::Supervision(progress) if fits(progress) => Some(progress.clone()),
+        _ => None,
+    };
+    troop.until(what, seen).await
+}
+
+async fn replaced(troop: &mut Troop) -> (u32, u32) {
+    match progress(troop, "the successor", |p| matches!(p, Progress::Replaced { .. })).await {
+        Progress::Replaced { old, new } => (old.0, new.0),
+        _ => unreachable!(),
+    }
+}
+
+async fn is_recycled_for(builder: Builder, word: &str, load: impl Fn(u16)) {
+    let mut troop = Troop::start(builder.workers(2).replace(at_once()));
+    let (_, port) = listening(&mut troop).await;
+    listening(&mut troop).await;
+    load(port);
+    let recycling = progress(&mut troop, "recycling", |p| matches!(p, Progress::Recycling { .. })).await;
+    let Progress::Recycling { worker, reason } = recycling else { unreachable!() };
+    assert!(reason.contains(word), "{reason}");
+    assert_eq!(replaced(&mut troop).await.0, worker.0);
+}
+
+#[tokio::test]
+async fn old_workers_are_replaced() {
+    let policy = RecyclePolicy { age: Some(Duration::from_secs(1)), ..RecyclePolicy::default() };
+    is_recycled_for(Cluster::builder().setup(fixture(["line", "127.0.0.1:0"])).recycle(policy), "old", |_| ()).await;
+}
+
+#[tokio::test]
+async fn big_workers_are_replaced() {
+    let policy = RecyclePolicy { memory: Some(20 << 20), ..RecyclePolicy::default() };
+    is_recycled_for(Cluster::builder().setup(js(SERVER)).recycle(policy), "MiB", |_| ()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_have_taken_many_connections_are_replaced() {
+    let policy = RecyclePolicy { connections: Some(20), ..RecyclePolicy::default() };
+    let load = |port| (0..60).for_each(|_| drop(talk(([127, 0, 0, 1], port), "")));
+    is_recycled_for(Cluster::builder().setup(fixture(["line", "127.0.0.1:0"])).recycle(policy), "connections", load).await;
+}
+
+#[tokio::test]
+async fn a_worker_whose_successor_does_not_come_up_goes_on() {
+    // The second process and all after it fail.
+    let directory = tempfile::tempdir().unwrap();
+    let once = format!("require('fs').mkdirSync('{}/m');{SERVER}", directory.path().display());
+    let policy = RecyclePolicy { age: Some(Duration::from_millis(500)), ..RecyclePolicy::default() };
+    let mut troop = Troop::start(Cluster::builder().workers(1).setup(js(&once).stderr(Stdio::Null)).recycle(policy));
+    let (worker, _) = listening(&mut troop).await;
+    progress(&mut troop, "the failure", |p| matches!(p, Progress::RecycleFailed { .. })).await;
+    assert!(is_running(worker.pid()));
+    assert_eq!(troop.cluster.snapshot().await.unwrap().phase, Phase::Running);
+}
+
+fn tested(test: HealthTest) -> HealthCheck {
+    HealthCheck { every: Duration::from_millis(50), timeout: Duration::from_secs(2), failures: 2, ..HealthCheck::new(test) }
+}
+
+/// The second worker alone is sick.
+async fn only_the_sick_one_is_replaced(setup: Setup, test: HealthTest, word: &str) {
+    let mut troop = Troop::start(Cluster::builder().workers(2).replace(at_once()).setup(setup).health(tested(test)));
+    let unhealthy =
+        troop.until("the test", |e| if let Event::Unhealthy(w, why) = e { Some((w.id(), why.clone())) } else { None }).await;
+    assert!(unhealthy.1.contains(word), "{}", unhealthy.1);
+    assert_eq!(unhealthy.0.0, 2, "the healthy one failed: {}", unhealthy.1);
+    assert_eq!(replaced(&mut troop).await, (2, 3));
+    // Its successor passes, so nobody is replaced any more.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    while let Some(event) = troop.events.try_next() {
+        assert!(!matches!(event, Event::Unhealthy(..) | Event::Supervision(Progress::Recycling { .. })), "{event}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_worker_that_answers_with_errors_is_replaced_under_any_policy() {
+    for scheduling in ["round-robin", "shared", "steered", "sticky"] {
+        let text = "const sick = require('cluster').worker.id === 2;
+            require('http').createServer((q, s) => { s.statusCode = sick && q.url === '/health' ? 503 : 200; s.end('ok') }).listen(0, '127.0.0.1');";
+        eprintln!("{scheduling}");
+        let builder = Cluster::builder().scheduling(scheduling.parse().unwrap()).setup(js(text));
+        let mut troop = Troop::start(builder.workers(2).replace(at_once()).health(tested(HealthTest::Http("/health".into()))));
+        let why = troop
+            .until("the test", |e| if let Event::Unhealthy(w, why) = e { Some((w.id().0, why.clone())) } else { None })
+            .await;
+        assert!(why.0 == 2 && why.1.contains("503"), "{why:?}");
+        assert_eq!(replaced(&mut troop).await, (2, 3));
+    }
+}
+
+#[tokio::test]
+async fn a_rust_worker_is_tested_by_http_and_on_a_unix_socket_by_a_connection() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let both = [
+        (fixture(["http", "127.0.0.1:0"]), HealthTest::Http("/".into())),
+        (fixture(["unix", path.to_str().unwrap()]), HealthTest::Tcp),
+    ];
+    for (setup, test) in both {
+        let mut troop = Troop::start(Cluster::builder().workers(2).setup(setup).health(tested(test)));
+        for _ in 0..2 {
+            troop.until("listening", |e| matches!(e, Event::Listening(..)).then_some(())).await;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let snapshot = troop.cluster.snapshot().await.unwrap();
+        // They were tested several times, and passed.
+        assert!(snapshot.workers.iter().all(|worker| worker.id.0 <= 2 && worker.stats.taken >= 3), "{snapshot:?}");
+        while let Some(event) = troop.events.try_next() {
+            assert!(!matches!(event, Event::Unhealthy(..)), "{event}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_accepts_and_says_nothing_is_replaced() {
+    let text = format!(
+        "if (require('cluster').worker.id === 2) require('net').createServer(() => {{}}).listen(0, '127.0.0.1'); else {SERVER}"
+    );
+    let test = HealthCheck { timeout: Duration::from_millis(500), ..tested(HealthTest::Http("/".into())) };
+    let mut troop = Troop::start(Cluster::builder().workers(2).replace(at_once()).setup(js(&text)).health(test));
+    let why = troop.until("the test", |e| if let Event::Unhealthy(_, why) = e { Some(why.clone()) } else { None }).await;
+    assert!(why.contains("no answer within"), "{why}");
+    assert_eq!(replaced(&mut troop).await, (2, 3));
+}
+
+#[tokio::test]
+async fn a_command_tests_a_worker_too() {
+    let command = "test $TROOP_WORKER != 2 && kill -0 $TROOP_WORKER_PID && test $TROOP_SLOT -le 1";
+    only_the_sick_one_is_replaced(fixture(["line", "127.0.0.1:0"]), HealthTest::Command(command.into()), "ended with 1").await;
+}
+
+#[tokio::test]
+async fn ready_is_who_says_so_by_message() {
+    let text = format!("{SERVER} process.on('message', m => m === 'go' && process.send('ready'));");
+    let policy = ReplacePolicy { ready_when: ReadyWhen::Message, ..at_once() };
+    let mut troop = Troop::start(Cluster::builder().workers(1).replace(policy).setup(js(&text)));
+    let (first, _) = listening(&mut troop).await;
+    assert_eq!(troop.cluster.snapshot().await.unwrap().workers[0].ready, Some(false));
+    first.try_send("go").unwrap();
+    troop.until("the message", |e| matches!(e, Event::Message(..)).then_some(())).await;
+    assert_eq!(troop.cluster.snapshot().await.unwrap().workers[0].ready, Some(true));
+    troop.cluster.reload().unwrap();
+    let (second, _) = listening(&mut troop).await;
+    assert!(is_running(first.pid()));
+    second.try_send("go").unwrap();
+    assert_eq!(replaced(&mut troop).await, (1, 2));
+    assert_eq!(troop.cluster.snapshot().await.unwrap().workers.iter().find(|w| w.id.0 == 2).unwrap().generation, Some(2));
+}
+
+#[tokio::test]
+async fn ready_is_who_says_so_as_to_systemd() {
+    // A child of the worker says it, as `systemd-notify` does.
+    let notify = "import os, socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); a = os.environ['NOTIFY_SOCKET']; \
+                  s.sendto(b'STATUS=fine\\nREADY=1', a.replace('@', '\\0', 1))";
+    let text = format!("setTimeout(() => require('child_process').execFileSync('python3', ['-c', {notify:?}]), 300); {SERVER}");
+    let policy = ReplacePolicy { ready_when: ReadyWhen::Notified, ..at_once() };
+    let mut troop = Troop::start(Cluster::builder().workers(1).replace(policy).setup(js(&text).own_process_group(true)));
+    listening(&mut troop).await;
+    assert_eq!(troop.cluster.snapshot().await.unwrap().workers[0].ready, Some(false));
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while troop.cluster.snapshot().await.unwrap().workers[0].ready != Some(true) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("it says that it is ready");
+    // Others may say what they want.
+    let settings = troop.until("the settings", |e| if let Event::Setup(s) = e { Some(s.clone()) } else { None }).await;
+    assert!(settings.own_process_group);
+}
+
+#[tokio::test]
+async fn what_a_worker_leaves_behind_is_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let pids = directory.path().join("pids");
+    // One child ends when told to, one does not.
+    let text = format!(
+        "const run = c => require('child_process').spawn('sh', ['-c', c], {{stdio: 'ignore'}}).pid;
+         const all = [run('sleep 1000'), run('trap \"\" TERM; sleep 1000; sleep 1000')];
+         require('fs').writeFileSync({pids:?}, all.join(' ')); {SERVER}"
+    );
+    let mut troop = Troop::start(Cluster::builder().workers(1).setup(js(&text).own_process_group(true)));
+    let (worker, _) = listening(&mut troop).await;
+    let children: Vec<u32> = std::fs::read_to_string(&pids).unwrap().split(' ').map(|pid| pid.parse().unwrap()).collect();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(children.iter().all(|pid| is_running(*pid)));
+    worker.kill(9).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while children.iter().any(|pid| is_running(*pid)) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("its children end too");
+}
+
+#[tokio::test]
+async fn a_sick_worker_reports_how_it_is_before_it_goes() {
+    let directory = tempfile::tempdir().unwrap();
+    let report = directory.path().to_str().unwrap().to_owned();
+    let text = "require('http').createServer((q, s) => { if (cluster.worker.id === 2) s.end() }).listen(0, '127.0.0.1')";
+    let flags = ["--report-on-signal", "--report-directory", &report];
+    let setup = js(text).exec_argv(flags).report_signal(12).stderr(Stdio::Null);
+    let test = HealthCheck { timeout: Duration::from_millis(300), ..tested(HealthTest::Http("/".into())) };
+    let mut troop = Troop::start(Cluster::builder().workers(1).replace(at_once()).setup(setup).health(test));
+    assert_eq!(replaced(&mut troop).await, (1, 2));
+    let written = || std::fs::read_dir(directory.path()).unwrap().count();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while written() == 0 {
+        assert!(tokio::time::Instant::now() < deadline, "there is no report");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_hung_worker_is_told_to_report_then_to_abort_then_it_is_killed() {
+    // What catches a signal can say where it was; what is stopped cannot.
+    let setup = fixture(["line", "127.0.0.1:0"]).report_signal(28);
+    let mut troop = Troop::start(Cluster::builder().workers(1).hung_after(Some(Duration::from_millis(500))).setup(setup));
+    let (worker, port) = listening(&mut troop).await;
+    let stopped = rustix::process::Pid::from_raw(worker.pid().cast_signed()).unwrap();
+    rustix::process::kill_process(stopped, rustix::process::Signal::STOP).unwrap();
+    let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let id = worker.id();
+    let hung = |e: &Event| matches!(e, Event::Misbehaved(w, Violation::Hung(_), true) if w.id() == id).then_some(());
+    troop.until("the hung worker", hung).await;
+    assert_eq!(troop.exit(&worker).await, ExitHow::Signal(9));
+    drop(client);
+}
+
+/// Its slot, and whether it is standard error.
+type Stream = (Option<u32>, bool);
+
+#[derive(Clone, Default)]
+struct Collected(Arc<Mutex<BTreeMap<Stream, Vec<u8>>>>);
+
+impl Output for Collected {
+    fn write(&mut self, source: Source, bytes: &[u8]) {
+        self.0.lock().unwrap().entry((source.slot, source.error)).or_default().extend(bytes);
+    }
+
+    fn end(&mut self, source: Source) {
+        self.0.lock().unwrap().entry((source.slot, source.error)).or_default().extend(b"END");
+    }
+}
+
+#[tokio::test]
+async fn output_can_be_collected_and_settings_reach_the_process() {
+    let output = Collected::default();
+    let script = "echo out $TROOP_SLOT $NODE_APP_INSTANCE; ulimit -n >&2; umask >&2; nice >&2; exit 3";
+    let setup = Setup::new().program("sh").args(["-c", script]).stdout(Stdio::Collect).stderr(Stdio::Collect);
+    let setup = setup.umask(0o077).nice(19).limit(Resource::Files, Some(123), Some(456)).cpus([vec![0]]);
+    let restart = RestartPolicy { restart: Restart::Never, ..RestartPolicy::new(2) };
+    let builder = Cluster::builder().workers(2).restart(restart).setup(setup.slot_variable("NODE_APP_INSTANCE"));
+    let mut troop = Troop::start(builder.output(output.clone()));
+    for _ in 0..2 {
+        progress(&mut troop, "the end for good", |p| matches!(p, Progress::NotRestarting { .. })).await;
+    }
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while output.0.lock().unwrap().values().filter(|text| text.ends_with(b"END")).count() < 4 {
+        assert!(tokio::time::Instant::now() < deadline, "{output:?}", output = output.0);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let text = |slot: u32, error| String::from_utf8(output.0.lock().unwrap()[&(Some(slot), error)].clone()).unwrap();
+    assert_eq!((text(0, false), text(1, false)), ("out 0 0\nEND".into(), "out 1 1\nEND".into()));
+    assert_eq!(text(0, true), "123\n0077\n19\nEND");
+}
+
+#[tokio::test]
+async fn what_has_failed_stays_until_it_is_told_to_try_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let good = directory.path().join("good");
+    let text = format!("if (!require('fs').existsSync({good:?})) process.exit(5); {SERVER}");
+    let when_failed = WhenFailed::Stay { retry_after: None, keep_listeners: false };
+    let restart = RestartPolicy { max_ends: 3, first_delay: Duration::from_millis(1), when_failed, ..RestartPolicy::new(2) };
+    let mut troop = Troop::start(Cluster::builder().workers(2).restart(restart).replace(at_once()).setup(js(&text)));
+    progress(&mut troop, "giving up", |p| matches!(p, Progress::GivingUp { .. })).await;
+    let failed = troop.cluster.snapshot().await.unwrap();
+    assert!(
+        failed.phase == Phase::Failed && failed.last_end.as_deref().is_some_and(|end| end.contains("exit code 5")),
+        "{failed:?}"
+    );
+    troop.cluster.reload().unwrap();
+    progress(&mut troop, "the failure", |p| matches!(p, Progress::ReloadFailed { .. })).await;
+    assert_eq!(troop.cluster.snapshot().await.unwrap().phase, Phase::Failed);
+    std::fs::write(&good, "").unwrap();
+    troop.cluster.reload().unwrap();
+    progress(&mut troop, "the end of the reload", |p| *p == Progress::ReloadFinished).await;
+    let running = troop.cluster.snapshot().await.unwrap();
+    assert_eq!((running.phase, running.workers.len()), (Phase::Running, 2));
+}
+
+#[tokio::test]
+async fn a_reload_that_fails_is_taken_back_with_what_it_brought() {
+    // The third process with the new setting fails: by then two have taken over.
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().display().to_string();
+    let text = format!(
+        "const fs = require('fs'), v = process.env.V; let n = 0;
+         for (; v === '2'; n++) try {{ fs.mkdirSync('{place}/' + n); break }} catch {{}}
+         if (n === 2) process.exit(9);
+         require('http').createServer((q, s) => s.end(v)).listen(0, '127.0.0.1');"
+    );
+    let mut troop = Troop::start(Cluster::builder().workers(3).replace(at_once()).setup(js(&text).env("V", "1")));
+    let (_, port) = listening(&mut troop).await;
+    for _ in 0..2 {
+        listening(&mut troop).await;
+    }
+    troop.cluster.reload_as(Setup::new().env("V", "2")).unwrap();
+    let failed = progress(&mut troop, "the failure", |p| matches!(p, Progress::ReloadFailed { .. })).await;
+    assert!(matches!(&failed, Progress::ReloadFailed { reason } if reason.contains("exit code 9")), "{failed:?}");
+    progress(&mut troop, "the way back", |p| *p == Progress::RollingBack { workers: 2 }).await;
+    for _ in 0..4 {
+        replaced(&mut troop).await;
+    }
+    let get = move |_| talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n").unwrap();
+    let answers: Vec<String> = tokio::task::spawn_blocking(move || (0..9).map(get).collect()).await.unwrap();
+    assert!(answers.iter().all(|answer| answer.ends_with('1')), "{answers:?}");
+}
+
+#[tokio::test]
+async fn a_pause_keeps_clients_waiting() {
+    let mut troop = Troop::start(Cluster::builder().workers(1).replace(at_once()).setup(fixture(["line", "127.0.0.1:0"])));
+    let (worker, port) = listening(&mut troop).await;
+    troop.cluster.pause().unwrap();
+    troop.exit(&worker).await;
+    assert_eq!(troop.cluster.snapshot().await.unwrap().phase, Phase::Paused);
+    let client = tokio::task::spawn_blocking(move || talk(([127, 0, 0, 1], port), ""));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!client.is_finished());
+    troop.cluster.reload().unwrap();
+    assert!(!client.await.unwrap().unwrap().is_empty());
+}

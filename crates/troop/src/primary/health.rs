@@ -1,0 +1,192 @@
+//! Tests each worker from time to time, from a thread of its own.
+
+use std::collections::HashMap;
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use troop_core::WorkerId;
+
+use super::driver::Handed;
+use super::policies::{HealthCheck, HealthTest};
+use super::snapshot::WorkerSnapshot;
+use super::wake::Command as Ask;
+use super::{Cluster, Phase};
+
+/// Tests at a time.
+const MOST_AT_ONCE: usize = 16;
+/// The most bytes of an answer that are looked at.
+const MOST_BYTES: usize = 16 * 1024;
+
+/// Starts the thread; it ends with the cluster.
+pub(super) fn start(cluster: Cluster, check: HealthCheck) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("troop-health".into()).spawn(move || runtime.block_on(watch(cluster, check)))?;
+    Ok(())
+}
+
+async fn watch(cluster: Cluster, check: HealthCheck) {
+    let mut beat = interval(check.every.max(Duration::from_millis(10)));
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failures: HashMap<WorkerId, u32> = HashMap::new();
+    loop {
+        beat.tick().await;
+        let Ok(snapshot) = cluster.snapshot().await else { return };
+        if snapshot.phase == Phase::Stopping {
+            return;
+        }
+        failures.retain(|id, _| snapshot.workers.iter().any(|worker| worker.id == *id));
+        // Those that start or leave are not expected to answer.
+        let mut due = snapshot.workers.into_iter().filter(|worker| worker.ready == Some(true));
+        let mut running = JoinSet::new();
+        loop {
+            while running.len() < MOST_AT_ONCE
+                && let Some(worker) = due.next()
+            {
+                let (cluster, check) = (cluster.clone(), check.clone());
+                running.spawn(async move { (worker.id, test(&cluster, &check, &worker).await) });
+            }
+            let Some(outcome) = running.join_next().await else { break };
+            let Ok((worker, outcome)) = outcome else { continue };
+            let Err(reason) = outcome else {
+                failures.remove(&worker);
+                continue;
+            };
+            let count = failures.entry(worker).or_default();
+            *count += 1;
+            let replace = *count >= check.failures;
+            if replace {
+                // If nothing comes of it, it is asked for again after as many.
+                *count = 0;
+            }
+            let reason = format!("its health check failed: {reason}");
+            if cluster.inner.commander.send(Ask::Unhealthy(worker, reason, replace)).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+async fn test(cluster: &Cluster, check: &HealthCheck, worker: &WorkerSnapshot) -> Result<(), String> {
+    let until = Instant::now() + check.timeout;
+    let late = || format!("no answer within {:?}", check.timeout);
+    let outcome = match &check.test {
+        HealthTest::Command(command) => {
+            let (command, worker, limit) = (command.clone(), worker.clone(), check.timeout);
+            let run = tokio::task::spawn_blocking(move || run(&command, &worker, limit));
+            return run.await.unwrap_or_else(|_| Err("its command could not be run".into()));
+        }
+        HealthTest::Tcp => timeout_at(until, connect(cluster, check, worker.id, None)).await,
+        HealthTest::Http(path) => timeout_at(until, connect(cluster, check, worker.id, Some(path))).await,
+    };
+    outcome.unwrap_or_else(|_| Err(late()))
+}
+
+async fn connect(cluster: &Cluster, check: &HealthCheck, worker: WorkerId, path: Option<&str>) -> Result<(), String> {
+    let listener = check.listener.clone();
+    let handed = cluster.inner.commander.ask(|done| Ask::Hand(worker, listener, done)).await;
+    let Handed { end, taken } = handed.map_err(|e| e.to_string())??;
+    if !taken.await.unwrap_or(false) {
+        return Err("it did not take the connection".into());
+    }
+    let Some(path) = path else { return Ok(()) };
+    let status = status(end, path).await?;
+    if (200..400).contains(&status) { Ok(()) } else { Err(format!("{path} answered {status}")) }
+}
+
+/// The status that a path is answered with.
+async fn status(end: OwnedFd, path: &str) -> Result<u16, String> {
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: troop\r\nAccept: */*\r\nConnection: close\r\n\r\n");
+    let stream = Stream::new(end).map_err(|e| e.to_string())?;
+    stream.write(request.as_bytes()).await.map_err(|e| format!("it cannot be written to: {e}"))?;
+    let mut answer = Vec::new();
+    loop {
+        let mut part = [0; 1024];
+        let len = stream.read(&mut part).await.map_err(|e| format!("it cannot be read from: {e}"))?;
+        answer.extend_from_slice(&part[..len]);
+        if let Some(end) = answer.iter().position(|byte| *byte == b'\n') {
+            let line = String::from_utf8_lossy(&answer[..end]);
+            let status =
+                line.strip_prefix("HTTP/").and_then(|rest| rest.split(' ').nth(1)).and_then(|status| status.trim().parse().ok());
+            return status
+                .ok_or_else(|| format!("this is no HTTP answer: {:?}", line.trim().chars().take(80).collect::<String>()));
+        }
+        if len == 0 || answer.len() > MOST_BYTES {
+            return Err("it closed the connection without an answer".into());
+        }
+    }
+}
+
+/// A connection of either kind.
+struct Stream(tokio::net::UnixStream);
+
+impl Stream {
+    fn new(end: OwnedFd) -> std::io::Result<Stream> {
+        // Only read, written and waited for, which is the same for all sockets.
+        let stream = std::os::unix::net::UnixStream::from(end);
+        stream.set_nonblocking(true)?;
+        Ok(Stream(tokio::net::UnixStream::from_std(stream)?))
+    }
+
+    async fn read(&self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            self.0.readable().await?;
+            match self.0.try_read(bytes) {
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+        }
+    }
+
+    async fn write(&self, mut bytes: &[u8]) -> std::io::Result<()> {
+        while !bytes.is_empty() {
+            self.0.writable().await?;
+            match self.0.try_write(bytes) {
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                result => bytes = &bytes[result?..],
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs a command. Its status comes over a pipe: a primary that is process 1 may have reaped it before anybody could ask.
+fn run(command: &str, worker: &WorkerSnapshot, limit: Duration) -> Result<(), String> {
+    let cannot = |e: std::io::Error| format!("its command cannot be run: {e}");
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", "(eval \"$TROOP_HEALTH_COMMAND\") </dev/null >/dev/null 2>&1; echo $?"])
+        .env("TROOP_HEALTH_COMMAND", command)
+        .env("TROOP_WORKER", worker.id.to_string())
+        .env("TROOP_WORKER_PID", worker.pid.to_string())
+        .env("TROOP_SLOT", worker.slot.to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .map_err(cannot)?;
+    let (sender, status) = std::sync::mpsc::channel();
+    if let Some(mut pipe) = child.stdout.take() {
+        let read = move || {
+            let mut text = String::new();
+            let _ = pipe.read_to_string(&mut text);
+            let _ = sender.send(text);
+        };
+        std::thread::Builder::new().name("troop-command".into()).spawn(read).map_err(cannot)?;
+    }
+    let status = status.recv_timeout(limit);
+    // Its group is its own, and it has not been reaped by this process.
+    let _ = troop_sys::process::signal_group(child.id(), 9);
+    let _ = child.wait();
+    match status.as_deref().map(str::trim) {
+        Ok("0") => Ok(()),
+        Ok(code) if !code.is_empty() => Err(format!("its command ended with {code}")),
+        Ok(_) => Err("its command was ended by a signal".into()),
+        Err(_) => Err(format!("its command did not end within {limit:?}")),
+    }
+}

@@ -1,0 +1,172 @@
+//! What a supervised cluster is to do with its workers.
+
+use std::time::Duration;
+
+use troop_core::supervise::{self, Restart};
+
+/// When workers that end unexpectedly are started again, and when that is given up.
+#[derive(Debug, Clone)]
+pub struct RestartPolicy {
+    /// Which ends are followed by a restart. Default: all that were not asked for.
+    pub restart: Restart,
+    /// Exit codes that are not followed by one, whatever `restart` says. Default: none. When all workers have ended for good, so has the cluster.
+    pub final_codes: Vec<i32>,
+    /// A worker that ran this long is restarted without delay. Default: 1 s.
+    pub min_uptime: Duration,
+    /// The delay before the first restart of one that did not; doubled each time. Default: 100 ms.
+    pub first_delay: Duration,
+    /// The longest delay. Default: 5 s.
+    pub max_delay: Duration,
+    /// Unexpected ends are counted over this time. Default: 120 s.
+    pub window: Duration,
+    /// This many within the window, of all workers together, and the cluster gives up. Default: 4 per worker, at least 8.
+    pub max_ends: usize,
+    /// What giving up means.
+    pub when_failed: WhenFailed,
+}
+
+/// What a cluster does that has given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WhenFailed {
+    /// It ends.
+    #[default]
+    End,
+    /// It stays without workers, until [`Cluster::reload`](crate::Cluster::reload) starts new ones.
+    Stay {
+        /// After this time it tries by itself.
+        retry_after: Option<Duration>,
+        /// Clients wait meanwhile, instead of being refused.
+        keep_listeners: bool,
+    },
+}
+
+impl RestartPolicy {
+    /// The defaults for this many workers.
+    #[must_use]
+    pub fn new(workers: usize) -> RestartPolicy {
+        let supervise::Config { restart, final_codes, min_uptime, first_delay, max_delay, window, max_ends, .. } =
+            supervise::Config::new(workers);
+        let when_failed = WhenFailed::End;
+        RestartPolicy { restart, final_codes, min_uptime, first_delay, max_delay, window, max_ends, when_failed }
+    }
+
+    pub(super) fn apply(&self, config: &mut supervise::Config) {
+        (config.restart, config.final_codes) = (self.restart, self.final_codes.clone());
+        (config.first_delay, config.max_delay) = (self.first_delay, self.max_delay);
+        (config.window, config.max_ends) = (self.window, self.max_ends.max(1));
+        config.min_uptime = self.min_uptime;
+        if let WhenFailed::Stay { retry_after, .. } = self.when_failed {
+            (config.stays_when_failed, config.retry_failed) = (true, retry_after);
+        }
+    }
+}
+
+/// How workers are replaced: by a reload, or one of them because of a [`RecyclePolicy`].
+#[derive(Debug, Clone)]
+pub struct ReplacePolicy {
+    /// When a new worker is ready.
+    pub ready_when: ReadyWhen,
+    /// How long it may take until it is. Default: 30 s.
+    pub ready_timeout: Duration,
+    /// How long the first new worker of a reload must have been there, besides being ready, before the first old one leaves. Default: 2 s.
+    /// So a version that dies a moment after it listens replaces nobody.
+    pub settle: Duration,
+    /// How many workers may be started beyond those that there should be. Default: 1.
+    pub surge: usize,
+    /// How many workers may be missing meanwhile: their old ones leave before the new ones start. Default: 0. With both at 0, one is started
+    /// beyond.
+    pub unavailable: usize,
+}
+
+impl Default for ReplacePolicy {
+    fn default() -> ReplacePolicy {
+        let supervise::Config { ready_timeout, settle, surge, unavailable, .. } = supervise::Config::new(1);
+        ReplacePolicy { ready_when: ReadyWhen::Auto, ready_timeout, settle, surge, unavailable }
+    }
+}
+
+impl ReplacePolicy {
+    pub(super) fn apply(&self, config: &mut supervise::Config) {
+        config.readiness = match self.ready_when {
+            ReadyWhen::Auto => supervise::Readiness::Auto,
+            ReadyWhen::Listening => supervise::Readiness::Listening,
+            ReadyWhen::Message | ReadyWhen::Notified => supervise::Readiness::Told,
+        };
+        (config.ready_timeout, config.settle) = (self.ready_timeout, self.settle);
+        (config.surge, config.unavailable) = (self.surge, self.unavailable);
+    }
+}
+
+/// When a worker counts as ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReadyWhen {
+    /// When it listens; or, if its predecessor did not listen either, when it has been there for its minimum time.
+    #[default]
+    Auto,
+    /// When it listens.
+    Listening,
+    /// When it sends the message `'ready'`: PM2's `wait_ready`.
+    Message,
+    /// When it, or a process of its group, says `READY=1`: `sd_notify(3)`.
+    Notified,
+}
+
+/// When a worker is replaced although nothing is wrong with it: one at a time, its successor first, as in a reload.
+#[derive(Debug, Clone)]
+pub struct RecyclePolicy {
+    /// When it has more resident memory than this, in bytes.
+    pub memory: Option<u64>,
+    /// When it is older than this.
+    pub age: Option<Duration>,
+    /// When it has taken more connections than this from the primary.
+    pub connections: Option<u64>,
+    /// By up to which part age and connections are lowered by chance, so that not all are due at once. Default: 0.1.
+    pub jitter: f64,
+}
+
+impl Default for RecyclePolicy {
+    fn default() -> RecyclePolicy {
+        RecyclePolicy { memory: None, age: None, connections: None, jitter: 0.1 }
+    }
+}
+
+impl RecyclePolicy {
+    pub(super) fn is_idle(&self) -> bool {
+        self.memory.is_none() && self.age.is_none() && self.connections.is_none()
+    }
+}
+
+/// A test of each worker, from time to time. One that fails it is replaced; a successor that fails it too changes nothing for the worse.
+#[derive(Debug, Clone)]
+pub struct HealthCheck {
+    /// What is tested.
+    pub test: HealthTest,
+    /// The pause between two tests. Default: 10 s.
+    pub every: Duration,
+    /// How long one may take. Default: 5 s.
+    pub timeout: Duration,
+    /// How many in a row have to fail. Default: 3.
+    pub failures: u32,
+    /// Which listener the connection is to come from, if a worker has several. Default: its first.
+    pub listener: Option<crate::Pattern>,
+}
+
+/// What a [`HealthCheck`] does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HealthTest {
+    /// The worker takes a connection.
+    Tcp,
+    /// The worker takes a connection and answers `GET` of this path with a status from 200 to 399.
+    Http(String),
+    /// This command, run by `sh`, ends with 0. It finds `TROOP_WORKER`, `TROOP_WORKER_PID` and `TROOP_SLOT` in its environment.
+    Command(String),
+}
+
+impl HealthCheck {
+    /// This test, with the defaults.
+    #[must_use]
+    pub fn new(test: HealthTest) -> HealthCheck {
+        let (every, timeout) = (Duration::from_secs(10), Duration::from_secs(5));
+        HealthCheck { test, every, timeout, failures: 3, listener: None }
+    }
+}
