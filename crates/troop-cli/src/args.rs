@@ -2,10 +2,10 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
 
+use crate::config::{self, Form, LogFormat, Ready, Size, Time, When, Workers};
 use crate::control::place;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use troop::{BadScheduling, Pattern, Scheduling};
 
@@ -19,7 +19,8 @@ pub(crate) struct Troop {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    Run(Run),
+    Run(Foreground),
+    Start(Start),
     /// List the apps that run
     #[command(visible_aliases = ["list", "status"])]
     Ls(Look),
@@ -28,12 +29,16 @@ pub(crate) enum Command {
     Show(Look),
     /// Follow what happens in an app
     Events(Events),
+    Logs(Logs),
     Reload(Reload),
+    Restart(Restart),
     Scale(Scale),
     Stop(Stop),
     Policy(Policy),
     Signal(Signal),
     Check(Check),
+    Init(Init),
+    Startup(Startup),
     Completions(Completions),
     /// Write manual pages into a directory, one for each command
     Man(Man),
@@ -54,12 +59,158 @@ pub(crate) struct Man {
     pub(crate) directory: PathBuf,
 }
 
-/// Read a troop.toml and say what is wrong with it, without starting anything
+/// Read a file with apps and say what is wrong with it, without starting anything
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  troop check                          the troop.toml that is here
+  troop check ecosystem.config.js      what of a PM2 file means something here
+  troop check --schema                 the JSON Schema of troop.toml, for editors")]
 pub(crate) struct Check {
-    /// The file
+    /// The file: a troop.toml, PM2's ecosystem.config.js|cjs|json|yml, or a Procfile
     #[arg(default_value = crate::config::USUAL)]
     pub(crate) file: PathBuf,
+
+    /// Write the JSON Schema of troop.toml instead
+    #[arg(long)]
+    pub(crate) schema: bool,
+
+    /// For programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Write a troop.toml to begin with
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  troop init                           for the program that seems to be here
+  troop init server.js
+  troop init --from ecosystem.config.js
+  troop init --from Procfile")]
+pub(crate) struct Init {
+    /// The program
+    #[arg(conflicts_with = "from")]
+    pub(crate) program: Option<String>,
+
+    /// Take the apps from this file: PM2's ecosystem.config.js|cjs|json|yml, or a Procfile
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from: Option<PathBuf>,
+
+    /// Write it there; `-` is standard output
+    #[arg(short, long, default_value = crate::config::USUAL)]
+    pub(crate) output: PathBuf,
+
+    /// Even if there is one already
+    #[arg(long)]
+    pub(crate) force: bool,
+
+    /// For programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Write systemd units, so that apps start with the machine
+///
+/// Each app becomes a service of its own, which systemd starts, reloads, watches and ends.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  troop startup                        all apps of the troop.toml that is here; as root for the system, else for the user
+  troop startup web --print            only show it")]
+pub(crate) struct Startup {
+    /// The app; by default all of the file
+    pub(crate) app: Option<String>,
+
+    /// The file with the apps
+    #[arg(short, long, value_name = "FILE", default_value = crate::config::USUAL)]
+    pub(crate) config: PathBuf,
+
+    /// Where to; by default /etc/systemd/system for root, else ~/.config/systemd/user
+    #[arg(long, value_name = "DIR")]
+    pub(crate) directory: Option<PathBuf>,
+
+    /// Write to standard output, and nowhere else
+    #[arg(long)]
+    pub(crate) print: bool,
+
+    /// For programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Start apps in the background, and wait until they are ready
+///
+/// The same as `troop run`, but it comes back: with exit code 0 when all workers are ready, or with the reason why they are not. What the
+/// workers print goes into files: `troop logs`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  troop start server.js -i max --name web
+  troop start server.js -- --port 8000   the program's own arguments stand behind `--`
+  troop start                          all apps of the troop.toml that is here
+  troop start ecosystem.config.js --env production
+  troop start web                      the app web of the troop.toml that is here")]
+pub(crate) struct Start {
+    #[command(flatten)]
+    pub(crate) run: Run,
+
+    /// The program's arguments; or, behind a file with several apps, the one that is meant
+    #[arg(last = true)]
+    pub(crate) args: Vec<OsString>,
+
+    /// Do not wait until it is ready
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+
+    /// For programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// End an app and start it again, with everything that its file says now
+///
+/// For what a reload cannot change. Clients are refused or wait meanwhile; `troop reload` loses nobody.
+#[derive(Debug, Args)]
+pub(crate) struct Restart {
+    /// The app's name, or `all`; may be left out when there is only one
+    pub(crate) app: Option<String>,
+
+    /// For programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Show what an app's workers have printed, and what happened to them
+#[derive(Debug, Args)]
+#[command(visible_alias = "tail")]
+#[command(after_help = "Examples:
+  troop logs web -f                    and go on showing
+  troop logs web --lines 100 --err     the last 100 lines of standard error
+  troop logs all -f")]
+pub(crate) struct Logs {
+    /// The app's name, or `all`; may be left out when there is only one
+    pub(crate) app: Option<String>,
+
+    /// Go on with what comes
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+
+    /// How many lines
+    #[arg(short = 'n', long, default_value_t = 15)]
+    pub(crate) lines: usize,
+
+    /// Only standard error
+    #[arg(long)]
+    pub(crate) err: bool,
+
+    /// Only standard output
+    #[arg(long)]
+    pub(crate) out: bool,
+
+    /// Only of the worker in this slot
+    #[arg(long, value_name = "N")]
+    pub(crate) slot: Option<u32>,
+
+    /// One JSON object per line
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Look at one app or all.
@@ -87,14 +238,14 @@ pub(crate) struct Events {
     pub(crate) follow: bool,
 }
 
-/// Replace an app's workers one by one, without losing a connection
+/// Replace an app's workers, without losing a connection
 ///
 /// Each old worker leaves only after its successor serves. If a new one does not come up, the old ones go on, and this says why. Waits
 /// until it is done.
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes: 0 when all workers were replaced, 1 if not, 3 if there is no such app.")]
 pub(crate) struct Reload {
-    /// The app's name, or `all`; may be left out when there is only one
+    /// The app's name, or `all`, or one worker of it (`web:3`, by its number); may be left out when there is only one
     pub(crate) app: Option<String>,
 
     /// For programs
@@ -193,8 +344,8 @@ pub(crate) struct Signal {
 ///
 /// The program listens as it always does; its copies share the port. Workers that die are started again. SIGHUP replaces them one by
 /// one without losing a connection, SIGTERM and SIGINT end them gracefully, a second one or SIGQUIT at once. SIGTTIN and SIGTTOU start one
-/// more and one less.
-#[derive(Debug, Clone, Args)]
+/// more and one less, SIGWINCH ends them and keeps the port until SIGHUP, SIGUSR1 opens log files anew.
+#[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop run server.js                  one worker per CPU, on the port that server.js listens on
   troop run -w 4 --policy steered ./my-server --port 8000
@@ -203,23 +354,37 @@ pub(crate) struct Signal {
   troop run -b 8000 -w 4 uvicorn app:app --fd {fd}
   troop run web                        the app web of the troop.toml that is here
   troop run --name web server.js       …and then, elsewhere: troop ls, troop reload web, troop scale web 8, troop stop web
+  troop run -w 0 server.js             the program alone, for a debugger
 
 Exit codes: 0 after a graceful end, 1 if the workers cannot be kept running, 2 for wrong arguments.")]
+pub(crate) struct Foreground {
+    #[command(flatten)]
+    pub(crate) run: Run,
+
+    /// The program's arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) args: Vec<OsString>,
+}
+
+/// What is to run.
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Run {
     /// What the app is called by `troop ls`, `reload` and so on; by default as the program, with a number if there is one like that
     #[arg(short, long, value_parser = name)]
     pub(crate) name: Option<String>,
 
-    /// How many workers: a number, or `auto` for one per CPU that this process may use (its affinity and cgroup quota count)
-    /// [default: auto]
-    #[arg(short, long, value_name = "N|auto", value_parser = workers)]
+    /// How many workers: a number, or `auto` for one per CPU that this process may use (its affinity and cgroup quota count), or 0 to run the
+    /// program alone [default: auto]
+    #[arg(short, long, visible_short_alias = 'i', visible_alias = "instances", value_name = "N|auto", value_parser = config::workers)]
+    #[arg(allow_negative_numbers = true)]
     pub(crate) workers: Option<Workers>,
 
     /// For programs that do not speak Node's protocol (gunicorn, uvicorn, Go, Rust with listenfd): listen here and give them the socket, as
     /// systemd does (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES) and Einhorn (EINHORN_FD_0, …). May be repeated.
     ///
-    /// ADDR is `8000`, `127.0.0.1:8000`, `udp:53` or a path. In the program's arguments, `{fd}` becomes the first socket's number, which is
-    /// 3, `{fd1}` the next one's. The kernel decides which worker accepts; workers are told to end by SIGTERM.
+    /// ADDR is `8000`, `127.0.0.1:8000`, `udp:53`, a path, or `systemd:NAME` for a socket that systemd has given to troop. In the program's
+    /// arguments, `{fd}` becomes the first socket's number, which is 3, `{fd1}` the next one's. The kernel decides which worker accepts;
+    /// workers are told to end by SIGTERM.
     #[arg(short, long, value_name = "[NAME=]ADDR", conflicts_with_all = ["policy", "weights"])]
     pub(crate) bind: Vec<String>,
 
@@ -236,37 +401,108 @@ pub(crate) struct Run {
     #[arg(long, value_name = "N,…", value_delimiter = ',')]
     pub(crate) weights: Vec<u32>,
 
-    /// An environment variable for the workers; may be repeated
-    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
-    pub(crate) env: Vec<(OsString, OsString)>,
+    /// An environment variable for the workers; may be repeated. Without a value: the environment of this name in a PM2 file
+    #[arg(long, value_name = "NAME=VALUE", value_parser = env)]
+    pub(crate) env: Vec<Env>,
+
+    /// A file with environment variables for the workers, one NAME=VALUE per line; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
 
     /// Working directory of the workers
     #[arg(long, value_name = "DIR")]
     pub(crate) cwd: Option<PathBuf>,
 
+    /// The user that workers run as, with its groups
+    #[arg(long, visible_alias = "uid")]
+    pub(crate) user: Option<String>,
+
+    /// The group that workers run as
+    #[arg(long, visible_alias = "gid")]
+    pub(crate) group: Option<String>,
+
+    /// How long a worker may take to finish before it is killed [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = config::time)]
+    pub(crate) grace: Option<Time>,
+
+    /// When a worker is ready to take another one's place [default: auto]
+    #[arg(long, value_enum)]
+    pub(crate) ready: Option<Ready>,
+
+    /// The same as --ready message
+    #[arg(long, conflicts_with = "ready")]
+    pub(crate) wait_ready: bool,
+
+    /// Replace a worker that has more memory than this, such as 300M
+    #[arg(long, visible_alias = "max-memory-restart", value_name = "SIZE", value_parser = config::size)]
+    pub(crate) max_memory: Option<Size>,
+
+    /// Replace a worker that is older than this, such as 1d
+    #[arg(long, value_name = "TIME", value_parser = config::time)]
+    pub(crate) max_age: Option<Time>,
+
+    /// Ask each worker for this path from time to time, and replace one that does not answer well
+    #[arg(long, value_name = "PATH")]
+    pub(crate) health: Option<String>,
+
+    /// Which ends of workers are followed by a restart [default: always]
+    #[arg(long, value_enum)]
+    pub(crate) restart: Option<When>,
+
+    /// The same as --restart never
+    #[arg(long, conflicts_with = "restart")]
+    pub(crate) no_autorestart: bool,
+
+    /// Reload when files change
+    #[arg(long)]
+    pub(crate) watch: bool,
+
     /// Discard what the workers print (the end of standard error is still shown when they keep dying)
     #[arg(long)]
     pub(crate) silent: bool,
 
-    /// How long a worker may take to finish before it is killed [default: 30]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    pub(crate) grace: Option<Duration>,
+    /// Write what the workers print into this file
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// Write their standard error into this file
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) error: Option<PathBuf>,
+
+    /// How lines of output are written [default: prefixed in files, else plain]
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<Form>,
+
+    /// The same as --format prefixed
+    #[arg(long, conflicts_with = "format")]
+    pub(crate) time: bool,
 
     /// How events are written to standard error [default: human]
     #[arg(long, value_enum)]
     pub(crate) log: Option<LogFormat>,
 
+    /// Anything that a troop.toml can say about an app: `--set restart.max=3`; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+
     /// A file with apps; PROGRAM is the name of one of them then. What is typed goes before what the file says
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 
-    /// The program: a script (.js, .mjs, .cjs, .ts) runs under node, anything else as itself. Or an app of the troop.toml that is here;
-    /// may be left out if that has only one
+    /// The program: a script (.js, .mjs, .cjs, .ts) runs under node, anything else as itself. Or an app of the troop.toml that is here, or
+    /// such a file; may be left out if that has only one
     pub(crate) program: Option<OsString>,
 
-    /// The program's arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    /// The program's arguments.
+    #[arg(skip)]
     pub(crate) args: Vec<OsString>,
+}
+
+/// A variable, or the name of a set of them.
+#[derive(Debug, Clone)]
+pub(crate) enum Env {
+    Variable(String, String),
+    Chosen(String),
 }
 
 /// A policy, and the listeners that it is for, if not for all.
@@ -274,28 +510,6 @@ pub(crate) struct Run {
 pub(crate) struct Chosen {
     pub(crate) listeners: Option<Pattern>,
     pub(crate) scheduling: Scheduling,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Workers(pub(crate) usize);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum LogFormat {
-    /// One sentence per event
-    Human,
-    /// One JSON object per event
-    Json,
-}
-
-pub(crate) fn workers(text: &str) -> Result<Workers, String> {
-    match text {
-        "auto" | "max" => Ok(Workers(troop::available_workers())),
-        _ => match text.parse() {
-            Ok(n @ 1..=4096) => Ok(Workers(n)),
-            _ => Err("it must be `auto` or a number from 1 to 4096".into()),
-        },
-    }
 }
 
 fn chosen(text: &str) -> Result<Chosen, BadScheduling> {
@@ -323,23 +537,19 @@ fn to(text: &str) -> Result<To, String> {
     to.ok_or_else(|| "it must be a number, with or without a sign".into())
 }
 
-fn signal(text: &str) -> Result<i32, String> {
+pub(crate) fn signal(text: &str) -> Result<i32, String> {
     let plain = text.trim_start_matches("SIG");
     let known = |number: &i32| troop::signal_name(*number).is_some_and(|name| name.trim_start_matches("SIG") == plain);
     let number = text.parse().ok().filter(|number| (1..=64).contains(number)).or_else(|| (1..=64).find(known));
     number.ok_or_else(|| "there is no such signal".into())
 }
 
-fn variable(text: &str) -> Result<(OsString, OsString), String> {
+fn env(text: &str) -> Result<Env, String> {
     match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+        Some((name, value)) if !name.is_empty() => Ok(Env::Variable(name.into(), value.into())),
+        None if !text.is_empty() => Ok(Env::Chosen(text.into())),
         _ => Err("it must have the form NAME=VALUE".into()),
     }
-}
-
-pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
-    let number = text.parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
-    number.filter(|d| d.as_secs() <= 86_400).ok_or_else(|| "it must be a number of seconds from 0 to 86400".into())
 }
 
 #[cfg(test)]

@@ -1,32 +1,41 @@
 //! One line per event on standard error, for people or for programs.
 
 use std::io::{IsTerminal, Write};
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use serde_json::{Map, Value, json};
 use troop::{Address, Cause, Event, ExitHow, Progress, WorkerHandle, signal_name};
 
-use crate::args::LogFormat;
+use crate::config::LogFormat;
+use crate::logs::line::Origin;
+use crate::logs::writer::Queue;
 
 pub(crate) struct Log {
     format: LogFormat,
+    /// Where events go, if not to standard error.
+    queue: Option<Arc<Queue>>,
     prefix: &'static str,
 }
 
 impl Log {
-    pub(crate) fn new(format: LogFormat) -> Log {
+    pub(crate) fn new(format: LogFormat, queue: Option<Arc<Queue>>) -> Log {
         let coloured = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-        Log { format, prefix: if coloured { "\x1b[2mtroop\x1b[0m " } else { "troop " } }
+        Log { format, queue, prefix: if coloured { "\x1b[2mtroop\x1b[0m " } else { "troop " } }
     }
 
     pub(crate) fn event(&mut self, event: &Event) {
         let line = match (self.format, event) {
             // The settings are what was typed; what the program says to its primary is not for people.
             (LogFormat::Human, Event::Setup(_) | Event::Message(..) | Event::Request(..)) => return,
+            (LogFormat::Human, event) if self.queue.is_some() => event.to_string(),
             (LogFormat::Human, event) => format!("{}{event}", self.prefix),
             (LogFormat::Json, event) => as_json(event).to_string(),
         };
-        say(&line);
+        match &self.queue {
+            Some(queue) => queue.lines().push(Origin::Event, line.as_bytes()),
+            None => say(&line),
+        }
     }
 }
 

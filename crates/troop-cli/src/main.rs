@@ -1,14 +1,20 @@
 //! `troop`: runs any program as a cluster.
 
 mod args;
+mod build;
 mod config;
 mod control;
 mod log;
+mod logs;
 mod notify;
 mod plan;
 mod program;
+mod restart;
 mod run;
+mod signals;
+mod start;
 mod verbs;
+mod watch;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -17,7 +23,7 @@ use clap::{CommandFactory as _, Parser};
 
 use args::Command;
 use control::client::Trouble;
-use verbs::{check, look, steer};
+use verbs::{check, init, look, startup, steer};
 
 /// The exit code when there is no such app.
 const NO_APP: u8 = 3;
@@ -25,7 +31,13 @@ const NO_APP: u8 = 3;
 fn main() -> ExitCode {
     let args::Troop { command } = args::Troop::parse();
     let result = match command {
-        Command::Run(args) => return run(args),
+        Command::Run(args) => return run(args.run, args.args),
+        // The primary that another one starts is told so.
+        Command::Start(args) if std::env::var_os(start::VARIABLE).is_some() => return run(args.run, args.args),
+        Command::Start(mut args) => {
+            args.run.args = std::mem::take(&mut args.args);
+            start::start(&args)
+        }
         Command::Completions(args) => {
             // By way of memory: nothing can be done about a standard output that is closed.
             let mut script = Vec::new();
@@ -36,6 +48,10 @@ fn main() -> ExitCode {
         Command::Man(args) => clap_mangen::generate_to(args::Troop::command(), &args.directory)
             .map_err(|e| Trouble::Io(format!("write manual pages into {}", args.directory.display()), e)),
         Command::Check(args) => check::check(&args).map_err(Trouble::Nonsense),
+        Command::Init(args) => init::init(&args).map_err(Trouble::Nonsense),
+        Command::Startup(args) => startup::startup(&args).map_err(Trouble::Nonsense),
+        Command::Logs(args) => logs::show::logs(&args),
+        Command::Restart(args) => steer::restart(&args),
         Command::Ls(args) => look::ls(&args),
         Command::Show(args) => look::show(&args),
         Command::Events(args) => look::events(&args),
@@ -54,8 +70,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: args::Run) -> ExitCode {
-    match run::run(args) {
+fn run(mut what: args::Run, args: Vec<std::ffi::OsString>) -> ExitCode {
+    what.args = args;
+    match run::run(what) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             log::say(&format!("troop: {e}"));

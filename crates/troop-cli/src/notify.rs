@@ -4,12 +4,10 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
-use troop::{Cluster, Event, Progress, Snapshot, WorkerState};
+use troop::{Cluster, Event, Progress, Snapshot};
 
 /// How often it is looked whether all workers are up.
 const LOOK: Duration = Duration::from_millis(100);
-/// A worker that never listens counts as up when it has been there for so long.
-const UP_AFTER_MS: u64 = 1000;
 
 /// Whether anybody wants to know.
 pub(crate) fn is_wanted() -> bool {
@@ -29,8 +27,7 @@ fn say(state: &[NotifyState<'_>]) {
 }
 
 fn is_up(snapshot: &Snapshot) -> bool {
-    let is_up = |state, age| state == WorkerState::Listening || (state == WorkerState::Online && age >= UP_AFTER_MS);
-    let up = snapshot.workers.iter().filter(|worker| worker.leaving_ms.is_none() && is_up(worker.state, worker.age_ms)).count();
+    let up = snapshot.workers.iter().filter(|worker| worker.leaving_ms.is_none() && worker.ready == Some(true)).count();
     up >= snapshot.wanted.unwrap_or(1)
 }
 

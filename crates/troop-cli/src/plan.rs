@@ -1,36 +1,52 @@
 //! What is to run: what was typed, over what the file says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use troop::{Error, Scheduling, Setup, Stdio};
+use serde_json::Value;
+use troop::Scheduling;
 
-use crate::args::{Chosen, LogFormat, Run};
-use crate::config::{self, App};
-use crate::program;
+use crate::args::{Chosen, Env, Run};
+use crate::config::{self, App, Form, Health, Ready, To, Watch, When};
 
-const GRACE: Duration = Duration::from_secs(30);
+/// What a reload can change; the rest only another start can.
+const LIVE: [&str; 18] = [
+    "program",
+    "args",
+    "node_args",
+    "workers",
+    "env",
+    "env_file",
+    "cwd",
+    "silent",
+    "policy",
+    "listeners",
+    "user",
+    "group",
+    "umask",
+    "nice",
+    "cpus",
+    "limits",
+    "slot_variable",
+    "report_signal",
+];
 
 /// One app, with nothing left open.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     /// Its name, if it was given one.
     pub(crate) name: Option<String>,
+    /// What was said, in the file or typed.
+    pub(crate) app: App,
     pub(crate) program: OsString,
     pub(crate) args: Vec<OsString>,
-    pub(crate) workers: usize,
-    pub(crate) bind: Vec<String>,
-    pub(crate) policy: Option<Scheduling>,
-    /// By listener, as they are written.
-    pub(crate) listeners: BTreeMap<String, Scheduling>,
-    pub(crate) weights: Vec<u32>,
+    /// All variables for the workers beyond this process's.
     pub(crate) env: BTreeMap<OsString, OsString>,
     pub(crate) cwd: Option<PathBuf>,
-    pub(crate) silent: bool,
-    pub(crate) grace: Duration,
-    pub(crate) log: LogFormat,
+    /// It was started to run in the background.
+    pub(crate) background: bool,
 }
 
 /// How a plan came about, to make it again when the file has changed.
@@ -39,38 +55,56 @@ pub(crate) struct Source {
     typed: Run,
     /// The file, and the app in it.
     file: Option<(PathBuf, String)>,
+    background: bool,
 }
 
-/// Makes the plan.
-///
-/// # Errors
-/// For people, if it cannot be made.
-pub(crate) fn plan(typed: Run) -> Result<(Plan, Source), String> {
-    let file = match (&typed.config, &typed.program) {
+/// The file that is meant, and the app in it, if one is.
+pub(crate) fn file_of(typed: &Run) -> Result<Option<(PathBuf, Option<OsString>)>, String> {
+    Ok(match (&typed.config, &typed.program) {
         (Some(file), app) => Some((file.clone(), app.clone())),
         (None, None) if Path::new(config::USUAL).exists() => Some((PathBuf::from(config::USUAL), None)),
         (None, None) => {
-            return Err(format!(
-                "run what? Name a program (`troop run server.js`), or write a {} (`troop run --help`)",
-                config::USUAL
-            ));
+            return Err(format!("run what? Name a program (`troop run server.js`), or write a {} (`troop init`)", config::USUAL));
+        }
+        // `troop start ecosystem.config.js`, as with PM2.
+        (None, Some(program)) if config::format_of(Path::new(program)).is_some() && Path::new(program).is_file() => {
+            Some((PathBuf::from(program), typed.args.first().cloned()))
         }
         // A program that is there goes before an app of that name.
         (None, Some(program)) if !Path::new(program).exists() && is_app(program) => {
             Some((PathBuf::from(config::USUAL), Some(program.clone())))
         }
         (None, Some(_)) => None,
-    };
-    let Some((file, app)) = file else {
-        let source = Source { typed, file: None };
+    })
+}
+
+/// Makes the plan. `started_as` is the name of an app that was started to run in the background, or empty if it is clear which.
+///
+/// # Errors
+/// For people, if it cannot be made.
+pub(crate) fn plan(typed: Run, started_as: Option<&str>) -> Result<(Plan, Source), String> {
+    let background = started_as.is_some();
+    let found = file_of(&typed)?;
+    if let Some(chosen) = typed.env.iter().find_map(|env| if let Env::Chosen(name) = env { Some(name) } else { None }) {
+        if !found.as_ref().is_some_and(|(file, _)| config::format_of(file) == Some(config::Format::Pm2)) {
+            return Err(format!(
+                "--env {chosen}: it must have the form NAME=VALUE; a name alone is that of an environment in a PM2 file"
+            ));
+        }
+        config::choose_environment(chosen);
+    }
+    let Some((file, app)) = found else {
+        let source = Source { typed, file: None, background };
         return Ok((source.plan()?, source));
     };
-    if !typed.args.is_empty() {
+    let is_named_twice = typed.config.is_some() || config::format_of(&file) == Some(config::Format::Toml);
+    if typed.args.len() > usize::from(!is_named_twice) {
         return Err("arguments come from the file where the app does; there cannot be others behind its name".into());
     }
     let apps = config::read(&file)?;
     let names = || apps.keys().cloned().collect::<Vec<_>>().join(", ");
     let name = match app {
+        _ if started_as.is_some_and(|name| !name.is_empty()) => started_as.unwrap_or_default().to_owned(),
         Some(app) => app.to_string_lossy().into_owned(),
         None if apps.len() == 1 => apps.keys().next().cloned().unwrap_or_default(),
         None => return Err(format!("which app? {} has {}; each runs by itself: `troop run NAME`", file.display(), names())),
@@ -78,7 +112,7 @@ pub(crate) fn plan(typed: Run) -> Result<(Plan, Source), String> {
     if !apps.contains_key(&name) {
         return Err(format!("{} has no app {name:?}, but {}", file.display(), names()));
     }
-    let source = Source { typed, file: Some((file, name)) };
+    let source = Source { typed, file: Some((file, name)), background };
     Ok((source.plan()?, source))
 }
 
@@ -88,25 +122,21 @@ fn is_app(program: &OsString) -> bool {
 }
 
 impl Source {
+    /// Where the file is, if the app comes from one.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        self.file.as_ref().map(|(file, _)| file.as_path())
+    }
+
     /// Makes the plan as it would be now.
     pub(crate) fn plan(&self) -> Result<Plan, String> {
         let Run { program, args, .. } = self.typed.clone();
         let mut plan = match &self.file {
-            None => Plan {
-                name: None,
-                program: program.unwrap_or_default(),
-                args,
-                workers: troop::available_workers(),
-                bind: Vec::new(),
-                policy: None,
-                listeners: BTreeMap::new(),
-                weights: Vec::new(),
-                env: BTreeMap::new(),
-                cwd: None,
-                silent: false,
-                grace: GRACE,
-                log: LogFormat::Human,
-            },
+            None => {
+                let program = program.unwrap_or_default();
+                let app = App::new(program.to_string_lossy());
+                let (name, env, cwd) = (None, BTreeMap::new(), None);
+                Plan { name, app, program, args, env, cwd, background: self.background }
+            }
             Some((file, name)) => {
                 let app =
                     config::read(file)?.remove(name).ok_or_else(|| format!("{} has no app {name:?} any more", file.display()))?;
@@ -114,134 +144,204 @@ impl Source {
                 if !problems.is_empty() {
                     return Err(format!("{}: app.{name}: {}", file.display(), problems.join("; ")));
                 }
-                from_file(app, file, name)
+                Plan {
+                    name: Some(name.clone()),
+                    program: app.program(file).into(),
+                    args: app.args.iter().map(Into::into).collect(),
+                    cwd: Some(app.directory(file)),
+                    env: BTreeMap::new(),
+                    background: self.background,
+                    app,
+                }
             }
         };
         let typed = &self.typed;
         plan.name = typed.name.clone().or(plan.name);
-        plan.workers = typed.workers.map_or(plan.workers, |workers| workers.0);
-        for Chosen { listeners, scheduling } in typed.policy.clone() {
-            match listeners {
-                Some(listener) => drop(plan.listeners.insert(listener.to_string(), scheduling)),
-                None => plan.policy = Some(scheduling),
-            }
-        }
-        if !typed.bind.is_empty() {
-            plan.bind.clone_from(&typed.bind);
-        }
-        if !typed.weights.is_empty() {
-            plan.weights.clone_from(&typed.weights);
-        }
-        plan.env.extend(typed.env.iter().cloned());
         plan.cwd = typed.cwd.clone().or(plan.cwd);
-        plan.silent |= typed.silent;
-        plan.grace = typed.grace.unwrap_or(plan.grace);
-        plan.log = typed.log.unwrap_or(plan.log);
-        if !plan.bind.is_empty() && (plan.policy.is_some() || !plan.listeners.is_empty() || !plan.weights.is_empty()) {
+        typed.lay_over(&mut plan.app)?;
+        plan.app.check().map_err(|e| format!("app{e}"))?;
+        let directory = plan.cwd.clone().unwrap_or_else(|| ".".into());
+        for file in &plan.app.env_file {
+            plan.env.extend(read_env(&directory.join(file))?);
+        }
+        plan.env.extend(plan.app.env.iter().map(|(name, value)| (name.into(), value.into())));
+        if !plan.app.bind.is_empty()
+            && (plan.app.policy.is_some() || !plan.app.listeners.is_empty() || !plan.app.weights.is_empty())
+        {
             return Err(config::NO_POLICY.into());
         }
         Ok(plan)
     }
 }
 
-fn from_file(app: App, file: &Path, name: &str) -> Plan {
-    Plan {
-        name: Some(name.to_owned()),
-        program: app.program(file).into(),
-        args: app.args.iter().map(Into::into).collect(),
-        cwd: Some(app.directory(file)),
-        workers: app.workers.unwrap_or_else(troop::available_workers),
-        bind: app.bind,
-        policy: app.policy,
-        listeners: app.listeners,
-        weights: app.weights,
-        env: app.env.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
-        silent: app.silent,
-        grace: app.grace.unwrap_or(GRACE),
-        log: app.log.unwrap_or(LogFormat::Human),
+fn read_env(file: &Path) -> Result<Vec<(OsString, OsString)>, String> {
+    let wrong = |e: dotenvy::Error| format!("{}: {e}", file.display());
+    let pairs = dotenvy::from_path_iter(file).map_err(wrong)?.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+    Ok(pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+}
+
+impl Run {
+    /// What was typed goes before what the file says.
+    fn lay_over(&self, app: &mut App) -> Result<(), String> {
+        fn set<T: Clone>(field: &mut Option<T>, typed: &Option<T>) {
+            if let Some(value) = typed {
+                *field = Some(value.clone());
+            }
+        }
+        for Chosen { listeners, scheduling } in self.policy.clone() {
+            match listeners {
+                Some(listener) => drop(app.listeners.insert(listener.to_string(), scheduling)),
+                None => app.policy = Some(scheduling),
+            }
+        }
+        if !self.bind.is_empty() {
+            app.bind.clone_from(&self.bind);
+        }
+        if !self.weights.is_empty() {
+            app.weights.clone_from(&self.weights);
+        }
+        for env in &self.env {
+            if let Env::Variable(name, value) = env {
+                app.env.insert(name.clone(), value.clone());
+            }
+        }
+        app.env_file.extend(self.env_file.iter().cloned());
+        app.silent |= self.silent;
+        set(&mut app.workers, &self.workers);
+        set(&mut app.grace, &self.grace);
+        set(&mut app.log, &self.log);
+        set(&mut app.user, &self.user);
+        set(&mut app.group, &self.group);
+        set(&mut app.ready, &self.ready);
+        set(&mut app.recycle.memory, &self.max_memory);
+        set(&mut app.recycle.age, &self.max_age);
+        set(&mut app.restart.when, &self.restart);
+        set(&mut app.output.file, &self.output);
+        set(&mut app.output.error_file, &self.error);
+        set(&mut app.output.format, &self.format);
+        if self.output.is_some() || self.error.is_some() {
+            app.output.to.get_or_insert(To::Files);
+        }
+        if self.wait_ready {
+            app.ready = Some(Ready::Message);
+        }
+        if self.no_autorestart {
+            app.restart.when = Some(When::Never);
+        }
+        if self.time {
+            app.output.format.get_or_insert(Form::Prefixed);
+        }
+        if let Some(path) = &self.health {
+            let health = app.health.get_or_insert_with(Health::default);
+            (health.http, health.tcp, health.command) = (Some(path.clone()), false, None);
+        }
+        if self.watch {
+            app.watch.get_or_insert_with(Watch::default);
+        }
+        for setting in &self.set {
+            *app = with(app, setting)?;
+        }
+        Ok(())
     }
 }
 
+/// An app with one more thing said about it: `restart.max=3`.
+fn with(app: &App, setting: &str) -> Result<App, String> {
+    let wrong = |e: String| format!("--set {setting}: {}", e.trim_end());
+    let (path, value) = setting.split_once('=').ok_or_else(|| wrong("it must have the form KEY=VALUE".into()))?;
+    // What is no value of TOML is meant as text.
+    let quoted = || toml::Value::String(value.to_owned());
+    let value =
+        toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v")).unwrap_or_else(quoted);
+    let mut table = toml::Table::try_from(app).map_err(|e| wrong(e.to_string()))?;
+    let mut at = &mut table;
+    let mut keys = path.split('.').peekable();
+    while let Some(key) = keys.next() {
+        if keys.peek().is_none() {
+            at.insert(key.to_owned(), value);
+            break;
+        }
+        let next = at.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        at = next.as_table_mut().ok_or_else(|| wrong(format!("{key} has nothing in it")))?;
+    }
+    table.try_into().map_err(|e: toml::de::Error| wrong(e.message().to_owned()))
+}
+
 impl Plan {
-    /// What workers are started with.
-    pub(crate) fn setup(&self) -> Result<Setup, Error> {
-        let mut setup = program::setup(&self.program, self.args.iter().map(|arg| self.with_numbers(arg)).collect())?
-            .afresh()
-            // So that Ctrl-C reaches the primary alone, which tells the workers in its own way.
-            .own_process_group(true)
-            .stdin(Stdio::Null)
-            .stdout(if self.silent { Stdio::Null } else { Stdio::Inherit })
-            .stderr(if self.silent { Stdio::Capture } else { Stdio::Forward });
-        // Those are for the primary.
-        for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
-            setup = setup.env_hide(name);
-        }
-        for (name, value) in &self.env {
-            setup = setup.env(name, value);
-        }
-        if let Some(cwd) = &self.cwd {
-            setup = setup.cwd(cwd);
-        }
-        Ok(setup)
+    pub(crate) fn workers(&self) -> usize {
+        self.app.workers.unwrap_or(config::Workers::Auto).count()
     }
 
-    /// An argument with the numbers of sockets put in.
-    fn with_numbers(&self, arg: &OsString) -> OsString {
-        let Some(text) = arg.to_str().filter(|text| !self.bind.is_empty() && text.contains("{fd")) else { return arg.clone() };
-        let text = text.replace("{fd}", "3");
-        (0..self.bind.len()).fold(text, |text, at| text.replace(&format!("{{fd{at}}}"), &(at + 3).to_string())).into()
+    pub(crate) fn grace(&self) -> Duration {
+        self.app.grace.map_or(Duration::from_secs(30), |grace| grace.0)
+    }
+
+    /// Where output goes, and how it is written.
+    pub(crate) fn output(&self) -> (To, Form) {
+        let to = self.app.output.to.unwrap_or(if self.background { To::Files } else { To::Terminal });
+        let usual = if to == To::Files { Form::Prefixed } else { Form::Plain };
+        (to, self.app.output.format.unwrap_or(usual))
+    }
+
+    /// Whether output passes through troop's hands line by line.
+    pub(crate) fn collects(&self) -> bool {
+        !self.app.silent && self.output() != (To::Terminal, Form::Plain)
     }
 
     /// Whether Node's inspector is asked for.
     pub(crate) fn is_debugged(&self) -> bool {
         let options = self.env.iter().filter(|(name, _)| *name == "NODE_OPTIONS").map(|(_, value)| value.clone());
-        let options = options.chain(std::env::var_os("NODE_OPTIONS"));
+        let options = options.chain(std::env::var_os("NODE_OPTIONS")).chain(self.app.node_args.iter().map(Into::into));
         self.args.iter().cloned().chain(options).any(|text| text.to_string_lossy().contains("--inspect"))
     }
 
     /// What the next plan changes, for people, and what of it only another start can.
-    pub(crate) fn changes(&self, next: &Plan) -> (Vec<String>, Vec<&'static str>) {
+    pub(crate) fn changes(&self, next: &Plan) -> (Vec<String>, Vec<String>) {
         let mut changes = Vec::new();
         if (&self.program, &self.args) != (&next.program, &next.args) {
             changes.push(format!("runs {}", Path::new(&next.program).display()));
         }
-        if self.workers != next.workers {
-            changes.push(format!("workers {} -> {}", self.workers, next.workers));
+        if self.workers() != next.workers() {
+            changes.push(format!("workers {} -> {}", self.workers(), next.workers()));
         }
+        // Names alone: values may be secret.
         let names = self.env.keys().chain(next.env.keys()).filter(|name| self.env.get(*name) != next.env.get(*name));
-        let names: std::collections::BTreeSet<_> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+        let names: BTreeSet<_> = names.map(|name| name.to_string_lossy().into_owned()).collect();
         if !names.is_empty() {
             changes.push(format!("env {}", names.into_iter().collect::<Vec<_>>().join(", ")));
         }
         if self.cwd != next.cwd {
             changes.push("cwd".into());
         }
-        if self.silent != next.silent {
-            changes.push("silent".into());
-        }
-        if self.policy != next.policy {
-            changes.push(format!("policy {}", next.policy.clone().unwrap_or_default()));
+        if self.app.policy != next.app.policy {
+            changes.push(format!("policy {}", next.app.policy.clone().unwrap_or_default()));
         }
         for (listener, now) in self.policies(next) {
             changes.push(format!("policy of {listener} {now}"));
         }
-        let late = [
-            (self.bind != next.bind, "bind"),
-            (self.weights != next.weights, "weights"),
-            (self.grace != next.grace, "grace"),
-            (self.log != next.log, "log"),
-        ];
-        (changes, late.into_iter().filter(|(differs, _)| *differs).map(|(_, name)| name).collect())
+        let told = ["program", "args", "workers", "env", "env_file", "cwd", "policy", "listeners"];
+        let fields = |plan: &Plan| match serde_json::to_value(&plan.app) {
+            Ok(Value::Object(fields)) => fields,
+            _ => serde_json::Map::new(),
+        };
+        let (before, after) = (fields(self), fields(next));
+        let keys: BTreeSet<&String> =
+            before.keys().chain(after.keys()).filter(|key| before.get(*key) != after.get(*key)).collect();
+        let (live, late): (Vec<_>, Vec<_>) =
+            keys.into_iter().filter(|key| !told.contains(&key.as_str())).partition(|key| LIVE.contains(&key.as_str()));
+        changes.extend(live.into_iter().cloned());
+        (changes, late.into_iter().cloned().collect())
     }
 
     /// The listeners whose policies the next plan changes, and to what.
     pub(crate) fn policies(&self, next: &Plan) -> Vec<(String, Scheduling)> {
-        let listeners: std::collections::BTreeSet<_> = self.listeners.keys().chain(next.listeners.keys()).collect();
-        let usual = next.policy.clone().unwrap_or_default();
+        let (before, after) = (&self.app.listeners, &next.app.listeners);
+        let usual = next.app.policy.clone().unwrap_or_default();
+        let listeners: BTreeSet<_> = before.keys().chain(after.keys()).collect();
         listeners
             .into_iter()
-            .filter(|listener| self.listeners.get(*listener) != next.listeners.get(*listener))
-            .map(|listener| (listener.clone(), next.listeners.get(listener).unwrap_or(&usual).clone()))
+            .filter(|listener| before.get(*listener) != after.get(*listener))
+            .map(|listener| (listener.clone(), after.get(listener).unwrap_or(&usual).clone()))
             .collect()
     }
 }

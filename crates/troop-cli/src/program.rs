@@ -23,23 +23,41 @@ const WITH_VALUE: [&str; 10] = [
 
 /// What to start workers with. Scripts run under node; of `node OPTIONS SCRIPT ARGS` the options are recognised, so that those which must
 /// differ between workers (inspector ports, profile files) can be given to each.
-pub(crate) fn setup(program: &OsStr, args: Vec<OsString>) -> Result<Setup, Error> {
+pub(crate) fn setup(program: &OsStr, node_args: &[String], args: Vec<OsString>) -> Result<Setup, Error> {
     let path = Path::new(program);
     match path.extension().and_then(OsStr::to_str) {
         Some("js" | "mjs" | "cjs") => {
             exists(path)?;
-            Ok(Setup::new().script(path).args(args))
+            Ok(Setup::new().script(path).args(args).exec_argv(node_args))
         }
         Some("ts" | "mts" | "cts") => {
             exists(path)?;
             // Asked once: later there may be others who wait for every process that ends.
             static FLAGS: OnceLock<Result<Vec<OsString>, String>> = OnceLock::new();
             let flags = FLAGS.get_or_init(|| typescript_flags().map_err(|e| e.chain()));
-            Ok(Setup::new().script(path).args(args).exec_argv(flags.clone().map_err(Error::Settings)?))
+            let flags = flags.clone().map_err(Error::Settings)?;
+            Ok(Setup::new().script(path).args(args).exec_argv(flags.into_iter().chain(node_args.iter().map(Into::into))))
         }
-        _ if path.file_name().is_some_and(|name| name == "node" || name == "nodejs") => Ok(node(path, args)),
+        _ if path.file_name().is_some_and(|name| name == "node" || name == "nodejs") => {
+            Ok(node(path, node_args.iter().map(Into::into).chain(args).collect()))
+        }
+        _ if !node_args.is_empty() => {
+            Err(Error::Settings(format!("node_args are for scripts that run under node, and {} is none", path.display())))
+        }
         _ => Ok(Setup::new().program(path).args(args)),
     }
+}
+
+/// A program and its arguments, without a primary.
+pub(crate) fn alone(program: &OsStr, node_args: &[String], args: &[OsString]) -> (OsString, Vec<OsString>) {
+    let path = Path::new(program);
+    let is_script =
+        path.extension().and_then(OsStr::to_str).is_some_and(|e| ["js", "mjs", "cjs", "ts", "mts", "cts"].contains(&e));
+    let before = node_args.iter().map(OsString::from);
+    if is_script {
+        return ("node".into(), before.chain([program.to_owned()]).chain(args.iter().cloned()).collect());
+    }
+    (program.to_owned(), before.chain(args.iter().cloned()).collect())
 }
 
 fn exists(script: &Path) -> Result<(), Error> {

@@ -1,15 +1,27 @@
 //! `troop run`.
 
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
 
-use troop::{ActivationSocket, Cluster, Error};
+use troop::Error;
 
 use crate::args::Run;
+use crate::config::{Form, To};
 use crate::control::place::{self, Claim, Unclaimed};
 use crate::control::server::{self, Identity};
 use crate::log::{self, Log};
-use crate::{notify, plan};
+use crate::logs::collect::Collector;
+use crate::logs::file::{LogFile, Rotation};
+use crate::logs::journal::Journal;
+use crate::logs::place::files;
+use crate::logs::writer::{Queue, Sink};
+use crate::plan::{self, Plan};
+use crate::restart::{self, Restarting};
+use crate::start::{self, News, Starter};
+use crate::{notify, signals};
 
 /// Why it did not run, or does not any more.
 #[derive(Debug)]
@@ -37,38 +49,43 @@ impl std::fmt::Display for Refused {
     }
 }
 
+/// In the foreground, or, if it was started so, in the background.
 pub(crate) fn run(args: Run) -> Result<(), Refused> {
-    let (plan, source) = plan::plan(args).map_err(Refused::Nonsense)?;
-    let mut builder =
-        Cluster::builder().workers(plan.workers).setup(plan.setup()?).grace(plan.grace).weights(plan.weights.clone());
-    if plan.is_debugged() {
-        // A worker that stands at a breakpoint does not answer, and must not be killed for it.
-        builder = builder.hung_after(None);
+    let started_as = std::env::var(start::VARIABLE).ok();
+    let starter = started_as.as_ref().map(|_| Arc::new(Starter::new()));
+    let result = run_as(args, started_as.as_deref(), starter.clone());
+    if let (Err(refused), Some(starter)) = (&result, starter) {
+        starter.tell(&News::Failed { reason: refused.to_string(), nonsense: matches!(refused, Refused::Nonsense(_)) });
     }
-    if let Some(policy) = plan.policy.clone() {
-        builder = builder.scheduling(policy);
+    result
+}
+
+fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) -> Result<(), Refused> {
+    let (plan, source) = plan::plan(args, started_as).map_err(Refused::Nonsense)?;
+    if plan.workers() == 0 {
+        return alone(&plan);
     }
-    for (listener, policy) in plan.listeners.clone() {
-        let listener = listener.parse().map_err(|e: troop::BadScheduling| Refused::Nonsense(e.to_string()))?;
-        builder = builder.scheduling_of(listener, policy);
-    }
-    if !plan.bind.is_empty() {
-        let sockets = plan.bind.iter().map(|text| ActivationSocket::bind(text)).collect::<Result<Vec<_>, _>>()?;
-        for socket in &sockets {
-            log::say(&format!("troop: listening on {socket}"));
-        }
-        builder = builder.activation(sockets);
-    }
-    let mut log = Log::new(plan.log);
-    let claim = match claim(plan.name.as_deref(), Path::new(&plan.program)) {
+    let signals =
+        signals::Signals::catch().map_err(|e| Refused::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
+    let mut builder = plan.builder()?.leave_signals(signals::CAUGHT);
+    let wanted = plan.name.clone().or_else(|| std::env::var(restart::VARIABLE).ok().filter(|name| place::is_name(name)));
+    let claim = match claim(wanted.as_deref(), Path::new(&plan.program)) {
         Ok(claim) => Some(claim),
-        Err(Unclaimed::Taken) => return Err(Refused::Taken(plan.name.unwrap_or_default())),
+        Err(Unclaimed::Taken) => return Err(Refused::Taken(wanted.unwrap_or_default())),
         Err(Unclaimed::Io(e)) => {
             // In a container, say, where nothing can be written. It serves all the same.
             log::say(&format!("troop: without a control socket, so that `troop ls` and others do not find this app: {e}"));
             None
         }
     };
+    let (claim, listener) = claim.unzip();
+    let name = claim.as_ref().map_or_else(|| place::name_of(Path::new(&plan.program)), |claim: &Claim| claim.name.clone());
+    let queue = queue(&plan, &name)?;
+    if let Some(queue) = queue.clone().filter(|_| plan.collects()) {
+        builder = builder.output(Collector::new(queue));
+    }
+    // Of a background app everything goes where its output goes.
+    let mut log = Log::new(plan.app.log.unwrap_or(crate::config::LogFormat::Human), queue.clone().filter(|_| plan.background));
     if notify::is_wanted() {
         builder = builder.on_start(|cluster| {
             if let Err(e) = notify::start(cluster) {
@@ -76,17 +93,25 @@ pub(crate) fn run(args: Run) -> Result<(), Refused> {
             }
         });
     }
-    let mut _claimed = None;
-    if let Some((claim, listener)) = claim {
-        let identity = Identity { name: claim.name.clone(), plan, source };
-        builder = builder.on_start(move |cluster| {
-            if let Err(e) = server::start(listener, cluster, identity) {
-                log::say(&format!("troop: cannot answer `troop ls` and others: {e}"));
-            }
-        });
-        _claimed = Some(claim);
+    let restarting = Arc::new(Restarting::default());
+    let watch = plan.app.watch.clone();
+    let identity = Identity { name: name.clone(), plan, source, queue: queue.clone(), restarting: restarting.clone(), starter };
+    builder = builder.on_start(move |cluster| {
+        if let Err(e) = server::start(listener, cluster, identity, signals, watch) {
+            log::say(&format!("troop: cannot answer `troop ls` and others: {e}"));
+        }
+    });
+    let result = builder.on_event(move |event| log.event(event)).run();
+    if let Some(queue) = queue {
+        queue.finish();
     }
-    Ok(builder.on_event(move |event| log.event(event)).run()?)
+    result?;
+    if restarting.is_asked() {
+        drop(claim);
+        let e = restart::begin_anew(Some(&name));
+        return Err(Refused::Failed(Error::Settings(format!("cannot begin anew: {e}"))));
+    }
+    Ok(())
 }
 
 fn claim(name: Option<&str>, program: &Path) -> Result<(Claim, UnixListener), Unclaimed> {
@@ -94,4 +119,50 @@ fn claim(name: Option<&str>, program: &Path) -> Result<(Claim, UnixListener), Un
         Some(name) => place::claim(name, true),
         None => place::claim(&place::name_of(program), false),
     }
+}
+
+/// What lines are written to, if they pass through this process.
+fn queue(plan: &Plan, name: &str) -> Result<Option<Arc<Queue>>, Refused> {
+    let (to, form) = plan.output();
+    if !plan.collects() && !plan.background {
+        return Ok(None);
+    }
+    let output = &plan.app.output;
+    let sink = match to {
+        To::Terminal => Sink::Terminal,
+        To::Journal => {
+            Sink::Journal(Journal::new(name).map_err(|e| Refused::Nonsense(format!("cannot reach the journal: {e}")))?)
+        }
+        To::Files => {
+            let cwd = plan.cwd.clone().unwrap_or_else(|| ".".into());
+            let (file, errors) = files(name, output, &std::path::absolute(&cwd).unwrap_or(cwd));
+            let rotation = Rotation {
+                size: output.rotate_size.map_or(10 << 20, |size| size.0),
+                age: output.rotate_age.map(|age| age.0),
+                keep: output.keep.unwrap_or(5),
+                total: output.total.map(|total| total.0),
+            };
+            let mut file = LogFile::new(file, rotation);
+            // What cannot be opened is said before anything runs.
+            file.check().map_err(|e| Refused::Nonsense(format!("cannot write {}: {e}", file.path().display())))?;
+            Sink::Files(file, errors.map(|errors| LogFile::new(errors, rotation)))
+        }
+    };
+    let form = if to == To::Journal { Form::Plain } else { form };
+    Queue::start(sink, form).map(Some).map_err(|e| Refused::Nonsense(format!("cannot start the thread for logs: {e}")))
+}
+
+/// `-w 0`: the program itself, in the place of this one.
+fn alone(plan: &Plan) -> Result<(), Refused> {
+    if !plan.app.bind.is_empty() {
+        return Err(Refused::Nonsense("with -w 0 the program runs alone; there is nobody to listen for it (--bind)".into()));
+    }
+    let (program, args) = crate::program::alone(&plan.program, &plan.app.node_args, &plan.args);
+    let mut command = Command::new(&program);
+    command.args(args).envs(&plan.env);
+    if let Some(cwd) = &plan.cwd {
+        command.current_dir(cwd);
+    }
+    let e = command.exec();
+    Err(Refused::Failed(Error::Settings(format!("cannot run {}: {e}", Path::new(&program).display()))))
 }

@@ -106,6 +106,23 @@ pub fn local_address(fd: impl AsFd) -> Option<SocketAddr> {
     rustix::net::getsockname(fd).ok().and_then(|a| SocketAddr::try_from(a).ok())
 }
 
+/// The path that a Unix socket is bound to, if it is one.
+#[must_use]
+pub fn local_path(fd: impl AsFd) -> Option<std::path::PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    let address = rustix::net::SocketAddrUnix::try_from(rustix::net::getsockname(fd).ok()?).ok()?;
+    address.path().map(|path| std::path::PathBuf::from(std::ffi::OsStr::from_bytes(path.to_bytes())))
+}
+
+/// Leaves a descriptor, by its number, to the program that this process becomes by `exec`.
+///
+/// # Errors
+/// `EBADF` if there is none.
+pub fn leave_to_exec(number: i32) -> io::Result<()> {
+    // SAFETY: changes a flag of a number that may or may not be open, or fails.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, 0) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// The remote address of an IP socket.
 #[must_use]
 pub fn peer_address(fd: impl AsFd) -> Option<SocketAddr> {

@@ -9,6 +9,7 @@ use troop_sys::listen::UnixPath;
 use troop_sys::{listen, socket};
 
 use crate::error::{Error, Result};
+use crate::inherited::InheritedSocket;
 
 /// As many connections may wait for the workers as the system allows.
 const BACKLOG: u32 = 4096;
@@ -51,6 +52,17 @@ impl ActivationSocket {
             _ => place.trim_start_matches("unix:").to_owned(),
         };
         Ok(ActivationSocket { name: name.to_owned(), socket, address, _file: file })
+    }
+
+    /// One that was open when this process started, under its name, or under another one.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when out of descriptors.
+    pub fn inherited(socket: &InheritedSocket, name: Option<&str>) -> Result<ActivationSocket> {
+        let copy = socket.socket.try_clone().map_err(Error::io("copy a socket"))?;
+        socket::set_nonblocking(&copy, false).map_err(Error::io("use a socket"))?;
+        let name = name.unwrap_or_else(|| socket.name()).to_owned();
+        Ok(ActivationSocket { name, socket: copy, address: socket.address(), _file: None })
     }
 
     /// What it is bound to, such as `127.0.0.1:8000`.

@@ -66,7 +66,8 @@ impl Client {
         let mut line = serde_json::to_vec(&Request { troop: VERSION, ask: ask.clone() }).map_err(|e| doing(e.into()))?;
         line.push(b'\n');
         // What takes as long as workers do is waited for; everything else is answered at once.
-        let patience = if matches!(ask, Ask::Reload | Ask::Events | Ask::Stop { .. }) { None } else { Some(PATIENCE) };
+        let patience =
+            if matches!(ask, Ask::Reload { .. } | Ask::Events | Ask::Stop { .. } | Ask::Restart) { None } else { Some(PATIENCE) };
         self.stream.get_mut().set_read_timeout(patience).map_err(doing)?;
         self.stream.get_mut().write_all(&line).map_err(doing)?;
         loop {

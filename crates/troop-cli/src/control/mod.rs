@@ -25,8 +25,15 @@ pub(crate) struct Request {
 pub(crate) enum Ask {
     /// How does it stand? The answer is an [`App`].
     Snapshot,
-    /// Replaces the workers; the answer comes when that is done, or was taken back.
-    Reload,
+    /// Replaces the workers, or one of them; the answer comes when that is done, or was taken back.
+    Reload {
+        #[serde(default)]
+        worker: Option<u32>,
+    },
+    /// Ends the workers, and begins anew with what the file says then. The connection is held until the end.
+    Restart,
+    /// Where what workers print goes.
+    Logs,
     /// Changes how many workers there are: to so many, or by so many.
     Scale {
         workers: Option<usize>,
@@ -77,6 +84,15 @@ pub(crate) struct App {
     pub(crate) program: String,
     /// The version of troop that runs it.
     pub(crate) version: String,
+    /// The file that it comes from.
+    #[serde(default)]
+    pub(crate) file: Option<String>,
+    /// Where what workers print goes, if it is a file.
+    #[serde(default)]
+    pub(crate) log: Option<String>,
+    /// Lines of it that could not be written.
+    #[serde(default)]
+    pub(crate) lost_lines: u64,
     #[serde(flatten)]
     pub(crate) snapshot: Snapshot,
 }

@@ -16,8 +16,15 @@ use tokio::time::timeout;
 use troop::{Cluster, Event, Events, Phase, Progress, Setup, WorkerHandle, WorkerId};
 
 use super::{Answer, App, Ask, Failure, Request, VERSION};
+use crate::config::Watch;
 use crate::log;
+use crate::logs::place::files;
+use crate::logs::writer::Queue;
 use crate::plan::{Plan, Source};
+use crate::restart::Restarting;
+use crate::signals::Signals;
+use crate::start::Starter;
+use crate::watch;
 
 /// Clients at a time; more wait in the kernel.
 const MOST_CLIENTS: usize = 32;
@@ -34,24 +41,56 @@ pub(crate) struct Identity {
     pub(crate) name: String,
     pub(crate) plan: Plan,
     pub(crate) source: Source,
+    /// What workers print, if it passes through this process.
+    pub(crate) queue: Option<Arc<Queue>>,
+    pub(crate) restarting: Arc<Restarting>,
+    /// Who waits for it to be ready.
+    pub(crate) starter: Option<Arc<Starter>>,
 }
 
-/// Answers until the process ends.
-pub(crate) fn start(listener: StdListener, cluster: Cluster, identity: Identity) -> std::io::Result<()> {
-    listener.set_nonblocking(true)?;
+/// Answers whoever comes (if anybody can), obeys signals and heeds changes of files, until the process ends.
+pub(crate) fn start(
+    listener: Option<StdListener>,
+    cluster: Cluster,
+    identity: Identity,
+    signals: Signals,
+    watch: Option<Watch>,
+) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let Identity { name, plan, source } = identity;
+    let Identity { name, plan, source, queue, restarting, starter } = identity;
+    let watched = match &watch {
+        None => None,
+        Some(watch) => Some(watch::start(watch, plan.cwd.as_deref()).map_err(std::io::Error::other)?),
+    };
     let server = Arc::new(Server {
         cluster,
         name,
         source,
         plan: Mutex::new(plan),
+        queue,
+        restarting,
         reloading: tokio::sync::Mutex::default(),
         followers: Semaphore::new(MOST_FOLLOWERS),
     });
     let serve = move || {
         runtime.block_on(async {
-            let Ok(listener) = UnixListener::from_std(listener) else { return };
+            if let Some(starter) = starter {
+                let server = server.clone();
+                tokio::spawn(async move { starter.watch(&server.cluster, &server.name).await });
+            }
+            if let Some(mut watched) = watched {
+                let server = server.clone();
+                tokio::spawn(async move {
+                    while let Some(what) = watched.changed().await {
+                        log::say(&format!("troop: {what} has changed"));
+                        server.reload_unasked().await;
+                    }
+                });
+            }
+            tokio::spawn(server.clone().heed(signals));
+            let Some(listener) = listener else { return std::future::pending().await };
+            let ready = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+            let Ok(listener) = ready else { return std::future::pending().await };
             let places = Arc::new(Semaphore::new(MOST_CLIENTS));
             loop {
                 let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -78,6 +117,8 @@ struct Server {
     source: Source,
     /// What runs, as far as it was planned.
     plan: Mutex<Plan>,
+    queue: Option<Arc<Queue>>,
+    restarting: Arc<Restarting>,
     /// Held while workers are replaced.
     reloading: tokio::sync::Mutex<()>,
     followers: Semaphore,
@@ -120,10 +161,20 @@ impl Server {
     async fn obey(&self, ask: Ask, stream: &mut UnixStream) -> Result<Result<Value, Failure>, Gone> {
         Ok(match ask {
             Ask::Snapshot => self.snapshot().await,
-            Ask::Reload => self.reload(stream).await,
+            Ask::Reload { worker: None } => self.reload(Some(stream)).await,
+            Ask::Reload { worker: Some(worker) } => self.recycle(worker).await,
+            Ask::Logs => Ok(self.logs()),
             Ask::Scale { workers, by } => self.scale(workers, by).await,
             Ask::Schedule { listener, policy } => self.schedule(listener, &policy).await,
             Ask::Signal { signal, worker } => self.signal(signal, worker).await,
+            Ask::Restart => {
+                self.restarting.ask();
+                if let Err(e) = self.cluster.stop() {
+                    return Ok(Err(failed(&e)));
+                }
+                say(stream, &Answer::Done(json!({ "restarting": true }))).await?;
+                std::future::pending().await
+            }
             Ask::Stop { quick } => {
                 let phase = match self.cluster.snapshot().await {
                     Ok(snapshot) => snapshot.phase,
@@ -148,8 +199,84 @@ impl Server {
     async fn snapshot(&self) -> Result<Value, Failure> {
         let snapshot = self.cluster.snapshot().await.map_err(|e| failed(&e))?;
         let (name, program) = (self.name.clone(), Path::new(&self.plan().program).display().to_string());
-        let app = App { name, program, version: env!("CARGO_PKG_VERSION").into(), snapshot };
+        let app = App {
+            name,
+            program,
+            version: env!("CARGO_PKG_VERSION").into(),
+            file: self.source.file().map(|file| std::path::absolute(file).unwrap_or_else(|_| file.into()).display().to_string()),
+            log: self.queue.as_ref().and_then(|queue| queue.path()).map(|path| path.display().to_string()),
+            lost_lines: self.queue.as_ref().map_or(0, |queue| queue.lost()),
+            snapshot,
+        };
         serde_json::to_value(app).map_err(|e| Failure::new("failed", e.to_string()))
+    }
+
+    fn logs(&self) -> Value {
+        let plan = self.plan();
+        let (to, _) = plan.output();
+        let file = self.queue.as_ref().and_then(|queue| queue.path());
+        let cwd = plan.cwd.clone().unwrap_or_else(|| ".".into());
+        let errors = files(&self.name, &plan.app.output, &std::path::absolute(&cwd).unwrap_or(cwd)).1.filter(|_| file.is_some());
+        json!({ "to": to, "file": file, "error_file": errors })
+    }
+
+    /// Does what signals ask for.
+    async fn heed(self: Arc<Server>, signals: Signals) {
+        let Signals { reload, reopen } = signals;
+        let (Ok(mut reload), Ok(mut reopen)) = (UnixStream::from_std(reload), UnixStream::from_std(reopen)) else { return };
+        loop {
+            let (mut bytes, mut others) = ([0; 16], [0; 16]);
+            tokio::select! {
+                read = reload.read(&mut bytes) => match read {
+                    Ok(1..) => {
+                        let server = self.clone();
+                        tokio::spawn(async move { server.reload_unasked().await });
+                    }
+                    _ => return,
+                },
+                read = reopen.read(&mut others) => match read {
+                    Ok(1..) => self.queue.iter().for_each(|queue| queue.reopen()),
+                    _ => return,
+                },
+            }
+        }
+    }
+
+    /// Nobody waits for the answer, so failures are said here.
+    async fn reload_unasked(&self) {
+        if let Err(failure) = self.reload(None).await
+            && failure.kind != "failed"
+        {
+            log::say(&format!("troop: not reloaded: {}", failure.message));
+        }
+    }
+
+    /// Replaces one worker.
+    async fn recycle(&self, worker: u32) -> Result<Value, Failure> {
+        let (mut events, worker) = (self.cluster.events(), WorkerId(worker));
+        if self.cluster.worker(worker).is_none() {
+            return Err(Failure::new("no-worker", format!("there is no worker {worker}")));
+        }
+        if !self.cluster.recycle(worker, "it was asked for").await.map_err(|e| failed(&e))? {
+            return Err(Failure::new("busy", "others are being replaced, or it is leaving"));
+        }
+        while let Some(event) = events.next().await {
+            match event {
+                Event::Supervision(Progress::Replaced { old, new }) if old == worker => {
+                    return Ok(json!({ "replaced": 1, "new": new }));
+                }
+                Event::Supervision(Progress::RecycleFailed { reason, .. }) => return Err(Failure::new("failed", reason)),
+                Event::Supervision(Progress::ReloadStarted { .. }) => {
+                    return Err(Failure::new("busy", "all are being replaced now"));
+                }
+                Event::Supervision(Progress::Stopping) => break,
+                Event::Exit(ended, _) if ended.id() == worker => {
+                    return Err(Failure::new("failed", "it ended by itself meanwhile"));
+                }
+                _ => {}
+            }
+        }
+        Err(Failure::new("over", "the app is stopping"))
     }
 
     async fn scale(&self, workers: Option<usize>, by: i64) -> Result<Value, Failure> {
@@ -196,12 +323,12 @@ impl Server {
 
     /// Has what else a plan changes used too, when its workers have proven good. Returns the listeners that change later.
     async fn adopt(&self, before: &Plan, after: &Plan) -> Result<Vec<String>, Failure> {
-        if before.workers != after.workers {
-            self.cluster.scale(after.workers).map_err(|e| failed(&e))?;
+        if before.workers() != after.workers() {
+            self.cluster.scale(after.workers()).map_err(|e| failed(&e))?;
         }
         let mut later = Vec::new();
-        if before.policy != after.policy {
-            let policy = after.policy.clone().unwrap_or_default();
+        if before.app.policy != after.app.policy {
+            let policy = after.app.policy.clone().unwrap_or_default();
             later.extend(self.cluster.set_scheduling(None, policy).await.map_err(|e| failed(&e))?);
         }
         for (listener, policy) in before.policies(after) {
@@ -213,7 +340,7 @@ impl Server {
     }
 
     /// Replaces the workers, by such as the file says now. It goes on when the client has left.
-    async fn reload(&self, stream: &mut UnixStream) -> Result<Value, Failure> {
+    async fn reload(&self, mut stream: Option<&mut UnixStream>) -> Result<Value, Failure> {
         let busy = || Err(Failure::new("busy", "a reload is under way, or the app is stopping"));
         let Ok(_one) = self.reloading.try_lock() else { return busy() };
         let phase = self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase;
@@ -229,7 +356,12 @@ impl Server {
         let changes: Vec<String> = changes.into_iter().chain(late).collect();
         if !changes.is_empty() {
             let text = format!("changed: {}", changes.join("; "));
-            let _ = say(stream, &Answer::Event(json!({ "event": "changed", "changes": changes, "text": text }))).await;
+            match &mut stream {
+                Some(stream) => {
+                    drop(say(stream, &Answer::Event(json!({ "event": "changed", "changes": changes, "text": text }))).await);
+                }
+                None => log::say(&format!("troop: {text}")),
+            }
         }
         let replaced = self.replace_all(setup, stream).await?;
         let later = self.adopt(&before, &after).await;
@@ -237,7 +369,7 @@ impl Server {
         Ok(json!({ "replaced": replaced, "later": later? }))
     }
 
-    async fn replace_all(&self, setup: Setup, stream: &mut UnixStream) -> Result<u64, Failure> {
+    async fn replace_all(&self, setup: Setup, mut stream: Option<&mut UnixStream>) -> Result<u64, Failure> {
         let mut events = self.cluster.events();
         let oldest = self.cluster.workers().iter().map(WorkerHandle::id).max();
         self.cluster.reload_as(setup).map_err(|e| failed(&e))?;
@@ -270,7 +402,9 @@ impl Server {
                 _ => continue,
             }
             // Whoever has left, or does not listen, is not waited for a second time.
-            is_heard = is_heard && say(stream, &Answer::Event(log::as_json(&event))).await.is_ok();
+            if let Some(stream) = &mut stream {
+                is_heard = is_heard && say(stream, &Answer::Event(log::as_json(&event))).await.is_ok();
+            }
         }
         Err(Failure::new("over", "the app is stopping"))
     }

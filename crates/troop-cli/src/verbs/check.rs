@@ -2,23 +2,38 @@
 
 use std::io::Write as _;
 
+use serde_json::json;
+
 use crate::args::Check;
 use crate::config;
+use crate::log;
 
 /// Reads a file as `troop run` would, and looks whether what it names is there.
 pub(crate) fn check(args: &Check) -> Result<(), String> {
+    let mut out = std::io::stdout().lock();
+    if args.schema {
+        let _ = writeln!(out, "{}", config::schema());
+        return Ok(());
+    }
     let file = &args.file;
-    let apps = config::read(file)?;
+    let (apps, warnings) = config::read_with_warnings(file)?;
     let problems: Vec<String> = apps
         .iter()
         .flat_map(|(name, app)| {
             app.problems(file).into_iter().map(move |problem| format!("{}: app.{name}: {problem}", file.display()))
         })
         .collect();
+    let names: Vec<_> = apps.keys().map(String::as_str).collect();
+    if args.json {
+        let _ = writeln!(out, "{}", json!({ "file": file, "apps": names, "warnings": warnings, "problems": problems }));
+    } else {
+        warnings.iter().for_each(|warning| log::say(&format!("troop: {}: {warning}", file.display())));
+    }
     if !problems.is_empty() {
         return Err(problems.join("\n"));
     }
-    let names: Vec<_> = apps.keys().map(String::as_str).collect();
-    let _ = writeln!(std::io::stdout().lock(), "{}: {} is fine", file.display(), names.join(", "));
+    if !args.json {
+        let _ = writeln!(out, "{}: {} is fine", file.display(), names.join(", "));
+    }
     Ok(())
 }

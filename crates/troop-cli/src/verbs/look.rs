@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use serde_json::Value;
-use troop::{Phase, Snapshot, WorkerState};
+use troop::{Phase, Snapshot, WorkerSnapshot, WorkerState};
 
 use super::table::{self, size, time};
 use crate::args::{Events, Look};
@@ -34,6 +34,8 @@ fn phase(snapshot: &Snapshot) -> String {
     match snapshot.phase {
         Phase::Reloading => "reloading".into(),
         Phase::Stopping => "stopping".into(),
+        Phase::Failed => "failed".into(),
+        Phase::Paused => "paused".into(),
         _ if up < snapshot.wanted.unwrap_or(up) => "starting".into(),
         _ => "running".into(),
     }
@@ -41,8 +43,9 @@ fn phase(snapshot: &Snapshot) -> String {
 
 /// Workers that are up, and not on their way out.
 fn serving(snapshot: &Snapshot) -> usize {
-    let is_up = |state| matches!(state, WorkerState::Online | WorkerState::Listening);
-    snapshot.workers.iter().filter(|worker| is_up(worker.state) && worker.leaving_ms.is_none()).count()
+    let is_up =
+        |worker: &&WorkerSnapshot| worker.ready.unwrap_or(matches!(worker.state, WorkerState::Online | WorkerState::Listening));
+    snapshot.workers.iter().filter(is_up).filter(|worker| worker.leaving_ms.is_none()).count()
 }
 
 fn print_json(value: &impl serde::Serialize) {
@@ -96,21 +99,33 @@ pub(crate) fn show(args: &Look) -> Result<(), Trouble> {
         if at > 0 {
             let _ = writeln!(out);
         }
-        let App { name, program, version, snapshot } = app;
+        let App { name, program, version, file, log, lost_lines, snapshot } = app;
         let _ = writeln!(out, "{name}: {program}");
         let (pid, uptime) = (snapshot.pid, time(snapshot.uptime_ms));
         let memory = snapshot.usage.map_or_else(|| "?".into(), |usage| size(usage.rss));
         let cpu = snapshot.usage.map_or_else(|| "?".into(), |usage| time(usage.cpu_ms));
         let _ = writeln!(
             out,
-            "{}, primary {pid} (troop {version}) up {uptime}, {cpu} CPU, {memory}, {} restarts\n",
+            "{}, primary {pid} (troop {version}) up {uptime}, {cpu} CPU, {memory}, {} restarts",
             phase(snapshot),
             snapshot.restarts
         );
+        if let Some(end) = &snapshot.last_end {
+            let _ = writeln!(out, "last unexpected end: {end}");
+        }
+        if let Some(file) = file {
+            let _ = writeln!(out, "described in {file}");
+        }
+        if let Some(log) = log {
+            let lost = if *lost_lines == 0 { String::new() } else { format!(", {lost_lines} lines were lost") };
+            let _ = writeln!(out, "logs to {log}{lost}");
+        }
+        let _ = writeln!(out);
         drop(out);
         let rows: Vec<_> = snapshot.workers.iter().map(row).collect();
-        let headings = ["SLOT", "WORKER", "PID", "STATE", "AGE", "CPU", "MEMORY", "TAKEN", "OPEN", "WEIGHT", "LEAVES WITHIN"];
-        table::print(&headings, &["SLOT", "WORKER", "PID", "AGE", "CPU", "MEMORY", "TAKEN", "OPEN", "WEIGHT"], &rows);
+        let headings =
+            ["SLOT", "WORKER", "PID", "STATE", "AGE", "GEN", "CPU", "MEMORY", "TAKEN", "OPEN", "WEIGHT", "LEAVES WITHIN"];
+        table::print(&headings, &["SLOT", "WORKER", "PID", "AGE", "GEN", "CPU", "MEMORY", "TAKEN", "OPEN", "WEIGHT"], &rows);
         if !snapshot.listeners.is_empty() {
             let _ = writeln!(std::io::stdout().lock());
             let rows: Vec<_> = snapshot
@@ -124,13 +139,22 @@ pub(crate) fn show(args: &Look) -> Result<(), Trouble> {
     Ok(())
 }
 
+fn state(worker: &WorkerSnapshot) -> String {
+    match (worker.leaving_ms, worker.ready) {
+        (Some(_), _) => "leaving".into(),
+        (None, Some(false)) => "starting".into(),
+        _ => worker.state.to_string(),
+    }
+}
+
 fn row(worker: &troop::WorkerSnapshot) -> Vec<String> {
     vec![
         worker.slot.to_string(),
         worker.id.to_string(),
         worker.pid.to_string(),
-        if worker.leaving_ms.is_some() { "leaving".into() } else { worker.state.to_string() },
+        state(worker),
         time(worker.age_ms),
+        worker.generation.map(|generation| generation.to_string()).unwrap_or_default(),
         worker.usage.map_or_else(|| "?".into(), |usage| time(usage.cpu_ms)),
         worker.usage.map_or_else(|| "?".into(), |usage| size(usage.rss)),
         worker.stats.taken.to_string(),

@@ -1,6 +1,8 @@
 //! What can be done with apps that run.
 
 pub(crate) mod check;
+pub(crate) mod init;
 pub(crate) mod look;
+pub(crate) mod startup;
 pub(crate) mod steer;
 mod table;

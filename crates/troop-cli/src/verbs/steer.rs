@@ -1,12 +1,17 @@
 //! `reload`, `scale`, `stop`, `policy`, `signal`: tells apps what to do, and waits until they have done it.
 
 use std::io::Write as _;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use troop::Phase;
 
-use crate::args::{Policy, Reload, Scale, Signal, Stop, To};
-use crate::control::Ask;
+use crate::args::{Policy, Reload, Restart, Scale, Signal, Stop, To};
 use crate::control::client::{self, Client, Trouble};
+use crate::control::{App, Ask, Failure};
+
+/// How long an app may take to be back and ready.
+const RESTART_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Says something for people on standard error; programs get the answer on standard output.
 fn report(json: bool, answer: &Value, text: impl FnOnce() -> String) {
@@ -24,15 +29,67 @@ fn one(target: Option<&str>) -> Result<Client, Trouble> {
 
 /// `troop reload`: all that are meant, one after the other; the first failure ends it.
 pub(crate) fn reload(args: &Reload) -> Result<(), Trouble> {
-    for mut client in client::find(args.app.as_deref())? {
+    let (app, worker) = target(args.app.as_deref())?;
+    for mut client in client::find(app)? {
         let name = client.name().to_owned();
         let show = |event: &Value| {
             if let (false, Some(text)) = (args.json, event["text"].as_str()) {
                 let _ = writeln!(std::io::stderr().lock(), "{name}: {text}");
             }
         };
-        let answer = client.ask(Ask::Reload, show)?;
+        let answer = client.ask(Ask::Reload { worker }, show)?;
         report(args.json, &answer, || format!("{name}: {} workers replaced", answer["replaced"]));
+    }
+    Ok(())
+}
+
+/// An app, and one worker of it if there is a number: `web:3`.
+fn target(text: Option<&str>) -> Result<(Option<&str>, Option<u32>), Trouble> {
+    match text.and_then(|text| text.split_once(':')) {
+        None => Ok((text, None)),
+        Some((app, number)) => match number.parse() {
+            Ok(number) => Ok((Some(app).filter(|app| !app.is_empty()), Some(number))),
+            Err(_) => Err(Trouble::Nonsense(format!("{number:?} must be a worker's number, as `troop show` has them"))),
+        },
+    }
+}
+
+/// `troop restart`.
+pub(crate) fn restart(args: &Restart) -> Result<(), Trouble> {
+    for mut client in client::find(args.app.as_deref())? {
+        let name = client.name().to_owned();
+        client.ask(Ask::Restart, |_| {})?;
+        client.wait_for_end();
+        let deadline = Instant::now() + RESTART_PATIENCE;
+        loop {
+            // It is another primary now, with a socket of its own.
+            let fresh = client::find(Some(&name)).ok().and_then(|mut found| found.pop());
+            let app = fresh.and_then(|mut client| client.snapshot().ok());
+            if let Some(App { snapshot, .. }) = &app {
+                let ready = snapshot.workers.iter().filter(|worker| worker.ready == Some(true)).count();
+                if snapshot.phase == Phase::Running && ready >= snapshot.wanted.unwrap_or(1) {
+                    report(args.json, &json!({ "name": name, "state": "running", "workers": ready }), || {
+                        format!("{name}: {ready} workers ready")
+                    });
+                    break;
+                }
+                if snapshot.phase == Phase::Failed {
+                    let why = snapshot.last_end.clone().unwrap_or_default();
+                    return Err(Trouble::Failed(Failure::new(
+                        "failed",
+                        format!("{name} is back, but its workers keep dying; the last: {why}"),
+                    )));
+                }
+            }
+            if Instant::now() >= deadline {
+                let state = if app.is_some() { "its workers are not ready" } else { "it has not come back" };
+                return Err(Trouble::Failed(Failure::new(
+                    "failed",
+                    format!("{name}: after {RESTART_PATIENCE:?} {state}; see `troop logs {name}`"),
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
     Ok(())
 }

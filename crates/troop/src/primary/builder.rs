@@ -19,6 +19,7 @@ use super::{Cluster, Table};
 use crate::activation::ActivationSocket;
 use crate::error::{Error, Result};
 use crate::events::{Bus, Event};
+use crate::inherited::InheritedSocket;
 use crate::settings::{Settings, Setup};
 
 type Observer = Box<dyn FnMut(&Event)>;
@@ -37,6 +38,7 @@ pub struct Builder {
     health: Option<HealthCheck>,
     output: Option<Box<dyn Output>>,
     left_signals: Vec<i32>,
+    inherited: Vec<InheritedSocket>,
     grace: Duration,
     weights: Vec<u32>,
     observers: Vec<Observer>,
@@ -73,6 +75,7 @@ impl Builder {
             health: None,
             output: None,
             left_signals: Vec::new(),
+            inherited: Vec::new(),
             grace: Duration::from_secs(30),
             weights: Vec::new(),
             observers: Vec::new(),
@@ -99,6 +102,12 @@ impl Builder {
     /// counts as ready when it has stayed up for a second, and is told to finish by `SIGTERM`.
     pub fn activation(mut self, sockets: impl IntoIterator<Item = ActivationSocket>) -> Builder {
         self.activation = Some(sockets.into_iter().collect());
+        self
+    }
+
+    /// Sockets that were open when this process started, which are used where a worker asks to listen on the same address.
+    pub fn inherited(mut self, sockets: impl IntoIterator<Item = InheritedSocket>) -> Builder {
+        self.inherited.extend(sockets);
         self
     }
 
@@ -220,6 +229,7 @@ impl Builder {
         driver.weights.clone_from(&self.weights);
         driver.setup(self.setup.clone());
         driver.ready_when(self.replace.ready_when)?;
+        driver.inherited.clone_from(&self.inherited);
         driver.care.policy = self.recycle.clone();
         driver.workshop.output = self.output.take();
         driver.keeps_when_failed = self

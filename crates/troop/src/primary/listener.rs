@@ -12,6 +12,8 @@ use troop_sys::listen::{self, UnixPath};
 use troop_sys::socket::{self, Kind};
 use troop_sys::{diag, group};
 
+use crate::inherited::InheritedSocket;
+
 /// One socket of a listener, which listens, is bound for its workers to listen on, or is UDP's.
 #[derive(Debug)]
 pub(crate) struct Socket {
@@ -84,31 +86,17 @@ fn ip(address: Option<&str>) -> io::Result<Option<IpAddr>> {
     address.map(|a| a.parse().map_err(|_| invalid())).transpose()
 }
 
-pub(crate) fn open(spec: &BindSpec) -> io::Result<Opened> {
+/// Sockets that were there before this process go before new ones.
+pub(crate) fn open(spec: &BindSpec, inherited: &[InheritedSocket]) -> io::Result<Opened> {
     let mut file = None;
     let mut given = false;
-    let fd = match &spec.place {
-        Bind::Tcp { address, port, ipv6_only } => listen::tcp(ip(address.as_deref())?, *port, *ipv6_only)?,
-        Bind::Unix { path, readable_all, writable_all } => {
-            let (fd, path) = listen::unix(path, *readable_all, *writable_all)?;
-            file = path;
-            fd
-        }
-        Bind::Udp { address, port, ipv6, ipv6_only, reuse_address } => {
-            let any = || if *ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
-            listen::udp(ip(address.as_deref())?.unwrap_or_else(any), *port, *ipv6_only, *reuse_address)?
-        }
-        Bind::Fd { fd, udp } => {
-            given = true;
-            let fd = socket::duplicate_number(*fd).map_err(|_| invalid())?;
-            // Never a connection: that could be another worker's channel.
-            match (socket::kind(&fd).map_err(|_| invalid())?, udp) {
-                (Kind::TcpListener | Kind::UnixListener, false) | (Kind::Udp { .. }, true) => {}
-                _ => return Err(invalid()),
-            }
-            socket::set_nonblocking(&fd, true)?;
-            fd
-        }
+    let fd = if let Some(ready) = inherited.iter().find(|socket| socket.fits(&spec.place)) {
+        given = true;
+        let fd = ready.socket.try_clone()?;
+        socket::set_nonblocking(&fd, true)?;
+        fd
+    } else {
+        bind(spec, &mut file, &mut given)?
     };
     let founded = if spec.group { group::found(&fd) } else { Ok(()) };
     if let Some(backlog) = spec.listen {
@@ -123,6 +111,32 @@ pub(crate) fn open(spec: &BindSpec) -> io::Result<Opened> {
         port: address.port(),
     });
     Ok(Opened { fd, file, name, alone })
+}
+
+fn bind(spec: &BindSpec, file: &mut Option<UnixPath>, given: &mut bool) -> io::Result<OwnedFd> {
+    Ok(match &spec.place {
+        Bind::Tcp { address, port, ipv6_only } => listen::tcp(ip(address.as_deref())?, *port, *ipv6_only)?,
+        Bind::Unix { path, readable_all, writable_all } => {
+            let (fd, path) = listen::unix(path, *readable_all, *writable_all)?;
+            *file = path;
+            fd
+        }
+        Bind::Udp { address, port, ipv6, ipv6_only, reuse_address } => {
+            let any = || if *ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
+            listen::udp(ip(address.as_deref())?.unwrap_or_else(any), *port, *ipv6_only, *reuse_address)?
+        }
+        Bind::Fd { fd, udp } => {
+            *given = true;
+            let fd = socket::duplicate_number(*fd).map_err(|_| invalid())?;
+            // Never a connection: that could be another worker's channel.
+            match (socket::kind(&fd).map_err(|_| invalid())?, udp) {
+                (Kind::TcpListener | Kind::UnixListener, false) | (Kind::Udp { .. }, true) => {}
+                _ => return Err(invalid()),
+            }
+            socket::set_nonblocking(&fd, true)?;
+            fd
+        }
+    })
 }
 
 /// Whether others can join this socket, and a program choose among them.

@@ -43,6 +43,7 @@ use super::{Farewells, Table};
 use crate::channel::{Parcels, READ_SIZE};
 use crate::error::{Error, Result};
 use crate::events::{Bus, Event};
+use crate::inherited::InheritedSocket;
 use crate::settings::Settings;
 use ask::Questions;
 use care::Care;
@@ -200,6 +201,8 @@ pub(crate) struct Driver {
     hands: BTreeMap<ConnId, oneshot::Sender<bool>>,
     /// How the last unexpected end of a worker came about.
     last_end: Option<String>,
+    /// Sockets that were open when this process started.
+    pub(crate) inherited: Vec<InheritedSocket>,
     /// Listeners stay when all was given up.
     pub(crate) keeps_when_failed: bool,
     commands: Receiver<Command>,
@@ -272,6 +275,7 @@ impl Driver {
             notify: None,
             hands: BTreeMap::new(),
             last_end: None,
+            inherited: Vec::new(),
             keeps_when_failed: false,
             commands,
             commander,

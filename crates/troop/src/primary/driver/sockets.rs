@@ -23,7 +23,7 @@ impl Driver {
     pub(super) fn bind(&mut self, id: ListenerId, spec: &BindSpec) {
         let key = self.core.listener_key(id).unwrap_or_default();
         let key = troop_core::wire::outgoing::quote(key);
-        let opened = listener::open(spec).and_then(|mut opened| {
+        let opened = listener::open(spec, &self.inherited).and_then(|mut opened| {
             // A descriptor of the primary's by its number may be one that it listens on already.
             let inode = diag::inode(&opened.fd)?;
             if let Some((_, same)) = self.sockets.iter().find(|(_, socket)| socket.inode == inode) {

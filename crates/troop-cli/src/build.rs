@@ -1,0 +1,246 @@
+//! From a plan to a cluster.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use troop::{
+    ActivationSocket, Builder, Cluster, Error, HealthCheck, HealthTest, InheritedSocket, ReadyWhen, RecyclePolicy, ReplacePolicy,
+    Resource, RestartPolicy, Setup, Stdio, WhenFailed,
+};
+
+use crate::args;
+use crate::config::{self, Failed, Limited, Ready, When};
+use crate::log;
+use crate::plan::Plan;
+use crate::program;
+use crate::run::Refused;
+
+/// Node's signal for reports.
+const SIGUSR2: i32 = 12;
+
+/// What is for the primary alone.
+const OWN_VARIABLES: [&str; 6] =
+    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", crate::start::VARIABLE, crate::restart::VARIABLE, "TROOP_POLICY"];
+
+impl Plan {
+    /// The cluster, without anybody who watches it.
+    pub(crate) fn builder(&self) -> Result<Builder, Refused> {
+        let app = &self.app;
+        let mut builder = Cluster::builder()
+            .workers(self.workers())
+            .setup(self.setup()?)
+            .grace(self.grace())
+            .weights(app.weights.clone())
+            .restart(self.restart_policy())
+            .replace(self.replace_policy())
+            .recycle(self.recycle_policy());
+        // A worker that stands at a breakpoint does not answer, and must not be killed for it.
+        match app.hung_after {
+            _ if self.is_debugged() => builder = builder.hung_after(None),
+            Some(limit) => builder = builder.hung_after(Some(limit.0).filter(|limit| !limit.is_zero())),
+            None => {}
+        }
+        if let Some(check) = self.health()? {
+            builder = builder.health(check);
+        }
+        if let Some(policy) = app.policy.clone() {
+            builder = builder.scheduling(policy);
+        }
+        for (listener, policy) in app.listeners.clone() {
+            let listener = listener.parse().map_err(|e: troop::BadScheduling| Refused::Nonsense(e.to_string()))?;
+            builder = builder.scheduling_of(listener, policy);
+        }
+        let inherited = InheritedSocket::all()?;
+        if app.bind.is_empty() {
+            builder = builder.inherited(inherited);
+        } else {
+            let sockets = bind(&app.bind, &inherited)?;
+            for socket in &sockets {
+                log::say(&format!("troop: listening on {socket}"));
+            }
+            builder = builder.activation(sockets);
+        }
+        Ok(builder)
+    }
+
+    /// What workers are started with.
+    pub(crate) fn setup(&self) -> Result<Setup, Error> {
+        let app = &self.app;
+        let args = self.args.iter().map(|arg| self.with_numbers(arg)).collect();
+        let mut setup = program::setup(&self.program, &app.node_args, args)?
+            .afresh()
+            // So that Ctrl-C reaches the primary alone, which tells the workers in its own way.
+            .own_process_group(true)
+            .stdin(Stdio::Null)
+            .slot_variable("NODE_APP_INSTANCE");
+        setup = match (app.silent, self.collects()) {
+            (true, _) => setup.stdout(Stdio::Null).stderr(Stdio::Capture),
+            (false, true) => setup.stdout(Stdio::Collect).stderr(Stdio::Collect),
+            (false, false) => setup.stdout(Stdio::Inherit).stderr(Stdio::Forward),
+        };
+        for name in OWN_VARIABLES {
+            setup = setup.env_hide(name);
+        }
+        for (name, value) in &self.env {
+            setup = setup.env(name, value);
+        }
+        if let Some(cwd) = &self.cwd {
+            setup = setup.cwd(cwd);
+        }
+        if let Some(name) = &app.slot_variable {
+            setup = setup.slot_variable(name);
+        }
+        let wrong = |what: &str, e: String| Error::Settings(format!("{what}: {e}"));
+        if let Some(umask) = &app.umask {
+            setup = setup.umask(config::octal(umask).map_err(|e| wrong("umask", e))?);
+        }
+        if let Some(nice) = app.nice {
+            setup = setup.nice(nice);
+        }
+        setup = setup.cpus(app.cpu_sets().map_err(|e| wrong("cpus", e))?);
+        for (limited, limit) in &app.limits {
+            let (soft, hard) = limit.values().map_err(|e| wrong("limits", e))?;
+            setup = setup.limit(resource(*limited), soft, hard);
+        }
+        if let Some(signal) = &app.report_signal {
+            setup = setup.report_signal(args::signal(signal).map_err(|e| wrong("report_signal", e))?);
+        } else if app.node_args.iter().any(|arg| arg == "--report-on-signal") {
+            setup = setup.report_signal(SIGUSR2);
+        }
+        self.identity(setup)
+    }
+
+    /// Who workers run as.
+    fn identity(&self, mut setup: Setup) -> Result<Setup, Error> {
+        let (user, group) = (self.app.user.as_deref(), self.app.group.as_deref());
+        if let Some(name) = user {
+            let number = name.parse().ok();
+            let found = uzers::get_user_by_name(name).or_else(|| number.and_then(uzers::get_user_by_uid));
+            match found {
+                Some(user) => {
+                    let groups = uzers::get_user_groups(user.name(), user.primary_group_id()).unwrap_or_default();
+                    setup = setup.uid(user.uid()).gid(user.primary_group_id());
+                    setup = setup.groups(groups.iter().map(uzers::Group::gid).collect::<Vec<_>>());
+                }
+                // A number need not have a name.
+                None => match number {
+                    Some(uid) => setup = setup.uid(uid),
+                    None => return Err(Error::Settings(format!("there is no user {name:?}"))),
+                },
+            }
+        }
+        if let Some(name) = group {
+            let found = uzers::get_group_by_name(name).map(|group| group.gid()).or_else(|| name.parse().ok());
+            setup = setup.gid(found.ok_or_else(|| Error::Settings(format!("there is no group {name:?}")))?);
+        }
+        Ok(setup)
+    }
+
+    /// An argument with the numbers of sockets put in.
+    fn with_numbers(&self, arg: &OsString) -> OsString {
+        let bind = &self.app.bind;
+        let Some(text) = arg.to_str().filter(|text| !bind.is_empty() && text.contains("{fd")) else { return arg.clone() };
+        let text = text.replace("{fd}", "3");
+        (0..bind.len()).fold(text, |text, at| text.replace(&format!("{{fd{at}}}"), &(at + 3).to_string())).into()
+    }
+
+    fn restart_policy(&self) -> RestartPolicy {
+        let said = &self.app.restart;
+        let mut policy = RestartPolicy::new(self.workers());
+        policy.restart = match said.when.unwrap_or_default() {
+            When::Always => troop::Restart::Always,
+            When::OnFailure => troop::Restart::OnFailure,
+            When::Never => troop::Restart::Never,
+        };
+        policy.final_codes.clone_from(&said.final_codes);
+        let set = |field: &mut Duration, said: Option<config::Time>| *field = said.map_or(*field, |time| time.0);
+        set(&mut policy.min_uptime, said.min_uptime);
+        set(&mut policy.first_delay, said.delay);
+        policy.max_delay = policy.max_delay.max(policy.first_delay);
+        set(&mut policy.max_delay, said.max_delay);
+        set(&mut policy.window, said.window);
+        policy.max_ends = said.max.unwrap_or(policy.max_ends);
+        let usual = if self.background { Failed::Stay } else { Failed::End };
+        if said.when_failed.unwrap_or(usual) == Failed::Stay {
+            let retry_after = said.retry_after.map(|time| time.0);
+            policy.when_failed = WhenFailed::Stay { retry_after, keep_listeners: said.keep_listeners };
+        }
+        policy
+    }
+
+    fn replace_policy(&self) -> ReplacePolicy {
+        let mut policy = ReplacePolicy::default();
+        policy.ready_when = match self.app.ready {
+            None | Some(Ready::Auto) => ReadyWhen::Auto,
+            Some(Ready::Listening) => ReadyWhen::Listening,
+            Some(Ready::Message) => ReadyWhen::Message,
+            Some(Ready::Notify) => ReadyWhen::Notified,
+        };
+        policy.ready_timeout = self.app.ready_timeout.map_or(policy.ready_timeout, |time| time.0);
+        policy.settle = self.app.settle.map_or(policy.settle, |time| time.0);
+        policy.surge = self.app.max_surge.unwrap_or(policy.surge);
+        policy.unavailable = self.app.max_unavailable.unwrap_or(policy.unavailable);
+        policy
+    }
+
+    fn recycle_policy(&self) -> RecyclePolicy {
+        let said = &self.app.recycle;
+        let mut policy = RecyclePolicy::default();
+        (policy.memory, policy.age) = (said.memory.map(|size| size.0), said.age.map(|time| time.0));
+        (policy.connections, policy.jitter) = (said.connections, said.jitter.unwrap_or(policy.jitter));
+        policy
+    }
+
+    fn health(&self) -> Result<Option<HealthCheck>, Refused> {
+        let Some(said) = &self.app.health else { return Ok(None) };
+        let test = match (&said.http, &said.command) {
+            (Some(path), _) => HealthTest::Http(path.clone()),
+            (_, Some(command)) => HealthTest::Command(command.clone()),
+            _ => HealthTest::Tcp,
+        };
+        let mut check = HealthCheck::new(test);
+        check.every = said.every.map_or(check.every, |time| time.0);
+        check.timeout = said.timeout.map_or(check.timeout, |time| time.0);
+        check.failures = said.failures.unwrap_or(check.failures);
+        let listener = said.listener.as_ref().map(|listener| listener.parse()).transpose();
+        check.listener = listener.map_err(|e: troop::BadScheduling| Refused::Nonsense(e.to_string()))?;
+        Ok(Some(check))
+    }
+}
+
+/// Opens what was asked for, or takes what systemd has opened: `systemd` for all of that, `systemd:NAME` for what is called so.
+fn bind(places: &[String], inherited: &[InheritedSocket]) -> Result<Vec<ActivationSocket>, Error> {
+    let mut sockets = Vec::new();
+    for text in places {
+        let (name, place) = text.split_once('=').map_or((None, text.as_str()), |(name, place)| (Some(name), place));
+        let Some(wanted) = place.strip_prefix("systemd") else {
+            sockets.push(ActivationSocket::bind(text)?);
+            continue;
+        };
+        let wanted = wanted.strip_prefix(':').filter(|wanted| !wanted.is_empty());
+        let found: Vec<_> = inherited.iter().filter(|socket| wanted.is_none_or(|wanted| socket.name() == wanted)).collect();
+        if found.is_empty() {
+            let names: Vec<_> = inherited.iter().map(InheritedSocket::name).collect();
+            let there = if names.is_empty() { "none was given".into() } else { format!("there are {}", names.join(", ")) };
+            return Err(Error::Settings(format!("{place}: no such socket came from systemd; {there} (LISTEN_FDS)")));
+        }
+        for socket in found {
+            sockets.push(ActivationSocket::inherited(socket, name)?);
+        }
+    }
+    Ok(sockets)
+}
+
+fn resource(limited: Limited) -> Resource {
+    match limited {
+        Limited::Files => Resource::Files,
+        Limited::Core => Resource::Core,
+        Limited::Cpu => Resource::Cpu,
+        Limited::Memory => Resource::Memory,
+        Limited::Stack => Resource::Stack,
+        Limited::Data => Resource::Data,
+        Limited::Locked => Resource::Locked,
+        Limited::Processes => Resource::Processes,
+        Limited::FileSize => Resource::FileSize,
+    }
+}

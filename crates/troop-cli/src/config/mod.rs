@@ -1,0 +1,230 @@
+//! Apps that are described in files, so that they need not be typed: `troop.toml`, and those of PM2 and of Procfile tools.
+
+mod app;
+mod pm2;
+mod procfile;
+mod values;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use troop::Pattern;
+
+pub(crate) use app::{App, Failed, Form, Health, Limit, LimitValue, Limited, LogFormat, Output, Ready, To, Watch, When};
+pub(crate) use pm2::choose as choose_environment;
+pub(crate) use values::{Size, Time, Workers, cpus, size, time, workers};
+
+use crate::args;
+use crate::control::place;
+
+/// The file that is looked for where nothing else is said.
+pub(crate) const USUAL: &str = "troop.toml";
+
+/// What there cannot be beside `bind`.
+pub(crate) const NO_POLICY: &str = "with `bind` the kernel spreads the connections: there is no policy, and there are no weights";
+
+/// Apps by name.
+pub(crate) type Apps = BTreeMap<String, App>;
+
+/// A `troop.toml`.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "troop.toml")]
+pub(crate) struct File {
+    /// The apps, by name.
+    #[serde(default)]
+    pub(crate) app: Apps,
+}
+
+/// The JSON Schema of `troop.toml`.
+pub(crate) fn schema() -> String {
+    serde_json::to_string_pretty(&schemars::schema_for!(File)).unwrap_or_default()
+}
+
+/// The formats that are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Toml,
+    Pm2,
+    Procfile,
+}
+
+/// What a file is by its name, if it can hold apps. A script that only looks like a configuration is told by its name's end.
+pub(crate) fn format_of(file: &Path) -> Option<Format> {
+    let name = file.file_name()?.to_str()?;
+    let (stem, extension) = name.rsplit_once('.').unwrap_or((name, ""));
+    match extension {
+        "toml" => Some(Format::Toml),
+        "json" | "yml" | "yaml" => Some(Format::Pm2),
+        "js" | "cjs" | "mjs" if stem.ends_with(".config") => Some(Format::Pm2),
+        _ if stem == "Procfile" => Some(Format::Procfile),
+        _ => None,
+    }
+}
+
+/// All apps of a file.
+///
+/// # Errors
+/// What is wrong with it, where, and what it could be instead.
+pub(crate) fn read(file: &Path) -> Result<Apps, String> {
+    Ok(read_with_warnings(file)?.0)
+}
+
+/// The same, and what of it means nothing here.
+pub(crate) fn read_with_warnings(file: &Path) -> Result<(Apps, Vec<String>), String> {
+    let shown = file.display();
+    let text = || std::fs::read_to_string(file).map_err(|e| format!("cannot read {shown}: {e}"));
+    let (apps, warnings) = match format_of(file).unwrap_or(Format::Toml) {
+        Format::Toml => {
+            let File { app } = toml::from_str(&text()?).map_err(|e| format!("{shown}: {}", e.to_string().trim_end()))?;
+            (app, Vec::new())
+        }
+        Format::Pm2 => pm2::read(file)?,
+        Format::Procfile => (procfile::parse(&text()?).map_err(|e| format!("{shown}: {e}"))?, Vec::new()),
+    };
+    checked(apps, file).map(|apps| (apps, warnings))
+}
+
+/// What can be seen to be wrong with apps on their own.
+fn checked(apps: Apps, file: &Path) -> Result<Apps, String> {
+    let shown = file.display();
+    if apps.is_empty() {
+        return Err(format!("{shown} has no app; in a {USUAL} one begins with a line such as [app.web]"));
+    }
+    for (name, app) in &apps {
+        if !place::is_name(name) {
+            return Err(format!("{shown}: {name:?} cannot be an app's name: {}", args::NAME_RULE));
+        }
+        app.check().map_err(|e| format!("{shown}: app.{name}{e}"))?;
+    }
+    Ok(apps)
+}
+
+impl App {
+    /// What makes no sense, whatever the machine is like; it begins with where.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        for listener in self.listeners.keys() {
+            listener.parse::<Pattern>().map_err(|e| format!(".listeners: {e}"))?;
+        }
+        if let Some(bad) = self.env.keys().find(|key| key.is_empty() || key.contains('=')) {
+            return Err(format!(".env: {bad:?} cannot be the name of a variable"));
+        }
+        if let Some(umask) = &self.umask {
+            octal(umask).map_err(|e| format!(".umask: {e}"))?;
+        }
+        if self.nice.is_some_and(|nice| !(-20..=19).contains(&nice)) {
+            return Err(".nice: it must be a number from -20 to 19".into());
+        }
+        if let Some(signal) = &self.report_signal {
+            args::signal(signal).map_err(|e| format!(".report_signal: {signal:?}: {e}"))?;
+        }
+        self.cpu_sets().map_err(|e| format!(".cpus: {e}"))?;
+        for (limited, limit) in &self.limits {
+            limit.values().map_err(|e| format!(".limits: {limited:?}: {e}").to_lowercase())?;
+        }
+        if let Some(health) = &self.health {
+            if usize::from(health.http.is_some()) + usize::from(health.tcp) + usize::from(health.command.is_some()) != 1 {
+                return Err(".health: it must have one of http, tcp and command".into());
+            }
+            if health.http.as_ref().is_some_and(|path| !path.starts_with('/') || path.contains(|c: char| c <= ' ')) {
+                return Err(".health: http must be a path, such as \"/health\"".into());
+            }
+            if health.every.is_some_and(|every| every.0.is_zero()) || health.failures == Some(0) {
+                return Err(".health: every and failures must be more than 0".into());
+            }
+            if let Some(listener) = &health.listener {
+                listener.parse::<Pattern>().map_err(|e| format!(".health.listener: {e}"))?;
+            }
+        }
+        if self.recycle.jitter.is_some_and(|jitter| !(0.0..=1.0).contains(&jitter)) {
+            return Err(".recycle: jitter must be a number from 0 to 1".into());
+        }
+        if self.max_surge == Some(0) && self.max_unavailable.unwrap_or(0) == 0 {
+            return Err(": with max_surge = 0 there must be a max_unavailable of 1 or more, or nobody could be replaced".into());
+        }
+        if !self.bind.is_empty() && matches!(self.ready, Some(Ready::Listening | Ready::Message)) {
+            return Err(": with `bind` workers have no channel; ready can be auto or notify".into());
+        }
+        if !self.bind.is_empty() && self.health.as_ref().is_some_and(|health| health.command.is_none()) {
+            return Err(
+                ".health: with `bind` workers have no channel to hand a connection over; only a command can test them".into()
+            );
+        }
+        Ok(())
+    }
+
+    /// The CPUs by slot.
+    pub(crate) fn cpu_sets(&self) -> Result<Vec<Vec<usize>>, String> {
+        if self.cpus.len() == 1 && self.cpus[0] == "each" {
+            return Ok(own_cpus().into_iter().map(|cpu| vec![cpu]).collect());
+        }
+        self.cpus.iter().map(|text| cpus(text)).collect()
+    }
+
+    /// Where it runs.
+    pub(crate) fn directory(&self, file: &Path) -> PathBuf {
+        let beside = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let directory = self.cwd.as_ref().map_or_else(|| beside.to_owned(), |cwd| beside.join(cwd));
+        std::path::absolute(&directory).unwrap_or(directory)
+    }
+
+    /// What is executed: a script or a path is seen from where it runs, a name is looked for on the `PATH`.
+    pub(crate) fn program(&self, file: &Path) -> PathBuf {
+        let path = Path::new(&self.program);
+        let is_script =
+            path.extension().and_then(|e| e.to_str()).is_some_and(|e| ["js", "mjs", "cjs", "ts", "mts", "cts"].contains(&e));
+        if is_script || self.program.contains('/') { self.directory(file).join(path) } else { path.to_owned() }
+    }
+
+    /// What would keep it from starting, as far as can be seen without doing it.
+    pub(crate) fn problems(&self, file: &Path) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !self.bind.is_empty() && (self.policy.is_some() || !self.listeners.is_empty() || !self.weights.is_empty()) {
+            problems.push(NO_POLICY.into());
+        }
+        let (directory, program) = (self.directory(file), self.program(file));
+        if !directory.is_dir() {
+            problems.push(format!("there is no directory {}", directory.display()));
+        } else if program.is_absolute() && !program.exists() {
+            problems.push(format!("there is no program {}", program.display()));
+        }
+        let env_files = self.env_file.iter().map(|file| directory.join(file)).filter(|file| !file.exists());
+        problems.extend(env_files.map(|file| format!("there is no file {}", file.display())));
+        problems
+    }
+}
+
+/// The CPUs that this process may use.
+fn own_cpus() -> Vec<usize> {
+    let allowed = rustix::thread::sched_getaffinity(None);
+    allowed.map_or_else(|_| vec![0], |set| (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
+}
+
+pub(crate) fn octal(text: &str) -> Result<u32, String> {
+    let mask = u32::from_str_radix(text, 8).ok().filter(|mask| *mask <= 0o777);
+    mask.ok_or_else(|| format!("{text:?} must be an octal number up to 777, such as \"027\""))
+}
+
+impl Limit {
+    /// Soft and hard; `None` is no limit.
+    pub(crate) fn values(&self) -> Result<(Option<u64>, Option<u64>), String> {
+        let text = |text: &str| match text {
+            "unlimited" | "infinity" => Ok(None),
+            text => size(text).map(|size| Some(size.0)),
+        };
+        let value = |value: &LimitValue| match value {
+            LimitValue::Number(number) => Ok(Some(*number)),
+            LimitValue::Text(words) => text(words),
+        };
+        match self {
+            Limit::Number(number) => Ok((Some(*number), Some(*number))),
+            Limit::Text(words) => text(words).map(|limit| (limit, limit)),
+            Limit::Pair([soft, hard]) => Ok((value(soft)?, value(hard)?)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,303 @@
+//! `ecosystem.config.js` and its kin: what PM2 calls its apps.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::app::{App, Form, Ready, Watch, When};
+use super::values::{self, Time, Workers};
+use super::{Apps, Failed};
+use crate::control::place;
+
+/// Fields that change nothing here, and of which nobody needs to be told.
+const SILENT: [&str; 5] = ["pmx", "vizion", "automation", "merge_logs", "combine_logs"];
+
+/// Reads a file; returns what means nothing here, too.
+pub(super) fn read(file: &Path) -> Result<(Apps, Vec<String>), String> {
+    let shown = file.display();
+    let value = load(file)?;
+    let (list, mut warnings) = match value {
+        Value::Array(list) => (list, Vec::new()),
+        Value::Object(mut all) => {
+            let apps = all.remove("apps");
+            let apps = match apps {
+                Some(Value::Array(list)) => list,
+                Some(one @ Value::Object(_)) => vec![one],
+                // One app, by itself.
+                None if all.contains_key("script") => vec![Value::Object(std::mem::take(&mut all))],
+                _ => return Err(format!("{shown} has no list `apps`")),
+            };
+            (apps, all.keys().map(|key| format!("`{key}` means nothing here")).collect())
+        }
+        _ => return Err(format!("{shown} has no list `apps`")),
+    };
+    let mut apps = Apps::new();
+    for value in list {
+        let Value::Object(fields) = value else { return Err(format!("{shown}: an app must be an object, not {value}")) };
+        let (name, app, about) = app(fields).map_err(|e| format!("{shown}: {e}"))?;
+        warnings.extend(about.into_iter().map(|text| format!("{name}: {text}")));
+        if apps.insert(name.clone(), app).is_some() {
+            return Err(format!("{shown} has two apps {name}"));
+        }
+    }
+    Ok((apps, warnings))
+}
+
+fn load(file: &Path) -> Result<Value, String> {
+    let shown = file.display();
+    let read = || std::fs::read_to_string(file).map_err(|e| format!("cannot read {shown}: {e}"));
+    match file.extension().and_then(|extension| extension.to_str()) {
+        Some("json") => serde_json::from_str(&read()?).map_err(|e| format!("{shown}: {e}")),
+        Some("yml" | "yaml") => serde_yaml_ng::from_str(&read()?).map_err(|e| format!("{shown}: {e}")),
+        // It is a program, and only node can say what comes out of it.
+        _ => {
+            read()?;
+            let path = std::path::absolute(file).map_err(|e| format!("{shown}: {e}"))?;
+            let script =
+                "import(require('url').pathToFileURL(process.argv[1])).then(m => console.log(JSON.stringify(m.default ?? m)))";
+            let output = Command::new("node")
+                .args(["-e", script, "--"])
+                .arg(path)
+                .output()
+                .map_err(|e| format!("cannot run node to read {shown}: {e}"))?;
+            if !output.status.success() {
+                let words = String::from_utf8_lossy(&output.stderr);
+                let last = words.lines().map(str::trim).rfind(|line| line.contains("Error"));
+                return Err(format!("{shown} fails: {}", last.unwrap_or("node could not run it")));
+            }
+            // Such files may print things of their own.
+            let text = String::from_utf8_lossy(&output.stdout);
+            let last = text.lines().next_back().unwrap_or_default();
+            serde_json::from_str(last).map_err(|e| format!("{shown} does not export what it should: {e}"))
+        }
+    }
+}
+
+/// A list, or one that is written as a single text.
+fn list(value: &Value) -> Vec<String> {
+    match value {
+        Value::Array(all) => all.iter().map(plain).collect(),
+        Value::Null | Value::Bool(_) => Vec::new(),
+        one => vec![plain(one)],
+    }
+}
+
+fn words(value: &Value) -> Vec<String> {
+    match value {
+        Value::String(text) => shlex::split(text).unwrap_or_else(|| vec![text.clone()]),
+        other => list(other),
+    }
+}
+
+/// A value as a text without quotes.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// PM2's numbers are milliseconds.
+fn time(value: &Value) -> Result<Time, String> {
+    match value.as_u64() {
+        Some(millis) => Ok(Time(Duration::from_millis(millis))),
+        None => values::time(&plain(value)),
+    }
+}
+
+fn is_on(value: &Value) -> bool {
+    matches!(value, Value::Bool(true)) || matches!(value.as_str(), Some("true"))
+}
+
+fn app(fields: Map<String, Value>) -> Result<(String, App, Vec<String>), String> {
+    let script = ["script", "exec", "cmd", "command"].iter().find_map(|key| fields.get(*key)).and_then(Value::as_str);
+    let script = script.ok_or("an app has no `script`")?.to_owned();
+    let mut warnings = Vec::new();
+    let given = fields.get("name").map(plain);
+    let name = match &given {
+        Some(name) if place::is_name(name) => name.clone(),
+        Some(name) => {
+            let fit = place::name_of(Path::new(&format!("{}.js", name.replace('.', "-"))));
+            warnings.push(format!("{name:?} cannot be a name here, so it is {fit}"));
+            fit
+        }
+        None => place::name_of(Path::new(&script)),
+    };
+    let mut app = App::new(script.clone());
+    // Without a number there is one, in PM2.
+    app.workers = Some(Workers::Number(1));
+    let (mut args, mut interpreter) = (Vec::new(), None);
+    let mut environments = BTreeMap::new();
+    for (key, value) in &fields {
+        let wrong = |e: String| format!("{name}: {key}: {e}");
+        match key.as_str() {
+            "script" | "exec" | "cmd" | "command" | "name" => {}
+            "cwd" => app.cwd = Some(plain(value).into()),
+            "args" => args = words(value),
+            "interpreter" | "exec_interpreter" => interpreter = Some(plain(value)),
+            "node_args" | "interpreter_args" | "interpreterArgs" => app.node_args = words(value),
+            "instances" => app.workers = Some(instances(value).map_err(wrong)?),
+            "exec_mode" => {
+                let several = fields.get("instances").is_some_and(|n| n != 1 && n != "1");
+                if plain(value).starts_with("fork") && several {
+                    warnings.push("in fork mode too, workers share what they listen on".into());
+                }
+            }
+            "env" => app.env.extend(variables(value)),
+            "max_memory_restart" => app.recycle.memory = Some(values::size(&plain(value)).map_err(wrong)?),
+            "min_uptime" => app.restart.min_uptime = Some(time(value).map_err(wrong)?),
+            "max_restarts" => app.restart.max = value.as_u64().and_then(|n| usize::try_from(n).ok()),
+            "restart_delay" => {
+                let delay = time(value).map_err(wrong)?;
+                (app.restart.delay, app.restart.max_delay) = (Some(delay), Some(delay));
+            }
+            "exp_backoff_restart_delay" => app.restart.delay = Some(time(value).map_err(wrong)?),
+            "autorestart" if !is_on(value) => app.restart.when = Some(When::Never),
+            "autorestart" => {}
+            "stop_exit_codes" => {
+                app.restart.final_codes = list(value).iter().filter_map(|code| code.parse().ok()).collect();
+            }
+            "kill_timeout" => app.grace = Some(time(value).map_err(wrong)?),
+            "listen_timeout" => app.ready_timeout = Some(time(value).map_err(wrong)?),
+            "wait_ready" => app.ready = is_on(value).then_some(Ready::Message),
+            "out_file" | "out" | "output" | "log_file" | "log" if !matches!(value, Value::Bool(_)) => {
+                app.output.file = Some(plain(value).into());
+            }
+            "error_file" | "err_file" | "error" | "err" => app.output.error_file = Some(plain(value).into()),
+            "log_type" => app.output.format = (plain(value) == "json").then_some(Form::Json),
+            "time" | "log_date_format" => {
+                app.output.format.get_or_insert(Form::Prefixed);
+                if key == "log_date_format" {
+                    warnings.push("times are always written as 2026-11-24T10:00:00.000Z".into());
+                }
+            }
+            "uid" | "user" => app.user = Some(plain(value)),
+            "gid" | "group" => app.group = Some(plain(value)),
+            "instance_var" => app.slot_variable = Some(plain(value)).filter(|name| name != "NODE_APP_INSTANCE"),
+            "port" => drop(app.env.insert("PORT".into(), plain(value))),
+            "watch" => {
+                let paths: Vec<_> = list(value).into_iter().map(Into::into).collect();
+                if is_on(value) || !paths.is_empty() {
+                    app.watch.get_or_insert_with(Watch::default).paths = paths;
+                }
+            }
+            "ignore_watch" | "watch_delay" if !fields.get("watch").is_some_and(|on| is_on(on) || on.is_array()) => {}
+            "ignore_watch" => app.watch.get_or_insert_with(Watch::default).ignore = list(value),
+            "watch_delay" => app.watch.get_or_insert_with(Watch::default).delay = Some(time(value).map_err(wrong)?),
+            "treekill" if is_on(value) => {}
+            other if other.starts_with("env_") => drop(environments.insert(other[4..].to_owned(), variables(value))),
+            other if SILENT.contains(&other) => {}
+            other => warnings.push(format!("`{other}` means nothing here")),
+        }
+    }
+    if let Some(chosen) = CHOSEN.get() {
+        match environments.remove(chosen) {
+            Some(variables) => app.env.extend(variables),
+            None => warnings.push(format!("there is no `env_{chosen}`")),
+        }
+    } else if !environments.is_empty() {
+        let names: Vec<_> = environments.keys().map(|name| format!("`--env {name}`")).collect();
+        warnings.push(format!("more variables can be chosen with {}", names.join(", ")));
+    }
+    // An app that has failed is still there, as `errored`.
+    app.restart.when_failed = Some(Failed::Stay);
+    match interpreter.as_deref() {
+        None | Some("node" | "nodejs") => app.args = args,
+        Some("none") if Path::new(&script).components().count() == 1 && Path::new(&script).exists() => {
+            (app.program, app.args) = (format!("./{script}"), args);
+        }
+        Some("none") => app.args = args,
+        Some(interpreter) => {
+            let before = std::mem::take(&mut app.node_args);
+            app.program = interpreter.to_owned();
+            app.args = before.into_iter().chain([script]).chain(args).collect();
+        }
+    }
+    Ok((name, app, warnings))
+}
+
+/// Which of a file's environments is chosen: `--env production` takes `env_production` too.
+static CHOSEN: OnceLock<String> = OnceLock::new();
+
+/// Chooses it, once.
+pub(crate) fn choose(environment: &str) {
+    let _ = CHOSEN.set(environment.to_owned());
+}
+
+fn variables(value: &Value) -> BTreeMap<String, String> {
+    let all = value.as_object().into_iter().flatten();
+    all.filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.clone(), plain(value))).collect()
+}
+
+fn instances(value: &Value) -> Result<Workers, String> {
+    match plain(value).as_str() {
+        // As many as there are CPUs.
+        "0" | "max" => Ok(Workers::Auto),
+        text => values::workers(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_app(text: &str) -> (String, App, Vec<String>) {
+        let Value::Object(fields) = serde_json::from_str(text).unwrap() else { panic!("an object") };
+        app(fields).unwrap()
+    }
+
+    #[test]
+    fn each_field_that_means_something_here_is_taken() {
+        let (name, app, warnings) = read_app(
+            r#"{
+                "name": "api", "script": "server.js", "cwd": "/srv", "args": "--port 80 'a b'", "node_args": ["--inspect"],
+                "instances": "max", "exec_mode": "cluster", "env": {"A": 1, "B": "x", "C": null}, "max_memory_restart": "300M",
+                "min_uptime": "5s", "max_restarts": 7, "restart_delay": 250, "autorestart": false, "stop_exit_codes": [0, 3],
+                "kill_timeout": 1600, "listen_timeout": 8000, "wait_ready": true, "out_file": "o.log", "error_file": "e.log",
+                "log_type": "json", "uid": "www", "gid": 33, "instance_var": "N", "port": 3000, "watch": ["src"],
+                "ignore_watch": ["tmp"], "watch_delay": 500, "merge_logs": true, "treekill": true
+            }"#,
+        );
+        assert_eq!((name.as_str(), &warnings[..]), ("api", &[][..]));
+        assert_eq!(
+            (app.program.as_str(), &app.args.join("|")[..], &app.node_args[..]),
+            ("server.js", "--port|80|a b", &["--inspect".to_owned()][..])
+        );
+        assert_eq!((app.workers, app.recycle.memory.map(|m| m.0)), (Some(Workers::Auto), Some(300 << 20)));
+        let env: Vec<_> = app.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!(env, ["A=1", "B=x", "PORT=3000"]);
+        let millis = |time: Option<Time>| time.map(|time| time.0.as_millis());
+        assert_eq!(
+            (millis(app.restart.min_uptime), millis(app.restart.delay), millis(app.restart.max_delay)),
+            (Some(5000), Some(250), Some(250))
+        );
+        assert_eq!((app.restart.max, app.restart.when, &app.restart.final_codes[..]), (Some(7), Some(When::Never), &[0, 3][..]));
+        assert_eq!((millis(app.grace), millis(app.ready_timeout), app.ready), (Some(1600), Some(8000), Some(Ready::Message)));
+        assert_eq!(
+            (app.output.file.unwrap(), app.output.error_file.unwrap(), app.output.format),
+            ("o.log".into(), "e.log".into(), Some(Form::Json))
+        );
+        assert_eq!(
+            (app.user.as_deref(), app.group.as_deref(), app.slot_variable.as_deref()),
+            (Some("www"), Some("33"), Some("N"))
+        );
+        let watch = app.watch.unwrap();
+        assert_eq!((watch.paths, watch.ignore, millis(watch.delay)), (vec!["src".into()], vec!["tmp".into()], Some(500)));
+    }
+
+    #[test]
+    fn what_means_nothing_here_is_said() {
+        let (name, app, warnings) =
+            read_app(r#"{"name": "my app", "script": "x.py", "interpreter": "python3", "cron_restart": "0 0 * * *"}"#);
+        assert_eq!((name.as_str(), app.program.as_str(), &app.args[..]), ("my-app", "python3", &["x.py".to_owned()][..]));
+        assert!(
+            warnings.iter().any(|w| w.contains("cron_restart")) && warnings.iter().any(|w| w.contains("my-app")),
+            "{warnings:?}"
+        );
+        assert_eq!(app.workers, Some(Workers::Number(1)));
+    }
+}

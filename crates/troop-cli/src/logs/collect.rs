@@ -1,0 +1,60 @@
+//! Makes lines of what workers write, as the bytes come.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use troop::{Output, Source};
+
+use super::line::Origin;
+use super::writer::Queue;
+
+/// The longest line; more of it becomes another line.
+const MOST_BYTES: usize = 64 * 1024;
+
+/// See the module.
+pub(crate) struct Collector {
+    queue: Arc<Queue>,
+    /// Lines that have begun.
+    begun: HashMap<Source, Vec<u8>>,
+}
+
+impl Collector {
+    pub(crate) fn new(queue: Arc<Queue>) -> Collector {
+        Collector { queue, begun: HashMap::new() }
+    }
+}
+
+fn origin(source: Source) -> Origin {
+    let slot = source.slot.unwrap_or_default();
+    if source.error { Origin::Err(slot) } else { Origin::Out(slot) }
+}
+
+impl Output for Collector {
+    fn write(&mut self, source: Source, mut bytes: &[u8]) {
+        let origin = origin(source);
+        let begun = self.begun.entry(source).or_default();
+        let mut lines = self.queue.lines();
+        while let Some(end) = memchr::memchr(b'\n', bytes) {
+            let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
+            if begun.is_empty() {
+                lines.split(origin, line, MOST_BYTES);
+            } else {
+                begun.extend_from_slice(line);
+                lines.split(origin, begun, MOST_BYTES);
+                begun.clear();
+            }
+            bytes = rest;
+        }
+        begun.extend_from_slice(bytes);
+        while begun.len() > MOST_BYTES {
+            lines.push(origin, &begun[..MOST_BYTES]);
+            begun.drain(..MOST_BYTES);
+        }
+    }
+
+    fn end(&mut self, source: Source) {
+        if let Some(last) = self.begun.remove(&source).filter(|last| !last.is_empty()) {
+            self.queue.lines().push(origin(source), &last);
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Lines to systemd's journal, by its native protocol: <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>.
+
+use std::io;
+use std::os::unix::net::UnixDatagram;
+
+use super::line::Origin;
+
+/// Where the journal listens.
+const SOCKET: &str = "/run/systemd/journal/socket";
+/// The most bytes of a line; a datagram has no room for more.
+const MOST_BYTES: usize = 48 * 1024;
+
+#[derive(Debug)]
+pub(crate) struct Journal {
+    socket: UnixDatagram,
+    name: String,
+    /// Where it listens.
+    path: String,
+}
+
+impl Journal {
+    pub(crate) fn new(name: &str) -> io::Result<Journal> {
+        let path = std::env::var("TROOP_JOURNAL_SOCKET").unwrap_or_else(|_| SOCKET.into());
+        let socket = UnixDatagram::unbound()?;
+        socket.set_write_timeout(Some(std::time::Duration::from_secs(1)))?;
+        Ok(Journal { socket, name: name.to_owned(), path })
+    }
+
+    pub(crate) fn write(&self, origin: Origin, line: &[u8]) -> io::Result<()> {
+        let line = &line[..line.len().min(MOST_BYTES)];
+        let priority = if origin.is_error() { 4 } else { 6 };
+        let mut datagram = format!("SYSLOG_IDENTIFIER={}\nPRIORITY={priority}\n", self.name).into_bytes();
+        if let Some(slot) = origin.slot() {
+            datagram.extend_from_slice(format!("TROOP_SLOT={slot}\n").as_bytes());
+        }
+        // By its length, since it may have anything in it.
+        datagram.extend_from_slice(b"MESSAGE\n");
+        datagram.extend_from_slice(&(line.len() as u64).to_le_bytes());
+        datagram.extend_from_slice(line);
+        datagram.push(b'\n');
+        self.socket.send_to(&datagram, &self.path).map(|_| ())
+    }
+}

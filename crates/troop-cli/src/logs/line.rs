@@ -1,0 +1,124 @@
+//! One line of a log, as it is written and as it is read again.
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Form;
+
+/// Where a line comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Origin {
+    /// A worker: its slot.
+    Out(u32),
+    Err(u32),
+    /// The primary: what happens.
+    Event,
+}
+
+impl Origin {
+    pub(crate) fn is_error(self) -> bool {
+        matches!(self, Origin::Err(_))
+    }
+
+    pub(crate) fn slot(self) -> Option<u32> {
+        match self {
+            Origin::Out(slot) | Origin::Err(slot) => Some(slot),
+            Origin::Event => None,
+        }
+    }
+
+    fn stream(self) -> &'static str {
+        match self {
+            Origin::Out(_) => "out",
+            Origin::Err(_) => "err",
+            Origin::Event => "event",
+        }
+    }
+}
+
+/// Appends a line. Bytes that are no text stay as they are, but in JSON.
+pub(crate) fn write(to: &mut Vec<u8>, form: Form, time: &str, origin: Origin, line: &[u8]) {
+    match form {
+        Form::Plain => to.extend_from_slice(line),
+        Form::Prefixed => {
+            to.extend_from_slice(time.as_bytes());
+            match origin {
+                Origin::Event => to.extend_from_slice(b" - * "),
+                Origin::Out(slot) => to.extend_from_slice(format!(" {slot} | ").as_bytes()),
+                Origin::Err(slot) => to.extend_from_slice(format!(" {slot} ! ").as_bytes()),
+            }
+            to.extend_from_slice(line);
+        }
+        Form::Json => {
+            let text = String::from_utf8_lossy(line);
+            let entry = Entry { time: time.into(), slot: origin.slot(), stream: origin.stream().into(), text: text.into() };
+            // Into memory, so it cannot fail.
+            let _ = serde_json::to_writer(&mut *to, &entry);
+        }
+    }
+    to.push(b'\n');
+}
+
+/// A line in JSON.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) time: String,
+    #[serde(default)]
+    pub(crate) slot: Option<u32>,
+    /// `out`, `err` or `event`.
+    pub(crate) stream: String,
+    pub(crate) text: String,
+}
+
+/// The time as it is written.
+pub(crate) fn now() -> String {
+    humantime::format_rfc3339_millis(SystemTime::now()).to_string()
+}
+
+/// Reads a line again. What has no known form was written as it is.
+pub(crate) fn read(line: &str) -> Entry {
+    if line.starts_with('{')
+        && let Ok(entry) = serde_json::from_str(line)
+    {
+        return entry;
+    }
+    prefixed(line).unwrap_or_else(|| Entry { time: String::new(), slot: None, stream: "out".into(), text: line.into() })
+}
+
+fn prefixed(line: &str) -> Option<Entry> {
+    let (time, rest) = line.split_once(' ')?;
+    let (slot, rest) = rest.split_once(' ')?;
+    if !(time.len() == 24 && time.ends_with('Z')) {
+        return None;
+    }
+    let (mark, text) = rest.split_at_checked(2)?;
+    let stream = match mark {
+        "| " => "out",
+        "! " => "err",
+        "* " => "event",
+        _ => return None,
+    };
+    Some(Entry { time: time.into(), slot: slot.parse().ok(), stream: stream.into(), text: text.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_as_it_was_written() {
+        for form in [Form::Prefixed, Form::Json] {
+            for (origin, stream) in [(Origin::Out(3), "out"), (Origin::Err(12), "err"), (Origin::Event, "event")] {
+                let mut bytes = Vec::new();
+                write(&mut bytes, form, &now(), origin, b"a | b ! {\"c\"}");
+                let entry = read(std::str::from_utf8(&bytes).unwrap().trim_end());
+                assert_eq!((entry.slot, entry.stream.as_str(), entry.text.as_str()), (origin.slot(), stream, "a | b ! {\"c\"}"));
+            }
+        }
+        let mut bytes = Vec::new();
+        write(&mut bytes, Form::Plain, "", Origin::Out(0), b"\xff\x00 as it is");
+        assert_eq!(bytes, b"\xff\x00 as it is\n");
+        assert_eq!(read("{not json").text, "{not json");
+    }
+}

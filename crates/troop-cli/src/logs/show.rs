@@ -1,0 +1,250 @@
+//! `troop logs`: the last lines of log files, and what comes after them.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::line::{self, Entry};
+use super::place;
+use crate::args::Logs;
+use crate::control::Ask;
+use crate::control::client::{self, Trouble};
+
+/// How often it is looked whether there is more.
+const LOOK: Duration = Duration::from_millis(200);
+/// Files that were put aside, as far as they are looked for.
+const MOST_ASIDE: usize = 1000;
+/// Bytes that are read at a time, from the end.
+const BLOCK: u64 = 64 * 1024;
+
+/// A log that is shown.
+struct Shown {
+    /// Shown before each line, if there are several.
+    name: Option<String>,
+    path: PathBuf,
+    reader: Option<(BufReader<File>, u64)>,
+    /// A line that has begun.
+    begun: String,
+}
+
+/// The files of the apps that are meant: those that run are asked, for others it is looked where they would be.
+fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, Trouble> {
+    let clients = match client::find(args.app.as_deref()) {
+        Ok(clients) => clients,
+        Err(Trouble::NoApp(text)) => {
+            let old = args.app.as_ref().map(|name| (name.clone(), place::directory().join(format!("{name}.log"))));
+            return match old.filter(|(_, path)| path.exists()) {
+                Some(old) => Ok(vec![old]),
+                None => Err(Trouble::NoApp(text)),
+            };
+        }
+        Err(trouble) => return Err(trouble),
+    };
+    let mut files = Vec::new();
+    for mut client in clients {
+        let name = client.name().to_owned();
+        let answer = client.ask(Ask::Logs, |_| {})?;
+        let paths: Vec<_> = ["file", "error_file"].iter().filter_map(|key| answer[*key].as_str()).map(PathBuf::from).collect();
+        if paths.is_empty() {
+            let to = answer["to"].as_str().unwrap_or("terminal");
+            let hint =
+                if to == "journal" { format!("`journalctl -t {name}` shows it") } else { "it is where it was started".into() };
+            return Err(Trouble::Nonsense(format!(
+                "{name} writes no files, its output goes to the {to}: {hint}; `troop run --output {name}.log` or output.to = \"files\" would"
+            )));
+        }
+        files.extend(paths.into_iter().map(|path| (name.clone(), path)));
+    }
+    Ok(files)
+}
+
+/// `troop logs`.
+pub(crate) fn logs(args: &Logs) -> Result<(), Trouble> {
+    let files = files(args)?;
+    let several = files.iter().any(|(name, _)| *name != files[0].0);
+    let mut shown = Vec::new();
+    for (name, path) in files {
+        let lines = last_lines(&path, args.lines, |line| args.wants(&line::read(line)));
+        let (lines, reader) = lines.map_err(|e| Trouble::Io(format!("read {}", path.display()), e))?;
+        let name = several.then_some(name);
+        for line in lines {
+            print(args, name.as_deref(), &line);
+        }
+        shown.push(Shown { name, path, reader, begun: String::new() });
+    }
+    if args.follow { follow(args, shown) } else { Ok(()) }
+}
+
+/// Shows what comes, for ever.
+fn follow(args: &Logs, mut shown: Vec<Shown>) -> ! {
+    loop {
+        let mut quiet = true;
+        for log in &mut shown {
+            while let Some(line) = log.next() {
+                quiet = false;
+                if args.wants(&line::read(&line)) {
+                    print(args, log.name.as_deref(), &line);
+                }
+            }
+        }
+        if quiet {
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+impl Logs {
+    fn wants(&self, entry: &Entry) -> bool {
+        let by_stream = match (self.err, self.out) {
+            (true, false) => entry.stream == "err",
+            (false, true) => entry.stream == "out",
+            _ => true,
+        };
+        by_stream && self.slot.is_none_or(|slot| entry.slot == Some(slot))
+    }
+}
+
+fn print(args: &Logs, name: Option<&str>, line: &str) {
+    let mut out = std::io::stdout().lock();
+    let result = match (args.json, name) {
+        (true, name) => {
+            let entry = line::read(line);
+            let mut value = serde_json::to_value(&entry).unwrap_or_default();
+            if let Some(name) = name {
+                value["app"] = name.into();
+            }
+            writeln!(out, "{value}")
+        }
+        (false, Some(name)) => writeln!(out, "{name}: {line}"),
+        (false, None) => writeln!(out, "{line}"),
+    };
+    if result.and_then(|()| out.flush()).is_err() {
+        // Nobody reads any more.
+        #[expect(clippy::exit, reason = "as every filter does whose reader leaves")]
+        std::process::exit(0);
+    }
+}
+
+/// The last lines that are wanted, and the file where they end. One that is not there is empty.
+#[expect(clippy::type_complexity)]
+fn last_lines(
+    path: &Path,
+    count: usize,
+    wants: impl Fn(&str) -> bool,
+) -> std::io::Result<(VecDeque<String>, Option<(BufReader<File>, u64)>)> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((VecDeque::new(), None)),
+        Err(e) => return Err(e),
+    };
+    let (len, inode) = (file.metadata()?.len(), file.metadata()?.ino());
+    let (mut start, mut bytes, mut lines) = (len, Vec::new(), VecDeque::new());
+    while start > 0 && lines.len() < count {
+        let size = BLOCK.min(start);
+        start -= size;
+        let mut block = vec![0; usize::try_from(size).unwrap_or_default()];
+        file.seek(SeekFrom::Start(start))?;
+        file.read_exact(&mut block)?;
+        block.append(&mut bytes);
+        // What is before the first end of a line may be only a part.
+        let whole = if start == 0 { 0 } else { memchr::memchr(b'\n', &block).map_or(block.len(), |at| at + 1) };
+        let text = String::from_utf8_lossy(&block[whole..]).into_owned();
+        for line in text.lines().rev().filter(|line| wants(line)) {
+            if lines.len() < count {
+                lines.push_front(line.to_owned());
+            }
+        }
+        block.truncate(whole);
+        bytes = block;
+    }
+    file.seek(SeekFrom::Start(len))?;
+    Ok((lines, Some((BufReader::new(file), inode))))
+}
+
+impl Shown {
+    /// The next whole line, also of the file that has taken the place of this one.
+    fn next(&mut self) -> Option<String> {
+        if self.reader.is_none() {
+            self.reader = opened(&self.path);
+        }
+        let (reader, inode) = self.reader.as_mut()?;
+        let mut bytes = Vec::new();
+        let read = reader.read_until(b'\n', &mut bytes).ok()?;
+        self.begun.push_str(&String::from_utf8_lossy(&bytes));
+        if self.begun.ends_with('\n') {
+            let line = std::mem::take(&mut self.begun);
+            return Some(line.trim_end_matches('\n').to_owned());
+        }
+        if read == 0 {
+            let found = self.path.metadata().ok();
+            let is_other = found.as_ref().is_some_and(|found| found.ino() != *inode);
+            let is_cut = found.is_some_and(|found| reader.stream_position().is_ok_and(|at| at > found.len()));
+            if is_other || is_cut {
+                // Read to its end; now the next one from its beginning.
+                let next = if is_other { after(&self.path, *inode) } else { self.path.clone() };
+                self.reader = opened(&next);
+                return self.next();
+            }
+        }
+        None
+    }
+}
+
+fn opened(path: &Path) -> Option<(BufReader<File>, u64)> {
+    let file = File::open(path).ok()?;
+    let inode = file.metadata().ok()?.ino();
+    Some((BufReader::new(file), inode))
+}
+
+/// The file that was begun after this one, which has been put aside: perhaps another that has been put aside meanwhile.
+fn after(path: &Path, inode: u64) -> PathBuf {
+    let aside = |number: usize| PathBuf::from(format!("{}.{number}", path.display()));
+    let mut found = (1..=MOST_ASIDE).take_while(|number| aside(*number).exists());
+    let own = found.find(|number| aside(*number).metadata().is_ok_and(|found| found.ino() == inode));
+    match own {
+        Some(number @ 2..) => aside(number - 1),
+        _ => path.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_are_found_however_long_the_file_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("app.log");
+        let text: String = (0..20_000).map(|number| format!("line {number} {}\n", "x".repeat(number % 50))).collect();
+        std::fs::write(&path, &text).unwrap();
+        let (lines, _) = last_lines(&path, 3, |_| true).unwrap();
+        assert_eq!(lines, text.lines().skip(19_997).collect::<Vec<_>>());
+        let (lines, _) = last_lines(&path, 2, |line| line.starts_with("line 7 ")).unwrap();
+        assert_eq!(lines, ["line 7 xxxxxxx"]);
+        let (lines, _) = last_lines(&path, 100_000, |_| true).unwrap();
+        assert_eq!(lines.len(), 20_000);
+        let (lines, reader) = last_lines(&directory.path().join("none"), 3, |_| true).unwrap();
+        assert!(lines.is_empty() && reader.is_none());
+    }
+
+    #[test]
+    fn what_follows_is_shown_across_a_rotation() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("app.log");
+        std::fs::write(&path, "a\nb").unwrap();
+        let (_, reader) = last_lines(&path, 0, |_| true).unwrap();
+        let mut log = Shown { name: None, path: path.clone(), reader, begun: String::new() };
+        let append = |path: &Path, text: &str| {
+            std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap().write_all(text.as_bytes()).unwrap();
+        };
+        append(&path, "c\nd");
+        assert_eq!((log.next(), log.next()), (Some("c".into()), None));
+        append(&path, "e\n");
+        std::fs::rename(&path, directory.path().join("app.log.1")).unwrap();
+        append(&path, "f\n");
+        assert_eq!((log.next(), log.next(), log.next()), (Some("de".into()), Some("f".into()), None));
+    }
+}

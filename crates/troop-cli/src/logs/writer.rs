@@ -1,0 +1,279 @@
+//! The queue between those who print and what is written to, and the thread that empties it.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::file::LogFile;
+use super::journal::Journal;
+use super::line::{self, Origin};
+use crate::config::Form;
+
+/// The most bytes that wait to be written; more lines are lost, and counted.
+const MOST_BYTES: usize = 8 * 1024 * 1024;
+/// How long the last lines may take to be written.
+const LAST_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What lines are written to.
+#[derive(Debug)]
+pub(crate) enum Sink {
+    /// One file for all, and perhaps one for standard error.
+    Files(LogFile, Option<LogFile>),
+    /// Standard output and error.
+    Terminal,
+    Journal(Journal),
+}
+
+/// Lines that wait.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// As they will be written, by where to.
+    out: Vec<u8>,
+    err: Vec<u8>,
+    /// For the journal, which takes them one by one.
+    single: Vec<(Origin, Vec<u8>)>,
+    single_bytes: usize,
+    /// Lines that were lost since the last one that was written.
+    lost: u64,
+    ended: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    waiting: Mutex<Waiting>,
+    more: Condvar,
+    /// It has written everything there was, and ended.
+    done: Condvar,
+    form: Form,
+    /// Errors have a place of their own.
+    apart: bool,
+    /// Lines are handed over one by one.
+    single: bool,
+    lost: AtomicU64,
+    reopen: AtomicBool,
+    path: Option<PathBuf>,
+}
+
+/// Adds lines, all with the same time.
+pub(crate) struct Lines<'a> {
+    queue: &'a Queue,
+    waiting: MutexGuard<'a, Waiting>,
+    time: String,
+}
+
+impl Queue {
+    /// Starts the thread.
+    pub(crate) fn start(sink: Sink, form: Form) -> io::Result<Arc<Queue>> {
+        let queue = Arc::new(Queue {
+            waiting: Mutex::default(),
+            more: Condvar::new(),
+            done: Condvar::new(),
+            form,
+            apart: matches!(sink, Sink::Files(_, Some(_)) | Sink::Terminal),
+            single: matches!(sink, Sink::Journal(_)),
+            lost: AtomicU64::new(0),
+            reopen: AtomicBool::new(false),
+            path: if let Sink::Files(file, _) = &sink { Some(file.path().to_owned()) } else { None },
+        });
+        let theirs = queue.clone();
+        let write = move || theirs.write(sink);
+        std::thread::Builder::new().name("troop-logs".into()).stack_size(256 * 1024).spawn(write)?;
+        Ok(queue)
+    }
+
+    /// The file, if there is one.
+    pub(crate) fn path(&self) -> Option<&PathBuf> {
+        self.path.as_ref()
+    }
+
+    /// How many lines were lost so far.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Has files opened anew, because somebody has moved them.
+    pub(crate) fn reopen(&self) {
+        self.reopen.store(true, Ordering::Relaxed);
+        self.more.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn lines(&self) -> Lines<'_> {
+        let time = if self.form == Form::Plain { String::new() } else { line::now() };
+        Lines { queue: self, waiting: self.lock(), time }
+    }
+
+    /// Writes what waits, and ends.
+    pub(crate) fn finish(&self) {
+        let mut waiting = self.lock();
+        waiting.ended = true;
+        self.more.notify_one();
+        let is_open = |waiting: &mut Waiting| waiting.ended;
+        drop(self.done.wait_timeout_while(waiting, LAST_PATIENCE, is_open));
+    }
+
+    fn write(&self, mut sink: Sink) {
+        let mut taken = Waiting::default();
+        loop {
+            {
+                let mut waiting = self.lock();
+                while waiting.out.is_empty() && waiting.err.is_empty() && waiting.single.is_empty() && !waiting.ended {
+                    if self.reopen.swap(false, Ordering::Relaxed)
+                        && let Sink::Files(file, errors) = &mut sink
+                    {
+                        file.reopen();
+                        errors.iter_mut().for_each(LogFile::reopen);
+                    }
+                    waiting = self.more.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+                }
+                let is_last = waiting.ended && waiting.out.is_empty() && waiting.err.is_empty() && waiting.single.is_empty();
+                if is_last {
+                    waiting.ended = false;
+                    drop(waiting);
+                    self.done.notify_all();
+                    return;
+                }
+                // The buffers change places, so that there is nothing to allocate.
+                std::mem::swap(&mut waiting.out, &mut taken.out);
+                std::mem::swap(&mut waiting.err, &mut taken.err);
+                std::mem::swap(&mut waiting.single, &mut taken.single);
+                waiting.single_bytes = 0;
+            }
+            if self.reopen.swap(false, Ordering::Relaxed)
+                && let Sink::Files(file, errors) = &mut sink
+            {
+                file.reopen();
+                errors.iter_mut().for_each(LogFile::reopen);
+            }
+            let lost = self.write_once(&mut sink, &taken);
+            taken.out.clear();
+            taken.err.clear();
+            taken.single.clear();
+            if lost > 0 {
+                self.lost.fetch_add(lost, Ordering::Relaxed);
+                self.lock().lost += lost;
+                // There is no room; it is not asked for at once again.
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+
+    /// Returns how many lines could not be written.
+    fn write_once(&self, sink: &mut Sink, taken: &Waiting) -> u64 {
+        let count = |bytes: &[u8]| memchr::memchr_iter(b'\n', bytes).count() as u64;
+        let mut lost = 0;
+        let mut tried = |result: io::Result<()>, bytes: &[u8]| {
+            if result.is_err() {
+                lost += count(bytes);
+            }
+        };
+        match sink {
+            Sink::Files(file, errors) => {
+                tried(file.write(&taken.out), &taken.out);
+                if let Some(errors) = errors {
+                    tried(errors.write(&taken.err), &taken.err);
+                }
+            }
+            Sink::Terminal => {
+                tried(io::stdout().lock().write_all(&taken.out).and_then(|()| io::stdout().lock().flush()), &taken.out);
+                tried(io::stderr().lock().write_all(&taken.err), &taken.err);
+            }
+            Sink::Journal(journal) => {
+                lost += taken.single.iter().filter(|(origin, line)| journal.write(*origin, line).is_err()).count() as u64;
+            }
+        }
+        lost
+    }
+}
+
+impl Lines<'_> {
+    /// Adds a line, in pieces if it is too long.
+    pub(crate) fn split(&mut self, origin: Origin, line: &[u8], most: usize) {
+        if line.len() <= most {
+            self.push(origin, line);
+        } else {
+            line.chunks(most).for_each(|piece| self.push(origin, piece));
+        }
+    }
+
+    /// Adds a line, without its end.
+    pub(crate) fn push(&mut self, origin: Origin, line: &[u8]) {
+        let waiting = &mut *self.waiting;
+        if waiting.out.len() + waiting.err.len() + waiting.single_bytes + line.len() > MOST_BYTES {
+            waiting.lost += 1;
+            self.queue.lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let lost = std::mem::take(&mut waiting.lost);
+        if lost > 0 {
+            let text = format!("troop: {lost} lines were lost here, as they could not be written fast enough, or at all");
+            self.add(Origin::Event, text.as_bytes());
+        }
+        self.add(origin, line);
+    }
+
+    fn add(&mut self, origin: Origin, line: &[u8]) {
+        let waiting = &mut *self.waiting;
+        if self.queue.single {
+            waiting.single_bytes += line.len();
+            waiting.single.push((origin, line.to_vec()));
+            return;
+        }
+        let to = if self.queue.apart && origin.is_error() { &mut waiting.err } else { &mut waiting.out };
+        line::write(to, self.queue.form, &self.time, origin, line);
+    }
+}
+
+impl Drop for Lines<'_> {
+    fn drop(&mut self) {
+        self.queue.more.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::file::Rotation;
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_written_is_counted_and_nobody_waits_for_it() {
+        let rotation = Rotation { size: 0, age: None, keep: 1, total: None };
+        let queue = Queue::start(Sink::Files(LogFile::new("/dev/full".into(), rotation), None), Form::Prefixed).unwrap();
+        for _ in 0..100 {
+            queue.lines().push(Origin::Out(0), b"a line");
+        }
+        queue.finish();
+        assert_eq!(queue.lost(), 100);
+    }
+
+    #[test]
+    fn more_than_may_wait_is_lost_and_the_loss_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("app.log");
+        let rotation = Rotation { size: 0, age: None, keep: 1, total: None };
+        let queue = Queue::start(Sink::Files(LogFile::new(path.clone(), rotation), None), Form::Plain).unwrap();
+        let line = vec![b'x'; 1024 * 1024];
+        {
+            // The thread cannot take them meanwhile.
+            let mut lines = queue.lines();
+            (0..20).for_each(|_| lines.push(Origin::Out(0), &line));
+        }
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while std::fs::metadata(&path).map_or(0, |found| found.len()) < 7 * 1024 * 1024 {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        queue.lines().push(Origin::Out(0), b"the last");
+        queue.finish();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lost: u64 = text.lines().find_map(|line| line.strip_prefix("troop: ")?.split(' ').next()?.parse().ok()).unwrap();
+        assert_eq!((lost, text.lines().filter(|line| line.starts_with('x')).count() as u64 + lost), (queue.lost(), 20));
+        assert!(text.ends_with("\nthe last\n"));
+    }
+}

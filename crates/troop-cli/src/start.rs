@@ -1,0 +1,189 @@
+//! `troop start`: `troop run` in the background, waited for until it is ready.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use troop::{Cluster, Event, Phase, Progress, WorkerHandle};
+
+use crate::args::{Run, Start};
+use crate::config;
+use crate::control::Failure;
+use crate::control::client::Trouble;
+use crate::log;
+use crate::plan::{self, Plan};
+
+/// Tells a primary that it was started to run in the background, and as which app of its file.
+pub(crate) const VARIABLE: &str = "TROOP_STARTED_AS";
+/// How often it is looked whether all workers are ready.
+const LOOK: Duration = Duration::from_millis(50);
+/// How much longer than a worker may take it is waited for.
+const MARGIN: Duration = Duration::from_secs(5);
+/// How long the last words of a worker are waited for.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// What the primary says to who started it, as one line on standard output.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum News {
+    /// All workers are ready.
+    Ready { name: String, pid: u32, workers: usize, listeners: Vec<String> },
+    /// They are not, and will not be.
+    Failed { reason: String, nonsense: bool },
+}
+
+/// Who waits for this primary to be ready.
+#[derive(Debug, Default)]
+pub(crate) struct Starter(Mutex<bool>);
+
+impl Starter {
+    /// Leaves the terminal behind.
+    pub(crate) fn new() -> Starter {
+        // It is no leader of a group, so this cannot fail.
+        let _ = rustix::process::setsid();
+        Starter::default()
+    }
+
+    /// Says how it went, if that was not said before.
+    pub(crate) fn tell(&self, news: &News) {
+        let Ok(mut told) = self.0.lock() else { return };
+        if std::mem::replace(&mut *told, true) {
+            return;
+        }
+        let line = serde_json::to_string(news).unwrap_or_default();
+        let mut out = std::io::stdout().lock();
+        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        // Its end is what is waited for.
+        if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
+            let _ = rustix::stdio::dup2_stdout(&null);
+        }
+    }
+
+    /// Watches a cluster until it is known how its start went. One that fails is ended: who started it knows, and will start it again.
+    pub(crate) async fn watch(&self, cluster: &Cluster, name: &str) {
+        let mut events = cluster.events();
+        let mut look = tokio::time::interval(LOOK);
+        let mut fallen: Option<WorkerHandle> = None;
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    None => return,
+                    Some(Event::Exit(worker, how)) if !how.is_success() => fallen = Some(worker),
+                    Some(Event::Supervision(progress @ Progress::GivingUp { .. })) => {
+                        let mut reason = Event::Supervision(progress).to_string();
+                        let words = fallen.and_then(|worker| worker.last_stderr(LAST_WORDS));
+                        if let Some(words) = words.filter(|words| !words.trim().is_empty()) {
+                            reason.push_str("; its last lines:\n");
+                            reason.push_str(words.trim_end());
+                        }
+                        self.tell(&News::Failed { reason, nonsense: false });
+                        let _ = cluster.stop();
+                        return;
+                    }
+                    Some(_) => {}
+                },
+                _ = look.tick() => {
+                    let Ok(snapshot) = cluster.snapshot().await else { return };
+                    let ready = snapshot.workers.iter().filter(|worker| worker.ready == Some(true)).count();
+                    if snapshot.phase == Phase::Running && ready >= snapshot.wanted.unwrap_or(1) {
+                        let listeners = snapshot.listeners.into_iter().map(|listener| listener.address).collect();
+                        self.tell(&News::Ready { name: name.to_owned(), pid: snapshot.pid, workers: ready, listeners });
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `troop start`, on the side of who waits.
+pub(crate) fn start(args: &Start) -> Result<(), Trouble> {
+    let names = names(&args.run).map_err(Trouble::Nonsense)?;
+    let mut failed = None;
+    for name in names {
+        // Each app by itself; the others start all the same.
+        if let Err(trouble) = start_one(args, &name)
+            && let Some(before) = failed.replace(trouble)
+        {
+            log::say(&format!("troop: {before}"));
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// The apps that are meant, or the empty name if there is no choice.
+fn names(run: &Run) -> Result<Vec<String>, String> {
+    Ok(match plan::file_of(run)? {
+        Some((file, None)) => {
+            let (apps, warnings) = config::read_with_warnings(&file)?;
+            warnings.iter().for_each(|warning| log::say(&format!("troop: {}: {warning}", file.display())));
+            apps.into_keys().collect()
+        }
+        _ => vec![String::new()],
+    })
+}
+
+fn start_one(args: &Start, name: &str) -> Result<(), Trouble> {
+    // What makes no sense is said here, where somebody reads it.
+    let (plan, _) = plan::plan(args.run.clone(), Some(name)).map_err(Trouble::Nonsense)?;
+    let doing = |e| Trouble::Io("start the primary".into(), e);
+    let mut child = Command::new("/proc/self/exe")
+        .arg0("troop")
+        .args(std::env::args_os().skip(1))
+        .env(VARIABLE, name)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(doing)?;
+    let shown = plan.name.clone().unwrap_or_else(|| plan.program.to_string_lossy().into_owned());
+    if args.no_wait {
+        report(args.json, &serde_json::json!({ "name": shown, "pid": child.id(), "state": "starting" }), || {
+            format!("{shown}: starting")
+        });
+        return Ok(());
+    }
+    let (sender, news) = std::sync::mpsc::channel();
+    let pipe = child.stdout.take().ok_or_else(|| doing(std::io::ErrorKind::BrokenPipe.into()))?;
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let read = BufReader::new(pipe).read_line(&mut line);
+        let _ = sender.send(read.map(|_| line));
+    });
+    let fail = |text: String| Err(Trouble::Failed(Failure::new("failed", text)));
+    match news.recv_timeout(patience(&plan)) {
+        Ok(Ok(line)) => match serde_json::from_str(&line) {
+            Ok(News::Ready { name, pid, workers, listeners }) => {
+                let state = serde_json::json!({ "name": name, "pid": pid, "state": "running", "workers": workers, "listeners": listeners });
+                let on = if listeners.is_empty() { String::new() } else { format!(" on {}", listeners.join(", ")) };
+                report(args.json, &state, || format!("{name}: {workers} workers ready{on}"));
+                Ok(())
+            }
+            Ok(News::Failed { reason, nonsense: true }) => Err(Trouble::Nonsense(reason)),
+            Ok(News::Failed { reason, .. }) => fail(format!("{shown}: {reason}")),
+            Err(_) => fail(format!("{shown}: the primary ended without a word: {}", ended(&mut child))),
+        },
+        Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => fail(format!("{shown}: the primary ended: {}", ended(&mut child))),
+        Err(RecvTimeoutError::Timeout) => fail(format!(
+            "{shown}: not all workers are ready after {:?}; it goes on starting: see `troop show` and `troop logs`",
+            patience(&plan)
+        )),
+    }
+}
+
+fn patience(plan: &Plan) -> Duration {
+    plan.app.ready_timeout.map_or(Duration::from_secs(30), |time| time.0) + MARGIN
+}
+
+fn ended(child: &mut std::process::Child) -> String {
+    child.wait().map_or_else(|e| e.to_string(), |status| status.to_string())
+}
+
+fn report(json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) {
+    let mut out = std::io::stdout().lock();
+    let _ = if json { writeln!(out, "{value}") } else { writeln!(out, "{}", text()) };
+}

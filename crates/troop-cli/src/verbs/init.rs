@@ -1,0 +1,85 @@
+//! `troop init`: a file to begin with.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::args::Init;
+use crate::config::{self, Apps, File};
+use crate::control::place;
+
+/// Programs that are looked for, the likeliest first.
+const LIKELY: [&str; 9] =
+    ["server.js", "app.js", "index.js", "main.js", "server.mjs", "server.ts", "src/server.js", "src/index.js", "dist/index.js"];
+
+/// Writes it.
+///
+/// # Errors
+/// For people.
+pub(crate) fn init(args: &Init) -> Result<(), String> {
+    let (text, names, warnings) = match &args.from {
+        Some(from) => {
+            let (apps, warnings) = config::read_with_warnings(from)?;
+            let names: Vec<_> = apps.keys().cloned().collect();
+            (written(apps, &from.display().to_string())?, names, warnings)
+        }
+        None => {
+            let program = args.program.clone().or_else(likely).ok_or("which program? Name it: `troop init server.js`")?;
+            let name = place::name_of(Path::new(&program));
+            (template(&name, &program), vec![name], Vec::new())
+        }
+    };
+    if args.output == Path::new("-") {
+        let _ = std::io::stdout().lock().write_all(text.as_bytes());
+        return Ok(());
+    }
+    let shown = args.output.display();
+    if args.output.exists() && !args.force {
+        return Err(format!("{shown} is there already; --force writes over it, `-o -` writes to standard output"));
+    }
+    std::fs::write(&args.output, text).map_err(|e| format!("cannot write {shown}: {e}"))?;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        let _ = writeln!(out, "{}", json!({ "file": args.output, "apps": names, "warnings": warnings }));
+        return Ok(());
+    }
+    for warning in warnings {
+        let _ = writeln!(std::io::stderr().lock(), "troop: {warning}");
+    }
+    let _ = writeln!(out, "{shown}: {}; `troop check` looks at it, `troop run` or `troop start` runs it", names.join(", "));
+    Ok(())
+}
+
+/// The program that is most likely meant.
+fn likely() -> Option<String> {
+    let package = std::fs::read_to_string("package.json").ok();
+    let package: Option<serde_json::Value> = package.and_then(|text| serde_json::from_str(&text).ok());
+    let main = package.and_then(|package| package["main"].as_str().map(str::to_owned)).filter(|main| Path::new(main).is_file());
+    main.or_else(|| LIKELY.iter().find(|name| Path::new(name).is_file()).map(|name| (*name).to_owned()))
+}
+
+fn written(apps: Apps, from: &str) -> Result<String, String> {
+    let text = toml::to_string_pretty(&File { app: apps }).map_err(|e| format!("cannot write it as TOML: {e}"))?;
+    Ok(format!("# From {from}. All that can be said: docs/tool.md; what is wrong: `troop check`.\n\n{text}"))
+}
+
+fn template(name: &str, program: &str) -> String {
+    let program = toml::Value::String(program.to_owned());
+    format!(
+        r#"# All that can be said: docs/tool.md; what is wrong: `troop check`.
+
+[app.{name}]
+program = {program}
+# args = ["--port", "8000"]
+# workers = 4                         # default: one per CPU that may be used
+# policy = "steered"                  # default: round-robin
+# env = {{ NODE_ENV = "production" }}
+# grace = "30s"                       # to finish, before a worker is killed
+# ready = "message"                   # ready is who calls process.send('ready'); default: who listens
+# recycle = {{ memory = "500M", age = "1d" }}
+# health = {{ http = "/health", every = "10s" }}
+# output = {{ to = "files", rotate_size = "10M", keep = 5 }}
+"#
+    )
+}

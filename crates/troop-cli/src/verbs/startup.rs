@@ -1,0 +1,123 @@
+//! `troop startup`: systemd units.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::args::Startup;
+use crate::config::{self, App, Format};
+
+/// Writes a unit for each app that is meant.
+///
+/// # Errors
+/// For people.
+pub(crate) fn startup(args: &Startup) -> Result<(), String> {
+    let file = std::path::absolute(&args.config).map_err(|e| format!("{}: {e}", args.config.display()))?;
+    let mut apps = config::read(&file)?;
+    if let Some(name) = &args.app {
+        let names: Vec<_> = apps.keys().cloned().collect();
+        let app = apps.remove(name).ok_or_else(|| format!("{} has no app {name:?}, but {}", file.display(), names.join(", ")))?;
+        apps = [(name.clone(), app)].into();
+    }
+    let is_root = rustix::process::geteuid().is_root();
+    let directory = args.directory.clone().unwrap_or_else(|| usual_directory(is_root));
+    let program = std::env::current_exe().map_err(|e| format!("cannot find out where troop is: {e}"))?;
+    let mut out = std::io::stdout().lock();
+    let mut written = Vec::new();
+    for (name, app) in &apps {
+        let text = unit(name, app, &file, &program, is_root)?;
+        if args.print {
+            let _ = write!(out, "# troop-{name}.service\n{text}");
+            continue;
+        }
+        let path = directory.join(format!("troop-{name}.service"));
+        let wrong = |e: std::io::Error| format!("cannot write {}: {e}", path.display());
+        std::fs::create_dir_all(&directory).map_err(wrong)?;
+        std::fs::write(&path, text).map_err(wrong)?;
+        written.push(path);
+    }
+    if args.json && !args.print {
+        let _ = writeln!(out, "{}", json!({ "units": written }));
+        return Ok(());
+    }
+    for path in &written {
+        let _ = writeln!(out, "{}", path.display());
+    }
+    if !written.is_empty() {
+        let user = if is_root { "" } else { " --user" };
+        let names: Vec<_> = apps.keys().map(|name| format!("troop-{name}")).collect();
+        let _ = writeln!(out, "Now: systemctl{user} daemon-reload && systemctl{user} enable --now {}", names.join(" "));
+    }
+    Ok(())
+}
+
+fn usual_directory(is_root: bool) -> PathBuf {
+    if is_root {
+        return "/etc/systemd/system".into();
+    }
+    let config = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    config.unwrap_or_else(|| std::env::home_dir().unwrap_or_default().join(".config")).join("systemd/user")
+}
+
+/// A path or an argument as `systemd.service(5)` wants it quoted.
+fn quoted(text: &str) -> String {
+    let escaped = text.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
+    if escaped.contains([' ', '\t', '\'', '"', ';']) { format!("\"{escaped}\"") } else { escaped }
+}
+
+fn unit(name: &str, app: &App, file: &Path, program: &Path, is_root: bool) -> Result<String, String> {
+    let text = |path: &Path| path.to_str().map(str::to_owned).ok_or_else(|| format!("{} is no text", path.display()));
+    let (program, config) = (quoted(&text(program)?), quoted(&text(file)?));
+    let directory = text(&app.directory(file))?.replace('%', "%%");
+    // Longer than the workers may take, so that troop kills them, not systemd.
+    let stop = app.grace.map_or(30, |grace| grace.0.as_secs()) + 10;
+    let start = app.ready_timeout.map_or(30, |time| time.0.as_secs()).saturating_mul(2).max(90);
+    // Node reads such a file, and finds itself on the path that the shell has.
+    let path = match config::format_of(file) {
+        Some(Format::Pm2) | None => std::env::var("PATH").ok(),
+        _ if app.program.contains('/') && !app.program.ends_with("js") => None,
+        _ => std::env::var("PATH").ok(),
+    };
+    let path = path.map_or_else(String::new, |path| format!("Environment={}\n", quoted(&format!("PATH={path}"))));
+    let target = if is_root { "multi-user.target" } else { "default.target" };
+    Ok(format!(
+        "[Unit]
+Description=troop: {name}
+After=network-online.target
+Wants=network-online.target
+
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart={program} run --config {config} {name}
+ExecReload={program} reload {name}
+WorkingDirectory={directory}
+{path}Restart=on-failure
+RestartSec=5
+# troop tells its workers itself, and ends what they leave behind.
+KillMode=mixed
+TimeoutStartSec={start}
+TimeoutStopSec={stop}
+WatchdogSec=30
+LimitNOFILE=1048576
+
+[Install]
+WantedBy={target}
+"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_systemd_would_expand_is_escaped() {
+        for (plain, written) in
+            [("/usr/bin/troop", "/usr/bin/troop"), ("/a b/%c", "\"/a b/%%c\""), ("$x", "$$x"), ("a\"b", "\"a\\\"b\"")]
+        {
+            assert_eq!(quoted(plain), written);
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! Apps in the background: started and waited for, looked at, started again, and what they print.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+use troop_testkit::{is_running, talk, wait_until};
+
+/// A place for apps, which all end with it.
+struct Home {
+    directory: TempDir,
+}
+
+impl Home {
+    /// With these files in it.
+    fn with(files: &[(&str, &str)]) -> Home {
+        let home = Home { directory: tempfile::tempdir().unwrap() };
+        for (name, text) in files {
+            std::fs::write(home.path().join(name), text).unwrap();
+        }
+        home
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
+        command.args(args).current_dir(self.path()).stdin(Stdio::null());
+        command.env("TROOP_RUNTIME_DIR", self.path().join("run")).env("TROOP_LOG_DIR", self.path().join("logs"));
+        command
+    }
+
+    /// The exit code, standard output and standard error.
+    fn troop(&self, args: &[&str]) -> (i32, String, String) {
+        let output = self.command(args).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+    }
+
+    /// What is fine.
+    fn fine(&self, args: &[&str]) -> String {
+        let (code, out, err) = self.troop(args);
+        assert_eq!(code, 0, "troop {args:?}: {out}{err}");
+        out
+    }
+
+    fn show(&self, name: &str) -> Value {
+        serde_json::from_str::<Vec<Value>>(&self.fine(&["show", name, "--json"])).unwrap().remove(0)
+    }
+
+    fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path().join("logs").join(name)).unwrap_or_default()
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let _ = self.command(&["stop", "all", "--quick"]).output();
+    }
+}
+
+/// Says where it listens, and answers with its greeting.
+const SERVER: &str = "
+const server = require('http').createServer((request, response) => {
+  console.log('asked for', request.url);
+  response.end(process.env.GREETING ?? 'hello');
+});
+server.listen(Number(process.env.PORT ?? 0), '127.0.0.1', () => console.error('slot', process.env.NODE_APP_INSTANCE, 'listens'));
+";
+
+fn port(shown: &Value) -> u16 {
+    let address = shown["listeners"][0]["address"].as_str().unwrap();
+    address.rsplit(':').next().unwrap().parse().unwrap()
+}
+
+fn get(port: u16) -> String {
+    talk(([127, 0, 0, 1], port), "GET /page HTTP/1.0\r\n\r\n").unwrap().rsplit("\r\n").next().unwrap().to_owned()
+}
+
+fn pid(shown: &Value) -> u32 {
+    u32::try_from(shown["pid"].as_u64().unwrap()).unwrap()
+}
+
+#[test]
+fn an_app_is_started_as_with_pm2_and_waited_for() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    let out = home.fine(&["start", "server.js", "-i", "2", "--name", "api", "--", "--verbose"]);
+    assert!(out.starts_with("api: 2 workers ready on 127.0.0.1:"), "{out}");
+    let shown = home.show("api");
+    assert_eq!(get(port(&shown)), "hello");
+    assert!(shown["workers"].as_array().unwrap().iter().all(|worker| worker["ready"] == true));
+    // It is nobody's child any more, and has left the terminal.
+    let status = std::fs::read_to_string(format!("/proc/{}/stat", pid(&shown))).unwrap();
+    let fields: Vec<&str> = status.rsplit(')').next().unwrap().split_whitespace().collect();
+    assert_eq!(fields[3], pid(&shown).to_string(), "a session of its own");
+    let (code, _, err) = home.troop(&["start", "server.js", "--name", "api"]);
+    assert!(code == 1 && err.contains("runs already"), "{code} {err}");
+    home.fine(&["stop", "api"]);
+    assert!(!is_running(pid(&shown)));
+    assert_eq!(home.troop(&["show", "api"]).0, 3);
+}
+
+#[test]
+fn an_app_that_does_not_come_up_is_one_clear_error_and_leaves_nothing_behind() {
+    let home =
+        Home::with(&[("bad.js", "console.error('no database'); process.exit(3)"), ("slow.js", "setTimeout(() => {}, 1e6)")]);
+    let (code, _, err) = home.troop(&["start", "bad.js", "--set", "restart.max=2"]);
+    assert!(code == 1 && err.contains("exit code 3") && err.contains("no database"), "{code} {err}");
+    let (code, _, err) = home.troop(&["start", "none.js"]);
+    assert!(code == 1 && err.contains("none.js"), "{code} {err}");
+    let (code, _, err) = home.troop(&["start", "bad.js", "--set", "recycle.memory=big"]);
+    assert!(code == 1 && err.contains("300M"), "{code} {err}");
+    let (code, out, _) = home.troop(&["ls", "--json"]);
+    assert_eq!((code, out.trim()), (0, "[]"));
+    // One that takes too long goes on.
+    let (code, _, err) = home.troop(&["start", "slow.js", "--ready", "listening", "--set", "ready_timeout=0"]);
+    assert!(code == 1 && err.contains("goes on starting"), "{code} {err}");
+    assert_eq!(home.show("slow")["workers"][0]["ready"], false);
+}
+
+#[test]
+fn all_apps_of_a_file_are_started_and_started_again_with_what_it_says_then() {
+    let file = |greeting: &str, second: &str| {
+        format!(
+            "[app.one]\nprogram = \"server.js\"\nworkers = 1\nenv = {{ GREETING = \"{greeting}\" }}\n[app.two]\nprogram = \"server.js\"\nworkers = 1\n{second}"
+        )
+    };
+    let home = Home::with(&[("server.js", SERVER), ("troop.toml", &file("one", ""))]);
+    let out = home.fine(&["start"]);
+    assert!(out.contains("one: 1 workers ready") && out.contains("two: 1 workers ready"), "{out}");
+    let before = home.show("one");
+    assert_eq!(get(port(&before)), "one");
+    // `grace` needs another start.
+    std::fs::write(home.path().join("troop.toml"), file("eins", "grace = 5\n")).unwrap();
+    let out = home.fine(&["restart", "all"]);
+    assert!(out.contains("one: 1 workers ready") && out.contains("two: 1 workers ready"), "{out}");
+    let after = home.show("one");
+    assert_eq!(get(port(&after)), "eins");
+    // The same process, so that whoever watches it sees nothing.
+    assert_eq!(pid(&before), pid(&after));
+    assert_ne!(before["workers"][0]["pid"], after["workers"][0]["pid"]);
+    assert!(home.troop(&["reload", "two"]).2.is_empty() || !home.troop(&["reload", "two"]).2.contains("grace"));
+    home.fine(&["stop", "all"]);
+    assert_eq!(home.fine(&["ls", "--json"]).trim(), "[]");
+}
+
+#[test]
+fn what_workers_print_is_in_files_and_is_shown() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    home.fine(&["start", "server.js", "-i", "2", "-n", "web"]);
+    get(port(&home.show("web")));
+    wait_until("the request in the log", || home.log("web.log").contains("asked for /page"));
+    let all = home.fine(&["logs", "web", "-n", "100"]);
+    for part in [" 0 ! slot 0 listens", " 1 ! slot 1 listens", "| asked for /page", "- * worker 1 started"] {
+        assert!(all.contains(part), "{part} in {all}");
+    }
+    let errors = home.fine(&["logs", "web", "--err"]);
+    assert!(errors.lines().count() == 2 && errors.lines().all(|line| line.contains(" ! slot ")), "{errors}");
+    let one = home.fine(&["logs", "web", "--err", "--slot", "1", "--json"]);
+    let line: Value = serde_json::from_str(one.trim()).unwrap();
+    assert_eq!((&line["slot"], &line["stream"], &line["text"]), (&1.into(), &"err".into(), &"slot 1 listens".into()));
+    assert_eq!(home.fine(&["logs", "web", "--lines", "1", "--out"]).lines().count(), 1);
+    // And when it does not run any more.
+    home.fine(&["stop", "web"]);
+    assert!(home.fine(&["logs", "web", "-n", "50"]).contains("asked for /page"));
+    assert_eq!(home.troop(&["logs", "other"]).0, 3);
+}
+
+#[test]
+fn logs_are_followed_across_a_rotation_and_a_file_that_was_moved_is_made_anew() {
+    let chatty =
+        "let n = 0; setInterval(() => console.log('line', n++, 'x'.repeat(20)), 2); require('http').createServer().listen(0)";
+    let home = Home::with(&[("chatty.js", chatty)]);
+    home.fine(&[
+        "start",
+        "chatty.js",
+        "-i",
+        "1",
+        "--set",
+        "output.rotate_size=4K",
+        "--set",
+        "output.keep=3",
+        "--format",
+        "plain",
+    ]);
+    let mut follower = home.command(&["logs", "chatty", "-f", "--lines", "0"]).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(follower.stdout.take().unwrap()));
+    // More than a file holds.
+    let numbers: Vec<u32> = lines
+        .map_while(Result::ok)
+        .filter_map(|line| line.strip_prefix("line ")?.split(' ').next()?.parse().ok())
+        .take(400)
+        .collect();
+    follower.kill().unwrap();
+    follower.wait().unwrap();
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "lines are missing: {numbers:?}");
+    let logs = || std::fs::read_dir(home.path().join("logs")).unwrap().count();
+    wait_until("the file and three before it", || logs() == 4);
+    // As logrotate does it: moved away, and USR1.
+    let (path, moved) = (home.path().join("logs/chatty.log"), home.path().join("moved"));
+    std::fs::rename(&path, &moved).unwrap();
+    let primary = Pid::from_raw(pid(&home.show("chatty")).cast_signed()).unwrap();
+    kill_process(primary, Signal::USR1).unwrap();
+    wait_until("the new file", || std::fs::metadata(&path).is_ok_and(|found| found.len() > 0));
+    let size = std::fs::metadata(&moved).unwrap().len();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(std::fs::metadata(&moved).unwrap().len(), size);
+}
+
+#[test]
+fn output_may_have_files_of_its_own_or_be_json_and_a_flood_holds_up_nobody() {
+    let flood = "
+        const { execSync } = require('child_process');
+        execSync('head -c 30000000 /dev/zero | tr \"\\\\0\" x; echo; printf \"a\\\\0\\\\377b\\\\n\"; echo oops >&2', { stdio: 'inherit' });
+        require('http').createServer((q, s) => s.end('there')).listen(0, '127.0.0.1')";
+    let home = Home::with(&[("flood.js", flood)]);
+    home.fine(&[
+        "start",
+        "flood.js",
+        "-i",
+        "1",
+        "-o",
+        "out.log",
+        "-e",
+        "sub/err.log",
+        "--format",
+        "json",
+        "--set",
+        "output.rotate_size=0",
+    ]);
+    assert_eq!(get(port(&home.show("flood"))), "there");
+    let errors = || std::fs::read_to_string(home.path().join("sub/err.log")).unwrap_or_default();
+    wait_until("the errors", || errors().contains("oops"));
+    assert_eq!(errors().lines().count(), 1);
+    wait_until("the last line", || home.log("out.log").contains("listening"));
+    let text = home.log("out.log");
+    // A line without end is cut into pieces, and what is no text does not spoil the rest.
+    assert!(text.lines().all(|line| line.len() < 200_000 && serde_json::from_str::<Value>(line).is_ok()));
+    assert!(text.contains("a\\u0000\u{fffd}b"));
+    let (lost, shown) =
+        (home.show("flood")["lost_lines"].as_u64().unwrap(), text.lines().filter(|line| line.contains("xxxx")).count() as u64);
+    assert!(lost + shown >= 30_000_000 / 65_536, "{lost} lost, {shown} written");
+}
+
+#[test]
+fn output_in_the_foreground_can_be_prefixed_or_sent_to_the_journal() {
+    let home = Home::with(&[("say.js", "console.log('first\\nsecond'); console.error('third'); process.exit(0)")]);
+    let args = ["run", "-w", "1", "--restart", "never", "--time", "say.js"];
+    let (code, out, err) = home.troop(&args);
+    assert_eq!(code, 0, "{err}");
+    let is_prefixed = |line: &str, text: &str| line.ends_with(text) && line.starts_with("20") && line.contains("Z 0 ");
+    let lines: Vec<_> = out.lines().collect();
+    assert!(lines.len() == 2 && is_prefixed(lines[0], "| first") && is_prefixed(lines[1], "| second"), "{out}");
+    assert!(err.lines().any(|line| is_prefixed(line, "! third")), "{err}");
+    let journal = std::os::unix::net::UnixDatagram::bind(home.path().join("journal")).unwrap();
+    let mut command =
+        home.command(&["run", "-w", "1", "--restart", "never", "--set", "output.to=journal", "--name", "app", "say.js"]);
+    assert!(command.env("TROOP_JOURNAL_SOCKET", home.path().join("journal")).output().unwrap().status.success());
+    journal.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut messages = Vec::new();
+    for _ in 0..3 {
+        let mut bytes = [0; 1024];
+        let len = journal.recv(&mut bytes).unwrap();
+        messages.push(String::from_utf8_lossy(&bytes[..len]).into_owned());
+    }
+    messages.sort();
+    assert!(
+        messages[0].starts_with("SYSLOG_IDENTIFIER=app\nPRIORITY=4\nTROOP_SLOT=0\nMESSAGE\n") && messages[0].ends_with("third\n")
+    );
+    assert!(messages.iter().any(|message| message.contains("PRIORITY=6") && message.ends_with("first\n")));
+}
+
+#[test]
+fn where_nothing_is_written_to_files_it_is_said_where_it_is() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    let mut command = home.command(&["run", "-w", "1", "--log", "json", "--name", "web", "server.js"]);
+    let mut primary = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("the app", || home.troop(&["show", "web"]).0 == 0);
+    let (code, _, err) = home.troop(&["logs", "web"]);
+    assert!(code == 1 && err.contains("writes no files") && err.contains("terminal"), "{code} {err}");
+    home.fine(&["stop", "web"]);
+    primary.wait().unwrap();
+}
+
+#[test]
+fn an_app_that_fails_later_stays_and_can_be_told_to_try_again() {
+    let text = format!("if (require('fs').existsSync('broken')) process.exit(4); {SERVER}");
+    let home = Home::with(&[("server.js", &text)]);
+    home.fine(&[
+        "start",
+        "server.js",
+        "-i",
+        "2",
+        "-n",
+        "web",
+        "--set",
+        "restart.max=3",
+        "--set",
+        "restart.delay=1ms",
+        "--set",
+        "settle=0",
+    ]);
+    std::fs::write(home.path().join("broken"), "").unwrap();
+    for worker in home.show("web")["workers"].as_array().unwrap() {
+        let pid = Pid::from_raw(i32::try_from(worker["pid"].as_i64().unwrap()).unwrap()).unwrap();
+        kill_process(pid, Signal::KILL).unwrap();
+    }
+    wait_until("the failure", || home.show("web")["phase"] == "failed");
+    let list = home.fine(&["ls"]);
+    assert!(list.contains("failed") && list.contains("0/2"), "{list}");
+    assert!(home.fine(&["show"]).contains("last unexpected end: worker"));
+    let (code, _, err) = home.troop(&["reload", "web"]);
+    assert!(code == 1 && err.contains("exit code 4"), "{code} {err}");
+    std::fs::remove_file(home.path().join("broken")).unwrap();
+    home.fine(&["reload", "web"]);
+    assert_eq!(get(port(&home.show("web"))), "hello");
+}
+
+#[test]
+fn one_worker_is_replaced_by_its_number() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    home.fine(&["start", "server.js", "-i", "2", "-n", "web"]);
+    home.fine(&["reload", "web:2"]);
+    let workers = home.show("web")["workers"].clone();
+    let ids: Vec<_> =
+        workers.as_array().unwrap().iter().filter(|w| w["leaving_ms"].is_null()).map(|w| w["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids, [1, 3]);
+    let (code, _, err) = home.troop(&["reload", "web:9"]);
+    assert!(code == 1 && err.contains("no worker 9"), "{code} {err}");
+    assert!(home.troop(&["reload", "web:x"]).2.contains("worker's number"));
+}

@@ -1,0 +1,311 @@
+//! What can be said about the care of workers, each against the real program.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use support::{Running, run, start};
+use tempfile::TempDir;
+use troop_testkit::{is_running, talk, wait_until};
+
+const SERVER: &str =
+    "require('http').createServer((q, s) => s.end(String(process.env.GREETING ?? process.pid))).listen(0, '127.0.0.1');";
+
+fn script(text: &str) -> (TempDir, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("app.js");
+    std::fs::write(&path, text).unwrap();
+    let path = path.display().to_string();
+    (directory, path)
+}
+
+fn get(port: u16) -> String {
+    talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n").unwrap().rsplit("\r\n").next().unwrap().to_owned()
+}
+
+fn show(app: &Running) -> Value {
+    serde_json::from_str::<Vec<Value>>(&app.troop(["show", "--json"]).1).unwrap().remove(0)
+}
+
+fn in_directory(directory: &Path, args: &[&str]) -> Running {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(args).current_dir(directory);
+    start(command)
+}
+
+#[test]
+fn workers_run_as_what_they_are_told_to() {
+    let text = "
+        const fs = require('fs');
+        const status = fs.readFileSync('/proc/self/status', 'utf8');
+        const line = name => status.split('\\n').find(line => line.startsWith(name)).split(/\\s+/).slice(1).join(' ');
+        process.stderr.write('SEEN ' + JSON.stringify({
+            umask: process.umask(), nice: require('os').getPriority(), cpus: line('Cpus_allowed_list'), uid: process.getuid(), gid: process.getgid(),
+            groups: process.getgroups(), files: fs.readFileSync('/proc/self/limits', 'utf8').split('\\n').find(l => l.startsWith('Max open files')).split(/\\s+/).slice(3, 5),
+            slot: [process.env.TROOP_SLOT, process.env.NODE_APP_INSTANCE, process.env.MY_SLOT], from: process.env.FROM_FILE, over: process.env.OVER,
+            argv: process.execArgv,
+        }) + '\\n');
+        process.exit();";
+    let (directory, path) = script(text);
+    std::fs::write(directory.path().join(".env"), "# comment\nFROM_FILE='a b'\nOVER=1\n").unwrap();
+    rustix::fs::chmod(directory.path(), 0o755.into()).unwrap();
+    let env_file = directory.path().join(".env").display().to_string();
+    let is_root = rustix::process::geteuid().is_root();
+    let mut args = vec!["-w", "2", "--restart", "never", "--env-file", &env_file, "--env", "OVER=2"];
+    args.extend(["--set", "umask=027", "--set", "nice=7", "--set", "cpus=[\"0\"]", "--set", "limits.files=[100, 200]"]);
+    args.extend(["--set", "slot_variable=MY_SLOT", "--set", "node_args=[\"--no-warnings\"]"]);
+    if is_root {
+        args.extend(["--user", "nobody"]);
+    }
+    args.push(&path);
+    let mut app = run(args);
+    let (code, log) = app.end();
+    assert_eq!(code, Some(0), "{log}");
+    let mut seen: Vec<Value> =
+        log.lines().filter_map(|line| line.strip_prefix("SEEN ")).map(|line| serde_json::from_str(line).unwrap()).collect();
+    seen.sort_by_key(|seen| seen["slot"][0].to_string());
+    assert_eq!(seen.len(), 2, "{log}");
+    for (slot, seen) in seen.iter().enumerate() {
+        let slot = slot.to_string();
+        assert_eq!(seen["slot"], serde_json::json!([slot, slot, slot]));
+        assert_eq!((&seen["umask"], &seen["nice"], &seen["cpus"]), (&0o027.into(), &7.into(), &"0".into()));
+        // Node raises the soft limit to the hard one by itself.
+        assert_eq!(seen["files"], serde_json::json!(["200", "200"]));
+        assert_eq!((&seen["from"], &seen["over"], &seen["argv"][0]), (&"a b".into(), &"2".into(), &"--no-warnings".into()));
+        if is_root {
+            assert_eq!((&seen["uid"], &seen["gid"]), (&65_534.into(), &65_534.into()));
+            assert!(!seen["groups"].as_array().unwrap().contains(&0.into()));
+        }
+    }
+}
+
+#[test]
+fn who_waits_for_ready_gets_it() {
+    for (how, text) in [
+        ("--wait-ready", format!("{SERVER} setTimeout(() => process.send('ready'), 700)")),
+        (
+            "--ready=notify",
+            format!(
+                "{SERVER} setTimeout(() => require('child_process').execFileSync('python3', ['-c', `import os, socket
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'].replace('@', chr(0), 1))`]), 700)"
+            ),
+        ),
+    ] {
+        let (_directory, path) = script(&text);
+        let mut app = run(["-w", "1", how, "--set", "settle=0", &path]);
+        app.listening(1);
+        let shown = show(&app);
+        assert_eq!(shown["workers"][0]["ready"], false, "{how}");
+        assert!(app.troop(["ls"]).1.contains("starting") && app.troop(["show"]).1.contains("starting"));
+        wait_until("readiness", || show(&app)["workers"][0]["ready"] == true);
+        assert!(app.troop(["ls"]).1.contains("running"));
+    }
+}
+
+#[test]
+fn a_worker_that_is_too_big_too_old_or_sick_is_replaced() {
+    let sick = "let n = 0; require('http').createServer((q, s) => { s.statusCode = q.url === '/health' ? 500 : 200; s.end() }).listen(0, '127.0.0.1')";
+    for (args, text, word) in [
+        (&["--max-memory", "20M"][..], SERVER, "MiB"),
+        (&["--max-age", "500ms"], SERVER, "old"),
+        (&["--health", "/health", "--set", "health.every=20ms", "--set", "health.failures=2"], sick, "answered 500"),
+    ] {
+        let (_directory, path) = script(text);
+        let mut app = run(args.iter().copied().chain(["-w", "1", &path]));
+        app.listening(1);
+        let recycling = app.event("recycling");
+        assert!(recycling["reason"].as_str().unwrap().contains(word), "{recycling}");
+        app.event("replaced");
+    }
+}
+
+#[test]
+fn ends_are_followed_by_what_was_chosen() {
+    for (args, text, forks, code) in [
+        (&["--no-autorestart"][..], "process.exit(0)", 1, 0),
+        (&["--restart", "never"], "process.exit(7)", 1, 1),
+        (&["--restart", "on-failure"], "process.exit(0)", 1, 0),
+        (&["--set", "restart.final_codes=[7]"], "process.exit(7)", 1, 0),
+        (&["--set", "restart.max=3", "--set", "restart.delay=1ms"], "process.exit(7)", 3, 1),
+    ] {
+        let (_directory, path) = script(text);
+        let mut app = run(args.iter().copied().chain(["-w", "1", &path]));
+        let (ended, log) = app.end();
+        assert_eq!((ended, app.workers().len()), (Some(code), forks), "{args:?} {log}");
+    }
+}
+
+#[test]
+fn what_has_failed_tries_again_by_itself() {
+    let (directory, path) = script(&format!("if (!require('fs').existsSync(__dirname + '/good')) process.exit(1); {SERVER}"));
+    let set = [
+        "restart.max=2",
+        "restart.delay=1ms",
+        "restart.when_failed=stay",
+        "restart.retry_after=300ms",
+        "restart.keep_listeners=true",
+    ];
+    let mut app = run(["-w", "1"].into_iter().chain(set.into_iter().flat_map(|set| ["--set", set])).chain([path.as_str()]));
+    app.event("giving-up");
+    std::fs::write(directory.path().join("good"), "").unwrap();
+    app.event("trying-again");
+    app.listening(1);
+}
+
+#[test]
+fn files_that_change_are_followed_by_a_reload_and_the_port_stays() {
+    let (directory, path) =
+        script("require('http').createServer((q, s) => s.end(text)).listen(0, '127.0.0.1'); const text = require('./text.js');");
+    let text = directory.path().join("text.js");
+    std::fs::write(&text, "module.exports = 'first'").unwrap();
+    std::fs::create_dir(directory.path().join("node_modules")).unwrap();
+    let mut app = in_directory(
+        directory.path(),
+        &["run", "--log", "json", "-w", "1", "--watch", "--set", "settle=0", "--set", "watch.delay=50ms", &path],
+    );
+    let port = app.listening(1);
+    assert_eq!(get(port), "first");
+    std::fs::write(directory.path().join("node_modules/x.js"), "").unwrap();
+    std::fs::write(directory.path().join("app.log"), "").unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    std::fs::write(&text, "module.exports = 'second'").unwrap();
+    app.event("reload-finished");
+    assert_eq!(get(port), "second");
+    let reloads = app.seen.iter().filter(|line| line.contains("has changed")).collect::<Vec<_>>();
+    assert!(reloads.len() == 1 && reloads[0].contains("text.js"), "{reloads:?}");
+    // One that does not work changes nothing.
+    std::fs::write(&text, "module.exports = ").unwrap();
+    app.event("reload-failed");
+    std::fs::write(&text, "module.exports = 'third'").unwrap();
+    app.event("reload-finished");
+    assert_eq!(get(port), "third");
+}
+
+#[test]
+fn hup_reads_the_file_again() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("app.js"), SERVER).unwrap();
+    let file = |greeting: &str| {
+        format!(
+            "[app.web]\nprogram = \"app.js\"\nworkers = 1\nlog = \"json\"\nsettle = 0\nenv = {{ GREETING = \"{greeting}\" }}\n"
+        )
+    };
+    std::fs::write(directory.path().join("troop.toml"), file("hi")).unwrap();
+    let mut app = in_directory(directory.path(), &["run"]);
+    let port = app.listening(1);
+    assert_eq!(get(port), "hi");
+    std::fs::write(directory.path().join("troop.toml"), file("ho")).unwrap();
+    app.signal(Signal::HUP);
+    app.event("reload-finished");
+    assert_eq!(get(port), "ho");
+    std::fs::write(directory.path().join("troop.toml"), "nonsense").unwrap();
+    app.signal(Signal::HUP);
+    wait_until("the complaint", || {
+        app.event_line().is_some_and(|line| line.contains("not reloaded") && line.contains("troop.toml"))
+    });
+    assert_eq!(get(port), "ho");
+}
+
+#[test]
+fn winch_ends_the_workers_and_keeps_the_port() {
+    let (_directory, path) = script(SERVER);
+    let mut app = run(["-w", "2", "--set", "settle=0", &path]);
+    let port = app.listening(2);
+    app.signal(Signal::WINCH);
+    app.event("pausing");
+    app.event("exit");
+    app.event("exit");
+    assert!(app.troop(["ls"]).1.contains("paused"));
+    let client = std::thread::spawn(move || get(port));
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(!client.is_finished());
+    app.signal(Signal::HUP);
+    assert!(!client.join().unwrap().is_empty());
+}
+
+#[test]
+fn a_program_runs_alone_without_workers() {
+    let (_directory, path) =
+        script("console.log(process.pid, !!process.send, require('cluster').isPrimary, process.argv[2], process.env.A)");
+    let output = Command::new(env!("CARGO_BIN_EXE_troop"))
+        .args(["run", "-w", "0", "--env", "A=b", &path, "--verbose"])
+        .stdin(Stdio::null())
+        .spawn()
+        .map(|child| (child.id(), child));
+    let (_, mut child) = output.unwrap();
+    assert!(child.wait().unwrap().success());
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_troop")).args(["run", "-w", "0", "--env", "A=b", &path, "--verbose"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.trim_end().ends_with(" false true --verbose b"), "{text}");
+    let refused = Command::new(env!("CARGO_BIN_EXE_troop")).args(["run", "-w", "0", "-b", "0", &path]).output().unwrap();
+    assert!(refused.status.code() == Some(2) && String::from_utf8_lossy(&refused.stderr).contains("alone"));
+}
+
+#[test]
+fn what_a_worker_started_ends_with_it() {
+    let (directory, path) = script(&format!(
+        "const child = require('child_process').spawn('sleep', ['1000'], {{ stdio: 'ignore' }});
+         require('fs').writeFileSync(__dirname + '/pid', String(child.pid)); {SERVER}"
+    ));
+    let mut app = run(["-w", "1", &path]);
+    app.listening(1);
+    let pid: u32 = std::fs::read_to_string(directory.path().join("pid")).unwrap().parse().unwrap();
+    assert!(is_running(pid));
+    app.signal(Signal::TERM);
+    assert_eq!(app.end().0, Some(0));
+    // Before the primary itself has ended.
+    assert!(!is_running(pid));
+}
+
+#[test]
+fn sockets_that_systemd_has_opened_are_used() {
+    // As systemd starts a program: descriptors from 3 on, and its own number in LISTEN_PID.
+    let starter = "
+import os, socket, sys
+sockets = []
+for name in ('web', 'other'):
+    s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen(100); sockets.append(s)
+print(*[s.getsockname()[1] for s in sockets], file=sys.stderr, flush=True)
+for at, s in enumerate(sockets):
+    os.dup2(s.fileno(), 30 + at)
+for at in range(len(sockets)):
+    os.dup2(30 + at, 3 + at); os.set_inheritable(3 + at, True)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2', LISTEN_FDNAMES='web:other')
+args = [a.replace('PORT', str(sockets[0].getsockname()[1])) for a in sys.argv[1:]]
+os.execv(args[0], args)
+";
+    let under_systemd = |args: &[&str]| {
+        let mut command = Command::new("python3");
+        command.args(["-c", starter, env!("CARGO_BIN_EXE_troop"), "run", "--log", "json", "-w", "2"]).args(args);
+        let mut app = start(command);
+        let ports: Vec<u16> = app.event_line().unwrap().split(' ').map(|port| port.parse().unwrap()).collect();
+        (app, ports)
+    };
+    // A Node program that listens on the same address gets the socket.
+    let (_directory, path) =
+        script("require('http').createServer((q, s) => s.end('node')).listen(Number(process.argv[2]), '127.0.0.1')");
+    let (mut app, ports) = under_systemd(&[&path, "PORT"]);
+    assert_eq!((app.listening(2), get(ports[0])), (ports[0], "node".into()));
+    // The same after a restart, which leaves them to the next primary.
+    let (code, _, err) = app.troop(["restart"]);
+    assert_eq!((code, get(ports[0])), (0, "node".into()), "{err}");
+    // A program that takes sockets gets one by its name.
+    let (_directory, path) =
+        script("require('http').createServer((q, s) => s.end(process.env.LISTEN_FDNAMES)).listen({ fd: 3 })");
+    for (bind, names) in [("systemd:other", "other"), ("api=systemd:other", "api")] {
+        let (mut app, ports) = under_systemd(&["-b", bind, &path]);
+        app.event("online");
+        assert_eq!(get(ports[1]), names);
+    }
+    let (mut app, _) = under_systemd(&["-b", "systemd:none", &path]);
+    let (code, log) = app.end();
+    assert!(code == Some(1) && log.contains("there are web, other"), "{log}");
+}
