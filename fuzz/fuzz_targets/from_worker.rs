@@ -41,7 +41,7 @@ impl World {
                     assert!(!self.primary.is_cut_off(worker));
                     self.held.insert(conn, worker);
                 }
-                Action::Release { conn } => {
+                Action::Release { conn, .. } => {
                     assert!(self.open.remove(&conn));
                     self.held.remove(&conn);
                 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p troop-bench [-- [connections] [policies] [balance] [crowd] [keepalive] [messages] [dropin] [spawn]
-//!     [memory] [--quick] [--repeat N]]
+//!     [memory] [manager] [--quick] [--repeat N]]
 //! ```
 //!
 //! Without names, all sections run. All contenders of a section take turns in the same run, and the tables show medians. The ratios are
@@ -23,6 +23,7 @@ mod crowd;
 mod dropin;
 mod keepalive;
 mod load;
+mod manager;
 mod memory;
 mod messages;
 mod peer;
@@ -36,7 +37,7 @@ use peer::Result;
 
 type Section = (&'static str, fn(&Options) -> Result<()>);
 
-const SECTIONS: [Section; 9] = [
+const SECTIONS: [Section; 10] = [
     ("connections", connections::run),
     ("policies", policies::run),
     ("balance", balance::run),
@@ -46,6 +47,7 @@ const SECTIONS: [Section; 9] = [
     ("dropin", dropin::run),
     ("spawn", spawn::run),
     ("memory", memory::run),
+    ("manager", manager::section),
 ];
 
 /// How to measure.

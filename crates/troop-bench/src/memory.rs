@@ -1,12 +1,12 @@
 //! What an idle primary with four workers keeps in memory.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::Options;
 use crate::cpu::{self, Memory};
-use crate::peer::{Group, Peer, Result, node, ourselves, script};
+use crate::manager::Pm2;
+use crate::peer::{Peer, Result, node, ourselves, script};
 use crate::table::{Table, median, number, times};
 
 /// Workers of every primary.
@@ -21,40 +21,12 @@ fn measure(command: Command) -> Result<Memory> {
     cpu::memory(peer.pid()).ok_or_else(|| "the memory of a peer cannot be read".into())
 }
 
-/// PM2, installed beside this program, with a home of its own.
-struct Pm2 {
-    program: PathBuf,
-    home: tempfile::TempDir,
-    daemon: Option<Group>,
-}
-
-impl Pm2 {
-    fn install() -> Result<Pm2> {
-        let program = std::env::current_exe()?;
-        let prefix = program.parent().and_then(Path::parent).ok_or("no directory to install PM2 in")?.join("troop-bench-pm2");
-        let program = prefix.join("node_modules/.bin/pm2");
-        if !program.exists() {
-            let mut npm = Command::new("npm");
-            npm.args(["install", "--no-audit", "--no-fund", "--prefix"]).arg(&prefix).arg("pm2@latest");
-            if !npm.stdout(Stdio::null()).stderr(Stdio::null()).status()?.success() {
-                return Err("npm could not install it".into());
-            }
-        }
-        Ok(Pm2 { program, home: tempfile::tempdir()?, daemon: None })
-    }
-
-    fn run(&self, arguments: &[&str]) -> Result<()> {
-        let mut command = Command::new(&self.program);
-        command.args(arguments).env("PM2_HOME", self.home.path()).stdout(Stdio::null()).stderr(Stdio::null());
-        if command.status()?.success() { Ok(()) } else { Err(format!("pm2 {} failed", arguments[0]).into()) }
-    }
-
-    fn measure(mut self) -> Result<Memory> {
-        let started = self.run(&["start", &script("server.js"), "-i", &WORKERS.to_string()]);
-        let pid: u32 = std::fs::read_to_string(self.home.path().join("pm2.pid"))?.trim().parse()?;
-        // It leads a session, so also a group.
-        self.daemon = Some(Group::of(pid));
-        started?;
+/// PM2's daemon with as many workers.
+fn pm2() -> Result<Memory> {
+    let pm2 = Pm2::install()?;
+    let started = pm2.run(&["start", &script("server.js"), "-i", &WORKERS.to_string()]);
+    let (pid, _daemon) = pm2.group()?;
+    let measured = started.and_then(|()| {
         let begin = Instant::now();
         while cpu::children(pid).len() < WORKERS {
             if begin.elapsed() > Duration::from_secs(30) {
@@ -64,15 +36,10 @@ impl Pm2 {
         }
         std::thread::sleep(SETTLE);
         cpu::memory(pid).ok_or_else(|| "its memory cannot be read".into())
-    }
-}
-
-impl Drop for Pm2 {
-    fn drop(&mut self) {
-        // What this leaves over, the group's end takes away.
-        let _ = self.run(&["kill"]);
-        self.daemon = None;
-    }
+    });
+    // What this leaves over, the group's end takes away.
+    let _ = pm2.run(&["kill"]);
+    measured
 }
 
 /// The section.
@@ -84,7 +51,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for _ in 0..options.repeat {
         runs[0].push(measure(node("primary.js", &[&workers]))?);
         if absent.is_none() {
-            match Pm2::install().and_then(Pm2::measure) {
+            match pm2() {
                 Ok(memory) => runs[1].push(memory),
                 Err(e) => absent = Some(e),
             }

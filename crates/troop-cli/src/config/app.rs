@@ -204,7 +204,7 @@ pub(crate) enum LimitValue {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Ready {
-    /// When it listens; a program that never does, when it has stayed up for a second
+    /// When it listens; a program that does not, when it has stayed up for a while
     Auto,
     /// When it listens
     Listening,

@@ -32,6 +32,9 @@ const MOST_CLIENTS: usize = 32;
 const MOST_FOLLOWERS: usize = 16;
 const MOST_BYTES: u64 = 64 * 1024;
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often, and how many times, it is looked whether a start is over.
+const SETTLE_LOOK: Duration = Duration::from_millis(200);
+const SETTLE_LOOKS: usize = 50;
 /// How long the last words of a worker are waited for.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -78,6 +81,8 @@ pub(crate) fn start(
                 let server = server.clone();
                 tokio::spawn(async move { starter.watch(&server.cluster, &server.name).await });
             }
+            let cluster = server.cluster.clone();
+            tokio::spawn(async move { settle(&cluster).await });
             if let Some(mut watched) = watched {
                 let server = server.clone();
                 tokio::spawn(async move {
@@ -109,6 +114,19 @@ pub(crate) fn start(
     };
     std::thread::Builder::new().name("troop-control".into()).spawn(serve)?;
     Ok(())
+}
+
+/// When all workers are ready, what was needed for that is not needed any more.
+async fn settle(cluster: &Cluster) {
+    for _ in 0..SETTLE_LOOKS {
+        tokio::time::sleep(SETTLE_LOOK).await;
+        let Ok(snapshot) = cluster.snapshot().await else { return };
+        let ready = snapshot.workers.iter().filter(|worker| worker.ready == Some(true)).count();
+        if ready >= snapshot.wanted.unwrap_or(1) {
+            break;
+        }
+    }
+    troop::forget_startup();
 }
 
 struct Server {

@@ -37,6 +37,8 @@ struct Waiting {
     single_bytes: usize,
     /// Lines that were lost since the last one that was written.
     lost: u64,
+    /// Of those that wait, the lines that tell of that.
+    notices: u64,
     ended: bool,
 }
 
@@ -144,6 +146,7 @@ impl Queue {
                 std::mem::swap(&mut waiting.err, &mut taken.err);
                 std::mem::swap(&mut waiting.single, &mut taken.single);
                 waiting.single_bytes = 0;
+                taken.notices = std::mem::take(&mut waiting.notices);
             }
             if self.reopen.swap(false, Ordering::Relaxed)
                 && let Sink::Files(file, errors) = &mut sink
@@ -151,7 +154,7 @@ impl Queue {
                 file.reopen();
                 errors.iter_mut().for_each(LogFile::reopen);
             }
-            let lost = self.write_once(&mut sink, &taken);
+            let lost = self.write_once(&mut sink, &taken).saturating_sub(taken.notices);
             taken.out.clear();
             taken.err.clear();
             taken.single.clear();
@@ -214,6 +217,7 @@ impl Lines<'_> {
         if lost > 0 {
             let text = format!("troop: {lost} lines were lost here, as they could not be written fast enough, or at all");
             self.add(Origin::Event, text.as_bytes());
+            self.waiting.notices += 1;
         }
         self.add(origin, line);
     }

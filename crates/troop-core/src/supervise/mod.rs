@@ -27,6 +27,8 @@ pub struct Config {
     pub grace: Duration,
     /// When a worker counts as ready.
     pub readiness: Readiness,
+    /// How long a worker that could listen is waited for, where it is not known that it will.
+    pub listen_patience: Duration,
     /// How long a new worker may take to be ready when it replaces another one.
     pub ready_timeout: Duration,
     /// How long the first new worker of a reload must have been there, besides being ready, before the first old one leaves.
@@ -61,7 +63,8 @@ pub struct Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Readiness {
-    /// When it listens. A program that never does is no server; there it is enough that a worker stays up for its minimum time.
+    /// When it listens. A program that never does is no server; there it is enough that a worker stays up: for its minimum time, or, if it speaks
+    /// the protocol and could still listen, for `listen_patience`.
     #[default]
     Auto,
     /// When it listens.
@@ -91,6 +94,7 @@ impl Config {
             workers,
             grace: Duration::from_secs(30),
             readiness: Readiness::Auto,
+            listen_patience: Duration::from_secs(3),
             ready_timeout: Duration::from_secs(30),
             settle: Duration::from_secs(2),
             surge: 1,
@@ -125,6 +129,8 @@ struct Member {
     since: Time,
     generation: u32,
     online: bool,
+    /// It speaks Node's protocol.
+    speaks: bool,
     listening: bool,
     /// It said that it is ready.
     told: bool,
@@ -136,9 +142,11 @@ impl Member {
         let (ready, by_age) = match config.readiness {
             Readiness::Told => (self.told, false),
             Readiness::Listening => (self.listening, false),
-            Readiness::Auto => (self.listening, self.online && !must_listen),
+            Readiness::Auto => (self.listening, !must_listen),
         };
-        if ready { Some(self.since) } else { by_age.then(|| self.since + config.min_uptime) }
+        // One that speaks Node's protocol may still be about to listen.
+        let age = if self.speaks { config.listen_patience.max(config.min_uptime) } else { config.min_uptime };
+        if ready { Some(self.since) } else { by_age.then(|| self.since + age) }
     }
 
     fn is_ready(&self, now: Time, must_listen: bool, config: &Config) -> bool {
@@ -247,7 +255,7 @@ impl Supervisor {
     pub fn forked(&mut self, now: Time, slot: Slot, worker: WorkerId) {
         self.due.set(None);
         let generation = self.generation;
-        let member = Member { worker, since: now, generation, online: false, listening: false, told: false };
+        let member = Member { worker, since: now, generation, online: false, speaks: false, listening: false, told: false };
         let place = self.places.get_mut(slot.0).filter(|_| self.phase == Phase::Running);
         let Some(place) = place else {
             // There is no use for it any more.
@@ -355,9 +363,9 @@ impl Supervisor {
         matches!(self.phase, Phase::Stopping(_) | Phase::Finished)
     }
 
-    /// A worker's channel works.
-    pub fn online(&mut self, now: Time, worker: WorkerId) {
-        self.with_member(now, worker, |member| member.online = true);
+    /// A worker runs. `speaks` means that it says so itself.
+    pub fn online(&mut self, now: Time, worker: WorkerId, speaks: bool) {
+        self.with_member(now, worker, |member| (member.online, member.speaks) = (true, speaks));
     }
 
     /// A worker's server listens.

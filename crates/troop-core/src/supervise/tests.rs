@@ -40,7 +40,7 @@ impl World {
     }
 
     fn up(&mut self, worker: u32) {
-        self.supervisor.online(self.now, WorkerId(worker));
+        self.supervisor.online(self.now, WorkerId(worker), true);
         self.supervisor.listening(self.now, WorkerId(worker));
         self.carry_out();
     }
@@ -503,4 +503,15 @@ fn those_that_never_leave_do_not_become_more_and_more() {
     }
     let killed = world.asked.iter().filter(|order| matches!(order, Order::Kill(_))).count();
     assert_eq!((killed, world.asked.iter().find(|order| matches!(order, Order::Kill(_)))), (13, Some(&Order::Kill(WorkerId(1)))));
+}
+
+#[test]
+fn who_does_not_listen_is_ready_after_a_while_and_sooner_if_it_could_not() {
+    let mut world = World::new(2);
+    world.supervisor.online(world.now, WorkerId(1), true);
+    let standing = |world: &World, worker| world.supervisor.standing(world.now, WorkerId(worker)).map(|(ready, _)| ready);
+    world.pass(SECOND);
+    assert_eq!((standing(&world, 1), standing(&world, 2)), (Some(false), Some(true)));
+    world.pass(2 * SECOND);
+    assert_eq!(standing(&world, 1), Some(true));
 }

@@ -84,10 +84,11 @@ impl Driver {
         };
         let Some(worker) = self.processes.get(&id).map(|p| p.handle.clone()) else { return };
         self.refresh(&worker);
+        let speaks = self.processes.get(&id).is_some_and(|process| process.untold.is_none());
         let now = self.now;
         if let Some(supervisor) = &mut self.supervisor {
             match &notice {
-                Notice::Online { .. } => supervisor.online(now, id),
+                Notice::Online { .. } => supervisor.online(now, id, speaks),
                 Notice::Listening { .. } => supervisor.listening(now, id),
                 Notice::Disconnected { .. } => supervisor.disconnected(now, id),
                 Notice::Exited { how, .. } => supervisor.exited(now, id, *how),
