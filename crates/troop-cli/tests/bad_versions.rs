@@ -1,0 +1,131 @@
+//! A reload to a version that does not work: the old one serves on, every request is answered, and the command says why.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::{Running, start};
+use troop_testkit::talk;
+
+const GOOD: &str = "require('http').createServer((q, s) => s.end('good')).listen(PORT, '127.0.0.1');";
+
+/// Requests without a pause, until it is told to end.
+struct Load {
+    ended: Arc<AtomicBool>,
+    clients: Vec<std::thread::JoinHandle<(usize, Vec<String>)>>,
+}
+
+impl Load {
+    fn start(port: u16) -> Load {
+        let ended = Arc::new(AtomicBool::new(false));
+        let client = |ended: Arc<AtomicBool>| {
+            move || {
+                let (mut served, mut failures) = (0, Vec::new());
+                while !ended.load(Ordering::Relaxed) {
+                    match talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n") {
+                        Ok(answer) if answer.ends_with("good") => served += 1,
+                        other => failures.push(format!("{other:?}")),
+                    }
+                }
+                (served, failures)
+            }
+        };
+        let clients = (0..3).map(|_| std::thread::spawn(client(ended.clone()))).collect();
+        Load { ended, clients }
+    }
+
+    fn end(self) -> (usize, Vec<String>) {
+        self.ended.store(true, Ordering::Relaxed);
+        let results: Vec<_> = self.clients.into_iter().map(|client| client.join().unwrap()).collect();
+        (results.iter().map(|(served, _)| served).sum(), results.into_iter().flat_map(|(_, failures)| failures).collect())
+    }
+}
+
+fn ids(app: &Running) -> Vec<u64> {
+    let shown: Vec<Value> = serde_json::from_str(&app.troop(["show", "--json"]).1).unwrap();
+    let workers = shown[0]["workers"].as_array().unwrap();
+    workers.iter().filter(|worker| worker["leaving_ms"].is_null()).map(|worker| worker["id"].as_u64().unwrap()).collect()
+}
+
+fn is_survived(version: &str, parts: &[&str]) {
+    let directory = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let app_js = directory.path().join("app.js");
+    std::fs::write(&app_js, GOOD.replace("PORT", &port.to_string())).unwrap();
+    std::fs::write(
+        directory.path().join("troop.toml"),
+        "[app.web]\nprogram = \"app.js\"\nworkers = 2\nlog = \"json\"\nready_timeout = 2\n",
+    )
+    .unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.arg("run").current_dir(directory.path());
+    let mut app = start(command);
+    app.listening(2);
+    let before = ids(&app);
+    let load = Load::start(port);
+    std::fs::write(&app_js, version.replace("PORT", &port.to_string())).unwrap();
+    let began = Instant::now();
+    let (code, _, err) = app.troop(["reload", "web"]);
+    assert_eq!(code, 1, "{err}");
+    assert!(began.elapsed() < Duration::from_secs(15));
+    for part in parts {
+        assert!(err.contains(part), "{part} in {err}");
+    }
+    assert_eq!(ids(&app), before, "the old workers are the only ones");
+    let (served, failures) = load.end();
+    assert!(served > 20 && failures.is_empty(), "{} of {served} failed, the first: {:?}", failures.len(), failures.first());
+    // And then one that works.
+    std::fs::write(&app_js, GOOD.replace("PORT", &port.to_string())).unwrap();
+    let (code, _, err) = app.troop(["reload", "web"]);
+    assert_eq!(code, 0, "{err}");
+}
+
+#[test]
+fn one_that_throws_at_its_start() {
+    is_survived("throw new Error('bad config')", &["exit code 1", "bad config"]);
+}
+
+#[test]
+fn one_that_hangs_at_its_start() {
+    is_survived("for (;;);", &["not ready after 2 s"]);
+}
+
+#[test]
+fn one_that_never_listens() {
+    is_survived("setInterval(() => {}, 1000)", &["not ready after 2 s"]);
+}
+
+#[test]
+fn one_that_ends_after_a_second() {
+    is_survived(&format!("{GOOD} setTimeout(() => process.exit(3), 1000)"), &["exit code 3"]);
+}
+
+#[test]
+fn one_that_cannot_bind() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    is_survived(&format!("require('net').createServer().listen({port}, '127.0.0.1')"), &["exit code 1", "EADDRINUSE"]);
+}
+
+#[test]
+fn one_that_cannot_be_executed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (program, gone) = (directory.path().join("run"), directory.path().join("gone"));
+    std::fs::write(directory.path().join("app.js"), GOOD.replace("PORT", "0")).unwrap();
+    std::fs::write(&program, "#!/bin/sh\nexec node \"$(dirname $0)/app.js\"\n").unwrap();
+    rustix::fs::chmod(&program, 0o755.into()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "--log", "json", "-w", "2"]).arg(&program);
+    let mut app = start(command);
+    app.listening(2);
+    std::fs::rename(&program, gone).unwrap();
+    let (code, _, err) = app.troop(["reload"]);
+    assert!(code == 1 && err.contains("could not be started"), "{code} {err}");
+    assert_eq!(ids(&app), [1, 2]);
+}
