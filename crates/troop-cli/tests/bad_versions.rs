@@ -54,13 +54,17 @@ fn ids(app: &Running) -> Vec<u64> {
 }
 
 fn is_survived(version: &str, parts: &[&str]) {
+    is_survived_under("round-robin", version, parts);
+}
+
+fn is_survived_under(policy: &str, version: &str, parts: &[&str]) {
     let directory = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let app_js = directory.path().join("app.js");
     std::fs::write(&app_js, GOOD.replace("PORT", &port.to_string())).unwrap();
     std::fs::write(
         directory.path().join("troop.toml"),
-        "[app.web]\nprogram = \"app.js\"\nworkers = 2\nlog = \"json\"\nready_timeout = 2\n",
+        format!("[app.web]\nprogram = \"app.js\"\nworkers = 2\nlog = \"json\"\nready_timeout = 2\npolicy = \"{policy}\"\n"),
     )
     .unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
@@ -103,7 +107,10 @@ fn one_that_never_listens() {
 
 #[test]
 fn one_that_ends_after_a_second() {
-    is_survived(&format!("{GOOD} setTimeout(() => process.exit(3), 1000)"), &["exit code 3"]);
+    // It serves meanwhile, if it is let: it is given nothing before it has shown that it stays.
+    for policy in ["round-robin", "least-connections", "steered"] {
+        is_survived_under(policy, &format!("{GOOD} setTimeout(() => process.exit(3), 1000)"), &["exit code 3"]);
+    }
 }
 
 #[test]

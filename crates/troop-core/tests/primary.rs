@@ -34,6 +34,7 @@ proptest! {
         // Everybody takes what it has, reads its channel, and has time.
         for id in world.workers.keys().copied().collect::<Vec<_>>() {
             world.of_worker(id, Input::Blocked { worker: 0, blocked: false });
+            world.of_worker(id, Input::Hold { worker: 0, held: false });
             world.act()?;
         }
         for _ in 0..20 {

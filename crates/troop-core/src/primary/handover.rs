@@ -60,7 +60,7 @@ impl Primary {
         self.clock(now);
         let Some(state) = self.workers.get(&worker) else { return false };
         let listens = state.seat(id).is_some_and(|seat| seat.admitted);
-        if !state.is_able() || state.blocked || !listens || !self.listeners.contains_key(&id) {
+        if !state.is_there() || state.blocked || !listens || !self.listeners.contains_key(&id) {
             return false;
         }
         self.deliver(now, worker, id, Waiting { conn, about: Connection::default(), tries: MAX_TRIES });

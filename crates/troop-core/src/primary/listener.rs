@@ -163,9 +163,11 @@ impl Listener {
         self.scheduling = scheduling;
     }
 
-    /// Finds a place for a worker: that of its slot, or a vacant one, or a new one.
-    pub(super) fn place(&mut self, worker: WorkerId, slot: u32) -> u16 {
-        let own = self.places.iter().position(|place| place.slot == slot);
+    /// Finds a place for a worker: that of its slot, or a vacant one, or a new one. One that is to get nothing yet needs a socket of its own,
+    /// away from its predecessor's, unless clients, or flows, are known by their places.
+    pub(super) fn place(&mut self, worker: WorkerId, slot: u32, held: bool) -> u16 {
+        let apart = held && self.group.as_ref().is_some_and(|group| !group.keeps_places());
+        let own = self.places.iter().position(|place| place.slot == slot && !apart);
         let at = own.or_else(|| self.places.iter().position(|place| place.holders.is_empty())).unwrap_or_else(|| {
             if self.places.len() < MAX_PLACES {
                 self.places.push(Place { slot, holders: Vec::new() });

@@ -33,7 +33,7 @@ impl Primary {
     /// Finds a place for a worker, and answers it when there is a socket for that.
     pub(super) fn admit(&mut self, worker: WorkerId, id: ListenerId, ack: u64) {
         let (Some(listener), Some(state)) = (self.listeners.get_mut(&id), self.workers.get_mut(&worker)) else { return };
-        let place = listener.place(worker, state.slot);
+        let place = listener.place(worker, state.slot, state.held);
         if let Some(seat) = state.seat_mut(id) {
             seat.place = place;
         }
@@ -491,6 +491,18 @@ impl Primary {
             self.pump(now, id);
         }
         later
+    }
+
+    /// Whether a worker is to get no connections of clients yet. One that accepts by itself does so all the same: on a shared socket, and on that of
+    /// its predecessor where a steered listener is sticky, or has datagrams. To be called before it asks for listeners.
+    pub fn hold(&mut self, now: Time, worker: WorkerId, held: bool) {
+        let Some(state) = self.workers.get_mut(&worker) else { return };
+        if std::mem::replace(&mut state.held, held) == held {
+            return;
+        }
+        let seats: Vec<ListenerId> = state.seats.iter().map(|seat| seat.listener).collect();
+        self.settle(now, worker);
+        seats.into_iter().for_each(|id| self.staff_all(now, id));
     }
 
     /// Changes a worker's weight. False if there is no such worker.

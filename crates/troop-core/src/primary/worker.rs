@@ -114,6 +114,8 @@ pub(super) struct Worker {
     pub(super) in_table: bool,
     pub(super) voluntary: Option<bool>,
     pub(super) told_to_leave: bool,
+    /// It is to get nothing yet.
+    pub(super) held: bool,
     pub(super) cut_off: bool,
     /// It takes several connections per message.
     pub(super) batched: bool,
@@ -151,6 +153,7 @@ impl Worker {
             in_table: true,
             voluntary: None,
             told_to_leave: false,
+            held: false,
             cut_off: false,
             batched: false,
             blocked: false,
@@ -171,8 +174,13 @@ impl Worker {
         }
     }
 
-    /// Whether it can be given anything at all.
+    /// Whether it can be given connections of clients.
     pub(super) fn is_able(&self) -> bool {
+        self.is_there() && !self.held
+    }
+
+    /// Whether it can be given anything at all.
+    pub(super) fn is_there(&self) -> bool {
         self.connected && !self.told_to_leave && !self.cut_off
     }
 

@@ -170,6 +170,11 @@ impl Group {
         self.watch();
     }
 
+    /// Whether clients or flows stay with a place, so that whoever comes next should have it too.
+    pub(crate) fn keeps_places(&self) -> bool {
+        self.udp || self.sticky.is_some()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
     }

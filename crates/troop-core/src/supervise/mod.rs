@@ -267,6 +267,7 @@ impl Supervisor {
             place.current = Some(member);
         } else if is_awaited && place.successor.is_none() {
             place.successor = Some(member);
+            self.orders.push_back(Order::Hold(worker));
         } else {
             // Somebody else was faster.
             self.leave(now, member);
@@ -427,6 +428,7 @@ impl Supervisor {
         if self.places[slot].successor.is_some() {
             // Its successor is on the way; it is the worker of this slot now, whatever becomes of the rest.
             self.places[slot].current = self.places[slot].successor.take();
+            self.orders.extend(self.places[slot].current.map(|member| Order::Admit(member.worker)));
             if let Some(round) = &mut self.round {
                 round.let_go(slot);
             }

@@ -17,6 +17,10 @@ pub enum Order {
     /// Fork a worker, then call [`Supervisor::forked`](super::Supervisor::forked) or
     /// [`Supervisor::fork_failed`](super::Supervisor::fork_failed).
     Fork(Slot),
+    /// Give a worker no connections yet: it has to show first that it is good.
+    Hold(WorkerId),
+    /// Give it connections from now on.
+    Admit(WorkerId),
     /// Tell a worker to finish, over its channel.
     Disconnect(WorkerId),
     /// Ask a worker's process to end (`SIGTERM`), because it does not speak the protocol or lingers after it disconnected.

@@ -201,6 +201,7 @@ impl Supervisor {
         place.quick_ends = 0;
         if let Some(old) = old {
             place.current = place.successor.take();
+            self.orders.push_back(Order::Admit(new.worker));
             self.orders.push_back(Order::Tell(Progress::Replaced { old: old.worker, new: new.worker }));
             self.leave(now, old);
         } else if let Step::Filling(Some(old)) = step {

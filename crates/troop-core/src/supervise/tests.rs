@@ -8,6 +8,7 @@ struct World {
     told: Vec<Progress>,
     asked: Vec<Order>,
     outcome: Option<Outcome>,
+    held: std::collections::BTreeSet<WorkerId>,
 }
 
 impl World {
@@ -19,7 +20,16 @@ impl World {
     fn with(config: Config) -> World {
         let mut supervisor = Supervisor::new(config);
         supervisor.start();
-        let mut world = World { supervisor, now: Time(0), next_worker: 0, forks: 0, told: vec![], asked: vec![], outcome: None };
+        let mut world = World {
+            supervisor,
+            now: Time(0),
+            next_worker: 0,
+            forks: 0,
+            told: vec![],
+            asked: vec![],
+            outcome: None,
+            held: Default::default(),
+        };
         world.carry_out();
         world
     }
@@ -33,6 +43,8 @@ impl World {
                     self.supervisor.forked(self.now, slot, WorkerId(self.next_worker));
                 }
                 Order::Tell(progress) => self.told.push(progress),
+                Order::Hold(worker) => assert!(self.held.insert(worker)),
+                Order::Admit(worker) => assert!(self.held.remove(&worker)),
                 Order::Finish(outcome) => self.outcome = Some(outcome),
                 other => self.asked.push(other),
             }
@@ -213,6 +225,11 @@ mod random {
                 let places = &w.supervisor.places;
                 let alive = places.iter().flat_map(|p| p.current.iter().chain(&p.successor)).count();
                 prop_assert!(alive <= places.len() + surge.max(1), "{alive} members for {} slots", places.len());
+                // Whoever is the worker of a slot gets connections; whoever is not yet, does not.
+                for place in places {
+                    prop_assert!(place.current.is_none_or(|member| !w.held.contains(&member.worker)));
+                    prop_assert!(place.successor.is_none_or(|member| w.held.contains(&member.worker)));
+                }
                 // Nothing is forgotten: what is empty is about to be filled, or is not to be.
                 let is_running = w.supervisor.phase == Phase::Running;
                 for (slot, place) in places.iter().enumerate().filter(|(_, place)| is_running && place.current.is_none()) {

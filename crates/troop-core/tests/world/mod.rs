@@ -31,6 +31,7 @@ pub enum Input {
     Report { worker: usize, open: u32, load: u32 },
     Reschedule { port: u16, to: usize },
     Weigh { worker: usize, weight: u32 },
+    Hold { worker: usize, held: bool },
     Shut { listener: usize, place: usize },
     Accept { listener: usize },
     Answer { worker: usize, which: usize, accepted: bool },
@@ -59,6 +60,7 @@ pub fn input() -> impl Strategy<Value = Input> {
         8 => (worker.clone(), 1..7u16).prop_map(|(worker, port)| Input::Listening { worker, port }),
         2 => (worker.clone(), 0..50u32, 0..5u32).prop_map(|(worker, open, load)| Input::Report { worker, open, load }),
         1 => (0..7u16, 0..HANDED.len()).prop_map(|(port, to)| Input::Reschedule { port, to }),
+        3 => (worker.clone(), any::<bool>()).prop_map(|(worker, held)| Input::Hold { worker, held }),
         1 => (worker.clone(), 0..300u32).prop_map(|(worker, weight)| Input::Weigh { worker, weight }),
         1 => (0..7usize, 0..8usize).prop_map(|(listener, place)| Input::Shut { listener, place }),
         20 => (0..7usize).prop_map(|listener| Input::Accept { listener }),
@@ -86,6 +88,7 @@ pub struct Worker {
     pub cut_off: bool,
     pub connected: bool,
     pub blocked: bool,
+    pub held: bool,
     pub troop: bool,
     pub seq: u64,
     /// What it was handed and did not answer, by its number.
@@ -171,7 +174,7 @@ impl World {
                     prop_assert!(state.is_some(), "delivered to worker {}, which is gone", worker);
                     let state = state.unwrap();
                     prop_assert!(
-                        state.connected && !state.told_to_leave && !state.cut_off && !state.blocked,
+                        state.connected && !state.told_to_leave && !state.cut_off && !state.blocked && !state.held,
                         "delivered to {:?}",
                         state
                     );
@@ -382,6 +385,7 @@ impl World {
             | Input::Listening { worker, .. }
             | Input::Report { worker, .. }
             | Input::Weigh { worker, .. }
+            | Input::Hold { worker, .. }
             | Input::Answer { worker, .. }
             | Input::Batch { worker, .. }
             | Input::Acknowledge { worker, .. }
@@ -447,6 +451,12 @@ impl World {
                     self.let_go(id, seq);
                     self.primary.undelivered(self.now, id, seq);
                 }
+            }
+            Input::Hold { held, .. } => {
+                if let Some(state) = self.workers.get_mut(&id) {
+                    state.held = held;
+                }
+                self.primary.hold(self.now, id, held);
             }
             Input::Weigh { weight, .. } => {
                 self.primary.set_weight(self.now, id, weight);

@@ -140,6 +140,8 @@ impl Driver {
                     Err(e) => supervisor.fork_failed(self.now, slot, e.chain(), spawn::is_for_good(&e)),
                 }
             }
+            Order::Hold(worker) => self.core.hold(self.now, worker, true),
+            Order::Admit(worker) => self.core.hold(self.now, worker, false),
             Order::Disconnect(worker) => {
                 // A worker that is replaced leaves its listeners to its successor, which may not have asked for all of them yet.
                 let keep = self.supervisor.as_ref().is_some_and(|s| match s.doing() {
