@@ -383,9 +383,9 @@ pub(crate) struct Run {
     /// systemd does (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES) and Einhorn (EINHORN_FD_0, …). May be repeated.
     ///
     /// ADDR is `8000`, `127.0.0.1:8000`, `udp:53`, a path, or `systemd:NAME` for a socket that systemd has given to troop. In the program's
-    /// arguments, `{fd}` becomes the first socket's number, which is 3, `{fd1}` the next one's. The kernel decides which worker accepts;
-    /// workers are told to end by SIGTERM.
-    #[arg(short, long, value_name = "[NAME=]ADDR", conflicts_with_all = ["policy", "weights"])]
+    /// arguments, `{fd}` becomes the first socket's number, which is 3, `{fd1}` the next one's. The kernel decides which worker accepts: all on
+    /// one socket, or, with `--policy steered`, each on its own, evenly. Workers are told to end by SIGTERM.
+    #[arg(short, long, value_name = "[NAME=]ADDR")]
     pub(crate) bind: Vec<String>,
 
     /// How connections are spread; may be repeated, with ADDR= for the listeners of one port, address or path.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use troop::{
     ActivationSocket, Builder, Cluster, Error, HealthCheck, HealthTest, InheritedSocket, ReadyWhen, RecyclePolicy, ReplacePolicy,
-    Resource, RestartPolicy, Setup, Stdio, WhenFailed,
+    Resource, RestartPolicy, Scheduling, Setup, Stdio, WhenFailed,
 };
 
 use crate::args;
@@ -54,7 +54,8 @@ impl Plan {
         if app.bind.is_empty() {
             builder = builder.inherited(inherited);
         } else {
-            let sockets = bind(&app.bind, &inherited)?;
+            let slots = if matches!(app.policy, Some(Scheduling::Steered(_))) { self.workers() } else { 0 };
+            let sockets = bind(&app.bind, &inherited, slots)?;
             for socket in &sockets {
                 log::say(&format!("troop: listening on {socket}"));
             }
@@ -209,14 +210,18 @@ impl Plan {
 }
 
 /// Opens what was asked for, or takes what systemd has opened: `systemd` for all of that, `systemd:NAME` for what is called so.
-fn bind(places: &[String], inherited: &[InheritedSocket]) -> Result<Vec<ActivationSocket>, Error> {
+/// With `slots` each of so many workers gets a socket of its own.
+fn bind(places: &[String], inherited: &[InheritedSocket], slots: usize) -> Result<Vec<ActivationSocket>, Error> {
     let mut sockets = Vec::new();
     for text in places {
         let (name, place) = text.split_once('=').map_or((None, text.as_str()), |(name, place)| (Some(name), place));
         let Some(wanted) = place.strip_prefix("systemd") else {
-            sockets.push(ActivationSocket::bind(text)?);
+            sockets.push(if slots > 0 { ActivationSocket::bind_steered(text, slots)? } else { ActivationSocket::bind(text)? });
             continue;
         };
+        if slots > 0 {
+            return Err(Error::Settings(format!("{place}: sockets that systemd has opened cannot be steered")));
+        }
         let wanted = wanted.strip_prefix(':').filter(|wanted| !wanted.is_empty());
         let found: Vec<_> = inherited.iter().filter(|socket| wanted.is_none_or(|wanted| socket.name() == wanted)).collect();
         if found.is_empty() {

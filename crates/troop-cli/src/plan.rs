@@ -165,9 +165,7 @@ impl Source {
             plan.env.extend(read_env(&directory.join(file))?);
         }
         plan.env.extend(plan.app.env.iter().map(|(name, value)| (name.into(), value.into())));
-        if !plan.app.bind.is_empty()
-            && (plan.app.policy.is_some() || !plan.app.listeners.is_empty() || !plan.app.weights.is_empty())
-        {
+        if !plan.app.fits_bind() {
             return Err(config::NO_POLICY.into());
         }
         Ok(plan)

@@ -80,6 +80,54 @@ fn workers_are_replaced_and_killed_and_no_connection_is_lost() {
     assert!(troop.workers().iter().all(|pid| !is_running(*pid)));
 }
 
+fn shares(port: u16, count: usize) -> Vec<usize> {
+    let mut by_pid = std::collections::BTreeMap::new();
+    for _ in 0..count {
+        *by_pid.entry(get(port, "/")["pid"].as_u64().unwrap()).or_insert(0) += 1;
+    }
+    by_pid.into_values().collect()
+}
+
+#[test]
+fn each_worker_can_have_a_socket_of_its_own_and_an_even_share() {
+    let mut troop = activated(&["-w", "4", "-b", "127.0.0.1:0", "--policy", "steered", "--set", "settle=0"], &[]);
+    let port = port(&troop);
+    (0..4).for_each(|_| drop(troop.event("online")));
+    wait_until("the workers", || troop.troop(["ls"]).1.contains("4/4"));
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    // By chance, but each with the same: 4 standard deviations.
+    let parts = shares(port, 400);
+    assert!(parts.len() == 4 && parts.iter().all(|part| part.abs_diff(100) <= 35), "{parts:?}");
+    // While workers die, are replaced, come and go, nobody waits for one that is not there.
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let clients: Vec<_> = (0..2)
+        .map(|_| {
+            let stop = stop.clone();
+            std::thread::spawn(move || {
+                let mut served = 0;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    get(port, "/");
+                    served += 1;
+                }
+                served
+            })
+        })
+        .collect();
+    for args in [&["reload"][..], &["scale", "2"], &["scale", "6"], &["reload"], &["scale", "3"]] {
+        let (code, _, err) = troop.troop(args);
+        assert_eq!(code, 0, "{args:?} {err}");
+        std::thread::sleep(std::time::Duration::from_millis(1300));
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let served: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
+    assert!(served > 100, "{served}");
+    let parts = shares(port, 300);
+    assert!(parts.len() == 3 && parts.iter().all(|part| part.abs_diff(100) <= 35), "{parts:?}");
+    // What waits for one that was killed is served by its successor.
+    assert_eq!(troop.troop(["signal", "KILL"]).0, 0);
+    (0..10).for_each(|_| drop(get(port, "/")));
+}
+
 #[test]
 fn workers_do_not_outlive_a_primary_that_is_killed() {
     let mut troop = activated(&["-w", "2", "-b", "127.0.0.1:0"], &[]);
@@ -105,8 +153,10 @@ fn what_cannot_be_bound_is_said_at_once() {
     let address = taken.local_addr().unwrap().to_string();
     let (code, log) = run(["-b", &address, "true"]).end();
     assert!(code == Some(1) && log.contains(&format!("cannot listen on {address}: Address")), "{log}");
-    let (code, log) = run(["-b", "8000", "--policy", "steered", "true"]).end();
-    assert!(code == Some(2) && log.contains("cannot be used with"), "{log}");
+    let (code, log) = run(["-b", "8000", "--policy", "p2c", "true"]).end();
+    assert!(code == Some(2) && log.contains("there is no policy"), "{log}");
+    let (code, log) = run(["-b", "udp:127.0.0.1:0", "--policy", "steered", "true"]).end();
+    assert!(code == Some(1) && log.contains("only TCP"), "{log}");
     // Nor where one is typed and the other is in a file.
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("troop.toml");

@@ -4,15 +4,31 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use troop_core::steer::program;
 use troop_sys::listen::UnixPath;
-use troop_sys::{listen, socket};
+use troop_sys::{group, listen, socket};
 
 use crate::error::{Error, Result};
 use crate::inherited::InheritedSocket;
 
 /// As many connections may wait for the workers as the system allows.
 const BACKLOG: u32 = 4096;
+
+/// Sockets for slots, numbered by the kernel in this order. The primary's own comes after the first ones, and is never chosen.
+#[derive(Debug)]
+struct Slots {
+    sockets: Mutex<Vec<Arc<OwnedFd>>>,
+    /// How many there were before the primary's own.
+    first: usize,
+}
+
+impl Slots {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<OwnedFd>>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// A listening socket for programs that take sockets by activation, as systemd gives them: see
 /// [`Builder::activation`](crate::Builder::activation).
@@ -24,6 +40,8 @@ pub struct ActivationSocket {
     pub(crate) name: String,
     pub(crate) socket: OwnedFd,
     address: String,
+    /// A socket for each slot; `None` if all have the same.
+    slots: Option<Slots>,
     /// Removed at the end.
     _file: Option<UnixPath>,
 }
@@ -35,6 +53,20 @@ impl ActivationSocket {
     /// # Errors
     /// [`Error::Settings`] if that is no address, [`Error::Io`] if it cannot be bound.
     pub fn bind(text: &str) -> Result<ActivationSocket> {
+        ActivationSocket::bind_as(text, 0)
+    }
+
+    /// The same, for TCP, with a socket of its own for each worker's slot, among which the kernel chooses evenly (or by
+    /// [`Builder::weights`](crate::Builder::weights)): who is not there, or not ready while others are, gets nothing. A worker's successor has its socket, with what waits in
+    /// it.
+    ///
+    /// # Errors
+    /// As [`ActivationSocket::bind`]; [`Error::Settings`] if it is no TCP socket.
+    pub fn bind_steered(text: &str, workers: usize) -> Result<ActivationSocket> {
+        ActivationSocket::bind_as(text, workers.max(1))
+    }
+
+    fn bind_as(text: &str, slots: usize) -> Result<ActivationSocket> {
         let (name, place) = match text.split_once('=') {
             Some((name, place)) if is_name(name) => (name, place),
             Some((name, _)) if !name.contains('/') => {
@@ -45,13 +77,21 @@ impl ActivationSocket {
             _ => ("unknown", text),
         };
         let bound = |e: io::Error| Error::Settings(format!("cannot listen on {place}: {e}"));
-        let (socket, file) = bind(place).map_err(bound)?;
+        let (socket, file) = bind(place, slots == 0).map_err(bound)?;
+        let mut own = None;
+        if slots > 0 {
+            let is_tcp = matches!(socket::kind(&socket), Ok(socket::Kind::TcpListener));
+            if !is_tcp {
+                return Err(Error::Settings(format!("{place} cannot be steered: only TCP can")));
+            }
+            own = Some(Slots { sockets: Mutex::new(open(&socket, slots).map_err(bound)?), first: slots });
+        }
         socket::set_nonblocking(&socket, false).map_err(bound)?;
         let address = match (&file, socket::local_address(&socket)) {
             (None, Some(address)) => address.to_string(),
             _ => place.trim_start_matches("unix:").to_owned(),
         };
-        Ok(ActivationSocket { name: name.to_owned(), socket, address, _file: file })
+        Ok(ActivationSocket { name: name.to_owned(), socket, address, slots: own, _file: file })
     }
 
     /// One that was open when this process started, under its name, or under another one.
@@ -62,7 +102,7 @@ impl ActivationSocket {
         let copy = socket.socket.try_clone().map_err(Error::io("copy a socket"))?;
         socket::set_nonblocking(&copy, false).map_err(Error::io("use a socket"))?;
         let name = name.unwrap_or_else(|| socket.name()).to_owned();
-        Ok(ActivationSocket { name, socket: copy, address: socket.address(), _file: None })
+        Ok(ActivationSocket { name, socket: copy, address: socket.address(), slots: None, _file: None })
     }
 
     /// What it is bound to, such as `127.0.0.1:8000`.
@@ -73,7 +113,41 @@ impl ActivationSocket {
 
     /// Connections that wait in it.
     pub(crate) fn waiting(&self) -> usize {
-        socket::accept_queue(self.socket.as_fd()).map_or(0, |n| n as usize)
+        let in_queue = |socket: BorrowedFd<'_>| socket::accept_queue(socket).map_or(0, |n| n as usize);
+        match &self.slots {
+            None => in_queue(self.socket.as_fd()),
+            Some(slots) => slots.lock().iter().map(|own| in_queue(own.as_fd())).sum(),
+        }
+    }
+
+    pub(crate) fn is_steered(&self) -> bool {
+        self.slots.is_some()
+    }
+
+    /// How many slots have a socket of their own.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots.as_ref().map_or(0, |slots| slots.lock().len())
+    }
+
+    /// The socket for a slot. Those of the slots before it are opened too, so that each has the number of its slot.
+    pub(crate) fn of_slot(&self, slot: u32) -> io::Result<Arc<OwnedFd>> {
+        let Some(slots) = &self.slots else { return Ok(Arc::new(self.socket.try_clone()?)) };
+        let mut slots = slots.lock();
+        while slots.len() <= slot as usize {
+            let own = sibling(&self.socket)?;
+            group::lock(own.as_fd())?;
+            slots.push(Arc::new(own));
+        }
+        Ok(slots[slot as usize].clone())
+    }
+
+    /// Has the kernel choose among the slots' sockets, each in proportion to its share.
+    pub(crate) fn steer(&self, shares: &[u32]) -> Result<()> {
+        let Some(slots) = &self.slots else { return Ok(()) };
+        let mut all = shares.to_vec();
+        all.insert(slots.first.min(shares.len()), 0);
+        // By way of the primary's own, which nobody else has.
+        group::steer(self.socket.as_fd(), &by_share(&all)).map_err(Error::io("tell the kernel how to choose among sockets"))
     }
 }
 
@@ -93,7 +167,33 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
 }
 
-fn bind(place: &str) -> io::Result<(OwnedFd, Option<UnixPath>)> {
+/// One more socket of a group.
+fn sibling(first: &OwnedFd) -> io::Result<OwnedFd> {
+    let own = group::sibling(first.as_fd())?;
+    socket::listen(&own, BACKLOG)?;
+    socket::set_nonblocking(&own, false)?;
+    Ok(own)
+}
+
+fn by_share(shares: &[u32]) -> Vec<group::Instruction> {
+    let program = program::by_share(shares).into_iter();
+    program
+        .map(|i| group::Instruction { code: i.code, jump_true: i.jump_true, jump_false: i.jump_false, operand: i.operand })
+        .collect()
+}
+
+/// Makes a group of a socket that is bound: sockets for slots first, and then its own, for which the kernel has nothing from the start.
+fn open(founder: &OwnedFd, slots: usize) -> io::Result<Vec<Arc<OwnedFd>>> {
+    // It was bound without it, so that nobody else had the address.
+    group::found(founder)?;
+    let sockets = (0..slots).map(|_| sibling(founder)).collect::<io::Result<Vec<_>>>()?;
+    group::steer(sockets[0].as_fd(), &by_share(&vec![1; slots]))?;
+    socket::listen(founder, BACKLOG)?;
+    sockets.iter().try_for_each(|own| group::lock(own.as_fd()))?;
+    Ok(sockets.into_iter().map(Arc::new).collect())
+}
+
+fn bind(place: &str, listens: bool) -> io::Result<(OwnedFd, Option<UnixPath>)> {
     let path = place.strip_prefix("unix:").or_else(|| place.contains('/').then_some(place));
     if let Some(path) = path {
         let (socket, file) = listen::unix(path, false, false)?;
@@ -114,7 +214,9 @@ fn bind(place: &str) -> io::Result<(OwnedFd, Option<UnixPath>)> {
         return Ok((listen::udp(ip, port, false, false)?, None));
     }
     let socket = listen::tcp(ip, port, false)?;
-    socket::listen(&socket, BACKLOG)?;
+    if listens {
+        socket::listen(&socket, BACKLOG)?;
+    }
     Ok((socket, None))
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use troop::Pattern;
+use troop::{Pattern, Scheduling};
 
 pub(crate) use app::{App, Failed, Form, Health, Limit, LimitValue, Limited, LogFormat, Output, Ready, To, Watch, When};
 pub(crate) use pm2::choose as choose_environment;
@@ -23,7 +23,7 @@ use crate::control::place;
 pub(crate) const USUAL: &str = "troop.toml";
 
 /// What there cannot be beside `bind`.
-pub(crate) const NO_POLICY: &str = "with `bind` the kernel spreads the connections: there is no policy, and there are no weights";
+pub(crate) const NO_POLICY: &str = "with `bind` the kernel spreads the connections: there is no policy but `shared` and, with weights if they are wanted, `steered`";
 
 /// Apps by name.
 pub(crate) type Apps = BTreeMap<String, App>;
@@ -155,6 +155,16 @@ impl App {
         Ok(())
     }
 
+    /// Whether what is said about policies can be had for sockets by activation, if there are any.
+    pub(crate) fn fits_bind(&self) -> bool {
+        let by_policy = match &self.policy {
+            None | Some(Scheduling::Shared) => self.weights.is_empty(),
+            Some(Scheduling::Steered(None)) => true,
+            Some(_) => false,
+        };
+        self.bind.is_empty() || (by_policy && self.listeners.is_empty())
+    }
+
     /// The CPUs by slot.
     pub(crate) fn cpu_sets(&self) -> Result<Vec<Vec<usize>>, String> {
         if self.cpus.len() == 1 && self.cpus[0] == "each" {
@@ -181,7 +191,7 @@ impl App {
     /// What would keep it from starting, as far as can be seen without doing it.
     pub(crate) fn problems(&self, file: &Path) -> Vec<String> {
         let mut problems = Vec::new();
-        if !self.bind.is_empty() && (self.policy.is_some() || !self.listeners.is_empty() || !self.weights.is_empty()) {
+        if !self.fits_bind() {
             problems.push(NO_POLICY.into());
         }
         let (directory, program) = (self.directory(file), self.program(file));

@@ -87,10 +87,12 @@ pub(crate) fn spawn(
             }
         }
     }
+    let own = settings.activation.iter().flat_map(|sockets| sockets.iter()).map(|socket| socket.of_slot(slot.unwrap_or(0)));
+    let own = own.collect::<io::Result<Vec<_>>>().map_err(failed("open the sockets for it"))?;
     let mut fds = match &settings.activation {
         None => vec![(CHANNEL_NUMBER, theirs.as_fd())],
         // Beginning with 3, as `sd_listen_fds(3)` wants it.
-        Some(sockets) => (3..).zip(sockets.iter()).map(|(number, socket)| (number, socket.as_fd())).collect(),
+        Some(_) => (3..).zip(own.iter()).map(|(number, socket)| (number, socket.as_fd())).collect(),
     };
     for (number, end) in (0..).zip(&child_ends) {
         fds.push((number, end.as_ref().map_or(inherited[number as usize], AsFd::as_fd)));

@@ -204,7 +204,7 @@ impl Driver {
     pub(super) fn tell_to_leave(&mut self, worker: WorkerId, keep_listeners: bool) -> bool {
         let told = self.core.disconnect(worker, keep_listeners);
         let hears = self.processes.get(&worker).is_none_or(|process| process.untold.is_none());
-        if told && !hears {
+        if told && !hears && !self.leaves_activated(worker) {
             self.kill(worker, 15);
         }
         told

@@ -2,6 +2,7 @@
 //!
 //! A [`Driver`] is turned either by a plain thread that waits in the poller itself, or by a tokio task that waits for the poller.
 
+mod activated;
 mod ask;
 mod care;
 mod channels;
@@ -45,6 +46,7 @@ use crate::error::{Error, Result};
 use crate::events::{Bus, Event};
 use crate::inherited::InheritedSocket;
 use crate::settings::Settings;
+use activated::Activated;
 use ask::Questions;
 use care::Care;
 use connections::Conn;
@@ -194,6 +196,7 @@ pub(crate) struct Driver {
     before_reload: Option<Arc<Settings>>,
     pub(crate) workshop: Workshop,
     pub(crate) care: Care,
+    activated: Activated,
     ready_when: ReadyWhen,
     /// Where workers say that they are ready.
     notify: Option<OwnedFd>,
@@ -271,6 +274,7 @@ impl Driver {
             before_reload: None,
             workshop: Workshop::default(),
             care: Care::default(),
+            activated: Activated::default(),
             ready_when: ReadyWhen::Auto,
             notify: None,
             hands: BTreeMap::new(),
@@ -302,6 +306,7 @@ impl Driver {
         supervisor.start();
         self.supervisor = Some(supervisor);
         self.begin_care();
+        self.begin_activated();
     }
 
     /// Obeys a signal: a byte on `pipe` for each one.
@@ -462,6 +467,7 @@ impl Driver {
             self.unflushed_relays.append(&mut self.retry_relays);
         }
         self.take_care();
+        self.tick_activated();
         self.inspect_late();
         self.answer_late();
         if self.accept_again.is_some_and(|due| due <= self.now) {
@@ -494,6 +500,7 @@ impl Driver {
             self.inspected.next_deadline(),
             self.questions.next_deadline(),
             self.care.next_deadline(),
+            self.activated.next_deadline(),
         ];
         let due = deadlines.into_iter().flatten().min()?;
         // Rounded up, so that the deadline has come when the wait is over.
