@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use troop::{
-    Builder, Cluster, Event, ExitHow, HealthCheck, HealthTest, Output, Phase, Progress, ReadyWhen, RecyclePolicy, ReplacePolicy,
-    Resource, Restart, RestartPolicy, Setup, Source, Stdio, Violation, WhenFailed, WorkerHandle,
+    ActivationSocket, Builder, Cluster, Event, ExitHow, HealthCheck, HealthTest, Output, Phase, Progress, ReadyWhen,
+    RecyclePolicy, ReplacePolicy, Resource, Restart, RestartPolicy, Setup, Source, Stdio, Violation, WhenFailed, WorkerHandle,
 };
 use troop_testkit::{Troop, at_once, is_running, node_program, talk};
 
@@ -364,4 +364,33 @@ async fn a_pause_keeps_clients_waiting() {
     assert!(!client.is_finished());
     troop.cluster.reload().unwrap();
     assert!(!client.await.unwrap().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rust_server_that_uses_listenfd_is_served_on_one_socket_and_on_its_own() {
+    for steered in [false, true] {
+        let at = "127.0.0.1:0";
+        let socket = if steered { ActivationSocket::bind_steered(at, 2) } else { ActivationSocket::bind(at) }.unwrap();
+        let port: u16 = socket.address().rsplit(':').next().unwrap().parse().unwrap();
+        let setup = Setup::new().program(env!("CARGO_BIN_EXE_troop-listenfd")).args(Vec::<String>::new());
+        let mut troop = Troop::start(Cluster::builder().workers(2).replace(at_once()).setup(setup).activation([socket]));
+        let served_by = move || {
+            let answer = talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n").unwrap();
+            answer.rsplit("\r\n").next().unwrap().parse::<u32>().unwrap()
+        };
+        let mut workers = Vec::new();
+        for _ in 0..2 {
+            workers.push(troop.until("online", |e| if let Event::Online(w) = e { Some(w.pid()) } else { None }).await);
+        }
+        let served: Vec<u32> = tokio::task::spawn_blocking(move || (0..40).map(|_| served_by()).collect()).await.unwrap();
+        assert!(served.iter().all(|pid| workers.contains(pid)), "{served:?} of {workers:?}");
+        assert!(!steered || workers.iter().all(|pid| served.contains(pid)), "{served:?} of {workers:?}");
+        // What comes while nobody is there waits for who comes.
+        for worker in troop.cluster.workers() {
+            worker.kill(9).await.unwrap();
+            troop.exit(&worker).await;
+        }
+        let served = tokio::task::spawn_blocking(served_by).await.unwrap();
+        assert!(!workers.contains(&served));
+    }
 }
