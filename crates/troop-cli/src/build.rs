@@ -119,12 +119,17 @@ impl Plan {
             let found = uzers::get_user_by_name(name).or_else(|| number.and_then(uzers::get_user_by_uid));
             match found {
                 Some(user) => {
-                    let groups = uzers::get_user_groups(user.name(), user.primary_group_id()).unwrap_or_default();
+                    let groups = uzers::get_user_groups(user.name(), user.primary_group_id());
+                    let groups =
+                        groups.ok_or_else(|| Error::Settings(format!("the groups of user {name:?} cannot be found out")))?;
                     setup = setup.uid(user.uid()).gid(user.primary_group_id());
                     setup = setup.groups(groups.iter().map(uzers::Group::gid).collect::<Vec<_>>());
                 }
-                // A number need not have a name.
+                // A number need not have a name, but then nothing says what its group is.
                 None => match number {
+                    Some(_) if group.is_none() => {
+                        return Err(Error::Settings(format!("user {name} is not known here, so its group has to be said too")));
+                    }
                     Some(uid) => setup = setup.uid(uid),
                     None => return Err(Error::Settings(format!("there is no user {name:?}"))),
                 },

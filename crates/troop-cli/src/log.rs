@@ -101,7 +101,7 @@ pub(crate) fn as_json(event: &Event) -> Value {
                 add("old", old.0.into());
                 add("new", new.0.into());
             }
-            Progress::ReloadFailed { reason } => drop(add("reason", reason.clone().into())),
+            Progress::ReloadFailed { reason } | Progress::RollBackFailed { reason } => drop(add("reason", reason.clone().into())),
             Progress::NotRestarting { worker, how } => {
                 add("worker", worker.0.into());
                 add_exit(&mut add, *how);
@@ -159,6 +159,7 @@ fn progress_name(progress: &Progress) -> &'static str {
         Progress::Recycling { .. } => "recycling",
         Progress::RecycleFailed { .. } => "recycle-failed",
         Progress::RollingBack { .. } => "rolling-back",
+        Progress::RollBackFailed { .. } => "roll-back-failed",
         Progress::Pausing => "pausing",
         Progress::TryingAgain => "trying-again",
         Progress::Stopping => "stopping",

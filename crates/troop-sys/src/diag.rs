@@ -28,6 +28,13 @@ pub fn usage(pid: u32) -> Option<Usage> {
     Some(Usage { cpu, rss: field(24)? * rustix::param::page_size() as u64 })
 }
 
+/// How many processes the system has killed for want of memory, since it started (`oom_kill` in `/proc/vmstat`); 0 if it does not tell.
+#[must_use]
+pub fn killed_for_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+}
+
 /// A socket of this network namespace that is bound to a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bound {

@@ -72,7 +72,8 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     Ok(rustix::process::pidfd_send_signal(pidfd, signal)?)
 }
 
-/// Sends a signal to every process of a process group. Only use a group whose leader has not been reaped.
+/// Sends a signal to every process of a process group. Only use a group that is known to be the same still: because its leader has not been reaped, or
+/// was this moment, or because one of its members is held and has not ended.
 ///
 /// # Errors
 /// `ESRCH`, `EPERM`, or `EINVAL` for a number that is no signal.

@@ -84,6 +84,7 @@ fn fmt_progress(progress: &Progress, f: &mut fmt::Formatter<'_>) -> fmt::Result 
         Progress::Recycling { worker, reason } => write!(f, "replacing worker {worker}: {reason}"),
         Progress::RecycleFailed { worker, reason } => write!(f, "worker {worker} goes on: {reason}"),
         Progress::RollingBack { workers } => write!(f, "reload: going back with {workers} workers"),
+        Progress::RollBackFailed { reason } => write!(f, "reload: going back did not work, it is tried again: {reason}"),
         Progress::Pausing => f.write_str("pausing: the workers finish, the listeners stay"),
         Progress::TryingAgain => f.write_str("trying again"),
         Progress::Restarting { delay, .. } if delay.is_zero() => f.write_str("starting a new worker"),

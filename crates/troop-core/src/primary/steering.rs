@@ -251,7 +251,8 @@ impl Primary {
     /// How many descriptors a worker has open: the outcome of [`Action::Count`].
     pub fn counted(&mut self, now: Time, worker: WorkerId, descriptors: u32) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
-        if state.reports {
+        // Before it listens it is about to open what it always has open.
+        if state.reports || !state.seats.iter().any(|seat| seat.listening) {
             return;
         }
         // The fewest that it ever had are those that are no connections.

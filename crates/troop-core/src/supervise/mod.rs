@@ -31,7 +31,7 @@ pub struct Config {
     pub listen_patience: Duration,
     /// How long a new worker may take to be ready when it replaces another one.
     pub ready_timeout: Duration,
-    /// How long the first new worker of a reload must have been there, besides being ready, before the first old one leaves.
+    /// How long the first new worker of a reload must have been ready before the first old one leaves.
     pub settle: Duration,
     /// How many workers a reload may start beyond those that there should be.
     pub surge: usize,
@@ -131,9 +131,10 @@ struct Member {
     online: bool,
     /// It speaks Node's protocol.
     speaks: bool,
-    listening: bool,
-    /// It said that it is ready.
-    told: bool,
+    /// Since when it listens.
+    listening: Option<Time>,
+    /// When it said that it is ready.
+    told: Option<Time>,
 }
 
 impl Member {
@@ -146,7 +147,8 @@ impl Member {
         };
         // One that speaks Node's protocol may still be about to listen.
         let age = if self.speaks { config.listen_patience.max(config.min_uptime) } else { config.min_uptime };
-        if ready { Some(self.since) } else { by_age.then(|| self.since + age) }
+        let aged = by_age.then(|| self.since + age);
+        ready.map_or(aged, |ready| Some(aged.map_or(ready, |aged| aged.min(ready))))
     }
 
     fn is_ready(&self, now: Time, must_listen: bool, config: &Config) -> bool {
@@ -211,9 +213,13 @@ pub struct Supervisor {
     places: Vec<Place>,
     leaving: Vec<Leaving>,
     restarts: Restarts,
+    /// Unexpected ends that are too many, for so many workers.
+    budget: (usize, usize),
     /// What workers are started now belong to; one more with each reload.
     generation: u32,
     round: Option<Round>,
+    /// A generation that was rejected and is still there in part, and when it is tried again to replace that.
+    rejected: Option<(u32, Option<Time>)>,
     phase: Phase,
     orders: VecDeque<Order>,
     /// The next deadline, if it is known: it is asked for far more often than it changes.
@@ -226,10 +232,12 @@ impl Supervisor {
     pub fn new(config: Config) -> Supervisor {
         Supervisor {
             restarts: Restarts::new(&config),
+            budget: (config.max_ends, config.workers),
             places: Vec::new(),
             leaving: Vec::new(),
             generation: 1,
             round: None,
+            rejected: None,
             phase: Phase::Running,
             orders: VecDeque::new(),
             due: Cell::new(None),
@@ -255,7 +263,7 @@ impl Supervisor {
     pub fn forked(&mut self, now: Time, slot: Slot, worker: WorkerId) {
         self.due.set(None);
         let generation = self.generation;
-        let member = Member { worker, since: now, generation, online: false, speaks: false, listening: false, told: false };
+        let member = Member { worker, since: now, generation, online: false, speaks: false, listening: None, told: None };
         let place = self.places.get_mut(slot.0).filter(|_| self.phase == Phase::Running);
         let Some(place) = place else {
             // There is no use for it any more.
@@ -319,8 +327,8 @@ impl Supervisor {
             return;
         }
         // In proportion, so that what is much for a few is little for many.
-        let before = self.config.workers.max(1);
-        self.config.max_ends = self.config.max_ends.max(self.config.max_ends.saturating_mul(workers).div_ceil(before));
+        let (ends, among) = self.budget;
+        self.config.max_ends = ends.max(ends.saturating_mul(workers).div_ceil(among.max(1)));
         self.config.workers = workers;
         self.orders.retain(|order| !matches!(order, Order::Fork(slot) if slot.0 >= workers));
         while self.places.len() < workers {
@@ -336,6 +344,7 @@ impl Supervisor {
             round.shrink(workers);
         }
         self.advance(now);
+        self.end_if_all_have(now);
     }
 
     /// A fork that was ordered failed. `for_good` means that trying again cannot help (the program does not exist).
@@ -371,12 +380,12 @@ impl Supervisor {
 
     /// A worker's server listens.
     pub fn listening(&mut self, now: Time, worker: WorkerId) {
-        self.with_member(now, worker, |member| member.listening = true);
+        self.with_member(now, worker, |member| member.listening = member.listening.or(Some(now)));
     }
 
     /// A worker says that it is ready.
     pub fn told_ready(&mut self, now: Time, worker: WorkerId) {
-        self.with_member(now, worker, |member| member.told = true);
+        self.with_member(now, worker, |member| member.told = member.told.or(Some(now)));
     }
 
     fn with_member(&mut self, now: Time, worker: WorkerId, change: impl FnOnce(&mut Member)) {
@@ -446,16 +455,29 @@ impl Supervisor {
             self.restarts.note();
             self.places[slot].done = Some((member.worker, how));
             self.orders.push_back(Order::Tell(Progress::NotRestarting { worker: member.worker, how }));
-            if self.places.iter().all(|place| place.done.is_some()) {
-                let failure = self.places.iter().filter_map(|place| place.done).find(|(_, how)| {
-                    !how.is_success() && !matches!(how, ExitHow::Code(code) if self.config.final_codes.contains(code))
-                });
-                self.end(now, failure.map_or(Outcome::Stopped, |(worker, how)| Outcome::GaveUp(Cause::Ended(worker, how))));
-            }
+            self.end_if_all_have(now);
             return;
         }
         let quick = now.since(member.since) < self.config.min_uptime;
         self.vacant(now, slot, Cause::Ended(member.worker, how), quick);
+    }
+
+    /// When all workers have ended for good, so has everything.
+    fn end_if_all_have(&mut self, now: Time) {
+        if self.phase != Phase::Running || self.places.is_empty() || self.places.iter().any(|place| place.done.is_none()) {
+            return;
+        }
+        let failure =
+            self.places.iter().filter_map(|place| place.done).find(|(_, how)| {
+                !how.is_success() && !matches!(how, ExitHow::Code(code) if self.config.final_codes.contains(code))
+            });
+        self.end(now, failure.map_or(Outcome::Stopped, |(worker, how)| Outcome::GaveUp(Cause::Ended(worker, how))));
+    }
+
+    /// Whether every slot has a worker that is ready.
+    #[must_use]
+    pub fn is_complete(&self, now: Time) -> bool {
+        self.places.iter().all(|place| place.current.is_some_and(|member| member.is_ready(now, false, &self.config)))
     }
 
     /// Whether a worker is up.
@@ -563,7 +585,10 @@ impl Supervisor {
 
     /// Has all workers leave.
     fn empty(&mut self, now: Time) {
-        self.round = None;
+        self.rejected = None;
+        if let Some(round) = self.round.take() {
+            self.orders.push_back(Order::Tell(round.failure("all workers are being ended".into())));
+        }
         let mut members = Vec::new();
         for place in &mut self.places {
             place.retry_at = None;
@@ -581,9 +606,13 @@ impl Supervisor {
         }
         self.orders.push_back(if member.online { Order::Disconnect(member.worker) } else { Order::Terminate(member.worker) });
         self.leaving.push(Leaving { worker: member.worker, kill_at: now + self.config.grace, term_at: None, killed: false });
-        // Those that never leave must not become more and more.
+    }
+
+    /// Has a worker leave for a successor. Those that never leave must not become more and more.
+    fn make_way(&mut self, now: Time, member: Member) {
+        self.leave(now, member);
         let most = 4 + 2 * self.config.workers;
-        if self.leaving.len() > most
+        if self.leaving.iter().filter(|l| !l.killed).count() > most
             && let Some(oldest) = self.leaving.iter_mut().find(|l| !l.killed)
         {
             oldest.killed = true;
@@ -616,7 +645,8 @@ impl Supervisor {
         let kills = self.leaving.iter().filter(|l| !l.killed).map(|l| l.kill_at);
         let terms = self.leaving.iter().filter_map(|l| l.term_at);
         let again = if let Phase::Idle { retry_at, .. } = self.phase { retry_at } else { None };
-        retries.chain(kills).chain(terms).chain(self.round_deadlines()).chain(again).min()
+        let back = self.rejected.and_then(|(_, at)| at);
+        retries.chain(kills).chain(terms).chain(self.round_deadlines()).chain(again).chain(back).min()
     }
 
     /// Time passes.
@@ -637,6 +667,7 @@ impl Supervisor {
         }
         self.fill(now);
         self.advance(now);
+        self.roll_back_again(now);
     }
 }
 

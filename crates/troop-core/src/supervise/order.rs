@@ -108,6 +108,11 @@ pub enum Progress {
         /// How many.
         workers: usize,
     },
+    /// That did not work; it is tried again after a while.
+    RollBackFailed {
+        /// Why.
+        reason: String,
+    },
     /// Workers were told to finish.
     Stopping,
     /// All workers were told to finish; the listeners stay, until a reload starts new ones.

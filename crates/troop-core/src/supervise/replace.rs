@@ -1,9 +1,13 @@
 //! Replaces workers: all of them in a reload, single ones because of their age and the like.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
-use super::{Member, Order, Phase, Progress, Slot, Supervisor};
+use super::{LINGER, Member, Order, Phase, Progress, Slot, Supervisor};
 use crate::id::{Time, WorkerId};
+
+/// The pause before it is tried again to replace what a failed reload has brought.
+const ROLL_BACK_PAUSE: Duration = Duration::from_secs(10);
 
 /// Why workers are replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +73,15 @@ impl Round {
         self.active.iter().any(fills) || (self.is_reload() && generation == newest)
     }
 
+    /// What is told when it is given up.
+    pub(super) fn failure(&self, reason: String) -> Progress {
+        match self.why {
+            Why::Recycle(worker) => Progress::RecycleFailed { worker, reason },
+            Why::Reload => Progress::ReloadFailed { reason },
+            Why::RollBack => Progress::RollBackFailed { reason },
+        }
+    }
+
     /// Whether this slot is still to be filled, having been empty.
     #[cfg(test)]
     pub(super) fn revives(&self, slot: usize) -> bool {
@@ -100,16 +113,12 @@ impl Supervisor {
             self.wake();
         }
         self.generation += 1;
-        for place in &mut self.places {
-            // Those that had ended for good get another chance.
-            if place.done.take().is_some() {
-                place.retry_at = Some(now);
-            }
-        }
+        self.rejected = None;
+        // Those that had ended for good get another chance.
+        self.places.iter_mut().for_each(|place| place.done = None);
         self.orders.push_back(Order::Tell(Progress::ReloadStarted { workers: self.places.len() }));
         let todo = (0..self.places.len()).collect();
         self.round = Some(Round { why: Why::Reload, todo, active: Vec::new(), proven: false, revives });
-        self.fill(now);
         self.advance(now);
     }
 
@@ -128,17 +137,33 @@ impl Supervisor {
         true
     }
 
-    /// After a reload that failed, and what it started them with was taken back: replaces those that it had brought.
+    /// After a reload that failed, and what it started them with was taken back: replaces those that it had brought. If that fails, it is tried
+    /// again after a while.
     pub fn roll_back(&mut self, now: Time) {
+        if self.phase == Phase::Running && self.round.is_none() {
+            self.rejected = Some((self.generation, Some(now)));
+            self.roll_back_again(now);
+        }
+    }
+
+    pub(super) fn roll_back_again(&mut self, now: Time) {
         self.due.set(None);
-        if self.phase != Phase::Running || self.round.is_some() {
+        let Some((rejected, Some(at))) = self.rejected else { return };
+        if at > now {
             return;
         }
-        let is_new = |member: &Member| member.generation == self.generation;
+        if self.phase != Phase::Running || self.round.is_some() {
+            self.rejected = Some((rejected, Some(now + ROLL_BACK_PAUSE)));
+            return;
+        }
+        self.rejected = Some((rejected, None));
+        let is_new = |member: &Member| member.generation == rejected;
         let todo: VecDeque<_> =
             (0..self.places.len()).filter(|slot| self.places[*slot].current.as_ref().is_some_and(is_new)).collect();
         self.generation += 1;
-        if !todo.is_empty() {
+        if todo.is_empty() {
+            self.rejected = None;
+        } else {
             self.orders.push_back(Order::Tell(Progress::RollingBack { workers: todo.len() }));
             self.round = Some(Round { why: Why::RollBack, todo, active: Vec::new(), proven: true, revives: false });
             self.advance(now);
@@ -166,9 +191,12 @@ impl Supervisor {
         while self.begin_next(now) {}
         if self.round.as_ref().is_some_and(|round| round.todo.is_empty() && round.active.is_empty())
             && let Some(round) = self.round.take()
-            && round.is_reload()
         {
-            self.orders.push_back(Order::Tell(Progress::ReloadFinished));
+            match round.why {
+                Why::Reload => self.orders.push_back(Order::Tell(Progress::ReloadFinished)),
+                Why::RollBack => self.rejected = None,
+                Why::Recycle(_) => {}
+            }
         }
     }
 
@@ -187,10 +215,11 @@ impl Supervisor {
                 None => return Found::Waits,
             },
         };
-        if !new.is_ready(now, old.is_some_and(|old| old.listening), &self.config) {
-            return if now >= deadline { Found::Late } else { Found::Waits };
-        }
-        let settled = now.since(new.since) >= self.config.settle;
+        let ready = new.ready_at(old.is_some_and(|old| old.listening.is_some()), &self.config).filter(|at| *at <= now);
+        // One that has closed its channel will end, and then it is known how.
+        let ready = ready.filter(|_| !self.leaving.iter().any(|l| l.worker == new.worker));
+        let Some(ready) = ready else { return if now >= deadline { Found::Late } else { Found::Waits } };
+        let settled = now >= ready + self.config.settle;
         if !settled && !self.round.as_ref().is_some_and(|round| round.proven) {
             return Found::Waits;
         }
@@ -203,7 +232,7 @@ impl Supervisor {
             place.current = place.successor.take();
             self.orders.push_back(Order::Admit(new.worker));
             self.orders.push_back(Order::Tell(Progress::Replaced { old: old.worker, new: new.worker }));
-            self.leave(now, old);
+            self.make_way(now, old);
         } else if let Step::Filling(Some(old)) = step {
             self.orders.push_back(Order::Tell(Progress::Replaced { old, new: new.worker }));
         }
@@ -236,11 +265,13 @@ impl Supervisor {
                 round.todo.pop_front();
                 round.active.push(Active { slot, step: Step::Emptying(old.worker), deadline });
                 place.current = None;
-                self.leave(now, old);
+                self.make_way(now, old);
             }
             Some(_) => return false,
-            None if round.revives => {
+            // Also one that waits for its restart: the new version has to show what it can.
+            None if round.is_reload() => {
                 round.todo.pop_front();
+                place.retry_at = None;
                 round.active.push(Active { slot, step: Step::Filling(None), deadline });
                 self.orders.push_back(Order::Fork(Slot(slot)));
             }
@@ -274,18 +305,22 @@ impl Supervisor {
             self.orders.retain(|order| *order != Order::Fork(Slot(slot)));
             if let Some(unready) = unready {
                 self.leave(now, unready);
+                // It has hardly anything to finish.
+                let term_at = Some(now + LINGER);
+                self.leaving.iter_mut().filter(|l| l.worker == unready.worker).for_each(|l| l.term_at = term_at);
             }
         }
     }
 
     pub(super) fn fail_round(&mut self, now: Time, reason: String) {
-        let Some((why, revives)) = self.round.as_ref().map(|round| (round.why.clone(), round.revives)) else { return };
+        let Some(round) = &self.round else { return };
+        let (failure, revives) = (round.failure(reason), round.revives);
+        if round.why == Why::RollBack {
+            self.rejected = self.rejected.map(|(generation, _)| (generation, Some(now + ROLL_BACK_PAUSE)));
+        }
         self.abandon(now);
         // Told before anything else is started, so that it can be started with something else.
-        self.orders.push_back(Order::Tell(match why {
-            Why::Recycle(worker) => Progress::RecycleFailed { worker, reason },
-            Why::Reload | Why::RollBack => Progress::ReloadFailed { reason },
-        }));
+        self.orders.push_back(Order::Tell(failure));
         if revives {
             self.rest(now, true);
         }
@@ -304,10 +339,12 @@ impl Supervisor {
             Step::Emptying(_) => return None,
             Step::Filling(_) => (None, place.current),
         };
-        let Some(new) = new else { return Some(active.deadline) };
-        match new.ready_at(old.is_some_and(|old| old.listening), &self.config) {
+        let Some(new) = new.filter(|new| !self.leaving.iter().any(|l| l.worker == new.worker)) else {
+            return Some(active.deadline);
+        };
+        match new.ready_at(old.is_some_and(|old| old.listening.is_some()), &self.config) {
             Some(ready) if round.proven => Some(ready),
-            Some(ready) => Some(ready.max(new.since + self.config.settle)),
+            Some(ready) => Some(ready + self.config.settle),
             None => Some(active.deadline),
         }
     }

@@ -532,3 +532,96 @@ fn who_does_not_listen_is_ready_after_a_while_and_sooner_if_it_could_not() {
     world.pass(2 * SECOND);
     assert_eq!(standing(&world, 1), Some(true));
 }
+
+#[test]
+fn many_who_leave_at_once_have_their_grace() {
+    let mut world = World::new(100);
+    (1..=100).for_each(|worker| world.up(worker));
+    world.supervisor.scale(world.now, 1);
+    world.carry_out();
+    assert!(world.asked.iter().all(|order| matches!(order, Order::Disconnect(_))), "{:?}", world.asked);
+}
+
+#[test]
+fn a_budget_does_not_grow_with_every_up_and_down() {
+    let mut world = World::new(1);
+    for _ in 0..20 {
+        world.supervisor.scale(world.now, 2);
+        world.supervisor.scale(world.now, 1);
+    }
+    assert_eq!(world.supervisor.config.max_ends, 8);
+}
+
+#[test]
+fn a_reload_that_is_cut_short_is_told_to_have_failed() {
+    let mut world = World::new(1);
+    world.up(1);
+    world.supervisor.reload(world.now);
+    world.supervisor.pause(world.now);
+    world.carry_out();
+    assert!(matches!(world.told.last(), Some(Progress::ReloadFailed { .. })), "{:?}", world.told);
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.up(world.next_worker);
+    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished));
+}
+
+#[test]
+fn settling_begins_when_a_worker_is_ready() {
+    let mut world = World::with(Config::new(1));
+    world.up(1);
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    // It takes its time to start, listens, and dies.
+    world.pass(5 * SECOND);
+    world.up(2);
+    world.pass(SECOND);
+    world.exit(2, 1);
+    assert!(replaced(&world).is_empty() && matches!(world.told.last(), Some(Progress::ReloadFailed { .. })));
+}
+
+#[test]
+fn a_new_version_has_to_show_itself_in_vacant_slots_too() {
+    let mut world = World::new(1);
+    world.exit(1, 1);
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    assert_eq!((world.forks, world.supervisor.doing()), (2, Doing::Reloading));
+    world.exit(2, 1);
+    assert!(world.told.iter().any(|told| matches!(told, Progress::ReloadFailed { .. })));
+    assert!(!world.told.contains(&Progress::ReloadFinished));
+}
+
+#[test]
+fn who_closes_its_channel_takes_nobodys_place() {
+    let mut world = World::with(Config::new(1));
+    world.up(1);
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.up(2);
+    world.supervisor.disconnected(world.now, WorkerId(2));
+    world.carry_out();
+    world.pass(10 * SECOND);
+    assert!(replaced(&world).is_empty() && world.asked == [Order::Terminate(WorkerId(2))], "{:?}", world.asked);
+    world.exit(2, 0);
+    assert!(matches!(world.told.last(), Some(Progress::ReloadFailed { .. })));
+}
+
+#[test]
+fn going_back_is_tried_until_it_works() {
+    let mut world = World::new(2);
+    (1..=2).for_each(|worker| world.up(worker));
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.up(3);
+    world.exit(4, 1);
+    world.supervisor.roll_back(world.now);
+    world.carry_out();
+    world.exit(5, 1);
+    assert!(world.told.iter().any(|told| matches!(told, Progress::RollBackFailed { .. })));
+    world.pass(10 * SECOND);
+    world.up(6);
+    assert_eq!(replaced(&world), [(1, 3), (3, 6)]);
+    world.pass(60 * SECOND);
+    assert_eq!(world.forks, 6);
+}

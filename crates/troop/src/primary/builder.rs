@@ -237,7 +237,7 @@ impl Builder {
             .as_ref()
             .is_some_and(|policy| matches!(policy.when_failed, WhenFailed::Stay { keep_listeners: true, .. }));
         if let Some(check) = self.health.take() {
-            health::start(cluster.clone(), check).map_err(Error::io("start a thread for health checks"))?;
+            health::start(driver.commander(), check).map_err(Error::io("start a thread for health checks"))?;
         }
         Ok((driver, cluster))
     }

@@ -2,20 +2,22 @@
 
 use std::collections::HashMap;
 use std::io::Read as _;
-use std::os::fd::OwnedFd;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use troop_core::WorkerId;
 
-use super::driver::Handed;
+use super::Phase;
+use super::driver::{Ends, Handed};
 use super::policies::{HealthCheck, HealthTest};
 use super::snapshot::WorkerSnapshot;
-use super::wake::Command as Ask;
-use super::{Cluster, Phase};
+use super::wake::{Command as Ask, Commander};
 
 /// Tests at a time.
 const MOST_AT_ONCE: usize = 16;
@@ -23,19 +25,19 @@ const MOST_AT_ONCE: usize = 16;
 const MOST_BYTES: usize = 16 * 1024;
 
 /// Starts the thread; it ends with the cluster.
-pub(super) fn start(cluster: Cluster, check: HealthCheck) -> std::io::Result<()> {
+pub(super) fn start(cluster: Commander, check: HealthCheck) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("troop-health".into()).spawn(move || runtime.block_on(watch(cluster, check)))?;
     Ok(())
 }
 
-async fn watch(cluster: Cluster, check: HealthCheck) {
+async fn watch(cluster: Commander, check: HealthCheck) {
     let mut beat = interval(check.every.max(Duration::from_millis(10)));
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut failures: HashMap<WorkerId, u32> = HashMap::new();
     loop {
         beat.tick().await;
-        let Ok(snapshot) = cluster.snapshot().await else { return };
+        let Ok(snapshot) = cluster.ask(Ask::Snapshot).await else { return };
         if snapshot.phase == Phase::Stopping {
             return;
         }
@@ -64,14 +66,14 @@ async fn watch(cluster: Cluster, check: HealthCheck) {
                 *count = 0;
             }
             let reason = format!("its health check failed: {reason}");
-            if cluster.inner.commander.send(Ask::Unhealthy(worker, reason, replace)).is_err() {
+            if cluster.send(Ask::Unhealthy(worker, reason, replace)).is_err() {
                 return;
             }
         }
     }
 }
 
-async fn test(cluster: &Cluster, check: &HealthCheck, worker: &WorkerSnapshot) -> Result<(), String> {
+async fn test(cluster: &Commander, check: &HealthCheck, worker: &WorkerSnapshot) -> Result<(), String> {
     let until = Instant::now() + check.timeout;
     let late = || format!("no answer within {:?}", check.timeout);
     let outcome = match &check.test {
@@ -86,16 +88,37 @@ async fn test(cluster: &Cluster, check: &HealthCheck, worker: &WorkerSnapshot) -
     outcome.unwrap_or_else(|_| Err(late()))
 }
 
-async fn connect(cluster: &Cluster, check: &HealthCheck, worker: WorkerId, path: Option<&str>) -> Result<(), String> {
+async fn connect(cluster: &Commander, check: &HealthCheck, worker: WorkerId, path: Option<&str>) -> Result<(), String> {
     let listener = check.listener.clone();
-    let handed = cluster.inner.commander.ask(|done| Ask::Hand(worker, listener, done)).await;
-    let Handed { end, taken } = handed.map_err(|e| e.to_string())??;
+    let cannot = |e: std::io::Error| format!("no connection for it can be made: {e}");
+    let (tcp, unix) = (tcp_pair().await.map_err(cannot)?, std::os::unix::net::UnixStream::pair().map_err(cannot)?);
+    let ends = Ends { tcp: tcp.1, unix: unix.1.into() };
+    let handed = cluster.ask(|done| Ask::Hand(worker, listener, ends, done)).await;
+    let Handed { unix: is_unix, taken } = handed.map_err(|e| e.to_string())??;
+    let end = if is_unix { unix.0.into() } else { tcp.0 };
     if !taken.await.unwrap_or(false) {
         return Err("it did not take the connection".into());
     }
     let Some(path) = path else { return Ok(()) };
     let status = status(end, path).await?;
     if (200..400).contains(&status) { Ok(()) } else { Err(format!("{path} answered {status}")) }
+}
+
+/// Two ends of a TCP connection. (There is no `socketpair` for it.)
+async fn tcp_pair() -> std::io::Result<(OwnedFd, OwnedFd)> {
+    let any = |ip: IpAddr| TcpListener::bind(SocketAddr::new(ip, 0));
+    let listener = match any(Ipv4Addr::LOCALHOST.into()).await {
+        Ok(listener) => listener,
+        Err(_) => any(Ipv6Addr::LOCALHOST.into()).await?,
+    };
+    let ours = TcpStream::connect(listener.local_addr()?).await?;
+    loop {
+        let (theirs, peer) = listener.accept().await?;
+        // Anybody else could have connected in between.
+        if peer == ours.local_addr()? {
+            return Ok((ours.into_std()?.into(), theirs.into_std()?.into()));
+        }
+    }
 }
 
 /// The status that a path is answered with.
@@ -170,6 +193,7 @@ fn run(command: &str, worker: &WorkerSnapshot, limit: Duration) -> Result<(), St
         .process_group(0)
         .spawn()
         .map_err(cannot)?;
+    let held = troop_sys::process::pidfd(child.id()).map_err(cannot)?;
     let (sender, status) = std::sync::mpsc::channel();
     if let Some(mut pipe) = child.stdout.take() {
         let read = move || {
@@ -180,8 +204,10 @@ fn run(command: &str, worker: &WorkerSnapshot, limit: Duration) -> Result<(), St
         std::thread::Builder::new().name("troop-command".into()).spawn(read).map_err(cannot)?;
     }
     let status = status.recv_timeout(limit);
-    // Its group is its own, and it has not been reaped by this process.
-    let _ = troop_sys::process::signal_group(child.id(), 9);
+    if !troop_sys::process::has_ended(held.as_fd()) {
+        // So its group is its own still.
+        let _ = troop_sys::process::signal_group(child.id(), 9);
+    }
     let _ = child.wait();
     match status.as_deref().map(str::trim) {
         Ok("0") => Ok(()),

@@ -210,7 +210,8 @@ impl Cluster {
         self.inner.commander.ask(Command::DisconnectAll).await
     }
 
-    /// Replaces supervised workers one by one, each only after its successor listens. Progress comes as events.
+    /// Replaces supervised workers, each only after its successor is ready, as far as the [`ReplacePolicy`](crate::ReplacePolicy) says so. Progress comes as events. If it fails, the old
+    /// workers that are left go on, and so do the new ones that have proven good: there is nothing to go back to. With [`Cluster::reload_as`] there is.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].

@@ -11,7 +11,7 @@ use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::WorkerStatus;
 use troop_sys::poll::Bell;
 
-use super::driver::Handed;
+use super::driver::{Ends, Handed};
 use super::{Adoption, Fork, Snapshot, WorkerHandle};
 use crate::error::{Error, Result as Outcome};
 use crate::settings::Setup;
@@ -46,7 +46,7 @@ pub(crate) enum Command {
     /// A worker has failed a test, and is to be replaced or not.
     Unhealthy(WorkerId, String, bool),
     /// Gives a worker a connection as if from this listener, or from its first.
-    Hand(WorkerId, Option<Pattern>, oneshot::Sender<Result<Handed, String>>),
+    Hand(WorkerId, Option<Pattern>, Ends, oneshot::Sender<Result<Handed, String>>),
     Stop,
     /// Nobody has a handle to the cluster any more.
     Over,

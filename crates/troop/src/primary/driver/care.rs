@@ -27,6 +27,15 @@ const ABORT: i32 = 6;
 const KILL: i32 = 9;
 const TERMINATE: i32 = 15;
 
+/// What an ended worker has left behind.
+struct Leftover {
+    /// Its process group.
+    group: u32,
+    /// Those of it that were seen.
+    members: Vec<OwnedFd>,
+    kill_at: Time,
+}
+
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Care {
@@ -34,8 +43,7 @@ pub(crate) struct Care {
     beat_at: Option<Time>,
     /// Hung workers, the next signal for each, and when.
     hung: Vec<(WorkerId, i32, Time)>,
-    /// Processes that ended workers have left behind, and when they are killed.
-    leftovers: Vec<(OwnedFd, Time)>,
+    leftovers: Vec<Leftover>,
     look_at: Option<Time>,
 }
 
@@ -124,21 +132,24 @@ impl Driver {
             return;
         }
         let kill_at = self.now + LEFTOVER_PATIENCE;
-        self.care.leftovers.extend(process::group_members(leader).into_iter().map(|member| (member, kill_at)));
+        self.care.leftovers.push(Leftover { group: leader, members: process::group_members(leader), kill_at });
         self.care.look_at.get_or_insert(self.now + LOOK);
     }
 
     fn look_at_leftovers(&mut self) {
         let now = self.now;
-        self.care.leftovers.retain(|(process, kill_at)| {
-            if process::has_ended(process.as_fd()) {
-                return false;
+        self.care.leftovers.retain_mut(|left| {
+            left.members.retain(|member| !process::has_ended(member.as_fd()));
+            if left.members.is_empty() {
+                // They may have started others before they ended.
+                left.members = process::group_members(left.group);
             }
-            if *kill_at <= now {
-                let _ = process::signal(process.as_fd(), KILL);
+            if left.kill_at <= now && !left.members.is_empty() {
+                // As long as one of them is there, the group is theirs.
+                let _ = process::signal_group(left.group, KILL);
             }
-            // Once killed, it is the kernel's.
-            *kill_at > now
+            // Once killed, they are the kernel's.
+            left.kill_at > now && !left.members.is_empty()
         });
         self.care.look_at = self.care.is_needed().then(|| now + LOOK);
     }

@@ -114,6 +114,11 @@ impl Driver {
             Ok(None) => return,
             Err(_) => ExitHow::Unknown,
         };
+        if process.leads_group {
+            // At once: its number is free from now on.
+            let leader = process.handle.pid();
+            self.end_leftovers(leader);
+        }
         // Its last words: what it wrote before it died is in the channel. Others may hold its end open, so the end of the stream is not
         // waited for.
         self.read(id, LAST_READS);
@@ -121,11 +126,7 @@ impl Driver {
         self.keep_consumed(id);
         self.core.exited(self.now, id, how);
         self.act();
-        if let Some(process) = self.processes.remove(&id)
-            && process.leads_group
-        {
-            self.end_leftovers(process.handle.pid());
-        }
+        self.processes.remove(&id);
         self.say_farewell();
         if self.reaps_orphans {
             // The kernel shows one ended child at a time; this one may have hidden others.

@@ -122,8 +122,8 @@ impl Driver {
                 }
             }
             Command::Unhealthy(worker, reason, replace) => self.is_unhealthy(worker, reason, replace),
-            Command::Hand(worker, pattern, done) => {
-                let _ = done.send(self.hand(worker, pattern.as_ref()));
+            Command::Hand(worker, pattern, ends, done) => {
+                let _ = done.send(self.hand(worker, pattern.as_ref(), ends));
             }
             Command::Recycle(worker, reason, done) => {
                 let begun = self.supervisor.as_mut().is_some_and(|s| s.recycle(self.now, worker, reason));

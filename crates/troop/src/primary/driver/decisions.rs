@@ -31,8 +31,8 @@ impl Driver {
             Action::Deliver { worker, listener, conn, seq, batched } => self.deliver(worker, listener, conn, seq, batched),
             Action::Release { conn, taken } => {
                 drop(self.conns.try_remove(conn.0 as usize));
-                if let Some(known) = self.hands.remove(&conn) {
-                    let _ = known.send(taken);
+                if let Some(given) = self.hands.remove(&conn) {
+                    let _ = given.known.send(taken);
                 }
             }
             Action::Send { worker, line } => {
@@ -159,7 +159,8 @@ impl Driver {
                 let mut rolls_back = false;
                 self.note_end(&progress);
                 match &progress {
-                    Progress::GivingUp { .. } if self.keeps_when_failed => {}
+                    Progress::ReloadStarted { .. } | Progress::Pausing => self.unused_until = None,
+                    Progress::GivingUp { .. } if self.keeps_when_failed => self.unused_until = None,
                     Progress::GivingUp { .. } | Progress::Stopping => self.core.close_unused_listeners(),
                     Progress::RecycleFailed { worker, .. } => self.leave_in_peace(*worker),
                     // What the new workers do not ask for soon, the new version does not listen on any more.

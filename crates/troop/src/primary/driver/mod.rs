@@ -26,9 +26,8 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use slab::Slab;
-use tokio::sync::oneshot;
 use troop_core::primary::Primary;
-use troop_core::supervise::{Outcome, Supervisor};
+use troop_core::supervise::{Doing, Outcome, Supervisor};
 use troop_core::{ConnId, ListenerId, Time, WorkerId};
 use troop_sys::poll::{AsyncPoller, Interest, Poller, Ready};
 use troop_sys::process;
@@ -50,7 +49,7 @@ use activated::Activated;
 use ask::Questions;
 use care::Care;
 use connections::Conn;
-pub(crate) use hand::Handed;
+pub(crate) use hand::{Ends, Handed};
 use inspect::Inspected;
 use pace::Pace;
 
@@ -201,7 +200,7 @@ pub(crate) struct Driver {
     /// Where workers say that they are ready.
     notify: Option<OwnedFd>,
     /// Connections of the cluster's own that a worker was given, and who wants to know whether it has taken them.
-    hands: BTreeMap<ConnId, oneshot::Sender<bool>>,
+    hands: BTreeMap<ConnId, hand::Given>,
     /// How the last unexpected end of a worker came about.
     last_end: Option<String>,
     /// Sockets that were open when this process started.
@@ -299,6 +298,11 @@ impl Driver {
             line: Vec::new(),
             received: Vec::new(),
         })
+    }
+
+    /// How it is talked to by those who do not keep it alive.
+    pub(crate) fn commander(&self) -> Commander {
+        self.commander.clone()
     }
 
     /// Lets a supervisor decide about workers.
@@ -474,8 +478,12 @@ impl Driver {
             self.accept_again = None;
         }
         if self.unused_until.is_some_and(|due| due <= self.now) {
-            self.unused_until = None;
-            self.core.close_unused_listeners();
+            // Not while somebody is missing who may ask for them.
+            let is_complete = self.supervisor.as_ref().is_none_or(|s| s.doing() == Doing::Running && s.is_complete(self.now));
+            self.unused_until = (!is_complete).then(|| self.now + UNUSED_PATIENCE);
+            if is_complete {
+                self.core.close_unused_listeners();
+            }
         }
         if self.over_at.is_some_and(|due| due <= self.now) {
             for process in self.processes.values() {

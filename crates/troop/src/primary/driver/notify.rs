@@ -36,11 +36,8 @@ impl Driver {
 
     pub(super) fn hear_notifications(&mut self) {
         let Some(socket) = self.notify.take() else { return };
-        for _ in 0..BURST {
-            if !self.hear(&socket) {
-                break;
-            }
-        }
+        // A runtime reports it only once.
+        self.unfinished |= (0..BURST).all(|_| self.hear(&socket));
         self.notify = Some(socket);
     }
 
