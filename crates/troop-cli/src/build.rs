@@ -19,7 +19,7 @@ use crate::run::Refused;
 const SIGUSR2: i32 = 12;
 
 /// What is for the primary alone.
-const OWN_VARIABLES: [&str; 6] =
+pub(crate) const OWN_VARIABLES: [&str; 6] =
     ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", crate::start::VARIABLE, crate::restart::VARIABLE, "TROOP_POLICY"];
 
 impl Plan {

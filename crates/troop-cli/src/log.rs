@@ -1,7 +1,7 @@
 //! One line per event on standard error, for people or for programs.
 
 use std::io::{IsTerminal, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use serde_json::{Map, Value, json};
@@ -39,8 +39,27 @@ impl Log {
     }
 }
 
-/// A line on standard error. Nothing can be done if that is closed or full.
+/// Where lines are said, if not on standard error.
+static SAID_TO: Mutex<Option<Arc<Queue>>> = Mutex::new(None);
+
+/// Has lines said among the logs from now on.
+pub(crate) fn say_to(queue: Arc<Queue>) {
+    *SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) = Some(queue);
+}
+
+/// Writes what was said there.
+pub(crate) fn finish() {
+    if let Some(queue) = SAID_TO.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        queue.finish();
+    }
+}
+
+/// A line on standard error, or among the logs. Nothing can be done if that is closed or full.
 pub(crate) fn say(line: &str) {
+    if let Some(queue) = &*SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) {
+        queue.lines().push(Origin::Event, line.trim_start_matches("troop: ").as_bytes());
+        return;
+    }
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 

@@ -65,7 +65,13 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(trouble) => {
             log::say(&format!("troop: {trouble}"));
-            ExitCode::from(if matches!(trouble, Trouble::NoApp(_)) { NO_APP } else { 1 })
+            ExitCode::from(match &trouble {
+                Trouble::NoApp(_) => NO_APP,
+                // As for what cannot be typed.
+                Trouble::Nonsense(_) => 2,
+                Trouble::Failed(failure) if failure.kind == "bad-request" => 2,
+                _ => 1,
+            })
         }
     }
 }

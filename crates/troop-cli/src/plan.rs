@@ -71,7 +71,7 @@ pub(crate) fn file_of(typed: &Run) -> Result<Option<(PathBuf, Option<OsString>)>
             Some((PathBuf::from(program), typed.args.first().cloned()))
         }
         // A program that is there goes before an app of that name.
-        (None, Some(program)) if !Path::new(program).exists() && is_app(program) => {
+        (None, Some(program)) if !Path::new(program).exists() && is_app(program)? => {
             Some((PathBuf::from(config::USUAL), Some(program.clone())))
         }
         (None, Some(_)) => None,
@@ -97,8 +97,9 @@ pub(crate) fn plan(typed: Run, started_as: Option<&str>) -> Result<(Plan, Source
         let source = Source { typed, file: None, background };
         return Ok((source.plan()?, source));
     };
-    let is_named_twice = typed.config.is_some() || config::format_of(&file) == Some(config::Format::Toml);
-    if typed.args.len() > usize::from(!is_named_twice) {
+    // Behind a file that is named as the program there can be the name of an app.
+    let is_program = typed.config.is_none() && typed.program.as_ref().is_some_and(|program| Path::new(program) == file);
+    if typed.args.len() > usize::from(is_program) {
         return Err("arguments come from the file where the app does; there cannot be others behind its name".into());
     }
     let apps = config::read(&file)?;
@@ -116,9 +117,11 @@ pub(crate) fn plan(typed: Run, started_as: Option<&str>) -> Result<(Plan, Source
     Ok((source.plan()?, source))
 }
 
-fn is_app(program: &OsString) -> bool {
-    let apps = config::read(Path::new(config::USUAL));
-    apps.is_ok_and(|apps| program.to_str().is_some_and(|program| apps.contains_key(program)))
+/// Whether the file that is here has an app of this name. One that makes no sense is not passed over: the name could be meant.
+fn is_app(program: &OsString) -> Result<bool, String> {
+    let file = Path::new(config::USUAL);
+    let Some(name) = program.to_str().filter(|name| file.exists() && !name.contains(['/', '.'])) else { return Ok(false) };
+    config::read(file).map(|apps| apps.contains_key(name))
 }
 
 impl Source {
@@ -129,17 +132,23 @@ impl Source {
 
     /// Makes the plan as it would be now.
     pub(crate) fn plan(&self) -> Result<Plan, String> {
-        let Run { program, args, .. } = self.typed.clone();
+        let typed = &self.typed;
         let mut plan = match &self.file {
             None => {
-                let program = program.unwrap_or_default();
-                let app = App::new(program.to_string_lossy());
-                let (name, env, cwd) = (None, BTreeMap::new(), None);
-                Plan { name, app, program, args, env, cwd, background: self.background }
+                let program = typed.program.clone().unwrap_or_default();
+                let (shown, mut args) = (program.to_string_lossy().into_owned(), typed.args.clone());
+                let mut app = App::new(shown.clone());
+                typed.lay_over(&mut app)?;
+                args.extend(app.args.iter().map(OsString::from));
+                // Not by way of text, unless it is said so.
+                let program = if app.program == shown { program } else { app.program.clone().into() };
+                let cwd = typed.cwd.clone().or_else(|| app.cwd.clone());
+                Plan { name: None, app, program, args, env: BTreeMap::new(), cwd, background: self.background }
             }
             Some((file, name)) => {
-                let app =
+                let mut app =
                     config::read(file)?.remove(name).ok_or_else(|| format!("{} has no app {name:?} any more", file.display()))?;
+                typed.lay_over(&mut app)?;
                 let problems = app.problems(file);
                 if !problems.is_empty() {
                     return Err(format!("{}: app.{name}: {}", file.display(), problems.join("; ")));
@@ -148,21 +157,19 @@ impl Source {
                     name: Some(name.clone()),
                     program: app.program(file).into(),
                     args: app.args.iter().map(Into::into).collect(),
-                    cwd: Some(app.directory(file)),
+                    cwd: typed.cwd.clone().or_else(|| Some(app.directory(file))),
                     env: BTreeMap::new(),
                     background: self.background,
                     app,
                 }
             }
         };
-        let typed = &self.typed;
         plan.name = typed.name.clone().or(plan.name);
-        plan.cwd = typed.cwd.clone().or(plan.cwd);
-        typed.lay_over(&mut plan.app)?;
         plan.app.check().map_err(|e| format!("app{e}"))?;
         let directory = plan.cwd.clone().unwrap_or_else(|| ".".into());
         for file in &plan.app.env_file {
-            plan.env.extend(read_env(&directory.join(file))?);
+            let read = config::env_file::read(&directory.join(file))?;
+            plan.env.extend(read.into_iter().map(|(name, value)| (name.into(), value.into())));
         }
         plan.env.extend(plan.app.env.iter().map(|(name, value)| (name.into(), value.into())));
         if !plan.app.fits_bind() {
@@ -170,12 +177,6 @@ impl Source {
         }
         Ok(plan)
     }
-}
-
-fn read_env(file: &Path) -> Result<Vec<(OsString, OsString)>, String> {
-    let wrong = |e: dotenvy::Error| format!("{}: {e}", file.display());
-    let pairs = dotenvy::from_path_iter(file).map_err(wrong)?.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
-    Ok(pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
 }
 
 impl Run {
@@ -218,7 +219,7 @@ impl Run {
         set(&mut app.output.error_file, &self.error);
         set(&mut app.output.format, &self.format);
         if self.output.is_some() || self.error.is_some() {
-            app.output.to.get_or_insert(To::Files);
+            app.output.to = Some(To::Files);
         }
         if self.wait_ready {
             app.ready = Some(Ready::Message);
@@ -227,7 +228,7 @@ impl Run {
             app.restart.when = Some(When::Never);
         }
         if self.time {
-            app.output.format.get_or_insert(Form::Prefixed);
+            app.output.format = Some(Form::Prefixed);
         }
         if let Some(path) = &self.health {
             let health = app.health.get_or_insert_with(Health::default);
@@ -247,22 +248,27 @@ impl Run {
 fn with(app: &App, setting: &str) -> Result<App, String> {
     let wrong = |e: String| format!("--set {setting}: {}", e.trim_end());
     let (path, value) = setting.split_once('=').ok_or_else(|| wrong("it must have the form KEY=VALUE".into()))?;
-    // What is no value of TOML is meant as text.
-    let quoted = || toml::Value::String(value.to_owned());
-    let value =
-        toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v")).unwrap_or_else(quoted);
-    let mut table = toml::Table::try_from(app).map_err(|e| wrong(e.to_string()))?;
-    let mut at = &mut table;
-    let mut keys = path.split('.').peekable();
-    while let Some(key) = keys.next() {
-        if keys.peek().is_none() {
-            at.insert(key.to_owned(), value);
-            break;
+    let typed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
+    let text = toml::Value::String(value.to_owned());
+    let put = |value: toml::Value| -> Result<App, String> {
+        let mut table = toml::Table::try_from(app).map_err(|e| wrong(e.to_string()))?;
+        let mut at = &mut table;
+        let mut keys = path.split('.').peekable();
+        while let Some(key) = keys.next() {
+            if keys.peek().is_none() {
+                at.insert(key.to_owned(), value);
+                break;
+            }
+            let next = at.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            at = next.as_table_mut().ok_or_else(|| wrong(format!("{key} has nothing in it")))?;
         }
-        let next = at.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        at = next.as_table_mut().ok_or_else(|| wrong(format!("{key} has nothing in it")))?;
+        table.try_into().map_err(|e: toml::de::Error| wrong(e.message().to_owned()))
+    };
+    match typed {
+        // What is no such value, or does not fit, is meant as text.
+        Some(typed) => put(typed).or_else(|e| put(text).map_err(|_| e)),
+        None => put(text),
     }
-    table.try_into().map_err(|e: toml::de::Error| wrong(e.message().to_owned()))
 }
 
 impl Plan {

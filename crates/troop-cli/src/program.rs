@@ -48,13 +48,15 @@ pub(crate) fn setup(program: &OsStr, node_args: &[String], args: Vec<OsString>) 
     }
 }
 
+/// Whether a file is one that node runs.
+pub(crate) fn is_script(path: &Path) -> bool {
+    path.extension().and_then(OsStr::to_str).is_some_and(|e| ["js", "mjs", "cjs", "ts", "mts", "cts"].contains(&e))
+}
+
 /// A program and its arguments, without a primary.
 pub(crate) fn alone(program: &OsStr, node_args: &[String], args: &[OsString]) -> (OsString, Vec<OsString>) {
-    let path = Path::new(program);
-    let is_script =
-        path.extension().and_then(OsStr::to_str).is_some_and(|e| ["js", "mjs", "cjs", "ts", "mts", "cts"].contains(&e));
     let before = node_args.iter().map(OsString::from);
-    if is_script {
+    if is_script(Path::new(program)) {
         return ("node".into(), before.chain([program.to_owned()]).chain(args.iter().cloned()).collect());
     }
     (program.to_owned(), before.chain(args.iter().cloned()).collect())

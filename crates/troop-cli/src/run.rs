@@ -21,7 +21,7 @@ use crate::logs::writer::{Queue, Sink};
 use crate::plan::{self, Plan};
 use crate::restart::{self, Restarting};
 use crate::start::{self, News, Starter};
-use crate::{notify, signals};
+use crate::{notify, signals, watch};
 
 /// Why it did not run, or does not any more.
 #[derive(Debug)]
@@ -52,16 +52,35 @@ impl std::fmt::Display for Refused {
 /// In the foreground, or, if it was started so, in the background.
 pub(crate) fn run(args: Run) -> Result<(), Refused> {
     let started_as = std::env::var(start::VARIABLE).ok();
-    let starter = started_as.as_ref().map(|_| Arc::new(Starter::new()));
+    // After a restart nobody waits for the news.
+    let is_awaited = started_as.is_some() && std::env::var_os(restart::VARIABLE).is_none();
+    let starter = is_awaited.then(|| Arc::new(Starter::new()));
     let result = run_as(args, started_as.as_deref(), starter.clone());
-    if let (Err(refused), Some(starter)) = (&result, starter) {
-        starter.tell(&News::Failed { reason: refused.to_string(), nonsense: matches!(refused, Refused::Nonsense(_)) });
+    match (&result, starter) {
+        (Err(refused), Some(starter)) => {
+            starter.tell(&News::Failed { reason: refused.to_string(), nonsense: matches!(refused, Refused::Nonsense(_)) });
+        }
+        (Ok(()), Some(starter)) => {
+            starter.tell(&News::Failed {
+                reason: "all workers have ended, as they may, before they were ready".into(),
+                nonsense: false,
+            });
+        }
+        // There is no terminal to say it on.
+        (Err(refused), None) if started_as.is_some() => log::say(&format!("troop: {refused}")),
+        _ => {}
     }
+    log::finish();
     result
 }
 
 fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) -> Result<(), Refused> {
     let (plan, source) = plan::plan(args, started_as).map_err(Refused::Nonsense)?;
+    if plan.background && (plan.workers() == 0 || (plan.output().0 == To::Terminal && !plan.app.silent)) {
+        return Err(Refused::Nonsense(
+            "in the background there is no terminal: output.to can be files or journal, and workers must be 1 or more".into(),
+        ));
+    }
     if plan.workers() == 0 {
         return alone(&plan);
     }
@@ -72,6 +91,10 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
     let claim = match claim(wanted.as_deref(), Path::new(&plan.program)) {
         Ok(claim) => Some(claim),
         Err(Unclaimed::Taken) => return Err(Refused::Taken(wanted.unwrap_or_default())),
+        Err(Unclaimed::Io(e)) if plan.background => {
+            // Nobody could ever find it.
+            return Err(Refused::Failed(Error::Settings(format!("no control socket can be made: {e}"))));
+        }
         Err(Unclaimed::Io(e)) => {
             // In a container, say, where nothing can be written. It serves all the same.
             log::say(&format!("troop: without a control socket, so that `troop ls` and others do not find this app: {e}"));
@@ -85,6 +108,9 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
         builder = builder.output(Collector::new(queue));
     }
     // Of a background app everything goes where its output goes.
+    if let Some(queue) = queue.clone().filter(|_| plan.background) {
+        log::say_to(queue);
+    }
     let mut log = Log::new(plan.app.log.unwrap_or(crate::config::LogFormat::Human), queue.clone().filter(|_| plan.background));
     if notify::is_wanted() {
         builder = builder.on_start(|cluster| {
@@ -93,22 +119,29 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
             }
         });
     }
-    let restarting = Arc::new(Restarting::default());
-    let watch = plan.app.watch.clone();
+    let restarting = Restarting::new().map_err(|e| Refused::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
+    let restarting = Arc::new(restarting);
+    let watched = match &plan.app.watch {
+        None => None,
+        Some(watch) => {
+            let own: Vec<_> = queue.iter().flat_map(|queue| queue.paths().to_vec()).collect();
+            Some(watch::start(watch, plan.cwd.as_deref(), own).map_err(Refused::Nonsense)?)
+        }
+    };
     let identity = Identity { name: name.clone(), plan, source, queue: queue.clone(), restarting: restarting.clone(), starter };
     builder = builder.on_start(move |cluster| {
-        if let Err(e) = server::start(listener, cluster, identity, signals, watch) {
+        if let Err(e) = server::start(listener, cluster, identity, signals, watched) {
             log::say(&format!("troop: cannot answer `troop ls` and others: {e}"));
         }
     });
     let result = builder.on_event(move |event| log.event(event)).run();
-    if let Some(queue) = queue {
+    if let Some(queue) = queue.filter(|_| result.is_ok()) {
         queue.finish();
     }
     result?;
     if restarting.is_asked() {
         drop(claim);
-        let e = restart::begin_anew(Some(&name));
+        let e = restart::begin_anew(&name);
         return Err(Refused::Failed(Error::Settings(format!("cannot begin anew: {e}"))));
     }
     Ok(())
@@ -142,14 +175,35 @@ fn queue(plan: &Plan, name: &str) -> Result<Option<Arc<Queue>>, Refused> {
                 keep: output.keep.unwrap_or(5),
                 total: output.total.map(|total| total.0),
             };
-            let mut file = LogFile::new(file, rotation);
-            // What cannot be opened is said before anything runs.
-            file.check().map_err(|e| Refused::Nonsense(format!("cannot write {}: {e}", file.path().display())))?;
-            Sink::Files(file, errors.map(|errors| LogFile::new(errors, rotation)))
+            let mut files = vec![LogFile::new(file, rotation)];
+            files.extend(errors.map(|errors| LogFile::new(errors, rotation)));
+            for file in &mut files {
+                // What cannot be opened is said before anything runs.
+                file.check().map_err(|e| Refused::Nonsense(format!("cannot write {}: {e}", file.path().display())))?;
+                if plan.app.user.is_some() && rustix::process::geteuid().is_root() {
+                    is_out_of_reach(file.path()).map_err(Refused::Nonsense)?;
+                }
+            }
+            Sink::Files(files)
         }
     };
     let form = if to == To::Journal { Form::Plain } else { form };
     Queue::start(sink, form).map(Some).map_err(|e| Refused::Nonsense(format!("cannot start the thread for logs: {e}")))
+}
+
+/// Whether only root can change what is in the directory of a file that root writes for others.
+fn is_out_of_reach(file: &Path) -> Result<(), String> {
+    use std::os::unix::fs::MetadataExt as _;
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let found = directory.metadata().map_err(|e| format!("cannot look at {}: {e}", directory.display()))?;
+    if found.uid() == 0 && found.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(format!(
+        "{}: others can change what is in {}, so root does not write logs of another user's workers there; use a directory of root's (mode 755)",
+        file.display(),
+        directory.display()
+    ))
 }
 
 /// `-w 0`: the program itself, in the place of this one.
@@ -157,9 +211,26 @@ fn alone(plan: &Plan) -> Result<(), Refused> {
     if !plan.app.bind.is_empty() {
         return Err(Refused::Nonsense("with -w 0 the program runs alone; there is nobody to listen for it (--bind)".into()));
     }
+    let app = &plan.app;
+    let cannot = [
+        (app.user.is_some() || app.group.is_some(), "user and group"),
+        (app.umask.is_some(), "umask"),
+        (app.nice.is_some(), "nice"),
+        (!app.cpus.is_empty(), "cpus"),
+        (!app.limits.is_empty(), "limits"),
+    ];
+    if let Some((_, what)) = cannot.into_iter().find(|(is_said, _)| *is_said) {
+        return Err(Refused::Nonsense(format!(
+            "with -w 0 the program runs alone, as whoever starts it: {what} cannot be changed"
+        )));
+    }
     let (program, args) = crate::program::alone(&plan.program, &plan.app.node_args, &plan.args);
     let mut command = Command::new(&program);
-    command.args(args).envs(&plan.env);
+    command.args(args);
+    for name in crate::build::OWN_VARIABLES {
+        command.env_remove(name);
+    }
+    command.envs(&plan.env);
     if let Some(cwd) = &plan.cwd {
         command.current_dir(cwd);
     }

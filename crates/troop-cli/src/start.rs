@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc::RecvTimeoutError;
@@ -12,8 +13,8 @@ use troop::{Cluster, Event, Phase, Progress, WorkerHandle};
 
 use crate::args::{Run, Start};
 use crate::config;
-use crate::control::Failure;
 use crate::control::client::Trouble;
+use crate::control::{Failure, place};
 use crate::log;
 use crate::plan::{self, Plan};
 
@@ -140,7 +141,7 @@ fn start_one(args: &Start, name: &str) -> Result<(), Trouble> {
         .stderr(Stdio::null())
         .spawn()
         .map_err(doing)?;
-    let shown = plan.name.clone().unwrap_or_else(|| plan.program.to_string_lossy().into_owned());
+    let shown = plan.name.clone().unwrap_or_else(|| place::name_of(Path::new(&plan.program)));
     if args.no_wait {
         report(args.json, &serde_json::json!({ "name": shown, "pid": child.id(), "state": "starting" }), || {
             format!("{shown}: starting")

@@ -11,72 +11,112 @@ use tokio::time::timeout;
 use crate::config::Watch;
 
 /// What is ignored anyway, besides what begins with a dot.
-const IGNORED: [&str; 6] = ["node_modules", "target", "__pycache__", "*.log", "*.pid", "*~"];
+const IGNORED: [&str; 7] = ["node_modules", "target", "__pycache__", "*.log", "*.log.*", "*.pid", "*~"];
 /// The most directories that are watched; the kernel has a limit too.
 const MOST_DIRECTORIES: usize = 10_000;
 
 /// Reports changes, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Watched {
-    _watcher: RecommendedWatcher,
+    watcher: RecommendedWatcher,
     changes: UnboundedReceiver<PathBuf>,
     delay: Duration,
+    heeded: Heeded,
+    directories: usize,
 }
 
-/// Begins to watch.
+/// What matters.
+#[derive(Debug, Clone)]
+struct Heeded {
+    /// Directories with all that is in them, and files.
+    roots: Vec<PathBuf>,
+    ignore: Vec<String>,
+    /// What this program writes itself.
+    own: Vec<PathBuf>,
+}
+
+/// Begins to watch. `own` is what the primary writes itself.
 ///
 /// # Errors
 /// For people.
-pub(crate) fn start(watch: &Watch, cwd: Option<&Path>) -> Result<Watched, String> {
+pub(crate) fn start(watch: &Watch, cwd: Option<&Path>, own: Vec<PathBuf>) -> Result<Watched, String> {
     let cwd = cwd.map_or_else(|| PathBuf::from("."), Path::to_owned);
-    let cwd = cwd.canonicalize().map_err(|e| format!("cannot watch {}: {e}", cwd.display()))?;
+    let found = |path: &Path| path.canonicalize().map_err(|e| format!("cannot watch {}: {e}", path.display()));
+    let cwd = found(&cwd)?;
     let paths = if watch.paths.is_empty() { vec![PathBuf::new()] } else { watch.paths.clone() };
-    let roots = paths
-        .iter()
-        .map(|path| cwd.join(path))
-        .map(|path| path.canonicalize().map_err(|e| format!("cannot watch {}: {e}", path.display())));
-    let roots = roots.collect::<Result<Vec<_>, _>>()?;
+    let roots = paths.iter().map(|path| found(&cwd.join(path))).collect::<Result<Vec<_>, _>>()?;
+    let own = own.into_iter().map(|path| path.canonicalize().unwrap_or(path)).collect();
+    let heeded = Heeded { roots, ignore: watch.ignore.clone(), own };
     let (sender, changes) = unbounded_channel();
-    let (ignore, seen_from) = (watch.ignore.clone(), roots.clone());
+    let matters = heeded.clone();
     let heed = move |event: notify::Result<notify::Event>| {
         let Ok(event) = event else { return };
         if matches!(event.kind, EventKind::Access(_) | EventKind::Modify(notify::event::ModifyKind::Metadata(_))) {
             return;
         }
-        for path in event.paths {
-            let below = seen_from.iter().find_map(|root| path.strip_prefix(root).ok());
-            if below.is_some_and(|below| !is_ignored(below, &ignore)) {
-                // The receiver ends with the process.
-                let _ = sender.send(path);
-            }
+        for path in event.paths.into_iter().filter(|path| matters.heeds(path)) {
+            // The receiver ends with the process.
+            let _ = sender.send(path);
         }
     };
-    let mut watcher = notify::recommended_watcher(heed).map_err(|e| format!("cannot watch files: {e}"))?;
-    // Directory by directory, so that nothing is spent on those that are ignored.
-    let mut todo = roots.clone();
-    let mut count = 0;
-    while let Some(path) = todo.pop() {
-        count += 1;
-        if count > MOST_DIRECTORIES {
-            return Err(format!(
-                "there are more than {MOST_DIRECTORIES} directories to watch; name some with watch.paths, or ignore some"
-            ));
-        }
-        watcher.watch(&path, RecursiveMode::NonRecursive).map_err(|e| format!("cannot watch {}: {e}", path.display()))?;
-        for entry in std::fs::read_dir(&path).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !is_ignored(Path::new(&entry.file_name()), &watch.ignore) {
-                todo.push(entry.path());
-            }
-        }
+    let watcher = notify::recommended_watcher(heed).map_err(|e| format!("cannot watch files: {e}"))?;
+    let delay = watch.delay.map_or(Duration::from_millis(200), |delay| delay.0);
+    let mut watched = Watched { watcher, changes, delay, heeded, directories: 0 };
+    for root in watched.heeded.roots.clone() {
+        // A file by its directory: editors put another one in its place.
+        let directory = if root.is_dir() { root } else { root.parent().map_or(root.clone(), Path::to_owned) };
+        watched.add(directory)?;
     }
-    Ok(Watched { _watcher: watcher, changes, delay: watch.delay.map_or(Duration::from_millis(200), |delay| delay.0) })
+    Ok(watched)
+}
+
+impl Heeded {
+    fn heeds(&self, path: &Path) -> bool {
+        let is_own = |own: &PathBuf| path.to_string_lossy().starts_with(&*own.to_string_lossy());
+        let is_below =
+            |root: &PathBuf| path == root || path.strip_prefix(root).is_ok_and(|below| !is_ignored(below, &self.ignore));
+        !self.own.iter().any(is_own) && self.roots.iter().any(is_below)
+    }
 }
 
 impl Watched {
+    /// Watches a directory and those in it, one by one, so that nothing is spent on those that are ignored.
+    fn add(&mut self, directory: PathBuf) -> Result<(), String> {
+        let mut todo = vec![directory];
+        while let Some(path) = todo.pop() {
+            self.directories += 1;
+            if self.directories > MOST_DIRECTORIES {
+                return Err(format!(
+                    "there are more than {MOST_DIRECTORIES} directories to watch; name some with watch.paths, or ignore some"
+                ));
+            }
+            let watched = self.watcher.watch(&path, RecursiveMode::NonRecursive);
+            watched.map_err(|e| format!("cannot watch {}: {e}", path.display()))?;
+            for entry in std::fs::read_dir(&path).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) && self.heeded.heeds(&entry.path()) {
+                    todo.push(entry.path());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A directory that is new is watched too.
+    fn note(&mut self, path: &Path) {
+        if path.is_dir()
+            && let Err(e) = self.add(path.to_owned())
+        {
+            crate::log::say(&format!("troop: {e}"));
+        }
+    }
+
     /// Waits until something has changed and nothing changes any more; returns what it was.
     pub(crate) async fn changed(&mut self) -> Option<String> {
         let first = self.changes.recv().await?;
-        while let Ok(Some(_)) = timeout(self.delay, self.changes.recv()).await {}
+        self.note(&first);
+        while let Ok(Some(next)) = timeout(self.delay, self.changes.recv()).await {
+            self.note(&next);
+        }
         Some(first.display().to_string())
     }
 }
@@ -111,11 +151,37 @@ mod tests {
     #[test]
     fn what_is_ignored_is_told_by_its_name() {
         let more = ["*.tmp".to_owned(), "a*b*c".to_owned(), "src/gen".to_owned()];
-        for ignored in ["node_modules/x/y.js", ".git/HEAD", "x.log", "d/x.tmp", "axxbyyc", "src/gen/x.js", "x~"] {
+        for ignored in ["node_modules/x/y.js", ".git/HEAD", "x.log", "x.log.3", "d/x.tmp", "axxbyyc", "src/gen/x.js", "x~"] {
             assert!(is_ignored(Path::new(ignored), &more), "{ignored}");
         }
         for heeded in ["server.js", "src/x.ts", "logs.js", "acb", "tmp/x"] {
             assert!(!is_ignored(Path::new(heeded), &more), "{heeded}");
         }
+    }
+
+    #[tokio::test]
+    async fn files_that_are_replaced_and_directories_that_are_new_are_seen_and_own_files_are_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        std::fs::write(at("a.js"), "").unwrap();
+        std::fs::write(at("out.txt"), "").unwrap();
+        let delay = Some(crate::config::Time(Duration::from_millis(20)));
+        let only = Watch { paths: vec![at("a.js")], delay, ..Watch::default() };
+        let mut file = start(&only, None, Vec::new()).unwrap();
+        for _ in 0..3 {
+            std::fs::write(at("new"), "x").unwrap();
+            std::fs::rename(at("new"), at("a.js")).unwrap();
+            let seen = timeout(Duration::from_secs(10), file.changed()).await.unwrap().unwrap();
+            assert!(seen.ends_with("a.js"), "{seen}");
+        }
+        let all = Watch { delay, ..Watch::default() };
+        let mut watched = start(&all, Some(directory.path()), vec![at("out.txt")]).unwrap();
+        std::fs::create_dir(at("deep")).unwrap();
+        let seen = timeout(Duration::from_secs(10), watched.changed()).await.unwrap().unwrap();
+        assert!(seen.ends_with("deep"), "{seen}");
+        std::fs::write(at("out.txt"), "more").unwrap();
+        std::fs::write(at("deep/b.js"), "").unwrap();
+        let seen = timeout(Duration::from_secs(10), watched.changed()).await.unwrap().unwrap();
+        assert!(seen.ends_with("b.js"), "{seen}");
     }
 }

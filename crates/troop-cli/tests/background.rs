@@ -118,7 +118,7 @@ fn an_app_that_does_not_come_up_is_one_clear_error_and_leaves_nothing_behind() {
     let (code, _, err) = home.troop(&["start", "none.js"]);
     assert!(code == 1 && err.contains("none.js"), "{code} {err}");
     let (code, _, err) = home.troop(&["start", "bad.js", "--set", "recycle.memory=big"]);
-    assert!(code == 1 && err.contains("300M"), "{code} {err}");
+    assert!(code == 2 && err.contains("300M"), "{code} {err}");
     let (code, out, _) = home.troop(&["ls", "--json"]);
     assert_eq!((code, out.trim()), (0, "[]"));
     // One that takes too long goes on.
@@ -337,4 +337,107 @@ fn one_worker_is_replaced_by_its_number() {
     let (code, _, err) = home.troop(&["reload", "web:9"]);
     assert!(code == 1 && err.contains("no worker 9"), "{code} {err}");
     assert!(home.troop(&["reload", "web:x"]).2.contains("worker's number"));
+}
+
+#[test]
+fn a_restart_that_cannot_be_is_refused_and_a_stop_meanwhile_is_heeded() {
+    let file = "[app.web]\nprogram = \"server.js\"\nworkers = 1\n";
+    let slow = format!(
+        "{SERVER} server.on('request', (q, s) => 0); process.on('disconnect', () => {{}}); setInterval(() => {{}}, 1000);"
+    );
+    let home = Home::with(&[("server.js", &slow), ("troop.toml", file)]);
+    home.fine(&["start", "web"]);
+    let before = pid(&home.show("web"));
+    std::fs::write(home.path().join("troop.toml"), "[app.web\n").unwrap();
+    let (code, _, err) = home.troop(&["restart", "web"]);
+    assert!(code == 2 && err.contains("troop.toml"), "{code} {err}");
+    // Nor is the name taken for a program.
+    let (code, _, err) = home.troop(&["start", "other"]);
+    assert!(code == 2 && err.contains("troop.toml"), "{code} {err}");
+    assert_eq!(pid(&home.show("web")), before);
+    // A version that does not come up is said to be one, and stays to be looked at.
+    std::fs::write(home.path().join("troop.toml"), format!("{file}restart = {{ max = 2, delay = \"1ms\" }}\n")).unwrap();
+    std::fs::write(home.path().join("server.js"), "process.exit(6)").unwrap();
+    let (code, _, err) = home.troop(&["restart", "web"]);
+    assert!(code == 1 && err.contains("exit code 6"), "{code} {err}");
+    assert_eq!(home.show("web")["phase"], "failed");
+    std::fs::write(home.path().join("server.js"), &slow).unwrap();
+    home.fine(&["restart", "web"]);
+    // A client that holds on, so that the end takes a while; then somebody wants it for good.
+    let held = std::net::TcpStream::connect(("127.0.0.1", port(&home.show("web")))).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    let mut restart = home.command(&["restart", "web"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("the restart", || home.troop(&["show", "web", "--json"]).1.contains("stopping") || !is_running(before));
+    if is_running(before) {
+        home.fine(&["stop", "web"]);
+        assert_eq!(home.troop(&["show", "web"]).0, 3);
+    }
+    drop(held);
+    restart.wait().unwrap();
+}
+
+#[test]
+fn what_the_terminal_is_needed_for_is_refused_in_the_background() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    for args in [&["start", "server.js", "--set", "output.to=terminal"][..], &["start", "-w", "0", "server.js"]] {
+        let (code, _, err) = home.troop(args);
+        assert!(code == 2 && err.contains("no terminal"), "{code} {err}");
+    }
+    let (code, _, err) = home.troop(&["start", "server.js", "--watch", "--set", "watch.paths=[\"nowhere\"]"]);
+    assert!(code == 2 && err.contains("cannot watch"), "{code} {err}");
+    let (code, _, err) = home.troop(&["start", "server.js", "-e", "/dev/full/x.log"]);
+    assert!(code == 2 && err.contains("/dev/full/x.log"), "{code} {err}");
+    assert_eq!(home.fine(&["ls", "--json"]).trim(), "[]");
+    assert_eq!(home.troop(&["reload", "all"]).0, 3);
+    // What is said later is among the logs.
+    home.fine(&["start", "server.js", "-n", "web", "-i", "1"]);
+    std::fs::write(home.path().join("server.js"), "process.exit(1)").unwrap();
+    kill_process(Pid::from_raw(pid(&home.show("web")).cast_signed()).unwrap(), Signal::HUP).unwrap();
+    wait_until("the failure in the log", || home.log("web.log").contains("reload failed"));
+}
+
+#[test]
+fn one_primary_that_does_not_answer_keeps_none_of_the_others() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    for name in ["a", "b"] {
+        home.fine(&["start", "server.js", "-n", name, "-i", "1"]);
+    }
+    let stopped = Pid::from_raw(pid(&home.show("a")).cast_signed()).unwrap();
+    kill_process(stopped, Signal::STOP).unwrap();
+    let (code, out, err) = home.troop(&["stop", "all"]);
+    kill_process(stopped, Signal::CONT).unwrap();
+    assert!(code == 1 && out.contains("b: stopped") && err.contains("is its process stopped?"), "{code} {out}{err}");
+}
+
+#[test]
+fn logs_of_another_users_workers_are_written_where_only_root_can_change_things() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let home = Home::with(&[("server.js", SERVER)]);
+    std::fs::create_dir(home.path().join("open")).unwrap();
+    rustix::fs::chmod(home.path().join("open"), 0o777.into()).unwrap();
+    let (code, _, err) = home.troop(&["start", "server.js", "--user", "nobody", "-o", "open/app.log"]);
+    assert!(code == 2 && err.contains("others can change"), "{code} {err}");
+}
+
+#[test]
+fn anything_can_be_set() {
+    let home = Home::with(&[("server.js", SERVER), ("other.js", &SERVER.replace("'hello'", "process.argv[2] + process.cwd()"))]);
+    std::fs::create_dir(home.path().join("sub")).unwrap();
+    std::fs::write(home.path().join("troop.toml"), "[app.web]\nprogram = \"server.js\"\nworkers = 1\n").unwrap();
+    home.fine(&[
+        "start",
+        "web",
+        "--set",
+        "program=../other.js",
+        "--set",
+        "args=[\"ZZ\"]",
+        "--set",
+        "cwd=sub",
+        "--set",
+        "env.PORT=0",
+    ]);
+    let answer = get(port(&home.show("web")));
+    assert!(answer.starts_with("ZZ") && answer.ends_with("/sub"), "{answer}");
 }

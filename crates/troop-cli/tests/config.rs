@@ -83,7 +83,7 @@ fn what_is_wrong_is_said_before_anything_starts() {
     )
     .unwrap();
     let (code, _, err) = answer(path, &["check"]);
-    assert_eq!(code, 1);
+    assert_eq!(code, 2);
     for part in ["app.web: there is no program", "helo.js", "app.jobs: there is no directory", "nowhere"] {
         assert!(err.contains(part), "{part} in {err}");
     }
@@ -128,7 +128,7 @@ fn a_reload_uses_what_has_changed_in_the_file() {
     // A file that makes no sense, and one whose program does not start, change nothing.
     std::fs::write(&file, "[app.web]\nprogram = 5\n").unwrap();
     let (code, _, err) = troop.troop(["reload"]);
-    assert!(code == 1 && err.contains("line 2"), "{err}");
+    assert!(code == 2 && err.contains("line 2"), "{err}");
     std::fs::write(directory.path().join("bad.js"), "throw new Error('a bad version')").unwrap();
     std::fs::write(&file, "[app.web]\nprogram = \"bad.js\"\nworkers = 3\n").unwrap();
     let (code, _, err) = troop.troop(["reload"]);

@@ -82,7 +82,7 @@ fn an_app_is_scaled_and_serves_meanwhile() {
     wait_until("one worker", || show(&troop, "hello")["workers"].as_array().unwrap().len() == 1);
     served_by(port);
     let (code, _, err) = troop.troop(["scale", "-1"]);
-    assert_eq!((code, err.as_str()), (1, "troop: failed to use the settings: a cluster has 1 to 4096 workers, not 0\n"));
+    assert_eq!((code, err.as_str()), (2, "troop: failed to use the settings: a cluster has 1 to 4096 workers, not 0\n"));
     assert_eq!(troop.troop(["scale", "many"]).0, 2);
 }
 

@@ -137,7 +137,7 @@ fn files_of_others_are_converted_and_then_mean_the_same() {
     }
     assert_eq!(troop(path, &["check"]), (0, "troop.toml: api is fine\n".into(), String::new()));
     let (code, _, err) = troop(path, &["init", "--from", "Procfile"]);
-    assert!(code == 1 && err.contains("--force"), "{err}");
+    assert!(code == 2 && err.contains("--force"), "{err}");
     let (code, out, _) = troop(path, &["init", "--from", "Procfile", "-o", "-"]);
     assert!(code == 0 && out.contains("[app.jobs]") && out.contains("program = \"node\""), "{out}");
     let _ends = Ends(path);
@@ -160,7 +160,7 @@ fn what_is_wrong_with_them_is_said() {
     ] {
         let directory = with(&[(name, text)]);
         let (code, _, err) = troop(directory.path(), &["check", name]);
-        assert!(code == 1 && err.contains(part), "{name}: {part} in {err}");
+        assert!(code == 2 && err.contains(part), "{name}: {part} in {err}");
     }
     let directory = with(&[("ecosystem.json", ECOSYSTEM)]);
     let (code, out, _) = troop(directory.path(), &["check", "ecosystem.json", "--json"]);
@@ -182,7 +182,7 @@ fn a_file_to_begin_with_is_written_for_what_is_here() {
     assert_eq!(troop(directory.path(), &["check"]), (0, "troop.toml: server is fine\n".into(), String::new()));
     let directory = tempfile::tempdir().unwrap();
     let (code, _, err) = troop(directory.path(), &["init"]);
-    assert!(code == 1 && err.contains("which program?"), "{err}");
+    assert!(code == 2 && err.contains("which program?"), "{err}");
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn units_for_systemd_are_written() {
     let (code, out, _) = troop(path, &["startup", "web", "--print"]);
     assert!(code == 0 && out.contains("[Service]") && !out.contains("jobs"), "{out}");
     let (code, _, err) = troop(path, &["startup", "none"]);
-    assert!(code == 1 && err.contains("jobs, web"), "{err}");
+    assert!(code == 2 && err.contains("jobs, web"), "{err}");
     // systemd's own opinion, where it can be had.
     if let Ok(verified) =
         Command::new("systemd-analyze").args(["verify", "--user"]).arg(path.join("units/troop-web.service")).output()

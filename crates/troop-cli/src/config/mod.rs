@@ -1,6 +1,7 @@
 //! Apps that are described in files, so that they need not be typed: `troop.toml`, and those of PM2 and of Procfile tools.
 
 mod app;
+pub(crate) mod env_file;
 mod pm2;
 mod procfile;
 mod values;
@@ -82,7 +83,9 @@ pub(crate) fn read_with_warnings(file: &Path) -> Result<(Apps, Vec<String>), Str
             (app, Vec::new())
         }
         Format::Pm2 => pm2::read(file)?,
-        Format::Procfile => (procfile::parse(&text()?).map_err(|e| format!("{shown}: {e}"))?, Vec::new()),
+        Format::Procfile => {
+            (procfile::parse(&text()?, beside(file).join(".env").exists()).map_err(|e| format!("{shown}: {e}"))?, Vec::new())
+        }
     };
     checked(apps, file).map(|apps| (apps, warnings))
 }
@@ -110,6 +113,12 @@ impl App {
         }
         if let Some(bad) = self.env.keys().find(|key| key.is_empty() || key.contains('=')) {
             return Err(format!(".env: {bad:?} cannot be the name of a variable"));
+        }
+        if self.slot_variable.as_ref().is_some_and(|name| name.is_empty() || name.contains(['=', '\0'])) {
+            return Err(".slot_variable: it must be the name of a variable".into());
+        }
+        if self.env.iter().any(|(name, value)| name.contains('\0') || value.contains('\0')) {
+            return Err(".env: there cannot be NUL bytes in it".into());
         }
         if let Some(umask) = &self.umask {
             octal(umask).map_err(|e| format!(".umask: {e}"))?;
@@ -175,7 +184,7 @@ impl App {
 
     /// Where it runs.
     pub(crate) fn directory(&self, file: &Path) -> PathBuf {
-        let beside = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let beside = beside(file);
         let directory = self.cwd.as_ref().map_or_else(|| beside.to_owned(), |cwd| beside.join(cwd));
         std::path::absolute(&directory).unwrap_or(directory)
     }
@@ -200,16 +209,35 @@ impl App {
         } else if program.is_absolute() && !program.exists() {
             problems.push(format!("there is no program {}", program.display()));
         }
-        let env_files = self.env_file.iter().map(|file| directory.join(file)).filter(|file| !file.exists());
-        problems.extend(env_files.map(|file| format!("there is no file {}", file.display())));
+        problems.extend(self.env_file.iter().filter_map(|file| env_file::read(&directory.join(file)).err()));
+        if program.components().count() == 1 && !is_on_path(&program) {
+            problems.push(format!("there is no program {} on the PATH", program.display()));
+        }
+        if let Some(name) = &self.user
+            && uzers::get_user_by_name(name).is_none()
+            && name.parse::<u32>().is_err()
+        {
+            problems.push(format!("there is no user {name:?}"));
+        }
         problems
     }
+}
+
+/// The directory of a file.
+fn beside(file: &Path) -> &Path {
+    file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// The CPUs that this process may use.
 fn own_cpus() -> Vec<usize> {
     let allowed = rustix::thread::sched_getaffinity(None);
     allowed.map_or_else(|_| vec![0], |set| (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
+}
+
+/// Whether a program of this name is found when it is run.
+fn is_on_path(program: &Path) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
 pub(crate) fn octal(text: &str) -> Result<u32, String> {

@@ -12,6 +12,7 @@ use super::app::{App, Form, Ready, Watch, When};
 use super::values::{self, Time, Workers};
 use super::{Apps, Failed};
 use crate::control::place;
+use crate::program;
 
 /// Fields that change nothing here, and of which nobody needs to be told.
 const SILENT: [&str; 5] = ["pmx", "vizion", "automation", "merge_logs", "combine_logs"];
@@ -130,15 +131,15 @@ fn app(fields: Map<String, Value>) -> Result<(String, App, Vec<String>), String>
     let mut app = App::new(script.clone());
     // Without a number there is one, in PM2.
     app.workers = Some(Workers::Number(1));
-    let (mut args, mut interpreter) = (Vec::new(), None);
+    let (mut args, mut interpreter) = (Vec::new(), usual_interpreter(&script));
     let mut environments = BTreeMap::new();
-    for (key, value) in &fields {
+    for (key, value) in fields.iter().filter(|(_, value)| !is_nothing(value)) {
         let wrong = |e: String| format!("{name}: {key}: {e}");
         match key.as_str() {
             "script" | "exec" | "cmd" | "command" | "name" => {}
             "cwd" => app.cwd = Some(plain(value).into()),
             "args" => args = words(value),
-            "interpreter" | "exec_interpreter" => interpreter = Some(plain(value)),
+            "interpreter" | "exec_interpreter" => interpreter = plain(value),
             "node_args" | "interpreter_args" | "interpreterArgs" => app.node_args = words(value),
             "instances" => app.workers = Some(instances(value).map_err(wrong)?),
             "exec_mode" => {
@@ -205,19 +206,44 @@ fn app(fields: Map<String, Value>) -> Result<(String, App, Vec<String>), String>
     }
     // An app that has failed is still there, as `errored`.
     app.restart.when_failed = Some(Failed::Stay);
-    match interpreter.as_deref() {
-        None | Some("node" | "nodejs") => app.args = args,
-        Some("none") if Path::new(&script).components().count() == 1 && Path::new(&script).exists() => {
+    match interpreter.as_str() {
+        "node" | "nodejs" if program::is_script(Path::new(&script)) => app.args = args,
+        "none" if Path::new(&script).components().count() == 1 && Path::new(&script).exists() => {
             (app.program, app.args) = (format!("./{script}"), args);
         }
-        Some("none") => app.args = args,
-        Some(interpreter) => {
+        "none" => app.args = args,
+        interpreter => {
             let before = std::mem::take(&mut app.node_args);
             app.program = interpreter.to_owned();
             app.args = before.into_iter().chain([script]).chain(args).collect();
         }
     }
     Ok((name, app, warnings))
+}
+
+/// What PM2 runs a script with if nobody says so: by its ending, else node; what can be executed and has none, itself.
+fn usual_interpreter(script: &str) -> String {
+    let by_ending = match Path::new(script).extension().and_then(|extension| extension.to_str()) {
+        Some("py") => "python3",
+        Some("rb") => "ruby",
+        Some("sh") => "bash",
+        Some("pl") => "perl",
+        Some("php") => "php",
+        Some(_) => "node",
+        // Not a file that is here: a command.
+        None if !Path::new(script).exists() => "none",
+        None => {
+            use std::os::unix::fs::PermissionsExt as _;
+            let found = Path::new(script).metadata();
+            if found.is_ok_and(|found| found.permissions().mode() & 0o111 != 0) { "none" } else { "node" }
+        }
+    };
+    by_ending.into()
+}
+
+/// What PM2 takes for not said.
+fn is_nothing(value: &Value) -> bool {
+    value.is_null() || matches!(value.as_str(), Some("NULL"))
 }
 
 /// Which of a file's environments is chosen: `--env production` takes `env_production` too.
@@ -299,5 +325,16 @@ mod tests {
             "{warnings:?}"
         );
         assert_eq!(app.workers, Some(Workers::Number(1)));
+    }
+
+    #[test]
+    fn scripts_run_with_what_their_ending_says() {
+        for (script, program, args) in
+            [("a.py", "python3", "a.py"), ("b.sh", "bash", "b.sh"), ("c.js", "c.js", ""), ("sleep", "sleep", "")]
+        {
+            let (_, app, _) = read_app(&format!(r#"{{"script": "{script}", "out_file": null, "error_file": "NULL"}}"#));
+            assert_eq!((app.program.as_str(), app.args.join(" ").as_str()), (program, args));
+            assert!(app.output.file.is_none() && app.output.error_file.is_none());
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! A `Procfile`, as Heroku, foreman and their kin read it: `name: command` per line.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::Apps;
 use super::app::App;
@@ -11,7 +11,7 @@ const FOR_SHELL: [char; 18] = ['$', '&', '|', ';', '<', '>', '(', ')', '*', '?',
 /// What makes more than one command.
 const SEVERAL: [char; 4] = ['&', '|', ';', '('];
 
-pub(super) fn parse(text: &str) -> Result<Apps, String> {
+pub(super) fn parse(text: &str, has_env: bool) -> Result<Apps, String> {
     let mut apps = Apps::new();
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.trim();
@@ -27,7 +27,7 @@ pub(super) fn parse(text: &str) -> Result<Apps, String> {
         let mut app = app(command);
         // As such files mean it; more is asked for in other ways.
         app.workers = Some(Workers::Number(1));
-        if Path::new(".env").exists() {
+        if has_env {
             app.env_file.push(PathBuf::from(".env"));
         }
         if apps.insert(name.to_owned(), app).is_some() {
@@ -58,14 +58,15 @@ mod tests {
     #[test]
     fn commands_run_as_they_are_or_in_a_shell() {
         let apps =
-            parse("# all of it\nweb: node server.js --name 'a b'\n\njobs: exec ./jobs --port $PORT\nboth: a && b\n").unwrap();
+            parse("# all of it\nweb: node server.js --name 'a b'\n\njobs: exec ./jobs --port $PORT\nboth: a && b\n", false)
+                .unwrap();
         let line = |name: &str| (apps[name].program.clone(), apps[name].args.clone());
         let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
         assert_eq!(line("web"), ("node".into(), words(&["server.js", "--name", "a b"])));
         assert_eq!(line("jobs"), ("sh".into(), words(&["-c", "exec exec ./jobs --port $PORT"])));
         assert_eq!(line("both"), ("sh".into(), words(&["-c", "a && b"])));
         for bad in ["web", "web:", "web: a\nweb: b"] {
-            assert!(parse(bad).unwrap_err().starts_with("line "), "{bad}");
+            assert!(parse(bad, false).unwrap_err().starts_with("line "), "{bad}");
         }
     }
 }

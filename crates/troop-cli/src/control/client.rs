@@ -66,8 +66,7 @@ impl Client {
         let mut line = serde_json::to_vec(&Request { troop: VERSION, ask: ask.clone() }).map_err(|e| doing(e.into()))?;
         line.push(b'\n');
         // What takes as long as workers do is waited for; everything else is answered at once.
-        let patience =
-            if matches!(ask, Ask::Reload { .. } | Ask::Events | Ask::Stop { .. } | Ask::Restart) { None } else { Some(PATIENCE) };
+        let patience = if matches!(ask, Ask::Reload { .. } | Ask::Events) { None } else { Some(PATIENCE) };
         self.stream.get_mut().set_read_timeout(patience).map_err(doing)?;
         self.stream.get_mut().write_all(&line).map_err(doing)?;
         loop {
@@ -91,6 +90,7 @@ impl Client {
     /// Waits until the app's process has ended.
     pub(crate) fn wait_for_end(&mut self) {
         // Its end is that of the connection.
+        let _ = self.stream.get_mut().set_read_timeout(None);
         let _ = io::copy(&mut self.stream, &mut io::sink());
     }
 }
@@ -108,7 +108,10 @@ pub(crate) fn find(target: Option<&str>) -> Result<Vec<Client>, Trouble> {
         clients => format!("running: {}", clients.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ")),
     };
     match target {
-        Some("all") => all(),
+        Some("all") => match all()? {
+            clients if clients.is_empty() => Err(Trouble::NoApp(running(&clients))),
+            clients => Ok(clients),
+        },
         Some(name) => match Client::connect(name)? {
             Some(client) => Ok(vec![client]),
             None => Err(Trouble::NoApp(format!("there is no app {name:?}; {}", running(&all()?)))),

@@ -16,7 +16,6 @@ use tokio::time::timeout;
 use troop::{Cluster, Event, Events, Phase, Progress, Setup, WorkerHandle, WorkerId};
 
 use super::{Answer, App, Ask, Failure, Request, VERSION};
-use crate::config::Watch;
 use crate::log;
 use crate::logs::place::files;
 use crate::logs::writer::Queue;
@@ -24,7 +23,7 @@ use crate::plan::{Plan, Source};
 use crate::restart::Restarting;
 use crate::signals::Signals;
 use crate::start::Starter;
-use crate::watch;
+use crate::watch::Watched;
 
 /// Clients at a time; more wait in the kernel.
 const MOST_CLIENTS: usize = 32;
@@ -57,18 +56,15 @@ pub(crate) fn start(
     cluster: Cluster,
     identity: Identity,
     signals: Signals,
-    watch: Option<Watch>,
+    watched: Option<Watched>,
 ) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let Identity { name, plan, source, queue, restarting, starter } = identity;
-    let watched = match &watch {
-        None => None,
-        Some(watch) => Some(watch::start(watch, plan.cwd.as_deref()).map_err(std::io::Error::other)?),
-    };
     let server = Arc::new(Server {
         cluster,
         name,
         source,
+        started: plan.clone(),
         plan: Mutex::new(plan),
         queue,
         restarting,
@@ -133,6 +129,8 @@ struct Server {
     cluster: Cluster,
     name: String,
     source: Source,
+    /// What was started, of which some cannot be changed.
+    started: Plan,
     /// What runs, as far as it was planned.
     plan: Mutex<Plan>,
     queue: Option<Arc<Queue>>,
@@ -186,6 +184,9 @@ impl Server {
             Ask::Schedule { listener, policy } => self.schedule(listener, &policy).await,
             Ask::Signal { signal, worker } => self.signal(signal, worker).await,
             Ask::Restart => {
+                if let Err(failure) = self.can_restart().await {
+                    return Ok(Err(failure));
+                }
                 self.restarting.ask();
                 if let Err(e) = self.cluster.stop() {
                     return Ok(Err(failed(&e)));
@@ -194,6 +195,7 @@ impl Server {
                 std::future::pending().await
             }
             Ask::Stop { quick } => {
+                self.restarting.take_back();
                 let phase = match self.cluster.snapshot().await {
                     Ok(snapshot) => snapshot.phase,
                     Err(e) => return Ok(Err(failed(&e))),
@@ -227,6 +229,15 @@ impl Server {
             snapshot,
         };
         serde_json::to_value(app).map_err(|e| Failure::new("failed", e.to_string()))
+    }
+
+    /// Whether what would be started then could be, as far as can be seen.
+    async fn can_restart(&self) -> Result<(), Failure> {
+        if self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase == Phase::Stopping {
+            return Err(Failure::new("busy", "the app is stopping"));
+        }
+        let plan = self.source.plan().map_err(|text| Failure::new("bad-request", text))?;
+        plan.setup().map(drop).map_err(|e| Failure::new("bad-request", e.chain()))
     }
 
     fn logs(&self) -> Value {
@@ -369,7 +380,8 @@ impl Server {
         let before = self.plan();
         let after = self.source.plan().map_err(|text| Failure::new("bad-request", text))?;
         let setup = after.setup().map_err(|e| Failure::new("bad-request", e.chain()))?;
-        let (changes, late) = before.changes(&after);
+        let (changes, _) = before.changes(&after);
+        let (_, late) = self.started.changes(&after);
         let late = late.into_iter().map(|name| format!("{name} only at the next start"));
         let changes: Vec<String> = changes.into_iter().chain(late).collect();
         if !changes.is_empty() {

@@ -6,6 +6,8 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::fs::OFlags;
+
 /// How often it is looked whether the file is still where it was.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -27,11 +29,15 @@ pub(crate) struct LogFile {
     rotation: Rotation,
     open: Option<Open>,
     looked: Instant,
+    /// It could not be put aside a moment ago.
+    stuck: bool,
 }
 
 #[derive(Debug)]
 struct Open {
     file: File,
+    /// It can be cut and moved. A device, say, cannot.
+    regular: bool,
     len: u64,
     /// When its first line was written, as far as is known.
     since: SystemTime,
@@ -39,7 +45,7 @@ struct Open {
 
 impl LogFile {
     pub(crate) fn new(path: PathBuf, rotation: Rotation) -> LogFile {
-        LogFile { path, rotation, open: None, looked: Instant::now() }
+        LogFile { path, rotation, open: None, looked: Instant::now(), stuck: false }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -71,8 +77,9 @@ impl LogFile {
         let mut rest = lines;
         while !rest.is_empty() {
             let size = self.rotation.size;
+            let stuck = self.stuck;
             let open = self.opened()?;
-            let room = if size == 0 { u64::MAX } else { size.saturating_sub(open.len) };
+            let room = if size == 0 || !open.regular || stuck { u64::MAX } else { size.saturating_sub(open.len) };
             // As many whole lines as fit; one that does not fit into an empty file goes alone.
             let fits = usize::try_from(room).unwrap_or(usize::MAX).min(rest.len());
             let end = if fits == rest.len() {
@@ -82,7 +89,8 @@ impl LogFile {
             };
             let end = match (end, open.len) {
                 (0, 1..) => {
-                    self.put_aside()?;
+                    // If it cannot be put aside, it grows.
+                    self.stuck = self.put_aside().is_err();
                     continue;
                 }
                 (0, 0) => rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |at| at + 1),
@@ -90,7 +98,9 @@ impl LogFile {
             };
             if let Err(e) = open.file.write_all(&rest[..end]) {
                 // A full disk: no half lines.
-                let _ = open.file.set_len(open.len);
+                if open.regular {
+                    let _ = open.file.set_len(open.len);
+                }
                 return Err(e);
             }
             open.len += end as u64;
@@ -104,19 +114,19 @@ impl LogFile {
             if let Some(parent) = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
                 DirBuilder::new().recursive(true).mode(0o750).create(parent)?;
             }
-            let file = OpenOptions::new().append(true).create(true).mode(0o640).open(&self.path)?;
+            // Never by a link that somebody has laid there, and without waiting for whoever reads a pipe.
+            let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+            let file = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(&self.path)?;
             let found = file.metadata()?;
-            if !found.is_file() {
-                return Ok(self.open.insert(Open { file, len: 0, since: SystemTime::now() }));
-            }
             let since = found.created().or_else(|_| found.modified()).unwrap_or_else(|_| SystemTime::now());
-            self.open = Some(Open { file, len: found.len(), since });
+            self.open = Some(Open { file, regular: found.is_file(), len: found.len(), since });
         }
         self.open.as_mut().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// Whether the file has been moved away, or is too old.
     fn look(&mut self) {
+        self.stuck = false;
         let Some(open) = &self.open else { return };
         let same = |found: std::fs::Metadata| {
             open.file.metadata().is_ok_and(|ours| (ours.dev(), ours.ino()) == (found.dev(), found.ino()))
@@ -126,7 +136,7 @@ impl LogFile {
             return;
         }
         let is_old = |limit: Duration| open.since.elapsed().is_ok_and(|age| age >= limit);
-        if open.len > 0 && self.rotation.age.is_some_and(is_old) {
+        if open.regular && open.len > 0 && self.rotation.age.is_some_and(is_old) {
             // If it cannot be, it grows.
             let _ = self.put_aside();
         }
@@ -218,6 +228,33 @@ mod tests {
         log.reopen();
         log.write(b"c\n").unwrap();
         assert_eq!((text(&moved), text(&path)), ("b\n".into(), "c\n".into()));
+    }
+
+    #[test]
+    fn what_is_no_file_is_left_where_it_is_and_links_are_not_followed() {
+        let mut log = LogFile::new("/dev/null".into(), Rotation { age: Some(Duration::ZERO), ..rotation(4, 0) });
+        log.write(b"more than four\n").unwrap();
+        log.look();
+        log.write(b"more than four\n").unwrap();
+        assert!(!Path::new("/dev/null").metadata().unwrap().is_file() && !Path::new("/dev/null.1").exists());
+        let directory = tempfile::tempdir().unwrap();
+        let (link, target) = (directory.path().join("app.log"), directory.path().join("secret"));
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        assert!(LogFile::new(link, rotation(0, 1)).write(b"a\n").is_err() && !target.exists());
+        // A pipe that nobody reads holds up nobody.
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, 0o600.into()).unwrap();
+        assert!(LogFile::new(pipe, rotation(0, 1)).check().is_err());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_put_aside_grows() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("app.log");
+        std::fs::create_dir(directory.path().join("app.log.1")).unwrap();
+        let mut log = LogFile::new(path.clone(), rotation(4, 1));
+        (0..3).for_each(|_| log.write(b"abc\n").unwrap());
+        assert_eq!(text(&path), "abc\nabc\nabc\n");
     }
 
     #[test]

@@ -14,20 +14,21 @@ const MOST_BYTES: usize = 48 * 1024;
 pub(crate) struct Journal {
     socket: UnixDatagram,
     name: String,
-    /// Where it listens.
-    path: String,
 }
 
 impl Journal {
     pub(crate) fn new(name: &str) -> io::Result<Journal> {
         let path = std::env::var("TROOP_JOURNAL_SOCKET").unwrap_or_else(|_| SOCKET.into());
         let socket = UnixDatagram::unbound()?;
+        socket.connect(&path)?;
         socket.set_write_timeout(Some(std::time::Duration::from_secs(1)))?;
-        Ok(Journal { socket, name: name.to_owned(), path })
+        Ok(Journal { socket, name: name.to_owned() })
     }
 
     pub(crate) fn write(&self, origin: Origin, line: &[u8]) -> io::Result<()> {
-        let line = &line[..line.len().min(MOST_BYTES)];
+        if line.len() > MOST_BYTES {
+            return line.chunks(MOST_BYTES).try_for_each(|piece| self.write(origin, piece));
+        }
         let priority = if origin.is_error() { 4 } else { 6 };
         let mut datagram = format!("SYSLOG_IDENTIFIER={}\nPRIORITY={priority}\n", self.name).into_bytes();
         if let Some(slot) = origin.slot() {
@@ -38,6 +39,6 @@ impl Journal {
         datagram.extend_from_slice(&(line.len() as u64).to_le_bytes());
         datagram.extend_from_slice(line);
         datagram.push(b'\n');
-        self.socket.send_to(&datagram, &self.path).map(|_| ())
+        self.socket.send(&datagram).map(|_| ())
     }
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::line::{self, Entry};
 use super::place;
 use crate::args::Logs;
-use crate::control::Ask;
 use crate::control::client::{self, Trouble};
+use crate::control::{Ask, Failure};
 
 /// How often it is looked whether there is more.
 const LOOK: Duration = Duration::from_millis(200);
@@ -43,7 +43,7 @@ fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, Trouble> {
         }
         Err(trouble) => return Err(trouble),
     };
-    let mut files = Vec::new();
+    let (mut files, mut missing) = (Vec::new(), None);
     for mut client in clients {
         let name = client.name().to_owned();
         let answer = client.ask(Ask::Logs, |_| {})?;
@@ -52,13 +52,21 @@ fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, Trouble> {
             let to = answer["to"].as_str().unwrap_or("terminal");
             let hint =
                 if to == "journal" { format!("`journalctl -t {name}` shows it") } else { "it is where it was started".into() };
-            return Err(Trouble::Nonsense(format!(
+            missing = Some(format!(
                 "{name} writes no files, its output goes to the {to}: {hint}; `troop run --output {name}.log` or output.to = \"files\" would"
-            )));
+            ));
         }
         files.extend(paths.into_iter().map(|path| (name.clone(), path)));
     }
-    Ok(files)
+    match missing {
+        Some(text) if files.is_empty() => Err(Trouble::Failed(Failure::new("failed", text))),
+        // The others are shown all the same.
+        Some(text) => {
+            crate::log::say(&format!("troop: {text}"));
+            Ok(files)
+        }
+        None => Ok(files),
+    }
 }
 
 /// `troop logs`.
@@ -67,8 +75,19 @@ pub(crate) fn logs(args: &Logs) -> Result<(), Trouble> {
     let several = files.iter().any(|(name, _)| *name != files[0].0);
     let mut shown = Vec::new();
     for (name, path) in files {
-        let lines = last_lines(&path, args.lines, |line| args.wants(&line::read(line)));
-        let (lines, reader) = lines.map_err(|e| Trouble::Io(format!("read {}", path.display()), e))?;
+        let wants = |line: &str| args.wants(&line::read(line));
+        let reading = |e| Trouble::Io(format!("read {}", path.display()), e);
+        let (mut lines, reader) = last_lines(&path, args.lines, wants).map_err(reading)?;
+        // Those that were put aside, as far as they are needed.
+        for number in 1..=MOST_ASIDE {
+            let aside = PathBuf::from(format!("{}.{number}", path.display()));
+            if lines.len() >= args.lines || !aside.exists() {
+                break;
+            }
+            let (mut before, _) = last_lines(&aside, args.lines - lines.len(), wants).map_err(reading)?;
+            before.append(&mut lines);
+            lines = before;
+        }
         let name = several.then_some(name);
         for line in lines {
             print(args, name.as_deref(), &line);

@@ -19,8 +19,8 @@ const LAST_PATIENCE: Duration = Duration::from_secs(2);
 /// What lines are written to.
 #[derive(Debug)]
 pub(crate) enum Sink {
-    /// One file for all, and perhaps one for standard error.
-    Files(LogFile, Option<LogFile>),
+    /// One file for all, and perhaps a second one for standard error.
+    Files(Vec<LogFile>),
     /// Standard output and error.
     Terminal,
     Journal(Journal),
@@ -40,6 +40,8 @@ struct Waiting {
     /// Of those that wait, the lines that tell of that.
     notices: u64,
     ended: bool,
+    /// The end was asked for.
+    over: bool,
 }
 
 /// See the module.
@@ -56,7 +58,7 @@ pub(crate) struct Queue {
     single: bool,
     lost: AtomicU64,
     reopen: AtomicBool,
-    path: Option<PathBuf>,
+    paths: Vec<PathBuf>,
 }
 
 /// Adds lines, all with the same time.
@@ -74,11 +76,18 @@ impl Queue {
             more: Condvar::new(),
             done: Condvar::new(),
             form,
-            apart: matches!(sink, Sink::Files(_, Some(_)) | Sink::Terminal),
+            apart: match &sink {
+                Sink::Files(files) => files.len() > 1,
+                Sink::Terminal => true,
+                Sink::Journal(_) => false,
+            },
             single: matches!(sink, Sink::Journal(_)),
             lost: AtomicU64::new(0),
             reopen: AtomicBool::new(false),
-            path: if let Sink::Files(file, _) = &sink { Some(file.path().to_owned()) } else { None },
+            paths: match &sink {
+                Sink::Files(files) => files.iter().map(|file| file.path().to_owned()).collect(),
+                _ => Vec::new(),
+            },
         });
         let theirs = queue.clone();
         let write = move || theirs.write(sink);
@@ -88,7 +97,12 @@ impl Queue {
 
     /// The file, if there is one.
     pub(crate) fn path(&self) -> Option<&PathBuf> {
-        self.path.as_ref()
+        self.paths.first()
+    }
+
+    /// All files.
+    pub(crate) fn paths(&self) -> &[PathBuf] {
+        &self.paths
     }
 
     /// How many lines were lost so far.
@@ -114,6 +128,9 @@ impl Queue {
     /// Writes what waits, and ends.
     pub(crate) fn finish(&self) {
         let mut waiting = self.lock();
+        if std::mem::replace(&mut waiting.over, true) {
+            return;
+        }
         waiting.ended = true;
         self.more.notify_one();
         let is_open = |waiting: &mut Waiting| waiting.ended;
@@ -127,10 +144,9 @@ impl Queue {
                 let mut waiting = self.lock();
                 while waiting.out.is_empty() && waiting.err.is_empty() && waiting.single.is_empty() && !waiting.ended {
                     if self.reopen.swap(false, Ordering::Relaxed)
-                        && let Sink::Files(file, errors) = &mut sink
+                        && let Sink::Files(files) = &mut sink
                     {
-                        file.reopen();
-                        errors.iter_mut().for_each(LogFile::reopen);
+                        files.iter_mut().for_each(LogFile::reopen);
                     }
                     waiting = self.more.wait(waiting).unwrap_or_else(PoisonError::into_inner);
                 }
@@ -149,10 +165,9 @@ impl Queue {
                 taken.notices = std::mem::take(&mut waiting.notices);
             }
             if self.reopen.swap(false, Ordering::Relaxed)
-                && let Sink::Files(file, errors) = &mut sink
+                && let Sink::Files(files) = &mut sink
             {
-                file.reopen();
-                errors.iter_mut().for_each(LogFile::reopen);
+                files.iter_mut().for_each(LogFile::reopen);
             }
             let lost = self.write_once(&mut sink, &taken).saturating_sub(taken.notices);
             taken.out.clear();
@@ -177,10 +192,9 @@ impl Queue {
             }
         };
         match sink {
-            Sink::Files(file, errors) => {
-                tried(file.write(&taken.out), &taken.out);
-                if let Some(errors) = errors {
-                    tried(errors.write(&taken.err), &taken.err);
+            Sink::Files(files) => {
+                for (file, bytes) in files.iter_mut().zip([&taken.out, &taken.err]) {
+                    tried(file.write(bytes), bytes);
                 }
             }
             Sink::Terminal => {
@@ -248,7 +262,7 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_counted_and_nobody_waits_for_it() {
         let rotation = Rotation { size: 0, age: None, keep: 1, total: None };
-        let queue = Queue::start(Sink::Files(LogFile::new("/dev/full".into(), rotation), None), Form::Prefixed).unwrap();
+        let queue = Queue::start(Sink::Files(vec![LogFile::new("/dev/full".into(), rotation)]), Form::Prefixed).unwrap();
         for _ in 0..100 {
             queue.lines().push(Origin::Out(0), b"a line");
         }
@@ -261,7 +275,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("app.log");
         let rotation = Rotation { size: 0, age: None, keep: 1, total: None };
-        let queue = Queue::start(Sink::Files(LogFile::new(path.clone(), rotation), None), Form::Plain).unwrap();
+        let queue = Queue::start(Sink::Files(vec![LogFile::new(path.clone(), rotation)]), Form::Plain).unwrap();
         let line = vec![b'x'; 1024 * 1024];
         {
             // The thread cannot take them meanwhile.

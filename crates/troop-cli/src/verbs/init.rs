@@ -31,6 +31,7 @@ pub(crate) fn init(args: &Init) -> Result<(), String> {
         }
     };
     if args.output == Path::new("-") {
+        let text = if args.json { json!({ "text": text, "apps": names, "warnings": warnings }).to_string() + "\n" } else { text };
         let _ = std::io::stdout().lock().write_all(text.as_bytes());
         return Ok(());
     }

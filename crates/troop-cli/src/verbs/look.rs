@@ -117,8 +117,10 @@ pub(crate) fn show(args: &Look) -> Result<(), Trouble> {
             let _ = writeln!(out, "described in {file}");
         }
         if let Some(log) = log {
-            let lost = if *lost_lines == 0 { String::new() } else { format!(", {lost_lines} lines were lost") };
-            let _ = writeln!(out, "logs to {log}{lost}");
+            let _ = writeln!(out, "logs to {log}");
+        }
+        if *lost_lines > 0 {
+            let _ = writeln!(out, "{lost_lines} lines of output were lost");
         }
         let _ = writeln!(out);
         drop(out);

@@ -27,6 +27,10 @@ pub(crate) fn startup(args: &Startup) -> Result<(), String> {
     let mut written = Vec::new();
     for (name, app) in &apps {
         let text = unit(name, app, &file, &program, is_root)?;
+        if args.print && args.json {
+            let _ = writeln!(out, "{}", json!({ "unit": format!("troop-{name}.service"), "text": text }));
+            continue;
+        }
         if args.print {
             let _ = write!(out, "# troop-{name}.service\n{text}");
             continue;

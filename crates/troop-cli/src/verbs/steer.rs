@@ -58,6 +58,9 @@ fn target(text: Option<&str>) -> Result<(Option<&str>, Option<u32>), Trouble> {
 pub(crate) fn restart(args: &Restart) -> Result<(), Trouble> {
     for mut client in client::find(args.app.as_deref())? {
         let name = client.name().to_owned();
+        // The same process before and after.
+        let pid = client.snapshot()?.snapshot.pid;
+        let mut client = client::find(Some(&name))?.pop().ok_or_else(|| Trouble::NoApp(format!("{name} has ended")))?;
         client.ask(Ask::Restart, |_| {})?;
         client.wait_for_end();
         let deadline = Instant::now() + RESTART_PATIENCE;
@@ -81,12 +84,15 @@ pub(crate) fn restart(args: &Restart) -> Result<(), Trouble> {
                     )));
                 }
             }
-            if Instant::now() >= deadline {
-                let state = if app.is_some() { "its workers are not ready" } else { "it has not come back" };
-                return Err(Trouble::Failed(Failure::new(
-                    "failed",
-                    format!("{name}: after {RESTART_PATIENCE:?} {state}; see `troop logs {name}`"),
-                )));
+            let is_gone = rustix::process::Pid::from_raw(pid.cast_signed())
+                .is_none_or(|pid| rustix::process::test_kill_process(pid).is_err());
+            if is_gone || Instant::now() >= deadline {
+                let state = match (is_gone, app.is_some()) {
+                    (true, _) => "it has ended",
+                    (_, true) => "its workers are not ready",
+                    _ => "it has not come back",
+                };
+                return Err(Trouble::Failed(Failure::new("failed", format!("{name}: {state}; `troop logs {name}` may say why"))));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -109,13 +115,19 @@ pub(crate) fn scale(args: &Scale) -> Result<(), Trouble> {
 /// `troop stop`.
 pub(crate) fn stop(args: &Stop) -> Result<(), Trouble> {
     let mut clients = client::find(args.app.as_deref())?;
-    for client in &mut clients {
-        match client.ask(Ask::Stop { quick: args.quick }, |_| {}) {
-            // It was faster.
-            Err(Trouble::Failed(failure)) if failure.kind == "over" => {}
-            result => drop(result?),
+    // One that does not answer keeps none of the others.
+    let mut trouble = None;
+    clients.retain_mut(|client| match client.ask(Ask::Stop { quick: args.quick }, |_| {}) {
+        Ok(_) => true,
+        // It was faster.
+        Err(Trouble::Failed(failure)) if failure.kind == "over" => true,
+        Err(e) => {
+            if let Some(before) = trouble.replace(e) {
+                crate::log::say(&format!("troop: {before}"));
+            }
+            false
         }
-    }
+    });
     for mut client in clients {
         if !args.no_wait {
             client.wait_for_end();
@@ -123,7 +135,7 @@ pub(crate) fn stop(args: &Stop) -> Result<(), Trouble> {
         let done = if args.no_wait { "stopping" } else { "stopped" };
         report(args.json, &json!({ "name": client.name(), "state": done }), || format!("{}: {done}", client.name()));
     }
-    Ok(())
+    trouble.map_or(Ok(()), Err)
 }
 
 /// `troop policy`.
