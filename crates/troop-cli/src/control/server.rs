@@ -68,6 +68,7 @@ pub(crate) fn start(
         plan: Mutex::new(plan),
         queue,
         restarting,
+        waiting: Semaphore::new(1),
         reloading: tokio::sync::Mutex::default(),
         followers: Semaphore::new(MOST_FOLLOWERS),
     });
@@ -135,6 +136,8 @@ struct Server {
     plan: Mutex<Plan>,
     queue: Option<Arc<Queue>>,
     restarting: Arc<Restarting>,
+    /// For the one who waits for that to be over, to do it again.
+    waiting: Semaphore,
     /// Held while workers are replaced.
     reloading: tokio::sync::Mutex<()>,
     followers: Semaphore,
@@ -273,6 +276,10 @@ impl Server {
 
     /// Nobody waits for the answer, so failures are said here.
     async fn reload_unasked(&self) {
+        // One that waits is enough for all.
+        let Ok(waiting) = self.waiting.try_acquire() else { return };
+        drop(self.reloading.lock().await);
+        drop(waiting);
         if let Err(failure) = self.reload(None).await
             && failure.kind != "failed"
         {
@@ -371,7 +378,14 @@ impl Server {
     /// Replaces the workers, by such as the file says now. It goes on when the client has left.
     async fn reload(&self, mut stream: Option<&mut UnixStream>) -> Result<Value, Failure> {
         let busy = || Err(Failure::new("busy", "a reload is under way, or the app is stopping"));
-        let Ok(_one) = self.reloading.try_lock() else { return busy() };
+        let _one = match &stream {
+            Some(_) => match self.reloading.try_lock() {
+                Ok(one) => one,
+                Err(_) => return busy(),
+            },
+            // Nobody could ask again.
+            None => self.reloading.lock().await,
+        };
         let phase = self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase;
         if matches!(phase, Phase::Reloading | Phase::Stopping) {
             // A signal has asked for it.
