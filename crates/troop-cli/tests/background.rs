@@ -341,7 +341,7 @@ fn one_worker_is_replaced_by_its_number() {
 
 #[test]
 fn a_restart_that_cannot_be_is_refused_and_a_stop_meanwhile_is_heeded() {
-    let file = "[app.web]\nprogram = \"server.js\"\nworkers = 1\n";
+    let file = "[app.web]\nprogram = \"server.js\"\nworkers = 1\ngrace = 3\n";
     let slow = format!(
         "{SERVER} server.on('request', (q, s) => 0); process.on('disconnect', () => {{}}); setInterval(() => {{}}, 1000);"
     );
