@@ -37,26 +37,23 @@ impl Origin {
     }
 }
 
-/// Appends a line. Bytes that are no text stay as they are, but in JSON.
-pub(crate) fn write(to: &mut Vec<u8>, form: Form, time: &str, origin: Origin, line: &[u8]) {
-    match form {
-        Form::Plain => to.extend_from_slice(line),
-        Form::Prefixed => {
-            to.extend_from_slice(time.as_bytes());
-            match origin {
-                Origin::Event => to.extend_from_slice(b" - * "),
-                Origin::Out(slot) => to.extend_from_slice(format!(" {slot} | ").as_bytes()),
-                Origin::Err(slot) => to.extend_from_slice(format!(" {slot} ! ").as_bytes()),
-            }
-            to.extend_from_slice(line);
-        }
-        Form::Json => {
-            let text = String::from_utf8_lossy(line);
-            let entry = Entry { time: time.into(), slot: origin.slot(), stream: origin.stream().into(), text: text.into() };
-            // Into memory, so it cannot fail.
-            let _ = serde_json::to_writer(&mut *to, &entry);
-        }
-    }
+/// What is written before a line. The line itself stays as it is, also if it is no text.
+pub(crate) fn prefix(form: Form, time: &str, origin: Origin) -> Vec<u8> {
+    let text = match (form, origin) {
+        (Form::Prefixed, Origin::Event) => format!("{time} - * "),
+        (Form::Prefixed, Origin::Out(slot)) => format!("{time} {slot} | "),
+        (Form::Prefixed, Origin::Err(slot)) => format!("{time} {slot} ! "),
+        (Form::Plain | Form::Json, _) => String::new(),
+    };
+    text.into_bytes()
+}
+
+/// Appends a line as JSON, in which what is no text cannot be.
+pub(crate) fn write_json(to: &mut Vec<u8>, time: &str, origin: Origin, line: &[u8]) {
+    let text = String::from_utf8_lossy(line);
+    let entry = Entry { time: time.into(), slot: origin.slot(), stream: origin.stream().into(), text: text.into() };
+    // Into memory, so it cannot fail.
+    let _ = serde_json::to_writer(&mut *to, &entry);
     to.push(b'\n');
 }
 
@@ -110,15 +107,17 @@ mod tests {
     fn a_line_is_read_as_it_was_written() {
         for form in [Form::Prefixed, Form::Json] {
             for (origin, stream) in [(Origin::Out(3), "out"), (Origin::Err(12), "err"), (Origin::Event, "event")] {
-                let mut bytes = Vec::new();
-                write(&mut bytes, form, &now(), origin, b"a | b ! {\"c\"}");
+                let line = b"a | b ! {\"c\"}";
+                let mut bytes = prefix(form, &now(), origin);
+                match form {
+                    Form::Json => write_json(&mut bytes, &now(), origin, line),
+                    _ => bytes.extend_from_slice(line),
+                }
                 let entry = read(std::str::from_utf8(&bytes).unwrap().trim_end());
                 assert_eq!((entry.slot, entry.stream.as_str(), entry.text.as_str()), (origin.slot(), stream, "a | b ! {\"c\"}"));
             }
         }
-        let mut bytes = Vec::new();
-        write(&mut bytes, Form::Plain, "", Origin::Out(0), b"\xff\x00 as it is");
-        assert_eq!(bytes, b"\xff\x00 as it is\n");
+        assert!(prefix(Form::Plain, "", Origin::Out(0)).is_empty());
         assert_eq!(read("{not json").text, "{not json");
     }
 }

@@ -66,6 +66,8 @@ pub(crate) struct Lines<'a> {
     queue: &'a Queue,
     waiting: MutexGuard<'a, Waiting>,
     time: String,
+    /// What is before each line of the last one's origin: most come from the same.
+    prefix: Option<(Origin, Vec<u8>)>,
 }
 
 impl Queue {
@@ -122,7 +124,7 @@ impl Queue {
 
     pub(crate) fn lines(&self) -> Lines<'_> {
         let time = if self.form == Form::Plain { String::new() } else { line::now() };
-        Lines { queue: self, waiting: self.lock(), time }
+        Lines { queue: self, waiting: self.lock(), time, prefix: None }
     }
 
     /// Writes what waits, and ends.
@@ -244,7 +246,16 @@ impl Lines<'_> {
             return;
         }
         let to = if self.queue.apart && origin.is_error() { &mut waiting.err } else { &mut waiting.out };
-        line::write(to, self.queue.form, &self.time, origin, line);
+        if self.queue.form == Form::Json {
+            line::write_json(to, &self.time, origin, line);
+            return;
+        }
+        if self.prefix.as_ref().is_none_or(|(of, _)| *of != origin) {
+            self.prefix = Some((origin, line::prefix(self.queue.form, &self.time, origin)));
+        }
+        to.extend_from_slice(self.prefix.as_ref().map_or(&[][..], |(_, prefix)| prefix));
+        to.extend_from_slice(line);
+        to.push(b'\n');
     }
 }
 
