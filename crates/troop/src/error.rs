@@ -40,6 +40,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A worker was killed while the system killed processes for want of memory.
+    #[error("go on: it was killed by SIGKILL, and the system has killed processes for want of memory meanwhile")]
+    OutOfMemory,
     /// The channel to the other process is closed, or closed before an answer came.
     #[error("reach the other process: its channel is closed")]
     Closed,

@@ -9,7 +9,7 @@ use troop_core::WorkerId;
 use troop_core::event::ExitHow;
 use troop_sys::poll::Interest;
 use troop_sys::process::{self, Exit};
-use troop_sys::{fdpass, socket};
+use troop_sys::{diag, fdpass, socket};
 
 use super::{Driver, Token};
 use crate::channel::{Flushed, Outbox};
@@ -23,6 +23,9 @@ pub(super) const READ_BURST: usize = 1;
 pub(super) const LAST_READS: usize = 1024;
 /// The pause before a channel is tried again that could not be written to for want of something but room.
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(10);
+
+/// `SIGKILL`.
+const KILL: i32 = 9;
 
 impl Driver {
     pub(super) fn channel(&mut self, worker: WorkerId) -> Option<&mut Channel> {
@@ -114,6 +117,13 @@ impl Driver {
             Ok(None) => return,
             Err(_) => ExitHow::Unknown,
         };
+        if how == ExitHow::Signal(KILL) {
+            let (handle, killed) = (process.handle.clone(), diag::killed_for_memory());
+            if std::mem::replace(&mut self.killed_for_memory, killed) < killed {
+                self.events.push(Event::Error(Some(handle), Arc::new(Error::OutOfMemory)));
+            }
+        }
+        let Some(process) = self.processes.get(&id) else { return };
         if process.leads_group {
             // At once: its number is free from now on.
             let leader = process.handle.pid();

@@ -30,7 +30,7 @@ use troop_core::primary::Primary;
 use troop_core::supervise::{Doing, Outcome, Supervisor};
 use troop_core::{ConnId, ListenerId, Time, WorkerId};
 use troop_sys::poll::{AsyncPoller, Interest, Poller, Ready};
-use troop_sys::process;
+use troop_sys::{diag, process};
 
 use super::channel::Channel;
 use super::handle::WorkerHandle;
@@ -201,6 +201,8 @@ pub(crate) struct Driver {
     notify: Option<OwnedFd>,
     /// Connections of the cluster's own that a worker was given, and who wants to know whether it has taken them.
     hands: BTreeMap<ConnId, hand::Given>,
+    /// How many processes the system had killed for want of memory when that was last looked at.
+    killed_for_memory: u64,
     /// How the last unexpected end of a worker came about.
     last_end: Option<String>,
     /// Sockets that were open when this process started.
@@ -277,6 +279,7 @@ impl Driver {
             ready_when: ReadyWhen::Auto,
             notify: None,
             hands: BTreeMap::new(),
+            killed_for_memory: diag::killed_for_memory(),
             last_end: None,
             inherited: Vec::new(),
             keeps_when_failed: false,
