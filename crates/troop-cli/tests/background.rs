@@ -337,6 +337,9 @@ fn one_worker_is_replaced_by_its_number() {
     let (code, _, err) = home.troop(&["reload", "web:9"]);
     assert!(code == 1 && err.contains("no worker 9"), "{code} {err}");
     assert!(home.troop(&["reload", "web:x"]).2.contains("worker's number"));
+    let one: Value = serde_json::from_str(&home.fine(&["show", "web:3", "--json"])).unwrap();
+    assert_eq!((one[0]["workers"].as_array().unwrap().len(), &one[0]["workers"][0]["id"]), (1, &3.into()));
+    assert!(home.troop(&["show", "web:9"]).0 == 1 && home.fine(&["signal", "web:3", "CONT"]).contains("1 workers"));
 }
 
 #[test]

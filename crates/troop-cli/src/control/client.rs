@@ -101,6 +101,17 @@ pub(crate) fn all() -> Result<Vec<Client>, Trouble> {
     names.iter().filter_map(|name| Client::connect(name).transpose()).collect()
 }
 
+/// An app, and one worker of it if there is a number: `web:3`.
+pub(crate) fn target(text: Option<&str>) -> Result<(Option<&str>, Option<u32>), Trouble> {
+    match text.and_then(|text| text.split_once(':')) {
+        None => Ok((text, None)),
+        Some((app, number)) => match number.parse() {
+            Ok(number) => Ok((Some(app).filter(|app| !app.is_empty()), Some(number))),
+            Err(_) => Err(Trouble::Nonsense(format!("{number:?} must be a worker's number, as `troop show` has them"))),
+        },
+    }
+}
+
 /// The apps that are meant: one by its name, all, or, without a target, the only one.
 pub(crate) fn find(target: Option<&str>) -> Result<Vec<Client>, Trouble> {
     let running = |clients: &[Client]| match clients {

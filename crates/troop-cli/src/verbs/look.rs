@@ -8,7 +8,7 @@ use troop::{Phase, Snapshot, WorkerSnapshot, WorkerState};
 use super::table::{self, size, time};
 use crate::args::{Events, Look};
 use crate::control::client::{self, Trouble};
-use crate::control::{App, Ask};
+use crate::control::{App, Ask, Failure};
 use crate::log;
 
 /// All, or those that are named. One that ends while it is looked at is not there.
@@ -87,8 +87,16 @@ pub(crate) fn ls(args: &Look) -> Result<(), Trouble> {
 /// `troop show`.
 pub(crate) fn show(args: &Look) -> Result<(), Trouble> {
     let mut apps = Vec::new();
-    for mut client in client::find(args.app.as_deref())? {
-        apps.push(client.snapshot()?);
+    let (app, worker) = client::target(args.app.as_deref())?;
+    for mut client in client::find(app)? {
+        let mut app = client.snapshot()?;
+        if let Some(number) = worker {
+            app.snapshot.workers.retain(|worker| worker.id.0 == number);
+            if app.snapshot.workers.is_empty() {
+                return Err(Trouble::Failed(Failure::new("no-worker", format!("{} has no worker {number}", app.name))));
+            }
+        }
+        apps.push(app);
     }
     if args.json {
         print_json(&apps);

@@ -29,7 +29,7 @@ fn one(target: Option<&str>) -> Result<Client, Trouble> {
 
 /// `troop reload`: all that are meant, one after the other; the first failure ends it.
 pub(crate) fn reload(args: &Reload) -> Result<(), Trouble> {
-    let (app, worker) = target(args.app.as_deref())?;
+    let (app, worker) = client::target(args.app.as_deref())?;
     for mut client in client::find(app)? {
         let name = client.name().to_owned();
         let show = |event: &Value| {
@@ -41,17 +41,6 @@ pub(crate) fn reload(args: &Reload) -> Result<(), Trouble> {
         report(args.json, &answer, || format!("{name}: {} workers replaced", answer["replaced"]));
     }
     Ok(())
-}
-
-/// An app, and one worker of it if there is a number: `web:3`.
-fn target(text: Option<&str>) -> Result<(Option<&str>, Option<u32>), Trouble> {
-    match text.and_then(|text| text.split_once(':')) {
-        None => Ok((text, None)),
-        Some((app, number)) => match number.parse() {
-            Ok(number) => Ok((Some(app).filter(|app| !app.is_empty()), Some(number))),
-            Err(_) => Err(Trouble::Nonsense(format!("{number:?} must be a worker's number, as `troop show` has them"))),
-        },
-    }
 }
 
 /// `troop restart`.
@@ -160,8 +149,9 @@ pub(crate) fn policy(args: &Policy) -> Result<(), Trouble> {
 
 /// `troop signal`.
 pub(crate) fn signal(args: &Signal) -> Result<(), Trouble> {
-    let mut client = one(args.app.as_deref())?;
-    let answer = client.ask(Ask::Signal { signal: args.signal, worker: args.worker }, |_| {})?;
+    let (app, worker) = client::target(args.app.as_deref())?;
+    let mut client = one(app)?;
+    let answer = client.ask(Ask::Signal { signal: args.signal, worker: args.worker.or(worker) }, |_| {})?;
     report(args.json, &answer, || {
         let workers = answer["workers"].as_array().map_or(0, Vec::len);
         format!("{}: sent to {workers} workers", client.name())
