@@ -57,7 +57,7 @@ pub enum Readiness {
     Auto,
     /// When it listens.
     Listening,
-    /// When it says so: [`Supervisor::told_ready`].
+    /// When it says so: [`told_ready`](super::Supervisor::told_ready).
     Told,
 }
 
