@@ -210,7 +210,7 @@ async fn what_a_worker_leaves_behind_is_ended() {
     // One child ends when told to, one does not.
     let text = format!(
         "const run = c => require('child_process').spawn('sh', ['-c', c], {{stdio: 'ignore'}}).pid;
-         const all = [run('sleep 1000'), run('trap \"\" TERM; sleep 1000; sleep 1000')];
+         const all = [run('sleep 20'), run('trap \"\" TERM; sleep 20; sleep 20')];
          require('fs').writeFileSync({pids:?}, all.join(' ')); {SERVER}"
     );
     let mut troop = Troop::start(Cluster::builder().workers(1).setup(js(&text).own_process_group(true)));
