@@ -56,9 +56,9 @@ impl ActivationSocket {
         ActivationSocket::bind_as(text, 0)
     }
 
-    /// The same, for TCP, with a socket of its own for each worker's slot, among which the kernel chooses evenly (or by
-    /// [`Builder::weights`](crate::Builder::weights)): who is not there, or not ready while others are, gets nothing. A worker's successor has its socket, with what waits in
-    /// it.
+    /// The same, for TCP, with a socket of its own for each of so many workers (and for more of them, when there are more), among which the
+    /// kernel chooses evenly, or by [`Builder::weights`](crate::Builder::weights): who is not there, or not ready while others are, gets
+    /// nothing. A worker's successor has its socket, with what waits in it.
     ///
     /// # Errors
     /// As [`ActivationSocket::bind`]; [`Error::Settings`] if it is no TCP socket.

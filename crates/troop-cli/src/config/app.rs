@@ -85,7 +85,7 @@ pub(crate) struct App {
     /// How long a new worker may take to be ready in a reload. Default: 30 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ready_timeout: Option<Time>,
-    /// How long the first new worker of a reload must have been there before an old one leaves. Default: 2 seconds.
+    /// How long the first new worker of a reload must have been ready before an old one leaves. Default: 2 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) settle: Option<Time>,
     /// How many workers more than there should be a reload may start. Default: 1.

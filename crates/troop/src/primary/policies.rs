@@ -68,7 +68,7 @@ pub struct ReplacePolicy {
     pub ready_when: ReadyWhen,
     /// How long it may take until it is. Default: 30 s.
     pub ready_timeout: Duration,
-    /// How long the first new worker of a reload must have been there, besides being ready, before the first old one leaves. Default: 2 s.
+    /// How long the first new worker of a reload must have been ready before the first old one leaves. Until then it gets no connections. Default: 2 s.
     /// So a version that dies a moment after it listens replaces nobody.
     pub settle: Duration,
     /// How many workers may be started beyond those that there should be. Default: 1.
@@ -100,7 +100,8 @@ impl ReplacePolicy {
 /// When a worker counts as ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReadyWhen {
-    /// When it listens; or, if its predecessor did not listen either, when it has been there for its minimum time.
+    /// When it listens. If its predecessor did not listen either: when it has been there for 3 s, or, if it does not speak Node's protocol, for
+    /// [`RestartPolicy::min_uptime`].
     #[default]
     Auto,
     /// When it listens.
