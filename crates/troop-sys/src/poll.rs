@@ -178,7 +178,11 @@ impl AsFd for Bell {
 /// Waits for a [`Poller`] inside a tokio runtime.
 #[cfg(feature = "tokio")]
 #[derive(Debug)]
-pub struct AsyncPoller(tokio::io::unix::AsyncFd<Poller>);
+pub struct AsyncPoller {
+    poller: tokio::io::unix::AsyncFd<Poller>,
+    /// What to wait for was changed since the poller was last looked at.
+    changed: bool,
+}
 
 #[cfg(feature = "tokio")]
 impl AsyncPoller {
@@ -192,26 +196,51 @@ impl AsyncPoller {
     pub fn new(poller: Poller) -> io::Result<AsyncPoller> {
         // SAFETY: the descriptor is owned by the `Poller`, which `AsyncFd` owns and does not give away, and `Poller` always returns
         // the same open descriptor from `as_raw_fd`.
-        let inner = unsafe { tokio::io::unix::AsyncFd::register_with_interest(poller, tokio::io::Interest::READABLE) };
-        Ok(AsyncPoller(inner?))
+        let poller = unsafe { tokio::io::unix::AsyncFd::register_with_interest(poller, tokio::io::Interest::READABLE) }?;
+        Ok(AsyncPoller { poller, changed: false })
     }
 
-    /// The poller.
-    pub fn get(&self) -> &Poller {
-        self.0.get_ref()
+    /// Adds a descriptor; see [`Poller::add`].
+    ///
+    /// # Errors
+    /// If it is in the set already, cannot be waited for, or memory is short.
+    pub fn add(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
+        self.poller.get_ref().add(fd, token, interest)
+    }
+
+    /// Changes what to wait for; see [`Poller::modify`].
+    ///
+    /// # Errors
+    /// If it is not in the set.
+    pub fn modify(&mut self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
+        // The runtime is told of what has become ready by the change only if the kernel did not think it ready before, and it thinks so
+        // of everything that it reported at the last look.
+        self.changed = true;
+        self.poller.get_ref().modify(fd, token, interest)
+    }
+
+    /// Takes a descriptor out.
+    ///
+    /// # Errors
+    /// If it is not in the set.
+    pub fn remove(&self, fd: impl AsFd) -> io::Result<()> {
+        self.poller.get_ref().remove(fd)
     }
 
     /// The poller, to look at without waiting.
     pub fn get_mut(&mut self) -> &mut Poller {
-        self.0.get_mut()
+        self.poller.get_mut()
     }
 
-    /// Completes when the poller has something. To be followed by looks at it until it has nothing more, and then by another wait.
+    /// Completes when the poller may have something. To be followed by looks at it until it has nothing more, and then by another wait.
     ///
     /// # Errors
     /// If the runtime is shutting down.
     pub async fn ready(&mut self) -> io::Result<()> {
-        let mut guard = self.0.readable_mut().await?;
+        if std::mem::take(&mut self.changed) {
+            return Ok(());
+        }
+        let mut guard = self.poller.readable_mut().await?;
         // Cleared before the caller looks: what comes later is a new edge.
         guard.clear_ready();
         Ok(())
@@ -222,5 +251,31 @@ impl AsyncPoller {
 impl std::os::fd::AsRawFd for Poller {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
         std::os::fd::AsRawFd::as_raw_fd(&self.epoll)
+    }
+}
+
+#[cfg(all(test, feature = "tokio"))]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    /// The change makes something ready that the kernel keeps among the ready ones already.
+    #[tokio::test]
+    async fn what_a_change_makes_ready_is_reported() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut poller = AsyncPoller::new(Poller::new().unwrap()).unwrap();
+        poller.add(&ours, 7, Interest::Read).unwrap();
+        theirs.write_all(b"x").unwrap();
+        let mut ready = Vec::new();
+        poller.ready().await.unwrap();
+        poller.get_mut().wait(Some(Duration::ZERO), &mut ready).unwrap();
+        assert!(matches!(ready[..], [Ready { token: 7, readable: true, writable: false, .. }]));
+        ours.read_exact(&mut [0]).unwrap();
+        poller.modify(&ours, 7, Interest::ReadWrite).unwrap();
+        tokio::time::timeout(Duration::from_secs(20), poller.ready()).await.unwrap().unwrap();
+        ready.clear();
+        poller.get_mut().wait(Some(Duration::ZERO), &mut ready).unwrap();
+        assert!(matches!(ready[..], [Ready { token: 7, readable: false, writable: true, .. }]));
     }
 }

@@ -199,7 +199,7 @@ impl Driver {
         };
         if interest != channel.interest {
             channel.interest = interest;
-            let _ = self.waiting.poller().modify(&channel.socket, Token::Channel(id).pack(), interest);
+            self.waiting.modify(&channel.socket, Token::Channel(id), interest);
         }
     }
 }

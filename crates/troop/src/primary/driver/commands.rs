@@ -189,7 +189,7 @@ impl Driver {
             .waiting
             .poller()
             .add(&channel, Token::Channel(id).pack(), Interest::Read)
-            .and_then(|()| self.waiting.poller().add(&child.pidfd, Token::Process(id).pack(), Interest::Read));
+            .and_then(|()| self.waiting.add(&child.pidfd, Token::Process(id), Interest::Read));
         if let Err(e) = watched {
             let _ = process::signal(child.pidfd.as_fd(), 9);
             let _ = process::reap(child.pidfd.as_fd());
@@ -248,14 +248,14 @@ impl Driver {
         };
         socket::set_nonblocking(&channel, true).map_err(Error::io("use the channel of an adopted worker"))?;
         let watching = Error::io("watch an adopted worker");
-        self.waiting.poller().add(&channel, Token::Channel(id).pack(), Interest::Read).map_err(watching)?;
+        self.waiting.add(&channel, Token::Channel(id), Interest::Read).map_err(watching)?;
         if let Some(relay) = relay {
             socket::set_nonblocking(&relay, true).map_err(Error::io("use the relay of an adopted worker"))?;
             self.add_relay(id, Relay::new(relay, advanced))?;
         }
         self.core.spawned(id, pid, None, weight.unwrap_or(USUAL_WEIGHT));
         let handle = self.handle(id, pid, [None, None, None], None)?;
-        let watched = self.waiting.poller().add(&pidfd, Token::Process(id).pack(), Interest::Read);
+        let watched = self.waiting.add(&pidfd, Token::Process(id), Interest::Read);
         self.processes.insert(
             id,
             Process {

@@ -59,12 +59,12 @@ impl Driver {
                 }
             }
             let Some(socket) = self.sockets.get_mut(number) else { continue };
-            let token = Token::Socket(number).pack();
+            let token = Token::Socket(number);
             if drained {
                 socket.ready = false;
                 socket.burst = accepted.max(1);
                 if std::mem::take(&mut socket.masked) {
-                    let _ = self.waiting.poller().modify(&socket.fd, token, Interest::Read);
+                    self.waiting.modify(&socket.fd, token, Interest::Read);
                 }
             } else if nested || socket.masked {
                 // There may be more, which nobody will report.
@@ -76,7 +76,7 @@ impl Driver {
             } else {
                 // Nobody wants them now. They wait in the kernel, and must not be reported all the time.
                 socket.masked = true;
-                let _ = self.waiting.poller().modify(&socket.fd, token, Interest::Nothing);
+                self.waiting.modify(&socket.fd, token, Interest::Nothing);
                 again.push(number);
             }
         }
@@ -152,7 +152,7 @@ impl Driver {
                     && !std::mem::replace(&mut socket.unreported, true)
                 {
                     socket.masked = false;
-                    let _ = self.waiting.poller().remove(&socket.fd);
+                    self.waiting.remove(&socket.fd);
                 }
                 None
             }

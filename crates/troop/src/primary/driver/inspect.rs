@@ -45,7 +45,7 @@ impl Driver {
         let Some(wait) = self.core.sticky(listener).map(|sticky| sticky.wait) else { return };
         let until = self.now + wait;
         let watched = match self.conns.get(conn.0 as usize) {
-            Some(conn_) => self.waiting.poller().add(&conn_.fd, Token::Inspected(conn).pack(), Interest::ReadEdge).is_ok(),
+            Some(conn_) => self.waiting.add(&conn_.fd, Token::Inspected(conn), Interest::ReadEdge).is_ok(),
             None => return,
         };
         self.inspected.waiting.insert(conn, Waiting { listener, peer, until });
@@ -88,7 +88,7 @@ impl Driver {
         self.inspected.deadlines.remove(&(waiting.until, conn));
         if let Some(conn) = self.conns.get(conn.0 as usize) {
             // Before it is anybody else's: a copy elsewhere would go on being reported.
-            let _ = self.waiting.poller().remove(&conn.fd);
+            self.waiting.remove(&conn.fd);
         }
         Some(waiting)
     }

@@ -16,6 +16,7 @@ mod pace;
 mod relays;
 mod snapshot;
 mod sockets;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -52,6 +53,7 @@ use connections::Conn;
 pub(crate) use hand::{Ends, Handed};
 use inspect::Inspected;
 use pace::Pace;
+use waiting::Waiting;
 
 /// How long workers may take to end by themselves after the program has dropped the cluster.
 const OVER_PATIENCE: Duration = Duration::from_secs(5);
@@ -59,26 +61,6 @@ const OVER_PATIENCE: Duration = Duration::from_secs(5);
 const UNUSED_PATIENCE: Duration = Duration::from_secs(10);
 /// Events published before the other tasks of a runtime have their turn, so that readers keep up.
 const EVENTS_IN_A_ROW: usize = 64;
-
-/// The poller, in the form that suits who waits for it.
-enum Waiting {
-    InThread(Poller),
-    InRuntime(AsyncPoller),
-}
-
-impl Waiting {
-    /// Whether a runtime's epoll set reports this one, once for each thing that happens.
-    fn is_nested(&self) -> bool {
-        matches!(self, Waiting::InRuntime(_))
-    }
-
-    fn poller(&self) -> &Poller {
-        match self {
-            Waiting::InThread(poller) => poller,
-            Waiting::InRuntime(poller) => poller.get(),
-        }
-    }
-}
 
 /// What a poller's token stands for: a kind in the upper half, a number in the lower.
 #[derive(Debug, Clone, Copy)]
@@ -320,7 +302,7 @@ impl Driver {
     pub(crate) fn obey(&mut self, pipe: UnixStream, means: SignalMeans) -> io::Result<()> {
         pipe.set_nonblocking(true)?;
         let number = u32::try_from(self.signals.len()).unwrap_or(u32::MAX);
-        self.waiting.poller().add(&pipe, Token::Signal(number).pack(), Interest::Read)?;
+        self.waiting.add(&pipe, Token::Signal(number), Interest::Read)?;
         self.reaps_orphans |= means == SignalMeans::ReapOrphans;
         self.signals.push((pipe, means));
         Ok(())
@@ -402,10 +384,7 @@ impl Driver {
     /// `unfinished` says that there is more to do without anything new happening.
     fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.ready.clear();
-        let poller = match &mut self.waiting {
-            Waiting::InThread(poller) => poller,
-            Waiting::InRuntime(poller) => poller.get_mut(),
-        };
+        let poller = self.waiting.poller();
         poller.wait(timeout, &mut self.ready)?;
         self.unfinished = self.ready.len() >= poller.capacity();
         self.now = self.clock();

@@ -66,7 +66,7 @@ impl Driver {
             let Some(socket) = self.sockets.try_remove(number) else { continue };
             if socket.watched {
                 // Copies of the socket may live on in other processes, and would go on being reported.
-                let _ = self.waiting.poller().remove(&socket.fd);
+                self.waiting.remove(&socket.fd);
             }
         }
     }
@@ -98,9 +98,9 @@ impl Driver {
         }
         (socket.ready, socket.masked, socket.full, socket.burst) = (false, false, false, 1);
         let Some(socket) = self.sockets.get(number) else { return };
-        let poller = self.waiting.poller();
-        let result = if on { poller.add(&socket.fd, Token::Socket(number).pack(), interest) } else { poller.remove(&socket.fd) };
-        if let Err(source) = result {
+        if !on {
+            self.waiting.remove(&socket.fd);
+        } else if let Err(source) = self.waiting.add(&socket.fd, Token::Socket(number), interest) {
             self.fail("watch a listener", source);
         }
     }
