@@ -171,8 +171,10 @@ pub enum Violation {
     SurplusHandles(u64),
     /// A descriptor that is no socket; it was closed.
     BadHandle,
-    /// It did not answer within this many milliseconds.
+    /// It did not answer a connection within this many milliseconds.
     Hung(u64),
+    /// It gave no sign of life for this many milliseconds, though it was asked for one.
+    Silent(u64),
     /// More listeners than one worker may ask for.
     TooManyListeners(usize),
 }
@@ -188,6 +190,7 @@ impl Violation {
                 | Violation::NotJson
                 | Violation::Malformed(_)
                 | Violation::Hung(_)
+                | Violation::Silent(_)
                 | Violation::TooManyListeners(_)
         )
     }
@@ -205,6 +208,7 @@ impl fmt::Display for Violation {
             Violation::SurplusHandles(n) => write!(f, "{n} descriptors that no message announced"),
             Violation::BadHandle => f.write_str("a descriptor that is not a socket"),
             Violation::Hung(ms) => write!(f, "no answer to a connection for {ms} ms"),
+            Violation::Silent(ms) => write!(f, "no sign of life for {ms} ms"),
             Violation::TooManyListeners(limit) => write!(f, "more than {limit} listeners"),
         }
     }

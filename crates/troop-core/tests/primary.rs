@@ -156,10 +156,6 @@ const ACK: &str = r#"{"cmd":"NODE_HANDLE_ACK"}"#;
 const NACK: &str = r#"{"cmd":"NODE_HANDLE_NACK"}"#;
 
 impl World {
-    fn violations(&self, worker: WorkerId) -> u32 {
-        self.primary.status(worker).unwrap().stats.violations
-    }
-
     fn accept(&mut self, times: usize) {
         for _ in 0..times {
             self.happen(Input::Accept { listener: 0 }).unwrap();
@@ -169,11 +165,6 @@ impl World {
     /// The worker says that it took this one, and nothing of the descriptor.
     fn takes(&mut self, worker: WorkerId, seq: u64) {
         self.say(worker, &format!(r#"{{"cmd":"NODE_CLUSTER","ack":{seq},"accepted":true,"seq":1}}"#));
-        self.act().unwrap();
-    }
-
-    fn says(&mut self, worker: WorkerId, line: &str) {
-        self.say(worker, line);
         self.act().unwrap();
     }
 

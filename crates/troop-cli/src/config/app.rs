@@ -94,7 +94,8 @@ pub(crate) struct App {
     /// How many workers fewer than there should be a reload may make do with. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_unavailable: Option<usize>,
-    /// How long a worker may leave a connection unanswered before it is held to be hung; 0 for ever. Default: 30 seconds.
+    /// How long a worker may leave a connection unanswered, or give no sign of life while it listens, before it is held to be hung; 0 for ever.
+    /// Default: 30 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) hung_after: Option<Time>,
     /// A signal that makes a worker write a report, sent to sick and hung ones. Default: SIGUSR2 if node_args has --report-on-signal.

@@ -229,6 +229,8 @@ impl Primary {
             return if self.in_flight_with(worker, seq) {
                 self.refused(now, worker, seq);
                 Ok(())
+            } else if self.is_pulse(now, worker, seq) {
+                Ok(())
             } else {
                 Err(Violation::UnaskedAck)
             };

@@ -3,8 +3,10 @@
 //! Call the method that fits what happened, then carry out the [`Action`]s in order until [`Primary::next_action`] returns `None`.
 //! Behaviour follows Node's `cluster` (v20 to v25) except where Node loses connections or dies of a worker's input.
 
+mod action;
 mod handover;
 mod listener;
+mod pulse;
 mod seat;
 mod steering;
 mod worker;
@@ -14,14 +16,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use action::Action;
 pub use handover::Needs;
 pub use listener::{Bind, BindSpec};
 pub use worker::{WorkerState, WorkerStats, WorkerStatus};
 
 use crate::event::{Address, ExitHow, Listening, Notice, Violation};
-use crate::id::{ConnId, ListenerId, Time, WorkerId};
+use crate::id::{ListenerId, Time, WorkerId};
 use crate::policy::{Pattern, Scheduling};
-use crate::steer::Instruction;
 use crate::wire::incoming::{Act, ClusterMessage, Incoming, TroopMessage};
 use crate::wire::outgoing;
 use listener::{ListenKey, Listener};
@@ -46,8 +48,8 @@ pub struct Config {
     pub pending_limit: usize,
     /// A troop worker whose program does not take a connection for this long is asked to give it back.
     pub recall_after: Duration,
-    /// A worker that does not answer a connection for this long is killed, so that the connection can be given to another. `None`
-    /// waits for ever.
+    /// A worker that does not answer a connection for this long is killed, so that the connection can be given to another; so is one that
+    /// listens and gives no other sign of life when it is asked for one. `None` waits for ever.
     pub hung_after: Option<Duration>,
     /// Whether a listener stays open when its last worker has died, for a successor. Node closes it.
     pub keep_listeners: bool,
@@ -86,119 +88,6 @@ impl Config {
 
 /// The weight of a worker that none was chosen for.
 pub const USUAL_WEIGHT: u32 = 100;
-
-/// Something the shell has to do.
-#[derive(Debug)]
-pub enum Action {
-    /// Hand a connection over. The shell keeps its copy until [`Action::Release`].
-    Deliver {
-        /// To whom.
-        worker: WorkerId,
-        /// Where it came from.
-        listener: ListenerId,
-        /// The connection.
-        conn: ConnId,
-        /// Its number on this worker's channel.
-        seq: u64,
-        /// Whether the worker takes several connections per message.
-        batched: bool,
-    },
-    /// Close the primary's copy of a connection.
-    Release {
-        /// Which connection.
-        conn: ConnId,
-        /// A worker has it.
-        taken: bool,
-    },
-    /// Write a line to a worker.
-    Send {
-        /// To whom.
-        worker: WorkerId,
-        /// The line.
-        line: Vec<u8>,
-    },
-    /// Write a line to a worker together with a copy of a listener's socket.
-    SendListener {
-        /// To whom.
-        worker: WorkerId,
-        /// Which listener.
-        listener: ListenerId,
-        /// The place whose socket it is; 0 if the listener has only one.
-        place: u16,
-        /// The line.
-        line: Vec<u8>,
-    },
-    /// Accept on a socket from now on, or no longer.
-    Watch {
-        /// Which listener.
-        listener: ListenerId,
-        /// The place whose socket it is; 0 if the listener has only one.
-        place: u16,
-        /// Whether to accept.
-        on: bool,
-    },
-    /// Accept up to so many connections that wait in a socket of a group, once.
-    Take {
-        /// Which listener.
-        listener: ListenerId,
-        /// The place whose socket it is.
-        place: u16,
-        /// How many.
-        count: u32,
-    },
-    /// Add a socket to a listener's group, then call [`Primary::opened`].
-    Open {
-        /// Which listener.
-        listener: ListenerId,
-    },
-    /// Give a listener's group this program.
-    Steer {
-        /// Which listener.
-        listener: ListenerId,
-        /// See [`crate::steer::program`].
-        program: Vec<Instruction>,
-    },
-    /// See what waits in the sockets of a group, and call [`Primary::sampled`].
-    Sample {
-        /// Which listener.
-        listener: ListenerId,
-    },
-    /// See how many descriptors a worker has open, and call [`Primary::counted`] if that can be known.
-    Count {
-        /// Which worker.
-        worker: WorkerId,
-    },
-    /// Open a listener, then call [`Primary::bound`].
-    Bind {
-        /// Its name from now on.
-        listener: ListenerId,
-        /// What to bind.
-        spec: BindSpec,
-    },
-    /// Close a listener.
-    Unbind {
-        /// Which.
-        listener: ListenerId,
-    },
-    /// End a worker's process: at once by `SIGKILL`, or, if it is hung, after it had a chance to say where.
-    Kill {
-        /// Which worker.
-        worker: WorkerId,
-        /// It does not do what it should, rather than what it should not.
-        hung: bool,
-    },
-    /// Tell the sender of a user handle whether the worker has it.
-    HandleSettled {
-        /// Which worker.
-        worker: WorkerId,
-        /// The ticket from [`Primary::user_handle_sent`].
-        ticket: u64,
-        /// False if the worker could not receive it.
-        delivered: bool,
-    },
-    /// Report a fact.
-    Notify(Notice),
-}
 
 /// The state of one cluster's primary.
 #[derive(Debug)]
@@ -344,6 +233,7 @@ impl Primary {
                     fd: message.fd,
                 };
                 self.listens(now, worker, &at);
+                self.feel_later(now);
                 self.notify(Notice::Listening { worker, at });
             }
             Some(Act::Close) => {
@@ -443,7 +333,7 @@ impl Primary {
             // What it asked for beyond measure is of no use to a successor.
             let keep = self.config.keep_listeners && !matches!(violation, Violation::TooManyListeners(_));
             self.leave_listeners(worker, keep);
-            let hung = matches!(violation, Violation::Hung(_));
+            let hung = matches!(violation, Violation::Hung(_) | Violation::Silent(_));
             self.actions.push_back(Action::Kill { worker, hung });
         }
         if cut_off || report {
@@ -481,6 +371,7 @@ impl Primary {
             Some(HandleWait::Listener { .. }) if arrived => {}
             // The reply was dropped together with its descriptor. Without an answer `listen` would hang.
             Some(HandleWait::Listener { ack, listener }) => self.listener_lost(worker, listener, ack),
+            Some(HandleWait::Pulse) => self.pulse_felt(now, worker, arrived),
             Some(HandleWait::User { ticket }) => {
                 self.actions.push_back(Action::HandleSettled { worker, ticket, delivered: arrived });
             }
@@ -561,6 +452,9 @@ impl Primary {
         if let Some(at) = self.look_around(now) {
             self.wake_at(at);
         }
+        if let Some(at) = self.feel_pulses(now) {
+            self.wake_at(at);
+        }
     }
 
     /// A gap in time in which nobody could have answered (the primary was stopped) must not make every worker look hung.
@@ -569,6 +463,7 @@ impl Primary {
         if now.since(self.last_time) > STOPPED && self.next_tick.is_some_and(|due| now.since(due) > STOPPED) {
             for state in self.workers.values_mut() {
                 state.in_flight.iter_mut().for_each(|c| c.since = now);
+                state.pulse.stood_still(now);
             }
             self.listeners.values_mut().filter_map(|l| l.group.as_mut()).for_each(|group| group.stood_still(now));
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::pulse::Pulse;
 use super::seat::Seat;
 use crate::id::{ConnId, ListenerId, Time};
 use crate::policy::Connection;
@@ -99,9 +100,18 @@ pub(super) struct InFlight {
 /// What the next `NODE_HANDLE_ACK` of a worker is about.
 #[derive(Debug)]
 pub(super) enum HandleWait {
-    Conn { seq: u64 },
-    Listener { ack: u64, listener: ListenerId },
-    User { ticket: u64 },
+    Conn {
+        seq: u64,
+    },
+    Listener {
+        ack: u64,
+        listener: ListenerId,
+    },
+    User {
+        ticket: u64,
+    },
+    /// A connection to nothing.
+    Pulse,
 }
 
 #[derive(Debug)]
@@ -125,6 +135,7 @@ pub(super) struct Worker {
     pub(super) violations: u32,
     pub(super) in_flight: VecDeque<InFlight>,
     pub(super) handle_waits: VecDeque<HandleWait>,
+    pub(super) pulse: Pulse,
     /// Its part in each listener that it asked for.
     pub(super) seats: Vec<Seat>,
     pub(super) open: u32,
@@ -161,6 +172,7 @@ impl Worker {
             violations: 0,
             in_flight: VecDeque::new(),
             handle_waits: VecDeque::new(),
+            pulse: Pulse::default(),
             seats: Vec::new(),
             open: 0,
             load: 0,

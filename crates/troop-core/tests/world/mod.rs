@@ -152,6 +152,16 @@ impl World {
         self.primary.message(self.now, worker, parsed);
     }
 
+    /// The same, and everything that comes of it.
+    pub fn says(&mut self, worker: WorkerId, line: &str) {
+        self.say(worker, line);
+        self.act().unwrap();
+    }
+
+    pub fn violations(&self, worker: WorkerId) -> u32 {
+        self.primary.status(worker).unwrap().stats.violations
+    }
+
     pub fn holds(&self, worker: WorkerId, which: usize) -> Option<(u64, ConnId)> {
         let holds = &self.workers[&worker].holds;
         holds.iter().nth(which % holds.len().max(1)).map(|(s, c)| (*s, *c))
@@ -199,6 +209,10 @@ impl World {
                         prop_assert!(usize::from(place) < group.len(), "there is no socket {place}");
                     }
                     self.workers.get_mut(&worker).unwrap().sockets.insert((listener, place), false);
+                }
+                Action::Ask { worker, line } => {
+                    prop_assert!(self.workers[&worker].connected);
+                    self.sent.push((worker, String::from_utf8_lossy(&line).into_owned()));
                 }
                 Action::Bind { listener, spec } => {
                     // The kernel gives a port to one socket.

@@ -137,6 +137,8 @@ impl Builder {
 
     /// How long a worker may leave a connection that it was handed unanswered. Then it is killed, so that another one can have the
     /// connection. Where the kernel chooses ([`Scheduling::Steered`]): how long its own queue may stand still while others take theirs.
+    /// And whoever chooses: how long one that listens may give no sign of life; it is asked for one when it has been silent for a third of
+    /// that time (10 s at most).
     /// Default: 30 s; `None` for ever, so that a blocked worker keeps its connections waiting.
     pub fn hung_after(mut self, limit: Option<Duration>) -> Builder {
         self.config.hung_after = limit;

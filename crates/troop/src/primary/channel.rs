@@ -96,6 +96,7 @@ impl Channel {
         Outlets { mut relay, events }: Outlets<'_>,
     ) {
         let id = worker.id();
+        core.heard(now, id);
         let mut chunk = self.reader.feed(bytes, handles.drain(..));
         loop {
             let mut line = match chunk.next_line() {

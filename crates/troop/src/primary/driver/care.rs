@@ -2,6 +2,7 @@
 //! behind.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use troop_core::{Time, WorkerId};
@@ -77,6 +78,18 @@ impl Driver {
         while let Some(at) = self.care.hung.iter().position(|(_, _, due)| *due <= self.now) {
             let (worker, signal, _) = self.care.hung.swap_remove(at);
             self.press(worker, signal);
+        }
+    }
+
+    /// Hands a worker a connection to nothing. It is a socket of its own, so that no two workers have one in common.
+    pub(super) fn ask_for_life(&mut self, worker: WorkerId, line: &[u8]) {
+        match (UnixStream::pair(), self.channel(worker)) {
+            (Ok((socket, _)), Some(channel)) => {
+                channel.say_with(line, socket.into());
+                self.unflushed.push(worker);
+            }
+            (Err(_), Some(_)) => self.core.unasked(self.now, worker),
+            (_, None) => {}
         }
     }
 

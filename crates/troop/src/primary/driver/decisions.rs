@@ -53,6 +53,7 @@ impl Driver {
                     (_, None) => {}
                 }
             }
+            Action::Ask { worker, line } => self.ask_for_life(worker, &line),
             Action::Bind { listener, spec } => self.bind(listener, &spec),
             Action::Unbind { listener } => self.unbind(listener),
             Action::Watch { listener, place, on } => self.watch(listener, place, on),

@@ -1,0 +1,79 @@
+//! Workers that listen and hang are found also when no client comes; those that live notice nothing of the search.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use troop::{Cluster, Event, ExitHow, Setup, Violation, WorkerHandle};
+use troop_testkit::{Troop, ask, node_program};
+
+fn rust() -> Setup {
+    Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(["line", "127.0.0.1:0"])
+}
+
+fn node(text: &str) -> Setup {
+    let text = format!("{text}; require('net').createServer((s) => s.end('served')).listen(0, '127.0.0.1')");
+    Setup::new().script(node_program("run.js")).args([text])
+}
+
+fn watched(limit: Duration, setup: Setup) -> Troop {
+    Troop::start(Cluster::builder().workers(1).hung_after(Some(limit)).setup(setup))
+}
+
+async fn first(troop: &mut Troop) -> (WorkerHandle, u16) {
+    let listens = |e: &Event| match e {
+        Event::Listening(w, at) => Some((w.clone(), u16::try_from(at.port?).ok()?)),
+        _ => None,
+    };
+    troop.until("listening", listens).await
+}
+
+async fn is_found(troop: &mut Troop, worker: &WorkerHandle) -> ExitHow {
+    let id = worker.id();
+    let silent = |e: &Event| matches!(e, Event::Misbehaved(w, Violation::Silent(_), true) if w.id() == id).then_some(());
+    troop.until("the silent worker", silent).await;
+    troop.exit(worker).await
+}
+
+#[tokio::test]
+async fn a_worker_that_stands_still_is_ended_and_its_successor_serves() {
+    for setup in [rust(), node("")] {
+        let mut troop = watched(Duration::from_millis(700), setup);
+        let (worker, _) = first(&mut troop).await;
+        kill_process(Pid::from_raw(worker.pid().cast_signed()).unwrap(), Signal::STOP).unwrap();
+        // It cannot abort either.
+        assert_eq!(is_found(&mut troop, &worker).await, ExitHow::Signal(9));
+        let (_, port) = first(&mut troop).await;
+        assert!(!ask(port, "").await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_node_worker_in_an_endless_loop_is_ended() {
+    let mut troop = watched(Duration::from_millis(700), node("process.on('message', () => { for (;;); })"));
+    let (worker, _) = first(&mut troop).await;
+    worker.send(&"spin").await.unwrap();
+    assert_eq!(is_found(&mut troop, &worker).await, ExitHow::Signal(6));
+}
+
+#[tokio::test]
+async fn a_node_worker_that_is_asked_again_and_again_notices_nothing() {
+    // What is counted here is what Node itself sees; programs see messages only.
+    let text = "
+        const open = () => require('fs').readdirSync('/proc/self/fd').length;
+        let asked = 0, heard = 0, before;
+        process.on('message', () => heard++);
+        process.on('internalMessage', (m) => {
+            if (m.key !== 'troop:pulse') return;
+            if (++asked === 1) setImmediate(() => before = open());
+            if (asked === 5) setImmediate(() => process.send({ before, after: open(), heard }));
+        })";
+    let mut troop = watched(Duration::from_secs(2), node(text));
+    let (worker, port) = first(&mut troop).await;
+    let seen: Value = troop.message(&worker).await;
+    assert_eq!(seen["heard"], json!(0));
+    assert_eq!(seen["before"], seen["after"], "descriptors are left over");
+    assert_eq!(ask(port, "").await.unwrap(), "served");
+    assert_eq!(worker.stats().await.violations, 0);
+}
