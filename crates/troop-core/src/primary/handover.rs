@@ -130,10 +130,8 @@ impl Primary {
         if !state.batched {
             state.handle_waits.push_back(HandleWait::Conn { seq });
         }
-        if self.next_tick.is_none() {
-            self.next_tick = Some(now + CHECK_EVERY);
-        }
         self.actions.push_back(Action::Deliver { worker, listener: id, conn, seq, batched: state.batched });
+        self.wake_at(now + CHECK_EVERY);
         self.refresh_all(now, worker);
     }
 
