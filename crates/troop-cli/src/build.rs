@@ -40,6 +40,9 @@ impl Plan {
             Some(limit) => builder = builder.hung_after(Some(limit.0).filter(|limit| !limit.is_zero())),
             None => {}
         }
+        if let Some(time) = app.close_over {
+            builder = builder.close_over(time.0);
+        }
         if let Some(check) = self.health()? {
             builder = builder.health(check);
         }

@@ -107,7 +107,7 @@ fn who_starts_up_or_leaves_or_may_take_its_time_is_not_asked() {
     pass(&mut world, 60_000);
     assert!(asked(&world).is_empty(), "it does not listen yet");
     listens(&mut world);
-    world.primary.disconnect(worker, true);
+    world.primary.disconnect(worker, true, None);
     world.act().unwrap();
     pass(&mut world, 60_000);
     assert!(asked(&world).is_empty(), "it leaves");

@@ -9,7 +9,7 @@ fn main() -> troop::Result<()> {
         Role::Worker(worker) => worker.block_on(async |worker| {
             let listener = worker.listen(8000).await?;
             let app = Router::new().route("/", get(async || format!("hello from process {}\n", std::process::id())));
-            axum::serve(listener, app).with_graceful_shutdown(worker.draining()).await?;
+            troop::serve(listener, app).await;
             Ok(())
         }),
     }

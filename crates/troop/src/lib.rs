@@ -14,8 +14,10 @@
 //!         Role::Worker(worker) => worker.block_on(async |worker| {
 //!             let listener = worker.listen("0.0.0.0:8000").await?;
 //!             let app = Router::new().route("/", get(async || "hello world\n"));
+//!             # #[cfg(not(feature = "axum"))]
+//!             # let _: (_, Router) = (listener, app);
 //!             # #[cfg(feature = "axum")]
-//!             axum::serve(listener, app).with_graceful_shutdown(worker.draining()).await?;
+//!             troop::serve(listener, app).await;
 //!             Ok(())
 //!         }),
 //!     }
@@ -64,6 +66,8 @@ mod net;
 mod primary;
 mod queue;
 mod role;
+#[cfg(feature = "axum")]
+mod serve;
 mod settings;
 mod worker;
 
@@ -76,6 +80,8 @@ pub use message::{Handle, Message, Request};
 pub use net::{TcpListener, TcpStream, UnixListener, UnixStream};
 pub use primary::{Adoption, Broadcast, Builder, Cluster, Fork, WorkerHandle};
 pub use role::{Role, role, worker};
+#[cfg(feature = "axum")]
+pub use serve::{WorkerListener, serve};
 pub use settings::{InspectPort, Resource, Settings, Setup, Stdio};
 
 pub use worker::{Draining, Listen, Worker, WorkerEvent, WorkerRole};

@@ -69,6 +69,11 @@ impl TcpListener {
         Ok(TcpListener { source, address, worker: worker.clone(), _registration: opened.registration })
     }
 
+    #[cfg(feature = "axum")]
+    pub(crate) fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
     /// The address that the listener is bound to, with the real port where 0 was asked for.
     ///
     /// # Errors
@@ -125,6 +130,11 @@ impl UnixListener {
         };
         let path = opened.path.unwrap_or_default().into();
         Ok(UnixListener { source, path, worker: worker.clone(), _registration: opened.registration, _file: opened.file })
+    }
+
+    #[cfg(feature = "axum")]
+    pub(crate) fn worker(&self) -> &Worker {
+        &self.worker
     }
 
     /// The path that was asked for.

@@ -54,6 +54,10 @@ pub(crate) struct App {
     /// How long a worker may take to finish before it is killed. Default: 30 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) grace: Option<Time>,
+    /// Over how much time a Rust worker that is replaced closes connections that clients keep open. Default: a third of `grace`, at most 10
+    /// seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) close_over: Option<Time>,
     /// How events are written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) log: Option<LogFormat>,
@@ -135,6 +139,7 @@ impl App {
             cwd: None,
             silent: false,
             grace: None,
+            close_over: None,
             log: None,
             user: None,
             group: None,

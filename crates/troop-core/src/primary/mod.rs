@@ -255,9 +255,10 @@ impl Primary {
     }
 
     /// The program asks a worker to finish: it gets no more connections, is told, and leaves the table at once, as in Node.
-    /// With `keep`, listeners that only it used stay open, for a successor; in Node they close.
+    /// With `keep`, listeners that only it used stay open, for a successor; in Node they close. `close_over` is how long it should take to
+    /// close connections that stay open, if it can tell when; else it may close them at once.
     /// Returns false if there is no such worker or its channel is closed.
-    pub fn disconnect(&mut self, worker: WorkerId, keep: bool) -> bool {
+    pub fn disconnect(&mut self, worker: WorkerId, keep: bool, close_over: Option<Duration>) -> bool {
         let Some(state) = self.workers.get_mut(&worker) else { return false };
         state.voluntary = Some(true);
         if !state.connected {
@@ -269,7 +270,8 @@ impl Primary {
             // First nothing new comes to it, then it is told.
             self.leave_listeners(worker, keep);
             let seq = self.next_seq();
-            self.send(worker, |line| outgoing::disconnect(line, seq));
+            let close_over = close_over.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+            self.send(worker, |line| outgoing::disconnect(line, seq, close_over));
         }
         true
     }

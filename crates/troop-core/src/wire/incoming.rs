@@ -125,6 +125,8 @@ pub struct ClusterMessage<'a> {
     pub sockname: Option<Bound<'a>>,
     /// The version that a troop worker announces when it is online.
     pub troop: Option<u32>,
+    /// `disconnect`: over how many milliseconds connections that stay open should be closed.
+    pub close_over: Option<u64>,
 }
 
 /// The `sockname` of a reply.
@@ -424,6 +426,8 @@ struct Fields<'a> {
     sockname: Option<Bound<'a>>,
     #[serde(default)]
     troop: Option<u32>,
+    #[serde(default)]
+    close_over: Option<u64>,
     #[serde(borrow, default, rename = "type")]
     kind: Option<Text<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
@@ -471,6 +475,7 @@ impl<'a> Fields<'a> {
             writable_all: self.writable_all.unwrap_or(false),
             sockname: self.sockname,
             troop: self.troop,
+            close_over: self.close_over,
         })))
     }
 

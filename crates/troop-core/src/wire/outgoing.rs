@@ -139,9 +139,13 @@ pub fn accepted(out: &mut Vec<u8>, ack: u64, accepted: bool, seq: u64) {
     put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"ack\":{ack},\"accepted\":{accepted},\"seq\":{seq}}}\n"));
 }
 
-/// The primary asks a worker to finish.
-pub fn disconnect(out: &mut Vec<u8>, seq: u64) {
-    put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"disconnect\",\"seq\":{seq}}}\n"));
+/// The primary asks a worker to finish. Over how many milliseconds it should close connections that stay open is for troop workers.
+pub fn disconnect(out: &mut Vec<u8>, seq: u64, close_over: Option<u64>) {
+    put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"disconnect\",\"seq\":{seq}"));
+    if let Some(ms) = close_over {
+        put(out, format_args!(",\"closeOver\":{ms}"));
+    }
+    out.extend_from_slice(b"}\n");
 }
 
 /// A plain acknowledgement.

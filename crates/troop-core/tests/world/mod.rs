@@ -433,7 +433,7 @@ impl World {
             }
             Input::ChannelClosed { by_worker, .. } => self.close_channel(id, by_worker),
             Input::Disconnect { keep, .. } => {
-                let told = self.primary.disconnect(id, keep);
+                let told = self.primary.disconnect(id, keep, keep.then_some(Duration::from_secs(3)));
                 if let Some(state) = self.workers.get_mut(&id).filter(|_| told) {
                     state.told_to_leave = true;
                 }

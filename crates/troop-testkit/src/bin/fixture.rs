@@ -74,6 +74,20 @@ async fn face(worker: Worker, args: &[String]) -> troop::Result<()> {
             let listener = worker.listen(arg(1)).await?;
             axum::serve(listener, app).with_graceful_shutdown(worker.draining()).await?;
         }
+        // The same with `troop::serve`.
+        "serve" => {
+            let who = name(&worker);
+            let client = |at: axum::extract::ConnectInfo<std::net::SocketAddr>| async move { at.0.to_string() };
+            let root = axum::routing::get(async move || who);
+            if arg(1).starts_with('/') {
+                let listener = worker.listen_unix(arg(1)).await?;
+                troop::serve(listener, axum::Router::new().route("/", root)).await;
+            } else {
+                let listener = worker.listen(arg(1)).await?;
+                let app = axum::Router::new().route("/", root).route("/client", axum::routing::get(client));
+                troop::serve(listener, app).await;
+            }
+        }
         // Two sockets on one port, which `SO_REUSEADDR` allows for UDP.
         "udp-reuse" => {
             let first = worker.bind_udp(Listen::at(arg(1)).reuse_address(true)).await?;

@@ -25,6 +25,9 @@ use crate::settings::{Settings, Setup};
 type Observer = Box<dyn FnMut(&Event)>;
 type Starter = Box<dyn FnOnce(Cluster)>;
 
+/// The most time over which connections are closed, unless it is said otherwise.
+const CLOSE_OVER: Duration = Duration::from_secs(10);
+
 /// Configures a cluster: [`Builder::run`] supervises it in this thread until it is told to stop, [`Builder::start`] gives a handle to
 /// steer it from a tokio program.
 #[must_use]
@@ -40,6 +43,7 @@ pub struct Builder {
     left_signals: Vec<i32>,
     inherited: Vec<InheritedSocket>,
     grace: Duration,
+    close_over: Option<Duration>,
     weights: Vec<u32>,
     observers: Vec<Observer>,
     starters: Vec<Starter>,
@@ -77,6 +81,7 @@ impl Builder {
             left_signals: Vec::new(),
             inherited: Vec::new(),
             grace: Duration::from_secs(30),
+            close_over: None,
             weights: Vec::new(),
             observers: Vec::new(),
             starters: Vec::new(),
@@ -132,6 +137,14 @@ impl Builder {
     /// How long workers may take to finish when they are replaced or the cluster stops, before they are killed. Default: 30 s.
     pub fn grace(mut self, grace: Duration) -> Builder {
         self.grace = grace;
+        self
+    }
+
+    /// Over how much time a worker that is replaced, or one too many, should close connections that stay open, so that their clients do not
+    /// all come to the others at once. Done by Rust workers that use [`Worker::closing`](crate::Worker::closing), as `troop::serve` does.
+    /// Default: a third of the [grace](Builder::grace), at most 10 s.
+    pub fn close_over(mut self, time: Duration) -> Builder {
+        self.close_over = Some(time);
         self
     }
 
@@ -232,6 +245,7 @@ impl Builder {
         driver.setup(self.setup.clone());
         driver.ready_when(self.replace.ready_when)?;
         driver.inherited.clone_from(&self.inherited);
+        driver.close_over = self.close_over.unwrap_or_else(|| (self.grace / 3).min(CLOSE_OVER));
         driver.care.policy = self.recycle.clone();
         driver.workshop.output = self.output.take();
         driver.keeps_when_failed = self

@@ -137,7 +137,7 @@ impl Relay {
                     Ok(Incoming::Cluster(message)) => {
                         // The other thing that it says, that it has seen a worker leave, has been said already.
                         if message.act == Some(Act::Disconnect) {
-                            core.disconnect(worker, false);
+                            core.disconnect(worker, false, None);
                         }
                         continue;
                     }

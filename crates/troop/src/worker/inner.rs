@@ -69,6 +69,10 @@ pub(crate) struct Inner {
     /// Wakes the link.
     pub(super) notify: Arc<Notify>,
     draining: watch::Sender<bool>,
+    /// How long connections that stay open may take to close, from the moment when draining begins, and when that was.
+    close_over: Mutex<(Duration, Option<Instant>)>,
+    /// Connections that have asked for their moment.
+    turns: AtomicU32,
     /// Rung for good when draining begins, for threads that wait in a system call.
     pub(crate) drain_bell: Option<Bell>,
     /// The link has ended.
@@ -118,6 +122,8 @@ impl Inner {
             asks: Mutex::default(),
             notify,
             draining: watch::Sender::new(false),
+            close_over: Mutex::default(),
+            turns: AtomicU32::new(0),
             drain_bell: Bell::new().ok(),
             ended: watch::Sender::new(id.is_none()),
             outlive: AtomicBool::new(false),
@@ -233,11 +239,39 @@ impl Inner {
     /// Draining begins. `wanted`: by somebody's wish, not because the primary went away.
     pub(super) fn drain(&self, wanted: bool) {
         self.leaving.fetch_or(wanted, Ordering::Relaxed);
+        self.closing().1.get_or_insert_with(Instant::now);
         if !self.draining.send_replace(true)
             && let Some(bell) = &self.drain_bell
         {
             bell.ring();
         }
+    }
+
+    /// The primary has said how long connections that stay open may take to close.
+    pub(super) fn close_over(&self, time: Duration) {
+        self.closing().0 = time;
+    }
+
+    fn closing(&self) -> MutexGuard<'_, (Duration, Option<Instant>)> {
+        self.close_over.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A part of the time in which connections are closed, from 0 to 1, for the next one that asks. However many ask, they are spread
+    /// evenly (multiples of the golden ratio).
+    pub(super) fn next_turn(&self) -> f64 {
+        let turn = self.turns.fetch_add(1, Ordering::Relaxed).wrapping_mul(2_654_435_769);
+        f64::from(turn) / f64::from(u32::MAX)
+    }
+
+    /// Waits until a connection with this turn is to be closed.
+    pub(super) async fn wait_for_turn(&self, turn: f64) {
+        // Errors mean that the worker is gone altogether.
+        let _ = self.draining().wait_for(|draining| *draining).await;
+        let (over, since) = *self.closing();
+        let Some(left) = since.map(|since| over.mul_f64(turn).saturating_sub(since.elapsed())) else { return };
+        let mut ended = self.ended.subscribe();
+        // Without its primary it has little time.
+        let _ = tokio::time::timeout(left, ended.wait_for(|ended| *ended)).await;
     }
 
     pub(crate) fn is_connected(&self) -> bool {

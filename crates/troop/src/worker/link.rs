@@ -433,7 +433,10 @@ impl Link {
                     self.answer(&[], &[answer]);
                 }
             }
-            Some(Act::Disconnect) => self.drain(),
+            Some(Act::Disconnect) => {
+                self.inner.close_over(Duration::from_millis(message.close_over.unwrap_or(0)));
+                self.drain();
+            }
             _ => {}
         }
     }

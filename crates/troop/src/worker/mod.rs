@@ -214,6 +214,25 @@ impl Worker {
         Draining::new(self.inner.draining())
     }
 
+    /// A future for one connection that its client keeps open: resolves when the connection is to be closed because this worker is to finish.
+    /// That is after [`Worker::draining`], and for each call at a moment of its own, spread evenly over the time that the primary gives for
+    /// it ([`Builder::close_over`](crate::Builder::close_over)), so that the clients do not all come back at once. Under a Node primary, when
+    /// the whole cluster ends, and without a primary it is the same as [`Worker::draining`]. `troop::serve` (feature `axum`) uses it; in a
+    /// loop of a program's own around hyper:
+    ///
+    /// ```text
+    /// tokio::select! {
+    ///     _ = connection.as_mut() => return,
+    ///     () = worker.closing() => connection.as_mut().graceful_shutdown(),
+    /// }
+    /// connection.await
+    /// ```
+    #[must_use]
+    pub fn closing(&self) -> Draining {
+        let (inner, turn) = (self.inner.clone(), self.inner.next_turn());
+        Draining(Box::pin(async move { inner.wait_for_turn(turn).await }))
+    }
+
     /// Whether this worker is to finish.
     #[must_use]
     pub fn is_draining(&self) -> bool {

@@ -60,7 +60,7 @@ impl Driver {
                 let _ = done.send(result);
             }
             Command::Disconnect(worker) => {
-                self.tell_to_leave(worker, false);
+                self.tell_to_leave(worker, false, None);
                 if let Some(worker) = self.processes.get(&worker).map(|p| p.handle.clone()) {
                     self.refresh(&worker);
                 }
@@ -110,7 +110,7 @@ impl Driver {
                 }
                 let all: Vec<_> = self.processes.values().map(|p| p.handle.clone()).collect();
                 for worker in all {
-                    self.tell_to_leave(worker.id(), false);
+                    self.tell_to_leave(worker.id(), false, None);
                     self.refresh(&worker);
                 }
                 self.say_farewell();

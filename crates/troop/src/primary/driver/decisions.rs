@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use troop_core::WorkerId;
 use troop_core::event::Notice;
@@ -150,7 +151,10 @@ impl Driver {
                     Doing::Failed => self.keeps_when_failed,
                     _ => true,
                 });
-                if !self.tell_to_leave(worker, keep) {
+                // Its clients have somebody else to go to, but should not all come at once.
+                let others = self.supervisor.as_ref().is_some_and(|s| matches!(s.doing(), Doing::Running | Doing::Reloading));
+                let close_over = others.then_some(self.close_over);
+                if !self.tell_to_leave(worker, keep, close_over) {
                     self.kill(worker, 15);
                 }
             }
@@ -203,8 +207,8 @@ impl Driver {
     }
 
     /// False if it cannot be told, because its channel is closed.
-    pub(super) fn tell_to_leave(&mut self, worker: WorkerId, keep_listeners: bool) -> bool {
-        let told = self.core.disconnect(worker, keep_listeners);
+    pub(super) fn tell_to_leave(&mut self, worker: WorkerId, keep_listeners: bool, close_over: Option<Duration>) -> bool {
+        let told = self.core.disconnect(worker, keep_listeners, close_over);
         let hears = self.processes.get(&worker).is_none_or(|process| process.untold.is_none());
         if told && !hears && !self.leaves_activated(worker) {
             self.kill(worker, 15);

@@ -189,6 +189,8 @@ pub(crate) struct Driver {
     last_end: Option<String>,
     /// Sockets that were open when this process started.
     pub(crate) inherited: Vec<InheritedSocket>,
+    /// How long a worker that others replace should take to close connections that stay open.
+    pub(crate) close_over: Duration,
     /// Listeners stay when all was given up.
     pub(crate) keeps_when_failed: bool,
     commands: Receiver<Command>,
@@ -264,6 +266,7 @@ impl Driver {
             killed_for_memory: diag::killed_for_memory(),
             last_end: None,
             inherited: Vec::new(),
+            close_over: Duration::ZERO,
             keeps_when_failed: false,
             commands,
             commander,

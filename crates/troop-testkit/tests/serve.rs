@@ -1,0 +1,142 @@
+//! `troop::serve`: connections that clients keep open end little by little when their worker is replaced.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use troop::{Builder, Cluster, Event, Progress, Setup, WorkerHandle};
+use troop_testkit::{PATIENCE, Troop, at_once};
+
+fn serving(address: &str) -> Builder {
+    let setup = Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(["serve", address]);
+    Cluster::builder().workers(1).replace(at_once()).setup(setup)
+}
+
+async fn listening(troop: &mut Troop) -> (WorkerHandle, u16) {
+    let listens = |e: &Event| match e {
+        Event::Listening(w, at) => Some((w.clone(), u16::try_from(at.port.unwrap_or(0)).unwrap_or(0))),
+        _ => None,
+    };
+    troop.until("listening", listens).await
+}
+
+/// The body of an answer on a connection that stays open. `None` if it was closed instead.
+async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), path: &str) -> Option<String> {
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.ok()?;
+    let mut answer = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let head = head.to_ascii_lowercase();
+            let length: usize = head.split("content-length: ").nth(1).unwrap().lines().next().unwrap().parse().unwrap();
+            if body.len() == length {
+                return Some(body.to_owned());
+            }
+        }
+        let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut answer)).await.expect("an answer or the end");
+        if !read.is_ok_and(|n| n > 0) {
+            return None;
+        }
+    }
+}
+
+async fn open(port: u16) -> TcpStream {
+    TcpStream::connect(("127.0.0.1", port)).await.unwrap()
+}
+
+async fn reload(troop: &mut Troop) {
+    troop.cluster.reload().unwrap();
+    let done = |e: &Event| matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(());
+    troop.until("the end of the reload", done).await;
+}
+
+#[tokio::test]
+async fn clients_of_a_worker_that_is_replaced_do_not_all_come_back_at_once() {
+    let mut troop = Troop::start(serving("127.0.0.1:0").close_over(Duration::from_secs(3)));
+    let (old, port) = listening(&mut troop).await;
+    let mut streams = Vec::new();
+    for _ in 0..40 {
+        let mut stream = open(port).await;
+        assert_eq!(ask(&mut stream, "/").await.unwrap(), format!("{} {}\n", old.id(), old.pid()));
+        streams.push(stream);
+    }
+    reload(&mut troop).await;
+    let ends = streams.into_iter().map(|mut stream| {
+        tokio::spawn(async move {
+            let end = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 64])).await;
+            assert_eq!(end.expect("it is closed").unwrap(), 0, "and nothing else comes");
+            Instant::now()
+        })
+    });
+    let mut closed = Vec::new();
+    for end in ends.collect::<Vec<_>>() {
+        closed.push(end.await.unwrap());
+    }
+    closed.sort();
+    // Only the least is asked for: a slow machine sees some of them late.
+    let spread = closed[35] - closed[4];
+    assert!(spread > Duration::from_millis(1000), "{:?}", closed.iter().map(|at| *at - closed[0]).collect::<Vec<_>>());
+    troop.exit(&old).await;
+}
+
+#[tokio::test]
+async fn until_its_moment_a_connection_is_served_as_before() {
+    let mut troop = Troop::start(serving("127.0.0.1:0").close_over(Duration::from_secs(20)));
+    let (old, port) = listening(&mut troop).await;
+    let name = format!("{} {}\n", old.id(), old.pid());
+    let mut streams = Vec::new();
+    for _ in 0..10 {
+        let mut stream = open(port).await;
+        assert_eq!(ask(&mut stream, "/").await.unwrap(), name);
+        streams.push(stream);
+    }
+    reload(&mut troop).await;
+    // What comes now is the new worker's.
+    assert_ne!(ask(&mut open(port).await, "/").await.unwrap(), name);
+    let mut served = 0;
+    for stream in &mut streams {
+        // A client that is done says so by closing; one that goes on is answered.
+        if let Some(answer) = ask(stream, "/").await {
+            assert_eq!(answer, name);
+            served += 1;
+        }
+    }
+    assert!(served >= 5, "only {served} of 10 still are");
+    // Without connections it has no reason to stay.
+    drop(streams);
+    let before = Instant::now();
+    troop.exit(&old).await;
+    assert!(before.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn when_the_whole_cluster_ends_nobody_has_to_be_waited_for() {
+    let mut troop = Troop::start(serving("127.0.0.1:0").close_over(Duration::from_secs(25)));
+    let (worker, port) = listening(&mut troop).await;
+    let mut streams = Vec::new();
+    for _ in 0..20 {
+        let mut stream = open(port).await;
+        ask(&mut stream, "/").await.unwrap();
+        streams.push(stream);
+    }
+    let before = Instant::now();
+    troop.cluster.stop().unwrap();
+    troop.exit(&worker).await;
+    assert!(before.elapsed() < Duration::from_secs(10), "it took {:?}", before.elapsed());
+}
+
+#[tokio::test]
+async fn handlers_know_the_client_and_unix_sockets_are_served_too() {
+    let mut troop = Troop::start(serving("127.0.0.1:0"));
+    let (_, port) = listening(&mut troop).await;
+    let mut stream = open(port).await;
+    assert_eq!(ask(&mut stream, "/client").await.unwrap(), stream.local_addr().unwrap().to_string());
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let mut troop = Troop::start(serving(path.to_str().unwrap()));
+    let (worker, _) = listening(&mut troop).await;
+    let mut stream = UnixStream::connect(&path).await.unwrap();
+    assert_eq!(ask(&mut stream, "/").await.unwrap(), format!("{} {}\n", worker.id(), worker.pid()));
+}
