@@ -1,11 +1,14 @@
 //! What can be typed.
 
+mod pm2;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::config::{self, Form, LogFormat, Ready, Size, Time, When, Workers};
 use crate::control::place;
 use clap::{Args, Parser, Subcommand};
+use pm2::Pm2;
 
 use troop::{BadScheduling, Pattern, Scheduling};
 
@@ -429,10 +432,6 @@ pub(crate) struct Run {
     #[arg(long, value_enum)]
     pub(crate) ready: Option<Ready>,
 
-    /// The same as --ready message
-    #[arg(long, conflicts_with = "ready")]
-    pub(crate) wait_ready: bool,
-
     /// Replace a worker that has more memory than this, such as 300M
     #[arg(long, visible_alias = "max-memory-restart", value_name = "SIZE", value_parser = config::size)]
     pub(crate) max_memory: Option<Size>,
@@ -448,10 +447,6 @@ pub(crate) struct Run {
     /// Which ends of workers are followed by a restart [default: always]
     #[arg(long, value_enum)]
     pub(crate) restart: Option<When>,
-
-    /// The same as --restart never
-    #[arg(long, conflicts_with = "restart")]
-    pub(crate) no_autorestart: bool,
 
     /// Reload when files change
     #[arg(long)]
@@ -473,10 +468,6 @@ pub(crate) struct Run {
     #[arg(long, value_enum)]
     pub(crate) format: Option<Form>,
 
-    /// The same as --format prefixed
-    #[arg(long, conflicts_with = "format")]
-    pub(crate) time: bool,
-
     /// How events are written to standard error [default: human]
     #[arg(long, value_enum)]
     pub(crate) log: Option<LogFormat>,
@@ -484,6 +475,9 @@ pub(crate) struct Run {
     /// Anything that a troop.toml can say about an app: `--set restart.max=3`; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) pm2: Pm2,
 
     /// A file with apps; PROGRAM is the name of one of them then. What is typed goes before what the file says
     #[arg(short, long, value_name = "FILE")]

@@ -9,7 +9,8 @@ use serde_json::Value;
 use troop::Scheduling;
 
 use crate::args::{Chosen, Env, Run};
-use crate::config::{self, App, Form, Health, Ready, To, Watch, When};
+use crate::config::{self, App, Form, Health, To, Watch};
+use crate::control::place;
 
 /// What a reload can change; the rest only another start can.
 const LIVE: [&str; 18] = [
@@ -38,6 +39,8 @@ const LIVE: [&str; 18] = [
 pub(crate) struct Plan {
     /// Its name, if it was given one.
     pub(crate) name: Option<String>,
+    /// The name that it gets otherwise, with a number if there is one like that.
+    pub(crate) usual_name: String,
     /// What was said, in the file or typed.
     pub(crate) app: App,
     pub(crate) program: OsString,
@@ -135,15 +138,17 @@ impl Source {
         let typed = &self.typed;
         let mut plan = match &self.file {
             None => {
-                let program = typed.program.clone().unwrap_or_default();
-                let (shown, mut args) = (program.to_string_lossy().into_owned(), typed.args.clone());
+                let typed_program = typed.program.clone().unwrap_or_default();
+                let usual_name = place::name_of(Path::new(&typed_program));
+                let (program, mut args) = typed.pm2.command(typed_program, typed.args.clone());
+                let shown = program.to_string_lossy().into_owned();
                 let mut app = App::new(shown.clone());
                 typed.lay_over(&mut app)?;
                 args.extend(app.args.iter().map(OsString::from));
                 // Not by way of text, unless it is said so.
                 let program = if app.program == shown { program } else { app.program.clone().into() };
                 let cwd = typed.cwd.clone().or_else(|| app.cwd.clone());
-                Plan { name: None, app, program, args, env: BTreeMap::new(), cwd, background: self.background }
+                Plan { name: None, usual_name, app, program, args, env: BTreeMap::new(), cwd, background: self.background }
             }
             Some((file, name)) => {
                 let mut app =
@@ -153,8 +158,12 @@ impl Source {
                 if !problems.is_empty() {
                     return Err(format!("{}: app.{name}: {}", file.display(), problems.join("; ")));
                 }
+                if typed.pm2.names_interpreter() {
+                    return Err("--interpreter is for a program that is named on the command line".into());
+                }
                 Plan {
                     name: Some(name.clone()),
+                    usual_name: name.clone(),
                     program: app.program(file).into(),
                     args: app.args.iter().map(Into::into).collect(),
                     cwd: typed.cwd.clone().or_else(|| Some(app.directory(file))),
@@ -221,15 +230,7 @@ impl Run {
         if self.output.is_some() || self.error.is_some() {
             app.output.to = Some(To::Files);
         }
-        if self.wait_ready {
-            app.ready = Some(Ready::Message);
-        }
-        if self.no_autorestart {
-            app.restart.when = Some(When::Never);
-        }
-        if self.time {
-            app.output.format = Some(Form::Prefixed);
-        }
+        self.pm2.lay_over(app);
         if let Some(path) = &self.health {
             let health = app.health.get_or_insert_with(Health::default);
             (health.http, health.tcp, health.command) = (Some(path.clone()), false, None);

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use troop::Error;
+use troop::{Error, Event, Progress};
 
 use crate::args::Run;
 use crate::config::{Form, To};
@@ -61,10 +61,9 @@ pub(crate) fn run(args: Run) -> Result<(), Refused> {
             starter.tell(&News::Failed { reason: refused.to_string(), nonsense: matches!(refused, Refused::Nonsense(_)) });
         }
         (Ok(()), Some(starter)) => {
-            starter.tell(&News::Failed {
-                reason: "all workers have ended, as they may, before they were ready".into(),
-                nonsense: false,
-            });
+            let how = starter.last_end().map(|how| format!(" ({how})")).unwrap_or_default();
+            let reason = format!("all workers have ended{how}, and are not to be started again");
+            starter.tell(&News::Failed { reason, nonsense: false });
         }
         // There is no terminal to say it on.
         (Err(refused), None) if started_as.is_some() => log::say(&format!("troop: {refused}")),
@@ -88,7 +87,7 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
         signals::Signals::catch().map_err(|e| Refused::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
     let mut builder = plan.builder()?.leave_signals(signals::CAUGHT);
     let wanted = plan.name.clone().or_else(|| std::env::var(restart::VARIABLE).ok().filter(|name| place::is_name(name)));
-    let claim = match claim(wanted.as_deref(), Path::new(&plan.program)) {
+    let claim = match claim(wanted.as_deref(), &plan.usual_name) {
         Ok(claim) => Some(claim),
         Err(Unclaimed::Taken) => return Err(Refused::Taken(wanted.unwrap_or_default())),
         Err(Unclaimed::Io(e)) if plan.background => {
@@ -102,7 +101,7 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
         }
     };
     let (claim, listener) = claim.unzip();
-    let name = claim.as_ref().map_or_else(|| place::name_of(Path::new(&plan.program)), |claim: &Claim| claim.name.clone());
+    let name = claim.as_ref().map_or_else(|| plan.usual_name.clone(), |claim: &Claim| claim.name.clone());
     let queue = queue(&plan, &name)?;
     if let Some(queue) = queue.clone().filter(|_| plan.collects()) {
         builder = builder.output(Collector::new(queue));
@@ -128,13 +127,21 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
             Some(watch::start(watch, plan.cwd.as_deref(), own).map_err(Refused::Nonsense)?)
         }
     };
+    let observed = starter.clone();
     let identity = Identity { name: name.clone(), plan, source, queue: queue.clone(), restarting: restarting.clone(), starter };
     builder = builder.on_start(move |cluster| {
         if let Err(e) = server::start(listener, cluster, identity, signals, watched) {
             log::say(&format!("troop: cannot answer `troop ls` and others: {e}"));
         }
     });
-    let result = builder.on_event(move |event| log.event(event)).run();
+    let result = builder
+        .on_event(move |event| {
+            if let (Some(starter), Event::Supervision(Progress::NotRestarting { worker, how })) = (&observed, event) {
+                starter.note_end(format!("worker {worker}: {how}"));
+            }
+            log.event(event);
+        })
+        .run();
     if let Some(queue) = queue.filter(|_| result.is_ok()) {
         queue.finish();
     }
@@ -147,10 +154,10 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
     Ok(())
 }
 
-fn claim(name: Option<&str>, program: &Path) -> Result<(Claim, UnixListener), Unclaimed> {
+fn claim(name: Option<&str>, usual: &str) -> Result<(Claim, UnixListener), Unclaimed> {
     match name {
         Some(name) => place::claim(name, true),
-        None => place::claim(&place::name_of(program), false),
+        None => place::claim(usual, false),
     }
 }
 

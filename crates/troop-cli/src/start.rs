@@ -2,7 +2,6 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc::RecvTimeoutError;
@@ -13,8 +12,8 @@ use troop::{Cluster, Event, Phase, Progress, WorkerHandle};
 
 use crate::args::{Run, Start};
 use crate::config;
+use crate::control::Failure;
 use crate::control::client::Trouble;
-use crate::control::{Failure, place};
 use crate::log;
 use crate::plan::{self, Plan};
 
@@ -39,7 +38,11 @@ pub(crate) enum News {
 
 /// Who waits for this primary to be ready.
 #[derive(Debug, Default)]
-pub(crate) struct Starter(Mutex<bool>);
+pub(crate) struct Starter {
+    told: Mutex<bool>,
+    /// How a worker ended that is not started again.
+    last_end: Mutex<Option<String>>,
+}
 
 impl Starter {
     /// Leaves the terminal behind.
@@ -49,9 +52,19 @@ impl Starter {
         Starter::default()
     }
 
+    pub(crate) fn note_end(&self, how: String) {
+        if let Ok(mut last) = self.last_end.lock() {
+            *last = Some(how);
+        }
+    }
+
+    pub(crate) fn last_end(&self) -> Option<String> {
+        self.last_end.lock().ok()?.clone()
+    }
+
     /// Says how it went, if that was not said before.
     pub(crate) fn tell(&self, news: &News) {
-        let Ok(mut told) = self.0.lock() else { return };
+        let Ok(mut told) = self.told.lock() else { return };
         if std::mem::replace(&mut *told, true) {
             return;
         }
@@ -141,7 +154,7 @@ fn start_one(args: &Start, name: &str) -> Result<(), Trouble> {
         .stderr(Stdio::null())
         .spawn()
         .map_err(doing)?;
-    let shown = plan.name.clone().unwrap_or_else(|| place::name_of(Path::new(&plan.program)));
+    let shown = plan.name.clone().unwrap_or_else(|| plan.usual_name.clone());
     if args.no_wait {
         report(args.json, &serde_json::json!({ "name": shown, "pid": child.id(), "state": "starting" }), || {
             format!("{shown}: starting")

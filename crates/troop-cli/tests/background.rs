@@ -4,69 +4,13 @@
 
 mod support;
 
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tempfile::TempDir;
+use support::Home;
 use troop_testkit::{is_running, talk, wait_until};
-
-/// A place for apps, which all end with it.
-struct Home {
-    directory: TempDir,
-}
-
-impl Home {
-    /// With these files in it.
-    fn with(files: &[(&str, &str)]) -> Home {
-        let home = Home { directory: tempfile::tempdir().unwrap() };
-        for (name, text) in files {
-            std::fs::write(home.path().join(name), text).unwrap();
-        }
-        home
-    }
-
-    fn path(&self) -> &Path {
-        self.directory.path()
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
-        command.args(args).current_dir(self.path()).stdin(Stdio::null());
-        command.env("TROOP_RUNTIME_DIR", self.path().join("run")).env("TROOP_LOG_DIR", self.path().join("logs"));
-        command
-    }
-
-    /// The exit code, standard output and standard error.
-    fn troop(&self, args: &[&str]) -> (i32, String, String) {
-        let output = self.command(args).output().unwrap();
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
-    }
-
-    /// What is fine.
-    fn fine(&self, args: &[&str]) -> String {
-        let (code, out, err) = self.troop(args);
-        assert_eq!(code, 0, "troop {args:?}: {out}{err}");
-        out
-    }
-
-    fn show(&self, name: &str) -> Value {
-        serde_json::from_str::<Vec<Value>>(&self.fine(&["show", name, "--json"])).unwrap().remove(0)
-    }
-
-    fn log(&self, name: &str) -> String {
-        std::fs::read_to_string(self.path().join("logs").join(name)).unwrap_or_default()
-    }
-}
-
-impl Drop for Home {
-    fn drop(&mut self) {
-        let _ = self.command(&["stop", "all", "--quick"]).output();
-    }
-}
 
 /// Says where it listens, and answers with its greeting.
 const SERVER: &str = "

@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -146,4 +146,59 @@ pub fn node(name: &str) -> PathBuf {
 /// An example of the project's.
 pub fn example(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples/node").join(name)
+}
+
+/// A place for apps, which all end with it.
+pub struct Home {
+    directory: TempDir,
+}
+
+impl Home {
+    /// With these files in it.
+    pub fn with(files: &[(&str, &str)]) -> Home {
+        let home = Home { directory: tempfile::tempdir().unwrap() };
+        for (name, text) in files {
+            std::fs::write(home.path().join(name), text).unwrap();
+        }
+        home
+    }
+
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
+        command.args(args).current_dir(self.path()).stdin(Stdio::null());
+        command.env("TROOP_RUNTIME_DIR", self.path().join("run")).env("TROOP_LOG_DIR", self.path().join("logs"));
+        command
+    }
+
+    /// The exit code, standard output and standard error.
+    pub fn troop(&self, args: &[&str]) -> (i32, String, String) {
+        let output = self.command(args).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+    }
+
+    /// What is fine.
+    pub fn fine(&self, args: &[&str]) -> String {
+        let (code, out, err) = self.troop(args);
+        assert_eq!(code, 0, "troop {args:?}: {out}{err}");
+        out
+    }
+
+    pub fn show(&self, name: &str) -> Value {
+        serde_json::from_str::<Vec<Value>>(&self.fine(&["show", name, "--json"])).unwrap().remove(0)
+    }
+
+    pub fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path().join("logs").join(name)).unwrap_or_default()
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let _ = self.command(&["stop", "all", "--quick"]).output();
+    }
 }

@@ -54,11 +54,11 @@ impl Restarts {
         self.total
     }
 
-    /// Exponential back-off with jitter: nothing after a worker that had come up, else 75 % to 125 % of a delay that doubles.
+    /// Exponential back-off with jitter: nothing after a worker that had come up, else a delay that doubles, and up to a quarter more.
     pub(super) fn delay(&mut self, quick_ends: u32) -> Duration {
         let Some(doublings) = quick_ends.checked_sub(1) else { return Duration::ZERO };
         let delay = self.first_delay.saturating_mul(1 << doublings.min(16)).min(self.max_delay);
-        delay.mul_f64(0.75 + 0.5 * self.fraction())
+        delay.mul_f64(1.0 + 0.25 * self.fraction())
     }
 
     /// The next number from 0 to 1 of a splitmix64 sequence.

@@ -1,0 +1,286 @@
+//! What PM2's users say, in a file or by flags, does to a running program what it did there.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::Home;
+use troop_testkit::{talk, wait_until};
+
+const SERVER: &str = "
+const told = () => ({
+  args: process.argv.slice(2), node: process.execArgv, env: process.env.GREETING, port: process.env.PORT, cwd: process.cwd(),
+  instance: process.env.MY_INSTANCE, uid: process.getuid(), gid: process.getgid(), script: process.argv[1], name: process.argv0,
+});
+console.log('on standard output');
+console.error('on standard error');
+require('http').createServer((q, s) => s.end(JSON.stringify(told()))).listen(0, '127.0.0.1');
+";
+
+/// Notes when it starts, and ends.
+const SHORT: &str = "require('fs').appendFileSync('starts', Date.now() + '\\n'); process.exit(Number(process.env.CODE ?? 1))";
+
+/// An app as PM2's file describes it.
+fn file(fields: &Value) -> String {
+    let mut app = json!({ "name": "app", "script": "./server.js" });
+    app.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    json!({ "apps": [app] }).to_string()
+}
+
+/// The app is described by a file, and then by flags.
+fn both(script: &str, fields: &Value, flags: &[&str], start: impl Fn(&Home, &[&str])) {
+    let home = Home::with(&[("server.js", script), ("ecosystem.json", &file(fields))]);
+    start(&home, &["start", "ecosystem.json"]);
+    let home = Home::with(&[("server.js", script)]);
+    start(&home, &[&["start", "server.js", "--name", "app", "-i", "1"], flags].concat());
+}
+
+fn told(home: &Home) -> Value {
+    let shown = home.show("app");
+    let port: u16 = shown["listeners"][0]["address"].as_str().unwrap().rsplit(':').next().unwrap().parse().unwrap();
+    let answer = talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n").unwrap();
+    serde_json::from_str(answer.rsplit("\r\n").next().unwrap()).unwrap()
+}
+
+fn starts(home: &Home) -> Vec<u64> {
+    let text = std::fs::read_to_string(home.path().join("starts")).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+#[test]
+fn kill_timeout_ends_a_worker_that_does_not_end_by_itself() {
+    let stays = format!(
+        "{SERVER} process.on('SIGTERM', () => {{}}); process.on('disconnect', () => {{}}); setInterval(() => {{}}, 1000);"
+    );
+    both(&stays, &json!({ "kill_timeout": 300 }), &["--kill-timeout", "300"], |home, start| {
+        home.fine(start);
+        let before = Instant::now();
+        home.fine(&["stop", "app"]);
+        // The usual 30 s are not needed.
+        assert!(before.elapsed() < Duration::from_secs(15), "it took {:?}", before.elapsed());
+    });
+}
+
+#[test]
+fn wait_ready_waits_for_the_word_and_listen_timeout_says_how_long() {
+    both(
+        SERVER,
+        &json!({ "wait_ready": true, "listen_timeout": 700 }),
+        &["--wait-ready", "--listen-timeout", "700"],
+        |home, start| {
+            let before = Instant::now();
+            let (code, _, err) = home.troop(start);
+            assert!(code == 1 && err.contains("goes on starting"), "{code} {err}");
+            assert!(before.elapsed() < Duration::from_secs(15), "it took {:?}", before.elapsed());
+            assert_eq!(home.show("app")["workers"][0]["ready"], false);
+        },
+    );
+    let says = format!("{SERVER} process.send('ready')");
+    both(&says, &json!({ "wait_ready": true }), &["--wait-ready"], |home, start| {
+        assert!(home.fine(start).contains("1 workers ready"));
+    });
+}
+
+#[test]
+fn who_is_not_to_be_started_again_is_not() {
+    for (fields, flags) in [
+        (json!({ "autorestart": false }), &["--no-autorestart"][..]),
+        (json!({ "stop_exit_codes": [2, 1] }), &["--stop-exit-codes", "2,1"]),
+        (json!({ "stop_exit_codes": 1 }), &["--stop-exit-codes", "1"]),
+    ] {
+        both(SHORT, &fields, flags, |home, start| {
+            let (code, _, err) = home.troop(start);
+            assert!(code == 1 && err.contains("exit code 1"), "{start:?}: {code} {err}");
+            assert_eq!(starts(home).len(), 1, "{start:?}");
+        });
+    }
+}
+
+#[test]
+fn max_restarts_are_the_most() {
+    let flags = ["--max-restarts", "2", "--min-uptime", "60000", "--restart-delay", "1"];
+    let fields = json!({ "max_restarts": 2, "min_uptime": 60_000, "restart_delay": 1 });
+    both(SHORT, &fields, &flags, |home, start| {
+        let (code, _, err) = home.troop(start);
+        assert!(code == 1 && err.contains("exit code 1"), "{code} {err}");
+        // The second end is the second that does not count as a start.
+        assert_eq!(starts(home).len(), 2, "{start:?}");
+    });
+}
+
+#[test]
+fn restarts_come_after_the_pause_that_was_chosen() {
+    let pauses = |home: &Home| starts(home).windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<_>>();
+    let flags = ["--max-restarts", "3", "--restart-delay", "600"];
+    both(SHORT, &json!({ "max_restarts": 3, "restart_delay": 600 }), &flags, |home, start| {
+        home.troop(start);
+        let pauses = pauses(home);
+        assert!(pauses.len() == 2 && pauses.iter().all(|pause| *pause >= 600), "{start:?}: {pauses:?}");
+    });
+    let flags = ["--max-restarts", "4", "--exp-backoff-restart-delay", "300"];
+    both(SHORT, &json!({ "max_restarts": 4, "exp_backoff_restart_delay": 300 }), &flags, |home, start| {
+        home.troop(start);
+        let pauses = pauses(home);
+        assert!(pauses.len() == 3 && pauses[2] > pauses[0] + 300, "{start:?}: {pauses:?}");
+    });
+}
+
+#[test]
+fn max_memory_restart_replaces_a_worker_that_has_become_too_big() {
+    let grows = format!(
+        "{SERVER} if (!require('fs').existsSync('grown')) {{ require('fs').writeFileSync('grown', ''); globalThis.all = Buffer.alloc(300e6, 1); }}"
+    );
+    both(&grows, &json!({ "max_memory_restart": "200M" }), &["--max-memory-restart", "200M"], |home, start| {
+        home.fine(start);
+        wait_until("a second worker", || home.show("app")["workers"].as_array().unwrap().iter().all(|worker| worker["id"] != 1));
+        assert!(told(home)["args"].is_array());
+        std::fs::remove_file(home.path().join("grown")).unwrap();
+    });
+}
+
+#[test]
+fn output_goes_where_it_was_sent() {
+    let fields = json!({ "out_file": "out.log", "error_file": "err.log" });
+    both(SERVER, &fields, &["-o", "out.log", "-e", "err.log"], |home, start| {
+        home.fine(start);
+        wait_until("the output", || home.log("out.log").contains("on standard output"));
+        wait_until("the errors", || home.log("err.log").contains("on standard error"));
+        assert!(!home.log("out.log").contains("on standard error"));
+    });
+    both(
+        SERVER,
+        &json!({ "out_file": "out.log", "log_type": "json" }),
+        &["-o", "out.log", "--log-type", "json"],
+        |home, start| {
+            home.fine(start);
+            let line = || home.log("out.log").lines().find(|line| line.contains("on standard output")).map(str::to_owned);
+            wait_until("the output", || line().is_some());
+            let line: Value = serde_json::from_str(&line().unwrap()).unwrap();
+            assert_eq!(line["slot"], 0);
+        },
+    );
+    both(SERVER, &json!({ "out_file": "out.log", "time": true }), &["-o", "out.log", "--time"], |home, start| {
+        home.fine(start);
+        let line = || home.log("out.log").lines().find(|line| line.contains("on standard output")).map(str::to_owned);
+        wait_until("the output", || line().is_some());
+        assert!(line().unwrap().starts_with("20"), "{:?}", line());
+    });
+}
+
+#[test]
+fn programs_are_run_by_what_was_chosen_with_what_they_were_given() {
+    let fields = json!({ "args": "--one 'a b'", "node_args": ["--no-warnings", "--stack-size=900"], "interpreter": "node" });
+    let flags = ["--interpreter", "node", "--node-args", "--no-warnings --stack-size=900", "--", "--one", "a b"];
+    both(SERVER, &fields, &flags, |home, start| {
+        home.fine(start);
+        let told = told(home);
+        assert_eq!((&told["args"], &told["node"]), (&json!(["--one", "a b"]), &json!(["--no-warnings", "--stack-size=900"])));
+    });
+    // Something else than node; what it prints is all that it does.
+    let script = "import os, sys, time\nopen('seen', 'w').write(repr((sys.argv[1:], sys.flags.optimize)))\ntime.sleep(1000)\n";
+    let fields = json!({ "interpreter": "python3", "interpreter_args": "-O -u", "args": ["x"] });
+    let flags = ["--interpreter", "python3", "--interpreter-args", "-O -u", "--", "x"];
+    both(script, &fields, &flags, |home, start| {
+        home.fine(start);
+        wait_until("it", || std::fs::read_to_string(home.path().join("seen")).is_ok_and(|seen| seen == "(['x'], 1)"));
+    });
+    // The program itself.
+    let script = "#!/bin/sh\necho \"$0 $1\" > seen\nexec sleep 1000\n";
+    let (fields, flags) = (json!({ "interpreter": "none", "args": "x" }), ["--interpreter", "none", "--", "x"]);
+    let home = Home::with(&[("server", script), ("ecosystem.json", &file(&fields).replace("./server.js", "./server"))]);
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(home.path().join("server"), mode).unwrap();
+    let seen = || std::fs::read_to_string(home.path().join("seen")).is_ok_and(|seen| seen.ends_with("server x\n"));
+    home.fine(&["start", "ecosystem.json"]);
+    wait_until("it", seen);
+    home.fine(&["stop", "all", "--quick"]);
+    std::fs::remove_file(home.path().join("seen")).unwrap();
+    home.fine(&[&["start", "./server", "--name", "app", "-i", "1"], &flags[..]].concat());
+    wait_until("it", seen);
+}
+
+#[test]
+fn workers_are_where_and_who_they_were_said_to_be() {
+    let home = Home::with(&[]);
+    std::fs::create_dir(home.path().join("inner")).unwrap();
+    std::fs::write(home.path().join("inner/server.js"), SERVER).unwrap();
+    let root = rustix::process::geteuid().is_root();
+    let mut fields = json!({ "cwd": "inner", "instance_var": "MY_INSTANCE", "env": { "GREETING": "dear" }, "port": 4242, "exec_mode": "fork" });
+    if root {
+        // Numbers, as not every system has the same names.
+        fields.as_object_mut().unwrap().extend([("uid".to_owned(), json!(65534)), ("gid".to_owned(), json!("65533"))]);
+        std::process::Command::new("chmod").args(["-R", "a+rX"]).arg(home.path()).status().unwrap();
+    }
+    std::fs::write(home.path().join("ecosystem.json"), file(&fields)).unwrap();
+    home.fine(&["start", "ecosystem.json"]);
+    let by_file = told(&home);
+    home.fine(&["stop", "app"]);
+    let mut flags = vec![
+        "start",
+        "./server.js",
+        "--name",
+        "app",
+        "-i",
+        "1",
+        "--cwd",
+        "inner",
+        "--env",
+        "GREETING=dear",
+        "--env",
+        "PORT=4242",
+    ];
+    flags.extend(["--set", "slot_variable=MY_INSTANCE"]);
+    if root {
+        flags.extend(["--uid", "65534", "--gid", "65533"]);
+    }
+    home.fine(&flags);
+    for told in [by_file, told(&home)] {
+        assert_eq!(told["cwd"], home.path().canonicalize().unwrap().join("inner").display().to_string());
+        assert_eq!((&told["instance"], &told["env"], &told["port"]), (&"0".into(), &"dear".into(), &"4242".into()));
+        if root {
+            assert_eq!((&told["uid"], &told["gid"]), (&65534.into(), &65533.into()));
+        }
+    }
+}
+
+#[test]
+fn instances_are_as_many_as_were_said() {
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    for (number, count) in [(json!(3), 3), (json!("2"), 2), (json!("max"), cpus), (json!(0), cpus)] {
+        let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &file(&json!({ "instances": number })))]);
+        home.fine(&["start", "ecosystem.json"]);
+        assert_eq!(home.show("app")["workers"].as_array().unwrap().len(), count, "{number}");
+    }
+}
+
+#[test]
+fn watched_files_bring_a_reload_after_the_quiet_that_was_chosen() {
+    let fields = json!({ "watch": true, "ignore_watch": ["notes"], "watch_delay": 400 });
+    both(SERVER, &fields, &["--watch", "--ignore-watch", "notes", "--watch-delay", "400"], |home, start| {
+        home.fine(start);
+        std::fs::write(home.path().join("notes"), "nothing").unwrap();
+        let changed = SERVER.replace("told())", "({ changed: true }))");
+        std::fs::write(home.path().join("server.js"), changed).unwrap();
+        wait_until("the new version", || told(home)["changed"] == true);
+        // The one change that counts has brought one reload.
+        let shown = home.show("app");
+        assert_eq!(shown["workers"].as_array().unwrap().iter().map(|w| w["id"].as_u64().unwrap()).max(), Some(2), "{shown}");
+    });
+}
+
+#[test]
+fn flags_that_make_no_sense_are_said() {
+    let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &file(&json!({})))]);
+    for (flags, part) in [
+        (&["server.js", "--kill-timeout", "soon"][..], "milliseconds"),
+        (&["server.js", "--kill-timeout", "5", "--grace", "5"], "cannot be used with"),
+        (&["server.js", "--node-args", "'open"], "quotation"),
+        (&["ecosystem.json", "--interpreter", "python3"], "command line"),
+    ] {
+        let (code, _, err) = home.troop(&[&["start"], flags].concat());
+        assert!(code == 2 && err.contains(part), "{flags:?}: {code} {err}");
+    }
+}
