@@ -64,6 +64,7 @@ fn start(id: usize, program: &str, arguments: &[&str]) -> Result<OwnedFd> {
         umask: None,
         nice: None,
         cpus: Vec::new(),
+        cgroup: None,
     })?;
     Ok(ours)
 }

@@ -1,10 +1,13 @@
 //! Tells systemd how it goes, where it wants to know: `sd_notify(3)`, for services of `Type=notify` and `notify-reload`, with `WatchdogSec`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use troop::{Cluster, Event, Progress, Snapshot};
+
+use crate::restart::Restarting;
 
 /// How often it is looked whether all workers are up.
 const LOOK: Duration = Duration::from_millis(100);
@@ -15,9 +18,9 @@ pub(crate) fn is_wanted() -> bool {
 }
 
 /// Tells it from a thread of its own, until the cluster is over.
-pub(crate) fn start(cluster: Cluster) -> std::io::Result<()> {
+pub(crate) fn start(cluster: Cluster, restarting: Arc<Restarting>) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("troop-notify".into()).spawn(move || runtime.block_on(watch(cluster)))?;
+    std::thread::Builder::new().name("troop-notify".into()).spawn(move || runtime.block_on(watch(cluster, &restarting)))?;
     Ok(())
 }
 
@@ -31,7 +34,13 @@ fn is_up(snapshot: &Snapshot) -> bool {
     up >= snapshot.wanted.unwrap_or(1)
 }
 
-async fn watch(cluster: Cluster) {
+/// That it will be ready again.
+fn say_reloading() {
+    let now = NotifyState::monotonic_usec_now();
+    say(&[Some(NotifyState::Reloading), now.ok()].into_iter().flatten().collect::<Vec<_>>());
+}
+
+async fn watch(cluster: Cluster, restarting: &Restarting) {
     let mut events = cluster.events();
     // Half of what it waits, as the manual page advises.
     let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2).filter(|beat| !beat.is_zero());
@@ -43,14 +52,12 @@ async fn watch(cluster: Cluster) {
         tokio::select! {
             event = events.next() => match event {
                 None => return,
-                Some(Event::Supervision(Progress::Stopping | Progress::GivingUp { .. })) => {
+                Some(Event::Supervision(Progress::Stopping)) => {
                     stopping = true;
-                    say(&[NotifyState::Stopping]);
+                    // After a restart in place, which systemd would not wait for if it were told of an end.
+                    if restarting.is_asked() { say_reloading() } else { say(&[NotifyState::Stopping]) }
                 }
-                Some(Event::Supervision(Progress::ReloadStarted { .. })) => {
-                    let now = NotifyState::monotonic_usec_now();
-                    say(&[Some(NotifyState::Reloading), now.ok()].into_iter().flatten().collect::<Vec<_>>());
-                }
+                Some(Event::Supervision(Progress::ReloadStarted { .. })) => say_reloading(),
                 Some(Event::Supervision(Progress::ReloadFinished | Progress::ReloadFailed { .. })) => say(&[NotifyState::Ready]),
                 Some(_) => {}
             },

@@ -13,7 +13,7 @@ use crate::config::{self, App, Form, Health, To, Watch};
 use crate::control::place;
 
 /// What a reload can change; the rest only another start can.
-const LIVE: [&str; 18] = [
+const LIVE: [&str; 19] = [
     "program",
     "args",
     "node_args",
@@ -30,6 +30,7 @@ const LIVE: [&str; 18] = [
     "nice",
     "cpus",
     "limits",
+    "cgroup",
     "slot_variable",
     "report_signal",
 ];

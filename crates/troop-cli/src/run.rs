@@ -111,15 +111,16 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
         log::say_to(queue);
     }
     let mut log = Log::new(plan.app.log.unwrap_or(crate::config::LogFormat::Human), queue.clone().filter(|_| plan.background));
+    let restarting = Restarting::new().map_err(|e| Refused::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
+    let restarting = Arc::new(restarting);
     if notify::is_wanted() {
+        let restarting = restarting.clone();
         builder = builder.on_start(|cluster| {
-            if let Err(e) = notify::start(cluster) {
+            if let Err(e) = notify::start(cluster, restarting) {
                 log::say(&format!("troop: cannot tell systemd how it goes: {e}"));
             }
         });
     }
-    let restarting = Restarting::new().map_err(|e| Refused::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
-    let restarting = Arc::new(restarting);
     let watched = match &plan.app.watch {
         None => None,
         Some(watch) => {

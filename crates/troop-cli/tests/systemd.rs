@@ -40,6 +40,16 @@ fn systemd_is_told_of_start_reload_and_end_and_that_it_is_alive() {
     assert!(heard("RELOADING=1").contains("MONOTONIC_USEC="));
     heard("READY=1");
     heard("WATCHDOG=1");
+    // Started again in its place it is no end, which systemd would follow up.
+    let restart = troop.command(["restart"]).spawn().unwrap();
+    let mut told = heard("RELOADING=1");
+    while !told.lines().any(|line| line == "READY=1") {
+        assert!(!told.contains("STOPPING"), "{told}");
+        let mut buffer = [0; 512];
+        let n = socket.recv(&mut buffer).expect("READY=1");
+        told = String::from_utf8_lossy(&buffer[..n]).into_owned();
+    }
+    assert!(restart.wait_with_output().unwrap().status.success());
     assert_eq!(troop.troop(["stop"]).0, 0);
     heard("STOPPING=1");
     assert_eq!(troop.end().0, Some(0));

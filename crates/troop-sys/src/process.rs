@@ -103,6 +103,13 @@ pub fn group_members(group: u32) -> Vec<OwnedFd> {
     all().filter(|seen| seen.group == group).filter_map(|seen| seen.hold()).collect()
 }
 
+/// The processes that a list of the kernel's names, if it still does when they are held.
+pub fn open_all(list: impl Fn() -> Vec<u32>) -> Vec<OwnedFd> {
+    let held: Vec<_> = list().into_iter().filter_map(|pid| Some((pid, pidfd(pid).ok()?))).collect();
+    let still = if held.is_empty() { Vec::new() } else { list() };
+    held.into_iter().filter(|(pid, _)| still.contains(pid)).map(|(_, fd)| fd).collect()
+}
+
 /// The processes that descend from a process, without itself. Looks at all processes. Those whose parents have ended are not found.
 #[must_use]
 pub fn descendants(pid: u32) -> Vec<OwnedFd> {

@@ -47,6 +47,8 @@ pub struct Command<'a> {
     pub nice: Option<i32>,
     /// The CPUs to run on; empty for the parent's.
     pub cpus: Vec<usize>,
+    /// `cgroup.procs` of the control group to go into, open for writing.
+    pub cgroup: Option<BorrowedFd<'a>>,
 }
 
 pub use libc::{
@@ -74,6 +76,8 @@ pub struct Child {
 pub enum Step {
     /// `clone(2)`: no process could be made.
     Clone = 1,
+    /// The control group.
+    Cgroup,
     /// The process group.
     Group,
     /// Placing the descriptors.
@@ -109,6 +113,7 @@ impl fmt::Display for SpawnError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.step {
             Step::Clone => "start a process",
+            Step::Cgroup => "go into its control group",
             Step::Group => "put the process in a group of its own",
             Step::Descriptors => "give the process its descriptors",
             Step::Directory => "change to the working directory",
@@ -148,6 +153,8 @@ struct Plan {
     /// -1: leave them alone.
     groups_len: isize,
     drop_groups: bool,
+    /// -1: none.
+    cgroup: c_int,
     own_group: bool,
     descriptor_limit: u64,
     limits: *const (u32, u64, u64),
@@ -206,6 +213,7 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
         groups: command.groups.as_ref().map_or(std::ptr::null(), |g| g.as_ptr()),
         groups_len: command.groups.as_ref().map_or(-1, |g| g.len().cast_signed()),
         drop_groups: command.groups.is_none() && (command.uid.is_some() || command.gid.is_some()),
+        cgroup: command.cgroup.map_or(-1, |fd| fd.as_raw_fd()),
         own_group: command.own_group,
         descriptor_limit: command.descriptor_limit.unwrap_or(u64::MAX),
         limits: command.limits.as_ptr(),
@@ -256,8 +264,9 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
 }
 
 fn to_step(step: c_int) -> Step {
-    const STEPS: [Step; 11] = [
+    const STEPS: [Step; 12] = [
         Step::Clone,
+        Step::Cgroup,
         Step::Group,
         Step::Descriptors,
         Step::Directory,
@@ -295,6 +304,10 @@ unsafe fn run(plan: *mut Plan) -> (Step, c_int) {
     unsafe {
         let plan = &mut *plan;
         reset_signals();
+        // Before descriptors are placed, maybe over this one; 0 stands for the writer.
+        if plan.cgroup >= 0 && libc::write(plan.cgroup, c"0".as_ptr().cast(), 1) != 1 {
+            return (Step::Cgroup, errno());
+        }
         if plan.own_group && libc::setpgid(0, 0) != 0 {
             return (Step::Group, errno());
         }
@@ -509,6 +522,7 @@ mod tests {
             umask: None,
             nice: None,
             cpus: Vec::new(),
+            cgroup: None,
         }
     }
 

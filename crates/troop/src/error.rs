@@ -43,6 +43,9 @@ pub enum Error {
     /// A worker was killed while the system killed processes for want of memory.
     #[error("go on: it was killed by SIGKILL, and the system has killed processes for want of memory meanwhile")]
     OutOfMemory,
+    /// A worker was killed because it, and what it had started, needed more memory than its control group may have, in MiB.
+    #[error("go on: it needed more memory than the {0} MiB of its control group")]
+    OverMemory(u64),
     /// The channel to the other process is closed, or closed before an answer came.
     #[error("reach the other process: its channel is closed")]
     Closed,

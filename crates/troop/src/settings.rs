@@ -10,6 +10,7 @@ use troop_sys::spawn;
 
 use crate::activation::ActivationSocket;
 use crate::error::{Error, Result};
+use crate::primary::Cgroup;
 
 /// What a worker's standard stream is connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -121,6 +122,8 @@ pub struct Settings {
     pub cpus: Vec<Vec<usize>>,
     /// Limits on resources, soft and hard; `None` is no limit.
     pub limits: BTreeMap<Resource, (Option<u64>, Option<u64>)>,
+    /// Limits by a control group for each worker.
+    pub cgroup: Cgroup,
     /// Variables that tell a supervised worker its slot, a small number that its successor has again.
     pub slot_variables: Vec<OsString>,
     /// A signal that makes a worker write a report of what it does; sent to one that fails its health check or is hung.
@@ -148,6 +151,7 @@ impl Default for Settings {
             inspect_port: InspectPort::Automatic,
             umask: None,
             nice: None,
+            cgroup: Cgroup::default(),
             cpus: Vec::new(),
             limits: BTreeMap::new(),
             slot_variables: vec!["TROOP_SLOT".into()],
@@ -179,6 +183,7 @@ pub struct Setup {
     umask: Option<u32>,
     nice: Option<i32>,
     cpus: Option<Vec<Vec<usize>>>,
+    cgroup: Option<Cgroup>,
     limits: BTreeMap<Resource, (Option<u64>, Option<u64>)>,
     slot_variables: Vec<OsString>,
     report_signal: Option<i32>,
@@ -322,6 +327,13 @@ impl Setup {
         self
     }
 
+    /// Limits by a control group (cgroups v2) for each worker. Workers cannot be started where the system does not allow it, and the error says
+    /// what is missing.
+    pub fn cgroup(mut self, limits: Cgroup) -> Setup {
+        self.cgroup = Some(limits);
+        self
+    }
+
     /// One more variable, besides `TROOP_SLOT`, that tells a supervised worker its slot: `NODE_APP_INSTANCE` for programs that know PM2.
     pub fn slot_variable(mut self, name: impl Into<OsString>) -> Setup {
         self.slot_variables.push(name.into());
@@ -362,6 +374,7 @@ impl Setup {
         settings.report_signal = self.report_signal.or(settings.report_signal);
         settings.nice = self.nice.or(settings.nice);
         set(&mut settings.cpus, self.cpus);
+        set(&mut settings.cgroup, self.cgroup);
         settings.limits.extend(self.limits);
         for name in self.slot_variables {
             if !settings.slot_variables.contains(&name) {
@@ -416,6 +429,11 @@ impl Settings {
     fn is_node(&self) -> bool {
         let name = self.exec_path.as_deref().and_then(Path::file_name);
         name.is_some_and(|name| name == "node" || name == "nodejs")
+    }
+
+    /// Whether a worker surely speaks Node's protocol, once its program runs.
+    pub(crate) fn will_speak(&self) -> bool {
+        self.activation.is_none() && (self.is_node() || self.exec_path.is_none())
     }
 
     /// The inspector's port: given ones are used, automatic ones count up over the life of the primary.

@@ -80,6 +80,10 @@ pub(crate) struct App {
     /// Limits of each worker: files, core, cpu, memory, stack, data, locked, processes, file-size; a number, a size, or "unlimited".
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) limits: BTreeMap<Limited, Limit>,
+    /// What each worker may use of the machine, with all that it starts, by a control group of its own (cgroups v2). Needs a unit with
+    /// `Delegate=yes`, as `troop startup` writes it.
+    #[serde(default, skip_serializing_if = "Cgroup::is_default")]
+    pub(crate) cgroup: Cgroup,
     /// A variable that tells a worker its slot, besides TROOP_SLOT and NODE_APP_INSTANCE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) slot_variable: Option<String>,
@@ -147,6 +151,7 @@ impl App {
             nice: None,
             cpus: Vec::new(),
             limits: BTreeMap::new(),
+            cgroup: Cgroup::default(),
             slot_variable: None,
             ready: None,
             ready_timeout: None,
@@ -297,6 +302,33 @@ pub(crate) struct Recycle {
     pub(crate) jitter: Option<f64>,
 }
 
+/// What a worker may use of the machine.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Cgroup {
+    /// Memory; a worker that needs more is killed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) memory: Option<Size>,
+    /// Memory above which a worker is slowed down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) memory_high: Option<Size>,
+    /// Swap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) swap: Option<Size>,
+    /// How many CPUs' worth of time; 0.5 is half of one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cpu: Option<f64>,
+    /// Its part when there is not enough for all, from 1 to 10000; others have 100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cpu_weight: Option<u32>,
+    /// Processes and threads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) processes: Option<u32>,
+    /// Other files of the control group: `{ "io.weight" = "50" }`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) other: BTreeMap<String, String>,
+}
+
 /// A test of each worker: one of `http`, `tcp`, `command`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -395,10 +427,10 @@ pub(crate) struct Watch {
 
 macro_rules! is_default {
     ($($type:ident),*) => { $(impl $type {
-        fn is_default(&self) -> bool {
+        pub(crate) fn is_default(&self) -> bool {
             *self == $type::default()
         }
     })* };
 }
 
-is_default!(Restart, Recycle, Output);
+is_default!(Cgroup, Restart, Recycle, Output);

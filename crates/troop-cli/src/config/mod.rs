@@ -130,6 +130,7 @@ impl App {
             args::signal(signal).map_err(|e| format!(".report_signal: {signal:?}: {e}"))?;
         }
         self.cpu_sets().map_err(|e| format!(".cpus: {e}"))?;
+        self.cgroup.check().map_err(|e| format!(".cgroup.{e}"))?;
         for (limited, limit) in &self.limits {
             limit.values().map_err(|e| format!(".limits: {limited:?}: {e}").to_lowercase())?;
         }

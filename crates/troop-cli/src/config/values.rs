@@ -8,6 +8,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::app::Cgroup;
+
 /// The longest time that makes sense: a leap year.
 const MOST_SECONDS: u64 = 366 * 86_400;
 
@@ -69,6 +71,35 @@ impl Workers {
             Workers::Auto => troop::available_workers(),
             Workers::Number(n) => n,
         }
+    }
+}
+
+impl Cgroup {
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.cpu.is_some_and(|cpu| !cpu.is_finite() || !(0.01..=10_000.0).contains(&cpu)) {
+            return Err("cpu: it must be a number of CPUs, 0.01 or more".into());
+        }
+        if self.cpu_weight.is_some_and(|weight| !(1..=10_000).contains(&weight)) {
+            return Err("cpu_weight: it must be from 1 to 10000".into());
+        }
+        if self.processes == Some(0) || self.memory == Some(Size(0)) {
+            return Err("memory and processes must be more than 0".into());
+        }
+        // What is said there is written as whoever runs troop, and only there.
+        match self.other.keys().find(|name| name.contains('/') || !name.contains('.')) {
+            Some(name) => Err(format!("other: {name:?} is no file of a control group, as io.weight is")),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn limits(&self) -> troop::Cgroup {
+        let mut limits = troop::Cgroup::default();
+        limits.memory = self.memory.map(|size| size.0);
+        limits.memory_high = self.memory_high.map(|size| size.0);
+        limits.swap = self.swap.map(|size| size.0);
+        (limits.cpu, limits.cpu_weight, limits.processes) = (self.cpu, self.cpu_weight, self.processes);
+        limits.other.clone_from(&self.other);
+        limits
     }
 }
 

@@ -84,6 +84,7 @@ fn unit(name: &str, app: &App, file: &Path, program: &Path, is_root: bool) -> Re
         _ => std::env::var("PATH").ok(),
     };
     let path = path.map_or_else(String::new, |path| format!("Environment={}\n", quoted(&format!("PATH={path}"))));
+    let delegate = if app.cgroup.is_default() { "" } else { "# Workers have control groups of their own.\nDelegate=yes\n" };
     let target = if is_root { "multi-user.target" } else { "default.target" };
     Ok(format!(
         "[Unit]
@@ -98,14 +99,14 @@ ExecStart={program} run --config {config} {name}
 ExecReload={program} reload {name}
 WorkingDirectory={directory}
 {path}Restart=on-failure
-RestartSec=5
+RestartSec=2
 # troop tells its workers itself, and ends what they leave behind.
 KillMode=mixed
 TimeoutStartSec={start}
 TimeoutStopSec={stop}
 WatchdogSec=30
 LimitNOFILE=1048576
-
+{delegate}
 [Install]
 WantedBy={target}
 "

@@ -52,7 +52,7 @@ pub struct Config {
 #[serde(rename_all = "kebab-case")]
 pub enum Readiness {
     /// When it listens. A program that never does is no server; there it is enough that a worker stays up: for its minimum time, or, if it speaks
-    /// the protocol and could still listen, for `listen_patience`.
+    /// the protocol and could still listen, for `listen_patience` from when it is online.
     #[default]
     Auto,
     /// When it listens.

@@ -23,8 +23,8 @@ struct Member {
     worker: WorkerId,
     since: Time,
     generation: u32,
-    online: bool,
-    /// It speaks Node's protocol.
+    online: Option<Time>,
+    /// It speaks Node's protocol, or surely will.
     speaks: bool,
     /// Since when it listens.
     listening: Option<Time>,
@@ -40,9 +40,14 @@ impl Member {
             Readiness::Listening => (self.listening, false),
             Readiness::Auto => (self.listening, !must_listen),
         };
-        // One that speaks Node's protocol may still be about to listen.
-        let age = if self.speaks { config.listen_patience.max(config.min_uptime) } else { config.min_uptime };
-        let aged = by_age.then(|| self.since + age);
+        let aged = match self.online {
+            // One that speaks Node's protocol may still be about to listen.
+            Some(online) if self.speaks => Some(online + config.listen_patience.max(config.min_uptime)),
+            // It is still being loaded.
+            None if self.speaks => None,
+            _ => Some(self.since + config.min_uptime),
+        };
+        let aged = aged.filter(|_| by_age);
         ready.map_or(aged, |ready| Some(aged.map_or(ready, |aged| aged.min(ready))))
     }
 
@@ -158,7 +163,7 @@ impl Supervisor {
     pub fn forked(&mut self, now: Time, slot: Slot, worker: WorkerId) {
         self.due.set(None);
         let generation = self.generation;
-        let member = Member { worker, since: now, generation, online: false, speaks: false, listening: None, told: None };
+        let member = Member { worker, since: now, generation, online: None, speaks: false, listening: None, told: None };
         let place = self.places.get_mut(slot.0).filter(|_| self.phase == Phase::Running);
         let Some(place) = place else {
             // There is no use for it any more.
@@ -268,9 +273,14 @@ impl Supervisor {
         matches!(self.phase, Phase::Stopping(_) | Phase::Finished)
     }
 
+    /// A worker that was forked is known to speak Node's protocol, so that it is not taken for one that does not when it takes its time.
+    pub fn will_speak(&mut self, now: Time, worker: WorkerId) {
+        self.with_member(now, worker, |member| member.speaks = true);
+    }
+
     /// A worker runs. `speaks` means that it says so itself.
     pub fn online(&mut self, now: Time, worker: WorkerId, speaks: bool) {
-        self.with_member(now, worker, |member| (member.online, member.speaks) = (true, speaks));
+        self.with_member(now, worker, |member| (member.online, member.speaks) = (Some(now), speaks));
     }
 
     /// A worker's server listens.
@@ -377,7 +387,7 @@ impl Supervisor {
 
     /// Whether a worker is up.
     fn serves(&self) -> bool {
-        self.places.iter().any(|place| place.current.is_some_and(|member| member.online))
+        self.places.iter().any(|place| place.current.is_some_and(|member| member.online.is_some()))
     }
 
     /// A slot lost its worker unexpectedly.
@@ -499,7 +509,11 @@ impl Supervisor {
         if self.leaving.iter().any(|l| l.worker == member.worker) {
             return;
         }
-        self.orders.push_back(if member.online { Order::Disconnect(member.worker) } else { Order::Terminate(member.worker) });
+        self.orders.push_back(if member.online.is_some() {
+            Order::Disconnect(member.worker)
+        } else {
+            Order::Terminate(member.worker)
+        });
         self.leaving.push(Leaving { worker: member.worker, kill_at: now + self.config.grace, term_at: None, killed: false });
     }
 

@@ -5,6 +5,7 @@
 
 mod adopt;
 mod builder;
+mod cgroup;
 mod channel;
 mod driver;
 mod handle;
@@ -29,6 +30,7 @@ use troop_core::policy::{Pattern, Scheduling};
 
 pub use adopt::Adoption;
 pub use builder::{Builder, available_workers};
+pub use cgroup::Cgroup;
 pub use handle::WorkerHandle;
 pub use output::{Output, Source};
 pub use policies::{HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, ReplacePolicy, RestartPolicy, WhenFailed};

@@ -8,6 +8,7 @@ use troop_core::WorkerId;
 use troop_sys::{fdpass, spawn};
 
 use super::Fork;
+use super::cgroup::{Group, Tree};
 use super::output::{Fate, Forwarder, Output, Source, Tail};
 use crate::error::{Error, Result};
 use crate::settings::{CHANNEL_NUMBER, Settings, Stdio};
@@ -20,6 +21,7 @@ pub(crate) struct Spawned {
     pub(crate) untold: Option<OwnedFd>,
     pub(crate) pipes: [Option<OwnedFd>; 3],
     pub(crate) tail: Option<Arc<Tail>>,
+    pub(crate) cgroup: Option<Group>,
 }
 
 /// What the primary keeps from one spawn to the next.
@@ -30,6 +32,8 @@ pub(crate) struct Workshop {
     /// The soft limit on descriptors that workers get, if it is not this process's.
     pub(crate) descriptor_limit: Option<u64>,
     forwarder: Option<Forwarder>,
+    /// This process's part of the tree of control groups, once one was needed.
+    tree: Option<Tree>,
     /// For the forwarder, when it is started.
     pub(crate) output: Option<Box<dyn Output>>,
 }
@@ -105,6 +109,17 @@ pub(crate) fn spawn(
         }
         None => None,
     };
+    let cgroup = match &settings.cgroup {
+        limits if limits.is_empty() => None,
+        limits => {
+            let tree = match &mut workshop.tree {
+                Some(tree) => tree,
+                none => none.insert(Tree::find()?),
+            };
+            Some(tree.make(worker, limits)?)
+        }
+    };
+    let entrance = cgroup.as_ref().map(Group::entrance).transpose().map_err(failed("open its control group"))?;
     let command = spawn::Command {
         candidates: prepared.candidates.clone(),
         argv: prepared.argv.clone(),
@@ -123,6 +138,7 @@ pub(crate) fn spawn(
         umask: settings.umask,
         nice: settings.nice,
         cpus: settings.cpus_of(slot),
+        cgroup: entrance.as_ref().map(AsFd::as_fd),
     };
     let child = spawn::spawn(&command).map_err(|e| Error::Spawn {
         program: prepared.program.clone(),
@@ -134,7 +150,7 @@ pub(crate) fn spawn(
     })?;
     drop(command);
     let untold = settings.activation.is_some().then_some(theirs);
-    Ok(Spawned { child, channel: ours, untold, pipes, tail })
+    Ok(Spawned { child, channel: ours, untold, pipes, tail, cgroup })
 }
 
 /// Whether trying again cannot help: the program, its directory or the permission is missing.

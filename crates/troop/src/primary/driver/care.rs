@@ -10,6 +10,7 @@ use troop_sys::{diag, process};
 
 use super::Driver;
 use crate::events::Event;
+use crate::primary::cgroup::Group;
 use crate::primary::policies::RecyclePolicy;
 
 /// How often it is looked whether a worker is due to be replaced.
@@ -31,10 +32,25 @@ const TERMINATE: i32 = 15;
 /// What an ended worker has left behind.
 struct Leftover {
     /// Its process group.
-    group: u32,
+    group: Option<u32>,
     /// Those of it that were seen.
     members: Vec<OwnedFd>,
+    cgroup: Option<Group>,
     kill_at: Time,
+}
+
+impl Leftover {
+    /// Who is left now, also of those who were started meanwhile.
+    fn look(&mut self) {
+        self.members.retain(|member| !process::has_ended(member.as_fd()));
+        if !self.members.is_empty() {
+            return;
+        }
+        self.members = self.group.map(process::group_members).unwrap_or_default();
+        if let Some(cgroup) = &self.cgroup {
+            self.members.extend(process::open_all(|| cgroup.members()));
+        }
+    }
 }
 
 /// See the module.
@@ -138,31 +154,41 @@ impl Driver {
         }
     }
 
-    /// A worker that led a group has been reaped: what is left of the group is to end too.
-    pub(super) fn end_leftovers(&mut self, leader: u32) {
-        if process::signal_group(leader, TERMINATE).is_err() {
+    /// A worker that led a process group, or had a control group of its own, has been reaped: what is left of it is to end too.
+    pub(super) fn end_leftovers(&mut self, leader: Option<u32>, cgroup: Option<Group>) {
+        let group = leader.filter(|leader| process::signal_group(*leader, TERMINATE).is_ok());
+        let cgroup = cgroup.filter(|cgroup| !cgroup.remove());
+        if group.is_none() && cgroup.is_none() {
             // Nobody is left; so it is nearly always.
             return;
         }
-        let kill_at = self.now + LEFTOVER_PATIENCE;
-        self.care.leftovers.push(Leftover { group: leader, members: process::group_members(leader), kill_at });
+        let mut left = Leftover { group, members: Vec::new(), cgroup, kill_at: self.now + LEFTOVER_PATIENCE };
+        left.look();
+        for member in &left.members {
+            let _ = process::signal(member.as_fd(), TERMINATE);
+        }
+        self.care.leftovers.push(left);
         self.care.look_at.get_or_insert(self.now + LOOK);
     }
 
     fn look_at_leftovers(&mut self) {
         let now = self.now;
         self.care.leftovers.retain_mut(|left| {
-            left.members.retain(|member| !process::has_ended(member.as_fd()));
-            if left.members.is_empty() {
-                // They may have started others before they ended.
-                left.members = process::group_members(left.group);
-            }
-            if left.kill_at <= now && !left.members.is_empty() {
+            left.look();
+            let is_late = left.kill_at <= now;
+            if is_late && !left.members.is_empty() {
                 // As long as one of them is there, the group is theirs.
-                let _ = process::signal_group(left.group, KILL);
+                if let Some(group) = left.group {
+                    let _ = process::signal_group(group, KILL);
+                }
+                if left.cgroup.as_ref().is_some_and(|cgroup| !cgroup.kill()) {
+                    left.members.iter().for_each(|member| drop(process::signal(member.as_fd(), KILL)));
+                }
             }
+            // The kernel may need a moment to empty a control group.
+            let removed = left.cgroup.as_ref().is_none_or(Group::remove);
             // Once killed, they are the kernel's.
-            left.kill_at > now && !left.members.is_empty()
+            (!is_late && !left.members.is_empty()) || (!removed && left.kill_at + LEFTOVER_PATIENCE > now)
         });
         self.care.look_at = self.care.is_needed().then(|| now + LOOK);
     }

@@ -15,6 +15,7 @@ use super::{Driver, Token};
 use crate::channel::{Flushed, Outbox};
 use crate::error::Error;
 use crate::events::Event;
+use crate::primary::cgroup::Group;
 use crate::primary::channel::{Channel, Outlets};
 
 /// Reads per channel before others have their turn.
@@ -119,15 +120,19 @@ impl Driver {
         };
         if how == ExitHow::Signal(KILL) {
             let (handle, killed) = (process.handle.clone(), diag::killed_for_memory());
-            if std::mem::replace(&mut self.killed_for_memory, killed) < killed {
+            let more = std::mem::replace(&mut self.killed_for_memory, killed) < killed;
+            if let Some(limit) = process.cgroup.as_ref().and_then(Group::broken_limit) {
+                self.events.push(Event::Error(Some(handle), Arc::new(Error::OverMemory(limit >> 20))));
+            } else if more {
                 self.events.push(Event::Error(Some(handle), Arc::new(Error::OutOfMemory)));
             }
         }
-        let Some(process) = self.processes.get(&id) else { return };
-        if process.leads_group {
+        let Some(process) = self.processes.get_mut(&id) else { return };
+        let cgroup = process.cgroup.take();
+        if process.leads_group || cgroup.is_some() {
             // At once: its number is free from now on.
-            let leader = process.handle.pid();
-            self.end_leftovers(leader);
+            let leader = process.leads_group.then(|| process.handle.pid());
+            self.end_leftovers(leader, cgroup);
         }
         // Its last words: what it wrote before it died is in the channel. Others may hold its end open, so the end of the stream is not
         // waited for.

@@ -184,7 +184,8 @@ impl Driver {
     pub(super) fn fork(&mut self, fork: &Fork, slot: Option<u32>) -> Result<WorkerHandle> {
         let id = self.core.fork();
         self.events.push(Event::Setup(self.settings.clone()));
-        let Spawned { child, channel, untold, pipes, tail } = spawn::spawn(&self.settings, fork, id, slot, &mut self.workshop)?;
+        let Spawned { child, channel, untold, pipes, tail, cgroup } =
+            spawn::spawn(&self.settings, fork, id, slot, &mut self.workshop)?;
         let watched = self
             .waiting
             .poller()
@@ -206,6 +207,7 @@ impl Driver {
             untold,
             leads_group,
             adopted: false,
+            cgroup,
             since: self.now,
             peace_until: None,
         };
@@ -265,6 +267,7 @@ impl Driver {
                 leads_group: false,
                 untold: None,
                 adopted: true,
+                cgroup: None,
                 since: self.now,
                 peace_until: None,
             },

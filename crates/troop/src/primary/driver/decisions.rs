@@ -13,6 +13,7 @@ use troop_sys::process;
 
 use super::{Driver, SignalMeans, UNUSED_PATIENCE};
 use crate::events::Event;
+use crate::primary::cgroup::Group;
 use crate::primary::handle::WorkerHandle;
 use crate::primary::{Fork, MOST_WORKERS, spawn};
 
@@ -138,7 +139,12 @@ impl Driver {
                 let result = self.fork(&Fork::new().weight(weight), Some(u32::try_from(slot.0).unwrap_or(u32::MAX)));
                 let Some(supervisor) = &mut self.supervisor else { return };
                 match result {
-                    Ok(worker) => supervisor.forked(self.now, slot, worker.id()),
+                    Ok(worker) => {
+                        supervisor.forked(self.now, slot, worker.id());
+                        if self.settings.will_speak() {
+                            supervisor.will_speak(self.now, worker.id());
+                        }
+                    }
                     Err(e) => supervisor.fork_failed(self.now, slot, e.chain(), spawn::is_for_good(&e)),
                 }
             }
@@ -218,8 +224,9 @@ impl Driver {
 
     pub(super) fn kill(&mut self, worker: WorkerId, signal: i32) {
         let Some(process) = self.processes.get(&worker) else { return };
+        let is_swept = signal == 9 && process.cgroup.as_ref().is_some_and(Group::kill);
         // Its leader has not been reaped, so the group is surely the worker's own.
-        if process.leads_group && signal == 9 {
+        if process.leads_group && signal == 9 && !is_swept {
             // Those too that have left its group, as far as they can be found.
             let strays = process::descendants(process.handle.pid());
             let _ = process::signal_group(process.handle.pid(), signal);

@@ -33,6 +33,7 @@ use troop_core::{ConnId, ListenerId, Time, WorkerId};
 use troop_sys::poll::{AsyncPoller, Interest, Poller, Ready};
 use troop_sys::{diag, process};
 
+use super::cgroup::Group;
 use super::channel::Channel;
 use super::handle::WorkerHandle;
 use super::listener::{Listener, Socket};
@@ -117,6 +118,7 @@ struct Process {
     leads_group: bool,
     /// It is somebody else's child.
     adopted: bool,
+    cgroup: Option<Group>,
     since: Time,
     /// Until when it is not replaced because of what it is, as its last successor did not come up.
     peace_until: Option<Time>,

@@ -1,0 +1,297 @@
+//! Reloads, recycling, and when a worker is ready to take another one's place.
+
+use super::*;
+
+#[test]
+fn a_reload_replaces_one_by_one_and_only_after_the_successor_listens() {
+    let mut w = World::new(2);
+    w.up(1);
+    w.up(2);
+    w.supervisor.reload(w.now);
+    w.carry_out();
+    assert_eq!((w.forks, w.asked.len()), (3, 0));
+    w.up(3);
+    assert_eq!((w.forks, w.asked.as_slice()), (4, &[Order::Disconnect(WorkerId(1))][..]));
+    w.supervisor.reload(w.now);
+    w.carry_out();
+    assert_eq!(w.told.last(), Some(&Progress::ReloadRefused));
+    w.up(4);
+    assert_eq!(w.told.last(), Some(&Progress::ReloadFinished));
+    w.exit(1, 0);
+    w.exit(2, 0);
+    w.pass(60 * SECOND);
+    assert_eq!((w.forks, w.outcome), (4, None));
+}
+
+#[test]
+fn a_reload_that_fails_leaves_the_old_worker_alone() {
+    let mut w = World::new(1);
+    w.up(1);
+    w.supervisor.reload(w.now);
+    w.carry_out();
+    w.exit(2, 1);
+    assert!(matches!(w.told.last(), Some(Progress::ReloadFailed { .. })));
+    w.pass(60 * SECOND);
+    assert_eq!((w.forks, w.asked.len()), (2, 0));
+    w.supervisor.reload(w.now);
+    w.carry_out();
+    w.pass(60 * SECOND);
+    assert!(
+        matches!(w.told.iter().rev().find(|p| matches!(p, Progress::ReloadFailed { .. })), Some(Progress::ReloadFailed { reason }) if reason.contains("not ready"))
+    );
+    assert!(w.asked.contains(&Order::Terminate(WorkerId(3))) && !w.asked.contains(&Order::Disconnect(WorkerId(1))));
+}
+
+#[test]
+fn a_reload_goes_on_with_the_workers_that_are_left() {
+    let mut world = World::new(3);
+    (1..=3).for_each(|worker| world.up(worker));
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.up(4);
+    world.exit(1, 0);
+    // The second one is being replaced now, when it becomes too many, and so does its successor.
+    world.supervisor.scale(world.now, 1);
+    world.carry_out();
+    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished));
+    for worker in [2, 3, 5] {
+        world.exit(worker, 0);
+    }
+    assert_eq!(world.forks, 5);
+    world.supervisor.stop(world.now);
+    world.carry_out();
+    world.exit(4, 0);
+    assert_eq!(world.outcome, Some(Outcome::Stopped));
+}
+
+fn replaced(world: &World) -> Vec<(u32, u32)> {
+    let pair = |told: &Progress| if let Progress::Replaced { old, new } = told { Some((old.0, new.0)) } else { None };
+    world.told.iter().filter_map(pair).collect()
+}
+
+#[test]
+fn the_first_new_worker_must_show_that_it_stays() {
+    let mut world = World::with(Config::new(3));
+    (1..=3).for_each(|worker| world.up(worker));
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.up(4);
+    world.pass(Duration::from_millis(1_900));
+    assert_eq!((world.forks, world.asked.len()), (4, 0));
+    // It listens, and dies a moment later: nobody was sent away for it.
+    world.exit(4, 1);
+    assert!(matches!(world.told.last(), Some(Progress::ReloadFailed { .. })) && world.asked.is_empty());
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.up(5);
+    world.pass(2 * SECOND);
+    // The others need only be ready.
+    world.up(6);
+    world.up(7);
+    assert_eq!((replaced(&world), world.told.last()), (vec![(1, 5), (2, 6), (3, 7)], Some(&Progress::ReloadFinished)));
+}
+
+#[test]
+fn a_new_worker_that_dies_later_in_the_reload_ends_it_too_and_its_kin_are_rolled_back() {
+    let mut world = World::new(3);
+    (1..=3).for_each(|worker| world.up(worker));
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.up(4);
+    world.up(5);
+    world.exit(5, 7);
+    let failed = world.told.iter().position(|told| matches!(told, Progress::ReloadFailed { .. }));
+    let restarting = world.told.iter().position(|told| matches!(told, Progress::Restarting { .. }));
+    // Who is told of it can have the rest started as before.
+    assert!(failed.is_some() && failed < restarting);
+    assert!(world.asked.contains(&Order::Terminate(WorkerId(6))) && !world.asked.contains(&Order::Disconnect(WorkerId(3))));
+    world.supervisor.roll_back(world.now);
+    world.carry_out();
+    world.pass(SECOND);
+    assert!(world.told.contains(&Progress::RollingBack { workers: 1 }));
+    world.up(7);
+    assert_eq!(replaced(&world).last(), Some(&(4, 7)));
+    assert!(!world.told.contains(&Progress::ReloadFinished));
+}
+
+#[test]
+fn as_many_start_beside_the_old_ones_as_is_allowed() {
+    let mut world = World::with(Config { surge: 2, settle: Duration::ZERO, ..Config::new(5) });
+    (1..=5).for_each(|worker| world.up(worker));
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    // The first one alone, then two at a time.
+    assert_eq!(world.forks, 6);
+    world.up(6);
+    assert_eq!(world.forks, 8);
+    world.up(8);
+    assert_eq!((world.forks, replaced(&world)), (9, vec![(1, 6), (3, 8)]));
+}
+
+#[test]
+fn where_there_is_no_room_for_more_the_old_one_leaves_first() {
+    let mut world = World::with(Config { surge: 0, unavailable: 1, settle: Duration::ZERO, ..Config::new(2) });
+    (1..=2).for_each(|worker| world.up(worker));
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    assert_eq!((world.forks, &world.asked[..]), (2, &[Order::Disconnect(WorkerId(1))][..]));
+    world.exit(1, 0);
+    assert_eq!(world.forks, 3);
+    world.up(3);
+    assert_eq!(world.asked.last(), Some(&Order::Disconnect(WorkerId(2))));
+    world.exit(2, 0);
+    world.exit(4, 1);
+    assert!(world.told.iter().any(|told| matches!(told, Progress::ReloadFailed { .. })));
+    // The slot is filled all the same.
+    world.pass(SECOND);
+    assert_eq!(world.forks, 5);
+}
+
+#[test]
+fn one_worker_is_recycled_at_a_time_and_a_reload_goes_before_it() {
+    let mut world = World::new(2);
+    (1..=2).for_each(|worker| world.up(worker));
+    assert!(world.supervisor.recycle(world.now, WorkerId(2), "it is old".into()));
+    assert!(!world.supervisor.recycle(world.now, WorkerId(1), "it is old".into()));
+    world.carry_out();
+    world.up(3);
+    assert_eq!((replaced(&world), world.supervisor.doing()), (vec![(2, 3)], Doing::Running));
+    assert!(world.supervisor.recycle(world.now, WorkerId(1), "it is old".into()));
+    world.carry_out();
+    world.exit(4, 1);
+    assert!(matches!(world.told.last(), Some(Progress::RecycleFailed { worker: WorkerId(1), .. })));
+    assert!(world.supervisor.recycle(world.now, WorkerId(1), "it is old".into()));
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    (5..=7).for_each(|worker| world.up(worker));
+    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished));
+}
+
+#[test]
+fn ready_is_who_says_so() {
+    let mut world = World::with(Config { readiness: Readiness::Told, settle: Duration::ZERO, ..Config::new(1) });
+    world.up(1);
+    world.pass(10 * SECOND);
+    assert_eq!(world.supervisor.standing(world.now, WorkerId(1)), Some((false, 1)));
+    world.supervisor.told_ready(world.now, WorkerId(1));
+    assert_eq!(world.supervisor.standing(world.now, WorkerId(1)), Some((true, 1)));
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.up(2);
+    assert!(replaced(&world).is_empty());
+    world.supervisor.told_ready(world.now, WorkerId(2));
+    world.carry_out();
+    assert_eq!((replaced(&world), world.supervisor.standing(world.now, WorkerId(2))), (vec![(1, 2)], Some((true, 2))));
+}
+
+#[test]
+fn those_that_never_leave_do_not_become_more_and_more() {
+    let mut world = World::with(Config { grace: Duration::from_secs(86_400), settle: Duration::ZERO, ..Config::new(1) });
+    world.up(1);
+    for worker in 2..=20 {
+        world.supervisor.reload(world.now);
+        world.carry_out();
+        world.up(worker);
+    }
+    let killed = world.asked.iter().filter(|order| matches!(order, Order::Kill(_))).count();
+    assert_eq!((killed, world.asked.iter().find(|order| matches!(order, Order::Kill(_)))), (13, Some(&Order::Kill(WorkerId(1)))));
+}
+
+#[test]
+fn who_does_not_listen_is_ready_after_a_while_and_sooner_if_it_could_not() {
+    let mut world = World::new(2);
+    world.supervisor.online(world.now, WorkerId(1), true);
+    let standing = |world: &World, worker| world.supervisor.standing(world.now, WorkerId(worker)).map(|(ready, _)| ready);
+    world.pass(SECOND);
+    assert_eq!((standing(&world, 1), standing(&world, 2)), (Some(false), Some(true)));
+    world.pass(2 * SECOND);
+    assert_eq!(standing(&world, 1), Some(true));
+}
+
+#[test]
+fn a_reload_that_is_cut_short_is_told_to_have_failed() {
+    let mut world = World::new(1);
+    world.up(1);
+    world.supervisor.reload(world.now);
+    world.supervisor.pause(world.now);
+    world.carry_out();
+    assert!(matches!(world.told.last(), Some(Progress::ReloadFailed { .. })), "{:?}", world.told);
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.up(world.next_worker);
+    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished));
+}
+
+#[test]
+fn settling_begins_when_a_worker_is_ready() {
+    let mut world = World::with(Config::new(1));
+    world.up(1);
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    // It takes its time to start, listens, and dies.
+    world.pass(5 * SECOND);
+    world.up(2);
+    world.pass(SECOND);
+    world.exit(2, 1);
+    assert!(replaced(&world).is_empty() && matches!(world.told.last(), Some(Progress::ReloadFailed { .. })));
+}
+
+#[test]
+fn a_new_version_has_to_show_itself_in_vacant_slots_too() {
+    let mut world = World::new(1);
+    world.exit(1, 1);
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    assert_eq!((world.forks, world.supervisor.doing()), (2, Doing::Reloading));
+    world.exit(2, 1);
+    assert!(world.told.iter().any(|told| matches!(told, Progress::ReloadFailed { .. })));
+    assert!(!world.told.contains(&Progress::ReloadFinished));
+}
+
+#[test]
+fn who_closes_its_channel_takes_nobodys_place() {
+    let mut world = World::with(Config::new(1));
+    world.up(1);
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.up(2);
+    world.supervisor.disconnected(world.now, WorkerId(2));
+    world.carry_out();
+    world.pass(10 * SECOND);
+    assert!(replaced(&world).is_empty() && world.asked == [Order::Terminate(WorkerId(2))], "{:?}", world.asked);
+    world.exit(2, 0);
+    assert!(matches!(world.told.last(), Some(Progress::ReloadFailed { .. })));
+}
+
+#[test]
+fn going_back_is_tried_until_it_works() {
+    let mut world = World::new(2);
+    (1..=2).for_each(|worker| world.up(worker));
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.up(3);
+    world.exit(4, 1);
+    world.supervisor.roll_back(world.now);
+    world.carry_out();
+    world.exit(5, 1);
+    assert!(world.told.iter().any(|told| matches!(told, Progress::RollBackFailed { .. })));
+    world.pass(10 * SECOND);
+    world.up(6);
+    assert_eq!(replaced(&world), [(1, 3), (3, 6)]);
+    world.pass(60 * SECOND);
+    assert_eq!(world.forks, 6);
+}
+
+#[test]
+fn who_will_speak_is_not_ready_before_it_has_been_loaded() {
+    let mut world = World::new(1);
+    world.supervisor.will_speak(world.now, WorkerId(1));
+    let is_ready = |world: &World| world.supervisor.standing(world.now, WorkerId(1)).is_some_and(|(ready, _)| ready);
+    world.pass(20 * SECOND);
+    assert!(!is_ready(&world), "the machine is slow");
+    world.supervisor.online(world.now, WorkerId(1), true);
+    world.pass(2 * SECOND);
+    assert!(!is_ready(&world), "it may listen yet");
+    world.pass(2 * SECOND);
+    assert!(is_ready(&world));
+}

@@ -1,0 +1,281 @@
+//! A control group (cgroups v2) for each worker, where the system has delegated a part of the tree to this process.
+//!
+//! Processes can only be in the leaves of a tree with limits, so this process goes into one too: beside `troop.PID.primary` there is one
+//! `troop.PID.worker-ID` for each worker. See `cgroups(7)` and the kernel's `admin-guide/cgroup-v2.rst`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use troop_core::WorkerId;
+
+use crate::error::{Error, Result};
+
+/// What each worker may use of the machine, by its control group. Needs a part of the tree of control groups that is this process's own: a
+/// systemd unit with `Delegate=yes`, `systemd-run --scope -p Delegate=yes`, or a container with a writable one.
+#[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
+pub struct Cgroup {
+    /// Bytes of memory. A worker that needs more is killed, with all processes that it has started (`memory.max`).
+    pub memory: Option<u64>,
+    /// Bytes of memory above which it is slowed down and has to give some back (`memory.high`).
+    pub memory_high: Option<u64>,
+    /// Bytes of swap (`memory.swap.max`).
+    pub swap: Option<u64>,
+    /// How many CPUs' worth of time: 0.5 is half of one (`cpu.max`).
+    pub cpu: Option<f64>,
+    /// Its part of the time when there is not enough for all, from 1 to 10,000; others have 100 (`cpu.weight`).
+    pub cpu_weight: Option<u32>,
+    /// Processes and threads (`pids.max`).
+    pub processes: Option<u32>,
+    /// Any other file of the control group, and what is written into it: `io.weight`, `cpuset.cpus`.
+    pub other: BTreeMap<String, String>,
+}
+
+/// The period of `cpu.max`, in microseconds.
+const PERIOD: f64 = 100_000.0;
+
+impl Cgroup {
+    /// Whether nothing is limited.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Cgroup::default()
+    }
+
+    /// What is written where.
+    fn files(&self) -> Vec<(&str, String)> {
+        let number = |name, value: Option<u64>| value.map(|value| (name, value.to_string()));
+        let mut files: Vec<_> = [
+            number("memory.max", self.memory),
+            number("memory.high", self.memory_high),
+            number("memory.swap.max", self.swap),
+            self.cpu.map(|cpu| ("cpu.max", format!("{} {PERIOD}", (cpu * PERIOD).round().max(1000.0)))),
+            number("cpu.weight", self.cpu_weight.map(u64::from)),
+            number("pids.max", self.processes.map(u64::from)),
+            // Half of a worker is of no use.
+            self.memory.map(|_| ("memory.oom.group", "1".to_owned())),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        files.extend(self.other.iter().map(|(name, value)| (name.as_str(), value.clone())));
+        files
+    }
+
+    /// The controllers that it needs. Files of the core (`cgroup.…`) need none.
+    fn controllers(&self) -> BTreeSet<&str> {
+        let all = self.files().into_iter().filter_map(|(name, _)| name.split_once('.').map(|(controller, _)| controller));
+        all.filter(|controller| *controller != "cgroup").collect()
+    }
+}
+
+/// This process's part of the tree.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    directory: PathBuf,
+    enabled: BTreeSet<String>,
+    /// It is in a leaf.
+    in_leaf: bool,
+}
+
+/// A worker's. Removed when it is dropped, if nobody is in it.
+#[derive(Debug)]
+pub(crate) struct Group {
+    directory: PathBuf,
+    /// What its memory is limited to.
+    memory: Option<u64>,
+}
+
+const ADVICE: &str = "run troop where a part of the tree is its own: in a unit with Delegate=yes, as `troop startup` writes it, or by \
+                      `systemd-run --scope -p Delegate=yes troop run …`";
+
+fn refused(what: impl Into<String>) -> Error {
+    Error::Settings(format!("{}; {ADVICE}", what.into()))
+}
+
+impl Tree {
+    pub(crate) fn find() -> Result<Tree> {
+        let read = |path: &str| fs::read_to_string(path).map_err(Error::io("find the control group of this process"));
+        let (mounts, groups) = (read("/proc/self/mountinfo")?, read("/proc/self/cgroup")?);
+        let own = place(&mounts, &groups).ok_or_else(|| refused("there are no control groups of version 2 for this process"))?;
+        let name = own.file_name().unwrap_or_default().as_bytes();
+        // After a restart it is in its leaf already.
+        let in_leaf = name.starts_with(b"troop.") && name.ends_with(b".primary");
+        let directory = if in_leaf { own.parent().unwrap_or(&own).to_owned() } else { own };
+        Ok(Tree { directory, enabled: BTreeSet::new(), in_leaf })
+    }
+
+    /// Lets the workers' groups have these controllers.
+    fn enable(&mut self, limits: &Cgroup) -> Result<()> {
+        let missing: Vec<_> = limits.controllers().into_iter().filter(|name| !self.enabled.contains(*name)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let here = self.directory.display().to_string();
+        let had = fs::read_to_string(self.directory.join("cgroup.controllers")).unwrap_or_default();
+        if let Some(none) = missing.iter().find(|name| !had.split_whitespace().any(|had| had == **name)) {
+            let had = if had.trim().is_empty() { "none" } else { had.trim() };
+            return Err(refused(format!("the control group {here} has no controller {none:?} ({had})")));
+        }
+        if !self.in_leaf {
+            let leaf = self.directory.join(format!("troop.{}.primary", std::process::id()));
+            make(&leaf).map_err(|e| refused(format!("cannot make a control group in {here}: {e}")))?;
+            fs::write(leaf.join("cgroup.procs"), "0")
+                .map_err(|e| refused(format!("cannot go into a control group in {here}: {e}")))?;
+            self.in_leaf = true;
+            self.remove_old(&leaf);
+        }
+        for name in missing {
+            let written = fs::write(self.directory.join("cgroup.subtree_control"), format!("+{name}"));
+            written.map_err(|e| match e.kind() {
+                io::ErrorKind::ResourceBusy => {
+                    refused(format!("others are in this process's control group {here}: {}", self.others()))
+                }
+                _ => refused(format!("cannot divide the control group {here}: {e}")),
+            })?;
+            self.enabled.insert(name.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Removes what primaries have left here that were killed.
+    fn remove_old(&self, leaf: &Path) {
+        for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            if entry.file_name().as_bytes().starts_with(b"troop.") && entry.path() != leaf {
+                // Only those go in which nobody is.
+                let _ = fs::remove_dir(entry.path());
+            }
+        }
+    }
+
+    /// Who they are, as far as there is room for it.
+    fn others(&self) -> String {
+        let pids = fs::read_to_string(self.directory.join("cgroup.procs")).unwrap_or_default();
+        let named = |pid: &str| {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            format!("{} {pid}", name.trim())
+        };
+        pids.lines().take(3).map(named).collect::<Vec<_>>().join(", ")
+    }
+
+    /// A group for a worker.
+    pub(crate) fn make(&mut self, worker: WorkerId, limits: &Cgroup) -> Result<Group> {
+        self.enable(limits)?;
+        let directory = self.directory.join(format!("troop.{}.worker-{worker}", std::process::id()));
+        make(&directory).map_err(|e| refused(format!("cannot make the control group {}: {e}", directory.display())))?;
+        let group = Group { directory, memory: limits.memory };
+        for (name, value) in limits.files() {
+            if let Err(e) = fs::write(group.directory.join(name), &value) {
+                // Without swap there is none to limit.
+                if e.kind() == io::ErrorKind::NotFound && name == "memory.swap.max" {
+                    continue;
+                }
+                return Err(Error::Settings(format!("cannot write {value:?} to {name} of a worker's control group: {e}")));
+            }
+        }
+        Ok(group)
+    }
+}
+
+fn make(directory: &Path) -> io::Result<()> {
+    match fs::create_dir(directory) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Where a process is in the file system, by its `mountinfo` and `cgroup`.
+fn place(mounts: &str, groups: &str) -> Option<PathBuf> {
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    mounts.lines().find_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        let (root, point) = (fields.next()?, fields.next()?);
+        if !kind.starts_with("cgroup2 ") {
+            return None;
+        }
+        // Not all of the tree may be mounted; what is outside of it is shown as `/..`.
+        let below = Path::new(own).strip_prefix(root).ok()?;
+        let inside = !below.components().any(|part| part.as_os_str() == "..");
+        inside.then(|| Path::new(point).join(below))
+    })
+}
+
+impl Group {
+    /// Who writes `0` to this goes into it.
+    pub(crate) fn entrance(&self) -> io::Result<File> {
+        OpenOptions::new().write(true).open(self.directory.join("cgroup.procs"))
+    }
+
+    /// Ends all that are in it, at once. False where the kernel cannot do that (before 5.14).
+    pub(crate) fn kill(&self) -> bool {
+        fs::write(self.directory.join("cgroup.kill"), "1").is_ok()
+    }
+
+    pub(crate) fn members(&self) -> Vec<u32> {
+        let pids = fs::read_to_string(self.directory.join("cgroup.procs")).unwrap_or_default();
+        pids.lines().filter_map(|pid| pid.parse().ok()).collect()
+    }
+
+    /// The limit, if somebody in it was killed because of it.
+    pub(crate) fn broken_limit(&self) -> Option<u64> {
+        let events = fs::read_to_string(self.directory.join("memory.events")).ok()?;
+        let killed = events.lines().find_map(|line| line.strip_prefix("oom_kill ")).is_some_and(|count| count.trim() != "0");
+        self.memory.filter(|_| killed)
+    }
+
+    /// Removes it, if nobody is in it.
+    pub(crate) fn remove(&self) -> bool {
+        fs::remove_dir(&self.directory).is_ok() || !self.directory.exists()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_found_in_the_tree() {
+        let mounts =
+            "25 30 0:23 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n26 30 0:24 / /tmp rw - tmpfs x rw\n";
+        let cases = [
+            (mounts, "0::/system.slice/web.service\n", Some("/sys/fs/cgroup/system.slice/web.service")),
+            (mounts, "0::/\n", Some("/sys/fs/cgroup/")),
+            (mounts, "4:memory:/x\n0::/a\n", Some("/sys/fs/cgroup/a")),
+            (mounts, "4:memory:/x\n", None),
+            (mounts, "0::/../b\n", None),
+            ("25 30 0:23 /docker/c /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", "0::/docker/c/d\n", Some("/sys/fs/cgroup/d")),
+            ("25 30 0:23 /docker/c /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", "0::/other\n", None),
+            ("25 30 0:23 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n", "0::/x\n", None),
+        ];
+        for (mounts, groups, expected) in cases {
+            assert_eq!(place(mounts, groups).as_deref(), expected.map(Path::new), "{groups}");
+        }
+    }
+
+    #[test]
+    fn limits_are_what_the_kernel_reads() {
+        let other = BTreeMap::from([("io.weight".to_owned(), "50".to_owned()), ("cgroup.max.depth".to_owned(), "1".to_owned())]);
+        let limits = Cgroup { memory: Some(1 << 20), cpu: Some(1.5), processes: Some(30), other, ..Cgroup::default() };
+        let files = limits.files().into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();
+        let expected = [
+            "memory.max=1048576",
+            "cpu.max=150000 100000",
+            "pids.max=30",
+            "memory.oom.group=1",
+            "cgroup.max.depth=1",
+            "io.weight=50",
+        ];
+        assert_eq!(files, expected);
+        assert_eq!(limits.controllers().into_iter().collect::<Vec<_>>(), ["cpu", "io", "memory", "pids"]);
+        assert!(Cgroup::default().is_empty() && !limits.is_empty());
+    }
+}
