@@ -1,16 +1,16 @@
 //! What workers are started with: Node's `cluster.settings`, cumulative `setup`, and what Node adds for its own programs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{CString, OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use troop_sys::spawn;
 
 use crate::activation::ActivationSocket;
-use crate::error::{Error, Result};
 use crate::primary::Cgroup;
+
+mod prepare;
 
 /// What a worker's standard stream is connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -396,12 +396,6 @@ pub(crate) const SERIALIZATION: &str = "NODE_CHANNEL_SERIALIZATION_MODE";
 /// The number under which a worker finds its channel.
 pub(crate) const CHANNEL_NUMBER: i32 = 3;
 
-fn text(s: impl Into<OsString>) -> Result<CString> {
-    let s: OsString = s.into();
-    let shown = s.to_string_lossy().into_owned();
-    CString::new(s.into_vec()).map_err(|_| Error::Settings(format!("{shown:?} contains a NUL byte")))
-}
-
 impl Settings {
     /// The limits as the system counts them.
     pub(crate) fn raw_limits(&self) -> Vec<(u32, u64, u64)> {
@@ -413,199 +407,5 @@ impl Settings {
     pub(crate) fn cpus_of(&self, slot: Option<u32>) -> Vec<usize> {
         let at = slot.unwrap_or(0) as usize;
         if self.cpus.is_empty() { Vec::new() } else { self.cpus[at % self.cpus.len()].clone() }
-    }
-}
-
-/// The command line and environment of one worker.
-#[derive(Debug)]
-pub(crate) struct Prepared {
-    pub(crate) candidates: Vec<CString>,
-    pub(crate) argv: Vec<CString>,
-    pub(crate) env: Vec<CString>,
-    pub(crate) program: String,
-}
-
-impl Settings {
-    fn is_node(&self) -> bool {
-        let name = self.exec_path.as_deref().and_then(Path::file_name);
-        name.is_some_and(|name| name == "node" || name == "nodejs")
-    }
-
-    /// Whether a worker surely speaks Node's protocol, once its program runs.
-    pub(crate) fn will_speak(&self) -> bool {
-        self.activation.is_none() && (self.is_node() || self.exec_path.is_none())
-    }
-
-    /// The inspector's port: given ones are used, automatic ones count up over the life of the primary.
-    fn inspector(&self, env: &BTreeMap<OsString, OsString>, count: &mut u32) -> Option<u16> {
-        const FLAGS: [&str; 4] = ["--inspect", "--inspect-brk", "--inspect-port", "--debug-port"];
-        let options = env.get(OsStr::new("NODE_OPTIONS")).map(|o| o.to_string_lossy().into_owned()).unwrap_or_default();
-        let flags: Vec<String> = self.exec_argv.iter().map(|a| a.to_string_lossy().into_owned()).collect();
-        let mut relevant = flags
-            .iter()
-            .map(String::as_str)
-            .chain(options.split_whitespace())
-            .filter(|a| FLAGS.iter().any(|f| a.starts_with(f)))
-            .peekable();
-        relevant.peek()?;
-        if let InspectPort::Fixed(port) = self.inspect_port {
-            return Some(port);
-        }
-        let base = relevant
-            .filter_map(|a| a.split_once('='))
-            .filter_map(|(_, at)| at.rsplit(':').next()?.parse::<u32>().ok())
-            .next_back();
-        if base == Some(0) {
-            // Each finds a free one by itself. (Node counts up from 0, and its workers die of ports below 1024.)
-            return Some(0);
-        }
-        *count += 1;
-        let port = base.unwrap_or(9229) + *count;
-        Some(u16::try_from(if port > 65535 { 1024 + (port - 65536) % 64512 } else { port }).unwrap_or(9229))
-    }
-
-    /// What to execute for the worker with this id.
-    pub(crate) fn prepare(
-        &self,
-        id: u32,
-        slot: Option<u32>,
-        extra: &BTreeMap<OsString, OsString>,
-        inspectors: &mut u32,
-    ) -> Result<Prepared> {
-        let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
-        env.retain(|name, _| !self.env_hidden.contains(name));
-        env.extend(self.env.clone());
-        env.extend(extra.clone());
-        // A worker that is itself a primary must not pass its own identity on.
-        for name in [UNIQUE_ID, CHANNEL_FD, SERIALIZATION, "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
-            env.remove(OsStr::new(name));
-        }
-        for name in &self.slot_variables {
-            // Not that of a worker which is itself a primary.
-            env.remove(name);
-            if let Some(slot) = slot {
-                env.insert(name.clone(), slot.to_string().into());
-            }
-        }
-        if let Some(place) = &self.notify {
-            env.insert("NOTIFY_SOCKET".into(), place.clone());
-        }
-        if let Some(sockets) = &self.activation {
-            env.extend(activation(sockets));
-        } else {
-            env.insert(UNIQUE_ID.into(), id.to_string().into());
-            env.insert(CHANNEL_FD.into(), CHANNEL_NUMBER.to_string().into());
-            env.insert(SERIALIZATION.into(), "json".into());
-        }
-        if let Some(profile) = env.get_mut(OsStr::new("LLVM_PROFILE_FILE"))
-            && !profile.as_bytes().windows(2).any(|w| w == b"%p")
-        {
-            *profile = per_process(profile);
-        }
-        let (name, candidates) = match &self.exec_path {
-            Some(path) => {
-                let search_path = env.get(OsStr::new("PATH")).map(OsString::as_os_str);
-                (path.clone().into_os_string(), spawn::search(&text(path)?, search_path))
-            }
-            // The image that runs, whatever has become of its file.
-            None => (std::env::args_os().next().unwrap_or_default(), vec![c"/proc/self/exe".to_owned()]),
-        };
-        let mut exec_argv = self.exec_argv.clone();
-        if self.is_node() {
-            let any = |prefix: &str| exec_argv.iter().any(|a| a.as_bytes().starts_with(prefix.as_bytes()));
-            if any("--prof") && !any("--logfile=") {
-                exec_argv.push("--logfile=v8-%p.log".into());
-            }
-            if let Some(port) = self.inspector(&env, inspectors) {
-                exec_argv.push(format!("--inspect-port={port}").into());
-            }
-        }
-        let argv = std::iter::once(name.clone())
-            .chain(exec_argv)
-            .chain(self.exec.clone().map(PathBuf::into_os_string))
-            .chain(self.args.iter().cloned())
-            .map(text)
-            .collect::<Result<_>>()?;
-        let env = env.into_iter().map(|(name, value)| text([name, value].join(OsStr::new("=")))).collect::<Result<_>>()?;
-        Ok(Prepared { candidates, argv, env, program: name.to_string_lossy().into_owned() })
-    }
-}
-
-/// What tells a program of the sockets that it gets: systemd's variables and Einhorn's. (`LISTEN_PID` is the process's own affair.)
-fn activation(sockets: &[ActivationSocket]) -> Vec<(OsString, OsString)> {
-    let names: Vec<&str> = sockets.iter().map(|socket| socket.name.as_str()).collect();
-    let count = sockets.len().to_string();
-    let mut env: Vec<(OsString, OsString)> = vec![
-        ("LISTEN_FDS".into(), count.clone().into()),
-        ("LISTEN_FDNAMES".into(), names.join(":").into()),
-        ("EINHORN_FD_COUNT".into(), count.into()),
-    ];
-    env.extend((0..sockets.len()).map(|at| (format!("EINHORN_FD_{at}").into(), (at + 3).to_string().into())));
-    env
-}
-
-/// Puts the process id into a profile's file name, so that workers do not overwrite each other's.
-fn per_process(file: &OsStr) -> OsString {
-    let path = Path::new(file);
-    let mut name = path.file_stem().unwrap_or_default().to_owned();
-    name.push("-%p");
-    if let Some(extension) = path.extension() {
-        name.push(".");
-        name.push(extension);
-    }
-    path.with_file_name(name).into_os_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn argv(settings: &Settings, inspectors: &mut u32) -> Vec<String> {
-        let prepared = settings.prepare(1, None, &BTreeMap::new(), inspectors).unwrap();
-        prepared.argv.iter().map(|a| a.to_str().unwrap().to_owned()).collect()
-    }
-
-    fn node(exec_argv: &[&str]) -> Settings {
-        let mut settings = Settings::default();
-        Setup::new().script("a.js").args(["x"]).exec_argv(exec_argv.iter().copied()).apply(&mut settings);
-        settings
-    }
-
-    #[test]
-    fn setup_is_cumulative() {
-        let mut settings = Settings::default();
-        Setup::new().script("a.js").args(["x"]).env("A", "1").silent(true).apply(&mut settings);
-        Setup::new().env("B", "2").args(["y"]).apply(&mut settings);
-        assert_eq!((settings.exec.as_deref(), settings.args.as_slice()), (Some(Path::new("a.js")), &["y".into()][..]));
-        assert_eq!((settings.env.len(), settings.stdio), (2, [Stdio::Inherit, Stdio::Pipe, Stdio::Pipe]));
-    }
-
-    #[test]
-    fn node_workers_get_profile_files_and_inspector_ports_of_their_own() {
-        let mut count = 0;
-        assert_eq!(argv(&node(&["--prof"]), &mut count), ["node", "--prof", "--logfile=v8-%p.log", "a.js", "x"]);
-        assert_eq!(argv(&node(&["--prof", "--logfile=mine"]), &mut count), ["node", "--prof", "--logfile=mine", "a.js", "x"]);
-        let settings = node(&["--inspect=127.0.0.1:9400"]);
-        assert_eq!(argv(&settings, &mut count)[2], "--inspect-port=9401");
-        assert_eq!(argv(&settings, &mut count)[2], "--inspect-port=9402");
-        assert_eq!(argv(&node(&["--inspect-brk"]), &mut count)[2], "--inspect-port=9232");
-        assert_eq!(argv(&node(&["--inspect=0"]), &mut count)[2], "--inspect-port=0");
-        let fixed = Settings { inspect_port: InspectPort::Fixed(9500), ..node(&["--inspect"]) };
-        assert_eq!(argv(&fixed, &mut count)[2], "--inspect-port=9500");
-    }
-
-    #[test]
-    fn llvm_profiles_are_per_process() {
-        assert_eq!(per_process(OsStr::new("/tmp/a.profraw")), OsString::from("/tmp/a-%p.profraw"));
-        assert_eq!(per_process(OsStr::new("default")), OsString::from("default-%p"));
-    }
-
-    #[test]
-    fn the_identity_cannot_be_overridden() {
-        let mut settings = Settings::default();
-        Setup::new().program("x").env("NODE_UNIQUE_ID", "99").apply(&mut settings);
-        let prepared = settings.prepare(7, None, &BTreeMap::new(), &mut 0).unwrap();
-        let ids: Vec<_> = prepared.env.iter().filter(|e| e.to_bytes().starts_with(b"NODE_UNIQUE_ID=")).collect();
-        assert_eq!(ids, [&c"NODE_UNIQUE_ID=7".to_owned()]);
     }
 }
