@@ -16,7 +16,7 @@ use crate::log::{self, Log};
 use crate::logs::collect::Collector;
 use crate::logs::file::{LogFile, Rotation};
 use crate::logs::journal::Journal;
-use crate::logs::place::files;
+use crate::logs::place::{files, remember};
 use crate::logs::writer::{Queue, Sink};
 use crate::plan::{self, Plan};
 use crate::restart::{self, Restarting};
@@ -185,6 +185,7 @@ fn queue(plan: &Plan, name: &str) -> Result<Option<Arc<Queue>>, Refused> {
             };
             let mut files = vec![LogFile::new(file, rotation)];
             files.extend(errors.map(|errors| LogFile::new(errors, rotation)));
+            remember(name, &files.iter().map(|file| file.path().to_owned()).collect::<Vec<_>>());
             for file in &mut files {
                 // What cannot be opened is said before anything runs.
                 file.check().map_err(|e| Refused::Nonsense(format!("cannot write {}: {e}", file.path().display())))?;

@@ -117,6 +117,15 @@ fn what_workers_print_is_in_files_and_is_shown() {
     home.fine(&["stop", "web"]);
     assert!(home.fine(&["logs", "web", "-n", "50"]).contains("asked for /page"));
     assert_eq!(home.troop(&["logs", "other"]).0, 3);
+    assert_eq!(home.troop(&["logs", "../logs/web"]).0, 3);
+    // Also where it was told to write.
+    home.fine(&["start", "server.js", "-i", "1", "-n", "web", "-o", "own/out.log", "-e", "own/err.log"]);
+    home.fine(&["stop", "web"]);
+    let said = home.fine(&["logs", "web", "-n", "50"]);
+    assert!(said.contains("slot 0 listens") && said.contains("worker 1 started") && !said.contains("asked for"), "{said}");
+    home.fine(&["start", "server.js", "-i", "1", "-n", "web"]);
+    home.fine(&["stop", "web"]);
+    assert!(home.fine(&["logs", "web", "-n", "100"]).contains("asked for /page"), "the usual file again");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::line::{self, Entry};
 use super::place;
 use crate::args::Logs;
 use crate::control::client::{self, Trouble};
-use crate::control::{Ask, Failure};
+use crate::control::{self, Ask, Failure};
 
 /// How often it is looked whether there is more.
 const LOOK: Duration = Duration::from_millis(200);
@@ -35,10 +35,13 @@ fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, Trouble> {
     let clients = match client::find(args.app.as_deref()) {
         Ok(clients) => clients,
         Err(Trouble::NoApp(text)) => {
-            let old = args.app.as_ref().map(|name| (name.clone(), place::directory().join(format!("{name}.log"))));
-            return match old.filter(|(_, path)| path.exists()) {
-                Some(old) => Ok(vec![old]),
-                None => Err(Trouble::NoApp(text)),
+            // What is no name is no part of a path.
+            let name = args.app.as_deref().filter(|name| control::place::is_name(name)).unwrap_or_default();
+            let old = place::remembered(name);
+            return if old.is_empty() || name.is_empty() {
+                Err(Trouble::NoApp(text))
+            } else {
+                Ok(old.into_iter().map(|path| (name.to_owned(), path)).collect())
             };
         }
         Err(trouble) => return Err(trouble),
