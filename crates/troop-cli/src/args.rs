@@ -39,6 +39,7 @@ pub(crate) enum Command {
     Stop(Stop),
     Policy(Policy),
     Signal(Signal),
+    Send(Send),
     Check(Check),
     Init(Init),
     Startup(Startup),
@@ -285,6 +286,7 @@ pub(crate) enum To {
 
 /// End an app: its workers finish what they serve
 #[derive(Debug, Args)]
+#[command(visible_alias = "delete", alias = "del")]
 pub(crate) struct Stop {
     /// The app's name, or `all`; may be left out when there is only one
     pub(crate) app: Option<String>,
@@ -320,6 +322,47 @@ pub(crate) struct Policy {
     /// For programs
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Send a message to an app's workers
+///
+/// A Node worker gets it by `process.on('message')`, a Rust worker by `Worker::next_event`. What is no JSON is sent as text. With --ask, an
+/// answer of each worker is waited for: Rust workers answer a `Request`; a Node worker gets `{ troop: 'request', id, body }`, and answers by
+/// `process.send({ troop: 'reply', id, body })`.
+#[derive(Debug, Args)]
+#[command(override_usage = "troop send [OPTIONS] [APP] <MESSAGE>")]
+#[command(after_help = "Examples:
+  troop send web '{\"flush\": \"users\"}'
+  troop send web:3 read-again
+  troop send web --ask '\"how are you\"'
+
+Exit codes: 0, or 1 if it could not be sent to all, or not all have answered.")]
+pub(crate) struct Send {
+    /// The app's name, or one worker of it (`web:3`, by its number), which may be left out when there is only one; and what is sent: JSON, or text
+    #[arg(value_name = "MESSAGE", num_args = 1..=2, required = true)]
+    words: Vec<String>,
+
+    /// Wait for the answers
+    #[arg(long)]
+    pub(crate) ask: bool,
+
+    /// How long to wait for them
+    #[arg(long, value_name = "TIME", value_parser = config::time, default_value = "10s", requires = "ask")]
+    pub(crate) timeout: Time,
+
+    /// For programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl Send {
+    /// The app, if it was named, and the message.
+    pub(crate) fn words(&self) -> (Option<&str>, &str) {
+        match &self.words[..] {
+            [app, message] => (Some(app), message),
+            words => (None, words.first().map_or("", String::as_str)),
+        }
+    }
 }
 
 /// Send a signal to an app's workers

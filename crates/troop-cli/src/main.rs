@@ -23,7 +23,7 @@ use clap::{CommandFactory as _, Parser};
 
 use args::Command;
 use control::client::Trouble;
-use verbs::{check, init, look, startup, steer};
+use verbs::{check, init, look, send, startup, steer};
 
 /// The exit code when there is no such app.
 const NO_APP: u8 = 3;
@@ -60,6 +60,7 @@ fn main() -> ExitCode {
         Command::Stop(args) => steer::stop(&args),
         Command::Policy(args) => steer::policy(&args),
         Command::Signal(args) => steer::signal(&args),
+        Command::Send(args) => send::send(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::{Running, node, run, start_in};
+use support::{Home, Running, node, run, start_in};
 use troop_testkit::{PATIENCE, is_running, talk, wait_until};
 
 fn app(args: &[&str], program: &str) -> Running {
@@ -192,6 +192,33 @@ fn signals_reach_the_workers_that_are_meant() {
     let (code, _, err) = troop.troop(["signal", "hello", "9", "--worker", "77"]);
     assert_eq!((code, err.as_str()), (1, "troop: there is no worker 77\n"));
     assert_eq!(troop.troop(["signal", "SIGNONSENSE"]).0, 2);
+}
+
+#[test]
+fn messages_reach_the_workers_that_are_meant_and_answers_come_back() {
+    let home = Home::with(&[("answers.js", include_str!("node/answers.js"))]);
+    home.fine(&["start", "answers.js", "-i", "2", "--name", "web"]);
+    assert_eq!(home.fine(&["send", "web", "{\"flush\": [1, \"ü\"]}"]), "web: sent to 2 workers\n");
+    wait_until("the message at both", || home.log("web.log").matches("sent {\"flush\":[1,\"ü\"]}").count() == 2);
+    assert_eq!(home.fine(&["send", "web:2", "plain words"]), "web: sent to 1 workers\n");
+    wait_until("the text", || home.log("web.log").matches("sent \"plain words\"").count() == 1);
+    let out = home.fine(&["send", "--ask", "\"hello\""]);
+    let answers: Vec<&str> = out.lines().collect();
+    assert!(answers.len() == 2 && answers[0].starts_with("web:1: {\"by\":") && answers[1].starts_with("web:2: "), "{out}");
+    let answer: Value = serde_json::from_str(&home.fine(&["send", "web:1", "--ask", "hello", "--json"])).unwrap();
+    assert_eq!((&answer["workers"], &answer["answers"]["1"]["heard"]), (&json!([1]), &json!("hello")));
+    let (code, _, err) = home.troop(&["send", "web:1", "--ask", "refuse"]);
+    assert!(code == 1 && err.contains("worker 1") && err.contains("not now"), "{code} {err}");
+    let (code, _, err) = home.troop(&["send", "web", "--ask", "--timeout", "100ms", "hang"]);
+    assert!(code == 1 && err.contains("worker 1") && err.contains("worker 2") && err.contains("100ms"), "{code} {err}");
+    assert_eq!(home.troop(&["send", "web:9", "x"]).0, 1);
+    let (code, _, err) = home.troop(&["send", "web", "{\"cmd\": \"NODE_CLUSTER\", \"act\": \"disconnect\"}"]);
+    assert!(code == 2 && err.contains("Node's own"), "{code} {err}");
+    home.fine(&["delete", "web"]);
+    // Who has no channel cannot be told anything.
+    home.fine(&["start", "sleep", "-b", "127.0.0.1:0", "-i", "1", "--", "1000"]);
+    let (code, _, err) = home.troop(&["send", "sleep", "x"]);
+    assert!(code == 1 && err.contains("activation"), "{code} {err}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 pub(crate) mod client;
 pub(crate) mod place;
+mod send;
 pub(crate) mod server;
 
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,13 @@ pub(crate) enum Ask {
     Schedule { listener: Option<String>, policy: String },
     /// Sends a signal to a worker, or to all.
     Signal { signal: i32, worker: Option<u32> },
+    /// Sends a message to a worker, or to all, and waits so many milliseconds for answers, if that is asked for.
+    Send {
+        message: Value,
+        worker: Option<u32>,
+        #[serde(default)]
+        wait_ms: Option<u64>,
+    },
     /// Everything that happens from now on.
     Events,
 }

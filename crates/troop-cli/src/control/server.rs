@@ -186,6 +186,13 @@ impl Server {
             Ask::Scale { workers, by } => self.scale(workers, by).await,
             Ask::Schedule { listener, policy } => self.schedule(listener, &policy).await,
             Ask::Signal { signal, worker } => self.signal(signal, worker).await,
+            Ask::Send { message, worker, wait_ms } => {
+                if !self.plan().app.bind.is_empty() {
+                    let text = "its workers take sockets by activation, and have no channel for messages";
+                    return Ok(Err(Failure::new("failed", text)));
+                }
+                super::send::send(&self.cluster, message, worker, wait_ms.map(Duration::from_millis)).await
+            }
             Ask::Restart => {
                 if let Err(failure) = self.can_restart().await {
                     return Ok(Err(failure));

@@ -3,6 +3,7 @@
 pub(crate) mod check;
 pub(crate) mod init;
 pub(crate) mod look;
+pub(crate) mod send;
 pub(crate) mod startup;
 pub(crate) mod steer;
 mod table;

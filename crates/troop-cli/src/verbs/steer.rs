@@ -19,7 +19,7 @@ fn report(json: bool, answer: &Value, text: impl FnOnce() -> String) {
 }
 
 /// The app that is meant, if it is one.
-fn one(target: Option<&str>) -> Result<Client, Trouble> {
+pub(super) fn one(target: Option<&str>) -> Result<Client, Trouble> {
     let mut clients = client::find(target)?;
     match clients.len() {
         1 => Ok(clients.remove(0)),

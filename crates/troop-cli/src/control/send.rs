@@ -1,0 +1,62 @@
+//! Messages to workers, in the name of whoever steers the app.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use troop::{Cluster, Error, WorkerHandle, WorkerId};
+
+use super::Failure;
+
+/// The longest that answers are waited for.
+const MOST_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// Sends a message to a worker, or to all; and waits for answers, if that is asked for.
+pub(super) async fn send(
+    cluster: &Cluster,
+    message: Value,
+    worker: Option<u32>,
+    wait: Option<Duration>,
+) -> Result<Value, Failure> {
+    if message["cmd"].as_str().is_some_and(|cmd| cmd.starts_with("NODE_")) {
+        return Err(Failure::new("bad-request", "messages whose `cmd` begins with NODE_ are Node's own"));
+    }
+    let workers = match worker {
+        None => cluster.workers(),
+        Some(id) => match cluster.worker(WorkerId(id)) {
+            Some(worker) => vec![worker],
+            None => return Err(Failure::new("no-worker", format!("there is no worker {id}"))),
+        },
+    };
+    let (mut reached, mut answers, mut failed) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+    let mut asked = JoinSet::new();
+    for worker in workers {
+        match wait {
+            None => match worker.try_send(&message) {
+                Ok(()) => reached.push(worker.id()),
+                Err(e) => drop(failed.insert(worker.id(), e.chain())),
+            },
+            Some(wait) => {
+                let message = message.clone();
+                asked.spawn(async move { (worker.id(), ask(&worker, &message, wait.min(MOST_PATIENCE)).await) });
+            }
+        }
+    }
+    while let Some(answered) = asked.join_next().await {
+        let Ok((worker, answer)) = answered else { continue };
+        match answer {
+            Ok(answer) => {
+                reached.push(worker);
+                answers.insert(worker, answer);
+            }
+            Err(e) => drop(failed.insert(worker, e.chain())),
+        }
+    }
+    reached.sort_unstable();
+    Ok(json!({ "workers": reached, "answers": answers, "failed": failed }))
+}
+
+async fn ask(worker: &WorkerHandle, message: &Value, wait: Duration) -> Result<Value, Error> {
+    worker.request(message, wait).await
+}

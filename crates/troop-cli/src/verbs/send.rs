@@ -1,0 +1,37 @@
+//! `troop send`: a message to workers, and what they answer.
+
+use std::io::Write as _;
+
+use serde_json::Value;
+
+use super::steer::one;
+use crate::args::Send;
+use crate::control::client::{self, Trouble};
+use crate::control::{Ask, Failure};
+
+/// `troop send`.
+pub(crate) fn send(args: &Send) -> Result<(), Trouble> {
+    let (app, message) = args.words();
+    let (app, worker) = client::target(app)?;
+    let mut client = one(app)?;
+    let message = serde_json::from_str(message).unwrap_or_else(|_| Value::String(message.to_owned()));
+    let wait_ms = args.ask.then(|| u64::try_from(args.timeout.0.as_millis()).unwrap_or(u64::MAX));
+    let answer = client.ask(Ask::Send { message, worker, wait_ms }, |_| {})?;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        let _ = writeln!(out, "{answer}");
+    } else if args.ask {
+        for (worker, answer) in answer["answers"].as_object().into_iter().flatten() {
+            let _ = writeln!(out, "{}:{worker}: {answer}", client.name());
+        }
+    } else {
+        let _ = writeln!(out, "{}: sent to {} workers", client.name(), answer["workers"].as_array().map_or(0, Vec::len));
+    }
+    let failed = answer["failed"].as_object().into_iter().flatten();
+    let failed: Vec<_> = failed.map(|(worker, why)| format!("worker {worker}: {}", why.as_str().unwrap_or_default())).collect();
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(Trouble::Failed(Failure::new("failed", format!("{}: {}", client.name(), failed.join("; ")))))
+    }
+}
