@@ -443,6 +443,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "[ADDR=]POLICY", env = "TROOP_POLICY", value_delimiter = ';', value_parser = chosen)]
     pub(crate) policy: Vec<Chosen>,
 
+    /// Let workers listen here and nowhere else: `8000`, `127.0.0.1:8000`, `udp:53`, a path; may be repeated
+    #[arg(long, value_name = "ADDR", conflicts_with = "bind")]
+    pub(crate) may_listen: Vec<Pattern>,
+
     /// The workers' parts of the connections, in relation to 100: `5,100,100` makes the first of three a canary
     #[arg(long, value_name = "N,…", value_delimiter = ',')]
     pub(crate) weights: Vec<u32>,

@@ -206,6 +206,9 @@ impl Run {
         if !self.bind.is_empty() {
             app.bind.clone_from(&self.bind);
         }
+        if !self.may_listen.is_empty() {
+            app.may_listen = self.may_listen.iter().map(ToString::to_string).collect();
+        }
         if !self.weights.is_empty() {
             app.weights.clone_from(&self.weights);
         }

@@ -177,6 +177,8 @@ pub enum Violation {
     Silent(u64),
     /// More listeners than one worker may ask for.
     TooManyListeners(usize),
+    /// A listener that workers may not have; where.
+    Forbidden(String),
 }
 
 impl Violation {
@@ -210,6 +212,7 @@ impl fmt::Display for Violation {
             Violation::Hung(ms) => write!(f, "no answer to a connection for {ms} ms"),
             Violation::Silent(ms) => write!(f, "no sign of life for {ms} ms"),
             Violation::TooManyListeners(limit) => write!(f, "more than {limit} listeners"),
+            Violation::Forbidden(at) => write!(f, "a listener that it may not have: {at}"),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use troop::{Cause, Cluster, Event, ExitHow, Fork, Handle, Progress, RestartPolicy, Setup};
-use troop_testkit::{PATIENCE, Troop, open_descriptors, wait_until};
+use troop_testkit::{PATIENCE, Troop, ask, node_program, open_descriptors, wait_until};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
@@ -124,4 +124,51 @@ async fn events_can_be_read_by_a_thread_that_blocks() {
     let (names, nothing_more) = tokio::task::spawn_blocking(|| reader.join().unwrap()).await.unwrap();
     assert_eq!(names.last().unwrap(), "worker 1 finished: exit code 0");
     assert!(nothing_more);
+}
+
+#[tokio::test]
+async fn workers_listen_where_they_may_and_nowhere_else() {
+    let builder = Cluster::builder().may_listen("0".parse().unwrap()).may_listen("udp:127.0.0.1:0".parse().unwrap());
+    let text = "
+        const tries = [[{ port: 0 }, 'tcp'], [{ port: 47111, host: '127.0.0.1' }, 'port'], [{ path: '/tmp/troop-not-here' }, 'path'], [{ fd: 0 }, 'fd']];
+        (async () => {
+            const told = {};
+            for (const [options, name] of tries) {
+                told[name] = await new Promise((done) => {
+                    const server = require('net').createServer((s) => s.end('served')).listen(options, () => done('listens'));
+                    server.on('error', (e) => done(e.code));
+                });
+            }
+            for (const port of [0, 47112]) {
+                told[`udp ${port}`] = await new Promise((done) => {
+                    require('dgram').createSocket('udp4').on('error', (e) => done(e.code)).bind(port, '127.0.0.1', () => done('listens'));
+                });
+            }
+            process.send(told);
+        })()";
+    let mut troop = Troop::start(builder.setup(Setup::new().script(node_program("run.js")).args([text])));
+    let worker = troop.fork().await;
+    let port = troop.listening(&worker).await;
+    let told = troop.message(&worker).await;
+    let expected = json!({
+        "tcp": "listens", "port": "EACCES", "path": "EACCES", "fd": "EACCES", "udp 0": "listens", "udp 47112": "EACCES"
+    });
+    assert_eq!(told, expected);
+    let mut forbidden = Vec::new();
+    for _ in 0..3 {
+        // Each power of two is reported.
+        let id = worker.id();
+        let seen = |e: &Event| match e {
+            Event::Misbehaved(w, troop::Violation::Forbidden(at), false) if w.id() == id => Some(at.clone()),
+            _ => None,
+        };
+        forbidden.push(troop.until("the report", seen).await);
+    }
+    assert_eq!(forbidden, ["127.0.0.1:47111", "/tmp/troop-not-here", "udp 127.0.0.1:47112"]);
+    assert_eq!(ask(port, "").await.unwrap(), "served");
+    // A Rust worker has the same rules.
+    let builder = Cluster::builder().may_listen("0".parse().unwrap());
+    let mut troop = Troop::start(builder.setup(fixture(["line", "127.0.0.1:47113"])));
+    let worker = troop.fork().await;
+    assert_eq!(troop.exit(&worker).await, ExitHow::Code(1));
 }

@@ -36,6 +36,9 @@ pub(crate) struct App {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "BTreeMap<String, String>")]
     pub(crate) listeners: BTreeMap<String, Scheduling>,
+    /// The only listeners that workers may ask for: `8000`, `127.0.0.1:8000`, `udp:53`, a path. Default: any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) may_listen: Vec<String>,
     /// The workers' parts of the connections, in relation to 100.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) weights: Vec<u32>,
@@ -137,6 +140,7 @@ impl App {
             bind: Vec::new(),
             policy: None,
             listeners: BTreeMap::new(),
+            may_listen: Vec::new(),
             weights: Vec::new(),
             env: BTreeMap::new(),
             env_file: Vec::new(),

@@ -130,6 +130,9 @@ impl App {
             args::signal(signal).map_err(|e| format!(".report_signal: {signal:?}: {e}"))?;
         }
         self.cpu_sets().map_err(|e| format!(".cpus: {e}"))?;
+        for at in &self.may_listen {
+            at.parse::<Pattern>().map_err(|e| format!(".may_listen: {e}"))?;
+        }
         self.cgroup.check().map_err(|e| format!(".cgroup.{e}"))?;
         for (limited, limit) in &self.limits {
             limit.values().map_err(|e| format!(".limits: {limited:?}: {e}").to_lowercase())?;

@@ -15,6 +15,10 @@ use crate::steer::group::Group;
 use crate::wire::incoming::ClusterMessage;
 use crate::wire::outgoing::{self, Reply, SockName};
 
+/// Characters of what a worker says that are passed on to people.
+const MOST_SHOWN: usize = 200;
+
+const EACCES: i32 = 13;
 const EINVAL: i32 = 22;
 const EADDRINUSE: i32 = 98;
 
@@ -220,12 +224,17 @@ impl Primary {
             fd: message.fd,
             index: if message.port == Some(0) { message.index.unwrap_or(0) } else { 0 },
         };
-        let chosen = self.config.scheduling_for(&Address {
+        let asked = Address {
             address: listen_key.address.clone(),
             port: listen_key.port,
             address_type: listen_key.address_type,
             fd: listen_key.fd,
-        });
+        };
+        if !self.config.allows(&asked) {
+            self.reply_error(worker, &listen_key.text(), ack, EACCES, message.data);
+            return Err(Violation::Forbidden(asked.to_string().chars().take(MOST_SHOWN).collect()));
+        }
+        let chosen = self.config.scheduling_for(&asked);
         // Datagrams cannot be handed over. Unix sockets are in no group.
         let scheduling = match (&chosen, listen_key.address_type) {
             (Scheduling::Steered(_), AddressType::Unix) => Scheduling::RoundRobin,

@@ -53,6 +53,8 @@ pub struct Config {
     pub hung_after: Option<Duration>,
     /// Whether a listener stays open when its last worker has died, for a successor. Node closes it.
     pub keep_listeners: bool,
+    /// The only listeners that workers may ask for; `None`: any.
+    pub may_listen: Option<Vec<Pattern>>,
     /// Listeners that one worker may have open.
     pub max_listeners_per_worker: usize,
     /// Minor violations (see [`Violation::is_fatal`]) after which a worker is cut off.
@@ -72,6 +74,7 @@ impl Default for Config {
             recall_after: Duration::from_secs(1),
             hung_after: Some(Duration::from_secs(30)),
             keep_listeners: true,
+            may_listen: None,
             max_listeners_per_worker: 1024,
             max_violations: 100,
         }
@@ -79,6 +82,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Whether workers may have the listener that one asks for in these words.
+    fn allows(&self, asked: &Address) -> bool {
+        self.may_listen.as_ref().is_none_or(|patterns| patterns.iter().any(|pattern| pattern.matches(asked)))
+    }
+
     /// What was chosen for the listener that a worker asks for in these words.
     fn scheduling_for(&self, asked: &Address) -> Scheduling {
         let own = self.listeners.iter().rev().find(|(pattern, _)| pattern.matches(asked));

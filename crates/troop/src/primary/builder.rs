@@ -190,6 +190,14 @@ impl Builder {
         self
     }
 
+    /// The only listeners that workers may have: what they ask for besides gets `EACCES`, and is reported. May be called several times. By default
+    /// they may have any, as under Node; think of it where this process has privileges that its workers have not, because it is this process
+    /// that binds.
+    pub fn may_listen(mut self, listeners: Pattern) -> Builder {
+        self.config.may_listen.get_or_insert_default().push(listeners);
+        self
+    }
+
     /// Tests each worker from time to time; see [`HealthCheck`]. Default: no test but [`Builder::hung_after`].
     pub fn health(mut self, check: HealthCheck) -> Builder {
         self.health = Some(check);
