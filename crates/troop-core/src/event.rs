@@ -212,7 +212,7 @@ impl fmt::Display for Violation {
             Violation::Hung(ms) => write!(f, "no answer to a connection for {ms} ms"),
             Violation::Silent(ms) => write!(f, "no sign of life for {ms} ms"),
             Violation::TooManyListeners(limit) => write!(f, "more than {limit} listeners"),
-            Violation::Forbidden(at) => write!(f, "a listener that it may not have: {at}"),
+            Violation::Forbidden(at) => write!(f, "a request for a listener that it may not have: {at}"),
         }
     }
 }
