@@ -28,7 +28,7 @@ impl Settings {
 
     /// Whether a worker surely speaks Node's protocol, once its program runs.
     pub(crate) fn will_speak(&self) -> bool {
-        self.activation.is_none() && (self.is_node() || self.exec_path.is_none())
+        self.activation.is_none() && self.is_node()
     }
 
     /// The inspector's port: given ones are used, automatic ones count up over the life of the primary.
