@@ -4,9 +4,11 @@
 
 mod support;
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use support::Home;
 use troop_testkit::wait_until;
@@ -16,6 +18,12 @@ require('child_process').spawn('setsid', ['sleep', '4711'], { detached: true, st
 require('http').createServer((q, s) => s.end()).listen(0, '127.0.0.1');
 ";
 
+/// What can be limited, in which file, and to what: something that no worker here comes near to.
+const LIMITS: [(&str, &str, &str); 3] =
+    [("pids", "pids.max", "100"), ("memory", "memory.max", "1073741824"), ("hugetlb", "hugetlb.2MB.max", "0")];
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
 /// A group that is this test's own.
 struct Own(PathBuf);
 
@@ -23,7 +31,18 @@ impl Own {
     fn make() -> Option<Own> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
         let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "))?.split(' ').nth(4)?.to_owned();
-        let own = Path::new(&mount).join(format!("troop-test-{}", std::process::id()));
+        let mount = Path::new(&mount);
+        // One that is there is not always passed on.
+        let had = fs::read_to_string(mount.join("cgroup.controllers")).ok()?;
+        if let Some((controller, ..)) =
+            LIMITS.iter().find(|(controller, ..)| had.split_whitespace().any(|had| had == *controller))
+        {
+            let _ = OpenOptions::new()
+                .write(true)
+                .open(mount.join("cgroup.subtree_control"))
+                .and_then(|mut file| write!(file, "+{controller}"));
+        }
+        let own = mount.join(format!("troop-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir(&own).ok()?;
         Some(Own(own))
     }
@@ -31,8 +50,7 @@ impl Own {
     /// Something that can be limited here: a file and its value.
     fn limit(&self) -> Option<(&'static str, &'static str)> {
         let controllers = fs::read_to_string(self.0.join("cgroup.controllers")).ok()?;
-        let known = [("pids", "pids.max", "100"), ("memory", "memory.max", "1073741824"), ("hugetlb", "hugetlb.2MB.max", "0")];
-        let found = known.iter().find(|(controller, ..)| controllers.split_whitespace().any(|had| had == *controller));
+        let found = LIMITS.iter().find(|(controller, ..)| controllers.split_whitespace().any(|had| had == *controller));
         found.map(|(_, file, value)| (*file, *value))
     }
 
@@ -73,7 +91,7 @@ fn each_worker_has_a_group_with_its_limits_and_nothing_is_left_in_it() {
     let mut running = troop(&home, &own.0, "run web");
     let ready = || {
         let (code, out, _) = home.troop(&["show", "web", "--json"]);
-        code == 0 && out.matches("\"state\":\"listening\"").count() == 2
+        code == 0 && out.matches("listening").count() >= 2
     };
     wait_until("two workers", ready);
     let primary = format!("troop.{}", running.id());
@@ -89,6 +107,55 @@ fn each_worker_has_a_group_with_its_limits_and_nothing_is_left_in_it() {
     home.fine(&["stop", "web"]);
     assert!(running.wait().unwrap().success());
     assert_eq!(own.groups(), [format!("{primary}.primary")], "which nobody is in any more");
+}
+
+#[test]
+fn limits_can_come_with_a_reload_and_with_a_start_in_the_background() {
+    let Some(own) = Own::make() else { return };
+    let Some((file, value)) = own.limit() else { return };
+    let plain = "[app.web]\nprogram = \"server.js\"\nworkers = 2\n";
+    let limited = format!("{plain}[app.web.cgroup.other]\n\"{file}\" = \"{value}\"\n");
+    let server = "require('http').createServer((q, s) => s.end()).listen(0, '127.0.0.1')";
+    let home = Home::with(&[("server.js", server), ("troop.toml", plain)]);
+    let starter = troop(&home, &own.0, "start web").wait_with_output().unwrap();
+    assert!(starter.status.success(), "{}", String::from_utf8_lossy(&starter.stderr));
+    assert_eq!(own.groups(), [""; 0]);
+    fs::write(home.path().join("troop.toml"), &limited).unwrap();
+    home.fine(&["reload", "web"]);
+    let workers = || own.groups().iter().filter(|name| name.contains("worker")).count();
+    assert_eq!(workers(), 2, "{:?}", own.groups());
+    home.fine(&["stop", "web"]);
+    // Now it has them from the start, while the one that waits for it is there too.
+    let Some(own) = Own::make() else { return };
+    let starter = troop(&home, &own.0, "start web").wait_with_output().unwrap();
+    assert!(starter.status.success(), "{}", String::from_utf8_lossy(&starter.stderr));
+    assert_eq!(own.groups().iter().filter(|name| name.contains("worker")).count(), 2, "{:?}", own.groups());
+    home.fine(&["stop", "web"]);
+}
+
+#[test]
+fn what_a_worker_has_put_into_groups_of_its_own_ends_too() {
+    let Some(own) = Own::make() else { return };
+    let Some((file, value)) = own.limit() else { return };
+    let config = format!("[app.web]\nprogram = \"server.js\"\nworkers = 1\n[app.web.cgroup.other]\n\"{file}\" = \"{value}\"\n");
+    let nests = format!(
+        "{SERVER}
+        const fs = require('fs');
+        const inner = process.env.OWN + '/' + fs.readFileSync('/proc/self/cgroup', 'utf8').split('0::')[1].trim().split('/').pop() + '/inner';
+        fs.mkdirSync(inner);
+        const child = require('child_process').spawn('sh', ['-c', 'trap \"\" TERM; while :; do sleep 1; done'], {{ detached: true, stdio: 'ignore' }});
+        fs.writeFileSync(inner + '/cgroup.procs', String(child.pid));"
+    );
+    let home =
+        Home::with(&[("server.js", &nests), ("troop.toml", &format!("{config}[app.web.env]\nOWN = \"{}\"\n", own.0.display()))]);
+    let mut running = troop(&home, &own.0, "run web");
+    let inner = || own.0.join(format!("troop.{}.worker-1/inner/cgroup.procs", running.id()));
+    wait_until("the inner group", || fs::read_to_string(inner()).is_ok_and(|pids| !pids.is_empty()));
+    home.fine(&["reload", "web"]);
+    // It does not end when it is asked to.
+    wait_until("its end", || !own.groups().iter().any(|name| name.ends_with("worker-1")));
+    home.fine(&["stop", "web"]);
+    assert!(running.wait().unwrap().success());
 }
 
 #[test]

@@ -237,7 +237,10 @@ impl AsyncPoller {
     /// # Errors
     /// If the runtime is shutting down.
     pub async fn ready(&mut self) -> io::Result<()> {
-        if std::mem::take(&mut self.changed) {
+        if self.changed {
+            // Changes at every look must not keep the runtime from others.
+            tokio::task::yield_now().await;
+            self.changed = false;
             return Ok(());
         }
         let mut guard = self.poller.readable_mut().await?;

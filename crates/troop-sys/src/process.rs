@@ -110,6 +110,19 @@ pub fn open_all(list: impl Fn() -> Vec<u32>) -> Vec<OwnedFd> {
     held.into_iter().filter(|(pid, _)| still.contains(pid)).map(|(_, fd)| fd).collect()
 }
 
+/// The process that has started another one, or has taken it over.
+#[must_use]
+pub fn parent(pid: u32) -> Option<u32> {
+    Seen::of(pid).map(|seen| seen.parent)
+}
+
+/// Whether a process descends from another one, as long as those in between live.
+#[must_use]
+pub fn descends(pid: u32, ancestor: u32) -> bool {
+    let line = std::iter::successors(parent(pid), |above| parent(*above));
+    line.take(MOST_ANCESTORS).take_while(|above| *above > 1).any(|above| above == ancestor)
+}
+
 /// The processes that descend from a process, without itself. Looks at all processes. Those whose parents have ended are not found.
 #[must_use]
 pub fn descendants(pid: u32) -> Vec<OwnedFd> {
@@ -125,6 +138,9 @@ pub fn descendants(pid: u32) -> Vec<OwnedFd> {
     }
     found
 }
+
+/// How far up it is looked.
+const MOST_ANCESTORS: usize = 100;
 
 /// A process as `/proc` shows it.
 struct Seen {

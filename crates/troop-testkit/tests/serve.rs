@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use troop::{Builder, Cluster, Event, Progress, Setup, WorkerHandle};
+use troop::{Builder, Cluster, Event, Progress, ReplacePolicy, Setup, WorkerHandle};
 use troop_testkit::{PATIENCE, Troop, at_once};
 
 fn serving(address: &str) -> Builder {
@@ -23,6 +23,11 @@ async fn listening(troop: &mut Troop) -> (WorkerHandle, u16) {
 
 /// The body of an answer on a connection that stays open. `None` if it was closed instead.
 async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), path: &str) -> Option<String> {
+    answer(stream, path).await.map(|(body, _)| body)
+}
+
+/// The same, and whether it is said to be the last one.
+async fn answer(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), path: &str) -> Option<(String, bool)> {
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.ok()?;
     let mut answer = Vec::new();
     loop {
@@ -31,7 +36,7 @@ async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), path: &str) -> 
             let head = head.to_ascii_lowercase();
             let length: usize = head.split("content-length: ").nth(1).unwrap().lines().next().unwrap().parse().unwrap();
             if body.len() == length {
-                return Some(body.to_owned());
+                return Some((body.to_owned(), head.contains("connection: close")));
             }
         }
         let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut answer)).await.expect("an answer or the end");
@@ -139,4 +144,90 @@ async fn handlers_know_the_client_and_unix_sockets_are_served_too() {
     let (worker, _) = listening(&mut troop).await;
     let mut stream = UnixStream::connect(&path).await.unwrap();
     assert_eq!(ask(&mut stream, "/").await.unwrap(), format!("{} {}\n", worker.id(), worker.pid()));
+}
+
+#[tokio::test]
+async fn clients_that_go_on_asking_are_told_of_the_end_and_lose_nothing() {
+    let mut troop = Troop::start(serving("127.0.0.1:0").close_over(Duration::from_secs(4)));
+    let (old, port) = listening(&mut troop).await;
+    let clients = (0..20).map(|_| {
+        tokio::spawn(async move {
+            let mut stream = open(port).await;
+            let first = ask(&mut stream, "/").await.unwrap();
+            let deadline = Instant::now() + PATIENCE;
+            while Instant::now() < deadline {
+                let (name, is_last) = answer(&mut stream, "/").await.expect("an answer to every request");
+                assert_eq!(name, first, "on one connection");
+                if is_last {
+                    assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            panic!("the connection never ended");
+        })
+    });
+    let clients: Vec<_> = clients.collect();
+    while old.stats().await.open < 20 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    reload(&mut troop).await;
+    for client in clients {
+        client.await.unwrap();
+    }
+    troop.exit(&old).await;
+}
+
+#[tokio::test]
+async fn a_connection_of_another_protocol_is_waited_for() {
+    let mut troop = Troop::start(serving("127.0.0.1:0").close_over(Duration::ZERO));
+    let (old, port) = listening(&mut troop).await;
+    let mut stream = open(port).await;
+    stream.write_all(b"GET /echo HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n").await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        assert!(stream.read_buf(&mut head).await.unwrap() > 0);
+    }
+    reload(&mut troop).await;
+    assert_ne!(ask(&mut open(port).await, "/").await.unwrap(), format!("{} {}\n", old.id(), old.pid()));
+    let mut echo = [0; 5];
+    stream.write_all(b"still").await.unwrap();
+    stream.read_exact(&mut echo).await.unwrap();
+    assert_eq!(&echo, b"still");
+    drop(stream);
+    troop.exit(&old).await;
+}
+
+#[tokio::test]
+async fn where_nobody_else_serves_connections_are_closed_at_once() {
+    // The successor starts only when the old worker has gone.
+    let policy = ReplacePolicy { surge: 0, unavailable: 1, ..at_once() };
+    let mut troop = Troop::start(serving("127.0.0.1:0").replace(policy).close_over(Duration::from_secs(25)));
+    let (old, port) = listening(&mut troop).await;
+    let mut streams = Vec::new();
+    for _ in 0..20 {
+        let mut stream = open(port).await;
+        ask(&mut stream, "/").await.unwrap();
+        streams.push(stream);
+    }
+    let before = Instant::now();
+    reload(&mut troop).await;
+    assert!(before.elapsed() < Duration::from_secs(10), "it took {:?}", before.elapsed());
+    troop.exit(&old).await;
+    assert!(ask(&mut open(port).await, "/").await.is_some());
+
+    // Nor when everything ends while a worker takes its time.
+    let mut troop = Troop::start(serving("127.0.0.1:0").close_over(Duration::from_secs(25)));
+    let (old, port) = listening(&mut troop).await;
+    let mut streams = Vec::new();
+    for _ in 0..20 {
+        let mut stream = open(port).await;
+        ask(&mut stream, "/").await.unwrap();
+        streams.push(stream);
+    }
+    reload(&mut troop).await;
+    let before = Instant::now();
+    troop.cluster.stop().unwrap();
+    troop.exit(&old).await;
+    assert!(before.elapsed() < Duration::from_secs(10), "it took {:?}", before.elapsed());
 }

@@ -8,6 +8,7 @@ mod values;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -132,6 +133,10 @@ impl App {
         self.cpu_sets().map_err(|e| format!(".cpus: {e}"))?;
         for at in &self.may_listen {
             at.parse::<Pattern>().map_err(|e| format!(".may_listen: {e}"))?;
+        }
+        let grace = self.grace.map_or(Duration::from_secs(30), |grace| grace.0);
+        if self.close_over.is_some_and(|time| time.0 > grace) {
+            return Err(".close_over: it must not be longer than `grace`, after which workers are killed".into());
         }
         self.cgroup.check().map_err(|e| format!(".cgroup.{e}"))?;
         for (limited, limit) in &self.limits {

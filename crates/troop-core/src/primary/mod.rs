@@ -274,6 +274,8 @@ impl Primary {
         }
         let told = std::mem::replace(&mut state.told_to_leave, true);
         state.in_table = false;
+        // A Node worker must not be told twice, and does not know how.
+        state.closes_slowly |= !told && state.batched && close_over.is_some();
         if !told {
             // First nothing new comes to it, then it is told.
             self.leave_listeners(worker, keep);
@@ -282,6 +284,19 @@ impl Primary {
             self.send(worker, |line| outgoing::disconnect(line, seq, close_over));
         }
         true
+    }
+
+    /// Tells those who close their connections little by little that it is not worth it any more, because nobody is left to go to.
+    pub fn hurry(&mut self) {
+        let slow: Vec<WorkerId> =
+            self.workers.iter().filter(|(_, state)| state.closes_slowly && state.connected).map(|(id, _)| *id).collect();
+        for worker in slow {
+            if let Some(state) = self.workers.get_mut(&worker) {
+                state.closes_slowly = false;
+            }
+            let seq = self.next_seq();
+            self.send(worker, |line| outgoing::disconnect(line, seq, Some(0)));
+        }
     }
 
     /// Closes every listener that no worker uses; for the end of a cluster.

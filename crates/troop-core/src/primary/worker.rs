@@ -124,6 +124,8 @@ pub(super) struct Worker {
     pub(super) in_table: bool,
     pub(super) voluntary: Option<bool>,
     pub(super) told_to_leave: bool,
+    /// It was told to take its time with connections that stay open.
+    pub(super) closes_slowly: bool,
     /// It is to get nothing yet.
     pub(super) held: bool,
     pub(super) cut_off: bool,
@@ -164,6 +166,7 @@ impl Worker {
             in_table: true,
             voluntary: None,
             told_to_leave: false,
+            closes_slowly: false,
             held: false,
             cut_off: false,
             batched: false,

@@ -280,7 +280,7 @@ impl Supervisor {
 
     /// A worker runs. `speaks` means that it says so itself.
     pub fn online(&mut self, now: Time, worker: WorkerId, speaks: bool) {
-        self.with_member(now, worker, |member| (member.online, member.speaks) = (Some(now), speaks));
+        self.with_member(now, worker, |member| (member.online, member.speaks) = (member.online.or(Some(now)), speaks));
     }
 
     /// A worker's server listens.

@@ -283,6 +283,12 @@ impl Supervisor {
         true
     }
 
+    /// Whether a worker has to leave before its successor can start.
+    #[must_use]
+    pub fn is_in_the_way(&self, worker: WorkerId) -> bool {
+        self.round.as_ref().is_some_and(|round| round.active.iter().any(|active| active.step == Step::Emptying(worker)))
+    }
+
     /// A worker that was to leave before its successor starts has ended.
     pub(super) fn emptied(&mut self, now: Time, worker: WorkerId) {
         let deadline = now + self.config.ready_timeout;

@@ -58,7 +58,7 @@ impl Restarts {
     pub(super) fn delay(&mut self, quick_ends: u32) -> Duration {
         let Some(doublings) = quick_ends.checked_sub(1) else { return Duration::ZERO };
         let delay = self.first_delay.saturating_mul(1 << doublings.min(16)).min(self.max_delay);
-        delay.mul_f64(1.0 + 0.25 * self.fraction())
+        delay.mul_f64(1.0 + 0.25 * self.fraction()).min(self.max_delay.max(self.first_delay.mul_f64(1.25)))
     }
 
     /// The next number from 0 to 1 of a splitmix64 sequence.

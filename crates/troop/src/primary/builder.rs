@@ -142,7 +142,7 @@ impl Builder {
 
     /// Over how much time a worker that is replaced, or one too many, should close connections that stay open, so that their clients do not
     /// all come to the others at once. Done by Rust workers that use [`Worker::closing`](crate::Worker::closing), as `troop::serve` does.
-    /// Default: a third of the [grace](Builder::grace), at most 10 s.
+    /// Default: a third of the [grace](Builder::grace), at most 10 s; more than the grace is the grace.
     pub fn close_over(mut self, time: Duration) -> Builder {
         self.close_over = Some(time);
         self
@@ -253,7 +253,7 @@ impl Builder {
         driver.setup(self.setup.clone());
         driver.ready_when(self.replace.ready_when)?;
         driver.inherited.clone_from(&self.inherited);
-        driver.close_over = self.close_over.unwrap_or_else(|| (self.grace / 3).min(CLOSE_OVER));
+        driver.close_over = self.close_over.unwrap_or_else(|| (self.grace / 3).min(CLOSE_OVER)).min(self.grace);
         driver.care.policy = self.recycle.clone();
         driver.workshop.output = self.output.take();
         driver.keeps_when_failed = self

@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use troop_core::WorkerId;
+use troop_sys::process;
 
 use crate::error::{Error, Result};
 
@@ -33,6 +34,11 @@ pub struct Cgroup {
     /// Any other file of the control group, and what is written into it: `io.weight`, `cpuset.cpus`.
     pub other: BTreeMap<String, String>,
 }
+
+/// Directories that a worker may have made in its own, as far as they are looked at.
+const MOST_DIRECTORIES: usize = 1000;
+/// How often it is tried to be faster than processes that start others.
+const MOST_MOVES: usize = 10;
 
 /// The period of `cpu.max`, in microseconds.
 const PERIOD: f64 = 100_000.0;
@@ -119,16 +125,28 @@ impl Tree {
             let had = if had.trim().is_empty() { "none" } else { had.trim() };
             return Err(refused(format!("the control group {here} has no controller {none:?} ({had})")));
         }
-        if !self.in_leaf {
-            let leaf = self.directory.join(format!("troop.{}.primary", std::process::id()));
-            make(&leaf).map_err(|e| refused(format!("cannot make a control group in {here}: {e}")))?;
-            fs::write(leaf.join("cgroup.procs"), "0")
-                .map_err(|e| refused(format!("cannot go into a control group in {here}: {e}")))?;
-            self.in_leaf = true;
+        if self.enabled.is_empty() {
+            let leaf = self.leaf("primary");
+            if !self.in_leaf {
+                make(&leaf).map_err(|e| refused(format!("cannot make a control group in {here}: {e}")))?;
+                write(&leaf.join("cgroup.procs"), "0")
+                    .map_err(|e| refused(format!("cannot go into a control group in {here}: {e}")))?;
+                self.in_leaf = true;
+            }
             self.remove_old(&leaf);
+            self.move_own();
         }
         for name in missing {
-            let written = fs::write(self.directory.join("cgroup.subtree_control"), format!("+{name}"));
+            let switch = self.directory.join("cgroup.subtree_control");
+            let mut written = write(&switch, &format!("+{name}"));
+            for _ in 0..MOST_MOVES {
+                if !written.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::ResourceBusy) {
+                    break;
+                }
+                // Somebody has started another process meanwhile.
+                self.move_own();
+                written = write(&switch, &format!("+{name}"));
+            }
             written.map_err(|e| match e.kind() {
                 io::ErrorKind::ResourceBusy => {
                     refused(format!("others are in this process's control group {here}: {}", self.others()))
@@ -138,6 +156,25 @@ impl Tree {
             self.enabled.insert(name.to_owned());
         }
         Ok(())
+    }
+
+    fn leaf(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("troop.{}.{name}", std::process::id()))
+    }
+
+    /// Those that this process has started before, and a `troop start` that waits for it, go into a group of their own, without limits.
+    fn move_own(&self) {
+        let own = std::process::id();
+        let starter = process::parent(own).filter(|parent| {
+            let program = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).ok();
+            program(*parent).is_some() && program(*parent) == program(own)
+        });
+        let here = members(&self.directory);
+        let moving: Vec<u32> = here.into_iter().filter(|pid| Some(*pid) == starter || process::descends(*pid, own)).collect();
+        if !moving.is_empty() && make(&self.leaf("before")).is_ok() {
+            // Who cannot be moved is named when the group cannot be divided.
+            moving.iter().for_each(|pid| drop(write(&self.leaf("before").join("cgroup.procs"), &pid.to_string())));
+        }
     }
 
     /// Removes what primaries have left here that were killed.
@@ -163,11 +200,20 @@ impl Tree {
     /// A group for a worker.
     pub(crate) fn make(&mut self, worker: WorkerId, limits: &Cgroup) -> Result<Group> {
         self.enable(limits)?;
-        let directory = self.directory.join(format!("troop.{}.worker-{worker}", std::process::id()));
-        make(&directory).map_err(|e| refused(format!("cannot make the control group {}: {e}", directory.display())))?;
+        // Once all have ended that were there before.
+        let _ = fs::remove_dir(self.leaf("before"));
+        let name = format!("worker-{worker}");
+        // Before a restart there may have been one of this number, which somebody is still in.
+        let mut free = std::iter::once(self.leaf(&name)).chain((1..1000).map(|n| self.leaf(&format!("{name}.{n}"))));
+        let made = free.find_map(|directory| match fs::create_dir(&directory) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => None,
+            made => Some(made.map(|()| directory)),
+        });
+        let made = made.unwrap_or_else(|| Err(io::ErrorKind::AlreadyExists.into()));
+        let directory = made.map_err(|e| refused(format!("cannot make a control group in {}: {e}", self.directory.display())))?;
         let group = Group { directory, memory: limits.memory };
         for (name, value) in limits.files() {
-            if let Err(e) = fs::write(group.directory.join(name), &value) {
+            if let Err(e) = write(&group.directory.join(name), &value) {
                 // Without swap there is none to limit.
                 if e.kind() == io::ErrorKind::NotFound && name == "memory.swap.max" {
                     continue;
@@ -177,6 +223,31 @@ impl Tree {
         }
         Ok(group)
     }
+}
+
+/// Writes into a file that is there. (Making one is what the kernel would take for the intention otherwise, and refuse.)
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).open(file)?.write_all(text.as_bytes())
+}
+
+fn members(directory: &Path) -> Vec<u32> {
+    let pids = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    pids.lines().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// A directory and those in it, the inner ones first. Workers may make some of their own.
+fn tree(directory: &Path) -> Vec<PathBuf> {
+    let mut all = vec![directory.to_owned()];
+    let mut at = 0;
+    while let Some(next) = all.get(at).filter(|_| all.len() < MOST_DIRECTORIES) {
+        let inner = fs::read_dir(next).into_iter().flatten().flatten();
+        let inner: Vec<_> =
+            inner.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect();
+        all.extend(inner);
+        at += 1;
+    }
+    all.reverse();
+    all
 }
 
 fn make(directory: &Path) -> io::Result<()> {
@@ -211,24 +282,26 @@ impl Group {
 
     /// Ends all that are in it, at once. False where the kernel cannot do that (before 5.14).
     pub(crate) fn kill(&self) -> bool {
-        fs::write(self.directory.join("cgroup.kill"), "1").is_ok()
+        write(&self.directory.join("cgroup.kill"), "1").is_ok()
     }
 
     pub(crate) fn members(&self) -> Vec<u32> {
-        let pids = fs::read_to_string(self.directory.join("cgroup.procs")).unwrap_or_default();
-        pids.lines().filter_map(|pid| pid.parse().ok()).collect()
+        tree(&self.directory).iter().flat_map(|directory| members(directory)).collect()
     }
 
-    /// The limit, if somebody in it was killed because of it.
+    /// The limit, if somebody in it was killed because of it, not of another one around it.
     pub(crate) fn broken_limit(&self) -> Option<u64> {
         let events = fs::read_to_string(self.directory.join("memory.events")).ok()?;
-        let killed = events.lines().find_map(|line| line.strip_prefix("oom_kill ")).is_some_and(|count| count.trim() != "0");
-        self.memory.filter(|_| killed)
+        let count = |name: &str| events.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok()).unwrap_or(0);
+        self.memory.filter(|_| count("oom ") > 0 && count("oom_kill ") > 0)
     }
 
     /// Removes it, if nobody is in it.
     pub(crate) fn remove(&self) -> bool {
-        fs::remove_dir(&self.directory).is_ok() || !self.directory.exists()
+        if fs::remove_dir(&self.directory).is_err() {
+            tree(&self.directory).iter().for_each(|directory| drop(fs::remove_dir(directory)));
+        }
+        !self.directory.exists()
     }
 }
 

@@ -28,7 +28,8 @@ impl Settings {
 
     /// Whether a worker surely speaks Node's protocol, once its program runs.
     pub(crate) fn will_speak(&self) -> bool {
-        self.activation.is_none() && self.is_node()
+        // Without a script Node does not look whether it is a worker.
+        self.activation.is_none() && self.is_node() && self.exec.is_some()
     }
 
     /// The inspector's port: given ones are used, automatic ones count up over the life of the primary.

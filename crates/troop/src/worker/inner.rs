@@ -70,7 +70,7 @@ pub(crate) struct Inner {
     pub(super) notify: Arc<Notify>,
     draining: watch::Sender<bool>,
     /// How long connections that stay open may take to close, from the moment when draining begins, and when that was.
-    close_over: Mutex<(Duration, Option<Instant>)>,
+    close_over: watch::Sender<(Duration, Option<Instant>)>,
     /// Connections that have asked for their moment.
     turns: AtomicU32,
     /// Rung for good when draining begins, for threads that wait in a system call.
@@ -100,6 +100,19 @@ impl std::fmt::Debug for Inner {
     }
 }
 
+/// When a connection is closed, as a part of the time that there is for all, from 0 to 1.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Turn(f64);
+
+impl Turn {
+    /// How long after the beginning. A client that asks again within the time between the two moments is told of the end in its answer.
+    fn moment(self, over: Duration, early: bool) -> Duration {
+        let between = (over / 4).min(Duration::from_secs(1));
+        let first = (over - between).mul_f64(self.0);
+        if early { first } else { first + between }
+    }
+}
+
 /// Ends the link when the program has dropped everything that could use it.
 #[derive(Debug)]
 pub(crate) struct Alive(pub(crate) Arc<Inner>);
@@ -122,7 +135,7 @@ impl Inner {
             asks: Mutex::default(),
             notify,
             draining: watch::Sender::new(false),
-            close_over: Mutex::default(),
+            close_over: watch::Sender::default(),
             turns: AtomicU32::new(0),
             drain_bell: Bell::new().ok(),
             ended: watch::Sender::new(id.is_none()),
@@ -239,7 +252,7 @@ impl Inner {
     /// Draining begins. `wanted`: by somebody's wish, not because the primary went away.
     pub(super) fn drain(&self, wanted: bool) {
         self.leaving.fetch_or(wanted, Ordering::Relaxed);
-        self.closing().1.get_or_insert_with(Instant::now);
+        self.close_over.send_if_modified(|(_, since)| since.is_none() && since.replace(Instant::now()).is_none());
         if !self.draining.send_replace(true)
             && let Some(bell) = &self.drain_bell
         {
@@ -249,29 +262,35 @@ impl Inner {
 
     /// The primary has said how long connections that stay open may take to close.
     pub(super) fn close_over(&self, time: Duration) {
-        self.closing().0 = time;
+        self.close_over.send_modify(|closing| closing.0 = time);
     }
 
-    fn closing(&self) -> MutexGuard<'_, (Duration, Option<Instant>)> {
-        self.close_over.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A part of the time in which connections are closed, from 0 to 1, for the next one that asks. However many ask, they are spread
-    /// evenly (multiples of the golden ratio).
-    pub(super) fn next_turn(&self) -> f64 {
+    /// The next connection's turn. However many there are, they are spread evenly (multiples of the golden ratio).
+    pub(crate) fn next_turn(&self) -> Turn {
         let turn = self.turns.fetch_add(1, Ordering::Relaxed).wrapping_mul(2_654_435_769);
-        f64::from(turn) / f64::from(u32::MAX)
+        Turn(f64::from(turn) / f64::from(u32::MAX))
     }
 
-    /// Waits until a connection with this turn is to be closed.
-    pub(super) async fn wait_for_turn(&self, turn: f64) {
-        // Errors mean that the worker is gone altogether.
-        let _ = self.draining().wait_for(|draining| *draining).await;
-        let (over, since) = *self.closing();
-        let Some(left) = since.map(|since| over.mul_f64(turn).saturating_sub(since.elapsed())) else { return };
-        let mut ended = self.ended.subscribe();
-        // Without its primary it has little time.
-        let _ = tokio::time::timeout(left, ended.wait_for(|ended| *ended)).await;
+    /// Waits until a connection with this turn is to be closed, or, `early`, until its next answer should be the last one.
+    pub(crate) async fn wait_for_turn(&self, turn: Turn, early: bool) {
+        let (mut closing, mut ended) = (self.close_over.subscribe(), self.ended.subscribe());
+        loop {
+            let (over, since) = *closing.borrow_and_update();
+            let left = since.map(|since| turn.moment(over, early).saturating_sub(since.elapsed()));
+            let moment = async {
+                match left {
+                    Some(left) => tokio::time::sleep(left).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = moment => return,
+                // It begins, or must be faster. An error means that the worker is gone altogether.
+                changed = closing.changed() => if changed.is_err() { return },
+                // Without its primary it has little time.
+                _ = ended.wait_for(|ended| *ended), if since.is_some() => return,
+            }
+        }
     }
 
     pub(crate) fn is_connected(&self) -> bool {

@@ -230,7 +230,7 @@ impl Worker {
     #[must_use]
     pub fn closing(&self) -> Draining {
         let (inner, turn) = (self.inner.clone(), self.inner.next_turn());
-        Draining(Box::pin(async move { inner.wait_for_turn(turn).await }))
+        Draining(Box::pin(async move { inner.wait_for_turn(turn, false).await }))
     }
 
     /// Whether this worker is to finish.

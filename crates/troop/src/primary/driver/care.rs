@@ -46,9 +46,15 @@ impl Leftover {
         if !self.members.is_empty() {
             return;
         }
-        self.members = self.group.map(process::group_members).unwrap_or_default();
-        if let Some(cgroup) = &self.cgroup {
-            self.members.extend(process::open_all(|| cgroup.members()));
+        self.members = match (&self.cgroup, self.group) {
+            // It has those too that have left the process group.
+            (Some(cgroup), _) => process::open_all(|| cgroup.members()),
+            (None, Some(group)) => process::group_members(group),
+            (None, None) => Vec::new(),
+        };
+        if self.members.is_empty() {
+            // From now on its number may be another's.
+            self.group = None;
         }
     }
 }
@@ -156,16 +162,16 @@ impl Driver {
 
     /// A worker that led a process group, or had a control group of its own, has been reaped: what is left of it is to end too.
     pub(super) fn end_leftovers(&mut self, leader: Option<u32>, cgroup: Option<Group>) {
-        let group = leader.filter(|leader| process::signal_group(*leader, TERMINATE).is_ok());
         let cgroup = cgroup.filter(|cgroup| !cgroup.remove());
+        let group = leader.filter(|leader| cgroup.is_none() && process::signal_group(*leader, TERMINATE).is_ok());
         if group.is_none() && cgroup.is_none() {
             // Nobody is left; so it is nearly always.
             return;
         }
         let mut left = Leftover { group, members: Vec::new(), cgroup, kill_at: self.now + LEFTOVER_PATIENCE };
         left.look();
-        for member in &left.members {
-            let _ = process::signal(member.as_fd(), TERMINATE);
+        if left.cgroup.is_some() {
+            left.members.iter().for_each(|member| drop(process::signal(member.as_fd(), TERMINATE)));
         }
         self.care.leftovers.push(left);
         self.care.look_at.get_or_insert(self.now + LOOK);
@@ -176,14 +182,12 @@ impl Driver {
         self.care.leftovers.retain_mut(|left| {
             left.look();
             let is_late = left.kill_at <= now;
-            if is_late && !left.members.is_empty() {
+            if is_late && let Some(group) = left.group {
                 // As long as one of them is there, the group is theirs.
-                if let Some(group) = left.group {
-                    let _ = process::signal_group(group, KILL);
-                }
-                if left.cgroup.as_ref().is_some_and(|cgroup| !cgroup.kill()) {
-                    left.members.iter().for_each(|member| drop(process::signal(member.as_fd(), KILL)));
-                }
+                let _ = process::signal_group(group, KILL);
+            }
+            if is_late && left.cgroup.as_ref().is_some_and(|cgroup| !cgroup.kill()) {
+                left.members.iter().for_each(|member| drop(process::signal(member.as_fd(), KILL)));
             }
             // The kernel may need a moment to empty a control group.
             let removed = left.cgroup.as_ref().is_none_or(Group::remove);

@@ -158,7 +158,10 @@ impl Driver {
                     _ => true,
                 });
                 // Its clients have somebody else to go to, but should not all come at once.
-                let others = self.supervisor.as_ref().is_some_and(|s| matches!(s.doing(), Doing::Running | Doing::Reloading));
+                let others = self
+                    .supervisor
+                    .as_ref()
+                    .is_some_and(|s| matches!(s.doing(), Doing::Running | Doing::Reloading) && !s.is_in_the_way(worker));
                 let close_over = others.then_some(self.close_over);
                 if !self.tell_to_leave(worker, keep, close_over) {
                     self.kill(worker, 15);
@@ -172,7 +175,10 @@ impl Driver {
                 match &progress {
                     Progress::ReloadStarted { .. } | Progress::Pausing => self.unused_until = None,
                     Progress::GivingUp { .. } if self.keeps_when_failed => self.unused_until = None,
-                    Progress::GivingUp { .. } | Progress::Stopping => self.core.close_unused_listeners(),
+                    Progress::GivingUp { .. } | Progress::Stopping => {
+                        self.core.hurry();
+                        self.core.close_unused_listeners();
+                    }
                     Progress::RecycleFailed { worker, .. } => self.leave_in_peace(*worker),
                     // What the new workers do not ask for soon, the new version does not listen on any more.
                     Progress::ReloadFinished => {
