@@ -127,6 +127,10 @@ pub(crate) struct Startup {
     #[arg(short, long, value_name = "FILE", default_value = crate::config::USUAL)]
     pub(crate) config: PathBuf,
 
+    /// The environment of this name in a PM2 file
+    #[arg(long, value_name = "NAME")]
+    pub(crate) env: Option<String>,
+
     /// Where to; by default /etc/systemd/system for root, else ~/.config/systemd/user
     #[arg(long, value_name = "DIR")]
     pub(crate) directory: Option<PathBuf>,
@@ -537,6 +541,10 @@ pub(crate) struct Run {
     /// The program's arguments.
     #[arg(skip)]
     pub(crate) args: Vec<OsString>,
+
+    /// Nobody waits to hear how it goes.
+    #[arg(skip)]
+    pub(crate) unawaited: bool,
 }
 
 /// A variable, or the name of a set of them.

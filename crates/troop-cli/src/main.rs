@@ -29,11 +29,20 @@ use verbs::{check, init, look, send, startup, steer};
 const NO_APP: u8 = 3;
 
 fn main() -> ExitCode {
-    let args::Troop { command } = args::Troop::parse();
+    let args::Troop { command } = args::Troop::try_parse().unwrap_or_else(|e| {
+        let _ = e.print();
+        if e.kind() == clap::error::ErrorKind::UnknownArgument && std::env::args().nth(1).is_some_and(|verb| verb == "start") {
+            log::say("tip: the program's own arguments stand behind `--`: troop start server.js -- --port 8000");
+        }
+        std::process::exit(e.exit_code())
+    });
     let result = match command {
         Command::Run(args) => return run(args.run, args.args),
         // The primary that another one starts is told so.
-        Command::Start(args) if std::env::var_os(start::VARIABLE).is_some() => return run(args.run, args.args),
+        Command::Start(mut args) if std::env::var_os(start::VARIABLE).is_some() => {
+            args.run.unawaited = args.no_wait;
+            return run(args.run, args.args);
+        }
         Command::Start(mut args) => {
             args.run.args = std::mem::take(&mut args.args);
             start::start(&args)

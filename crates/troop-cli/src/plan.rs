@@ -234,7 +234,6 @@ impl Run {
         if self.output.is_some() || self.error.is_some() {
             app.output.to = Some(To::Files);
         }
-        self.pm2.lay_over(app);
         if let Some(path) = &self.health {
             let health = app.health.get_or_insert_with(Health::default);
             (health.http, health.tcp, health.command) = (Some(path.clone()), false, None);
@@ -242,6 +241,7 @@ impl Run {
         if self.watch {
             app.watch.get_or_insert_with(Watch::default);
         }
+        self.pm2.lay_over(app);
         for setting in &self.set {
             *app = with(app, setting)?;
         }

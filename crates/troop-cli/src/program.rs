@@ -53,6 +53,23 @@ pub(crate) fn is_script(path: &Path) -> bool {
     path.extension().and_then(OsStr::to_str).is_some_and(|e| ["js", "mjs", "cjs", "ts", "mts", "cts"].contains(&e))
 }
 
+/// What runs a script of another language, by its ending.
+pub(crate) fn interpreter_of(path: &Path) -> Option<&'static str> {
+    Some(match path.extension()?.to_str()? {
+        "py" => "python3",
+        "rb" => "ruby",
+        "sh" => "bash",
+        "pl" => "perl",
+        "php" => "php",
+        _ => return None,
+    })
+}
+
+pub(crate) fn is_executable(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
 /// A program and its arguments, without a primary.
 pub(crate) fn alone(program: &OsStr, node_args: &[String], args: &[OsString]) -> (OsString, Vec<OsString>) {
     let before = node_args.iter().map(OsString::from);

@@ -54,15 +54,15 @@ pub(crate) fn run(args: Run) -> Result<(), Refused> {
     let started_as = std::env::var(start::VARIABLE).ok();
     // After a restart nobody waits for the news.
     let is_awaited = started_as.is_some() && std::env::var_os(restart::VARIABLE).is_none();
-    let starter = is_awaited.then(|| Arc::new(Starter::new()));
+    let starter = is_awaited.then(|| Arc::new(Starter::new(!args.unawaited)));
     let result = run_as(args, started_as.as_deref(), starter.clone());
     match (&result, starter) {
         (Err(refused), Some(starter)) => {
             starter.tell(&News::Failed { reason: refused.to_string(), nonsense: matches!(refused, Refused::Nonsense(_)) });
         }
         (Ok(()), Some(starter)) => {
-            let how = starter.last_end().map(|how| format!(" ({how})")).unwrap_or_default();
-            let reason = format!("all workers have ended{how}, and are not to be started again");
+            let how = starter.last_end().map(|how| format!(": {how}")).unwrap_or_default();
+            let reason = format!("all workers have ended, and are not to be started again{how}");
             starter.tell(&News::Failed { reason, nonsense: false });
         }
         // There is no terminal to say it on.
@@ -128,17 +128,25 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
             Some(watch::start(watch, plan.cwd.as_deref(), own).map_err(Refused::Nonsense)?)
         }
     };
-    let observed = starter.clone();
+    let observed = starter.clone().filter(|starter| starter.is_awaited());
     let identity = Identity { name: name.clone(), plan, source, queue: queue.clone(), restarting: restarting.clone(), starter };
     builder = builder.on_start(move |cluster| {
         if let Err(e) = server::start(listener, cluster, identity, signals, watched) {
             log::say(&format!("troop: cannot answer `troop ls` and others: {e}"));
         }
     });
+    let mut fallen = None;
     let result = builder
         .on_event(move |event| {
-            if let (Some(starter), Event::Supervision(Progress::NotRestarting { worker, how })) = (&observed, event) {
-                starter.note_end(format!("worker {worker}: {how}"));
+            match (&observed, event) {
+                (Some(_), Event::Exit(worker, _)) => fallen = Some(worker.clone()),
+                (Some(starter), Event::Supervision(Progress::NotRestarting { worker, how })) => {
+                    let words = fallen.take().and_then(|worker| worker.last_stderr(start::LAST_WORDS)).unwrap_or_default();
+                    let words =
+                        if words.trim().is_empty() { String::new() } else { format!("; its last lines:\n{}", words.trim_end()) };
+                    starter.note_end(format!("worker {worker}: {how}{words}"));
+                }
+                _ => {}
             }
             log.event(event);
         })
@@ -227,6 +235,7 @@ fn alone(plan: &Plan) -> Result<(), Refused> {
         (app.nice.is_some(), "nice"),
         (!app.cpus.is_empty(), "cpus"),
         (!app.limits.is_empty(), "limits"),
+        (!app.cgroup.is_default(), "cgroup"),
     ];
     if let Some((_, what)) = cannot.into_iter().find(|(is_said, _)| *is_said) {
         return Err(Refused::Nonsense(format!(

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use troop::{Cluster, Event, Phase, Progress, WorkerHandle};
 
-use crate::args::{Run, Start};
+use crate::args::{Env, Run, Start};
 use crate::config;
 use crate::control::Failure;
 use crate::control::client::Trouble;
@@ -24,7 +24,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How much longer than a worker may take it is waited for.
 const MARGIN: Duration = Duration::from_secs(5);
 /// How long the last words of a worker are waited for.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+pub(crate) const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// What the primary says to who started it, as one line on standard output.
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,6 +39,8 @@ pub(crate) enum News {
 /// Who waits for this primary to be ready.
 #[derive(Debug, Default)]
 pub(crate) struct Starter {
+    /// Somebody waits to hear how it goes.
+    awaited: bool,
     told: Mutex<bool>,
     /// How a worker ended that is not started again.
     last_end: Mutex<Option<String>>,
@@ -46,10 +48,14 @@ pub(crate) struct Starter {
 
 impl Starter {
     /// Leaves the terminal behind.
-    pub(crate) fn new() -> Starter {
+    pub(crate) fn new(awaited: bool) -> Starter {
         // It is no leader of a group, so this cannot fail.
         let _ = rustix::process::setsid();
-        Starter::default()
+        Starter { awaited, ..Starter::default() }
+    }
+
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.awaited
     }
 
     pub(crate) fn note_end(&self, how: String) {
@@ -77,8 +83,15 @@ impl Starter {
         }
     }
 
-    /// Watches a cluster until it is known how its start went. One that fails is ended: who started it knows, and will start it again.
-    pub(crate) async fn watch(&self, cluster: &Cluster, name: &str) {
+    /// Watches a cluster until it is known how its start went, or nobody waits any more. One that fails meanwhile is ended: who started it knows,
+    /// and will start it again.
+    pub(crate) async fn watch(&self, cluster: &Cluster, name: &str, patience: Duration) {
+        if self.awaited {
+            let _ = tokio::time::timeout(patience, self.watch_on(cluster, name)).await;
+        }
+    }
+
+    async fn watch_on(&self, cluster: &Cluster, name: &str) {
         let mut events = cluster.events();
         let mut look = tokio::time::interval(LOOK);
         let mut fallen: Option<WorkerHandle> = None;
@@ -131,7 +144,16 @@ pub(crate) fn start(args: &Start) -> Result<(), Trouble> {
 
 /// The apps that are meant, or the empty name if there is no choice.
 fn names(run: &Run) -> Result<Vec<String>, String> {
+    // Before the file is read.
+    for env in &run.env {
+        if let Env::Chosen(name) = env {
+            config::choose_environment(name);
+        }
+    }
     Ok(match plan::file_of(run)? {
+        Some((_, None)) if run.pm2.names_interpreter() => {
+            return Err("--interpreter is for a program that is named on the command line".into());
+        }
         Some((file, None)) => {
             let (apps, warnings) = config::read_with_warnings(&file)?;
             warnings.iter().for_each(|warning| log::say(&format!("troop: {}: {warning}", file.display())));
@@ -189,7 +211,7 @@ fn start_one(args: &Start, name: &str) -> Result<(), Trouble> {
     }
 }
 
-fn patience(plan: &Plan) -> Duration {
+pub(crate) fn patience(plan: &Plan) -> Duration {
     plan.app.ready_timeout.map_or(Duration::from_secs(30), |time| time.0) + MARGIN
 }
 

@@ -128,7 +128,13 @@ fn is_ignored(below: &Path, more: &[String]) -> bool {
         let name = name.to_string_lossy();
         name.starts_with('.') || patterns.iter().any(|pattern| matches(pattern, &name))
     };
-    names.into_iter().any(fits) || more.iter().any(|pattern| below.starts_with(pattern))
+    let paths: Vec<String> = below.ancestors().map(|path| path.to_string_lossy().into_owned()).collect();
+    // With a slash it is a path, and all that is below it.
+    let is_below = |pattern: &String| {
+        let pattern = pattern.strip_prefix("./").unwrap_or(pattern).trim_end_matches('/');
+        !pattern.is_empty() && paths.iter().any(|path| matches(pattern, path))
+    };
+    names.into_iter().any(fits) || more.iter().any(is_below)
 }
 
 /// Whether a name fits a pattern in which `*` stands for anything.
@@ -150,11 +156,23 @@ mod tests {
 
     #[test]
     fn what_is_ignored_is_told_by_its_name() {
-        let more = ["*.tmp".to_owned(), "a*b*c".to_owned(), "src/gen".to_owned()];
-        for ignored in ["node_modules/x/y.js", ".git/HEAD", "x.log", "x.log.3", "d/x.tmp", "axxbyyc", "src/gen/x.js", "x~"] {
+        let more = ["*.tmp", "a*b*c", "src/gen", "./logs", "data/*.db", "./cache/"].map(str::to_owned);
+        for ignored in [
+            "node_modules/x/y.js",
+            ".git/HEAD",
+            "x.log",
+            "x.log.3",
+            "d/x.tmp",
+            "axxbyyc",
+            "src/gen/x.js",
+            "x~",
+            "logs/a/b",
+            "data/x.db",
+            "cache/y",
+        ] {
             assert!(is_ignored(Path::new(ignored), &more), "{ignored}");
         }
-        for heeded in ["server.js", "src/x.ts", "logs.js", "acb", "tmp/x"] {
+        for heeded in ["server.js", "src/x.ts", "logs.js", "acb", "tmp/x", "data/x.js", "other/data.txt"] {
             assert!(!is_ignored(Path::new(heeded), &more), "{heeded}");
         }
     }

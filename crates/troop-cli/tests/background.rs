@@ -66,7 +66,7 @@ fn an_app_that_does_not_come_up_is_one_clear_error_and_leaves_nothing_behind() {
     let (code, out, _) = home.troop(&["ls", "--json"]);
     assert_eq!((code, out.trim()), (0, "[]"));
     // One that takes too long goes on.
-    let (code, _, err) = home.troop(&["start", "slow.js", "--ready", "listening", "--set", "ready_timeout=0"]);
+    let (code, _, err) = home.troop(&["start", "slow.js", "--ready", "listening", "--set", "ready_timeout=0.05"]);
     assert!(code == 1 && err.contains("goes on starting"), "{code} {err}");
     assert_eq!(home.show("slow")["workers"][0]["ready"], false);
 }

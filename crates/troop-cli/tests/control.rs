@@ -114,7 +114,7 @@ fn a_reload_that_fails_says_why_and_changes_nothing() {
     }
     assert!(troop.workers()[..2].iter().all(|pid| is_running(*pid)));
     std::fs::remove_file(&broken).unwrap();
-    assert_eq!(troop.troop(["reload", "--json"]).1, "{\"later\":[],\"replaced\":2}\n");
+    assert_eq!(troop.troop(["reload", "--json"]).1, "{\"later\":[],\"name\":\"web\",\"replaced\":2}\n");
 }
 
 #[test]

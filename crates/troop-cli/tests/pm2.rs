@@ -89,7 +89,7 @@ fn who_is_not_to_be_started_again_is_not() {
     for (fields, flags) in [
         (json!({ "autorestart": false }), &["--no-autorestart"][..]),
         (json!({ "stop_exit_codes": [2, 1] }), &["--stop-exit-codes", "2,1"]),
-        (json!({ "stop_exit_codes": 1 }), &["--stop-exit-codes", "1"]),
+        (json!({ "stop_exit_codes": "1" }), &["--stop-exit-codes", "1"]),
     ] {
         both(SHORT, &fields, flags, |home, start| {
             let (code, _, err) = home.troop(start);
@@ -283,4 +283,117 @@ fn flags_that_make_no_sense_are_said() {
         let (code, _, err) = home.troop(&[&["start"], flags].concat());
         assert!(code == 2 && err.contains(part), "{flags:?}: {code} {err}");
     }
+}
+
+#[test]
+fn an_environment_that_there_is_not_is_an_error_and_one_that_there_is_says_nothing() {
+    let fields = json!({ "env": { "GREETING": "dev" }, "env_production": { "GREETING": "live" } });
+    let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &file(&fields))]);
+    let (code, _, err) = home.troop(&["start", "ecosystem.json", "--env", "prodction"]);
+    assert!(code == 2 && err.contains("env_prodction") && err.contains("production"), "{code} {err}");
+    let (code, _, err) = home.troop(&["start", "ecosystem.json", "--env", "production"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(told(&home)["env"], "live");
+    let unit = home.fine(&["startup", "--config", "ecosystem.json", "--env", "production", "--print"]);
+    assert!(unit.contains(" run --env production --config ") && !unit.contains(".."), "{unit}");
+    assert_eq!(home.troop(&["startup", "--config", "ecosystem.json", "--env", "none", "--print"]).0, 2);
+}
+
+#[test]
+fn numbers_in_quotes_are_numbers_in_pm2s_units() {
+    let fields = json!({ "kill_timeout": "3000", "min_uptime": "5000", "max_restarts": "2", "listen_timeout": "1500" });
+    let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &file(&fields))]);
+    let text = home.fine(&["init", "--from", "ecosystem.json", "-o", "-"]);
+    for part in ["grace = \"3s\"", "min_uptime = \"5s\"", "max = 2", "ready_timeout = \"1s 500ms\""] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    let wrong = file(&json!({ "max_restarts": "many" }));
+    let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &wrong)]);
+    let (code, _, err) = home.troop(&["check", "ecosystem.json"]);
+    assert!(code == 2 && err.contains("max_restarts"), "{code} {err}");
+}
+
+#[test]
+fn scripts_are_seen_from_where_the_app_runs() {
+    let home = Home::with(&[]);
+    std::fs::create_dir_all(home.path().join("sub/bin")).unwrap();
+    std::fs::write(home.path().join("sub/bin/www"), SERVER).unwrap();
+    for (name, fields) in [("a.json", json!({ "script": "./bin/www" })), ("b.json", json!({ "script": "www", "cwd": "bin" }))] {
+        let mut app = json!({ "name": "app" });
+        app.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        std::fs::write(home.path().join("sub").join(name), json!({ "apps": [app] }).to_string()).unwrap();
+        home.fine(&["start", &format!("sub/{name}")]);
+        assert!(told(&home)["script"].as_str().unwrap().ends_with("/www"));
+        home.fine(&["stop", "app"]);
+    }
+}
+
+#[test]
+fn what_cannot_be_executed_runs_under_what_its_ending_says() {
+    let python = "import time\nopen('seen', 'a').write('x')\ntime.sleep(1000)\n";
+    let home = Home::with(&[("job.py", python)]);
+    home.fine(&["start", "job.py", "-i", "1"]);
+    wait_until("it", || home.path().join("seen").exists());
+    home.fine(&["stop", "job"]);
+    home.fine(&["init", "job.py"]);
+    std::fs::remove_file(home.path().join("seen")).unwrap();
+    home.fine(&["check"]);
+    home.fine(&["start"]);
+    wait_until("it again", || home.path().join("seen").exists());
+}
+
+#[test]
+fn paths_that_a_watcher_ignores_may_be_written_as_in_pm2() {
+    let fields = json!({ "watch": true, "ignore_watch": ["./logs", "data/*.db"], "watch_delay": 100 });
+    let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &file(&fields))]);
+    for directory in ["logs", "data"] {
+        std::fs::create_dir(home.path().join(directory)).unwrap();
+    }
+    home.fine(&["start", "ecosystem.json"]);
+    std::fs::write(home.path().join("logs/access.txt"), "x").unwrap();
+    std::fs::write(home.path().join("data/x.db"), "x").unwrap();
+    std::fs::write(home.path().join("server.js"), SERVER.replace("told())", "({ changed: true }))")).unwrap();
+    wait_until("the new version", || told(&home)["changed"] == true);
+    assert_eq!(home.show("app")["workers"][0]["id"], 2, "one reload");
+}
+
+#[test]
+fn an_app_that_nobody_waits_for_stays_as_failed() {
+    let home = Home::with(&[("short.js", "console.error('no database'); process.exit(3)")]);
+    home.fine(&["start", "short.js", "-i", "1", "--no-wait", "--max-restarts", "2"]);
+    let phase = || home.troop(&["show", "short", "--json"]).1;
+    wait_until("its failure", || phase().contains("\"phase\": \"failed\""));
+    let (code, _, err) = home.troop(&["start", "short.js", "-i", "1", "-n", "other", "--stop-exit-codes", "3"]);
+    assert!(code == 1 && err.contains("exit code 3") && err.contains("no database"), "{code} {err}");
+}
+
+#[test]
+fn what_start_would_refuse_check_refuses_too() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    for (line, part) in [
+        ("bind = [\"80000\"]", "80000"),
+        ("bind = [\"x:y:z\"]", "x:y:z"),
+        ("group = \"no-such-group\"", "no-such-group"),
+        ("cpus = [\"999\"]", "CPU 999"),
+        ("watch = { paths = [\"nowhere\"] }", "nowhere"),
+        ("ready_timeout = 0", "ready_timeout"),
+        ("restart = { final_codes = [300] }", "300"),
+        ("close_over = 60", "close_over"),
+        ("may_listen = [\"everywhere\"]", "may_listen"),
+        ("cgroup = { other = { \"..\" = \"1\" } }", "cgroup"),
+        ("cgroup = { memory_high = 0 }", "memory_high"),
+    ] {
+        std::fs::write(home.path().join("troop.toml"), format!("[app.web]\nprogram = \"server.js\"\n{line}\n")).unwrap();
+        for verb in ["check", "start"] {
+            let (code, _, err) = home.troop(&[verb]);
+            assert!(code == 2 && err.contains(part), "{verb} with {line}: {code} {err}");
+        }
+    }
+    std::fs::write(home.path().join("troop.toml"), "[app.web]\nprogram = \"python3\"\nnode_args = [\"--x\"]\n").unwrap();
+    let (code, _, err) = home.troop(&["check"]);
+    assert!(code == 2 && err.contains("node_args"), "{code} {err}");
+    let (code, _, err) = home.troop(&["start", "server.js", "app:app"]);
+    assert!(code == 2 && err.contains("behind `--`"), "{code} {err}");
+    let (code, _, err) = home.troop(&["run", "-w", "0", "--set", "cgroup.memory=10M", "server.js"]);
+    assert!(code == 2 && err.contains("cgroup"), "{code} {err}");
 }

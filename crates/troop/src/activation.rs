@@ -66,16 +66,26 @@ impl ActivationSocket {
         ActivationSocket::bind_as(text, workers.max(1))
     }
 
+    /// Whether a text has the form of what [`ActivationSocket::bind`] takes. Nothing is bound, nor is a host looked up.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] if not.
+    pub fn check(text: &str) -> Result<()> {
+        let (_, place) = parts(text)?;
+        if place.starts_with("unix:") || place.contains('/') {
+            return Ok(());
+        }
+        let place = place.strip_prefix("udp:").unwrap_or(place);
+        let is_host = |host: &str| !host.is_empty() && (!host.contains(':') || (host.starts_with('[') && host.ends_with(']')));
+        let at_host = place.rsplit_once(':').is_some_and(|(host, port)| is_host(host) && port.parse::<u16>().is_ok());
+        if at_host || place.parse::<u16>().is_ok() {
+            return Ok(());
+        }
+        Err(Error::Settings(format!("{text:?} is no address: write 8000, 127.0.0.1:8000, [::1]:8000, udp:53, or a path")))
+    }
+
     fn bind_as(text: &str, slots: usize) -> Result<ActivationSocket> {
-        let (name, place) = match text.split_once('=') {
-            Some((name, place)) if is_name(name) => (name, place),
-            Some((name, _)) if !name.contains('/') => {
-                return Err(Error::Settings(format!(
-                    "{name:?} cannot be a socket's name: letters, digits, `-` and `_` can be in it"
-                )));
-            }
-            _ => ("unknown", text),
-        };
+        let (name, place) = parts(text)?;
         let bound = |e: io::Error| Error::Settings(format!("cannot listen on {place}: {e}"));
         let (socket, file) = bind(place, slots == 0).map_err(bound)?;
         let mut own = None;
@@ -193,6 +203,17 @@ fn open(founder: &OwnedFd, slots: usize) -> io::Result<Vec<Arc<OwnedFd>>> {
     Ok(sockets.into_iter().map(Arc::new).collect())
 }
 
+/// A socket's name, and where it is.
+fn parts(text: &str) -> Result<(&str, &str)> {
+    match text.split_once('=') {
+        Some((name, place)) if is_name(name) => Ok((name, place)),
+        Some((name, _)) if !name.contains('/') => {
+            Err(Error::Settings(format!("{name:?} cannot be a socket's name: letters, digits, `-` and `_` can be in it")))
+        }
+        _ => Ok(("unknown", text)),
+    }
+}
+
 fn bind(place: &str, listens: bool) -> io::Result<(OwnedFd, Option<UnixPath>)> {
     let path = place.strip_prefix("unix:").or_else(|| place.contains('/').then_some(place));
     if let Some(path) = path {
@@ -229,6 +250,12 @@ mod tests {
         let socket = ActivationSocket::bind("web=127.0.0.1:0").unwrap();
         assert_eq!(socket.name, "web");
         assert!(socket.address().starts_with("127.0.0.1:") && !socket.address().ends_with(":0"), "{socket}");
+        for good in ["8000", "web=127.0.0.1:0", "[::1]:80", "localhost:80", "udp:53", "/run/x", "a=unix:x"] {
+            assert!(ActivationSocket::check(good).is_ok(), "{good}");
+        }
+        for bad in ["", "80000", "x:y:z", "::1:80", ":80", "a b=80", "host"] {
+            assert!(ActivationSocket::check(bad).is_err(), "{bad}");
+        }
         let again = ActivationSocket::bind(socket.address()).unwrap_err().chain();
         assert!(again.contains("cannot listen on 127.0.0.1:") && again.contains("in use"), "{again}");
         assert!(ActivationSocket::bind("udp:127.0.0.1:0").is_ok());

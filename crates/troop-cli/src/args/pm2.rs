@@ -6,71 +6,73 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::config::{self, App, Form, Ready, Time, Watch};
-use crate::program::is_script;
+use crate::config::{self, App, Form, Ready, Time};
+use crate::program::{interpreter_of, is_executable, is_script};
+
+/// Where they stand in the help.
+const PM2: &str = "As in PM2";
 
 /// See the module.
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "As in PM2")]
 pub(crate) struct Pm2 {
     /// The same as --grace, in milliseconds
-    #[arg(long, value_name = "MS", value_parser = millis, conflicts_with = "grace")]
+    #[arg(help_heading = PM2, long, value_name = "MS", value_parser = millis, conflicts_with = "grace")]
     kill_timeout: Option<Time>,
 
     /// How long a worker may take to be ready, in milliseconds
-    #[arg(long, value_name = "MS", value_parser = millis)]
+    #[arg(help_heading = PM2, long, value_name = "MS", value_parser = millis)]
     listen_timeout: Option<Time>,
 
     /// The same as --ready message
-    #[arg(long, conflicts_with = "ready")]
+    #[arg(help_heading = PM2, long, conflicts_with = "ready")]
     wait_ready: bool,
 
     /// The same as --restart never
-    #[arg(long, conflicts_with = "restart")]
+    #[arg(help_heading = PM2, long, conflicts_with = "restart")]
     no_autorestart: bool,
 
     /// How long a worker must have run for its end not to count as a failed start, in milliseconds
-    #[arg(long, value_name = "MS", value_parser = millis)]
+    #[arg(help_heading = PM2, long, value_name = "MS", value_parser = millis)]
     min_uptime: Option<Time>,
 
     /// How many restarts in a row, or in a while, are too many
-    #[arg(long, value_name = "N")]
+    #[arg(help_heading = PM2, long, value_name = "N")]
     max_restarts: Option<usize>,
 
     /// The pause before a restart, in milliseconds
-    #[arg(long, value_name = "MS", value_parser = millis)]
+    #[arg(help_heading = PM2, long, value_name = "MS", value_parser = millis)]
     restart_delay: Option<Time>,
 
     /// The first pause before a restart, in milliseconds; the next ones grow
-    #[arg(long, value_name = "MS", value_parser = millis, conflicts_with = "restart_delay")]
+    #[arg(help_heading = PM2, long, value_name = "MS", value_parser = millis, conflicts_with = "restart_delay")]
     exp_backoff_restart_delay: Option<Time>,
 
     /// Exit codes after which a worker is not started again
-    #[arg(long, value_name = "CODE,…", value_delimiter = ',')]
+    #[arg(help_heading = PM2, long, value_name = "CODE,…", value_delimiter = ',')]
     stop_exit_codes: Vec<i32>,
 
     /// What runs the program: `node` for a script with another ending, `python3`, …; `none` for the program itself
-    #[arg(long, value_name = "PROGRAM")]
+    #[arg(help_heading = PM2, long, value_name = "PROGRAM")]
     interpreter: Option<OsString>,
 
     /// Arguments for what runs the program, such as node's `--max-old-space-size=500`
-    #[arg(long, visible_alias = "interpreter-args", value_name = "ARGS", value_parser = words, allow_hyphen_values = true)]
+    #[arg(help_heading = PM2, long, visible_alias = "interpreter-args", value_name = "ARGS", value_parser = words, allow_hyphen_values = true)]
     node_args: Option<Words>,
 
     /// Names that --watch ignores; may be repeated
-    #[arg(long, value_name = "NAME")]
+    #[arg(help_heading = PM2, long, value_name = "NAME")]
     ignore_watch: Vec<String>,
 
     /// How long there must be quiet before --watch reloads, in milliseconds
-    #[arg(long, value_name = "MS", value_parser = millis)]
+    #[arg(help_heading = PM2, long, value_name = "MS", value_parser = millis)]
     watch_delay: Option<Time>,
 
     /// `json` is the same as --format json
-    #[arg(long, value_enum, conflicts_with = "format")]
+    #[arg(help_heading = PM2, long, value_enum, conflicts_with = "format")]
     log_type: Option<LogType>,
 
     /// The same as --format prefixed
-    #[arg(long, conflicts_with = "format")]
+    #[arg(help_heading = PM2, long, conflicts_with = "format")]
     time: bool,
 }
 
@@ -85,9 +87,9 @@ enum LogType {
 
 /// PM2's unit, or a time with its unit.
 fn millis(text: &str) -> Result<Time, String> {
-    match text.parse() {
-        Ok(millis) => Ok(Time(Duration::from_millis(millis))),
-        Err(_) => config::time(text).map_err(|_| "it must be a number of milliseconds, or a time such as 5s".into()),
+    match text.parse::<f64>().ok().and_then(|millis| Duration::try_from_secs_f64(millis / 1000.0).ok()) {
+        Some(time) => Ok(Time(time)),
+        None => config::time(text).map_err(|_| "it must be a number of milliseconds, or a time such as 5s".into()),
     }
 }
 
@@ -125,8 +127,7 @@ impl Pm2 {
         if let Some(LogType::Json) = self.log_type {
             app.output.format = Some(Form::Json);
         }
-        if !self.ignore_watch.is_empty() || self.watch_delay.is_some() {
-            let watch = app.watch.get_or_insert_with(Watch::default);
+        if let Some(watch) = &mut app.watch {
             watch.ignore.extend(self.ignore_watch.iter().cloned());
             set(&mut watch.delay, &self.watch_delay);
         }
@@ -142,14 +143,23 @@ impl Pm2 {
 
     /// What is to be executed when this program is named: the interpreter, if there is one.
     pub(crate) fn command(&self, program: OsString, args: Vec<OsString>) -> (OsString, Vec<OsString>) {
+        let path = Path::new(&program);
+        let before = self.node_args.iter().flat_map(|words| &words.0).map(OsString::from);
         match &self.interpreter {
-            Some(interpreter) if self.replaces_program() => {
-                let before = self.node_args.iter().flat_map(|words| &words.0).map(OsString::from);
-                (interpreter.clone(), before.chain([program]).chain(args).collect())
+            // Under node it would be, by its ending.
+            Some(interpreter) if interpreter == "none" && is_script(path) => {
+                let path = if path.components().count() == 1 { Path::new(".").join(path) } else { path.to_owned() };
+                ("env".into(), [path.into_os_string()].into_iter().chain(args).collect())
             }
-            Some(interpreter) if interpreter != "none" && !is_script(Path::new(&program)) => {
+            Some(interpreter) if self.replaces_program() => (interpreter.clone(), before.chain([program]).chain(args).collect()),
+            Some(interpreter) if interpreter != "none" && !is_script(path) => {
                 (interpreter.clone(), [program].into_iter().chain(args).collect())
             }
+            // What cannot be executed as it is.
+            None if path.is_file() && !is_executable(path) => match interpreter_of(path) {
+                Some(interpreter) => (interpreter.into(), [program].into_iter().chain(args).collect()),
+                None => (program, args),
+            },
             _ => (program, args),
         }
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use troop::{Pattern, Scheduling};
+use troop::{ActivationSocket, Pattern, Scheduling};
 
 pub(crate) use app::{App, Failed, Form, Health, Limit, LimitValue, Limited, LogFormat, Output, Ready, To, Watch, When};
 pub(crate) use pm2::choose as choose_environment;
@@ -131,6 +131,18 @@ impl App {
             args::signal(signal).map_err(|e| format!(".report_signal: {signal:?}: {e}"))?;
         }
         self.cpu_sets().map_err(|e| format!(".cpus: {e}"))?;
+        for at in &self.bind {
+            let place = at.split_once('=').map_or(at.as_str(), |(_, place)| place);
+            if place != "systemd" && !place.starts_with("systemd:") {
+                ActivationSocket::check(at).map_err(|e| format!(".bind: {e}"))?;
+            }
+        }
+        if self.ready_timeout.is_some_and(|time| time.0.is_zero()) {
+            return Err(".ready_timeout: it must be more than 0".into());
+        }
+        if let Some(code) = self.restart.final_codes.iter().find(|code| !(0..=255).contains(*code)) {
+            return Err(format!(".restart.final_codes: {code} is no exit code; they are from 0 to 255"));
+        }
         for at in &self.may_listen {
             at.parse::<Pattern>().map_err(|e| format!(".may_listen: {e}"))?;
         }
@@ -228,6 +240,21 @@ impl App {
         {
             problems.push(format!("there is no user {name:?}"));
         }
+        if let Some(name) = &self.group
+            && uzers::get_group_by_name(name).is_none()
+            && name.parse::<u32>().is_err()
+        {
+            problems.push(format!("there is no group {name:?}"));
+        }
+        if !self.node_args.is_empty() && !crate::program::is_script(&program) && !program.ends_with("node") {
+            problems.push(format!("node_args are for scripts that run under node, and {} is none", program.display()));
+        }
+        let own = own_cpus();
+        if let Some(cpu) = self.cpu_sets().unwrap_or_default().into_iter().flatten().find(|cpu| !own.contains(cpu)) {
+            problems.push(format!("there is no CPU {cpu} that may be used"));
+        }
+        let watched = self.watch.iter().flat_map(|watch| &watch.paths).map(|path| directory.join(path));
+        problems.extend(watched.filter(|path| !path.exists()).map(|path| format!("there is no {} to watch", path.display())));
         problems
     }
 }

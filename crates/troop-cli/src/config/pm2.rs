@@ -1,6 +1,6 @@
 //! `ecosystem.config.js` and its kin: what PM2 calls its apps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -36,10 +36,21 @@ pub(super) fn read(file: &Path) -> Result<(Apps, Vec<String>), String> {
         }
         _ => return Err(format!("{shown} has no list `apps`")),
     };
+    if let Some(chosen) = CHOSEN.get() {
+        let wanted = format!("env_{chosen}");
+        if !list.iter().any(|app| app.get(&wanted).is_some()) {
+            let keys = list.iter().filter_map(Value::as_object).flat_map(Map::keys);
+            let others: BTreeSet<_> = keys.filter_map(|key| key.strip_prefix("env_")).collect();
+            let others =
+                if others.is_empty() { "there are no others".into() } else { others.into_iter().collect::<Vec<_>>().join(", ") };
+            return Err(format!("{shown}: no app has an environment `{wanted}`: {others}"));
+        }
+    }
+    let directory = std::path::absolute(file).ok().and_then(|file| file.parent().map(Path::to_owned)).unwrap_or_default();
     let mut apps = Apps::new();
     for value in list {
         let Value::Object(fields) = value else { return Err(format!("{shown}: an app must be an object, not {value}")) };
-        let (name, app, about) = app(fields).map_err(|e| format!("{shown}: {e}"))?;
+        let (name, app, about) = app(fields, &directory).map_err(|e| format!("{shown}: {e}"))?;
         warnings.extend(about.into_iter().map(|text| format!("{name}: {text}")));
         if apps.insert(name.clone(), app).is_some() {
             return Err(format!("{shown} has two apps {name}"));
@@ -104,7 +115,7 @@ fn plain(value: &Value) -> String {
 
 /// PM2's numbers are milliseconds.
 fn time(value: &Value) -> Result<Time, String> {
-    match value.as_u64() {
+    match value.as_u64().or_else(|| plain(value).trim().parse().ok()) {
         Some(millis) => Ok(Time(Duration::from_millis(millis))),
         None => values::time(&plain(value)),
     }
@@ -114,7 +125,7 @@ fn is_on(value: &Value) -> bool {
     matches!(value, Value::Bool(true)) || matches!(value.as_str(), Some("true"))
 }
 
-fn app(fields: Map<String, Value>) -> Result<(String, App, Vec<String>), String> {
+fn app(fields: Map<String, Value>, directory: &Path) -> Result<(String, App, Vec<String>), String> {
     let script = ["script", "exec", "cmd", "command"].iter().find_map(|key| fields.get(*key)).and_then(Value::as_str);
     let script = script.ok_or("an app has no `script`")?.to_owned();
     let mut warnings = Vec::new();
@@ -131,7 +142,8 @@ fn app(fields: Map<String, Value>) -> Result<(String, App, Vec<String>), String>
     let mut app = App::new(script.clone());
     // Without a number there is one, in PM2.
     app.workers = Some(Workers::Number(1));
-    let (mut args, mut interpreter) = (Vec::new(), usual_interpreter(&script));
+    let at = fields.get("cwd").map_or_else(|| directory.to_owned(), |cwd| directory.join(plain(cwd)));
+    let (mut args, mut interpreter) = (Vec::new(), usual_interpreter(&script, &at));
     let mut environments = BTreeMap::new();
     for (key, value) in fields.iter().filter(|(_, value)| !is_nothing(value)) {
         let wrong = |e: String| format!("{name}: {key}: {e}");
@@ -149,9 +161,12 @@ fn app(fields: Map<String, Value>) -> Result<(String, App, Vec<String>), String>
                 }
             }
             "env" => app.env.extend(variables(value)),
+            "env_file" => app.env_file = list(value).into_iter().map(Into::into).collect(),
             "max_memory_restart" => app.recycle.memory = Some(values::size(&plain(value)).map_err(wrong)?),
             "min_uptime" => app.restart.min_uptime = Some(time(value).map_err(wrong)?),
-            "max_restarts" => app.restart.max = value.as_u64().and_then(|n| usize::try_from(n).ok()),
+            "max_restarts" => {
+                app.restart.max = Some(plain(value).trim().parse().map_err(|_| wrong("it must be a number".into()))?);
+            }
             "restart_delay" => {
                 let delay = time(value).map_err(wrong)?;
                 (app.restart.delay, app.restart.max_delay) = (Some(delay), Some(delay));
@@ -196,10 +211,8 @@ fn app(fields: Map<String, Value>) -> Result<(String, App, Vec<String>), String>
         }
     }
     if let Some(chosen) = CHOSEN.get() {
-        match environments.remove(chosen) {
-            Some(variables) => app.env.extend(variables),
-            None => warnings.push(format!("there is no `env_{chosen}`")),
-        }
+        // Another app of the file has it, at least.
+        app.env.extend(environments.remove(chosen).unwrap_or_default());
     } else if !environments.is_empty() {
         let names: Vec<_> = environments.keys().map(|name| format!("`--env {name}`")).collect();
         warnings.push(format!("more variables can be chosen with {}", names.join(", ")));
@@ -208,7 +221,12 @@ fn app(fields: Map<String, Value>) -> Result<(String, App, Vec<String>), String>
     app.restart.when_failed = Some(Failed::Stay);
     match interpreter.as_str() {
         "node" | "nodejs" if program::is_script(Path::new(&script)) => app.args = args,
-        "none" if Path::new(&script).components().count() == 1 && Path::new(&script).exists() => {
+        // Under node it would be, by its ending.
+        "none" if program::is_script(Path::new(&script)) => {
+            let script = if script.contains('/') { script } else { format!("./{script}") };
+            (app.program, app.args) = ("env".into(), [script].into_iter().chain(args).collect());
+        }
+        "none" if Path::new(&script).components().count() == 1 && at.join(&script).exists() => {
             (app.program, app.args) = (format!("./{script}"), args);
         }
         "none" => app.args = args,
@@ -221,22 +239,16 @@ fn app(fields: Map<String, Value>) -> Result<(String, App, Vec<String>), String>
     Ok((name, app, warnings))
 }
 
-/// What PM2 runs a script with if nobody says so: by its ending, else node; what can be executed and has none, itself.
-fn usual_interpreter(script: &str) -> String {
+/// What PM2 runs a script with if nobody says so: by its ending, else node; what can be executed and has none, itself. It is seen from where the
+/// app runs.
+fn usual_interpreter(script: &str, at: &Path) -> String {
+    let path = at.join(script);
     let by_ending = match Path::new(script).extension().and_then(|extension| extension.to_str()) {
-        Some("py") => "python3",
-        Some("rb") => "ruby",
-        Some("sh") => "bash",
-        Some("pl") => "perl",
-        Some("php") => "php",
-        Some(_) => "node",
+        Some(_) => program::interpreter_of(Path::new(script)).unwrap_or("node"),
         // Not a file that is here: a command.
-        None if !Path::new(script).exists() => "none",
-        None => {
-            use std::os::unix::fs::PermissionsExt as _;
-            let found = Path::new(script).metadata();
-            if found.is_ok_and(|found| found.permissions().mode() & 0o111 != 0) { "none" } else { "node" }
-        }
+        None if !path.exists() => "none",
+        None if program::is_executable(&path) => "none",
+        None => "node",
     };
     by_ending.into()
 }
@@ -273,7 +285,7 @@ mod tests {
 
     fn read_app(text: &str) -> (String, App, Vec<String>) {
         let Value::Object(fields) = serde_json::from_str(text).unwrap() else { panic!("an object") };
-        app(fields).unwrap()
+        app(fields, Path::new("")).unwrap()
     }
 
     #[test]

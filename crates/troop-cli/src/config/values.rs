@@ -82,11 +82,13 @@ impl Cgroup {
         if self.cpu_weight.is_some_and(|weight| !(1..=10_000).contains(&weight)) {
             return Err("cpu_weight: it must be from 1 to 10000".into());
         }
-        if self.processes == Some(0) || self.memory == Some(Size(0)) {
-            return Err("memory and processes must be more than 0".into());
+        if self.processes == Some(0) || self.memory == Some(Size(0)) || self.memory_high == Some(Size(0)) {
+            return Err("memory, memory_high and processes must be more than 0".into());
         }
         // What is said there is written as whoever runs troop, and only there.
-        match self.other.keys().find(|name| name.contains('/') || !name.contains('.')) {
+        match self.other.keys().find(|name| {
+            name.contains('/') || name.split_once('.').is_none_or(|(controller, rest)| controller.is_empty() || rest.is_empty())
+        }) {
             Some(name) => Err(format!("other: {name:?} is no file of a control group, as io.weight is")),
             None => Ok(()),
         }

@@ -22,7 +22,7 @@ use crate::logs::writer::Queue;
 use crate::plan::{Plan, Source};
 use crate::restart::Restarting;
 use crate::signals::Signals;
-use crate::start::Starter;
+use crate::start::{Starter, patience};
 use crate::watch::Watched;
 
 /// Clients at a time; more wait in the kernel.
@@ -60,6 +60,7 @@ pub(crate) fn start(
 ) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let Identity { name, plan, source, queue, restarting, starter } = identity;
+    let patience = patience(&plan);
     let server = Arc::new(Server {
         cluster,
         name,
@@ -76,7 +77,7 @@ pub(crate) fn start(
         runtime.block_on(async {
             if let Some(starter) = starter {
                 let server = server.clone();
-                tokio::spawn(async move { starter.watch(&server.cluster, &server.name).await });
+                tokio::spawn(async move { starter.watch(&server.cluster, &server.name, patience).await });
             }
             let cluster = server.cluster.clone();
             tokio::spawn(async move { settle(&cluster).await });
@@ -441,6 +442,11 @@ impl Server {
                     {
                         text.push_str("; its last lines:\n");
                         text.push_str(words.trim_end());
+                        if ["EADDRINUSE", "Address already in use"].iter().any(|sign| words.contains(sign)) {
+                            text.push_str(
+                                "\nIf it binds its port by itself, the old one has to leave first: max_surge = 0 and max_unavailable = 1",
+                            );
+                        }
                     }
                     return Err(Failure::new("failed", text));
                 }

@@ -66,13 +66,23 @@ fn written(apps: Apps, from: &str) -> Result<String, String> {
 }
 
 fn template(name: &str, program: &str) -> String {
-    let program = toml::Value::String(program.to_owned());
+    let text = |text: &str| toml::Value::String(text.to_owned());
+    let path = Path::new(program);
+    // Not by its ending, as node's are.
+    let interpreter = crate::program::interpreter_of(path).filter(|_| !crate::program::is_executable(path));
+    let (program, args) = match interpreter {
+        Some(interpreter) => (text(interpreter), format!("args = [{}]", text(program))),
+        None if path.is_file() && !crate::program::is_script(path) && !program.contains('/') => {
+            (text(&format!("./{program}")), r##"# args = ["--port", "8000"]"##.to_owned())
+        }
+        None => (text(program), r##"# args = ["--port", "8000"]"##.to_owned()),
+    };
     format!(
         r#"# All that can be said: docs/tool.md; what is wrong: `troop check`.
 
 [app.{name}]
 program = {program}
-# args = ["--port", "8000"]
+{args}
 # workers = 4                         # default: one per CPU that may be used
 # policy = "steered"                  # default: round-robin
 # env = {{ NODE_ENV = "production" }}

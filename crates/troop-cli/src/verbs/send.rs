@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use serde_json::Value;
 
-use super::steer::one;
+use super::steer::{named, one};
 use crate::args::Send;
 use crate::control::client::{self, Trouble};
 use crate::control::{Ask, Failure};
@@ -17,6 +17,7 @@ pub(crate) fn send(args: &Send) -> Result<(), Trouble> {
     let message = serde_json::from_str(message).unwrap_or_else(|_| Value::String(message.to_owned()));
     let wait_ms = args.ask.then(|| u64::try_from(args.timeout.0.as_millis()).unwrap_or(u64::MAX));
     let answer = client.ask(Ask::Send { message, worker, wait_ms }, |_| {})?;
+    let answer = named(client.name(), answer);
     let mut out = std::io::stdout().lock();
     if args.json {
         let _ = writeln!(out, "{answer}");

@@ -14,6 +14,9 @@ use crate::config::{self, App, Format};
 /// For people.
 pub(crate) fn startup(args: &Startup) -> Result<(), String> {
     let file = std::path::absolute(&args.config).map_err(|e| format!("{}: {e}", args.config.display()))?;
+    if let Some(environment) = &args.env {
+        config::choose_environment(environment);
+    }
     let mut apps = config::read(&file)?;
     if let Some(name) = &args.app {
         let names: Vec<_> = apps.keys().cloned().collect();
@@ -26,7 +29,7 @@ pub(crate) fn startup(args: &Startup) -> Result<(), String> {
     let mut out = std::io::stdout().lock();
     let mut written = Vec::new();
     for (name, app) in &apps {
-        let text = unit(name, app, &file, &program, is_root)?;
+        let text = unit(name, app, &file, &program, is_root, args.env.as_deref())?;
         if args.print && args.json {
             let _ = writeln!(out, "{}", json!({ "unit": format!("troop-{name}.service"), "text": text }));
             continue;
@@ -70,10 +73,14 @@ fn quoted(text: &str) -> String {
     if escaped.contains([' ', '\t', '\'', '"', ';']) { format!("\"{escaped}\"") } else { escaped }
 }
 
-fn unit(name: &str, app: &App, file: &Path, program: &Path, is_root: bool) -> Result<String, String> {
+fn unit(name: &str, app: &App, file: &Path, program: &Path, is_root: bool, environment: Option<&str>) -> Result<String, String> {
     let text = |path: &Path| path.to_str().map(str::to_owned).ok_or_else(|| format!("{} is no text", path.display()));
+    let file = &file.canonicalize().unwrap_or_else(|_| file.to_owned());
     let (program, config) = (quoted(&text(program)?), quoted(&text(file)?));
-    let directory = text(&app.directory(file))?.replace('%', "%%");
+    let chosen = environment.map_or_else(String::new, |name| format!(" --env {}", quoted(name)));
+    // systemd takes no `..`.
+    let directory = app.directory(file);
+    let directory = text(&directory.canonicalize().unwrap_or(directory))?.replace('%', "%%");
     // Longer than the workers may take, so that troop kills them, not systemd.
     let stop = app.grace.map_or(30, |grace| grace.0.as_secs()) + 10;
     let start = app.ready_timeout.map_or(30, |time| time.0.as_secs()).saturating_mul(2).max(90);
@@ -95,7 +102,7 @@ Wants=network-online.target
 [Service]
 Type=notify
 NotifyAccess=main
-ExecStart={program} run --config {config} {name}
+ExecStart={program} run{chosen} --config {config} {name}
 ExecReload={program} reload {name}
 WorkingDirectory={directory}
 {path}Restart=on-failure

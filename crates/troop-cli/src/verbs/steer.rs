@@ -18,12 +18,20 @@ fn report(json: bool, answer: &Value, text: impl FnOnce() -> String) {
     let _ = if json { writeln!(std::io::stdout().lock(), "{answer}") } else { writeln!(std::io::stdout().lock(), "{}", text()) };
 }
 
+/// An answer, and whose it is.
+pub(super) fn named(name: &str, mut answer: Value) -> Value {
+    if let Some(fields) = answer.as_object_mut() {
+        fields.insert("name".into(), name.into());
+    }
+    answer
+}
+
 /// The app that is meant, if it is one.
 pub(super) fn one(target: Option<&str>) -> Result<Client, Trouble> {
     let mut clients = client::find(target)?;
     match clients.len() {
         1 => Ok(clients.remove(0)),
-        _ => Err(Trouble::NoApp("this is done to one app at a time; name it".into())),
+        _ => Err(Trouble::Nonsense("this is done to one app at a time; name it".into())),
     }
 }
 
@@ -37,7 +45,7 @@ pub(crate) fn reload(args: &Reload) -> Result<(), Trouble> {
                 let _ = writeln!(std::io::stderr().lock(), "{name}: {text}");
             }
         };
-        let answer = client.ask(Ask::Reload { worker }, show)?;
+        let answer = named(&name, client.ask(Ask::Reload { worker }, show)?);
         report(args.json, &answer, || format!("{name}: {} workers replaced", answer["replaced"]));
     }
     Ok(())
@@ -101,6 +109,7 @@ pub(crate) fn scale(args: &Scale) -> Result<(), Trouble> {
         To::By(by) => Ask::Scale { workers: None, by },
     };
     let answer = client.ask(ask, |_| {})?;
+    let answer = named(client.name(), answer);
     report(args.json, &answer, || format!("{}: {} workers, {} before", client.name(), answer["workers"], answer["before"]));
     Ok(())
 }
@@ -136,6 +145,7 @@ pub(crate) fn policy(args: &Policy) -> Result<(), Trouble> {
     let mut client = one(args.app.as_deref())?;
     let listener = args.policy.listeners.as_ref().map(ToString::to_string);
     let answer = client.ask(Ask::Schedule { listener, policy: args.policy.scheduling.to_string() }, |_| {})?;
+    let answer = named(client.name(), answer);
     report(args.json, &answer, || {
         let later: Vec<_> = answer["later"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         match &later[..] {
@@ -156,6 +166,7 @@ pub(crate) fn signal(args: &Signal) -> Result<(), Trouble> {
     let (app, worker) = client::target(args.app.as_deref())?;
     let mut client = one(app)?;
     let answer = client.ask(Ask::Signal { signal: args.signal, worker: args.worker.or(worker) }, |_| {})?;
+    let answer = named(client.name(), answer);
     report(args.json, &answer, || {
         let workers = answer["workers"].as_array().map_or(0, Vec::len);
         format!("{}: sent to {workers} workers", client.name())

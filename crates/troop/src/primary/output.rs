@@ -9,7 +9,7 @@ use troop_core::WorkerId;
 use troop_sys::poll::{Bell, Interest, Poller};
 
 /// How many lines and bytes are remembered of each worker.
-const MAX_LINES: usize = 20;
+const MAX_LINES: usize = 40;
 const MAX_BYTES: usize = 8 * 1024;
 
 /// The end of what a worker wrote.
