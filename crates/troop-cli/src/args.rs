@@ -26,9 +26,13 @@ pub(crate) enum Command {
     Start(Start),
     /// List the apps that run
     #[command(visible_aliases = ["list", "status"])]
+    #[command(after_help = "Examples:\n  troop ls\n  troop ls --json | jq '.[].name'")]
     Ls(Look),
     /// Show an app: its workers, what they listen on, what they use
     #[command(visible_aliases = ["describe", "info"])]
+    #[command(
+        after_help = "Examples:\n  troop show web                       all of it\n  troop show web:3                     one worker, by its number"
+    )]
     Show(Look),
     /// Follow what happens in an app
     Events(Events),
@@ -58,6 +62,8 @@ pub(crate) struct Completions {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  troop man /usr/local/share/man/man1")]
 pub(crate) struct Man {
     /// Where to
     pub(crate) directory: PathBuf,
@@ -176,6 +182,9 @@ pub(crate) struct Start {
 ///
 /// For what a reload cannot change. Clients are refused or wait meanwhile; `troop reload` loses nobody.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  troop restart web                    what only another start can change is used
+  troop restart all")]
 pub(crate) struct Restart {
     /// The app's name, or `all`; may be left out when there is only one
     pub(crate) app: Option<String>,
@@ -233,6 +242,9 @@ pub(crate) struct Look {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  troop events web                     until the app ends
+  troop events web --json | jq         a line of JSON for each event")]
 pub(crate) struct Events {
     /// The app's name; may be left out when there is only one
     pub(crate) app: Option<String>,
@@ -251,7 +263,11 @@ pub(crate) struct Events {
 /// Each old worker leaves only after its successor serves. If a new one does not come up, the old ones go on, and this says why. Waits
 /// until it is done.
 #[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 when all workers were replaced, 1 if not, 3 if there is no such app.")]
+#[command(after_help = "Examples:
+  troop reload web                     with what its file says now
+  troop reload web:3                   one worker
+
+Exit codes: 0 when all workers were replaced, 1 if not, 3 if there is no such app.")]
 pub(crate) struct Reload {
     /// The app's name, or `all`, or one worker of it (`web:3`, by its number); may be left out when there is only one
     pub(crate) app: Option<String>,
@@ -291,6 +307,10 @@ pub(crate) enum To {
 /// End an app: its workers finish what they serve
 #[derive(Debug, Args)]
 #[command(visible_alias = "delete", alias = "del")]
+#[command(after_help = "Examples:
+  troop stop web                       waits until all is served, at most the grace
+  troop stop web --quick               at once
+  troop stop all")]
 pub(crate) struct Stop {
     /// The app's name, or `all`; may be left out when there is only one
     pub(crate) app: Option<String>,
@@ -372,6 +392,9 @@ impl Send {
 /// Send a signal to an app's workers
 #[derive(Debug, Args)]
 #[command(allow_missing_positional = true)]
+#[command(after_help = "Examples:
+  troop signal web USR2                to all workers
+  troop signal web:3 KILL              to one; it is replaced")]
 pub(crate) struct Signal {
     /// The app's name; may be left out when there is only one
     #[arg(value_name = "APP")]
@@ -608,5 +631,15 @@ mod tests {
     #[test]
     fn what_can_be_typed_makes_sense() {
         super::Troop::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_shows_how_it_is_used() {
+        let command = super::Troop::command();
+        let without = command
+            .get_subcommands()
+            .filter(|verb| verb.get_after_help().is_none_or(|help| !help.to_string().contains("Examples:")));
+        let names: Vec<_> = without.map(clap::Command::get_name).collect();
+        assert!(names.is_empty(), "{names:?}");
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc::RecvTimeoutError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use troop::{Cluster, Event, Phase, Progress, WorkerHandle};
@@ -23,6 +23,8 @@ pub(crate) const VARIABLE: &str = "TROOP_STARTED_AS";
 const LOOK: Duration = Duration::from_millis(50);
 /// How much longer than a worker may take it is waited for.
 const MARGIN: Duration = Duration::from_secs(5);
+/// How long a primary that has failed may take to end.
+const ENDING: Duration = Duration::from_secs(5);
 /// How long the last words of a worker are waited for.
 pub(crate) const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -199,8 +201,14 @@ fn start_one(args: &Start, name: &str) -> Result<(), Trouble> {
                 report(args.json, &state, || format!("{name}: {workers} workers ready{on}"));
                 Ok(())
             }
-            Ok(News::Failed { reason, nonsense: true }) => Err(Trouble::Nonsense(reason)),
-            Ok(News::Failed { reason, .. }) => fail(format!("{shown}: {reason}")),
+            Ok(News::Failed { reason, nonsense }) => {
+                // So that nothing of it is to be seen any more.
+                let deadline = Instant::now() + ENDING;
+                while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                if nonsense { Err(Trouble::Nonsense(reason)) } else { fail(format!("{shown}: {reason}")) }
+            }
             Err(_) => fail(format!("{shown}: the primary ended without a word: {}", ended(&mut child))),
         },
         Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => fail(format!("{shown}: the primary ended: {}", ended(&mut child))),
