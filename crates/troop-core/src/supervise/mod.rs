@@ -521,9 +521,11 @@ impl Supervisor {
     fn make_way(&mut self, now: Time, member: Member) {
         self.leave(now, member);
         let most = 4 + 2 * self.config.workers;
-        if self.leaving.iter().filter(|l| !l.killed).count() > most
-            && let Some(oldest) = self.leaving.iter_mut().find(|l| !l.killed)
-        {
+        let surplus = self.leaving.iter().filter(|l| !l.killed).count().saturating_sub(most);
+        let grace = self.config.grace;
+        // Reloads may be faster than any worker can end that is about to.
+        let has_had_time = |l: &&mut Leaving| !l.killed && now + grace >= l.kill_at + LINGER;
+        for oldest in self.leaving.iter_mut().filter(has_had_time).take(surplus) {
             oldest.killed = true;
             self.orders.push_back(Order::Tell(Progress::GraceOver(oldest.worker)));
             self.orders.push_back(Order::Kill(oldest.worker));

@@ -192,9 +192,23 @@ fn those_that_never_leave_do_not_become_more_and_more() {
         world.supervisor.reload(world.now);
         world.carry_out();
         world.up(worker);
+        world.pass(2 * SECOND);
     }
     let killed = world.asked.iter().filter(|order| matches!(order, Order::Kill(_))).count();
     assert_eq!((killed, world.asked.iter().find(|order| matches!(order, Order::Kill(_)))), (13, Some(&Order::Kill(WorkerId(1)))));
+}
+
+#[test]
+fn however_fast_reloads_follow_each_other_every_worker_has_a_moment_to_end() {
+    let mut world = World::with(Config { settle: Duration::ZERO, ..Config::new(1) });
+    world.up(1);
+    for worker in 2..=30 {
+        world.supervisor.reload(world.now);
+        world.carry_out();
+        world.up(worker);
+        world.pass(Duration::from_millis(50));
+    }
+    assert!(!world.asked.iter().any(|order| matches!(order, Order::Kill(_))), "{:?}", world.asked);
 }
 
 #[test]
