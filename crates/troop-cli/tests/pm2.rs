@@ -207,8 +207,10 @@ fn workers_are_where_and_who_they_were_said_to_be() {
     let home = Home::with(&[]);
     std::fs::create_dir(home.path().join("inner")).unwrap();
     std::fs::write(home.path().join("inner/server.js"), SERVER).unwrap();
+    std::fs::write(home.path().join("inner/vars"), "GREETING=dear\n").unwrap();
     let root = rustix::process::geteuid().is_root();
-    let mut fields = json!({ "cwd": "inner", "instance_var": "MY_INSTANCE", "env": { "GREETING": "dear" }, "port": 4242, "exec_mode": "fork" });
+    let mut fields =
+        json!({ "cwd": "inner", "instance_var": "MY_INSTANCE", "env_file": "vars", "port": 4242, "exec_mode": "fork" });
     if root {
         // Numbers, as not every system has the same names.
         fields.as_object_mut().unwrap().extend([("uid".to_owned(), json!(65534)), ("gid".to_owned(), json!("65533"))]);
