@@ -50,6 +50,17 @@ async fn open(port: u16) -> TcpStream {
     TcpStream::connect(("127.0.0.1", port)).await.unwrap()
 }
 
+/// Connections that have been used once, and stay open.
+async fn kept(port: u16, count: usize) -> Vec<TcpStream> {
+    let mut streams = Vec::new();
+    for _ in 0..count {
+        let mut stream = open(port).await;
+        ask(&mut stream, "/").await.unwrap();
+        streams.push(stream);
+    }
+    streams
+}
+
 async fn reload(troop: &mut Troop) {
     troop.cluster.reload().unwrap();
     let done = |e: &Event| matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(());
@@ -119,12 +130,7 @@ async fn until_its_moment_a_connection_is_served_as_before() {
 async fn when_the_whole_cluster_ends_nobody_has_to_be_waited_for() {
     let mut troop = Troop::start(serving("127.0.0.1:0").close_over(Duration::from_secs(25)));
     let (worker, port) = listening(&mut troop).await;
-    let mut streams = Vec::new();
-    for _ in 0..20 {
-        let mut stream = open(port).await;
-        ask(&mut stream, "/").await.unwrap();
-        streams.push(stream);
-    }
+    let _streams = kept(port, 20).await;
     let before = Instant::now();
     troop.cluster.stop().unwrap();
     troop.exit(&worker).await;
@@ -204,12 +210,7 @@ async fn where_nobody_else_serves_connections_are_closed_at_once() {
     let policy = ReplacePolicy { surge: 0, unavailable: 1, ..at_once() };
     let mut troop = Troop::start(serving("127.0.0.1:0").replace(policy).close_over(Duration::from_secs(25)));
     let (old, port) = listening(&mut troop).await;
-    let mut streams = Vec::new();
-    for _ in 0..20 {
-        let mut stream = open(port).await;
-        ask(&mut stream, "/").await.unwrap();
-        streams.push(stream);
-    }
+    let _streams = kept(port, 20).await;
     let before = Instant::now();
     reload(&mut troop).await;
     assert!(before.elapsed() < Duration::from_secs(10), "it took {:?}", before.elapsed());
@@ -219,12 +220,7 @@ async fn where_nobody_else_serves_connections_are_closed_at_once() {
     // Nor when everything ends while a worker takes its time.
     let mut troop = Troop::start(serving("127.0.0.1:0").close_over(Duration::from_secs(25)));
     let (old, port) = listening(&mut troop).await;
-    let mut streams = Vec::new();
-    for _ in 0..20 {
-        let mut stream = open(port).await;
-        ask(&mut stream, "/").await.unwrap();
-        streams.push(stream);
-    }
+    let _streams = kept(port, 20).await;
     reload(&mut troop).await;
     let before = Instant::now();
     troop.cluster.stop().unwrap();
