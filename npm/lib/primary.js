@@ -4,7 +4,7 @@
 
 const { Engine } = require('./native');
 const inspector = require('./inspector');
-const { fork, member } = require('./spawn');
+const { fork, member, offered } = require('./spawn');
 const scheduling = require('./scheduling');
 const supervisor = require('./supervisor');
 const Worker = require('./worker');
@@ -29,9 +29,9 @@ function start() {
   // From now on it does not change any more.
   const { schedulingPolicy: policy } = cluster;
   if (typeof policy === 'function') {
-    engine = new Engine('', noticed, scheduling.asker(policy, (id) => cluster.workers[id], (...answer) => engine.answer(...answer)));
+    engine = new Engine('', noticed, offered, scheduling.asker(policy, (id) => cluster.workers[id], (...answer) => engine.answer(...answer)));
   } else {
-    engine = new Engine(scheduling.nameOf(policy), noticed);
+    engine = new Engine(scheduling.nameOf(policy), noticed, offered);
   }
   process.on('internalMessage', (message) => {
     if (message.cmd !== 'NODE_DEBUG_ENABLED') return;

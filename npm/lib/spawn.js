@@ -8,10 +8,13 @@
 const childProcess = require('node:child_process');
 const fs = require('node:fs');
 const os = require('node:os');
+const { receiver, shorten } = require('./channel');
 
 const { ChildProcess } = childProcess;
 /** What the engine knows of a process. */
 const members = new WeakMap();
+/** The same by number, as long as the channel is open. */
+const helpers = new Map();
 const OUT_OF_DESCRIPTORS = -os.constants.errno.EMFILE;
 const OUT_OF_FILES = -os.constants.errno.ENFILE;
 
@@ -37,6 +40,8 @@ function reroute(child, engine, id, options) {
       delete entry.handle.close;
       close.apply(this, args);
       endHandles(child);
+      helpers.get(id)?.close();
+      helpers.delete(id);
       // After 'disconnect', which comes in this tick or the next.
       setImmediate(whenClosed);
     };
@@ -53,7 +58,10 @@ function reroute(child, engine, id, options) {
     }
     if (error === 0) {
       try {
-        members.set(child, engine.adopt(id, handle.pid, options.serialization === 'advanced'));
+        const member = engine.adopt(id, handle.pid, options.serialization === 'advanced', receiver(entry.handle));
+        members.set(child, member);
+        helpers.set(id, member);
+        shorten(entry.handle, member);
       } catch (error) {
         // Nobody would look after it.
         handle.kill(os.constants.signals.SIGKILL);
@@ -71,6 +79,9 @@ function reroute(child, engine, id, options) {
     else go();
   };
 }
+
+/** The engine would like to have this worker's messages read here. */
+exports.offered = (id) => helpers.get(id)?.help();
 
 /**
  * The channel of a worker has ended. Node never says so, and keeps the socket open, while it waits for a socket to be confirmed, also when

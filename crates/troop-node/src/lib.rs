@@ -2,17 +2,25 @@
 //! JavaScript, in `npm/`.
 //!
 //! Node starts the processes and has a channel of its own to each, whose other end is here; here is also the channel to the worker. Messages
-//! of programs are passed through; listeners and connections are dealt with on a thread of the engine's, without JavaScript.
+//! of programs are passed through, by JavaScript's own thread when it can ([`troop::Helper`]); listeners and connections are dealt with on a
+//! thread of the engine's, without JavaScript.
 
+mod text;
+mod watch;
+
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd as _, IntoRawFd as _, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use napi::bindgen_prelude::Function;
-use napi::threadsafe_function::ThreadsafeFunctionCallMode;
-use napi::{Error, Result, Status};
+use napi::bindgen_prelude::{ArrayBuffer, Buffer, FnArgs, Function};
+use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
+use napi::{Env, Error, Result, Status};
 use napi_derive::napi;
-use troop::{Adoption, Cluster, Event, Scheduling, WorkerHandle, WorkerId};
+use troop::{Adoption, Cluster, Event, Helper, Scheduling, WorkerHandle, WorkerId};
+use watch::Watch;
 
 /// The descriptors of a worker that is to be started.
 #[napi(object)]
@@ -100,10 +108,19 @@ struct Opened {
 
 /// A primary on a thread of its own.
 #[napi]
-#[derive(Debug)]
 pub struct Engine {
     cluster: Cluster,
     opened: HashMap<u32, Opened>,
+    offered: Arc<Offered>,
+}
+
+/// Called with the number of a worker whose member may [help](Member::help).
+type Offered = ThreadsafeFunction<u32, (), u32, Status, false, true>;
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("cluster", &self.cluster).field("opened", &self.opened).finish_non_exhaustive()
+    }
 }
 
 fn failed(e: impl std::fmt::Display) -> Error {
@@ -151,12 +168,14 @@ fn notice(event: &Event) -> Option<Notice> {
 
 #[napi]
 impl Engine {
-    /// Starts the thread. `notify` is called with what happens there; it does not keep the process alive. Instead of a scheduling there may
+    /// Starts the thread. `notify` is called with what happens there, `offered` with the numbers of workers whose members may
+    /// [help](Member::help); they do not keep the process alive. Instead of a scheduling there may
     /// be somebody to ask about each connection, who has to call [`Engine::answer`] within `patience` milliseconds.
     #[napi(constructor, catch_unwind)]
     pub fn new(
         scheduling: String,
         notify: Function<'_, Notice, ()>,
+        offered: Function<'_, u32, ()>,
         ask: Option<Function<'_, Question, ()>>,
         patience: Option<u32>,
     ) -> Result<Engine> {
@@ -171,6 +190,7 @@ impl Engine {
             }
         };
         let notify = notify.build_threadsafe_function().weak::<true>().build()?;
+        let offered = Arc::new(offered.build_threadsafe_function().weak::<true>().build()?);
         let observer = move |event: &Event| {
             if let Some(notice) = notice(event) {
                 notify.call(notice, ThreadsafeFunctionCallMode::NonBlocking);
@@ -179,7 +199,7 @@ impl Engine {
         // Node lets a worker be busy for as long as it likes, and closes what nobody listens on any more.
         let builder = Cluster::builder().scheduling(scheduling).hung_after(None).keep_listeners(false);
         let cluster = builder.start_in_thread(observer).map_err(failed)?;
-        Ok(Engine { cluster, opened: HashMap::new() })
+        Ok(Engine { cluster, opened: HashMap::new(), offered })
     }
 
     /// Makes the channels of a worker that is about to be started. To be followed by [`Engine::adopt`] or [`Engine::abandon`].
@@ -192,15 +212,38 @@ impl Engine {
         Ok(ends)
     }
 
-    /// The process runs.
+    /// The process runs. With `deliver`, which is called with messages for the program, they are moved in this thread when that is possible.
     #[napi(catch_unwind)]
-    pub fn adopt(&mut self, id: u32, pid: u32, advanced: bool) -> Result<Member> {
+    pub fn adopt(
+        &mut self,
+        env: Env,
+        id: u32,
+        pid: u32,
+        advanced: bool,
+        deliver: Option<Function<'_, FnArgs<(ArrayBuffer<'static>,)>, ()>>,
+    ) -> Result<Member> {
         let Opened { channel, worker, relay } =
             self.opened.remove(&id).ok_or_else(|| failed(format!("no worker {id} was opened")))?;
         drop(worker);
         let adoption = Adoption::new(pid, channel).map_err(failed)?;
         let handle = self.cluster.adopt_blocking(adoption.relay(relay, advanced).id(id)).map_err(failed)?;
-        Ok(Member { handle })
+        let offered = self.offered.clone();
+        let offer = move || {
+            offered.call(id, ThreadsafeFunctionCallMode::NonBlocking);
+        };
+        // Without it everything works too, only not as fast.
+        let accepted = if deliver.is_some() { handle.helper(offer).ok().flatten() } else { None };
+        let (helper, channel) = accepted.unzip();
+        let helper = Helping(Rc::new(RefCell::new(helper)));
+        let mut watch = None;
+        if let (Some(deliver), Some(channel)) = (deliver, channel) {
+            let reader = helper.clone();
+            let read = move |messages: &mut Vec<u8>| reader.with(|helper| helper.read(messages));
+            watch = Watch::new(&env, channel, Box::new(read), deliver.create_ref()?).ok();
+        }
+        let member = Member { handle, helper, watch };
+        member.help();
+        Ok(member)
     }
 
     /// Whether listeners stay open when their last worker has died.
@@ -227,10 +270,63 @@ impl Engine {
 #[derive(Debug)]
 pub struct Member {
     handle: WorkerHandle,
+    helper: Helping,
+    watch: Option<Watch>,
+}
+
+/// A helper, until Node's channel is closed.
+#[derive(Debug, Clone)]
+struct Helping(Rc<RefCell<Option<Helper>>>);
+
+impl Helping {
+    fn with(&self, help: impl FnOnce(&Helper) -> bool) -> bool {
+        self.0.borrow().as_ref().is_some_and(help)
+    }
 }
 
 #[napi]
 impl Member {
+    /// Reads what the worker writes in this thread from now on, if that is wanted.
+    #[napi(catch_unwind)]
+    pub fn help(&self) {
+        if let Some(watch) = &self.watch
+            && self.helper.with(Helper::begin)
+        {
+            watch.start();
+        }
+    }
+
+    /// A function `(message, behind)` that writes a message to the worker, if that can be done at once. Otherwise it returns false, and the message
+    /// must be written to Node's channel; then `behind` must be true in the next call, which must not come before that is done. (A function,
+    /// because what surrounds a method takes as long as the rest.)
+    #[napi(catch_unwind)]
+    pub fn text_writer<'env>(&self, env: &'env Env) -> Result<Function<'env, FnArgs<(String, bool)>, bool>> {
+        let (helper, room) = (self.helper.clone(), RefCell::new(Vec::new()));
+        env.create_function_from_closure("write", move |call| {
+            let mut message = room.borrow_mut();
+            text::read(&call.get(0)?, &mut message)?;
+            let behind = call.get(1)?;
+            Ok(helper.with(|helper| helper.write(&message, behind)))
+        })
+    }
+
+    /// The same for a message in V8's format.
+    #[napi(catch_unwind)]
+    pub fn bytes_writer<'env>(&self, env: &'env Env) -> Result<Function<'env, FnArgs<(Buffer, bool)>, bool>> {
+        let helper = self.helper.clone();
+        env.create_function_from_closure("write", move |call| {
+            let (message, behind): (&[u8], bool) = (call.get(0)?, call.get(1)?);
+            Ok(helper.with(|helper| helper.write(message, behind)))
+        })
+    }
+
+    /// Node's channel is closed.
+    #[napi(catch_unwind)]
+    pub fn close(&mut self) {
+        self.watch = None;
+        self.helper.0.take();
+    }
+
     /// Its counters now; after its end, as of its disconnect.
     #[napi(catch_unwind)]
     pub fn counters(&self) -> Counters {

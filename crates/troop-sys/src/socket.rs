@@ -47,6 +47,21 @@ pub fn kind(fd: impl AsFd) -> io::Result<Kind> {
     }
 }
 
+/// Whether the other end of a Unix stream socket has read everything that was written here (`SIOCOUTQ`, `unix(7)`).
+#[must_use]
+pub fn is_all_read(fd: impl AsFd) -> bool {
+    // SAFETY: the kernel writes an `int` for this request.
+    let getter = unsafe { rustix::ioctl::Getter::<{ libc::TIOCOUTQ as rustix::ioctl::Opcode }, libc::c_int>::new() };
+    // SAFETY: it reads a counter and changes nothing.
+    unsafe { rustix::ioctl::ioctl(fd, getter) }.is_ok_and(|unread| unread == 0)
+}
+
+/// Ends a connection in both directions, also where others have copies of the socket (`shutdown(2)`).
+pub fn shut_down(fd: impl AsFd) {
+    // It fails only if that has happened already.
+    let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
+}
+
 /// What the kernel counts for a TCP socket (the part of `struct tcp_info` that is needed here).
 #[derive(Debug, Clone, Copy)]
 struct TcpCounts {

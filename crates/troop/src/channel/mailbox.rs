@@ -83,8 +83,22 @@ impl Mailbox {
         self.lock().bytes.len() + self.unwritten.load(Ordering::Relaxed)
     }
 
+    /// Whether there is nothing to be taken out.
+    pub(crate) fn is_empty(&self) -> bool {
+        let queue = self.lock();
+        queue.bytes.is_empty() && queue.handles.is_empty()
+    }
+
     /// Puts something in, unless the channel is closed or (where `bounded`) full.
     fn post(&self, bounded: bool, write: impl FnOnce(&mut Queue) -> Result<()>) -> Result<()> {
+        if self.put(bounded, write)? {
+            (self.ring)();
+        }
+        Ok(())
+    }
+
+    /// The same, but whether the owner still has to be told is returned.
+    fn put(&self, bounded: bool, write: impl FnOnce(&mut Queue) -> Result<()>) -> Result<bool> {
         let mut queue = self.lock();
         if queue.closed {
             return Err(Error::Closed);
@@ -95,12 +109,20 @@ impl Mailbox {
             return Err(Error::Full);
         }
         write(&mut queue)?;
-        let first = !std::mem::replace(&mut queue.rung, true);
-        drop(queue);
-        if first {
-            (self.ring)();
-        }
-        Ok(())
+        Ok(!std::mem::replace(&mut queue.rung, true))
+    }
+
+    /// Puts in whole messages as they go over the wire. Returns whether the owner still has to be told: [`Mailbox::tell`].
+    pub(crate) fn put_raw(&self, messages: &[u8]) -> Result<bool> {
+        self.put(true, |queue| {
+            queue.bytes.extend_from_slice(messages);
+            Ok(())
+        })
+    }
+
+    /// Tells the owner that there is something.
+    pub(crate) fn tell(&self) {
+        (self.ring)();
     }
 
     pub(crate) fn try_send<T: Serialize + ?Sized>(&self, message: &T) -> Result<()> {

@@ -75,6 +75,13 @@ impl Outbox {
         self.handles.push_back((start, self.bytes.len(), handle));
     }
 
+    /// Moves everything to `into`, if none of it is with a descriptor or has been written.
+    pub(crate) fn move_to(&mut self, into: &mut Vec<u8>) {
+        if self.sent == 0 && self.handles.is_empty() {
+            into.append(&mut self.bytes);
+        }
+    }
+
     /// Room to write lines into directly.
     pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
         &mut self.bytes

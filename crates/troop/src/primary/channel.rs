@@ -35,6 +35,8 @@ pub(crate) struct Channel {
     pub(crate) unsettled: HashMap<u64, Unsettled>,
     /// Closed when everything has been written.
     pub(crate) last: bool,
+    /// A helper has a copy of the socket.
+    pub(crate) has_copy: bool,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +64,7 @@ impl Channel {
             batch: Batch::default(),
             unsettled: HashMap::new(),
             last: false,
+            has_copy: false,
         }
     }
 

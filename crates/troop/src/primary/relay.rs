@@ -14,10 +14,14 @@ use troop_core::wire::outgoing::{HANDLE_ACK, HANDLE_NACK};
 use troop_sys::poll::Interest;
 
 use super::channel::{Channel, say};
+use super::help::Helped;
 use crate::channel::{HANDLE_TRIES, MAX_QUEUED, MAX_QUEUED_HANDLES, Outbox, framing};
 
 /// How every message begins that is not for the program.
 const INTERNAL: &[u8] = br#"{"cmd":"NODE_"#;
+
+/// What stands before a message in V8's format.
+const LENGTH: usize = 4;
 
 /// How a message begins that carries a socket.
 const HANDLE: &[u8] = br#"{"cmd":"NODE_HANDLE","#;
@@ -42,6 +46,10 @@ pub(crate) struct Relay {
     pub(crate) tickets: BTreeSet<u64>,
     /// Nothing more comes from the worker.
     pub(crate) last: bool,
+    /// The program's own thread helps.
+    pub(crate) helper: Option<Helped>,
+    /// Something has been written to the socket that the program may not have read yet.
+    pub(crate) is_behind: bool,
 }
 
 impl Relay {
@@ -56,12 +64,25 @@ impl Relay {
             unconfirmed: VecDeque::new(),
             tickets: BTreeSet::new(),
             last: false,
+            helper: None,
+            is_behind: false,
         }
     }
 
     /// Whether so much waits for the program that nothing more is read from the worker.
     pub(crate) fn is_full(&self) -> bool {
         self.outbox.len() > MAX_QUEUED || self.unconfirmed.len() >= MAX_QUEUED_HANDLES
+    }
+
+    /// Whether the program's thread reads the worker's channel, and nobody else does.
+    pub(crate) fn is_helped(&self) -> bool {
+        self.helper.as_ref().is_some_and(|helper| helper.reads)
+    }
+
+    /// Whether the program has everything that was written to its socket.
+    pub(crate) fn is_clear(&mut self) -> bool {
+        self.is_behind = self.is_behind && !(self.unconfirmed.is_empty() && troop_sys::socket::is_all_read(&self.socket));
+        !self.is_behind
     }
 
     /// A line for the program.
@@ -166,6 +187,14 @@ impl Relay {
         }
         answers.into_iter().for_each(|arrived| self.confirmed(arrived));
         true
+    }
+}
+
+/// Whether a message of the program's, in its framing, is one of those that the relay looks into.
+pub(crate) fn is_internal(advanced: bool, message: &[u8]) -> bool {
+    match advanced {
+        true => message.get(LENGTH..).is_none_or(|value| advanced::internal(value).is_some()),
+        false => message.starts_with(INTERNAL),
     }
 }
 

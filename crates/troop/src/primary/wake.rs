@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use tokio::sync::{Notify, oneshot};
 use troop_core::WorkerId;
@@ -11,7 +11,7 @@ use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::WorkerStatus;
 use troop_sys::poll::Bell;
 
-use super::driver::{Ends, Handed};
+use super::driver::{Ends, Handed, Shared};
 use super::{Adoption, Fork, Snapshot, WorkerHandle};
 use crate::error::{Error, Result as Outcome};
 use crate::settings::Setup;
@@ -61,11 +61,23 @@ pub(crate) struct Wake {
     pub(crate) notify: Notify,
     /// For a driver that waits in a plain thread.
     pub(crate) bell: Option<Bell>,
+    /// Such a driver.
+    helped: OnceLock<Weak<Shared>>,
 }
 
 impl Wake {
     pub(crate) fn new(bell: Option<Bell>) -> Wake {
-        Wake { pending: AtomicBool::new(false), posted: Mutex::default(), notify: Notify::new(), bell }
+        Wake { pending: AtomicBool::new(false), posted: Mutex::default(), notify: Notify::new(), bell, helped: OnceLock::new() }
+    }
+
+    /// The driver can be helped.
+    pub(crate) fn can_be_helped(&self, driver: &Arc<Shared>) {
+        let _ = self.helped.set(Arc::downgrade(driver));
+    }
+
+    /// The driver, if it can be helped and is not over.
+    pub(crate) fn helped(&self) -> Option<Arc<Shared>> {
+        self.helped.get()?.upgrade()
     }
 
     pub(crate) fn wake(&self) {

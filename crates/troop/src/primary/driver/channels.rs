@@ -90,6 +90,11 @@ impl Driver {
         if lost > 0 {
             self.events.push(Event::Error(Some(process.handle.clone()), Arc::new(Error::Undelivered(lost))));
         }
+        if channel.has_copy {
+            // Which closes nothing, and keeps the poller watching.
+            self.waiting.remove(&channel.socket);
+            socket::shut_down(&channel.socket);
+        }
         drop(channel);
         self.end_relay(id);
         self.keep_consumed(id);
@@ -194,7 +199,7 @@ impl Driver {
 
     /// Lets the poller report what can be used of a channel.
     pub(super) fn update_channel(&mut self, id: WorkerId) {
-        let full = self.relays.get(&id).is_some_and(|relay| relay.is_full());
+        let full = self.relays.get(&id).is_some_and(|relay| relay.is_full() || relay.is_helped());
         let Some(channel) = self.processes.get_mut(&id).and_then(|process| process.channel.as_mut()) else { return };
         let interest = match (channel.is_deaf() || full, channel.blocked) {
             (true, true) => Interest::Write,

@@ -1,6 +1,7 @@
 //! The one who owns the primary's state: waits, reads, accepts, and carries out what the core decides.
 //!
-//! A [`Driver`] is turned either by a plain thread that waits in the poller itself, or by a tokio task that waits for the poller.
+//! A [`Driver`] is turned either by a plain thread that waits in the poller itself, or by a tokio task that waits for the poller. A thread lets
+//! others help it, one at a time ([`help`]).
 
 mod activated;
 mod ask;
@@ -10,6 +11,7 @@ mod commands;
 mod connections;
 mod decisions;
 mod hand;
+pub(crate) mod help;
 mod inspect;
 mod notify;
 mod pace;
@@ -22,8 +24,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use slab::Slab;
@@ -52,6 +54,8 @@ use ask::Questions;
 use care::Care;
 use connections::Conn;
 pub(crate) use hand::{Ends, Handed};
+pub(crate) use help::Shared;
+use help::TakenBack;
 use inspect::Inspected;
 use pace::Pace;
 use waiting::Waiting;
@@ -174,6 +178,10 @@ pub(crate) struct Driver {
     retry_relays: Vec<WorkerId>,
     retry_at: Option<Time>,
     pace: Pace,
+    /// Channels that helpers had, until connections came.
+    taken_back: TakenBack,
+    /// Until when the thread waits if nothing happens; `None`: for ever.
+    looks_at: Option<Time>,
     settings: Arc<Settings>,
     /// What workers were started with before the reload that is under way.
     before_reload: Option<Arc<Settings>>,
@@ -257,6 +265,8 @@ impl Driver {
             retry_relays: Vec::new(),
             retry_at: None,
             pace: Pace::default(),
+            taken_back: TakenBack::default(),
+            looks_at: None,
             settings: Arc::new(settings),
             before_reload: None,
             workshop: Workshop::default(),
@@ -315,25 +325,44 @@ impl Driver {
 
     /// Turns until supervision, or the cluster, is over. Every event is shown to `observe`.
     pub(crate) fn run_in_thread(mut self, mut observe: impl FnMut(&Event)) -> Result<Outcome> {
-        self.settle();
+        let waiting = Error::io("wait for the workers");
+        let mut poller = match self.waiting.poller().try_clone() {
+            Ok(poller) => poller,
+            Err(e) => return Err(waiting(e)),
+        };
+        let mut ready = Vec::new();
+        let wake = self.commander.wake.clone();
+        let shared = Arc::new(Mutex::new(self));
+        wake.can_be_helped(&shared);
+        let mut driver = help::lock(&shared);
+        driver.settle();
         loop {
-            self.events.iter().for_each(&mut observe);
-            self.publish();
-            if !self.care.is_needed()
-                && let Some(outcome) = self.outcome.take()
+            driver.events.iter().for_each(&mut observe);
+            driver.publish();
+            if !driver.care.is_needed()
+                && let Some(outcome) = driver.outcome.take()
             {
-                self.bus.close();
+                driver.bus.close();
                 return Ok(outcome);
             }
-            if self.is_over() {
-                self.bus.close();
+            if driver.is_over() {
+                driver.bus.close();
                 return Ok(Outcome::Stopped);
             }
-            let timeout = self.time_left();
-            if !self.relays.is_empty() && self.pace.gathers(self.origin.elapsed()) {
+            let timeout = driver.time_left();
+            driver.looks_at = timeout.map(|timeout| driver.now + timeout);
+            let now = driver.origin.elapsed();
+            let gathers = !driver.relays.is_empty() && driver.pace.gathers(now);
+            drop(driver);
+            if gathers {
                 std::thread::sleep(pace::GATHER);
             }
-            self.turn(timeout).map_err(Error::io("wait for the workers"))?;
+            ready.clear();
+            if let Err(e) = poller.wait(timeout, &mut ready) {
+                return Err(waiting(e));
+            }
+            driver = help::lock(&shared);
+            driver.take_in(&ready);
         }
     }
 
@@ -366,7 +395,7 @@ impl Driver {
                 }
             }
             if look {
-                if self.turn(Some(Duration::ZERO)).is_err() {
+                if self.turn().is_err() {
                     break;
                 }
             } else {
@@ -385,16 +414,23 @@ impl Driver {
         !self.care.is_needed() && (self.outcome.is_some() || (self.over_at.is_some() && self.processes.is_empty()))
     }
 
-    /// Waits once and does what there is to do. Inside a runtime, whose epoll set reports this one once for each thing that happens,
+    /// Looks once and does what there is to do. Inside a runtime, whose epoll set reports this one once for each thing that happens,
     /// `unfinished` says that there is more to do without anything new happening.
-    fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.ready.clear();
+    fn turn(&mut self) -> io::Result<()> {
+        let mut ready = std::mem::take(&mut self.ready);
+        ready.clear();
         let poller = self.waiting.poller();
-        poller.wait(timeout, &mut self.ready)?;
-        self.unfinished = self.ready.len() >= poller.capacity();
+        let looked = poller.wait(Some(Duration::ZERO), &mut ready);
+        self.unfinished = ready.len() >= poller.capacity();
+        self.take_in(&ready);
+        self.ready = ready;
+        looked
+    }
+
+    /// Does what there is to do, about this and otherwise.
+    fn take_in(&mut self, ready: &[Ready]) {
         self.now = self.clock();
-        for at in 0..self.ready.len() {
-            let ready = self.ready[at];
+        for ready in ready {
             match Token::unpack(ready.token) {
                 Token::Bell => {}
                 Token::Signal(number) => self.signalled(number),
@@ -402,7 +438,7 @@ impl Driver {
                 Token::Inspected(conn) => self.inspect_again(conn),
                 Token::Channel(id) => {
                     if ready.writable {
-                        self.unflushed.push(id);
+                        self.collect(id);
                     }
                     if ready.readable {
                         // What has ended is read to the end.
@@ -422,7 +458,6 @@ impl Driver {
             }
         }
         self.settle();
-        Ok(())
     }
 
     /// Does everything that does not need waiting for.
@@ -431,6 +466,11 @@ impl Driver {
         self.tick();
         self.act();
         self.accept();
+        self.write();
+    }
+
+    /// Writes everything that there is room for.
+    fn write(&mut self) {
         loop {
             self.flush_batches();
             self.flush();
@@ -461,6 +501,7 @@ impl Driver {
         self.tick_activated();
         self.inspect_late();
         self.answer_late();
+        self.offer_again();
         if self.accept_again.is_some_and(|due| due <= self.now) {
             self.accept_again = None;
         }
@@ -489,6 +530,7 @@ impl Driver {
             self.core.next_deadline(),
             self.supervisor.as_ref().and_then(Supervisor::next_deadline),
             self.retry_at,
+            self.taken_back.next_deadline(),
             self.accept_again,
             self.over_at,
             self.unused_until,

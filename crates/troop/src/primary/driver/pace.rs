@@ -16,7 +16,7 @@ pub(super) const GATHER: Duration = Duration::from_micros(20);
 const WORTHWHILE: usize = 1024;
 
 /// What the last turns of the driver had to do.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Pace {
     streak: u32,
     /// Bytes that this turn has moved for programs.

@@ -22,19 +22,25 @@ impl Driver {
     }
 
     /// The program has written something, or closed its end (then there is not much, and it will not wait).
-    pub(super) fn read_relay(&mut self, id: WorkerId, ended: bool) {
+    /// Whether something was read.
+    pub(super) fn read_relay(&mut self, id: WorkerId, ended: bool) -> bool {
+        if self.relays.get(&id).is_some_and(|relay| relay.helper.is_some()) {
+            // What was said the short way came first.
+            self.collect(id);
+        }
         let Driver { relays, processes, core, .. } = self;
-        let Some(relay) = relays.get_mut(&id) else { return };
+        let Some(relay) = relays.get_mut(&id) else { return false };
         let channel = processes.get_mut(&id).and_then(|process| process.channel.as_mut());
         if !ended && channel.as_ref().is_some_and(|channel| channel.is_full()) {
             // The worker does not read what there is already.
             self.update_relay(id);
-            return;
+            return false;
         }
+        let mut read = false;
         let goes_on = match fdpass::recv(relay.socket.as_fd(), &mut self.buffer, &mut self.received) {
             Ok(fdpass::Received { len: 0, .. }) => false,
             Ok(received) => {
-                self.unfinished = true;
+                (self.unfinished, read) = (true, true);
                 let bytes = &self.buffer[..received.len];
                 self.pace.relayed(bytes.len());
                 // What is written to a worker that has closed its channel is lost, as in Node.
@@ -43,6 +49,12 @@ impl Driver {
             Err(e) => matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
         };
         self.received.clear();
+        self.was_told(id, goes_on);
+        read
+    }
+
+    /// The program has said something, or for the last time.
+    pub(super) fn was_told(&mut self, id: WorkerId, goes_on: bool) {
         self.unflushed.push(id);
         self.unflushed_relays.push(id);
         if !goes_on {
@@ -68,6 +80,7 @@ impl Driver {
     pub(super) fn flush_relays(&mut self) {
         while let Some(id) = self.unflushed_relays.pop() {
             let Some(relay) = self.relays.get_mut(&id) else { continue };
+            relay.is_behind |= !relay.outbox.is_empty();
             match relay.outbox.flush(relay.socket.as_fd()) {
                 Ok(Flushed::All) if relay.last => {
                     self.relays.remove(&id);

@@ -1,0 +1,158 @@
+//! Waits for a descriptor in the loop of the thread that JavaScript runs in, by libuv's
+//! [`uv_poll_t`](https://docs.libuv.org/en/v1.x/poll.html), which Node-API leaves to libuv itself. Node exports its functions to addons.
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+use std::ffi::{c_int, c_void};
+use std::fmt;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use napi::bindgen_prelude::{ArrayBuffer, FnArgs, FunctionRef};
+use napi::{Env, Error, JsValue as _, Result, Status, sys};
+
+/// `uv_poll_t`, and as the pointers that are wanted, `uv_handle_t` and `uv_loop_t`.
+type Raw = c_void;
+
+/// `UV_POLL` and `UV_READABLE`: https://github.com/libuv/libuv/blob/v1.x/include/uv.h.
+const POLL: c_int = 8;
+const READABLE: c_int = 1;
+
+/// How much room for what is read is kept.
+const KEPT: usize = 64 * 1024;
+
+unsafe extern "C" {
+    fn uv_handle_size(kind: c_int) -> usize;
+    fn uv_poll_init(of: *mut Raw, handle: *mut Raw, fd: c_int) -> c_int;
+    fn uv_poll_start(handle: *mut Raw, events: c_int, callback: unsafe extern "C" fn(*mut Raw, c_int, c_int)) -> c_int;
+    fn uv_poll_stop(handle: *mut Raw) -> c_int;
+    fn uv_unref(handle: *mut Raw);
+    fn uv_close(handle: *mut Raw, callback: unsafe extern "C" fn(*mut Raw));
+    fn uv_handle_set_data(handle: *mut Raw, data: *mut c_void);
+    fn uv_handle_get_data(handle: *const Raw) -> *mut c_void;
+}
+
+/// What JavaScript gets to read.
+pub(crate) type Deliver = FunctionRef<FnArgs<(ArrayBuffer<'static>,)>, ()>;
+
+/// Reads what there is and appends it. False to be called no more, until the next start.
+pub(crate) type Read = Box<dyn Fn(&mut Vec<u8>) -> bool>;
+
+/// What the handle's data points to; lives until libuv has closed the handle.
+struct Inner {
+    /// The handle itself.
+    room: Box<[u128]>,
+    _fd: OwnedFd,
+    env: Env,
+    read: Read,
+    /// Taken when the handle is being closed.
+    deliver: RefCell<Option<Deliver>>,
+    buffer: RefCell<Vec<u8>>,
+}
+
+/// Reads a descriptor when it is readable, and gives JavaScript what has been read. Does not keep the loop alive. Stays in the thread that it
+/// was made in.
+pub(crate) struct Watch {
+    inner: *mut Inner,
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").finish_non_exhaustive()
+    }
+}
+
+impl Watch {
+    /// To be started.
+    pub(crate) fn new(env: &Env, fd: OwnedFd, read: Read, deliver: Deliver) -> Result<Watch> {
+        let of: *mut Raw = env.get_uv_event_loop()?.cast();
+        // SAFETY: only reads a table of libuv's.
+        let size = unsafe { uv_handle_size(POLL) };
+        let mut room = vec![0u128; size.div_ceil(size_of::<u128>())].into_boxed_slice();
+        let (handle, number): (*mut Raw, c_int) = (room.as_mut_ptr().cast(), fd.as_raw_fd());
+        // SAFETY: the loop is this thread's, as we are called by JavaScript; the room is as large as libuv says and aligned for anything in it.
+        let status = unsafe { uv_poll_init(of, handle, number) };
+        if status != 0 {
+            return Err(Error::new(Status::GenericFailure, format!("libuv cannot wait for a channel: error {status}")));
+        }
+        let deliver = RefCell::new(Some(deliver));
+        let inner = Box::into_raw(Box::new(Inner { room, _fd: fd, env: *env, read, deliver, buffer: RefCell::default() }));
+        // SAFETY: the handle was initialised above. Its room has not moved: what a box holds stays where it is.
+        unsafe {
+            uv_handle_set_data(handle, inner.cast());
+            uv_unref(handle);
+        }
+        Ok(Watch { inner })
+    }
+
+    fn handle(&self) -> *mut Raw {
+        // SAFETY: `inner` is freed only after `drop`, by `closed`.
+        unsafe { (*self.inner).room.as_mut_ptr().cast() }
+    }
+
+    /// Begins to wait, or goes on.
+    pub(crate) fn start(&self) {
+        // SAFETY: the handle is open, as only `drop` closes it, and this is its loop's thread, as `Watch` is not `Send`. It fails only if it
+        // was closed.
+        unsafe { uv_poll_start(self.handle(), READABLE, called) };
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // SAFETY: as in `start`. Nobody has borrowed the function: `called` does so for a moment in which nothing else runs. The handle is closed
+        // once, as `Watch` is dropped once.
+        unsafe {
+            drop((*self.inner).deliver.take());
+            uv_close(self.handle(), closed);
+        }
+    }
+}
+
+unsafe extern "C" fn called(handle: *mut Raw, status: c_int, _events: c_int) {
+    // SAFETY: libuv calls this with a handle that was started, whose data is an `Inner` that lives until the loop, which is here now, has closed
+    // the handle. It is not borrowed mutably by anybody.
+    let inner: &Inner = unsafe { &*uv_handle_get_data(handle).cast() };
+    let mut bytes = inner.buffer.take();
+    // What has ended is found out by reading.
+    if status != 0 || !(inner.read)(&mut bytes) {
+        // SAFETY: the handle is open: what is called above does not drop a `Watch`.
+        unsafe { uv_poll_stop(handle) };
+    }
+    if !bytes.is_empty() {
+        let _ = inner.env.run_in_scope(|| deliver(inner, &bytes));
+    }
+    bytes.clear();
+    bytes.shrink_to(KEPT);
+    inner.buffer.replace(bytes);
+}
+
+/// Calls JavaScript, and lets it do what it has to do afterwards (ticks, promises), as Node does for what it reads itself.
+fn deliver(inner: &Inner, bytes: &[u8]) -> Result<()> {
+    let env = &inner.env;
+    let (function, global) = {
+        let deliver = inner.deliver.borrow();
+        let Some(function) = deliver.as_ref() else { return Ok(()) };
+        (function.borrow_back(env)?.raw(), env.get_global()?.raw())
+    };
+    let chunk = [ArrayBuffer::copy_from(env, bytes)?.raw()];
+    let mut result = std::ptr::null_mut();
+    // SAFETY: the values were made above, in the scope that is open. Without a context of ours there is the default one; JavaScript enters the
+    // right one itself.
+    let status = unsafe {
+        sys::napi_make_callback(env.raw(), std::ptr::null_mut(), global, function, chunk.len(), chunk.as_ptr(), &mut result)
+    };
+    if status == sys::Status::napi_pending_exception {
+        let mut exception = std::ptr::null_mut();
+        // SAFETY: as the status says, there is one, and nobody else will deal with it: this makes an `uncaughtException` of it.
+        unsafe {
+            sys::napi_get_and_clear_last_exception(env.raw(), &mut exception);
+            sys::napi_fatal_exception(env.raw(), exception);
+        }
+    }
+    Ok(())
+}
+
+unsafe extern "C" fn closed(handle: *mut Raw) {
+    // SAFETY: the data came from `Box::into_raw` and nothing uses it any more: the `Watch` is dropped, and libuv has let go of the handle.
+    drop(unsafe { Box::from_raw(uv_handle_get_data(handle).cast::<Inner>()) });
+}

@@ -1,0 +1,194 @@
+//! Lets the threads of programs help with relaying: see [`Helper`](crate::Helper).
+//!
+//! The driver is behind a lock then, which its own thread holds while it does something, and not while it waits. A helper does what the
+//! driver's turn would have done about one relay, and wakes the driver's thread only if more has come of it.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+
+use troop_core::{Time, WorkerId};
+use troop_sys::fdpass;
+
+use super::Driver;
+use super::channels::READ_BURST;
+use crate::primary::help::Helped;
+use crate::primary::relay::Relay;
+
+/// How long no connections must have come before a helper is asked again.
+const QUIET: Duration = Duration::from_secs(1);
+/// How often what the program has written is read before its messages go that way on.
+const CATCH_UP: usize = 16;
+
+/// A driver that others help.
+pub(crate) type Shared = Mutex<Driver>;
+
+pub(crate) fn lock(driver: &Shared) -> MutexGuard<'_, Driver> {
+    driver.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn try_lock(driver: &Shared) -> Option<MutexGuard<'_, Driver>> {
+    match driver.try_lock() {
+        Ok(driver) => Some(driver),
+        Err(TryLockError::Poisoned(driver)) => Some(driver.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
+/// Workers whose channels helpers are to have again, later.
+#[derive(Debug, Default)]
+pub(super) struct TakenBack {
+    workers: Vec<WorkerId>,
+    due: Option<Time>,
+}
+
+impl TakenBack {
+    pub(super) fn next_deadline(&self) -> Option<Time> {
+        self.due
+    }
+
+    fn add(&mut self, worker: WorkerId, now: Time) {
+        self.workers.push(worker);
+        self.due.get_or_insert(now + QUIET);
+    }
+}
+
+impl Driver {
+    /// The thread of the program that this worker is relayed to will help. Returns a copy of the channel, and whether its format is V8's.
+    pub(crate) fn accept_help(&mut self, id: WorkerId, offer: Box<dyn Fn() + Send>) -> io::Result<Option<(OwnedFd, bool)>> {
+        let Some(channel) = self.processes.get_mut(&id).and_then(|process| process.channel.as_mut()) else { return Ok(None) };
+        let Some(relay) = self.relays.get_mut(&id) else { return Ok(None) };
+        let copy = channel.socket.try_clone()?;
+        channel.has_copy = true;
+        relay.helper = Some(Helped { reads: false, given: self.now, offer });
+        Ok(Some((copy, channel.advanced)))
+    }
+
+    pub(crate) fn help_begins(&mut self, id: WorkerId) -> bool {
+        self.now = self.clock();
+        let is_open = self.channel(id).is_some_and(|channel| !channel.last);
+        let is_quiet = self.core.in_flight(id).next().is_none();
+        let Some(relay) = self.relays.get_mut(&id) else { return false };
+        let (is_idle, now) = (relay.outbox.is_empty() && !relay.is_full(), self.now);
+        let Some(helper) = &mut relay.helper else { return false };
+        if !is_open {
+            return false;
+        }
+        helper.reads = is_idle && is_quiet;
+        if helper.reads {
+            self.update_channel(id);
+        } else {
+            self.taken_back.add(id, now);
+            self.attend();
+        }
+        is_idle && is_quiet
+    }
+
+    /// A worker is given a connection, and its answer is nothing for the program's thread.
+    #[inline]
+    pub(super) fn take_back(&mut self, id: WorkerId) {
+        let now = self.now;
+        let Some(helper) = self.relays.get_mut(&id).and_then(|relay| relay.helper.as_mut()) else { return };
+        helper.given = now;
+        if std::mem::replace(&mut helper.reads, false) {
+            self.taken_back.add(id, now);
+            self.update_channel(id);
+        }
+    }
+
+    /// Offers channels that have been taken back, when no connections come any more.
+    pub(super) fn offer_again(&mut self) {
+        if self.taken_back.due.is_none_or(|due| due > self.now) {
+            return;
+        }
+        let mut workers = std::mem::take(&mut self.taken_back.workers);
+        workers.retain(|id| {
+            let Some(relay) = self.relays.get(id) else { return false };
+            let Some(helper) = &relay.helper else { return false };
+            let is_quiet = helper.given + QUIET <= self.now && self.core.in_flight(*id).next().is_none();
+            if is_quiet && relay.outbox.is_empty() && !relay.is_full() {
+                (helper.offer)();
+                return false;
+            }
+            true
+        });
+        self.taken_back.due = (!workers.is_empty()).then(|| self.now + QUIET);
+        self.taken_back.workers = workers;
+    }
+
+    /// Gives the helper what the worker has written. False if it is not to wait for more.
+    pub(crate) fn help_reads(&mut self, id: WorkerId, messages: &mut Vec<u8>) -> bool {
+        if !self.relays.get(&id).is_some_and(Relay::is_helped) {
+            return false;
+        }
+        self.now = self.clock();
+        let pace = self.pace;
+        self.read(id, READ_BURST);
+        self.pace = pace;
+        if let Some(relay) = self.relays.get_mut(&id)
+            && relay.is_clear()
+        {
+            relay.outbox.move_to(messages);
+        }
+        self.write();
+        if let Some(relay) = self.relays.get(&id)
+            && (relay.is_full() || !relay.outbox.is_empty())
+        {
+            // The program does not keep up, so there is something to wait for that only the driver does.
+            self.take_back(id);
+        }
+        self.attend();
+        self.relays.get(&id).is_some_and(Relay::is_helped)
+    }
+
+    /// Writes a message of the program's at once. False if others come first.
+    pub(crate) fn help_writes(&mut self, id: WorkerId, message: &[u8]) -> bool {
+        let Some(channel) = self.channel(id) else { return false };
+        if channel.last || channel.blocked || !channel.outbox.is_empty() {
+            return false;
+        }
+        let written = fdpass::send(channel.socket.as_fd(), message, &[]).unwrap_or(0);
+        if written < message.len() {
+            channel.outbox.push(&message[written..]);
+            self.unflushed.push(id);
+            self.now = self.clock();
+            self.write();
+            self.attend();
+        }
+        true
+    }
+
+    /// Writes what the program's thread has put into the mailbox.
+    pub(crate) fn help_collects(&mut self, id: WorkerId) {
+        // Otherwise it is taken out when there is room again.
+        if self.channel(id).is_some_and(|channel| !channel.blocked) {
+            self.now = self.clock();
+            self.collect(id);
+            self.write();
+            self.attend();
+        }
+    }
+
+    /// Reads everything that the program has written to its socket. False if that is too much.
+    pub(crate) fn catches_up(&mut self, id: WorkerId) -> bool {
+        self.now = self.clock();
+        let pace = self.pace;
+        let is_at_end = (0..CATCH_UP).any(|_| !self.read_relay(id, false));
+        // Otherwise nothing was read because the worker does not keep up.
+        let has_caught_up = is_at_end && self.channel(id).is_some_and(|channel| !channel.is_full());
+        self.pace = pace;
+        self.write();
+        self.attend();
+        has_caught_up
+    }
+
+    /// Wakes the driver's thread if it has to do something earlier than it thinks.
+    fn attend(&mut self) {
+        let due = self.time_left().map(|left| self.now + left);
+        let is_earlier = due.is_some_and(|due| self.looks_at.is_none_or(|planned| due < planned));
+        if is_earlier || !self.events.is_empty() {
+            self.commander.wake.wake();
+        }
+    }
+}
