@@ -7,7 +7,7 @@ const { AsyncResource } = require('node:async_hooks');
 
 /** Where Node's streams note what has become of a read or a write; `null` where it is out of reach. */
 const stream = (() => {
-  const { noDeprecation } = process;
+  const before = Object.getOwnPropertyDescriptor(process, 'noDeprecation');
   try {
     // It has no successor.
     process.noDeprecation = true;
@@ -17,7 +17,8 @@ const stream = (() => {
   } catch {
     return null;
   } finally {
-    process.noDeprecation = noDeprecation;
+    delete process.noDeprecation;
+    if (before) Object.defineProperty(process, 'noDeprecation', before);
   }
 })();
 

@@ -62,6 +62,8 @@ function reroute(child, engine, id, options) {
         members.set(child, member);
         helpers.set(id, member);
         shorten(entry.handle, member);
+        // When this thread is free: until then the engine reads what the worker says.
+        setImmediate(help, id).unref();
       } catch (error) {
         // Nobody would look after it.
         handle.kill(os.constants.signals.SIGKILL);
@@ -80,8 +82,18 @@ function reroute(child, engine, id, options) {
   };
 }
 
+/** Reads this worker's messages here, if the engine would like that. */
+function help(id) {
+  helpers.get(id)?.help();
+}
+
+// The engine ends with the process, and so would what it has not written yet.
+process.on('exit', () => {
+  for (const member of helpers.values()) member.hurry();
+});
+
 /** The engine would like to have this worker's messages read here. */
-exports.offered = (id) => helpers.get(id)?.help();
+exports.offered = help;
 
 /**
  * The channel of a worker has ended. Node never says so, and keeps the socket open, while it waits for a socket to be confirmed, also when

@@ -23,6 +23,11 @@ for (const SERIALIZATION of ['json', 'advanced']) {
   }
 }
 
+test('what does not fit is written when there is room', async () => {
+  const { reports } = await same('late');
+  assert.deepStrictEqual(reports, [['answers', 101]]);
+});
+
 test('what listens to messages has its context, and its errors are caught, as in Node', async () => {
   const { reports } = await same('context');
   assert.strictEqual(reports.filter(([kind]) => kind === 'caught').length, 3);

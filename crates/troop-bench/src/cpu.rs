@@ -3,6 +3,10 @@
 use std::fs;
 use std::time::Duration;
 
+use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
+
+use crate::peer::Result;
+
 /// CPU time of all threads of a process. Threads that have ended are not in it.
 pub(crate) fn time(pid: u32) -> Duration {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
@@ -11,6 +15,41 @@ pub(crate) fn time(pid: u32) -> Duration {
         text.split(' ').next()?.parse::<u64>().ok()
     });
     Duration::from_nanos(times.sum())
+}
+
+/// The threads of a process.
+fn threads(pid: u32) -> Vec<Pid> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.filter_map(|thread| Pid::from_raw(thread.file_name().to_str()?.parse().ok()?)).collect()
+}
+
+/// The processors that this process may use.
+pub(crate) fn available() -> Result<CpuSet> {
+    Ok(sched_getaffinity(None)?)
+}
+
+/// The first two of them, each by itself.
+pub(crate) fn two_of(all: &CpuSet) -> Result<[CpuSet; 2]> {
+    let mut single = (0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu)).map(|cpu| {
+        let mut set = CpuSet::new();
+        set.set(cpu);
+        set
+    });
+    let (first, second) = (single.next(), single.next());
+    Ok([first.ok_or("there is no processor")?, second.ok_or("this needs two processors")?])
+}
+
+/// Lets the threads that a process has, and those that they start later, use these processors only.
+pub(crate) fn confine(pid: u32, to: &CpuSet) {
+    // Those that fail have ended meanwhile.
+    for thread in threads(pid) {
+        let _ = sched_setaffinity(Some(thread), to);
+    }
+}
+
+/// The same for the thread that calls.
+pub(crate) fn confine_caller(to: &CpuSet) -> Result<()> {
+    Ok(sched_setaffinity(None, to)?)
 }
 
 /// CPU time of each of these processes.

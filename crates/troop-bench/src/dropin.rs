@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::thread::CpuSet;
+
 use crate::peer::{Peer, Result, node, node_with, ourselves};
 use crate::table::{Table, median, number, times};
 use crate::{Options, cpu, load, messages};
@@ -12,7 +14,9 @@ const WORKERS: &str = "2";
 const CLIENTS: usize = 64;
 /// Each repeat is done in this many slices, of one contender after the other.
 const SLICES: usize = 5;
-const IDLE: Duration = Duration::from_secs(2);
+/// How long JavaScript's thread is watched.
+const WATCHED: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(1500);
 
 /// The switch that puts the package in the place of Node's `cluster`.
 fn register() -> [String; 2] {
@@ -32,7 +36,10 @@ struct Racer {
     address: SocketAddr,
     /// What is measured of it, slice by slice.
     slices: Vec<Slice>,
+    /// How late timers were, and how long messages took, with nothing else to do.
     idle: Vec<f64>,
+    /// The same under load.
+    busy: Vec<f64>,
 }
 
 struct Slice {
@@ -40,8 +47,6 @@ struct Slice {
     primary: f64,
     largest_share: f64,
     failed: usize,
-    /// Mean and 99th percentile of how late timers were, and of how long messages took.
-    thread: Vec<f64>,
 }
 
 impl Racer {
@@ -50,37 +55,43 @@ impl Racer {
         let port = peer.wait_for("ready").map_err(|e| format!("{name}: {e}"))?.first().copied().ok_or("no port")?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port as u16));
         load::run(address, CLIENTS, 10_000)?;
-        Ok(Racer { peer, address, slices: Vec::new(), idle: Vec::new() })
+        Ok(Racer { peer, address, slices: Vec::new(), idle: Vec::new(), busy: Vec::new() })
     }
 
-    fn slice(&mut self, count: usize, javascript: bool) -> Result<()> {
-        if javascript {
-            self.peer.go()?;
-        }
+    fn slice(&mut self, count: usize) -> Result<()> {
         let before = cpu::time(self.peer.pid());
         let outcome = load::run(self.address, CLIENTS, count)?;
         let spent = cpu::time(self.peer.pid()) - before;
-        let thread = if javascript {
-            self.peer.go()?;
-            self.peer.wait_for("done")?
-        } else {
-            Vec::new()
-        };
         self.slices.push(Slice {
             rate: count as f64 / outcome.took.as_secs_f64(),
             primary: spent.as_secs_f64() * 1e6 / count as f64,
             largest_share: 100.0 * outcome.shares.values().max().copied().unwrap_or(0) as f64 / count as f64,
             failed: outcome.failed,
-            thread,
         });
         Ok(())
     }
 
-    fn rest(&mut self) -> Result<()> {
+    /// What JavaScript sees while `meanwhile` goes on.
+    fn watch(&mut self, meanwhile: impl FnOnce(SocketAddr) -> Result<()>) -> Result<Vec<f64>> {
         self.peer.go()?;
-        std::thread::sleep(IDLE);
+        meanwhile(self.address)?;
         self.peer.go()?;
-        self.idle = self.peer.wait_for("done")?;
+        self.peer.wait_for("done")
+    }
+
+    /// JavaScript's thread with nothing else to do, and under a load that all can bear. The primary has a processor for itself, so that what is
+    /// seen is what the primary does, and not what it has to wait for.
+    fn attend(&mut self, every: Duration, [own, others]: &[CpuSet; 2]) -> Result<()> {
+        cpu::children(self.peer.pid()).into_iter().for_each(|worker| cpu::confine(worker, others));
+        cpu::confine(self.peer.pid(), own);
+        // The load before must be forgotten.
+        std::thread::sleep(PAUSE);
+        self.idle = self.watch(|_| {
+            std::thread::sleep(WATCHED);
+            Ok(())
+        })?;
+        let count = (WATCHED.as_secs_f64() / every.as_secs_f64()) as usize;
+        self.busy = self.watch(|address| load::run_paced(address, CLIENTS, count, every).map(drop))?;
         Ok(())
     }
 }
@@ -116,17 +127,24 @@ fn connections(options: &Options) -> Result<()> {
         ])
     };
     let count = options.count(50_000);
-    let mut races = Vec::new();
+    let (mut races, mut paces) = (Vec::new(), Vec::new());
     for _ in 0..options.repeat {
         let mut racers = names.into_iter().zip(commands()?).map(Racer::start).collect::<Result<Vec<_>>>()?;
-        for racer in &mut racers[..last] {
-            racer.rest()?;
-        }
         for _ in 0..SLICES {
-            for (at, racer) in racers.iter_mut().enumerate() {
-                racer.slice(count / SLICES, at != last)?;
+            for racer in &mut racers {
+                racer.slice(count / SLICES)?;
             }
         }
+        // Half of what Node's own round robin can do.
+        let every = Duration::from_secs_f64(2.0 / median(racers[0].slices.iter().map(|slice| slice.rate)));
+        let all = cpu::available()?;
+        let pair = cpu::two_of(&all)?;
+        cpu::confine_caller(&pair[1])?;
+        for racer in &mut racers[..last] {
+            racer.attend(every, &pair)?;
+        }
+        cpu::confine_caller(&all)?;
+        paces.push(1.0 / every.as_secs_f64());
         races.push(racers);
     }
     println!(
@@ -151,7 +169,9 @@ fn connections(options: &Options) -> Result<()> {
     table.print();
 
     println!(
-        "The JavaScript thread meanwhile, which sends a message every 5 ms: how late its timers are, and the way of a message there and back, in µs.\n"
+        "JavaScript's thread, which sends a message every 5 ms: how late its timers are, and the way of a message there and back, in µs; with nothing else to do, \
+         and under {} connections/s, half of what stock round robin can do. The primary has one processor, everything else another.\n",
+        number(median(paces.into_iter()))
     );
     let mut table = Table::new(&[
         "",
@@ -166,7 +186,7 @@ fn connections(options: &Options) -> Result<()> {
     ]);
     for (at, name) in names[..last].iter().enumerate() {
         let idle = |index: usize| number(median(races.iter().filter_map(|race| race[at].idle.get(index).copied())));
-        let busy = |index: usize| number(median(slices(at).filter_map(|slice| slice.thread.get(index).copied())));
+        let busy = |index: usize| number(median(races.iter().filter_map(|race| race[at].busy.get(index).copied())));
         table.row(vec![(*name).into(), idle(0), idle(1), busy(0), busy(1), idle(2), idle(3), busy(2), busy(3)]);
     }
     table.print();

@@ -67,44 +67,65 @@ pub(crate) fn hold(address: SocketAddr, count: usize) -> Result<Vec<OwnedFd>> {
     Ok(held)
 }
 
-/// Makes `count` connections, `clients` at a time: connect, read to the end (or the first byte, if the end is ours), close.
+/// Connections to be made: connect, read to the end (or the first byte, if the end is ours), close.
+struct Load {
+    address: SocketAddr,
+    /// How many at a time.
+    clients: usize,
+    count: usize,
+    /// From many addresses.
+    apart: bool,
+    /// The clients end their connections themselves.
+    ours: bool,
+    /// Not faster than this from one to the next.
+    every: Duration,
+}
+
+/// Makes `count` connections, `clients` at a time, and reads each to its end.
 pub(crate) fn run(address: SocketAddr, clients: usize, count: usize) -> Result<Outcome> {
-    run_with(address, clients, count, false, false)
+    run_with(Load { address, clients, count, apart: false, ours: false, every: Duration::ZERO })
+}
+
+/// The same, one after so much time and not faster.
+pub(crate) fn run_paced(address: SocketAddr, clients: usize, count: usize, every: Duration) -> Result<Outcome> {
+    run_with(Load { address, clients, count, apart: false, ours: false, every })
 }
 
 /// The same, from many addresses.
 pub(crate) fn run_from(address: SocketAddr, clients: usize, count: usize) -> Result<Outcome> {
-    run_with(address, clients, count, true, false)
+    run_with(Load { address, clients, count, apart: true, ours: false, every: Duration::ZERO })
 }
 
 /// The same; these clients end their connections themselves.
 pub(crate) fn run_and_leave(address: SocketAddr, clients: usize, count: usize) -> Result<Outcome> {
-    run_with(address, clients, count, true, true)
+    run_with(Load { address, clients, count, apart: true, ours: true, every: Duration::ZERO })
 }
 
-fn run_with(address: SocketAddr, clients: usize, count: usize, apart: bool, ours: bool) -> Result<Outcome> {
+fn run_with(load: Load) -> Result<Outcome> {
+    let Load { address, clients, count, apart, ours, every } = load;
     let mut poller = Poller::new()?;
-    let mut slots: Vec<Option<(OwnedFd, Option<u8>, Instant)>> = Vec::new();
+    let mut slots: Vec<Option<(OwnedFd, Option<u8>, Instant)>> = (0..clients).map(|_| None).collect();
+    let mut free: Vec<usize> = (0..clients).rev().collect();
     let mut outcome = Outcome { took: Duration::ZERO, shares: BTreeMap::new(), failed: 0, latencies: Vec::with_capacity(count) };
+    let (mut ready, mut opened, mut ended) = (Vec::new(), 0, 0);
     let begin = Instant::now();
-    let mut opened = 0;
-    let mut open_into = |slot: usize, poller: &Poller| -> Result<Option<(OwnedFd, Option<u8>, Instant)>> {
-        if opened == count {
-            return Ok(None);
-        }
-        opened += 1;
-        let begin = Instant::now();
-        let socket = open(address, apart.then_some((opened % 250 + 1) as u8))?;
-        poller.add(&socket, slot as u64, Interest::Read)?;
-        Ok(Some((socket, None, begin)))
-    };
-    for slot in 0..clients {
-        slots.push(open_into(slot, &poller)?);
-    }
-    let (mut ready, mut ended) = (Vec::new(), 0);
     while ended < count {
+        // When the next one is due, if somebody is there to make it.
+        let mut due = Duration::from_secs(1);
+        while opened < count && !free.is_empty() {
+            due = (every * u32::try_from(opened)?).saturating_sub(begin.elapsed());
+            if !due.is_zero() {
+                break;
+            }
+            let Some(slot) = free.pop() else { break };
+            opened += 1;
+            let since = Instant::now();
+            let socket = open(address, apart.then_some((opened % 250 + 1) as u8))?;
+            poller.add(&socket, slot as u64, Interest::Read)?;
+            slots[slot] = Some((socket, None, since));
+        }
         ready.clear();
-        poller.wait(Some(Duration::from_secs(1)), &mut ready)?;
+        poller.wait(Some(due), &mut ready)?;
         if begin.elapsed() > LIMIT {
             return Err(format!("only {ended} of {count} connections were served within {LIMIT:?}").into());
         }
@@ -128,7 +149,7 @@ fn run_with(address: SocketAddr, clients: usize, count: usize, apart: bool, ours
                     None => outcome.failed += 1,
                 }
                 slots[slot] = None;
-                slots[slot] = open_into(slot, &poller)?;
+                free.push(slot);
             }
         }
     }

@@ -241,9 +241,7 @@ impl Engine {
             let read = move |messages: &mut Vec<u8>| reader.with(|helper| helper.read(messages));
             watch = Watch::new(&env, channel, Box::new(read), deliver.create_ref()?).ok();
         }
-        let member = Member { handle, helper, watch };
-        member.help();
-        Ok(member)
+        Ok(Member { handle, helper, watch })
     }
 
     /// Whether listeners stay open when their last worker has died.
@@ -318,6 +316,15 @@ impl Member {
             let (message, behind): (&[u8], bool) = (call.get(0)?, call.get(1)?);
             Ok(helper.with(|helper| helper.write(message, behind)))
         })
+    }
+
+    /// The process is about to end.
+    #[napi(catch_unwind)]
+    pub fn hurry(&self) {
+        self.helper.with(|helper| {
+            helper.hurry();
+            true
+        });
     }
 
     /// Node's channel is closed.

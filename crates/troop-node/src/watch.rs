@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
 use std::fmt;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use napi::bindgen_prelude::{ArrayBuffer, FnArgs, FunctionRef};
 use napi::{Env, Error, JsValue as _, Result, Status, sys};
@@ -39,8 +40,8 @@ pub(crate) type Read = Box<dyn Fn(&mut Vec<u8>) -> bool>;
 
 /// What the handle's data points to; lives until libuv has closed the handle.
 struct Inner {
-    /// The handle itself.
-    room: Box<[u128]>,
+    /// How long the handle's own room is.
+    words: usize,
     _fd: OwnedFd,
     env: Env,
     read: Read,
@@ -52,7 +53,8 @@ struct Inner {
 /// Reads a descriptor when it is readable, and gives JavaScript what has been read. Does not keep the loop alive. Stays in the thread that it
 /// was made in.
 pub(crate) struct Watch {
-    inner: *mut Inner,
+    /// Its data is an [`Inner`].
+    handle: *mut Raw,
 }
 
 impl fmt::Debug for Watch {
@@ -66,46 +68,49 @@ impl Watch {
     pub(crate) fn new(env: &Env, fd: OwnedFd, read: Read, deliver: Deliver) -> Result<Watch> {
         let of: *mut Raw = env.get_uv_event_loop()?.cast();
         // SAFETY: only reads a table of libuv's.
-        let size = unsafe { uv_handle_size(POLL) };
-        let mut room = vec![0u128; size.div_ceil(size_of::<u128>())].into_boxed_slice();
-        let (handle, number): (*mut Raw, c_int) = (room.as_mut_ptr().cast(), fd.as_raw_fd());
+        let words = unsafe { uv_handle_size(POLL) }.div_ceil(size_of::<u128>());
+        let handle: *mut Raw = Box::into_raw(vec![0u128; words].into_boxed_slice()).cast();
         // SAFETY: the loop is this thread's, as we are called by JavaScript; the room is as large as libuv says and aligned for anything in it.
-        let status = unsafe { uv_poll_init(of, handle, number) };
+        let status = unsafe { uv_poll_init(of, handle, fd.as_raw_fd()) };
         if status != 0 {
+            // SAFETY: libuv did not take it.
+            unsafe { free(handle, words) };
             return Err(Error::new(Status::GenericFailure, format!("libuv cannot wait for a channel: error {status}")));
         }
-        let deliver = RefCell::new(Some(deliver));
-        let inner = Box::into_raw(Box::new(Inner { room, _fd: fd, env: *env, read, deliver, buffer: RefCell::default() }));
-        // SAFETY: the handle was initialised above. Its room has not moved: what a box holds stays where it is.
+        let inner = Inner { words, _fd: fd, env: *env, read, deliver: RefCell::new(Some(deliver)), buffer: RefCell::default() };
+        // SAFETY: the handle was initialised above.
         unsafe {
-            uv_handle_set_data(handle, inner.cast());
+            uv_handle_set_data(handle, Box::into_raw(Box::new(inner)).cast());
             uv_unref(handle);
         }
-        Ok(Watch { inner })
-    }
-
-    fn handle(&self) -> *mut Raw {
-        // SAFETY: `inner` is freed only after `drop`, by `closed`.
-        unsafe { (*self.inner).room.as_mut_ptr().cast() }
+        Ok(Watch { handle })
     }
 
     /// Begins to wait, or goes on.
     pub(crate) fn start(&self) {
         // SAFETY: the handle is open, as only `drop` closes it, and this is its loop's thread, as `Watch` is not `Send`. It fails only if it
         // was closed.
-        unsafe { uv_poll_start(self.handle(), READABLE, called) };
+        unsafe { uv_poll_start(self.handle, READABLE, called) };
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // SAFETY: as in `start`. Nobody has borrowed the function: `called` does so for a moment in which nothing else runs. The handle is closed
-        // once, as `Watch` is dropped once.
+        // SAFETY: the handle is open until it is closed here, once, as `Watch` is dropped once; its data lives until then. Nobody has borrowed the
+        // function: `deliver` does so for a moment in which nothing else runs.
         unsafe {
-            drop((*self.inner).deliver.take());
-            uv_close(self.handle(), closed);
+            let inner: &Inner = &*uv_handle_get_data(self.handle).cast();
+            drop(inner.deliver.take());
+            uv_close(self.handle, closed);
         }
     }
+}
+
+/// # Safety
+/// To be called once, with what `Watch::new` has made, when libuv does not use it.
+unsafe fn free(handle: *mut Raw, words: usize) {
+    // SAFETY: as the caller promises, it came from a box of so many words.
+    drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(handle.cast::<u128>(), words)) });
 }
 
 unsafe extern "C" fn called(handle: *mut Raw, status: c_int, _events: c_int) {
@@ -113,8 +118,10 @@ unsafe extern "C" fn called(handle: *mut Raw, status: c_int, _events: c_int) {
     // the handle. It is not borrowed mutably by anybody.
     let inner: &Inner = unsafe { &*uv_handle_get_data(handle).cast() };
     let mut bytes = inner.buffer.take();
-    // What has ended is found out by reading.
-    if status != 0 || !(inner.read)(&mut bytes) {
+    // A panic must not get into libuv.
+    let goes_on = catch_unwind(AssertUnwindSafe(|| (inner.read)(&mut bytes))).unwrap_or(false);
+    // What has ended is found out by reading, also by the engine.
+    if status != 0 || !goes_on {
         // SAFETY: the handle is open: what is called above does not drop a `Watch`.
         unsafe { uv_poll_stop(handle) };
     }
@@ -154,5 +161,8 @@ fn deliver(inner: &Inner, bytes: &[u8]) -> Result<()> {
 
 unsafe extern "C" fn closed(handle: *mut Raw) {
     // SAFETY: the data came from `Box::into_raw` and nothing uses it any more: the `Watch` is dropped, and libuv has let go of the handle.
-    drop(unsafe { Box::from_raw(uv_handle_get_data(handle).cast::<Inner>()) });
+    unsafe {
+        let inner = Box::from_raw(uv_handle_get_data(handle).cast::<Inner>());
+        free(handle, inner.words);
+    }
 }

@@ -68,6 +68,29 @@ function answer() {
   process.on('disconnect', () => process.exit());
 }
 
+/** More than fits, to a worker that reads late and is not told any more after that. */
+function late() {
+  const worker = cluster.fork();
+  let answers = 0;
+  worker.on('message', () => {
+    if (++answers !== 101) return;
+    report('answers', answers);
+    worker.disconnect();
+  });
+  worker.on('online', () => setTimeout(() => {
+    worker.send('wait');
+    for (const end = Date.now() + 100; Date.now() < end;);
+    for (let n = 0; n < 100; n++) worker.send('x'.repeat(10_000));
+  }, 300));
+}
+
+function readLate() {
+  process.on('message', (message) => {
+    for (const end = message === 'wait' ? Date.now() + 500 : 0; Date.now() < end;);
+    process.send(1);
+  });
+}
+
 /** What surrounds a message: the program's context, and its errors. */
 function context() {
   const storage = new AsyncLocalStorage();
@@ -141,6 +164,7 @@ async function leaks() {
 const echo = () => process.on('message', (message) => process.send(message, () => {}));
 const scenes = {
   order: [order, answer],
+  late: [late, readLate],
   context: [context, echo],
   'last words': [lastWords, hearLastWords],
   thread: [thread, echo],

@@ -30,6 +30,9 @@ impl std::fmt::Debug for Helper {
     }
 }
 
+/// The longest message that is written without the program's socket.
+const LONGEST: usize = 64 * 1024;
+
 /// What the primary knows of a helper.
 pub(crate) struct Helped {
     /// It reads the worker's channel.
@@ -53,25 +56,32 @@ impl Helper {
         self.shared.commander.wake.helped()
     }
 
+    /// Writes everything that was sent, whichever way, as far as the worker takes it: before the process ends.
+    pub fn hurry(&self) {
+        if let Some(driver) = self.driver() {
+            help::lock(&driver).help_hurries(self.worker);
+        }
+    }
+
     /// From now on the caller waits for the channel, and calls [`Helper::read`] when it is readable. False if that is not wanted now; it will be
     /// offered.
     pub fn begin(&self) -> bool {
         self.driver().is_some_and(|driver| help::lock(&driver).help_begins(self.worker))
     }
 
-    /// Reads what the worker has written and appends the program's messages to `messages`, whole and in its framing; they come before what the
+    /// Reads what the worker has written and appends the program's messages to `messages`, in its framing; they come before what the
     /// program reads from its socket afterwards. (What carries sockets, or what it has not read yet, goes to that socket.) False if the caller
     /// is not to wait for the channel any more; it will be offered, if the channel is still open.
     pub fn read(&self, messages: &mut Vec<u8>) -> bool {
         self.driver().is_some_and(|driver| help::lock(&driver).help_reads(self.worker, messages))
     }
 
-    /// Sends a message of the program's, in its framing, to the worker. False if that cannot be done just now, or it is one of Node's own; then
-    /// the program must write it to its own socket. Before what comes after that is sent here again, everything must have left the program's
+    /// Sends a message of the program's, in its framing, to the worker. False if that cannot be done just now, or it is a long one (so that the
+    /// program notices what waits for room), or one of Node's own; then the program must write it to its own socket. Before what comes after that is sent here again, everything must have left the program's
     /// hands, and the next call must have `behind` set, so that what is on that way comes first.
     pub fn write(&self, message: &[u8], behind: bool) -> bool {
         let Some(driver) = self.driver() else { return false };
-        if is_internal(self.advanced, message) {
+        if message.len() > LONGEST || is_internal(self.advanced, message) {
             return false;
         }
         let mut held = help::try_lock(&driver);
@@ -90,5 +100,14 @@ impl Helper {
             None => {}
         }
         true
+    }
+}
+
+/// The cluster's thread reads the channel again.
+impl Drop for Helper {
+    fn drop(&mut self) {
+        if let Some(driver) = self.driver() {
+            help::lock(&driver).help_ends(self.worker);
+        }
     }
 }

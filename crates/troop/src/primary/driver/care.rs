@@ -105,6 +105,8 @@ impl Driver {
 
     /// Hands a worker a connection to nothing. It is a socket of its own, so that no two workers have one in common.
     pub(super) fn ask_for_life(&mut self, worker: WorkerId, line: &[u8]) {
+        // The answer must not have to wait for the program.
+        self.take_back(worker);
         match (UnixStream::pair(), self.channel(worker)) {
             (Ok((socket, _)), Some(channel)) => {
                 channel.say_with(line, socket.into());

@@ -282,6 +282,12 @@ impl Driver {
 
     /// Fetches what the program has put into a worker's mailbox.
     pub(super) fn collect(&mut self, worker: WorkerId) {
+        self.take_mail(worker);
+        self.unflushed.push(worker);
+    }
+
+    /// Moves what is in a worker's mailbox to its channel's outbox.
+    pub(super) fn take_mail(&mut self, worker: WorkerId) {
         let Some(process) = self.processes.get_mut(&worker) else { return };
         let Some(channel) = &mut process.channel else { return };
         let parcels = &mut self.parcels;
@@ -300,7 +306,6 @@ impl Driver {
             }
         }
         channel.outbox.take_in(&mut parcels.bytes, from);
-        self.unflushed.push(worker);
     }
 
     pub(super) fn handle_settled(&mut self, worker: WorkerId, ticket: u64, delivered: bool) {

@@ -68,9 +68,10 @@ impl Driver {
     pub(crate) fn help_begins(&mut self, id: WorkerId) -> bool {
         self.now = self.clock();
         let is_open = self.channel(id).is_some_and(|channel| !channel.last);
+        let has_room = self.channel(id).is_some_and(|channel| !channel.is_full());
         let is_quiet = self.core.in_flight(id).next().is_none();
         let Some(relay) = self.relays.get_mut(&id) else { return false };
-        let (is_idle, now) = (relay.outbox.is_empty() && !relay.is_full(), self.now);
+        let (is_idle, now) = (has_room && relay.outbox.is_empty() && !relay.is_full(), self.now);
         let Some(helper) = &mut relay.helper else { return false };
         if !is_open {
             return false;
@@ -107,7 +108,9 @@ impl Driver {
             let Some(relay) = self.relays.get(id) else { return false };
             let Some(helper) = &relay.helper else { return false };
             let is_quiet = helper.given + QUIET <= self.now && self.core.in_flight(*id).next().is_none();
-            if is_quiet && relay.outbox.is_empty() && !relay.is_full() {
+            let channel = self.processes.get(id).and_then(|process| process.channel.as_ref());
+            let has_room = channel.is_none_or(|channel| !channel.is_full());
+            if is_quiet && has_room && relay.outbox.is_empty() && !relay.is_full() {
                 (helper.offer)();
                 return false;
             }
@@ -132,10 +135,9 @@ impl Driver {
             relay.outbox.move_to(messages);
         }
         self.write();
-        if let Some(relay) = self.relays.get(&id)
-            && (relay.is_full() || !relay.outbox.is_empty())
-        {
-            // The program does not keep up, so there is something to wait for that only the driver does.
+        let is_deaf = self.channel(id).is_some_and(|channel| channel.is_deaf());
+        if self.relays.get(&id).is_some_and(|relay| is_deaf || relay.is_full() || !relay.outbox.is_empty()) {
+            // The program or the worker does not keep up, so there is something to wait for that only the driver does.
             self.take_back(id);
         }
         self.attend();
@@ -159,14 +161,31 @@ impl Driver {
         true
     }
 
-    /// Writes what the program's thread has put into the mailbox.
+    /// Writes what the program's thread has put into the mailbox, as far as there is room.
     pub(crate) fn help_collects(&mut self, id: WorkerId) {
-        // Otherwise it is taken out when there is room again.
+        self.take_mail(id);
+        // Otherwise it is written with the rest.
         if self.channel(id).is_some_and(|channel| !channel.blocked) {
             self.now = self.clock();
-            self.collect(id);
+            self.unflushed.push(id);
             self.write();
             self.attend();
+        }
+    }
+
+    /// Writes everything that the program has sent, whichever way, as far as there is room.
+    pub(crate) fn help_hurries(&mut self, id: WorkerId) {
+        self.catches_up(id);
+        self.collect(id);
+        self.write();
+        self.attend();
+    }
+
+    /// The driver is on its own again.
+    pub(crate) fn help_ends(&mut self, id: WorkerId) {
+        if let Some(relay) = self.relays.get_mut(&id) {
+            relay.helper = None;
+            self.update_channel(id);
         }
     }
 

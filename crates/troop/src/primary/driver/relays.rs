@@ -24,20 +24,23 @@ impl Driver {
     /// The program has written something, or closed its end (then there is not much, and it will not wait).
     /// Whether something was read.
     pub(super) fn read_relay(&mut self, id: WorkerId, ended: bool) -> bool {
-        if self.relays.get(&id).is_some_and(|relay| relay.helper.is_some()) {
-            // What was said the short way came first.
-            self.collect(id);
-        }
-        let Driver { relays, processes, core, .. } = self;
-        let Some(relay) = relays.get_mut(&id) else { return false };
-        let channel = processes.get_mut(&id).and_then(|process| process.channel.as_mut());
-        if !ended && channel.as_ref().is_some_and(|channel| channel.is_full()) {
+        if !ended && self.channel(id).is_some_and(|channel| channel.is_full()) {
             // The worker does not read what there is already.
             self.update_relay(id);
             return false;
         }
+        let Some(relay) = self.relays.get_mut(&id) else { return false };
+        let is_helped = relay.helper.is_some();
+        let received = fdpass::recv(relay.socket.as_fd(), &mut self.buffer, &mut self.received);
+        if is_helped {
+            // What was said the short way came before what was read just now.
+            self.take_mail(id);
+        }
+        let Driver { relays, processes, core, .. } = self;
+        let Some(relay) = relays.get_mut(&id) else { return false };
+        let channel = processes.get_mut(&id).and_then(|process| process.channel.as_mut());
         let mut read = false;
-        let goes_on = match fdpass::recv(relay.socket.as_fd(), &mut self.buffer, &mut self.received) {
+        let goes_on = match received {
             Ok(fdpass::Received { len: 0, .. }) => false,
             Ok(received) => {
                 (self.unfinished, read) = (true, true);

@@ -1,0 +1,192 @@
+//! The thread of a relay's program moves messages itself, and nothing is lost or overtaken, whoever does it.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use troop::{Adoption, Cluster, Helper};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const LINE: &str =
+    "{\"text\":\"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"}\n";
+
+/// A worker whose end of the channel the test has, and the program's end of its relay.
+struct Scene {
+    _cluster: Cluster,
+    process: Child,
+    worker: UnixStream,
+    program: UnixStream,
+    helper: Option<Helper>,
+    channel: OwnedFd,
+    offers: Receiver<()>,
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let cluster = Cluster::builder().start_in_thread(|_| {}).unwrap();
+        let process = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
+        let (ours, worker) = Adoption::channel().unwrap();
+        let (relay, program) = Adoption::channel().unwrap();
+        let adoption = Adoption::new(process.id(), ours).unwrap().relay(relay, false);
+        let handle = cluster.adopt_blocking(adoption).unwrap();
+        let (offer, offers) = channel();
+        let (helper, channel) = handle.helper(move || offer.send(()).unwrap_or_default()).unwrap().unwrap();
+        let (worker, program) = (UnixStream::from(worker), UnixStream::from(program));
+        for socket in [&worker, &program] {
+            socket.set_nonblocking(false).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        }
+        Scene { _cluster: cluster, process, worker, program, helper: Some(helper), channel, offers }
+    }
+
+    fn helper(&self) -> &Helper {
+        self.helper.as_ref().unwrap()
+    }
+
+    /// The worker writes, and its channel becomes readable.
+    fn worker_says(&mut self, text: &str) {
+        self.worker.write_all(text.as_bytes()).unwrap();
+        let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        assert_eq!(poll(&mut [PollFd::new(&self.channel, PollFlags::IN)], Some(&patience)).unwrap(), 1);
+    }
+
+    fn helper_reads(&self) -> (String, bool) {
+        let mut messages = Vec::new();
+        let goes_on = self.helper().read(&mut messages);
+        (String::from_utf8(messages).unwrap(), goes_on)
+    }
+}
+
+fn hear(socket: &mut UnixStream, text: &str) {
+    let mut heard = vec![0; text.len()];
+    socket.read_exact(&mut heard).unwrap();
+    assert_eq!(String::from_utf8(heard).unwrap(), text);
+}
+
+/// Sends numbered messages until the worker's socket and everything behind it is full, and returns how many.
+fn fill(helper: &Helper) -> usize {
+    (0..).take_while(|n| helper.write(format!("{{\"n\":{n},\"text\":\"{}\"}}\n", "x".repeat(1000)).as_bytes(), false)).count()
+}
+
+#[test]
+fn a_helper_moves_messages_both_ways() {
+    let mut scene = Scene::new();
+    assert!(scene.helper().begin());
+    scene.worker_says("{\"from\":\"the worker\"}\n");
+    assert_eq!(scene.helper_reads(), ("{\"from\":\"the worker\"}\n".into(), true));
+    assert!(scene.helper().write(b"{\"from\":\"the program\"}\n", false));
+    hear(&mut scene.worker, "{\"from\":\"the program\"}\n");
+}
+
+#[test]
+fn half_a_message_is_kept_for_its_other_half() {
+    let mut scene = Scene::new();
+    assert!(scene.helper().begin());
+    scene.worker_says("{\"a\":1}\n{\"b\"");
+    assert_eq!(scene.helper_reads().0, "{\"a\":1}\n");
+    scene.worker_says(":2}\n");
+    assert_eq!(scene.helper_reads().0, "{\"b\":2}\n");
+}
+
+#[test]
+fn what_went_the_long_way_comes_first() {
+    let mut scene = Scene::new();
+    assert!(scene.helper().begin());
+    for n in 0..200 {
+        scene.program.write_all(format!("{{\"long\":{n}}}\n").as_bytes()).unwrap();
+        let short = format!("{{\"short\":{n}}}\n");
+        if !scene.helper().write(short.as_bytes(), true) {
+            // The cluster's thread was at it.
+            scene.program.write_all(short.as_bytes()).unwrap();
+        }
+        hear(&mut scene.worker, &format!("{{\"long\":{n}}}\n{short}"));
+    }
+}
+
+#[test]
+fn what_is_not_for_the_worker_alone_is_not_written_past_the_relay() {
+    let scene = Scene::new();
+    assert!(!scene.helper().write(b"{\"cmd\":\"NODE_CLUSTER\",\"act\":\"disconnect\"}\n", false));
+    assert!(!scene.helper().write(format!("\"{}\"\n", "x".repeat(100_000)).as_bytes(), false));
+}
+
+#[test]
+fn what_waits_for_room_is_written_whoever_makes_it() {
+    let mut scene = Scene::new();
+    assert!(scene.helper().begin());
+    let sent = fill(scene.helper());
+    assert!(sent > 500, "{sent}");
+    // The helper's next read is the first that notices the room.
+    scene.worker_says("{\"answer\":1}\n");
+    let mut reader = std::io::BufReader::new(scene.worker.try_clone().unwrap());
+    for n in 0..sent {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut reader, &mut line).unwrap();
+        assert!(line.starts_with(&format!("{{\"n\":{n},")), "{n}: {line}");
+        if n == 10 {
+            assert_eq!(scene.helper_reads().0, "{\"answer\":1}\n");
+        }
+    }
+}
+
+#[test]
+fn a_helper_stops_where_the_worker_does_not_read_and_is_asked_again_when_it_does() {
+    let mut scene = Scene::new();
+    assert!(scene.helper().begin());
+    // As much as is too much for anything to be read from who does not read himself: one long message.
+    let long = format!("\"{}\"\n", "x".repeat(3 * 1024 * 1024));
+    scene.program.write_all(long.as_bytes()).unwrap();
+    // Until the driver has taken it in.
+    loop {
+        scene.worker_says(LINE);
+        match scene.helper_reads() {
+            (heard, true) => assert_eq!(heard, LINE),
+            (heard, false) => break assert_eq!(heard, ""),
+        }
+    }
+    hear(&mut scene.worker, &long);
+    // Now the cluster's thread reads.
+    hear(&mut scene.program, LINE);
+    scene.offers.recv_timeout(PATIENCE).unwrap();
+    assert!(scene.helper().begin());
+}
+
+#[test]
+fn without_its_helper_the_relay_goes_on() {
+    let mut scene = Scene::new();
+    assert!(scene.helper().begin());
+    scene.worker_says("{\"a\":1}\n");
+    scene.helper = None;
+    hear(&mut scene.program, "{\"a\":1}\n");
+    scene.program.write_all(b"{\"b\":2}\n").unwrap();
+    hear(&mut scene.worker, "{\"b\":2}\n");
+}
+
+#[test]
+fn who_closes_the_relay_closes_the_channel_though_a_helper_has_a_copy() {
+    let mut scene = Scene::new();
+    assert!(scene.helper().begin());
+    assert!(scene.helper().write(b"{\"last\":1}\n", false));
+    scene.program.shutdown(std::net::Shutdown::Both).unwrap();
+    hear(&mut scene.worker, "{\"last\":1}\n");
+    match scene.worker.read(&mut [0; 16]) {
+        Ok(0) => {}
+        Err(e) if e.kind() == ErrorKind::ConnectionReset => {}
+        other => panic!("{other:?}"),
+    }
+    assert!(!scene.helper().write(b"{\"late\":1}\n", false));
+    assert!(!scene.helper_reads().1);
+}
