@@ -77,8 +77,9 @@ impl Helper {
     }
 
     /// Sends a message of the program's, in its framing, to the worker. False if that cannot be done just now, or it is a long one (so that the
-    /// program notices what waits for room), or one of Node's own; then the program must write it to its own socket. Before what comes after that is sent here again, everything must have left the program's
-    /// hands, and the next call must have `behind` set, so that what is on that way comes first.
+    /// program notices what waits for room), or one of Node's own; then the program must write it to its own socket. Before what comes after
+    /// that is sent here again, everything must have left the program's hands, and the next call must have `behind` set, so that what is on
+    /// that way comes first. Does not block.
     pub fn write(&self, message: &[u8], behind: bool) -> bool {
         let Some(driver) = self.driver() else { return false };
         if message.len() > LONGEST || is_internal(self.advanced, message) {
