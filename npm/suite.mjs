@@ -5,7 +5,7 @@
 // DIRECTORY is `test` of a checkout of Node, or a copy of it (github.com/denoland/node_test). Nothing of it is changed.
 
 import { spawn } from 'node:child_process';
-import { readFileSync, readdirSync } from 'node:fs';
+import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -42,13 +42,14 @@ function preparations(test) {
 }
 
 // What the harness of a newer suite expects of Node itself.
-const shim = 'data:text/javascript,' + encodeURIComponent(
-  'import util from "node:util"; import { syncBuiltinESMExports } from "node:module";' +
-  'util.getCallSites ??= () => [{ scriptName: "", lineNumber: 0, columnNumber: 0 }]; syncBuiltinESMExports();');
+// Not by `--import`: with that, workers of Node 20 may miss their first message.
+const shim = path.join(mkdtempSync(path.join(os.tmpdir(), 'suite-')), 'shim.cjs');
+writeFileSync(shim, 'require("node:util").getCallSites ??= () => [{ scriptName: "", lineNumber: 0, columnNumber: 0 }];');
+process.on('exit', () => rmSync(path.dirname(shim), { recursive: true }));
 
 function run(node, test, dropIn, number) {
   const { flags, env } = preparations(test);
-  const args = [...flags, '--import', shim];
+  const args = [...flags, '--require', shim];
   if (dropIn) args.push('--require', path.join(here, 'register.js'));
   const child = spawn(node, [...args, path.join(root, test)], {
     cwd: root,
