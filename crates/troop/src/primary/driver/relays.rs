@@ -21,8 +21,7 @@ impl Driver {
         Ok(())
     }
 
-    /// The program has written something, or closed its end (then there is not much, and it will not wait).
-    /// Whether something was read.
+    /// The program has written something, or closed its end (then there is not much, and it will not wait). Returns whether something was read.
     pub(super) fn read_relay(&mut self, id: WorkerId, ended: bool) -> bool {
         if !ended && self.channel(id).is_some_and(|channel| channel.is_full()) {
             // The worker does not read what there is already.
@@ -57,7 +56,7 @@ impl Driver {
     }
 
     /// The program has said something, or for the last time.
-    pub(super) fn was_told(&mut self, id: WorkerId, goes_on: bool) {
+    fn was_told(&mut self, id: WorkerId, goes_on: bool) {
         self.unflushed.push(id);
         self.unflushed_relays.push(id);
         if !goes_on {
