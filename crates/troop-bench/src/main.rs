@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p troop-bench [-- [connections] [policies] [balance] [crowd] [keepalive] [messages] [dropin] [spawn]
-//!     [memory] [manager] [--quick] [--repeat N]]
+//!     [memory] [manager] [--quick] [--repeat N] [--workers KIND:N]]
 //! ```
 //!
 //! Without names, all sections run. All contenders of a section take turns in the same run, and the tables show medians. The ratios are
@@ -57,6 +57,8 @@ struct Options {
     quick: bool,
     /// Runs of every contender.
     repeat: usize,
+    /// Only so many workers of this kind, where a section has several numbers: `rust:8`.
+    workers: Vec<String>,
 }
 
 impl Options {
@@ -67,10 +69,19 @@ impl Options {
             match argument.as_str() {
                 "--quick" => options.quick = true,
                 "--repeat" => options.repeat = arguments.next().ok_or("--repeat needs a number")?.parse()?,
+                "--workers" => {
+                    let wanted = arguments.next().ok_or("--workers needs a kind and a number, as in rust:8")?;
+                    if !policies::NUMBERS.iter().any(|(kind, numbers)| numbers.iter().any(|n| *wanted == format!("{kind}:{n}"))) {
+                        return Err(format!("--workers {wanted}: no section has these").into());
+                    }
+                    options.workers.push(wanted.clone());
+                }
                 name if SECTIONS.iter().any(|(section, _)| *section == name) => options.sections.push(name.into()),
                 other => {
                     let names = SECTIONS.map(|(name, _)| name).join(", ");
-                    return Err(format!("{other:?} is neither a section ({names}) nor --quick nor --repeat N").into());
+                    return Err(
+                        format!("{other:?} is neither a section ({names}) nor --quick, --repeat N or --workers KIND:N").into()
+                    );
                 }
             }
         }
@@ -78,6 +89,11 @@ impl Options {
             options.repeat = if options.quick { 2 } else { 5 };
         }
         Ok(options)
+    }
+
+    /// Whether so many workers of this kind are to be measured.
+    fn has(&self, kind: &str, workers: usize) -> bool {
+        self.workers.is_empty() || self.workers.contains(&format!("{kind}:{workers}"))
     }
 
     /// How many of something that is counted in thousands.

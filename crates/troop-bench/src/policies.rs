@@ -10,6 +10,8 @@ use crate::{Options, cpu, load};
 const CLIENTS: usize = 64;
 /// Each repeat is done in this many slices, of one contender after the other.
 const SLICES: usize = 5;
+/// Workers, by kind.
+pub(crate) const NUMBERS: [(&str, &[usize]); 2] = [("node", &[1, 2, 8, 64, 256]), ("rust", &[1, 2, 8, 64, 256])];
 
 struct Contender {
     name: &'static str,
@@ -40,13 +42,14 @@ fn contenders(kind: &str, workers: usize) -> Result<Vec<Contender>> {
     if kind == "rust" {
         all.push(Contender { name: "bare loop, bare workers", command: ourselves(&["bare", "rust", &count])? });
     }
+    // Next to those that they are compared with.
     all.push(troop("round-robin", "round-robin")?);
+    all.push(troop("steered", "steered")?);
     all.push(troop("weighted", "weighted")?);
     all.push(troop("least-connections", "least-connections")?);
     all.push(troop("p2c", "p2c")?);
     all.push(troop("sticky", "sticky")?);
     all.push(troop("shared", "shared")?);
-    all.push(troop("steered", "steered")?);
     all.push(troop("steered:sticky", "steered:sticky")?);
     Ok(all)
 }
@@ -87,8 +90,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "{CLIENTS} connections at a time; the load generator runs on the same CPUs. *Bare loop*: the necessary system calls of a hand-over \
          alone, with the same workers; *bare workers* are such loops too.\n"
     );
-    for (kind, numbers) in [("node", &[1, 2, 8, 64][..]), ("rust", &[1, 2, 8, 64, 256][..])] {
-        for workers in numbers {
+    for (kind, numbers) in NUMBERS {
+        for workers in numbers.iter().filter(|workers| options.has(kind, **workers)) {
             compare(kind, *workers, options)?;
         }
     }
@@ -97,8 +100,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn compare(kind: &str, workers: usize, options: &Options) -> Result<()> {
     let count = options.count(20_000);
-    // Not all at once: many workers of many contenders would not fit.
-    let at_once = (64 / workers).clamp(1, 16);
+    // Not all at once: many workers of many contenders would not fit into the memory.
+    let fit = if kind == "node" { 320 } else { 1280 };
+    let at_once = (fit / workers).clamp(1, 16);
     let mut results: Vec<Outcome> = Vec::new();
     let mut rest = contenders(kind, workers)?;
     while !rest.is_empty() {
