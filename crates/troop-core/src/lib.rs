@@ -15,6 +15,7 @@ pub mod event;
 pub mod id;
 pub mod policy;
 pub mod primary;
+pub mod roster;
 pub mod steer;
 pub mod supervise;
 pub mod wire;

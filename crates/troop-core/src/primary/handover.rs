@@ -95,6 +95,9 @@ impl Primary {
                 continue;
             }
             let Some(waiting) = listener.queue.pop_front() else { return };
+            if listener.queue.is_empty() {
+                listener.queue.clear();
+            }
             let behind_others = !seat.reserved.is_empty();
             if is_ready && !behind_others {
                 self.deliver(now, worker, id, waiting);
@@ -233,6 +236,28 @@ impl Primary {
                 Err(Violation::UnaskedAck)
             };
         }
+        self.took(worker, seq)?;
+        // The room in its window is for all its listeners.
+        self.settle(now, worker);
+        Ok(())
+    }
+
+    /// A troop worker's answer for several connections.
+    pub(super) fn taken(&mut self, now: Time, worker: WorkerId, taken: &[u64], returned: &[u64]) -> Result<(), Violation> {
+        let mut result = Ok(());
+        for seq in taken {
+            // A wrong number does not make the right ones wrong.
+            result = result.and(self.took(worker, *seq));
+        }
+        self.settle(now, worker);
+        for seq in returned {
+            result = result.and(self.answered(now, worker, *seq, false));
+        }
+        result
+    }
+
+    /// A worker has a connection for good. What that makes room for is not settled yet.
+    fn took(&mut self, worker: WorkerId, seq: u64) -> Result<(), Violation> {
         let state = self.workers.get_mut(&worker).ok_or(Violation::UnaskedAck)?;
         let InFlight { conn, listener, .. } = state.take(seq).ok_or(Violation::UnaskedAck)?;
         if let Some(at) = state.handle_waits.iter().position(|w| matches!(w, HandleWait::Conn { seq: s } if *s == seq)) {
@@ -256,20 +281,7 @@ impl Primary {
                 self.actions.push_back(Action::Count { worker });
             }
         }
-        // The room in its window is for all its listeners.
-        self.settle(now, worker);
         Ok(())
-    }
-
-    /// A troop worker's answer for several connections.
-    pub(super) fn taken(&mut self, now: Time, worker: WorkerId, taken: &[u64], returned: &[u64]) -> Result<(), Violation> {
-        let answers = taken.iter().map(|seq| (seq, true)).chain(returned.iter().map(|seq| (seq, false)));
-        let mut result = Ok(());
-        for (seq, accepted) in answers {
-            // A wrong number does not make the right ones wrong.
-            result = result.and(self.answered(now, worker, *seq, accepted));
-        }
-        result
     }
 
     /// Puts back a connection that a worker does not have after all.
@@ -350,6 +362,11 @@ impl Worker {
     /// Workers answer in order, or nearly, so the search ends at once.
     fn take(&mut self, seq: u64) -> Option<InFlight> {
         let at = self.in_flight.iter().position(|c| c.seq == seq)?;
-        self.in_flight.remove(at)
+        let taken = self.in_flight.remove(at);
+        if self.in_flight.is_empty() {
+            // The next ones in the same place, as with the actions.
+            self.in_flight.clear();
+        }
+        taken
     }
 }

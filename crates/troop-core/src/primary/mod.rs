@@ -7,6 +7,7 @@ mod action;
 mod handover;
 mod listener;
 mod pulse;
+mod reports;
 mod seat;
 mod steering;
 mod worker;
@@ -19,11 +20,13 @@ use serde::{Deserialize, Serialize};
 pub use action::Action;
 pub use handover::Needs;
 pub use listener::{Bind, BindSpec};
+pub use reports::REPORT_EVERY;
 pub use worker::{WorkerState, WorkerStats, WorkerStatus};
 
 use crate::event::{Address, ExitHow, Listening, Notice, Violation};
 use crate::id::{ListenerId, Time, WorkerId};
 use crate::policy::{Pattern, Scheduling};
+use crate::roster::Roster;
 use crate::wire::incoming::{Act, ClusterMessage, Incoming, TroopMessage};
 use crate::wire::outgoing;
 use listener::{ListenKey, Listener};
@@ -101,7 +104,7 @@ pub const USUAL_WEIGHT: u32 = 100;
 #[derive(Debug)]
 pub struct Primary {
     config: Config,
-    workers: BTreeMap<WorkerId, Worker>,
+    workers: Roster<Worker>,
     listeners: BTreeMap<ListenerId, Listener>,
     keys: HashMap<ListenKey, ListenerId>,
     actions: VecDeque<Action>,
@@ -121,7 +124,7 @@ impl Primary {
     pub fn new(config: Config) -> Primary {
         Primary {
             config,
-            workers: BTreeMap::new(),
+            workers: Roster::default(),
             listeners: BTreeMap::new(),
             keys: HashMap::new(),
             actions: VecDeque::new(),
@@ -136,7 +139,12 @@ impl Primary {
 
     /// The next thing to do.
     pub fn next_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        let action = self.actions.pop_front();
+        if action.is_none() {
+            // So that the next ones stand where the last ones stood, in memory that is in the processor's cache.
+            self.actions.clear();
+        }
+        action
     }
 
     /// When [`Primary::tick`] wants to be called, if at all.
@@ -166,8 +174,10 @@ impl Primary {
             let taken: std::collections::BTreeSet<u32> = self.workers.values().map(|state| state.slot).collect();
             (0..).find(|slot| !taken.contains(slot)).unwrap_or(0)
         });
+        let crowd = self.crowd();
         self.workers.insert(worker, Worker::new(pid, slot, weight));
         self.notify(Notice::Forked { worker, pid });
+        self.pace_all_reports(crowd);
     }
 
     /// What is known about a worker whose process has not been reaped yet.
@@ -335,8 +345,10 @@ impl Primary {
     pub fn exited(&mut self, now: Time, worker: WorkerId, how: ExitHow) {
         self.channel_closed(now, worker, true);
         self.reclaim(worker);
+        let crowd = self.crowd();
         if let Some(state) = self.workers.remove(&worker) {
             self.notify(Notice::Exited { worker, how, voluntary: state.voluntary.unwrap_or(false) });
+            self.pace_all_reports(crowd);
         }
     }
 
@@ -434,7 +446,7 @@ impl Primary {
         let mut unsettled = Vec::new();
         let mut next: Option<Time> = None;
         let mut wake = |at: Time| next = Some(next.map_or(at, |n| n.min(at)));
-        for (id, state) in &mut self.workers {
+        for (id, state) in self.workers.iter_mut() {
             if state.starved_until > now {
                 wake(state.starved_until);
             }

@@ -130,6 +130,7 @@ impl Primary {
             let place = if listener.group.is_some() { place } else { 0 };
             self.actions.push_back(Action::SendListener { worker, listener: id, place, line });
         }
+        self.pace_reports(worker);
         let now = self.last_time;
         self.settle(now, worker);
     }
@@ -261,27 +262,6 @@ impl Primary {
         state.uncounted = 0;
         // Also what has waited for it: a pause may have come to its end meanwhile, and is seen only once.
         self.settle(now, worker);
-    }
-
-    /// A worker reports how many connections it has open, and its own idea of its load. Cheap, because it can do so as often as it likes.
-    pub(super) fn reported(&mut self, worker: WorkerId, open: Option<u32>, load: Option<u32>) {
-        let Some(state) = self.workers.get_mut(&worker) else { return };
-        state.reports |= open.is_some();
-        state.open = open.unwrap_or(state.open);
-        state.load = load.unwrap_or(state.load);
-        if !std::mem::replace(&mut state.unheeded, true) {
-            self.reported.push(worker);
-        }
-    }
-
-    /// Tells the policies what workers have reported.
-    pub(super) fn heed_reports(&mut self, now: Time) {
-        while let Some(worker) = self.reported.pop() {
-            if let Some(state) = self.workers.get_mut(&worker) {
-                state.unheeded = false;
-                self.settle(now, worker);
-            }
-        }
     }
 
     /// Asks the shell for what has to be looked at now. Returns when that is the case again.
@@ -489,6 +469,7 @@ impl Primary {
             }
             // All of them, before the first connection is given to anybody.
             holders.iter().for_each(|worker| self.refresh_all(now, *worker));
+            holders.iter().for_each(|worker| self.pace_reports(*worker));
             self.pump(now, id);
         }
         later

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::pulse::Pulse;
+use super::reports::REPORT_EVERY;
 use super::seat::Seat;
 use crate::id::{ConnId, ListenerId, Time};
 use crate::policy::Connection;
@@ -146,6 +147,8 @@ pub(super) struct Worker {
     pub(super) unheeded: bool,
     /// It says itself how many connections it has open.
     pub(super) reports: bool,
+    /// How often it does that at most, if it is a troop worker.
+    pub(super) reports_every: Duration,
     /// Connections that it took since its descriptors were counted; which of them are open still is not known.
     pub(super) uncounted: u32,
     /// The fewest descriptors that it was ever seen to have open.
@@ -181,6 +184,7 @@ impl Worker {
             load: 0,
             unheeded: false,
             reports: false,
+            reports_every: REPORT_EVERY,
             uncounted: 0,
             descriptors: None,
             handed: 0,

@@ -82,6 +82,8 @@ pub enum TroopMessage<'a> {
     },
     /// The primary wants back what was not taken.
     Recall(Vec<u64>),
+    /// The primary wants so many milliseconds at least between two [`Load`](TroopMessage::Load)s.
+    Report(u64),
     /// Something newer than this version.
     Unknown,
 }
@@ -176,7 +178,7 @@ pub fn parse(line: &[u8]) -> Result<Incoming<'_>, Violation> {
     if line == br#"{"cmd":"NODE_HANDLE_ACK"}"# {
         return Ok(Incoming::HandleAck);
     }
-    if let Some(answer) = parse_answer(line) {
+    if let Some(answer) = parse_answer(line).or_else(|| parse_taken(line)) {
         return Ok(answer);
     }
     if too_deep(line) {
@@ -212,18 +214,54 @@ pub fn parse(line: &[u8]) -> Result<Incoming<'_>, Violation> {
 /// `{"cmd":"NODE_CLUSTER","ack":7,"accepted":true,"seq":3}`, exactly as Node writes it.
 #[inline]
 fn parse_answer<'a>(line: &[u8]) -> Option<Incoming<'a>> {
-    let rest = line.strip_prefix(br#"{"cmd":"NODE_CLUSTER","ack":"#)?;
-    let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
-    if digits == 0 || digits > 18 {
-        return None;
-    }
-    let ack = rest[..digits].iter().fold(0u64, |n, b| n * 10 + u64::from(b - b'0'));
-    let rest = rest[digits..].strip_prefix(br#","accepted":"#)?;
+    let (ack, rest) = number(line.strip_prefix(br#"{"cmd":"NODE_CLUSTER","ack":"#)?)?;
+    let rest = rest.strip_prefix(br#","accepted":"#)?;
     let (accepted, rest) =
         if let Some(rest) = rest.strip_prefix(b"true") { (true, rest) } else { (false, rest.strip_prefix(b"false")?) };
     let rest = rest.strip_prefix(br#","seq":"#)?;
     let (last, digits) = rest.split_last()?;
     (*last == b'}' && !digits.is_empty() && digits.iter().all(u8::is_ascii_digit)).then_some(Incoming::Answer { ack, accepted })
+}
+
+/// The same of a troop worker, with nothing given back: `{"cmd":"NODE_TROOP","act":"taken","taken":[7,8],"open":2}`, exactly as it is written
+/// by [`taken`](super::outgoing::taken).
+#[inline]
+fn parse_taken<'a>(line: &[u8]) -> Option<Incoming<'a>> {
+    let mut rest = line.strip_prefix(br#"{"cmd":"NODE_TROOP","act":"taken","taken":["#)?;
+    let mut taken = Vec::with_capacity(4);
+    loop {
+        let (seq, after) = number(rest)?;
+        taken.push(seq);
+        match after.split_first()? {
+            (b',', after) => rest = after,
+            (b']', after) => {
+                rest = after;
+                break;
+            }
+            _ => return None,
+        }
+    }
+    let open = match rest.strip_prefix(br#","open":"#) {
+        None => None,
+        Some(after) => {
+            let (open, after) = number(after)?;
+            rest = after;
+            Some(u32::try_from(open).ok()?)
+        }
+    };
+    (rest == b"}").then_some(Incoming::Troop(TroopMessage::Taken { taken, returned: Vec::new(), open }))
+}
+
+/// A number at the beginning, as it is usually written, and what follows it.
+#[inline]
+fn number(text: &[u8]) -> Option<(u64, &[u8])> {
+    const MOST_DIGITS: usize = 18;
+    let digits = text.iter().take_while(|b| b.is_ascii_digit()).count();
+    if digits == 0 || digits > MOST_DIGITS || (text[0] == b'0' && digits > 1) {
+        return None;
+    }
+    let (digits, rest) = text.split_at(digits);
+    Some((digits.iter().fold(0u64, |n, b| n * 10 + u64::from(b - b'0')), rest))
 }
 
 /// Whether the `cmd` of a message marks it as internal, wherever in the object it stands.
@@ -442,6 +480,8 @@ struct Fields<'a> {
     open: Option<u32>,
     #[serde(default, deserialize_with = "amount")]
     load: Option<u32>,
+    #[serde(default)]
+    every: Option<u64>,
 }
 
 impl<'a> Fields<'a> {
@@ -506,6 +546,7 @@ impl<'a> Fields<'a> {
             }
             Some("load") => TroopMessage::Load { open: self.open, load: self.load },
             Some("recall") => TroopMessage::Recall(self.seqs.ok_or_else(|| missing("seqs"))?),
+            Some("report") => TroopMessage::Report(self.every.ok_or_else(|| missing("every"))?),
             _ => TroopMessage::Unknown,
         })
     }
@@ -552,6 +593,32 @@ mod tests {
             ["\"str\"", "42", "true", "null", "{\"cmd\":\"NODE_\"}", "{\"cmd\":7}", "{\"a\":{\"cmd\":\"NODE_CLUSTER\"}}", " [1] "]
         {
             assert!(matches!(parse(line.as_bytes()), Ok(Incoming::User(_))), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_troop_workers_have_taken_is_understood_however_it_is_written() {
+        let cases = [
+            (r#""taken":[7]"#, vec![7], vec![], None),
+            (r#""taken":[7,0,123456789012345678],"open":3"#, vec![7, 0, 123_456_789_012_345_678], vec![], Some(3)),
+            (r#""taken":[7,18446744073709551615]"#, vec![7, u64::MAX], vec![], None),
+            (r#""taken":[],"returned":[9,10],"open":0"#, vec![], vec![9, 10], Some(0)),
+            (r#" "open" : 1, "taken" : [ 4, 5 ]"#, vec![4, 5], vec![], Some(1)),
+        ];
+        for (fields, expected, given_back, number) in cases {
+            let line = format!(r#"{{"cmd":"NODE_TROOP","act":"taken",{fields}}}"#);
+            let Ok(Incoming::Troop(TroopMessage::Taken { taken, returned, open })) = parse(line.as_bytes()) else {
+                panic!("{line}")
+            };
+            assert_eq!((taken, returned, open), (expected, given_back, number), "{line}");
+        }
+        for wrong in [r#""taken":[7,]"#, r#""taken":[07]"#, r#""taken":[7],"open":"#, r#""taken":[7]"#] {
+            let line = format!(r#"{{"cmd":"NODE_TROOP","act":"taken",{wrong}"#);
+            assert!(matches!(parse(line.as_bytes()), Err(Violation::NotJson)), "{line}");
+        }
+        for wrong in ["[-7]", "[7.5]", "7", r#"["7"]"#] {
+            let line = format!(r#"{{"cmd":"NODE_TROOP","act":"taken","taken":{wrong}}}"#);
+            assert!(matches!(parse(line.as_bytes()), Err(Violation::Malformed(_))), "{line}");
         }
     }
 

@@ -127,6 +127,13 @@ pub fn load(out: &mut Vec<u8>, open: u32, load: Option<u32>) {
     out.extend_from_slice(b"}\n");
 }
 
+/// Tells a troop worker how many milliseconds it should let pass at least from one [`load`] to the next.
+pub fn report(out: &mut Vec<u8>, every: u64) {
+    out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"report\",\"every\":");
+    number(out, every);
+    out.extend_from_slice(b"}\n");
+}
+
 /// Asks a troop worker to give back what its program has not taken yet.
 pub fn recall(out: &mut Vec<u8>, seqs: &[u64]) {
     out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"recall\",\"seqs\":");

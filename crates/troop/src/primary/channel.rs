@@ -10,7 +10,7 @@ use troop_core::wire::advanced;
 use troop_core::wire::frame::FrameReader;
 use troop_core::wire::incoming::{self, Act, Incoming};
 use troop_core::wire::outgoing::{HANDLE_ACK, HANDLE_NACK, socket_all_closed, socket_count};
-use troop_core::{ConnId, ListenerId, Time};
+use troop_core::{ConnId, ListenerId, Time, WorkerId};
 use troop_sys::poll::Interest;
 use troop_sys::socket::{self, Kind};
 
@@ -93,12 +93,11 @@ impl Channel {
         &mut self,
         now: Time,
         core: &mut Primary,
-        worker: &WorkerHandle,
+        (id, worker): (WorkerId, &WorkerHandle),
         bytes: &[u8],
         handles: &mut Vec<OwnedFd>,
         Outlets { mut relay, events }: Outlets<'_>,
     ) {
-        let id = worker.id();
         core.heard(now, id);
         let mut chunk = self.reader.feed(bytes, handles.drain(..));
         loop {

@@ -11,6 +11,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use troop_core::event::AddressType;
+use troop_core::primary::REPORT_EVERY;
 use troop_core::wire::advanced;
 use troop_core::wire::frame::FrameReader;
 use troop_core::wire::incoming::{self, Act, ClusterMessage, Incoming, TroopMessage};
@@ -26,8 +27,8 @@ use crate::message::{Handle, Message, Parcel, Request, parcel};
 
 /// The pause before the channel is tried again that could not be written to for want of something but room.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
-/// How often the primary is told how busy this worker is, at most.
-const REPORT_EVERY: Duration = Duration::from_millis(100);
+/// The longest time that the primary can ask for between two reports.
+const MOST_BETWEEN_REPORTS: Duration = Duration::from_secs(60);
 
 /// See the module.
 pub(super) struct Link {
@@ -48,6 +49,8 @@ pub(super) struct Link {
     later: bool,
     /// The primary wants to know how busy this worker is.
     reports: bool,
+    /// How often at most.
+    reports_every: Duration,
     /// What it was told last: open connections and load, and when.
     told: (u32, u32),
     told_at: Instant,
@@ -80,6 +83,7 @@ impl Link {
             leaving: Vec::new(),
             later: false,
             reports: false,
+            reports_every: REPORT_EVERY,
             told: (0, 0),
             told_at: Instant::now(),
             buffer: vec![0; READ_SIZE],
@@ -146,7 +150,7 @@ impl Link {
         if !self.reports || !self.inner.has_load_changed() {
             return None;
         }
-        let wait = REPORT_EVERY.saturating_sub(self.told_at.elapsed());
+        let wait = self.reports_every.saturating_sub(self.told_at.elapsed());
         if !wait.is_zero() {
             return Some(wait);
         }
@@ -382,6 +386,9 @@ impl Link {
                 let back: Vec<Conn> =
                     seqs.iter().filter_map(|seq| self.servers.values().find_map(|queue| queue.recall(*seq))).collect();
                 self.give_back(back);
+            }
+            Incoming::Troop(TroopMessage::Report(every)) => {
+                self.reports_every = Duration::from_millis(every).min(MOST_BETWEEN_REPORTS);
             }
             Incoming::HandleAck => self.handle_settled(true),
             Incoming::HandleNack => self.handle_settled(false),

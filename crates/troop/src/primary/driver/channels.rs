@@ -54,7 +54,7 @@ impl Driver {
                     if !self.core.is_cut_off(id) {
                         let (received, relayed) = (&mut self.received, relay.is_some());
                         let outlets = Outlets { relay, events: &mut self.events };
-                        channel.receive(self.now, &mut self.core, &process.handle, bytes, received, outlets);
+                        channel.receive(self.now, &mut self.core, (id, &process.handle), bytes, received, outlets);
                         if relayed {
                             self.pace.relayed(bytes.len());
                             self.unflushed_relays.push(id);

@@ -233,12 +233,15 @@ impl Driver {
 
     /// Writes a line with connections to a worker's channel, all or nothing.
     pub(super) fn send_conns(&mut self, worker: WorkerId, line: &[u8], conns: &[ConnId]) -> bool {
-        let has_room = match self.channel(worker) {
-            None => return false,
-            Some(channel) => channel.outbox.is_empty() || self.flush_channel(worker),
-        };
-        let (Some(process), true) = (self.processes.get_mut(&worker), has_room && !line.is_empty()) else { return false };
-        let Some(channel) = &mut process.channel else { return false };
+        let Some(process) = self.processes.get_mut(&worker) else { return false };
+        let mut channel = process.channel.as_mut();
+        if channel.as_ref().is_some_and(|channel| !channel.outbox.is_empty()) {
+            if !self.flush_channel(worker) {
+                return false;
+            }
+            channel = self.processes.get_mut(&worker).and_then(|process| process.channel.as_mut());
+        }
+        let (Some(channel), false) = (channel, line.is_empty()) else { return false };
         let line = &in_format(channel.advanced, line);
         let fd = |conn: &ConnId| self.conns.get(conn.0 as usize).map(|conn| conn.fd.as_fd());
         let sent = if let [conn] = conns {

@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 use troop_core::primary::Primary;
+use troop_core::roster::Roster;
 use troop_core::supervise::{Doing, Outcome, Supervisor};
 use troop_core::{ConnId, ListenerId, Time, WorkerId};
 use troop_sys::poll::{AsyncPoller, Interest, Poller, Ready};
@@ -153,7 +154,7 @@ pub(crate) struct Driver {
     /// What has happened since events were last published.
     events: Vec<Event>,
     table: Table,
-    processes: BTreeMap<WorkerId, Process>,
+    processes: Roster<Process>,
     /// They may outlive their workers' processes.
     relays: BTreeMap<WorkerId, Relay>,
     listeners: BTreeMap<ListenerId, Listener>,
@@ -247,7 +248,7 @@ impl Driver {
             bus,
             events: Vec::new(),
             table,
-            processes: BTreeMap::new(),
+            processes: Roster::default(),
             relays: BTreeMap::new(),
             listeners: BTreeMap::new(),
             sockets: Slab::new(),

@@ -1,0 +1,136 @@
+//! How busy workers say that they are, and how often they are to say it.
+
+use std::time::Duration;
+
+use super::Primary;
+use crate::id::{Time, WorkerId};
+use crate::wire::outgoing;
+
+/// How often a troop worker reports at most, unless it is told otherwise.
+pub const REPORT_EVERY: Duration = Duration::from_millis(100);
+/// The same where nobody decides by it, so that it is only shown.
+const SHOWN_EVERY: Duration = Duration::from_secs(1);
+/// The time between two reports of many workers, so that they do not cost more the more there are.
+const APART: Duration = Duration::from_millis(1);
+
+impl Primary {
+    /// A worker reports how many connections it has open, and its own idea of its load. Cheap, because it can do so as often as it likes.
+    pub(super) fn reported(&mut self, worker: WorkerId, open: Option<u32>, load: Option<u32>) {
+        let Primary { workers, listeners, .. } = self;
+        let Some(state) = workers.get_mut(&worker) else { return };
+        state.reports |= open.is_some();
+        state.open = open.unwrap_or(state.open);
+        state.load = load.unwrap_or(state.load);
+        let mut its = state.seats.iter().filter_map(|seat| listeners.get(&seat.listener));
+        if its.any(|listener| listener.needs_counts) && !std::mem::replace(&mut state.unheeded, true) {
+            self.reported.push(worker);
+        }
+    }
+
+    /// Tells the policies what workers have reported.
+    pub(super) fn heed_reports(&mut self, now: Time) {
+        while let Some(worker) = self.reported.pop() {
+            if let Some(state) = self.workers.get_mut(&worker) {
+                state.unheeded = false;
+                self.settle(now, worker);
+            }
+        }
+    }
+
+    /// Tells a troop worker how often to report, if that is not what it knows.
+    pub(super) fn pace_reports(&mut self, worker: WorkerId) {
+        let crowd = self.crowd();
+        let Primary { workers, listeners, .. } = self;
+        let Some(state) = workers.get_mut(&worker) else { return };
+        if !state.batched || !state.connected || state.seats.is_empty() {
+            return;
+        }
+        let mut its = state.seats.iter().filter_map(|seat| listeners.get(&seat.listener));
+        let decides = its.any(|listener| listener.group.is_some() || listener.needs_counts);
+        let every = if decides { REPORT_EVERY } else { SHOWN_EVERY }.max(APART * crowd);
+        if std::mem::replace(&mut state.reports_every, every) != every {
+            self.send(worker, |line| outgoing::report(line, u64::try_from(every.as_millis()).unwrap_or(u64::MAX)));
+        }
+    }
+
+    /// The number of workers has changed. `before` is what [`Primary::crowd`] was.
+    pub(super) fn pace_all_reports(&mut self, before: u32) {
+        if self.crowd() != before {
+            let all: Vec<WorkerId> = self.workers.keys().copied().collect();
+            all.into_iter().for_each(|worker| self.pace_reports(worker));
+        }
+    }
+
+    /// The number of workers, rounded, so that it does not change often.
+    pub(super) fn crowd(&self) -> u32 {
+        u32::try_from(self.workers.len().next_power_of_two()).unwrap_or(u32::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::ExitHow;
+    use crate::id::ListenerId;
+    use crate::policy::Scheduling;
+    use crate::primary::{Action, Config};
+    use crate::wire::incoming::parse;
+
+    const NOW: Time = Time(1);
+
+    fn say(primary: &mut Primary, worker: WorkerId, line: &str) {
+        primary.message(NOW, worker, parse(line.as_bytes()).unwrap());
+    }
+
+    /// A worker that listens where the others do.
+    fn join(primary: &mut Primary, version: &str) -> WorkerId {
+        let worker = primary.fork();
+        primary.spawned(worker, worker.0, None, 100);
+        say(primary, worker, &format!(r#"{{"cmd":"NODE_CLUSTER","act":"online"{version},"seq":0}}"#));
+        let question = r#"{"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,"index":0,"address":null,"port":80,"addressType":4}"#;
+        say(primary, worker, question);
+        primary.bound(NOW, ListenerId(1), Ok(None));
+        worker
+    }
+
+    /// Who was told to report how often, in order.
+    fn told(primary: &mut Primary) -> Vec<(u32, u64)> {
+        let mut told = Vec::new();
+        while let Some(action) = primary.next_action() {
+            if let Action::Send { worker, line } = action
+                && let Ok(crate::wire::incoming::Incoming::Troop(crate::wire::incoming::TroopMessage::Report(every))) =
+                    parse(line.trim_ascii_end())
+            {
+                told.push((worker.0, every));
+            }
+        }
+        told
+    }
+
+    #[test]
+    fn workers_report_often_where_it_matters_and_seldom_where_they_are_many() {
+        let mut primary = Primary::new(Config::default());
+        join(&mut primary, r#","troop":1"#);
+        assert_eq!(told(&mut primary), [(1, 1000)], "in turn: nobody decides by it");
+        primary.set_scheduling(NOW, None, Scheduling::PowerOfTwo);
+        assert_eq!(told(&mut primary), [(1, 100)]);
+        let second = join(&mut primary, "");
+        assert_eq!(told(&mut primary), [], "a program of Node does not report");
+        primary.exited(NOW, second, ExitHow::Code(0));
+        for _ in 1..128 {
+            join(&mut primary, r#","troop":1"#);
+        }
+        let many = told(&mut primary);
+        assert_eq!((many.len(), many.last()), (128, Some(&(129, 128))), "at most one a millisecond from all together");
+        for worker in 100..=129 {
+            primary.exited(NOW, WorkerId(worker), ExitHow::Code(0));
+        }
+        assert_eq!(told(&mut primary), [], "98 are nearly 128");
+        for worker in 10..100 {
+            primary.exited(NOW, WorkerId(worker), ExitHow::Code(0));
+        }
+        let few: Vec<_> = [1].into_iter().chain(3..=9).map(|worker| (worker, 100)).collect();
+        let last = told(&mut primary);
+        assert!(few.iter().all(|told| last.contains(told)), "{last:?}");
+    }
+}

@@ -1,0 +1,139 @@
+//! A map of workers, made for few of them that are looked up for every connection.
+
+use crate::id::WorkerId;
+
+/// Something for each worker, in the order of their ids.
+///
+/// The ids stand by themselves in a few lines of memory that stay in the processor's cache. Those of a cluster mostly follow upon each
+/// other, so one is found where it is expected, or else by bisection. To insert an id that is not the highest, or to remove one, moves those
+/// after it.
+#[derive(Debug)]
+pub struct Roster<T> {
+    ids: Vec<WorkerId>,
+    values: Vec<T>,
+}
+
+impl<T> Default for Roster<T> {
+    fn default() -> Roster<T> {
+        Roster { ids: Vec::new(), values: Vec::new() }
+    }
+}
+
+impl<T> Roster<T> {
+    #[inline]
+    fn find(&self, id: WorkerId) -> Result<usize, usize> {
+        let first = self.ids.first().ok_or(0usize)?;
+        let expected = id.0.wrapping_sub(first.0) as usize;
+        if self.ids.get(expected) == Some(&id) { Ok(expected) } else { self.ids.binary_search(&id) }
+    }
+
+    /// What belongs to a worker.
+    #[must_use]
+    #[inline]
+    pub fn get(&self, id: &WorkerId) -> Option<&T> {
+        self.find(*id).ok().and_then(|at| self.values.get(at))
+    }
+
+    /// The same, to change it.
+    #[inline]
+    pub fn get_mut(&mut self, id: &WorkerId) -> Option<&mut T> {
+        self.find(*id).ok().and_then(|at| self.values.get_mut(at))
+    }
+
+    /// Whether there is something for a worker.
+    #[must_use]
+    pub fn contains_key(&self, id: &WorkerId) -> bool {
+        self.find(*id).is_ok()
+    }
+
+    /// Puts something in, and returns what was there before.
+    pub fn insert(&mut self, id: WorkerId, value: T) -> Option<T> {
+        match self.find(id) {
+            Ok(at) => Some(std::mem::replace(&mut self.values[at], value)),
+            Err(at) => {
+                self.ids.insert(at, id);
+                self.values.insert(at, value);
+                None
+            }
+        }
+    }
+
+    /// Takes something out.
+    pub fn remove(&mut self, id: &WorkerId) -> Option<T> {
+        let at = self.find(*id).ok()?;
+        self.ids.remove(at);
+        Some(self.values.remove(at))
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// All workers.
+    pub fn keys(&self) -> impl Iterator<Item = &WorkerId> {
+        self.ids.iter()
+    }
+
+    /// What belongs to them.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.values.iter()
+    }
+
+    /// The same, to change it.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.values.iter_mut()
+    }
+
+    /// Both.
+    pub fn iter(&self) -> impl Iterator<Item = (&WorkerId, &T)> {
+        self.ids.iter().zip(&self.values)
+    }
+
+    /// Both, to change what belongs to them.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&WorkerId, &mut T)> {
+        self.ids.iter().zip(&mut self.values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whoever comes and goes: it is a map.
+        #[test]
+        fn it_is_a_map(steps in proptest::collection::vec((any::<bool>(), 0u32..40), 0..200)) {
+            let (mut roster, mut map) = (Roster::default(), BTreeMap::new());
+            for (value, (comes, id)) in steps.into_iter().enumerate() {
+                let id = WorkerId(id);
+                if comes {
+                    prop_assert_eq!(roster.insert(id, value), map.insert(id, value));
+                } else {
+                    prop_assert_eq!(roster.remove(&id), map.remove(&id));
+                }
+                roster.values_mut().for_each(|value| *value += 1);
+                map.values_mut().for_each(|value| *value += 1);
+                prop_assert!(roster.iter().eq(map.iter()));
+                prop_assert!(roster.keys().eq(map.keys()) && roster.values().eq(map.values()));
+                prop_assert_eq!((roster.len(), roster.is_empty()), (map.len(), map.is_empty()));
+                for id in (0..41).map(WorkerId) {
+                    prop_assert_eq!(roster.get(&id), map.get(&id));
+                    prop_assert_eq!(roster.get_mut(&id), map.get_mut(&id));
+                    prop_assert_eq!(roster.contains_key(&id), map.contains_key(&id));
+                }
+            }
+        }
+    }
+}
