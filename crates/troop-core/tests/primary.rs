@@ -87,6 +87,26 @@ fn an_answer_on_one_listener_frees_the_worker_for_its_others_at_once() {
 }
 
 #[test]
+fn a_worker_that_does_not_answer_is_passed_over_the_sooner_if_the_policy_goes_by_how_busy_workers_are() {
+    for (scheduling, patience) in [(Scheduling::RoundRobin, 50), (Scheduling::LeastConnections, 10), (Scheduling::PowerOfTwo, 10)]
+    {
+        let mut world = World::new(Config { scheduling, ..Config::default() });
+        let slow = troop_worker(&mut world, &[1]);
+        world.happen(Input::Accept { listener: 0 }).unwrap();
+        world.now = world.now + Duration::from_millis(patience - 1);
+        world.happen(Input::Accept { listener: 0 }).unwrap();
+        assert_eq!(world.workers[&slow].holds.len(), 2, "patience is not over");
+        world.now = world.now + Duration::from_millis(1);
+        world.happen(Input::Accept { listener: 0 }).unwrap();
+        assert_eq!((world.workers[&slow].holds.len(), world.waiting.len()), (2, 1), "nobody else is there, so it waits");
+        let quick = troop_worker(&mut world, &[1]);
+        world.happen(Input::Accept { listener: 0 }).unwrap();
+        assert_eq!((world.workers[&slow].holds.len(), world.workers[&quick].holds.len()), (2, 2));
+        assert!(world.waiting.is_empty());
+    }
+}
+
+#[test]
 fn a_list_with_one_wrong_number_still_answers_the_right_ones() {
     let mut world = World::new(Config::default());
     let worker = troop_worker(&mut world, &[1]);

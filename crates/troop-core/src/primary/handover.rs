@@ -85,7 +85,8 @@ impl Primary {
             let Some(state) = self.workers.get_mut(&worker) else { return };
             let Some(seat) = state.seat(id) else { return };
             let Some(shown) = seat.shown else { return };
-            let is_ready = state.view(now, &self.config, worker, seat).is_some_and(|view| view.ready);
+            let view = state.view(now, &self.config, worker, seat, listener.needs_counts);
+            let is_ready = view.is_some_and(|view| view.ready);
             if shown.ready && !is_ready {
                 corrections += 1;
                 if corrections > self.workers.len() {
@@ -115,10 +116,11 @@ impl Primary {
     /// Gives a worker the connections that only it is meant to have, as far as it is ready for them.
     fn deliver_reserved(&mut self, now: Time, worker: WorkerId, id: ListenerId) {
         loop {
-            let Some(state) = self.workers.get_mut(&worker) else { return };
-            let is_ready = state.seat(id).and_then(|seat| state.view(now, &self.config, worker, seat)).is_some_and(|v| v.ready);
+            let (Some(state), Some(listener)) = (self.workers.get_mut(&worker), self.listeners.get_mut(&id)) else { return };
+            let view = state.seat(id).and_then(|seat| state.view(now, &self.config, worker, seat, listener.needs_counts));
+            let is_ready = view.is_some_and(|view| view.ready);
             let waiting = if is_ready { state.seat_mut(id).and_then(|seat| seat.reserved.pop_front()) } else { None };
-            let (Some(waiting), Some(listener)) = (waiting, self.listeners.get_mut(&id)) else { return };
+            let Some(waiting) = waiting else { return };
             listener.reserved -= 1;
             self.deliver(now, worker, id, waiting);
         }
@@ -150,8 +152,8 @@ impl Primary {
         let Primary { config, workers, listeners, .. } = self;
         let Some(state) = workers.get_mut(&worker) else { return };
         let Some(seat) = state.seats.get(at) else { return };
-        let view = state.view(now, config, worker, seat);
         let Some(listener) = listeners.get_mut(&seat.listener) else { return };
+        let view = state.view(now, config, worker, seat, listener.needs_counts);
         let Listener { policy: Some(policy), needs_counts, queue, reserved, .. } = listener else { return };
         let seat = &mut state.seats[at];
         match (seat.shown, view) {

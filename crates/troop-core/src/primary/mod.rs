@@ -47,6 +47,8 @@ pub struct Config {
     pub troop_window: usize,
     /// A worker whose oldest unanswered connection is older than this gets no more until it answers.
     pub stale_after: Duration,
+    /// The same under policies that go by how busy workers are. They promise no turns, so it can be short.
+    pub busy_after: Duration,
     /// Connections that may wait in the primary for a worker, per listener; the rest wait in the kernel's accept queue.
     pub pending_limit: usize,
     /// A troop worker whose program does not take a connection for this long is asked to give it back.
@@ -73,6 +75,7 @@ impl Default for Config {
             node_window: 16,
             troop_window: 64,
             stale_after: Duration::from_millis(50),
+            busy_after: Duration::from_millis(10),
             pending_limit: 64,
             recall_after: Duration::from_secs(1),
             hung_after: Some(Duration::from_secs(30)),

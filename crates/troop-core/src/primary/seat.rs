@@ -75,8 +75,16 @@ impl Seat {
 }
 
 impl Worker {
-    /// What the policy of a listener should know about this worker now; `None` if it cannot be given anything.
-    pub(super) fn view(&self, now: Time, config: &Config, id: super::WorkerId, seat: &Seat) -> Option<WorkerView> {
+    /// What the policy of a listener should know about this worker now; `None` if it cannot be given anything. `by_counts`: the policy goes by how
+    /// busy workers are.
+    pub(super) fn view(
+        &self,
+        now: Time,
+        config: &Config,
+        id: super::WorkerId,
+        seat: &Seat,
+        by_counts: bool,
+    ) -> Option<WorkerView> {
         // A program may be slow on one of its listeners and quick on another.
         let age = self.in_flight.iter().find(|c| c.listener == seat.listener).map_or(Duration::ZERO, |c| now.since(c.since));
         if !self.is_able() || !seat.admitted || seat.stalled || age >= config.recall_after {
@@ -87,7 +95,7 @@ impl Worker {
             && self.in_flight.len() < window
             && self.starved_until <= now
             && seat.cooling_until <= now
-            && age < config.stale_after;
+            && age < if by_counts { config.busy_after } else { config.stale_after };
         Some(WorkerView {
             worker: id,
             place: seat.place,
