@@ -85,7 +85,7 @@ impl Primary {
             let Some(state) = self.workers.get_mut(&worker) else { return };
             let Some(seat) = state.seat(id) else { return };
             let Some(shown) = seat.shown else { return };
-            let view = state.view(now, &self.config, worker, seat, listener.needs_counts);
+            let view = state.view(now, &self.config, worker, seat, listener.by_counts);
             let is_ready = view.is_some_and(|view| view.ready);
             if shown.ready && !is_ready {
                 corrections += 1;
@@ -117,7 +117,7 @@ impl Primary {
     fn deliver_reserved(&mut self, now: Time, worker: WorkerId, id: ListenerId) {
         loop {
             let (Some(state), Some(listener)) = (self.workers.get_mut(&worker), self.listeners.get_mut(&id)) else { return };
-            let view = state.seat(id).and_then(|seat| state.view(now, &self.config, worker, seat, listener.needs_counts));
+            let view = state.seat(id).and_then(|seat| state.view(now, &self.config, worker, seat, listener.by_counts));
             let is_ready = view.is_some_and(|view| view.ready);
             let waiting = if is_ready { state.seat_mut(id).and_then(|seat| seat.reserved.pop_front()) } else { None };
             let Some(waiting) = waiting else { return };
@@ -153,7 +153,7 @@ impl Primary {
         let Some(state) = workers.get_mut(&worker) else { return };
         let Some(seat) = state.seats.get(at) else { return };
         let Some(listener) = listeners.get_mut(&seat.listener) else { return };
-        let view = state.view(now, config, worker, seat, listener.needs_counts);
+        let view = state.view(now, config, worker, seat, listener.by_counts);
         let Listener { policy: Some(policy), needs_counts, queue, reserved, .. } = listener else { return };
         let seat = &mut state.seats[at];
         match (seat.shown, view) {

@@ -115,6 +115,8 @@ pub(super) struct Listener {
     /// `None` for shared sockets.
     pub(super) policy: Option<Box<dyn Policy>>,
     pub(super) needs_counts: bool,
+    /// Its policy goes by how busy workers are, and by nothing else.
+    pub(super) by_counts: bool,
     pub(super) needs: Needs,
     pub(super) places: Vec<Place>,
     /// For a steered one.
@@ -159,6 +161,7 @@ impl Listener {
     pub(super) fn schedule(&mut self, scheduling: Scheduling, seed: u64) {
         self.policy = scheduling.policy(seed);
         self.needs_counts = self.policy.as_ref().is_some_and(|policy| policy.needs_counts());
+        self.by_counts = matches!(scheduling, Scheduling::LeastConnections | Scheduling::PowerOfTwo | Scheduling::Steered(None));
         self.needs = Needs {
             peer: self.policy.as_ref().is_some_and(|policy| policy.needs_peer()),
             bytes: scheduling.sticky().is_some_and(Sticky::needs_bytes),
@@ -268,6 +271,7 @@ impl Primary {
             scheduling: Scheduling::Shared,
             policy: None,
             needs_counts: false,
+            by_counts: false,
             needs: Needs::default(),
             places: Vec::new(),
             group: spec.group.then(|| Group::new(listen_key.address_type.is_udp(), scheduling.sticky().cloned(), self.last_time)),

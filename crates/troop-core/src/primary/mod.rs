@@ -47,7 +47,7 @@ pub struct Config {
     pub troop_window: usize,
     /// A worker whose oldest unanswered connection is older than this gets no more until it answers.
     pub stale_after: Duration,
-    /// The same under policies that go by how busy workers are. They promise no turns, so it can be short.
+    /// The same under policies that go by nothing but how busy workers are. They promise no turns, so it can be short.
     pub busy_after: Duration,
     /// Connections that may wait in the primary for a worker, per listener; the rest wait in the kernel's accept queue.
     pub pending_limit: usize,
@@ -115,6 +115,8 @@ pub struct Primary {
     seq: u64,
     /// Workers that have reported something since their policies were told.
     reported: Vec<WorkerId>,
+    /// The number of workers, roughly.
+    crowd: u32,
     last_worker: u32,
     last_listener: u32,
     next_tick: Option<Time>,
@@ -133,6 +135,7 @@ impl Primary {
             actions: VecDeque::new(),
             seq: 0,
             reported: Vec::new(),
+            crowd: 1,
             last_worker: 0,
             last_listener: 0,
             next_tick: None,
@@ -177,10 +180,9 @@ impl Primary {
             let taken: std::collections::BTreeSet<u32> = self.workers.values().map(|state| state.slot).collect();
             (0..).find(|slot| !taken.contains(slot)).unwrap_or(0)
         });
-        let crowd = self.crowd();
         self.workers.insert(worker, Worker::new(pid, slot, weight));
         self.notify(Notice::Forked { worker, pid });
-        self.pace_all_reports(crowd);
+        self.pace_all_reports();
     }
 
     /// What is known about a worker whose process has not been reaped yet.
@@ -348,10 +350,9 @@ impl Primary {
     pub fn exited(&mut self, now: Time, worker: WorkerId, how: ExitHow) {
         self.channel_closed(now, worker, true);
         self.reclaim(worker);
-        let crowd = self.crowd();
         if let Some(state) = self.workers.remove(&worker) {
             self.notify(Notice::Exited { worker, how, voluntary: state.voluntary.unwrap_or(false) });
-            self.pace_all_reports(crowd);
+            self.pace_all_reports();
         }
     }
 
@@ -399,7 +400,12 @@ impl Primary {
 
     fn handle_acked(&mut self, now: Time, worker: WorkerId, arrived: bool) -> Result<(), Violation> {
         let Some(state) = self.workers.get_mut(&worker) else { return Ok(()) };
-        match state.handle_waits.pop_front() {
+        let wait = state.handle_waits.pop_front();
+        if state.handle_waits.is_empty() {
+            // The next one in the same place, as with the actions.
+            state.handle_waits.clear();
+        }
+        match wait {
             None => return Err(Violation::UnaskedAck),
             Some(HandleWait::Conn { .. }) if arrived => {}
             Some(HandleWait::Conn { seq }) => {

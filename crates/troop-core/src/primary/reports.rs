@@ -39,31 +39,27 @@ impl Primary {
 
     /// Tells a troop worker how often to report, if that is not what it knows.
     pub(super) fn pace_reports(&mut self, worker: WorkerId) {
-        let crowd = self.crowd();
-        let Primary { workers, listeners, .. } = self;
+        let Primary { workers, listeners, crowd, .. } = self;
         let Some(state) = workers.get_mut(&worker) else { return };
         if !state.batched || !state.connected || state.seats.is_empty() {
             return;
         }
         let mut its = state.seats.iter().filter_map(|seat| listeners.get(&seat.listener));
         let decides = its.any(|listener| listener.group.is_some() || listener.needs_counts);
-        let every = if decides { REPORT_EVERY } else { SHOWN_EVERY }.max(APART * crowd);
+        let every = if decides { REPORT_EVERY } else { SHOWN_EVERY }.max(APART * *crowd);
         if std::mem::replace(&mut state.reports_every, every) != every {
             self.send(worker, |line| outgoing::report(line, u64::try_from(every.as_millis()).unwrap_or(u64::MAX)));
         }
     }
 
-    /// The number of workers has changed. `before` is what [`Primary::crowd`] was.
-    pub(super) fn pace_all_reports(&mut self, before: u32) {
-        if self.crowd() != before {
+    /// The number of workers has changed. Only when it is quite another one, everybody is told: a worker more in a reload is none.
+    pub(super) fn pace_all_reports(&mut self) {
+        let crowd = u32::try_from(self.workers.len().next_power_of_two()).unwrap_or(u32::MAX);
+        if crowd > self.crowd || crowd <= self.crowd / 4 {
+            self.crowd = crowd;
             let all: Vec<WorkerId> = self.workers.keys().copied().collect();
             all.into_iter().for_each(|worker| self.pace_reports(worker));
         }
-    }
-
-    /// The number of workers, rounded, so that it does not change often.
-    pub(super) fn crowd(&self) -> u32 {
-        u32::try_from(self.workers.len().next_power_of_two()).unwrap_or(u32::MAX)
     }
 }
 
@@ -122,11 +118,13 @@ mod tests {
         }
         let many = told(&mut primary);
         assert_eq!((many.len(), many.last()), (128, Some(&(129, 128))), "at most one a millisecond from all together");
-        for worker in 100..=129 {
-            primary.exited(NOW, WorkerId(worker), ExitHow::Code(0));
+        for _ in 0..3 {
+            let successor = join(&mut primary, r#","troop":1"#);
+            primary.exited(NOW, successor, ExitHow::Code(0));
         }
-        assert_eq!(told(&mut primary), [], "98 are nearly 128");
-        for worker in 10..100 {
+        let surge = told(&mut primary);
+        assert_eq!((surge.len(), surge.iter().all(|(_, every)| *every == 256)), (128 + 3, true), "all once, and each new one");
+        for worker in 10..=129 {
             primary.exited(NOW, WorkerId(worker), ExitHow::Code(0));
         }
         let few: Vec<_> = [1].into_iter().chain(3..=9).map(|worker| (worker, 100)).collect();

@@ -12,8 +12,10 @@ const FOUNDERS: u16 = 1;
 
 /// How often the queues are looked at while something waits in one, or shares are changing.
 const FAST: Duration = Duration::from_millis(50);
-/// As much time passes for each socket from one look to the next, so that looking at many does not cost more.
+/// As much time passes for each socket from one look to the next, so that looking at many does not cost more; but not more than this in all,
+/// so that there are enough looks in [`PROBATION`].
 const FOR_EACH: Duration = Duration::from_micros(250);
+const FOR_ALL: Duration = Duration::from_millis(100);
 /// How often otherwise.
 const SLOW: Duration = Duration::from_millis(500);
 /// How long after the last sign of load the looks stay frequent.
@@ -262,7 +264,7 @@ impl Group {
         let unsettled = serving().any(|slot| slot.queue > 0 || matches!(slot.phase, Phase::Suspect { .. }));
         let pace = if unsettled || now.since(self.awake) < WAKEFUL { FAST } else { SLOW };
         let sockets = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
-        self.next_look = now + pace.max(FOR_EACH.saturating_mul(sockets));
+        self.next_look = now + pace.max(FOR_EACH.saturating_mul(sockets).min(FOR_ALL));
     }
 
     /// Whether a place is told apart from the others by its queue alone.

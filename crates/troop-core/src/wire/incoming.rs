@@ -480,8 +480,8 @@ struct Fields<'a> {
     open: Option<u32>,
     #[serde(default, deserialize_with = "amount")]
     load: Option<u32>,
-    #[serde(default)]
-    every: Option<u64>,
+    #[serde(default, deserialize_with = "amount")]
+    every: Option<u32>,
 }
 
 impl<'a> Fields<'a> {
@@ -546,7 +546,7 @@ impl<'a> Fields<'a> {
             }
             Some("load") => TroopMessage::Load { open: self.open, load: self.load },
             Some("recall") => TroopMessage::Recall(self.seqs.ok_or_else(|| missing("seqs"))?),
-            Some("report") => TroopMessage::Report(self.every.ok_or_else(|| missing("every"))?),
+            Some("report") => TroopMessage::Report(self.every.ok_or_else(|| missing("every"))?.into()),
             _ => TroopMessage::Unknown,
         })
     }

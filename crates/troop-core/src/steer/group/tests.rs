@@ -153,6 +153,23 @@ fn a_hung_worker_is_found_out_soon_its_queue_is_taken_over_and_it_comes_back() {
 }
 
 #[test]
+fn a_hung_worker_among_a_thousand_stays_found_out() {
+    let mut world = World::new(&[100.0; 1000]);
+    world.look(20_000.0);
+    world.speeds[7] = 0.0;
+    let before = world.now;
+    while world.group.hung_since(7).is_none() {
+        world.look(20_000.0);
+        assert!(world.now.since(before) < Duration::from_secs(3), "{:?}", world.seen);
+    }
+    let found = world.group.hung_since(7);
+    while world.now.since(before) < Duration::from_secs(30) {
+        world.look(20_000.0);
+    }
+    assert_eq!((world.group.hung_since(7), world.seen.iter().filter(|c| matches!(c, Change::Stalled(_))).count()), (found, 1));
+}
+
+#[test]
 fn an_only_worker_is_never_given_up() {
     let mut world = World::new(&[0.0]);
     (0..100).for_each(|_| world.look(10.0));
