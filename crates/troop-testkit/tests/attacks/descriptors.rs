@@ -1,0 +1,1 @@
+//! Descriptors that a worker asks for by number.

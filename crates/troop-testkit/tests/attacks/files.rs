@@ -1,0 +1,1 @@
+//! Files that somebody else may write: logs, configuration, environment.

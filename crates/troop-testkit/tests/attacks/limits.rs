@@ -1,0 +1,1 @@
+//! What a worker can make the primary keep: memory, descriptors, listeners.

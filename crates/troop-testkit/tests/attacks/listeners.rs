@@ -1,0 +1,1 @@
+//! Listeners that a worker breaks, leaves behind, or takes from others.

@@ -1,0 +1,16 @@
+//! Attacks on the primary, one file per target. Each asserts the outcome for root's files, for the clients of the sibling worker, and
+//! for the primary's memory and descriptors. Those that need a root primary and a worker of another user are skipped by name elsewhere.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+#[path = "../scene/mod.rs"]
+mod scene;
+mod support;
+
+mod descriptors;
+mod files;
+mod limits;
+mod listeners;
+mod paths;
+mod privileges;
+mod supervision;
+mod terminal;

@@ -1,0 +1,1 @@
+//! Unix listeners at paths whose directories change under the primary's hands.

@@ -1,0 +1,1 @@
+//! What a worker of another user inherits: terminal, capabilities, environment.

@@ -1,0 +1,1 @@
+//! Workers and programs that die, fork or never serve.

@@ -1,0 +1,1 @@
+//! Escapes and forged lines in whatever a worker says.
