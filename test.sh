@@ -14,12 +14,13 @@ if [ $# -eq 0 ]; then
   [ -d npm/test/packages/node_modules/ws ] || (cd npm/test/packages && npm ci --no-audit --no-fund)
   node npm/build.js --debug
   nodes=npm/test/nodes/node_modules
-  if [ ! -d $nodes ]; then
+  if [ ! -d $nodes/node26 ]; then
     kind=node-linux-$(node -p process.arch)
     mkdir -p npm/test/nodes
-    (cd npm/test/nodes && npm install --prefix . --no-save --no-package-lock --no-audit --no-fund "node22@npm:$kind@22" "node24@npm:$kind@24")
+    (cd npm/test/nodes && npm install --prefix . --no-save --no-package-lock --no-audit --no-fund \
+      "node22@npm:$kind@22" "node24@npm:$kind@24" "node26@npm:$kind@26")
   fi
-  for node in node $nodes/node22/bin/node $nodes/node24/bin/node; do
+  for node in node $nodes/node{22,24,26}/bin/node; do
     echo "== the npm package on $node"
     $node --test npm/test/*.test.js
   done
