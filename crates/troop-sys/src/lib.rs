@@ -12,5 +12,6 @@ pub mod listen;
 pub mod notify;
 pub mod poll;
 pub mod process;
+pub mod safe_path;
 pub mod socket;
 pub mod spawn;

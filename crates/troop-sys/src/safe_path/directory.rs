@@ -1,0 +1,254 @@
+//! A directory that is held, and what can be done in it.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, renameat, unlinkat};
+
+use super::{Reached, Safety, UnsafePath, Walk, no_file, who_can_change};
+
+/// How often a file that comes and goes is opened again.
+const MAX_TRIES: usize = 16;
+
+/// A directory that is held open: names are looked up in it, wherever it has been moved and whatever is at its path now.
+#[derive(Debug)]
+pub struct Directory {
+    at: OwnedFd,
+    found: Metadata,
+    path: PathBuf,
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.at.as_fd()
+    }
+}
+
+impl Directory {
+    /// Opens a directory that is there. Relative paths begin at the working directory; each component needs search permission.
+    ///
+    /// # Errors
+    /// As `open(2)`; [`UnsafePath`].
+    pub fn open(path: &Path, safety: Safety) -> io::Result<Directory> {
+        Directory::find(path, safety)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// Opens a directory, or returns `None` if it, or one on the way to it, is missing; what is there has been checked.
+    ///
+    /// # Errors
+    /// As [`Directory::open`].
+    pub fn find(path: &Path, safety: Safety) -> io::Result<Option<Directory>> {
+        Directory::walk(path, safety, None)
+    }
+
+    /// Opens a directory, and makes what is missing of its path with these permissions (less the umask).
+    ///
+    /// # Errors
+    /// As [`Directory::open`] and `mkdir(2)`.
+    pub fn create(path: &Path, safety: Safety, mode: u32) -> io::Result<Directory> {
+        Directory::walk(path, safety, Some(Mode::from_raw_mode(mode)))?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn walk(path: &Path, safety: Safety, make: Option<Mode>) -> io::Result<Option<Directory>> {
+        let path = std::path::absolute(path)?;
+        match Walk::new(&path, Some(safety), make)?.all()? {
+            Reached::Nothing => Ok(None),
+            Reached::Other(_) => Err(io::ErrorKind::NotADirectory.into()),
+            Reached::Directory(at, found) => {
+                if safety == Safety::Owners
+                    && let Some(who) = who_can_change(&found)
+                {
+                    return Err(UnsafePath::error(
+                        &path,
+                        format!("can be changed by others ({who}); it must be root's or your own"),
+                    ));
+                }
+                Ok(Some(Directory { at, found, path }))
+            }
+        }
+    }
+
+    /// The path by which it was opened. Only for people: it may lead elsewhere by now.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Owner and permissions, at the time when it was opened.
+    #[must_use]
+    pub fn metadata(&self) -> &Metadata {
+        &self.found
+    }
+
+    /// Whether both are the same directory.
+    #[must_use]
+    pub fn is_same(&self, other: &Directory) -> bool {
+        (self.found.dev(), self.found.ino()) == (other.found.dev(), other.found.ino())
+    }
+
+    /// A path that leads to a name in this directory for as long as this is held, for calls that take paths only, such as `bind(2)`. It is
+    /// short. The last component may be a symbolic link like any other.
+    #[must_use]
+    pub fn reach(&self, name: &OsStr) -> PathBuf {
+        Path::new("/proc/self/fd").join(self.at.as_raw_fd().to_string()).join(name)
+    }
+
+    /// What has this name; `None` if nothing has. Links are not followed.
+    ///
+    /// # Errors
+    /// As `stat(2)`; `InvalidInput` if this is no single name.
+    pub fn entry(&self, name: &OsStr) -> io::Result<Option<Metadata>> {
+        Ok(match self.hold(name)? {
+            Some(entry) => Some(entry.metadata()?),
+            None => None,
+        })
+    }
+
+    /// Opens an existing file for appending, or makes one with these permissions (less the umask). Returns whether it was made.
+    ///
+    /// Only a regular file with a single name is appended to, whose owner is a trusted user or the directory's; where nobody else can change
+    /// the directory, also one of another owner, and a character device such as `/dev/null`. Nothing is waited for.
+    ///
+    /// # Errors
+    /// As `open(2)`; [`UnsafePath`].
+    pub fn append(&self, name: &OsStr, mode: u32) -> io::Result<(File, bool)> {
+        for _ in 0..MAX_TRIES {
+            match self.hold(name)? {
+                Some(entry) => {
+                    self.may_append(&entry.metadata()?, name)?;
+                    return Ok((reopen(entry.as_fd(), OFlags::WRONLY | OFlags::APPEND)?, false));
+                }
+                None => match self.create_new(name, mode) {
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                    other => return other.map(|file| (file, true)),
+                },
+            }
+        }
+        Err(UnsafePath::error(&self.path.join(name), "comes and goes while it is opened"))
+    }
+
+    /// Whether [`Directory::append`] would be refused for what is there now.
+    ///
+    /// # Errors
+    /// The error that it would have; [`UnsafePath`].
+    pub fn check_append(&self, name: &OsStr) -> io::Result<()> {
+        match self.hold(name)? {
+            Some(entry) => {
+                self.may_append(&entry.metadata()?, name)?;
+                reopen(entry.as_fd(), OFlags::WRONLY | OFlags::APPEND).map(drop)
+            }
+            None => Ok(rustix::fs::accessat(&self.at, ".", rustix::fs::Access::WRITE_OK, AtFlags::EACCESS)?),
+        }
+    }
+
+    fn may_append(&self, found: &Metadata, name: &OsStr) -> io::Result<()> {
+        let wrong = |reason: String| Err(UnsafePath::error(&self.path.join(name), reason));
+        let weak = who_can_change(&self.found);
+        if found.file_type().is_char_device() && weak.is_none() {
+            return Ok(());
+        }
+        if !found.is_file() {
+            return wrong(format!("is {}, not a regular file", kind(found)));
+        }
+        if found.nlink() != 1 {
+            return wrong(format!("has {} names (hard links), so it may be another file; remove it", found.nlink()));
+        }
+        let uid = found.uid();
+        if weak.is_some() && uid != 0 && uid != rustix::process::geteuid().as_raw() && uid != self.found.uid() {
+            return wrong(format!("belongs to user {uid}, who has put it there"));
+        }
+        Ok(())
+    }
+
+    /// Makes a file that was not there, for writing.
+    ///
+    /// # Errors
+    /// As `open(2)`: `AlreadyExists`, also for a link that leads nowhere.
+    pub fn create_new(&self, name: &OsStr, mode: u32) -> io::Result<File> {
+        is_name(name)?;
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(openat(&self.at, name, flags, Mode::from_raw_mode(mode))?.into())
+    }
+
+    /// Opens a regular file for reading. Links are not followed, and nothing is waited for.
+    ///
+    /// # Errors
+    /// As `open(2)`; `InvalidInput` for what is no regular file.
+    pub fn read(&self, name: &OsStr) -> io::Result<File> {
+        let entry = self.hold(name)?.ok_or(io::ErrorKind::NotFound)?;
+        is_regular(&entry.metadata()?)?;
+        reopen(entry.as_fd(), OFlags::RDONLY)
+    }
+
+    /// Gives a file another name in this directory, in place of whatever has that.
+    ///
+    /// # Errors
+    /// As `rename(2)`.
+    pub fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        is_name(from)?;
+        is_name(to)?;
+        Ok(renameat(&self.at, from, &self.at, to)?)
+    }
+
+    /// Removes a file, a socket or a link, but not a directory.
+    ///
+    /// # Errors
+    /// As `unlink(2)`.
+    pub fn remove(&self, name: &OsStr) -> io::Result<()> {
+        is_name(name)?;
+        Ok(unlinkat(&self.at, name, AtFlags::empty())?)
+    }
+
+    /// What has this name, without opening it.
+    fn hold(&self, name: &OsStr) -> io::Result<Option<File>> {
+        is_name(name)?;
+        match openat(&self.at, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(entry) => Ok(Some(entry.into())),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+/// The directory of a path, and the name in it.
+///
+/// # Errors
+/// `InvalidInput` if it ends with no name.
+pub fn split(path: &Path) -> io::Result<(PathBuf, OsString)> {
+    let path = std::path::absolute(path)?;
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => Ok((parent.to_owned(), name.to_owned())),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no path of a file", path.display()))),
+    }
+}
+
+/// Opens in earnest what is held without being open. No other file can come in between, and what was looked at has no effects yet.
+pub(super) fn reopen(entry: BorrowedFd<'_>, flags: OFlags) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", entry.as_raw_fd());
+    Ok(openat(CWD, path, flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?.into())
+}
+
+pub(super) fn is_regular(found: &Metadata) -> io::Result<()> {
+    if found.is_file() { Ok(()) } else { Err(no_file(kind(found))) }
+}
+
+fn kind(found: &Metadata) -> &'static str {
+    let kind = found.file_type();
+    match () {
+        () if kind.is_dir() => "a directory",
+        () if kind.is_symlink() => "a symbolic link",
+        () if kind.is_fifo() => "a pipe",
+        () if kind.is_socket() => "a socket",
+        () if kind.is_file() => "a regular file",
+        () => "a device",
+    }
+}
+
+fn is_name(name: &OsStr) -> io::Result<()> {
+    let is_one = Path::new(name).file_name() == Some(name);
+    if is_one { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no name of a file"))) }
+}

@@ -1,0 +1,239 @@
+use std::fs::{self, Permissions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{RenameFlags, mkfifoat, renameat_with};
+
+use super::*;
+
+/// A user that exists nowhere else.
+const STRANGER: u32 = 64_018;
+
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+fn is_unsafe(result: &io::Result<impl fmt::Debug>) -> bool {
+    result.as_ref().is_err_and(|e| e.get_ref().is_some_and(|e| e.is::<UnsafePath>()))
+}
+
+/// Whether owners can be changed here.
+fn is_root(test: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: {test} needs root");
+    }
+    root
+}
+
+fn name(text: &str) -> &OsStr {
+    OsStr::new(text)
+}
+
+#[test]
+fn links_are_followed_where_nobody_else_can_put_them_and_nowhere_else() {
+    let home = directory();
+    let at = |name: &str| home.path().join(name);
+    fs::create_dir_all(at("real/deep")).unwrap();
+    fs::create_dir(at("place")).unwrap();
+    symlink("../real/./deep/..", at("place/relative")).unwrap();
+    symlink(at("real"), at("place/absolute")).unwrap();
+    symlink("loop", at("place/loop")).unwrap();
+    let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+    for link in ["relative", "absolute"] {
+        let opened = Directory::open(&at("place").join(link).join("deep"), Safety::Owners).unwrap();
+        assert_eq!(opened.metadata().ino(), inode(&at("real/deep")), "{link}");
+    }
+    let looped = Directory::open(&at("place/loop/x"), Safety::Links).unwrap_err();
+    assert_eq!(looped.raw_os_error(), Some(libc::ELOOP));
+    for open in [0o777, 0o1777, 0o770, 0o775] {
+        mode(&at("place"), open);
+        for link in ["relative", "absolute"] {
+            let refused = Directory::open(&at("place").join(link).join("deep"), Safety::Links);
+            // A user's own group is nobody else.
+            let is_own = open & 0o002 == 0 && !rustix::process::geteuid().is_root();
+            assert_eq!(is_unsafe(&refused), !is_own, "{link} {open:o} {refused:?}");
+        }
+        assert!(Directory::open(&at("place"), Safety::Links).is_ok());
+    }
+}
+
+#[test]
+fn nothing_is_made_by_looking_and_what_is_missing_is_made_when_asked_for() {
+    let home = directory();
+    let path = home.path().join("a/b/../c");
+    assert!(Directory::find(&path, Safety::Owners).unwrap().is_none());
+    assert_eq!(Directory::open(&path, Safety::Owners).unwrap_err().kind(), io::ErrorKind::NotFound);
+    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+    let made = Directory::create(&path, Safety::Owners, 0o700).unwrap();
+    assert_eq!((made.metadata().mode() & 0o777, home.path().join("a/c").is_dir()), (0o700, true));
+    fs::write(home.path().join("file"), "").unwrap();
+    for path in ["file", "file/x"] {
+        assert_eq!(Directory::open(&home.path().join(path), Safety::Links).unwrap_err().kind(), io::ErrorKind::NotADirectory);
+    }
+}
+
+#[test]
+fn a_directory_that_others_can_change_or_exchange_is_not_its_owners_alone() {
+    let home = directory();
+    let at = |name: &str| home.path().join(name);
+    fs::create_dir_all(at("open/mine")).unwrap();
+    mode(&at("open"), 0o777);
+    assert!(is_unsafe(&Directory::open(&at("open"), Safety::Owners)));
+    assert!(Directory::open(&at("open/mine"), Safety::Owners).is_ok(), "it belongs to a trusted user");
+    if !is_root("a_directory_that_others_can_change_or_exchange_is_not_its_owners_alone") {
+        return;
+    }
+    fs::create_dir_all(at("theirs/root/deep")).unwrap();
+    chown(at("theirs"), Some(STRANGER), Some(STRANGER)).unwrap();
+    assert!(is_unsafe(&Directory::open(&at("theirs"), Safety::Owners)));
+    assert!(Directory::open(&at("theirs/root/deep"), Safety::Owners).is_ok());
+    chown(at("theirs/root"), Some(STRANGER), Some(STRANGER)).unwrap();
+    let refused = Directory::open(&at("theirs/root/deep"), Safety::Owners);
+    assert!(is_unsafe(&refused));
+    let text = refused.unwrap_err().to_string();
+    assert!(text.contains(&format!("belongs to user {STRANGER}")) && text.contains("mode 755"), "{text}");
+    assert!(Directory::open(&at("theirs/root/deep"), Safety::Links).is_ok());
+}
+
+#[test]
+fn only_a_regular_file_with_one_name_is_appended_to() {
+    let home = directory();
+    let at = |name: &str| home.path().join(name);
+    let held = Directory::open(home.path(), Safety::Owners).unwrap();
+    let (mut log, made) = held.append(name("log"), 0o640).unwrap();
+    log.write_all(b"a\n").unwrap();
+    assert!(made);
+    let (mut log, made) = held.append(name("log"), 0o640).unwrap();
+    log.write_all(b"b\n").unwrap();
+    assert!(!made && held.check_append(name("log")).is_ok() && held.check_append(name("none")).is_ok());
+    assert_eq!((fs::read_to_string(at("log")).unwrap().as_str(), at("none").exists()), ("a\nb\n", false));
+    fs::write(at("secret"), "").unwrap();
+    fs::hard_link(at("secret"), at("hard")).unwrap();
+    symlink(at("secret"), at("link")).unwrap();
+    symlink(at("made"), at("dangling")).unwrap();
+    fs::create_dir(at("directory")).unwrap();
+    mkfifoat(CWD, at("pipe"), 0o666.into()).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+    // Somebody reads it, so that opening it would succeed.
+    let _reader = openat(CWD, at("pipe"), OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
+    for bad in ["hard", "link", "dangling", "directory", "pipe", "socket"] {
+        assert!(is_unsafe(&held.append(name(bad), 0o640)), "{bad}");
+        assert!(is_unsafe(&held.check_append(name(bad))), "{bad}");
+    }
+    for bad in ["..", ".", "", "a/b", "/etc/passwd", "a/"] {
+        assert_eq!(held.append(name(bad), 0o640).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{bad:?}");
+    }
+    assert_eq!((fs::read_to_string(at("secret")).unwrap().as_str(), at("made").exists()), ("", false));
+    let devices = Directory::open(Path::new("/dev"), Safety::Owners).unwrap();
+    assert!(devices.append(name("null"), 0o640).is_ok());
+}
+
+#[test]
+fn a_file_of_another_user_in_a_directory_of_all_is_not_appended_to() {
+    if !is_root("a_file_of_another_user_in_a_directory_of_all_is_not_appended_to") {
+        return;
+    }
+    let home = directory();
+    let at = |name: &str| home.path().join(name);
+    fs::write(at("log"), "").unwrap();
+    chown(at("log"), Some(STRANGER), None).unwrap();
+    let append = || Directory::open(home.path(), Safety::Links).unwrap().append(name("log"), 0o640);
+    assert!(append().is_ok(), "nobody else can have put it there");
+    mode(home.path(), 0o1777);
+    assert!(is_unsafe(&append()));
+    chown(home.path(), Some(STRANGER), None).unwrap();
+    assert!(append().is_ok(), "the owner of the directory can change it anyway");
+}
+
+#[test]
+fn what_is_held_stays_what_it_is_when_the_path_leads_elsewhere() {
+    let home = directory();
+    let at = |name: &str| home.path().join(name);
+    fs::create_dir_all(at("logs")).unwrap();
+    fs::create_dir_all(at("secret")).unwrap();
+    mode(home.path(), 0o777);
+    let held = Directory::open(&at("logs"), Safety::Links).unwrap();
+    fs::rename(at("logs"), at("moved")).unwrap();
+    symlink("secret", at("logs")).unwrap();
+    held.append(name("log"), 0o640).unwrap();
+    held.rename(name("log"), name("log.1")).unwrap();
+    held.append(name("log"), 0o640).unwrap();
+    held.remove(name("log")).unwrap();
+    assert!(held.entry(name("log")).unwrap().is_none() && held.read(name("log.1")).is_ok());
+    assert!(at("moved/log.1").exists());
+    fs::write(held.reach(name("reached")), "").unwrap();
+    assert!(at("moved/reached").exists());
+    assert_eq!(fs::read_dir(at("secret")).unwrap().count(), 0);
+    assert!(is_unsafe(&Directory::open(&at("logs"), Safety::Links)));
+}
+
+#[test]
+fn a_directory_that_is_exchanged_with_a_link_all_the_time_never_leads_through_the_link() {
+    let home = directory();
+    let at = |name: &str| home.path().join(name);
+    for name in ["logs", "secret", "secret/deep", "logs/deep"] {
+        fs::create_dir(at(name)).unwrap();
+    }
+    symlink("secret", at("link")).unwrap();
+    mode(home.path(), 0o777);
+    let over = AtomicBool::new(false);
+    let (mut opened, mut refused) = (0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                renameat_with(CWD, at("logs"), CWD, at("link"), RenameFlags::EXCHANGE).unwrap();
+            }
+        });
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while (opened < 500 || refused < 500) && Instant::now() < deadline {
+            match Directory::create(&at("logs/deep"), Safety::Links, 0o700) {
+                Ok(held) => {
+                    drop(held.append(name("log"), 0o600).unwrap());
+                    opened += 1;
+                }
+                Err(e) => {
+                    assert_eq!(e.kind(), io::ErrorKind::PermissionDenied, "{e}");
+                    refused += 1;
+                }
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert!(opened >= 500 && refused >= 500, "the exchange was seen: {opened} {refused}");
+    assert!(!at("secret/deep/log").exists());
+}
+
+#[test]
+fn what_is_read_is_a_file_of_bounded_size_and_whoever_can_change_it_is_named() {
+    let home = directory();
+    let at = |name: &str| home.path().join(name);
+    fs::write(at("file"), "12345").unwrap();
+    symlink("file", at("link")).unwrap();
+    mkfifoat(CWD, at("pipe"), 0o666.into()).unwrap();
+    let (mut file, weak) = open_for_reading(&at("link"), 5).unwrap();
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    let below = |weak: &[Weak]| weak.iter().filter(|weak| weak.path.starts_with(home.path())).cloned().collect::<Vec<_>>();
+    assert_eq!((text.as_str(), below(&weak)), ("12345", vec![]));
+    assert_eq!(open_for_reading(&at("file"), 4).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+    for (path, kind) in [("pipe", "a pipe"), (".", "a directory")] {
+        let e = open_for_reading(&at(path), 5).unwrap_err();
+        assert!(e.kind() == io::ErrorKind::InvalidInput && e.to_string().contains(kind), "{e}");
+    }
+    let e = open_for_reading(Path::new("/dev/zero"), 5).unwrap_err();
+    assert!(e.to_string().contains("a device"), "{e}");
+    assert_eq!(open_for_reading(&at("none/x"), 5).unwrap_err().kind(), io::ErrorKind::NotFound);
+    mode(&at("file"), 0o666);
+    mode(home.path(), 0o777);
+    let (_, weak) = open_for_reading(&at("file"), 5).unwrap();
+    let weak = below(&weak);
+    assert_eq!(weak.iter().map(|weak| weak.path.clone()).collect::<Vec<_>>(), [home.path().to_owned(), at("file")]);
+    assert!(weak[1].who.contains("mode 666") && !weak[0].sticky, "{weak:?}");
+}
