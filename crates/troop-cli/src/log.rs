@@ -49,7 +49,9 @@ pub(crate) fn say_to(queue: Arc<Queue>) {
 
 /// Writes what was said there.
 pub(crate) fn finish() {
-    if let Some(queue) = SAID_TO.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    // Not while the lock is held: the thread that writes may have something to say.
+    let queue = SAID_TO.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(queue) = queue {
         queue.finish();
     }
 }

@@ -23,7 +23,7 @@ use clap::{CommandFactory as _, Parser};
 
 use args::Command;
 use control::client::Trouble;
-use verbs::{check, init, look, send, startup, steer};
+use verbs::{check, init, look, man, send, startup, steer};
 
 /// The exit code when there is no such app.
 const NO_APP: u8 = 3;
@@ -54,8 +54,7 @@ fn main() -> ExitCode {
             let _ = std::io::stdout().write_all(&script);
             Ok(())
         }
-        Command::Man(args) => clap_mangen::generate_to(args::Troop::command(), &args.directory)
-            .map_err(|e| Trouble::Io(format!("write manual pages into {}", args.directory.display()), e)),
+        Command::Man(args) => man::man(&args.directory),
         Command::Check(args) => check::check(&args).map_err(Trouble::Nonsense),
         Command::Init(args) => init::init(&args).map_err(Trouble::Nonsense),
         Command::Startup(args) => startup::startup(&args).map_err(Trouble::Nonsense),

@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::log::{self, Log};
 use crate::logs::collect::Collector;
 use crate::logs::file::{LogFile, Rotation};
 use crate::logs::journal::Journal;
-use crate::logs::place::{files, remember};
+use crate::logs::place::{files, remember, safety};
 use crate::logs::writer::{Queue, Sink};
 use crate::plan::{self, Plan};
 use crate::restart::{self, Restarting};
@@ -102,7 +102,16 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
     };
     let (claim, listener) = claim.unzip();
     let name = claim.as_ref().map_or_else(|| plan.usual_name.clone(), |claim: &Claim| claim.name.clone());
-    let queue = queue(&plan, &name)?;
+    let files = log_files(&plan, &name)?;
+    let watched = match &plan.app.watch {
+        None => None,
+        Some(watch) => {
+            let own = files.iter().map(|file| file.path().to_owned()).collect();
+            Some(watch::start(watch, plan.cwd.as_deref(), own).map_err(Refused::Nonsense)?)
+        }
+    };
+    // The last that can be refused: nothing is left behind by an app that does not start.
+    let queue = queue(&plan, &name, files)?;
     if let Some(queue) = queue.clone().filter(|_| plan.collects()) {
         builder = builder.output(Collector::new(queue));
     }
@@ -121,13 +130,6 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
             }
         });
     }
-    let watched = match &plan.app.watch {
-        None => None,
-        Some(watch) => {
-            let own: Vec<_> = queue.iter().flat_map(|queue| queue.paths().to_vec()).collect();
-            Some(watch::start(watch, plan.cwd.as_deref(), own).map_err(Refused::Nonsense)?)
-        }
-    };
     let observed = starter.clone().filter(|starter| starter.is_awaited());
     let identity = Identity { name: name.clone(), plan, source, queue: queue.clone(), restarting: restarting.clone(), starter };
     builder = builder.on_start(move |cluster| {
@@ -170,57 +172,52 @@ fn claim(name: Option<&str>, usual: &str) -> Result<(Claim, UnixListener), Uncla
     }
 }
 
+/// The log files, if there are any. Nothing is made yet.
+fn log_files(plan: &Plan, name: &str) -> Result<Vec<LogFile>, Refused> {
+    let (to, _) = plan.output();
+    if to != To::Files || (!plan.collects() && !plan.background) {
+        return Ok(Vec::new());
+    }
+    let output = &plan.app.output;
+    let cwd = plan.cwd.clone().unwrap_or_else(|| ".".into());
+    let (file, errors) = files(name, output, &std::path::absolute(&cwd).unwrap_or(cwd));
+    let rotation = Rotation {
+        size: output.rotate_size.map_or(10 << 20, |size| size.0),
+        age: output.rotate_age.map(|age| age.0),
+        keep: output.keep.unwrap_or(5),
+        total: output.total.map(|total| total.0),
+    };
+    let new = |path: PathBuf| {
+        let safety = safety(&path, plan.app.user.is_some());
+        LogFile::new(path, rotation, safety)
+    };
+    let files: Vec<_> = [Some(file), errors].into_iter().flatten().map(new).collect();
+    files.iter().try_for_each(LogFile::check).map_err(Refused::Nonsense)?;
+    Ok(files)
+}
+
 /// What lines are written to, if they pass through this process.
-fn queue(plan: &Plan, name: &str) -> Result<Option<Arc<Queue>>, Refused> {
+fn queue(plan: &Plan, name: &str, mut files: Vec<LogFile>) -> Result<Option<Arc<Queue>>, Refused> {
     let (to, form) = plan.output();
     if !plan.collects() && !plan.background {
         return Ok(None);
     }
-    let output = &plan.app.output;
     let sink = match to {
         To::Terminal => Sink::Terminal,
         To::Journal => {
             Sink::Journal(Journal::new(name).map_err(|e| Refused::Nonsense(format!("cannot reach the journal: {e}")))?)
         }
         To::Files => {
-            let cwd = plan.cwd.clone().unwrap_or_else(|| ".".into());
-            let (file, errors) = files(name, output, &std::path::absolute(&cwd).unwrap_or(cwd));
-            let rotation = Rotation {
-                size: output.rotate_size.map_or(10 << 20, |size| size.0),
-                age: output.rotate_age.map(|age| age.0),
-                keep: output.keep.unwrap_or(5),
-                total: output.total.map(|total| total.0),
-            };
-            let mut files = vec![LogFile::new(file, rotation)];
-            files.extend(errors.map(|errors| LogFile::new(errors, rotation)));
-            remember(name, &files.iter().map(|file| file.path().to_owned()).collect::<Vec<_>>());
-            for file in &mut files {
-                // What cannot be opened is said before anything runs.
-                file.check().map_err(|e| Refused::Nonsense(format!("cannot write {}: {e}", file.path().display())))?;
-                if plan.app.user.is_some() && rustix::process::geteuid().is_root() {
-                    is_out_of_reach(file.path()).map_err(Refused::Nonsense)?;
-                }
+            if let Err(text) = files.iter_mut().try_for_each(LogFile::begin) {
+                files.iter_mut().for_each(LogFile::take_back);
+                return Err(Refused::Nonsense(text));
             }
+            remember(name, &files.iter().map(|file| file.path().to_owned()).collect::<Vec<_>>());
             Sink::Files(files)
         }
     };
     let form = if to == To::Journal { Form::Plain } else { form };
     Queue::start(sink, form).map(Some).map_err(|e| Refused::Nonsense(format!("cannot start the thread for logs: {e}")))
-}
-
-/// Whether only root can change what is in the directory of a file that root writes for others.
-fn is_out_of_reach(file: &Path) -> Result<(), String> {
-    use std::os::unix::fs::MetadataExt as _;
-    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let found = directory.metadata().map_err(|e| format!("cannot look at {}: {e}", directory.display()))?;
-    if found.uid() == 0 && found.mode() & 0o022 == 0 {
-        return Ok(());
-    }
-    Err(format!(
-        "{}: others can change what is in {}, so root does not write logs of another user's workers there; use a directory of root's (mode 755)",
-        file.display(),
-        directory.display()
-    ))
 }
 
 /// `-w 0`: the program itself, in the place of this one.

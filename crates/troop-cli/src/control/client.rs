@@ -53,7 +53,7 @@ impl Client {
     /// Connects. `None` if no app of this name runs.
     fn connect(name: &str) -> Result<Option<Client>, Trouble> {
         let doing = |e| Trouble::Io(format!("connect to {name}"), e);
-        match UnixStream::connect(place::socket(name).map_err(doing)?) {
+        match place::connect(name) {
             Ok(stream) => Ok(Some(Client { name: name.to_owned(), stream: BufReader::new(stream) })),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
             Err(e) => Err(doing(e)),

@@ -1,23 +1,23 @@
 //! Where control sockets are: one for each app, in a directory that only its owner can enter.
 
-use std::fs::{DirBuilder, File};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
-use std::os::unix::net::UnixListener;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+use troop::safe_path::{Directory, Safety};
 
 /// The most apps that may have the same name but for a number.
 const MOST_ALIKE: usize = 1000;
+/// How often a lock is taken that others remove.
+const MAX_TRIES: usize = 100;
 
-/// The directory: `TROOP_RUNTIME_DIR`, or a place for such things. Made if it is not there.
-///
-/// # Errors
-/// If it cannot be made, or others could get in.
-pub(crate) fn directory() -> io::Result<PathBuf> {
+fn path() -> PathBuf {
     let own = rustix::process::geteuid().as_raw();
-    let path = match (std::env::var_os("TROOP_RUNTIME_DIR"), std::env::var_os("XDG_RUNTIME_DIR")) {
+    match (std::env::var_os("TROOP_RUNTIME_DIR"), std::env::var_os("XDG_RUNTIME_DIR")) {
         (Some(own), _) if !own.is_empty() => PathBuf::from(own),
         // After `su` it may still be another user's.
         (_, Some(runtime)) if Path::new(&runtime).metadata().is_ok_and(|found| found.uid() == own) => {
@@ -25,23 +25,29 @@ pub(crate) fn directory() -> io::Result<PathBuf> {
         }
         _ if own == 0 => "/run/troop".into(),
         _ => format!("/tmp/troop-{own}").into(),
-    };
-    let about = |e: io::Error, what: &str| io::Error::new(e.kind(), format!("{what} {}: {e}", path.display()));
-    if let Err(e) = DirBuilder::new().mode(0o700).create(&path)
-        && e.kind() != io::ErrorKind::AlreadyExists
-    {
-        return Err(about(e, "cannot make the directory for control sockets"));
     }
-    // Not through a link that somebody else has laid there.
-    let found = path.symlink_metadata().map_err(|e| about(e, "cannot look at"))?;
-    if !found.is_dir() || found.uid() != own || found.mode() & 0o077 != 0 {
+}
+
+/// The directory: `TROOP_RUNTIME_DIR`, or a place for such things. Made if it is not there, and held, so that nobody can put another one in its
+/// place.
+///
+/// # Errors
+/// If it cannot be made, or others could get in.
+pub(crate) fn directory() -> io::Result<Directory> {
+    let path = path();
+    let about = |e: io::Error| {
+        io::Error::new(e.kind(), format!("cannot make or open the directory for control sockets {}: {e}", path.display()))
+    };
+    let directory = Directory::create(&path, Safety::Links, 0o700).map_err(about)?;
+    let found = directory.metadata();
+    if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o077 != 0 {
         let text = format!(
             "{} must be a directory of your own that nobody else can enter (mode 700); move it away or set TROOP_RUNTIME_DIR",
             path.display()
         );
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
     }
-    Ok(path)
+    Ok(directory)
 }
 
 /// Whether an app can have this name.
@@ -62,14 +68,24 @@ pub(crate) fn name_of(program: &Path) -> String {
 #[derive(Debug)]
 pub(crate) struct Claim {
     pub(crate) name: String,
-    path: PathBuf,
+    directory: Directory,
     _lock: File,
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        let _ = self.directory.remove(&socket(&self.name));
+        // Whoever waits for it sees that it has gone.
+        let _ = self.directory.remove(&lock(&self.name));
     }
+}
+
+fn socket(name: &str) -> OsString {
+    format!("{name}.sock").into()
+}
+
+fn lock(name: &str) -> OsString {
+    format!("{name}.lock").into()
 }
 
 /// Why there is no claim.
@@ -80,23 +96,37 @@ pub(crate) enum Unclaimed {
     Io(io::Error),
 }
 
+/// Takes the lock of a name, which is gone with its process, unlike the socket. `None` if another process has it.
+fn locked(directory: &Directory, name: &str) -> io::Result<Option<File>> {
+    let lock = lock(name);
+    for _ in 0..MAX_TRIES {
+        let (file, _) = directory.append(&lock, 0o600)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        }
+        // Who had it before may have removed it meanwhile.
+        let inode = file.metadata()?.ino();
+        if directory.entry(&lock)?.is_some_and(|found| found.ino() == inode) {
+            return Ok(Some(file));
+        }
+    }
+    Err(io::ErrorKind::ResourceBusy.into())
+}
+
 /// Takes a name and binds its socket. One that was not `asked` for gets a number if it is taken.
 pub(crate) fn claim(name: &str, asked: bool) -> Result<(Claim, UnixListener), Unclaimed> {
-    let directory = directory().map_err(Unclaimed::Io)?;
     for number in 1..=if asked { 1 } else { MOST_ALIKE } {
+        let directory = directory().map_err(Unclaimed::Io)?;
         let name = if number == 1 { name.to_owned() } else { format!("{name}-{number}") };
         let io = |what: &str, e: io::Error| Unclaimed::Io(io::Error::new(e.kind(), format!("{what} of {name}: {e}")));
-        // The lock, unlike the socket, is gone with its process.
-        let lock = File::create(directory.join(format!("{name}.lock"))).map_err(|e| io("cannot make the lock", e))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => continue,
-            Err(e) => return Err(io("cannot take the lock", e.into())),
-        }
-        let path = directory.join(format!("{name}.sock"));
-        let _ = std::fs::remove_file(&path);
+        let Some(lock) = locked(&directory, &name).map_err(|e| io("cannot take the lock", e))? else { continue };
+        let socket = socket(&name);
+        let _ = directory.remove(&socket);
+        let path = directory.reach(&socket);
         let listener = UnixListener::bind(&path).map_err(|e| io("cannot bind the control socket", e))?;
-        let claim = Claim { name: name.clone(), path: path.clone(), _lock: lock };
+        let claim = Claim { name: name.clone(), directory, _lock: lock };
         // The directory keeps others out already.
         rustix::fs::chmod(&path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
             .map_err(|e| io("cannot close the control socket to others", e.into()))?;
@@ -107,17 +137,23 @@ pub(crate) fn claim(name: &str, asked: bool) -> Result<(Claim, UnixListener), Un
 
 /// The names of apps that have a socket, running or not.
 pub(crate) fn names() -> io::Result<Vec<String>> {
-    let mut names: Vec<String> = std::fs::read_dir(directory()?)?
+    let directory = directory()?;
+    let mut names: Vec<String> = std::fs::read_dir(directory.reach(OsStr::new(".")))?
         .flatten()
         .filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".sock")?.to_owned()))
+        .filter(|name| is_name(name))
         .collect();
     names.sort();
     Ok(names)
 }
 
-/// An app's socket.
-pub(crate) fn socket(name: &str) -> io::Result<PathBuf> {
-    Ok(directory()?.join(format!("{name}.sock")))
+/// Connects to an app's socket.
+pub(crate) fn connect(name: &str) -> io::Result<UnixStream> {
+    // What is no name is no part of a path.
+    if !is_name(name) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    UnixStream::connect(directory()?.reach(&socket(name)))
 }
 
 #[cfg(test)]

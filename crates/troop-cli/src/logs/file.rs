@@ -1,15 +1,19 @@
 //! A file that is closed and put aside when it is big or old, and opened again when somebody has moved it.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, Metadata};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::fs::OFlags;
+use troop::safe_path::{Directory, Safety, UnsafePath, split};
 
-/// How often it is looked whether the file is still where it was.
+/// Interval between looks whether the file is still where it was.
 const LOOK: Duration = Duration::from_secs(1);
+/// Permissions of directories and files that are made.
+const DIRECTORY_MODE: u32 = 0o750;
+const FILE_MODE: u32 = 0o640;
 
 /// When a file is put aside, and how many are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,47 +26,99 @@ pub(crate) struct Rotation {
     pub(crate) total: Option<u64>,
 }
 
-/// See the module.
+/// A log file. Its directory is held while it is open: files are opened, renamed and removed in the directory that was checked, wherever the
+/// path leads by then.
 #[derive(Debug)]
 pub(crate) struct LogFile {
     path: PathBuf,
+    parent: PathBuf,
+    name: OsString,
+    safety: Safety,
     rotation: Rotation,
     open: Option<Open>,
     looked: Instant,
     /// It could not be put aside a moment ago.
     stuck: bool,
+    /// Its path is no longer safe, which has been said.
+    misled: bool,
 }
 
 #[derive(Debug)]
 struct Open {
+    directory: Directory,
     file: File,
     /// It can be cut and moved. A device, say, cannot.
     regular: bool,
     len: u64,
     /// When its first line was written, as far as is known.
     since: SystemTime,
+    /// Nothing was there before.
+    made: bool,
+}
+
+impl Open {
+    fn new(directory: Directory, name: &OsStr) -> io::Result<Open> {
+        let (file, made) = directory.append(name, FILE_MODE)?;
+        let found = file.metadata()?;
+        let since = found.created().or_else(|_| found.modified()).unwrap_or_else(|_| SystemTime::now());
+        Ok(Open { directory, file, regular: found.is_file(), len: found.len(), since, made })
+    }
+
+    /// Whether its name still leads to it.
+    fn is_at(&self, directory: &Directory, name: &OsStr) -> bool {
+        let same =
+            |found: Metadata| self.file.metadata().is_ok_and(|ours| (ours.dev(), ours.ino()) == (found.dev(), found.ino()));
+        directory.is_same(&self.directory) && directory.entry(name).is_ok_and(|found| found.is_some_and(same))
+    }
 }
 
 impl LogFile {
-    pub(crate) fn new(path: PathBuf, rotation: Rotation) -> LogFile {
-        LogFile { path, rotation, open: None, looked: Instant::now(), stuck: false }
+    pub(crate) fn new(path: PathBuf, rotation: Rotation, safety: Safety) -> LogFile {
+        // A path that ends with no name is refused when it is opened.
+        let (parent, name) = split(&path).unwrap_or_default();
+        let looked = Instant::now();
+        LogFile { path, parent, name, safety, rotation, open: None, looked, stuck: false, misled: false }
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Opens it, to see whether that can be done.
+    /// Returns why it cannot be opened, as far as can be seen without making anything.
     ///
     /// # Errors
-    /// If it cannot.
-    pub(crate) fn check(&mut self) -> io::Result<()> {
-        self.opened().map(drop)
+    /// For people.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let found = Directory::find(&self.parent, self.safety);
+        found.and_then(|found| found.map_or(Ok(()), |directory| directory.check_append(&self.name))).map_err(|e| self.cannot(&e))
     }
 
-    /// Closes the file, so that the next line opens it anew.
+    /// Opens it, and makes what is missing.
+    ///
+    /// # Errors
+    /// For people.
+    pub(crate) fn begin(&mut self) -> Result<(), String> {
+        self.opened().map(drop).map_err(|e| self.cannot(&e))
+    }
+
+    /// Removes what `begin` has made.
+    pub(crate) fn take_back(&mut self) {
+        if let Some(open) = self.open.take_if(|open| open.made && open.len == 0)
+            && open.is_at(&open.directory, &self.name)
+        {
+            let _ = open.directory.remove(&self.name);
+        }
+    }
+
+    fn cannot(&self, e: &io::Error) -> String {
+        format!("cannot write {}: {e}", self.path.display())
+    }
+
+    /// Opens the file anew before the next line.
     pub(crate) fn reopen(&mut self) {
-        self.open = None;
+        if self.open.is_some() {
+            self.renew();
+        }
     }
 
     /// Writes whole lines. What is put aside ends with a whole line too.
@@ -111,28 +167,33 @@ impl LogFile {
 
     fn opened(&mut self) -> io::Result<&mut Open> {
         if self.open.is_none() {
-            if let Some(parent) = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-                DirBuilder::new().recursive(true).mode(0o750).create(parent)?;
-            }
-            // Never by a link that somebody has laid there, and without waiting for whoever reads a pipe.
-            let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-            let file = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(&self.path)?;
-            let found = file.metadata()?;
-            let since = found.created().or_else(|_| found.modified()).unwrap_or_else(|_| SystemTime::now());
-            self.open = Some(Open { file, regular: found.is_file(), len: found.len(), since });
+            let directory = Directory::create(&self.parent, self.safety, DIRECTORY_MODE)?;
+            self.open = Some(Open::new(directory, &self.name)?);
         }
         self.open.as_mut().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// Opens what is at the path now. If that is not safe, or not possible, what is open stays open: it is still the file that was checked.
+    fn renew(&mut self) {
+        let before = self.open.take();
+        match self.opened() {
+            Ok(_) => self.misled = false,
+            Err(e) => {
+                self.open = before;
+                if UnsafePath::is_cause_of(&e) && !std::mem::replace(&mut self.misled, true) {
+                    crate::log::say(&format!("troop: {}; lines go on into the file that was open before", self.cannot(&e)));
+                }
+            }
+        }
     }
 
     /// Whether the file has been moved away, or is too old.
     fn look(&mut self) {
         self.stuck = false;
         let Some(open) = &self.open else { return };
-        let same = |found: std::fs::Metadata| {
-            open.file.metadata().is_ok_and(|ours| (ours.dev(), ours.ino()) == (found.dev(), found.ino()))
-        };
-        if !self.path.metadata().is_ok_and(same) {
-            self.open = None;
+        let found = Directory::find(&self.parent, self.safety);
+        if !found.is_ok_and(|found| found.is_some_and(|directory| open.is_at(&directory, &self.name))) {
+            self.renew();
             return;
         }
         let is_old = |limit: Duration| open.since.elapsed().is_ok_and(|age| age >= limit);
@@ -142,30 +203,41 @@ impl LogFile {
         }
     }
 
-    fn numbered(&self, number: usize) -> PathBuf {
-        let mut name = self.path.clone().into_os_string();
+    fn numbered(&self, number: usize) -> OsString {
+        let mut name = self.name.clone();
         name.push(format!(".{number}"));
-        name.into()
+        name
     }
 
     /// `app.log` becomes `app.log.1`, that `app.log.2`, and so on; the last one goes.
     fn put_aside(&mut self) -> io::Result<()> {
-        self.open = None;
+        let Some(open) = &self.open else { return Ok(()) };
+        let directory = &open.directory;
+        // Another file than ours is not ours to move.
+        if open.is_at(directory, &self.name) {
+            self.shift(directory)?;
+        }
+        let Some(open) = self.open.take() else { return Ok(()) };
+        self.open = Some(Open::new(open.directory, &self.name)?);
+        Ok(())
+    }
+
+    fn shift(&self, directory: &Directory) -> io::Result<()> {
         let keep = self.rotation.keep;
         if keep == 0 {
-            return std::fs::remove_file(&self.path);
+            return directory.remove(&self.name);
         }
-        let _ = std::fs::remove_file(self.numbered(keep));
+        let _ = directory.remove(&self.numbered(keep));
         for number in (1..keep).rev() {
-            let _ = std::fs::rename(self.numbered(number), self.numbered(number + 1));
+            let _ = directory.rename(&self.numbered(number), &self.numbered(number + 1));
         }
-        std::fs::rename(&self.path, self.numbered(1))?;
+        directory.rename(&self.name, &self.numbered(1))?;
         if let Some(total) = self.rotation.total {
             let mut sum = 0;
             for number in 1..=keep {
-                sum += self.numbered(number).metadata().map_or(0, |found| found.len());
+                sum += directory.entry(&self.numbered(number))?.map_or(0, |found| found.len());
                 if sum > total {
-                    let _ = std::fs::remove_file(self.numbered(number));
+                    let _ = directory.remove(&self.numbered(number));
                 }
             }
         }
@@ -189,7 +261,7 @@ mod tests {
     fn a_file_that_is_full_is_put_aside_and_only_so_many_are_kept() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("deep/app.log");
-        let mut log = LogFile::new(path.clone(), rotation(10, 2));
+        let mut log = LogFile::new(path.clone(), rotation(10, 2), Safety::Links);
         for line in ["aaa\nbbb\n", "ccc\nddd\n", "a line that is longer than a file\n", "eee\n"] {
             log.write(line.as_bytes()).unwrap();
         }
@@ -198,7 +270,7 @@ mod tests {
             (text(&path), one(1), one(2), one(3)),
             ("eee\n".into(), "a line that is longer than a file\n".into(), "ccc\nddd\n".into(), String::new())
         );
-        let mut log = LogFile::new(path.clone(), Rotation { total: Some(5), ..rotation(10, 9) });
+        let mut log = LogFile::new(path.clone(), Rotation { total: Some(5), ..rotation(10, 9) }, Safety::Links);
         log.write(b"1234567\n").unwrap();
         assert_eq!((text(&path), one(1), one(2)), ("1234567\n".into(), "eee\n".into(), String::new()));
     }
@@ -207,7 +279,7 @@ mod tests {
     fn a_file_that_is_old_is_put_aside() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("app.log");
-        let mut log = LogFile::new(path.clone(), Rotation { age: Some(Duration::ZERO), ..rotation(0, 1) });
+        let mut log = LogFile::new(path.clone(), Rotation { age: Some(Duration::ZERO), ..rotation(0, 1) }, Safety::Links);
         log.write(b"a\n").unwrap();
         log.look();
         log.write(b"b\n").unwrap();
@@ -218,7 +290,7 @@ mod tests {
     fn a_file_that_somebody_has_moved_is_made_anew() {
         let directory = tempfile::tempdir().unwrap();
         let (path, moved) = (directory.path().join("app.log"), directory.path().join("moved"));
-        let mut log = LogFile::new(path.clone(), rotation(0, 1));
+        let mut log = LogFile::new(path.clone(), rotation(0, 1), Safety::Links);
         log.write(b"a\n").unwrap();
         std::fs::rename(&path, &moved).unwrap();
         log.look();
@@ -232,7 +304,7 @@ mod tests {
 
     #[test]
     fn what_is_no_file_is_left_where_it_is_and_links_are_not_followed() {
-        let mut log = LogFile::new("/dev/null".into(), Rotation { age: Some(Duration::ZERO), ..rotation(4, 0) });
+        let mut log = LogFile::new("/dev/null".into(), Rotation { age: Some(Duration::ZERO), ..rotation(4, 0) }, Safety::Links);
         log.write(b"more than four\n").unwrap();
         log.look();
         log.write(b"more than four\n").unwrap();
@@ -240,11 +312,58 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (link, target) = (directory.path().join("app.log"), directory.path().join("secret"));
         std::os::unix::fs::symlink(&target, &link).unwrap();
-        assert!(LogFile::new(link, rotation(0, 1)).write(b"a\n").is_err() && !target.exists());
+        assert!(LogFile::new(link, rotation(0, 1), Safety::Links).write(b"a\n").is_err() && !target.exists());
         // A pipe that nobody reads holds up nobody.
         let pipe = directory.path().join("pipe");
         rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, 0o600.into()).unwrap();
-        assert!(LogFile::new(pipe, rotation(0, 1)).check().is_err());
+        assert!(LogFile::new(pipe, rotation(0, 1), Safety::Links).check().is_err());
+    }
+
+    #[test]
+    fn what_is_put_in_the_place_of_a_log_is_not_written_to_and_no_line_is_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        std::fs::write(at("secret"), "").unwrap();
+        let mut log = LogFile::new(at("app.log"), rotation(0, 1), Safety::Links);
+        let mut lines = String::new();
+        let plant: [&dyn Fn(); 4] = [
+            &|| std::os::unix::fs::symlink("secret", at("app.log")).unwrap(),
+            &|| std::fs::hard_link(at("secret"), at("app.log")).unwrap(),
+            &|| rustix::fs::mkfifoat(rustix::fs::CWD, at("app.log"), 0o666.into()).unwrap(),
+            &|| std::fs::create_dir(at("app.log")).unwrap(),
+        ];
+        for (number, plant) in (0..).zip(plant) {
+            log.write(b"before\n").unwrap();
+            std::fs::rename(at("app.log"), at(&format!("moved.{number}"))).unwrap();
+            plant();
+            log.look();
+            log.reopen();
+            log.write(b"after\n").unwrap();
+            assert_eq!(text(&at("secret")), "");
+            lines += &text(&at(&format!("moved.{number}")));
+            std::fs::rename(at("app.log"), at(&format!("planted.{number}"))).unwrap();
+            log.look();
+        }
+        assert_eq!(lines, "before\nafter\n".repeat(4));
+    }
+
+    #[test]
+    fn a_file_of_others_is_not_put_aside_and_nothing_is_made_by_a_check() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let mut log = LogFile::new(at("deep/app.log"), rotation(4, 1), Safety::Links);
+        log.check().unwrap();
+        assert!(!at("deep").exists());
+        log.begin().unwrap();
+        log.take_back();
+        assert!(!at("deep/app.log").exists());
+        log.write(b"a\n").unwrap();
+        std::fs::rename(at("deep/app.log"), at("moved")).unwrap();
+        std::fs::write(at("deep/app.log"), "others'\n").unwrap();
+        log.write(b"bcd\n").unwrap();
+        let texts = ["moved", "deep/app.log.1", "deep/app.log"].map(|name| text(&at(name)));
+        assert_eq!(texts, ["a\n", "others'\n", "bcd\n"]);
     }
 
     #[test]
@@ -252,14 +371,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("app.log");
         std::fs::create_dir(directory.path().join("app.log.1")).unwrap();
-        let mut log = LogFile::new(path.clone(), rotation(4, 1));
+        let mut log = LogFile::new(path.clone(), rotation(4, 1), Safety::Links);
         (0..3).for_each(|_| log.write(b"abc\n").unwrap());
         assert_eq!(text(&path), "abc\nabc\nabc\n");
     }
 
     #[test]
     fn a_disk_that_is_full_is_an_error_and_leaves_no_half_lines() {
-        let mut log = LogFile::new("/dev/full".into(), rotation(0, 1));
+        let mut log = LogFile::new("/dev/full".into(), rotation(0, 1), Safety::Links);
         assert_eq!(log.write(b"a\n").unwrap_err().raw_os_error(), Some(28));
     }
 }

@@ -1,10 +1,15 @@
 //! Where log files are.
 
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::ffi::OsString;
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use troop::safe_path::{Directory, Safety, who_can_change};
+
 use crate::config::Output;
+
+/// The longest note of an app's files.
+const MAX_NOTE: u64 = 64 * 1024;
 
 /// The directory: `TROOP_LOG_DIR`, `/var/log/troop` for root, or `~/.local/state/troop`.
 pub(crate) fn directory() -> PathBuf {
@@ -16,7 +21,19 @@ pub(crate) fn directory() -> PathBuf {
         return "/var/log/troop".into();
     }
     let state = set("XDG_STATE_HOME").or_else(|| set("HOME").map(|home| home.join(".local/state")));
-    state.map_or_else(|| format!("/tmp/troop-{}/logs", rustix::process::geteuid().as_raw()).into(), |state| state.join("troop"))
+    state.map_or_else(fallback, |state| state.join("troop"))
+}
+
+/// The directory for those who have no other, in a place where everybody can make one.
+fn fallback() -> PathBuf {
+    format!("/tmp/troop-{}/logs", rustix::process::geteuid().as_raw()).into()
+}
+
+/// What is demanded of a log file's path. Logs of another user's workers, and those in `/tmp`, are written only where nobody else can exchange
+/// anything; others belong where their owner wants them, as long as no link leads away.
+pub(crate) fn safety(file: &Path, of_another_user: bool) -> Safety {
+    let is_root = rustix::process::geteuid().is_root();
+    if (is_root && of_another_user) || file.starts_with(fallback()) { Safety::Owners } else { Safety::Links }
 }
 
 /// The files of an app: for all, and for standard error if that is apart.
@@ -31,9 +48,9 @@ pub(crate) fn files(name: &str, output: &Output, cwd: &Path) -> (PathBuf, Option
     (output.file.as_ref().map_or_else(|| usual(name), of), output.error_file.as_ref().map(of))
 }
 
-/// Where it is noted which files an app had, if they were not the usual one.
-fn note(name: &str) -> PathBuf {
-    directory().join(format!("{name}.files"))
+/// The name of the note which files an app had, if they were not the usual one.
+fn note(name: &str) -> OsString {
+    format!("{name}.files").into()
 }
 
 fn usual(name: &str) -> PathBuf {
@@ -42,23 +59,41 @@ fn usual(name: &str) -> PathBuf {
 
 /// Notes where the files of an app are, for when it does not run any more. That it cannot be noted disturbs nobody.
 pub(crate) fn remember(name: &str, files: &[PathBuf]) {
+    let _ = try_remember(name, files);
+}
+
+fn try_remember(name: &str, files: &[PathBuf]) -> io::Result<()> {
+    let path = directory();
+    let safety = safety(&path, false);
     if files == [usual(name)] {
-        let _ = std::fs::remove_file(note(name));
-        return;
+        return Directory::open(&path, safety)?.remove(&note(name));
     }
-    let _ = std::fs::create_dir_all(directory());
+    let directory = Directory::create(&path, safety, 0o750)?;
     let text = serde_json::to_string(files).unwrap_or_default();
-    // Put in place whole, and not through a link that somebody has laid.
-    let new = directory().join(format!(".{name}.files.{}", std::process::id()));
-    let written = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(&new);
-    if written.and_then(|mut file| file.write_all(text.as_bytes())).and_then(|()| std::fs::rename(&new, note(name))).is_err() {
-        let _ = std::fs::remove_file(&new);
+    // Put in place whole.
+    let new = OsString::from(format!(".{name}.files.{}", std::process::id()));
+    let mut file = directory.create_new(&new, 0o640)?;
+    let written = file.write_all(text.as_bytes()).and_then(|()| directory.rename(&new, &note(name)));
+    if written.is_err() {
+        let _ = directory.remove(&new);
     }
+    written
 }
 
 /// The files that an app had which does not run now, as far as they are there.
 pub(crate) fn remembered(name: &str) -> Vec<PathBuf> {
-    let noted = std::fs::read_to_string(note(name)).ok().and_then(|text| serde_json::from_str(&text).ok());
-    let files: Vec<PathBuf> = noted.unwrap_or_else(|| vec![usual(name)]);
+    let files = noted(name).unwrap_or_else(|| vec![usual(name)]);
     files.into_iter().filter(|file| file.exists()).collect()
+}
+
+/// What has been noted, unless somebody else may have done that.
+fn noted(name: &str) -> Option<Vec<PathBuf>> {
+    let path = directory();
+    let file = Directory::open(&path, safety(&path, false)).and_then(|directory| directory.read(&note(name))).ok()?;
+    if who_can_change(&file.metadata().ok()?).is_some() {
+        return None;
+    }
+    let mut text = String::new();
+    file.take(MAX_NOTE).read_to_string(&mut text).ok()?;
+    serde_json::from_str(&text).ok()
 }

@@ -7,6 +7,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use troop::safe_path::{Directory, Safety, split};
+
 use super::line::{self, Entry};
 use super::place;
 use crate::args::Logs;
@@ -157,7 +159,7 @@ fn last_lines(
     count: usize,
     wants: impl Fn(&str) -> bool,
 ) -> std::io::Result<(VecDeque<String>, Option<(BufReader<File>, u64)>)> {
-    let mut file = match File::open(path) {
+    let mut file = match open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((VecDeque::new(), None)),
         Err(e) => return Err(e),
@@ -215,8 +217,14 @@ impl Shown {
     }
 }
 
+/// Opens a log, but nothing that somebody has put in its place: a link to another file, or a pipe that nobody ever writes to.
+fn open(path: &Path) -> std::io::Result<File> {
+    let (parent, name) = split(path)?;
+    Directory::open(&parent, Safety::Links)?.read(&name)
+}
+
 fn opened(path: &Path) -> Option<(BufReader<File>, u64)> {
-    let file = File::open(path).ok()?;
+    let file = open(path).ok()?;
     let inode = file.metadata().ok()?.ino();
     Some((BufReader::new(file), inode))
 }

@@ -58,7 +58,7 @@ pub(crate) struct Queue {
     single: bool,
     lost: AtomicU64,
     reopen: AtomicBool,
-    paths: Vec<PathBuf>,
+    path: Option<PathBuf>,
 }
 
 /// Adds lines, all with the same time.
@@ -86,9 +86,9 @@ impl Queue {
             single: matches!(sink, Sink::Journal(_)),
             lost: AtomicU64::new(0),
             reopen: AtomicBool::new(false),
-            paths: match &sink {
-                Sink::Files(files) => files.iter().map(|file| file.path().to_owned()).collect(),
-                _ => Vec::new(),
+            path: match &sink {
+                Sink::Files(files) => files.first().map(|file| file.path().to_owned()),
+                _ => None,
             },
         });
         let theirs = queue.clone();
@@ -99,12 +99,7 @@ impl Queue {
 
     /// The file, if there is one.
     pub(crate) fn path(&self) -> Option<&PathBuf> {
-        self.paths.first()
-    }
-
-    /// All files.
-    pub(crate) fn paths(&self) -> &[PathBuf] {
-        &self.paths
+        self.path.as_ref()
     }
 
     /// How many lines were lost so far.
@@ -267,13 +262,16 @@ impl Drop for Lines<'_> {
 
 #[cfg(test)]
 mod tests {
+    use troop::safe_path::Safety;
+
     use super::super::file::Rotation;
     use super::*;
 
     #[test]
     fn what_cannot_be_written_is_counted_and_nobody_waits_for_it() {
         let rotation = Rotation { size: 0, age: None, keep: 1, total: None };
-        let queue = Queue::start(Sink::Files(vec![LogFile::new("/dev/full".into(), rotation)]), Form::Prefixed).unwrap();
+        let queue =
+            Queue::start(Sink::Files(vec![LogFile::new("/dev/full".into(), rotation, Safety::Links)]), Form::Prefixed).unwrap();
         for _ in 0..100 {
             queue.lines().push(Origin::Out(0), b"a line");
         }
@@ -286,7 +284,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("app.log");
         let rotation = Rotation { size: 0, age: None, keep: 1, total: None };
-        let queue = Queue::start(Sink::Files(vec![LogFile::new(path.clone(), rotation)]), Form::Plain).unwrap();
+        let queue = Queue::start(Sink::Files(vec![LogFile::new(path.clone(), rotation, Safety::Links)]), Form::Plain).unwrap();
         let line = vec![b'x'; 1024 * 1024];
         {
             // The thread cannot take them meanwhile.

@@ -1,10 +1,11 @@
 //! `troop init`: a file to begin with.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
 use serde_json::json;
 
+use super::write::{create, replace};
 use crate::args::Init;
 use crate::config::{self, Apps, File};
 use crate::control::place;
@@ -36,10 +37,12 @@ pub(crate) fn init(args: &Init) -> Result<(), String> {
         return Ok(());
     }
     let shown = args.output.display();
-    if args.output.exists() && !args.force {
-        return Err(format!("{shown} is there already; --force writes over it, `-o -` writes to standard output"));
-    }
-    std::fs::write(&args.output, text).map_err(|e| format!("cannot write {shown}: {e}"))?;
+    let text = text.as_bytes();
+    let written = if args.force { replace(&args.output, text, 0o644) } else { create(&args.output, text, 0o644) };
+    written.map_err(|e| match e.kind() {
+        ErrorKind::AlreadyExists => format!("{shown} is there already; --force writes over it, `-o -` writes to standard output"),
+        _ => format!("cannot write {shown}: {e}"),
+    })?;
     let mut out = std::io::stdout().lock();
     if args.json {
         let _ = writeln!(out, "{}", json!({ "file": args.output, "apps": names, "warnings": warnings }));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::write::replace;
 use crate::args::Startup;
 use crate::config::{self, App, Format};
 
@@ -39,9 +40,7 @@ pub(crate) fn startup(args: &Startup) -> Result<(), String> {
             continue;
         }
         let path = directory.join(format!("troop-{name}.service"));
-        let wrong = |e: std::io::Error| format!("cannot write {}: {e}", path.display());
-        std::fs::create_dir_all(&directory).map_err(wrong)?;
-        std::fs::write(&path, text).map_err(wrong)?;
+        replace(&path, text.as_bytes(), 0o644).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
         written.push(path);
     }
     if args.json && !args.print {

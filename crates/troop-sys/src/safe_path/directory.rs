@@ -64,7 +64,7 @@ impl Directory {
                 {
                     return Err(UnsafePath::error(
                         &path,
-                        format!("can be changed by others ({who}); it must be root's or your own"),
+                        format!("others can change it ({who}); it must be root's or your own, and of mode 755 or less"),
                     ));
                 }
                 Ok(Some(Directory { at, found, path }))
@@ -128,7 +128,7 @@ impl Directory {
                 },
             }
         }
-        Err(UnsafePath::error(&self.path.join(name), "comes and goes while it is opened"))
+        Err(UnsafePath::error(&self.path.join(name), "it comes and goes while it is opened"))
     }
 
     /// Whether [`Directory::append`] would be refused for what is there now.
@@ -152,14 +152,14 @@ impl Directory {
             return Ok(());
         }
         if !found.is_file() {
-            return wrong(format!("is {}, not a regular file", kind(found)));
+            return wrong(format!("it is {}, not a regular file", kind(found)));
         }
         if found.nlink() != 1 {
-            return wrong(format!("has {} names (hard links), so it may be another file; remove it", found.nlink()));
+            return wrong(format!("it has {} names (hard links), so it may be another file; remove it", found.nlink()));
         }
         let uid = found.uid();
         if weak.is_some() && uid != 0 && uid != rustix::process::geteuid().as_raw() && uid != self.found.uid() {
-            return wrong(format!("belongs to user {uid}, who has put it there"));
+            return wrong(format!("it belongs to user {uid}, in a directory that others can change"));
         }
         Ok(())
     }

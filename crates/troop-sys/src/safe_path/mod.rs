@@ -55,13 +55,19 @@ pub struct UnsafePath {
 
 impl fmt::Display for UnsafePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} {}", self.path, self.reason)
+        write!(f, "{:?}: {}", self.path, self.reason)
     }
 }
 
 impl Error for UnsafePath {}
 
 impl UnsafePath {
+    /// Whether an error is one of these.
+    #[must_use]
+    pub fn is_cause_of(e: &io::Error) -> bool {
+        e.get_ref().is_some_and(|e| e.is::<UnsafePath>())
+    }
+
     fn error(path: &Path, reason: impl Into<String>) -> io::Error {
         io::Error::new(io::ErrorKind::PermissionDenied, UnsafePath { path: path.to_owned(), reason: reason.into() })
     }
@@ -224,8 +230,7 @@ impl Walk<'_> {
         if self.safety.is_some()
             && let Some(who) = who_can_change(&self.found)
         {
-            let reason =
-                format!("is a symbolic link, and its directory is not trusted users' alone ({who}); put a directory there");
+            let reason = format!("a symbolic link in a directory that others can change ({who}); name the directory itself");
             return Err(UnsafePath::error(&self.shown.join(name), reason));
         }
         let target = PathBuf::from(OsString::from_vec(readlinkat(link, "", Vec::new())?.into_bytes()));
@@ -244,7 +249,7 @@ impl Walk<'_> {
             && !is_trusted(found.uid())
             && let Some(who) = who_can_change(&self.found)
         {
-            let reason = format!("belongs to user {}, and others can exchange it: its directory is {who}", found.uid());
+            let reason = format!("it belongs to user {}, and others can change the directory above it ({who})", found.uid());
             return Err(UnsafePath::error(&shown, reason));
         }
         let mut next = OwnedFd::from(next);

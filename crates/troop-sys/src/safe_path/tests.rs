@@ -20,7 +20,7 @@ fn mode(path: &Path, mode: u32) {
 }
 
 fn is_unsafe(result: &io::Result<impl fmt::Debug>) -> bool {
-    result.as_ref().is_err_and(|e| e.get_ref().is_some_and(|e| e.is::<UnsafePath>()))
+    result.as_ref().is_err_and(UnsafePath::is_cause_of)
 }
 
 /// Whether owners can be changed here.

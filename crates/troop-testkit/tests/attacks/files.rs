@@ -1,1 +1,230 @@
-//! Files that somebody else may write: logs, configuration, environment.
+//! Attacks by files: links, pipes and names that others put where root reads or writes.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, chown, symlink};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::{CWD, OFlags, mkfifoat};
+use troop_testkit::wait_until;
+
+use super::home::Home;
+use super::support::{STRANGER, is_root};
+
+/// An app of the stranger's in `app`, whose log is `logs/web.log` there, and is put aside at one kilobyte.
+fn app(script: &str) -> String {
+    format!(
+        r#"[app.web]
+program = "sh"
+args = ["-c", '''{script}''']
+cwd = "app"
+user = "{STRANGER}"
+group = "{STRANGER}"
+workers = 1
+output = {{ to = "files", file = "logs/web.log", rotate_size = "1K", keep = 2 }}
+"#
+    )
+}
+
+/// Prints for ever.
+const PRINT: &str = "while :; do echo '* * * * * root evil'; sleep 0.02; done";
+
+/// The process of the primary.
+fn primary(home: &Home) -> rustix::process::Pid {
+    let shown: serde_json::Value = serde_json::from_str(&home.fine(&["show", "web", "--json"])).unwrap();
+    rustix::process::Pid::from_raw(i32::try_from(shown[0]["pid"].as_u64().unwrap()).unwrap()).unwrap()
+}
+
+/// A directory of root's, which must stay empty.
+fn target(home: &Home) {
+    fs::create_dir(home.at("target")).unwrap();
+    home.mode("target", 0o700);
+}
+
+#[test]
+fn a_worker_that_exchanges_the_log_directory_for_a_link_moves_no_line() {
+    if !is_root("a_worker_that_exchanges_the_log_directory_for_a_link_moves_no_line") {
+        return;
+    }
+    let home = Home::with(&[("troop.toml", &app(&format!("sleep 0.2; mv logs moved && ln -s ../target logs; {PRINT}")))]);
+    target(&home);
+    home.fine(&["start", "web"]);
+    wait_until("lines in the directory that was checked", || home.text("app/moved/web.log.2").contains("evil"));
+    // Told to open its files anew, it goes by the path, which is not safe any more.
+    rustix::process::kill_process(primary(&home), rustix::process::Signal::USR1).unwrap();
+    wait_until("that it says so", || {
+        ["", ".1", ".2"].iter().any(|end| home.text(&format!("app/moved/web.log{end}")).contains("a symbolic link"))
+    });
+    // Long enough for several looks at the path and rotations.
+    let before = fs::metadata(home.at("app/moved/web.log.2")).unwrap().ino();
+    wait_until("another rotation", || fs::metadata(home.at("app/moved/web.log.2")).is_ok_and(|found| found.ino() != before));
+    assert_eq!(home.names("target"), Vec::<String>::new());
+    // Whoever looks at the logs is not led there either.
+    let ended = home.troop(&["logs", "web"]);
+    assert!(ended.code == Some(1) && ended.err.contains("symbolic link"), "{ended:?}");
+}
+
+#[test]
+fn a_worker_that_makes_a_log_directory_of_its_own_gets_no_file_of_roots_in_it() {
+    if !is_root("a_worker_that_makes_a_log_directory_of_its_own_gets_no_file_of_roots_in_it") {
+        return;
+    }
+    let script = format!("sleep 0.2; mv logs moved && mkdir logs && ln ../secret logs/web.log; ln -s /etc logs/x; {PRINT}");
+    let home = Home::with(&[("troop.toml", &app(&script)), ("secret", "")]);
+    home.fine(&["start", "web"]);
+    wait_until("lines in the directory that was checked", || home.text("app/moved/web.log.2").contains("evil"));
+    rustix::process::kill_process(primary(&home), rustix::process::Signal::USR1).unwrap();
+    wait_until("that it says so", || {
+        ["", ".1", ".2"].iter().any(|end| home.text(&format!("app/moved/web.log{end}")).contains("it belongs to user"))
+    });
+    assert_eq!((home.text("secret").as_str(), home.names("app/logs").contains(&"web.log.1".into())), ("", false));
+}
+
+#[test]
+fn a_start_that_finds_a_link_a_pipe_or_a_second_name_is_refused_and_makes_nothing() {
+    if !is_root("a_start_that_finds_a_link_a_pipe_or_a_second_name_is_refused_and_makes_nothing") {
+        return;
+    }
+    let home = Home::with(&[("troop.toml", &app(PRINT)), ("secret", "")]);
+    target(&home);
+    symlink("../target", home.at("app/logs")).unwrap();
+    let err = home.refused(&["start", "web"]);
+    assert!(err.contains("a symbolic link in a directory that others can change"), "{err}");
+    let err = home.refused(&["run", "web"]);
+    assert!(err.contains("symbolic link"), "{err}");
+    // As root's own workers, too: it is somebody else's directory.
+    let mine = |file: &str| home.refused(&["run", "-n", "mine", "-o", file, "sh", "--", "-c", PRINT]);
+    assert!(mine("app/logs/web.log").contains("symbolic link"));
+    fs::remove_file(home.at("app/logs")).unwrap();
+    fs::create_dir(home.at("app/logs")).unwrap();
+    home.give("app/logs");
+    let err = home.refused(&["start", "web"]);
+    assert!(err.contains("belongs to user 64017"), "{err}");
+    fs::hard_link(home.at("secret"), home.at("app/logs/hard")).unwrap();
+    assert!(mine("app/logs/hard").contains("2 names"));
+    mkfifoat(CWD, home.at("app/logs/pipe"), 0o666.into()).unwrap();
+    let _reader = rustix::fs::open(home.at("app/logs/pipe"), OFlags::RDONLY | OFlags::NONBLOCK, 0.into()).unwrap();
+    assert!(mine("app/logs/pipe").contains("a pipe"));
+    symlink(home.at("target/made"), home.at("app/logs/link")).unwrap();
+    assert!(mine("app/logs/link").contains("a symbolic link"));
+    assert!(mine("app/logs").contains("a directory"));
+    assert_eq!((home.names("target"), home.text("secret").as_str()), (vec![], ""));
+    assert_eq!(home.names("app/logs"), ["hard", "link", "pipe"]);
+    // Neither a socket nor a lock.
+    assert_eq!((home.names("run"), home.names("logs")), (vec![], vec![]));
+}
+
+#[test]
+fn a_start_that_is_refused_for_one_file_does_not_make_the_other() {
+    if !is_root("a_start_that_is_refused_for_one_file_does_not_make_the_other") {
+        return;
+    }
+    let home = Home::with(&[("secret", "")]);
+    symlink("../secret", home.at("app/err.log")).unwrap();
+    let args = ["run", "-o", "new/out.log", "-e", "app/err.log", "sh", "--", "-c", PRINT];
+    assert!(home.refused(&args).contains("symbolic link"));
+    // Nor where something else is wrong.
+    let args = ["run", "-o", "new/out.log", "--set", "watch.paths=[\"missing\"]", "sh", "--", "-c", PRINT];
+    assert!(home.refused(&args).contains("missing"));
+    assert!(!home.at("new").exists() && home.names("run").is_empty() && home.text("secret").is_empty());
+}
+
+#[test]
+fn the_fallback_in_tmp_is_not_taken_over_from_somebody_who_was_there_first() {
+    if !is_root("the_fallback_in_tmp_is_not_taken_over_from_somebody_who_was_there_first") {
+        return;
+    }
+    // A user of this test's own.
+    let user = STRANGER + 1;
+    struct Planted(String);
+    impl Drop for Planted {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+            let _ = fs::remove_file(&self.0);
+        }
+    }
+    let planted = Planted(format!("/tmp/troop-{user}"));
+    let home = Home::with(&[]);
+    chown(home.at("app"), Some(user), Some(user)).unwrap();
+    let start = || {
+        let mut command = home.command(&["run", "-w", "1", "--set", "output.to=files", "sh", "--", "-c", "sleep 1000"]);
+        command.current_dir(home.at("app")).env("TROOP_RUNTIME_DIR", home.at("app/run"));
+        for name in ["TROOP_LOG_DIR", "XDG_STATE_HOME", "HOME"] {
+            command.env_remove(name);
+        }
+        command.uid(user).gid(user);
+        Home::ended(command)
+    };
+    let at = Path::new(&planted.0);
+    fs::create_dir_all(at.join("logs")).unwrap();
+    for path in [at.to_owned(), at.join("logs")] {
+        chown(&path, Some(STRANGER), Some(STRANGER)).unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    }
+    let ended = start();
+    assert!(ended.code == Some(2) && ended.err.contains(&format!("belongs to user {STRANGER}")), "{ended:?}");
+    assert_eq!(fs::read_dir(at.join("logs")).unwrap().count(), 0);
+    fs::remove_dir_all(at).unwrap();
+    symlink(home.at("app"), at).unwrap();
+    let ended = start();
+    assert!(ended.code == Some(2) && ended.err.contains("symbolic link"), "{ended:?}");
+    assert!(!home.at("app/logs").exists());
+}
+
+#[test]
+fn the_control_directory_is_not_reached_by_a_link_that_a_stranger_has_put_there() {
+    if !is_root("the_control_directory_is_not_reached_by_a_link_that_a_stranger_has_put_there") {
+        return;
+    }
+    let home = Home::with(&[("secret.sock", "precious")]);
+    home.mode(".", 0o700);
+    symlink("..", home.at("app/run")).unwrap();
+    let mut command = home.command(&["run", "-n", "secret", "-w", "1", "--set", "restart.when=never", "true"]);
+    command.env("TROOP_RUNTIME_DIR", home.at("app/run"));
+    let ended = Home::ended(command);
+    assert!(ended.err.contains("without a control socket") && ended.err.contains("symbolic link"), "{ended:?}");
+    assert_eq!(home.text("secret.sock"), "precious");
+}
+
+#[test]
+fn files_that_verbs_write_do_not_go_through_links() {
+    if !is_root("files_that_verbs_write_do_not_go_through_links") {
+        return;
+    }
+    let home = Home::with(&[("troop.toml", &app(PRINT)), ("secret", "precious")]);
+    target(&home);
+    for (link, to) in [("troop-web.service", "../secret"), ("troop.1", "../secret"), ("new.toml", "../target/made")] {
+        symlink(to, home.at("app").join(link)).unwrap();
+    }
+    home.fine(&["startup", "--directory", "app"]);
+    assert!(home.text("app/troop-web.service").contains("[Unit]"));
+    home.fine(&["man", "app"]);
+    assert!(home.text("app/troop.1").contains(".TH"));
+    let ended = home.troop(&["init", "server.js", "-o", "app/new.toml"]);
+    assert!(ended.code == Some(2) && ended.err.contains("is there already"), "{ended:?}");
+    home.fine(&["init", "server.js", "-o", "app/new.toml", "--force"]);
+    assert!(home.text("app/new.toml").contains("[app.server]"));
+    symlink("../target", home.at("app/units")).unwrap();
+    let ended = home.troop(&["startup", "--directory", "app/units"]);
+    assert!(ended.code == Some(2) && ended.err.contains("symbolic link"), "{ended:?}");
+    assert_eq!((home.names("target"), home.text("secret").as_str()), (vec![], "precious"));
+}
+
+#[test]
+fn looking_at_logs_waits_for_no_pipe_in_their_place() {
+    if !is_root("looking_at_logs_waits_for_no_pipe_in_their_place") {
+        return;
+    }
+    let home = Home::with(&[]);
+    fs::create_dir(home.at("logs")).unwrap();
+    home.give("logs");
+    mkfifoat(CWD, home.at("logs/web.log"), 0o666.into()).unwrap();
+    let ended = home.troop(&["logs", "web"]);
+    assert!(ended.code == Some(1) && ended.err.contains("a pipe") && ended.took < Duration::from_secs(10), "{ended:?}");
+    // Nor are names of files believed that somebody else has noted.
+    fs::write(home.at("logs/other.files"), "[\"/etc/passwd\"]").unwrap();
+    home.give("logs/other.files");
+    let ended = home.troop(&["logs", "other"]);
+    assert!(ended.code == Some(3) && !ended.out.contains("root:"), "{ended:?}");
+}

@@ -2,6 +2,7 @@
 //! for the primary's memory and descriptors. Those that need a root primary and a worker of another user are skipped by name elsewhere.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+mod home;
 #[path = "../scene/mod.rs"]
 mod scene;
 mod support;
