@@ -9,20 +9,23 @@ command -v node npm >/dev/null || { echo "test.sh needs node and npm on the PATH
 cargo nextest --version >/dev/null 2>&1 || cargo install cargo-nextest --locked --version 0.9.143
 [ -d examples/node/node_modules/ws ] || (cd examples/node && npm ci --no-audit --no-fund)
 cargo nextest run --workspace --all-features "$@"
-# The npm package, inside real Node processes.
+# What concerns Node, on every version that is maintained; the npm package inside real Node processes.
 if [ $# -eq 0 ]; then
   [ -d npm/test/packages/node_modules/ws ] || (cd npm/test/packages && npm ci --no-audit --no-fund)
   node npm/build.js --debug
-  nodes=npm/test/nodes/node_modules
-  if [ ! -d $nodes/node26 ]; then
+  nodes=$PWD/npm/test/nodes/node_modules
+  if [ ! -d "$nodes/node26" ]; then
     kind=node-linux-$(node -p process.arch)
     mkdir -p npm/test/nodes
     (cd npm/test/nodes && npm install --prefix . --no-save --no-package-lock --no-audit --no-fund \
       "node22@npm:$kind@22" "node24@npm:$kind@24" "node26@npm:$kind@26")
   fi
-  for node in node $nodes/node{22,24,26}/bin/node; do
-    echo "== the npm package on $node"
-    $node --test npm/test/*.test.js
+  for node in "$(dirname "$(command -v node)")" "$nodes"/node{22,24,26}/bin; do
+    echo "== on $("$node/node" --version)"
+    "$node/node" --test npm/test/*.test.js
+    [ "$node" = "$(dirname "$(command -v node)")" ] ||
+      PATH=$node:$PATH cargo nextest run -p troop-testkit -p troop-cli --all-features \
+        -E 'binary(/^node_/) | test(node) | test(reload) | binary(pm2)'
   done
 fi
 # Documentation examples are tests too, which nextest does not run.

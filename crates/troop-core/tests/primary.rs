@@ -195,6 +195,36 @@ impl World {
     }
 }
 
+/// Node 26 resets connections whose request it has not read when it disconnects.
+#[test]
+fn a_node_worker_is_told_to_disconnect_when_it_has_had_time_to_read_its_last_connection() {
+    let told = |world: &World| world.sent.iter().any(|(_, line)| line.contains(r#""act":"disconnect""#));
+    let mut world = World::new(Config::default());
+    let worker = node_worker(&mut world, &[1]);
+    world.accept(1);
+    let (seq, _) = world.holds(worker, 0).unwrap();
+    world.happen(Input::Disconnect { worker: 0, keep: true }).unwrap();
+    world.happen(Input::Pass { ms: 5_000 }).unwrap();
+    assert!(!told(&world), "a connection is still in flight");
+    world.takes(worker, seq);
+    world.happen(Input::Pass { ms: 90 }).unwrap();
+    assert!(!told(&world), "its request may not have been read");
+    for _ in 0..2 {
+        world.happen(Input::Pass { ms: 100 }).unwrap();
+    }
+    assert!(told(&world));
+
+    let mut idle = World::new(Config::default());
+    let worker = node_worker(&mut idle, &[1]);
+    idle.accept(1);
+    let (seq, _) = idle.holds(worker, 0).unwrap();
+    idle.takes(worker, seq);
+    idle.happen(Input::Pass { ms: 200 }).unwrap();
+    idle.happen(Input::Disconnect { worker: 0, keep: true }).unwrap();
+    idle.happen(Input::Pass { ms: 1 }).unwrap();
+    assert!(told(&idle), "one that has read everything is told at once");
+}
+
 #[test]
 fn an_answer_without_an_acknowledgement_settles_the_descriptor_too() {
     let mut world = World::new(Config::default());

@@ -260,6 +260,7 @@ impl Primary {
 
     /// A worker has a connection for good. What that makes room for is not settled yet.
     fn took(&mut self, worker: WorkerId, seq: u64) -> Result<(), Violation> {
+        let now = self.last_time;
         let state = self.workers.get_mut(&worker).ok_or(Violation::UnaskedAck)?;
         let InFlight { conn, listener, .. } = state.take(seq).ok_or(Violation::UnaskedAck)?;
         if let Some(at) = state.handle_waits.iter().position(|w| matches!(w, HandleWait::Conn { seq: s } if *s == seq)) {
@@ -267,6 +268,7 @@ impl Primary {
             state.handle_waits.remove(at);
         }
         state.taken += 1;
+        state.last_taken = now;
         if state.reports || state.descriptors.is_some() {
             // Until it is known better. What is never known is not added up.
             state.open = state.open.saturating_add(1);

@@ -280,6 +280,8 @@ impl Primary {
     /// The program asks a worker to finish: it gets no more connections, is told, and leaves the table at once, as in Node.
     /// With `keep`, listeners that only it used stay open, for a successor; in Node they close. `close_over` is how long it should take to
     /// close connections that stay open, if it can tell when; else it may close them at once.
+    /// A Node worker is told only when it has had time to read the connections that it has just taken, because Node closes those whose
+    /// request has not arrived.
     /// Returns false if there is no such worker or its channel is closed.
     pub fn disconnect(&mut self, worker: WorkerId, keep: bool, close_over: Option<Duration>) -> bool {
         let Some(state) = self.workers.get_mut(&worker) else { return false };
@@ -293,12 +295,45 @@ impl Primary {
         state.closes_slowly |= !told && state.batched && close_over.is_some();
         if !told {
             // First nothing new comes to it, then it is told.
+            let accepts_itself = |seat: &seat::Seat| self.listeners.get(&seat.listener).is_some_and(|l| l.group.is_some());
+            if state.seats.iter().any(accepts_itself) {
+                // Its last connection may be from just now.
+                state.last_taken = self.last_time;
+            }
             self.leave_listeners(worker, keep);
-            let seq = self.next_seq();
-            let close_over = close_over.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-            self.send(worker, |line| outgoing::disconnect(line, seq, close_over));
+            self.send_disconnect(worker, close_over);
         }
         true
+    }
+
+    /// Sends `disconnect`, or has [`Primary::tick`] send it later.
+    fn send_disconnect(&mut self, worker: WorkerId, close_over: Option<Duration>) {
+        let Some(state) = self.workers.get_mut(&worker) else { return };
+        if !state.batched && state.all_read_at().is_none_or(|at| at > self.last_time) {
+            state.disconnect_due = Some(close_over);
+            self.wake_at(self.last_time);
+            return;
+        }
+        let seq = self.next_seq();
+        let close_over = close_over.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        self.send(worker, |line| outgoing::disconnect(line, seq, close_over));
+    }
+
+    /// Sends every `disconnect` that was put off and is due; returns when the next one is.
+    fn send_due_disconnects(&mut self, now: Time) -> Option<Time> {
+        let mut due = Vec::new();
+        let mut next: Option<Time> = None;
+        for (id, state) in self.workers.iter_mut().filter(|(_, state)| state.disconnect_due.is_some()) {
+            match state.all_read_at() {
+                _ if !state.connected || state.cut_off => state.disconnect_due = None,
+                Some(at) if at <= now => due.extend(state.disconnect_due.take().map(|close_over| (*id, close_over))),
+                at => next = Some(at.unwrap_or(now + worker::READ_TIME).min(next.unwrap_or(Time(u64::MAX)))),
+            }
+        }
+        for (worker, close_over) in due {
+            self.send_disconnect(worker, close_over);
+        }
+        next
     }
 
     /// Tells those who close their connections little by little that it is not worth it any more, because nobody is left to go to.
@@ -494,6 +529,9 @@ impl Primary {
         // Pauses are over, or somebody has not answered for too long.
         for worker in unsettled {
             self.settle(now, worker);
+        }
+        if let Some(at) = self.send_due_disconnects(now) {
+            self.wake_at(at);
         }
         if let Some(at) = self.look_around(now) {
             self.wake_at(at);

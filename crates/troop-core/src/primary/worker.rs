@@ -15,6 +15,10 @@ use crate::policy::Connection;
 /// How long a worker that could not receive a descriptor (its limit is reached) gets no connections.
 pub(super) const STARVED_PAUSE: Duration = Duration::from_millis(500);
 
+/// How long a Node worker has had its last connection before it is told to disconnect. From Node 26 on (nodejs/node#63470) it closes
+/// connections whose request it has not read yet, which a client sees as a reset.
+pub(super) const READ_TIME: Duration = Duration::from_millis(100);
+
 /// Node's five states of `worker.state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -127,6 +131,10 @@ pub(super) struct Worker {
     pub(super) told_to_leave: bool,
     /// It was told to take its time with connections that stay open.
     pub(super) closes_slowly: bool,
+    /// It has left its listeners and is told so once its connections have been read: the time to close open ones.
+    pub(super) disconnect_due: Option<Option<Duration>>,
+    /// When it last took a connection.
+    pub(super) last_taken: Time,
     /// It is to get nothing yet.
     pub(super) held: bool,
     pub(super) cut_off: bool,
@@ -170,6 +178,8 @@ impl Worker {
             voluntary: None,
             told_to_leave: false,
             closes_slowly: false,
+            disconnect_due: None,
+            last_taken: Time(0),
             held: false,
             cut_off: false,
             batched: false,
@@ -201,6 +211,11 @@ impl Worker {
     /// Whether it can be given anything at all.
     pub(super) fn is_there(&self) -> bool {
         self.connected && !self.told_to_leave && !self.cut_off
+    }
+
+    /// When its program has surely begun to read all connections that it has; `None` while some are in flight.
+    pub(super) fn all_read_at(&self) -> Option<Time> {
+        self.in_flight.is_empty().then(|| self.last_taken + READ_TIME)
     }
 
     pub(super) fn seat(&self, listener: ListenerId) -> Option<&Seat> {

