@@ -177,6 +177,10 @@ pub enum Violation {
     Silent(u64),
     /// More listeners than one worker may ask for.
     TooManyListeners(usize),
+    /// More listeners than its share of the primary's descriptors; how many that is.
+    OverShare(usize),
+    /// It left more descriptors unacknowledged than this.
+    Unacknowledged(usize),
     /// A listener that workers may not have; where.
     Forbidden(String),
 }
@@ -194,6 +198,7 @@ impl Violation {
                 | Violation::Hung(_)
                 | Violation::Silent(_)
                 | Violation::TooManyListeners(_)
+                | Violation::Unacknowledged(_)
         )
     }
 }
@@ -212,6 +217,11 @@ impl fmt::Display for Violation {
             Violation::Hung(ms) => write!(f, "no answer to a connection for {ms} ms"),
             Violation::Silent(ms) => write!(f, "no sign of life for {ms} ms"),
             Violation::TooManyListeners(limit) => write!(f, "more than {limit} listeners"),
+            Violation::OverShare(share) => write!(
+                f,
+                "a request for more than {share} listeners, its share of the primary's descriptors (raise the limit on open files: ulimit -n, LimitNOFILE= of a unit)"
+            ),
+            Violation::Unacknowledged(limit) => write!(f, "no acknowledgement of more than {limit} descriptors"),
             Violation::Forbidden(at) => write!(f, "a request for a listener that it may not have: {at}"),
         }
     }

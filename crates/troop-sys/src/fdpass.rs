@@ -12,6 +12,9 @@ use rustix::net::{
 /// The most descriptors per message that the kernel takes (`SCM_MAX_FD`).
 pub const MAX_HANDLES: usize = 253;
 
+/// The most descriptors that [`recv_few`] takes from one message.
+pub const FEW_HANDLES: usize = 16;
+
 /// Sends bytes and, with the first of them, descriptors. Never blocks, never raises `SIGPIPE`. Returns how many bytes went; the
 /// descriptors went if that is not an error.
 ///
@@ -48,7 +51,25 @@ pub struct Received {
 /// `WouldBlock` if there is nothing; `ConnectionReset` if the peer closed with unread data (treat it as the end of the stream).
 pub fn recv(socket: BorrowedFd<'_>, bytes: &mut [u8], handles: &mut Vec<OwnedFd>) -> io::Result<Received> {
     let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(MAX_HANDLES))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
+    receive(socket, bytes, handles, &mut space)
+}
+
+/// As [`recv`], from a stranger: at most [`FEW_HANDLES`] descriptors become this process's, the kernel closes the rest.
+///
+/// # Errors
+/// As [`recv`].
+pub fn recv_few(socket: BorrowedFd<'_>, bytes: &mut [u8], handles: &mut Vec<OwnedFd>) -> io::Result<Received> {
+    let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(FEW_HANDLES))];
+    receive(socket, bytes, handles, &mut space)
+}
+
+fn receive(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    handles: &mut Vec<OwnedFd>,
+    space: &mut [MaybeUninit<u8>],
+) -> io::Result<Received> {
+    let mut control = RecvAncillaryBuffer::new(space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
     let message = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, flags)?;
     for part in control.drain() {

@@ -1,5 +1,6 @@
 //! Processes by pidfd: signals that cannot hit a stranger, and exits.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -97,17 +98,30 @@ pub fn group_of(pid: u32) -> Option<u32> {
     u32::try_from(group.as_raw_pid()).ok()
 }
 
-/// The processes of a group that can be seen and have not ended. Looks at all processes.
+/// The most processes that are held at a time: each takes a descriptor, and strangers may start as many as they like.
+pub const MAX_HELD: usize = 16;
+
+/// The processes of a group that can be seen and have not ended, [`MAX_HELD`] at most. Looks at all processes.
 #[must_use]
 pub fn group_members(group: u32) -> Vec<OwnedFd> {
-    all().filter(|seen| seen.group == group).filter_map(|seen| seen.hold()).collect()
+    all().filter(|seen| seen.group == group).filter_map(|seen| seen.hold()).take(MAX_HELD).collect()
 }
 
-/// The processes that a list of the kernel's names, if it still does when they are held.
+/// The processes that a list of the kernel's names, if it still does when they are held; [`MAX_HELD`] at most.
 pub fn open_all(list: impl Fn() -> Vec<u32>) -> Vec<OwnedFd> {
-    let held: Vec<_> = list().into_iter().filter_map(|pid| Some((pid, pidfd(pid).ok()?))).collect();
+    let held: Vec<_> = list().into_iter().filter_map(|pid| Some((pid, pidfd(pid).ok()?))).take(MAX_HELD).collect();
     let still = if held.is_empty() { Vec::new() } else { list() };
     held.into_iter().filter(|(pid, _)| still.contains(pid)).map(|(_, fd)| fd).collect()
+}
+
+/// Sends a signal to all processes that a list of the kernel's names, if it still does when they are held.
+pub fn signal_all(list: impl Fn() -> Vec<u32>, number: i32) {
+    use std::os::fd::AsFd;
+    for some in list().chunks(MAX_HELD) {
+        for held in open_all(|| list().into_iter().filter(|pid| some.contains(pid)).collect()) {
+            let _ = signal(held.as_fd(), number);
+        }
+    }
 }
 
 /// The process that has started another one, or has taken it over.
@@ -123,20 +137,24 @@ pub fn descends(pid: u32, ancestor: u32) -> bool {
     line.take(MOST_ANCESTORS).take_while(|above| *above > 1).any(|above| above == ancestor)
 }
 
-/// The processes that descend from a process, without itself. Looks at all processes. Those whose parents have ended are not found.
-#[must_use]
-pub fn descendants(pid: u32) -> Vec<OwnedFd> {
-    let all: Vec<_> = all().collect();
-    let (mut family, mut at) = (vec![pid], 0);
-    let mut found = Vec::new();
-    while let Some(parent) = family.get(at).copied() {
-        for child in all.iter().filter(|seen| seen.parent == parent && !family.contains(&seen.pid)).collect::<Vec<_>>() {
-            family.push(child.pid);
-            found.extend(child.hold());
-        }
-        at += 1;
+/// Sends a signal to the processes that descend from a process, but not to itself, one after another. Looks at all processes. Those whose
+/// parents have ended are not found.
+pub fn signal_descendants(pid: u32, number: i32) {
+    use std::os::fd::AsFd;
+    let mut children: HashMap<u32, Vec<Seen>> = HashMap::new();
+    for seen in all() {
+        children.entry(seen.parent).or_default().push(seen);
     }
-    found
+    let mut parents = vec![pid];
+    while let Some(parent) = parents.pop() {
+        // Each is removed, so that this comes to an end whatever the numbers are.
+        for child in children.remove(&parent).unwrap_or_default() {
+            if let Some(held) = child.hold() {
+                let _ = signal(held.as_fd(), number);
+            }
+            parents.push(child.pid);
+        }
+    }
 }
 
 /// How far up it is looked.
@@ -266,6 +284,23 @@ pub fn raise_descriptor_limit() -> Option<u64> {
         let _ = setrlimit(Resource::Nofile, Rlimit { current: before.maximum, maximum: before.maximum });
     }
     before.current
+}
+
+/// The soft limit on descriptors of this process.
+#[must_use]
+pub fn descriptor_limit() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(i32::MAX as usize)
+}
+
+/// The lowest number that no descriptor of this process has, which the next one gets. `any` is one that is open.
+///
+/// # Errors
+/// `EMFILE` if there is none.
+pub fn lowest_free_descriptor(any: BorrowedFd<'_>) -> io::Result<i32> {
+    use std::os::fd::AsRawFd;
+    let copy: OwnedFd = rustix::io::fcntl_dupfd_cloexec(any, 0)?;
+    Ok(copy.as_raw_fd())
 }
 
 #[cfg(test)]

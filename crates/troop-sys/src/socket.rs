@@ -56,6 +56,12 @@ pub fn is_all_read(fd: impl AsFd) -> bool {
     unsafe { rustix::ioctl::ioctl(fd, getter) }.is_ok_and(|unread| unread == 0)
 }
 
+/// Bytes that can be read from a socket now.
+#[must_use]
+pub fn unread(fd: impl AsFd) -> usize {
+    rustix::io::ioctl_fionread(fd).ok().and_then(|n| usize::try_from(n).ok()).unwrap_or(0)
+}
+
 /// Ends a connection in both directions, also where others have copies of the socket (`shutdown(2)`).
 pub fn shut_down(fd: impl AsFd) {
     // It fails only if that has happened already.

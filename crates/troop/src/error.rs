@@ -87,6 +87,19 @@ pub enum Error {
     /// Workers kept dying, so no more were started.
     #[error("keep the workers running: {0}")]
     GaveUp(String),
+    /// This process, or the system, is short of descriptors or memory. Said once per ten seconds, with how often it happened since.
+    #[error("{doing}: {advice} ({times} times since this was last said)")]
+    Short {
+        /// What was being done.
+        doing: &'static str,
+        /// What becomes of it, and what to do.
+        advice: String,
+        /// How often, this time included.
+        times: u64,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
     /// A setting makes no sense.
     #[error("use the settings: {0}")]
     Settings(String),
@@ -114,6 +127,17 @@ impl From<io::Error> for Error {
 impl Error {
     pub(crate) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
         move |source| Error::Io { doing, source }
+    }
+
+    /// Bytes of its texts, roughly.
+    pub(crate) fn weight(&self) -> usize {
+        match self {
+            Error::Spawn { program, step, .. } => program.len() + step.len(),
+            Error::Listen { address, .. } => address.len(),
+            Error::Address { address: text, reason } | Error::Channel { value: text, reason } => text.len() + reason.len(),
+            Error::Refused(text) | Error::GaveUp(text) | Error::Settings(text) | Error::Short { advice: text, .. } => text.len(),
+            _ => 0,
+        }
     }
 
     /// The error and all its causes in one line.

@@ -108,11 +108,32 @@ fn fmt_progress(progress: &Progress, f: &mut fmt::Formatter<'_>) -> fmt::Result 
     }
 }
 
+/// What the handle of a worker, which an event keeps alive, takes beyond the event itself.
+const WORKER_BYTES: usize = 1024;
+
 impl Weigh for Event {
+    /// Must not change while the event waits.
     fn weight(&self) -> usize {
+        let address = |at: &Address| at.address.as_ref().map_or(0, String::len);
         match self {
             Event::Message(_, m) => m.weight(),
             Event::Request(_, r) => r.weight(),
+            Event::Fork(_) => WORKER_BYTES,
+            // With what it wrote last to standard error.
+            Event::Exit(..) => crate::primary::MAX_TAIL,
+            Event::Listening(_, at) => address(at),
+            Event::NotSteered(at, why) => address(at) + why.len(),
+            Event::Unhealthy(_, why) => why.len(),
+            Event::Misbehaved(_, Violation::Malformed(what) | Violation::Forbidden(what), _) => what.len(),
+            Event::Error(_, e) => e.weight(),
+            Event::Supervision(
+                Progress::Restarting { cause: Cause::NotStarted(reason), .. }
+                | Progress::GivingUp { cause: Cause::NotStarted(reason), .. }
+                | Progress::Recycling { reason, .. }
+                | Progress::RecycleFailed { reason, .. }
+                | Progress::ReloadFailed { reason }
+                | Progress::RollBackFailed { reason },
+            ) => reason.len(),
             _ => 0,
         }
     }
@@ -123,7 +144,7 @@ impl Weigh for Event {
 }
 
 /// The events of a cluster, from the moment this was made. For a slow reader up to 16 MiB are kept (each event counts 128 bytes and its
-/// message, a socket 16 KiB), then the oldest are dropped and the reader is told how many by [`Event::Missed`].
+/// message or text, a socket 16 KiB), then the oldest are dropped and the reader is told how many by [`Event::Missed`].
 #[derive(Debug)]
 pub struct Events {
     reader: Reader<Event>,

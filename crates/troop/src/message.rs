@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
@@ -16,11 +17,43 @@ use crate::error::Result;
 #[derive(Clone)]
 pub struct Message {
     body: Box<str>,
-    handle: Option<Arc<Mutex<Option<Handle>>>>,
+    handle: Option<Arc<Mutex<Option<Held>>>>,
+}
+
+/// A socket that the program has not taken yet, counted among its sender's.
+pub(crate) struct Held {
+    handle: Handle,
+    counted: Option<Counted>,
+}
+
+/// Counts as long as it is there.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Held {
+    pub(crate) fn new(handle: Handle, count: &Arc<AtomicUsize>) -> Held {
+        count.fetch_add(1, Ordering::Relaxed);
+        Held { handle, counted: Some(Counted(count.clone())) }
+    }
+
+    /// One whose sender is trusted.
+    pub(crate) fn uncounted(handle: Handle) -> Held {
+        Held { handle, counted: None }
+    }
+
+    fn take(self) -> Handle {
+        drop(self.counted);
+        self.handle
+    }
 }
 
 impl Message {
-    pub(crate) fn new(body: &str, handle: Option<Handle>) -> Message {
+    pub(crate) fn new(body: &str, handle: Option<Held>) -> Message {
         Message { body: body.into(), handle: handle.map(|h| Arc::new(Mutex::new(Some(h)))) }
     }
 
@@ -48,7 +81,7 @@ impl Message {
     /// nobody takes is closed with the last copy of the message.
     #[must_use]
     pub fn take_handle(&self) -> Option<Handle> {
-        self.handle.as_ref().and_then(|h| h.lock().unwrap_or_else(PoisonError::into_inner).take())
+        self.handle.as_ref().and_then(|h| h.lock().unwrap_or_else(PoisonError::into_inner).take()).map(Held::take)
     }
 
     pub(crate) fn weight(&self) -> usize {
@@ -216,7 +249,7 @@ impl fmt::Debug for Request {
     }
 }
 
-fn reply_line(id: u64, answer: std::result::Result<&str, &str>) -> String {
+pub(crate) fn reply_line(id: u64, answer: std::result::Result<&str, &str>) -> String {
     match answer {
         Ok(body) => format!("{{\"troop\":\"reply\",\"id\":{id},\"body\":{body}}}"),
         Err(reason) => {

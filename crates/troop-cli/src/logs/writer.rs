@@ -13,6 +13,8 @@ use crate::config::Form;
 
 /// The most bytes that wait to be written; more lines are lost, and counted.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
+/// What a line that is handed over by itself takes beyond its own bytes. Lines may be empty, and as many as a worker likes.
+const SINGLE_BYTES: usize = 64;
 /// How long the last lines may take to be written.
 const LAST_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -236,7 +238,7 @@ impl Lines<'_> {
     fn add(&mut self, origin: Origin, line: &[u8]) {
         let waiting = &mut *self.waiting;
         if self.queue.single {
-            waiting.single_bytes += line.len();
+            waiting.single_bytes += line.len() + SINGLE_BYTES;
             waiting.single.push((origin, line.to_vec()));
             return;
         }
@@ -277,6 +279,27 @@ mod tests {
         }
         queue.finish();
         assert_eq!(queue.lost(), 100);
+    }
+
+    #[test]
+    fn empty_lines_for_a_journal_that_does_not_keep_up_are_bounded_too() {
+        let queue = Queue {
+            waiting: Mutex::default(),
+            more: Condvar::new(),
+            done: Condvar::new(),
+            form: Form::Plain,
+            apart: false,
+            single: true,
+            lost: AtomicU64::new(0),
+            reopen: AtomicBool::new(false),
+            paths: Vec::new(),
+        };
+        {
+            let mut lines = queue.lines();
+            (0..200_000).for_each(|_| lines.push(Origin::Out(0), b""));
+        }
+        let waiting = queue.lock().single.len();
+        assert!(waiting <= MOST_BYTES / SINGLE_BYTES + 1 && queue.lost() as usize == 200_000 - waiting, "{waiting} lines wait");
     }
 
     #[test]

@@ -35,7 +35,7 @@ impl Primary {
     /// Whether the shell should accept one more connection: a worker is ready for it, or it may wait here.
     #[must_use]
     pub fn wants_connection(&self, listener: ListenerId) -> bool {
-        self.listeners.get(&listener).is_some_and(|l| l.queue.len() + l.reserved < l.limit(&self.config))
+        self.listeners.get(&listener).is_some_and(|l| l.queue.len() + l.reserved < l.limit(&self.config, self.tight))
     }
 
     /// A connection was accepted. It is handed to a worker, or waits.
@@ -85,7 +85,7 @@ impl Primary {
             let Some(state) = self.workers.get_mut(&worker) else { return };
             let Some(seat) = state.seat(id) else { return };
             let Some(shown) = seat.shown else { return };
-            let view = state.view(now, &self.config, worker, seat, listener.by_counts);
+            let view = state.view(now, (&self.config, self.tight), worker, seat, listener.by_counts);
             let is_ready = view.is_some_and(|view| view.ready);
             if shown.ready && !is_ready {
                 corrections += 1;
@@ -117,7 +117,8 @@ impl Primary {
     fn deliver_reserved(&mut self, now: Time, worker: WorkerId, id: ListenerId) {
         loop {
             let (Some(state), Some(listener)) = (self.workers.get_mut(&worker), self.listeners.get_mut(&id)) else { return };
-            let view = state.seat(id).and_then(|seat| state.view(now, &self.config, worker, seat, listener.by_counts));
+            let view =
+                state.seat(id).and_then(|seat| state.view(now, (&self.config, self.tight), worker, seat, listener.by_counts));
             let is_ready = view.is_some_and(|view| view.ready);
             let waiting = if is_ready { state.seat_mut(id).and_then(|seat| seat.reserved.pop_front()) } else { None };
             let Some(waiting) = waiting else { return };
@@ -149,11 +150,11 @@ impl Primary {
     }
 
     fn refresh_seat(&mut self, now: Time, worker: WorkerId, at: usize) {
-        let Primary { config, workers, listeners, .. } = self;
+        let Primary { config, tight, workers, listeners, .. } = self;
         let Some(state) = workers.get_mut(&worker) else { return };
         let Some(seat) = state.seats.get(at) else { return };
         let Some(listener) = listeners.get_mut(&seat.listener) else { return };
-        let view = state.view(now, config, worker, seat, listener.by_counts);
+        let view = state.view(now, (config, *tight), worker, seat, listener.by_counts);
         let Listener { policy: Some(policy), needs_counts, queue, reserved, .. } = listener else { return };
         let seat = &mut state.seats[at];
         match (seat.shown, view) {

@@ -20,13 +20,26 @@ const MOST_SHOWN: usize = 200;
 
 const EACCES: i32 = 13;
 const EINVAL: i32 = 22;
+const EMFILE: i32 = 24;
+const ENAMETOOLONG: i32 = 36;
+const EMSGSIZE: i32 = 90;
 const EADDRINUSE: i32 = 98;
 
-/// The most bytes of opaque `data` (TLS ticket keys) that a listener keeps.
-const MAX_DATA: usize = 64 * 1024;
+/// The most bytes of opaque `data` (TLS ticket keys, which have about 120) that a listener keeps.
+const MAX_DATA: usize = 4 * 1024;
+/// The longest path that the kernel takes (`PATH_MAX`), and the longest name of a host.
+const MAX_PATH: usize = 4096;
+const MAX_HOST: usize = 255;
+/// The most descriptors that a worker may leave unacknowledged.
+const MAX_UNACKNOWLEDGED: usize = 2048;
 
 /// The most listeners that are kept open for a successor although no worker uses them.
 const MAX_UNUSED: usize = 64;
+
+/// Whether no listener can be at this address, because of its length alone.
+pub(super) fn is_too_long(address: &str, kind: AddressType) -> bool {
+    address.len() > if kind == AddressType::Unix { MAX_PATH } else { MAX_HOST }
+}
 
 /// What Node calls the key: everything that makes two requests ask for the same socket.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -133,6 +146,8 @@ pub(super) struct Listener {
     pub(super) queue: VecDeque<Waiting>,
     /// Connections that wait for a certain worker.
     pub(super) reserved: usize,
+    /// The worker whose share of the descriptors it counts against: who had it opened, or, after that one, another who uses it.
+    pub(super) charged_to: WorkerId,
 }
 
 /// Where a worker and its successors take part in a listener.
@@ -154,8 +169,20 @@ impl Listener {
         self.waiters.is_empty() && self.growing.is_empty() && self.places.iter().all(|place| place.holders.is_empty())
     }
 
-    pub(super) fn limit(&self, config: &Config) -> usize {
-        config.pending_limit * if self.scheduling.sticky().is_some() { STICKY_FACTOR } else { 1 }
+    pub(super) fn limit(&self, config: &Config, tight: bool) -> usize {
+        let pending = if tight { 1 } else { config.pending_limit };
+        pending * if self.scheduling.sticky().is_some() { STICKY_FACTOR } else { 1 }
+    }
+
+    /// Its part of a worker's share: its socket, or its founder and the first shard.
+    fn charge(&self) -> usize {
+        1 + usize::from(self.group.is_some())
+    }
+
+    /// Somebody who uses it.
+    fn user(&self) -> Option<WorkerId> {
+        let held = self.places.iter().flat_map(|place| place.holders.iter().copied());
+        held.chain(self.waiters.iter().map(|(w, _)| *w)).chain(self.growing.iter().map(|(w, _)| *w)).next()
     }
 
     pub(super) fn schedule(&mut self, scheduling: Scheduling, seed: u64) {
@@ -220,6 +247,19 @@ impl Primary {
         if state.seats.len() >= limit {
             return Err(Violation::TooManyListeners(limit));
         }
+        if state.handle_waits.len() >= MAX_UNACKNOWLEDGED {
+            return Err(Violation::Unacknowledged(MAX_UNACKNOWLEDGED));
+        }
+        // Nothing of it is kept, and nothing repeated in the answer.
+        let kind = message.address_type.unwrap_or(AddressType::Fd);
+        if message.address.as_deref().is_some_and(|address| is_too_long(address, kind)) {
+            self.reply_error(worker, "", ack, ENAMETOOLONG, None);
+            return Ok(());
+        }
+        if message.data.is_some_and(|data| data.get().len() > MAX_DATA) {
+            self.reply_error(worker, "", ack, EMSGSIZE, None);
+            return Ok(());
+        }
         let mut listen_key = ListenKey {
             address: message.address.as_deref().map(str::to_owned),
             port: message.port,
@@ -261,9 +301,14 @@ impl Primary {
             self.join(worker, listener, ack);
             return Ok(());
         }
-        self.last_listener += 1;
-        let id = ListenerId(self.last_listener);
-        let data = message.data.filter(|data| data.get().len() <= MAX_DATA).map(ToOwned::to_owned);
+        let share = self.budget.listener_share(self.workers.len()).min(limit);
+        let charged: usize = self.listeners.values().filter(|l| l.charged_to == worker).map(Listener::charge).sum();
+        if charged >= share {
+            self.reply_error(worker, &listen_key.text(), ack, EMFILE, message.data);
+            return Err(Violation::OverShare(share));
+        }
+        let id = self.next_listener();
+        let data = message.data.map(ToOwned::to_owned);
         let mut listener = Listener {
             key: listen_key.text(),
             listen_key: listen_key.clone(),
@@ -283,6 +328,7 @@ impl Primary {
             data,
             queue: VecDeque::new(),
             reserved: 0,
+            charged_to: worker,
         };
         listener.schedule(scheduling, self.config.seed ^ u64::from(id.0));
         if matches!(listener.chosen, Scheduling::Steered(_)) && listener.group.is_none() {
@@ -296,6 +342,17 @@ impl Primary {
         }
         self.actions.push_back(Action::Bind { listener: id, spec });
         Ok(())
+    }
+
+    /// An id that no listener has. Somebody who asks for ever could bring the numbers to their end.
+    fn next_listener(&mut self) -> ListenerId {
+        loop {
+            self.last_listener = self.last_listener.wrapping_add(1);
+            let id = ListenerId(self.last_listener);
+            if !self.listeners.contains_key(&id) {
+                return id;
+            }
+        }
     }
 
     fn uses(&self, worker: WorkerId, key: &ListenKey) -> bool {
@@ -396,8 +453,14 @@ impl Primary {
                 listener.queue.push_front(waiting);
             }
         }
+        if listener.charged_to == worker
+            && let Some(user) = listener.user()
+        {
+            listener.charged_to = user;
+        }
         let unused = listener.is_unused();
-        if unused && (!keep || self.listeners.values().filter(|l| l.is_unused()).count() > MAX_UNUSED) {
+        let most = (self.budget.listeners() / 4).min(MAX_UNUSED);
+        if unused && (!keep || self.listeners.values().filter(|l| l.is_unused()).count() > most) {
             self.close_listener(id);
         } else {
             let now = self.last_time;

@@ -4,6 +4,7 @@
 //! Behaviour follows Node's `cluster` (v20 to v25) except where Node loses connections or dies of a worker's input.
 
 mod action;
+mod budget;
 mod handover;
 mod listener;
 mod pulse;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use action::Action;
+pub use budget::Budget;
 pub use handover::Needs;
 pub use listener::{Bind, BindSpec};
 pub use reports::REPORT_EVERY;
@@ -107,6 +109,9 @@ pub const USUAL_WEIGHT: u32 = 100;
 #[derive(Debug)]
 pub struct Primary {
     config: Config,
+    budget: Budget,
+    /// Descriptors are scarce: connections wait in the kernel unless a worker takes them at once.
+    tight: bool,
     workers: Roster<Worker>,
     listeners: BTreeMap<ListenerId, Listener>,
     keys: HashMap<ListenKey, ListenerId>,
@@ -129,6 +134,8 @@ impl Primary {
     pub fn new(config: Config) -> Primary {
         Primary {
             config,
+            budget: Budget::default(),
+            tight: false,
             workers: Roster::default(),
             listeners: BTreeMap::new(),
             keys: HashMap::new(),
@@ -151,6 +158,27 @@ impl Primary {
             self.actions.clear();
         }
         action
+    }
+
+    /// Sets how many descriptors there are to be divided.
+    pub fn set_budget(&mut self, budget: Budget) {
+        self.budget = budget;
+    }
+
+    /// How many descriptors there are to be divided.
+    #[must_use]
+    pub fn budget(&self) -> Budget {
+        self.budget
+    }
+
+    /// Descriptors have become scarce, or are not scarce any more. While they are, each listener has at most one connection waiting in the
+    /// primary (16 where clients are sticky), and each worker few in flight.
+    pub fn set_tight(&mut self, now: Time, tight: bool) {
+        if std::mem::replace(&mut self.tight, tight) != tight && !tight {
+            // Who was not ready because of it may be now.
+            let all: Vec<WorkerId> = self.workers.keys().copied().collect();
+            all.into_iter().for_each(|worker| self.settle(now, worker));
+        }
     }
 
     /// When [`Primary::tick`] wants to be called, if at all.
@@ -248,6 +276,9 @@ impl Primary {
                 let Some(address_type) = message.address_type else {
                     return Err(Violation::Malformed("listening without addressType".into()));
                 };
+                if message.address.as_deref().is_some_and(|address| listener::is_too_long(address, address_type)) {
+                    return Err(Violation::Malformed("listening at an address longer than any can be".into()));
+                }
                 state.state = WorkerState::Listening;
                 let at = Listening {
                     address: message.address.as_deref().map(str::to_owned),
@@ -407,7 +438,8 @@ impl Primary {
             state.cut_off = true;
             state.in_table = false;
             // What it asked for beyond measure is of no use to a successor.
-            let keep = self.config.keep_listeners && !matches!(violation, Violation::TooManyListeners(_));
+            let is_greedy = matches!(violation, Violation::TooManyListeners(_) | Violation::OverShare(_));
+            let keep = self.config.keep_listeners && !is_greedy;
             self.leave_listeners(worker, keep);
             let hung = matches!(violation, Violation::Hung(_) | Violation::Silent(_));
             self.actions.push_back(Action::Kill { worker, hung });

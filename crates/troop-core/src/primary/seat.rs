@@ -13,6 +13,9 @@ const MAX_COOLING: Duration = Duration::from_millis(500);
 /// How long it is remembered that a worker keeps refusing, after its pause is over.
 const COOLING_MEMORY: Duration = Duration::from_secs(1);
 
+/// Unanswered connections that a worker may hold while descriptors are scarce.
+const TIGHT_WINDOW: usize = 4;
+
 /// A connection that no worker has.
 #[derive(Debug)]
 pub(super) struct Waiting {
@@ -80,7 +83,7 @@ impl Worker {
     pub(super) fn view(
         &self,
         now: Time,
-        config: &Config,
+        (config, tight): (&Config, bool),
         id: super::WorkerId,
         seat: &Seat,
         by_counts: bool,
@@ -91,6 +94,7 @@ impl Worker {
             return None;
         }
         let window = if self.batched { config.troop_window } else { config.node_window };
+        let window = if tight { window.min(TIGHT_WINDOW) } else { window };
         let ready = !self.blocked
             && self.in_flight.len() < window
             && self.starved_until <= now

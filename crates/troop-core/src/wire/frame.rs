@@ -16,7 +16,7 @@ pub enum FrameError {
     TooLong(usize),
 }
 
-/// The most descriptors that may wait for their line.
+/// The most descriptors that may wait for their line, unless fewer were chosen.
 const MAX_WAITING_HANDLES: usize = 256;
 
 /// How the end of a message is known.
@@ -47,6 +47,7 @@ pub struct FrameReader<H> {
 #[derive(Debug)]
 struct Handles<H> {
     waiting: VecDeque<(u64, H)>,
+    most: usize,
     surplus: u64,
 }
 
@@ -87,11 +88,18 @@ impl<H> FrameReader<H> {
         FrameReader {
             framing,
             partial: Vec::new(),
-            handles: Handles { waiting: VecDeque::new(), surplus: 0 },
+            handles: Handles { waiting: VecDeque::new(), most: MAX_WAITING_HANDLES, surplus: 0 },
             max_line,
             line_start: 0,
             received: 0,
         }
+    }
+
+    /// Keeps at most this many descriptors until their line has come to its end.
+    #[must_use]
+    pub fn most_handles(mut self, most: usize) -> Self {
+        self.handles.most = most;
+        self
     }
 
     /// Takes in what one `recvmsg` returned. Read the lines it completes with [`Chunk::next_line`] until that returns `None`.
@@ -100,7 +108,7 @@ impl<H> FrameReader<H> {
         self.received += chunk.len() as u64;
         let end = self.received.max(self.line_start + 1);
         for handle in handles {
-            if self.handles.waiting.len() < MAX_WAITING_HANDLES {
+            if self.handles.waiting.len() < self.handles.most {
                 self.handles.waiting.push_back((end, handle));
             } else {
                 self.handles.surplus += 1;

@@ -1,17 +1,24 @@
 //! Gives a line its meaning. Everything here may come from a stranger: each field is checked, nothing is trusted.
 
+mod fields;
+
 use std::borrow::Cow;
-use std::fmt;
 
 use memchr::{memchr2_iter, memmem};
-use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde_json::value::RawValue;
 
 use crate::event::{AddressType, Violation};
 use crate::wire::frame::FrameError;
+use fields::{Text, address_type, amount, backlog, port, present, truthy};
 
 /// The deepest nesting of JSON that is taken, the same that serde_json decodes.
 pub const MAX_DEPTH: usize = 127;
+
+/// The longest message of the protocol itself, in bytes. What programs say to each other may be longer, beside a descriptor too.
+pub const MAX_PROTOCOL_LINE: usize = 128 * 1024;
+
+/// Characters of a reason that are kept: it may quote what the worker sent.
+const MAX_REASON: usize = 200;
 
 /// A line, understood.
 #[derive(Debug)]
@@ -181,6 +188,7 @@ pub fn parse(line: &[u8]) -> Result<Incoming<'_>, Violation> {
     if let Some(answer) = parse_answer(line).or_else(|| parse_taken(line)) {
         return Ok(answer);
     }
+    let is_long = line.len() > MAX_PROTOCOL_LINE;
     if too_deep(line) {
         return Err(Violation::TooDeep(MAX_DEPTH));
     }
@@ -191,12 +199,15 @@ pub fn parse(line: &[u8]) -> Result<Incoming<'_>, Violation> {
             return Ok(Incoming::User(raw.get()));
         }
     }
+    if is_long && is_ours(line, true) {
+        return Err(Violation::TooLong(MAX_PROTOCOL_LINE));
+    }
     let fields: Fields<'_> = match serde_json::from_slice(line) {
         Ok(fields) => fields,
         Err(e) if e.classify() != serde_json::error::Category::Data => return Err(Violation::NotJson),
         // What we do not know may have fields of any kind.
-        Err(_) if !is_ours(line) => return Ok(Incoming::Unknown),
-        Err(e) => return Err(Violation::Malformed(e.to_string())),
+        Err(_) if !is_ours(line, false) => return Ok(Incoming::Unknown),
+        Err(e) => return Err(Violation::Malformed(e.to_string().chars().take(MAX_REASON).collect())),
     };
     match &*fields.cmd.0 {
         "NODE_" => std::str::from_utf8(line).map(Incoming::User).map_err(|_| Violation::NotJson),
@@ -227,6 +238,9 @@ fn parse_answer<'a>(line: &[u8]) -> Option<Incoming<'a>> {
 /// by [`taken`](super::outgoing::taken).
 #[inline]
 fn parse_taken<'a>(line: &[u8]) -> Option<Incoming<'a>> {
+    if line.len() > MAX_PROTOCOL_LINE {
+        return None;
+    }
     let mut rest = line.strip_prefix(br#"{"cmd":"NODE_TROOP","act":"taken","taken":["#)?;
     let mut taken = Vec::with_capacity(4);
     loop {
@@ -277,18 +291,16 @@ fn is_internal(line: &[u8]) -> bool {
     })
 }
 
-/// Whether an internal message is of a kind that is understood here.
-fn is_ours(line: &[u8]) -> bool {
+/// Whether an internal message is of a kind that is understood here. With `alone`, only if it carries no message of a program's.
+fn is_ours(line: &[u8], alone: bool) -> bool {
     #[derive(serde::Deserialize)]
     struct Head<'a> {
         #[serde(borrow)]
         cmd: Text<'a>,
     }
-    serde_json::from_slice::<Head<'_>>(line).is_ok_and(|head| {
-        matches!(
-            &*head.cmd.0,
-            "NODE_CLUSTER" | "NODE_HANDLE" | "NODE_TROOP" | "NODE_SOCKET_GET_COUNT" | "NODE_SOCKET_NOTIFY_CLOSE"
-        )
+    serde_json::from_slice::<Head<'_>>(line).is_ok_and(|head| match &*head.cmd.0 {
+        "NODE_HANDLE" => !alone,
+        cmd => matches!(cmd, "NODE_CLUSTER" | "NODE_TROOP" | "NODE_SOCKET_GET_COUNT" | "NODE_SOCKET_NOTIFY_CLOSE"),
     })
 }
 
@@ -321,106 +333,6 @@ fn too_deep(line: &[u8]) -> bool {
         }
     }
     false
-}
-
-/// Text that borrows from the line unless it has escapes.
-#[derive(Debug)]
-struct Text<'a>(Cow<'a, str>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextVisitor;
-        impl<'de> Visitor<'de> for TextVisitor {
-            type Value = Text<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-            fn visit_borrowed_str<E>(self, v: &'de str) -> Result<Text<'de>, E> {
-                Ok(Text(Cow::Borrowed(v)))
-            }
-            fn visit_str<E>(self, v: &str) -> Result<Text<'de>, E> {
-                Ok(Text(Cow::Owned(v.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(TextVisitor)
-    }
-}
-
-/// Node passes on whatever the program gave: `listen(port, host, callback)` alone makes it `false`. What is no number is no wish.
-fn backlog<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
-    Ok(match serde_json::Value::deserialize(deserializer)? {
-        serde_json::Value::Number(n) => n.as_i64().or_else(|| n.as_f64().map(|n| n as i64)),
-        serde_json::Value::String(s) => s.trim().parse().ok(),
-        serde_json::Value::Bool(b) => Some(i64::from(b)),
-        _ => None,
-    })
-}
-
-/// A number that a program has computed: rounded, and cut to what there is room for.
-fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
-    // `as` cuts; what is no number becomes 0.
-    Ok(serde_json::Value::deserialize(deserializer)?.as_f64().map(|n| n.round() as u32))
-}
-
-/// A message may be `null`, which is something else than none.
-fn present<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
-    <&RawValue>::deserialize(deserializer).map(Some)
-}
-
-/// What JavaScript holds to be true.
-fn truthy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
-    Ok(Some(match serde_json::Value::deserialize(deserializer)? {
-        serde_json::Value::Null => false,
-        serde_json::Value::Bool(b) => b,
-        serde_json::Value::Number(n) => n.as_f64() != Some(0.0),
-        serde_json::Value::String(s) => !s.is_empty(),
-        _ => true,
-    }))
-}
-
-/// A port: Node sends a number, null, or (UDP) whatever the program gave. What is no port becomes one that cannot be bound, so that the
-/// answer is an error of that listen.
-fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
-    const NO_PORT: i64 = -2;
-    Ok(match serde_json::Value::deserialize(deserializer)? {
-        serde_json::Value::Null => None,
-        serde_json::Value::Number(n) => Some(n.as_i64().unwrap_or(NO_PORT)),
-        serde_json::Value::String(s) => Some(s.parse().unwrap_or(NO_PORT)),
-        _ => Some(NO_PORT),
-    })
-}
-
-/// 4, 6, -1, null, "udp4" or "udp6". The outer option says whether the field was there.
-fn address_type<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<AddressType>, D::Error> {
-    struct TypeVisitor;
-    impl<'de> Visitor<'de> for TypeVisitor {
-        type Value = AddressType;
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("4, 6, -1, null, \"udp4\" or \"udp6\"")
-        }
-        fn visit_unit<E>(self) -> Result<AddressType, E> {
-            Ok(AddressType::Fd)
-        }
-        fn visit_i64<E: de::Error>(self, v: i64) -> Result<AddressType, E> {
-            match v {
-                4 => Ok(AddressType::Tcp4),
-                6 => Ok(AddressType::Tcp6),
-                -1 => Ok(AddressType::Unix),
-                _ => Err(E::invalid_value(de::Unexpected::Signed(v), &self)),
-            }
-        }
-        fn visit_u64<E: de::Error>(self, v: u64) -> Result<AddressType, E> {
-            self.visit_i64(i64::try_from(v).unwrap_or(0))
-        }
-        fn visit_str<E: de::Error>(self, v: &str) -> Result<AddressType, E> {
-            match v {
-                "udp4" => Ok(AddressType::Udp4),
-                "udp6" => Ok(AddressType::Udp6),
-                _ => Err(E::invalid_value(de::Unexpected::Str(v), &self)),
-            }
-        }
-    }
-    deserializer.deserialize_any(TypeVisitor).map(Some)
 }
 
 #[derive(serde::Deserialize)]

@@ -10,9 +10,9 @@ use serde::Serialize;
 use tokio::sync::{Notify, oneshot};
 use troop_core::wire::outgoing::{self, HandleKind};
 
-use super::{MAX_QUEUED, MAX_QUEUED_HANDLES};
+use super::MAX_QUEUED;
 use crate::error::{Error, Result};
-use crate::message::{Handle, Message};
+use crate::message::{Handle, Message, reply_line};
 
 /// Called when something was put into an empty mailbox.
 type Ring = Box<dyn Fn() + Send + Sync>;
@@ -26,7 +26,14 @@ pub(crate) struct Mailbox {
     room: Notify,
     ring: Ring,
     last_request: AtomicU64,
+    /// Requests of the other side that have no answer yet.
+    owed: AtomicUsize,
+    /// Sockets that may wait before senders have to.
+    most_handles: usize,
 }
+
+/// Bytes that may wait to be written before answers are refused: who asks has to read.
+const MAX_OWED: usize = 16 * 1024 * 1024;
 
 #[derive(Default)]
 struct Queue {
@@ -63,7 +70,7 @@ impl std::fmt::Debug for Mailbox {
 }
 
 impl Mailbox {
-    pub(crate) fn new(ring: Ring) -> Mailbox {
+    pub(crate) fn new(ring: Ring, most_handles: usize) -> Mailbox {
         Mailbox {
             queue: Mutex::default(),
             unwritten: AtomicUsize::new(0),
@@ -71,6 +78,8 @@ impl Mailbox {
             room: Notify::new(),
             ring,
             last_request: AtomicU64::new(0),
+            owed: AtomicUsize::new(0),
+            most_handles,
         }
     }
 
@@ -105,7 +114,7 @@ impl Mailbox {
         }
         let bytes = queue.bytes.len() + self.unwritten.load(Ordering::Relaxed);
         let handles = queue.handles.len() + self.unwritten_handles.load(Ordering::Relaxed);
-        if bounded && (bytes >= MAX_QUEUED || handles >= MAX_QUEUED_HANDLES) {
+        if bounded && (bytes >= MAX_QUEUED || handles >= self.most_handles) {
             return Err(Error::Full);
         }
         write(&mut queue)?;
@@ -138,8 +147,28 @@ impl Mailbox {
         })
     }
 
-    /// An answer: small, owed, and therefore not bounded. The asking side bounds how many there can be.
-    pub(crate) fn send_owed(&self, json: &str) {
+    /// A request has come. False if so many are without an answer already that it must be [refused](Mailbox::refuse).
+    pub(crate) fn owe(&self, most: usize) -> bool {
+        self.owed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |owed| (owed < most).then_some(owed + 1)).is_ok()
+    }
+
+    /// Refuses a request that is not owed an answer.
+    pub(crate) fn refuse(&self, id: u64, reason: &str) {
+        self.put_line(&reply_line(id, Err(reason)));
+    }
+
+    /// An answer that is [owed](Mailbox::owe). Its sender never waits; but where the other side does not read what waits for it, it becomes
+    /// a refusal.
+    pub(crate) fn send_owed(&self, id: u64, json: &str) {
+        self.owed.fetch_sub(1, Ordering::Relaxed);
+        if self.queued() > MAX_OWED {
+            self.refuse(id, "more than 16 MiB of messages wait to be read");
+        } else {
+            self.put_line(json);
+        }
+    }
+
+    fn put_line(&self, json: &str) {
         let _ = self.post(false, |queue| {
             let before = queue.bytes.len();
             queue.bytes.extend_from_slice(json.as_bytes());
@@ -260,7 +289,7 @@ impl Mailbox {
     /// How much the owner has not written yet.
     pub(crate) fn set_unwritten(&self, bytes: usize, handles: usize) {
         let before = self.unwritten.swap(bytes, Ordering::Relaxed) + self.unwritten_handles.swap(handles, Ordering::Relaxed);
-        if bytes < MAX_QUEUED && handles < MAX_QUEUED_HANDLES && before > 0 {
+        if bytes < MAX_QUEUED && handles < self.most_handles && before > 0 {
             self.room.notify_waiters();
         }
     }

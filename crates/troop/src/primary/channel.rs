@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 
 use troop_core::event::Violation;
 use troop_core::primary::Primary;
@@ -18,7 +19,7 @@ use super::handle::WorkerHandle;
 use super::relay::Relay;
 use crate::channel::{MAX_LINE, MAX_QUEUED, Outbox, Unsettled, framing};
 use crate::events::Event;
-use crate::message::{Handle, Message, Parcel, Request, parcel};
+use crate::message::{Handle, Held, Message, Parcel, Request, parcel};
 
 pub(crate) struct Channel {
     pub(crate) socket: OwnedFd,
@@ -37,7 +38,14 @@ pub(crate) struct Channel {
     pub(crate) last: bool,
     /// A helper has a copy of the socket.
     pub(crate) has_copy: bool,
+    /// Sockets of the worker's that may be under way to the program.
+    most_handles: usize,
 }
+
+/// Descriptors that may wait for the end of their line. A worker sends one at a time.
+const MAX_WAITING_HANDLES: usize = 16;
+/// Requests of one worker that may be without an answer.
+const MAX_REQUESTS: usize = 1024;
 
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
@@ -53,10 +61,10 @@ pub(crate) struct Outlets<'a> {
 }
 
 impl Channel {
-    pub(crate) fn new(socket: OwnedFd, advanced: bool) -> Channel {
+    pub(crate) fn new(socket: OwnedFd, advanced: bool, most_handles: usize) -> Channel {
         Channel {
             socket,
-            reader: FrameReader::with(framing(advanced), MAX_LINE),
+            reader: FrameReader::with(framing(advanced), MAX_LINE).most_handles(MAX_WAITING_HANDLES),
             advanced,
             outbox: Outbox::default(),
             interest: Interest::Read,
@@ -65,7 +73,13 @@ impl Channel {
             unsettled: HashMap::new(),
             last: false,
             has_copy: false,
+            most_handles,
         }
+    }
+
+    /// Sockets for the worker that it has not confirmed, or that are not written yet.
+    pub(crate) fn handles_under_way(&self) -> usize {
+        self.outbox.handles().max(self.unsettled.len())
     }
 
     /// Whether so much waits to be written that nothing more is read until the worker has taken some of it.
@@ -126,6 +140,11 @@ impl Channel {
                     Some(relay) => relay.pass(line.bytes),
                     None => user_message(worker, body, None, events),
                 },
+                // The program does not keep up. Node's worker sends the socket again, and then gives up.
+                Ok(Incoming::Handle(_)) if relay.is_none() && worker.shared.held.load(Ordering::Relaxed) >= self.most_handles => {
+                    drop(line.take_handle());
+                    say(&mut self.outbox, self.advanced, HANDLE_NACK);
+                }
                 Ok(Incoming::Handle(wrapped)) => match line.take_handle() {
                     Some(fd) => {
                         say(&mut self.outbox, self.advanced, HANDLE_ACK);
@@ -211,10 +230,16 @@ fn fits(fd: &OwnedFd, kind: &str) -> bool {
 
 fn user_message(worker: &WorkerHandle, body: &str, handle: Option<Handle>, events: &mut Vec<Event>) {
     match parcel(body) {
-        Parcel::Message => events.push(Event::Message(worker.clone(), Message::new(body, handle))),
+        Parcel::Message => {
+            let handle = handle.map(|handle| Held::new(handle, &worker.shared.held));
+            events.push(Event::Message(worker.clone(), Message::new(body, handle)));
+        }
+        Parcel::Request { id, .. } if !worker.shared.mailbox.owe(MAX_REQUESTS) => {
+            worker.shared.mailbox.refuse(id, &format!("{MAX_REQUESTS} requests of this worker wait for their answers"));
+        }
         Parcel::Request { id, body } => {
             let answer_to = worker.clone();
-            let send = move |line: String| answer_to.shared.mailbox.send_owed(&line);
+            let send = move |line: String| answer_to.shared.mailbox.send_owed(id, &line);
             events.push(Event::Request(worker.clone(), Request::new(id, body, Box::new(send))));
         }
         Parcel::Reply { id, result } => {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::PipeReader;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub(crate) struct Shared {
     pub(crate) id: WorkerId,
     pub(crate) pid: u32,
     pub(crate) mailbox: Mailbox,
+    /// Its sockets that the program has been told of, and has neither taken nor let go.
+    pub(crate) held: Arc<AtomicUsize>,
     pub(crate) status: Mutex<WorkerStatus>,
     pub(crate) pipes: Mutex<[Option<OwnedFd>; 3]>,
     pub(crate) tail: Option<Arc<Tail>>,

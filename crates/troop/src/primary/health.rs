@@ -54,9 +54,14 @@ async fn watch(cluster: Commander, check: HealthCheck) {
             }
             let Some(outcome) = running.join_next().await else { break };
             let Ok((worker, outcome)) = outcome else { continue };
-            let Err(reason) = outcome else {
-                failures.remove(&worker);
-                continue;
+            let reason = match outcome {
+                Ok(()) => {
+                    failures.remove(&worker);
+                    continue;
+                }
+                // Nothing is known about the worker, then.
+                Err(Failed::Untested) => continue,
+                Err(Failed::Sick(reason)) => reason,
             };
             let count = failures.entry(worker).or_default();
             *count += 1;
@@ -73,7 +78,35 @@ async fn watch(cluster: Commander, check: HealthCheck) {
     }
 }
 
-async fn test(cluster: &Commander, check: &HealthCheck, worker: &WorkerSnapshot) -> Result<(), String> {
+/// Why a test was not passed.
+enum Failed {
+    Sick(String),
+    /// This process has no descriptors or memory for it.
+    Untested,
+}
+
+impl From<String> for Failed {
+    fn from(reason: String) -> Failed {
+        Failed::Sick(reason)
+    }
+}
+
+impl From<&str> for Failed {
+    fn from(reason: &str) -> Failed {
+        Failed::Sick(reason.into())
+    }
+}
+
+fn cannot(doing: &'static str) -> impl Fn(std::io::Error) -> Failed {
+    use rustix::io::Errno;
+    const SHORTAGES: [Errno; 5] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::AGAIN];
+    move |e| match e.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(errno) if SHORTAGES.contains(&errno) => Failed::Untested,
+        _ => Failed::Sick(format!("{doing}: {e}")),
+    }
+}
+
+async fn test(cluster: &Commander, check: &HealthCheck, worker: &WorkerSnapshot) -> Result<(), Failed> {
     let until = Instant::now() + check.timeout;
     let late = || format!("no answer within {:?}", check.timeout);
     let outcome = match &check.test {
@@ -85,13 +118,13 @@ async fn test(cluster: &Commander, check: &HealthCheck, worker: &WorkerSnapshot)
         HealthTest::Tcp => timeout_at(until, connect(cluster, check, worker.id, None)).await,
         HealthTest::Http(path) => timeout_at(until, connect(cluster, check, worker.id, Some(path))).await,
     };
-    outcome.unwrap_or_else(|_| Err(late()))
+    outcome.unwrap_or_else(|_| Err(late().into()))
 }
 
-async fn connect(cluster: &Commander, check: &HealthCheck, worker: WorkerId, path: Option<&str>) -> Result<(), String> {
+async fn connect(cluster: &Commander, check: &HealthCheck, worker: WorkerId, path: Option<&str>) -> Result<(), Failed> {
     let listener = check.listener.clone();
-    let cannot = |e: std::io::Error| format!("no connection for it can be made: {e}");
-    let (tcp, unix) = (tcp_pair().await.map_err(cannot)?, std::os::unix::net::UnixStream::pair().map_err(cannot)?);
+    let cannot = cannot("no connection for it can be made");
+    let (tcp, unix) = (tcp_pair().await.map_err(&cannot)?, std::os::unix::net::UnixStream::pair().map_err(&cannot)?);
     let ends = Ends { tcp: tcp.1, unix: unix.1.into() };
     let handed = cluster.ask(|done| Ask::Hand(worker, listener, ends, done)).await;
     let Handed { unix: is_unix, taken } = handed.map_err(|e| e.to_string())??;
@@ -101,7 +134,7 @@ async fn connect(cluster: &Commander, check: &HealthCheck, worker: WorkerId, pat
     }
     let Some(path) = path else { return Ok(()) };
     let status = status(end, path).await?;
-    if (200..400).contains(&status) { Ok(()) } else { Err(format!("{path} answered {status}")) }
+    if (200..400).contains(&status) { Ok(()) } else { Err(format!("{path} answered {status}").into()) }
 }
 
 /// Two ends of a TCP connection. (There is no `socketpair` for it.)
@@ -179,8 +212,8 @@ impl Stream {
 }
 
 /// Runs a command. Its status comes over a pipe: a primary that is process 1 may have reaped it before anybody could ask.
-fn run(command: &str, worker: &WorkerSnapshot, limit: Duration) -> Result<(), String> {
-    let cannot = |e: std::io::Error| format!("its command cannot be run: {e}");
+fn run(command: &str, worker: &WorkerSnapshot, limit: Duration) -> Result<(), Failed> {
+    let cannot = cannot("its command cannot be run");
     let mut child = Command::new("/bin/sh")
         .args(["-c", "(eval \"$TROOP_HEALTH_COMMAND\") </dev/null >/dev/null 2>&1; echo $?"])
         .env("TROOP_HEALTH_COMMAND", command)
@@ -192,8 +225,15 @@ fn run(command: &str, worker: &WorkerSnapshot, limit: Duration) -> Result<(), St
         .stderr(Stdio::null())
         .process_group(0)
         .spawn()
-        .map_err(cannot)?;
-    let held = troop_sys::process::pidfd(child.id()).map_err(cannot)?;
+        .map_err(&cannot)?;
+    let held = match troop_sys::process::pidfd(child.id()) {
+        Ok(held) => held,
+        Err(e) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(cannot(e));
+        }
+    };
     let (sender, status) = std::sync::mpsc::channel();
     if let Some(mut pipe) = child.stdout.take() {
         let read = move || {
@@ -201,7 +241,7 @@ fn run(command: &str, worker: &WorkerSnapshot, limit: Duration) -> Result<(), St
             let _ = pipe.read_to_string(&mut text);
             let _ = sender.send(text);
         };
-        std::thread::Builder::new().name("troop-command".into()).spawn(read).map_err(cannot)?;
+        std::thread::Builder::new().name("troop-command".into()).spawn(read).map_err(&cannot)?;
     }
     let status = status.recv_timeout(limit);
     if !troop_sys::process::has_ended(held.as_fd()) {
@@ -211,8 +251,8 @@ fn run(command: &str, worker: &WorkerSnapshot, limit: Duration) -> Result<(), St
     let _ = child.wait();
     match status.as_deref().map(str::trim) {
         Ok("0") => Ok(()),
-        Ok(code) if !code.is_empty() => Err(format!("its command ended with {code}")),
+        Ok(code) if !code.is_empty() => Err(format!("its command ended with {code}").into()),
         Ok(_) => Err("its command was ended by a signal".into()),
-        Err(_) => Err(format!("its command did not end within {limit:?}")),
+        Err(_) => Err(format!("its command did not end within {limit:?}").into()),
     }
 }

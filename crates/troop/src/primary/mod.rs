@@ -34,6 +34,7 @@ pub use builder::{Builder, available_workers};
 pub use cgroup::Cgroup;
 pub use handle::WorkerHandle;
 pub use help::Helper;
+pub(crate) use output::MAX_BYTES as MAX_TAIL;
 pub use output::{Output, Source};
 pub use policies::{HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, ReplacePolicy, RestartPolicy, WhenFailed};
 pub use snapshot::{ListenerSnapshot, Phase, Snapshot, Usage, WorkerSnapshot};

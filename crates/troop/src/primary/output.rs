@@ -1,8 +1,8 @@
 //! Reads what workers write to standard output and error: passes it on, or gives it to the program, and remembers the end of standard error.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, PipeReader, Read, Write};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use troop_core::WorkerId;
@@ -10,7 +10,7 @@ use troop_sys::poll::{Bell, Interest, Poller};
 
 /// How many lines and bytes are remembered of each worker.
 const MAX_LINES: usize = 40;
-const MAX_BYTES: usize = 8 * 1024;
+pub(crate) const MAX_BYTES: usize = 8 * 1024;
 
 /// The end of what a worker wrote.
 #[derive(Debug, Default)]
@@ -77,29 +77,45 @@ pub(crate) enum Fate {
 }
 
 struct Stream {
-    pipe: PipeReader,
+    pipe: Arc<PipeReader>,
+    /// Its worker has ended; others hold the other end of the pipe.
+    is_left: bool,
     source: Source,
     tail: Option<Arc<Tail>>,
     fate: Fate,
 }
 
-type Streams = Arc<Mutex<HashMap<u64, Stream>>>;
+#[derive(Default)]
+struct Streams {
+    open: BTreeMap<u64, Stream>,
+    /// Those whose pipe was closed although it had not ended.
+    dismissed: Vec<Stream>,
+    /// Nobody will add any.
+    no_more: bool,
+}
 
-/// Wakes the thread so that it sees that nobody will add streams any more.
-const NO_MORE: u64 = 0;
+/// Wakes the thread.
+const BELL: u64 = 0;
+/// Streams of workers that have ended, which live on in processes that they have left behind. The oldest are closed when there are more.
+const MAX_LEFT: usize = 32;
+
+fn lock(streams: &Mutex<Streams>) -> MutexGuard<'_, Streams> {
+    streams.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Drop for Forwarder {
     fn drop(&mut self) {
-        self.no_more.ring();
+        lock(&self.streams).no_more = true;
+        self.bell.ring();
     }
 }
 
 /// A thread that copies. When what it copies to is slow, the workers wait, as they would on an inherited one; the primary does not.
 pub(crate) struct Forwarder {
     poller: Arc<Poller>,
-    streams: Streams,
+    streams: Arc<Mutex<Streams>>,
     last: u64,
-    no_more: Arc<Bell>,
+    bell: Arc<Bell>,
 }
 
 impl Forwarder {
@@ -107,50 +123,71 @@ impl Forwarder {
         let poller = Poller::new()?;
         // The thread waits on a copy of the descriptor, so that it can be added to without a lock.
         let waiting = poller.try_clone()?;
-        let streams = Streams::default();
+        let streams = Arc::<Mutex<Streams>>::default();
         let theirs = streams.clone();
-        let no_more = Arc::new(Bell::new()?);
-        poller.add(&no_more, NO_MORE, Interest::Read)?;
-        let bell = no_more.clone();
+        let bell = Arc::new(Bell::new()?);
+        poller.add(&bell, BELL, Interest::Read)?;
+        let heard = bell.clone();
         std::thread::Builder::new()
             .name("troop-output".into())
             .stack_size(256 * 1024)
-            .spawn(move || copy(waiting, &theirs, &bell, output))?;
-        Ok(Forwarder { poller: Arc::new(poller), streams, last: NO_MORE, no_more })
+            .spawn(move || copy(waiting, &theirs, &heard, output))?;
+        Ok(Forwarder { poller: Arc::new(poller), streams, last: BELL, bell })
     }
 
     /// The end of what is written there is remembered if it is standard error.
     pub(crate) fn add(&mut self, pipe: PipeReader, source: Source, fate: Fate) -> io::Result<Option<Arc<Tail>>> {
         self.last += 1;
         let tail = source.error.then(|| Arc::new(Tail::default()));
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut streams = lock(&self.streams);
         self.poller.add(&pipe, self.last, Interest::Read)?;
-        streams.insert(self.last, Stream { pipe, source, tail: tail.clone(), fate });
+        let stream = Stream { pipe: Arc::new(pipe), is_left: false, source, tail: tail.clone(), fate };
+        streams.open.insert(self.last, stream);
         Ok(tail)
+    }
+
+    /// A worker has ended. Processes that it has left behind may go on writing, but not those of ever more workers.
+    pub(crate) fn ended(&self, worker: WorkerId) {
+        let mut streams = lock(&self.streams);
+        streams.open.values_mut().filter(|stream| stream.source.worker == worker).for_each(|stream| stream.is_left = true);
+        let left: Vec<u64> = streams.open.iter().filter(|(_, stream)| stream.is_left).map(|(token, _)| *token).collect();
+        let surplus = left.len().saturating_sub(MAX_LEFT);
+        for token in &left[..surplus] {
+            let Some(stream) = streams.open.remove(token) else { continue };
+            self.poller.remove(&stream.pipe).unwrap_or_default();
+            streams.dismissed.push(stream);
+        }
+        if surplus > 0 {
+            self.bell.ring();
+        }
     }
 }
 
-fn copy(mut poller: Poller, streams: &Streams, bell: &Bell, mut output: Option<Box<dyn Output>>) {
+impl Stream {
+    fn end(self, output: &mut Option<Box<dyn Output>>) {
+        drop(self.pipe);
+        if let (Fate::Collected, Some(output)) = (self.fate, output) {
+            output.end(self.source);
+        }
+        self.tail.iter().for_each(|tail| tail.end());
+    }
+}
+
+fn copy(mut poller: Poller, streams: &Mutex<Streams>, bell: &Bell, mut output: Option<Box<dyn Output>>) {
     let (mut ready, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
-    let mut no_more = false;
     while poller.wait(None, &mut ready).is_ok() {
         for event in ready.drain(..) {
-            if event.token == NO_MORE {
+            if event.token == BELL {
                 bell.hush();
-                no_more = true;
+                let dismissed = std::mem::take(&mut lock(streams).dismissed);
+                dismissed.into_iter().for_each(|stream| stream.end(&mut output));
                 continue;
             }
             // Read outside the lock: adding a stream must not wait for a slow terminal.
-            let stream = {
-                let streams = streams.lock().unwrap_or_else(PoisonError::into_inner);
-                streams.get(&event.token).and_then(|s| Some((s.pipe.try_clone().ok()?, s.source, s.tail.clone(), s.fate)))
-            };
-            let Some((mut pipe, source, tail, fate)) = stream else {
-                // Out of descriptors; the stream will be reported again.
-                std::thread::sleep(Duration::from_millis(1));
-                continue;
-            };
-            match pipe.read(&mut buffer) {
+            let stream = lock(streams).open.get(&event.token).map(|s| (s.pipe.clone(), s.source, s.tail.clone(), s.fate));
+            // Otherwise it was dismissed a moment ago.
+            let Some((pipe, source, tail, fate)) = stream else { continue };
+            match (&*pipe).read(&mut buffer) {
                 Ok(n) if n > 0 => {
                     let bytes = &buffer[..n];
                     tail.iter().for_each(|tail| tail.push(bytes));
@@ -164,15 +201,13 @@ fn copy(mut poller: Poller, streams: &Streams, bell: &Bell, mut output: Option<B
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 _ => {
                     drop(pipe);
-                    streams.lock().unwrap_or_else(PoisonError::into_inner).remove(&event.token);
-                    if let (Fate::Collected, Some(output)) = (fate, &mut output) {
-                        output.end(source);
-                    }
-                    tail.iter().for_each(|tail| tail.end());
+                    let ended = lock(streams).open.remove(&event.token);
+                    ended.into_iter().for_each(|stream| stream.end(&mut output));
                 }
             }
         }
-        if no_more && streams.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+        let streams = lock(streams);
+        if streams.no_more && streams.open.is_empty() && streams.dismissed.is_empty() {
             return;
         }
     }

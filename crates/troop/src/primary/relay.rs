@@ -15,7 +15,7 @@ use troop_sys::poll::Interest;
 
 use super::channel::{Channel, say};
 use super::help::Helped;
-use crate::channel::{HANDLE_TRIES, MAX_QUEUED, MAX_QUEUED_HANDLES, Outbox, framing};
+use crate::channel::{HANDLE_TRIES, MAX_QUEUED, Outbox, framing};
 
 /// How every message begins that is not for the program.
 const INTERNAL: &[u8] = br#"{"cmd":"NODE_"#;
@@ -50,10 +50,14 @@ pub(crate) struct Relay {
     pub(crate) helper: Option<Helped>,
     /// Something has been written to the socket that the program may not have read yet.
     pub(crate) is_behind: bool,
+    /// Bytes of the lines in `unconfirmed`.
+    unconfirmed_bytes: usize,
+    most_handles: usize,
 }
 
 impl Relay {
-    pub(crate) fn new(socket: OwnedFd, advanced: bool) -> Relay {
+    /// At most so many sockets of the worker's are under way to the program.
+    pub(crate) fn new(socket: OwnedFd, advanced: bool, most_handles: usize) -> Relay {
         Relay {
             socket,
             // What the program says to its own workers may be as long as it likes.
@@ -66,12 +70,14 @@ impl Relay {
             last: false,
             helper: None,
             is_behind: false,
+            unconfirmed_bytes: 0,
+            most_handles,
         }
     }
 
     /// Whether so much waits for the program that nothing more is read from the worker.
     pub(crate) fn is_full(&self) -> bool {
-        self.outbox.len() > MAX_QUEUED || self.unconfirmed.len() >= MAX_QUEUED_HANDLES
+        self.outbox.len().max(self.unconfirmed_bytes) > MAX_QUEUED || self.unconfirmed.len() >= self.most_handles
     }
 
     /// Whether the program's thread reads the worker's channel, and nobody else does.
@@ -94,18 +100,21 @@ impl Relay {
     pub(crate) fn pass_with(&mut self, line: &[u8], handle: OwnedFd) {
         let line = whole(self.advanced, line);
         // Without a copy there is one try.
+        self.unconfirmed_bytes += line.len();
         self.unconfirmed.push_back((line.clone(), handle.try_clone().ok(), 1));
         self.outbox.push_with(&line, handle);
     }
 
     fn confirmed(&mut self, arrived: bool) {
         let Some((line, copy, tries)) = self.unconfirmed.pop_front() else { return };
+        self.unconfirmed_bytes -= line.len();
         if !arrived
             && tries < HANDLE_TRIES
             && let Some(copy) = copy
             && let Ok(handle) = copy.try_clone()
         {
             self.outbox.push_with(&line, handle);
+            self.unconfirmed_bytes += line.len();
             self.unconfirmed.push_back((line, Some(copy), tries + 1));
         }
     }

@@ -38,6 +38,15 @@ pub(crate) struct Workshop {
     pub(crate) output: Option<Box<dyn Output>>,
 }
 
+impl Workshop {
+    /// A worker has ended.
+    pub(crate) fn ended(&self, worker: WorkerId) {
+        if let Some(forwarder) = &self.forwarder {
+            forwarder.ended(worker);
+        }
+    }
+}
+
 pub(crate) fn spawn(
     settings: &Settings,
     fork: &Fork,

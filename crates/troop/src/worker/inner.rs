@@ -13,7 +13,7 @@ use troop_sys::poll::Bell;
 use super::WorkerEvent;
 use super::listen::{Place, Wanted};
 use super::queue::{ConnQueue, Taken};
-use crate::channel::Mailbox;
+use crate::channel::{MAX_QUEUED_HANDLES, Mailbox};
 use crate::error::{Error, Result};
 use crate::queue::{Queue, Reader};
 
@@ -131,7 +131,7 @@ impl Inner {
         let ring = notify.clone();
         let inner = Arc::new(Inner {
             id,
-            mailbox: Mailbox::new(Box::new(move || ring.notify_one())),
+            mailbox: Mailbox::new(Box::new(move || ring.notify_one()), MAX_QUEUED_HANDLES),
             asks: Mutex::default(),
             notify,
             draining: watch::Sender::new(false),

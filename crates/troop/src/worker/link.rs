@@ -23,7 +23,7 @@ use super::inner::{Ask, Grant, Inner, Reply};
 use super::listen::Wanted;
 use super::queue::{Conn, ConnQueue, Taken};
 use crate::channel::{Flushed, MAX_LINE, Outbox, Parcels, READ_SIZE, Unsettled, framing};
-use crate::message::{Handle, Message, Parcel, Request, parcel};
+use crate::message::{Handle, Held, Message, Parcel, Request, parcel};
 
 /// The pause before the channel is tried again that could not be written to for want of something but room.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
@@ -420,12 +420,14 @@ impl Link {
 
     fn user_message(&mut self, body: &str, handle: Option<Handle>, events: &mut Vec<WorkerEvent>) {
         match parcel(body) {
-            Parcel::Message => events.push(WorkerEvent::Message(Message::new(body, handle))),
+            Parcel::Message => events.push(WorkerEvent::Message(Message::new(body, handle.map(Held::uncounted)))),
             Parcel::Request { id, body } => {
+                // The primary is trusted to know how much it can ask.
+                self.inner.mailbox.owe(usize::MAX);
                 let inner = Arc::downgrade(&self.inner);
                 let send = move |line: String| {
                     if let Some(inner) = inner.upgrade() {
-                        inner.mailbox.send_owed(&line);
+                        inner.mailbox.send_owed(id, &line);
                     }
                 };
                 events.push(WorkerEvent::Request(Request::new(id, body, Box::new(send))));

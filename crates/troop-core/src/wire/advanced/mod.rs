@@ -16,6 +16,8 @@ pub use program::to_json;
 const VERSION: u8 = 15;
 /// The deepest nesting that is translated.
 const MAX_DEPTH: usize = 32;
+/// The most values in a message of Node's own. Each takes much more room than the one byte that it may have in the frame.
+const MAX_VALUES: usize = 64 * 1024;
 
 /// Appends a frame around a value.
 pub fn frame(out: &mut Vec<u8>, value: &[u8]) {
@@ -107,12 +109,14 @@ fn number(n: f64) -> Value {
 
 struct Reader<'a> {
     rest: &'a [u8],
+    /// Values that may still be made.
+    values_left: usize,
 }
 
 impl<'a> Reader<'a> {
     /// At the value that a frame is about, behind its version.
     fn of(frame: &'a [u8]) -> Option<Reader<'a>> {
-        let mut reader = Reader { rest: frame };
+        let mut reader = Reader { rest: frame, values_left: MAX_VALUES };
         let is_versioned = reader.byte()? == 0xff;
         reader.number()?;
         is_versioned.then_some(reader)
@@ -170,6 +174,7 @@ impl<'a> Reader<'a> {
         if depth > MAX_DEPTH {
             return None;
         }
+        self.values_left = self.values_left.checked_sub(1)?;
         let tag = self.tag()?;
         self.tagged(tag, depth)
     }
@@ -238,7 +243,7 @@ impl<'a> Reader<'a> {
         while let Some(name) = self.name()? {
             if name == "msg" && fields.get("cmd").and_then(Value::as_str) == Some("NODE_HANDLE") {
                 // What a program says may be anything, and nothing that matters comes after it but the key.
-                let ahead = Reader { rest: self.rest }.internal_object(depth + 1);
+                let ahead = Reader { rest: self.rest, values_left: self.values_left }.internal_object(depth + 1);
                 let is_ours = ahead.is_some();
                 fields.insert(name, ahead.map_or(Value::Null, Value::Object));
                 if !is_ours {
@@ -331,6 +336,16 @@ mod tests {
                 let _ = internal(&bad);
             }
         }
+        let mut many = bytes("ff0f6f2203636d64220c4e4f44455f434c55535445522203616374220b71756572795365727665722204646174616f");
+        many.pop();
+        many.extend(*b"A\x80\x80\x40");
+        many.extend(vec![b'0'; 1 << 20]);
+        many.extend(*b"$\0\x80\x80\x40{\x03");
+        assert_eq!(
+            json(&many),
+            Some(serde_json::json!({ "cmd": "NODE_CLUSTER", "act": "queryServer" })),
+            "a million values are not made"
+        );
         let mut deep = bytes("ff0f6f2203636d64220c4e4f44455f434c5553544552220178");
         deep.extend(std::iter::repeat_n(*b"A\x01", 100_000).flatten());
         let _ = internal(&deep);

@@ -81,3 +81,38 @@ fn nonsense_has_a_name() {
     let brackets_in_text = serde_json::to_string(&deep).unwrap();
     assert!(matches!(parse(brackets_in_text.as_bytes()), Ok(Incoming::User(_))));
 }
+
+#[test]
+fn messages_of_the_protocol_are_short_and_those_of_programs_may_be_long() {
+    let long = "x".repeat(MAX_PROTOCOL_LINE);
+    for message in [
+        format!(r#"{{"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,"addressType":-1,"address":"{long}"}}"#),
+        format!(r#"{{"cmd":"NODE_TROOP","act":"taken","taken":[{}1]}}"#, "1,".repeat(MAX_PROTOCOL_LINE)),
+        format!(r#"{{"key":"{long}","cmd":"NODE_SOCKET_GET_COUNT"}}"#),
+    ] {
+        assert!(matches!(parse(message.as_bytes()), Err(Violation::TooLong(MAX_PROTOCOL_LINE))));
+    }
+    let message = format!(r#"{{"cmd":"NODE_HANDLE","type":"net.Socket","msg":"{long}"}}"#);
+    assert!(matches!(parse(message.as_bytes()), Ok(Incoming::Handle(_))));
+    assert!(matches!(parse(format!(r#"{{"text":"NODE_{long}"}}"#).as_bytes()), Ok(Incoming::User(_))));
+}
+
+#[test]
+fn the_reason_of_a_violation_does_not_repeat_everything_that_was_sent() {
+    let message = format!(r#"{{"cmd":"NODE_CLUSTER","act":"queryServer","seq":"{}"}}"#, "x".repeat(100_000));
+    let Err(Violation::Malformed(reason)) = parse(message.as_bytes()) else { panic!("a text is no number") };
+    assert!(reason.len() <= MAX_REASON, "{} bytes", reason.len());
+}
+
+#[test]
+fn fields_of_any_type_are_read_as_node_means_them() {
+    let read = |fields: &str| {
+        let line = format!(r#"{{"cmd":"NODE_CLUSTER","act":"queryServer",{fields}}}"#);
+        let Ok(Incoming::Cluster(m)) = parse(line.as_bytes()) else { panic!("{line}") };
+        (m.port, m.backlog, m.readable_all)
+    };
+    assert_eq!(read(r#""port":"80","backlog":" 7 ","readableAll":"x""#), (Some(80), Some(7), true));
+    assert_eq!(read(r#""port":null,"backlog":2.9,"readableAll":0"#), (None, Some(2), false));
+    assert_eq!(read(r#""port":1e30,"backlog":[1,{"a":2}],"readableAll":{}"#), (Some(-2), None, true));
+    assert_eq!(read(r#""port":18446744073709551615,"backlog":true,"readableAll":null"#), (Some(-2), Some(1), false));
+}

@@ -172,8 +172,8 @@ impl Driver {
         }
         let mut left = Leftover { group, members: Vec::new(), cgroup, kill_at: self.now + LEFTOVER_PATIENCE };
         left.look();
-        if left.cgroup.is_some() {
-            left.members.iter().for_each(|member| drop(process::signal(member.as_fd(), TERMINATE)));
+        if let Some(cgroup) = &left.cgroup {
+            process::signal_all(|| cgroup.members(), TERMINATE);
         }
         self.care.leftovers.push(left);
         self.care.look_at.get_or_insert(self.now + LOOK);
@@ -188,8 +188,11 @@ impl Driver {
                 // As long as one of them is there, the group is theirs.
                 let _ = process::signal_group(group, KILL);
             }
-            if is_late && left.cgroup.as_ref().is_some_and(|cgroup| !cgroup.kill()) {
-                left.members.iter().for_each(|member| drop(process::signal(member.as_fd(), KILL)));
+            if is_late
+                && let Some(cgroup) = &left.cgroup
+                && !cgroup.kill()
+            {
+                process::signal_all(|| cgroup.members(), KILL);
             }
             // The kernel may need a moment to empty a control group.
             let removed = left.cgroup.as_ref().is_none_or(Group::remove);

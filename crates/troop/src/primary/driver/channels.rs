@@ -33,9 +33,13 @@ impl Driver {
         self.processes.get_mut(&worker)?.channel.as_mut()
     }
 
-    pub(super) fn read(&mut self, id: WorkerId, burst: usize) {
+    /// Reads so many times at most, and not after so many bytes.
+    pub(super) fn read(&mut self, id: WorkerId, burst: usize, mut bytes_left: usize) {
         let mut ended = false;
         for _ in 0..burst {
+            if bytes_left == 0 {
+                break;
+            }
             let Some(process) = self.processes.get_mut(&id) else { return };
             let Some(channel) = &mut process.channel else { return };
             let relay = self.relays.get_mut(&id);
@@ -44,9 +48,10 @@ impl Driver {
                 self.update_channel(id);
                 break;
             }
-            match fdpass::recv(channel.socket.as_fd(), &mut self.buffer, &mut self.received) {
+            match fdpass::recv_few(channel.socket.as_fd(), &mut self.buffer, &mut self.received) {
                 Ok(fdpass::Received { len: 0, .. }) => ended = true,
                 Ok(received) => {
+                    bytes_left = bytes_left.saturating_sub(received.len);
                     // A read stops at descriptors, also at those that were lost.
                     let more = received.len == self.buffer.len() || received.truncated || !self.received.is_empty();
                     let bytes = &self.buffer[..received.len];
@@ -139,13 +144,15 @@ impl Driver {
             let leader = process.leads_group.then(|| process.handle.pid());
             self.end_leftovers(leader, cgroup);
         }
-        // Its last words: what it wrote before it died is in the channel. Others may hold its end open, so the end of the stream is not
-        // waited for.
-        self.read(id, LAST_READS);
+        // Its last words: what it wrote before it died is in the channel. Others may hold its end open, and write into it without end, so
+        // no more is read than there is now.
+        let there = self.channel(id).map_or(0, |channel| socket::unread(&channel.socket));
+        self.read(id, LAST_READS, there);
         self.channel_closed(id, true);
         self.keep_consumed(id);
         self.core.exited(self.now, id, how);
         self.act();
+        self.workshop.ended(id);
         self.processes.remove(&id);
         self.say_farewell();
         if self.reaps_orphans {
@@ -164,7 +171,7 @@ impl Driver {
         let Some(process) = self.processes.get_mut(&id) else { return false };
         let Some(channel) = &mut process.channel else { return false };
         let outcome = channel.outbox.flush(channel.socket.as_fd());
-        process.handle.shared.mailbox.set_unwritten(channel.outbox.len(), channel.outbox.handles());
+        process.handle.shared.mailbox.set_unwritten(channel.outbox.len(), channel.handles_under_way());
         let blocked = match outcome {
             Ok(Flushed::All) if channel.last => {
                 self.channel_closed(id, false);

@@ -183,6 +183,7 @@ impl Driver {
 
     pub(super) fn fork(&mut self, fork: &Fork, slot: Option<u32>) -> Result<WorkerHandle> {
         let id = self.core.fork();
+        self.divide_descriptors();
         self.events.push(Event::Setup(self.settings.clone()));
         let Spawned { child, channel, untold, pipes, tail, cgroup } =
             spawn::spawn(&self.settings, fork, id, slot, &mut self.workshop)?;
@@ -199,7 +200,7 @@ impl Driver {
         self.core.spawned(id, child.pid, slot, fork.weight.unwrap_or(USUAL_WEIGHT));
         let handle = self.handle(id, child.pid, pipes, tail)?;
         let leads_group = self.settings.own_process_group;
-        let channel = Some(Channel::new(channel, false));
+        let channel = Some(Channel::new(channel, false, self.core.budget().handle_share()));
         let process = Process {
             handle: handle.clone(),
             pidfd: child.pidfd,
@@ -230,7 +231,8 @@ impl Driver {
         let shared = Shared {
             id,
             pid,
-            mailbox: Mailbox::new(Box::new(ring)),
+            mailbox: Mailbox::new(Box::new(ring), self.core.budget().handle_share()),
+            held: Arc::default(),
             status: std::sync::Mutex::new(self.core.status(id).ok_or(Error::NoWorker(id))?),
             pipes: std::sync::Mutex::new(pipes),
             tail,
@@ -248,22 +250,26 @@ impl Driver {
             }
             None => self.core.fork(),
         };
+        self.divide_descriptors();
+        let most_handles = self.core.budget().handle_share();
         socket::set_nonblocking(&channel, true).map_err(Error::io("use the channel of an adopted worker"))?;
-        let watching = Error::io("watch an adopted worker");
-        self.waiting.add(&channel, Token::Channel(id), Interest::Read).map_err(watching)?;
+        // What fails from here on closes all of them, and so takes them out of the poller.
+        let watched = self.waiting.add(&channel, Token::Channel(id), Interest::Read);
+        watched
+            .and_then(|()| self.waiting.add(&pidfd, Token::Process(id), Interest::Read))
+            .map_err(Error::io("watch an adopted worker"))?;
         if let Some(relay) = relay {
             socket::set_nonblocking(&relay, true).map_err(Error::io("use the relay of an adopted worker"))?;
-            self.add_relay(id, Relay::new(relay, advanced))?;
+            self.add_relay(id, Relay::new(relay, advanced, most_handles))?;
         }
         self.core.spawned(id, pid, None, weight.unwrap_or(USUAL_WEIGHT));
         let handle = self.handle(id, pid, [None, None, None], None)?;
-        let watched = self.waiting.add(&pidfd, Token::Process(id), Interest::Read);
         self.processes.insert(
             id,
             Process {
                 handle: handle.clone(),
                 pidfd,
-                channel: Some(Channel::new(channel, advanced)),
+                channel: Some(Channel::new(channel, advanced, most_handles)),
                 leads_group: false,
                 untold: None,
                 adopted: true,
@@ -272,11 +278,6 @@ impl Driver {
                 peace_until: None,
             },
         );
-        // Its process cannot be watched, so it is let go at once.
-        if let Err(e) = watched {
-            self.channel_closed(id, false);
-            return Err(Error::Io { doing: "watch an adopted worker", source: e });
-        }
         Ok(handle)
     }
 
@@ -313,8 +314,13 @@ impl Driver {
             self.unflushed_relays.push(worker);
             return;
         }
-        let Some(channel) = self.channel(worker) else { return };
-        let Some((unsettled, copy)) = channel.unsettled.remove(&ticket).and_then(|u| u.settle(delivered)) else { return };
+        let Some(process) = self.processes.get_mut(&worker) else { return };
+        let Some(channel) = &mut process.channel else { return };
+        let again = channel.unsettled.remove(&ticket).and_then(|u| u.settle(delivered));
+        let Some((unsettled, copy)) = again else {
+            process.handle.shared.mailbox.set_unwritten(channel.outbox.len(), channel.handles_under_way());
+            return;
+        };
         channel.outbox.push_with(&unsettled.line, copy);
         channel.unsettled.insert(ticket, unsettled);
         self.core.user_handle_sent(worker, ticket);

@@ -1,8 +1,7 @@
 //! Accepts connections and hands them over. This is the path that has to be fast.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use troop_core::policy::Connection;
 use troop_core::primary::Needs;
@@ -23,8 +22,6 @@ pub(super) struct Conn {
 
 /// Connections accepted per listener before others have their turn.
 pub(super) const ACCEPT_BURST: usize = 64;
-/// The pause after an accept failed for want of descriptors or memory. The connections wait in the kernel meanwhile.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 impl Driver {
     /// Accepts what there is, as long as somebody wants it.
@@ -47,11 +44,11 @@ impl Driver {
             let id = socket.listener;
             let burst = if nested || socket.masked { ACCEPT_BURST } else { socket.burst };
             let needs = self.core.needs(id);
-            let (mut accepted, mut drained) = (0, false);
-            while accepted < burst && self.accepts() && self.core.wants_connection(id) {
+            let (mut accepted, mut lost, mut drained) = (0, 0, false);
+            while accepted < burst && lost < ACCEPT_BURST && self.accepts() && self.core.wants_connection(id) {
                 match self.accept_one(number, id, needs) {
                     Some(true) => accepted += 1,
-                    Some(false) => {}
+                    Some(false) => lost += 1,
                     None => {
                         drained = true;
                         break;
@@ -132,6 +129,7 @@ impl Driver {
         match accepted {
             Ok((fd, peer)) => {
                 self.pace.urgent();
+                self.heed_number(fd.as_raw_fd());
                 let conn = ConnId(u32::try_from(self.conns.insert(Conn { fd, stripped: 0 })).unwrap_or(u32::MAX));
                 if needs.answer {
                     self.ask(id, conn, peer);
@@ -144,9 +142,9 @@ impl Driver {
                 Some(true)
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => None,
-            Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => Some(false),
-            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
-                // A worker that has a copy has shut it down, which would be reported without end.
+            Err(e) if is_lost(&e) => Some(false),
+            Err(e) if !is_shortage(&e) => {
+                // A worker that has a copy has shut it down, or whatever else makes a socket unfit; it would be reported without end.
                 if let Some(socket) = self.sockets.get_mut(number)
                     && socket.watched
                     && !std::mem::replace(&mut socket.unreported, true)
@@ -157,9 +155,7 @@ impl Driver {
                 None
             }
             Err(e) => {
-                // Out of descriptors or memory: nothing is lost, the kernel keeps the connections.
-                self.accept_again = Some(self.now + ACCEPT_PAUSE);
-                self.fail("accept a connection", e);
+                self.pause_accepting(e);
                 Some(false)
             }
         }
@@ -267,4 +263,31 @@ impl Driver {
             }
         }
     }
+}
+
+/// Whether this is the end of one connection only: it was gone before it could be accepted, or the network has reported an error about it
+/// (`accept(2)`), or a firewall forbids it.
+fn is_lost(e: &io::Error) -> bool {
+    use rustix::io::Errno;
+    const LOST: [Errno; 11] = [
+        Errno::CONNABORTED,
+        Errno::INTR,
+        Errno::NETDOWN,
+        Errno::PROTO,
+        Errno::NOPROTOOPT,
+        Errno::HOSTDOWN,
+        Errno::NONET,
+        Errno::HOSTUNREACH,
+        Errno::NETUNREACH,
+        Errno::PERM,
+        Errno::TIMEDOUT,
+    ];
+    e.raw_os_error().is_some_and(|number| LOST.contains(&Errno::from_raw_os_error(number)))
+}
+
+/// Whether this process, or the system, is out of descriptors or memory. The connections wait in the kernel meanwhile.
+fn is_shortage(e: &io::Error) -> bool {
+    use rustix::io::Errno;
+    const SHORTAGES: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
+    e.raw_os_error().is_some_and(|number| SHORTAGES.contains(&Errno::from_raw_os_error(number)))
 }

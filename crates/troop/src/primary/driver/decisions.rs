@@ -44,6 +44,16 @@ impl Driver {
                 }
             }
             Action::SendListener { worker, listener, place, line } => {
+                // Copies that a worker asks for and does not read are bounded. First what waits is written, as far as there is room.
+                let most = self.core.budget().handle_share();
+                let is_full = |channel: &mut crate::primary::channel::Channel| channel.outbox.handles() >= most;
+                if self.channel(worker).is_some_and(is_full) {
+                    self.flush_channel(worker);
+                    if self.channel(worker).is_some_and(is_full) {
+                        self.core.listener_unsent(worker, listener);
+                        return;
+                    }
+                }
                 let copy = self.socket(listener, place).map(|(_, socket)| socket.fd.try_clone());
                 match (copy, self.channel(worker)) {
                     (Some(Ok(copy)), Some(channel)) => {
@@ -233,12 +243,9 @@ impl Driver {
         let is_swept = signal == 9 && process.cgroup.as_ref().is_some_and(Group::kill);
         // Its leader has not been reaped, so the group is surely the worker's own.
         if process.leads_group && signal == 9 && !is_swept {
-            // Those too that have left its group, as far as they can be found.
-            let strays = process::descendants(process.handle.pid());
+            // First those that may have left its group, which cannot be found any more when their parents have ended.
+            process::signal_descendants(process.handle.pid(), signal);
             let _ = process::signal_group(process.handle.pid(), signal);
-            for stray in strays {
-                let _ = process::signal(stray.as_fd(), signal);
-            }
         }
         let _ = process::signal(process.pidfd.as_fd(), signal);
     }

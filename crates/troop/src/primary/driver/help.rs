@@ -127,7 +127,7 @@ impl Driver {
         }
         self.now = self.clock();
         let pace = self.pace;
-        self.read(id, READ_BURST);
+        self.read(id, READ_BURST, usize::MAX);
         self.pace = pace;
         if let Some(relay) = self.relays.get_mut(&id)
             && relay.is_clear()

@@ -16,6 +16,7 @@ mod inspect;
 mod notify;
 mod pace;
 mod relays;
+mod scarce;
 mod snapshot;
 mod sockets;
 mod waiting;
@@ -59,6 +60,7 @@ pub(crate) use help::Shared;
 use help::TakenBack;
 use inspect::Inspected;
 use pace::Pace;
+use scarce::Scarcity;
 use waiting::Waiting;
 
 /// How long workers may take to end by themselves after the program has dropped the cluster.
@@ -162,6 +164,9 @@ pub(crate) struct Driver {
     /// Sockets that may have connections for us.
     ready_sockets: Vec<usize>,
     accept_again: Option<Time>,
+    scarcity: Scarcity,
+    /// Sockets that could not be watched, for want of memory.
+    unwatched: Vec<usize>,
     conns: Slab<Conn>,
     inspected: Inspected,
     questions: Questions,
@@ -240,7 +245,7 @@ impl Driver {
         if let Some(bell) = &commander.wake.bell {
             poller.add(bell, Token::Bell.pack(), Interest::Read)?;
         }
-        Ok(Driver {
+        let mut driver = Driver {
             core,
             waiting: if in_thread { Waiting::InThread(poller) } else { Waiting::InRuntime(AsyncPoller::new(poller)?) },
             ready: Vec::new(),
@@ -254,6 +259,8 @@ impl Driver {
             sockets: Slab::new(),
             ready_sockets: Vec::new(),
             accept_again: None,
+            scarcity: Scarcity::default(),
+            unwatched: Vec::new(),
             conns: Slab::new(),
             inspected: Inspected::default(),
             questions: Questions::default(),
@@ -298,7 +305,9 @@ impl Driver {
             buffer: vec![0; READ_SIZE],
             line: Vec::new(),
             received: Vec::new(),
-        })
+        };
+        driver.divide_descriptors();
+        Ok(driver)
     }
 
     /// How it is talked to by those who do not keep it alive.
@@ -310,6 +319,7 @@ impl Driver {
     pub(crate) fn supervise(&mut self, mut supervisor: Supervisor) {
         supervisor.start();
         self.supervisor = Some(supervisor);
+        self.divide_descriptors();
         self.begin_care();
         self.begin_activated();
     }
@@ -443,7 +453,7 @@ impl Driver {
                     }
                     if ready.readable {
                         // What has ended is read to the end.
-                        self.read(id, if ready.ended { channels::LAST_READS } else { channels::READ_BURST });
+                        self.read(id, if ready.ended { channels::LAST_READS } else { channels::READ_BURST }, usize::MAX);
                     }
                 }
                 Token::Process(id) => self.reap(id),
@@ -503,9 +513,8 @@ impl Driver {
         self.inspect_late();
         self.answer_late();
         self.offer_again();
-        if self.accept_again.is_some_and(|due| due <= self.now) {
-            self.accept_again = None;
-        }
+        self.look_at_descriptors();
+        self.watch_again();
         if self.unused_until.is_some_and(|due| due <= self.now) {
             // Not while somebody is missing who may ask for them.
             let is_complete = self.supervisor.as_ref().is_none_or(|s| s.doing() == Doing::Running && s.is_complete(self.now));
@@ -533,6 +542,7 @@ impl Driver {
             self.retry_at,
             self.taken_back.next_deadline(),
             self.accept_again,
+            self.scarcity.next_deadline(),
             self.over_at,
             self.unused_until,
             self.inspected.next_deadline(),

@@ -23,7 +23,12 @@ impl Driver {
     pub(super) fn bind(&mut self, id: ListenerId, spec: &BindSpec) {
         let key = self.core.listener_key(id).unwrap_or_default();
         let key = troop_core::wire::outgoing::quote(key);
-        let opened = listener::open(spec, &self.inherited).and_then(|mut opened| {
+        let has_room = self.sockets.len() < self.core.budget().listeners();
+        let opened = if has_room { listener::open(spec, &self.inherited) } else { Err(rustix::io::Errno::MFILE.into()) };
+        let opened = opened.and_then(|mut opened| {
+            if !self.leaves_the_reserve(&opened.fd) {
+                return Err(rustix::io::Errno::MFILE.into());
+            }
             // A descriptor of the primary's by its number may be one that it listens on already.
             let inode = diag::inode(&opened.fd)?;
             if let Some((_, same)) = self.sockets.iter().find(|(_, socket)| socket.inode == inode) {
@@ -55,7 +60,13 @@ impl Driver {
                 }
                 Ok(opened.name)
             }
-            Err(e) => Err(e.raw_os_error().unwrap_or(rustix::io::Errno::INVAL.raw_os_error())),
+            Err(e) => {
+                let errno = e.raw_os_error().unwrap_or(rustix::io::Errno::INVAL.raw_os_error());
+                if rustix::io::Errno::from_raw_os_error(errno) == rustix::io::Errno::MFILE {
+                    self.short("open a listener", e);
+                }
+                Err(errno)
+            }
         };
         self.core.bound(self.now, id, result);
     }
@@ -101,7 +112,20 @@ impl Driver {
         if !on {
             self.waiting.remove(&socket.fd);
         } else if let Err(source) = self.waiting.add(&socket.fd, Token::Socket(number), interest) {
-            self.fail("watch a listener", source);
+            self.unwatched.push(number);
+            self.pause_accepting(source);
+        }
+    }
+
+    /// Tries once more to watch sockets that could not be watched, when the pause after that is over.
+    pub(super) fn watch_again(&mut self) {
+        if self.unwatched.is_empty() || self.accept_again.is_some() {
+            return;
+        }
+        for number in std::mem::take(&mut self.unwatched) {
+            if self.sockets.get_mut(number).is_some_and(|socket| std::mem::take(&mut socket.watched)) {
+                self.watch_socket(number, true);
+            }
         }
     }
 
@@ -126,6 +150,12 @@ impl Driver {
     fn try_open_more(&mut self, id: ListenerId) -> Result<(), String> {
         let share = "so some workers share a socket, which is uneven";
         let Some(backlog) = self.listeners.get(&id).map(|l| l.backlog) else { return Err("it is closed".into()) };
+        if self.sockets.len() >= self.core.budget().tight() {
+            return Err(format!(
+                "its listeners have half of the {} open files that it may have, {share}",
+                self.core.budget().limit
+            ));
+        }
         let Some(first) = self.founder(id) else { return Err("it is closed".into()) };
         let open = || {
             let fd = group::sibling(first.fd.as_fd())?;

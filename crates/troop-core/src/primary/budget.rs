@@ -1,0 +1,89 @@
+//! How the primary's descriptors are divided, so that no worker can use up what the others, restarts and the control socket need.
+
+use serde::{Deserialize, Serialize};
+
+/// Listeners that a worker may have opened in any case, however many workers there are.
+const MIN_SHARE: usize = 8;
+/// Sockets that one worker may have under way to the program in any case, and at most.
+const MIN_HANDLES: usize = 1;
+const MAX_HANDLES: usize = 64;
+/// Descriptors kept for the primary's own needs (spawning, the control socket, log files), and for each slot's channel and pipes.
+const OWN_RESERVE: usize = 32;
+const SLOT_RESERVE: usize = 8;
+
+/// The primary's descriptors, in plain numbers.
+///
+/// A new descriptor gets the lowest free number, so the number of an accepted connection tells how many are in use without a system call:
+/// from [`tight`](Budget::tight) on, connections wait in the kernel unless a worker takes them at once; from [`usable`](Budget::usable) on,
+/// nothing more is accepted or opened, because the rest is the reserve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Budget {
+    /// The limit on open files of the process.
+    pub limit: usize,
+    /// Slots that have to fit.
+    pub slots: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Budget {
+        Budget { limit: usize::MAX / 2, slots: 1 }
+    }
+}
+
+impl Budget {
+    /// Descriptors kept for restarts, the control socket and the primary's own files.
+    #[must_use]
+    pub fn reserve(self) -> usize {
+        OWN_RESERVE.saturating_add(SLOT_RESERVE.saturating_mul(self.slots)).min(self.limit / 4)
+    }
+
+    /// The first number that belongs to the reserve.
+    #[must_use]
+    pub fn usable(self) -> usize {
+        self.limit - self.reserve()
+    }
+
+    /// The first number from which connections wait in the kernel rather than in the primary.
+    #[must_use]
+    pub fn tight(self) -> usize {
+        self.usable() / 2
+    }
+
+    /// Sockets of all listeners together.
+    #[must_use]
+    pub fn listeners(self) -> usize {
+        self.usable() / 4
+    }
+
+    /// Listeners that one of so many workers may have opened.
+    #[must_use]
+    pub fn listener_share(self, workers: usize) -> usize {
+        (self.listeners() / (workers.max(self.slots) + 1)).max(MIN_SHARE)
+    }
+
+    /// Sockets that one worker may have under way to the program, or the program to it.
+    #[must_use]
+    pub fn handle_share(self) -> usize {
+        (self.usable() / 8 / (self.slots + 1)).clamp(MIN_HANDLES, MAX_HANDLES)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_shares_fit_below_the_reserve() {
+        for limit in [64, 256, 1024, 20_000, 1_048_576] {
+            for slots in [1, 2, 4, 64] {
+                let budget = Budget { limit, slots };
+                let shares = slots * budget.handle_share();
+                assert!(budget.reserve() <= limit / 4 && budget.usable() + budget.reserve() == limit);
+                assert!(budget.listeners() + shares.min(budget.usable() / 4) <= budget.tight(), "{budget:?}");
+                assert!(budget.listener_share(slots) == MIN_SHARE || slots * budget.listener_share(slots) <= budget.listeners());
+            }
+        }
+        assert_eq!(Budget { limit: 256, slots: 2 }.reserve(), 48);
+        assert_eq!(Budget { limit: 1024, slots: 4 }.listener_share(4), 48);
+    }
+}

@@ -1,0 +1,159 @@
+//! What the primary does when descriptors or memory run out: clients wait, restarts and the control socket go on, and it is said once in a
+//! while. How many there are for what is decided in [`Budget`].
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use troop_core::Time;
+use troop_core::primary::Budget;
+use troop_core::supervise::Supervisor;
+use troop_sys::process;
+
+use super::Driver;
+use crate::error::Error;
+use crate::events::Event;
+use crate::primary::available_workers;
+
+/// Interval between looks at whether there are descriptors again.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The shortest time between two reports of the same shortage.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// A shortage that has been reported.
+struct Said {
+    doing: &'static str,
+    at: Time,
+    /// How often it happened since.
+    unsaid: u64,
+}
+
+/// See the module.
+pub(super) struct Scarcity {
+    /// The number of an accepted connection from which on something has to be done.
+    mark: i32,
+    /// The core has been told that descriptors are scarce.
+    tight: bool,
+    look_at: Option<Time>,
+    said: Vec<Said>,
+}
+
+impl Default for Scarcity {
+    fn default() -> Scarcity {
+        Scarcity { mark: i32::MAX, tight: false, look_at: None, said: Vec::new() }
+    }
+}
+
+impl Scarcity {
+    pub(super) fn next_deadline(&self) -> Option<Time> {
+        self.look_at
+    }
+}
+
+fn number(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+impl Driver {
+    /// Divides the descriptors that this process may have now among the workers that there are to be.
+    pub(super) fn divide_descriptors(&mut self) {
+        let slots = self.supervisor.as_ref().map_or_else(available_workers, Supervisor::wanted);
+        let budget = Budget { limit: process::descriptor_limit(), slots };
+        self.core.set_budget(budget);
+        self.scarcity.mark = number(if self.scarcity.tight { budget.usable() } else { budget.tight() });
+    }
+
+    /// To be called with each accepted connection: what its number tells about how many descriptors are in use.
+    #[inline]
+    pub(super) fn heed_number(&mut self, fd: i32) {
+        if fd >= self.scarcity.mark {
+            self.become_tight(fd);
+        }
+    }
+
+    #[cold]
+    fn become_tight(&mut self, fd: i32) {
+        let budget = self.core.budget();
+        if !std::mem::replace(&mut self.scarcity.tight, true) {
+            self.scarcity.mark = number(budget.usable());
+            self.core.set_tight(self.now, true);
+        }
+        self.scarcity.look_at = Some(self.now + LOOK_EVERY);
+        if fd >= number(budget.usable()) {
+            // This one can be had; the next ones wait.
+            self.pause_accepting(Errno::MFILE.into());
+        }
+    }
+
+    /// The kernel keeps the connections meanwhile; nothing is lost.
+    pub(super) fn pause_accepting(&mut self, source: io::Error) {
+        self.accept_again = Some(self.now + LOOK_EVERY);
+        self.short("accept a connection", source);
+    }
+
+    /// Sees whether there are descriptors again.
+    pub(super) fn look_at_descriptors(&mut self) {
+        let is_due = |at: Option<Time>| at.is_some_and(|due| due <= self.now);
+        let (pause_ends, look) = (is_due(self.accept_again), is_due(self.scarcity.look_at));
+        if pause_ends {
+            self.accept_again = None;
+        }
+        if !pause_ends && !look {
+            return;
+        }
+        let budget = self.core.budget();
+        let lowest = process::lowest_free_descriptor(self.waiting.poller().as_fd()).map_or(i32::MAX, |fd| fd);
+        if lowest >= number(budget.usable()) {
+            self.accept_again = Some(self.now + LOOK_EVERY);
+        }
+        if !self.scarcity.tight {
+            return;
+        }
+        // Not as soon as it is below the mark, or it would go to and fro.
+        if lowest < number(budget.tight() / 4 * 3) {
+            self.scarcity.tight = false;
+            self.scarcity.mark = number(budget.tight());
+            self.scarcity.look_at = None;
+            self.core.set_tight(self.now, false);
+        } else {
+            self.scarcity.look_at = Some(self.now + LOOK_EVERY);
+        }
+    }
+
+    /// Whether a listener may have one more socket, as the number of its newest one tells.
+    pub(super) fn leaves_the_reserve(&self, fd: &OwnedFd) -> bool {
+        fd.as_raw_fd() < number(self.core.budget().usable())
+    }
+
+    /// Says that this process, or the system, is short of something, unless that was said a moment ago.
+    pub(super) fn short(&mut self, doing: &'static str, source: io::Error) {
+        let now = self.now;
+        let said = match self.scarcity.said.iter_mut().find(|said| said.doing == doing) {
+            Some(said) if said.at + SAY_EVERY > now => {
+                said.unsaid += 1;
+                return;
+            }
+            Some(said) => said,
+            None => {
+                self.scarcity.said.push(Said { doing, at: now, unsaid: 0 });
+                let Some(last) = self.scarcity.said.last_mut() else { return };
+                last
+            }
+        };
+        said.at = now;
+        let times = 1 + std::mem::take(&mut said.unsaid);
+        let Budget { limit, .. } = self.core.budget();
+        let advice = match source.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::MFILE) => format!(
+                "this process may have {limit} open files, of which {} are kept for restarts and the control socket; clients wait; raise the limit (ulimit -n, LimitNOFILE= of a unit)",
+                self.core.budget().reserve()
+            ),
+            Some(Errno::NFILE) => "the system may have no more open files; clients wait; raise fs.file-max".into(),
+            Some(Errno::NOSPC) => "this user may watch no more descriptors; raise fs.epoll.max_user_watches".into(),
+            _ => "the system is short of memory; clients wait".into(),
+        };
+        self.events.push(Event::Error(None, Arc::new(Error::Short { doing, advice, times, source })));
+    }
+}
