@@ -184,8 +184,8 @@ impl Bus {
         self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn subscribe(&self) -> Events {
-        let reader = Reader::default();
+    pub(crate) fn subscribe(&self, max_bytes: usize) -> Events {
+        let reader = Reader::within(max_bytes);
         self.readers().push(Arc::downgrade(reader.queue()));
         Events { reader }
     }
@@ -233,7 +233,7 @@ mod tests {
     fn a_reader_that_lags_is_told_how_much_it_missed() {
         let kept = 16 * 1024 * 1024 / ITEM_BYTES;
         let bus = Bus::default();
-        let mut events = bus.subscribe();
+        let mut events = bus.subscribe(crate::queue::MAX_BYTES);
         let mut batch: Vec<_> = (0..kept + 10).map(|n| Event::Missed(n as u64)).collect();
         bus.publish(&mut batch);
         assert!(matches!(events.try_next(), Some(Event::Missed(10))));

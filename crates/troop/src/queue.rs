@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-/// The most bytes that wait for one reader.
-const MAX_BYTES: usize = 16 * 1024 * 1024;
+/// The most bytes that wait for one reader, unless another number was chosen.
+pub(crate) const MAX_BYTES: usize = 16 * 1024 * 1024;
 /// What an item costs beyond its own bytes.
 pub(crate) const ITEM_BYTES: usize = 128;
 
@@ -34,12 +34,13 @@ pub(crate) struct Queue<T> {
     waiting: Mutex<Waiting<T>>,
     arrived: Notify,
     arrived_blocking: Condvar,
+    max_bytes: usize,
 }
 
 impl<T: Weigh> Queue<T> {
-    fn new() -> Queue<T> {
+    fn new(max_bytes: usize) -> Queue<T> {
         let waiting = Waiting { items: VecDeque::new(), bytes: 0, missed: 0, closed: false, blocked: 0 };
-        Queue { waiting: Mutex::new(waiting), arrived: Notify::new(), arrived_blocking: Condvar::new() }
+        Queue { waiting: Mutex::new(waiting), arrived: Notify::new(), arrived_blocking: Condvar::new(), max_bytes }
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting<T>> {
@@ -64,7 +65,7 @@ impl<T: Weigh> Queue<T> {
         for item in items {
             waiting.bytes += item.weight() + ITEM_BYTES;
             waiting.items.push_back(item);
-            while waiting.bytes > MAX_BYTES && waiting.items.len() > 1 {
+            while waiting.bytes > self.max_bytes && waiting.items.len() > 1 {
                 if let Some(dropped) = waiting.items.pop_front() {
                     waiting.bytes -= dropped.weight() + ITEM_BYTES;
                     waiting.missed += 1;
@@ -100,11 +101,16 @@ impl<T> fmt::Debug for Reader<T> {
 
 impl<T: Weigh> Default for Reader<T> {
     fn default() -> Reader<T> {
-        Reader { queue: Arc::new(Queue::new()), batch: VecDeque::new() }
+        Reader::within(MAX_BYTES)
     }
 }
 
 impl<T: Weigh> Reader<T> {
+    /// With a queue of so many bytes.
+    pub(crate) fn within(max_bytes: usize) -> Reader<T> {
+        Reader { queue: Arc::new(Queue::new(max_bytes)), batch: VecDeque::new() }
+    }
+
     pub(crate) fn queue(&self) -> &Arc<Queue<T>> {
         &self.queue
     }

@@ -1,6 +1,7 @@
 //! How a primary and those who steer it talk: `docs/control.md`.
 
 pub(crate) mod client;
+mod door;
 pub(crate) mod place;
 mod send;
 pub(crate) mod server;

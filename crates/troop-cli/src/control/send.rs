@@ -12,6 +12,9 @@ use super::Failure;
 /// The longest that answers are waited for.
 const MOST_PATIENCE: Duration = Duration::from_secs(3600);
 
+/// The longest answer of a worker that is passed on.
+const MAX_ANSWER: usize = 1024 * 1024;
+
 /// Sends a message to a worker, or to all; and waits for answers, if that is asked for.
 pub(super) async fn send(
     cluster: &Cluster,
@@ -58,5 +61,10 @@ pub(super) async fn send(
 }
 
 async fn ask(worker: &WorkerHandle, message: &Value, wait: Duration) -> Result<Value, Error> {
-    worker.request(message, wait).await
+    let answer: Value = worker.request(message, wait).await?;
+    // All of them are kept until the last one is there.
+    if answer.to_string().len() > MAX_ANSWER {
+        return Err(Error::Refused("an answer longer than 1 MiB, which is not passed on".into()));
+    }
+    Ok(answer)
 }

@@ -1,7 +1,7 @@
 //! The primary's side: answers those who steer it, on a thread of its own.
 //!
 //! Whoever is there can cost no more than his connection: there are so many at a time, each has so long to say what he wants, and so long
-//! to take an answer.
+//! to take an answer. Who says nothing makes room for who comes next ([`Door`]).
 
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
@@ -9,12 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use troop::{Cluster, Event, Events, Phase, Progress, Setup, WorkerHandle, WorkerId};
 
+use super::door::{self, Door};
 use super::{Answer, App, Ask, Failure, Request, VERSION};
 use crate::log;
 use crate::logs::place::files;
@@ -25,11 +26,13 @@ use crate::signals::Signals;
 use crate::start::{Starter, patience};
 use crate::watch::Watched;
 
-/// Clients at a time; more wait in the kernel.
+/// Clients that are served at a time.
 const MOST_CLIENTS: usize = 32;
-/// Of them, those that follow events.
+/// Of them, those that follow events, and those that wait for answers of workers.
 const MOST_FOLLOWERS: usize = 16;
-const MOST_BYTES: u64 = 64 * 1024;
+const MOST_WAITING: usize = 8;
+/// Bytes of events that wait for a client who follows them.
+const FOLLOWER_BYTES: usize = 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often, and how many times, it is looked whether a start is over.
 const SETTLE_LOOK: Duration = Duration::from_millis(200);
@@ -71,7 +74,10 @@ pub(crate) fn start(
         restarting,
         waiting: Semaphore::new(1),
         reloading: tokio::sync::Mutex::default(),
+        door: Door::default(),
+        served: Semaphore::new(MOST_CLIENTS),
         followers: Semaphore::new(MOST_FOLLOWERS),
+        askers: Semaphore::new(MOST_WAITING),
     });
     let serve = move || {
         runtime.block_on(async {
@@ -94,19 +100,17 @@ pub(crate) fn start(
             let Some(listener) = listener else { return std::future::pending().await };
             let ready = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
             let Ok(listener) = ready else { return std::future::pending().await };
-            let places = Arc::new(Semaphore::new(MOST_CLIENTS));
             loop {
-                let Ok(place) = places.clone().acquire_owned().await else { return };
                 let Ok((stream, _)) = listener.accept().await else {
                     // Out of descriptors, most likely.
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 };
+                let stream = server.door.enter(stream);
                 let server = server.clone();
-                tokio::spawn(async move {
-                    server.attend(stream).await;
-                    drop(place);
-                });
+                tokio::spawn(async move { server.attend(stream).await });
+                // Those that were sent away go before the next one comes.
+                tokio::task::yield_now().await;
             }
         });
     };
@@ -141,7 +145,10 @@ struct Server {
     waiting: Semaphore,
     /// Held while workers are replaced.
     reloading: tokio::sync::Mutex<()>,
+    door: Door,
+    served: Semaphore,
     followers: Semaphore,
+    askers: Semaphore,
 }
 
 /// The client has gone, or does not take what it asked for.
@@ -157,18 +164,16 @@ async fn say(stream: &mut UnixStream, answer: &Answer) -> Result<(), Gone> {
 }
 
 impl Server {
-    async fn attend(&self, mut stream: UnixStream) {
+    async fn attend(&self, stream: Arc<UnixStream>) {
         // The directory keeps others out; this is the second lock on the door.
         let own = rustix::process::geteuid().as_raw();
         if !stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0) {
             return;
         }
-        let mut line = Vec::new();
-        let mut reader = BufReader::new((&mut stream).take(MOST_BYTES));
-        if !matches!(timeout(PATIENCE, reader.read_until(b'\n', &mut line)).await, Ok(Ok(1..))) {
-            return;
-        }
+        let Some((line, mut stream)) = self.door.hear(stream).await else { return };
+        let _place = self.served.try_acquire();
         let answer = match parse(&line) {
+            Ok(_) if _place.is_err() => Err(Failure::new("busy", format!("{MOST_CLIENTS} clients are being served; try again"))),
             Ok(ask) => match self.obey(ask, &mut stream).await {
                 Ok(result) => result,
                 Err(Gone) => return,
@@ -192,7 +197,14 @@ impl Server {
                     let text = "its workers take sockets by activation, and have no channel for messages";
                     return Ok(Err(Failure::new("failed", text)));
                 }
-                super::send::send(&self.cluster, message, worker, wait_ms.map(Duration::from_millis)).await
+                let Ok(_place) = self.askers.try_acquire() else {
+                    return Ok(Err(Failure::new("busy", format!("{MOST_WAITING} clients wait for answers of workers already"))));
+                };
+                let send = super::send::send(&self.cluster, message, worker, wait_ms.map(Duration::from_millis));
+                tokio::select! {
+                    sent = send => sent,
+                    () = door::has_left(stream) => return Err(Gone),
+                }
             }
             Ask::Restart => {
                 if let Err(failure) = self.can_restart().await {
@@ -470,16 +482,14 @@ impl Server {
         let Ok(_place) = self.followers.try_acquire() else {
             return Ok(Err(Failure::new("busy", format!("{MOST_FOLLOWERS} follow the events already"))));
         };
-        let mut events: Events = self.cluster.events();
+        let mut events: Events = self.cluster.events_within(FOLLOWER_BYTES);
         loop {
-            let mut word = [0];
             tokio::select! {
                 event = events.next() => match event {
                     Some(event) => say(stream, &Answer::Event(log::as_json(&event))).await?,
                     None => return Ok(Ok(json!({}))),
                 },
-                // It has nothing more to say, so it has left.
-                _ = stream.read(&mut word) => return Err(Gone),
+                () = door::has_left(stream) => return Err(Gone),
             }
         }
     }

@@ -178,7 +178,13 @@ impl Cluster {
     /// The events from now on.
     #[must_use]
     pub fn events(&self) -> Events {
-        self.inner.bus.subscribe()
+        self.inner.bus.subscribe(crate::queue::MAX_BYTES)
+    }
+
+    /// The events from now on, of which at most so many bytes are kept when they are not read.
+    #[must_use]
+    pub fn events_within(&self, max_bytes: usize) -> Events {
+        self.inner.bus.subscribe(max_bytes)
     }
 
     /// The live workers by number. As in Node, a worker leaves this table when the primary tells it to disconnect, or else with the
