@@ -202,6 +202,25 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Writes a line together with descriptors, and waits for room.
+///
+/// # Errors
+/// Those of the channel.
+pub fn send_whole(
+    channel: &std::os::unix::net::UnixStream,
+    line: &[u8],
+    fds: &[std::os::fd::BorrowedFd<'_>],
+) -> std::io::Result<()> {
+    use std::os::fd::AsFd;
+    let sent = loop {
+        match troop_sys::fdpass::send(channel.as_fd(), line, fds) {
+            Err(e) if troop_sys::fdpass::is_temporary(&e) => std::thread::sleep(Duration::from_millis(1)),
+            sent => break sent?,
+        }
+    };
+    (&*channel).write_all(&line[sent..])
+}
+
 /// How many descriptors this process has open.
 #[must_use]
 pub fn open_descriptors() -> usize {

@@ -1,1 +1,422 @@
 //! What a worker can make the primary keep: memory, descriptors, listeners.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use troop::{Cluster, Event, ExitHow, Scheduling, Violation};
+use troop_testkit::{PATIENCE, is_running, open_descriptors, talk, wait_until};
+
+use crate::scene::{ONLINE, Scene, alone, resident};
+use crate::support::troop;
+
+const MIB: usize = 1 << 20;
+
+// ---- memory ----
+
+/// The primary must not have grown by more than a few megabytes after a worker has done these steps, and serves.
+async fn leaves_nothing(scene: &mut Scene, steps: &[&str], is_killed: bool) {
+    let before = resident();
+    let worker = scene.raw(&[&[ONLINE], steps, &["line \"done\""]].concat()).await;
+    if is_killed {
+        assert_eq!(scene.troop.exit(&worker).await, ExitHow::Signal(9));
+    } else {
+        assert_eq!(scene.troop.message(&worker).await, "done");
+    }
+    let growth = resident().saturating_sub(before);
+    assert!(growth < 64 * MIB, "the primary grew by {} MiB: {}", growth / MIB, steps[0].chars().take(120).collect::<String>());
+    scene.honest_worker_serves().await;
+    let _ = worker.kill(9).await;
+}
+
+#[tokio::test]
+async fn addresses_of_any_length_leave_nothing_in_the_primary() {
+    if !alone("limits::addresses_of_any_length_leave_nothing_in_the_primary") {
+        return;
+    }
+    let mut scene = Scene::new().await;
+    let query = |fields: &str| format!(r#"{{"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,{fields}}}"#);
+    let listening = |fields: &str| format!(r#"{{"cmd":"NODE_CLUSTER","act":"listening","seq":1,{fields}}}"#);
+    // Ten megabytes, which no message of the protocol may have.
+    for line in [
+        query(r#""index":0,"port":-1,"addressType":-1,"address":"/%""#),
+        query(r#""index":0,"port":null,"addressType":null,"fd":999,"address":"%""#),
+        listening(r#""port":80,"addressType":4,"address":"%""#),
+        query(r#""index":0,"port":80,"addressType":4,"address":null,"data":"%""#),
+        query(r#""index":0,"port":"%","addressType":4,"address":null"#),
+    ] {
+        let step = format!("long 10000000 {line}");
+        leaves_nothing(&mut scene, &[step.as_str(); 30], true).await;
+    }
+    // As long as it may be, a thousand times.
+    let long = "x".repeat(100_000);
+    for fields in [
+        format!(r#""index":0,"port":-1,"addressType":-1,"address":"/{long}#""#),
+        format!(r##""index":#,"port":0,"addressType":4,"address":"{long}#""##),
+        format!(r##""index":0,"port":80,"addressType":4,"address":null,"data":"{long}#""##),
+    ] {
+        let step = format!("each 1000 {}", query(&fields));
+        leaves_nothing(&mut scene, &[&step], false).await;
+    }
+    let step = format!("each 1000 {}", listening(&format!(r##""port":80,"addressType":4,"address":"{long}#""##)));
+    leaves_nothing(&mut scene, &[&step], true).await;
+}
+
+#[tokio::test]
+async fn events_that_nobody_reads_are_bounded_in_bytes() {
+    if !alone("limits::events_that_nobody_reads_are_bounded_in_bytes") {
+        return;
+    }
+    let scene = Scene::new().await;
+    let path = "p".repeat(4000);
+    let listening = format!(
+        r#"repeat 100000 {{"cmd":"NODE_CLUSTER","act":"listening","seq":1,"port":-1,"addressType":-1,"address":"/{path}"}}"#
+    );
+    let unread = scene.troop.cluster.events();
+    let before = resident();
+    let worker = scene.raw(&[ONLINE, &listening, "exit 0"]).await;
+    // Not read meanwhile, so it is polled.
+    while !worker.is_dead() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let growth = resident().saturating_sub(before);
+    assert!(growth < 96 * MIB, "two readers that do not read keep {} MiB", growth / MIB);
+    drop(unread);
+    scene.honest_worker_serves().await;
+}
+
+#[tokio::test]
+async fn answers_that_a_worker_does_not_read_are_bounded_whatever_the_program_says() {
+    if !alone("limits::answers_that_a_worker_does_not_read_are_bounded_whatever_the_program_says") {
+        return;
+    }
+    let mut scene = Scene::new().await;
+    let before = resident();
+    let worker = scene.raw(&[ONLINE, r#"repeat 50000 {"troop":"request","id":7,"body":1}"#, "sleep 600000"]).await;
+    let answer = "a".repeat(100_000);
+    let mut requests = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < deadline {
+        if let Ok(Some(Event::Request(_, request))) =
+            tokio::time::timeout(Duration::from_millis(200), scene.troop.events.next()).await
+        {
+            requests.push(request);
+        }
+    }
+    let open = requests.len();
+    requests.iter().for_each(|request| request.reply(&answer).unwrap());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let growth = resident().saturating_sub(before);
+    assert!(open <= 1024, "{open} requests of one worker are without an answer");
+    assert!(growth < 64 * MIB, "the primary keeps {} MiB of answers", growth / MIB);
+    scene.honest_worker_serves().await;
+    worker.kill(9).await.unwrap();
+}
+
+// ---- descriptors ----
+
+#[tokio::test]
+async fn sockets_that_the_program_does_not_take_are_bounded_by_worker() {
+    if !alone("limits::sockets_that_the_program_does_not_take_are_bounded_by_worker") {
+        return;
+    }
+    let scene = Scene::new().await;
+    let before = open_descriptors();
+    let wrapped = r#"sockets 500 {"cmd":"NODE_HANDLE","type":"net.Socket","msg":"take it"}"#;
+    let worker = scene.raw(&[ONLINE, wrapped, "exit 0"]).await;
+    let mut most = 0;
+    while !worker.is_dead() {
+        most = most.max(open_descriptors().saturating_sub(before));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(most < 64 + 32, "{most} descriptors are held for one worker");
+    scene.honest_worker_serves().await;
+}
+
+#[tokio::test]
+async fn copies_of_a_shared_listener_that_a_worker_does_not_read_are_bounded() {
+    if !alone("limits::copies_of_a_shared_listener_that_a_worker_does_not_read_are_bounded") {
+        return;
+    }
+    let mut scene = Scene::with(Cluster::builder().scheduling(Scheduling::Shared)).await;
+    let before = open_descriptors();
+    let pair = r#"{"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,"index":0,"address":"127.0.0.1","port":0,"addressType":4}
+{"cmd":"NODE_CLUSTER","act":"close","key":"127.0.0.1:0:4:undefined:0","seq":2}"#;
+    let worker = scene.raw(&[ONLINE, &format!("repeat 20000 {pair}"), "sleep 600000"]).await;
+    let id = worker.id();
+    let (mut most, deadline) = (0, Instant::now() + Duration::from_secs(3));
+    while Instant::now() < deadline {
+        most = most.max(open_descriptors().saturating_sub(before));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(most < 64 + 32, "{most} descriptors are held for one worker");
+    let _ = worker.kill(9).await;
+    scene.troop.until("its end", |e| matches!(e, Event::Exit(w, _) if w.id() == id).then_some(())).await;
+    scene.honest_worker_serves().await;
+    wait_until("every copy to be closed", || open_descriptors() <= before);
+}
+
+#[tokio::test]
+async fn a_line_that_never_ends_keeps_few_descriptors() {
+    if !alone("limits::a_line_that_never_ends_keeps_few_descriptors") {
+        return;
+    }
+    let mut scene = Scene::new().await;
+    let before = open_descriptors();
+    // No newline: a step of bytes cannot carry descriptors, so it is a long line whose end does not come.
+    let worker = scene.raw(&[ONLINE, "unended 200", "line", "sleep 600000"]).await;
+    let (violation, _) = scene.offence(&worker).await;
+    assert!(matches!(violation, Violation::SurplusHandles(_)), "{violation:?}");
+    let held = open_descriptors().saturating_sub(before);
+    assert!(held < 48, "{held} descriptors wait for the end of a line");
+    worker.kill(9).await.unwrap();
+    scene.honest_worker_serves().await;
+}
+
+// ---- a primary with few descriptors, as the program `troop` ----
+
+/// `troop run` with a limit on open files, and the lines that it writes.
+struct Running {
+    child: Child,
+    home: TempDir,
+    lines: Receiver<Value>,
+    seen: Vec<Value>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let pids: Vec<_> = self.seen.iter().filter(|event| event["event"] == "fork").filter_map(|e| e["pid"].as_i64()).collect();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for pid in pids {
+            if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+}
+
+impl Running {
+    fn with_files(files: usize, args: &[&str]) -> Running {
+        let home = tempfile::tempdir().unwrap();
+        let mut command = troop(home.path(), &["run", "--log", "json", "--name", "web"]);
+        command.args(args).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut limited = std::process::Command::new("sh");
+        limited
+            .args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\"")])
+            .arg(command.get_program())
+            .args(command.get_args());
+        limited.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?)))).current_dir(home.path());
+        limited.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = limited.spawn().unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if sender.send(serde_json::from_str(&line).unwrap_or(Value::String(line))).is_err() {
+                    return;
+                }
+            }
+        });
+        Running { child, home, lines, seen: Vec::new() }
+    }
+
+    fn until(&mut self, what: &str, mut wanted: impl FnMut(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(event) = self.lines.recv_timeout(left) else {
+                let seen: Vec<String> = self.seen.iter().rev().take(40).rev().map(Value::to_string).collect();
+                panic!("no {what}; seen:\n{}", seen.join("\n"))
+            };
+            self.seen.push(event.clone());
+            if wanted(&event) {
+                return event;
+            }
+        }
+    }
+
+    fn show(&self) -> Value {
+        let begun = Instant::now();
+        let output = troop(self.home.path(), &["show", "web", "--json"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(begun.elapsed() < Duration::from_secs(5), "`troop show` took {:?}", begun.elapsed());
+        serde_json::from_slice::<Vec<Value>>(&output.stdout).unwrap().remove(0)
+    }
+
+    fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).map_or(0, Iterator::count)
+    }
+
+    /// CPU time that the primary takes while nothing happens.
+    fn cpu(&self, during: Duration) -> Duration {
+        let used = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+            let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+            fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+        };
+        let before = used();
+        std::thread::sleep(during);
+        Duration::from_millis((used() - before) * 10)
+    }
+}
+
+/// The address of the honest workers, which the one in slot 0 does not have.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn is_served(port: u16) -> bool {
+    talk(([127, 0, 0, 1], port), "").is_ok_and(|answer| !answer.is_empty())
+}
+
+#[test]
+fn a_worker_that_wants_all_descriptors_keeps_nobody_from_being_served_restarted_or_shown() {
+    let port = free_port();
+    let address = format!("127.0.0.1:{port}");
+    // Its share, and as much beyond it as a worker may ask for before it is ended.
+    let greedy =
+        r#"each 100 {"cmd":"NODE_CLUSTER","act":"queryServer","seq":#,"index":#,"address":"127.0.0.1","port":0,"addressType":4}"#;
+    let listening = r#"line {"cmd":"NODE_CLUSTER","act":"listening","seq":1,"address":"127.0.0.1","port":0,"addressType":4}"#;
+    let fixture = env!("CARGO_BIN_EXE_troop-fixture");
+    let args = ["-w", "2", fixture, "--", "divided", &address, ONLINE, greedy, listening, "sleep 600000"];
+    let mut troop = Running::with_files(256, &args);
+    let (mut serves, mut offends) = (false, false);
+    troop.until("an honest worker and an offence of the other", |event| {
+        serves |= event["event"] == "listening" && event["port"] == port;
+        offends |= event["event"] == "misbehaved" && event["text"].as_str().is_some_and(|text| text.contains("its share"));
+        serves && offends
+    });
+    let app = troop.show();
+    let listeners: Vec<u16> = app["listeners"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|listener| listener["address"].as_str()?.rsplit_once(':')?.1.parse().ok())
+        .filter(|other| *other != port)
+        .collect();
+    assert!((8..60).contains(&listeners.len()), "{} listeners of 256 descriptors", listeners.len());
+    // Clients that it never takes.
+    let mut clients: Vec<TcpStream> = Vec::new();
+    for _ in 0..20 {
+        clients.extend(listeners.iter().filter_map(|port| TcpStream::connect(("127.0.0.1", *port)).ok()));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(troop.descriptors() < 230, "{} of 256 descriptors are in use", troop.descriptors());
+    for _ in 0..20 {
+        assert!(is_served(port), "the sibling's clients are served");
+    }
+    // The sibling is killed, and comes back.
+    let pid =
+        troop.show()["workers"].as_array().unwrap().iter().find(|worker| worker["slot"] == 1).unwrap()["pid"].as_u64().unwrap();
+    let pid = i32::try_from(pid).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+    troop.until("the next one", |event| event["event"] == "listening" && event["port"] == port);
+    assert!(is_served(port));
+    let cpu = troop.cpu(Duration::from_secs(2));
+    assert!(cpu < Duration::from_millis(400), "the primary uses {cpu:?} of CPU in two seconds in which nothing happens");
+    drop(clients);
+    assert!(is_served(port));
+    troop.show();
+}
+
+#[test]
+fn clients_wait_while_descriptors_are_short_and_that_is_said_once() {
+    let port = free_port();
+    let mut troop =
+        Running::with_files(64, &["-w", "2", env!("CARGO_BIN_EXE_troop-fixture"), "--", "line", &format!("127.0.0.1:{port}")]);
+    let mut pids = Vec::new();
+    while pids.len() < 2 {
+        let event = troop.until("the workers", |event| event["event"] == "listening");
+        pids.push(i32::try_from(event["pid"].as_i64().unwrap()).unwrap());
+    }
+    let signal = |signal| {
+        pids.iter().for_each(|pid| rustix::process::kill_process(rustix::process::Pid::from_raw(*pid).unwrap(), signal).unwrap());
+    };
+    // They take nothing, and neither does the kernel of what the primary leaves there.
+    signal(rustix::process::Signal::STOP);
+    let clients: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let cpu = troop.cpu(Duration::from_secs(2));
+    assert!(cpu < Duration::from_millis(400), "the primary uses {cpu:?} of CPU in two seconds while clients wait");
+    assert!(troop.descriptors() < 60, "{} of 64 descriptors are in use", troop.descriptors());
+    troop.show();
+    signal(rustix::process::Signal::CONT);
+    for mut client in clients {
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("nobody is turned away");
+        assert!(!answer.is_empty(), "nobody is turned away");
+    }
+    while let Ok(event) = troop.lines.try_recv() {
+        troop.seen.push(event);
+    }
+    let said = troop.seen.iter().filter(|event| event["text"].as_str().is_some_and(|text| text.contains("open files"))).count();
+    assert!(said <= 1, "a shortage is said {said} times within ten seconds");
+}
+
+// ---- the control socket ----
+
+#[test]
+fn three_thousand_silent_clients_keep_nobody_out_of_the_control_socket() {
+    let port = free_port();
+    let mut troop =
+        Running::with_files(256, &["-w", "1", env!("CARGO_BIN_EXE_troop-fixture"), "--", "line", &format!("127.0.0.1:{port}")]);
+    troop.until("the worker", |event| event["event"] == "listening");
+    let path = troop.home.path().join("run/web.sock");
+    let mut silent = Vec::new();
+    for n in 0..3000 {
+        let mut stream = UnixStream::connect(&path).unwrap();
+        if n % 3 == 0 {
+            // Half a request.
+            let _ = stream.write_all(b"{\"troop\":1,");
+        }
+        silent.push(stream);
+    }
+    for _ in 0..5 {
+        let begun = Instant::now();
+        let output = crate::support::troop(troop.home.path(), &["ls"]).output().unwrap();
+        assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("web"), "{output:?}");
+        assert!(begun.elapsed() < Duration::from_secs(1), "`troop ls` took {:?}", begun.elapsed());
+    }
+    assert!(troop.descriptors() < 100, "{} descriptors", troop.descriptors());
+    assert!(is_served(port));
+}
+
+#[test]
+fn clients_of_the_control_socket_that_read_nothing_cost_little_and_keep_nobody_out() {
+    let port = free_port();
+    let chatter = r#"repeat 400000 {"a":"message that nobody reads, and that is repeated without end"}"#;
+    let fixture = env!("CARGO_BIN_EXE_troop-fixture");
+    let address = format!("127.0.0.1:{port}");
+    let args = ["-w", "2", fixture, "--", "divided", &address, ONLINE, "sleep 1500", chatter, "sleep 600000"];
+    let mut troop = Running::with_files(256, &args);
+    troop.until("the honest worker", |event| event["event"] == "listening");
+    let path = troop.home.path().join("run/web.sock");
+    let followers: Vec<_> = (0..30)
+        .map(|_| {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            stream.write_all(b"{\"troop\":1,\"do\":\"events\"}\n").unwrap();
+            stream
+        })
+        .collect();
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", troop.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+    };
+    let (mut most, deadline) = (0, Instant::now() + Duration::from_secs(5));
+    while Instant::now() < deadline {
+        most = most.max(resident());
+        assert_eq!(troop.show()["name"], "web");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(most < 160 * MIB, "{} MiB with followers that read nothing", most / MIB);
+    assert!(is_served(port) && is_running(troop.child.id()));
+    drop(followers);
+}
