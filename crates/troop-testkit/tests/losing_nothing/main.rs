@@ -483,8 +483,13 @@ fn a_primary_at_its_descriptor_limit_lets_clients_wait_and_closes_nobody() {
     signal(Signal::STOP);
     let clients: Vec<_> = (0..100).map(|_| std::thread::spawn(move || talk(([127, 0, 0, 1], port), ""))).collect();
     let open = || std::fs::read_dir(format!("/proc/{}/fd", _primary.0.id())).map_or(0, Iterator::count);
-    troop_testkit::wait_until("the primary is full", || open() >= 39);
-    std::thread::sleep(Duration::from_millis(500));
+    // It stops accepting before it has none left for restarts and whoever steers it.
+    let mut before = 0;
+    troop_testkit::wait_until("the primary accepts no more", || {
+        std::thread::sleep(Duration::from_millis(300));
+        std::mem::replace(&mut before, open()) == open()
+    });
+    assert!(open() < 36, "{} of 40 descriptors are in use", open());
     let early = clients.iter().filter(|c| c.is_finished()).count();
     signal(Signal::CONT);
     assert_eq!(early, 0, "nobody was turned away");
