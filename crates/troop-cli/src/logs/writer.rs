@@ -292,7 +292,7 @@ mod tests {
             single: true,
             lost: AtomicU64::new(0),
             reopen: AtomicBool::new(false),
-            paths: Vec::new(),
+            path: None,
         };
         {
             let mut lines = queue.lines();
