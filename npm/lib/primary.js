@@ -143,7 +143,7 @@ cluster.fork = function(env) {
 
   worker.process.on('internalMessage', (message) => {
     if (message.cmd !== 'NODE_CLUSTER') return;
-    if (Object.hasOwn(acts, message.act)) acts[message.act](worker, message);
+    if (typeof message.act === 'string' && Object.hasOwn(acts, message.act)) acts[message.act](worker, message);
   });
 
   process.nextTick(() => cluster.emit('fork', worker));

@@ -9,6 +9,7 @@ const childProcess = require('node:child_process');
 const fs = require('node:fs');
 const os = require('node:os');
 const { receiver, shorten } = require('./channel');
+const { guard } = require('./guard');
 
 const { ChildProcess } = childProcess;
 /** What the engine knows of a process. */
@@ -121,7 +122,10 @@ exports.fork = (engine, id, ...args) => {
   ChildProcess.prototype.spawn = function(options) {
     ChildProcess.prototype.spawn = spawn;
     reroute(this, engine, id, options);
-    return spawn.call(this, options);
+    const status = spawn.call(this, options);
+    const entry = options.stdio.find((entry) => entry.ipc);
+    if (entry.handle) guard(this, entry.handle, id);
+    return status;
   };
   try {
     return childProcess.fork(...args);

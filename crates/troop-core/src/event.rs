@@ -161,6 +161,10 @@ pub enum Violation {
     TooDeep(usize),
     /// A line that is not JSON.
     NotJson,
+    /// A frame that is not a value in V8's serialization format.
+    NotSerialized,
+    /// A value in V8's serialization format that would take more memory than the limit (bytes).
+    TooCostly(usize),
     /// One of the protocol's own messages with fields that make no sense; what is wrong with it.
     Malformed(String),
     /// An acknowledgement that nobody asked for.
@@ -194,6 +198,8 @@ impl Violation {
             Violation::TooLong(_)
                 | Violation::TooDeep(_)
                 | Violation::NotJson
+                | Violation::NotSerialized
+                | Violation::TooCostly(_)
                 | Violation::Malformed(_)
                 | Violation::Hung(_)
                 | Violation::Silent(_)
@@ -209,6 +215,8 @@ impl fmt::Display for Violation {
             Violation::TooLong(limit) => write!(f, "a message longer than {limit} bytes"),
             Violation::TooDeep(limit) => write!(f, "a message nested deeper than {limit} levels"),
             Violation::NotJson => f.write_str("a line that is not JSON"),
+            Violation::NotSerialized => f.write_str("a frame that is not in V8's serialization format"),
+            Violation::TooCostly(limit) => write!(f, "a message that would take more than {} MiB of memory", limit >> 20),
             Violation::Malformed(what) => write!(f, "a malformed protocol message: {what}"),
             Violation::UnaskedAck => f.write_str("an acknowledgement nobody asked for"),
             Violation::MissingHandle => f.write_str("a message whose descriptor did not arrive"),

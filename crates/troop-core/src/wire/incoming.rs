@@ -4,12 +4,15 @@ mod fields;
 
 use std::borrow::Cow;
 
-use memchr::{memchr2_iter, memmem};
+use memchr::memchr2_iter;
 use serde_json::value::RawValue;
 
 use crate::event::{AddressType, Violation};
 use crate::wire::frame::FrameError;
 use fields::{Text, address_type, amount, backlog, port, present, truthy};
+
+pub(super) use head::is_our_cmd;
+use head::{head, may_be_internal};
 
 /// The deepest nesting of JSON that is taken, the same that serde_json decodes.
 pub const MAX_DEPTH: usize = 127;
@@ -195,19 +198,23 @@ pub fn parse(line: &[u8]) -> Result<Incoming<'_>, Violation> {
     if !line.starts_with(br#"{"cmd":"NODE_"#) {
         // Validates, without building anything.
         let raw: &RawValue = serde_json::from_slice(line).map_err(|_| Violation::NotJson)?;
-        if memmem::find(line, b"NODE_").is_none() || !is_internal(line) {
+        if !may_be_internal(line) || !head(line)?.is_some_and(|head| head.is_internal()) {
             return Ok(Incoming::User(raw.get()));
         }
     }
-    if is_long && is_ours(line, true) {
+    // A handle may carry any message of a program's.
+    if is_long && head(line)?.is_some_and(|head| head.is_ours() && head.cmd.as_deref() != Some(b"NODE_HANDLE")) {
         return Err(Violation::TooLong(MAX_PROTOCOL_LINE));
     }
     let fields: Fields<'_> = match serde_json::from_slice(line) {
         Ok(fields) => fields,
         Err(e) if e.classify() != serde_json::error::Category::Data => return Err(Violation::NotJson),
-        // What we do not know may have fields of any kind.
-        Err(_) if !is_ours(line, false) => return Ok(Incoming::Unknown),
-        Err(e) => return Err(Violation::Malformed(e.to_string().chars().take(MAX_REASON).collect())),
+        // The error may stand before another one: the whole line must be JSON before anybody else gets to read it.
+        Err(e) => match head(line)? {
+            // What we do not know may have fields of any kind.
+            Some(head) if head.times == 1 && !head.is_ours() => return Ok(Incoming::Unknown),
+            _ => return Err(Violation::Malformed(e.to_string().chars().take(MAX_REASON).collect())),
+        },
     };
     match &*fields.cmd.0 {
         "NODE_" => std::str::from_utf8(line).map(Incoming::User).map_err(|_| Violation::NotJson),
@@ -276,32 +283,6 @@ fn number(text: &[u8]) -> Option<(u64, &[u8])> {
     }
     let (digits, rest) = text.split_at(digits);
     Some((digits.iter().fold(0u64, |n, b| n * 10 + u64::from(b - b'0')), rest))
-}
-
-/// Whether the `cmd` of a message marks it as internal, wherever in the object it stands.
-fn is_internal(line: &[u8]) -> bool {
-    #[derive(serde::Deserialize)]
-    struct Head<'a> {
-        #[serde(borrow)]
-        cmd: &'a RawValue,
-    }
-    serde_json::from_slice::<Head<'_>>(line).is_ok_and(|head| {
-        let cmd = head.cmd.get();
-        cmd.starts_with("\"NODE_") && cmd.len() > "\"NODE_\"".len()
-    })
-}
-
-/// Whether an internal message is of a kind that is understood here. With `alone`, only if it carries no message of a program's.
-fn is_ours(line: &[u8], alone: bool) -> bool {
-    #[derive(serde::Deserialize)]
-    struct Head<'a> {
-        #[serde(borrow)]
-        cmd: Text<'a>,
-    }
-    serde_json::from_slice::<Head<'_>>(line).is_ok_and(|head| match &*head.cmd.0 {
-        "NODE_HANDLE" => !alone,
-        cmd => matches!(cmd, "NODE_CLUSTER" | "NODE_TROOP" | "NODE_SOCKET_GET_COUNT" | "NODE_SOCKET_NOTIFY_CLOSE"),
-    })
 }
 
 /// Nesting is at most the number of opening brackets, which is quickly counted; strings are only looked at when that is too many.
@@ -464,5 +445,6 @@ impl<'a> Fields<'a> {
     }
 }
 
+mod head;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use troop_core::event::Violation;
 use troop_core::primary::Primary;
-use troop_core::wire::advanced;
+use troop_core::wire::advanced::{self, Kind as Whose};
 use troop_core::wire::frame::FrameReader;
 use troop_core::wire::incoming::{self, Act, Incoming};
 use troop_core::wire::outgoing::{HANDLE_ACK, HANDLE_NACK, socket_all_closed, socket_count};
@@ -125,12 +125,28 @@ impl Channel {
             };
             let translated;
             let text = if self.advanced {
-                let Some(json) = advanced::internal(line.bytes) else {
-                    // The program's.
-                    relay.iter_mut().for_each(|relay| relay.pass(line.bytes));
-                    continue;
-                };
-                translated = json;
+                // Before Node reads it, which would not survive everything.
+                match advanced::check(line.bytes) {
+                    Ok(Whose::Program) => {
+                        relay.iter_mut().for_each(|relay| relay.pass(line.bytes));
+                        continue;
+                    }
+                    Ok(Whose::Node { ours }) => match advanced::internal(line.bytes) {
+                        Some(json) => translated = json,
+                        None if ours => {
+                            core.violated(id, Violation::Malformed("a message of Node's own, not as Node writes it".into()));
+                            return;
+                        }
+                        None => {
+                            relay.iter_mut().for_each(|relay| relay.pass(line.bytes));
+                            continue;
+                        }
+                    },
+                    Err(violation) => {
+                        core.violated(id, violation);
+                        return;
+                    }
+                }
                 &translated
             } else {
                 line.bytes

@@ -6,10 +6,12 @@
 //!
 //! The format is that of V8's `ValueSerializer` (`0xff`, version, value); versions 13 to 15 write what is needed here in the same way.
 
+mod check;
 mod program;
 
 use serde_json::{Map, Number, Value};
 
+pub use check::{Kind, MAX_DEPTH as MAX_CHECKED_DEPTH, MAX_MEMORY, check};
 pub use program::to_json;
 
 /// The version that is written. V8 reads it and all before it.

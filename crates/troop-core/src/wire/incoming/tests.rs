@@ -116,3 +116,43 @@ fn fields_of_any_type_are_read_as_node_means_them() {
     assert_eq!(read(r#""port":1e30,"backlog":[1,{"a":2}],"readableAll":{}"#), (Some(-2), None, true));
     assert_eq!(read(r#""port":18446744073709551615,"backlog":true,"readableAll":null"#), (Some(-2), Some(1), false));
 }
+
+/// What a message is to JavaScript it is here too: otherwise a worker would pass one of Node's own off as its program's.
+#[test]
+fn the_last_cmd_counts_however_it_is_written() {
+    for line in [
+        r#"{"cmd":"\u004eODE_HANDLE_ACK"}"#,
+        r#"{"\u0063md":"NODE_HANDLE_ACK"}"#,
+        r#" { "\u0063\u006d\u0064" : "\u004e\u004f\u0044\u0045\u005f\u0048ANDLE_ACK" } "#,
+        r#"{"\ud800":1,"cmd":"NODE_HANDLE_ACK"}"#,
+        r#"{"cmd":"x","cmd":"NODE_HANDLE_ACK"}"#,
+        r#"{"cmd":7,"cmd":"NODE_HANDLE_ACK"}"#,
+        r#"{"cmd":"NODE_X","cmd":"NODE_HANDLE_ACK"}"#,
+        r#"{"cmd":"NODE_X","\u0063md":"NODE_HANDLE_ACK"}"#,
+        r#"{"cmd":"NODE_X","ack":"x","cmd":"NODE_HANDLE","type":"net.Socket","msg":1}"#,
+    ] {
+        let parsed = parse(line.as_bytes());
+        assert!(matches!(parsed, Ok(Incoming::HandleAck) | Err(_)), "{line}: {parsed:?}");
+    }
+    for line in [
+        r#"{"cmd":"NODE_HANDLE_ACK","cmd":"x"}"#,
+        r#"["NODE_HANDLE_ACK"]"#,
+        r#"{"\ud800":"NODE_"}"#,
+        r#"{"cmd":"\ud800NODE_X"}"#,
+        r#"{"__proto__":{"cmd":"NODE_HANDLE_ACK"}}"#,
+    ] {
+        let parsed = parse(line.as_bytes());
+        assert!(matches!(parsed, Ok(Incoming::User(_)) | Err(Violation::Malformed(_))), "{line}: {parsed:?}");
+    }
+}
+
+#[test]
+fn what_is_passed_on_is_json_to_its_end() {
+    for line in
+        [r#"{"cmd":"NODE_X","ack":"x",,,"#, r#"{"cmd":"NODE_X","ack":"x"}}"#, "{\"cmd\":\"NODE_X\",\"ack\":\"x\",\"y\":\u{1}}"]
+    {
+        assert!(matches!(parse(line.as_bytes()), Err(Violation::NotJson)), "{line}");
+    }
+    let not_unicode = b"{\"cmd\":\"NODE_X\",\"ack\":\"x\",\"y\":\"\xff\"}";
+    assert!(matches!(parse(not_unicode), Err(Violation::NotJson)));
+}

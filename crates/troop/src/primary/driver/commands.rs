@@ -48,7 +48,7 @@ impl Driver {
                 let result = self.fork(&fork, None);
                 // The events before the answer, as a program expects that has both.
                 self.act();
-                self.publish();
+                self.publish_early();
                 if let Err(Err(e)) = done.send(result) {
                     self.events.push(Event::Error(None, Arc::new(e)));
                 }
@@ -56,7 +56,7 @@ impl Driver {
             Command::Adopt(adoption, done) => {
                 let result = self.adopt(*adoption);
                 self.act();
-                self.publish();
+                self.publish_early();
                 let _ = done.send(result);
             }
             Command::Disconnect(worker) => {
@@ -167,7 +167,7 @@ impl Driver {
             self.core.close_unused_listeners();
             self.act();
             // The events before the answer.
-            self.publish();
+            self.publish_early();
             for done in self.farewells.drain(..) {
                 let _ = done.send(());
             }

@@ -155,6 +155,8 @@ pub(crate) struct Driver {
     bus: Arc<Bus>,
     /// What has happened since events were last published.
     events: Vec<Event>,
+    /// Those that were published before an observer has seen them.
+    unobserved: Option<Vec<Event>>,
     table: Table,
     processes: Roster<Process>,
     /// They may outlive their workers' processes.
@@ -252,6 +254,7 @@ impl Driver {
             unfinished: false,
             bus,
             events: Vec::new(),
+            unobserved: None,
             table,
             processes: Roster::default(),
             relays: BTreeMap::new(),
@@ -346,9 +349,11 @@ impl Driver {
         let shared = Arc::new(Mutex::new(self));
         wake.can_be_helped(&shared);
         let mut driver = help::lock(&shared);
+        driver.unobserved = Some(Vec::new());
         driver.settle();
         loop {
-            driver.events.iter().for_each(&mut observe);
+            let earlier = driver.unobserved.as_mut().map(std::mem::take).unwrap_or_default();
+            earlier.iter().chain(&driver.events).for_each(&mut observe);
             driver.publish();
             if !driver.care.is_needed()
                 && let Some(outcome) = driver.outcome.take()
@@ -553,6 +558,14 @@ impl Driver {
         let due = deadlines.into_iter().flatten().min()?;
         // Rounded up, so that the deadline has come when the wait is over.
         Some(Duration::from_millis(due.0.saturating_sub(self.now.0).max(1)))
+    }
+
+    /// The same in the middle of a turn, because an answer follows that the events come before.
+    fn publish_early(&mut self) {
+        if let Some(unobserved) = &mut self.unobserved {
+            unobserved.extend(self.events.iter().cloned());
+        }
+        self.publish();
     }
 
     fn publish(&mut self) {
