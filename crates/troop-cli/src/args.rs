@@ -261,17 +261,22 @@ pub(crate) struct Events {
 
 /// Replace an app's workers, without losing a connection
 ///
-/// Each old worker leaves only after its successor serves. If a new one does not come up, the old ones go on, and this says why. Waits
-/// until it is done.
+/// Each old worker leaves only after its successor serves. If a new one does not come up, or does not listen on an address that the old
+/// ones share, the old ones go on, and this says why. Waits until it is done.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop reload web                     with what its file says now
   troop reload web:3                   one worker
+  troop reload web --allow-moved       the new workers may listen elsewhere
 
 Exit codes: 0 when all workers were replaced, 1 if not, 3 if there is no such app.")]
 pub(crate) struct Reload {
     /// The app's name, or `all`, or one worker of it (`web:3`, by its number); may be left out when there is only one
     pub(crate) app: Option<String>,
+
+    /// Let the new workers listen elsewhere than the old ones; an address that nobody listens on any more is closed
+    #[arg(long)]
+    pub(crate) allow_moved: bool,
 
     /// For programs
     #[arg(long)]
@@ -284,7 +289,8 @@ pub(crate) struct Reload {
 #[command(after_help = "Examples:
   troop scale 8                        the only app gets 8 workers
   troop scale web +2                   two more
-  troop scale web -1                   one less; the last one finishes its requests")]
+  troop scale web -1                   one less; the last one finishes its requests
+  troop scale web 0                    none; its listeners stay open, and clients wait")]
 pub(crate) struct Scale {
     /// The app's name; may be left out when there is only one
     #[arg(value_name = "APP")]

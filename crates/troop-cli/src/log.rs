@@ -83,6 +83,7 @@ pub(crate) fn as_json(event: &Event) -> Value {
         Event::Stalled(_, true) => "stalled",
         Event::Stalled(_, false) => "recovered",
         Event::NotSteered(..) => "not-steered",
+        Event::ListenerClosed(..) => "listener-closed",
         Event::Unhealthy(..) => "unhealthy",
         Event::Supervision(progress) => progress_name(progress),
         Event::Missed(_) => "missed",
@@ -99,6 +100,10 @@ pub(crate) fn as_json(event: &Event) -> Value {
         Event::NotSteered(at, why) => {
             add_address(&mut add, at);
             add("reason", why.clone().into());
+        }
+        Event::ListenerClosed(at, dropped) => {
+            add_address(&mut add, at);
+            add("dropped", (*dropped).into());
         }
         Event::Exit(worker, how) => {
             add_exit(&mut add, *how);
@@ -118,6 +123,10 @@ pub(crate) fn as_json(event: &Event) -> Value {
                 }
             }
             Progress::ReloadStarted { workers } => drop(add("workers", (*workers).into())),
+            Progress::Awaiting { worker, at } => {
+                add("worker", worker.0.into());
+                add_address(&mut add, at);
+            }
             Progress::Replaced { old, new } => {
                 add("old", old.0.into());
                 add("new", new.0.into());
@@ -172,6 +181,7 @@ fn progress_name(progress: &Progress) -> &'static str {
     match progress {
         Progress::Restarting { .. } => "restarting",
         Progress::ReloadStarted { .. } => "reload-started",
+        Progress::Awaiting { .. } => "awaiting",
         Progress::Replaced { .. } => "replaced",
         Progress::ReloadFinished => "reload-finished",
         Progress::ReloadFailed { .. } => "reload-failed",

@@ -287,6 +287,14 @@ pub enum Notice {
         /// Why, and what is done instead.
         reason: String,
     },
+    /// A listener was closed because no worker has it any more and nobody who is starting may ask for it, or, while connections waited for a
+    /// worker, because it is not to wait for one.
+    ListenerClosed {
+        /// Where it was bound.
+        at: Address,
+        /// Connections that waited there; they were closed.
+        dropped: usize,
+    },
     /// It broke a rule of the channel.
     Misbehaved {
         /// Which worker.

@@ -44,6 +44,9 @@ pub enum Event {
     Unhealthy(WorkerHandle, String),
     /// A listener is not steered by the kernel as was chosen, or not with a socket for each worker: why, and what is done instead.
     NotSteered(Address, String),
+    /// A listener was closed because no worker has it any more and nobody who is starting may ask for it, or while connections waited for a
+    /// worker: where it was bound, and how many connections waited. Those are closed.
+    ListenerClosed(Address, usize),
     /// What the supervision of a [`Builder`](crate::Builder) does.
     Supervision(Progress),
     /// This reader was too slow; this many events before the next one are lost to it.
@@ -70,6 +73,13 @@ impl fmt::Display for Event {
             Event::Stalled(w, false) => write!(f, "worker {} takes connections again", w.id()),
             Event::Unhealthy(w, why) => write!(f, "worker {}: {why}", w.id()),
             Event::NotSteered(at, why) => write!(f, "{at}: {why}"),
+            Event::ListenerClosed(at, 0) => write!(f, "{at} is closed: no worker listens there any more"),
+            Event::ListenerClosed(at, dropped) => {
+                write!(
+                    f,
+                    "{at} is closed: no worker listens there any more; connections that waited there and were closed: {dropped}"
+                )
+            }
             Event::Supervision(progress) => fmt_progress(progress, f),
             Event::Missed(n) => write!(f, "{n} events missed"),
         }
@@ -90,6 +100,9 @@ fn fmt_progress(progress: &Progress, f: &mut fmt::Formatter<'_>) -> fmt::Result 
         Progress::Restarting { delay, .. } if delay.is_zero() => f.write_str("starting a new worker"),
         Progress::Restarting { delay, .. } => write!(f, "starting a new worker in {delay:.1?}"),
         Progress::ReloadStarted { workers } => write!(f, "reload: replacing {workers} workers"),
+        Progress::Awaiting { worker, at } => {
+            write!(f, "waiting for worker {worker} to listen on {at}, as the one that it replaces does")
+        }
         Progress::Replaced { old, new } => write!(f, "reload: worker {new} takes over from worker {old}"),
         Progress::ReloadFinished => f.write_str("reload: done"),
         Progress::ReloadFailed { reason } => write!(f, "reload failed: {reason}; the old workers go on"),

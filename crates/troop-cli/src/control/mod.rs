@@ -31,6 +31,9 @@ pub(crate) enum Ask {
     Reload {
         #[serde(default)]
         worker: Option<u32>,
+        /// The new workers may listen elsewhere than the old ones.
+        #[serde(default)]
+        allow_moved: bool,
     },
     /// Ends the workers, and begins anew with what the file says then. The connection is held until the end.
     Restart,

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use troop::{Cluster, Event, Events, Phase, Progress, Setup, WorkerHandle, WorkerId};
+use troop::{Cluster, Event, Events, Phase, Progress, Reload, WorkerHandle, WorkerId};
 
 use super::door::{self, Door};
 use super::{Answer, App, Ask, Failure, Request, VERSION};
@@ -186,8 +186,8 @@ impl Server {
     async fn obey(&self, ask: Ask, stream: &mut UnixStream) -> Result<Result<Value, Failure>, Gone> {
         Ok(match ask {
             Ask::Snapshot => self.snapshot().await,
-            Ask::Reload { worker: None } => self.reload(Some(stream)).await,
-            Ask::Reload { worker: Some(worker) } => self.recycle(worker).await,
+            Ask::Reload { worker: None, allow_moved } => self.reload(Some(stream), allow_moved).await,
+            Ask::Reload { worker: Some(worker), .. } => self.recycle(worker).await,
             Ask::Logs => Ok(self.logs()),
             Ask::Scale { workers, by } => self.scale(workers, by).await,
             Ask::Schedule { listener, policy } => self.schedule(listener, &policy).await,
@@ -300,7 +300,7 @@ impl Server {
         let Ok(waiting) = self.waiting.try_acquire() else { return };
         drop(self.reloading.lock().await);
         drop(waiting);
-        if let Err(failure) = self.reload(None).await
+        if let Err(failure) = self.reload(None, false).await
             && failure.kind != "failed"
         {
             log::say(&format!("troop: not reloaded: {}", failure.message));
@@ -338,6 +338,12 @@ impl Server {
     async fn scale(&self, workers: Option<usize>, by: i64) -> Result<Value, Failure> {
         let before = self.cluster.snapshot().await.map_err(|e| failed(&e))?.wanted.unwrap_or(0);
         let after = workers.unwrap_or_else(|| before.saturating_add_signed(isize::try_from(by).unwrap_or(isize::MAX)));
+        if workers.is_none() && after == 0 {
+            let text = format!(
+                "there are {before} workers, and {by} would leave none; `troop scale 0` ends all and keeps the listeners"
+            );
+            return Err(Failure::new("bad-request", text));
+        }
         self.cluster.scale(after).map_err(|e| Failure::new("bad-request", e.chain()))?;
         Ok(json!({ "before": before, "workers": after }))
     }
@@ -396,7 +402,7 @@ impl Server {
     }
 
     /// Replaces the workers, by such as the file says now. It goes on when the client has left.
-    async fn reload(&self, mut stream: Option<&mut UnixStream>) -> Result<Value, Failure> {
+    async fn reload(&self, mut stream: Option<&mut UnixStream>, allow_moved: bool) -> Result<Value, Failure> {
         let busy = || Err(Failure::new("busy", "a reload is under way, or the app is stopping"));
         let _one = match &stream {
             Some(_) => match self.reloading.try_lock() {
@@ -427,16 +433,16 @@ impl Server {
                 None => log::say(&format!("troop: {text}")),
             }
         }
-        let replaced = self.replace_all(setup, stream).await?;
+        let replaced = self.replace_all(Reload::new().setup(setup).allow_moved(allow_moved), stream).await?;
         let later = self.adopt(&before, &after).await;
         self.is_planned(after);
         Ok(json!({ "replaced": replaced, "later": later? }))
     }
 
-    async fn replace_all(&self, setup: Setup, mut stream: Option<&mut UnixStream>) -> Result<u64, Failure> {
+    async fn replace_all(&self, reload: Reload, mut stream: Option<&mut UnixStream>) -> Result<u64, Failure> {
         let mut events = self.cluster.events();
         let oldest = self.cluster.workers().iter().map(WorkerHandle::id).max();
-        self.cluster.reload_as(setup).map_err(|e| failed(&e))?;
+        self.cluster.reload_with(reload).map_err(|e| failed(&e))?;
         let (mut began, mut replaced, mut is_heard) = (false, 0, true);
         let mut fallen: Option<WorkerHandle> = None;
         while let Some(event) = events.next().await {
@@ -447,6 +453,7 @@ impl Server {
                     return Err(Failure::new("busy", "a reload is under way, or the app is stopping"));
                 }
                 Event::Supervision(Progress::Replaced { .. }) if began => replaced += 1,
+                Event::Supervision(Progress::Awaiting { .. }) if began => {}
                 Event::Supervision(Progress::ReloadFinished) if began => return Ok(replaced),
                 Event::Supervision(Progress::ReloadFailed { reason }) if began => {
                     let mut text = format!("{reason}; {replaced} workers had been replaced, the others go on");

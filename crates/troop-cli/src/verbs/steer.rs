@@ -38,6 +38,9 @@ pub(super) fn one(target: Option<&str>) -> Result<Client, Trouble> {
 /// `troop reload`: all that are meant, one after the other; the first failure ends it.
 pub(crate) fn reload(args: &Reload) -> Result<(), Trouble> {
     let (app, worker) = client::target(args.app.as_deref())?;
+    if worker.is_some() && args.allow_moved {
+        return Err(Trouble::Nonsense("--allow-moved is for a reload of all workers: one worker alone cannot move".into()));
+    }
     for mut client in client::find(app)? {
         let name = client.name().to_owned();
         let show = |event: &Value| {
@@ -45,7 +48,7 @@ pub(crate) fn reload(args: &Reload) -> Result<(), Trouble> {
                 let _ = writeln!(std::io::stderr().lock(), "{name}: {text}");
             }
         };
-        let answer = named(&name, client.ask(Ask::Reload { worker }, show)?);
+        let answer = named(&name, client.ask(Ask::Reload { worker, allow_moved: args.allow_moved }, show)?);
         report(args.json, &answer, || format!("{name}: {} workers replaced", answer["replaced"]));
     }
     Ok(())

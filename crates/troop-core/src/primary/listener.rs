@@ -148,6 +148,12 @@ pub(super) struct Listener {
     pub(super) reserved: usize,
     /// The worker whose share of the descriptors it counts against: who had it opened, or, after that one, another who uses it.
     pub(super) charged_to: WorkerId,
+    /// It stays open without workers.
+    pub(super) lasting: bool,
+    /// Workers of several slots have listened on it at a time.
+    pub(super) is_shared: bool,
+    /// Its name does not depend on the worker that listens on it.
+    pub(super) is_fixed: bool,
 }
 
 /// Where a worker and its successors take part in a listener.
@@ -329,6 +335,9 @@ impl Primary {
             queue: VecDeque::new(),
             reserved: 0,
             charged_to: worker,
+            lasting: false,
+            is_shared: false,
+            is_fixed: false,
         };
         listener.schedule(scheduling, self.config.seed ^ u64::from(id.0));
         if matches!(listener.chosen, Scheduling::Steered(_)) && listener.group.is_none() {
@@ -362,6 +371,9 @@ impl Primary {
 
     fn join(&mut self, worker: WorkerId, id: ListenerId, ack: u64) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
+        if self.unused.remove(&id).is_some() {
+            listener.charged_to = worker;
+        }
         if let Some(state) = self.workers.get_mut(&worker) {
             state.seats.push(Seat::new(id));
         }
@@ -398,6 +410,7 @@ impl Primary {
                 let (key, data) = (listener.key.clone(), listener.data.take());
                 self.keys.remove(&listener.listen_key);
                 self.listeners.remove(&id);
+                self.unused.remove(&id);
                 for (worker, ack) in waiters {
                     if let Some(state) = self.workers.get_mut(&worker) {
                         state.seats.retain(|seat| seat.listener != id);
@@ -458,24 +471,17 @@ impl Primary {
         {
             listener.charged_to = user;
         }
-        let unused = listener.is_unused();
+        let (unused, lasting) = (listener.is_unused(), listener.lasting);
         let most = (self.budget.listeners() / 4).min(MAX_UNUSED);
-        if unused && (!keep || self.listeners.values().filter(|l| l.is_unused()).count() > most) {
-            self.close_listener(id);
+        if unused && !lasting && (!keep || self.unused.len() >= most) {
+            self.close_unused(id);
         } else {
+            if unused && !lasting {
+                self.unused.insert(id, WorkerId(self.last_worker));
+            }
             let now = self.last_time;
             self.staff_all(now, id);
             self.pump(now, id);
-        }
-    }
-
-    pub(super) fn close_listener(&mut self, id: ListenerId) {
-        if let Some(listener) = self.listeners.remove(&id) {
-            self.keys.remove(&listener.listen_key);
-            for waiting in listener.queue {
-                self.actions.push_back(Action::Release { conn: waiting.conn, taken: false });
-            }
-            self.actions.push_back(Action::Unbind { listener: id });
         }
     }
 

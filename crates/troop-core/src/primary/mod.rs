@@ -11,6 +11,7 @@ mod pulse;
 mod reports;
 mod seat;
 mod steering;
+mod unused;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -23,6 +24,7 @@ pub use budget::Budget;
 pub use handover::Needs;
 pub use listener::{Bind, BindSpec};
 pub use reports::REPORT_EVERY;
+pub use unused::Successors;
 pub use worker::{WorkerState, WorkerStats, WorkerStatus};
 
 use crate::event::{Address, ExitHow, Listening, Notice, Violation};
@@ -60,6 +62,10 @@ pub struct Config {
     pub hung_after: Option<Duration>,
     /// Whether a listener stays open when its last worker has died, for a successor. Node closes it.
     pub keep_listeners: bool,
+    /// How long a worker may take, from its start, to ask for the listeners that are kept open for successors.
+    pub start_timeout: Duration,
+    /// How long a worker that listens may take to ask for more of them.
+    pub listen_patience: Duration,
     /// The only listeners that workers may ask for; `None`: any.
     pub may_listen: Option<Vec<Pattern>>,
     /// Listeners that one worker may have open.
@@ -82,6 +88,8 @@ impl Default for Config {
             recall_after: Duration::from_secs(1),
             hung_after: Some(Duration::from_secs(30)),
             keep_listeners: true,
+            start_timeout: Duration::from_secs(30),
+            listen_patience: Duration::from_secs(3),
             may_listen: None,
             max_listeners_per_worker: 1024,
             max_violations: 100,
@@ -115,6 +123,10 @@ pub struct Primary {
     workers: Roster<Worker>,
     listeners: BTreeMap<ListenerId, Listener>,
     keys: HashMap<ListenKey, ListenerId>,
+    /// Listeners that no worker has and that are open for a successor, and the newest worker when the last one left.
+    unused: BTreeMap<ListenerId, WorkerId>,
+    /// See [`Primary::set_supervised`].
+    supervised: bool,
     actions: VecDeque<Action>,
     /// Number of the next message to any worker (Node uses one counter for all).
     seq: u64,
@@ -139,6 +151,8 @@ impl Primary {
             workers: Roster::default(),
             listeners: BTreeMap::new(),
             keys: HashMap::new(),
+            unused: BTreeMap::new(),
+            supervised: false,
             actions: VecDeque::new(),
             seq: 0,
             reported: Vec::new(),
@@ -268,6 +282,7 @@ impl Primary {
         match message.act {
             Some(Act::Online) => {
                 state.state = WorkerState::Online;
+                state.seen.get_or_insert(now);
                 state.batched = message.troop.is_some_and(|version| version >= 1);
                 self.notify(Notice::Online { worker });
             }
@@ -280,6 +295,7 @@ impl Primary {
                     return Err(Violation::Malformed("listening at an address longer than any can be".into()));
                 }
                 state.state = WorkerState::Listening;
+                state.listening_since.get_or_insert(now);
                 let at = Listening {
                     address: message.address.as_deref().map(str::to_owned),
                     port: message.port,
@@ -384,7 +400,7 @@ impl Primary {
     pub fn close_unused_listeners(&mut self) {
         let unused: Vec<_> = self.listeners.iter().filter(|(_, l)| l.is_unused()).map(|(id, _)| *id).collect();
         for listener in unused {
-            self.close_listener(listener);
+            self.close_unused(listener);
         }
     }
 
@@ -405,7 +421,7 @@ impl Primary {
                 self.actions.push_back(Action::HandleSettled { worker, ticket, delivered: false });
             }
         }
-        self.leave_listeners(worker, !voluntary && self.config.keep_listeners);
+        self.leave_listeners(worker, (self.supervised || !voluntary) && self.config.keep_listeners);
         if by_worker {
             self.reclaim(worker);
         }

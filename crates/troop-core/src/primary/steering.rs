@@ -139,21 +139,25 @@ impl Primary {
     pub(super) fn listens(&mut self, now: Time, worker: WorkerId, at: &Listening) {
         let Primary { workers, listeners, .. } = self;
         let Some(state) = workers.get_mut(&worker) else { return };
-        let (mut steered, mut any) = (Vec::new(), false);
+        let (mut steered, mut joined) = (Vec::new(), Vec::new());
         for seat in state.seats.iter_mut().filter(|seat| seat.admitted && !seat.listening) {
             let Some(listener) = listeners.get_mut(&seat.listener) else { continue };
             if !listener.is_at(at) {
                 continue;
             }
-            (seat.listening, any) = (true, true);
+            seat.listening = true;
+            joined.push(seat.listener);
             if let Some(group) = &mut listener.group {
                 group.relieved(seat.place);
                 steered.push(seat.listener);
             }
         }
-        if any && !state.reports {
+        if !joined.is_empty() && !state.reports {
             // What it has open now, it has without any connection.
             self.actions.push_back(Action::Count { worker });
+        }
+        for id in joined {
+            self.note_listening(worker, id);
         }
         for id in steered {
             self.staff_all(now, id);

@@ -125,6 +125,10 @@ pub(super) struct Worker {
     pub(super) slot: u32,
     pub(super) weight: u32,
     pub(super) state: WorkerState,
+    /// When it was first heard of.
+    pub(super) seen: Option<Time>,
+    /// When it first listened.
+    pub(super) listening_since: Option<Time>,
     pub(super) connected: bool,
     pub(super) in_table: bool,
     pub(super) voluntary: Option<bool>,
@@ -173,6 +177,8 @@ impl Worker {
             slot,
             weight,
             state: WorkerState::None,
+            seen: None,
+            listening_since: None,
             connected: true,
             in_table: true,
             voluntary: None,
@@ -216,6 +222,15 @@ impl Worker {
     /// When its program has surely begun to read all connections that it has; `None` while some are in flight.
     pub(super) fn all_read_at(&self) -> Option<Time> {
         self.in_flight.is_empty().then(|| self.last_taken + READ_TIME)
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Whether it has said that it listens there.
+    pub(super) fn listens_on(&self, listener: ListenerId) -> bool {
+        self.seat(listener).is_some_and(|seat| seat.listening)
     }
 
     pub(super) fn seat(&self, listener: ListenerId) -> Option<&Seat> {

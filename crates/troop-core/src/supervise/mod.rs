@@ -3,6 +3,7 @@
 //! A state machine like [`crate::primary`]: call the method that fits what happened, then carry out the [`Order`]s in order.
 
 mod config;
+mod expect;
 mod order;
 mod replace;
 mod restart;
@@ -11,9 +12,10 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::event::ExitHow;
+use crate::event::{Address, ExitHow};
 use crate::id::{Time, WorkerId};
 pub use config::{Config, Readiness, Restart};
+pub use expect::Claim;
 pub use order::{Cause, Order, Outcome, Progress, Slot};
 use replace::Round;
 use restart::Restarts;
@@ -286,6 +288,13 @@ impl Supervisor {
     /// A worker's server listens.
     pub fn listening(&mut self, now: Time, worker: WorkerId) {
         self.with_member(now, worker, |member| member.listening = member.listening.or(Some(now)));
+    }
+
+    /// Where a worker listens now. Call before [`Supervisor::listening`].
+    pub fn listens_at(&mut self, worker: WorkerId, at: Vec<Address>) {
+        if let Some(round) = &mut self.round {
+            round.listens_at(worker, at);
+        }
     }
 
     /// A worker says that it is ready.

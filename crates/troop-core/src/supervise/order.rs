@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::ExitHow;
+use crate::event::{Address, ExitHow};
 use crate::id::WorkerId;
 
 /// A place that should always be filled with a worker.
@@ -72,6 +72,13 @@ pub enum Progress {
     ReloadStarted {
         /// How many workers will be replaced.
         workers: usize,
+    },
+    /// A new worker is ready, but does not listen yet where the one that it replaces does. It is waited for.
+    Awaiting {
+        /// The new one.
+        worker: WorkerId,
+        /// Where it is to listen.
+        at: Address,
     },
     /// A new worker took an old one's place.
     Replaced {

@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::expect::{Claim, Claims};
 use super::{LINGER, Member, Order, Phase, Progress, Slot, Supervisor};
+use crate::event::Address;
 use crate::id::{Time, WorkerId};
 
 /// The pause before it is tried again to replace what a failed reload has brought.
@@ -35,6 +37,8 @@ struct Active {
     step: Step,
     /// Until when the new worker must be ready.
     deadline: Time,
+    /// It was told that the new worker is ready but does not listen everywhere yet.
+    is_awaited: bool,
 }
 
 /// Workers that are being replaced.
@@ -48,6 +52,8 @@ pub(super) struct Round {
     proven: bool,
     /// It fills slots that are empty because all was given up.
     revives: bool,
+    /// The addresses that new workers have to take over.
+    claims: Claims,
 }
 
 impl Round {
@@ -82,6 +88,10 @@ impl Round {
         }
     }
 
+    pub(super) fn listens_at(&mut self, worker: WorkerId, at: Vec<Address>) {
+        self.claims.listens_at(worker, at);
+    }
+
     /// Whether this slot is still to be filled, having been empty.
     #[cfg(test)]
     pub(super) fn revives(&self, slot: usize) -> bool {
@@ -102,6 +112,11 @@ impl Supervisor {
     /// Replace the workers, each old one told to finish only when its successor is ready, as far as the limits say so. After giving up, or a
     /// pause, start them again.
     pub fn reload(&mut self, now: Time) {
+        self.reload_with(now, Vec::new());
+    }
+
+    /// The same; an old worker that holds a claimed address leaves only when a new worker listens there too.
+    pub fn reload_with(&mut self, now: Time, claims: Vec<Claim>) {
         self.due.set(None);
         let revives = matches!(self.phase, Phase::Idle { .. });
         if !(self.phase == Phase::Running || revives) || self.round.as_ref().is_some_and(|round| !round.is_recycling()) {
@@ -118,12 +133,25 @@ impl Supervisor {
         self.places.iter_mut().for_each(|place| place.done = None);
         self.orders.push_back(Order::Tell(Progress::ReloadStarted { workers: self.places.len() }));
         let todo = (0..self.places.len()).collect();
-        self.round = Some(Round { why: Why::Reload, todo, active: Vec::new(), proven: false, revives });
+        self.begin_round(Why::Reload, todo, claims);
+        if let Some(round) = &mut self.round {
+            (round.proven, round.revives) = (false, revives);
+        }
         self.advance(now);
+    }
+
+    fn begin_round(&mut self, why: Why, todo: VecDeque<usize>, claims: Vec<Claim>) {
+        let claims = Claims::new(claims);
+        self.round = Some(Round { why, todo, active: Vec::new(), proven: true, revives: false, claims });
     }
 
     /// Replace one worker, if it is in service and no others are being replaced. Returns whether that has begun.
     pub fn recycle(&mut self, now: Time, worker: WorkerId, reason: String) -> bool {
+        self.recycle_with(now, worker, reason, Vec::new())
+    }
+
+    /// The same; it leaves only when its successor listens at the claimed addresses that it holds.
+    pub fn recycle_with(&mut self, now: Time, worker: WorkerId, reason: String, claims: Vec<Claim>) -> bool {
         self.due.set(None);
         if self.phase != Phase::Running || self.round.is_some() || self.leaving.iter().any(|l| l.worker == worker) {
             return false;
@@ -131,8 +159,7 @@ impl Supervisor {
         let is_it = |member: &Member| member.worker == worker;
         let Some(slot) = self.places.iter().position(|place| place.current.as_ref().is_some_and(is_it)) else { return false };
         self.orders.push_back(Order::Tell(Progress::Recycling { worker, reason }));
-        let why = Why::Recycle(worker);
-        self.round = Some(Round { why, todo: [slot].into(), active: Vec::new(), proven: true, revives: false });
+        self.begin_round(Why::Recycle(worker), [slot].into(), claims);
         self.advance(now);
         true
     }
@@ -165,7 +192,7 @@ impl Supervisor {
             self.rejected = None;
         } else {
             self.orders.push_back(Order::Tell(Progress::RollingBack { workers: todo.len() }));
-            self.round = Some(Round { why: Why::RollBack, todo, active: Vec::new(), proven: true, revives: false });
+            self.begin_round(Why::RollBack, todo, Vec::new());
             self.advance(now);
         }
     }
@@ -179,6 +206,11 @@ impl Supervisor {
                     if let Some(round) = &mut self.round {
                         round.active.remove(at);
                     }
+                }
+                Found::Lacks(reason) => {
+                    self.fail_round(now, reason);
+                    self.fill(now);
+                    return;
                 }
                 Found::Late => {
                     let timeout = self.config.ready_timeout.as_secs();
@@ -223,6 +255,9 @@ impl Supervisor {
         if !settled && !self.round.as_ref().is_some_and(|round| round.proven) {
             return Found::Waits;
         }
+        if let Some(at) = self.lacking(step, old.as_ref(), &new).cloned() {
+            return self.awaits_listening(now, slot, new.worker, at, deadline);
+        }
         if let Some(round) = &mut self.round {
             round.proven = true;
         }
@@ -237,6 +272,35 @@ impl Supervisor {
             self.orders.push_back(Order::Tell(Progress::Replaced { old, new: new.worker }));
         }
         Found::Done
+    }
+
+    /// A claimed address that a new worker has to listen on before its predecessor leaves, and that no new one listens on.
+    fn lacking(&self, step: Step, old: Option<&Member>, new: &Member) -> Option<&Address> {
+        let round = self.round.as_ref()?;
+        let holder = match step {
+            Step::Filling(left) => left,
+            _ => old.map(|old| old.worker),
+        };
+        // In a reload one that has it will do for all.
+        let is_new = |worker: WorkerId| {
+            let mut members = self.places.iter().flat_map(|place| place.current.iter().chain(&place.successor));
+            worker == new.worker || (round.is_reload() && members.any(|m| m.worker == worker && m.generation == self.generation))
+        };
+        round.claims.lacking(holder, is_new)
+    }
+
+    fn awaits_listening(&mut self, now: Time, slot: usize, worker: WorkerId, at: Address, deadline: Time) -> Found {
+        let Some(round) = &mut self.round else { return Found::Waits };
+        if now >= deadline {
+            let (where_to, hint) =
+                (round.claims.listed(worker), if round.is_reload() { "; `allow-moved` permits it" } else { "" });
+            return Found::Lacks(format!("the new worker does not listen on {at}, where the old ones do, but {where_to}{hint}"));
+        }
+        let awaited = round.active.iter_mut().find(|active| active.slot == slot);
+        if awaited.is_some_and(|active| !std::mem::replace(&mut active.is_awaited, true)) {
+            self.orders.push_back(Order::Tell(Progress::Awaiting { worker, at }));
+        }
+        Found::Waits
     }
 
     /// Begins with one more slot, if the limits allow it.
@@ -258,12 +322,12 @@ impl Supervisor {
             }
             Some(_) if can_go_beside => {
                 round.todo.pop_front();
-                round.active.push(Active { slot, step: Step::Beside, deadline });
+                round.active.push(Active { slot, step: Step::Beside, deadline, is_awaited: false });
                 self.orders.push_back(Order::Fork(Slot(slot)));
             }
             Some(old) if without < self.config.unavailable => {
                 round.todo.pop_front();
-                round.active.push(Active { slot, step: Step::Emptying(old.worker), deadline });
+                round.active.push(Active { slot, step: Step::Emptying(old.worker), deadline, is_awaited: false });
                 place.current = None;
                 self.make_way(now, old);
             }
@@ -272,7 +336,7 @@ impl Supervisor {
             None if round.is_reload() => {
                 round.todo.pop_front();
                 place.retry_at = None;
-                round.active.push(Active { slot, step: Step::Filling(None), deadline });
+                round.active.push(Active { slot, step: Step::Filling(None), deadline, is_awaited: false });
                 self.orders.push_back(Order::Fork(Slot(slot)));
             }
             // A vacant slot is filled with a new worker anyway.
@@ -348,11 +412,13 @@ impl Supervisor {
         let Some(new) = new.filter(|new| !self.leaving.iter().any(|l| l.worker == new.worker)) else {
             return Some(active.deadline);
         };
-        match new.ready_at(old.is_some_and(|old| old.listening.is_some()), &self.config) {
-            Some(ready) if round.proven => Some(ready),
-            Some(ready) => Some(ready + self.config.settle),
-            None => Some(active.deadline),
-        }
+        let ready = match new.ready_at(old.is_some_and(|old| old.listening.is_some()), &self.config) {
+            Some(ready) if round.proven => ready,
+            Some(ready) => ready + self.config.settle,
+            None => return Some(active.deadline),
+        };
+        let is_told = active.is_awaited && self.lacking(active.step, old.as_ref(), &new).is_some();
+        Some(if is_told { ready.max(active.deadline) } else { ready })
     }
 }
 
@@ -361,4 +427,6 @@ enum Found {
     Waits,
     Done,
     Late,
+    /// The new worker does not listen where it has to.
+    Lacks(String),
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use troop_core::event::{ExitHow, Notice};
 use troop_core::policy::Connection;
-use troop_core::primary::{Action, Bind, Config, Primary};
+use troop_core::primary::{Action, Bind, Config, Primary, Successors};
 use troop_core::wire::incoming;
 use troop_core::wire::outgoing::SockName;
 use troop_core::{ConnId, ListenerId, Time, Violation, WorkerId};
@@ -48,6 +48,7 @@ pub enum Input {
     ChannelClosed { worker: usize, by_worker: bool },
     Exit { worker: usize },
     CloseUnused,
+    Successors { which: usize },
     Pass { ms: u64 },
 }
 
@@ -78,6 +79,7 @@ pub fn input() -> impl Strategy<Value = Input> {
         2 => (worker.clone(), any::<bool>()).prop_map(|(worker, by_worker)| Input::ChannelClosed { worker, by_worker }),
         2 => worker.prop_map(|worker| Input::Exit { worker }),
         1 => Just(Input::CloseUnused),
+        2 => (0..3usize).prop_map(|which| Input::Successors { which }),
         8 => prop_oneof![0..20u64, 0..2000u64, 0..40_000u64].prop_map(|ms| Input::Pass { ms }),
     ]
 }
@@ -121,6 +123,10 @@ pub struct World {
     pub looks: u32,
     /// Queues are empty.
     pub calm: bool,
+    /// Who else may ask for listeners.
+    pub successors: Successors,
+    /// How many connections waited at each listener that was closed.
+    pub closed: Vec<usize>,
 }
 
 impl World {
@@ -140,6 +146,8 @@ impl World {
             groups: BTreeMap::new(),
             looks: 0,
             calm: false,
+            successors: Successors::Unknown,
+            closed: Vec::new(),
         }
     }
 
@@ -175,7 +183,17 @@ impl World {
     }
 
     pub fn act(&mut self) -> Result<(), TestCaseError> {
-        while let Some(action) = self.primary.next_action() {
+        loop {
+            if let Some(action) = self.primary.next_action() {
+                self.carry_out(action)?;
+            } else if !self.primary.close_abandoned(self.now, self.successors) {
+                return self.check();
+            }
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) -> Result<(), TestCaseError> {
+        {
             match action {
                 Action::Deliver { worker, listener, conn, seq, batched } => {
                     prop_assert!(self.waiting.remove(&conn), "{:?} was delivered, but was not waiting", conn);
@@ -284,10 +302,11 @@ impl World {
                         state.cut_off = true;
                     }
                 }
+                Action::Notify(Notice::ListenerClosed { dropped, .. }) => self.closed.push(dropped),
                 Action::Notify(_) => {}
             }
         }
-        self.check()
+        Ok(())
     }
 
     /// Everything that must be true between two inputs.
@@ -296,6 +315,9 @@ impl World {
         for (id, state) in &self.workers {
             let core: BTreeMap<u64, ConnId> = self.primary.in_flight(*id).collect();
             prop_assert_eq!(&core, &state.holds, "worker {}", id);
+            for listener in self.primary.listens_on(*id) {
+                prop_assert!(self.listeners.contains_key(&listener), "{:?} of worker {} is closed", listener, id);
+            }
             for conn in state.holds.values() {
                 prop_assert!(held.insert(*conn), "{:?} is with two workers", conn);
                 prop_assert!(self.open.contains(conn), "{:?} is with worker {}, but was released", conn, id);
@@ -361,6 +383,9 @@ impl World {
                 self.now = until;
             }
             Input::CloseUnused => self.primary.close_unused_listeners(),
+            Input::Successors { which } => {
+                self.successors = [Successors::Awaited, Successors::Unknown, Successors::Nobody][which];
+            }
             Input::Shut { listener, place } => {
                 // A worker has shut a socket down and the shell has revived it: it and the last one have changed numbers.
                 let id = self.groups.keys().copied().nth(listener % self.groups.len().max(1));
@@ -540,6 +565,7 @@ impl World {
             Input::Fork { .. }
             | Input::Accept { .. }
             | Input::CloseUnused
+            | Input::Successors { .. }
             | Input::Pass { .. }
             | Input::Reschedule { .. }
             | Input::Shut { .. } => {}

@@ -159,7 +159,7 @@ impl Builder {
     }
 
     /// Whether a listener stays open when its last worker has died, so that clients wait for a successor instead of being refused. Default:
-    /// true. Node closes it.
+    /// true. Node closes it. When the successor is ready and listens elsewhere, the listener is closed.
     pub fn keep_listeners(mut self, keep: bool) -> Builder {
         self.config.keep_listeners = keep;
         self
@@ -244,7 +244,7 @@ impl Builder {
         let (sender, commands) = mpsc::channel();
         let commander = Commander { sender, wake: Arc::new(Wake::new(bell)) };
         let (bus, table) = (Arc::new(Bus::default()), Table::default());
-        let core = Primary::new(self.config.clone());
+        let core = Primary::new(Config { start_timeout: self.replace.ready_timeout, ..self.config.clone() });
         let cluster = Cluster::new(commander.clone(), bus.clone(), table.clone());
         let settings = Settings { activation: self.activation.clone(), ..Settings::default() };
         let driver = Driver::new(core, settings, in_thread, commander, commands, bus, table);

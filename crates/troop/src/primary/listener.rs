@@ -75,6 +75,8 @@ pub(crate) struct Opened {
     pub(crate) name: Option<SockName>,
     /// Why it cannot be the first of a group, if it was meant to.
     pub(crate) alone: Option<String>,
+    /// Somebody else has it open too.
+    pub(crate) given: bool,
 }
 
 fn invalid() -> io::Error {
@@ -110,7 +112,7 @@ pub(crate) fn open(spec: &BindSpec, inherited: &[InheritedSocket]) -> io::Result
         family: if address.is_ipv4() { "IPv4" } else { "IPv6" },
         port: address.port(),
     });
-    Ok(Opened { fd, file, name, alone })
+    Ok(Opened { fd, file, name, alone, given })
 }
 
 fn bind(spec: &BindSpec, file: &mut Option<UnixPath>, given: &mut bool) -> io::Result<OwnedFd> {

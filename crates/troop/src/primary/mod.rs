@@ -28,6 +28,7 @@ use tokio::sync::oneshot;
 use troop_core::WorkerId;
 use troop_core::event::Address;
 use troop_core::policy::{Pattern, Scheduling};
+use troop_core::primary::Successors;
 
 pub use adopt::Adoption;
 pub use builder::{Builder, available_workers};
@@ -36,7 +37,7 @@ pub use handle::WorkerHandle;
 pub use help::Helper;
 pub(crate) use output::MAX_BYTES as MAX_TAIL;
 pub use output::{Output, Source};
-pub use policies::{HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, ReplacePolicy, RestartPolicy, WhenFailed};
+pub use policies::{HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, Reload, ReplacePolicy, RestartPolicy, WhenFailed};
 pub use snapshot::{ListenerSnapshot, Phase, Snapshot, Usage, WorkerSnapshot};
 pub(crate) use wake::{Command, Commander};
 
@@ -227,7 +228,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterOver`].
     pub fn reload(&self) -> Result<()> {
-        self.inner.commander.send(Command::Reload(None))
+        self.reload_with(Reload::new())
     }
 
     /// The same, with new workers that are started as these changes say. If the reload fails, the changes are taken back, and so are the workers
@@ -236,7 +237,16 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterOver`].
     pub fn reload_as(&self, changes: Setup) -> Result<()> {
-        self.inner.commander.send(Command::Reload(Some(Box::new(changes))))
+        self.reload_with(Reload::new().setup(changes))
+    }
+
+    /// The same, as `reload` says. A reload fails if the new workers do not listen on an address that several of the old ones share (or that the only
+    /// one has), unless that is [allowed](Reload::allow_moved).
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub fn reload_with(&self, reload: Reload) -> Result<()> {
+        self.inner.commander.send(Command::Reload(Box::new(reload)))
     }
 
     /// Replaces one supervised worker, its successor first; `reason` is for the event. False if the worker is not in service, or others are being
@@ -266,14 +276,15 @@ impl Cluster {
         Ok(snapshot)
     }
 
-    /// Changes how many supervised workers there are. New ones are started at once; those that are too many finish, the last ones first.
+    /// Changes how many supervised workers there are. New ones are started at once; those that are too many finish, the last ones first, and
+    /// listeners that none of the others has are closed. With 0 workers the listeners stay open, and clients wait.
     /// Without effect where the program forks, and while the cluster stops.
     ///
     /// # Errors
-    /// [`Error::Settings`] for 0 workers or more than 4096, [`Error::ClusterOver`].
+    /// [`Error::Settings`] for more than 4096 workers, [`Error::ClusterOver`].
     pub fn scale(&self, workers: usize) -> Result<()> {
-        if !(1..=MOST_WORKERS).contains(&workers) {
-            return Err(Error::Settings(format!("a cluster has 1 to {MOST_WORKERS} workers, not {workers}")));
+        if workers > MOST_WORKERS {
+            return Err(Error::Settings(format!("a cluster has 0 to {MOST_WORKERS} workers, not {workers}")));
         }
         self.inner.commander.send(Command::Scale(workers))
     }
@@ -295,6 +306,17 @@ impl Cluster {
     /// [`Error::ClusterOver`].
     pub fn keep_listeners(&self, keep: bool) -> Result<()> {
         self.inner.commander.send(Command::KeepListeners(keep))
+    }
+
+    /// Says whether workers are to be forked in the place of those that have ended, where the program forks. With true, listeners that no worker has
+    /// are kept open for them; with false, they close when the workers that are starting have had the time to ask for them. Until it is said, and
+    /// after each end of a worker, they stay open until a worker is ready that was forked later.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub fn expect_forks(&self, expected: bool) -> Result<()> {
+        let forks = if expected { Successors::Awaited } else { Successors::Nobody };
+        self.inner.commander.send(Command::ForksToCome(forks))
     }
 
     /// Answers a [`Question`](crate::Question): which worker is to have the connection, or that it does not matter. An answer that comes too

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use troop_core::supervise::{self, Restart};
 
+use crate::settings::Setup;
+
 /// When workers that end unexpectedly are started again, and when that is given up.
 #[derive(Debug, Clone)]
 pub struct RestartPolicy {
@@ -94,6 +96,37 @@ impl ReplacePolicy {
         };
         (config.ready_timeout, config.settle) = (self.ready_timeout, self.settle);
         (config.surge, config.unavailable) = (self.surge, self.unavailable);
+    }
+}
+
+/// What a reload brings; see [`Cluster::reload_with`](crate::Cluster::reload_with).
+#[derive(Debug, Clone, Default)]
+pub struct Reload {
+    pub(super) changes: Option<Setup>,
+    pub(super) allow_moved: bool,
+}
+
+impl Reload {
+    /// Workers that are started as those that there are.
+    #[must_use]
+    pub fn new() -> Reload {
+        Reload::default()
+    }
+
+    /// Starts the new workers as these changes say. If the reload fails, the changes are taken back, and so are the workers that it had brought.
+    #[must_use]
+    pub fn setup(mut self, changes: Setup) -> Reload {
+        self.changes = Some(changes);
+        self
+    }
+
+    /// Whether the new workers may listen elsewhere than the old ones. Otherwise the reload fails when a new worker is ready but does not listen, within
+    /// [`ReplacePolicy::ready_timeout`], on an address that several of the old workers have, or that the only one has; port 0 and paths with the
+    /// number of the process do not count. Default: false. An old address that no worker has any more is closed.
+    #[must_use]
+    pub fn allow_moved(mut self, allow: bool) -> Reload {
+        self.allow_moved = allow;
+        self
     }
 }
 

@@ -8,11 +8,11 @@ use tokio::sync::{Notify, oneshot};
 use troop_core::WorkerId;
 use troop_core::event::Address;
 use troop_core::policy::{Pattern, Scheduling};
-use troop_core::primary::WorkerStatus;
+use troop_core::primary::{Successors, WorkerStatus};
 use troop_sys::poll::Bell;
 
 use super::driver::{Ends, Handed, Shared};
-use super::{Adoption, Fork, Snapshot, WorkerHandle};
+use super::{Adoption, Fork, Reload, Snapshot, WorkerHandle};
 use crate::error::{Error, Result as Outcome};
 use crate::settings::Setup;
 
@@ -29,6 +29,8 @@ pub(crate) enum Command {
     /// Changes how connections are spread; the answer is the listeners that it will only be true of later.
     SetScheduling(Option<Pattern>, Scheduling, oneshot::Sender<Vec<Address>>),
     KeepListeners(bool),
+    /// Whether workers are to be forked in the place of those that have ended.
+    ForksToCome(Successors),
     Snapshot(oneshot::Sender<Snapshot>),
     Scale(usize),
     /// The answer to a question about a connection.
@@ -37,8 +39,8 @@ pub(crate) enum Command {
     /// Closes the primary's end of a worker's channel.
     CloseChannel(WorkerId),
     DisconnectAll(oneshot::Sender<()>),
-    /// Replaces the workers, by such as these changes make them.
-    Reload(Option<Box<Setup>>),
+    /// Replaces the workers.
+    Reload(Box<Reload>),
     /// Ends the workers, and keeps the listeners.
     Pause,
     /// Replaces one worker, for this reason; the answer is whether that has begun.

@@ -1,5 +1,6 @@
 //! A supervisor in a world that does what it orders.
 
+mod claims;
 mod replacing;
 
 use super::*;

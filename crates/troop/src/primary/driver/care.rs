@@ -148,10 +148,8 @@ impl Driver {
             let taken = self.core.status(*id).map_or(0, |status| status.stats.taken);
             Some((*id, self.care.policy.reason(*id, process.handle.pid(), now.since(process.since), taken)?))
         });
-        if let Some((worker, reason)) = due
-            && let Some(supervisor) = &mut self.supervisor
-        {
-            supervisor.recycle(now, worker, reason);
+        if let Some((worker, reason)) = due {
+            self.recycle(worker, reason);
         }
     }
 
@@ -209,8 +207,7 @@ impl Driver {
         let in_peace = self.processes.get(&worker).and_then(|process| process.peace_until).is_some_and(|until| until > self.now);
         if replace
             && !in_peace
-            && let Some(supervisor) = &mut self.supervisor
-            && supervisor.recycle(self.now, worker, reason)
+            && self.recycle(worker, reason)
             && let Some(signal) = self.settings.report_signal
         {
             self.kill(worker, signal);

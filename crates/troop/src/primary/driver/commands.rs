@@ -21,7 +21,7 @@ use crate::primary::output::Tail;
 use crate::primary::relay::Relay;
 use crate::primary::spawn::{self, Spawned};
 use crate::primary::wake::{Command, Wake};
-use crate::primary::{Adoption, Fork};
+use crate::primary::{Adoption, Fork, Reload};
 use crate::settings::{Settings, Setup};
 
 /// What a worker says when it is there.
@@ -91,6 +91,10 @@ impl Driver {
                     s.scale(self.now, workers);
                 }
             }
+            Command::ForksToCome(forks) => {
+                self.forks_to_come = forks;
+                self.act();
+            }
             Command::KeepListeners(keep) => {
                 self.core.set_keep_listeners(keep);
                 self.act();
@@ -115,7 +119,7 @@ impl Driver {
                 }
                 self.say_farewell();
             }
-            Command::Reload(changes) => self.reload(changes),
+            Command::Reload(reload) => self.reload(*reload),
             Command::Pause => {
                 if let Some(s) = &mut self.supervisor {
                     s.pause(self.now);
@@ -126,8 +130,7 @@ impl Driver {
                 let _ = done.send(self.hand(worker, pattern.as_ref(), ends));
             }
             Command::Recycle(worker, reason, done) => {
-                let begun = self.supervisor.as_mut().is_some_and(|s| s.recycle(self.now, worker, reason));
-                let _ = done.send(begun);
+                let _ = done.send(self.recycle(worker, reason));
             }
             Command::Stop => {
                 if let Some(s) = &mut self.supervisor {
@@ -149,17 +152,26 @@ impl Driver {
         }
     }
 
-    /// Replaces the workers, by such as these changes make them if there are any.
-    pub(super) fn reload(&mut self, changes: Option<Box<Setup>>) {
+    /// Replaces the workers, by such as the changes make them if there are any.
+    pub(super) fn reload(&mut self, reload: Reload) {
+        let Reload { changes, allow_moved } = reload;
         let Some(supervisor) = &mut self.supervisor else { return };
         let is_refused = matches!(supervisor.doing(), Doing::Reloading | Doing::Stopping);
         if let (Some(changes), false) = (changes, is_refused) {
             self.before_reload = Some(self.settings.clone());
-            self.setup(*changes);
+            self.setup(changes);
         }
         if let Some(supervisor) = &mut self.supervisor {
-            supervisor.reload(self.now);
+            let claims = if allow_moved { Vec::new() } else { self.core.claims(supervisor.wanted() == 1) };
+            supervisor.reload_with(self.now, claims);
         }
+    }
+
+    /// Replaces one worker by one like it. Returns whether that has begun.
+    pub(super) fn recycle(&mut self, worker: WorkerId, reason: String) -> bool {
+        let Some(supervisor) = &mut self.supervisor else { return false };
+        let claims = self.core.claims(supervisor.wanted() == 1);
+        supervisor.recycle_with(self.now, worker, reason, claims)
     }
 
     pub(super) fn say_farewell(&mut self) {

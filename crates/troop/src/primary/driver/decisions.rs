@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use troop_core::WorkerId;
 use troop_core::event::Notice;
-use troop_core::primary::{Action, USUAL_WEIGHT, WorkerState};
+use troop_core::primary::{Action, Successors, USUAL_WEIGHT, WorkerState};
 use troop_core::supervise::{Cause, Doing, Order, Progress, Supervisor};
 use troop_sys::process;
 
-use super::{Driver, SignalMeans, UNUSED_PATIENCE};
+use super::{Driver, SignalMeans};
 use crate::events::Event;
 use crate::primary::cgroup::Group;
 use crate::primary::handle::WorkerHandle;
-use crate::primary::{Fork, MOST_WORKERS, spawn};
+use crate::primary::{Fork, MOST_WORKERS, Reload, spawn};
 
 impl Driver {
     pub(super) fn act(&mut self) {
@@ -23,8 +23,20 @@ impl Driver {
             while let Some(action) = self.core.next_action() {
                 self.carry_out(action);
             }
-            let Some(order) = self.supervisor.as_mut().and_then(Supervisor::next_order) else { return };
-            self.obey_order(order);
+            if let Some(order) = self.supervisor.as_mut().and_then(Supervisor::next_order) {
+                self.obey_order(order);
+            } else if !self.core.has_unused() || !self.core.close_abandoned(self.now, self.successors()) {
+                return;
+            }
+        }
+    }
+
+    /// Who may ask for the listeners that no worker has.
+    fn successors(&self) -> Successors {
+        match &self.supervisor {
+            Some(supervisor) if supervisor.expects_workers() => Successors::Awaited,
+            Some(_) => Successors::Nobody,
+            None => self.forks_to_come,
         }
     }
 
@@ -87,6 +99,10 @@ impl Driver {
                 self.events.push(Event::NotSteered(at, reason));
                 return;
             }
+            Notice::ListenerClosed { at, dropped } => {
+                self.events.push(Event::ListenerClosed(at, dropped));
+                return;
+            }
             Notice::Forked { worker, .. }
             | Notice::Online { worker }
             | Notice::Listening { worker, .. }
@@ -102,11 +118,17 @@ impl Driver {
         if let Some(supervisor) = &mut self.supervisor {
             match &notice {
                 Notice::Online { .. } => supervisor.online(now, id, speaks),
-                Notice::Listening { .. } => supervisor.listening(now, id),
+                Notice::Listening { .. } => {
+                    supervisor.listens_at(id, self.core.addresses_of(id));
+                    supervisor.listening(now, id);
+                }
                 Notice::Disconnected { .. } => supervisor.disconnected(now, id),
                 Notice::Exited { how, .. } => supervisor.exited(now, id, *how),
                 _ => {}
             }
+        } else if matches!(notice, Notice::Exited { .. }) {
+            // What was said of forks was said before this end was known.
+            self.forks_to_come = Successors::Unknown;
         }
         self.events.push(match notice {
             Notice::Forked { .. } => Event::Fork(worker),
@@ -116,7 +138,7 @@ impl Driver {
             Notice::Exited { how, .. } => Event::Exit(worker, how),
             Notice::Misbehaved { violation, cut_off, .. } => Event::Misbehaved(worker, violation, cut_off),
             Notice::Stalled { stalled, .. } => Event::Stalled(worker, stalled),
-            Notice::NotSteered { .. } => return,
+            Notice::NotSteered { .. } | Notice::ListenerClosed { .. } => return,
         });
     }
 
@@ -183,17 +205,15 @@ impl Driver {
                 let mut rolls_back = false;
                 self.note_end(&progress);
                 match &progress {
-                    Progress::ReloadStarted { .. } | Progress::Pausing => self.unused_until = None,
-                    Progress::GivingUp { .. } if self.keeps_when_failed => self.unused_until = None,
+                    Progress::GivingUp { .. } if self.keeps_when_failed => {}
                     Progress::GivingUp { .. } | Progress::Stopping => {
                         self.core.hurry();
                         self.core.close_unused_listeners();
                     }
                     Progress::RecycleFailed { worker, .. } => self.leave_in_peace(*worker),
-                    // What the new workers do not ask for soon, the new version does not listen on any more.
                     Progress::ReloadFinished => {
                         self.before_reload = None;
-                        self.unused_until = Some(self.now + UNUSED_PATIENCE);
+                        self.core.forget_shared();
                     }
                     Progress::ReloadFailed { .. } => {
                         // So that whatever is started from now on is like those that serve.
@@ -263,7 +283,7 @@ impl Driver {
                     supervisor.scale(self.now, (supervisor.wanted() + 1).min(MOST_WORKERS))
                 }
                 (SignalMeans::OneLess, Some(supervisor)) => supervisor.scale(self.now, (supervisor.wanted() - 1).max(1)),
-                (SignalMeans::Reload, Some(supervisor)) => supervisor.reload(self.now),
+                (SignalMeans::Reload, Some(_)) => self.reload(Reload::new()),
                 (SignalMeans::Pause, Some(supervisor)) => supervisor.pause(self.now),
                 (SignalMeans::ReapOrphans, _) => self.reap_orphans(),
                 (_, None) => {}

@@ -30,9 +30,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use slab::Slab;
-use troop_core::primary::Primary;
+use troop_core::primary::{Primary, Successors};
 use troop_core::roster::Roster;
-use troop_core::supervise::{Doing, Outcome, Supervisor};
+use troop_core::supervise::{Outcome, Supervisor};
 use troop_core::{ConnId, ListenerId, Time, WorkerId};
 use troop_sys::poll::{AsyncPoller, Interest, Poller, Ready};
 use troop_sys::{diag, process};
@@ -65,8 +65,6 @@ use waiting::Waiting;
 
 /// How long workers may take to end by themselves after the program has dropped the cluster.
 const OVER_PATIENCE: Duration = Duration::from_secs(5);
-/// How long after a reload listeners are kept that no new worker has asked for.
-const UNUSED_PATIENCE: Duration = Duration::from_secs(10);
 /// Events published before the other tasks of a runtime have their turn, so that readers keep up.
 const EVENTS_IN_A_ROW: usize = 64;
 
@@ -209,6 +207,8 @@ pub(crate) struct Driver {
     pub(crate) inherited: Vec<InheritedSocket>,
     /// How long a worker that others replace should take to close connections that stay open.
     pub(crate) close_over: Duration,
+    /// Without a supervisor: what the program has said about forks to come.
+    pub(super) forks_to_come: Successors,
     /// Listeners stay when all was given up.
     pub(crate) keeps_when_failed: bool,
     commands: Receiver<Command>,
@@ -223,8 +223,6 @@ pub(crate) struct Driver {
     /// This is process 1.
     reaps_orphans: bool,
     over_at: Option<Time>,
-    /// When listeners that no worker uses are closed.
-    unused_until: Option<Time>,
     origin: Instant,
     now: Time,
     buffer: Vec<u8>,
@@ -290,6 +288,7 @@ impl Driver {
             last_end: None,
             inherited: Vec::new(),
             close_over: Duration::ZERO,
+            forks_to_come: Successors::Unknown,
             keeps_when_failed: false,
             commands,
             commander,
@@ -302,7 +301,6 @@ impl Driver {
             signals: Vec::new(),
             reaps_orphans: false,
             over_at: None,
-            unused_until: None,
             origin: Instant::now(),
             now: Time(1),
             buffer: vec![0; READ_SIZE],
@@ -321,6 +319,7 @@ impl Driver {
     /// Lets a supervisor decide about workers.
     pub(crate) fn supervise(&mut self, mut supervisor: Supervisor) {
         supervisor.start();
+        self.core.set_supervised(true);
         self.supervisor = Some(supervisor);
         self.divide_descriptors();
         self.begin_care();
@@ -520,14 +519,6 @@ impl Driver {
         self.offer_again();
         self.look_at_descriptors();
         self.watch_again();
-        if self.unused_until.is_some_and(|due| due <= self.now) {
-            // Not while somebody is missing who may ask for them.
-            let is_complete = self.supervisor.as_ref().is_none_or(|s| s.doing() == Doing::Running && s.is_complete(self.now));
-            self.unused_until = (!is_complete).then(|| self.now + UNUSED_PATIENCE);
-            if is_complete {
-                self.core.close_unused_listeners();
-            }
-        }
         if self.over_at.is_some_and(|due| due <= self.now) {
             for process in self.processes.values() {
                 let _ = process::signal(process.pidfd.as_fd(), 9);
@@ -549,7 +540,6 @@ impl Driver {
             self.accept_again,
             self.scarcity.next_deadline(),
             self.over_at,
-            self.unused_until,
             self.inspected.next_deadline(),
             self.questions.next_deadline(),
             self.care.next_deadline(),

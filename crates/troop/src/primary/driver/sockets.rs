@@ -46,6 +46,9 @@ impl Driver {
         let result = match opened {
             Ok(opened) => {
                 let grouped = spec.group && opened.alone.is_none();
+                if opened.given {
+                    self.core.keep_open(id);
+                }
                 if let Some(reason) = opened.alone {
                     self.core.cannot_steer(id, reason);
                 }
