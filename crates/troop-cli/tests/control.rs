@@ -82,7 +82,8 @@ fn an_app_is_scaled_and_serves_meanwhile() {
     wait_until("one worker", || show(&troop, "hello")["workers"].as_array().unwrap().len() == 1);
     served_by(port);
     let (code, _, err) = troop.troop(["scale", "-1"]);
-    assert_eq!((code, err.as_str()), (2, "troop: failed to use the settings: a cluster has 1 to 4096 workers, not 0\n"));
+    let text = "troop: there are 1 workers, and -1 would leave none; `troop scale 0` ends all and keeps the listeners\n";
+    assert_eq!((code, err.as_str()), (2, text));
     assert_eq!(troop.troop(["scale", "many"]).0, 2);
 }
 
@@ -289,8 +290,8 @@ fn who_abuses_the_control_socket_disturbs_nobody() {
         (&b"hello\n"[..], "this is no request"),
         (b"{\"troop\":2,\"do\":\"snapshot\"}\n", "version 2 is not spoken"),
         (b"{\"troop\":1,\"do\":\"dance\"}\n", "unknown variant `dance`"),
-        (b"{\"troop\":1,\"do\":\"scale\",\"workers\":1000000}\n", "1 to 4096"),
-        (b"{\"troop\":1,\"do\":\"scale\",\"workers\":null,\"by\":9223372036854775807}\n", "1 to 4096"),
+        (b"{\"troop\":1,\"do\":\"scale\",\"workers\":1000000}\n", "0 to 4096"),
+        (b"{\"troop\":1,\"do\":\"scale\",\"workers\":null,\"by\":9223372036854775807}\n", "0 to 4096"),
         (b"{\"troop\":1,\"do\":\"signal\",\"signal\":-5,\"worker\":null}\n", "failed"),
         (b"\xff\xfe\n", "this is no request"),
     ] {

@@ -274,7 +274,7 @@ fn what_the_kernel_chooses_and_what_is_named_after_a_process_is_not_claimed() {
     let worker = starting(&mut world);
     let pid = world.primary.status(worker).unwrap().pid;
     // The world has no Unix sockets; these go to the primary alone.
-    let names = ["/run/ps-{}.sock", "/run/{}/web", "/run/ps-{}0.sock", "/run/web.sock"];
+    let names = ["/run/1/web", "/run/ps-{}.sock", "/run/{}/web", "/run/ps-{}0.sock", "/run/web.sock"];
     let mut seq = 1;
     for name in names.map(|name| name.replace("{}", &pid.to_string())) {
         seq += 1;

@@ -1,7 +1,7 @@
 //! Listeners that no worker has: which of them close, and which wait for workers that are starting.
 
 use super::{Action, Primary};
-use crate::event::{Address, Notice};
+use crate::event::{Address, AddressType, Notice};
 use crate::id::{ListenerId, Time, WorkerId};
 use crate::supervise::Claim;
 
@@ -103,8 +103,9 @@ impl Primary {
     pub(super) fn note_listening(&mut self, worker: WorkerId, id: ListenerId) {
         let Primary { workers, listeners, .. } = self;
         let (Some(listener), Some(state)) = (listeners.get_mut(&id), workers.get(&worker)) else { return };
-        let at = listener.asked();
-        listener.is_fixed = at.port != Some(0) && !at.address.is_some_and(|name| names(&name, [state.pid(), worker.0]));
+        let Address { address, port, address_type, .. } = listener.asked();
+        let is_own = |path: String| names(&path, [state.pid(), worker.0]);
+        listener.is_fixed = port != Some(0) && !(address_type == AddressType::Unix && address.is_some_and(is_own));
         let holders = || listener.places.iter().flat_map(|place| place.holders.iter());
         // A worker and its successor are one worker, seen from outside.
         let is_other = |other: &WorkerId| workers.get(other).is_some_and(|s| s.slot != state.slot && s.listens_on(id));

@@ -1,0 +1,241 @@
+//! Listeners are open as long as workers have them, or are to have them.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use support::{Running, node, run};
+use tempfile::TempDir;
+use troop_testkit::{PATIENCE, talk, wait_until};
+
+/// An app that listens where its file says.
+struct Scene {
+    app: Running,
+    directory: TempDir,
+}
+
+impl Scene {
+    fn start(args: &[&str], places: &str) -> Scene {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("places");
+        std::fs::write(&file, places.replace("{dir}", &directory.path().display().to_string())).unwrap();
+        let quick = ["--set", "settle=0", "--set", "ready_timeout=4s", "--name", "web"];
+        let args = quick.into_iter().chain(args.iter().copied()).map(String::from);
+        let program = [node("places.js"), file].map(|path| path.display().to_string());
+        Scene { app: run(args.chain(program)), directory }
+    }
+
+    fn places(&self) -> PathBuf {
+        self.directory.path().join("places")
+    }
+
+    fn listens(&self, places: &str) {
+        std::fs::write(self.places(), places.replace("{dir}", &self.directory.path().display().to_string())).unwrap();
+    }
+
+    fn kill(&self, pid: u32) {
+        kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    }
+
+    fn listeners(&self) -> Vec<String> {
+        let (code, out, err) = self.app.troop(["show", "web", "--json"]);
+        assert_eq!(code, 0, "{err}");
+        let app = serde_json::from_str::<Vec<Value>>(&out).unwrap().remove(0);
+        app["listeners"].as_array().unwrap().iter().map(|listener| listener["address"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+/// A port that nobody has, for a moment.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn local(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+/// The process that answers.
+fn served_by(port: u16) -> u32 {
+    talk(local(port), "GET / HTTP/1.0\r\n\r\n").unwrap().rsplit("\r\n").next().unwrap().parse().unwrap()
+}
+
+fn refuses(port: u16) -> bool {
+    TcpStream::connect(local(port)).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+}
+
+/// A client that asks now, and reads later.
+fn ask(port: u16) -> TcpStream {
+    let mut stream = TcpStream::connect(local(port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    stream
+}
+
+/// Everything until the end, or the reset, of the connection.
+fn rest(mut stream: TcpStream) -> String {
+    let mut all = Vec::new();
+    if let Err(e) = stream.read_to_end(&mut all) {
+        assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset, "it hangs");
+    }
+    String::from_utf8(all).unwrap()
+}
+
+#[test]
+fn a_port_that_only_a_worker_has_that_is_too_many_is_closed_when_that_goes() {
+    let (shared, own) = (free_port(), free_port());
+    let mut scene = Scene::start(&["-w", "2"], &format!("{shared}\n{own}#1\n"));
+    scene.app.listening(3);
+    served_by(own);
+    assert_eq!(scene.app.troop(["scale", "web", "1"]).0, 0);
+    let closed = scene.app.event("listener-closed");
+    assert_eq!((&closed["port"], &closed["dropped"]), (&own.into(), &0.into()));
+    assert!(refuses(own));
+    served_by(shared);
+    assert_eq!(scene.listeners(), [format!("127.0.0.1:{shared}")]);
+}
+
+#[test]
+fn a_reload_that_loses_the_shared_port_is_taken_back_and_one_that_may_closes_it() {
+    let (old, new) = (free_port(), free_port());
+    for workers in ["1", "2"] {
+        let mut scene = Scene::start(&["-w", workers], &format!("{old}\n"));
+        scene.app.listening(workers.parse().unwrap());
+        let before = served_by(old);
+        scene.listens(&format!("{new}\n"));
+        let (code, out, err) = scene.app.troop(["reload", "web"]);
+        assert_eq!((code, out.as_str()), (1, ""), "{err}");
+        assert!(err.contains(&format!("does not listen on 127.0.0.1:{old}, where the old ones do")), "{err}");
+        assert!(err.contains(&format!("on 127.0.0.1:{new}")) && err.contains("allow-moved"), "{err}");
+        assert!(scene.app.workers().contains(&before));
+        // Nobody has gone, and what the new one had has.
+        served_by(old);
+        assert_eq!(scene.app.event("listener-closed")["port"], new);
+        let (code, out, err) = scene.app.troop(["reload", "web", "--allow-moved"]);
+        assert_eq!((code, out), (0, format!("web: {workers} workers replaced\n")), "{err}");
+        let waiting = ask(old);
+        let since = Instant::now();
+        served_by(new);
+        assert_eq!(scene.app.event("listener-closed")["dropped"], 1);
+        assert_eq!(rest(waiting), "");
+        assert!(since.elapsed() < Duration::from_secs(8));
+        assert!(refuses(old));
+        // Where it is now is where it has to stay.
+        scene.listens(&format!("{old}\n"));
+        assert_eq!(scene.app.troop(["reload", "web"]).0, 1);
+        served_by(new);
+    }
+}
+
+#[test]
+fn a_worker_that_listens_late_takes_over_all_the_same() {
+    let (port, other) = (free_port(), free_port());
+    let mut scene = Scene::start(&["-w", "2"], &format!("{port}\n"));
+    scene.app.listening(2);
+    scene.listens(&format!("{other}\nwait 1500\n{port}\n"));
+    let (code, _, err) = scene.app.troop(["reload", "web"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains(&format!("to listen on 127.0.0.1:{port}")), "{err}");
+    let old = scene.app.workers()[..2].to_vec();
+    (0..4).for_each(|_| assert!(!old.contains(&served_by(port))));
+}
+
+#[test]
+fn what_one_of_several_workers_had_may_go_with_a_reload() {
+    let (shared, own) = (free_port(), free_port());
+    let mut scene = Scene::start(&["-w", "2"], &format!("{shared}\n{own}#1\n"));
+    scene.app.listening(3);
+    scene.listens(&format!("{shared}\n"));
+    let (code, _, err) = scene.app.troop(["reload", "web"]);
+    assert_eq!(code, 0, "{err}");
+    wait_until("its port is closed", || refuses(own));
+    served_by(shared);
+}
+
+#[test]
+fn a_death_keeps_the_port_until_the_successor_listens_elsewhere() {
+    let (old, new) = (free_port(), free_port());
+    let mut scene = Scene::start(&["-w", "1"], &format!("{old}\n"));
+    scene.app.listening(1);
+    // The same again, after a while: nobody is refused.
+    scene.listens(&format!("wait 1000\n{old}\n"));
+    scene.kill(scene.app.workers()[0]);
+    scene.app.event("exit");
+    assert!(rest(ask(old)).contains("200 OK"));
+    scene.listens(&format!("wait 1000\n{new}\n"));
+    scene.kill(served_by(old));
+    scene.app.event("exit");
+    let waiting = ask(old);
+    scene.app.listening(1);
+    assert_eq!(scene.app.event("listener-closed")["dropped"], 1);
+    assert_eq!(rest(waiting), "");
+    assert!(refuses(old));
+    served_by(new);
+}
+
+#[test]
+fn paths_of_workers_that_have_ended_leave_neither_files_nor_descriptors() {
+    let port = free_port();
+    let set = ["restart.max=1000", "restart.delay=10ms", "restart.max_delay=20ms", "restart.min_uptime=0"];
+    let args: Vec<&str> = ["-w", "2"].into_iter().chain(set.into_iter().flat_map(|set| ["--set", set])).collect();
+    let mut scene = Scene::start(&args, &format!("{port}\n{{dir}}/ps-{{pid}}.sock\n"));
+    scene.app.listening(4);
+    let descriptors = |scene: &Scene| std::fs::read_dir(format!("/proc/{}/fd", scene.app.child.id())).unwrap().count();
+    let sockets = |scene: &Scene| {
+        let files = std::fs::read_dir(scene.directory.path()).unwrap();
+        files.filter(|file| file.as_ref().unwrap().file_name().to_string_lossy().starts_with("ps-")).count()
+    };
+    assert_eq!(sockets(&scene), 2);
+    let before = descriptors(&scene);
+    for life in 0..20 {
+        let pid = scene.app.workers()[life + 1];
+        scene.kill(pid);
+        scene.app.event("exit");
+        scene.app.listening(2);
+    }
+    wait_until("the files of those that have ended are gone", || sockets(&scene) == 2);
+    assert!(descriptors(&scene) <= before, "{before} descriptors before, {} now", descriptors(&scene));
+    assert_eq!(scene.listeners().len(), 3);
+    served_by(port);
+    // And a reload is none of a move.
+    assert_eq!(scene.app.troop(["reload", "web"]).0, 0);
+    wait_until("the files of those that were replaced are gone", || sockets(&scene) == 2);
+}
+
+#[test]
+fn without_workers_that_are_wanted_clients_wait() {
+    let port = free_port();
+    let mut scene = Scene::start(&["-w", "2"], &format!("{port}\n"));
+    scene.app.listening(2);
+    assert_eq!(scene.app.troop(["scale", "web", "0"]), (0, "web: 0 workers, 2 before\n".into(), String::new()));
+    (0..2).for_each(|_| drop(scene.app.event("exit")));
+    let waiting = ask(port);
+    // Longer than anything is kept for workers that are starting.
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(scene.listeners(), [format!("127.0.0.1:{port}")]);
+    assert_eq!(scene.app.troop(["reload", "web"]).0, 0, "there is nobody to replace");
+    assert_eq!(scene.app.troop(["scale", "web", "1"]).0, 0);
+    assert!(rest(waiting).contains("200 OK"));
+    let pid = served_by(port);
+    scene.app.signal(Signal::WINCH);
+    loop {
+        if scene.app.event("exit")["pid"] == pid {
+            break;
+        }
+    }
+    let waiting = ask(port);
+    std::thread::sleep(Duration::from_secs(5));
+    // A new version is held to where the one before was.
+    scene.listens(&format!("{}\n", free_port()));
+    let (code, _, err) = scene.app.troop(["reload", "web"]);
+    assert!(code == 1 && err.contains(&format!("127.0.0.1:{port}")), "{err}");
+    scene.listens(&format!("{port}\n"));
+    assert_eq!(scene.app.troop(["reload", "web"]).0, 0);
+    assert!(rest(waiting).contains("200 OK"));
+}

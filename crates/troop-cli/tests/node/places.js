@@ -1,0 +1,20 @@
+// Listens where a file says: lines of ports and paths; `{pid}` is the process, `#1` at the end means only the worker of slot 1.
+// A line `wait MS` pauses before the rest.
+const fs = require('fs');
+const answer = (q, r) => r.end(`${process.pid}`);
+const places = fs.readFileSync(process.argv[2], 'utf8').split('\n').filter(Boolean);
+const next = () => {
+  const line = places.shift();
+  if (line === undefined) return;
+  const [what, slot] = line.split('#');
+  const wait = /^wait (\d+)$/.exec(line);
+  if (wait) return void setTimeout(next, Number(wait[1]));
+  if (slot === undefined || slot === process.env.TROOP_SLOT) {
+    const place = what.replace('{pid}', process.pid);
+    const server = require('http').createServer(answer);
+    if (/^\d+$/.test(place)) server.listen(Number(place), '127.0.0.1');
+    else server.listen(place);
+  }
+  next();
+};
+next();
