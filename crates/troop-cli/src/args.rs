@@ -226,6 +226,10 @@ pub(crate) struct Logs {
     #[arg(long, value_name = "N")]
     pub(crate) slot: Option<u32>,
 
+    /// Print lines to a terminal as they are, with escape sequences that it obeys [default: only colours]
+    #[arg(long)]
+    pub(crate) raw: bool,
+
     /// One JSON object per line
     #[arg(long)]
     pub(crate) json: bool,

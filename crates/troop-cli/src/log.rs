@@ -5,11 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use serde_json::{Map, Value, json};
-use troop::{Address, Cause, Event, ExitHow, Progress, WorkerHandle, signal_name};
+use troop::{Address, Cause, Event, ExitHow, Progress, WorkerHandle, signal_name, text};
 
 use crate::config::LogFormat;
 use crate::logs::line::Origin;
 use crate::logs::writer::Queue;
+
+/// What stands before each line of a worker's that is quoted, so that none can be taken for one of troop's own.
+pub(crate) const QUOTE: &str = "  | ";
 
 pub(crate) struct Log {
     format: LogFormat,
@@ -30,11 +33,12 @@ impl Log {
             (LogFormat::Human, Event::Setup(_) | Event::Message(..) | Event::Request(..)) => return,
             (LogFormat::Human, event) if self.queue.is_some() => event.to_string(),
             (LogFormat::Human, event) => format!("{}{event}", self.prefix),
-            (LogFormat::Json, event) => as_json(event).to_string(),
+            (LogFormat::Json, event) => text::json(as_json(event).to_string()),
         };
         match &self.queue {
             Some(queue) => queue.lines().push(Origin::Event, line.as_bytes()),
-            None => say(&line),
+            // Nothing can be done if that is closed or full.
+            None => drop(writeln!(std::io::stderr().lock(), "{line}")),
         }
     }
 }
@@ -56,13 +60,13 @@ pub(crate) fn finish() {
     }
 }
 
-/// A line on standard error, or among the logs. Nothing can be done if that is closed or full.
+/// Says lines on standard error, or among the logs, with everything escaped that is no text. Nothing can be done if that is closed or full.
 pub(crate) fn say(line: &str) {
     if let Some(queue) = &*SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) {
-        queue.lines().push(Origin::Event, line.trim_start_matches("troop: ").as_bytes());
+        queue.lines().push(Origin::Event, text::lines(line.trim_start_matches("troop: "), "").as_bytes());
         return;
     }
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", text::lines(line, ""));
 }
 
 pub(crate) fn as_json(event: &Event) -> Value {

@@ -8,6 +8,7 @@ mod log;
 mod logs;
 mod notify;
 mod plan;
+mod print;
 mod program;
 mod restart;
 mod run;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use troop::{Error, Event, Progress};
+use troop::{Error, Event, Progress, text};
 
 use crate::args::Run;
 use crate::config::{Form, To};
@@ -144,8 +144,11 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
                 (Some(_), Event::Exit(worker, _)) => fallen = Some(worker.clone()),
                 (Some(starter), Event::Supervision(Progress::NotRestarting { worker, how })) => {
                     let words = fallen.take().and_then(|worker| worker.last_stderr(start::LAST_WORDS)).unwrap_or_default();
-                    let words =
-                        if words.trim().is_empty() { String::new() } else { format!("; its last lines:\n{}", words.trim_end()) };
+                    let words = if words.trim().is_empty() {
+                        String::new()
+                    } else {
+                        format!("; its last lines:\n{}", text::lines(words.trim_end(), log::QUOTE))
+                    };
                     starter.note_end(format!("worker {worker}: {how}{words}"));
                 }
                 _ => {}

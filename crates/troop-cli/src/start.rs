@@ -8,14 +8,14 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use troop::{Cluster, Event, Phase, Progress, WorkerHandle};
+use troop::{Cluster, Event, Phase, Progress, WorkerHandle, text};
 
 use crate::args::{Env, Run, Start};
 use crate::config;
 use crate::control::Failure;
 use crate::control::client::Trouble;
-use crate::log;
 use crate::plan::{self, Plan};
+use crate::{log, print};
 
 /// Tells a primary that it was started to run in the background, and as which app of its file.
 pub(crate) const VARIABLE: &str = "TROOP_STARTED_AS";
@@ -107,7 +107,7 @@ impl Starter {
                         let words = fallen.and_then(|worker| worker.last_stderr(LAST_WORDS));
                         if let Some(words) = words.filter(|words| !words.trim().is_empty()) {
                             reason.push_str("; its last lines:\n");
-                            reason.push_str(words.trim_end());
+                            reason.push_str(&text::lines(words.trim_end(), log::QUOTE));
                         }
                         self.tell(&News::Failed { reason, nonsense: false });
                         let _ = cluster.stop();
@@ -228,6 +228,5 @@ fn ended(child: &mut std::process::Child) -> String {
 }
 
 fn report(json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) {
-    let mut out = std::io::stdout().lock();
-    let _ = if json { writeln!(out, "{value}") } else { writeln!(out, "{}", text()) };
+    let _ = if json { print::json(value) } else { print::line(&text()) };
 }

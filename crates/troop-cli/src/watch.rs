@@ -7,6 +7,7 @@ use std::time::Duration;
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
+use troop::text::escaped;
 
 use crate::config::Watch;
 
@@ -117,7 +118,7 @@ impl Watched {
         while let Ok(Some(next)) = timeout(self.delay, self.changes.recv()).await {
             self.note(&next);
         }
-        Some(first.display().to_string())
+        Some(escaped(&first.to_string_lossy()).to_string())
     }
 }
 

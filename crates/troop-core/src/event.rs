@@ -5,6 +5,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::id::WorkerId;
+use crate::text::escaped;
+
+/// The most characters of a worker's words that are shown.
+const MAX_SHOWN: usize = 200;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -139,14 +143,15 @@ impl fmt::Display for Address {
             (None, _) => "*",
         };
         match (self.address_type, self.fd) {
-            (AddressType::Unix, _) => f.write_str(host),
+            (AddressType::Unix, _) => write!(f, "{:.MAX_SHOWN$}", escaped(host)),
             (AddressType::Fd, Some(fd)) => write!(f, "fd {fd}"),
             _ => {
                 if self.address_type.is_udp() {
                     f.write_str("udp ")?;
                 }
                 let port = self.port.unwrap_or(0);
-                if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+                let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
+                write!(f, "{open}{:.MAX_SHOWN$}{close}:{port}", escaped(host))
             }
         }
     }
@@ -217,7 +222,7 @@ impl fmt::Display for Violation {
             Violation::NotJson => f.write_str("a line that is not JSON"),
             Violation::NotSerialized => f.write_str("a frame that is not in V8's serialization format"),
             Violation::TooCostly(limit) => write!(f, "a message that would take more than {} MiB of memory", limit >> 20),
-            Violation::Malformed(what) => write!(f, "a malformed protocol message: {what}"),
+            Violation::Malformed(what) => write!(f, "a malformed protocol message: {:.MAX_SHOWN$}", escaped(what)),
             Violation::UnaskedAck => f.write_str("an acknowledgement nobody asked for"),
             Violation::MissingHandle => f.write_str("a message whose descriptor did not arrive"),
             Violation::SurplusHandles(n) => write!(f, "{n} descriptors that no message announced"),
@@ -230,7 +235,7 @@ impl fmt::Display for Violation {
                 "a request for more than {share} listeners, its share of the primary's descriptors (raise the limit on open files: ulimit -n, LimitNOFILE= of a unit)"
             ),
             Violation::Unacknowledged(limit) => write!(f, "no acknowledgement of more than {limit} descriptors"),
-            Violation::Forbidden(at) => write!(f, "a request for a listener that it may not have: {at}"),
+            Violation::Forbidden(at) => write!(f, "a request for a listener that it may not have: {:.MAX_SHOWN$}", escaped(at)),
         }
     }
 }

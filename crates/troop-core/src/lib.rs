@@ -7,6 +7,7 @@
 //! - [`supervise`]: how many workers there should be: restarts with back-off, rolling reload, shutdown.
 //! - [`policy`]: which worker gets the next connection.
 //! - [`steer`]: what the kernel is told to do by itself.
+//! - [`text`]: text of strangers, made safe to show.
 //! - [`wire`]: Node's IPC protocol: framing, messages in, messages out.
 
 #![forbid(unsafe_code)]
@@ -18,6 +19,7 @@ pub mod primary;
 pub mod roster;
 pub mod steer;
 pub mod supervise;
+pub mod text;
 pub mod wire;
 
 pub use event::{Address, AddressType, ExitHow, Listening, Notice, Violation};

@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Duration;
 
+use troop_core::text::{escaped, lines};
+
 use crate::WorkerId;
 
 /// A result of this crate.
@@ -24,7 +26,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A listener could not be opened.
-    #[error("listen on {address}")]
+    #[error("listen on {}", escaped(address))]
     Listen {
         /// Where.
         address: String,
@@ -56,7 +58,7 @@ pub enum Error {
     #[error("get an answer within {0:?}")]
     TimedOut(Duration),
     /// The other side refused a request, in its own words.
-    #[error("get an answer: the other side says {0}")]
+    #[error("get an answer: the other side says {:.1000}", escaped(.0))]
     Refused(String),
     /// The other side could not receive the socket, even after several attempts.
     #[error("pass the socket: the other process cannot take it")]
@@ -140,7 +142,7 @@ impl Error {
         }
     }
 
-    /// The error and all its causes in one line.
+    /// The error and all its causes in one line, safe to show; only a [`GaveUp`](Error::GaveUp) has more, with a worker's last lines.
     #[must_use]
     pub fn chain(&self) -> String {
         let mut text = format!("failed to {self}");
@@ -150,6 +152,6 @@ impl Error {
             text.push_str(&e.to_string());
             cause = e.source();
         }
-        text
+        lines(&text, "")
     }
 }

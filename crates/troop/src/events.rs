@@ -6,12 +6,16 @@ use std::time::Duration;
 
 use troop_core::event::{Address, ExitHow, Listening, Violation};
 use troop_core::supervise::{Cause, Progress};
+use troop_core::text::{Escaping, escaped};
 
 use crate::error::Error;
 use crate::message::{Message, Request};
 use crate::primary::WorkerHandle;
 use crate::queue::{Queue, Reader, Weigh};
 use crate::settings::Settings;
+
+/// The most characters of what a health check has heard that are shown.
+const MAX_SHOWN: usize = 1000;
 
 /// Something that happened in the cluster. The first eight are Node's, in Node's order.
 #[derive(Debug, Clone)]
@@ -53,8 +57,15 @@ pub enum Event {
     Missed(u64),
 }
 
+/// One line, in which nothing that a worker has said is obeyed by a terminal or forges another line: see [`text`](crate::text).
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(&mut Escaping(f))
+    }
+}
+
+impl Event {
+    fn write(&self, f: &mut impl fmt::Write) -> fmt::Result {
         match self {
             Event::Setup(_) => f.write_str("settings changed"),
             Event::Fork(w) => write!(f, "worker {} started, pid {}", w.id(), w.pid()),
@@ -71,7 +82,7 @@ impl fmt::Display for Event {
             Event::Misbehaved(w, what, false) => write!(f, "worker {} sent {what}", w.id()),
             Event::Stalled(w, true) => write!(f, "worker {} does not take its connections; others get them", w.id()),
             Event::Stalled(w, false) => write!(f, "worker {} takes connections again", w.id()),
-            Event::Unhealthy(w, why) => write!(f, "worker {}: {why}", w.id()),
+            Event::Unhealthy(w, why) => write!(f, "worker {}: {:.MAX_SHOWN$}", w.id(), escaped(why)),
             Event::NotSteered(at, why) => write!(f, "{at}: {why}"),
             Event::ListenerClosed(at, 0) => write!(f, "{at} is closed: no worker listens there any more"),
             Event::ListenerClosed(at, dropped) => {
@@ -86,7 +97,7 @@ impl fmt::Display for Event {
     }
 }
 
-fn fmt_progress(progress: &Progress, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn fmt_progress(progress: &Progress, f: &mut impl fmt::Write) -> fmt::Result {
     match progress {
         // The end of a worker has been told; why one could not be started has not.
         Progress::Restarting { delay, cause: Cause::NotStarted(reason) } => write!(f, "{reason}; trying again in {delay:.1?}"),

@@ -460,7 +460,7 @@ impl Server {
                     if let Some(words) = fallen.and_then(|worker| worker.last_stderr(LAST_WORDS)).filter(|w| !w.trim().is_empty())
                     {
                         text.push_str("; its last lines:\n");
-                        text.push_str(words.trim_end());
+                        text.push_str(&troop::text::lines(words.trim_end(), log::QUOTE));
                         if ["EADDRINUSE", "Address already in use"].iter().any(|sign| words.contains(sign)) {
                             text.push_str(
                                 "\nIf it binds its port by itself, the old one has to leave first: max_surge = 0 and max_unavailable = 1",

@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+use troop::text;
 
 use crate::config::Form;
 
@@ -52,8 +53,7 @@ pub(crate) fn prefix(form: Form, time: &str, origin: Origin) -> Vec<u8> {
 pub(crate) fn write_json(to: &mut Vec<u8>, time: &str, origin: Origin, line: &[u8]) {
     let text = String::from_utf8_lossy(line);
     let entry = Entry { time: time.into(), slot: origin.slot(), stream: origin.stream().into(), text: text.into() };
-    // Into memory, so it cannot fail.
-    let _ = serde_json::to_writer(&mut *to, &entry);
+    to.extend_from_slice(text::json(serde_json::to_string(&entry).unwrap_or_default()).as_bytes());
     to.push(b'\n');
 }
 

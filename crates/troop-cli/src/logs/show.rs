@@ -2,18 +2,20 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{BufRead as _, BufReader, IsTerminal as _, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use troop::safe_path::{Directory, Safety, split};
+use troop::text;
 
 use super::line::{self, Entry};
 use super::place;
 use crate::args::Logs;
 use crate::control::client::{self, Trouble};
 use crate::control::{self, Ask, Failure};
+use crate::print;
 
 /// How often it is looked whether there is more.
 const LOOK: Duration = Duration::from_millis(200);
@@ -132,7 +134,7 @@ impl Logs {
 }
 
 fn print(args: &Logs, name: Option<&str>, line: &str) {
-    let mut out = std::io::stdout().lock();
+    let shown = if args.raw || !std::io::stdout().is_terminal() { line.into() } else { text::terminal_line(line) };
     let result = match (args.json, name) {
         (true, name) => {
             let entry = line::read(line);
@@ -140,12 +142,12 @@ fn print(args: &Logs, name: Option<&str>, line: &str) {
             if let Some(name) = name {
                 value["app"] = name.into();
             }
-            writeln!(out, "{value}")
+            print::json(&value)
         }
-        (false, Some(name)) => writeln!(out, "{name}: {line}"),
-        (false, None) => writeln!(out, "{line}"),
+        (false, Some(name)) => print::raw(&format!("{name}: {shown}")),
+        (false, None) => print::raw(&shown),
     };
-    if result.and_then(|()| out.flush()).is_err() {
+    if result.is_err() {
         // Nobody reads any more.
         #[expect(clippy::exit, reason = "as every filter does whose reader leaves")]
         std::process::exit(0);
@@ -242,6 +244,8 @@ fn after(path: &Path, inode: u64) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     #[test]

@@ -1,10 +1,12 @@
 //! The queue between those who print and what is written to, and the thread that empties it.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use troop::text;
 
 use super::file::LogFile;
 use super::journal::Journal;
@@ -58,6 +60,8 @@ pub(crate) struct Queue {
     apart: bool,
     /// Lines are handed over one by one.
     single: bool,
+    /// Lines go to terminals, which must not obey what workers print: standard output, standard error.
+    terminals: [bool; 2],
     lost: AtomicU64,
     reopen: AtomicBool,
     path: Option<PathBuf>,
@@ -86,6 +90,10 @@ impl Queue {
                 Sink::Journal(_) => false,
             },
             single: matches!(sink, Sink::Journal(_)),
+            terminals: match &sink {
+                Sink::Terminal => [io::stdout().is_terminal(), io::stderr().is_terminal()],
+                _ => [false; 2],
+            },
             lost: AtomicU64::new(0),
             reopen: AtomicBool::new(false),
             path: match &sink {
@@ -218,8 +226,16 @@ impl Lines<'_> {
         }
     }
 
-    /// Adds a line, without its end.
+    /// Adds a line, without its end. Of an event each line is one by itself: no line is without its mark.
     pub(crate) fn push(&mut self, origin: Origin, line: &[u8]) {
+        if origin == Origin::Event && line.contains(&b'\n') {
+            line.split(|byte| *byte == b'\n').for_each(|line| self.push_one(origin, line));
+        } else {
+            self.push_one(origin, line);
+        }
+    }
+
+    fn push_one(&mut self, origin: Origin, line: &[u8]) {
         let waiting = &mut *self.waiting;
         if waiting.out.len() + waiting.err.len() + waiting.single_bytes + line.len() > MOST_BYTES {
             waiting.lost += 1;
@@ -242,7 +258,9 @@ impl Lines<'_> {
             waiting.single.push((origin, line.to_vec()));
             return;
         }
-        let to = if self.queue.apart && origin.is_error() { &mut waiting.err } else { &mut waiting.out };
+        let is_apart = self.queue.apart && origin.is_error();
+        let to = if is_apart { &mut waiting.err } else { &mut waiting.out };
+        let is_terminal = self.queue.terminals[usize::from(is_apart)];
         if self.queue.form == Form::Json {
             line::write_json(to, &self.time, origin, line);
             return;
@@ -251,7 +269,11 @@ impl Lines<'_> {
             self.prefix = Some((origin, line::prefix(self.queue.form, &self.time, origin)));
         }
         to.extend_from_slice(self.prefix.as_ref().map_or(&[][..], |(_, prefix)| prefix));
-        to.extend_from_slice(line);
+        if is_terminal {
+            to.extend_from_slice(text::terminal_line(&String::from_utf8_lossy(line)).as_bytes());
+        } else {
+            to.extend_from_slice(line);
+        }
         to.push(b'\n');
     }
 }
@@ -290,6 +312,7 @@ mod tests {
             form: Form::Plain,
             apart: false,
             single: true,
+            terminals: [false; 2],
             lost: AtomicU64::new(0),
             reopen: AtomicBool::new(false),
             path: None,

@@ -3,13 +3,14 @@
 use std::io::Write as _;
 
 use serde_json::Value;
+use troop::text::{self, escaped};
 use troop::{Phase, Snapshot, WorkerSnapshot, WorkerState};
 
 use super::table::{self, size, time};
 use crate::args::{Events, Look};
 use crate::control::client::{self, Trouble};
 use crate::control::{App, Ask, Failure};
-use crate::log;
+use crate::{log, print};
 
 /// All, or those that are named. One that ends while it is looked at is not there.
 fn snapshots(target: Option<&str>) -> Result<Vec<App>, Trouble> {
@@ -49,8 +50,7 @@ fn serving(snapshot: &Snapshot) -> usize {
 }
 
 fn print_json(value: &impl serde::Serialize) {
-    let text = serde_json::to_string_pretty(value).unwrap_or_default();
-    let _ = writeln!(std::io::stdout().lock(), "{text}");
+    let _ = print::raw(&text::json(serde_json::to_string_pretty(value).unwrap_or_default()));
 }
 
 /// `troop ls`.
@@ -108,7 +108,7 @@ pub(crate) fn show(args: &Look) -> Result<(), Trouble> {
             let _ = writeln!(out);
         }
         let App { name, program, version, file, log, lost_lines, snapshot } = app;
-        let _ = writeln!(out, "{name}: {program}");
+        let _ = writeln!(out, "{name}: {}", escaped(program));
         let (pid, uptime) = (snapshot.pid, time(snapshot.uptime_ms));
         let memory = snapshot.usage.map_or_else(|| "?".into(), |usage| size(usage.rss));
         let cpu = snapshot.usage.map_or_else(|| "?".into(), |usage| time(usage.cpu_ms));
@@ -119,13 +119,13 @@ pub(crate) fn show(args: &Look) -> Result<(), Trouble> {
             snapshot.restarts
         );
         if let Some(end) = &snapshot.last_end {
-            let _ = writeln!(out, "last unexpected end: {end}");
+            let _ = writeln!(out, "last unexpected end: {}", escaped(end));
         }
         if let Some(file) = file {
-            let _ = writeln!(out, "described in {file}");
+            let _ = writeln!(out, "described in {}", escaped(file));
         }
         if let Some(log) = log {
-            let _ = writeln!(out, "logs to {log}");
+            let _ = writeln!(out, "logs to {}", escaped(log));
         }
         if *lost_lines > 0 {
             let _ = writeln!(out, "{lost_lines} lines of output were lost");
@@ -181,8 +181,12 @@ pub(crate) fn events(args: &Events) -> Result<(), Trouble> {
         return Err(Trouble::NoApp("events are followed of one app at a time".into()));
     };
     let print = |event: &Value| {
-        let text = if args.json { Some(event.to_string()) } else { event["text"].as_str().map(str::to_owned) };
-        if text.is_some_and(|text| writeln!(std::io::stdout().lock(), "{text}").is_err()) {
+        let printed = match (args.json, event["text"].as_str()) {
+            (true, _) => print::json(event),
+            (false, Some(text)) => print::line(text),
+            (false, None) => Ok(()),
+        };
+        if printed.is_err() {
             // Nobody reads any more.
             #[expect(clippy::exit, reason = "as every filter does whose reader leaves")]
             std::process::exit(0);

@@ -1,13 +1,13 @@
 //! `troop send`: a message to workers, and what they answer.
 
-use std::io::Write as _;
-
 use serde_json::Value;
+use troop::text;
 
 use super::steer::{named, one};
 use crate::args::Send;
 use crate::control::client::{self, Trouble};
 use crate::control::{Ask, Failure};
+use crate::print;
 
 /// `troop send`.
 pub(crate) fn send(args: &Send) -> Result<(), Trouble> {
@@ -18,15 +18,15 @@ pub(crate) fn send(args: &Send) -> Result<(), Trouble> {
     let wait_ms = args.ask.then(|| u64::try_from(args.timeout.0.as_millis()).unwrap_or(u64::MAX));
     let answer = client.ask(Ask::Send { message, worker, wait_ms }, |_| {})?;
     let answer = named(client.name(), answer);
-    let mut out = std::io::stdout().lock();
     if args.json {
-        let _ = writeln!(out, "{answer}");
+        let _ = print::json(&answer);
     } else if args.ask {
         for (worker, answer) in answer["answers"].as_object().into_iter().flatten() {
-            let _ = writeln!(out, "{}:{worker}: {answer}", client.name());
+            let _ = print::raw(&text::json(format!("{}:{worker}: {answer}", client.name())));
         }
     } else {
-        let _ = writeln!(out, "{}: sent to {} workers", client.name(), answer["workers"].as_array().map_or(0, Vec::len));
+        let workers = answer["workers"].as_array().map_or(0, Vec::len);
+        let _ = print::line(&format!("{}: sent to {workers} workers", client.name()));
     }
     let failed = answer["failed"].as_object().into_iter().flatten();
     let failed: Vec<_> = failed.map(|(worker, why)| format!("worker {worker}: {}", why.as_str().unwrap_or_default())).collect();

@@ -73,7 +73,10 @@ fn quoted(text: &str) -> String {
 }
 
 fn unit(name: &str, app: &App, file: &Path, program: &Path, is_root: bool, environment: Option<&str>) -> Result<String, String> {
-    let text = |path: &Path| path.to_str().map(str::to_owned).ok_or_else(|| format!("{} is no text", path.display()));
+    // A newline would begin another setting.
+    let is_plain = |text: &&str| !text.contains(char::is_control);
+    let text =
+        |path: &Path| path.to_str().filter(is_plain).map(str::to_owned).ok_or_else(|| format!("{path:?} is no plain text"));
     let file = &file.canonicalize().unwrap_or_else(|_| file.to_owned());
     let (program, config) = (quoted(&text(program)?), quoted(&text(file)?));
     let chosen = environment.map_or_else(String::new, |name| format!(" --env {}", quoted(name)));
@@ -112,6 +115,8 @@ TimeoutStartSec={start}
 TimeoutStopSec={stop}
 WatchdogSec=30
 LimitNOFILE=1048576
+# Lines of workers that begin with <0> are no emergencies.
+SyslogLevelPrefix=no
 {delegate}
 [Install]
 WantedBy={target}

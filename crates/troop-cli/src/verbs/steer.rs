@@ -5,17 +5,19 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use troop::Phase;
+use troop::text::escaped;
 
 use crate::args::{Policy, Reload, Restart, Scale, Signal, Stop, To};
 use crate::control::client::{self, Client, Trouble};
 use crate::control::{App, Ask, Failure};
+use crate::print;
 
 /// How long an app may take to be back and ready.
 const RESTART_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Says something for people on standard error; programs get the answer on standard output.
 fn report(json: bool, answer: &Value, text: impl FnOnce() -> String) {
-    let _ = if json { writeln!(std::io::stdout().lock(), "{answer}") } else { writeln!(std::io::stdout().lock(), "{}", text()) };
+    let _ = if json { print::json(answer) } else { print::line(&text()) };
 }
 
 /// An answer, and whose it is.
@@ -45,7 +47,7 @@ pub(crate) fn reload(args: &Reload) -> Result<(), Trouble> {
         let name = client.name().to_owned();
         let show = |event: &Value| {
             if let (false, Some(text)) = (args.json, event["text"].as_str()) {
-                let _ = writeln!(std::io::stderr().lock(), "{name}: {text}");
+                let _ = writeln!(std::io::stderr().lock(), "{name}: {}", escaped(text));
             }
         };
         let answer = named(&name, client.ask(Ask::Reload { worker, allow_moved: args.allow_moved }, show)?);

@@ -8,6 +8,7 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SI
 use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Config, Primary};
 use troop_core::supervise::{self, Cause, Outcome, Supervisor};
+use troop_core::text::lines;
 use troop_sys::poll::Bell;
 
 use super::driver::{Driver, SignalMeans};
@@ -356,12 +357,7 @@ impl Builder {
                 let tail = last_words.and_then(|w| w.last_stderr(Duration::from_millis(500))).filter(|t| !t.trim().is_empty());
                 if let Some(tail) = tail {
                     text.push_str("; the last lines of its standard error:\n");
-                    for line in tail.lines() {
-                        text.push_str("    ");
-                        text.push_str(line);
-                        text.push('\n');
-                    }
-                    text.pop();
+                    text.push_str(&lines(tail.trim_end(), "    | "));
                 }
                 Err(Error::GaveUp(text))
             }

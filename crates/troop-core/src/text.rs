@@ -1,0 +1,231 @@
+//! Text of workers and other strangers, made safe to show.
+//!
+//! An address, a path, a reason or a line of output can hold escape sequences, which terminals obey; newlines, which forge lines of a log; and
+//! marks that turn the direction of text, which make it read as something else. [`escaped`] shows all of them as `\n`, `\x1b` or `\u{202e}`.
+
+use std::borrow::Cow;
+use std::fmt::{self, Display, Write};
+
+/// Ends all colours.
+const RESET: &str = "\x1b[0m";
+/// The longest parameters of a colour, in bytes: `38;2;255;255;255`, twice.
+const MAX_COLOUR: usize = 40;
+
+/// Whether a character does something other than stand where it is: controls (C0, DEL, C1), separators of lines and paragraphs, marks that change
+/// the direction of text, and annotations.
+#[must_use]
+pub fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{fff9}'..='\u{fffb}')
+}
+
+/// Shows text with everything escaped that [is unsafe](is_unsafe). A precision (`{:.80}`) cuts it to that many characters of its own, and adds
+/// `…`.
+#[must_use]
+pub fn escaped(text: &str) -> Escaped<'_> {
+    Escaped(text)
+}
+
+/// What [`escaped`] returns.
+#[derive(Debug, Clone, Copy)]
+pub struct Escaped<'a>(&'a str);
+
+impl Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = f.precision().and_then(|most| self.0.char_indices().nth(most)).map(|(at, _)| at);
+        write_escaped(f, &self.0[..end.unwrap_or(self.0.len())])?;
+        if end.is_some() { f.write_char('…') } else { Ok(()) }
+    }
+}
+
+/// Escapes whatever is written to it, as [`escaped`] does.
+#[derive(Debug)]
+pub struct Escaping<W>(pub W);
+
+impl<W: Write> Write for Escaping<W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        write_escaped(&mut self.0, text)
+    }
+}
+
+fn write_escaped(to: &mut impl Write, mut text: &str) -> fmt::Result {
+    while let Some(at) = text.find(is_unsafe) {
+        to.write_str(&text[..at])?;
+        let mut rest = text[at..].chars();
+        if let Some(c) = rest.next() {
+            write_escape(to, c)?;
+        }
+        text = rest.as_str();
+    }
+    to.write_str(text)
+}
+
+fn write_escape(to: &mut impl Write, c: char) -> fmt::Result {
+    match c {
+        '\n' => to.write_str("\\n"),
+        '\r' => to.write_str("\\r"),
+        '\t' => to.write_str("\\t"),
+        '\0'..='\x7f' => write!(to, "\\x{:02x}", u32::from(c)),
+        _ => write!(to, "\\u{{{:x}}}", u32::from(c)),
+    }
+}
+
+/// Escapes each line of a text, and puts a mark before it, by which a program's lines can be told from those that quote them.
+#[must_use]
+pub fn lines(text: &str, mark: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for (number, line) in text.split('\n').enumerate() {
+        let end = if number == 0 { "" } else { "\n" };
+        // Into memory, so it cannot fail.
+        let _ = write!(shown, "{end}{mark}{}", escaped(line.trim_end_matches('\r')));
+    }
+    shown
+}
+
+/// Escapes one line of a program's output for a terminal. Tabs stay, and so do colours (`ESC [ digits ; … m`), which end with the line.
+#[must_use]
+pub fn terminal_line(line: &str) -> Cow<'_, str> {
+    if !line.contains(|c| c != '\t' && is_unsafe(c)) {
+        return Cow::Borrowed(line);
+    }
+    let mut shown = String::with_capacity(line.len() + 16);
+    let (mut rest, mut is_coloured) = (line, false);
+    while let Some(at) = rest.find(|c| c != '\t' && is_unsafe(c)) {
+        shown.push_str(&rest[..at]);
+        rest = &rest[at..];
+        if let Some(end) = colour(rest) {
+            shown.push_str(&rest[..end]);
+            rest = &rest[end..];
+            is_coloured = true;
+            continue;
+        }
+        let mut chars = rest.chars();
+        if let Some(c) = chars.next() {
+            // Into memory, so it cannot fail.
+            let _ = write_escape(&mut shown, c);
+        }
+        rest = chars.as_str();
+    }
+    shown.push_str(rest);
+    if is_coloured {
+        shown.push_str(RESET);
+    }
+    Cow::Owned(shown)
+}
+
+/// The length of the colour that a text begins with.
+fn colour(text: &str) -> Option<usize> {
+    let parameters = text.strip_prefix("\x1b[")?;
+    let end = parameters.find(|c: char| !(c.is_ascii_digit() || c == ';' || c == ':'))?;
+    (end <= MAX_COLOUR && parameters[end..].starts_with('m')).then_some(2 + end + 1)
+}
+
+/// Escapes in a JSON text what JSON would leave as it is: characters above C0 that [are unsafe](is_unsafe). They can only be in strings, so it
+/// means the same afterwards.
+#[must_use]
+pub fn json(text: String) -> String {
+    let is_raw = |c: char| !matches!(c, '\0'..='\x1f') && is_unsafe(c);
+    if !text.contains(is_raw) {
+        return text;
+    }
+    let mut safe = String::with_capacity(text.len() + 32);
+    for c in text.chars() {
+        if is_raw(c) {
+            // All of them are in the basic plane.
+            let _ = write!(safe, "\\u{:04x}", u32::from(c));
+        } else {
+            safe.push(c);
+        }
+    }
+    safe
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_terminals_or_readers_obey_is_shown_instead() {
+        for (text, shown) in [
+            ("", ""),
+            ("/run/naïve 日本 👩‍👩‍👧 \\n.sock", "/run/naïve 日本 👩‍👩‍👧 \\n.sock"),
+            ("a\nb\r\tc\0", "a\\nb\\r\\tc\\x00"),
+            ("\x1b]0;title\x07\x7f", "\\x1b]0;title\\x07\\x7f"),
+            ("\u{9b}2J\u{85}", "\\u{9b}2J\\u{85}"),
+            ("\u{202e}gpj.exe\u{2066}\u{2069}", "\\u{202e}gpj.exe\\u{2066}\\u{2069}"),
+            ("\u{2028}\u{2029}\u{200f}", "\\u{2028}\\u{2029}\\u{200f}"),
+        ] {
+            assert_eq!(escaped(text).to_string(), shown);
+            let mut by_pieces = String::new();
+            text.chars().for_each(|c| write!(Escaping(&mut by_pieces), "{c}").unwrap());
+            assert_eq!(by_pieces, shown);
+        }
+        assert_eq!((format!("{:.3}", escaped("a\nbcd")), format!("{:.3}", escaped("äöü"))), ("a\\nb…".into(), "äöü".into()));
+    }
+
+    #[test]
+    fn a_line_of_output_keeps_its_colours_and_nothing_else() {
+        for (line, shown) in [
+            ("plain\ttext", "plain\ttext"),
+            ("\x1b[31mred\x1b[0m", "\x1b[31mred\x1b[0m\x1b[0m"),
+            ("\x1b[1;38:2:255:0:0mx", "\x1b[1;38:2:255:0:0mx\x1b[0m"),
+            ("\x1b[mx", "\x1b[mx\x1b[0m"),
+            ("\x1b[2J\x1b[1;1Hx", "\\x1b[2J\\x1b[1;1Hx"),
+            ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
+            ("\x1b[?25lx\x1b[31", "\\x1b[?25lx\\x1b[31"),
+            ("\x1b\x1b[31mx", "\\x1b\x1b[31mx\x1b[0m"),
+            ("over\rwritten\u{9b}31m", "over\\rwritten\\u{9b}31m"),
+        ] {
+            assert_eq!(terminal_line(line), shown, "{line:?}");
+        }
+        assert_eq!(lines("a\r\nb\x1b[0m\n", "| "), "| a\n| b\\x1b[0m\n| ");
+        let long = format!("\x1b[{}m", "1;".repeat(1000));
+        assert!(!terminal_line(&long).contains('\x1b'));
+    }
+
+    /// Texts in which what is looked for is not rare.
+    fn hostile() -> impl Strategy<Value = String> {
+        let pieces = prop_oneof![
+            any::<char>().prop_map(String::from),
+            (0_u32..0x20).prop_map(|c| char::from_u32(c).unwrap_or(' ').to_string()),
+            prop::sample::select(vec!["\x1b[", "\x1b", "m", "31", ";", ":", "\u{9b}", "\u{202e}", "\x7f", "\n", "\u{2028}"])
+                .prop_map(String::from),
+        ];
+        prop::collection::vec(pieces, 0..40).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_unsafe_is_ever_shown(text in hostile(), most in 0_usize..50) {
+            let shown = escaped(&text).to_string();
+            prop_assert!(!shown.contains(is_unsafe));
+            prop_assert_eq!(escaped(&shown).to_string(), shown.clone());
+            let cut = format!("{:.most$}", escaped(&text));
+            prop_assert!(!cut.contains(is_unsafe));
+        }
+
+        #[test]
+        fn of_a_line_only_colours_and_tabs_reach_a_terminal(line in hostile()) {
+            let shown = terminal_line(&line).into_owned();
+            let mut rest = shown.as_str();
+            let mut is_coloured = false;
+            while let Some(at) = rest.find(|c| c != '\t' && is_unsafe(c)) {
+                let end = colour(&rest[at..]);
+                prop_assert!(end.is_some(), "{shown:?}");
+                is_coloured = true;
+                rest = &rest[at + end.unwrap_or_default()..];
+            }
+            prop_assert!(!is_coloured || shown.ends_with(RESET));
+        }
+
+        #[test]
+        fn json_means_the_same_and_has_nothing_unsafe(text in hostile()) {
+            let safe = json(serde_json::to_string(&text).unwrap());
+            prop_assert!(!safe.contains(is_unsafe));
+            prop_assert_eq!(serde_json::from_str::<String>(&safe).unwrap(), text);
+        }
+    }
+}
