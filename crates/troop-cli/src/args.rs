@@ -77,7 +77,7 @@ pub(crate) struct Man {
   troop check ecosystem.config.js      what of a PM2 file means something here
   troop check --schema                 the JSON Schema of troop.toml, for editors")]
 pub(crate) struct Check {
-    /// The file: a troop.toml, PM2's ecosystem.config.js|cjs|json|yml, or a Procfile
+    /// The file: a troop.toml, PM2's ecosystem.config.js|cjs|json|yml, or a Procfile; a .js file is a program, and is run
     #[arg(default_value = crate::config::USUAL)]
     pub(crate) file: PathBuf,
 

@@ -134,6 +134,13 @@ impl Source {
         self.file.as_ref().map(|(file, _)| file.as_path())
     }
 
+    /// Warns of files that root reads for this plan and others can change.
+    pub(crate) fn doubts(&self, plan: &Plan) -> Vec<String> {
+        let directory = plan.cwd.clone().unwrap_or_else(|| ".".into());
+        let files = self.file().map(Path::to_owned).into_iter().chain(plan.app.env_file.iter().map(|file| directory.join(file)));
+        config::source::doubts(&files.collect::<Vec<_>>())
+    }
+
     /// Makes the plan as it would be now.
     pub(crate) fn plan(&self) -> Result<Plan, String> {
         let typed = &self.typed;

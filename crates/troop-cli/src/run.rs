@@ -75,6 +75,10 @@ pub(crate) fn run(args: Run) -> Result<(), Refused> {
 
 fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) -> Result<(), Refused> {
     let (plan, source) = plan::plan(args, started_as).map_err(Refused::Nonsense)?;
+    if !plan.background {
+        // In the background whoever starts it has said so.
+        source.doubts(&plan).iter().for_each(|doubt| log::say(&format!("troop: {doubt}")));
+    }
     if plan.background && (plan.workers() == 0 || (plan.output().0 == To::Terminal && !plan.app.silent)) {
         return Err(Refused::Nonsense(
             "in the background there is no terminal: output.to can be files or journal, and workers must be 1 or more".into(),

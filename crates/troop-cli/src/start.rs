@@ -167,7 +167,8 @@ fn names(run: &Run) -> Result<Vec<String>, String> {
 
 fn start_one(args: &Start, name: &str) -> Result<(), Trouble> {
     // What makes no sense is said here, where somebody reads it.
-    let (plan, _) = plan::plan(args.run.clone(), Some(name)).map_err(Trouble::Nonsense)?;
+    let (plan, source) = plan::plan(args.run.clone(), Some(name)).map_err(Trouble::Nonsense)?;
+    source.doubts(&plan).iter().for_each(|doubt| log::say(&format!("troop: {doubt}")));
     let doing = |e| Trouble::Io("start the primary".into(), e);
     let mut child = Command::new("/proc/self/exe")
         .arg0("troop")

@@ -46,7 +46,7 @@ pub(crate) fn start(watch: &Watch, cwd: Option<&Path>, own: Vec<PathBuf>) -> Res
     let cwd = found(&cwd)?;
     let paths = if watch.paths.is_empty() { vec![PathBuf::new()] } else { watch.paths.clone() };
     let roots = paths.iter().map(|path| found(&cwd.join(path))).collect::<Result<Vec<_>, _>>()?;
-    let own = own.into_iter().map(|path| path.canonicalize().unwrap_or(path)).collect();
+    let own = own.into_iter().map(found_or_not).collect();
     let heeded = Heeded { roots, ignore: watch.ignore.clone(), own };
     let (sender, changes) = unbounded_channel();
     let matters = heeded.clone();
@@ -69,6 +69,13 @@ pub(crate) fn start(watch: &Watch, cwd: Option<&Path>, own: Vec<PathBuf>) -> Res
         watched.add(directory)?;
     }
     Ok(watched)
+}
+
+/// Where a file is, or will be.
+fn found_or_not(path: PathBuf) -> PathBuf {
+    let parent = path.parent().and_then(|parent| parent.canonicalize().ok());
+    let beside = parent.zip(path.file_name()).map(|(parent, name)| parent.join(name));
+    path.canonicalize().ok().or(beside).unwrap_or(path)
 }
 
 impl Heeded {

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use super::source;
+
 /// Reads one. What it says is never shown: it may be secret.
 pub(crate) fn read(file: &Path) -> Result<Vec<(String, String)>, String> {
     let shown = file.display();
-    let text = std::fs::read_to_string(file).map_err(|e| format!("cannot read {shown}: {e}"))?;
+    let text = source::text(file)?;
     parse(&text).map_err(|(line, what)| format!("{shown}: line {line}: {what}"))
 }
 

@@ -4,6 +4,7 @@ mod app;
 pub(crate) mod env_file;
 mod pm2;
 mod procfile;
+pub(crate) mod source;
 mod values;
 
 use std::collections::BTreeMap;
@@ -76,19 +77,25 @@ pub(crate) fn read(file: &Path) -> Result<Apps, String> {
 
 /// The same, and what of it means nothing here.
 pub(crate) fn read_with_warnings(file: &Path) -> Result<(Apps, Vec<String>), String> {
-    let shown = file.display();
-    let text = || std::fs::read_to_string(file).map_err(|e| format!("cannot read {shown}: {e}"));
+    let text = || source::text(file);
     let (apps, warnings) = match format_of(file).unwrap_or(Format::Toml) {
         Format::Toml => {
-            let File { app } = toml::from_str(&text()?).map_err(|e| format!("{shown}: {}", e.to_string().trim_end()))?;
+            let File { app } = source::parsed(file, text()?, |text| toml::from_str(text).map_err(|e| e.to_string()))?;
             (app, Vec::new())
         }
         Format::Pm2 => pm2::read(file)?,
         Format::Procfile => {
-            (procfile::parse(&text()?, beside(file).join(".env").exists()).map_err(|e| format!("{shown}: {e}"))?, Vec::new())
+            let has_env = beside(file).join(".env").exists();
+            (source::parsed(file, text()?, move |text| procfile::parse(text, has_env))?, Vec::new())
         }
     };
     checked(apps, file).map(|apps| (apps, warnings))
+}
+
+/// Warns of what somebody besides root can change, if root is to read it: the file and those with variables that its apps name.
+pub(crate) fn doubts(file: &Path, apps: &Apps) -> Vec<String> {
+    let more = apps.values().flat_map(|app| app.env_file.iter().map(|named| app.directory(file).join(named)));
+    source::doubts(&[file.to_owned()].into_iter().chain(more).collect::<Vec<_>>())
 }
 
 /// What can be seen to be wrong with apps on their own.
@@ -101,7 +108,7 @@ fn checked(apps: Apps, file: &Path) -> Result<Apps, String> {
         if !place::is_name(name) {
             return Err(format!("{shown}: {name:?} cannot be an app's name: {}", args::NAME_RULE));
         }
-        app.check().map_err(|e| format!("{shown}: app.{name}{e}"))?;
+        app.check().map_err(|e| format!("{shown}: app.{name}{}", source::concise(&e)))?;
     }
     Ok(apps)
 }

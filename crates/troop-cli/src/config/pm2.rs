@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::app::{App, Form, Ready, Watch, When};
 use super::values::{self, Time, Workers};
-use super::{Apps, Failed};
+use super::{Apps, Failed, source};
 use crate::control::place;
 use crate::program;
 
@@ -61,30 +61,27 @@ pub(super) fn read(file: &Path) -> Result<(Apps, Vec<String>), String> {
 
 fn load(file: &Path) -> Result<Value, String> {
     let shown = file.display();
-    let read = || std::fs::read_to_string(file).map_err(|e| format!("cannot read {shown}: {e}"));
     match file.extension().and_then(|extension| extension.to_str()) {
-        Some("json") => serde_json::from_str(&read()?).map_err(|e| format!("{shown}: {e}")),
-        Some("yml" | "yaml") => serde_yaml_ng::from_str(&read()?).map_err(|e| format!("{shown}: {e}")),
+        Some("json") => source::parsed(file, source::text(file)?, |text| serde_json::from_str(text).map_err(|e| e.to_string())),
+        Some("yml" | "yaml") => source::parsed(file, source::text(file)?, source::yaml),
         // It is a program, and only node can say what comes out of it.
         _ => {
-            read()?;
+            source::text(file)?;
+            source::may_run(file)?;
             let path = std::path::absolute(file).map_err(|e| format!("{shown}: {e}"))?;
             let script =
                 "import(require('url').pathToFileURL(process.argv[1])).then(m => console.log(JSON.stringify(m.default ?? m)))";
-            let output = Command::new("node")
-                .args(["-e", script, "--"])
-                .arg(path)
-                .output()
+            let printed = source::run(Command::new("node").args(["-e", script, "--"]).arg(path))
                 .map_err(|e| format!("cannot run node to read {shown}: {e}"))?;
-            if !output.status.success() {
-                let words = String::from_utf8_lossy(&output.stderr);
-                let last = words.lines().map(str::trim).rfind(|line| line.contains("Error"));
-                return Err(format!("{shown} fails: {}", last.unwrap_or("node could not run it")));
+            if !printed.is_success {
+                let last = printed.err.lines().map(str::trim).rfind(|line| line.contains("Error"));
+                return Err(format!("{shown} fails: {}", source::concise(last.unwrap_or("node could not run it"))));
             }
             // Such files may print things of their own.
-            let text = String::from_utf8_lossy(&output.stdout);
-            let last = text.lines().next_back().unwrap_or_default();
-            serde_json::from_str(last).map_err(|e| format!("{shown} does not export what it should: {e}"))
+            let last = printed.out.lines().next_back().unwrap_or_default().to_owned();
+            source::parsed(file, last, |text| {
+                serde_json::from_str(text).map_err(|e| format!("it does not export what it should: {e}"))
+            })
         }
     }
 }

@@ -175,6 +175,9 @@ written_as_text!(Time, time, [30, "500ms", "1d"]);
 written_as_text!(Size, size, [1048576, "300M"]);
 written_as_text!(Workers, workers, ["auto", 4]);
 
+/// The most CPUs of a set, with those that are named more than once.
+const MAX_CPUS: usize = 4096;
+
 /// `8`, `0-3`, `0,2,4-6`: CPUs, as `taskset` has them.
 pub(crate) fn cpus(text: &str) -> Result<Vec<usize>, String> {
     let wrong = || format!("{text:?} must be CPUs, such as `3`, `0-3` or `0,2,4-6`");
@@ -186,6 +189,9 @@ pub(crate) fn cpus(text: &str) -> Result<Vec<usize>, String> {
             return Err(wrong());
         }
         all.extend(from..=to);
+        if all.len() > MAX_CPUS {
+            return Err(format!("there can be {MAX_CPUS} CPUs at most"));
+        }
     }
     Ok(all)
 }

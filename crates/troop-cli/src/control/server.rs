@@ -420,6 +420,7 @@ impl Server {
         let before = self.plan();
         let after = self.source.plan().map_err(|text| Failure::new("bad-request", text))?;
         let setup = after.setup().map_err(|e| Failure::new("bad-request", e.chain()))?;
+        self.source.doubts(&after).iter().for_each(|doubt| log::say(&format!("troop: {doubt}")));
         let (changes, _) = before.changes(&after);
         let (_, late) = self.started.changes(&after);
         let late = late.into_iter().map(|name| format!("{name} only at the next start"));

@@ -16,7 +16,8 @@ pub(crate) fn check(args: &Check) -> Result<(), String> {
         return Ok(());
     }
     let file = &args.file;
-    let (apps, warnings) = config::read_with_warnings(file)?;
+    let (apps, mut warnings) = config::read_with_warnings(file)?;
+    warnings.extend(config::doubts(file, &apps));
     let problems: Vec<String> = apps
         .iter()
         .flat_map(|(name, app)| {

@@ -57,7 +57,7 @@ pub(crate) fn init(args: &Init) -> Result<(), String> {
 
 /// The program that is most likely meant.
 fn likely() -> Option<String> {
-    let package = std::fs::read_to_string("package.json").ok();
+    let package = config::source::text(Path::new("package.json")).ok();
     let package: Option<serde_json::Value> = package.and_then(|text| serde_json::from_str(&text).ok());
     let main = package.and_then(|package| package["main"].as_str().map(str::to_owned)).filter(|main| Path::new(main).is_file());
     main.or_else(|| LIKELY.iter().find(|name| Path::new(name).is_file()).map(|name| (*name).to_owned()))

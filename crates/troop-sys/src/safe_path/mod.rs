@@ -233,6 +233,10 @@ impl Walk<'_> {
             let reason = format!("a symbolic link in a directory that others can change ({who}); name the directory itself");
             return Err(UnsafePath::error(&self.shown.join(name), reason));
         }
+        if let Some(weak) = &mut self.weak {
+            // A link there may be anybody's.
+            weak.iter_mut().filter(|weak| weak.path == self.shown).for_each(|weak| weak.sticky = false);
+        }
         let target = PathBuf::from(OsString::from_vec(readlinkat(link, "", Vec::new())?.into_bytes()));
         if target.is_absolute() {
             (self.at, self.found) = root()?;

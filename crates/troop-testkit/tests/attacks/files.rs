@@ -228,3 +228,94 @@ fn looking_at_logs_waits_for_no_pipe_in_their_place() {
     let ended = home.troop(&["logs", "other"]);
     assert!(ended.code == Some(3) && !ended.out.contains("root:"), "{ended:?}");
 }
+
+/// Whether a text warns of a file by its name, owner and mode.
+fn warns_of(text: &str, file: &Path, who: &str) -> bool {
+    text.lines().any(|line| line.contains(&format!("{} can be changed by others", file.display())) && line.contains(who))
+}
+
+#[test]
+fn whoever_else_can_change_what_root_reads_is_named_and_none_of_their_programs_is_run() {
+    if !is_root("whoever_else_can_change_what_root_reads_is_named_and_none_of_their_programs_is_run") {
+        return;
+    }
+    let toml = "[app.web]\nprogram = \"sleep\"\nargs = [\"1000\"]\nworkers = 1\nenv_file = [\"env\"]\n";
+    let home = Home::with(&[("troop.toml", toml), ("env", "A=1\n")]);
+    let ended = home.troop(&["check"]);
+    assert!(ended.code == Some(0) && ended.err.is_empty(), "nothing is wrong with root's own files: {ended:?}");
+    home.give("troop.toml");
+    home.mode("env", 0o666);
+    let (file, env) = (home.at("troop.toml"), home.at("env"));
+    let all = |text: &str| {
+        warns_of(text, Path::new("troop.toml"), "owned by user 64017") || warns_of(text, &file, "owned by user 64017")
+    };
+    for verb in [&["check"][..], &["start"], &["startup", "--print"]] {
+        let ended = home.troop(verb);
+        assert!(ended.code == Some(0) && all(&ended.err) && warns_of(&ended.err, &env, "mode 666"), "{verb:?}: {ended:?}");
+    }
+    home.fine(&["reload", "web"]);
+    wait_until("the warning of a reload", || all(&home.text("logs/web.log")));
+    // A program would run as root as soon as it is looked at.
+    let script =
+        "require('fs').writeFileSync(__dirname + '/ran', ''); module.exports = { apps: [{ script: 'sleep', args: '9' }] };";
+    let js = "app/ecosystem.config.js";
+    fs::write(home.at(js), script).unwrap();
+    for verb in ["check", "start", "run"] {
+        let err = home.refused(&[verb, js]);
+        assert!(err.contains("is a program, which root does not run") && err.contains("app"), "{err}");
+    }
+    for (owner, mode) in [(Some(STRANGER), 0o644), (Some(0), 0o664), (Some(0), 0o646)] {
+        let js = "ecosystem.config.js";
+        fs::write(home.at(js), script).unwrap();
+        chown(home.at(js), owner, None).unwrap();
+        home.mode(js, mode);
+        assert!(home.refused(&["check", js]).contains("is a program, which root does not run"), "{owner:?} {mode:o}");
+        fs::remove_file(home.at(js)).unwrap();
+    }
+    // By way of a link that somebody else can turn.
+    fs::write(home.at("ecosystem.config.js"), script).unwrap();
+    symlink("../ecosystem.config.js", home.at("app/link.config.js")).unwrap();
+    assert!(home.refused(&["check", "app/link.config.js"]).contains("is a program"));
+    assert!(!home.at("ran").exists() && !home.at("app/ran").exists());
+    home.fine(&["check", "ecosystem.config.js"]);
+    assert!(home.at("ran").exists(), "root's own is run");
+}
+
+#[test]
+fn files_that_are_pipes_devices_endless_or_bombs_are_one_clear_error_at_once() {
+    let app = |env: &str| format!("[app.web]\nprogram = \"sleep\"\nargs = [\"1000\"]\nenv_file = [\"{env}\"]\n");
+    let home = Home::bare();
+    mkfifoat(CWD, home.at("pipe"), 0o666.into()).unwrap();
+    fs::write(home.at("endless"), "A=x\n".repeat(300_000)).unwrap();
+    for (env, why) in
+        [("pipe", "a pipe"), ("/dev/zero", "a device"), ("/dev/tty", "a device"), ("endless", "bytes"), (".", "a directory")]
+    {
+        fs::write(home.at("troop.toml"), app(env)).unwrap();
+        for verb in [&["check"][..], &["run"], &["start"]] {
+            let err = home.refused(verb);
+            assert!(err.contains(why) && err.contains(env), "{verb:?} {env}: {err}");
+        }
+    }
+    let bomb: [(&str, String); 5] = [
+        ("bomb.yml", "[".repeat(50_000)),
+        ("tags.yml", (0..50_000).map(|n| format!("%TAG !a{n}! x\n")).collect::<String>() + "--- a\n"),
+        ("bomb.json", "[".repeat(50_000)),
+        ("bomb.toml", format!("a = {}", "[".repeat(50_000))),
+        ("Procfile", format!("web: {}", "x ".repeat(5_000_000))),
+    ];
+    for (name, text) in bomb {
+        fs::write(home.at(name), text).unwrap();
+        let err = home.refused(&["check", name]);
+        assert!(err.contains(name) && err.len() < 2000, "{name}: {err:.500}");
+    }
+    rustix::fs::unlink(home.at("Procfile")).unwrap();
+    mkfifoat(CWD, home.at("Procfile"), 0o666.into()).unwrap();
+    assert!(home.refused(&["check", "Procfile"]).contains("a pipe"));
+    // A program that stands for a file has to come to an end, too.
+    let own = home.at("spin.config.js");
+    fs::write(&own, "setTimeout(() => {}, 1e8); module.exports = new Promise(() => {});").unwrap();
+    let ended = home.troop(&["check", "spin.config.js"]);
+    assert!(ended.code == Some(2) && ended.err.contains("does not end within 10 s"), "{ended:?}");
+    fs::write(&own, "setInterval(() => console.log('x'.repeat(1e5)), 0); module.exports = new Promise(() => {});").unwrap();
+    assert!(home.refused(&["check", "spin.config.js"]).contains("too much"));
+}

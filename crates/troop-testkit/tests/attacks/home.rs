@@ -26,6 +26,11 @@ pub struct Ended {
 }
 
 impl Home {
+    /// With nothing in it.
+    pub fn bare() -> Home {
+        Home { directory: tempfile::tempdir().unwrap() }
+    }
+
     /// With these files in it, and a directory `app` that belongs to the stranger.
     pub fn with(files: &[(&str, &str)]) -> Home {
         let home = Home { directory: tempfile::tempdir().unwrap() };

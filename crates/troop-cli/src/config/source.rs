@@ -1,0 +1,270 @@
+//! Files as somebody else may have made them: not regular, endless, nested without end, or open to others while root reads.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use troop::safe_path::{Weak, open_for_reading};
+use troop::text::escaped;
+
+/// The largest file that is read, and the most that a program may print that stands for one.
+pub(crate) const MAX_BYTES: u64 = 1024 * 1024;
+/// The deepest nesting of a YAML file; JSON and TOML have bounds of their own.
+const MAX_DEPTH: usize = 128;
+/// How long it may take to make sense of a file.
+const MAX_PARSING: Duration = Duration::from_secs(5);
+/// How long a file that is a program may take to say what it holds.
+const MAX_RUNNING: Duration = Duration::from_secs(10);
+/// The most characters of a line that an error shows.
+const MAX_SHOWN: usize = 160;
+
+/// Whether others can change what root reads, which is root's concern alone.
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Opens a file. Pipes are read only where this process has them already: `/dev/stdin`, `/dev/fd/3`.
+fn open(file: &Path) -> io::Result<(File, Vec<Weak>)> {
+    let is_own = ["/dev/stdin", "/dev/fd", "/proc/self/fd"].iter().any(|own| file.starts_with(own));
+    // As an empty one it is used to turn a file off.
+    if is_own || file == Path::new("/dev/null") { Ok((File::open(file)?, Vec::new())) } else { open_for_reading(file, MAX_BYTES) }
+}
+
+fn read(file: &Path) -> io::Result<(String, Vec<Weak>)> {
+    let (opened, weak) = open(file)?;
+    Ok((bounded(opened)?, weak))
+}
+
+/// Reads what there is, unless it is too much.
+fn bounded(from: impl Read) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    from.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("there are more than {MAX_BYTES} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))
+}
+
+/// The text of a file.
+///
+/// # Errors
+/// For people.
+pub(crate) fn text(file: &Path) -> Result<String, String> {
+    read(file).map(|(text, _)| text).map_err(|e| format!("cannot read {}: {e}", file.display()))
+}
+
+/// What on the way to a file, and of the file, somebody besides root can change, if this process is root.
+pub(super) fn weak(file: &Path) -> Vec<Weak> {
+    let found = if is_root() { open(file).map(|(_, weak)| weak).unwrap_or_default() } else { Vec::new() };
+    // Where only one's own can be exchanged, nobody exchanges root's.
+    found.into_iter().filter(|weak| !weak.sticky).collect()
+}
+
+/// Warns of files that root reads and others can change, each by its name.
+pub(crate) fn doubts<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Vec<String> {
+    let weak: BTreeSet<_> = files.into_iter().flat_map(|file| weak(file)).map(|weak| (weak.path, weak.who)).collect();
+    let said = |(path, who): (PathBuf, String)| {
+        format!("{} can be changed by others ({who}), who so decide what root runs; chown root, chmod go-w", path.display())
+    };
+    weak.into_iter().map(said).collect()
+}
+
+/// Makes sense of a text, in a bounded time.
+pub(super) fn parsed<T: Send + 'static>(
+    file: &Path,
+    text: String,
+    parse: impl FnOnce(&str) -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    let shown = file.display();
+    let (sender, result) = channel();
+    let work = move || drop(sender.send(parse(&text)));
+    let thread = std::thread::Builder::new().name("troop-config".into()).stack_size(8 << 20);
+    thread.spawn(work).map_err(|e| format!("cannot read {shown}: {e}"))?;
+    match result.recv_timeout(MAX_PARSING) {
+        Ok(result) => result.map_err(|e| format!("{shown}: {}", concise(&e))),
+        Err(RecvTimeoutError::Timeout) => Err(format!("{shown} takes more than {} s to make sense of", MAX_PARSING.as_secs())),
+        Err(RecvTimeoutError::Disconnected) => Err(format!("{shown} makes no sense")),
+    }
+}
+
+/// An error without the whole of a line that is endless.
+pub(super) fn concise(text: &str) -> String {
+    let lines = text.trim_end().lines().map(|line| format!("{:.MAX_SHOWN$}", escaped(line)));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Reads YAML. Its parser needs the square of the depth of brackets, before anything else has a bound.
+pub(super) fn yaml(text: &str) -> Result<serde_json::Value, String> {
+    let mut depth = 0_usize;
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => continue,
+        }
+        if depth > MAX_DEPTH {
+            return Err(format!("brackets are nested deeper than {MAX_DEPTH} levels"));
+        }
+    }
+    serde_yaml_ng::from_str(text).map_err(|e| e.to_string())
+}
+
+/// Refuses to run a file as root that somebody else has written, or could exchange.
+pub(super) fn may_run(file: &Path) -> Result<(), String> {
+    let Some(Weak { path, who, .. }) = weak(file).pop() else { return Ok(()) };
+    Err(format!(
+        "{} is a program, which root does not run: {} can be changed by others ({who}); chown root and chmod go-w, or run troop as its owner",
+        file.display(),
+        path.display()
+    ))
+}
+
+/// What a program prints that ends by itself, soon, and says not too much.
+pub(super) struct Printed {
+    pub(super) is_success: bool,
+    pub(super) out: String,
+    pub(super) err: String,
+}
+
+/// Runs a program that stands for a file.
+///
+/// # Errors
+/// For people, about the program.
+pub(super) fn run(command: &mut Command) -> Result<Printed, String> {
+    use std::os::unix::process::CommandExt as _;
+    // So that whatever it starts ends with it.
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().map_err(|e| e.to_string())?;
+    let mut child = Group { child, is_reaped: false };
+    let out = reader(child.child.stdout.take())?;
+    let err = reader(child.child.stderr.take())?;
+    let deadline = Instant::now() + MAX_RUNNING;
+    let printed = |from: Receiver<io::Result<String>>| match from.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+    {
+        Ok(printed) => printed.map_err(|e| format!("it prints too much, or no text: {e}")),
+        Err(_) => Err(format!("it does not end within {} s", MAX_RUNNING.as_secs())),
+    };
+    let (out, err) = (printed(out)?, printed(err)?);
+    loop {
+        match child.child.try_wait().map_err(|e| e.to_string())? {
+            Some(status) => {
+                child.is_reaped = true;
+                return Ok(Printed { is_success: status.success(), out, err });
+            }
+            None if Instant::now() >= deadline => return Err(format!("it does not end within {} s", MAX_RUNNING.as_secs())),
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}
+
+/// A process and what it has started, which ends with this.
+struct Group {
+    child: Child,
+    is_reaped: bool,
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Until it is reaped its number is its own.
+        if !self.is_reaped {
+            let group = rustix::process::Pid::from_child(&self.child);
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn reader(pipe: Option<impl Read + Send + 'static>) -> Result<Receiver<io::Result<String>>, String> {
+    let pipe = pipe.ok_or("it has no output")?;
+    let (sender, read) = channel();
+    let work = move || drop(sender.send(lossy(pipe)));
+    std::thread::Builder::new().name("troop-config".into()).spawn(work).map_err(|e| e.to_string())?;
+    Ok(read)
+}
+
+fn lossy(from: impl Read) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    from.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {MAX_BYTES} bytes")));
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str) -> Result<Printed, String> {
+        run(Command::new("sh").args(["-c", script]))
+    }
+
+    #[test]
+    fn programs_that_stand_for_files_end_and_say_not_too_much() {
+        let printed = sh("echo a; echo b >&2").unwrap();
+        assert_eq!((printed.is_success, printed.out.as_str(), printed.err.as_str()), (true, "a\n", "b\n"));
+        assert!(!sh("exit 3").unwrap().is_success);
+        let began = Instant::now();
+        assert!(sh("yes").is_err_and(|e| e.contains("too much")) && began.elapsed() < MAX_RUNNING);
+        assert!(run(&mut Command::new("/no/such/program")).is_err());
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_ended_with_all_that_it_has_started() {
+        let directory = tempfile::tempdir().unwrap();
+        let pids = directory.path().join("pids");
+        let script = format!("sleep 1000 & echo $! $$ > {}; wait", pids.display());
+        assert!(sh(&script).is_err_and(|e| e.contains("does not end")));
+        let text = std::fs::read_to_string(pids).unwrap();
+        for pid in text.split_whitespace().map(|pid| pid.parse().unwrap()) {
+            troop_testkit::wait_until("its end", || !troop_testkit::is_running(pid));
+        }
+    }
+
+    #[test]
+    fn errors_are_short_however_long_the_line_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = |name: &str, text: &str| {
+            let file = directory.path().join(name);
+            std::fs::write(&file, text).unwrap();
+            let began = Instant::now();
+            let e = super::super::read(&file).unwrap_err();
+            assert!(began.elapsed() < MAX_PARSING && e.len() < 2000, "{name}: {:?}: {e:.2000}", began.elapsed());
+            e
+        };
+        let deep = 50_000;
+        assert!(error("a.yml", &"[".repeat(deep)).contains("deeper than 128"));
+        assert!(error("b.yml", &"{a: ".repeat(deep)).contains("deeper than 128"));
+        error("c.yml", &"- ".repeat(deep));
+        error("a.json", &"[".repeat(deep));
+        error("a.toml", &format!("a = {}", "[".repeat(deep)));
+        error("b.toml", &format!("a = {}", "{a=".repeat(deep)));
+        error("c.toml", &format!("{}a = 1", "a.".repeat(deep)));
+        error("d.toml", &format!("[{}a]", "a.".repeat(deep)));
+        let laughs: String =
+            ('b'..='k').map(|c| format!("{c}: &{c} [{}]\n", format!("*{},", char::from(c as u8 - 1)).repeat(9))).collect();
+        error("d.yml", &format!("a: &a [x]\n{laughs}"));
+        for name in ["Procfile", "e.yml", "e.toml", "e.json"] {
+            assert!(error(name, &format!("web: {}", "x ".repeat(5_000_000))).contains("bytes"), "{name}");
+        }
+        error("e.toml", &format!("[app.web]\nprogram = 'x'\ncpus = ['{}0']", "0-1023,".repeat(100_000)));
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, 0o600.into()).unwrap();
+        for (file, why) in [(pipe.as_path(), "a pipe"), (Path::new("/dev/zero"), "a device"), (directory.path(), "a directory")] {
+            let e = text(file).unwrap_err();
+            assert!(e.contains(why) && e.contains(&file.display().to_string()), "{e}");
+        }
+        assert_eq!(text(Path::new("/dev/null")), Ok(String::new()));
+        std::fs::write(directory.path().join("bytes"), b"\xff").unwrap();
+        assert!(text(&directory.path().join("bytes")).is_err_and(|e| e.contains("UTF-8")));
+    }
+}
