@@ -76,7 +76,7 @@ fn an_address_that_no_listener_can_have_is_refused_and_not_repeated() {
 #[test]
 fn a_worker_has_its_share_of_listeners_and_no_more() {
     let mut primary = Primary::new(Config::default());
-    let budget = Budget { limit: 1024, slots: 3 };
+    let budget = Budget { limit: 1024, slots: 3, base: 10 };
     primary.set_budget(budget);
     let share = budget.listener_share(3);
     let (greedy, honest) = (fork(&mut primary), fork(&mut primary));
@@ -104,7 +104,7 @@ fn a_worker_has_its_share_of_listeners_and_no_more() {
 #[test]
 fn a_listener_that_its_opener_leaves_counts_against_another_who_uses_it() {
     let mut primary = Primary::new(Config::default());
-    primary.set_budget(Budget { limit: 256, slots: 1 });
+    primary.set_budget(Budget { limit: 256, slots: 1, base: 10 });
     let (first, second) = (fork(&mut primary), fork(&mut primary));
     act(&mut primary);
     let share = primary.budget().listener_share(2);

@@ -22,11 +22,13 @@ pub struct Budget {
     pub limit: usize,
     /// Slots that have to fit.
     pub slots: usize,
+    /// Descriptors that the program had open before it had workers.
+    pub base: usize,
 }
 
 impl Default for Budget {
     fn default() -> Budget {
-        Budget { limit: usize::MAX / 2, slots: 1 }
+        Budget { limit: usize::MAX / 2, slots: 1, base: 0 }
     }
 }
 
@@ -46,7 +48,7 @@ impl Budget {
     /// The first number from which connections wait in the kernel rather than in the primary.
     #[must_use]
     pub fn tight(self) -> usize {
-        self.usable() / 2
+        self.base.min(self.usable()).midpoint(self.usable())
     }
 
     /// Sockets of all listeners together.
@@ -76,14 +78,15 @@ mod tests {
     fn all_shares_fit_below_the_reserve() {
         for limit in [64, 256, 1024, 20_000, 1_048_576] {
             for slots in [1, 2, 4, 64] {
-                let budget = Budget { limit, slots };
+                let budget = Budget { limit, slots, base: 0 };
                 let shares = slots * budget.handle_share();
                 assert!(budget.reserve() <= limit / 4 && budget.usable() + budget.reserve() == limit);
                 assert!(budget.listeners() + shares.min(budget.usable() / 4) <= budget.tight(), "{budget:?}");
                 assert!(budget.listener_share(slots) == MIN_SHARE || slots * budget.listener_share(slots) <= budget.listeners());
             }
         }
-        assert_eq!(Budget { limit: 256, slots: 2 }.reserve(), 48);
-        assert_eq!(Budget { limit: 1024, slots: 4 }.listener_share(4), 48);
+        assert_eq!(Budget { limit: 256, slots: 2, base: 10 }.reserve(), 48);
+        assert_eq!(Budget { limit: 1024, slots: 4, base: 10 }.listener_share(4), 48);
+        assert_eq!(Budget { limit: 1024, slots: 4, base: 10 }.tight(), 485);
     }
 }

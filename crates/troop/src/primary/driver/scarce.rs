@@ -38,11 +38,13 @@ pub(super) struct Scarcity {
     tight: bool,
     look_at: Option<Time>,
     said: Vec<Said>,
+    /// Descriptors that were in use before there were workers.
+    base: Option<usize>,
 }
 
 impl Default for Scarcity {
     fn default() -> Scarcity {
-        Scarcity { mark: i32::MAX, tight: false, look_at: None, said: Vec::new() }
+        Scarcity { mark: i32::MAX, tight: false, look_at: None, said: Vec::new(), base: None }
     }
 }
 
@@ -60,7 +62,14 @@ impl Driver {
     /// Divides the descriptors that this process may have now among the workers that there are to be.
     pub(super) fn divide_descriptors(&mut self) {
         let slots = self.supervisor.as_ref().map_or_else(available_workers, Supervisor::wanted);
-        let budget = Budget { limit: process::descriptor_limit(), slots };
+        let base = match self.scarcity.base {
+            Some(base) => base,
+            None => {
+                let lowest = process::lowest_free_descriptor(self.waiting.poller().as_fd());
+                *self.scarcity.base.insert(lowest.ok().and_then(|fd| usize::try_from(fd).ok()).unwrap_or(0))
+            }
+        };
+        let budget = Budget { limit: process::descriptor_limit(), slots, base };
         self.core.set_budget(budget);
         self.scarcity.mark = number(if self.scarcity.tight { budget.usable() } else { budget.tight() });
     }
@@ -112,7 +121,7 @@ impl Driver {
             return;
         }
         // Not as soon as it is below the mark, or it would go to and fro.
-        if lowest < number(budget.tight() / 4 * 3) {
+        if lowest < number(budget.tight() - (budget.tight() - budget.base.min(budget.tight())) / 4) {
             self.scarcity.tight = false;
             self.scarcity.mark = number(budget.tight());
             self.scarcity.look_at = None;
