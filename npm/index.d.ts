@@ -88,6 +88,11 @@ declare namespace troop {
   interface ClusterSettings extends NodeSettings {
     /** Whether workers that die are forked again, with the same environment. Their listeners stay open meanwhile. Default: false. */
     respawn?: boolean | Respawn;
+    /**
+     * Descriptors of this process, listening or bound sockets, that workers may listen on by their numbers (`server.listen({ fd })`). Those
+     * that systemd has passed (`LISTEN_FDS`) need no naming; others cannot be had.
+     */
+    descriptors?: number[];
   }
 
   interface Reload {

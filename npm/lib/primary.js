@@ -60,6 +60,7 @@ function setupPrimary(options) {
   supervisor.check(settings);
   cluster.settings = settings;
   if (!engine) start();
+  for (const fd of settings.descriptors ?? []) engine.offer(fd);
   // Where workers come back, connections wait for them.
   engine.keepListeners(!!settings.respawn);
   process.nextTick(() => cluster.emit('setup', settings));

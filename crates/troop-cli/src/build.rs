@@ -40,6 +40,9 @@ impl Plan {
             Some(limit) => builder = builder.hung_after(Some(limit.0).filter(|limit| !limit.is_zero())),
             None => {}
         }
+        for fd in &app.fds {
+            builder = builder.inherited([InheritedSocket::at(*fd)?]);
+        }
         for at in &app.may_listen {
             builder = builder.may_listen(at.parse().map_err(|e| Refused::Nonsense(format!("may_listen: {e}")))?);
         }

@@ -88,6 +88,8 @@ pub(crate) fn as_json(event: &Event) -> Value {
         Event::Stalled(_, false) => "recovered",
         Event::NotSteered(..) => "not-steered",
         Event::ListenerClosed(..) => "listener-closed",
+        Event::ListenerRestored(..) => "listener-restored",
+        Event::ListenerLost(..) => "listener-lost",
         Event::Unhealthy(..) => "unhealthy",
         Event::Supervision(progress) => progress_name(progress),
         Event::Missed(_) => "missed",
@@ -101,7 +103,7 @@ pub(crate) fn as_json(event: &Event) -> Value {
     }
     match event {
         Event::Listening(_, at) => add_address(&mut add, at),
-        Event::NotSteered(at, why) => {
+        Event::NotSteered(at, why) | Event::ListenerRestored(at, why) | Event::ListenerLost(at, why) => {
             add_address(&mut add, at);
             add("reason", why.clone().into());
         }

@@ -216,6 +216,9 @@ impl Run {
         if !self.may_listen.is_empty() {
             app.may_listen = self.may_listen.iter().map(ToString::to_string).collect();
         }
+        if !self.fd.is_empty() {
+            app.fds.clone_from(&self.fd);
+        }
         if !self.weights.is_empty() {
             app.weights.clone_from(&self.weights);
         }

@@ -51,8 +51,9 @@ fn program() -> PathBuf {
 }
 
 /// Begins anew, with the same command line. Returns only if that fails.
-pub(crate) fn begin_anew(name: &str) -> std::io::Error {
+pub(crate) fn begin_anew(name: &str, fds: &[i32]) -> std::io::Error {
     InheritedSocket::leave_all();
+    fds.iter().filter_map(|fd| InheritedSocket::at(*fd).ok()).for_each(|socket| socket.leave());
     let mut command = Command::new(program());
     command.arg0("troop").args(std::env::args_os().skip(1)).env(VARIABLE, name);
     command.exec()

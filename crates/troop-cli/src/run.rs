@@ -135,6 +135,7 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
         });
     }
     let observed = starter.clone().filter(|starter| starter.is_awaited());
+    let fds = plan.app.fds.clone();
     let identity = Identity { name: name.clone(), plan, source, queue: queue.clone(), restarting: restarting.clone(), starter };
     builder = builder.on_start(move |cluster| {
         if let Err(e) = server::start(listener, cluster, identity, signals, watched) {
@@ -166,7 +167,7 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
     result?;
     if restarting.is_asked() {
         drop(claim);
-        let e = restart::begin_anew(&name);
+        let e = restart::begin_anew(&name, &fds);
         return Err(Refused::Failed(Error::Settings(format!("cannot begin anew: {e}"))));
     }
     Ok(())

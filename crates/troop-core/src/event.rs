@@ -120,7 +120,7 @@ impl fmt::Display for AddressType {
 }
 
 /// Where something listens, in the words of Node's `listening` event.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Address {
     /// An IP, an absolute path, or `None` for any address.
     pub address: Option<String>,

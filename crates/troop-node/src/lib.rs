@@ -19,7 +19,7 @@ use napi::bindgen_prelude::{ArrayBuffer, Buffer, FnArgs, Function};
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi::{Env, Error, Result, Status};
 use napi_derive::napi;
-use troop::{Adoption, Cluster, Event, Helper, Scheduling, WorkerHandle, WorkerId};
+use troop::{Adoption, Cluster, Event, Helper, InheritedSocket, Scheduling, WorkerHandle, WorkerId};
 use watch::Watch;
 
 /// The descriptors of a worker that is to be started.
@@ -36,7 +36,7 @@ pub struct Ends {
 #[napi(object)]
 #[derive(Debug)]
 pub struct Notice {
-    /// `misbehaved`, `stalled`, `not-steered` or `error`.
+    /// `misbehaved`, `stalled`, `not-steered`, `listener-restored`, `listener-lost` or `error`.
     pub kind: String,
     /// What happened and to which worker, for people.
     pub text: String,
@@ -160,6 +160,8 @@ fn notice(event: &Event) -> Option<Notice> {
         Event::Misbehaved(..) => "misbehaved",
         Event::Stalled(..) => "stalled",
         Event::NotSteered(..) => "not-steered",
+        Event::ListenerRestored(..) => "listener-restored",
+        Event::ListenerLost(..) => "listener-lost",
         Event::Error(..) => "error",
         _ => return None,
     };
@@ -198,6 +200,8 @@ impl Engine {
         };
         // Node lets a worker be busy for as long as it likes, and closes what nobody listens on any more.
         let builder = Cluster::builder().scheduling(scheduling).hung_after(None).keep_listeners(false);
+        // What makes no sense as activation is none.
+        let builder = builder.inherited(InheritedSocket::all().unwrap_or_default());
         let cluster = builder.start_in_thread(observer).map_err(failed)?;
         Ok(Engine { cluster, opened: HashMap::new(), offered })
     }
@@ -242,6 +246,12 @@ impl Engine {
             watch = Watch::new(&env, channel, Box::new(read), deliver.create_ref()?).ok();
         }
         Ok(Member { handle, helper, watch })
+    }
+
+    /// Lets workers listen on this descriptor of the process by its number.
+    #[napi(catch_unwind)]
+    pub fn offer(&self, fd: i32) -> Result<()> {
+        self.cluster.offer(InheritedSocket::at(fd).map_err(failed)?).map_err(failed)
     }
 
     /// Whether listeners stay open when their last worker has died.

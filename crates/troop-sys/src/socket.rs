@@ -135,6 +135,15 @@ pub fn local_path(fd: impl AsFd) -> Option<std::path::PathBuf> {
     address.path().map(|path| std::path::PathBuf::from(std::ffi::OsStr::from_bytes(path.to_bytes())))
 }
 
+/// Whether a Unix socket is bound: to a path or to an abstract name.
+#[must_use]
+pub fn is_named(fd: impl AsFd) -> bool {
+    let address = rustix::net::getsockname(fd).ok().and_then(|address| rustix::net::SocketAddrUnix::try_from(address).ok());
+    address.is_some_and(|at| {
+        at.path_bytes().is_some_and(|path| !path.is_empty()) || at.abstract_name().is_some_and(|name| !name.is_empty())
+    })
+}
+
 /// Leaves a descriptor, by its number, to the program that this process becomes by `exec`.
 ///
 /// # Errors

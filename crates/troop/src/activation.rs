@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use troop_core::steer::program;
-use troop_sys::listen::UnixPath;
+use troop_sys::unix::{Rights, UnixFile, unix};
 use troop_sys::{group, listen, socket};
 
 use crate::error::{Error, Result};
@@ -38,12 +38,12 @@ impl Slots {
 #[derive(Debug)]
 pub struct ActivationSocket {
     pub(crate) name: String,
+    /// Removed at the end, before its socket is closed and the number of the file may be another one's.
+    _file: Option<UnixFile>,
     pub(crate) socket: OwnedFd,
     address: String,
     /// A socket for each slot; `None` if all have the same.
     slots: Option<Slots>,
-    /// Removed at the end.
-    _file: Option<UnixPath>,
 }
 
 impl ActivationSocket {
@@ -214,10 +214,10 @@ fn parts(text: &str) -> Result<(&str, &str)> {
     }
 }
 
-fn bind(place: &str, listens: bool) -> io::Result<(OwnedFd, Option<UnixPath>)> {
+fn bind(place: &str, listens: bool) -> io::Result<(OwnedFd, Option<UnixFile>)> {
     let path = place.strip_prefix("unix:").or_else(|| place.contains('/').then_some(place));
     if let Some(path) = path {
-        let (socket, file) = listen::unix(path, false, false)?;
+        let (socket, file) = unix(path, false, false, &Rights::own())?;
         socket::listen(&socket, BACKLOG)?;
         return Ok((socket, file));
     }

@@ -27,8 +27,8 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::{Handle as Runtime, RuntimeFlavor};
 use tokio::sync::oneshot;
 use troop_core::WorkerId;
-use troop_sys::listen::UnixPath;
 use troop_sys::socket;
+use troop_sys::unix::UnixFile;
 
 use crate::counted::{Counted, Open};
 use crate::error::{Error, Result};
@@ -212,7 +212,7 @@ struct Acceptor {
     source: Source,
     inner: Arc<Inner>,
     _registration: Option<Registration>,
-    _file: Option<UnixPath>,
+    _file: Option<UnixFile>,
     _worker: Worker,
 }
 

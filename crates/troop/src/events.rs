@@ -51,6 +51,10 @@ pub enum Event {
     /// A listener was closed because no worker has it any more and nobody who is starting may ask for it, or while connections waited for a
     /// worker: where it was bound, and how many connections waited. Those are closed.
     ListenerClosed(Address, usize),
+    /// A listener that clients could not reach, or would not have been able to, can be reached again: what had happened.
+    ListenerRestored(Address, String),
+    /// Clients do not reach a listener: why, and what helps.
+    ListenerLost(Address, String),
     /// What the supervision of a [`Builder`](crate::Builder) does.
     Supervision(Progress),
     /// This reader was too slow; this many events before the next one are lost to it.
@@ -83,6 +87,8 @@ impl Event {
             Event::Stalled(w, true) => write!(f, "worker {} does not take its connections; others get them", w.id()),
             Event::Stalled(w, false) => write!(f, "worker {} takes connections again", w.id()),
             Event::Unhealthy(w, why) => write!(f, "worker {}: {:.MAX_SHOWN$}", w.id(), escaped(why)),
+            Event::ListenerRestored(at, why) => write!(f, "{at} is reached again: {why}"),
+            Event::ListenerLost(at, why) => write!(f, "{at} is not reached: {why}"),
             Event::NotSteered(at, why) => write!(f, "{at}: {why}"),
             Event::ListenerClosed(at, 0) => write!(f, "{at} is closed: no worker listens there any more"),
             Event::ListenerClosed(at, dropped) => {

@@ -1,9 +1,10 @@
-//! Sockets that systemd, or somebody like it, has opened for this process: `sd_listen_fds(3)`.
+//! Sockets that were open when this process started, mostly because systemd, or somebody like it, has opened them: `sd_listen_fds(3)`.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use troop_core::primary::Bind;
+use troop_core::event::{Address, AddressType};
+use troop_core::primary::{Bind, Offered};
 use troop_sys::socket::{self, Kind};
 
 use crate::error::{Error, Result};
@@ -13,10 +14,12 @@ const FIRST: i32 = 3;
 /// More than anybody gives.
 const MOST: i32 = 1024;
 
-/// A socket that was open when this process started.
+/// A listening, or bound, socket of this process that workers may have: where they ask for the same address, and by its number
+/// (`server.listen({ fd: 3 })`, [`Listen::fd`](crate::Listen::fd)). No other descriptor of this process can be asked for.
 #[derive(Debug, Clone)]
 pub struct InheritedSocket {
     name: String,
+    number: i32,
     pub(crate) socket: Arc<OwnedFd>,
 }
 
@@ -49,11 +52,61 @@ impl InheritedSocket {
                 _ => return Err(wrong(format!("descriptor {at} is no listening socket"))),
             }
             sockets.push(InheritedSocket {
+                number: at,
                 name: names.next().filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown".into()),
                 socket: Arc::new(socket),
             });
         }
         Ok(sockets)
+    }
+
+    /// One that is known by its number alone: it came from whoever has started this process, or the program has opened it itself. A copy is
+    /// kept, so that the number means this socket even if it is closed and used again.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] if there is no such descriptor, or it is neither a listening nor a bound socket, or a standard stream.
+    pub fn at(number: std::os::fd::RawFd) -> Result<InheritedSocket> {
+        let wrong = |why: String| Error::Settings(format!("descriptor {number} cannot be offered to workers: {why}"));
+        if number < FIRST {
+            return Err(wrong("0, 1 and 2 are the standard streams".into()));
+        }
+        let socket = socket::borrow_number(number).map_err(|e| wrong(e.to_string()))?;
+        let is_bound = match socket::kind(&socket) {
+            Ok(Kind::TcpListener | Kind::Udp { .. }) => socket::local_address(&socket).is_some_and(|at| at.port() != 0),
+            Ok(Kind::UnixListener) => socket::is_named(&socket),
+            _ => false,
+        };
+        if !is_bound {
+            return Err(wrong("it is neither a listening nor a bound socket".into()));
+        }
+        Ok(InheritedSocket { name: "unknown".into(), number, socket: Arc::new(socket) })
+    }
+
+    /// The number by which workers can ask for it.
+    #[must_use]
+    pub fn number(&self) -> std::os::fd::RawFd {
+        self.number
+    }
+
+    /// What the core knows of it.
+    pub(crate) fn offered(&self) -> Offered {
+        let at = match (socket::kind(self.socket.as_fd()), socket::local_address(self.socket.as_fd())) {
+            (Ok(kind), Some(at)) => Some(Address {
+                address: Some(at.ip().to_canonical().to_string()),
+                port: Some(at.port().into()),
+                address_type: match (kind, at.is_ipv4()) {
+                    (Kind::Udp { .. }, true) => AddressType::Udp4,
+                    (Kind::Udp { .. }, false) => AddressType::Udp6,
+                    (_, true) => AddressType::Tcp4,
+                    (_, false) => AddressType::Tcp6,
+                },
+                fd: None,
+            }),
+            _ => socket::local_path(self.socket.as_fd())
+                .and_then(|path| path.into_os_string().into_string().ok())
+                .map(|path| Address { address: Some(path), port: Some(-1), address_type: AddressType::Unix, fd: None }),
+        };
+        Offered { number: self.number, at }
     }
 
     /// What it is called, `unknown` if it has no name.
@@ -70,6 +123,11 @@ impl InheritedSocket {
             (None, Some(address)) => address.to_string(),
             (None, None) => "?".into(),
         }
+    }
+
+    /// Leaves it, under its number, to the program that this process is about to become by `exec`.
+    pub fn leave(&self) {
+        let _ = socket::leave_to_exec(self.number);
     }
 
     /// Leaves all of them to the program that this process is about to become by `exec`.
@@ -97,7 +155,7 @@ impl InheritedSocket {
                 kind == Some(Kind::UnixListener)
                     && socket::local_path(self.socket.as_fd()).is_some_and(|own| own.to_str() == Some(path.as_str()))
             }
-            Bind::Fd { .. } => false,
+            Bind::Fd { fd, udp } => self.number == *fd && *udp == matches!(kind, Some(Kind::Udp { .. })),
         }
     }
 }

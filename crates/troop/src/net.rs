@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use troop_sys::listen::UnixPath;
 use troop_sys::socket;
+use troop_sys::unix::UnixFile;
 
 use crate::counted::{Counted, Open};
 use crate::error::{Error, Result};
@@ -116,7 +116,7 @@ pub struct UnixListener {
     path: PathBuf,
     worker: Worker,
     _registration: Option<Registration>,
-    _file: Option<UnixPath>,
+    _file: Option<UnixFile>,
 }
 
 impl UnixListener {

@@ -67,9 +67,13 @@ pub(crate) struct Run {
     #[arg(long, value_name = "[ADDR=]POLICY", env = "TROOP_POLICY", value_delimiter = ';', value_parser = chosen)]
     pub(crate) policy: Vec<Chosen>,
 
-    /// Let workers listen here and nowhere else: `8000`, `127.0.0.1:8000`, `udp:53`, a path; may be repeated
+    /// Let workers listen here and nowhere else: `8000`, `127.0.0.1:8000`, `udp:53`, a path, `@abstract`, `fd:3`; may be repeated
     #[arg(long, value_name = "ADDR", conflicts_with = "bind")]
     pub(crate) may_listen: Vec<Pattern>,
+
+    /// Let workers listen on this descriptor, which troop has inherited, by its number; may be repeated. Those from systemd need no naming
+    #[arg(long, value_name = "N", conflicts_with = "bind")]
+    pub(crate) fd: Vec<i32>,
 
     /// The workers' parts of the connections, in relation to 100: `5,100,100` makes the first of three a canary
     #[arg(long, value_name = "N,…", value_delimiter = ',')]

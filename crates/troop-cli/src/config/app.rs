@@ -36,9 +36,12 @@ pub(crate) struct App {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "BTreeMap<String, String>")]
     pub(crate) listeners: BTreeMap<String, Scheduling>,
-    /// The only listeners that workers may ask for: `8000`, `127.0.0.1:8000`, `udp:53`, a path. Default: any.
+    /// The only listeners that workers may ask for: `8000`, `127.0.0.1:8000`, `udp:53`, a path, `@abstract`, `fd:3`. Default: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) may_listen: Vec<String>,
+    /// Descriptors that troop has inherited and workers may listen on by their numbers. Those from systemd need no naming.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) fds: Vec<i32>,
     /// The workers' parts of the connections, in relation to 100.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) weights: Vec<u32>,
@@ -141,6 +144,7 @@ impl App {
             policy: None,
             listeners: BTreeMap::new(),
             may_listen: Vec::new(),
+            fds: Vec::new(),
             weights: Vec::new(),
             env: BTreeMap::new(),
             env_file: Vec::new(),

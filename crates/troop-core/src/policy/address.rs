@@ -8,8 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::event::{Address, AddressType};
 
-/// Names listeners: `8000` or `:8000` (the port at any address), `127.0.0.1:8000`, `[::1]:8000`, `/path/of/a/socket`, and with `udp:` before
-/// it those of UDP. A listener on port 0 is named by the 0 that its program asked for.
+/// Names listeners: `8000` or `:8000` (the port at any address), `127.0.0.1:8000`, `[::1]:8000`, `/path/of/a/socket`, `@name` (an abstract
+/// socket), `fd:3` (a descriptor of the primary's), and with `udp:` before it those of UDP. A listener on port 0 is named by the 0 that its
+/// program asked for. IPv4 addresses that are written as IPv6 (`::ffff:127.0.0.1`) mean the same, and so do paths with doubled slashes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Pattern {
     udp: bool,
@@ -21,24 +22,54 @@ enum Place {
     Port(u16),
     Ip(IpAddr, u16),
     Path(String),
+    Abstract(String),
+    Fd(i64),
+}
+
+/// A path without `.` and empty components; `None` if it is relative, or leads through `..`, which only the file system can resolve.
+fn normal(path: &str) -> Option<String> {
+    if !path.starts_with('/') {
+        return None;
+    }
+    let mut normal = String::with_capacity(path.len());
+    for component in path.split('/').filter(|component| !component.is_empty() && *component != ".") {
+        if component == ".." {
+            return None;
+        }
+        normal.push('/');
+        normal.push_str(component);
+    }
+    Some(normal)
 }
 
 impl Pattern {
-    /// Whether a worker that asks for this address asks for a listener that is meant.
+    /// Whether a worker that asks for this address asks for a listener that is meant. Who asks for a descriptor is meant by its number
+    /// alone, whatever address it names besides.
     #[must_use]
     pub fn matches(&self, asked: &Address) -> bool {
+        if let Some(fd) = asked.fd.filter(|fd| *fd >= 0) {
+            return self.place == Place::Fd(fd);
+        }
         if self.udp != asked.address_type.is_udp() {
             return false;
         }
         let port = |port: u16| asked.port == Some(i64::from(port));
-        match &self.place {
-            Place::Path(path) => asked.address_type == AddressType::Unix && asked.address.as_deref() == Some(path),
-            _ if asked.address_type == AddressType::Unix => false,
-            Place::Port(number) => port(*number),
-            Place::Ip(ip, number) => {
-                let at = asked.address.as_deref().and_then(|a| a.parse::<IpAddr>().ok());
+        let address = asked.address.as_deref();
+        match (&self.place, asked.address_type) {
+            (_, AddressType::Fd) | (Place::Fd(_), _) => false,
+            // A worker sends an abstract name as `/its/directory/\0name`.
+            (Place::Abstract(name), AddressType::Unix) => {
+                address.and_then(|address| address.split_once('\0')).is_some_and(|(_, asked)| asked == name)
+            }
+            (Place::Path(path), AddressType::Unix) => {
+                address.filter(|address| !address.contains('\0')).and_then(normal).as_ref() == Some(path)
+            }
+            (_, AddressType::Unix) | (Place::Abstract(_) | Place::Path(_), _) => false,
+            (Place::Port(number), _) => port(*number),
+            (Place::Ip(ip, number), _) => {
+                let at = address.map(|a| a.parse::<IpAddr>().map(|at| at.to_canonical()));
                 // No address means any.
-                port(*number) && at.map_or(ip.is_unspecified(), |at| at == *ip)
+                port(*number) && at.map_or(ip.is_unspecified(), |at| at == Ok(ip.to_canonical()))
             }
         }
     }
@@ -52,6 +83,8 @@ impl fmt::Display for Pattern {
             Place::Ip(IpAddr::V6(ip), port) => write!(f, "[{ip}]:{port}"),
             Place::Ip(ip, port) => write!(f, "{ip}:{port}"),
             Place::Path(path) => f.write_str(path),
+            Place::Abstract(name) => write!(f, "@{name}"),
+            Place::Fd(fd) => write!(f, "fd:{fd}"),
         }
     }
 }
@@ -62,15 +95,20 @@ impl FromStr for Pattern {
     fn from_str(text: &str) -> Result<Pattern, super::BadScheduling> {
         let (udp, rest) = text.strip_prefix("udp:").map_or((false, text), |rest| (true, rest));
         let any = rest.strip_prefix('*').unwrap_or(rest);
+        let number = |fd: &str| fd.parse::<u16>().ok().map(i64::from);
         let place = if rest.starts_with('/') && !udp {
-            Some(Place::Path(rest.into()))
+            normal(rest).map(Place::Path)
+        } else if let Some(name) = rest.strip_prefix('@').filter(|name| !name.is_empty() && !udp) {
+            Some(Place::Abstract(name.into()))
+        } else if let Some(fd) = rest.strip_prefix("fd:").filter(|_| !udp) {
+            number(fd).map(Place::Fd)
         } else if let Ok(port) = any.strip_prefix(':').unwrap_or(any).parse() {
             Some(Place::Port(port))
         } else {
             rest.parse::<std::net::SocketAddr>().ok().map(|at| Place::Ip(at.ip(), at.port()))
         };
         place.map(|place| Pattern { udp, place }).ok_or_else(|| {
-            let forms = "8000, 127.0.0.1:8000, [::1]:8000, /path/of/a/socket, or udp: and one of the first three";
+            let forms = "8000, 127.0.0.1:8000, [::1]:8000, /path/of/a/socket (without ..), @abstract, fd:3, or udp: and one of the first three";
             super::BadScheduling(format!("{text:?} names no listener; write {forms}"))
         })
     }
@@ -122,8 +160,54 @@ mod tests {
             assert_eq!([&four, &any, &udp, &unix].map(|a| parsed.matches(a)), matches, "{pattern}");
             assert_eq!(parsed.to_string().parse::<Pattern>().unwrap(), parsed);
         }
-        for bad in ["", "host", "1.2.3.4", "70000", "udp:/x"] {
+        for bad in ["", "host", "1.2.3.4", "70000", "udp:/x", "/a/../b", "@", "fd:", "fd:-1", "udp:fd:3"] {
             assert!(bad.parse::<Pattern>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn no_other_spelling_of_an_address_is_another_address() {
+        let asked = |address: Option<&str>, port: Option<i64>, address_type, fd| Address {
+            address: address.map(str::to_owned),
+            port,
+            address_type,
+            fd,
+        };
+        let unix = |path: &str| asked(Some(path), Some(-1), AddressType::Unix, None);
+        let tcp = |address: &str, port| asked(Some(address), Some(port), AddressType::Tcp6, None);
+        for (pattern, at, matches) in [
+            ("127.0.0.1:80", tcp("::ffff:127.0.0.1", 80), true),
+            ("[::ffff:127.0.0.1]:80", tcp("127.0.0.1", 80), true),
+            ("127.0.0.1:80", tcp("::ffff:127.0.0.2", 80), false),
+            // Neither a name nor another notation is an address.
+            ("127.0.0.1:80", tcp("localhost", 80), false),
+            ("[::]:80", tcp("somewhere", 80), false),
+            ("127.0.0.1:80", tcp("127.1", 80), false),
+            ("80", tcp("::", 80 + 65536), false),
+            ("0", tcp("::", 80), false),
+            ("80", tcp("::", 0), false),
+            ("/run/s", unix("//run/./s"), true),
+            ("//run//s", unix("/run/s"), true),
+            ("/run/s", unix("/run/x/../s"), false),
+            ("/run/s", unix("run/s"), false),
+            ("/run/s", unix("/run/s\0"), false),
+            ("/run/s", unix("/run/s\0x"), false),
+            ("@s", unix("/its/directory/\0s"), true),
+            ("@s", unix("\0s"), true),
+            ("@s", unix("@s"), false),
+            ("@s", unix("\0s\0"), false),
+            // A descriptor is none of the addresses that it is said to have.
+            ("80", asked(None, Some(80), AddressType::Fd, Some(7)), false),
+            ("80", asked(Some("::"), Some(80), AddressType::Tcp4, Some(7)), false),
+            ("udp:80", asked(Some("::"), Some(80), AddressType::Udp4, Some(7)), false),
+            ("/run/s", asked(Some("/run/s"), Some(-1), AddressType::Unix, Some(7)), false),
+            ("fd:7", asked(None, None, AddressType::Fd, Some(7)), true),
+            ("fd:7", asked(None, Some(80), AddressType::Tcp4, Some(8)), false),
+            ("80", asked(None, Some(80), AddressType::Fd, None), false),
+            // What Node sends for UDP without a descriptor.
+            ("udp:80", asked(Some("0.0.0.0"), Some(80), AddressType::Udp4, Some(-1)), true),
+        ] {
+            assert_eq!(pattern.parse::<Pattern>().unwrap().matches(&at), matches, "{pattern} and {at:?}");
         }
     }
 }

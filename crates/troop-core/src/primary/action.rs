@@ -99,8 +99,17 @@ pub enum Action {
     Bind {
         /// Its name from now on.
         listener: ListenerId,
+        /// Who has asked for it.
+        worker: WorkerId,
         /// What to bind.
         spec: BindSpec,
+    },
+    /// See that the path of a Unix listener leads to its socket, and bind a new one there if not.
+    Reach {
+        /// Which listener.
+        listener: ListenerId,
+        /// Who has asked for it now.
+        worker: WorkerId,
     },
     /// Close a listener.
     Unbind {

@@ -73,6 +73,17 @@ pub struct BindSpec {
     /// It is to be the founder of a group of sockets, on which the primary accepts itself, or else [`Primary::cannot_steer`] is to be
     /// called.
     pub group: bool,
+    /// The length of the accept queue that was asked for, also where the workers listen themselves.
+    pub backlog: u32,
+}
+
+/// A listening or bound socket of the primary's that workers may listen on by its number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offered {
+    /// The number by which workers know it.
+    pub number: i32,
+    /// Where it is bound, if that is known.
+    pub at: Option<Address>,
 }
 
 /// Where a listener is.
@@ -95,6 +106,8 @@ pub enum Bind {
         readable_all: bool,
         /// Everybody may write (`writableAll`).
         writable_all: bool,
+        /// The configuration names this very path (`may_listen`), so the primary binds there also where its workers could not.
+        named: bool,
     },
     /// UDP.
     Udp {
@@ -241,6 +254,12 @@ impl Listener {
 }
 
 impl Primary {
+    /// Lets workers listen on one more descriptor by its number; takes the place of one that had the same number.
+    pub fn offer(&mut self, offered: Offered) {
+        self.config.offered.retain(|known| known.number != offered.number);
+        self.config.offered.push(offered);
+    }
+
     /// `queryServer`: a worker wants to listen.
     pub(super) fn query(&mut self, worker: WorkerId, message: &ClusterMessage<'_>) -> Result<(), Violation> {
         let Some(ack) = message.seq else { return Err(Violation::Malformed("queryServer without seq".into())) };
@@ -279,9 +298,11 @@ impl Primary {
             address_type: listen_key.address_type,
             fd: listen_key.fd,
         };
-        if !self.config.allows(&asked) {
-            self.reply_error(worker, &listen_key.text(), ack, EACCES, message.data);
-            return Err(Violation::Forbidden(asked.to_string().chars().take(MOST_SHOWN).collect()));
+        if let Err(what) = self.config.allows(&asked) {
+            // Node's answer to a descriptor that is none.
+            let errno = if self.config.may_listen.is_some() { EACCES } else { EINVAL };
+            self.reply_error(worker, &listen_key.text(), ack, errno, message.data);
+            return Err(Violation::Forbidden(what.chars().take(MOST_SHOWN).collect()));
         }
         let chosen = self.config.scheduling_for(&asked);
         // Datagrams cannot be handed over. Unix sockets are in no group.
@@ -291,7 +312,8 @@ impl Primary {
             (_, kind) if kind.is_udp() => Scheduling::Shared,
             _ => chosen.clone(),
         };
-        let Some(spec) = bind_spec(message, &scheduling) else {
+        let named = self.config.may_listen.is_some();
+        let Some(spec) = bind_spec(message, &scheduling, named) else {
             self.reply_error(worker, &listen_key.text(), ack, EINVAL, message.data);
             return Ok(());
         };
@@ -349,7 +371,7 @@ impl Primary {
         if let Some(state) = self.workers.get_mut(&worker) {
             state.seats.push(Seat::new(id));
         }
-        self.actions.push_back(Action::Bind { listener: id, spec });
+        self.actions.push_back(Action::Bind { listener: id, worker, spec });
         Ok(())
     }
 
@@ -377,7 +399,15 @@ impl Primary {
         if let Some(state) = self.workers.get_mut(&worker) {
             state.seats.push(Seat::new(id));
         }
-        if listener.bound.is_some() { self.admit(worker, id, ack) } else { listener.waiters.push((worker, ack)) }
+        if listener.bound.is_none() {
+            listener.waiters.push((worker, ack));
+            return;
+        }
+        if listener.listen_key.address_type == AddressType::Unix {
+            // Programs remove the file before they listen, also when it is that of the others.
+            self.actions.push_back(Action::Reach { listener: id, worker });
+        }
+        self.admit(worker, id, ack);
     }
 
     /// The outcome of [`Action::Bind`]: where the socket is bound (for TCP), or a positive errno.
@@ -493,7 +523,7 @@ impl Primary {
 }
 
 /// What to bind for a question; `None` if the question makes no sense.
-fn bind_spec(message: &ClusterMessage<'_>, scheduling: &Scheduling) -> Option<BindSpec> {
+fn bind_spec(message: &ClusterMessage<'_>, scheduling: &Scheduling, named: bool) -> Option<BindSpec> {
     let address = message.address.as_deref().map(str::to_owned);
     let flags = message.flags.unwrap_or(0);
     let port = |port: Option<i64>| port.and_then(|p| u16::try_from(p).ok());
@@ -513,6 +543,7 @@ fn bind_spec(message: &ClusterMessage<'_>, scheduling: &Scheduling) -> Option<Bi
             path: address.filter(|p| !p.is_empty())?,
             readable_all: message.readable_all,
             writable_all: message.writable_all,
+            named,
         },
         (AddressType::Fd, _) => return None,
     };
@@ -524,5 +555,5 @@ fn bind_spec(message: &ClusterMessage<'_>, scheduling: &Scheduling) -> Option<Bi
     let udp = matches!(place, Bind::Udp { .. } | Bind::Fd { udp: true, .. });
     let group = matches!(scheduling, Scheduling::Steered(_));
     // The number in a group is given when the socket begins to listen, so that is not left to the workers.
-    Some(BindSpec { place, listen: (!udp && *scheduling != Scheduling::Shared).then_some(backlog), group })
+    Some(BindSpec { place, listen: (!udp && *scheduling != Scheduling::Shared).then_some(backlog), group, backlog })
 }

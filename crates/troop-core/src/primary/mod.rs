@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use action::Action;
 pub use budget::Budget;
 pub use handover::Needs;
-pub use listener::{Bind, BindSpec};
+pub use listener::{Bind, BindSpec, Offered};
 pub use reports::REPORT_EVERY;
 pub use unused::Successors;
 pub use worker::{WorkerState, WorkerStats, WorkerStatus};
@@ -68,6 +68,8 @@ pub struct Config {
     pub listen_patience: Duration,
     /// The only listeners that workers may ask for; `None`: any.
     pub may_listen: Option<Vec<Pattern>>,
+    /// The only descriptors of the primary's that workers may listen on by their numbers.
+    pub offered: Vec<Offered>,
     /// Listeners that one worker may have open.
     pub max_listeners_per_worker: usize,
     /// Minor violations (see [`Violation::is_fatal`]) after which a worker is cut off.
@@ -91,6 +93,7 @@ impl Default for Config {
             start_timeout: Duration::from_secs(30),
             listen_patience: Duration::from_secs(3),
             may_listen: None,
+            offered: Vec::new(),
             max_listeners_per_worker: 1024,
             max_violations: 100,
         }
@@ -98,15 +101,35 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Whether workers may have the listener that one asks for in these words.
-    fn allows(&self, asked: &Address) -> bool {
-        self.may_listen.as_ref().is_none_or(|patterns| patterns.iter().any(|pattern| pattern.matches(asked)))
+    /// Whether workers may have the listener that one asks for in these words. If not, what to say.
+    fn allows(&self, asked: &Address) -> Result<(), String> {
+        let is_listed = || {
+            let means = |pattern: &Pattern| self.means(pattern, asked);
+            self.may_listen.as_ref().is_none_or(|patterns| patterns.iter().any(means))
+        };
+        match asked.fd.filter(|fd| *fd >= 0) {
+            Some(fd) if self.offered(fd).is_none() => Err(format!(
+                "descriptor {fd}, which is not offered to workers (name it with `fds`, `--fd` or `Builder::inherited`)"
+            )),
+            _ if is_listed() => Ok(()),
+            _ => Err(asked.to_string()),
+        }
     }
 
     /// What was chosen for the listener that a worker asks for in these words.
     fn scheduling_for(&self, asked: &Address) -> Scheduling {
-        let own = self.listeners.iter().rev().find(|(pattern, _)| pattern.matches(asked));
+        let own = self.listeners.iter().rev().find(|(pattern, _)| self.means(pattern, asked));
         own.map_or(&self.scheduling, |(_, scheduling)| scheduling).clone()
+    }
+
+    fn offered(&self, fd: i64) -> Option<&Offered> {
+        self.offered.iter().find(|offered| i64::from(offered.number) == fd)
+    }
+
+    /// Whether a pattern means this listener, or what an offered descriptor really is bound to.
+    fn means(&self, pattern: &Pattern, asked: &Address) -> bool {
+        let at = asked.fd.and_then(|fd| self.offered(fd)).and_then(|offered| offered.at.as_ref());
+        pattern.matches(asked) || at.is_some_and(|at| pattern.matches(at))
     }
 }
 

@@ -232,7 +232,8 @@ impl World {
                     prop_assert!(self.workers[&worker].connected);
                     self.sent.push((worker, String::from_utf8_lossy(&line).into_owned()));
                 }
-                Action::Bind { listener, spec } => {
+                Action::Reach { listener, .. } => prop_assert!(self.listeners.contains_key(&listener)),
+                Action::Bind { listener, spec, .. } => {
                     // The kernel gives a port to one socket.
                     let in_use = self.listeners.values().any(|place| *place == spec.place);
                     if std::mem::take(&mut self.fails) || in_use {

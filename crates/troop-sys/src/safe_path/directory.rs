@@ -55,7 +55,7 @@ impl Directory {
 
     fn walk(path: &Path, safety: Safety, make: Option<Mode>) -> io::Result<Option<Directory>> {
         let path = std::path::absolute(path)?;
-        match Walk::new(&path, Some(safety), make)?.all()? {
+        match Walk::new(&path, Some(safety).filter(|safety| *safety != Safety::Rights), make)?.all()? {
             Reached::Nothing => Ok(None),
             Reached::Other(_) => Err(io::ErrorKind::NotADirectory.into()),
             Reached::Directory(at, found) => {

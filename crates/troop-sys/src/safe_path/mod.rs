@@ -38,6 +38,8 @@ const AUTOFS_MAGIC: u64 = 0x0187;
 /// What is demanded of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Safety {
+    /// Links are followed anywhere: what the calling thread may do is limit enough, as in [`Identity::with_rights`](crate::identity::Identity::with_rights).
+    Rights,
     /// No symbolic link is followed where somebody else could have put it.
     Links,
     /// Nobody but the trusted users can change where the path leads, or what is in the directory that it leads to.

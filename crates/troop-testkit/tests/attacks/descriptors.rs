@@ -1,1 +1,198 @@
-//! Descriptors that a worker asks for by number.
+//! Descriptors of the primary's that are asked for by their numbers.
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+use troop::{Cluster, Event, InheritedSocket, Violation};
+
+use super::scene::{ONLINE, Scene, alone};
+use super::support::troop;
+
+/// All descriptors of this process, which is the primary.
+fn descriptors() -> Vec<i32> {
+    let all = std::fs::read_dir("/proc/self/fd").unwrap();
+    all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+#[tokio::test]
+async fn no_descriptor_of_the_primary_can_be_had_that_nobody_has_offered() {
+    if !alone("descriptors::no_descriptor_of_the_primary_can_be_had_that_nobody_has_offered") {
+        return;
+    }
+    let mut scene = Scene::new().await;
+    // What a program has open besides: listeners of its own too.
+    let directory = tempfile::tempdir().unwrap();
+    let _own = (TcpListener::bind("127.0.0.1:0").unwrap(), UnixListener::bind(directory.path().join("control")).unwrap());
+    for fd in descriptors() {
+        for address_type in ["null", "4", "-1", "\"udp4\""] {
+            let errno =
+                scene.errno_of_query(&format!(r#""fd":{fd},"port":0,"address":"127.0.0.1","addressType":{address_type}"#)).await;
+            assert_eq!(errno, -22, "descriptor {fd} as {address_type}");
+        }
+    }
+    scene.honest_worker_serves().await;
+}
+
+#[tokio::test]
+async fn an_offered_descriptor_can_be_had_and_what_else_gets_its_number_cannot() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (fd, port) = (listener.as_raw_fd(), listener.local_addr().unwrap().port());
+    let mut scene = Scene::with(Cluster::builder().inherited([InheritedSocket::at(fd).unwrap()])).await;
+    assert_eq!(scene.errno_of_query(&format!(r#""fd":{fd},"addressType":null"#)).await, 0);
+    assert_eq!(scene.errno_of_query(&format!(r#""fd":{fd},"addressType":"udp4""#)).await, -22, "it is not UDP");
+    // The number is used for something else; what was offered is meant all the same.
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    rustix::io::dup2(&other, &mut unsafe_owned(&listener)).unwrap();
+    let worker = scene
+        .raw(&[ONLINE, &format!(r#"answer {{"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,"fd":{fd},"addressType":null}}"#)])
+        .await;
+    assert_eq!(scene.troop.message(&worker).await["errno"].as_i64().unwrap_or(0), 0);
+    let _client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let deadline = tokio::time::Instant::now() + troop_testkit::PATIENCE;
+    while worker.stats().await.handed == 0 {
+        assert!(tokio::time::Instant::now() < deadline, "the client is handed over");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    scene.honest_worker_serves().await;
+}
+
+/// The same number, to be replaced by something else.
+fn unsafe_owned(listener: &TcpListener) -> std::mem::ManuallyDrop<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd as _;
+    #[expect(unsafe_code, reason = "a test of what happens when a number gets another meaning")]
+    // SAFETY: the listener outlives this, which is never dropped.
+    std::mem::ManuallyDrop::new(unsafe { std::os::fd::OwnedFd::from_raw_fd(listener.as_raw_fd()) })
+}
+
+#[test]
+fn standard_streams_connections_and_pipes_cannot_even_be_offered() {
+    let (a, _b) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (reader, _writer) = std::io::pipe().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let connection = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let unbound = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None).unwrap();
+    for fd in [0, 1, 2, -1, 99_999, a.as_raw_fd(), reader.as_raw_fd(), connection.as_raw_fd(), unbound.as_raw_fd()] {
+        assert!(InheritedSocket::at(fd).is_err(), "{fd}");
+    }
+    assert!(InheritedSocket::at(listener.as_raw_fd()).is_ok());
+}
+
+#[tokio::test]
+async fn a_list_of_listeners_is_not_got_round_by_naming_a_descriptor() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (fd, port) = (listener.as_raw_fd(), listener.local_addr().unwrap().port());
+    let offered = || InheritedSocket::at(fd).unwrap();
+    // (what is listed besides the honest worker's, the answer for each way of asking)
+    for (listed, expected) in [("8", -13), (&*port.to_string(), 0), (&*format!("fd:{fd}"), 0), (&*format!("fd:{}", fd + 1), -13)]
+    {
+        let builder =
+            Cluster::builder().may_listen("0".parse().unwrap()).may_listen(listed.parse().unwrap()).inherited([offered()]);
+        let mut scene = Scene::with(builder).await;
+        for fields in [
+            format!(r#""fd":{fd},"addressType":null"#),
+            // As if it were port 0, which is listed.
+            format!(r#""fd":{fd},"addressType":4,"port":0"#),
+            format!(r#""fd":{fd},"addressType":-1,"port":0,"address":"/run/s""#),
+        ] {
+            let errno = scene.errno_of_query(&fields).await;
+            assert_eq!(errno, expected, "{listed} and {fields}");
+        }
+        scene.honest_worker_serves().await;
+    }
+}
+
+#[tokio::test]
+async fn every_other_spelling_of_a_listener_is_refused_or_means_what_is_listed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s").display().to_string();
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (listed, port) = (free(), free());
+    let builder = Cluster::builder().may_listen("127.0.0.1:0".parse().unwrap()).may_listen(path.parse().unwrap());
+    let builder = builder.may_listen(format!("127.0.0.1:{listed}").parse().unwrap());
+    let mut scene = Scene::with(builder).await;
+    let below = directory.path().display();
+    for (fields, expected) in [
+        (format!(r#""addressType":6,"port":{listed},"address":"::ffff:127.0.0.1""#), 0),
+        (format!(r#""addressType":6,"port":{listed},"address":"::ffff:127.0.0.2""#), -13),
+        (format!(r#""addressType":4,"port":{port},"address":"127.0.0.1""#), -13),
+        (format!(r#""addressType":4,"port":{},"address":"127.0.0.1""#, u32::from(listed) + 65_536), -13),
+        (format!(r#""addressType":4,"port":{listed},"address":"localhost""#), -13),
+        (format!(r#""addressType":4,"port":{listed},"address":"127.1""#), -13),
+        (format!(r#""addressType":4,"port":{listed}"#), -13),
+        (format!(r#""addressType":-1,"port":-1,"address":"/{below}//./s""#), 0),
+        (format!(r#""addressType":-1,"port":-1,"address":"{below}/x/../s""#), -13),
+        (format!(r#""addressType":-1,"port":-1,"address":"{below}/t""#), -13),
+        (format!(r#""addressType":-1,"port":-1,"address":"{path}\u0000""#), -13),
+        (format!(r#""addressType":-1,"port":-1,"address":"{path}\u0000name""#), -13),
+        (r#""addressType":-1,"port":-1,"address":"\u0000name""#.to_owned(), -13),
+        (format!(r#""addressType":"udp4","port":{listed},"address":"127.0.0.1""#), -13),
+        (r#""addressType":"udp4","address":"127.0.0.1""#.to_owned(), -13),
+    ] {
+        assert_eq!(scene.errno_of_query(&fields).await, expected, "{fields}");
+    }
+    let forbidden = |e: &Event| matches!(e, Event::Misbehaved(_, Violation::Forbidden(_), false)).then_some(());
+    scene.troop.until("a report", forbidden).await;
+    scene.honest_worker_serves().await;
+}
+
+/// What a Node worker under `troop run` gets for each number.
+fn tried(arguments: &[&str], numbers: &str, parent: &str) -> Value {
+    let home = tempfile::tempdir().unwrap();
+    let script = format!(
+        "
+        const numbers = {numbers};
+        const told = {{}};
+        (async () => {{
+            for (const fd of numbers) {{
+                told[fd] = await new Promise((done) => {{
+                    const server = require('net').createServer((s) => s.end('served'));
+                    server.on('error', (e) => done(e.code)).listen({{ fd }}, () => done('listens'));
+                }});
+            }}
+            console.log('TOLD ' + JSON.stringify(told));
+            setInterval(() => {{}}, 1000);
+        }})();"
+    );
+    std::fs::write(home.path().join("app.js"), script).unwrap();
+    std::fs::write(home.path().join("parent.js"), parent).unwrap();
+    let command = troop(home.path(), arguments);
+    // By way of a parent, which may leave it a socket.
+    let mut node = std::process::Command::new("node");
+    node.arg("parent.js").arg(command.get_program()).args(command.get_args()).current_dir(home.path());
+    node.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut child = node.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let told = lines.map_while(Result::ok).find_map(|line| serde_json::from_str(line.split_once("TOLD ")?.1).ok());
+    // Its end is that of `troop`.
+    drop(child.stdin.take());
+    let output = child.wait_with_output().unwrap();
+    told.unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// Starts `troop` with a listening socket as descriptor 3, and ends it when standard input ends.
+const PARENT: &str = "
+    const server = require('net').createServer().listen(0, '127.0.0.1', () => {
+        const [program, ...args] = process.argv.slice(2);
+        const child = require('child_process').spawn(program, args, { stdio: ['ignore', 'inherit', 'inherit', server._handle.fd] });
+        child.on('exit', (code) => process.exit(code));
+        process.stdin.resume().on('end', () => child.kill());
+    });";
+
+#[test]
+fn workers_under_the_tool_get_the_descriptors_that_the_user_has_named_and_no_others() {
+    // 3 to 63: whatever troop has open, with its control listener.
+    let all = "Array.from({ length: 61 }, (_, n) => n + 3)";
+    for policy in ["round-robin", "shared"] {
+        let told = tried(&["run", "-w", "1", "--policy", policy, "app.js"], all, PARENT);
+        assert_eq!(told.as_object().unwrap().len(), 61);
+        assert!(told.as_object().unwrap().values().all(|told| *told == json!("EINVAL")), "{told}");
+        let told = tried(&["run", "-w", "1", "--policy", policy, "--fd", "3", "app.js"], all, PARENT);
+        let had: Vec<_> = told.as_object().unwrap().iter().filter(|(_, told)| **told == json!("listens")).collect();
+        assert_eq!(had.len(), 1, "{told}");
+        assert_eq!(told["3"], json!("listens"), "{told}");
+    }
+}

@@ -4,7 +4,13 @@ use super::*;
 
 /// What the event `listening` says of a worker that runs this.
 async fn reported(text: String) -> Address {
-    let mut troop = Troop::with(js(text));
+    reported_with(None, text).await
+}
+
+/// The same, with this descriptor of the primary's offered to the worker.
+async fn reported_with(fd: Option<i32>, text: String) -> Address {
+    let offered = fd.map(|fd| InheritedSocket::at(fd).unwrap());
+    let mut troop = Troop::start(Cluster::builder().inherited(offered).setup(js(text)));
     let worker = troop.fork().await;
     listening_at(&mut troop, &worker).await
 }
@@ -89,7 +95,7 @@ async fn listening_on_a_path_tells_it_absolutely() {
 async fn listening_on_a_descriptor_tells_its_number_and_port() {
     let listener = TcpListener::bind(local(0)).unwrap();
     let (fd, port) = (listener.as_raw_fd(), listener.local_addr().unwrap().port());
-    let at = reported(format!("serve({{ fd: {fd} }})")).await;
+    let at = reported_with(Some(fd), format!("serve({{ fd: {fd} }})")).await;
     assert_eq!(at, address(AddressType::Fd, None, port, Some(fd.into())));
 }
 
@@ -111,7 +117,7 @@ async fn binding_udp_tells_the_address_the_real_port_and_no_descriptor() {
 async fn binding_a_udp_descriptor_tells_its_number_and_port() {
     let socket = UdpSocket::bind(local(0)).unwrap();
     let (fd, port) = (socket.as_raw_fd(), socket.local_addr().unwrap().port());
-    let at = reported(format!("echo('udp4', {{ fd: {fd} }})")).await;
+    let at = reported_with(Some(fd), format!("echo('udp4', {{ fd: {fd} }})")).await;
     assert_eq!(at, address(AddressType::Udp4, None, port, Some(fd.into())));
 }
 
@@ -307,7 +313,9 @@ async fn an_exclusive_server_is_the_workers_own_affair() {
 async fn a_listener_of_the_primary_serves_through_its_descriptor() {
     for scheduling in every_scheduling() {
         let listener = TcpListener::bind(local(0)).unwrap();
-        let mut troop = under(scheduling.clone(), js(format!("serve({{ fd: {} }})", listener.as_raw_fd())));
+        let setup = js(format!("serve({{ fd: {} }})", listener.as_raw_fd()));
+        let offered = InheritedSocket::at(listener.as_raw_fd()).unwrap();
+        let mut troop = Troop::start(Cluster::builder().scheduling(scheduling.clone()).inherited([offered]).setup(setup));
         let (workers, port) = forks::<2>(&mut troop).await;
         for _ in 0..4 {
             let answer = served(port);

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use troop::{Address, AddressType, Cluster, Event, ExitHow, Scheduling, Setup, WorkerHandle};
+use troop::{Address, AddressType, Cluster, Event, ExitHow, InheritedSocket, Scheduling, Setup, WorkerHandle};
 use troop_testkit::{PATIENCE, Troop, get, node_program, talk, wait_until};
 
 /// Whatever the scheduling, a Node program must see the same.

@@ -111,7 +111,9 @@ impl Builder {
         self
     }
 
-    /// Sockets that were open when this process started, which are used where a worker asks to listen on the same address.
+    /// Sockets that workers may have: they are used where a worker asks to listen on the same address, and for those that ask for their numbers.
+    /// Nothing else that this process has open can be asked for by its number. With [`Builder::may_listen`] only those can be had whose
+    /// address, or number (`fd:3`), is listed.
     pub fn inherited(mut self, sockets: impl IntoIterator<Item = InheritedSocket>) -> Builder {
         self.inherited.extend(sockets);
         self
@@ -193,7 +195,8 @@ impl Builder {
 
     /// The only listeners that workers may have: what they ask for besides gets `EACCES`, and is reported. May be called several times. By default
     /// they may have any, as under Node; think of it where this process has privileges that its workers have not, because it is this process
-    /// that binds.
+    /// that binds. Unix sockets of workers that run as another user are made with that user's rights to files alone, unless their paths are
+    /// named here.
     pub fn may_listen(mut self, listeners: Pattern) -> Builder {
         self.config.may_listen.get_or_insert_default().push(listeners);
         self
@@ -253,7 +256,7 @@ impl Builder {
         driver.weights.clone_from(&self.weights);
         driver.setup(self.setup.clone());
         driver.ready_when(self.replace.ready_when)?;
-        driver.inherited.clone_from(&self.inherited);
+        self.inherited.iter().cloned().for_each(|socket| driver.offer(socket));
         driver.close_over = self.close_over.unwrap_or_else(|| (self.grace / 3).min(CLOSE_OVER)).min(self.grace);
         driver.care.policy = self.recycle.clone();
         driver.workshop.output = self.output.take();

@@ -8,9 +8,11 @@ use troop_core::ListenerId;
 use troop_core::primary::{Bind, BindSpec};
 use troop_core::wire::outgoing::SockName;
 use troop_sys::group::Instruction;
-use troop_sys::listen::{self, UnixPath};
+use troop_sys::identity::Identity;
+use troop_sys::safe_path::UnsafePath;
 use troop_sys::socket::{self, Kind};
-use troop_sys::{diag, group};
+use troop_sys::unix::{Rights, UnixFile, unix};
+use troop_sys::{diag, group, listen};
 
 use crate::inherited::InheritedSocket;
 
@@ -29,6 +31,8 @@ pub(crate) struct Socket {
     pub(crate) ready: bool,
     /// The poller does not report it: nobody is ready for its connections.
     pub(crate) masked: bool,
+    /// Nobody comes to it any more; it is closed when what waits in it is taken.
+    pub(crate) retired: bool,
     /// How many connections to accept before asking the poller whether there are more.
     pub(crate) burst: usize,
     /// The last burst was accepted in full.
@@ -38,7 +42,18 @@ pub(crate) struct Socket {
 impl Socket {
     pub(crate) fn new(fd: OwnedFd, listener: ListenerId) -> Socket {
         let inode = diag::inode(&fd).unwrap_or(0);
-        Socket { fd, listener, inode, watched: false, unreported: false, ready: false, masked: false, burst: 1, full: false }
+        Socket {
+            fd,
+            listener,
+            inode,
+            watched: false,
+            unreported: false,
+            ready: false,
+            masked: false,
+            retired: false,
+            burst: 1,
+            full: false,
+        }
     }
 }
 
@@ -50,7 +65,11 @@ pub(crate) struct Listener {
     /// It has a group, whose founder is the first of the sockets.
     pub(crate) grouped: bool,
     /// Removed when the listener is closed.
-    pub(crate) _file: Option<UnixPath>,
+    pub(crate) file: Option<UnixFile>,
+    /// What it was opened as.
+    pub(crate) spec: BindSpec,
+    /// It has been said that its path leads to something else.
+    pub(crate) is_lost: bool,
     /// Its key as JSON, for messages.
     pub(crate) key: String,
     /// What to listen with.
@@ -71,7 +90,7 @@ impl Listener {
 /// What came of opening a listener.
 pub(crate) struct Opened {
     pub(crate) fd: OwnedFd,
-    pub(crate) file: Option<UnixPath>,
+    pub(crate) file: Option<UnixFile>,
     pub(crate) name: Option<SockName>,
     /// Why it cannot be the first of a group, if it was meant to.
     pub(crate) alone: Option<String>,
@@ -88,8 +107,9 @@ fn ip(address: Option<&str>) -> io::Result<Option<IpAddr>> {
     address.map(|a| a.parse().map_err(|_| invalid())).transpose()
 }
 
-/// Sockets that were there before this process go before new ones.
-pub(crate) fn open(spec: &BindSpec, inherited: &[InheritedSocket]) -> io::Result<Opened> {
+/// Opens a listener for a worker, as the user that it runs as if that is another one than this process's. Sockets that were there before this
+/// process go before new ones.
+pub(crate) fn open(spec: &BindSpec, inherited: &[InheritedSocket], user: Option<&Identity>) -> io::Result<Opened> {
     let mut file = None;
     let mut given = false;
     let fd = if let Some(ready) = inherited.iter().find(|socket| socket.fits(&spec.place)) {
@@ -98,7 +118,7 @@ pub(crate) fn open(spec: &BindSpec, inherited: &[InheritedSocket]) -> io::Result
         socket::set_nonblocking(&fd, true)?;
         fd
     } else {
-        bind(spec, &mut file, &mut given)?
+        bind(spec, &mut file, user)?
     };
     let founded = if spec.group { group::found(&fd) } else { Ok(()) };
     if let Some(backlog) = spec.listen {
@@ -115,11 +135,11 @@ pub(crate) fn open(spec: &BindSpec, inherited: &[InheritedSocket]) -> io::Result
     Ok(Opened { fd, file, name, alone, given })
 }
 
-fn bind(spec: &BindSpec, file: &mut Option<UnixPath>, given: &mut bool) -> io::Result<OwnedFd> {
+fn bind(spec: &BindSpec, file: &mut Option<UnixFile>, user: Option<&Identity>) -> io::Result<OwnedFd> {
     Ok(match &spec.place {
         Bind::Tcp { address, port, ipv6_only } => listen::tcp(ip(address.as_deref())?, *port, *ipv6_only)?,
-        Bind::Unix { path, readable_all, writable_all } => {
-            let (fd, path) = listen::unix(path, *readable_all, *writable_all)?;
+        Bind::Unix { .. } => {
+            let (fd, path) = bind_path(&spec.place, user)?;
             *file = path;
             fd
         }
@@ -127,18 +147,41 @@ fn bind(spec: &BindSpec, file: &mut Option<UnixPath>, given: &mut bool) -> io::R
             let any = || if *ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
             listen::udp(ip(address.as_deref())?.unwrap_or_else(any), *port, *ipv6_only, *reuse_address)?
         }
-        Bind::Fd { fd, udp } => {
-            *given = true;
-            let fd = socket::duplicate_number(*fd).map_err(|_| invalid())?;
-            // Never a connection: that could be another worker's channel.
-            match (socket::kind(&fd).map_err(|_| invalid())?, udp) {
-                (Kind::TcpListener | Kind::UnixListener, false) | (Kind::Udp { .. }, true) => {}
-                _ => return Err(invalid()),
-            }
-            socket::set_nonblocking(&fd, true)?;
-            fd
-        }
+        // Those that are offered are there already.
+        Bind::Fd { .. } => return Err(invalid()),
     })
+}
+
+/// Binds a Unix socket at a path that a worker has chosen: where the worker's own user could have done so, or where the configuration says.
+pub(crate) fn bind_path(place: &Bind, user: Option<&Identity>) -> io::Result<(OwnedFd, Option<UnixFile>)> {
+    let Bind::Unix { path, readable_all, writable_all, named } = place else { return Err(invalid()) };
+    let bind =
+        |of: Option<&Identity>| unix(path, *readable_all, *writable_all, &Rights { of: of.cloned(), trusted_links_only: *named });
+    match bind(user) {
+        Err(e) if *named && user.is_some() && e.kind() == io::ErrorKind::PermissionDenied => bind(None),
+        result => result,
+    }
+}
+
+/// The number for an error, for a worker.
+pub(crate) fn errno(error: &io::Error) -> i32 {
+    let other = match error.kind() {
+        io::ErrorKind::PermissionDenied => rustix::io::Errno::ACCESS,
+        _ => rustix::io::Errno::INVAL,
+    };
+    error.raw_os_error().unwrap_or(other.raw_os_error())
+}
+
+/// Why a path could not be had, if that is for the operator to know and not for the worker alone.
+pub(crate) fn explain(error: &io::Error, user: Option<&Identity>) -> Option<String> {
+    if let Some(reason) = error.get_ref().and_then(|reason| reason.downcast_ref::<UnsafePath>()) {
+        return Some(reason.to_string());
+    }
+    let user = user.filter(|_| error.kind() == io::ErrorKind::PermissionDenied)?;
+    Some(format!(
+        "user {}, whom the worker runs as, may not make a socket there: let it write to the directory, or name the path in `may_listen`",
+        user.uid
+    ))
 }
 
 /// Whether others can join this socket, and a program choose among them.

@@ -43,6 +43,7 @@ pub(crate) use wake::{Command, Commander};
 
 use crate::error::{Error, Result};
 use crate::events::{Bus, Events};
+use crate::inherited::InheritedSocket;
 use crate::settings::Setup;
 
 /// The most workers that a supervised cluster can be scaled to.
@@ -298,6 +299,14 @@ impl Cluster {
     /// [`Error::ClusterOver`].
     pub async fn set_scheduling(&self, listener: Option<Pattern>, scheduling: Scheduling) -> Result<Vec<Address>> {
         self.inner.commander.ask(|done| Command::SetScheduling(listener, scheduling, done)).await
+    }
+
+    /// Lets workers have one more socket of this process; see [`Builder::inherited`].
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub fn offer(&self, socket: InheritedSocket) -> Result<()> {
+        self.inner.commander.send(Command::Offer(socket))
     }
 
     /// Changes what [`Builder::keep_listeners`] has said. With false, those that nobody listens on any more are closed at once.

@@ -14,6 +14,7 @@ use troop_sys::poll::Bell;
 use super::driver::{Ends, Handed, Shared};
 use super::{Adoption, Fork, Reload, Snapshot, WorkerHandle};
 use crate::error::{Error, Result as Outcome};
+use crate::inherited::InheritedSocket;
 use crate::settings::Setup;
 
 /// What the driver is asked to do.
@@ -28,6 +29,8 @@ pub(crate) enum Command {
     Status(WorkerId, oneshot::Sender<Option<WorkerStatus>>),
     /// Changes how connections are spread; the answer is the listeners that it will only be true of later.
     SetScheduling(Option<Pattern>, Scheduling, oneshot::Sender<Vec<Address>>),
+    /// Lets workers have this socket.
+    Offer(InheritedSocket),
     KeepListeners(bool),
     /// Whether workers are to be forked in the place of those that have ended.
     ForksToCome(Successors),

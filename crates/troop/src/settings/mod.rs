@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use troop_sys::identity::Identity;
 use troop_sys::spawn;
 
 use crate::activation::ActivationSocket;
@@ -401,6 +402,13 @@ impl Settings {
     pub(crate) fn raw_limits(&self) -> Vec<(u32, u64, u64)> {
         let raw = |limit: Option<u64>| limit.unwrap_or(spawn::NO_LIMIT);
         self.limits.iter().map(|(resource, (soft, hard))| (resource.number(), raw(*soft), raw(*hard))).collect()
+    }
+
+    /// Whom workers run as, if that is another user than this process's.
+    pub(crate) fn other_user(&self) -> Option<Identity> {
+        let uid = self.uid.filter(|uid| *uid != rustix::process::geteuid().as_raw())?;
+        let gid = self.gid.unwrap_or_else(|| rustix::process::getegid().as_raw());
+        Some(Identity { uid, gid, groups: self.groups.clone().unwrap_or_default() })
     }
 
     /// The CPUs for a slot.

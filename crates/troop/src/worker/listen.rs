@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use troop_core::event::AddressType;
-use troop_sys::listen::UnixPath;
+use troop_sys::unix::{Rights, UnixFile, unix};
 use troop_sys::{listen as sys, socket};
 
 use super::inner::{Ask, Grant, Inner, Reply};
@@ -209,7 +209,7 @@ pub(crate) struct Opened {
     pub(crate) path: Option<String>,
     pub(crate) registration: Option<Registration>,
     /// The socket's file, if this process made it: removed with the listener.
-    pub(crate) file: Option<UnixPath>,
+    pub(crate) file: Option<UnixFile>,
 }
 
 #[derive(Debug)]
@@ -288,7 +288,7 @@ fn alone(wanted: &Wanted) -> io::Result<Opened> {
             fd
         }
         (AddressType::Unix, _) => {
-            let (fd, bound) = sys::unix(address.as_deref().unwrap_or_default(), false, false)?;
+            let (fd, bound) = unix(address.as_deref().unwrap_or_default(), false, false, &Rights::own())?;
             file = bound;
             fd
         }

@@ -7,6 +7,7 @@ use troop_core::WorkerId;
 use troop_core::primary::USUAL_WEIGHT;
 use troop_core::supervise::Doing;
 use troop_core::wire::incoming;
+use troop_sys::identity::Identity;
 use troop_sys::poll::Interest;
 use troop_sys::{process, socket};
 
@@ -15,6 +16,7 @@ use super::{Driver, OVER_PATIENCE, Process, Token};
 use crate::channel::{Mailbox, Unsettled};
 use crate::error::{Error, Result};
 use crate::events::Event;
+use crate::inherited::InheritedSocket;
 use crate::primary::channel::Channel;
 use crate::primary::handle::{Shared, WorkerHandle};
 use crate::primary::output::Tail;
@@ -95,6 +97,7 @@ impl Driver {
                 self.forks_to_come = forks;
                 self.act();
             }
+            Command::Offer(socket) => self.offer(socket),
             Command::KeepListeners(keep) => {
                 self.core.set_keep_listeners(keep);
                 self.act();
@@ -193,6 +196,12 @@ impl Driver {
         self.events.push(Event::Setup(self.settings.clone()));
     }
 
+    pub(crate) fn offer(&mut self, socket: InheritedSocket) {
+        self.core.offer(socket.offered());
+        self.inherited.retain(|known| known.number() != socket.number());
+        self.inherited.push(socket);
+    }
+
     pub(super) fn fork(&mut self, fork: &Fork, slot: Option<u32>) -> Result<WorkerHandle> {
         let id = self.core.fork();
         self.divide_descriptors();
@@ -221,6 +230,8 @@ impl Driver {
             leads_group,
             adopted: false,
             cgroup,
+            user: self.settings.other_user(),
+            refused: 0,
             since: self.now,
             peace_until: None,
         };
@@ -274,6 +285,10 @@ impl Driver {
             socket::set_nonblocking(&relay, true).map_err(Error::io("use the relay of an adopted worker"))?;
             self.add_relay(id, Relay::new(relay, advanced, most_handles))?;
         }
+        let own = rustix::process::geteuid().as_raw();
+        // One that has ended already needs no rights to anything.
+        let nobody = || Identity { uid: 65_534, gid: 65_534, groups: Vec::new() };
+        let user = Some(Identity::of_process(pid).unwrap_or_else(|_| nobody())).filter(|user| user.uid != own);
         self.core.spawned(id, pid, None, weight.unwrap_or(USUAL_WEIGHT));
         let handle = self.handle(id, pid, [None, None, None], None)?;
         self.processes.insert(
@@ -286,6 +301,8 @@ impl Driver {
                 untold: None,
                 adopted: true,
                 cgroup: None,
+                user,
+                refused: 0,
                 since: self.now,
                 peace_until: None,
             },

@@ -57,7 +57,9 @@ impl Driver {
             }
             let Some(socket) = self.sockets.get_mut(number) else { continue };
             let token = Token::Socket(number);
-            if drained {
+            if drained && socket.retired {
+                self.close_retired(number);
+            } else if drained {
                 socket.ready = false;
                 socket.burst = accepted.max(1);
                 if std::mem::take(&mut socket.masked) {
@@ -145,6 +147,7 @@ impl Driver {
             Err(e) if is_lost(&e) => Some(false),
             Err(e) if !is_shortage(&e) => {
                 // A worker that has a copy has shut it down, or whatever else makes a socket unfit; it would be reported without end.
+                self.look_soon();
                 if let Some(socket) = self.sockets.get_mut(number)
                     && socket.watched
                     && !std::mem::replace(&mut socket.unreported, true)

@@ -78,7 +78,8 @@ impl Driver {
                 }
             }
             Action::Ask { worker, line } => self.ask_for_life(worker, &line),
-            Action::Bind { listener, spec } => self.bind(listener, &spec),
+            Action::Bind { listener, worker, spec } => self.bind(listener, worker, spec),
+            Action::Reach { listener, worker } => self.reach(listener, Some(worker)),
             Action::Unbind { listener } => self.unbind(listener),
             Action::Watch { listener, place, on } => self.watch(listener, place, on),
             Action::Take { listener, place, count } => self.take_off(listener, place, count),

@@ -19,6 +19,7 @@ mod relays;
 mod scarce;
 mod snapshot;
 mod sockets;
+mod upkeep;
 mod waiting;
 
 use std::collections::BTreeMap;
@@ -34,6 +35,7 @@ use troop_core::primary::{Primary, Successors};
 use troop_core::roster::Roster;
 use troop_core::supervise::{Outcome, Supervisor};
 use troop_core::{ConnId, ListenerId, Time, WorkerId};
+use troop_sys::identity::Identity;
 use troop_sys::poll::{AsyncPoller, Interest, Poller, Ready};
 use troop_sys::{diag, process};
 
@@ -124,6 +126,10 @@ struct Process {
     /// It is somebody else's child.
     adopted: bool,
     cgroup: Option<Group>,
+    /// Whom it runs as, if that is another user than this process's.
+    user: Option<Identity>,
+    /// How many of its requests it was explained why they could not be met.
+    refused: u32,
     since: Time,
     /// Until when it is not replaced because of what it is, as its last successor did not come up.
     peace_until: Option<Time>,
@@ -203,8 +209,10 @@ pub(crate) struct Driver {
     killed_for_memory: u64,
     /// How the last unexpected end of a worker came about.
     last_end: Option<String>,
-    /// Sockets that were open when this process started.
-    pub(crate) inherited: Vec<InheritedSocket>,
+    /// Sockets that workers may have.
+    inherited: Vec<InheritedSocket>,
+    /// When listeners are looked after next, where that is needed.
+    upkeep_at: Option<Time>,
     /// How long a worker that others replace should take to close connections that stay open.
     pub(crate) close_over: Duration,
     /// Without a supervisor: what the program has said about forks to come.
@@ -287,6 +295,7 @@ impl Driver {
             killed_for_memory: diag::killed_for_memory(),
             last_end: None,
             inherited: Vec::new(),
+            upkeep_at: None,
             close_over: Duration::ZERO,
             forks_to_come: Successors::Unknown,
             keeps_when_failed: false,
@@ -519,6 +528,7 @@ impl Driver {
         self.offer_again();
         self.look_at_descriptors();
         self.watch_again();
+        self.tick_upkeep();
         if self.over_at.is_some_and(|due| due <= self.now) {
             for process in self.processes.values() {
                 let _ = process::signal(process.pidfd.as_fd(), 9);
@@ -544,6 +554,7 @@ impl Driver {
             self.questions.next_deadline(),
             self.care.next_deadline(),
             self.activated.next_deadline(),
+            self.upkeep_at,
         ];
         let due = deadlines.into_iter().flatten().min()?;
         // Rounded up, so that the deadline has come when the wait is over.

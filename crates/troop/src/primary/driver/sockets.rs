@@ -20,11 +20,18 @@ use crate::primary::listener::{self, Listener, Socket};
 const CENSUS_EVERY: Duration = Duration::from_secs(5);
 
 impl Driver {
-    pub(super) fn bind(&mut self, id: ListenerId, spec: &BindSpec) {
+    pub(super) fn bind(&mut self, id: ListenerId, worker: WorkerId, spec: BindSpec) {
+        let user = match self.user_of(worker) {
+            Ok(user) => user,
+            Err(e) => {
+                self.core.bound(self.now, id, Err(listener::errno(&e)));
+                return;
+            }
+        };
         let key = self.core.listener_key(id).unwrap_or_default();
         let key = troop_core::wire::outgoing::quote(key);
         let has_room = self.sockets.len() < self.core.budget().listeners();
-        let opened = if has_room { listener::open(spec, &self.inherited) } else { Err(rustix::io::Errno::MFILE.into()) };
+        let opened = if has_room { listener::open(&spec, &self.inherited, user.as_ref()) } else { Err(rustix::io::Errno::MFILE.into()) };
         let opened = opened.and_then(|mut opened| {
             if !self.leaves_the_reserve(&opened.fd) {
                 return Err(rustix::io::Errno::MFILE.into());
@@ -54,8 +61,17 @@ impl Driver {
                 }
                 let founder = self.sockets.insert(Socket::new(opened.fd, id));
                 let (sockets, backlog) = (vec![founder], spec.listen);
-                let listener =
-                    Listener { sockets, grouped, _file: opened.file, key, backlog, intruders: Vec::new(), program: Vec::new() };
+                let listener = Listener {
+                    sockets,
+                    grouped,
+                    file: opened.file,
+                    spec,
+                    is_lost: false,
+                    key,
+                    backlog,
+                    intruders: Vec::new(),
+                    program: Vec::new(),
+                };
                 self.listeners.insert(id, listener);
                 if grouped && backlog.is_some() {
                     // What comes before there is a program, or a worker, may come here.
@@ -64,7 +80,8 @@ impl Driver {
                 Ok(opened.name)
             }
             Err(e) => {
-                let errno = e.raw_os_error().unwrap_or(rustix::io::Errno::INVAL.raw_os_error());
+                self.explain(id, worker, &e, user.as_ref());
+                let errno = listener::errno(&e);
                 if rustix::io::Errno::from_raw_os_error(errno) == rustix::io::Errno::MFILE {
                     self.short("open a listener", e);
                 }
@@ -72,10 +89,13 @@ impl Driver {
             }
         };
         self.core.bound(self.now, id, result);
+        self.plan_upkeep();
     }
 
     pub(super) fn unbind(&mut self, id: ListenerId) {
-        let Some(listener) = self.listeners.remove(&id) else { return };
+        let Some(mut listener) = self.listeners.remove(&id) else { return };
+        // Before its socket is closed, and the number of the file may be another one's.
+        drop(listener.file.take());
         for number in listener.sockets {
             let Some(socket) = self.sockets.try_remove(number) else { continue };
             if socket.watched {
@@ -101,7 +121,7 @@ impl Driver {
         }
     }
 
-    fn watch_socket(&mut self, number: usize, on: bool) {
+    pub(super) fn watch_socket(&mut self, number: usize, on: bool) {
         let interest = if self.waiting.is_nested() { Interest::ReadEdge } else { Interest::Read };
         let Some(socket) = self.sockets.get_mut(number) else { return };
         if std::mem::replace(&mut socket.watched, on) == on {

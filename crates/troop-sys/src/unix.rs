@@ -1,0 +1,220 @@
+//! Unix listeners at paths that somebody else has chosen.
+//!
+//! A path is walked once to a directory that is held from then on ([`Directory`]); whatever is done is done relative to that descriptor. So a
+//! path that changes meanwhile leads nowhere else.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, statat, unlinkat};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, connect};
+
+use crate::identity::Identity;
+use crate::listen::new_socket;
+use crate::safe_path::{Directory, Safety};
+
+/// The longest path that a Unix socket address holds.
+const MAX_PATH: usize = 107;
+/// `SIOCUNIXFILE`, `unix(7)`: a descriptor of the file that a socket is bound to.
+const UNIX_FILE: libc::Ioctl = 0x89e0;
+
+/// With whose rights a path is followed, and a socket is made and removed there.
+#[derive(Debug, Clone, Default)]
+pub struct Rights {
+    /// Those of this user; `None`: this process's own.
+    pub of: Option<Identity>,
+    /// Follows only links that nobody but root and this process's user can have put there, also with another user's rights. Root on its own
+    /// account never follows others.
+    pub trusted_links_only: bool,
+}
+
+impl Rights {
+    /// This process's own.
+    #[must_use]
+    pub fn own() -> Rights {
+        Rights::default()
+    }
+
+    /// With another user's rights a link leads nowhere that this user could not go by itself, and a user without privileges has nothing to be
+    /// tricked out of. Root has.
+    fn safety(&self) -> Safety {
+        let is_limit = match &self.of {
+            Some(_) => !self.trusted_links_only,
+            None => !self.trusted_links_only && !rustix::process::geteuid().is_root(),
+        };
+        if is_limit { Safety::Rights } else { Safety::Links }
+    }
+
+    fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        match &self.of {
+            Some(identity) => identity.with_rights(work),
+            None => work(),
+        }
+    }
+}
+
+/// The file of a Unix socket. Removed when it is dropped, unless somebody has put another file there.
+#[derive(Debug)]
+pub struct UnixFile {
+    directory: Directory,
+    name: OsString,
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+    rights: Rights,
+}
+
+impl UnixFile {
+    /// Whether clients that connect to the path still come to this socket. Blocks no longer than a look at the path takes.
+    #[must_use]
+    pub fn is_reached(&self) -> bool {
+        rustix::fs::stat(&self.path).is_ok_and(|stat| self.is(&stat))
+    }
+
+    /// With whose rights it was made.
+    #[must_use]
+    pub fn rights(&self) -> &Rights {
+        &self.rights
+    }
+
+    fn is(&self, stat: &Stat) -> bool {
+        (stat.st_dev, stat.st_ino) == (self.device, self.inode)
+    }
+}
+
+impl Drop for UnixFile {
+    fn drop(&mut self) {
+        let remove = || {
+            // Whoever can put another file there in between may remove that one too: this is done with no more rights.
+            if self.is(&statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW)?) {
+                unlinkat(&self.directory, &self.name, AtFlags::empty())?;
+            }
+            Ok(())
+        };
+        let _ = self.rights.run(remove);
+    }
+}
+
+/// A bound Unix stream socket, non-blocking, not listening. `\0name` is an abstract address, which leaves no file. A socket file that nobody
+/// listens on any more is replaced, if the user whose rights count may remove it.
+///
+/// # Errors
+/// As `bind(2)`; a missing directory is `EACCES`, as libuv reports it; `ENAMETOOLONG`;
+/// [`UnsafePath`](crate::safe_path::UnsafePath) for a link that is not followed.
+pub fn unix(path: &str, readable_all: bool, writable_all: bool, rights: &Rights) -> io::Result<(OwnedFd, Option<UnixFile>)> {
+    // A worker that listens on `\0name` sends `/its/directory/\0name`; the name is what follows the NUL.
+    if let Some((_, name)) = path.split_once('\0') {
+        let socket = new_socket(AddressFamily::UNIX, SocketType::STREAM)?;
+        bind(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
+        return Ok((socket, None));
+    }
+    let widened = Mode::from_raw_mode(if readable_all { 0o444 } else { 0 } | if writable_all { 0o222 } else { 0 });
+    let bound = rights.run(|| bind_file(Path::new(path), widened, rights));
+    match bound {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(io::Error::from_raw_os_error(libc::EACCES)),
+        Err(e) => Err(e),
+        Ok((socket, file)) => Ok((socket, Some(file))),
+    }
+}
+
+fn bind_file(path: &Path, widened: Mode, rights: &Rights) -> io::Result<(OwnedFd, UnixFile)> {
+    let name = match path.components().next_back() {
+        Some(Component::Normal(name)) if path.as_os_str().as_bytes().ends_with(name.as_bytes()) => name.to_owned(),
+        _ => return Err(Errno::INVAL.into()),
+    };
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = Directory::open(parent, rights.safety())?;
+    let socket = new_socket(AddressFamily::UNIX, SocketType::STREAM)?;
+    if let Err(e) = bind_in(&socket, &directory, &name) {
+        if e != Errno::ADDRINUSE || !remove_stale(&directory, &name) {
+            return Err(e.into());
+        }
+        bind_in(&socket, &directory, &name)?;
+    }
+    let (file, stat) = file_of(&socket, &directory, &name)?;
+    let mode = Mode::from_raw_mode(stat.st_mode);
+    if !mode.contains(widened) {
+        // By way of the descriptor, so of this file and no other.
+        rustix::fs::chmod(by_descriptor(file.as_fd()), (mode | widened) & Mode::from_raw_mode(0o777))?;
+    }
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let (device, inode) = (stat.st_dev, stat.st_ino);
+    Ok((socket, UnixFile { directory, name, path, device, inode, rights: rights.clone() }))
+}
+
+fn by_descriptor(fd: BorrowedFd<'_>) -> PathBuf {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
+}
+
+/// Binds by a path that leads through the held directory, whatever is at its own path by now.
+fn bind_in(socket: &OwnedFd, directory: &Directory, name: &OsStr) -> rustix::io::Result<()> {
+    let path = directory.reach(name);
+    if path.as_os_str().len() <= MAX_PATH {
+        return bind(socket, &SocketAddrUnix::new(&path)?);
+    }
+    // Only the name itself fits, so this needs a working directory of its own.
+    let address = SocketAddrUnix::new(name)?;
+    std::thread::scope(|scope| {
+        let own = || {
+            // SAFETY: from now on this thread, which ends here, has its own working directory and mask; its descriptors stay shared.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }.map_err(|_| Errno::NAMETOOLONG)?;
+            rustix::process::fchdir(directory)?;
+            bind(socket, &address)
+        };
+        // A new thread has the rights to files of the one that starts it.
+        let thread = std::thread::Builder::new().spawn_scoped(scope, own).map_err(|_| Errno::AGAIN)?;
+        thread.join().unwrap_or(Err(Errno::IO))
+    })
+}
+
+/// The file that a socket was bound to just now. Nobody can have put another one in its place.
+fn file_of(socket: &OwnedFd, directory: &Directory, name: &OsStr) -> io::Result<(OwnedFd, Stat)> {
+    // SAFETY: an ioctl without argument, which makes a descriptor or fails.
+    let file = unsafe { libc::ioctl(socket.as_raw_fd(), UNIX_FILE, 0) };
+    if file >= 0 {
+        // SAFETY: just made, and known to nobody else.
+        let file = unsafe { OwnedFd::from_raw_fd(file) };
+        crate::socket::set_cloexec(&file)?;
+        let stat = fstat(&file)?;
+        return Ok((file, stat));
+    }
+    // Only with `CAP_NET_ADMIN` the kernel tells. Otherwise it must at least be a socket of whoever has made it.
+    let file = openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let stat = fstat(&file)?;
+    // SAFETY: -1 changes nothing, and tells whose rights to files this thread has.
+    let own = unsafe { libc::setfsuid(u32::MAX) }.cast_unsigned();
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket || stat.st_uid != own {
+        return Err(Errno::STALE.into());
+    }
+    Ok((file, stat))
+}
+
+/// Removes a socket file whose server is gone: nobody answers. Never blocks, also not on a server whose queue is full.
+fn remove_stale(directory: &Directory, name: &OsStr) -> bool {
+    let remove = || -> rustix::io::Result<bool> {
+        let file = openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let stat = fstat(&file)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
+            return Ok(false);
+        }
+        let probe = new_socket(AddressFamily::UNIX, SocketType::STREAM).map_err(|_| Errno::MFILE)?;
+        // The very file that is held, whatever has the name by now.
+        if connect(&probe, &SocketAddrUnix::new(by_descriptor(file.as_fd()))?) != Err(Errno::CONNREFUSED) {
+            return Ok(false);
+        }
+        let now = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if (now.st_dev, now.st_ino) != (stat.st_dev, stat.st_ino) {
+            return Ok(false);
+        }
+        unlinkat(directory, name, AtFlags::empty())?;
+        Ok(true)
+    };
+    remove().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests;

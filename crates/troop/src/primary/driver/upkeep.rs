@@ -1,0 +1,161 @@
+//! Keeps listeners reachable: Unix sockets whose paths lead elsewhere by now.
+
+use std::io;
+use std::time::Duration;
+
+use troop_core::{ListenerId, WorkerId};
+use troop_sys::identity::Identity;
+use troop_sys::socket;
+
+use super::Driver;
+use crate::error::Error;
+use crate::events::Event;
+use crate::primary::listener::{self, Socket};
+
+/// How often listeners are looked after.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The same when one is known to be out of order.
+const LOOK_SOON: Duration = Duration::from_millis(100);
+/// Old sockets of a listener whose connections nobody takes; more are closed, the oldest first.
+const MAX_RETIRED: usize = 8;
+
+impl Driver {
+    /// Whom a worker acts as, if that is another user than this process's. One that was started as root and has become somebody else acts as
+    /// that; what it was started as is never exceeded. Nothing is done for one that is gone, because nobody knows whose rights it had.
+    pub(super) fn user_of(&self, worker: WorkerId) -> io::Result<Option<Identity>> {
+        let process = self.processes.get(&worker).ok_or(rustix::io::Errno::SRCH)?;
+        if process.user.is_some() || !rustix::process::geteuid().is_root() {
+            return Ok(process.user.clone());
+        }
+        let now = Identity::of_process(process.handle.pid())?;
+        Ok(Some(now).filter(|user| user.uid != 0))
+    }
+
+    /// Says why a worker did not get a path, if it is the operator who can do something about it.
+    pub(super) fn explain(&mut self, id: ListenerId, worker: WorkerId, error: &io::Error, user: Option<&Identity>) {
+        let Some(reason) = listener::explain(error, user) else { return };
+        let (Some(at), Some(process)) = (self.core.listener_address(id), self.processes.get_mut(&worker)) else { return };
+        process.refused = process.refused.saturating_add(1);
+        // The first, and then ever fewer of many.
+        if !process.refused.is_power_of_two() {
+            return;
+        }
+        let handle = Some(process.handle.clone());
+        let error = Error::Listen { address: at.to_string(), source: io::Error::other(reason) };
+        self.events.push(Event::Error(handle, std::sync::Arc::new(error)));
+    }
+
+    /// Looks after the listeners at the next opportunity.
+    pub(super) fn look_soon(&mut self) {
+        let soon = self.now + LOOK_SOON;
+        self.upkeep_at = Some(self.upkeep_at.map_or(soon, |at| at.min(soon)));
+    }
+
+    pub(super) fn tick_upkeep(&mut self) {
+        if self.upkeep_at.is_some_and(|due| due <= self.now) {
+            self.upkeep_at = None;
+            self.look_after_listeners();
+        }
+    }
+
+    /// Puts right what has happened to listeners from outside.
+    fn look_after_listeners(&mut self) {
+        for id in self.listeners.keys().copied().collect::<Vec<_>>() {
+            self.reach(id, None);
+        }
+        self.plan_upkeep();
+    }
+
+    /// Listeners are looked after from now on, if there are such as need it.
+    pub(super) fn plan_upkeep(&mut self) {
+        if self.upkeep_at.is_none() && self.listeners.values().any(|listener| listener.file.is_some()) {
+            self.upkeep_at = Some(self.now + LOOK_EVERY);
+        }
+    }
+
+    /// Binds a Unix listener anew if its path does not lead to it any more, for this worker if it has just asked for it. Programs remove the
+    /// file before they listen, whoever it belongs to.
+    pub(super) fn reach(&mut self, id: ListenerId, worker: Option<WorkerId>) {
+        let Some(listener) = self.listeners.get_mut(&id) else { return };
+        let Some(file) = &listener.file else { return };
+        if file.is_reached() {
+            listener.is_lost = false;
+            return;
+        }
+        // Who accepts by itself has the old socket, and would never know of a new one.
+        if worker.is_none() && listener.spec.listen.is_none() {
+            self.lost(id, "its path was removed, and workers that share one socket cannot be given another one; with any other policy it is bound anew");
+            return;
+        }
+        let user = match worker {
+            Some(worker) => self.user_of(worker),
+            None => Ok(file.rights().of.clone()),
+        };
+        match user.and_then(|user| self.bind_anew(id, user.as_ref())) {
+            Ok(()) if worker.is_none() => self.restored(id, "its path was removed, so it was bound anew"),
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse => self.lost(id, "something else is at its path by now"),
+            Err(e) => self.lost(id, &format!("its path was removed, and it cannot be bound anew: {e}")),
+        }
+    }
+
+    /// Gives a Unix listener a new socket at its path. What waits in the old one is not lost.
+    fn bind_anew(&mut self, id: ListenerId, user: Option<&Identity>) -> io::Result<()> {
+        let Some(listener) = self.listeners.get(&id) else { return Ok(()) };
+        let (fd, file) = listener::bind_path(&listener.spec.place, user)?;
+        if !self.leaves_the_reserve(&fd) {
+            return Err(rustix::io::Errno::MFILE.into());
+        }
+        if let Some(backlog) = listener.spec.listen {
+            socket::listen(&fd, backlog)?;
+        }
+        let Some(&old) = listener.sockets.first() else { return Ok(()) };
+        let watched = self.sockets.get(old).is_some_and(|socket| socket.watched);
+        let new = self.sockets.insert(Socket::new(fd, id));
+        if watched {
+            self.watch_socket(new, true);
+        }
+        if let Some(listener) = self.listeners.get_mut(&id) {
+            // The old file before the old socket is closed.
+            listener.file = file;
+            listener.is_lost = false;
+            listener.sockets.insert(0, new);
+        }
+        match self.sockets.get_mut(old) {
+            Some(socket) if watched && !socket.unreported => {
+                socket.retired = true;
+                self.is_ready(old);
+            }
+            _ => self.close_retired(old),
+        }
+        let oldest = self.listeners.get(&id).and_then(|listener| listener.sockets.get(1 + MAX_RETIRED)).copied();
+        oldest.into_iter().for_each(|oldest| self.close_retired(oldest));
+        Ok(())
+    }
+
+    pub(super) fn close_retired(&mut self, number: usize) {
+        let Some(socket) = self.sockets.try_remove(number) else { return };
+        if socket.watched && !socket.unreported {
+            self.waiting.remove(&socket.fd);
+        }
+        if let Some(listener) = self.listeners.get_mut(&socket.listener) {
+            listener.sockets.retain(|own| *own != number);
+        }
+    }
+
+    fn restored(&mut self, id: ListenerId, reason: &str) {
+        if let Some(at) = self.core.bound_address(id) {
+            self.events.push(Event::ListenerRestored(at, reason.to_owned()));
+        }
+    }
+
+    /// Says so, once until it is there again.
+    fn lost(&mut self, id: ListenerId, reason: &str) {
+        let Some(listener) = self.listeners.get_mut(&id) else { return };
+        if !std::mem::replace(&mut listener.is_lost, true)
+            && let Some(at) = self.core.bound_address(id)
+        {
+            self.events.push(Event::ListenerLost(at, reason.to_owned()));
+        }
+    }
+}
