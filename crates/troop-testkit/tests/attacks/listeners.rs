@@ -1,1 +1,158 @@
-//! Listeners that a worker breaks, leaves behind, or takes from others.
+//! Listeners that workers put out of order: paths that are removed, sockets that are shut down.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use troop::{Cluster, Event, Progress, Scheduling, Setup};
+use troop_testkit::{PATIENCE, Troop, at_once, node_program};
+
+fn node(text: &str) -> Setup {
+    Setup::new().script(node_program("run.js")).args([text])
+}
+
+/// The answer of whoever listens at a path, or why there is none.
+fn asked(path: &Path) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"x")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+async fn served(path: &Path) -> std::io::Result<String> {
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(move || asked(&path)).await.unwrap()
+}
+
+/// Waits for somebody to be served there.
+async fn until_served(path: &Path) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match served(path).await {
+            Ok(answer) if !answer.is_empty() => return answer,
+            other => assert!(Instant::now() < deadline, "nobody serves {}: {other:?}", path.display()),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// What nearly every program with a Unix socket does.
+fn removes_before_it_listens(path: &Path) -> Setup {
+    let path = path.display();
+    node(&format!(
+        "
+        const fs = require('fs');
+        if (fs.existsSync('{path}')) fs.unlinkSync('{path}');
+        require('net').createServer((socket) => {{ socket.on('error', () => {{}}); socket.resume().end(`${{process.pid}}`); }}).listen('{path}');"
+    ))
+}
+
+async fn all_listen(troop: &mut Troop, count: usize) {
+    for _ in 0..count {
+        troop.until("listening", |e| matches!(e, Event::Listening(..)).then_some(())).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_remove_the_path_before_they_listen_are_reached_from_the_start_after_a_reload_and_after_a_crash() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let builder = Cluster::builder().workers(4).replace(at_once()).setup(removes_before_it_listens(&path));
+    let mut troop = Troop::start(builder);
+    all_listen(&mut troop, 4).await;
+    let mut served_by = std::collections::BTreeSet::new();
+    for _ in 0..16 {
+        served_by.insert(served(&path).await.unwrap());
+    }
+    assert_eq!(served_by.len(), 4, "all take part: {served_by:?}");
+    troop.cluster.reload().unwrap();
+    troop.until("the reload", |e| matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(())).await;
+    all_listen(&mut troop, 4).await;
+    for _ in 0..8 {
+        assert!(!served_by.contains(&served(&path).await.unwrap()), "the new ones serve");
+    }
+    let worker = troop.cluster.workers().pop().unwrap();
+    worker.kill(9).await.unwrap();
+    troop.exit(&worker).await;
+    all_listen(&mut troop, 1).await;
+    for _ in 0..8 {
+        served(&path).await.unwrap();
+    }
+    // Removed by somebody who does not listen.
+    std::fs::remove_file(&path).unwrap();
+    until_served(&path).await;
+    troop.until("the report", |e| matches!(e, Event::ListenerRestored(..)).then_some(())).await;
+    troop.cluster.disconnect().await.unwrap();
+    assert!(!path.exists(), "it is removed at the end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_client_that_waits_is_lost_when_a_path_is_bound_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let mut troop = Troop::start(Cluster::builder().setup(removes_before_it_listens(&path)));
+    let first = troop.fork().await;
+    all_listen(&mut troop, 1).await;
+    // Clients that come all the time, over eight new sockets.
+    let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let clients = std::thread::spawn({
+        let (path, over) = (path.clone(), over.clone());
+        move || {
+            let mut served = 0;
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                match asked(&path) {
+                    Ok(answer) => {
+                        assert!(!answer.is_empty(), "a connection that was made is served");
+                        served += 1;
+                    }
+                    // Between the removal and the new socket there is none.
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound || e.kind() == std::io::ErrorKind::ConnectionRefused => {}
+                    Err(e) => panic!("{e}"),
+                }
+            }
+            served
+        }
+    });
+    for _ in 0..8 {
+        troop.fork().await;
+        all_listen(&mut troop, 1).await;
+    }
+    over.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(clients.join().unwrap() > 8);
+    drop(first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_another_program_has_taken_is_left_to_it_and_that_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let mut troop = Troop::start(Cluster::builder().setup(removes_before_it_listens(&path)));
+    troop.fork().await;
+    all_listen(&mut troop, 1).await;
+    std::fs::remove_file(&path).unwrap();
+    let theirs = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let lost = |e: &Event| match e {
+        Event::ListenerLost(_, why) => Some(why.clone()),
+        _ => None,
+    };
+    assert!(troop.until("the report", lost).await.contains("something else"));
+    troop.cluster.disconnect().await.unwrap();
+    assert!(path.exists(), "the other program's file stays");
+    drop(theirs);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_worker_that_asked_last_is_reached_on_a_shared_path() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let builder = Cluster::builder().scheduling(Scheduling::Shared).setup(removes_before_it_listens(&path));
+    let mut troop = Troop::start(builder);
+    for _ in 0..3 {
+        let worker = troop.fork().await;
+        all_listen(&mut troop, 1).await;
+        assert_eq!(served(&path).await.unwrap(), worker.pid().to_string());
+    }
+}

@@ -31,7 +31,8 @@ impl Driver {
         let key = self.core.listener_key(id).unwrap_or_default();
         let key = troop_core::wire::outgoing::quote(key);
         let has_room = self.sockets.len() < self.core.budget().listeners();
-        let opened = if has_room { listener::open(&spec, &self.inherited, user.as_ref()) } else { Err(rustix::io::Errno::MFILE.into()) };
+        let opened =
+            if has_room { listener::open(&spec, &self.inherited, user.as_ref()) } else { Err(rustix::io::Errno::MFILE.into()) };
         let opened = opened.and_then(|mut opened| {
             if !self.leaves_the_reserve(&opened.fd) {
                 return Err(rustix::io::Errno::MFILE.into());
