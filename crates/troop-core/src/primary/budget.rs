@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Primary;
+use crate::id::{Time, WorkerId};
+
 /// Listeners that a worker may have opened in any case, however many workers there are.
 const MIN_SHARE: usize = 8;
 /// Sockets that one worker may have under way to the program in any case, and at most.
@@ -67,6 +70,29 @@ impl Budget {
     #[must_use]
     pub fn handle_share(self) -> usize {
         (self.usable() / 8 / (self.slots + 1)).clamp(MIN_HANDLES, MAX_HANDLES)
+    }
+}
+
+impl Primary {
+    /// Sets how many descriptors there are to be divided.
+    pub fn set_budget(&mut self, budget: Budget) {
+        self.budget = budget;
+    }
+
+    /// How many descriptors there are to be divided.
+    #[must_use]
+    pub fn budget(&self) -> Budget {
+        self.budget
+    }
+
+    /// Descriptors have become scarce, or are not scarce any more. While they are, each listener has at most one connection waiting in the
+    /// primary (16 where clients are sticky), and each worker few in flight.
+    pub fn set_tight(&mut self, now: Time, tight: bool) {
+        if std::mem::replace(&mut self.tight, tight) != tight && !tight {
+            // Who was not ready because of it may be now.
+            let all: Vec<WorkerId> = self.workers.keys().copied().collect();
+            all.into_iter().for_each(|worker| self.settle(now, worker));
+        }
     }
 }
 

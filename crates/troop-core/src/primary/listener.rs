@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use super::handover::Needs;
 use super::seat::{Seat, Waiting};
+use super::worker::HandleWait;
 use super::{Action, Config, Primary};
 use crate::event::{Address, AddressType, Notice, Violation};
 use crate::id::{ListenerId, Time, WorkerId};
@@ -512,6 +513,23 @@ impl Primary {
             let now = self.last_time;
             self.staff_all(now, id);
             self.pump(now, id);
+        }
+    }
+
+    /// The shell could not copy a listener for [`Action::SendListener`].
+    pub fn listener_unsent(&mut self, worker: WorkerId, listener: ListenerId) {
+        let Some(state) = self.workers.get_mut(&worker) else { return };
+        let last =
+            state.handle_waits.iter().rposition(|w| matches!(w, HandleWait::Listener { listener: l, .. } if *l == listener));
+        if let Some(HandleWait::Listener { ack, .. }) = last.and_then(|at| state.handle_waits.remove(at)) {
+            self.listener_lost(worker, listener, ack);
+        }
+    }
+
+    pub(super) fn listener_lost(&mut self, worker: WorkerId, listener: ListenerId, ack: u64) {
+        if let Some(key) = self.listeners.get(&listener).map(|l| l.key.clone()) {
+            self.reply_error(worker, &key, ack, EMFILE, None);
+            self.leave_listener(worker, listener, false);
         }
     }
 

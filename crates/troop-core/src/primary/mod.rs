@@ -197,27 +197,6 @@ impl Primary {
         action
     }
 
-    /// Sets how many descriptors there are to be divided.
-    pub fn set_budget(&mut self, budget: Budget) {
-        self.budget = budget;
-    }
-
-    /// How many descriptors there are to be divided.
-    #[must_use]
-    pub fn budget(&self) -> Budget {
-        self.budget
-    }
-
-    /// Descriptors have become scarce, or are not scarce any more. While they are, each listener has at most one connection waiting in the
-    /// primary (16 where clients are sticky), and each worker few in flight.
-    pub fn set_tight(&mut self, now: Time, tight: bool) {
-        if std::mem::replace(&mut self.tight, tight) != tight && !tight {
-            // Who was not ready because of it may be now.
-            let all: Vec<WorkerId> = self.workers.keys().copied().collect();
-            all.into_iter().for_each(|worker| self.settle(now, worker));
-        }
-    }
-
     /// When [`Primary::tick`] wants to be called, if at all.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
@@ -529,24 +508,6 @@ impl Primary {
             }
         }
         Ok(())
-    }
-
-    /// The shell could not copy a listener for [`Action::SendListener`].
-    pub fn listener_unsent(&mut self, worker: WorkerId, listener: ListenerId) {
-        let Some(state) = self.workers.get_mut(&worker) else { return };
-        let last =
-            state.handle_waits.iter().rposition(|w| matches!(w, HandleWait::Listener { listener: l, .. } if *l == listener));
-        if let Some(HandleWait::Listener { ack, .. }) = last.and_then(|at| state.handle_waits.remove(at)) {
-            self.listener_lost(worker, listener, ack);
-        }
-    }
-
-    fn listener_lost(&mut self, worker: WorkerId, listener: ListenerId, ack: u64) {
-        const EMFILE: i32 = 24;
-        if let Some(key) = self.listeners.get(&listener).map(|l| l.key.clone()) {
-            self.reply_error(worker, &key, ack, EMFILE, None);
-            self.leave_listener(worker, listener, false);
-        }
     }
 
     // ---- time ----

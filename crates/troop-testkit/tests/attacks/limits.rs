@@ -98,7 +98,7 @@ async fn answers_that_a_worker_does_not_read_are_bounded_whatever_the_program_sa
     let mut scene = Scene::new().await;
     let before = resident();
     let worker = scene.raw(&[ONLINE, r#"repeat 20000 {"troop":"request","id":7,"body":1}"#, "sleep 600000"]).await;
-    let answer = "a".repeat(100_000);
+    let answer = "a".repeat(40_000);
     let mut requests = Vec::new();
     let deadline = Instant::now() + Duration::from_secs(3);
     while Instant::now() < deadline {
@@ -224,6 +224,42 @@ async fn processes_that_a_worker_leaves_behind_are_ended_without_a_descriptor_fo
     assert!(!is_gone(), "they ignore that they are to end");
     let most = tokio::time::timeout(PATIENCE, most_open(before, is_gone)).await.expect("they are killed");
     assert!(most < 16 + 16, "{most} descriptors are held for what a worker has left behind");
+    scene.honest_worker_serves().await;
+}
+
+/// The program's tasks have threads of their own, so that the test may block.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shortage_of_descriptors_is_said_once_with_what_to_do_and_clients_are_served_later() {
+    use rustix::net::{AddressFamily, SocketType, connect, socket};
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    if !alone("limits::a_shortage_of_descriptors_is_said_once_with_what_to_do_and_clients_are_served_later") {
+        return;
+    }
+    let mut scene = Scene::new().await;
+    let clients: Vec<_> = (0..5).map(|_| socket(AddressFamily::INET, SocketType::STREAM, None).unwrap()).collect();
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(100), ..limit }).unwrap();
+    let taken: Vec<_> = std::iter::from_fn(|| rustix::io::fcntl_dupfd_cloexec(&clients[0], 0).ok()).collect();
+    assert!(!taken.is_empty());
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], scene.port));
+    clients.iter().for_each(|client| connect(client, &address).unwrap());
+    let mut said = Vec::new();
+    let deadline = tokio::time::Instant::now() + Duration::from_millis(1500);
+    while let Ok(Some(event)) = tokio::time::timeout_at(deadline, scene.troop.events.next()).await {
+        if let Event::Error(None, e) = event {
+            said.push(e.chain());
+        }
+    }
+    drop(taken);
+    setrlimit(Resource::Nofile, limit).unwrap();
+    assert!(said.len() == 1 && said[0].contains("raise the limit") && said[0].contains("accept a connection"), "{said:?}");
+    for client in clients {
+        let mut client = TcpStream::from(client);
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("it has waited and is served");
+        assert!(answer.starts_with("1 "), "{answer:?}");
+    }
     scene.honest_worker_serves().await;
 }
 
