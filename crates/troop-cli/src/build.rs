@@ -18,6 +18,9 @@ use crate::run::Refused;
 /// Node's signal for reports.
 const SIGUSR2: i32 = 12;
 
+/// How long a start may take under a debugger.
+const DEBUGGED_WINDOW: Duration = Duration::from_secs(86_400);
+
 /// What is for the primary alone.
 pub(crate) const OWN_VARIABLES: [&str; 6] =
     ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", crate::start::VARIABLE, crate::restart::VARIABLE, "TROOP_POLICY"];
@@ -32,6 +35,7 @@ impl Plan {
             .grace(self.grace())
             .weights(app.weights.clone())
             .restart(self.restart_policy())
+            .keep_listeners(app.restart.keep_listeners.unwrap_or(true))
             .replace(self.replace_policy())
             .recycle(self.recycle_policy());
         // A worker that stands at a breakpoint does not answer, and must not be killed for it.
@@ -174,13 +178,17 @@ impl Plan {
         set(&mut policy.first_delay, said.delay);
         policy.max_delay = policy.max_delay.max(policy.first_delay);
         set(&mut policy.max_delay, said.max_delay);
+        if self.is_debugged() {
+            // A worker that waits for its debugger is not ready for long.
+            policy.window = DEBUGGED_WINDOW;
+        }
         set(&mut policy.window, said.window);
         policy.max_ends = said.max.unwrap_or(policy.max_ends);
-        let usual = if self.background { Failed::Stay } else { Failed::End };
-        if said.when_failed.unwrap_or(usual) == Failed::Stay {
-            let retry_after = said.retry_after.map(|time| time.0);
-            policy.when_failed = WhenFailed::Stay { retry_after, keep_listeners: said.keep_listeners };
-        }
+        policy.when_failed = match said.when_failed.unwrap_or_default() {
+            Failed::Stay => WhenFailed::Stay,
+            Failed::End => WhenFailed::End,
+        };
+        policy.been_ready = std::env::var_os(crate::restart::VARIABLE).is_some();
         policy
     }
 

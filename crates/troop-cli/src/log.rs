@@ -148,7 +148,13 @@ pub(crate) fn as_json(event: &Event) -> Value {
             }
             Progress::RollingBack { workers } => drop(add("workers", (*workers).into())),
             Progress::GraceOver(worker) => drop(add("worker", worker.0.into())),
-            Progress::GivingUp { ends, within, cause } => {
+            Progress::Degraded { ready, wanted } => {
+                add("ready", (*ready).into());
+                add("wanted", (*wanted).into());
+            }
+            Progress::Recovered { workers } => drop(add("workers", (*workers).into())),
+            Progress::GivingUp { been_ready, ends, within, cause } => {
+                add("been_ready", (*been_ready).into());
                 add("ends", (*ends).into());
                 add("within_s", within.as_secs().into());
                 match cause {
@@ -157,6 +163,7 @@ pub(crate) fn as_json(event: &Event) -> Value {
                         add_exit(&mut add, *how);
                     }
                     Cause::NotStarted(reason) => drop(add("reason", reason.clone().into())),
+                    Cause::NotReady(_) => {}
                 }
             }
             _ => {}
@@ -198,7 +205,8 @@ fn progress_name(progress: &Progress) -> &'static str {
         Progress::RollingBack { .. } => "rolling-back",
         Progress::RollBackFailed { .. } => "roll-back-failed",
         Progress::Pausing => "pausing",
-        Progress::TryingAgain => "trying-again",
+        Progress::Degraded { .. } => "degraded",
+        Progress::Recovered { .. } => "recovered",
         Progress::Stopping => "stopping",
         Progress::GraceOver(_) => "grace-over",
         Progress::GivingUp { .. } => "giving-up",

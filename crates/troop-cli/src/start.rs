@@ -88,27 +88,36 @@ impl Starter {
     /// Watches a cluster until it is known how its start went, or nobody waits any more. One that fails meanwhile is ended: who started it knows,
     /// and will start it again.
     pub(crate) async fn watch(&self, cluster: &Cluster, name: &str, patience: Duration) {
-        if self.awaited {
-            let _ = tokio::time::timeout(patience, self.watch_on(cluster, name)).await;
+        let mut fallen = None;
+        if self.awaited && tokio::time::timeout(patience, self.watch_on(cluster, name, &mut fallen)).await.is_err() {
+            self.take_stock(cluster, patience, fallen).await;
         }
     }
 
-    async fn watch_on(&self, cluster: &Cluster, name: &str) {
+    /// The time is over. Without a single worker that is ready, the start has failed.
+    async fn take_stock(&self, cluster: &Cluster, patience: Duration, fallen: Option<WorkerHandle>) {
+        let Ok(snapshot) = cluster.snapshot().await else { return };
+        if snapshot.ready > 0 || !matches!(snapshot.phase, Phase::Starting | Phase::Degraded) {
+            return;
+        }
+        let mut reason = format!("no worker is ready after {patience:.0?}");
+        if let Some(end) = snapshot.last_end {
+            reason.push_str(&format!("; the last unexpected end: {end}"));
+        }
+        self.tell(&News::Failed { reason: reason + &last_lines(fallen), nonsense: false });
+        let _ = cluster.stop();
+    }
+
+    async fn watch_on(&self, cluster: &Cluster, name: &str, fallen: &mut Option<WorkerHandle>) {
         let mut events = cluster.events();
         let mut look = tokio::time::interval(LOOK);
-        let mut fallen: Option<WorkerHandle> = None;
         loop {
             tokio::select! {
                 event = events.next() => match event {
                     None => return,
-                    Some(Event::Exit(worker, how)) if !how.is_success() => fallen = Some(worker),
+                    Some(Event::Exit(worker, how)) if !how.is_success() => *fallen = Some(worker),
                     Some(Event::Supervision(progress @ Progress::GivingUp { .. })) => {
-                        let mut reason = Event::Supervision(progress).to_string();
-                        let words = fallen.and_then(|worker| worker.last_stderr(LAST_WORDS));
-                        if let Some(words) = words.filter(|words| !words.trim().is_empty()) {
-                            reason.push_str("; its last lines:\n");
-                            reason.push_str(&text::lines(words.trim_end(), log::QUOTE));
-                        }
+                        let reason = Event::Supervision(progress).to_string() + &last_lines(fallen.take());
                         self.tell(&News::Failed { reason, nonsense: false });
                         let _ = cluster.stop();
                         return;
@@ -127,6 +136,12 @@ impl Starter {
             }
         }
     }
+}
+
+/// What a worker wrote last before it ended, to be put behind the reason.
+fn last_lines(fallen: Option<WorkerHandle>) -> String {
+    let words = fallen.and_then(|worker| worker.last_stderr(LAST_WORDS)).filter(|words| !words.trim().is_empty());
+    words.map(|words| format!("; its last lines:\n{}", text::lines(words.trim_end(), log::QUOTE))).unwrap_or_default()
 }
 
 /// `troop start`, on the side of who waits.
@@ -194,7 +209,7 @@ fn start_one(args: &Start, name: &str) -> Result<(), Trouble> {
         let _ = sender.send(read.map(|_| line));
     });
     let fail = |text: String| Err(Trouble::Failed(Failure::new("failed", text)));
-    match news.recv_timeout(patience(&plan)) {
+    match news.recv_timeout(patience(&plan) + ENDING) {
         Ok(Ok(line)) => match serde_json::from_str(&line) {
             Ok(News::Ready { name, pid, workers, listeners }) => {
                 let state = serde_json::json!({ "name": name, "pid": pid, "state": "running", "workers": workers, "listeners": listeners });
@@ -214,7 +229,7 @@ fn start_one(args: &Start, name: &str) -> Result<(), Trouble> {
         },
         Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => fail(format!("{shown}: the primary ended: {}", ended(&mut child))),
         Err(RecvTimeoutError::Timeout) => fail(format!(
-            "{shown}: not all workers are ready after {:?}; it goes on starting: see `troop show` and `troop logs`",
+            "{shown}: not all workers are ready after {:.0?}; it goes on: see `troop show` and `troop logs`",
             patience(&plan)
         )),
     }

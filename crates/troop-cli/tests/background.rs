@@ -65,10 +65,10 @@ fn an_app_that_does_not_come_up_is_one_clear_error_and_leaves_nothing_behind() {
     assert!(code == 2 && err.contains("300M"), "{code} {err}");
     let (code, out, _) = home.troop(&["ls", "--json"]);
     assert_eq!((code, out.trim()), (0, "[]"));
-    // One that takes too long goes on.
+    // Nor is anything left of one that takes too long.
     let (code, _, err) = home.troop(&["start", "slow.js", "--ready", "listening", "--set", "ready_timeout=0.05"]);
-    assert!(code == 1 && err.contains("goes on starting"), "{code} {err}");
-    assert_eq!(home.show("slow")["workers"][0]["ready"], false);
+    assert!(code == 1 && err.contains("no worker is ready after 5s"), "{code} {err}");
+    assert_eq!(home.fine(&["ls", "--json"]).trim(), "[]");
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn where_nothing_is_written_to_files_it_is_said_where_it_is() {
 }
 
 #[test]
-fn an_app_that_fails_later_stays_and_can_be_told_to_try_again() {
+fn an_app_that_fails_later_is_degraded_and_goes_on_trying() {
     let text = format!("if (require('fs').existsSync('broken')) process.exit(4); {SERVER}");
     let home = Home::with(&[("server.js", &text)]);
     home.fine(&[
@@ -260,6 +260,8 @@ fn an_app_that_fails_later_stays_and_can_be_told_to_try_again() {
         "--set",
         "restart.delay=1ms",
         "--set",
+        "restart.max_delay=300ms",
+        "--set",
         "settle=0",
     ]);
     std::fs::write(home.path().join("broken"), "").unwrap();
@@ -267,15 +269,28 @@ fn an_app_that_fails_later_stays_and_can_be_told_to_try_again() {
         let pid = Pid::from_raw(i32::try_from(worker["pid"].as_i64().unwrap()).unwrap()).unwrap();
         kill_process(pid, Signal::KILL).unwrap();
     }
-    wait_until("the failure", || home.show("web")["phase"] == "failed");
+    wait_until("many restarts", || home.show("web")["restarts"].as_u64().unwrap() > 20);
+    let web = home.show("web");
+    assert_eq!((&web["phase"], &web["ready"]), (&"degraded".into(), &0.into()));
     let list = home.fine(&["ls"]);
-    assert!(list.contains("failed") && list.contains("0/2"), "{list}");
+    assert!(list.contains("degraded") && list.contains("0/2"), "{list}");
+    wait_until("what is missing", || home.fine(&["show"]).contains("no worker, the next one in"));
     assert!(home.fine(&["show"]).contains("last unexpected end: worker"));
     let (code, _, err) = home.troop(&["reload", "web"]);
     assert!(code == 1 && err.contains("exit code 4"), "{code} {err}");
     std::fs::remove_file(home.path().join("broken")).unwrap();
-    home.fine(&["reload", "web"]);
+    wait_until("its return", || home.show("web")["phase"] == "running");
     assert_eq!(get(port(&home.show("web"))), "hello");
+    assert!(home.log("web.log").contains("all 2 workers are ready again"));
+}
+
+#[test]
+fn a_start_that_never_becomes_ready_leaves_nothing() {
+    let home = Home::with(&[("dies.js", "console.error('no database'); process.exit(4)")]);
+    let (code, _, err) = home.troop(&["start", "dies.js", "-i", "2", "--set", "restart.max=3"]);
+    assert!(code == 1 && err.contains("no worker became ready") && err.contains("exit code 4"), "{code} {err}");
+    assert!(err.contains("no database"), "{err}");
+    assert_eq!(home.fine(&["ls", "--json"]).trim(), "[]");
 }
 
 #[test]
@@ -311,12 +326,16 @@ fn a_restart_that_cannot_be_is_refused_and_a_stop_meanwhile_is_heeded() {
     let (code, _, err) = home.troop(&["start", "other"]);
     assert!(code == 2 && err.contains("troop.toml"), "{code} {err}");
     assert_eq!(pid(&home.show("web")), before);
-    // A version that does not come up is said to be one, and stays to be looked at.
-    std::fs::write(home.path().join("troop.toml"), format!("{file}restart = {{ max = 2, delay = \"1ms\" }}\n")).unwrap();
+    // A version that does not come up is said to be one, and goes on trying: the app had been ready.
+    std::fs::write(
+        home.path().join("troop.toml"),
+        format!("{file}restart = {{ max = 2, delay = \"1ms\", max_delay = \"100ms\" }}\n"),
+    )
+    .unwrap();
     std::fs::write(home.path().join("server.js"), "process.exit(6)").unwrap();
     let (code, _, err) = home.troop(&["restart", "web"]);
     assert!(code == 1 && err.contains("exit code 6"), "{code} {err}");
-    assert_eq!(home.show("web")["phase"], "failed");
+    assert_eq!(home.show("web")["phase"], "degraded");
     std::fs::write(home.path().join("server.js"), &slow).unwrap();
     home.fine(&["restart", "web"]);
     // A client that holds on, so that the end takes a while; then somebody wants it for good.

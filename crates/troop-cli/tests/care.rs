@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::{Running, run, start};
 use tempfile::TempDir;
@@ -143,20 +143,40 @@ fn ends_are_followed_by_what_was_chosen() {
 }
 
 #[test]
-fn what_has_failed_tries_again_by_itself() {
-    let (directory, path) = script(&format!("if (!require('fs').existsSync(__dirname + '/good')) process.exit(1); {SERVER}"));
-    let set = [
-        "restart.max=2",
-        "restart.delay=1ms",
-        "restart.when_failed=stay",
-        "restart.retry_after=300ms",
-        "restart.keep_listeners=true",
-    ];
-    let mut app = run(["-w", "1"].into_iter().chain(set.into_iter().flat_map(|set| ["--set", set])).chain([path.as_str()]));
-    app.event("giving-up");
-    std::fs::write(directory.path().join("good"), "").unwrap();
-    app.event("trying-again");
+fn an_app_that_was_ready_once_tries_again_until_it_is_or_ends_if_it_is_to() {
+    let (directory, path) = script(&format!("if (require('fs').existsSync(__dirname + '/bad')) process.exit(5); {SERVER}"));
+    let bad = directory.path().join("bad");
+    let with = |more: &[&str]| {
+        let set = ["restart.max=2", "restart.delay=1ms", "restart.max_delay=100ms"];
+        let set = set.into_iter().chain(more.iter().copied()).flat_map(|set| ["--set", set]);
+        run(["-w", "1"].into_iter().chain(set).chain([path.as_str()]))
+    };
+    let mut app = with(&[]);
+    let port = app.listening(1);
+    std::fs::write(&bad, "").unwrap();
+    let kill = |pid: u32| kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    kill(app.workers()[0]);
+    assert_eq!(app.event("degraded")["ready"], 0);
+    (0..6).for_each(|_| drop(app.event("restarting")));
+    std::fs::remove_file(&bad).unwrap();
+    assert_eq!(app.event("recovered")["workers"], 1);
+    assert_eq!(get(port), app.workers().last().unwrap().to_string());
+    let mut app = with(&["restart.when_failed=end", "restart.window=500ms"]);
     app.listening(1);
+    std::fs::write(&bad, "").unwrap();
+    kill(app.workers()[0]);
+    assert_eq!(app.event("giving-up")["been_ready"], true);
+    assert_eq!(app.end().0, Some(1));
+}
+
+#[test]
+fn a_start_whose_workers_never_listen_fails_when_the_time_is_over() {
+    let (_directory, path) = script("setInterval(() => {}, 1000); console.error('no port for me')");
+    let set = ["restart.window=1", "ready_timeout=1"].into_iter().flat_map(|set| ["--set", set]);
+    let mut app = run(["-w", "2", "--ready", "listening"].into_iter().chain(set).chain([path.as_str()]));
+    assert_eq!(app.event("giving-up")["been_ready"], false);
+    let (code, log) = app.end();
+    assert!(code == Some(1) && log.contains("no worker became ready within 1s"), "{log}");
 }
 
 #[test]

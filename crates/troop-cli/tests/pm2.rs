@@ -73,9 +73,9 @@ fn wait_ready_waits_for_the_word_and_listen_timeout_says_how_long() {
         |home, start| {
             let before = Instant::now();
             let (code, _, err) = home.troop(start);
-            assert!(code == 1 && err.contains("goes on starting"), "{code} {err}");
+            assert!(code == 1 && err.contains("no worker is ready after 6s"), "{code} {err}");
             assert!(before.elapsed() < Duration::from_secs(15), "it took {:?}", before.elapsed());
-            assert_eq!(home.show("app")["workers"][0]["ready"], false);
+            assert_eq!(home.fine(&["ls", "--json"]).trim(), "[]");
         },
     );
     let says = format!("{SERVER} process.send('ready')");
@@ -360,11 +360,11 @@ fn paths_that_a_watcher_ignores_may_be_written_as_in_pm2() {
 }
 
 #[test]
-fn an_app_that_nobody_waits_for_stays_as_failed() {
+fn an_app_that_nobody_waits_for_ends_too_if_it_cannot_start() {
     let home = Home::with(&[("short.js", "console.error('no database'); process.exit(3)")]);
     home.fine(&["start", "short.js", "-i", "1", "--no-wait", "--max-restarts", "2"]);
-    let phase = || home.troop(&["show", "short", "--json"]).1;
-    wait_until("its failure", || phase().contains("\"phase\": \"failed\""));
+    wait_until("its failure", || home.log("short.log").contains("giving up: no worker became ready"));
+    wait_until("its end", || home.fine(&["ls", "--json"]).trim() == "[]");
     let (code, _, err) = home.troop(&["start", "short.js", "-i", "1", "-n", "other", "--stop-exit-codes", "3"]);
     assert!(code == 1 && err.contains("exit code 3") && err.contains("no database"), "{code} {err}");
 }

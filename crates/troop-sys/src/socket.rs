@@ -102,6 +102,15 @@ fn was_connected(fd: BorrowedFd<'_>) -> bool {
     tcp_counts(fd).is_some_and(|c| c.bytes_received > 0 || c.bytes_sent > 0)
 }
 
+/// Whether a socket has a connection or a datagram that nobody has taken yet.
+#[must_use]
+pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut looked = [PollFd::new(&fd, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut looked, Some(&now)).is_ok_and(|ready| ready > 0) && looked[0].revents().contains(PollFlags::IN)
+}
+
 /// How many connections wait to be accepted from a TCP listener; `None` if it does not listen.
 #[must_use]
 pub fn accept_queue(fd: BorrowedFd<'_>) -> Option<u32> {

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use troop::{
     ActivationSocket, Builder, Cluster, Event, ExitHow, HealthCheck, HealthTest, Output, Phase, Progress, ReadyWhen,
     RecyclePolicy, ReplacePolicy, Resource, Restart, RestartPolicy, Setup, Source, Stdio, Violation, WhenFailed, WorkerHandle,
 };
-use troop_testkit::{Troop, at_once, is_running, node_program, talk};
+use troop_testkit::{PATIENCE, Troop, at_once, is_running, node_program, talk};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
@@ -301,27 +301,62 @@ async fn output_can_be_collected_and_settings_reach_the_process() {
 }
 
 #[tokio::test]
-async fn what_has_failed_stays_until_it_is_told_to_try_again() {
+async fn an_app_without_a_ready_worker_keeps_its_port_and_comes_back_by_itself_or_by_a_reload() {
     let directory = tempfile::tempdir().unwrap();
-    let good = directory.path().join("good");
-    let text = format!("if (!require('fs').existsSync({good:?})) process.exit(5); {SERVER}");
-    let when_failed = WhenFailed::Stay { retry_after: None, keep_listeners: false };
-    let restart = RestartPolicy { max_ends: 3, first_delay: Duration::from_millis(1), when_failed, ..RestartPolicy::new(2) };
+    let bad = directory.path().join("bad");
+    let text = format!("if (require('fs').existsSync({bad:?})) process.exit(5); {SERVER}");
+    let restart = RestartPolicy {
+        max_ends: 3,
+        first_delay: Duration::from_millis(10),
+        max_delay: Duration::from_millis(200),
+        ..RestartPolicy::new(2)
+    };
     let mut troop = Troop::start(Cluster::builder().workers(2).restart(restart).replace(at_once()).setup(js(&text)));
-    progress(&mut troop, "giving up", |p| matches!(p, Progress::GivingUp { .. })).await;
-    let failed = troop.cluster.snapshot().await.unwrap();
-    assert!(
-        failed.phase == Phase::Failed && failed.last_end.as_deref().is_some_and(|end| end.contains("exit code 5")),
-        "{failed:?}"
-    );
+    let (first, port) = listening(&mut troop).await;
+    let (second, _) = listening(&mut troop).await;
+    std::fs::write(&bad, "").unwrap();
+    for worker in [&first, &second] {
+        worker.kill(9).await.unwrap();
+    }
+    progress(&mut troop, "no worker", |p| matches!(p, Progress::Degraded { ready: 0, wanted: 2 })).await;
+    for _ in 0..10 {
+        progress(&mut troop, "a restart", |p| matches!(p, Progress::Restarting { .. })).await;
+    }
+    let down = troop.cluster.snapshot().await.unwrap();
+    assert_eq!((down.phase, down.ready), (Phase::Degraded, 0), "{down:?}");
+    assert!(down.last_end.as_deref().is_some_and(|end| end.contains("exit code 5")), "{down:?}");
+    // A reload of what is still bad changes nothing.
     troop.cluster.reload().unwrap();
     progress(&mut troop, "the failure", |p| matches!(p, Progress::ReloadFailed { .. })).await;
-    assert_eq!(troop.cluster.snapshot().await.unwrap().phase, Phase::Failed);
-    std::fs::write(&good, "").unwrap();
-    troop.cluster.reload().unwrap();
-    progress(&mut troop, "the end of the reload", |p| *p == Progress::ReloadFinished).await;
+    let client = tokio::task::spawn_blocking(move || talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n").unwrap());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    std::fs::remove_file(&bad).unwrap();
+    progress(&mut troop, "recovery", |p| *p == Progress::Recovered { workers: 2 }).await;
+    assert!(client.await.unwrap().contains("200 OK"), "it has waited");
     let running = troop.cluster.snapshot().await.unwrap();
-    assert_eq!((running.phase, running.workers.len()), (Phase::Running, 2));
+    assert_eq!((running.phase, running.ready, running.vacant.len()), (Phase::Running, 2, 0));
+}
+
+#[tokio::test]
+async fn an_app_that_is_to_end_without_a_ready_worker_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let bad = directory.path().join("bad");
+    let text = format!("if (require('fs').existsSync({bad:?})) process.exit(5); {SERVER}");
+    let restart = RestartPolicy {
+        first_delay: Duration::from_millis(10),
+        max_delay: Duration::from_millis(100),
+        window: Duration::from_secs(1),
+        when_failed: WhenFailed::End,
+        ..RestartPolicy::new(1)
+    };
+    let mut troop = Troop::start(Cluster::builder().workers(1).restart(restart).setup(js(&text)));
+    let (worker, _) = listening(&mut troop).await;
+    std::fs::write(&bad, "").unwrap();
+    let killed = Instant::now();
+    worker.kill(9).await.unwrap();
+    progress(&mut troop, "giving up", |p| matches!(p, Progress::GivingUp { been_ready: true, .. })).await;
+    assert!(killed.elapsed() >= Duration::from_secs(1));
+    while tokio::time::timeout(PATIENCE, troop.events.next()).await.unwrap().is_some() {}
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ async fn a_restart_policy_says_when_to_give_up() {
             _ => None,
         })
         .await;
-    assert_eq!(ends, 3);
+    assert_eq!(ends, 3, "no worker became ready");
     assert!(matches!(cause, Cause::Ended(_, ExitHow::Code(9))), "{cause:?}");
     // The stream of events ends with the cluster.
     while tokio::time::timeout(PATIENCE, troop.events.next()).await.unwrap().is_some() {}

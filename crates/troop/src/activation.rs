@@ -130,6 +130,14 @@ impl ActivationSocket {
         }
     }
 
+    /// Whether a connection or a datagram waits in it.
+    pub(crate) fn is_awaited(&self) -> bool {
+        match &self.slots {
+            None => socket::is_readable(self.socket.as_fd()),
+            Some(slots) => slots.lock().iter().any(|own| socket::is_readable(own.as_fd())),
+        }
+    }
+
     pub(crate) fn is_steered(&self) -> bool {
         self.slots.is_some()
     }

@@ -86,7 +86,7 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// Workers kept dying, so no more were started.
+    /// No worker became ready, or none was any more, so no more were started.
     #[error("keep the workers running: {0}")]
     GaveUp(String),
     /// This process, or the system, is short of descriptors or memory. Said once per ten seconds, with how often it happened since.

@@ -113,7 +113,9 @@ fn fmt_progress(progress: &Progress, f: &mut impl fmt::Write) -> fmt::Result {
         Progress::RollingBack { workers } => write!(f, "reload: going back with {workers} workers"),
         Progress::RollBackFailed { reason } => write!(f, "reload: going back did not work, it is tried again: {reason}"),
         Progress::Pausing => f.write_str("pausing: the workers finish, the listeners stay"),
-        Progress::TryingAgain => f.write_str("trying again"),
+        Progress::Degraded { ready: 0, .. } => f.write_str("degraded: no worker is ready"),
+        Progress::Degraded { ready, wanted } => write!(f, "degraded: {ready} of {wanted} workers are ready"),
+        Progress::Recovered { workers } => write!(f, "all {workers} workers are ready again"),
         Progress::Restarting { delay, .. } if delay.is_zero() => f.write_str("starting a new worker"),
         Progress::Restarting { delay, .. } => write!(f, "starting a new worker in {delay:.1?}"),
         Progress::ReloadStarted { workers } => write!(f, "reload: replacing {workers} workers"),
@@ -126,14 +128,16 @@ fn fmt_progress(progress: &Progress, f: &mut impl fmt::Write) -> fmt::Result {
         Progress::ReloadRefused => f.write_str("reload refused: one is under way, or the cluster is stopping"),
         Progress::Stopping => f.write_str("stopping"),
         Progress::GraceOver(worker) => write!(f, "worker {worker} did not finish in time and is killed"),
-        Progress::GivingUp { ends, within, cause } => match cause {
+        Progress::GivingUp { been_ready, ends, within, cause } => match cause {
             Cause::Ended(worker, how) => {
                 write!(
                     f,
-                    "giving up: {ends} unexpected ends of workers within {within:?}, the last one worker {worker} with {how}"
+                    "giving up: no worker became ready, and {ends} ended within {within:.0?}; worker {worker} ended with {how}"
                 )
             }
             Cause::NotStarted(reason) => write!(f, "giving up: {reason}"),
+            Cause::NotReady(_) if *been_ready => write!(f, "giving up: no worker has been ready for {within:.0?}"),
+            Cause::NotReady(_) => write!(f, "giving up: no worker became ready within {within:.0?}"),
         },
     }
 }

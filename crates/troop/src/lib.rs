@@ -88,7 +88,7 @@ pub use worker::{Draining, Listen, Worker, WorkerEvent, WorkerRole};
 
 pub use primary::{
     HealthCheck, HealthTest, ListenerSnapshot, Output, Phase, ReadyWhen, RecyclePolicy, Reload, ReplacePolicy, RestartPolicy,
-    Snapshot, Source, Usage, WhenFailed, WorkerSnapshot, available_workers, forget_startup,
+    Snapshot, Source, Usage, VacantSlot, WhenFailed, WorkerSnapshot, available_workers, forget_startup,
 };
 pub use troop_core::event::{Address, AddressType, ExitHow, Listening, Violation, signal_name};
 pub use troop_core::policy::{

@@ -115,7 +115,7 @@ pub(crate) struct App {
     /// A signal that makes a worker write a report, sent to sick and hung ones. Default: SIGUSR2 if node_args has --report-on-signal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) report_signal: Option<String>,
-    /// When workers that end are started again, and when that is given up.
+    /// When workers that end are started again, and when the app is given up.
     #[serde(default, skip_serializing_if = "Restart::is_default")]
     pub(crate) restart: Restart,
     /// When workers are replaced although nothing is wrong with them.
@@ -246,14 +246,15 @@ pub(crate) enum When {
     Never,
 }
 
-/// What giving up means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Serialize, JsonSchema)]
+/// What follows when workers had been ready and none is any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Failed {
-    /// The primary ends with an error
-    End,
-    /// The app stays, as failed, until it is told to try again
+    /// The app stays, and goes on starting workers
+    #[default]
     Stay,
+    /// When no worker has been ready for `window`, the primary ends with an error
+    End,
 }
 
 /// Restarts.
@@ -266,30 +267,28 @@ pub(crate) struct Restart {
     /// Exit codes that are not followed by one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) final_codes: Vec<i32>,
-    /// A worker that was there for so long is started again without delay. Default: 1 second.
+    /// A worker that was ready for this long is restarted at once when it ends. Default: 1 second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) min_uptime: Option<Time>,
-    /// The delay before the first restart of one that was not; doubled each time. Default: 100 ms.
+    /// The delay before the first restart of a slot whose worker was not; doubled each time. Default: 100 ms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) delay: Option<Time>,
     /// The longest delay. Default: 5 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_delay: Option<Time>,
-    /// Unexpected ends within `window`, of all workers together, after which it is given up. Default: 4 per worker, at least 8.
+    /// Ends within `window`, of all workers together, after which a start without a ready worker has failed. Default: 4 per worker, at least 8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max: Option<usize>,
-    /// Default: 2 minutes.
+    /// How long a start may be without a ready worker (`ready_timeout`, if that is longer); with `when_failed = "end"` also how long the app may be
+    /// later. Default: 2 minutes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) window: Option<Time>,
-    /// What giving up means. Default: the primary ends; in the background (`troop start`) the app stays, as failed.
+    /// What follows when workers had been ready and none is any more. Default: stay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) when_failed: Option<Failed>,
-    /// How long after giving up it is tried again by itself. Default: never.
+    /// Whether listeners stay open while they have no worker, so that clients wait instead of being refused. Default: true.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) retry_after: Option<Time>,
-    /// Whether clients wait while it has failed, instead of being refused.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) keep_listeners: bool,
+    pub(crate) keep_listeners: Option<bool>,
 }
 
 /// Replacement for no fault.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::app::{App, Form, Ready, Watch, When};
 use super::values::{self, Time, Workers};
-use super::{Apps, Failed, source};
+use super::{Apps, source};
 use crate::control::place;
 use crate::program;
 
@@ -214,8 +214,6 @@ fn app(fields: Map<String, Value>, directory: &Path) -> Result<(String, App, Vec
         let names: Vec<_> = environments.keys().map(|name| format!("`--env {name}`")).collect();
         warnings.push(format!("more variables can be chosen with {}", names.join(", ")));
     }
-    // An app that has failed is still there, as `errored`.
-    app.restart.when_failed = Some(Failed::Stay);
     match interpreter.as_str() {
         "node" | "nodejs" if program::is_script(Path::new(&script)) => app.args = args,
         // Under node it would be, by its ending.

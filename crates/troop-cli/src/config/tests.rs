@@ -40,7 +40,7 @@ fn everything_can_be_said() {
         max_unavailable = 1
         hung_after = 0
         report_signal = "USR2"
-        restart = { when = "on-failure", final_codes = [78], min_uptime = 2, delay = "50ms", max_delay = 1, max = 10, window = 60, when_failed = "stay", retry_after = "5m", keep_listeners = true }
+        restart = { when = "on-failure", final_codes = [78], min_uptime = 2, delay = "50ms", max_delay = 1, max = 10, window = 60, when_failed = "end", keep_listeners = false }
         recycle = { memory = "300M", age = "1d", connections = 10000, jitter = 0.2 }
         health = { http = "/health", every = 5, timeout = 1, failures = 2, listener = "8000" }
         output = { to = "files", format = "json", file = "web.log", error_file = "err.log", rotate_size = "1M", rotate_age = "1d", keep = 3, total = "5M" }

@@ -472,7 +472,7 @@ impl Server {
                 }
                 Event::Supervision(Progress::Stopping) => break,
                 // Perhaps the end of it.
-                Event::Missed(_) if self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase == Phase::Running => {
+                Event::Missed(_) if self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase != Phase::Reloading => {
                     return Err(Failure::new("failed", "too much happened to see how it ended; look with `troop show`"));
                 }
                 Event::Exit(worker, how) if !how.is_success() && Some(worker.id()) > oldest => fallen = Some(worker.clone()),

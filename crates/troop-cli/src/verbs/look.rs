@@ -30,16 +30,33 @@ fn snapshots(target: Option<&str>) -> Result<Vec<App>, Trouble> {
     Ok(apps)
 }
 
-fn phase(snapshot: &Snapshot) -> String {
-    let up = serving(snapshot);
+fn phase(snapshot: &Snapshot) -> &'static str {
     match snapshot.phase {
-        Phase::Reloading => "reloading".into(),
-        Phase::Stopping => "stopping".into(),
-        Phase::Failed => "failed".into(),
-        Phase::Paused => "paused".into(),
-        _ if up < snapshot.wanted.unwrap_or(up) => "starting".into(),
-        _ => "running".into(),
+        Phase::Starting => "starting",
+        Phase::Degraded => "degraded",
+        Phase::Reloading => "reloading",
+        Phase::Stopping => "stopping",
+        Phase::Paused => "paused",
+        _ => "running",
     }
+}
+
+/// What is missing, and when it is tried again.
+fn vacancies(snapshot: &Snapshot) -> Vec<String> {
+    let vacant = snapshot.vacant.iter();
+    vacant
+        .map(|vacant| {
+            let slot = vacant.slot;
+            match (&vacant.finished, vacant.retry_ms) {
+                (Some(how), _) => format!("slot {slot}: no worker, the last one ended for good: {how}"),
+                (None, Some(ms)) => {
+                    let seconds = ms as f64 / 1000.0;
+                    format!("slot {slot}: no worker, the next one in {seconds:.1} s ({} quick ends in a row)", vacant.quick_ends)
+                }
+                (None, None) => format!("slot {slot}: no worker"),
+            }
+        })
+        .collect()
 }
 
 /// Workers that are up, and not on their way out.
@@ -69,7 +86,7 @@ pub(crate) fn ls(args: &Look) -> Result<(), Trouble> {
             vec![
                 app.name.clone(),
                 snapshot.pid.to_string(),
-                phase(snapshot),
+                phase(snapshot).to_owned(),
                 format!("{}/{}", serving(snapshot), snapshot.wanted.unwrap_or(snapshot.workers.len())),
                 snapshot.restarts.to_string(),
                 time(snapshot.uptime_ms),
@@ -121,6 +138,7 @@ pub(crate) fn show(args: &Look) -> Result<(), Trouble> {
         if let Some(end) = &snapshot.last_end {
             let _ = writeln!(out, "last unexpected end: {}", escaped(end));
         }
+        vacancies(snapshot).iter().for_each(|vacancy| drop(writeln!(out, "{vacancy}")));
         if let Some(file) = file {
             let _ = writeln!(out, "described in {}", escaped(file));
         }

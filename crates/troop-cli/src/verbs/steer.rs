@@ -82,11 +82,13 @@ pub(crate) fn restart(args: &Restart) -> Result<(), Trouble> {
                     });
                     break;
                 }
-                if snapshot.phase == Phase::Failed {
+                // Every slot has had two, on average.
+                let keeps_dying = snapshot.restarts >= 2 * snapshot.wanted.unwrap_or(1) as u64;
+                if snapshot.phase == Phase::Degraded && snapshot.ready == 0 && keeps_dying {
                     let why = snapshot.last_end.clone().unwrap_or_default();
                     return Err(Trouble::Failed(Failure::new(
                         "failed",
-                        format!("{name} is back, but its workers keep dying; the last: {why}"),
+                        format!("{name} is back and goes on trying, but no worker is ready; the last: {why}"),
                     )));
                 }
             }

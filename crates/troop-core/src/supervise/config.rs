@@ -25,24 +25,26 @@ pub struct Config {
     pub surge: usize,
     /// How many workers fewer than there should be a reload may make do with.
     pub unavailable: usize,
-    /// A worker that ran this long counts as having come up; its end is restarted without delay.
+    /// A worker that was ready for this long is restarted at once when it ends, and its end does not count. Also how long a worker that does not
+    /// speak the protocol runs until it counts as ready.
     pub min_uptime: Duration,
-    /// The delay before the first restart of a worker that did not run that long; doubled each time.
+    /// The delay before the first restart of a slot whose worker was not ready for that long; doubled each time.
     pub first_delay: Duration,
     /// The longest such delay.
     pub max_delay: Duration,
-    /// The window in which unexpected ends are counted.
+    /// While no worker has been ready: how long the first may take, and the window in which ends are counted. Later, with
+    /// `ends_when_failed`: how long the app may be without a ready worker.
     pub window: Duration,
-    /// Unexpected ends within the window after which the supervisor gives up; one budget for all workers.
+    /// Ends within the window after which the start has failed, if no worker has ever been ready; one budget for all workers.
     pub max_ends: usize,
     /// Which ends are followed by a restart.
     pub restart: Restart,
     /// Exit codes that are not followed by one, whatever `restart` says.
     pub final_codes: Vec<i32>,
-    /// After giving up, wait until somebody, or time, starts it again, instead of ending.
-    pub stays_when_failed: bool,
-    /// How long after giving up it is tried again by itself.
-    pub retry_failed: Option<Duration>,
+    /// End when no worker has been ready for `window`, instead of retrying for ever.
+    pub ends_when_failed: bool,
+    /// A worker was ready before this supervisor began, so this is not the first start.
+    pub been_ready: bool,
     /// Start of the random sequence that spreads restarts.
     pub seed: u64,
 }
@@ -94,8 +96,8 @@ impl Config {
             max_ends: 8.max(4 * workers),
             restart: Restart::Always,
             final_codes: Vec::new(),
-            stays_when_failed: false,
-            retry_failed: None,
+            ends_when_failed: false,
+            been_ready: false,
             seed: 0,
         }
     }

@@ -54,7 +54,7 @@ impl Supervisor {
     #[must_use]
     pub fn expects_workers(&self) -> bool {
         match self.phase {
-            Phase::Idle { .. } => true,
+            Phase::Idle => true,
             Phase::Stopping(_) | Phase::Finished => false,
             Phase::Running => {
                 let is_leaving = |worker| self.leaving.iter().any(|leaving| leaving.worker == worker);

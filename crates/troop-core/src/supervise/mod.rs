@@ -3,7 +3,9 @@
 //! A state machine like [`crate::primary`]: call the method that fits what happened, then carry out the [`Order`]s in order.
 
 mod config;
+mod ends;
 mod expect;
+mod leave;
 mod order;
 mod replace;
 mod restart;
@@ -15,6 +17,7 @@ use std::time::Duration;
 use crate::event::{Address, ExitHow};
 use crate::id::{Time, WorkerId};
 pub use config::{Config, Readiness, Restart};
+use ends::{Health, Level, Life};
 pub use expect::Claim;
 pub use order::{Cause, Order, Outcome, Progress, Slot};
 use replace::Round;
@@ -32,11 +35,20 @@ struct Member {
     listening: Option<Time>,
     /// When it said that it is ready.
     told: Option<Time>,
+    /// When it closed its channel; it has not been ready since.
+    gone: Option<Time>,
+    /// It has taken connections.
+    served: bool,
 }
 
 impl Member {
     /// Since when it is ready, or from when on it will be if nothing happens.
     fn ready_at(&self, must_listen: bool, config: &Config) -> Option<Time> {
+        if self.gone.is_some() { None } else { self.could_serve_at(must_listen, config) }
+    }
+
+    /// The same, whether or not it has closed its channel meanwhile.
+    fn could_serve_at(&self, must_listen: bool, config: &Config) -> Option<Time> {
         let (ready, by_age) = match config.readiness {
             Readiness::Told => (self.told, false),
             Readiness::Listening => (self.listening, false),
@@ -72,8 +84,12 @@ struct Place {
     current: Option<Member>,
     successor: Option<Member>,
     retry_at: Option<Time>,
-    /// Quick deaths in a row.
+    /// When to retry if clients wait and no worker is ready: known of a slot whose last worker had been ready.
+    hurry_at: Option<Time>,
+    /// Ends in a row of workers that were not ready for the minimum time.
     quick_ends: u32,
+    /// Its last worker ended unexpectedly, and none has been ready since.
+    lost: bool,
     /// How its last worker ended, if it stays empty for that.
     done: Option<(WorkerId, ExitHow)>,
 }
@@ -81,11 +97,8 @@ struct Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Phase {
     Running,
-    /// Nothing is started any more, until somebody, or the time, wants it.
-    Idle {
-        failed: bool,
-        retry_at: Option<Time>,
-    },
+    /// Nothing is started any more, until somebody wants it.
+    Idle,
     Stopping(Outcome),
     Finished,
 }
@@ -93,16 +106,31 @@ enum Phase {
 /// What a supervisor is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Doing {
-    /// It keeps the workers running.
+    /// Some slots have not had a ready worker yet.
+    Starting,
+    /// It keeps the workers running, and every slot has a ready one.
     Running,
+    /// Some slots, or all, have lost their workers and have no ready one yet.
+    Degraded,
     /// It replaces them.
     Reloading,
-    /// It has given up, and waits to be told to try again.
-    Failed,
     /// It was told to end all workers, and waits to be told to start new ones.
     Paused,
     /// It ends.
     Stopping,
+}
+
+/// A slot without a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vacancy {
+    /// Which.
+    pub slot: Slot,
+    /// When the next worker is started; `None` if none is, or one is being started now.
+    pub retry_at: Option<Time>,
+    /// Workers in a row that were not ready for the minimum time.
+    pub quick_ends: u32,
+    /// How its last worker ended, if none is to follow.
+    pub done: Option<ExitHow>,
 }
 
 /// How long a worker may linger between its disconnect and its end before `SIGTERM`.
@@ -123,6 +151,7 @@ pub struct Supervisor {
     /// A generation that was rejected and is still there in part, and when it is tried again to replace that.
     rejected: Option<(u32, Option<Time>)>,
     phase: Phase,
+    health: Health,
     orders: VecDeque<Order>,
     /// The next deadline, if it is known: it is asked for far more often than it changes.
     due: Cell<Option<Option<Time>>>,
@@ -141,6 +170,7 @@ impl Supervisor {
             round: None,
             rejected: None,
             phase: Phase::Running,
+            health: Health::new(config.been_ready),
             orders: VecDeque::new(),
             due: Cell::new(None),
             config,
@@ -153,8 +183,9 @@ impl Supervisor {
     }
 
     /// Starts the workers.
-    pub fn start(&mut self) {
+    pub fn start(&mut self, now: Time) {
         self.due.set(None);
+        self.health.down_since = Some(now);
         for slot in 0..self.config.workers {
             self.places.push(Place::default());
             self.orders.push_back(Order::Fork(Slot(slot)));
@@ -165,7 +196,17 @@ impl Supervisor {
     pub fn forked(&mut self, now: Time, slot: Slot, worker: WorkerId) {
         self.due.set(None);
         let generation = self.generation;
-        let member = Member { worker, since: now, generation, online: None, speaks: false, listening: None, told: None };
+        let member = Member {
+            worker,
+            since: now,
+            generation,
+            online: None,
+            speaks: false,
+            listening: None,
+            told: None,
+            gone: None,
+            served: false,
+        };
         let place = self.places.get_mut(slot.0).filter(|_| self.phase == Phase::Running);
         let Some(place) = place else {
             // There is no use for it any more.
@@ -201,9 +242,12 @@ impl Supervisor {
     pub fn doing(&self) -> Doing {
         match &self.phase {
             Phase::Running if self.round.as_ref().is_some_and(|round| !round.is_recycling()) => Doing::Reloading,
-            Phase::Running => Doing::Running,
-            Phase::Idle { failed: true, .. } => Doing::Failed,
-            Phase::Idle { failed: false, .. } => Doing::Paused,
+            Phase::Running => match self.health.level {
+                Level::Starting => Doing::Starting,
+                Level::Complete => Doing::Running,
+                Level::Degraded | Level::Down => Doing::Degraded,
+            },
+            Phase::Idle => Doing::Paused,
             Phase::Stopping(_) | Phase::Finished => Doing::Stopping,
         }
     }
@@ -225,7 +269,7 @@ impl Supervisor {
     /// Changes how many workers are kept running. Those that are too many finish, the last ones first. Without effect while stopping.
     pub fn scale(&mut self, now: Time, workers: usize) {
         self.due.set(None);
-        if !matches!(self.phase, Phase::Running | Phase::Idle { .. }) {
+        if !matches!(self.phase, Phase::Running | Phase::Idle) {
             return;
         }
         // In proportion, so that what is much for a few is little for many.
@@ -247,6 +291,7 @@ impl Supervisor {
         }
         self.advance(now);
         self.end_if_all_have(now);
+        self.look(now);
     }
 
     /// A fork that was ordered failed. `for_good` means that trying again cannot help (the program does not exist).
@@ -262,11 +307,12 @@ impl Supervisor {
         if !matches!(self.phase, Phase::Running) || self.places[slot.0].current.is_some() {
             return;
         }
-        if for_good && !self.serves() {
+        if for_good && !self.health.been_ready && !self.has_workers() {
             self.give_up(now, 1, Cause::NotStarted(reason));
         } else {
-            self.vacant(now, slot.0, Cause::NotStarted(reason), true);
+            self.vacant(now, slot.0, Cause::NotStarted(reason), Life::Unready, false);
         }
+        self.look(now);
     }
 
     /// Whether it is on its way to the end.
@@ -302,12 +348,21 @@ impl Supervisor {
         self.with_member(now, worker, |member| member.told = member.told.or(Some(now)));
     }
 
+    /// A worker has taken connections.
+    pub fn served(&mut self, worker: WorkerId) {
+        let mut members = self.places.iter_mut().flat_map(|place| &mut place.current);
+        if let Some(member) = members.find(|member| member.worker == worker) {
+            member.served = true;
+        }
+    }
+
     fn with_member(&mut self, now: Time, worker: WorkerId, change: impl FnOnce(&mut Member)) {
         self.due.set(None);
         let mut members = self.places.iter_mut().flat_map(|p| p.current.iter_mut().chain(p.successor.iter_mut()));
         if let Some(member) = members.find(|m| m.worker == worker) {
             change(member);
             self.advance(now);
+            self.look(now);
         }
     }
 
@@ -316,10 +371,15 @@ impl Supervisor {
         self.due.set(None);
         if let Some(leaving) = self.leaving.iter_mut().find(|l| l.worker == worker) {
             leaving.term_at.get_or_insert(now + LINGER);
-        } else if self.places.iter().flat_map(|p| p.current.iter().chain(&p.successor)).any(|m| m.worker == worker) {
+            return;
+        }
+        let mut members = self.places.iter_mut().flat_map(|p| p.current.iter_mut().chain(p.successor.iter_mut()));
+        if let Some(member) = members.find(|member| member.worker == worker) {
+            member.gone = Some(now);
             // It cannot be given connections any more. Normally it ends by itself at once; its end refills the slot.
             let kill_at = now + self.config.grace;
             self.leaving.push(Leaving { worker, kill_at, term_at: Some(now + LINGER), killed: false });
+            self.look(now);
         }
     }
 
@@ -343,211 +403,8 @@ impl Supervisor {
         } else {
             self.emptied(now, worker);
         }
+        self.look(now);
         self.finish_if_done();
-    }
-
-    /// The worker of a slot has ended without having been told to.
-    fn lost(&mut self, now: Time, slot: usize, member: Member, how: ExitHow) {
-        if self.places[slot].successor.is_some() {
-            // Its successor is on the way; it is the worker of this slot now, whatever becomes of the rest.
-            self.places[slot].current = self.places[slot].successor.take();
-            self.orders.extend(self.places[slot].current.map(|member| Order::Admit(member.worker)));
-            if let Some(round) = &mut self.round {
-                round.let_go(slot);
-            }
-            self.advance(now);
-            return;
-        }
-        let is_new = self.round.as_ref().is_some_and(|round| round.is_of(slot, member.generation, self.generation));
-        if is_new {
-            self.fail_round(now, format!("the new worker ended with {how}"));
-            if self.phase != Phase::Running {
-                return;
-            }
-        }
-        if self.config.is_final(how) {
-            self.restarts.note();
-            self.places[slot].done = Some((member.worker, how));
-            self.orders.push_back(Order::Tell(Progress::NotRestarting { worker: member.worker, how }));
-            self.end_if_all_have(now);
-            return;
-        }
-        let quick = now.since(member.since) < self.config.min_uptime;
-        self.vacant(now, slot, Cause::Ended(member.worker, how), quick);
-    }
-
-    /// When all workers have ended for good, so has everything.
-    fn end_if_all_have(&mut self, now: Time) {
-        if self.phase != Phase::Running || self.places.is_empty() || self.places.iter().any(|place| place.done.is_none()) {
-            return;
-        }
-        let failure =
-            self.places.iter().filter_map(|place| place.done).find(|(_, how)| {
-                !how.is_success() && !matches!(how, ExitHow::Code(code) if self.config.final_codes.contains(code))
-            });
-        self.end(now, failure.map_or(Outcome::Stopped, |(worker, how)| Outcome::GaveUp(Cause::Ended(worker, how))));
-    }
-
-    /// Whether every slot has a worker that is ready.
-    #[must_use]
-    pub fn is_complete(&self, now: Time) -> bool {
-        self.places.iter().all(|place| place.current.is_some_and(|member| member.is_ready(now, false, &self.config)))
-    }
-
-    /// Whether a worker is up.
-    fn serves(&self) -> bool {
-        self.places.iter().any(|place| place.current.is_some_and(|member| member.online.is_some()))
-    }
-
-    /// A slot lost its worker unexpectedly.
-    fn vacant(&mut self, now: Time, slot: usize, cause: Cause, quick: bool) {
-        // That no more can be started is no reason to send those away that serve.
-        if matches!(cause, Cause::Ended(..)) || !self.serves() {
-            let ends = self.restarts.ended(now);
-            if ends >= self.config.max_ends {
-                self.give_up(now, ends, cause);
-                return;
-            }
-        }
-        let place = &mut self.places[slot];
-        place.quick_ends = if quick { place.quick_ends + 1 } else { 0 };
-        let delay = self.restarts.delay(place.quick_ends);
-        place.retry_at = Some(now + delay);
-        self.orders.push_back(Order::Tell(Progress::Restarting { cause, delay }));
-        self.fill(now);
-    }
-
-    fn fill(&mut self, now: Time) {
-        for (slot, place) in self.places.iter_mut().enumerate() {
-            if place.retry_at.is_some_and(|at| at <= now) {
-                place.retry_at = None;
-                self.orders.push_back(Order::Fork(Slot(slot)));
-            }
-        }
-    }
-
-    fn give_up(&mut self, now: Time, ends: usize, cause: Cause) {
-        self.orders.push_back(Order::Tell(Progress::GivingUp { ends, within: self.config.window, cause: cause.clone() }));
-        if self.config.stays_when_failed {
-            self.rest(now, true);
-        } else {
-            self.end(now, Outcome::GaveUp(cause));
-        }
-    }
-
-    // ---- resting ----
-
-    /// Finishes all workers, and starts none until [`Supervisor::reload`].
-    pub fn pause(&mut self, now: Time) {
-        self.due.set(None);
-        if self.phase == Phase::Running {
-            self.orders.push_back(Order::Tell(Progress::Pausing));
-            self.rest(now, false);
-        }
-    }
-
-    fn rest(&mut self, now: Time, failed: bool) {
-        let retry_at = self.config.retry_failed.filter(|_| failed).map(|after| now + after);
-        self.phase = Phase::Idle { failed, retry_at };
-        self.empty(now);
-    }
-
-    /// Starts workers again after giving up, with the whole budget.
-    fn try_again(&mut self, now: Time) {
-        self.orders.push_back(Order::Tell(Progress::TryingAgain));
-        self.wake();
-        for place in &mut self.places {
-            place.retry_at = Some(now);
-        }
-        self.fill(now);
-    }
-
-    fn wake(&mut self) {
-        self.restarts.forget();
-        self.phase = Phase::Running;
-        for place in &mut self.places {
-            (place.quick_ends, place.done) = (0, None);
-        }
-    }
-
-    // ---- stopping ----
-
-    /// Finish all workers, then report [`Order::Finish`]. A second call kills what is left.
-    pub fn stop(&mut self, now: Time) {
-        self.due.set(None);
-        match self.phase {
-            Phase::Running | Phase::Idle { .. } => {
-                self.orders.push_back(Order::Tell(Progress::Stopping));
-                self.end(now, Outcome::Stopped);
-            }
-            Phase::Stopping(_) => {
-                for leaving in &mut self.leaving {
-                    if !std::mem::replace(&mut leaving.killed, true) {
-                        self.orders.push_back(Order::Kill(leaving.worker));
-                    }
-                }
-            }
-            Phase::Finished => {}
-        }
-    }
-
-    fn end(&mut self, now: Time, outcome: Outcome) {
-        self.phase = Phase::Stopping(outcome);
-        self.empty(now);
-        self.finish_if_done();
-    }
-
-    /// Has all workers leave.
-    fn empty(&mut self, now: Time) {
-        self.rejected = None;
-        if let Some(round) = self.round.take() {
-            self.orders.push_back(Order::Tell(round.failure("all workers are being ended".into())));
-        }
-        let mut members = Vec::new();
-        for place in &mut self.places {
-            place.retry_at = None;
-            members.extend(place.current.take().into_iter().chain(place.successor.take()));
-        }
-        self.orders.retain(|order| !matches!(order, Order::Fork(_)));
-        for member in members {
-            self.leave(now, member);
-        }
-    }
-
-    fn leave(&mut self, now: Time, member: Member) {
-        if self.leaving.iter().any(|l| l.worker == member.worker) {
-            return;
-        }
-        self.orders.push_back(if member.online.is_some() {
-            Order::Disconnect(member.worker)
-        } else {
-            Order::Terminate(member.worker)
-        });
-        self.leaving.push(Leaving { worker: member.worker, kill_at: now + self.config.grace, term_at: None, killed: false });
-    }
-
-    /// Has a worker leave for a successor. Those that never leave must not become more and more.
-    fn make_way(&mut self, now: Time, member: Member) {
-        self.leave(now, member);
-        let most = 4 + 2 * self.config.workers;
-        let surplus = self.leaving.iter().filter(|l| !l.killed).count().saturating_sub(most);
-        let grace = self.config.grace;
-        // Reloads may be faster than any worker can end that is about to.
-        let has_had_time = |l: &&mut Leaving| !l.killed && now + grace >= l.kill_at + LINGER;
-        for oldest in self.leaving.iter_mut().filter(has_had_time).take(surplus) {
-            oldest.killed = true;
-            self.orders.push_back(Order::Tell(Progress::GraceOver(oldest.worker)));
-            self.orders.push_back(Order::Kill(oldest.worker));
-        }
-    }
-
-    fn finish_if_done(&mut self) {
-        if self.leaving.is_empty()
-            && let Phase::Stopping(outcome) = &self.phase
-        {
-            self.orders.push_back(Order::Finish(outcome.clone()));
-            self.phase = Phase::Finished;
-        }
     }
 
     // ---- time ----
@@ -564,9 +421,8 @@ impl Supervisor {
         let retries = self.places.iter().filter_map(|p| p.retry_at);
         let kills = self.leaving.iter().filter(|l| !l.killed).map(|l| l.kill_at);
         let terms = self.leaving.iter().filter_map(|l| l.term_at);
-        let again = if let Phase::Idle { retry_at, .. } = self.phase { retry_at } else { None };
         let back = self.rejected.and_then(|(_, at)| at);
-        retries.chain(kills).chain(terms).chain(self.round_deadlines()).chain(again).chain(back).min()
+        retries.chain(kills).chain(terms).chain(self.round_deadlines()).chain(self.health_deadlines()).chain(back).min()
     }
 
     /// Time passes.
@@ -582,12 +438,10 @@ impl Supervisor {
                 self.orders.push_back(Order::Kill(leaving.worker));
             }
         }
-        if matches!(self.phase, Phase::Idle { retry_at: Some(at), .. } if at <= now) {
-            self.try_again(now);
-        }
         self.fill(now);
         self.advance(now);
         self.roll_back_again(now);
+        self.look(now);
     }
 }
 

@@ -38,7 +38,7 @@ pub enum Order {
 pub enum Outcome {
     /// It was asked to stop, or all workers have ended as they may.
     Stopped,
-    /// Workers kept dying, or could not be started, or ended and are not to be started again; this was the last straw.
+    /// No worker became ready, or none has been for too long, or they ended and are not to be started again; this was the last straw.
     GaveUp(Cause),
 }
 
@@ -49,6 +49,8 @@ pub enum Cause {
     Ended(WorkerId, ExitHow),
     /// It could not be started; the reason as text.
     NotStarted(String),
+    /// Workers were there, and none of them was ready within this time.
+    NotReady(Duration),
 }
 
 /// What the supervisor does, for people to read.
@@ -126,15 +128,27 @@ pub enum Progress {
     Pausing,
     /// A worker did not finish within its grace and was killed.
     GraceOver(WorkerId),
-    /// Workers keep dying; no more are started.
+    /// Some slots have lost their workers and have no ready one yet; or no slot has one any more, or the first has one again.
+    Degraded {
+        /// Workers that are ready.
+        ready: usize,
+        /// Workers that there should be.
+        wanted: usize,
+    },
+    /// After that, every slot has a ready worker.
+    Recovered {
+        /// How many.
+        workers: usize,
+    },
+    /// The start has failed, or no worker has been ready for too long; no more are started.
     GivingUp {
-        /// How many unexpected ends.
+        /// A worker had been ready before.
+        been_ready: bool,
+        /// Ends that counted.
         ends: usize,
         /// Within this time.
         within: Duration,
         /// The last one.
         cause: Cause,
     },
-    /// After giving up, it is tried again.
-    TryingAgain,
 }

@@ -50,7 +50,7 @@ pub(super) struct Round {
     active: Vec<Active>,
     /// A new worker has shown that it stays.
     proven: bool,
-    /// It fills slots that are empty because all was given up.
+    /// It fills slots that are empty because of a pause.
     revives: bool,
     /// The addresses that new workers have to take over.
     claims: Claims,
@@ -109,8 +109,8 @@ impl Round {
 }
 
 impl Supervisor {
-    /// Replace the workers, each old one told to finish only when its successor is ready, as far as the limits say so. After giving up, or a
-    /// pause, start them again.
+    /// Replace the workers, each old one told to finish only when its successor is ready, as far as the limits say so. After a pause,
+    /// start them again.
     pub fn reload(&mut self, now: Time) {
         self.reload_with(now, Vec::new());
     }
@@ -118,7 +118,7 @@ impl Supervisor {
     /// The same; an old worker that holds a claimed address leaves only when a new worker listens there too.
     pub fn reload_with(&mut self, now: Time, claims: Vec<Claim>) {
         self.due.set(None);
-        let revives = matches!(self.phase, Phase::Idle { .. });
+        let revives = self.phase == Phase::Idle;
         if !(self.phase == Phase::Running || revives) || self.round.as_ref().is_some_and(|round| !round.is_recycling()) {
             self.orders.push_back(Order::Tell(Progress::ReloadRefused));
             return;
@@ -138,6 +138,7 @@ impl Supervisor {
             (round.proven, round.revives) = (false, revives);
         }
         self.advance(now);
+        self.look(now);
     }
 
     fn begin_round(&mut self, why: Why, todo: VecDeque<usize>, claims: Vec<Claim>) {
@@ -335,7 +336,7 @@ impl Supervisor {
             // Also one that waits for its restart: the new version has to show what it can.
             None if round.is_reload() => {
                 round.todo.pop_front();
-                place.retry_at = None;
+                (place.retry_at, place.hurry_at) = (None, None);
                 round.active.push(Active { slot, step: Step::Filling(None), deadline, is_awaited: false });
                 self.orders.push_back(Order::Fork(Slot(slot)));
             }
@@ -370,7 +371,7 @@ impl Supervisor {
             let place = &mut self.places[slot];
             let unready = if step == Step::Beside { place.successor.take() } else { place.current.take() };
             if step != Step::Beside {
-                place.retry_at = Some(now);
+                self.retry(now, slot);
             }
             self.orders.retain(|order| *order != Order::Fork(Slot(slot)));
             if let Some(unready) = unready {
@@ -391,8 +392,16 @@ impl Supervisor {
         self.abandon(now);
         // Told before anything else is started, so that it can be started with something else.
         self.orders.push_back(Order::Tell(failure));
-        if revives {
-            self.rest(now, true);
+        if revives && self.is_down(now) {
+            self.rest(now);
+        } else if revives {
+            // Those that are ready serve, and nobody is sent away for the others.
+            for slot in 0..self.places.len() {
+                let place = &self.places[slot];
+                if place.current.is_none() && place.retry_at.is_none() && place.done.is_none() {
+                    self.retry(now, slot);
+                }
+            }
         }
     }
 

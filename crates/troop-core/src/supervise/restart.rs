@@ -6,6 +6,9 @@ use std::time::Duration;
 use super::Config;
 use crate::id::Time;
 
+/// Width of the interval that restarts are spread over, for each other slot that waits for a worker too.
+const STAGGER: Duration = Duration::from_millis(20);
+
 /// Counts unexpected ends over a sliding window, and spaces restarts.
 #[derive(Debug)]
 pub(super) struct Restarts {
@@ -29,9 +32,8 @@ impl Restarts {
         }
     }
 
-    /// Notes an end and returns how many there were within the window.
+    /// Counts an end towards giving up. Returns how many there were within the window.
     pub(super) fn ended(&mut self, now: Time) -> usize {
-        self.total += 1;
         self.ends.push_back(now);
         while self.ends.front().is_some_and(|at| now.since(*at) > self.window) {
             self.ends.pop_front();
@@ -39,7 +41,12 @@ impl Restarts {
         self.ends.len()
     }
 
-    /// Notes an end that nothing follows from.
+    /// How many have counted since it was last begun anew.
+    pub(super) fn counted(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Counts an unexpected end.
     pub(super) fn note(&mut self) {
         self.total += 1;
     }
@@ -54,11 +61,16 @@ impl Restarts {
         self.total
     }
 
-    /// Exponential back-off with jitter: nothing after a worker that had come up, else a delay that doubles, and up to a quarter more.
-    pub(super) fn delay(&mut self, quick_ends: u32) -> Duration {
-        let Some(doublings) = quick_ends.checked_sub(1) else { return Duration::ZERO };
-        let delay = self.first_delay.saturating_mul(1 << doublings.min(16)).min(self.max_delay);
-        delay.mul_f64(1.0 + 0.25 * self.fraction()).min(self.max_delay.max(self.first_delay.mul_f64(1.25)))
+    /// Exponential back-off with jitter, so that slots that lose their workers together do not get them back together: the delay for this
+    /// many quick ends in a row of one slot, less up to a quarter, while `others` wait for a worker too.
+    pub(super) fn delay(&mut self, quick_ends: u32, others: usize) -> Duration {
+        let nominal = match quick_ends.checked_sub(1) {
+            None => Duration::ZERO,
+            Some(doublings) => self.first_delay.saturating_mul(1 << doublings.min(16)).min(self.max_delay.max(self.first_delay)),
+        };
+        let stagger = STAGGER.saturating_mul(u32::try_from(others).unwrap_or(u32::MAX)).min(self.max_delay);
+        let width = (nominal / 4).max(stagger);
+        nominal - nominal / 4 + width.mul_f64(self.fraction())
     }
 
     /// The next number from 0 to 1 of a splitmix64 sequence.

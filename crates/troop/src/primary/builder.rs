@@ -14,7 +14,7 @@ use troop_sys::poll::Bell;
 use super::driver::{Driver, SignalMeans};
 use super::health;
 use super::output::Output;
-use super::policies::{HealthCheck, RecyclePolicy, ReplacePolicy, RestartPolicy, WhenFailed};
+use super::policies::{HealthCheck, RecyclePolicy, ReplacePolicy, RestartPolicy};
 use super::wake::{Commander, Wake};
 use super::{Cluster, Table};
 use crate::activation::ActivationSocket;
@@ -260,10 +260,6 @@ impl Builder {
         driver.close_over = self.close_over.unwrap_or_else(|| (self.grace / 3).min(CLOSE_OVER)).min(self.grace);
         driver.care.policy = self.recycle.clone();
         driver.workshop.output = self.output.take();
-        driver.keeps_when_failed = self
-            .restart
-            .as_ref()
-            .is_some_and(|policy| matches!(policy.when_failed, WhenFailed::Stay { keep_listeners: true, .. }));
         if let Some(check) = self.health.take() {
             health::start(driver.commander(), check).map_err(Error::io("start a thread for health checks"))?;
         }
@@ -314,7 +310,7 @@ impl Builder {
     /// As process 1 it reaps orphans too.
     ///
     /// # Errors
-    /// [`Error::GaveUp`] if workers kept dying or could not be started.
+    /// [`Error::GaveUp`] if no worker became ready, or as [`RestartPolicy`] says.
     pub fn run(mut self) -> Result<()> {
         let workers = self.workers.unwrap_or_else(available_workers);
         if workers == 0 {
@@ -348,17 +344,23 @@ impl Builder {
             if let Event::Exit(worker, how) = event
                 && !how.is_success()
             {
-                last_words = Some(worker.clone());
+                last_words = Some((worker.clone(), *how));
             }
             self.observers.iter_mut().for_each(|observe| observe(event));
         })?;
         match outcome {
             Outcome::Stopped => Ok(()),
-            Outcome::GaveUp(Cause::NotStarted(reason)) => Err(Error::GaveUp(reason)),
-            Outcome::GaveUp(Cause::Ended(worker, how)) => {
-                let mut text = format!("they keep dying, worker {worker} ended with {how}");
-                let tail = last_words.and_then(|w| w.last_stderr(Duration::from_millis(500))).filter(|t| !t.trim().is_empty());
-                if let Some(tail) = tail {
+            Outcome::GaveUp(cause) => {
+                let mut text = match (&cause, last_words.as_ref()) {
+                    (Cause::NotStarted(reason), _) => return Err(Error::GaveUp(reason.clone())),
+                    (Cause::Ended(worker, how), _) => format!("no worker is ready, and worker {worker} ended with {how}"),
+                    (Cause::NotReady(limit), None) => format!("no worker became ready within {limit:.0?}"),
+                    (Cause::NotReady(limit), Some((worker, how))) => {
+                        format!("no worker has been ready for {limit:.0?}; worker {} ended with {how}", worker.id())
+                    }
+                };
+                let words = last_words.and_then(|(worker, _)| worker.last_stderr(Duration::from_millis(500)));
+                if let Some(tail) = words.filter(|tail| !tail.trim().is_empty()) {
                     text.push_str("; the last lines of its standard error:\n");
                     text.push_str(&lines(tail.trim_end(), "    | "));
                 }

@@ -38,7 +38,7 @@ pub use help::Helper;
 pub(crate) use output::MAX_BYTES as MAX_TAIL;
 pub use output::{Output, Source};
 pub use policies::{HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, Reload, ReplacePolicy, RestartPolicy, WhenFailed};
-pub use snapshot::{ListenerSnapshot, Phase, Snapshot, Usage, WorkerSnapshot};
+pub use snapshot::{ListenerSnapshot, Phase, Snapshot, Usage, VacantSlot, WorkerSnapshot};
 pub(crate) use wake::{Command, Commander};
 
 use crate::error::{Error, Result};

@@ -6,60 +6,68 @@ use troop_core::supervise::{self, Restart};
 
 use crate::settings::Setup;
 
-/// When workers that end unexpectedly are started again, and when that is given up.
+/// When workers that end unexpectedly are started again, and when the cluster gives up.
+///
+/// Each slot has a back-off of its own: a worker that was ready for `min_uptime` is followed by another at once, others after `first_delay`,
+/// doubled for each further one of the slot, up to `max_delay`. The delay stays at `first_delay` where the worker had taken connections
+/// from the primary, and goes back to it for slots whose workers had been ready while clients wait and no worker is ready: a request that ends
+/// workers does not keep the others waiting. Delays are shortened by chance by up to a quarter; restarts of many slots at once are spread.
+///
+/// Giving up is for a cluster that cannot start: as long as no worker has ever been ready, it gives up after `max_ends` ends within
+/// `window`, or when none has become ready for `window` (or [`ReplacePolicy::ready_timeout`], if that is longer). Once a worker has been
+/// ready, it goes on: listeners stay (see [`Builder::keep_listeners`](crate::Builder::keep_listeners)), clients wait, and restarts go on, unless
+/// `when_failed` says otherwise.
 #[derive(Debug, Clone)]
 pub struct RestartPolicy {
     /// Which ends are followed by a restart. Default: all that were not asked for.
     pub restart: Restart,
     /// Exit codes that are not followed by one, whatever `restart` says. Default: none. When all workers have ended for good, so has the cluster.
     pub final_codes: Vec<i32>,
-    /// A worker that ran this long is restarted without delay. Default: 1 s.
+    /// A worker that was ready for this long is restarted at once when it ends. Default: 1 s.
     pub min_uptime: Duration,
-    /// The delay before the first restart of one that did not; doubled each time. Default: 100 ms.
+    /// The delay before the first restart of a slot whose worker was not; doubled each time. Default: 100 ms.
     pub first_delay: Duration,
     /// The longest delay. Default: 5 s.
     pub max_delay: Duration,
-    /// Unexpected ends are counted over this time. Default: 120 s.
+    /// How long a start may be without a ready worker; ends are counted over this time. With [`WhenFailed::End`] also how long the cluster may be
+    /// without one later. Default: 120 s.
     pub window: Duration,
-    /// This many within the window, of all workers together, and the cluster gives up. Default: 4 per worker, at least 8.
+    /// This many ends within the window, of all workers together, and a start that never had a ready worker has failed. Default: 4 per worker, at
+    /// least 8.
     pub max_ends: usize,
-    /// What giving up means.
+    /// What follows when workers had been ready and none is any more. Default: [`WhenFailed::Stay`].
     pub when_failed: WhenFailed,
+    /// Workers of this cluster were ready before this process began, for example before a restart in place: the cluster does not give up like one
+    /// that was never ready. Default: false.
+    pub been_ready: bool,
 }
 
-/// What a cluster does that has given up.
+/// What a cluster does whose workers had been ready, when none is any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WhenFailed {
-    /// It ends.
+    /// It stays and goes on starting workers, up to [`RestartPolicy::max_delay`] apart.
     #[default]
+    Stay,
+    /// It ends with [`Error::GaveUp`](crate::Error::GaveUp) when no worker has been ready for [`RestartPolicy::window`].
     End,
-    /// It stays without workers, until [`Cluster::reload`](crate::Cluster::reload) starts new ones.
-    Stay {
-        /// After this time it tries by itself.
-        retry_after: Option<Duration>,
-        /// Clients wait meanwhile, instead of being refused.
-        keep_listeners: bool,
-    },
 }
 
 impl RestartPolicy {
     /// The defaults for this many workers.
     #[must_use]
     pub fn new(workers: usize) -> RestartPolicy {
-        let supervise::Config { restart, final_codes, min_uptime, first_delay, max_delay, window, max_ends, .. } =
+        let supervise::Config { restart, final_codes, min_uptime, first_delay, max_delay, window, max_ends, been_ready, .. } =
             supervise::Config::new(workers);
-        let when_failed = WhenFailed::End;
-        RestartPolicy { restart, final_codes, min_uptime, first_delay, max_delay, window, max_ends, when_failed }
+        let when_failed = WhenFailed::Stay;
+        RestartPolicy { restart, final_codes, min_uptime, first_delay, max_delay, window, max_ends, when_failed, been_ready }
     }
 
     pub(super) fn apply(&self, config: &mut supervise::Config) {
         (config.restart, config.final_codes) = (self.restart, self.final_codes.clone());
         (config.first_delay, config.max_delay) = (self.first_delay, self.max_delay);
         (config.window, config.max_ends) = (self.window, self.max_ends.max(1));
-        config.min_uptime = self.min_uptime;
-        if let WhenFailed::Stay { retry_after, .. } = self.when_failed {
-            (config.stays_when_failed, config.retry_failed) = (true, retry_after);
-        }
+        (config.min_uptime, config.been_ready) = (self.min_uptime, self.been_ready);
+        config.ends_when_failed = self.when_failed == WhenFailed::End;
     }
 }
 

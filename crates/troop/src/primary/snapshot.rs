@@ -19,6 +19,12 @@ pub struct Snapshot {
     pub phase: Phase,
     /// How many workers there should be; `None` if the program forks.
     pub wanted: Option<usize>,
+    /// How many supervised workers are ready and not leaving.
+    #[serde(default)]
+    pub ready: usize,
+    /// Slots without a worker.
+    #[serde(default)]
+    pub vacant: Vec<VacantSlot>,
     /// How many supervised workers have ended unexpectedly so far.
     pub restarts: u64,
     /// How the last of them ended.
@@ -37,16 +43,32 @@ pub struct Snapshot {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Phase {
-    /// It serves, or is starting to.
+    /// Some slots have not had a ready worker yet.
+    Starting,
+    /// It serves, and every slot that is to have a ready worker has one.
     Running,
+    /// Some slots have lost their workers, or all have, and no successor is ready yet. See [`Snapshot::ready`].
+    Degraded,
     /// It replaces its workers.
     Reloading,
-    /// Its workers kept dying; it waits to be told, or for the time, to try again.
-    Failed,
     /// Its workers were ended; it waits to be told to start new ones.
     Paused,
     /// It is ending.
     Stopping,
+}
+
+/// A slot without a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct VacantSlot {
+    /// Its number.
+    pub slot: u32,
+    /// Workers in a row that were not ready for [`RestartPolicy::min_uptime`](crate::RestartPolicy::min_uptime).
+    pub quick_ends: u32,
+    /// Milliseconds until the next one is started; `None` if it is being started now, or none is to follow.
+    pub retry_ms: Option<u64>,
+    /// How its last worker ended, if none is to follow.
+    pub finished: Option<String>,
 }
 
 /// What a process uses.

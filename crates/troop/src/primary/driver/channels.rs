@@ -150,6 +150,11 @@ impl Driver {
         self.read(id, LAST_READS, there);
         self.channel_closed(id, true);
         self.keep_consumed(id);
+        if let Some(supervisor) = &mut self.supervisor
+            && self.core.status(id).is_some_and(|status| status.stats.taken > 0)
+        {
+            supervisor.served(id);
+        }
         self.core.exited(self.now, id, how);
         self.act();
         self.workshop.ended(id);

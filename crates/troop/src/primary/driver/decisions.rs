@@ -185,16 +185,12 @@ impl Driver {
             Order::Admit(worker) => self.core.hold(self.now, worker, false),
             Order::Disconnect(worker) => {
                 // A worker that is replaced leaves its listeners to its successor, which may not have asked for all of them yet.
-                let keep = self.supervisor.as_ref().is_some_and(|s| match s.doing() {
-                    Doing::Stopping => false,
-                    Doing::Failed => self.keeps_when_failed,
-                    _ => true,
-                });
+                let keep = self.supervisor.as_ref().is_some_and(|s| s.doing() != Doing::Stopping);
                 // Its clients have somebody else to go to, but should not all come at once.
                 let others = self
                     .supervisor
                     .as_ref()
-                    .is_some_and(|s| matches!(s.doing(), Doing::Running | Doing::Reloading) && !s.is_in_the_way(worker));
+                    .is_some_and(|s| !matches!(s.doing(), Doing::Paused | Doing::Stopping) && !s.is_in_the_way(worker));
                 let close_over = others.then_some(self.close_over);
                 if !self.tell_to_leave(worker, keep, close_over) {
                     self.kill(worker, 15);
@@ -206,7 +202,6 @@ impl Driver {
                 let mut rolls_back = false;
                 self.note_end(&progress);
                 match &progress {
-                    Progress::GivingUp { .. } if self.keeps_when_failed => {}
                     Progress::GivingUp { .. } | Progress::Stopping => {
                         self.core.hurry();
                         self.core.close_unused_listeners();
@@ -243,6 +238,7 @@ impl Driver {
             Progress::Restarting { cause, .. } | Progress::GivingUp { cause, .. } => match cause {
                 Cause::Ended(worker, how) => format!("worker {worker}: {how}"),
                 Cause::NotStarted(reason) => reason.clone(),
+                Cause::NotReady(_) => return,
             },
             Progress::NotRestarting { worker, how } => format!("worker {worker}: {how}, for good"),
             _ => return,

@@ -10,6 +10,7 @@ mod channels;
 mod commands;
 mod connections;
 mod decisions;
+mod demand;
 mod hand;
 pub(crate) mod help;
 mod inspect;
@@ -217,8 +218,8 @@ pub(crate) struct Driver {
     pub(crate) close_over: Duration,
     /// Without a supervisor: what the program has said about forks to come.
     pub(super) forks_to_come: Successors,
-    /// Listeners stay when all was given up.
-    pub(crate) keeps_when_failed: bool,
+    /// When it is looked next whether clients wait, while no worker is ready.
+    demand_at: Option<Time>,
     commands: Receiver<Command>,
     commander: Commander,
     posted: Vec<WorkerId>,
@@ -298,7 +299,7 @@ impl Driver {
             upkeep_at: None,
             close_over: Duration::ZERO,
             forks_to_come: Successors::Unknown,
-            keeps_when_failed: false,
+            demand_at: None,
             commands,
             commander,
             posted: Vec::new(),
@@ -327,7 +328,7 @@ impl Driver {
 
     /// Lets a supervisor decide about workers.
     pub(crate) fn supervise(&mut self, mut supervisor: Supervisor) {
-        supervisor.start();
+        supervisor.start(self.now);
         self.core.set_supervised(true);
         self.supervisor = Some(supervisor);
         self.divide_descriptors();
@@ -521,6 +522,7 @@ impl Driver {
             self.unflushed.append(&mut self.retry);
             self.unflushed_relays.append(&mut self.retry_relays);
         }
+        self.look_for_clients();
         self.take_care();
         self.tick_activated();
         self.inspect_late();
@@ -546,6 +548,7 @@ impl Driver {
             self.core.next_deadline(),
             self.supervisor.as_ref().and_then(Supervisor::next_deadline),
             self.retry_at,
+            self.demand_deadline(),
             self.taken_back.next_deadline(),
             self.accept_again,
             self.scarcity.next_deadline(),

@@ -3,7 +3,7 @@
 use troop_core::supervise::Doing;
 
 use super::Driver;
-use crate::primary::snapshot::{ListenerSnapshot, Phase, Snapshot, WorkerSnapshot, millis};
+use crate::primary::snapshot::{ListenerSnapshot, Phase, Snapshot, VacantSlot, WorkerSnapshot, millis};
 
 impl Driver {
     pub(super) fn snapshot(&mut self) -> Snapshot {
@@ -44,20 +44,29 @@ impl Driver {
             let scheduling = self.core.scheduling(id)?.to_string();
             Some(ListenerSnapshot { address: self.core.bound_address(id)?.to_string(), scheduling, workers, waiting })
         });
+        let vacant = supervisor.into_iter().flat_map(|s| s.vacancies()).map(|vacancy| VacantSlot {
+            slot: u32::try_from(vacancy.slot.0).unwrap_or(u32::MAX),
+            quick_ends: vacancy.quick_ends,
+            retry_ms: vacancy.retry_at.map(|at| millis(at.since(self.now))),
+            finished: vacancy.done.map(|how| how.to_string()),
+        });
         Snapshot {
             pid: std::process::id(),
             uptime_ms: millis(self.origin.elapsed()),
             phase: match supervisor {
                 Some(s) => match s.doing() {
+                    Doing::Starting => Phase::Starting,
                     Doing::Running => Phase::Running,
+                    Doing::Degraded => Phase::Degraded,
                     Doing::Reloading => Phase::Reloading,
-                    Doing::Failed => Phase::Failed,
                     Doing::Paused => Phase::Paused,
                     Doing::Stopping => Phase::Stopping,
                 },
                 None => Phase::Running,
             },
             wanted: supervisor.map(|s| s.wanted()),
+            ready: workers.iter().filter(|worker| worker.ready == Some(true) && worker.leaving_ms.is_none()).count(),
+            vacant: vacant.collect(),
             restarts: supervisor.map_or(0, |s| s.unexpected_ends()),
             last_end: self.last_end.clone(),
             usage: None,

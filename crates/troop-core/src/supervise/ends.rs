@@ -1,0 +1,274 @@
+//! What follows when workers end by themselves: back-off per slot, and when the app as a whole has failed.
+//!
+//! Giving up is for an app that cannot start. One that has had a ready worker goes on, unless it was told to end when it is down.
+
+use super::{Cause, Config, ExitHow, Member, Order, Outcome, Phase, Progress, Slot, Supervisor, Time, Vacancy};
+
+/// How far a worker had come when it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    /// It was never ready.
+    Unready,
+    /// It was ready, but not for the minimum time.
+    Brief,
+    /// It was ready for the minimum time.
+    Full,
+}
+
+/// How complete the app is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Level {
+    /// Slots have not had a ready worker yet, and none has lost one.
+    Starting,
+    /// Every slot that is to have a ready worker has one.
+    Complete,
+    /// Some slots have lost theirs.
+    Degraded,
+    /// No slot has a ready worker, and there had been one.
+    Down,
+}
+
+/// How the app is, as of the last look.
+#[derive(Debug)]
+pub(super) struct Health {
+    pub(super) level: Level,
+    /// A worker has been ready.
+    pub(super) been_ready: bool,
+    /// Since when no worker is ready.
+    pub(super) down_since: Option<Time>,
+    /// It was told that the app is degraded.
+    told: bool,
+    looked: Time,
+}
+
+impl Health {
+    pub(super) fn new(been_ready: bool) -> Health {
+        Health { level: Level::Starting, been_ready, down_since: None, told: false, looked: Time(0) }
+    }
+}
+
+impl Config {
+    /// Whether a worker that ended so has done what it was to do.
+    fn is_finished(&self, how: ExitHow) -> bool {
+        how.is_success() || matches!(how, ExitHow::Code(code) if self.final_codes.contains(&code))
+    }
+}
+
+impl Supervisor {
+    fn life(&self, now: Time, member: &Member) -> Life {
+        let end = member.gone.unwrap_or(now);
+        match member.could_serve_at(false, &self.config).filter(|ready| *ready <= end) {
+            None => Life::Unready,
+            Some(ready) if end.since(ready) >= self.config.min_uptime => Life::Full,
+            Some(_) => Life::Brief,
+        }
+    }
+
+    /// The worker of a slot has ended without having been told to.
+    pub(super) fn lost(&mut self, now: Time, slot: usize, member: Member, how: ExitHow) {
+        let life = self.life(now, &member);
+        self.health.been_ready |= life != Life::Unready;
+        let place = &mut self.places[slot];
+        if let Some(successor) = place.successor.take() {
+            // Its successor is on the way; it is the worker of this slot now, whatever becomes of the rest.
+            (place.current, place.lost) = (Some(successor), true);
+            self.orders.push_back(Order::Admit(successor.worker));
+            if let Some(round) = &mut self.round {
+                round.let_go(slot);
+            }
+            self.advance(now);
+            return;
+        }
+        let is_new = self.round.as_ref().is_some_and(|round| round.is_of(slot, member.generation, self.generation));
+        if is_new {
+            self.fail_round(now, format!("the new worker ended with {how}"));
+            if self.phase != Phase::Running {
+                return;
+            }
+        }
+        if self.config.is_final(how) {
+            self.restarts.note();
+            self.places[slot].done = Some((member.worker, how));
+            self.orders.push_back(Order::Tell(Progress::NotRestarting { worker: member.worker, how }));
+            self.end_if_all_have(now);
+            return;
+        }
+        self.vacant(now, slot, Cause::Ended(member.worker, how), life, member.served);
+    }
+
+    /// When all workers have ended for good, so has everything.
+    pub(super) fn end_if_all_have(&mut self, now: Time) {
+        if self.phase != Phase::Running || self.places.is_empty() || self.places.iter().any(|place| place.done.is_none()) {
+            return;
+        }
+        let failure = self.places.iter().filter_map(|place| place.done).find(|(_, how)| !self.config.is_finished(*how));
+        self.end(now, failure.map_or(Outcome::Stopped, |(worker, how)| Outcome::GaveUp(Cause::Ended(worker, how))));
+    }
+
+    /// Whether every slot has a worker that is ready.
+    #[must_use]
+    pub fn is_complete(&self, now: Time) -> bool {
+        self.places.iter().all(|place| place.current.is_some_and(|member| member.is_ready(now, false, &self.config)))
+    }
+
+    /// Slots without a worker.
+    pub fn vacancies(&self) -> impl Iterator<Item = Vacancy> {
+        let empty = self.places.iter().enumerate().filter(|(_, place)| place.current.is_none());
+        empty.map(|(slot, place)| Vacancy {
+            slot: Slot(slot),
+            retry_at: place.retry_at,
+            quick_ends: place.quick_ends,
+            done: place.done.map(|(_, how)| how),
+        })
+    }
+
+    /// Whether no worker is ready.
+    pub(super) fn is_down(&self, now: Time) -> bool {
+        !self.places.iter().any(|place| place.current.is_some_and(|member| member.is_ready(now, false, &self.config)))
+    }
+
+    /// Whether a worker runs, ready or not.
+    pub(super) fn has_workers(&self) -> bool {
+        self.places.iter().any(|place| place.current.is_some_and(|member| member.online.is_some()))
+    }
+
+    /// A slot lost its worker unexpectedly.
+    pub(super) fn vacant(&mut self, now: Time, slot: usize, cause: Cause, life: Life, served: bool) {
+        self.restarts.note();
+        if !self.health.been_ready && (matches!(cause, Cause::Ended(..)) || !self.has_workers()) {
+            let ends = self.restarts.ended(now);
+            if ends >= self.config.max_ends {
+                self.give_up(now, ends, cause);
+                return;
+            }
+        }
+        let others = self.places.iter().enumerate().filter(|(other, place)| *other != slot && place.lost).count();
+        let place = &mut self.places[slot];
+        place.lost = true;
+        place.quick_ends = match life {
+            Life::Full => 0,
+            // Its clients may have been its end; those that wait need a worker soon.
+            Life::Brief if served => 1,
+            Life::Brief | Life::Unready => place.quick_ends.saturating_add(1),
+        };
+        let delay = self.restarts.delay(place.quick_ends, others);
+        place.retry_at = Some(now + delay);
+        let is_able = life != Life::Unready && place.quick_ends > 1;
+        place.hurry_at = is_able.then(|| now + self.restarts.delay(1, others));
+        self.orders.push_back(Order::Tell(Progress::Restarting { cause, delay }));
+        self.fill(now);
+    }
+
+    pub(super) fn fill(&mut self, now: Time) {
+        for (slot, place) in self.places.iter_mut().enumerate() {
+            if place.retry_at.is_some_and(|at| at <= now) {
+                (place.retry_at, place.hurry_at) = (None, None);
+                self.orders.push_back(Order::Fork(Slot(slot)));
+            }
+        }
+    }
+
+    /// When a slot that has lost its worker, or is to go on as before, gets the next one.
+    pub(super) fn retry(&mut self, now: Time, slot: usize) {
+        let others = self.places.iter().enumerate().filter(|(other, place)| *other != slot && place.lost).count();
+        let delay = self.restarts.delay(self.places[slot].quick_ends, others);
+        self.places[slot].retry_at = Some(now + delay);
+    }
+
+    /// Whether [`Supervisor::hurry`] would change anything: no worker is ready, and slots wait whose last workers had been.
+    #[must_use]
+    pub fn may_hurry(&self) -> bool {
+        let waits = |place: &super::Place| matches!((place.hurry_at, place.retry_at), (Some(soon), Some(late)) if soon < late);
+        self.phase == Phase::Running && self.health.down_since.is_some() && self.places.iter().any(waits)
+    }
+
+    /// Clients wait while no worker is ready. Slots whose last workers had been ready do not wait longer than after a first quick end, so that
+    /// requests that end workers do not keep the others from being served.
+    pub fn hurry(&mut self, now: Time) {
+        self.due.set(None);
+        if !self.may_hurry() {
+            return;
+        }
+        for place in &mut self.places {
+            place.retry_at = place.retry_at.map(|at| place.hurry_at.map_or(at, |soon| at.min(soon)));
+        }
+        self.fill(now);
+    }
+
+    pub(super) fn give_up(&mut self, now: Time, ends: usize, cause: Cause) {
+        let (been_ready, within) = (self.health.been_ready, self.down_limit());
+        let within = if matches!(cause, Cause::NotReady(_)) { within } else { self.config.window };
+        self.orders.push_back(Order::Tell(Progress::GivingUp { been_ready, ends, within, cause: cause.clone() }));
+        self.end(now, Outcome::GaveUp(cause));
+    }
+
+    // ---- the app as a whole ----
+
+    /// How long it may be without a ready worker.
+    fn down_limit(&self) -> std::time::Duration {
+        if self.health.been_ready { self.config.window } else { self.config.window.max(self.config.ready_timeout) }
+    }
+
+    /// When it is given up if no worker becomes ready.
+    fn gives_up_at(&self) -> Option<Time> {
+        let limited = !self.health.been_ready || self.config.ends_when_failed;
+        let down_since = self.health.down_since.filter(|_| limited && self.phase == Phase::Running && !self.places.is_empty())?;
+        Some(down_since + self.down_limit())
+    }
+
+    /// When there is something to see if nothing happens before: a worker becomes ready by its age, or it is time to give up.
+    pub(super) fn health_deadlines(&self) -> impl Iterator<Item = Time> {
+        let looked = self.health.looked;
+        let ready = self.places.iter().filter_map(move |place| place.current?.ready_at(false, &self.config));
+        ready.filter(move |at| *at > looked && self.phase == Phase::Running).chain(self.gives_up_at())
+    }
+
+    /// Looks at how the app is. To be called after everything that may have changed that.
+    pub(super) fn look(&mut self, now: Time) {
+        self.due.set(None);
+        self.health.looked = now;
+        if self.phase != Phase::Running {
+            self.health.down_since = None;
+            return;
+        }
+        let (mut ready, mut awaited, mut lost) = (0_usize, 0_usize, 0_usize);
+        for place in &mut self.places {
+            if place.current.is_some_and(|member| member.is_ready(now, false, &self.config)) {
+                ready += 1;
+                place.lost = false;
+            } else if place.done.is_some_and(|(_, how)| self.config.is_finished(how)) {
+                place.lost = false;
+            } else if place.lost || place.done.is_some() {
+                lost += 1;
+            } else {
+                awaited += 1;
+            }
+        }
+        let health = &mut self.health;
+        health.been_ready |= ready > 0;
+        health.down_since = if ready > 0 { None } else { health.down_since.or(Some(now)) };
+        let level = match (health.been_ready, lost, ready, awaited) {
+            (false, ..) => Level::Starting,
+            (_, 1.., 0, _) => Level::Down,
+            (_, 1.., ..) => Level::Degraded,
+            (_, 0, _, 1..) => Level::Starting,
+            (_, 0, _, 0) => Level::Complete,
+        };
+        if std::mem::replace(&mut health.level, level) != level {
+            let wanted = self.config.workers;
+            match level {
+                Level::Degraded | Level::Down => {
+                    health.told = true;
+                    self.orders.push_back(Order::Tell(Progress::Degraded { ready, wanted }));
+                }
+                Level::Complete if std::mem::take(&mut health.told) => {
+                    self.orders.push_back(Order::Tell(Progress::Recovered { workers: ready }));
+                }
+                Level::Complete | Level::Starting => {}
+            }
+        }
+        if self.gives_up_at().is_some_and(|at| at <= now) {
+            self.give_up(now, self.restarts.counted(), Cause::NotReady(self.down_limit()));
+        }
+    }
+}

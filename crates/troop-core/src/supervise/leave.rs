@@ -1,0 +1,110 @@
+//! How workers leave: singly for a successor, all of them for a pause or the end.
+
+use super::{LINGER, Leaving, Member, Order, Outcome, Phase, Progress, Supervisor, Time};
+
+impl Supervisor {
+    // ---- resting ----
+
+    /// Finishes all workers, and starts none until [`Supervisor::reload`].
+    pub fn pause(&mut self, now: Time) {
+        self.due.set(None);
+        if self.phase == Phase::Running {
+            self.orders.push_back(Order::Tell(Progress::Pausing));
+            self.rest(now);
+        }
+    }
+
+    pub(super) fn rest(&mut self, now: Time) {
+        self.phase = Phase::Idle;
+        self.empty(now);
+        self.look(now);
+    }
+
+    pub(super) fn wake(&mut self) {
+        self.restarts.forget();
+        self.phase = Phase::Running;
+        for place in &mut self.places {
+            (place.quick_ends, place.done, place.lost) = (0, None, false);
+        }
+    }
+
+    // ---- stopping ----
+
+    /// Finish all workers, then report [`Order::Finish`]. A second call kills what is left.
+    pub fn stop(&mut self, now: Time) {
+        self.due.set(None);
+        match self.phase {
+            Phase::Running | Phase::Idle => {
+                self.orders.push_back(Order::Tell(Progress::Stopping));
+                self.end(now, Outcome::Stopped);
+            }
+            Phase::Stopping(_) => {
+                for leaving in &mut self.leaving {
+                    if !std::mem::replace(&mut leaving.killed, true) {
+                        self.orders.push_back(Order::Kill(leaving.worker));
+                    }
+                }
+            }
+            Phase::Finished => {}
+        }
+    }
+
+    pub(super) fn end(&mut self, now: Time, outcome: Outcome) {
+        self.phase = Phase::Stopping(outcome);
+        self.empty(now);
+        self.finish_if_done();
+    }
+
+    /// Has all workers leave.
+    fn empty(&mut self, now: Time) {
+        self.rejected = None;
+        if let Some(round) = self.round.take() {
+            self.orders.push_back(Order::Tell(round.failure("all workers are being ended".into())));
+        }
+        let mut members = Vec::new();
+        for place in &mut self.places {
+            (place.retry_at, place.hurry_at) = (None, None);
+            members.extend(place.current.take().into_iter().chain(place.successor.take()));
+        }
+        self.orders.retain(|order| !matches!(order, Order::Fork(_)));
+        for member in members {
+            self.leave(now, member);
+        }
+    }
+
+    pub(super) fn leave(&mut self, now: Time, member: Member) {
+        if self.leaving.iter().any(|l| l.worker == member.worker) {
+            return;
+        }
+        self.orders.push_back(if member.online.is_some() {
+            Order::Disconnect(member.worker)
+        } else {
+            Order::Terminate(member.worker)
+        });
+        self.leaving.push(Leaving { worker: member.worker, kill_at: now + self.config.grace, term_at: None, killed: false });
+    }
+
+    /// Has a worker leave for a successor. Those that never leave must not become more and more.
+    pub(super) fn make_way(&mut self, now: Time, member: Member) {
+        self.leave(now, member);
+        let most = 4 + 2 * self.config.workers;
+        let surplus = self.leaving.iter().filter(|l| !l.killed).count().saturating_sub(most);
+        let grace = self.config.grace;
+        // Reloads may be faster than any worker can end that is about to.
+        let has_had_time = |l: &&mut Leaving| !l.killed && now + grace >= l.kill_at + LINGER;
+        for oldest in self.leaving.iter_mut().filter(has_had_time).take(surplus) {
+            oldest.killed = true;
+            self.orders.push_back(Order::Tell(Progress::GraceOver(oldest.worker)));
+            self.orders.push_back(Order::Kill(oldest.worker));
+        }
+    }
+
+    pub(super) fn finish_if_done(&mut self) {
+        if self.leaving.is_empty()
+            && let Phase::Stopping(outcome) = &self.phase
+        {
+            self.orders.push_back(Order::Finish(outcome.clone()));
+            self.phase = Phase::Finished;
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! Workers that end by themselves: who waits how long, and when an app is given up.
+
+use super::*;
+
+fn down(world: &World) -> bool {
+    world.supervisor.doing() == Doing::Degraded && world.supervisor.is_down(world.now)
+}
+
+/// Where only workers that listen are ready, however old they are.
+fn listeners(workers: usize) -> Config {
+    Config { readiness: Readiness::Listening, settle: Duration::ZERO, ..Config::new(workers) }
+}
+
+/// The delay of the last restart.
+fn delay(world: &World) -> Duration {
+    let delay = |told: &Progress| if let Progress::Restarting { delay, .. } = told { Some(*delay) } else { None };
+    world.told.iter().rev().find_map(delay).unwrap()
+}
+
+#[test]
+fn an_app_with_a_ready_worker_is_never_given_up() {
+    let mut world = World::new(4);
+    (1..=4).for_each(|worker| world.up(worker));
+    for _ in 0..1000 {
+        // The first slot's worker serves; all others end as soon as they are ready.
+        (1..4).for_each(|slot| world.up(world.of(slot)));
+        (1..4).for_each(|slot| world.exit(world.of(slot), 1));
+        world.pass(SECOND);
+    }
+    assert_eq!((world.supervisor.doing(), &world.outcome, world.of(0)), (Doing::Degraded, &None, 1));
+    assert!(world.asked.is_empty(), "{:?}", world.asked);
+}
+
+#[test]
+fn a_slot_whose_worker_keeps_dying_waits_longer_and_the_others_do_not() {
+    let mut world = World::new(2);
+    (1..=2).for_each(|worker| world.up(worker));
+    for most in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
+        world.up(world.of(1));
+        world.exit(world.of(1), 1);
+        let most = Duration::from_millis(most);
+        assert!(delay(&world) >= most.mul_f64(0.75) && delay(&world) <= most, "{:?} {most:?}", delay(&world));
+        world.pass(most);
+    }
+    world.exit(1, 1);
+    assert!(delay(&world) <= Duration::from_millis(20), "it had been ready for long: {:?}", delay(&world));
+    // One that stays for the minimum time ends the row.
+    world.pass(SECOND);
+    world.up(world.of(1));
+    world.pass(SECOND);
+    world.exit(world.of(1), 1);
+    assert!(delay(&world) <= Duration::from_millis(20), "{:?}", delay(&world));
+    world.pass(SECOND);
+    world.exit(world.of(1), 1);
+    assert!(delay(&world) <= Duration::from_millis(120), "{:?}", delay(&world));
+}
+
+#[test]
+fn a_start_without_a_ready_worker_fails_after_so_many_ends() {
+    let mut world = World::with(Config { max_ends: 5, ..listeners(2) });
+    for _ in 0..5 {
+        assert_eq!((world.supervisor.doing(), &world.outcome), (Doing::Starting, &None));
+        world.exit(world.of(0).max(world.of(1)), 3);
+        world.pass(SECOND / 2);
+    }
+    let left = world.of(0).max(world.of(1));
+    if left > 0 {
+        world.exit(left, 0);
+    }
+    (1..=world.next_worker).for_each(|worker| world.exit(worker, 0));
+    assert!(matches!(world.outcome, Some(Outcome::GaveUp(Cause::Ended(_, ExitHow::Code(3))))), "{:?}", world.outcome);
+    assert!(world.told.iter().any(|told| matches!(told, Progress::GivingUp { been_ready: false, ends: 5, .. })));
+}
+
+#[test]
+fn a_start_whose_workers_are_never_ready_fails_after_the_window() {
+    let mut world = World::with(Config { window: 60 * SECOND, ..listeners(2) });
+    world.supervisor.online(world.now, WorkerId(1), true);
+    world.pass(59 * SECOND);
+    assert_eq!((world.supervisor.doing(), world.asked.len()), (Doing::Starting, 0));
+    world.pass(SECOND);
+    assert_eq!(world.asked, [Order::Disconnect(WorkerId(1)), Order::Terminate(WorkerId(2))]);
+    (1..=2).for_each(|worker| world.exit(worker, 0));
+    assert_eq!(world.outcome, Some(Outcome::GaveUp(Cause::NotReady(60 * SECOND))));
+    // One that may take longer is waited for.
+    let mut world = World::with(Config { window: SECOND, ready_timeout: 300 * SECOND, ..listeners(1) });
+    world.pass(299 * SECOND);
+    world.up(1);
+    world.pass(1000 * SECOND);
+    assert_eq!(world.supervisor.doing(), Doing::Running);
+}
+
+#[test]
+fn an_app_that_was_ready_once_is_retried_for_ever_at_the_longest_delay() {
+    let mut world = World::with(Config { max_ends: 2, ..listeners(2) });
+    world.up(1);
+    (1..=2).for_each(|worker| world.exit(worker, 1));
+    assert!(down(&world));
+    for _ in 0..200 {
+        world.pass(3 * SECOND);
+        (0..2).for_each(|slot| world.exit(world.of(slot), 1));
+    }
+    assert!(down(&world) && world.outcome.is_none());
+    let forks = world.forks;
+    world.pass(5 * SECOND);
+    assert_eq!(world.forks, forks + 2);
+    assert!(delay(&world) >= Duration::from_millis(3750), "{:?}", delay(&world));
+    (0..2).for_each(|slot| world.up(world.of(slot)));
+    assert_eq!((world.supervisor.doing(), world.told.last()), (Doing::Running, Some(&Progress::Recovered { workers: 2 })));
+}
+
+#[test]
+fn where_it_is_wanted_an_app_ends_that_had_no_ready_worker_for_the_window() {
+    let mut world = World::with(Config { ends_when_failed: true, window: 20 * SECOND, ..Config::new(2) });
+    (1..=2).for_each(|worker| world.up(worker));
+    world.pass(100 * SECOND);
+    world.exit(1, 1);
+    world.pass(100 * SECOND);
+    assert_eq!(world.outcome, None, "the second one serves");
+    world.exit(world.of(0), 1);
+    world.exit(2, 1);
+    let begun = world.now;
+    while world.outcome.is_none() {
+        (0..2).for_each(|slot| world.exit(world.of(slot), 1));
+        world.pass(SECOND / 4);
+        if world.supervisor.is_stopping() {
+            (1..=world.next_worker).for_each(|worker| world.exit(worker, 0));
+        }
+    }
+    let took = world.now.since(begun);
+    assert!(took >= 20 * SECOND && took < 21 * SECOND, "{took:?}");
+    assert!(world.told.iter().any(|told| matches!(told, Progress::GivingUp { been_ready: true, .. })));
+}
+
+#[test]
+fn a_start_after_a_restart_is_not_the_first() {
+    let mut world = World::with(Config { been_ready: true, max_ends: 2, ..Config::new(1) });
+    assert_eq!(world.supervisor.doing(), Doing::Starting);
+    for _ in 0..10 {
+        world.exit(world.of(0), 1);
+        assert!(down(&world) && world.outcome.is_none());
+        world.pass(5 * SECOND);
+    }
+}
+
+#[test]
+fn slots_that_lose_their_workers_at_once_do_not_get_them_back_at_once() {
+    let mut world = World::with(listeners(64));
+    (1..=64).for_each(|worker| world.up(worker));
+    world.pass(10 * SECOND);
+    let most_at_a_time = |world: &World, since: Time| {
+        let forks = || world.forked.iter().map(|(_, at)| *at).filter(|at| *at >= since);
+        forks().map(|from| forks().filter(|at| *at >= from && at.since(from) < Duration::from_millis(100)).count()).max().unwrap()
+    };
+    let fallen = world.now;
+    (1..=64).for_each(|worker| world.exit(worker, 1));
+    world.pass(2 * SECOND);
+    assert_eq!(world.forks, 128, "all are back soon");
+    assert!(world.forked.iter().any(|(_, at)| *at == fallen), "the first one at once");
+    assert!(most_at_a_time(&world, fallen) < 40, "{}", most_at_a_time(&world, fallen));
+    // And so it is with those that wait for the longest time.
+    for _ in 0..10 {
+        (0..64).for_each(|slot| world.exit(world.of(slot), 1));
+        world.pass(6 * SECOND);
+    }
+    let fallen = world.now;
+    (0..64).for_each(|slot| world.exit(world.of(slot), 1));
+    world.pass(6 * SECOND);
+    assert!(most_at_a_time(&world, fallen) < 20, "{}", most_at_a_time(&world, fallen));
+}
+
+#[test]
+fn a_worker_that_served_is_followed_soon_however_short_it_was_ready() {
+    let mut world = World::new(1);
+    for _ in 0..20 {
+        world.up(world.of(0));
+        world.supervisor.served(WorkerId(world.of(0)));
+        world.exit(world.of(0), 1);
+        assert!(delay(&world) <= Duration::from_millis(100), "{:?}", delay(&world));
+        world.pass(SECOND / 5);
+    }
+}
+
+#[test]
+fn clients_that_wait_hurry_those_that_can_serve_and_nobody_else() {
+    let mut world = World::with(listeners(3));
+    (1..=3).for_each(|worker| world.up(worker));
+    for _ in 0..8 {
+        // The first slot's workers have been ready; the second one's never are. The third serves.
+        world.up(world.of(0));
+        (0..2).for_each(|slot| world.exit(world.of(slot), 1));
+        world.pass(5 * SECOND);
+    }
+    world.up(world.of(0));
+    (0..2).for_each(|slot| world.exit(world.of(slot), 1));
+    assert!(!world.supervisor.may_hurry(), "one is ready");
+    world.exit(world.of(2), 1);
+    let forks = world.forks;
+    world.pass(Duration::from_millis(200));
+    assert_eq!((world.forks, world.supervisor.may_hurry()), (forks + 1, true), "the third slot's had been ready for long");
+    world.supervisor.hurry(world.now);
+    world.carry_out();
+    world.pass(Duration::from_millis(1));
+    let slots: Vec<_> = world.forked[forks..].iter().map(|(slot, _)| *slot).collect();
+    assert_eq!(slots, [2, 0]);
+    assert!(!world.supervisor.may_hurry());
+}
+
+#[test]
+fn a_reload_does_not_wait_for_a_slot_that_waits() {
+    let mut world = World::with(listeners(1));
+    world.up(1);
+    for _ in 0..8 {
+        world.exit(world.of(0), 1);
+        world.pass(5 * SECOND);
+    }
+    world.exit(world.of(0), 1);
+    let forks = world.forks;
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    assert_eq!(world.forks, forks + 1);
+    world.up(world.of(0));
+    assert_eq!(world.supervisor.doing(), Doing::Running);
+    // Nor does one that has taken over owe anything of its predecessors'.
+    world.exit(world.of(0), 1);
+    assert!(delay(&world) <= Duration::from_millis(100), "{:?}", delay(&world));
+}
+
+#[test]
+fn a_reload_that_fails_after_a_pause_leaves_the_pause_unless_somebody_serves() {
+    let mut world = World::new(2);
+    (1..=2).for_each(|worker| world.up(worker));
+    world.supervisor.pause(world.now);
+    world.carry_out();
+    (1..=2).for_each(|worker| world.exit(worker, 0));
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.exit(3, 1);
+    assert_eq!(world.supervisor.doing(), Doing::Paused);
+    world.supervisor.reload(world.now);
+    world.carry_out();
+    world.up(4);
+    world.exit(5, 1);
+    assert_eq!((world.supervisor.doing(), world.of(0)), (Doing::Degraded, 4), "{:?}", world.told);
+    world.pass(SECOND);
+    assert_eq!(world.of(1), 6);
+    assert!(!world.asked.contains(&Order::Disconnect(WorkerId(4))));
+}
+
+#[test]
+fn slots_whose_workers_have_finished_are_not_missed() {
+    let mut world = World::with(Config { restart: Restart::OnFailure, final_codes: vec![3], ..Config::new(3) });
+    (1..=3).for_each(|worker| world.up(worker));
+    world.exit(1, 0);
+    world.exit(2, 3);
+    assert_eq!(world.supervisor.doing(), Doing::Running);
+    let done: Vec<_> = world.supervisor.vacancies().map(|vacancy| (vacancy.slot.0, vacancy.done)).collect();
+    assert_eq!(done, [(0, Some(ExitHow::Code(0))), (1, Some(ExitHow::Code(3)))]);
+    // One that failed for good is.
+    let mut world = World::with(Config { restart: Restart::Never, ..Config::new(2) });
+    (1..=2).for_each(|worker| world.up(worker));
+    world.exit(1, 1);
+    assert_eq!((world.supervisor.doing(), &world.outcome), (Doing::Degraded, &None));
+}
+
+#[test]
+fn a_program_that_is_gone_for_a_while_ends_nobody_and_is_tried_again() {
+    let mut world = World::new(2);
+    (1..=2).for_each(|worker| world.up(worker));
+    world.pass(SECOND);
+    world.supervisor.exited(world.now, WorkerId(1), ExitHow::Code(1));
+    world.supervisor.exited(world.now, WorkerId(2), ExitHow::Code(1));
+    for _ in 0..100 {
+        for order in std::iter::from_fn(|| world.supervisor.next_order()).collect::<Vec<_>>() {
+            match order {
+                Order::Fork(slot) => world.supervisor.fork_failed(world.now, slot, "no such file".into(), true),
+                Order::Tell(Progress::Restarting { .. } | Progress::Degraded { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        world.now = world.now.max(world.supervisor.next_deadline().unwrap());
+        world.supervisor.tick(world.now);
+    }
+    world.pass(6 * SECOND);
+    assert_eq!(world.supervisor.places.iter().filter(|place| place.current.is_some()).count(), 2);
+}
+
+#[test]
+fn a_worker_that_has_closed_its_channel_is_not_ready_any_more() {
+    let mut world = World::new(1);
+    world.up(1);
+    world.pass(10 * SECOND);
+    world.disconnect(1);
+    world.carry_out();
+    assert!(down(&world) || world.supervisor.doing() == Doing::Starting);
+    assert_eq!(world.supervisor.standing(world.now, WorkerId(1)), Some((false, 1)));
+    world.exit(1, 1);
+    assert!(down(&world) && delay(&world).is_zero());
+}
+
+mod random {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Whatever happens to workers, a slot gets its next one no sooner than its back-off allows, and no later.
+        #[test]
+        fn no_slot_is_filled_sooner_or_later_than_its_back_off_says(
+            slots in 1usize..6,
+            steps in proptest::collection::vec((0usize..6, 0u8..4, 0u64..3000), 0..60),
+        ) {
+            let config = Config { max_ends: usize::MAX, window: SECOND * 100_000, ..listeners(slots) };
+            let mut w = World::with(config);
+            // By slot: when its worker ended, quick ends in a row, whether it may be hurried; and since when its worker is ready.
+            let mut ended: Vec<Option<(Time, bool)>> = vec![None; slots];
+            let (mut row, mut ready, mut seen) = (vec![0u32; slots], vec![None; slots], slots);
+            for (slot, what, wait) in steps {
+                let slot = slot % slots;
+                match (what, w.of(slot)) {
+                    (0 | 1, worker @ 1..) => {
+                        w.up(worker);
+                        ready[slot].get_or_insert(w.now);
+                    }
+                    (2, worker @ 1..) => {
+                        let life = ready[slot].take().map(|at: Time| w.now.since(at));
+                        row[slot] = if life >= Some(SECOND) { 0 } else { row[slot] + 1 };
+                        ended[slot] = Some((w.now, life.is_some()));
+                        w.exit(worker, 1);
+                    }
+                    (3, _) => {
+                        w.supervisor.hurry(w.now);
+                        w.carry_out();
+                    }
+                    _ => {}
+                }
+                w.pass(Duration::from_millis(wait));
+                let nominal = |row: u32| match row {
+                    0 => Duration::ZERO,
+                    row => Duration::from_millis(100 << (row - 1).min(8)).min(5 * SECOND),
+                };
+                for (slot, at) in w.forked.drain(..).skip(seen) {
+                    let (end, may_hurry) = ended[slot].take().expect("its slot was empty");
+                    let least = if may_hurry { nominal(row[slot].min(1)) } else { nominal(row[slot]) };
+                    prop_assert!(at.since(end) >= least.mul_f64(0.74), "{:?} after end {} in a row", at.since(end), row[slot]);
+                }
+                seen = 0;
+                for (slot, end) in ended.iter().enumerate().filter_map(|(slot, end)| Some((slot, (*end)?))) {
+                    let most = nominal(row[slot]) + Duration::from_millis(20) * 5;
+                    prop_assert!(w.now.since(end.0) <= most, "slot {slot} is empty for {:?}", w.now.since(end.0));
+                }
+                prop_assert!(w.outcome.is_none());
+            }
+        }
+    }
+}
