@@ -168,8 +168,7 @@ async fn a_line_that_never_ends_keeps_few_descriptors() {
     }
     let mut scene = Scene::new().await;
     let before = open_descriptors();
-    // No newline: a step of bytes cannot carry descriptors, so it is a long line whose end does not come.
-    let worker = scene.raw(&[ONLINE, "unended 200", "line", "sleep 600000"]).await;
+    let worker = scene.raw(&[ONLINE, "unended 100", "sleep 600000"]).await;
     let (violation, _) = scene.offence(&worker).await;
     assert!(matches!(violation, Violation::SurplusHandles(_)), "{violation:?}");
     let held = open_descriptors().saturating_sub(before);
