@@ -4,9 +4,8 @@
 
 const { here } = require('./platforms');
 
-const platform = here();
-
 function load() {
+  const platform = here();
   const tried = [];
   for (const name of [`./troop.${platform}.node`, `@troop/cluster-${platform}`]) {
     try {

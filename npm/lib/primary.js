@@ -2,14 +2,18 @@
 
 // `cluster` in a primary: what its program sees. Listeners, connections and the way of messages are the engine's affair.
 
-const { Engine } = require('./native');
-const inspector = require('./inspector');
-const { fork, member, offered } = require('./spawn');
-const scheduling = require('./scheduling');
-const supervisor = require('./supervisor');
 const Worker = require('./worker');
 
 const cluster = require('./target').get();
+
+/** What only programs need that fork. This file is read by every process and thread that is no worker, and most of them never do. */
+const parts = {
+  get native() { return require('./native'); },
+  get inspector() { return require('./inspector'); },
+  get spawn() { return require('./spawn'); },
+  get scheduling() { return require('./scheduling'); },
+  get supervisor() { return require('./supervisor'); },
+};
 const SCHED_NONE = 1;
 const SCHED_RR = 2;
 
@@ -26,6 +30,7 @@ function noticed({ kind, text }) {
 }
 
 function start() {
+  const { native: { Engine }, scheduling, spawn: { offered } } = parts;
   // From now on it does not change any more.
   const { schedulingPolicy: policy } = cluster;
   if (typeof policy === 'function') {
@@ -57,7 +62,7 @@ function setupPrimary(options) {
   if (execArgv.some((flag) => flag.startsWith('--prof')) && !execArgv.some((flag) => flag.startsWith('--logfile='))) {
     settings.execArgv = [...execArgv, '--logfile=v8-%p.log'];
   }
-  supervisor.check(settings);
+  parts.supervisor.check(settings);
   cluster.settings = settings;
   if (!engine) start();
   for (const fd of settings.descriptors ?? []) engine.offer(fd);
@@ -68,13 +73,13 @@ function setupPrimary(options) {
 
 function startProcess(id, env) {
   const { settings } = cluster;
-  return fork(engine, id, settings.exec, settings.args, {
+  return parts.spawn.fork(engine, id, settings.exec, settings.args, {
     cwd: settings.cwd,
     env: { ...process.env, ...env, NODE_UNIQUE_ID: `${id}` },
     serialization: settings.serialization,
     silent: settings.silent,
     windowsHide: settings.windowsHide,
-    execArgv: [...settings.execArgv, ...inspector.flags(settings)],
+    execArgv: [...settings.execArgv, ...parts.inspector.flags(settings)],
     stdio: settings.stdio,
     gid: settings.gid,
     uid: settings.uid,
@@ -119,7 +124,7 @@ cluster.fork = function(env) {
   setupPrimary();
   const id = ++lastId;
   const worker = new Worker({ id, process: startProcess(id, env) });
-  supervisor.forked(worker, env);
+  parts.supervisor.forked(worker, env);
 
   worker.on('message', (message, handle) => cluster.emit('message', worker, message, handle));
 
@@ -128,9 +133,9 @@ cluster.fork = function(env) {
     worker.exitedAfterDisconnect = !!worker.exitedAfterDisconnect;
     worker.state = 'dead';
     tell(worker, 'exit', code, signal);
-    const comesBack = supervisor.exited(worker);
+    const comesBack = parts.supervisor.exited(worker);
     // Nobody would take the connections that wait.
-    if (!comesBack && connected.size === 0 && !supervisor.isExpecting()) engine.keepListeners(false);
+    if (!comesBack && connected.size === 0 && !parts.supervisor.isExpecting()) engine.keepListeners(false);
   });
 
   worker.process.once('disconnect', () => {
@@ -154,8 +159,11 @@ cluster.fork = function(env) {
 };
 
 cluster.disconnect = function(callback) {
-  supervisor.stop();
-  engine?.keepListeners(false);
+  // Without it nobody was ever forked.
+  if (engine) {
+    parts.supervisor.stop();
+    engine.keepListeners(false);
+  }
   for (const worker of Object.values(cluster.workers)) {
     if (worker.isConnected()) worker.disconnect();
   }
@@ -178,9 +186,9 @@ function add(object, name, value) {
 }
 
 add(Worker.prototype, 'counters', function() {
-  return member(this.process)?.counters();
+  return parts.spawn.member(this.process)?.counters();
 });
-add(cluster, 'reload', supervisor.reload);
+add(cluster, 'reload', (...options) => parts.supervisor.reload(...options));
 
 cluster.isWorker = false;
 cluster.isMaster = true;

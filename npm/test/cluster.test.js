@@ -65,6 +65,12 @@ for (const [policy, SERIALIZATION] of [['rr', 'json'], ['none', 'json'], ['rr', 
   });
 }
 
+test('a program that does not fork has no engine, makes no diagnostic report, and reads what it reads in Node', async () => {
+  const { stock, dropIn } = await both('unforked.js');
+  assert.deepStrictEqual(dropIn.reports, stock.reports);
+  assert.deepStrictEqual([stock.code, stock.errors, dropIn.code, dropIn.errors], [0, 'engine: false', 0, 'engine: true']);
+});
+
 test('every way to get hold of the module leads to the drop-in', async () => {
   const { stock, dropIn } = await both('modules.mjs');
   assert.deepStrictEqual(dropIn.reports, stock.reports);
