@@ -106,15 +106,23 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
     };
     let (claim, listener) = claim.unzip();
     let name = claim.as_ref().map_or_else(|| plan.usual_name.clone(), |claim: &Claim| claim.name.clone());
-    let files = log_files(&plan, &name)?;
-    let watched = match &plan.app.watch {
-        None => None,
+    // Nothing is left behind by an app that does not start.
+    if let Some(watch) = &plan.app.watch {
+        watch::check(watch, plan.cwd.as_deref()).map_err(Refused::Nonsense)?;
+    }
+    let mut files = log_files(&plan, &name)?;
+    let begun = files.iter_mut().try_for_each(LogFile::begin).and_then(|()| match &plan.app.watch {
+        None => Ok(None),
+        // Not before the files are there, or they would be changes.
         Some(watch) => {
             let own = files.iter().map(|file| file.path().to_owned()).collect();
-            Some(watch::start(watch, plan.cwd.as_deref(), own).map_err(Refused::Nonsense)?)
+            watch::start(watch, plan.cwd.as_deref(), own).map(Some)
         }
-    };
-    // The last that can be refused: nothing is left behind by an app that does not start.
+    });
+    let watched = begun.map_err(|text| {
+        files.iter_mut().for_each(LogFile::take_back);
+        Refused::Nonsense(text)
+    })?;
     let queue = queue(&plan, &name, files)?;
     if let Some(queue) = queue.clone().filter(|_| plan.collects()) {
         builder = builder.output(Collector::new(queue));
@@ -205,7 +213,7 @@ fn log_files(plan: &Plan, name: &str) -> Result<Vec<LogFile>, Refused> {
 }
 
 /// What lines are written to, if they pass through this process.
-fn queue(plan: &Plan, name: &str, mut files: Vec<LogFile>) -> Result<Option<Arc<Queue>>, Refused> {
+fn queue(plan: &Plan, name: &str, files: Vec<LogFile>) -> Result<Option<Arc<Queue>>, Refused> {
     let (to, form) = plan.output();
     if !plan.collects() && !plan.background {
         return Ok(None);
@@ -216,10 +224,6 @@ fn queue(plan: &Plan, name: &str, mut files: Vec<LogFile>) -> Result<Option<Arc<
             Sink::Journal(Journal::new(name).map_err(|e| Refused::Nonsense(format!("cannot reach the journal: {e}")))?)
         }
         To::Files => {
-            if let Err(text) = files.iter_mut().try_for_each(LogFile::begin) {
-                files.iter_mut().for_each(LogFile::take_back);
-                return Err(Refused::Nonsense(text));
-            }
             remember(name, &files.iter().map(|file| file.path().to_owned()).collect::<Vec<_>>());
             Sink::Files(files)
         }

@@ -36,16 +36,29 @@ struct Heeded {
     own: Vec<PathBuf>,
 }
 
+/// What is to be watched, if it is there.
+fn roots(watch: &Watch, cwd: Option<&Path>) -> Result<Vec<PathBuf>, String> {
+    let cwd = cwd.map_or_else(|| PathBuf::from("."), Path::to_owned);
+    let found = |path: &Path| path.canonicalize().map_err(|e| format!("cannot watch {}: {e}", path.display()));
+    let cwd = found(&cwd)?;
+    let paths = if watch.paths.is_empty() { vec![PathBuf::new()] } else { watch.paths.clone() };
+    paths.iter().map(|path| found(&cwd.join(path))).collect()
+}
+
+/// Looks whether what is to be watched is there.
+///
+/// # Errors
+/// For people.
+pub(crate) fn check(watch: &Watch, cwd: Option<&Path>) -> Result<(), String> {
+    roots(watch, cwd).map(drop)
+}
+
 /// Begins to watch. `own` is what the primary writes itself.
 ///
 /// # Errors
 /// For people.
 pub(crate) fn start(watch: &Watch, cwd: Option<&Path>, own: Vec<PathBuf>) -> Result<Watched, String> {
-    let cwd = cwd.map_or_else(|| PathBuf::from("."), Path::to_owned);
-    let found = |path: &Path| path.canonicalize().map_err(|e| format!("cannot watch {}: {e}", path.display()));
-    let cwd = found(&cwd)?;
-    let paths = if watch.paths.is_empty() { vec![PathBuf::new()] } else { watch.paths.clone() };
-    let roots = paths.iter().map(|path| found(&cwd.join(path))).collect::<Result<Vec<_>, _>>()?;
+    let roots = roots(watch, cwd)?;
     let own = own.into_iter().map(found_or_not).collect();
     let heeded = Heeded { roots, ignore: watch.ignore.clone(), own };
     let (sender, changes) = unbounded_channel();

@@ -356,7 +356,13 @@ fn paths_that_a_watcher_ignores_may_be_written_as_in_pm2() {
     std::fs::write(home.path().join("data/x.db"), "x").unwrap();
     std::fs::write(home.path().join("server.js"), SERVER.replace("told())", "({ changed: true }))")).unwrap();
     wait_until("the new version", || told(&home)["changed"] == true);
-    assert_eq!(home.show("app")["workers"][0]["id"], 2, "one reload");
+    // The old one may still be leaving.
+    let shown = home.show("app");
+    assert_eq!(
+        shown["workers"].as_array().unwrap().iter().map(|w| w["id"].as_u64().unwrap()).max(),
+        Some(2),
+        "one reload: {shown}"
+    );
 }
 
 #[test]

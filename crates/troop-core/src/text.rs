@@ -126,7 +126,9 @@ fn colour(text: &str) -> Option<usize> {
 #[must_use]
 pub fn json(text: String) -> String {
     let is_raw = |c: char| !matches!(c, '\0'..='\x1f') && is_unsafe(c);
-    if !text.contains(is_raw) {
+    // Most lines of a log are plain, and this is all that they cost.
+    let is_plain = text.is_ascii() && !text.as_bytes().contains(&0x7f);
+    if is_plain || !text.contains(is_raw) {
         return text;
     }
     let mut safe = String::with_capacity(text.len() + 32);

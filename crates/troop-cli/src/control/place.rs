@@ -158,7 +158,32 @@ pub(crate) fn connect(name: &str) -> io::Result<UnixStream> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    #[test]
+    fn a_name_is_had_by_one_at_a_time_although_its_lock_is_removed_at_the_end() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = Directory::open(home.path(), Safety::Owners).unwrap();
+        let (holders, had) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while had.load(Ordering::SeqCst) < 500 {
+                        let Ok(Some(held)) = locked(&directory, "web") else { continue };
+                        assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0);
+                        std::thread::yield_now();
+                        holders.fetch_sub(1, Ordering::SeqCst);
+                        had.fetch_add(1, Ordering::SeqCst);
+                        directory.remove(&lock("web")).unwrap();
+                        drop(held);
+                    }
+                });
+            }
+        });
+        assert!(!home.path().join("web.lock").exists());
+    }
 
     #[test]
     fn programs_give_names() {

@@ -119,7 +119,12 @@ impl Directory {
         for _ in 0..MAX_TRIES {
             match self.hold(name)? {
                 Some(entry) => {
-                    self.may_append(&entry.metadata()?, name)?;
+                    let found = entry.metadata()?;
+                    if found.nlink() == 0 {
+                        // Somebody has removed it meanwhile.
+                        continue;
+                    }
+                    self.may_append(&found, name)?;
                     return Ok((reopen(entry.as_fd(), OFlags::WRONLY | OFlags::APPEND)?, false));
                 }
                 None => match self.create_new(name, mode) {

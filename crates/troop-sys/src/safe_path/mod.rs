@@ -24,7 +24,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, fstatfs, mkdirat, openat, readlinkat};
+use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags, fstatfs, fstatvfs, mkdirat, openat, readlinkat};
 
 pub use directory::{Directory, split};
 
@@ -121,10 +121,15 @@ pub fn open_for_reading(path: &Path, limit: u64) -> io::Result<(File, Vec<Weak>)
             format!("it has {} bytes; at most {limit} are read", metadata.len()),
         ));
     }
-    if let Some(who) = who_can_change(&metadata) {
+    if let Some(who) = who_can_change(&metadata).filter(|_| !is_read_only(&found)) {
         weak.push(Weak { path, who, sticky: false });
     }
     Ok((directory::reopen(found.as_fd(), OFlags::RDONLY)?, weak))
+}
+
+/// Whether a file is in a file system that is mounted read-only, as configuration is in containers: its mode does not matter.
+fn is_read_only(file: impl AsFd) -> bool {
+    fstatvfs(file).is_ok_and(|system| system.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
 fn no_file(what: &str) -> io::Error {
@@ -217,6 +222,7 @@ impl Walk<'_> {
     fn note(&mut self) {
         if let Some(weak) = &mut self.weak
             && let Some(who) = who_can_change(&self.found)
+            && !is_read_only(&self.at)
             && !weak.iter().any(|weak| weak.path == self.shown)
         {
             let sticky = self.found.mode() & 0o1000 != 0 && self.found.uid() == 0;
