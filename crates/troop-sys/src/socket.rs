@@ -214,6 +214,23 @@ pub fn borrow_number(number: i32) -> io::Result<OwnedFd> {
     Ok(copy)
 }
 
+/// Whether a stream socket that is to listen takes no connections, because somebody who has a copy has shut it down (`shutdown(2)`). Also true of
+/// a TCP socket that does not listen yet.
+#[must_use]
+pub fn is_shut_down(fd: impl AsFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let fd = fd.as_fd();
+    match sockopt::socket_domain(fd) {
+        Ok(AddressFamily::INET | AddressFamily::INET6) => !listens(fd),
+        Ok(AddressFamily::UNIX) => {
+            let mut fds = [PollFd::new(&fd, PollFlags::RDHUP)];
+            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+            poll(&mut fds, Some(&now)).is_ok_and(|n| n > 0) && fds[0].revents().contains(PollFlags::RDHUP)
+        }
+        _ => false,
+    }
+}
+
 /// Whether a socket listens (`SO_ACCEPTCONN`). True if that cannot be known.
 #[must_use]
 pub fn listens(fd: impl AsFd) -> bool {
@@ -226,6 +243,21 @@ pub fn listens(fd: impl AsFd) -> bool {
 /// `EADDRINUSE`, or `EINVAL` if it is connected.
 pub fn listen(fd: impl AsFd, backlog: u32) -> io::Result<()> {
     Ok(rustix::net::listen(fd, i32::try_from(backlog).unwrap_or(i32::MAX))?)
+}
+
+/// Makes a TCP socket listen again that was [shut down](is_shut_down), at the address that it had. A port that the kernel had chosen was given
+/// up with the shutdown, and is taken again.
+///
+/// # Errors
+/// `EADDRINUSE` if somebody else has the address meanwhile.
+pub fn listen_again(fd: impl AsFd, at: Option<SocketAddr>, backlog: u32) -> io::Result<()> {
+    let fd = fd.as_fd();
+    match at.map_or(Ok(()), |at| rustix::net::bind(fd, &at)) {
+        // Its port was asked for, so it has it still. (`getsockname` tells the old one in any case.)
+        Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+        Err(e) => return Err(e.into()),
+    }
+    listen(fd, backlog)
 }
 
 /// Accepts a connection, close-on-exec and non-blocking.
@@ -282,6 +314,23 @@ mod tests {
         assert_eq!(kind(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap(), Kind::Udp { ipv6: false });
         assert_eq!(kind(UnixStream::pair().unwrap().0).unwrap(), Kind::UnixStream);
         assert!(kind(std::fs::File::open("/dev/null").unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_listener_that_was_shut_down_is_known() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let unix = std::os::unix::net::UnixListener::bind(directory.path().join("s")).unwrap();
+        assert!(!is_shut_down(&tcp) && !is_shut_down(&unix));
+        let tcp_at = tcp.local_addr().unwrap();
+        let _waiting = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
+        assert!(!is_shut_down(&tcp));
+        shut_down(&tcp);
+        shut_down(&unix);
+        assert!(is_shut_down(&tcp) && is_shut_down(&unix));
+        listen_again(&tcp, Some(tcp_at), 8).unwrap();
+        assert!(!is_shut_down(&tcp));
+        assert_eq!(tcp.local_addr().unwrap(), tcp_at);
     }
 
     #[test]

@@ -4,8 +4,10 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use troop_core::event::{Address, AddressType};
 use troop_core::steer::program;
 use troop_sys::unix::{Rights, UnixFile, unix};
 use troop_sys::{group, listen, socket};
@@ -44,6 +46,8 @@ pub struct ActivationSocket {
     address: String,
     /// A socket for each slot; `None` if all have the same.
     slots: Option<Slots>,
+    /// How often it was found shut down.
+    shut_downs: AtomicU32,
 }
 
 impl ActivationSocket {
@@ -101,7 +105,7 @@ impl ActivationSocket {
             (None, Some(address)) => address.to_string(),
             _ => place.trim_start_matches("unix:").to_owned(),
         };
-        Ok(ActivationSocket { name: name.to_owned(), socket, address, slots: own, _file: file })
+        Ok(ActivationSocket { name: name.to_owned(), socket, address, slots: own, shut_downs: AtomicU32::new(0), _file: file })
     }
 
     /// One that was open when this process started, under its name, or under another one.
@@ -112,7 +116,53 @@ impl ActivationSocket {
         let copy = socket.socket.try_clone().map_err(Error::io("copy a socket"))?;
         socket::set_nonblocking(&copy, false).map_err(Error::io("use a socket"))?;
         let name = name.unwrap_or_else(|| socket.name()).to_owned();
-        Ok(ActivationSocket { name, socket: copy, address: socket.address(), slots: None, _file: None })
+        Ok(ActivationSocket {
+            name,
+            socket: copy,
+            address: socket.address(),
+            slots: None,
+            shut_downs: AtomicU32::new(0),
+            _file: None,
+        })
+    }
+
+    /// Lets the socket listen again if somebody has shut it down; then the answer is how often that has happened, or why it cannot be done,
+    /// which is said once.
+    pub(crate) fn revive(&self) -> Option<io::Result<u32>> {
+        let is_shut = match &self.slots {
+            None => !matches!(socket::kind(&self.socket), Ok(socket::Kind::Udp { .. })) && socket::is_shut_down(&self.socket),
+            Some(slots) => slots.lock().iter().any(|own| socket::is_shut_down(own.as_fd())),
+        };
+        if !is_shut {
+            return None;
+        }
+        let can_listen = self.slots.is_none() && matches!(socket::kind(&self.socket), Ok(socket::Kind::TcpListener));
+        let result = if can_listen {
+            socket::listen_again(&self.socket, self.address.parse().ok(), BACKLOG)
+        } else {
+            Err(io::Error::other("its workers would have to get another one"))
+        };
+        let times = self.shut_downs.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        match result {
+            Ok(()) => Some(Ok(times)),
+            Err(e) => (times == 1).then_some(Err(e)),
+        }
+    }
+
+    /// Where it is, for events.
+    pub(crate) fn place(&self) -> Address {
+        let bound = socket::local_address(&self.socket);
+        let address_type = match bound {
+            None => AddressType::Unix,
+            Some(at) if at.is_ipv4() => AddressType::Tcp4,
+            Some(_) => AddressType::Tcp6,
+        };
+        Address {
+            address: Some(bound.map_or_else(|| self.address.clone(), |at| at.ip().to_string())),
+            port: Some(bound.map_or(-1, |at| at.port().into())),
+            address_type,
+            fd: None,
+        }
     }
 
     /// What it is bound to, such as `127.0.0.1:8000`.

@@ -399,6 +399,13 @@ impl Primary {
         self.listeners.keys().copied()
     }
 
+    /// The workers that have said that they listen on a listener.
+    #[must_use]
+    pub fn who_listens(&self, id: ListenerId) -> Vec<WorkerId> {
+        let listens = |state: &super::Worker| state.seat(id).is_some_and(|seat| seat.listening);
+        self.workers.iter().filter(|(_, state)| listens(state)).map(|(id, _)| *id).collect()
+    }
+
     /// How many workers listen on a listener, and how many connections wait there.
     #[must_use]
     pub fn listener_load(&self, id: ListenerId) -> (usize, usize) {

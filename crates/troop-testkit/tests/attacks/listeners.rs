@@ -156,3 +156,83 @@ async fn the_worker_that_asked_last_is_reached_on_a_shared_path() {
         assert_eq!(served(&path).await.unwrap(), worker.pid().to_string());
     }
 }
+
+/// A client of a TCP port is served, within a while.
+async fn until_port_serves(port: u16, when: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while !troop_testkit::ask(port, "").await.is_ok_and(|answer| !answer.is_empty()) {
+        assert!(Instant::now() < deadline, "nobody serves port {port} {when}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The listening sockets of a process, by the numbers that it has for them, are shut down, as the process itself could do.
+fn shut_down_listeners(pid: u32) -> usize {
+    use std::os::fd::{FromRawFd as _, OwnedFd};
+    let mut shut = 0;
+    let pidfd = troop_sys::process::pidfd(pid).unwrap();
+    for fd in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        let number: i32 = fd.unwrap().file_name().to_str().unwrap().parse().unwrap();
+        #[expect(unsafe_code, reason = "copies a descriptor of another process, as a debugger does")]
+        // SAFETY: a system call that makes a new descriptor, or fails.
+        let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, std::os::fd::AsRawFd::as_raw_fd(&pidfd), number, 0) };
+        if copy < 0 {
+            continue;
+        }
+        #[expect(unsafe_code, reason = "it was made just now")]
+        // SAFETY: nobody else knows this number.
+        let copy = unsafe { OwnedFd::from_raw_fd(i32::try_from(copy).unwrap()) };
+        if rustix::net::sockopt::socket_acceptconn(&copy).unwrap_or(false) {
+            rustix::net::shutdown(&copy, rustix::net::Shutdown::Both).unwrap();
+            shut += 1;
+        }
+    }
+    shut
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shared_port_that_a_worker_shuts_down_listens_again_and_that_is_said() {
+    if !super::support::is_root("a_shared_port_that_a_worker_shuts_down_listens_again_and_that_is_said") {
+        return;
+    }
+    let builder = Cluster::builder().scheduling(Scheduling::Shared).workers(2).replace(at_once());
+    // Workers that do not end for an accept that fails.
+    let serves = "require('net').createServer((s) => s.resume().end('served')).on('error', () => {}).listen(0, '127.0.0.1')";
+    let mut troop = Troop::start(builder.setup(node(serves)));
+    let listening = |e: &Event| match e {
+        Event::Listening(_, at) => Some(u16::try_from(at.port.unwrap()).unwrap()),
+        _ => None,
+    };
+    let port = troop.until("listening", listening).await;
+    troop.until("listening", listening).await;
+    until_port_serves(port, "at first").await;
+    let worker = troop.cluster.workers().remove(0);
+    assert_eq!(shut_down_listeners(worker.pid()), 1);
+    let restored = |e: &Event| match e {
+        Event::ListenerRestored(_, why) => Some(why.clone()),
+        _ => None,
+    };
+    let why = troop.until("the report", restored).await;
+    assert!(why.contains("1") && why.contains("2"), "it could have been either: {why}");
+    until_port_serves(port, "afterwards").await;
+    // A reload is no success while the port is dead.
+    assert_eq!(shut_down_listeners(troop.cluster.workers().remove(0).pid()), 1);
+    troop.cluster.reload().unwrap();
+    troop.until("the reload", |e| matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(())).await;
+    assert!(troop_testkit::ask(port, "").await.is_ok_and(|answer| !answer.is_empty()), "the new ones serve");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_that_the_primary_accepts_on_listens_again_too() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (fd, port) = (std::os::fd::AsRawFd::as_raw_fd(&listener), listener.local_addr().unwrap().port());
+    let offered = troop::InheritedSocket::at(fd).unwrap();
+    let setup = super::scene::fixture(["options", &fd.to_string(), &fd.to_string()]);
+    let mut troop = Troop::start(Cluster::builder().inherited([offered]).setup(setup));
+    let worker = troop.fork().await;
+    troop.message(&worker).await;
+    until_port_serves(port, "at first").await;
+    rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
+    troop.until("the report", |e| matches!(e, Event::ListenerRestored(..)).then_some(())).await;
+    until_port_serves(port, "afterwards").await;
+}

@@ -68,6 +68,12 @@ pub(crate) struct Listener {
     pub(crate) file: Option<UnixFile>,
     /// What it was opened as.
     pub(crate) spec: BindSpec,
+    /// Where it was bound, if that is an address of IP.
+    pub(crate) local: Option<std::net::SocketAddr>,
+    /// It has been seen to listen.
+    pub(crate) has_listened: bool,
+    /// How often it was shut down and restored.
+    pub(crate) shut_downs: u32,
     /// It has been said that its path leads to something else.
     pub(crate) is_lost: bool,
     /// Its key as JSON, for messages.

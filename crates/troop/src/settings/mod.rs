@@ -411,6 +411,11 @@ impl Settings {
         Some(Identity { uid, gid, groups: self.groups.clone().unwrap_or_default() })
     }
 
+    /// Whether workers get sockets instead of a channel.
+    pub(crate) fn has_activation(&self) -> bool {
+        self.activation.is_some()
+    }
+
     /// The CPUs for a slot.
     pub(crate) fn cpus_of(&self, slot: Option<u32>) -> Vec<usize> {
         let at = slot.unwrap_or(0) as usize;

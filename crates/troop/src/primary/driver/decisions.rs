@@ -200,6 +200,7 @@ impl Driver {
             Order::Kill(worker) => self.kill(worker, 9),
             Order::Tell(progress) => {
                 let mut rolls_back = false;
+                let lost = if progress == Progress::ReloadFinished { self.look_after_listeners() } else { Vec::new() };
                 self.note_end(&progress);
                 match &progress {
                     Progress::GivingUp { .. } | Progress::Stopping => {
@@ -220,6 +221,11 @@ impl Driver {
                     }
                     _ => {}
                 }
+                // The workers are new, but nobody reaches them.
+                let progress = match lost.as_slice() {
+                    [] => progress,
+                    lost => Progress::ReloadFailed { reason: format!("clients do not reach {}", lost.join(", ")) },
+                };
                 self.events.push(Event::Supervision(progress));
                 if rolls_back && let Some(supervisor) = &mut self.supervisor {
                     supervisor.roll_back(self.now);

@@ -334,6 +334,7 @@ impl Driver {
         self.divide_descriptors();
         self.begin_care();
         self.begin_activated();
+        self.plan_upkeep();
     }
 
     /// Obeys a signal: a byte on `pipe` for each one.

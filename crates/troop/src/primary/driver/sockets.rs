@@ -60,6 +60,7 @@ impl Driver {
                 if let Some(reason) = opened.alone {
                     self.core.cannot_steer(id, reason);
                 }
+                let local = socket::local_address(&opened.fd);
                 let founder = self.sockets.insert(Socket::new(opened.fd, id));
                 let (sockets, backlog) = (vec![founder], spec.listen);
                 let listener = Listener {
@@ -67,6 +68,9 @@ impl Driver {
                     grouped,
                     file: opened.file,
                     spec,
+                    local,
+                    has_listened: false,
+                    shut_downs: 0,
                     is_lost: false,
                     key,
                     backlog,

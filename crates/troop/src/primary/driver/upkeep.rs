@@ -1,4 +1,4 @@
-//! Keeps listeners reachable: Unix sockets whose paths lead elsewhere by now.
+//! Keeps listeners reachable: sockets that were shut down, and Unix sockets whose paths lead elsewhere by now.
 
 use std::io;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use troop_sys::socket;
 use super::Driver;
 use crate::error::Error;
 use crate::events::Event;
-use crate::primary::listener::{self, Socket};
+use crate::primary::Reload;
+use crate::primary::listener::{self, Listener, Socket};
 
 /// How often listeners are looked after.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -58,19 +59,107 @@ impl Driver {
         }
     }
 
-    /// Puts right what has happened to listeners from outside.
-    fn look_after_listeners(&mut self) {
+    /// Puts right what has happened to listeners from outside. Returns those that clients do not reach all the same.
+    pub(super) fn look_after_listeners(&mut self) -> Vec<String> {
         for id in self.listeners.keys().copied().collect::<Vec<_>>() {
+            self.revive_shut(id);
             self.reach(id, None);
         }
+        let mut lost = self.revive_activated();
         self.plan_upkeep();
+        for (id, listener) in &self.listeners {
+            if listener.is_lost
+                && let Some(at) = self.core.bound_address(*id)
+            {
+                lost.push(at.to_string());
+            }
+        }
+        lost
     }
 
-    /// Listeners are looked after from now on, if there are such as need it.
+    /// Listeners are looked after from now on, if there are such as need it: those whose workers have copies of the socket, and those that have
+    /// a path.
     pub(super) fn plan_upkeep(&mut self) {
-        if self.upkeep_at.is_none() && self.listeners.values().any(|listener| listener.file.is_some()) {
+        let needs = |listener: &Listener| listener.file.is_some() || (!listener.grouped && listener.spec.listen.is_none());
+        if self.upkeep_at.is_none() && (self.settings.has_activation() || self.listeners.values().any(needs)) {
             self.upkeep_at = Some(self.now + LOOK_EVERY);
         }
+    }
+
+    /// Lets a listener listen again that a worker, or whoever else has a copy of its socket, has shut down (`shutdown(2)`). Groups are looked
+    /// after with their queues.
+    fn revive_shut(&mut self, id: ListenerId) {
+        let Some(listener) = self.listeners.get_mut(&id).filter(|listener| !listener.grouped) else { return };
+        let Some(&number) = listener.sockets.first() else { return };
+        let Some(socket) = self.sockets.get_mut(number) else { return };
+        if !socket::is_shut_down(&socket.fd) {
+            listener.has_listened |= socket::listens(&socket.fd);
+            return;
+        }
+        let who = self.core.who_listens(id);
+        // On a shared socket it is the workers who begin to listen.
+        if listener.spec.listen.is_none() && !listener.has_listened && who.is_empty() {
+            return;
+        }
+        listener.shut_downs = listener.shut_downs.saturating_add(1);
+        // The first, and then ever fewer of many.
+        let is_said = listener.shut_downs.is_power_of_two();
+        let who = suspects(listener.spec.listen.is_none(), &who);
+        let result = match &listener.file {
+            // One that has a path stays shut for good.
+            Some(file) => {
+                let user = file.rights().of.clone();
+                let is_shared = listener.spec.listen.is_none();
+                let result = self.bind_anew(id, user.as_ref());
+                if result.is_ok() && is_shared {
+                    // Its workers have the old socket; their successors ask for the new one.
+                    self.reload(Reload::new());
+                }
+                result
+            }
+            None => {
+                let result = socket::listen_again(&socket.fd, listener.local, listener.spec.backlog);
+                if result.is_ok() && std::mem::take(&mut socket.unreported) && socket.watched {
+                    socket.watched = false;
+                    self.watch_socket(number, true);
+                }
+                result
+            }
+        };
+        match result {
+            Ok(()) => {
+                if let Some(listener) = self.listeners.get_mut(&id) {
+                    listener.is_lost = false;
+                }
+                if is_said {
+                    self.restored(id, &format!("its socket was shut down, {who}; it listens again"));
+                }
+            }
+            Err(e) => self.lost(id, &format!("its socket was shut down, {who}, and cannot listen again: {e}")),
+        }
+    }
+
+    /// The same for sockets that workers take by activation. Returns those that cannot be helped.
+    fn revive_activated(&mut self) -> Vec<String> {
+        let mut lost = Vec::new();
+        let Some(sockets) = self.settings.activation.clone() else { return lost };
+        for socket in sockets.iter() {
+            let Some(revived) = socket.revive() else { continue };
+            let all: Vec<WorkerId> = self.processes.keys().copied().collect();
+            let who = suspects(true, &all);
+            self.events.push(match revived {
+                Ok(times) if !times.is_power_of_two() => continue,
+                Ok(_) => Event::ListenerRestored(socket.place(), format!("its socket was shut down, {who}; it listens again")),
+                Err(e) => {
+                    lost.push(socket.address().to_owned());
+                    Event::ListenerLost(
+                        socket.place(),
+                        format!("its socket was shut down, {who}, and cannot listen again ({e}): restart the app"),
+                    )
+                }
+            });
+        }
+        lost
     }
 
     /// Binds a Unix listener anew if its path does not lead to it any more, for this worker if it has just asked for it. Programs remove the
@@ -156,6 +245,19 @@ impl Driver {
             && let Some(at) = self.core.bound_address(id)
         {
             self.events.push(Event::ListenerLost(at, reason.to_owned()));
+        }
+    }
+}
+
+/// Who may have shut a socket down.
+fn suspects(is_shared: bool, workers: &[WorkerId]) -> String {
+    match (is_shared, workers) {
+        (false, _) => "by a process outside the cluster that has a copy".into(),
+        (true, []) => "by a worker that is gone, or another process that has a copy".into(),
+        (true, workers) => {
+            let shown: Vec<_> = workers.iter().take(8).map(ToString::to_string).collect();
+            let more = if workers.len() > 8 { " or another one" } else { "" };
+            format!("by worker {}{more}, which share it", shown.join(" or "))
         }
     }
 }
