@@ -11,7 +11,7 @@ pub(crate) fn read(file: &Path) -> Result<Vec<(String, String)>, String> {
     parse(&text).map_err(|(line, what)| format!("{shown}: line {line}: {what}"))
 }
 
-fn parse(text: &str) -> Result<Vec<(String, String)>, (usize, &'static str)> {
+pub(crate) fn parse(text: &str) -> Result<Vec<(String, String)>, (usize, &'static str)> {
     let mut variables = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.trim();

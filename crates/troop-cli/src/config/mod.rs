@@ -79,10 +79,7 @@ pub(crate) fn read(file: &Path) -> Result<Apps, String> {
 pub(crate) fn read_with_warnings(file: &Path) -> Result<(Apps, Vec<String>), String> {
     let text = || source::text(file);
     let (apps, warnings) = match format_of(file).unwrap_or(Format::Toml) {
-        Format::Toml => {
-            let File { app } = source::parsed(file, text()?, |text| toml::from_str(text).map_err(|e| e.to_string()))?;
-            (app, Vec::new())
-        }
+        Format::Toml => (source::parsed(file, text()?, from_toml)?, Vec::new()),
         Format::Pm2 => pm2::read(file)?,
         Format::Procfile => {
             let has_env = beside(file).join(".env").exists();
@@ -96,6 +93,22 @@ pub(crate) fn read_with_warnings(file: &Path) -> Result<(Apps, Vec<String>), Str
 pub(crate) fn doubts(file: &Path, apps: &Apps) -> Vec<String> {
     let more = apps.values().flat_map(|app| app.env_file.iter().map(|named| app.directory(file).join(named)));
     source::doubts(&[file.to_owned()].into_iter().chain(more).collect::<Vec<_>>())
+}
+
+fn from_toml(text: &str) -> Result<Apps, String> {
+    let File { app } = toml::from_str(text).map_err(|e| e.to_string())?;
+    Ok(app)
+}
+
+/// All apps of a text, as of a file of that name, which is not read. (What is JavaScript only node can read.)
+pub(crate) fn parse(text: &str, file: &Path) -> Result<Apps, String> {
+    let apps = match (format_of(file), file.extension().and_then(|extension| extension.to_str())) {
+        (Some(Format::Procfile), _) => procfile::parse(text, false)?,
+        (Some(Format::Pm2), Some("json")) => pm2::from_value(pm2::json(text)?, file)?.0,
+        (Some(Format::Pm2), _) => pm2::from_value(source::yaml(text)?, file)?.0,
+        _ => from_toml(text)?,
+    };
+    checked(apps, file)
 }
 
 /// What can be seen to be wrong with apps on their own.

@@ -19,8 +19,12 @@ const SILENT: [&str; 5] = ["pmx", "vizion", "automation", "merge_logs", "combine
 
 /// Reads a file; returns what means nothing here, too.
 pub(super) fn read(file: &Path) -> Result<(Apps, Vec<String>), String> {
+    from_value(load(file)?, file)
+}
+
+/// What a file says, as apps.
+pub(super) fn from_value(value: Value, file: &Path) -> Result<(Apps, Vec<String>), String> {
     let shown = file.display();
-    let value = load(file)?;
     let (list, mut warnings) = match value {
         Value::Array(list) => (list, Vec::new()),
         Value::Object(mut all) => {
@@ -62,7 +66,7 @@ pub(super) fn read(file: &Path) -> Result<(Apps, Vec<String>), String> {
 fn load(file: &Path) -> Result<Value, String> {
     let shown = file.display();
     match file.extension().and_then(|extension| extension.to_str()) {
-        Some("json") => source::parsed(file, source::text(file)?, |text| serde_json::from_str(text).map_err(|e| e.to_string())),
+        Some("json") => source::parsed(file, source::text(file)?, json),
         Some("yml" | "yaml") => source::parsed(file, source::text(file)?, source::yaml),
         // It is a program, and only node can say what comes out of it.
         _ => {
@@ -84,6 +88,10 @@ fn load(file: &Path) -> Result<Value, String> {
             })
         }
     }
+}
+
+pub(super) fn json(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|e| e.to_string())
 }
 
 /// A list, or one that is written as a single text.

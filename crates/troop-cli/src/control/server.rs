@@ -503,7 +503,7 @@ impl Server {
     }
 }
 
-fn parse(line: &[u8]) -> Result<Ask, Failure> {
+pub(crate) fn parse(line: &[u8]) -> Result<Ask, Failure> {
     let bad = |text: String| Failure::new("bad-request", text);
     let request: Request = serde_json::from_slice(line).map_err(|e| bad(format!("this is no request: {e}")))?;
     if request.troop == VERSION {

@@ -1,0 +1,65 @@
+//! What the targets in `fuzz/` reach: the parsers as the program uses them, with what must be true of anything that they accept.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::config::{self, File, Form, env_file};
+use crate::control::{VERSION, server};
+use crate::logs::line::{self, Origin};
+
+/// A line on the control socket. What is understood is understood in the same way when it is written again.
+pub fn control_request(line: &[u8]) {
+    match server::parse(line) {
+        Ok(ask) => {
+            let mut again = serde_json::to_value(&ask).unwrap_or_default();
+            again["troop"] = json!(VERSION);
+            assert_eq!(server::parse(again.to_string().as_bytes()).as_ref(), Ok(&ask), "{again}");
+        }
+        Err(failure) => assert!(!failure.message.is_empty() && failure.kind == "bad-request"),
+    }
+}
+
+/// A file of apps of this name. Apps that are accepted are the same when they are written as `troop.toml` and read again.
+pub fn configuration(name: &str, text: &str) {
+    let Ok(apps) = config::parse(text, Path::new(name)) else { return };
+    for app in apps.values() {
+        assert!(app.check().is_ok());
+        let _ = (app.fits_bind(), app.cpu_sets());
+    }
+    // What TOML cannot say is none of its business: numbers beyond its own.
+    let Ok(written) = toml::to_string(&File { app: apps }) else { return };
+    let again = config::parse(&written, Path::new(config::USUAL));
+    let Ok(again) = again else { panic!("not read again: {again:?}\n{written}") };
+    assert_eq!(toml::to_string(&File { app: again }).ok().as_deref(), Some(&*written));
+}
+
+/// A file of variables: names are names, and values that need no quotes stay as they are.
+pub fn environment(text: &str) {
+    let Ok(variables) = env_file::parse(text) else { return };
+    for (name, value) in variables {
+        assert!(!name.is_empty() && !name.contains(char::is_whitespace));
+        assert!(value.len() <= text.len());
+    }
+}
+
+/// A line that a worker prints: written in any form it is one line, and reads as what it was, unless it is no text.
+pub fn log_line(bytes: &[u8]) {
+    let printed = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let text = String::from_utf8_lossy(printed);
+    for origin in [Origin::Out(3), Origin::Err(0), Origin::Event] {
+        let time = line::now();
+        let mut written = Vec::new();
+        line::write_json(&mut written, &time, origin, printed);
+        assert_eq!(written.iter().position(|byte| *byte == b'\n'), Some(written.len() - 1));
+        let entry = line::read(String::from_utf8_lossy(&written).trim_end_matches('\n'));
+        assert_eq!((entry.slot, &*entry.text), (origin.slot(), &*text));
+
+        let mut written = line::prefix(Form::Prefixed, &time, origin);
+        written.extend_from_slice(printed);
+        let entry = line::read(&String::from_utf8_lossy(&written));
+        assert_eq!((entry.slot, &*entry.text), (origin.slot(), &*text));
+    }
+    // What others wrote there.
+    let _ = line::read(&text);
+}

@@ -1,0 +1,103 @@
+//! `troop`: runs any program as a cluster. This library is the program without its `main`, so that its parsers can be fuzzed; it promises nothing
+//! to others.
+
+mod args;
+mod build;
+mod config;
+mod control;
+#[doc(hidden)]
+pub mod fuzz;
+mod log;
+mod logs;
+mod notify;
+mod plan;
+mod print;
+mod program;
+mod restart;
+mod run;
+mod signals;
+mod start;
+mod verbs;
+mod watch;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser};
+
+use args::Command;
+use control::client::Trouble;
+use verbs::{check, init, look, man, send, startup, steer};
+
+/// The exit code when there is no such app.
+const NO_APP: u8 = 3;
+
+/// The program.
+pub fn main() -> ExitCode {
+    let args::Troop { command } = args::Troop::try_parse().unwrap_or_else(|e| {
+        let _ = e.print();
+        if e.kind() == clap::error::ErrorKind::UnknownArgument && std::env::args().nth(1).is_some_and(|verb| verb == "start") {
+            log::say("tip: the program's own arguments stand behind `--`: troop start server.js -- --port 8000");
+        }
+        std::process::exit(e.exit_code())
+    });
+    let result = match command {
+        Command::Run(args) => return run(args.run, args.args),
+        // The primary that another one starts is told so.
+        Command::Start(mut args) if std::env::var_os(start::VARIABLE).is_some() => {
+            args.run.unawaited = args.no_wait;
+            return run(args.run, args.args);
+        }
+        Command::Start(mut args) => {
+            args.run.args = std::mem::take(&mut args.args);
+            start::start(&args)
+        }
+        Command::Completions(args) => {
+            // By way of memory: nothing can be done about a standard output that is closed.
+            let mut script = Vec::new();
+            clap_complete::generate(args.shell, &mut args::Troop::command(), "troop", &mut script);
+            let _ = std::io::stdout().write_all(&script);
+            Ok(())
+        }
+        Command::Man(args) => man::man(&args.directory),
+        Command::Check(args) => check::check(&args).map_err(Trouble::Nonsense),
+        Command::Init(args) => init::init(&args).map_err(Trouble::Nonsense),
+        Command::Startup(args) => startup::startup(&args).map_err(Trouble::Nonsense),
+        Command::Logs(args) => logs::show::logs(&args),
+        Command::Restart(args) => steer::restart(&args),
+        Command::Ls(args) => look::ls(&args),
+        Command::Show(args) => look::show(&args),
+        Command::Events(args) => look::events(&args),
+        Command::Reload(args) => steer::reload(&args),
+        Command::Scale(args) => steer::scale(&args),
+        Command::Stop(args) => steer::stop(&args),
+        Command::Policy(args) => steer::policy(&args),
+        Command::Signal(args) => steer::signal(&args),
+        Command::Send(args) => send::send(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(trouble) => {
+            log::say(&format!("troop: {trouble}"));
+            ExitCode::from(match &trouble {
+                Trouble::NoApp(_) => NO_APP,
+                // As for what cannot be typed.
+                Trouble::Nonsense(_) => 2,
+                Trouble::Failed(failure) if failure.kind == "bad-request" => 2,
+                _ => 1,
+            })
+        }
+    }
+}
+
+fn run(mut what: args::Run, args: Vec<std::ffi::OsString>) -> ExitCode {
+    what.args = args;
+    match run::run(what) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            log::say(&format!("troop: {e}"));
+            // As for what cannot be typed.
+            ExitCode::from(if matches!(e, run::Refused::Nonsense(_)) { 2 } else { 1 })
+        }
+    }
+}
