@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde_json::json;
+use troop::text;
 
 use crate::config::{self, File, Form, env_file};
 use crate::control::{VERSION, server};
@@ -62,4 +63,27 @@ pub fn log_line(bytes: &[u8]) {
     }
     // What others wrote there.
     let _ = line::read(&text);
+    shown(&String::from_utf8_lossy(bytes));
+}
+
+/// A text as it is shown: whatever it is, a terminal does nothing but write it.
+fn shown(text: &str) {
+    let escaped = text::escaped(text).to_string();
+    assert!(!escaped.contains(text::is_unsafe), "{escaped:?}");
+    let lines = text::lines(text, "| ");
+    assert_eq!(lines.split('\n').count(), text.split('\n').count());
+    assert!(lines.split('\n').all(|line| line.starts_with("| ") && !line.contains(text::is_unsafe)), "{lines:?}");
+    // Colours are left, and nothing else that begins as they do.
+    let mut line = &*text::terminal_line(text);
+    while let Some(at) = line.find(|c| c != '\t' && text::is_unsafe(c)) {
+        let colour = line[at..]
+            .strip_prefix("\x1b[")
+            .and_then(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit() || ";:".contains(c)).strip_prefix('m'));
+        assert!(colour.is_some(), "{line:?}");
+        line = colour.unwrap_or_default();
+    }
+    let value = json!({ "text": text });
+    let written = text::json(value.to_string());
+    assert!(!written.contains(text::is_unsafe), "{written:?}");
+    assert_eq!(serde_json::from_str(&written).ok(), Some(value));
 }
