@@ -23,6 +23,13 @@ let reloading = false;
 let stopped = false;
 /** A fork of this module's own is under way. */
 let own = false;
+/** A worker was not started again because too many had been, and the program has forked none since. */
+let gaveUp = false;
+
+/** Whoever started this process must not take that for a success. An exit code of the program's own counts. */
+function atExit(code) {
+  if (gaveUp && code === 0 && process.exitCode === undefined) process.exitCode = 1;
+}
 
 /** The longest time that Node's timers know. */
 const LONGEST = 2 ** 31 - 1;
@@ -62,7 +69,7 @@ function respawnOptions({ respawn }) {
 exports.check = (settings) => { respawnOptions(settings); };
 
 exports.forked = (worker, env) => {
-  if (!own) stopped = false;
+  if (!own) stopped = gaveUp = false;
   known.set(worker, { env, since: Date.now() });
 };
 
@@ -87,6 +94,8 @@ function comeBack(worker, env, since, options) {
   early = now - since < options.minUptime ? early + 1 : 0;
   restarts = restarts.filter((at) => now - at < options.within);
   if (restarts.length >= options.restarts) {
+    gaveUp = true;
+    process.off('exit', atExit).once('exit', atExit);
     cluster.emit('respawnLimit', worker, { restarts: options.restarts, within: options.within });
     return false;
   }
@@ -136,6 +145,7 @@ exports.isExpecting = () => timers.size > 0;
 /** Nobody is to come back. */
 exports.stop = () => {
   stopped = true;
+  gaveUp = false;
   for (const timer of timers) clearTimeout(timer);
   timers.clear();
 };

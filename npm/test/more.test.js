@@ -3,6 +3,7 @@
 // What the drop-in can do and Node's `cluster` cannot.
 
 const assert = require('node:assert');
+const { spawnSync } = require('node:child_process');
 const fs = require('node:fs');
 const os = require('node:os');
 const path = require('node:path');
@@ -46,6 +47,25 @@ test('each worker has counters, also after its end', async () => {
 test('a worker that dies comes back, on the same port and with the same environment, but not for ever', async () => {
   const reports = await scene('respawn');
   assert.deepStrictEqual(reports, [['worker 1x'], ['worker 2x'], ['worker 3x'], [4, { restarts: 3, within: 60_000 }]]);
+});
+
+test('a primary that gives up does not end with 0, unless the program says so', () => {
+  const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'troop-'));
+  try {
+    const program = path.join(directory, 'program.js');
+    const ends = (more) => {
+      fs.writeFileSync(program, `const cluster = require(${JSON.stringify(path.join(__dirname, '..'))});
+        if (cluster.isPrimary) {
+          cluster.setupPrimary({ respawn: { delay: 1, restarts: 2 } });
+          cluster.on('respawnLimit', () => { ${more} });
+          cluster.fork();
+        } else process.exit(7);`);
+      return spawnSync(process.execPath, [program], { timeout: 20_000 }).status;
+    };
+    assert.deepStrictEqual([ends(''), ends('process.exitCode = 0'), ends('process.exitCode = 5'), ends('cluster.disconnect()')], [1, 0, 5, 0]);
+  } finally {
+    fs.rmSync(directory, { recursive: true });
+  }
 });
 
 test('a worker that was told to leave does not come back', async () => {
