@@ -86,7 +86,10 @@ declare namespace troop {
   }
 
   interface ClusterSettings extends NodeSettings {
-    /** Whether workers that die are forked again, with the same environment. Their listeners stay open meanwhile. Default: false. */
+    /**
+     * Whether workers that die are forked again, with the same environment. Their listeners stay open meanwhile, and are closed when the new ones
+     * listen elsewhere. Default: false.
+     */
     respawn?: boolean | Respawn;
     /**
      * Descriptors of this process, listening or bound sockets, that workers may listen on by their numbers (`server.listen({ fd })`). Those
@@ -109,6 +112,12 @@ declare namespace troop {
      * that fails has changed nothing; with fewer, workers that were replaced before the failure stay replaced.
      */
     surge?: number;
+    /**
+     * Whether the new workers may listen elsewhere than the old ones. Otherwise the reload is taken back when several old workers listen on an
+     * address (or the only one does), and no new one does within `timeout`. Port 0 and paths with the number of the process do not count.
+     * Default: false.
+     */
+    allowMoved?: boolean;
   }
 
   /** What a cluster emits, and with which arguments. */

@@ -38,6 +38,7 @@ function start() {
   } else {
     engine = new Engine(scheduling.nameOf(policy), noticed, offered);
   }
+  parts.supervisor.use(engine);
   process.on('internalMessage', (message) => {
     if (message.cmd !== 'NODE_DEBUG_ENABLED') return;
     const debug = (worker) => process._debugProcess(worker.process.pid);

@@ -5,7 +5,7 @@
 const cluster = require('./target').get();
 
 const RESPAWN = { delay: 100, maxDelay: 30_000, minUptime: 1_000, restarts: 10, within: 60_000 };
-const RELOAD = { ready: 'listening', minUptime: 0, timeout: 30_000, killTimeout: 30_000, surge: Infinity };
+const RELOAD = { ready: 'listening', minUptime: 0, timeout: 30_000, killTimeout: 30_000, surge: Infinity, allowMoved: false };
 const READY = ['online', 'listening', 'message'];
 
 /** The environment that a worker was forked with, and when. */
@@ -31,6 +31,16 @@ function atExit(code) {
   if (gaveUp && code === 0 && process.exitCode === undefined) process.exitCode = 1;
 }
 
+/** The engine, which is told whether workers are to be forked in the place of others. */
+let engine = null;
+
+exports.use = (given) => { engine = given; };
+
+/** Until they are forked, and have listened, listeners that no worker has stay open for them. */
+function sayWhetherForksCome() {
+  engine?.expectForks(timers.size > 0 || reloading);
+}
+
 /** The longest time that Node's timers know. */
 const LONGEST = 2 ** 31 - 1;
 
@@ -48,9 +58,11 @@ function complete(defaults, given, name) {
     if (!Object.hasOwn(defaults, key)) {
       throw fail('ERR_INVALID_ARG_VALUE', `${name} has no option ${key}; it has ${Object.keys(defaults).join(', ')}`, TypeError);
     }
-    const fits = key === 'ready' ? READY.includes(value) : typeof value === 'number' && value >= (key === 'surge' ? 1 : 0);
+    const [fits, what] =
+      key === 'ready' ? [READY.includes(value), `one of ${READY.join(', ')}`] :
+        key === 'allowMoved' ? [typeof value === 'boolean', 'true or false'] :
+          [typeof value === 'number' && value >= (key === 'surge' ? 1 : 0), 'a number that is not negative (surge: at least 1)'];
     if (!fits) {
-      const what = key === 'ready' ? `one of ${READY.join(', ')}` : 'a number that is not negative (surge: at least 1)';
       throw fail('ERR_INVALID_ARG_VALUE', `${name}: ${key} must be ${what}, not ${String(value)}`, TypeError);
     }
   }
@@ -77,6 +89,7 @@ function later(delay, act) {
   const timer = setTimeout(() => {
     timers.delete(timer);
     if (!stopped) act();
+    sayWhetherForksCome();
   }, Math.min(delay, LONGEST));
   timers.add(timer);
 }
@@ -135,8 +148,9 @@ function start(env) {
 
 /** A worker has ended. Says whether another one comes in its place. */
 exports.exited = (worker) => {
-  if (busy.has(worker)) return true;
-  return !worker.exitedAfterDisconnect && respawn(worker);
+  const comesBack = busy.has(worker) || (!worker.exitedAfterDisconnect && respawn(worker));
+  sayWhetherForksCome();
+  return comesBack;
 };
 
 /** Whether a worker is to come back later. */
@@ -190,6 +204,42 @@ function retire(worker, killTimeout) {
   });
 }
 
+/** Where several of the workers listen, or the only one, and which of them. */
+function sharedBy(workers) {
+  const shared = new Map();
+  for (const worker of workers) {
+    for (const address of engine.fixedAddresses(worker.id)) shared.set(address, [...shared.get(address) ?? [], worker]);
+  }
+  for (const [address, { length }] of shared) if (length === 1 && workers.length > 1) shared.delete(address);
+  return shared;
+}
+
+/** Waits until new workers listen where those that are about to leave share an address; rejects if that takes too long. */
+function whenTakenOver(shared, leaving, fresh, { timeout }) {
+  const lost = () => {
+    const taken = new Set(fresh.flatMap((worker) => engine.fixedAddresses(worker.id)));
+    const held = [...shared].filter(([, holders]) => holders.some((worker) => leaving.includes(worker)));
+    return held.map(([address]) => address).filter((address) => !taken.has(address));
+  };
+  return new Promise((resolve, reject) => {
+    const done = (act, value) => {
+      clearTimeout(deadline);
+      for (const worker of fresh) worker.off('listening', look).off('exit', ended);
+      act(value);
+    };
+    const look = () => { if (lost().length === 0) done(resolve); };
+    // One that ends is dealt with by who waits for this.
+    const ended = () => done(resolve);
+    const since = Math.max(...fresh.map((worker) => known.get(worker).since));
+    const deadline = after(Math.max(0, since + timeout - Date.now()), () => {
+      const where = lost().join(', ');
+      done(reject, fail('ERR_TROOP_RELOAD', `no new worker listens on ${where}, where the old ones do (allowMoved permits that)`));
+    });
+    for (const worker of fresh) worker.on('listening', look).on('exit', ended);
+    look();
+  });
+}
+
 async function replace(old, options, fresh) {
   const { env } = known.get(old);
   const worker = start(env);
@@ -211,7 +261,10 @@ exports.reload = async function(given = {}) {
   const { surge, killTimeout } = options;
   const left = [...old];
   const leaving = [];
+  const shared = options.allowMoved || old.length === 0 ? new Map() : sharedBy(old);
+  const all = [];
   let fresh = [];
+  sayWhetherForksCome();
   try {
     while (left.length > 0) {
       fresh = [];
@@ -220,6 +273,8 @@ exports.reload = async function(given = {}) {
       const results = await Promise.allSettled(group.map((worker) => replace(worker, options, fresh)));
       const failed = results.find(({ status }) => status === 'rejected');
       if (failed) throw failed.reason;
+      all.push(...fresh);
+      await whenTakenOver(shared, group, all, options);
       // While others were still starting.
       const gone = fresh.find((worker) => worker.isDead() || !worker.isConnected());
       if (gone) throw fail('ERR_TROOP_RELOAD', `worker ${gone.id} ended right after it had been ready`);
@@ -246,5 +301,6 @@ exports.reload = async function(given = {}) {
       if (busy.delete(worker) && worker.isDead() && !worker.exitedAfterDisconnect) respawn(worker);
     }
     for (const worker of old) busy.delete(worker);
+    sayWhetherForksCome();
   }
 };

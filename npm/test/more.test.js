@@ -106,7 +106,7 @@ test('a reload replaces all workers, or none, and no client notices', async () =
       [{ replaced: 2 }, [5, 6]],
       [[['fulfilled', null], ['rejected', 'ERR_TROOP_RELOADING']]],
       [['ERR_INVALID_ARG_VALUE', 'reload: surge must be a number that is not negative (surge: at least 1), not 0']],
-      [['ERR_INVALID_ARG_VALUE', 'reload has no option speed; it has ready, minUptime, timeout, killTimeout, surge']],
+      [['ERR_INVALID_ARG_VALUE', 'reload has no option speed; it has ready, minUptime, timeout, killTimeout, surge, allowMoved']],
       [['ERR_INVALID_ARG_VALUE', 'reload: ready must be one of online, listening, message, not never']],
       [true, true],
     ]);

@@ -195,6 +195,21 @@ fn where_the_program_forks_a_listener_waits_for_a_worker_that_was_forked_later()
 }
 
 #[test]
+fn that_nobody_will_be_forked_is_believed_after_a_moment() {
+    let mut world = World::new(patient());
+    let first = listening(&mut world, &[1]);
+    listening(&mut world, &[2]);
+    pass(&mut world, 60_000);
+    // Said before the program could know of the end.
+    world.successors = Successors::Nobody;
+    dies(&mut world, first);
+    pass(&mut world, 2_900);
+    assert_eq!(world.listeners.len(), 2);
+    pass(&mut world, 200);
+    assert_eq!(world.listeners.len(), 1);
+}
+
+#[test]
 fn a_worker_that_never_says_a_word_keeps_listeners_open_for_a_while_only() {
     let mut world = supervised();
     let first = listening(&mut world, &[1]);

@@ -260,6 +260,19 @@ impl Engine {
         self.cluster.keep_listeners(keep).map_err(failed)
     }
 
+    /// Whether workers are to be forked in the place of those that have ended.
+    #[napi(catch_unwind)]
+    pub fn expect_forks(&self, expected: bool) -> Result<()> {
+        self.cluster.expect_forks(expected).map_err(failed)
+    }
+
+    /// Where a worker listens under names that do not depend on the worker.
+    #[napi(catch_unwind)]
+    pub fn fixed_addresses(&self, worker: u32) -> Result<Vec<String>> {
+        let addresses = self.cluster.fixed_addresses_blocking(WorkerId(worker)).map_err(failed)?;
+        Ok(addresses.iter().map(ToString::to_string).collect())
+    }
+
     /// Who gets a connection that was asked about; without a worker, whose turn it is.
     #[napi(catch_unwind)]
     pub fn answer(&self, ticket: i64, worker: Option<u32>) -> Result<()> {

@@ -508,7 +508,7 @@ impl Primary {
             self.close_unused(id);
         } else {
             if unused && !lasting {
-                self.unused.insert(id, WorkerId(self.last_worker));
+                self.unused.insert(id, (WorkerId(self.last_worker), self.last_time));
             }
             let now = self.last_time;
             self.staff_all(now, id);

@@ -48,8 +48,8 @@ pub struct Primary {
     workers: Roster<Worker>,
     listeners: BTreeMap<ListenerId, Listener>,
     keys: HashMap<ListenKey, ListenerId>,
-    /// Listeners that no worker has and that are open for a successor, and the newest worker when the last one left.
-    unused: BTreeMap<ListenerId, WorkerId>,
+    /// Listeners that no worker has and that are open for a successor, the newest worker when the last one left, and when that was.
+    unused: BTreeMap<ListenerId, (WorkerId, Time)>,
     /// See [`Primary::set_supervised`].
     supervised: bool,
     actions: VecDeque<Action>,

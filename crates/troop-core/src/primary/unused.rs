@@ -1,5 +1,8 @@
 //! Listeners that no worker has: which of them close, and which wait for workers that are starting.
 
+use std::time::Duration;
+
+use super::listener::Listener;
 use super::{Action, Primary};
 use crate::event::{Address, AddressType, Notice};
 use crate::id::{ListenerId, Time, WorkerId};
@@ -14,7 +17,8 @@ pub enum Successors {
     /// worker.
     #[default]
     Unknown,
-    /// Nobody.
+    /// Nobody. A listener stays open for a moment all the same where workers are not supervised: the program may not know yet of the end of its
+    /// last worker.
     Nobody,
 }
 
@@ -50,8 +54,21 @@ impl Primary {
         }
         // Nobody is starting, so every worker is ready.
         let newest = self.workers.iter().filter(|(_, state)| state.is_there()).map(|(id, _)| *id).max();
-        let is_abandoned = |since: WorkerId| successors == Successors::Nobody || newest > Some(since);
-        let abandoned: Vec<_> = self.unused.iter().filter(|(_, since)| is_abandoned(**since)).map(|(id, _)| *id).collect();
+        let moment = if self.supervised { Duration::ZERO } else { self.config.listen_patience };
+        let (mut abandoned, mut later) = (Vec::new(), None);
+        for (id, (newest_then, since)) in &self.unused {
+            let due = *since + moment;
+            if successors != Successors::Nobody && newest <= Some(*newest_then) {
+                continue;
+            } else if due <= now {
+                abandoned.push(*id);
+            } else {
+                later = Some(later.map_or(due, |at: Time| at.min(due)));
+            }
+        }
+        if let Some(at) = later {
+            self.wake_at(at);
+        }
         abandoned.iter().for_each(|listener| self.abandon(*listener));
         !abandoned.is_empty()
     }
@@ -141,6 +158,14 @@ impl Primary {
         let is_served = self.workers.keys().any(|worker| self.listeners.keys().any(|id| serves(worker, *id)));
         claims.retain(|claim| !is_served || !claim.holders.is_empty());
         claims
+    }
+
+    /// Where a worker listens under names that do not depend on the worker.
+    #[must_use]
+    pub fn fixed_addresses_of(&self, worker: WorkerId) -> Vec<Address> {
+        let seats = self.workers.get(&worker).into_iter().flat_map(|state| state.seats.iter());
+        let listeners = seats.filter(|seat| seat.listening).filter_map(|seat| self.listeners.get(&seat.listener));
+        listeners.filter(|listener| listener.is_fixed).map(Listener::asked).collect()
     }
 
     /// Where a worker listens.

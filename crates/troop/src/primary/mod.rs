@@ -328,6 +328,23 @@ impl Cluster {
         self.inner.commander.send(Command::ForksToCome(forks))
     }
 
+    /// Where a worker listens under names that do not depend on the worker: no port 0, no path with the number of its process. What several workers
+    /// have there, their successors should have too.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub async fn fixed_addresses(&self, worker: WorkerId) -> Result<Vec<Address>> {
+        self.inner.commander.ask(|done| Command::FixedAddresses(worker, done)).await
+    }
+
+    /// The same, blocking the thread; not for use inside a runtime.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub fn fixed_addresses_blocking(&self, worker: WorkerId) -> Result<Vec<Address>> {
+        self.inner.commander.ask_blocking(|done| Command::FixedAddresses(worker, done))
+    }
+
     /// Answers a [`Question`](crate::Question): which worker is to have the connection, or that it does not matter. An answer that comes too
     /// late, or names a worker that cannot have it, is one that it does not matter.
     ///

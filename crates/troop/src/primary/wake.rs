@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Disconnect(WorkerId),
     /// Sends a signal to a worker's process.
     Signal(WorkerId, i32, oneshot::Sender<Outcome<()>>),
+    /// Where a worker listens under names that do not depend on the worker.
+    FixedAddresses(WorkerId, oneshot::Sender<Vec<Address>>),
     /// What the core knows about a worker now.
     Status(WorkerId, oneshot::Sender<Option<WorkerStatus>>),
     /// Changes how connections are spread; the answer is the listeners that it will only be true of later.

@@ -79,6 +79,9 @@ impl Driver {
                 self.act();
                 let _ = done.send(self.core.status(worker));
             }
+            Command::FixedAddresses(worker, done) => {
+                let _ = done.send(self.core.fixed_addresses_of(worker));
+            }
             Command::SetScheduling(pattern, scheduling, done) => {
                 let later = self.core.set_scheduling(self.now, pattern, scheduling);
                 self.act();

@@ -127,7 +127,7 @@ impl Driver {
                 Notice::Exited { how, .. } => supervisor.exited(now, id, *how),
                 _ => {}
             }
-        } else if matches!(notice, Notice::Exited { .. }) {
+        } else if matches!(notice, Notice::Disconnected { .. } | Notice::Exited { .. }) {
             // What was said of forks was said before this end was known.
             self.forks_to_come = Successors::Unknown;
         }

@@ -1,0 +1,50 @@
+'use strict';
+
+// Listeners are open as long as workers have them, or are to have them.
+
+const assert = require('node:assert');
+const fs = require('node:fs');
+const os = require('node:os');
+const path = require('node:path');
+const { test } = require('node:test');
+const { both, run } = require('./both');
+
+async function within(act, name) {
+  const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'troop-'));
+  try {
+    return await act('places.js', { args: [name], env: { DIRECTORY: directory } });
+  } finally {
+    fs.rmSync(directory, { recursive: true });
+  }
+}
+
+const scene = async (name) => {
+  const { code, reports, errors } = await within(run, name);
+  assert.strictEqual(code, 0, errors);
+  return reports;
+};
+
+test('a worker that comes back elsewhere closes the port that nobody has any more', async () => {
+  assert.deepStrictEqual(await scene('respawn elsewhere'), [['served', true], ['waited', true], ['closed', true, true]]);
+});
+
+test('paths of workers that have died leave neither files nor descriptors', async () => {
+  assert.deepStrictEqual(await scene('paths'), [['left', 1, true]]);
+});
+
+test('a port whose workers do not come back any more is closed while others serve', async () => {
+  assert.deepStrictEqual(await scene('limit'), [['closed', true, true]]);
+});
+
+test('without respawn, a port is closed with its last worker, as in Node', async () => {
+  const { stock, dropIn } = await within(both, 'plain');
+  assert.deepStrictEqual(stock.reports, [['served', true], ['died', 'ECONNREFUSED', true], ['told', 'ECONNREFUSED']]);
+  assert.deepStrictEqual(dropIn.reports, stock.reports);
+});
+
+test('a reload that loses the port is taken back, unless that is allowed', async () => {
+  const taken = 'The reload was taken back: no new worker listens on 127.0.0.1:PORT, where the old ones do (allowMoved permits that)';
+  const failed = ['ERR_TROOP_RELOAD', taken, 0, true, true];
+  const of = (workers) => [failed, failed, [{ replaced: workers }, true, true], [{ replaced: workers }, true, true]];
+  assert.deepStrictEqual(await scene('reload'), [...of(1), ...of(2), ['reload: allowMoved must be true or false, not 1']]);
+});

@@ -1,0 +1,159 @@
+'use strict';
+
+// Workers that listen where a file says: ports and paths, one a line; `{pid}` stands for the process. The argument says what happens.
+
+const cluster = require('node:cluster');
+const { once } = require('node:events');
+const fs = require('node:fs');
+const net = require('node:net');
+const path = require('node:path');
+const { setTimeout: pause } = require('node:timers/promises');
+const { report } = require('./report');
+
+const { DIRECTORY } = process.env;
+const file = (name) => path.join(DIRECTORY, name);
+const places = (name, ...lines) => fs.writeFileSync(file(name), lines.join('\n'));
+
+async function freePort() {
+  const server = net.createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address();
+  server.close();
+  await once(server, 'close');
+  return port;
+}
+
+/** What is answered, or why nothing is. */
+function ask(port) {
+  return new Promise((resolve) => {
+    const client = net.connect(port, '127.0.0.1').setEncoding('utf8');
+    let text = '';
+    client.on('data', (part) => { text += part; }).on('end', () => resolve(text)).on('error', ({ code }) => resolve(code));
+  });
+}
+
+const isServed = async (port) => /^worker/.test(await ask(port));
+
+/** Until nobody listens there; one who waits there is not left alone with that. */
+async function closed(port) {
+  for (const deadline = Date.now() + 20_000; Date.now() < deadline; await pause(50)) {
+    if (await ask(port) === 'ECONNREFUSED') return true;
+  }
+  return false;
+}
+
+async function started(...names) {
+  for (const PLACES of names) {
+    cluster.fork({ PLACES });
+    await once(cluster, 'listening');
+  }
+}
+
+async function dies() {
+  const worker = Object.values(cluster.workers).at(-1);
+  worker.process.kill('SIGKILL');
+  await once(worker, 'exit');
+}
+
+const scenes = {
+  // A worker dies, and what comes in its place listens elsewhere.
+  async 'respawn elsewhere'() {
+    cluster.setupPrimary({ respawn: { delay: 300 } });
+    const [old, next] = [await freePort(), await freePort()];
+    places('a', old);
+    await started('a');
+    report('served', await isServed(old));
+    await dies();
+    // Clients wait meanwhile.
+    report('waited', await isServed(old));
+    places('a', next);
+    await dies();
+    await once(cluster, 'listening');
+    report('closed', await closed(old), await isServed(next));
+  },
+
+  // Each life has a path of its own.
+  async paths() {
+    cluster.setupPrimary({ respawn: { delay: 10, minUptime: 0, restarts: 100 } });
+    places('a', await freePort());
+    places('b', file('ps-{pid}.sock'));
+    await started('a', 'b');
+    const descriptors = () => fs.readdirSync('/proc/self/fd').length;
+    const paths = () => fs.readdirSync(DIRECTORY).filter((name) => name.startsWith('ps-')).length;
+    const before = descriptors();
+    for (let life = 0; life < 20; life++) {
+      await dies();
+      await once(cluster, 'listening');
+    }
+    for (const deadline = Date.now() + 20_000; Date.now() < deadline && paths() > 1;) await pause(50);
+    report('left', paths(), descriptors() <= before);
+  },
+
+  // Nobody comes any more, while another one goes on serving elsewhere.
+  async limit() {
+    cluster.setupPrimary({ respawn: { delay: 10, restarts: 1 } });
+    const [other, own] = [await freePort(), await freePort()];
+    places('a', other);
+    places('b', own);
+    await started('a', 'b');
+    await dies();
+    await once(cluster, 'listening');
+    const limit = once(cluster, 'respawnLimit');
+    await dies();
+    await limit;
+    report('closed', await closed(own), await isServed(other));
+  },
+
+  // What nobody has is closed at once, as in Node.
+  async plain() {
+    const [other, own] = [await freePort(), await freePort()];
+    // Two of these programs run at a time.
+    const names = ['a', 'b'].map((name) => `${name}-${process.pid}`);
+    places(names[0], other);
+    places(names[1], own);
+    await started(...names);
+    report('served', await isServed(own));
+    await dies();
+    report('died', await ask(own), await isServed(other));
+    Object.values(cluster.workers)[0].disconnect();
+    await pause(300);
+    report('told', await ask(other));
+  },
+
+  // A version that listens elsewhere.
+  async reload() {
+    const [old, next] = [await freePort(), await freePort()];
+    for (const workers of [1, 2]) {
+      places('a', old);
+      await started(...Array(workers).fill('a'));
+      places('a', next);
+      for (const surge of [1, 10]) {
+        const failure = await cluster.reload({ timeout: 1000, surge }).catch((error) => error);
+        report(failure.code, failure.message?.replace(`${old}`, 'PORT'), failure.replaced, await isServed(old), await closed(next));
+      }
+      report(await cluster.reload({ allowMoved: true }), await closed(old), await isServed(next));
+      // Late, and on one more.
+      const third = await freePort();
+      places('a', third, 'wait', next);
+      report(await cluster.reload({ surge: 1 }), await isServed(next), await isServed(third));
+      await new Promise((resolve) => cluster.disconnect(resolve));
+    }
+    report(await cluster.reload({ allowMoved: 1 }).catch(({ message }) => message));
+  },
+};
+
+if (cluster.isPrimary) {
+  scenes[process.argv[2]]().then(() => cluster.disconnect());
+} else {
+  (async () => {
+    for (const place of fs.readFileSync(file(process.env.PLACES), 'utf8').split('\n')) {
+      if (place === 'wait') {
+        await pause(700);
+        continue;
+      }
+      const server = net.createServer((socket) => socket.end(`worker ${cluster.worker.id}`));
+      if (/^\d+$/.test(place)) server.listen(Number(place), '127.0.0.1');
+      else server.listen(place.replace('{pid}', process.pid));
+    }
+  })();
+}
