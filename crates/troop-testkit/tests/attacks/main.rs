@@ -7,6 +7,7 @@ mod home;
 mod scene;
 mod support;
 
+mod abandoned;
 mod descriptors;
 mod files;
 mod limits;
