@@ -155,7 +155,9 @@ impl Weigh for Event {
             Event::Fork(_) => WORKER_BYTES,
             // With what it wrote last to standard error.
             Event::Exit(..) => crate::primary::MAX_TAIL,
-            Event::Listening(_, at) => address(at),
+            Event::Listening(_, at) | Event::ListenerClosed(at, _) | Event::Supervision(Progress::Awaiting { at, .. }) => {
+                address(at)
+            }
             Event::NotSteered(at, why) => address(at) + why.len(),
             Event::Unhealthy(_, why) => why.len(),
             Event::Misbehaved(_, Violation::Malformed(what) | Violation::Forbidden(what), _) => what.len(),

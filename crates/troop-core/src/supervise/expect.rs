@@ -38,12 +38,16 @@ impl Claims {
         self.claims.iter().filter(concerns).map(|claim| &claim.at).find(|at| !is_taken(at))
     }
 
-    /// Where a worker listens, for people.
+    /// Where a worker listens, for people: the first few addresses.
     pub(super) fn listed(&self, worker: WorkerId) -> String {
+        const FEW: usize = 4;
         let all = self.listening.iter().find(|(other, _)| *other == worker).map(|(_, all)| all.as_slice()).unwrap_or_default();
         match all {
             [] => "nowhere".into(),
-            all => format!("on {}", all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+            all => {
+                let few: Vec<_> = all.iter().take(FEW).map(ToString::to_string).collect();
+                format!("on {}{}", few.join(", "), if all.len() > FEW { ", …" } else { "" })
+            }
         }
     }
 }
