@@ -72,7 +72,7 @@ pub(crate) struct Run {
     pub(crate) may_listen: Vec<Pattern>,
 
     /// Let workers listen on this descriptor, which troop has inherited, by its number; may be repeated. Those from systemd need no naming
-    #[arg(long, value_name = "N", conflicts_with = "bind")]
+    #[arg(long = "offer-fd", value_name = "N", conflicts_with = "bind")]
     pub(crate) fd: Vec<i32>,
 
     /// The workers' parts of the connections, in relation to 100: `5,100,100` makes the first of three a canary

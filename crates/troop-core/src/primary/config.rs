@@ -81,7 +81,7 @@ impl Config {
         };
         match asked.fd.filter(|fd| *fd >= 0) {
             Some(fd) if self.offered(fd).is_none() => Err(format!(
-                "descriptor {fd}, which is not offered to workers (name it with `fds`, `--fd` or `Builder::inherited`)"
+                "descriptor {fd}, which is not offered to workers (name it with `fds`, `--offer-fd` or `Builder::inherited`)"
             )),
             _ if is_listed() => Ok(()),
             _ => Err(asked.to_string()),

@@ -190,7 +190,7 @@ fn workers_under_the_tool_get_the_descriptors_that_the_user_has_named_and_no_oth
         let told = tried(&["run", "-w", "1", "--policy", policy, "app.js"], all, PARENT);
         assert_eq!(told.as_object().unwrap().len(), 61);
         assert!(told.as_object().unwrap().values().all(|told| *told == json!("EINVAL")), "{told}");
-        let told = tried(&["run", "-w", "1", "--policy", policy, "--fd", "3", "app.js"], all, PARENT);
+        let told = tried(&["run", "-w", "1", "--policy", policy, "--offer-fd", "3", "app.js"], all, PARENT);
         let had: Vec<_> = told.as_object().unwrap().iter().filter(|(_, told)| **told == json!("listens")).collect();
         assert_eq!(had.len(), 1, "{told}");
         assert_eq!(told["3"], json!("listens"), "{told}");
