@@ -49,7 +49,7 @@ impl World {
                     assert_eq!(line.last(), Some(&b'\n'));
                     assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
                 }
-                Action::Watch { listener, .. } => assert!(self.listeners.contains(&listener)),
+                Action::Watch { listener, .. } | Action::Reach { listener, .. } => assert!(self.listeners.contains(&listener)),
                 Action::Open { listener } => {
                     self.sockets += 1;
                     // Now and then there is an obstacle.

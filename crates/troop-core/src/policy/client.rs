@@ -67,7 +67,15 @@ enum Proxied {
     Header { length: usize, source: Option<IpAddr> },
 }
 
+/// How a header of version 1 begins, and the longest there can be, with the newline that ends it.
+const V1: &[u8] = b"PROXY ";
+const LONGEST_V1: usize = 107;
+
 fn proxied(bytes: &[u8]) -> Proxied {
+    // The parser takes some beginnings of a header for none, such as one that is cut before the last port.
+    if bytes.starts_with(V1) && bytes.len() < LONGEST_V1 && !bytes.contains(&b'\n') {
+        return Proxied::Unfinished;
+    }
     // The parser takes no bytes at all for an unfinished header, and anything else for none as soon as that is sure.
     match HeaderResult::parse(bytes) {
         header if header.is_incomplete() => Proxied::Unfinished,
@@ -162,6 +170,12 @@ mod tests {
         let v1 = b"PROXY TCP4 192.0.2.7 198.51.100.1 4000 80\r\nGET / HTTP/1.1\r\n";
         assert_eq!(found("proxy=pass", v1), (address("192.0.2.7"), 0));
         assert_eq!(found("proxy=strip", v1), (address("192.0.2.7"), 43));
+        for header in [&v1[..43], b"PROXY TCP6 2001:db8::1 2001:db8::2 4000 80\r\n", b"PROXY UNKNOWN\r\n"] {
+            for cut in 0..header.len() {
+                let cut = &header[..cut];
+                assert_eq!(find("proxy=strip", cut, false), Finding::More, "{}", String::from_utf8_lossy(cut));
+            }
+        }
         assert_eq!(found("proxy=strip", b"PROXY UNKNOWN\r\n"), (address("10.0.0.1"), 15));
         let mut v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0f".to_vec();
         v2.extend([203, 0, 113, 9, 198, 51, 100, 1, 0x10, 0, 0, 80]);
