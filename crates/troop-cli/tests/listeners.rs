@@ -236,6 +236,7 @@ fn without_workers_that_are_wanted_clients_wait() {
     let (code, _, err) = scene.app.troop(["reload", "web"]);
     assert!(code == 1 && err.contains(&format!("127.0.0.1:{port}")), "{err}");
     scene.listens(&format!("{port}\n"));
-    assert_eq!(scene.app.troop(["reload", "web"]).0, 0);
+    let (code, _, err) = scene.app.troop(["reload", "web"]);
+    assert_eq!(code, 0, "{err}");
     assert!(rest(waiting).contains("200 OK"));
 }

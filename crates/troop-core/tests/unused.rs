@@ -284,6 +284,21 @@ fn what_was_left_open_for_successors_is_claimed_where_nobody_serves() {
 }
 
 #[test]
+fn what_workers_of_a_reload_that_failed_have_opened_is_neither_kept_nor_claimed() {
+    let mut world = supervised();
+    world.successors = Successors::Awaited;
+    let old = listening(&mut world, &[1]);
+    leaves(&mut world, old);
+    let before: Vec<_> = world.primary.listeners().collect();
+    let new = listening(&mut world, &[2]);
+    leaves(&mut world, new);
+    assert_eq!(claims(&world, true), [(Some(1), 0), (Some(2), 0)]);
+    world.primary.close_unused_but(&before);
+    world.act().unwrap();
+    assert_eq!((claims(&world, true), world.listeners.len()), (vec![(Some(1), 0)], 1));
+}
+
+#[test]
 fn what_the_kernel_chooses_and_what_is_named_after_a_process_is_not_claimed() {
     let mut world = supervised();
     let worker = starting(&mut world);

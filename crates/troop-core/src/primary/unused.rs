@@ -73,6 +73,12 @@ impl Primary {
         !abandoned.is_empty()
     }
 
+    /// Closes the listeners that no worker has but these. After a reload that failed: what only its workers have opened waits for nobody.
+    pub fn close_unused_but(&mut self, kept: &[ListenerId]) {
+        let others: Vec<_> = self.unused.keys().filter(|id| !kept.contains(id)).copied().collect();
+        others.iter().for_each(|listener| self.abandon(*listener));
+    }
+
     /// Until when a worker may still ask for listeners because it has just started.
     fn starting_until(&mut self, now: Time) -> Option<Time> {
         let (start_timeout, listen_patience) = (self.config.start_timeout, self.config.listen_patience);

@@ -212,7 +212,10 @@ impl Driver {
                         self.before_reload = None;
                         self.core.forget_shared();
                     }
+                    Progress::ReloadStarted { .. } => self.listeners_before_reload = self.core.listeners().collect(),
                     Progress::ReloadFailed { .. } => {
+                        let before = std::mem::take(&mut self.listeners_before_reload);
+                        self.core.close_unused_but(&before);
                         // So that whatever is started from now on is like those that serve.
                         if let Some(before) = self.before_reload.take() {
                             self.settings = before;

@@ -198,6 +198,8 @@ pub(crate) struct Driver {
     settings: Arc<Settings>,
     /// What workers were started with before the reload that is under way.
     before_reload: Option<Arc<Settings>>,
+    /// The listeners that were open when it began.
+    listeners_before_reload: Vec<ListenerId>,
     pub(crate) workshop: Workshop,
     pub(crate) care: Care,
     activated: Activated,
@@ -287,6 +289,7 @@ impl Driver {
             looks_at: None,
             settings: Arc::new(settings),
             before_reload: None,
+            listeners_before_reload: Vec::new(),
             workshop: Workshop::default(),
             care: Care::default(),
             activated: Activated::default(),
