@@ -1,12 +1,14 @@
 //! From a plan to a cluster.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use troop::{
     ActivationSocket, Builder, Cluster, Error, HealthCheck, HealthTest, InheritedSocket, ReadyWhen, RecyclePolicy, ReplacePolicy,
     Resource, RestartPolicy, Scheduling, Setup, Stdio, WhenFailed,
 };
+
+use uzers::os::unix::UserExt as _;
 
 use crate::args;
 use crate::config::{self, Failed, Limited, Ready, When};
@@ -138,6 +140,13 @@ impl Plan {
                         groups.ok_or_else(|| Error::Settings(format!("the groups of user {name:?} cannot be found out")))?;
                     setup = setup.uid(user.uid()).gid(user.primary_group_id());
                     setup = setup.groups(groups.iter().map(uzers::Group::gid).collect::<Vec<_>>());
+                    let (name, home, shell) = (user.name(), user.home_dir().as_os_str(), user.shell().as_os_str());
+                    for (variable, value) in [("HOME", home), ("USER", name), ("LOGNAME", name), ("SHELL", shell)] {
+                        // As systemd does; what is said about the app goes before.
+                        if !self.env.contains_key(OsStr::new(variable)) {
+                            setup = setup.env(variable, value);
+                        }
+                    }
                 }
                 // A number need not have a name, but then nothing says what its group is.
                 None => match number {
@@ -153,7 +162,10 @@ impl Plan {
             let found = uzers::get_group_by_name(name).map(|group| group.gid()).or_else(|| name.parse().ok());
             setup = setup.gid(found.ok_or_else(|| Error::Settings(format!("there is no group {name:?}")))?);
         }
-        Ok(setup)
+        Ok(match self.app.no_new_privileges {
+            Some(none) => setup.no_new_privileges(none),
+            None => setup,
+        })
     }
 
     /// An argument with the numbers of sockets put in.

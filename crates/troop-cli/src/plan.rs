@@ -13,7 +13,7 @@ use crate::config::{self, App, Form, Health, To, Watch};
 use crate::control::place;
 
 /// What a reload can change; the rest only another start can.
-const LIVE: [&str; 19] = [
+const LIVE: [&str; 20] = [
     "program",
     "args",
     "node_args",
@@ -26,6 +26,7 @@ const LIVE: [&str; 19] = [
     "listeners",
     "user",
     "group",
+    "no_new_privileges",
     "umask",
     "nice",
     "cpus",

@@ -240,6 +240,7 @@ fn alone(plan: &Plan) -> Result<(), Refused> {
     let app = &plan.app;
     let cannot = [
         (app.user.is_some() || app.group.is_some(), "user and group"),
+        (app.no_new_privileges == Some(true), "no_new_privileges"),
         (app.umask.is_some(), "umask"),
         (app.nice.is_some(), "nice"),
         (!app.cpus.is_empty(), "cpus"),

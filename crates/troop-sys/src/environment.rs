@@ -36,3 +36,14 @@ fn remove(name: &OsStr) {
     // so nothing else can be reading or writing the environment.
     unsafe { std::env::remove_var(name) }
 }
+
+/// Variables as this process was started with them, whatever it has changed since; as they are now if the system does not tell.
+#[must_use]
+pub fn at_start<const N: usize>(names: [&str; N]) -> [Option<OsString>; N] {
+    use std::os::unix::ffi::OsStrExt as _;
+    let Ok(all) = std::fs::read("/proc/self/environ") else { return names.map(std::env::var_os) };
+    names.map(|name| {
+        let value = |entry: &[u8]| Some(OsStr::from_bytes(entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?).to_owned());
+        all.split(|byte| *byte == 0).find_map(value)
+    })
+}

@@ -108,6 +108,9 @@ pub enum Error {
     /// This worker's identity was taken before; there is only one.
     #[error("take this worker's identity: it was taken before, by an earlier call of troop::role or troop::worker")]
     RoleTaken,
+    /// This process was started as a worker and does not know it, so it must not start workers.
+    #[error("start workers: this process is a worker itself: {0}")]
+    RoleNotTaken(String),
     /// Another failure of the system.
     #[error("{doing}")]
     Io {

@@ -62,6 +62,7 @@ mod error;
 mod events;
 mod inherited;
 mod message;
+mod nesting;
 mod net;
 mod primary;
 mod queue;

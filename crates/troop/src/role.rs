@@ -25,6 +25,11 @@ pub enum Role {
 /// True once a worker's identity has been taken.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
+/// Whether this process knows that it is a worker.
+pub(crate) fn is_taken() -> bool {
+    TAKEN.load(Ordering::Acquire)
+}
+
 /// Finds out what this process is. Call it first in `main`: a worker's identity (`NODE_UNIQUE_ID`, `NODE_CHANNEL_FD` and
 /// `NODE_CHANNEL_SERIALIZATION_MODE`) is taken out of the environment, so that programs started from here do not take it for theirs, and
 /// that is only sound while the process has one thread. A worker reports to its primary that it is online.

@@ -73,6 +73,10 @@ pub(crate) struct App {
     /// The group that workers run as: a name or a number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) group: Option<String>,
+    /// Nothing that a worker executes gives it privileges: no setuid bit, no file capability (sudo, ping, sendmail). Default: true where
+    /// `user` is another user than troop's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) no_new_privileges: Option<bool>,
     /// Permissions that the workers' new files do not get, in octal: "027".
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) umask: Option<String>,
@@ -155,6 +159,7 @@ impl App {
             log: None,
             user: None,
             group: None,
+            no_new_privileges: None,
             umask: None,
             nice: None,
             cpus: Vec::new(),

@@ -238,6 +238,16 @@ impl App {
         if is_script || self.program.contains('/') { self.directory(file).join(path) } else { path.to_owned() }
     }
 
+    /// What does not work in it that works without what is said about it.
+    pub(crate) fn note(&self) -> Option<String> {
+        let is_other_user = self.user.as_ref().is_some_and(|user| !["root", "0"].contains(&user.as_str()));
+        self.no_new_privileges.unwrap_or(is_other_user).then(|| {
+            "programs with the setuid bit or file capabilities (sudo, ping, sendmail) get no privileges from it when workers run them; \
+             no_new_privileges = false lets them"
+                .into()
+        })
+    }
+
     /// What would keep it from starting, as far as can be seen without doing it.
     pub(crate) fn problems(&self, file: &Path) -> Vec<String> {
         let mut problems = Vec::new();

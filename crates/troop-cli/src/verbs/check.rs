@@ -24,9 +24,15 @@ pub(crate) fn check(args: &Check) -> Result<(), String> {
             app.problems(file).into_iter().map(move |problem| format!("{}: app.{name}: {problem}", file.display()))
         })
         .collect();
+    let notes: Vec<String> =
+        apps.iter().filter_map(|(name, app)| Some(format!("{}: app.{name}: {}", file.display(), app.note()?))).collect();
     let names: Vec<_> = apps.keys().map(String::as_str).collect();
     if args.json {
-        let _ = writeln!(out, "{}", json!({ "file": file, "apps": names, "warnings": warnings, "problems": problems }));
+        let _ = writeln!(
+            out,
+            "{}",
+            json!({ "file": file, "apps": names, "warnings": warnings, "notes": notes, "problems": problems })
+        );
     } else {
         warnings.iter().for_each(|warning| log::say(&format!("troop: {}: {warning}", file.display())));
     }
@@ -34,6 +40,7 @@ pub(crate) fn check(args: &Check) -> Result<(), String> {
         return Err(problems.join("\n"));
     }
     if !args.json {
+        notes.iter().for_each(|note| log::say(&format!("troop: {note}")));
         let _ = writeln!(out, "{}: {} is fine", file.display(), names.join(", "));
     }
     Ok(())

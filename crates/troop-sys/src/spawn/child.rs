@@ -2,7 +2,7 @@
 
 use libc::{c_char, c_int, c_void};
 
-use super::Step;
+use super::{Step, privileges};
 
 /// Everything the child needs, as plain pointers made before it exists: it must not allocate.
 pub(super) struct Plan {
@@ -26,6 +26,10 @@ pub(super) struct Plan {
     /// -1: none.
     pub(super) cgroup: c_int,
     pub(super) own_group: bool,
+    pub(super) own_session: bool,
+    /// Whether it becomes a user without capabilities.
+    pub(super) drop_capabilities: bool,
+    pub(super) no_new_privileges: bool,
     pub(super) descriptor_limit: u64,
     pub(super) limits: *const (u32, u64, u64),
     pub(super) limits_len: usize,
@@ -64,7 +68,11 @@ unsafe fn run(plan: *mut Plan) -> (Step, c_int) {
         if plan.cgroup >= 0 && libc::write(plan.cgroup, c"0".as_ptr().cast(), 1) != 1 {
             return (Step::Cgroup, errno());
         }
-        if plan.own_group && libc::setpgid(0, 0) != 0 {
+        if plan.own_session {
+            if libc::setsid() < 0 {
+                return (Step::Session, errno());
+            }
+        } else if plan.own_group && libc::setpgid(0, 0) != 0 {
             return (Step::Group, errno());
         }
         if let Err(errno) = place_descriptors(plan) {
@@ -103,7 +111,7 @@ unsafe fn run(plan: *mut Plan) -> (Step, c_int) {
             return (Step::Cpus, errno());
         }
         // While it still may do all that.
-        if let Err(failed) = change_identity(plan) {
+        if let Err(failed) = change_identity(plan).and_then(|()| privileges::drop_all(plan)) {
             return failed;
         }
         // After the change of user, which takes it back.
@@ -198,6 +206,9 @@ unsafe fn place_descriptors(plan: &mut Plan) -> Result<(), c_int> {
 unsafe fn change_identity(plan: &Plan) -> Result<(), (Step, c_int)> {
     // SAFETY: plain system calls with valid pointers.
     unsafe {
+        if plan.no_new_privileges {
+            privileges::empty_bounding_set();
+        }
         if plan.groups_len >= 0 {
             if libc::syscall(libc::SYS_setgroups, plan.groups_len, plan.groups) != 0 {
                 return Err((Step::Groups, errno()));
@@ -231,7 +242,7 @@ unsafe fn change_identity(plan: &Plan) -> Result<(), (Step, c_int)> {
     Ok(())
 }
 
-fn errno() -> c_int {
+pub(super) fn errno() -> c_int {
     // SAFETY: always a valid pointer to this thread's errno (the parent's, which waits).
     unsafe { *libc::__errno_location() }
 }

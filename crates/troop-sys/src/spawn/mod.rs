@@ -13,6 +13,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use libc::{c_char, c_int, c_void};
 
 mod child;
+mod privileges;
 
 use child::{Plan, child};
 
@@ -41,6 +42,11 @@ pub struct Command<'a> {
     pub groups: Option<Vec<u32>>,
     /// A process group of its own, so that a terminal's Ctrl-C does not reach it.
     pub own_group: bool,
+    /// A session of its own without a controlling terminal, and so a process group of its own.
+    pub own_session: bool,
+    /// Nothing that the process executes gives it privileges (`PR_SET_NO_NEW_PRIVS`), and the capability bounding set is emptied as far as
+    /// this process may.
+    pub no_new_privileges: bool,
     /// Soft limit on open descriptors, if it should differ from the parent's.
     pub descriptor_limit: Option<u64>,
     /// Limits on resources: `RLIMIT_…`, soft, hard; [`NO_LIMIT`] for none.
@@ -84,6 +90,8 @@ pub enum Step {
     Cgroup,
     /// The process group.
     Group,
+    /// The session.
+    Session,
     /// Placing the descriptors.
     Descriptors,
     /// The working directory.
@@ -100,6 +108,10 @@ pub enum Step {
     Gid,
     /// The user.
     Uid,
+    /// The capabilities.
+    Capabilities,
+    /// That nothing gives it new privileges.
+    Privileges,
     /// Executing the program.
     Exec,
 }
@@ -119,6 +131,7 @@ impl fmt::Display for SpawnError {
             Step::Clone => "start a process",
             Step::Cgroup => "go into its control group",
             Step::Group => "put the process in a group of its own",
+            Step::Session => "put the process in a session of its own",
             Step::Descriptors => "give the process its descriptors",
             Step::Directory => "change to the working directory",
             Step::Limits => "set its limits",
@@ -127,6 +140,8 @@ impl fmt::Display for SpawnError {
             Step::Groups => "set the supplementary groups",
             Step::Gid => "become the group",
             Step::Uid => "become the user",
+            Step::Capabilities => "drop its capabilities",
+            Step::Privileges => "keep it from new privileges",
             Step::Exec => "execute the program",
         })
     }
@@ -186,6 +201,9 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
         drop_groups: command.groups.is_none() && (command.uid.is_some() || command.gid.is_some()),
         cgroup: command.cgroup.map_or(-1, |fd| fd.as_raw_fd()),
         own_group: command.own_group,
+        own_session: command.own_session,
+        drop_capabilities: command.uid.is_some_and(|uid| uid != 0),
+        no_new_privileges: command.no_new_privileges,
         descriptor_limit: command.descriptor_limit.unwrap_or(u64::MAX),
         limits: command.limits.as_ptr(),
         limits_len: command.limits.len(),
@@ -235,10 +253,11 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
 }
 
 fn to_step(step: c_int) -> Step {
-    const STEPS: [Step; 12] = [
+    const STEPS: [Step; 15] = [
         Step::Clone,
         Step::Cgroup,
         Step::Group,
+        Step::Session,
         Step::Descriptors,
         Step::Directory,
         Step::Limits,
@@ -247,6 +266,8 @@ fn to_step(step: c_int) -> Step {
         Step::Groups,
         Step::Gid,
         Step::Uid,
+        Step::Capabilities,
+        Step::Privileges,
         Step::Exec,
     ];
     STEPS.into_iter().find(|s| *s as c_int == step).unwrap_or(Step::Exec)

@@ -16,6 +16,8 @@ fn command(script: &str) -> Command<'static> {
         gid: None,
         groups: None,
         own_group: false,
+        own_session: false,
+        no_new_privileges: false,
         descriptor_limit: None,
         limits: Vec::new(),
         umask: None,
@@ -111,4 +113,27 @@ fn privileges_are_dropped_in_full() {
     let mut c = command("id -G");
     (c.uid, c.gid, c.groups) = (Some(65534), Some(65534), Some(vec![4, 5]));
     assert_eq!(output(c).0, "65534 4 5\n");
+}
+
+#[test]
+fn a_session_of_its_own_has_no_terminal() {
+    let mut c = command("cut -d' ' -f5-7 /proc/self/stat; echo $$");
+    c.own_session = true;
+    let text = output(c).0;
+    let numbers: Vec<_> = text.split_whitespace().collect();
+    assert_eq!((numbers[0], numbers[1], numbers[2]), (numbers[3], numbers[3], "0"), "group, session, terminal, process");
+}
+
+#[test]
+fn another_user_has_no_capabilities_and_no_way_to_any() {
+    if !rustix::process::getuid().is_root() {
+        return;
+    }
+    let mut c = command("grep -E '^(Cap|NoNewPrivs|Groups)' /proc/self/status");
+    (c.uid, c.gid, c.no_new_privileges) = (Some(65534), Some(65534), true);
+    let text = output(c).0;
+    for line in text.lines().filter(|line| line.starts_with("Cap")) {
+        assert_eq!(line.split_whitespace().nth(1), Some("0000000000000000"), "{text}");
+    }
+    assert!(text.contains("NoNewPrivs:\t1") && text.lines().any(|line| line.trim_end() == "Groups:"), "{text}");
 }

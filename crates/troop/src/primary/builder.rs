@@ -21,6 +21,7 @@ use crate::activation::ActivationSocket;
 use crate::error::{Error, Result};
 use crate::events::{Bus, Event};
 use crate::inherited::InheritedSocket;
+use crate::nesting;
 use crate::settings::{Settings, Setup};
 
 type Observer = Box<dyn FnMut(&Event)>;
@@ -243,14 +244,20 @@ impl Builder {
         config
     }
 
-    fn driver(&mut self, in_thread: bool) -> Result<(Driver, Cluster)> {
+    fn driver(&mut self, in_thread: bool, supervised: bool) -> Result<(Driver, Cluster)> {
         let bell = if in_thread { Some(Bell::new().map_err(Error::io("make an event descriptor"))?) } else { None };
         let (sender, commands) = mpsc::channel();
         let commander = Commander { sender, wake: Arc::new(Wake::new(bell)) };
         let (bus, table) = (Arc::new(Bus::default()), Table::default());
         let core = Primary::new(Config { start_timeout: self.replace.ready_timeout, ..self.config.clone() });
         let cluster = Cluster::new(commander.clone(), bus.clone(), table.clone());
-        let settings = Settings { activation: self.activation.clone(), ..Settings::default() };
+        let groups_apart = supervised;
+        let settings = Settings {
+            activation: self.activation.clone(),
+            groups_apart,
+            own_process_group: groups_apart,
+            ..Settings::default()
+        };
         let driver = Driver::new(core, settings, in_thread, commander, commands, bus, table);
         let mut driver = driver.map_err(Error::io("set up the primary"))?;
         driver.weights.clone_from(&self.weights);
@@ -271,9 +278,10 @@ impl Builder {
     /// With [`Builder::workers`] it forks and supervises as many; without, the program forks.
     ///
     /// # Errors
-    /// When out of descriptors, or a thread cannot be started.
+    /// When out of descriptors, or a thread cannot be started; [`Error::RoleNotTaken`] where `NODE_UNIQUE_ID` says that this is a worker.
     pub fn start_in_thread(mut self, mut observer: impl FnMut(&Event) + Send + 'static) -> Result<Cluster> {
-        let (mut driver, cluster) = self.driver(true)?;
+        nesting::may_be_embedded()?;
+        let (mut driver, cluster) = self.driver(true, self.workers.is_some())?;
         if let Some(workers) = self.workers {
             driver.supervise(Supervisor::new(self.supervision(workers)));
         }
@@ -290,12 +298,13 @@ impl Builder {
     /// without, the program forks.
     ///
     /// # Errors
-    /// When out of descriptors.
+    /// When out of descriptors; [`Error::RoleNotTaken`] in a worker that does not know that it is one.
     ///
     /// # Panics
     /// Outside a tokio runtime that has I/O and time enabled.
     pub fn start(mut self) -> Result<Cluster> {
-        let (mut driver, cluster) = self.driver(false)?;
+        nesting::may_be_primary()?;
+        let (mut driver, cluster) = self.driver(false, self.workers.is_some())?;
         if let Some(workers) = self.workers {
             driver.supervise(Supervisor::new(self.supervision(workers)));
         }
@@ -309,14 +318,19 @@ impl Builder {
     /// workers get the old one.
     /// As process 1 it reaps orphans too.
     ///
+    /// Workers lead process groups of their own, so that Ctrl-C, and a signal to this process's group, reach this process first, which lets them
+    /// finish; [`Setup::own_process_group`] changes that. Ctrl-Z stops this process alone.
+    ///
     /// # Errors
-    /// [`Error::GaveUp`] if no worker became ready, or as [`RestartPolicy`] says.
+    /// [`Error::GaveUp`] if no worker became ready, or as [`RestartPolicy`] says; [`Error::RoleNotTaken`] in a worker that does not know that it
+    /// is one.
     pub fn run(mut self) -> Result<()> {
+        nesting::may_be_primary()?;
         let workers = self.workers.unwrap_or_else(available_workers);
         if workers == 0 {
             return Err(Error::Settings("a cluster needs at least one worker".into()));
         }
-        let (mut driver, cluster) = self.driver(true)?;
+        let (mut driver, cluster) = self.driver(true, true)?;
         driver.workshop.descriptor_limit = troop_sys::process::raise_descriptor_limit();
         let mut signals = vec![
             (SIGTERM, SignalMeans::Stop),

@@ -1,23 +1,27 @@
 //! Tests each worker from time to time, from a thread of its own.
 
-use std::collections::HashMap;
-use std::io::Read as _;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{CStr, OsString};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use tokio::net::unix::pipe;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use troop_core::WorkerId;
+use troop_sys::spawn;
 
 use super::Phase;
 use super::driver::{Ends, Handed};
 use super::policies::{HealthCheck, HealthTest};
 use super::snapshot::WorkerSnapshot;
 use super::wake::{Command as Ask, Commander};
+use crate::error::Error;
+use crate::settings::{Settings, texts};
+
+type Variables = BTreeMap<OsString, OsString>;
 
 /// Tests at a time.
 const MOST_AT_ONCE: usize = 16;
@@ -98,23 +102,20 @@ impl From<&str> for Failed {
 }
 
 fn cannot(doing: &'static str) -> impl Fn(std::io::Error) -> Failed {
+    move |e| if is_shortage(&e) { Failed::Untested } else { Failed::Sick(format!("{doing}: {e}")) }
+}
+
+fn is_shortage(e: &std::io::Error) -> bool {
     use rustix::io::Errno;
     const SHORTAGES: [Errno; 5] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::AGAIN];
-    move |e| match e.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(errno) if SHORTAGES.contains(&errno) => Failed::Untested,
-        _ => Failed::Sick(format!("{doing}: {e}")),
-    }
+    e.raw_os_error().is_some_and(|errno| SHORTAGES.contains(&Errno::from_raw_os_error(errno)))
 }
 
 async fn test(cluster: &Commander, check: &HealthCheck, worker: &WorkerSnapshot) -> Result<(), Failed> {
     let until = Instant::now() + check.timeout;
     let late = || format!("no answer within {:?}", check.timeout);
     let outcome = match &check.test {
-        HealthTest::Command(command) => {
-            let (command, worker, limit) = (command.clone(), worker.clone(), check.timeout);
-            let run = tokio::task::spawn_blocking(move || run(&command, &worker, limit));
-            return run.await.unwrap_or_else(|_| Err("its command could not be run".into()));
-        }
+        HealthTest::Command(command) => return run(cluster, command, worker, check.timeout).await,
         HealthTest::Tcp => timeout_at(until, connect(cluster, check, worker.id, None)).await,
         HealthTest::Http(path) => timeout_at(until, connect(cluster, check, worker.id, Some(path))).await,
     };
@@ -211,48 +212,72 @@ impl Stream {
     }
 }
 
-/// Runs a command. Its status comes over a pipe: a primary that is process 1 may have reaped it before anybody could ask.
-fn run(command: &str, worker: &WorkerSnapshot, limit: Duration) -> Result<(), Failed> {
-    let cannot = cannot("its command cannot be run");
-    let mut child = Command::new("/bin/sh")
-        .args(["-c", "(eval \"$TROOP_HEALTH_COMMAND\") </dev/null >/dev/null 2>&1; echo $?"])
-        .env("TROOP_HEALTH_COMMAND", command)
-        .env("TROOP_WORKER", worker.id.to_string())
-        .env("TROOP_WORKER_PID", worker.pid.to_string())
-        .env("TROOP_SLOT", worker.slot.to_string())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .map_err(&cannot)?;
-    let held = match troop_sys::process::pidfd(child.id()) {
-        Ok(held) => held,
-        Err(e) => {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(cannot(e));
-        }
+/// Runs a command as workers run: their user, directory, environment and limits. Its status comes over a pipe: a primary that is process 1 may have
+/// reaped it before anybody could ask.
+async fn run(cluster: &Commander, command: &str, worker: &WorkerSnapshot, limit: Duration) -> Result<(), Failed> {
+    let until = Instant::now() + limit;
+    let late = || format!("its command did not end within {limit:?}");
+    let settings = cluster.ask(Ask::Settings).await.map_err(|e| e.to_string())?;
+    let variables: [(&str, OsString); 4] = [
+        ("TROOP_HEALTH_COMMAND", command.into()),
+        ("TROOP_WORKER", worker.id.to_string().into()),
+        ("TROOP_WORKER_PID", worker.pid.to_string().into()),
+        ("TROOP_SLOT", worker.slot.to_string().into()),
+    ];
+    let env = variables.into_iter().map(|(name, value)| (name.into(), value)).collect();
+    let slot = Some(worker.slot);
+    // A process that stops the new one while it starts must not stop the other tests.
+    let starting = tokio::task::spawn_blocking(move || start_shell(&settings, slot, &env));
+    let started = timeout_at(until, starting).await.map_err(|_| late())?;
+    let started = started.unwrap_or_else(|e| Err(Error::Settings(e.to_string())));
+    let (child, pipe) = started.map_err(|e| match e {
+        Error::Io { source, .. } | Error::Spawn { source, .. } if is_shortage(&source) => Failed::Untested,
+        e => Failed::Sick(format!("its command cannot be run: {}", e.chain())),
+    })?;
+    let status = match pipe::Receiver::from_owned_fd(pipe) {
+        Ok(pipe) => timeout_at(until, exit_code(pipe)).await,
+        Err(e) => return Err(cannot("its command cannot be watched")(e)),
     };
-    let (sender, status) = std::sync::mpsc::channel();
-    if let Some(mut pipe) = child.stdout.take() {
-        let read = move || {
-            let mut text = String::new();
-            let _ = pipe.read_to_string(&mut text);
-            let _ = sender.send(text);
-        };
-        std::thread::Builder::new().name("troop-command".into()).spawn(read).map_err(&cannot)?;
-    }
-    let status = status.recv_timeout(limit);
-    if !troop_sys::process::has_ended(held.as_fd()) {
+    if !troop_sys::process::has_ended(child.pidfd.as_fd()) {
         // So its group is its own still.
-        let _ = troop_sys::process::signal_group(child.id(), 9);
+        let _ = troop_sys::process::signal_group(child.pid, 9);
     }
-    let _ = child.wait();
-    match status.as_deref().map(str::trim) {
-        Ok("0") => Ok(()),
-        Ok(code) if !code.is_empty() => Err(format!("its command ended with {code}").into()),
-        Ok(_) => Err("its command was ended by a signal".into()),
-        Err(_) => Err(format!("its command did not end within {limit:?}").into()),
+    tokio::task::spawn_blocking(move || troop_sys::process::reap(child.pidfd.as_fd()));
+    match status {
+        Ok(Some(0)) => Ok(()),
+        Ok(Some(code)) => Err(format!("its command ended with {code}").into()),
+        Ok(None) => Err("its command was ended by a signal".into()),
+        Err(_) => Err(late().into()),
     }
+}
+
+/// Starts the shell that runs a command; returns it and the pipe for its status. What the command prints goes nowhere.
+fn start_shell(settings: &Settings, slot: Option<u32>, env: &Variables) -> Result<(spawn::Child, OwnedFd), Error> {
+    const SCRIPT: &CStr = c"(eval \"$TROOP_HEALTH_COMMAND\") </dev/null >/dev/null 2>&1; echo $?";
+    let (reader, writer) = std::io::pipe().map_err(Error::io("make a pipe"))?;
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(Error::io("open /dev/null"))?;
+    let mut command = settings.command(slot, texts(settings.environment(env))?)?;
+    command.candidates = vec![c"/bin/sh".into()];
+    command.argv = vec![c"sh".into(), c"-c".into(), SCRIPT.into()];
+    command.fds = vec![(0, null.as_fd()), (1, writer.as_fd()), (2, null.as_fd())];
+    command.own_group = true;
+    let child =
+        spawn::spawn(&command).map_err(|e| Error::Spawn { program: "/bin/sh".into(), step: e.to_string(), source: e.source })?;
+    Ok((child, reader.into()))
+}
+
+/// The number that comes over a pipe, if one comes. Whoever else has got hold of the pipe does not make it last, or grow.
+async fn exit_code(pipe: pipe::Receiver) -> Option<u8> {
+    let mut text = Vec::new();
+    while !text.contains(&b'\n') && text.len() <= 8 {
+        let mut part = [0; 8];
+        pipe.readable().await.ok()?;
+        match pipe.try_read(&mut part) {
+            Ok(0) => break,
+            Ok(len) => text.extend_from_slice(&part[..len]),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return None,
+        }
+    }
+    std::str::from_utf8(&text).ok()?.trim().parse().ok()
 }

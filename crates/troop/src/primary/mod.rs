@@ -44,6 +44,7 @@ pub(crate) use wake::{Command, Commander};
 use crate::error::{Error, Result};
 use crate::events::{Bus, Events};
 use crate::inherited::InheritedSocket;
+use crate::nesting;
 use crate::settings::Setup;
 
 /// The most workers that a supervised cluster can be scaled to.
@@ -174,6 +175,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::Spawn`] with the real cause, [`Error::Settings`], [`Error::ClusterOver`].
     pub async fn fork(&self, fork: Fork) -> Result<WorkerHandle> {
+        nesting::may_be_embedded()?;
         self.inner.commander.ask(|done| Command::Fork(fork, done)).await?
     }
 

@@ -69,7 +69,7 @@ pub trait Output: Send {
 /// What becomes of what is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// To this process's standard error.
+    /// To this process's standard output or error.
     Forwarded,
     Remembered,
     /// To the program's [`Output`].
@@ -192,8 +192,12 @@ fn copy(mut poller: Poller, streams: &Mutex<Streams>, bell: &Bell, mut output: O
                     let bytes = &buffer[..n];
                     tail.iter().for_each(|tail| tail.push(bytes));
                     match (fate, &mut output) {
-                        // Nobody to tell when the primary's own standard error is closed.
-                        (Fate::Forwarded, _) => drop(io::stderr().lock().write_all(bytes)),
+                        // Nobody to tell when the primary's own stream is closed.
+                        (Fate::Forwarded, _) if source.error => drop(io::stderr().lock().write_all(bytes)),
+                        (Fate::Forwarded, _) => {
+                            let mut out = io::stdout().lock();
+                            drop(out.write_all(bytes).and_then(|()| out.flush()));
+                        }
                         (Fate::Collected, Some(output)) => output.write(source, bytes),
                         _ => {}
                     }

@@ -66,6 +66,7 @@ pub(crate) fn spawn(
     let mut child_ends: [Option<OwnedFd>; 3] = [const { None }; 3];
     let mut tail = None;
     for (number, stdio) in settings.stdio.iter().enumerate() {
+        let stdio = beside_terminal(settings, number, *stdio, &inherited[number]);
         match stdio {
             Stdio::Inherit => {}
             Stdio::Null => {
@@ -75,10 +76,10 @@ pub(crate) fn spawn(
             Stdio::Pipe | Stdio::Forward | Stdio::Capture | Stdio::Collect => {
                 let (reader, writer) = io::pipe().map_err(failed("make a pipe"))?;
                 let fate = match stdio {
-                    Stdio::Forward if number == 2 => Some(Fate::Forwarded),
+                    Stdio::Forward if number > 0 => Some(Fate::Forwarded),
                     Stdio::Capture if number == 2 => Some(Fate::Remembered),
                     Stdio::Collect if number > 0 => Some(Fate::Collected),
-                    _ => None,
+                    Stdio::Pipe | Stdio::Inherit | Stdio::Null | Stdio::Forward | Stdio::Capture | Stdio::Collect => None,
                 };
                 if number == 0 {
                     (child_ends[0], pipes[0]) = (Some(reader.into()), Some(writer.into()));
@@ -110,14 +111,6 @@ pub(crate) fn spawn(
     for (number, end) in (0..).zip(&child_ends) {
         fds.push((number, end.as_ref().map_or(inherited[number as usize], AsFd::as_fd)));
     }
-    let cwd = match &settings.cwd {
-        Some(cwd) => {
-            use std::os::unix::ffi::OsStrExt;
-            let cwd = std::ffi::CString::new(cwd.as_os_str().as_bytes());
-            Some(cwd.map_err(|_| Error::Settings("the working directory contains a NUL byte".into()))?)
-        }
-        None => None,
-    };
     let cgroup = match &settings.cgroup {
         limits if limits.is_empty() => None,
         limits => {
@@ -129,26 +122,15 @@ pub(crate) fn spawn(
         }
     };
     let entrance = cgroup.as_ref().map(Group::entrance).transpose().map_err(failed("open its control group"))?;
-    let command = spawn::Command {
-        candidates: prepared.candidates.clone(),
-        argv: prepared.argv.clone(),
-        env: prepared.env.clone(),
-        // Without a channel nothing else tells it that its primary has died.
-        death_signal: if settings.activation.is_some() { 15 } else { 0 },
-        pid_variable: settings.activation.is_some().then_some(c"LISTEN_PID"),
-        cwd,
-        fds,
-        uid: settings.uid,
-        gid: settings.gid,
-        groups: settings.groups.clone(),
-        own_group: settings.own_process_group,
-        descriptor_limit: workshop.descriptor_limit,
-        limits: settings.raw_limits(),
-        umask: settings.umask,
-        nice: settings.nice,
-        cpus: settings.cpus_of(slot),
-        cgroup: entrance.as_ref().map(AsFd::as_fd),
-    };
+    let mut command = settings.command(slot, prepared.env)?;
+    command.candidates = prepared.candidates;
+    command.argv = prepared.argv;
+    // Without a channel nothing else tells it that its primary has died.
+    command.death_signal = if settings.activation.is_some() { 15 } else { 0 };
+    command.pid_variable = settings.activation.is_some().then_some(c"LISTEN_PID");
+    command.fds = fds;
+    command.descriptor_limit = workshop.descriptor_limit;
+    command.cgroup = entrance.as_ref().map(AsFd::as_fd);
     let child = spawn::spawn(&command).map_err(|e| Error::Spawn {
         program: prepared.program.clone(),
         step: match (e.step, &settings.cwd) {
@@ -160,6 +142,19 @@ pub(crate) fn spawn(
     drop(command);
     let untold = settings.activation.is_some().then_some(theirs);
     Ok(Spawned { child, channel: ours, untold, pipes, tail, cgroup })
+}
+
+/// What a stream is connected to that could be the primary's terminal. Whoever has a descriptor of a terminal can read what is typed there, and
+/// change how it behaves; one who leads a process group is stopped when it reads from there.
+fn beside_terminal(settings: &Settings, number: usize, stdio: Stdio, inherited: &impl io::IsTerminal) -> Stdio {
+    if stdio != Stdio::Inherit || !settings.leads_group() || !inherited.is_terminal() {
+        return stdio;
+    }
+    match number {
+        0 => Stdio::Null,
+        _ if settings.is_other_user() => Stdio::Forward,
+        _ => stdio,
+    }
 }
 
 /// Whether trying again cannot help: the program, its directory or the permission is missing.

@@ -15,7 +15,7 @@ use super::driver::{Ends, Handed, Shared};
 use super::{Adoption, Fork, Reload, Snapshot, WorkerHandle};
 use crate::error::{Error, Result as Outcome};
 use crate::inherited::InheritedSocket;
-use crate::settings::Setup;
+use crate::settings::{Settings, Setup};
 
 /// What the driver is asked to do.
 pub(crate) enum Command {
@@ -37,6 +37,8 @@ pub(crate) enum Command {
     /// Whether workers are to be forked in the place of those that have ended.
     ForksToCome(Successors),
     Snapshot(oneshot::Sender<Snapshot>),
+    /// What workers are started with now.
+    Settings(oneshot::Sender<Arc<Settings>>),
     Scale(usize),
     /// The answer to a question about a connection.
     Answer(u64, Option<WorkerId>),

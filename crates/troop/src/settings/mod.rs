@@ -13,6 +13,8 @@ use crate::primary::Cgroup;
 
 mod prepare;
 
+pub(crate) use prepare::texts;
+
 /// What a worker's standard stream is connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -111,8 +113,13 @@ pub struct Settings {
     pub gid: Option<u32>,
     /// Supplementary groups. By default those of a privileged primary are dropped when `uid` or `gid` is set, as Node does.
     pub groups: Option<Vec<u32>>,
-    /// Each worker leads a process group of its own, so that a terminal's Ctrl-C does not reach it.
+    /// Each worker leads a process group of its own, so that a terminal's Ctrl-C and a signal to the primary's group do not reach it; see
+    /// [`Setup::own_process_group`].
     pub own_process_group: bool,
+    /// That is how it is unless a setup says otherwise.
+    pub(crate) groups_apart: bool,
+    /// Nothing that a worker executes gives it privileges; see [`Setup::no_new_privileges`].
+    pub no_new_privileges: Option<bool>,
     /// Inspector ports of Node workers.
     pub inspect_port: InspectPort,
     /// Permissions that the workers' new files do not get; this process's mask by default.
@@ -149,6 +156,8 @@ impl Default for Settings {
             gid: None,
             groups: None,
             own_process_group: false,
+            groups_apart: false,
+            no_new_privileges: None,
             inspect_port: InspectPort::Automatic,
             umask: None,
             nice: None,
@@ -180,6 +189,7 @@ pub struct Setup {
     gid: Option<u32>,
     groups: Option<Vec<u32>>,
     own_process_group: Option<bool>,
+    no_new_privileges: Option<bool>,
     inspect_port: Option<InspectPort>,
     umask: Option<u32>,
     nice: Option<i32>,
@@ -273,7 +283,10 @@ impl Setup {
         self
     }
 
-    /// The user to run as.
+    /// The user to run as. A worker of another user than this process's gets a session of its own, no terminal, no capabilities, no
+    /// [new privileges](Setup::no_new_privileges), and none of the variables that name this process's user and its places (`HOME`, `USER`,
+    /// `LOGNAME`, `SHELL`, `MAIL`, `XDG_…`) but those of [`Setup::env`]. Where a stream would be inherited that is a terminal, it gets
+    /// `/dev/null` as its input, and what it prints is passed on.
     pub fn uid(mut self, uid: u32) -> Setup {
         self.uid = Some(uid);
         self
@@ -291,9 +304,20 @@ impl Setup {
         self
     }
 
-    /// Whether each worker leads a process group of its own.
+    /// Whether each worker leads a process group of its own. Then a terminal's Ctrl-C, and a signal to the primary's process group, reach the
+    /// primary alone, which lets its workers finish; and a worker's input is `/dev/null` where it would be the terminal, because reading from
+    /// there would stop it. Default: true for supervised workers ([`Builder::run`](crate::Builder::run), [`Builder::workers`](crate::Builder::workers)),
+    /// false for those that the program forks, as with Node.
     pub fn own_process_group(mut self, own: bool) -> Setup {
         self.own_process_group = Some(own);
+        self
+    }
+
+    /// Whether nothing that a worker executes can give it privileges (`PR_SET_NO_NEW_PRIVS`, and an empty capability bounding set). Programs
+    /// with the setuid bit or file capabilities (`sendmail`, `sudo`, `ping`) do not get theirs, then. Default: true for workers of another user
+    /// than this process's, unless that is root.
+    pub fn no_new_privileges(mut self, none: bool) -> Setup {
+        self.no_new_privileges = Some(none);
         self
     }
 
@@ -350,8 +374,9 @@ impl Setup {
 
     pub(crate) fn apply(self, settings: &mut Settings) {
         if self.afresh {
-            let (activation, notify) = (settings.activation.take(), settings.notify.take());
-            *settings = Settings { activation, notify, ..Settings::default() };
+            let (activation, notify, groups_apart) = (settings.activation.take(), settings.notify.take(), settings.groups_apart);
+            let own_process_group = groups_apart;
+            *settings = Settings { activation, notify, groups_apart, own_process_group, ..Settings::default() };
         }
         fn set<T>(field: &mut T, change: Option<T>) {
             if let Some(value) = change {
@@ -371,6 +396,7 @@ impl Setup {
         settings.uid = self.uid.or(settings.uid);
         settings.gid = self.gid.or(settings.gid);
         settings.groups = self.groups.or(settings.groups.take());
+        settings.no_new_privileges = self.no_new_privileges.or(settings.no_new_privileges);
         settings.umask = self.umask.or(settings.umask);
         settings.report_signal = self.report_signal.or(settings.report_signal);
         settings.nice = self.nice.or(settings.nice);
@@ -398,6 +424,21 @@ pub(crate) const SERIALIZATION: &str = "NODE_CHANNEL_SERIALIZATION_MODE";
 pub(crate) const CHANNEL_NUMBER: i32 = 3;
 
 impl Settings {
+    /// Whether workers are another user's than this process.
+    pub(crate) fn is_other_user(&self) -> bool {
+        self.uid.is_some_and(|uid| uid != rustix::process::geteuid().as_raw())
+    }
+
+    /// Whether workers lead process groups.
+    pub(crate) fn leads_group(&self) -> bool {
+        self.own_process_group || self.is_other_user()
+    }
+
+    /// Whether nothing that workers execute gives them privileges.
+    pub(crate) fn keeps_from_privileges(&self) -> bool {
+        self.no_new_privileges.unwrap_or_else(|| self.is_other_user() && self.uid != Some(0))
+    }
+
     /// The limits as the system counts them.
     pub(crate) fn raw_limits(&self) -> Vec<(u32, u64, u64)> {
         let raw = |limit: Option<u64>| limit.unwrap_or(spawn::NO_LIMIT);

@@ -10,6 +10,24 @@ use troop_sys::spawn;
 use super::{CHANNEL_FD, CHANNEL_NUMBER, InspectPort, SERIALIZATION, Settings, UNIQUE_ID};
 use crate::activation::ActivationSocket;
 use crate::error::{Error, Result};
+use crate::nesting;
+
+/// Variables that say who this process's user is, and where its things are.
+const PERSONAL: [&str; 13] = [
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "MAIL",
+    "XDG_RUNTIME_DIR",
+    "XDG_CONFIG_HOME",
+    "XDG_CACHE_HOME",
+    "XDG_DATA_HOME",
+    "XDG_STATE_HOME",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "SSH_AUTH_SOCK",
+    "XAUTHORITY",
+];
 
 /// The command line and environment of one worker.
 #[derive(Debug)]
@@ -60,6 +78,48 @@ impl Settings {
         Some(u16::try_from(if port > 65535 { 1024 + (port - 65536) % 64512 } else { port }).unwrap_or(9229))
     }
 
+    /// The variables that are not about a certain worker.
+    pub(crate) fn environment(&self, extra: &BTreeMap<OsString, OsString>) -> BTreeMap<OsString, OsString> {
+        let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+        env.retain(|name, _| !self.env_hidden.contains(name));
+        if self.is_other_user() {
+            env.retain(|name, _| !PERSONAL.iter().any(|personal| name == personal));
+        }
+        env.extend(self.env.clone());
+        env.extend(extra.clone());
+        // A worker that is itself a primary must not pass its own identity on.
+        for name in [UNIQUE_ID, CHANNEL_FD, SERIALIZATION, "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", nesting::ACTIVATED] {
+            env.remove(OsStr::new(name));
+        }
+        env
+    }
+
+    /// A process as workers are: their user, directory and limits. What it executes, and with which descriptors, is up to the caller.
+    pub(crate) fn command(&self, slot: Option<u32>, env: Vec<CString>) -> Result<spawn::Command<'static>> {
+        let cwd = self.cwd.as_deref().map(|cwd| CString::new(cwd.as_os_str().as_bytes())).transpose();
+        Ok(spawn::Command {
+            candidates: Vec::new(),
+            argv: Vec::new(),
+            env,
+            pid_variable: None,
+            death_signal: 0,
+            cwd: cwd.map_err(|_| Error::Settings("the working directory contains a NUL byte".into()))?,
+            fds: Vec::new(),
+            uid: self.uid,
+            gid: self.gid,
+            groups: self.groups.clone(),
+            own_group: self.own_process_group,
+            own_session: self.is_other_user(),
+            no_new_privileges: self.keeps_from_privileges(),
+            descriptor_limit: None,
+            limits: self.raw_limits(),
+            umask: self.umask,
+            nice: self.nice,
+            cpus: self.cpus_of(slot),
+            cgroup: None,
+        })
+    }
+
     /// What to execute for the worker with this id.
     pub(crate) fn prepare(
         &self,
@@ -68,14 +128,8 @@ impl Settings {
         extra: &BTreeMap<OsString, OsString>,
         inspectors: &mut u32,
     ) -> Result<Prepared> {
-        let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
-        env.retain(|name, _| !self.env_hidden.contains(name));
-        env.extend(self.env.clone());
-        env.extend(extra.clone());
-        // A worker that is itself a primary must not pass its own identity on.
-        for name in [UNIQUE_ID, CHANNEL_FD, SERIALIZATION, "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
-            env.remove(OsStr::new(name));
-        }
+        nesting::may_fork(self, extra)?;
+        let mut env = self.environment(extra);
         for name in &self.slot_variables {
             // Not that of a worker which is itself a primary.
             env.remove(name);
@@ -83,11 +137,13 @@ impl Settings {
                 env.insert(name.clone(), slot.to_string().into());
             }
         }
+        env.insert(nesting::DEPTH.into(), nesting::depth_of_workers().to_string().into());
         if let Some(place) = &self.notify {
             env.insert("NOTIFY_SOCKET".into(), place.clone());
         }
         if let Some(sockets) = &self.activation {
             env.extend(activation(sockets));
+            env.insert(nesting::ACTIVATED.into(), "1".into());
         } else {
             env.insert(UNIQUE_ID.into(), id.to_string().into());
             env.insert(CHANNEL_FD.into(), CHANNEL_NUMBER.to_string().into());
@@ -122,8 +178,7 @@ impl Settings {
             .chain(self.args.iter().cloned())
             .map(text)
             .collect::<Result<_>>()?;
-        let env = env.into_iter().map(|(name, value)| text([name, value].join(OsStr::new("=")))).collect::<Result<_>>()?;
-        Ok(Prepared { candidates, argv, env, program: name.to_string_lossy().into_owned() })
+        Ok(Prepared { candidates, argv, env: texts(env)?, program: name.to_string_lossy().into_owned() })
     }
 }
 
@@ -150,6 +205,11 @@ fn per_process(file: &OsStr) -> OsString {
         name.push(extension);
     }
     path.with_file_name(name).into_os_string()
+}
+
+/// `NAME=value` for each variable.
+pub(crate) fn texts(env: BTreeMap<OsString, OsString>) -> Result<Vec<CString>> {
+    env.into_iter().map(|(name, value)| text([name, value].join(OsStr::new("=")))).collect()
 }
 
 fn text(s: impl Into<OsString>) -> Result<CString> {

@@ -91,6 +91,9 @@ impl Driver {
             Command::Snapshot(done) => {
                 let _ = done.send(self.snapshot());
             }
+            Command::Settings(done) => {
+                let _ = done.send(self.settings.clone());
+            }
             Command::Scale(workers) => {
                 if let Some(s) = &mut self.supervisor {
                     s.scale(self.now, workers);
@@ -223,7 +226,7 @@ impl Driver {
         }
         self.core.spawned(id, child.pid, slot, fork.weight.unwrap_or(USUAL_WEIGHT));
         let handle = self.handle(id, child.pid, pipes, tail)?;
-        let leads_group = self.settings.own_process_group;
+        let leads_group = self.settings.leads_group();
         let channel = Some(Channel::new(channel, false, self.core.budget().handle_share()));
         let process = Process {
             handle: handle.clone(),

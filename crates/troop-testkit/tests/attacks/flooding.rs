@@ -1,0 +1,150 @@
+//! Programs that would fork without end, and signals that reach a whole process group.
+
+use std::io::Read as _;
+use std::net::TcpStream;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+
+use rustix::process::{Signal, kill_process_group};
+use troop::{Cluster, Fork};
+use troop_sys::process::Exit;
+
+use crate::running::{Crowd, Running, open_directory, pid};
+use crate::support::{is_root, troop_program};
+
+const FIXTURE: &str = env!("CARGO_BIN_EXE_troop-fixture");
+
+/// A program that takes no heed of its role ends with this error, and there were never more processes than its first workers (and shells
+/// between it and them).
+fn is_no_flood(test: &str, uid: u32, way: &str, error: &str) {
+    if !is_root(test) {
+        return;
+    }
+    let (most, exit, stderr) = Crowd::start(uid, &[FIXTURE, "flood", way], &[]).outcome();
+    assert!(most <= 10, "{most} processes");
+    assert_eq!(exit, Exit::Code(1), "{stderr}");
+    assert!(stderr.contains(error), "{stderr}");
+}
+
+const ROLE: &str = "call troop::role() first thing in main";
+const COPIES: &str = "its workers would be copies of it";
+
+#[test]
+fn a_program_that_does_not_ask_for_its_role_is_no_flood() {
+    is_no_flood("flooding::run", 64_100, "run", ROLE);
+    is_no_flood("flooding::fork", 64_100, "fork", ROLE);
+}
+
+#[test]
+fn a_program_that_forgets_its_environment_is_no_flood() {
+    is_no_flood("flooding::forgetful", 64_101, "forgetful", ROLE);
+}
+
+#[test]
+fn a_program_that_takes_its_role_and_does_not_heed_it_is_no_flood() {
+    is_no_flood("flooding::heedless", 64_102, "heedless", COPIES);
+    is_no_flood("flooding::heedless by name", 64_102, "heedless by name", COPIES);
+}
+
+#[test]
+fn activation_of_the_program_itself_is_no_flood() {
+    is_no_flood("flooding::activation", 64_103, "activation", "need a program of their own (Setup::program)");
+    is_no_flood("flooding::activation by name", 64_103, "activation by name", "TROOP_ACTIVATED");
+}
+
+#[test]
+fn a_shell_between_primary_and_worker_is_no_flood() {
+    is_no_flood("flooding::shell", 64_104, "shell", ROLE);
+    is_no_flood("flooding::activation by shell", 64_104, "activation by shell", "TROOP_ACTIVATED");
+}
+
+#[test]
+fn clusters_do_not_nest_without_end() {
+    is_no_flood("flooding::deeper", 64_105, "deeper", "4 primaries are above this process");
+}
+
+/// What a test does that forks: its workers are the harness with all its tests.
+#[tokio::test]
+async fn a_test_forks_its_own_harness() {
+    if std::env::var_os("TEST_FORKS_ITSELF").is_none() {
+        return;
+    }
+    let cluster = Cluster::builder().start().unwrap_or_else(|e| panic!("{}", e.chain()));
+    let mut events = cluster.events();
+    let _workers = (cluster.fork(Fork::new()).await.unwrap(), cluster.fork(Fork::new()).await.unwrap());
+    let mut ended = 0;
+    while ended < 2 {
+        ended += u32::from(matches!(events.next().await, Some(troop::Event::Exit(..)) | None));
+    }
+}
+
+#[test]
+fn a_test_that_forks_is_no_flood() {
+    if !is_root("flooding::a_test_that_forks_is_no_flood") {
+        return;
+    }
+    let own = std::env::current_exe().unwrap();
+    let argv = [own.to_str().unwrap(), "--exact", "flooding::a_test_forks_its_own_harness", "--nocapture"];
+    let (most, exit, stderr) = Crowd::start(64_106, &argv, &[("TEST_FORKS_ITSELF", "1")]).outcome();
+    assert!(most <= 3, "{most} processes");
+    assert_eq!(exit, Exit::Code(0), "{stderr}");
+    assert!(stderr.contains(ROLE), "{stderr}");
+}
+
+#[test]
+fn troop_below_troop_is_no_flood() {
+    if !is_root("flooding::troop_below_troop_is_no_flood") {
+        return;
+    }
+    let (home, troop) = (open_directory(), troop_program());
+    let (troop, runtime) = (troop.to_str().unwrap(), home.path().join("run"));
+    let argv =
+        [troop, "run", "-w", "2", "--set", "restart.max=2", "--", troop, "run", "-w", "2", "--", FIXTURE, "line", "127.0.0.1:0"];
+    let (most, exit, stderr) = Crowd::start(64_107, &argv, &[("TROOP_RUNTIME_DIR", runtime.to_str().unwrap())]).outcome();
+    assert!(most <= 3, "{most} processes");
+    assert_eq!(exit, Exit::Code(1), "{stderr}");
+    assert!(stderr.contains("env -u NODE_UNIQUE_ID"), "{stderr}");
+}
+
+#[test]
+fn a_program_that_is_its_own_primary_is_a_worker_below_troop() {
+    let home = open_directory();
+    let args = ["run", "--log", "json", "-w", "2", FIXTURE, "own", "127.0.0.1:0"];
+    let mut troop = Running::start(&mut crate::support::troop(home.path(), &args));
+    let (port, _) = (troop.event("listening")["port"].as_u64().unwrap(), troop.event("listening"));
+    let answer = troop_testkit::talk(([127, 0, 0, 1], u16::try_from(port).unwrap()), "").unwrap();
+    assert_eq!(answer, "begun\ndone\n");
+    for worker in troop.workers.clone() {
+        let children = std::fs::read_to_string(format!("/proc/{worker}/task/{worker}/children")).unwrap();
+        assert_eq!(children, "", "a worker has no workers of its own");
+    }
+}
+
+/// A program that is its own primary, in a process group of its own, gets this signal while a request is in flight.
+fn a_request_survives(signal: Signal) {
+    let mut command = Command::new(FIXTURE);
+    let mut child =
+        command.args(["own", "127.0.0.1:0"]).process_group(0).stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+    let stdout = child.stdout.take().unwrap();
+    let mut primary = Running::reading(child, stdout);
+    let line = (primary.until("listening"), primary.until("listening")).1;
+    let port = line.rsplit(':').next().unwrap().trim().parse::<u16>().unwrap_or_else(|_| panic!("{line}"));
+    let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    client.set_read_timeout(Some(troop_testkit::PATIENCE)).unwrap();
+    client.read_exact(&mut [0; 6]).unwrap();
+    kill_process_group(pid(primary.child.id()), signal).unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "done\n");
+    assert_eq!(primary.end(), Some(0));
+}
+
+#[test]
+fn a_request_in_flight_is_answered_when_the_group_gets_sigint() {
+    a_request_survives(Signal::INT);
+}
+
+#[test]
+fn a_request_in_flight_is_answered_when_the_group_gets_sigterm() {
+    a_request_survives(Signal::TERM);
+}
