@@ -173,3 +173,18 @@ fn of_the_program_before_nothing_is_left_after_a_reload() {
     });
     assert_eq!(show(&troop)["wanted"], 1);
 }
+
+#[test]
+fn check_says_what_does_not_work_for_another_user() {
+    let about = |more: &str| {
+        let directory = written(&format!("[app.web]\nprogram = \"hello.js\"\n{more}"));
+        let (code, _, err) = answer(directory.path(), &["check"]);
+        assert_eq!(code, 0, "{err}");
+        err
+    };
+    let said = about("user = \"nobody\"\n");
+    assert!(said.contains("sudo, ping, sendmail") && said.contains("no_new_privileges = false"), "{said}");
+    for quiet in ["", "user = \"root\"\n", "user = \"nobody\"\nno_new_privileges = false\n"] {
+        assert_eq!(about(quiet), "", "{quiet}");
+    }
+}

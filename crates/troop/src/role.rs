@@ -34,7 +34,8 @@ pub(crate) fn is_taken() -> bool {
 /// `NODE_CHANNEL_SERIALIZATION_MODE`) is taken out of the environment, so that programs started from here do not take it for theirs, and
 /// that is only sound while the process has one thread. A worker reports to its primary that it is online.
 ///
-/// As with Node, what stands before this call in `main` runs in the primary and in every worker.
+/// As with Node, what stands before this call in `main` runs in the primary and in every worker. A process that was started as a worker and has
+/// not called this cannot start workers: [`Error::RoleNotTaken`].
 ///
 /// # Errors
 /// [`Error::TooLate`] in a worker that has other threads already, [`Error::RoleTaken`] in a worker at the second call, and

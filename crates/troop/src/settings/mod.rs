@@ -26,7 +26,8 @@ pub enum Stdio {
     Null,
     /// A pipe that the program reads (or, for the input, writes): [`WorkerHandle::take_stdout`](crate::WorkerHandle::take_stdout).
     Pipe,
-    /// Standard error only: passed on to the primary's, and the last lines are kept for the message when workers keep dying.
+    /// Standard output and error: passed on to the primary's, and the last lines of standard error are kept for the message when workers keep
+    /// dying.
     Forward,
     /// Standard error only: not shown, but the last lines are kept.
     Capture,
