@@ -87,3 +87,13 @@ fn shown(text: &str) {
     assert!(!written.contains(text::is_unsafe), "{written:?}");
     assert_eq!(serde_json::from_str(&written).ok(), Some(value));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_messages_are_those_that_were_typed() {
+        control_request(br#"{"troop":1,"do":"send","message":1000000000000029295525929552599}"#);
+    }
+}

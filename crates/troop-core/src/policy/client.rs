@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use memchr::memmem;
 use ppp::{HeaderResult, PartialResult, v1, v2};
 
 use super::partition::Mixer;
@@ -67,15 +68,21 @@ enum Proxied {
     Header { length: usize, source: Option<IpAddr> },
 }
 
-/// How a header of version 1 begins, and the longest there can be, with the newline that ends it.
+/// How a header of version 1 begins, and the longest there can be, with the CR and LF that end it.
 const V1: &[u8] = b"PROXY ";
 const LONGEST_V1: usize = 107;
 
 fn proxied(bytes: &[u8]) -> Proxied {
-    // The parser takes some beginnings of a header for none, such as one that is cut before the last port.
-    if bytes.starts_with(V1) && bytes.len() < LONGEST_V1 && !bytes.contains(&b'\n') {
-        return Proxied::Unfinished;
-    }
+    // What ends a header of version 1 is for this function to find: the parser takes some beginnings of one for none, and a bare newline for an end.
+    let bytes = if bytes.starts_with(V1) {
+        match memmem::find(&bytes[..bytes.len().min(LONGEST_V1)], b"\r\n") {
+            Some(at) => &bytes[..at + 2],
+            None if bytes.len() < LONGEST_V1 => return Proxied::Unfinished,
+            None => return Proxied::None,
+        }
+    } else {
+        bytes
+    };
     // The parser takes no bytes at all for an unfinished header, and anything else for none as soon as that is sure.
     match HeaderResult::parse(bytes) {
         header if header.is_incomplete() => Proxied::Unfinished,
@@ -175,6 +182,9 @@ mod tests {
                 let cut = &header[..cut];
                 assert_eq!(find("proxy=strip", cut, false), Finding::More, "{}", String::from_utf8_lossy(cut));
             }
+        }
+        for no_end in [&b"PROXY UNKNOWN \n"[..], b"PROXY UNKNOWN \nP\xc4HT", b"PROXY TCP4 192.0.2.7 198.51.100.1 4000 80\nGET"] {
+            assert_eq!(find("proxy=strip", no_end, false), Finding::More, "only CR and LF end it");
         }
         assert_eq!(found("proxy=strip", b"PROXY UNKNOWN\r\n"), (address("10.0.0.1"), 15));
         let mut v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0f".to_vec();
