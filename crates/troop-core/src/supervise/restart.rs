@@ -62,15 +62,16 @@ impl Restarts {
     }
 
     /// Exponential back-off with jitter, so that slots that lose their workers together do not get them back together: the delay for this
-    /// many quick ends in a row of one slot, less up to a quarter, while `others` wait for a worker too.
+    /// many quick ends in a row of one slot, less up to a quarter but never less than the first delay, while `others` wait for a worker too.
     pub(super) fn delay(&mut self, quick_ends: u32, others: usize) -> Duration {
         let nominal = match quick_ends.checked_sub(1) {
             None => Duration::ZERO,
             Some(doublings) => self.first_delay.saturating_mul(1 << doublings.min(16)).min(self.max_delay.max(self.first_delay)),
         };
         let stagger = STAGGER.saturating_mul(u32::try_from(others).unwrap_or(u32::MAX)).min(self.max_delay);
-        let width = (nominal / 4).max(stagger);
-        nominal - nominal / 4 + width.mul_f64(self.fraction())
+        let least = (nominal - nominal / 4).max(nominal.min(self.first_delay));
+        let width = (nominal - least).max(stagger);
+        least + width.mul_f64(self.fraction())
     }
 
     /// The next number from 0 to 1 of a splitmix64 sequence.

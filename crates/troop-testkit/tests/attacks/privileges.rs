@@ -196,11 +196,17 @@ fn a_health_command_that_does_not_end_ends_with_all_that_it_has_started() {
     std::fs::write(home.path().join("troop.toml"), text).unwrap();
     let mut troop = Running::start(&mut troop(home.path(), &["run", "--log", "json", "web"]));
     troop.until("did not end within 300ms");
-    let text = file(&out);
-    for pid in text.lines().next().unwrap().split_whitespace() {
-        let pid = pid.parse().unwrap();
-        wait_until("the end of the command", || !troop_testkit::is_running(pid));
-    }
+    let ends = |line: &str| {
+        for pid in line.split_whitespace() {
+            let pid = pid.parse().unwrap();
+            wait_until("the end of the command", || !troop_testkit::is_running(pid));
+        }
+    };
+    ends(file(&out).lines().next().unwrap());
+    // Also when nobody is left to end it.
+    troop.child.kill().unwrap();
+    troop.child.wait().unwrap();
+    file(&out).lines().for_each(ends);
 }
 
 const NO_TERMINAL: &str = "no terminal";

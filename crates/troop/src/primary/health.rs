@@ -230,7 +230,7 @@ async fn run(cluster: &Commander, command: &str, worker: &WorkerSnapshot, limit:
     let starting = tokio::task::spawn_blocking(move || start_shell(&settings, slot, &env));
     let started = timeout_at(until, starting).await.map_err(|_| late())?;
     let started = started.unwrap_or_else(|e| Err(Error::Settings(e.to_string())));
-    let (child, pipe) = started.map_err(|e| match e {
+    let Shell { child, pipe, lifeline } = started.map_err(|e| match e {
         Error::Io { source, .. } | Error::Spawn { source, .. } if is_shortage(&source) => Failed::Untested,
         e => Failed::Sick(format!("its command cannot be run: {}", e.chain())),
     })?;
@@ -242,6 +242,7 @@ async fn run(cluster: &Commander, command: &str, worker: &WorkerSnapshot, limit:
         // So its group is its own still.
         let _ = troop_sys::process::signal_group(child.pid, 9);
     }
+    drop(lifeline);
     tokio::task::spawn_blocking(move || troop_sys::process::reap(child.pidfd.as_fd()));
     match status {
         Ok(Some(0)) => Ok(()),
@@ -251,19 +252,31 @@ async fn run(cluster: &Commander, command: &str, worker: &WorkerSnapshot, limit:
     }
 }
 
-/// Starts the shell that runs a command; returns it and the pipe for its status. What the command prints goes nowhere.
-fn start_shell(settings: &Settings, slot: Option<u32>, env: &Variables) -> Result<(spawn::Child, OwnedFd), Error> {
-    const SCRIPT: &CStr = c"(eval \"$TROOP_HEALTH_COMMAND\") </dev/null >/dev/null 2>&1; echo $?";
+/// The shell that runs a command.
+struct Shell {
+    child: spawn::Child,
+    /// Its status comes from here.
+    pipe: OwnedFd,
+    /// When this is closed, also because this process has ended, the command's process group ends.
+    lifeline: OwnedFd,
+}
+
+/// Starts the shell that runs a command. What the command prints goes nowhere.
+fn start_shell(settings: &Settings, slot: Option<u32>, env: &Variables) -> Result<Shell, Error> {
+    const SCRIPT: &CStr = c"(read line <&3; kill -9 0) >/dev/null 2>&1 &\n\
+        (eval \"$TROOP_HEALTH_COMMAND\") </dev/null >/dev/null 2>&1 3<&-\n\
+        code=$?; kill -9 $! 2>/dev/null; echo $code";
     let (reader, writer) = std::io::pipe().map_err(Error::io("make a pipe"))?;
+    let (life, lifeline) = std::io::pipe().map_err(Error::io("make a pipe"))?;
     let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(Error::io("open /dev/null"))?;
     let mut command = settings.command(slot, texts(settings.environment(env))?)?;
     command.candidates = vec![c"/bin/sh".into()];
     command.argv = vec![c"sh".into(), c"-c".into(), SCRIPT.into()];
-    command.fds = vec![(0, null.as_fd()), (1, writer.as_fd()), (2, null.as_fd())];
+    command.fds = vec![(0, null.as_fd()), (1, writer.as_fd()), (2, null.as_fd()), (3, life.as_fd())];
     command.own_group = true;
     let child =
         spawn::spawn(&command).map_err(|e| Error::Spawn { program: "/bin/sh".into(), step: e.to_string(), source: e.source })?;
-    Ok((child, reader.into()))
+    Ok(Shell { child, pipe: reader.into(), lifeline: lifeline.into() })
 }
 
 /// The number that comes over a pipe, if one comes. Whoever else has got hold of the pipe does not make it last, or grow.
