@@ -59,6 +59,8 @@ fn start(id: usize, program: &str, arguments: &[&str]) -> Result<OwnedFd> {
         gid: None,
         groups: None,
         own_group: false,
+        own_session: false,
+        no_new_privileges: false,
         descriptor_limit: None,
         limits: Vec::new(),
         umask: None,

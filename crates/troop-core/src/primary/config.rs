@@ -44,7 +44,7 @@ pub struct Config {
     pub offered: Vec<Offered>,
     /// Listeners that one worker may have open.
     pub max_listeners_per_worker: usize,
-    /// Minor violations (see [`Violation::is_fatal`]) after which a worker is cut off.
+    /// Minor violations (see [`Violation::is_fatal`](crate::event::Violation::is_fatal)) after which a worker is cut off.
     pub max_violations: u32,
 }
 
