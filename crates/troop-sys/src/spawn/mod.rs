@@ -9,10 +9,12 @@ use std::ffi::{CStr, CString};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::AtomicI32;
 
 use libc::{c_char, c_int, c_void};
 
 mod child;
+mod guard;
 mod privileges;
 
 use child::{Plan, child};
@@ -215,7 +217,7 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
     };
     // u128 for the alignment that the ABI wants of a stack.
     let mut stack = vec![0u128; STACK / 16];
-    let mut pidfd: c_int = -1;
+    let pidfd = AtomicI32::new(-1);
     // SAFETY: sigset_t is a plain C struct; all of it is written by sigfillset before it is read.
     let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: as above; written by pthread_sigmask before it is read.
@@ -227,21 +229,25 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
     }
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
-    // SAFETY: the stack is large enough, aligned, not used by anything else, and outlives the child's use of it, because CLONE_VFORK
-    // stops this thread until the child has executed the program or exited. `plan` and everything it points to likewise. `child`
-    // makes only async-signal-safe calls. The sixth argument receives the pidfd.
-    let pid = unsafe {
-        let top = stack.as_mut_ptr().add(stack.len()).cast::<c_void>();
-        libc::clone(child, top, flags, (&raw mut plan).cast::<c_void>(), &raw mut pidfd)
+    let mut start = || {
+        // SAFETY: the stack is large enough, aligned, not used by anything else, and outlives the child's use of it, because CLONE_VFORK
+        // stops this thread until the child has executed the program or exited. `plan` and everything it points to likewise. `child`
+        // makes only async-signal-safe calls. The sixth argument receives the pidfd, before the child runs.
+        let pid = unsafe {
+            let top = stack.as_mut_ptr().add(stack.len()).cast::<c_void>();
+            libc::clone(child, top, flags, (&raw mut plan).cast::<c_void>(), pidfd.as_ptr())
+        };
+        (pid, io::Error::last_os_error())
     };
-    let clone_error = io::Error::last_os_error();
+    // Only processes of another user can have an interest in stopping it, or the right.
+    let (pid, clone_error) = if command.uid.is_some() { guard::guarded(&pidfd, guard::START_TIMEOUT, start) } else { start() };
     // SAFETY: `before` was filled above.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
     if pid < 0 {
         return Err(SpawnError { step: Step::Clone, source: clone_error });
     }
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd.into_inner()) };
     // SAFETY: `plan` is alive; the child wrote these through a pointer, so they must be read anew.
     let (step, errno) = unsafe { ((&raw const plan.step).read_volatile(), (&raw const plan.errno).read_volatile()) };
     if step != 0 {

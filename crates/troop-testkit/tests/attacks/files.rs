@@ -255,7 +255,7 @@ fn whoever_else_can_change_what_root_reads_is_named_and_none_of_their_programs_i
     }
     home.fine(&["reload", "web"]);
     wait_until("the warning of a reload", || all(&home.text("logs/web.log")));
-    // A program would run as root as soon as it is looked at.
+    // Reading it would run a program as root.
     let script =
         "require('fs').writeFileSync(__dirname + '/ran', ''); module.exports = { apps: [{ script: 'sleep', args: '9' }] };";
     let js = "app/ecosystem.config.js";

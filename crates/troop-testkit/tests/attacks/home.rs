@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::support::{STRANGER, troop};
 
-/// See the module. All its apps end with it.
+/// A directory with an app. All its apps end with it.
 pub struct Home {
     directory: TempDir,
 }

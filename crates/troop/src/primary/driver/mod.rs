@@ -172,7 +172,7 @@ pub(crate) struct Driver {
     ready_sockets: Vec<usize>,
     accept_again: Option<Time>,
     scarcity: Scarcity,
-    /// Sockets that could not be watched, for want of memory.
+    /// Sockets that could not be watched because memory ran out.
     unwatched: Vec<usize>,
     conns: Slab<Conn>,
     inspected: Inspected,
@@ -220,7 +220,7 @@ pub(crate) struct Driver {
     pub(crate) close_over: Duration,
     /// Without a supervisor: what the program has said about forks to come.
     pub(super) forks_to_come: Successors,
-    /// When it is looked next whether clients wait, while no worker is ready.
+    /// Next check for waiting clients while no worker is ready.
     demand_at: Option<Time>,
     commands: Receiver<Command>,
     commander: Commander,

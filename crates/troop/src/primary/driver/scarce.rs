@@ -30,7 +30,7 @@ struct Said {
     unsaid: u64,
 }
 
-/// See the module.
+/// What descriptors and memory the driver has run out of, when it tries again, and what was said of it.
 pub(super) struct Scarcity {
     /// The number of an accepted connection from which on something has to be done.
     mark: i32,

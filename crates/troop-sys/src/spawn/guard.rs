@@ -1,0 +1,74 @@
+//! Keeps a start from lasting for ever. The parent waits until its child executes the program, and a child that has become another user can
+//! be stopped by any process of that user before it gets there.
+
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, pidfd_send_signal};
+
+/// Pause between two attempts to resume a child that has not executed its program yet.
+const RESUME_EVERY: Duration = Duration::from_millis(20);
+
+/// How long a child may take to execute its program; then it is killed, and its parent learns of its end as of any other.
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The stack of the thread that watches.
+const STACK: usize = 64 * 1024;
+
+/// Runs `start`, which stores the pidfd of a child as soon as there is one, keeps it open, and returns when the child has executed its program
+/// or has ended. Meanwhile the child is resumed if it is stopped, and killed after `timeout`. Without memory for a thread nothing watches.
+pub(super) fn guarded<T>(pidfd: &AtomicI32, timeout: Duration, start: impl FnOnce() -> T) -> T {
+    let (started, wait) = channel::<()>();
+    std::thread::scope(|scope| {
+        let watch = move || {
+            let begun = Instant::now();
+            while wait.recv_timeout(RESUME_EVERY) == Err(RecvTimeoutError::Timeout) {
+                let signal = if begun.elapsed() < timeout { Signal::CONT } else { Signal::KILL };
+                let fd = pidfd.load(Ordering::Acquire);
+                if fd >= 0 {
+                    // SAFETY: `start` keeps it open until `started` is dropped and this thread has been joined.
+                    let child = unsafe { BorrowedFd::borrow_raw(fd) };
+                    let _ = pidfd_send_signal(child, signal);
+                }
+            }
+        };
+        let _ = std::thread::Builder::new().name("troop-spawn".into()).stack_size(STACK).spawn_scoped(scope, watch);
+        let result = start();
+        drop(started);
+        result
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, ExitStatus};
+
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+    use super::*;
+
+    /// The end of a shell that runs this, as a child that is starting.
+    fn end_of(script: &str, timeout: Duration) -> ExitStatus {
+        let mut child = Command::new("sh").args(["-c", script]).spawn().unwrap();
+        let owned = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        let pidfd = AtomicI32::new(-1);
+        guarded(&pidfd, timeout, || {
+            pidfd.store(owned.as_raw_fd(), Ordering::Release);
+            child.wait().unwrap()
+        })
+    }
+
+    #[test]
+    fn a_child_that_is_stopped_before_it_executes_its_program_is_resumed() {
+        assert_eq!(end_of("kill -STOP $$; exit 7", Duration::from_secs(60)).code(), Some(7));
+    }
+
+    #[test]
+    fn a_child_that_is_stopped_again_and_again_is_killed_in_the_end() {
+        assert_eq!(end_of("while :; do kill -STOP $$; done", Duration::from_millis(200)).signal(), Some(9));
+    }
+}
