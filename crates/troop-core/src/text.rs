@@ -12,12 +12,16 @@ const RESET: &str = "\x1b[0m";
 const MAX_COLOUR: usize = 40;
 
 /// Whether a character does something other than stand where it is: controls (C0, DEL, C1), separators of lines and paragraphs, marks that change
-/// the direction of text, and annotations.
+/// the direction of text, annotations, and characters that cannot be seen, by which two names look the same. (Joiners and variation selectors are
+/// safe: scripts and emoji need them.)
 #[must_use]
 pub fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{fff9}'..='\u{fffb}')
+        || matches!(c,
+            '\u{ad}' | '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180e}' | '\u{200b}'
+            | '\u{2060}'..='\u{2065}' | '\u{206a}'..='\u{206f}' | '\u{3164}' | '\u{feff}' | '\u{ffa0}' | '\u{e0000}'..='\u{e00ff}')
 }
 
 /// Shows text with everything escaped that [is unsafe](is_unsafe). A precision (`{:.80}`) cuts it to that many characters of its own, and adds
@@ -134,8 +138,9 @@ pub fn json(text: String) -> String {
     let mut safe = String::with_capacity(text.len() + 32);
     for c in text.chars() {
         if is_raw(c) {
-            // All of them are in the basic plane.
-            let _ = write!(safe, "\\u{:04x}", u32::from(c));
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(safe, "\\u{unit:04x}");
+            }
         } else {
             safe.push(c);
         }
@@ -159,6 +164,7 @@ mod tests {
             ("\u{9b}2J\u{85}", "\\u{9b}2J\\u{85}"),
             ("\u{202e}gpj.exe\u{2066}\u{2069}", "\\u{202e}gpj.exe\\u{2066}\\u{2069}"),
             ("\u{2028}\u{2029}\u{200f}", "\\u{2028}\\u{2029}\\u{200f}"),
+            ("a\u{200b}b\u{ad}\u{feff}\u{e0041}", "a\\u{200b}b\\u{ad}\\u{feff}\\u{e0041}"),
         ] {
             assert_eq!(escaped(text).to_string(), shown);
             let mut by_pieces = String::new();

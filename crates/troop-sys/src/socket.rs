@@ -25,6 +25,16 @@ pub enum Kind {
     },
 }
 
+/// Makes `close` return at once, whatever time somebody else who has the socket has chosen (`SO_LINGER`, for which also a socket waits that
+/// does not block). A time of zero, which resets the connection, stays. No effect on other descriptors.
+pub fn close_at_once(socket: impl AsFd) {
+    if let Ok(Some(time)) = sockopt::socket_linger(&socket)
+        && !time.is_zero()
+    {
+        let _ = sockopt::set_socket_linger(&socket, None);
+    }
+}
+
 /// What kind of socket a descriptor is.
 ///
 /// # Errors
@@ -304,6 +314,21 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    #[test]
+    fn no_close_waits_as_long_as_somebody_else_has_chosen() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        for (chosen, left) in [(Some(60), None), (Some(0), Some(0)), (None, None)]
+            .map(|(a, b)| (a.map(Duration::from_secs), b.map(Duration::from_secs)))
+        {
+            sockopt::set_socket_linger(&stream, chosen).unwrap();
+            close_at_once(&stream);
+            assert_eq!(sockopt::socket_linger(&stream).unwrap(), left);
+        }
+        close_at_once(std::fs::File::open("/dev/null").unwrap());
+    }
 
     #[test]
     fn kinds_are_told_apart() {

@@ -30,6 +30,8 @@ pub use directory::{Directory, split};
 
 /// The most symbolic links on one way, as in the kernel.
 const MAX_LINKS: usize = 40;
+/// The most names on one way, those in links included. The kernel has no such limit, but it is not a primary that others wait for.
+const MAX_NAMES: usize = 1024;
 /// The most directories that are made on one way.
 const MAX_MADE: usize = 256;
 /// `f_type` of a directory that mounts something when it is entered.
@@ -153,6 +155,8 @@ struct Walk<'a> {
     /// Where that is, as far as is known.
     shown: PathBuf,
     links: usize,
+    /// Names that were gone through so far.
+    names: usize,
     /// Without it, links are followed anywhere.
     safety: Option<Safety>,
     /// The permissions of directories that are made where none are.
@@ -168,7 +172,8 @@ impl Walk<'_> {
             return Err(io::ErrorKind::NotFound.into());
         }
         let (at, found) = root()?;
-        let mut walk = Walk { left: Vec::new(), at, found, shown: "/".into(), links: 0, safety, make, made: 0, weak: None };
+        let mut walk =
+            Walk { left: Vec::new(), at, found, shown: "/".into(), links: 0, names: 0, safety, make, made: 0, weak: None };
         walk.push(path);
         Ok(walk)
     }
@@ -186,6 +191,10 @@ impl Walk<'_> {
         loop {
             self.note();
             let Some(name) = self.left.pop() else { return Ok(Reached::Directory(self.at, self.found)) };
+            self.names += 1;
+            if self.names > MAX_NAMES {
+                return Err(rustix::io::Errno::LOOP.into());
+            }
             let next = match openat(&self.at, &name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
                 Ok(next) => next,
                 Err(rustix::io::Errno::NOENT) => match self.make {

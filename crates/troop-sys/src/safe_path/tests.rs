@@ -37,6 +37,20 @@ fn name(text: &str) -> &OsStr {
 }
 
 #[test]
+fn links_that_lead_over_ever_more_directories_are_given_up() {
+    let home = directory();
+    let at = |name: &str| home.path().join(name);
+    fs::create_dir(at("d")).unwrap();
+    let detour = "d/../".repeat(300);
+    symlink(format!("{detour}d"), at("link0")).unwrap();
+    for n in 1..4 {
+        symlink(format!("{detour}link{}", n - 1), at(&format!("link{n}"))).unwrap();
+    }
+    Directory::open(&at("link0"), Safety::Links).unwrap();
+    assert_eq!(Directory::open(&at("link3"), Safety::Links).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+}
+
+#[test]
 fn links_are_followed_where_nobody_else_can_put_them_and_nowhere_else() {
     let home = directory();
     let at = |name: &str| home.path().join(name);

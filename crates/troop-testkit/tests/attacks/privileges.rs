@@ -52,6 +52,26 @@ fn with_capabilities(home: &Path, args: &[&str]) -> Running {
 }
 
 #[test]
+fn a_worker_of_another_user_has_none_of_the_primarys_streams() {
+    if !is_root("privileges::a_worker_of_another_user_has_none_of_the_primarys_streams") {
+        return;
+    }
+    let (home, user) = (open_directory(), stranger());
+    // The primary's own file, which whoever has it can empty.
+    let output = home.path().join("output");
+    let streams = "for n in 0 1 2; do readlink /proc/self/fd/$n; done; echo that is all; sleep 600";
+    let mut command =
+        troop(home.path(), &["run", "--log", "json", "-w", "1", "--user", &user, "--group", &user, "--", "sh", "-c", streams]);
+    command.stdin(File::open("/etc/passwd").unwrap()).stdout(File::create(&output).unwrap());
+    let _troop = Running::start(&mut command);
+    wait_until("what the worker prints", || file(&output).contains("that is all"));
+    let lines = file(&output);
+    let lines: Vec<_> = lines.lines().collect();
+    assert_eq!(lines[0], "/dev/null");
+    assert!(lines[1].starts_with("pipe:[") && lines[2].starts_with("pipe:["), "{lines:?}");
+}
+
+#[test]
 fn a_worker_of_another_user_has_no_capabilities_and_gets_none() {
     if !is_root("privileges::a_worker_of_another_user_has_no_capabilities_and_gets_none") {
         return;

@@ -66,7 +66,7 @@ pub(crate) fn spawn(
     let mut child_ends: [Option<OwnedFd>; 3] = [const { None }; 3];
     let mut tail = None;
     for (number, stdio) in settings.stdio.iter().enumerate() {
-        let stdio = beside_terminal(settings, number, *stdio, &inherited[number]);
+        let stdio = apart(settings, number, *stdio, &inherited[number]);
         match stdio {
             Stdio::Inherit => {}
             Stdio::Null => {
@@ -144,15 +144,16 @@ pub(crate) fn spawn(
     Ok(Spawned { child, channel: ours, untold, pipes, tail, cgroup })
 }
 
-/// What a stream is connected to that could be the primary's terminal. Whoever has a descriptor of a terminal can read what is typed there, and
-/// change how it behaves; one who leads a process group is stopped when it reads from there.
-fn beside_terminal(settings: &Settings, number: usize, stdio: Stdio, inherited: &impl io::IsTerminal) -> Stdio {
-    if stdio != Stdio::Inherit || !settings.leads_group() || !inherited.is_terminal() {
+/// What a stream is connected to that the primary would share with a worker. Whoever has a descriptor of a terminal can read what is typed there, and
+/// change how it behaves; one who leads a process group is stopped when it reads from there. A worker of another user gets none of the primary's
+/// streams at all: it could empty a file, end a socket for all, or fill a pipe that the primary writes to.
+fn apart(settings: &Settings, number: usize, stdio: Stdio, inherited: &impl io::IsTerminal) -> Stdio {
+    if stdio != Stdio::Inherit {
         return stdio;
     }
     match number {
-        0 => Stdio::Null,
-        _ if settings.is_other_user() => Stdio::Forward,
+        0 if settings.is_other_user() || (settings.leads_group() && inherited.is_terminal()) => Stdio::Null,
+        1 | 2 if settings.is_other_user() => Stdio::Forward,
         _ => stdio,
     }
 }

@@ -55,6 +55,7 @@ impl Driver {
                     // A read stops at descriptors, also at those that were lost.
                     let more = received.len == self.buffer.len() || received.truncated || !self.received.is_empty();
                     let bytes = &self.buffer[..received.len];
+                    self.received.iter().for_each(socket::close_at_once);
                     let before = self.events.len();
                     if !self.core.is_cut_off(id) {
                         let (received, relayed) = (&mut self.received, relay.is_some());

@@ -211,6 +211,7 @@ impl Driver {
     pub(super) fn fork(&mut self, fork: &Fork, slot: Option<u32>) -> Result<WorkerHandle> {
         let id = self.core.fork();
         self.divide_descriptors();
+        self.has_other_users |= self.settings.is_other_user();
         self.events.push(Event::Setup(self.settings.clone()));
         let Spawned { child, channel, untold, pipes, tail, cgroup } =
             spawn::spawn(&self.settings, fork, id, slot, &mut self.workshop)?;

@@ -9,7 +9,7 @@ use troop_core::WorkerId;
 use troop_core::event::Notice;
 use troop_core::primary::{Action, Successors, USUAL_WEIGHT, WorkerState};
 use troop_core::supervise::{Cause, Doing, Order, Progress, Supervisor};
-use troop_sys::process;
+use troop_sys::{process, socket};
 
 use super::{Driver, SignalMeans};
 use crate::events::Event;
@@ -44,7 +44,12 @@ impl Driver {
         match action {
             Action::Deliver { worker, listener, conn, seq, batched } => self.deliver(worker, listener, conn, seq, batched),
             Action::Release { conn, taken } => {
-                drop(self.conns.try_remove(conn.0 as usize));
+                let client = self.conns.try_remove(conn.0 as usize);
+                if self.has_other_users
+                    && let Some(client) = client
+                {
+                    socket::close_at_once(&client.fd);
+                }
                 if let Some(given) = self.hands.remove(&conn) {
                     let _ = given.known.send(taken);
                 }

@@ -175,6 +175,8 @@ pub(crate) struct Driver {
     /// Sockets that could not be watched because memory ran out.
     unwatched: Vec<usize>,
     conns: Slab<Conn>,
+    /// A worker runs as another user, so connections that it had are closed with care.
+    has_other_users: bool,
     inspected: Inspected,
     questions: Questions,
     /// When it is looked next whether others are in our groups.
@@ -274,6 +276,7 @@ impl Driver {
             scarcity: Scarcity::default(),
             unwatched: Vec::new(),
             conns: Slab::new(),
+            has_other_users: false,
             inspected: Inspected::default(),
             questions: Questions::default(),
             census_at: sockets::LONG_AGO,
