@@ -71,6 +71,16 @@ fn an_app_that_does_not_come_up_is_one_clear_error_and_leaves_nothing_behind() {
     assert_eq!(home.fine(&["ls", "--json"]).trim(), "[]");
 }
 
+/// An app sends away whoever connects and says nothing for 10 s.
+#[test]
+fn a_reload_of_all_apps_reaches_those_that_wait_long_for_their_turn() {
+    let app = "program = \"sh\"\nargs = [\"-c\", \"sleep 600\"]\nworkers = 1\n";
+    let home = Home::with(&[("troop.toml", &format!("[app.first]\n{app}settle = 11\n[app.second]\n{app}settle = 0\n"))]);
+    home.fine(&["start"]);
+    let said = home.fine(&["reload", "all"]);
+    assert!(said.contains("first: 1 workers replaced") && said.contains("second: 1 workers replaced"), "{said}");
+}
+
 #[test]
 fn all_apps_of_a_file_are_started_and_started_again_with_what_it_says_then() {
     let file = |greeting: &str, second: &str| {

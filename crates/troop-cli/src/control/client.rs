@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -10,6 +10,10 @@ use super::{Answer, App, Ask, Failure, Request, VERSION, place};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a connection may be silent before it is made anew. The app sends away those that say nothing for 10 s, as those of `reload all` do that
+/// wait for their turn.
+const STALE_AFTER: Duration = Duration::from_secs(2);
 
 /// Why something could not be done.
 #[derive(Debug)]
@@ -42,6 +46,8 @@ impl std::fmt::Display for Trouble {
 pub(crate) struct Client {
     name: String,
     stream: BufReader<UnixStream>,
+    /// When the app last heard of this connection.
+    used: Instant,
 }
 
 impl Client {
@@ -54,14 +60,24 @@ impl Client {
     fn connect(name: &str) -> Result<Option<Client>, Trouble> {
         let doing = |e| Trouble::Io(format!("connect to {name}"), e);
         match place::connect(name) {
-            Ok(stream) => Ok(Some(Client { name: name.to_owned(), stream: BufReader::new(stream) })),
+            Ok(stream) => Ok(Some(Client { name: name.to_owned(), stream: BufReader::new(stream), used: Instant::now() })),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
             Err(e) => Err(doing(e)),
         }
     }
 
     /// Asks, shows what comes before the answer, and returns that.
-    pub(crate) fn ask(&mut self, ask: Ask, mut each: impl FnMut(&Value)) -> Result<Value, Trouble> {
+    pub(crate) fn ask(&mut self, ask: Ask, each: impl FnMut(&Value)) -> Result<Value, Trouble> {
+        if self.used.elapsed() > STALE_AFTER {
+            let ended = || Trouble::Failed(Failure::new("over", format!("{} has ended", self.name)));
+            *self = Client::connect(&self.name)?.ok_or_else(ended)?;
+        }
+        let answer = self.talk(ask, each);
+        self.used = Instant::now();
+        answer
+    }
+
+    fn talk(&mut self, ask: Ask, mut each: impl FnMut(&Value)) -> Result<Value, Trouble> {
         let doing = |e| Trouble::Io(format!("talk to {}", self.name), e);
         let mut line = serde_json::to_vec(&Request { troop: VERSION, ask: ask.clone() }).map_err(|e| doing(e.into()))?;
         line.push(b'\n');
