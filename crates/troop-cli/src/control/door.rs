@@ -18,7 +18,7 @@ const MAX_SILENT: usize = 16;
 const MAX_REQUEST: usize = 64 * 1024;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// See the module.
+/// Clients of the control socket that have not asked anything yet, the one that has been silent for longest first.
 #[derive(Debug, Default)]
 pub(super) struct Door {
     silent: Mutex<VecDeque<Arc<UnixStream>>>,

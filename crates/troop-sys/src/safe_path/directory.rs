@@ -182,7 +182,7 @@ impl Directory {
     /// Opens a regular file for reading. Links are not followed, and nothing is waited for.
     ///
     /// # Errors
-    /// As `open(2)`; `InvalidInput` for what is no regular file.
+    /// As `open(2)`; `InvalidInput` if it is not a regular file.
     pub fn read(&self, name: &OsStr) -> io::Result<File> {
         let entry = self.hold(name)?.ok_or(io::ErrorKind::NotFound)?;
         is_regular(&entry.metadata()?)?;

@@ -201,7 +201,7 @@ impl Walk<'_> {
                     // Somebody may remove it as often as it is made.
                     Some(_) if self.made >= MAX_MADE => return Err(io::ErrorKind::NotFound.into()),
                     Some(mode) => match mkdirat(&self.at, &name, mode) {
-                        // What is there then is looked at like everything else.
+                        // The next round checks it like any other name.
                         Ok(()) | Err(rustix::io::Errno::EXIST) => {
                             self.made += 1;
                             self.left.push(name);

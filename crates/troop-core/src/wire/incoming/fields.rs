@@ -96,7 +96,7 @@ pub(super) fn backlog<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Opti
 
 /// A number that a program has computed: rounded, and cut to what there is room for.
 pub(super) fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
-    // `as` cuts; what is no number becomes 0.
+    // `as` saturates at the limits of the type and makes NaN 0.
     Ok(match Loose::deserialize(deserializer)? {
         Loose::Int(n) => Some((n as f64).round() as u32),
         Loose::Float(n) => Some(n.round() as u32),
