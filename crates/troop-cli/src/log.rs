@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use serde_json::{Map, Value, json};
-use troop::{Address, Cause, Event, ExitHow, Progress, WorkerHandle, signal_name, text};
+use troop::{Address, Cause, Event, ExitHow, GiveUp, Progress, WorkerHandle, signal_name, text};
 
 use crate::config::LogFormat;
 use crate::logs::line::Origin;
@@ -153,17 +153,25 @@ pub(crate) fn as_json(event: &Event) -> Value {
                 add("wanted", (*wanted).into());
             }
             Progress::Recovered { workers } => drop(add("workers", (*workers).into())),
-            Progress::GivingUp { been_ready, ends, within, cause } => {
-                add("been_ready", (*been_ready).into());
-                add("ends", (*ends).into());
-                add("within_s", within.as_secs().into());
-                match cause {
-                    Cause::Ended(worker, how) => {
+            Progress::GivingUp(why) => {
+                add("been_ready", why.been_ready().into());
+                match why {
+                    GiveUp::NeverReady { ends, within, cause } => {
+                        add("ends", (*ends).into());
+                        add("within_s", within.as_secs().into());
+                        match cause {
+                            Cause::Ended(worker, how) => {
+                                add("worker", worker.0.into());
+                                add_exit(&mut add, *how);
+                            }
+                            Cause::NotStarted(reason) => drop(add("reason", reason.clone().into())),
+                        }
+                    }
+                    GiveUp::NotReady { within, .. } => drop(add("within_s", within.as_secs().into())),
+                    GiveUp::AllEnded { worker, how } => {
                         add("worker", worker.0.into());
                         add_exit(&mut add, *how);
                     }
-                    Cause::NotStarted(reason) => drop(add("reason", reason.clone().into())),
-                    Cause::NotReady(_) => {}
                 }
             }
             _ => {}
@@ -209,7 +217,7 @@ fn progress_name(progress: &Progress) -> &'static str {
         Progress::Recovered { .. } => "recovered",
         Progress::Stopping => "stopping",
         Progress::GraceOver(_) => "grace-over",
-        Progress::GivingUp { .. } => "giving-up",
+        Progress::GivingUp(_) => "giving-up",
     }
 }
 

@@ -116,7 +116,7 @@ impl Starter {
                 event = events.next() => match event {
                     None => return,
                     Some(Event::Exit(worker, how)) if !how.is_success() => *fallen = Some(worker),
-                    Some(Event::Supervision(progress @ Progress::GivingUp { .. })) => {
+                    Some(Event::Supervision(progress @ Progress::GivingUp(_))) => {
                         let reason = Event::Supervision(progress).to_string() + &last_lines(fallen.take());
                         self.tell(&News::Failed { reason, nonsense: false });
                         let _ = cluster.stop();

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use troop::{
-    ActivationSocket, Builder, Cluster, Event, ExitHow, HealthCheck, HealthTest, Output, Phase, Progress, ReadyWhen,
+    ActivationSocket, Builder, Cluster, Event, ExitHow, GiveUp, HealthCheck, HealthTest, Output, Phase, Progress, ReadyWhen,
     RecyclePolicy, ReplacePolicy, Resource, Restart, RestartPolicy, Setup, Source, Stdio, Violation, WhenFailed, WorkerHandle,
 };
 use troop_testkit::{PATIENCE, Troop, at_once, is_running, node_program, talk};
@@ -354,7 +354,7 @@ async fn an_app_that_is_to_end_without_a_ready_worker_does() {
     std::fs::write(&bad, "").unwrap();
     let killed = Instant::now();
     worker.kill(9).await.unwrap();
-    progress(&mut troop, "giving up", |p| matches!(p, Progress::GivingUp { been_ready: true, .. })).await;
+    progress(&mut troop, "giving up", |p| matches!(p, Progress::GivingUp(GiveUp::NotReady { been_ready: true, .. }))).await;
     assert!(killed.elapsed() >= Duration::from_secs(1));
     while tokio::time::timeout(PATIENCE, troop.events.next()).await.unwrap().is_some() {}
 }

@@ -185,7 +185,7 @@ async fn a_supervised_cluster_whose_program_is_missing_gives_up_with_the_cause()
     let mut troop = Troop::start(Cluster::builder().workers(2).setup(Setup::new().program("/no/such/program")));
     let cause = troop
         .until("giving up", |e| match e {
-            Event::Supervision(p @ Progress::GivingUp { .. }) => Some(format!("{p:?}")),
+            Event::Supervision(p @ Progress::GivingUp(_)) => Some(format!("{p:?}")),
             _ => None,
         })
         .await;

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use troop::{Cause, Cluster, Event, ExitHow, Fork, Handle, Progress, RestartPolicy, Setup};
+use troop::{Cause, Cluster, Event, ExitHow, Fork, GiveUp, Handle, Progress, RestartPolicy, Setup};
 use troop_testkit::{PATIENCE, Troop, ask, node_program, open_descriptors, wait_until};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
@@ -20,7 +20,7 @@ async fn a_restart_policy_says_when_to_give_up() {
     let mut troop = Troop::start(Cluster::builder().workers(2).setup(fixture(["exit", "9"])).restart(policy));
     let (ends, cause) = troop
         .until("giving up", |event| match event {
-            Event::Supervision(Progress::GivingUp { ends, cause, .. }) => Some((*ends, cause.clone())),
+            Event::Supervision(Progress::GivingUp(GiveUp::NeverReady { ends, cause, .. })) => Some((*ends, cause.clone())),
             _ => None,
         })
         .await;

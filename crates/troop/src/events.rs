@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use troop_core::event::{Address, ExitHow, Listening, Violation};
-use troop_core::supervise::{Cause, Progress};
+use troop_core::supervise::{Cause, GiveUp, Progress};
 use troop_core::text::{Escaping, escaped};
 
 use crate::error::Error;
@@ -128,17 +128,7 @@ fn fmt_progress(progress: &Progress, f: &mut impl fmt::Write) -> fmt::Result {
         Progress::ReloadRefused => f.write_str("reload refused: one is under way, or the cluster is stopping"),
         Progress::Stopping => f.write_str("stopping"),
         Progress::GraceOver(worker) => write!(f, "worker {worker} did not finish in time and is killed"),
-        Progress::GivingUp { been_ready, ends, within, cause } => match cause {
-            Cause::Ended(worker, how) => {
-                write!(
-                    f,
-                    "giving up: no worker became ready, and {ends} ended within {within:.0?}; worker {worker} ended with {how}"
-                )
-            }
-            Cause::NotStarted(reason) => write!(f, "giving up: {reason}"),
-            Cause::NotReady(_) if *been_ready => write!(f, "giving up: no worker has been ready for {within:.0?}"),
-            Cause::NotReady(_) => write!(f, "giving up: no worker became ready within {within:.0?}"),
-        },
+        Progress::GivingUp(why) => write!(f, "giving up: {why}"),
     }
 }
 
@@ -164,7 +154,7 @@ impl Weigh for Event {
             Event::Error(_, e) => e.weight(),
             Event::Supervision(
                 Progress::Restarting { cause: Cause::NotStarted(reason), .. }
-                | Progress::GivingUp { cause: Cause::NotStarted(reason), .. }
+                | Progress::GivingUp(GiveUp::NeverReady { cause: Cause::NotStarted(reason), .. })
                 | Progress::Recycling { reason, .. }
                 | Progress::RecycleFailed { reason, .. }
                 | Progress::ReloadFailed { reason }

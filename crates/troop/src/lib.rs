@@ -96,7 +96,7 @@ pub use troop_core::policy::{
     BadScheduling, Connection, Header, Http, Pattern, Policy, Question, Scheduling, Sticky, WorkerView,
 };
 pub use troop_core::primary::{WorkerState, WorkerStats};
-pub use troop_core::supervise::{Cause, Progress, Restart};
+pub use troop_core::supervise::{Cause, GiveUp, Progress, Restart};
 pub use troop_core::{Time, WorkerId, text};
 
 /// Paths that other users may be able to change. For the program `troop`, which needs the same walk as the engine: a second one would be a

@@ -2,7 +2,7 @@
 //!
 //! Giving up is for an app that cannot start. One that has had a ready worker goes on, unless it was told to end when it is down.
 
-use super::{Cause, Config, ExitHow, Member, Order, Outcome, Phase, Progress, Slot, Supervisor, Time, Vacancy};
+use super::{Cause, Config, ExitHow, GiveUp, Member, Order, Outcome, Phase, Progress, Slot, Supervisor, Time, Vacancy};
 
 /// How far a worker had come when it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +102,7 @@ impl Supervisor {
             return;
         }
         let failure = self.places.iter().filter_map(|place| place.done).find(|(_, how)| !self.config.is_finished(*how));
-        self.end(now, failure.map_or(Outcome::Stopped, |(worker, how)| Outcome::GaveUp(Cause::Ended(worker, how))));
+        self.end(now, failure.map_or(Outcome::Stopped, |(worker, how)| Outcome::GaveUp(GiveUp::AllEnded { worker, how })));
     }
 
     /// Whether every slot has a worker that is ready.
@@ -138,7 +138,7 @@ impl Supervisor {
         if !self.health.been_ready && (matches!(cause, Cause::Ended(..)) || !self.has_workers()) {
             let ends = self.restarts.ended(now);
             if ends >= self.config.max_ends {
-                self.give_up(now, ends, cause);
+                self.give_up_start(now, ends, cause);
                 return;
             }
         }
@@ -195,11 +195,14 @@ impl Supervisor {
         self.fill(now);
     }
 
-    pub(super) fn give_up(&mut self, now: Time, ends: usize, cause: Cause) {
-        let (been_ready, within) = (self.health.been_ready, self.down_limit());
-        let within = if matches!(cause, Cause::NotReady(_)) { within } else { self.config.window };
-        self.orders.push_back(Order::Tell(Progress::GivingUp { been_ready, ends, within, cause: cause.clone() }));
-        self.end(now, Outcome::GaveUp(cause));
+    /// Gives up a start in which no worker became ready.
+    pub(super) fn give_up_start(&mut self, now: Time, ends: usize, cause: Cause) {
+        self.give_up(now, GiveUp::NeverReady { ends, within: self.config.window, cause });
+    }
+
+    fn give_up(&mut self, now: Time, why: GiveUp) {
+        self.orders.push_back(Order::Tell(Progress::GivingUp(why.clone())));
+        self.end(now, Outcome::GaveUp(why));
     }
 
     // ---- the app as a whole ----
@@ -268,7 +271,7 @@ impl Supervisor {
             }
         }
         if self.gives_up_at().is_some_and(|at| at <= now) {
-            self.give_up(now, self.restarts.counted(), Cause::NotReady(self.down_limit()));
+            self.give_up(now, GiveUp::NotReady { been_ready: self.health.been_ready, within: self.down_limit() });
         }
     }
 }

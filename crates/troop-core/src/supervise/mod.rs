@@ -19,7 +19,7 @@ use crate::id::{Time, WorkerId};
 pub use config::{Config, Readiness, Restart};
 use ends::{Health, Level, Life};
 pub use expect::Claim;
-pub use order::{Cause, Order, Outcome, Progress, Slot};
+pub use order::{Cause, GiveUp, Order, Outcome, Progress, Slot};
 use replace::Round;
 use restart::Restarts;
 
@@ -308,7 +308,7 @@ impl Supervisor {
             return;
         }
         if for_good && !self.health.been_ready && !self.has_workers() {
-            self.give_up(now, 1, Cause::NotStarted(reason));
+            self.give_up_start(now, 1, Cause::NotStarted(reason));
         } else {
             self.vacant(now, slot.0, Cause::NotStarted(reason), Life::Unready, false);
         }

@@ -1,5 +1,6 @@
 //! What a supervisor wants done, and what it tells about it.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -38,8 +39,8 @@ pub enum Order {
 pub enum Outcome {
     /// It was asked to stop, or all workers have ended as they may.
     Stopped,
-    /// No worker became ready, or none has been for too long, or they ended and are not to be started again; this was the last straw.
-    GaveUp(Cause),
+    /// The workers could not be kept running.
+    GaveUp(GiveUp),
 }
 
 /// Why a worker is not there.
@@ -49,8 +50,56 @@ pub enum Cause {
     Ended(WorkerId, ExitHow),
     /// It could not be started; the reason as text.
     NotStarted(String),
-    /// Workers were there, and none of them was ready within this time.
-    NotReady(Duration),
+}
+
+/// Why supervision gave up. Shown the same wherever it is reported: as an event, in the log and as the program's error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GiveUp {
+    /// No worker became ready before too many ended or could not be started.
+    NeverReady {
+        /// Ends that counted.
+        ends: usize,
+        /// Time within which they count.
+        within: Duration,
+        /// The last one.
+        cause: Cause,
+    },
+    /// No worker was ready for too long.
+    NotReady {
+        /// A worker had been ready before.
+        been_ready: bool,
+        /// For how long none was.
+        within: Duration,
+    },
+    /// Every worker ended and is not to be restarted, one of them with a failure.
+    AllEnded {
+        /// The one that failed.
+        worker: WorkerId,
+        /// How it ended.
+        how: ExitHow,
+    },
+}
+
+impl GiveUp {
+    /// Whether a worker had been ready before.
+    #[must_use]
+    pub fn been_ready(&self) -> bool {
+        matches!(self, GiveUp::NotReady { been_ready: true, .. })
+    }
+}
+
+impl fmt::Display for GiveUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            GiveUp::NeverReady { ends, within, cause: Cause::Ended(worker, how) } => {
+                write!(f, "no worker became ready, and {ends} ended within {within:.0?}; worker {worker} ended with {how}")
+            }
+            GiveUp::NeverReady { cause: Cause::NotStarted(reason), .. } => f.write_str(reason),
+            GiveUp::NotReady { been_ready: true, within } => write!(f, "no worker has been ready for {within:.0?}"),
+            GiveUp::NotReady { been_ready: false, within } => write!(f, "no worker became ready within {within:.0?}"),
+            GiveUp::AllEnded { worker, how } => write!(f, "all workers have ended; worker {worker} ended with {how}"),
+        }
+    }
 }
 
 /// What the supervisor does, for people to read.
@@ -141,14 +190,5 @@ pub enum Progress {
         workers: usize,
     },
     /// The start has failed, or no worker has been ready for too long; no more are started.
-    GivingUp {
-        /// A worker had been ready before.
-        been_ready: bool,
-        /// Ends that counted.
-        ends: usize,
-        /// Within this time.
-        within: Duration,
-        /// The last one.
-        cause: Cause,
-    },
+    GivingUp(GiveUp),
 }

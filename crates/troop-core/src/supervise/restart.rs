@@ -41,11 +41,6 @@ impl Restarts {
         self.ends.len()
     }
 
-    /// How many have counted since it was last begun anew.
-    pub(super) fn counted(&self) -> usize {
-        self.ends.len()
-    }
-
     /// Counts an unexpected end.
     pub(super) fn note(&mut self) {
         self.total += 1;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGWINCH};
 use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Config, Primary};
-use troop_core::supervise::{self, Cause, Outcome, Supervisor};
+use troop_core::supervise::{self, Cause, GiveUp, Outcome, Supervisor};
 use troop_core::text::lines;
 use troop_sys::poll::Bell;
 
@@ -364,15 +364,15 @@ impl Builder {
         })?;
         match outcome {
             Outcome::Stopped => Ok(()),
-            Outcome::GaveUp(cause) => {
-                let mut text = match (&cause, last_words.as_ref()) {
-                    (Cause::NotStarted(reason), _) => return Err(Error::GaveUp(reason.clone())),
-                    (Cause::Ended(worker, how), _) => format!("no worker is ready, and worker {worker} ended with {how}"),
-                    (Cause::NotReady(limit), None) => format!("no worker became ready within {limit:.0?}"),
-                    (Cause::NotReady(limit), Some((worker, how))) => {
-                        format!("no worker has been ready for {limit:.0?}; worker {} ended with {how}", worker.id())
+            Outcome::GaveUp(why) => {
+                let mut text = why.to_string();
+                match (&why, &last_words) {
+                    (GiveUp::NeverReady { cause: Cause::NotStarted(_), .. }, _) => return Err(Error::GaveUp(text)),
+                    (GiveUp::NotReady { .. }, Some((worker, how))) => {
+                        text.push_str(&format!("; worker {} ended with {how}", worker.id()));
                     }
-                };
+                    _ => {}
+                }
                 let words = last_words.and_then(|(worker, _)| worker.last_stderr(Duration::from_millis(500)));
                 if let Some(tail) = words.filter(|tail| !tail.trim().is_empty()) {
                     text.push_str("; the last lines of its standard error:\n");

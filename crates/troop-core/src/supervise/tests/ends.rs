@@ -68,8 +68,15 @@ fn a_start_without_a_ready_worker_fails_after_so_many_ends() {
         world.exit(left, 0);
     }
     (1..=world.next_worker).for_each(|worker| world.exit(worker, 0));
-    assert!(matches!(world.outcome, Some(Outcome::GaveUp(Cause::Ended(_, ExitHow::Code(3))))), "{:?}", world.outcome);
-    assert!(world.told.iter().any(|told| matches!(told, Progress::GivingUp { been_ready: false, ends: 5, .. })));
+    assert!(
+        matches!(
+            world.outcome,
+            Some(Outcome::GaveUp(GiveUp::NeverReady { ends: 5, cause: Cause::Ended(_, ExitHow::Code(3)), .. }))
+        ),
+        "{:?}",
+        world.outcome
+    );
+    assert!(world.told.iter().any(|told| matches!(told, Progress::GivingUp(GiveUp::NeverReady { ends: 5, .. }))));
 }
 
 #[test]
@@ -81,7 +88,7 @@ fn a_start_whose_workers_are_never_ready_fails_after_the_window() {
     world.pass(SECOND);
     assert_eq!(world.asked, [Order::Disconnect(WorkerId(1)), Order::Terminate(WorkerId(2))]);
     (1..=2).for_each(|worker| world.exit(worker, 0));
-    assert_eq!(world.outcome, Some(Outcome::GaveUp(Cause::NotReady(60 * SECOND))));
+    assert_eq!(world.outcome, Some(Outcome::GaveUp(GiveUp::NotReady { been_ready: false, within: 60 * SECOND })));
     // One that may take longer is waited for.
     let mut world = World::with(Config { window: SECOND, ready_timeout: 300 * SECOND, ..listeners(1) });
     world.pass(299 * SECOND);
@@ -129,7 +136,7 @@ fn where_it_is_wanted_an_app_ends_that_had_no_ready_worker_for_the_window() {
     }
     let took = world.now.since(begun);
     assert!(took >= 20 * SECOND && took < 21 * SECOND, "{took:?}");
-    assert!(world.told.iter().any(|told| matches!(told, Progress::GivingUp { been_ready: true, .. })));
+    assert!(world.told.iter().any(|told| matches!(told, Progress::GivingUp(GiveUp::NotReady { been_ready: true, .. }))));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use troop_core::WorkerId;
 use troop_core::event::Notice;
 use troop_core::primary::{Action, Successors, USUAL_WEIGHT, WorkerState};
-use troop_core::supervise::{Cause, Doing, Order, Progress, Supervisor};
+use troop_core::supervise::{Cause, Doing, GiveUp, Order, Progress, Supervisor};
 use troop_sys::{process, socket};
 
 use super::{Driver, SignalMeans};
@@ -208,7 +208,7 @@ impl Driver {
                 let lost = if progress == Progress::ReloadFinished { self.look_after_listeners() } else { Vec::new() };
                 self.note_end(&progress);
                 match &progress {
-                    Progress::GivingUp { .. } | Progress::Stopping => {
+                    Progress::GivingUp(_) | Progress::Stopping => {
                         self.core.hurry();
                         self.core.close_unused_listeners();
                     }
@@ -249,10 +249,9 @@ impl Driver {
     /// Remembers how the last unexpected end of a worker came about.
     fn note_end(&mut self, progress: &Progress) {
         self.last_end = Some(match progress {
-            Progress::Restarting { cause, .. } | Progress::GivingUp { cause, .. } => match cause {
+            Progress::Restarting { cause, .. } | Progress::GivingUp(GiveUp::NeverReady { cause, .. }) => match cause {
                 Cause::Ended(worker, how) => format!("worker {worker}: {how}"),
                 Cause::NotStarted(reason) => reason.clone(),
-                Cause::NotReady(_) => return,
             },
             Progress::NotRestarting { worker, how } => format!("worker {worker}: {how}, for good"),
             _ => return,
