@@ -68,6 +68,21 @@ fn signals_scale_it_and_end_it_as_people_know_them() {
 }
 
 #[test]
+fn one_less_than_no_worker_is_none() {
+    let mut troop = run(arguments(&["-w", "1"], "hello.js"));
+    troop.listening(1);
+    assert_eq!(troop.troop(["scale", "0"]).0, 0);
+    troop.event("exit");
+    // Whichever comes first, one is left.
+    troop.signal(Signal::TTOU);
+    troop.signal(Signal::TTIN);
+    let port = troop.listening(1);
+    get(port, "/").unwrap();
+    let (_, shown, err) = troop.troop(["show", "--json"]);
+    assert!(shown.contains("\"wanted\": 1"), "{shown}{err}");
+}
+
+#[test]
 fn completions_and_manual_pages_are_written() {
     let troop = |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_troop")).args(args).output().unwrap();
     for shell in ["bash", "zsh", "fish"] {

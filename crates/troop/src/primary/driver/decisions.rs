@@ -292,7 +292,10 @@ impl Driver {
                 (SignalMeans::OneMore, Some(supervisor)) => {
                     supervisor.scale(self.now, (supervisor.wanted() + 1).min(MOST_WORKERS))
                 }
-                (SignalMeans::OneLess, Some(supervisor)) => supervisor.scale(self.now, (supervisor.wanted() - 1).max(1)),
+                // The last one stays. Where there is none, there is none to end either.
+                (SignalMeans::OneLess, Some(supervisor)) => {
+                    supervisor.scale(self.now, supervisor.wanted().saturating_sub(1).max(supervisor.wanted().min(1)))
+                }
                 (SignalMeans::Reload, Some(_)) => self.reload(Reload::new()),
                 (SignalMeans::Pause, Some(supervisor)) => supervisor.pause(self.now),
                 (SignalMeans::ReapOrphans, _) => self.reap_orphans(),
