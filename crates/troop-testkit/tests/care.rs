@@ -9,7 +9,7 @@ use troop::{
     ActivationSocket, Builder, Cluster, Event, ExitHow, GiveUp, HealthCheck, HealthTest, Output, Phase, Progress, ReadyWhen,
     RecyclePolicy, ReplacePolicy, Resource, Restart, RestartPolicy, Setup, Source, Stdio, Violation, WhenFailed, WorkerHandle,
 };
-use troop_testkit::{PATIENCE, Troop, at_once, is_running, node_program, talk};
+use troop_testkit::{PATIENCE, Troop, at_once, is_running, node_program, talk, wait_until, zombies};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
@@ -161,6 +161,17 @@ async fn a_worker_that_accepts_and_says_nothing_is_replaced() {
 async fn a_command_tests_a_worker_too() {
     let command = "test $TROOP_WORKER != 2 && kill -0 $TROOP_WORKER_PID && test $TROOP_SLOT -le 1";
     only_the_sick_one_is_replaced(fixture(["line", "127.0.0.1:0"]), HealthTest::Command(command.into()), "ended with 1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_take_longer_to_start_than_they_may_leave_no_zombies() {
+    let test = HealthCheck { timeout: Duration::ZERO, failures: u32::MAX, ..tested(HealthTest::Command("true".into())) };
+    let mut troop = Troop::start(Cluster::builder().workers(1).setup(fixture(["line", "127.0.0.1:0"])).health(test));
+    for _ in 0..20 {
+        troop.until("a test", |e| matches!(e, Event::Unhealthy(_, why) if why.contains("did not end")).then_some(())).await;
+    }
+    // The tests go on, so there may be one at any time, but not all.
+    wait_until("all commands have been reaped", || zombies() == 0);
 }
 
 #[tokio::test]

@@ -227,29 +227,41 @@ async fn run(cluster: &Commander, command: &str, worker: &WorkerSnapshot, limit:
     let env = variables.into_iter().map(|(name, value)| (name.into(), value)).collect();
     let slot = Some(worker.slot);
     // A process that stops the new one while it starts must not stop the other tests.
-    let starting = tokio::task::spawn_blocking(move || start_shell(&settings, slot, &env));
-    let started = timeout_at(until, starting).await.map_err(|_| late())?;
+    let mut starting = tokio::task::spawn_blocking(move || start_shell(&settings, slot, &env));
+    let Ok(started) = timeout_at(until, &mut starting).await else {
+        tokio::spawn(async {
+            if let Ok(Ok(shell)) = starting.await {
+                end(shell.child);
+            }
+        });
+        return Err(late().into());
+    };
     let started = started.unwrap_or_else(|e| Err(Error::Settings(e.to_string())));
     let Shell { child, pipe, lifeline } = started.map_err(|e| match e {
         Error::Io { source, .. } | Error::Spawn { source, .. } if is_shortage(&source) => Failed::Untested,
         e => Failed::Sick(format!("its command cannot be run: {}", e.chain())),
     })?;
     let status = match pipe::Receiver::from_owned_fd(pipe) {
-        Ok(pipe) => timeout_at(until, exit_code(pipe)).await,
-        Err(e) => return Err(cannot("its command cannot be watched")(e)),
+        Ok(pipe) => Ok(timeout_at(until, exit_code(pipe)).await),
+        Err(e) => Err(cannot("its command cannot be watched")(e)),
     };
-    if !troop_sys::process::has_ended(child.pidfd.as_fd()) {
-        // So its group is its own still.
-        let _ = troop_sys::process::signal_group(child.pid, 9);
-    }
+    end(child);
     drop(lifeline);
-    tokio::task::spawn_blocking(move || troop_sys::process::reap(child.pidfd.as_fd()));
-    match status {
+    match status? {
         Ok(Some(0)) => Ok(()),
         Ok(Some(code)) => Err(format!("its command ended with {code}").into()),
         Ok(None) => Err("its command was ended by a signal".into()),
         Err(_) => Err(late().into()),
     }
+}
+
+/// Ends a command with all that it has started, and reaps it.
+fn end(child: spawn::Child) {
+    if !troop_sys::process::has_ended(child.pidfd.as_fd()) {
+        // So its group is its own still.
+        let _ = troop_sys::process::signal_group(child.pid, 9);
+    }
+    tokio::task::spawn_blocking(move || troop_sys::process::reap(child.pidfd.as_fd()));
 }
 
 /// The shell that runs a command.
