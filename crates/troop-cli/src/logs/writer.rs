@@ -120,6 +120,8 @@ impl Queue {
     /// Has files opened anew, because somebody has moved them.
     pub(crate) fn reopen(&self) {
         self.reopen.store(true, Ordering::Relaxed);
+        // The thread has either not looked yet, or waits already.
+        drop(self.lock());
         self.more.notify_one();
     }
 
