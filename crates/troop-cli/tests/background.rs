@@ -291,7 +291,7 @@ fn an_app_that_fails_later_is_degraded_and_goes_on_trying() {
     std::fs::remove_file(home.path().join("broken")).unwrap();
     wait_until("its return", || home.show("web")["phase"] == "running");
     assert_eq!(get(port(&home.show("web"))), "hello");
-    assert!(home.log("web.log").contains("all 2 workers are ready again"));
+    wait_until("the line about it", || home.log("web.log").contains("all 2 workers are ready again"));
 }
 
 #[test]

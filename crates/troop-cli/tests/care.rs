@@ -87,23 +87,23 @@ fn workers_run_as_what_they_are_told_to() {
 
 #[test]
 fn who_waits_for_ready_gets_it() {
-    for (how, text) in [
-        ("--wait-ready", format!("{SERVER} setTimeout(() => process.send('ready'), 700)")),
-        (
-            "--ready=notify",
-            format!(
-                "{SERVER} setTimeout(() => require('child_process').execFileSync('python3', ['-c', `import os, socket
+    let notify = "require('child_process').execFileSync('python3', ['-c', `import os, socket
 s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-s.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'].replace('@', chr(0), 1))`]), 700)"
-            ),
-        ),
-    ] {
-        let (_directory, path) = script(&text);
+s.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'].replace('@', chr(0), 1))`])";
+    for (how, say) in [("--wait-ready", "process.send('ready')"), ("--ready=notify", notify)] {
+        let (directory, path) = script(&format!(
+            "{SERVER} const timer = setInterval(() => {{
+                if (!require('fs').existsSync(__dirname + '/go')) return;
+                clearInterval(timer);
+                {say};
+            }}, 20);"
+        ));
         let mut app = run(["-w", "1", how, "--set", "settle=0", &path]);
         app.listening(1);
         let shown = show(&app);
         assert_eq!(shown["workers"][0]["ready"], false, "{how}");
         assert!(app.troop(["ls"]).1.contains("starting") && app.troop(["show"]).1.contains("starting"));
+        std::fs::write(directory.path().join("go"), "").unwrap();
         wait_until("readiness", || show(&app)["workers"][0]["ready"] == true);
         assert!(app.troop(["ls"]).1.contains("running"));
     }

@@ -149,14 +149,29 @@ fn an_app_is_stopped_and_waited_for() {
 
 #[test]
 fn who_stops_it_again_does_not_hurry_it() {
-    let mut troop = app(&["-w", "1"], "hello.js");
+    let directory = tempfile::tempdir().unwrap();
+    let (program, go) = (directory.path().join("held.js"), directory.path().join("go"));
+    // It answers when it is told to.
+    let held = format!(
+        "require('http').createServer((q, r) => {{
+            const timer = setInterval(() => {{
+                if (q.url === '/held' && !require('fs').existsSync({go:?})) return;
+                clearInterval(timer);
+                r.end();
+            }}, 5);
+        }}).listen(0, '127.0.0.1');"
+    );
+    std::fs::write(&program, held).unwrap();
+    let mut troop = run(["-w", "1", program.to_str().unwrap()]);
     let port = troop.listening(1);
     let mut slow = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
-    slow.write_all(b"GET /slow HTTP/1.0\r\n\r\n").unwrap();
+    slow.write_all(b"GET /held HTTP/1.0\r\n\r\n").unwrap();
     served_by(port);
-    assert_eq!(troop.troop(["stop", "--no-wait"]).1, "hello: stopping\n");
+    for _ in 0..3 {
+        assert_eq!(troop.troop(["stop", "--no-wait"]).1, "held: stopping\n");
+    }
     troop.event("stopping");
-    assert_eq!(troop.troop(["stop"]).0, 0);
+    std::fs::write(&go, "").unwrap();
     let mut answer = String::new();
     slow.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
@@ -228,18 +243,22 @@ fn events_are_followed_to_the_end() {
     troop.listening(1);
     let mut follower = troop.command(["events", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines().map(Result::unwrap);
-    // It follows from when it is there, so that something has to happen until it sees something.
+    let (sender, seen) = std::sync::mpsc::channel();
     let worker = std::thread::spawn(move || {
-        let first: Value = serde_json::from_str(&lines.next().unwrap()).unwrap();
-        (first, lines.count())
+        sender.send(lines.next()).unwrap();
+        lines.count()
     });
+    // It follows from when it is there, so that something has to happen until it sees something.
+    let (mut first, mut workers) = (None, 1);
     wait_until("an event", || {
-        troop.troop(["scale", "+1"]);
-        std::thread::sleep(Duration::from_millis(50));
-        worker.is_finished() || troop.troop(["ls", "--json"]).1.contains("\"wanted\": 3")
+        workers = 3 - workers;
+        troop.troop(["scale", &workers.to_string()]);
+        first = seen.recv_timeout(Duration::from_millis(50)).ok();
+        first.is_some()
     });
+    let first: Value = serde_json::from_str(&first.flatten().unwrap()).unwrap();
     assert_eq!(troop.troop(["stop"]).0, 0);
-    let (first, rest) = worker.join().unwrap();
+    let rest = worker.join().unwrap();
     assert!(first["event"].is_string() && first["text"].is_string(), "{first}");
     assert!(rest > 2);
     follower.wait().unwrap();

@@ -136,7 +136,7 @@ fn a_reload_that_loses_the_shared_port_is_taken_back_and_one_that_may_closes_it(
 #[test]
 fn a_worker_that_listens_late_takes_over_all_the_same() {
     let (port, other) = (free_port(), free_port());
-    let mut scene = Scene::start(&["-w", "2"], &format!("{port}\n"));
+    let mut scene = Scene::start(&["-w", "2", "--set", "ready_timeout=20s"], &format!("{port}\n"));
     scene.app.listening(2);
     scene.listens(&format!("{other}\nwait 1500\n{port}\n"));
     let (code, _, err) = scene.app.troop(["reload", "web"]);
@@ -200,7 +200,7 @@ fn paths_of_workers_that_have_ended_leave_neither_files_nor_descriptors() {
         scene.app.listening(2);
     }
     wait_until("the files of those that have ended are gone", || sockets(&scene) == 2);
-    assert!(descriptors(&scene) <= before, "{before} descriptors before, {} now", descriptors(&scene));
+    wait_until("their descriptors are closed", || descriptors(&scene) <= before);
     assert_eq!(scene.listeners().len(), 3);
     served_by(port);
     // And a reload is none of a move.

@@ -85,7 +85,8 @@ const scenes = {
       await dies();
       await once(cluster, 'listening');
     }
-    for (const deadline = Date.now() + 20_000; Date.now() < deadline && paths() > 1;) await pause(50);
+    const isLeft = () => paths() > 1 || descriptors() > before;
+    for (const deadline = Date.now() + 20_000; Date.now() < deadline && isLeft();) await pause(50);
     report('left', paths(), descriptors() <= before);
   },
 
@@ -116,8 +117,7 @@ const scenes = {
     await dies();
     report('died', await ask(own), await isServed(other));
     Object.values(cluster.workers)[0].disconnect();
-    await pause(300);
-    report('told', await ask(other));
+    report('told', await closed(other) && await ask(other));
   },
 
   // A version that listens elsewhere.
@@ -128,7 +128,8 @@ const scenes = {
       await started(...Array(workers).fill('a'));
       places('a', next);
       for (const surge of [1, 10]) {
-        const failure = await cluster.reload({ timeout: 1000, surge }).catch((error) => error);
+        // Time enough for a worker to start.
+        const failure = await cluster.reload({ timeout: 4000, surge }).catch((error) => error);
         report(failure.code, failure.message?.replace(`${old}`, 'PORT'), failure.replaced, await isServed(old), await closed(next));
       }
       report(await cluster.reload({ allowMoved: true }), await closed(old), await isServed(next));

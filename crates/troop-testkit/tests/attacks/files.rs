@@ -12,7 +12,8 @@ use troop_testkit::wait_until;
 use super::home::Home;
 use super::support::{STRANGER, is_root};
 
-/// An app of the stranger's in `app`, whose log is `logs/web.log` there, and is put aside at one kilobyte.
+/// An app of the stranger's in `app`, whose log is `logs/web.log` there, and is put aside at one kilobyte. So many are kept that no line is gone
+/// before a test has looked.
 fn app(script: &str) -> String {
     format!(
         r#"[app.web]
@@ -22,7 +23,7 @@ cwd = "app"
 user = "{STRANGER}"
 group = "{STRANGER}"
 workers = 1
-output = {{ to = "files", file = "logs/web.log", rotate_size = "1K", keep = 2 }}
+output = {{ to = "files", file = "logs/web.log", rotate_size = "1K", keep = 99 }}
 "#
     )
 }
@@ -34,6 +35,12 @@ const PRINT: &str = "while :; do echo '* * * * * root evil'; sleep 0.02; done";
 fn primary(home: &Home) -> rustix::process::Pid {
     let shown: serde_json::Value = serde_json::from_str(&home.fine(&["show", "web", "--json"])).unwrap();
     rustix::process::Pid::from_raw(i32::try_from(shown[0]["pid"].as_u64().unwrap()).unwrap()).unwrap()
+}
+
+/// The primary is told to open its files anew, and says this, once, in the log that it had before.
+fn says_when_it_opens_its_files(home: &Home, text: &str) {
+    rustix::process::kill_process(primary(home), rustix::process::Signal::USR1).unwrap();
+    wait_until(text, || home.names("app/moved").iter().any(|name| home.text(&format!("app/moved/{name}")).contains(text)));
 }
 
 /// A directory of root's, which must stay empty.
@@ -52,10 +59,7 @@ fn a_worker_that_exchanges_the_log_directory_for_a_link_moves_no_line() {
     home.fine(&["start", "web"]);
     wait_until("lines in the directory that was checked", || home.text("app/moved/web.log.2").contains("evil"));
     // Told to open its files anew, it goes by the path, which is not safe any more.
-    rustix::process::kill_process(primary(&home), rustix::process::Signal::USR1).unwrap();
-    wait_until("that it says so", || {
-        ["", ".1", ".2"].iter().any(|end| home.text(&format!("app/moved/web.log{end}")).contains("a symbolic link"))
-    });
+    says_when_it_opens_its_files(&home, "a symbolic link");
     // Long enough for several looks at the path and rotations.
     let before = fs::metadata(home.at("app/moved/web.log.2")).unwrap().ino();
     wait_until("another rotation", || fs::metadata(home.at("app/moved/web.log.2")).is_ok_and(|found| found.ino() != before));
@@ -74,10 +78,7 @@ fn a_worker_that_makes_a_log_directory_of_its_own_gets_no_file_of_roots_in_it() 
     let home = Home::with(&[("troop.toml", &app(&script)), ("secret", "")]);
     home.fine(&["start", "web"]);
     wait_until("lines in the directory that was checked", || home.text("app/moved/web.log.2").contains("evil"));
-    rustix::process::kill_process(primary(&home), rustix::process::Signal::USR1).unwrap();
-    wait_until("that it says so", || {
-        ["", ".1", ".2"].iter().any(|end| home.text(&format!("app/moved/web.log{end}")).contains("it belongs to user"))
-    });
+    says_when_it_opens_its_files(&home, "it belongs to user");
     assert_eq!((home.text("secret").as_str(), home.names("app/logs").contains(&"web.log.1".into())), ("", false));
 }
 

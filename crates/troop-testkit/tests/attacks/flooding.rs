@@ -16,11 +16,11 @@ const FIXTURE: &str = env!("CARGO_BIN_EXE_troop-fixture");
 
 /// A program that takes no heed of its role ends with this error, and there were never more processes than its first workers (and shells
 /// between it and them).
-fn is_no_flood(test: &str, uid: u32, way: &str, error: &str) {
+fn is_no_flood(test: &str, way: &str, error: &str) {
     if !is_root(test) {
         return;
     }
-    let (most, exit, stderr) = Crowd::start(uid, &[FIXTURE, "flood", way], &[]).outcome();
+    let (most, exit, stderr) = Crowd::start(&[FIXTURE, "flood", way], &[]).outcome();
     assert!(most <= 10, "{most} processes");
     assert_eq!(exit, Exit::Code(1), "{stderr}");
     assert!(stderr.contains(error), "{stderr}");
@@ -31,36 +31,36 @@ const COPIES: &str = "its workers would be copies of it";
 
 #[test]
 fn a_program_that_does_not_ask_for_its_role_is_no_flood() {
-    is_no_flood("flooding::run", 64_100, "run", ROLE);
-    is_no_flood("flooding::fork", 64_100, "fork", ROLE);
+    is_no_flood("flooding::run", "run", ROLE);
+    is_no_flood("flooding::fork", "fork", ROLE);
 }
 
 #[test]
 fn a_program_that_forgets_its_environment_is_no_flood() {
-    is_no_flood("flooding::forgetful", 64_101, "forgetful", ROLE);
+    is_no_flood("flooding::forgetful", "forgetful", ROLE);
 }
 
 #[test]
 fn a_program_that_takes_its_role_and_does_not_heed_it_is_no_flood() {
-    is_no_flood("flooding::heedless", 64_102, "heedless", COPIES);
-    is_no_flood("flooding::heedless by name", 64_102, "heedless by name", COPIES);
+    is_no_flood("flooding::heedless", "heedless", COPIES);
+    is_no_flood("flooding::heedless by name", "heedless by name", COPIES);
 }
 
 #[test]
 fn activation_of_the_program_itself_is_no_flood() {
-    is_no_flood("flooding::activation", 64_103, "activation", "need a program of their own (Setup::program)");
-    is_no_flood("flooding::activation by name", 64_103, "activation by name", "TROOP_ACTIVATED");
+    is_no_flood("flooding::activation", "activation", "need a program of their own (Setup::program)");
+    is_no_flood("flooding::activation by name", "activation by name", "TROOP_ACTIVATED");
 }
 
 #[test]
 fn a_shell_between_primary_and_worker_is_no_flood() {
-    is_no_flood("flooding::shell", 64_104, "shell", ROLE);
-    is_no_flood("flooding::activation by shell", 64_104, "activation by shell", "TROOP_ACTIVATED");
+    is_no_flood("flooding::shell", "shell", ROLE);
+    is_no_flood("flooding::activation by shell", "activation by shell", "TROOP_ACTIVATED");
 }
 
 #[test]
 fn clusters_do_not_nest_without_end() {
-    is_no_flood("flooding::deeper", 64_105, "deeper", "4 primaries are above this process");
+    is_no_flood("flooding::deeper", "deeper", "4 primaries are above this process");
 }
 
 /// What a test does that forks: its workers are the harness with all its tests.
@@ -85,7 +85,7 @@ fn a_test_that_forks_is_no_flood() {
     }
     let own = std::env::current_exe().unwrap();
     let argv = [own.to_str().unwrap(), "--exact", "flooding::a_test_forks_its_own_harness", "--nocapture"];
-    let (most, exit, stderr) = Crowd::start(64_106, &argv, &[("TEST_FORKS_ITSELF", "1")]).outcome();
+    let (most, exit, stderr) = Crowd::start(&argv, &[("TEST_FORKS_ITSELF", "1")]).outcome();
     assert!(most <= 3, "{most} processes");
     assert_eq!(exit, Exit::Code(0), "{stderr}");
     assert!(stderr.contains(ROLE), "{stderr}");
@@ -100,7 +100,7 @@ fn troop_below_troop_is_no_flood() {
     let (troop, runtime) = (troop.to_str().unwrap(), home.path().join("run"));
     let argv =
         [troop, "run", "-w", "2", "--set", "restart.max=2", "--", troop, "run", "-w", "2", "--", FIXTURE, "line", "127.0.0.1:0"];
-    let (most, exit, stderr) = Crowd::start(64_107, &argv, &[("TROOP_RUNTIME_DIR", runtime.to_str().unwrap())]).outcome();
+    let (most, exit, stderr) = Crowd::start(&argv, &[("TROOP_RUNTIME_DIR", runtime.to_str().unwrap())]).outcome();
     assert!(most <= 3, "{most} processes");
     assert_eq!(exit, Exit::Code(1), "{stderr}");
     assert!(stderr.contains("env -u NODE_UNIQUE_ID"), "{stderr}");

@@ -201,8 +201,11 @@ async fn pipes_that_are_left_behind_by_ever_new_workers_are_bounded() {
         let worker = scene.raw(&[ONLINE, "behind setsid sleep 20 >/dev/null </dev/null &", "sleep 20", "exit 0"]).await;
         scene.troop.exit(&worker).await;
     }
+    // Those that are too many are closed by a thread, which has its own time.
+    let few = most_open(before, || open_descriptors().saturating_sub(before) < 32 + 8);
+    let closed = tokio::time::timeout(PATIENCE, few).await;
     let open = open_descriptors().saturating_sub(before);
-    assert!(open < 32 + 8, "{open} descriptors are held for workers that have ended");
+    assert!(closed.is_ok(), "{open} descriptors are held for workers that have ended");
     scene.honest_worker_serves().await;
 }
 
@@ -243,9 +246,13 @@ async fn a_shortage_of_descriptors_is_said_once_with_what_to_do_and_clients_are_
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], scene.port));
     clients.iter().for_each(|client| connect(client, &address).unwrap());
     let mut said = Vec::new();
-    let deadline = tokio::time::Instant::now() + Duration::from_millis(1500);
+    let mut deadline = tokio::time::Instant::now() + PATIENCE;
     while let Ok(Some(event)) = tokio::time::timeout_at(deadline, scene.troop.events.next()).await {
         if let Event::Error(None, e) = event {
+            if said.is_empty() {
+                // Long enough for several more attempts.
+                deadline = tokio::time::Instant::now() + Duration::from_millis(1500);
+            }
             said.push(e.chain());
         }
     }
@@ -454,6 +461,8 @@ fn three_thousand_silent_clients_keep_nobody_out_of_the_control_socket() {
     troop.until("the worker", |event| event["event"] == "listening");
     let path = troop.home.path().join("run/web.sock");
     let mut silent = Vec::new();
+    // More than a process may have open by default.
+    let _ = troop_sys::process::raise_descriptor_limit();
     for n in 0..3000 {
         let mut stream = UnixStream::connect(&path).unwrap();
         if n % 3 == 0 {
