@@ -188,6 +188,8 @@ pub enum Violation {
     TooManyListeners(usize),
     /// More listeners than its share of the primary's descriptors; how many that is.
     OverShare(usize),
+    /// More sockets bound for nothing, within ten seconds, than this: they could not be bound, or it closed them.
+    TooManyBinds(u32),
     /// It left more descriptors unacknowledged than this.
     Unacknowledged(usize),
     /// A listener that workers may not have; where.
@@ -234,6 +236,9 @@ impl fmt::Display for Violation {
                 f,
                 "a request for more than {share} listeners, its share of the primary's descriptors (raise the limit on open files: ulimit -n, LimitNOFILE= of a unit)"
             ),
+            Violation::TooManyBinds(limit) => {
+                write!(f, "more than {limit} requests in 10 s for listeners that cannot be bound or that it closes again")
+            }
             Violation::Unacknowledged(limit) => write!(f, "no acknowledgement of more than {limit} descriptors"),
             Violation::Forbidden(at) => write!(f, "a request for a listener that it may not have: {:.MAX_SHOWN$}", escaped(at)),
         }

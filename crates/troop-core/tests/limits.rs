@@ -101,6 +101,59 @@ fn a_worker_has_its_share_of_listeners_and_no_more() {
     assert_eq!(primary.listeners().count(), 1);
 }
 
+/// What a worker is told about a port that cannot be had (errno 98), what was tried, and what is reported.
+fn query_in_vain(primary: &mut Primary, now: Time, worker: WorkerId, port: u32) -> (String, bool, Vec<Violation>) {
+    let line =
+        format!(r#"{{"cmd":"NODE_CLUSTER","act":"queryServer","seq":7,"index":0,"address":null,"port":{port},"addressType":4}}"#);
+    primary.message(now, worker, incoming::parse(line.as_bytes()).unwrap());
+    let (mut said, mut tried, mut reported) = (String::new(), false, Vec::new());
+    while let Some(action) = primary.next_action() {
+        match action {
+            Action::Send { line, .. } => said = String::from_utf8(line).unwrap(),
+            Action::Bind { listener, .. } => {
+                tried = true;
+                primary.bound(now, listener, Err(98));
+            }
+            Action::Notify(Notice::Misbehaved { violation, .. }) => reported.push(violation),
+            _ => {}
+        }
+    }
+    (said, tried, reported)
+}
+
+#[test]
+fn a_worker_that_has_sockets_bound_for_nothing_over_and_over_is_stopped_and_who_tries_again_each_second_is_not() {
+    let mut primary = Primary::new(Config::default());
+    let (greedy, honest) = (fork(&mut primary), fork(&mut primary));
+    act(&mut primary);
+    let mut tries = 0;
+    for port in 0..10_000 {
+        let (said, tried, reported) = query_in_vain(&mut primary, NOW, greedy, 1 + port);
+        tries += u32::from(tried);
+        assert!(reported.iter().all(|violation| matches!(violation, Violation::TooManyBinds(256))), "{reported:?}");
+        assert!(said.is_empty() || said.contains(if tried { r#""errno":-98"# } else { r#""errno":-11"# }), "{said}");
+    }
+    assert_eq!(tries, 256);
+    assert!(primary.is_cut_off(greedy), "who insists is ended");
+    // Twenty addresses that somebody else has, for an hour.
+    for second in 0..3600 {
+        for port in 0..20 {
+            let (said, tried, reported) = query_in_vain(&mut primary, Time(1 + second * 1000), honest, 1 + port);
+            assert!(tried && reported.is_empty() && said.contains(r#""errno":-98"#), "{said} {reported:?}");
+        }
+    }
+    // Nor does one get round it that closes what it got.
+    let closes = fork(&mut primary);
+    act(&mut primary);
+    let mut opened = 0;
+    for _ in 0..1000 {
+        opened += query(&mut primary, closes, 80).1.len();
+        say(&mut primary, closes, r#"{"cmd":"NODE_CLUSTER","act":"close","key":"null:80:4:undefined:0","seq":8}"#);
+        act(&mut primary);
+    }
+    assert_eq!(opened, 256);
+}
+
 #[test]
 fn a_listener_that_its_opener_leaves_counts_against_another_who_uses_it() {
     let mut primary = Primary::new(Config::default());

@@ -150,17 +150,32 @@ pub fn local_address(fd: impl AsFd) -> Option<SocketAddr> {
 #[must_use]
 pub fn local_path(fd: impl AsFd) -> Option<std::path::PathBuf> {
     use std::os::unix::ffi::OsStrExt;
-    let address = rustix::net::SocketAddrUnix::try_from(rustix::net::getsockname(fd).ok()?).ok()?;
-    address.path().map(|path| std::path::PathBuf::from(std::ffi::OsStr::from_bytes(path.to_bytes())))
+    let name = unix_name(fd.as_fd())?;
+    // The kernel adds a NUL, also behind a path of 108 bytes, which fills the address.
+    let path = name.split(|byte| *byte == 0).next().filter(|path| !path.is_empty())?;
+    Some(std::path::PathBuf::from(std::ffi::OsStr::from_bytes(path)))
+}
+
+/// `sun_path` of a Unix socket, as far as the kernel says that it goes: a path with a NUL at its end, an abstract name with a NUL before it, or
+/// nothing. (`SocketAddrUnix` of rustix panics on a path of 108 bytes.)
+fn unix_name(fd: BorrowedFd<'_>) -> Option<Vec<u8>> {
+    const FAMILY: usize = size_of::<libc::sa_family_t>();
+    let mut address = [0u8; FAMILY + 128];
+    let mut len = libc::socklen_t::try_from(address.len()).ok()?;
+    // SAFETY: the kernel writes at most `len` bytes, the size of `address`, for which it asks no alignment.
+    let result = unsafe { libc::getsockname(fd.as_raw_fd(), address.as_mut_ptr().cast(), &raw mut len) };
+    let family = libc::sa_family_t::from_ne_bytes(*address.first_chunk()?);
+    if result != 0 || i32::from(family) != libc::AF_UNIX {
+        return None;
+    }
+    address.get(FAMILY..len as usize).map(<[u8]>::to_vec)
 }
 
 /// Whether a Unix socket is bound: to a path or to an abstract name.
 #[must_use]
 pub fn is_named(fd: impl AsFd) -> bool {
-    let address = rustix::net::getsockname(fd).ok().and_then(|address| rustix::net::SocketAddrUnix::try_from(address).ok());
-    address.is_some_and(|at| {
-        at.path_bytes().is_some_and(|path| !path.is_empty()) || at.abstract_name().is_some_and(|name| !name.is_empty())
-    })
+    // An abstract name is a NUL and at least one byte.
+    unix_name(fd.as_fd()).is_some_and(|name| name.len() > 1)
 }
 
 /// Leaves a descriptor, by its number, to the program that this process becomes by `exec`.
@@ -339,6 +354,32 @@ mod tests {
         assert_eq!(kind(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap(), Kind::Udp { ipv6: false });
         assert_eq!(kind(UnixStream::pair().unwrap().0).unwrap(), Kind::UnixStream);
         assert!(kind(std::fs::File::open("/dev/null").unwrap()).is_err());
+    }
+
+    #[test]
+    fn the_longest_path_and_every_other_name_of_a_unix_socket_is_known() {
+        use rustix::net::{SocketAddrUnix, bind};
+        let directory = tempfile::tempdir().unwrap();
+        let below = directory.path().as_os_str().len();
+        for len in [100, 107, 108] {
+            let path = directory.path().join("s".repeat(len - below - 1));
+            assert_eq!(path.as_os_str().len(), len);
+            let socket = crate::listen::new_socket(AddressFamily::UNIX, SocketType::STREAM).unwrap();
+            assert!(!is_named(&socket) && local_path(&socket).is_none());
+            bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+            assert!(is_named(&socket));
+            assert_eq!(local_path(&socket), Some(path));
+            listen(&socket, 8).unwrap();
+            assert_eq!(kind(&socket).unwrap(), Kind::UnixListener);
+        }
+        let name = directory.path().display().to_string();
+        for name in [format!("{name:x<107}"), "\0".into()] {
+            let socket = crate::listen::new_socket(AddressFamily::UNIX, SocketType::STREAM).unwrap();
+            bind(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap()).unwrap();
+            assert!(is_named(&socket) && local_path(&socket).is_none());
+        }
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(!is_named(&tcp) && local_path(&tcp).is_none());
     }
 
     #[test]

@@ -47,6 +47,18 @@ impl Pattern {
     /// alone, whatever address it names besides.
     #[must_use]
     pub fn matches(&self, asked: &Address) -> bool {
+        self.means(asked, IpAddr::is_unspecified)
+    }
+
+    /// As [`Pattern::matches`], for what a worker may have: who names no address gets all of them, of both families, so that only `[::]:8000` and
+    /// `8000` mean that. (No address of UDP over IPv4 is `0.0.0.0`.)
+    #[must_use]
+    pub fn covers(&self, asked: &Address) -> bool {
+        let is_ipv4_only = asked.address_type == AddressType::Udp4;
+        self.means(asked, |ip| ip.is_unspecified() && (ip.is_ipv6() || is_ipv4_only))
+    }
+
+    fn means(&self, asked: &Address, is_any: impl Fn(&IpAddr) -> bool) -> bool {
         if let Some(fd) = asked.fd.filter(|fd| *fd >= 0) {
             return self.place == Place::Fd(fd);
         }
@@ -69,7 +81,7 @@ impl Pattern {
             (Place::Ip(ip, number), _) => {
                 let at = address.map(|a| a.parse::<IpAddr>().map(|at| at.to_canonical()));
                 // No address means any.
-                port(*number) && at.map_or(ip.is_unspecified(), |at| at == Ok(ip.to_canonical()))
+                port(*number) && at.map_or_else(|| is_any(ip), |at| at == Ok(ip.to_canonical()))
             }
         }
     }
@@ -163,6 +175,29 @@ mod tests {
         for bad in ["", "host", "1.2.3.4", "70000", "udp:/x", "/a/../b", "@", "fd:", "fd:-1", "udp:fd:3"] {
             assert!(bad.parse::<Pattern>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn only_a_pattern_that_covers_both_families_permits_a_worker_that_names_no_address() {
+        let any = |address_type| Address { address: None, port: Some(80), address_type, fd: None };
+        for (pattern, covers) in [
+            ("80", [true, true, false, false]),
+            ("*:80", [true, true, false, false]),
+            ("[::]:80", [true, true, false, false]),
+            ("0.0.0.0:80", [false; 4]),
+            ("[::ffff:0.0.0.0]:80", [false; 4]),
+            ("127.0.0.1:80", [false; 4]),
+            ("udp:80", [false, false, true, true]),
+            ("udp:0.0.0.0:80", [false, false, true, false]),
+            ("udp:[::]:80", [false, false, true, true]),
+        ] {
+            let parsed: Pattern = pattern.parse().unwrap();
+            let asked = [AddressType::Tcp4, AddressType::Tcp6, AddressType::Udp4, AddressType::Udp6].map(any);
+            assert_eq!(asked.map(|at| parsed.covers(&at)), covers, "{pattern}");
+        }
+        let named = |address: &str| Address { address: Some(address.into()), ..any(AddressType::Tcp4) };
+        let parsed: Pattern = "0.0.0.0:80".parse().unwrap();
+        assert!(parsed.covers(&named("0.0.0.0")) && !parsed.covers(&named("::")) && parsed.matches(&any(AddressType::Tcp4)));
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! How the primary's descriptors are divided, so that no worker can use up what the others, restarts and the control socket need.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::Primary;
+use crate::event::Violation;
 use crate::id::{Time, WorkerId};
 
 /// Listeners that a worker may have opened in any case, however many workers there are.
@@ -13,6 +16,9 @@ const MAX_HANDLES: usize = 64;
 /// Descriptors kept for the primary's own needs (spawning, the control socket, log files), and for each slot's channel and pipes.
 const OWN_RESERVE: usize = 32;
 const SLOT_RESERVE: usize = 8;
+/// Sockets that one worker may have bound for nothing within this time: each is a system call, or many, that the primary waits for.
+const MAX_WASTED_BINDS: u32 = 256;
+const WASTED_BINDS_WITHIN: Duration = Duration::from_secs(10);
 
 /// The primary's descriptors, in plain numbers.
 ///
@@ -73,7 +79,38 @@ impl Budget {
     }
 }
 
+/// Sockets that a worker has had bound for nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct WastedBinds {
+    count: u32,
+    since: Time,
+}
+
+impl WastedBinds {
+    fn add(&mut self, now: Time) {
+        if self.since + WASTED_BINDS_WITHIN <= now {
+            *self = WastedBinds { count: 0, since: now };
+        }
+        self.count = self.count.saturating_add(1);
+    }
+
+    /// More are refused, unless time has passed.
+    pub(super) fn check(&self, now: Time) -> Result<(), Violation> {
+        if self.count >= MAX_WASTED_BINDS && now < self.since + WASTED_BINDS_WITHIN {
+            return Err(Violation::TooManyBinds(MAX_WASTED_BINDS));
+        }
+        Ok(())
+    }
+}
+
 impl Primary {
+    /// A socket that this worker asked for could not be bound, or was closed by it before anybody else had it.
+    pub(super) fn bound_for_nothing(&mut self, now: Time, worker: WorkerId) {
+        if let Some(state) = self.workers.get_mut(&worker) {
+            state.wasted_binds.add(now);
+        }
+    }
+
     /// Sets how many descriptors there are to be divided.
     pub fn set_budget(&mut self, budget: Budget) {
         self.budget = budget;

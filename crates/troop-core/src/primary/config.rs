@@ -76,8 +76,8 @@ impl Config {
     /// Whether workers may have the listener that one asks for in these words. If not, what to say.
     pub(super) fn allows(&self, asked: &Address) -> Result<(), String> {
         let is_listed = || {
-            let means = |pattern: &Pattern| self.means(pattern, asked);
-            self.may_listen.as_ref().is_none_or(|patterns| patterns.iter().any(means))
+            let covers = |pattern: &Pattern| self.is_meant(asked, |at| pattern.covers(at));
+            self.may_listen.as_ref().is_none_or(|patterns| patterns.iter().any(covers))
         };
         match asked.fd.filter(|fd| *fd >= 0) {
             Some(fd) if self.offered(fd).is_none() => Err(format!(
@@ -90,7 +90,7 @@ impl Config {
 
     /// What was chosen for the listener that a worker asks for in these words.
     pub(super) fn scheduling_for(&self, asked: &Address) -> Scheduling {
-        let own = self.listeners.iter().rev().find(|(pattern, _)| self.means(pattern, asked));
+        let own = self.listeners.iter().rev().find(|(pattern, _)| self.is_meant(asked, |at| pattern.matches(at)));
         own.map_or(&self.scheduling, |(_, scheduling)| scheduling).clone()
     }
 
@@ -98,9 +98,9 @@ impl Config {
         self.offered.iter().find(|offered| i64::from(offered.number) == fd)
     }
 
-    /// Whether a pattern means this listener, or what an offered descriptor really is bound to.
-    fn means(&self, pattern: &Pattern, asked: &Address) -> bool {
+    /// Whether this is true of the listener that is asked for, or of what an offered descriptor really is bound to.
+    fn is_meant(&self, asked: &Address, is_true: impl Fn(&Address) -> bool) -> bool {
         let at = asked.fd.and_then(|fd| self.offered(fd)).and_then(|offered| offered.at.as_ref());
-        pattern.matches(asked) || at.is_some_and(|at| pattern.matches(at))
+        is_true(asked) || at.is_some_and(is_true)
     }
 }

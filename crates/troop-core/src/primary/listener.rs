@@ -19,6 +19,7 @@ use crate::wire::outgoing::{self, Reply, SockName};
 /// Characters of what a worker says that are passed on to people.
 const MOST_SHOWN: usize = 200;
 
+const EAGAIN: i32 = 11;
 const EACCES: i32 = 13;
 const EINVAL: i32 = 22;
 const EMFILE: i32 = 24;
@@ -336,6 +337,11 @@ impl Primary {
             self.reply_error(worker, &listen_key.text(), ack, EMFILE, message.data);
             return Err(Violation::OverShare(share));
         }
+        let within = self.workers.get(&worker).map_or(Ok(()), |state| state.wasted_binds.check(self.last_time));
+        if within.is_err() {
+            self.reply_error(worker, &listen_key.text(), ack, EAGAIN, message.data);
+            return within;
+        }
         let id = self.next_listener();
         let data = message.data.map(ToOwned::to_owned);
         let mut listener = Listener {
@@ -438,10 +444,11 @@ impl Primary {
             }
             Err(errno) => {
                 // Dropped, so that a later attempt binds anew.
-                let (key, data) = (listener.key.clone(), listener.data.take());
+                let (key, data, asker) = (listener.key.clone(), listener.data.take(), listener.charged_to);
                 self.keys.remove(&listener.listen_key);
                 self.listeners.remove(&id);
                 self.unused.remove(&id);
+                self.bound_for_nothing(now, asker);
                 for (worker, ack) in waiters {
                     if let Some(state) = self.workers.get_mut(&worker) {
                         state.seats.retain(|seat| seat.listener != id);
@@ -505,6 +512,7 @@ impl Primary {
         let (unused, lasting) = (listener.is_unused(), listener.lasting);
         let most = (self.budget.listeners() / 4).min(MAX_UNUSED);
         if unused && !lasting && (!keep || self.unused.len() >= most) {
+            self.bound_for_nothing(self.last_time, worker);
             self.close_unused(id);
         } else {
             if unused && !lasting {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::budget::WastedBinds;
 use super::pulse::Pulse;
 use super::reports::REPORT_EVERY;
 use super::seat::Seat;
@@ -148,6 +149,7 @@ pub(super) struct Worker {
     pub(super) blocked: bool,
     pub(super) starved_until: Time,
     pub(super) violations: u32,
+    pub(super) wasted_binds: WastedBinds,
     pub(super) in_flight: VecDeque<InFlight>,
     pub(super) handle_waits: VecDeque<HandleWait>,
     pub(super) pulse: Pulse,
@@ -192,6 +194,7 @@ impl Worker {
             blocked: false,
             starved_until: Time(0),
             violations: 0,
+            wasted_binds: WastedBinds::default(),
             in_flight: VecDeque::new(),
             handle_waits: VecDeque::new(),
             pulse: Pulse::default(),

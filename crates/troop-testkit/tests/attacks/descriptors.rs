@@ -1,13 +1,15 @@
 //! Descriptors of the primary's that are asked for by their numbers.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
+use rustix::net;
 use serde_json::{Value, json};
-use troop::{Cluster, Event, InheritedSocket, Violation};
+use troop::{Cluster, Event, InheritedSocket, Setup, Violation};
+use troop_testkit::node_program;
 
 use super::scene::{ONLINE, Scene, alone};
 use super::support::troop;
@@ -105,14 +107,55 @@ async fn a_list_of_listeners_is_not_got_round_by_naming_a_descriptor() {
     }
 }
 
+/// A Unix socket whose path fills its address, so that no NUL fits behind it.
+fn of_the_longest_path(directory: &std::path::Path, letter: &str) -> (OwnedFd, std::path::PathBuf) {
+    let path = directory.join(letter.repeat(108 - 1 - directory.as_os_str().len()));
+    let socket = net::socket(net::AddressFamily::UNIX, net::SocketType::STREAM, None).unwrap();
+    net::bind(&socket, &net::SocketAddrUnix::new(&path).unwrap()).unwrap();
+    (socket, path)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_a_listener_nor_a_client_at_the_longest_path_ends_the_primary() {
+    let directory = tempfile::tempdir().unwrap();
+    let (listener, path) = of_the_longest_path(directory.path(), "s");
+    net::listen(&listener, 8).unwrap();
+    let fd = listener.as_raw_fd();
+    let offered = InheritedSocket::at(fd).unwrap();
+    assert_eq!(offered.address(), path.display().to_string());
+    // With a policy that asks who connects.
+    let builder = Cluster::builder().scheduling("sticky".parse().unwrap()).inherited([offered]);
+    let mut scene = Scene::with(builder).await;
+    let setup = Setup::new().script(node_program("run.js"));
+    scene
+        .troop
+        .cluster
+        .setup(setup.args([format!("require('net').createServer((s) => s.end('served')).listen({{ fd: {fd} }})")]))
+        .unwrap();
+    let worker = scene.troop.fork().await;
+    let listens = |e: &Event| matches!(e, Event::Listening(w, _) if w.id() == worker.id()).then_some(());
+    scene.troop.until("listening", listens).await;
+    let (client, _) = of_the_longest_path(directory.path(), "c");
+    net::connect(&client, &net::SocketAddrUnix::new(&path).unwrap()).unwrap();
+    let served = tokio::task::spawn_blocking(move || {
+        let mut client = std::os::unix::net::UnixStream::from(client);
+        client.set_read_timeout(Some(troop_testkit::PATIENCE)).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).map(|_| answer)
+    });
+    assert_eq!(served.await.unwrap().unwrap(), "served");
+    scene.honest_worker_serves().await;
+}
+
 #[tokio::test]
 async fn every_other_spelling_of_a_listener_is_refused_or_means_what_is_listed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("s").display().to_string();
     let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (listed, port) = (free(), free());
+    let (listed, port, ipv4) = (free(), free(), free());
     let builder = Cluster::builder().may_listen("127.0.0.1:0".parse().unwrap()).may_listen(path.parse().unwrap());
     let builder = builder.may_listen(format!("127.0.0.1:{listed}").parse().unwrap());
+    let builder = builder.may_listen(format!("0.0.0.0:{ipv4}").parse().unwrap());
     let mut scene = Scene::with(builder).await;
     let below = directory.path().display();
     for (fields, expected) in [
@@ -123,6 +166,10 @@ async fn every_other_spelling_of_a_listener_is_refused_or_means_what_is_listed()
         (format!(r#""addressType":4,"port":{listed},"address":"localhost""#), -13),
         (format!(r#""addressType":4,"port":{listed},"address":"127.1""#), -13),
         (format!(r#""addressType":4,"port":{listed}"#), -13),
+        // No address is that of both families.
+        (format!(r#""addressType":4,"port":{ipv4},"address":null"#), -13),
+        (format!(r#""addressType":6,"port":{ipv4},"address":"::""#), -13),
+        (format!(r#""addressType":4,"port":{ipv4},"address":"0.0.0.0""#), 0),
         (format!(r#""addressType":-1,"port":-1,"address":"/{below}//./s""#), 0),
         (format!(r#""addressType":-1,"port":-1,"address":"{below}/x/../s""#), -13),
         (format!(r#""addressType":-1,"port":-1,"address":"{below}/t""#), -13),

@@ -196,7 +196,7 @@ impl Builder {
 
     /// The only listeners that workers may have: what they ask for besides gets `EACCES`, and is reported. May be called several times. By default
     /// they may have any, as under Node; think of it where this process has privileges that its workers have not, because it is this process
-    /// that binds. Unix sockets of workers that run as another user are made with that user's rights to files alone, unless their paths are
+    /// that binds. A worker that names no address needs a pattern that means both families (`8000`, `[::]:8000`). Unix sockets of workers that run as another user are made with that user's rights to files alone, unless their paths are
     /// named here.
     pub fn may_listen(mut self, listeners: Pattern) -> Builder {
         self.config.may_listen.get_or_insert_default().push(listeners);
