@@ -126,7 +126,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn compare(all: &[Contender], clients: usize, options: &Options) -> Result<()> {
     let count = options.count(40_000);
-    let races: Vec<_> = (0..options.repeat).map(|_| race(all, clients, count)).collect::<Result<_>>()?;
+    let races: Vec<_> = (0..options.repeat()).map(|_| race(all, clients, count)).collect::<Result<_>>()?;
     println!("{count} connections, {clients} at a time, {WORKERS} workers that write one byte and end the connection.\n");
     let mut table = Table::new(&[
         "",

@@ -128,7 +128,7 @@ fn connections(options: &Options) -> Result<()> {
     };
     let count = options.count(50_000);
     let (mut races, mut paces) = (Vec::new(), Vec::new());
-    for _ in 0..options.repeat {
+    for _ in 0..options.repeat() {
         let mut racers = names.into_iter().zip(commands()?).map(Racer::start).collect::<Result<Vec<_>>>()?;
         for _ in 0..SLICES {
             for racer in &mut racers {
@@ -200,7 +200,7 @@ fn message_rates(options: &Options) -> Result<()> {
     for (test, title) in messages::TESTS {
         let count = options.count(if test == "trip" { 20_000 } else { 200_000 });
         let (mut stock, mut own) = (Vec::new(), Vec::new());
-        for _ in 0..options.repeat {
+        for _ in 0..options.repeat() {
             let arguments = [test.to_owned(), count.to_string()];
             stock.push(messages::measure(node("messages.js", &arguments), count)?);
             own.push(messages::measure(node_with(&register, "messages.js", &arguments), count)?);

@@ -87,7 +87,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         racer.slice(count / 10)?;
         (racer.rates, racer.costs, racer.slowest) = Default::default();
     }
-    for _ in 0..SLICES * options.repeat {
+    for _ in 0..SLICES * options.repeat() {
         for racer in &mut racers {
             racer.slice(count / SLICES)?;
         }

@@ -1,11 +1,6 @@
 //! troop beside Node's cluster, PM2, and loops that do only what must be done.
 //!
-//! ```text
-//! cargo run --release -p troop-bench [-- [connections] [policies] [balance] [crowd] [keepalive] [messages] [dropin] [spawn]
-//!     [memory] [manager] [--quick] [--repeat N] [--workers KIND:N]]
-//! ```
-//!
-//! Without names, all sections run. All contenders of a section take turns in the same run, and the tables show medians. The ratios are
+//! `cargo run --release -p troop-bench -- --help` lists the sections; without names, all run. All contenders of a section take turns in the same run, and the tables show medians. The ratios are
 //! what counts: they hold on other machines too, the times do not. Node must be installed; PM2 is fetched with npm if possible.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 #![expect(
@@ -33,6 +28,8 @@ mod table;
 
 use std::process::ExitCode;
 
+use clap::Parser as _;
+
 use peer::Result;
 
 type Section = (&'static str, fn(&Options) -> Result<()>);
@@ -50,45 +47,36 @@ const SECTIONS: [Section; 10] = [
     ("manager", manager::section),
 ];
 
-/// How to measure.
-#[derive(Debug, Default)]
+/// Measures troop beside Node's cluster, PM2, nginx and bare loops, and prints medians as tables.
+#[derive(Debug, clap::Parser)]
+#[command(name = "troop-bench")]
 struct Options {
+    /// Sections to run [default: all]
+    #[arg(value_name = "SECTION", value_parser = SECTIONS.map(|(name, _)| name))]
     sections: Vec<String>,
+    /// Measure less: two runs, a tenth of the work
+    #[arg(long)]
     quick: bool,
-    /// Runs of every contender.
-    repeat: usize,
-    /// Only so many workers of this kind, where a section has several numbers: `rust:8`.
+    /// Runs of each contender [default: 5, or 2 with --quick]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: Option<u32>,
+    /// Measure only this kind and number of workers where a section has several, as in rust:8; may be repeated
+    #[arg(long, value_name = "KIND:N", value_parser = one_of_the_numbers)]
     workers: Vec<String>,
 }
 
+fn one_of_the_numbers(wanted: &str) -> std::result::Result<String, String> {
+    let known = || policies::NUMBERS.iter().flat_map(|(kind, numbers)| numbers.iter().map(move |n| format!("{kind}:{n}")));
+    match known().find(|known| known == wanted) {
+        Some(known) => Ok(known),
+        None => Err(format!("no section measures these; there are {}", known().collect::<Vec<_>>().join(", "))),
+    }
+}
+
 impl Options {
-    fn parse(arguments: &[String]) -> Result<Options> {
-        let mut options = Options::default();
-        let mut arguments = arguments.iter();
-        while let Some(argument) = arguments.next() {
-            match argument.as_str() {
-                "--quick" => options.quick = true,
-                "--repeat" => options.repeat = arguments.next().ok_or("--repeat needs a number")?.parse()?,
-                "--workers" => {
-                    let wanted = arguments.next().ok_or("--workers needs a kind and a number, as in rust:8")?;
-                    if !policies::NUMBERS.iter().any(|(kind, numbers)| numbers.iter().any(|n| *wanted == format!("{kind}:{n}"))) {
-                        return Err(format!("--workers {wanted}: no section has these").into());
-                    }
-                    options.workers.push(wanted.clone());
-                }
-                name if SECTIONS.iter().any(|(section, _)| *section == name) => options.sections.push(name.into()),
-                other => {
-                    let names = SECTIONS.map(|(name, _)| name).join(", ");
-                    return Err(
-                        format!("{other:?} is neither a section ({names}) nor --quick, --repeat N or --workers KIND:N").into()
-                    );
-                }
-            }
-        }
-        if options.repeat == 0 {
-            options.repeat = if options.quick { 2 } else { 5 };
-        }
-        Ok(options)
+    /// Runs of each contender.
+    fn repeat(&self) -> usize {
+        self.repeat.map_or(if self.quick { 2 } else { 5 }, |runs| runs as usize)
     }
 
     /// Whether so many workers of this kind are to be measured.
@@ -133,8 +121,8 @@ fn act(arguments: &[&str]) -> Result<()> {
     }
 }
 
-fn measure(arguments: &[String]) -> Result<()> {
-    let options = Options::parse(arguments)?;
+fn measure() -> Result<()> {
+    let options = Options::parse();
     peer::end_with_us()?;
     for (name, section) in SECTIONS {
         if options.sections.is_empty() || options.sections.iter().any(|chosen| chosen == name) {
@@ -148,7 +136,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["peer", ref rest @ ..] => act(rest),
-        _ => measure(&arguments),
+        _ => measure(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

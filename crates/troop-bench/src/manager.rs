@@ -332,7 +332,7 @@ fn own_start(port: u16) -> Result<f64> {
 pub(crate) fn section(options: &Options) -> Result<()> {
     let (mut pm2, mut troop) = (Measured::default(), Measured::default());
     let mut absent = None;
-    let rounds = if options.quick { 1 } else { options.repeat.min(3) };
+    let rounds = if options.quick { 1 } else { options.repeat().min(3) };
     for _ in 0..rounds {
         if absent.is_none() {
             match Pm2::install() {

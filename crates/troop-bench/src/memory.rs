@@ -48,7 +48,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let names = ["Node's primary, Node workers", "PM2, Node workers", "troop, Node workers", "troop, Rust workers"];
     let mut runs: [Vec<Memory>; 4] = Default::default();
     let mut absent = None;
-    for _ in 0..options.repeat {
+    for _ in 0..options.repeat() {
         runs[0].push(measure(node("primary.js", &[&workers]))?);
         if absent.is_none() {
             match pm2() {

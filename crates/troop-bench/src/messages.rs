@@ -81,7 +81,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let count = options.count(if test == "trip" { 10_000 } else { 500_000 });
         let contenders = &CONTENDERS[..if test == "trip" { 4 } else { 3 }];
         let mut runs: [Vec<Run>; 4] = Default::default();
-        for _ in 0..options.repeat {
+        for _ in 0..options.repeat() {
             for ((name, command), runs) in contenders.iter().zip(&mut runs) {
                 let run = measure(command(test, &count.to_string())?, count);
                 runs.push(run.map_err(|e| format!("{title}, {name}: {e}"))?);

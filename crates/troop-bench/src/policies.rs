@@ -116,7 +116,7 @@ fn compare(kind: &str, workers: usize, options: &Options) -> Result<()> {
         }
         for _ in 0..SLICES {
             for racer in &mut racing {
-                racer.slice(count / SLICES * options.repeat.min(3))?;
+                racer.slice(count / SLICES * options.repeat().min(3))?;
             }
         }
         for racer in racing {

@@ -46,7 +46,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         contender("troop, Rust workers", HEAP, |n, heap| ourselves(&["spawn", "rust", n, heap])),
     ];
     let workers = if options.quick { 10 } else { 50 };
-    for _ in 0..options.repeat {
+    for _ in 0..options.repeat() {
         for contender in &mut all {
             let command = (contender.command)(&workers.to_string(), &contender.heap.to_string())?;
             contender.runs.push(measure(command).map_err(|e| format!("{}: {e}", contender.name))?);
