@@ -92,12 +92,14 @@ pub fn main() -> ExitCode {
 
 fn run(mut what: args::Run, args: Vec<std::ffi::OsString>) -> ExitCode {
     what.args = args;
-    match run::run(what) {
+    let code = match run::run(what) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             log::say(&format!("troop: {e}"));
             // As for what cannot be typed.
             ExitCode::from(if matches!(e, run::Refused::Nonsense(_)) { 2 } else { 1 })
         }
-    }
+    };
+    log::finish();
+    code
 }

@@ -7,72 +7,118 @@ use std::time::UNIX_EPOCH;
 use serde_json::{Map, Value, json};
 use troop::{Address, Cause, Event, ExitHow, GiveUp, Progress, WorkerHandle, signal_name, text};
 
-use crate::config::LogFormat;
+use crate::config::{Form, LogFormat};
 use crate::logs::line::Origin;
-use crate::logs::writer::Queue;
+use crate::logs::writer::{Queue, Sink};
 
 /// What stands before each line of a worker's that is quoted, so that none can be taken for one of troop's own.
 pub(crate) const QUOTE: &str = "  | ";
 
+/// What stands before each of the primary's own lines on standard error.
+fn prefix() -> &'static str {
+    let coloured = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    if coloured { "\x1b[2mtroop\x1b[0m " } else { "troop " }
+}
+
+/// Says what happens.
 pub(crate) struct Log {
     format: LogFormat,
-    /// Where events go, if not to standard error.
+    /// Lines go among the logs, not to standard error.
+    among_logs: bool,
+    /// There is none as long as its thread cannot be started. Standard error is written to at once then.
     queue: Option<Arc<Queue>>,
     prefix: &'static str,
 }
 
 impl Log {
-    pub(crate) fn new(format: LogFormat, queue: Option<Arc<Queue>>) -> Log {
-        let coloured = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-        Log { format, queue, prefix: if coloured { "\x1b[2mtroop\x1b[0m " } else { "troop " } }
+    /// Among the logs.
+    pub(crate) fn among(logs: Arc<Queue>, format: LogFormat) -> Log {
+        Log { format, among_logs: true, queue: Some(logs), prefix: "" }
+    }
+
+    /// On standard error. From now on nobody waits for who reads that: neither for events nor for what is [said](say).
+    pub(crate) fn foreground(format: LogFormat) -> Log {
+        let mut log = Log { format, among_logs: false, queue: None, prefix: prefix() };
+        log.start();
+        log
+    }
+
+    fn start(&mut self) {
+        // Processes and threads may be short. The next line tries again.
+        self.queue = Queue::start(Sink::Own(self.format), Form::Plain).ok();
+        *SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) = self.queue.clone().map(SaidTo::Stderr);
     }
 
     pub(crate) fn event(&mut self, event: &Event) {
         let line = match (self.format, event) {
             // The settings are what was typed; what the program says to its primary is not for people.
             (LogFormat::Human, Event::Setup(_) | Event::Message(..) | Event::Request(..)) => return,
-            (LogFormat::Human, event) if self.queue.is_some() => event.to_string(),
+            (LogFormat::Human, event) if self.among_logs => event.to_string(),
             (LogFormat::Human, event) => format!("{}{event}", self.prefix),
             (LogFormat::Json, event) => text::json(as_json(event).to_string()),
         };
+        if self.queue.is_none() {
+            self.start();
+        }
         match &self.queue {
             Some(queue) => queue.lines().push(Origin::Event, line.as_bytes()),
-            // Nothing can be done if that is closed or full.
             None => drop(writeln!(std::io::stderr().lock(), "{line}")),
         }
     }
 }
 
-/// Where lines are said, if not on standard error.
-static SAID_TO: Mutex<Option<Arc<Queue>>> = Mutex::new(None);
+/// Where lines are said by way of a queue.
+#[derive(Debug)]
+enum SaidTo {
+    /// Among the logs.
+    Logs(Arc<Queue>),
+    Stderr(Arc<Queue>),
+}
+
+/// Where lines are said. Without it they are written to standard error at once, however long that takes.
+static SAID_TO: Mutex<Option<SaidTo>> = Mutex::new(None);
 
 /// Has lines said among the logs from now on.
 pub(crate) fn say_to(queue: Arc<Queue>) {
-    *SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) = Some(queue);
+    *SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) = Some(SaidTo::Logs(queue));
 }
 
-/// Writes what was said there.
+/// Writes what was said there, as far as it is taken within a deadline.
 pub(crate) fn finish() {
     // Not while the lock is held: the thread that writes may have something to say.
-    let queue = SAID_TO.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(queue) = queue {
+    let to = SAID_TO.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(SaidTo::Logs(queue) | SaidTo::Stderr(queue)) = to {
         queue.finish();
     }
 }
 
 /// Says lines on standard error, or among the logs, with everything escaped that is no text. Nothing can be done if that is closed or full.
 pub(crate) fn say(line: &str) {
-    if let Some(queue) = &*SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) {
-        queue.lines().push(Origin::Event, text::lines(line.trim_start_matches("troop: "), "").as_bytes());
-        return;
+    match &*SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) {
+        Some(SaidTo::Logs(queue)) => {
+            queue.lines().push(Origin::Event, text::lines(line.trim_start_matches("troop: "), "").as_bytes());
+        }
+        Some(SaidTo::Stderr(queue)) => queue.lines().push(Origin::Event, text::lines(line, "").as_bytes()),
+        None => drop(writeln!(std::io::stderr().lock(), "{}", text::lines(line, ""))),
     }
-    let _ = writeln!(std::io::stderr().lock(), "{}", text::lines(line, ""));
+}
+
+/// That lines are missing on standard error, as one line.
+pub(crate) fn dropped(format: LogFormat, lines: u64) -> String {
+    let text = format!("{lines} lines were dropped here: standard error was not read");
+    match format {
+        LogFormat::Human => format!("{}{text}", prefix()),
+        LogFormat::Json => json!({ "time_ms": millis(), "event": "lines-dropped", "dropped": lines, "text": text }).to_string(),
+    }
+}
+
+fn millis() -> u64 {
+    UNIX_EPOCH.elapsed().map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX))
 }
 
 pub(crate) fn as_json(event: &Event) -> Value {
     let mut fields = Map::new();
-    let millis = UNIX_EPOCH.elapsed().map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
-    fields.insert("time_ms".into(), millis.into());
+    fields.insert("time_ms".into(), millis().into());
     let name = match event {
         Event::Setup(_) => "setup",
         Event::Fork(_) => "fork",

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use troop::{Error, Event, Progress, text};
 
 use crate::args::Run;
-use crate::config::{Form, To};
+use crate::config::{Form, LogFormat, To};
 use crate::control::place::{self, Claim, Unclaimed};
 use crate::control::server::{self, Identity};
 use crate::log::{self, Log};
@@ -69,7 +69,9 @@ pub(crate) fn run(args: Run) -> Result<(), Refused> {
         (Err(refused), None) if started_as.is_some() => log::say(&format!("troop: {refused}")),
         _ => {}
     }
-    log::finish();
+    if started_as.is_some() {
+        log::finish();
+    }
     result
 }
 
@@ -131,7 +133,11 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
     if let Some(queue) = queue.clone().filter(|_| plan.background) {
         log::say_to(queue);
     }
-    let mut log = Log::new(plan.app.log.unwrap_or(crate::config::LogFormat::Human), queue.clone().filter(|_| plan.background));
+    let format = plan.app.log.unwrap_or(LogFormat::Human);
+    let mut log = match queue.clone().filter(|_| plan.background) {
+        Some(queue) => Log::among(queue, format),
+        None => Log::foreground(format),
+    };
     let restarting = Restarting::new().map_err(|e| Refused::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
     let restarting = Arc::new(restarting);
     if notify::is_wanted() {
@@ -175,6 +181,7 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
     result?;
     if restarting.is_asked() {
         drop(claim);
+        log::finish();
         let e = restart::begin_anew(&name, &fds);
         return Err(Refused::Failed(Error::Settings(format!("cannot begin anew: {e}"))));
     }

@@ -1,6 +1,7 @@
 //! The queue between those who print and what is written to, and the thread that empties it.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,10 +12,14 @@ use troop::text;
 use super::file::LogFile;
 use super::journal::Journal;
 use super::line::{self, Origin};
-use crate::config::Form;
+use crate::config::{Form, LogFormat};
+use crate::log;
 
 /// The most bytes that wait to be written; more lines are lost, and counted.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
+/// The most bytes and lines of the primary's own that wait for standard error.
+const MOST_OWN_BYTES: usize = 1024 * 1024;
+const MOST_OWN_LINES: usize = 4096;
 /// What a line that is handed over by itself takes beyond its own bytes. Lines may be empty, and as many as a worker likes.
 const SINGLE_BYTES: usize = 64;
 /// How long the last lines may take to be written.
@@ -28,6 +33,15 @@ pub(crate) enum Sink {
     /// Standard output and error.
     Terminal,
     Journal(Journal),
+    /// Standard error, for the primary's own lines in the foreground, which are in this format already.
+    Own(LogFormat),
+}
+
+/// The most that waits, in bytes and in lines.
+#[derive(Debug, Clone, Copy)]
+struct Bound {
+    bytes: usize,
+    lines: usize,
 }
 
 /// Lines that wait.
@@ -39,13 +53,40 @@ struct Waiting {
     /// For the journal, which takes them one by one.
     single: Vec<(Origin, Vec<u8>)>,
     single_bytes: usize,
+    /// All of them.
+    lines: usize,
     /// Lines that were lost since the last one that was written.
     lost: u64,
-    /// Of those that wait, the lines that tell of that.
+    /// There was no room for them. They are told of as soon as there is, not only with the next line.
+    overflowed: bool,
+    /// Of those that wait, the lines that tell of that, and how many lines they tell of.
     notices: u64,
+    told: u64,
     ended: bool,
     /// The end was asked for.
     over: bool,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.out.is_empty() && self.err.is_empty() && self.single.is_empty()
+    }
+
+    fn clear(&mut self) {
+        self.out.clear();
+        self.err.clear();
+        self.single.clear();
+    }
+
+    /// Takes the place of what was written, and leaves its buffers, so that there is nothing to allocate.
+    fn take(&mut self, waiting: &mut Waiting) {
+        std::mem::swap(&mut waiting.out, &mut self.out);
+        std::mem::swap(&mut waiting.err, &mut self.err);
+        std::mem::swap(&mut waiting.single, &mut self.single);
+        (waiting.single_bytes, waiting.lines) = (0, 0);
+        self.notices = std::mem::take(&mut waiting.notices);
+        self.told = std::mem::take(&mut waiting.told);
+    }
 }
 
 /// See the module.
@@ -56,6 +97,9 @@ pub(crate) struct Queue {
     /// It has written everything there was, and ended.
     done: Condvar,
     form: Form,
+    bound: Bound,
+    /// How lines are written that are the primary's own.
+    own: Option<LogFormat>,
     /// Errors have a place of their own.
     apart: bool,
     /// Lines are handed over one by one.
@@ -84,10 +128,15 @@ impl Queue {
             more: Condvar::new(),
             done: Condvar::new(),
             form,
+            bound: match &sink {
+                Sink::Own(_) => Bound { bytes: MOST_OWN_BYTES, lines: MOST_OWN_LINES },
+                _ => Bound { bytes: MOST_BYTES, lines: usize::MAX },
+            },
+            own: if let Sink::Own(format) = sink { Some(format) } else { None },
             apart: match &sink {
                 Sink::Files(files) => files.len() > 1,
                 Sink::Terminal => true,
-                Sink::Journal(_) => false,
+                Sink::Journal(_) | Sink::Own(_) => false,
             },
             single: matches!(sink, Sink::Journal(_)),
             terminals: match &sink {
@@ -151,7 +200,7 @@ impl Queue {
         loop {
             {
                 let mut waiting = self.lock();
-                while waiting.out.is_empty() && waiting.err.is_empty() && waiting.single.is_empty() && !waiting.ended {
+                while waiting.is_empty() && !waiting.overflowed && !waiting.ended {
                     if self.reopen.swap(false, Ordering::Relaxed)
                         && let Sink::Files(files) = &mut sink
                     {
@@ -159,32 +208,31 @@ impl Queue {
                     }
                     waiting = self.more.wait(waiting).unwrap_or_else(PoisonError::into_inner);
                 }
-                let is_last = waiting.ended && waiting.out.is_empty() && waiting.err.is_empty() && waiting.single.is_empty();
-                if is_last {
+                if waiting.is_empty() && waiting.overflowed {
+                    // What was there has been written, so there is room.
+                    drop(waiting);
+                    self.lines().tell_of_lost();
+                    waiting = self.lock();
+                }
+                if waiting.ended && waiting.is_empty() {
                     waiting.ended = false;
                     drop(waiting);
                     self.done.notify_all();
                     return;
                 }
-                // The buffers change places, so that there is nothing to allocate.
-                std::mem::swap(&mut waiting.out, &mut taken.out);
-                std::mem::swap(&mut waiting.err, &mut taken.err);
-                std::mem::swap(&mut waiting.single, &mut taken.single);
-                waiting.single_bytes = 0;
-                taken.notices = std::mem::take(&mut waiting.notices);
+                taken.take(&mut waiting);
             }
             if self.reopen.swap(false, Ordering::Relaxed)
                 && let Sink::Files(files) = &mut sink
             {
                 files.iter_mut().for_each(LogFile::reopen);
             }
-            let lost = self.write_once(&mut sink, &taken).saturating_sub(taken.notices);
-            taken.out.clear();
-            taken.err.clear();
-            taken.single.clear();
-            if lost > 0 {
+            let failed = self.write_once(&mut sink, &taken);
+            taken.clear();
+            if failed > 0 {
+                let lost = failed.saturating_sub(taken.notices);
                 self.lost.fetch_add(lost, Ordering::Relaxed);
-                self.lock().lost += lost;
+                self.lock().lost += lost + taken.told;
                 // There is no room; it is not asked for at once again.
                 std::thread::sleep(Duration::from_millis(50));
             }
@@ -207,15 +255,33 @@ impl Queue {
                 }
             }
             Sink::Terminal => {
-                tried(io::stdout().lock().write_all(&taken.out).and_then(|()| io::stdout().lock().flush()), &taken.out);
-                tried(io::stderr().lock().write_all(&taken.err), &taken.err);
+                tried(write_all(rustix::stdio::stdout(), &taken.out), &taken.out);
+                tried(write_all(rustix::stdio::stderr(), &taken.err), &taken.err);
             }
+            Sink::Own(_) => tried(write_all(rustix::stdio::stderr(), &taken.out), &taken.out),
             Sink::Journal(journal) => {
                 lost += taken.single.iter().filter(|(origin, line)| journal.write(*origin, line).is_err()).count() as u64;
             }
         }
         lost
     }
+}
+
+/// Writes to a stream that others have too, who may have made it non-blocking. Not by way of the standard library, whose lock everybody would
+/// wait for who has something to say, as long as nobody reads.
+fn write_all(stream: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    use rustix::io::Errno;
+    while !bytes.is_empty() {
+        match rustix::io::write(stream, bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => bytes = &bytes[n..],
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => drop(poll(&mut [PollFd::from_borrowed_fd(stream, PollFlags::OUT)], None)),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
 }
 
 impl Lines<'_> {
@@ -238,23 +304,36 @@ impl Lines<'_> {
     }
 
     fn push_one(&mut self, origin: Origin, line: &[u8]) {
-        let waiting = &mut *self.waiting;
-        if waiting.out.len() + waiting.err.len() + waiting.single_bytes + line.len() > MOST_BYTES {
+        let (waiting, bound) = (&mut *self.waiting, self.queue.bound);
+        let bytes = waiting.out.len() + waiting.err.len() + waiting.single_bytes + line.len();
+        if bytes > bound.bytes || waiting.lines >= bound.lines {
             waiting.lost += 1;
+            waiting.overflowed = true;
             self.queue.lost.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let lost = std::mem::take(&mut waiting.lost);
-        if lost > 0 {
-            let text = format!("troop: {lost} lines were lost here, as they could not be written fast enough, or at all");
-            self.add(Origin::Event, text.as_bytes());
-            self.waiting.notices += 1;
-        }
+        self.tell_of_lost();
         self.add(origin, line);
+    }
+
+    fn tell_of_lost(&mut self) {
+        self.waiting.overflowed = false;
+        let lost = std::mem::take(&mut self.waiting.lost);
+        if lost == 0 {
+            return;
+        }
+        let text = match self.queue.own {
+            None => format!("troop: {lost} lines were lost here, as they could not be written fast enough, or at all"),
+            Some(format) => log::dropped(format, lost),
+        };
+        self.add(Origin::Event, text.as_bytes());
+        self.waiting.notices += 1;
+        self.waiting.told += lost;
     }
 
     fn add(&mut self, origin: Origin, line: &[u8]) {
         let waiting = &mut *self.waiting;
+        waiting.lines += 1;
         if self.queue.single {
             waiting.single_bytes += line.len() + SINGLE_BYTES;
             waiting.single.push((origin, line.to_vec()));
@@ -312,6 +391,8 @@ mod tests {
             more: Condvar::new(),
             done: Condvar::new(),
             form: Form::Plain,
+            bound: Bound { bytes: MOST_BYTES, lines: usize::MAX },
+            own: None,
             apart: false,
             single: true,
             terminals: [false; 2],

@@ -36,12 +36,18 @@ pub fn start(command: Command) -> Running {
 }
 
 /// The same beside others.
-pub fn start_in(runtime: Arc<TempDir>, mut command: Command) -> Running {
+pub fn start_in(runtime: Arc<TempDir>, command: Command) -> Running {
+    start_with(runtime, command, Stdio::piped())
+}
+
+/// The same with a standard error that nobody reads, if that is no pipe of its own.
+pub fn start_with(runtime: Arc<TempDir>, mut command: Command, stderr: Stdio) -> Running {
     command.env("TROOP_RUNTIME_DIR", runtime.path().join("troop"));
-    let mut child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("troop starts");
-    let stderr = child.stderr.take().expect("stderr is a pipe");
+    let mut child = command.stderr(stderr).stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("troop starts");
+    let stderr = child.stderr.take();
     let (sender, lines) = channel();
     std::thread::spawn(move || {
+        let Some(stderr) = stderr else { return };
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
             if sender.send(line).is_err() {
                 break;
