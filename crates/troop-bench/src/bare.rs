@@ -61,6 +61,7 @@ fn start(id: usize, program: &str, arguments: &[&str]) -> Result<OwnedFd> {
         own_group: false,
         own_session: false,
         no_new_privileges: false,
+        sandbox: troop_sys::sandbox::Sandbox::default(),
         descriptor_limit: None,
         limits: Vec::new(),
         umask: None,

@@ -118,7 +118,7 @@ impl Plan {
             let (soft, hard) = limit.values().map_err(|e| wrong("limits", e))?;
             setup = setup.limit(resource(*limited), soft, hard);
         }
-        setup = setup.cgroup(app.cgroup.limits());
+        setup = setup.cgroup(app.cgroup.limits()).sandbox(app.sandbox.settings());
         if let Some(signal) = &app.report_signal {
             setup = setup.report_signal(args::signal(signal).map_err(|e| wrong("report_signal", e))?);
         } else if app.node_args.iter().any(|arg| arg == "--report-on-signal") {

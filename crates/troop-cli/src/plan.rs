@@ -13,7 +13,7 @@ use crate::config::{self, App, Form, Health, To, Watch};
 use crate::control::place;
 
 /// What a reload can change; the rest only another start can.
-const LIVE: [&str; 20] = [
+const LIVE: [&str; 21] = [
     "program",
     "args",
     "node_args",
@@ -32,6 +32,7 @@ const LIVE: [&str; 20] = [
     "cpus",
     "limits",
     "cgroup",
+    "sandbox",
     "slot_variable",
     "report_signal",
 ];
@@ -135,11 +136,13 @@ impl Source {
         self.file.as_ref().map(|(file, _)| file.as_path())
     }
 
-    /// Warns of files that root reads for this plan and others can change.
+    /// Warns of files that root reads for this plan and others can change, and of what workers go without.
     pub(crate) fn doubts(&self, plan: &Plan) -> Vec<String> {
         let directory = plan.cwd.clone().unwrap_or_else(|| ".".into());
         let files = self.file().map(Path::to_owned).into_iter().chain(plan.app.env_file.iter().map(|file| directory.join(file)));
-        config::source::doubts(&files.collect::<Vec<_>>())
+        let mut doubts = config::source::doubts(&files.collect::<Vec<_>>());
+        doubts.extend(plan.app.sandbox.unsupported().filter(|_| plan.app.sandbox.best_effort));
+        doubts
     }
 
     /// Makes the plan as it would be now.

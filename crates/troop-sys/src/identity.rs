@@ -46,12 +46,9 @@ impl Identity {
     /// # Errors
     /// `EPERM` if this process may not take the identity on, those of `work`, or if no thread can be started.
     pub fn with_rights<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().name("troop-files".into()).spawn_scoped(scope, || {
-                self.take_on()?;
-                work()
-            });
-            thread?.join().unwrap_or_else(|_| Err(io::Error::other("the thread that acts for the worker's user has panicked")))
+        in_thread(|| {
+            self.take_on()?;
+            work()
         })
     }
 
@@ -74,6 +71,14 @@ impl Identity {
             Err(io::Error::from_raw_os_error(libc::EPERM))
         }
     }
+}
+
+/// Runs `work` in a thread that ends with it, so that it can give up rights for good.
+pub(crate) fn in_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("troop-files".into()).spawn_scoped(scope, work);
+        thread?.join().unwrap_or_else(|_| Err(io::Error::other("the thread that acts for the worker's user has panicked")))
+    })
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod notify;
 pub mod poll;
 pub mod process;
 pub mod safe_path;
+pub mod sandbox;
 pub mod socket;
 pub mod spawn;
 pub mod unix;

@@ -13,9 +13,10 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, statat, u
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, connect};
 
-use crate::identity::Identity;
+use crate::identity::{Identity, in_thread};
 use crate::listen::new_socket;
 use crate::safe_path::{Directory, Safety};
+use crate::sandbox::Sandbox;
 
 /// The longest path that a Unix socket address holds.
 const MAX_PATH: usize = 107;
@@ -27,6 +28,8 @@ const UNIX_FILE: libc::Ioctl = 0x89e0;
 pub struct Rights {
     /// Those of this user; `None`: this process's own.
     pub of: Option<Identity>,
+    /// No more than this leaves of them.
+    pub sandbox: Sandbox,
     /// Follows only links that nobody but root and this process's user can have put there, also with another user's rights. Root on its own
     /// account never follows others.
     pub trusted_links_only: bool,
@@ -50,9 +53,16 @@ impl Rights {
     }
 
     fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        if self.of.is_none() && !self.sandbox.restricts_files() {
+            return work();
+        }
+        let confined = || {
+            self.sandbox.restrict_files_of_thread()?;
+            work()
+        };
         match &self.of {
-            Some(identity) => identity.with_rights(work),
-            None => work(),
+            Some(identity) => identity.with_rights(confined),
+            None => in_thread(confined),
         }
     }
 }

@@ -83,7 +83,7 @@ pub use primary::{Adoption, Broadcast, Builder, Cgroup, Cluster, Fork, Helper, W
 pub use role::{Role, role, worker};
 #[cfg(feature = "axum")]
 pub use serve::{WorkerListener, serve};
-pub use settings::{InspectPort, Resource, Settings, Setup, Stdio};
+pub use settings::{InspectPort, Resource, Sandbox, Settings, Setup, Stdio, SystemCalls};
 
 pub use worker::{Draining, Listen, Worker, WorkerEvent, WorkerRole};
 

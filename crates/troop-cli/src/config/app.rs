@@ -94,6 +94,9 @@ pub(crate) struct App {
     /// `Delegate=yes`, as `troop startup` writes it.
     #[serde(default, skip_serializing_if = "Cgroup::is_default")]
     pub(crate) cgroup: Cgroup,
+    /// What workers, and all that they start, are kept from beyond their user's rights. Needs `no_new_privileges`, which it turns on.
+    #[serde(default, skip_serializing_if = "Sandbox::is_default")]
+    pub(crate) sandbox: Sandbox,
     /// A variable that tells a worker its slot, besides TROOP_SLOT and NODE_APP_INSTANCE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) slot_variable: Option<String>,
@@ -165,6 +168,7 @@ impl App {
             cpus: Vec::new(),
             limits: BTreeMap::new(),
             cgroup: Cgroup::default(),
+            sandbox: Sandbox::default(),
             slot_variable: None,
             ready: None,
             ready_timeout: None,
@@ -341,6 +345,44 @@ pub(crate) struct Cgroup {
     pub(crate) other: BTreeMap<String, String>,
 }
 
+/// What workers are kept from. Paths stand for all that is below; relative ones begin where workers run.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Sandbox {
+    /// All that can be read and executed, the program and its libraries among it. Default: everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) read: Option<Vec<PathBuf>>,
+    /// All that can be changed, and read. Default: everything; with `read`, nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) write: Option<Vec<PathBuf>>,
+    /// System calls that fail with EPERM.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) deny_system_calls: Vec<Denied>,
+    /// Leave out what the kernel does not know, instead of not starting. Default: false.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) best_effort: bool,
+}
+
+/// A group of system calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Denied {
+    /// All that follow
+    All,
+    /// Tracing other processes and reading their memory
+    Debug,
+    /// io_uring
+    IoUring,
+    /// What concerns the kernel itself: BPF, modules, userfaultfd, kexec, reboot, swap, clocks
+    Kernel,
+    /// The kernel's keyrings
+    Keyring,
+    /// Mounts, and other roots
+    Mount,
+    /// New namespaces, and those of others
+    Namespaces,
+}
+
 /// A test of each worker: one of `http`, `tcp`, `command`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -445,4 +487,4 @@ macro_rules! is_default {
     })* };
 }
 
-is_default!(Cgroup, Restart, Recycle, Output);
+is_default!(Cgroup, Restart, Recycle, Output, Sandbox);

@@ -170,6 +170,9 @@ impl App {
         if self.close_over.is_some_and(|time| time.0 > grace) {
             return Err(".close_over: it must not be longer than `grace`, after which workers are killed".into());
         }
+        if self.no_new_privileges == Some(false) && !self.sandbox.is_default() {
+            return Err(".no_new_privileges: it cannot be false with a sandbox, which needs it".into());
+        }
         self.cgroup.check().map_err(|e| format!(".cgroup.{e}"))?;
         for (limited, limit) in &self.limits {
             limit.values().map_err(|e| format!(".limits: {limited:?}: {e}").to_lowercase())?;
@@ -239,13 +242,17 @@ impl App {
     }
 
     /// What does not work in it that works without what is said about it.
-    pub(crate) fn note(&self) -> Option<String> {
+    pub(crate) fn notes(&self) -> Vec<String> {
         let is_other_user = self.user.as_ref().is_some_and(|user| !["root", "0"].contains(&user.as_str()));
-        self.no_new_privileges.unwrap_or(is_other_user).then(|| {
-            "programs with the setuid bit or file capabilities (sudo, ping, sendmail) get no privileges from it when workers run them; \
-             no_new_privileges = false lets them"
-                .into()
-        })
+        let mut notes = Vec::new();
+        if self.no_new_privileges.unwrap_or(is_other_user || !self.sandbox.is_default()) {
+            let otherwise = if self.sandbox.is_default() { "; no_new_privileges = false lets them" } else { "" };
+            notes.push(format!(
+                "programs with the setuid bit or file capabilities (sudo, ping, sendmail) get no privileges from it when workers run them{otherwise}"
+            ));
+        }
+        notes.extend(self.sandbox.unsupported().filter(|_| self.sandbox.best_effort));
+        notes
     }
 
     /// What would keep it from starting, as far as can be seen without doing it.
@@ -278,6 +285,11 @@ impl App {
         }
         if !self.node_args.is_empty() && !crate::program::is_script(&program) && !program.ends_with("node") {
             problems.push(format!("node_args are for scripts that run under node, and {} is none", program.display()));
+        }
+        problems.extend(self.sandbox.unsupported().filter(|_| !self.sandbox.best_effort));
+        for (name, paths) in [("read", &self.sandbox.read), ("write", &self.sandbox.write)] {
+            let missing = paths.iter().flatten().map(|path| directory.join(path)).filter(|path| !path.exists());
+            problems.extend(missing.map(|path| format!("sandbox.{name}: there is no {}", path.display())));
         }
         let own = own_cpus();
         if let Some(cpu) = self.cpu_sets().unwrap_or_default().into_iter().flatten().find(|cpu| !own.contains(cpu)) {

@@ -33,6 +33,7 @@ fn everything_can_be_said() {
         cpus = ["0-1", "2,3"]
         limits = { files = [1024, "64K"], core = 0, memory = "2G", stack = "unlimited" }
         slot_variable = "INSTANCE"
+        sandbox = { read = ["/usr", "."], write = [], deny_system_calls = ["all"], best_effort = true }
         ready = "message"
         ready_timeout = "1m"
         settle = "500ms"

@@ -7,8 +7,9 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use troop::SystemCalls;
 
-use super::app::Cgroup;
+use super::app::{Cgroup, Denied, Sandbox};
 
 /// The longest time that makes sense: a leap year.
 const MOST_SECONDS: u64 = 366 * 86_400;
@@ -102,6 +103,40 @@ impl Cgroup {
         (limits.cpu, limits.cpu_weight, limits.processes) = (self.cpu, self.cpu_weight, self.processes);
         limits.other.clone_from(&self.other);
         limits
+    }
+}
+
+impl Sandbox {
+    pub(crate) fn settings(&self) -> troop::Sandbox {
+        let mut settings = troop::Sandbox::default();
+        (settings.read, settings.write, settings.best_effort) = (self.read.clone(), self.write.clone(), self.best_effort);
+        settings.deny_system_calls = self.deny_system_calls.iter().flat_map(|denied| denied.groups()).copied().collect();
+        settings
+    }
+
+    /// What the kernel cannot do of it, and what follows.
+    pub(crate) fn unsupported(&self) -> Option<String> {
+        let what = self.settings().unsupported()?;
+        let then = if self.best_effort {
+            "workers run without it, as sandbox.best_effort says"
+        } else {
+            "sandbox.best_effort = true starts workers without it"
+        };
+        Some(format!("{what}; {then}"))
+    }
+}
+
+impl Denied {
+    fn groups(self) -> &'static [SystemCalls] {
+        match self {
+            Denied::All => &SystemCalls::ALL,
+            Denied::Debug => &[SystemCalls::Debug],
+            Denied::IoUring => &[SystemCalls::IoUring],
+            Denied::Kernel => &[SystemCalls::Kernel],
+            Denied::Keyring => &[SystemCalls::Keyring],
+            Denied::Mount => &[SystemCalls::Mount],
+            Denied::Namespaces => &[SystemCalls::Namespaces],
+        }
     }
 }
 

@@ -24,8 +24,10 @@ pub(crate) fn check(args: &Check) -> Result<(), String> {
             app.problems(file).into_iter().map(move |problem| format!("{}: app.{name}: {problem}", file.display()))
         })
         .collect();
-    let notes: Vec<String> =
-        apps.iter().filter_map(|(name, app)| Some(format!("{}: app.{name}: {}", file.display(), app.note()?))).collect();
+    let notes: Vec<String> = apps
+        .iter()
+        .flat_map(|(name, app)| app.notes().into_iter().map(move |note| format!("{}: app.{name}: {note}", file.display())))
+        .collect();
     let names: Vec<_> = apps.keys().map(String::as_str).collect();
     if args.json {
         let _ = writeln!(

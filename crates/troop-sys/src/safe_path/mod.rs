@@ -129,6 +129,22 @@ pub fn open_for_reading(path: &Path, limit: u64) -> io::Result<(File, Vec<Weak>)
     Ok((directory::reopen(found.as_fd(), OFlags::RDONLY)?, weak))
 }
 
+/// Holds what is at a path, whatever it is, without opening it. Relative paths begin at the working directory.
+///
+/// # Errors
+/// As `open(2)`; [`UnsafePath`].
+pub fn hold(path: &Path, safety: Safety) -> io::Result<(OwnedFd, Metadata)> {
+    let path = std::path::absolute(path)?;
+    match Walk::new(&path, Some(safety).filter(|safety| *safety != Safety::Rights), None)?.all()? {
+        Reached::Directory(at, found) => Ok((at, found)),
+        Reached::Other(at) => {
+            let found = File::from(at.try_clone()?).metadata()?;
+            Ok((at, found))
+        }
+        Reached::Nothing => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
 /// Whether a file is in a file system that is mounted read-only, as configuration is in containers: its mode does not matter.
 fn is_read_only(file: impl AsFd) -> bool {
     fstatvfs(file).is_ok_and(|system| system.f_flag.contains(StatVfsMountFlags::RDONLY))

@@ -30,6 +30,10 @@ pub(super) struct Plan {
     /// Whether it becomes a user without capabilities.
     pub(super) drop_capabilities: bool,
     pub(super) no_new_privileges: bool,
+    /// A landlock ruleset, above `max_target`; -1: none.
+    pub(super) ruleset: c_int,
+    pub(super) filters: *const libc::sock_fprog,
+    pub(super) filters_len: usize,
     pub(super) descriptor_limit: u64,
     pub(super) limits: *const (u32, u64, u64),
     pub(super) limits_len: usize,
@@ -121,6 +125,10 @@ unsafe fn run(plan: *mut Plan) -> (Step, c_int) {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        // Last: they could keep it from what comes before.
+        if let Err(failed) = privileges::enter_sandbox(plan) {
+            return failed;
+        }
         let mut worst = libc::ENOENT;
         let mut candidate = plan.candidates;
         while !(*candidate).is_null() {

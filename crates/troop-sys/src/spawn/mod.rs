@@ -19,6 +19,8 @@ mod privileges;
 
 use child::{Plan, child};
 
+use crate::sandbox::Sandbox;
+
 /// A process to start.
 #[derive(Debug)]
 pub struct Command<'a> {
@@ -49,6 +51,8 @@ pub struct Command<'a> {
     /// Nothing that the process executes gives it privileges (`PR_SET_NO_NEW_PRIVS`), and the capability bounding set is emptied as far as
     /// this process may.
     pub no_new_privileges: bool,
+    /// What the process may do with files, and which system calls it cannot make. Needs `no_new_privileges`.
+    pub sandbox: Sandbox,
     /// Soft limit on open descriptors, if it should differ from the parent's.
     pub descriptor_limit: Option<u64>,
     /// Limits on resources: `RLIMIT_…`, soft, hard; [`NO_LIMIT`] for none.
@@ -114,6 +118,10 @@ pub enum Step {
     Capabilities,
     /// That nothing gives it new privileges.
     Privileges,
+    /// What it may do with files.
+    Files,
+    /// The system calls that it cannot make.
+    SystemCalls,
     /// Executing the program.
     Exec,
 }
@@ -144,6 +152,8 @@ impl fmt::Display for SpawnError {
             Step::Uid => "become the user",
             Step::Capabilities => "drop its capabilities",
             Step::Privileges => "keep it from new privileges",
+            Step::Files => "restrict its access to files",
+            Step::SystemCalls => "filter its system calls",
             Step::Exec => "execute the program",
         })
     }
@@ -186,12 +196,15 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
         unsafe { libc::CPU_SET(*cpu, &mut cpus) };
     }
     let mut fds: Vec<[c_int; 3]> = command.fds.iter().map(|(target, fd)| [fd.as_raw_fd(), *target, -1]).collect();
+    let max_target = command.fds.iter().map(|(target, _)| *target).max().unwrap_or(2).max(2);
+    let ruleset = command.sandbox.ruleset_above(max_target).map_err(|source| SpawnError { step: Step::Files, source })?;
+    let filters = command.sandbox.programs();
     let mut plan = Plan {
         candidates: candidates.as_ptr(),
         argv: argv.as_ptr(),
         envp: envp.as_ptr(),
         cwd: command.cwd.as_deref().map_or(std::ptr::null(), CStr::as_ptr),
-        max_target: command.fds.iter().map(|(target, _)| *target).max().unwrap_or(2).max(2),
+        max_target,
         fds: fds.as_mut_ptr(),
         fds_len: fds.len(),
         pid_text,
@@ -206,6 +219,9 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
         own_session: command.own_session,
         drop_capabilities: command.uid.is_some_and(|uid| uid != 0),
         no_new_privileges: command.no_new_privileges,
+        ruleset: ruleset.as_ref().map_or(-1, AsRawFd::as_raw_fd),
+        filters: filters.as_ptr(),
+        filters_len: filters.len(),
         descriptor_limit: command.descriptor_limit.unwrap_or(u64::MAX),
         limits: command.limits.as_ptr(),
         limits_len: command.limits.len(),
@@ -259,7 +275,7 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
 }
 
 fn to_step(step: c_int) -> Step {
-    const STEPS: [Step; 15] = [
+    const STEPS: [Step; 17] = [
         Step::Clone,
         Step::Cgroup,
         Step::Group,
@@ -274,6 +290,8 @@ fn to_step(step: c_int) -> Step {
         Step::Uid,
         Step::Capabilities,
         Step::Privileges,
+        Step::Files,
+        Step::SystemCalls,
         Step::Exec,
     ];
     STEPS.into_iter().find(|s| *s as c_int == step).unwrap_or(Step::Exec)

@@ -75,6 +75,26 @@ pub(super) unsafe fn drop_all(plan: &Plan) -> Result<(), (Step, c_int)> {
     Ok(())
 }
 
+/// Restricts access to files, then system calls; both stay for whatever is executed.
+///
+/// # Safety
+/// As [`drop_all`], after it.
+pub(super) unsafe fn enter_sandbox(plan: &Plan) -> Result<(), (Step, c_int)> {
+    // SAFETY: raw system calls that change this process alone; the descriptor and the programs are the parent's, which waits.
+    unsafe {
+        if plan.ruleset >= 0 && libc::syscall(libc::SYS_landlock_restrict_self, plan.ruleset, 0) != 0 {
+            return Err((Step::Files, errno()));
+        }
+        for at in 0..plan.filters_len {
+            let filter = plan.filters.add(at);
+            if libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, filter) != 0 {
+                return Err((Step::SystemCalls, errno()));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The inheritable capabilities that whoever has started this process wants its programs to have: the ambient ones.
 ///
 /// # Safety

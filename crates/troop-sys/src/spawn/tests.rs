@@ -1,6 +1,9 @@
 use super::*;
 use std::io::Read;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use crate::sandbox::SystemCalls;
 
 fn command(script: &str) -> Command<'static> {
     let text = |s: &str| CString::new(s).unwrap();
@@ -18,6 +21,7 @@ fn command(script: &str) -> Command<'static> {
         own_group: false,
         own_session: false,
         no_new_privileges: false,
+        sandbox: Sandbox::default(),
         descriptor_limit: None,
         limits: Vec::new(),
         umask: None,
@@ -136,4 +140,73 @@ fn another_user_has_no_capabilities_and_no_way_to_any() {
         assert_eq!(line.split_whitespace().nth(1), Some("0000000000000000"), "{text}");
     }
     assert!(text.contains("NoNewPrivs:\t1") && text.lines().any(|line| line.trim_end() == "Groups:"), "{text}");
+}
+
+/// What a script prints under a sandbox, without the privileges that a sandbox must not be entered with.
+fn confined(sandbox: Sandbox, script: &str) -> String {
+    let mut c = command(script);
+    (c.sandbox, c.no_new_privileges) = (sandbox, true);
+    output(c).0
+}
+
+#[test]
+fn a_sandbox_leaves_only_the_files_that_it_names() {
+    if let Some(missing) = crate::sandbox::landlock_missing() {
+        eprintln!("skipped: spawn::a_sandbox_leaves_only_the_files_that_it_names: {missing}");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().canonicalize().unwrap();
+    for name in ["open", "closed"] {
+        std::fs::create_dir(root.join(name)).unwrap();
+        std::fs::write(root.join(name).join("file"), format!("{name}\n")).unwrap();
+    }
+    let at = root.display();
+    let script = format!(
+        "cd {at}; cat open/file closed/file 2>&1 | sed 's/.*: //'; for d in open closed; do (echo x > $d/new) 2>/dev/null && echo wrote $d; \
+         (: > $d/file) 2>/dev/null && echo emptied $d; rm -f $d/file 2>/dev/null && echo removed $d; done; echo x > /dev/null && echo null"
+    );
+    let system: Vec<_> =
+        ["/usr", "/lib", "/lib64", "/bin", "/etc"].map(PathBuf::from).into_iter().filter(|p| p.exists()).collect();
+    let open = vec![root.join("open")];
+    let of = |read: Option<&[PathBuf]>, write: Option<&[PathBuf]>| Sandbox::default().files(read, write, false).unwrap();
+    // Reading alone: nothing can be changed.
+    let read = [system.clone(), open.clone()].concat();
+    assert_eq!(confined(of(Some(&read), None), &script), "open\nPermission denied\nnull\n");
+    // Writing alone: everything can be read.
+    assert_eq!(confined(of(None, Some(&[])), &script), "open\nclosed\nnull\n");
+    assert_eq!(confined(of(None, Some(&open)), &script), "open\nclosed\nwrote open\nemptied open\nremoved open\nnull\n");
+    // Nothing that it has written is executed, unless it can also be read.
+    std::fs::write(root.join("open/file"), "open\n").unwrap();
+    let program =
+        format!("printf '#!/bin/sh\\necho ran' > {at}/open/p; chmod 755 {at}/open/p; {at}/open/p 2>/dev/null || echo $?");
+    assert_eq!(confined(of(Some(&system), Some(&open)), &program), "126\n");
+    assert_eq!(confined(of(Some(&read), Some(&open)), &program), "ran\n");
+    // The program itself must be there to be executed.
+    let mut outside = command("true");
+    (outside.sandbox, outside.no_new_privileges) = (of(Some(&open), None), true);
+    let e = spawn(&outside).unwrap_err();
+    assert_eq!((e.step, e.source.raw_os_error()), (Step::Exec, Some(libc::EACCES)));
+    // Where it could put a link to everything, nothing is looked up.
+    std::os::unix::fs::symlink("/", root.join("open/link")).unwrap();
+    let link = [root.join("open"), root.join("open/link")];
+    assert_eq!(confined(of(None, Some(&link)), &format!("echo x > {at}/closed/file 2>&1 || echo kept")), "kept\n");
+    assert!(Sandbox::default().files(Some(&link[1..]), Some(&open), false).is_err());
+    let nowhere = [PathBuf::from("/no/such/directory")];
+    let e = Sandbox::default().files(Some(&nowhere), None, false).unwrap_err();
+    assert!(e.to_string().starts_with("/no/such/directory: "), "{e}");
+}
+
+#[test]
+fn a_sandbox_denies_system_calls() {
+    if let Some(missing) = crate::sandbox::seccomp_missing() {
+        eprintln!("skipped: spawn::a_sandbox_denies_system_calls: {missing}");
+        return;
+    }
+    let sandbox = Sandbox::default().deny(&SystemCalls::ALL.into(), false).unwrap();
+    let script = "grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status; unshare --user true 2>&1 | sed 's/.*: //'; echo done | cat";
+    assert_eq!(confined(sandbox, script), "NoNewPrivs:\t1\nSeccomp:\t2\nOperation not permitted\ndone\n");
+    let of_one = Sandbox::default().deny(&[SystemCalls::Keyring].into(), false).unwrap();
+    let allowed = "unshare --user echo done 2>&1";
+    assert_eq!(confined(of_one, allowed), confined(Sandbox::default(), allowed));
 }

@@ -5,7 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 const STRANGER: u32 = 64_017;
 
 fn stranger() -> Rights {
-    Rights { of: Some(Identity { uid: STRANGER, gid: STRANGER, groups: Vec::new() }), trusted_links_only: false }
+    Rights { of: Some(Identity { uid: STRANGER, gid: STRANGER, groups: Vec::new() }), ..Rights::own() }
 }
 
 fn own(path: &Path) -> io::Result<(OwnedFd, Option<UnixFile>)> {

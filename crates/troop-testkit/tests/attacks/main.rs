@@ -16,5 +16,6 @@ mod listeners;
 mod paths;
 mod privileges;
 mod running;
+mod sandbox;
 mod supervision;
 mod terminal;

@@ -141,6 +141,7 @@ impl Crowd {
             own_group: true,
             own_session: true,
             no_new_privileges: true,
+            sandbox: troop_sys::sandbox::Sandbox::default(),
             descriptor_limit: None,
             limits: vec![(troop_sys::spawn::RLIMIT_NPROC, BOUND, BOUND)],
             umask: None,

@@ -17,6 +17,7 @@ use super::Phase;
 use super::driver::{Ends, Handed};
 use super::policies::{HealthCheck, HealthTest};
 use super::snapshot::WorkerSnapshot;
+use super::spawn::step;
 use super::wake::{Command as Ask, Commander};
 use crate::error::Error;
 use crate::settings::{Settings, texts};
@@ -286,8 +287,11 @@ fn start_shell(settings: &Settings, slot: Option<u32>, env: &Variables) -> Resul
     command.argv = vec![c"sh".into(), c"-c".into(), SCRIPT.into()];
     command.fds = vec![(0, null.as_fd()), (1, writer.as_fd()), (2, null.as_fd()), (3, life.as_fd())];
     command.own_group = true;
-    let child =
-        spawn::spawn(&command).map_err(|e| Error::Spawn { program: "/bin/sh".into(), step: e.to_string(), source: e.source })?;
+    let child = spawn::spawn(&command).map_err(|e| Error::Spawn {
+        program: "/bin/sh".into(),
+        step: step(&e, settings),
+        source: e.source,
+    })?;
     Ok(Shell { child, pipe: reader.into(), lifeline: lifeline.into() })
 }
 

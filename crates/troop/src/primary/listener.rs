@@ -8,7 +8,6 @@ use troop_core::ListenerId;
 use troop_core::primary::{Bind, BindSpec};
 use troop_core::wire::outgoing::SockName;
 use troop_sys::group::Instruction;
-use troop_sys::identity::Identity;
 use troop_sys::safe_path::UnsafePath;
 use troop_sys::socket::{self, Kind};
 use troop_sys::unix::{Rights, UnixFile, unix};
@@ -113,9 +112,9 @@ fn ip(address: Option<&str>) -> io::Result<Option<IpAddr>> {
     address.map(|a| a.parse().map_err(|_| invalid())).transpose()
 }
 
-/// Opens a listener for a worker, as the user that it runs as if that is another one than this process's. Sockets that were there before this
+/// Opens a listener for a worker, with its rights to files. Sockets that were there before this
 /// process go before new ones.
-pub(crate) fn open(spec: &BindSpec, inherited: &[InheritedSocket], user: Option<&Identity>) -> io::Result<Opened> {
+pub(crate) fn open(spec: &BindSpec, inherited: &[InheritedSocket], rights: &Rights) -> io::Result<Opened> {
     let mut file = None;
     let mut given = false;
     let fd = if let Some(ready) = inherited.iter().find(|socket| socket.fits(&spec.place)) {
@@ -124,7 +123,7 @@ pub(crate) fn open(spec: &BindSpec, inherited: &[InheritedSocket], user: Option<
         socket::set_nonblocking(&fd, true)?;
         fd
     } else {
-        bind(spec, &mut file, user)?
+        bind(spec, &mut file, rights)?
     };
     let founded = if spec.group { group::found(&fd) } else { Ok(()) };
     if let Some(backlog) = spec.listen {
@@ -141,11 +140,11 @@ pub(crate) fn open(spec: &BindSpec, inherited: &[InheritedSocket], user: Option<
     Ok(Opened { fd, file, name, alone, given })
 }
 
-fn bind(spec: &BindSpec, file: &mut Option<UnixFile>, user: Option<&Identity>) -> io::Result<OwnedFd> {
+fn bind(spec: &BindSpec, file: &mut Option<UnixFile>, rights: &Rights) -> io::Result<OwnedFd> {
     Ok(match &spec.place {
         Bind::Tcp { address, port, ipv6_only } => listen::tcp(ip(address.as_deref())?, *port, *ipv6_only)?,
         Bind::Unix { .. } => {
-            let (fd, path) = bind_path(&spec.place, user)?;
+            let (fd, path) = bind_path(&spec.place, rights)?;
             *file = path;
             fd
         }
@@ -158,13 +157,13 @@ fn bind(spec: &BindSpec, file: &mut Option<UnixFile>, user: Option<&Identity>) -
     })
 }
 
-/// Binds a Unix socket at a path that a worker has chosen: where the worker's own user could have done so, or where the configuration says.
-pub(crate) fn bind_path(place: &Bind, user: Option<&Identity>) -> io::Result<(OwnedFd, Option<UnixFile>)> {
+/// Binds a Unix socket at a path that a worker has chosen: where the worker itself could have done so, or where the configuration says.
+pub(crate) fn bind_path(place: &Bind, rights: &Rights) -> io::Result<(OwnedFd, Option<UnixFile>)> {
     let Bind::Unix { path, readable_all, writable_all, named } = place else { return Err(invalid()) };
-    let bind =
-        |of: Option<&Identity>| unix(path, *readable_all, *writable_all, &Rights { of: of.cloned(), trusted_links_only: *named });
-    match bind(user) {
-        Err(e) if *named && user.is_some() && e.kind() == io::ErrorKind::PermissionDenied => bind(None),
+    let bind = |rights: Rights| unix(path, *readable_all, *writable_all, &Rights { trusted_links_only: *named, ..rights });
+    let is_less = rights.of.is_some() || rights.sandbox.restricts_files();
+    match bind(rights.clone()) {
+        Err(e) if *named && is_less && e.kind() == io::ErrorKind::PermissionDenied => bind(Rights::own()),
         result => result,
     }
 }
@@ -179,15 +178,20 @@ pub(crate) fn errno(error: &io::Error) -> i32 {
 }
 
 /// Why a path could not be had, if that is for the operator to know and not for the worker alone.
-pub(crate) fn explain(error: &io::Error, user: Option<&Identity>) -> Option<String> {
+pub(crate) fn explain(error: &io::Error, rights: &Rights) -> Option<String> {
     if let Some(reason) = error.get_ref().and_then(|reason| reason.downcast_ref::<UnsafePath>()) {
         return Some(reason.to_string());
     }
-    let user = user.filter(|_| error.kind() == io::ErrorKind::PermissionDenied)?;
-    Some(format!(
-        "user {}, whom the worker runs as, may not make a socket there: let it write to the directory, or name the path in `may_listen`",
-        user.uid
-    ))
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return None;
+    }
+    let who = match (&rights.of, rights.sandbox.restricts_files()) {
+        (Some(user), false) => format!("user {}, whom the worker runs as, may not", user.uid),
+        (Some(user), true) => format!("user {}, whom the worker runs as, or the worker's sandbox may not", user.uid),
+        (None, true) => "the worker's sandbox may not".into(),
+        (None, false) => return None,
+    };
+    Some(format!("{who} make a socket there: let it write to the directory, or name the path in `may_listen`"))
 }
 
 /// Whether others can join this socket, and a program choose among them.

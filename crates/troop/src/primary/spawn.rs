@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use troop_core::WorkerId;
+use troop_sys::sandbox::Sandbox;
 use troop_sys::{fdpass, spawn};
 
 use super::Fork;
@@ -22,6 +23,7 @@ pub(crate) struct Spawned {
     pub(crate) pipes: [Option<OwnedFd>; 3],
     pub(crate) tail: Option<Arc<Tail>>,
     pub(crate) cgroup: Option<Group>,
+    pub(crate) sandbox: Sandbox,
 }
 
 /// What the primary keeps from one spawn to the next.
@@ -133,15 +135,24 @@ pub(crate) fn spawn(
     command.cgroup = entrance.as_ref().map(AsFd::as_fd);
     let child = spawn::spawn(&command).map_err(|e| Error::Spawn {
         program: prepared.program.clone(),
-        step: match (e.step, &settings.cwd) {
-            (spawn::Step::Directory, Some(cwd)) => format!("{e} {}", cwd.display()),
-            _ => e.to_string(),
-        },
+        step: step(&e, settings),
         source: e.source,
     })?;
+    let sandbox = std::mem::take(&mut command.sandbox);
     drop(command);
     let untold = settings.activation.is_some().then_some(theirs);
-    Ok(Spawned { child, channel: ours, untold, pipes, tail, cgroup })
+    Ok(Spawned { child, channel: ours, untold, pipes, tail, cgroup, sandbox })
+}
+
+/// The step that failed, with what it was about.
+pub(crate) fn step(e: &spawn::SpawnError, settings: &Settings) -> String {
+    match (e.step, &settings.cwd) {
+        (spawn::Step::Directory, Some(cwd)) => format!("{e} {}", cwd.display()),
+        (spawn::Step::Exec, _) if settings.sandbox.read.is_some() && e.source.kind() == io::ErrorKind::PermissionDenied => {
+            format!("{e} (it, its interpreter and its loader must be below one of the paths that the sandbox lets it read)")
+        }
+        _ => e.to_string(),
+    }
 }
 
 /// What a stream is connected to that the primary would share with a worker. Whoever has a descriptor of a terminal can read what is typed there, and

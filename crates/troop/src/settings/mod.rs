@@ -12,8 +12,10 @@ use crate::activation::ActivationSocket;
 use crate::primary::Cgroup;
 
 mod prepare;
+mod sandbox;
 
 pub(crate) use prepare::texts;
+pub use sandbox::{Sandbox, SystemCalls};
 
 /// What a worker's standard stream is connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -121,6 +123,8 @@ pub struct Settings {
     pub(crate) groups_apart: bool,
     /// Nothing that a worker executes gives it privileges; see [`Setup::no_new_privileges`].
     pub no_new_privileges: Option<bool>,
+    /// What workers are kept from beyond their user's rights.
+    pub sandbox: Sandbox,
     /// Inspector ports of Node workers.
     pub inspect_port: InspectPort,
     /// Permissions that the workers' new files do not get; this process's mask by default.
@@ -159,6 +163,7 @@ impl Default for Settings {
             own_process_group: false,
             groups_apart: false,
             no_new_privileges: None,
+            sandbox: Sandbox::default(),
             inspect_port: InspectPort::Automatic,
             umask: None,
             nice: None,
@@ -191,6 +196,7 @@ pub struct Setup {
     groups: Option<Vec<u32>>,
     own_process_group: Option<bool>,
     no_new_privileges: Option<bool>,
+    sandbox: Option<Sandbox>,
     inspect_port: Option<InspectPort>,
     umask: Option<u32>,
     nice: Option<i32>,
@@ -316,9 +322,16 @@ impl Setup {
 
     /// Whether nothing that a worker executes can give it privileges (`PR_SET_NO_NEW_PRIVS`, and an empty capability bounding set). Programs
     /// with the setuid bit or file capabilities (`sendmail`, `sudo`, `ping`) do not get theirs, then. Default: true for workers of another user
-    /// than this process's, unless that is root.
+    /// than this process's, unless that is root, and in a [sandbox](Setup::sandbox).
     pub fn no_new_privileges(mut self, none: bool) -> Setup {
         self.no_new_privileges = Some(none);
+        self
+    }
+
+    /// What workers are kept from beyond their user's rights: files, system calls. Workers cannot be started where the kernel cannot do it, and
+    /// the error says what is missing.
+    pub fn sandbox(mut self, sandbox: Sandbox) -> Setup {
+        self.sandbox = Some(sandbox);
         self
     }
 
@@ -403,6 +416,7 @@ impl Setup {
         settings.nice = self.nice.or(settings.nice);
         set(&mut settings.cpus, self.cpus);
         set(&mut settings.cgroup, self.cgroup);
+        set(&mut settings.sandbox, self.sandbox);
         settings.limits.extend(self.limits);
         for name in self.slot_variables {
             if !settings.slot_variables.contains(&name) {
@@ -437,7 +451,7 @@ impl Settings {
 
     /// Whether nothing that workers execute gives them privileges.
     pub(crate) fn keeps_from_privileges(&self) -> bool {
-        self.no_new_privileges.unwrap_or_else(|| self.is_other_user() && self.uid != Some(0))
+        self.no_new_privileges.unwrap_or_else(|| (self.is_other_user() && self.uid != Some(0)) || !self.sandbox.is_empty())
     }
 
     /// The limits as the system counts them.

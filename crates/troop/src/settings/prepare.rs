@@ -96,6 +96,9 @@ impl Settings {
 
     /// A process as workers are: their user, directory and limits. What it executes, and with which descriptors, is up to the caller.
     pub(crate) fn command(&self, slot: Option<u32>, env: Vec<CString>) -> Result<spawn::Command<'static>> {
+        if !self.sandbox.is_empty() && !self.keeps_from_privileges() {
+            return Err(Error::Settings("a sandbox needs no_new_privileges, which is turned off".into()));
+        }
         let cwd = self.cwd.as_deref().map(|cwd| CString::new(cwd.as_os_str().as_bytes())).transpose();
         Ok(spawn::Command {
             candidates: Vec::new(),
@@ -111,6 +114,7 @@ impl Settings {
             own_group: self.own_process_group,
             own_session: self.is_other_user(),
             no_new_privileges: self.keeps_from_privileges(),
+            sandbox: self.sandbox.prepare(self.cwd.as_deref())?,
             descriptor_limit: None,
             limits: self.raw_limits(),
             umask: self.umask,

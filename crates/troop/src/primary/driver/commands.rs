@@ -9,6 +9,7 @@ use troop_core::supervise::Doing;
 use troop_core::wire::incoming;
 use troop_sys::identity::Identity;
 use troop_sys::poll::Interest;
+use troop_sys::sandbox::Sandbox;
 use troop_sys::{process, socket};
 
 use super::channels::RETRY_PAUSE;
@@ -213,7 +214,7 @@ impl Driver {
         self.divide_descriptors();
         self.has_other_users |= self.settings.is_other_user();
         self.events.push(Event::Setup(self.settings.clone()));
-        let Spawned { child, channel, untold, pipes, tail, cgroup } =
+        let Spawned { child, channel, untold, pipes, tail, cgroup, sandbox } =
             spawn::spawn(&self.settings, fork, id, slot, &mut self.workshop)?;
         let watched = self
             .waiting
@@ -238,6 +239,7 @@ impl Driver {
             adopted: false,
             cgroup,
             user: self.settings.other_user(),
+            sandbox,
             refused: 0,
             since: self.now,
             peace_until: None,
@@ -308,6 +310,7 @@ impl Driver {
                 untold: None,
                 adopted: true,
                 cgroup: None,
+                sandbox: Sandbox::default(),
                 user,
                 refused: 0,
                 since: self.now,

@@ -38,6 +38,7 @@ use troop_core::supervise::{Outcome, Supervisor};
 use troop_core::{ConnId, ListenerId, Time, WorkerId};
 use troop_sys::identity::Identity;
 use troop_sys::poll::{AsyncPoller, Interest, Poller, Ready};
+use troop_sys::sandbox::Sandbox;
 use troop_sys::{diag, process};
 
 use super::cgroup::Group;
@@ -129,6 +130,8 @@ struct Process {
     cgroup: Option<Group>,
     /// Whom it runs as, if that is another user than this process's.
     user: Option<Identity>,
+    /// What it was started with.
+    sandbox: Sandbox,
     /// How many of its requests it was explained why they could not be met.
     refused: u32,
     since: Time,

@@ -21,8 +21,8 @@ const CENSUS_EVERY: Duration = Duration::from_secs(5);
 
 impl Driver {
     pub(super) fn bind(&mut self, id: ListenerId, worker: WorkerId, spec: BindSpec) {
-        let user = match self.user_of(worker) {
-            Ok(user) => user,
+        let rights = match self.rights_of(worker) {
+            Ok(rights) => rights,
             Err(e) => {
                 self.core.bound(self.now, id, Err(listener::errno(&e)));
                 return;
@@ -32,7 +32,7 @@ impl Driver {
         let key = troop_core::wire::outgoing::quote(key);
         let has_room = self.sockets.len() < self.core.budget().listeners();
         let opened =
-            if has_room { listener::open(&spec, &self.inherited, user.as_ref()) } else { Err(rustix::io::Errno::MFILE.into()) };
+            if has_room { listener::open(&spec, &self.inherited, &rights) } else { Err(rustix::io::Errno::MFILE.into()) };
         let opened = opened.and_then(|mut opened| {
             if !self.leaves_the_reserve(&opened.fd) {
                 return Err(rustix::io::Errno::MFILE.into());
@@ -85,7 +85,7 @@ impl Driver {
                 Ok(opened.name)
             }
             Err(e) => {
-                self.explain(id, worker, &e, user.as_ref());
+                self.explain(id, worker, &e, &rights);
                 let errno = listener::errno(&e);
                 if rustix::io::Errno::from_raw_os_error(errno) == rustix::io::Errno::MFILE {
                     self.short("open a listener", e);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use troop_core::{ListenerId, WorkerId};
 use troop_sys::identity::Identity;
 use troop_sys::socket;
+use troop_sys::unix::Rights;
 
 use super::Driver;
 use crate::error::Error;
@@ -21,20 +22,20 @@ const LOOK_SOON: Duration = Duration::from_millis(100);
 const MAX_RETIRED: usize = 8;
 
 impl Driver {
-    /// Whom a worker acts as, if that is another user than this process's. One that was started as root and has become somebody else acts as
-    /// that; what it was started as is never exceeded. Nothing is done for one that is gone, because nobody knows whose rights it had.
-    pub(super) fn user_of(&self, worker: WorkerId) -> io::Result<Option<Identity>> {
+    /// A worker's rights to files. One that was started as root and has become somebody else has the rights of that; what it was started with is
+    /// never exceeded. Nothing is done for one that is gone, because nobody knows whose rights it had.
+    pub(super) fn rights_of(&self, worker: WorkerId) -> io::Result<Rights> {
         let process = self.processes.get(&worker).ok_or(rustix::io::Errno::SRCH)?;
-        if process.user.is_some() || !rustix::process::geteuid().is_root() {
-            return Ok(process.user.clone());
+        let mut of = process.user.clone();
+        if of.is_none() && rustix::process::geteuid().is_root() {
+            of = Some(Identity::of_process(process.handle.pid())?).filter(|user| user.uid != 0);
         }
-        let now = Identity::of_process(process.handle.pid())?;
-        Ok(Some(now).filter(|user| user.uid != 0))
+        Ok(Rights { of, sandbox: process.sandbox.clone(), ..Rights::own() })
     }
 
     /// Says why a worker did not get a path, if it is the operator who can do something about it.
-    pub(super) fn explain(&mut self, id: ListenerId, worker: WorkerId, error: &io::Error, user: Option<&Identity>) {
-        let Some(reason) = listener::explain(error, user) else { return };
+    pub(super) fn explain(&mut self, id: ListenerId, worker: WorkerId, error: &io::Error, rights: &Rights) {
+        let Some(reason) = listener::explain(error, rights) else { return };
         let (Some(at), Some(process)) = (self.core.listener_address(id), self.processes.get_mut(&worker)) else { return };
         process.refused = process.refused.saturating_add(1);
         // The first, and then ever fewer of many.
@@ -108,9 +109,9 @@ impl Driver {
         let result = match &listener.file {
             // One that has a path stays shut for good.
             Some(file) => {
-                let user = file.rights().of.clone();
+                let rights = file.rights().clone();
                 let is_shared = listener.spec.listen.is_none();
-                let result = self.bind_anew(id, user.as_ref());
+                let result = self.bind_anew(id, &rights);
                 if result.is_ok() && is_shared {
                     // Its workers have the old socket; their successors ask for the new one.
                     self.reload(Reload::new());
@@ -176,11 +177,11 @@ impl Driver {
             self.lost(id, "its path was removed, and workers that share one socket cannot be given another one; with any other policy it is bound anew");
             return;
         }
-        let user = match worker {
-            Some(worker) => self.user_of(worker),
-            None => Ok(file.rights().of.clone()),
+        let rights = match worker {
+            Some(worker) => self.rights_of(worker),
+            None => Ok(file.rights().clone()),
         };
-        match user.and_then(|user| self.bind_anew(id, user.as_ref())) {
+        match rights.and_then(|rights| self.bind_anew(id, &rights)) {
             Ok(()) if worker.is_none() => self.restored(id, "its path was removed, so it was bound anew"),
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AddrInUse => self.lost(id, "something else is at its path by now"),
@@ -189,9 +190,9 @@ impl Driver {
     }
 
     /// Gives a Unix listener a new socket at its path. What waits in the old one is not lost.
-    fn bind_anew(&mut self, id: ListenerId, user: Option<&Identity>) -> io::Result<()> {
+    fn bind_anew(&mut self, id: ListenerId, rights: &Rights) -> io::Result<()> {
         let Some(listener) = self.listeners.get(&id) else { return Ok(()) };
-        let (fd, file) = listener::bind_path(&listener.spec.place, user)?;
+        let (fd, file) = listener::bind_path(&listener.spec.place, rights)?;
         if !self.leaves_the_reserve(&fd) {
             return Err(rustix::io::Errno::MFILE.into());
         }
