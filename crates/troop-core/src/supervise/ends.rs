@@ -249,7 +249,8 @@ impl Supervisor {
         }
         let health = &mut self.health;
         health.been_ready |= ready > 0;
-        health.down_since = if ready > 0 { None } else { health.down_since.or(Some(now)) };
+        // Where no worker is wanted, none is missing.
+        health.down_since = if ready > 0 || self.places.is_empty() { None } else { health.down_since.or(Some(now)) };
         let level = match (health.been_ready, lost, ready, awaited) {
             (false, ..) => Level::Starting,
             (_, 1.., 0, _) => Level::Down,

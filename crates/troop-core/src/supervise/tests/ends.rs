@@ -140,6 +140,25 @@ fn where_it_is_wanted_an_app_ends_that_had_no_ready_worker_for_the_window() {
 }
 
 #[test]
+fn the_time_without_workers_that_nobody_wants_does_not_count() {
+    let config = Config { ends_when_failed: true, window: 20 * SECOND, ready_timeout: 20 * SECOND, ..listeners(1) };
+    let mut world = World::with(config);
+    world.up(1);
+    world.supervisor.scale(world.now, 0);
+    world.carry_out();
+    world.exit(1, 0);
+    world.pass(100 * SECOND);
+    world.supervisor.scale(world.now, 1);
+    world.carry_out();
+    assert!(world.outcome.is_none() && !world.supervisor.is_stopping());
+    // From now on one is missing.
+    world.pass(19 * SECOND);
+    assert!(!world.supervisor.is_stopping());
+    world.pass(SECOND);
+    assert!(world.supervisor.is_stopping(), "{:?}", world.told);
+}
+
+#[test]
 fn a_start_after_a_restart_is_not_the_first() {
     let mut world = World::with(Config { been_ready: true, max_ends: 2, ..Config::new(1) });
     assert_eq!(world.supervisor.doing(), Doing::Starting);
