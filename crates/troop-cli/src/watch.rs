@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, channel};
 use tokio::time::timeout;
 use troop::text::escaped;
 
@@ -15,12 +15,14 @@ use crate::config::Watch;
 const IGNORED: [&str; 7] = ["node_modules", "target", "__pycache__", "*.log", "*.log.*", "*.pid", "*~"];
 /// The most directories that are watched; the kernel has a limit too.
 const MOST_DIRECTORIES: usize = 10_000;
+/// Changes that wait while workers are replaced; more are the same change.
+const MAX_CHANGES: usize = 64 * 1024;
 
 /// Reports changes, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Watched {
     watcher: RecommendedWatcher,
-    changes: UnboundedReceiver<PathBuf>,
+    changes: Receiver<PathBuf>,
     delay: Duration,
     heeded: Heeded,
     directories: usize,
@@ -61,7 +63,7 @@ pub(crate) fn start(watch: &Watch, cwd: Option<&Path>, own: Vec<PathBuf>) -> Res
     let roots = roots(watch, cwd)?;
     let own = own.into_iter().map(found_or_not).collect();
     let heeded = Heeded { roots, ignore: watch.ignore.clone(), own };
-    let (sender, changes) = unbounded_channel();
+    let (sender, changes) = channel(MAX_CHANGES);
     let matters = heeded.clone();
     let heed = move |event: notify::Result<notify::Event>| {
         let Ok(event) = event else { return };
@@ -69,8 +71,8 @@ pub(crate) fn start(watch: &Watch, cwd: Option<&Path>, own: Vec<PathBuf>) -> Res
             return;
         }
         for path in event.paths.into_iter().filter(|path| matters.heeds(path)) {
-            // The receiver ends with the process.
-            let _ = sender.send(path);
+            // It is full, or the process ends.
+            let _ = sender.try_send(path);
         }
     };
     let watcher = notify::recommended_watcher(heed).map_err(|e| format!("cannot watch files: {e}"))?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -29,7 +29,8 @@ fn is_root() -> bool {
 
 /// Opens a file. Pipes are read only where this process has them already: `/dev/stdin`, `/dev/fd/3`.
 fn open(file: &Path) -> io::Result<(File, Vec<Weak>)> {
-    let is_own = ["/dev/stdin", "/dev/fd", "/proc/self/fd"].iter().any(|own| file.starts_with(own));
+    let is_below = |own: &&str| file.starts_with(own) && !file.components().any(|part| part == Component::ParentDir);
+    let is_own = ["/dev/stdin", "/dev/fd", "/proc/self/fd"].iter().any(|own| is_below(own));
     // As an empty one it is used to turn a file off.
     if is_own || file == Path::new("/dev/null") { Ok((File::open(file)?, Vec::new())) } else { open_for_reading(file, MAX_BYTES) }
 }
@@ -259,7 +260,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let pipe = directory.path().join("pipe");
         rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, 0o600.into()).unwrap();
-        for (file, why) in [(pipe.as_path(), "a pipe"), (Path::new("/dev/zero"), "a device"), (directory.path(), "a directory")] {
+        let detour = Path::new("/dev/fd/../../..").join(pipe.strip_prefix("/").unwrap());
+        let files =
+            [(&*pipe, "a pipe"), (&*detour, "a pipe"), (Path::new("/dev/zero"), "a device"), (directory.path(), "a directory")];
+        for (file, why) in files {
             let e = text(file).unwrap_err();
             assert!(e.contains(why) && e.contains(&file.display().to_string()), "{e}");
         }

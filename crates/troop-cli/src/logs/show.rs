@@ -23,6 +23,8 @@ const LOOK: Duration = Duration::from_millis(200);
 const MOST_ASIDE: usize = 1000;
 /// Bytes that are read at a time, from the end.
 const BLOCK: u64 = 64 * 1024;
+/// The longest line; troop writes none that is near it. Workers may be able to put other files in the place of logs.
+const MAX_LINE: usize = 1024 * 1024;
 
 /// A log that is shown.
 struct Shown {
@@ -184,6 +186,8 @@ fn last_lines(
             }
         }
         block.truncate(whole);
+        // Of one that is too long, the beginning is shown.
+        block.truncate(MAX_LINE);
         bytes = block;
     }
     file.seek(SeekFrom::Start(len))?;
@@ -198,9 +202,11 @@ impl Shown {
         }
         let (reader, inode) = self.reader.as_mut()?;
         let mut bytes = Vec::new();
-        let read = reader.read_until(b'\n', &mut bytes).ok()?;
+        let room = MAX_LINE.saturating_sub(self.begun.len()).max(1) as u64;
+        let read = reader.by_ref().take(room).read_until(b'\n', &mut bytes).ok()?;
         self.begun.push_str(&String::from_utf8_lossy(&bytes));
-        if self.begun.ends_with('\n') {
+        // One that is too long comes in pieces.
+        if self.begun.ends_with('\n') || self.begun.len() >= MAX_LINE {
             let line = std::mem::take(&mut self.begun);
             return Some(line.trim_end_matches('\n').to_owned());
         }
@@ -262,6 +268,19 @@ mod tests {
         assert_eq!(lines.len(), 20_000);
         let (lines, reader) = last_lines(&directory.path().join("none"), 3, |_| true).unwrap();
         assert!(lines.is_empty() && reader.is_none());
+    }
+
+    #[test]
+    fn a_line_without_end_is_cut() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("app.log");
+        std::fs::write(&path, [b"a\n".to_vec(), vec![b'x'; 3 * MAX_LINE], b"\nb\n".to_vec()].concat()).unwrap();
+        let (lines, _) = last_lines(&path, 9, |_| true).unwrap();
+        assert_eq!((lines.len(), lines[0].as_str(), lines[2].as_str()), (3, "a", "b"));
+        assert!((MAX_LINE..MAX_LINE + BLOCK as usize).contains(&lines[1].len()), "{}", lines[1].len());
+        let mut log = Shown { name: None, reader: opened(&path), path, begun: String::new() };
+        let shown: Vec<usize> = std::iter::from_fn(|| log.next()).map(|line| line.len()).collect();
+        assert_eq!(shown, [1, MAX_LINE, MAX_LINE, MAX_LINE, 0, 1]);
     }
 
     #[test]
