@@ -124,7 +124,8 @@ fn restarts_come_after_the_pause_that_was_chosen() {
     both(SHORT, &json!({ "max_restarts": 4, "exp_backoff_restart_delay": 300 }), &flags, |home, start| {
         home.troop(start);
         let pauses = pauses(home);
-        assert!(pauses.len() == 3 && pauses[2] > pauses[0] + 300, "{start:?}: {pauses:?}");
+        // Four times the first, less a quarter at most by chance; a slow start can only make it more.
+        assert!(pauses.len() == 3 && pauses[0] >= 300 && pauses[2] >= 900, "{start:?}: {pauses:?}");
     });
 }
 
