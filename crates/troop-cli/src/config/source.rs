@@ -30,7 +30,7 @@ fn is_root() -> bool {
 /// Opens a file. Pipes are read only where this process has them already: `/dev/stdin`, `/dev/fd/3`.
 fn open(file: &Path) -> io::Result<(File, Vec<Weak>)> {
     let is_below = |own: &&str| file.starts_with(own) && !file.components().any(|part| part == Component::ParentDir);
-    let is_own = ["/dev/stdin", "/dev/fd", "/proc/self/fd"].iter().any(|own| is_below(own));
+    let is_own = ["/dev/stdin", "/dev/fd", "/proc/self/fd"].iter().any(is_below);
     // As an empty one it is used to turn a file off.
     if is_own || file == Path::new("/dev/null") { Ok((File::open(file)?, Vec::new())) } else { open_for_reading(file, MAX_BYTES) }
 }
