@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 use std::process::Command;
 
@@ -18,6 +19,10 @@ fn written(text: &str) -> TempDir {
     std::fs::copy(node("hello.js"), directory.path().join("hello.js")).unwrap();
     std::fs::write(directory.path().join("troop.toml"), text).unwrap();
     directory
+}
+
+fn open(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
 fn command(directory: &Path, args: &[&str]) -> Command {
@@ -178,6 +183,7 @@ fn of_the_program_before_nothing_is_left_after_a_reload() {
 fn check_says_what_does_not_work_for_another_user() {
     let about = |more: &str| {
         let directory = written(&format!("[app.web]\nprogram = \"hello.js\"\n{more}"));
+        open(directory.path(), 0o755);
         let (code, _, err) = answer(directory.path(), &["check"]);
         assert_eq!(code, 0, "{err}");
         err
@@ -187,4 +193,111 @@ fn check_says_what_does_not_work_for_another_user() {
     for quiet in ["", "user = \"root\"\n", "user = \"nobody\"\nno_new_privileges = false\n"] {
         assert_eq!(about(quiet), "", "{quiet}");
     }
+}
+
+/// What `troop check` says of an app with these lines: its code and its standard error.
+fn checked(directory: &Path, more: &str) -> (i32, String) {
+    std::fs::write(directory.join("troop.toml"), format!("[app.web]\nprogram = \"app/hello.js\"\n{more}")).unwrap();
+    let (code, _, err) = answer(directory, &["check"]);
+    (code, err)
+}
+
+/// A directory that everybody may enter, with a directory `app` and a program in it.
+fn with_app() -> TempDir {
+    let directory = written("");
+    open(directory.path(), 0o755);
+    std::fs::create_dir(directory.path().join("app")).unwrap();
+    std::fs::rename(directory.path().join("hello.js"), directory.path().join("app/hello.js")).unwrap();
+    directory
+}
+
+#[test]
+fn check_says_that_the_user_cannot_reach_or_execute_what_the_app_names() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: check_says_that_the_user_cannot_reach_or_execute_what_the_app_names needs root");
+        return;
+    }
+    let directory = with_app();
+    let (path, app) = (directory.path(), directory.path().join("app"));
+    let of = |more: &str| checked(path, &format!("user = \"nobody\"\nno_new_privileges = false\n{more}"));
+    assert_eq!(of(""), (0, String::new()));
+    // A directory on the way.
+    open(&app, 0o700);
+    let (code, said) = of("");
+    let closed = format!("{} is owned by user 0, group 0, mode 700", app.display());
+    assert!(
+        code == 2 && said.contains("user nobody cannot read") && said.contains("app/hello.js") && said.contains(&closed),
+        "{said}"
+    );
+    // By one of its groups it may.
+    let nogroup = uzers::get_user_by_name("nobody").unwrap().primary_group_id();
+    chown(&app, None, Some(nogroup)).unwrap();
+    open(&app, 0o750);
+    assert_eq!(of(""), (0, String::new()));
+    // Where it runs, and a program that is no script.
+    let private = path.join("private");
+    std::fs::create_dir(&private).unwrap();
+    std::fs::copy("/bin/true", private.join("program")).unwrap();
+    open(&private, 0o700);
+    let (code, said) = of("cwd = \"private\"\nargs = []\n");
+    assert!(code == 2 && said.contains("user nobody cannot enter") && said.contains("private, where workers run"), "{said}");
+    open(&private, 0o755);
+    open(&private.join("program"), 0o744);
+    std::fs::write(path.join("troop.toml"), "[app.web]\nprogram = \"private/program\"\nuser = \"nobody\"\n").unwrap();
+    let (code, _, said) = answer(path, &["check"]);
+    assert!(code == 2 && said.contains("user nobody cannot execute") && said.contains("mode 744"), "{said}");
+}
+
+#[test]
+fn check_says_who_else_can_change_the_program() {
+    let directory = with_app();
+    let (path, program) = (directory.path(), directory.path().join("app/hello.js"));
+    open(&program, 0o666);
+    let (code, said) = checked(path, "");
+    assert!(code == 0 && said.contains("app/hello.js can be changed by others") && said.contains("mode 666"), "{said}");
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: the rest of check_says_who_else_can_change_the_program needs root");
+        return;
+    }
+    open(&program, 0o644);
+    chown(&program, Some(64_017), None).unwrap();
+    let (code, said) = checked(path, "");
+    assert!(code == 0 && said.contains("owned by user 64017"), "{said}");
+    // The workers' own user may.
+    assert_eq!(checked(path, "user = \"64017\"\ngroup = \"64017\"\nno_new_privileges = false\n"), (0, String::new()));
+}
+
+#[test]
+fn check_says_that_a_health_command_is_missing() {
+    let directory = with_app();
+    let path = directory.path();
+    std::fs::write(path.join("check.sh"), "").unwrap();
+    for (command, reason) in [
+        ("./nothing.sh --quick", "there is no program"),
+        ("no-such-program-anywhere", "there is no program no-such-program-anywhere on the PATH"),
+        ("./check.sh", "check.sh is not executable"),
+        ("  ", "there is no command in it"),
+    ] {
+        let (code, said) = checked(path, &format!("[app.web.health]\ncommand = \"{command}\"\n"));
+        assert!(code == 2 && said.contains("health.command: ") && said.contains(reason), "{command}: {said}");
+    }
+    for command in ["test -e x", "sh ./nothing.sh", "[ -e x ]", "$CHECK", "A=b nothing", "! false", "(exit 3)"] {
+        assert_eq!(checked(path, &format!("[app.web.health]\ncommand = \"{command}\"\n")), (0, String::new()), "{command}");
+    }
+}
+
+#[test]
+fn check_says_what_times_do_not_go_together_and_what_a_sandbox_leaves_out() {
+    let directory = with_app();
+    let path = directory.path();
+    let (code, said) = checked(path, "[app.web.restart]\nmin_uptime = \"5m\"\n");
+    assert!(code == 0 && said.contains("restart.min_uptime (300s) is longer than restart.window (120s)"), "{said}");
+    assert_eq!(checked(path, "[app.web.restart]\nmin_uptime = \"5m\"\nwindow = \"10m\"\n"), (0, String::new()));
+    let sandbox = |read: &str| checked(path, &format!("[app.web.sandbox]\nread = [{read}]\nbest_effort = true\n"));
+    let (code, said) = sandbox("\"app\"");
+    assert!(code == 2 && said.contains("sandbox.read: workers cannot execute") && said.contains("node"), "{said}");
+    let (code, said) = sandbox("\"/\"");
+    assert!(code == 0 && !said.contains("sandbox.read"), "{said}");
+    let (code, said) = sandbox("\"missing\"");
+    assert!(code == 2 && said.contains("sandbox.read: there is no"), "{said}");
 }

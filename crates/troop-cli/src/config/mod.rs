@@ -2,6 +2,7 @@
 
 mod app;
 pub(crate) mod env_file;
+mod inspect;
 mod pm2;
 mod procfile;
 pub(crate) mod source;

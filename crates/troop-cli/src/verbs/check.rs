@@ -18,12 +18,13 @@ pub(crate) fn check(args: &Check) -> Result<(), String> {
     let file = &args.file;
     let (apps, mut warnings) = config::read_with_warnings(file)?;
     warnings.extend(config::doubts(file, &apps));
-    let problems: Vec<String> = apps
-        .iter()
-        .flat_map(|(name, app)| {
-            app.problems(file).into_iter().map(move |problem| format!("{}: app.{name}: {problem}", file.display()))
-        })
-        .collect();
+    let mut problems = Vec::new();
+    for (name, app) in &apps {
+        let seen = app.inspect(file);
+        let all = app.problems(file).into_iter().chain(seen.problems);
+        problems.extend(all.map(|problem| format!("{}: app.{name}: {problem}", file.display())));
+        warnings.extend(seen.warnings.into_iter().map(|warning| format!("app.{name}: {warning}")));
+    }
     let notes: Vec<String> = apps
         .iter()
         .flat_map(|(name, app)| app.notes().into_iter().map(move |note| format!("{}: app.{name}: {note}", file.display())))
