@@ -244,12 +244,12 @@ fn workers_that_all_die_at_once_are_waited_for_and_come_back() {
 
 #[test]
 fn a_program_that_is_deleted_ends_nobody_who_serves() {
-    let app = App::run(&["server.js"], &["--set", "restart.max_delay=500ms", "--set", "restart.max=2"]);
+    let app = App::run(&["server.js"], &["--set", "restart.max_delay=200ms", "--set", "restart.max=2"]);
     let (there, away) = (app.home.path().join("server.js"), app.home.path().join("away.js"));
     std::fs::rename(&there, &away).unwrap();
     let first = app.show()["workers"][0]["pid"].as_i64().unwrap();
     kill_process(Pid::from_raw(i32::try_from(first).unwrap()).unwrap(), Signal::KILL).unwrap();
-    wait_until("many restarts", || app.show()["restarts"].as_u64() > Some(8));
+    wait_until("many restarts", || app.show()["restarts"].as_u64() > Some(6));
     let shown = app.show();
     assert_eq!((&shown["phase"], &shown["ready"]), (&"degraded".into(), &3.into()));
     assert!((0..20).all(|from| is_good(&app.get(from, "/"))));
