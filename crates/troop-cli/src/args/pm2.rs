@@ -12,7 +12,7 @@ use crate::program::{interpreter_of, is_executable, is_script};
 /// Where they stand in the help.
 const PM2: &str = "As in PM2";
 
-/// See the module.
+/// PM2's options, with its names and units.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Pm2 {
     /// The same as --grace, in milliseconds

@@ -11,7 +11,7 @@ use super::writer::Queue;
 /// The longest line; more of it becomes another line.
 const MOST_BYTES: usize = 64 * 1024;
 
-/// See the module.
+/// Splits the output of workers into lines and queues them.
 pub(crate) struct Collector {
     queue: Arc<Queue>,
     /// Lines that have begun.

@@ -89,7 +89,7 @@ impl Waiting {
     }
 }
 
-/// See the module.
+/// A bounded queue of log lines, emptied by one writer thread. Printing never waits for a disk.
 #[derive(Debug)]
 pub(crate) struct Queue {
     waiting: Mutex<Waiting>,

@@ -418,9 +418,6 @@ impl Primary {
     }
 
     /// The outcome of [`Action::Bind`]: where the socket is bound (for TCP), or a positive errno.
-    ///
-    /// # Panics
-    /// Never.
     pub fn bound(&mut self, now: Time, id: ListenerId, result: Result<Option<SockName>, i32>) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         let waiters = std::mem::take(&mut listener.waiters);

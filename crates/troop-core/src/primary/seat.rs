@@ -25,7 +25,7 @@ pub(super) struct Waiting {
     pub(super) tries: u8,
 }
 
-/// See the module.
+/// A worker's membership in one listener.
 #[derive(Debug)]
 pub(super) struct Seat {
     pub(super) listener: ListenerId,

@@ -121,7 +121,7 @@ pub(crate) enum Change {
     Take(u16, u32),
 }
 
-/// See the module.
+/// The sockets of one steered listener: their health, load and shares, and the kernel program that follows from them.
 #[derive(Debug)]
 pub(crate) struct Group {
     udp: bool,

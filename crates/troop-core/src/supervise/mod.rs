@@ -136,7 +136,9 @@ pub struct Vacancy {
 /// How long a worker may linger between its disconnect and its end before `SIGTERM`.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// See the module.
+/// Keeps a number of workers running: restarts, reloads, recycling, shutdown.
+///
+/// Call the method that fits what happened, then carry out the [`Order`]s in order.
 #[derive(Debug)]
 pub struct Supervisor {
     config: Config,

@@ -30,7 +30,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// The longest time that the primary can ask for between two reports.
 const MOST_BETWEEN_REPORTS: Duration = Duration::from_secs(60);
 
-/// See the module.
+/// A worker's end of its channel: reads the primary's messages and writes the worker's.
 pub(super) struct Link {
     socket: UnixStream,
     inner: Arc<Inner>,

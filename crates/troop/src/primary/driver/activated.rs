@@ -18,7 +18,7 @@ const LAST_CONNECTIONS: Duration = Duration::from_millis(200);
 /// How long at most, if there are still some.
 const LAST_PATIENCE: Duration = Duration::from_secs(2);
 
-/// See the module.
+/// Shares of the sockets that workers take by activation, one socket for each slot.
 #[derive(Default)]
 pub(super) struct Activated {
     /// What the kernel was told last.

@@ -59,7 +59,7 @@ impl Leftover {
     }
 }
 
-/// See the module.
+/// Recycling, hung workers, and processes that ended workers left behind.
 #[derive(Default)]
 pub(crate) struct Care {
     pub(crate) policy: RecyclePolicy,

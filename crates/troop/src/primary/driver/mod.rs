@@ -153,7 +153,7 @@ pub(crate) enum SignalMeans {
     ReapOrphans,
 }
 
-/// See the module.
+/// The event loop that owns the primary's state and carries out what the core decides.
 pub(crate) struct Driver {
     core: Primary,
     waiting: Waiting,

@@ -1,0 +1,165 @@
+//! The house keeps its own rules: files stay small, documents lead somewhere, and what can be configured or typed is written down.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+/// Lines that a source file may have, unless it is data.
+const LONGEST_FILE: usize = 600;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// The files of the project with one of these endings. What is built or installed is left out.
+fn files(endings: &[&str]) -> Vec<(PathBuf, String)> {
+    let mut directories = vec![root()];
+    let mut found = Vec::new();
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            let skipped = ["target", "node_modules", "nodes", "corpus", "artifacts", "seeds"];
+            if name.starts_with('.') || skipped.contains(&name.as_str()) {
+                continue;
+            }
+            if entry.file_type().unwrap().is_dir() {
+                directories.push(entry.path());
+            } else if endings.iter().any(|ending| name.ends_with(ending)) {
+                let text = std::fs::read_to_string(entry.path()).unwrap();
+                found.push((entry.path().strip_prefix(root()).unwrap().to_owned(), text));
+            }
+        }
+    }
+    assert!(found.len() > 5, "the project's files are not where they were");
+    found
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap()
+}
+
+#[test]
+fn files_are_short() {
+    let long: Vec<_> = files(&[".rs", ".js", ".mjs"])
+        .into_iter()
+        .map(|(path, text)| (path, text.lines().count()))
+        .filter(|(_, lines)| *lines > LONGEST_FILE)
+        .collect();
+    assert!(long.is_empty(), "longer than {LONGEST_FILE} lines: {long:?}");
+}
+
+#[test]
+fn comments_stand_by_themselves() {
+    let empty = concat!("See the", " module.");
+    let found: Vec<_> = files(&[".rs"]).into_iter().filter(|(_, text)| text.contains(empty)).map(|(path, _)| path).collect();
+    assert!(found.is_empty(), "a comment says no more than {empty:?}: {found:?}");
+}
+
+/// The anchor that a heading gets.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+/// The targets of a document's links, but for code.
+fn links(text: &str) -> Vec<String> {
+    let mut in_code = false;
+    let lines = text.lines().filter(|line| {
+        in_code ^= line.trim_start().starts_with("```");
+        !in_code
+    });
+    let targets = |line: &str| -> Vec<String> {
+        line.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0.to_owned())).collect()
+    };
+    lines.flat_map(targets).collect()
+}
+
+#[test]
+fn links_of_documents_lead_somewhere() {
+    let mut broken = Vec::new();
+    for (document, text) in files(&[".md"]) {
+        for link in links(&text).into_iter().filter(|link| !link.contains("://")) {
+            let (path, heading) = link.split_once('#').unwrap_or((&link, ""));
+            let target = match path {
+                "" => document.clone(),
+                path => document.parent().unwrap().join(path),
+            };
+            let target = root().join(target);
+            let has_heading = || {
+                let text = std::fs::read_to_string(&target).unwrap_or_default();
+                text.lines().any(|line| line.starts_with('#') && anchor(line) == heading)
+            };
+            if !target.exists() || (!heading.is_empty() && !has_heading()) {
+                broken.push(format!("{}: {link}", document.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+/// The options of an app, as the schema has them: names, and names of tables with theirs.
+fn options() -> Vec<(Option<String>, String)> {
+    let schema: Value = serde_json::from_str(&read("docs/troop.schema.json")).unwrap();
+    let definitions = schema["$defs"].as_object().unwrap();
+    let properties = |definition: &Value| -> Vec<(String, Value)> {
+        definition["properties"].as_object().into_iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect()
+    };
+    let mut options = Vec::new();
+    for (name, property) in properties(&definitions["App"]) {
+        let text = property.to_string();
+        for (definition, value) in definitions {
+            if text.contains(&format!("\"#/$defs/{definition}\"")) {
+                options.extend(properties(value).into_iter().map(|(inner, _)| (Some(name.clone()), inner)));
+            }
+        }
+        options.push((None, name));
+    }
+    assert!(options.len() > 50, "{options:?}");
+    options
+}
+
+#[test]
+fn every_option_is_documented() {
+    let text = read("docs/tool.md");
+    let words: BTreeSet<&str> =
+        text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty()).collect();
+    let missing: Vec<_> = options().into_iter().filter(|(_, name)| !words.contains(name.as_str())).collect();
+    assert!(missing.is_empty(), "docs/tool.md does not name {missing:?}");
+}
+
+#[test]
+fn every_option_in_documents_exists() {
+    let known: BTreeSet<String> = options().into_iter().map(|(_, name)| name).collect();
+    let mut unknown = Vec::new();
+    for document in ["README.md", "docs/tool.md", "docs/scheduling.md"] {
+        let text = read(document);
+        for block in text.split("```toml\n").skip(1).filter_map(|rest| rest.split_once("```").map(|(block, _)| block)) {
+            let names = block.lines().filter_map(|line| line.trim_start_matches("# ").split_once(" = "));
+            let names = names.map(|(name, _)| name.trim()).filter(|name| !name.contains([' ', '"']));
+            let unknown_ones = names.filter(|name| name.split('.').any(|part| !known.contains(part)));
+            unknown.extend(unknown_ones.map(|name| format!("{document}: {name}")));
+        }
+    }
+    assert!(unknown.is_empty(), "{unknown:#?}");
+}
+
+#[test]
+fn every_verb_is_documented() {
+    let program = std::process::Command::new(env!("CARGO_BIN_EXE_troop")).arg("--help").output().unwrap();
+    let help = String::from_utf8(program.stdout).unwrap();
+    let verbs: Vec<&str> = help
+        .lines()
+        .skip_while(|line| !line.starts_with("Commands:"))
+        .skip(1)
+        .take_while(|line| line.starts_with("  "))
+        .filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' '))?.split_whitespace().next())
+        .filter(|verb| *verb != "help")
+        .collect();
+    assert!(verbs.len() > 15, "{help}");
+    let text = read("docs/tool.md");
+    let missing: Vec<_> = verbs.into_iter().filter(|verb| !text.contains(&format!("`{verb}"))).collect();
+    assert!(missing.is_empty(), "docs/tool.md does not name {missing:?}");
+}
