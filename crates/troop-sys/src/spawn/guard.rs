@@ -6,32 +6,38 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 /// Pause between two attempts to resume a child that has not executed its program yet.
 const RESUME_EVERY: Duration = Duration::from_millis(20);
 
-/// How long a child may take to execute its program; then it is killed, and its parent learns of its end as of any other.
+/// How long a child may take to execute its program, from a slow disk, say; then it is killed, and its parent learns of its end as of any other.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a child may be found stopped before it is killed. Nobody stops one by chance, so whoever does holds its parent up for half a second.
+const MOST_STOPS: u32 = 25;
 
 /// The stack of the thread that watches.
 const STACK: usize = 64 * 1024;
 
 /// Runs `start`, which stores the pidfd of a child as soon as there is one, keeps it open, and returns when the child has executed its program
-/// or has ended. Meanwhile the child is resumed if it is stopped, and killed after `timeout`. Without memory for a thread nothing watches.
+/// or has ended. Meanwhile the child is resumed if it is stopped, and killed if that does not end, or after
+/// `timeout`. Without memory for a thread nothing watches.
 pub(super) fn guarded<T>(pidfd: &AtomicI32, timeout: Duration, start: impl FnOnce() -> T) -> T {
     let (started, wait) = channel::<()>();
     std::thread::scope(|scope| {
         let watch = move || {
-            let begun = Instant::now();
+            let (begun, mut stops) = (Instant::now(), 0);
             while wait.recv_timeout(RESUME_EVERY) == Err(RecvTimeoutError::Timeout) {
-                let signal = if begun.elapsed() < timeout { Signal::CONT } else { Signal::KILL };
                 let fd = pidfd.load(Ordering::Acquire);
-                if fd >= 0 {
-                    // SAFETY: `start` keeps it open until `started` is dropped and this thread has been joined.
-                    let child = unsafe { BorrowedFd::borrow_raw(fd) };
-                    let _ = pidfd_send_signal(child, signal);
+                if fd < 0 {
+                    continue;
                 }
+                // SAFETY: `start` keeps it open until `started` is dropped and this thread has been joined.
+                let child = unsafe { BorrowedFd::borrow_raw(fd) };
+                stops += u32::from(is_stopped(child));
+                let signal = if begun.elapsed() < timeout && stops < MOST_STOPS { Signal::CONT } else { Signal::KILL };
+                let _ = pidfd_send_signal(child, signal);
             }
         };
         let _ = std::thread::Builder::new().name("troop-spawn".into()).stack_size(STACK).spawn_scoped(scope, watch);
@@ -39,6 +45,12 @@ pub(super) fn guarded<T>(pidfd: &AtomicI32, timeout: Duration, start: impl FnOnc
         drop(started);
         result
     })
+}
+
+/// Whether a child is stopped now. Nobody else's waiting for it is disturbed.
+fn is_stopped(child: BorrowedFd<'_>) -> bool {
+    let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    matches!(waitid(WaitId::PidFd(child), options), Ok(Some(status)) if status.stopped())
 }
 
 #[cfg(test)]
@@ -69,6 +81,11 @@ mod tests {
 
     #[test]
     fn a_child_that_is_stopped_again_and_again_is_killed_in_the_end() {
-        assert_eq!(end_of("while :; do kill -STOP $$; done", Duration::from_millis(200)).signal(), Some(9));
+        assert_eq!(end_of("while :; do kill -STOP $$; done", Duration::from_secs(600)).signal(), Some(9));
+    }
+
+    #[test]
+    fn a_child_that_takes_too_long_is_killed() {
+        assert_eq!(end_of("exec sleep 600", Duration::from_millis(200)).signal(), Some(9));
     }
 }

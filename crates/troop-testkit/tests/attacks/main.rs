@@ -17,5 +17,6 @@ mod paths;
 mod privileges;
 mod running;
 mod sandbox;
+mod stopping;
 mod supervision;
 mod terminal;

@@ -101,7 +101,7 @@ pub fn pid(number: u32) -> Pid {
 }
 
 /// A user that nobody else is: no other test, and no test of another run on this machine either. Whoever runs as it is ended by number.
-fn nobody_else() -> u32 {
+pub fn nobody_else() -> u32 {
     // From what systemd hands out for a while, of which little is ever in use.
     const FIRST: u32 = 61_184;
     FIRST + std::process::id() % (64_000 - FIRST)

@@ -1,0 +1,55 @@
+//! Processes of the workers' user that stop a new worker before it executes its program, while the primary waits for that.
+
+use rustix::process::{Signal, kill_process};
+use troop_testkit::{talk, wait_until};
+
+use super::home::Home;
+use super::running::{Crowd, Running, file, nobody_else, open_directory, pid};
+use super::support::{is_root, troop};
+
+const FIXTURE: &str = env!("CARGO_BIN_EXE_troop-fixture");
+
+#[test]
+fn whoever_stops_workers_that_start_holds_up_neither_the_primary_nor_those_that_serve() {
+    if !is_root("stopping::whoever_stops_workers_that_start_holds_up_neither_the_primary_nor_those_that_serve") {
+        return;
+    }
+    let (home, user) = (open_directory(), nobody_else().to_string());
+    // Its user reaches it here, wherever the fixture itself is.
+    std::fs::copy(FIXTURE, home.path().join("program")).unwrap();
+    // Each is tried in vain before the program is found, so that there is time to stop the process.
+    let path = format!("{}{}", "/1:".repeat(40_000), home.path().display());
+    let env = format!("PATH={path}");
+    let who = ["--user", &user, "--group", &user, "--env", &env];
+    let args =
+        [&["run", "--log", "json", "--name", "web", "-w", "3"], &who[..], &["--", "program", "line", "127.0.0.1:0"]].concat();
+    let mut primary = Running::start(&mut troop(home.path(), &args));
+    let port = u16::try_from(primary.event("listening")["port"].as_u64().unwrap()).unwrap();
+    (0..2).for_each(|_| drop(primary.event("listening")));
+    let number = primary.child.id();
+    let descriptors = || std::fs::read_dir(format!("/proc/{number}/fd")).unwrap().count();
+    let before = descriptors();
+
+    let report = home.path().join("stopped");
+    let attacker = Crowd::start(&[FIXTURE, "stop", &number.to_string(), report.to_str().unwrap()], &[]);
+    let asked = |primary: &mut Running| {
+        let ended = Home::ended(troop(home.path(), &["ls", "--json"]));
+        assert_eq!(ended.code, Some(0), "{ended:?} {:?}", primary.seen);
+        assert!(talk(([127, 0, 0, 1], port), "").unwrap().contains(' '));
+    };
+    let mut newest = primary.workers[0];
+    for _ in 0..5 {
+        // It is dead already unless it has executed the program by luck.
+        let _ = kill_process(pid(newest), Signal::KILL);
+        asked(&mut primary);
+        primary.event("fork");
+        newest = *primary.workers.last().unwrap();
+        asked(&mut primary);
+    }
+    assert_eq!(file(&report), "stopped one");
+    // Ends all processes of this user, the workers among them.
+    drop(attacker);
+    (0..3).for_each(|_| drop(primary.event("listening")));
+    asked(&mut primary);
+    wait_until("no more descriptors than before", || descriptors() <= before);
+}
