@@ -160,6 +160,9 @@ pub(crate) fn as_json(event: &Event) -> Value {
         Event::Exit(worker, how) => {
             add_exit(&mut add, *how);
             add("exitedAfterDisconnect", worker.exited_after_disconnect().into());
+            if matches!(how, ExitHow::Signal(signal) if worker.was_ended_by(*signal)) {
+                add("endedByTroop", true.into());
+            }
         }
         Event::Unhealthy(_, why) => drop(add("reason", why.clone().into())),
         Event::Error(_, e) => drop(add("error", e.chain().into())),
@@ -183,7 +186,9 @@ pub(crate) fn as_json(event: &Event) -> Value {
                 add("old", old.0.into());
                 add("new", new.0.into());
             }
-            Progress::ReloadFailed { reason } | Progress::RollBackFailed { reason } => drop(add("reason", reason.clone().into())),
+            Progress::ReloadFailed { reason, .. } | Progress::RollBackFailed { reason } => {
+                drop(add("reason", reason.clone().into()))
+            }
             Progress::NotRestarting { worker, how } => {
                 add("worker", worker.0.into());
                 add_exit(&mut add, *how);
@@ -194,7 +199,12 @@ pub(crate) fn as_json(event: &Event) -> Value {
             }
             Progress::RollingBack { workers } => drop(add("workers", (*workers).into())),
             Progress::GraceOver(worker) => drop(add("worker", worker.0.into())),
-            Progress::Degraded { ready, wanted } => {
+            Progress::PutOff { worker } => drop(add("worker", worker.0.into())),
+            Progress::NotReady { worker, within } => {
+                add("worker", worker.0.into());
+                add("within_s", within.as_secs().into());
+            }
+            Progress::Degraded { ready, wanted } | Progress::Recovering { ready, wanted } => {
                 add("ready", (*ready).into());
                 add("wanted", (*wanted).into());
             }
@@ -259,7 +269,10 @@ fn progress_name(progress: &Progress) -> &'static str {
         Progress::RollingBack { .. } => "rolling-back",
         Progress::RollBackFailed { .. } => "roll-back-failed",
         Progress::Pausing => "pausing",
+        Progress::PutOff { .. } => "put-off",
+        Progress::NotReady { .. } => "not-ready",
         Progress::Degraded { .. } => "degraded",
+        Progress::Recovering { .. } => "recovering",
         Progress::Recovered { .. } => "recovered",
         Progress::Stopping => "stopping",
         Progress::GraceOver(_) => "grace-over",

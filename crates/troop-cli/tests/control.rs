@@ -340,3 +340,34 @@ fn where_others_could_get_in_there_is_no_control_socket() {
     let (code, _, err) = other.troop(["ls"]);
     assert!(code == 1 && err.contains("set TROOP_RUNTIME_DIR"), "{err}");
 }
+
+#[test]
+fn a_reload_says_what_it_found_and_what_becomes_of_an_app_that_has_no_workers() {
+    let directory = tempfile::tempdir().unwrap();
+    let broken = directory.path().join("broken");
+    let arguments = ["-w", "2", "--name", "web"].map(String::from).into_iter();
+    let mut troop = run(arguments.chain([node("fails_on_reload.js").display().to_string(), broken.display().to_string()]));
+    troop.listening(2);
+    troop.signal(rustix::process::Signal::WINCH);
+    (0..2).for_each(|_| drop(troop.event("exit")));
+    std::fs::write(&broken, "").unwrap();
+    let (code, _, err) = troop.troop(["reload"]);
+    assert!(code == 1 && err.contains("the app is still paused, and nothing is tried again before the next reload"), "{err}");
+    assert!(!err.contains("go on"), "{err}");
+    std::fs::remove_file(&broken).unwrap();
+    let (code, out, err) = troop.troop(["reload"]);
+    assert_eq!((code, out.as_str()), (0, "web: 2 workers started, none was there to replace\n"), "{err}");
+    // Without a single ready worker.
+    std::fs::write(&broken, "").unwrap();
+    troop.troop(["signal", "web", "KILL"]);
+    wait_until("no worker is ready", || {
+        let (_, out, _) = troop.troop(["show", "web", "--json"]);
+        let app: Value = serde_json::from_str::<Vec<Value>>(&out).unwrap().remove(0);
+        app["phase"] == "degraded" && app["ready"] == 0
+    });
+    let (code, _, err) = troop.troop(["reload"]);
+    assert!(code == 1 && err.contains("no worker is ready, and troop goes on trying with what was there before"), "{err}");
+    std::fs::remove_file(&broken).unwrap();
+    let (code, _, err) = troop.troop(["reload", "web:1", "--allow-moved"]);
+    assert!(code == 2 && err.contains("troop reload web --allow-moved"), "{err}");
+}

@@ -44,11 +44,19 @@ impl Scene {
         kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
     }
 
-    fn listeners(&self) -> Vec<String> {
+    fn show(&self) -> Value {
         let (code, out, err) = self.app.troop(["show", "web", "--json"]);
         assert_eq!(code, 0, "{err}");
-        let app = serde_json::from_str::<Vec<Value>>(&out).unwrap().remove(0);
-        app["listeners"].as_array().unwrap().iter().map(|listener| listener["address"].as_str().unwrap().to_owned()).collect()
+        serde_json::from_str::<Vec<Value>>(&out).unwrap().remove(0)
+    }
+
+    fn listeners(&self) -> Vec<String> {
+        self.show()["listeners"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|listener| listener["address"].as_str().unwrap().to_owned())
+            .collect()
     }
 }
 
@@ -147,15 +155,114 @@ fn a_worker_that_listens_late_takes_over_all_the_same() {
 }
 
 #[test]
-fn what_one_of_several_workers_had_may_go_with_a_reload() {
+fn what_one_of_several_workers_had_may_go_with_a_reload_that_permits_it() {
     let (shared, own) = (free_port(), free_port());
     let mut scene = Scene::start(&["-w", "2"], &format!("{shared}\n{own}#1\n"));
     scene.app.listening(3);
     scene.listens(&format!("{shared}\n"));
-    let (code, _, err) = scene.app.troop(["reload", "web"]);
+    let (code, _, err) = scene.app.troop(["reload", "web", "--allow-moved"]);
     assert_eq!(code, 0, "{err}");
     wait_until("its port is closed", || refuses(own));
     served_by(shared);
+    assert_eq!(scene.show()["phase"], "running");
+}
+
+/// As with `serve` from npm, which takes another port when it finds its own one open: the first worker has it, and no successor ever would.
+#[test]
+fn a_reload_whose_workers_all_move_from_the_port_that_one_had_is_taken_back() {
+    for workers in ["1", "3"] {
+        let port = free_port();
+        let mut scene = Scene::start(&["-w", workers], &format!("{port}#0\n0#1\n0#2\n"));
+        scene.app.listening(workers.parse().unwrap());
+        let before = served_by(port);
+        scene.listens("0\n");
+        let (code, out, err) = scene.app.troop(["reload", "web"]);
+        assert_eq!((code, out.as_str()), (1, ""), "{err}");
+        assert!(err.contains(&format!("127.0.0.1:{port}")) && err.contains("allow-moved"), "{err}");
+        // Where it is, seen from outside.
+        assert!(err.contains("on 127.0.0.1:") && !err.contains("127.0.0.1:0"), "{err}");
+        assert_eq!(served_by(port), before);
+        // Where its replacement takes it again, all is well, and where another one does too.
+        for places in [format!("{port}#0\n0#1\n0#2\n"), format!("0#0\n0#1\n{port}#2\n")] {
+            if workers == "1" && places.starts_with('0') {
+                continue;
+            }
+            scene.listens(&places);
+            wait_until("the reload before is over", || scene.app.troop(["reload", "web"]).0 == 0);
+            served_by(port);
+        }
+        assert_eq!(scene.show()["phase"], "running");
+        scene.listens("0\n");
+        let (code, _, err) = scene.app.troop(["reload", "web", "--allow-moved"]);
+        assert_eq!(code, 0, "{err}");
+        wait_until("the port is closed", || refuses(port));
+        assert_eq!(scene.show()["phase"], "running", "that was permitted");
+    }
+}
+
+#[test]
+fn a_port_that_nobody_serves_any_more_after_a_crash_is_named_until_somebody_does() {
+    let port = free_port();
+    let mut scene = Scene::start(&["-w", "2"], &format!("{port}#0\n0#1\n"));
+    scene.app.listening(2);
+    assert_eq!(scene.show()["phase"], "running");
+    scene.listens("0\n");
+    scene.kill(served_by(port));
+    let lost = scene.app.event("listener-lost");
+    assert_eq!((&lost["port"], lost["text"].as_str().unwrap().contains("no")), (&port.into(), true), "{lost}");
+    let at = format!("127.0.0.1:{port}");
+    let show = scene.show();
+    assert_eq!(
+        (&show["phase"], &show["ready"], &show["lost"][0]["address"]),
+        (&"degraded".into(), &2.into(), &at.clone().into())
+    );
+    assert!(scene.app.troop(["ls"]).1.contains("degraded"));
+    let shown = scene.app.troop(["show", "web"]).1;
+    assert!(shown.contains(&format!("lost {at}: no worker listens there")), "{shown}");
+    scene.listens(&format!("{port}#0\n0#1\n"));
+    assert_eq!(scene.app.troop(["reload", "web"]).0, 0);
+    assert_eq!(scene.app.event("listener-restored")["port"], port);
+    assert_eq!(scene.show()["phase"], "running");
+    served_by(port);
+}
+
+#[test]
+fn a_worker_that_disconnects_by_itself_leaves_the_port_to_its_successor() {
+    let (port, other) = (free_port(), free_port());
+    let mut scene = Scene::start(&["-w", "2"], &format!("{port}#0\n{other}#1\n"));
+    scene.app.listening(2);
+    let before = served_by(port);
+    scene.listens(&format!("wait 1000\n{port}#0\n{other}#1\n"));
+    let slot = scene.show()["workers"].as_array().unwrap().iter().find(|worker| worker["pid"] == before).unwrap()["id"].clone();
+    assert_eq!(scene.app.troop(["send", &format!("web:{slot}"), "leave"]).0, 0);
+    // From before the worker has closed its server until its successor listens.
+    let mut answered = served_by(port);
+    wait_until("its successor answers", || {
+        answered = served_by(port);
+        answered != before
+    });
+    assert!(scene.app.seen.iter().all(|line| !line.contains("listener-closed")));
+}
+
+#[test]
+fn a_worker_that_is_never_ready_is_replaced_until_one_is() {
+    let port = free_port();
+    let args = ["-w", "2", "--set", "ready=message", "--set", "ready_timeout=3s"];
+    let mut scene = Scene::start(&args, &format!("{port}\nready\n"));
+    scene.app.listening(2);
+    wait_until("all are ready", || scene.show()["phase"] == "running");
+    scene.listens(&format!("{port}\n"));
+    let pid = scene.app.workers()[0];
+    scene.kill(pid);
+    let late = scene.app.event("not-ready");
+    assert!(late["text"].as_str().unwrap().contains("was not ready within 3s"), "{late}");
+    let end = scene.app.event("exit");
+    assert_eq!(end["worker"], late["worker"]);
+    let begun = scene.app.event("restarting");
+    assert!(begun["delay_ms"].as_u64().unwrap() > 0, "{begun}");
+    scene.listens(&format!("{port}\nready\n"));
+    wait_until("one is ready in its place", || scene.show()["phase"] == "running");
+    served_by(port);
 }
 
 #[test]

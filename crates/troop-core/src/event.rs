@@ -304,6 +304,8 @@ pub enum Notice {
         at: Address,
         /// Connections that waited there; they were closed.
         dropped: usize,
+        /// Set if a successor should have listened there: where, in the words of the worker that had asked for it.
+        missed: Option<Address>,
     },
     /// It broke a rule of the channel.
     Misbehaved {

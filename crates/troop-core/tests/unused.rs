@@ -30,6 +30,22 @@ proptest! {
         prop_assert!(world.waiting.is_empty() || !world.listeners.is_empty());
     }
 
+    /// The same where workers are supervised, and listeners outlive workers that close them by themselves.
+    #[test]
+    fn no_listener_of_supervised_workers_stays_open_that_nobody_will_ask_for(inputs in prop::collection::vec(input(), 0..120)) {
+        let mut world = World::new(Config { hung_after: None, ..config() });
+        world.primary.set_supervised(true);
+        for input in inputs {
+            world.happen(input)?;
+        }
+        world.happen(Input::Successors { which: 2 })?;
+        world.happen(Input::Pass { ms: 61_000 })?;
+        prop_assert!(!world.primary.has_unused());
+        for id in world.primary.listeners() {
+            prop_assert!(world.primary.listener_load(id).0 > 0, "nobody listens on {:?}", id);
+        }
+    }
+
     /// While a successor is to come, only the program's own wish closes a listener.
     #[test]
     fn no_listener_closes_that_a_successor_may_ask_for(inputs in prop::collection::vec(input(), 0..120)) {
@@ -238,25 +254,101 @@ fn a_socket_that_is_open_elsewhere_too_is_not_closed() {
     world.end().unwrap();
 }
 
-// ---- what successors have to take over ----
+#[test]
+fn a_fixed_address_that_a_successor_does_not_take_over_is_missed_and_one_that_was_let_go_is_not() {
+    let mut world = supervised();
+    listening(&mut world, &[9]);
+    let worker = listening(&mut world, &[1]);
+    let next = dies_and_returns(&mut world, worker, &[2]);
+    pass(&mut world, 3_100);
+    assert_eq!((world.listeners.len(), world.missed.as_slice()), (2, &[Some(1)][..]));
+    // Nobody comes in its place: fewer are wanted, or it has done what it was to do.
+    leaves_for_good(&mut world, next);
+    assert_eq!((world.listeners.len(), world.missed.len()), (1, 1));
+    // What the kernel chose is nobody's loss, nor what a new generation has done without.
+    let worker = listening(&mut world, &[0, 4]);
+    world.successors = Successors::Awaited;
+    dies(&mut world, worker);
+    listening(&mut world, &[3]);
+    world.primary.forget_shared();
+    world.successors = Successors::Nobody;
+    pass(&mut world, 3_100);
+    assert_eq!((world.listeners.len(), world.missed.len()), (2, 1));
+}
 
-fn claims(world: &World, only: bool) -> Vec<(Option<i64>, usize)> {
-    world.primary.claims(only).iter().map(|claim| (claim.at.port, claim.holders.len())).collect()
+fn leaves_for_good(world: &mut World, worker: WorkerId) {
+    world.primary.disconnect(worker, true, None);
+    world.primary.excuse(worker);
+    world.act().unwrap();
+}
+
+/// As Node's `cluster.worker.disconnect()` begins, and `server.close()`.
+fn closes(world: &mut World, worker: WorkerId, which: usize) {
+    world.of_worker(worker, Input::Close { worker: 0, listener: which });
+    world.act().unwrap();
 }
 
 #[test]
-fn what_workers_of_several_slots_listen_on_is_claimed_and_what_one_does_is_not() {
+fn a_worker_that_leaves_by_itself_keeps_its_listener_for_its_successor() {
+    let mut world = supervised();
+    listening(&mut world, &[9]);
+    let worker = listening(&mut world, &[1]);
+    pass(&mut world, 60_000);
+    closes(&mut world, worker, 1);
+    // It has connections to finish.
+    pass(&mut world, 20_000);
+    world.happen(Input::Accept { listener: 1 }).unwrap();
+    world.of_worker(worker, Input::Goodbye { worker: 0 });
+    pass(&mut world, 5_000);
+    assert_eq!((world.listeners.len(), world.waiting.len()), (2, 1));
+    // Its channel closes, its process ends, and its successor listens again.
+    let next = dies_and_returns(&mut world, worker, &[1]);
+    pass(&mut world, 60_000);
+    assert!(world.closed.is_empty() && world.waiting.is_empty() && world.primary.listens_on(next).count() == 1);
+}
+
+#[test]
+fn a_worker_that_closes_a_listener_and_goes_on_has_it_closed_after_a_while_and_nobody_misses_it() {
+    for (ports, ms) in [(&[1, 2][..], 3_000), (&[1], 30_000)] {
+        let mut world = supervised();
+        listening(&mut world, &[9]);
+        let worker = listening(&mut world, ports);
+        pass(&mut world, 60_000);
+        closes(&mut world, worker, 1);
+        pass(&mut world, ms - 100);
+        assert_eq!(world.listeners.len(), 1 + ports.len());
+        pass(&mut world, 200);
+        assert_eq!((world.listeners.len(), world.missed.len()), (ports.len(), 0));
+    }
+    // Where nobody is supervised it closes at once, as in Node.
+    let mut world = World::new(patient());
+    let worker = listening(&mut world, &[1]);
+    closes(&mut world, worker, 0);
+    assert!(world.listeners.is_empty());
+}
+
+// ---- what successors have to take over ----
+
+fn claims(world: &World, only: bool) -> Vec<(Option<i64>, usize, bool)> {
+    world.primary.claims(only).iter().map(|claim| (claim.at.port, claim.holders.len(), claim.is_shared)).collect()
+}
+
+const SHARED: bool = true;
+const OWN: bool = false;
+
+#[test]
+fn what_workers_listen_on_is_claimed_and_what_several_slots_do_is_shared() {
     let mut world = supervised();
     let first = listening(&mut world, &[1, 2]);
-    assert!(claims(&world, false).is_empty());
+    assert_eq!(claims(&world, false), [(Some(1), 1, OWN), (Some(2), 1, OWN)]);
     listening(&mut world, &[1, 3]);
-    assert_eq!(claims(&world, false), [(Some(1), 2)]);
+    assert_eq!(claims(&world, false), [(Some(1), 2, SHARED), (Some(2), 1, OWN), (Some(3), 1, OWN)]);
     // The only one's all are.
-    assert_eq!(claims(&world, true), [(Some(1), 2), (Some(2), 1), (Some(3), 1)]);
-    // Also when one of them is just not there.
+    assert_eq!(claims(&world, true), [(Some(1), 2, SHARED), (Some(2), 1, SHARED), (Some(3), 1, SHARED)]);
+    // Also when one of them is just not there; its own waits for whoever comes.
     world.successors = Successors::Awaited;
     dies(&mut world, first);
-    assert_eq!(claims(&world, false), [(Some(1), 1)]);
+    assert_eq!(claims(&world, false), [(Some(1), 1, SHARED), (Some(2), 0, OWN), (Some(3), 1, OWN)]);
 }
 
 #[test]
@@ -267,7 +359,7 @@ fn a_worker_and_its_successor_share_nothing() {
     world.primary.spawned(next, 4711, Some(0), 100);
     world.workers.insert(next, world::Worker { connected: true, ..world::Worker::default() });
     listen(&mut world, next, &[1]);
-    assert!(claims(&world, false).is_empty());
+    assert_eq!(claims(&world, false), [(Some(1), 2, OWN)]);
 }
 
 #[test]
@@ -276,11 +368,11 @@ fn what_was_left_open_for_successors_is_claimed_where_nobody_serves() {
     world.successors = Successors::Awaited;
     let all = [listening(&mut world, &[1, 2]), listening(&mut world, &[1])];
     all.iter().for_each(|worker| leaves(&mut world, *worker));
-    assert_eq!(claims(&world, false), [(Some(1), 0)]);
+    assert_eq!(claims(&world, false), [(Some(1), 0, SHARED), (Some(2), 0, OWN)]);
     // A generation that has proven good without it begins anew.
     listening(&mut world, &[1]);
     world.primary.forget_shared();
-    assert!(claims(&world, false).is_empty());
+    assert_eq!(claims(&world, false), [(Some(1), 1, OWN)]);
 }
 
 #[test]
@@ -292,10 +384,10 @@ fn what_workers_of_a_reload_that_failed_have_opened_is_neither_kept_nor_claimed(
     let before: Vec<_> = world.primary.listeners().collect();
     let new = listening(&mut world, &[2]);
     leaves(&mut world, new);
-    assert_eq!(claims(&world, true), [(Some(1), 0), (Some(2), 0)]);
+    assert_eq!(claims(&world, true), [(Some(1), 0, SHARED), (Some(2), 0, SHARED)]);
     world.primary.close_unused_but(&before);
     world.act().unwrap();
-    assert_eq!((claims(&world, true), world.listeners.len()), (vec![(Some(1), 0)], 1));
+    assert_eq!((claims(&world, true), world.listeners.len()), (vec![(Some(1), 0, SHARED)], 1));
 }
 
 #[test]

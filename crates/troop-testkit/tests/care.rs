@@ -388,7 +388,7 @@ async fn a_reload_that_fails_is_taken_back_with_what_it_brought() {
     }
     troop.cluster.reload_as(Setup::new().env("V", "2")).unwrap();
     let failed = progress(&mut troop, "the failure", |p| matches!(p, Progress::ReloadFailed { .. })).await;
-    assert!(matches!(&failed, Progress::ReloadFailed { reason } if reason.contains("exit code 9")), "{failed:?}");
+    assert!(matches!(&failed, Progress::ReloadFailed { reason, .. } if reason.contains("exit code 9")), "{failed:?}");
     progress(&mut troop, "the way back", |p| *p == Progress::RollingBack { workers: 2 }).await;
     for _ in 0..4 {
         replaced(&mut troop).await;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use troop_core::event::{Address, ExitHow, Listening, Violation};
-use troop_core::supervise::{Cause, GiveUp, Progress};
+use troop_core::supervise::{Afterwards, Cause, GiveUp, Progress};
 use troop_core::text::{Escaping, escaped};
 
 use crate::error::Error;
@@ -77,7 +77,12 @@ impl Event {
             Event::Listening(w, at) => write!(f, "worker {} listening on {at}", w.id()),
             Event::Message(w, m) => write!(f, "worker {} sent a message of {} bytes", w.id(), m.as_json().len()),
             Event::Disconnect(w) => write!(f, "worker {} disconnected", w.id()),
-            Event::Exit(w, how) if w.exited_after_disconnect() == Some(true) => write!(f, "worker {} finished: {how}", w.id()),
+            Event::Exit(w, how @ ExitHow::Signal(signal)) if w.was_ended_by(*signal) => {
+                write!(f, "worker {} was ended by troop: {how}", w.id())
+            }
+            Event::Exit(w, how) if w.exited_after_disconnect() == Some(true) || w.was_to_end() => {
+                write!(f, "worker {} finished: {how}", w.id())
+            }
             Event::Exit(w, how) => write!(f, "worker {} died: {how}", w.id()),
             Event::Error(Some(w), e) => write!(f, "worker {}: {}", w.id(), e.chain()),
             Event::Error(None, e) => f.write_str(&e.chain()),
@@ -115,6 +120,8 @@ fn fmt_progress(progress: &Progress, f: &mut impl fmt::Write) -> fmt::Result {
         Progress::Pausing => f.write_str("pausing: the workers finish, the listeners stay"),
         Progress::Degraded { ready: 0, .. } => f.write_str("degraded: no worker is ready"),
         Progress::Degraded { ready, wanted } => write!(f, "degraded: {ready} of {wanted} workers are ready"),
+        Progress::Recovering { ready, wanted } => write!(f, "recovering: {ready} of {wanted} workers are ready again"),
+        Progress::NotReady { worker, within } => write!(f, "worker {worker} was not ready within {within:.0?} and is ended"),
         Progress::Recovered { workers } => write!(f, "all {workers} workers are ready again"),
         Progress::Restarting { delay, .. } if delay.is_zero() => f.write_str("starting a new worker"),
         Progress::Restarting { delay, .. } => write!(f, "starting a new worker in {delay:.1?}"),
@@ -122,9 +129,24 @@ fn fmt_progress(progress: &Progress, f: &mut impl fmt::Write) -> fmt::Result {
         Progress::Awaiting { worker, at } => {
             write!(f, "waiting for worker {worker} to listen on {at}, as the one that it replaces does")
         }
+        Progress::PutOff { worker } => {
+            write!(
+                f,
+                "worker {worker} does not listen where only the one that it was to replace does; the others are replaced first"
+            )
+        }
         Progress::Replaced { old, new } => write!(f, "reload: worker {new} takes over from worker {old}"),
         Progress::ReloadFinished => f.write_str("reload: done"),
-        Progress::ReloadFailed { reason } => write!(f, "reload failed: {reason}; the old workers go on"),
+        Progress::ReloadFailed { reason, then } => {
+            let then = match then {
+                Afterwards::GoesOn => "; the old workers go on",
+                Afterwards::Replaced => "; the workers have been replaced",
+                Afterwards::Retries => "; no worker is ready, and more are started as before",
+                Afterwards::Paused => "; still paused, until the next reload",
+                Afterwards::Ends => "",
+            };
+            write!(f, "reload failed: {reason}{then}")
+        }
         Progress::ReloadRefused => f.write_str("reload refused: one is under way, or the cluster is stopping"),
         Progress::Stopping => f.write_str("stopping"),
         Progress::GraceOver(worker) => write!(f, "worker {worker} did not finish in time and is killed"),
@@ -157,7 +179,7 @@ impl Weigh for Event {
                 | Progress::GivingUp(GiveUp::NeverReady { cause: Cause::NotStarted(reason), .. })
                 | Progress::Recycling { reason, .. }
                 | Progress::RecycleFailed { reason, .. }
-                | Progress::ReloadFailed { reason }
+                | Progress::ReloadFailed { reason, .. }
                 | Progress::RollBackFailed { reason },
             ) => reason.len(),
             _ => 0,

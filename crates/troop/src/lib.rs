@@ -88,15 +88,15 @@ pub use settings::{InspectPort, Resource, Sandbox, Settings, Setup, Stdio, Syste
 pub use worker::{Draining, Listen, Worker, WorkerEvent, WorkerRole};
 
 pub use primary::{
-    HealthCheck, HealthTest, ListenerSnapshot, Output, Phase, ReadyWhen, RecyclePolicy, Reload, ReplacePolicy, RestartPolicy,
-    Snapshot, Source, Usage, VacantSlot, WhenFailed, WorkerSnapshot, available_workers, forget_startup,
+    HealthCheck, HealthTest, ListenerSnapshot, LostListener, Output, Phase, ReadyWhen, RecyclePolicy, Reload, ReplacePolicy,
+    RestartPolicy, Snapshot, Source, Usage, VacantSlot, WhenFailed, WorkerSnapshot, available_workers, forget_startup,
 };
 pub use troop_core::event::{Address, AddressType, ExitHow, Listening, Violation, signal_name};
 pub use troop_core::policy::{
     BadScheduling, Connection, Header, Http, Pattern, Policy, Question, Scheduling, Sticky, WorkerView,
 };
 pub use troop_core::primary::{WorkerState, WorkerStats};
-pub use troop_core::supervise::{Cause, GiveUp, Progress, Restart};
+pub use troop_core::supervise::{Afterwards, Cause, GiveUp, Progress, Restart};
 pub use troop_core::{Time, WorkerId, text};
 
 /// Paths that other users may be able to change, and what those may do with files. For the program `troop`, which needs the same walk as the

@@ -103,7 +103,7 @@ pub(crate) struct App {
     /// When a worker is ready. Default: auto.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ready: Option<Ready>,
-    /// How long a new worker may take to be ready in a reload. Default: 30 seconds.
+    /// How long a new worker may take to be ready, in a reload and after the end of another one. Default: 30 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ready_timeout: Option<Time>,
     /// How long the first new worker of a reload must have been ready before an old one leaves. Default: 2 seconds.

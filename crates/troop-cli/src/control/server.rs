@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use troop::{Cluster, Event, Events, Phase, Progress, Reload, WorkerHandle, WorkerId};
+use troop::{Afterwards, Cluster, Event, Events, Phase, Progress, Reload, WorkerHandle, WorkerId};
 
 use super::door::{self, Door};
 use super::{Answer, App, Ask, Failure, Request, VERSION};
@@ -434,17 +434,22 @@ impl Server {
                 None => log::say(&format!("troop: {text}")),
             }
         }
-        let replaced = self.replace_all(Reload::new().setup(setup).allow_moved(allow_moved), stream).await?;
+        let (replaced, started) = self.replace_all(Reload::new().setup(setup).allow_moved(allow_moved), stream).await?;
         let later = self.adopt(&before, &after).await;
         self.is_planned(after);
-        Ok(json!({ "replaced": replaced, "later": later? }))
+        let mut answer = json!({ "replaced": replaced, "later": later? });
+        if let (1.., Some(fields)) = (started, answer.as_object_mut()) {
+            fields.insert("started".into(), started.into());
+        }
+        Ok(answer)
     }
 
-    async fn replace_all(&self, reload: Reload, mut stream: Option<&mut UnixStream>) -> Result<u64, Failure> {
+    /// How many workers were replaced, and how many were started where there was none.
+    async fn replace_all(&self, reload: Reload, mut stream: Option<&mut UnixStream>) -> Result<(u64, u64), Failure> {
         let mut events = self.cluster.events();
         let oldest = self.cluster.workers().iter().map(WorkerHandle::id).max();
         self.cluster.reload_with(reload).map_err(|e| failed(&e))?;
-        let (mut began, mut replaced, mut is_heard) = (false, 0, true);
+        let (mut began, mut replaced, mut is_heard) = (false, 0_u64, true);
         let mut fallen: Option<WorkerHandle> = None;
         while let Some(event) = events.next().await {
             match &event {
@@ -454,10 +459,22 @@ impl Server {
                     return Err(Failure::new("busy", "a reload is under way, or the app is stopping"));
                 }
                 Event::Supervision(Progress::Replaced { .. }) if began => replaced += 1,
-                Event::Supervision(Progress::Awaiting { .. }) if began => {}
-                Event::Supervision(Progress::ReloadFinished) if began => return Ok(replaced),
-                Event::Supervision(Progress::ReloadFailed { reason }) if began => {
-                    let mut text = format!("{reason}; {replaced} workers had been replaced, the others go on");
+                Event::Supervision(Progress::Awaiting { .. } | Progress::PutOff { .. }) if began => {}
+                Event::Supervision(Progress::ReloadFinished) if began => {
+                    let workers = self.cluster.snapshot().await.map_err(|e| failed(&e))?.workers;
+                    let newest = workers.iter().filter_map(|worker| worker.generation).max();
+                    let new = workers.iter().filter(|worker| worker.generation == newest && newest.is_some()).count() as u64;
+                    return Ok((replaced, new.saturating_sub(replaced)));
+                }
+                Event::Supervision(Progress::ReloadFailed { reason, then }) if began => {
+                    let then = match then {
+                        Afterwards::GoesOn => format!("{replaced} workers had been replaced, the others go on"),
+                        Afterwards::Retries => "no worker is ready, and troop goes on trying with what was there before".into(),
+                        Afterwards::Paused => "the app is still paused, and nothing is tried again before the next reload".into(),
+                        Afterwards::Ends => "the reload is over".into(),
+                        Afterwards::Replaced => format!("{replaced} workers have been replaced"),
+                    };
+                    let mut text = format!("{reason}; {then}");
                     if let Some(words) = fallen.and_then(|worker| worker.last_stderr(LAST_WORDS)).filter(|w| !w.trim().is_empty())
                     {
                         text.push_str("; its last lines:\n");

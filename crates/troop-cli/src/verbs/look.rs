@@ -138,6 +138,9 @@ pub(crate) fn show(args: &Look) -> Result<(), Trouble> {
         if let Some(end) = &snapshot.last_end {
             let _ = writeln!(out, "last unexpected end: {}", escaped(end));
         }
+        for lost in &snapshot.lost {
+            let _ = writeln!(out, "lost {}: {}", escaped(&lost.address), escaped(&lost.reason));
+        }
         vacancies(snapshot).iter().for_each(|vacancy| drop(writeln!(out, "{vacancy}")));
         if let Some(file) = file {
             let _ = writeln!(out, "described in {}", escaped(file));

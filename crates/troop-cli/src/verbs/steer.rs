@@ -41,7 +41,10 @@ pub(super) fn one(target: Option<&str>) -> Result<Client, Trouble> {
 pub(crate) fn reload(args: &Reload) -> Result<(), Trouble> {
     let (app, worker) = client::target(args.app.as_deref())?;
     if worker.is_some() && args.allow_moved {
-        return Err(Trouble::Nonsense("--allow-moved is for a reload of all workers: one worker alone cannot move".into()));
+        let app = app.unwrap_or_default();
+        return Err(Trouble::Nonsense(format!(
+            "--allow-moved is for all workers at once, because one alone is held to where the others listen: troop reload {app} --allow-moved"
+        )));
     }
     for mut client in client::find(app)? {
         let name = client.name().to_owned();
@@ -51,7 +54,15 @@ pub(crate) fn reload(args: &Reload) -> Result<(), Trouble> {
             }
         };
         let answer = named(&name, client.ask(Ask::Reload { worker, allow_moved: args.allow_moved }, show)?);
-        report(args.json, &answer, || format!("{name}: {} workers replaced", answer["replaced"]));
+        report(args.json, &answer, || {
+            let (replaced, started) = (answer["replaced"].as_u64().unwrap_or(0), answer["started"].as_u64().unwrap_or(0));
+            match (replaced, started) {
+                (0, 0) => format!("{name}: there was no worker to replace"),
+                (replaced, 0) => format!("{name}: {replaced} workers replaced"),
+                (0, started) => format!("{name}: {started} workers started, none was there to replace"),
+                (replaced, started) => format!("{name}: {replaced} workers replaced, {started} started where there was none"),
+            }
+        });
     }
     Ok(())
 }

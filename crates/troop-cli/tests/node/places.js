@@ -1,5 +1,6 @@
 // Listens where a file says: lines of ports and paths; `{pid}` is the process, `#1` at the end means only the worker of slot 1.
-// A line `wait MS` pauses before the rest.
+// A line `wait MS` pauses before the rest, `ready` says `ready` to the primary. With the message `leave` it disconnects by itself.
+const cluster = require('cluster');
 const fs = require('fs');
 const answer = (q, r) => r.end(`${process.pid}`);
 const places = fs.readFileSync(process.argv[2], 'utf8').split('\n').filter(Boolean);
@@ -9,7 +10,8 @@ const next = () => {
   const [what, slot] = line.split('#');
   const wait = /^wait (\d+)$/.exec(line);
   if (wait) return void setTimeout(next, Number(wait[1]));
-  if (slot === undefined || slot === process.env.TROOP_SLOT) {
+  if (line === 'ready') process.send('ready');
+  else if (slot === undefined || slot === process.env.TROOP_SLOT) {
     const place = what.replace('{pid}', process.pid);
     const server = require('http').createServer(answer);
     if (/^\d+$/.test(place)) server.listen(Number(place), '127.0.0.1');
@@ -17,4 +19,5 @@ const next = () => {
   }
   next();
 };
+process.on('message', (message) => message === 'leave' && cluster.worker.disconnect());
 next();

@@ -469,7 +469,8 @@ impl Primary {
         let all = state.seats.iter().map(|seat| seat.listener);
         let found = all.into_iter().find(|id| self.listeners.get(id).is_some_and(|l| l.key == key));
         if let Some(listener) = found {
-            self.leave_listener(worker, listener, false);
+            // A supervised worker that leaves by itself closes its servers first.
+            self.leave(worker, listener, self.supervised && self.config.keep_listeners, true);
         }
     }
 
@@ -482,6 +483,11 @@ impl Primary {
     }
 
     pub(super) fn leave_listener(&mut self, worker: WorkerId, id: ListenerId, keep: bool) {
+        self.leave(worker, id, keep, false);
+    }
+
+    /// With `closed`, the worker has closed its server by itself.
+    fn leave(&mut self, worker: WorkerId, id: ListenerId, keep: bool, closed: bool) {
         let seat = self.workers.get_mut(&worker).and_then(|state| {
             let at = state.seats.iter().position(|seat| seat.listener == id)?;
             Some(state.seats.remove(at))
@@ -513,7 +519,7 @@ impl Primary {
             self.close_unused(id);
         } else {
             if unused && !lasting {
-                self.unused.insert(id, (WorkerId(self.last_worker), self.last_time));
+                self.note_unused(id, worker, closed);
             }
             let now = self.last_time;
             self.staff_all(now, id);

@@ -25,6 +25,7 @@ pub use handover::Needs;
 pub use listener::{Bind, BindSpec, Offered};
 pub use reports::REPORT_EVERY;
 pub use unused::Successors;
+use unused::Unused;
 pub use worker::{WorkerState, WorkerStats, WorkerStatus};
 
 use crate::event::{ExitHow, Listening, Notice, Violation};
@@ -48,8 +49,8 @@ pub struct Primary {
     workers: Roster<Worker>,
     listeners: BTreeMap<ListenerId, Listener>,
     keys: HashMap<ListenKey, ListenerId>,
-    /// Listeners that no worker has and that are open for a successor, the newest worker when the last one left, and when that was.
-    unused: BTreeMap<ListenerId, (WorkerId, Time)>,
+    /// Listeners that no worker has and that are open for a successor.
+    unused: BTreeMap<ListenerId, Unused>,
     /// See [`Primary::set_supervised`].
     supervised: bool,
     actions: VecDeque<Action>,

@@ -22,7 +22,40 @@ pub enum Successors {
     Nobody,
 }
 
+/// A listener that no worker has.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Unused {
+    /// The newest worker then.
+    newest: WorkerId,
+    since: Time,
+    /// The worker that had it last.
+    last: WorkerId,
+    /// That worker closed it by itself.
+    closed: bool,
+    /// A successor is to take it over, so it is missed if none does.
+    is_due: bool,
+}
+
 impl Primary {
+    /// The last worker of a listener has left it.
+    pub(super) fn note_unused(&mut self, id: ListenerId, last: WorkerId, closed: bool) {
+        let (newest, since) = (WorkerId(self.last_worker), self.last_time);
+        self.unused.insert(id, Unused { newest, since, last, closed, is_due: true });
+    }
+
+    /// A worker has no successor that would have to take over what only it had.
+    pub fn excuse(&mut self, worker: WorkerId) {
+        self.unused.values_mut().filter(|unused| unused.last == worker).for_each(|unused| unused.is_due = false);
+    }
+
+    /// Until when a listener stays open whose last worker has closed it and goes on: that worker may be about to end, like one that leaves
+    /// by itself, and closes its servers first. `None` if it has ended, or closed its channel, so that its successor is waited for.
+    fn closed_until(&self, unused: &Unused) -> Option<Time> {
+        let state = self.workers.get(&unused.last).filter(|state| unused.closed && state.is_there())?;
+        let goes_on = state.seats.iter().any(|seat| seat.listening);
+        Some(unused.since + if goes_on { self.config.listen_patience } else { self.config.start_timeout })
+    }
+
     /// Workers are supervised, so each one that ends has a successor, also one that ends of its own accord.
     pub fn set_supervised(&mut self, supervised: bool) {
         self.supervised = supervised;
@@ -56,12 +89,13 @@ impl Primary {
         let newest = self.workers.iter().filter(|(_, state)| state.is_there()).map(|(id, _)| *id).max();
         let moment = if self.supervised { Duration::ZERO } else { self.config.listen_patience };
         let (mut abandoned, mut later) = (Vec::new(), None);
-        for (id, (newest_then, since)) in &self.unused {
-            let due = *since + moment;
-            if successors != Successors::Nobody && newest <= Some(*newest_then) {
+        for (id, unused) in &self.unused {
+            let closed_until = self.closed_until(unused);
+            let due = closed_until.unwrap_or(unused.since + moment);
+            if closed_until.is_none() && successors != Successors::Nobody && newest <= Some(unused.newest) {
                 continue;
             } else if due <= now {
-                abandoned.push(*id);
+                abandoned.push((*id, unused.is_due && closed_until.is_none()));
             } else {
                 later = Some(later.map_or(due, |at: Time| at.min(due)));
             }
@@ -69,14 +103,14 @@ impl Primary {
         if let Some(at) = later {
             self.wake_at(at);
         }
-        abandoned.iter().for_each(|listener| self.abandon(*listener));
+        abandoned.iter().for_each(|(listener, is_due)| self.abandon(*listener, *is_due));
         !abandoned.is_empty()
     }
 
     /// Closes the listeners that no worker has but these. After a reload that failed: what only its workers have opened waits for nobody.
     pub fn close_unused_but(&mut self, kept: &[ListenerId]) {
         let others: Vec<_> = self.unused.keys().filter(|id| !kept.contains(id)).copied().collect();
-        others.iter().for_each(|listener| self.abandon(*listener));
+        others.iter().for_each(|listener| self.abandon(*listener, false));
     }
 
     /// Until when a worker may still ask for listeners because it has just started.
@@ -90,11 +124,13 @@ impl Primary {
         starting.max().filter(|until| *until > now)
     }
 
-    fn abandon(&mut self, id: ListenerId) {
-        let at = self.bound_address(id);
+    fn abandon(&mut self, id: ListenerId, is_due: bool) {
+        let (at, listener) = (self.bound_address(id), self.listeners.get(&id));
+        let counts = self.supervised && is_due;
+        let missed = listener.filter(|listener| counts && listener.is_fixed).map(Listener::asked);
         let dropped = self.close_listener(id);
         if let Some(at) = at {
-            self.notify(Notice::ListenerClosed { at, dropped });
+            self.notify(Notice::ListenerClosed { at, dropped, missed });
         }
     }
 
@@ -103,7 +139,7 @@ impl Primary {
         let at = self.bound_address(id);
         let dropped = self.close_listener(id);
         if let Some(at) = at.filter(|_| dropped > 0) {
-            self.notify(Notice::ListenerClosed { at, dropped });
+            self.notify(Notice::ListenerClosed { at, dropped, missed: None });
         }
     }
 
@@ -128,16 +164,19 @@ impl Primary {
         let (Some(listener), Some(state)) = (listeners.get_mut(&id), workers.get(&worker)) else { return };
         let Address { address, port, address_type, .. } = listener.asked();
         let is_own = |path: String| names(&path, [state.pid(), worker.0]);
-        listener.is_fixed = port != Some(0) && !(address_type == AddressType::Unix && address.is_some_and(is_own));
+        let is_chosen = port == Some(0) || (port.is_none() && address_type.is_udp());
+        let is_named_after_it = address_type == AddressType::Unix && address.is_some_and(is_own);
+        listener.is_fixed = !(is_chosen || is_named_after_it);
         let holders = || listener.places.iter().flat_map(|place| place.holders.iter());
         // A worker and its successor are one worker, seen from outside.
         let is_other = |other: &WorkerId| workers.get(other).is_some_and(|s| s.slot != state.slot && s.listens_on(id));
         listener.is_shared = listener.is_shared || holders().any(is_other);
     }
 
-    /// A new generation serves, so what the one before it had in common does not matter any more.
+    /// A new generation serves, so what the one before it had does not matter any more.
     pub fn forget_shared(&mut self) {
-        let Primary { workers, listeners, .. } = self;
+        let Primary { workers, listeners, unused, .. } = self;
+        unused.values_mut().for_each(|unused| unused.is_due = false);
         for (id, listener) in listeners.iter_mut().filter(|(_, listener)| listener.is_shared) {
             let holders = listener.places.iter().flat_map(|place| place.holders.iter());
             let mut slots = holders.filter_map(|worker| workers.get(worker)).filter(|s| s.listens_on(*id)).map(|s| s.slot);
@@ -146,24 +185,25 @@ impl Primary {
         }
     }
 
-    /// The addresses that successors have to take over from the workers that serve: those that several workers listen on, or, where there is
-    /// an `only` worker, all that it listens on under a name that does not depend on the process. Where no worker serves, those that were left
-    /// open for successors.
+    /// The addresses that successors have to take over: those that workers listen on under a name that does not depend on the worker, and those
+    /// that were left open for successors. They count as shared where several workers listen there, or where there is an `only` worker.
     #[must_use]
     pub fn claims(&self, only: bool) -> Vec<Claim> {
         let serves = |worker: &WorkerId, id: ListenerId| {
             self.workers.get(worker).is_some_and(|state| state.is_able() && state.listens_on(id))
         };
-        let counts = self.listeners.iter().filter(|(_, l)| l.asked().port != Some(0) && (l.is_shared || (only && l.is_fixed)));
-        let mut claims: Vec<Claim> = counts
-            .map(|(id, listener)| {
-                let holders = listener.places.iter().flat_map(|place| place.holders.iter().copied());
-                Claim { at: listener.asked(), holders: holders.filter(|worker| serves(worker, *id)).collect() }
-            })
-            .collect();
+        let counts = self.listeners.iter().filter(|(_, l)| l.asked().port != Some(0) && (l.is_shared || l.is_fixed));
         let is_served = self.workers.keys().any(|worker| self.listeners.keys().any(|id| serves(worker, *id)));
-        claims.retain(|claim| !is_served || !claim.holders.is_empty());
-        claims
+        counts
+            .filter_map(|(id, listener)| {
+                let holders = listener.places.iter().flat_map(|place| place.holders.iter().copied());
+                let holders: Vec<_> = holders.filter(|worker| serves(worker, *id)).collect();
+                let is_due = || self.unused.get(id).is_some_and(|unused| unused.is_due);
+                // Where others serve, one of the new workers may take it over when it will; where nobody does, the first has to.
+                let is_shared = (listener.is_shared || only) && !(holders.is_empty() && is_served);
+                (!holders.is_empty() || is_due()).then(|| Claim { at: listener.asked(), holders, is_shared })
+            })
+            .collect()
     }
 
     /// Where a worker listens under names that do not depend on the worker.
@@ -174,11 +214,15 @@ impl Primary {
         listeners.filter(|listener| listener.is_fixed).map(Listener::asked).collect()
     }
 
-    /// Where a worker listens.
+    /// Where a worker listens, in the words of the worker that asked first; with the port that the kernel has chosen.
     #[must_use]
     pub fn addresses_of(&self, worker: WorkerId) -> Vec<Address> {
         let seats = self.workers.get(&worker).into_iter().flat_map(|state| state.seats.iter());
-        seats.filter(|seat| seat.listening).filter_map(|seat| self.listener_address(seat.listener)).collect()
+        let address = |id| match self.listener_address(id)? {
+            Address { port: Some(0), .. } => self.bound_address(id),
+            asked => Some(asked),
+        };
+        seats.filter(|seat| seat.listening).filter_map(|seat| address(seat.listener)).collect()
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Giving up is for an app that cannot start. One that has had a ready worker goes on, unless it was told to end when it is down.
 
+use std::time::Duration;
+
 use super::{Cause, Config, ExitHow, GiveUp, Member, Order, Outcome, Phase, Progress, Slot, Supervisor, Time, Vacancy};
 
 /// How far a worker had come when it ended.
@@ -18,13 +20,13 @@ pub(super) enum Life {
 /// How complete the app is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Level {
-    /// Slots have not had a ready worker yet, and none has lost one.
+    /// No worker has been ready yet; or slots have not had a ready worker yet, and none has lost its worker.
     Starting,
     /// Every slot that is to have a ready worker has one.
     Complete,
-    /// Some slots have lost theirs.
+    /// The worker of some slots has ended, or could not be started, and no ready one has followed.
     Degraded,
-    /// No slot has a ready worker, and there had been one.
+    /// The same, and no slot has a ready worker.
     Down,
 }
 
@@ -87,7 +89,6 @@ impl Supervisor {
             }
         }
         if self.config.is_final(how) {
-            self.restarts.note();
             self.places[slot].done = Some((member.worker, how));
             self.orders.push_back(Order::Tell(Progress::NotRestarting { worker: member.worker, how }));
             self.end_if_all_have(now);
@@ -195,6 +196,39 @@ impl Supervisor {
         self.fill(now);
     }
 
+    // ---- workers that are never ready ----
+
+    /// How long a worker that is started now may take to be ready. Those of the first start may take as long as that.
+    pub(super) fn ready_limit(&self) -> Duration {
+        if self.health.been_ready { self.config.ready_timeout } else { self.down_limit() }
+    }
+
+    /// The workers that are not ready, will not be by their age alone, and are not waited for by a round.
+    fn unready(&self) -> impl Iterator<Item = (usize, Member)> {
+        let is_leaving = |member: &Member| self.leaving.iter().any(|l| l.worker == member.worker);
+        let is_in_round = |slot| self.round.as_ref().is_some_and(|round| round.is_at(slot));
+        // A first start fails as a whole.
+        let counts = self.phase == Phase::Running && self.health.been_ready;
+        let members = self.places.iter().enumerate().filter_map(|(slot, place)| Some((slot, place.current?)));
+        members.filter(move |(slot, member)| {
+            counts && member.ready_at(false, &self.config).is_none() && !is_leaving(member) && !is_in_round(*slot)
+        })
+    }
+
+    pub(super) fn late_deadlines(&self) -> impl Iterator<Item = Time> {
+        self.unready().map(|(_, member)| member.due)
+    }
+
+    /// Ends workers that have had their time and are not ready. When they have ended, they are followed as those are that fail.
+    pub(super) fn end_late(&mut self, now: Time) {
+        let late: Vec<_> = self.unready().filter(|(_, member)| member.due <= now).map(|(_, member)| member).collect();
+        for member in late {
+            self.orders
+                .push_back(Order::Tell(Progress::NotReady { worker: member.worker, within: member.due.since(member.since) }));
+            self.leave_unready(now, member);
+        }
+    }
+
     /// Gives up a start in which no worker became ready.
     pub(super) fn give_up_start(&mut self, now: Time, ends: usize, cause: Cause) {
         self.give_up(now, GiveUp::NeverReady { ends, within: self.config.window, cause });
@@ -208,7 +242,7 @@ impl Supervisor {
     // ---- the app as a whole ----
 
     /// How long it may be without a ready worker.
-    fn down_limit(&self) -> std::time::Duration {
+    fn down_limit(&self) -> Duration {
         if self.health.been_ready { self.config.window } else { self.config.window.max(self.config.ready_timeout) }
     }
 
@@ -258,9 +292,13 @@ impl Supervisor {
             (_, 0, _, 1..) => Level::Starting,
             (_, 0, _, 0) => Level::Complete,
         };
-        if std::mem::replace(&mut health.level, level) != level {
+        let before = std::mem::replace(&mut health.level, level);
+        if before != level {
             let wanted = self.config.workers;
             match level {
+                Level::Degraded if before == Level::Down => {
+                    self.orders.push_back(Order::Tell(Progress::Recovering { ready, wanted }));
+                }
                 Level::Degraded | Level::Down => {
                     health.told = true;
                     self.orders.push_back(Order::Tell(Progress::Degraded { ready, wanted }));

@@ -11,6 +11,17 @@ pub struct Claim {
     pub at: Address,
     /// The workers that listen there; none if it was left open for whoever comes next.
     pub holders: Vec<WorkerId>,
+    /// Workers of several slots had it, or the only one: the first new worker must listen there before the first old one leaves. Otherwise it
+    /// is enough that a new one does before the worker that has it leaves.
+    pub is_shared: bool,
+}
+
+/// An address that a new worker has to listen on and none does.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lacking<'a> {
+    pub(super) claim: &'a Claim,
+    /// The worker that is to be replaced has it to itself, and another slot's new worker may take it as well.
+    pub(super) may_come: bool,
 }
 
 /// The claims of a round, and what its workers have taken over so far.
@@ -31,11 +42,33 @@ impl Claims {
         self.listening.push((worker, at));
     }
 
-    /// An address that this holder has to itself, or that was left open for whoever comes, and where none of the new ones listens.
-    pub(super) fn lacking(&self, holder: Option<WorkerId>, is_new: impl Fn(WorkerId) -> bool) -> Option<&Address> {
-        let concerns = |claim: &&Claim| claim.holders.is_empty() || holder.is_some_and(|holder| claim.holders.contains(&holder));
+    /// An address where none of the new ones listens, and that this holder has, or that was left open for whoever comes. With `is_last`, no more
+    /// new ones are to come, so it is about all addresses.
+    pub(super) fn lacking(
+        &self,
+        holder: Option<WorkerId>,
+        is_last: bool,
+        is_new: impl Fn(WorkerId) -> bool,
+    ) -> Option<Lacking<'_>> {
+        let is_held = |claim: &Claim| holder.is_some_and(|holder| claim.holders.contains(&holder));
+        let concerns = |claim: &&Claim| is_last || is_held(claim) || (claim.is_shared && claim.holders.is_empty());
         let is_taken = |at: &Address| self.listening.iter().any(|(worker, all)| all.contains(at) && is_new(*worker));
-        self.claims.iter().filter(concerns).map(|claim| &claim.at).find(|at| !is_taken(at))
+        let claim = self.claims.iter().filter(concerns).find(|claim| !is_taken(&claim.at))?;
+        Some(Lacking { claim, may_come: !claim.is_shared && !is_last })
+    }
+
+    /// Whether a worker has an address that no other one has.
+    pub(super) fn has_own(&self, worker: WorkerId) -> bool {
+        self.claims.iter().any(|claim| !claim.is_shared && claim.holders.contains(&worker))
+    }
+
+    /// These workers are not to have successors, so nobody has to take over what only they have.
+    pub(super) fn let_go(&mut self, workers: &[WorkerId]) {
+        self.claims.retain_mut(|claim| {
+            let before = claim.holders.len();
+            claim.holders.retain(|holder| !workers.contains(holder));
+            before == 0 || !claim.holders.is_empty()
+        });
     }
 
     /// Where a worker listens, for people: the first few addresses.

@@ -19,7 +19,7 @@ use crate::id::{Time, WorkerId};
 pub use config::{Config, Readiness, Restart};
 use ends::{Health, Level, Life};
 pub use expect::Claim;
-pub use order::{Cause, GiveUp, Order, Outcome, Progress, Slot};
+pub use order::{Afterwards, Cause, GiveUp, Order, Outcome, Progress, Slot};
 use replace::Round;
 use restart::Restarts;
 
@@ -39,6 +39,8 @@ struct Member {
     gone: Option<Time>,
     /// It has taken connections.
     served: bool,
+    /// By when it has to be ready, where no round says so.
+    due: Time,
 }
 
 impl Member {
@@ -77,6 +79,8 @@ struct Leaving {
     /// When to follow up with `SIGTERM`.
     term_at: Option<Time>,
     killed: bool,
+    /// It has no successor.
+    is_surplus: bool,
 }
 
 #[derive(Debug, Default)]
@@ -106,11 +110,11 @@ enum Phase {
 /// What a supervisor is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Doing {
-    /// Some slots have not had a ready worker yet.
+    /// No worker has been ready yet; or slots have not had a ready worker yet, and none has lost its worker.
     Starting,
     /// It keeps the workers running, and every slot has a ready one.
     Running,
-    /// Some slots, or all, have lost their workers and have no ready one yet.
+    /// After a worker had been ready: the worker of some slots has ended, or could not be started, and no ready one has followed.
     Degraded,
     /// It replaces them.
     Reloading,
@@ -208,6 +212,7 @@ impl Supervisor {
             told: None,
             gone: None,
             served: false,
+            due: now + self.ready_limit(),
         };
         let place = self.places.get_mut(slot.0).filter(|_| self.phase == Phase::Running);
         let Some(place) = place else {
@@ -260,6 +265,12 @@ impl Supervisor {
         self.leaving.iter().find(|l| l.worker == worker).map(|l| l.kill_at)
     }
 
+    /// Whether a worker leaves because fewer are wanted, so that it has no successor.
+    #[must_use]
+    pub fn is_surplus(&self, worker: WorkerId) -> bool {
+        self.leaving.iter().any(|l| l.worker == worker && l.is_surplus)
+    }
+
     /// Whether a worker counts as up, and which generation it belongs to: 1 for the first, one more for each reload. `None` if it has left, or is leaving.
     #[must_use]
     pub fn standing(&self, now: Time, worker: WorkerId) -> Option<(bool, u32)> {
@@ -285,11 +296,14 @@ impl Supervisor {
             }
             self.places.push(Place::default());
         }
-        for place in self.places.split_off(workers) {
-            place.current.into_iter().chain(place.successor).for_each(|member| self.leave(now, member));
-        }
+        let surplus =
+            self.places.split_off(workers).into_iter().flat_map(|place| place.current.into_iter().chain(place.successor));
+        let surplus: Vec<_> = surplus.collect();
+        surplus.iter().for_each(|member| self.leave(now, *member));
+        let gone: Vec<_> = surplus.iter().map(|member| member.worker).collect();
+        self.leaving.iter_mut().filter(|l| gone.contains(&l.worker)).for_each(|l| l.is_surplus = true);
         if let Some(round) = &mut self.round {
-            round.shrink(workers);
+            round.shrink(workers, &gone);
         }
         self.advance(now);
         self.end_if_all_have(now);
@@ -380,7 +394,7 @@ impl Supervisor {
             member.gone = Some(now);
             // It cannot be given connections any more. Normally it ends by itself at once; its end refills the slot.
             let kill_at = now + self.config.grace;
-            self.leaving.push(Leaving { worker, kill_at, term_at: Some(now + LINGER), killed: false });
+            self.leaving.push(Leaving { worker, kill_at, term_at: Some(now + LINGER), killed: false, is_surplus: false });
             self.look(now);
         }
     }
@@ -424,7 +438,15 @@ impl Supervisor {
         let kills = self.leaving.iter().filter(|l| !l.killed).map(|l| l.kill_at);
         let terms = self.leaving.iter().filter_map(|l| l.term_at);
         let back = self.rejected.and_then(|(_, at)| at);
-        retries.chain(kills).chain(terms).chain(self.round_deadlines()).chain(self.health_deadlines()).chain(back).min()
+        let late = self.late_deadlines();
+        retries
+            .chain(kills)
+            .chain(terms)
+            .chain(self.round_deadlines())
+            .chain(self.health_deadlines())
+            .chain(back)
+            .chain(late)
+            .min()
     }
 
     /// Time passes.
@@ -443,6 +465,7 @@ impl Supervisor {
         self.fill(now);
         self.advance(now);
         self.roll_back_again(now);
+        self.end_late(now);
         self.look(now);
     }
 }

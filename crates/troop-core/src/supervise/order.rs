@@ -102,6 +102,21 @@ impl fmt::Display for GiveUp {
     }
 }
 
+/// What becomes of an app whose reload has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Afterwards {
+    /// The old workers go on.
+    GoesOn,
+    /// All workers have been replaced, but clients do not reach them.
+    Replaced,
+    /// No worker is ready; more are started, as before the reload.
+    Retries,
+    /// It stays paused, without workers, until the next reload.
+    Paused,
+    /// Its workers are being ended.
+    Ends,
+}
+
 /// What the supervisor does, for people to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
@@ -131,6 +146,12 @@ pub enum Progress {
         /// Where it is to listen.
         at: Address,
     },
+    /// A new worker does not listen where only the one that it was to replace does. It ends, and the others are replaced first: one of their new
+    /// workers may listen there.
+    PutOff {
+        /// The new one.
+        worker: WorkerId,
+    },
     /// A new worker took an old one's place.
     Replaced {
         /// The one that finishes.
@@ -140,10 +161,12 @@ pub enum Progress {
     },
     /// All workers have been replaced.
     ReloadFinished,
-    /// A new worker did not come up; the old ones go on.
+    /// A new worker did not come up.
     ReloadFailed {
         /// Why.
         reason: String,
+        /// What becomes of the app.
+        then: Afterwards,
     },
     /// A reload was asked for while one runs, or while stopping.
     ReloadRefused,
@@ -177,8 +200,22 @@ pub enum Progress {
     Pausing,
     /// A worker did not finish within its grace and was killed.
     GraceOver(WorkerId),
-    /// Some slots have lost their workers and have no ready one yet; or no slot has one any more, or the first has one again.
+    /// A worker was not ready in time, and is ended. Another one follows as after any failure.
+    NotReady {
+        /// Which.
+        worker: WorkerId,
+        /// How long it had.
+        within: Duration,
+    },
+    /// Some slots have lost their workers and have no ready one yet; or no slot has one any more.
     Degraded {
+        /// Workers that are ready.
+        ready: usize,
+        /// Workers that there should be.
+        wanted: usize,
+    },
+    /// After no slot had a ready worker, some have one again.
+    Recovering {
         /// Workers that are ready.
         ready: usize,
         /// Workers that there should be.

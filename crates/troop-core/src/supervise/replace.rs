@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::expect::{Claim, Claims};
-use super::{LINGER, Member, Order, Phase, Progress, Slot, Supervisor};
+use super::expect::{Claim, Claims, Lacking};
+use super::{Afterwards, Member, Order, Phase, Progress, Slot, Supervisor};
 use crate::event::Address;
 use crate::id::{Time, WorkerId};
 
@@ -18,6 +18,16 @@ enum Why {
     /// Back to what there was before a reload that failed.
     RollBack,
     Recycle(WorkerId),
+}
+
+impl Why {
+    fn failure(&self, reason: String, then: Afterwards) -> Progress {
+        match self {
+            Why::Recycle(worker) => Progress::RecycleFailed { worker: *worker, reason },
+            Why::Reload => Progress::ReloadFailed { reason, then },
+            Why::RollBack => Progress::RollBackFailed { reason },
+        }
+    }
 }
 
 /// How a slot gets its new worker.
@@ -54,6 +64,8 @@ pub(super) struct Round {
     revives: bool,
     /// The addresses that new workers have to take over.
     claims: Claims,
+    /// Slots that were put off since the last one was done: their new workers did not take over what only their old ones have.
+    put_off: Vec<usize>,
 }
 
 impl Round {
@@ -80,12 +92,8 @@ impl Round {
     }
 
     /// What is told when it is given up.
-    pub(super) fn failure(&self, reason: String) -> Progress {
-        match self.why {
-            Why::Recycle(worker) => Progress::RecycleFailed { worker, reason },
-            Why::Reload => Progress::ReloadFailed { reason },
-            Why::RollBack => Progress::RollBackFailed { reason },
-        }
+    pub(super) fn failure(&self, reason: String, then: Afterwards) -> Progress {
+        self.why.failure(reason, then)
     }
 
     pub(super) fn listens_at(&mut self, worker: WorkerId, at: Vec<Address>) {
@@ -102,9 +110,23 @@ impl Round {
         self.active.retain(|active| active.slot != slot);
     }
 
-    pub(super) fn shrink(&mut self, slots: usize) {
+    /// There are fewer slots, and these workers leave for good.
+    pub(super) fn shrink(&mut self, slots: usize, gone: &[WorkerId]) {
         self.todo.retain(|slot| *slot < slots);
         self.active.retain(|active| active.slot < slots);
+        self.claims.let_go(gone);
+    }
+
+    /// Whether the new worker of an active slot is the last one that is to come.
+    fn is_last(&self) -> bool {
+        self.is_reload() && self.todo.is_empty() && self.active.len() == 1
+    }
+
+    /// Whether another slot may bring what the new worker of this one lacks.
+    fn may_put_off(&self, slot: usize) -> bool {
+        let mut others =
+            self.todo.iter().copied().chain(self.active.iter().map(|active| active.slot)).filter(|other| *other != slot);
+        self.is_reload() && !self.put_off.contains(&slot) && others.any(|other| !self.put_off.contains(&other))
     }
 }
 
@@ -132,8 +154,12 @@ impl Supervisor {
         // Those that had ended for good get another chance.
         self.places.iter_mut().for_each(|place| place.done = None);
         self.orders.push_back(Order::Tell(Progress::ReloadStarted { workers: self.places.len() }));
-        let todo = (0..self.places.len()).collect();
-        self.begin_round(Why::Reload, todo, claims);
+        let round_claims = Claims::new(claims);
+        // Those that have an address to themselves come last, when it is known whether another new worker has taken it.
+        let has_own = |slot: &usize| self.places[*slot].current.is_some_and(|member| round_claims.has_own(member.worker));
+        let (late, early): (Vec<_>, Vec<_>) = (0..self.places.len()).partition(has_own);
+        let todo = early.into_iter().chain(late).collect();
+        self.begin_round(Why::Reload, todo, round_claims);
         if let Some(round) = &mut self.round {
             (round.proven, round.revives) = (false, revives);
         }
@@ -141,9 +167,8 @@ impl Supervisor {
         self.look(now);
     }
 
-    fn begin_round(&mut self, why: Why, todo: VecDeque<usize>, claims: Vec<Claim>) {
-        let claims = Claims::new(claims);
-        self.round = Some(Round { why, todo, active: Vec::new(), proven: true, revives: false, claims });
+    fn begin_round(&mut self, why: Why, todo: VecDeque<usize>, claims: Claims) {
+        self.round = Some(Round { why, todo, active: Vec::new(), proven: true, revives: false, claims, put_off: Vec::new() });
     }
 
     /// Replace one worker, if it is in service and no others are being replaced. Returns whether that has begun.
@@ -160,7 +185,7 @@ impl Supervisor {
         let is_it = |member: &Member| member.worker == worker;
         let Some(slot) = self.places.iter().position(|place| place.current.as_ref().is_some_and(is_it)) else { return false };
         self.orders.push_back(Order::Tell(Progress::Recycling { worker, reason }));
-        self.begin_round(Why::Recycle(worker), [slot].into(), claims);
+        self.begin_round(Why::Recycle(worker), [slot].into(), Claims::new(claims));
         self.advance(now);
         true
     }
@@ -193,7 +218,7 @@ impl Supervisor {
             self.rejected = None;
         } else {
             self.orders.push_back(Order::Tell(Progress::RollingBack { workers: todo.len() }));
-            self.begin_round(Why::RollBack, todo, Vec::new());
+            self.begin_round(Why::RollBack, todo, Claims::default());
             self.advance(now);
         }
     }
@@ -206,8 +231,10 @@ impl Supervisor {
                 Found::Done => {
                     if let Some(round) = &mut self.round {
                         round.active.remove(at);
+                        round.put_off.clear();
                     }
                 }
+                Found::PutOff => self.put_off(now, at),
                 Found::Lacks(reason) => {
                     self.fail_round(now, reason);
                     self.fill(now);
@@ -256,8 +283,12 @@ impl Supervisor {
         if !settled && !self.round.as_ref().is_some_and(|round| round.proven) {
             return Found::Waits;
         }
-        if let Some(at) = self.lacking(step, old.as_ref(), &new).cloned() {
-            return self.awaits_listening(now, slot, new.worker, at, deadline);
+        if let Some(lacking) = self.lacking(step, old.as_ref(), &new) {
+            let (claim, may_come) = (lacking.claim.clone(), lacking.may_come);
+            if may_come && self.puts_off_at(slot, step, &new).is_some_and(|at| at <= now) {
+                return Found::PutOff;
+            }
+            return self.awaits_listening(now, slot, new.worker, &claim, deadline);
         }
         if let Some(round) = &mut self.round {
             round.proven = true;
@@ -276,30 +307,62 @@ impl Supervisor {
     }
 
     /// A claimed address that a new worker has to listen on before its predecessor leaves, and that no new one listens on.
-    fn lacking(&self, step: Step, old: Option<&Member>, new: &Member) -> Option<&Address> {
+    fn lacking(&self, step: Step, old: Option<&Member>, new: &Member) -> Option<Lacking<'_>> {
         let round = self.round.as_ref()?;
         let holder = match step {
             Step::Filling(left) => left,
             _ => old.map(|old| old.worker),
         };
-        // In a reload one that has it will do for all.
-        let is_new = |worker: WorkerId| {
-            let mut members = self.places.iter().flat_map(|place| place.current.iter().chain(&place.successor));
-            worker == new.worker || (round.is_reload() && members.any(|m| m.worker == worker && m.generation == self.generation))
+        // In a reload one that has it will do for all, if it does not leave again when the reload fails.
+        let has_come = |(slot, place): (usize, &super::Place), worker| {
+            let is_new = |member: Member| member.worker == worker && member.generation == self.generation;
+            place.current.is_some_and(is_new) && !round.is_at(slot)
         };
-        round.claims.lacking(holder, is_new)
+        let is_new = |worker: WorkerId| {
+            worker == new.worker || (round.is_reload() && self.places.iter().enumerate().any(|place| has_come(place, worker)))
+        };
+        let lacking = round.claims.lacking(holder, round.is_last(), is_new)?;
+        // The old one has left, and the others are not to wait for what it had.
+        (!(lacking.may_come && matches!(step, Step::Filling(_)))).then_some(lacking)
     }
 
-    fn awaits_listening(&mut self, now: Time, slot: usize, worker: WorkerId, at: Address, deadline: Time) -> Found {
+    /// When the others go first, if they may bring what the new worker of this slot lacks: it has had the time to ask for everything.
+    fn puts_off_at(&self, slot: usize, step: Step, new: &Member) -> Option<Time> {
+        let may = step == Step::Beside && self.round.as_ref().is_some_and(|round| round.may_put_off(slot));
+        may.then(|| new.listening.or(new.online).unwrap_or(new.since) + self.config.listen_patience)
+    }
+
+    /// The others go first. The new worker ends, because there must not be more than the limits allow.
+    fn put_off(&mut self, now: Time, at: usize) {
+        let Some(round) = &mut self.round else { return };
+        let slot = round.active.remove(at).slot;
+        round.todo.push_back(slot);
+        round.put_off.push(slot);
+        if let Some(successor) = self.places[slot].successor.take() {
+            self.orders.push_back(Order::Tell(Progress::PutOff { worker: successor.worker }));
+            self.leave(now, successor);
+        }
+    }
+
+    fn awaits_listening(&mut self, now: Time, slot: usize, worker: WorkerId, claim: &Claim, deadline: Time) -> Found {
         let Some(round) = &mut self.round else { return Found::Waits };
+        let at = &claim.at;
         if now >= deadline {
-            let (where_to, hint) =
-                (round.claims.listed(worker), if round.is_reload() { "; `allow-moved` permits it" } else { "" });
-            return Found::Lacks(format!("the new worker does not listen on {at}, where the old ones do, but {where_to}{hint}"));
+            let where_to = round.claims.listed(worker);
+            let hint = if round.is_reload() { "; `allow-moved` permits it" } else { "" };
+            return Found::Lacks(match claim.holders.as_slice() {
+                _ if claim.is_shared => {
+                    format!("the new worker does not listen on {at}, where the old ones do, but {where_to}{hint}")
+                }
+                [] => format!("no new worker listens on {at}, where one did before{hint}"),
+                [holder, ..] => {
+                    format!("no new worker listens on {at}, where worker {holder} did; the newest one listens {where_to}{hint}")
+                }
+            });
         }
         let awaited = round.active.iter_mut().find(|active| active.slot == slot);
         if awaited.is_some_and(|active| !std::mem::replace(&mut active.is_awaited, true)) {
-            self.orders.push_back(Order::Tell(Progress::Awaiting { worker, at }));
+            self.orders.push_back(Order::Tell(Progress::Awaiting { worker, at: at.clone() }));
         }
         Found::Waits
     }
@@ -317,9 +380,10 @@ impl Supervisor {
         let deadline = now + self.config.ready_timeout;
         let place = &mut self.places[slot];
         match place.current {
-            // It belongs to the new ones already.
+            // It belongs to the new ones already (its slot was empty, and its back-off over), and has to show what it can like the others.
             Some(member) if round.is_reload() && member.generation == self.generation => {
                 round.todo.pop_front();
+                round.active.push(Active { slot, step: Step::Filling(None), deadline, is_awaited: false });
             }
             Some(_) if can_go_beside => {
                 round.todo.pop_front();
@@ -338,7 +402,10 @@ impl Supervisor {
                 round.todo.pop_front();
                 (place.retry_at, place.hurry_at) = (None, None);
                 round.active.push(Active { slot, step: Step::Filling(None), deadline, is_awaited: false });
-                self.orders.push_back(Order::Fork(Slot(slot)));
+                // Its back-off may have ended just now.
+                if !self.orders.contains(&Order::Fork(Slot(slot))) {
+                    self.orders.push_back(Order::Fork(Slot(slot)));
+                }
             }
             // A vacant slot is filled with a new worker anyway.
             None => {
@@ -375,24 +442,26 @@ impl Supervisor {
             }
             self.orders.retain(|order| *order != Order::Fork(Slot(slot)));
             if let Some(unready) = unready {
-                self.leave(now, unready);
-                // It has hardly anything to finish.
-                let term_at = Some(now + LINGER);
-                self.leaving.iter_mut().filter(|l| l.worker == unready.worker).for_each(|l| l.term_at = term_at);
+                self.leave_unready(now, unready);
             }
         }
     }
 
     pub(super) fn fail_round(&mut self, now: Time, reason: String) {
         let Some(round) = &self.round else { return };
-        let (failure, revives) = (round.failure(reason), round.revives);
-        if round.why == Why::RollBack {
+        let (why, revives) = (round.why.clone(), round.revives);
+        if why == Why::RollBack {
             self.rejected = self.rejected.map(|(generation, _)| (generation, Some(now + ROLL_BACK_PAUSE)));
         }
         self.abandon(now);
         // Told before anything else is started, so that it can be started with something else.
-        self.orders.push_back(Order::Tell(failure));
-        if revives && self.is_down(now) {
+        let then = match (self.is_down(now), revives) {
+            (false, _) => Afterwards::GoesOn,
+            (true, false) => Afterwards::Retries,
+            (true, true) => Afterwards::Paused,
+        };
+        self.orders.push_back(Order::Tell(why.failure(reason, then)));
+        if then == Afterwards::Paused {
             self.rest(now);
         } else if revives {
             // Those that are ready serve, and nobody is sent away for the others.
@@ -426,8 +495,14 @@ impl Supervisor {
             Some(ready) => ready + self.config.settle,
             None => return Some(active.deadline),
         };
-        let is_told = active.is_awaited && self.lacking(active.step, old.as_ref(), &new).is_some();
-        Some(if is_told { ready.max(active.deadline) } else { ready })
+        let lacking = self.lacking(active.step, old.as_ref(), &new).filter(|_| active.is_awaited);
+        Some(match lacking {
+            Some(Lacking { may_come: true, .. }) => {
+                ready.max(self.puts_off_at(active.slot, active.step, &new).map_or(active.deadline, |at| at.min(active.deadline)))
+            }
+            Some(_) => ready.max(active.deadline),
+            None => ready,
+        })
     }
 }
 
@@ -436,6 +511,8 @@ enum Found {
     Waits,
     Done,
     Late,
+    /// The new worker does not listen where only its predecessor does, and another one may.
+    PutOff,
     /// The new worker does not listen where it has to.
     Lacks(String),
 }

@@ -127,6 +127,8 @@ pub struct World {
     pub successors: Successors,
     /// How many connections waited at each listener that was closed.
     pub closed: Vec<usize>,
+    /// The ports of those that a successor should have taken over.
+    pub missed: Vec<Option<i64>>,
 }
 
 impl World {
@@ -148,6 +150,7 @@ impl World {
             calm: false,
             successors: Successors::Unknown,
             closed: Vec::new(),
+            missed: Vec::new(),
         }
     }
 
@@ -303,7 +306,10 @@ impl World {
                         state.cut_off = true;
                     }
                 }
-                Action::Notify(Notice::ListenerClosed { dropped, .. }) => self.closed.push(dropped),
+                Action::Notify(Notice::ListenerClosed { dropped, missed, .. }) => {
+                    self.closed.push(dropped);
+                    self.missed.extend(missed.map(|at| at.port));
+                }
                 Action::Notify(_) => {}
             }
         }

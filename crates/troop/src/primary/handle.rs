@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::PipeReader;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ pub(crate) struct Shared {
     pub(crate) status: Mutex<WorkerStatus>,
     pub(crate) pipes: Mutex<[Option<OwnedFd>; 3]>,
     pub(crate) tail: Option<Arc<Tail>>,
+    /// The signals that the cluster has sent it to end it, one bit each.
+    pub(crate) signals: AtomicU64,
     pub(crate) commander: Commander,
 }
 
@@ -41,6 +43,10 @@ impl fmt::Debug for WorkerHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WorkerHandle").field("id", &self.id()).field("pid", &self.pid()).field("state", &self.state()).finish()
     }
+}
+
+fn bit(signal: i32) -> u64 {
+    u32::try_from(signal).ok().and_then(|signal| 1_u64.checked_shl(signal)).unwrap_or(0)
 }
 
 impl PartialEq for WorkerHandle {
@@ -189,6 +195,22 @@ impl WorkerHandle {
     /// [`Error::NoWorker`](crate::Error::NoWorker) if it has ended, or the system's refusal.
     pub async fn kill(&self, signal: i32) -> Result<()> {
         self.shared.commander.ask(|done| Command::Signal(self.id(), signal, done)).await?
+    }
+
+    pub(crate) fn note_signal(&self, signal: i32) {
+        self.shared.signals.fetch_or(bit(signal), Ordering::Relaxed);
+    }
+
+    /// Whether the cluster itself has sent it this signal to end it: after a violation, when it was hung or not ready in time, or did not finish.
+    /// [`WorkerHandle::kill`] does not count.
+    #[must_use]
+    pub fn was_ended_by(&self, signal: i32) -> bool {
+        self.shared.signals.load(Ordering::Relaxed) & bit(signal) != 0
+    }
+
+    /// Whether the cluster has sent it any signal to end it.
+    pub(crate) fn was_to_end(&self) -> bool {
+        self.shared.signals.load(Ordering::Relaxed) != 0
     }
 
     /// Changes its part of the connections; see [`Fork::weight`](crate::Fork::weight).

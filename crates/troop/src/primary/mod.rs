@@ -38,7 +38,7 @@ pub use help::Helper;
 pub(crate) use output::MAX_BYTES as MAX_TAIL;
 pub use output::{Output, Source};
 pub use policies::{HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, Reload, ReplacePolicy, RestartPolicy, WhenFailed};
-pub use snapshot::{ListenerSnapshot, Phase, Snapshot, Usage, VacantSlot, WorkerSnapshot};
+pub use snapshot::{ListenerSnapshot, LostListener, Phase, Snapshot, Usage, VacantSlot, WorkerSnapshot};
 pub(crate) use wake::{Command, Commander};
 
 use crate::error::{Error, Result};
@@ -243,8 +243,8 @@ impl Cluster {
         self.reload_with(Reload::new().setup(changes))
     }
 
-    /// The same, as `reload` says. A reload fails if the new workers do not listen on an address that several of the old ones share (or that the only
-    /// one has), unless that is [allowed](Reload::allow_moved).
+    /// The same, as `reload` says. A reload fails if no new worker listens on an address of the old ones, unless that is
+    /// [allowed](Reload::allow_moved).
     ///
     /// # Errors
     /// [`Error::ClusterOver`].

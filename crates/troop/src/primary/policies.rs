@@ -76,7 +76,7 @@ impl RestartPolicy {
 pub struct ReplacePolicy {
     /// When a new worker is ready.
     pub ready_when: ReadyWhen,
-    /// How long it may take until it is. Default: 30 s.
+    /// How long it may take until it is. One that replaces a worker that ended is ended then, and followed like one that failed. Default: 30 s.
     pub ready_timeout: Duration,
     /// How long the first new worker of a reload must have been ready before the first old one leaves. Until then it gets no connections. Default: 2 s.
     /// So a version that dies a moment after it listens replaces nobody.
@@ -129,8 +129,9 @@ impl Reload {
     }
 
     /// Whether the new workers may listen elsewhere than the old ones. Otherwise the reload fails when a new worker is ready but does not listen, within
-    /// [`ReplacePolicy::ready_timeout`], on an address that several of the old workers have, or that the only one has; port 0 and paths with the
-    /// number of the process do not count. Default: false. An old address that no worker has any more is closed.
+    /// [`ReplacePolicy::ready_timeout`], on an address that several of the old workers have, or that the only one has; and when no new worker listens
+    /// where only one of several did, before that one leaves. Port 0 and paths with the number of the process do not count. Default: false. An old
+    /// address that no worker has any more is closed.
     #[must_use]
     pub fn allow_moved(mut self, allow: bool) -> Reload {
         self.allow_moved = allow;

@@ -36,6 +36,9 @@ pub struct Snapshot {
     pub workers: Vec<WorkerSnapshot>,
     /// What they listen on.
     pub listeners: Vec<ListenerSnapshot>,
+    /// Where clients cannot be served any more, although nobody has wanted that.
+    #[serde(default)]
+    pub lost: Vec<LostListener>,
 }
 
 /// What a cluster does.
@@ -43,11 +46,12 @@ pub struct Snapshot {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Phase {
-    /// Some slots have not had a ready worker yet.
+    /// No worker has been ready yet; or slots have not had a ready worker yet, and none has lost its worker.
     Starting,
     /// It serves, and every slot that is to have a ready worker has one.
     Running,
-    /// Some slots have lost their workers, or all have, and no successor is ready yet. See [`Snapshot::ready`].
+    /// After a worker had been ready: the worker of some slots has ended, or could not be started, and no ready one has followed (see
+    /// [`Snapshot::ready`]). Or clients cannot reach an address any more (see [`Snapshot::lost`]).
     Degraded,
     /// It replaces its workers.
     Reloading,
@@ -131,6 +135,16 @@ pub struct ListenerSnapshot {
     pub workers: usize,
     /// Connections that wait in the primary for a worker.
     pub waiting: usize,
+}
+
+/// An address where workers listened, and where clients cannot be served any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct LostListener {
+    /// Where, such as `127.0.0.1:8000`.
+    pub address: String,
+    /// Why.
+    pub reason: String,
 }
 
 impl Snapshot {

@@ -8,7 +8,12 @@ fn at(port: i64) -> Address {
 }
 
 fn claim(port: i64, holders: &[u32]) -> Claim {
-    Claim { at: at(port), holders: holders.iter().copied().map(WorkerId).collect() }
+    Claim { at: at(port), holders: holders.iter().copied().map(WorkerId).collect(), is_shared: true }
+}
+
+/// What only one of several workers has.
+fn own(port: i64, holders: &[u32]) -> Claim {
+    Claim { is_shared: false, ..claim(port, holders) }
 }
 
 impl World {
@@ -26,7 +31,7 @@ impl World {
 
     fn failure(&self) -> Option<&str> {
         self.told.iter().rev().find_map(|told| match told {
-            Progress::ReloadFailed { reason } | Progress::RecycleFailed { reason, .. } => Some(reason.as_str()),
+            Progress::ReloadFailed { reason, .. } | Progress::RecycleFailed { reason, .. } => Some(reason.as_str()),
             _ => None,
         })
     }
@@ -157,4 +162,156 @@ fn workers_are_expected_as_long_as_a_slot_is_not_filled() {
     world.carry_out();
     world.supervisor.stop(world.now);
     assert!(!expects(&world));
+}
+
+/// As programs that probe their port do, and move when they find it open.
+#[test]
+fn what_only_one_worker_has_is_lost_by_no_reload() {
+    let mut world = serving(3);
+    world.reload_with(&[claim(80, &[1, 2, 3]), own(90, &[1])]);
+    // It comes last.
+    world.listens(4, &[80, 7]);
+    world.pass(2 * SECOND);
+    world.listens(5, &[80, 8]);
+    assert_eq!(world.asked, [Order::Disconnect(WorkerId(2)), Order::Disconnect(WorkerId(3))]);
+    world.listens(6, &[80, 9]);
+    world.pass(29 * SECOND);
+    assert!(world.told.contains(&Progress::Awaiting { worker: WorkerId(6), at: at(90) }), "{:?}", world.told);
+    assert_eq!((world.failure(), world.asked.len()), (None, 2));
+    world.pass(SECOND);
+    let reason = world.failure().unwrap();
+    assert!(reason.contains("no new worker listens on *:90, where worker 1 did") && reason.contains("*:9;"), "{reason}");
+    assert!(!world.asked.contains(&Order::Disconnect(WorkerId(1))) && !world.told.contains(&Progress::ReloadFinished));
+    assert_eq!(world.of(0), 1);
+}
+
+#[test]
+fn what_only_one_worker_has_may_go_to_its_successor_or_to_any_other_new_worker() {
+    let own_ones = [claim(80, &[1, 2, 3]), own(91, &[1]), own(92, &[2]), own(93, &[3])];
+    // Each slot has its own port, and its successor takes it again.
+    let mut world = serving(3);
+    world.reload_with(&own_ones);
+    for worker in 4..=6 {
+        world.listens(worker, &[80, 87 + i64::from(worker)]);
+        world.pass(2 * SECOND);
+    }
+    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished), "{:?}", world.told);
+    // Another one has them all.
+    let mut world = serving(3);
+    world.reload_with(&[own(90, &[1]), own(91, &[1])]);
+    world.listens(4, &[]);
+    world.pass(2 * SECOND);
+    world.listens(5, &[90, 91]);
+    world.listens(6, &[]);
+    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished), "{:?}", world.told);
+}
+
+#[test]
+fn a_slot_whose_own_address_another_one_may_bring_is_put_off_until_the_others_are_done() {
+    let mut world = serving(2);
+    world.reload_with(&[own(91, &[1]), own(92, &[2])]);
+    // Both are the second slot's from now on.
+    world.listens(3, &[80]);
+    world.pass(4 * SECOND);
+    assert!(world.told.contains(&Progress::PutOff { worker: WorkerId(3) }), "{:?}", world.told);
+    assert_eq!(world.asked, [Order::Disconnect(WorkerId(3))]);
+    world.listens(4, &[91, 92]);
+    world.pass(2 * SECOND);
+    assert_eq!(world.asked[1..], [Order::Disconnect(WorkerId(2))]);
+    world.listens(5, &[80]);
+    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished), "{:?}", world.told);
+    // Where nobody has them, nobody who does is sent away.
+    let mut world = serving(2);
+    world.reload_with(&[own(91, &[1]), own(92, &[2])]);
+    for worker in 3..=4 {
+        world.listens(worker, &[80]);
+        world.pass(4 * SECOND);
+    }
+    world.pass(30 * SECOND);
+    assert!(world.failure().is_some_and(|reason| reason.contains("*:92, where worker 2 did")), "{:?}", world.told);
+    assert_eq!((world.of(0), world.of(1)), (1, 2));
+}
+
+#[test]
+fn what_waited_for_a_successor_when_the_reload_began_is_asked_of_the_new_ones_as_a_whole() {
+    let mut world = serving(2);
+    world.exit(2, 1);
+    world.reload_with(&[claim(80, &[1]), own(90, &[])]);
+    for _ in 0..60 {
+        (3..=world.next_worker).for_each(|worker| world.listens(worker, &[80]));
+        world.pass(SECOND);
+    }
+    assert!(world.failure().is_some_and(|reason| reason.contains("*:90")), "{:?}", world.told);
+}
+
+#[test]
+fn what_a_worker_had_that_is_not_wanted_any_more_is_asked_of_nobody() {
+    let mut world = serving(2);
+    world.reload_with(&[claim(80, &[1, 2]), own(90, &[2])]);
+    world.listens(3, &[80]);
+    world.pass(SECOND);
+    world.supervisor.scale(world.now, 1);
+    world.carry_out();
+    world.pass(2 * SECOND);
+    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished), "{:?}", world.told);
+}
+
+mod random {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Whoever has what, and whatever the new ones listen on: a reload that succeeds has lost no address, and where the old ones leave after
+        /// the new ones have come, one that does not has lost none either.
+        #[test]
+        fn no_reload_loses_an_address(
+            old in proptest::collection::vec(proptest::collection::btree_set(1i64..5, 0..3), 1..5),
+            new in proptest::collection::vec(proptest::collection::btree_set(1i64..5, 0..4), 12),
+            limits in (0usize..3, 0usize..2),
+        ) {
+            let (surge, unavailable) = limits;
+            let workers = old.len();
+            let mut w = World::with(Config { surge, unavailable, ..Config::new(workers) });
+            for (worker, ports) in (1..).zip(&old) {
+                w.listens(worker, &ports.iter().copied().collect::<Vec<_>>());
+            }
+            w.pass(10 * SECOND);
+            let holders = |port: i64| (1..).zip(&old).filter(|(_, ports)| ports.contains(&port)).map(|(id, _)| WorkerId(id)).collect::<Vec<_>>();
+            let claims: Vec<_> = (1..5).map(|port| Claim { at: at(port), is_shared: holders(port).len() > 1, holders: holders(port) }).filter(|claim| !claim.holders.is_empty()).collect();
+            w.reload_with(&claims);
+            let mut ports: std::collections::BTreeMap<WorkerId, Vec<i64>> = Default::default();
+            let (mut seen, mut left) = (workers as u32, 0);
+            let mut over = false;
+            for _ in 0..400 {
+                while seen < w.next_worker && !over {
+                    seen += 1;
+                    let its: Vec<_> = new[seen as usize % new.len()].iter().copied().collect();
+                    w.listens(seen, &its);
+                    ports.insert(WorkerId(seen), its);
+                }
+                // Who is told to leave does.
+                while let Some(Order::Disconnect(worker) | Order::Terminate(worker)) = w.asked.get(left).cloned() {
+                    left += 1;
+                    w.exit(worker.0, 0);
+                }
+                w.pass(SECOND / 2);
+                over = w.told.contains(&Progress::ReloadFinished) || w.failure().is_some();
+                if over {
+                    break;
+                }
+            }
+            prop_assert!(over, "it goes on for ever: {:?}", w.told);
+            let members: Vec<_> = w.supervisor.places.iter().filter_map(|place| place.current).map(|member| member.worker).collect();
+            let has = |worker: &WorkerId, port| ports.get(worker).map_or_else(
+                || old.get(worker.0 as usize - 1).is_some_and(|ports| ports.contains(&port)), |ports| ports.contains(&port));
+            for claim in &claims {
+                let port = claim.at.port.unwrap();
+                if w.failure().is_none() {
+                    prop_assert!(members.iter().any(|worker| worker.0 > workers as u32 && has(worker, port)), "{port} is lost: {:?}", w.told);
+                } else if unavailable == 0 {
+                    prop_assert!(members.iter().any(|worker| has(worker, port)), "{port} is lost: {:?}", w.told);
+                }
+            }
+        }
+    }
 }

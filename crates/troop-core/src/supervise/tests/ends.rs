@@ -324,6 +324,74 @@ fn a_worker_that_has_closed_its_channel_is_not_ready_any_more() {
     assert!(down(&world) && delay(&world).is_zero());
 }
 
+#[test]
+fn a_worker_that_is_never_ready_is_replaced_as_one_that_failed() {
+    let mut world = World::with(Config { ready_timeout: 20 * SECOND, ..listeners(2) });
+    (1..=2).for_each(|worker| world.up(worker));
+    world.pass(10 * SECOND);
+    world.exit(1, 1);
+    world.pass(SECOND);
+    let stuck = world.of(0);
+    world.supervisor.online(world.now, WorkerId(stuck), true);
+    world.pass(18 * SECOND);
+    assert!(world.asked.is_empty(), "it may be ready yet: {:?}", world.asked);
+    world.pass(2 * SECOND);
+    assert!(world.told.contains(&Progress::NotReady { worker: WorkerId(stuck), within: 20 * SECOND }), "{:?}", world.told);
+    assert_eq!(world.asked, [Order::Disconnect(WorkerId(stuck))]);
+    // It does not hear; and nobody comes in its place before it has ended.
+    world.pass(30 * SECOND);
+    assert_eq!(world.asked[1..], [Order::Terminate(WorkerId(stuck)), Order::Kill(WorkerId(stuck))]);
+    assert!(world.supervisor.expects_workers());
+    world.exit(stuck, 1);
+    assert!(delay(&world) >= Duration::from_millis(75), "{:?}", delay(&world));
+    world.pass(SECOND);
+    world.up(world.of(0));
+    assert_eq!((world.supervisor.doing(), world.told.last()), (Doing::Running, Some(&Progress::Recovered { workers: 2 })));
+}
+
+#[test]
+fn a_program_that_does_not_listen_is_not_late_and_workers_of_a_slow_start_are_not_either() {
+    // Neither one that speaks, nor one that does not.
+    let mut world = World::new(2);
+    world.supervisor.online(world.now, WorkerId(1), true);
+    world.pass(1000 * SECOND);
+    assert_eq!((world.forks, world.supervisor.doing()), (2, Doing::Running));
+    // The second one takes longer than a new worker of a reload may, but no longer than a start may.
+    let mut world = World::with(Config { ready_timeout: 5 * SECOND, window: 60 * SECOND, ..listeners(2) });
+    world.pass(50 * SECOND);
+    world.up(1);
+    world.pass(9 * SECOND);
+    assert!(world.asked.is_empty());
+    world.up(2);
+    world.pass(100 * SECOND);
+    assert!(world.asked.is_empty() && world.forks == 2);
+    // Nor does it wait for ever.
+    let mut world = World::with(Config { ready_timeout: 5 * SECOND, window: 60 * SECOND, ..listeners(2) });
+    world.up(1);
+    world.pass(60 * SECOND);
+    assert_eq!(world.asked, [Order::Terminate(WorkerId(2))]);
+}
+
+#[test]
+fn a_worker_that_comes_back_where_none_was_is_told_as_an_improvement() {
+    let mut world = World::with(listeners(2));
+    (1..=2).for_each(|worker| world.up(worker));
+    (1..=2).for_each(|worker| world.exit(worker, 1));
+    world.pass(SECOND);
+    world.up(world.of(0));
+    assert_eq!(world.told.last(), Some(&Progress::Recovering { ready: 1, wanted: 2 }));
+    world.up(world.of(1));
+    assert_eq!(world.told.last(), Some(&Progress::Recovered { workers: 2 }));
+}
+
+#[test]
+fn an_end_that_no_restart_follows_is_no_restart() {
+    let mut world = World::with(Config { restart: Restart::Never, ..Config::new(2) });
+    (1..=2).for_each(|worker| world.up(worker));
+    world.exit(1, 1);
+    assert_eq!(world.supervisor.unexpected_ends(), 0);
+}
+
 mod random {
     use super::*;
     use proptest::prelude::*;

@@ -78,7 +78,8 @@ impl World {
     fn up(&mut self, worker: u32) {
         self.supervisor.online(self.now, WorkerId(worker), true);
         self.supervisor.listening(self.now, WorkerId(worker));
-        if self.supervisor.standing(self.now, WorkerId(worker)).is_some_and(|(ready, _)| ready) {
+        let is_told_to_leave = self.supervisor.leaves_by(WorkerId(worker)).is_some();
+        if !is_told_to_leave && self.supervisor.standing(self.now, WorkerId(worker)).is_some_and(|(ready, _)| ready) {
             self.serving.insert(WorkerId(worker));
         }
         self.carry_out();
@@ -189,12 +190,14 @@ mod random {
         /// Whatever happens in whatever order: never more workers than there may be, no deadline that stays, and every stop finishes.
         #[test]
         fn any_sequence_ends_well(
-            limits in (0usize..3, 0usize..3, any::<bool>(), 0u64..3000),
+            limits in (0usize..3, 0usize..3, any::<bool>(), 0u64..3000, any::<bool>()),
             steps in proptest::collection::vec((0u8..10, 0u32..8, 0u64..4000), 0..80),
         ) {
-            let (surge, unavailable, ends_when_failed, settle) = limits;
+            let (surge, unavailable, ends_when_failed, settle, must_listen) = limits;
             let settle = Duration::from_millis(settle);
-            let mut w = World::with(Config { surge, unavailable, ends_when_failed, settle, window: 10 * SECOND, ..Config::new(3) });
+            let readiness = if must_listen { Readiness::Listening } else { Readiness::Auto };
+            let window = 10 * SECOND;
+            let mut w = World::with(Config { surge, unavailable, ends_when_failed, settle, readiness, window, ..Config::new(3) });
             for (what, which, wait) in steps {
                 let recent = w.next_worker.saturating_sub(which).max(1);
                 match what {
@@ -217,6 +220,17 @@ mod random {
                 for place in places {
                     prop_assert!(place.current.is_none_or(|member| !w.held.contains(&member.worker)));
                     prop_assert!(place.successor.is_none_or(|member| w.held.contains(&member.worker)));
+                }
+                // Nobody who is not ready stays for ever.
+                let sup = &w.supervisor;
+                let is_left = |slot: usize, member: &Member| {
+                    !sup.round.as_ref().is_some_and(|round| round.is_at(slot))
+                        && !sup.leaving.iter().any(|leaving| leaving.worker == member.worker)
+                };
+                let late = places.iter().enumerate().filter_map(|(slot, place)| Some((slot, place.current?)));
+                let late = late.filter(|(slot, member)| member.ready_at(false, &sup.config).is_none() && is_left(*slot, member));
+                for (slot, member) in late.filter(|_| sup.phase == Phase::Running && sup.health.been_ready) {
+                    prop_assert!(w.now < member.due, "slot {slot}: worker {} is not ready and goes on", member.worker);
                 }
                 // Nothing is forgotten: what is empty is about to be filled, or is not to be.
                 let is_running = w.supervisor.phase == Phase::Running;

@@ -37,7 +37,7 @@ fn a_reload_that_fails_leaves_the_old_worker_alone() {
     w.carry_out();
     w.pass(60 * SECOND);
     assert!(
-        matches!(w.told.iter().rev().find(|p| matches!(p, Progress::ReloadFailed { .. })), Some(Progress::ReloadFailed { reason }) if reason.contains("not ready"))
+        matches!(w.told.iter().rev().find(|p| matches!(p, Progress::ReloadFailed { .. })), Some(Progress::ReloadFailed { reason, .. }) if reason.contains("not ready"))
     );
     assert!(w.asked.contains(&Order::Terminate(WorkerId(3))) && !w.asked.contains(&Order::Disconnect(WorkerId(1))));
 }
@@ -308,4 +308,72 @@ fn who_will_speak_is_not_ready_before_it_has_been_loaded() {
     assert!(!is_ready(&world), "it may listen yet");
     world.pass(2 * SECOND);
     assert!(is_ready(&world));
+}
+
+#[test]
+fn a_slot_whose_back_off_ends_in_a_reload_has_to_show_what_it_can_like_the_others() {
+    let begin = || {
+        let mut world = World::with(Config { readiness: Readiness::Listening, ..Config::new(2) });
+        (1..=2).for_each(|worker| world.up(worker));
+        // The second slot has a long back-off, which ends while the first one's new worker settles.
+        for _ in 0..4 {
+            world.exit(world.of(1), 1);
+            world.pass(5 * SECOND);
+        }
+        world.exit(world.of(1), 1);
+        assert_eq!(world.of(1), 0);
+        world.supervisor.reload(world.now);
+        world.carry_out();
+        let first = world.next_worker;
+        world.up(first);
+        world.pass(Duration::from_millis(1700));
+        let second = world.of(1);
+        assert!(second > first, "its back-off is over");
+        world.pass(SECOND);
+        assert!(replaced(&world).contains(&(1, first)));
+        assert_eq!(world.supervisor.doing(), Doing::Reloading, "the second one is not ready");
+        (world, second)
+    };
+    let (mut world, second) = begin();
+    world.up(second);
+    assert_eq!(world.told.last(), Some(&Progress::Recovered { workers: 2 }));
+    assert!(world.told.contains(&Progress::ReloadFinished));
+    // One that ends, or is never ready, ends the reload.
+    let (mut world, second) = begin();
+    world.exit(second, 1);
+    assert!(world.told.iter().any(|told| matches!(told, Progress::ReloadFailed { .. })), "{:?}", world.told);
+    let (mut world, _) = begin();
+    world.pass(30 * SECOND);
+    assert!(world.told.iter().any(|told| matches!(told, Progress::ReloadFailed { .. })), "{:?}", world.told);
+}
+
+#[test]
+fn what_becomes_of_an_app_whose_reload_fails_is_told() {
+    let then = |world: &World| {
+        let then = |told: &Progress| if let Progress::ReloadFailed { then, .. } = told { Some(*then) } else { None };
+        world.told.iter().rev().find_map(then)
+    };
+    let reload = |world: &mut World| {
+        world.supervisor.reload(world.now);
+        world.carry_out();
+    };
+    let mut world = World::new(2);
+    (1..=2).for_each(|worker| world.up(worker));
+    reload(&mut world);
+    world.exit(3, 1);
+    assert_eq!(then(&world), Some(Afterwards::GoesOn));
+    reload(&mut world);
+    world.supervisor.pause(world.now);
+    world.carry_out();
+    assert_eq!(then(&world), Some(Afterwards::Ends));
+    (1..=world.next_worker).for_each(|worker| world.exit(worker, 0));
+    reload(&mut world);
+    world.exit(world.next_worker, 1);
+    assert_eq!((then(&world), world.supervisor.doing()), (Some(Afterwards::Paused), Doing::Paused));
+    let mut world = World::new(2);
+    world.up(1);
+    (1..=2).for_each(|worker| world.exit(worker, 1));
+    reload(&mut world);
+    world.exit(world.next_worker, 1);
+    assert_eq!((then(&world), world.supervisor.doing()), (Some(Afterwards::Retries), Doing::Degraded));
 }

@@ -209,8 +209,9 @@ impl Driver {
             && !in_peace
             && self.recycle(worker, reason)
             && let Some(signal) = self.settings.report_signal
+            && let Some(process) = self.processes.get(&worker)
         {
-            self.kill(worker, signal);
+            let _ = process::signal(process.pidfd.as_fd(), signal);
         }
     }
 }

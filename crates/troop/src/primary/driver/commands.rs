@@ -174,6 +174,9 @@ impl Driver {
         if let Some(supervisor) = &mut self.supervisor {
             let claims = if allow_moved { Vec::new() } else { self.core.claims(supervisor.wanted() == 1) };
             supervisor.reload_with(self.now, claims);
+            if !is_refused {
+                self.may_move(allow_moved);
+            }
         }
     }
 
@@ -268,6 +271,7 @@ impl Driver {
             status: std::sync::Mutex::new(self.core.status(id).ok_or(Error::NoWorker(id))?),
             pipes: std::sync::Mutex::new(pipes),
             tail,
+            signals: std::sync::atomic::AtomicU64::new(0),
             commander: self.commander.clone(),
         };
         Ok(WorkerHandle { shared: Arc::new(shared) })

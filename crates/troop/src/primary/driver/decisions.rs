@@ -8,7 +8,7 @@ use std::time::Duration;
 use troop_core::WorkerId;
 use troop_core::event::Notice;
 use troop_core::primary::{Action, Successors, USUAL_WEIGHT, WorkerState};
-use troop_core::supervise::{Cause, Doing, GiveUp, Order, Progress, Supervisor};
+use troop_core::supervise::{Afterwards, Cause, Doing, GiveUp, Order, Progress, Supervisor};
 use troop_sys::{process, socket};
 
 use super::{Driver, SignalMeans};
@@ -105,8 +105,11 @@ impl Driver {
                 self.events.push(Event::NotSteered(at, reason));
                 return;
             }
-            Notice::ListenerClosed { at, dropped } => {
-                self.events.push(Event::ListenerClosed(at, dropped));
+            Notice::ListenerClosed { at, dropped, missed } => {
+                self.events.push(Event::ListenerClosed(at.clone(), dropped));
+                if let Some(asked) = missed {
+                    self.is_missed(asked, at);
+                }
                 return;
             }
             Notice::Forked { worker, .. }
@@ -136,6 +139,7 @@ impl Driver {
             // What was said of forks was said before this end was known.
             self.forks_to_come = Successors::Unknown;
         }
+        let listens = matches!(notice, Notice::Listening { .. });
         self.events.push(match notice {
             Notice::Forked { .. } => Event::Fork(worker),
             Notice::Online { .. } => Event::Online(worker),
@@ -146,6 +150,9 @@ impl Driver {
             Notice::Stalled { stalled, .. } => Event::Stalled(worker, stalled),
             Notice::NotSteered { .. } | Notice::ListenerClosed { .. } => return,
         });
+        if listens {
+            self.is_found(id);
+        }
     }
 
     /// Makes what the core knows about a worker visible to the program.
@@ -200,6 +207,9 @@ impl Driver {
                 if !self.tell_to_leave(worker, keep, close_over) {
                     self.kill(worker, 15);
                 }
+                if self.supervisor.as_ref().is_some_and(|s| s.is_surplus(worker)) {
+                    self.core.excuse(worker);
+                }
             }
             Order::Terminate(worker) => self.kill(worker, 15),
             Order::Kill(worker) => self.kill(worker, 9),
@@ -216,7 +226,9 @@ impl Driver {
                     Progress::ReloadFinished => {
                         self.before_reload = None;
                         self.core.forget_shared();
+                        self.has_moved();
                     }
+                    Progress::NotRestarting { worker, .. } => self.core.excuse(*worker),
                     Progress::ReloadStarted { .. } => self.listeners_before_reload = self.core.listeners().collect(),
                     Progress::ReloadFailed { .. } => {
                         let before = std::mem::take(&mut self.listeners_before_reload);
@@ -232,7 +244,10 @@ impl Driver {
                 // The workers are new, but nobody reaches them.
                 let progress = match lost.as_slice() {
                     [] => progress,
-                    lost => Progress::ReloadFailed { reason: format!("clients do not reach {}", lost.join(", ")) },
+                    lost => Progress::ReloadFailed {
+                        reason: format!("clients do not reach {}", lost.join(", ")),
+                        then: Afterwards::Replaced,
+                    },
                 };
                 self.events.push(Event::Supervision(progress));
                 if rolls_back && let Some(supervisor) = &mut self.supervisor {
@@ -268,8 +283,10 @@ impl Driver {
         told
     }
 
+    /// Ends a worker by a signal.
     pub(super) fn kill(&mut self, worker: WorkerId, signal: i32) {
         let Some(process) = self.processes.get(&worker) else { return };
+        process.handle.note_signal(signal);
         let is_swept = signal == 9 && process.cgroup.as_ref().is_some_and(Group::kill);
         // Its leader has not been reaped, so the group is surely the worker's own.
         if process.leads_group && signal == 9 && !is_swept {

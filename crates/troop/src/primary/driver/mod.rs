@@ -14,6 +14,7 @@ mod demand;
 mod hand;
 pub(crate) mod help;
 mod inspect;
+mod missed;
 mod notify;
 mod pace;
 mod relays;
@@ -63,6 +64,7 @@ pub(crate) use hand::{Ends, Handed};
 pub(crate) use help::Shared;
 use help::TakenBack;
 use inspect::Inspected;
+use missed::Missed;
 use pace::Pace;
 use scarce::Scarcity;
 use waiting::Waiting;
@@ -221,6 +223,7 @@ pub(crate) struct Driver {
     inherited: Vec<InheritedSocket>,
     /// When listeners are looked after next, where that is needed.
     upkeep_at: Option<Time>,
+    missed: Missed,
     /// How long a worker that others replace should take to close connections that stay open.
     pub(crate) close_over: Duration,
     /// Without a supervisor: what the program has said about forks to come.
@@ -306,6 +309,7 @@ impl Driver {
             last_end: None,
             inherited: Vec::new(),
             upkeep_at: None,
+            missed: Missed::default(),
             close_over: Duration::ZERO,
             forks_to_come: Successors::Unknown,
             demand_at: None,

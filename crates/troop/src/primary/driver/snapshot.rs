@@ -50,14 +50,15 @@ impl Driver {
             retry_ms: vacancy.retry_at.map(|at| millis(at.since(self.now))),
             finished: vacancy.done.map(|how| how.to_string()),
         });
+        let lost = self.lost_listeners();
         Snapshot {
             pid: std::process::id(),
             uptime_ms: millis(self.origin.elapsed()),
             phase: match supervisor {
                 Some(s) => match s.doing() {
                     Doing::Starting => Phase::Starting,
-                    Doing::Running => Phase::Running,
-                    Doing::Degraded => Phase::Degraded,
+                    Doing::Running if lost.is_empty() => Phase::Running,
+                    Doing::Running | Doing::Degraded => Phase::Degraded,
                     Doing::Reloading => Phase::Reloading,
                     Doing::Paused => Phase::Paused,
                     Doing::Stopping => Phase::Stopping,
@@ -71,6 +72,7 @@ impl Driver {
             last_end: self.last_end.clone(),
             usage: None,
             listeners: listeners.chain(sockets).collect(),
+            lost,
             workers,
         }
     }
