@@ -61,6 +61,8 @@ const DUMP_BY_FAMILY: u16 = 20;
 const REQUEST_DUMP: u16 = 0x301;
 const DONE: u16 = 3;
 const ERROR: u16 = 2;
+/// `idiag_ext`: also `INET_DIAG_INFO`, with which come keys.
+const WITH_INFO: u8 = 1 << 1;
 /// The states of listening TCP sockets and of unconnected UDP sockets.
 const LISTEN: u32 = 1 << 10;
 const CLOSE: u32 = 1 << 7;
@@ -71,8 +73,42 @@ const CLOSE: u32 = 1 << 7;
 /// # Errors
 /// If the kernel has no `sock_diag` for this protocol, or forbids it.
 pub fn bound(port: Option<u16>, udp: bool) -> io::Result<Vec<Bound>> {
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))?;
     let mut found = Vec::new();
+    ask(port, udp, 0, |message| found.extend(socket_of(message)))?;
+    found.retain(|bound| port.is_none_or(|port| bound.port == port));
+    Ok(found)
+}
+
+/// A key with which packets of some clients must be signed (`TCP_MD5SIG`, `tcp(7)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Md5Key {
+    /// Their addresses are of IPv6.
+    pub is_ipv6: bool,
+    /// They are of IPv4, on a socket of IPv6.
+    pub is_mapped: bool,
+    /// An address of theirs, the first four bytes for IPv4.
+    pub address: [u8; 16],
+    /// How many bits of it count.
+    pub prefix: u8,
+}
+
+/// The keys of a TCP socket that listens on this port. None without `CAP_NET_ADMIN`.
+///
+/// # Errors
+/// If the kernel has no `sock_diag` for this protocol, or there is more than fits into a message.
+pub fn md5_keys(socket: impl AsFd, port: u16) -> io::Result<Vec<Md5Key>> {
+    let inode = inode(socket)?;
+    let mut keys = Vec::new();
+    ask(Some(port), false, WITH_INFO, |message| {
+        if socket_of(message).is_some_and(|bound| bound.inode == inode) {
+            keys.extend(keys_of(message));
+        }
+    })?;
+    Ok(keys)
+}
+
+fn ask(port: Option<u16>, udp: bool, more: u8, mut see: impl FnMut(&[u8])) -> io::Result<()> {
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))?;
     for family in [libc::AF_INET, libc::AF_INET6] {
         let mut request = Vec::with_capacity(REQUEST);
         // struct nlmsghdr, then struct inet_diag_req_v2.
@@ -81,18 +117,17 @@ pub fn bound(port: Option<u16>, udp: bool) -> io::Result<Vec<Bound>> {
         request.extend(REQUEST_DUMP.to_ne_bytes());
         request.extend([0; 8]);
         let protocol = if udp { libc::IPPROTO_UDP } else { libc::IPPROTO_TCP };
-        request.extend([u8::try_from(family).unwrap_or_default(), u8::try_from(protocol).unwrap_or_default(), 0, 0]);
+        request.extend([u8::try_from(family).unwrap_or_default(), u8::try_from(protocol).unwrap_or_default(), more, 0]);
         request.extend(if udp { CLOSE } else { LISTEN }.to_ne_bytes());
         request.extend(port.unwrap_or(0).to_be_bytes());
         request.extend([0; 46]);
         send(&socket, &request, SendFlags::empty())?;
-        dump(&socket, &mut found)?;
+        dump(&socket, &mut see)?;
     }
-    found.retain(|bound| port.is_none_or(|port| bound.port == port));
-    Ok(found)
+    Ok(())
 }
 
-fn dump(socket: impl AsFd, found: &mut Vec<Bound>) -> io::Result<()> {
+fn dump(socket: impl AsFd, see: &mut impl FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0u8; 32 * 1024];
     loop {
         let (len, _) = recv(&socket, &mut buffer[..], RecvFlags::empty())?;
@@ -107,7 +142,7 @@ fn dump(socket: impl AsFd, found: &mut Vec<Bound>) -> io::Result<()> {
                     let errno = if message.len() >= 4 { number(message, 0).cast_signed().wrapping_neg() } else { libc::EIO };
                     return Err(io::Error::from_raw_os_error(errno));
                 }
-                _ => found.extend(socket_of(message)),
+                _ => see(message),
             }
             rest = rest.get(size.next_multiple_of(4)..).unwrap_or_default();
         }
@@ -128,6 +163,26 @@ fn socket_of(message: &[u8]) -> Option<Bound> {
         Ipv6Addr::from(<[u8; 16]>::try_from(&bytes[8..24]).ok()?).into()
     };
     Some(Bound { address, port, inode: u64::from(number(bytes, 68)), uid: number(bytes, 64) })
+}
+
+/// Of the attributes behind `struct inet_diag_msg`, `INET_DIAG_MD5SIG`: an array of `struct tcp_diag_md5sig`.
+fn keys_of(message: &[u8]) -> Vec<Md5Key> {
+    const KIND: u16 = 18;
+    const SIZE: usize = 100;
+    let mut rest = message.get(72..).unwrap_or_default();
+    while rest.len() >= 4 {
+        let (len, kind) = (u16::from_ne_bytes([rest[0], rest[1]]), u16::from_ne_bytes([rest[2], rest[3]]));
+        let Some(content) = rest.get(4..len.into()) else { break };
+        if kind == KIND {
+            let key = |key: &[u8]| {
+                let address = *key.get(4..)?.first_chunk()?;
+                Some(Md5Key { is_ipv6: i32::from(key[0]) == libc::AF_INET6, is_mapped: false, address, prefix: key[1] })
+            };
+            return content.chunks_exact(SIZE).filter_map(key).collect();
+        }
+        rest = rest.get(usize::from(len).next_multiple_of(4)..).unwrap_or_default();
+    }
+    Vec::new()
 }
 
 /// A process that has this socket open, as far as this one may see that.

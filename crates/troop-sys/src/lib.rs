@@ -11,6 +11,7 @@ pub mod group;
 pub mod identity;
 pub mod listen;
 pub mod notify;
+pub mod options;
 pub mod poll;
 pub mod process;
 pub mod safe_path;

@@ -84,6 +84,8 @@ struct TcpCounts {
     state: u8,
     /// `tcpi_unacked`, which for a listener is the length of its accept queue.
     unacked: u32,
+    /// `tcpi_sacked`, which for a listener is the most that its accept queue holds.
+    sacked: u32,
     bytes_sent: u64,
     bytes_received: u64,
 }
@@ -105,7 +107,13 @@ fn tcp_counts(fd: BorrowedFd<'_>) -> Option<TcpCounts> {
     };
     // Linux ABI, include/uapi/linux/tcp.h: tcpi_bytes_received at offset 128, tcpi_bytes_sent at 200.
     let at = |offset: usize| if len as usize >= offset + 8 { tail[offset / 8] } else { 0 };
-    Some(TcpCounts { state: info.tcpi_state, unacked: info.tcpi_unacked, bytes_received: at(128), bytes_sent: at(200) })
+    Some(TcpCounts {
+        state: info.tcpi_state,
+        unacked: info.tcpi_unacked,
+        sacked: info.tcpi_sacked,
+        bytes_received: at(128),
+        bytes_sent: at(200),
+    })
 }
 
 fn was_connected(fd: BorrowedFd<'_>) -> bool {
@@ -126,6 +134,12 @@ pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
 pub fn accept_queue(fd: BorrowedFd<'_>) -> Option<u32> {
     // TCP_LISTEN is 10.
     tcp_counts(fd).filter(|counts| counts.state == 10).map(|counts| counts.unacked)
+}
+
+/// How many connections may wait to be accepted from a TCP listener; `None` if it does not listen.
+#[must_use]
+pub fn queue_limit(fd: BorrowedFd<'_>) -> Option<u32> {
+    tcp_counts(fd).filter(|counts| counts.state == 10).map(|counts| counts.sacked)
 }
 
 /// Whether nobody has read from a connection or written to it, so that it can be given to another process, apart from `read` bytes that
@@ -207,6 +221,16 @@ pub fn set_nonblocking(fd: impl AsFd, nonblocking: bool) -> io::Result<()> {
 /// None are expected.
 pub fn set_cloexec(fd: impl AsFd) -> io::Result<()> {
     Ok(rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?)
+}
+
+/// Lets a descriptor mean another socket from now on, close-on-exec (`dup3`). Whoever has a copy of it has what it was.
+///
+/// # Errors
+/// None are expected.
+pub fn replace(number: BorrowedFd<'_>, by: impl AsFd) -> io::Result<()> {
+    // SAFETY: `number` stays open all the time: the kernel exchanges what it stands for in one step.
+    let result = unsafe { libc::dup3(by.as_fd().as_raw_fd(), number.as_raw_fd(), libc::O_CLOEXEC) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// A close-on-exec copy of a descriptor of this process by its number.

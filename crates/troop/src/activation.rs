@@ -4,33 +4,25 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use troop_core::event::{Address, AddressType};
-use troop_core::steer::program;
+use troop_sys::options::Options;
 use troop_sys::unix::{Rights, UnixFile, unix};
 use troop_sys::{group, listen, socket};
 
+use self::slots::Slots;
+use self::upkeep::Upkeep;
 use crate::error::{Error, Result};
 use crate::inherited::InheritedSocket;
 
+mod slots;
+mod upkeep;
+
+pub(crate) use self::upkeep::{Revival, Revived};
+
 /// As many connections may wait for the workers as the system allows.
 const BACKLOG: u32 = 4096;
-
-/// Sockets for slots, numbered by the kernel in this order. The primary's own comes after the first ones, and is never chosen.
-#[derive(Debug)]
-struct Slots {
-    sockets: Mutex<Vec<Arc<OwnedFd>>>,
-    /// How many there were before the primary's own.
-    first: usize,
-}
-
-impl Slots {
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<OwnedFd>>> {
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// A listening socket for programs that take sockets by activation, as systemd gives them: see
 /// [`Builder::activation`](crate::Builder::activation).
@@ -41,13 +33,14 @@ impl Slots {
 pub struct ActivationSocket {
     pub(crate) name: String,
     /// Removed at the end, before its socket is closed and the number of the file may be another one's.
-    _file: Option<UnixFile>,
+    file: Mutex<Option<UnixFile>>,
     pub(crate) socket: OwnedFd,
+    /// What it had before workers had it.
+    options: Options,
     address: String,
     /// A socket for each slot; `None` if all have the same.
     slots: Option<Slots>,
-    /// How often it was found shut down.
-    shut_downs: AtomicU32,
+    upkeep: Mutex<Upkeep>,
 }
 
 impl ActivationSocket {
@@ -98,14 +91,20 @@ impl ActivationSocket {
             if !is_tcp {
                 return Err(Error::Settings(format!("{place} cannot be steered: only TCP can")));
             }
-            own = Some(Slots { sockets: Mutex::new(open(&socket, slots).map_err(bound)?), first: slots });
+            own = Some(Slots::open(&socket, slots).map_err(bound)?);
         }
         socket::set_nonblocking(&socket, false).map_err(bound)?;
         let address = match (&file, socket::local_address(&socket)) {
             (None, Some(address)) => address.to_string(),
             _ => place.trim_start_matches("unix:").to_owned(),
         };
-        Ok(ActivationSocket { name: name.to_owned(), socket, address, slots: own, shut_downs: AtomicU32::new(0), _file: file })
+        if slots == 0 {
+            // Nobody attaches a filter. (Those of Unix sockets have no effect.)
+            let _ = group::lock(socket.as_fd());
+        }
+        let options = Options::of(&socket);
+        let (file, upkeep) = (Mutex::new(file), Mutex::default());
+        Ok(ActivationSocket { name: name.to_owned(), socket, options, address, slots: own, upkeep, file })
     }
 
     /// One that was open when this process started, under its name, or under another one.
@@ -119,34 +118,12 @@ impl ActivationSocket {
         Ok(ActivationSocket {
             name,
             socket: copy,
+            options: socket.options.as_ref().clone(),
             address: socket.address(),
             slots: None,
-            shut_downs: AtomicU32::new(0),
-            _file: None,
+            upkeep: Mutex::default(),
+            file: Mutex::new(None),
         })
-    }
-
-    /// Lets the socket listen again if somebody has shut it down; then the answer is how often that has happened, or why it cannot be done,
-    /// which is said once.
-    pub(crate) fn revive(&self) -> Option<io::Result<u32>> {
-        let is_shut = match &self.slots {
-            None => !matches!(socket::kind(&self.socket), Ok(socket::Kind::Udp { .. })) && socket::is_shut_down(&self.socket),
-            Some(slots) => slots.lock().iter().any(|own| socket::is_shut_down(own.as_fd())),
-        };
-        if !is_shut {
-            return None;
-        }
-        let can_listen = self.slots.is_none() && matches!(socket::kind(&self.socket), Ok(socket::Kind::TcpListener));
-        let result = if can_listen {
-            socket::listen_again(&self.socket, self.address.parse().ok(), BACKLOG)
-        } else {
-            Err(io::Error::other("its workers would have to get another one"))
-        };
-        let times = self.shut_downs.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        match result {
-            Ok(()) => Some(Ok(times)),
-            Err(e) => (times == 1).then_some(Err(e)),
-        }
     }
 
     /// Where it is, for events.
@@ -176,7 +153,7 @@ impl ActivationSocket {
         let in_queue = |socket: BorrowedFd<'_>| socket::accept_queue(socket).map_or(0, |n| n as usize);
         match &self.slots {
             None => in_queue(self.socket.as_fd()),
-            Some(slots) => slots.lock().iter().map(|own| in_queue(own.as_fd())).sum(),
+            Some(slots) => slots.lock().iter().map(|own| in_queue(own.fd.as_fd())).sum(),
         }
     }
 
@@ -184,7 +161,7 @@ impl ActivationSocket {
     pub(crate) fn is_awaited(&self) -> bool {
         match &self.slots {
             None => socket::is_readable(self.socket.as_fd()),
-            Some(slots) => slots.lock().iter().any(|own| socket::is_readable(own.as_fd())),
+            Some(slots) => slots.lock().iter().any(|own| socket::is_readable(own.fd.as_fd())),
         }
     }
 
@@ -199,23 +176,16 @@ impl ActivationSocket {
 
     /// The socket for a slot. Those of the slots before it are opened too, so that each has the number of its slot.
     pub(crate) fn of_slot(&self, slot: u32) -> io::Result<Arc<OwnedFd>> {
-        let Some(slots) = &self.slots else { return Ok(Arc::new(self.socket.try_clone()?)) };
-        let mut slots = slots.lock();
-        while slots.len() <= slot as usize {
-            let own = sibling(&self.socket)?;
-            group::lock(own.as_fd())?;
-            slots.push(Arc::new(own));
+        match &self.slots {
+            Some(slots) => slots.of(&self.socket, slot as usize),
+            None => Ok(Arc::new(self.socket.try_clone()?)),
         }
-        Ok(slots[slot as usize].clone())
     }
 
     /// Has the kernel choose among the slots' sockets, each in proportion to its share.
     pub(crate) fn steer(&self, shares: &[u32]) -> Result<()> {
         let Some(slots) = &self.slots else { return Ok(()) };
-        let mut all = shares.to_vec();
-        all.insert(slots.first.min(shares.len()), 0);
-        // By way of the primary's own, which nobody else has.
-        group::steer(self.socket.as_fd(), &by_share(&all)).map_err(Error::io("tell the kernel how to choose among sockets"))
+        slots.steer(&self.socket, shares).map_err(Error::io("tell the kernel how to choose among sockets"))
     }
 }
 
@@ -233,32 +203,6 @@ impl fmt::Display for ActivationSocket {
 
 fn is_name(name: &str) -> bool {
     !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
-}
-
-/// One more socket of a group.
-fn sibling(first: &OwnedFd) -> io::Result<OwnedFd> {
-    let own = group::sibling(first.as_fd())?;
-    socket::listen(&own, BACKLOG)?;
-    socket::set_nonblocking(&own, false)?;
-    Ok(own)
-}
-
-fn by_share(shares: &[u32]) -> Vec<group::Instruction> {
-    let program = program::by_share(shares).into_iter();
-    program
-        .map(|i| group::Instruction { code: i.code, jump_true: i.jump_true, jump_false: i.jump_false, operand: i.operand })
-        .collect()
-}
-
-/// Makes a group of a socket that is bound: sockets for slots first, and then its own, for which the kernel has nothing from the start.
-fn open(founder: &OwnedFd, slots: usize) -> io::Result<Vec<Arc<OwnedFd>>> {
-    // It was bound without it, so that nobody else had the address.
-    group::found(founder)?;
-    let sockets = (0..slots).map(|_| sibling(founder)).collect::<io::Result<Vec<_>>>()?;
-    group::steer(sockets[0].as_fd(), &by_share(&vec![1; slots]))?;
-    socket::listen(founder, BACKLOG)?;
-    sockets.iter().try_for_each(|own| group::lock(own.as_fd()))?;
-    Ok(sockets.into_iter().map(Arc::new).collect())
 }
 
 /// A socket's name, and where it is.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use troop_core::event::{Address, AddressType};
 use troop_core::primary::{Bind, Offered};
+use troop_sys::options::Options;
 use troop_sys::socket::{self, Kind};
 
 use crate::error::{Error, Result};
@@ -21,6 +22,8 @@ pub struct InheritedSocket {
     name: String,
     number: i32,
     pub(crate) socket: Arc<OwnedFd>,
+    /// What it had before anybody got a copy from this process.
+    pub(crate) options: Arc<Options>,
 }
 
 impl InheritedSocket {
@@ -54,6 +57,7 @@ impl InheritedSocket {
             sockets.push(InheritedSocket {
                 number: at,
                 name: names.next().filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown".into()),
+                options: Arc::new(Options::of(&socket)),
                 socket: Arc::new(socket),
             });
         }
@@ -79,7 +83,7 @@ impl InheritedSocket {
         if !is_bound {
             return Err(wrong("it is neither a listening nor a bound socket".into()));
         }
-        Ok(InheritedSocket { name: "unknown".into(), number, socket: Arc::new(socket) })
+        Ok(InheritedSocket { name: "unknown".into(), number, options: Arc::new(Options::of(&socket)), socket: Arc::new(socket) })
     }
 
     /// The number by which workers can ask for it.

@@ -166,28 +166,11 @@ async fn until_port_serves(port: u16, when: &str) {
     }
 }
 
-/// The listening sockets of a process, by the numbers that it has for them, are shut down, as the process itself could do.
+/// The listening sockets of a process are shut down, as the process itself could do.
 fn shut_down_listeners(pid: u32) -> usize {
-    use std::os::fd::{FromRawFd as _, OwnedFd};
-    let mut shut = 0;
-    let pidfd = troop_sys::process::pidfd(pid).unwrap();
-    for fd in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
-        let number: i32 = fd.unwrap().file_name().to_str().unwrap().parse().unwrap();
-        #[expect(unsafe_code, reason = "copies a descriptor of another process, as a debugger does")]
-        // SAFETY: a system call that makes a new descriptor, or fails.
-        let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, std::os::fd::AsRawFd::as_raw_fd(&pidfd), number, 0) };
-        if copy < 0 {
-            continue;
-        }
-        #[expect(unsafe_code, reason = "it was made just now")]
-        // SAFETY: nobody else knows this number.
-        let copy = unsafe { OwnedFd::from_raw_fd(i32::try_from(copy).unwrap()) };
-        if rustix::net::sockopt::socket_acceptconn(&copy).unwrap_or(false) {
-            rustix::net::shutdown(&copy, rustix::net::Shutdown::Both).unwrap();
-            shut += 1;
-        }
-    }
-    shut
+    let all = super::support::listeners_of(pid);
+    all.iter().for_each(|socket| rustix::net::shutdown(socket, rustix::net::Shutdown::Both).unwrap());
+    all.len()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,7 @@ mod files;
 mod flooding;
 mod limits;
 mod listeners;
+mod options;
 mod paths;
 mod privileges;
 mod running;

@@ -1,6 +1,7 @@
 //! What the attacks share: the program `troop`, a throw-away user, and whether this machine allows the attack.
 #![allow(dead_code, unreachable_pub, reason = "each attack uses a part of it")]
 
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -29,4 +30,38 @@ pub fn troop(home: &Path, args: &[&str]) -> Command {
     command.args(args).current_dir(home).stdin(Stdio::null());
     command.env("TROOP_RUNTIME_DIR", home.join("run")).env("TROOP_LOG_DIR", home.join("logs"));
     command
+}
+
+/// Copies of the listening sockets of a process, with which a test does what the process itself could do.
+pub fn listeners_of(pid: u32) -> Vec<OwnedFd> {
+    let mut found = Vec::new();
+    let Ok(pidfd) = troop_sys::process::pidfd(pid) else { return found };
+    // It may be about to end.
+    let Ok(all) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return found };
+    for fd in all {
+        let Ok(fd) = fd else { continue };
+        let number: i32 = fd.file_name().to_str().unwrap().parse().unwrap();
+        #[expect(unsafe_code, reason = "copies a descriptor of another process, as a debugger does")]
+        // SAFETY: a system call that makes a new descriptor, or fails.
+        let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) };
+        if copy < 0 {
+            continue;
+        }
+        #[expect(unsafe_code, reason = "it was made just now")]
+        // SAFETY: nobody else knows this number.
+        let copy = unsafe { OwnedFd::from_raw_fd(i32::try_from(copy).unwrap()) };
+        if rustix::net::sockopt::socket_acceptconn(&copy).unwrap_or(false) {
+            found.push(copy);
+        }
+    }
+    found
+}
+
+/// Sets an option of a socket.
+pub fn set_option(socket: &OwnedFd, level: i32, option: i32, value: &[u8]) {
+    let size = libc::socklen_t::try_from(value.len()).unwrap();
+    #[expect(unsafe_code, reason = "the options are those that nobody sets")]
+    // SAFETY: the kernel reads that many bytes, which outlive the call.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value.as_ptr().cast(), size) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }

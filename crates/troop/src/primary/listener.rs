@@ -8,6 +8,7 @@ use troop_core::ListenerId;
 use troop_core::primary::{Bind, BindSpec};
 use troop_core::wire::outgoing::SockName;
 use troop_sys::group::Instruction;
+use troop_sys::options::Options;
 use troop_sys::safe_path::UnsafePath;
 use troop_sys::socket::{self, Kind};
 use troop_sys::unix::{Rights, UnixFile, unix};
@@ -20,6 +21,8 @@ use crate::inherited::InheritedSocket;
 pub(crate) struct Socket {
     pub(crate) fd: OwnedFd,
     pub(crate) listener: ListenerId,
+    /// What it had before others got copies of it, if they do.
+    pub(crate) options: Option<Box<Options>>,
     /// Its number among all sockets of the system.
     pub(crate) inode: u64,
     /// The primary accepts on it.
@@ -39,11 +42,25 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
+    /// One that workers get copies of; with these options, if it was known before.
+    pub(crate) fn shared(fd: OwnedFd, listener: ListenerId, options: Option<Options>) -> Socket {
+        let options = Some(Box::new(options.unwrap_or_else(|| Options::of(&fd))));
+        Socket { options, ..Socket::new(fd, listener) }
+    }
+
+    /// Before the primary accepts on it: workers that have copies could have made it wait for connections.
+    pub(crate) fn never_wait(&self) {
+        if self.options.is_some() {
+            let _ = socket::set_nonblocking(&self.fd, true);
+        }
+    }
+
     pub(crate) fn new(fd: OwnedFd, listener: ListenerId) -> Socket {
         let inode = diag::inode(&fd).unwrap_or(0);
         Socket {
             fd,
             listener,
+            options: None,
             inode,
             watched: false,
             unreported: false,
@@ -73,6 +90,10 @@ pub(crate) struct Listener {
     pub(crate) has_listened: bool,
     /// How often it was shut down and restored.
     pub(crate) shut_downs: u32,
+    /// How often options of its sockets were found changed.
+    pub(crate) changes: u32,
+    /// Some could not be restored, and that has been said.
+    pub(crate) is_unfit: bool,
     /// It has been said that its path leads to something else.
     pub(crate) is_lost: bool,
     /// Its key as JSON, for messages.
@@ -101,6 +122,8 @@ pub(crate) struct Opened {
     pub(crate) alone: Option<String>,
     /// Somebody else has it open too.
     pub(crate) given: bool,
+    /// What it had when this process got it, if it was there before.
+    pub(crate) options: Option<Options>,
 }
 
 fn invalid() -> io::Error {
@@ -116,9 +139,9 @@ fn ip(address: Option<&str>) -> io::Result<Option<IpAddr>> {
 /// process go before new ones.
 pub(crate) fn open(spec: &BindSpec, inherited: &[InheritedSocket], rights: &Rights) -> io::Result<Opened> {
     let mut file = None;
-    let mut given = false;
+    let (mut given, mut options) = (false, None);
     let fd = if let Some(ready) = inherited.iter().find(|socket| socket.fits(&spec.place)) {
-        given = true;
+        (given, options) = (true, Some(ready.options.as_ref().clone()));
         let fd = ready.socket.try_clone()?;
         socket::set_nonblocking(&fd, true)?;
         fd
@@ -137,7 +160,7 @@ pub(crate) fn open(spec: &BindSpec, inherited: &[InheritedSocket], rights: &Righ
         family: if address.is_ipv4() { "IPv4" } else { "IPv6" },
         port: address.port(),
     });
-    Ok(Opened { fd, file, name, alone, given })
+    Ok(Opened { fd, file, name, alone, given, options })
 }
 
 fn bind(spec: &BindSpec, file: &mut Option<UnixFile>, rights: &Rights) -> io::Result<OwnedFd> {

@@ -29,6 +29,11 @@ pub(super) struct Activated {
 }
 
 impl Activated {
+    /// The kernel has to be told again.
+    pub(super) fn forget(&mut self) {
+        self.told.clear();
+    }
+
     pub(super) fn next_deadline(&self) -> Option<Time> {
         self.leaving.iter().map(|(_, at, _)| *at).chain(self.beat_at).min()
     }

@@ -43,6 +43,7 @@ impl Driver {
             }
             let id = socket.listener;
             let burst = if nested || socket.masked { ACCEPT_BURST } else { socket.burst };
+            socket.never_wait();
             let needs = self.core.needs(id);
             let (mut accepted, mut lost, mut drained) = (0, 0, false);
             while accepted < burst && lost < ACCEPT_BURST && self.accepts() && self.core.wants_connection(id) {
@@ -88,7 +89,8 @@ impl Driver {
 
     /// Takes connections off a worker's own queue, for others.
     pub(super) fn take_off(&mut self, id: ListenerId, place: u16, count: u32) {
-        let Some((number, _)) = self.socket(id, place) else { return };
+        let Some((number, socket)) = self.socket(id, place) else { return };
+        socket.never_wait();
         let needs = self.core.needs(id);
         for _ in 0..count {
             if !self.accepts() || !self.core.wants_connection(id) || self.accept_one(number, id, needs).is_none() {

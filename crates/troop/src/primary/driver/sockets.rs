@@ -61,7 +61,15 @@ impl Driver {
                     self.core.cannot_steer(id, reason);
                 }
                 let local = socket::local_address(&opened.fd);
-                let founder = self.sockets.insert(Socket::new(opened.fd, id));
+                let is_shared = !grouped && spec.listen.is_none();
+                if is_shared && !opened.given {
+                    // Nobody attaches a filter (not possible for Unix sockets, which have none).
+                    let _ = group::lock(opened.fd.as_fd());
+                }
+                let founder = self.sockets.insert(match is_shared {
+                    true => Socket::shared(opened.fd, id, opened.options),
+                    false => Socket::new(opened.fd, id),
+                });
                 let (sockets, backlog) = (vec![founder], spec.listen);
                 let listener = Listener {
                     sockets,
@@ -71,6 +79,8 @@ impl Driver {
                     local,
                     has_listened: false,
                     shut_downs: 0,
+                    changes: 0,
+                    is_unfit: false,
                     is_lost: false,
                     key,
                     backlog,
@@ -192,7 +202,7 @@ impl Driver {
             Ok(fd)
         };
         let fd = open().map_err(|e: io::Error| format!("no more sockets can be opened for it ({e}), {share}"))?;
-        let socket = Socket::new(fd, id);
+        let socket = Socket::shared(fd, id, None);
         // Whoever else is in the group may be before this one, which then has not the number that it should have.
         let port = socket::local_address(&socket.fd).map(|at| at.port());
         // Where the kernel does not tell, nobody can be told.

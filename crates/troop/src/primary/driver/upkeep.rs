@@ -3,12 +3,15 @@
 use std::io;
 use std::time::Duration;
 
+use troop_core::supervise::Doing;
 use troop_core::{ListenerId, WorkerId};
 use troop_sys::identity::Identity;
+use troop_sys::options::{Restored, Use};
 use troop_sys::socket;
 use troop_sys::unix::Rights;
 
 use super::Driver;
+use crate::activation::{ActivationSocket, Revival, Revived};
 use crate::error::Error;
 use crate::events::Event;
 use crate::primary::Reload;
@@ -64,12 +67,13 @@ impl Driver {
     pub(super) fn look_after_listeners(&mut self) -> Vec<String> {
         for id in self.listeners.keys().copied().collect::<Vec<_>>() {
             self.revive_shut(id);
+            self.restore_options(id);
             self.reach(id, None);
         }
         let mut lost = self.revive_activated();
         self.plan_upkeep();
         for (id, listener) in &self.listeners {
-            if listener.is_lost
+            if (listener.is_lost || listener.is_unfit)
                 && let Some(at) = self.core.bound_address(*id)
             {
                 lost.push(at.to_string());
@@ -81,7 +85,7 @@ impl Driver {
     /// Listeners are looked after from now on, if there are such as need it: those whose workers have copies of the socket, and those that have
     /// a path.
     pub(super) fn plan_upkeep(&mut self) {
-        let needs = |listener: &Listener| listener.file.is_some() || (!listener.grouped && listener.spec.listen.is_none());
+        let needs = |listener: &Listener| listener.file.is_some() || listener.grouped || listener.spec.listen.is_none();
         if self.upkeep_at.is_none() && (self.settings.has_activation() || self.listeners.values().any(needs)) {
             self.upkeep_at = Some(self.now + LOOK_EVERY);
         }
@@ -140,27 +144,102 @@ impl Driver {
         }
     }
 
+    /// Puts back options by which a worker, or whoever else has a copy of a socket, turns clients away.
+    fn restore_options(&mut self, id: ListenerId) {
+        let Some(listener) = self.listeners.get(&id) else { return };
+        // Before its workers listen there is nothing to hold them to.
+        let backlog = if listener.spec.listen.is_some() || listener.has_listened { Some(listener.spec.backlog) } else { None };
+        let used = Use { backlog, nonblocking: true };
+        let mut all = Restored::default();
+        for socket in listener.sockets.iter().filter_map(|number| self.sockets.get(*number)) {
+            let Some(options) = &socket.options else { continue };
+            let one = options.restore(&socket.fd, used);
+            all.what.extend(one.what.into_iter().filter(|name| !all.what.contains(name)).collect::<Vec<_>>());
+            all.lost.extend(one.lost);
+        }
+        if all.what.is_empty() && all.lost.is_empty() && !listener.is_unfit {
+            return;
+        }
+        let who = suspects(true, &self.core.who_listens(id));
+        let (Some(listener), Some(at)) = (self.listeners.get_mut(&id), self.core.bound_address(id)) else { return };
+        if !all.what.is_empty() {
+            listener.changes = listener.changes.saturating_add(1);
+            // The first, and then ever fewer of many.
+            if listener.changes.is_power_of_two() {
+                self.events.push(Event::ListenerRestored(at.clone(), changed(&all, &who)));
+            }
+        }
+        let was_unfit = std::mem::replace(&mut listener.is_unfit, !all.lost.is_empty());
+        if listener.is_unfit && !was_unfit {
+            self.events.push(Event::ListenerLost(at, unfit(&all, &who)));
+        }
+    }
+
     /// The same for sockets that workers take by activation. Returns those that cannot be helped.
     fn revive_activated(&mut self) -> Vec<String> {
         let mut lost = Vec::new();
         let Some(sockets) = self.settings.activation.clone() else { return lost };
+        let busy = |doing| matches!(doing, Doing::Reloading | Doing::Paused | Doing::Stopping);
+        let may_change = self.supervisor.as_ref().is_some_and(|supervisor| !busy(supervisor.doing()));
+        let mut replaces = false;
         for socket in sockets.iter() {
-            let Some(revived) = socket.revive() else { continue };
-            let all: Vec<WorkerId> = self.processes.keys().copied().collect();
-            let who = suspects(true, &all);
-            self.events.push(match revived {
-                Ok(times) if !times.is_power_of_two() => continue,
-                Ok(_) => Event::ListenerRestored(socket.place(), format!("its socket was shut down, {who}; it listens again")),
-                Err(e) => {
-                    lost.push(socket.address().to_owned());
-                    Event::ListenerLost(
-                        socket.place(),
-                        format!("its socket was shut down, {who}, and cannot listen again ({e}): restart the app"),
-                    )
+            let now = std::time::Instant::now();
+            if let Some(revived) = socket.revive(now, may_change) {
+                replaces |= matches!(&revived, Ok(Revived { what: Revival::Anew(_), .. }));
+                // What the kernel was told is about numbers that have changed.
+                self.activated.forget();
+                self.events.extend(self.revival(socket, revived));
+            }
+            if let Some((restored, times, is_unfit)) = socket.restore_options() {
+                let who = self.suspects_of(None);
+                if !restored.what.is_empty() && times.is_power_of_two() {
+                    self.events.push(Event::ListenerRestored(socket.place(), changed(&restored, &who)));
                 }
-            });
+                if is_unfit {
+                    self.events.push(Event::ListenerLost(socket.place(), unfit(&restored, &who)));
+                }
+            }
+            if socket.is_lost() {
+                lost.push(socket.address().to_owned());
+            }
+        }
+        if replaces {
+            self.reload(Reload::new());
         }
         lost
+    }
+
+    fn revival(&self, socket: &ActivationSocket, revived: std::io::Result<Revived>) -> Option<Event> {
+        let at = socket.place();
+        Some(match revived {
+            Ok(Revived { times, .. }) if !times.is_power_of_two() => return None,
+            Ok(Revived { what: Revival::Again(slots), .. }) => {
+                let who = self.suspects_of(Some(&slots));
+                Event::ListenerRestored(at, format!("its socket was shut down, {who}; it listens again"))
+            }
+            Ok(Revived { what: Revival::Mixed(slots), .. }) => {
+                let who = self.suspects_of(Some(&slots));
+                let how = "it listens again, and the kernel spreads connections evenly over all slots until troop is restarted";
+                Event::ListenerRestored(at, format!("its sockets were shut down, {who}; {how}"))
+            }
+            Ok(Revived { what: Revival::Anew(why), .. }) => Event::ListenerRestored(
+                at,
+                format!("{why}, so it was bound anew; its workers are replaced by others that have it"),
+            ),
+            Err(e) => Event::ListenerLost(
+                at,
+                format!("its socket was shut down, or its path leads elsewhere, and that cannot be helped ({e})"),
+            ),
+        })
+    }
+
+    /// Who may have done something to a socket: the workers of these slots, or any.
+    fn suspects_of(&self, slots: Option<&[usize]>) -> String {
+        let is_one = |id: &&WorkerId| match (slots, self.core.status(**id)) {
+            (Some([_, ..]), Some(status)) => slots.unwrap_or_default().contains(&(status.slot as usize)),
+            _ => true,
+        };
+        suspects(true, &self.processes.keys().filter(is_one).copied().collect::<Vec<_>>())
     }
 
     /// Binds a Unix listener anew if its path does not lead to it any more, for this worker if it has just asked for it. Programs remove the
@@ -201,7 +280,8 @@ impl Driver {
         }
         let Some(&old) = listener.sockets.first() else { return Ok(()) };
         let watched = self.sockets.get(old).is_some_and(|socket| socket.watched);
-        let new = self.sockets.insert(Socket::new(fd, id));
+        let is_shared = listener.spec.listen.is_none();
+        let new = self.sockets.insert(if is_shared { Socket::shared(fd, id, None) } else { Socket::new(fd, id) });
         if watched {
             self.watch_socket(new, true);
         }
@@ -250,7 +330,15 @@ impl Driver {
     }
 }
 
-/// Who may have shut a socket down.
+fn changed(restored: &Restored, who: &str) -> String {
+    format!("{restored} of its socket was changed, {who}; it is as it was")
+}
+
+fn unfit(restored: &Restored, who: &str) -> String {
+    format!("its socket turns clients away by {}, {who}: restart the app", restored.lost.join(", "))
+}
+
+/// Who may have shut a socket down, or changed it.
 fn suspects(is_shared: bool, workers: &[WorkerId]) -> String {
     match (is_shared, workers) {
         (false, _) => "by a process outside the cluster that has a copy".into(),

@@ -1,0 +1,153 @@
+//! What workers do to sockets that they have by activation, and how it is put right.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use troop_sys::options::{Restored, Use};
+use troop_sys::socket;
+use troop_sys::unix::unix;
+
+use super::{ActivationSocket, BACKLOG};
+
+/// How long it takes until a path is bound anew once more, at first and at most. A program may remove it each time it starts.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+
+/// What has happened to a socket so far.
+#[derive(Debug, Default)]
+pub(super) struct Upkeep {
+    /// How often it was found shut down.
+    shut_downs: u32,
+    /// How often options were found changed.
+    changes: u32,
+    /// Some could not be restored, and that has been said.
+    is_unfit: bool,
+    /// Clients do not reach it, and that has been said.
+    is_lost: bool,
+    /// When a path may be bound anew, and how long after that.
+    again: Option<(Instant, Duration)>,
+}
+
+/// What was done for a socket that clients did not reach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Revival {
+    /// It listens again; these slots had shut it down, if each has its own.
+    Again(Vec<usize>),
+    /// The same, but the kernel chooses among all slots alike from now on.
+    Mixed(Vec<usize>),
+    /// Another socket is at its path; workers that are there have the old one. Why.
+    Anew(&'static str),
+}
+
+/// The same, and how often that was necessary.
+#[derive(Debug)]
+pub(crate) struct Revived {
+    pub(crate) what: Revival,
+    pub(crate) times: u32,
+}
+
+impl ActivationSocket {
+    fn upkeep(&self) -> MutexGuard<'_, Upkeep> {
+        self.upkeep.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the socket listen again if somebody has shut it down, or puts another one at its path if that does not lead to it any more, which is left
+    /// undone as long as workers `may_change`. The error is why it cannot be done, which is said once.
+    pub(crate) fn revive(&self, now: Instant, may_change: bool) -> Option<io::Result<Revived>> {
+        let result = match &self.slots {
+            Some(slots) => match slots.revive(&self.socket) {
+                Ok((shut, _)) if shut.is_empty() => None,
+                Ok((shut, true)) => Some(Ok(Revival::Again(shut))),
+                Ok((shut, false)) => Some(Ok(Revival::Mixed(shut))),
+                Err(e) => Some(Err(e)),
+            },
+            None => self.revive_one(now, may_change),
+        };
+        let mut upkeep = self.upkeep();
+        match result {
+            None => {
+                upkeep.is_lost = false;
+                None
+            }
+            Some(Ok(what)) => {
+                upkeep.is_lost = false;
+                upkeep.shut_downs = upkeep.shut_downs.saturating_add(1);
+                Some(Ok(Revived { what, times: upkeep.shut_downs }))
+            }
+            Some(Err(e)) => (!std::mem::replace(&mut upkeep.is_lost, true)).then_some(Err(e)),
+        }
+    }
+
+    /// Clients do not reach it.
+    pub(crate) fn is_lost(&self) -> bool {
+        let upkeep = self.upkeep();
+        upkeep.is_lost || upkeep.is_unfit
+    }
+
+    fn revive_one(&self, now: Instant, may_change: bool) -> Option<io::Result<Revival>> {
+        let is_unreached = {
+            let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+            file.as_ref().is_some_and(|file| !file.is_reached())
+        };
+        let kind = socket::kind(&self.socket);
+        let is_shut = !matches!(kind, Ok(socket::Kind::Udp { .. })) && socket::is_shut_down(&self.socket);
+        if !is_shut && !is_unreached {
+            return None;
+        }
+        if matches!(kind, Ok(socket::Kind::TcpListener)) {
+            return Some(
+                socket::listen_again(&self.socket, self.address.parse().ok(), BACKLOG).map(|()| Revival::Again(Vec::new())),
+            );
+        }
+        let mut upkeep = self.upkeep();
+        let pause = match upkeep.again {
+            Some((due, _)) if now < due => {
+                return Some(Err(io::Error::other("it has happened again and again; it is tried less and less often")));
+            }
+            Some((due, pause)) if now < due + LONGEST_PAUSE => pause,
+            _ => FIRST_PAUSE,
+        };
+        if !may_change {
+            return Some(Err(io::Error::other("its workers are being replaced at the moment")));
+        }
+        upkeep.again = Some((now + pause, (pause * 2).min(LONGEST_PAUSE)));
+        drop(upkeep);
+        let why = if is_shut { "its socket was shut down" } else { "its path was removed" };
+        Some(self.bind_anew().map(|()| Revival::Anew(why)))
+    }
+
+    /// Puts a new socket at its path, in the place of the one that it has. Workers that have the old one go on with what waits in it.
+    fn bind_anew(&self) -> io::Result<()> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(rights) = file.as_ref().map(|file| file.rights().clone()) else {
+            return Err(io::Error::other("whoever has opened it has to open it anew"));
+        };
+        let (socket, new) = unix(&self.address, false, false, &rights)?;
+        socket::listen(&socket, BACKLOG)?;
+        socket::set_nonblocking(&socket, false)?;
+        // The old file before the old socket is closed.
+        *file = new;
+        socket::replace(self.socket.as_fd(), &socket)
+    }
+
+    /// Puts back options by which workers turn clients away; says what they were, how often that was necessary, and whether something is new that cannot be
+    /// put back.
+    pub(crate) fn restore_options(&self) -> Option<(Restored, u32, bool)> {
+        let used = |backlog| Use { backlog, nonblocking: false };
+        let listens = matches!(socket::kind(&self.socket), Ok(socket::Kind::TcpListener));
+        let mut all = self.options.restore(&self.socket, used(listens.then_some(BACKLOG)));
+        for own in self.slots.iter().flat_map(|slots| slots.lock().restore(used(Some(BACKLOG)))) {
+            all.what.extend(own.what.into_iter().filter(|name| !all.what.contains(name)).collect::<Vec<_>>());
+            all.lost.extend(own.lost);
+        }
+        let mut upkeep = self.upkeep();
+        let was_unfit = std::mem::replace(&mut upkeep.is_unfit, !all.lost.is_empty());
+        let is_new = upkeep.is_unfit && !was_unfit;
+        if !all.what.is_empty() {
+            upkeep.changes = upkeep.changes.saturating_add(1);
+        }
+        (!all.what.is_empty() || is_new).then_some((all, upkeep.changes, is_new))
+    }
+}
