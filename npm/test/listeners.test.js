@@ -32,6 +32,15 @@ test('paths of workers that have died leave neither files nor descriptors', asyn
   assert.deepStrictEqual(await scene('paths'), [['left', 1, true]]);
 });
 
+test('workers that remove their path before they listen all serve from the start, after a reload and after a crash', async () => {
+  const workers = (...ids) => ids.map((id) => `worker ${id}`);
+  assert.deepStrictEqual(await scene('unlinks'), [
+    ['start', workers(1, 2, 3, 4)],
+    ['reload', { replaced: 4 }, 4, workers(5, 6, 7, 8)],
+    ['crash', workers(5, 6, 7, 9)],
+  ]);
+});
+
 test('a port whose workers do not come back any more is closed while others serve', async () => {
   assert.deepStrictEqual(await scene('limit'), [['closed', true, true]]);
 });

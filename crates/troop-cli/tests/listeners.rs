@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -346,4 +347,34 @@ fn without_workers_that_are_wanted_clients_wait() {
     let (code, _, err) = scene.app.troop(["reload", "web"]);
     assert_eq!(code, 0, "{err}");
     assert!(rest(waiting).contains("200 OK"));
+}
+
+/// The process that answers at a path.
+fn served_at(path: &std::path::Path) -> u32 {
+    let mut client = std::os::unix::net::UnixStream::connect(path).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    answer.rsplit("\r\n").next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn four_workers_that_remove_their_path_before_they_listen_serve_from_the_start_after_a_reload_and_after_a_crash() {
+    let mut scene = Scene::start(&["-w", "4"], "!{dir}/s\n");
+    let path = scene.directory.path().join("s");
+    let all_serve = || -> BTreeSet<u32> { (0..16).map(|_| served_at(&path)).collect() };
+    (0..4).for_each(|_| drop(scene.app.event("listening")));
+    let first = all_serve();
+    assert_eq!(first.len(), 4);
+    let (code, out, err) = scene.app.troop(["reload", "web"]);
+    assert_eq!(code, 0, "{out}{err}");
+    (0..4).for_each(|_| drop(scene.app.event("listening")));
+    let second = all_serve();
+    assert!(second.len() == 4 && second.is_disjoint(&first), "{first:?} {second:?}");
+    let killed = *second.first().unwrap();
+    scene.kill(killed);
+    scene.app.event("listening");
+    let third = all_serve();
+    assert!(third.len() == 4 && !third.contains(&killed), "{second:?} {third:?}");
 }

@@ -1,6 +1,6 @@
 'use strict';
 
-// Workers that listen where a file says: ports and paths, one a line; `{pid}` stands for the process. The argument says what happens.
+// Workers that listen where a file says: ports and paths, one a line; `{pid}` stands for the process, and `!` before a path removes it. The argument says what happens.
 
 const cluster = require('node:cluster');
 const { once } = require('node:events');
@@ -24,9 +24,9 @@ async function freePort() {
 }
 
 /** What is answered, or why nothing is. */
-function ask(port) {
+function ask(place) {
   return new Promise((resolve) => {
-    const client = net.connect(port, '127.0.0.1').setEncoding('utf8');
+    const client = (typeof place === 'string' ? net.connect(place) : net.connect(place, '127.0.0.1')).setEncoding('utf8');
     let text = '';
     client.on('data', (part) => { text += part; }).on('end', () => resolve(text)).on('error', ({ code }) => resolve(code));
   });
@@ -88,6 +88,25 @@ const scenes = {
     const isLeft = () => paths() > 1 || descriptors() > before;
     for (const deadline = Date.now() + 20_000; Date.now() < deadline && isLeft();) await pause(50);
     report('left', paths(), descriptors() <= before);
+  },
+
+  // Programs that remove the path before they listen, whoever else listens there.
+  async unlinks() {
+    cluster.setupPrimary({ respawn: { delay: 10, minUptime: 0, restarts: 100 } });
+    places('a', `!${file('s')}`);
+    const serve = async () => {
+      const served = new Set();
+      for (let n = 0; n < 16; n++) served.add(await ask(file('s')));
+      return [...served].sort();
+    };
+    await started('a', 'a', 'a', 'a');
+    report('start', await serve());
+    let listening = 0;
+    cluster.on('listening', () => { listening += 1; });
+    report('reload', await cluster.reload(), listening, await serve());
+    await dies();
+    await once(cluster, 'listening');
+    report('crash', await serve());
   },
 
   // Nobody comes any more, while another one goes on serving elsewhere.
@@ -154,7 +173,11 @@ if (cluster.isPrimary) {
       }
       const server = net.createServer((socket) => socket.end(`worker ${cluster.worker.id}`));
       if (/^\d+$/.test(place)) server.listen(Number(place), '127.0.0.1');
-      else server.listen(place.replace('{pid}', process.pid));
+      else {
+        const at = place.replace('{pid}', process.pid).replace(/^!/, '');
+        if (place.startsWith('!')) fs.rmSync(at, { force: true });
+        server.listen(at);
+      }
     }
   })();
 }

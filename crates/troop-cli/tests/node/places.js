@@ -1,4 +1,4 @@
-// Listens where a file says: lines of ports and paths; `{pid}` is the process, `#1` at the end means only the worker of slot 1.
+// Listens where a file says: lines of ports and paths; `{pid}` is the process, `#1` at the end means only the worker of slot 1, `!` before a path removes it.
 // A line `wait MS` pauses before the rest, `ready` says `ready` to the primary. With the message `leave` it disconnects by itself.
 const cluster = require('cluster');
 const fs = require('fs');
@@ -12,7 +12,8 @@ const next = () => {
   if (wait) return void setTimeout(next, Number(wait[1]));
   if (line === 'ready') process.send('ready');
   else if (slot === undefined || slot === process.env.TROOP_SLOT) {
-    const place = what.replace('{pid}', process.pid);
+    const place = what.replace('{pid}', process.pid).replace(/^!/, '');
+    if (what.startsWith('!')) fs.rmSync(place, { force: true });
     const server = require('http').createServer(answer);
     if (/^\d+$/.test(place)) server.listen(Number(place), '127.0.0.1');
     else server.listen(place);

@@ -15,6 +15,7 @@ mod limits;
 mod listeners;
 mod options;
 mod paths;
+mod poison;
 mod privileges;
 mod running;
 mod sandbox;

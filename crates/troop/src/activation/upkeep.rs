@@ -53,8 +53,8 @@ impl ActivationSocket {
         self.upkeep.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets the socket listen again if somebody has shut it down, or puts another one at its path if that does not lead to it any more, which is left
-    /// undone as long as workers `may_change`. The error is why it cannot be done, which is said once.
+    /// Lets the socket listen again if somebody has shut it down. Where that is not possible, or its path does not lead to it any more, puts another one at its
+    /// path, if workers `may_change`. The error is why it cannot be done, which is said once.
     pub(crate) fn revive(&self, now: Instant, may_change: bool) -> Option<io::Result<Revived>> {
         let result = match &self.slots {
             Some(slots) => match slots.revive(&self.socket) {
