@@ -91,7 +91,6 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
     }
     let signals =
         signals::Signals::catch().map_err(|e| Refused::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
-    let mut builder = plan.builder()?.leave_signals(signals::CAUGHT);
     let wanted = plan.name.clone().or_else(|| std::env::var(restart::VARIABLE).ok().filter(|name| place::is_name(name)));
     let claim = match claim(wanted.as_deref(), &plan.usual_name) {
         Ok(claim) => Some(claim),
@@ -107,6 +106,8 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
         }
     };
     let (claim, listener) = claim.unzip();
+    // After the name: of an app that runs already this process may well lack what that one was given, such as descriptors.
+    let mut builder = plan.builder()?.leave_signals(signals::CAUGHT);
     let name = claim.as_ref().map_or_else(|| plan.usual_name.clone(), |claim: &Claim| claim.name.clone());
     // Nothing is left behind by an app that does not start.
     if let Some(watch) = &plan.app.watch {

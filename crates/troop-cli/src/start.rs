@@ -3,12 +3,14 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
-use std::sync::mpsc::RecvTimeoutError;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use troop::{Cluster, Event, Phase, Progress, WorkerHandle, text};
+use signal_hook::consts::SIGINT;
+use troop::{Cluster, Event, Phase, Progress, Snapshot, WorkerHandle, text};
 
 use crate::args::{Env, Run, Start};
 use crate::config;
@@ -25,6 +27,8 @@ const LOOK: Duration = Duration::from_millis(50);
 const MARGIN: Duration = Duration::from_secs(5);
 /// How long a primary that has failed may take to end.
 const ENDING: Duration = Duration::from_secs(5);
+/// How long a primary may take to leave the terminal behind.
+const LEAVING: Duration = Duration::from_secs(2);
 /// How long the last words of a worker are waited for.
 pub(crate) const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -34,6 +38,8 @@ pub(crate) const LAST_WORDS: Duration = Duration::from_millis(200);
 pub(crate) enum News {
     /// All workers are ready.
     Ready { name: String, pid: u32, workers: usize, listeners: Vec<String> },
+    /// Some are, and the app goes on.
+    Partly { ready: usize, wanted: usize, reason: String },
     /// They are not, and will not be.
     Failed { reason: String, nonsense: bool },
 }
@@ -98,6 +104,7 @@ impl Starter {
     async fn take_stock(&self, cluster: &Cluster, patience: Duration, fallen: Option<WorkerHandle>) {
         let Ok(snapshot) = cluster.snapshot().await else { return };
         if snapshot.ready > 0 || !matches!(snapshot.phase, Phase::Starting | Phase::Degraded) {
+            self.tell_partly(&snapshot, format!("after {patience:.0?}"));
             return;
         }
         let mut reason = format!("no worker is ready after {patience:.0?}");
@@ -106,6 +113,10 @@ impl Starter {
         }
         self.tell(&News::Failed { reason: reason + &last_lines(fallen), nonsense: false });
         let _ = cluster.stop();
+    }
+
+    fn tell_partly(&self, snapshot: &Snapshot, reason: String) {
+        self.tell(&News::Partly { ready: snapshot.ready, wanted: snapshot.wanted.unwrap_or(1), reason });
     }
 
     async fn watch_on(&self, cluster: &Cluster, name: &str, fallen: &mut Option<WorkerHandle>) {
@@ -127,7 +138,17 @@ impl Starter {
                 _ = look.tick() => {
                     let Ok(snapshot) = cluster.snapshot().await else { return };
                     let ready = snapshot.workers.iter().filter(|worker| worker.ready == Some(true)).count();
-                    if snapshot.phase == Phase::Running && ready >= snapshot.wanted.unwrap_or(1) {
+                    let ended: Vec<_> = snapshot.vacant.iter().filter_map(|slot| Some((slot.slot, slot.finished.as_ref()?))).collect();
+                    if ready == 0 || ready + ended.len() < snapshot.wanted.unwrap_or(1) {
+                        continue;
+                    }
+                    // Whoever has ended for good is not waited for.
+                    if let (Phase::Degraded, [(slot, how), ..]) = (snapshot.phase, ended.as_slice()) {
+                        let reason = format!("because the worker of slot {slot} has ended for good: {how}");
+                        self.tell_partly(&snapshot, reason);
+                        return;
+                    }
+                    if snapshot.phase == Phase::Running {
                         let listeners = snapshot.listeners.into_iter().map(|listener| listener.address).collect();
                         self.tell(&News::Ready { name: name.to_owned(), pid: snapshot.pid, workers: ready, listeners });
                         return;
@@ -147,10 +168,16 @@ fn last_lines(fallen: Option<WorkerHandle>) -> String {
 /// `troop start`, on the side of who waits.
 pub(crate) fn start(args: &Start) -> Result<(), Trouble> {
     let names = names(&args.run).map_err(Trouble::Nonsense)?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(SIGINT, interrupted.clone()).map_err(|e| Trouble::Io("catch signals".into(), e))?;
     let mut failed = None;
-    for name in names {
+    for (at, name) in names.iter().enumerate() {
+        if interrupted.load(Ordering::Acquire) {
+            log::say(&format!("troop: not started: {}", names[at..].join(", ")));
+            break;
+        }
         // Each app by itself; the others start all the same.
-        if let Err(trouble) = start_one(args, &name)
+        if let Err(trouble) = start_one(args, name, &interrupted)
             && let Some(before) = failed.replace(trouble)
         {
             log::say(&format!("troop: {before}"));
@@ -180,7 +207,7 @@ fn names(run: &Run) -> Result<Vec<String>, String> {
     })
 }
 
-fn start_one(args: &Start, name: &str) -> Result<(), Trouble> {
+fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), Trouble> {
     // What makes no sense is said here, where somebody reads it.
     let (plan, source) = plan::plan(args.run.clone(), Some(name)).map_err(Trouble::Nonsense)?;
     source.doubts(&plan).iter().for_each(|doubt| log::say(&format!("troop: {doubt}")));
@@ -209,7 +236,16 @@ fn start_one(args: &Start, name: &str) -> Result<(), Trouble> {
         let _ = sender.send(read.map(|_| line));
     });
     let fail = |text: String| Err(Trouble::Failed(Failure::new("failed", text)));
-    match news.recv_timeout(patience(&plan) + ENDING) {
+    let answer = match wait_for(&news, patience(&plan) + ENDING, interrupted) {
+        Some(answer) => answer,
+        None if is_on_its_own(&mut child) => {
+            return fail(format!(
+                "{shown}: interrupted, but it goes on starting in the background: `troop show {shown}` shows it, `troop stop {shown}` ends it"
+            ));
+        }
+        None => return fail(format!("{shown}: interrupted before it had begun; nothing runs")),
+    };
+    match answer {
         Ok(Ok(line)) => match serde_json::from_str(&line) {
             Ok(News::Ready { name, pid, workers, listeners }) => {
                 let state = serde_json::json!({ "name": name, "pid": pid, "state": "running", "workers": workers, "listeners": listeners });
@@ -217,6 +253,9 @@ fn start_one(args: &Start, name: &str) -> Result<(), Trouble> {
                 report(args.json, &state, || format!("{name}: {workers} workers ready{on}"));
                 Ok(())
             }
+            Ok(News::Partly { ready, wanted, reason }) => fail(format!(
+                "{shown}: not all workers are ready, {ready} of {wanted}, {reason}; it goes on: see `troop show` and `troop logs`"
+            )),
             Ok(News::Failed { reason, nonsense }) => {
                 // So that nothing of it is to be seen any more.
                 let deadline = Instant::now() + ENDING;
@@ -233,6 +272,37 @@ fn start_one(args: &Start, name: &str) -> Result<(), Trouble> {
             patience(&plan)
         )),
     }
+}
+
+/// What the primary says, or that it does not; `None` if Ctrl-C was pressed before that.
+fn wait_for<T>(news: &Receiver<T>, patience: Duration, interrupted: &AtomicBool) -> Option<Result<T, RecvTimeoutError>> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match news.recv_timeout(left.min(LOOK)) {
+            Ok(said) => return Some(Ok(said)),
+            Err(_) if interrupted.load(Ordering::Acquire) => return None,
+            Err(RecvTimeoutError::Timeout) if left > LOOK => {}
+            Err(e) => return Some(Err(e)),
+        }
+    }
+}
+
+/// Whether a primary has left the terminal behind, so that Ctrl-C does not reach it. One that has not by then is ended.
+fn is_on_its_own(child: &mut std::process::Child) -> bool {
+    let pid = rustix::process::Pid::from_raw(child.id().cast_signed());
+    let deadline = Instant::now() + LEAVING;
+    while Instant::now() < deadline {
+        if !matches!(child.try_wait(), Ok(None)) {
+            return false;
+        }
+        if pid.is_some() && rustix::process::getsid(pid).ok() == pid {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = child.kill().and_then(|()| child.wait());
+    false
 }
 
 pub(crate) fn patience(plan: &Plan) -> Duration {

@@ -163,6 +163,17 @@ async fn a_command_tests_a_worker_too() {
     only_the_sick_one_is_replaced(fixture(["line", "127.0.0.1:0"]), HealthTest::Command(command.into()), "ended with 1").await;
 }
 
+#[tokio::test]
+async fn what_a_failed_command_has_printed_is_said_with_the_failure() {
+    // More than a pipe holds, of which the end is kept; and something that a terminal would obey.
+    let command = "head -c 200000 /dev/zero | tr '\\0' x; printf 'no \\033[31mdatabase\\n' >&2; exit 7";
+    let test = HealthCheck { failures: u32::MAX, timeout: PATIENCE, ..tested(HealthTest::Command(command.into())) };
+    let mut troop = Troop::start(Cluster::builder().workers(1).setup(fixture(["line", "127.0.0.1:0"])).health(test));
+    let said = troop.until("a test", |e| matches!(e, Event::Unhealthy(..)).then(|| e.to_string())).await;
+    assert!(said.contains("its command ended with 7; it printed: xxx") && said.ends_with(r"xno \x1b[31mdatabase"), "{said}");
+    assert!(said.len() < 1000, "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_that_take_longer_to_start_than_they_may_leave_no_zombies() {
     let test = HealthCheck { timeout: Duration::ZERO, failures: u32::MAX, ..tested(HealthTest::Command("true".into())) };

@@ -87,7 +87,8 @@ pub(crate) fn restart(args: &Restart) -> Result<(), Trouble> {
             let app = fresh.and_then(|mut client| client.snapshot().ok());
             if let Some(App { snapshot, .. }) = &app {
                 let ready = snapshot.workers.iter().filter(|worker| worker.ready == Some(true)).count();
-                if snapshot.phase == Phase::Running && ready >= snapshot.wanted.unwrap_or(1) {
+                let ended = snapshot.vacant.iter().filter(|slot| slot.finished.is_some()).count();
+                if snapshot.phase == Phase::Running && ready + ended >= snapshot.wanted.unwrap_or(1) {
                     report(args.json, &json!({ "name": name, "state": "running", "workers": ready }), || {
                         format!("{name}: {ready} workers ready")
                     });

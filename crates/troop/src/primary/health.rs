@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, OsString};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::unix::pipe;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use troop_core::WorkerId;
 use troop_sys::spawn;
 
@@ -26,6 +27,10 @@ type Variables = BTreeMap<OsString, OsString>;
 
 /// Tests at a time.
 const MOST_AT_ONCE: usize = 16;
+/// The most of what a command has printed that is shown when it fails, in bytes: the end of it.
+const MOST_PRINTED: usize = 600;
+/// How long the rest of it is waited for.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// The most bytes of an answer that are looked at.
 const MOST_BYTES: usize = 16 * 1024;
 
@@ -238,21 +243,56 @@ async fn run(cluster: &Commander, command: &str, worker: &WorkerSnapshot, limit:
         return Err(late().into());
     };
     let started = started.unwrap_or_else(|e| Err(Error::Settings(e.to_string())));
-    let Shell { child, pipe, lifeline } = started.map_err(|e| match e {
+    let Shell { child, pipe, output, lifeline } = started.map_err(|e| match e {
         Error::Io { source, .. } | Error::Spawn { source, .. } if is_shortage(&source) => Failed::Untested,
         e => Failed::Sick(format!("its command cannot be run: {}", e.chain())),
     })?;
-    let status = match pipe::Receiver::from_owned_fd(pipe) {
-        Ok(pipe) => Ok(timeout_at(until, exit_code(pipe)).await),
-        Err(e) => Err(cannot("its command cannot be watched")(e)),
+    let printed = Arc::<Mutex<Vec<u8>>>::default();
+    let status = match (pipe::Receiver::from_owned_fd(pipe), pipe::Receiver::from_owned_fd(output)) {
+        (Ok(pipe), Ok(output)) => {
+            let reading = tokio::spawn(keep_last(output, printed.clone()));
+            Ok((timeout_at(until, exit_code(pipe)).await, reading))
+        }
+        (Err(e), _) | (_, Err(e)) => Err(cannot("its command cannot be watched")(e)),
     };
     end(child);
     drop(lifeline);
-    match status? {
-        Ok(Some(0)) => Ok(()),
-        Ok(Some(code)) => Err(format!("its command ended with {code}").into()),
-        Ok(None) => Err("its command was ended by a signal".into()),
-        Err(_) => Err(late().into()),
+    let (status, mut reading) = status?;
+    // Who else has got hold of the pipe is not waited for.
+    if !matches!(status, Ok(Some(0))) {
+        let _ = timeout(LAST_WORDS, &mut reading).await;
+    }
+    reading.abort();
+    let reason = match status {
+        Ok(Some(0)) => return Ok(()),
+        Ok(Some(code)) => format!("its command ended with {code}"),
+        Ok(None) => "its command was ended by a signal".into(),
+        Err(_) => late(),
+    };
+    let printed = printed.lock().unwrap_or_else(PoisonError::into_inner);
+    let words = String::from_utf8_lossy(&printed);
+    let words = words.trim();
+    Err(if words.is_empty() { reason } else { format!("{reason}; it printed: {words}") }.into())
+}
+
+/// Reads what a command prints, and keeps the end of it.
+async fn keep_last(output: pipe::Receiver, kept: Arc<Mutex<Vec<u8>>>) {
+    let mut part = [0; 4096];
+    loop {
+        if output.readable().await.is_err() {
+            return;
+        }
+        match output.try_read(&mut part) {
+            Ok(0) => return,
+            Ok(len) => {
+                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.extend_from_slice(&part[..len]);
+                let surplus = kept.len().saturating_sub(MOST_PRINTED);
+                kept.drain(..surplus);
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
+        }
     }
 }
 
@@ -270,29 +310,36 @@ struct Shell {
     child: spawn::Child,
     /// Its status comes from here.
     pipe: OwnedFd,
+    /// What it prints comes from here.
+    output: OwnedFd,
     /// When this is closed, also because this process has ended, the command's process group ends.
     lifeline: OwnedFd,
 }
 
-/// Starts the shell that runs a command. What the command prints goes nowhere.
+/// Starts the shell that runs a command.
 fn start_shell(settings: &Settings, slot: Option<u32>, env: &Variables) -> Result<Shell, Error> {
-    const SCRIPT: &CStr = c"(read line <&3; kill -9 0) >/dev/null 2>&1 &\n\
-        (eval \"$TROOP_HEALTH_COMMAND\") </dev/null >/dev/null 2>&1 3<&-\n\
+    const SCRIPT: &CStr = c"(read line <&3; kill -9 0) >/dev/null 2>&1 4>&- &\n\
+        (eval \"$TROOP_HEALTH_COMMAND\") </dev/null >&4 2>&4 3<&- 4>&-\n\
         code=$?; kill -9 $! 2>/dev/null; echo $code";
     let (reader, writer) = std::io::pipe().map_err(Error::io("make a pipe"))?;
     let (life, lifeline) = std::io::pipe().map_err(Error::io("make a pipe"))?;
+    let (output, printer) = std::io::pipe().map_err(Error::io("make a pipe"))?;
+    if let Some(uid) = settings.uid {
+        // So that it can be opened by name (`/dev/stderr`). Where that fails, such commands do.
+        let _ = rustix::fs::fchown(&printer, Some(rustix::process::Uid::from_raw(uid)), None);
+    }
     let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(Error::io("open /dev/null"))?;
     let mut command = settings.command(slot, texts(settings.environment(env))?)?;
     command.candidates = vec![c"/bin/sh".into()];
     command.argv = vec![c"sh".into(), c"-c".into(), SCRIPT.into()];
-    command.fds = vec![(0, null.as_fd()), (1, writer.as_fd()), (2, null.as_fd()), (3, life.as_fd())];
+    command.fds = vec![(0, null.as_fd()), (1, writer.as_fd()), (2, null.as_fd()), (3, life.as_fd()), (4, printer.as_fd())];
     command.own_group = true;
     let child = spawn::spawn(&command).map_err(|e| Error::Spawn {
         program: "/bin/sh".into(),
         step: step(&e, settings),
         source: e.source,
     })?;
-    Ok(Shell { child, pipe: reader.into(), lifeline: lifeline.into() })
+    Ok(Shell { child, pipe: reader.into(), output: output.into(), lifeline: lifeline.into() })
 }
 
 /// The number that comes over a pipe, if one comes. Whoever else has got hold of the pipe does not make it last, or grow.

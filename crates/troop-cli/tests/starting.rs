@@ -1,0 +1,124 @@
+//! What `troop start` waits for, what it says when not all is well, and what Ctrl-C does to it.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::net::TcpListener;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::process::Stdio;
+
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, Signal, kill_process};
+use support::{Home, run};
+use troop_testkit::wait_until;
+
+const SERVER: &str = "
+require('http').createServer((request, response) => response.end()).listen(0, '127.0.0.1');
+";
+
+/// The first worker listens; the second one does what `THEN` says.
+const HALF: &str = "
+if (process.env.TROOP_SLOT === '0') require('http').createServer(() => {}).listen(0, '127.0.0.1');
+else if (process.env.THEN !== 'wait') setTimeout(() => process.exit(Number(process.env.THEN)), 100);
+else setInterval(() => {}, 1e6);
+";
+
+#[test]
+fn a_start_with_some_ready_workers_says_how_many_when_its_time_is_over_and_the_app_goes_on() {
+    let home = Home::with(&[("half.js", HALF)]);
+    let mut command = home.command(&["start", "half.js", "-i", "2", "--ready", "listening", "--set", "ready_timeout=1"]);
+    let output = command.env("THEN", "wait").output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(1) && err.contains("half: not all workers are ready, 1 of 2, after 6s; it goes on"),
+        "{err}"
+    );
+    assert_eq!(home.show("half")["ready"], 1);
+}
+
+#[test]
+fn a_start_does_not_wait_for_workers_that_have_ended_for_good() {
+    let home = Home::with(&[("half.js", HALF)]);
+    let start = |then: &str, name: &str| {
+        let mut command = home.command(&["start", "half.js", "-i", "2", "--restart", "never", "-n", name]);
+        let output = command.args(["--ready", "listening"]).env("THEN", then).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, out, err) = start("0", "done");
+    assert!(code == 0 && out.starts_with("done: 1 workers ready"), "{out}{err}");
+    let (code, _, err) = start("3", "failed");
+    let why = "not all workers are ready, 1 of 2, because the worker of slot 1 has ended for good: exit code 3; it goes on";
+    assert!(code == 1 && err.contains(why), "{err}");
+    assert_eq!(home.show("failed")["restarts"], 0, "nobody was started again");
+}
+
+#[test]
+fn a_start_that_is_interrupted_says_what_becomes_of_the_app() {
+    let home = Home::with(&[("slow.js", "setInterval(() => {}, 1e6)"), ("server.js", SERVER)]);
+    let mut command = home.command(&["start", "slow.js", "-n", "slow", "--ready", "listening"]);
+    let start = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("the app is there", || home.troop(&["show", "slow"]).0 == 0);
+    kill_process(Pid::from_child(&start), Signal::INT).unwrap();
+    let output = start.wait_with_output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && err.contains("slow: interrupted, but it goes on starting"), "{err}");
+    assert_eq!(home.show("slow")["phase"], "starting");
+    home.fine(&["stop", "slow", "--quick"]);
+    // However early it is, what is said is true.
+    for pause in [0, 5, 20, 60] {
+        let mut command = home.command(&["start", "slow.js", "-n", "slow", "--ready", "listening"]);
+        let start = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(pause));
+        kill_process(Pid::from_child(&start), Signal::INT).unwrap();
+        let output = start.wait_with_output().unwrap();
+        let err = String::from_utf8_lossy(&output.stderr);
+        if err.contains("goes on") {
+            wait_until("the app is there", || home.troop(&["show", "slow"]).0 == 0);
+            home.fine(&["stop", "slow", "--quick"]);
+        } else {
+            assert_eq!(home.troop(&["show", "slow"]).0, 3, "{err}");
+        }
+    }
+}
+
+#[test]
+fn that_an_app_runs_already_is_said_also_where_its_descriptors_are_missing() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let number = socket.as_raw_fd().to_string();
+    fcntl_setfd(socket.as_fd(), FdFlags::empty()).unwrap();
+    let args = ["start", "server.js", "-i", "1", "-n", "web", "--offer-fd", &number];
+    home.fine(&args);
+    fcntl_setfd(socket.as_fd(), FdFlags::CLOEXEC).unwrap();
+    let (code, _, err) = home.troop(&args);
+    assert!(code == 1 && err.contains("runs already"), "{code} {err}");
+}
+
+/// Such as do not speak Node's protocol, which end by the signal that they are sent.
+#[test]
+fn an_end_that_troop_has_brought_about_is_told_as_that() {
+    let mut gives_up =
+        run(["-w", "2", "--ready", "listening", "--set", "restart.window=1s", "--set", "ready_timeout=1s", "sleep", "600"]);
+    let (code, log) = gives_up.end();
+    assert_eq!(code, Some(1), "{log}");
+    let mut stops = run(["-w", "2", "sleep", "600"]);
+    (0..2).for_each(|_| drop(stops.event("fork")));
+    stops.signal(Signal::TERM);
+    let (_, stopped) = stops.end();
+    for log in [log, stopped] {
+        let ends = || log.lines().filter(|line| line.contains(r#""event":"exit""#));
+        assert_eq!(ends().count(), 2, "{log}");
+        assert!(
+            ends().all(|end| end.contains("was ended by troop: signal SIGTERM") && end.contains(r#""endedByTroop":true"#)),
+            "{log}"
+        );
+    }
+    // One that somebody else ends is not.
+    let mut dies = run(["-w", "1", "--restart", "never", "sleep", "600"]);
+    let pid = dies.event("fork")["pid"].as_i64().unwrap();
+    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), Signal::TERM).unwrap();
+    assert!(dies.event("exit")["text"].as_str().unwrap().contains("worker 1 died: signal SIGTERM"));
+    dies.end();
+}
