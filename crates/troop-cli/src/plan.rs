@@ -89,6 +89,11 @@ pub(crate) fn file_of(typed: &Run) -> Result<Option<(PathBuf, Option<OsString>)>
 /// # Errors
 /// For people, if it cannot be made.
 pub(crate) fn plan(typed: Run, started_as: Option<&str>) -> Result<(Plan, Source), String> {
+    let started_as = started_as.map(str::to_owned);
+    config::source::answered(move || make(typed, started_as.as_deref()))
+}
+
+fn make(typed: Run, started_as: Option<&str>) -> Result<(Plan, Source), String> {
     let background = started_as.is_some();
     let found = file_of(&typed)?;
     if let Some(chosen) = typed.env.iter().find_map(|env| if let Env::Chosen(name) = env { Some(name) } else { None }) {
@@ -143,6 +148,18 @@ impl Source {
         let mut doubts = config::source::doubts(&files.collect::<Vec<_>>());
         doubts.extend(plan.app.sandbox.unsupported().filter(|_| plan.app.sandbox.best_effort));
         doubts
+    }
+
+    /// Makes the plan as it would be now, with doubts about it. Waits for no files that do not answer.
+    pub(crate) async fn next(&self) -> Result<(Plan, Vec<String>), String> {
+        let source = self.clone();
+        let look = move || {
+            let plan = source.plan()?;
+            let doubts = source.doubts(&plan);
+            Ok((plan, doubts))
+        };
+        let looked = tokio::task::spawn_blocking(|| config::source::answered(look));
+        looked.await.unwrap_or_else(|e| Err(e.to_string()))
     }
 
     /// Makes the plan as it would be now.

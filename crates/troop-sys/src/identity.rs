@@ -46,14 +46,17 @@ impl Identity {
     /// # Errors
     /// `EPERM` if this process may not take the identity on, those of `work`, or if no thread can be started.
     pub fn with_rights<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        in_thread(|| {
-            self.take_on()?;
-            work()
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("troop-files".into()).spawn_scoped(scope, || {
+                self.take_on()?;
+                work()
+            });
+            thread?.join().unwrap_or_else(|_| Err(io::Error::other("the thread that acts for the worker's user has panicked")))
         })
     }
 
     /// Gives the calling thread this identity's rights to files. The groups first: without `root`'s rights they cannot be changed.
-    fn take_on(&self) -> io::Result<()> {
+    pub(crate) fn take_on(&self) -> io::Result<()> {
         // SAFETY: a raw system call, which changes this thread alone, with a valid pointer and its length.
         if unsafe { libc::syscall(libc::SYS_setgroups, self.groups.len(), self.groups.as_ptr()) } != 0 {
             return Err(io::Error::last_os_error());
@@ -71,14 +74,6 @@ impl Identity {
             Err(io::Error::from_raw_os_error(libc::EPERM))
         }
     }
-}
-
-/// Runs `work` in a thread that ends with it, so that it can give up rights for good.
-pub(crate) fn in_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("troop-files".into()).spawn_scoped(scope, work);
-        thread?.join().unwrap_or_else(|_| Err(io::Error::other("the thread that acts for the worker's user has panicked")))
-    })
 }
 
 #[cfg(test)]

@@ -19,3 +19,4 @@ pub mod sandbox;
 pub mod socket;
 pub mod spawn;
 pub mod unix;
+pub mod within;

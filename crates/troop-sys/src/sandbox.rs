@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use landlock::{ABI, AccessFs, BitFlags, CompatLevel, Compatible as _, PathBeneath, Ruleset, RulesetAttr as _};
 use landlock::{RulesetCreated, RulesetCreatedAttr as _};
@@ -15,6 +16,7 @@ use libc::c_long;
 use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch};
 
 use crate::safe_path::{Safety, hold};
+use crate::within::within;
 
 /// The first version of landlock's interface that covers every way to change a file; older ones let anybody truncate (`landlock(7)`).
 const FULL_ABI: u32 = 3;
@@ -22,6 +24,8 @@ const FULL_ABI: u32 = 3;
 const VERSION_FLAG: u32 = 1;
 /// Devices that every program may need, and none can do harm with.
 const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+/// How long the file system of a path may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// From here on the numbers are those of the other x86 ABI, x32, which are the same calls once more.
 #[cfg(target_arch = "x86_64")]
 const X32_BIT: u32 = 0x4000_0000;
@@ -306,7 +310,9 @@ struct Rules {
 impl Rules {
     fn allow(&mut self, path: &Path, access: BitFlags<AccessFs>) -> Result<(), SandboxError> {
         let safety = if rustix::process::geteuid().is_root() { Safety::Links } else { Safety::Rights };
-        let (held, found) = hold(path, safety).map_err(|e| SandboxError::Path(path.to_owned(), e))?;
+        let named = path.to_owned();
+        let (held, found) =
+            within(ANSWER_TIMEOUT, move || hold(&named, safety)).map_err(|e| SandboxError::Path(path.to_owned(), e))?;
         let fits = if found.is_dir() { BitFlags::all() } else { AccessFs::from_file(self.abi) };
         let access = access & self.handled & fits;
         if !access.is_empty() {

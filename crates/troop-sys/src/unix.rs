@@ -8,18 +8,24 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, connect};
 
-use crate::identity::{Identity, in_thread};
+use crate::identity::Identity;
 use crate::listen::new_socket;
 use crate::safe_path::{Directory, Safety};
 use crate::sandbox::Sandbox;
+use crate::within::within;
 
 /// The longest path that a Unix socket address holds.
 const MAX_PATH: usize = 107;
+/// How long a file system of somebody else's choice may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// `SIOCUNIXFILE`, `unix(7)`: a descriptor of the file that a socket is bound to.
 const UNIX_FILE: libc::Ioctl = 0x89e0;
 
@@ -52,37 +58,54 @@ impl Rights {
         if is_limit { Safety::Rights } else { Safety::Links }
     }
 
-    fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        if self.of.is_none() && !self.sandbox.restricts_files() {
+    /// Whether they are less than this process's, and so the path somebody else's choice.
+    fn are_less(&self) -> bool {
+        self.of.is_some() || self.sandbox.restricts_files()
+    }
+
+    /// Does this with these rights. Whoever has less than this process's can choose a path that is never answered; it is not waited for.
+    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+        if !self.are_less() {
             return work();
         }
-        let confined = || {
-            self.sandbox.restrict_files_of_thread()?;
+        let rights = self.clone();
+        within(ANSWER_TIMEOUT, move || {
+            rights.of.as_ref().map_or(Ok(()), Identity::take_on)?;
+            rights.sandbox.restrict_files_of_thread()?;
             work()
-        };
-        match &self.of {
-            Some(identity) => identity.with_rights(confined),
-            None => in_thread(confined),
-        }
+        })
     }
 }
 
 /// The file of a Unix socket. Removed when it is dropped, unless somebody has put another file there.
 #[derive(Debug)]
 pub struct UnixFile {
-    directory: Directory,
+    directory: Arc<Directory>,
     name: OsString,
     path: PathBuf,
-    device: u64,
-    inode: u64,
+    number: (u64, u64),
     rights: Rights,
+    /// Its path was not answered once, and is not looked at again.
+    unanswered: AtomicBool,
 }
 
 impl UnixFile {
-    /// Whether clients that connect to the path still come to this socket. Blocks no longer than a look at the path takes.
+    /// Whether clients that connect to the path still come to this socket, as far as the path answers.
     #[must_use]
     pub fn is_reached(&self) -> bool {
-        rustix::fs::stat(&self.path).is_ok_and(|stat| self.is(&stat))
+        if self.unanswered.load(Ordering::Relaxed) {
+            return true;
+        }
+        let path = self.path.clone();
+        let look = move || Ok(rustix::fs::stat(&path)?);
+        match if self.rights.are_less() { within(ANSWER_TIMEOUT, look) } else { look() } {
+            Ok(stat) => number(&stat) == self.number,
+            Err(e) if e.raw_os_error() == Some(libc::ETIMEDOUT) => {
+                self.unanswered.store(true, Ordering::Relaxed);
+                true
+            }
+            Err(_) => false,
+        }
     }
 
     /// With whose rights it was made.
@@ -90,18 +113,19 @@ impl UnixFile {
     pub fn rights(&self) -> &Rights {
         &self.rights
     }
+}
 
-    fn is(&self, stat: &Stat) -> bool {
-        (stat.st_dev, stat.st_ino) == (self.device, self.inode)
-    }
+fn number(stat: &Stat) -> (u64, u64) {
+    (stat.st_dev, stat.st_ino)
 }
 
 impl Drop for UnixFile {
     fn drop(&mut self) {
-        let remove = || {
+        let (directory, name, own) = (self.directory.clone(), std::mem::take(&mut self.name), self.number);
+        let remove = move || {
             // Whoever can put another file there in between may remove that one too: this is done with no more rights.
-            if self.is(&statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW)?) {
-                unlinkat(&self.directory, &self.name, AtFlags::empty())?;
+            if number(&statat(&*directory, &name, AtFlags::SYMLINK_NOFOLLOW)?) == own {
+                unlinkat(&*directory, &name, AtFlags::empty())?;
             }
             Ok(())
         };
@@ -113,7 +137,7 @@ impl Drop for UnixFile {
 /// listens on any more is replaced, if the user whose rights count may remove it.
 ///
 /// # Errors
-/// As `bind(2)`; a missing directory is `EACCES`, as libuv reports it; `ENAMETOOLONG`;
+/// As `bind(2)`; `ETIMEDOUT` if the file system does not answer; a missing directory is `EACCES`, as libuv reports it; `ENAMETOOLONG`;
 /// [`UnsafePath`](crate::safe_path::UnsafePath) for a link that is not followed.
 pub fn unix(path: &str, readable_all: bool, writable_all: bool, rights: &Rights) -> io::Result<(OwnedFd, Option<UnixFile>)> {
     // A worker that listens on `\0name` sends `/its/directory/\0name`; the name is what follows the NUL.
@@ -123,7 +147,8 @@ pub fn unix(path: &str, readable_all: bool, writable_all: bool, rights: &Rights)
         return Ok((socket, None));
     }
     let widened = Mode::from_raw_mode(if readable_all { 0o444 } else { 0 } | if writable_all { 0o222 } else { 0 });
-    let bound = rights.run(|| bind_file(Path::new(path), widened, rights));
+    let (path, its_rights) = (PathBuf::from(path), rights.clone());
+    let bound = rights.run(move || bind_file(&path, widened, &its_rights));
     match bound {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Err(io::Error::from_raw_os_error(libc::EACCES)),
         Err(e) => Err(e),
@@ -152,8 +177,8 @@ fn bind_file(path: &Path, widened: Mode, rights: &Rights) -> io::Result<(OwnedFd
         rustix::fs::chmod(by_descriptor(file.as_fd()), (mode | widened) & Mode::from_raw_mode(0o777))?;
     }
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let (device, inode) = (stat.st_dev, stat.st_ino);
-    Ok((socket, UnixFile { directory, name, path, device, inode, rights: rights.clone() }))
+    let (directory, number, unanswered) = (Arc::new(directory), number(&stat), AtomicBool::new(false));
+    Ok((socket, UnixFile { directory, name, path, number, rights: rights.clone(), unanswered }))
 }
 
 fn by_descriptor(fd: BorrowedFd<'_>) -> PathBuf {

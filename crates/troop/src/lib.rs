@@ -99,7 +99,7 @@ pub use troop_core::primary::{WorkerState, WorkerStats};
 pub use troop_core::supervise::{Afterwards, Cause, GiveUp, Progress, Restart};
 pub use troop_core::{Time, WorkerId, text};
 
-/// Paths that other users may be able to change, and what those may do with files. For the program `troop`, which needs the same walk as the
+/// Paths that other users may be able to change, what those may do with files, and files that do not answer. For the program `troop`, which needs the same walk as the
 /// engine: a second one would be a second place for the same mistake. No part of the stable face.
 #[doc(hidden)]
-pub use troop_sys::{identity, safe_path};
+pub use troop_sys::{identity, safe_path, within};

@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use troop::safe_path::{Weak, open_for_reading};
@@ -19,6 +20,8 @@ const MAX_DEPTH: usize = 128;
 const MAX_PARSING: Duration = Duration::from_secs(5);
 /// How long a file that is a program may take to say what it holds.
 const MAX_RUNNING: Duration = Duration::from_secs(10);
+/// How long all files that an app names may take to answer, those included that are run.
+const MAX_ANSWER: Duration = Duration::from_secs(12);
 /// The most characters of a line that an error shows.
 const MAX_SHOWN: usize = 160;
 
@@ -33,6 +36,32 @@ fn open(file: &Path) -> io::Result<(File, Vec<Weak>)> {
     let is_own = ["/dev/stdin", "/dev/fd", "/proc/self/fd"].iter().any(is_below);
     // As an empty one it is used to turn a file off.
     if is_own || file == Path::new("/dev/null") { Ok((File::open(file)?, Vec::new())) } else { open_for_reading(file, MAX_BYTES) }
+}
+
+/// Does what looks at files that may be on a file system that never answers.
+///
+/// # Errors
+/// Those of the work, or that it is waited for no longer.
+pub(crate) fn answered<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    let work = Arc::new(Mutex::new(Some(work)));
+    let its_work = work.clone();
+    let done = troop::within::within(MAX_ANSWER, move || match taken(&its_work) {
+        Some(work) => Ok(work()),
+        None => Err(io::ErrorKind::Other.into()),
+    });
+    match (done, taken(&work)) {
+        (Ok(result), _) => result,
+        // There was no thread to be had.
+        (Err(_), Some(work)) => work(),
+        (Err(e), None) if e.kind() == io::ErrorKind::TimedOut => {
+            Err(format!("a file or directory of the app has not answered for {} s (a dead mount?)", MAX_ANSWER.as_secs()))
+        }
+        (Err(e), None) => Err(format!("cannot look at the app's files: {e}")),
+    }
+}
+
+fn taken<T>(work: &Mutex<Option<T>>) -> Option<T> {
+    work.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 fn read(file: &Path) -> io::Result<(String, Vec<Weak>)> {

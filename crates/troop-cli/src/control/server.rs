@@ -259,7 +259,7 @@ impl Server {
         if self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase == Phase::Stopping {
             return Err(Failure::new("busy", "the app is stopping"));
         }
-        let plan = self.source.plan().map_err(|text| Failure::new("bad-request", text))?;
+        let (plan, _) = self.source.next().await.map_err(|text| Failure::new("bad-request", text))?;
         plan.setup().map(drop).map_err(|e| Failure::new("bad-request", e.chain()))
     }
 
@@ -418,9 +418,9 @@ impl Server {
             return busy();
         }
         let before = self.plan();
-        let after = self.source.plan().map_err(|text| Failure::new("bad-request", text))?;
+        let (after, doubts) = self.source.next().await.map_err(|text| Failure::new("bad-request", text))?;
         let setup = after.setup().map_err(|e| Failure::new("bad-request", e.chain()))?;
-        self.source.doubts(&after).iter().for_each(|doubt| log::say(&format!("troop: {doubt}")));
+        doubts.iter().for_each(|doubt| log::say(&format!("troop: {doubt}")));
         let (changes, _) = before.changes(&after);
         let (_, late) = self.started.changes(&after);
         let late = late.into_iter().map(|name| format!("{name} only at the next start"));

@@ -1,12 +1,35 @@
 //! `troop check`.
 
 use std::io::Write as _;
+use std::path::Path;
 
 use serde_json::json;
 
 use crate::args::Check;
 use crate::config;
 use crate::log;
+
+/// What there is to say of a file.
+struct Looked {
+    names: Vec<String>,
+    warnings: Vec<String>,
+    notes: Vec<String>,
+    problems: Vec<String>,
+}
+
+fn look(file: &Path) -> Result<Looked, String> {
+    let (apps, mut warnings) = config::read_with_warnings(file)?;
+    warnings.extend(config::doubts(file, &apps));
+    let (mut problems, mut notes) = (Vec::new(), Vec::new());
+    for (name, app) in &apps {
+        let about = |what: String| format!("{}: app.{name}: {what}", file.display());
+        let seen = app.inspect(file);
+        problems.extend(app.problems(file).into_iter().chain(seen.problems).map(about));
+        warnings.extend(seen.warnings.into_iter().map(|warning| format!("app.{name}: {warning}")));
+        notes.extend(app.notes().into_iter().map(about));
+    }
+    Ok(Looked { names: apps.into_keys().collect(), warnings, notes, problems })
+}
 
 /// Reads a file as `troop run` would, and looks whether what it names is there.
 pub(crate) fn check(args: &Check) -> Result<(), String> {
@@ -16,20 +39,8 @@ pub(crate) fn check(args: &Check) -> Result<(), String> {
         return Ok(());
     }
     let file = &args.file;
-    let (apps, mut warnings) = config::read_with_warnings(file)?;
-    warnings.extend(config::doubts(file, &apps));
-    let mut problems = Vec::new();
-    for (name, app) in &apps {
-        let seen = app.inspect(file);
-        let all = app.problems(file).into_iter().chain(seen.problems);
-        problems.extend(all.map(|problem| format!("{}: app.{name}: {problem}", file.display())));
-        warnings.extend(seen.warnings.into_iter().map(|warning| format!("app.{name}: {warning}")));
-    }
-    let notes: Vec<String> = apps
-        .iter()
-        .flat_map(|(name, app)| app.notes().into_iter().map(move |note| format!("{}: app.{name}: {note}", file.display())))
-        .collect();
-    let names: Vec<_> = apps.keys().map(String::as_str).collect();
+    let shown = file.clone();
+    let Looked { names, warnings, notes, problems } = config::source::answered(move || look(&shown))?;
     if args.json {
         let _ = writeln!(
             out,

@@ -2,7 +2,7 @@
 //! be stopped by any process of that user before it gets there.
 
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,11 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 /// Pause between two attempts to resume a child that has not executed its program yet.
 const RESUME_EVERY: Duration = Duration::from_millis(20);
 
-/// How long a child may take to execute its program, from a slow disk, say; then it is killed, and its parent learns of its end as of any other.
+/// How long a child that becomes another user may take to execute its program, from a slow disk, say; then it is killed.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The same for one whom nobody else may stop: its directory or its program is on a file system that does not answer.
+pub(super) const OWN_START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How often a child may be found stopped before it is killed. Nobody stops one by chance, so whoever does holds its parent up for half a second.
 const MOST_STOPS: u32 = 25;
@@ -22,10 +25,12 @@ const STACK: usize = 64 * 1024;
 
 /// Runs `start`, which stores the pidfd of a child as soon as there is one, keeps it open, and returns when the child has executed its program
 /// or has ended. Meanwhile the child is resumed if it is stopped, and killed if that does not end, or after
-/// `timeout`. Without memory for a thread nothing watches.
-pub(super) fn guarded<T>(pidfd: &AtomicI32, timeout: Duration, start: impl FnOnce() -> T) -> T {
+/// `timeout`. Returns whether it was. Without memory for a thread nothing watches.
+pub(super) fn guarded<T>(pidfd: &AtomicI32, timeout: Duration, start: impl FnOnce() -> T) -> (T, bool) {
     let (started, wait) = channel::<()>();
-    std::thread::scope(|scope| {
+    let is_killed = AtomicBool::new(false);
+    let result = std::thread::scope(|scope| {
+        let is_killed = &is_killed;
         let watch = move || {
             let (begun, mut stops) = (Instant::now(), 0);
             while wait.recv_timeout(RESUME_EVERY) == Err(RecvTimeoutError::Timeout) {
@@ -36,7 +41,9 @@ pub(super) fn guarded<T>(pidfd: &AtomicI32, timeout: Duration, start: impl FnOnc
                 // SAFETY: `start` keeps it open until `started` is dropped and this thread has been joined.
                 let child = unsafe { BorrowedFd::borrow_raw(fd) };
                 stops += u32::from(is_stopped(child));
-                let signal = if begun.elapsed() < timeout && stops < MOST_STOPS { Signal::CONT } else { Signal::KILL };
+                let is_over = begun.elapsed() >= timeout || stops >= MOST_STOPS;
+                is_killed.fetch_or(is_over, Ordering::Relaxed);
+                let signal = if is_over { Signal::KILL } else { Signal::CONT };
                 let _ = pidfd_send_signal(child, signal);
             }
         };
@@ -44,7 +51,8 @@ pub(super) fn guarded<T>(pidfd: &AtomicI32, timeout: Duration, start: impl FnOnc
         let result = start();
         drop(started);
         result
-    })
+    });
+    (result, is_killed.into_inner())
 }
 
 /// Whether a child is stopped now. Nobody else's waiting for it is disturbed.
@@ -72,6 +80,7 @@ mod tests {
             pidfd.store(owned.as_raw_fd(), Ordering::Release);
             child.wait().unwrap()
         })
+        .0
     }
 
     #[test]

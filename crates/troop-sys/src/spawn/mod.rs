@@ -245,7 +245,7 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
     }
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
-    let mut start = || {
+    let start = || {
         // SAFETY: the stack is large enough, aligned, not used by anything else, and outlives the child's use of it, because CLONE_VFORK
         // stops this thread until the child has executed the program or exited. `plan` and everything it points to likewise. `child`
         // makes only async-signal-safe calls. The sixth argument receives the pidfd, before the child runs.
@@ -256,7 +256,8 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
         (pid, io::Error::last_os_error())
     };
     // Only processes of another user can have an interest in stopping it, or the right.
-    let (pid, clone_error) = if command.uid.is_some() { guard::guarded(&pidfd, guard::START_TIMEOUT, start) } else { start() };
+    let timeout = if command.uid.is_some() { guard::START_TIMEOUT } else { guard::OWN_START_TIMEOUT };
+    let ((pid, clone_error), is_killed) = guard::guarded(&pidfd, timeout, start);
     // SAFETY: `before` was filled above.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
     if pid < 0 {
@@ -266,9 +267,13 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd.into_inner()) };
     // SAFETY: `plan` is alive; the child wrote these through a pointer, so they must be read anew.
     let (step, errno) = unsafe { ((&raw const plan.step).read_volatile(), (&raw const plan.errno).read_volatile()) };
-    if step != 0 {
+    if step != 0 || is_killed {
         use std::os::fd::AsFd;
         let _ = crate::process::reap(pidfd.as_fd());
+        if is_killed {
+            let reason = "it was stopped all the time, or its directory or program did not answer";
+            return Err(SpawnError { step: Step::Exec, source: io::Error::new(io::ErrorKind::TimedOut, reason) });
+        }
         return Err(SpawnError { step: to_step(step), source: io::Error::from_raw_os_error(errno) });
     }
     Ok(Child { pid: pid.unsigned_abs(), pidfd })

@@ -9,8 +9,10 @@ mod support;
 
 mod abandoned;
 mod descriptors;
+mod environment;
 mod files;
 mod flooding;
+mod hanging;
 mod limits;
 mod listeners;
 mod options;

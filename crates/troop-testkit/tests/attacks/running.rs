@@ -50,6 +50,11 @@ impl Running {
         Some(line)
     }
 
+    /// The next line, if it comes at once.
+    pub fn soon(&mut self) -> Option<String> {
+        self.line(Instant::now() + Duration::from_millis(50))
+    }
+
     /// The next line that contains a text.
     pub fn until(&mut self, text: &str) -> String {
         let deadline = Instant::now() + PATIENCE;

@@ -205,6 +205,9 @@ pub(crate) fn explain(error: &io::Error, rights: &Rights) -> Option<String> {
     if let Some(reason) = error.get_ref().and_then(|reason| reason.downcast_ref::<UnsafePath>()) {
         return Some(reason.to_string());
     }
+    if error.raw_os_error() == Some(rustix::io::Errno::TIMEDOUT.raw_os_error()) {
+        return Some("the file system there does not answer; its worker gets no path any more".into());
+    }
     if error.kind() != io::ErrorKind::PermissionDenied {
         return None;
     }

@@ -172,6 +172,7 @@ fn apart(settings: &Settings, number: usize, stdio: Stdio, inherited: &impl io::
 /// Whether trying again cannot help: the program, its directory or the permission is missing.
 pub(crate) fn is_for_good(error: &Error) -> bool {
     match error {
+        Error::Spawn { source, .. } if source.kind() == io::ErrorKind::TimedOut => false,
         Error::Spawn { source, .. } => !matches!(
             source.raw_os_error().map(rustix::io::Errno::from_raw_os_error),
             Some(

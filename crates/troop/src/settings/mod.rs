@@ -292,7 +292,7 @@ impl Setup {
 
     /// The user to run as. A worker of another user than this process's gets a session of its own, no terminal, no capabilities, no
     /// [new privileges](Setup::no_new_privileges), and none of the variables that name this process's user and its places (`HOME`, `USER`,
-    /// `LOGNAME`, `SHELL`, `MAIL`, `XDG_…`) but those of [`Setup::env`]. Where a stream would be inherited that is a terminal, it gets
+    /// `LOGNAME`, `SHELL`, `MAIL`, `XDG_…`, `SUDO_…`, `SSH_…`) but those of [`Setup::env`]. Where a stream would be inherited that is a terminal, it gets
     /// `/dev/null` as its input, and what it prints is passed on.
     pub fn uid(mut self, uid: u32) -> Setup {
         self.uid = Some(uid);

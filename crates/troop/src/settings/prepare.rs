@@ -12,8 +12,8 @@ use crate::activation::ActivationSocket;
 use crate::error::{Error, Result};
 use crate::nesting;
 
-/// Variables that say who this process's user is, and where its things are.
-const PERSONAL: [&str; 13] = [
+/// Variables that say who this process's user is, where it came from, and where its things are.
+const PERSONAL: [&str; 25] = [
     "HOME",
     "USER",
     "LOGNAME",
@@ -27,7 +27,23 @@ const PERSONAL: [&str; 13] = [
     "DBUS_SESSION_BUS_ADDRESS",
     "SSH_AUTH_SOCK",
     "XAUTHORITY",
+    "GNUPGHOME",
+    "GPG_AGENT_INFO",
+    "KRB5CCNAME",
+    "SSH_AGENT_PID",
+    "SSH_CLIENT",
+    "SSH_CONNECTION",
+    "SSH_TTY",
+    "SUDO_COMMAND",
+    "SUDO_GID",
+    "SUDO_UID",
+    "SUDO_USER",
+    "XDG_SESSION_ID",
 ];
+
+/// Variables that are about one process alone, which its children must not take for theirs.
+const OF_ONE_PROCESS: [&str; 8] =
+    [UNIQUE_ID, CHANNEL_FD, SERIALIZATION, "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES", nesting::ACTIVATED];
 
 /// The command line and environment of one worker.
 #[derive(Debug)]
@@ -88,7 +104,7 @@ impl Settings {
         env.extend(self.env.clone());
         env.extend(extra.clone());
         // A worker that is itself a primary must not pass its own identity on.
-        for name in [UNIQUE_ID, CHANNEL_FD, SERIALIZATION, "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", nesting::ACTIVATED] {
+        for name in OF_ONE_PROCESS {
             env.remove(OsStr::new(name));
         }
         env

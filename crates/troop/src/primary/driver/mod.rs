@@ -134,6 +134,8 @@ struct Process {
     user: Option<Identity>,
     /// What it was started with.
     sandbox: Sandbox,
+    /// It has named a path that is not answered.
+    names_dead_paths: bool,
     /// How many of its requests it was explained why they could not be met.
     refused: u32,
     since: Time,

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use troop_core::primary::BindSpec;
+use troop_core::primary::{Bind, BindSpec};
 use troop_core::steer::Instruction;
 use troop_core::{ListenerId, Time, WorkerId};
 use troop_sys::group;
@@ -31,8 +31,13 @@ impl Driver {
         let key = self.core.listener_key(id).unwrap_or_default();
         let key = troop_core::wire::outgoing::quote(key);
         let has_room = self.sockets.len() < self.core.budget().listeners();
-        let opened =
-            if has_room { listener::open(&spec, &self.inherited, &rights) } else { Err(rustix::io::Errno::MFILE.into()) };
+        let opened = match () {
+            () if !has_room => Err(rustix::io::Errno::MFILE.into()),
+            () if matches!(spec.place, Bind::Unix { .. }) && self.names_dead_paths(worker) => {
+                Err(rustix::io::Errno::TIMEDOUT.into())
+            }
+            () => listener::open(&spec, &self.inherited, &rights),
+        };
         let opened = opened.and_then(|mut opened| {
             if !self.leaves_the_reserve(&opened.fd) {
                 return Err(rustix::io::Errno::MFILE.into());

@@ -36,10 +36,16 @@ impl Driver {
         Ok(Rights { of, sandbox: process.sandbox.clone(), ..Rights::own() })
     }
 
+    /// Whether a worker has named a path that is not answered; no other one is waited for.
+    pub(super) fn names_dead_paths(&self, worker: WorkerId) -> bool {
+        self.processes.get(&worker).is_some_and(|process| process.names_dead_paths)
+    }
+
     /// Says why a worker did not get a path, if it is the operator who can do something about it.
     pub(super) fn explain(&mut self, id: ListenerId, worker: WorkerId, error: &io::Error, rights: &Rights) {
         let Some(reason) = listener::explain(error, rights) else { return };
         let (Some(at), Some(process)) = (self.core.listener_address(id), self.processes.get_mut(&worker)) else { return };
+        process.names_dead_paths |= is_unanswered(error);
         process.refused = process.refused.saturating_add(1);
         // The first, and then ever fewer of many.
         if !process.refused.is_power_of_two() {
@@ -256,15 +262,22 @@ impl Driver {
             self.lost(id, "its path was removed, and workers that share one socket cannot be given another one; with any other policy it is bound anew");
             return;
         }
+        let rights = file.rights().clone();
         let rights = match worker {
+            Some(worker) if self.names_dead_paths(worker) => Err(rustix::io::Errno::TIMEDOUT.into()),
             Some(worker) => self.rights_of(worker),
-            None => Ok(file.rights().clone()),
+            None => Ok(rights),
         };
         match rights.and_then(|rights| self.bind_anew(id, &rights)) {
             Ok(()) if worker.is_none() => self.restored(id, "its path was removed, so it was bound anew"),
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AddrInUse => self.lost(id, "something else is at its path by now"),
-            Err(e) => self.lost(id, &format!("its path was removed, and it cannot be bound anew: {e}")),
+            Err(e) => {
+                if let Some(process) = worker.and_then(|worker| self.processes.get_mut(&worker)) {
+                    process.names_dead_paths |= is_unanswered(&e);
+                }
+                self.lost(id, &format!("its path was removed, and it cannot be bound anew: {e}"));
+            }
         }
     }
 
@@ -336,6 +349,10 @@ fn changed(restored: &Restored, who: &str) -> String {
 
 fn unfit(restored: &Restored, who: &str) -> String {
     format!("its socket turns clients away by {}, {who}: restart the app", restored.lost.join(", "))
+}
+
+fn is_unanswered(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::TIMEDOUT.raw_os_error())
 }
 
 /// Who may have shut a socket down, or changed it.

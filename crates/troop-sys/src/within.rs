@@ -1,0 +1,88 @@
+//! Work that may never end, such as a look at a path on a file system that does not answer.
+
+use std::io;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// The most threads that are left behind at a time.
+const MOST_LEFT: usize = 8;
+
+static LEFT: Mutex<usize> = Mutex::new(0);
+
+#[derive(PartialEq)]
+enum Work {
+    Running,
+    Left,
+    Done,
+}
+
+/// Does this in a thread of its own, which is left behind if it takes longer than `limit`.
+///
+/// # Errors
+/// Those of the work; `ETIMEDOUT` if it is late, or if too many are.
+pub fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    let late = || io::Error::from_raw_os_error(libc::ETIMEDOUT);
+    let left = || LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+    if *left() >= MOST_LEFT {
+        return Err(late());
+    }
+    let (sender, result) = sync_channel(1);
+    let state = Arc::new(Mutex::new(Work::Running));
+    let its_state = state.clone();
+    let run = move || {
+        let result = work();
+        let before = std::mem::replace(&mut *its_state.lock().unwrap_or_else(PoisonError::into_inner), Work::Done);
+        if before == Work::Left {
+            *left() -= 1;
+        }
+        // If nobody waits any more, the result is dropped here.
+        drop(sender.send(result));
+    };
+    std::thread::Builder::new().name("troop-files".into()).spawn(run)?;
+    match result.recv_timeout(limit) {
+        Ok(result) => return result,
+        Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("a thread that looks at files has panicked")),
+        Err(RecvTimeoutError::Timeout) => {}
+    }
+    let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+    if *state == Work::Done {
+        // At the last moment.
+        return result.recv().unwrap_or_else(|_| Err(late()));
+    }
+    *state = Work::Left;
+    *left() += 1;
+    Err(late())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_too_long_is_left_behind_and_not_too_much_of_it() {
+        let short = Duration::from_millis(20);
+        assert_eq!(within(Duration::from_secs(60), || Ok(7)).unwrap(), 7);
+        assert_eq!(
+            within(Duration::from_secs(60), || Err::<(), _>(io::ErrorKind::NotFound.into())).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+        let gate = Arc::new(Mutex::new(()));
+        let shut = gate.lock().unwrap();
+        for _ in 0..MOST_LEFT {
+            let gate = gate.clone();
+            let wait = move || {
+                drop(gate.lock().unwrap());
+                Ok(())
+            };
+            assert_eq!(within(short, wait).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        }
+        assert_eq!(within(Duration::from_secs(60), || Ok(7)).unwrap_err().kind(), io::ErrorKind::TimedOut, "no more");
+        drop(shut);
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while *LEFT.lock().unwrap() > 0 && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(within(Duration::from_secs(60), || Ok(7)).unwrap(), 7);
+    }
+}
