@@ -187,6 +187,19 @@ fn a_sandbox_leaves_only_the_files_that_it_names() {
     (outside.sandbox, outside.no_new_privileges) = (of(Some(&open), None), true);
     let e = spawn(&outside).unwrap_err();
     assert_eq!((e.step, e.source.raw_os_error()), (Step::Exec, Some(libc::EACCES)));
+    // So must the running image, by whatever name it is executed.
+    let image = || {
+        let mut c = command("");
+        (c.candidates, c.no_new_privileges) = (vec![c"/proc/self/exe".to_owned()], true);
+        c.argv = ["program", "--list", "--format", "terse"].map(|arg| CString::new(arg).unwrap()).to_vec();
+        c
+    };
+    let mut outside = image();
+    outside.sandbox = of(Some(&system), None);
+    assert_eq!(spawn(&outside).unwrap_err().source.raw_os_error(), Some(libc::EACCES));
+    let mut inside = image();
+    inside.sandbox = of(Some(&[system.clone(), vec![std::env::current_exe().unwrap()]].concat()), None);
+    assert!(output(inside).0.contains("a_sandbox_leaves_only_the_files_that_it_names"));
     // Where it could put a link to everything, nothing is looked up.
     std::os::unix::fs::symlink("/", root.join("open/link")).unwrap();
     let link = [root.join("open"), root.join("open/link")];
