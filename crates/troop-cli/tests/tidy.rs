@@ -1,5 +1,7 @@
 //! The house keeps its own rules: files stay small, documents lead somewhere, and what can be configured or typed is written down.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 

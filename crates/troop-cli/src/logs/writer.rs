@@ -277,7 +277,10 @@ fn write_all(stream: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(n) => bytes = &bytes[n..],
             Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => drop(poll(&mut [PollFd::from_borrowed_fd(stream, PollFlags::OUT)], None)),
+            // An error is met again by the next write.
+            Err(Errno::AGAIN) => {
+                let _ = poll(&mut [PollFd::from_borrowed_fd(stream, PollFlags::OUT)], None);
+            }
             Err(e) => return Err(e.into()),
         }
     }
