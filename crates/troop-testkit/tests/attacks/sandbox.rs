@@ -137,9 +137,10 @@ fn denied_system_calls_fail_with_eperm() {
         let expected = if call == "clone3" { libc::ENOSYS } else { libc::EPERM };
         assert_eq!(error, &json!(expected), "{call}; without the sandbox {}", free[call]);
     }
-    // These do not fail with that for want of privileges.
+    // These do not fail with that for want of privileges, unless this machine, a container, denies them itself.
+    let is_free = std::fs::read_to_string("/proc/self/status").unwrap().contains("\nSeccomp:\t0\n");
     for call in ["clone", "io_uring_enter", "kcmp", "keyctl", "pidfd_getfd", "process_vm_readv", "ptrace", "setns", "unshare"] {
-        assert_ne!(free[call], json!(libc::EPERM), "{call}");
+        assert!(!is_free || free[call] != json!(libc::EPERM), "{call}");
     }
     // One group leaves the others alone.
     let some = errors("some", &["--set", "sandbox.deny_system_calls=[\"keyring\"]"]);
