@@ -29,7 +29,7 @@ pub(super) struct Members {
     is_mixed: bool,
 }
 
-/// See the module.
+/// The sockets of an activated listener that is steered, one for each slot.
 #[derive(Debug)]
 pub(super) struct Slots(Mutex<Members>);
 
