@@ -188,6 +188,8 @@ pub enum Violation {
     TooManyListeners(usize),
     /// More listeners than its share of the primary's descriptors; how many that is.
     OverShare(usize),
+    /// It had the primary wait for connections on a socket that both have.
+    HeldUp,
     /// More sockets bound for nothing, within ten seconds, than this: they could not be bound, or it closed them.
     TooManyBinds(u32),
     /// It left more descriptors unacknowledged than this.
@@ -212,6 +214,7 @@ impl Violation {
                 | Violation::Silent(_)
                 | Violation::TooManyListeners(_)
                 | Violation::Unacknowledged(_)
+                | Violation::HeldUp
         )
     }
 }
@@ -236,6 +239,7 @@ impl fmt::Display for Violation {
                 f,
                 "a request for more than {share} listeners, its share of the primary's descriptors (raise the limit on open files: ulimit -n, LimitNOFILE= of a unit)"
             ),
+            Violation::HeldUp => f.write_str("a socket on which it had the primary wait for connections"),
             Violation::TooManyBinds(limit) => {
                 write!(f, "more than {limit} requests in 10 s for listeners that cannot be bound or that it closes again")
             }

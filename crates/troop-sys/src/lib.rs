@@ -18,5 +18,6 @@ pub mod safe_path;
 pub mod sandbox;
 pub mod socket;
 pub mod spawn;
+pub mod unblock;
 pub mod unix;
 pub mod within;

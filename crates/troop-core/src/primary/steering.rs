@@ -406,6 +406,12 @@ impl Primary {
         self.workers.iter().filter(|(_, state)| listens(state)).map(|(id, _)| *id).collect()
     }
 
+    /// The workers that have the socket of a place.
+    #[must_use]
+    pub fn holders(&self, id: ListenerId, place: usize) -> &[WorkerId] {
+        self.listeners.get(&id).and_then(|listener| listener.places.get(place)).map_or(&[], |place| &place.holders)
+    }
+
     /// How many workers listen on a listener, and how many connections wait there.
     #[must_use]
     pub fn listener_load(&self, id: ListenerId) -> (usize, usize) {

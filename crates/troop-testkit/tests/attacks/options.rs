@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use troop::{ActivationSocket, Cluster, Event, Progress, Scheduling, Setup, WorkerHandle};
 use troop_testkit::{PATIENCE, Troop, at_once, node_program, wait_until};
 
-use super::support::{is_root, listeners_of, set_option};
+use super::support::{STRANGER, is_root, listeners_of, set_option};
 
 /// Says who it is to every client, and goes on whatever happens to its socket.
 const SERVES: &str = "require('net').createServer((s) => { s.on('error', () => {}); s.resume().end(`${process.pid}`); })
@@ -163,33 +163,56 @@ async fn the_shard_of_a_worker_serves_its_successor_and_holds_up_nobody_whatever
     });
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_primary_waits_for_no_connection_on_the_shard_of_a_worker_that_would_have_it_wait() {
-    if !is_root("the_primary_waits_for_no_connection_on_the_shard_of_a_worker") {
-        return;
-    }
-    // It stops listening for good when it is told to, so that the primary accepts on its socket.
+/// A worker stops accepting, so that the primary does on its socket, and has whoever accepts there wait: once, or over and over.
+async fn the_primary_does_not_wait(setup: impl FnOnce(Setup) -> Setup, over_and_over: bool) {
     let text = format!("const server = {SERVES}.listen(0, '127.0.0.1'); process.on('message', () => {{ for (;;); }})");
     let builder = Cluster::builder().scheduling("steered".parse().unwrap()).workers(1).replace(at_once());
-    let mut troop = Troop::start(builder.setup(node(&text)));
+    let mut troop = Troop::start(builder.setup(setup(node(&text))));
     let listening = |e: &Event| match e {
         Event::Listening(w, at) => Some((w.clone(), u16::try_from(at.port.unwrap()).unwrap())),
         _ => None,
     };
     let (worker, port) = troop.until("listening", listening).await;
     until_served(port, "at first").await;
-    let own = listeners_of(worker.pid());
+    let own = listeners_of(worker.pid()).remove(0);
+    let wait = move || troop_sys::socket::set_nonblocking(&own, false).unwrap();
     worker.send(&true).await.unwrap();
     let clients: Vec<_> = (0..20).map(|_| std::net::TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    let over = Arc::new(AtomicBool::new(!over_and_over));
+    let waits = std::thread::spawn({
+        let over = over.clone();
+        move || loop {
+            wait();
+            if over.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+    });
     // Both ways to empty its queue: while it is there, and when it is gone.
     for _ in 0..2 {
-        troop_sys::socket::set_nonblocking(&own[0], false).unwrap();
         tokio::time::timeout(PATIENCE, troop.cluster.snapshot()).await.expect("the primary answers").unwrap();
         let _ = worker.kill(9).await;
     }
     troop.until("its successor", listening).await;
+    tokio::time::timeout(PATIENCE, troop.cluster.snapshot()).await.expect("the primary answers").unwrap();
+    over.store(true, Ordering::Relaxed);
+    waits.join().unwrap();
     until_served(port, "afterwards").await;
     drop(clients);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_primary_waits_for_no_connection_on_the_shard_of_a_worker_that_would_have_it_wait() {
+    if is_root("the_primary_waits_for_no_connection_on_the_shard_of_a_worker_that_would_have_it_wait") {
+        the_primary_does_not_wait(|setup| setup, false).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_primary_is_let_go_on_the_shard_of_a_worker_that_has_it_wait_over_and_over() {
+    if is_root("the_primary_is_let_go_on_the_shard_of_a_worker_that_has_it_wait_over_and_over") {
+        the_primary_does_not_wait(|setup| setup.uid(STRANGER).gid(STRANGER), true).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

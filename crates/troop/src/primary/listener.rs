@@ -11,6 +11,7 @@ use troop_sys::group::Instruction;
 use troop_sys::options::Options;
 use troop_sys::safe_path::UnsafePath;
 use troop_sys::socket::{self, Kind};
+use troop_sys::unblock::Unblocker;
 use troop_sys::unix::{Rights, UnixFile, unix};
 use troop_sys::{diag, group, listen};
 
@@ -49,10 +50,11 @@ impl Socket {
     }
 
     /// Before the primary accepts on it: workers that have copies could have made it wait for connections.
-    pub(crate) fn never_wait(&self) {
-        if self.options.is_some() {
-            let _ = socket::set_nonblocking(&self.fd, true);
-        }
+    /// Those of other users could do it again at any moment, so this thread is watched meanwhile.
+    pub(crate) fn never_wait(&self, has_other_users: bool) -> Option<Unblocker> {
+        self.options.as_ref()?;
+        let _ = socket::set_nonblocking(&self.fd, true);
+        if has_other_users { Unblocker::start(self.fd.as_fd()).ok() } else { None }
     }
 
     pub(crate) fn new(fd: OwnedFd, listener: ListenerId) -> Socket {

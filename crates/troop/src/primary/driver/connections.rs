@@ -3,11 +3,13 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use troop_core::event::Violation;
 use troop_core::policy::Connection;
 use troop_core::primary::Needs;
 use troop_core::wire::{MAX_BATCH, outgoing};
 use troop_core::{ConnId, ListenerId, WorkerId};
 use troop_sys::poll::Interest;
+use troop_sys::unblock::Unblocker;
 use troop_sys::{fdpass, socket};
 
 use super::{Driver, Token};
@@ -43,11 +45,11 @@ impl Driver {
             }
             let id = socket.listener;
             let burst = if nested || socket.masked { ACCEPT_BURST } else { socket.burst };
-            socket.never_wait();
+            let watch = socket.never_wait(self.has_other_users);
             let needs = self.core.needs(id);
             let (mut accepted, mut lost, mut drained) = (0, 0, false);
             while accepted < burst && lost < ACCEPT_BURST && self.accepts() && self.core.wants_connection(id) {
-                match self.accept_one(number, id, needs) {
+                match self.accept_one(number, id, needs, watch.as_ref()) {
                     Some(true) => accepted += 1,
                     Some(false) => lost += 1,
                     None => {
@@ -56,6 +58,7 @@ impl Driver {
                     }
                 }
             }
+            self.held_up(number, watch);
             let Some(socket) = self.sockets.get_mut(number) else { continue };
             let token = Token::Socket(number);
             if drained && socket.retired {
@@ -89,13 +92,32 @@ impl Driver {
 
     /// Takes connections off a worker's own queue, for others.
     pub(super) fn take_off(&mut self, id: ListenerId, place: u16, count: u32) {
+        let has_other_users = self.has_other_users;
         let Some((number, socket)) = self.socket(id, place) else { return };
-        socket.never_wait();
+        let watch = socket.never_wait(has_other_users);
         let needs = self.core.needs(id);
         for _ in 0..count {
-            if !self.accepts() || !self.core.wants_connection(id) || self.accept_one(number, id, needs).is_none() {
+            if !self.accepts() || !self.core.wants_connection(id) || self.accept_one(number, id, needs, watch.as_ref()).is_none()
+            {
                 break;
             }
+        }
+        self.held_up(number, watch);
+    }
+
+    /// A worker that had the primary wait for connections on its socket is ended: it must have changed the socket just before.
+    fn held_up(&mut self, number: usize, watch: Option<Unblocker>) {
+        if !watch.is_some_and(|watch| watch.has_interrupted()) {
+            return;
+        }
+        let Some(id) = self.sockets.get(number).map(|socket| socket.listener) else { return };
+        let place = self.listeners.get(&id).and_then(|listener| listener.places().iter().position(|own| *own == number));
+        // Where several have it, nobody knows who it was.
+        if let Some(place) = place
+            && let [worker] = self.core.holders(id, place)
+        {
+            let worker = *worker;
+            self.core.violated(worker, Violation::HeldUp);
         }
     }
 
@@ -123,12 +145,18 @@ impl Driver {
     }
 
     /// True: one was accepted. False: one was lost before it could be, or there is an obstacle. `None`: there is none.
-    fn accept_one(&mut self, number: usize, id: ListenerId, needs: Needs) -> Option<bool> {
+    fn accept_one(&mut self, number: usize, id: ListenerId, needs: Needs, watch: Option<&Unblocker>) -> Option<bool> {
         let socket = self.sockets.get(number)?;
-        let accepted = if needs.peer {
-            socket::accept_from(socket.fd.as_fd())
-        } else {
-            socket::accept(socket.fd.as_fd()).map(|fd| (fd, None))
+        let accept = || {
+            if needs.peer {
+                socket::accept_from(socket.fd.as_fd())
+            } else {
+                socket::accept(socket.fd.as_fd()).map(|fd| (fd, None))
+            }
+        };
+        let accepted = match watch {
+            Some(watch) => watch.call(accept),
+            None => accept(),
         };
         match accepted {
             Ok((fd, peer)) => {

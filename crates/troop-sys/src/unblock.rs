@@ -1,0 +1,116 @@
+//! Gets a thread out of `accept` on a socket of which somebody else has a copy, and whose mode (`O_NONBLOCK`) all copies share. It can be made non-blocking
+//! before, but who has the copy can undo that at any moment, and no call accepts without waiting whatever the mode.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::socket;
+
+/// Pause between two looks at the thread.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How many looks in a row must find it asleep in the same call.
+const ASLEEP: u32 = 5;
+/// The stack of the thread that looks.
+const STACK: usize = 64 * 1024;
+
+#[derive(Debug, Default)]
+struct Calls {
+    /// Odd inside a call.
+    count: AtomicU32,
+    interrupted: AtomicBool,
+}
+
+/// Watches the thread that has made it while it accepts.
+#[derive(Debug)]
+pub struct Unblocker {
+    calls: Arc<Calls>,
+    over: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Unblocker {
+    /// Begins to watch this thread, which is about to accept on `socket`.
+    ///
+    /// # Errors
+    /// When out of descriptors or memory.
+    pub fn start(socket: BorrowedFd<'_>) -> io::Result<Unblocker> {
+        let socket = socket.try_clone_to_owned()?;
+        let stat = format!("/proc/self/task/{}/stat", rustix::thread::gettid().as_raw_nonzero());
+        let calls = Arc::new(Calls::default());
+        let (over, wait) = channel();
+        let watch = {
+            let calls = calls.clone();
+            move || {
+                let (mut last, mut seen) = (0, 0);
+                while wait.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
+                    let count = calls.count.load(Ordering::Acquire);
+                    seen = if count % 2 == 1 && count == last && is_asleep(&stat) { seen + 1 } else { 0 };
+                    last = count;
+                    if seen >= ASLEEP {
+                        calls.interrupted.store(true, Ordering::Release);
+                        // It waits because nothing waits for it, so nothing is lost.
+                        socket::shut_down(socket.as_fd());
+                        seen = 0;
+                    }
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("troop-accept".into()).stack_size(STACK).spawn(watch)?;
+        Ok(Unblocker { calls, over: Some(over), thread: Some(thread) })
+    }
+
+    /// Calls what may wait.
+    pub fn call<T>(&self, accept: impl FnOnce() -> T) -> T {
+        self.calls.count.fetch_add(1, Ordering::AcqRel);
+        let result = accept();
+        self.calls.count.fetch_add(1, Ordering::AcqRel);
+        result
+    }
+
+    /// Whether a call had to be ended, for which the socket was shut down.
+    #[must_use]
+    pub fn has_interrupted(&self) -> bool {
+        self.calls.interrupted.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Unblocker {
+    fn drop(&mut self) {
+        drop(self.over.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Whether a thread sleeps until something happens; one that waits for a processor, or is stopped, does not.
+fn is_asleep(stat: &str) -> bool {
+    let stat = std::fs::read_to_string(stat).unwrap_or_default();
+    // Its name, which may contain anything, ends at the last parenthesis (`proc_pid_stat(5)`).
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_waits_for_connections_is_let_go_and_one_that_finds_them_is_left_alone() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let unblocker = Unblocker::start(listener.as_fd()).unwrap();
+        assert!(unblocker.call(|| socket::accept(listener.as_fd())).is_ok());
+        // Outside of calls it may sleep as long as it likes.
+        std::thread::sleep(LOOK_EVERY * (ASLEEP + 5));
+        assert!(!unblocker.has_interrupted());
+        assert!(unblocker.call(|| socket::accept(listener.as_fd())).is_err());
+        assert!(unblocker.has_interrupted() && socket::is_shut_down(&listener));
+    }
+}
