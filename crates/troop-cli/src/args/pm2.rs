@@ -88,7 +88,7 @@ enum LogType {
 /// PM2's unit, or a time with its unit.
 fn millis(text: &str) -> Result<Time, String> {
     match text.parse::<f64>().ok().and_then(|millis| Duration::try_from_secs_f64(millis / 1000.0).ok()) {
-        Some(time) => Ok(Time(time)),
+        Some(time) => config::bounded(time),
         None => config::time(text).map_err(|_| "it must be a number of milliseconds, or a time such as 5s".into()),
     }
 }

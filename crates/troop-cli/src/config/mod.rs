@@ -18,7 +18,7 @@ use troop::{ActivationSocket, Pattern, Scheduling};
 
 pub(crate) use app::{App, Failed, Form, Health, Limit, LimitValue, Limited, LogFormat, Output, Ready, To, Watch, When};
 pub(crate) use pm2::choose as choose_environment;
-pub(crate) use values::{Size, Time, Workers, cpus, size, time, workers};
+pub(crate) use values::{Size, Time, Workers, bounded, cpus, size, time, workers};
 
 use crate::args;
 use crate::control::place;

@@ -121,7 +121,7 @@ fn plain(value: &Value) -> String {
 /// PM2's numbers are milliseconds.
 fn time(value: &Value) -> Result<Time, String> {
     match value.as_u64().or_else(|| plain(value).trim().parse().ok()) {
-        Some(millis) => Ok(Time(Duration::from_millis(millis))),
+        Some(millis) => values::bounded(Duration::from_millis(millis)),
         None => values::time(&plain(value)),
     }
 }

@@ -121,3 +121,13 @@ fn files_are_told_apart_by_their_names() {
         (Some(Format::Procfile), Some(Format::Procfile), None, None)
     );
 }
+
+#[test]
+fn times_of_pm2_have_the_same_limit_as_ours() {
+    let file = |millis: &str| format!("apps:\n  - name: web\n    script: ./server.js\n    kill_timeout: {millis}\n");
+    let read = |millis| super::parse(&file(millis), Path::new("ecosystem.config.yml"));
+    assert_eq!(read("1600").unwrap()["web"].grace, Some(Time(Duration::from_millis(1600))));
+    for millis in ["4099276460824344804", "00000000004099276460824344804", "31622400001"] {
+        assert!(read(millis).unwrap_err().contains("a year at most"), "{millis}");
+    }
+}

@@ -33,7 +33,12 @@ pub(crate) fn time(text: &str) -> Result<Time, String> {
     let wrong = || "it must be a number of seconds, or a time such as 500ms, 30s, 5m, 1h 30m, 1d".to_owned();
     let plain = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     let time = plain.or_else(|| humantime::parse_duration(text).ok()).ok_or_else(wrong)?;
-    if time.as_secs() > MOST_SECONDS { Err("it must be a year at most".into()) } else { Ok(Time(time)) }
+    bounded(time)
+}
+
+/// A time as long as one may be configured, whatever its unit was.
+pub(crate) fn bounded(time: Duration) -> Result<Time, String> {
+    if time > Duration::from_secs(MOST_SECONDS) { Err("it must be a year at most".into()) } else { Ok(Time(time)) }
 }
 
 pub(crate) fn size(text: &str) -> Result<Size, String> {
