@@ -40,8 +40,11 @@ impl Troop {
     /// A cluster without workers, in the runtime that this is called in.
     #[must_use]
     pub fn start(builder: Builder) -> Troop {
+        // Before the first fork: another thread of the runtime may be at it at once.
+        let (sender, events) = std::sync::mpsc::channel();
+        let builder = builder.on_start(move |cluster| drop(sender.send(cluster.events())));
         let cluster = builder.start().expect("the cluster starts");
-        let events = cluster.events();
+        let events = events.recv().expect("on_start is called");
         Troop { cluster, events, seen: Vec::new() }
     }
 

@@ -172,3 +172,17 @@ async fn workers_listen_where_they_may_and_nowhere_else() {
     let worker = troop.fork().await;
     assert_eq!(troop.exit(&worker).await, ExitHow::Code(1));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_subscribes_before_the_start_misses_nothing() {
+    for _ in 0..20 {
+        let (sender, events) = std::sync::mpsc::channel();
+        let builder = Cluster::builder().setup(Setup::new().program("sleep").args(["60"])).workers(1);
+        let cluster = builder.on_start(move |cluster| sender.send(cluster.events()).unwrap()).start().unwrap();
+        let mut events = events.recv().unwrap();
+        let first = events.next().await.unwrap();
+        assert!(matches!(first, Event::Setup(_) | Event::Fork(_)), "{first}");
+        cluster.stop().unwrap();
+        while events.next().await.is_some() {}
+    }
+}

@@ -227,7 +227,8 @@ impl Builder {
         self
     }
 
-    /// Calls `starter` with the cluster when [`Builder::run`] begins, before the first fork: for another thread that is to steer it.
+    /// Calls `starter` with the cluster before the first fork, in the thread that starts it: for another thread that controls it under
+    /// [`Builder::run`], and for [`Cluster::events`] that miss nothing however the cluster is started.
     pub fn on_start(mut self, starter: impl FnOnce(Cluster) + 'static) -> Builder {
         self.starters.push(Box::new(starter));
         self
@@ -285,6 +286,7 @@ impl Builder {
         if let Some(workers) = self.workers {
             driver.supervise(Supervisor::new(self.supervision(workers)));
         }
+        self.starters.drain(..).for_each(|start| start(cluster.clone()));
         let thread = std::thread::Builder::new().name("troop".into());
         let started = thread.spawn(move || {
             // The end of it is seen by everybody who waits for something: nothing answers any more.
@@ -308,6 +310,7 @@ impl Builder {
         if let Some(workers) = self.workers {
             driver.supervise(Supervisor::new(self.supervision(workers)));
         }
+        self.starters.drain(..).for_each(|start| start(cluster.clone()));
         tokio::spawn(driver.run_in_runtime());
         Ok(cluster)
     }
