@@ -8,6 +8,16 @@ export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 command -v node npm >/dev/null || { echo "test.sh needs node and npm on the PATH" >&2; exit 1; }
 cargo nextest --version >/dev/null 2>&1 || cargo install cargo-nextest --locked --version 0.9.143
 [ -d examples/node/node_modules/ws ] || (cd examples/node && npm ci --no-audit --no-fund)
+# A name that is a file of tests, or FILE::MODULE, means those too: nextest itself looks at the names of functions and modules alone.
+if [ $# -eq 1 ] && [[ $1 =~ ^[a-z0-9_]+(::[a-z0-9_]+)?$ ]]; then
+  file=${1%%::*}
+  if compgen -G "crates/*/tests/$file.rs" >/dev/null || compgen -G "crates/*/tests/$file/main.rs" >/dev/null; then
+    case $1 in
+      *::*) set -- -E "test($1) | (binary($file) & test(/^${1#*::}::/))" ;;
+      *) set -- -E "test($1) | binary($file)" ;;
+    esac
+  fi
+fi
 cargo nextest run --workspace --all-features "$@"
 # What concerns Node, on every version that is maintained; the npm package inside real Node processes.
 if [ $# -eq 0 ]; then

@@ -37,7 +37,7 @@ pub fn main() -> ExitCode {
     let args::Troop { command } = args::Troop::try_parse().unwrap_or_else(|e| {
         let _ = e.print();
         if e.kind() == clap::error::ErrorKind::UnknownArgument && std::env::args().nth(1).is_some_and(|verb| verb == "start") {
-            log::say("tip: the program's own arguments stand behind `--`: troop start server.js -- --port 8000");
+            log::say("tip: the program's own arguments stand behind `--`: troop start -b 8000 uvicorn -- app:app --fd {fd}; only `run` takes them without");
         }
         std::process::exit(e.exit_code())
     });

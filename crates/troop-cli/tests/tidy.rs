@@ -165,3 +165,26 @@ fn every_verb_is_documented() {
     let missing: Vec<_> = verbs.into_iter().filter(|verb| !text.contains(&format!("`{verb}"))).collect();
     assert!(missing.is_empty(), "docs/tool.md does not name {missing:?}");
 }
+
+#[test]
+fn tests_that_the_guarantees_name_exist() {
+    let readme = read("README.md");
+    let guarantees = readme.split("\n## ").find(|part| part.starts_with("What it guarantees")).unwrap();
+    let listed = guarantees.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_digit()));
+    let is_name = |word: &&str| word.contains(['_', ':']) || matches!(*word, "attacks" | "messages" | "floods");
+    let names: Vec<&str> = listed.flat_map(|line| line.split('`').skip(1).step_by(2)).filter(is_name).collect();
+    assert!(names.len() > 5, "{names:?}");
+    let sources = files(&[".rs"]);
+    for name in names {
+        let (file, module) = name.split_once("::").map_or((name, None), |(file, module)| (file, Some(module)));
+        let exists = sources.iter().any(|(path, text)| match module {
+            Some(module) => path.ends_with(format!("tests/{file}/{module}.rs")),
+            None => {
+                path.ends_with(format!("tests/{file}.rs"))
+                    || path.ends_with(format!("tests/{file}/main.rs"))
+                    || text.contains(&format!("fn {file}("))
+            }
+        });
+        assert!(exists, "README.md names {name}, which is neither a test nor a file of tests");
+    }
+}
