@@ -9,6 +9,7 @@ pub mod environment;
 pub mod fdpass;
 pub mod group;
 pub mod identity;
+pub mod interrupt;
 pub mod listen;
 pub mod notify;
 pub mod options;

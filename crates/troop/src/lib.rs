@@ -57,6 +57,7 @@ compile_error!("troop runs on Linux");
 mod activation;
 pub mod blocking;
 mod channel;
+mod closer;
 mod counted;
 mod error;
 mod events;

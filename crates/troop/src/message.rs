@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use troop_core::wire::outgoing::HandleKind;
 use troop_sys::socket::{self, Kind};
 
+use crate::closer::Closer;
 use crate::error::Result;
 
 /// A message from another process: any JSON value, and perhaps an open socket.
@@ -22,8 +23,9 @@ pub struct Message {
 
 /// A socket that the program has not taken yet, counted among its sender's.
 pub(crate) struct Held {
-    handle: Handle,
+    handle: Option<Handle>,
     counted: Option<Counted>,
+    closer: Option<Closer>,
 }
 
 /// Counts as long as it is there.
@@ -36,19 +38,28 @@ impl Drop for Counted {
 }
 
 impl Held {
-    pub(crate) fn new(handle: Handle, count: &Arc<AtomicUsize>) -> Held {
+    /// Whoever drops it untaken does not wait if there is a `closer`.
+    pub(crate) fn new(handle: Handle, count: &Arc<AtomicUsize>, closer: Option<&Closer>) -> Held {
         count.fetch_add(1, Ordering::Relaxed);
-        Held { handle, counted: Some(Counted(count.clone())) }
+        Held { handle: Some(handle), counted: Some(Counted(count.clone())), closer: closer.cloned() }
     }
 
     /// One whose sender is trusted.
     pub(crate) fn uncounted(handle: Handle) -> Held {
-        Held { handle, counted: None }
+        Held { handle: Some(handle), counted: None, closer: None }
     }
 
-    fn take(self) -> Handle {
-        drop(self.counted);
-        self.handle
+    fn take(mut self) -> Option<Handle> {
+        self.counted = None;
+        self.handle.take()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let (Some(handle), Some(closer)) = (self.handle.take(), &self.closer) {
+            closer.close(handle.into());
+        }
     }
 }
 
@@ -81,7 +92,7 @@ impl Message {
     /// nobody takes is closed with the last copy of the message.
     #[must_use]
     pub fn take_handle(&self) -> Option<Handle> {
-        self.handle.as_ref().and_then(|h| h.lock().unwrap_or_else(PoisonError::into_inner).take()).map(Held::take)
+        self.handle.as_ref().and_then(|h| h.lock().unwrap_or_else(PoisonError::into_inner).take()).and_then(Held::take)
     }
 
     pub(crate) fn weight(&self) -> usize {
@@ -137,6 +148,18 @@ impl Handle {
             Handle::TcpStream(_) | Handle::UnixStream(_) => HandleKind::Socket,
             Handle::TcpListener(_) | Handle::UnixListener(_) => HandleKind::Server,
             Handle::UdpSocket(s) => HandleKind::Dgram { ipv6: s.local_addr().is_ok_and(|a| a.is_ipv6()) },
+        }
+    }
+}
+
+impl From<Handle> for OwnedFd {
+    fn from(handle: Handle) -> OwnedFd {
+        match handle {
+            Handle::TcpStream(s) => s.into(),
+            Handle::TcpListener(s) => s.into(),
+            Handle::UdpSocket(s) => s.into(),
+            Handle::UnixStream(s) => s.into(),
+            Handle::UnixListener(s) => s.into(),
         }
     }
 }

@@ -8,6 +8,7 @@ mod scene;
 mod support;
 
 mod abandoned;
+mod closing;
 mod descriptors;
 mod environment;
 mod files;

@@ -18,12 +18,13 @@ use troop_sys::socket::{self, Kind};
 use super::handle::WorkerHandle;
 use super::relay::Relay;
 use crate::channel::{MAX_LINE, MAX_QUEUED, Outbox, Unsettled, framing};
+use crate::closer::{Closer, Foreign};
 use crate::events::Event;
 use crate::message::{Handle, Held, Message, Parcel, Request, parcel};
 
 pub(crate) struct Channel {
     pub(crate) socket: OwnedFd,
-    pub(crate) reader: FrameReader<OwnedFd>,
+    pub(crate) reader: FrameReader<Foreign>,
     pub(crate) outbox: Outbox,
     /// Its messages are in V8's format.
     pub(crate) advanced: bool,
@@ -40,6 +41,8 @@ pub(crate) struct Channel {
     pub(crate) has_copy: bool,
     /// Sockets of the worker's that may be under way to the program.
     most_handles: usize,
+    /// Closes what comes from the worker, and the channel, if it runs as another user.
+    pub(crate) closer: Option<Closer>,
 }
 
 /// Descriptors that may wait for the end of their line. A worker sends one at a time.
@@ -61,7 +64,7 @@ pub(crate) struct Outlets<'a> {
 }
 
 impl Channel {
-    pub(crate) fn new(socket: OwnedFd, advanced: bool, most_handles: usize) -> Channel {
+    pub(crate) fn new(socket: OwnedFd, advanced: bool, most_handles: usize, closer: Option<Closer>) -> Channel {
         Channel {
             socket,
             reader: FrameReader::with(framing(advanced), MAX_LINE).most_handles(MAX_WAITING_HANDLES),
@@ -74,6 +77,7 @@ impl Channel {
             last: false,
             has_copy: false,
             most_handles,
+            closer,
         }
     }
 
@@ -113,7 +117,8 @@ impl Channel {
         Outlets { mut relay, events }: Outlets<'_>,
     ) {
         core.heard(now, id);
-        let mut chunk = self.reader.feed(bytes, handles.drain(..));
+        let closer = self.closer.as_ref();
+        let mut chunk = self.reader.feed(bytes, handles.drain(..).map(|fd| Foreign::new(fd, closer)));
         loop {
             let mut line = match chunk.next_line() {
                 Ok(Some(line)) => line,
@@ -173,10 +178,14 @@ impl Channel {
                                         relay.pass(wrapped.body);
                                     }
                                 }
-                                Some(relay) => relay.pass_with(line.bytes, fd),
+                                Some(relay) => fd.take().into_iter().for_each(|fd| relay.pass_with(line.bytes, fd)),
                                 None => {
-                                    let handle = Handle::from_fd(fd).map_err(|_| core.violated(id, Violation::BadHandle)).ok();
-                                    user_message(worker, body, handle, events);
+                                    let handle = handle(fd);
+                                    if handle.is_none() {
+                                        core.violated(id, Violation::BadHandle);
+                                    }
+                                    let held = handle.map(|handle| Held::new(handle, &worker.shared.held, closer));
+                                    user_message(worker, body, held, events);
                                 }
                             },
                             Ok(inner) => core.message(now, id, inner),
@@ -235,19 +244,24 @@ pub(crate) fn say(outbox: &mut Outbox, advanced: bool, line: &[u8]) {
 }
 
 /// Whether a descriptor is what Node takes for this type; anything else could end the process that gets it.
-fn fits(fd: &OwnedFd, kind: &str) -> bool {
+fn fits(fd: &Foreign, kind: &str) -> bool {
     matches!(
-        (socket::kind(fd), kind),
-        (Ok(Kind::TcpStream | Kind::UnixStream), "net.Socket" | "net.Native")
-            | (Ok(Kind::TcpListener | Kind::UnixListener), "net.Server" | "net.Native")
-            | (Ok(Kind::Udp { .. }), "dgram.Socket" | "dgram.Native")
+        (fd.get().map(socket::kind), kind),
+        (Some(Ok(Kind::TcpStream | Kind::UnixStream)), "net.Socket" | "net.Native")
+            | (Some(Ok(Kind::TcpListener | Kind::UnixListener)), "net.Server" | "net.Native")
+            | (Some(Ok(Kind::Udp { .. })), "dgram.Socket" | "dgram.Native")
     )
 }
 
-fn user_message(worker: &WorkerHandle, body: &str, handle: Option<Handle>, events: &mut Vec<Event>) {
+/// What a program can be given, unless it is of no use.
+fn handle(fd: Foreign) -> Option<Handle> {
+    socket::kind(fd.get()?).ok()?;
+    Handle::from_fd(fd.take()?).ok()
+}
+
+fn user_message(worker: &WorkerHandle, body: &str, handle: Option<Held>, events: &mut Vec<Event>) {
     match parcel(body) {
         Parcel::Message => {
-            let handle = handle.map(|handle| Held::new(handle, &worker.shared.held));
             events.push(Event::Message(worker.clone(), Message::new(body, handle)));
         }
         Parcel::Request { id, .. } if !worker.shared.mailbox.owe(MAX_REQUESTS) => {

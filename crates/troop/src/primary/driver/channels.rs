@@ -1,18 +1,19 @@
 //! Reads and writes the workers' channels, and sees their ends.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use troop_core::WorkerId;
-use troop_core::event::ExitHow;
+use troop_core::event::{ExitHow, Violation};
 use troop_sys::poll::Interest;
 use troop_sys::process::{self, Exit};
 use troop_sys::{diag, fdpass, socket};
 
 use super::{Driver, Token};
 use crate::channel::{Flushed, Outbox};
+use crate::closer::{self, Closer};
 use crate::error::Error;
 use crate::events::Event;
 use crate::primary::cgroup::Group;
@@ -28,7 +29,41 @@ pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// `SIGKILL`.
 const KILL: i32 = 9;
 
+/// Limits on open files below which the descriptors of one message may be too many at any time.
+const FEW_FILES: usize = 1024;
+
+/// Reads what a worker has sent. Of another user's all descriptors are taken, because the kernel closes the others at once, however long that
+/// takes; where there may be no room for them it is interrupted.
+fn receive(channel: &Channel, bytes: &mut [u8], handles: &mut Vec<OwnedFd>, is_short: bool) -> io::Result<fdpass::Received> {
+    let socket = channel.socket.as_fd();
+    match &channel.closer {
+        None => fdpass::recv_few(socket, bytes, handles),
+        Some(closer) if is_short => closer.guard(|| fdpass::recv(socket, bytes, handles)),
+        Some(_) => fdpass::recv(socket, bytes, handles),
+    }
+}
+
 impl Driver {
+    /// What closes the descriptors of a worker, if it needs care.
+    pub(super) fn closer_for(&mut self, is_other_user: bool) -> Option<Closer> {
+        is_other_user.then(|| self.closing.get_or_insert_default().closer().clone())
+    }
+
+    /// Closes what a worker of another user may have, without waiting.
+    pub(super) fn close_aside(&mut self, fd: OwnedFd) {
+        if let Some(closing) = &self.closing {
+            closing.closer().close(fd);
+            self.closing_at.get_or_insert(self.now + closer::PATIENCE);
+        }
+    }
+
+    pub(super) fn look_at_closing(&mut self) {
+        if self.closing_at.is_some_and(|due| due <= self.now) {
+            let goes_on = self.closing.as_ref().is_some_and(|closing| closing.closer().look());
+            self.closing_at = goes_on.then(|| self.now + closer::PATIENCE);
+        }
+    }
+
     pub(super) fn channel(&mut self, worker: WorkerId) -> Option<&mut Channel> {
         self.processes.get_mut(&worker)?.channel.as_mut()
     }
@@ -48,14 +83,22 @@ impl Driver {
                 self.update_channel(id);
                 break;
             }
-            match fdpass::recv_few(channel.socket.as_fd(), &mut self.buffer, &mut self.received) {
+            let is_short = self.scarcity.is_tight() || self.core.budget().limit < FEW_FILES;
+            match receive(channel, &mut self.buffer, &mut self.received, is_short) {
                 Ok(fdpass::Received { len: 0, .. }) => ended = true,
                 Ok(received) => {
                     bytes_left = bytes_left.saturating_sub(received.len);
                     // A read stops at descriptors, also at those that were lost.
                     let more = received.len == self.buffer.len() || received.truncated || !self.received.is_empty();
                     let bytes = &self.buffer[..received.len];
-                    self.received.iter().for_each(socket::close_at_once);
+                    let surplus = self.received.len().saturating_sub(fdpass::FEW_HANDLES);
+                    if let Some(closer) = &channel.closer {
+                        self.received.drain(self.received.len() - surplus..).for_each(|fd| closer.close(fd));
+                        self.closing_at.get_or_insert(self.now + closer::PATIENCE);
+                    }
+                    if surplus > 0 {
+                        self.core.violated(id, Violation::SurplusHandles(surplus as u64));
+                    }
                     let before = self.events.len();
                     if !self.core.is_cut_off(id) {
                         let (received, relayed) = (&mut self.received, relay.is_some());
@@ -96,12 +139,15 @@ impl Driver {
         if lost > 0 {
             self.events.push(Event::Error(Some(process.handle.clone()), Arc::new(Error::Undelivered(lost))));
         }
-        if channel.has_copy {
-            // Which closes nothing, and keeps the poller watching.
-            self.waiting.remove(&channel.socket);
-            socket::shut_down(&channel.socket);
+        let Channel { socket, has_copy, closer, .. } = channel;
+        if has_copy || closer.is_some() {
+            // Which closes nothing yet, and keeps the poller watching.
+            self.waiting.remove(&socket);
+            socket::shut_down(&socket);
         }
-        drop(channel);
+        if closer.is_some() {
+            self.close_aside(socket);
+        }
         self.end_relay(id);
         self.keep_consumed(id);
         self.core.channel_closed(self.now, id, by_worker);

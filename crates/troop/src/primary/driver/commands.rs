@@ -215,7 +215,7 @@ impl Driver {
     pub(super) fn fork(&mut self, fork: &Fork, slot: Option<u32>) -> Result<WorkerHandle> {
         let id = self.core.fork();
         self.divide_descriptors();
-        self.has_other_users |= self.settings.is_other_user();
+        let closer = self.closer_for(self.settings.is_other_user());
         self.events.push(Event::Setup(self.settings.clone()));
         let Spawned { child, channel, untold, pipes, tail, cgroup, sandbox } =
             spawn::spawn(&self.settings, fork, id, slot, &mut self.workshop)?;
@@ -232,7 +232,7 @@ impl Driver {
         self.core.spawned(id, child.pid, slot, fork.weight.unwrap_or(USUAL_WEIGHT));
         let handle = self.handle(id, child.pid, pipes, tail)?;
         let leads_group = self.settings.leads_group();
-        let channel = Some(Channel::new(channel, false, self.core.budget().handle_share()));
+        let channel = Some(Channel::new(channel, false, self.core.budget().handle_share(), closer));
         let process = Process {
             handle: handle.clone(),
             pidfd: child.pidfd,
@@ -303,6 +303,7 @@ impl Driver {
         // One that has ended already needs no rights to anything.
         let nobody = || Identity { uid: 65_534, gid: 65_534, groups: Vec::new() };
         let user = Some(Identity::of_process(pid).unwrap_or_else(|_| nobody())).filter(|user| user.uid != own);
+        let closer = self.closer_for(user.is_some());
         self.core.spawned(id, pid, None, weight.unwrap_or(USUAL_WEIGHT));
         let handle = self.handle(id, pid, [None, None, None], None)?;
         self.processes.insert(
@@ -310,7 +311,7 @@ impl Driver {
             Process {
                 handle: handle.clone(),
                 pidfd,
-                channel: Some(Channel::new(channel, advanced, most_handles)),
+                channel: Some(Channel::new(channel, advanced, most_handles, closer)),
                 leads_group: false,
                 untold: None,
                 adopted: true,

@@ -45,7 +45,7 @@ impl Driver {
             }
             let id = socket.listener;
             let burst = if nested || socket.masked { ACCEPT_BURST } else { socket.burst };
-            let watch = socket.never_wait(self.has_other_users);
+            let watch = socket.never_wait(self.closing.is_some());
             let needs = self.core.needs(id);
             let (mut accepted, mut lost, mut drained) = (0, 0, false);
             while accepted < burst && lost < ACCEPT_BURST && self.accepts() && self.core.wants_connection(id) {
@@ -92,7 +92,7 @@ impl Driver {
 
     /// Takes connections off a worker's own queue, for others.
     pub(super) fn take_off(&mut self, id: ListenerId, place: u16, count: u32) {
-        let has_other_users = self.has_other_users;
+        let has_other_users = self.closing.is_some();
         let Some((number, socket)) = self.socket(id, place) else { return };
         let watch = socket.never_wait(has_other_users);
         let needs = self.core.needs(id);

@@ -9,7 +9,7 @@ use troop_core::WorkerId;
 use troop_core::event::Notice;
 use troop_core::primary::{Action, Successors, USUAL_WEIGHT, WorkerState};
 use troop_core::supervise::{Afterwards, Cause, Doing, GiveUp, Order, Progress, Supervisor};
-use troop_sys::{process, socket};
+use troop_sys::process;
 
 use super::{Driver, SignalMeans};
 use crate::events::Event;
@@ -45,10 +45,8 @@ impl Driver {
             Action::Deliver { worker, listener, conn, seq, batched } => self.deliver(worker, listener, conn, seq, batched),
             Action::Release { conn, taken } => {
                 let client = self.conns.try_remove(conn.0 as usize);
-                if self.has_other_users
-                    && let Some(client) = client
-                {
-                    socket::close_at_once(&client.fd);
+                if let (Some(client), Some(_)) = (client, &self.closing) {
+                    self.close_aside(client.fd);
                 }
                 if let Some(given) = self.hands.remove(&conn) {
                     let _ = given.known.send(taken);

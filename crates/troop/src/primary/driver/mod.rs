@@ -52,6 +52,7 @@ use super::spawn::Workshop;
 use super::wake::{Command, Commander};
 use super::{Farewells, Table};
 use crate::channel::{Parcels, READ_SIZE};
+use crate::closer::Closing;
 use crate::error::{Error, Result};
 use crate::events::{Bus, Event};
 use crate::inherited::InheritedSocket;
@@ -182,8 +183,9 @@ pub(crate) struct Driver {
     /// Sockets that could not be watched because memory ran out.
     unwatched: Vec<usize>,
     conns: Slab<Conn>,
-    /// A worker runs as another user, so connections that it had are closed with care.
-    has_other_users: bool,
+    /// Closes what workers may have that run as other users, as soon as there was one.
+    closing: Option<Closing>,
+    closing_at: Option<Time>,
     inspected: Inspected,
     questions: Questions,
     /// When it is looked next whether others are in our groups.
@@ -284,7 +286,8 @@ impl Driver {
             scarcity: Scarcity::default(),
             unwatched: Vec::new(),
             conns: Slab::new(),
-            has_other_users: false,
+            closing: None,
+            closing_at: None,
             inspected: Inspected::default(),
             questions: Questions::default(),
             census_at: sockets::LONG_AGO,
@@ -547,6 +550,7 @@ impl Driver {
         self.look_at_descriptors();
         self.watch_again();
         self.tick_upkeep();
+        self.look_at_closing();
         if self.over_at.is_some_and(|due| due <= self.now) {
             for process in self.processes.values() {
                 let _ = process::signal(process.pidfd.as_fd(), 9);
@@ -574,6 +578,7 @@ impl Driver {
             self.care.next_deadline(),
             self.activated.next_deadline(),
             self.upkeep_at,
+            self.closing_at,
         ];
         let due = deadlines.into_iter().flatten().min()?;
         // Rounded up, so that the deadline has come when the wait is over.

@@ -1,0 +1,96 @@
+//! Gets a thread out of a system call that waits.
+
+use std::sync::Once;
+
+use rustix::thread::{Pid, gettid};
+
+/// Ignored by everybody who has not asked for it, and of no consequence to those who have (`socket(7)`).
+const SIGNAL: libc::c_int = libc::SIGURG;
+
+extern "C" fn nothing(_: libc::c_int) {}
+
+/// Has the signal end system calls, unless the program handles it in a way of its own, which does the same.
+fn install() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: both structures are valid for the calls, all zeroes are a value of theirs, and the handler does nothing.
+        unsafe {
+            let mut before: libc::sigaction = std::mem::zeroed();
+            if libc::sigaction(SIGNAL, std::ptr::null(), &mut before) != 0
+                || !matches!(before.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN)
+            {
+                return;
+            }
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
+            libc::sigaction(SIGNAL, &action, std::ptr::null_mut());
+        }
+    });
+}
+
+/// A thread that can be interrupted.
+#[derive(Debug, Clone, Copy)]
+pub struct Thread(Pid);
+
+impl Thread {
+    /// The calling thread, which from now on does not block the signal.
+    #[must_use]
+    pub fn current() -> Thread {
+        install();
+        // SAFETY: the set is valid for the calls, which initialise it and read it.
+        unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            libc::sigaddset(&mut set, SIGNAL);
+            libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
+        }
+        Thread(gettid())
+    }
+
+    /// Ends the system call that the thread waits in, if it is one that signals end. The thread must not have ended.
+    pub fn interrupt(self) {
+        // SAFETY: it takes numbers, and fails if there is no such thread in this process.
+        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.0.as_raw_nonzero().get(), SIGNAL) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::sockopt;
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::time::{Duration, Instant};
+
+    /// A connection that lingers for a minute, with bytes that nobody reads, and its other end.
+    fn lingering() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let reader = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut stream = listener.accept().unwrap().0;
+        stream.set_nonblocking(true).unwrap();
+        while stream.write(&[0; 65_536]).is_ok() {}
+        sockopt::set_socket_linger(&stream, Some(Duration::from_secs(60))).unwrap();
+        (stream, reader)
+    }
+
+    #[test]
+    fn a_close_that_lingers_ends_when_its_thread_is_interrupted() {
+        let (stream, _reader) = lingering();
+        let (sender, threads) = std::sync::mpsc::channel();
+        let closes = std::thread::spawn(move || {
+            sender.send(Thread::current()).unwrap();
+            let begun = Instant::now();
+            drop(stream);
+            begun.elapsed()
+        });
+        let thread = threads.recv().unwrap();
+        // That it waits, although it does not block otherwise, is the kernel's way.
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!closes.is_finished());
+        while !closes.is_finished() {
+            thread.interrupt();
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(closes.join().unwrap() < Duration::from_secs(60));
+    }
+}

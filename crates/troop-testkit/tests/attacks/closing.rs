@@ -1,0 +1,108 @@
+//! Sockets that take their time to close: `SO_LINGER`, for ten minutes, with bytes that nobody reads.
+
+use std::collections::VecDeque;
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketType};
+use troop::{Event, Setup, Violation};
+use troop_testkit::{PATIENCE, open_descriptors, wait_until};
+
+use crate::scene::{ONLINE, Scene, alone};
+use crate::support::{STRANGER, is_root};
+
+/// A primary that is root, whose workers from now on are the stranger's.
+async fn scene() -> Scene {
+    let scene = Scene::new().await;
+    scene.troop.cluster.setup(Setup::new().uid(STRANGER).gid(STRANGER)).unwrap();
+    scene
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn descriptors_that_are_not_taken_hold_nobody_up() {
+    if !is_root("closing::descriptors_that_are_not_taken_hold_nobody_up") {
+        return;
+    }
+    let mut scene = scene().await;
+    // More than are taken from a message, and as many as there can be; as one that no line claims; as one that the program does not take.
+    for count in [17, 253, 1] {
+        let worker = scene.raw(&[ONLINE, &format!("lingering {count}"), "line \"still here\"", "sleep 600000"]).await;
+        let (violation, _) = scene.offence(&worker).await;
+        assert!(matches!(violation, Violation::SurplusHandles(_)), "{violation:?}");
+        scene.honest_worker_serves().await;
+        worker.kill(9).await.unwrap();
+        scene.troop.exit(&worker).await;
+        scene.honest_worker_serves().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn descriptors_that_there_is_no_room_for_hold_nobody_up() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    if !is_root("closing::descriptors_that_there_is_no_room_for_hold_nobody_up")
+        || !alone("closing::descriptors_that_there_is_no_room_for_hold_nobody_up")
+    {
+        return;
+    }
+    // Fewer than a message can have, from the start.
+    setrlimit(Resource::Nofile, Rlimit { current: Some(100), ..getrlimit(Resource::Nofile) }).unwrap();
+    let mut scene = scene().await;
+    let worker = scene.raw(&[ONLINE, "lingering 253", "sleep 200", "line \"still here\"", "sleep 600000"]).await;
+    scene.offence(&worker).await;
+    while scene.troop.message(&worker).await != "still here" {}
+    // The clients are of this process, too.
+    wait_until("room for clients", || open_descriptors() < 60);
+    scene.honest_worker_serves().await;
+    worker.kill(9).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_has_its_connections_linger_all_the_time_holds_nobody_up() {
+    if !is_root("closing::a_worker_that_has_its_connections_linger_all_the_time_holds_nobody_up") {
+        return;
+    }
+    let mut scene = scene().await;
+    let query =
+        r#"line {"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,"index":0,"address":"127.0.0.1","port":%,"addressType":4}"#;
+    let listening = r#"line {"cmd":"NODE_CLUSTER","act":"listening","seq":2,"address":"127.0.0.1","port":%,"addressType":4}"#;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let [query, listening] = [query, listening].map(|line| line.replace('%', &port.to_string()));
+    let worker = scene.raw(&[ONLINE, &query, &listening, "race"]).await;
+    let id = worker.id();
+    scene.troop.until("its listener", |e| matches!(e, Event::Listening(w, _) if w.id() == id).then_some(())).await;
+    let over = Arc::new(AtomicBool::new(false));
+    let clients = std::thread::spawn({
+        let over = over.clone();
+        move || {
+            // They read one byte and stay for a while.
+            let mut open = VecDeque::new();
+            let mut served = 0;
+            while !over.load(Ordering::Relaxed) {
+                let client = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+                rustix::net::sockopt::set_socket_recv_buffer_size(&client, 2048).unwrap();
+                rustix::net::connect(&client, &SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
+                let mut client = TcpStream::from(client);
+                client.set_read_timeout(Some(PATIENCE)).unwrap();
+                client.read_exact(&mut [0]).unwrap();
+                served += 1;
+                open.push_back(client);
+                if open.len() > 20 {
+                    open.pop_front();
+                }
+            }
+            served
+        }
+    });
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < deadline {
+        scene.honest_worker_serves().await;
+    }
+    over.store(true, Ordering::Relaxed);
+    assert!(clients.join().unwrap() > 20, "its clients are served too");
+    worker.kill(9).await.unwrap();
+    scene.troop.exit(&worker).await;
+    scene.honest_worker_serves().await;
+}

@@ -1,0 +1,185 @@
+//! Closes what a hostile worker may have, where that can take time: its threads wait, the driver does not.
+//!
+//! The last `close` of a TCP socket waits until everything is sent if somebody has set `SO_LINGER`, for up to 68 years, also if the socket does
+//! not block otherwise, and also where the kernel itself closes it: with a channel in which it lies, or because a message had more descriptors
+//! than were asked for. Whoever has a copy can set it at any moment. So the option is cleared, which is mostly enough, and the threads that wait
+//! all the same are interrupted.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use troop_sys::interrupt::Thread;
+use troop_sys::socket;
+
+/// Descriptors that wait to be closed. More are closed by whoever has them.
+const MOST_WAITING: usize = 1024;
+/// They are started as long as all others are busy.
+const MOST_THREADS: usize = 4;
+/// The time that a close may take.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(10);
+
+/// See the module. Copies are the same one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Closer(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    more: Condvar,
+    begun: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<OwnedFd>,
+    idle: usize,
+    /// Each thread, and since when it has been closing something.
+    threads: Vec<(Option<Thread>, Option<Instant>)>,
+    /// A thread that must not wait, and since when it has been in a call that can. Another one watches it.
+    guarded: Option<(Thread, Instant)>,
+    has_guard: bool,
+    over: bool,
+}
+
+impl Closer {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Never waits.
+    pub(crate) fn close(&self, fd: OwnedFd) {
+        let mut state = self.lock();
+        if !state.over && state.idle == 0 && state.threads.len() < MOST_THREADS {
+            self.start(&mut state);
+        }
+        if state.over || state.threads.is_empty() || state.waiting.len() >= MOST_WAITING {
+            drop(state);
+            socket::close_at_once(&fd);
+            return;
+        }
+        state.waiting.push_back(fd);
+        drop(state);
+        self.0.more.notify_one();
+    }
+
+    /// Makes a call in which the kernel may close descriptors, and interrupts it when that takes too long.
+    pub(crate) fn guard<T>(&self, call: impl FnOnce() -> T) -> T {
+        let thread = Thread::current();
+        {
+            let mut state = self.lock();
+            if !state.has_guard {
+                let closer = self.clone();
+                let guard = std::thread::Builder::new().name("troop-guard".into()).stack_size(64 * 1024);
+                state.has_guard = guard.spawn(move || closer.watch()).is_ok();
+            }
+            state.guarded = Some((thread, Instant::now()));
+        }
+        self.0.begun.notify_one();
+        let result = call();
+        self.lock().guarded = None;
+        result
+    }
+
+    fn watch(&self) {
+        let mut state = self.lock();
+        while !state.over {
+            let Some((thread, since)) = state.guarded else {
+                state = self.0.begun.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            if since.elapsed() >= PATIENCE {
+                thread.interrupt();
+            }
+            state = self.0.begun.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn start(&self, state: &mut State) {
+        let (closer, number) = (self.clone(), state.threads.len());
+        let thread = std::thread::Builder::new().name("troop-close".into()).stack_size(64 * 1024);
+        if thread.spawn(move || closer.work(number)).is_ok() {
+            state.threads.push((None, None));
+        }
+    }
+
+    fn work(&self, number: usize) {
+        let thread = Thread::current();
+        let mut state = self.lock();
+        state.threads[number].0 = Some(thread);
+        loop {
+            state.threads[number].1 = None;
+            let Some(fd) = state.waiting.pop_front() else {
+                if state.over {
+                    return;
+                }
+                state.idle += 1;
+                state = self.0.more.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
+                continue;
+            };
+            state.threads[number].1 = Some(Instant::now());
+            drop(state);
+            socket::close_at_once(&fd);
+            drop(fd);
+            state = self.lock();
+        }
+    }
+
+    /// Interrupts what takes too long. To be called again after [`PATIENCE`] if it returns true.
+    pub(crate) fn look(&self) -> bool {
+        let state = self.lock();
+        let busy = state.threads.iter().filter_map(|(thread, since)| Some(((*thread)?, (*since)?)));
+        busy.filter(|(_, since)| since.elapsed() >= PATIENCE).for_each(|(thread, _)| thread.interrupt());
+        !state.waiting.is_empty() || state.threads.iter().any(|(_, since)| since.is_some())
+    }
+}
+
+/// The driver's one: ends the threads with it, when everything is closed.
+#[derive(Debug, Default)]
+pub(crate) struct Closing(Closer);
+
+impl Closing {
+    pub(crate) fn closer(&self) -> &Closer {
+        &self.0
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.lock().over = true;
+        self.0.0.more.notify_all();
+        self.0.0.begun.notify_all();
+    }
+}
+
+/// A descriptor that came from a worker. Whoever drops it does not wait if the worker runs as another user.
+#[derive(Debug)]
+pub(crate) struct Foreign {
+    fd: Option<OwnedFd>,
+    closer: Option<Closer>,
+}
+
+impl Foreign {
+    pub(crate) fn new(fd: OwnedFd, closer: Option<&Closer>) -> Foreign {
+        Foreign { fd: Some(fd), closer: closer.cloned() }
+    }
+
+    pub(crate) fn get(&self) -> Option<&OwnedFd> {
+        self.fd.as_ref()
+    }
+
+    /// For who may wait, or has a reason to trust.
+    pub(crate) fn take(mut self) -> Option<OwnedFd> {
+        self.fd.take()
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        if let (Some(fd), Some(closer)) = (self.fd.take(), &self.closer) {
+            closer.close(fd);
+        }
+    }
+}
