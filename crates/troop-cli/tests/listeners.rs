@@ -378,3 +378,38 @@ fn four_workers_that_remove_their_path_before_they_listen_serve_from_the_start_a
     let third = all_serve();
     assert!(third.len() == 4 && !third.contains(&killed), "{second:?} {third:?}");
 }
+
+#[test]
+fn a_program_that_tries_a_port_before_it_listens_gets_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("probe.js");
+    for (tried, is_same) in [("0.0.0.0", true), ("127.0.0.1", true), ("0.0.0.0", false)] {
+        let port = free_port();
+        let own = if is_same { port } else { free_port() };
+        let text = format!(
+            "const probe = require('net').createServer().listen({port}, '{tried}', () => probe.close(() => {{\n\
+             require('http').createServer((_, response) => response.end(`${{process.pid}}`)).listen({own}, '127.0.0.1');\n}}));"
+        );
+        std::fs::write(&program, text).unwrap();
+        let path = program.display().to_string();
+        let quick = ["--set", "settle=0", "--set", "ready_timeout=4s", "--name", "web", "-w", "1", &path];
+        let mut app = run(quick.map(String::from));
+        // Who comes while the port is only tried finds nobody who answers, as without troop.
+        let answers = || talk(local(own), "GET / HTTP/1.0\r\n\r\n").is_ok_and(|answer| answer.contains("200 OK"));
+        wait_until("the program's own server", answers);
+        let first = served_by(own);
+        // A second one beside it could not try the whole port, with Node's primary neither.
+        if tried != "0.0.0.0" || !is_same {
+            let (code, _, err) = app.troop(["reload", "web"]);
+            assert_eq!(code, 0, "{tried} {is_same}: {err}");
+            assert_ne!(served_by(own), first);
+        }
+        // What it tried is nothing that is missed.
+        let (_, out, _) = app.troop(["show", "web", "--json"]);
+        let shown = serde_json::from_str::<Vec<Value>>(&out).unwrap().remove(0);
+        assert_eq!(shown["phase"], "running", "{tried} {is_same}: {shown}");
+        kill_process(Pid::from_raw(served_by(own).cast_signed()).unwrap(), Signal::KILL).unwrap();
+        app.event("restarting");
+        wait_until("its successor", answers);
+    }
+}

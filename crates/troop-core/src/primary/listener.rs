@@ -55,6 +55,17 @@ pub(super) struct ListenKey {
 }
 
 impl ListenKey {
+    /// Whether the kernel takes both for one address: the same port, and the same IP address or any.
+    fn overlaps(&self, other: &ListenKey) -> bool {
+        let is_any = |key: &ListenKey| matches!(key.address.as_deref(), None | Some("0.0.0.0" | "::"));
+        let is_ip = !matches!(self.address_type, AddressType::Unix | AddressType::Fd);
+        is_ip
+            && self.address_type.is_udp() == other.address_type.is_udp()
+            && self.port.is_some_and(|port| port > 0)
+            && self.port == other.port
+            && (is_any(self) || is_any(other) || self.address == other.address)
+    }
+
     /// Node's text form, which is opaque to workers.
     fn text(&self) -> String {
         let ListenKey { address, port, address_type, fd, index } = self;
@@ -156,6 +167,8 @@ pub(super) struct Listener {
     /// Until then no more sockets are tried: there were obstacles.
     pub(super) crowded_until: Time,
     pub(super) waiters: Vec<(WorkerId, u64)>,
+    /// For another attempt to bind, until the first one has shown its outcome.
+    retry: Option<(WorkerId, BindSpec)>,
     pub(super) bound: Option<Option<SockName>>,
     pub(super) data: Option<Box<RawValue>>,
     pub(super) queue: VecDeque<Waiting>,
@@ -359,6 +372,7 @@ impl Primary {
             opening: false,
             crowded_until: Time(0),
             waiters: vec![(worker, ack)],
+            retry: Some((worker, spec.clone())),
             bound: None,
             data,
             queue: VecDeque::new(),
@@ -420,6 +434,14 @@ impl Primary {
     /// The outcome of [`Action::Bind`]: where the socket is bound (for TCP), or a positive errno.
     pub fn bound(&mut self, now: Time, id: ListenerId, result: Result<Option<SockName>, i32>) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
+        let retry = listener.retry.take();
+        if let (Err(EADDRINUSE), Some((worker, spec))) = (&result, retry)
+            && self.make_room_for(id)
+        {
+            self.actions.push_back(Action::Bind { listener: id, worker, spec });
+            return;
+        }
+        let Some(listener) = self.listeners.get_mut(&id) else { return };
         let waiters = std::mem::take(&mut listener.waiters);
         match result {
             Ok(name) => {
@@ -454,6 +476,16 @@ impl Primary {
                 }
             }
         }
+    }
+
+    /// Closes listeners in the way of this one that no worker has: its program has moved on, or tries a port before it listens, also after an end
+    /// that left its address open for the successor. Returns whether there were any.
+    fn make_room_for(&mut self, id: ListenerId) -> bool {
+        let Some(wanted) = self.listeners.get(&id).map(|listener| &listener.listen_key) else { return false };
+        let in_the_way = |other: &ListenerId| self.listeners.get(other).is_some_and(|l| l.listen_key.overlaps(wanted));
+        let all: Vec<_> = self.unused.keys().copied().filter(in_the_way).collect();
+        all.iter().for_each(|other| self.abandon_for_another(*other));
+        !all.is_empty()
     }
 
     pub(super) fn reply_error(&mut self, worker: WorkerId, key: &str, ack: u64, errno: i32, data: Option<&RawValue>) {

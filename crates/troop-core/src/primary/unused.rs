@@ -124,6 +124,12 @@ impl Primary {
         starting.max().filter(|until| *until > now)
     }
 
+    /// Closes a listener that another one takes the place of. Where its worker died it is missed until somebody listens there again.
+    pub(super) fn abandon_for_another(&mut self, id: ListenerId) {
+        let is_due = self.unused.get(&id).is_some_and(|unused| unused.is_due && !unused.closed);
+        self.abandon(id, is_due);
+    }
+
     fn abandon(&mut self, id: ListenerId, is_due: bool) {
         let (at, listener) = (self.bound_address(id), self.listeners.get(&id));
         let counts = self.supervised && is_due;
