@@ -20,7 +20,7 @@ const MOST_THREADS: usize = 4;
 /// The time that a close may take.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(10);
 
-/// See the module. Copies are the same one.
+/// Closes descriptors in threads, so that `SO_LINGER` holds nobody up. Copies are the same one.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Closer(Arc<Shared>);
 
