@@ -16,11 +16,11 @@ pub mod event;
 pub mod id;
 pub mod policy;
 pub mod primary;
-pub mod roster;
 pub mod steer;
 pub mod supervise;
 pub mod text;
 pub mod wire;
+pub mod worker_map;
 
 pub use event::{Address, AddressType, ExitHow, Listening, Notice, Violation};
 pub use id::{ConnId, ListenerId, Time, WorkerId};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::listener::Listener;
-use super::seat::Waiting;
+use super::membership::Waiting;
 use super::worker::{HandleWait, InFlight, Worker};
 use super::{Action, Primary};
 use crate::event::Violation;
@@ -59,7 +59,7 @@ impl Primary {
     pub fn hand(&mut self, now: Time, worker: WorkerId, id: ListenerId, conn: ConnId) -> bool {
         self.clock(now);
         let Some(state) = self.workers.get(&worker) else { return false };
-        let listens = state.seat(id).is_some_and(|seat| seat.admitted);
+        let listens = state.membership(id).is_some_and(|membership| membership.admitted);
         if !state.is_there() || state.blocked || !listens || !self.listeners.contains_key(&id) {
             return false;
         }
@@ -69,8 +69,8 @@ impl Primary {
 
     /// The listeners that a worker takes connections of, the oldest first.
     pub fn listens_on(&self, worker: WorkerId) -> impl Iterator<Item = ListenerId> {
-        let seats = self.workers.get(&worker).into_iter().flat_map(|state| state.seats.iter());
-        seats.filter(|seat| seat.admitted).map(|seat| seat.listener)
+        let memberships = self.workers.get(&worker).into_iter().flat_map(|state| state.memberships.iter());
+        memberships.filter(|membership| membership.admitted).map(|membership| membership.listener)
     }
 
     /// Gives waiting connections to workers, oldest first.
@@ -83,9 +83,9 @@ impl Primary {
             let Some(waiting) = listener.queue.front() else { return };
             let Some(worker) = policy.pick(&waiting.about) else { return };
             let Some(state) = self.workers.get_mut(&worker) else { return };
-            let Some(seat) = state.seat(id) else { return };
-            let Some(shown) = seat.shown else { return };
-            let view = state.view(now, (&self.config, self.tight), worker, seat, listener.by_counts);
+            let Some(membership) = state.membership(id) else { return };
+            let Some(shown) = membership.shown else { return };
+            let view = state.view(now, (&self.config, self.tight), worker, membership, listener.by_counts);
             let is_ready = view.is_some_and(|view| view.ready);
             if shown.ready && !is_ready {
                 corrections += 1;
@@ -99,14 +99,14 @@ impl Primary {
             if listener.queue.is_empty() {
                 listener.queue.clear();
             }
-            let behind_others = !seat.reserved.is_empty();
+            let behind_others = !membership.reserved.is_empty();
             if is_ready && !behind_others {
                 self.deliver(now, worker, id, waiting);
             } else {
                 // The policy knows that it has to wait for this one.
                 listener.reserved += 1;
-                if let Some(seat) = state.seat_mut(id) {
-                    seat.reserved.push_back(waiting);
+                if let Some(membership) = state.membership_mut(id) {
+                    membership.reserved.push_back(waiting);
                 }
                 self.deliver_reserved(now, worker, id);
             }
@@ -117,10 +117,12 @@ impl Primary {
     fn deliver_reserved(&mut self, now: Time, worker: WorkerId, id: ListenerId) {
         loop {
             let (Some(state), Some(listener)) = (self.workers.get_mut(&worker), self.listeners.get_mut(&id)) else { return };
-            let view =
-                state.seat(id).and_then(|seat| state.view(now, (&self.config, self.tight), worker, seat, listener.by_counts));
+            let view = state
+                .membership(id)
+                .and_then(|membership| state.view(now, (&self.config, self.tight), worker, membership, listener.by_counts));
             let is_ready = view.is_some_and(|view| view.ready);
-            let waiting = if is_ready { state.seat_mut(id).and_then(|seat| seat.reserved.pop_front()) } else { None };
+            let waiting =
+                if is_ready { state.membership_mut(id).and_then(|membership| membership.reserved.pop_front()) } else { None };
             let Some(waiting) = waiting else { return };
             listener.reserved -= 1;
             self.deliver(now, worker, id, waiting);
@@ -143,21 +145,21 @@ impl Primary {
 
     /// Shows the policy of a listener what has changed about a worker.
     fn refresh(&mut self, now: Time, worker: WorkerId, id: ListenerId) {
-        let seats = self.workers.get(&worker).map(|state| state.seats.iter());
-        if let Some(at) = seats.and_then(|mut seats| seats.position(|seat| seat.listener == id)) {
-            self.refresh_seat(now, worker, at);
+        let memberships = self.workers.get(&worker).map(|state| state.memberships.iter());
+        if let Some(at) = memberships.and_then(|mut memberships| memberships.position(|membership| membership.listener == id)) {
+            self.refresh_membership(now, worker, at);
         }
     }
 
-    fn refresh_seat(&mut self, now: Time, worker: WorkerId, at: usize) {
+    fn refresh_membership(&mut self, now: Time, worker: WorkerId, at: usize) {
         let Primary { config, tight, workers, listeners, .. } = self;
         let Some(state) = workers.get_mut(&worker) else { return };
-        let Some(seat) = state.seats.get(at) else { return };
-        let Some(listener) = listeners.get_mut(&seat.listener) else { return };
-        let view = state.view(now, (config, *tight), worker, seat, listener.by_counts);
+        let Some(membership) = state.memberships.get(at) else { return };
+        let Some(listener) = listeners.get_mut(&membership.listener) else { return };
+        let view = state.view(now, (config, *tight), worker, membership, listener.by_counts);
         let Listener { policy: Some(policy), needs_counts, queue, reserved, .. } = listener else { return };
-        let seat = &mut state.seats[at];
-        match (seat.shown, view) {
+        let membership = &mut state.memberships[at];
+        match (membership.shown, view) {
             (Some(before), Some(view)) => {
                 let same = before.ready == view.ready
                     && before.weight == view.weight
@@ -177,28 +179,30 @@ impl Primary {
             (Some(_), None) => {
                 policy.remove(worker);
                 // Nobody waits for one that is out of service.
-                *reserved -= seat.reserved.len();
-                for waiting in seat.reserved.drain(..).rev() {
+                *reserved -= membership.reserved.len();
+                for waiting in membership.reserved.drain(..).rev() {
                     queue.push_front(waiting);
                 }
             }
             (None, None) => {}
         }
-        seat.shown = view;
+        membership.shown = view;
     }
 
     /// Shows all policies what has changed about a worker.
     pub(super) fn refresh_all(&mut self, now: Time, worker: WorkerId) {
-        for at in 0..self.workers.get(&worker).map_or(0, |state| state.seats.len()) {
-            self.refresh_seat(now, worker, at);
+        for at in 0..self.workers.get(&worker).map_or(0, |state| state.memberships.len()) {
+            self.refresh_membership(now, worker, at);
         }
     }
 
     /// Something has changed about a worker that may let it, or others, have connections that wait.
     pub(super) fn settle(&mut self, now: Time, worker: WorkerId) {
         let mut at = 0;
-        while let Some(id) = self.workers.get(&worker).and_then(|state| state.seats.get(at)).map(|seat| seat.listener) {
-            self.refresh_seat(now, worker, at);
+        while let Some(id) =
+            self.workers.get(&worker).and_then(|state| state.memberships.get(at)).map(|membership| membership.listener)
+        {
+            self.refresh_membership(now, worker, at);
             let (reserved, waiting) = self.listeners.get(&id).map_or((false, false), |l| (l.reserved > 0, !l.queue.is_empty()));
             if reserved {
                 self.deliver_reserved(now, worker, id);
@@ -274,8 +278,8 @@ impl Primary {
             // Until it is known better. What is never known is not added up.
             state.open = state.open.saturating_add(1);
         }
-        if let Some(seat) = state.seat_mut(listener) {
-            seat.accepted();
+        if let Some(membership) = state.membership_mut(listener) {
+            membership.accepted();
         }
         self.actions.push_back(Action::Release { conn, taken: true });
         if !state.reports {
@@ -309,9 +313,9 @@ impl Primary {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         let Some(InFlight { conn, listener: id, about, tries, .. }) = state.take(seq) else { return };
         state.returned += 1;
-        if let Some(seat) = state.seat_mut(id) {
-            seat.refused(now);
-            let until = seat.cooling_until;
+        if let Some(membership) = state.membership_mut(id) {
+            membership.refused(now);
+            let until = membership.cooling_until;
             self.wake_at(until);
         }
         self.put_back(id, Waiting { conn, about, tries });

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::handover::Needs;
-use super::seat::{Seat, Waiting};
+use super::membership::{ListenerMembership, Waiting};
 use super::worker::HandleWait;
 use super::{Action, Config, Primary};
 use crate::event::{Address, AddressType, Notice, Violation};
@@ -284,7 +284,7 @@ impl Primary {
             // Node leaves a worker that is told to finish without an answer; it is on its way out.
             return Ok(());
         }
-        if state.seats.len() >= limit {
+        if state.memberships.len() >= limit {
             return Err(Violation::TooManyListeners(limit));
         }
         if state.handle_waits.len() >= MAX_UNACKNOWLEDGED {
@@ -390,7 +390,7 @@ impl Primary {
         self.listeners.insert(id, listener);
         self.keys.insert(listen_key, id);
         if let Some(state) = self.workers.get_mut(&worker) {
-            state.seats.push(Seat::new(id));
+            state.memberships.push(ListenerMembership::new(id));
         }
         self.actions.push_back(Action::Bind { listener: id, worker, spec });
         Ok(())
@@ -409,7 +409,7 @@ impl Primary {
 
     fn uses(&self, worker: WorkerId, key: &ListenKey) -> bool {
         let id = self.keys.get(key);
-        id.is_some_and(|id| self.workers.get(&worker).is_some_and(|state| state.seat(*id).is_some()))
+        id.is_some_and(|id| self.workers.get(&worker).is_some_and(|state| state.membership(*id).is_some()))
     }
 
     fn join(&mut self, worker: WorkerId, id: ListenerId, ack: u64) {
@@ -418,7 +418,7 @@ impl Primary {
             listener.charged_to = worker;
         }
         if let Some(state) = self.workers.get_mut(&worker) {
-            state.seats.push(Seat::new(id));
+            state.memberships.push(ListenerMembership::new(id));
         }
         if listener.bound.is_none() {
             listener.waiters.push((worker, ack));
@@ -470,7 +470,7 @@ impl Primary {
                 self.bound_for_nothing(now, asker);
                 for (worker, ack) in waiters {
                     if let Some(state) = self.workers.get_mut(&worker) {
-                        state.seats.retain(|seat| seat.listener != id);
+                        state.memberships.retain(|membership| membership.listener != id);
                     }
                     self.reply_error(worker, &key, ack, errno, data.as_deref());
                 }
@@ -498,7 +498,7 @@ impl Primary {
     /// A worker closed one of its servers. Unknown keys are ignored, as Node does.
     pub(super) fn server_closed(&mut self, worker: WorkerId, key: &str) {
         let Some(state) = self.workers.get(&worker) else { return };
-        let all = state.seats.iter().map(|seat| seat.listener);
+        let all = state.memberships.iter().map(|membership| membership.listener);
         let found = all.into_iter().find(|id| self.listeners.get(id).is_some_and(|l| l.key == key));
         if let Some(listener) = found {
             // A supervised worker that leaves by itself closes its servers first.
@@ -508,7 +508,10 @@ impl Primary {
 
     /// Takes a worker off all its listeners. With `keep`, a listener that nobody uses any more stays open for a successor.
     pub(super) fn leave_listeners(&mut self, worker: WorkerId, keep: bool) {
-        let all = self.workers.get(&worker).map(|state| state.seats.iter().map(|seat| seat.listener).collect::<Vec<_>>());
+        let all = self
+            .workers
+            .get(&worker)
+            .map(|state| state.memberships.iter().map(|membership| membership.listener).collect::<Vec<_>>());
         for listener in all.unwrap_or_default() {
             self.leave_listener(worker, listener, keep);
         }
@@ -520,22 +523,22 @@ impl Primary {
 
     /// With `closed`, the worker has closed its server by itself.
     fn leave(&mut self, worker: WorkerId, id: ListenerId, keep: bool, closed: bool) {
-        let seat = self.workers.get_mut(&worker).and_then(|state| {
-            let at = state.seats.iter().position(|seat| seat.listener == id)?;
-            Some(state.seats.remove(at))
+        let membership = self.workers.get_mut(&worker).and_then(|state| {
+            let at = state.memberships.iter().position(|membership| membership.listener == id)?;
+            Some(state.memberships.remove(at))
         });
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         listener.waiters.retain(|(w, _)| *w != worker);
         listener.growing.retain(|(w, _)| *w != worker);
         listener.places.iter_mut().for_each(|place| place.holders.retain(|w| *w != worker));
-        if let Some(seat) = seat {
-            if seat.shown.is_some()
+        if let Some(membership) = membership {
+            if membership.shown.is_some()
                 && let Some(policy) = &mut listener.policy
             {
                 policy.remove(worker);
             }
-            listener.reserved -= seat.reserved.len();
-            for waiting in seat.reserved.into_iter().rev() {
+            listener.reserved -= membership.reserved.len();
+            for waiting in membership.reserved.into_iter().rev() {
                 listener.queue.push_front(waiting);
             }
         }

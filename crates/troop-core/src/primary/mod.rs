@@ -8,9 +8,9 @@ mod budget;
 mod config;
 mod handover;
 mod listener;
+mod membership;
 mod pulse;
 mod reports;
-mod seat;
 mod steering;
 mod unused;
 mod worker;
@@ -30,9 +30,9 @@ pub use worker::{WorkerState, WorkerStats, WorkerStatus};
 
 use crate::event::{ExitHow, Listening, Notice, Violation};
 use crate::id::{ListenerId, Time, WorkerId};
-use crate::roster::Roster;
 use crate::wire::incoming::{Act, ClusterMessage, Incoming, TroopMessage};
 use crate::wire::outgoing;
+use crate::worker_map::WorkerMap;
 use listener::{ListenKey, Listener};
 use worker::{HandleWait, Worker};
 
@@ -46,7 +46,7 @@ pub struct Primary {
     budget: Budget,
     /// Descriptors are scarce: connections wait in the kernel unless a worker takes them at once.
     tight: bool,
-    workers: Roster<Worker>,
+    workers: WorkerMap<Worker>,
     listeners: BTreeMap<ListenerId, Listener>,
     keys: HashMap<ListenKey, ListenerId>,
     /// Listeners that no worker has and that are open for a successor.
@@ -74,7 +74,7 @@ impl Primary {
             config,
             budget: Budget::default(),
             tight: false,
-            workers: Roster::default(),
+            workers: WorkerMap::default(),
             listeners: BTreeMap::new(),
             keys: HashMap::new(),
             unused: BTreeMap::new(),
@@ -247,8 +247,10 @@ impl Primary {
         state.closes_slowly |= !told && state.batched && close_over.is_some();
         if !told {
             // First nothing new comes to it, then it is told.
-            let accepts_itself = |seat: &seat::Seat| self.listeners.get(&seat.listener).is_some_and(|l| l.group.is_some());
-            if state.seats.iter().any(accepts_itself) {
+            let accepts_itself = |membership: &membership::ListenerMembership| {
+                self.listeners.get(&membership.listener).is_some_and(|l| l.group.is_some())
+            };
+            if state.memberships.iter().any(accepts_itself) {
                 // Its last connection may be from just now.
                 state.last_taken = self.last_time;
             }
@@ -429,10 +431,12 @@ impl Primary {
             if state.starved_until > now {
                 wake(state.starved_until);
             }
-            for seat in state.seats.iter().filter(|seat| seat.cooling_until > now) {
-                wake(seat.cooling_until);
+            for membership in state.memberships.iter().filter(|membership| membership.cooling_until > now) {
+                wake(membership.cooling_until);
             }
-            if !state.seats.iter().all(|seat| seat.shown.is_some_and(|view| view.ready)) || !state.in_flight.is_empty() {
+            if !state.memberships.iter().all(|membership| membership.shown.is_some_and(|view| view.ready))
+                || !state.in_flight.is_empty()
+            {
                 unsettled.push(*id);
             }
             let Some(oldest) = state.in_flight.front().map(|c| c.since).filter(|_| !state.cut_off) else { continue };

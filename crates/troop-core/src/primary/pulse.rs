@@ -43,7 +43,7 @@ impl Pulse {
 impl Worker {
     /// Others are starting up (which has a deadline of its own), have work that is not for clients and may take its time, or are leaving.
     fn has_pulse(&self) -> bool {
-        self.is_there() && self.state == WorkerState::Listening && !self.seats.is_empty()
+        self.is_there() && self.state == WorkerState::Listening && !self.memberships.is_empty()
     }
 }
 

@@ -21,7 +21,7 @@ impl Primary {
         state.reports |= open.is_some();
         state.open = open.unwrap_or(state.open);
         state.load = load.unwrap_or(state.load);
-        let mut its = state.seats.iter().filter_map(|seat| listeners.get(&seat.listener));
+        let mut its = state.memberships.iter().filter_map(|membership| listeners.get(&membership.listener));
         if its.any(|listener| listener.needs_counts) && !std::mem::replace(&mut state.unheeded, true) {
             self.reported.push(worker);
         }
@@ -41,10 +41,10 @@ impl Primary {
     pub(super) fn pace_reports(&mut self, worker: WorkerId) {
         let Primary { workers, listeners, crowd, .. } = self;
         let Some(state) = workers.get_mut(&worker) else { return };
-        if !state.batched || !state.connected || state.seats.is_empty() {
+        if !state.batched || !state.connected || state.memberships.is_empty() {
             return;
         }
-        let mut its = state.seats.iter().filter_map(|seat| listeners.get(&seat.listener));
+        let mut its = state.memberships.iter().filter_map(|membership| listeners.get(&membership.listener));
         let decides = its.any(|listener| listener.group.is_some() || listener.needs_counts);
         let every = if decides { REPORT_EVERY } else { SHOWN_EVERY }.max(APART * *crowd);
         if std::mem::replace(&mut state.reports_every, every) != every {

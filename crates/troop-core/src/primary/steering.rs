@@ -34,8 +34,8 @@ impl Primary {
     pub(super) fn admit(&mut self, worker: WorkerId, id: ListenerId, ack: u64) {
         let (Some(listener), Some(state)) = (self.listeners.get_mut(&id), self.workers.get_mut(&worker)) else { return };
         let place = listener.place(worker, state.slot, state.held);
-        if let Some(seat) = state.seat_mut(id) {
-            seat.place = place;
+        if let Some(membership) = state.membership_mut(id) {
+            membership.place = place;
         }
         if listener.group.is_some() {
             listener.growing.push_back((worker, ack));
@@ -51,7 +51,7 @@ impl Primary {
             && let Some((worker, ack)) = listener.growing.front().copied()
         {
             let Some(group) = &listener.group else { return };
-            let place = self.workers.get(&worker).and_then(|state| state.seat(id)).map_or(0, |seat| seat.place);
+            let place = self.workers.get(&worker).and_then(|state| state.membership(id)).map_or(0, |membership| membership.place);
             if usize::from(place) < group.len() {
                 listener.growing.pop_front();
                 self.answer_query(worker, id, ack);
@@ -101,8 +101,8 @@ impl Primary {
             for worker in place.holders {
                 let at = place.slot as usize % sockets;
                 listener.places[at].holders.push(worker);
-                if let Some(seat) = workers.get_mut(&worker).and_then(|state| state.seat_mut(id)) {
-                    seat.place = at as u16;
+                if let Some(membership) = workers.get_mut(&worker).and_then(|state| state.membership_mut(id)) {
+                    membership.place = at as u16;
                 }
             }
         }
@@ -112,9 +112,9 @@ impl Primary {
         let seq = self.next_seq();
         let (Some(listener), Some(state)) = (self.listeners.get_mut(&id), self.workers.get_mut(&worker)) else { return };
         let troop = state.batched.then_some(TROOP_VERSION);
-        let Some(seat) = state.seat_mut(id) else { return };
-        seat.admitted = true;
-        let place = seat.place;
+        let Some(membership) = state.membership_mut(id) else { return };
+        membership.admitted = true;
+        let place = membership.place;
         let Listener { key, data, .. } = &*listener;
         let (key, data) = (key.as_str(), data.as_deref());
         let mut line = Vec::with_capacity(256);
@@ -140,16 +140,16 @@ impl Primary {
         let Primary { workers, listeners, .. } = self;
         let Some(state) = workers.get_mut(&worker) else { return };
         let (mut steered, mut joined) = (Vec::new(), Vec::new());
-        for seat in state.seats.iter_mut().filter(|seat| seat.admitted && !seat.listening) {
-            let Some(listener) = listeners.get_mut(&seat.listener) else { continue };
+        for membership in state.memberships.iter_mut().filter(|membership| membership.admitted && !membership.listening) {
+            let Some(listener) = listeners.get_mut(&membership.listener) else { continue };
             if !listener.is_at(at) {
                 continue;
             }
-            seat.listening = true;
-            joined.push(seat.listener);
+            membership.listening = true;
+            joined.push(membership.listener);
             if let Some(group) = &mut listener.group {
-                group.relieved(seat.place);
-                steered.push(seat.listener);
+                group.relieved(membership.place);
+                steered.push(membership.listener);
             }
         }
         if !joined.is_empty() && !state.reports {
@@ -169,7 +169,7 @@ impl Primary {
         let staff = |holders: &[WorkerId]| {
             let mut staff = Staff::default();
             for state in holders.iter().filter_map(|worker| self.workers.get(worker)) {
-                if state.is_able() && state.seat(id).is_some_and(|seat| seat.listening) {
+                if state.is_able() && state.membership(id).is_some_and(|membership| membership.listening) {
                     let busy = staff.busy.saturating_add(state.open).saturating_add(state.load);
                     staff = Staff { present: true, weight: state.weight, busy };
                 }
@@ -211,8 +211,8 @@ impl Primary {
             };
             let holders = self.listeners.get(&id).and_then(|l| l.places.get(usize::from(place))).map(|p| p.holders.clone());
             for worker in holders.unwrap_or_default() {
-                if let Some(seat) = self.workers.get_mut(&worker).and_then(|state| state.seat_mut(id))
-                    && std::mem::replace(&mut seat.stalled, stalled) != stalled
+                if let Some(membership) = self.workers.get_mut(&worker).and_then(|state| state.membership_mut(id))
+                    && std::mem::replace(&mut membership.stalled, stalled) != stalled
                 {
                     self.notify(Notice::Stalled { worker, stalled });
                     self.settle(now, worker);
@@ -243,8 +243,8 @@ impl Primary {
         let mut changed = Vec::new();
         for (number, place) in (0..).zip(&listener.places) {
             for worker in &place.holders {
-                if let Some(seat) = workers.get_mut(worker).and_then(|state| state.seat_mut(id))
-                    && std::mem::replace(&mut seat.queued, group.queue(number)) != group.queue(number)
+                if let Some(membership) = workers.get_mut(worker).and_then(|state| state.membership_mut(id))
+                    && std::mem::replace(&mut membership.queued, group.queue(number)) != group.queue(number)
                 {
                     changed.push(*worker);
                 }
@@ -257,7 +257,7 @@ impl Primary {
     pub fn counted(&mut self, now: Time, worker: WorkerId, descriptors: u32) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         // Before it listens it is about to open what it always has open.
-        if state.reports || !state.seats.iter().any(|seat| seat.listening) {
+        if state.reports || !state.memberships.iter().any(|membership| membership.listening) {
             return;
         }
         // The fewest that it ever had are those that are no connections.
@@ -311,7 +311,10 @@ impl Primary {
             for (number, place) in (0..).zip(&listener.places) {
                 if let Some(age) = group.hung_since(number).map(|since| now.since(since)).filter(|age| *age >= limit) {
                     let listens = |worker: &&WorkerId| {
-                        self.workers.get(worker).and_then(|state| state.seat(*id)).is_some_and(|seat| seat.listening)
+                        self.workers
+                            .get(worker)
+                            .and_then(|state| state.membership(*id))
+                            .is_some_and(|membership| membership.listening)
                     };
                     hung.extend(place.holders.iter().filter(listens).map(|worker| (*worker, age)));
                 }
@@ -333,8 +336,8 @@ impl Primary {
         listener.places.swap(usize::from(one), usize::from(other));
         for (place, holders) in [one, other].map(|place| (place, listener.places[usize::from(place)].holders.clone())) {
             for worker in holders {
-                if let Some(seat) = self.workers.get_mut(&worker).and_then(|state| state.seat_mut(id)) {
-                    seat.place = place;
+                if let Some(membership) = self.workers.get_mut(&worker).and_then(|state| state.membership_mut(id)) {
+                    membership.place = place;
                 }
                 self.refresh_all(now, worker);
             }
@@ -402,7 +405,7 @@ impl Primary {
     /// The workers that have said that they listen on a listener.
     #[must_use]
     pub fn who_listens(&self, id: ListenerId) -> Vec<WorkerId> {
-        let listens = |state: &super::Worker| state.seat(id).is_some_and(|seat| seat.listening);
+        let listens = |state: &super::Worker| state.membership(id).is_some_and(|membership| membership.listening);
         self.workers.iter().filter(|(_, state)| listens(state)).map(|(id, _)| *id).collect()
     }
 
@@ -415,7 +418,8 @@ impl Primary {
     /// How many workers listen on a listener, and how many connections wait there.
     #[must_use]
     pub fn listener_load(&self, id: ListenerId) -> (usize, usize) {
-        let workers = self.workers.values().filter(|worker| worker.seats.iter().any(|seat| seat.listener == id)).count();
+        let workers =
+            self.workers.values().filter(|worker| worker.memberships.iter().any(|membership| membership.listener == id)).count();
         (workers, self.listeners.get(&id).map_or(0, |listener| listener.queue.len() + listener.reserved))
     }
 
@@ -432,7 +436,9 @@ impl Primary {
     #[must_use]
     pub fn views(&self, id: ListenerId) -> Vec<WorkerView> {
         let holders = self.listeners.get(&id).into_iter().flat_map(|l| &l.places).flat_map(|place| &place.holders);
-        holders.filter_map(|worker| self.workers.get(worker)?.seats.iter().find(|seat| seat.listener == id)?.shown).collect()
+        holders
+            .filter_map(|worker| self.workers.get(worker)?.memberships.iter().find(|membership| membership.listener == id)?.shown)
+            .collect()
     }
 
     /// How the connections of a listener are spread now: what was chosen, or what it had to be instead.
@@ -476,9 +482,9 @@ impl Primary {
             let holders: Vec<WorkerId> = listener.places.iter().flat_map(|place| place.holders.iter().copied()).collect();
             for worker in &holders {
                 // The new policy knows nobody yet.
-                let Some(seat) = self.workers.get_mut(worker).and_then(|state| state.seat_mut(id)) else { continue };
-                seat.shown = None;
-                let reserved = std::mem::take(&mut seat.reserved);
+                let Some(membership) = self.workers.get_mut(worker).and_then(|state| state.membership_mut(id)) else { continue };
+                membership.shown = None;
+                let reserved = std::mem::take(&mut membership.reserved);
                 if let Some(listener) = self.listeners.get_mut(&id) {
                     listener.reserved -= reserved.len();
                     reserved.into_iter().rev().for_each(|waiting| listener.queue.push_front(waiting));
@@ -499,18 +505,18 @@ impl Primary {
         if std::mem::replace(&mut state.held, held) == held {
             return;
         }
-        let seats: Vec<ListenerId> = state.seats.iter().map(|seat| seat.listener).collect();
+        let memberships: Vec<ListenerId> = state.memberships.iter().map(|membership| membership.listener).collect();
         self.settle(now, worker);
-        seats.into_iter().for_each(|id| self.staff_all(now, id));
+        memberships.into_iter().for_each(|id| self.staff_all(now, id));
     }
 
     /// Changes a worker's weight. False if there is no such worker.
     pub fn set_weight(&mut self, now: Time, worker: WorkerId, weight: u32) -> bool {
         let Some(state) = self.workers.get_mut(&worker) else { return false };
         state.weight = weight;
-        let seats: Vec<ListenerId> = state.seats.iter().map(|seat| seat.listener).collect();
+        let memberships: Vec<ListenerId> = state.memberships.iter().map(|membership| membership.listener).collect();
         self.settle(now, worker);
-        seats.into_iter().for_each(|id| self.staff_all(now, id));
+        memberships.into_iter().for_each(|id| self.staff_all(now, id));
         true
     }
 }

@@ -52,7 +52,7 @@ impl Primary {
     /// by itself, and closes its servers first. `None` if it has ended, or closed its channel, so that its successor is waited for.
     fn closed_until(&self, unused: &Unused) -> Option<Time> {
         let state = self.workers.get(&unused.last).filter(|state| unused.closed && state.is_there())?;
-        let goes_on = state.seats.iter().any(|seat| seat.listening);
+        let goes_on = state.memberships.iter().any(|membership| membership.listening);
         Some(unused.since + if goes_on { self.config.listen_patience } else { self.config.start_timeout })
     }
 
@@ -215,20 +215,22 @@ impl Primary {
     /// Where a worker listens under names that do not depend on the worker.
     #[must_use]
     pub fn fixed_addresses_of(&self, worker: WorkerId) -> Vec<Address> {
-        let seats = self.workers.get(&worker).into_iter().flat_map(|state| state.seats.iter());
-        let listeners = seats.filter(|seat| seat.listening).filter_map(|seat| self.listeners.get(&seat.listener));
+        let memberships = self.workers.get(&worker).into_iter().flat_map(|state| state.memberships.iter());
+        let listeners = memberships
+            .filter(|membership| membership.listening)
+            .filter_map(|membership| self.listeners.get(&membership.listener));
         listeners.filter(|listener| listener.is_fixed).map(Listener::asked).collect()
     }
 
     /// Where a worker listens, in the words of the worker that asked first; with the port that the kernel has chosen.
     #[must_use]
     pub fn addresses_of(&self, worker: WorkerId) -> Vec<Address> {
-        let seats = self.workers.get(&worker).into_iter().flat_map(|state| state.seats.iter());
+        let memberships = self.workers.get(&worker).into_iter().flat_map(|state| state.memberships.iter());
         let address = |id| match self.listener_address(id)? {
             Address { port: Some(0), .. } => self.bound_address(id),
             asked => Some(asked),
         };
-        seats.filter(|seat| seat.listening).filter_map(|seat| address(seat.listener)).collect()
+        memberships.filter(|membership| membership.listening).filter_map(|membership| address(membership.listener)).collect()
     }
 }
 

@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::budget::WastedBinds;
+use super::membership::ListenerMembership;
 use super::pulse::Pulse;
 use super::reports::REPORT_EVERY;
-use super::seat::Seat;
 use crate::id::{ConnId, ListenerId, Time};
 use crate::policy::Connection;
 
@@ -154,7 +154,7 @@ pub(super) struct Worker {
     pub(super) handle_waits: VecDeque<HandleWait>,
     pub(super) pulse: Pulse,
     /// Its part in each listener that it asked for.
-    pub(super) seats: Vec<Seat>,
+    pub(super) memberships: Vec<ListenerMembership>,
     pub(super) open: u32,
     pub(super) load: u32,
     /// It has reported something that its policies were not told yet.
@@ -198,7 +198,7 @@ impl Worker {
             in_flight: VecDeque::new(),
             handle_waits: VecDeque::new(),
             pulse: Pulse::default(),
-            seats: Vec::new(),
+            memberships: Vec::new(),
             open: 0,
             load: 0,
             unheeded: false,
@@ -233,15 +233,15 @@ impl Worker {
 
     /// Whether it has said that it listens there.
     pub(super) fn listens_on(&self, listener: ListenerId) -> bool {
-        self.seat(listener).is_some_and(|seat| seat.listening)
+        self.membership(listener).is_some_and(|membership| membership.listening)
     }
 
-    pub(super) fn seat(&self, listener: ListenerId) -> Option<&Seat> {
-        self.seats.iter().find(|seat| seat.listener == listener)
+    pub(super) fn membership(&self, listener: ListenerId) -> Option<&ListenerMembership> {
+        self.memberships.iter().find(|membership| membership.listener == listener)
     }
 
-    pub(super) fn seat_mut(&mut self, listener: ListenerId) -> Option<&mut Seat> {
-        self.seats.iter_mut().find(|seat| seat.listener == listener)
+    pub(super) fn membership_mut(&mut self, listener: ListenerId) -> Option<&mut ListenerMembership> {
+        self.memberships.iter_mut().find(|membership| membership.listener == listener)
     }
 
     pub(super) fn status(&self) -> WorkerStatus {

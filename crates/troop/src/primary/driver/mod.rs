@@ -34,8 +34,8 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 use troop_core::primary::{Primary, Successors};
-use troop_core::roster::Roster;
 use troop_core::supervise::{Outcome, Supervisor};
+use troop_core::worker_map::WorkerMap;
 use troop_core::{ConnId, ListenerId, Time, WorkerId};
 use troop_sys::identity::Identity;
 use troop_sys::poll::{AsyncPoller, Interest, Poller, Ready};
@@ -171,7 +171,7 @@ pub(crate) struct Driver {
     /// Those that were published before an observer has seen them.
     unobserved: Option<Vec<Event>>,
     table: Table,
-    processes: Roster<Process>,
+    processes: WorkerMap<Process>,
     /// They may outlive their workers' processes.
     relays: BTreeMap<WorkerId, Relay>,
     listeners: BTreeMap<ListenerId, Listener>,
@@ -277,7 +277,7 @@ impl Driver {
             events: Vec::new(),
             unobserved: None,
             table,
-            processes: Roster::default(),
+            processes: WorkerMap::default(),
             relays: BTreeMap::new(),
             listeners: BTreeMap::new(),
             sockets: Slab::new(),

@@ -27,7 +27,7 @@ pub(super) struct Waiting {
 
 /// A worker's membership in one listener.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(super) struct ListenerMembership {
     pub(super) listener: ListenerId,
     pub(super) place: u16,
     /// The worker has been answered, and takes part.
@@ -46,9 +46,9 @@ pub(super) struct Seat {
     pub(super) shown: Option<WorkerView>,
 }
 
-impl Seat {
-    pub(super) fn new(listener: ListenerId) -> Seat {
-        Seat {
+impl ListenerMembership {
+    pub(super) fn new(listener: ListenerId) -> ListenerMembership {
+        ListenerMembership {
             listener,
             place: 0,
             admitted: false,
@@ -85,12 +85,13 @@ impl Worker {
         now: Time,
         (config, tight): (&Config, bool),
         id: super::WorkerId,
-        seat: &Seat,
+        membership: &ListenerMembership,
         by_counts: bool,
     ) -> Option<WorkerView> {
         // A program may be slow on one of its listeners and quick on another.
-        let age = self.in_flight.iter().find(|c| c.listener == seat.listener).map_or(Duration::ZERO, |c| now.since(c.since));
-        if !self.is_able() || !seat.admitted || seat.stalled || age >= config.recall_after {
+        let age =
+            self.in_flight.iter().find(|c| c.listener == membership.listener).map_or(Duration::ZERO, |c| now.since(c.since));
+        if !self.is_able() || !membership.admitted || membership.stalled || age >= config.recall_after {
             return None;
         }
         let window = if self.batched { config.troop_window } else { config.node_window };
@@ -98,16 +99,16 @@ impl Worker {
         let ready = !self.blocked
             && self.in_flight.len() < window
             && self.starved_until <= now
-            && seat.cooling_until <= now
+            && membership.cooling_until <= now
             && age < if by_counts { config.busy_after } else { config.stale_after };
         Some(WorkerView {
             worker: id,
-            place: seat.place,
+            place: membership.place,
             weight: self.weight,
             state: self.state,
             ready,
             open: self.open,
-            pending: u32::try_from(self.in_flight.len()).unwrap_or(u32::MAX).saturating_add(seat.queued),
+            pending: u32::try_from(self.in_flight.len()).unwrap_or(u32::MAX).saturating_add(membership.queued),
             load: self.load,
         })
     }

@@ -8,18 +8,18 @@ use crate::id::WorkerId;
 /// other, so one is found where it is expected, or else by bisection. To insert an id that is not the highest, or to remove one, moves those
 /// after it.
 #[derive(Debug)]
-pub struct Roster<T> {
+pub struct WorkerMap<T> {
     ids: Vec<WorkerId>,
     values: Vec<T>,
 }
 
-impl<T> Default for Roster<T> {
-    fn default() -> Roster<T> {
-        Roster { ids: Vec::new(), values: Vec::new() }
+impl<T> Default for WorkerMap<T> {
+    fn default() -> WorkerMap<T> {
+        WorkerMap { ids: Vec::new(), values: Vec::new() }
     }
 }
 
-impl<T> Roster<T> {
+impl<T> WorkerMap<T> {
     #[inline]
     fn find(&self, id: WorkerId) -> Result<usize, usize> {
         let first = self.ids.first().ok_or(0usize)?;
@@ -115,23 +115,23 @@ mod tests {
         /// Whoever comes and goes: it is a map.
         #[test]
         fn it_is_a_map(steps in proptest::collection::vec((any::<bool>(), 0u32..40), 0..200)) {
-            let (mut roster, mut map) = (Roster::default(), BTreeMap::new());
+            let (mut worker_map, mut map) = (WorkerMap::default(), BTreeMap::new());
             for (value, (comes, id)) in steps.into_iter().enumerate() {
                 let id = WorkerId(id);
                 if comes {
-                    prop_assert_eq!(roster.insert(id, value), map.insert(id, value));
+                    prop_assert_eq!(worker_map.insert(id, value), map.insert(id, value));
                 } else {
-                    prop_assert_eq!(roster.remove(&id), map.remove(&id));
+                    prop_assert_eq!(worker_map.remove(&id), map.remove(&id));
                 }
-                roster.values_mut().for_each(|value| *value += 1);
+                worker_map.values_mut().for_each(|value| *value += 1);
                 map.values_mut().for_each(|value| *value += 1);
-                prop_assert!(roster.iter().eq(map.iter()));
-                prop_assert!(roster.keys().eq(map.keys()) && roster.values().eq(map.values()));
-                prop_assert_eq!((roster.len(), roster.is_empty()), (map.len(), map.is_empty()));
+                prop_assert!(worker_map.iter().eq(map.iter()));
+                prop_assert!(worker_map.keys().eq(map.keys()) && worker_map.values().eq(map.values()));
+                prop_assert_eq!((worker_map.len(), worker_map.is_empty()), (map.len(), map.is_empty()));
                 for id in (0..41).map(WorkerId) {
-                    prop_assert_eq!(roster.get(&id), map.get(&id));
-                    prop_assert_eq!(roster.get_mut(&id), map.get_mut(&id));
-                    prop_assert_eq!(roster.contains_key(&id), map.contains_key(&id));
+                    prop_assert_eq!(worker_map.get(&id), map.get(&id));
+                    prop_assert_eq!(worker_map.get_mut(&id), map.get_mut(&id));
+                    prop_assert_eq!(worker_map.contains_key(&id), map.contains_key(&id));
                 }
             }
         }
