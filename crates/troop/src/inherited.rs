@@ -143,7 +143,7 @@ impl InheritedSocket {
     }
 
     /// Whether it is what a worker asks for.
-    pub(crate) fn fits(&self, place: &Bind) -> bool {
+    pub(crate) fn fits(&self, target: &Bind) -> bool {
         let kind = socket::kind(self.socket.as_fd()).ok();
         let bound = socket::local_address(self.socket.as_fd());
         let is_at = |address: Option<&str>, port: u16| {
@@ -152,7 +152,7 @@ impl InheritedSocket {
                 bound.port() == port && same
             })
         };
-        match place {
+        match target {
             Bind::Tcp { address, port, .. } => kind == Some(Kind::TcpListener) && is_at(address.as_deref(), *port),
             Bind::Udp { address, port, .. } => matches!(kind, Some(Kind::Udp { .. })) && is_at(address.as_deref(), *port),
             Bind::Unix { path, .. } => {

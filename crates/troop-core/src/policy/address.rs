@@ -14,11 +14,11 @@ use crate::event::{Address, AddressType};
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Pattern {
     udp: bool,
-    place: Place,
+    target: Target,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Place {
+enum Target {
     Port(u16),
     Ip(IpAddr, u16),
     Path(String),
@@ -60,25 +60,25 @@ impl Pattern {
 
     fn means(&self, asked: &Address, is_any: impl Fn(&IpAddr) -> bool) -> bool {
         if let Some(fd) = asked.fd.filter(|fd| *fd >= 0) {
-            return self.place == Place::Fd(fd);
+            return self.target == Target::Fd(fd);
         }
         if self.udp != asked.address_type.is_udp() {
             return false;
         }
         let port = |port: u16| asked.port == Some(i64::from(port));
         let address = asked.address.as_deref();
-        match (&self.place, asked.address_type) {
-            (_, AddressType::Fd) | (Place::Fd(_), _) => false,
+        match (&self.target, asked.address_type) {
+            (_, AddressType::Fd) | (Target::Fd(_), _) => false,
             // A worker sends an abstract name as `/its/directory/\0name`.
-            (Place::Abstract(name), AddressType::Unix) => {
+            (Target::Abstract(name), AddressType::Unix) => {
                 address.and_then(|address| address.split_once('\0')).is_some_and(|(_, asked)| asked == name)
             }
-            (Place::Path(path), AddressType::Unix) => {
+            (Target::Path(path), AddressType::Unix) => {
                 address.filter(|address| !address.contains('\0')).and_then(normal).as_ref() == Some(path)
             }
-            (_, AddressType::Unix) | (Place::Abstract(_) | Place::Path(_), _) => false,
-            (Place::Port(number), _) => port(*number),
-            (Place::Ip(ip, number), _) => {
+            (_, AddressType::Unix) | (Target::Abstract(_) | Target::Path(_), _) => false,
+            (Target::Port(number), _) => port(*number),
+            (Target::Ip(ip, number), _) => {
                 let at = address.map(|a| a.parse::<IpAddr>().map(|at| at.to_canonical()));
                 // No address means any.
                 port(*number) && at.map_or_else(|| is_any(ip), |at| at == Ok(ip.to_canonical()))
@@ -90,13 +90,13 @@ impl Pattern {
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.udp { "udp:" } else { "" })?;
-        match &self.place {
-            Place::Port(port) => write!(f, ":{port}"),
-            Place::Ip(IpAddr::V6(ip), port) => write!(f, "[{ip}]:{port}"),
-            Place::Ip(ip, port) => write!(f, "{ip}:{port}"),
-            Place::Path(path) => f.write_str(path),
-            Place::Abstract(name) => write!(f, "@{name}"),
-            Place::Fd(fd) => write!(f, "fd:{fd}"),
+        match &self.target {
+            Target::Port(port) => write!(f, ":{port}"),
+            Target::Ip(IpAddr::V6(ip), port) => write!(f, "[{ip}]:{port}"),
+            Target::Ip(ip, port) => write!(f, "{ip}:{port}"),
+            Target::Path(path) => f.write_str(path),
+            Target::Abstract(name) => write!(f, "@{name}"),
+            Target::Fd(fd) => write!(f, "fd:{fd}"),
         }
     }
 }
@@ -108,18 +108,18 @@ impl FromStr for Pattern {
         let (udp, rest) = text.strip_prefix("udp:").map_or((false, text), |rest| (true, rest));
         let any = rest.strip_prefix('*').unwrap_or(rest);
         let number = |fd: &str| fd.parse::<u16>().ok().map(i64::from);
-        let place = if rest.starts_with('/') && !udp {
-            normal(rest).map(Place::Path)
+        let target = if rest.starts_with('/') && !udp {
+            normal(rest).map(Target::Path)
         } else if let Some(name) = rest.strip_prefix('@').filter(|name| !name.is_empty() && !udp) {
-            Some(Place::Abstract(name.into()))
+            Some(Target::Abstract(name.into()))
         } else if let Some(fd) = rest.strip_prefix("fd:").filter(|_| !udp) {
-            number(fd).map(Place::Fd)
+            number(fd).map(Target::Fd)
         } else if let Ok(port) = any.strip_prefix(':').unwrap_or(any).parse() {
-            Some(Place::Port(port))
+            Some(Target::Port(port))
         } else {
-            rest.parse::<std::net::SocketAddr>().ok().map(|at| Place::Ip(at.ip(), at.port()))
+            rest.parse::<std::net::SocketAddr>().ok().map(|at| Target::Ip(at.ip(), at.port()))
         };
-        place.map(|place| Pattern { udp, place }).ok_or_else(|| {
+        target.map(|target| Pattern { udp, target }).ok_or_else(|| {
             let forms = "8000, 127.0.0.1:8000, [::1]:8000, /path/of/a/socket (without ..), @abstract, fd:3, or udp: and one of the first three";
             super::BadScheduling(format!("{text:?} names no listener; write {forms}"))
         })

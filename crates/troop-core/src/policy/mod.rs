@@ -39,7 +39,7 @@ pub struct WorkerView {
     /// Its number.
     pub worker: WorkerId,
     /// Its place on this listener, from 0. A worker's successor has the same place, also for a while beside it.
-    pub place: u16,
+    pub shard: u16,
     /// Its weight, 100 unless something else was chosen for it.
     pub weight: u32,
     /// Node's `worker.state`. Workers that drain, hang, or are gone are not shown to a policy at all.
@@ -142,7 +142,7 @@ mod tests {
     pub(super) fn view(worker: u32) -> WorkerView {
         WorkerView {
             worker: WorkerId(worker),
-            place: worker as u16,
+            shard: worker as u16,
             weight: 100,
             state: WorkerState::Listening,
             ready: true,

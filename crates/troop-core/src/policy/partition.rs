@@ -77,13 +77,13 @@ pub fn bucket_of(client: u32) -> usize {
     (client >> (32 - BUCKET_BITS)) as usize
 }
 
-/// The place of each bucket. `places` has the weight of every place and whether it is in service. Without any in service, the buckets
+/// The place of each bucket. `shards` has the weight of every place and whether it is in service. Without any in service, the buckets
 /// stay where they belong.
 #[must_use]
-pub fn partition(places: &[(u32, bool)]) -> Vec<u16> {
-    let mut owners = home(&places.iter().map(|(weight, _)| *weight).collect::<Vec<_>>());
+pub fn partition(shards: &[(u32, bool)]) -> Vec<u16> {
+    let mut owners = home(&shards.iter().map(|(weight, _)| *weight).collect::<Vec<_>>());
     let those = |wanted: fn(&(u32, bool)) -> bool| -> Vec<u16> {
-        (0u16..).zip(places).filter(|(_, place)| wanted(place)).map(|(n, _)| n).collect()
+        (0u16..).zip(shards).filter(|(_, shard)| wanted(shard)).map(|(n, _)| n).collect()
     };
     let mut serving = those(|(weight, serves)| *serves && *weight > 0);
     if serving.is_empty() {
@@ -91,8 +91,8 @@ pub fn partition(places: &[(u32, bool)]) -> Vec<u16> {
     }
     if !serving.is_empty() {
         for (bucket, owner) in owners.iter_mut().enumerate() {
-            if !places.get(usize::from(*owner)).is_some_and(|(_, serves)| *serves) {
-                let score = |place: &u16| Mixer::default().word(bucket as u32).word(u32::from(*place)).finish();
+            if !shards.get(usize::from(*owner)).is_some_and(|(_, serves)| *serves) {
+                let score = |shard: &u16| Mixer::default().word(bucket as u32).word(u32::from(*shard)).finish();
                 *owner = serving.iter().copied().max_by_key(score).unwrap_or(*owner);
             }
         }
@@ -107,14 +107,14 @@ fn home(weights: &[u32]) -> Vec<u16> {
     // What a place has, in an order that is not that of the buckets.
     let mut has: Vec<Vec<u16>> = Vec::with_capacity(weights.len());
     let mut sum = 0u64;
-    for (place, weight) in (0u16..).zip(weights) {
+    for (shard, weight) in (0u16..).zip(weights) {
         let weight = u64::from(*weight);
         sum += weight;
         if sum == weight {
             // The first with any weight gets everything, also from those without.
             has.iter_mut().for_each(Vec::clear);
             has.push((0..BUCKETS).map(|n| ((n * 389) % BUCKETS) as u16).collect());
-            owners.fill(place);
+            owners.fill(shard);
             continue;
         }
         let share = (BUCKETS as u64 * weight + sum / 2) / sum;
@@ -126,7 +126,7 @@ fn home(weights: &[u32]) -> Vec<u16> {
                 x.cmp(&y).then(b.cmp(a))
             });
             let Some(bucket) = richest.and_then(|n| has[n].pop()) else { break };
-            owners[usize::from(bucket)] = place;
+            owners[usize::from(bucket)] = shard;
             taken.push(bucket);
         }
         has.push(taken);
@@ -138,8 +138,8 @@ fn home(weights: &[u32]) -> Vec<u16> {
 mod tests {
     use super::*;
 
-    fn shares(owners: &[u16], places: usize) -> Vec<usize> {
-        (0..places).map(|place| owners.iter().filter(|o| usize::from(**o) == place).count()).collect()
+    fn shares(owners: &[u16], shards: usize) -> Vec<usize> {
+        (0..shards).map(|shard| owners.iter().filter(|o| usize::from(**o) == shard).count()).collect()
     }
 
     fn all(n: usize) -> Vec<(u32, bool)> {
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_joins_moves_only_its_own_share() {
+    fn a_shard_that_joins_moves_only_its_own_share() {
         for n in 1..100 {
             let (before, after) = (partition(&all(n)), partition(&all(n + 1)));
             let moved: Vec<_> = before.iter().zip(&after).filter(|(b, a)| b != a).map(|(_, a)| usize::from(*a)).collect();
@@ -170,11 +170,11 @@ mod tests {
     }
 
     #[test]
-    fn only_the_clients_of_a_dead_place_move_and_they_come_back() {
+    fn only_the_clients_of_a_dead_shard_move_and_they_come_back() {
         let whole = partition(&all(8));
-        let mut places = all(8);
-        places[3].1 = false;
-        let without = partition(&places);
+        let mut shards = all(8);
+        shards[3].1 = false;
+        let without = partition(&shards);
         for (before, after) in whole.iter().zip(&without) {
             assert!(before == after || *before == 3);
             assert_ne!(*after, 3);
@@ -182,13 +182,13 @@ mod tests {
         // All others get something of it.
         assert!(shares(&without, 8).iter().zip(shares(&whole, 8)).enumerate().all(|(n, (a, b))| n == 3 || *a > b));
         // A second death moves those that stood in and its own.
-        places[5].1 = false;
-        for (before, after) in without.iter().zip(&partition(&places)) {
+        shards[5].1 = false;
+        for (before, after) in without.iter().zip(&partition(&shards)) {
             assert!(before == after || *before == 5);
         }
-        places[3].1 = true;
-        places[5].1 = true;
-        assert_eq!(partition(&places), whole);
+        shards[3].1 = true;
+        shards[5].1 = true;
+        assert_eq!(partition(&shards), whole);
         assert_eq!(partition(&[(100, false); 8]), whole, "with nobody in service nobody moves");
     }
 

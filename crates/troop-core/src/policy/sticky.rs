@@ -6,14 +6,14 @@ use crate::id::WorkerId;
 /// it is out of service; when the place is filled again, its clients come back.
 #[derive(Debug)]
 pub struct ByClient {
-    places: Vec<Place>,
+    shards: Vec<Shard>,
     table: Vec<u16>,
     /// For connections without a client's mark.
     next: usize,
 }
 
 #[derive(Debug, Default)]
-struct Place {
+struct Shard {
     /// The newest last: during a reload there are two.
     workers: Vec<WorkerView>,
     /// That of its last worker; a vacant place keeps it.
@@ -22,29 +22,29 @@ struct Place {
 
 impl Default for ByClient {
     fn default() -> ByClient {
-        ByClient { places: Vec::new(), table: vec![0; BUCKETS], next: 0 }
+        ByClient { shards: Vec::new(), table: vec![0; BUCKETS], next: 0 }
     }
 }
 
 impl ByClient {
     /// After the workers of a place have changed: divides the clients anew, if that matters to them.
     fn changed(&mut self, at: usize, was_vacant: bool) {
-        let place = &mut self.places[at];
-        let weight = place.workers.last().map_or(place.weight, |w| w.weight);
-        if std::mem::replace(&mut place.weight, weight) != weight || place.workers.is_empty() != was_vacant {
-            let places: Vec<_> = self.places.iter().map(|p| (p.weight, !p.workers.is_empty())).collect();
-            self.table = partition(&places);
+        let shard = &mut self.shards[at];
+        let weight = shard.workers.last().map_or(shard.weight, |w| w.weight);
+        if std::mem::replace(&mut shard.weight, weight) != weight || shard.workers.is_empty() != was_vacant {
+            let shards: Vec<_> = self.shards.iter().map(|p| (p.weight, !p.workers.is_empty())).collect();
+            self.table = partition(&shards);
         }
     }
 }
 
 impl Policy for ByClient {
     fn update(&mut self, view: WorkerView) {
-        let at = usize::from(view.place);
-        if self.places.len() <= at {
-            self.places.resize_with(at + 1, Place::default);
+        let at = usize::from(view.shard);
+        if self.shards.len() <= at {
+            self.shards.resize_with(at + 1, Shard::default);
         }
-        let workers = &mut self.places[at].workers;
+        let workers = &mut self.shards[at].workers;
         let was_vacant = workers.is_empty();
         match workers.iter_mut().find(|w| w.worker == view.worker) {
             Some(known) => *known = view,
@@ -54,8 +54,8 @@ impl Policy for ByClient {
     }
 
     fn remove(&mut self, worker: WorkerId) {
-        let Some(at) = self.places.iter().position(|p| p.workers.iter().any(|w| w.worker == worker)) else { return };
-        self.places[at].workers.retain(|w| w.worker != worker);
+        let Some(at) = self.shards.iter().position(|p| p.workers.iter().any(|w| w.worker == worker)) else { return };
+        self.shards[at].workers.retain(|w| w.worker != worker);
         self.changed(at, false);
     }
 
@@ -67,8 +67,8 @@ impl Policy for ByClient {
             },
             bucket_of,
         );
-        let place = self.places.get(usize::from(self.table[bucket]))?;
-        place.workers.last().map(|w| w.worker)
+        let shard = self.shards.get(usize::from(self.table[bucket]))?;
+        shard.workers.last().map(|w| w.worker)
     }
 
     fn needs_peer(&self) -> bool {
@@ -91,13 +91,13 @@ mod tests {
         let client = |n: u32| Connection { client: Some(n.wrapping_mul(0x9E37_79B1)), peer: None };
         let all = |sticky: &mut ByClient| -> Vec<_> { (0..200).map(|n| sticky.pick(&client(n)).map(|w| w.0)).collect() };
         assert_eq!(sticky.pick(&client(1)), None);
-        (0..4u16).for_each(|n| sticky.update(WorkerView { place: n, ..view(u32::from(n)) }));
+        (0..4u16).for_each(|n| sticky.update(WorkerView { shard: n, ..view(u32::from(n)) }));
         let before = all(&mut sticky);
         assert!((0..4).all(|w| before.contains(&Some(w))));
-        sticky.update(WorkerView { ready: false, place: 2, ..view(2) });
+        sticky.update(WorkerView { ready: false, shard: 2, ..view(2) });
         assert_eq!(all(&mut sticky), before, "they wait for a busy one");
         // A reload: the successor serves from when it is there.
-        sticky.update(WorkerView { place: 2, ..view(12) });
+        sticky.update(WorkerView { shard: 2, ..view(12) });
         let reloaded: Vec<_> = before.iter().map(|w| if *w == Some(2) { Some(12) } else { *w }).collect();
         assert_eq!(all(&mut sticky), reloaded);
         sticky.remove(WorkerId(2));
@@ -106,7 +106,7 @@ mod tests {
         for (now, then) in all(&mut sticky).iter().zip(&before) {
             assert!(now == then || *then == Some(2));
         }
-        sticky.update(WorkerView { place: 2, ..view(22) });
+        sticky.update(WorkerView { shard: 2, ..view(22) });
         assert_eq!(all(&mut sticky).iter().filter(|w| **w == Some(22)).count(), before.iter().filter(|w| **w == Some(2)).count());
     }
 }

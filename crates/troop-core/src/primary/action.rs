@@ -44,7 +44,7 @@ pub enum Action {
         /// Which listener.
         listener: ListenerId,
         /// The place whose socket it is; 0 if the listener has only one.
-        place: u16,
+        shard: u16,
         /// The line.
         line: Vec<u8>,
     },
@@ -60,7 +60,7 @@ pub enum Action {
         /// Which listener.
         listener: ListenerId,
         /// The place whose socket it is; 0 if the listener has only one.
-        place: u16,
+        shard: u16,
         /// Whether to accept.
         on: bool,
     },
@@ -69,7 +69,7 @@ pub enum Action {
         /// Which listener.
         listener: ListenerId,
         /// The place whose socket it is.
-        place: u16,
+        shard: u16,
         /// How many.
         count: u32,
     },

@@ -164,12 +164,12 @@ impl Primary {
                 let same = before.ready == view.ready
                     && before.weight == view.weight
                     && before.state == view.state
-                    && before.place == view.place
+                    && before.shard == view.shard
                     && (!*needs_counts || before == view);
                 if same {
                     return;
                 }
-                if before.place != view.place {
+                if before.shard != view.shard {
                     // Nobody is in two places.
                     policy.remove(worker);
                 }

@@ -80,7 +80,7 @@ impl ListenKey {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BindSpec {
     /// Where.
-    pub place: Bind,
+    pub target: Bind,
     /// The length of the accept queue; `None` if the socket must not listen yet (the workers do that on a shared one), or is UDP.
     pub listen: Option<u32>,
     /// It is to be the founder of a group of sockets, on which the primary accepts itself, or else [`Primary::cannot_steer`] is to be
@@ -157,7 +157,7 @@ pub(super) struct Listener {
     /// Its policy goes by how busy workers are, and by nothing else.
     pub(super) by_counts: bool,
     pub(super) needs: Needs,
-    pub(super) places: Vec<Place>,
+    pub(super) shards: Vec<Shard>,
     /// For a steered one.
     pub(super) group: Option<Group>,
     /// Workers that wait for a socket of their own, and the number of their question.
@@ -186,7 +186,7 @@ pub(super) struct Listener {
 
 /// Where a worker and its successors take part in a listener.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct Shard {
     /// The [slot](super::WorkerStatus::slot) of those workers.
     pub(super) slot: u32,
     pub(super) holders: Vec<WorkerId>,
@@ -200,7 +200,7 @@ const STICKY_FACTOR: usize = 16;
 
 impl Listener {
     pub(super) fn is_unused(&self) -> bool {
-        self.waiters.is_empty() && self.growing.is_empty() && self.places.iter().all(|place| place.holders.is_empty())
+        self.waiters.is_empty() && self.growing.is_empty() && self.shards.iter().all(|shard| shard.holders.is_empty())
     }
 
     pub(super) fn limit(&self, config: &Config, tight: bool) -> usize {
@@ -215,7 +215,7 @@ impl Listener {
 
     /// Somebody who uses it.
     fn user(&self) -> Option<WorkerId> {
-        let held = self.places.iter().flat_map(|place| place.holders.iter().copied());
+        let held = self.shards.iter().flat_map(|shard| shard.holders.iter().copied());
         held.chain(self.waiters.iter().map(|(w, _)| *w)).chain(self.growing.iter().map(|(w, _)| *w)).next()
     }
 
@@ -233,22 +233,22 @@ impl Listener {
 
     /// Finds a place for a worker: that of its slot, or a vacant one, or a new one. One that is to get nothing yet needs a socket of its own,
     /// away from its predecessor's, unless clients, or flows, are known by their places.
-    pub(super) fn place(&mut self, worker: WorkerId, slot: u32, held: bool) -> u16 {
-        let apart = held && self.group.as_ref().is_some_and(|group| !group.keeps_places());
-        let own = self.places.iter().position(|place| place.slot == slot && !apart);
-        let at = own.or_else(|| self.places.iter().position(|place| place.holders.is_empty())).unwrap_or_else(|| {
-            if self.places.len() < MAX_PLACES {
-                self.places.push(Place { slot, holders: Vec::new() });
-                self.places.len() - 1
+    pub(super) fn assign_shard(&mut self, worker: WorkerId, slot: u32, held: bool) -> u16 {
+        let apart = held && self.group.as_ref().is_some_and(|group| !group.keeps_shards());
+        let own = self.shards.iter().position(|shard| shard.slot == slot && !apart);
+        let at = own.or_else(|| self.shards.iter().position(|shard| shard.holders.is_empty())).unwrap_or_else(|| {
+            if self.shards.len() < MAX_PLACES {
+                self.shards.push(Shard { slot, holders: Vec::new() });
+                self.shards.len() - 1
             } else {
                 slot as usize % MAX_PLACES
             }
         });
-        let place = &mut self.places[at];
-        if place.holders.is_empty() {
-            place.slot = slot;
+        let shard = &mut self.shards[at];
+        if shard.holders.is_empty() {
+            shard.slot = slot;
         }
-        place.holders.push(worker);
+        shard.holders.push(worker);
         at as u16
     }
 
@@ -366,7 +366,7 @@ impl Primary {
             needs_counts: false,
             by_counts: false,
             needs: Needs::default(),
-            places: Vec::new(),
+            shards: Vec::new(),
             group: spec.group.then(|| Group::new(listen_key.address_type.is_udp(), scheduling.sticky().cloned(), self.last_time)),
             growing: VecDeque::new(),
             opening: false,
@@ -452,7 +452,7 @@ impl Primary {
                         self.wake_at(look);
                     }
                     None if listener.policy.is_some() => {
-                        self.actions.push_back(Action::Watch { listener: id, place: 0, on: true });
+                        self.actions.push_back(Action::Watch { listener: id, shard: 0, on: true });
                     }
                     None => {}
                 }
@@ -530,7 +530,7 @@ impl Primary {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         listener.waiters.retain(|(w, _)| *w != worker);
         listener.growing.retain(|(w, _)| *w != worker);
-        listener.places.iter_mut().for_each(|place| place.holders.retain(|w| *w != worker));
+        listener.shards.iter_mut().for_each(|shard| shard.holders.retain(|w| *w != worker));
         if let Some(membership) = membership {
             if membership.shown.is_some()
                 && let Some(policy) = &mut listener.policy
@@ -557,7 +557,7 @@ impl Primary {
                 self.note_unused(id, worker, closed);
             }
             let now = self.last_time;
-            self.staff_all(now, id);
+            self.update_shard_loads(now, id);
             self.pump(now, id);
         }
     }
@@ -592,7 +592,7 @@ fn bind_spec(message: &ClusterMessage<'_>, scheduling: &Scheduling, named: bool)
     let flags = message.flags.unwrap_or(0);
     let port = |port: Option<i64>| port.and_then(|p| u16::try_from(p).ok());
     let kind = message.address_type?;
-    let place = match (kind, message.fd) {
+    let target = match (kind, message.fd) {
         (AddressType::Udp4 | AddressType::Udp6, Some(fd)) if fd >= 0 => Bind::Fd { fd: i32::try_from(fd).ok()?, udp: true },
         (AddressType::Udp4 | AddressType::Udp6, _) => Bind::Udp {
             address,
@@ -616,8 +616,8 @@ fn bind_spec(message: &ClusterMessage<'_>, scheduling: &Scheduling, named: bool)
         // As the kernel takes a negative length.
         n => u32::try_from(n).unwrap_or(u32::MAX),
     };
-    let udp = matches!(place, Bind::Udp { .. } | Bind::Fd { udp: true, .. });
+    let udp = matches!(target, Bind::Udp { .. } | Bind::Fd { udp: true, .. });
     let group = matches!(scheduling, Scheduling::Steered(_));
     // The number in a group is given when the socket begins to listen, so that is not left to the workers.
-    Some(BindSpec { place, listen: (!udp && *scheduling != Scheduling::Shared).then_some(backlog), group, backlog })
+    Some(BindSpec { target, listen: (!udp && *scheduling != Scheduling::Shared).then_some(backlog), group, backlog })
 }

@@ -29,7 +29,7 @@ pub(super) struct Waiting {
 #[derive(Debug)]
 pub(super) struct ListenerMembership {
     pub(super) listener: ListenerId,
-    pub(super) place: u16,
+    pub(super) shard: u16,
     /// The worker has been answered, and takes part.
     pub(super) admitted: bool,
     /// It has said that it listens.
@@ -50,7 +50,7 @@ impl ListenerMembership {
     pub(super) fn new(listener: ListenerId) -> ListenerMembership {
         ListenerMembership {
             listener,
-            place: 0,
+            shard: 0,
             admitted: false,
             listening: false,
             queued: 0,
@@ -103,7 +103,7 @@ impl Worker {
             && age < if by_counts { config.busy_after } else { config.stale_after };
         Some(WorkerView {
             worker: id,
-            place: membership.place,
+            shard: membership.shard,
             weight: self.weight,
             state: self.state,
             ready,

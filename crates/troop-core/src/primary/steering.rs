@@ -6,7 +6,7 @@ use super::{Action, Primary};
 use crate::event::{Address, Listening, Notice, Violation};
 use crate::id::{ListenerId, Time, WorkerId};
 use crate::policy::{Asked, Pattern, Scheduling, Sticky, WorkerView};
-use crate::steer::group::{Change, Group, Staff};
+use crate::steer::group::{Change, Group, ShardLoad};
 use crate::wire::TROOP_VERSION;
 use crate::wire::outgoing::{self, Reply};
 
@@ -33,9 +33,9 @@ impl Primary {
     /// Finds a place for a worker, and answers it when there is a socket for that.
     pub(super) fn admit(&mut self, worker: WorkerId, id: ListenerId, ack: u64) {
         let (Some(listener), Some(state)) = (self.listeners.get_mut(&id), self.workers.get_mut(&worker)) else { return };
-        let place = listener.place(worker, state.slot, state.held);
+        let shard = listener.assign_shard(worker, state.slot, state.held);
         if let Some(membership) = state.membership_mut(id) {
-            membership.place = place;
+            membership.shard = shard;
         }
         if listener.group.is_some() {
             listener.growing.push_back((worker, ack));
@@ -51,8 +51,8 @@ impl Primary {
             && let Some((worker, ack)) = listener.growing.front().copied()
         {
             let Some(group) = &listener.group else { return };
-            let place = self.workers.get(&worker).and_then(|state| state.membership(id)).map_or(0, |membership| membership.place);
-            if usize::from(place) < group.len() {
+            let shard = self.workers.get(&worker).and_then(|state| state.membership(id)).map_or(0, |membership| membership.shard);
+            if usize::from(shard) < group.len() {
                 listener.growing.pop_front();
                 self.answer_query(worker, id, ack);
             } else if listener.crowded_until > self.last_time && group.len() > 0 {
@@ -97,12 +97,12 @@ impl Primary {
         let Primary { listeners, workers, .. } = self;
         let Some(listener) = listeners.get_mut(&id) else { return };
         let sockets = listener.group.as_ref().map_or(0, Group::len).clamp(1, MAX_PLACES);
-        for place in listener.places.split_off(sockets.min(listener.places.len())) {
-            for worker in place.holders {
-                let at = place.slot as usize % sockets;
-                listener.places[at].holders.push(worker);
+        for shard in listener.shards.split_off(sockets.min(listener.shards.len())) {
+            for worker in shard.holders {
+                let at = shard.slot as usize % sockets;
+                listener.shards[at].holders.push(worker);
                 if let Some(membership) = workers.get_mut(&worker).and_then(|state| state.membership_mut(id)) {
-                    membership.place = at as u16;
+                    membership.shard = at as u16;
                 }
             }
         }
@@ -114,7 +114,7 @@ impl Primary {
         let troop = state.batched.then_some(TROOP_VERSION);
         let Some(membership) = state.membership_mut(id) else { return };
         membership.admitted = true;
-        let place = membership.place;
+        let shard = membership.shard;
         let Listener { key, data, .. } = &*listener;
         let (key, data) = (key.as_str(), data.as_deref());
         let mut line = Vec::with_capacity(256);
@@ -127,8 +127,8 @@ impl Primary {
             let reply = Reply { key, ack, errno: Some(0), data, sockname: None, troop, seq };
             outgoing::reply_with_handle(&mut line, kind, &reply);
             state.handle_waits.push_back(HandleWait::Listener { ack, listener: id });
-            let place = if listener.group.is_some() { place } else { 0 };
-            self.actions.push_back(Action::SendListener { worker, listener: id, place, line });
+            let shard = if listener.group.is_some() { shard } else { 0 };
+            self.actions.push_back(Action::SendListener { worker, listener: id, shard, line });
         }
         self.pace_reports(worker);
         let now = self.last_time;
@@ -148,7 +148,7 @@ impl Primary {
             membership.listening = true;
             joined.push(membership.listener);
             if let Some(group) = &mut listener.group {
-                group.relieved(membership.place);
+                group.relieved(membership.shard);
                 steered.push(membership.listener);
             }
         }
@@ -160,31 +160,31 @@ impl Primary {
             self.note_listening(worker, id);
         }
         for id in steered {
-            self.staff_all(now, id);
+            self.update_shard_loads(now, id);
         }
     }
 
-    fn staff(&self, id: ListenerId) -> Vec<Staff> {
+    fn shard_loads(&self, id: ListenerId) -> Vec<ShardLoad> {
         let Some(listener) = self.listeners.get(&id) else { return Vec::new() };
-        let staff = |holders: &[WorkerId]| {
-            let mut staff = Staff::default();
+        let load = |holders: &[WorkerId]| {
+            let mut load = ShardLoad::default();
             for state in holders.iter().filter_map(|worker| self.workers.get(worker)) {
                 if state.is_able() && state.membership(id).is_some_and(|membership| membership.listening) {
-                    let busy = staff.busy.saturating_add(state.open).saturating_add(state.load);
-                    staff = Staff { present: true, weight: state.weight, busy };
+                    let busy = load.busy.saturating_add(state.open).saturating_add(state.load);
+                    load = ShardLoad { present: true, weight: state.weight, busy };
                 }
             }
-            staff
+            load
         };
-        listener.places.iter().map(|place| staff(&place.holders)).collect()
+        listener.shards.iter().map(|shard| load(&shard.holders)).collect()
     }
 
     /// Who accepts on the sockets of a group may have changed.
-    pub(super) fn staff_all(&mut self, now: Time, id: ListenerId) {
-        let staff = self.staff(id);
+    pub(super) fn update_shard_loads(&mut self, now: Time, id: ListenerId) {
+        let load = self.shard_loads(id);
         let Some(group) = self.listeners.get_mut(&id).and_then(|l| l.group.as_mut()) else { return };
-        for (place, staff) in (0..).zip(staff) {
-            group.staff(place, staff);
+        for (shard, load) in (0..).zip(load) {
+            group.set_load(shard, load);
         }
         self.tell_group(now, id);
     }
@@ -197,19 +197,19 @@ impl Primary {
             self.actions.push_back(Action::Steer { listener: id, program });
         }
         for change in std::mem::take(&mut group.changes) {
-            let (place, stalled) = match change {
-                Change::Watch(place, on) => {
-                    self.actions.push_back(Action::Watch { listener: id, place, on });
+            let (shard, stalled) = match change {
+                Change::Watch(shard, on) => {
+                    self.actions.push_back(Action::Watch { listener: id, shard, on });
                     continue;
                 }
-                Change::Take(place, count) => {
-                    self.actions.push_back(Action::Take { listener: id, place, count });
+                Change::Take(shard, count) => {
+                    self.actions.push_back(Action::Take { listener: id, shard, count });
                     continue;
                 }
-                Change::Stalled(place) => (place, true),
-                Change::Recovered(place) => (place, false),
+                Change::Stalled(shard) => (shard, true),
+                Change::Recovered(shard) => (shard, false),
             };
-            let holders = self.listeners.get(&id).and_then(|l| l.places.get(usize::from(place))).map(|p| p.holders.clone());
+            let holders = self.listeners.get(&id).and_then(|l| l.shards.get(usize::from(shard))).map(|p| p.holders.clone());
             for worker in holders.unwrap_or_default() {
                 if let Some(membership) = self.workers.get_mut(&worker).and_then(|state| state.membership_mut(id))
                     && std::mem::replace(&mut membership.stalled, stalled) != stalled
@@ -225,10 +225,10 @@ impl Primary {
     /// unknown.
     pub fn sampled(&mut self, now: Time, id: ListenerId, waiting: &[Option<u32>]) {
         self.clock(now);
-        let mut staff = self.staff(id);
-        staff.resize(waiting.len(), Staff::default());
+        let mut load = self.shard_loads(id);
+        load.resize(waiting.len(), ShardLoad::default());
         let Some(group) = self.listeners.get_mut(&id).and_then(|l| l.group.as_mut()) else { return };
-        group.look(now, waiting, &staff);
+        group.look(now, waiting, &load);
         let look = group.next_look();
         self.wake_at(look);
         self.tell_queues(now, id);
@@ -241,8 +241,8 @@ impl Primary {
         let Some(listener) = listeners.get(&id) else { return };
         let Some(group) = &listener.group else { return };
         let mut changed = Vec::new();
-        for (number, place) in (0..).zip(&listener.places) {
-            for worker in &place.holders {
+        for (number, shard) in (0..).zip(&listener.shards) {
+            for worker in &shard.holders {
                 if let Some(membership) = workers.get_mut(worker).and_then(|state| state.membership_mut(id))
                     && std::mem::replace(&mut membership.queued, group.queue(number)) != group.queue(number)
                 {
@@ -271,7 +271,7 @@ impl Primary {
     /// Asks the shell for what has to be looked at now. Returns when that is the case again.
     pub(super) fn look_around(&mut self, now: Time) -> Option<Time> {
         // First, because a look may find that places have changed their numbers.
-        self.kill_hung_places(now);
+        self.kill_hung_shards(now);
         let mut next: Option<Time> = None;
         let mut counted = Vec::new();
         for (id, listener) in &self.listeners {
@@ -280,7 +280,7 @@ impl Primary {
                 next = Some(next.map_or(group.next_look(), |n| n.min(group.next_look())));
                 continue;
             }
-            counted.extend(listener.places.iter().flat_map(|place| place.holders.iter().copied()));
+            counted.extend(listener.shards.iter().flat_map(|shard| shard.holders.iter().copied()));
             self.actions.push_back(Action::Sample { listener: *id });
         }
         if self.listeners.values().any(|l| l.group.is_none() && l.needs_counts) {
@@ -303,12 +303,12 @@ impl Primary {
     }
 
     /// Workers that were hung for too long.
-    fn kill_hung_places(&mut self, now: Time) {
+    fn kill_hung_shards(&mut self, now: Time) {
         let Some(limit) = self.config.hung_after else { return };
         let mut hung = Vec::new();
         for (id, listener) in &self.listeners {
             let Some(group) = &listener.group else { continue };
-            for (number, place) in (0..).zip(&listener.places) {
+            for (number, shard) in (0..).zip(&listener.shards) {
                 if let Some(age) = group.hung_since(number).map(|since| now.since(since)).filter(|age| *age >= limit) {
                     let listens = |worker: &&WorkerId| {
                         self.workers
@@ -316,7 +316,7 @@ impl Primary {
                             .and_then(|state| state.membership(*id))
                             .is_some_and(|membership| membership.listening)
                     };
-                    hung.extend(place.holders.iter().filter(listens).map(|worker| (*worker, age)));
+                    hung.extend(shard.holders.iter().filter(listens).map(|worker| (*worker, age)));
                 }
             }
         }
@@ -329,15 +329,15 @@ impl Primary {
     pub fn renumbered(&mut self, now: Time, id: ListenerId, one: u16, other: u16) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         let Some(group) = &mut listener.group else { return };
-        if one == other || group.len().min(listener.places.len()) <= usize::from(one.max(other)) {
+        if one == other || group.len().min(listener.shards.len()) <= usize::from(one.max(other)) {
             return;
         }
         group.swap(one, other);
-        listener.places.swap(usize::from(one), usize::from(other));
-        for (place, holders) in [one, other].map(|place| (place, listener.places[usize::from(place)].holders.clone())) {
+        listener.shards.swap(usize::from(one), usize::from(other));
+        for (shard, holders) in [one, other].map(|shard| (shard, listener.shards[usize::from(shard)].holders.clone())) {
             for worker in holders {
                 if let Some(membership) = self.workers.get_mut(&worker).and_then(|state| state.membership_mut(id)) {
-                    membership.place = place;
+                    membership.shard = shard;
                 }
                 self.refresh_all(now, worker);
             }
@@ -411,8 +411,8 @@ impl Primary {
 
     /// The workers that have the socket of a place.
     #[must_use]
-    pub fn holders(&self, id: ListenerId, place: usize) -> &[WorkerId] {
-        self.listeners.get(&id).and_then(|listener| listener.places.get(place)).map_or(&[], |place| &place.holders)
+    pub fn holders(&self, id: ListenerId, shard: usize) -> &[WorkerId] {
+        self.listeners.get(&id).and_then(|listener| listener.shards.get(shard)).map_or(&[], |shard| &shard.holders)
     }
 
     /// How many workers listen on a listener, and how many connections wait there.
@@ -435,7 +435,7 @@ impl Primary {
     /// The workers that a listener's policy has been shown, by place.
     #[must_use]
     pub fn views(&self, id: ListenerId) -> Vec<WorkerView> {
-        let holders = self.listeners.get(&id).into_iter().flat_map(|l| &l.places).flat_map(|place| &place.holders);
+        let holders = self.listeners.get(&id).into_iter().flat_map(|l| &l.shards).flat_map(|shard| &shard.holders);
         holders
             .filter_map(|worker| self.workers.get(worker)?.memberships.iter().find(|membership| membership.listener == id)?.shown)
             .collect()
@@ -479,7 +479,7 @@ impl Primary {
             }
             listener.chosen = chosen.clone();
             listener.schedule(chosen, self.config.seed ^ u64::from(id.0));
-            let holders: Vec<WorkerId> = listener.places.iter().flat_map(|place| place.holders.iter().copied()).collect();
+            let holders: Vec<WorkerId> = listener.shards.iter().flat_map(|shard| shard.holders.iter().copied()).collect();
             for worker in &holders {
                 // The new policy knows nobody yet.
                 let Some(membership) = self.workers.get_mut(worker).and_then(|state| state.membership_mut(id)) else { continue };
@@ -507,7 +507,7 @@ impl Primary {
         }
         let memberships: Vec<ListenerId> = state.memberships.iter().map(|membership| membership.listener).collect();
         self.settle(now, worker);
-        memberships.into_iter().for_each(|id| self.staff_all(now, id));
+        memberships.into_iter().for_each(|id| self.update_shard_loads(now, id));
     }
 
     /// Changes a worker's weight. False if there is no such worker.
@@ -516,7 +516,7 @@ impl Primary {
         state.weight = weight;
         let memberships: Vec<ListenerId> = state.memberships.iter().map(|membership| membership.listener).collect();
         self.settle(now, worker);
-        memberships.into_iter().for_each(|id| self.staff_all(now, id));
+        memberships.into_iter().for_each(|id| self.update_shard_loads(now, id));
         true
     }
 }

@@ -173,7 +173,7 @@ impl Primary {
         let is_chosen = port == Some(0) || (port.is_none() && address_type.is_udp());
         let is_named_after_it = address_type == AddressType::Unix && address.is_some_and(is_own);
         listener.is_fixed = !(is_chosen || is_named_after_it);
-        let holders = || listener.places.iter().flat_map(|place| place.holders.iter());
+        let holders = || listener.shards.iter().flat_map(|shard| shard.holders.iter());
         // A worker and its successor are one worker, seen from outside.
         let is_other = |other: &WorkerId| workers.get(other).is_some_and(|s| s.slot != state.slot && s.listens_on(id));
         listener.is_shared = listener.is_shared || holders().any(is_other);
@@ -184,7 +184,7 @@ impl Primary {
         let Primary { workers, listeners, unused, .. } = self;
         unused.values_mut().for_each(|unused| unused.is_due = false);
         for (id, listener) in listeners.iter_mut().filter(|(_, listener)| listener.is_shared) {
-            let holders = listener.places.iter().flat_map(|place| place.holders.iter());
+            let holders = listener.shards.iter().flat_map(|shard| shard.holders.iter());
             let mut slots = holders.filter_map(|worker| workers.get(worker)).filter(|s| s.listens_on(*id)).map(|s| s.slot);
             let first = slots.next();
             listener.is_shared = slots.any(|slot| Some(slot) != first);
@@ -202,7 +202,7 @@ impl Primary {
         let is_served = self.workers.keys().any(|worker| self.listeners.keys().any(|id| serves(worker, *id)));
         counts
             .filter_map(|(id, listener)| {
-                let holders = listener.places.iter().flat_map(|place| place.holders.iter().copied());
+                let holders = listener.shards.iter().flat_map(|shard| shard.holders.iter().copied());
                 let holders: Vec<_> = holders.filter(|worker| serves(worker, *id)).collect();
                 let is_due = || self.unused.get(id).is_some_and(|unused| unused.is_due);
                 // Where others serve, one of the new workers may take it over when it will; where nobody does, the first has to.

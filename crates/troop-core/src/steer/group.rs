@@ -61,7 +61,7 @@ const MOST_TAKEN: u32 = 64;
 
 /// What is known about one place when its share is decided.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(crate) struct Staff {
+pub(crate) struct ShardLoad {
     /// Somebody accepts on the socket.
     pub(crate) present: bool,
     pub(crate) weight: u32,
@@ -83,8 +83,8 @@ enum Phase {
 }
 
 #[derive(Debug)]
-struct Slot {
-    staff: Staff,
+struct Shard {
+    reported: ShardLoad,
     /// That of its last worker; a vacant place keeps it.
     weight: u32,
     /// The part of its share that it gets, from [`LEAST`] to 1.
@@ -126,13 +126,13 @@ pub(crate) enum Change {
 pub(crate) struct Group {
     udp: bool,
     sticky: Option<Sticky>,
-    slots: Vec<Slot>,
+    shards: Vec<Shard>,
     /// What the kernel was last told to do.
-    told: Vec<Instruction>,
+    installed: Vec<Instruction>,
     /// Shares that it was told.
-    told_shares: Vec<u32>,
+    installed_shares: Vec<u32>,
     /// It is not known any more which number is whose.
-    lost: bool,
+    numbers_lost: bool,
     next_look: Time,
     /// The last time there was load.
     awake: Time,
@@ -144,10 +144,10 @@ impl Group {
         Group {
             udp,
             sticky,
-            slots: Vec::new(),
-            told: Vec::new(),
-            told_shares: Vec::new(),
-            lost: false,
+            shards: Vec::new(),
+            installed: Vec::new(),
+            installed_shares: Vec::new(),
+            numbers_lost: false,
             next_look: now + SLOW,
             awake: now,
             changes: Vec::new(),
@@ -156,8 +156,8 @@ impl Group {
 
     /// One more socket is in the group.
     pub(crate) fn grow(&mut self) {
-        self.slots.push(Slot {
-            staff: Staff::default(),
+        self.shards.push(Shard {
+            reported: ShardLoad::default(),
             weight: 100,
             level: 1.0,
             load: 0.0,
@@ -175,63 +175,63 @@ impl Group {
     }
 
     /// Whether clients or flows stay with a place, so that whoever comes next should have it too.
-    pub(crate) fn keeps_places(&self) -> bool {
+    pub(crate) fn keeps_shards(&self) -> bool {
         self.udp || self.sticky.is_some()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.slots.len()
+        self.shards.len()
     }
 
     /// Since when the workers at a place have been hung, if they are.
-    pub(crate) fn hung_since(&self, place: u16) -> Option<Time> {
-        self.slots.get(usize::from(place)).and_then(|slot| slot.hung_since)
+    pub(crate) fn hung_since(&self, index: u16) -> Option<Time> {
+        self.shards.get(usize::from(index)).and_then(|shard| shard.hung_since)
     }
 
     /// Who accepts at a place has changed.
-    pub(crate) fn staff(&mut self, place: u16, staff: Staff) {
-        let Some(slot) = self.slots.get_mut(usize::from(place)) else { return };
-        if slot.staff.present != staff.present {
+    pub(crate) fn set_load(&mut self, index: u16, reported: ShardLoad) {
+        let Some(shard) = self.shards.get_mut(usize::from(index)) else { return };
+        if shard.reported.present != reported.present {
             // Whoever comes is not to blame for who was there.
-            if slot.recover() {
-                self.changes.push(Change::Recovered(place));
+            if shard.recover() {
+                self.changes.push(Change::Recovered(index));
             }
-            slot.level = 1.0;
-            slot.load = 0.0;
+            shard.level = 1.0;
+            shard.load = 0.0;
         }
-        slot.assign(staff);
+        shard.assign(reported);
         self.watch();
     }
 
     /// Whoever is new at a place beside another gets a fresh start too.
-    pub(crate) fn relieved(&mut self, place: u16) {
-        if let Some(slot) = self.slots.get_mut(usize::from(place)) {
-            if slot.recover() {
-                self.changes.push(Change::Recovered(place));
+    pub(crate) fn relieved(&mut self, index: u16) {
+        if let Some(shard) = self.shards.get_mut(usize::from(index)) {
+            if shard.recover() {
+                self.changes.push(Change::Recovered(index));
             }
-            slot.level = 1.0;
+            shard.level = 1.0;
         }
         self.watch();
     }
 
     /// Two sockets have changed numbers.
     pub(crate) fn swap(&mut self, one: u16, other: u16) {
-        self.slots.swap(usize::from(one), usize::from(other));
-        self.told.clear();
-        self.told_shares.clear();
+        self.shards.swap(usize::from(one), usize::from(other));
+        self.installed.clear();
+        self.installed_shares.clear();
     }
 
     /// The primary itself stood still: nobody can be blamed for that time.
     pub(crate) fn stood_still(&mut self, now: Time) {
-        for slot in &mut self.slots {
-            slot.stuck = 0;
-            slot.hung_since = slot.hung_since.map(|_| now);
+        for shard in &mut self.shards {
+            shard.stuck = 0;
+            shard.hung_since = shard.hung_since.map(|_| now);
         }
     }
 
     /// True if that is news.
     pub(crate) fn lose_numbers(&mut self) -> bool {
-        !std::mem::replace(&mut self.lost, true)
+        !std::mem::replace(&mut self.numbers_lost, true)
     }
 
     pub(crate) fn next_look(&self) -> Time {
@@ -239,69 +239,69 @@ impl Group {
     }
 
     /// What waits in each socket (`None`: unknown), and who is how busy.
-    pub(crate) fn look(&mut self, now: Time, queues: &[Option<u32>], staff: &[Staff]) {
-        for (((number, slot), queue), staff) in (0..).zip(&mut self.slots).zip(queues).zip(staff) {
+    pub(crate) fn look(&mut self, now: Time, queues: &[Option<u32>], reported: &[ShardLoad]) {
+        for (((number, shard), queue), reported) in (0..).zip(&mut self.shards).zip(queues).zip(reported) {
             let queue = queue.unwrap_or(0);
-            slot.stuck = if queue > 0 && queue >= slot.queue && !slot.watched { slot.stuck + 1 } else { 0 };
-            if queue < slot.queue && !slot.watched {
+            shard.stuck = if queue > 0 && queue >= shard.queue && !shard.watched { shard.stuck + 1 } else { 0 };
+            if queue < shard.queue && !shard.watched {
                 // Somebody takes them.
-                if slot.hung_since.is_some() && slot.recover() {
+                if shard.hung_since.is_some() && shard.recover() {
                     self.changes.push(Change::Recovered(number));
                 }
             }
-            slot.queue = queue;
-            slot.assign(*staff);
-            slot.load += FRESH * (f64::from(queue) + f64::from(staff.busy) - slot.load);
+            shard.queue = queue;
+            shard.assign(*reported);
+            shard.load += FRESH * (f64::from(queue) + f64::from(reported.busy) - shard.load);
         }
         self.judge(now);
         self.shift();
         self.even_out();
         self.watch();
-        let serving = || self.slots.iter().filter(|slot| slot.staff.present);
-        if serving().any(|slot| slot.queue > 0 || slot.load > 0.5 || slot.phase != Phase::Serving) {
+        let serving = || self.shards.iter().filter(|shard| shard.reported.present);
+        if serving().any(|shard| shard.queue > 0 || shard.load > 0.5 || shard.phase != Phase::Serving) {
             self.awake = now;
         }
-        let unsettled = serving().any(|slot| slot.queue > 0 || matches!(slot.phase, Phase::Suspect { .. }));
+        let unsettled = serving().any(|shard| shard.queue > 0 || matches!(shard.phase, Phase::Suspect { .. }));
         let pace = if unsettled || now.since(self.awake) < WAKEFUL { FAST } else { SLOW };
-        let sockets = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+        let sockets = u32::try_from(self.shards.len()).unwrap_or(u32::MAX);
         self.next_look = now + pace.max(FOR_EACH.saturating_mul(sockets).min(FOR_ALL));
     }
 
     /// Whether a place is told apart from the others by its queue alone.
     fn judge(&mut self, now: Time) {
-        let mut queues: Vec<u32> = self.in_program(true).map(|n| self.slots[n].queue).collect();
+        let mut queues: Vec<u32> = self.in_program(true).map(|n| self.shards[n].queue).collect();
         queues.sort_unstable();
         let others = queues.len() > 1;
         let (least, middle) = (queues.first().copied().unwrap_or(0), queues.get(queues.len().saturating_sub(1) / 2).copied());
         let serving = self.in_program(true).count();
-        for number in 0..self.slots.len() {
-            let slot = &mut self.slots[number];
-            match slot.phase {
-                Phase::Serving if slot.staff.present => {
-                    let far_behind = slot.queue > 4 * middle.unwrap_or(0) + LONG;
-                    let suspicious = (slot.stuck >= SUSPECT_AFTER && far_behind) || (slot.stuck >= SUSPECT_LATE && least == 0);
+        for number in 0..self.shards.len() {
+            let shard = &mut self.shards[number];
+            match shard.phase {
+                Phase::Serving if shard.reported.present => {
+                    let far_behind = shard.queue > 4 * middle.unwrap_or(0) + LONG;
+                    let suspicious = (shard.stuck >= SUSPECT_AFTER && far_behind) || (shard.stuck >= SUSPECT_LATE && least == 0);
                     if suspicious && others {
-                        slot.phase = Phase::Suspect { looks: 0 };
-                    } else if (!others || slot.back_at.is_some_and(|at| now.since(at) >= PROBATION)) && slot.recover() {
+                        shard.phase = Phase::Suspect { looks: 0 };
+                    } else if (!others || shard.back_at.is_some_and(|at| now.since(at) >= PROBATION)) && shard.recover() {
                         // An only one has nobody who could do better.
                         self.changes.push(Change::Recovered(number as u16));
                     }
                 }
-                Phase::Suspect { .. } if slot.stuck == 0 || serving == 0 => slot.phase = Phase::Serving,
-                Phase::Suspect { looks } if looks + 1 < STALLED_AFTER => slot.phase = Phase::Suspect { looks: looks + 1 },
+                Phase::Suspect { .. } if shard.stuck == 0 || serving == 0 => shard.phase = Phase::Serving,
+                Phase::Suspect { looks } if looks + 1 < STALLED_AFTER => shard.phase = Phase::Suspect { looks: looks + 1 },
                 Phase::Suspect { .. } => {
-                    slot.phase = Phase::Stalled { until: now + slot.pause };
-                    slot.pause = (2 * slot.pause).min(MAX_PAUSE);
-                    slot.level = COMEBACK;
-                    if slot.hung_since.is_none() {
-                        slot.hung_since = Some(now);
+                    shard.phase = Phase::Stalled { until: now + shard.pause };
+                    shard.pause = (2 * shard.pause).min(MAX_PAUSE);
+                    shard.level = COMEBACK;
+                    if shard.hung_since.is_none() {
+                        shard.hung_since = Some(now);
                         self.changes.push(Change::Stalled(number as u16));
                     }
                 }
                 Phase::Stalled { until } if until <= now => {
-                    slot.phase = Phase::Serving;
-                    slot.stuck = 0;
-                    slot.back_at = Some(now);
+                    shard.phase = Phase::Serving;
+                    shard.stuck = 0;
+                    shard.back_at = Some(now);
                 }
                 _ => {}
             }
@@ -315,29 +315,29 @@ impl Group {
             return;
         }
         // In relation to the weight: twice the weight is meant to be twice as busy.
-        let load = |slot: &Slot| slot.load * 100.0 / f64::from(slot.weight.max(1));
-        let mean = serving.iter().map(|n| load(&self.slots[*n])).sum::<f64>() / serving.len() as f64;
+        let load = |shard: &Shard| shard.load * 100.0 / f64::from(shard.weight.max(1));
+        let mean = serving.iter().map(|n| load(&self.shards[*n])).sum::<f64>() / serving.len() as f64;
         let mut most = LEAST;
         for number in &serving {
-            let slot = &mut self.slots[*number];
-            let difference = ((mean + SMALL) / (load(slot) + SMALL)).ln();
+            let shard = &mut self.shards[*number];
+            let difference = ((mean + SMALL) / (load(shard) + SMALL)).ln();
             let beyond = difference.signum() * (difference.abs() - TOLERANCE).max(0.0);
-            slot.apart = match slot.apart {
+            shard.apart = match shard.apart {
                 apart if beyond > 0.0 => apart.min(0) - 1,
                 apart if beyond < 0.0 => apart.max(0) + 1,
                 _ => 0,
             };
-            if slot.apart.abs() > APART {
-                slot.level *= (GAIN * beyond).exp();
+            if shard.apart.abs() > APART {
+                shard.level *= (GAIN * beyond).exp();
             }
             if beyond >= 0.0 {
                 // What chance has taken away comes back.
-                slot.level += if mean < 1.0 { RELAX_IDLE } else { RELAX } * (1.0 - slot.level);
+                shard.level += if mean < 1.0 { RELAX_IDLE } else { RELAX } * (1.0 - shard.level);
             }
-            most = slot.level.max(most);
+            most = shard.level.max(most);
         }
         for number in serving {
-            let level = &mut self.slots[number].level;
+            let level = &mut self.shards[number].level;
             *level = (*level / most).clamp(LEAST, 1.0);
         }
     }
@@ -349,49 +349,49 @@ impl Group {
             return;
         }
         let serving: Vec<usize> = self.in_program(true).collect();
-        let sum = |of: fn(&Slot) -> u32| serving.iter().map(|n| u64::from(of(&self.slots[*n]))).sum::<u64>();
-        let (queues, weights) = (sum(|slot| slot.queue), sum(|slot| slot.weight).max(1));
+        let sum = |of: fn(&Shard) -> u32| serving.iter().map(|n| u64::from(of(&self.shards[*n]))).sum::<u64>();
+        let (queues, weights) = (sum(|shard| shard.queue), sum(|shard| shard.weight).max(1));
         for number in serving {
-            let slot = &mut self.slots[number];
-            let due = u32::try_from(queues * u64::from(slot.weight) / weights).unwrap_or(u32::MAX);
+            let shard = &mut self.shards[number];
+            let due = u32::try_from(queues * u64::from(shard.weight) / weights).unwrap_or(u32::MAX);
             // Of a worker that has shown to be slower than others, any queue is long.
-            let (long, stays) = if slot.level < SLOWER { (LONG_IF_SLOWER, 1) } else { (LONG, STAYS_LONG) };
-            slot.long = if slot.queue > due.saturating_mul(2).saturating_add(long) { slot.long + 1 } else { 0 };
-            if slot.long < stays {
+            let (long, stays) = if shard.level < SLOWER { (LONG_IF_SLOWER, 1) } else { (LONG, STAYS_LONG) };
+            shard.long = if shard.queue > due.saturating_mul(2).saturating_add(long) { shard.long + 1 } else { 0 };
+            if shard.long < stays {
                 continue;
             }
-            let count = (slot.queue - due).min(MOST_TAKEN);
+            let count = (shard.queue - due).min(MOST_TAKEN);
             // What the primary takes away is no sign of life.
-            slot.queue -= count;
+            shard.queue -= count;
             self.changes.push(Change::Take(number as u16, count));
         }
     }
 
     /// What waits at a place.
-    pub(crate) fn queue(&self, place: u16) -> u32 {
-        self.slots.get(usize::from(place)).map_or(0, |slot| slot.queue)
+    pub(crate) fn queue(&self, index: u16) -> u32 {
+        self.shards.get(usize::from(index)).map_or(0, |shard| shard.queue)
     }
 
     /// The places that new connections go to: those where somebody takes them; without `strictly`, if there are none, those where somebody
     /// is; if there are none either, all.
     fn in_program(&self, strictly: bool) -> Box<dyn Iterator<Item = usize> + '_> {
-        let serving = |slot: &Slot| slot.staff.present && slot.weight > 0 && slot.phase == Phase::Serving;
-        let present = |slot: &Slot| slot.staff.present;
-        let numbers = self.slots.iter().enumerate();
-        if strictly || self.slots.iter().any(serving) {
-            Box::new(numbers.filter(move |(_, slot)| serving(slot)).map(|(n, _)| n))
-        } else if self.slots.iter().any(present) {
-            Box::new(numbers.filter(move |(_, slot)| present(slot)).map(|(n, _)| n))
+        let serving = |shard: &Shard| shard.reported.present && shard.weight > 0 && shard.phase == Phase::Serving;
+        let present = |shard: &Shard| shard.reported.present;
+        let numbers = self.shards.iter().enumerate();
+        if strictly || self.shards.iter().any(serving) {
+            Box::new(numbers.filter(move |(_, shard)| serving(shard)).map(|(n, _)| n))
+        } else if self.shards.iter().any(present) {
+            Box::new(numbers.filter(move |(_, shard)| present(shard)).map(|(n, _)| n))
         } else {
-            Box::new(0..self.slots.len())
+            Box::new(0..self.shards.len())
         }
     }
 
     /// A queue that nobody takes from is the primary's. (Datagrams cannot be handed over; they wait for a successor.)
     fn watch(&mut self) {
-        for (number, slot) in (0..).zip(&mut self.slots) {
-            let watched = !self.udp && (!slot.staff.present || matches!(slot.phase, Phase::Stalled { .. }));
-            if std::mem::replace(&mut slot.watched, watched) != watched {
+        for (number, shard) in (0..).zip(&mut self.shards) {
+            let watched = !self.udp && (!shard.reported.present || matches!(shard.phase, Phase::Stalled { .. }));
+            if std::mem::replace(&mut shard.watched, watched) != watched {
                 self.changes.push(Change::Watch(number, watched));
             }
         }
@@ -399,58 +399,58 @@ impl Group {
 
     /// What the kernel is to do from now on, if that is not what it does.
     pub(crate) fn program(&mut self) -> Option<Vec<Instruction>> {
-        if self.slots.is_empty() {
+        if self.shards.is_empty() {
             return None;
         }
-        let mut shares = vec![0u32; self.slots.len()];
+        let mut shares = vec![0u32; self.shards.len()];
         let steered: Vec<usize> = self.in_program(false).collect();
         for number in &steered {
-            let slot = &self.slots[*number];
-            let weight = f64::from(slot.weight.clamp(1, 1_000_000));
-            shares[*number] = (weight * slot.level * 1000.0).round().clamp(1.0, f64::from(u32::MAX)) as u32;
+            let shard = &self.shards[*number];
+            let weight = f64::from(shard.weight.clamp(1, 1_000_000));
+            shares[*number] = (weight * shard.level * 1000.0).round().clamp(1.0, f64::from(u32::MAX)) as u32;
         }
-        let program = if self.lost {
-            let mut even = vec![100; self.slots.len()];
+        let program = if self.numbers_lost {
+            let mut even = vec![100; self.shards.len()];
             even.insert(0, 0);
-            self.told_shares.clear();
+            self.installed_shares.clear();
             program::by_share(&even)
         } else if self.udp || self.sticky.is_some() {
             let sticky = self.sticky.clone().unwrap_or_default();
             // Datagrams of one flow stay together; a client's flows only if that is asked for.
             let (flows, prefix6) = (self.udp && self.sticky.is_none(), if self.sticky.is_some() { sticky.prefix6 } else { 128 });
-            let place = |n: usize| (self.slots[n].weight, shares[n] > 0);
-            let mut table = partition(&(0..self.slots.len()).map(place).collect::<Vec<_>>());
+            let index = |n: usize| (self.shards[n].weight, shares[n] > 0);
+            let mut table = partition(&(0..self.shards.len()).map(index).collect::<Vec<_>>());
             table.iter_mut().for_each(|number| *number += FOUNDERS);
             program::by_client(&table, sticky.prefix4, prefix6, flows)
         } else {
             let close = |(now, then): (&u32, &u32)| now == then || (*then > 0 && *now > 0 && now.abs_diff(*then) * 50 < *then);
-            if shares.len() == self.told_shares.len() && shares.iter().zip(&self.told_shares).all(close) {
+            if shares.len() == self.installed_shares.len() && shares.iter().zip(&self.installed_shares).all(close) {
                 return None;
             }
-            self.told_shares.clone_from(&shares);
+            self.installed_shares.clone_from(&shares);
             // The founder gets nothing.
             shares.insert(0, 0);
             program::by_share(&shares)
         };
-        if program == self.told {
+        if program == self.installed {
             return None;
         }
-        self.told.clone_from(&program);
+        self.installed.clone_from(&program);
         Some(program)
     }
 
     /// The parts of new connections that the places get now, of 1.
     pub(crate) fn shares(&self) -> Vec<f64> {
-        let sum = self.told_shares.iter().map(|s| f64::from(*s)).sum::<f64>().max(1.0);
-        self.told_shares.iter().map(|share| f64::from(*share) / sum).collect()
+        let sum = self.installed_shares.iter().map(|s| f64::from(*s)).sum::<f64>().max(1.0);
+        self.installed_shares.iter().map(|share| f64::from(*share) / sum).collect()
     }
 }
 
-impl Slot {
-    fn assign(&mut self, staff: Staff) {
-        self.staff = staff;
-        if staff.present {
-            self.weight = staff.weight;
+impl Shard {
+    fn assign(&mut self, reported: ShardLoad) {
+        self.reported = reported;
+        if reported.present {
+            self.weight = reported.weight;
         }
     }
 

@@ -181,9 +181,9 @@ pub fn by_client(table: &[u16], prefix4: u8, prefix6: u8, flows: bool) -> Vec<In
     program.push(op(code::SHIFT_RIGHT, 32 - mix::BUCKET_BITS));
     let mut leaves: Vec<Leaf> = Vec::new();
     let mut last = None;
-    for (bucket, place) in (0..).zip(table) {
-        if last.replace(*place) != Some(*place) {
-            leaves.push(Leaf { start: bucket, code: vec![op(code::RETURN, u32::from(*place))] });
+    for (bucket, shard) in (0..).zip(table) {
+        if last.replace(*shard) != Some(*shard) {
+            leaves.push(Leaf { start: bucket, code: vec![op(code::RETURN, u32::from(*shard))] });
         }
     }
     program.extend(tree(&leaves));

@@ -70,10 +70,10 @@ impl Supervisor {
     pub(super) fn lost(&mut self, now: Time, slot: usize, member: Member, how: ExitHow) {
         let life = self.life(now, &member);
         self.health.been_ready |= life != Life::Unready;
-        let place = &mut self.places[slot];
-        if let Some(successor) = place.successor.take() {
+        let state = &mut self.slots[slot];
+        if let Some(successor) = state.successor.take() {
             // Its successor is on the way; it is the worker of this slot now, whatever becomes of the rest.
-            (place.current, place.lost) = (Some(successor), true);
+            (state.current, state.lost) = (Some(successor), true);
             self.orders.push_back(Order::Admit(successor.worker));
             if let Some(round) = &mut self.round {
                 round.let_go(slot);
@@ -89,7 +89,7 @@ impl Supervisor {
             }
         }
         if self.config.is_final(how) {
-            self.places[slot].done = Some((member.worker, how));
+            self.slots[slot].done = Some((member.worker, how));
             self.orders.push_back(Order::Tell(Progress::NotRestarting { worker: member.worker, how }));
             self.end_if_all_have(now);
             return;
@@ -99,38 +99,38 @@ impl Supervisor {
 
     /// When all workers have ended for good, so has everything.
     pub(super) fn end_if_all_have(&mut self, now: Time) {
-        if self.phase != Phase::Running || self.places.is_empty() || self.places.iter().any(|place| place.done.is_none()) {
+        if self.phase != Phase::Running || self.slots.is_empty() || self.slots.iter().any(|state| state.done.is_none()) {
             return;
         }
-        let failure = self.places.iter().filter_map(|place| place.done).find(|(_, how)| !self.config.is_finished(*how));
+        let failure = self.slots.iter().filter_map(|state| state.done).find(|(_, how)| !self.config.is_finished(*how));
         self.end(now, failure.map_or(Outcome::Stopped, |(worker, how)| Outcome::GaveUp(GiveUp::AllEnded { worker, how })));
     }
 
     /// Whether every slot has a worker that is ready.
     #[must_use]
     pub fn is_complete(&self, now: Time) -> bool {
-        self.places.iter().all(|place| place.current.is_some_and(|member| member.is_ready(now, false, &self.config)))
+        self.slots.iter().all(|state| state.current.is_some_and(|member| member.is_ready(now, false, &self.config)))
     }
 
     /// Slots without a worker.
     pub fn vacancies(&self) -> impl Iterator<Item = Vacancy> {
-        let empty = self.places.iter().enumerate().filter(|(_, place)| place.current.is_none());
-        empty.map(|(slot, place)| Vacancy {
+        let empty = self.slots.iter().enumerate().filter(|(_, state)| state.current.is_none());
+        empty.map(|(slot, state)| Vacancy {
             slot: Slot(slot),
-            retry_at: place.retry_at,
-            quick_ends: place.quick_ends,
-            done: place.done.map(|(_, how)| how),
+            retry_at: state.retry_at,
+            quick_ends: state.quick_ends,
+            done: state.done.map(|(_, how)| how),
         })
     }
 
     /// Whether no worker is ready.
     pub(super) fn is_down(&self, now: Time) -> bool {
-        !self.places.iter().any(|place| place.current.is_some_and(|member| member.is_ready(now, false, &self.config)))
+        !self.slots.iter().any(|state| state.current.is_some_and(|member| member.is_ready(now, false, &self.config)))
     }
 
     /// Whether a worker runs, ready or not.
     pub(super) fn has_workers(&self) -> bool {
-        self.places.iter().any(|place| place.current.is_some_and(|member| member.online.is_some()))
+        self.slots.iter().any(|state| state.current.is_some_and(|member| member.online.is_some()))
     }
 
     /// A slot lost its worker unexpectedly.
@@ -143,27 +143,27 @@ impl Supervisor {
                 return;
             }
         }
-        let others = self.places.iter().enumerate().filter(|(other, place)| *other != slot && place.lost).count();
-        let place = &mut self.places[slot];
-        place.lost = true;
-        place.quick_ends = match life {
+        let others = self.slots.iter().enumerate().filter(|(other, state)| *other != slot && state.lost).count();
+        let state = &mut self.slots[slot];
+        state.lost = true;
+        state.quick_ends = match life {
             Life::Full => 0,
             // Its clients may have been its end; those that wait need a worker soon.
             Life::Brief if served => 1,
-            Life::Brief | Life::Unready => place.quick_ends.saturating_add(1),
+            Life::Brief | Life::Unready => state.quick_ends.saturating_add(1),
         };
-        let delay = self.restarts.delay(place.quick_ends, others);
-        place.retry_at = Some(now + delay);
-        let is_able = life != Life::Unready && place.quick_ends > 1;
-        place.hurry_at = is_able.then(|| now + self.restarts.delay(1, others));
+        let delay = self.restarts.delay(state.quick_ends, others);
+        state.retry_at = Some(now + delay);
+        let is_able = life != Life::Unready && state.quick_ends > 1;
+        state.hurry_at = is_able.then(|| now + self.restarts.delay(1, others));
         self.orders.push_back(Order::Tell(Progress::Restarting { cause, delay }));
         self.fill(now);
     }
 
     pub(super) fn fill(&mut self, now: Time) {
-        for (slot, place) in self.places.iter_mut().enumerate() {
-            if place.retry_at.is_some_and(|at| at <= now) {
-                (place.retry_at, place.hurry_at) = (None, None);
+        for (slot, state) in self.slots.iter_mut().enumerate() {
+            if state.retry_at.is_some_and(|at| at <= now) {
+                (state.retry_at, state.hurry_at) = (None, None);
                 self.orders.push_back(Order::Fork(Slot(slot)));
             }
         }
@@ -171,16 +171,17 @@ impl Supervisor {
 
     /// When a slot that has lost its worker, or is to go on as before, gets the next one.
     pub(super) fn retry(&mut self, now: Time, slot: usize) {
-        let others = self.places.iter().enumerate().filter(|(other, place)| *other != slot && place.lost).count();
-        let delay = self.restarts.delay(self.places[slot].quick_ends, others);
-        self.places[slot].retry_at = Some(now + delay);
+        let others = self.slots.iter().enumerate().filter(|(other, state)| *other != slot && state.lost).count();
+        let delay = self.restarts.delay(self.slots[slot].quick_ends, others);
+        self.slots[slot].retry_at = Some(now + delay);
     }
 
     /// Whether [`Supervisor::hurry`] would change anything: no worker is ready, and slots wait whose last workers had been.
     #[must_use]
     pub fn may_hurry(&self) -> bool {
-        let waits = |place: &super::Place| matches!((place.hurry_at, place.retry_at), (Some(soon), Some(late)) if soon < late);
-        self.phase == Phase::Running && self.health.down_since.is_some() && self.places.iter().any(waits)
+        let waits =
+            |state: &super::SlotState| matches!((state.hurry_at, state.retry_at), (Some(soon), Some(late)) if soon < late);
+        self.phase == Phase::Running && self.health.down_since.is_some() && self.slots.iter().any(waits)
     }
 
     /// Clients wait while no worker is ready. Slots whose last workers had been ready do not wait longer than after a first quick end, so that
@@ -190,8 +191,8 @@ impl Supervisor {
         if !self.may_hurry() {
             return;
         }
-        for place in &mut self.places {
-            place.retry_at = place.retry_at.map(|at| place.hurry_at.map_or(at, |soon| at.min(soon)));
+        for state in &mut self.slots {
+            state.retry_at = state.retry_at.map(|at| state.hurry_at.map_or(at, |soon| at.min(soon)));
         }
         self.fill(now);
     }
@@ -209,7 +210,7 @@ impl Supervisor {
         let is_in_round = |slot| self.round.as_ref().is_some_and(|round| round.is_at(slot));
         // A first start fails as a whole.
         let counts = self.phase == Phase::Running && self.health.been_ready;
-        let members = self.places.iter().enumerate().filter_map(|(slot, place)| Some((slot, place.current?)));
+        let members = self.slots.iter().enumerate().filter_map(|(slot, state)| Some((slot, state.current?)));
         members.filter(move |(slot, member)| {
             counts && member.ready_at(false, &self.config).is_none() && !is_leaving(member) && !is_in_round(*slot)
         })
@@ -249,14 +250,14 @@ impl Supervisor {
     /// When it is given up if no worker becomes ready.
     fn gives_up_at(&self) -> Option<Time> {
         let limited = !self.health.been_ready || self.config.ends_when_failed;
-        let down_since = self.health.down_since.filter(|_| limited && self.phase == Phase::Running && !self.places.is_empty())?;
+        let down_since = self.health.down_since.filter(|_| limited && self.phase == Phase::Running && !self.slots.is_empty())?;
         Some(down_since + self.down_limit())
     }
 
     /// When there is something to see if nothing happens before: a worker becomes ready by its age, or it is time to give up.
     pub(super) fn health_deadlines(&self) -> impl Iterator<Item = Time> {
         let looked = self.health.looked;
-        let ready = self.places.iter().filter_map(move |place| place.current?.ready_at(false, &self.config));
+        let ready = self.slots.iter().filter_map(move |state| state.current?.ready_at(false, &self.config));
         ready.filter(move |at| *at > looked && self.phase == Phase::Running).chain(self.gives_up_at())
     }
 
@@ -269,13 +270,13 @@ impl Supervisor {
             return;
         }
         let (mut ready, mut awaited, mut lost) = (0_usize, 0_usize, 0_usize);
-        for place in &mut self.places {
-            if place.current.is_some_and(|member| member.is_ready(now, false, &self.config)) {
+        for state in &mut self.slots {
+            if state.current.is_some_and(|member| member.is_ready(now, false, &self.config)) {
                 ready += 1;
-                place.lost = false;
-            } else if place.done.is_some_and(|(_, how)| self.config.is_finished(how)) {
-                place.lost = false;
-            } else if place.lost || place.done.is_some() {
+                state.lost = false;
+            } else if state.done.is_some_and(|(_, how)| self.config.is_finished(how)) {
+                state.lost = false;
+            } else if state.lost || state.done.is_some() {
                 lost += 1;
             } else {
                 awaited += 1;
@@ -284,7 +285,7 @@ impl Supervisor {
         let health = &mut self.health;
         health.been_ready |= ready > 0;
         // Where no worker is wanted, none is missing.
-        health.down_since = if ready > 0 || self.places.is_empty() { None } else { health.down_since.or(Some(now)) };
+        health.down_since = if ready > 0 || self.slots.is_empty() { None } else { health.down_since.or(Some(now)) };
         let level = match (health.been_ready, lost, ready, awaited) {
             (false, ..) => Level::Starting,
             (_, 1.., 0, _) => Level::Down,

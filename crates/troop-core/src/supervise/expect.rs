@@ -95,8 +95,8 @@ impl Supervisor {
             Phase::Stopping(_) | Phase::Finished => false,
             Phase::Running => {
                 let is_leaving = |worker| self.leaving.iter().any(|leaving| leaving.worker == worker);
-                let mut slots = self.places.iter();
-                self.places.is_empty()
+                let mut slots = self.slots.iter();
+                self.slots.is_empty()
                     || self.round.is_some()
                     || self.rejected.is_some()
                     || slots.any(|slot| slot.current.map_or(slot.done.is_none(), |member| is_leaving(member.worker)))

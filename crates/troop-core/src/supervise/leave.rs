@@ -23,8 +23,8 @@ impl Supervisor {
     pub(super) fn wake(&mut self) {
         self.restarts.forget();
         self.phase = Phase::Running;
-        for place in &mut self.places {
-            (place.quick_ends, place.done, place.lost) = (0, None, false);
+        for state in &mut self.slots {
+            (state.quick_ends, state.done, state.lost) = (0, None, false);
         }
     }
 
@@ -62,9 +62,9 @@ impl Supervisor {
             self.orders.push_back(Order::Tell(round.failure("all workers are being ended".into(), Afterwards::Ends)));
         }
         let mut members = Vec::new();
-        for place in &mut self.places {
-            (place.retry_at, place.hurry_at) = (None, None);
-            members.extend(place.current.take().into_iter().chain(place.successor.take()));
+        for state in &mut self.slots {
+            (state.retry_at, state.hurry_at) = (None, None);
+            members.extend(state.current.take().into_iter().chain(state.successor.take()));
         }
         self.orders.retain(|order| !matches!(order, Order::Fork(_)));
         for member in members {

@@ -30,7 +30,7 @@ struct Member {
     generation: u32,
     online: Option<Time>,
     /// It speaks Node's protocol, or surely will.
-    speaks: bool,
+    has_ipc: bool,
     /// Since when it listens.
     listening: Option<Time>,
     /// When it said that it is ready.
@@ -58,9 +58,9 @@ impl Member {
         };
         let aged = match self.online {
             // One that speaks Node's protocol may still be about to listen.
-            Some(online) if self.speaks => Some(online + config.listen_patience.max(config.min_uptime)),
+            Some(online) if self.has_ipc => Some(online + config.listen_patience.max(config.min_uptime)),
             // It is still being loaded.
-            None if self.speaks => None,
+            None if self.has_ipc => None,
             _ => Some(self.since + config.min_uptime),
         };
         let aged = aged.filter(|_| by_age);
@@ -84,7 +84,7 @@ struct Leaving {
 }
 
 #[derive(Debug, Default)]
-struct Place {
+struct SlotState {
     current: Option<Member>,
     successor: Option<Member>,
     retry_at: Option<Time>,
@@ -109,7 +109,7 @@ enum Phase {
 
 /// What a supervisor is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Doing {
+pub enum SupervisorState {
     /// No worker has been ready yet; or slots have not had a ready worker yet, and none has lost its worker.
     Starting,
     /// It keeps the workers running, and every slot has a ready one.
@@ -146,7 +146,7 @@ const LINGER: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Supervisor {
     config: Config,
-    places: Vec<Place>,
+    slots: Vec<SlotState>,
     leaving: Vec<Leaving>,
     restarts: Restarts,
     /// Unexpected ends that are too many, for so many workers.
@@ -170,7 +170,7 @@ impl Supervisor {
         Supervisor {
             restarts: Restarts::new(&config),
             budget: (config.max_ends, config.workers),
-            places: Vec::new(),
+            slots: Vec::new(),
             leaving: Vec::new(),
             generation: 1,
             round: None,
@@ -193,7 +193,7 @@ impl Supervisor {
         self.due.set(None);
         self.health.down_since = Some(now);
         for slot in 0..self.config.workers {
-            self.places.push(Place::default());
+            self.slots.push(SlotState::default());
             self.orders.push_back(Order::Fork(Slot(slot)));
         }
     }
@@ -207,24 +207,24 @@ impl Supervisor {
             since: now,
             generation,
             online: None,
-            speaks: false,
+            has_ipc: false,
             listening: None,
             told: None,
             gone: None,
             served: false,
             due: now + self.ready_limit(),
         };
-        let place = self.places.get_mut(slot.0).filter(|_| self.phase == Phase::Running);
-        let Some(place) = place else {
+        let state = self.slots.get_mut(slot.0).filter(|_| self.phase == Phase::Running);
+        let Some(state) = state else {
             // There is no use for it any more.
             self.leave(now, member);
             return;
         };
         let is_awaited = self.round.as_ref().is_some_and(|round| round.awaits_successor(slot.0));
-        if place.current.is_none() {
-            place.current = Some(member);
-        } else if is_awaited && place.successor.is_none() {
-            place.successor = Some(member);
+        if state.current.is_none() {
+            state.current = Some(member);
+        } else if is_awaited && state.successor.is_none() {
+            state.successor = Some(member);
             self.orders.push_back(Order::Hold(worker));
         } else {
             // Somebody else was faster.
@@ -246,16 +246,16 @@ impl Supervisor {
 
     /// What it is about.
     #[must_use]
-    pub fn doing(&self) -> Doing {
+    pub fn state(&self) -> SupervisorState {
         match &self.phase {
-            Phase::Running if self.round.as_ref().is_some_and(|round| !round.is_recycling()) => Doing::Reloading,
+            Phase::Running if self.round.as_ref().is_some_and(|round| !round.is_recycling()) => SupervisorState::Reloading,
             Phase::Running => match self.health.level {
-                Level::Starting => Doing::Starting,
-                Level::Complete => Doing::Running,
-                Level::Degraded | Level::Down => Doing::Degraded,
+                Level::Starting => SupervisorState::Starting,
+                Level::Complete => SupervisorState::Running,
+                Level::Degraded | Level::Down => SupervisorState::Degraded,
             },
-            Phase::Idle => Doing::Paused,
-            Phase::Stopping(_) | Phase::Finished => Doing::Stopping,
+            Phase::Idle => SupervisorState::Paused,
+            Phase::Stopping(_) | Phase::Finished => SupervisorState::Stopping,
         }
     }
 
@@ -274,7 +274,7 @@ impl Supervisor {
     /// Whether a worker counts as up, and which generation it belongs to: 1 for the first, one more for each reload. `None` if it has left, or is leaving.
     #[must_use]
     pub fn standing(&self, now: Time, worker: WorkerId) -> Option<(bool, u32)> {
-        let members = self.places.iter().flat_map(|place| place.current.iter().chain(&place.successor));
+        let members = self.slots.iter().flat_map(|state| state.current.iter().chain(&state.successor));
         let member = members.into_iter().find(|member| member.worker == worker)?;
         Some((member.is_ready(now, false, &self.config), member.generation))
     }
@@ -290,14 +290,14 @@ impl Supervisor {
         self.config.max_ends = ends.max(ends.saturating_mul(workers).div_ceil(among.max(1)));
         self.config.workers = workers;
         self.orders.retain(|order| !matches!(order, Order::Fork(slot) if slot.0 >= workers));
-        while self.places.len() < workers {
+        while self.slots.len() < workers {
             if self.phase == Phase::Running {
-                self.orders.push_back(Order::Fork(Slot(self.places.len())));
+                self.orders.push_back(Order::Fork(Slot(self.slots.len())));
             }
-            self.places.push(Place::default());
+            self.slots.push(SlotState::default());
         }
         let surplus =
-            self.places.split_off(workers).into_iter().flat_map(|place| place.current.into_iter().chain(place.successor));
+            self.slots.split_off(workers).into_iter().flat_map(|state| state.current.into_iter().chain(state.successor));
         let surplus: Vec<_> = surplus.collect();
         surplus.iter().for_each(|member| self.leave(now, *member));
         let gone: Vec<_> = surplus.iter().map(|member| member.worker).collect();
@@ -313,14 +313,14 @@ impl Supervisor {
     /// A fork that was ordered failed. `for_good` means that trying again cannot help (the program does not exist).
     pub fn fork_failed(&mut self, now: Time, slot: Slot, reason: String, for_good: bool) {
         self.due.set(None);
-        if self.phase != Phase::Running || slot.0 >= self.places.len() {
+        if self.phase != Phase::Running || slot.0 >= self.slots.len() {
             return;
         }
         let is_new = self.round.as_ref().is_some_and(|round| round.is_at(slot.0));
         if is_new {
             self.fail_round(now, format!("the new worker could not be started: {reason}"));
         }
-        if !matches!(self.phase, Phase::Running) || self.places[slot.0].current.is_some() {
+        if !matches!(self.phase, Phase::Running) || self.slots[slot.0].current.is_some() {
             return;
         }
         if for_good && !self.health.been_ready && !self.has_workers() {
@@ -338,13 +338,13 @@ impl Supervisor {
     }
 
     /// A worker that was forked is known to speak Node's protocol, so that it is not taken for one that does not when it takes its time.
-    pub fn will_speak(&mut self, now: Time, worker: WorkerId) {
-        self.with_member(now, worker, |member| member.speaks = true);
+    pub fn expect_ipc(&mut self, now: Time, worker: WorkerId) {
+        self.with_member(now, worker, |member| member.has_ipc = true);
     }
 
-    /// A worker runs. `speaks` means that it says so itself.
-    pub fn online(&mut self, now: Time, worker: WorkerId, speaks: bool) {
-        self.with_member(now, worker, |member| (member.online, member.speaks) = (member.online.or(Some(now)), speaks));
+    /// A worker runs. `has_ipc` means that it says so itself.
+    pub fn online(&mut self, now: Time, worker: WorkerId, has_ipc: bool) {
+        self.with_member(now, worker, |member| (member.online, member.has_ipc) = (member.online.or(Some(now)), has_ipc));
     }
 
     /// A worker's server listens.
@@ -366,7 +366,7 @@ impl Supervisor {
 
     /// A worker has taken connections.
     pub fn served(&mut self, worker: WorkerId) {
-        let mut members = self.places.iter_mut().flat_map(|place| &mut place.current);
+        let mut members = self.slots.iter_mut().flat_map(|state| &mut state.current);
         if let Some(member) = members.find(|member| member.worker == worker) {
             member.served = true;
         }
@@ -374,7 +374,7 @@ impl Supervisor {
 
     fn with_member(&mut self, now: Time, worker: WorkerId, change: impl FnOnce(&mut Member)) {
         self.due.set(None);
-        let mut members = self.places.iter_mut().flat_map(|p| p.current.iter_mut().chain(p.successor.iter_mut()));
+        let mut members = self.slots.iter_mut().flat_map(|p| p.current.iter_mut().chain(p.successor.iter_mut()));
         if let Some(member) = members.find(|m| m.worker == worker) {
             change(member);
             self.advance(now);
@@ -389,7 +389,7 @@ impl Supervisor {
             leaving.term_at.get_or_insert(now + LINGER);
             return;
         }
-        let mut members = self.places.iter_mut().flat_map(|p| p.current.iter_mut().chain(p.successor.iter_mut()));
+        let mut members = self.slots.iter_mut().flat_map(|p| p.current.iter_mut().chain(p.successor.iter_mut()));
         if let Some(member) = members.find(|member| member.worker == worker) {
             member.gone = Some(now);
             // It cannot be given connections any more. Normally it ends by itself at once; its end refills the slot.
@@ -403,15 +403,15 @@ impl Supervisor {
     pub fn exited(&mut self, now: Time, worker: WorkerId, how: ExitHow) {
         self.due.set(None);
         self.leaving.retain(|l| l.worker != worker);
-        let position = |get: fn(&Place) -> Option<Member>, places: &[Place]| {
-            places.iter().position(|p| get(p).is_some_and(|m| m.worker == worker))
+        let position = |get: fn(&SlotState) -> Option<Member>, slots: &[SlotState]| {
+            slots.iter().position(|p| get(p).is_some_and(|m| m.worker == worker))
         };
-        if let Some(slot) = position(|p| p.successor, &self.places) {
-            self.places[slot].successor = None;
+        if let Some(slot) = position(|p| p.successor, &self.slots) {
+            self.slots[slot].successor = None;
             self.fail_round(now, format!("the new worker ended with {how}"));
             self.fill(now);
-        } else if let Some(slot) = position(|p| p.current, &self.places) {
-            if let Some(member) = self.places[slot].current.take()
+        } else if let Some(slot) = position(|p| p.current, &self.slots) {
+            if let Some(member) = self.slots[slot].current.take()
                 && self.phase == Phase::Running
             {
                 self.lost(now, slot, member, how);
@@ -434,7 +434,7 @@ impl Supervisor {
     }
 
     fn reckon(&self) -> Option<Time> {
-        let retries = self.places.iter().filter_map(|p| p.retry_at);
+        let retries = self.slots.iter().filter_map(|p| p.retry_at);
         let kills = self.leaving.iter().filter(|l| !l.killed).map(|l| l.kill_at);
         let terms = self.leaving.iter().filter_map(|l| l.term_at);
         let back = self.rejected.and_then(|(_, at)| at);

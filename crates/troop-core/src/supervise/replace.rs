@@ -152,12 +152,12 @@ impl Supervisor {
         self.generation += 1;
         self.rejected = None;
         // Those that had ended for good get another chance.
-        self.places.iter_mut().for_each(|place| place.done = None);
-        self.orders.push_back(Order::Tell(Progress::ReloadStarted { workers: self.places.len() }));
+        self.slots.iter_mut().for_each(|state| state.done = None);
+        self.orders.push_back(Order::Tell(Progress::ReloadStarted { workers: self.slots.len() }));
         let round_claims = Claims::new(claims);
         // Those that have an address to themselves come last, when it is known whether another new worker has taken it.
-        let has_own = |slot: &usize| self.places[*slot].current.is_some_and(|member| round_claims.has_own(member.worker));
-        let (late, early): (Vec<_>, Vec<_>) = (0..self.places.len()).partition(has_own);
+        let has_own = |slot: &usize| self.slots[*slot].current.is_some_and(|member| round_claims.has_own(member.worker));
+        let (late, early): (Vec<_>, Vec<_>) = (0..self.slots.len()).partition(has_own);
         let todo = early.into_iter().chain(late).collect();
         self.begin_round(Why::Reload, todo, round_claims);
         if let Some(round) = &mut self.round {
@@ -183,7 +183,7 @@ impl Supervisor {
             return false;
         }
         let is_it = |member: &Member| member.worker == worker;
-        let Some(slot) = self.places.iter().position(|place| place.current.as_ref().is_some_and(is_it)) else { return false };
+        let Some(slot) = self.slots.iter().position(|state| state.current.as_ref().is_some_and(is_it)) else { return false };
         self.orders.push_back(Order::Tell(Progress::Recycling { worker, reason }));
         self.begin_round(Why::Recycle(worker), [slot].into(), Claims::new(claims));
         self.advance(now);
@@ -212,7 +212,7 @@ impl Supervisor {
         self.rejected = Some((rejected, None));
         let is_new = |member: &Member| member.generation == rejected;
         let todo: VecDeque<_> =
-            (0..self.places.len()).filter(|slot| self.places[*slot].current.as_ref().is_some_and(is_new)).collect();
+            (0..self.slots.len()).filter(|slot| self.slots[*slot].current.as_ref().is_some_and(is_new)).collect();
         self.generation += 1;
         if todo.is_empty() {
             self.rejected = None;
@@ -261,16 +261,16 @@ impl Supervisor {
     }
 
     fn look_at(&mut self, now: Time, slot: usize, step: Step, deadline: Time) -> Found {
-        let place = &self.places[slot];
+        let state = &self.slots[slot];
         let (old, new) = match step {
             Step::Emptying(_) => return Found::Waits,
-            Step::Beside => match (place.current, place.successor) {
+            Step::Beside => match (state.current, state.successor) {
                 (Some(old), Some(new)) => (Some(old), new),
                 // The fork is still under way.
                 (Some(_), None) => return Found::Waits,
                 (None, _) => return Found::Done,
             },
-            Step::Filling(_) => match place.current {
+            Step::Filling(_) => match state.current {
                 Some(new) => (None, new),
                 None => return Found::Waits,
             },
@@ -293,10 +293,10 @@ impl Supervisor {
         if let Some(round) = &mut self.round {
             round.proven = true;
         }
-        let place = &mut self.places[slot];
-        place.quick_ends = 0;
+        let state = &mut self.slots[slot];
+        state.quick_ends = 0;
         if let Some(old) = old {
-            place.current = place.successor.take();
+            state.current = state.successor.take();
             self.orders.push_back(Order::Admit(new.worker));
             self.orders.push_back(Order::Tell(Progress::Replaced { old: old.worker, new: new.worker }));
             self.make_way(now, old);
@@ -314,12 +314,12 @@ impl Supervisor {
             _ => old.map(|old| old.worker),
         };
         // In a reload one that has it will do for all, if it does not leave again when the reload fails.
-        let has_come = |(slot, place): (usize, &super::Place), worker| {
+        let has_come = |(slot, state): (usize, &super::SlotState), worker| {
             let is_new = |member: Member| member.worker == worker && member.generation == self.generation;
-            place.current.is_some_and(is_new) && !round.is_at(slot)
+            state.current.is_some_and(is_new) && !round.is_at(slot)
         };
         let is_new = |worker: WorkerId| {
-            worker == new.worker || (round.is_reload() && self.places.iter().enumerate().any(|place| has_come(place, worker)))
+            worker == new.worker || (round.is_reload() && self.slots.iter().enumerate().any(|state| has_come(state, worker)))
         };
         let lacking = round.claims.lacking(holder, round.is_last(), is_new)?;
         // The old one has left, and the others are not to wait for what it had.
@@ -338,7 +338,7 @@ impl Supervisor {
         let slot = round.active.remove(at).slot;
         round.todo.push_back(slot);
         round.put_off.push(slot);
-        if let Some(successor) = self.places[slot].successor.take() {
+        if let Some(successor) = self.slots[slot].successor.take() {
             self.orders.push_back(Order::Tell(Progress::PutOff { worker: successor.worker }));
             self.leave(now, successor);
         }
@@ -378,8 +378,8 @@ impl Supervisor {
         let without = round.active.len() - beside;
         let can_go_beside = beside < self.config.surge.max(usize::from(self.config.unavailable == 0));
         let deadline = now + self.config.ready_timeout;
-        let place = &mut self.places[slot];
-        match place.current {
+        let state = &mut self.slots[slot];
+        match state.current {
             // It belongs to the new ones already (its slot was empty, and its back-off over), and has to show what it can like the others.
             Some(member) if round.is_reload() && member.generation == self.generation => {
                 round.todo.pop_front();
@@ -393,14 +393,14 @@ impl Supervisor {
             Some(old) if without < self.config.unavailable => {
                 round.todo.pop_front();
                 round.active.push(Active { slot, step: Step::Emptying(old.worker), deadline, is_awaited: false });
-                place.current = None;
+                state.current = None;
                 self.make_way(now, old);
             }
             Some(_) => return false,
             // Also one that waits for its restart: the new version has to show what it can.
             None if round.is_reload() => {
                 round.todo.pop_front();
-                (place.retry_at, place.hurry_at) = (None, None);
+                (state.retry_at, state.hurry_at) = (None, None);
                 round.active.push(Active { slot, step: Step::Filling(None), deadline, is_awaited: false });
                 // Its back-off may have ended just now.
                 if !self.orders.contains(&Order::Fork(Slot(slot))) {
@@ -435,8 +435,8 @@ impl Supervisor {
     fn abandon(&mut self, now: Time) {
         let Some(round) = self.round.take() else { return };
         for Active { slot, step, .. } in round.active {
-            let place = &mut self.places[slot];
-            let unready = if step == Step::Beside { place.successor.take() } else { place.current.take() };
+            let state = &mut self.slots[slot];
+            let unready = if step == Step::Beside { state.successor.take() } else { state.current.take() };
             if step != Step::Beside {
                 self.retry(now, slot);
             }
@@ -465,9 +465,9 @@ impl Supervisor {
             self.rest(now);
         } else if revives {
             // Those that are ready serve, and nobody is sent away for the others.
-            for slot in 0..self.places.len() {
-                let place = &self.places[slot];
-                if place.current.is_none() && place.retry_at.is_none() && place.done.is_none() {
+            for slot in 0..self.slots.len() {
+                let state = &self.slots[slot];
+                if state.current.is_none() && state.retry_at.is_none() && state.done.is_none() {
                     self.retry(now, slot);
                 }
             }
@@ -481,11 +481,11 @@ impl Supervisor {
 
     /// When there is something to see at a slot, if nothing happens before.
     fn due_of(&self, round: &Round, active: &Active) -> Option<Time> {
-        let place = &self.places[active.slot];
+        let state = &self.slots[active.slot];
         let (old, new) = match active.step {
-            Step::Beside => (place.current, place.successor),
+            Step::Beside => (state.current, state.successor),
             Step::Emptying(_) => return None,
-            Step::Filling(_) => (None, place.current),
+            Step::Filling(_) => (None, state.current),
         };
         let Some(new) = new.filter(|new| !self.leaving.iter().any(|l| l.worker == new.worker)) else {
             return Some(active.deadline);

@@ -32,7 +32,7 @@ pub enum Input {
     Reschedule { port: u16, to: usize },
     Weigh { worker: usize, weight: u32 },
     Hold { worker: usize, held: bool },
-    Shut { listener: usize, place: usize },
+    Shut { listener: usize, shard: usize },
     Accept { listener: usize },
     Answer { worker: usize, which: usize, accepted: bool },
     Batch { worker: usize, taken: u8, returned: u8 },
@@ -63,7 +63,7 @@ pub fn input() -> impl Strategy<Value = Input> {
         1 => (0..7u16, 0..HANDED.len()).prop_map(|(port, to)| Input::Reschedule { port, to }),
         3 => (worker.clone(), any::<bool>()).prop_map(|(worker, held)| Input::Hold { worker, held }),
         1 => (worker.clone(), 0..300u32).prop_map(|(worker, weight)| Input::Weigh { worker, weight }),
-        1 => (0..7usize, 0..8usize).prop_map(|(listener, place)| Input::Shut { listener, place }),
+        1 => (0..7usize, 0..8usize).prop_map(|(listener, shard)| Input::Shut { listener, shard }),
         20 => (0..7usize).prop_map(|listener| Input::Accept { listener }),
         10 => (worker.clone(), which.clone(), prop::bool::weighted(0.7)).prop_map(|(worker, which, accepted)| Input::Answer { worker, which, accepted }),
         6 => (worker.clone(), 0..8u8, 0..8u8).prop_map(|(worker, taken, returned)| Input::Batch { worker, taken, returned }),
@@ -224,12 +224,12 @@ impl World {
                     prop_assert!(parsed.is_ok(), "{}", String::from_utf8_lossy(&line));
                     self.sent.push((worker, String::from_utf8_lossy(&line).into_owned()));
                 }
-                Action::SendListener { worker, listener, place, .. } => {
+                Action::SendListener { worker, listener, shard, .. } => {
                     prop_assert!(self.workers.contains_key(&worker) && self.listeners.contains_key(&listener));
                     if let Some(group) = self.groups.get(&listener) {
-                        prop_assert!(usize::from(place) < group.len(), "there is no socket {place}");
+                        prop_assert!(usize::from(shard) < group.len(), "there is no socket {shard}");
                     }
-                    self.workers.get_mut(&worker).unwrap().sockets.insert((listener, place), false);
+                    self.workers.get_mut(&worker).unwrap().sockets.insert((listener, shard), false);
                 }
                 Action::Ask { worker, line } => {
                     prop_assert!(self.workers[&worker].connected);
@@ -238,11 +238,11 @@ impl World {
                 Action::Reach { listener, .. } => prop_assert!(self.listeners.contains_key(&listener)),
                 Action::Bind { listener, spec, .. } => {
                     // The kernel gives a port to one socket.
-                    let in_use = self.listeners.values().any(|place| *place == spec.place);
+                    let in_use = self.listeners.values().any(|shard| *shard == spec.target);
                     if std::mem::take(&mut self.fails) || in_use {
                         self.primary.bound(self.now, listener, Err(98));
                     } else {
-                        prop_assert!(self.listeners.insert(listener, spec.place).is_none(), "{:?} is bound twice", listener);
+                        prop_assert!(self.listeners.insert(listener, spec.target).is_none(), "{:?} is bound twice", listener);
                         let Bind::Tcp { port, .. } = self.listeners[&listener] else { unreachable!() };
                         let name = SockName { address: "127.0.0.1".into(), family: "IPv4", port };
                         if spec.group {
@@ -256,15 +256,15 @@ impl World {
                     self.groups.remove(&listener);
                     self.workers.values_mut().for_each(|w| w.sockets.retain(|(l, _), _| *l != listener));
                 }
-                Action::Watch { listener, place, on } => {
+                Action::Watch { listener, shard, on } => {
                     prop_assert!(self.listeners.contains_key(&listener));
                     if let Some(group) = self.groups.get_mut(&listener) {
-                        prop_assert!(group[usize::from(place)] != on, "told twice");
-                        group[usize::from(place)] = on;
+                        prop_assert!(group[usize::from(shard)] != on, "told twice");
+                        group[usize::from(shard)] = on;
                     }
                 }
-                Action::Take { listener, place, .. } => {
-                    prop_assert!(usize::from(place) < self.groups[&listener].len());
+                Action::Take { listener, shard, .. } => {
+                    prop_assert!(usize::from(shard) < self.groups[&listener].len());
                 }
                 Action::Open { listener } => {
                     self.looks += 1;
@@ -334,15 +334,15 @@ impl World {
         prop_assert_eq!(held.len() + self.waiting.len(), self.open.len());
         // What comes to a socket is somebody's: the primary's, or that of a worker that accepts on it.
         for (listener, sockets) in &self.groups {
-            for (place, watched) in (0..).zip(sockets) {
+            for (shard, watched) in (0..).zip(sockets) {
                 let accepts = |w: &&Worker| {
-                    w.connected && !w.told_to_leave && !w.cut_off && w.sockets.get(&(*listener, place)) == Some(&true)
+                    w.connected && !w.told_to_leave && !w.cut_off && w.sockets.get(&(*listener, shard)) == Some(&true)
                 };
                 prop_assert!(
                     *watched || self.workers.values().any(|w| accepts(&w)),
                     "nobody accepts on {:?} {}",
                     listener,
-                    place
+                    shard
                 );
             }
             prop_assert!(self.primary.next_deadline().is_some());
@@ -393,15 +393,15 @@ impl World {
             Input::Successors { which } => {
                 self.successors = [Successors::Awaited, Successors::Unknown, Successors::Nobody][which];
             }
-            Input::Shut { listener, place } => {
+            Input::Shut { listener, shard } => {
                 // A worker has shut a socket down and the shell has revived it: it and the last one have changed numbers.
                 let id = self.groups.keys().copied().nth(listener % self.groups.len().max(1));
                 if let Some((id, group)) = id.and_then(|id| Some((id, self.groups.get_mut(&id).filter(|g| !g.is_empty())?))) {
-                    let (place, last) = (place % group.len(), group.len() - 1);
-                    group.swap(place, last);
+                    let (shard, last) = (shard % group.len(), group.len() - 1);
+                    group.swap(shard, last);
                     let swapped = |at: u16| match usize::from(at) {
-                        at if at == place => last as u16,
-                        at if at == last => place as u16,
+                        at if at == shard => last as u16,
+                        at if at == last => shard as u16,
                         _ => at,
                     };
                     for worker in self.workers.values_mut() {
@@ -409,7 +409,7 @@ impl World {
                         let renamed = sockets.map(|((l, at), on)| ((l, if l == id { swapped(at) } else { at }), on));
                         worker.sockets = renamed.collect();
                     }
-                    self.primary.renumbered(self.now, id, place as u16, last as u16);
+                    self.primary.renumbered(self.now, id, shard as u16, last as u16);
                 }
             }
             Input::Reschedule { port, to } => {

@@ -110,7 +110,7 @@ pub(crate) struct Listener {
 
 impl Listener {
     /// The sockets that are the places'.
-    pub(crate) fn places(&self) -> &[usize] {
+    pub(crate) fn shards(&self) -> &[usize] {
         if self.grouped { &self.sockets[1..] } else { &self.sockets }
     }
 }
@@ -142,7 +142,7 @@ fn ip(address: Option<&str>) -> io::Result<Option<IpAddr>> {
 pub(crate) fn open(spec: &BindSpec, inherited: &[InheritedSocket], rights: &Rights) -> io::Result<Opened> {
     let mut file = None;
     let (mut given, mut options) = (false, None);
-    let fd = if let Some(ready) = inherited.iter().find(|socket| socket.fits(&spec.place)) {
+    let fd = if let Some(ready) = inherited.iter().find(|socket| socket.fits(&spec.target)) {
         (given, options) = (true, Some(ready.options.as_ref().clone()));
         let fd = ready.socket.try_clone()?;
         socket::set_nonblocking(&fd, true)?;
@@ -166,10 +166,10 @@ pub(crate) fn open(spec: &BindSpec, inherited: &[InheritedSocket], rights: &Righ
 }
 
 fn bind(spec: &BindSpec, file: &mut Option<UnixFile>, rights: &Rights) -> io::Result<OwnedFd> {
-    Ok(match &spec.place {
+    Ok(match &spec.target {
         Bind::Tcp { address, port, ipv6_only } => listen::tcp(ip(address.as_deref())?, *port, *ipv6_only)?,
         Bind::Unix { .. } => {
-            let (fd, path) = bind_path(&spec.place, rights)?;
+            let (fd, path) = bind_path(&spec.target, rights)?;
             *file = path;
             fd
         }
@@ -183,8 +183,8 @@ fn bind(spec: &BindSpec, file: &mut Option<UnixFile>, rights: &Rights) -> io::Re
 }
 
 /// Binds a Unix socket at a path that a worker has chosen: where the worker itself could have done so, or where the configuration says.
-pub(crate) fn bind_path(place: &Bind, rights: &Rights) -> io::Result<(OwnedFd, Option<UnixFile>)> {
-    let Bind::Unix { path, readable_all, writable_all, named } = place else { return Err(invalid()) };
+pub(crate) fn bind_path(target: &Bind, rights: &Rights) -> io::Result<(OwnedFd, Option<UnixFile>)> {
+    let Bind::Unix { path, readable_all, writable_all, named } = target else { return Err(invalid()) };
     let bind = |rights: Rights| unix(path, *readable_all, *writable_all, &Rights { trusted_links_only: *named, ..rights });
     let is_less = rights.of.is_some() || rights.sandbox.restricts_files();
     match bind(rights.clone()) {

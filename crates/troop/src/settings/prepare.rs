@@ -61,7 +61,7 @@ impl Settings {
     }
 
     /// Whether a worker surely speaks Node's protocol, once its program runs.
-    pub(crate) fn will_speak(&self) -> bool {
+    pub(crate) fn expect_ipc(&self) -> bool {
         // Without a script Node does not look whether it is a worker.
         self.activation.is_none() && self.is_node() && self.exec.is_some()
     }

@@ -11,7 +11,7 @@ use troop_core::WorkerId;
 use troop_sys::poll::Bell;
 
 use super::WorkerEvent;
-use super::listen::{Place, Wanted};
+use super::listen::{RequestedAddress, Wanted};
 use super::queue::{ConnQueue, Taken};
 use crate::channel::{MAX_QUEUED_HANDLES, Mailbox};
 use crate::error::{Error, Result};
@@ -91,7 +91,7 @@ pub(crate) struct Inner {
     /// The link knows that one of them has changed.
     load_changed: AtomicBool,
     /// How often each place is listened on, and the next index there.
-    indices: Mutex<HashMap<Place, (usize, u32)>>,
+    indices: Mutex<HashMap<RequestedAddress, (usize, u32)>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -347,9 +347,9 @@ impl Inner {
     }
 
     /// The number of the next server for a place: from 0, and from 0 again once all of them are closed, as Node counts.
-    pub(super) fn next_index(&self, place: &Place) -> u32 {
+    pub(super) fn next_index(&self, requested: &RequestedAddress) -> u32 {
         let mut indices = self.indices.lock().unwrap_or_else(PoisonError::into_inner);
-        let (open, next) = indices.entry(place.clone()).or_default();
+        let (open, next) = indices.entry(requested.clone()).or_default();
         *open += 1;
         *next += 1;
         *next - 1
@@ -360,12 +360,12 @@ impl Inner {
         !self.indices.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    pub(super) fn release_index(&self, place: &Place) {
+    pub(super) fn release_index(&self, requested: &RequestedAddress) {
         let mut indices = self.indices.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((open, _)) = indices.get_mut(place) {
+        if let Some((open, _)) = indices.get_mut(requested) {
             *open -= 1;
             if *open == 0 {
-                indices.remove(place);
+                indices.remove(requested);
             }
         }
     }

@@ -500,8 +500,8 @@ impl Link {
 }
 
 fn question(out: &mut Vec<u8>, act: &'static str, wanted: &Wanted, seq: u64) {
-    let place = &wanted.place;
-    let address_type = match place.kind {
+    let requested = &wanted.requested;
+    let address_type = match requested.kind {
         AddressType::Tcp4 => 4.into(),
         AddressType::Tcp6 => 6.into(),
         AddressType::Unix => (-1).into(),
@@ -512,10 +512,10 @@ fn question(out: &mut Vec<u8>, act: &'static str, wanted: &Wanted, seq: u64) {
     let question = Question {
         index: wanted.index,
         data: None,
-        address: place.address.as_deref(),
-        port: place.port,
+        address: requested.address.as_deref(),
+        port: requested.port,
         address_type,
-        fd: place.fd,
+        fd: requested.fd,
         flags: wanted.flags,
         backlog: wanted.backlog,
     };

@@ -106,9 +106,9 @@ impl Listen {
     }
 
     /// The places to try in order, as `std` does with a name that has several addresses.
-    fn places(&self) -> Result<Vec<Wanted>> {
+    fn requests(&self) -> Result<Vec<Wanted>> {
         let bad = |reason: String| Error::Address { address: self.text(), reason };
-        let place = |address: Option<IpAddr>, port: u16| {
+        let requested = |address: Option<IpAddr>, port: u16| {
             let v6 = address.is_some_and(|a| a.is_ipv6());
             let kind = match (self.udp, v6) {
                 (false, false) => AddressType::Tcp4,
@@ -118,43 +118,52 @@ impl Listen {
             };
             // Node's UDP sockets always name an address.
             let address = address.or(self.udp.then_some(Ipv4Addr::UNSPECIFIED.into()));
-            let place =
-                Place { address: address.map(|a| a.to_string()), port: Some(i64::from(port)), kind, fd: self.udp.then_some(-1) };
-            self.want(place)
+            let requested = RequestedAddress {
+                address: address.map(|a| a.to_string()),
+                port: Some(i64::from(port)),
+                kind,
+                fd: self.udp.then_some(-1),
+            };
+            self.want(requested)
         };
         Ok(match &self.target {
-            Target::Any(port) => vec![place(None, *port)],
-            Target::Address(address) => vec![place(Some(address.ip()), address.port())],
+            Target::Any(port) => vec![requested(None, *port)],
+            Target::Address(address) => vec![requested(Some(address.ip()), address.port())],
             Target::Text(text) => {
                 let any = text.strip_prefix('*').unwrap_or(text);
                 if let Ok(port) = any.strip_prefix(':').unwrap_or(any).parse() {
-                    return Ok(vec![place(None, port)]);
+                    return Ok(vec![requested(None, port)]);
                 }
                 let all: Vec<_> = text.to_socket_addrs().map_err(|e| bad(e.to_string()))?.collect();
                 if all.is_empty() {
                     return Err(bad("the name has no address".into()));
                 }
-                all.into_iter().map(|a| place(Some(a.ip()), a.port())).collect()
+                all.into_iter().map(|a| requested(Some(a.ip()), a.port())).collect()
             }
             Target::Unix(path) => {
-                vec![self.want(Place { address: Some(path.clone()), port: Some(-1), kind: AddressType::Unix, fd: None })]
+                vec![self.want(RequestedAddress {
+                    address: Some(path.clone()),
+                    port: Some(-1),
+                    kind: AddressType::Unix,
+                    fd: None,
+                })]
             }
             Target::Fd(fd) => {
                 let kind = if self.udp { AddressType::Udp4 } else { AddressType::Fd };
-                vec![self.want(Place { address: None, port: None, kind, fd: Some(i64::from(*fd)) })]
+                vec![self.want(RequestedAddress { address: None, port: None, kind, fd: Some(i64::from(*fd)) })]
             }
         })
     }
 
-    fn want(&self, place: Place) -> Wanted {
+    fn want(&self, requested: RequestedAddress) -> Wanted {
         let v6_flag = u32::from(self.ipv6_only);
-        let flags = match place.kind {
+        let flags = match requested.kind {
             AddressType::Udp4 | AddressType::Udp6 => Some(v6_flag | if self.reuse_address { 4 } else { 0 }),
             AddressType::Tcp6 => Some(v6_flag),
-            AddressType::Tcp4 if place.address.is_some() => Some(0),
+            AddressType::Tcp4 if requested.address.is_some() => Some(0),
             _ => None,
         };
-        Wanted { place, index: 0, flags, backlog: (!self.udp).then_some(self.backlog) }
+        Wanted { requested, index: 0, flags, backlog: (!self.udp).then_some(self.backlog) }
     }
 }
 
@@ -184,7 +193,7 @@ listen_from! {
 
 /// A place in the words of `queryServer`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Place {
+pub(crate) struct RequestedAddress {
     pub(super) address: Option<String>,
     pub(super) port: Option<i64>,
     pub(super) kind: AddressType,
@@ -194,7 +203,7 @@ pub(crate) struct Place {
 /// One question to the primary.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
-    pub(super) place: Place,
+    pub(super) requested: RequestedAddress,
     pub(super) index: u32,
     pub(super) flags: Option<u32>,
     pub(super) backlog: Option<u32>,
@@ -242,7 +251,7 @@ impl Opened {
 pub(crate) struct Registration {
     inner: Arc<Inner>,
     key: Option<String>,
-    place: Place,
+    requested: RequestedAddress,
 }
 
 impl Registration {
@@ -254,7 +263,7 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
-            self.inner.release_index(&self.place);
+            self.inner.release_index(&self.requested);
             self.inner.close_server(key);
         }
     }
@@ -262,7 +271,7 @@ impl Drop for Registration {
 
 pub(super) async fn open(inner: &Arc<Inner>, listen: &Listen) -> Result<Opened> {
     let mut result = Err(Error::Address { address: listen.text(), reason: "there is nothing to try".into() });
-    for wanted in listen.places()? {
+    for wanted in listen.requests()? {
         result = if inner.id.is_none() || listen.exclusive {
             alone(&wanted).map_err(|source| Error::Listen { address: listen.text(), source })
         } else {
@@ -276,7 +285,7 @@ pub(super) async fn open(inner: &Arc<Inner>, listen: &Listen) -> Result<Opened> 
 }
 
 fn alone(wanted: &Wanted) -> io::Result<Opened> {
-    let Place { address, port, kind, fd } = &wanted.place;
+    let RequestedAddress { address, port, kind, fd } = &wanted.requested;
     let flags = wanted.flags.unwrap_or(0);
     let ip = || address.as_deref().map(|a| a.parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))).transpose();
     let port = u16::try_from(port.unwrap_or(0)).unwrap_or(0);
@@ -306,17 +315,17 @@ fn alone(wanted: &Wanted) -> io::Result<Opened> {
 }
 
 async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Result<Opened> {
-    wanted.index = inner.next_index(&wanted.place);
-    let mut registration = Registration { inner: inner.clone(), key: None, place: wanted.place.clone() };
+    wanted.index = inner.next_index(&wanted.requested);
+    let mut registration = Registration { inner: inner.clone(), key: None, requested: wanted.requested.clone() };
     let refused = |source| Error::Listen { address: listen.text(), source };
     let answer = ask(inner, &wanted).await;
     if answer.is_err() && *inner.draining().borrow() {
-        inner.release_index(&wanted.place);
+        inner.release_index(&wanted.requested);
         return Ok(closed(&wanted));
     }
-    let Reply { errno, key, name, grant } = answer.inspect_err(|_| inner.release_index(&wanted.place))?;
+    let Reply { errno, key, name, grant } = answer.inspect_err(|_| inner.release_index(&wanted.requested))?;
     let Some(grant) = grant.filter(|_| errno == 0) else {
-        inner.release_index(&wanted.place);
+        inner.release_index(&wanted.requested);
         return Err(refused(io::Error::from_raw_os_error(if errno == 0 { rustix::io::Errno::IO.raw_os_error() } else { errno })));
     };
     registration.key = Some(key);
@@ -326,7 +335,7 @@ async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Resu
         Grant::Shared(fd, queue) => {
             // Node's primary learns late that a port is taken, and passes a socket that is not bound to it.
             let bound = socket::local_address(&fd).map(|a| i64::from(a.port()));
-            if wanted.place.port.is_some_and(|port| port > 0 && bound.is_some_and(|bound| bound != port)) {
+            if wanted.requested.port.is_some_and(|port| port > 0 && bound.is_some_and(|bound| bound != port)) {
                 return Err(refused(rustix::io::Errno::ADDRINUSE.into()));
             }
             socket::set_nonblocking(&fd, true).map_err(refused)?;
@@ -339,10 +348,10 @@ async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Resu
         }
     };
     let mut told = wanted;
-    if let Some(name) = name.filter(|_| told.place.kind != AddressType::Unix) {
-        told.place.port = Some(i64::from(name.port()));
+    if let Some(name) = name.filter(|_| told.requested.kind != AddressType::Unix) {
+        told.requested.port = Some(i64::from(name.port()));
     }
-    let path = (told.place.kind == AddressType::Unix).then(|| told.place.address.clone()).flatten();
+    let path = (told.requested.kind == AddressType::Unix).then(|| told.requested.address.clone()).flatten();
     inner.ask(Ask::Listening(Box::new(told)))?;
     Ok(Opened { source, name, path, registration: Some(registration), file: None })
 }
@@ -351,9 +360,9 @@ async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Resu
 fn closed(wanted: &Wanted) -> Opened {
     let queue = ConnQueue::default();
     drop(queue.close());
-    let ip = wanted.place.address.as_deref().and_then(|a| a.parse().ok()).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    let port = wanted.place.port.and_then(|port| u16::try_from(port).ok()).unwrap_or(0);
-    let path = (wanted.place.kind == AddressType::Unix).then(|| wanted.place.address.clone()).flatten();
+    let ip = wanted.requested.address.as_deref().and_then(|a| a.parse().ok()).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let port = wanted.requested.port.and_then(|port| u16::try_from(port).ok()).unwrap_or(0);
+    let path = (wanted.requested.kind == AddressType::Unix).then(|| wanted.requested.address.clone()).flatten();
     Opened { source: Source::Handed(Arc::new(queue)), name: Some((ip, port).into()), path, registration: None, file: None }
 }
 

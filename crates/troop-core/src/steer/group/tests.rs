@@ -31,23 +31,23 @@ impl World {
             served: vec![0.0; n],
             taken_over: 0.0,
         };
-        (0..n).for_each(|place| world.group.staff(place as u16, world.staff(place)));
+        (0..n).for_each(|index| world.group.set_load(index as u16, world.load_of(index)));
         world.group.program();
         world.changes();
         world
     }
 
-    fn staff(&self, place: usize) -> Staff {
-        Staff { present: true, weight: self.weights[place], busy: 0 }
+    fn load_of(&self, index: usize) -> ShardLoad {
+        ShardLoad { present: true, weight: self.weights[index], busy: 0 }
     }
 
     fn changes(&mut self) {
         for change in std::mem::take(&mut self.group.changes) {
             match change {
-                Change::Watch(place, on) => self.watched[usize::from(place)] = on,
-                Change::Take(place, count) => {
+                Change::Watch(index, on) => self.watched[usize::from(index)] = on,
+                Change::Take(index, count) => {
                     // To whoever has least to do.
-                    self.queues[usize::from(place)] -= f64::from(count);
+                    self.queues[usize::from(index)] -= f64::from(count);
                     let least = (0..self.queues.len()).min_by(|a, b| self.queues[*a].total_cmp(&self.queues[*b])).unwrap();
                     self.queues[least] += f64::from(count);
                 }
@@ -63,20 +63,20 @@ impl World {
         self.now = Time(self.now.0 + pace * MS);
         let looks = pace as f64 / 50.0;
         let shares = self.group.shares();
-        for place in 0..self.queues.len() {
-            let queue = &mut self.queues[place];
-            *queue += arrivals * looks * shares.get(place).copied().unwrap_or(1.0 / self.speeds.len() as f64);
-            if self.watched[place] {
+        for index in 0..self.queues.len() {
+            let queue = &mut self.queues[index];
+            *queue += arrivals * looks * shares.get(index).copied().unwrap_or(1.0 / self.speeds.len() as f64);
+            if self.watched[index] {
                 self.taken_over += *queue;
                 *queue = 0.0;
             }
-            let taken = queue.min(self.speeds[place] * looks);
+            let taken = queue.min(self.speeds[index] * looks);
             *queue -= taken;
-            self.served[place] += taken;
+            self.served[index] += taken;
         }
         let queues: Vec<_> = self.queues.iter().map(|q| Some(*q as u32)).collect();
-        let staff: Vec<_> = (0..self.queues.len()).map(|place| self.staff(place)).collect();
-        self.group.look(self.now, &queues, &staff);
+        let reported: Vec<_> = (0..self.queues.len()).map(|index| self.load_of(index)).collect();
+        self.group.look(self.now, &queues, &reported);
         self.group.program();
         self.changes();
     }
@@ -124,16 +124,16 @@ fn a_hung_worker_is_found_out_soon_its_queue_is_taken_over_and_it_comes_back() {
         let mut world = World::new(&[100.0; 8]);
         (0..50).for_each(|_| world.look(200.0));
         world.seen.clear();
-        (0..hung).for_each(|place| world.speeds[place] = 0.0);
+        (0..hung).for_each(|index| world.speeds[index] = 0.0);
         let before = world.now;
         while world.seen.iter().filter(|c| matches!(c, Change::Stalled(_))).count() < hung {
             world.look(200.0);
             assert!(world.now.since(before) < Duration::from_secs(1), "{:?}", world.seen);
         }
-        for place in 0..hung {
-            assert!(world.watched[place], "its queue is the primary's now");
-            assert!(world.group.shares()[place] < 0.001);
-            assert!(world.group.hung_since(place as u16).is_some());
+        for index in 0..hung {
+            assert!(world.watched[index], "its queue is the primary's now");
+            assert!(world.group.shares()[index] < 0.001);
+            assert!(world.group.hung_since(index as u16).is_some());
         }
         world.look(200.0);
         assert!(world.queues[0] < 1.0 && world.taken_over > 0.0);
@@ -184,12 +184,12 @@ fn an_only_worker_is_never_given_up() {
 #[test]
 fn a_vacant_place_is_watched_and_gets_nothing_new() {
     let mut world = World::new(&[100.0; 4]);
-    world.group.staff(2, Staff::default());
+    world.group.set_load(2, ShardLoad::default());
     assert!(world.group.program().is_some());
     world.changes();
     assert!(world.watched[2]);
     assert_eq!(world.group.shares()[2], 0.0);
-    world.group.staff(2, world.staff(2));
+    world.group.set_load(2, world.load_of(2));
     assert!(world.group.program().is_some());
     world.changes();
     assert!(!world.watched[2]);

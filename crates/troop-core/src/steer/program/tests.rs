@@ -91,13 +91,13 @@ proptest! {
     #[test]
     fn the_kernel_finds_the_same_place_as_the_primary(
         from in prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)],
-        port: u16, prefix4 in 0..=32u8, prefix6 in 0..=128u8, places in 1..300usize, dead in 0..300usize, flows: bool, extension: bool,
+        port: u16, prefix4 in 0..=32u8, prefix6 in 0..=128u8, shards in 1..300usize, dead in 0..300usize, flows: bool, extension: bool,
     ) {
         // Mapped addresses are IPv4 on the wire.
         let from = from.to_canonical();
-        let mut all = vec![(100, true); places];
-        if let Some(place) = all.get_mut(dead) {
-            place.1 = false;
+        let mut all = vec![(100, true); shards];
+        if let Some(shard) = all.get_mut(dead) {
+            shard.1 = false;
         }
         let table = partition(&all);
         let program = by_client(&table, prefix4, prefix6, flows);

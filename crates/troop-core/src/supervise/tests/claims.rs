@@ -301,7 +301,7 @@ mod random {
                 }
             }
             prop_assert!(over, "it goes on for ever: {:?}", w.told);
-            let members: Vec<_> = w.supervisor.places.iter().filter_map(|place| place.current).map(|member| member.worker).collect();
+            let members: Vec<_> = w.supervisor.slots.iter().filter_map(|state| state.current).map(|member| member.worker).collect();
             let has = |worker: &WorkerId, port| ports.get(worker).map_or_else(
                 || old.get(worker.0 as usize - 1).is_some_and(|ports| ports.contains(&port)), |ports| ports.contains(&port));
             for claim in &claims {

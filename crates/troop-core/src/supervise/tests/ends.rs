@@ -3,7 +3,7 @@
 use super::*;
 
 fn down(world: &World) -> bool {
-    world.supervisor.doing() == Doing::Degraded && world.supervisor.is_down(world.now)
+    world.supervisor.state() == SupervisorState::Degraded && world.supervisor.is_down(world.now)
 }
 
 /// Where only workers that listen are ready, however old they are.
@@ -27,7 +27,7 @@ fn an_app_with_a_ready_worker_is_never_given_up() {
         (1..4).for_each(|slot| world.exit(world.of(slot), 1));
         world.pass(SECOND);
     }
-    assert_eq!((world.supervisor.doing(), &world.outcome, world.of(0)), (Doing::Degraded, &None, 1));
+    assert_eq!((world.supervisor.state(), &world.outcome, world.of(0)), (SupervisorState::Degraded, &None, 1));
     assert!(world.asked.is_empty(), "{:?}", world.asked);
 }
 
@@ -59,7 +59,7 @@ fn a_slot_whose_worker_keeps_dying_waits_longer_and_the_others_do_not() {
 fn a_start_without_a_ready_worker_fails_after_so_many_ends() {
     let mut world = World::with(Config { max_ends: 5, ..listeners(2) });
     for _ in 0..5 {
-        assert_eq!((world.supervisor.doing(), &world.outcome), (Doing::Starting, &None));
+        assert_eq!((world.supervisor.state(), &world.outcome), (SupervisorState::Starting, &None));
         world.exit(world.of(0).max(world.of(1)), 3);
         world.pass(SECOND / 2);
     }
@@ -84,7 +84,7 @@ fn a_start_whose_workers_are_never_ready_fails_after_the_window() {
     let mut world = World::with(Config { window: 60 * SECOND, ..listeners(2) });
     world.supervisor.online(world.now, WorkerId(1), true);
     world.pass(59 * SECOND);
-    assert_eq!((world.supervisor.doing(), world.asked.len()), (Doing::Starting, 0));
+    assert_eq!((world.supervisor.state(), world.asked.len()), (SupervisorState::Starting, 0));
     world.pass(SECOND);
     assert_eq!(world.asked, [Order::Disconnect(WorkerId(1)), Order::Terminate(WorkerId(2))]);
     (1..=2).for_each(|worker| world.exit(worker, 0));
@@ -94,7 +94,7 @@ fn a_start_whose_workers_are_never_ready_fails_after_the_window() {
     world.pass(299 * SECOND);
     world.up(1);
     world.pass(1000 * SECOND);
-    assert_eq!(world.supervisor.doing(), Doing::Running);
+    assert_eq!(world.supervisor.state(), SupervisorState::Running);
 }
 
 #[test]
@@ -113,7 +113,10 @@ fn an_app_that_was_ready_once_is_retried_for_ever_at_the_longest_delay() {
     assert_eq!(world.forks, forks + 2);
     assert!(delay(&world) >= Duration::from_millis(3750), "{:?}", delay(&world));
     (0..2).for_each(|slot| world.up(world.of(slot)));
-    assert_eq!((world.supervisor.doing(), world.told.last()), (Doing::Running, Some(&Progress::Recovered { workers: 2 })));
+    assert_eq!(
+        (world.supervisor.state(), world.told.last()),
+        (SupervisorState::Running, Some(&Progress::Recovered { workers: 2 }))
+    );
 }
 
 #[test]
@@ -161,7 +164,7 @@ fn the_time_without_workers_that_nobody_wants_does_not_count() {
 #[test]
 fn a_start_after_a_restart_is_not_the_first() {
     let mut world = World::with(Config { been_ready: true, max_ends: 2, ..Config::new(1) });
-    assert_eq!(world.supervisor.doing(), Doing::Starting);
+    assert_eq!(world.supervisor.state(), SupervisorState::Starting);
     for _ in 0..10 {
         world.exit(world.of(0), 1);
         assert!(down(&world) && world.outcome.is_none());
@@ -246,7 +249,7 @@ fn a_reload_does_not_wait_for_a_slot_that_waits() {
     world.carry_out();
     assert_eq!(world.forks, forks + 1);
     world.up(world.of(0));
-    assert_eq!(world.supervisor.doing(), Doing::Running);
+    assert_eq!(world.supervisor.state(), SupervisorState::Running);
     // Nor does one that has taken over owe anything of its predecessors'.
     world.exit(world.of(0), 1);
     assert!(delay(&world) <= Duration::from_millis(100), "{:?}", delay(&world));
@@ -262,12 +265,12 @@ fn a_reload_that_fails_after_a_pause_leaves_the_pause_unless_somebody_serves() {
     world.supervisor.reload(world.now);
     world.carry_out();
     world.exit(3, 1);
-    assert_eq!(world.supervisor.doing(), Doing::Paused);
+    assert_eq!(world.supervisor.state(), SupervisorState::Paused);
     world.supervisor.reload(world.now);
     world.carry_out();
     world.up(4);
     world.exit(5, 1);
-    assert_eq!((world.supervisor.doing(), world.of(0)), (Doing::Degraded, 4), "{:?}", world.told);
+    assert_eq!((world.supervisor.state(), world.of(0)), (SupervisorState::Degraded, 4), "{:?}", world.told);
     world.pass(SECOND);
     assert_eq!(world.of(1), 6);
     assert!(!world.asked.contains(&Order::Disconnect(WorkerId(4))));
@@ -279,14 +282,14 @@ fn slots_whose_workers_have_finished_are_not_missed() {
     (1..=3).for_each(|worker| world.up(worker));
     world.exit(1, 0);
     world.exit(2, 3);
-    assert_eq!(world.supervisor.doing(), Doing::Running);
+    assert_eq!(world.supervisor.state(), SupervisorState::Running);
     let done: Vec<_> = world.supervisor.vacancies().map(|vacancy| (vacancy.slot.0, vacancy.done)).collect();
     assert_eq!(done, [(0, Some(ExitHow::Code(0))), (1, Some(ExitHow::Code(3)))]);
     // One that failed for good is.
     let mut world = World::with(Config { restart: Restart::Never, ..Config::new(2) });
     (1..=2).for_each(|worker| world.up(worker));
     world.exit(1, 1);
-    assert_eq!((world.supervisor.doing(), &world.outcome), (Doing::Degraded, &None));
+    assert_eq!((world.supervisor.state(), &world.outcome), (SupervisorState::Degraded, &None));
 }
 
 #[test]
@@ -308,7 +311,7 @@ fn a_program_that_is_gone_for_a_while_ends_nobody_and_is_tried_again() {
         world.supervisor.tick(world.now);
     }
     world.pass(6 * SECOND);
-    assert_eq!(world.supervisor.places.iter().filter(|place| place.current.is_some()).count(), 2);
+    assert_eq!(world.supervisor.slots.iter().filter(|state| state.current.is_some()).count(), 2);
 }
 
 #[test]
@@ -318,7 +321,7 @@ fn a_worker_that_has_closed_its_channel_is_not_ready_any_more() {
     world.pass(10 * SECOND);
     world.disconnect(1);
     world.carry_out();
-    assert!(down(&world) || world.supervisor.doing() == Doing::Starting);
+    assert!(down(&world) || world.supervisor.state() == SupervisorState::Starting);
     assert_eq!(world.supervisor.standing(world.now, WorkerId(1)), Some((false, 1)));
     world.exit(1, 1);
     assert!(down(&world) && delay(&world).is_zero());
@@ -346,7 +349,10 @@ fn a_worker_that_is_never_ready_is_replaced_as_one_that_failed() {
     assert!(delay(&world) >= Duration::from_millis(75), "{:?}", delay(&world));
     world.pass(SECOND);
     world.up(world.of(0));
-    assert_eq!((world.supervisor.doing(), world.told.last()), (Doing::Running, Some(&Progress::Recovered { workers: 2 })));
+    assert_eq!(
+        (world.supervisor.state(), world.told.last()),
+        (SupervisorState::Running, Some(&Progress::Recovered { workers: 2 }))
+    );
 }
 
 #[test]
@@ -355,7 +361,7 @@ fn a_program_that_does_not_listen_is_not_late_and_workers_of_a_slow_start_are_no
     let mut world = World::new(2);
     world.supervisor.online(world.now, WorkerId(1), true);
     world.pass(1000 * SECOND);
-    assert_eq!((world.forks, world.supervisor.doing()), (2, Doing::Running));
+    assert_eq!((world.forks, world.supervisor.state()), (2, SupervisorState::Running));
     // The second one takes longer than a new worker of a reload may, but no longer than a start may.
     let mut world = World::with(Config { ready_timeout: 5 * SECOND, window: 60 * SECOND, ..listeners(2) });
     world.pass(50 * SECOND);

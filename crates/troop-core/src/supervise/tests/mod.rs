@@ -87,7 +87,7 @@ impl World {
 
     /// The one that a slot has now.
     fn of(&self, slot: usize) -> u32 {
-        self.supervisor.places[slot].current.map_or(0, |member| member.worker.0)
+        self.supervisor.slots[slot].current.map_or(0, |member| member.worker.0)
     }
 
     fn disconnect(&mut self, worker: u32) {
@@ -213,13 +213,13 @@ mod random {
                 }
                 w.carry_out();
                 w.pass(Duration::from_millis(wait));
-                let places = &w.supervisor.places;
-                let alive = places.iter().flat_map(|p| p.current.iter().chain(&p.successor)).count();
-                prop_assert!(alive <= places.len() + surge.max(1), "{alive} members for {} slots", places.len());
+                let slots = &w.supervisor.slots;
+                let alive = slots.iter().flat_map(|p| p.current.iter().chain(&p.successor)).count();
+                prop_assert!(alive <= slots.len() + surge.max(1), "{alive} members for {} slots", slots.len());
                 // Whoever is the worker of a slot gets connections; whoever is not yet, does not.
-                for place in places {
-                    prop_assert!(place.current.is_none_or(|member| !w.held.contains(&member.worker)));
-                    prop_assert!(place.successor.is_none_or(|member| w.held.contains(&member.worker)));
+                for state in slots {
+                    prop_assert!(state.current.is_none_or(|member| !w.held.contains(&member.worker)));
+                    prop_assert!(state.successor.is_none_or(|member| w.held.contains(&member.worker)));
                 }
                 // Nobody who is not ready stays for ever.
                 let sup = &w.supervisor;
@@ -227,24 +227,24 @@ mod random {
                     !sup.round.as_ref().is_some_and(|round| round.is_at(slot))
                         && !sup.leaving.iter().any(|leaving| leaving.worker == member.worker)
                 };
-                let late = places.iter().enumerate().filter_map(|(slot, place)| Some((slot, place.current?)));
+                let late = slots.iter().enumerate().filter_map(|(slot, state)| Some((slot, state.current?)));
                 let late = late.filter(|(slot, member)| member.ready_at(false, &sup.config).is_none() && is_left(*slot, member));
                 for (slot, member) in late.filter(|_| sup.phase == Phase::Running && sup.health.been_ready) {
                     prop_assert!(w.now < member.due, "slot {slot}: worker {} is not ready and goes on", member.worker);
                 }
                 // Nothing is forgotten: what is empty is about to be filled, or is not to be.
                 let is_running = w.supervisor.phase == Phase::Running;
-                for (slot, place) in places.iter().enumerate().filter(|(_, place)| is_running && place.current.is_none()) {
+                for (slot, state) in slots.iter().enumerate().filter(|(_, state)| is_running && state.current.is_none()) {
                     let is_awaited = w.supervisor.round.as_ref().is_some_and(|round| round.is_at(slot) || round.revives(slot));
-                    prop_assert!(place.retry_at.is_some() || place.done.is_some() || is_awaited, "slot {slot} is forgotten");
+                    prop_assert!(state.retry_at.is_some() || state.done.is_some() || is_awaited, "slot {slot} is forgotten");
                 }
             }
             // Left alone, every slot has a worker soon.
             w.pass(7 * SECOND);
             let sup = &w.supervisor;
-            for (slot, place) in sup.places.iter().enumerate().filter(|_| sup.phase == Phase::Running) {
+            for (slot, state) in sup.slots.iter().enumerate().filter(|_| sup.phase == Phase::Running) {
                 let is_awaited = sup.round.as_ref().is_some_and(|round| round.is_at(slot) || round.revives(slot));
-                prop_assert!(place.current.is_some() || place.done.is_some() || is_awaited, "slot {slot} is empty");
+                prop_assert!(state.current.is_some() || state.done.is_some() || is_awaited, "slot {slot} is empty");
             }
             w.supervisor.stop(w.now);
             w.carry_out();
@@ -320,7 +320,7 @@ fn a_pause_ends_the_workers_and_a_reload_the_pause() {
     (1..=2).for_each(|worker| world.up(worker));
     world.supervisor.pause(world.now);
     world.carry_out();
-    assert_eq!((world.asked.len(), world.supervisor.doing()), (2, Doing::Paused));
+    assert_eq!((world.asked.len(), world.supervisor.state()), (2, SupervisorState::Paused));
     (1..=2).for_each(|worker| world.exit(worker, 0));
     world.pass(100 * SECOND);
     assert_eq!((world.forks, &world.outcome), (2, &None));

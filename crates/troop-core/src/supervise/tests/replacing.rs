@@ -155,7 +155,7 @@ fn one_worker_is_recycled_at_a_time_and_a_reload_goes_before_it() {
     assert!(!world.supervisor.recycle(world.now, WorkerId(1), "it is old".into()));
     world.carry_out();
     world.up(3);
-    assert_eq!((replaced(&world), world.supervisor.doing()), (vec![(2, 3)], Doing::Running));
+    assert_eq!((replaced(&world), world.supervisor.state()), (vec![(2, 3)], SupervisorState::Running));
     assert!(world.supervisor.recycle(world.now, WorkerId(1), "it is old".into()));
     world.carry_out();
     world.exit(4, 1);
@@ -256,7 +256,7 @@ fn a_new_version_has_to_show_itself_in_vacant_slots_too() {
     world.exit(1, 1);
     world.supervisor.reload(world.now);
     world.carry_out();
-    assert_eq!((world.forks, world.supervisor.doing()), (2, Doing::Reloading));
+    assert_eq!((world.forks, world.supervisor.state()), (2, SupervisorState::Reloading));
     world.exit(2, 1);
     assert!(world.told.iter().any(|told| matches!(told, Progress::ReloadFailed { .. })));
     assert!(!world.told.contains(&Progress::ReloadFinished));
@@ -299,7 +299,7 @@ fn going_back_is_tried_until_it_works() {
 #[test]
 fn who_will_speak_is_not_ready_before_it_has_been_loaded() {
     let mut world = World::new(1);
-    world.supervisor.will_speak(world.now, WorkerId(1));
+    world.supervisor.expect_ipc(world.now, WorkerId(1));
     let is_ready = |world: &World| world.supervisor.standing(world.now, WorkerId(1)).is_some_and(|(ready, _)| ready);
     world.pass(20 * SECOND);
     assert!(!is_ready(&world), "the machine is slow");
@@ -331,7 +331,7 @@ fn a_slot_whose_back_off_ends_in_a_reload_has_to_show_what_it_can_like_the_other
         assert!(second > first, "its back-off is over");
         world.pass(SECOND);
         assert!(replaced(&world).contains(&(1, first)));
-        assert_eq!(world.supervisor.doing(), Doing::Reloading, "the second one is not ready");
+        assert_eq!(world.supervisor.state(), SupervisorState::Reloading, "the second one is not ready");
         (world, second)
     };
     let (mut world, second) = begin();
@@ -369,11 +369,11 @@ fn what_becomes_of_an_app_whose_reload_fails_is_told() {
     (1..=world.next_worker).for_each(|worker| world.exit(worker, 0));
     reload(&mut world);
     world.exit(world.next_worker, 1);
-    assert_eq!((then(&world), world.supervisor.doing()), (Some(Afterwards::Paused), Doing::Paused));
+    assert_eq!((then(&world), world.supervisor.state()), (Some(Afterwards::Paused), SupervisorState::Paused));
     let mut world = World::new(2);
     world.up(1);
     (1..=2).for_each(|worker| world.exit(worker, 1));
     reload(&mut world);
     world.exit(world.next_worker, 1);
-    assert_eq!((then(&world), world.supervisor.doing()), (Some(Afterwards::Retries), Doing::Degraded));
+    assert_eq!((then(&world), world.supervisor.state()), (Some(Afterwards::Retries), SupervisorState::Degraded));
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use troop_core::WorkerId;
 use troop_core::primary::USUAL_WEIGHT;
-use troop_core::supervise::Doing;
+use troop_core::supervise::SupervisorState;
 use troop_core::wire::incoming;
 use troop_sys::identity::Identity;
 use troop_sys::poll::Interest;
@@ -166,7 +166,7 @@ impl Driver {
     pub(super) fn reload(&mut self, reload: Reload) {
         let Reload { changes, allow_moved } = reload;
         let Some(supervisor) = &mut self.supervisor else { return };
-        let is_refused = matches!(supervisor.doing(), Doing::Reloading | Doing::Stopping);
+        let is_refused = matches!(supervisor.state(), SupervisorState::Reloading | SupervisorState::Stopping);
         if let (Some(changes), false) = (changes, is_refused) {
             self.before_reload = Some(self.settings.clone());
             self.setup(changes);

@@ -91,9 +91,9 @@ impl Driver {
     }
 
     /// Takes connections off a worker's own queue, for others.
-    pub(super) fn take_off(&mut self, id: ListenerId, place: u16, count: u32) {
+    pub(super) fn take_off(&mut self, id: ListenerId, shard: u16, count: u32) {
         let has_other_users = self.closing.is_some();
-        let Some((number, socket)) = self.socket(id, place) else { return };
+        let Some((number, socket)) = self.socket(id, shard) else { return };
         let watch = socket.never_wait(has_other_users);
         let needs = self.core.needs(id);
         for _ in 0..count {
@@ -111,10 +111,10 @@ impl Driver {
             return;
         }
         let Some(id) = self.sockets.get(number).map(|socket| socket.listener) else { return };
-        let place = self.listeners.get(&id).and_then(|listener| listener.places().iter().position(|own| *own == number));
+        let shard = self.listeners.get(&id).and_then(|listener| listener.shards().iter().position(|own| *own == number));
         // Where several have it, nobody knows who it was.
-        if let Some(place) = place
-            && let [worker] = self.core.holders(id, place)
+        if let Some(shard) = shard
+            && let [worker] = self.core.holders(id, shard)
         {
             let worker = *worker;
             self.core.violated(worker, Violation::HeldUp);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use troop_core::WorkerId;
 use troop_core::event::Notice;
 use troop_core::primary::{Action, Successors, USUAL_WEIGHT, WorkerState};
-use troop_core::supervise::{Afterwards, Cause, Doing, GiveUp, Order, Progress, Supervisor};
+use troop_core::supervise::{Afterwards, Cause, GiveUp, Order, Progress, Supervisor, SupervisorState};
 use troop_sys::process;
 
 use super::{Driver, SignalMeans};
@@ -58,7 +58,7 @@ impl Driver {
                     self.unflushed.push(worker);
                 }
             }
-            Action::SendListener { worker, listener, place, line } => {
+            Action::SendListener { worker, listener, shard, line } => {
                 // Copies that a worker asks for and does not read are bounded. First what waits is written, as far as there is room.
                 let most = self.core.budget().handle_share();
                 let is_full = |channel: &mut crate::primary::channel::Channel| channel.outbox.handles() >= most;
@@ -69,7 +69,7 @@ impl Driver {
                         return;
                     }
                 }
-                let copy = self.socket(listener, place).map(|(_, socket)| socket.fd.try_clone());
+                let copy = self.socket(listener, shard).map(|(_, socket)| socket.fd.try_clone());
                 match (copy, self.channel(worker)) {
                     (Some(Ok(copy)), Some(channel)) => {
                         channel.say_with(&line, copy);
@@ -84,8 +84,8 @@ impl Driver {
             Action::Bind { listener, worker, spec } => self.bind(listener, worker, spec),
             Action::Reach { listener, worker } => self.reach(listener, Some(worker)),
             Action::Unbind { listener } => self.unbind(listener),
-            Action::Watch { listener, place, on } => self.watch(listener, place, on),
-            Action::Take { listener, place, count } => self.take_off(listener, place, count),
+            Action::Watch { listener, shard, on } => self.watch(listener, shard, on),
+            Action::Take { listener, shard, count } => self.take_off(listener, shard, count),
             Action::Open { listener } => self.open_more(listener),
             Action::Steer { listener, program } => self.steer(listener, &program),
             Action::Sample { listener } => self.sample(listener),
@@ -184,8 +184,8 @@ impl Driver {
                 match result {
                     Ok(worker) => {
                         supervisor.forked(self.now, slot, worker.id());
-                        if self.settings.will_speak() {
-                            supervisor.will_speak(self.now, worker.id());
+                        if self.settings.expect_ipc() {
+                            supervisor.expect_ipc(self.now, worker.id());
                         }
                     }
                     Err(e) => supervisor.fork_failed(self.now, slot, e.chain(), spawn::is_for_good(&e)),
@@ -195,12 +195,11 @@ impl Driver {
             Order::Admit(worker) => self.core.hold(self.now, worker, false),
             Order::Disconnect(worker) => {
                 // A worker that is replaced leaves its listeners to its successor, which may not have asked for all of them yet.
-                let keep = self.supervisor.as_ref().is_some_and(|s| s.doing() != Doing::Stopping);
+                let keep = self.supervisor.as_ref().is_some_and(|s| s.state() != SupervisorState::Stopping);
                 // Its clients have somebody else to go to, but should not all come at once.
-                let others = self
-                    .supervisor
-                    .as_ref()
-                    .is_some_and(|s| !matches!(s.doing(), Doing::Paused | Doing::Stopping) && !s.is_in_the_way(worker));
+                let others = self.supervisor.as_ref().is_some_and(|s| {
+                    !matches!(s.state(), SupervisorState::Paused | SupervisorState::Stopping) && !s.is_in_the_way(worker)
+                });
                 let close_over = others.then_some(self.close_over);
                 if !self.tell_to_leave(worker, keep, close_over) {
                     self.kill(worker, 15);

@@ -1,6 +1,6 @@
 //! Looks at everything at once, for those who show it.
 
-use troop_core::supervise::Doing;
+use troop_core::supervise::SupervisorState;
 
 use super::Driver;
 use crate::primary::snapshot::{ListenerSnapshot, Phase, Snapshot, VacantSlot, WorkerSnapshot, millis};
@@ -55,13 +55,13 @@ impl Driver {
             pid: std::process::id(),
             uptime_ms: millis(self.origin.elapsed()),
             phase: match supervisor {
-                Some(s) => match s.doing() {
-                    Doing::Starting => Phase::Starting,
-                    Doing::Running if lost.is_empty() => Phase::Running,
-                    Doing::Running | Doing::Degraded => Phase::Degraded,
-                    Doing::Reloading => Phase::Reloading,
-                    Doing::Paused => Phase::Paused,
-                    Doing::Stopping => Phase::Stopping,
+                Some(s) => match s.state() {
+                    SupervisorState::Starting => Phase::Starting,
+                    SupervisorState::Running if lost.is_empty() => Phase::Running,
+                    SupervisorState::Running | SupervisorState::Degraded => Phase::Degraded,
+                    SupervisorState::Reloading => Phase::Reloading,
+                    SupervisorState::Paused => Phase::Paused,
+                    SupervisorState::Stopping => Phase::Stopping,
                 },
                 None => Phase::Running,
             },

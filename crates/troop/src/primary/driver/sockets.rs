@@ -33,7 +33,7 @@ impl Driver {
         let has_room = self.sockets.len() < self.core.budget().listeners();
         let opened = match () {
             () if !has_room => Err(rustix::io::Errno::MFILE.into()),
-            () if matches!(spec.place, Bind::Unix { .. }) && self.names_dead_paths(worker) => {
+            () if matches!(spec.target, Bind::Unix { .. }) && self.names_dead_paths(worker) => {
                 Err(rustix::io::Errno::TIMEDOUT.into())
             }
             () => listener::open(&spec, &self.inherited, &rights),
@@ -125,8 +125,8 @@ impl Driver {
         }
     }
 
-    pub(super) fn socket(&mut self, id: ListenerId, place: u16) -> Option<(usize, &mut Socket)> {
-        let number = *self.listeners.get(&id)?.places().get(usize::from(place))?;
+    pub(super) fn socket(&mut self, id: ListenerId, shard: u16) -> Option<(usize, &mut Socket)> {
+        let number = *self.listeners.get(&id)?.shards().get(usize::from(shard))?;
         self.sockets.get_mut(number).map(|socket| (number, socket))
     }
 
@@ -135,8 +135,8 @@ impl Driver {
         self.listeners.get(&id).and_then(|listener| self.sockets.get(*listener.sockets.first()?))
     }
 
-    pub(super) fn watch(&mut self, id: ListenerId, place: u16, on: bool) {
-        if let Some((number, _)) = self.socket(id, place) {
+    pub(super) fn watch(&mut self, id: ListenerId, shard: u16, on: bool) {
+        if let Some((number, _)) = self.socket(id, shard) {
             self.watch_socket(number, on);
         }
     }
@@ -182,7 +182,7 @@ impl Driver {
         self.see_queues(id);
         let result = self.try_open_more(id);
         if result.is_err()
-            && let Some(listener) = self.listeners.get_mut(&id).filter(|listener| listener.places().is_empty())
+            && let Some(listener) = self.listeners.get_mut(&id).filter(|listener| listener.shards().is_empty())
         {
             // The founder is the only one and does for all.
             listener.grouped = false;
@@ -304,24 +304,24 @@ impl Driver {
     /// What waits in the sockets of a group. Puts right what workers have done to them.
     fn see_queues(&mut self, id: ListenerId) -> Vec<Option<u32>> {
         let Some(listener) = self.listeners.get(&id).filter(|listener| listener.grouped) else { return Vec::new() };
-        let sockets = listener.places().iter().filter_map(|number| self.sockets.get(*number));
+        let sockets = listener.shards().iter().filter_map(|number| self.sockets.get(*number));
         let mut waiting: Vec<Option<u32>> = sockets.map(|socket| group::waiting(socket.fd.as_fd())).collect();
-        let is_shut = |place: &usize| {
-            let socket = listener.places().get(*place).and_then(|number| self.sockets.get(*number));
+        let is_shut = |shard: &usize| {
+            let socket = listener.shards().get(*shard).and_then(|number| self.sockets.get(*number));
             // `None` alone may only mean that the kernel does not tell.
-            listener.backlog.is_some() && waiting[*place].is_none() && socket.is_some_and(|s| !socket::listens(&s.fd))
+            listener.backlog.is_some() && waiting[*shard].is_none() && socket.is_some_and(|s| !socket::listens(&s.fd))
         };
         let shut: Vec<usize> = (0..waiting.len()).filter(is_shut).collect();
-        let revived = shut.iter().filter(|place| self.revive(id, **place)).count();
+        let revived = shut.iter().filter(|shard| self.revive(id, **shard)).count();
         match (shut.as_slice(), revived) {
             ([], _) => {}
-            ([place], 1) => {
+            ([shard], 1) => {
                 let last = waiting.len() - 1;
-                waiting.swap(*place, last);
+                waiting.swap(*shard, last);
                 if let Some(listener) = self.listeners.get_mut(&id) {
-                    listener.sockets.swap(place + 1, last + 1);
+                    listener.sockets.swap(shard + 1, last + 1);
                 }
-                self.core.renumbered(self.now, id, *place as u16, last as u16);
+                self.core.renumbered(self.now, id, *shard as u16, last as u16);
             }
             // Which of several was the first is not known, nor whether the last one has moved.
             _ => self.core.numbers_lost(self.now, id),
@@ -331,9 +331,9 @@ impl Driver {
 
     /// A worker has shut its socket down, which took it out of the group: the kernel gave its number to the last one. When it listens
     /// again, it is the last one.
-    fn revive(&mut self, id: ListenerId, place: usize) -> bool {
+    fn revive(&mut self, id: ListenerId, shard: usize) -> bool {
         let Some(listener) = self.listeners.get(&id) else { return false };
-        let (Some(&number), Some(backlog)) = (listener.places().get(place), listener.backlog) else { return false };
+        let (Some(&number), Some(backlog)) = (listener.shards().get(shard), listener.backlog) else { return false };
         let Some(socket) = self.sockets.get_mut(number) else { return false };
         if socket::listen(&socket.fd, backlog).is_err() {
             return false;

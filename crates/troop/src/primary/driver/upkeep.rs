@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use troop_core::supervise::Doing;
+use troop_core::supervise::SupervisorState;
 use troop_core::{ListenerId, WorkerId};
 use troop_sys::identity::Identity;
 use troop_sys::options::{Restored, Use};
@@ -185,8 +185,8 @@ impl Driver {
     fn revive_activated(&mut self) -> Vec<String> {
         let mut lost = Vec::new();
         let Some(sockets) = self.settings.activation.clone() else { return lost };
-        let busy = |doing| matches!(doing, Doing::Reloading | Doing::Paused | Doing::Stopping);
-        let may_change = self.supervisor.as_ref().is_some_and(|supervisor| !busy(supervisor.doing()));
+        let busy = |doing| matches!(doing, SupervisorState::Reloading | SupervisorState::Paused | SupervisorState::Stopping);
+        let may_change = self.supervisor.as_ref().is_some_and(|supervisor| !busy(supervisor.state()));
         let mut replaces = false;
         for socket in sockets.iter() {
             let now = std::time::Instant::now();
@@ -284,7 +284,7 @@ impl Driver {
     /// Gives a Unix listener a new socket at its path. What waits in the old one is not lost.
     fn bind_anew(&mut self, id: ListenerId, rights: &Rights) -> io::Result<()> {
         let Some(listener) = self.listeners.get(&id) else { return Ok(()) };
-        let (fd, file) = listener::bind_path(&listener.spec.place, rights)?;
+        let (fd, file) = listener::bind_path(&listener.spec.target, rights)?;
         if !self.leaves_the_reserve(&fd) {
             return Err(rustix::io::Errno::MFILE.into());
         }
