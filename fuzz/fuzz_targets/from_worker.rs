@@ -45,7 +45,7 @@ impl World {
                     assert!(self.open.remove(&conn));
                     self.held.remove(&conn);
                 }
-                Action::Send { line, .. } | Action::SendListener { line, .. } | Action::Ask { line, .. } => {
+                Action::Send { line, .. } | Action::SendListener { line, .. } | Action::Probe { line, .. } => {
                     assert_eq!(line.last(), Some(&b'\n'));
                     assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
                 }

@@ -2,7 +2,7 @@
 //! JavaScript, in `npm/`.
 //!
 //! Node starts the processes and has a channel of its own to each, whose other end is here; here is also the channel to the worker. Messages
-//! of programs are passed through, by JavaScript's own thread when it can ([`troop::Helper`]); listeners and connections are dealt with on a
+//! of programs are passed through, by JavaScript's own thread when it can ([`troop::RelayIo`]); listeners and connections are dealt with on a
 //! thread of the engine's, without JavaScript.
 
 mod text;
@@ -19,7 +19,7 @@ use napi::bindgen_prelude::{ArrayBuffer, Buffer, FnArgs, Function};
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi::{Env, Error, Result, Status};
 use napi_derive::napi;
-use troop::{Adoption, Cluster, Event, Helper, InheritedSocket, Scheduling, WorkerHandle, WorkerId};
+use troop::{Adoption, Cluster, Event, InheritedSocket, RelayIo, Scheduling, WorkerHandle, WorkerId};
 use watch::Watch;
 
 /// The descriptors of a worker that is to be started.
@@ -236,16 +236,16 @@ impl Engine {
             offered.call(id, ThreadsafeFunctionCallMode::NonBlocking);
         };
         // Without it everything works too, only not as fast.
-        let accepted = if deliver.is_some() { handle.helper(offer).ok().flatten() } else { None };
-        let (helper, channel) = accepted.unzip();
-        let helper = Helping(Rc::new(RefCell::new(helper)));
+        let accepted = if deliver.is_some() { handle.relay_io(offer).ok().flatten() } else { None };
+        let (direct_io, channel) = accepted.unzip();
+        let direct_io = DirectIo(Rc::new(RefCell::new(direct_io)));
         let mut watch = None;
         if let (Some(deliver), Some(channel)) = (deliver, channel) {
-            let reader = helper.clone();
-            let read = move |messages: &mut Vec<u8>| reader.with(|helper| helper.read(messages));
+            let reader = direct_io.clone();
+            let read = move |messages: &mut Vec<u8>| reader.with(|direct_io| direct_io.read(messages));
             watch = Watch::new(&env, channel, Box::new(read), deliver.create_ref()?).ok();
         }
-        Ok(Member { handle, helper, watch })
+        Ok(Member { handle, direct_io, watch })
     }
 
     /// Lets workers listen on this descriptor of the process by its number.
@@ -291,17 +291,17 @@ impl Engine {
 #[derive(Debug)]
 pub struct Member {
     handle: WorkerHandle,
-    helper: Helping,
+    direct_io: DirectIo,
     watch: Option<Watch>,
 }
 
 /// A helper, until Node's channel is closed.
 #[derive(Debug, Clone)]
-struct Helping(Rc<RefCell<Option<Helper>>>);
+struct DirectIo(Rc<RefCell<Option<RelayIo>>>);
 
-impl Helping {
-    fn with(&self, help: impl FnOnce(&Helper) -> bool) -> bool {
-        self.0.borrow().as_ref().is_some_and(help)
+impl DirectIo {
+    fn with(&self, act: impl FnOnce(&RelayIo) -> bool) -> bool {
+        self.0.borrow().as_ref().is_some_and(act)
     }
 }
 
@@ -311,7 +311,7 @@ impl Member {
     #[napi(catch_unwind)]
     pub fn help(&self) {
         if let Some(watch) = &self.watch
-            && self.helper.with(Helper::begin)
+            && self.direct_io.with(RelayIo::begin)
         {
             watch.start();
         }
@@ -322,30 +322,30 @@ impl Member {
     /// because what surrounds a method takes as long as the rest.)
     #[napi(catch_unwind)]
     pub fn text_writer<'env>(&self, env: &'env Env) -> Result<Function<'env, FnArgs<(String, bool)>, bool>> {
-        let (helper, room) = (self.helper.clone(), RefCell::new(Vec::new()));
+        let (direct_io, room) = (self.direct_io.clone(), RefCell::new(Vec::new()));
         env.create_function_from_closure("write", move |call| {
             let mut message = room.borrow_mut();
             text::read(&call.get(0)?, &mut message)?;
             let behind = call.get(1)?;
-            Ok(helper.with(|helper| helper.write(&message, behind)))
+            Ok(direct_io.with(|direct_io| direct_io.write(&message, behind)))
         })
     }
 
     /// The same for a message in V8's format.
     #[napi(catch_unwind)]
     pub fn bytes_writer<'env>(&self, env: &'env Env) -> Result<Function<'env, FnArgs<(Buffer, bool)>, bool>> {
-        let helper = self.helper.clone();
+        let direct_io = self.direct_io.clone();
         env.create_function_from_closure("write", move |call| {
             let (message, behind): (&[u8], bool) = (call.get(0)?, call.get(1)?);
-            Ok(helper.with(|helper| helper.write(message, behind)))
+            Ok(direct_io.with(|direct_io| direct_io.write(message, behind)))
         })
     }
 
     /// The process is about to end.
     #[napi(catch_unwind)]
     pub fn hurry(&self) {
-        self.helper.with(|helper| {
-            helper.hurry();
+        self.direct_io.with(|direct_io| {
+            direct_io.hurry();
             true
         });
     }
@@ -354,7 +354,7 @@ impl Member {
     #[napi(catch_unwind)]
     pub fn close(&mut self) {
         self.watch = None;
-        self.helper.0.take();
+        self.direct_io.0.take();
     }
 
     /// Its counters now; after its end, as of its disconnect.

@@ -80,7 +80,7 @@ pub use events::{Event, Events};
 pub use inherited::InheritedSocket;
 pub use message::{Handle, Message, Request};
 pub use net::{TcpListener, TcpStream, UnixListener, UnixStream};
-pub use primary::{Adoption, Broadcast, Builder, Cgroup, Cluster, Fork, Helper, WorkerHandle};
+pub use primary::{Adoption, Broadcast, Builder, Cgroup, Cluster, Fork, RelayIo, WorkerHandle};
 pub use role::{Role, role, worker};
 #[cfg(feature = "axum")]
 pub use serve::{WorkerListener, serve};

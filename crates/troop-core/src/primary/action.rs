@@ -49,7 +49,7 @@ pub enum Action {
         line: Vec<u8>,
     },
     /// Write a line to a worker together with a socket that leads nowhere.
-    Ask {
+    Probe {
         /// To whom.
         worker: WorkerId,
         /// The line.

@@ -56,7 +56,7 @@ impl Primary {
 
     /// Gives one worker a connection of the shell's own, as if it had come from one of its listeners, whatever the policy says. It is never
     /// given to another one: who does not take it loses it ([`Action::Release`]). False if the worker cannot have it now.
-    pub fn hand(&mut self, now: Time, worker: WorkerId, id: ListenerId, conn: ConnId) -> bool {
+    pub fn inject(&mut self, now: Time, worker: WorkerId, id: ListenerId, conn: ConnId) -> bool {
         self.clock(now);
         let Some(state) = self.workers.get(&worker) else { return false };
         let listens = state.membership(id).is_some_and(|membership| membership.admitted);
@@ -237,7 +237,7 @@ impl Primary {
             return if self.in_flight_with(worker, seq) {
                 self.refused(now, worker, seq);
                 Ok(())
-            } else if self.is_pulse(now, worker, seq) {
+            } else if self.is_probe_reply(now, worker, seq) {
                 Ok(())
             } else {
                 Err(Violation::UnaskedAck)

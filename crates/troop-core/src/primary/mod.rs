@@ -8,8 +8,8 @@ mod budget;
 mod config;
 mod handover;
 mod listener;
+mod liveness;
 mod membership;
-mod pulse;
 mod reports;
 mod steering;
 mod unused;
@@ -208,7 +208,7 @@ impl Primary {
                     fd: message.fd,
                 };
                 self.listens(now, worker, &at);
-                self.feel_later(now);
+                self.schedule_probe(now);
                 self.notify(Notice::Listening { worker, at });
             }
             Some(Act::Close) => {
@@ -407,7 +407,7 @@ impl Primary {
             Some(HandleWait::Listener { .. }) if arrived => {}
             // The reply was dropped together with its descriptor. Without an answer `listen` would hang.
             Some(HandleWait::Listener { ack, listener }) => self.listener_lost(worker, listener, ack),
-            Some(HandleWait::Pulse) => self.pulse_felt(now, worker, arrived),
+            Some(HandleWait::Probe) => self.probe_answered(now, worker, arrived),
             Some(HandleWait::User { ticket }) => {
                 self.actions.push_back(Action::HandleSettled { worker, ticket, delivered: arrived });
             }
@@ -475,7 +475,7 @@ impl Primary {
         if let Some(at) = self.look_around(now) {
             self.wake_at(at);
         }
-        if let Some(at) = self.feel_pulses(now) {
+        if let Some(at) = self.probe_silent_workers(now) {
             self.wake_at(at);
         }
     }
@@ -486,7 +486,7 @@ impl Primary {
         if now.since(self.last_time) > STOPPED && self.next_tick.is_some_and(|due| now.since(due) > STOPPED) {
             for state in self.workers.values_mut() {
                 state.in_flight.iter_mut().for_each(|c| c.since = now);
-                state.pulse.stood_still(now);
+                state.liveness.stood_still(now);
             }
             self.listeners.values_mut().filter_map(|l| l.group.as_mut()).for_each(|group| group.stood_still(now));
         }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::budget::WastedBinds;
+use super::liveness::Liveness;
 use super::membership::ListenerMembership;
-use super::pulse::Pulse;
 use super::reports::REPORT_EVERY;
 use crate::id::{ConnId, ListenerId, Time};
 use crate::policy::Connection;
@@ -117,7 +117,7 @@ pub(super) enum HandleWait {
         ticket: u64,
     },
     /// A connection to nothing.
-    Pulse,
+    Probe,
 }
 
 #[derive(Debug)]
@@ -152,7 +152,7 @@ pub(super) struct Worker {
     pub(super) wasted_binds: WastedBinds,
     pub(super) in_flight: VecDeque<InFlight>,
     pub(super) handle_waits: VecDeque<HandleWait>,
-    pub(super) pulse: Pulse,
+    pub(super) liveness: Liveness,
     /// Its part in each listener that it asked for.
     pub(super) memberships: Vec<ListenerMembership>,
     pub(super) open: u32,
@@ -197,7 +197,7 @@ impl Worker {
             wasted_binds: WastedBinds::default(),
             in_flight: VecDeque::new(),
             handle_waits: VecDeque::new(),
-            pulse: Pulse::default(),
+            liveness: Liveness::default(),
             memberships: Vec::new(),
             open: 0,
             load: 0,

@@ -231,7 +231,7 @@ impl World {
                     }
                     self.workers.get_mut(&worker).unwrap().sockets.insert((listener, shard), false);
                 }
-                Action::Ask { worker, line } => {
+                Action::Probe { worker, line } => {
                     prop_assert!(self.workers[&worker].connected);
                     self.sent.push((worker, String::from_utf8_lossy(&line).into_owned()));
                 }

@@ -275,7 +275,7 @@ impl Builder {
     }
 
     /// Starts the cluster in a thread of its own, without a runtime, and shows every event to `observer` there; what is set by
-    /// [`Builder::on_event`] is not used. The observer must neither block nor ask for a [`Helper`](crate::Helper). Signals are left alone. The thread ends when the last clone of the [`Cluster`] has been dropped.
+    /// [`Builder::on_event`] is not used. The observer must neither block nor ask for a [`RelayIo`](crate::RelayIo). Signals are left alone. The thread ends when the last clone of the [`Cluster`] has been dropped.
     /// With [`Builder::workers`] it forks and supervises as many; without, the program forks.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use troop_core::WorkerId;
 use troop_core::primary::{WorkerState, WorkerStats, WorkerStatus};
 
-use super::help::Helper;
+use super::direct_io::RelayIo;
 use super::output::Tail;
 use super::wake::{Command, Commander};
 use crate::channel::Mailbox;
@@ -105,13 +105,13 @@ impl WorkerHandle {
 
     /// Lets the thread of the program that the worker's messages are passed through to do that itself. Returns what it does it with, and a copy of
     /// the worker's channel, to be waited for until it is readable (level-triggered), and for nothing else. `offer` is called in the cluster's
-    /// thread, and must not block, when [`Helper::begin`] is welcome. `None` if the worker is not relayed, or its channel is closed, or the
+    /// thread, and must not block, when [`RelayIo::begin`] is welcome. `None` if the worker is not relayed, or its channel is closed, or the
     /// cluster has no thread of its own.
     ///
     /// # Errors
     /// When out of descriptors.
-    pub fn helper(&self, offer: impl Fn() + Send + 'static) -> Result<Option<(Helper, OwnedFd)>> {
-        Helper::new(&self.shared, Box::new(offer)).map_err(Error::io("copy the channel of a worker"))
+    pub fn relay_io(&self, offer: impl Fn() + Send + 'static) -> Result<Option<(RelayIo, OwnedFd)>> {
+        RelayIo::new(&self.shared, Box::new(offer)).map_err(Error::io("copy the channel of a worker"))
     }
 
     /// Its counters now; after its end, as of its disconnect.

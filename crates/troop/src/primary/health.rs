@@ -15,7 +15,7 @@ use troop_core::WorkerId;
 use troop_sys::spawn;
 
 use super::Phase;
-use super::driver::{Ends, Handed};
+use super::driver::{ConnectionEnds, Injected};
 use super::policies::{HealthCheck, HealthTest};
 use super::snapshot::WorkerSnapshot;
 use super::spawn::step;
@@ -132,9 +132,9 @@ async fn connect(cluster: &Commander, check: &HealthCheck, worker: WorkerId, pat
     let listener = check.listener.clone();
     let cannot = cannot("no connection for it can be made");
     let (tcp, unix) = (tcp_pair().await.map_err(&cannot)?, std::os::unix::net::UnixStream::pair().map_err(&cannot)?);
-    let ends = Ends { tcp: tcp.1, unix: unix.1.into() };
-    let handed = cluster.ask(|done| Ask::Hand(worker, listener, ends, done)).await;
-    let Handed { unix: is_unix, taken } = handed.map_err(|e| e.to_string())??;
+    let ends = ConnectionEnds { tcp: tcp.1, unix: unix.1.into() };
+    let injected = cluster.ask(|done| Ask::Inject(worker, listener, ends, done)).await;
+    let Injected { unix: is_unix, taken } = injected.map_err(|e| e.to_string())??;
     let end = if is_unix { unix.0.into() } else { tcp.0 };
     if !taken.await.unwrap_or(false) {
         return Err("it did not take the connection".into());

@@ -14,7 +14,7 @@ use troop_core::wire::outgoing::{HANDLE_ACK, HANDLE_NACK};
 use troop_sys::poll::Interest;
 
 use super::channel::{Channel, say};
-use super::help::Helped;
+use super::direct_io::DirectIo;
 use crate::channel::{HANDLE_TRIES, MAX_QUEUED, Outbox, framing};
 
 /// How every message begins that is not for the program.
@@ -47,7 +47,7 @@ pub(crate) struct Relay {
     /// Nothing more comes from the worker.
     pub(crate) last: bool,
     /// The program's own thread helps.
-    pub(crate) helper: Option<Helped>,
+    pub(crate) direct_io: Option<DirectIo>,
     /// Something has been written to the socket that the program may not have read yet.
     pub(crate) is_behind: bool,
     /// Bytes of the lines in `unconfirmed`.
@@ -68,7 +68,7 @@ impl Relay {
             unconfirmed: VecDeque::new(),
             tickets: BTreeSet::new(),
             last: false,
-            helper: None,
+            direct_io: None,
             is_behind: false,
             unconfirmed_bytes: 0,
             most_handles,
@@ -81,8 +81,8 @@ impl Relay {
     }
 
     /// Whether the program's thread reads the worker's channel, and nobody else does.
-    pub(crate) fn is_helped(&self) -> bool {
-        self.helper.as_ref().is_some_and(|helper| helper.reads)
+    pub(crate) fn is_direct(&self) -> bool {
+        self.direct_io.as_ref().is_some_and(|direct_io| direct_io.reads)
     }
 
     /// Whether the program has everything that was written to its socket.

@@ -11,7 +11,7 @@ use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Successors, WorkerStatus};
 use troop_sys::poll::Bell;
 
-use super::driver::{Ends, Handed, Shared};
+use super::driver::{ConnectionEnds, Injected, Shared};
 use super::{Adoption, Fork, Reload, Snapshot, WorkerHandle};
 use crate::error::{Error, Result as Outcome};
 use crate::inherited::InheritedSocket;
@@ -55,7 +55,7 @@ pub(crate) enum Command {
     /// A worker has failed a test, and is to be replaced or not.
     Unhealthy(WorkerId, String, bool),
     /// Gives a worker a connection as if from this listener, or from its first.
-    Hand(WorkerId, Option<Pattern>, Ends, oneshot::Sender<Result<Handed, String>>),
+    Inject(WorkerId, Option<Pattern>, ConnectionEnds, oneshot::Sender<Result<Injected, String>>),
     Stop,
     /// Nobody has a handle to the cluster any more.
     Over,
@@ -71,22 +71,28 @@ pub(crate) struct Wake {
     /// For a driver that waits in a plain thread.
     pub(crate) bell: Option<Bell>,
     /// Such a driver.
-    helped: OnceLock<Weak<Shared>>,
+    direct_io: OnceLock<Weak<Shared>>,
 }
 
 impl Wake {
     pub(crate) fn new(bell: Option<Bell>) -> Wake {
-        Wake { pending: AtomicBool::new(false), posted: Mutex::default(), notify: Notify::new(), bell, helped: OnceLock::new() }
+        Wake {
+            pending: AtomicBool::new(false),
+            posted: Mutex::default(),
+            notify: Notify::new(),
+            bell,
+            direct_io: OnceLock::new(),
+        }
     }
 
     /// The driver can be helped.
-    pub(crate) fn can_be_helped(&self, driver: &Arc<Shared>) {
-        let _ = self.helped.set(Arc::downgrade(driver));
+    pub(crate) fn allow_direct_io(&self, driver: &Arc<Shared>) {
+        let _ = self.direct_io.set(Arc::downgrade(driver));
     }
 
     /// The driver, if it can be helped and is not over.
-    pub(crate) fn helped(&self) -> Option<Arc<Shared>> {
-        self.helped.get()?.upgrade()
+    pub(crate) fn direct_io(&self) -> Option<Arc<Shared>> {
+        self.direct_io.get()?.upgrade()
     }
 
     pub(crate) fn wake(&self) {

@@ -104,15 +104,15 @@ impl Driver {
     }
 
     /// Hands a worker a connection to nothing. It is a socket of its own, so that no two workers have one in common.
-    pub(super) fn ask_for_life(&mut self, worker: WorkerId, line: &[u8]) {
+    pub(super) fn send_probe(&mut self, worker: WorkerId, line: &[u8]) {
         // The answer must not have to wait for the program.
-        self.take_back(worker);
+        self.reclaim_channel(worker);
         match (UnixStream::pair(), self.channel(worker)) {
             (Ok((socket, _)), Some(channel)) => {
                 channel.say_with(line, socket.into());
                 self.unflushed.push(worker);
             }
-            (Err(_), Some(_)) => self.core.unasked(self.now, worker),
+            (Err(_), Some(_)) => self.core.probe_unsent(self.now, worker),
             (_, None) => {}
         }
     }

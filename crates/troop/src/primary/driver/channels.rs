@@ -258,7 +258,7 @@ impl Driver {
 
     /// Lets the poller report what can be used of a channel.
     pub(super) fn update_channel(&mut self, id: WorkerId) {
-        let full = self.relays.get(&id).is_some_and(|relay| relay.is_full() || relay.is_helped());
+        let full = self.relays.get(&id).is_some_and(|relay| relay.is_full() || relay.is_direct());
         let Some(channel) = self.processes.get_mut(&id).and_then(|process| process.channel.as_mut()) else { return };
         let interest = match (channel.is_deaf() || full, channel.blocked) {
             (true, true) => Interest::Write,

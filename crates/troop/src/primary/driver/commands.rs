@@ -136,8 +136,8 @@ impl Driver {
                 }
             }
             Command::Unhealthy(worker, reason, replace) => self.is_unhealthy(worker, reason, replace),
-            Command::Hand(worker, pattern, ends, done) => {
-                let _ = done.send(self.hand(worker, pattern.as_ref(), ends));
+            Command::Inject(worker, pattern, ends, done) => {
+                let _ = done.send(self.inject(worker, pattern.as_ref(), ends));
             }
             Command::Recycle(worker, reason, done) => {
                 let _ = done.send(self.recycle(worker, reason));

@@ -197,7 +197,7 @@ impl Driver {
     #[inline]
     pub(super) fn deliver(&mut self, worker: WorkerId, listener: ListenerId, conn: ConnId, seq: u64, batched: bool) {
         if !self.relays.is_empty() {
-            self.take_back(worker);
+            self.reclaim_channel(worker);
         }
         if batched {
             let Some(channel) = self.processes.get_mut(&worker).and_then(|p| p.channel.as_mut()) else {

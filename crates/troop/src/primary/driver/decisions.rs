@@ -48,7 +48,7 @@ impl Driver {
                 if let (Some(client), Some(_)) = (client, &self.closing) {
                     self.close_aside(client.fd);
                 }
-                if let Some(given) = self.hands.remove(&conn) {
+                if let Some(given) = self.injected.remove(&conn) {
                     let _ = given.known.send(taken);
                 }
             }
@@ -80,7 +80,7 @@ impl Driver {
                     (_, None) => {}
                 }
             }
-            Action::Ask { worker, line } => self.ask_for_life(worker, &line),
+            Action::Probe { worker, line } => self.send_probe(worker, &line),
             Action::Bind { listener, worker, spec } => self.bind(listener, worker, spec),
             Action::Reach { listener, worker } => self.reach(listener, Some(worker)),
             Action::Unbind { listener } => self.unbind(listener),

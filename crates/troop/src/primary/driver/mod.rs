@@ -11,8 +11,8 @@ mod commands;
 mod connections;
 mod decisions;
 mod demand;
-mod hand;
-pub(crate) mod help;
+pub(crate) mod direct_io;
+mod inject;
 mod inspect;
 mod missed;
 mod notify;
@@ -61,9 +61,9 @@ use activated::Activated;
 use ask::Questions;
 use care::Care;
 use connections::Conn;
-pub(crate) use hand::{Ends, Handed};
-pub(crate) use help::Shared;
-use help::TakenBack;
+use direct_io::ReclaimedChannels;
+pub(crate) use direct_io::Shared;
+pub(crate) use inject::{ConnectionEnds, Injected};
 use inspect::Inspected;
 use missed::Missed;
 use pace::Pace;
@@ -203,7 +203,7 @@ pub(crate) struct Driver {
     retry_at: Option<Time>,
     pace: Pace,
     /// Channels that helpers had, until connections came.
-    taken_back: TakenBack,
+    reclaimed_channels: ReclaimedChannels,
     /// Until when the thread waits if nothing happens; `None`: for ever.
     looks_at: Option<Time>,
     settings: Arc<Settings>,
@@ -218,7 +218,7 @@ pub(crate) struct Driver {
     /// Where workers say that they are ready.
     notify: Option<OwnedFd>,
     /// Connections of the cluster's own that a worker was given, and who wants to know whether it has taken them.
-    hands: BTreeMap<ConnId, hand::Given>,
+    injected: BTreeMap<ConnId, inject::PendingInjection>,
     /// How many processes the system had killed for want of memory when that was last looked at.
     killed_for_memory: u64,
     /// How the last unexpected end of a worker came about.
@@ -299,7 +299,7 @@ impl Driver {
             retry_relays: Vec::new(),
             retry_at: None,
             pace: Pace::default(),
-            taken_back: TakenBack::default(),
+            reclaimed_channels: ReclaimedChannels::default(),
             looks_at: None,
             settings: Arc::new(settings),
             before_reload: None,
@@ -309,7 +309,7 @@ impl Driver {
             activated: Activated::default(),
             ready_when: ReadyWhen::Auto,
             notify: None,
-            hands: BTreeMap::new(),
+            injected: BTreeMap::new(),
             killed_for_memory: diag::killed_for_memory(),
             last_end: None,
             inherited: Vec::new(),
@@ -375,8 +375,8 @@ impl Driver {
         let mut ready = Vec::new();
         let wake = self.commander.wake.clone();
         let shared = Arc::new(Mutex::new(self));
-        wake.can_be_helped(&shared);
-        let mut driver = help::lock(&shared);
+        wake.allow_direct_io(&shared);
+        let mut driver = direct_io::lock(&shared);
         driver.unobserved = Some(Vec::new());
         driver.settle();
         loop {
@@ -405,7 +405,7 @@ impl Driver {
             if let Err(e) = poller.wait(timeout, &mut ready) {
                 return Err(waiting(e));
             }
-            driver = help::lock(&shared);
+            driver = direct_io::lock(&shared);
             driver.take_in(&ready);
         }
     }
@@ -546,7 +546,7 @@ impl Driver {
         self.tick_activated();
         self.inspect_late();
         self.answer_late();
-        self.offer_again();
+        self.offer_channels();
         self.look_at_descriptors();
         self.watch_again();
         self.tick_upkeep();
@@ -569,7 +569,7 @@ impl Driver {
             self.supervisor.as_ref().and_then(Supervisor::next_deadline),
             self.retry_at,
             self.demand_deadline(),
-            self.taken_back.next_deadline(),
+            self.reclaimed_channels.next_deadline(),
             self.accept_again,
             self.scarcity.next_deadline(),
             self.over_at,

@@ -29,9 +29,9 @@ impl Driver {
             return false;
         }
         let Some(relay) = self.relays.get_mut(&id) else { return false };
-        let is_helped = relay.helper.is_some();
+        let is_direct = relay.direct_io.is_some();
         let received = fdpass::recv(relay.socket.as_fd(), &mut self.buffer, &mut self.received);
-        if is_helped {
+        if is_direct {
             // What was said the short way came before what was read just now.
             self.take_mail(id);
         }

@@ -1,4 +1,4 @@
-//! Lets the threads of programs help with relaying: see [`Helper`](crate::Helper).
+//! Lets the threads of programs help with relaying: see [`RelayIo`](crate::RelayIo).
 //!
 //! The driver is behind a lock then, which its own thread holds while it does something, and not while it waits. A helper does what the
 //! driver's turn would have done about one relay, and wakes the driver's thread only if more has come of it.
@@ -13,7 +13,7 @@ use troop_sys::fdpass;
 
 use super::Driver;
 use super::channels::READ_BURST;
-use crate::primary::help::Helped;
+use crate::primary::direct_io::DirectIo;
 use crate::primary::relay::Relay;
 
 /// How long no connections must have come before a helper is asked again.
@@ -38,12 +38,12 @@ pub(crate) fn try_lock(driver: &Shared) -> Option<MutexGuard<'_, Driver>> {
 
 /// Workers whose channels helpers are to have again, later.
 #[derive(Debug, Default)]
-pub(super) struct TakenBack {
+pub(super) struct ReclaimedChannels {
     workers: Vec<WorkerId>,
     due: Option<Time>,
 }
 
-impl TakenBack {
+impl ReclaimedChannels {
     pub(super) fn next_deadline(&self) -> Option<Time> {
         self.due
     }
@@ -56,73 +56,73 @@ impl TakenBack {
 
 impl Driver {
     /// The thread of the program that this worker is relayed to will help. Returns a copy of the channel, and whether its format is V8's.
-    pub(crate) fn accept_help(&mut self, id: WorkerId, offer: Box<dyn Fn() + Send>) -> io::Result<Option<(OwnedFd, bool)>> {
+    pub(crate) fn attach_direct_io(&mut self, id: WorkerId, offer: Box<dyn Fn() + Send>) -> io::Result<Option<(OwnedFd, bool)>> {
         let Some(channel) = self.processes.get_mut(&id).and_then(|process| process.channel.as_mut()) else { return Ok(None) };
         let Some(relay) = self.relays.get_mut(&id) else { return Ok(None) };
         let copy = channel.socket.try_clone()?;
         channel.has_copy = true;
-        relay.helper = Some(Helped { reads: false, given: self.now, offer });
+        relay.direct_io = Some(DirectIo { reads: false, given: self.now, offer });
         Ok(Some((copy, channel.advanced)))
     }
 
-    pub(crate) fn help_begins(&mut self, id: WorkerId) -> bool {
+    pub(crate) fn begin_direct_io(&mut self, id: WorkerId) -> bool {
         self.now = self.clock();
         let is_open = self.channel(id).is_some_and(|channel| !channel.last);
         let has_room = self.channel(id).is_some_and(|channel| !channel.is_full());
         let is_quiet = self.core.in_flight(id).next().is_none();
         let Some(relay) = self.relays.get_mut(&id) else { return false };
         let (is_idle, now) = (has_room && relay.outbox.is_empty() && !relay.is_full(), self.now);
-        let Some(helper) = &mut relay.helper else { return false };
+        let Some(direct_io) = &mut relay.direct_io else { return false };
         if !is_open {
             return false;
         }
-        helper.reads = is_idle && is_quiet;
-        if helper.reads {
+        direct_io.reads = is_idle && is_quiet;
+        if direct_io.reads {
             self.update_channel(id);
         } else {
-            self.taken_back.add(id, now);
-            self.attend();
+            self.reclaimed_channels.add(id, now);
+            self.wake_if_due_earlier();
         }
         is_idle && is_quiet
     }
 
     /// A worker is given a connection, and its answer is nothing for the program's thread.
     #[inline]
-    pub(super) fn take_back(&mut self, id: WorkerId) {
+    pub(super) fn reclaim_channel(&mut self, id: WorkerId) {
         let now = self.now;
-        let Some(helper) = self.relays.get_mut(&id).and_then(|relay| relay.helper.as_mut()) else { return };
-        helper.given = now;
-        if std::mem::replace(&mut helper.reads, false) {
-            self.taken_back.add(id, now);
+        let Some(direct_io) = self.relays.get_mut(&id).and_then(|relay| relay.direct_io.as_mut()) else { return };
+        direct_io.given = now;
+        if std::mem::replace(&mut direct_io.reads, false) {
+            self.reclaimed_channels.add(id, now);
             self.update_channel(id);
         }
     }
 
     /// Offers channels that have been taken back, when no connections come any more.
-    pub(super) fn offer_again(&mut self) {
-        if self.taken_back.due.is_none_or(|due| due > self.now) {
+    pub(super) fn offer_channels(&mut self) {
+        if self.reclaimed_channels.due.is_none_or(|due| due > self.now) {
             return;
         }
-        let mut workers = std::mem::take(&mut self.taken_back.workers);
+        let mut workers = std::mem::take(&mut self.reclaimed_channels.workers);
         workers.retain(|id| {
             let Some(relay) = self.relays.get(id) else { return false };
-            let Some(helper) = &relay.helper else { return false };
-            let is_quiet = helper.given + QUIET <= self.now && self.core.in_flight(*id).next().is_none();
+            let Some(direct_io) = &relay.direct_io else { return false };
+            let is_quiet = direct_io.given + QUIET <= self.now && self.core.in_flight(*id).next().is_none();
             let channel = self.processes.get(id).and_then(|process| process.channel.as_ref());
             let has_room = channel.is_none_or(|channel| !channel.is_full());
             if is_quiet && has_room && relay.outbox.is_empty() && !relay.is_full() {
-                (helper.offer)();
+                (direct_io.offer)();
                 return false;
             }
             true
         });
-        self.taken_back.due = (!workers.is_empty()).then(|| self.now + QUIET);
-        self.taken_back.workers = workers;
+        self.reclaimed_channels.due = (!workers.is_empty()).then(|| self.now + QUIET);
+        self.reclaimed_channels.workers = workers;
     }
 
     /// Gives the helper what the worker has written. False if it is not to wait for more.
-    pub(crate) fn help_reads(&mut self, id: WorkerId, messages: &mut Vec<u8>) -> bool {
-        if !self.relays.get(&id).is_some_and(Relay::is_helped) {
+    pub(crate) fn direct_read(&mut self, id: WorkerId, messages: &mut Vec<u8>) -> bool {
+        if !self.relays.get(&id).is_some_and(Relay::is_direct) {
             return false;
         }
         self.now = self.clock();
@@ -138,14 +138,14 @@ impl Driver {
         let is_deaf = self.channel(id).is_some_and(|channel| channel.is_deaf());
         if self.relays.get(&id).is_some_and(|relay| is_deaf || relay.is_full() || !relay.outbox.is_empty()) {
             // The program or the worker does not keep up, so there is something to wait for that only the driver does.
-            self.take_back(id);
+            self.reclaim_channel(id);
         }
-        self.attend();
-        self.relays.get(&id).is_some_and(Relay::is_helped)
+        self.wake_if_due_earlier();
+        self.relays.get(&id).is_some_and(Relay::is_direct)
     }
 
     /// Writes a message of the program's at once. False if others come first.
-    pub(crate) fn help_writes(&mut self, id: WorkerId, message: &[u8]) -> bool {
+    pub(crate) fn direct_write(&mut self, id: WorkerId, message: &[u8]) -> bool {
         let Some(channel) = self.channel(id) else { return false };
         if channel.last || channel.blocked || !channel.outbox.is_empty() {
             return false;
@@ -156,41 +156,41 @@ impl Driver {
             self.unflushed.push(id);
             self.now = self.clock();
             self.write();
-            self.attend();
+            self.wake_if_due_earlier();
         }
         true
     }
 
     /// Writes what the program's thread has put into the mailbox, as far as there is room.
-    pub(crate) fn help_collects(&mut self, id: WorkerId) {
+    pub(crate) fn flush_mailbox_directly(&mut self, id: WorkerId) {
         self.take_mail(id);
         // Otherwise it is written with the rest.
         if self.channel(id).is_some_and(|channel| !channel.blocked) {
             self.now = self.clock();
             self.unflushed.push(id);
             self.write();
-            self.attend();
+            self.wake_if_due_earlier();
         }
     }
 
     /// Writes everything that the program has sent, whichever way, as far as there is room.
-    pub(crate) fn help_hurries(&mut self, id: WorkerId) {
-        self.catches_up(id);
+    pub(crate) fn flush_directly(&mut self, id: WorkerId) {
+        self.catch_up_relay(id);
         self.collect(id);
         self.write();
-        self.attend();
+        self.wake_if_due_earlier();
     }
 
     /// The driver is on its own again.
-    pub(crate) fn help_ends(&mut self, id: WorkerId) {
+    pub(crate) fn detach_direct_io(&mut self, id: WorkerId) {
         if let Some(relay) = self.relays.get_mut(&id) {
-            relay.helper = None;
+            relay.direct_io = None;
             self.update_channel(id);
         }
     }
 
     /// Reads everything that the program has written to its socket. False if that is too much.
-    pub(crate) fn catches_up(&mut self, id: WorkerId) -> bool {
+    pub(crate) fn catch_up_relay(&mut self, id: WorkerId) -> bool {
         self.now = self.clock();
         let pace = self.pace;
         let is_at_end = (0..CATCH_UP).any(|_| !self.read_relay(id, false));
@@ -198,12 +198,12 @@ impl Driver {
         let has_caught_up = is_at_end && self.channel(id).is_some_and(|channel| !channel.is_full());
         self.pace = pace;
         self.write();
-        self.attend();
+        self.wake_if_due_earlier();
         has_caught_up
     }
 
     /// Wakes the driver's thread if it has to do something earlier than it thinks.
-    fn attend(&mut self) {
+    fn wake_if_due_earlier(&mut self) {
         let due = self.time_left().map(|left| self.now + left);
         let is_earlier = due.is_some_and(|due| self.looks_at.is_none_or(|planned| due < planned));
         if is_earlier || !self.events.is_empty() {

@@ -13,20 +13,20 @@ use super::connections::Conn;
 
 /// Ends of connections, of which a worker gets the one that suits its listener.
 #[derive(Debug)]
-pub(crate) struct Ends {
+pub(crate) struct ConnectionEnds {
     pub(crate) tcp: OwnedFd,
     pub(crate) unix: OwnedFd,
 }
 
 /// Which of them a worker was given, and whether it has taken it.
 #[derive(Debug)]
-pub(crate) struct Handed {
+pub(crate) struct Injected {
     pub(crate) unix: bool,
     pub(crate) taken: oneshot::Receiver<bool>,
 }
 
 /// A connection that a worker was given.
-pub(super) struct Given {
+pub(super) struct PendingInjection {
     worker: WorkerId,
     /// Who wants to know whether it has taken it.
     pub(super) known: oneshot::Sender<bool>,
@@ -34,8 +34,13 @@ pub(super) struct Given {
 
 impl Driver {
     /// As if it had come from a listener that fits, or from the first one.
-    pub(super) fn hand(&mut self, worker: WorkerId, pattern: Option<&Pattern>, ends: Ends) -> Result<Handed, String> {
-        if self.hands.values().any(|given| given.worker == worker) {
+    pub(super) fn inject(
+        &mut self,
+        worker: WorkerId,
+        pattern: Option<&Pattern>,
+        ends: ConnectionEnds,
+    ) -> Result<Injected, String> {
+        if self.injected.values().any(|given| given.worker == worker) {
             return Err("it has not taken the last connection yet".into());
         }
         let fits = |address: &troop_core::event::Address| {
@@ -53,13 +58,13 @@ impl Driver {
         let key = self.conns.insert(Conn { fd, stripped: 0 });
         let conn = ConnId(u32::try_from(key).unwrap_or(u32::MAX));
         let (known, taken) = oneshot::channel();
-        self.hands.insert(conn, Given { worker, known });
-        if !self.core.hand(self.now, worker, listener, conn) {
-            self.hands.remove(&conn);
+        self.injected.insert(conn, PendingInjection { worker, known });
+        if !self.core.inject(self.now, worker, listener, conn) {
+            self.injected.remove(&conn);
             self.conns.try_remove(key);
             return Err("it takes nothing at the moment: its channel is full, or it is leaving".into());
         }
         self.act();
-        Ok(Handed { unix, taken })
+        Ok(Injected { unix, taken })
     }
 }

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use troop::{Adoption, Cluster, Helper};
+use troop::{Adoption, Cluster, RelayIo};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const LINE: &str =
@@ -21,7 +21,7 @@ struct Scene {
     process: Child,
     worker: UnixStream,
     program: UnixStream,
-    helper: Option<Helper>,
+    io: Option<RelayIo>,
     channel: OwnedFd,
     offers: Receiver<()>,
 }
@@ -42,18 +42,18 @@ impl Scene {
         let adoption = Adoption::new(process.id(), ours).unwrap().relay(relay, false);
         let handle = cluster.adopt_blocking(adoption).unwrap();
         let (offer, offers) = channel();
-        let (helper, channel) = handle.helper(move || offer.send(()).unwrap_or_default()).unwrap().unwrap();
+        let (io, channel) = handle.relay_io(move || offer.send(()).unwrap_or_default()).unwrap().unwrap();
         let (worker, program) = (UnixStream::from(worker), UnixStream::from(program));
         for socket in [&worker, &program] {
             socket.set_nonblocking(false).unwrap();
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             socket.set_write_timeout(Some(PATIENCE)).unwrap();
         }
-        Scene { _cluster: cluster, process, worker, program, helper: Some(helper), channel, offers }
+        Scene { _cluster: cluster, process, worker, program, io: Some(io), channel, offers }
     }
 
-    fn helper(&self) -> &Helper {
-        self.helper.as_ref().unwrap()
+    fn io(&self) -> &RelayIo {
+        self.io.as_ref().unwrap()
     }
 
     /// The worker writes, and its channel becomes readable.
@@ -65,7 +65,7 @@ impl Scene {
 
     fn helper_reads(&self) -> (String, bool) {
         let mut messages = Vec::new();
-        let goes_on = self.helper().read(&mut messages);
+        let goes_on = self.io().read(&mut messages);
         (String::from_utf8(messages).unwrap(), goes_on)
     }
 }
@@ -77,24 +77,24 @@ fn hear(socket: &mut UnixStream, text: &str) {
 }
 
 /// Sends numbered messages until the worker's socket and everything behind it is full, and returns how many.
-fn fill(helper: &Helper) -> usize {
-    (0..).take_while(|n| helper.write(format!("{{\"n\":{n},\"text\":\"{}\"}}\n", "x".repeat(1000)).as_bytes(), false)).count()
+fn fill(io: &RelayIo) -> usize {
+    (0..).take_while(|n| io.write(format!("{{\"n\":{n},\"text\":\"{}\"}}\n", "x".repeat(1000)).as_bytes(), false)).count()
 }
 
 #[test]
 fn a_helper_moves_messages_both_ways() {
     let mut scene = Scene::new();
-    assert!(scene.helper().begin());
+    assert!(scene.io().begin());
     scene.worker_says("{\"from\":\"the worker\"}\n");
     assert_eq!(scene.helper_reads(), ("{\"from\":\"the worker\"}\n".into(), true));
-    assert!(scene.helper().write(b"{\"from\":\"the program\"}\n", false));
+    assert!(scene.io().write(b"{\"from\":\"the program\"}\n", false));
     hear(&mut scene.worker, "{\"from\":\"the program\"}\n");
 }
 
 #[test]
 fn half_a_message_is_kept_for_its_other_half() {
     let mut scene = Scene::new();
-    assert!(scene.helper().begin());
+    assert!(scene.io().begin());
     scene.worker_says("{\"a\":1}\n{\"b\"");
     assert_eq!(scene.helper_reads().0, "{\"a\":1}\n");
     scene.worker_says(":2}\n");
@@ -104,11 +104,11 @@ fn half_a_message_is_kept_for_its_other_half() {
 #[test]
 fn what_went_the_long_way_comes_first() {
     let mut scene = Scene::new();
-    assert!(scene.helper().begin());
+    assert!(scene.io().begin());
     for n in 0..200 {
         scene.program.write_all(format!("{{\"long\":{n}}}\n").as_bytes()).unwrap();
         let short = format!("{{\"short\":{n}}}\n");
-        if !scene.helper().write(short.as_bytes(), true) {
+        if !scene.io().write(short.as_bytes(), true) {
             // The cluster's thread was at it.
             scene.program.write_all(short.as_bytes()).unwrap();
         }
@@ -119,15 +119,15 @@ fn what_went_the_long_way_comes_first() {
 #[test]
 fn what_is_not_for_the_worker_alone_is_not_written_past_the_relay() {
     let scene = Scene::new();
-    assert!(!scene.helper().write(b"{\"cmd\":\"NODE_CLUSTER\",\"act\":\"disconnect\"}\n", false));
-    assert!(!scene.helper().write(format!("\"{}\"\n", "x".repeat(100_000)).as_bytes(), false));
+    assert!(!scene.io().write(b"{\"cmd\":\"NODE_CLUSTER\",\"act\":\"disconnect\"}\n", false));
+    assert!(!scene.io().write(format!("\"{}\"\n", "x".repeat(100_000)).as_bytes(), false));
 }
 
 #[test]
 fn what_waits_for_room_is_written_whoever_makes_it() {
     let mut scene = Scene::new();
-    assert!(scene.helper().begin());
-    let sent = fill(scene.helper());
+    assert!(scene.io().begin());
+    let sent = fill(scene.io());
     assert!(sent > 500, "{sent}");
     // The helper's next read is the first that notices the room.
     scene.worker_says("{\"answer\":1}\n");
@@ -145,7 +145,7 @@ fn what_waits_for_room_is_written_whoever_makes_it() {
 #[test]
 fn a_helper_stops_where_the_worker_does_not_read_and_is_asked_again_when_it_does() {
     let mut scene = Scene::new();
-    assert!(scene.helper().begin());
+    assert!(scene.io().begin());
     // As much as is too much for anything to be read from who does not read himself: one long message.
     let long = format!("\"{}\"\n", "x".repeat(3 * 1024 * 1024));
     scene.program.write_all(long.as_bytes()).unwrap();
@@ -161,15 +161,15 @@ fn a_helper_stops_where_the_worker_does_not_read_and_is_asked_again_when_it_does
     // Now the cluster's thread reads.
     hear(&mut scene.program, LINE);
     scene.offers.recv_timeout(PATIENCE).unwrap();
-    assert!(scene.helper().begin());
+    assert!(scene.io().begin());
 }
 
 #[test]
 fn without_its_helper_the_relay_goes_on() {
     let mut scene = Scene::new();
-    assert!(scene.helper().begin());
+    assert!(scene.io().begin());
     scene.worker_says("{\"a\":1}\n");
-    scene.helper = None;
+    scene.io = None;
     hear(&mut scene.program, "{\"a\":1}\n");
     scene.program.write_all(b"{\"b\":2}\n").unwrap();
     hear(&mut scene.worker, "{\"b\":2}\n");
@@ -178,8 +178,8 @@ fn without_its_helper_the_relay_goes_on() {
 #[test]
 fn who_closes_the_relay_closes_the_channel_though_a_helper_has_a_copy() {
     let mut scene = Scene::new();
-    assert!(scene.helper().begin());
-    assert!(scene.helper().write(b"{\"last\":1}\n", false));
+    assert!(scene.io().begin());
+    assert!(scene.io().write(b"{\"last\":1}\n", false));
     scene.program.shutdown(std::net::Shutdown::Both).unwrap();
     hear(&mut scene.worker, "{\"last\":1}\n");
     match scene.worker.read(&mut [0; 16]) {
@@ -187,6 +187,6 @@ fn who_closes_the_relay_closes_the_channel_though_a_helper_has_a_copy() {
         Err(e) if e.kind() == ErrorKind::ConnectionReset => {}
         other => panic!("{other:?}"),
     }
-    assert!(!scene.helper().write(b"{\"late\":1}\n", false));
+    assert!(!scene.io().write(b"{\"late\":1}\n", false));
     assert!(!scene.helper_reads().1);
 }

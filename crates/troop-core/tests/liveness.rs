@@ -34,7 +34,7 @@ fn pass(world: &mut World, ms: u64) {
 /// The numbers of the connections to nothing that it was handed.
 fn asked(world: &World) -> Vec<u64> {
     let lines = world.sent.iter().map(|(_, line)| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    lines.filter(|line| line["msg"]["key"] == "troop:pulse").map(|line| line["msg"]["seq"].as_u64().unwrap()).collect()
+    lines.filter(|line| line["msg"]["key"] == "troop:probe").map(|line| line["msg"]["seq"].as_u64().unwrap()).collect()
 }
 
 fn refusal(seq: u64) -> String {
@@ -74,7 +74,7 @@ fn every_answer_and_every_other_word_is_a_sign_of_life() {
                     "nack" => world.says(worker, NACK),
                     "refusal" => world.says(worker, &refusal(seq)),
                     "heard" => world.primary.heard(world.now, worker),
-                    "unasked" => world.primary.unasked(world.now, worker),
+                    "unasked" => world.primary.probe_unsent(world.now, worker),
                     _ => {}
                 }
                 world.act().unwrap();

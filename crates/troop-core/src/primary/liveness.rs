@@ -10,30 +10,30 @@ use crate::id::{Time, WorkerId};
 use crate::wire::outgoing;
 
 /// The longest time that nothing is heard of a worker before it is asked.
-const ASK_AFTER: Duration = Duration::from_secs(10);
+const PROBE_AFTER: Duration = Duration::from_secs(10);
 /// The key of a listener that does not exist, as JSON.
-const NOWHERE: &str = r#""troop:pulse""#;
+const NOWHERE: &str = r#""troop:probe""#;
 
 /// What is known about one worker.
 #[derive(Debug, Default)]
-pub(super) struct Pulse {
+pub(super) struct Liveness {
     /// When something came from it last.
     heard: Time,
     /// Since when its answer is awaited.
-    asked: Option<Time>,
+    probed: Option<Time>,
     /// The number of a connection to nothing that it has not refused yet.
     seq: Option<u64>,
 }
 
-impl Pulse {
+impl Liveness {
     /// Nobody could have answered for a while.
     pub(super) fn stood_still(&mut self, now: Time) {
         self.heard = now;
-        self.asked = self.asked.map(|_| now);
+        self.probed = self.probed.map(|_| now);
     }
 
     fn answered(&mut self, now: Time, arrived: bool) {
-        (self.heard, self.asked) = (now, None);
+        (self.heard, self.probed) = (now, None);
         if !arrived {
             self.seq = None;
         }
@@ -42,7 +42,7 @@ impl Pulse {
 
 impl Worker {
     /// Others are starting up (which has a deadline of its own), have work that is not for clients and may take its time, or are leaving.
-    fn has_pulse(&self) -> bool {
+    fn answers_probes(&self) -> bool {
         self.is_there() && self.state == WorkerState::Listening && !self.memberships.is_empty()
     }
 }
@@ -51,74 +51,74 @@ impl Primary {
     /// Something was read from a worker's channel, whatever it was.
     pub fn heard(&mut self, now: Time, worker: WorkerId) {
         if let Some(state) = self.workers.get_mut(&worker) {
-            state.pulse.heard = now;
+            state.liveness.heard = now;
         }
     }
 
-    /// The shell had no descriptor for [`Action::Ask`].
-    pub fn unasked(&mut self, now: Time, worker: WorkerId) {
+    /// The shell had no descriptor for [`Action::Probe`].
+    pub fn probe_unsent(&mut self, now: Time, worker: WorkerId) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
-        state.handle_waits.retain(|wait| !matches!(wait, HandleWait::Pulse));
-        self.pulse_felt(now, worker, false);
+        state.handle_waits.retain(|wait| !matches!(wait, HandleWait::Probe));
+        self.probe_answered(now, worker, false);
     }
 
     /// The worker has the descriptor of a connection to nothing, or did not get it; it has a pulse in any case.
-    pub(super) fn pulse_felt(&mut self, now: Time, worker: WorkerId, arrived: bool) {
+    pub(super) fn probe_answered(&mut self, now: Time, worker: WorkerId, arrived: bool) {
         if let Some(state) = self.workers.get_mut(&worker) {
-            state.pulse.answered(now, arrived);
-            self.feel_later(now);
+            state.liveness.answered(now, arrived);
+            self.schedule_probe(now);
         }
     }
 
     /// Whether this answers a connection to nothing.
-    pub(super) fn is_pulse(&mut self, now: Time, worker: WorkerId, seq: u64) -> bool {
-        let Some(state) = self.workers.get_mut(&worker).filter(|state| state.pulse.seq == Some(seq)) else { return false };
+    pub(super) fn is_probe_reply(&mut self, now: Time, worker: WorkerId, seq: u64) -> bool {
+        let Some(state) = self.workers.get_mut(&worker).filter(|state| state.liveness.seq == Some(seq)) else { return false };
         // It has the descriptor, whether or not it says so.
-        state.handle_waits.retain(|wait| !matches!(wait, HandleWait::Pulse));
-        self.pulse_felt(now, worker, false);
+        state.handle_waits.retain(|wait| !matches!(wait, HandleWait::Probe));
+        self.probe_answered(now, worker, false);
         true
     }
 
     /// Nobody has to be asked before this is over.
-    pub(super) fn feel_later(&mut self, now: Time) {
+    pub(super) fn schedule_probe(&mut self, now: Time) {
         if let Some(limit) = self.config.hung_after {
-            self.wake_at(now + ask_after(limit));
+            self.wake_at(now + probe_after(limit));
         }
     }
 
     /// Asks those who have been silent, and ends those who do not answer. Returns when to look again.
-    pub(super) fn feel_pulses(&mut self, now: Time) -> Option<Time> {
+    pub(super) fn probe_silent_workers(&mut self, now: Time) -> Option<Time> {
         let limit = self.config.hung_after?;
-        let ask_after = ask_after(limit);
+        let probe_after = probe_after(limit);
         let mut next: Option<Time> = None;
         let mut wake = |at: Time| next = Some(next.map_or(at, |n| n.min(at)));
         let mut silent = Vec::new();
-        let mut asked = Vec::new();
-        for (id, state) in self.workers.iter_mut().filter(|(_, state)| state.has_pulse()) {
-            let pulse = &mut state.pulse;
-            match pulse.asked {
+        let mut probed = Vec::new();
+        for (id, state) in self.workers.iter_mut().filter(|(_, state)| state.answers_probes()) {
+            let liveness = &mut state.liveness;
+            match liveness.probed {
                 Some(since) => {
-                    let since = since.max(pulse.heard);
+                    let since = since.max(liveness.heard);
                     if now.since(since) >= limit {
                         silent.push((*id, now.since(since)));
                     } else {
                         wake(since + limit);
                     }
                 }
-                None if now.since(pulse.heard) >= ask_after => {
-                    (pulse.asked, pulse.seq) = (Some(now), Some(self.seq));
-                    state.handle_waits.push_back(HandleWait::Pulse);
-                    asked.push((*id, self.seq));
+                None if now.since(liveness.heard) >= probe_after => {
+                    (liveness.probed, liveness.seq) = (Some(now), Some(self.seq));
+                    state.handle_waits.push_back(HandleWait::Probe);
+                    probed.push((*id, self.seq));
                     self.seq += 1;
                     wake(now + limit);
                 }
-                None => wake(pulse.heard + ask_after),
+                None => wake(liveness.heard + probe_after),
             }
         }
-        for (worker, seq) in asked {
+        for (worker, seq) in probed {
             let mut line = Vec::with_capacity(128);
             outgoing::newconn(&mut line, NOWHERE, seq);
-            self.actions.push_back(Action::Ask { worker, line });
+            self.actions.push_back(Action::Probe { worker, line });
         }
         for (worker, silence) in silent {
             self.violated(worker, Violation::Silent(u64::try_from(silence.as_millis()).unwrap_or(u64::MAX)));
@@ -128,6 +128,6 @@ impl Primary {
 }
 
 /// So that a worker has most of its time for the answer.
-fn ask_after(limit: Duration) -> Duration {
-    (limit / 3).min(ASK_AFTER)
+fn probe_after(limit: Duration) -> Duration {
+    (limit / 3).min(PROBE_AFTER)
 }

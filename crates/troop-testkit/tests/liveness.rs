@@ -65,7 +65,7 @@ async fn a_node_worker_that_is_asked_again_and_again_notices_nothing() {
         let asked = 0, heard = 0, before;
         process.on('message', () => heard++);
         process.on('internalMessage', (m) => {
-            if (m.key !== 'troop:pulse') return;
+            if (m.key !== 'troop:probe') return;
             if (++asked === 1) setImmediate(() => before = open());
             if (asked === 5) setImmediate(() => process.send({ before, after: open(), heard }));
         })";

@@ -6,25 +6,25 @@ use std::sync::Arc;
 
 use troop_core::{Time, WorkerId};
 
-use super::driver::{Shared, help};
+use super::driver::{Shared, direct_io};
 use super::handle;
 use super::relay::is_internal;
 
 /// Lets the thread of a relay's program ([`Adoption::relay`](crate::Adoption::relay)) do the relaying, instead of the cluster's, so that no
 /// message waits for a second thread to wake up. For a cluster that was started by
-/// [`Builder::start_in_thread`](crate::Builder::start_in_thread). Made by [`WorkerHandle::helper`](crate::WorkerHandle::helper).
+/// [`Builder::start_in_thread`](crate::Builder::start_in_thread). Made by [`WorkerHandle::relay_io`](crate::WorkerHandle::relay_io).
 ///
 /// Connections that the primary hands over have answers, which are the cluster's own affair: as long as a worker gets such connections, the
 /// cluster's thread reads its channel, and offers that to the helper again when there have been none for a second.
 ///
 /// Where it blocks, it does so for the rest of a turn of the cluster's thread, which is short.
-pub struct Helper {
+pub struct RelayIo {
     shared: Arc<handle::Shared>,
     worker: WorkerId,
     advanced: bool,
 }
 
-impl std::fmt::Debug for Helper {
+impl std::fmt::Debug for RelayIo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Helper").field("worker", &self.worker).finish_non_exhaustive()
     }
@@ -34,7 +34,7 @@ impl std::fmt::Debug for Helper {
 const LONGEST: usize = 64 * 1024;
 
 /// What the primary knows of a helper.
-pub(crate) struct Helped {
+pub(crate) struct DirectIo {
     /// It reads the worker's channel.
     pub(crate) reads: bool,
     /// When the worker was last given a connection.
@@ -43,37 +43,37 @@ pub(crate) struct Helped {
     pub(crate) offer: Box<dyn Fn() + Send>,
 }
 
-impl Helper {
-    /// See [`WorkerHandle::helper`](crate::WorkerHandle::helper).
-    pub(super) fn new(shared: &Arc<handle::Shared>, offer: Box<dyn Fn() + Send>) -> io::Result<Option<(Helper, OwnedFd)>> {
-        let Some(driver) = shared.commander.wake.helped() else { return Ok(None) };
-        let accepted = help::lock(&driver).accept_help(shared.id, offer)?;
-        let helper = |advanced| Helper { shared: shared.clone(), worker: shared.id, advanced };
-        Ok(accepted.map(|(channel, advanced)| (helper(advanced), channel)))
+impl RelayIo {
+    /// See [`WorkerHandle::relay_io`](crate::WorkerHandle::relay_io).
+    pub(super) fn new(shared: &Arc<handle::Shared>, offer: Box<dyn Fn() + Send>) -> io::Result<Option<(RelayIo, OwnedFd)>> {
+        let Some(driver) = shared.commander.wake.direct_io() else { return Ok(None) };
+        let accepted = direct_io::lock(&driver).attach_direct_io(shared.id, offer)?;
+        let direct_io = |advanced| RelayIo { shared: shared.clone(), worker: shared.id, advanced };
+        Ok(accepted.map(|(channel, advanced)| (direct_io(advanced), channel)))
     }
 
     fn driver(&self) -> Option<Arc<Shared>> {
-        self.shared.commander.wake.helped()
+        self.shared.commander.wake.direct_io()
     }
 
     /// Writes everything that was sent, whichever way, as far as the worker takes it: before the process ends.
     pub fn hurry(&self) {
         if let Some(driver) = self.driver() {
-            help::lock(&driver).help_hurries(self.worker);
+            direct_io::lock(&driver).flush_directly(self.worker);
         }
     }
 
-    /// From now on the caller waits for the channel, and calls [`Helper::read`] when it is readable. False if that is not wanted now; it will be
+    /// From now on the caller waits for the channel, and calls [`RelayIo::read`] when it is readable. False if that is not wanted now; it will be
     /// offered.
     pub fn begin(&self) -> bool {
-        self.driver().is_some_and(|driver| help::lock(&driver).help_begins(self.worker))
+        self.driver().is_some_and(|driver| direct_io::lock(&driver).begin_direct_io(self.worker))
     }
 
     /// Reads what the worker has written and appends the program's messages to `messages`, in its framing; they come before what the
     /// program reads from its socket afterwards. (What carries sockets, or what it has not read yet, goes to that socket.) False if the caller
     /// is not to wait for the channel any more; it will be offered, if the channel is still open.
     pub fn read(&self, messages: &mut Vec<u8>) -> bool {
-        self.driver().is_some_and(|driver| help::lock(&driver).help_reads(self.worker, messages))
+        self.driver().is_some_and(|driver| direct_io::lock(&driver).direct_read(self.worker, messages))
     }
 
     /// Sends a message of the program's, in its framing, to the worker. False if that cannot be done just now, or it is a long one (so that the
@@ -85,19 +85,19 @@ impl Helper {
         if message.len() > LONGEST || is_internal(self.advanced, message) {
             return false;
         }
-        let mut held = help::try_lock(&driver);
-        if behind && !held.as_mut().is_some_and(|driver| driver.catches_up(self.worker)) {
+        let mut held = direct_io::try_lock(&driver);
+        if behind && !held.as_mut().is_some_and(|driver| driver.catch_up_relay(self.worker)) {
             return false;
         }
         let mailbox = &self.shared.mailbox;
         let mut goes_on = held.as_mut().filter(|_| mailbox.is_empty());
-        if goes_on.as_mut().is_some_and(|driver| driver.help_writes(self.worker, message)) {
+        if goes_on.as_mut().is_some_and(|driver| driver.direct_write(self.worker, message)) {
             return true;
         }
-        let Ok(untold) = mailbox.put_raw(message) else { return false };
+        let Ok(needs_notify) = mailbox.put_raw(message) else { return false };
         match held {
-            Some(mut driver) => driver.help_collects(self.worker),
-            None if untold => mailbox.tell(),
+            Some(mut driver) => driver.flush_mailbox_directly(self.worker),
+            None if needs_notify => mailbox.tell(),
             None => {}
         }
         true
@@ -105,10 +105,10 @@ impl Helper {
 }
 
 /// The cluster's thread reads the channel again.
-impl Drop for Helper {
+impl Drop for RelayIo {
     fn drop(&mut self) {
         if let Some(driver) = self.driver() {
-            help::lock(&driver).help_ends(self.worker);
+            direct_io::lock(&driver).detach_direct_io(self.worker);
         }
     }
 }
