@@ -146,30 +146,30 @@ impl AsFd for Poller {
 
 /// A counter that wakes a [`Poller`] from any thread (`eventfd(2)`).
 #[derive(Debug)]
-pub struct Bell(OwnedFd);
+pub struct EventFd(OwnedFd);
 
-impl Bell {
+impl EventFd {
     /// A silent bell.
     ///
     /// # Errors
     /// When the process is out of descriptors.
-    pub fn new() -> io::Result<Bell> {
-        Ok(Bell(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    pub fn new() -> io::Result<EventFd> {
+        Ok(EventFd(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
     /// Rings.
-    pub fn ring(&self) {
+    pub fn signal(&self) {
         // Can only fail when the counter is full, and then it is ringing.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
     /// Falls silent.
-    pub fn hush(&self) {
+    pub fn clear(&self) {
         let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
     }
 }
 
-impl AsFd for Bell {
+impl AsFd for EventFd {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.0.as_fd()
     }

@@ -241,11 +241,11 @@ impl Acceptor {
     /// Until there may be a connection, or this worker is to finish.
     fn wait(&self, listener: &OwnedFd, queue: Option<&ConnQueue>) -> io::Result<()> {
         let mut waiting = vec![PollFd::new(listener, PollFlags::IN)];
-        if let Some(bell) = &self.inner.drain_bell {
-            waiting.push(PollFd::new(bell, PollFlags::IN));
+        if let Some(event_fd) = &self.inner.drain_bell {
+            waiting.push(PollFd::new(event_fd, PollFlags::IN));
         }
-        let handed = queue.map(ConnQueue::bell).transpose()?;
-        waiting.extend(handed.map(|bell| PollFd::new(bell, PollFlags::IN)));
+        let handed = queue.map(ConnQueue::event_fd).transpose()?;
+        waiting.extend(handed.map(|event_fd| PollFd::new(event_fd, PollFlags::IN)));
         match rustix::event::poll(&mut waiting, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(e) => Err(e.into()),

@@ -128,7 +128,7 @@ impl Primary {
         if std::mem::replace(&mut self.tight, tight) != tight && !tight {
             // Who was not ready because of it may be now.
             let all: Vec<WorkerId> = self.workers.keys().copied().collect();
-            all.into_iter().for_each(|worker| self.settle(now, worker));
+            all.into_iter().for_each(|worker| self.refresh_and_pump(now, worker));
         }
     }
 }

@@ -41,7 +41,7 @@ impl Primary {
     /// A connection was accepted. It is handed to a worker, or waits.
     pub fn accepted(&mut self, now: Time, id: ListenerId, conn: ConnId, mut about: Connection) {
         self.clock(now);
-        self.heed_reports(now);
+        self.apply_reports(now);
         match self.listeners.get_mut(&id) {
             Some(listener) => {
                 if let (None, Some(sticky), Some(peer)) = (about.client, listener.scheduling.sticky(), about.peer) {
@@ -197,7 +197,7 @@ impl Primary {
     }
 
     /// Something has changed about a worker that may let it, or others, have connections that wait.
-    pub(super) fn settle(&mut self, now: Time, worker: WorkerId) {
+    pub(super) fn refresh_and_pump(&mut self, now: Time, worker: WorkerId) {
         let mut at = 0;
         while let Some(id) =
             self.workers.get(&worker).and_then(|state| state.memberships.get(at)).map(|membership| membership.listener)
@@ -218,7 +218,7 @@ impl Primary {
     pub fn set_blocked(&mut self, now: Time, worker: WorkerId, blocked: bool) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         if std::mem::replace(&mut state.blocked, blocked) != blocked {
-            self.settle(now, worker);
+            self.refresh_and_pump(now, worker);
         }
     }
 
@@ -245,7 +245,7 @@ impl Primary {
         }
         self.took(worker, seq)?;
         // The room in its window is for all its listeners.
-        self.settle(now, worker);
+        self.refresh_and_pump(now, worker);
         Ok(())
     }
 
@@ -256,7 +256,7 @@ impl Primary {
             // A wrong number does not make the right ones wrong.
             result = result.and(self.took(worker, *seq));
         }
-        self.settle(now, worker);
+        self.refresh_and_pump(now, worker);
         for seq in returned {
             result = result.and(self.answered(now, worker, *seq, false));
         }
@@ -320,7 +320,7 @@ impl Primary {
         }
         self.put_back(id, Waiting { conn, about, tries });
         // It may be ready on its other listeners, where there is room in its window now.
-        self.settle(now, worker);
+        self.refresh_and_pump(now, worker);
         self.pump(now, id);
     }
 

@@ -420,7 +420,7 @@ impl Primary {
     /// Time passes. Call at [`Primary::next_deadline`], or more often.
     pub fn tick(&mut self, now: Time) {
         self.clock(now);
-        self.heed_reports(now);
+        self.apply_reports(now);
         self.next_tick = None;
         let mut hung = Vec::new();
         let mut recalls = Vec::new();
@@ -467,7 +467,7 @@ impl Primary {
         }
         // Pauses are over, or somebody has not answered for too long.
         for worker in unsettled {
-            self.settle(now, worker);
+            self.refresh_and_pump(now, worker);
         }
         if let Some(at) = self.send_due_disconnects(now) {
             self.wake_at(at);

@@ -22,17 +22,17 @@ impl Primary {
         state.open = open.unwrap_or(state.open);
         state.load = load.unwrap_or(state.load);
         let mut its = state.memberships.iter().filter_map(|membership| listeners.get(&membership.listener));
-        if its.any(|listener| listener.needs_counts) && !std::mem::replace(&mut state.unheeded, true) {
+        if its.any(|listener| listener.needs_counts) && !std::mem::replace(&mut state.report_pending, true) {
             self.reported.push(worker);
         }
     }
 
     /// Tells the policies what workers have reported.
-    pub(super) fn heed_reports(&mut self, now: Time) {
+    pub(super) fn apply_reports(&mut self, now: Time) {
         while let Some(worker) = self.reported.pop() {
             if let Some(state) = self.workers.get_mut(&worker) {
-                state.unheeded = false;
-                self.settle(now, worker);
+                state.report_pending = false;
+                self.refresh_and_pump(now, worker);
             }
         }
     }

@@ -88,7 +88,7 @@ impl Primary {
                 self.notify(Notice::NotSteered { at, reason });
             }
         }
-        self.tell_group(now, id);
+        self.update_group(now, id);
         self.grow(id);
     }
 
@@ -132,7 +132,7 @@ impl Primary {
         }
         self.pace_reports(worker);
         let now = self.last_time;
-        self.settle(now, worker);
+        self.refresh_and_pump(now, worker);
     }
 
     /// A worker says that it listens: whatever waits in its socket is its own from now on.
@@ -186,11 +186,11 @@ impl Primary {
         for (shard, load) in (0..).zip(load) {
             group.set_load(shard, load);
         }
-        self.tell_group(now, id);
+        self.update_group(now, id);
     }
 
     /// Carries out what a group has decided: first the kernel's program, so that nothing new comes to a queue that is taken over.
-    pub(super) fn tell_group(&mut self, now: Time, id: ListenerId) {
+    pub(super) fn update_group(&mut self, now: Time, id: ListenerId) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         let Some(group) = &mut listener.group else { return };
         if let Some(program) = group.program() {
@@ -215,7 +215,7 @@ impl Primary {
                     && std::mem::replace(&mut membership.stalled, stalled) != stalled
                 {
                     self.notify(Notice::Stalled { worker, stalled });
-                    self.settle(now, worker);
+                    self.refresh_and_pump(now, worker);
                 }
             }
         }
@@ -231,12 +231,12 @@ impl Primary {
         group.look(now, waiting, &load);
         let look = group.next_look();
         self.wake_at(look);
-        self.tell_queues(now, id);
-        self.tell_group(now, id);
+        self.report_queues(now, id);
+        self.update_group(now, id);
     }
 
     /// What waits in the workers' own sockets counts for the policy that gives them what others cannot take.
-    fn tell_queues(&mut self, now: Time, id: ListenerId) {
+    fn report_queues(&mut self, now: Time, id: ListenerId) {
         let Primary { listeners, workers, .. } = self;
         let Some(listener) = listeners.get(&id) else { return };
         let Some(group) = &listener.group else { return };
@@ -265,7 +265,7 @@ impl Primary {
         state.open = descriptors - fewest;
         state.uncounted = 0;
         // Also what has waited for it: a pause may have come to its end meanwhile, and is seen only once.
-        self.settle(now, worker);
+        self.refresh_and_pump(now, worker);
     }
 
     /// Asks the shell for what has to be looked at now. Returns when that is the case again.
@@ -342,7 +342,7 @@ impl Primary {
                 self.refresh_all(now, worker);
             }
         }
-        self.tell_group(now, id);
+        self.update_group(now, id);
     }
 
     /// Sockets of a group have numbers that are not known any more, because workers have shut several of them down: new connections are
@@ -354,7 +354,7 @@ impl Primary {
             let at = listener.asked();
             let reason = "workers have shut its sockets down, so the kernel spreads connections evenly over those that are left";
             self.notify(Notice::NotSteered { at, reason: reason.into() });
-            self.tell_group(now, id);
+            self.update_group(now, id);
         }
     }
 
@@ -506,7 +506,7 @@ impl Primary {
             return;
         }
         let memberships: Vec<ListenerId> = state.memberships.iter().map(|membership| membership.listener).collect();
-        self.settle(now, worker);
+        self.refresh_and_pump(now, worker);
         memberships.into_iter().for_each(|id| self.update_shard_loads(now, id));
     }
 
@@ -515,7 +515,7 @@ impl Primary {
         let Some(state) = self.workers.get_mut(&worker) else { return false };
         state.weight = weight;
         let memberships: Vec<ListenerId> = state.memberships.iter().map(|membership| membership.listener).collect();
-        self.settle(now, worker);
+        self.refresh_and_pump(now, worker);
         memberships.into_iter().for_each(|id| self.update_shard_loads(now, id));
         true
     }

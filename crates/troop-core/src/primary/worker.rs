@@ -158,7 +158,7 @@ pub(super) struct Worker {
     pub(super) open: u32,
     pub(super) load: u32,
     /// It has reported something that its policies were not told yet.
-    pub(super) unheeded: bool,
+    pub(super) report_pending: bool,
     /// It says itself how many connections it has open.
     pub(super) reports: bool,
     /// How often it does that at most, if it is a troop worker.
@@ -201,7 +201,7 @@ impl Worker {
             memberships: Vec::new(),
             open: 0,
             load: 0,
-            unheeded: false,
+            report_pending: false,
             reports: false,
             reports_every: REPORT_EVERY,
             uncounted: 0,

@@ -59,8 +59,8 @@ pub enum Readiness {
     Auto,
     /// When it listens.
     Listening,
-    /// When it says so: [`told_ready`](super::Supervisor::told_ready).
-    Told,
+    /// When it says so: [`reported_ready`](super::Supervisor::reported_ready).
+    Notified,
 }
 
 /// Which ends of workers are followed by a restart.

@@ -39,13 +39,13 @@ pub(super) struct Health {
     /// Since when no worker is ready.
     pub(super) down_since: Option<Time>,
     /// It was told that the app is degraded.
-    told: bool,
+    reported: bool,
     looked: Time,
 }
 
 impl Health {
     pub(super) fn new(been_ready: bool) -> Health {
-        Health { level: Level::Starting, been_ready, down_since: None, told: false, looked: Time(0) }
+        Health { level: Level::Starting, been_ready, down_since: None, reported: false, looked: Time(0) }
     }
 }
 
@@ -301,10 +301,10 @@ impl Supervisor {
                     self.orders.push_back(Order::Tell(Progress::Recovering { ready, wanted }));
                 }
                 Level::Degraded | Level::Down => {
-                    health.told = true;
+                    health.reported = true;
                     self.orders.push_back(Order::Tell(Progress::Degraded { ready, wanted }));
                 }
-                Level::Complete if std::mem::take(&mut health.told) => {
+                Level::Complete if std::mem::take(&mut health.reported) => {
                     self.orders.push_back(Order::Tell(Progress::Recovered { workers: ready }));
                 }
                 Level::Complete | Level::Starting => {}

@@ -34,7 +34,7 @@ struct Member {
     /// Since when it listens.
     listening: Option<Time>,
     /// When it said that it is ready.
-    told: Option<Time>,
+    notified: Option<Time>,
     /// When it closed its channel; it has not been ready since.
     gone: Option<Time>,
     /// It has taken connections.
@@ -52,7 +52,7 @@ impl Member {
     /// The same, whether or not it has closed its channel meanwhile.
     fn could_serve_at(&self, must_listen: bool, config: &Config) -> Option<Time> {
         let (ready, by_age) = match config.readiness {
-            Readiness::Told => (self.told, false),
+            Readiness::Notified => (self.notified, false),
             Readiness::Listening => (self.listening, false),
             Readiness::Auto => (self.listening, !must_listen),
         };
@@ -209,7 +209,7 @@ impl Supervisor {
             online: None,
             has_ipc: false,
             listening: None,
-            told: None,
+            notified: None,
             gone: None,
             served: false,
             due: now + self.ready_limit(),
@@ -360,8 +360,8 @@ impl Supervisor {
     }
 
     /// A worker says that it is ready.
-    pub fn told_ready(&mut self, now: Time, worker: WorkerId) {
-        self.with_member(now, worker, |member| member.told = member.told.or(Some(now)));
+    pub fn reported_ready(&mut self, now: Time, worker: WorkerId) {
+        self.with_member(now, worker, |member| member.notified = member.notified.or(Some(now)));
     }
 
     /// A worker has taken connections.

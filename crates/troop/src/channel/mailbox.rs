@@ -130,7 +130,7 @@ impl Mailbox {
     }
 
     /// Tells the owner that there is something.
-    pub(crate) fn tell(&self) {
+    pub(crate) fn notify(&self) {
         (self.ring)();
     }
 

@@ -9,13 +9,13 @@ use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Config, Primary};
 use troop_core::supervise::{self, Cause, GiveUp, Outcome, Supervisor};
 use troop_core::text::lines;
-use troop_sys::poll::Bell;
+use troop_sys::poll::EventFd;
 
 use super::driver::{Driver, SignalMeans};
 use super::health;
 use super::output::Output;
 use super::policies::{HealthCheck, RecyclePolicy, ReplacePolicy, RestartPolicy};
-use super::wake::{Commander, Wake};
+use super::wake::{DriverHandle, Wake};
 use super::{Cluster, Table};
 use crate::activation::ActivationSocket;
 use crate::error::{Error, Result};
@@ -246,12 +246,12 @@ impl Builder {
     }
 
     fn driver(&mut self, in_thread: bool, supervised: bool) -> Result<(Driver, Cluster)> {
-        let bell = if in_thread { Some(Bell::new().map_err(Error::io("make an event descriptor"))?) } else { None };
+        let event_fd = if in_thread { Some(EventFd::new().map_err(Error::io("make an event descriptor"))?) } else { None };
         let (sender, commands) = mpsc::channel();
-        let commander = Commander { sender, wake: Arc::new(Wake::new(bell)) };
+        let driver_handle = DriverHandle { sender, wake: Arc::new(Wake::new(event_fd)) };
         let (bus, table) = (Arc::new(Bus::default()), Table::default());
         let core = Primary::new(Config { start_timeout: self.replace.ready_timeout, ..self.config.clone() });
-        let cluster = Cluster::new(commander.clone(), bus.clone(), table.clone());
+        let cluster = Cluster::new(driver_handle.clone(), bus.clone(), table.clone());
         let groups_apart = supervised;
         let settings = Settings {
             activation: self.activation.clone(),
@@ -259,7 +259,7 @@ impl Builder {
             own_process_group: groups_apart,
             ..Settings::default()
         };
-        let driver = Driver::new(core, settings, in_thread, commander, commands, bus, table);
+        let driver = Driver::new(core, settings, in_thread, driver_handle, commands, bus, table);
         let mut driver = driver.map_err(Error::io("set up the primary"))?;
         driver.weights.clone_from(&self.weights);
         driver.setup(self.setup.clone());
@@ -267,9 +267,9 @@ impl Builder {
         self.inherited.iter().cloned().for_each(|socket| driver.offer(socket));
         driver.close_over = self.close_over.unwrap_or_else(|| (self.grace / 3).min(CLOSE_OVER)).min(self.grace);
         driver.care.policy = self.recycle.clone();
-        driver.workshop.output = self.output.take();
+        driver.spawner.output = self.output.take();
         if let Some(check) = self.health.take() {
-            health::start(driver.commander(), check).map_err(Error::io("start a thread for health checks"))?;
+            health::start(driver.driver_handle(), check).map_err(Error::io("start a thread for health checks"))?;
         }
         Ok((driver, cluster))
     }
@@ -334,7 +334,7 @@ impl Builder {
             return Err(Error::Settings("a cluster needs at least one worker".into()));
         }
         let (mut driver, cluster) = self.driver(true, true)?;
-        driver.workshop.descriptor_limit = troop_sys::process::raise_descriptor_limit();
+        driver.spawner.descriptor_limit = troop_sys::process::raise_descriptor_limit();
         let mut signals = vec![
             (SIGTERM, SignalMeans::Stop),
             (SIGINT, SignalMeans::Stop),
@@ -351,7 +351,7 @@ impl Builder {
         for (signal, means) in signals {
             let (reader, writer) = UnixStream::pair().map_err(Error::io("make a pipe for signals"))?;
             signal_hook::low_level::pipe::register(signal, writer).map_err(Error::io("catch a signal"))?;
-            driver.obey(reader, means).map_err(Error::io("watch for signals"))?;
+            driver.handle_signal(reader, means).map_err(Error::io("watch for signals"))?;
         }
         self.starters.drain(..).for_each(|start| start(cluster.clone()));
         driver.supervise(Supervisor::new(self.supervision(workers)));

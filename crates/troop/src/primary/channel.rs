@@ -87,7 +87,7 @@ impl Channel {
     }
 
     /// Whether so much waits to be written that nothing more is read until the worker has taken some of it.
-    pub(crate) fn is_deaf(&self) -> bool {
+    pub(crate) fn is_backpressured(&self) -> bool {
         self.outbox.len() > 2 * MAX_QUEUED
     }
 
@@ -97,12 +97,12 @@ impl Channel {
     }
 
     /// A line for the worker, whatever its format is.
-    pub(crate) fn say(&mut self, line: &[u8]) {
-        say(&mut self.outbox, self.advanced, line);
+    pub(crate) fn send_line(&mut self, line: &[u8]) {
+        send_line(&mut self.outbox, self.advanced, line);
     }
 
     /// The same with a descriptor.
-    pub(crate) fn say_with(&mut self, line: &[u8], handle: OwnedFd) {
+    pub(crate) fn send_line_with(&mut self, line: &[u8], handle: OwnedFd) {
         self.outbox.push_with(&in_format(self.advanced, line), handle);
     }
 
@@ -164,11 +164,11 @@ impl Channel {
                 // The program does not keep up. Node's worker sends the socket again, and then gives up.
                 Ok(Incoming::Handle(_)) if relay.is_none() && worker.shared.held.load(Ordering::Relaxed) >= self.most_handles => {
                     drop(line.take_handle());
-                    say(&mut self.outbox, self.advanced, HANDLE_NACK);
+                    send_line(&mut self.outbox, self.advanced, HANDLE_NACK);
                 }
                 Ok(Incoming::Handle(wrapped)) => match line.take_handle() {
                     Some(fd) => {
-                        say(&mut self.outbox, self.advanced, HANDLE_ACK);
+                        send_line(&mut self.outbox, self.advanced, HANDLE_ACK);
                         match incoming::parse(wrapped.body) {
                             Ok(Incoming::User(body)) => match &mut relay {
                                 Some(relay) if !fits(&fd, &wrapped.kind) => {
@@ -193,7 +193,7 @@ impl Channel {
                         }
                     }
                     None => {
-                        say(&mut self.outbox, self.advanced, HANDLE_NACK);
+                        send_line(&mut self.outbox, self.advanced, HANDLE_NACK);
                         core.violated(id, Violation::MissingHandle);
                     }
                 },
@@ -235,7 +235,7 @@ pub(crate) fn in_format(advanced: bool, line: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// Puts a line into an outbox, in the format of the channel.
-pub(crate) fn say(outbox: &mut Outbox, advanced: bool, line: &[u8]) {
+pub(crate) fn send_line(outbox: &mut Outbox, advanced: bool, line: &[u8]) {
     if advanced {
         advanced::from_json(outbox.buffer(), line);
     } else {

@@ -46,14 +46,14 @@ pub(crate) struct DirectIo {
 impl RelayIo {
     /// See [`WorkerHandle::relay_io`](crate::WorkerHandle::relay_io).
     pub(super) fn new(shared: &Arc<handle::Shared>, offer: Box<dyn Fn() + Send>) -> io::Result<Option<(RelayIo, OwnedFd)>> {
-        let Some(driver) = shared.commander.wake.direct_io() else { return Ok(None) };
+        let Some(driver) = shared.driver_handle.wake.direct_io() else { return Ok(None) };
         let accepted = direct_io::lock(&driver).attach_direct_io(shared.id, offer)?;
         let direct_io = |advanced| RelayIo { shared: shared.clone(), worker: shared.id, advanced };
         Ok(accepted.map(|(channel, advanced)| (direct_io(advanced), channel)))
     }
 
     fn driver(&self) -> Option<Arc<Shared>> {
-        self.shared.commander.wake.direct_io()
+        self.shared.driver_handle.wake.direct_io()
     }
 
     /// Writes everything that was sent, whichever way, as far as the worker takes it: before the process ends.
@@ -97,7 +97,7 @@ impl RelayIo {
         let Ok(needs_notify) = mailbox.put_raw(message) else { return false };
         match held {
             Some(mut driver) => driver.flush_mailbox_directly(self.worker),
-            None if needs_notify => mailbox.tell(),
+            None if needs_notify => mailbox.notify(),
             None => {}
         }
         true

@@ -14,7 +14,7 @@ use troop_core::primary::{WorkerState, WorkerStats, WorkerStatus};
 
 use super::direct_io::RelayIo;
 use super::output::Tail;
-use super::wake::{Command, Commander};
+use super::wake::{Command, DriverHandle};
 use crate::channel::Mailbox;
 use crate::error::{Error, Result};
 use crate::message::Handle;
@@ -30,7 +30,7 @@ pub(crate) struct Shared {
     pub(crate) tail: Option<Arc<Tail>>,
     /// The signals that the cluster has sent it to end it, one bit each.
     pub(crate) signals: AtomicU64,
-    pub(crate) commander: Commander,
+    pub(crate) driver_handle: DriverHandle,
 }
 
 /// A worker, as its primary sees it: Node's `Worker` object. Cheap to copy; stays readable after the worker's end.
@@ -116,7 +116,7 @@ impl WorkerHandle {
 
     /// Its counters now; after its end, as of its disconnect.
     pub async fn stats(&self) -> WorkerStats {
-        let now = self.shared.commander.ask(|done| Command::Status(self.id(), done)).await;
+        let now = self.shared.driver_handle.ask(|done| Command::Status(self.id(), done)).await;
         now.ok().flatten().unwrap_or_else(|| self.status()).stats
     }
 
@@ -126,7 +126,7 @@ impl WorkerHandle {
     /// In a task of a tokio runtime.
     #[must_use]
     pub fn stats_blocking(&self) -> WorkerStats {
-        let now = self.shared.commander.ask_blocking(|done| Command::Status(self.id(), done));
+        let now = self.shared.driver_handle.ask_blocking(|done| Command::Status(self.id(), done));
         now.ok().flatten().unwrap_or_else(|| self.status()).stats
     }
 
@@ -177,7 +177,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`Error::ClusterOver`](crate::Error::ClusterOver).
     pub fn disconnect(&self) -> Result<()> {
-        self.shared.commander.send(Command::Disconnect(self.id()))
+        self.shared.driver_handle.send(Command::Disconnect(self.id()))
     }
 
     /// Closes the primary's end of the channel; a Node worker, and a troop worker, ends by itself then. Node's
@@ -186,7 +186,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`Error::ClusterOver`](crate::Error::ClusterOver).
     pub fn close_channel(&self) -> Result<()> {
-        self.shared.commander.send(Command::CloseChannel(self.id()))
+        self.shared.driver_handle.send(Command::CloseChannel(self.id()))
     }
 
     /// Sends a signal (a number of `signal(7)`, such as 15 for `SIGTERM`) to the worker's process, and only to that.
@@ -194,7 +194,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`Error::NoWorker`](crate::Error::NoWorker) if it has ended, or the system's refusal.
     pub async fn kill(&self, signal: i32) -> Result<()> {
-        self.shared.commander.ask(|done| Command::Signal(self.id(), signal, done)).await?
+        self.shared.driver_handle.ask(|done| Command::Signal(self.id(), signal, done)).await?
     }
 
     pub(crate) fn note_signal(&self, signal: i32) {
@@ -218,7 +218,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`Error::NoWorker`](crate::Error::NoWorker) if it has ended.
     pub async fn set_weight(&self, weight: u32) -> Result<()> {
-        self.shared.commander.ask(|done| Command::SetWeight(self.id(), weight, done)).await?
+        self.shared.driver_handle.ask(|done| Command::SetWeight(self.id(), weight, done)).await?
     }
 
     /// A small number that no other worker has, but for a successor that replaces it; used again when it is gone.

@@ -19,7 +19,7 @@ use super::driver::{ConnectionEnds, Injected};
 use super::policies::{HealthCheck, HealthTest};
 use super::snapshot::WorkerSnapshot;
 use super::spawn::step;
-use super::wake::{Command as Ask, Commander};
+use super::wake::{Command as Ask, DriverHandle};
 use crate::error::Error;
 use crate::settings::{Settings, texts};
 
@@ -35,13 +35,13 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 const MOST_BYTES: usize = 16 * 1024;
 
 /// Starts the thread; it ends with the cluster.
-pub(super) fn start(cluster: Commander, check: HealthCheck) -> std::io::Result<()> {
+pub(super) fn start(cluster: DriverHandle, check: HealthCheck) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("troop-health".into()).spawn(move || runtime.block_on(watch(cluster, check)))?;
     Ok(())
 }
 
-async fn watch(cluster: Commander, check: HealthCheck) {
+async fn watch(cluster: DriverHandle, check: HealthCheck) {
     let mut beat = interval(check.every.max(Duration::from_millis(10)));
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut failures: HashMap<WorkerId, u32> = HashMap::new();
@@ -117,7 +117,7 @@ fn is_shortage(e: &std::io::Error) -> bool {
     e.raw_os_error().is_some_and(|errno| SHORTAGES.contains(&Errno::from_raw_os_error(errno)))
 }
 
-async fn test(cluster: &Commander, check: &HealthCheck, worker: &WorkerSnapshot) -> Result<(), Failed> {
+async fn test(cluster: &DriverHandle, check: &HealthCheck, worker: &WorkerSnapshot) -> Result<(), Failed> {
     let until = Instant::now() + check.timeout;
     let late = || format!("no answer within {:?}", check.timeout);
     let outcome = match &check.test {
@@ -128,7 +128,7 @@ async fn test(cluster: &Commander, check: &HealthCheck, worker: &WorkerSnapshot)
     outcome.unwrap_or_else(|_| Err(late().into()))
 }
 
-async fn connect(cluster: &Commander, check: &HealthCheck, worker: WorkerId, path: Option<&str>) -> Result<(), Failed> {
+async fn connect(cluster: &DriverHandle, check: &HealthCheck, worker: WorkerId, path: Option<&str>) -> Result<(), Failed> {
     let listener = check.listener.clone();
     let cannot = cannot("no connection for it can be made");
     let (tcp, unix) = (tcp_pair().await.map_err(&cannot)?, std::os::unix::net::UnixStream::pair().map_err(&cannot)?);
@@ -220,7 +220,7 @@ impl Stream {
 
 /// Runs a command as workers run: their user, directory, environment and limits. Its status comes over a pipe: a primary that is process 1 may have
 /// reaped it before anybody could ask.
-async fn run(cluster: &Commander, command: &str, worker: &WorkerSnapshot, limit: Duration) -> Result<(), Failed> {
+async fn run(cluster: &DriverHandle, command: &str, worker: &WorkerSnapshot, limit: Duration) -> Result<(), Failed> {
     let until = Instant::now() + limit;
     let late = || format!("its command did not end within {limit:?}");
     let settings = cluster.ask(Ask::Settings).await.map_err(|e| e.to_string())?;

@@ -39,7 +39,7 @@ pub(crate) use output::MAX_BYTES as MAX_TAIL;
 pub use output::{Output, Source};
 pub use policies::{HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, Reload, ReplacePolicy, RestartPolicy, WhenFailed};
 pub use snapshot::{ListenerSnapshot, LostListener, Phase, Snapshot, Usage, VacantSlot, WorkerSnapshot};
-pub(crate) use wake::{Command, Commander};
+pub(crate) use wake::{Command, DriverHandle};
 
 use crate::error::{Error, Result};
 use crate::events::{Bus, Events};
@@ -111,14 +111,14 @@ pub struct Cluster {
 
 #[derive(Debug)]
 struct Inner {
-    commander: Commander,
+    driver_handle: DriverHandle,
     bus: Arc<Bus>,
     table: Table,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let _ = self.commander.send(Command::Over);
+        let _ = self.driver_handle.send(Command::Over);
     }
 }
 
@@ -133,8 +133,8 @@ pub struct Broadcast {
 }
 
 impl Cluster {
-    pub(crate) fn new(commander: Commander, bus: Arc<Bus>, table: Table) -> Cluster {
-        Cluster { inner: Arc::new(Inner { commander, bus, table }) }
+    pub(crate) fn new(driver_handle: DriverHandle, bus: Arc<Bus>, table: Table) -> Cluster {
+        Cluster { inner: Arc::new(Inner { driver_handle, bus, table }) }
     }
 
     /// A cluster to be configured.
@@ -147,7 +147,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterOver`].
     pub fn setup(&self, changes: Setup) -> Result<()> {
-        self.inner.commander.send(Command::Setup(Box::new(changes)))
+        self.inner.driver_handle.send(Command::Setup(Box::new(changes)))
     }
 
     /// Takes on a worker that somebody else has started. After a failure its channel is closed.
@@ -156,7 +156,7 @@ impl Cluster {
     /// [`Error::Io`] if its process or its channel cannot be watched, [`Error::Settings`] if there has been a worker with its number,
     /// [`Error::ClusterOver`].
     pub async fn adopt(&self, adoption: Adoption) -> Result<WorkerHandle> {
-        self.inner.commander.ask(|done| Command::Adopt(Box::new(adoption), done)).await?
+        self.inner.driver_handle.ask(|done| Command::Adopt(Box::new(adoption), done)).await?
     }
 
     /// As [`Cluster::adopt`], for code that is not async. Waits for the primary's turn, which is short.
@@ -167,7 +167,7 @@ impl Cluster {
     /// # Panics
     /// In a task of a tokio runtime.
     pub fn adopt_blocking(&self, adoption: Adoption) -> Result<WorkerHandle> {
-        self.inner.commander.ask_blocking(|done| Command::Adopt(Box::new(adoption), done))?
+        self.inner.driver_handle.ask_blocking(|done| Command::Adopt(Box::new(adoption), done))?
     }
 
     /// Starts a worker. Resolves when its process runs. Dropping the future does not take the fork back.
@@ -176,7 +176,7 @@ impl Cluster {
     /// [`Error::Spawn`] with the real cause, [`Error::Settings`], [`Error::ClusterOver`].
     pub async fn fork(&self, fork: Fork) -> Result<WorkerHandle> {
         nesting::may_be_embedded()?;
-        self.inner.commander.ask(|done| Command::Fork(fork, done)).await?
+        self.inner.driver_handle.ask(|done| Command::Fork(fork, done)).await?
     }
 
     /// The events from now on.
@@ -222,7 +222,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterOver`].
     pub async fn disconnect(&self) -> Result<()> {
-        self.inner.commander.ask(Command::DisconnectAll).await
+        self.inner.driver_handle.ask(Command::DisconnectAll).await
     }
 
     /// Replaces supervised workers, each only after its successor is ready, as far as the [`ReplacePolicy`](crate::ReplacePolicy) says so. Progress comes as events. If it fails, the old
@@ -249,7 +249,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterOver`].
     pub fn reload_with(&self, reload: Reload) -> Result<()> {
-        self.inner.commander.send(Command::Reload(Box::new(reload)))
+        self.inner.driver_handle.send(Command::Reload(Box::new(reload)))
     }
 
     /// Replaces one supervised worker, its successor first; `reason` is for the event. False if the worker is not in service, or others are being
@@ -258,7 +258,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterOver`].
     pub async fn recycle(&self, worker: WorkerId, reason: impl Into<String>) -> Result<bool> {
-        self.inner.commander.ask(|done| Command::Recycle(worker, reason.into(), done)).await
+        self.inner.driver_handle.ask(|done| Command::Recycle(worker, reason.into(), done)).await
     }
 
     /// Ends all supervised workers gracefully and keeps their listeners, so that clients wait, until [`Cluster::reload`] starts new ones.
@@ -266,7 +266,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterOver`].
     pub fn pause(&self) -> Result<()> {
-        self.inner.commander.send(Command::Pause)
+        self.inner.driver_handle.send(Command::Pause)
     }
 
     /// How it stands now. Costs a few system calls per worker.
@@ -274,7 +274,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterOver`].
     pub async fn snapshot(&self) -> Result<Snapshot> {
-        let mut snapshot = self.inner.commander.ask(Command::Snapshot).await?;
+        let mut snapshot = self.inner.driver_handle.ask(Command::Snapshot).await?;
         snapshot.complete();
         Ok(snapshot)
     }
@@ -289,7 +289,7 @@ impl Cluster {
         if workers > MOST_WORKERS {
             return Err(Error::Settings(format!("a cluster has 0 to {MOST_WORKERS} workers, not {workers}")));
         }
-        self.inner.commander.send(Command::Scale(workers))
+        self.inner.driver_handle.send(Command::Scale(workers))
     }
 
     /// Changes how connections are spread: of one listener (`"127.0.0.1:8000"`, `"8000"`, `"udp:53"`, `"/run/app.sock"`: see
@@ -300,7 +300,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterOver`].
     pub async fn set_scheduling(&self, listener: Option<Pattern>, scheduling: Scheduling) -> Result<Vec<Address>> {
-        self.inner.commander.ask(|done| Command::SetScheduling(listener, scheduling, done)).await
+        self.inner.driver_handle.ask(|done| Command::SetScheduling(listener, scheduling, done)).await
     }
 
     /// Lets workers have one more socket of this process; see [`Builder::inherited`].
@@ -308,7 +308,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterOver`].
     pub fn offer(&self, socket: InheritedSocket) -> Result<()> {
-        self.inner.commander.send(Command::Offer(socket))
+        self.inner.driver_handle.send(Command::Offer(socket))
     }
 
     /// Changes what [`Builder::keep_listeners`] has said. With false, those that nobody listens on any more are closed at once.
@@ -316,7 +316,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterOver`].
     pub fn keep_listeners(&self, keep: bool) -> Result<()> {
-        self.inner.commander.send(Command::KeepListeners(keep))
+        self.inner.driver_handle.send(Command::KeepListeners(keep))
     }
 
     /// Says whether workers are to be forked in the place of those that have ended, where the program forks. With true, listeners that no worker has
@@ -327,7 +327,7 @@ impl Cluster {
     /// [`Error::ClusterOver`].
     pub fn expect_forks(&self, expected: bool) -> Result<()> {
         let forks = if expected { Successors::Awaited } else { Successors::Nobody };
-        self.inner.commander.send(Command::ForksToCome(forks))
+        self.inner.driver_handle.send(Command::ForksToCome(forks))
     }
 
     /// Where a worker listens under names that do not depend on the worker: no port 0, no path with the number of its process. What several workers
@@ -336,7 +336,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterOver`].
     pub async fn fixed_addresses(&self, worker: WorkerId) -> Result<Vec<Address>> {
-        self.inner.commander.ask(|done| Command::FixedAddresses(worker, done)).await
+        self.inner.driver_handle.ask(|done| Command::FixedAddresses(worker, done)).await
     }
 
     /// The same, blocking the thread; not for use inside a runtime.
@@ -344,7 +344,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterOver`].
     pub fn fixed_addresses_blocking(&self, worker: WorkerId) -> Result<Vec<Address>> {
-        self.inner.commander.ask_blocking(|done| Command::FixedAddresses(worker, done))
+        self.inner.driver_handle.ask_blocking(|done| Command::FixedAddresses(worker, done))
     }
 
     /// Answers a [`Question`](crate::Question): which worker is to have the connection, or that it does not matter. An answer that comes too
@@ -353,7 +353,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterOver`].
     pub fn answer(&self, ticket: u64, worker: Option<WorkerId>) -> Result<()> {
-        self.inner.commander.send(Command::Answer(ticket, worker))
+        self.inner.driver_handle.send(Command::Answer(ticket, worker))
     }
 
     /// Ends a supervised cluster gracefully; called again, at once.
@@ -361,7 +361,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterOver`].
     pub fn stop(&self) -> Result<()> {
-        self.inner.commander.send(Command::Stop)
+        self.inner.driver_handle.send(Command::Stop)
     }
 }
 
@@ -372,4 +372,4 @@ pub fn forget_startup() -> usize {
 }
 
 /// Who waits for all workers to be gone.
-pub(crate) type Farewells = Vec<oneshot::Sender<()>>;
+pub(crate) type ShutdownWaiters = Vec<oneshot::Sender<()>>;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use troop_core::WorkerId;
-use troop_sys::poll::{Bell, Interest, Poller};
+use troop_sys::poll::{EventFd, Interest, Poller};
 
 /// How many lines and bytes are remembered of each worker.
 const MAX_LINES: usize = 40;
@@ -95,7 +95,7 @@ struct Streams {
 }
 
 /// Wakes the thread.
-const BELL: u64 = 0;
+const EVENT_FD: u64 = 0;
 /// Streams of workers that have ended, which live on in processes that they have left behind. The oldest are closed when there are more.
 const MAX_LEFT: usize = 32;
 
@@ -106,7 +106,7 @@ fn lock(streams: &Mutex<Streams>) -> MutexGuard<'_, Streams> {
 impl Drop for Forwarder {
     fn drop(&mut self) {
         lock(&self.streams).no_more = true;
-        self.bell.ring();
+        self.event_fd.signal();
     }
 }
 
@@ -115,7 +115,7 @@ pub(crate) struct Forwarder {
     poller: Arc<Poller>,
     streams: Arc<Mutex<Streams>>,
     last: u64,
-    bell: Arc<Bell>,
+    event_fd: Arc<EventFd>,
 }
 
 impl Forwarder {
@@ -125,14 +125,14 @@ impl Forwarder {
         let waiting = poller.try_clone()?;
         let streams = Arc::<Mutex<Streams>>::default();
         let theirs = streams.clone();
-        let bell = Arc::new(Bell::new()?);
-        poller.add(&bell, BELL, Interest::Read)?;
-        let heard = bell.clone();
+        let event_fd = Arc::new(EventFd::new()?);
+        poller.add(&event_fd, EVENT_FD, Interest::Read)?;
+        let heard = event_fd.clone();
         std::thread::Builder::new()
             .name("troop-output".into())
             .stack_size(256 * 1024)
             .spawn(move || copy(waiting, &theirs, &heard, output))?;
-        Ok(Forwarder { poller: Arc::new(poller), streams, last: BELL, bell })
+        Ok(Forwarder { poller: Arc::new(poller), streams, last: EVENT_FD, event_fd })
     }
 
     /// The end of what is written there is remembered if it is standard error.
@@ -158,7 +158,7 @@ impl Forwarder {
             streams.dismissed.push(stream);
         }
         if surplus > 0 {
-            self.bell.ring();
+            self.event_fd.signal();
         }
     }
 }
@@ -173,12 +173,12 @@ impl Stream {
     }
 }
 
-fn copy(mut poller: Poller, streams: &Mutex<Streams>, bell: &Bell, mut output: Option<Box<dyn Output>>) {
+fn copy(mut poller: Poller, streams: &Mutex<Streams>, event_fd: &EventFd, mut output: Option<Box<dyn Output>>) {
     let (mut ready, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
     while poller.wait(None, &mut ready).is_ok() {
         for event in ready.drain(..) {
-            if event.token == BELL {
-                bell.hush();
+            if event.token == EVENT_FD {
+                event_fd.clear();
                 let dismissed = std::mem::take(&mut lock(streams).dismissed);
                 dismissed.into_iter().for_each(|stream| stream.end(&mut output));
                 continue;

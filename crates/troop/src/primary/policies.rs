@@ -100,7 +100,7 @@ impl ReplacePolicy {
         config.readiness = match self.ready_when {
             ReadyWhen::Auto => supervise::Readiness::Auto,
             ReadyWhen::Listening => supervise::Readiness::Listening,
-            ReadyWhen::Message | ReadyWhen::Notified => supervise::Readiness::Told,
+            ReadyWhen::Message | ReadyWhen::Notified => supervise::Readiness::Notified,
         };
         (config.ready_timeout, config.settle) = (self.ready_timeout, self.settle);
         (config.surge, config.unavailable) = (self.surge, self.unavailable);

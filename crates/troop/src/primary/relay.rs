@@ -13,7 +13,7 @@ use troop_core::wire::incoming::{self, Act, Incoming};
 use troop_core::wire::outgoing::{HANDLE_ACK, HANDLE_NACK};
 use troop_sys::poll::Interest;
 
-use super::channel::{Channel, say};
+use super::channel::{Channel, send_line};
 use super::direct_io::DirectIo;
 use crate::channel::{HANDLE_TRIES, MAX_QUEUED, Outbox, framing};
 
@@ -124,7 +124,7 @@ impl Relay {
     pub(crate) fn settled(&mut self, ticket: u64, delivered: bool) -> bool {
         let known = self.tickets.remove(&ticket);
         if known && !self.last {
-            say(&mut self.outbox, self.advanced, if delivered { HANDLE_ACK } else { HANDLE_NACK });
+            send_line(&mut self.outbox, self.advanced, if delivered { HANDLE_ACK } else { HANDLE_NACK });
         }
         known
     }
@@ -185,7 +185,7 @@ impl Relay {
                                 channel.outbox.push_with(&whole(self.advanced, text), handle);
                                 core.user_handle_sent(worker, *last_ticket);
                             }
-                            None => say(&mut self.outbox, self.advanced, HANDLE_NACK),
+                            None => send_line(&mut self.outbox, self.advanced, HANDLE_NACK),
                         }
                         continue;
                     }

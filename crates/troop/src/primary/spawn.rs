@@ -19,7 +19,7 @@ pub(crate) struct Spawned {
     pub(crate) child: spawn::Child,
     pub(crate) channel: OwnedFd,
     /// The other end of the channel, if the program does not get it.
-    pub(crate) untold: Option<OwnedFd>,
+    pub(crate) kept_end: Option<OwnedFd>,
     pub(crate) pipes: [Option<OwnedFd>; 3],
     pub(crate) tail: Option<Arc<Tail>>,
     pub(crate) cgroup: Option<Group>,
@@ -28,7 +28,7 @@ pub(crate) struct Spawned {
 
 /// What the primary keeps from one spawn to the next.
 #[derive(Default)]
-pub(crate) struct Workshop {
+pub(crate) struct Spawner {
     /// The last inspector port, counted from the first.
     inspectors: u32,
     /// The soft limit on descriptors that workers get, if it is not this process's.
@@ -40,7 +40,7 @@ pub(crate) struct Workshop {
     pub(crate) output: Option<Box<dyn Output>>,
 }
 
-impl Workshop {
+impl Spawner {
     /// A worker has ended.
     pub(crate) fn ended(&self, worker: WorkerId) {
         if let Some(forwarder) = &self.forwarder {
@@ -54,9 +54,9 @@ pub(crate) fn spawn(
     fork: &Fork,
     worker: WorkerId,
     slot: Option<u32>,
-    workshop: &mut Workshop,
+    spawner: &mut Spawner,
 ) -> Result<Spawned> {
-    let prepared = settings.prepare(worker.0, slot, &fork.env, &mut workshop.inspectors)?;
+    let prepared = settings.prepare(worker.0, slot, &fork.env, &mut spawner.inspectors)?;
     let failed = |step: &'static str| {
         let program = prepared.program.clone();
         move |source: io::Error| Error::Spawn { program, step: step.to_owned(), source }
@@ -86,10 +86,10 @@ pub(crate) fn spawn(
                 if number == 0 {
                     (child_ends[0], pipes[0]) = (Some(reader.into()), Some(writer.into()));
                 } else if let Some(fate) = fate {
-                    let forwarder = match &mut workshop.forwarder {
+                    let forwarder = match &mut spawner.forwarder {
                         Some(forwarder) => forwarder,
                         none => {
-                            let output = workshop.output.take();
+                            let output = spawner.output.take();
                             none.insert(Forwarder::start(output).map_err(failed("start the thread for the output"))?)
                         }
                     };
@@ -116,7 +116,7 @@ pub(crate) fn spawn(
     let cgroup = match &settings.cgroup {
         limits if limits.is_empty() => None,
         limits => {
-            let tree = match &mut workshop.tree {
+            let tree = match &mut spawner.tree {
                 Some(tree) => tree,
                 none => none.insert(Tree::find()?),
             };
@@ -131,7 +131,7 @@ pub(crate) fn spawn(
     command.death_signal = if settings.activation.is_some() { 15 } else { 0 };
     command.pid_variable = settings.activation.is_some().then_some(c"LISTEN_PID");
     command.fds = fds;
-    command.descriptor_limit = workshop.descriptor_limit;
+    command.descriptor_limit = spawner.descriptor_limit;
     command.cgroup = entrance.as_ref().map(AsFd::as_fd);
     let child = spawn::spawn(&command).map_err(|e| Error::Spawn {
         program: prepared.program.clone(),
@@ -140,8 +140,8 @@ pub(crate) fn spawn(
     })?;
     let sandbox = std::mem::take(&mut command.sandbox);
     drop(command);
-    let untold = settings.activation.is_some().then_some(theirs);
-    Ok(Spawned { child, channel: ours, untold, pipes, tail, cgroup, sandbox })
+    let kept_end = settings.activation.is_some().then_some(theirs);
+    Ok(Spawned { child, channel: ours, kept_end, pipes, tail, cgroup, sandbox })
 }
 
 /// The step that failed, with what it was about.

@@ -9,7 +9,7 @@ use troop_core::WorkerId;
 use troop_core::event::Address;
 use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Successors, WorkerStatus};
-use troop_sys::poll::Bell;
+use troop_sys::poll::EventFd;
 
 use super::driver::{ConnectionEnds, Injected, Shared};
 use super::{Adoption, Fork, Reload, Snapshot, WorkerHandle};
@@ -69,18 +69,18 @@ pub(crate) struct Wake {
     posted: Mutex<Vec<WorkerId>>,
     pub(crate) notify: Notify,
     /// For a driver that waits in a plain thread.
-    pub(crate) bell: Option<Bell>,
+    pub(crate) event_fd: Option<EventFd>,
     /// Such a driver.
     direct_io: OnceLock<Weak<Shared>>,
 }
 
 impl Wake {
-    pub(crate) fn new(bell: Option<Bell>) -> Wake {
+    pub(crate) fn new(event_fd: Option<EventFd>) -> Wake {
         Wake {
             pending: AtomicBool::new(false),
             posted: Mutex::default(),
             notify: Notify::new(),
-            bell,
+            event_fd,
             direct_io: OnceLock::new(),
         }
     }
@@ -97,8 +97,8 @@ impl Wake {
 
     pub(crate) fn wake(&self) {
         if !self.pending.swap(true, Ordering::AcqRel) {
-            match &self.bell {
-                Some(bell) => bell.ring(),
+            match &self.event_fd {
+                Some(event_fd) => event_fd.signal(),
                 None => self.notify.notify_one(),
             }
         }
@@ -116,8 +116,8 @@ impl Wake {
         }
         // Hushed before `pending` is taken back: who calls in between does not ring, but is heard below; the other way round the ring of
         // a new caller could be swallowed.
-        if let Some(bell) = &self.bell {
-            bell.hush();
+        if let Some(event_fd) = &self.event_fd {
+            event_fd.clear();
         }
         self.pending.swap(false, Ordering::AcqRel);
         posted.append(&mut self.posted.lock().unwrap_or_else(PoisonError::into_inner));
@@ -127,18 +127,18 @@ impl Wake {
 
 /// Sends commands to the driver.
 #[derive(Clone)]
-pub(crate) struct Commander {
+pub(crate) struct DriverHandle {
     pub(crate) sender: Sender<Command>,
     pub(crate) wake: Arc<Wake>,
 }
 
-impl std::fmt::Debug for Commander {
+impl std::fmt::Debug for DriverHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Commander").finish_non_exhaustive()
     }
 }
 
-impl Commander {
+impl DriverHandle {
     pub(crate) fn send(&self, command: Command) -> Outcome<()> {
         self.sender.send(command).map_err(|_| Error::ClusterOver)?;
         self.wake.wake();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot, watch};
 use troop_core::WorkerId;
-use troop_sys::poll::Bell;
+use troop_sys::poll::EventFd;
 
 use super::WorkerEvent;
 use super::listen::{RequestedAddress, Wanted};
@@ -74,7 +74,7 @@ pub(crate) struct Inner {
     /// Connections that have asked for their moment.
     turns: AtomicU32,
     /// Rung for good when draining begins, for threads that wait in a system call.
-    pub(crate) drain_bell: Option<Bell>,
+    pub(crate) drain_bell: Option<EventFd>,
     /// The link has ended.
     ended: watch::Sender<bool>,
     outlive: AtomicBool,
@@ -137,7 +137,7 @@ impl Inner {
             draining: watch::Sender::new(false),
             close_over: watch::Sender::default(),
             turns: AtomicU32::new(0),
-            drain_bell: Bell::new().ok(),
+            drain_bell: EventFd::new().ok(),
             ended: watch::Sender::new(id.is_none()),
             outlive: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
@@ -184,7 +184,7 @@ impl Inner {
     pub(crate) fn opened(&self) {
         self.last_accept.store(1 + self.now(), Ordering::Relaxed);
         self.open.fetch_add(1, Ordering::Relaxed);
-        self.tell_load();
+        self.send_load();
     }
 
     fn now(&self) -> u64 {
@@ -193,16 +193,16 @@ impl Inner {
 
     pub(crate) fn closed(&self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
-        self.tell_load();
+        self.send_load();
     }
 
     pub(crate) fn report_load(&self, load: u32) {
         self.load.store(load, Ordering::Relaxed);
-        self.tell_load();
+        self.send_load();
     }
 
     /// Lets the link know, once until it looks.
-    fn tell_load(&self) {
+    fn send_load(&self) {
         if !self.load_changed.swap(true, Ordering::AcqRel) {
             self.notify.notify_one();
         }
@@ -254,9 +254,9 @@ impl Inner {
         self.leaving.fetch_or(wanted, Ordering::Relaxed);
         self.close_over.send_if_modified(|(_, since)| since.is_none() && since.replace(Instant::now()).is_none());
         if !self.draining.send_replace(true)
-            && let Some(bell) = &self.drain_bell
+            && let Some(event_fd) = &self.drain_bell
         {
-            bell.ring();
+            event_fd.signal();
         }
     }
 

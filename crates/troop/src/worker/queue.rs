@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
-use troop_sys::poll::Bell;
+use troop_sys::poll::EventFd;
 
 use super::inner::Inner;
 
@@ -37,7 +37,7 @@ pub(crate) struct ConnQueue {
     arrived: Notify,
     arrived_blocking: Condvar,
     /// For threads that wait for a socket too.
-    bell: OnceLock<Bell>,
+    event_fd: OnceLock<EventFd>,
 }
 
 impl ConnQueue {
@@ -45,28 +45,28 @@ impl ConnQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ring(&self) {
-        if let Some(bell) = self.bell.get() {
-            bell.ring();
+    fn signal(&self) {
+        if let Some(event_fd) = self.event_fd.get() {
+            event_fd.signal();
         }
     }
 
     /// A descriptor that is readable when there may be a connection, or the listener is closed; to be followed by
     /// [`ConnQueue::try_take`].
-    pub(crate) fn bell(&self) -> std::io::Result<&Bell> {
-        if self.bell.get().is_none() {
-            let bell = Bell::new()?;
+    pub(crate) fn event_fd(&self) -> std::io::Result<&EventFd> {
+        if self.event_fd.get().is_none() {
+            let event_fd = EventFd::new()?;
             // What came before rings for what is there.
-            bell.ring();
-            let _ = self.bell.set(bell);
+            event_fd.signal();
+            let _ = self.event_fd.set(event_fd);
         }
-        self.bell.get().ok_or_else(|| std::io::ErrorKind::Other.into())
+        self.event_fd.get().ok_or_else(|| std::io::ErrorKind::Other.into())
     }
 
     /// A connection, if there is one: `Ok(None)` if not, `Err` once closed.
     pub(crate) fn try_take(&self, inner: &Arc<Inner>) -> Result<Option<OwnedFd>, ()> {
-        if let Some(bell) = self.bell.get() {
-            bell.hush();
+        if let Some(event_fd) = self.event_fd.get() {
+            event_fd.clear();
         }
         let mut state = self.lock();
         let conn = state.conns.pop_front();
@@ -74,7 +74,7 @@ impl ConnQueue {
         drop(state);
         if more || closed {
             // For the next one.
-            self.ring();
+            self.signal();
         }
         match conn {
             Some(conn) => {
@@ -96,7 +96,7 @@ impl ConnQueue {
         drop(state);
         self.arrived.notify_one();
         self.arrived_blocking.notify_one();
-        self.ring();
+        self.signal();
         Ok(())
     }
 
@@ -117,7 +117,7 @@ impl ConnQueue {
         self.arrived.notify_waiters();
         self.arrived.notify_one();
         self.arrived_blocking.notify_all();
-        self.ring();
+        self.signal();
         left
     }
 

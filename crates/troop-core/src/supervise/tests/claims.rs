@@ -30,7 +30,7 @@ impl World {
     }
 
     fn failure(&self) -> Option<&str> {
-        self.told.iter().rev().find_map(|told| match told {
+        self.progress.iter().rev().find_map(|progress| match progress {
             Progress::ReloadFailed { reason, .. } | Progress::RecycleFailed { reason, .. } => Some(reason.as_str()),
             _ => None,
         })
@@ -50,14 +50,14 @@ fn a_reload_whose_first_worker_listens_elsewhere_replaces_nobody_and_names_the_a
     world.reload_with(&[claim(80, &[1, 2, 3])]);
     world.listens(4, &[81]);
     world.pass(2 * SECOND);
-    assert!(world.told.contains(&Progress::Awaiting { worker: WorkerId(4), at: at(80) }), "{:?}", world.told);
+    assert!(world.progress.contains(&Progress::Awaiting { worker: WorkerId(4), at: at(80) }), "{:?}", world.progress);
     world.pass(27 * SECOND);
     assert_eq!((world.failure(), world.asked.len()), (None, 0));
     world.pass(SECOND);
     let reason = world.failure().unwrap();
     assert!(reason.contains("does not listen on *:80,") && reason.contains("on *:81"), "{reason}");
     assert_eq!(world.asked, [Order::Disconnect(WorkerId(4))]);
-    assert_eq!(world.told.iter().filter(|told| matches!(told, Progress::Awaiting { .. })).count(), 1);
+    assert_eq!(world.progress.iter().filter(|progress| matches!(progress, Progress::Awaiting { .. })).count(), 1);
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_worker_that_listens_late_has_as_long_as_for_being_ready() {
     assert_eq!(world.asked, [Order::Disconnect(WorkerId(1))]);
     // One that has it will do: who is next may be a worker that does something else.
     world.listens(4, &[9]);
-    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished));
+    assert_eq!(world.progress.last(), Some(&Progress::ReloadFinished));
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn what_the_predecessor_did_not_have_is_not_asked_of_its_successor() {
     world.listens(4, &[80]);
     assert_eq!(world.asked.len(), 1, "worker 2 has it, and nobody new");
     world.listens(4, &[80, 90]);
-    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished));
+    assert_eq!(world.progress.last(), Some(&Progress::ReloadFinished));
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn what_was_left_open_is_asked_of_the_first_new_worker_and_a_failure_leaves_it_o
     world.listens(newest, &[81]);
     world.pass(2 * SECOND);
     world.listens(newest + 1, &[81]);
-    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished));
+    assert_eq!(world.progress.last(), Some(&Progress::ReloadFinished));
 }
 
 #[test]
@@ -176,12 +176,12 @@ fn what_only_one_worker_has_is_lost_by_no_reload() {
     assert_eq!(world.asked, [Order::Disconnect(WorkerId(2)), Order::Disconnect(WorkerId(3))]);
     world.listens(6, &[80, 9]);
     world.pass(29 * SECOND);
-    assert!(world.told.contains(&Progress::Awaiting { worker: WorkerId(6), at: at(90) }), "{:?}", world.told);
+    assert!(world.progress.contains(&Progress::Awaiting { worker: WorkerId(6), at: at(90) }), "{:?}", world.progress);
     assert_eq!((world.failure(), world.asked.len()), (None, 2));
     world.pass(SECOND);
     let reason = world.failure().unwrap();
     assert!(reason.contains("no new worker listens on *:90, where worker 1 did") && reason.contains("*:9;"), "{reason}");
-    assert!(!world.asked.contains(&Order::Disconnect(WorkerId(1))) && !world.told.contains(&Progress::ReloadFinished));
+    assert!(!world.asked.contains(&Order::Disconnect(WorkerId(1))) && !world.progress.contains(&Progress::ReloadFinished));
     assert_eq!(world.of(0), 1);
 }
 
@@ -195,7 +195,7 @@ fn what_only_one_worker_has_may_go_to_its_successor_or_to_any_other_new_worker()
         world.listens(worker, &[80, 87 + i64::from(worker)]);
         world.pass(2 * SECOND);
     }
-    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished), "{:?}", world.told);
+    assert_eq!(world.progress.last(), Some(&Progress::ReloadFinished), "{:?}", world.progress);
     // Another one has them all.
     let mut world = serving(3);
     world.reload_with(&[own(90, &[1]), own(91, &[1])]);
@@ -203,7 +203,7 @@ fn what_only_one_worker_has_may_go_to_its_successor_or_to_any_other_new_worker()
     world.pass(2 * SECOND);
     world.listens(5, &[90, 91]);
     world.listens(6, &[]);
-    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished), "{:?}", world.told);
+    assert_eq!(world.progress.last(), Some(&Progress::ReloadFinished), "{:?}", world.progress);
 }
 
 #[test]
@@ -213,13 +213,13 @@ fn a_slot_whose_own_address_another_one_may_bring_is_put_off_until_the_others_ar
     // Both are the second slot's from now on.
     world.listens(3, &[80]);
     world.pass(4 * SECOND);
-    assert!(world.told.contains(&Progress::PutOff { worker: WorkerId(3) }), "{:?}", world.told);
+    assert!(world.progress.contains(&Progress::PutOff { worker: WorkerId(3) }), "{:?}", world.progress);
     assert_eq!(world.asked, [Order::Disconnect(WorkerId(3))]);
     world.listens(4, &[91, 92]);
     world.pass(2 * SECOND);
     assert_eq!(world.asked[1..], [Order::Disconnect(WorkerId(2))]);
     world.listens(5, &[80]);
-    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished), "{:?}", world.told);
+    assert_eq!(world.progress.last(), Some(&Progress::ReloadFinished), "{:?}", world.progress);
     // Where nobody has them, nobody who does is sent away.
     let mut world = serving(2);
     world.reload_with(&[own(91, &[1]), own(92, &[2])]);
@@ -228,7 +228,7 @@ fn a_slot_whose_own_address_another_one_may_bring_is_put_off_until_the_others_ar
         world.pass(4 * SECOND);
     }
     world.pass(30 * SECOND);
-    assert!(world.failure().is_some_and(|reason| reason.contains("*:92, where worker 2 did")), "{:?}", world.told);
+    assert!(world.failure().is_some_and(|reason| reason.contains("*:92, where worker 2 did")), "{:?}", world.progress);
     assert_eq!((world.of(0), world.of(1)), (1, 2));
 }
 
@@ -241,7 +241,7 @@ fn what_waited_for_a_successor_when_the_reload_began_is_asked_of_the_new_ones_as
         (3..=world.next_worker).for_each(|worker| world.listens(worker, &[80]));
         world.pass(SECOND);
     }
-    assert!(world.failure().is_some_and(|reason| reason.contains("*:90")), "{:?}", world.told);
+    assert!(world.failure().is_some_and(|reason| reason.contains("*:90")), "{:?}", world.progress);
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn what_a_worker_had_that_is_not_wanted_any_more_is_asked_of_nobody() {
     world.supervisor.scale(world.now, 1);
     world.carry_out();
     world.pass(2 * SECOND);
-    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished), "{:?}", world.told);
+    assert_eq!(world.progress.last(), Some(&Progress::ReloadFinished), "{:?}", world.progress);
 }
 
 mod random {
@@ -295,21 +295,21 @@ mod random {
                     w.exit(worker.0, 0);
                 }
                 w.pass(SECOND / 2);
-                over = w.told.contains(&Progress::ReloadFinished) || w.failure().is_some();
+                over = w.progress.contains(&Progress::ReloadFinished) || w.failure().is_some();
                 if over {
                     break;
                 }
             }
-            prop_assert!(over, "it goes on for ever: {:?}", w.told);
+            prop_assert!(over, "it goes on for ever: {:?}", w.progress);
             let members: Vec<_> = w.supervisor.slots.iter().filter_map(|state| state.current).map(|member| member.worker).collect();
             let has = |worker: &WorkerId, port| ports.get(worker).map_or_else(
                 || old.get(worker.0 as usize - 1).is_some_and(|ports| ports.contains(&port)), |ports| ports.contains(&port));
             for claim in &claims {
                 let port = claim.at.port.unwrap();
                 if w.failure().is_none() {
-                    prop_assert!(members.iter().any(|worker| worker.0 > workers as u32 && has(worker, port)), "{port} is lost: {:?}", w.told);
+                    prop_assert!(members.iter().any(|worker| worker.0 > workers as u32 && has(worker, port)), "{port} is lost: {:?}", w.progress);
                 } else if unavailable == 0 {
-                    prop_assert!(members.iter().any(|worker| has(worker, port)), "{port} is lost: {:?}", w.told);
+                    prop_assert!(members.iter().any(|worker| has(worker, port)), "{port} is lost: {:?}", w.progress);
                 }
             }
         }

@@ -13,8 +13,8 @@ fn listeners(workers: usize) -> Config {
 
 /// The delay of the last restart.
 fn delay(world: &World) -> Duration {
-    let delay = |told: &Progress| if let Progress::Restarting { delay, .. } = told { Some(*delay) } else { None };
-    world.told.iter().rev().find_map(delay).unwrap()
+    let delay = |progress: &Progress| if let Progress::Restarting { delay, .. } = progress { Some(*delay) } else { None };
+    world.progress.iter().rev().find_map(delay).unwrap()
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_start_without_a_ready_worker_fails_after_so_many_ends() {
         "{:?}",
         world.outcome
     );
-    assert!(world.told.iter().any(|told| matches!(told, Progress::GivingUp(GiveUp::NeverReady { ends: 5, .. }))));
+    assert!(world.progress.iter().any(|progress| matches!(progress, Progress::GivingUp(GiveUp::NeverReady { ends: 5, .. }))));
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn an_app_that_was_ready_once_is_retried_for_ever_at_the_longest_delay() {
     assert!(delay(&world) >= Duration::from_millis(3750), "{:?}", delay(&world));
     (0..2).for_each(|slot| world.up(world.of(slot)));
     assert_eq!(
-        (world.supervisor.state(), world.told.last()),
+        (world.supervisor.state(), world.progress.last()),
         (SupervisorState::Running, Some(&Progress::Recovered { workers: 2 }))
     );
 }
@@ -139,7 +139,9 @@ fn where_it_is_wanted_an_app_ends_that_had_no_ready_worker_for_the_window() {
     }
     let took = world.now.since(begun);
     assert!(took >= 20 * SECOND && took < 21 * SECOND, "{took:?}");
-    assert!(world.told.iter().any(|told| matches!(told, Progress::GivingUp(GiveUp::NotReady { been_ready: true, .. }))));
+    assert!(
+        world.progress.iter().any(|progress| matches!(progress, Progress::GivingUp(GiveUp::NotReady { been_ready: true, .. })))
+    );
 }
 
 #[test]
@@ -158,7 +160,7 @@ fn the_time_without_workers_that_nobody_wants_does_not_count() {
     world.pass(19 * SECOND);
     assert!(!world.supervisor.is_stopping());
     world.pass(SECOND);
-    assert!(world.supervisor.is_stopping(), "{:?}", world.told);
+    assert!(world.supervisor.is_stopping(), "{:?}", world.progress);
 }
 
 #[test]
@@ -270,7 +272,7 @@ fn a_reload_that_fails_after_a_pause_leaves_the_pause_unless_somebody_serves() {
     world.carry_out();
     world.up(4);
     world.exit(5, 1);
-    assert_eq!((world.supervisor.state(), world.of(0)), (SupervisorState::Degraded, 4), "{:?}", world.told);
+    assert_eq!((world.supervisor.state(), world.of(0)), (SupervisorState::Degraded, 4), "{:?}", world.progress);
     world.pass(SECOND);
     assert_eq!(world.of(1), 6);
     assert!(!world.asked.contains(&Order::Disconnect(WorkerId(4))));
@@ -339,7 +341,11 @@ fn a_worker_that_is_never_ready_is_replaced_as_one_that_failed() {
     world.pass(18 * SECOND);
     assert!(world.asked.is_empty(), "it may be ready yet: {:?}", world.asked);
     world.pass(2 * SECOND);
-    assert!(world.told.contains(&Progress::NotReady { worker: WorkerId(stuck), within: 20 * SECOND }), "{:?}", world.told);
+    assert!(
+        world.progress.contains(&Progress::NotReady { worker: WorkerId(stuck), within: 20 * SECOND }),
+        "{:?}",
+        world.progress
+    );
     assert_eq!(world.asked, [Order::Disconnect(WorkerId(stuck))]);
     // It does not hear; and nobody comes in its place before it has ended.
     world.pass(30 * SECOND);
@@ -350,7 +356,7 @@ fn a_worker_that_is_never_ready_is_replaced_as_one_that_failed() {
     world.pass(SECOND);
     world.up(world.of(0));
     assert_eq!(
-        (world.supervisor.state(), world.told.last()),
+        (world.supervisor.state(), world.progress.last()),
         (SupervisorState::Running, Some(&Progress::Recovered { workers: 2 }))
     );
 }
@@ -385,9 +391,9 @@ fn a_worker_that_comes_back_where_none_was_is_told_as_an_improvement() {
     (1..=2).for_each(|worker| world.exit(worker, 1));
     world.pass(SECOND);
     world.up(world.of(0));
-    assert_eq!(world.told.last(), Some(&Progress::Recovering { ready: 1, wanted: 2 }));
+    assert_eq!(world.progress.last(), Some(&Progress::Recovering { ready: 1, wanted: 2 }));
     world.up(world.of(1));
-    assert_eq!(world.told.last(), Some(&Progress::Recovered { workers: 2 }));
+    assert_eq!(world.progress.last(), Some(&Progress::Recovered { workers: 2 }));
 }
 
 #[test]

@@ -11,7 +11,7 @@ struct World {
     now: Time,
     next_worker: u32,
     forks: usize,
-    told: Vec<Progress>,
+    progress: Vec<Progress>,
     asked: Vec<Order>,
     outcome: Option<Outcome>,
     held: std::collections::BTreeSet<WorkerId>,
@@ -35,7 +35,7 @@ impl World {
             now: Time(0),
             next_worker: 0,
             forks: 0,
-            told: vec![],
+            progress: vec![],
             asked: vec![],
             outcome: None,
             held: Default::default(),
@@ -60,7 +60,7 @@ impl World {
                         let serving: Vec<_> = self.serving.difference(&self.held).collect();
                         assert!(serving.is_empty(), "{progress:?} while {serving:?} serve");
                     }
-                    self.told.push(progress);
+                    self.progress.push(progress);
                 }
                 Order::Hold(worker) => assert!(self.held.insert(worker)),
                 Order::Admit(worker) => assert!(self.held.remove(&worker)),
@@ -141,7 +141,7 @@ fn quick_deaths_are_spaced_and_end_in_giving_up() {
     let last = Cause::Ended(WorkerId(8), ExitHow::Code(7));
     assert!(matches!(&w.outcome, Some(Outcome::GaveUp(GiveUp::NeverReady { cause, .. })) if *cause == last), "{:?}", w.outcome);
     let delays: Vec<_> =
-        w.told.iter().filter_map(|p| if let Progress::Restarting { delay, .. } = p { Some(*delay) } else { None }).collect();
+        w.progress.iter().filter_map(|p| if let Progress::Restarting { delay, .. } = p { Some(*delay) } else { None }).collect();
     assert_eq!(delays.len(), 7);
     for (i, delay) in delays.iter().enumerate() {
         let most = Duration::from_millis(100 << i).min(5 * SECOND);
@@ -309,8 +309,8 @@ fn that_no_more_can_be_started_ends_nobody_who_serves() {
     // They are tried again, and then they are there.
     world.pass(Duration::from_secs(10));
     assert_eq!(world.forks, 40);
-    let (last, before) = world.told.split_last().unwrap();
-    assert!(before.iter().all(|told| matches!(told, Progress::Restarting { .. } | Progress::Degraded { .. })));
+    let (last, before) = world.progress.split_last().unwrap();
+    assert!(before.iter().all(|progress| matches!(progress, Progress::Restarting { .. } | Progress::Degraded { .. })));
     assert_eq!(*last, Progress::Recovered { workers: 40 });
 }
 
@@ -327,7 +327,7 @@ fn a_pause_ends_the_workers_and_a_reload_the_pause() {
     world.supervisor.reload(world.now);
     world.carry_out();
     (3..=4).for_each(|worker| world.up(worker));
-    assert_eq!((world.forks, world.told.last()), (4, Some(&Progress::ReloadFinished)));
+    assert_eq!((world.forks, world.progress.last()), (4, Some(&Progress::ReloadFinished)));
 }
 
 #[test]

@@ -14,9 +14,9 @@ fn a_reload_replaces_one_by_one_and_only_after_the_successor_listens() {
     assert_eq!((w.forks, w.asked.as_slice()), (4, &[Order::Disconnect(WorkerId(1))][..]));
     w.supervisor.reload(w.now);
     w.carry_out();
-    assert_eq!(w.told.last(), Some(&Progress::ReloadRefused));
+    assert_eq!(w.progress.last(), Some(&Progress::ReloadRefused));
     w.up(4);
-    assert_eq!(w.told.last(), Some(&Progress::ReloadFinished));
+    assert_eq!(w.progress.last(), Some(&Progress::ReloadFinished));
     w.exit(1, 0);
     w.exit(2, 0);
     w.pass(60 * SECOND);
@@ -30,14 +30,14 @@ fn a_reload_that_fails_leaves_the_old_worker_alone() {
     w.supervisor.reload(w.now);
     w.carry_out();
     w.exit(2, 1);
-    assert!(matches!(w.told.last(), Some(Progress::ReloadFailed { .. })));
+    assert!(matches!(w.progress.last(), Some(Progress::ReloadFailed { .. })));
     w.pass(60 * SECOND);
     assert_eq!((w.forks, w.asked.len()), (2, 0));
     w.supervisor.reload(w.now);
     w.carry_out();
     w.pass(60 * SECOND);
     assert!(
-        matches!(w.told.iter().rev().find(|p| matches!(p, Progress::ReloadFailed { .. })), Some(Progress::ReloadFailed { reason, .. }) if reason.contains("not ready"))
+        matches!(w.progress.iter().rev().find(|p| matches!(p, Progress::ReloadFailed { .. })), Some(Progress::ReloadFailed { reason, .. }) if reason.contains("not ready"))
     );
     assert!(w.asked.contains(&Order::Terminate(WorkerId(3))) && !w.asked.contains(&Order::Disconnect(WorkerId(1))));
 }
@@ -53,7 +53,7 @@ fn a_reload_goes_on_with_the_workers_that_are_left() {
     // The second one is being replaced now, when it becomes too many, and so does its successor.
     world.supervisor.scale(world.now, 1);
     world.carry_out();
-    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished));
+    assert_eq!(world.progress.last(), Some(&Progress::ReloadFinished));
     for worker in [2, 3, 5] {
         world.exit(worker, 0);
     }
@@ -65,8 +65,8 @@ fn a_reload_goes_on_with_the_workers_that_are_left() {
 }
 
 fn replaced(world: &World) -> Vec<(u32, u32)> {
-    let pair = |told: &Progress| if let Progress::Replaced { old, new } = told { Some((old.0, new.0)) } else { None };
-    world.told.iter().filter_map(pair).collect()
+    let pair = |progress: &Progress| if let Progress::Replaced { old, new } = progress { Some((old.0, new.0)) } else { None };
+    world.progress.iter().filter_map(pair).collect()
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn the_first_new_worker_must_show_that_it_stays() {
     assert_eq!((world.forks, world.asked.len()), (4, 0));
     // It listens, and dies a moment later: nobody was sent away for it.
     world.exit(4, 1);
-    assert!(matches!(world.told.last(), Some(Progress::ReloadFailed { .. })) && world.asked.is_empty());
+    assert!(matches!(world.progress.last(), Some(Progress::ReloadFailed { .. })) && world.asked.is_empty());
     world.supervisor.reload(world.now);
     world.carry_out();
     world.up(5);
@@ -88,7 +88,7 @@ fn the_first_new_worker_must_show_that_it_stays() {
     // The others need only be ready.
     world.up(6);
     world.up(7);
-    assert_eq!((replaced(&world), world.told.last()), (vec![(1, 5), (2, 6), (3, 7)], Some(&Progress::ReloadFinished)));
+    assert_eq!((replaced(&world), world.progress.last()), (vec![(1, 5), (2, 6), (3, 7)], Some(&Progress::ReloadFinished)));
 }
 
 #[test]
@@ -100,18 +100,18 @@ fn a_new_worker_that_dies_later_in_the_reload_ends_it_too_and_its_kin_are_rolled
     world.up(4);
     world.up(5);
     world.exit(5, 7);
-    let failed = world.told.iter().position(|told| matches!(told, Progress::ReloadFailed { .. }));
-    let restarting = world.told.iter().position(|told| matches!(told, Progress::Restarting { .. }));
+    let failed = world.progress.iter().position(|progress| matches!(progress, Progress::ReloadFailed { .. }));
+    let restarting = world.progress.iter().position(|progress| matches!(progress, Progress::Restarting { .. }));
     // Who is told of it can have the rest started as before.
     assert!(failed.is_some() && failed < restarting);
     assert!(world.asked.contains(&Order::Terminate(WorkerId(6))) && !world.asked.contains(&Order::Disconnect(WorkerId(3))));
     world.supervisor.roll_back(world.now);
     world.carry_out();
     world.pass(SECOND);
-    assert!(world.told.contains(&Progress::RollingBack { workers: 1 }));
+    assert!(world.progress.contains(&Progress::RollingBack { workers: 1 }));
     world.up(7);
     assert_eq!(replaced(&world).last(), Some(&(4, 7)));
-    assert!(!world.told.contains(&Progress::ReloadFinished));
+    assert!(!world.progress.contains(&Progress::ReloadFinished));
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn where_there_is_no_room_for_more_the_old_one_leaves_first() {
     assert_eq!(world.asked.last(), Some(&Order::Disconnect(WorkerId(2))));
     world.exit(2, 0);
     world.exit(4, 1);
-    assert!(world.told.iter().any(|told| matches!(told, Progress::ReloadFailed { .. })));
+    assert!(world.progress.iter().any(|progress| matches!(progress, Progress::ReloadFailed { .. })));
     // The slot is filled all the same.
     world.pass(SECOND);
     assert_eq!(world.forks, 5);
@@ -159,27 +159,27 @@ fn one_worker_is_recycled_at_a_time_and_a_reload_goes_before_it() {
     assert!(world.supervisor.recycle(world.now, WorkerId(1), "it is old".into()));
     world.carry_out();
     world.exit(4, 1);
-    assert!(matches!(world.told.last(), Some(Progress::RecycleFailed { worker: WorkerId(1), .. })));
+    assert!(matches!(world.progress.last(), Some(Progress::RecycleFailed { worker: WorkerId(1), .. })));
     assert!(world.supervisor.recycle(world.now, WorkerId(1), "it is old".into()));
     world.supervisor.reload(world.now);
     world.carry_out();
     (5..=7).for_each(|worker| world.up(worker));
-    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished));
+    assert_eq!(world.progress.last(), Some(&Progress::ReloadFinished));
 }
 
 #[test]
 fn ready_is_who_says_so() {
-    let mut world = World::with(Config { readiness: Readiness::Told, settle: Duration::ZERO, ..Config::new(1) });
+    let mut world = World::with(Config { readiness: Readiness::Notified, settle: Duration::ZERO, ..Config::new(1) });
     world.up(1);
     world.pass(10 * SECOND);
     assert_eq!(world.supervisor.standing(world.now, WorkerId(1)), Some((false, 1)));
-    world.supervisor.told_ready(world.now, WorkerId(1));
+    world.supervisor.reported_ready(world.now, WorkerId(1));
     assert_eq!(world.supervisor.standing(world.now, WorkerId(1)), Some((true, 1)));
     world.supervisor.reload(world.now);
     world.carry_out();
     world.up(2);
     assert!(replaced(&world).is_empty());
-    world.supervisor.told_ready(world.now, WorkerId(2));
+    world.supervisor.reported_ready(world.now, WorkerId(2));
     world.carry_out();
     assert_eq!((replaced(&world), world.supervisor.standing(world.now, WorkerId(2))), (vec![(1, 2)], Some((true, 2))));
 }
@@ -229,11 +229,11 @@ fn a_reload_that_is_cut_short_is_told_to_have_failed() {
     world.supervisor.reload(world.now);
     world.supervisor.pause(world.now);
     world.carry_out();
-    assert!(matches!(world.told.last(), Some(Progress::ReloadFailed { .. })), "{:?}", world.told);
+    assert!(matches!(world.progress.last(), Some(Progress::ReloadFailed { .. })), "{:?}", world.progress);
     world.supervisor.reload(world.now);
     world.carry_out();
     world.up(world.next_worker);
-    assert_eq!(world.told.last(), Some(&Progress::ReloadFinished));
+    assert_eq!(world.progress.last(), Some(&Progress::ReloadFinished));
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn settling_begins_when_a_worker_is_ready() {
     world.up(2);
     world.pass(SECOND);
     world.exit(2, 1);
-    assert!(replaced(&world).is_empty() && matches!(world.told.last(), Some(Progress::ReloadFailed { .. })));
+    assert!(replaced(&world).is_empty() && matches!(world.progress.last(), Some(Progress::ReloadFailed { .. })));
 }
 
 #[test]
@@ -258,8 +258,8 @@ fn a_new_version_has_to_show_itself_in_vacant_slots_too() {
     world.carry_out();
     assert_eq!((world.forks, world.supervisor.state()), (2, SupervisorState::Reloading));
     world.exit(2, 1);
-    assert!(world.told.iter().any(|told| matches!(told, Progress::ReloadFailed { .. })));
-    assert!(!world.told.contains(&Progress::ReloadFinished));
+    assert!(world.progress.iter().any(|progress| matches!(progress, Progress::ReloadFailed { .. })));
+    assert!(!world.progress.contains(&Progress::ReloadFinished));
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn who_closes_its_channel_takes_nobodys_place() {
     world.pass(10 * SECOND);
     assert!(replaced(&world).is_empty() && world.asked == [Order::Terminate(WorkerId(2))], "{:?}", world.asked);
     world.exit(2, 0);
-    assert!(matches!(world.told.last(), Some(Progress::ReloadFailed { .. })));
+    assert!(matches!(world.progress.last(), Some(Progress::ReloadFailed { .. })));
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn going_back_is_tried_until_it_works() {
     world.supervisor.roll_back(world.now);
     world.carry_out();
     world.exit(5, 1);
-    assert!(world.told.iter().any(|told| matches!(told, Progress::RollBackFailed { .. })));
+    assert!(world.progress.iter().any(|progress| matches!(progress, Progress::RollBackFailed { .. })));
     world.pass(10 * SECOND);
     world.up(6);
     assert_eq!(replaced(&world), [(1, 3), (3, 6)]);
@@ -336,22 +336,22 @@ fn a_slot_whose_back_off_ends_in_a_reload_has_to_show_what_it_can_like_the_other
     };
     let (mut world, second) = begin();
     world.up(second);
-    assert_eq!(world.told.last(), Some(&Progress::Recovered { workers: 2 }));
-    assert!(world.told.contains(&Progress::ReloadFinished));
+    assert_eq!(world.progress.last(), Some(&Progress::Recovered { workers: 2 }));
+    assert!(world.progress.contains(&Progress::ReloadFinished));
     // One that ends, or is never ready, ends the reload.
     let (mut world, second) = begin();
     world.exit(second, 1);
-    assert!(world.told.iter().any(|told| matches!(told, Progress::ReloadFailed { .. })), "{:?}", world.told);
+    assert!(world.progress.iter().any(|progress| matches!(progress, Progress::ReloadFailed { .. })), "{:?}", world.progress);
     let (mut world, _) = begin();
     world.pass(30 * SECOND);
-    assert!(world.told.iter().any(|told| matches!(told, Progress::ReloadFailed { .. })), "{:?}", world.told);
+    assert!(world.progress.iter().any(|progress| matches!(progress, Progress::ReloadFailed { .. })), "{:?}", world.progress);
 }
 
 #[test]
 fn what_becomes_of_an_app_whose_reload_fails_is_told() {
     let then = |world: &World| {
-        let then = |told: &Progress| if let Progress::ReloadFailed { then, .. } = told { Some(*then) } else { None };
-        world.told.iter().rev().find_map(then)
+        let then = |progress: &Progress| if let Progress::ReloadFailed { then, .. } = progress { Some(*then) } else { None };
+        world.progress.iter().rev().find_map(then)
     };
     let reload = |world: &mut World| {
         world.supervisor.reload(world.now);

@@ -104,10 +104,10 @@ impl Driver {
 
     fn steer_activated(&mut self) {
         let shares = self.shares(None);
-        self.tell_kernel(shares);
+        self.update_kernel_shares(shares);
     }
 
-    fn tell_kernel(&mut self, shares: Vec<u32>) {
+    fn update_kernel_shares(&mut self, shares: Vec<u32>) {
         if shares == self.activated.told || shares.is_empty() {
             return;
         }
@@ -127,7 +127,7 @@ impl Driver {
         }
         let Some(slot) = self.core.status(worker).map(|status| status.slot) else { return false };
         let shares = self.shares(Some(worker));
-        self.tell_kernel(shares);
+        self.update_kernel_shares(shares);
         let is_ending = self.supervisor.as_ref().is_none_or(|supervisor| supervisor.is_stopping());
         let has_successor =
             self.processes.keys().any(|id| *id != worker && self.core.status(*id).is_some_and(|other| other.slot == slot));

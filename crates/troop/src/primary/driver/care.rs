@@ -83,7 +83,7 @@ impl Care {
 
 impl Driver {
     /// Begins to look after the workers.
-    pub(super) fn begin_care(&mut self) {
+    pub(super) fn begin_recycling(&mut self) {
         if !self.care.policy.is_idle() {
             self.care.beat_at = Some(self.now + BEAT);
         }
@@ -99,7 +99,7 @@ impl Driver {
         }
         while let Some(at) = self.care.hung.iter().position(|(_, _, due)| *due <= self.now) {
             let (worker, signal, _) = self.care.hung.swap_remove(at);
-            self.press(worker, signal);
+            self.escalate(worker, signal);
         }
     }
 
@@ -109,7 +109,7 @@ impl Driver {
         self.reclaim_channel(worker);
         match (UnixStream::pair(), self.channel(worker)) {
             (Ok((socket, _)), Some(channel)) => {
-                channel.say_with(line, socket.into());
+                channel.send_line_with(line, socket.into());
                 self.unflushed.push(worker);
             }
             (Err(_), Some(_)) => self.core.probe_unsent(self.now, worker),
@@ -120,10 +120,10 @@ impl Driver {
     /// Ends a hung worker in a way that may tell where it hangs: by a report if it makes one, by a core dump if there are such, by force.
     pub(super) fn end_hung(&mut self, worker: WorkerId) {
         let first = self.settings.report_signal.unwrap_or(ABORT);
-        self.press(worker, first);
+        self.escalate(worker, first);
     }
 
-    fn press(&mut self, worker: WorkerId, signal: i32) {
+    fn escalate(&mut self, worker: WorkerId, signal: i32) {
         if !self.processes.contains_key(&worker) {
             return;
         }

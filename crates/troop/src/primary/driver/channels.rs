@@ -78,7 +78,7 @@ impl Driver {
             let Some(process) = self.processes.get_mut(&id) else { return };
             let Some(channel) = &mut process.channel else { return };
             let relay = self.relays.get_mut(&id);
-            if (channel.is_deaf() || relay.as_ref().is_some_and(|relay| relay.is_full())) && burst == READ_BURST {
+            if (channel.is_backpressured() || relay.as_ref().is_some_and(|relay| relay.is_full())) && burst == READ_BURST {
                 // Who does not read our answers can wait with his questions, and so can who says more than the program reads.
                 self.update_channel(id);
                 break;
@@ -113,7 +113,7 @@ impl Driver {
                     if !channel.outbox.is_empty() {
                         self.unflushed.push(id);
                     }
-                    self.heed_messages(before);
+                    self.apply_ready_messages(before);
                     self.act();
                     if more || burst == LAST_READS {
                         self.unfinished = true;
@@ -204,9 +204,9 @@ impl Driver {
         }
         self.core.exited(self.now, id, how);
         self.act();
-        self.workshop.ended(id);
+        self.spawner.ended(id);
         self.processes.remove(&id);
-        self.say_farewell();
+        self.notify_shutdown_waiters();
         if self.reaps_orphans {
             // The kernel shows one ended child at a time; this one may have hidden others.
             self.reap_orphans();
@@ -260,7 +260,7 @@ impl Driver {
     pub(super) fn update_channel(&mut self, id: WorkerId) {
         let full = self.relays.get(&id).is_some_and(|relay| relay.is_full() || relay.is_direct());
         let Some(channel) = self.processes.get_mut(&id).and_then(|process| process.channel.as_mut()) else { return };
-        let interest = match (channel.is_deaf() || full, channel.blocked) {
+        let interest = match (channel.is_backpressured() || full, channel.blocked) {
             (true, true) => Interest::Write,
             (true, false) => Interest::Nothing,
             (false, true) => Interest::ReadWrite,

@@ -31,11 +31,11 @@ use crate::settings::{Settings, Setup};
 const ONLINE: &[u8] = br#"{"cmd":"NODE_CLUSTER","act":"online","seq":0}"#;
 
 impl Driver {
-    pub(super) fn obey_commands(&mut self) {
+    pub(super) fn handle_commands(&mut self) {
         let mut posted = std::mem::take(&mut self.posted);
-        if self.commander.wake.answer(&mut posted) {
+        if self.driver_handle.wake.answer(&mut posted) {
             while let Ok(command) = self.commands.try_recv() {
-                self.obey_command(command);
+                self.handle_command(command);
             }
             for worker in posted.drain(..) {
                 self.collect(worker);
@@ -44,7 +44,7 @@ impl Driver {
         self.posted = posted;
     }
 
-    pub(super) fn obey_command(&mut self, command: Command) {
+    pub(super) fn handle_command(&mut self, command: Command) {
         match command {
             Command::Setup(changes) => self.setup(*changes),
             Command::Fork(fork, done) => {
@@ -63,7 +63,7 @@ impl Driver {
                 let _ = done.send(result);
             }
             Command::Disconnect(worker) => {
-                self.tell_to_leave(worker, false, None);
+                self.request_disconnect(worker, false, None);
                 if let Some(worker) = self.processes.get(&worker).map(|p| p.handle.clone()) {
                     self.refresh(&worker);
                 }
@@ -118,16 +118,16 @@ impl Driver {
             }
             Command::CloseChannel(worker) => self.channel_closed(worker, false),
             Command::DisconnectAll(done) => {
-                self.farewells.push(done);
+                self.shutdown_waiters.push(done);
                 if let Some(supervisor) = self.supervisor.as_mut().filter(|s| !s.is_stopping()) {
                     supervisor.stop(self.now);
                 }
                 let all: Vec<_> = self.processes.values().map(|p| p.handle.clone()).collect();
                 for worker in all {
-                    self.tell_to_leave(worker.id(), false, None);
+                    self.request_disconnect(worker.id(), false, None);
                     self.refresh(&worker);
                 }
-                self.say_farewell();
+                self.notify_shutdown_waiters();
             }
             Command::Reload(reload) => self.reload(*reload),
             Command::Pause => {
@@ -149,10 +149,10 @@ impl Driver {
             }
             Command::Over => {
                 self.supervisor = None;
-                let all: Vec<_> = self.processes.iter().map(|(id, process)| (*id, process.untold.is_some())).collect();
-                for (worker, is_deaf) in all {
+                let all: Vec<_> = self.processes.iter().map(|(id, process)| (*id, process.kept_end.is_some())).collect();
+                for (worker, is_backpressured) in all {
                     self.channel_closed(worker, false);
-                    if is_deaf {
+                    if is_backpressured {
                         self.kill(worker, 15);
                     }
                 }
@@ -187,13 +187,13 @@ impl Driver {
         supervisor.recycle_with(self.now, worker, reason, claims)
     }
 
-    pub(super) fn say_farewell(&mut self) {
-        if self.processes.is_empty() && !self.farewells.is_empty() {
+    pub(super) fn notify_shutdown_waiters(&mut self) {
+        if self.processes.is_empty() && !self.shutdown_waiters.is_empty() {
             self.core.close_unused_listeners();
             self.act();
             // The events before the answer.
             self.publish_early();
-            for done in self.farewells.drain(..) {
+            for done in self.shutdown_waiters.drain(..) {
                 let _ = done.send(());
             }
         }
@@ -217,8 +217,8 @@ impl Driver {
         self.divide_descriptors();
         let closer = self.closer_for(self.settings.is_other_user());
         self.events.push(Event::Setup(self.settings.clone()));
-        let Spawned { child, channel, untold, pipes, tail, cgroup, sandbox } =
-            spawn::spawn(&self.settings, fork, id, slot, &mut self.workshop)?;
+        let Spawned { child, channel, kept_end, pipes, tail, cgroup, sandbox } =
+            spawn::spawn(&self.settings, fork, id, slot, &mut self.spawner)?;
         let watched = self
             .waiting
             .poller()
@@ -237,7 +237,7 @@ impl Driver {
             handle: handle.clone(),
             pidfd: child.pidfd,
             channel,
-            untold,
+            kept_end,
             leads_group,
             adopted: false,
             cgroup,
@@ -248,9 +248,9 @@ impl Driver {
             since: self.now,
             peace_until: None,
         };
-        let tells_nothing = process.untold.is_some();
+        let has_no_ipc = process.kept_end.is_some();
         self.processes.insert(id, process);
-        if tells_nothing && let Ok(online) = incoming::parse(ONLINE) {
+        if has_no_ipc && let Ok(online) = incoming::parse(ONLINE) {
             // So this is all that will ever be known of it.
             self.core.message(self.now, id, online);
         }
@@ -258,7 +258,7 @@ impl Driver {
     }
 
     fn handle(&self, id: WorkerId, pid: u32, pipes: [Option<OwnedFd>; 3], tail: Option<Arc<Tail>>) -> Result<WorkerHandle> {
-        let wake = Arc::downgrade(&self.commander.wake);
+        let wake = Arc::downgrade(&self.driver_handle.wake);
         let ring = move || {
             if let Some(wake) = wake.upgrade() {
                 Wake::posted(&wake, id);
@@ -273,7 +273,7 @@ impl Driver {
             pipes: std::sync::Mutex::new(pipes),
             tail,
             signals: std::sync::atomic::AtomicU64::new(0),
-            commander: self.commander.clone(),
+            driver_handle: self.driver_handle.clone(),
         };
         Ok(WorkerHandle { shared: Arc::new(shared) })
     }
@@ -313,7 +313,7 @@ impl Driver {
                 pidfd,
                 channel: Some(Channel::new(channel, advanced, most_handles, closer)),
                 leads_group: false,
-                untold: None,
+                kept_end: None,
                 adopted: true,
                 cgroup: None,
                 sandbox: Sandbox::default(),

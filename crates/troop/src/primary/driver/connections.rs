@@ -91,7 +91,7 @@ impl Driver {
     }
 
     /// Takes connections off a worker's own queue, for others.
-    pub(super) fn take_off(&mut self, id: ListenerId, shard: u16, count: u32) {
+    pub(super) fn take_queued(&mut self, id: ListenerId, shard: u16, count: u32) {
         let has_other_users = self.closing.is_some();
         let Some((number, socket)) = self.socket(id, shard) else { return };
         let watch = socket.never_wait(has_other_users);
@@ -161,7 +161,7 @@ impl Driver {
         match accepted {
             Ok((fd, peer)) => {
                 self.pace.urgent();
-                self.heed_number(fd.as_raw_fd());
+                self.check_descriptor_number(fd.as_raw_fd());
                 let conn = ConnId(u32::try_from(self.conns.insert(Conn { fd, stripped: 0 })).unwrap_or(u32::MAX));
                 if needs.answer {
                     self.ask(id, conn, peer);
@@ -177,7 +177,7 @@ impl Driver {
             Err(e) if is_lost(&e) => Some(false),
             Err(e) if !is_shortage(&e) => {
                 // A worker that has a copy has shut it down, or whatever else makes a socket unfit; it would be reported without end.
-                self.look_soon();
+                self.check_soon();
                 if let Some(socket) = self.sockets.get_mut(number)
                     && socket.watched
                     && !std::mem::replace(&mut socket.unreported, true)

@@ -21,10 +21,10 @@ impl Driver {
     pub(super) fn act(&mut self) {
         loop {
             while let Some(action) = self.core.next_action() {
-                self.carry_out(action);
+                self.apply_actions(action);
             }
             if let Some(order) = self.supervisor.as_mut().and_then(Supervisor::next_order) {
-                self.obey_order(order);
+                self.apply_order(order);
             } else if !self.core.has_unused() || !self.core.close_abandoned(self.now, self.successors()) {
                 return;
             }
@@ -40,7 +40,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn carry_out(&mut self, action: Action) {
+    pub(super) fn apply_actions(&mut self, action: Action) {
         match action {
             Action::Deliver { worker, listener, conn, seq, batched } => self.deliver(worker, listener, conn, seq, batched),
             Action::Release { conn, taken } => {
@@ -54,7 +54,7 @@ impl Driver {
             }
             Action::Send { worker, line } => {
                 if let Some(channel) = self.channel(worker) {
-                    channel.say(&line);
+                    channel.send_line(&line);
                     self.unflushed.push(worker);
                 }
             }
@@ -72,7 +72,7 @@ impl Driver {
                 let copy = self.socket(listener, shard).map(|(_, socket)| socket.fd.try_clone());
                 match (copy, self.channel(worker)) {
                     (Some(Ok(copy)), Some(channel)) => {
-                        channel.say_with(&line, copy);
+                        channel.send_line_with(&line, copy);
                         self.unflushed.push(worker);
                     }
                     // Out of descriptors: the worker must not wait for ever.
@@ -85,7 +85,7 @@ impl Driver {
             Action::Reach { listener, worker } => self.reach(listener, Some(worker)),
             Action::Unbind { listener } => self.unbind(listener),
             Action::Watch { listener, shard, on } => self.watch(listener, shard, on),
-            Action::Take { listener, shard, count } => self.take_off(listener, shard, count),
+            Action::Take { listener, shard, count } => self.take_queued(listener, shard, count),
             Action::Open { listener } => self.open_more(listener),
             Action::Steer { listener, program } => self.steer(listener, &program),
             Action::Sample { listener } => self.sample(listener),
@@ -120,11 +120,11 @@ impl Driver {
         };
         let Some(worker) = self.processes.get(&id).map(|p| p.handle.clone()) else { return };
         self.refresh(&worker);
-        let speaks = self.processes.get(&id).is_some_and(|process| process.untold.is_none());
+        let has_ipc = self.processes.get(&id).is_some_and(|process| process.kept_end.is_none());
         let now = self.now;
         if let Some(supervisor) = &mut self.supervisor {
             match &notice {
-                Notice::Online { .. } => supervisor.online(now, id, speaks),
+                Notice::Online { .. } => supervisor.online(now, id, has_ipc),
                 Notice::Listening { .. } => {
                     supervisor.listens_at(id, self.core.addresses_of(id));
                     supervisor.listening(now, id);
@@ -175,7 +175,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn obey_order(&mut self, order: Order) {
+    pub(super) fn apply_order(&mut self, order: Order) {
         match order {
             Order::Fork(slot) => {
                 let weight = self.weights.get(slot.0).copied().unwrap_or(USUAL_WEIGHT);
@@ -201,7 +201,7 @@ impl Driver {
                     !matches!(s.state(), SupervisorState::Paused | SupervisorState::Stopping) && !s.is_in_the_way(worker)
                 });
                 let close_over = others.then_some(self.close_over);
-                if !self.tell_to_leave(worker, keep, close_over) {
+                if !self.request_disconnect(worker, keep, close_over) {
                     self.kill(worker, 15);
                 }
                 if self.supervisor.as_ref().is_some_and(|s| s.is_surplus(worker)) {
@@ -212,7 +212,7 @@ impl Driver {
             Order::Kill(worker) => self.kill(worker, 9),
             Order::Tell(progress) => {
                 let mut rolls_back = false;
-                let lost = if progress == Progress::ReloadFinished { self.look_after_listeners() } else { Vec::new() };
+                let lost = if progress == Progress::ReloadFinished { self.check_listeners() } else { Vec::new() };
                 self.note_end(&progress);
                 match &progress {
                     Progress::GivingUp(_) | Progress::Stopping => {
@@ -271,9 +271,9 @@ impl Driver {
     }
 
     /// False if it cannot be told, because its channel is closed.
-    pub(super) fn tell_to_leave(&mut self, worker: WorkerId, keep_listeners: bool, close_over: Option<Duration>) -> bool {
+    pub(super) fn request_disconnect(&mut self, worker: WorkerId, keep_listeners: bool, close_over: Option<Duration>) -> bool {
         let told = self.core.disconnect(worker, keep_listeners, close_over);
-        let hears = self.processes.get(&worker).is_none_or(|process| process.untold.is_none());
+        let hears = self.processes.get(&worker).is_none_or(|process| process.kept_end.is_none());
         if told && !hears && !self.leaves_activated(worker) {
             self.kill(worker, 15);
         }

@@ -135,8 +135,8 @@ impl Driver {
             relay.outbox.move_to(messages);
         }
         self.write();
-        let is_deaf = self.channel(id).is_some_and(|channel| channel.is_deaf());
-        if self.relays.get(&id).is_some_and(|relay| is_deaf || relay.is_full() || !relay.outbox.is_empty()) {
+        let is_backpressured = self.channel(id).is_some_and(|channel| channel.is_backpressured());
+        if self.relays.get(&id).is_some_and(|relay| is_backpressured || relay.is_full() || !relay.outbox.is_empty()) {
             // The program or the worker does not keep up, so there is something to wait for that only the driver does.
             self.reclaim_channel(id);
         }
@@ -207,7 +207,7 @@ impl Driver {
         let due = self.time_left().map(|left| self.now + left);
         let is_earlier = due.is_some_and(|due| self.looks_at.is_none_or(|planned| due < planned));
         if is_earlier || !self.events.is_empty() {
-            self.commander.wake.wake();
+            self.driver_handle.wake.wake();
         }
     }
 }

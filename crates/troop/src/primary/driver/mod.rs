@@ -48,9 +48,9 @@ use super::handle::WorkerHandle;
 use super::listener::{Listener, Socket};
 use super::policies::ReadyWhen;
 use super::relay::Relay;
-use super::spawn::Workshop;
-use super::wake::{Command, Commander};
-use super::{Farewells, Table};
+use super::spawn::Spawner;
+use super::wake::{Command, DriverHandle};
+use super::{ShutdownWaiters, Table};
 use crate::channel::{Parcels, READ_SIZE};
 use crate::closer::Closing;
 use crate::error::{Error, Result};
@@ -78,7 +78,7 @@ const EVENTS_IN_A_ROW: usize = 64;
 /// What a poller's token stands for: a kind in the upper half, a number in the lower.
 #[derive(Debug, Clone, Copy)]
 enum Token {
-    Bell,
+    EventFd,
     Signal(u32),
     Socket(usize),
     /// A connection whose first bytes are waited for.
@@ -94,7 +94,7 @@ enum Token {
 impl Token {
     fn pack(self) -> u64 {
         let (kind, number) = match self {
-            Token::Bell => (0, 0),
+            Token::EventFd => (0, 0),
             Token::Signal(n) => (1, n),
             Token::Socket(n) => (2, u32::try_from(n).unwrap_or(u32::MAX)),
             Token::Inspected(conn) => (5, conn.0),
@@ -109,7 +109,7 @@ impl Token {
     fn unpack(token: u64) -> Token {
         let number = (token & 0xffff_ffff) as u32;
         match token >> 32 {
-            0 => Token::Bell,
+            0 => Token::EventFd,
             1 => Token::Signal(number),
             2 => Token::Socket(number as usize),
             5 => Token::Inspected(ConnId(number)),
@@ -126,7 +126,7 @@ struct Process {
     pidfd: OwnedFd,
     channel: Option<Channel>,
     /// The worker's end of its channel, if the program does not speak it. It hears signals, then.
-    untold: Option<OwnedFd>,
+    kept_end: Option<OwnedFd>,
     leads_group: bool,
     /// It is somebody else's child.
     adopted: bool,
@@ -211,7 +211,7 @@ pub(crate) struct Driver {
     before_reload: Option<Arc<Settings>>,
     /// The listeners that were open when it began.
     listeners_before_reload: Vec<ListenerId>,
-    pub(crate) workshop: Workshop,
+    pub(crate) spawner: Spawner,
     pub(crate) care: Care,
     activated: Activated,
     ready_when: ReadyWhen,
@@ -235,11 +235,11 @@ pub(crate) struct Driver {
     /// Next check for waiting clients while no worker is ready.
     demand_at: Option<Time>,
     commands: Receiver<Command>,
-    commander: Commander,
+    driver_handle: DriverHandle,
     posted: Vec<WorkerId>,
     parcels: Parcels,
     last_ticket: u64,
-    farewells: Farewells,
+    shutdown_waiters: ShutdownWaiters,
     supervisor: Option<Supervisor>,
     outcome: Option<Outcome>,
     signals: Vec<(UnixStream, SignalMeans)>,
@@ -259,14 +259,14 @@ impl Driver {
         core: Primary,
         settings: Settings,
         in_thread: bool,
-        commander: Commander,
+        driver_handle: DriverHandle,
         commands: Receiver<Command>,
         bus: Arc<Bus>,
         table: Table,
     ) -> io::Result<Driver> {
         let poller = Poller::new()?;
-        if let Some(bell) = &commander.wake.bell {
-            poller.add(bell, Token::Bell.pack(), Interest::Read)?;
+        if let Some(event_fd) = &driver_handle.wake.event_fd {
+            poller.add(event_fd, Token::EventFd.pack(), Interest::Read)?;
         }
         let mut driver = Driver {
             core,
@@ -304,7 +304,7 @@ impl Driver {
             settings: Arc::new(settings),
             before_reload: None,
             listeners_before_reload: Vec::new(),
-            workshop: Workshop::default(),
+            spawner: Spawner::default(),
             care: Care::default(),
             activated: Activated::default(),
             ready_when: ReadyWhen::Auto,
@@ -319,11 +319,11 @@ impl Driver {
             forks_to_come: Successors::Unknown,
             demand_at: None,
             commands,
-            commander,
+            driver_handle,
             posted: Vec::new(),
             parcels: Parcels::default(),
             last_ticket: 0,
-            farewells: Farewells::new(),
+            shutdown_waiters: ShutdownWaiters::new(),
             supervisor: None,
             outcome: None,
             signals: Vec::new(),
@@ -340,8 +340,8 @@ impl Driver {
     }
 
     /// How it is talked to by those who do not keep it alive.
-    pub(crate) fn commander(&self) -> Commander {
-        self.commander.clone()
+    pub(crate) fn driver_handle(&self) -> DriverHandle {
+        self.driver_handle.clone()
     }
 
     /// Lets a supervisor decide about workers.
@@ -350,13 +350,13 @@ impl Driver {
         self.core.set_supervised(true);
         self.supervisor = Some(supervisor);
         self.divide_descriptors();
-        self.begin_care();
+        self.begin_recycling();
         self.begin_activated();
         self.plan_upkeep();
     }
 
     /// Obeys a signal: a byte on `pipe` for each one.
-    pub(crate) fn obey(&mut self, pipe: UnixStream, means: SignalMeans) -> io::Result<()> {
+    pub(crate) fn handle_signal(&mut self, pipe: UnixStream, means: SignalMeans) -> io::Result<()> {
         pipe.set_nonblocking(true)?;
         let number = u32::try_from(self.signals.len()).unwrap_or(u32::MAX);
         self.waiting.add(&pipe, Token::Signal(number), Interest::Read)?;
@@ -373,7 +373,7 @@ impl Driver {
             Err(e) => return Err(waiting(e)),
         };
         let mut ready = Vec::new();
-        let wake = self.commander.wake.clone();
+        let wake = self.driver_handle.wake.clone();
         let shared = Arc::new(Mutex::new(self));
         wake.allow_direct_io(&shared);
         let mut driver = direct_io::lock(&shared);
@@ -412,7 +412,7 @@ impl Driver {
 
     /// Turns as a task of a tokio runtime, until the cluster is over.
     pub(crate) async fn run_in_runtime(mut self) {
-        let wake = self.commander.wake.clone();
+        let wake = self.driver_handle.wake.clone();
         self.settle();
         loop {
             let many = self.events.len() > EVENTS_IN_A_ROW;
@@ -476,7 +476,7 @@ impl Driver {
         self.now = self.clock();
         for ready in ready {
             match Token::unpack(ready.token) {
-                Token::Bell => {}
+                Token::EventFd => {}
                 Token::Signal(number) => self.signalled(number),
                 Token::Socket(number) => self.is_ready(number),
                 Token::Inspected(conn) => self.inspect_again(conn),
@@ -490,7 +490,7 @@ impl Driver {
                     }
                 }
                 Token::Process(id) => self.reap(id),
-                Token::Notify => self.hear_notifications(),
+                Token::Notify => self.read_notifications(),
                 Token::Relay(id) => {
                     if ready.writable {
                         self.unflushed_relays.push(id);
@@ -506,7 +506,7 @@ impl Driver {
 
     /// Does everything that does not need waiting for.
     fn settle(&mut self) {
-        self.obey_commands();
+        self.handle_commands();
         self.tick();
         self.act();
         self.accept();
@@ -549,7 +549,7 @@ impl Driver {
         self.offer_channels();
         self.look_at_descriptors();
         self.watch_again();
-        self.tick_upkeep();
+        self.tick_listener_checks();
         self.look_at_closing();
         if self.over_at.is_some_and(|due| due <= self.now) {
             for process in self.processes.values() {

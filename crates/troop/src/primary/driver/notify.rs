@@ -34,7 +34,7 @@ impl Driver {
         Ok(())
     }
 
-    pub(super) fn hear_notifications(&mut self) {
+    pub(super) fn read_notifications(&mut self) {
         let Some(socket) = self.notify.take() else { return };
         // A runtime reports it only once.
         self.unfinished |= (0..BURST).all(|_| self.hear(&socket));
@@ -64,12 +64,12 @@ impl Driver {
 
     fn says_ready(&mut self, worker: WorkerId) {
         if let Some(supervisor) = &mut self.supervisor {
-            supervisor.told_ready(self.now, worker);
+            supervisor.reported_ready(self.now, worker);
         }
     }
 
     /// Finds what workers have said among the messages from `from` on.
-    pub(super) fn heed_messages(&mut self, from: usize) {
+    pub(super) fn apply_ready_messages(&mut self, from: usize) {
         if self.ready_when != ReadyWhen::Message {
             return;
         }

@@ -80,7 +80,7 @@ impl Driver {
 
     /// To be called with each accepted connection: what its number tells about how many descriptors are in use.
     #[inline]
-    pub(super) fn heed_number(&mut self, fd: i32) {
+    pub(super) fn check_descriptor_number(&mut self, fd: i32) {
         if fd >= self.scarcity.mark {
             self.become_tight(fd);
         }

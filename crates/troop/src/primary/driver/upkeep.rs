@@ -57,20 +57,20 @@ impl Driver {
     }
 
     /// Looks after the listeners at the next opportunity.
-    pub(super) fn look_soon(&mut self) {
+    pub(super) fn check_soon(&mut self) {
         let soon = self.now + LOOK_SOON;
         self.upkeep_at = Some(self.upkeep_at.map_or(soon, |at| at.min(soon)));
     }
 
-    pub(super) fn tick_upkeep(&mut self) {
+    pub(super) fn tick_listener_checks(&mut self) {
         if self.upkeep_at.is_some_and(|due| due <= self.now) {
             self.upkeep_at = None;
-            self.look_after_listeners();
+            self.check_listeners();
         }
     }
 
     /// Puts right what has happened to listeners from outside. Returns those that clients do not reach all the same.
-    pub(super) fn look_after_listeners(&mut self) -> Vec<String> {
+    pub(super) fn check_listeners(&mut self) -> Vec<String> {
         for id in self.listeners.keys().copied().collect::<Vec<_>>() {
             self.revive_shut(id);
             self.restore_options(id);
