@@ -186,7 +186,7 @@ impl Engine {
             Some(ask) => {
                 let ask = ask.build_threadsafe_function().weak::<true>().build()?;
                 let wait = Duration::from_millis(patience.unwrap_or(1000).into());
-                Scheduling::asked(wait, move |question| {
+                Scheduling::callback(wait, move |question| {
                     ask.call(question.into(), ThreadsafeFunctionCallMode::NonBlocking);
                 })
             }

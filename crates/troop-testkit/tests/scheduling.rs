@@ -163,7 +163,7 @@ async fn a_program_can_bring_a_policy_of_its_own() {
 async fn a_program_can_be_asked_about_each_connection() {
     let (questions, asked) = std::sync::mpsc::channel();
     let wait = Duration::from_millis(300);
-    let scheduling = Scheduling::asked(wait, move |question| questions.send(question).unwrap());
+    let scheduling = Scheduling::callback(wait, move |question| questions.send(question).unwrap());
     let mut troop = Troop::start(Cluster::builder().scheduling(scheduling).setup(fixture(["line", "127.0.0.1:0"])));
     let ([one, two], port) = forks(&mut troop).await;
     let served = async |answer: Option<Option<WorkerId>>| {

@@ -4,7 +4,7 @@
 //! and asks it once for each connection.
 
 mod address;
-mod asked;
+mod callback;
 mod client;
 mod least;
 mod p2c;
@@ -19,7 +19,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 pub use address::Pattern;
-pub use asked::{Asked, ByAnswer, Question};
+pub use callback::{Callback, CallbackPolicy, Question};
 pub use client::{Finding, Identify, identify};
 pub use least::LeastConnections;
 pub use p2c::PowerOfTwo;

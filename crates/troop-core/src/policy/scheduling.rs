@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Asked, ByAnswer, ByClient, LeastConnections, Policy, PowerOfTwo, Question, RoundRobin, Weighted};
+use super::{ByClient, Callback, CallbackPolicy, LeastConnections, Policy, PowerOfTwo, Question, RoundRobin, Weighted};
 
 /// How the connections of a listener reach the workers. Written as on the command line: `round-robin` (Node's `rr`), `weighted`,
 /// `least-connections`, `p2c`, `sticky`, `shared` (Node's `none`), `steered`; see [`Sticky`] for what may follow `sticky:`, which may also
@@ -35,7 +35,7 @@ pub enum Scheduling {
     /// A policy of the program's own.
     Custom(Custom),
     /// The program is asked about each connection, and answers when it can.
-    Asked(Asked),
+    Callback(Callback),
 }
 
 /// Makes a [`Policy`] of the program's own for each listener.
@@ -116,8 +116,8 @@ impl Scheduling {
     /// by `Cluster::answer` from anywhere. A connection waits for it up to `wait`; then, or if the answer is that it does not matter, it is
     /// the next worker's turn. At most 1024 wait; more are not accepted meanwhile. For programs whose decisions are made elsewhere,
     /// such as on another language's thread; [`Scheduling::custom`] is faster.
-    pub fn asked(wait: Duration, ask: impl Fn(Question) + Send + Sync + 'static) -> Scheduling {
-        Scheduling::Asked(Asked::new(wait, ask))
+    pub fn callback(wait: Duration, ask: impl Fn(Question) + Send + Sync + 'static) -> Scheduling {
+        Scheduling::Callback(Callback::new(wait, ask))
     }
 
     /// Whether the primary accepts and hands over, so that this can change while a listener is open.
@@ -144,7 +144,7 @@ impl Scheduling {
             Scheduling::PowerOfTwo | Scheduling::Steered(None) => Box::new(PowerOfTwo::new(seed)),
             Scheduling::Sticky(_) | Scheduling::Steered(Some(_)) => Box::new(ByClient::default()),
             Scheduling::Custom(custom) => (custom.make)(),
-            Scheduling::Asked(_) => Box::new(ByAnswer::default()),
+            Scheduling::Callback(_) => Box::new(CallbackPolicy::default()),
             Scheduling::Shared => return None,
         })
     }
@@ -162,7 +162,7 @@ impl fmt::Display for Scheduling {
             Scheduling::Steered(None) => ("steered", None),
             Scheduling::Steered(Some(sticky)) => ("steered:sticky", Some(sticky)),
             Scheduling::Custom(_) => ("custom", None),
-            Scheduling::Asked(_) => ("asked", None),
+            Scheduling::Callback(_) => ("asked", None),
         };
         f.write_str(name)?;
         let Some(sticky) = sticky else { return Ok(()) };

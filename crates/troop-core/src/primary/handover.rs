@@ -27,7 +27,7 @@ pub struct Needs {
     pub peer: bool,
     /// [`Connection::client`], from the first bytes, by the rules of [`Primary::sticky`].
     pub bytes: bool,
-    /// [`Connection::client`], from the program: see [`Primary::asked`].
+    /// [`Connection::client`], from the program: see [`Primary::callback`].
     pub answer: bool,
 }
 

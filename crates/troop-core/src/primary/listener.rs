@@ -226,7 +226,7 @@ impl Listener {
         self.needs = Needs {
             peer: self.policy.as_ref().is_some_and(|policy| policy.needs_peer()),
             bytes: scheduling.sticky().is_some_and(Sticky::needs_bytes),
-            answer: matches!(scheduling, Scheduling::Asked(_)),
+            answer: matches!(scheduling, Scheduling::Callback(_)),
         };
         self.scheduling = scheduling;
     }

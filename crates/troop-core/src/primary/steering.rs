@@ -5,7 +5,7 @@ use super::worker::HandleWait;
 use super::{Action, Primary};
 use crate::event::{Address, Listening, Notice, Violation};
 use crate::id::{ListenerId, Time, WorkerId};
-use crate::policy::{Asked, Pattern, Scheduling, Sticky, WorkerView};
+use crate::policy::{Callback, Pattern, Scheduling, Sticky, WorkerView};
 use crate::steer::group::{Change, Group, ShardLoad};
 use crate::wire::TROOP_VERSION;
 use crate::wire::outgoing::{self, Reply};
@@ -425,9 +425,9 @@ impl Primary {
 
     /// Whom to ask about a listener's connections.
     #[must_use]
-    pub fn asked(&self, id: ListenerId) -> Option<Asked> {
+    pub fn callback(&self, id: ListenerId) -> Option<Callback> {
         match self.scheduling(id) {
-            Some(Scheduling::Asked(asked)) => Some(asked.clone()),
+            Some(Scheduling::Callback(asked)) => Some(asked.clone()),
             _ => None,
         }
     }

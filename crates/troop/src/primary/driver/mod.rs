@@ -4,7 +4,7 @@
 //! others help it, one at a time ([`help`]).
 
 mod activated;
-mod ask;
+mod callback;
 mod care;
 mod channels;
 mod commands;
@@ -58,7 +58,7 @@ use crate::events::{Bus, Event};
 use crate::inherited::InheritedSocket;
 use crate::settings::Settings;
 use activated::Activated;
-use ask::Questions;
+use callback::PendingQuestions;
 use care::Care;
 use connections::Conn;
 use direct_io::ReclaimedChannels;
@@ -187,7 +187,7 @@ pub(crate) struct Driver {
     closing: Option<Closing>,
     closing_at: Option<Time>,
     inspected: Inspected,
-    questions: Questions,
+    questions: PendingQuestions,
     /// When it is looked next whether others are in our groups.
     census_at: Time,
     /// Of supervised workers, by slot.
@@ -289,7 +289,7 @@ impl Driver {
             closing: None,
             closing_at: None,
             inspected: Inspected::default(),
-            questions: Questions::default(),
+            questions: PendingQuestions::default(),
             census_at: sockets::LONG_AGO,
             weights: Vec::new(),
             batched: Vec::new(),

@@ -20,13 +20,13 @@ struct Open {
 
 /// Questions without an answer.
 #[derive(Default)]
-pub(super) struct Questions {
+pub(super) struct PendingQuestions {
     open: HashMap<u64, Open>,
     deadlines: BTreeSet<(Time, u64)>,
     last: u64,
 }
 
-impl Questions {
+impl PendingQuestions {
     pub(super) fn next_deadline(&self) -> Option<Time> {
         self.deadlines.first().map(|(at, _)| *at)
     }
@@ -39,15 +39,15 @@ impl Questions {
 impl Driver {
     /// A connection was accepted.
     pub(super) fn ask(&mut self, listener: ListenerId, conn: ConnId, peer: Option<SocketAddr>) {
-        let (Some(asked), Some(at)) = (self.core.asked(listener), self.core.bound_address(listener)) else {
+        let (Some(callback), Some(at)) = (self.core.callback(listener), self.core.bound_address(listener)) else {
             self.core.accepted(self.now, listener, conn, Connection { peer, client: None });
             return;
         };
         self.questions.last += 1;
-        let (ticket, until) = (self.questions.last, self.now + asked.wait);
+        let (ticket, until) = (self.questions.last, self.now + callback.wait);
         self.questions.open.insert(ticket, Open { listener, conn, peer, until });
         self.questions.deadlines.insert((until, ticket));
-        asked.ask(Question::new(ticket, at, peer, self.core.views(listener)));
+        callback.ask(Question::new(ticket, at, peer, self.core.views(listener)));
     }
 
     /// The program has chosen, or does not care.

@@ -32,17 +32,17 @@ impl Question {
     }
 }
 
-/// Whom to ask, and for how long: see [`Scheduling::asked`](super::Scheduling::asked).
+/// Whom to ask, and for how long: see [`Scheduling::callback`](super::Scheduling::callback).
 #[derive(Clone)]
-pub struct Asked {
+pub struct Callback {
     ask: Arc<dyn Fn(Question) + Send + Sync>,
     /// How long a connection waits for the answer. Then it is somebody's turn.
     pub wait: Duration,
 }
 
-impl Asked {
-    pub(crate) fn new(wait: Duration, ask: impl Fn(Question) + Send + Sync + 'static) -> Asked {
-        Asked { ask: Arc::new(ask), wait }
+impl Callback {
+    pub(crate) fn new(wait: Duration, ask: impl Fn(Question) + Send + Sync + 'static) -> Callback {
+        Callback { ask: Arc::new(ask), wait }
     }
 
     /// Asks.
@@ -51,26 +51,26 @@ impl Asked {
     }
 }
 
-impl fmt::Debug for Asked {
+impl fmt::Debug for Callback {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Asked").field("wait", &self.wait).finish_non_exhaustive()
     }
 }
 
-impl PartialEq for Asked {
-    fn eq(&self, other: &Asked) -> bool {
+impl PartialEq for Callback {
+    fn eq(&self, other: &Callback) -> bool {
         Arc::ptr_eq(&self.ask, &other.ask) && self.wait == other.wait
     }
 }
 
 /// Obeys the answer, which is in [`Connection::client`]. Without one, or if that worker has gone, turns.
 #[derive(Debug, Default)]
-pub struct ByAnswer {
+pub struct CallbackPolicy {
     workers: BTreeSet<WorkerId>,
     turns: RoundRobin,
 }
 
-impl Policy for ByAnswer {
+impl Policy for CallbackPolicy {
     fn update(&mut self, worker: WorkerView) {
         self.workers.insert(worker.worker);
         self.turns.update(worker);
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_obeyed_and_everything_else_is_a_turn() {
-        let mut policy = ByAnswer::default();
+        let mut policy = CallbackPolicy::default();
         (1..=3).for_each(|worker| policy.update(view(worker)));
         let mut pick = |client| policy.pick(&Connection { peer: None, client }).unwrap().0;
         assert_eq!([pick(Some(2)), pick(Some(2)), pick(Some(9)), pick(None), pick(None), pick(None)], [2, 2, 1, 2, 3, 1]);
