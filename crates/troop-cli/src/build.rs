@@ -41,9 +41,9 @@ impl Plan {
             .replace(self.replace_policy())
             .recycle(self.recycle_policy());
         // A worker that stands at a breakpoint does not answer, and must not be killed for it.
-        match app.hung_after {
-            _ if self.is_debugged() => builder = builder.hung_after(None),
-            Some(limit) => builder = builder.hung_after(Some(limit.0).filter(|limit| !limit.is_zero())),
+        match app.hang_timeout {
+            _ if self.is_debugged() => builder = builder.hang_timeout(None),
+            Some(limit) => builder = builder.hang_timeout(Some(limit.0).filter(|limit| !limit.is_zero())),
             None => {}
         }
         for fd in &app.fds {
@@ -52,8 +52,8 @@ impl Plan {
         for at in &app.may_listen {
             builder = builder.may_listen(at.parse().map_err(|e| Refused::Nonsense(format!("may_listen: {e}")))?);
         }
-        if let Some(time) = app.close_over {
-            builder = builder.close_over(time.0);
+        if let Some(time) = app.drain_spread {
+            builder = builder.drain_spread(time.0);
         }
         if let Some(check) = self.health()? {
             builder = builder.health(check);
@@ -213,9 +213,9 @@ impl Plan {
             Some(Ready::Notify) => ReadyWhen::Notified,
         };
         policy.ready_timeout = self.app.ready_timeout.map_or(policy.ready_timeout, |time| time.0);
-        policy.settle = self.app.settle.map_or(policy.settle, |time| time.0);
-        policy.surge = self.app.max_surge.unwrap_or(policy.surge);
-        policy.unavailable = self.app.max_unavailable.unwrap_or(policy.unavailable);
+        policy.min_ready_time = self.app.min_ready_time.map_or(policy.min_ready_time, |time| time.0);
+        policy.max_surge = self.app.max_surge.unwrap_or(policy.max_surge);
+        policy.max_unavailable = self.app.max_unavailable.unwrap_or(policy.max_unavailable);
         policy
     }
 

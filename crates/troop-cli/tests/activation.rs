@@ -90,7 +90,7 @@ fn shares(port: u16, count: usize) -> Vec<usize> {
 
 #[test]
 fn each_worker_can_have_a_socket_of_its_own_and_an_even_share() {
-    let mut troop = activated(&["-w", "4", "-b", "127.0.0.1:0", "--policy", "steered", "--set", "settle=0"], &[]);
+    let mut troop = activated(&["-w", "4", "-b", "127.0.0.1:0", "--policy", "steered", "--set", "min_ready_time=0"], &[]);
     let port = port(&troop);
     (0..4).for_each(|_| drop(troop.event("online")));
     wait_until("the workers", || troop.troop(["ls"]).1.contains("4/4"));

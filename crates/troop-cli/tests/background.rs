@@ -75,7 +75,8 @@ fn an_app_that_does_not_come_up_is_one_clear_error_and_leaves_nothing_behind() {
 #[test]
 fn a_reload_of_all_apps_reaches_those_that_wait_long_for_their_turn() {
     let app = "program = \"sh\"\nargs = [\"-c\", \"sleep 600\"]\nworkers = 1\n";
-    let home = Home::with(&[("troop.toml", &format!("[app.first]\n{app}settle = 11\n[app.second]\n{app}settle = 0\n"))]);
+    let home =
+        Home::with(&[("troop.toml", &format!("[app.first]\n{app}min_ready_time = 11\n[app.second]\n{app}min_ready_time = 0\n"))]);
     home.fine(&["start"]);
     let said = home.fine(&["reload", "all"]);
     assert!(said.contains("first: 1 workers replaced") && said.contains("second: 1 workers replaced"), "{said}");
@@ -272,7 +273,7 @@ fn an_app_that_fails_later_is_degraded_and_goes_on_trying() {
         "--set",
         "restart.max_delay=300ms",
         "--set",
-        "settle=0",
+        "min_ready_time=0",
     ]);
     std::fs::write(home.path().join("broken"), "").unwrap();
     for worker in home.show("web")["workers"].as_array().unwrap() {

@@ -98,7 +98,7 @@ s.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'].replace('@', chr(0), 1))`])";
                 {say};
             }}, 20);"
         ));
-        let mut app = run(["-w", "1", how, "--set", "settle=0", &path]);
+        let mut app = run(["-w", "1", how, "--set", "min_ready_time=0", &path]);
         app.listening(1);
         let shown = show(&app);
         assert_eq!(shown["workers"][0]["ready"], false, "{how}");
@@ -188,7 +188,7 @@ fn files_that_change_are_followed_by_a_reload_and_the_port_stays() {
     std::fs::create_dir(directory.path().join("node_modules")).unwrap();
     let mut app = in_directory(
         directory.path(),
-        &["run", "--log", "json", "-w", "1", "--watch", "--set", "settle=0", "--set", "watch.delay=50ms", &path],
+        &["run", "--log", "json", "-w", "1", "--watch", "--set", "min_ready_time=0", "--set", "watch.delay=50ms", &path],
     );
     let port = app.listening(1);
     assert_eq!(get(port), "first");
@@ -236,7 +236,7 @@ fn hup_reads_the_file_again() {
 #[test]
 fn winch_ends_the_workers_and_keeps_the_port() {
     let (_directory, path) = script(SERVER);
-    let mut app = run(["-w", "2", "--set", "settle=0", &path]);
+    let mut app = run(["-w", "2", "--set", "min_ready_time=0", &path]);
     let port = app.listening(2);
     app.signal(Signal::WINCH);
     app.event("pausing");

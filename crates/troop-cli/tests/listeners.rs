@@ -27,7 +27,7 @@ impl Scene {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("places");
         std::fs::write(&file, places.replace("{dir}", &directory.path().display().to_string())).unwrap();
-        let quick = ["--set", "settle=0", "--set", "ready_timeout=4s", "--name", "web"];
+        let quick = ["--set", "min_ready_time=0", "--set", "ready_timeout=4s", "--name", "web"];
         let args = quick.into_iter().chain(args.iter().copied()).map(String::from);
         let program = [node("places.js"), file].map(|path| path.display().to_string());
         Scene { app: run(args.chain(program)), directory }
@@ -392,7 +392,7 @@ fn a_program_that_tries_a_port_before_it_listens_gets_it() {
         );
         std::fs::write(&program, text).unwrap();
         let path = program.display().to_string();
-        let quick = ["--set", "settle=0", "--set", "ready_timeout=4s", "--name", "web", "-w", "1", &path];
+        let quick = ["--set", "min_ready_time=0", "--set", "ready_timeout=4s", "--name", "web", "-w", "1", &path];
         let mut app = run(quick.map(String::from));
         // Who comes while the port is only tried finds nobody who answers, as without troop.
         let answers = || talk(local(own), "GET / HTTP/1.0\r\n\r\n").is_ok_and(|answer| answer.contains("200 OK"));

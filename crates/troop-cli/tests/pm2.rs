@@ -387,7 +387,7 @@ fn what_start_would_refuse_check_refuses_too() {
         ("watch = { paths = [\"nowhere\"] }", "nowhere"),
         ("ready_timeout = 0", "ready_timeout"),
         ("restart = { final_codes = [300] }", "300"),
-        ("close_over = 60", "close_over"),
+        ("drain_spread = 60", "drain_spread"),
         ("may_listen = [\"everywhere\"]", "may_listen"),
         ("cgroup = { other = { \"..\" = \"1\" } }", "cgroup"),
         ("cgroup = { memory_high = 0 }", "memory_high"),

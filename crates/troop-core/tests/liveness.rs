@@ -112,7 +112,7 @@ fn who_starts_up_or_leaves_or_may_take_its_time_is_not_asked() {
     pass(&mut world, 60_000);
     assert!(asked(&world).is_empty(), "it leaves");
 
-    let (mut world, worker) = listening(Config { hung_after: None, ..Config::default() });
+    let (mut world, worker) = listening(Config { hang_timeout: None, ..Config::default() });
     listens(&mut world);
     pass(&mut world, 60_000);
     assert!(asked(&world).is_empty());
@@ -121,7 +121,7 @@ fn who_starts_up_or_leaves_or_may_take_its_time_is_not_asked() {
 
 #[test]
 fn nobody_is_blamed_for_the_time_in_which_the_primary_stood_still() {
-    let (mut world, worker) = listening(Config { hung_after: Some(Duration::from_secs(3)), ..Config::default() });
+    let (mut world, worker) = listening(Config { hang_timeout: Some(Duration::from_secs(3)), ..Config::default() });
     listens(&mut world);
     pass(&mut world, 2_000);
     assert_eq!(asked(&world).len(), 1);

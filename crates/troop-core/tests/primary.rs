@@ -26,7 +26,7 @@ proptest! {
     /// Nobody who is free is left without work while there is some, once all pauses are over.
     #[test]
     fn no_connection_waits_beside_a_free_worker(inputs in prop::collection::vec(input(), 0..150)) {
-        let mut world = World::new(Config { hung_after: None, ..config() });
+        let mut world = World::new(Config { hang_timeout: None, ..config() });
         for input in inputs {
             world.happen(input)?;
         }

@@ -16,7 +16,7 @@ proptest! {
     /// Whatever has happened: when nobody is to come and whoever was starting has had its time, every listener has a worker.
     #[test]
     fn no_listener_stays_open_that_nobody_will_ask_for(inputs in prop::collection::vec(input(), 0..120)) {
-        let mut world = World::new(Config { hung_after: None, ..config() });
+        let mut world = World::new(Config { hang_timeout: None, ..config() });
         for input in inputs {
             world.happen(input)?;
         }
@@ -33,7 +33,7 @@ proptest! {
     /// The same where workers are supervised, and listeners outlive workers that close them by themselves.
     #[test]
     fn no_listener_of_supervised_workers_stays_open_that_nobody_will_ask_for(inputs in prop::collection::vec(input(), 0..120)) {
-        let mut world = World::new(Config { hung_after: None, ..config() });
+        let mut world = World::new(Config { hang_timeout: None, ..config() });
         world.primary.set_supervised(true);
         for input in inputs {
             world.happen(input)?;
@@ -104,7 +104,7 @@ fn pass(world: &mut World, ms: u64) {
 
 /// The workers of these tests say nothing for a long time.
 fn patient() -> Config {
-    Config { hung_after: None, ..Config::default() }
+    Config { hang_timeout: None, ..Config::default() }
 }
 
 fn supervised() -> World {

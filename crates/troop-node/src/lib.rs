@@ -199,7 +199,7 @@ impl Engine {
             }
         };
         // Node lets a worker be busy for as long as it likes, and closes what nobody listens on any more.
-        let builder = Cluster::builder().scheduling(scheduling).hung_after(None).keep_listeners(false);
+        let builder = Cluster::builder().scheduling(scheduling).hang_timeout(None).keep_listeners(false);
         // What makes no sense as activation is none.
         let builder = builder.inherited(InheritedSocket::all().unwrap_or_default());
         let cluster = builder.start_in_thread(observer).map_err(failed)?;

@@ -22,7 +22,7 @@ pub fn node_program(name: &str) -> PathBuf {
 
 /// Replaces workers as soon as their successors are ready.
 pub fn at_once() -> ReplacePolicy {
-    ReplacePolicy { settle: Duration::ZERO, ..ReplacePolicy::default() }
+    ReplacePolicy { min_ready_time: Duration::ZERO, ..ReplacePolicy::default() }
 }
 
 /// A cluster whose processes end with it, and its events.

@@ -272,7 +272,7 @@ async fn a_sick_worker_reports_how_it_is_before_it_goes() {
 async fn a_hung_worker_is_told_to_report_then_to_abort_then_it_is_killed() {
     // What catches a signal can say where it was; what is stopped cannot.
     let setup = fixture(["line", "127.0.0.1:0"]).report_signal(28);
-    let mut troop = Troop::start(Cluster::builder().workers(1).hung_after(Some(Duration::from_millis(500))).setup(setup));
+    let mut troop = Troop::start(Cluster::builder().workers(1).hang_timeout(Some(Duration::from_millis(500))).setup(setup));
     let (worker, port) = listening(&mut troop).await;
     let stopped = rustix::process::Pid::from_raw(worker.pid().cast_signed()).unwrap();
     rustix::process::kill_process(stopped, rustix::process::Signal::STOP).unwrap();

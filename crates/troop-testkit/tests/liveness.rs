@@ -18,7 +18,7 @@ fn node(text: &str) -> Setup {
 }
 
 fn watched(limit: Duration, setup: Setup) -> Troop {
-    Troop::start(Cluster::builder().workers(1).hung_after(Some(limit)).setup(setup))
+    Troop::start(Cluster::builder().workers(1).hang_timeout(Some(limit)).setup(setup))
 }
 
 async fn first(troop: &mut Troop) -> (WorkerHandle, u16) {

@@ -33,7 +33,8 @@ async fn a_restart_policy_says_when_to_give_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_more_connections_are_accepted_than_may_wait() {
-    let mut troop = Troop::start(Cluster::builder().setup(fixture(["blocked", "127.0.0.1:0"])).pending_limit(5).hung_after(None));
+    let mut troop =
+        Troop::start(Cluster::builder().setup(fixture(["blocked", "127.0.0.1:0"])).pending_limit(5).hang_timeout(None));
     let worker = troop.fork().await;
     let port = troop.listening(&worker).await;
     let before = open_descriptors();

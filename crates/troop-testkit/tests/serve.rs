@@ -69,7 +69,7 @@ async fn reload(troop: &mut Troop) {
 
 #[tokio::test]
 async fn clients_of_a_worker_that_is_replaced_do_not_all_come_back_at_once() {
-    let mut troop = Troop::start(serving("127.0.0.1:0").close_over(Duration::from_secs(3)));
+    let mut troop = Troop::start(serving("127.0.0.1:0").drain_spread(Duration::from_secs(3)));
     let (old, port) = listening(&mut troop).await;
     let mut streams = Vec::new();
     for _ in 0..40 {
@@ -98,7 +98,7 @@ async fn clients_of_a_worker_that_is_replaced_do_not_all_come_back_at_once() {
 
 #[tokio::test]
 async fn until_its_moment_a_connection_is_served_as_before() {
-    let mut troop = Troop::start(serving("127.0.0.1:0").close_over(Duration::from_secs(20)));
+    let mut troop = Troop::start(serving("127.0.0.1:0").drain_spread(Duration::from_secs(20)));
     let (old, port) = listening(&mut troop).await;
     let name = format!("{} {}\n", old.id(), old.pid());
     let mut streams = Vec::new();
@@ -128,7 +128,7 @@ async fn until_its_moment_a_connection_is_served_as_before() {
 
 #[tokio::test]
 async fn when_the_whole_cluster_ends_nobody_has_to_be_waited_for() {
-    let mut troop = Troop::start(serving("127.0.0.1:0").close_over(Duration::from_secs(25)));
+    let mut troop = Troop::start(serving("127.0.0.1:0").drain_spread(Duration::from_secs(25)));
     let (worker, port) = listening(&mut troop).await;
     let _streams = kept(port, 20).await;
     let before = Instant::now();
@@ -154,7 +154,7 @@ async fn handlers_know_the_client_and_unix_sockets_are_served_too() {
 
 #[tokio::test]
 async fn clients_that_go_on_asking_are_told_of_the_end_and_lose_nothing() {
-    let mut troop = Troop::start(serving("127.0.0.1:0").close_over(Duration::from_secs(4)));
+    let mut troop = Troop::start(serving("127.0.0.1:0").drain_spread(Duration::from_secs(4)));
     let (old, port) = listening(&mut troop).await;
     let clients = (0..20).map(|_| {
         tokio::spawn(async move {
@@ -186,7 +186,7 @@ async fn clients_that_go_on_asking_are_told_of_the_end_and_lose_nothing() {
 
 #[tokio::test]
 async fn a_connection_of_another_protocol_is_waited_for() {
-    let mut troop = Troop::start(serving("127.0.0.1:0").close_over(Duration::ZERO));
+    let mut troop = Troop::start(serving("127.0.0.1:0").drain_spread(Duration::ZERO));
     let (old, port) = listening(&mut troop).await;
     let mut stream = open(port).await;
     stream.write_all(b"GET /echo HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n").await.unwrap();
@@ -207,8 +207,8 @@ async fn a_connection_of_another_protocol_is_waited_for() {
 #[tokio::test]
 async fn where_nobody_else_serves_connections_are_closed_at_once() {
     // The successor starts only when the old worker has gone.
-    let policy = ReplacePolicy { surge: 0, unavailable: 1, ..at_once() };
-    let mut troop = Troop::start(serving("127.0.0.1:0").replace(policy).close_over(Duration::from_secs(25)));
+    let policy = ReplacePolicy { max_surge: 0, max_unavailable: 1, ..at_once() };
+    let mut troop = Troop::start(serving("127.0.0.1:0").replace(policy).drain_spread(Duration::from_secs(25)));
     let (old, port) = listening(&mut troop).await;
     let _streams = kept(port, 20).await;
     let before = Instant::now();
@@ -218,7 +218,7 @@ async fn where_nobody_else_serves_connections_are_closed_at_once() {
     assert!(ask(&mut open(port).await, "/").await.is_some());
 
     // Nor when everything ends while a worker takes its time.
-    let mut troop = Troop::start(serving("127.0.0.1:0").close_over(Duration::from_secs(25)));
+    let mut troop = Troop::start(serving("127.0.0.1:0").drain_spread(Duration::from_secs(25)));
     let (old, port) = listening(&mut troop).await;
     let _streams = kept(port, 20).await;
     reload(&mut troop).await;

@@ -237,7 +237,7 @@ async fn a_hung_node_worker_is_found_out_by_its_queue() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_hangs_for_too_long_is_killed() {
-    let builder = Cluster::builder().scheduling(Scheduling::Steered(None)).hung_after(Some(Duration::from_secs(2)));
+    let builder = Cluster::builder().scheduling(Scheduling::Steered(None)).hang_timeout(Some(Duration::from_secs(2)));
     let mut troop = Troop::start(builder.setup(line()));
     let (workers, port) = forks(&mut troop, 2).await;
     let _hung = Stopped(&workers[0]);

@@ -63,7 +63,7 @@ pub(crate) struct App {
     /// Over how much time a Rust worker that is replaced closes connections that clients keep open. Default: a third of `grace`, at most 10
     /// seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) close_over: Option<Time>,
+    pub(crate) drain_spread: Option<Time>,
     /// How events are written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) log: Option<LogFormat>,
@@ -108,7 +108,7 @@ pub(crate) struct App {
     pub(crate) ready_timeout: Option<Time>,
     /// How long the first new worker of a reload must have been ready before an old one leaves. Default: 2 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) settle: Option<Time>,
+    pub(crate) min_ready_time: Option<Time>,
     /// How many workers more than there should be a reload may start. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_surge: Option<usize>,
@@ -118,7 +118,7 @@ pub(crate) struct App {
     /// How long a worker may leave a connection unanswered, or give no sign of life while it listens, before it is held to be hung; 0 for ever.
     /// Default: 30 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) hung_after: Option<Time>,
+    pub(crate) hang_timeout: Option<Time>,
     /// A signal that makes a worker write a report, sent to sick and hung ones. Default: SIGUSR2 if node_args has --report-on-signal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) report_signal: Option<String>,
@@ -158,7 +158,7 @@ impl App {
             cwd: None,
             silent: false,
             grace: None,
-            close_over: None,
+            drain_spread: None,
             log: None,
             user: None,
             group: None,
@@ -172,10 +172,10 @@ impl App {
             slot_variable: None,
             ready: None,
             ready_timeout: None,
-            settle: None,
+            min_ready_time: None,
             max_surge: None,
             max_unavailable: None,
-            hung_after: None,
+            hang_timeout: None,
             report_signal: None,
             restart: Restart::default(),
             recycle: Recycle::default(),

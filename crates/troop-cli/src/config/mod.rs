@@ -168,8 +168,8 @@ impl App {
             at.parse::<Pattern>().map_err(|e| format!(".may_listen: {e}"))?;
         }
         let grace = self.grace.map_or(Duration::from_secs(30), |grace| grace.0);
-        if self.close_over.is_some_and(|time| time.0 > grace) {
-            return Err(".close_over: it must not be longer than `grace`, after which workers are killed".into());
+        if self.drain_spread.is_some_and(|time| time.0 > grace) {
+            return Err(".drain_spread: it must not be longer than `grace`, after which workers are killed".into());
         }
         if self.no_new_privileges == Some(false) && !self.sandbox.is_default() {
             return Err(".no_new_privileges: it cannot be false with a sandbox, which needs it".into());

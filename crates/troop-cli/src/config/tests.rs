@@ -36,10 +36,10 @@ fn everything_can_be_said() {
         sandbox = { read = ["/usr", "."], write = [], deny_system_calls = ["all"], best_effort = true }
         ready = "message"
         ready_timeout = "1m"
-        settle = "500ms"
+        min_ready_time = "500ms"
         max_surge = 2
         max_unavailable = 1
-        hung_after = 0
+        hang_timeout = 0
         report_signal = "USR2"
         restart = { when = "on-failure", final_codes = [78], min_uptime = 2, delay = "50ms", max_delay = 1, max = 10, window = 60, when_failed = "end", keep_listeners = false }
         recycle = { memory = "300M", age = "1d", connections = 10000, jitter = 0.2 }

@@ -31,7 +31,7 @@ pub struct Config {
     pub recall_after: Duration,
     /// A worker that does not answer a connection for this long is killed, so that the connection can be given to another; so is one that
     /// listens and gives no other sign of life when it is asked for one. `None` waits for ever.
-    pub hung_after: Option<Duration>,
+    pub hang_timeout: Option<Duration>,
     /// Whether a listener stays open when its last worker has died, for a successor. Node closes it.
     pub keep_listeners: bool,
     /// How long a worker may take, from its start, to ask for the listeners that are kept open for successors.
@@ -60,7 +60,7 @@ impl Default for Config {
             busy_after: Duration::from_millis(10),
             pending_limit: 64,
             recall_after: Duration::from_secs(1),
-            hung_after: Some(Duration::from_secs(30)),
+            hang_timeout: Some(Duration::from_secs(30)),
             keep_listeners: true,
             start_timeout: Duration::from_secs(30),
             listen_patience: Duration::from_secs(3),

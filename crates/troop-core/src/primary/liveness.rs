@@ -81,14 +81,14 @@ impl Primary {
 
     /// Nobody has to be asked before this is over.
     pub(super) fn schedule_probe(&mut self, now: Time) {
-        if let Some(limit) = self.config.hung_after {
+        if let Some(limit) = self.config.hang_timeout {
             self.wake_at(now + probe_after(limit));
         }
     }
 
     /// Asks those who have been silent, and ends those who do not answer. Returns when to look again.
     pub(super) fn probe_silent_workers(&mut self, now: Time) -> Option<Time> {
-        let limit = self.config.hung_after?;
+        let limit = self.config.hang_timeout?;
         let probe_after = probe_after(limit);
         let mut next: Option<Time> = None;
         let mut wake = |at: Time| next = Some(next.map_or(at, |n| n.min(at)));

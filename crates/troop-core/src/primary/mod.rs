@@ -230,12 +230,12 @@ impl Primary {
     }
 
     /// The program asks a worker to finish: it gets no more connections, is told, and leaves the table at once, as in Node.
-    /// With `keep`, listeners that only it used stay open, for a successor; in Node they close. `close_over` is how long it should take to
+    /// With `keep`, listeners that only it used stay open, for a successor; in Node they close. `drain_spread` is how long it should take to
     /// close connections that stay open, if it can tell when; else it may close them at once.
     /// A Node worker is told only when it has had time to read the connections that it has just taken, because Node closes those whose
     /// request has not arrived.
     /// Returns false if there is no such worker or its channel is closed.
-    pub fn disconnect(&mut self, worker: WorkerId, keep: bool, close_over: Option<Duration>) -> bool {
+    pub fn disconnect(&mut self, worker: WorkerId, keep: bool, drain_spread: Option<Duration>) -> bool {
         let Some(state) = self.workers.get_mut(&worker) else { return false };
         state.voluntary = Some(true);
         if !state.connected {
@@ -244,7 +244,7 @@ impl Primary {
         let told = std::mem::replace(&mut state.told_to_leave, true);
         state.in_table = false;
         // A Node worker must not be told twice, and does not know how.
-        state.closes_slowly |= !told && state.batched && close_over.is_some();
+        state.closes_slowly |= !told && state.batched && drain_spread.is_some();
         if !told {
             // First nothing new comes to it, then it is told.
             let accepts_itself = |membership: &membership::ListenerMembership| {
@@ -255,22 +255,22 @@ impl Primary {
                 state.last_taken = self.last_time;
             }
             self.leave_listeners(worker, keep);
-            self.send_disconnect(worker, close_over);
+            self.send_disconnect(worker, drain_spread);
         }
         true
     }
 
     /// Sends `disconnect`, or has [`Primary::tick`] send it later.
-    fn send_disconnect(&mut self, worker: WorkerId, close_over: Option<Duration>) {
+    fn send_disconnect(&mut self, worker: WorkerId, drain_spread: Option<Duration>) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         if !state.batched && state.all_read_at().is_none_or(|at| at > self.last_time) {
-            state.disconnect_due = Some(close_over);
+            state.disconnect_due = Some(drain_spread);
             self.wake_at(self.last_time);
             return;
         }
         let seq = self.next_seq();
-        let close_over = close_over.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-        self.send(worker, |line| outgoing::disconnect(line, seq, close_over));
+        let drain_spread = drain_spread.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        self.send(worker, |line| outgoing::disconnect(line, seq, drain_spread));
     }
 
     /// Sends every `disconnect` that was put off and is due; returns when the next one is.
@@ -280,12 +280,12 @@ impl Primary {
         for (id, state) in self.workers.iter_mut().filter(|(_, state)| state.disconnect_due.is_some()) {
             match state.all_read_at() {
                 _ if !state.connected || state.cut_off => state.disconnect_due = None,
-                Some(at) if at <= now => due.extend(state.disconnect_due.take().map(|close_over| (*id, close_over))),
+                Some(at) if at <= now => due.extend(state.disconnect_due.take().map(|drain_spread| (*id, drain_spread))),
                 at => next = Some(at.unwrap_or(now + worker::READ_TIME).min(next.unwrap_or(Time(u64::MAX)))),
             }
         }
-        for (worker, close_over) in due {
-            self.send_disconnect(worker, close_over);
+        for (worker, drain_spread) in due {
+            self.send_disconnect(worker, drain_spread);
         }
         next
     }
@@ -441,7 +441,7 @@ impl Primary {
             }
             let Some(oldest) = state.in_flight.front().map(|c| c.since).filter(|_| !state.cut_off) else { continue };
             wake(now + handover::CHECK_EVERY);
-            if self.config.hung_after.is_some_and(|limit| now.since(oldest) >= limit) {
+            if self.config.hang_timeout.is_some_and(|limit| now.since(oldest) >= limit) {
                 hung.push((*id, now.since(oldest)));
             } else if state.batched {
                 let due: Vec<u64> = state

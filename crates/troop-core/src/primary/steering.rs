@@ -304,7 +304,7 @@ impl Primary {
 
     /// Workers that were hung for too long.
     fn kill_hung_shards(&mut self, now: Time) {
-        let Some(limit) = self.config.hung_after else { return };
+        let Some(limit) = self.config.hang_timeout else { return };
         let mut hung = Vec::new();
         for (id, listener) in &self.listeners {
             let Some(group) = &listener.group else { continue };

@@ -20,11 +20,11 @@ pub struct Config {
     /// How long a new worker may take to be ready when it replaces another one.
     pub ready_timeout: Duration,
     /// How long the first new worker of a reload must have been ready before the first old one leaves.
-    pub settle: Duration,
+    pub min_ready_time: Duration,
     /// How many workers a reload may start beyond those that there should be.
-    pub surge: usize,
+    pub max_surge: usize,
     /// How many workers fewer than there should be a reload may make do with.
-    pub unavailable: usize,
+    pub max_unavailable: usize,
     /// A worker that was ready for this long is restarted at once when it ends, and its end does not count. Also how long a worker that does not
     /// speak the protocol runs until it counts as ready.
     pub min_uptime: Duration,
@@ -86,9 +86,9 @@ impl Config {
             readiness: Readiness::Auto,
             listen_patience: Duration::from_secs(3),
             ready_timeout: Duration::from_secs(30),
-            settle: Duration::from_secs(2),
-            surge: 1,
-            unavailable: 0,
+            min_ready_time: Duration::from_secs(2),
+            max_surge: 1,
+            max_unavailable: 0,
             min_uptime: Duration::from_secs(1),
             first_delay: Duration::from_millis(100),
             max_delay: Duration::from_secs(5),

@@ -279,7 +279,7 @@ impl Supervisor {
         // One that has closed its channel will end, and then it is known how.
         let ready = ready.filter(|_| !self.leaving.iter().any(|l| l.worker == new.worker));
         let Some(ready) = ready else { return if now >= deadline { Found::Late } else { Found::Waits } };
-        let settled = now >= ready + self.config.settle;
+        let settled = now >= ready + self.config.min_ready_time;
         if !settled && !self.round.as_ref().is_some_and(|round| round.proven) {
             return Found::Waits;
         }
@@ -376,7 +376,7 @@ impl Supervisor {
         let Some(slot) = round.todo.front().copied() else { return false };
         let beside = round.active.iter().filter(|active| active.step == Step::Beside).count();
         let without = round.active.len() - beside;
-        let can_go_beside = beside < self.config.surge.max(usize::from(self.config.unavailable == 0));
+        let can_go_beside = beside < self.config.max_surge.max(usize::from(self.config.max_unavailable == 0));
         let deadline = now + self.config.ready_timeout;
         let state = &mut self.slots[slot];
         match state.current {
@@ -390,7 +390,7 @@ impl Supervisor {
                 round.active.push(Active { slot, step: Step::Beside, deadline, is_awaited: false });
                 self.orders.push_back(Order::Fork(Slot(slot)));
             }
-            Some(old) if without < self.config.unavailable => {
+            Some(old) if without < self.config.max_unavailable => {
                 round.todo.pop_front();
                 round.active.push(Active { slot, step: Step::Emptying(old.worker), deadline, is_awaited: false });
                 state.current = None;
@@ -492,7 +492,7 @@ impl Supervisor {
         };
         let ready = match new.ready_at(old.is_some_and(|old| old.listening.is_some()), &self.config) {
             Some(ready) if round.proven => ready,
-            Some(ready) => ready + self.config.settle,
+            Some(ready) => ready + self.config.min_ready_time,
             None => return Some(active.deadline),
         };
         let lacking = self.lacking(active.step, old.as_ref(), &new).filter(|_| active.is_awaited);

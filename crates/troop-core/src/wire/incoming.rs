@@ -138,7 +138,7 @@ pub struct ClusterMessage<'a> {
     /// The version that a troop worker announces when it is online.
     pub troop: Option<u32>,
     /// `disconnect`: over how many milliseconds connections that stay open should be closed.
-    pub close_over: Option<u64>,
+    pub drain_spread: Option<u64>,
 }
 
 /// The `sockname` of a reply.
@@ -358,7 +358,7 @@ struct Fields<'a> {
     #[serde(default)]
     troop: Option<u32>,
     #[serde(default)]
-    close_over: Option<u64>,
+    drain_spread: Option<u64>,
     #[serde(borrow, default, rename = "type")]
     kind: Option<Text<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
@@ -408,7 +408,7 @@ impl<'a> Fields<'a> {
             writable_all: self.writable_all.unwrap_or(false),
             sockname: self.sockname,
             troop: self.troop,
-            close_over: self.close_over,
+            drain_spread: self.drain_spread,
         })))
     }
 

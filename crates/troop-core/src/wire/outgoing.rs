@@ -147,9 +147,9 @@ pub fn accepted(out: &mut Vec<u8>, ack: u64, accepted: bool, seq: u64) {
 }
 
 /// The primary asks a worker to finish. Over how many milliseconds it should close connections that stay open is for troop workers.
-pub fn disconnect(out: &mut Vec<u8>, seq: u64, close_over: Option<u64>) {
+pub fn disconnect(out: &mut Vec<u8>, seq: u64, drain_spread: Option<u64>) {
     put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"disconnect\",\"seq\":{seq}"));
-    if let Some(ms) = close_over {
+    if let Some(ms) = drain_spread {
         put(out, format_args!(",\"closeOver\":{ms}"));
     }
     out.extend_from_slice(b"}\n");

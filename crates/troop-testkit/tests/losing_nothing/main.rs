@@ -246,7 +246,7 @@ async fn connections_of_an_only_worker_that_does_not_take_them_go_to_a_second_on
 
 #[tokio::test]
 async fn a_worker_that_hangs_is_killed_and_its_connections_are_served() {
-    let builder = Cluster::builder().hung_after(Some(Duration::from_millis(1500)));
+    let builder = Cluster::builder().hang_timeout(Some(Duration::from_millis(1500)));
     let mut troop = Troop::start(builder.setup(fixture(["blocked", "127.0.0.1:0"])));
     let blocked = Stubborn(troop.fork().await);
     let port = troop.listening(&blocked.0).await;
@@ -264,7 +264,7 @@ async fn a_worker_that_hangs_is_killed_and_its_connections_are_served() {
 
 #[tokio::test]
 async fn a_worker_that_waits_with_hung_after_none_is_left_alone() {
-    let mut troop = Troop::start(Cluster::builder().hung_after(None).setup(fixture(["blocked", "127.0.0.1:0"])));
+    let mut troop = Troop::start(Cluster::builder().hang_timeout(None).setup(fixture(["blocked", "127.0.0.1:0"])));
     let blocked = Stubborn(troop.fork().await);
     let port = troop.listening(&blocked.0).await;
     tokio::time::sleep(Duration::from_millis(300)).await;

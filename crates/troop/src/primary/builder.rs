@@ -45,7 +45,7 @@ pub struct Builder {
     left_signals: Vec<i32>,
     inherited: Vec<InheritedSocket>,
     grace: Duration,
-    close_over: Option<Duration>,
+    drain_spread: Option<Duration>,
     weights: Vec<u32>,
     observers: Vec<Observer>,
     starters: Vec<Starter>,
@@ -83,7 +83,7 @@ impl Builder {
             left_signals: Vec::new(),
             inherited: Vec::new(),
             grace: Duration::from_secs(30),
-            close_over: None,
+            drain_spread: None,
             weights: Vec::new(),
             observers: Vec::new(),
             starters: Vec::new(),
@@ -147,8 +147,8 @@ impl Builder {
     /// Over how much time a worker that is replaced, or one too many, should close connections that stay open, so that their clients do not
     /// all come to the others at once. Done by Rust workers that use [`Worker::closing`](crate::Worker::closing), as `troop::serve` does.
     /// Default: a third of the [grace](Builder::grace), at most 10 s; more than the grace is the grace.
-    pub fn close_over(mut self, time: Duration) -> Builder {
-        self.close_over = Some(time);
+    pub fn drain_spread(mut self, time: Duration) -> Builder {
+        self.drain_spread = Some(time);
         self
     }
 
@@ -157,8 +157,8 @@ impl Builder {
     /// And whoever chooses: how long one that listens may give no sign of life; it is asked for one when it has been silent for a third of
     /// that time (10 s at most).
     /// Default: 30 s; `None` for ever, so that a blocked worker keeps its connections waiting.
-    pub fn hung_after(mut self, limit: Option<Duration>) -> Builder {
-        self.config.hung_after = limit;
+    pub fn hang_timeout(mut self, limit: Option<Duration>) -> Builder {
+        self.config.hang_timeout = limit;
         self
     }
 
@@ -203,7 +203,7 @@ impl Builder {
         self
     }
 
-    /// Tests each worker from time to time; see [`HealthCheck`]. Default: no test but [`Builder::hung_after`].
+    /// Tests each worker from time to time; see [`HealthCheck`]. Default: no test but [`Builder::hang_timeout`].
     pub fn health(mut self, check: HealthCheck) -> Builder {
         self.health = Some(check);
         self
@@ -265,7 +265,7 @@ impl Builder {
         driver.setup(self.setup.clone());
         driver.ready_when(self.replace.ready_when)?;
         self.inherited.iter().cloned().for_each(|socket| driver.offer(socket));
-        driver.close_over = self.close_over.unwrap_or_else(|| (self.grace / 3).min(CLOSE_OVER)).min(self.grace);
+        driver.drain_spread = self.drain_spread.unwrap_or_else(|| (self.grace / 3).min(CLOSE_OVER)).min(self.grace);
         driver.care.policy = self.recycle.clone();
         driver.spawner.output = self.output.take();
         if let Some(check) = self.health.take() {

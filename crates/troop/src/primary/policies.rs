@@ -80,18 +80,18 @@ pub struct ReplacePolicy {
     pub ready_timeout: Duration,
     /// How long the first new worker of a reload must have been ready before the first old one leaves. Until then it gets no connections. Default: 2 s.
     /// So a version that dies a moment after it listens replaces nobody.
-    pub settle: Duration,
+    pub min_ready_time: Duration,
     /// How many workers may be started beyond those that there should be. Default: 1.
-    pub surge: usize,
+    pub max_surge: usize,
     /// How many workers may be missing meanwhile: their old ones leave before the new ones start. Default: 0. With both at 0, one is started
     /// beyond.
-    pub unavailable: usize,
+    pub max_unavailable: usize,
 }
 
 impl Default for ReplacePolicy {
     fn default() -> ReplacePolicy {
-        let supervise::Config { ready_timeout, settle, surge, unavailable, .. } = supervise::Config::new(1);
-        ReplacePolicy { ready_when: ReadyWhen::Auto, ready_timeout, settle, surge, unavailable }
+        let supervise::Config { ready_timeout, min_ready_time, max_surge, max_unavailable, .. } = supervise::Config::new(1);
+        ReplacePolicy { ready_when: ReadyWhen::Auto, ready_timeout, min_ready_time, max_surge, max_unavailable }
     }
 }
 
@@ -102,8 +102,8 @@ impl ReplacePolicy {
             ReadyWhen::Listening => supervise::Readiness::Listening,
             ReadyWhen::Message | ReadyWhen::Notified => supervise::Readiness::Notified,
         };
-        (config.ready_timeout, config.settle) = (self.ready_timeout, self.settle);
-        (config.surge, config.unavailable) = (self.surge, self.unavailable);
+        (config.ready_timeout, config.min_ready_time) = (self.ready_timeout, self.min_ready_time);
+        (config.max_surge, config.max_unavailable) = (self.max_surge, self.max_unavailable);
     }
 }
 

@@ -70,7 +70,7 @@ pub(crate) struct Inner {
     pub(super) notify: Arc<Notify>,
     draining: watch::Sender<bool>,
     /// How long connections that stay open may take to close, from the moment when draining begins, and when that was.
-    close_over: watch::Sender<(Duration, Option<Instant>)>,
+    drain_spread: watch::Sender<(Duration, Option<Instant>)>,
     /// Connections that have asked for their moment.
     turns: AtomicU32,
     /// Rung for good when draining begins, for threads that wait in a system call.
@@ -135,7 +135,7 @@ impl Inner {
             asks: Mutex::default(),
             notify,
             draining: watch::Sender::new(false),
-            close_over: watch::Sender::default(),
+            drain_spread: watch::Sender::default(),
             turns: AtomicU32::new(0),
             drain_bell: EventFd::new().ok(),
             ended: watch::Sender::new(id.is_none()),
@@ -252,7 +252,7 @@ impl Inner {
     /// Draining begins. `wanted`: by somebody's wish, not because the primary went away.
     pub(super) fn drain(&self, wanted: bool) {
         self.leaving.fetch_or(wanted, Ordering::Relaxed);
-        self.close_over.send_if_modified(|(_, since)| since.is_none() && since.replace(Instant::now()).is_none());
+        self.drain_spread.send_if_modified(|(_, since)| since.is_none() && since.replace(Instant::now()).is_none());
         if !self.draining.send_replace(true)
             && let Some(event_fd) = &self.drain_bell
         {
@@ -261,8 +261,8 @@ impl Inner {
     }
 
     /// The primary has said how long connections that stay open may take to close.
-    pub(super) fn close_over(&self, time: Duration) {
-        self.close_over.send_modify(|closing| closing.0 = time);
+    pub(super) fn drain_spread(&self, time: Duration) {
+        self.drain_spread.send_modify(|closing| closing.0 = time);
     }
 
     /// The next connection's turn. However many there are, they are spread evenly (multiples of the golden ratio).
@@ -273,7 +273,7 @@ impl Inner {
 
     /// Waits until a connection with this turn is to be closed, or, `early`, until its next answer should be the last one.
     pub(crate) async fn wait_for_turn(&self, turn: Turn, early: bool) {
-        let (mut closing, mut ended) = (self.close_over.subscribe(), self.ended.subscribe());
+        let (mut closing, mut ended) = (self.drain_spread.subscribe(), self.ended.subscribe());
         loop {
             let (over, since) = *closing.borrow_and_update();
             let left = since.map(|since| turn.moment(over, early).saturating_sub(since.elapsed()));

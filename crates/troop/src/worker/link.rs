@@ -463,7 +463,7 @@ impl Link {
                 }
             }
             Some(Act::Disconnect) => {
-                self.inner.close_over(Duration::from_millis(message.close_over.unwrap_or(0)));
+                self.inner.drain_spread(Duration::from_millis(message.drain_spread.unwrap_or(0)));
                 self.drain();
             }
             _ => {}

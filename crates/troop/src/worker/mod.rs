@@ -216,7 +216,7 @@ impl Worker {
 
     /// A future for one connection that its client keeps open: resolves when the connection is to be closed because this worker is to finish.
     /// That is after [`Worker::draining`], and for each call at a moment of its own, spread evenly over the time that the primary gives for
-    /// it ([`Builder::close_over`](crate::Builder::close_over)), so that the clients do not all come back at once. Under a Node primary, when
+    /// it ([`Builder::drain_spread`](crate::Builder::drain_spread)), so that the clients do not all come back at once. Under a Node primary, when
     /// the whole cluster ends, and without a primary it is the same as [`Worker::draining`]. `troop::serve` (feature `axum`) uses it; in a
     /// loop of a program's own around hyper:
     ///

@@ -89,7 +89,7 @@ fn what_the_predecessor_did_not_have_is_not_asked_of_its_successor() {
 
 #[test]
 fn where_the_old_one_leaves_first_the_new_one_has_to_take_over_all_the_same() {
-    let mut world = World::with(Config { surge: 0, unavailable: 1, settle: Duration::ZERO, ..Config::new(2) });
+    let mut world = World::with(Config { max_surge: 0, max_unavailable: 1, min_ready_time: Duration::ZERO, ..Config::new(2) });
     (1..=2).for_each(|worker| world.listens(worker, &[80]));
     world.reload_with(&[claim(80, &[1, 2])]);
     world.exit(1, 0);
@@ -269,9 +269,9 @@ mod random {
             new in proptest::collection::vec(proptest::collection::btree_set(1i64..5, 0..4), 12),
             limits in (0usize..3, 0usize..2),
         ) {
-            let (surge, unavailable) = limits;
+            let (max_surge, max_unavailable) = limits;
             let workers = old.len();
-            let mut w = World::with(Config { surge, unavailable, ..Config::new(workers) });
+            let mut w = World::with(Config { max_surge, max_unavailable, ..Config::new(workers) });
             for (worker, ports) in (1..).zip(&old) {
                 w.listens(worker, &ports.iter().copied().collect::<Vec<_>>());
             }
@@ -308,7 +308,7 @@ mod random {
                 let port = claim.at.port.unwrap();
                 if w.failure().is_none() {
                     prop_assert!(members.iter().any(|worker| worker.0 > workers as u32 && has(worker, port)), "{port} is lost: {:?}", w.progress);
-                } else if unavailable == 0 {
+                } else if max_unavailable == 0 {
                     prop_assert!(members.iter().any(|worker| has(worker, port)), "{port} is lost: {:?}", w.progress);
                 }
             }

@@ -8,7 +8,7 @@ fn down(world: &World) -> bool {
 
 /// Where only workers that listen are ready, however old they are.
 fn listeners(workers: usize) -> Config {
-    Config { readiness: Readiness::Listening, settle: Duration::ZERO, ..Config::new(workers) }
+    Config { readiness: Readiness::Listening, min_ready_time: Duration::ZERO, ..Config::new(workers) }
 }
 
 /// The delay of the last restart.

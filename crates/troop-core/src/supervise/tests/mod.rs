@@ -24,7 +24,7 @@ struct World {
 impl World {
     /// Without settling, which has tests of its own.
     fn new(workers: usize) -> World {
-        World::with(Config { settle: Duration::ZERO, ..Config::new(workers) })
+        World::with(Config { min_ready_time: Duration::ZERO, ..Config::new(workers) })
     }
 
     fn with(config: Config) -> World {
@@ -193,11 +193,11 @@ mod random {
             limits in (0usize..3, 0usize..3, any::<bool>(), 0u64..3000, any::<bool>()),
             steps in proptest::collection::vec((0u8..10, 0u32..8, 0u64..4000), 0..80),
         ) {
-            let (surge, unavailable, ends_when_failed, settle, must_listen) = limits;
-            let settle = Duration::from_millis(settle);
+            let (max_surge, max_unavailable, ends_when_failed, min_ready_time, must_listen) = limits;
+            let min_ready_time = Duration::from_millis(min_ready_time);
             let readiness = if must_listen { Readiness::Listening } else { Readiness::Auto };
             let window = 10 * SECOND;
-            let mut w = World::with(Config { surge, unavailable, ends_when_failed, settle, readiness, window, ..Config::new(3) });
+            let mut w = World::with(Config { max_surge, max_unavailable, ends_when_failed, min_ready_time, readiness, window, ..Config::new(3) });
             for (what, which, wait) in steps {
                 let recent = w.next_worker.saturating_sub(which).max(1);
                 match what {
@@ -215,7 +215,7 @@ mod random {
                 w.pass(Duration::from_millis(wait));
                 let slots = &w.supervisor.slots;
                 let alive = slots.iter().flat_map(|p| p.current.iter().chain(&p.successor)).count();
-                prop_assert!(alive <= slots.len() + surge.max(1), "{alive} members for {} slots", slots.len());
+                prop_assert!(alive <= slots.len() + max_surge.max(1), "{alive} members for {} slots", slots.len());
                 // Whoever is the worker of a slot gets connections; whoever is not yet, does not.
                 for state in slots {
                     prop_assert!(state.current.is_none_or(|member| !w.held.contains(&member.worker)));

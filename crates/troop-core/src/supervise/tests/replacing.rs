@@ -116,7 +116,7 @@ fn a_new_worker_that_dies_later_in_the_reload_ends_it_too_and_its_kin_are_rolled
 
 #[test]
 fn as_many_start_beside_the_old_ones_as_is_allowed() {
-    let mut world = World::with(Config { surge: 2, settle: Duration::ZERO, ..Config::new(5) });
+    let mut world = World::with(Config { max_surge: 2, min_ready_time: Duration::ZERO, ..Config::new(5) });
     (1..=5).for_each(|worker| world.up(worker));
     world.supervisor.reload(world.now);
     world.carry_out();
@@ -130,7 +130,7 @@ fn as_many_start_beside_the_old_ones_as_is_allowed() {
 
 #[test]
 fn where_there_is_no_room_for_more_the_old_one_leaves_first() {
-    let mut world = World::with(Config { surge: 0, unavailable: 1, settle: Duration::ZERO, ..Config::new(2) });
+    let mut world = World::with(Config { max_surge: 0, max_unavailable: 1, min_ready_time: Duration::ZERO, ..Config::new(2) });
     (1..=2).for_each(|worker| world.up(worker));
     world.supervisor.reload(world.now);
     world.carry_out();
@@ -169,7 +169,7 @@ fn one_worker_is_recycled_at_a_time_and_a_reload_goes_before_it() {
 
 #[test]
 fn ready_is_who_says_so() {
-    let mut world = World::with(Config { readiness: Readiness::Notified, settle: Duration::ZERO, ..Config::new(1) });
+    let mut world = World::with(Config { readiness: Readiness::Notified, min_ready_time: Duration::ZERO, ..Config::new(1) });
     world.up(1);
     world.pass(10 * SECOND);
     assert_eq!(world.supervisor.standing(world.now, WorkerId(1)), Some((false, 1)));
@@ -186,7 +186,7 @@ fn ready_is_who_says_so() {
 
 #[test]
 fn those_that_never_leave_do_not_become_more_and_more() {
-    let mut world = World::with(Config { grace: Duration::from_secs(86_400), settle: Duration::ZERO, ..Config::new(1) });
+    let mut world = World::with(Config { grace: Duration::from_secs(86_400), min_ready_time: Duration::ZERO, ..Config::new(1) });
     world.up(1);
     for worker in 2..=20 {
         world.supervisor.reload(world.now);
@@ -200,7 +200,7 @@ fn those_that_never_leave_do_not_become_more_and_more() {
 
 #[test]
 fn however_fast_reloads_follow_each_other_every_worker_has_a_moment_to_end() {
-    let mut world = World::with(Config { settle: Duration::ZERO, ..Config::new(1) });
+    let mut world = World::with(Config { min_ready_time: Duration::ZERO, ..Config::new(1) });
     world.up(1);
     for worker in 2..=30 {
         world.supervisor.reload(world.now);

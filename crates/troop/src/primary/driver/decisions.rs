@@ -200,8 +200,8 @@ impl Driver {
                 let others = self.supervisor.as_ref().is_some_and(|s| {
                     !matches!(s.state(), SupervisorState::Paused | SupervisorState::Stopping) && !s.is_in_the_way(worker)
                 });
-                let close_over = others.then_some(self.close_over);
-                if !self.request_disconnect(worker, keep, close_over) {
+                let drain_spread = others.then_some(self.drain_spread);
+                if !self.request_disconnect(worker, keep, drain_spread) {
                     self.kill(worker, 15);
                 }
                 if self.supervisor.as_ref().is_some_and(|s| s.is_surplus(worker)) {
@@ -271,8 +271,8 @@ impl Driver {
     }
 
     /// False if it cannot be told, because its channel is closed.
-    pub(super) fn request_disconnect(&mut self, worker: WorkerId, keep_listeners: bool, close_over: Option<Duration>) -> bool {
-        let told = self.core.disconnect(worker, keep_listeners, close_over);
+    pub(super) fn request_disconnect(&mut self, worker: WorkerId, keep_listeners: bool, drain_spread: Option<Duration>) -> bool {
+        let told = self.core.disconnect(worker, keep_listeners, drain_spread);
         let hears = self.processes.get(&worker).is_none_or(|process| process.kept_end.is_none());
         if told && !hears && !self.leaves_activated(worker) {
             self.kill(worker, 15);

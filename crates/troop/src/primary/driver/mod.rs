@@ -229,7 +229,7 @@ pub(crate) struct Driver {
     upkeep_at: Option<Time>,
     missed: Missed,
     /// How long a worker that others replace should take to close connections that stay open.
-    pub(crate) close_over: Duration,
+    pub(crate) drain_spread: Duration,
     /// Without a supervisor: what the program has said about forks to come.
     pub(super) forks_to_come: Successors,
     /// Next check for waiting clients while no worker is ready.
@@ -315,7 +315,7 @@ impl Driver {
             inherited: Vec::new(),
             upkeep_at: None,
             missed: Missed::default(),
-            close_over: Duration::ZERO,
+            drain_spread: Duration::ZERO,
             forks_to_come: Successors::Unknown,
             demand_at: None,
             commands,
