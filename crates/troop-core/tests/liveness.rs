@@ -1,39 +1,39 @@
 //! A worker that listens is asked for a sign of life when it has been silent, and ended when it gives none.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-mod world;
+mod simulation;
 
 use std::time::Duration;
 
+use simulation::{Input, Simulation};
 use troop_core::WorkerId;
 use troop_core::primary::Config;
-use world::{Input, World};
 
 const ACK: &str = r#"{"cmd":"NODE_HANDLE_ACK"}"#;
 const NACK: &str = r#"{"cmd":"NODE_HANDLE_NACK"}"#;
 
-fn listening(config: Config) -> (World, WorkerId) {
-    let mut world = World::new(config);
-    world.happen(Input::Fork { troop: false }).unwrap();
-    world.happen(Input::Query { worker: 0, port: 1, fails: false }).unwrap();
-    let worker = world.worker(0).unwrap();
-    (world, worker)
+fn listening(config: Config) -> (Simulation, WorkerId) {
+    let mut simulation = Simulation::new(config);
+    simulation.happen(Input::Fork { troop: false }).unwrap();
+    simulation.happen(Input::Query { worker: 0, port: 1, fails: false }).unwrap();
+    let worker = simulation.worker(0).unwrap();
+    (simulation, worker)
 }
 
-fn listens(world: &mut World) {
-    world.happen(Input::Listening { worker: 0, port: 1 }).unwrap();
-    world.sent.clear();
+fn listens(simulation: &mut Simulation) {
+    simulation.happen(Input::Listening { worker: 0, port: 1 }).unwrap();
+    simulation.sent.clear();
 }
 
-fn pass(world: &mut World, ms: u64) {
+fn pass(simulation: &mut Simulation, ms: u64) {
     for _ in 0..ms / 100 {
-        world.happen(Input::Pass { ms: 100 }).unwrap();
+        simulation.happen(Input::Pass { ms: 100 }).unwrap();
     }
 }
 
 /// The numbers of the connections to nothing that it was handed.
-fn asked(world: &World) -> Vec<u64> {
-    let lines = world.sent.iter().map(|(_, line)| serde_json::from_str::<serde_json::Value>(line).unwrap());
+fn asked(simulation: &Simulation) -> Vec<u64> {
+    let lines = simulation.sent.iter().map(|(_, line)| serde_json::from_str::<serde_json::Value>(line).unwrap());
     lines.filter(|line| line["msg"]["key"] == "troop:probe").map(|line| line["msg"]["seq"].as_u64().unwrap()).collect()
 }
 
@@ -43,18 +43,18 @@ fn refusal(seq: u64) -> String {
 
 #[test]
 fn one_that_gives_no_sign_of_life_is_ended_when_its_time_is_over() {
-    let (mut world, worker) = listening(Config::default());
-    listens(&mut world);
-    world.primary.heard(world.now, worker);
-    pass(&mut world, 9_900);
-    assert!(asked(&world).is_empty());
-    pass(&mut world, 200);
-    assert_eq!(asked(&world).len(), 1);
-    pass(&mut world, 29_700);
-    assert!(!world.primary.is_cut_off(worker));
-    assert_eq!(asked(&world).len(), 1, "once is enough");
-    pass(&mut world, 400);
-    assert!(world.primary.is_cut_off(worker));
+    let (mut simulation, worker) = listening(Config::default());
+    listens(&mut simulation);
+    simulation.primary.heard(simulation.now, worker);
+    pass(&mut simulation, 9_900);
+    assert!(asked(&simulation).is_empty());
+    pass(&mut simulation, 200);
+    assert_eq!(asked(&simulation).len(), 1);
+    pass(&mut simulation, 29_700);
+    assert!(!simulation.primary.is_cut_off(worker));
+    assert_eq!(asked(&simulation).len(), 1, "once is enough");
+    pass(&mut simulation, 400);
+    assert!(simulation.primary.is_cut_off(worker));
 }
 
 #[test]
@@ -62,73 +62,73 @@ fn every_answer_and_every_other_word_is_a_sign_of_life() {
     for answers in
         [vec!["ack", "refusal"], vec!["refusal"], vec!["refusal", "late ack"], vec!["nack"], vec!["heard"], vec!["unasked"]]
     {
-        let (mut world, worker) = listening(Config::default());
-        listens(&mut world);
+        let (mut simulation, worker) = listening(Config::default());
+        listens(&mut simulation);
         for round in 0..10 {
-            world.sent.clear();
-            pass(&mut world, 25_000);
-            let [.., seq] = asked(&world)[..] else { panic!("{answers:?}, round {round}: it was not asked") };
+            simulation.sent.clear();
+            pass(&mut simulation, 25_000);
+            let [.., seq] = asked(&simulation)[..] else { panic!("{answers:?}, round {round}: it was not asked") };
             for answer in &answers {
                 match *answer {
-                    "ack" => world.says(worker, ACK),
-                    "nack" => world.says(worker, NACK),
-                    "refusal" => world.says(worker, &refusal(seq)),
-                    "heard" => world.primary.heard(world.now, worker),
-                    "unasked" => world.primary.probe_unsent(world.now, worker),
+                    "ack" => simulation.says(worker, ACK),
+                    "nack" => simulation.says(worker, NACK),
+                    "refusal" => simulation.says(worker, &refusal(seq)),
+                    "heard" => simulation.primary.heard(simulation.now, worker),
+                    "unasked" => simulation.primary.probe_unsent(simulation.now, worker),
                     _ => {}
                 }
-                world.act().unwrap();
+                simulation.act().unwrap();
             }
             if answers == ["heard"] {
                 break;
             }
         }
-        pass(&mut world, 29_000);
-        assert!(!world.primary.is_cut_off(worker), "{answers:?}");
-        assert_eq!(world.violations(worker), 0, "{answers:?}");
+        pass(&mut simulation, 29_000);
+        assert!(!simulation.primary.is_cut_off(worker), "{answers:?}");
+        assert_eq!(simulation.violations(worker), 0, "{answers:?}");
     }
 }
 
 #[test]
 fn a_refusal_counts_once() {
-    let (mut world, worker) = listening(Config::default());
-    listens(&mut world);
-    pass(&mut world, 11_000);
-    let seq = asked(&world)[0];
-    world.says(worker, &refusal(seq));
-    assert_eq!(world.violations(worker), 0);
-    world.says(worker, &refusal(seq));
-    assert_eq!(world.violations(worker), 1);
+    let (mut simulation, worker) = listening(Config::default());
+    listens(&mut simulation);
+    pass(&mut simulation, 11_000);
+    let seq = asked(&simulation)[0];
+    simulation.says(worker, &refusal(seq));
+    assert_eq!(simulation.violations(worker), 0);
+    simulation.says(worker, &refusal(seq));
+    assert_eq!(simulation.violations(worker), 1);
 }
 
 #[test]
 fn who_starts_up_or_leaves_or_may_take_its_time_is_not_asked() {
-    let (mut world, worker) = listening(Config::default());
-    pass(&mut world, 60_000);
-    assert!(asked(&world).is_empty(), "it does not listen yet");
-    listens(&mut world);
-    world.primary.disconnect(worker, true, None);
-    world.act().unwrap();
-    pass(&mut world, 60_000);
-    assert!(asked(&world).is_empty(), "it leaves");
+    let (mut simulation, worker) = listening(Config::default());
+    pass(&mut simulation, 60_000);
+    assert!(asked(&simulation).is_empty(), "it does not listen yet");
+    listens(&mut simulation);
+    simulation.primary.disconnect(worker, true, None);
+    simulation.act().unwrap();
+    pass(&mut simulation, 60_000);
+    assert!(asked(&simulation).is_empty(), "it leaves");
 
-    let (mut world, worker) = listening(Config { hang_timeout: None, ..Config::default() });
-    listens(&mut world);
-    pass(&mut world, 60_000);
-    assert!(asked(&world).is_empty());
-    assert!(!world.primary.is_cut_off(worker));
+    let (mut simulation, worker) = listening(Config { hang_timeout: None, ..Config::default() });
+    listens(&mut simulation);
+    pass(&mut simulation, 60_000);
+    assert!(asked(&simulation).is_empty());
+    assert!(!simulation.primary.is_cut_off(worker));
 }
 
 #[test]
 fn nobody_is_blamed_for_the_time_in_which_the_primary_stood_still() {
-    let (mut world, worker) = listening(Config { hang_timeout: Some(Duration::from_secs(3)), ..Config::default() });
-    listens(&mut world);
-    pass(&mut world, 2_000);
-    assert_eq!(asked(&world).len(), 1);
-    world.now = world.now + Duration::from_secs(50);
-    world.primary.tick(world.now);
-    world.act().unwrap();
-    assert!(!world.primary.is_cut_off(worker), "nobody could read its answer");
-    pass(&mut world, 3_200);
-    assert!(world.primary.is_cut_off(worker));
+    let (mut simulation, worker) = listening(Config { hang_timeout: Some(Duration::from_secs(3)), ..Config::default() });
+    listens(&mut simulation);
+    pass(&mut simulation, 2_000);
+    assert_eq!(asked(&simulation).len(), 1);
+    simulation.now = simulation.now + Duration::from_secs(50);
+    simulation.primary.tick(simulation.now);
+    simulation.act().unwrap();
+    assert!(!simulation.primary.is_cut_off(worker), "nobody could read its answer");
+    pass(&mut simulation, 3_200);
+    assert!(simulation.primary.is_cut_off(worker));
 }

@@ -1,14 +1,14 @@
 //! Listeners that no worker has: open as long as somebody who is starting may ask for them, and closed then.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-mod world;
+mod simulation;
 
 use proptest::prelude::*;
+use simulation::{Input, Simulation, config, input};
 use troop_core::WorkerId;
 use troop_core::event::{Address, AddressType};
 use troop_core::primary::{Config, Successors};
 use troop_core::supervise::Claim;
-use world::{Input, World, config, input};
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::with_cases(300) })]
@@ -16,42 +16,42 @@ proptest! {
     /// Whatever has happened: when nobody is to come and whoever was starting has had its time, every listener has a worker.
     #[test]
     fn no_listener_stays_open_that_nobody_will_ask_for(inputs in prop::collection::vec(input(), 0..120)) {
-        let mut world = World::new(Config { hang_timeout: None, ..config() });
+        let mut simulation = Simulation::new(Config { hang_timeout: None, ..config() });
         for input in inputs {
-            world.happen(input)?;
+            simulation.happen(input)?;
         }
-        world.happen(Input::Successors { which: 2 })?;
-        world.happen(Input::Pass { ms: 31_000 })?;
-        prop_assert!(!world.primary.has_unused());
-        for id in world.primary.listeners() {
-            prop_assert!(world.primary.listener_load(id).0 > 0, "nobody listens on {:?}", id);
+        simulation.happen(Input::Successors { which: 2 })?;
+        simulation.happen(Input::Pass { ms: 31_000 })?;
+        prop_assert!(!simulation.primary.has_unused());
+        for id in simulation.primary.listeners() {
+            prop_assert!(simulation.primary.listener_load(id).0 > 0, "nobody listens on {:?}", id);
         }
         // What waited there does not wait any more.
-        prop_assert!(world.waiting.is_empty() || !world.listeners.is_empty());
+        prop_assert!(simulation.waiting.is_empty() || !simulation.listeners.is_empty());
     }
 
     /// The same where workers are supervised, and listeners outlive workers that close them by themselves.
     #[test]
     fn no_listener_of_supervised_workers_stays_open_that_nobody_will_ask_for(inputs in prop::collection::vec(input(), 0..120)) {
-        let mut world = World::new(Config { hang_timeout: None, ..config() });
-        world.primary.set_supervised(true);
+        let mut simulation = Simulation::new(Config { hang_timeout: None, ..config() });
+        simulation.primary.set_supervised(true);
         for input in inputs {
-            world.happen(input)?;
+            simulation.happen(input)?;
         }
-        world.happen(Input::Successors { which: 2 })?;
-        world.happen(Input::Pass { ms: 61_000 })?;
-        prop_assert!(!world.primary.has_unused());
-        for id in world.primary.listeners() {
-            prop_assert!(world.primary.listener_load(id).0 > 0, "nobody listens on {:?}", id);
+        simulation.happen(Input::Successors { which: 2 })?;
+        simulation.happen(Input::Pass { ms: 61_000 })?;
+        prop_assert!(!simulation.primary.has_unused());
+        for id in simulation.primary.listeners() {
+            prop_assert!(simulation.primary.listener_load(id).0 > 0, "nobody listens on {:?}", id);
         }
     }
 
     /// While a successor is to come, only the program's own wish closes a listener.
     #[test]
     fn no_listener_closes_that_a_successor_may_ask_for(inputs in prop::collection::vec(input(), 0..120)) {
-        let mut world = World::new(config());
-        world.primary.set_supervised(true);
-        world.successors = Successors::Awaited;
+        let mut simulation = Simulation::new(config());
+        simulation.primary.set_supervised(true);
+        simulation.successors = Successors::Awaited;
         let mut most = 0;
         for input in inputs {
             let closes = |input: &Input| {
@@ -59,47 +59,47 @@ proptest! {
                     | Input::Successors { .. } | Input::Query { fails: true, .. } | Input::Acknowledge { arrived: false, .. })
             };
             if !closes(&input) {
-                world.happen(input)?;
-                prop_assert!(world.listeners.len() >= most, "a listener was closed");
-                most = world.listeners.len();
+                simulation.happen(input)?;
+                prop_assert!(simulation.listeners.len() >= most, "a listener was closed");
+                most = simulation.listeners.len();
             }
         }
     }
 }
 
 /// A worker that listens on these ports.
-fn listening(world: &mut World, ports: &[u16]) -> WorkerId {
-    let worker = starting(world);
-    listen(world, worker, ports);
+fn listening(simulation: &mut Simulation, ports: &[u16]) -> WorkerId {
+    let worker = starting(simulation);
+    listen(simulation, worker, ports);
     worker
 }
 
-fn starting(world: &mut World) -> WorkerId {
-    world.happen(Input::Fork { troop: false }).unwrap();
-    *world.workers.keys().last().unwrap()
+fn starting(simulation: &mut Simulation) -> WorkerId {
+    simulation.happen(Input::Fork { troop: false }).unwrap();
+    *simulation.workers.keys().last().unwrap()
 }
 
-fn listen(world: &mut World, worker: WorkerId, ports: &[u16]) {
+fn listen(simulation: &mut Simulation, worker: WorkerId, ports: &[u16]) {
     for port in ports {
-        world.of_worker(worker, Input::Query { worker: 0, port: *port, fails: false });
-        world.act().unwrap();
-        world.of_worker(worker, Input::Listening { worker: 0, port: *port });
-        world.act().unwrap();
+        simulation.of_worker(worker, Input::Query { worker: 0, port: *port, fails: false });
+        simulation.act().unwrap();
+        simulation.of_worker(worker, Input::Listening { worker: 0, port: *port });
+        simulation.act().unwrap();
     }
 }
 
-fn dies(world: &mut World, worker: WorkerId) {
-    world.of_worker(worker, Input::Exit { worker: 0 });
-    world.act().unwrap();
+fn dies(simulation: &mut Simulation, worker: WorkerId) {
+    simulation.of_worker(worker, Input::Exit { worker: 0 });
+    simulation.act().unwrap();
 }
 
-fn leaves(world: &mut World, worker: WorkerId) {
-    world.of_worker(worker, Input::Disconnect { worker: 0, keep: true });
-    world.act().unwrap();
+fn leaves(simulation: &mut Simulation, worker: WorkerId) {
+    simulation.of_worker(worker, Input::Disconnect { worker: 0, keep: true });
+    simulation.act().unwrap();
 }
 
-fn pass(world: &mut World, ms: u64) {
-    world.happen(Input::Pass { ms }).unwrap();
+fn pass(simulation: &mut Simulation, ms: u64) {
+    simulation.happen(Input::Pass { ms }).unwrap();
 }
 
 /// The workers of these tests say nothing for a long time.
@@ -107,230 +107,230 @@ fn patient() -> Config {
     Config { hang_timeout: None, ..Config::default() }
 }
 
-fn supervised() -> World {
-    let mut world = World::new(patient());
-    world.primary.set_supervised(true);
-    world.successors = Successors::Nobody;
-    world
+fn supervised() -> Simulation {
+    let mut simulation = Simulation::new(patient());
+    simulation.primary.set_supervised(true);
+    simulation.successors = Successors::Nobody;
+    simulation
 }
 
 #[test]
 fn a_listener_that_only_the_last_slot_had_closes_at_once_when_that_goes() {
-    let mut world = supervised();
-    let (_, second) = (listening(&mut world, &[1]), listening(&mut world, &[1, 2]));
-    pass(&mut world, 5_000);
-    world.happen(Input::Accept { listener: 1 }).unwrap();
-    assert_eq!(world.listeners.len(), 2);
-    leaves(&mut world, second);
-    assert_eq!((world.listeners.len(), world.closed.as_slice()), (1, &[0][..]));
+    let mut simulation = supervised();
+    let (_, second) = (listening(&mut simulation, &[1]), listening(&mut simulation, &[1, 2]));
+    pass(&mut simulation, 5_000);
+    simulation.happen(Input::Accept { listener: 1 }).unwrap();
+    assert_eq!(simulation.listeners.len(), 2);
+    leaves(&mut simulation, second);
+    assert_eq!((simulation.listeners.len(), simulation.closed.as_slice()), (1, &[0][..]));
 }
 
 #[test]
 fn a_death_keeps_the_listener_until_the_successor_has_listened_elsewhere_and_what_waits_is_closed_then() {
-    let mut world = supervised();
-    let first = listening(&mut world, &[1]);
-    pass(&mut world, 60_000);
-    world.successors = Successors::Awaited;
-    dies(&mut world, first);
-    world.happen(Input::Accept { listener: 0 }).unwrap();
-    pass(&mut world, 600_000);
-    let second = starting(&mut world);
-    world.successors = Successors::Nobody;
+    let mut simulation = supervised();
+    let first = listening(&mut simulation, &[1]);
+    pass(&mut simulation, 60_000);
+    simulation.successors = Successors::Awaited;
+    dies(&mut simulation, first);
+    simulation.happen(Input::Accept { listener: 0 }).unwrap();
+    pass(&mut simulation, 600_000);
+    let second = starting(&mut simulation);
+    simulation.successors = Successors::Nobody;
     // It is loaded slowly.
-    pass(&mut world, 29_000);
-    assert_eq!((world.listeners.len(), world.waiting.len()), (1, 1));
-    listen(&mut world, second, &[2]);
-    pass(&mut world, 2_900);
-    assert_eq!(world.listeners.len(), 2, "it may ask for more");
-    pass(&mut world, 100);
-    assert_eq!((world.listeners.len(), world.closed.as_slice()), (1, &[1][..]));
-    assert!(world.waiting.is_empty() && world.open.is_empty());
+    pass(&mut simulation, 29_000);
+    assert_eq!((simulation.listeners.len(), simulation.waiting.len()), (1, 1));
+    listen(&mut simulation, second, &[2]);
+    pass(&mut simulation, 2_900);
+    assert_eq!(simulation.listeners.len(), 2, "it may ask for more");
+    pass(&mut simulation, 100);
+    assert_eq!((simulation.listeners.len(), simulation.closed.as_slice()), (1, &[1][..]));
+    assert!(simulation.waiting.is_empty() && simulation.open.is_empty());
 }
 
 #[test]
 fn a_successor_that_asks_late_for_its_second_listener_finds_it_and_its_clients() {
-    let mut world = supervised();
-    let first = listening(&mut world, &[1, 2]);
-    pass(&mut world, 60_000);
-    dies_and_returns(&mut world, first, &[1]);
-    world.happen(Input::Accept { listener: 1 }).unwrap();
-    pass(&mut world, 2_000);
-    let second = *world.workers.keys().last().unwrap();
-    listen(&mut world, second, &[2]);
-    assert!(world.closed.is_empty() && world.waiting.is_empty());
-    assert_eq!(world.listeners.len(), 2);
+    let mut simulation = supervised();
+    let first = listening(&mut simulation, &[1, 2]);
+    pass(&mut simulation, 60_000);
+    dies_and_returns(&mut simulation, first, &[1]);
+    simulation.happen(Input::Accept { listener: 1 }).unwrap();
+    pass(&mut simulation, 2_000);
+    let second = *simulation.workers.keys().last().unwrap();
+    listen(&mut simulation, second, &[2]);
+    assert!(simulation.closed.is_empty() && simulation.waiting.is_empty());
+    assert_eq!(simulation.listeners.len(), 2);
 }
 
-fn dies_and_returns(world: &mut World, worker: WorkerId, ports: &[u16]) -> WorkerId {
-    world.successors = Successors::Awaited;
-    dies(world, worker);
-    let next = listening(world, ports);
-    world.successors = Successors::Nobody;
-    world.act().unwrap();
+fn dies_and_returns(simulation: &mut Simulation, worker: WorkerId, ports: &[u16]) -> WorkerId {
+    simulation.successors = Successors::Awaited;
+    dies(simulation, worker);
+    let next = listening(simulation, ports);
+    simulation.successors = Successors::Nobody;
+    simulation.act().unwrap();
     next
 }
 
 #[test]
 fn workers_with_a_listener_of_their_own_leave_none_behind_in_any_number_of_lives() {
-    let mut world = supervised();
-    let _other = listening(&mut world, &[99]);
-    let mut worker = listening(&mut world, &[100]);
+    let mut simulation = supervised();
+    let _other = listening(&mut simulation, &[99]);
+    let mut worker = listening(&mut simulation, &[100]);
     for port in 101..130 {
-        worker = dies_and_returns(&mut world, worker, &[port]);
-        pass(&mut world, 3_100);
-        assert_eq!(world.listeners.len(), 2, "in life {port}");
+        worker = dies_and_returns(&mut simulation, worker, &[port]);
+        pass(&mut simulation, 3_100);
+        assert_eq!(simulation.listeners.len(), 2, "in life {port}");
     }
     // Also where they live shorter than they are waited for.
     for port in 130..200 {
-        worker = dies_and_returns(&mut world, worker, &[port]);
-        pass(&mut world, 100);
+        worker = dies_and_returns(&mut simulation, worker, &[port]);
+        pass(&mut simulation, 100);
     }
-    assert!(world.listeners.len() <= 66);
-    pass(&mut world, 3_100);
-    assert_eq!(world.listeners.len(), 2);
+    assert!(simulation.listeners.len() <= 66);
+    pass(&mut simulation, 3_100);
+    assert_eq!(simulation.listeners.len(), 2);
 }
 
 #[test]
 fn where_the_program_forks_a_listener_waits_for_a_worker_that_was_forked_later() {
-    let mut world = World::new(patient());
-    let (first, second) = (listening(&mut world, &[1]), listening(&mut world, &[2]));
-    dies(&mut world, first);
-    pass(&mut world, 600_000);
-    assert_eq!(world.listeners.len(), 2, "whoever comes may ask for it");
-    let third = starting(&mut world);
-    pass(&mut world, 20_000);
-    assert_eq!(world.listeners.len(), 2);
-    listen(&mut world, third, &[2]);
-    pass(&mut world, 3_100);
-    assert_eq!(world.listeners.len(), 1);
+    let mut simulation = Simulation::new(patient());
+    let (first, second) = (listening(&mut simulation, &[1]), listening(&mut simulation, &[2]));
+    dies(&mut simulation, first);
+    pass(&mut simulation, 600_000);
+    assert_eq!(simulation.listeners.len(), 2, "whoever comes may ask for it");
+    let third = starting(&mut simulation);
+    pass(&mut simulation, 20_000);
+    assert_eq!(simulation.listeners.len(), 2);
+    listen(&mut simulation, third, &[2]);
+    pass(&mut simulation, 3_100);
+    assert_eq!(simulation.listeners.len(), 1);
     // Told to leave by the program, as in Node: nobody is to come.
-    world.of_worker(second, Input::Disconnect { worker: 0, keep: false });
-    world.of_worker(third, Input::Disconnect { worker: 0, keep: false });
-    world.act().unwrap();
-    assert!(world.listeners.is_empty());
+    simulation.of_worker(second, Input::Disconnect { worker: 0, keep: false });
+    simulation.of_worker(third, Input::Disconnect { worker: 0, keep: false });
+    simulation.act().unwrap();
+    assert!(simulation.listeners.is_empty());
 }
 
 #[test]
 fn that_nobody_will_be_forked_is_believed_after_a_moment() {
-    let mut world = World::new(patient());
-    let first = listening(&mut world, &[1]);
-    listening(&mut world, &[2]);
-    pass(&mut world, 60_000);
+    let mut simulation = Simulation::new(patient());
+    let first = listening(&mut simulation, &[1]);
+    listening(&mut simulation, &[2]);
+    pass(&mut simulation, 60_000);
     // Said before the program could know of the end.
-    world.successors = Successors::Nobody;
-    dies(&mut world, first);
-    pass(&mut world, 2_900);
-    assert_eq!(world.listeners.len(), 2);
-    pass(&mut world, 200);
-    assert_eq!(world.listeners.len(), 1);
+    simulation.successors = Successors::Nobody;
+    dies(&mut simulation, first);
+    pass(&mut simulation, 2_900);
+    assert_eq!(simulation.listeners.len(), 2);
+    pass(&mut simulation, 200);
+    assert_eq!(simulation.listeners.len(), 1);
 }
 
 #[test]
 fn a_worker_that_never_says_a_word_keeps_listeners_open_for_a_while_only() {
-    let mut world = supervised();
-    let first = listening(&mut world, &[1]);
-    listening(&mut world, &[2]);
+    let mut simulation = supervised();
+    let first = listening(&mut simulation, &[1]);
+    listening(&mut simulation, &[2]);
     // Without `online`.
-    let silent = world.primary.fork();
-    world.primary.spawned(silent, 4711, None, 100);
-    dies(&mut world, first);
-    pass(&mut world, 29_000);
-    assert_eq!(world.listeners.len(), 2);
-    pass(&mut world, 2_000);
-    assert_eq!(world.listeners.len(), 1);
+    let silent = simulation.primary.fork();
+    simulation.primary.spawned(silent, 4711, None, 100);
+    dies(&mut simulation, first);
+    pass(&mut simulation, 29_000);
+    assert_eq!(simulation.listeners.len(), 2);
+    pass(&mut simulation, 2_000);
+    assert_eq!(simulation.listeners.len(), 1);
 }
 
 #[test]
 fn a_socket_that_is_open_elsewhere_too_is_not_closed() {
-    let mut world = supervised();
-    let first = listening(&mut world, &[1]);
-    listening(&mut world, &[2]);
-    let listener = world.primary.listens_on(first).next().unwrap();
-    world.primary.keep_open(listener);
-    pass(&mut world, 10_000);
-    leaves(&mut world, first);
-    pass(&mut world, 60_000);
-    assert_eq!((world.listeners.len(), world.closed.len()), (2, 0));
-    world.end().unwrap();
+    let mut simulation = supervised();
+    let first = listening(&mut simulation, &[1]);
+    listening(&mut simulation, &[2]);
+    let listener = simulation.primary.listens_on(first).next().unwrap();
+    simulation.primary.keep_open(listener);
+    pass(&mut simulation, 10_000);
+    leaves(&mut simulation, first);
+    pass(&mut simulation, 60_000);
+    assert_eq!((simulation.listeners.len(), simulation.closed.len()), (2, 0));
+    simulation.end().unwrap();
 }
 
 #[test]
 fn a_fixed_address_that_a_successor_does_not_take_over_is_missed_and_one_that_was_let_go_is_not() {
-    let mut world = supervised();
-    listening(&mut world, &[9]);
-    let worker = listening(&mut world, &[1]);
-    let next = dies_and_returns(&mut world, worker, &[2]);
-    pass(&mut world, 3_100);
-    assert_eq!((world.listeners.len(), world.missed.as_slice()), (2, &[Some(1)][..]));
+    let mut simulation = supervised();
+    listening(&mut simulation, &[9]);
+    let worker = listening(&mut simulation, &[1]);
+    let next = dies_and_returns(&mut simulation, worker, &[2]);
+    pass(&mut simulation, 3_100);
+    assert_eq!((simulation.listeners.len(), simulation.missed.as_slice()), (2, &[Some(1)][..]));
     // Nobody comes in its place: fewer are wanted, or it has done what it was to do.
-    leaves_for_good(&mut world, next);
-    assert_eq!((world.listeners.len(), world.missed.len()), (1, 1));
+    leaves_for_good(&mut simulation, next);
+    assert_eq!((simulation.listeners.len(), simulation.missed.len()), (1, 1));
     // What the kernel chose is nobody's loss, nor what a new generation has done without.
-    let worker = listening(&mut world, &[0, 4]);
-    world.successors = Successors::Awaited;
-    dies(&mut world, worker);
-    listening(&mut world, &[3]);
-    world.primary.forget_shared();
-    world.successors = Successors::Nobody;
-    pass(&mut world, 3_100);
-    assert_eq!((world.listeners.len(), world.missed.len()), (2, 1));
+    let worker = listening(&mut simulation, &[0, 4]);
+    simulation.successors = Successors::Awaited;
+    dies(&mut simulation, worker);
+    listening(&mut simulation, &[3]);
+    simulation.primary.forget_shared();
+    simulation.successors = Successors::Nobody;
+    pass(&mut simulation, 3_100);
+    assert_eq!((simulation.listeners.len(), simulation.missed.len()), (2, 1));
 }
 
-fn leaves_for_good(world: &mut World, worker: WorkerId) {
-    world.primary.disconnect(worker, true, None);
-    world.primary.excuse(worker);
-    world.act().unwrap();
+fn leaves_for_good(simulation: &mut Simulation, worker: WorkerId) {
+    simulation.primary.disconnect(worker, true, None);
+    simulation.primary.excuse(worker);
+    simulation.act().unwrap();
 }
 
 /// As Node's `cluster.worker.disconnect()` begins, and `server.close()`.
-fn closes(world: &mut World, worker: WorkerId, which: usize) {
-    world.of_worker(worker, Input::Close { worker: 0, listener: which });
-    world.act().unwrap();
+fn closes(simulation: &mut Simulation, worker: WorkerId, which: usize) {
+    simulation.of_worker(worker, Input::Close { worker: 0, listener: which });
+    simulation.act().unwrap();
 }
 
 #[test]
 fn a_worker_that_leaves_by_itself_keeps_its_listener_for_its_successor() {
-    let mut world = supervised();
-    listening(&mut world, &[9]);
-    let worker = listening(&mut world, &[1]);
-    pass(&mut world, 60_000);
-    closes(&mut world, worker, 1);
+    let mut simulation = supervised();
+    listening(&mut simulation, &[9]);
+    let worker = listening(&mut simulation, &[1]);
+    pass(&mut simulation, 60_000);
+    closes(&mut simulation, worker, 1);
     // It has connections to finish.
-    pass(&mut world, 20_000);
-    world.happen(Input::Accept { listener: 1 }).unwrap();
-    world.of_worker(worker, Input::Goodbye { worker: 0 });
-    pass(&mut world, 5_000);
-    assert_eq!((world.listeners.len(), world.waiting.len()), (2, 1));
+    pass(&mut simulation, 20_000);
+    simulation.happen(Input::Accept { listener: 1 }).unwrap();
+    simulation.of_worker(worker, Input::Goodbye { worker: 0 });
+    pass(&mut simulation, 5_000);
+    assert_eq!((simulation.listeners.len(), simulation.waiting.len()), (2, 1));
     // Its channel closes, its process ends, and its successor listens again.
-    let next = dies_and_returns(&mut world, worker, &[1]);
-    pass(&mut world, 60_000);
-    assert!(world.closed.is_empty() && world.waiting.is_empty() && world.primary.listens_on(next).count() == 1);
+    let next = dies_and_returns(&mut simulation, worker, &[1]);
+    pass(&mut simulation, 60_000);
+    assert!(simulation.closed.is_empty() && simulation.waiting.is_empty() && simulation.primary.listens_on(next).count() == 1);
 }
 
 #[test]
 fn a_worker_that_closes_a_listener_and_goes_on_has_it_closed_after_a_while_and_nobody_misses_it() {
     for (ports, ms) in [(&[1, 2][..], 3_000), (&[1], 30_000)] {
-        let mut world = supervised();
-        listening(&mut world, &[9]);
-        let worker = listening(&mut world, ports);
-        pass(&mut world, 60_000);
-        closes(&mut world, worker, 1);
-        pass(&mut world, ms - 100);
-        assert_eq!(world.listeners.len(), 1 + ports.len());
-        pass(&mut world, 200);
-        assert_eq!((world.listeners.len(), world.missed.len()), (ports.len(), 0));
+        let mut simulation = supervised();
+        listening(&mut simulation, &[9]);
+        let worker = listening(&mut simulation, ports);
+        pass(&mut simulation, 60_000);
+        closes(&mut simulation, worker, 1);
+        pass(&mut simulation, ms - 100);
+        assert_eq!(simulation.listeners.len(), 1 + ports.len());
+        pass(&mut simulation, 200);
+        assert_eq!((simulation.listeners.len(), simulation.missed.len()), (ports.len(), 0));
     }
     // Where nobody is supervised it closes at once, as in Node.
-    let mut world = World::new(patient());
-    let worker = listening(&mut world, &[1]);
-    closes(&mut world, worker, 0);
-    assert!(world.listeners.is_empty());
+    let mut simulation = Simulation::new(patient());
+    let worker = listening(&mut simulation, &[1]);
+    closes(&mut simulation, worker, 0);
+    assert!(simulation.listeners.is_empty());
 }
 
 // ---- what successors have to take over ----
 
-fn claims(world: &World, only: bool) -> Vec<(Option<i64>, usize, bool)> {
-    world.primary.claims(only).iter().map(|claim| (claim.at.port, claim.holders.len(), claim.is_shared)).collect()
+fn claims(simulation: &Simulation, only: bool) -> Vec<(Option<i64>, usize, bool)> {
+    simulation.primary.claims(only).iter().map(|claim| (claim.at.port, claim.holders.len(), claim.is_shared)).collect()
 }
 
 const SHARED: bool = true;
@@ -338,63 +338,63 @@ const OWN: bool = false;
 
 #[test]
 fn what_workers_listen_on_is_claimed_and_what_several_slots_do_is_shared() {
-    let mut world = supervised();
-    let first = listening(&mut world, &[1, 2]);
-    assert_eq!(claims(&world, false), [(Some(1), 1, OWN), (Some(2), 1, OWN)]);
-    listening(&mut world, &[1, 3]);
-    assert_eq!(claims(&world, false), [(Some(1), 2, SHARED), (Some(2), 1, OWN), (Some(3), 1, OWN)]);
+    let mut simulation = supervised();
+    let first = listening(&mut simulation, &[1, 2]);
+    assert_eq!(claims(&simulation, false), [(Some(1), 1, OWN), (Some(2), 1, OWN)]);
+    listening(&mut simulation, &[1, 3]);
+    assert_eq!(claims(&simulation, false), [(Some(1), 2, SHARED), (Some(2), 1, OWN), (Some(3), 1, OWN)]);
     // The only one's all are.
-    assert_eq!(claims(&world, true), [(Some(1), 2, SHARED), (Some(2), 1, SHARED), (Some(3), 1, SHARED)]);
+    assert_eq!(claims(&simulation, true), [(Some(1), 2, SHARED), (Some(2), 1, SHARED), (Some(3), 1, SHARED)]);
     // Also when one of them is just not there; its own waits for whoever comes.
-    world.successors = Successors::Awaited;
-    dies(&mut world, first);
-    assert_eq!(claims(&world, false), [(Some(1), 1, SHARED), (Some(2), 0, OWN), (Some(3), 1, OWN)]);
+    simulation.successors = Successors::Awaited;
+    dies(&mut simulation, first);
+    assert_eq!(claims(&simulation, false), [(Some(1), 1, SHARED), (Some(2), 0, OWN), (Some(3), 1, OWN)]);
 }
 
 #[test]
 fn a_worker_and_its_successor_share_nothing() {
-    let mut world = supervised();
-    listening(&mut world, &[1]);
-    let next = world.primary.fork();
-    world.primary.spawned(next, 4711, Some(0), 100);
-    world.workers.insert(next, world::Worker { connected: true, ..world::Worker::default() });
-    listen(&mut world, next, &[1]);
-    assert_eq!(claims(&world, false), [(Some(1), 2, OWN)]);
+    let mut simulation = supervised();
+    listening(&mut simulation, &[1]);
+    let next = simulation.primary.fork();
+    simulation.primary.spawned(next, 4711, Some(0), 100);
+    simulation.workers.insert(next, simulation::Worker { connected: true, ..simulation::Worker::default() });
+    listen(&mut simulation, next, &[1]);
+    assert_eq!(claims(&simulation, false), [(Some(1), 2, OWN)]);
 }
 
 #[test]
 fn what_was_left_open_for_successors_is_claimed_where_nobody_serves() {
-    let mut world = supervised();
-    world.successors = Successors::Awaited;
-    let all = [listening(&mut world, &[1, 2]), listening(&mut world, &[1])];
-    all.iter().for_each(|worker| leaves(&mut world, *worker));
-    assert_eq!(claims(&world, false), [(Some(1), 0, SHARED), (Some(2), 0, OWN)]);
+    let mut simulation = supervised();
+    simulation.successors = Successors::Awaited;
+    let all = [listening(&mut simulation, &[1, 2]), listening(&mut simulation, &[1])];
+    all.iter().for_each(|worker| leaves(&mut simulation, *worker));
+    assert_eq!(claims(&simulation, false), [(Some(1), 0, SHARED), (Some(2), 0, OWN)]);
     // A generation that has proven good without it begins anew.
-    listening(&mut world, &[1]);
-    world.primary.forget_shared();
-    assert_eq!(claims(&world, false), [(Some(1), 1, OWN)]);
+    listening(&mut simulation, &[1]);
+    simulation.primary.forget_shared();
+    assert_eq!(claims(&simulation, false), [(Some(1), 1, OWN)]);
 }
 
 #[test]
 fn what_workers_of_a_reload_that_failed_have_opened_is_neither_kept_nor_claimed() {
-    let mut world = supervised();
-    world.successors = Successors::Awaited;
-    let old = listening(&mut world, &[1]);
-    leaves(&mut world, old);
-    let before: Vec<_> = world.primary.listeners().collect();
-    let new = listening(&mut world, &[2]);
-    leaves(&mut world, new);
-    assert_eq!(claims(&world, true), [(Some(1), 0, SHARED), (Some(2), 0, SHARED)]);
-    world.primary.close_unused_but(&before);
-    world.act().unwrap();
-    assert_eq!((claims(&world, true), world.listeners.len()), (vec![(Some(1), 0, SHARED)], 1));
+    let mut simulation = supervised();
+    simulation.successors = Successors::Awaited;
+    let old = listening(&mut simulation, &[1]);
+    leaves(&mut simulation, old);
+    let before: Vec<_> = simulation.primary.listeners().collect();
+    let new = listening(&mut simulation, &[2]);
+    leaves(&mut simulation, new);
+    assert_eq!(claims(&simulation, true), [(Some(1), 0, SHARED), (Some(2), 0, SHARED)]);
+    simulation.primary.close_unused_but(&before);
+    simulation.act().unwrap();
+    assert_eq!((claims(&simulation, true), simulation.listeners.len()), (vec![(Some(1), 0, SHARED)], 1));
 }
 
 #[test]
 fn what_the_kernel_chooses_and_what_is_named_after_a_process_is_not_claimed() {
-    let mut world = supervised();
-    let worker = starting(&mut world);
-    let pid = world.primary.status(worker).unwrap().pid;
+    let mut simulation = supervised();
+    let worker = starting(&mut simulation);
+    let pid = simulation.primary.status(worker).unwrap().pid;
     // The world has no Unix sockets; these go to the primary alone.
     let names = ["/run/1/web", "/run/ps-{}.sock", "/run/{}/web", "/run/ps-{}0.sock", "/run/web.sock"];
     let mut seq = 1;
@@ -404,20 +404,20 @@ fn what_the_kernel_chooses_and_what_is_named_after_a_process_is_not_claimed() {
             let line = format!(
                 r#"{{"cmd":"NODE_CLUSTER","act":"{act}","seq":{seq},"index":0,"address":"{name}","port":-1,"addressType":-1}}"#
             );
-            world.say(worker, &line);
-            while let Some(action) = world.primary.next_action() {
+            simulation.say(worker, &line);
+            while let Some(action) = simulation.primary.next_action() {
                 if let troop_core::primary::Action::Bind { listener, .. } = action {
-                    world.primary.bound(world.now, listener, Ok(None));
+                    simulation.primary.bound(simulation.now, listener, Ok(None));
                 }
             }
         }
     }
-    let claimed: Vec<Claim> = world.primary.claims(true);
+    let claimed: Vec<Claim> = simulation.primary.claims(true);
     let at = |name: String| Address { address: Some(name), port: Some(-1), address_type: AddressType::Unix, fd: None };
     let claimed: Vec<Address> = claimed.into_iter().map(|claim| claim.at).collect();
     assert_eq!(claimed, [at(format!("/run/ps-{pid}0.sock")), at("/run/web.sock".into())]);
-    let mut world = supervised();
-    listening(&mut world, &[0]);
-    listening(&mut world, &[0]);
-    assert!(claims(&world, false).is_empty() && claims(&world, true).is_empty());
+    let mut simulation = supervised();
+    listening(&mut simulation, &[0]);
+    listening(&mut simulation, &[0]);
+    assert!(claims(&simulation, false).is_empty() && claims(&simulation, true).is_empty());
 }

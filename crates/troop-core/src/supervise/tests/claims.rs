@@ -16,7 +16,7 @@ fn own(port: i64, holders: &[u32]) -> Claim {
     Claim { is_shared: false, ..claim(port, holders) }
 }
 
-impl World {
+impl Simulation {
     fn listens(&mut self, worker: u32, ports: &[i64]) {
         self.supervisor.online(self.now, WorkerId(worker), true);
         self.supervisor.listens_at(WorkerId(worker), ports.iter().copied().map(at).collect());
@@ -37,223 +37,226 @@ impl World {
     }
 }
 
-fn serving(workers: usize) -> World {
-    let mut world = World::with(Config::new(workers));
-    (1..=workers as u32).for_each(|worker| world.listens(worker, &[80]));
-    world.pass(10 * SECOND);
-    world
+fn serving(workers: usize) -> Simulation {
+    let mut simulation = Simulation::with(Config::new(workers));
+    (1..=workers as u32).for_each(|worker| simulation.listens(worker, &[80]));
+    simulation.pass(10 * SECOND);
+    simulation
 }
 
 #[test]
 fn a_reload_whose_first_worker_listens_elsewhere_replaces_nobody_and_names_the_address() {
-    let mut world = serving(3);
-    world.reload_with(&[claim(80, &[1, 2, 3])]);
-    world.listens(4, &[81]);
-    world.pass(2 * SECOND);
-    assert!(world.progress.contains(&Progress::Awaiting { worker: WorkerId(4), at: at(80) }), "{:?}", world.progress);
-    world.pass(27 * SECOND);
-    assert_eq!((world.failure(), world.asked.len()), (None, 0));
-    world.pass(SECOND);
-    let reason = world.failure().unwrap();
+    let mut simulation = serving(3);
+    simulation.reload_with(&[claim(80, &[1, 2, 3])]);
+    simulation.listens(4, &[81]);
+    simulation.pass(2 * SECOND);
+    assert!(simulation.progress.contains(&Progress::Awaiting { worker: WorkerId(4), at: at(80) }), "{:?}", simulation.progress);
+    simulation.pass(27 * SECOND);
+    assert_eq!((simulation.failure(), simulation.asked.len()), (None, 0));
+    simulation.pass(SECOND);
+    let reason = simulation.failure().unwrap();
     assert!(reason.contains("does not listen on *:80,") && reason.contains("on *:81"), "{reason}");
-    assert_eq!(world.asked, [Order::Disconnect(WorkerId(4))]);
-    assert_eq!(world.progress.iter().filter(|progress| matches!(progress, Progress::Awaiting { .. })).count(), 1);
+    assert_eq!(simulation.asked, [Order::Disconnect(WorkerId(4))]);
+    assert_eq!(simulation.progress.iter().filter(|progress| matches!(progress, Progress::Awaiting { .. })).count(), 1);
 }
 
 #[test]
 fn a_worker_that_listens_late_has_as_long_as_for_being_ready() {
-    let mut world = serving(2);
-    world.reload_with(&[claim(80, &[1, 2])]);
-    world.listens(3, &[9]);
-    world.pass(25 * SECOND);
-    assert!(world.asked.is_empty());
-    world.listens(3, &[9, 80]);
-    assert_eq!(world.asked, [Order::Disconnect(WorkerId(1))]);
+    let mut simulation = serving(2);
+    simulation.reload_with(&[claim(80, &[1, 2])]);
+    simulation.listens(3, &[9]);
+    simulation.pass(25 * SECOND);
+    assert!(simulation.asked.is_empty());
+    simulation.listens(3, &[9, 80]);
+    assert_eq!(simulation.asked, [Order::Disconnect(WorkerId(1))]);
     // One that has it will do: who is next may be a worker that does something else.
-    world.listens(4, &[9]);
-    assert_eq!(world.progress.last(), Some(&Progress::ReloadFinished));
+    simulation.listens(4, &[9]);
+    assert_eq!(simulation.progress.last(), Some(&Progress::ReloadFinished));
 }
 
 #[test]
 fn what_the_predecessor_did_not_have_is_not_asked_of_its_successor() {
-    let mut world = serving(2);
-    world.reload_with(&[claim(80, &[1, 2]), claim(90, &[2])]);
-    world.listens(3, &[80]);
-    world.pass(2 * SECOND);
-    assert_eq!(world.asked, [Order::Disconnect(WorkerId(1))]);
-    world.listens(4, &[80]);
-    assert_eq!(world.asked.len(), 1, "worker 2 has it, and nobody new");
-    world.listens(4, &[80, 90]);
-    assert_eq!(world.progress.last(), Some(&Progress::ReloadFinished));
+    let mut simulation = serving(2);
+    simulation.reload_with(&[claim(80, &[1, 2]), claim(90, &[2])]);
+    simulation.listens(3, &[80]);
+    simulation.pass(2 * SECOND);
+    assert_eq!(simulation.asked, [Order::Disconnect(WorkerId(1))]);
+    simulation.listens(4, &[80]);
+    assert_eq!(simulation.asked.len(), 1, "worker 2 has it, and nobody new");
+    simulation.listens(4, &[80, 90]);
+    assert_eq!(simulation.progress.last(), Some(&Progress::ReloadFinished));
 }
 
 #[test]
 fn where_the_old_one_leaves_first_the_new_one_has_to_take_over_all_the_same() {
-    let mut world = World::with(Config { max_surge: 0, max_unavailable: 1, min_ready_time: Duration::ZERO, ..Config::new(2) });
-    (1..=2).for_each(|worker| world.listens(worker, &[80]));
-    world.reload_with(&[claim(80, &[1, 2])]);
-    world.exit(1, 0);
-    world.listens(3, &[81]);
-    world.pass(30 * SECOND);
-    assert!(world.failure().is_some_and(|reason| reason.contains("*:80")));
-    assert!(!world.asked.contains(&Order::Disconnect(WorkerId(2))));
+    let mut simulation =
+        Simulation::with(Config { max_surge: 0, max_unavailable: 1, min_ready_time: Duration::ZERO, ..Config::new(2) });
+    (1..=2).for_each(|worker| simulation.listens(worker, &[80]));
+    simulation.reload_with(&[claim(80, &[1, 2])]);
+    simulation.exit(1, 0);
+    simulation.listens(3, &[81]);
+    simulation.pass(30 * SECOND);
+    assert!(simulation.failure().is_some_and(|reason| reason.contains("*:80")));
+    assert!(!simulation.asked.contains(&Order::Disconnect(WorkerId(2))));
 }
 
 #[test]
 fn what_was_left_open_is_asked_of_the_first_new_worker_and_a_failure_leaves_it_open() {
-    let mut world = serving(2);
-    world.supervisor.pause(world.now);
-    world.carry_out();
-    (1..=2).for_each(|worker| world.exit(worker, 0));
-    assert!(world.supervisor.expects_workers());
-    world.reload_with(&[claim(80, &[])]);
-    world.listens(3, &[81]);
-    world.pass(60 * SECOND);
-    assert!(world.failure().is_some_and(|reason| reason.contains("*:80")));
-    assert!(world.supervisor.expects_workers());
-    world.exit(3, 0);
+    let mut simulation = serving(2);
+    simulation.supervisor.pause(simulation.now);
+    simulation.carry_out();
+    (1..=2).for_each(|worker| simulation.exit(worker, 0));
+    assert!(simulation.supervisor.expects_workers());
+    simulation.reload_with(&[claim(80, &[])]);
+    simulation.listens(3, &[81]);
+    simulation.pass(60 * SECOND);
+    assert!(simulation.failure().is_some_and(|reason| reason.contains("*:80")));
+    assert!(simulation.supervisor.expects_workers());
+    simulation.exit(3, 0);
     // Without claims it may listen where it likes.
-    world.reload_with(&[]);
-    let newest = world.next_worker;
-    world.listens(newest, &[81]);
-    world.pass(2 * SECOND);
-    world.listens(newest + 1, &[81]);
-    assert_eq!(world.progress.last(), Some(&Progress::ReloadFinished));
+    simulation.reload_with(&[]);
+    let newest = simulation.next_worker;
+    simulation.listens(newest, &[81]);
+    simulation.pass(2 * SECOND);
+    simulation.listens(newest + 1, &[81]);
+    assert_eq!(simulation.progress.last(), Some(&Progress::ReloadFinished));
 }
 
 #[test]
 fn a_worker_whose_successor_listens_elsewhere_is_not_recycled() {
-    let mut world = serving(2);
-    assert!(world.supervisor.recycle_with(world.now, WorkerId(1), "it is old".into(), vec![claim(80, &[1, 2])]));
-    world.carry_out();
-    world.listens(3, &[81]);
-    world.pass(31 * SECOND);
-    assert!(world.failure().is_some_and(|reason| reason.contains("*:80")));
-    assert_eq!(world.asked, [Order::Disconnect(WorkerId(3))]);
+    let mut simulation = serving(2);
+    assert!(simulation.supervisor.recycle_with(simulation.now, WorkerId(1), "it is old".into(), vec![claim(80, &[1, 2])]));
+    simulation.carry_out();
+    simulation.listens(3, &[81]);
+    simulation.pass(31 * SECOND);
+    assert!(simulation.failure().is_some_and(|reason| reason.contains("*:80")));
+    assert_eq!(simulation.asked, [Order::Disconnect(WorkerId(3))]);
 }
 
 #[test]
 fn workers_are_expected_as_long_as_a_slot_is_not_filled() {
-    let mut world = serving(2);
-    let expects = |world: &World| world.supervisor.expects_workers();
-    assert!(!expects(&world));
+    let mut simulation = serving(2);
+    let expects = |simulation: &Simulation| simulation.supervisor.expects_workers();
+    assert!(!expects(&simulation));
     // Its channel is closed: it is about to end.
-    world.supervisor.disconnected(world.now, WorkerId(1));
-    assert!(expects(&world));
-    world.exit(1, 1);
-    world.pass(SECOND / 2);
-    assert!(!expects(&world), "the successor is there, and what it asks for is seen by others");
-    world.exit(3, 1);
-    assert!(expects(&world));
-    world.pass(SECOND);
-    world.supervisor.reload(world.now);
-    world.carry_out();
-    assert!(expects(&world));
-    world.listens(world.next_worker, &[80]);
-    world.pass(2 * SECOND);
-    world.listens(world.next_worker, &[80]);
-    assert!(!expects(&world));
-    world.supervisor.scale(world.now, 1);
-    assert!(!expects(&world));
-    world.supervisor.scale(world.now, 0);
-    assert!(expects(&world));
-    world.carry_out();
-    world.supervisor.scale(world.now, 2);
-    world.carry_out();
-    world.supervisor.stop(world.now);
-    assert!(!expects(&world));
+    simulation.supervisor.disconnected(simulation.now, WorkerId(1));
+    assert!(expects(&simulation));
+    simulation.exit(1, 1);
+    simulation.pass(SECOND / 2);
+    assert!(!expects(&simulation), "the successor is there, and what it asks for is seen by others");
+    simulation.exit(3, 1);
+    assert!(expects(&simulation));
+    simulation.pass(SECOND);
+    simulation.supervisor.reload(simulation.now);
+    simulation.carry_out();
+    assert!(expects(&simulation));
+    simulation.listens(simulation.next_worker, &[80]);
+    simulation.pass(2 * SECOND);
+    simulation.listens(simulation.next_worker, &[80]);
+    assert!(!expects(&simulation));
+    simulation.supervisor.scale(simulation.now, 1);
+    assert!(!expects(&simulation));
+    simulation.supervisor.scale(simulation.now, 0);
+    assert!(expects(&simulation));
+    simulation.carry_out();
+    simulation.supervisor.scale(simulation.now, 2);
+    simulation.carry_out();
+    simulation.supervisor.stop(simulation.now);
+    assert!(!expects(&simulation));
 }
 
 /// As programs that probe their port do, and move when they find it open.
 #[test]
 fn what_only_one_worker_has_is_lost_by_no_reload() {
-    let mut world = serving(3);
-    world.reload_with(&[claim(80, &[1, 2, 3]), own(90, &[1])]);
+    let mut simulation = serving(3);
+    simulation.reload_with(&[claim(80, &[1, 2, 3]), own(90, &[1])]);
     // It comes last.
-    world.listens(4, &[80, 7]);
-    world.pass(2 * SECOND);
-    world.listens(5, &[80, 8]);
-    assert_eq!(world.asked, [Order::Disconnect(WorkerId(2)), Order::Disconnect(WorkerId(3))]);
-    world.listens(6, &[80, 9]);
-    world.pass(29 * SECOND);
-    assert!(world.progress.contains(&Progress::Awaiting { worker: WorkerId(6), at: at(90) }), "{:?}", world.progress);
-    assert_eq!((world.failure(), world.asked.len()), (None, 2));
-    world.pass(SECOND);
-    let reason = world.failure().unwrap();
+    simulation.listens(4, &[80, 7]);
+    simulation.pass(2 * SECOND);
+    simulation.listens(5, &[80, 8]);
+    assert_eq!(simulation.asked, [Order::Disconnect(WorkerId(2)), Order::Disconnect(WorkerId(3))]);
+    simulation.listens(6, &[80, 9]);
+    simulation.pass(29 * SECOND);
+    assert!(simulation.progress.contains(&Progress::Awaiting { worker: WorkerId(6), at: at(90) }), "{:?}", simulation.progress);
+    assert_eq!((simulation.failure(), simulation.asked.len()), (None, 2));
+    simulation.pass(SECOND);
+    let reason = simulation.failure().unwrap();
     assert!(reason.contains("no new worker listens on *:90, where worker 1 did") && reason.contains("*:9;"), "{reason}");
-    assert!(!world.asked.contains(&Order::Disconnect(WorkerId(1))) && !world.progress.contains(&Progress::ReloadFinished));
-    assert_eq!(world.of(0), 1);
+    assert!(
+        !simulation.asked.contains(&Order::Disconnect(WorkerId(1))) && !simulation.progress.contains(&Progress::ReloadFinished)
+    );
+    assert_eq!(simulation.of(0), 1);
 }
 
 #[test]
 fn what_only_one_worker_has_may_go_to_its_successor_or_to_any_other_new_worker() {
     let own_ones = [claim(80, &[1, 2, 3]), own(91, &[1]), own(92, &[2]), own(93, &[3])];
     // Each slot has its own port, and its successor takes it again.
-    let mut world = serving(3);
-    world.reload_with(&own_ones);
+    let mut simulation = serving(3);
+    simulation.reload_with(&own_ones);
     for worker in 4..=6 {
-        world.listens(worker, &[80, 87 + i64::from(worker)]);
-        world.pass(2 * SECOND);
+        simulation.listens(worker, &[80, 87 + i64::from(worker)]);
+        simulation.pass(2 * SECOND);
     }
-    assert_eq!(world.progress.last(), Some(&Progress::ReloadFinished), "{:?}", world.progress);
+    assert_eq!(simulation.progress.last(), Some(&Progress::ReloadFinished), "{:?}", simulation.progress);
     // Another one has them all.
-    let mut world = serving(3);
-    world.reload_with(&[own(90, &[1]), own(91, &[1])]);
-    world.listens(4, &[]);
-    world.pass(2 * SECOND);
-    world.listens(5, &[90, 91]);
-    world.listens(6, &[]);
-    assert_eq!(world.progress.last(), Some(&Progress::ReloadFinished), "{:?}", world.progress);
+    let mut simulation = serving(3);
+    simulation.reload_with(&[own(90, &[1]), own(91, &[1])]);
+    simulation.listens(4, &[]);
+    simulation.pass(2 * SECOND);
+    simulation.listens(5, &[90, 91]);
+    simulation.listens(6, &[]);
+    assert_eq!(simulation.progress.last(), Some(&Progress::ReloadFinished), "{:?}", simulation.progress);
 }
 
 #[test]
 fn a_slot_whose_own_address_another_one_may_bring_is_put_off_until_the_others_are_done() {
-    let mut world = serving(2);
-    world.reload_with(&[own(91, &[1]), own(92, &[2])]);
+    let mut simulation = serving(2);
+    simulation.reload_with(&[own(91, &[1]), own(92, &[2])]);
     // Both are the second slot's from now on.
-    world.listens(3, &[80]);
-    world.pass(4 * SECOND);
-    assert!(world.progress.contains(&Progress::PutOff { worker: WorkerId(3) }), "{:?}", world.progress);
-    assert_eq!(world.asked, [Order::Disconnect(WorkerId(3))]);
-    world.listens(4, &[91, 92]);
-    world.pass(2 * SECOND);
-    assert_eq!(world.asked[1..], [Order::Disconnect(WorkerId(2))]);
-    world.listens(5, &[80]);
-    assert_eq!(world.progress.last(), Some(&Progress::ReloadFinished), "{:?}", world.progress);
+    simulation.listens(3, &[80]);
+    simulation.pass(4 * SECOND);
+    assert!(simulation.progress.contains(&Progress::PutOff { worker: WorkerId(3) }), "{:?}", simulation.progress);
+    assert_eq!(simulation.asked, [Order::Disconnect(WorkerId(3))]);
+    simulation.listens(4, &[91, 92]);
+    simulation.pass(2 * SECOND);
+    assert_eq!(simulation.asked[1..], [Order::Disconnect(WorkerId(2))]);
+    simulation.listens(5, &[80]);
+    assert_eq!(simulation.progress.last(), Some(&Progress::ReloadFinished), "{:?}", simulation.progress);
     // Where nobody has them, nobody who does is sent away.
-    let mut world = serving(2);
-    world.reload_with(&[own(91, &[1]), own(92, &[2])]);
+    let mut simulation = serving(2);
+    simulation.reload_with(&[own(91, &[1]), own(92, &[2])]);
     for worker in 3..=4 {
-        world.listens(worker, &[80]);
-        world.pass(4 * SECOND);
+        simulation.listens(worker, &[80]);
+        simulation.pass(4 * SECOND);
     }
-    world.pass(30 * SECOND);
-    assert!(world.failure().is_some_and(|reason| reason.contains("*:92, where worker 2 did")), "{:?}", world.progress);
-    assert_eq!((world.of(0), world.of(1)), (1, 2));
+    simulation.pass(30 * SECOND);
+    assert!(simulation.failure().is_some_and(|reason| reason.contains("*:92, where worker 2 did")), "{:?}", simulation.progress);
+    assert_eq!((simulation.of(0), simulation.of(1)), (1, 2));
 }
 
 #[test]
 fn what_waited_for_a_successor_when_the_reload_began_is_asked_of_the_new_ones_as_a_whole() {
-    let mut world = serving(2);
-    world.exit(2, 1);
-    world.reload_with(&[claim(80, &[1]), own(90, &[])]);
+    let mut simulation = serving(2);
+    simulation.exit(2, 1);
+    simulation.reload_with(&[claim(80, &[1]), own(90, &[])]);
     for _ in 0..60 {
-        (3..=world.next_worker).for_each(|worker| world.listens(worker, &[80]));
-        world.pass(SECOND);
+        (3..=simulation.next_worker).for_each(|worker| simulation.listens(worker, &[80]));
+        simulation.pass(SECOND);
     }
-    assert!(world.failure().is_some_and(|reason| reason.contains("*:90")), "{:?}", world.progress);
+    assert!(simulation.failure().is_some_and(|reason| reason.contains("*:90")), "{:?}", simulation.progress);
 }
 
 #[test]
 fn what_a_worker_had_that_is_not_wanted_any_more_is_asked_of_nobody() {
-    let mut world = serving(2);
-    world.reload_with(&[claim(80, &[1, 2]), own(90, &[2])]);
-    world.listens(3, &[80]);
-    world.pass(SECOND);
-    world.supervisor.scale(world.now, 1);
-    world.carry_out();
-    world.pass(2 * SECOND);
-    assert_eq!(world.progress.last(), Some(&Progress::ReloadFinished), "{:?}", world.progress);
+    let mut simulation = serving(2);
+    simulation.reload_with(&[claim(80, &[1, 2]), own(90, &[2])]);
+    simulation.listens(3, &[80]);
+    simulation.pass(SECOND);
+    simulation.supervisor.scale(simulation.now, 1);
+    simulation.carry_out();
+    simulation.pass(2 * SECOND);
+    assert_eq!(simulation.progress.last(), Some(&Progress::ReloadFinished), "{:?}", simulation.progress);
 }
 
 mod random {
@@ -271,7 +274,7 @@ mod random {
         ) {
             let (max_surge, max_unavailable) = limits;
             let workers = old.len();
-            let mut w = World::with(Config { max_surge, max_unavailable, ..Config::new(workers) });
+            let mut w = Simulation::with(Config { max_surge, max_unavailable, ..Config::new(workers) });
             for (worker, ports) in (1..).zip(&old) {
                 w.listens(worker, &ports.iter().copied().collect::<Vec<_>>());
             }

@@ -2,8 +2,8 @@
 
 use super::*;
 
-fn down(world: &World) -> bool {
-    world.supervisor.state() == SupervisorState::Degraded && world.supervisor.is_down(world.now)
+fn down(simulation: &Simulation) -> bool {
+    simulation.supervisor.state() == SupervisorState::Degraded && simulation.supervisor.is_down(simulation.now)
 }
 
 /// Where only workers that listen are ready, however old they are.
@@ -12,351 +12,360 @@ fn listeners(workers: usize) -> Config {
 }
 
 /// The delay of the last restart.
-fn delay(world: &World) -> Duration {
+fn delay(simulation: &Simulation) -> Duration {
     let delay = |progress: &Progress| if let Progress::Restarting { delay, .. } = progress { Some(*delay) } else { None };
-    world.progress.iter().rev().find_map(delay).unwrap()
+    simulation.progress.iter().rev().find_map(delay).unwrap()
 }
 
 #[test]
 fn an_app_with_a_ready_worker_is_never_given_up() {
-    let mut world = World::new(4);
-    (1..=4).for_each(|worker| world.up(worker));
+    let mut simulation = Simulation::new(4);
+    (1..=4).for_each(|worker| simulation.up(worker));
     for _ in 0..1000 {
         // The first slot's worker serves; all others end as soon as they are ready.
-        (1..4).for_each(|slot| world.up(world.of(slot)));
-        (1..4).for_each(|slot| world.exit(world.of(slot), 1));
-        world.pass(SECOND);
+        (1..4).for_each(|slot| simulation.up(simulation.of(slot)));
+        (1..4).for_each(|slot| simulation.exit(simulation.of(slot), 1));
+        simulation.pass(SECOND);
     }
-    assert_eq!((world.supervisor.state(), &world.outcome, world.of(0)), (SupervisorState::Degraded, &None, 1));
-    assert!(world.asked.is_empty(), "{:?}", world.asked);
+    assert_eq!((simulation.supervisor.state(), &simulation.outcome, simulation.of(0)), (SupervisorState::Degraded, &None, 1));
+    assert!(simulation.asked.is_empty(), "{:?}", simulation.asked);
 }
 
 #[test]
 fn a_slot_whose_worker_keeps_dying_waits_longer_and_the_others_do_not() {
-    let mut world = World::new(2);
-    (1..=2).for_each(|worker| world.up(worker));
+    let mut simulation = Simulation::new(2);
+    (1..=2).for_each(|worker| simulation.up(worker));
     for most in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
-        world.up(world.of(1));
-        world.exit(world.of(1), 1);
+        simulation.up(simulation.of(1));
+        simulation.exit(simulation.of(1), 1);
         let most = Duration::from_millis(most);
-        assert!(delay(&world) >= most.mul_f64(0.75) && delay(&world) <= most, "{:?} {most:?}", delay(&world));
-        world.pass(most);
+        assert!(delay(&simulation) >= most.mul_f64(0.75) && delay(&simulation) <= most, "{:?} {most:?}", delay(&simulation));
+        simulation.pass(most);
     }
-    world.exit(1, 1);
-    assert!(delay(&world) <= Duration::from_millis(20), "it had been ready for long: {:?}", delay(&world));
+    simulation.exit(1, 1);
+    assert!(delay(&simulation) <= Duration::from_millis(20), "it had been ready for long: {:?}", delay(&simulation));
     // One that stays for the minimum time ends the row.
-    world.pass(SECOND);
-    world.up(world.of(1));
-    world.pass(SECOND);
-    world.exit(world.of(1), 1);
-    assert!(delay(&world) <= Duration::from_millis(20), "{:?}", delay(&world));
-    world.pass(SECOND);
-    world.exit(world.of(1), 1);
-    assert!(delay(&world) <= Duration::from_millis(120), "{:?}", delay(&world));
+    simulation.pass(SECOND);
+    simulation.up(simulation.of(1));
+    simulation.pass(SECOND);
+    simulation.exit(simulation.of(1), 1);
+    assert!(delay(&simulation) <= Duration::from_millis(20), "{:?}", delay(&simulation));
+    simulation.pass(SECOND);
+    simulation.exit(simulation.of(1), 1);
+    assert!(delay(&simulation) <= Duration::from_millis(120), "{:?}", delay(&simulation));
 }
 
 #[test]
 fn a_start_without_a_ready_worker_fails_after_so_many_ends() {
-    let mut world = World::with(Config { max_ends: 5, ..listeners(2) });
+    let mut simulation = Simulation::with(Config { max_ends: 5, ..listeners(2) });
     for _ in 0..5 {
-        assert_eq!((world.supervisor.state(), &world.outcome), (SupervisorState::Starting, &None));
-        world.exit(world.of(0).max(world.of(1)), 3);
-        world.pass(SECOND / 2);
+        assert_eq!((simulation.supervisor.state(), &simulation.outcome), (SupervisorState::Starting, &None));
+        simulation.exit(simulation.of(0).max(simulation.of(1)), 3);
+        simulation.pass(SECOND / 2);
     }
-    let left = world.of(0).max(world.of(1));
+    let left = simulation.of(0).max(simulation.of(1));
     if left > 0 {
-        world.exit(left, 0);
+        simulation.exit(left, 0);
     }
-    (1..=world.next_worker).for_each(|worker| world.exit(worker, 0));
+    (1..=simulation.next_worker).for_each(|worker| simulation.exit(worker, 0));
     assert!(
         matches!(
-            world.outcome,
+            simulation.outcome,
             Some(Outcome::GaveUp(GiveUp::NeverReady { ends: 5, cause: Cause::Ended(_, ExitHow::Code(3)), .. }))
         ),
         "{:?}",
-        world.outcome
+        simulation.outcome
     );
-    assert!(world.progress.iter().any(|progress| matches!(progress, Progress::GivingUp(GiveUp::NeverReady { ends: 5, .. }))));
+    assert!(
+        simulation.progress.iter().any(|progress| matches!(progress, Progress::GivingUp(GiveUp::NeverReady { ends: 5, .. })))
+    );
 }
 
 #[test]
 fn a_start_whose_workers_are_never_ready_fails_after_the_window() {
-    let mut world = World::with(Config { window: 60 * SECOND, ..listeners(2) });
-    world.supervisor.online(world.now, WorkerId(1), true);
-    world.pass(59 * SECOND);
-    assert_eq!((world.supervisor.state(), world.asked.len()), (SupervisorState::Starting, 0));
-    world.pass(SECOND);
-    assert_eq!(world.asked, [Order::Disconnect(WorkerId(1)), Order::Terminate(WorkerId(2))]);
-    (1..=2).for_each(|worker| world.exit(worker, 0));
-    assert_eq!(world.outcome, Some(Outcome::GaveUp(GiveUp::NotReady { been_ready: false, within: 60 * SECOND })));
+    let mut simulation = Simulation::with(Config { window: 60 * SECOND, ..listeners(2) });
+    simulation.supervisor.online(simulation.now, WorkerId(1), true);
+    simulation.pass(59 * SECOND);
+    assert_eq!((simulation.supervisor.state(), simulation.asked.len()), (SupervisorState::Starting, 0));
+    simulation.pass(SECOND);
+    assert_eq!(simulation.asked, [Order::Disconnect(WorkerId(1)), Order::Terminate(WorkerId(2))]);
+    (1..=2).for_each(|worker| simulation.exit(worker, 0));
+    assert_eq!(simulation.outcome, Some(Outcome::GaveUp(GiveUp::NotReady { been_ready: false, within: 60 * SECOND })));
     // One that may take longer is waited for.
-    let mut world = World::with(Config { window: SECOND, ready_timeout: 300 * SECOND, ..listeners(1) });
-    world.pass(299 * SECOND);
-    world.up(1);
-    world.pass(1000 * SECOND);
-    assert_eq!(world.supervisor.state(), SupervisorState::Running);
+    let mut simulation = Simulation::with(Config { window: SECOND, ready_timeout: 300 * SECOND, ..listeners(1) });
+    simulation.pass(299 * SECOND);
+    simulation.up(1);
+    simulation.pass(1000 * SECOND);
+    assert_eq!(simulation.supervisor.state(), SupervisorState::Running);
 }
 
 #[test]
 fn an_app_that_was_ready_once_is_retried_for_ever_at_the_longest_delay() {
-    let mut world = World::with(Config { max_ends: 2, ..listeners(2) });
-    world.up(1);
-    (1..=2).for_each(|worker| world.exit(worker, 1));
-    assert!(down(&world));
+    let mut simulation = Simulation::with(Config { max_ends: 2, ..listeners(2) });
+    simulation.up(1);
+    (1..=2).for_each(|worker| simulation.exit(worker, 1));
+    assert!(down(&simulation));
     for _ in 0..200 {
-        world.pass(3 * SECOND);
-        (0..2).for_each(|slot| world.exit(world.of(slot), 1));
+        simulation.pass(3 * SECOND);
+        (0..2).for_each(|slot| simulation.exit(simulation.of(slot), 1));
     }
-    assert!(down(&world) && world.outcome.is_none());
-    let forks = world.forks;
-    world.pass(5 * SECOND);
-    assert_eq!(world.forks, forks + 2);
-    assert!(delay(&world) >= Duration::from_millis(3750), "{:?}", delay(&world));
-    (0..2).for_each(|slot| world.up(world.of(slot)));
+    assert!(down(&simulation) && simulation.outcome.is_none());
+    let forks = simulation.forks;
+    simulation.pass(5 * SECOND);
+    assert_eq!(simulation.forks, forks + 2);
+    assert!(delay(&simulation) >= Duration::from_millis(3750), "{:?}", delay(&simulation));
+    (0..2).for_each(|slot| simulation.up(simulation.of(slot)));
     assert_eq!(
-        (world.supervisor.state(), world.progress.last()),
+        (simulation.supervisor.state(), simulation.progress.last()),
         (SupervisorState::Running, Some(&Progress::Recovered { workers: 2 }))
     );
 }
 
 #[test]
 fn where_it_is_wanted_an_app_ends_that_had_no_ready_worker_for_the_window() {
-    let mut world = World::with(Config { ends_when_failed: true, window: 20 * SECOND, ..Config::new(2) });
-    (1..=2).for_each(|worker| world.up(worker));
-    world.pass(100 * SECOND);
-    world.exit(1, 1);
-    world.pass(100 * SECOND);
-    assert_eq!(world.outcome, None, "the second one serves");
-    world.exit(world.of(0), 1);
-    world.exit(2, 1);
-    let begun = world.now;
-    while world.outcome.is_none() {
-        (0..2).for_each(|slot| world.exit(world.of(slot), 1));
-        world.pass(SECOND / 4);
-        if world.supervisor.is_stopping() {
-            (1..=world.next_worker).for_each(|worker| world.exit(worker, 0));
+    let mut simulation = Simulation::with(Config { ends_when_failed: true, window: 20 * SECOND, ..Config::new(2) });
+    (1..=2).for_each(|worker| simulation.up(worker));
+    simulation.pass(100 * SECOND);
+    simulation.exit(1, 1);
+    simulation.pass(100 * SECOND);
+    assert_eq!(simulation.outcome, None, "the second one serves");
+    simulation.exit(simulation.of(0), 1);
+    simulation.exit(2, 1);
+    let begun = simulation.now;
+    while simulation.outcome.is_none() {
+        (0..2).for_each(|slot| simulation.exit(simulation.of(slot), 1));
+        simulation.pass(SECOND / 4);
+        if simulation.supervisor.is_stopping() {
+            (1..=simulation.next_worker).for_each(|worker| simulation.exit(worker, 0));
         }
     }
-    let took = world.now.since(begun);
+    let took = simulation.now.since(begun);
     assert!(took >= 20 * SECOND && took < 21 * SECOND, "{took:?}");
     assert!(
-        world.progress.iter().any(|progress| matches!(progress, Progress::GivingUp(GiveUp::NotReady { been_ready: true, .. })))
+        simulation
+            .progress
+            .iter()
+            .any(|progress| matches!(progress, Progress::GivingUp(GiveUp::NotReady { been_ready: true, .. })))
     );
 }
 
 #[test]
 fn the_time_without_workers_that_nobody_wants_does_not_count() {
     let config = Config { ends_when_failed: true, window: 20 * SECOND, ready_timeout: 20 * SECOND, ..listeners(1) };
-    let mut world = World::with(config);
-    world.up(1);
-    world.supervisor.scale(world.now, 0);
-    world.carry_out();
-    world.exit(1, 0);
-    world.pass(100 * SECOND);
-    world.supervisor.scale(world.now, 1);
-    world.carry_out();
-    assert!(world.outcome.is_none() && !world.supervisor.is_stopping());
+    let mut simulation = Simulation::with(config);
+    simulation.up(1);
+    simulation.supervisor.scale(simulation.now, 0);
+    simulation.carry_out();
+    simulation.exit(1, 0);
+    simulation.pass(100 * SECOND);
+    simulation.supervisor.scale(simulation.now, 1);
+    simulation.carry_out();
+    assert!(simulation.outcome.is_none() && !simulation.supervisor.is_stopping());
     // From now on one is missing.
-    world.pass(19 * SECOND);
-    assert!(!world.supervisor.is_stopping());
-    world.pass(SECOND);
-    assert!(world.supervisor.is_stopping(), "{:?}", world.progress);
+    simulation.pass(19 * SECOND);
+    assert!(!simulation.supervisor.is_stopping());
+    simulation.pass(SECOND);
+    assert!(simulation.supervisor.is_stopping(), "{:?}", simulation.progress);
 }
 
 #[test]
 fn a_start_after_a_restart_is_not_the_first() {
-    let mut world = World::with(Config { been_ready: true, max_ends: 2, ..Config::new(1) });
-    assert_eq!(world.supervisor.state(), SupervisorState::Starting);
+    let mut simulation = Simulation::with(Config { been_ready: true, max_ends: 2, ..Config::new(1) });
+    assert_eq!(simulation.supervisor.state(), SupervisorState::Starting);
     for _ in 0..10 {
-        world.exit(world.of(0), 1);
-        assert!(down(&world) && world.outcome.is_none());
-        world.pass(5 * SECOND);
+        simulation.exit(simulation.of(0), 1);
+        assert!(down(&simulation) && simulation.outcome.is_none());
+        simulation.pass(5 * SECOND);
     }
 }
 
 #[test]
 fn slots_that_lose_their_workers_at_once_do_not_get_them_back_at_once() {
-    let mut world = World::with(listeners(64));
-    (1..=64).for_each(|worker| world.up(worker));
-    world.pass(10 * SECOND);
-    let most_at_a_time = |world: &World, since: Time| {
-        let forks = || world.forked.iter().map(|(_, at)| *at).filter(|at| *at >= since);
+    let mut simulation = Simulation::with(listeners(64));
+    (1..=64).for_each(|worker| simulation.up(worker));
+    simulation.pass(10 * SECOND);
+    let most_at_a_time = |simulation: &Simulation, since: Time| {
+        let forks = || simulation.forked.iter().map(|(_, at)| *at).filter(|at| *at >= since);
         forks().map(|from| forks().filter(|at| *at >= from && at.since(from) < Duration::from_millis(100)).count()).max().unwrap()
     };
-    let fallen = world.now;
-    (1..=64).for_each(|worker| world.exit(worker, 1));
-    world.pass(2 * SECOND);
-    assert_eq!(world.forks, 128, "all are back soon");
-    assert!(world.forked.iter().any(|(_, at)| *at == fallen), "the first one at once");
-    assert!(most_at_a_time(&world, fallen) < 40, "{}", most_at_a_time(&world, fallen));
+    let fallen = simulation.now;
+    (1..=64).for_each(|worker| simulation.exit(worker, 1));
+    simulation.pass(2 * SECOND);
+    assert_eq!(simulation.forks, 128, "all are back soon");
+    assert!(simulation.forked.iter().any(|(_, at)| *at == fallen), "the first one at once");
+    assert!(most_at_a_time(&simulation, fallen) < 40, "{}", most_at_a_time(&simulation, fallen));
     // And so it is with those that wait for the longest time.
     for _ in 0..10 {
-        (0..64).for_each(|slot| world.exit(world.of(slot), 1));
-        world.pass(6 * SECOND);
+        (0..64).for_each(|slot| simulation.exit(simulation.of(slot), 1));
+        simulation.pass(6 * SECOND);
     }
-    let fallen = world.now;
-    (0..64).for_each(|slot| world.exit(world.of(slot), 1));
-    world.pass(6 * SECOND);
-    assert!(most_at_a_time(&world, fallen) < 20, "{}", most_at_a_time(&world, fallen));
+    let fallen = simulation.now;
+    (0..64).for_each(|slot| simulation.exit(simulation.of(slot), 1));
+    simulation.pass(6 * SECOND);
+    assert!(most_at_a_time(&simulation, fallen) < 20, "{}", most_at_a_time(&simulation, fallen));
 }
 
 #[test]
 fn a_worker_that_served_is_followed_soon_however_short_it_was_ready() {
-    let mut world = World::new(1);
+    let mut simulation = Simulation::new(1);
     for _ in 0..20 {
-        world.up(world.of(0));
-        world.supervisor.served(WorkerId(world.of(0)));
-        world.exit(world.of(0), 1);
-        assert!(delay(&world) <= Duration::from_millis(100), "{:?}", delay(&world));
-        world.pass(SECOND / 5);
+        simulation.up(simulation.of(0));
+        simulation.supervisor.served(WorkerId(simulation.of(0)));
+        simulation.exit(simulation.of(0), 1);
+        assert!(delay(&simulation) <= Duration::from_millis(100), "{:?}", delay(&simulation));
+        simulation.pass(SECOND / 5);
     }
 }
 
 #[test]
 fn clients_that_wait_hurry_those_that_can_serve_and_nobody_else() {
-    let mut world = World::with(listeners(3));
-    (1..=3).for_each(|worker| world.up(worker));
+    let mut simulation = Simulation::with(listeners(3));
+    (1..=3).for_each(|worker| simulation.up(worker));
     for _ in 0..8 {
         // The first slot's workers have been ready; the second one's never are. The third serves.
-        world.up(world.of(0));
-        (0..2).for_each(|slot| world.exit(world.of(slot), 1));
-        world.pass(5 * SECOND);
+        simulation.up(simulation.of(0));
+        (0..2).for_each(|slot| simulation.exit(simulation.of(slot), 1));
+        simulation.pass(5 * SECOND);
     }
-    world.up(world.of(0));
-    (0..2).for_each(|slot| world.exit(world.of(slot), 1));
-    assert!(!world.supervisor.may_hurry(), "one is ready");
-    world.exit(world.of(2), 1);
-    let forks = world.forks;
-    world.pass(Duration::from_millis(200));
-    assert_eq!((world.forks, world.supervisor.may_hurry()), (forks + 1, true), "the third slot's had been ready for long");
-    world.supervisor.hurry(world.now);
-    world.carry_out();
-    world.pass(Duration::from_millis(1));
-    let slots: Vec<_> = world.forked[forks..].iter().map(|(slot, _)| *slot).collect();
+    simulation.up(simulation.of(0));
+    (0..2).for_each(|slot| simulation.exit(simulation.of(slot), 1));
+    assert!(!simulation.supervisor.may_hurry(), "one is ready");
+    simulation.exit(simulation.of(2), 1);
+    let forks = simulation.forks;
+    simulation.pass(Duration::from_millis(200));
+    assert_eq!(
+        (simulation.forks, simulation.supervisor.may_hurry()),
+        (forks + 1, true),
+        "the third slot's had been ready for long"
+    );
+    simulation.supervisor.hurry(simulation.now);
+    simulation.carry_out();
+    simulation.pass(Duration::from_millis(1));
+    let slots: Vec<_> = simulation.forked[forks..].iter().map(|(slot, _)| *slot).collect();
     assert_eq!(slots, [2, 0]);
-    assert!(!world.supervisor.may_hurry());
+    assert!(!simulation.supervisor.may_hurry());
 }
 
 #[test]
 fn a_reload_does_not_wait_for_a_slot_that_waits() {
-    let mut world = World::with(listeners(1));
-    world.up(1);
+    let mut simulation = Simulation::with(listeners(1));
+    simulation.up(1);
     for _ in 0..8 {
-        world.exit(world.of(0), 1);
-        world.pass(5 * SECOND);
+        simulation.exit(simulation.of(0), 1);
+        simulation.pass(5 * SECOND);
     }
-    world.exit(world.of(0), 1);
-    let forks = world.forks;
-    world.supervisor.reload(world.now);
-    world.carry_out();
-    assert_eq!(world.forks, forks + 1);
-    world.up(world.of(0));
-    assert_eq!(world.supervisor.state(), SupervisorState::Running);
+    simulation.exit(simulation.of(0), 1);
+    let forks = simulation.forks;
+    simulation.supervisor.reload(simulation.now);
+    simulation.carry_out();
+    assert_eq!(simulation.forks, forks + 1);
+    simulation.up(simulation.of(0));
+    assert_eq!(simulation.supervisor.state(), SupervisorState::Running);
     // Nor does one that has taken over owe anything of its predecessors'.
-    world.exit(world.of(0), 1);
-    assert!(delay(&world) <= Duration::from_millis(100), "{:?}", delay(&world));
+    simulation.exit(simulation.of(0), 1);
+    assert!(delay(&simulation) <= Duration::from_millis(100), "{:?}", delay(&simulation));
 }
 
 #[test]
 fn a_reload_that_fails_after_a_pause_leaves_the_pause_unless_somebody_serves() {
-    let mut world = World::new(2);
-    (1..=2).for_each(|worker| world.up(worker));
-    world.supervisor.pause(world.now);
-    world.carry_out();
-    (1..=2).for_each(|worker| world.exit(worker, 0));
-    world.supervisor.reload(world.now);
-    world.carry_out();
-    world.exit(3, 1);
-    assert_eq!(world.supervisor.state(), SupervisorState::Paused);
-    world.supervisor.reload(world.now);
-    world.carry_out();
-    world.up(4);
-    world.exit(5, 1);
-    assert_eq!((world.supervisor.state(), world.of(0)), (SupervisorState::Degraded, 4), "{:?}", world.progress);
-    world.pass(SECOND);
-    assert_eq!(world.of(1), 6);
-    assert!(!world.asked.contains(&Order::Disconnect(WorkerId(4))));
+    let mut simulation = Simulation::new(2);
+    (1..=2).for_each(|worker| simulation.up(worker));
+    simulation.supervisor.pause(simulation.now);
+    simulation.carry_out();
+    (1..=2).for_each(|worker| simulation.exit(worker, 0));
+    simulation.supervisor.reload(simulation.now);
+    simulation.carry_out();
+    simulation.exit(3, 1);
+    assert_eq!(simulation.supervisor.state(), SupervisorState::Paused);
+    simulation.supervisor.reload(simulation.now);
+    simulation.carry_out();
+    simulation.up(4);
+    simulation.exit(5, 1);
+    assert_eq!((simulation.supervisor.state(), simulation.of(0)), (SupervisorState::Degraded, 4), "{:?}", simulation.progress);
+    simulation.pass(SECOND);
+    assert_eq!(simulation.of(1), 6);
+    assert!(!simulation.asked.contains(&Order::Disconnect(WorkerId(4))));
 }
 
 #[test]
 fn slots_whose_workers_have_finished_are_not_missed() {
-    let mut world = World::with(Config { restart: Restart::OnFailure, final_codes: vec![3], ..Config::new(3) });
-    (1..=3).for_each(|worker| world.up(worker));
-    world.exit(1, 0);
-    world.exit(2, 3);
-    assert_eq!(world.supervisor.state(), SupervisorState::Running);
-    let done: Vec<_> = world.supervisor.vacancies().map(|vacancy| (vacancy.slot.0, vacancy.done)).collect();
+    let mut simulation = Simulation::with(Config { restart: Restart::OnFailure, final_codes: vec![3], ..Config::new(3) });
+    (1..=3).for_each(|worker| simulation.up(worker));
+    simulation.exit(1, 0);
+    simulation.exit(2, 3);
+    assert_eq!(simulation.supervisor.state(), SupervisorState::Running);
+    let done: Vec<_> = simulation.supervisor.vacancies().map(|vacancy| (vacancy.slot.0, vacancy.done)).collect();
     assert_eq!(done, [(0, Some(ExitHow::Code(0))), (1, Some(ExitHow::Code(3)))]);
     // One that failed for good is.
-    let mut world = World::with(Config { restart: Restart::Never, ..Config::new(2) });
-    (1..=2).for_each(|worker| world.up(worker));
-    world.exit(1, 1);
-    assert_eq!((world.supervisor.state(), &world.outcome), (SupervisorState::Degraded, &None));
+    let mut simulation = Simulation::with(Config { restart: Restart::Never, ..Config::new(2) });
+    (1..=2).for_each(|worker| simulation.up(worker));
+    simulation.exit(1, 1);
+    assert_eq!((simulation.supervisor.state(), &simulation.outcome), (SupervisorState::Degraded, &None));
 }
 
 #[test]
 fn a_program_that_is_gone_for_a_while_ends_nobody_and_is_tried_again() {
-    let mut world = World::new(2);
-    (1..=2).for_each(|worker| world.up(worker));
-    world.pass(SECOND);
-    world.supervisor.exited(world.now, WorkerId(1), ExitHow::Code(1));
-    world.supervisor.exited(world.now, WorkerId(2), ExitHow::Code(1));
+    let mut simulation = Simulation::new(2);
+    (1..=2).for_each(|worker| simulation.up(worker));
+    simulation.pass(SECOND);
+    simulation.supervisor.exited(simulation.now, WorkerId(1), ExitHow::Code(1));
+    simulation.supervisor.exited(simulation.now, WorkerId(2), ExitHow::Code(1));
     for _ in 0..100 {
-        for order in std::iter::from_fn(|| world.supervisor.next_order()).collect::<Vec<_>>() {
+        for order in std::iter::from_fn(|| simulation.supervisor.next_order()).collect::<Vec<_>>() {
             match order {
-                Order::Fork(slot) => world.supervisor.fork_failed(world.now, slot, "no such file".into(), true),
+                Order::Fork(slot) => simulation.supervisor.fork_failed(simulation.now, slot, "no such file".into(), true),
                 Order::Tell(Progress::Restarting { .. } | Progress::Degraded { .. }) => {}
                 other => panic!("{other:?}"),
             }
         }
-        world.now = world.now.max(world.supervisor.next_deadline().unwrap());
-        world.supervisor.tick(world.now);
+        simulation.now = simulation.now.max(simulation.supervisor.next_deadline().unwrap());
+        simulation.supervisor.tick(simulation.now);
     }
-    world.pass(6 * SECOND);
-    assert_eq!(world.supervisor.slots.iter().filter(|state| state.current.is_some()).count(), 2);
+    simulation.pass(6 * SECOND);
+    assert_eq!(simulation.supervisor.slots.iter().filter(|state| state.current.is_some()).count(), 2);
 }
 
 #[test]
 fn a_worker_that_has_closed_its_channel_is_not_ready_any_more() {
-    let mut world = World::new(1);
-    world.up(1);
-    world.pass(10 * SECOND);
-    world.disconnect(1);
-    world.carry_out();
-    assert!(down(&world) || world.supervisor.state() == SupervisorState::Starting);
-    assert_eq!(world.supervisor.standing(world.now, WorkerId(1)), Some((false, 1)));
-    world.exit(1, 1);
-    assert!(down(&world) && delay(&world).is_zero());
+    let mut simulation = Simulation::new(1);
+    simulation.up(1);
+    simulation.pass(10 * SECOND);
+    simulation.disconnect(1);
+    simulation.carry_out();
+    assert!(down(&simulation) || simulation.supervisor.state() == SupervisorState::Starting);
+    assert_eq!(simulation.supervisor.standing(simulation.now, WorkerId(1)), Some((false, 1)));
+    simulation.exit(1, 1);
+    assert!(down(&simulation) && delay(&simulation).is_zero());
 }
 
 #[test]
 fn a_worker_that_is_never_ready_is_replaced_as_one_that_failed() {
-    let mut world = World::with(Config { ready_timeout: 20 * SECOND, ..listeners(2) });
-    (1..=2).for_each(|worker| world.up(worker));
-    world.pass(10 * SECOND);
-    world.exit(1, 1);
-    world.pass(SECOND);
-    let stuck = world.of(0);
-    world.supervisor.online(world.now, WorkerId(stuck), true);
-    world.pass(18 * SECOND);
-    assert!(world.asked.is_empty(), "it may be ready yet: {:?}", world.asked);
-    world.pass(2 * SECOND);
+    let mut simulation = Simulation::with(Config { ready_timeout: 20 * SECOND, ..listeners(2) });
+    (1..=2).for_each(|worker| simulation.up(worker));
+    simulation.pass(10 * SECOND);
+    simulation.exit(1, 1);
+    simulation.pass(SECOND);
+    let stuck = simulation.of(0);
+    simulation.supervisor.online(simulation.now, WorkerId(stuck), true);
+    simulation.pass(18 * SECOND);
+    assert!(simulation.asked.is_empty(), "it may be ready yet: {:?}", simulation.asked);
+    simulation.pass(2 * SECOND);
     assert!(
-        world.progress.contains(&Progress::NotReady { worker: WorkerId(stuck), within: 20 * SECOND }),
+        simulation.progress.contains(&Progress::NotReady { worker: WorkerId(stuck), within: 20 * SECOND }),
         "{:?}",
-        world.progress
+        simulation.progress
     );
-    assert_eq!(world.asked, [Order::Disconnect(WorkerId(stuck))]);
+    assert_eq!(simulation.asked, [Order::Disconnect(WorkerId(stuck))]);
     // It does not hear; and nobody comes in its place before it has ended.
-    world.pass(30 * SECOND);
-    assert_eq!(world.asked[1..], [Order::Terminate(WorkerId(stuck)), Order::Kill(WorkerId(stuck))]);
-    assert!(world.supervisor.expects_workers());
-    world.exit(stuck, 1);
-    assert!(delay(&world) >= Duration::from_millis(75), "{:?}", delay(&world));
-    world.pass(SECOND);
-    world.up(world.of(0));
+    simulation.pass(30 * SECOND);
+    assert_eq!(simulation.asked[1..], [Order::Terminate(WorkerId(stuck)), Order::Kill(WorkerId(stuck))]);
+    assert!(simulation.supervisor.expects_workers());
+    simulation.exit(stuck, 1);
+    assert!(delay(&simulation) >= Duration::from_millis(75), "{:?}", delay(&simulation));
+    simulation.pass(SECOND);
+    simulation.up(simulation.of(0));
     assert_eq!(
-        (world.supervisor.state(), world.progress.last()),
+        (simulation.supervisor.state(), simulation.progress.last()),
         (SupervisorState::Running, Some(&Progress::Recovered { workers: 2 }))
     );
 }
@@ -364,44 +373,44 @@ fn a_worker_that_is_never_ready_is_replaced_as_one_that_failed() {
 #[test]
 fn a_program_that_does_not_listen_is_not_late_and_workers_of_a_slow_start_are_not_either() {
     // Neither one that speaks, nor one that does not.
-    let mut world = World::new(2);
-    world.supervisor.online(world.now, WorkerId(1), true);
-    world.pass(1000 * SECOND);
-    assert_eq!((world.forks, world.supervisor.state()), (2, SupervisorState::Running));
+    let mut simulation = Simulation::new(2);
+    simulation.supervisor.online(simulation.now, WorkerId(1), true);
+    simulation.pass(1000 * SECOND);
+    assert_eq!((simulation.forks, simulation.supervisor.state()), (2, SupervisorState::Running));
     // The second one takes longer than a new worker of a reload may, but no longer than a start may.
-    let mut world = World::with(Config { ready_timeout: 5 * SECOND, window: 60 * SECOND, ..listeners(2) });
-    world.pass(50 * SECOND);
-    world.up(1);
-    world.pass(9 * SECOND);
-    assert!(world.asked.is_empty());
-    world.up(2);
-    world.pass(100 * SECOND);
-    assert!(world.asked.is_empty() && world.forks == 2);
+    let mut simulation = Simulation::with(Config { ready_timeout: 5 * SECOND, window: 60 * SECOND, ..listeners(2) });
+    simulation.pass(50 * SECOND);
+    simulation.up(1);
+    simulation.pass(9 * SECOND);
+    assert!(simulation.asked.is_empty());
+    simulation.up(2);
+    simulation.pass(100 * SECOND);
+    assert!(simulation.asked.is_empty() && simulation.forks == 2);
     // Nor does it wait for ever.
-    let mut world = World::with(Config { ready_timeout: 5 * SECOND, window: 60 * SECOND, ..listeners(2) });
-    world.up(1);
-    world.pass(60 * SECOND);
-    assert_eq!(world.asked, [Order::Terminate(WorkerId(2))]);
+    let mut simulation = Simulation::with(Config { ready_timeout: 5 * SECOND, window: 60 * SECOND, ..listeners(2) });
+    simulation.up(1);
+    simulation.pass(60 * SECOND);
+    assert_eq!(simulation.asked, [Order::Terminate(WorkerId(2))]);
 }
 
 #[test]
 fn a_worker_that_comes_back_where_none_was_is_told_as_an_improvement() {
-    let mut world = World::with(listeners(2));
-    (1..=2).for_each(|worker| world.up(worker));
-    (1..=2).for_each(|worker| world.exit(worker, 1));
-    world.pass(SECOND);
-    world.up(world.of(0));
-    assert_eq!(world.progress.last(), Some(&Progress::Recovering { ready: 1, wanted: 2 }));
-    world.up(world.of(1));
-    assert_eq!(world.progress.last(), Some(&Progress::Recovered { workers: 2 }));
+    let mut simulation = Simulation::with(listeners(2));
+    (1..=2).for_each(|worker| simulation.up(worker));
+    (1..=2).for_each(|worker| simulation.exit(worker, 1));
+    simulation.pass(SECOND);
+    simulation.up(simulation.of(0));
+    assert_eq!(simulation.progress.last(), Some(&Progress::Recovering { ready: 1, wanted: 2 }));
+    simulation.up(simulation.of(1));
+    assert_eq!(simulation.progress.last(), Some(&Progress::Recovered { workers: 2 }));
 }
 
 #[test]
 fn an_end_that_no_restart_follows_is_no_restart() {
-    let mut world = World::with(Config { restart: Restart::Never, ..Config::new(2) });
-    (1..=2).for_each(|worker| world.up(worker));
-    world.exit(1, 1);
-    assert_eq!(world.supervisor.unexpected_ends(), 0);
+    let mut simulation = Simulation::with(Config { restart: Restart::Never, ..Config::new(2) });
+    (1..=2).for_each(|worker| simulation.up(worker));
+    simulation.exit(1, 1);
+    assert_eq!(simulation.supervisor.unexpected_ends(), 0);
 }
 
 mod random {
@@ -416,7 +425,7 @@ mod random {
             steps in proptest::collection::vec((0usize..6, 0u8..4, 0u64..3000), 0..60),
         ) {
             let config = Config { max_ends: usize::MAX, window: SECOND * 100_000, ..listeners(slots) };
-            let mut w = World::with(config);
+            let mut w = Simulation::with(config);
             // By slot: when its worker ended, quick ends in a row, whether it may be hurried; and since when its worker is ready.
             let mut ended: Vec<Option<(Time, bool)>> = vec![None; slots];
             let (mut row, mut ready, mut seen) = (vec![0u32; slots], vec![None; slots], slots);

@@ -6,7 +6,7 @@ mod replacing;
 
 use super::*;
 
-struct World {
+struct Simulation {
     supervisor: Supervisor,
     now: Time,
     next_worker: u32,
@@ -21,16 +21,16 @@ struct World {
     serving: std::collections::BTreeSet<WorkerId>,
 }
 
-impl World {
+impl Simulation {
     /// Without settling, which has tests of its own.
-    fn new(workers: usize) -> World {
-        World::with(Config { min_ready_time: Duration::ZERO, ..Config::new(workers) })
+    fn new(workers: usize) -> Simulation {
+        Simulation::with(Config { min_ready_time: Duration::ZERO, ..Config::new(workers) })
     }
 
-    fn with(config: Config) -> World {
+    fn with(config: Config) -> Simulation {
         let mut supervisor = Supervisor::new(config);
         supervisor.start(Time(0));
-        let mut world = World {
+        let mut simulation = Simulation {
             supervisor,
             now: Time(0),
             next_worker: 0,
@@ -42,8 +42,8 @@ impl World {
             forked: vec![],
             serving: Default::default(),
         };
-        world.carry_out();
-        world
+        simulation.carry_out();
+        simulation
     }
 
     fn carry_out(&mut self) {
@@ -119,7 +119,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
 fn a_worker_that_had_come_up_is_replaced_at_once() {
-    let mut w = World::new(2);
+    let mut w = Simulation::new(2);
     w.up(1);
     w.up(2);
     w.pass(10 * SECOND);
@@ -130,7 +130,7 @@ fn a_worker_that_had_come_up_is_replaced_at_once() {
 
 #[test]
 fn quick_deaths_are_spaced_and_end_in_giving_up() {
-    let mut w = World::new(1);
+    let mut w = Simulation::new(1);
     let mut worker = 1;
     while w.outcome.is_none() {
         w.exit(worker, 7);
@@ -151,7 +151,7 @@ fn quick_deaths_are_spaced_and_end_in_giving_up() {
 
 #[test]
 fn stopping_waits_for_the_grace_and_a_second_stop_hurries() {
-    let mut w = World::new(2);
+    let mut w = Simulation::new(2);
     w.up(1);
     w.up(2);
     w.supervisor.stop(w.now);
@@ -164,7 +164,7 @@ fn stopping_waits_for_the_grace_and_a_second_stop_hurries() {
     assert_eq!(w.asked.last(), Some(&Order::Kill(WorkerId(2))));
     w.exit(2, 0);
     assert_eq!(w.outcome, Some(Outcome::Stopped));
-    let mut w = World::new(1);
+    let mut w = Simulation::new(1);
     w.up(1);
     w.supervisor.stop(w.now);
     w.pass(30 * SECOND);
@@ -197,7 +197,7 @@ mod random {
             let min_ready_time = Duration::from_millis(min_ready_time);
             let readiness = if must_listen { Readiness::Listening } else { Readiness::Auto };
             let window = 10 * SECOND;
-            let mut w = World::with(Config { max_surge, max_unavailable, ends_when_failed, min_ready_time, readiness, window, ..Config::new(3) });
+            let mut w = Simulation::with(Config { max_surge, max_unavailable, ends_when_failed, min_ready_time, readiness, window, ..Config::new(3) });
             for (what, which, wait) in steps {
                 let recent = w.next_worker.saturating_sub(which).max(1);
                 match what {
@@ -258,111 +258,111 @@ mod random {
 
 #[test]
 fn workers_come_and_go_when_it_is_scaled() {
-    let mut world = World::new(2);
-    (1..=2).for_each(|worker| world.up(worker));
-    world.supervisor.scale(world.now, 4);
-    world.carry_out();
-    assert_eq!((world.forks, world.supervisor.wanted()), (4, 4));
-    (3..=4).for_each(|worker| world.up(worker));
-    world.supervisor.scale(world.now, 1);
-    world.carry_out();
-    assert_eq!(world.asked, [2, 3, 4].map(|worker| Order::Disconnect(WorkerId(worker))));
-    (2..=4).for_each(|worker| world.exit(worker, 0));
+    let mut simulation = Simulation::new(2);
+    (1..=2).for_each(|worker| simulation.up(worker));
+    simulation.supervisor.scale(simulation.now, 4);
+    simulation.carry_out();
+    assert_eq!((simulation.forks, simulation.supervisor.wanted()), (4, 4));
+    (3..=4).for_each(|worker| simulation.up(worker));
+    simulation.supervisor.scale(simulation.now, 1);
+    simulation.carry_out();
+    assert_eq!(simulation.asked, [2, 3, 4].map(|worker| Order::Disconnect(WorkerId(worker))));
+    (2..=4).for_each(|worker| simulation.exit(worker, 0));
     // Nobody comes in their places, but in that of the one that should be there.
-    assert_eq!(world.forks, 4);
-    world.exit(1, 0);
-    world.pass(Duration::from_secs(1));
-    assert_eq!((world.forks, world.supervisor.unexpected_ends()), (5, 1));
+    assert_eq!(simulation.forks, 4);
+    simulation.exit(1, 0);
+    simulation.pass(Duration::from_secs(1));
+    assert_eq!((simulation.forks, simulation.supervisor.unexpected_ends()), (5, 1));
 }
 
 #[test]
 fn a_worker_that_is_not_needed_any_more_is_not_started_or_let_go() {
-    let mut world = World::new(1);
-    world.up(1);
+    let mut simulation = Simulation::new(1);
+    simulation.up(1);
     for workers in [2, 1, 2, 1] {
-        world.supervisor.scale(world.now, workers);
+        simulation.supervisor.scale(simulation.now, workers);
     }
-    world.carry_out();
-    assert_eq!((world.forks, &world.asked[..]), (1, &[][..]));
+    simulation.carry_out();
+    assert_eq!((simulation.forks, &simulation.asked[..]), (1, &[][..]));
     // What was started all the same, or could not be, is nobody's.
-    world.supervisor.forked(world.now, Slot(1), WorkerId(7));
-    world.supervisor.forked(world.now, Slot(0), WorkerId(8));
-    world.supervisor.fork_failed(world.now, Slot(1), "no".into(), true);
-    world.carry_out();
-    assert_eq!(world.asked, [Order::Terminate(WorkerId(7)), Order::Terminate(WorkerId(8))]);
-    assert_eq!(world.outcome, None);
+    simulation.supervisor.forked(simulation.now, Slot(1), WorkerId(7));
+    simulation.supervisor.forked(simulation.now, Slot(0), WorkerId(8));
+    simulation.supervisor.fork_failed(simulation.now, Slot(1), "no".into(), true);
+    simulation.carry_out();
+    assert_eq!(simulation.asked, [Order::Terminate(WorkerId(7)), Order::Terminate(WorkerId(8))]);
+    assert_eq!(simulation.outcome, None);
 }
 
 #[test]
 fn that_no_more_can_be_started_ends_nobody_who_serves() {
-    let mut world = World::new(1);
-    world.up(1);
-    world.supervisor.scale(world.now, 40);
-    let slots: Vec<_> = std::iter::from_fn(|| world.supervisor.next_order()).collect();
+    let mut simulation = Simulation::new(1);
+    simulation.up(1);
+    simulation.supervisor.scale(simulation.now, 40);
+    let slots: Vec<_> = std::iter::from_fn(|| simulation.supervisor.next_order()).collect();
     for order in slots {
         if let Order::Fork(slot) = order {
-            world.supervisor.fork_failed(world.now, slot, "too many processes".into(), slot.0 % 2 == 0);
+            simulation.supervisor.fork_failed(simulation.now, slot, "too many processes".into(), slot.0 % 2 == 0);
         }
     }
-    world.carry_out();
-    assert!(world.asked.is_empty() && world.outcome.is_none());
+    simulation.carry_out();
+    assert!(simulation.asked.is_empty() && simulation.outcome.is_none());
     // They are tried again, and then they are there.
-    world.pass(Duration::from_secs(10));
-    assert_eq!(world.forks, 40);
-    let (last, before) = world.progress.split_last().unwrap();
+    simulation.pass(Duration::from_secs(10));
+    assert_eq!(simulation.forks, 40);
+    let (last, before) = simulation.progress.split_last().unwrap();
     assert!(before.iter().all(|progress| matches!(progress, Progress::Restarting { .. } | Progress::Degraded { .. })));
     assert_eq!(*last, Progress::Recovered { workers: 40 });
 }
 
 #[test]
 fn a_pause_ends_the_workers_and_a_reload_the_pause() {
-    let mut world = World::new(2);
-    (1..=2).for_each(|worker| world.up(worker));
-    world.supervisor.pause(world.now);
-    world.carry_out();
-    assert_eq!((world.asked.len(), world.supervisor.state()), (2, SupervisorState::Paused));
-    (1..=2).for_each(|worker| world.exit(worker, 0));
-    world.pass(100 * SECOND);
-    assert_eq!((world.forks, &world.outcome), (2, &None));
-    world.supervisor.reload(world.now);
-    world.carry_out();
-    (3..=4).for_each(|worker| world.up(worker));
-    assert_eq!((world.forks, world.progress.last()), (4, Some(&Progress::ReloadFinished)));
+    let mut simulation = Simulation::new(2);
+    (1..=2).for_each(|worker| simulation.up(worker));
+    simulation.supervisor.pause(simulation.now);
+    simulation.carry_out();
+    assert_eq!((simulation.asked.len(), simulation.supervisor.state()), (2, SupervisorState::Paused));
+    (1..=2).for_each(|worker| simulation.exit(worker, 0));
+    simulation.pass(100 * SECOND);
+    assert_eq!((simulation.forks, &simulation.outcome), (2, &None));
+    simulation.supervisor.reload(simulation.now);
+    simulation.carry_out();
+    (3..=4).for_each(|worker| simulation.up(worker));
+    assert_eq!((simulation.forks, simulation.progress.last()), (4, Some(&Progress::ReloadFinished)));
 }
 
 #[test]
 fn some_ends_are_final() {
-    let mut world = World::with(Config { restart: Restart::OnFailure, final_codes: vec![78], ..Config::new(3) });
-    (1..=3).for_each(|worker| world.up(worker));
-    world.exit(1, 0);
-    world.exit(2, 78);
-    world.pass(10 * SECOND);
-    assert_eq!((world.forks, &world.outcome), (3, &None));
-    world.exit(3, 1);
-    world.pass(10 * SECOND);
-    assert_eq!(world.forks, 4);
-    world.exit(4, 0);
-    assert_eq!(world.outcome, Some(Outcome::Stopped));
-    let mut world = World::with(Config { restart: Restart::Never, ..Config::new(1) });
-    world.exit(1, 3);
-    assert_eq!(world.outcome, Some(Outcome::GaveUp(GiveUp::AllEnded { worker: WorkerId(1), how: ExitHow::Code(3) })));
+    let mut simulation = Simulation::with(Config { restart: Restart::OnFailure, final_codes: vec![78], ..Config::new(3) });
+    (1..=3).for_each(|worker| simulation.up(worker));
+    simulation.exit(1, 0);
+    simulation.exit(2, 78);
+    simulation.pass(10 * SECOND);
+    assert_eq!((simulation.forks, &simulation.outcome), (3, &None));
+    simulation.exit(3, 1);
+    simulation.pass(10 * SECOND);
+    assert_eq!(simulation.forks, 4);
+    simulation.exit(4, 0);
+    assert_eq!(simulation.outcome, Some(Outcome::Stopped));
+    let mut simulation = Simulation::with(Config { restart: Restart::Never, ..Config::new(1) });
+    simulation.exit(1, 3);
+    assert_eq!(simulation.outcome, Some(Outcome::GaveUp(GiveUp::AllEnded { worker: WorkerId(1), how: ExitHow::Code(3) })));
 }
 
 #[test]
 fn many_who_leave_at_once_have_their_grace() {
-    let mut world = World::new(100);
-    (1..=100).for_each(|worker| world.up(worker));
-    world.supervisor.scale(world.now, 1);
-    world.carry_out();
-    assert!(world.asked.iter().all(|order| matches!(order, Order::Disconnect(_))), "{:?}", world.asked);
+    let mut simulation = Simulation::new(100);
+    (1..=100).for_each(|worker| simulation.up(worker));
+    simulation.supervisor.scale(simulation.now, 1);
+    simulation.carry_out();
+    assert!(simulation.asked.iter().all(|order| matches!(order, Order::Disconnect(_))), "{:?}", simulation.asked);
 }
 
 #[test]
 fn a_budget_does_not_grow_with_every_up_and_down() {
-    let mut world = World::new(1);
+    let mut simulation = Simulation::new(1);
     for _ in 0..20 {
-        world.supervisor.scale(world.now, 2);
-        world.supervisor.scale(world.now, 1);
+        simulation.supervisor.scale(simulation.now, 2);
+        simulation.supervisor.scale(simulation.now, 1);
     }
-    assert_eq!(world.supervisor.config.max_ends, 8);
+    assert_eq!(simulation.supervisor.config.max_ends, 8);
 }

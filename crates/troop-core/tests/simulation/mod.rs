@@ -101,7 +101,7 @@ pub struct Worker {
 }
 
 /// The world around a primary, which checks all that it is told.
-pub struct World {
+pub struct Simulation {
     pub primary: Primary,
     pub now: Time,
     pub workers: BTreeMap<WorkerId, Worker>,
@@ -131,9 +131,9 @@ pub struct World {
     pub missed: Vec<Option<i64>>,
 }
 
-impl World {
-    pub fn new(config: Config) -> World {
-        World {
+impl Simulation {
+    pub fn new(config: Config) -> Simulation {
+        Simulation {
             primary: Primary::new(config),
             now: Time(1),
             workers: BTreeMap::new(),
