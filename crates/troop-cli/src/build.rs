@@ -13,9 +13,9 @@ use uzers::os::unix::UserExt as _;
 use crate::args;
 use crate::config::{self, Failed, Limited, Ready, When};
 use crate::log;
-use crate::plan::Plan;
 use crate::program;
-use crate::run::Refused;
+use crate::resolve::ResolvedApp;
+use crate::run::RunError;
 
 /// Node's signal for reports.
 const SIGUSR2: i32 = 12;
@@ -27,9 +27,9 @@ const DEBUGGED_WINDOW: Duration = Duration::from_secs(86_400);
 pub(crate) const OWN_VARIABLES: [&str; 6] =
     ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", crate::start::VARIABLE, crate::restart::VARIABLE, "TROOP_POLICY"];
 
-impl Plan {
+impl ResolvedApp {
     /// The cluster, without anybody who watches it.
-    pub(crate) fn builder(&self) -> Result<Builder, Refused> {
+    pub(crate) fn builder(&self) -> Result<Builder, RunError> {
         let app = &self.app;
         let mut builder = Cluster::builder()
             .workers(self.workers())
@@ -50,7 +50,7 @@ impl Plan {
             builder = builder.inherited([InheritedSocket::at(*fd)?]);
         }
         for at in &app.may_listen {
-            builder = builder.may_listen(at.parse().map_err(|e| Refused::Nonsense(format!("may_listen: {e}")))?);
+            builder = builder.may_listen(at.parse().map_err(|e| RunError::Usage(format!("may_listen: {e}")))?);
         }
         if let Some(time) = app.drain_spread {
             builder = builder.drain_spread(time.0);
@@ -62,7 +62,7 @@ impl Plan {
             builder = builder.scheduling(policy);
         }
         for (listener, policy) in app.listeners.clone() {
-            let listener = listener.parse().map_err(|e: troop::BadScheduling| Refused::Nonsense(e.to_string()))?;
+            let listener = listener.parse().map_err(|e: troop::BadScheduling| RunError::Usage(e.to_string()))?;
             builder = builder.scheduling_of(listener, policy);
         }
         let inherited = InheritedSocket::all()?;
@@ -72,7 +72,7 @@ impl Plan {
             let slots = if matches!(app.policy, Some(Scheduling::Steered(_))) { self.workers() } else { 0 };
             let sockets = bind(&app.bind, &inherited, slots)?;
             for socket in &sockets {
-                log::say(&format!("troop: listening on {socket}"));
+                log::line(&format!("troop: listening on {socket}"));
             }
             builder = builder.activation(sockets);
         }
@@ -227,7 +227,7 @@ impl Plan {
         policy
     }
 
-    fn health(&self) -> Result<Option<HealthCheck>, Refused> {
+    fn health(&self) -> Result<Option<HealthCheck>, RunError> {
         let Some(said) = &self.app.health else { return Ok(None) };
         let test = match (&said.http, &said.command) {
             (Some(path), _) => HealthTest::Http(path.clone()),
@@ -239,7 +239,7 @@ impl Plan {
         check.timeout = said.timeout.map_or(check.timeout, |time| time.0);
         check.failures = said.failures.unwrap_or(check.failures);
         let listener = said.listener.as_ref().map(|listener| listener.parse()).transpose();
-        check.listener = listener.map_err(|e: troop::BadScheduling| Refused::Nonsense(e.to_string()))?;
+        check.listener = listener.map_err(|e: troop::BadScheduling| RunError::Usage(e.to_string()))?;
         Ok(Some(check))
     }
 }

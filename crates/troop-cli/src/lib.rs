@@ -10,9 +10,9 @@ pub mod fuzz;
 mod log;
 mod logs;
 mod notify;
-mod plan;
 mod print;
 mod program;
+mod resolve;
 mod restart;
 mod run;
 mod signals;
@@ -26,7 +26,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser};
 
 use args::Command;
-use control::client::Trouble;
+use control::client::CliError;
 use verbs::{check, init, look, man, send, startup, steer};
 
 /// The exit code when there is no such app.
@@ -37,7 +37,7 @@ pub fn main() -> ExitCode {
     let args::Troop { command } = args::Troop::try_parse().unwrap_or_else(|e| {
         let _ = e.print();
         if e.kind() == clap::error::ErrorKind::UnknownArgument && std::env::args().nth(1).is_some_and(|verb| verb == "start") {
-            log::say("tip: the program's own arguments stand behind `--`: troop start -b 8000 uvicorn -- app:app --fd {fd}; only `run` takes them without");
+            log::line("tip: the program's own arguments stand behind `--`: troop start -b 8000 uvicorn -- app:app --fd {fd}; only `run` takes them without");
         }
         std::process::exit(e.exit_code())
     });
@@ -60,9 +60,9 @@ pub fn main() -> ExitCode {
             Ok(())
         }
         Command::Man(args) => man::man(&args.directory),
-        Command::Check(args) => check::check(&args).map_err(Trouble::Nonsense),
-        Command::Init(args) => init::init(&args).map_err(Trouble::Nonsense),
-        Command::Startup(args) => startup::startup(&args).map_err(Trouble::Nonsense),
+        Command::Check(args) => check::check(&args).map_err(CliError::Usage),
+        Command::Init(args) => init::init(&args).map_err(CliError::Usage),
+        Command::Startup(args) => startup::startup(&args).map_err(CliError::Usage),
         Command::Logs(args) => logs::show::logs(&args),
         Command::Restart(args) => steer::restart(&args),
         Command::Ls(args) => look::ls(&args),
@@ -77,13 +77,13 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(trouble) => {
-            log::say(&format!("troop: {trouble}"));
-            ExitCode::from(match &trouble {
-                Trouble::NoApp(_) => NO_APP,
+        Err(error) => {
+            log::line(&format!("troop: {error}"));
+            ExitCode::from(match &error {
+                CliError::NoApp(_) => NO_APP,
                 // As for what cannot be typed.
-                Trouble::Nonsense(_) => 2,
-                Trouble::Failed(failure) if failure.kind == "bad-request" => 2,
+                CliError::Usage(_) => 2,
+                CliError::Failed(failure) if failure.kind == "bad-request" => 2,
                 _ => 1,
             })
         }
@@ -95,9 +95,9 @@ fn run(mut what: args::Run, args: Vec<std::ffi::OsString>) -> ExitCode {
     let code = match run::run(what) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            log::say(&format!("troop: {e}"));
+            log::line(&format!("troop: {e}"));
             // As for what cannot be typed.
-            ExitCode::from(if matches!(e, run::Refused::Nonsense(_)) { 2 } else { 1 })
+            ExitCode::from(if matches!(e, run::RunError::Usage(_)) { 2 } else { 1 })
         }
     };
     log::finish();

@@ -79,7 +79,7 @@ enum SaidTo {
 static SAID_TO: Mutex<Option<SaidTo>> = Mutex::new(None);
 
 /// Has lines said among the logs from now on.
-pub(crate) fn say_to(queue: Arc<Queue>) {
+pub(crate) fn send_lines_to(queue: Arc<Queue>) {
     *SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) = Some(SaidTo::Logs(queue));
 }
 
@@ -93,7 +93,7 @@ pub(crate) fn finish() {
 }
 
 /// Says lines on standard error, or among the logs, with everything escaped that is no text. Nothing can be done if that is closed or full.
-pub(crate) fn say(line: &str) {
+pub(crate) fn line(line: &str) {
     match &*SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) {
         Some(SaidTo::Logs(queue)) => {
             queue.lines().push(Origin::Event, text::lines(line.trim_start_matches("troop: "), "").as_bytes());

@@ -24,7 +24,7 @@ pub(crate) fn start(cluster: Cluster, restarting: Arc<Restarting>) -> std::io::R
     Ok(())
 }
 
-fn say(state: &[NotifyState<'_>]) {
+fn send(state: &[NotifyState<'_>]) {
     // If it does not listen, it does not want to know any more.
     let _ = sd_notify::notify(state);
 }
@@ -35,9 +35,9 @@ fn is_up(snapshot: &Snapshot) -> bool {
 }
 
 /// That it will be ready again.
-fn say_reloading() {
+fn send_reloading() {
     let now = NotifyState::monotonic_usec_now();
-    say(&[Some(NotifyState::Reloading), now.ok()].into_iter().flatten().collect::<Vec<_>>());
+    send(&[Some(NotifyState::Reloading), now.ok()].into_iter().flatten().collect::<Vec<_>>());
 }
 
 async fn watch(cluster: Cluster, restarting: &Restarting) {
@@ -55,10 +55,10 @@ async fn watch(cluster: Cluster, restarting: &Restarting) {
                 Some(Event::Supervision(Progress::Stopping)) => {
                     stopping = true;
                     // After a restart in place, which systemd would not wait for if it were told of an end.
-                    if restarting.is_asked() { say_reloading() } else { say(&[NotifyState::Stopping]) }
+                    if restarting.is_asked() { send_reloading() } else { send(&[NotifyState::Stopping]) }
                 }
-                Some(Event::Supervision(Progress::ReloadStarted { .. })) => say_reloading(),
-                Some(Event::Supervision(Progress::ReloadFinished | Progress::ReloadFailed { .. })) => say(&[NotifyState::Ready]),
+                Some(Event::Supervision(Progress::ReloadStarted { .. })) => send_reloading(),
+                Some(Event::Supervision(Progress::ReloadFinished | Progress::ReloadFailed { .. })) => send(&[NotifyState::Ready]),
                 Some(_) => {}
             },
             _ = look.tick() => {
@@ -70,11 +70,11 @@ async fn watch(cluster: Cluster, restarting: &Restarting) {
                 let Ok(Ok(snapshot)) = timeout(watchdog.unwrap_or(LOOK * 10), cluster.snapshot()).await else { continue };
                 if hungry {
                     fed = Instant::now();
-                    say(&[NotifyState::Watchdog]);
+                    send(&[NotifyState::Watchdog]);
                 }
                 if !ready && !stopping && is_up(&snapshot) {
                     ready = true;
-                    say(&[NotifyState::Ready]);
+                    send(&[NotifyState::Ready]);
                 }
             }
         }

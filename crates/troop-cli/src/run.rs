@@ -18,55 +18,55 @@ use crate::logs::file::{LogFile, Rotation};
 use crate::logs::journal::Journal;
 use crate::logs::place::{files, remember, safety};
 use crate::logs::writer::{Queue, Sink};
-use crate::plan::{self, Plan};
+use crate::resolve::{self, ResolvedApp};
 use crate::restart::{self, Restarting};
-use crate::start::{self, News, Starter};
+use crate::start::{self, StartupReport, StartupReporter};
 use crate::{notify, signals, watch};
 
 /// Why it did not run, or does not any more.
 #[derive(Debug)]
-pub(crate) enum Refused {
+pub(crate) enum RunError {
     /// What was typed, or what the file says, makes no sense.
-    Nonsense(String),
+    Usage(String),
     /// An app of this name runs.
     Taken(String),
     Failed(Error),
 }
 
-impl From<Error> for Refused {
-    fn from(e: Error) -> Refused {
-        Refused::Failed(e)
+impl From<Error> for RunError {
+    fn from(e: Error) -> RunError {
+        RunError::Failed(e)
     }
 }
 
-impl std::fmt::Display for Refused {
+impl std::fmt::Display for RunError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Refused::Nonsense(text) => f.write_str(text),
-            Refused::Taken(name) => write!(f, "an app {name:?} runs already: see `troop ls`, or choose another --name"),
-            Refused::Failed(e) => f.write_str(&e.chain()),
+            RunError::Usage(text) => f.write_str(text),
+            RunError::Taken(name) => write!(f, "an app {name:?} runs already: see `troop ls`, or choose another --name"),
+            RunError::Failed(e) => f.write_str(&e.chain()),
         }
     }
 }
 
 /// In the foreground, or, if it was started so, in the background.
-pub(crate) fn run(args: Run) -> Result<(), Refused> {
+pub(crate) fn run(args: Run) -> Result<(), RunError> {
     let started_as = std::env::var(start::VARIABLE).ok();
     // After a restart nobody waits for the news.
     let is_awaited = started_as.is_some() && std::env::var_os(restart::VARIABLE).is_none();
-    let starter = is_awaited.then(|| Arc::new(Starter::new(!args.unawaited)));
-    let result = run_as(args, started_as.as_deref(), starter.clone());
-    match (&result, starter) {
-        (Err(refused), Some(starter)) => {
-            starter.tell(&News::Failed { reason: refused.to_string(), nonsense: matches!(refused, Refused::Nonsense(_)) });
+    let reporter = is_awaited.then(|| Arc::new(StartupReporter::new(!args.unawaited)));
+    let result = run_as(args, started_as.as_deref(), reporter.clone());
+    match (&result, reporter) {
+        (Err(error), Some(reporter)) => {
+            reporter.send(&StartupReport::Failed { reason: error.to_string(), usage: matches!(error, RunError::Usage(_)) });
         }
-        (Ok(()), Some(starter)) => {
-            let how = starter.last_end().map(|how| format!(": {how}")).unwrap_or_default();
+        (Ok(()), Some(reporter)) => {
+            let how = reporter.last_end().map(|how| format!(": {how}")).unwrap_or_default();
             let reason = format!("all workers have ended, and are not to be started again{how}");
-            starter.tell(&News::Failed { reason, nonsense: false });
+            reporter.send(&StartupReport::Failed { reason, usage: false });
         }
         // There is no terminal to say it on.
-        (Err(refused), None) if started_as.is_some() => log::say(&format!("troop: {refused}")),
+        (Err(error), None) if started_as.is_some() => log::line(&format!("troop: {error}")),
         _ => {}
     }
     if started_as.is_some() {
@@ -75,86 +75,87 @@ pub(crate) fn run(args: Run) -> Result<(), Refused> {
     result
 }
 
-fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) -> Result<(), Refused> {
-    let (plan, source) = plan::plan(args, started_as).map_err(Refused::Nonsense)?;
-    if !plan.background {
+fn run_as(args: Run, started_as: Option<&str>, reporter: Option<Arc<StartupReporter>>) -> Result<(), RunError> {
+    let (resolved, source) = resolve::resolve(args, started_as).map_err(RunError::Usage)?;
+    if !resolved.background {
         // In the background whoever starts it has said so.
-        source.doubts(&plan).iter().for_each(|doubt| log::say(&format!("troop: {doubt}")));
+        source.doubts(&resolved).iter().for_each(|doubt| log::line(&format!("troop: {doubt}")));
     }
-    if plan.background && (plan.workers() == 0 || (plan.output().0 == To::Terminal && !plan.app.silent)) {
-        return Err(Refused::Nonsense(
+    if resolved.background && (resolved.workers() == 0 || (resolved.output().0 == To::Terminal && !resolved.app.silent)) {
+        return Err(RunError::Usage(
             "in the background there is no terminal: output.to can be files or journal, and workers must be 1 or more".into(),
         ));
     }
-    if plan.workers() == 0 {
-        return alone(&plan);
+    if resolved.workers() == 0 {
+        return alone(&resolved);
     }
     let signals =
-        signals::Signals::catch().map_err(|e| Refused::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
-    let wanted = plan.name.clone().or_else(|| std::env::var(restart::VARIABLE).ok().filter(|name| place::is_name(name)));
-    let claim = match claim(wanted.as_deref(), &plan.usual_name) {
+        signals::Signals::catch().map_err(|e| RunError::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
+    let wanted = resolved.name.clone().or_else(|| std::env::var(restart::VARIABLE).ok().filter(|name| place::is_name(name)));
+    let claim = match claim(wanted.as_deref(), &resolved.usual_name) {
         Ok(claim) => Some(claim),
-        Err(Unclaimed::Taken) => return Err(Refused::Taken(wanted.unwrap_or_default())),
-        Err(Unclaimed::Io(e)) if plan.background => {
+        Err(Unclaimed::Taken) => return Err(RunError::Taken(wanted.unwrap_or_default())),
+        Err(Unclaimed::Io(e)) if resolved.background => {
             // Nobody could ever find it.
-            return Err(Refused::Failed(Error::Settings(format!("no control socket can be made: {e}"))));
+            return Err(RunError::Failed(Error::Settings(format!("no control socket can be made: {e}"))));
         }
         Err(Unclaimed::Io(e)) => {
             // In a container, say, where nothing can be written. It serves all the same.
-            log::say(&format!("troop: without a control socket, so that `troop ls` and others do not find this app: {e}"));
+            log::line(&format!("troop: without a control socket, so that `troop ls` and others do not find this app: {e}"));
             None
         }
     };
     let (claim, listener) = claim.unzip();
     // After the name: of an app that runs already this process may well lack what that one was given, such as descriptors.
-    let mut builder = plan.builder()?.leave_signals(signals::CAUGHT);
-    let name = claim.as_ref().map_or_else(|| plan.usual_name.clone(), |claim: &Claim| claim.name.clone());
+    let mut builder = resolved.builder()?.leave_signals(signals::CAUGHT);
+    let name = claim.as_ref().map_or_else(|| resolved.usual_name.clone(), |claim: &Claim| claim.name.clone());
     // Nothing is left behind by an app that does not start.
-    if let Some(watch) = &plan.app.watch {
-        watch::check(watch, plan.cwd.as_deref()).map_err(Refused::Nonsense)?;
+    if let Some(watch) = &resolved.app.watch {
+        watch::check(watch, resolved.cwd.as_deref()).map_err(RunError::Usage)?;
     }
-    let mut files = log_files(&plan, &name)?;
-    let begun = files.iter_mut().try_for_each(LogFile::begin).and_then(|()| match &plan.app.watch {
+    let mut files = log_files(&resolved, &name)?;
+    let begun = files.iter_mut().try_for_each(LogFile::begin).and_then(|()| match &resolved.app.watch {
         None => Ok(None),
         // Not before the files are there, or they would be changes.
         Some(watch) => {
             let own = files.iter().map(|file| file.path().to_owned()).collect();
-            watch::start(watch, plan.cwd.as_deref(), own).map(Some)
+            watch::start(watch, resolved.cwd.as_deref(), own).map(Some)
         }
     });
     let watched = begun.map_err(|text| {
         files.iter_mut().for_each(LogFile::take_back);
-        Refused::Nonsense(text)
+        RunError::Usage(text)
     })?;
-    let queue = queue(&plan, &name, files)?;
-    if let Some(queue) = queue.clone().filter(|_| plan.collects()) {
+    let queue = queue(&resolved, &name, files)?;
+    if let Some(queue) = queue.clone().filter(|_| resolved.collects()) {
         builder = builder.output(Collector::new(queue));
     }
     // Of a background app everything goes where its output goes.
-    if let Some(queue) = queue.clone().filter(|_| plan.background) {
-        log::say_to(queue);
+    if let Some(queue) = queue.clone().filter(|_| resolved.background) {
+        log::send_lines_to(queue);
     }
-    let format = plan.app.log.unwrap_or(LogFormat::Human);
-    let mut log = match queue.clone().filter(|_| plan.background) {
+    let format = resolved.app.log.unwrap_or(LogFormat::Human);
+    let mut log = match queue.clone().filter(|_| resolved.background) {
         Some(queue) => Log::among(queue, format),
         None => Log::foreground(format),
     };
-    let restarting = Restarting::new().map_err(|e| Refused::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
+    let restarting = Restarting::new().map_err(|e| RunError::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
     let restarting = Arc::new(restarting);
     if notify::is_wanted() {
         let restarting = restarting.clone();
         builder = builder.on_start(|cluster| {
             if let Err(e) = notify::start(cluster, restarting) {
-                log::say(&format!("troop: cannot tell systemd how it goes: {e}"));
+                log::line(&format!("troop: cannot tell systemd how it goes: {e}"));
             }
         });
     }
-    let observed = starter.clone().filter(|starter| starter.is_awaited());
-    let fds = plan.app.fds.clone();
-    let identity = Identity { name: name.clone(), plan, source, queue: queue.clone(), restarting: restarting.clone(), starter };
+    let observed = reporter.clone().filter(|reporter| reporter.is_awaited());
+    let fds = resolved.app.fds.clone();
+    let identity =
+        Identity { name: name.clone(), resolved, source, queue: queue.clone(), restarting: restarting.clone(), reporter };
     builder = builder.on_start(move |cluster| {
         if let Err(e) = server::start(listener, cluster, identity, signals, watched) {
-            log::say(&format!("troop: cannot answer `troop ls` and others: {e}"));
+            log::line(&format!("troop: cannot answer `troop ls` and others: {e}"));
         }
     });
     let mut fallen = None;
@@ -162,14 +163,14 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
         .on_event(move |event| {
             match (&observed, event) {
                 (Some(_), Event::Exit(worker, _)) => fallen = Some(worker.clone()),
-                (Some(starter), Event::Supervision(Progress::NotRestarting { worker, how })) => {
+                (Some(reporter), Event::Supervision(Progress::NotRestarting { worker, how })) => {
                     let words = fallen.take().and_then(|worker| worker.last_stderr(start::LAST_WORDS)).unwrap_or_default();
                     let words = if words.trim().is_empty() {
                         String::new()
                     } else {
                         format!("; its last lines:\n{}", text::lines(words.trim_end(), log::QUOTE))
                     };
-                    starter.note_end(format!("worker {worker}: {how}{words}"));
+                    reporter.note_end(format!("worker {worker}: {how}{words}"));
                 }
                 _ => {}
             }
@@ -184,7 +185,7 @@ fn run_as(args: Run, started_as: Option<&str>, starter: Option<Arc<Starter>>) ->
         drop(claim);
         log::finish();
         let e = restart::begin_anew(&name, &fds);
-        return Err(Refused::Failed(Error::Settings(format!("cannot begin anew: {e}"))));
+        return Err(RunError::Failed(Error::Settings(format!("cannot begin anew: {e}"))));
     }
     Ok(())
 }
@@ -197,13 +198,13 @@ fn claim(name: Option<&str>, usual: &str) -> Result<(Claim, UnixListener), Uncla
 }
 
 /// The log files, if there are any. Nothing is made yet.
-fn log_files(plan: &Plan, name: &str) -> Result<Vec<LogFile>, Refused> {
-    let (to, _) = plan.output();
-    if to != To::Files || (!plan.collects() && !plan.background) {
+fn log_files(resolved: &ResolvedApp, name: &str) -> Result<Vec<LogFile>, RunError> {
+    let (to, _) = resolved.output();
+    if to != To::Files || (!resolved.collects() && !resolved.background) {
         return Ok(Vec::new());
     }
-    let output = &plan.app.output;
-    let cwd = plan.cwd.clone().unwrap_or_else(|| ".".into());
+    let output = &resolved.app.output;
+    let cwd = resolved.cwd.clone().unwrap_or_else(|| ".".into());
     let (file, errors) = files(name, output, &std::path::absolute(&cwd).unwrap_or(cwd));
     let rotation = Rotation {
         size: output.rotate_size.map_or(10 << 20, |size| size.0),
@@ -212,40 +213,38 @@ fn log_files(plan: &Plan, name: &str) -> Result<Vec<LogFile>, Refused> {
         total: output.total.map(|total| total.0),
     };
     let new = |path: PathBuf| {
-        let safety = safety(&path, plan.app.user.is_some());
+        let safety = safety(&path, resolved.app.user.is_some());
         LogFile::new(path, rotation, safety)
     };
     let files: Vec<_> = [Some(file), errors].into_iter().flatten().map(new).collect();
-    files.iter().try_for_each(LogFile::check).map_err(Refused::Nonsense)?;
+    files.iter().try_for_each(LogFile::check).map_err(RunError::Usage)?;
     Ok(files)
 }
 
 /// What lines are written to, if they pass through this process.
-fn queue(plan: &Plan, name: &str, files: Vec<LogFile>) -> Result<Option<Arc<Queue>>, Refused> {
-    let (to, form) = plan.output();
-    if !plan.collects() && !plan.background {
+fn queue(resolved: &ResolvedApp, name: &str, files: Vec<LogFile>) -> Result<Option<Arc<Queue>>, RunError> {
+    let (to, form) = resolved.output();
+    if !resolved.collects() && !resolved.background {
         return Ok(None);
     }
     let sink = match to {
         To::Terminal => Sink::Terminal,
-        To::Journal => {
-            Sink::Journal(Journal::new(name).map_err(|e| Refused::Nonsense(format!("cannot reach the journal: {e}")))?)
-        }
+        To::Journal => Sink::Journal(Journal::new(name).map_err(|e| RunError::Usage(format!("cannot reach the journal: {e}")))?),
         To::Files => {
             remember(name, &files.iter().map(|file| file.path().to_owned()).collect::<Vec<_>>());
             Sink::Files(files)
         }
     };
     let form = if to == To::Journal { Form::Plain } else { form };
-    Queue::start(sink, form).map(Some).map_err(|e| Refused::Nonsense(format!("cannot start the thread for logs: {e}")))
+    Queue::start(sink, form).map(Some).map_err(|e| RunError::Usage(format!("cannot start the thread for logs: {e}")))
 }
 
 /// `-w 0`: the program itself, in the place of this one.
-fn alone(plan: &Plan) -> Result<(), Refused> {
-    if !plan.app.bind.is_empty() {
-        return Err(Refused::Nonsense("with -w 0 the program runs alone; there is nobody to listen for it (--bind)".into()));
+fn alone(resolved: &ResolvedApp) -> Result<(), RunError> {
+    if !resolved.app.bind.is_empty() {
+        return Err(RunError::Usage("with -w 0 the program runs alone; there is nobody to listen for it (--bind)".into()));
     }
-    let app = &plan.app;
+    let app = &resolved.app;
     let cannot = [
         (app.user.is_some() || app.group.is_some(), "user and group"),
         (app.no_new_privileges == Some(true), "no_new_privileges"),
@@ -256,20 +255,18 @@ fn alone(plan: &Plan) -> Result<(), Refused> {
         (!app.cgroup.is_default(), "cgroup"),
     ];
     if let Some((_, what)) = cannot.into_iter().find(|(is_said, _)| *is_said) {
-        return Err(Refused::Nonsense(format!(
-            "with -w 0 the program runs alone, as whoever starts it: {what} cannot be changed"
-        )));
+        return Err(RunError::Usage(format!("with -w 0 the program runs alone, as whoever starts it: {what} cannot be changed")));
     }
-    let (program, args) = crate::program::alone(&plan.program, &plan.app.node_args, &plan.args);
+    let (program, args) = crate::program::alone(&resolved.program, &resolved.app.node_args, &resolved.args);
     let mut command = Command::new(&program);
     command.args(args);
     for name in crate::build::OWN_VARIABLES {
         command.env_remove(name);
     }
-    command.envs(&plan.env);
-    if let Some(cwd) = &plan.cwd {
+    command.envs(&resolved.env);
+    if let Some(cwd) = &resolved.cwd {
         command.current_dir(cwd);
     }
     let e = command.exec();
-    Err(Refused::Failed(Error::Settings(format!("cannot run {}: {e}", Path::new(&program).display()))))
+    Err(RunError::Failed(Error::Settings(format!("cannot run {}: {e}", Path::new(&program).display()))))
 }

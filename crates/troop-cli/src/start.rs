@@ -15,8 +15,8 @@ use troop::{Cluster, Event, Phase, Progress, Snapshot, WorkerHandle, text};
 use crate::args::{Env, Run, Start};
 use crate::config;
 use crate::control::Failure;
-use crate::control::client::Trouble;
-use crate::plan::{self, Plan};
+use crate::control::client::CliError;
+use crate::resolve::{self, ResolvedApp};
 use crate::{log, print};
 
 /// Tells a primary that it was started to run in the background, and as which app of its file.
@@ -35,18 +35,18 @@ pub(crate) const LAST_WORDS: Duration = Duration::from_millis(200);
 /// What the primary says to who started it, as one line on standard output.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum News {
+pub(crate) enum StartupReport {
     /// All workers are ready.
     Ready { name: String, pid: u32, workers: usize, listeners: Vec<String> },
     /// Some are, and the app goes on.
     Partly { ready: usize, wanted: usize, reason: String },
     /// They are not, and will not be.
-    Failed { reason: String, nonsense: bool },
+    Failed { reason: String, usage: bool },
 }
 
 /// Who waits for this primary to be ready.
 #[derive(Debug, Default)]
-pub(crate) struct Starter {
+pub(crate) struct StartupReporter {
     /// Somebody waits to hear how it goes.
     awaited: bool,
     told: Mutex<bool>,
@@ -54,12 +54,12 @@ pub(crate) struct Starter {
     last_end: Mutex<Option<String>>,
 }
 
-impl Starter {
+impl StartupReporter {
     /// Leaves the terminal behind.
-    pub(crate) fn new(awaited: bool) -> Starter {
+    pub(crate) fn new(awaited: bool) -> StartupReporter {
         // It is no leader of a group, so this cannot fail.
         let _ = rustix::process::setsid();
-        Starter { awaited, ..Starter::default() }
+        StartupReporter { awaited, ..StartupReporter::default() }
     }
 
     pub(crate) fn is_awaited(&self) -> bool {
@@ -77,12 +77,12 @@ impl Starter {
     }
 
     /// Says how it went, if that was not said before.
-    pub(crate) fn tell(&self, news: &News) {
+    pub(crate) fn send(&self, startup: &StartupReport) {
         let Ok(mut told) = self.told.lock() else { return };
         if std::mem::replace(&mut *told, true) {
             return;
         }
-        let line = serde_json::to_string(news).unwrap_or_default();
+        let line = serde_json::to_string(startup).unwrap_or_default();
         let mut out = std::io::stdout().lock();
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());
         // Its end is what is waited for.
@@ -111,12 +111,12 @@ impl Starter {
         if let Some(end) = snapshot.last_end {
             reason.push_str(&format!("; the last unexpected end: {end}"));
         }
-        self.tell(&News::Failed { reason: reason + &last_lines(fallen), nonsense: false });
+        self.send(&StartupReport::Failed { reason: reason + &last_lines(fallen), usage: false });
         let _ = cluster.stop();
     }
 
     fn tell_partly(&self, snapshot: &Snapshot, reason: String) {
-        self.tell(&News::Partly { ready: snapshot.ready, wanted: snapshot.wanted.unwrap_or(1), reason });
+        self.send(&StartupReport::Partly { ready: snapshot.ready, wanted: snapshot.wanted.unwrap_or(1), reason });
     }
 
     async fn watch_on(&self, cluster: &Cluster, name: &str, fallen: &mut Option<WorkerHandle>) {
@@ -129,7 +129,7 @@ impl Starter {
                     Some(Event::Exit(worker, how)) if !how.is_success() => *fallen = Some(worker),
                     Some(Event::Supervision(progress @ Progress::GivingUp(_))) => {
                         let reason = Event::Supervision(progress).to_string() + &last_lines(fallen.take());
-                        self.tell(&News::Failed { reason, nonsense: false });
+                        self.send(&StartupReport::Failed { reason, usage: false });
                         let _ = cluster.stop();
                         return;
                     }
@@ -150,7 +150,7 @@ impl Starter {
                     }
                     if snapshot.phase == Phase::Running {
                         let listeners = snapshot.listeners.into_iter().map(|listener| listener.address).collect();
-                        self.tell(&News::Ready { name: name.to_owned(), pid: snapshot.pid, workers: ready, listeners });
+                        self.send(&StartupReport::Ready { name: name.to_owned(), pid: snapshot.pid, workers: ready, listeners });
                         return;
                     }
                 }
@@ -166,21 +166,21 @@ fn last_lines(fallen: Option<WorkerHandle>) -> String {
 }
 
 /// `troop start`, on the side of who waits.
-pub(crate) fn start(args: &Start) -> Result<(), Trouble> {
-    let names = names(&args.run).map_err(Trouble::Nonsense)?;
+pub(crate) fn start(args: &Start) -> Result<(), CliError> {
+    let names = names(&args.run).map_err(CliError::Usage)?;
     let interrupted = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(SIGINT, interrupted.clone()).map_err(|e| Trouble::Io("catch signals".into(), e))?;
+    signal_hook::flag::register(SIGINT, interrupted.clone()).map_err(|e| CliError::Io("catch signals".into(), e))?;
     let mut failed = None;
     for (at, name) in names.iter().enumerate() {
         if interrupted.load(Ordering::Acquire) {
-            log::say(&format!("troop: not started: {}", names[at..].join(", ")));
+            log::line(&format!("troop: not started: {}", names[at..].join(", ")));
             break;
         }
         // Each app by itself; the others start all the same.
-        if let Err(trouble) = start_one(args, name, &interrupted)
-            && let Some(before) = failed.replace(trouble)
+        if let Err(error) = start_one(args, name, &interrupted)
+            && let Some(before) = failed.replace(error)
         {
-            log::say(&format!("troop: {before}"));
+            log::line(&format!("troop: {before}"));
         }
     }
     failed.map_or(Ok(()), Err)
@@ -194,24 +194,24 @@ fn names(run: &Run) -> Result<Vec<String>, String> {
             config::choose_environment(name);
         }
     }
-    Ok(match plan::file_of(run)? {
+    Ok(match resolve::file_of(run)? {
         Some((_, None)) if run.pm2.names_interpreter() => {
             return Err("--interpreter is for a program that is named on the command line".into());
         }
         Some((file, None)) => {
             let (apps, warnings) = config::read_with_warnings(&file)?;
-            warnings.iter().for_each(|warning| log::say(&format!("troop: {}: {warning}", file.display())));
+            warnings.iter().for_each(|warning| log::line(&format!("troop: {}: {warning}", file.display())));
             apps.into_keys().collect()
         }
         _ => vec![String::new()],
     })
 }
 
-fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), Trouble> {
+fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), CliError> {
     // What makes no sense is said here, where somebody reads it.
-    let (plan, source) = plan::plan(args.run.clone(), Some(name)).map_err(Trouble::Nonsense)?;
-    source.doubts(&plan).iter().for_each(|doubt| log::say(&format!("troop: {doubt}")));
-    let doing = |e| Trouble::Io("start the primary".into(), e);
+    let (resolved, source) = resolve::resolve(args.run.clone(), Some(name)).map_err(CliError::Usage)?;
+    source.doubts(&resolved).iter().for_each(|doubt| log::line(&format!("troop: {doubt}")));
+    let doing = |e| CliError::Io("start the primary".into(), e);
     let mut child = Command::new("/proc/self/exe")
         .arg0("troop")
         .args(std::env::args_os().skip(1))
@@ -221,22 +221,22 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), T
         .stderr(Stdio::null())
         .spawn()
         .map_err(doing)?;
-    let shown = plan.name.clone().unwrap_or_else(|| plan.usual_name.clone());
+    let shown = resolved.name.clone().unwrap_or_else(|| resolved.usual_name.clone());
     if args.no_wait {
         report(args.json, &serde_json::json!({ "name": shown, "pid": child.id(), "state": "starting" }), || {
             format!("{shown}: starting")
         });
         return Ok(());
     }
-    let (sender, news) = std::sync::mpsc::channel();
+    let (sender, startup) = std::sync::mpsc::channel();
     let pipe = child.stdout.take().ok_or_else(|| doing(std::io::ErrorKind::BrokenPipe.into()))?;
     std::thread::spawn(move || {
         let mut line = String::new();
         let read = BufReader::new(pipe).read_line(&mut line);
         let _ = sender.send(read.map(|_| line));
     });
-    let fail = |text: String| Err(Trouble::Failed(Failure::new("failed", text)));
-    let answer = match wait_for(&news, patience(&plan) + ENDING, interrupted) {
+    let fail = |text: String| Err(CliError::Failed(Failure::new("failed", text)));
+    let answer = match wait_for(&startup, patience(&resolved) + ENDING, interrupted) {
         Some(answer) => answer,
         None if is_on_its_own(&mut child) => {
             return fail(format!(
@@ -247,39 +247,39 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), T
     };
     match answer {
         Ok(Ok(line)) => match serde_json::from_str(&line) {
-            Ok(News::Ready { name, pid, workers, listeners }) => {
+            Ok(StartupReport::Ready { name, pid, workers, listeners }) => {
                 let state = serde_json::json!({ "name": name, "pid": pid, "state": "running", "workers": workers, "listeners": listeners });
                 let on = if listeners.is_empty() { String::new() } else { format!(" on {}", listeners.join(", ")) };
                 report(args.json, &state, || format!("{name}: {workers} workers ready{on}"));
                 Ok(())
             }
-            Ok(News::Partly { ready, wanted, reason }) => fail(format!(
+            Ok(StartupReport::Partly { ready, wanted, reason }) => fail(format!(
                 "{shown}: not all workers are ready, {ready} of {wanted}, {reason}; it goes on: see `troop show` and `troop logs`"
             )),
-            Ok(News::Failed { reason, nonsense }) => {
+            Ok(StartupReport::Failed { reason, usage }) => {
                 // So that nothing of it is to be seen any more.
                 let deadline = Instant::now() + ENDING;
                 while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
                     std::thread::sleep(Duration::from_millis(5));
                 }
-                if nonsense { Err(Trouble::Nonsense(reason)) } else { fail(format!("{shown}: {reason}")) }
+                if usage { Err(CliError::Usage(reason)) } else { fail(format!("{shown}: {reason}")) }
             }
             Err(_) => fail(format!("{shown}: the primary ended without a word: {}", ended(&mut child))),
         },
         Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => fail(format!("{shown}: the primary ended: {}", ended(&mut child))),
         Err(RecvTimeoutError::Timeout) => fail(format!(
             "{shown}: not all workers are ready after {:.0?}; it goes on: see `troop show` and `troop logs`",
-            patience(&plan)
+            patience(&resolved)
         )),
     }
 }
 
 /// What the primary says, or that it does not; `None` if Ctrl-C was pressed before that.
-fn wait_for<T>(news: &Receiver<T>, patience: Duration, interrupted: &AtomicBool) -> Option<Result<T, RecvTimeoutError>> {
+fn wait_for<T>(startup: &Receiver<T>, patience: Duration, interrupted: &AtomicBool) -> Option<Result<T, RecvTimeoutError>> {
     let deadline = Instant::now() + patience;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match news.recv_timeout(left.min(LOOK)) {
+        match startup.recv_timeout(left.min(LOOK)) {
             Ok(said) => return Some(Ok(said)),
             Err(_) if interrupted.load(Ordering::Acquire) => return None,
             Err(RecvTimeoutError::Timeout) if left > LOOK => {}
@@ -305,8 +305,8 @@ fn is_on_its_own(child: &mut std::process::Child) -> bool {
     false
 }
 
-pub(crate) fn patience(plan: &Plan) -> Duration {
-    plan.app.ready_timeout.map_or(Duration::from_secs(30), |time| time.0) + MARGIN
+pub(crate) fn patience(resolved: &ResolvedApp) -> Duration {
+    resolved.app.ready_timeout.map_or(Duration::from_secs(30), |time| time.0) + MARGIN
 }
 
 fn ended(child: &mut std::process::Child) -> String {

@@ -24,13 +24,13 @@ pub(crate) struct Watched {
     watcher: RecommendedWatcher,
     changes: Receiver<PathBuf>,
     delay: Duration,
-    heeded: Heeded,
+    heeded: WatchFilter,
     directories: usize,
 }
 
 /// What matters.
 #[derive(Debug, Clone)]
-struct Heeded {
+struct WatchFilter {
     /// Directories with all that is in them, and files.
     roots: Vec<PathBuf>,
     ignore: Vec<String>,
@@ -62,10 +62,10 @@ pub(crate) fn check(watch: &Watch, cwd: Option<&Path>) -> Result<(), String> {
 pub(crate) fn start(watch: &Watch, cwd: Option<&Path>, own: Vec<PathBuf>) -> Result<Watched, String> {
     let roots = roots(watch, cwd)?;
     let own = own.into_iter().map(found_or_not).collect();
-    let heeded = Heeded { roots, ignore: watch.ignore.clone(), own };
+    let heeded = WatchFilter { roots, ignore: watch.ignore.clone(), own };
     let (sender, changes) = channel(MAX_CHANGES);
     let matters = heeded.clone();
-    let heed = move |event: notify::Result<notify::Event>| {
+    let notice = move |event: notify::Result<notify::Event>| {
         let Ok(event) = event else { return };
         if matches!(event.kind, EventKind::Access(_) | EventKind::Modify(notify::event::ModifyKind::Metadata(_))) {
             return;
@@ -75,7 +75,7 @@ pub(crate) fn start(watch: &Watch, cwd: Option<&Path>, own: Vec<PathBuf>) -> Res
             let _ = sender.try_send(path);
         }
     };
-    let watcher = notify::recommended_watcher(heed).map_err(|e| format!("cannot watch files: {e}"))?;
+    let watcher = notify::recommended_watcher(notice).map_err(|e| format!("cannot watch files: {e}"))?;
     let delay = watch.delay.map_or(Duration::from_millis(200), |delay| delay.0);
     let mut watched = Watched { watcher, changes, delay, heeded, directories: 0 };
     for root in watched.heeded.roots.clone() {
@@ -93,7 +93,7 @@ fn found_or_not(path: PathBuf) -> PathBuf {
     path.canonicalize().ok().or(beside).unwrap_or(path)
 }
 
-impl Heeded {
+impl WatchFilter {
     fn heeds(&self, path: &Path) -> bool {
         let is_own = |own: &PathBuf| path.to_string_lossy().starts_with(&*own.to_string_lossy());
         let is_below =
@@ -129,7 +129,7 @@ impl Watched {
         if path.is_dir()
             && let Err(e) = self.add(path.to_owned())
         {
-            crate::log::say(&format!("troop: {e}"));
+            crate::log::line(&format!("troop: {e}"));
         }
     }
 

@@ -265,8 +265,8 @@ fn a_program_runs_alone_without_workers() {
         Command::new(env!("CARGO_BIN_EXE_troop")).args(["run", "-w", "0", "--env", "A=b", &path, "--verbose"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.trim_end().ends_with(" false true --verbose b"), "{text}");
-    let refused = Command::new(env!("CARGO_BIN_EXE_troop")).args(["run", "-w", "0", "-b", "0", &path]).output().unwrap();
-    assert!(refused.status.code() == Some(2) && String::from_utf8_lossy(&refused.stderr).contains("alone"));
+    let error = Command::new(env!("CARGO_BIN_EXE_troop")).args(["run", "-w", "0", "-b", "0", &path]).output().unwrap();
+    assert!(error.status.code() == Some(2) && String::from_utf8_lossy(&error.stderr).contains("alone"));
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn what_a_worker_started_ends_with_it() {
 #[test]
 fn sockets_that_systemd_has_opened_are_used() {
     // As systemd starts a program: descriptors from 3 on, and its own number in LISTEN_PID.
-    let starter = "
+    let reporter = "
 import os, socket, sys
 sockets = []
 for name in ('web', 'other'):
@@ -304,7 +304,7 @@ os.execv(args[0], args)
 ";
     let under_systemd = |args: &[&str]| {
         let mut command = Command::new("python3");
-        command.args(["-c", starter, env!("CARGO_BIN_EXE_troop"), "run", "--log", "json", "-w", "2"]).args(args);
+        command.args(["-c", reporter, env!("CARGO_BIN_EXE_troop"), "run", "--log", "json", "-w", "2"]).args(args);
         let mut app = start(command);
         let ports: Vec<u16> = app.event_line().unwrap().split(' ').map(|port| port.parse().unwrap()).collect();
         (app, ports)

@@ -117,8 +117,8 @@ fn limits_can_come_with_a_reload_and_with_a_start_in_the_background() {
     let limited = format!("{plain}[app.web.cgroup.other]\n\"{file}\" = \"{value}\"\n");
     let server = "require('http').createServer((q, s) => s.end()).listen(0, '127.0.0.1')";
     let home = Home::with(&[("server.js", server), ("troop.toml", plain)]);
-    let starter = troop(&home, &own.0, "start web").wait_with_output().unwrap();
-    assert!(starter.status.success(), "{}", String::from_utf8_lossy(&starter.stderr));
+    let reporter = troop(&home, &own.0, "start web").wait_with_output().unwrap();
+    assert!(reporter.status.success(), "{}", String::from_utf8_lossy(&reporter.stderr));
     assert_eq!(own.groups(), [""; 0]);
     fs::write(home.path().join("troop.toml"), &limited).unwrap();
     home.fine(&["reload", "web"]);
@@ -127,8 +127,8 @@ fn limits_can_come_with_a_reload_and_with_a_start_in_the_background() {
     home.fine(&["stop", "web"]);
     // Now it has them from the start, while the one that waits for it is there too.
     let Some(own) = Own::make() else { return };
-    let starter = troop(&home, &own.0, "start web").wait_with_output().unwrap();
-    assert!(starter.status.success(), "{}", String::from_utf8_lossy(&starter.stderr));
+    let reporter = troop(&home, &own.0, "start web").wait_with_output().unwrap();
+    assert!(reporter.status.success(), "{}", String::from_utf8_lossy(&reporter.stderr));
     assert_eq!(own.groups().iter().filter(|name| name.contains("worker")).count(), 2, "{:?}", own.groups());
     home.fine(&["stop", "web"]);
 }

@@ -17,26 +17,26 @@ const STALE_AFTER: Duration = Duration::from_secs(2);
 
 /// Why something could not be done.
 #[derive(Debug)]
-pub(crate) enum Trouble {
+pub(crate) enum CliError {
     /// There is no such app.
     NoApp(String),
     /// A file makes no sense.
-    Nonsense(String),
+    Usage(String),
     /// The app says so.
     Failed(Failure),
     /// It cannot be talked to.
     Io(String, io::Error),
 }
 
-impl std::fmt::Display for Trouble {
+impl std::fmt::Display for CliError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Trouble::NoApp(text) | Trouble::Nonsense(text) => f.write_str(text),
-            Trouble::Failed(failure) => f.write_str(&failure.message),
-            Trouble::Io(doing, e) if e.kind() == io::ErrorKind::WouldBlock => {
+            CliError::NoApp(text) | CliError::Usage(text) => f.write_str(text),
+            CliError::Failed(failure) => f.write_str(&failure.message),
+            CliError::Io(doing, e) if e.kind() == io::ErrorKind::WouldBlock => {
                 write!(f, "{doing}: there is no answer within {} s; is its process stopped?", PATIENCE.as_secs())
             }
-            Trouble::Io(doing, e) => write!(f, "{doing}: {e}"),
+            CliError::Io(doing, e) => write!(f, "{doing}: {e}"),
         }
     }
 }
@@ -57,8 +57,8 @@ impl Client {
     }
 
     /// Connects. `None` if no app of this name runs.
-    fn connect(name: &str) -> Result<Option<Client>, Trouble> {
-        let doing = |e| Trouble::Io(format!("connect to {name}"), e);
+    fn connect(name: &str) -> Result<Option<Client>, CliError> {
+        let doing = |e| CliError::Io(format!("connect to {name}"), e);
         match place::connect(name) {
             Ok(stream) => Ok(Some(Client { name: name.to_owned(), stream: BufReader::new(stream), used: Instant::now() })),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
@@ -67,9 +67,9 @@ impl Client {
     }
 
     /// Asks, shows what comes before the answer, and returns that.
-    pub(crate) fn ask(&mut self, ask: Ask, each: impl FnMut(&Value)) -> Result<Value, Trouble> {
+    pub(crate) fn ask(&mut self, ask: Ask, each: impl FnMut(&Value)) -> Result<Value, CliError> {
         if self.used.elapsed() > STALE_AFTER {
-            let ended = || Trouble::Failed(Failure::new("over", format!("{} has ended", self.name)));
+            let ended = || CliError::Failed(Failure::new("over", format!("{} has ended", self.name)));
             *self = Client::connect(&self.name)?.ok_or_else(ended)?;
         }
         let answer = self.talk(ask, each);
@@ -77,8 +77,8 @@ impl Client {
         answer
     }
 
-    fn talk(&mut self, ask: Ask, mut each: impl FnMut(&Value)) -> Result<Value, Trouble> {
-        let doing = |e| Trouble::Io(format!("talk to {}", self.name), e);
+    fn talk(&mut self, ask: Ask, mut each: impl FnMut(&Value)) -> Result<Value, CliError> {
+        let doing = |e| CliError::Io(format!("talk to {}", self.name), e);
         let mut line = serde_json::to_vec(&Request { troop: VERSION, ask: ask.clone() }).map_err(|e| doing(e.into()))?;
         line.push(b'\n');
         // What takes as long as workers do is waited for; everything else is answered at once.
@@ -88,19 +88,19 @@ impl Client {
         loop {
             let mut line = String::new();
             if self.stream.read_line(&mut line).map_err(doing)? == 0 {
-                return Err(Trouble::Failed(Failure::new("over", format!("{} has ended", self.name))));
+                return Err(CliError::Failed(Failure::new("over", format!("{} has ended", self.name))));
             }
             match serde_json::from_str(&line).map_err(|e| doing(e.into()))? {
                 Answer::Event(event) => each(&event),
                 Answer::Done(value) => return Ok(value),
-                Answer::Failed(failure) => return Err(Trouble::Failed(failure)),
+                Answer::Failed(failure) => return Err(CliError::Failed(failure)),
             }
         }
     }
 
-    pub(crate) fn snapshot(&mut self) -> Result<App, Trouble> {
+    pub(crate) fn snapshot(&mut self) -> Result<App, CliError> {
         let value = self.ask(Ask::Snapshot, |_| {})?;
-        serde_json::from_value(value).map_err(|e| Trouble::Io(format!("understand {}", self.name), e.into()))
+        serde_json::from_value(value).map_err(|e| CliError::Io(format!("understand {}", self.name), e.into()))
     }
 
     /// Waits until the app's process has ended.
@@ -112,43 +112,43 @@ impl Client {
 }
 
 /// All apps that run.
-pub(crate) fn all() -> Result<Vec<Client>, Trouble> {
-    let names = place::names().map_err(|e| Trouble::Io("look for apps".into(), e))?;
+pub(crate) fn all() -> Result<Vec<Client>, CliError> {
+    let names = place::names().map_err(|e| CliError::Io("look for apps".into(), e))?;
     names.iter().filter_map(|name| Client::connect(name).transpose()).collect()
 }
 
 /// An app, and one worker of it if there is a number: `web:3`.
-pub(crate) fn target(text: Option<&str>) -> Result<(Option<&str>, Option<u32>), Trouble> {
+pub(crate) fn target(text: Option<&str>) -> Result<(Option<&str>, Option<u32>), CliError> {
     match text.and_then(|text| text.split_once(':')) {
         None => Ok((text, None)),
         Some((app, number)) => match number.parse() {
             Ok(number) => Ok((Some(app).filter(|app| !app.is_empty()), Some(number))),
-            Err(_) => Err(Trouble::Nonsense(format!("{number:?} must be a worker's number, as `troop show` has them"))),
+            Err(_) => Err(CliError::Usage(format!("{number:?} must be a worker's number, as `troop show` has them"))),
         },
     }
 }
 
 /// The apps that are meant: one by its name, all, or, without a target, the only one.
-pub(crate) fn find(target: Option<&str>) -> Result<Vec<Client>, Trouble> {
+pub(crate) fn find(target: Option<&str>) -> Result<Vec<Client>, CliError> {
     let running = |clients: &[Client]| match clients {
         [] => "no app is running".to_owned(),
         clients => format!("running: {}", clients.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ")),
     };
     match target {
         Some("all") => match all()? {
-            clients if clients.is_empty() => Err(Trouble::NoApp(running(&clients))),
+            clients if clients.is_empty() => Err(CliError::NoApp(running(&clients))),
             clients => Ok(clients),
         },
         Some(name) => match Client::connect(name)? {
             Some(client) => Ok(vec![client]),
-            None => Err(Trouble::NoApp(format!("there is no app {name:?}; {}", running(&all()?)))),
+            None => Err(CliError::NoApp(format!("there is no app {name:?}; {}", running(&all()?)))),
         },
         None => {
             let clients = all()?;
             match clients.len() {
                 1 => Ok(clients),
-                0 => Err(Trouble::NoApp(running(&clients))),
-                _ => Err(Trouble::NoApp(format!("which app, or `all`? {}", running(&clients)))),
+                0 => Err(CliError::NoApp(running(&clients))),
+                _ => Err(CliError::NoApp(format!("which app, or `all`? {}", running(&clients)))),
             }
         }
     }

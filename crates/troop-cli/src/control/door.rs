@@ -43,7 +43,7 @@ impl Door {
     }
 
     /// Waits for a client's request: a line. `None` if it has left, was sent away, or has said too much or nothing in time.
-    pub(super) async fn hear(&self, stream: Arc<UnixStream>) -> Option<(Vec<u8>, UnixStream)> {
+    pub(super) async fn read_request(&self, stream: Arc<UnixStream>) -> Option<(Vec<u8>, UnixStream)> {
         let request = timeout(REQUEST_TIMEOUT, read_line(&stream)).await;
         self.silent.lock().unwrap_or_else(PoisonError::into_inner).retain(|client| !Arc::ptr_eq(client, &stream));
         let line = request.ok()?.ok()?;

@@ -20,10 +20,10 @@ use super::{Answer, App, Ask, Failure, Request, VERSION};
 use crate::log;
 use crate::logs::place::files;
 use crate::logs::writer::Queue;
-use crate::plan::{Plan, Source};
+use crate::resolve::{ResolvedApp, Source};
 use crate::restart::Restarting;
 use crate::signals::Signals;
-use crate::start::{Starter, patience};
+use crate::start::{StartupReporter, patience};
 use crate::watch::Watched;
 
 /// Clients that are served at a time.
@@ -44,13 +44,13 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(crate) struct Identity {
     pub(crate) name: String,
-    pub(crate) plan: Plan,
+    pub(crate) resolved: ResolvedApp,
     pub(crate) source: Source,
     /// What workers print, if it passes through this process.
     pub(crate) queue: Option<Arc<Queue>>,
     pub(crate) restarting: Arc<Restarting>,
     /// Who waits for it to be ready.
-    pub(crate) starter: Option<Arc<Starter>>,
+    pub(crate) reporter: Option<Arc<StartupReporter>>,
 }
 
 /// Answers whoever comes (if anybody can), obeys signals and heeds changes of files, until the process ends.
@@ -62,14 +62,14 @@ pub(crate) fn start(
     watched: Option<Watched>,
 ) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let Identity { name, plan, source, queue, restarting, starter } = identity;
-    let patience = patience(&plan);
+    let Identity { name, resolved, source, queue, restarting, reporter } = identity;
+    let patience = patience(&resolved);
     let server = Arc::new(Server {
         cluster,
         name,
         source,
-        started: plan.clone(),
-        plan: Mutex::new(plan),
+        started: resolved.clone(),
+        resolved: Mutex::new(resolved),
         queue,
         restarting,
         waiting: Semaphore::new(1),
@@ -81,22 +81,22 @@ pub(crate) fn start(
     });
     let serve = move || {
         runtime.block_on(async {
-            if let Some(starter) = starter {
+            if let Some(reporter) = reporter {
                 let server = server.clone();
-                tokio::spawn(async move { starter.watch(&server.cluster, &server.name, patience).await });
+                tokio::spawn(async move { reporter.watch(&server.cluster, &server.name, patience).await });
             }
             let cluster = server.cluster.clone();
-            tokio::spawn(async move { settle(&cluster).await });
+            tokio::spawn(async move { report_start(&cluster).await });
             if let Some(mut watched) = watched {
                 let server = server.clone();
                 tokio::spawn(async move {
                     while let Some(what) = watched.changed().await {
-                        log::say(&format!("troop: {what} has changed"));
+                        log::line(&format!("troop: {what} has changed"));
                         server.reload_unasked().await;
                     }
                 });
             }
-            tokio::spawn(server.clone().heed(signals));
+            tokio::spawn(server.clone().handle_signals(signals));
             let Some(listener) = listener else { return std::future::pending().await };
             let ready = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
             let Ok(listener) = ready else { return std::future::pending().await };
@@ -108,7 +108,7 @@ pub(crate) fn start(
                 };
                 let stream = server.door.enter(stream);
                 let server = server.clone();
-                tokio::spawn(async move { server.attend(stream).await });
+                tokio::spawn(async move { server.serve_client(stream).await });
                 // Those that were sent away go before the next one comes.
                 tokio::task::yield_now().await;
             }
@@ -119,7 +119,7 @@ pub(crate) fn start(
 }
 
 /// When all workers are ready, what was needed for that is not needed any more.
-async fn settle(cluster: &Cluster) {
+async fn report_start(cluster: &Cluster) {
     for _ in 0..SETTLE_LOOKS {
         tokio::time::sleep(SETTLE_LOOK).await;
         let Ok(snapshot) = cluster.snapshot().await else { return };
@@ -136,9 +136,9 @@ struct Server {
     name: String,
     source: Source,
     /// What was started, of which some cannot be changed.
-    started: Plan,
+    started: ResolvedApp,
     /// What runs, as far as it was planned.
-    plan: Mutex<Plan>,
+    resolved: Mutex<ResolvedApp>,
     queue: Option<Arc<Queue>>,
     restarting: Arc<Restarting>,
     /// For the one who waits for that to be over, to do it again.
@@ -154,7 +154,7 @@ struct Server {
 /// The client has gone, or does not take what it asked for.
 struct Gone;
 
-async fn say(stream: &mut UnixStream, answer: &Answer) -> Result<(), Gone> {
+async fn send_answer(stream: &mut UnixStream, answer: &Answer) -> Result<(), Gone> {
     let mut line = serde_json::to_vec(answer).map_err(|_| Gone)?;
     line.push(b'\n');
     match timeout(PATIENCE, stream.write_all(&line)).await {
@@ -164,26 +164,26 @@ async fn say(stream: &mut UnixStream, answer: &Answer) -> Result<(), Gone> {
 }
 
 impl Server {
-    async fn attend(&self, stream: Arc<UnixStream>) {
+    async fn serve_client(&self, stream: Arc<UnixStream>) {
         // The directory keeps others out; this is the second lock on the door.
         let own = rustix::process::geteuid().as_raw();
         if !stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0) {
             return;
         }
-        let Some((line, mut stream)) = self.door.hear(stream).await else { return };
+        let Some((line, mut stream)) = self.door.read_request(stream).await else { return };
         let _place = self.served.try_acquire();
         let answer = match parse(&line) {
             Ok(_) if _place.is_err() => Err(Failure::new("busy", format!("{MOST_CLIENTS} clients are being served; try again"))),
-            Ok(ask) => match self.obey(ask, &mut stream).await {
+            Ok(ask) => match self.handle_request(ask, &mut stream).await {
                 Ok(result) => result,
                 Err(Gone) => return,
             },
             Err(failure) => Err(failure),
         };
-        let _ = say(&mut stream, &answer.map_or_else(Answer::Failed, Answer::Done)).await;
+        let _ = send_answer(&mut stream, &answer.map_or_else(Answer::Failed, Answer::Done)).await;
     }
 
-    async fn obey(&self, ask: Ask, stream: &mut UnixStream) -> Result<Result<Value, Failure>, Gone> {
+    async fn handle_request(&self, ask: Ask, stream: &mut UnixStream) -> Result<Result<Value, Failure>, Gone> {
         Ok(match ask {
             Ask::Snapshot => self.snapshot().await,
             Ask::Reload { worker: None, allow_moved } => self.reload(Some(stream), allow_moved).await,
@@ -193,7 +193,7 @@ impl Server {
             Ask::Schedule { listener, policy } => self.schedule(listener, &policy).await,
             Ask::Signal { signal, worker } => self.signal(signal, worker).await,
             Ask::Send { message, worker, wait_ms } => {
-                if !self.plan().app.bind.is_empty() {
+                if !self.resolved().app.bind.is_empty() {
                     let text = "its workers take sockets by activation, and have no channel for messages";
                     return Ok(Err(Failure::new("failed", text)));
                 }
@@ -214,7 +214,7 @@ impl Server {
                 if let Err(e) = self.cluster.stop() {
                     return Ok(Err(failed(&e)));
                 }
-                say(stream, &Answer::Done(json!({ "restarting": true }))).await?;
+                send_answer(stream, &Answer::Done(json!({ "restarting": true }))).await?;
                 std::future::pending().await
             }
             Ask::Stop { quick } => {
@@ -231,7 +231,7 @@ impl Server {
                 if let Err(e) = (0..calls).try_for_each(|_| self.cluster.stop()) {
                     return Ok(Err(failed(&e)));
                 }
-                say(stream, &Answer::Done(json!({ "stopping": true }))).await?;
+                send_answer(stream, &Answer::Done(json!({ "stopping": true }))).await?;
                 // The process ends before this does, and that is what the client waits for.
                 std::future::pending().await
             }
@@ -241,7 +241,7 @@ impl Server {
 
     async fn snapshot(&self) -> Result<Value, Failure> {
         let snapshot = self.cluster.snapshot().await.map_err(|e| failed(&e))?;
-        let (name, program) = (self.name.clone(), Path::new(&self.plan().program).display().to_string());
+        let (name, program) = (self.name.clone(), Path::new(&self.resolved().program).display().to_string());
         let app = App {
             name,
             program,
@@ -259,21 +259,22 @@ impl Server {
         if self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase == Phase::Stopping {
             return Err(Failure::new("busy", "the app is stopping"));
         }
-        let (plan, _) = self.source.next().await.map_err(|text| Failure::new("bad-request", text))?;
-        plan.setup().map(drop).map_err(|e| Failure::new("bad-request", e.chain()))
+        let (resolved, _) = self.source.next().await.map_err(|text| Failure::new("bad-request", text))?;
+        resolved.setup().map(drop).map_err(|e| Failure::new("bad-request", e.chain()))
     }
 
     fn logs(&self) -> Value {
-        let plan = self.plan();
-        let (to, _) = plan.output();
+        let resolved = self.resolved();
+        let (to, _) = resolved.output();
         let file = self.queue.as_ref().and_then(|queue| queue.path());
-        let cwd = plan.cwd.clone().unwrap_or_else(|| ".".into());
-        let errors = files(&self.name, &plan.app.output, &std::path::absolute(&cwd).unwrap_or(cwd)).1.filter(|_| file.is_some());
+        let cwd = resolved.cwd.clone().unwrap_or_else(|| ".".into());
+        let errors =
+            files(&self.name, &resolved.app.output, &std::path::absolute(&cwd).unwrap_or(cwd)).1.filter(|_| file.is_some());
         json!({ "to": to, "file": file, "error_file": errors })
     }
 
     /// Does what signals ask for.
-    async fn heed(self: Arc<Server>, signals: Signals) {
+    async fn handle_signals(self: Arc<Server>, signals: Signals) {
         let Signals { reload, reopen } = signals;
         let (Ok(mut reload), Ok(mut reopen)) = (UnixStream::from_std(reload), UnixStream::from_std(reopen)) else { return };
         loop {
@@ -303,7 +304,7 @@ impl Server {
         if let Err(failure) = self.reload(None, false).await
             && failure.kind != "failed"
         {
-            log::say(&format!("troop: not reloaded: {}", failure.message));
+            log::line(&format!("troop: not reloaded: {}", failure.message));
         }
     }
 
@@ -375,16 +376,16 @@ impl Server {
         Ok(json!({ "workers": reached }))
     }
 
-    fn plan(&self) -> Plan {
-        self.plan.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn resolved(&self) -> ResolvedApp {
+        self.resolved.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn is_planned(&self, plan: Plan) {
-        *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = plan;
+    fn is_planned(&self, resolved: ResolvedApp) {
+        *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) = resolved;
     }
 
     /// Has what else a plan changes used too, when its workers have proven good. Returns the listeners that change later.
-    async fn adopt(&self, before: &Plan, after: &Plan) -> Result<Vec<String>, Failure> {
+    async fn adopt(&self, before: &ResolvedApp, after: &ResolvedApp) -> Result<Vec<String>, Failure> {
         if before.workers() != after.workers() {
             self.cluster.scale(after.workers()).map_err(|e| failed(&e))?;
         }
@@ -417,10 +418,10 @@ impl Server {
             // A signal has asked for it.
             return busy();
         }
-        let before = self.plan();
+        let before = self.resolved();
         let (after, doubts) = self.source.next().await.map_err(|text| Failure::new("bad-request", text))?;
         let setup = after.setup().map_err(|e| Failure::new("bad-request", e.chain()))?;
-        doubts.iter().for_each(|doubt| log::say(&format!("troop: {doubt}")));
+        doubts.iter().for_each(|doubt| log::line(&format!("troop: {doubt}")));
         let (changes, _) = before.changes(&after);
         let (_, late) = self.started.changes(&after);
         let late = late.into_iter().map(|name| format!("{name} only at the next start"));
@@ -429,9 +430,12 @@ impl Server {
             let text = format!("changed: {}", changes.join("; "));
             match &mut stream {
                 Some(stream) => {
-                    drop(say(stream, &Answer::Event(json!({ "event": "changed", "changes": changes, "text": text }))).await);
+                    drop(
+                        send_answer(stream, &Answer::Event(json!({ "event": "changed", "changes": changes, "text": text })))
+                            .await,
+                    );
                 }
-                None => log::say(&format!("troop: {text}")),
+                None => log::line(&format!("troop: {text}")),
             }
         }
         let (replaced, started) = self.replace_all(Reload::new().setup(setup).allow_moved(allow_moved), stream).await?;
@@ -497,7 +501,7 @@ impl Server {
             }
             // Whoever has left, or does not listen, is not waited for a second time.
             if let Some(stream) = &mut stream {
-                is_heard = is_heard && say(stream, &Answer::Event(log::as_json(&event))).await.is_ok();
+                is_heard = is_heard && send_answer(stream, &Answer::Event(log::as_json(&event))).await.is_ok();
             }
         }
         Err(Failure::new("over", "the app is stopping"))
@@ -511,7 +515,7 @@ impl Server {
         loop {
             tokio::select! {
                 event = events.next() => match event {
-                    Some(event) => say(stream, &Answer::Event(log::as_json(&event))).await?,
+                    Some(event) => send_answer(stream, &Answer::Event(log::as_json(&event))).await?,
                     None => return Ok(Ok(json!({}))),
                 },
                 () = door::has_left(stream) => return Err(Gone),

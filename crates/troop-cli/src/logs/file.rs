@@ -181,7 +181,7 @@ impl LogFile {
             Err(e) => {
                 self.open = before;
                 if UnsafePath::is_cause_of(&e) && !std::mem::replace(&mut self.misled, true) {
-                    crate::log::say(&format!("troop: {}; lines go on into the file that was open before", self.cannot(&e)));
+                    crate::log::line(&format!("troop: {}; lines go on into the file that was open before", self.cannot(&e)));
                 }
             }
         }

@@ -13,7 +13,7 @@ use troop::text;
 use super::line::{self, Entry};
 use super::place;
 use crate::args::Logs;
-use crate::control::client::{self, Trouble};
+use crate::control::client::{self, CliError};
 use crate::control::{self, Ask, Failure};
 use crate::print;
 
@@ -37,20 +37,20 @@ struct Shown {
 }
 
 /// The files of the apps that are meant: those that run are asked, for others it is looked where they would be.
-fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, Trouble> {
+fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, CliError> {
     let clients = match client::find(args.app.as_deref()) {
         Ok(clients) => clients,
-        Err(Trouble::NoApp(text)) => {
+        Err(CliError::NoApp(text)) => {
             // What is no name is no part of a path.
             let name = args.app.as_deref().filter(|name| control::place::is_name(name)).unwrap_or_default();
             let old = place::remembered(name);
             return if old.is_empty() || name.is_empty() {
-                Err(Trouble::NoApp(text))
+                Err(CliError::NoApp(text))
             } else {
                 Ok(old.into_iter().map(|path| (name.to_owned(), path)).collect())
             };
         }
-        Err(trouble) => return Err(trouble),
+        Err(error) => return Err(error),
     };
     let (mut files, mut missing) = (Vec::new(), None);
     for mut client in clients {
@@ -68,10 +68,10 @@ fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, Trouble> {
         files.extend(paths.into_iter().map(|path| (name.clone(), path)));
     }
     match missing {
-        Some(text) if files.is_empty() => Err(Trouble::Failed(Failure::new("failed", text))),
+        Some(text) if files.is_empty() => Err(CliError::Failed(Failure::new("failed", text))),
         // The others are shown all the same.
         Some(text) => {
-            crate::log::say(&format!("troop: {text}"));
+            crate::log::line(&format!("troop: {text}"));
             Ok(files)
         }
         None => Ok(files),
@@ -79,13 +79,13 @@ fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, Trouble> {
 }
 
 /// `troop logs`.
-pub(crate) fn logs(args: &Logs) -> Result<(), Trouble> {
+pub(crate) fn logs(args: &Logs) -> Result<(), CliError> {
     let files = files(args)?;
     let several = files.iter().any(|(name, _)| *name != files[0].0);
     let mut shown = Vec::new();
     for (name, path) in files {
         let wants = |line: &str| args.wants(&line::read(line));
-        let reading = |e| Trouble::Io(format!("read {}", path.display()), e);
+        let reading = |e| CliError::Io(format!("read {}", path.display()), e);
         let (mut lines, reader) = last_lines(&path, args.lines, wants).map_err(reading)?;
         // Those that were put aside, as far as they are needed.
         for number in 1..=MOST_ASIDE {

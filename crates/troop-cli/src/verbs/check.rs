@@ -48,13 +48,13 @@ pub(crate) fn check(args: &Check) -> Result<(), String> {
             json!({ "file": file, "apps": names, "warnings": warnings, "notes": notes, "problems": problems })
         );
     } else {
-        warnings.iter().for_each(|warning| log::say(&format!("troop: {}: {warning}", file.display())));
+        warnings.iter().for_each(|warning| log::line(&format!("troop: {}: {warning}", file.display())));
     }
     if !problems.is_empty() {
         return Err(problems.join("\n"));
     }
     if !args.json {
-        notes.iter().for_each(|note| log::say(&format!("troop: {note}")));
+        notes.iter().for_each(|note| log::line(&format!("troop: {note}")));
         let _ = writeln!(out, "{}: {} is fine", file.display(), names.join(", "));
     }
     Ok(())

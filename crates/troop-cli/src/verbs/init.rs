@@ -49,7 +49,7 @@ pub(crate) fn init(args: &Init) -> Result<(), String> {
         return Ok(());
     }
     for warning in warnings {
-        crate::log::say(&format!("troop: {warning}"));
+        crate::log::line(&format!("troop: {warning}"));
     }
     let _ = writeln!(out, "{shown}: {}; `troop check` looks at it, `troop run` or `troop start` runs it", names.join(", "));
     Ok(())

@@ -8,12 +8,12 @@ use troop::{Phase, Snapshot, WorkerSnapshot, WorkerState};
 
 use super::table::{self, size, time};
 use crate::args::{Events, Look};
-use crate::control::client::{self, Trouble};
+use crate::control::client::{self, CliError};
 use crate::control::{App, Ask, Failure};
 use crate::{log, print};
 
 /// All, or those that are named. One that ends while it is looked at is not there.
-fn snapshots(target: Option<&str>) -> Result<Vec<App>, Trouble> {
+fn snapshots(target: Option<&str>) -> Result<Vec<App>, CliError> {
     let clients = match target {
         None => client::all()?,
         target => client::find(target)?,
@@ -22,9 +22,9 @@ fn snapshots(target: Option<&str>) -> Result<Vec<App>, Trouble> {
     for mut client in clients {
         match client.snapshot() {
             Ok(app) => apps.push(app),
-            Err(Trouble::Failed(failure)) if failure.kind == "over" => {}
+            Err(CliError::Failed(failure)) if failure.kind == "over" => {}
             // The others are shown all the same.
-            Err(trouble) => log::say(&format!("troop: {trouble}")),
+            Err(error) => log::line(&format!("troop: {error}")),
         }
     }
     Ok(apps)
@@ -71,7 +71,7 @@ fn print_json(value: &impl serde::Serialize) {
 }
 
 /// `troop ls`.
-pub(crate) fn ls(args: &Look) -> Result<(), Trouble> {
+pub(crate) fn ls(args: &Look) -> Result<(), CliError> {
     let apps = snapshots(args.app.as_deref())?;
     if args.json {
         print_json(&apps);
@@ -102,7 +102,7 @@ pub(crate) fn ls(args: &Look) -> Result<(), Trouble> {
 }
 
 /// `troop show`.
-pub(crate) fn show(args: &Look) -> Result<(), Trouble> {
+pub(crate) fn show(args: &Look) -> Result<(), CliError> {
     let mut apps = Vec::new();
     let (app, worker) = client::target(args.app.as_deref())?;
     for mut client in client::find(app)? {
@@ -110,7 +110,7 @@ pub(crate) fn show(args: &Look) -> Result<(), Trouble> {
         if let Some(number) = worker {
             app.snapshot.workers.retain(|worker| worker.id.0 == number);
             if app.snapshot.workers.is_empty() {
-                return Err(Trouble::Failed(Failure::new("no-worker", format!("{} has no worker {number}", app.name))));
+                return Err(CliError::Failed(Failure::new("no-worker", format!("{} has no worker {number}", app.name))));
             }
         }
         apps.push(app);
@@ -196,10 +196,10 @@ fn row(worker: &troop::WorkerSnapshot) -> Vec<String> {
 }
 
 /// `troop events`.
-pub(crate) fn events(args: &Events) -> Result<(), Trouble> {
+pub(crate) fn events(args: &Events) -> Result<(), CliError> {
     let mut clients = client::find(args.app.as_deref())?;
     let [client] = &mut clients[..] else {
-        return Err(Trouble::NoApp("events are followed of one app at a time".into()));
+        return Err(CliError::NoApp("events are followed of one app at a time".into()));
     };
     let print = |event: &Value| {
         let printed = match (args.json, event["text"].as_str()) {

@@ -7,13 +7,13 @@ use clap_mangen::Man;
 
 use super::write::replace;
 use crate::args::Troop;
-use crate::control::client::Trouble;
+use crate::control::client::CliError;
 
 /// Writes a page for the program and one for each verb.
-pub(crate) fn man(directory: &Path) -> Result<(), Trouble> {
+pub(crate) fn man(directory: &Path) -> Result<(), CliError> {
     let mut command = Troop::command().disable_help_subcommand(true);
     command.build();
-    write(&command, directory).map_err(|e| Trouble::Io(format!("write manual pages into {}", directory.display()), e))
+    write(&command, directory).map_err(|e| CliError::Io(format!("write manual pages into {}", directory.display()), e))
 }
 
 fn write(command: &Command, directory: &Path) -> std::io::Result<()> {

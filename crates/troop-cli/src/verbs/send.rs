@@ -5,12 +5,12 @@ use troop::text;
 
 use super::steer::{named, one};
 use crate::args::Send;
-use crate::control::client::{self, Trouble};
+use crate::control::client::{self, CliError};
 use crate::control::{Ask, Failure};
 use crate::print;
 
 /// `troop send`.
-pub(crate) fn send(args: &Send) -> Result<(), Trouble> {
+pub(crate) fn send(args: &Send) -> Result<(), CliError> {
     let (app, message) = args.words();
     let (app, worker) = client::target(app)?;
     let mut client = one(app)?;
@@ -33,6 +33,6 @@ pub(crate) fn send(args: &Send) -> Result<(), Trouble> {
     if failed.is_empty() {
         Ok(())
     } else {
-        Err(Trouble::Failed(Failure::new("failed", format!("{}: {}", client.name(), failed.join("; ")))))
+        Err(CliError::Failed(Failure::new("failed", format!("{}: {}", client.name(), failed.join("; ")))))
     }
 }

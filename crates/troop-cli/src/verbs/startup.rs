@@ -20,7 +20,7 @@ pub(crate) fn startup(args: &Startup) -> Result<(), String> {
         config::choose_environment(environment);
     }
     let mut apps = config::read(&file)?;
-    config::doubts(&file, &apps).iter().for_each(|doubt| log::say(&format!("troop: {doubt}")));
+    config::doubts(&file, &apps).iter().for_each(|doubt| log::line(&format!("troop: {doubt}")));
     if let Some(name) = &args.app {
         let names: Vec<_> = apps.keys().cloned().collect();
         let app = apps.remove(name).ok_or_else(|| format!("{} has no app {name:?}, but {}", file.display(), names.join(", ")))?;

@@ -8,7 +8,7 @@ use troop::Phase;
 use troop::text::escaped;
 
 use crate::args::{Policy, Reload, Restart, Scale, Signal, Stop, To};
-use crate::control::client::{self, Client, Trouble};
+use crate::control::client::{self, CliError, Client};
 use crate::control::{App, Ask, Failure};
 use crate::print;
 
@@ -29,20 +29,20 @@ pub(super) fn named(name: &str, mut answer: Value) -> Value {
 }
 
 /// The app that is meant, if it is one.
-pub(super) fn one(target: Option<&str>) -> Result<Client, Trouble> {
+pub(super) fn one(target: Option<&str>) -> Result<Client, CliError> {
     let mut clients = client::find(target)?;
     match clients.len() {
         1 => Ok(clients.remove(0)),
-        _ => Err(Trouble::Nonsense("this is done to one app at a time; name it".into())),
+        _ => Err(CliError::Usage("this is done to one app at a time; name it".into())),
     }
 }
 
 /// `troop reload`: all that are meant, one after the other; the first failure ends it.
-pub(crate) fn reload(args: &Reload) -> Result<(), Trouble> {
+pub(crate) fn reload(args: &Reload) -> Result<(), CliError> {
     let (app, worker) = client::target(args.app.as_deref())?;
     if worker.is_some() && args.allow_moved {
         let app = app.unwrap_or_default();
-        return Err(Trouble::Nonsense(format!(
+        return Err(CliError::Usage(format!(
             "--allow-moved is for all workers at once, because one alone is held to where the others listen: troop reload {app} --allow-moved"
         )));
     }
@@ -68,15 +68,15 @@ pub(crate) fn reload(args: &Reload) -> Result<(), Trouble> {
 }
 
 /// `troop restart`.
-pub(crate) fn restart(args: &Restart) -> Result<(), Trouble> {
+pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
     for mut client in client::find(args.app.as_deref())? {
         let name = client.name().to_owned();
         // The same process before and after.
         let pid = client.snapshot()?.snapshot.pid;
-        let mut client = client::find(Some(&name))?.pop().ok_or_else(|| Trouble::NoApp(format!("{name} has ended")))?;
+        let mut client = client::find(Some(&name))?.pop().ok_or_else(|| CliError::NoApp(format!("{name} has ended")))?;
         match client.ask(Ask::Restart, |_| {}) {
             // It was faster than its answer.
-            Err(Trouble::Failed(failure)) if failure.kind == "over" => {}
+            Err(CliError::Failed(failure)) if failure.kind == "over" => {}
             result => drop(result?),
         }
         client.wait_for_end();
@@ -98,7 +98,7 @@ pub(crate) fn restart(args: &Restart) -> Result<(), Trouble> {
                 let keeps_dying = snapshot.restarts >= 2 * snapshot.wanted.unwrap_or(1) as u64;
                 if snapshot.phase == Phase::Degraded && snapshot.ready == 0 && keeps_dying {
                     let why = snapshot.last_end.clone().unwrap_or_default();
-                    return Err(Trouble::Failed(Failure::new(
+                    return Err(CliError::Failed(Failure::new(
                         "failed",
                         format!("{name} is back and goes on trying, but no worker is ready; the last: {why}"),
                     )));
@@ -112,7 +112,10 @@ pub(crate) fn restart(args: &Restart) -> Result<(), Trouble> {
                     (_, true) => "its workers are not ready",
                     _ => "it has not come back",
                 };
-                return Err(Trouble::Failed(Failure::new("failed", format!("{name}: {state}; `troop logs {name}` may say why"))));
+                return Err(CliError::Failed(Failure::new(
+                    "failed",
+                    format!("{name}: {state}; `troop logs {name}` may say why"),
+                )));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -121,7 +124,7 @@ pub(crate) fn restart(args: &Restart) -> Result<(), Trouble> {
 }
 
 /// `troop scale`.
-pub(crate) fn scale(args: &Scale) -> Result<(), Trouble> {
+pub(crate) fn scale(args: &Scale) -> Result<(), CliError> {
     let mut client = one(args.app.as_deref())?;
     let ask = match args.to {
         To::Workers(workers) => Ask::Scale { workers: Some(workers), by: 0 },
@@ -134,17 +137,17 @@ pub(crate) fn scale(args: &Scale) -> Result<(), Trouble> {
 }
 
 /// `troop stop`.
-pub(crate) fn stop(args: &Stop) -> Result<(), Trouble> {
+pub(crate) fn stop(args: &Stop) -> Result<(), CliError> {
     let mut clients = client::find(args.app.as_deref())?;
     // One that does not answer keeps none of the others.
-    let mut trouble = None;
+    let mut error = None;
     clients.retain_mut(|client| match client.ask(Ask::Stop { quick: args.quick }, |_| {}) {
         Ok(_) => true,
         // It was faster.
-        Err(Trouble::Failed(failure)) if failure.kind == "over" => true,
+        Err(CliError::Failed(failure)) if failure.kind == "over" => true,
         Err(e) => {
-            if let Some(before) = trouble.replace(e) {
-                crate::log::say(&format!("troop: {before}"));
+            if let Some(before) = error.replace(e) {
+                crate::log::line(&format!("troop: {before}"));
             }
             false
         }
@@ -156,11 +159,11 @@ pub(crate) fn stop(args: &Stop) -> Result<(), Trouble> {
         let done = if args.no_wait { "stopping" } else { "stopped" };
         report(args.json, &json!({ "name": client.name(), "state": done }), || format!("{}: {done}", client.name()));
     }
-    trouble.map_or(Ok(()), Err)
+    error.map_or(Ok(()), Err)
 }
 
 /// `troop policy`.
-pub(crate) fn policy(args: &Policy) -> Result<(), Trouble> {
+pub(crate) fn policy(args: &Policy) -> Result<(), CliError> {
     let mut client = one(args.app.as_deref())?;
     let listener = args.policy.listeners.as_ref().map(ToString::to_string);
     let answer = client.ask(Ask::Schedule { listener, policy: args.policy.scheduling.to_string() }, |_| {})?;
@@ -181,7 +184,7 @@ pub(crate) fn policy(args: &Policy) -> Result<(), Trouble> {
 }
 
 /// `troop signal`.
-pub(crate) fn signal(args: &Signal) -> Result<(), Trouble> {
+pub(crate) fn signal(args: &Signal) -> Result<(), CliError> {
     let (app, worker) = client::target(args.app.as_deref())?;
     let mut client = one(app)?;
     let answer = client.ask(Ask::Signal { signal: args.signal, worker: args.worker.or(worker) }, |_| {})?;

@@ -39,7 +39,7 @@ const LIVE: [&str; 21] = [
 
 /// One app, with nothing left open.
 #[derive(Debug, Clone)]
-pub(crate) struct Plan {
+pub(crate) struct ResolvedApp {
     /// Its name, if it was given one.
     pub(crate) name: Option<String>,
     /// The name that it gets otherwise, with a number if there is one like that.
@@ -88,12 +88,12 @@ pub(crate) fn file_of(typed: &Run) -> Result<Option<(PathBuf, Option<OsString>)>
 ///
 /// # Errors
 /// For people, if it cannot be made.
-pub(crate) fn plan(typed: Run, started_as: Option<&str>) -> Result<(Plan, Source), String> {
+pub(crate) fn resolve(typed: Run, started_as: Option<&str>) -> Result<(ResolvedApp, Source), String> {
     let started_as = started_as.map(str::to_owned);
     config::source::answered(move || make(typed, started_as.as_deref()))
 }
 
-fn make(typed: Run, started_as: Option<&str>) -> Result<(Plan, Source), String> {
+fn make(typed: Run, started_as: Option<&str>) -> Result<(ResolvedApp, Source), String> {
     let background = started_as.is_some();
     let found = file_of(&typed)?;
     if let Some(chosen) = typed.env.iter().find_map(|env| if let Env::Chosen(name) = env { Some(name) } else { None }) {
@@ -106,7 +106,7 @@ fn make(typed: Run, started_as: Option<&str>) -> Result<(Plan, Source), String> 
     }
     let Some((file, app)) = found else {
         let source = Source { typed, file: None, background };
-        return Ok((source.plan()?, source));
+        return Ok((source.resolve()?, source));
     };
     // Behind a file that is named as the program there can be the name of an app.
     let is_program = typed.config.is_none() && typed.program.as_ref().is_some_and(|program| Path::new(program) == file);
@@ -125,7 +125,7 @@ fn make(typed: Run, started_as: Option<&str>) -> Result<(Plan, Source), String> 
         return Err(format!("{} has no app {name:?}, but {}", file.display(), names()));
     }
     let source = Source { typed, file: Some((file, name)), background };
-    Ok((source.plan()?, source))
+    Ok((source.resolve()?, source))
 }
 
 /// Whether the file that is here has an app of this name. One that makes no sense is not passed over: the name could be meant.
@@ -142,30 +142,31 @@ impl Source {
     }
 
     /// Warns of files that root reads for this plan and others can change, and of what workers go without.
-    pub(crate) fn doubts(&self, plan: &Plan) -> Vec<String> {
-        let directory = plan.cwd.clone().unwrap_or_else(|| ".".into());
-        let files = self.file().map(Path::to_owned).into_iter().chain(plan.app.env_file.iter().map(|file| directory.join(file)));
+    pub(crate) fn doubts(&self, resolved: &ResolvedApp) -> Vec<String> {
+        let directory = resolved.cwd.clone().unwrap_or_else(|| ".".into());
+        let files =
+            self.file().map(Path::to_owned).into_iter().chain(resolved.app.env_file.iter().map(|file| directory.join(file)));
         let mut doubts = config::source::doubts(&files.collect::<Vec<_>>());
-        doubts.extend(plan.app.sandbox.unsupported().filter(|_| plan.app.sandbox.best_effort));
+        doubts.extend(resolved.app.sandbox.unsupported().filter(|_| resolved.app.sandbox.best_effort));
         doubts
     }
 
     /// Makes the plan as it would be now, with doubts about it. Waits for no files that do not answer.
-    pub(crate) async fn next(&self) -> Result<(Plan, Vec<String>), String> {
+    pub(crate) async fn next(&self) -> Result<(ResolvedApp, Vec<String>), String> {
         let source = self.clone();
         let look = move || {
-            let plan = source.plan()?;
-            let doubts = source.doubts(&plan);
-            Ok((plan, doubts))
+            let resolved = source.resolve()?;
+            let doubts = source.doubts(&resolved);
+            Ok((resolved, doubts))
         };
         let looked = tokio::task::spawn_blocking(|| config::source::answered(look));
         looked.await.unwrap_or_else(|e| Err(e.to_string()))
     }
 
     /// Makes the plan as it would be now.
-    pub(crate) fn plan(&self) -> Result<Plan, String> {
+    pub(crate) fn resolve(&self) -> Result<ResolvedApp, String> {
         let typed = &self.typed;
-        let mut plan = match &self.file {
+        let mut resolved = match &self.file {
             None => {
                 let typed_program = typed.program.clone().unwrap_or_default();
                 let usual_name = place::name_of(Path::new(&typed_program));
@@ -177,7 +178,7 @@ impl Source {
                 // Not by way of text, unless it is said so.
                 let program = if app.program == shown { program } else { app.program.clone().into() };
                 let cwd = typed.cwd.clone().or_else(|| app.cwd.clone());
-                Plan { name: None, usual_name, app, program, args, env: BTreeMap::new(), cwd, background: self.background }
+                ResolvedApp { name: None, usual_name, app, program, args, env: BTreeMap::new(), cwd, background: self.background }
             }
             Some((file, name)) => {
                 let mut app =
@@ -190,7 +191,7 @@ impl Source {
                 if typed.pm2.names_interpreter() {
                     return Err("--interpreter is for a program that is named on the command line".into());
                 }
-                Plan {
+                ResolvedApp {
                     name: Some(name.clone()),
                     usual_name: name.clone(),
                     program: app.program(file).into(),
@@ -202,18 +203,18 @@ impl Source {
                 }
             }
         };
-        plan.name = typed.name.clone().or(plan.name);
-        plan.app.check().map_err(|e| format!("app{e}"))?;
-        let directory = plan.cwd.clone().unwrap_or_else(|| ".".into());
-        for file in &plan.app.env_file {
+        resolved.name = typed.name.clone().or(resolved.name);
+        resolved.app.check().map_err(|e| format!("app{e}"))?;
+        let directory = resolved.cwd.clone().unwrap_or_else(|| ".".into());
+        for file in &resolved.app.env_file {
             let read = config::env_file::read(&directory.join(file))?;
-            plan.env.extend(read.into_iter().map(|(name, value)| (name.into(), value.into())));
+            resolved.env.extend(read.into_iter().map(|(name, value)| (name.into(), value.into())));
         }
-        plan.env.extend(plan.app.env.iter().map(|(name, value)| (name.into(), value.into())));
-        if !plan.app.fits_bind() {
+        resolved.env.extend(resolved.app.env.iter().map(|(name, value)| (name.into(), value.into())));
+        if !resolved.app.fits_bind() {
             return Err(config::NO_POLICY.into());
         }
-        Ok(plan)
+        Ok(resolved)
     }
 }
 
@@ -307,7 +308,7 @@ fn with(app: &App, setting: &str) -> Result<App, String> {
     }
 }
 
-impl Plan {
+impl ResolvedApp {
     pub(crate) fn workers(&self) -> usize {
         self.app.workers.unwrap_or(config::Workers::Auto).count()
     }
@@ -336,7 +337,7 @@ impl Plan {
     }
 
     /// What the next plan changes, for people, and what of it only another start can.
-    pub(crate) fn changes(&self, next: &Plan) -> (Vec<String>, Vec<String>) {
+    pub(crate) fn changes(&self, next: &ResolvedApp) -> (Vec<String>, Vec<String>) {
         let mut changes = Vec::new();
         if (&self.program, &self.args) != (&next.program, &next.args) {
             changes.push(format!("runs {}", Path::new(&next.program).display()));
@@ -360,7 +361,7 @@ impl Plan {
             changes.push(format!("policy of {listener} {now}"));
         }
         let told = ["program", "args", "workers", "env", "env_file", "cwd", "policy", "listeners"];
-        let fields = |plan: &Plan| match serde_json::to_value(&plan.app) {
+        let fields = |resolved: &ResolvedApp| match serde_json::to_value(&resolved.app) {
             Ok(Value::Object(fields)) => fields,
             _ => serde_json::Map::new(),
         };
@@ -374,7 +375,7 @@ impl Plan {
     }
 
     /// The listeners whose policies the next plan changes, and to what.
-    pub(crate) fn policies(&self, next: &Plan) -> Vec<(String, Scheduling)> {
+    pub(crate) fn policies(&self, next: &ResolvedApp) -> Vec<(String, Scheduling)> {
         let (before, after) = (&self.app.listeners, &next.app.listeners);
         let usual = next.app.policy.clone().unwrap_or_default();
         let listeners: BTreeSet<_> = before.keys().chain(after.keys()).collect();
