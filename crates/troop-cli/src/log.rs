@@ -9,7 +9,7 @@ use troop::{Address, Cause, Event, ExitHow, GiveUp, Progress, WorkerHandle, sign
 
 use crate::config::{Form, LogFormat};
 use crate::logs::line::Origin;
-use crate::logs::writer::{Queue, Sink};
+use crate::logs::writer::{LogQueue, Sink};
 
 /// What stands before each line of a worker's that is quoted, so that none can be taken for one of troop's own.
 pub(crate) const QUOTE: &str = "  | ";
@@ -26,13 +26,13 @@ pub(crate) struct Log {
     /// Lines go among the logs, not to standard error.
     among_logs: bool,
     /// There is none as long as its thread cannot be started. Standard error is written to at once then.
-    queue: Option<Arc<Queue>>,
+    queue: Option<Arc<LogQueue>>,
     prefix: &'static str,
 }
 
 impl Log {
     /// Among the logs.
-    pub(crate) fn among(logs: Arc<Queue>, format: LogFormat) -> Log {
+    pub(crate) fn among(logs: Arc<LogQueue>, format: LogFormat) -> Log {
         Log { format, among_logs: true, queue: Some(logs), prefix: "" }
     }
 
@@ -45,7 +45,7 @@ impl Log {
 
     fn start(&mut self) {
         // Processes and threads may be short. The next line tries again.
-        self.queue = Queue::start(Sink::Own(self.format), Form::Plain).ok();
+        self.queue = LogQueue::start(Sink::Own(self.format), Form::Plain).ok();
         *SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) = self.queue.clone().map(SaidTo::Stderr);
     }
 
@@ -71,15 +71,15 @@ impl Log {
 #[derive(Debug)]
 enum SaidTo {
     /// Among the logs.
-    Logs(Arc<Queue>),
-    Stderr(Arc<Queue>),
+    Logs(Arc<LogQueue>),
+    Stderr(Arc<LogQueue>),
 }
 
 /// Where lines are said. Without it they are written to standard error at once, however long that takes.
 static SAID_TO: Mutex<Option<SaidTo>> = Mutex::new(None);
 
 /// Has lines said among the logs from now on.
-pub(crate) fn send_lines_to(queue: Arc<Queue>) {
+pub(crate) fn send_lines_to(queue: Arc<LogQueue>) {
     *SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) = Some(SaidTo::Logs(queue));
 }
 

@@ -17,7 +17,7 @@ use crate::logs::collect::Collector;
 use crate::logs::file::{LogFile, Rotation};
 use crate::logs::journal::Journal;
 use crate::logs::place::{files, remember, safety};
-use crate::logs::writer::{Queue, Sink};
+use crate::logs::writer::{LogQueue, Sink};
 use crate::resolve::{self, ResolvedApp};
 use crate::restart::{self, Restarting};
 use crate::start::{self, StartupReport, StartupReporter};
@@ -222,7 +222,7 @@ fn log_files(resolved: &ResolvedApp, name: &str) -> Result<Vec<LogFile>, RunErro
 }
 
 /// What lines are written to, if they pass through this process.
-fn queue(resolved: &ResolvedApp, name: &str, files: Vec<LogFile>) -> Result<Option<Arc<Queue>>, RunError> {
+fn queue(resolved: &ResolvedApp, name: &str, files: Vec<LogFile>) -> Result<Option<Arc<LogQueue>>, RunError> {
     let (to, form) = resolved.output();
     if !resolved.collects() && !resolved.background {
         return Ok(None);
@@ -236,7 +236,7 @@ fn queue(resolved: &ResolvedApp, name: &str, files: Vec<LogFile>) -> Result<Opti
         }
     };
     let form = if to == To::Journal { Form::Plain } else { form };
-    Queue::start(sink, form).map(Some).map_err(|e| RunError::Usage(format!("cannot start the thread for logs: {e}")))
+    LogQueue::start(sink, form).map(Some).map_err(|e| RunError::Usage(format!("cannot start the thread for logs: {e}")))
 }
 
 /// `-w 0`: the program itself, in the place of this one.

@@ -30,7 +30,7 @@ use troop_core::WorkerId;
 use troop_sys::socket;
 use troop_sys::unix::UnixFile;
 
-use crate::counted::{Counted, Open};
+use crate::counted::{Counted, OpenConnection};
 use crate::error::{Error, Result};
 use crate::message::Handle;
 use crate::net::draining;
@@ -277,7 +277,7 @@ impl TcpListener {
         loop {
             let fd = self.acceptor.accept()?;
             if let Some(peer) = socket::peer_address(&fd) {
-                return Ok((Counted::new(fd.into(), Open::new(&self.acceptor.inner)), peer));
+                return Ok((Counted::new(fd.into(), OpenConnection::new(&self.acceptor.inner)), peer));
             }
         }
     }
@@ -295,6 +295,6 @@ impl UnixListener {
     /// # Errors
     /// As there.
     pub fn accept(&self) -> io::Result<UnixStream> {
-        Ok(Counted::new(self.acceptor.accept()?.into(), Open::new(&self.acceptor.inner)))
+        Ok(Counted::new(self.acceptor.accept()?.into(), OpenConnection::new(&self.acceptor.inner)))
     }
 }

@@ -13,16 +13,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::worker::Inner;
 
 /// Takes part in the count of open connections.
-pub(crate) struct Open(Arc<Inner>);
+pub(crate) struct OpenConnection(Arc<Inner>);
 
-impl Open {
-    pub(crate) fn new(inner: &Arc<Inner>) -> Open {
+impl OpenConnection {
+    pub(crate) fn new(inner: &Arc<Inner>) -> OpenConnection {
         inner.opened();
-        Open(inner.clone())
+        OpenConnection(inner.clone())
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.closed();
     }
@@ -32,11 +32,11 @@ impl Drop for Open {
 /// dropped or [taken out](Counted::into_inner); policies such as `least-connections` go by that count.
 pub struct Counted<S> {
     stream: S,
-    _open: Open,
+    _open: OpenConnection,
 }
 
 impl<S> Counted<S> {
-    pub(crate) fn new(stream: S, open: Open) -> Counted<S> {
+    pub(crate) fn new(stream: S, open: OpenConnection) -> Counted<S> {
         Counted { stream, _open: open }
     }
 

@@ -283,14 +283,14 @@ pub(crate) fn reply_line(id: u64, answer: std::result::Result<&str, &str>) -> St
 
 /// What a user message is, when it is more than a message.
 #[derive(Debug)]
-pub(crate) enum Parcel<'a> {
+pub(crate) enum Content<'a> {
     Message,
     Request { id: u64, body: &'a str },
     Reply { id: u64, result: std::result::Result<&'a str, String> },
 }
 
 /// Tells requests and replies from ordinary messages, at next to no cost for those.
-pub(crate) fn parcel(body: &str) -> Parcel<'_> {
+pub(crate) fn classify(body: &str) -> Content<'_> {
     #[derive(serde::Deserialize)]
     struct Fields<'a> {
         troop: &'a str,
@@ -301,12 +301,12 @@ pub(crate) fn parcel(body: &str) -> Parcel<'_> {
         error: Option<String>,
     }
     if !body.starts_with("{\"troop\":\"re") && memchr::memmem::find(body.as_bytes(), b"\"troop\"").is_none() {
-        return Parcel::Message;
+        return Content::Message;
     }
     match serde_json::from_str::<Fields<'_>>(body) {
-        Ok(Fields { troop: "request", id, body, .. }) => Parcel::Request { id, body: body.map_or("null", |b| b.get()) },
-        Ok(Fields { troop: "reply", id, error: Some(error), .. }) => Parcel::Reply { id, result: Err(error) },
-        Ok(Fields { troop: "reply", id, body, .. }) => Parcel::Reply { id, result: Ok(body.map_or("null", |b| b.get())) },
-        _ => Parcel::Message,
+        Ok(Fields { troop: "request", id, body, .. }) => Content::Request { id, body: body.map_or("null", |b| b.get()) },
+        Ok(Fields { troop: "reply", id, error: Some(error), .. }) => Content::Reply { id, result: Err(error) },
+        Ok(Fields { troop: "reply", id, body, .. }) => Content::Reply { id, result: Ok(body.map_or("null", |b| b.get())) },
+        _ => Content::Message,
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use troop_sys::socket;
 use troop_sys::unix::UnixFile;
 
-use crate::counted::{Counted, Open};
+use crate::counted::{Counted, OpenConnection};
 use crate::error::{Error, Result};
 use crate::worker::{ConnQueue, Opened, Registration, Source, Worker};
 
@@ -96,14 +96,14 @@ impl TcpListener {
                     fd = handed(queue.as_deref(), &self.worker) => fd?,
                     accepted = listener.accept() => {
                         let (stream, peer) = accepted?;
-                        return Ok((Counted::new(stream, Open::new(self.worker.inner())), peer));
+                        return Ok((Counted::new(stream, OpenConnection::new(self.worker.inner())), peer));
                     }
                 },
             };
             // A client that has reset the connection meanwhile has no address any more.
             if let Some(peer) = socket::peer_address(&fd) {
                 let stream = tokio::net::TcpStream::from_std(fd.into())?;
-                return Ok((Counted::new(stream, Open::new(self.worker.inner())), peer));
+                return Ok((Counted::new(stream, OpenConnection::new(self.worker.inner())), peer));
             }
         }
     }
@@ -159,7 +159,7 @@ impl UnixListener {
                 accepted = listener.accept() => accepted?.0,
             },
         };
-        Ok(Counted::new(stream, Open::new(self.worker.inner())))
+        Ok(Counted::new(stream, OpenConnection::new(self.worker.inner())))
     }
 }
 

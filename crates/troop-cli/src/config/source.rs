@@ -169,7 +169,7 @@ pub(super) fn run(command: &mut Command) -> Result<Printed, String> {
     // So that whatever it starts ends with it.
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().map_err(|e| e.to_string())?;
-    let mut child = Group { child, is_reaped: false };
+    let mut child = ProcessGroup { child, is_reaped: false };
     let out = reader(child.child.stdout.take())?;
     let err = reader(child.child.stderr.take())?;
     let deadline = Instant::now() + MAX_RUNNING;
@@ -192,12 +192,12 @@ pub(super) fn run(command: &mut Command) -> Result<Printed, String> {
 }
 
 /// A process and what it has started, which ends with this.
-struct Group {
+struct ProcessGroup {
     child: Child,
     is_reaped: bool,
 }
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         // Until it is reaped its number is its own.
         if !self.is_reaped {

@@ -19,7 +19,7 @@ use super::door::{self, Door};
 use super::{Answer, App, Ask, Failure, Request, VERSION};
 use crate::log;
 use crate::logs::place::files;
-use crate::logs::writer::Queue;
+use crate::logs::writer::LogQueue;
 use crate::resolve::{ResolvedApp, Source};
 use crate::restart::Restarting;
 use crate::signals::Signals;
@@ -47,7 +47,7 @@ pub(crate) struct Identity {
     pub(crate) resolved: ResolvedApp,
     pub(crate) source: Source,
     /// What workers print, if it passes through this process.
-    pub(crate) queue: Option<Arc<Queue>>,
+    pub(crate) queue: Option<Arc<LogQueue>>,
     pub(crate) restarting: Arc<Restarting>,
     /// Who waits for it to be ready.
     pub(crate) reporter: Option<Arc<StartupReporter>>,
@@ -139,7 +139,7 @@ struct Server {
     started: ResolvedApp,
     /// What runs, as far as it was planned.
     resolved: Mutex<ResolvedApp>,
-    queue: Option<Arc<Queue>>,
+    queue: Option<Arc<LogQueue>>,
     restarting: Arc<Restarting>,
     /// For the one who waits for that to be over, to do it again.
     waiting: Semaphore,

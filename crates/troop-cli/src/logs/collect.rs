@@ -6,20 +6,20 @@ use std::sync::Arc;
 use troop::{Output, Source};
 
 use super::line::Origin;
-use super::writer::Queue;
+use super::writer::LogQueue;
 
 /// The longest line; more of it becomes another line.
 const MOST_BYTES: usize = 64 * 1024;
 
 /// Splits the output of workers into lines and queues them.
 pub(crate) struct Collector {
-    queue: Arc<Queue>,
+    queue: Arc<LogQueue>,
     /// Lines that have begun.
     begun: HashMap<Source, Vec<u8>>,
 }
 
 impl Collector {
-    pub(crate) fn new(queue: Arc<Queue>) -> Collector {
+    pub(crate) fn new(queue: Arc<LogQueue>) -> Collector {
         Collector { queue, begun: HashMap::new() }
     }
 }

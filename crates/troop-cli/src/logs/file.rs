@@ -35,7 +35,7 @@ pub(crate) struct LogFile {
     name: OsString,
     safety: Safety,
     rotation: Rotation,
-    open: Option<Open>,
+    open: Option<OpenFile>,
     looked: Instant,
     /// It could not be put aside a moment ago.
     stuck: bool,
@@ -44,7 +44,7 @@ pub(crate) struct LogFile {
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenFile {
     directory: Directory,
     file: File,
     /// It can be cut and moved. A device, say, cannot.
@@ -56,12 +56,12 @@ struct Open {
     made: bool,
 }
 
-impl Open {
-    fn new(directory: Directory, name: &OsStr) -> io::Result<Open> {
+impl OpenFile {
+    fn new(directory: Directory, name: &OsStr) -> io::Result<OpenFile> {
         let (file, made) = directory.append(name, FILE_MODE)?;
         let found = file.metadata()?;
         let since = found.created().or_else(|_| found.modified()).unwrap_or_else(|_| SystemTime::now());
-        Ok(Open { directory, file, regular: found.is_file(), len: found.len(), since, made })
+        Ok(OpenFile { directory, file, regular: found.is_file(), len: found.len(), since, made })
     }
 
     /// Whether its name still leads to it.
@@ -165,10 +165,10 @@ impl LogFile {
         Ok(())
     }
 
-    fn opened(&mut self) -> io::Result<&mut Open> {
+    fn opened(&mut self) -> io::Result<&mut OpenFile> {
         if self.open.is_none() {
             let directory = Directory::create(&self.parent, self.safety, DIRECTORY_MODE)?;
-            self.open = Some(Open::new(directory, &self.name)?);
+            self.open = Some(OpenFile::new(directory, &self.name)?);
         }
         self.open.as_mut().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
@@ -218,7 +218,7 @@ impl LogFile {
             self.shift(directory)?;
         }
         let Some(open) = self.open.take() else { return Ok(()) };
-        self.open = Some(Open::new(open.directory, &self.name)?);
+        self.open = Some(OpenFile::new(open.directory, &self.name)?);
         Ok(())
     }
 

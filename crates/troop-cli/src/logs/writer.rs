@@ -46,7 +46,7 @@ struct Bound {
 
 /// Lines that wait.
 #[derive(Debug, Default)]
-struct Waiting {
+struct QueuedLines {
     /// As they will be written, by where to.
     out: Vec<u8>,
     err: Vec<u8>,
@@ -67,7 +67,7 @@ struct Waiting {
     over: bool,
 }
 
-impl Waiting {
+impl QueuedLines {
     fn is_empty(&self) -> bool {
         self.out.is_empty() && self.err.is_empty() && self.single.is_empty()
     }
@@ -79,7 +79,7 @@ impl Waiting {
     }
 
     /// Takes the place of what was written, and leaves its buffers, so that there is nothing to allocate.
-    fn take(&mut self, waiting: &mut Waiting) {
+    fn take(&mut self, waiting: &mut QueuedLines) {
         std::mem::swap(&mut waiting.out, &mut self.out);
         std::mem::swap(&mut waiting.err, &mut self.err);
         std::mem::swap(&mut waiting.single, &mut self.single);
@@ -91,8 +91,8 @@ impl Waiting {
 
 /// A bounded queue of log lines, emptied by one writer thread. Printing never waits for a disk.
 #[derive(Debug)]
-pub(crate) struct Queue {
-    waiting: Mutex<Waiting>,
+pub(crate) struct LogQueue {
+    waiting: Mutex<QueuedLines>,
     more: Condvar,
     /// It has written everything there was, and ended.
     done: Condvar,
@@ -113,17 +113,17 @@ pub(crate) struct Queue {
 
 /// Adds lines, all with the same time.
 pub(crate) struct Lines<'a> {
-    queue: &'a Queue,
-    waiting: MutexGuard<'a, Waiting>,
+    queue: &'a LogQueue,
+    waiting: MutexGuard<'a, QueuedLines>,
     time: String,
     /// What is before each line of the last one's origin: most come from the same.
     prefix: Option<(Origin, Vec<u8>)>,
 }
 
-impl Queue {
+impl LogQueue {
     /// Starts the thread.
-    pub(crate) fn start(sink: Sink, form: Form) -> io::Result<Arc<Queue>> {
-        let queue = Arc::new(Queue {
+    pub(crate) fn start(sink: Sink, form: Form) -> io::Result<Arc<LogQueue>> {
+        let queue = Arc::new(LogQueue {
             waiting: Mutex::default(),
             more: Condvar::new(),
             done: Condvar::new(),
@@ -174,7 +174,7 @@ impl Queue {
         self.more.notify_one();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, QueuedLines> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -191,12 +191,12 @@ impl Queue {
         }
         waiting.ended = true;
         self.more.notify_one();
-        let is_open = |waiting: &mut Waiting| waiting.ended;
+        let is_open = |waiting: &mut QueuedLines| waiting.ended;
         drop(self.done.wait_timeout_while(waiting, LAST_PATIENCE, is_open));
     }
 
     fn write(&self, mut sink: Sink) {
-        let mut taken = Waiting::default();
+        let mut taken = QueuedLines::default();
         loop {
             {
                 let mut waiting = self.lock();
@@ -240,7 +240,7 @@ impl Queue {
     }
 
     /// Returns how many lines could not be written.
-    fn write_once(&self, sink: &mut Sink, taken: &Waiting) -> u64 {
+    fn write_once(&self, sink: &mut Sink, taken: &QueuedLines) -> u64 {
         let count = |bytes: &[u8]| memchr::memchr_iter(b'\n', bytes).count() as u64;
         let mut lost = 0;
         let mut tried = |result: io::Result<()>, bytes: &[u8]| {
@@ -378,8 +378,8 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_counted_and_nobody_waits_for_it() {
         let rotation = Rotation { size: 0, age: None, keep: 1, total: None };
-        let queue =
-            Queue::start(Sink::Files(vec![LogFile::new("/dev/full".into(), rotation, Safety::Links)]), Form::Prefixed).unwrap();
+        let queue = LogQueue::start(Sink::Files(vec![LogFile::new("/dev/full".into(), rotation, Safety::Links)]), Form::Prefixed)
+            .unwrap();
         for _ in 0..100 {
             queue.lines().push(Origin::Out(0), b"a line");
         }
@@ -389,7 +389,7 @@ mod tests {
 
     #[test]
     fn empty_lines_for_a_journal_that_does_not_keep_up_are_bounded_too() {
-        let queue = Queue {
+        let queue = LogQueue {
             waiting: Mutex::default(),
             more: Condvar::new(),
             done: Condvar::new(),
@@ -416,7 +416,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("app.log");
         let rotation = Rotation { size: 0, age: None, keep: 1, total: None };
-        let queue = Queue::start(Sink::Files(vec![LogFile::new(path.clone(), rotation, Safety::Links)]), Form::Plain).unwrap();
+        let queue = LogQueue::start(Sink::Files(vec![LogFile::new(path.clone(), rotation, Safety::Links)]), Form::Plain).unwrap();
         let line = vec![b'x'; 1024 * 1024];
         {
             // The thread cannot take them meanwhile.

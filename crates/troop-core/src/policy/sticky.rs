@@ -6,14 +6,14 @@ use crate::id::WorkerId;
 /// it is out of service; when the place is filled again, its clients come back.
 #[derive(Debug)]
 pub struct ByClient {
-    shards: Vec<Shard>,
+    shards: Vec<ShardWorkers>,
     table: Vec<u16>,
     /// For connections without a client's mark.
     next: usize,
 }
 
 #[derive(Debug, Default)]
-struct Shard {
+struct ShardWorkers {
     /// The newest last: during a reload there are two.
     workers: Vec<WorkerView>,
     /// That of its last worker; a vacant place keeps it.
@@ -42,7 +42,7 @@ impl Policy for ByClient {
     fn update(&mut self, view: WorkerView) {
         let at = usize::from(view.shard);
         if self.shards.len() <= at {
-            self.shards.resize_with(at + 1, Shard::default);
+            self.shards.resize_with(at + 1, ShardWorkers::default);
         }
         let workers = &mut self.shards[at].workers;
         let was_vacant = workers.is_empty();

@@ -10,12 +10,12 @@ use crate::id::WorkerId;
 pub struct Weighted {
     /// By the time at which they are next, in a time that runs as fast as connections come.
     ready: Rank<(u128, WorkerId)>,
-    members: HashMap<WorkerId, Member>,
+    turns: HashMap<WorkerId, Turn>,
     now: u128,
 }
 
 #[derive(Debug)]
-struct Member {
+struct Turn {
     weight: u32,
     next: u128,
 }
@@ -29,7 +29,7 @@ impl Policy for Weighted {
     fn update(&mut self, view: WorkerView) {
         // The first turns of workers that join together are spread too.
         let first = self.now + STRIDE / u128::from(view.weight.max(1));
-        let member = self.members.entry(view.worker).or_insert(Member { weight: view.weight, next: first });
+        let member = self.turns.entry(view.worker).or_insert(Turn { weight: view.weight, next: first });
         if std::mem::replace(&mut member.weight, view.weight) != view.weight {
             member.next = first;
         }
@@ -46,7 +46,7 @@ impl Policy for Weighted {
 
     fn remove(&mut self, worker: WorkerId) {
         self.ready.remove(worker);
-        self.members.remove(&worker);
+        self.turns.remove(&worker);
     }
 
     fn pick(&mut self, _: &Connection) -> Option<WorkerId> {
@@ -54,7 +54,7 @@ impl Policy for Weighted {
         if due == NEVER {
             return Some(worker);
         }
-        let member = self.members.get_mut(&worker)?;
+        let member = self.turns.get_mut(&worker)?;
         self.now = self.now.max(due);
         member.next = due + STRIDE / u128::from(member.weight.max(1));
         self.ready.set(worker, (member.next, worker));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::listener::Listener;
-use super::membership::Waiting;
+use super::membership::QueuedConnection;
 use super::worker::{HandleWait, InFlight, Worker};
 use super::{Action, Primary};
 use crate::event::Violation;
@@ -47,7 +47,7 @@ impl Primary {
                 if let (None, Some(sticky), Some(peer)) = (about.client, listener.scheduling.sticky(), about.peer) {
                     about.client = Some(Mixer::default().address(peer.ip(), sticky.prefix4, sticky.prefix6).finish());
                 }
-                listener.queue.push_back(Waiting { conn, about, tries: 0 });
+                listener.queue.push_back(QueuedConnection { conn, about, tries: 0 });
                 self.pump(now, id);
             }
             None => self.actions.push_back(Action::Release { conn, taken: false }),
@@ -63,7 +63,7 @@ impl Primary {
         if !state.is_there() || state.blocked || !listens || !self.listeners.contains_key(&id) {
             return false;
         }
-        self.deliver(now, worker, id, Waiting { conn, about: Connection::default(), tries: MAX_TRIES });
+        self.deliver(now, worker, id, QueuedConnection { conn, about: Connection::default(), tries: MAX_TRIES });
         true
     }
 
@@ -129,7 +129,13 @@ impl Primary {
         }
     }
 
-    fn deliver(&mut self, now: Time, worker: WorkerId, id: ListenerId, Waiting { conn, about, tries }: Waiting) {
+    fn deliver(
+        &mut self,
+        now: Time,
+        worker: WorkerId,
+        id: ListenerId,
+        QueuedConnection { conn, about, tries }: QueuedConnection,
+    ) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         let seq = self.seq;
         self.seq += 1;
@@ -294,7 +300,7 @@ impl Primary {
     }
 
     /// Puts back a connection that a worker does not have after all.
-    fn put_back(&mut self, id: ListenerId, waiting: Waiting) -> bool {
+    fn put_back(&mut self, id: ListenerId, waiting: QueuedConnection) -> bool {
         match self.listeners.get_mut(&id) {
             // Unless it was meant for that one alone, or for no more than have had it.
             Some(listener) if waiting.tries < MAX_TRIES => {
@@ -318,7 +324,7 @@ impl Primary {
             let until = membership.cooling_until;
             self.wake_at(until);
         }
-        self.put_back(id, Waiting { conn, about, tries });
+        self.put_back(id, QueuedConnection { conn, about, tries });
         // It may be ready on its other listeners, where there is room in its window now.
         self.refresh_and_pump(now, worker);
         self.pump(now, id);
@@ -336,7 +342,7 @@ impl Primary {
         let Some(InFlight { conn, listener: id, about, tries, .. }) = state.take(seq) else { return };
         state.handed -= 1;
         self.refresh_all(now, worker);
-        if self.put_back(id, Waiting { conn, about, tries }) {
+        if self.put_back(id, QueuedConnection { conn, about, tries }) {
             self.pump(now, id);
         }
     }
@@ -356,7 +362,7 @@ impl Primary {
         for InFlight { conn, listener: id, about, tries, .. } in in_flight.into_iter().rev() {
             if tries.saturating_add(1) >= MAX_TRIES {
                 self.actions.push_back(Action::Release { conn, taken: false });
-            } else if self.put_back(id, Waiting { conn, about, tries: tries + 1 }) && !touched.contains(&id) {
+            } else if self.put_back(id, QueuedConnection { conn, about, tries: tries + 1 }) && !touched.contains(&id) {
                 touched.push(id);
             }
         }

@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::handover::Needs;
-use super::membership::{ListenerMembership, Waiting};
+use super::membership::{ListenerMembership, QueuedConnection};
 use super::worker::HandleWait;
 use super::{Action, Config, Primary};
 use crate::event::{Address, AddressType, Notice, Violation};
 use crate::id::{ListenerId, Time, WorkerId};
 use crate::policy::{Policy, Scheduling, Sticky};
-use crate::steer::group::Group;
+use crate::steer::group::ShardGroup;
 use crate::wire::incoming::ClusterMessage;
 use crate::wire::outgoing::{self, Reply, SockName};
 
@@ -159,7 +159,7 @@ pub(super) struct Listener {
     pub(super) needs: Needs,
     pub(super) shards: Vec<Shard>,
     /// For a steered one.
-    pub(super) group: Option<Group>,
+    pub(super) group: Option<ShardGroup>,
     /// Workers that wait for a socket of their own, and the number of their question.
     pub(super) growing: VecDeque<(WorkerId, u64)>,
     /// The shell is opening a socket.
@@ -171,7 +171,7 @@ pub(super) struct Listener {
     retry: Option<(WorkerId, BindSpec)>,
     pub(super) bound: Option<Option<SockName>>,
     pub(super) data: Option<Box<RawValue>>,
-    pub(super) queue: VecDeque<Waiting>,
+    pub(super) queue: VecDeque<QueuedConnection>,
     /// Connections that wait for a certain worker.
     pub(super) reserved: usize,
     /// The worker whose share of the descriptors it counts against: who had it opened, or, after that one, another who uses it.
@@ -367,7 +367,9 @@ impl Primary {
             by_counts: false,
             needs: Needs::default(),
             shards: Vec::new(),
-            group: spec.group.then(|| Group::new(listen_key.address_type.is_udp(), scheduling.sticky().cloned(), self.last_time)),
+            group: spec
+                .group
+                .then(|| ShardGroup::new(listen_key.address_type.is_udp(), scheduling.sticky().cloned(), self.last_time)),
             growing: VecDeque::new(),
             opening: false,
             crowded_until: Time(0),

@@ -18,7 +18,7 @@ const TIGHT_WINDOW: usize = 4;
 
 /// A connection that no worker has.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(super) struct QueuedConnection {
     pub(super) conn: ConnId,
     pub(super) about: Connection,
     /// How many workers had it before and did not take it.
@@ -41,7 +41,7 @@ pub(super) struct ListenerMembership {
     refusals: u32,
     pub(super) cooling_until: Time,
     /// Connections that only this worker is meant to have.
-    pub(super) reserved: VecDeque<Waiting>,
+    pub(super) reserved: VecDeque<QueuedConnection>,
     /// What the policy was shown last.
     pub(super) shown: Option<WorkerView>,
 }

@@ -6,7 +6,7 @@ use super::{Action, Primary};
 use crate::event::{Address, Listening, Notice, Violation};
 use crate::id::{ListenerId, Time, WorkerId};
 use crate::policy::{Callback, Pattern, Scheduling, Sticky, WorkerView};
-use crate::steer::group::{Change, Group, ShardLoad};
+use crate::steer::group::{Change, ShardGroup, ShardLoad};
 use crate::wire::TROOP_VERSION;
 use crate::wire::outgoing::{self, Reply};
 
@@ -96,7 +96,7 @@ impl Primary {
     fn crowd_together(&mut self, id: ListenerId) {
         let Primary { listeners, workers, .. } = self;
         let Some(listener) = listeners.get_mut(&id) else { return };
-        let sockets = listener.group.as_ref().map_or(0, Group::len).clamp(1, MAX_PLACES);
+        let sockets = listener.group.as_ref().map_or(0, ShardGroup::len).clamp(1, MAX_PLACES);
         for shard in listener.shards.split_off(sockets.min(listener.shards.len())) {
             for worker in shard.holders {
                 let at = shard.slot as usize % sockets;
@@ -450,7 +450,7 @@ impl Primary {
     /// The parts of new connections that each socket of a steered listener gets at the moment, of 1.
     #[must_use]
     pub fn shares(&self, id: ListenerId) -> Option<Vec<f64>> {
-        self.listeners.get(&id).and_then(|l| l.group.as_ref()).map(Group::shares)
+        self.listeners.get(&id).and_then(|l| l.group.as_ref()).map(ShardGroup::shares)
     }
 
     /// Changes how connections are spread: of the listeners that are meant, or of all that nothing else was chosen for. Listeners that are

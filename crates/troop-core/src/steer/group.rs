@@ -70,7 +70,7 @@ pub(crate) struct ShardLoad {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Phase {
+enum ShardHealth {
     Serving,
     /// Its queue does not move. It gets nothing new for a moment, which shows whether it does then.
     Suspect {
@@ -98,7 +98,7 @@ struct Shard {
     apart: i32,
     /// Looks in a row at which the queue was not shorter than before.
     stuck: u32,
-    phase: Phase,
+    health: ShardHealth,
     /// Since when it is hung, with attempts in between, until it has shown that it is not.
     hung_since: Option<Time>,
     pause: Duration,
@@ -123,7 +123,7 @@ pub(crate) enum Change {
 
 /// The sockets of one steered listener: their health, load and shares, and the kernel program that follows from them.
 #[derive(Debug)]
-pub(crate) struct Group {
+pub(crate) struct ShardGroup {
     udp: bool,
     sticky: Option<Sticky>,
     shards: Vec<Shard>,
@@ -139,9 +139,9 @@ pub(crate) struct Group {
     pub(crate) changes: Vec<Change>,
 }
 
-impl Group {
-    pub(crate) fn new(udp: bool, sticky: Option<Sticky>, now: Time) -> Group {
-        Group {
+impl ShardGroup {
+    pub(crate) fn new(udp: bool, sticky: Option<Sticky>, now: Time) -> ShardGroup {
+        ShardGroup {
             udp,
             sticky,
             shards: Vec::new(),
@@ -165,7 +165,7 @@ impl Group {
             long: 0,
             apart: 0,
             stuck: 0,
-            phase: Phase::Serving,
+            health: ShardHealth::Serving,
             hung_since: None,
             pause: PAUSE,
             back_at: None,
@@ -258,10 +258,10 @@ impl Group {
         self.even_out();
         self.watch();
         let serving = || self.shards.iter().filter(|shard| shard.reported.present);
-        if serving().any(|shard| shard.queue > 0 || shard.load > 0.5 || shard.phase != Phase::Serving) {
+        if serving().any(|shard| shard.queue > 0 || shard.load > 0.5 || shard.health != ShardHealth::Serving) {
             self.awake = now;
         }
-        let unsettled = serving().any(|shard| shard.queue > 0 || matches!(shard.phase, Phase::Suspect { .. }));
+        let unsettled = serving().any(|shard| shard.queue > 0 || matches!(shard.health, ShardHealth::Suspect { .. }));
         let pace = if unsettled || now.since(self.awake) < WAKEFUL { FAST } else { SLOW };
         let sockets = u32::try_from(self.shards.len()).unwrap_or(u32::MAX);
         self.next_look = now + pace.max(FOR_EACH.saturating_mul(sockets).min(FOR_ALL));
@@ -276,21 +276,23 @@ impl Group {
         let serving = self.in_program(true).count();
         for number in 0..self.shards.len() {
             let shard = &mut self.shards[number];
-            match shard.phase {
-                Phase::Serving if shard.reported.present => {
+            match shard.health {
+                ShardHealth::Serving if shard.reported.present => {
                     let far_behind = shard.queue > 4 * middle.unwrap_or(0) + LONG;
                     let suspicious = (shard.stuck >= SUSPECT_AFTER && far_behind) || (shard.stuck >= SUSPECT_LATE && least == 0);
                     if suspicious && others {
-                        shard.phase = Phase::Suspect { looks: 0 };
+                        shard.health = ShardHealth::Suspect { looks: 0 };
                     } else if (!others || shard.back_at.is_some_and(|at| now.since(at) >= PROBATION)) && shard.recover() {
                         // An only one has nobody who could do better.
                         self.changes.push(Change::Recovered(number as u16));
                     }
                 }
-                Phase::Suspect { .. } if shard.stuck == 0 || serving == 0 => shard.phase = Phase::Serving,
-                Phase::Suspect { looks } if looks + 1 < STALLED_AFTER => shard.phase = Phase::Suspect { looks: looks + 1 },
-                Phase::Suspect { .. } => {
-                    shard.phase = Phase::Stalled { until: now + shard.pause };
+                ShardHealth::Suspect { .. } if shard.stuck == 0 || serving == 0 => shard.health = ShardHealth::Serving,
+                ShardHealth::Suspect { looks } if looks + 1 < STALLED_AFTER => {
+                    shard.health = ShardHealth::Suspect { looks: looks + 1 }
+                }
+                ShardHealth::Suspect { .. } => {
+                    shard.health = ShardHealth::Stalled { until: now + shard.pause };
                     shard.pause = (2 * shard.pause).min(MAX_PAUSE);
                     shard.level = COMEBACK;
                     if shard.hung_since.is_none() {
@@ -298,8 +300,8 @@ impl Group {
                         self.changes.push(Change::Stalled(number as u16));
                     }
                 }
-                Phase::Stalled { until } if until <= now => {
-                    shard.phase = Phase::Serving;
+                ShardHealth::Stalled { until } if until <= now => {
+                    shard.health = ShardHealth::Serving;
                     shard.stuck = 0;
                     shard.back_at = Some(now);
                 }
@@ -375,7 +377,7 @@ impl Group {
     /// The places that new connections go to: those where somebody takes them; without `strictly`, if there are none, those where somebody
     /// is; if there are none either, all.
     fn in_program(&self, strictly: bool) -> Box<dyn Iterator<Item = usize> + '_> {
-        let serving = |shard: &Shard| shard.reported.present && shard.weight > 0 && shard.phase == Phase::Serving;
+        let serving = |shard: &Shard| shard.reported.present && shard.weight > 0 && shard.health == ShardHealth::Serving;
         let present = |shard: &Shard| shard.reported.present;
         let numbers = self.shards.iter().enumerate();
         if strictly || self.shards.iter().any(serving) {
@@ -390,7 +392,7 @@ impl Group {
     /// A queue that nobody takes from is the primary's. (Datagrams cannot be handed over; they wait for a successor.)
     fn watch(&mut self) {
         for (number, shard) in (0..).zip(&mut self.shards) {
-            let watched = !self.udp && (!shard.reported.present || matches!(shard.phase, Phase::Stalled { .. }));
+            let watched = !self.udp && (!shard.reported.present || matches!(shard.health, ShardHealth::Stalled { .. }));
             if std::mem::replace(&mut shard.watched, watched) != watched {
                 self.changes.push(Change::Watch(number, watched));
             }
@@ -456,10 +458,10 @@ impl Shard {
 
     /// Forgets what was held against it. True if it was held to be hung.
     fn recover(&mut self) -> bool {
-        if self.phase != Phase::Serving {
+        if self.health != ShardHealth::Serving {
             self.stuck = 0;
         }
-        self.phase = Phase::Serving;
+        self.health = ShardHealth::Serving;
         self.pause = PAUSE;
         self.back_at = None;
         self.hung_since.take().is_some()

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{Cause, Config, ExitHow, GiveUp, Member, Order, Outcome, Phase, Progress, Slot, Supervisor, Time, Vacancy};
+use super::{Cause, Config, ExitHow, GiveUp, Order, Outcome, Progress, RunState, Slot, SlotWorker, Supervisor, Time, Vacancy};
 
 /// How far a worker had come when it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl Config {
 }
 
 impl Supervisor {
-    fn life(&self, now: Time, member: &Member) -> Life {
+    fn life(&self, now: Time, member: &SlotWorker) -> Life {
         let end = member.gone.unwrap_or(now);
         match member.could_serve_at(false, &self.config).filter(|ready| *ready <= end) {
             None => Life::Unready,
@@ -67,7 +67,7 @@ impl Supervisor {
     }
 
     /// The worker of a slot has ended without having been told to.
-    pub(super) fn lost(&mut self, now: Time, slot: usize, member: Member, how: ExitHow) {
+    pub(super) fn lost(&mut self, now: Time, slot: usize, member: SlotWorker, how: ExitHow) {
         let life = self.life(now, &member);
         self.health.been_ready |= life != Life::Unready;
         let state = &mut self.slots[slot];
@@ -84,7 +84,7 @@ impl Supervisor {
         let is_new = self.round.as_ref().is_some_and(|round| round.is_of(slot, member.generation, self.generation));
         if is_new {
             self.fail_round(now, format!("the new worker ended with {how}"));
-            if self.phase != Phase::Running {
+            if self.phase != RunState::Running {
                 return;
             }
         }
@@ -99,7 +99,7 @@ impl Supervisor {
 
     /// When all workers have ended for good, so has everything.
     pub(super) fn end_if_all_have(&mut self, now: Time) {
-        if self.phase != Phase::Running || self.slots.is_empty() || self.slots.iter().any(|state| state.done.is_none()) {
+        if self.phase != RunState::Running || self.slots.is_empty() || self.slots.iter().any(|state| state.done.is_none()) {
             return;
         }
         let failure = self.slots.iter().filter_map(|state| state.done).find(|(_, how)| !self.config.is_finished(*how));
@@ -181,7 +181,7 @@ impl Supervisor {
     pub fn may_hurry(&self) -> bool {
         let waits =
             |state: &super::SlotState| matches!((state.hurry_at, state.retry_at), (Some(soon), Some(late)) if soon < late);
-        self.phase == Phase::Running && self.health.down_since.is_some() && self.slots.iter().any(waits)
+        self.phase == RunState::Running && self.health.down_since.is_some() && self.slots.iter().any(waits)
     }
 
     /// Clients wait while no worker is ready. Slots whose last workers had been ready do not wait longer than after a first quick end, so that
@@ -205,11 +205,11 @@ impl Supervisor {
     }
 
     /// The workers that are not ready, will not be by their age alone, and are not waited for by a round.
-    fn unready(&self) -> impl Iterator<Item = (usize, Member)> {
-        let is_leaving = |member: &Member| self.leaving.iter().any(|l| l.worker == member.worker);
+    fn unready(&self) -> impl Iterator<Item = (usize, SlotWorker)> {
+        let is_leaving = |member: &SlotWorker| self.leaving.iter().any(|l| l.worker == member.worker);
         let is_in_round = |slot| self.round.as_ref().is_some_and(|round| round.is_at(slot));
         // A first start fails as a whole.
-        let counts = self.phase == Phase::Running && self.health.been_ready;
+        let counts = self.phase == RunState::Running && self.health.been_ready;
         let members = self.slots.iter().enumerate().filter_map(|(slot, state)| Some((slot, state.current?)));
         members.filter(move |(slot, member)| {
             counts && member.ready_at(false, &self.config).is_none() && !is_leaving(member) && !is_in_round(*slot)
@@ -250,7 +250,8 @@ impl Supervisor {
     /// When it is given up if no worker becomes ready.
     fn gives_up_at(&self) -> Option<Time> {
         let limited = !self.health.been_ready || self.config.ends_when_failed;
-        let down_since = self.health.down_since.filter(|_| limited && self.phase == Phase::Running && !self.slots.is_empty())?;
+        let down_since =
+            self.health.down_since.filter(|_| limited && self.phase == RunState::Running && !self.slots.is_empty())?;
         Some(down_since + self.down_limit())
     }
 
@@ -258,14 +259,14 @@ impl Supervisor {
     pub(super) fn health_deadlines(&self) -> impl Iterator<Item = Time> {
         let looked = self.health.looked;
         let ready = self.slots.iter().filter_map(move |state| state.current?.ready_at(false, &self.config));
-        ready.filter(move |at| *at > looked && self.phase == Phase::Running).chain(self.gives_up_at())
+        ready.filter(move |at| *at > looked && self.phase == RunState::Running).chain(self.gives_up_at())
     }
 
     /// Looks at how the app is. To be called after everything that may have changed that.
     pub(super) fn look(&mut self, now: Time) {
         self.due.set(None);
         self.health.looked = now;
-        if self.phase != Phase::Running {
+        if self.phase != RunState::Running {
             self.health.down_since = None;
             return;
         }

@@ -1,6 +1,6 @@
 //! What is expected: workers that are still to come, and the addresses that new workers have to take over from old ones.
 
-use super::{Phase, Supervisor};
+use super::{RunState, Supervisor};
 use crate::event::Address;
 use crate::id::WorkerId;
 
@@ -91,9 +91,9 @@ impl Supervisor {
     #[must_use]
     pub fn expects_workers(&self) -> bool {
         match self.phase {
-            Phase::Idle => true,
-            Phase::Stopping(_) | Phase::Finished => false,
-            Phase::Running => {
+            RunState::Idle => true,
+            RunState::Stopping(_) | RunState::Finished => false,
+            RunState::Running => {
                 let is_leaving = |worker| self.leaving.iter().any(|leaving| leaving.worker == worker);
                 let mut slots = self.slots.iter();
                 self.slots.is_empty()

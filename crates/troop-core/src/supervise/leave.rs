@@ -1,6 +1,6 @@
 //! How workers leave: singly for a successor, all of them for a pause or the end.
 
-use super::{Afterwards, LINGER, Leaving, Member, Order, Outcome, Phase, Progress, Supervisor, Time};
+use super::{Afterwards, LINGER, Leaving, Order, Outcome, Progress, RunState, SlotWorker, Supervisor, Time};
 
 impl Supervisor {
     // ---- resting ----
@@ -8,21 +8,21 @@ impl Supervisor {
     /// Finishes all workers, and starts none until [`Supervisor::reload`].
     pub fn pause(&mut self, now: Time) {
         self.due.set(None);
-        if self.phase == Phase::Running {
+        if self.phase == RunState::Running {
             self.orders.push_back(Order::Tell(Progress::Pausing));
             self.rest(now);
         }
     }
 
     pub(super) fn rest(&mut self, now: Time) {
-        self.phase = Phase::Idle;
+        self.phase = RunState::Idle;
         self.empty(now);
         self.look(now);
     }
 
     pub(super) fn wake(&mut self) {
         self.restarts.forget();
-        self.phase = Phase::Running;
+        self.phase = RunState::Running;
         for state in &mut self.slots {
             (state.quick_ends, state.done, state.lost) = (0, None, false);
         }
@@ -34,23 +34,23 @@ impl Supervisor {
     pub fn stop(&mut self, now: Time) {
         self.due.set(None);
         match self.phase {
-            Phase::Running | Phase::Idle => {
+            RunState::Running | RunState::Idle => {
                 self.orders.push_back(Order::Tell(Progress::Stopping));
                 self.end(now, Outcome::Stopped);
             }
-            Phase::Stopping(_) => {
+            RunState::Stopping(_) => {
                 for leaving in &mut self.leaving {
                     if !std::mem::replace(&mut leaving.killed, true) {
                         self.orders.push_back(Order::Kill(leaving.worker));
                     }
                 }
             }
-            Phase::Finished => {}
+            RunState::Finished => {}
         }
     }
 
     pub(super) fn end(&mut self, now: Time, outcome: Outcome) {
-        self.phase = Phase::Stopping(outcome);
+        self.phase = RunState::Stopping(outcome);
         self.empty(now);
         self.finish_if_done();
     }
@@ -72,7 +72,7 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn leave(&mut self, now: Time, member: Member) {
+    pub(super) fn leave(&mut self, now: Time, member: SlotWorker) {
         if self.leaving.iter().any(|l| l.worker == member.worker) {
             return;
         }
@@ -86,14 +86,14 @@ impl Supervisor {
     }
 
     /// Has a worker leave that has never been ready, so that it has hardly anything to finish.
-    pub(super) fn leave_unready(&mut self, now: Time, member: Member) {
+    pub(super) fn leave_unready(&mut self, now: Time, member: SlotWorker) {
         self.leave(now, member);
         let term_at = Some(now + LINGER);
         self.leaving.iter_mut().filter(|l| l.worker == member.worker).for_each(|l| l.term_at = term_at);
     }
 
     /// Has a worker leave for a successor. Those that never leave must not become more and more.
-    pub(super) fn make_way(&mut self, now: Time, member: Member) {
+    pub(super) fn make_way(&mut self, now: Time, member: SlotWorker) {
         self.leave(now, member);
         let most = 4 + 2 * self.config.workers;
         let surplus = self.leaving.iter().filter(|l| !l.killed).count().saturating_sub(most);
@@ -109,10 +109,10 @@ impl Supervisor {
 
     pub(super) fn finish_if_done(&mut self) {
         if self.leaving.is_empty()
-            && let Phase::Stopping(outcome) = &self.phase
+            && let RunState::Stopping(outcome) = &self.phase
         {
             self.orders.push_back(Order::Finish(outcome.clone()));
-            self.phase = Phase::Finished;
+            self.phase = RunState::Finished;
         }
     }
 }

@@ -24,7 +24,7 @@ use replace::Round;
 use restart::Restarts;
 
 #[derive(Debug, Clone, Copy)]
-struct Member {
+struct SlotWorker {
     worker: WorkerId,
     since: Time,
     generation: u32,
@@ -43,7 +43,7 @@ struct Member {
     due: Time,
 }
 
-impl Member {
+impl SlotWorker {
     /// Since when it is ready, or from when on it will be if nothing happens.
     fn ready_at(&self, must_listen: bool, config: &Config) -> Option<Time> {
         if self.gone.is_some() { None } else { self.could_serve_at(must_listen, config) }
@@ -85,8 +85,8 @@ struct Leaving {
 
 #[derive(Debug, Default)]
 struct SlotState {
-    current: Option<Member>,
-    successor: Option<Member>,
+    current: Option<SlotWorker>,
+    successor: Option<SlotWorker>,
     retry_at: Option<Time>,
     /// When to retry if clients wait and no worker is ready: known of a slot whose last worker had been ready.
     hurry_at: Option<Time>,
@@ -99,7 +99,7 @@ struct SlotState {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Phase {
+enum RunState {
     Running,
     /// Nothing is started any more, until somebody wants it.
     Idle,
@@ -156,7 +156,7 @@ pub struct Supervisor {
     round: Option<Round>,
     /// A generation that was rejected and is still there in part, and when it is tried again to replace that.
     rejected: Option<(u32, Option<Time>)>,
-    phase: Phase,
+    phase: RunState,
     health: Health,
     orders: VecDeque<Order>,
     /// The next deadline, if it is known: it is asked for far more often than it changes.
@@ -175,7 +175,7 @@ impl Supervisor {
             generation: 1,
             round: None,
             rejected: None,
-            phase: Phase::Running,
+            phase: RunState::Running,
             health: Health::new(config.been_ready),
             orders: VecDeque::new(),
             due: Cell::new(None),
@@ -202,7 +202,7 @@ impl Supervisor {
     pub fn forked(&mut self, now: Time, slot: Slot, worker: WorkerId) {
         self.due.set(None);
         let generation = self.generation;
-        let member = Member {
+        let member = SlotWorker {
             worker,
             since: now,
             generation,
@@ -214,7 +214,7 @@ impl Supervisor {
             served: false,
             due: now + self.ready_limit(),
         };
-        let state = self.slots.get_mut(slot.0).filter(|_| self.phase == Phase::Running);
+        let state = self.slots.get_mut(slot.0).filter(|_| self.phase == RunState::Running);
         let Some(state) = state else {
             // There is no use for it any more.
             self.leave(now, member);
@@ -248,14 +248,14 @@ impl Supervisor {
     #[must_use]
     pub fn state(&self) -> SupervisorState {
         match &self.phase {
-            Phase::Running if self.round.as_ref().is_some_and(|round| !round.is_recycling()) => SupervisorState::Reloading,
-            Phase::Running => match self.health.level {
+            RunState::Running if self.round.as_ref().is_some_and(|round| !round.is_recycling()) => SupervisorState::Reloading,
+            RunState::Running => match self.health.level {
                 Level::Starting => SupervisorState::Starting,
                 Level::Complete => SupervisorState::Running,
                 Level::Degraded | Level::Down => SupervisorState::Degraded,
             },
-            Phase::Idle => SupervisorState::Paused,
-            Phase::Stopping(_) | Phase::Finished => SupervisorState::Stopping,
+            RunState::Idle => SupervisorState::Paused,
+            RunState::Stopping(_) | RunState::Finished => SupervisorState::Stopping,
         }
     }
 
@@ -282,7 +282,7 @@ impl Supervisor {
     /// Changes how many workers are kept running. Those that are too many finish, the last ones first. Without effect while stopping.
     pub fn scale(&mut self, now: Time, workers: usize) {
         self.due.set(None);
-        if !matches!(self.phase, Phase::Running | Phase::Idle) {
+        if !matches!(self.phase, RunState::Running | RunState::Idle) {
             return;
         }
         // In proportion, so that what is much for a few is little for many.
@@ -291,7 +291,7 @@ impl Supervisor {
         self.config.workers = workers;
         self.orders.retain(|order| !matches!(order, Order::Fork(slot) if slot.0 >= workers));
         while self.slots.len() < workers {
-            if self.phase == Phase::Running {
+            if self.phase == RunState::Running {
                 self.orders.push_back(Order::Fork(Slot(self.slots.len())));
             }
             self.slots.push(SlotState::default());
@@ -313,14 +313,14 @@ impl Supervisor {
     /// A fork that was ordered failed. `for_good` means that trying again cannot help (the program does not exist).
     pub fn fork_failed(&mut self, now: Time, slot: Slot, reason: String, for_good: bool) {
         self.due.set(None);
-        if self.phase != Phase::Running || slot.0 >= self.slots.len() {
+        if self.phase != RunState::Running || slot.0 >= self.slots.len() {
             return;
         }
         let is_new = self.round.as_ref().is_some_and(|round| round.is_at(slot.0));
         if is_new {
             self.fail_round(now, format!("the new worker could not be started: {reason}"));
         }
-        if !matches!(self.phase, Phase::Running) || self.slots[slot.0].current.is_some() {
+        if !matches!(self.phase, RunState::Running) || self.slots[slot.0].current.is_some() {
             return;
         }
         if for_good && !self.health.been_ready && !self.has_workers() {
@@ -334,22 +334,22 @@ impl Supervisor {
     /// Whether it is on its way to the end.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
-        matches!(self.phase, Phase::Stopping(_) | Phase::Finished)
+        matches!(self.phase, RunState::Stopping(_) | RunState::Finished)
     }
 
     /// A worker that was forked is known to speak Node's protocol, so that it is not taken for one that does not when it takes its time.
     pub fn expect_ipc(&mut self, now: Time, worker: WorkerId) {
-        self.with_member(now, worker, |member| member.has_ipc = true);
+        self.with_slot_worker(now, worker, |member| member.has_ipc = true);
     }
 
     /// A worker runs. `has_ipc` means that it says so itself.
     pub fn online(&mut self, now: Time, worker: WorkerId, has_ipc: bool) {
-        self.with_member(now, worker, |member| (member.online, member.has_ipc) = (member.online.or(Some(now)), has_ipc));
+        self.with_slot_worker(now, worker, |member| (member.online, member.has_ipc) = (member.online.or(Some(now)), has_ipc));
     }
 
     /// A worker's server listens.
     pub fn listening(&mut self, now: Time, worker: WorkerId) {
-        self.with_member(now, worker, |member| member.listening = member.listening.or(Some(now)));
+        self.with_slot_worker(now, worker, |member| member.listening = member.listening.or(Some(now)));
     }
 
     /// Where a worker listens now. Call before [`Supervisor::listening`].
@@ -361,7 +361,7 @@ impl Supervisor {
 
     /// A worker says that it is ready.
     pub fn reported_ready(&mut self, now: Time, worker: WorkerId) {
-        self.with_member(now, worker, |member| member.notified = member.notified.or(Some(now)));
+        self.with_slot_worker(now, worker, |member| member.notified = member.notified.or(Some(now)));
     }
 
     /// A worker has taken connections.
@@ -372,7 +372,7 @@ impl Supervisor {
         }
     }
 
-    fn with_member(&mut self, now: Time, worker: WorkerId, change: impl FnOnce(&mut Member)) {
+    fn with_slot_worker(&mut self, now: Time, worker: WorkerId, change: impl FnOnce(&mut SlotWorker)) {
         self.due.set(None);
         let mut members = self.slots.iter_mut().flat_map(|p| p.current.iter_mut().chain(p.successor.iter_mut()));
         if let Some(member) = members.find(|m| m.worker == worker) {
@@ -403,7 +403,7 @@ impl Supervisor {
     pub fn exited(&mut self, now: Time, worker: WorkerId, how: ExitHow) {
         self.due.set(None);
         self.leaving.retain(|l| l.worker != worker);
-        let position = |get: fn(&SlotState) -> Option<Member>, slots: &[SlotState]| {
+        let position = |get: fn(&SlotState) -> Option<SlotWorker>, slots: &[SlotState]| {
             slots.iter().position(|p| get(p).is_some_and(|m| m.worker == worker))
         };
         if let Some(slot) = position(|p| p.successor, &self.slots) {
@@ -412,7 +412,7 @@ impl Supervisor {
             self.fill(now);
         } else if let Some(slot) = position(|p| p.current, &self.slots) {
             if let Some(member) = self.slots[slot].current.take()
-                && self.phase == Phase::Running
+                && self.phase == RunState::Running
             {
                 self.lost(now, slot, member, how);
             }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::expect::{Claim, Claims, Lacking};
-use super::{Afterwards, Member, Order, Phase, Progress, Slot, Supervisor};
+use super::{Afterwards, Order, Progress, RunState, Slot, SlotWorker, Supervisor};
 use crate::event::Address;
 use crate::id::{Time, WorkerId};
 
@@ -140,8 +140,8 @@ impl Supervisor {
     /// The same; an old worker that holds a claimed address leaves only when a new worker listens there too.
     pub fn reload_with(&mut self, now: Time, claims: Vec<Claim>) {
         self.due.set(None);
-        let revives = self.phase == Phase::Idle;
-        if !(self.phase == Phase::Running || revives) || self.round.as_ref().is_some_and(|round| !round.is_recycling()) {
+        let revives = self.phase == RunState::Idle;
+        if !(self.phase == RunState::Running || revives) || self.round.as_ref().is_some_and(|round| !round.is_recycling()) {
             self.orders.push_back(Order::Tell(Progress::ReloadRefused));
             return;
         }
@@ -179,10 +179,10 @@ impl Supervisor {
     /// The same; it leaves only when its successor listens at the claimed addresses that it holds.
     pub fn recycle_with(&mut self, now: Time, worker: WorkerId, reason: String, claims: Vec<Claim>) -> bool {
         self.due.set(None);
-        if self.phase != Phase::Running || self.round.is_some() || self.leaving.iter().any(|l| l.worker == worker) {
+        if self.phase != RunState::Running || self.round.is_some() || self.leaving.iter().any(|l| l.worker == worker) {
             return false;
         }
-        let is_it = |member: &Member| member.worker == worker;
+        let is_it = |member: &SlotWorker| member.worker == worker;
         let Some(slot) = self.slots.iter().position(|state| state.current.as_ref().is_some_and(is_it)) else { return false };
         self.orders.push_back(Order::Tell(Progress::Recycling { worker, reason }));
         self.begin_round(Why::Recycle(worker), [slot].into(), Claims::new(claims));
@@ -193,7 +193,7 @@ impl Supervisor {
     /// After a reload that failed, and what it started them with was taken back: replaces those that it had brought. If that fails, it is tried
     /// again after a while.
     pub fn roll_back(&mut self, now: Time) {
-        if self.phase == Phase::Running && self.round.is_none() {
+        if self.phase == RunState::Running && self.round.is_none() {
             self.rejected = Some((self.generation, Some(now)));
             self.roll_back_again(now);
         }
@@ -205,12 +205,12 @@ impl Supervisor {
         if at > now {
             return;
         }
-        if self.phase != Phase::Running || self.round.is_some() {
+        if self.phase != RunState::Running || self.round.is_some() {
             self.rejected = Some((rejected, Some(now + ROLL_BACK_PAUSE)));
             return;
         }
         self.rejected = Some((rejected, None));
-        let is_new = |member: &Member| member.generation == rejected;
+        let is_new = |member: &SlotWorker| member.generation == rejected;
         let todo: VecDeque<_> =
             (0..self.slots.len()).filter(|slot| self.slots[*slot].current.as_ref().is_some_and(is_new)).collect();
         self.generation += 1;
@@ -307,7 +307,7 @@ impl Supervisor {
     }
 
     /// A claimed address that a new worker has to listen on before its predecessor leaves, and that no new one listens on.
-    fn lacking(&self, step: Step, old: Option<&Member>, new: &Member) -> Option<Lacking<'_>> {
+    fn lacking(&self, step: Step, old: Option<&SlotWorker>, new: &SlotWorker) -> Option<Lacking<'_>> {
         let round = self.round.as_ref()?;
         let holder = match step {
             Step::Filling(left) => left,
@@ -315,7 +315,7 @@ impl Supervisor {
         };
         // In a reload one that has it will do for all, if it does not leave again when the reload fails.
         let has_come = |(slot, state): (usize, &super::SlotState), worker| {
-            let is_new = |member: Member| member.worker == worker && member.generation == self.generation;
+            let is_new = |member: SlotWorker| member.worker == worker && member.generation == self.generation;
             state.current.is_some_and(is_new) && !round.is_at(slot)
         };
         let is_new = |worker: WorkerId| {
@@ -327,7 +327,7 @@ impl Supervisor {
     }
 
     /// When the others go first, if they may bring what the new worker of this slot lacks: it has had the time to ask for everything.
-    fn puts_off_at(&self, slot: usize, step: Step, new: &Member) -> Option<Time> {
+    fn puts_off_at(&self, slot: usize, step: Step, new: &SlotWorker) -> Option<Time> {
         let may = step == Step::Beside && self.round.as_ref().is_some_and(|round| round.may_put_off(slot));
         may.then(|| new.listening.or(new.online).unwrap_or(new.since) + self.config.listen_patience)
     }

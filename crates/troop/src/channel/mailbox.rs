@@ -18,7 +18,7 @@ use crate::message::{Handle, Message, reply_line};
 type Ring = Box<dyn Fn() + Send + Sync>;
 
 pub(crate) struct Mailbox {
-    queue: Mutex<Queue>,
+    queue: Mutex<MailQueue>,
     /// Bytes that the owner of the channel has taken out but not written yet.
     unwritten: AtomicUsize,
     /// And sockets.
@@ -36,7 +36,7 @@ pub(crate) struct Mailbox {
 const MAX_OWED: usize = 16 * 1024 * 1024;
 
 #[derive(Default)]
-struct Queue {
+struct MailQueue {
     bytes: Vec<u8>,
     handles: Vec<Posted>,
     closed: bool,
@@ -58,7 +58,7 @@ pub(crate) struct Posted {
 
 /// What was taken out of a mailbox.
 #[derive(Default)]
-pub(crate) struct Parcels {
+pub(crate) struct Mail {
     pub(crate) bytes: Vec<u8>,
     pub(crate) handles: Vec<Posted>,
 }
@@ -83,7 +83,7 @@ impl Mailbox {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Queue> {
+    fn lock(&self) -> MutexGuard<'_, MailQueue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -99,7 +99,7 @@ impl Mailbox {
     }
 
     /// Puts something in, unless the channel is closed or (where `bounded`) full.
-    fn post(&self, bounded: bool, write: impl FnOnce(&mut Queue) -> Result<()>) -> Result<()> {
+    fn post(&self, bounded: bool, write: impl FnOnce(&mut MailQueue) -> Result<()>) -> Result<()> {
         if self.put(bounded, write)? {
             (self.ring)();
         }
@@ -107,7 +107,7 @@ impl Mailbox {
     }
 
     /// The same, but whether the owner still has to be told is returned.
-    fn put(&self, bounded: bool, write: impl FnOnce(&mut Queue) -> Result<()>) -> Result<bool> {
+    fn put(&self, bounded: bool, write: impl FnOnce(&mut MailQueue) -> Result<()>) -> Result<bool> {
         let mut queue = self.lock();
         if queue.closed {
             return Err(Error::Closed);
@@ -275,7 +275,7 @@ impl Mailbox {
     }
 
     /// Takes everything out. `into` is given back its buffers' memory.
-    pub(crate) fn take(&self, into: &mut Parcels) {
+    pub(crate) fn take(&self, into: &mut Mail) {
         into.bytes.clear();
         into.handles.clear();
         let mut queue = self.lock();

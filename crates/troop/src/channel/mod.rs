@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use tokio::sync::oneshot;
 use troop_core::wire::frame::Framing;
 
-pub(crate) use mailbox::{Mailbox, Parcels};
+pub(crate) use mailbox::{Mail, Mailbox};
 pub(crate) use outbox::{Flushed, Outbox};
 
 /// The longest line that is taken from the other side, in bytes.

@@ -88,7 +88,7 @@ pub(crate) struct Tree {
 
 /// A worker's. Removed when it is dropped, if nobody is in it.
 #[derive(Debug)]
-pub(crate) struct Group {
+pub(crate) struct WorkerCgroup {
     directory: PathBuf,
     /// What its memory is limited to.
     memory: Option<u64>,
@@ -198,7 +198,7 @@ impl Tree {
     }
 
     /// A group for a worker.
-    pub(crate) fn make(&mut self, worker: WorkerId, limits: &Cgroup) -> Result<Group> {
+    pub(crate) fn make(&mut self, worker: WorkerId, limits: &Cgroup) -> Result<WorkerCgroup> {
         self.enable(limits)?;
         // Once all have ended that were there before.
         let _ = fs::remove_dir(self.leaf("before"));
@@ -211,7 +211,7 @@ impl Tree {
         });
         let made = made.unwrap_or_else(|| Err(io::ErrorKind::AlreadyExists.into()));
         let directory = made.map_err(|e| refused(format!("cannot make a control group in {}: {e}", self.directory.display())))?;
-        let group = Group { directory, memory: limits.memory };
+        let group = WorkerCgroup { directory, memory: limits.memory };
         for (name, value) in limits.files() {
             if let Err(e) = write(&group.directory.join(name), &value) {
                 // Without swap there is none to limit.
@@ -274,7 +274,7 @@ fn place(mounts: &str, groups: &str) -> Option<PathBuf> {
     })
 }
 
-impl Group {
+impl WorkerCgroup {
     /// Who writes `0` to this goes into it.
     pub(crate) fn entrance(&self) -> io::Result<File> {
         OpenOptions::new().write(true).open(self.directory.join("cgroup.procs"))
@@ -305,7 +305,7 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for WorkerCgroup {
     fn drop(&mut self) {
         self.remove();
     }

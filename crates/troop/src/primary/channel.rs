@@ -20,7 +20,7 @@ use super::relay::Relay;
 use crate::channel::{MAX_LINE, MAX_QUEUED, Outbox, Unsettled, framing};
 use crate::closer::{Closer, Foreign};
 use crate::events::Event;
-use crate::message::{Handle, Held, Message, Parcel, Request, parcel};
+use crate::message::{Content, Handle, Held, Message, Request, classify};
 
 pub(crate) struct Channel {
     pub(crate) socket: OwnedFd,
@@ -260,19 +260,19 @@ fn handle(fd: Foreign) -> Option<Handle> {
 }
 
 fn user_message(worker: &WorkerHandle, body: &str, handle: Option<Held>, events: &mut Vec<Event>) {
-    match parcel(body) {
-        Parcel::Message => {
+    match classify(body) {
+        Content::Message => {
             events.push(Event::Message(worker.clone(), Message::new(body, handle)));
         }
-        Parcel::Request { id, .. } if !worker.shared.mailbox.owe(MAX_REQUESTS) => {
+        Content::Request { id, .. } if !worker.shared.mailbox.owe(MAX_REQUESTS) => {
             worker.shared.mailbox.refuse(id, &format!("{MAX_REQUESTS} requests of this worker wait for their answers"));
         }
-        Parcel::Request { id, body } => {
+        Content::Request { id, body } => {
             let answer_to = worker.clone();
             let send = move |line: String| answer_to.shared.mailbox.send_owed(id, &line);
             events.push(Event::Request(worker.clone(), Request::new(id, body, Box::new(send))));
         }
-        Parcel::Reply { id, result } => {
+        Content::Reply { id, result } => {
             worker.shared.mailbox.replied(id, result);
         }
     }

@@ -9,7 +9,7 @@ use troop_sys::sandbox::Sandbox;
 use troop_sys::{fdpass, spawn};
 
 use super::Fork;
-use super::cgroup::{Group, Tree};
+use super::cgroup::{Tree, WorkerCgroup};
 use super::output::{Fate, Forwarder, Output, Source, Tail};
 use crate::error::{Error, Result};
 use crate::settings::{CHANNEL_NUMBER, Settings, Stdio};
@@ -22,7 +22,7 @@ pub(crate) struct Spawned {
     pub(crate) kept_end: Option<OwnedFd>,
     pub(crate) pipes: [Option<OwnedFd>; 3],
     pub(crate) tail: Option<Arc<Tail>>,
-    pub(crate) cgroup: Option<Group>,
+    pub(crate) cgroup: Option<WorkerCgroup>,
     pub(crate) sandbox: Sandbox,
 }
 
@@ -123,7 +123,7 @@ pub(crate) fn spawn(
             Some(tree.make(worker, limits)?)
         }
     };
-    let entrance = cgroup.as_ref().map(Group::entrance).transpose().map_err(failed("open its control group"))?;
+    let entrance = cgroup.as_ref().map(WorkerCgroup::entrance).transpose().map_err(failed("open its control group"))?;
     let mut command = settings.command(slot, prepared.env)?;
     command.candidates = prepared.candidates;
     command.argv = prepared.argv;

@@ -22,8 +22,8 @@ use super::WorkerEvent;
 use super::inner::{Ask, Grant, Inner, Reply};
 use super::listen::Wanted;
 use super::queue::{Conn, ConnQueue, Taken};
-use crate::channel::{Flushed, MAX_LINE, Outbox, Parcels, READ_SIZE, Unsettled, framing};
-use crate::message::{Handle, Held, Message, Parcel, Request, parcel};
+use crate::channel::{Flushed, MAX_LINE, Mail, Outbox, READ_SIZE, Unsettled, framing};
+use crate::message::{Content, Handle, Held, Message, Request, classify};
 
 /// The pause before the channel is tried again that could not be written to for want of something but room.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
@@ -43,7 +43,7 @@ pub(super) struct Link {
     queries: HashMap<u64, oneshot::Sender<Reply>>,
     servers: HashMap<String, Arc<ConnQueue>>,
     unsettled: VecDeque<Unsettled>,
-    parcels: Parcels,
+    mail: Mail,
     /// The `seq` of our `exitedAfterDisconnect`, and who waits for its answer.
     leaving: Vec<(u64, oneshot::Sender<()>)>,
     later: bool,
@@ -83,7 +83,7 @@ impl Link {
             queries: HashMap::new(),
             servers: HashMap::new(),
             unsettled: VecDeque::new(),
-            parcels: Parcels::default(),
+            mail: Mail::default(),
             leaving: Vec::new(),
             later: false,
             reports: false,
@@ -196,10 +196,10 @@ impl Link {
         if !taken.is_empty() {
             self.answer(&taken, &[]);
         }
-        self.inner.mailbox.take(&mut self.parcels);
+        self.inner.mailbox.take(&mut self.mail);
         let mut from = 0;
-        for posted in self.parcels.handles.drain(..) {
-            self.outbox.push(&self.parcels.bytes[from..posted.at]);
+        for posted in self.mail.handles.drain(..) {
+            self.outbox.push(&self.mail.bytes[from..posted.at]);
             from = posted.at;
             if let Ok(copy) = posted.handle.try_clone() {
                 self.outbox.push_with(&posted.line, copy);
@@ -208,7 +208,7 @@ impl Link {
                 let _ = settled.send(false);
             }
         }
-        self.outbox.take_in(&mut self.parcels.bytes, from);
+        self.outbox.take_in(&mut self.mail.bytes, from);
         for ask in asks {
             let seq = self.seq;
             self.seq += 1;
@@ -419,9 +419,9 @@ impl Link {
     }
 
     fn user_message(&mut self, body: &str, handle: Option<Handle>, events: &mut Vec<WorkerEvent>) {
-        match parcel(body) {
-            Parcel::Message => events.push(WorkerEvent::Message(Message::new(body, handle.map(Held::uncounted)))),
-            Parcel::Request { id, body } => {
+        match classify(body) {
+            Content::Message => events.push(WorkerEvent::Message(Message::new(body, handle.map(Held::uncounted)))),
+            Content::Request { id, body } => {
                 // The primary is trusted to know how much it can ask.
                 self.inner.mailbox.owe(usize::MAX);
                 let inner = Arc::downgrade(&self.inner);
@@ -432,7 +432,7 @@ impl Link {
                 };
                 events.push(WorkerEvent::Request(Request::new(id, body, Box::new(send))));
             }
-            Parcel::Reply { id, result } => {
+            Content::Reply { id, result } => {
                 self.inner.mailbox.replied(id, result);
             }
         }

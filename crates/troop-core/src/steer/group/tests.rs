@@ -4,7 +4,7 @@ const MS: u64 = 1;
 
 /// A group, and the connections that come to it: `speeds` of them are taken at each look.
 struct Simulation {
-    group: Group,
+    group: ShardGroup,
     now: Time,
     queues: Vec<f64>,
     speeds: Vec<f64>,
@@ -17,7 +17,7 @@ struct Simulation {
 
 impl Simulation {
     fn new(speeds: &[f64]) -> Simulation {
-        let mut group = Group::new(false, None, Time(1));
+        let mut group = ShardGroup::new(false, None, Time(1));
         speeds.iter().for_each(|_| group.grow());
         let n = speeds.len();
         let mut simulation = Simulation {

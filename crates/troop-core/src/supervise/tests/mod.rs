@@ -223,17 +223,17 @@ mod random {
                 }
                 // Nobody who is not ready stays for ever.
                 let sup = &w.supervisor;
-                let is_left = |slot: usize, member: &Member| {
+                let is_left = |slot: usize, member: &SlotWorker| {
                     !sup.round.as_ref().is_some_and(|round| round.is_at(slot))
                         && !sup.leaving.iter().any(|leaving| leaving.worker == member.worker)
                 };
                 let late = slots.iter().enumerate().filter_map(|(slot, state)| Some((slot, state.current?)));
                 let late = late.filter(|(slot, member)| member.ready_at(false, &sup.config).is_none() && is_left(*slot, member));
-                for (slot, member) in late.filter(|_| sup.phase == Phase::Running && sup.health.been_ready) {
+                for (slot, member) in late.filter(|_| sup.phase == RunState::Running && sup.health.been_ready) {
                     prop_assert!(w.now < member.due, "slot {slot}: worker {} is not ready and goes on", member.worker);
                 }
                 // Nothing is forgotten: what is empty is about to be filled, or is not to be.
-                let is_running = w.supervisor.phase == Phase::Running;
+                let is_running = w.supervisor.phase == RunState::Running;
                 for (slot, state) in slots.iter().enumerate().filter(|(_, state)| is_running && state.current.is_none()) {
                     let is_awaited = w.supervisor.round.as_ref().is_some_and(|round| round.is_at(slot) || round.revives(slot));
                     prop_assert!(state.retry_at.is_some() || state.done.is_some() || is_awaited, "slot {slot} is forgotten");
@@ -242,7 +242,7 @@ mod random {
             // Left alone, every slot has a worker soon.
             w.pass(7 * SECOND);
             let sup = &w.supervisor;
-            for (slot, state) in sup.slots.iter().enumerate().filter(|_| sup.phase == Phase::Running) {
+            for (slot, state) in sup.slots.iter().enumerate().filter(|_| sup.phase == RunState::Running) {
                 let is_awaited = sup.round.as_ref().is_some_and(|round| round.is_at(slot) || round.revives(slot));
                 prop_assert!(state.current.is_some() || state.done.is_some() || is_awaited, "slot {slot} is empty");
             }

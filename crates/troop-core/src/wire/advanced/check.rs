@@ -69,7 +69,7 @@ type Step = Result<(), Stop>;
 
 /// A value whose parts are being read.
 #[derive(Clone, Copy)]
-enum Open {
+enum OpenObject {
     /// The elements of a dense array, of which so many are left. Its properties follow.
     Elements { left: usize, first: bool },
     /// Names and values until this tag, and so many numbers.
@@ -84,7 +84,7 @@ enum Open {
 struct Walk<'a> {
     reader: Reader<'a>,
     /// From the outermost inwards. (Not by recursion: the stack is the program's.)
-    open: Vec<Open>,
+    open: Vec<OpenObject>,
     memory: usize,
     kind: Kind,
 }
@@ -139,13 +139,13 @@ impl<'a> Walk<'a> {
         self.value(true)?;
         while let Some(open) = self.open.last_mut() {
             match *open {
-                Open::Elements { left: 0, first } => *open = Open::Properties { end: b'$', numbers: 2, first },
-                Open::Elements { ref mut left, .. } => {
+                OpenObject::Elements { left: 0, first } => *open = OpenObject::Properties { end: b'$', numbers: 2, first },
+                OpenObject::Elements { ref mut left, .. } => {
                     *left -= 1;
                     self.value(false)?;
                 }
-                Open::Properties { end, numbers, first } => self.property(end, numbers, first)?,
-                Open::Values { end } => match self.tag()? {
+                OpenObject::Properties { end, numbers, first } => self.property(end, numbers, first)?,
+                OpenObject::Values { end } => match self.tag()? {
                     tag if tag == end => {
                         self.number()?;
                         self.open.pop();
@@ -155,7 +155,7 @@ impl<'a> Walk<'a> {
                         self.begin(tag, false)?;
                     }
                 },
-                Open::Error => self.error()?,
+                OpenObject::Error => self.error()?,
             }
         }
         Ok(())
@@ -166,7 +166,7 @@ impl<'a> Walk<'a> {
         self.begin(tag, first)
     }
 
-    fn open(&mut self, memory: usize, open: Open) -> Result<(), Violation> {
+    fn open(&mut self, memory: usize, open: OpenObject) -> Result<(), Violation> {
         if self.open.len() >= MAX_DEPTH {
             return Err(Violation::TooDeep(MAX_DEPTH));
         }
@@ -225,23 +225,23 @@ impl<'a> Walk<'a> {
                 self.number()?;
                 self.view()?;
             }
-            b'o' => self.open(OBJECT, Open::Properties { end: b'{', numbers: 1, first })?,
+            b'o' => self.open(OBJECT, OpenObject::Properties { end: b'{', numbers: 1, first })?,
             b'A' => {
                 let count = self.number()?;
                 // Each is a byte at least.
                 let left = usize::try_from(count).ok().filter(|count| *count <= self.reader.rest.len());
                 let left = left.ok_or(Violation::NotSerialized)?;
-                self.open(OBJECT + left * ELEMENT, Open::Elements { left, first })?;
+                self.open(OBJECT + left * ELEMENT, OpenObject::Elements { left, first })?;
             }
             b'a' => {
                 // It has room for all of them, whether they are there or not.
                 let length = usize::try_from(self.number()?).unwrap_or(usize::MAX);
                 let memory = length.saturating_mul(ELEMENT).saturating_add(OBJECT);
-                self.open(memory, Open::Properties { end: b'@', numbers: 2, first })?;
+                self.open(memory, OpenObject::Properties { end: b'@', numbers: 2, first })?;
             }
-            b';' => self.open(COLLECTION, Open::Values { end: b':' })?,
-            b'\'' => self.open(COLLECTION, Open::Values { end: b',' })?,
-            b'r' => self.open(COLLECTION * 2, Open::Error)?,
+            b';' => self.open(COLLECTION, OpenObject::Values { end: b':' })?,
+            b'\'' => self.open(COLLECTION, OpenObject::Values { end: b',' })?,
+            b'r' => self.open(COLLECTION * 2, OpenObject::Error)?,
             b'B' => {
                 let length = self.block()?.len();
                 self.weigh(BUFFER + length)?;

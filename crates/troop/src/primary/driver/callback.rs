@@ -11,7 +11,7 @@ use super::Driver;
 /// The most questions without an answer. More connections wait in the kernel.
 const MOST_OPEN: usize = 1024;
 
-struct Open {
+struct PendingQuestion {
     listener: ListenerId,
     conn: ConnId,
     peer: Option<SocketAddr>,
@@ -21,7 +21,7 @@ struct Open {
 /// Questions without an answer.
 #[derive(Default)]
 pub(super) struct PendingQuestions {
-    open: HashMap<u64, Open>,
+    pending: HashMap<u64, PendingQuestion>,
     deadlines: BTreeSet<(Time, u64)>,
     last: u64,
 }
@@ -32,7 +32,7 @@ impl PendingQuestions {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.open.len() >= MOST_OPEN
+        self.pending.len() >= MOST_OPEN
     }
 }
 
@@ -45,7 +45,7 @@ impl Driver {
         };
         self.questions.last += 1;
         let (ticket, until) = (self.questions.last, self.now + callback.wait);
-        self.questions.open.insert(ticket, Open { listener, conn, peer, until });
+        self.questions.pending.insert(ticket, PendingQuestion { listener, conn, peer, until });
         self.questions.deadlines.insert((until, ticket));
         callback.ask(Question::new(ticket, at, peer, self.core.views(listener)));
     }
@@ -53,7 +53,7 @@ impl Driver {
     /// The program has chosen, or does not care.
     pub(super) fn answered(&mut self, ticket: u64, worker: Option<WorkerId>) {
         // Otherwise it comes too late.
-        let Some(Open { listener, conn, peer, until }) = self.questions.open.remove(&ticket) else { return };
+        let Some(PendingQuestion { listener, conn, peer, until }) = self.questions.pending.remove(&ticket) else { return };
         self.questions.deadlines.remove(&(until, ticket));
         self.core.accepted(self.now, listener, conn, Connection { peer, client: worker.map(|worker| worker.0) });
         self.act();

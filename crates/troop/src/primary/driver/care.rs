@@ -10,7 +10,7 @@ use troop_sys::{diag, process};
 
 use super::Driver;
 use crate::events::Event;
-use crate::primary::cgroup::Group;
+use crate::primary::cgroup::WorkerCgroup;
 use crate::primary::policies::RecyclePolicy;
 
 /// How often it is looked whether a worker is due to be replaced.
@@ -35,7 +35,7 @@ struct Leftover {
     group: Option<u32>,
     /// Those of it that were seen.
     members: Vec<OwnedFd>,
-    cgroup: Option<Group>,
+    cgroup: Option<WorkerCgroup>,
     kill_at: Time,
 }
 
@@ -161,7 +161,7 @@ impl Driver {
     }
 
     /// A worker that led a process group, or had a control group of its own, has been reaped: what is left of it is to end too.
-    pub(super) fn end_leftovers(&mut self, leader: Option<u32>, cgroup: Option<Group>) {
+    pub(super) fn end_leftovers(&mut self, leader: Option<u32>, cgroup: Option<WorkerCgroup>) {
         let cgroup = cgroup.filter(|cgroup| !cgroup.remove());
         let group = leader.filter(|leader| cgroup.is_none() && process::signal_group(*leader, TERMINATE).is_ok());
         if group.is_none() && cgroup.is_none() {
@@ -193,7 +193,7 @@ impl Driver {
                 process::signal_all(|| cgroup.members(), KILL);
             }
             // The kernel may need a moment to empty a control group.
-            let removed = left.cgroup.as_ref().is_none_or(Group::remove);
+            let removed = left.cgroup.as_ref().is_none_or(WorkerCgroup::remove);
             // Once killed, they are the kernel's.
             (!is_late && !left.members.is_empty()) || (!removed && left.kill_at + LEFTOVER_PATIENCE > now)
         });

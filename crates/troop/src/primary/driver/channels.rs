@@ -16,7 +16,7 @@ use crate::channel::{Flushed, Outbox};
 use crate::closer::{self, Closer};
 use crate::error::Error;
 use crate::events::Event;
-use crate::primary::cgroup::Group;
+use crate::primary::cgroup::WorkerCgroup;
 use crate::primary::channel::{Channel, Outlets};
 
 /// Reads per channel before others have their turn.
@@ -142,7 +142,7 @@ impl Driver {
         let Channel { socket, has_copy, closer, .. } = channel;
         if has_copy || closer.is_some() {
             // Which closes nothing yet, and keeps the poller watching.
-            self.waiting.remove(&socket);
+            self.poller.remove(&socket);
             socket::shut_down(&socket);
         }
         if closer.is_some() {
@@ -178,7 +178,7 @@ impl Driver {
         if how == ExitHow::Signal(KILL) {
             let (handle, killed) = (process.handle.clone(), diag::killed_for_memory());
             let more = std::mem::replace(&mut self.killed_for_memory, killed) < killed;
-            if let Some(limit) = process.cgroup.as_ref().and_then(Group::broken_limit) {
+            if let Some(limit) = process.cgroup.as_ref().and_then(WorkerCgroup::broken_limit) {
                 self.events.push(Event::Error(Some(handle), Arc::new(Error::OverMemory(limit >> 20))));
             } else if more {
                 self.events.push(Event::Error(Some(handle), Arc::new(Error::OutOfMemory)));
@@ -268,7 +268,7 @@ impl Driver {
         };
         if interest != channel.interest {
             channel.interest = interest;
-            self.waiting.modify(&channel.socket, Token::Channel(id), interest);
+            self.poller.modify(&channel.socket, Token::Channel(id), interest);
         }
     }
 }

@@ -220,10 +220,10 @@ impl Driver {
         let Spawned { child, channel, kept_end, pipes, tail, cgroup, sandbox } =
             spawn::spawn(&self.settings, fork, id, slot, &mut self.spawner)?;
         let watched = self
-            .waiting
+            .poller
             .poller()
             .add(&channel, Token::Channel(id).pack(), Interest::Read)
-            .and_then(|()| self.waiting.add(&child.pidfd, Token::Process(id), Interest::Read));
+            .and_then(|()| self.poller.add(&child.pidfd, Token::Process(id), Interest::Read));
         if let Err(e) = watched {
             let _ = process::signal(child.pidfd.as_fd(), 9);
             let _ = process::reap(child.pidfd.as_fd());
@@ -291,9 +291,9 @@ impl Driver {
         let most_handles = self.core.budget().handle_share();
         socket::set_nonblocking(&channel, true).map_err(Error::io("use the channel of an adopted worker"))?;
         // What fails from here on closes all of them, and so takes them out of the poller.
-        let watched = self.waiting.add(&channel, Token::Channel(id), Interest::Read);
+        let watched = self.poller.add(&channel, Token::Channel(id), Interest::Read);
         watched
-            .and_then(|()| self.waiting.add(&pidfd, Token::Process(id), Interest::Read))
+            .and_then(|()| self.poller.add(&pidfd, Token::Process(id), Interest::Read))
             .map_err(Error::io("watch an adopted worker"))?;
         if let Some(relay) = relay {
             socket::set_nonblocking(&relay, true).map_err(Error::io("use the relay of an adopted worker"))?;
@@ -337,11 +337,11 @@ impl Driver {
     pub(super) fn take_mail(&mut self, worker: WorkerId) {
         let Some(process) = self.processes.get_mut(&worker) else { return };
         let Some(channel) = &mut process.channel else { return };
-        let parcels = &mut self.parcels;
-        process.handle.shared.mailbox.take(parcels);
+        let mail = &mut self.mail;
+        process.handle.shared.mailbox.take(mail);
         let mut from = 0;
-        for posted in parcels.handles.drain(..) {
-            channel.outbox.push(&parcels.bytes[from..posted.at]);
+        for posted in mail.handles.drain(..) {
+            channel.outbox.push(&mail.bytes[from..posted.at]);
             from = posted.at;
             self.last_ticket += 1;
             if let Ok(copy) = posted.handle.try_clone() {
@@ -352,7 +352,7 @@ impl Driver {
                 let _ = settled.send(false);
             }
         }
-        channel.outbox.take_in(&mut parcels.bytes, from);
+        channel.outbox.take_in(&mut mail.bytes, from);
     }
 
     pub(super) fn handle_settled(&mut self, worker: WorkerId, ticket: u64, delivered: bool) {

@@ -32,7 +32,7 @@ impl Driver {
     /// poller whether there is more, after one connection at first, after more of them while they come in numbers. Inside a runtime,
     /// which reports a listener once, it has to accept until there is nothing more.
     pub(super) fn accept(&mut self) {
-        let nested = self.waiting.is_nested();
+        let nested = self.poller.is_nested();
         let mut again = Vec::new();
         for number in std::mem::take(&mut self.ready_sockets) {
             let Some(socket) = self.sockets.get_mut(number) else { continue };
@@ -67,7 +67,7 @@ impl Driver {
                 socket.ready = false;
                 socket.burst = accepted.max(1);
                 if std::mem::take(&mut socket.masked) {
-                    self.waiting.modify(&socket.fd, token, Interest::Read);
+                    self.poller.modify(&socket.fd, token, Interest::Read);
                 }
             } else if nested || socket.masked {
                 // There may be more, which nobody will report.
@@ -79,7 +79,7 @@ impl Driver {
             } else {
                 // Nobody wants them now. They wait in the kernel, and must not be reported all the time.
                 socket.masked = true;
-                self.waiting.modify(&socket.fd, token, Interest::Nothing);
+                self.poller.modify(&socket.fd, token, Interest::Nothing);
                 again.push(number);
             }
         }
@@ -183,7 +183,7 @@ impl Driver {
                     && !std::mem::replace(&mut socket.unreported, true)
                 {
                     socket.masked = false;
-                    self.waiting.remove(&socket.fd);
+                    self.poller.remove(&socket.fd);
                 }
                 None
             }

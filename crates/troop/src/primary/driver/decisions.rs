@@ -13,7 +13,7 @@ use troop_sys::process;
 
 use super::{Driver, SignalMeans};
 use crate::events::Event;
-use crate::primary::cgroup::Group;
+use crate::primary::cgroup::WorkerCgroup;
 use crate::primary::handle::WorkerHandle;
 use crate::primary::{Fork, MOST_WORKERS, Reload, spawn};
 
@@ -284,7 +284,7 @@ impl Driver {
     pub(super) fn kill(&mut self, worker: WorkerId, signal: i32) {
         let Some(process) = self.processes.get(&worker) else { return };
         process.handle.note_signal(signal);
-        let is_swept = signal == 9 && process.cgroup.as_ref().is_some_and(Group::kill);
+        let is_swept = signal == 9 && process.cgroup.as_ref().is_some_and(WorkerCgroup::kill);
         // Its leader has not been reaped, so the group is surely the worker's own.
         if process.leads_group && signal == 9 && !is_swept {
             // First those that may have left its group, which cannot be found any more when their parents have ended.

@@ -17,7 +17,7 @@ const MOST_BYTES: usize = 16 * 1024;
 /// The most connections whose first bytes are waited for; with one more, the one that has waited longest goes by its address.
 const MOST_WAITING: usize = 1024;
 
-struct Waiting {
+struct PeekedConnection {
     listener: ListenerId,
     peer: Option<SocketAddr>,
     until: Time,
@@ -26,7 +26,7 @@ struct Waiting {
 /// Connections whose first bytes are waited for.
 #[derive(Default)]
 pub(super) struct Inspected {
-    waiting: HashMap<ConnId, Waiting>,
+    peeked: HashMap<ConnId, PeekedConnection>,
     deadlines: BTreeSet<(Time, ConnId)>,
 }
 
@@ -45,15 +45,15 @@ impl Driver {
         let Some(wait) = self.core.sticky(listener).map(|sticky| sticky.wait) else { return };
         let until = self.now + wait;
         let watched = match self.conns.get(conn.0 as usize) {
-            Some(conn_) => self.waiting.add(&conn_.fd, Token::Inspected(conn), Interest::ReadEdge).is_ok(),
+            Some(conn_) => self.poller.add(&conn_.fd, Token::Inspected(conn), Interest::ReadEdge).is_ok(),
             None => return,
         };
-        self.inspected.waiting.insert(conn, Waiting { listener, peer, until });
+        self.inspected.peeked.insert(conn, PeekedConnection { listener, peer, until });
         self.inspected.deadlines.insert((until, conn));
         if !watched {
             self.inspect_last(conn);
         }
-        if self.inspected.waiting.len() > MOST_WAITING
+        if self.inspected.peeked.len() > MOST_WAITING
             && let Some((_, oldest)) = self.inspected.deadlines.first().copied()
         {
             self.inspect_last(oldest);
@@ -62,7 +62,7 @@ impl Driver {
 
     /// More bytes have arrived.
     pub(super) fn inspect_again(&mut self, conn: ConnId) {
-        let Some(Waiting { listener, peer, .. }) = self.inspected.waiting.get(&conn) else { return };
+        let Some(PeekedConnection { listener, peer, .. }) = self.inspected.peeked.get(&conn) else { return };
         let (listener, peer) = (*listener, *peer);
         if self.inspect(listener, conn, peer, false) {
             self.forget(conn);
@@ -79,18 +79,18 @@ impl Driver {
     }
 
     fn inspect_last(&mut self, conn: ConnId) {
-        let Some(Waiting { listener, peer, .. }) = self.forget(conn) else { return };
+        let Some(PeekedConnection { listener, peer, .. }) = self.forget(conn) else { return };
         self.inspect(listener, conn, peer, true);
     }
 
-    fn forget(&mut self, conn: ConnId) -> Option<Waiting> {
-        let waiting = self.inspected.waiting.remove(&conn)?;
-        self.inspected.deadlines.remove(&(waiting.until, conn));
+    fn forget(&mut self, conn: ConnId) -> Option<PeekedConnection> {
+        let peeked = self.inspected.peeked.remove(&conn)?;
+        self.inspected.deadlines.remove(&(peeked.until, conn));
         if let Some(conn) = self.conns.get(conn.0 as usize) {
             // Before it is anybody else's: a copy elsewhere would go on being reported.
-            self.waiting.remove(&conn.fd);
+            self.poller.remove(&conn.fd);
         }
-        Some(waiting)
+        Some(peeked)
     }
 
     /// True if the connection was passed on: its client is known, or is not waited for.
@@ -119,7 +119,7 @@ impl Driver {
             let taken = socket::skip(entry.fd.as_fd(), &mut self.buffer[..strip.min(most)]).unwrap_or(0);
             entry.stripped = u32::try_from(taken).unwrap_or(0);
         }
-        if self.inspected.waiting.contains_key(&conn) {
+        if self.inspected.peeked.contains_key(&conn) {
             self.forget(conn);
         }
         self.core.accepted(self.now, id, conn, about(client));

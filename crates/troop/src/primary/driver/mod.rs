@@ -17,12 +17,12 @@ mod inspect;
 mod missed;
 mod notify;
 mod pace;
+mod poller;
 mod relays;
 mod scarce;
 mod snapshot;
 mod sockets;
 mod upkeep;
-mod waiting;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -42,7 +42,7 @@ use troop_sys::poll::{AsyncPoller, Interest, Poller, Ready};
 use troop_sys::sandbox::Sandbox;
 use troop_sys::{diag, process};
 
-use super::cgroup::Group;
+use super::cgroup::WorkerCgroup;
 use super::channel::Channel;
 use super::handle::WorkerHandle;
 use super::listener::{Listener, Socket};
@@ -51,7 +51,7 @@ use super::relay::Relay;
 use super::spawn::Spawner;
 use super::wake::{Command, DriverHandle};
 use super::{ShutdownWaiters, Table};
-use crate::channel::{Parcels, READ_SIZE};
+use crate::channel::{Mail, READ_SIZE};
 use crate::closer::Closing;
 use crate::error::{Error, Result};
 use crate::events::{Bus, Event};
@@ -67,8 +67,8 @@ pub(crate) use inject::{ConnectionEnds, Injected};
 use inspect::Inspected;
 use missed::Missed;
 use pace::Pace;
+use poller::EventPoller;
 use scarce::Scarcity;
-use waiting::Waiting;
 
 /// How long workers may take to end by themselves after the program has dropped the cluster.
 const OVER_PATIENCE: Duration = Duration::from_secs(5);
@@ -130,7 +130,7 @@ struct Process {
     leads_group: bool,
     /// It is somebody else's child.
     adopted: bool,
-    cgroup: Option<Group>,
+    cgroup: Option<WorkerCgroup>,
     /// Whom it runs as, if that is another user than this process's.
     user: Option<Identity>,
     /// What it was started with.
@@ -161,7 +161,7 @@ pub(crate) enum SignalMeans {
 /// The event loop that owns the primary's state and carries out what the core decides.
 pub(crate) struct Driver {
     core: Primary,
-    waiting: Waiting,
+    poller: EventPoller,
     ready: Vec<Ready>,
     /// Something was left in the poller that it will not report by itself.
     unfinished: bool,
@@ -237,7 +237,7 @@ pub(crate) struct Driver {
     commands: Receiver<Command>,
     driver_handle: DriverHandle,
     posted: Vec<WorkerId>,
-    parcels: Parcels,
+    mail: Mail,
     last_ticket: u64,
     shutdown_waiters: ShutdownWaiters,
     supervisor: Option<Supervisor>,
@@ -270,7 +270,7 @@ impl Driver {
         }
         let mut driver = Driver {
             core,
-            waiting: if in_thread { Waiting::InThread(poller) } else { Waiting::InRuntime(AsyncPoller::new(poller)?) },
+            poller: if in_thread { EventPoller::InThread(poller) } else { EventPoller::InRuntime(AsyncPoller::new(poller)?) },
             ready: Vec::new(),
             unfinished: false,
             bus,
@@ -321,7 +321,7 @@ impl Driver {
             commands,
             driver_handle,
             posted: Vec::new(),
-            parcels: Parcels::default(),
+            mail: Mail::default(),
             last_ticket: 0,
             shutdown_waiters: ShutdownWaiters::new(),
             supervisor: None,
@@ -359,7 +359,7 @@ impl Driver {
     pub(crate) fn handle_signal(&mut self, pipe: UnixStream, means: SignalMeans) -> io::Result<()> {
         pipe.set_nonblocking(true)?;
         let number = u32::try_from(self.signals.len()).unwrap_or(u32::MAX);
-        self.waiting.add(&pipe, Token::Signal(number), Interest::Read)?;
+        self.poller.add(&pipe, Token::Signal(number), Interest::Read)?;
         self.reaps_orphans |= means == SignalMeans::ReapOrphans;
         self.signals.push((pipe, means));
         Ok(())
@@ -368,7 +368,7 @@ impl Driver {
     /// Turns until supervision, or the cluster, is over. Every event is shown to `observe`.
     pub(crate) fn run_in_thread(mut self, mut observe: impl FnMut(&Event)) -> Result<Outcome> {
         let waiting = Error::io("wait for the workers");
-        let mut poller = match self.waiting.poller().try_clone() {
+        let mut poller = match self.poller.poller().try_clone() {
             Ok(poller) => poller,
             Err(e) => return Err(waiting(e)),
         };
@@ -425,7 +425,7 @@ impl Driver {
             if self.unfinished || many || timeout == Some(Duration::ZERO) {
                 tokio::task::yield_now().await;
             } else {
-                let Waiting::InRuntime(poller) = &mut self.waiting else { break };
+                let EventPoller::InRuntime(poller) = &mut self.poller else { break };
                 let deadline = async {
                     match timeout {
                         Some(timeout) => tokio::time::sleep(timeout).await,
@@ -463,7 +463,7 @@ impl Driver {
     fn turn(&mut self) -> io::Result<()> {
         let mut ready = std::mem::take(&mut self.ready);
         ready.clear();
-        let poller = self.waiting.poller();
+        let poller = self.poller.poller();
         let looked = poller.wait(Some(Duration::ZERO), &mut ready);
         self.unfinished = ready.len() >= poller.capacity();
         self.take_in(&ready);

@@ -22,7 +22,7 @@ impl Driver {
         self.ready_when = when;
         if when == ReadyWhen::Notified {
             let (socket, name) = notify::bind_socket().map_err(Error::io("make a socket for notifications"))?;
-            self.waiting
+            self.poller
                 .poller()
                 .add(&socket, Token::Notify.pack(), Interest::Read)
                 .map_err(Error::io("watch for notifications"))?;

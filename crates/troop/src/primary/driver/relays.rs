@@ -15,7 +15,7 @@ use crate::primary::relay::Relay;
 
 impl Driver {
     pub(super) fn add_relay(&mut self, id: WorkerId, relay: Relay) -> Result<()> {
-        let watched = self.waiting.add(&relay.socket, Token::Relay(id), Interest::Read);
+        let watched = self.poller.add(&relay.socket, Token::Relay(id), Interest::Read);
         watched.map_err(Error::io("watch the socket that messages are passed on to"))?;
         self.relays.insert(id, relay);
         Ok(())
@@ -112,7 +112,7 @@ impl Driver {
         };
         if interest != relay.interest {
             relay.interest = interest;
-            self.waiting.modify(&relay.socket, Token::Relay(id), interest);
+            self.poller.modify(&relay.socket, Token::Relay(id), interest);
         }
         self.update_channel(id);
     }

@@ -120,7 +120,7 @@ impl Driver {
             let Some(socket) = self.sockets.try_remove(number) else { continue };
             if socket.watched {
                 // Copies of the socket may live on in other processes, and would go on being reported.
-                self.waiting.remove(&socket.fd);
+                self.poller.remove(&socket.fd);
             }
         }
     }
@@ -142,7 +142,7 @@ impl Driver {
     }
 
     pub(super) fn watch_socket(&mut self, number: usize, on: bool) {
-        let interest = if self.waiting.is_nested() { Interest::ReadEdge } else { Interest::Read };
+        let interest = if self.poller.is_nested() { Interest::ReadEdge } else { Interest::Read };
         let Some(socket) = self.sockets.get_mut(number) else { return };
         if std::mem::replace(&mut socket.watched, on) == on {
             return;
@@ -153,8 +153,8 @@ impl Driver {
         (socket.ready, socket.masked, socket.full, socket.burst) = (false, false, false, 1);
         let Some(socket) = self.sockets.get(number) else { return };
         if !on {
-            self.waiting.remove(&socket.fd);
-        } else if let Err(source) = self.waiting.add(&socket.fd, Token::Socket(number), interest) {
+            self.poller.remove(&socket.fd);
+        } else if let Err(source) = self.poller.add(&socket.fd, Token::Socket(number), interest) {
             self.unwatched.push(number);
             self.pause_accepting(source);
         }

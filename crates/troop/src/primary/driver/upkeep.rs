@@ -319,7 +319,7 @@ impl Driver {
     pub(super) fn close_retired(&mut self, number: usize) {
         let Some(socket) = self.sockets.try_remove(number) else { return };
         if socket.watched && !socket.unreported {
-            self.waiting.remove(&socket.fd);
+            self.poller.remove(&socket.fd);
         }
         if let Some(listener) = self.listeners.get_mut(&socket.listener) {
             listener.sockets.retain(|own| *own != number);
