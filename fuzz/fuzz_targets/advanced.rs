@@ -1,4 +1,5 @@
-//! Channels with `serialization: 'advanced'`: frames from a worker, with and without their lengths, and lines of JSON as frames.
+//! Channels with `serialization: 'advanced'`: frames from a worker, with and without their lengths,
+//! and lines of JSON as frames.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

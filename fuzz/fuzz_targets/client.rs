@@ -1,7 +1,8 @@
-//! The first bytes of a connection: a proxy's header, a request with a cookie or a query. The first byte chooses what a client is recognised by.
+//! The first bytes of a connection: a proxy's header, a request with a cookie or a query. The first
+//! byte chooses what a client is recognised by.
 //!
-//! At the end of the bytes there is always an answer; an answer that did not wait for the end is not taken back when more bytes come; and
-//! nothing is taken off a connection that has not arrived.
+//! At the end of the bytes there is always an answer; an answer that did not wait for the end is
+//! not taken back when more bytes come; and nothing is taken off a connection that has not arrived.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

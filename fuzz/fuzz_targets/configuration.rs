@@ -1,4 +1,5 @@
-//! A file of apps: the first byte chooses the format. (`ecosystem.config.js` is a program; node reads it.)
+//! A file of apps: the first byte chooses the format. (`ecosystem.config.js` is a program; node
+//! reads it.)
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

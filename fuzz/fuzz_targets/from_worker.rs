@@ -1,6 +1,8 @@
-//! Arbitrary bytes, cut at arbitrary places, from one of three workers, into the framing, the parser and the primary.
+//! Arbitrary bytes, cut at arbitrary places, from one of three workers, into the framing, the
+//! parser and the primary.
 //!
-//! The primary must not panic, must deliver each connection to one worker at a time, and must release it once.
+//! The primary must not panic, must deliver each connection to one worker at a time, and must
+//! release it once.
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet};

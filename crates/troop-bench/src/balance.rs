@@ -1,4 +1,5 @@
-//! Who gets how much: the shares of eight workers under each scheduling, and what a slow one among them does to the others.
+//! Who gets how much: the shares of eight workers under each scheduling, and what a slow one among
+//! them does to the others.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
@@ -25,12 +26,17 @@ fn troop(kind: &str, scheduling: &str, weights: &str) -> Result<Contender> {
 }
 
 fn nodes_own(policy: &str, script: &str) -> Contender {
-    let name = if policy == "rr" { "Node's primary, SCHED_RR" } else { "Node's primary, SCHED_NONE" };
-    Contender { name: name.into(), command: node("primary.js", &[&WORKERS.to_string(), policy, script]) }
+    let name =
+        if policy == "rr" { "Node's primary, SCHED_RR" } else { "Node's primary, SCHED_NONE" };
+    Contender {
+        name: name.into(),
+        command: node("primary.js", &[&WORKERS.to_string(), policy, script]),
+    }
 }
 
 fn run_one(contender: Contender, clients: usize, count: usize) -> Result<load::Outcome> {
-    let mut peer = Peer::start(contender.command).map_err(|e| format!("{}: {e}", contender.name))?;
+    let mut peer =
+        Peer::start(contender.command).map_err(|e| format!("{}: {e}", contender.name))?;
     let port = peer.wait_for("ready")?.first().copied().ok_or("no port")?;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port as u16));
     // Also lets what adapts adapt.
@@ -53,13 +59,16 @@ fn shares(options: &Options) -> Result<()> {
     let weights = "100,100,100,100,150,150,200,200";
     let mut all = vec![nodes_own("rr", "server.js"), nodes_own("none", "server.js")];
     for kind in ["node", "rust"] {
-        for scheduling in ["round-robin", "weighted", "least-connections", "p2c", "steered", "shared"] {
+        for scheduling in
+            ["round-robin", "weighted", "least-connections", "p2c", "steered", "shared"]
+        {
             all.push(troop(kind, scheduling, "")?);
         }
         all.push(troop(kind, "weighted", weights)?);
         all.push(troop(kind, "steered", weights)?);
     }
-    let mut table = Table::new(&["", "1", "2", "3", "4", "5", "6", "7", "8", "furthest off", "in %", "failed"]);
+    let mut table =
+        Table::new(&["", "1", "2", "3", "4", "5", "6", "7", "8", "furthest off", "in %", "failed"]);
     for contender in all {
         let name = contender.name.clone();
         let wanted: Vec<f64> = match name.rsplit_once("weights ") {
@@ -96,14 +105,24 @@ fn slow(options: &Options) -> Result<()> {
             all.push(troop(kind, scheduling, "")?);
         }
     }
-    let mut table = Table::new(&["", "the slow one's share %", "connections/s", "median ms", "99 % ms", "99.9 % ms", "failed"]);
+    let mut table = Table::new(&[
+        "",
+        "the slow one's share %",
+        "connections/s",
+        "median ms",
+        "99 % ms",
+        "99.9 % ms",
+        "failed",
+    ]);
     for contender in all {
         let name = contender.name.clone();
         let mut outcome = run_one(contender, SLOW_CLIENTS, count)?;
         let share = 100.0 * outcome.shares.get(&b'1').copied().unwrap_or(0) as f64 / count as f64;
         let rate = count as f64 / outcome.took.as_secs_f64();
         let mut row = vec![name, number(share), number(rate)];
-        row.extend([0.5, 0.99, 0.999].map(|part| number(outcome.percentile(part).as_secs_f64() * 1e3)));
+        row.extend(
+            [0.5, 0.99, 0.999].map(|part| number(outcome.percentile(part).as_secs_f64() * 1e3)),
+        );
         row.push(outcome.failed.to_string());
         table.row(row);
     }

@@ -1,7 +1,7 @@
 //! The limits: loops that make the necessary system calls and nothing else.
 //!
-//! They take no decisions, parse nothing, notice no misbehaviour and lose connections when a worker ends: what they cost, every primary
-//! that passes connections must cost.
+//! They take no decisions, parse nothing, notice no misbehaviour and lose connections when a worker
+//! ends: what they cost, every primary that passes connections must cost.
 
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -40,8 +40,10 @@ struct Worker {
 fn start(id: usize, program: &str, arguments: &[&str]) -> Result<OwnedFd> {
     let (ours, theirs) = fdpass::channel()?;
     let text = |s: String| CString::new(s);
-    let mut env: Vec<_> =
-        std::env::vars().filter(|(name, _)| !name.starts_with("NODE_")).map(|(n, v)| text(format!("{n}={v}"))).collect();
+    let mut env: Vec<_> = std::env::vars()
+        .filter(|(name, _)| !name.starts_with("NODE_"))
+        .map(|(n, v)| text(format!("{n}={v}")))
+        .collect();
     env.push(text(format!("NODE_UNIQUE_ID={id}")));
     env.push(text(format!("NODE_CHANNEL_FD={CHANNEL}")));
     env.push(text("NODE_CHANNEL_SERIALIZATION_MODE=json".into()));
@@ -49,12 +51,20 @@ fn start(id: usize, program: &str, arguments: &[&str]) -> Result<OwnedFd> {
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     spawn::spawn(&spawn::Command {
         candidates: spawn::search(&text(program.into())?, path.as_deref()),
-        argv: std::iter::once(&program).chain(arguments).map(|s| text((*s).into())).collect::<std::result::Result<_, _>>()?,
+        argv: std::iter::once(&program)
+            .chain(arguments)
+            .map(|s| text((*s).into()))
+            .collect::<std::result::Result<_, _>>()?,
         env: env.into_iter().collect::<std::result::Result<_, _>>()?,
         pid_variable: None,
         death_signal: 0,
         cwd: None,
-        fds: vec![(0, stdin.as_fd()), (1, stdout.as_fd()), (2, stderr.as_fd()), (CHANNEL, theirs.as_fd())],
+        fds: vec![
+            (0, stdin.as_fd()),
+            (1, stdout.as_fd()),
+            (2, stderr.as_fd()),
+            (CHANNEL, theirs.as_fd()),
+        ],
         uid: None,
         gid: None,
         groups: None,
@@ -85,7 +95,10 @@ fn shake_hands(channel: &OwnedFd, port: u16, troop: Option<u32>) -> Result<()> {
                 let mut answer = Vec::new();
                 let ack = line["seq"].as_u64().unwrap_or(0);
                 let (errno, data, sockname, seq) = (None, None, Some(&name), 0);
-                outgoing::reply(&mut answer, &outgoing::Reply { key: "bare", ack, errno, data, sockname, troop, seq });
+                outgoing::reply(
+                    &mut answer,
+                    &outgoing::Reply { key: "bare", ack, errno, data, sockname, troop, seq },
+                );
                 stream.write_all(&answer)?;
             }
             Some("listening") => break,
@@ -95,7 +108,8 @@ fn shake_hands(channel: &OwnedFd, port: u16, troop: Option<u32>) -> Result<()> {
     Ok(socket::set_nonblocking(channel, true)?)
 }
 
-/// A primary with workers of Node (one message per connection), of troop (batches), or bare ones (batches).
+/// A primary with workers of Node (one message per connection), of troop (batches), or bare ones
+/// (batches).
 pub(crate) fn primary(kind: &str, count: usize) -> Result<()> {
     let (of_node, of_troop) = (kind == "node", kind == "rust-troop");
     let listener = listen::tcp(Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), 0, false)?;
@@ -144,13 +158,15 @@ pub(crate) fn primary(kind: &str, count: usize) -> Result<()> {
                 worker.answers %= NODE_LINES;
                 whole
             } else if of_troop {
-                // `{"cmd":"NODE_TROOP","act":"taken","taken":[7,8,9]}`: one comma more than numbers in each line.
+                // `{"cmd":"NODE_TROOP","act":"taken","taken":[7,8,9]}`: one comma more than numbers
+                // in each line.
                 let text = &buffer[..got];
                 let count = |wanted: u8| text.iter().filter(|byte| **byte == wanted).count();
                 let (commas, lines) = (count(b','), count(b'\n'));
                 worker.answers += commas;
                 worker.answers -= lines.min(worker.answers);
-                // Of a line that is cut, the comma that is too many is counted until its end has come.
+                // Of a line that is cut, the comma that is too many is counted until its end has
+                // come.
                 std::mem::take(&mut worker.answers)
             } else {
                 buffer[..got].iter().map(|count| usize::from(*count)).sum()
@@ -180,12 +196,20 @@ fn accept(listener: &OwnedFd, waiting: &mut bool) -> Result<Option<OwnedFd>> {
 
 /// The next worker in turn that has room.
 fn next(workers: &[Worker], turn: &mut usize, window: usize) -> Option<usize> {
-    let found = (0..workers.len()).map(|n| (*turn + n) % workers.len()).find(|at| workers[*at].in_flight.len() < window)?;
+    let found = (0..workers.len())
+        .map(|n| (*turn + n) % workers.len())
+        .find(|at| workers[*at].in_flight.len() < window)?;
     *turn = found + 1;
     Some(found)
 }
 
-fn one_by_one(listener: &OwnedFd, workers: &mut [Worker], waiting: &mut bool, turn: &mut usize, line: &[u8]) -> Result<()> {
+fn one_by_one(
+    listener: &OwnedFd,
+    workers: &mut [Worker],
+    waiting: &mut bool,
+    turn: &mut usize,
+    line: &[u8],
+) -> Result<()> {
     while *waiting && let Some(at) = next(workers, turn, NODE_WINDOW) {
         let Some(connection) = accept(listener, waiting)? else { break };
         fdpass::send(workers[at].channel.as_fd(), line, &[connection.as_fd()])?;
@@ -237,7 +261,8 @@ fn in_batches(
     Ok(())
 }
 
-/// A worker for batches: writes one byte to each connection, closes it, and says how many they were.
+/// A worker for batches: writes one byte to each connection, closes it, and says how many they
+/// were.
 pub(crate) fn worker() -> Result<()> {
     let mark = [b'0' + (std::env::var("NODE_UNIQUE_ID")?.parse::<u32>()? % 10) as u8];
     let channel = socket::borrow_number(CHANNEL)?;
@@ -335,14 +360,21 @@ async fn trips_in_runtime(stream: UnixStream, count: usize, first: bool) -> Resu
 }
 
 fn round(stream: &mut UnixStream, test: &str, count: usize, first: bool) -> Result<()> {
-    if test == "trip-in-runtime" { trips_in_runtime(stream.try_clone()?, count, first) } else { side(stream, test, count, first) }
+    if test == "trip-in-runtime" {
+        trips_in_runtime(stream.try_clone()?, count, first)
+    } else {
+        side(stream, test, count, first)
+    }
 }
 
 /// Messages over a socket between two processes: one write per message, no JSON.
 pub(crate) fn socketpair(test: &str, count: usize) -> Result<()> {
     let (mut ours, theirs) = UnixStream::pair()?;
     let arguments = ["peer", "socketpair-worker", test, &count.to_string()];
-    let mut child = Command::new("/proc/self/exe").args(arguments).stdin(Stdio::from(OwnedFd::from(theirs))).spawn()?;
+    let mut child = Command::new("/proc/self/exe")
+        .args(arguments)
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .spawn()?;
     round(&mut ours, test, count.div_ceil(10), true)?;
     println!("ready");
     std::io::stdin().read_line(&mut String::new())?;

@@ -14,10 +14,12 @@ use crate::{Options, cpu, load};
 
 /// Workers of every peer.
 const WORKERS: usize = 2;
-/// Connections under way at any time: many, so that work comes in batches, and few, so that it does not.
+/// Connections under way at any time: many, so that work comes in batches, and few, so that it does
+/// not.
 const CLIENTS: [usize; 2] = [64, 4];
 
-/// Each repeat is done in this many slices, of one contender after the other, so that all of them see the same machine.
+/// Each repeat is done in this many slices, of one contender after the other, so that all of them
+/// see the same machine.
 const SLICES: usize = 10;
 
 struct Contender {
@@ -58,7 +60,17 @@ impl Racer {
         load::run(address, clients, warm_up)?;
         let workers = peer.workers();
         let (took, primary_time, workers_time) = Default::default();
-        Ok(Racer { peer, address, workers, count: 0, took, primary_time, workers_time, shares: BTreeMap::new(), failed: 0 })
+        Ok(Racer {
+            peer,
+            address,
+            workers,
+            count: 0,
+            took,
+            primary_time,
+            workers_time,
+            shares: BTreeMap::new(),
+            failed: 0,
+        })
     }
 
     fn times(&self) -> (Duration, Duration) {
@@ -96,7 +108,10 @@ impl Racer {
 fn race(contenders: &[Contender], clients: usize, count: usize) -> Result<Vec<Run>> {
     let mut racers = Vec::new();
     for contender in contenders {
-        racers.push(Racer::start((contender.command)()?, clients, count / 5).map_err(|e| format!("{}: {e}", contender.name))?);
+        racers.push(
+            Racer::start((contender.command)()?, clients, count / 5)
+                .map_err(|e| format!("{}: {e}", contender.name))?,
+        );
     }
     for _ in 0..SLICES {
         for (contender, racer) in contenders.iter().zip(&mut racers) {
@@ -110,12 +125,24 @@ fn race(contenders: &[Contender], clients: usize, count: usize) -> Result<Vec<Ru
 pub(crate) fn run(options: &Options) -> Result<()> {
     let contender = |name, limit, command| Contender { name, command, limit };
     let all = [
-        contender("Node's primary, Node workers", 2, || Ok(node("primary.js", &[WORKERS.to_string()]))),
-        contender("troop, Node workers", 2, || ourselves(&["primary", "node", &WORKERS.to_string(), "round-robin"])),
-        contender("bare loop, Node workers", 2, || ourselves(&["bare", "node", &WORKERS.to_string()])),
-        contender("troop, Rust workers", 4, || ourselves(&["primary", "rust", &WORKERS.to_string(), "round-robin"])),
-        contender("bare batches, Rust workers", 4, || ourselves(&["bare", "rust-troop", &WORKERS.to_string()])),
-        contender("bare batches, bare workers", 4, || ourselves(&["bare", "rust", &WORKERS.to_string()])),
+        contender("Node's primary, Node workers", 2, || {
+            Ok(node("primary.js", &[WORKERS.to_string()]))
+        }),
+        contender("troop, Node workers", 2, || {
+            ourselves(&["primary", "node", &WORKERS.to_string(), "round-robin"])
+        }),
+        contender("bare loop, Node workers", 2, || {
+            ourselves(&["bare", "node", &WORKERS.to_string()])
+        }),
+        contender("troop, Rust workers", 4, || {
+            ourselves(&["primary", "rust", &WORKERS.to_string(), "round-robin"])
+        }),
+        contender("bare batches, Rust workers", 4, || {
+            ourselves(&["bare", "rust-troop", &WORKERS.to_string()])
+        }),
+        contender("bare batches, bare workers", 4, || {
+            ourselves(&["bare", "rust", &WORKERS.to_string()])
+        }),
     ];
     println!("## Connections\n");
     for clients in CLIENTS {
@@ -126,8 +153,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn compare(all: &[Contender], clients: usize, options: &Options) -> Result<()> {
     let count = options.count(40_000);
-    let races: Vec<_> = (0..options.repeat()).map(|_| race(all, clients, count)).collect::<Result<_>>()?;
-    println!("{count} connections, {clients} at a time, {WORKERS} workers that write one byte and end the connection.\n");
+    let races: Vec<_> =
+        (0..options.repeat()).map(|_| race(all, clients, count)).collect::<Result<_>>()?;
+    println!(
+        "{count} connections, {clients} at a time, {WORKERS} workers that write one byte and end the connection.\n"
+    );
     let mut table = Table::new(&[
         "",
         "connections/s",
@@ -142,8 +172,9 @@ fn compare(all: &[Contender], clients: usize, options: &Options) -> Result<()> {
     for (at, contender) in all.iter().enumerate() {
         let of = |what: fn(&Run) -> f64| number(median(races.iter().map(|race| what(&race[at]))));
         // Of each race, so that what slowed all of them down cancels out.
-        let against =
-            |other: usize, what: fn(&Run) -> f64| times(median(races.iter().map(|race| what(&race[at]) / what(&race[other]))));
+        let against = |other: usize, what: fn(&Run) -> f64| {
+            times(median(races.iter().map(|race| what(&race[at]) / what(&race[other]))))
+        };
         table.row(vec![
             contender.name.into(),
             of(|r| r.rate),
@@ -182,7 +213,9 @@ pub(crate) fn primary(kind: &str, workers: usize, scheduling: &str, weights: &[u
                     println!("ready {}", at.port.unwrap_or(0));
                 }
             }
-            Event::NotSteered(..) | Event::Stalled(..) | Event::Misbehaved(..) => eprintln!("{event}"),
+            Event::NotSteered(..) | Event::Stalled(..) | Event::Misbehaved(..) => {
+                eprintln!("{event}")
+            }
             _ => {}
         })
         .run()?;
@@ -218,7 +251,8 @@ pub(crate) fn hold() -> Result<()> {
     })
 }
 
-/// A Rust worker that does what the slow script does: one connection after the other, the first worker slower than the others.
+/// A Rust worker that does what the slow script does: one connection after the other, the first
+/// worker slower than the others.
 pub(crate) fn slow() -> Result<()> {
     let worker = troop::worker()?.blocking()?;
     let id = worker.id().map_or(0, |id| id.0);

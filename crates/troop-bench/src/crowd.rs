@@ -1,4 +1,5 @@
-//! Whether a connection costs the primary more when there are very many workers and open connections.
+//! Whether a connection costs the primary more when there are very many workers and open
+//! connections.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -19,11 +20,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
          connections open. The workers leave connections open until the client ends them.\n"
     );
     for scheduling in ["round-robin", "least-connections", "p2c", "sticky", "weighted", "steered"] {
-        let mut table =
-            Table::new(&["", "workers", "open", "connections/s", "primary CPU µs", "/ 2 workers", "primary MiB", "failed"]);
+        let mut table = Table::new(&[
+            "",
+            "workers",
+            "open",
+            "connections/s",
+            "primary CPU µs",
+            "/ 2 workers",
+            "primary MiB",
+            "failed",
+        ]);
         let mut few = f64::NAN;
         for (workers, open) in [(2, 0), (MANY, 0), (MANY, open)] {
-            let failed = |e: Box<dyn std::error::Error>| format!("{scheduling}, {workers} workers: {e}");
+            let failed =
+                |e: Box<dyn std::error::Error>| format!("{scheduling}, {workers} workers: {e}");
             let command = ourselves(&["primary", "rust-hold", &workers.to_string(), scheduling])?;
             let mut peer = Peer::start(command).map_err(failed)?;
             let port = peer.wait_for("ready").map_err(failed)?.first().copied().ok_or("no port")?;
@@ -62,7 +72,8 @@ fn hold(port: u16, mut count: usize) -> Result<Vec<Peer>> {
     let mut holders = Vec::new();
     while count > 0 {
         let part = count.min(OF_ONE);
-        let mut holder = Peer::start(ourselves(&["holder", &port.to_string(), &part.to_string()])?)?;
+        let mut holder =
+            Peer::start(ourselves(&["holder", &port.to_string(), &part.to_string()])?)?;
         holder.wait_for("ready")?;
         holders.push(holder);
         count -= part;

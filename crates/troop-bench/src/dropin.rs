@@ -27,8 +27,15 @@ const NPM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../npm");
 
 /// Builds the engine, which may be a debug build otherwise.
 fn build() -> Result<()> {
-    let status = Command::new("node").arg(format!("{NPM}/build.js")).stdout(std::process::Stdio::null()).status()?;
-    if status.success() { Ok(()) } else { Err("the npm package could not be built; see above".into()) }
+    let status = Command::new("node")
+        .arg(format!("{NPM}/build.js"))
+        .stdout(std::process::Stdio::null())
+        .status()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err("the npm package could not be built; see above".into())
+    }
 }
 
 struct Racer {
@@ -52,7 +59,12 @@ struct Slice {
 impl Racer {
     fn start((name, command): (&str, Command)) -> Result<Racer> {
         let mut peer = Peer::start(command).map_err(|e| format!("{name}: {e}"))?;
-        let port = peer.wait_for("ready").map_err(|e| format!("{name}: {e}"))?.first().copied().ok_or("no port")?;
+        let port = peer
+            .wait_for("ready")
+            .map_err(|e| format!("{name}: {e}"))?
+            .first()
+            .copied()
+            .ok_or("no port")?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port as u16));
         load::run(address, CLIENTS, 10_000)?;
         Ok(Racer { peer, address, slices: Vec::new(), idle: Vec::new(), busy: Vec::new() })
@@ -65,7 +77,8 @@ impl Racer {
         self.slices.push(Slice {
             rate: count as f64 / outcome.took.as_secs_f64(),
             primary: spent.as_secs_f64() * 1e6 / count as f64,
-            largest_share: 100.0 * outcome.shares.values().max().copied().unwrap_or(0) as f64 / count as f64,
+            largest_share: 100.0 * outcome.shares.values().max().copied().unwrap_or(0) as f64
+                / count as f64,
             failed: outcome.failed,
         });
         Ok(())
@@ -79,8 +92,9 @@ impl Racer {
         self.peer.wait_for("done")
     }
 
-    /// JavaScript's thread with nothing else to do, and under a load that all can bear. The primary has a processor for itself, so that what is
-    /// seen is what the primary does, and not what it has to wait for.
+    /// JavaScript's thread with nothing else to do, and under a load that all can bear. The primary
+    /// has a processor for itself, so that what is seen is what the primary does, and not what it
+    /// has to wait for.
     fn attend(&mut self, every: Duration, [own, others]: &[CpuSet; 2]) -> Result<()> {
         cpu::children(self.peer.pid()).into_iter().for_each(|worker| cpu::confine(worker, others));
         cpu::confine(self.peer.pid(), own);
@@ -91,7 +105,8 @@ impl Racer {
             Ok(())
         })?;
         let count = (WATCHED.as_secs_f64() / every.as_secs_f64()) as usize;
-        self.busy = self.watch(|address| load::run_paced(address, CLIENTS, count, every).map(drop))?;
+        self.busy =
+            self.watch(|address| load::run_paced(address, CLIENTS, count, every).map(drop))?;
         Ok(())
     }
 }
@@ -129,14 +144,16 @@ fn connections(options: &Options) -> Result<()> {
     let count = options.count(50_000);
     let (mut races, mut paces) = (Vec::new(), Vec::new());
     for _ in 0..options.repeat() {
-        let mut racers = names.into_iter().zip(commands()?).map(Racer::start).collect::<Result<Vec<_>>>()?;
+        let mut racers =
+            names.into_iter().zip(commands()?).map(Racer::start).collect::<Result<Vec<_>>>()?;
         for _ in 0..SLICES {
             for racer in &mut racers {
                 racer.slice(count / SLICES)?;
             }
         }
         // Half of what Node's own round robin can do.
-        let every = Duration::from_secs_f64(2.0 / median(racers[0].slices.iter().map(|slice| slice.rate)));
+        let every =
+            Duration::from_secs_f64(2.0 / median(racers[0].slices.iter().map(|slice| slice.rate)));
         let all = cpu::available()?;
         let pair = cpu::two_of(&all)?;
         cpu::confine_caller(&pair[1])?;
@@ -150,12 +167,21 @@ fn connections(options: &Options) -> Result<()> {
     println!(
         "One JavaScript primary, {WORKERS} workers, {count} connections, {CLIENTS} at a time. CPU is of the primary's whole process.\n"
     );
-    let mut table = Table::new(&["", "connections/s", "x stock", "primary CPU µs", "/ stock", "largest share %", "failed"]);
+    let mut table = Table::new(&[
+        "",
+        "connections/s",
+        "x stock",
+        "primary CPU µs",
+        "/ stock",
+        "largest share %",
+        "failed",
+    ]);
     let slices = |at: usize| races.iter().flat_map(move |race| &race[at].slices);
     for (at, name) in names.iter().enumerate() {
         let of = |what: fn(&Slice) -> f64| number(median(slices(at).map(what)));
-        let against =
-            |what: fn(&Slice) -> f64| times(median(slices(at).zip(slices(0)).map(|(own, stock)| what(own) / what(stock))));
+        let against = |what: fn(&Slice) -> f64| {
+            times(median(slices(at).zip(slices(0)).map(|(own, stock)| what(own) / what(stock))))
+        };
         table.row(vec![
             (*name).into(),
             of(|s| s.rate),
@@ -185,9 +211,23 @@ fn connections(options: &Options) -> Result<()> {
         "99 %",
     ]);
     for (at, name) in names[..last].iter().enumerate() {
-        let idle = |index: usize| number(median(races.iter().filter_map(|race| race[at].idle.get(index).copied())));
-        let busy = |index: usize| number(median(races.iter().filter_map(|race| race[at].busy.get(index).copied())));
-        table.row(vec![(*name).into(), idle(0), idle(1), busy(0), busy(1), idle(2), idle(3), busy(2), busy(3)]);
+        let idle = |index: usize| {
+            number(median(races.iter().filter_map(|race| race[at].idle.get(index).copied())))
+        };
+        let busy = |index: usize| {
+            number(median(races.iter().filter_map(|race| race[at].busy.get(index).copied())))
+        };
+        table.row(vec![
+            (*name).into(),
+            idle(0),
+            idle(1),
+            busy(0),
+            busy(1),
+            idle(2),
+            idle(3),
+            busy(2),
+            busy(3),
+        ]);
     }
     table.print();
     Ok(())
@@ -196,7 +236,15 @@ fn connections(options: &Options) -> Result<()> {
 fn message_rates(options: &Options) -> Result<()> {
     println!("Messages of about 100 bytes between the primary and one worker.\n");
     let register = register();
-    let mut table = Table::new(&["", "stock µs each", "drop-in µs each", "/ stock", "CPU µs, stock", "drop-in", "/ stock"]);
+    let mut table = Table::new(&[
+        "",
+        "stock µs each",
+        "drop-in µs each",
+        "/ stock",
+        "CPU µs, stock",
+        "drop-in",
+        "/ stock",
+    ]);
     for (test, title) in messages::TESTS {
         let count = options.count(if test == "trip" { 20_000 } else { 200_000 });
         let (mut stock, mut own) = (Vec::new(), Vec::new());
@@ -205,9 +253,12 @@ fn message_rates(options: &Options) -> Result<()> {
             stock.push(messages::measure(node("messages.js", &arguments), count)?);
             own.push(messages::measure(node_with(&register, "messages.js", &arguments), count)?);
         }
-        let of = |runs: &[messages::Run], what: fn(&messages::Run) -> f64| number(median(runs.iter().map(what)));
-        let ratio =
-            |what: fn(&messages::Run) -> f64| times(median(own.iter().zip(&stock).map(|(own, stock)| what(own) / what(stock))));
+        let of = |runs: &[messages::Run], what: fn(&messages::Run) -> f64| {
+            number(median(runs.iter().map(what)))
+        };
+        let ratio = |what: fn(&messages::Run) -> f64| {
+            times(median(own.iter().zip(&stock).map(|(own, stock)| what(own) / what(stock))))
+        };
         table.row(vec![
             title.into(),
             of(&stock, |r| r.took),

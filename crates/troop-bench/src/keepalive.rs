@@ -1,4 +1,5 @@
-//! HTTP over connections that stay open: workers on all CPUs beside one process with as many threads, and beside nginx.
+//! HTTP over connections that stay open: workers on all CPUs beside one process with as many
+//! threads, and beside nginx.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
@@ -25,7 +26,8 @@ struct Racer {
 impl Racer {
     fn slice(&mut self, count: usize) -> Result<()> {
         let before = cpu::whole(self.peer.pid());
-        let mut outcome = load::keep_alive(self.address, CLIENTS, count).map_err(|e| format!("{}: {e}", self.name))?;
+        let mut outcome = load::keep_alive(self.address, CLIENTS, count)
+            .map_err(|e| format!("{}: {e}", self.name))?;
         let spent = cpu::whole(self.peer.pid()) - before;
         self.rates.push(count as f64 / outcome.took.as_secs_f64());
         self.costs.push(spent.as_secs_f64() * 1e6 / count as f64);
@@ -42,7 +44,8 @@ fn start(name: &'static str, command: Command) -> Result<Racer> {
     Ok(Racer { name, peer, address, rates: Vec::new(), costs: Vec::new(), slowest: Vec::new() })
 }
 
-/// nginx with as many workers, each with a socket of its own; the directory holds its configuration.
+/// nginx with as many workers, each with a socket of its own; the directory holds its
+/// configuration.
 fn nginx(directory: &std::path::Path) -> Result<Racer> {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
     let (workers, path) = (troop::available_workers(), directory.display());
@@ -59,7 +62,13 @@ fn nginx(directory: &std::path::Path) -> Result<Racer> {
     let mut command = Command::new("sh");
     let wait = "nginx -c \"$0\" & while ! (exec 3<>/dev/tcp/127.0.0.1/$1) 2>/dev/null; do sleep 0.05; kill -0 $! || exit 1; done; echo ready $1; wait";
     command.env("PATH", format!("{}:/usr/sbin", std::env::var("PATH")?));
-    command.args(["-c", "exec bash -c \"$2\" \"$0\" \"$1\"", &file.display().to_string(), &port.to_string(), wait]);
+    command.args([
+        "-c",
+        "exec bash -c \"$2\" \"$0\" \"$1\"",
+        &file.display().to_string(),
+        &port.to_string(),
+        wait,
+    ]);
     start("nginx, reuseport", command)
 }
 
@@ -92,10 +101,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             racer.slice(count / SLICES)?;
         }
     }
-    let mut table = Table::new(&["", "requests/s", "x one process", "CPU µs per request", "/ one process", "99 % ms"]);
+    let mut table = Table::new(&[
+        "",
+        "requests/s",
+        "x one process",
+        "CPU µs per request",
+        "/ one process",
+        "99 % ms",
+    ]);
     let (rate, cost) = (racers[0].rates.clone(), racers[0].costs.clone());
     // Of each round, so that what slowed all of them down cancels out.
-    let against = |ours: &[f64], base: &[f64]| times(median(ours.iter().zip(base).map(|(a, b)| a / b)));
+    let against =
+        |ours: &[f64], base: &[f64]| times(median(ours.iter().zip(base).map(|(a, b)| a / b)));
     for racer in &racers {
         table.row(vec![
             racer.name.into(),
@@ -114,16 +131,19 @@ fn app() -> Router {
     Router::new().route("/", get(async || "hello world\n"))
 }
 
-/// The peer: the same program as one process with threads, as a cluster's primary, or as its worker.
+/// The peer: the same program as one process with threads, as a cluster's primary, or as its
+/// worker.
 pub(crate) fn server(how: &str) -> Result<()> {
     match how {
         "threads" => {
             let mut runtime = tokio::runtime::Builder::new_multi_thread();
-            runtime.worker_threads(troop::available_workers()).enable_all().build()?.block_on(async {
-                let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-                println!("ready {}", listener.local_addr()?.port());
-                Ok(axum::serve(listener, app()).await?)
-            })
+            runtime.worker_threads(troop::available_workers()).enable_all().build()?.block_on(
+                async {
+                    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+                    println!("ready {}", listener.local_addr()?.port());
+                    Ok(axum::serve(listener, app()).await?)
+                },
+            )
         }
         "worker" => troop::worker()?.block_on(async |worker| {
             let listener = worker.listen("127.0.0.1:0").await?;
@@ -140,7 +160,12 @@ pub(crate) fn server(how: &str) -> Result<()> {
                 }
             };
             let setup = Setup::new().args(["peer", "http", "worker"]);
-            Ok(Cluster::builder().workers(workers).scheduling(scheduling.parse()?).setup(setup).on_event(ready).run()?)
+            Ok(Cluster::builder()
+                .workers(workers)
+                .scheduling(scheduling.parse()?)
+                .setup(setup)
+                .on_event(ready)
+                .run()?)
         }
     }
 }

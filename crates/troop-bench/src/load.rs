@@ -32,12 +32,20 @@ impl Outcome {
     pub(crate) fn percentile(&mut self, part: f64) -> Duration {
         self.latencies.sort_unstable();
         let at = (self.latencies.len() as f64 * part) as usize;
-        self.latencies.get(at.min(self.latencies.len().saturating_sub(1))).copied().unwrap_or_default()
+        self.latencies
+            .get(at.min(self.latencies.len().saturating_sub(1)))
+            .copied()
+            .unwrap_or_default()
     }
 }
 
 fn open(address: SocketAddr, source: Option<u8>) -> Result<OwnedFd> {
-    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
+    let socket = socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
+        None,
+    )?;
     if let Some(source) = source {
         rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 1, source], 0)))?;
     }
@@ -52,8 +60,9 @@ pub(crate) fn hold(address: SocketAddr, count: usize) -> Result<Vec<OwnedFd>> {
     let mut held = Vec::with_capacity(count);
     while held.len() < count {
         // Few at a time, so that the accept queue has room for all.
-        let some: Vec<OwnedFd> =
-            (held.len()..count.min(held.len() + 64)).map(|n| open(address, Some((n % 250 + 1) as u8))).collect::<Result<_>>()?;
+        let some: Vec<OwnedFd> = (held.len()..count.min(held.len() + 64))
+            .map(|n| open(address, Some((n % 250 + 1) as u8)))
+            .collect::<Result<_>>()?;
         for socket in &some {
             use rustix::event::{PollFd, PollFlags, Timespec, poll};
             let patience = Timespec { tv_sec: 30, tv_nsec: 0 };
@@ -87,7 +96,12 @@ pub(crate) fn run(address: SocketAddr, clients: usize, count: usize) -> Result<O
 }
 
 /// The same, one after so much time and not faster.
-pub(crate) fn run_paced(address: SocketAddr, clients: usize, count: usize, every: Duration) -> Result<Outcome> {
+pub(crate) fn run_paced(
+    address: SocketAddr,
+    clients: usize,
+    count: usize,
+    every: Duration,
+) -> Result<Outcome> {
     run_with(Load { address, clients, count, apart: false, ours: false, every })
 }
 
@@ -104,9 +118,15 @@ pub(crate) fn run_and_leave(address: SocketAddr, clients: usize, count: usize) -
 fn run_with(load: Load) -> Result<Outcome> {
     let Load { address, clients, count, apart, ours, every } = load;
     let mut poller = Poller::new()?;
-    let mut slots: Vec<Option<(OwnedFd, Option<u8>, Instant)>> = (0..clients).map(|_| None).collect();
+    let mut slots: Vec<Option<(OwnedFd, Option<u8>, Instant)>> =
+        (0..clients).map(|_| None).collect();
     let mut free: Vec<usize> = (0..clients).rev().collect();
-    let mut outcome = Outcome { took: Duration::ZERO, shares: BTreeMap::new(), failed: 0, latencies: Vec::with_capacity(count) };
+    let mut outcome = Outcome {
+        took: Duration::ZERO,
+        shares: BTreeMap::new(),
+        failed: 0,
+        latencies: Vec::with_capacity(count),
+    };
     let (mut ready, mut opened, mut ended) = (Vec::new(), 0, 0);
     let begin = Instant::now();
     while ended < count {
@@ -127,7 +147,10 @@ fn run_with(load: Load) -> Result<Outcome> {
         ready.clear();
         poller.wait(Some(due), &mut ready)?;
         if begin.elapsed() > LIMIT {
-            return Err(format!("only {ended} of {count} connections were served within {LIMIT:?}").into());
+            return Err(format!(
+                "only {ended} of {count} connections were served within {LIMIT:?}"
+            )
+            .into());
         }
         for event in &ready {
             let slot = usize::try_from(event.token)?;
@@ -164,13 +187,20 @@ fn length(answer: &[u8]) -> Option<usize> {
     let text = std::str::from_utf8(answer).ok()?;
     let head = text.find("\r\n\r\n")? + 4;
     let mut lines = text[..head].lines().map(str::to_ascii_lowercase);
-    lines.find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok()).map(|body| head + body)
+    lines
+        .find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok())
+        .map(|body| head + body)
 }
 
 /// Makes `count` requests over `clients` connections that stay open, one after the other on each.
 pub(crate) fn keep_alive(address: SocketAddr, clients: usize, count: usize) -> Result<Outcome> {
     let mut poller = Poller::new()?;
-    let mut outcome = Outcome { took: Duration::ZERO, shares: BTreeMap::new(), failed: 0, latencies: Vec::with_capacity(count) };
+    let mut outcome = Outcome {
+        took: Duration::ZERO,
+        shares: BTreeMap::new(),
+        failed: 0,
+        latencies: Vec::with_capacity(count),
+    };
     let mut connections = Vec::new();
     for slot in 0..clients {
         let stream = std::net::TcpStream::connect(address)?;
@@ -190,7 +220,10 @@ pub(crate) fn keep_alive(address: SocketAddr, clients: usize, count: usize) -> R
         ready.clear();
         poller.wait(Some(Duration::from_secs(1)), &mut ready)?;
         if begin.elapsed() > LIMIT {
-            return Err(format!("only {answered} of {count} requests were answered within {LIMIT:?}").into());
+            return Err(format!(
+                "only {answered} of {count} requests were answered within {LIMIT:?}"
+            )
+            .into());
         }
         for event in &ready {
             let (stream, since, got) = &mut connections[usize::try_from(event.token)?];
@@ -201,7 +234,8 @@ pub(crate) fn keep_alive(address: SocketAddr, clients: usize, count: usize) -> R
                 Err(e) => return Err(e.into()),
             }
             // All answers have the same length.
-            let whole = *whole.get_or_insert(length(&buffer[..*got]).ok_or("the first answer is not whole")?);
+            let whole = *whole
+                .get_or_insert(length(&buffer[..*got]).ok_or("the first answer is not whole")?);
             if *got < whole {
                 continue;
             }

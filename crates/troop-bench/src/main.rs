@@ -1,7 +1,9 @@
 //! troop beside Node's cluster, PM2, and loops that do only what must be done.
 //!
-//! `cargo run --release -p troop-bench -- --help` lists the sections; without names, all run. All contenders of a section take turns in the same run, and the tables show medians. The ratios are
-//! what counts: they hold on other machines too, the times do not. Node must be installed; PM2 is fetched with npm if possible.
+//! `cargo run --release -p troop-bench -- --help` lists the sections; without names, all run. All
+//! contenders of a section take turns in the same run, and the tables show medians. The ratios are
+//! what counts: they hold on other machines too, the times do not. Node must be installed; PM2 is
+//! fetched with npm if possible.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 #![expect(
     clippy::cast_precision_loss,
@@ -60,16 +62,24 @@ struct Options {
     /// Runs of each contender [default: 5, or 2 with --quick]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     repeat: Option<u32>,
-    /// Measure only this kind and number of workers where a section has several, as in rust:8; may be repeated
+    /// Measure only this kind and number of workers where a section has several, as in rust:8; may
+    /// be repeated
     #[arg(long, value_name = "KIND:N", value_parser = one_of_the_numbers)]
     workers: Vec<String>,
 }
 
 fn one_of_the_numbers(wanted: &str) -> std::result::Result<String, String> {
-    let known = || policies::NUMBERS.iter().flat_map(|(kind, numbers)| numbers.iter().map(move |n| format!("{kind}:{n}")));
+    let known = || {
+        policies::NUMBERS
+            .iter()
+            .flat_map(|(kind, numbers)| numbers.iter().map(move |n| format!("{kind}:{n}")))
+    };
     match known().find(|known| known == wanted) {
         Some(known) => Ok(known),
-        None => Err(format!("no section measures these; there are {}", known().collect::<Vec<_>>().join(", "))),
+        None => Err(format!(
+            "no section measures these; there are {}",
+            known().collect::<Vec<_>>().join(", ")
+        )),
     }
 }
 

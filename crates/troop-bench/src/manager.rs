@@ -1,4 +1,5 @@
-//! The program `troop` beside PM2: what a manager of processes costs, and how fast it does what it is for.
+//! The program `troop` beside PM2: what a manager of processes costs, and how fast it does what it
+//! is for.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -41,12 +42,18 @@ trait Manager {
 }
 
 fn run(mut command: Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).output()?;
+    let output =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).output()?;
     if output.status.success() {
         return Ok(());
     }
     let words = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{} failed: {}", command.get_program().display(), words.lines().next_back().unwrap_or_default()).into())
+    Err(format!(
+        "{} failed: {}",
+        command.get_program().display(),
+        words.lines().next_back().unwrap_or_default()
+    )
+    .into())
 }
 
 /// PM2, installed beside this program.
@@ -58,11 +65,17 @@ pub(crate) struct Pm2 {
 impl Pm2 {
     pub(crate) fn install() -> Result<Pm2> {
         let program = std::env::current_exe()?;
-        let prefix = program.parent().and_then(Path::parent).ok_or("no directory to install PM2 in")?.join("troop-bench-pm2");
+        let prefix = program
+            .parent()
+            .and_then(Path::parent)
+            .ok_or("no directory to install PM2 in")?
+            .join("troop-bench-pm2");
         let program = prefix.join("node_modules/.bin/pm2");
         if !program.exists() {
             let mut npm = Command::new("npm");
-            npm.args(["install", "--no-audit", "--no-fund", "--prefix"]).arg(&prefix).arg("pm2@latest");
+            npm.args(["install", "--no-audit", "--no-fund", "--prefix"])
+                .arg(&prefix)
+                .arg("pm2@latest");
             if !npm.stdout(Stdio::null()).stderr(Stdio::null()).status()?.success() {
                 return Err("npm could not install it".into());
             }
@@ -152,7 +165,11 @@ impl Manager for Troop {
     fn pid(&self) -> Result<u32> {
         let output = self.command(&["ls", "--json"]).output()?;
         let text = String::from_utf8(output.stdout)?;
-        let number = text.split("\"pid\": ").nth(1).and_then(|rest| rest.split(',').next()).ok_or("no app runs")?;
+        let number = text
+            .split("\"pid\": ")
+            .nth(1)
+            .and_then(|rest| rest.split(',').next())
+            .ok_or("no app runs")?;
         Ok(number.trim().parse()?)
     }
 
@@ -161,7 +178,17 @@ impl Manager for Troop {
     }
 
     fn start_trivial(&self, workers: usize) -> Result<()> {
-        run(self.command(&["start", "/bin/sleep", "--name", "app", "-i", &workers.to_string(), "--no-wait", "--", "100000"]))
+        run(self.command(&[
+            "start",
+            "/bin/sleep",
+            "--name",
+            "app",
+            "-i",
+            &workers.to_string(),
+            "--no-wait",
+            "--",
+            "100000",
+        ]))
     }
 
     fn end(&self) {
@@ -192,7 +219,9 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<Duration> {
 
 fn resident(pid: u32) -> Result<f64> {
     std::thread::sleep(SETTLE);
-    cpu::memory(pid).map(|memory| memory.resident).ok_or_else(|| "the memory of a manager cannot be read".into())
+    cpu::memory(pid)
+        .map(|memory| memory.resident)
+        .ok_or_else(|| "the memory of a manager cannot be read".into())
 }
 
 /// One request, answered in full.
@@ -247,7 +276,10 @@ fn measure(manager: &dyn Manager, is_daemon: bool, to: &mut Measured) -> Result<
 
     // A server of four.
     let port = free_port()?;
-    std::fs::write(std::env::temp_dir().join(format!("troop-bench-{}.port", std::process::id())), port.to_string())?;
+    std::fs::write(
+        std::env::temp_dir().join(format!("troop-bench-{}.port", std::process::id())),
+        port.to_string(),
+    )?;
     manager.start(&script("served.js"), 4)?;
     until("the server", || request(port))?;
     let pid = manager.pid()?;
@@ -258,7 +290,11 @@ fn measure(manager: &dyn Manager, is_daemon: bool, to: &mut Measured) -> Result<
         to.list.push(begin.elapsed().as_secs_f64() * 1000.0);
     }
     // A reload under load.
-    let (ended, failed, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (ended, failed, served) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+        Arc::new(AtomicU64::new(0)),
+    );
     let clients: Vec<_> = (0..8)
         .map(|_| {
             let (ended, failed, served) = (ended.clone(), failed.clone(), served.clone());
@@ -289,7 +325,10 @@ fn measure(manager: &dyn Manager, is_daemon: bool, to: &mut Measured) -> Result<
     std::thread::sleep(SETTLE);
     for _ in 0..5 {
         let workers = cpu::children(pid);
-        let worker = workers.last().and_then(|pid| Pid::from_raw(pid.cast_signed())).ok_or("there is no worker")?;
+        let worker = workers
+            .last()
+            .and_then(|pid| Pid::from_raw(pid.cast_signed()))
+            .ok_or("there is no worker")?;
         kill_process(worker, Signal::KILL)?;
         let begin = Instant::now();
         // Until another one answers.
@@ -305,7 +344,10 @@ fn measure(manager: &dyn Manager, is_daemon: bool, to: &mut Measured) -> Result<
     std::thread::sleep(SETTLE);
     let printed = || {
         let file = std::env::temp_dir().join(format!("troop-bench-{}.printed", std::process::id()));
-        std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<f64>().ok()).unwrap_or(0.0)
+        std::fs::read_to_string(file)
+            .ok()
+            .and_then(|text| text.trim().parse::<f64>().ok())
+            .unwrap_or(0.0)
     };
     let (before, begun) = (cpu::time(pid), printed());
     std::thread::sleep(FLOW);
@@ -342,11 +384,16 @@ pub(crate) fn section(options: &Options) -> Result<()> {
         }
         measure(&Troop::build()?, false, &mut troop)?;
         let port = free_port()?;
-        std::fs::write(std::env::temp_dir().join(format!("troop-bench-{}.port", std::process::id())), port.to_string())?;
+        std::fs::write(
+            std::env::temp_dir().join(format!("troop-bench-{}.port", std::process::id())),
+            port.to_string(),
+        )?;
         troop.own_start.push(own_start(port)?);
     }
     for name in ["port", "printed"] {
-        let _ = std::fs::remove_file(std::env::temp_dir().join(format!("troop-bench-{}.{name}", std::process::id())));
+        let _ = std::fs::remove_file(
+            std::env::temp_dir().join(format!("troop-bench-{}.{name}", std::process::id())),
+        );
     }
     println!("## The program `troop` beside PM2\n");
     let mut table = Table::new(&["", "PM2", "troop", "/ PM2"]);

@@ -45,7 +45,12 @@ fn pm2() -> Result<Memory> {
 /// The section.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let workers = WORKERS.to_string();
-    let names = ["Node's primary, Node workers", "PM2, Node workers", "troop, Node workers", "troop, Rust workers"];
+    let names = [
+        "Node's primary, Node workers",
+        "PM2, Node workers",
+        "troop, Node workers",
+        "troop, Rust workers",
+    ];
     let mut runs: [Vec<Memory>; 4] = Default::default();
     let mut absent = None;
     for _ in 0..options.repeat() {

@@ -1,4 +1,5 @@
-//! Messages between a primary and a worker: how many a second, and how long one there and back takes.
+//! Messages between a primary and a worker: how many a second, and how long one there and back
+//! takes.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -45,7 +46,9 @@ const CONTENDERS: [Contender; 4] = [
     ("Node", |test, count| Ok(node("messages.js", &[test, count]))),
     ("troop", |test, count| ourselves(&["messages", test, count])),
     ("bare socket pair, blocking", |test, count| ourselves(&["socketpair", test, count])),
-    ("bare socket pair in tokio", |test, count| ourselves(&["socketpair", &format!("{test}-in-runtime"), count])),
+    ("bare socket pair in tokio", |test, count| {
+        ourselves(&["socketpair", &format!("{test}-in-runtime"), count])
+    }),
 ];
 
 /// A measured peer.
@@ -66,7 +69,9 @@ pub(crate) fn measure(command: Command, count: usize) -> Result<Run> {
     peer.go()?;
     let answer = peer.wait_for("done")?;
     let after: Duration = cpu::times(&both).iter().sum();
-    let [nanoseconds, lost] = answer[..] else { return Err("a peer's answer is incomplete".into()) };
+    let [nanoseconds, lost] = answer[..] else {
+        return Err("a peer's answer is incomplete".into());
+    };
     // What was lost does not count as done.
     let each = |nanoseconds: f64| nanoseconds / 1e3 / (count as f64 - lost);
     Ok(Run { took: each(nanoseconds), cpu: each((after - before).as_nanos() as f64), lost })
@@ -75,8 +80,19 @@ pub(crate) fn measure(command: Command, count: usize) -> Result<Run> {
 /// The section.
 pub(crate) fn run(options: &Options) -> Result<()> {
     println!("## Messages\n");
-    println!("One primary, one worker, objects of about 100 bytes; CPU of both processes together.\n");
-    let mut table = Table::new(&["", "messages/s", "x Node", "µs each", "/ limit", "CPU µs each", "/ Node", "lost %"]);
+    println!(
+        "One primary, one worker, objects of about 100 bytes; CPU of both processes together.\n"
+    );
+    let mut table = Table::new(&[
+        "",
+        "messages/s",
+        "x Node",
+        "µs each",
+        "/ limit",
+        "CPU µs each",
+        "/ Node",
+        "lost %",
+    ]);
     for (test, title) in TESTS {
         let count = options.count(if test == "trip" { 10_000 } else { 500_000 });
         let contenders = &CONTENDERS[..if test == "trip" { 4 } else { 3 }];
@@ -90,7 +106,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         for (at, (name, _)) in contenders.iter().enumerate() {
             let of = |what: fn(&Run) -> f64| median(runs[at].iter().map(what));
             let against = |other: usize, what: fn(&Run) -> f64| {
-                times(median(runs[at].iter().zip(&runs[other]).map(|(run, other)| what(run) / what(other))))
+                times(median(
+                    runs[at].iter().zip(&runs[other]).map(|(run, other)| what(run) / what(other)),
+                ))
             };
             table.row(vec![
                 format!("{title}: {name}"),

@@ -1,7 +1,8 @@
-//! The processes that are measured: each in a process group of its own, ended when it is dropped and when the program is interrupted.
+//! The processes that are measured: each in a process group of its own, ended when it is dropped
+//! and when the program is interrupted.
 //!
-//! A peer writes a line that begins with `ready` to its standard output when it can be measured, does what it is for when it is told
-//! `go`, and answers with a line that begins with `done`.
+//! A peer writes a line that begins with `ready` to its standard output when it can be measured,
+//! does what it is for when it is told `go`, and answers with a line that begins with `done`.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -94,7 +95,11 @@ pub(crate) fn node<S: AsRef<str>>(name: &str, arguments: &[S]) -> Command {
 }
 
 /// Node with switches of its own and a script.
-pub(crate) fn node_with<S: AsRef<str>>(switches: &[String], name: &str, arguments: &[S]) -> Command {
+pub(crate) fn node_with<S: AsRef<str>>(
+    switches: &[String],
+    name: &str,
+    arguments: &[S],
+) -> Command {
     let mut command = Command::new("node");
     command.args(switches).arg(script(name)).args(arguments.iter().map(AsRef::as_ref));
     command
@@ -103,9 +108,15 @@ pub(crate) fn node_with<S: AsRef<str>>(switches: &[String], name: &str, argument
 impl Peer {
     /// Starts a process.
     pub(crate) fn start(mut command: Command) -> Result<Peer> {
-        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).env_remove("NODE_CLUSTER_SCHED_POLICY");
+        command
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .env_remove("NODE_CLUSTER_SCHED_POLICY");
         let mut groups = groups();
-        let mut child = command.spawn().map_err(|e| format!("start {}: {e}", command.get_program().display()))?;
+        let mut child = command
+            .spawn()
+            .map_err(|e| format!("start {}: {e}", command.get_program().display()))?;
         groups.insert(child.id());
         drop(groups);
         let group = Some(Group(child.id()));
@@ -128,9 +139,12 @@ impl Peer {
         loop {
             if self.output.buffer().is_empty() {
                 let patience = Timespec { tv_sec: PATIENCE, tv_nsec: 0 };
-                let ready = poll(&mut [PollFd::new(self.output.get_ref(), PollFlags::IN)], Some(&patience));
+                let ready =
+                    poll(&mut [PollFd::new(self.output.get_ref(), PollFlags::IN)], Some(&patience));
                 match ready {
-                    Ok(0) => return Err(format!("a peer was not {word} within {PATIENCE} s").into()),
+                    Ok(0) => {
+                        return Err(format!("a peer was not {word} within {PATIENCE} s").into());
+                    }
                     Err(rustix::io::Errno::INTR) => continue,
                     other => other?,
                 };

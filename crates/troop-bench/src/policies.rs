@@ -11,7 +11,8 @@ const CLIENTS: usize = 64;
 /// Each repeat is done in this many slices, of one contender after the other.
 const SLICES: usize = 5;
 /// Workers, by kind.
-pub(crate) const NUMBERS: [(&str, &[usize]); 2] = [("node", &[1, 2, 8, 64, 256]), ("rust", &[1, 2, 8, 64, 256])];
+pub(crate) const NUMBERS: [(&str, &[usize]); 2] =
+    [("node", &[1, 2, 8, 64, 256]), ("rust", &[1, 2, 8, 64, 256])];
 
 struct Contender {
     name: &'static str,
@@ -34,13 +35,22 @@ fn contenders(kind: &str, workers: usize) -> Result<Vec<Contender>> {
     };
     let mut all = Vec::new();
     if kind == "node" {
-        all.push(Contender { name: "Node's primary, SCHED_RR", command: node("primary.js", &[&count, "rr"]) });
-        all.push(Contender { name: "Node's primary, SCHED_NONE", command: node("primary.js", &[&count, "none"]) });
+        all.push(Contender {
+            name: "Node's primary, SCHED_RR",
+            command: node("primary.js", &[&count, "rr"]),
+        });
+        all.push(Contender {
+            name: "Node's primary, SCHED_NONE",
+            command: node("primary.js", &[&count, "none"]),
+        });
     }
     let workers_of = if kind == "rust" { "rust-troop" } else { kind };
     all.push(Contender { name: "bare loop", command: ourselves(&["bare", workers_of, &count])? });
     if kind == "rust" {
-        all.push(Contender { name: "bare loop, bare workers", command: ourselves(&["bare", "rust", &count])? });
+        all.push(Contender {
+            name: "bare loop, bare workers",
+            command: ourselves(&["bare", "rust", &count])?,
+        });
     }
     // Next to those that they are compared with.
     all.push(troop("round-robin", "round-robin")?);
@@ -74,7 +84,8 @@ impl Racer {
     fn slice(&mut self, count: usize) -> Result<()> {
         let before = cpu::time(self.peer.pid());
         // From many addresses, so that there are many clients for those that tell them apart.
-        let outcome = load::run_from(self.address, CLIENTS, count).map_err(|e| format!("{}: {e}", self.name))?;
+        let outcome = load::run_from(self.address, CLIENTS, count)
+            .map_err(|e| format!("{}: {e}", self.name))?;
         let spent = cpu::time(self.peer.pid()) - before;
         self.rates.push(count as f64 / outcome.took.as_secs_f64());
         self.primary.push(spent.as_secs_f64() * 1e6 / count as f64);
@@ -130,8 +141,11 @@ fn compare(kind: &str, workers: usize, options: &Options) -> Result<()> {
         }
     }
     println!("### {workers} {} workers\n", if kind == "node" { "Node" } else { "Rust" });
-    let of = |name: &str, what: fn(&Outcome) -> f64| results.iter().find(|r| r.name == name).map_or(f64::NAN, what);
-    let (of_bare, of_node) = (of("bare loop", |r| r.cost), of("Node's primary, SCHED_RR", |r| r.cost));
+    let of = |name: &str, what: fn(&Outcome) -> f64| {
+        results.iter().find(|r| r.name == name).map_or(f64::NAN, what)
+    };
+    let (of_bare, of_node) =
+        (of("bare loop", |r| r.cost), of("Node's primary, SCHED_RR", |r| r.cost));
     let none = of("Node's primary, SCHED_NONE", |r| r.rate);
     let mut table = Table::new(&[
         "",

@@ -1,4 +1,5 @@
-//! What a fork costs the primary, with little and with much memory, and how soon workers are online.
+//! What a fork costs the primary, with little and with much memory, and how soon workers are
+//! online.
 
 use std::process::Command;
 use std::time::Instant;
@@ -30,7 +31,9 @@ struct Run {
 
 fn measure(command: Command) -> Result<Run> {
     let answer = Peer::start(command)?.wait_for("done")?;
-    let [forking, whole, online, _] = answer[..] else { return Err("a peer's answer is incomplete".into()) };
+    let [forking, whole, online, _] = answer[..] else {
+        return Err("a peer's answer is incomplete".into());
+    };
     Ok(Run { forking: forking / 1e3, whole: whole / 1e3, online: online / 1e6 })
 }
 
@@ -54,13 +57,27 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     println!("## Spawning\n");
     println!("{workers} forks in a row; the primary's own CPU time for each.\n");
-    let mut table =
-        Table::new(&["", "heap MiB", "CPU ms to fork", "/ Node", "CPU ms until online", "/ Node", "all online ms", "/ Node"]);
+    let mut table = Table::new(&[
+        "",
+        "heap MiB",
+        "CPU ms to fork",
+        "/ Node",
+        "CPU ms until online",
+        "/ Node",
+        "all online ms",
+        "/ Node",
+    ]);
     for half in all.chunks(3) {
         for contender in half {
             let of = |what: fn(&Run) -> f64| number(median(contender.runs.iter().map(what)));
             let against_node = |what: fn(&Run) -> f64| {
-                times(median(contender.runs.iter().zip(&half[0].runs).map(|(run, node)| what(run) / what(node))))
+                times(median(
+                    contender
+                        .runs
+                        .iter()
+                        .zip(&half[0].runs)
+                        .map(|(run, node)| what(run) / what(node)),
+                ))
             };
             let columns: [fn(&Run) -> f64; 3] = [|r| r.forking, |r| r.whole, |r| r.online];
             let mut row = vec![contender.name.into(), contender.heap.to_string()];

@@ -20,16 +20,24 @@ impl Table {
     /// Prints it: the first column to the left, the others to the right.
     pub(crate) fn print(&self) {
         let width = |column: usize| {
-            self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+            self.rows
+                .iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.chars().count())
+                .max()
+                .unwrap_or(0)
         };
         let widths: Vec<usize> = (0..self.rows[0].len()).map(width).collect();
         for (number, row) in self.rows.iter().enumerate() {
             let mut cells = row.iter().zip(&widths).enumerate();
-            let first = cells.next().map_or(String::new(), |(_, (cell, width))| format!("{cell:<width$}"));
-            let rest: Vec<String> = cells.map(|(_, (cell, width))| format!("{cell:>width$}")).collect();
+            let first =
+                cells.next().map_or(String::new(), |(_, (cell, width))| format!("{cell:<width$}"));
+            let rest: Vec<String> =
+                cells.map(|(_, (cell, width))| format!("{cell:>width$}")).collect();
             println!("| {first} | {} |", rest.join(" | "));
             if number == 0 {
-                let rules: Vec<String> = widths[1..].iter().map(|width| format!("{}:", "-".repeat(width - 1))).collect();
+                let rules: Vec<String> =
+                    widths[1..].iter().map(|width| format!("{}:", "-".repeat(width - 1))).collect();
                 println!("| {} | {} |", "-".repeat(widths[0]), rules.join(" | "));
             }
         }

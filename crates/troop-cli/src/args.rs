@@ -77,7 +77,8 @@ pub(crate) struct Man {
   troop check ecosystem.config.js      what of a PM2 file means something here
   troop check --schema                 the JSON Schema of troop.toml, for editors")]
 pub(crate) struct Check {
-    /// The file: a troop.toml, PM2's ecosystem.config.js|cjs|json|yml, or a Procfile; a .js file is a program, and is run
+    /// The file: a troop.toml, PM2's ecosystem.config.js|cjs|json|yml, or a Procfile; a .js file is
+    /// a program, and is run
     #[arg(default_value = crate::config::USUAL)]
     pub(crate) file: PathBuf,
 
@@ -153,8 +154,8 @@ pub(crate) struct Startup {
 
 /// Start apps in the background, and wait until they are ready
 ///
-/// The same as `troop run`, but it comes back: with exit code 0 when all workers are ready, or with the reason why they are not. What the
-/// workers print goes into files: `troop logs`.
+/// The same as `troop run`, but it comes back: with exit code 0 when all workers are ready, or with
+/// the reason why they are not. What the workers print goes into files: `troop logs`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop start server.js -i max --name web
@@ -181,7 +182,8 @@ pub(crate) struct Start {
 
 /// End an app and start it again, with everything that its file says now
 ///
-/// For what a reload cannot change. Clients are refused or wait meanwhile; `troop reload` loses nobody.
+/// For what a reload cannot change. Clients are refused or wait meanwhile; `troop reload` loses
+/// nobody.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop restart web                    what only another start can change is used
@@ -226,7 +228,8 @@ pub(crate) struct Logs {
     #[arg(long, value_name = "N")]
     pub(crate) slot: Option<u32>,
 
-    /// Print lines to a terminal as they are, with escape sequences that it obeys [default: only colours]
+    /// Print lines to a terminal as they are, with escape sequences that it obeys [default: only
+    /// colours]
     #[arg(long)]
     pub(crate) raw: bool,
 
@@ -265,8 +268,9 @@ pub(crate) struct Events {
 
 /// Replace an app's workers, without losing a connection
 ///
-/// Each old worker leaves only after its successor serves. If a new one does not come up, or does not listen on an address that the old
-/// ones share, the old ones go on, and this says why. Waits until it is done.
+/// Each old worker leaves only after its successor serves. If a new one does not come up, or does
+/// not listen on an address that the old ones share, the old ones go on, and this says why. Waits
+/// until it is done.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop reload web                     with what its file says now
@@ -275,10 +279,12 @@ pub(crate) struct Events {
 
 Exit codes: 0 when all workers were replaced, 1 if not, 3 if there is no such app.")]
 pub(crate) struct Reload {
-    /// The app's name, or `all`, or one worker of it (`web:3`, by its number); may be left out when there is only one
+    /// The app's name, or `all`, or one worker of it (`web:3`, by its number); may be left out when
+    /// there is only one
     pub(crate) app: Option<String>,
 
-    /// Let the new workers listen elsewhere than the old ones; an address that nobody listens on any more is closed
+    /// Let the new workers listen elsewhere than the old ones; an address that nobody listens on
+    /// any more is closed
     #[arg(long)]
     pub(crate) allow_moved: bool,
 
@@ -361,8 +367,9 @@ pub(crate) struct Policy {
 
 /// Send a message to an app's workers
 ///
-/// A Node worker gets it by `process.on('message')`, a Rust worker by `Worker::next_event`. What is no JSON is sent as text. With --ask, an
-/// answer of each worker is waited for: Rust workers answer a `Request`; a Node worker gets `{ troop: 'request', id, body }`, and answers by
+/// A Node worker gets it by `process.on('message')`, a Rust worker by `Worker::next_event`. What is
+/// no JSON is sent as text. With --ask, an answer of each worker is waited for: Rust workers answer
+/// a `Request`; a Node worker gets `{ troop: 'request', id, body }`, and answers by
 /// `process.send({ troop: 'reply', id, body })`.
 #[derive(Debug, Args)]
 #[command(override_usage = "troop send [OPTIONS] [APP] <MESSAGE>")]
@@ -373,7 +380,8 @@ pub(crate) struct Policy {
 
 Exit codes: 0, or 1 if it could not be sent to all, or not all have answered.")]
 pub(crate) struct Send {
-    /// The app's name, or one worker of it (`web:3`, by its number), which may be left out when there is only one; and what is sent: JSON, or text
+    /// The app's name, or one worker of it (`web:3`, by its number), which may be left out when
+    /// there is only one; and what is sent: JSON, or text
     #[arg(value_name = "MESSAGE", num_args = 1..=2, required = true)]
     words: Vec<String>,
 
@@ -425,8 +433,7 @@ pub(crate) struct Signal {
 }
 
 /// What an app may be called.
-pub(crate) const NAME_RULE: &str =
-    "it must consist of up to 64 letters, digits, `.`, `_` and `-`, begin with none of `.-`, and not be `all`";
+pub(crate) const NAME_RULE: &str = "it must consist of up to 64 letters, digits, `.`, `_` and `-`, begin with none of `.-`, and not be `all`";
 
 fn name(text: &str) -> Result<String, String> {
     if place::is_name(text) {
@@ -436,14 +443,24 @@ fn name(text: &str) -> Result<String, String> {
 }
 
 fn to(text: &str) -> Result<To, String> {
-    let to = if text.starts_with(['+', '-']) { text.parse().ok().map(To::By) } else { text.parse().ok().map(To::Workers) };
+    let to = if text.starts_with(['+', '-']) {
+        text.parse().ok().map(To::By)
+    } else {
+        text.parse().ok().map(To::Workers)
+    };
     to.ok_or_else(|| "it must be a number, with or without a sign".into())
 }
 
 pub(crate) fn signal(text: &str) -> Result<i32, String> {
     let plain = text.trim_start_matches("SIG");
-    let known = |number: &i32| troop::signal_name(*number).is_some_and(|name| name.trim_start_matches("SIG") == plain);
-    let number = text.parse().ok().filter(|number| (1..=64).contains(number)).or_else(|| (1..=64).find(known));
+    let known = |number: &i32| {
+        troop::signal_name(*number).is_some_and(|name| name.trim_start_matches("SIG") == plain)
+    };
+    let number = text
+        .parse()
+        .ok()
+        .filter(|number| (1..=64).contains(number))
+        .or_else(|| (1..=64).find(known));
     number.ok_or_else(|| "there is no such signal".into())
 }
 
@@ -459,9 +476,9 @@ mod tests {
     #[test]
     fn every_verb_shows_how_it_is_used() {
         let command = super::Troop::command();
-        let without = command
-            .get_subcommands()
-            .filter(|verb| verb.get_after_help().is_none_or(|help| !help.to_string().contains("Examples:")));
+        let without = command.get_subcommands().filter(|verb| {
+            verb.get_after_help().is_none_or(|help| !help.to_string().contains("Examples:"))
+        });
         let names: Vec<_> = without.map(clap::Command::get_name).collect();
         assert!(names.is_empty(), "{names:?}");
     }

@@ -4,8 +4,8 @@ use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use troop::{
-    ActivationSocket, Builder, Cluster, Error, HealthCheck, HealthTest, InheritedSocket, ReadyWhen, RecyclePolicy, ReplacePolicy,
-    Resource, RestartPolicy, Scheduling, Setup, Stdio, WhenFailed,
+    ActivationSocket, Builder, Cluster, Error, HealthCheck, HealthTest, InheritedSocket, ReadyWhen,
+    RecyclePolicy, ReplacePolicy, Resource, RestartPolicy, Scheduling, Setup, Stdio, WhenFailed,
 };
 
 use uzers::os::unix::UserExt as _;
@@ -24,8 +24,14 @@ const SIGUSR2: i32 = 12;
 const DEBUGGED_WINDOW: Duration = Duration::from_secs(86_400);
 
 /// What is for the primary alone.
-pub(crate) const OWN_VARIABLES: [&str; 6] =
-    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", crate::start::VARIABLE, crate::restart::VARIABLE, "TROOP_POLICY"];
+pub(crate) const OWN_VARIABLES: [&str; 6] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    crate::start::VARIABLE,
+    crate::restart::VARIABLE,
+    "TROOP_POLICY",
+];
 
 impl ResolvedApp {
     /// The cluster, without anybody who watches it.
@@ -43,14 +49,17 @@ impl ResolvedApp {
         // A worker that stands at a breakpoint does not answer, and must not be killed for it.
         match app.hang_timeout {
             _ if self.is_debugged() => builder = builder.hang_timeout(None),
-            Some(limit) => builder = builder.hang_timeout(Some(limit.0).filter(|limit| !limit.is_zero())),
+            Some(limit) => {
+                builder = builder.hang_timeout(Some(limit.0).filter(|limit| !limit.is_zero()))
+            }
             None => {}
         }
         for fd in &app.fds {
             builder = builder.inherited([InheritedSocket::at(*fd)?]);
         }
         for at in &app.may_listen {
-            builder = builder.may_listen(at.parse().map_err(|e| RunError::Usage(format!("may_listen: {e}")))?);
+            builder = builder
+                .may_listen(at.parse().map_err(|e| RunError::Usage(format!("may_listen: {e}")))?);
         }
         if let Some(time) = app.drain_spread {
             builder = builder.drain_spread(time.0);
@@ -62,14 +71,17 @@ impl ResolvedApp {
             builder = builder.scheduling(policy);
         }
         for (listener, policy) in app.listeners.clone() {
-            let listener = listener.parse().map_err(|e: troop::BadScheduling| RunError::Usage(e.to_string()))?;
+            let listener = listener
+                .parse()
+                .map_err(|e: troop::BadScheduling| RunError::Usage(e.to_string()))?;
             builder = builder.scheduling_of(listener, policy);
         }
         let inherited = InheritedSocket::all()?;
         if app.bind.is_empty() {
             builder = builder.inherited(inherited);
         } else {
-            let slots = if matches!(app.policy, Some(Scheduling::Steered(_))) { self.workers() } else { 0 };
+            let slots =
+                if matches!(app.policy, Some(Scheduling::Steered(_))) { self.workers() } else { 0 };
             let sockets = bind(&app.bind, &inherited, slots)?;
             for socket in &sockets {
                 log::line(&format!("troop: listening on {socket}"));
@@ -120,7 +132,8 @@ impl ResolvedApp {
         }
         setup = setup.cgroup(app.cgroup.limits()).sandbox(app.sandbox.settings());
         if let Some(signal) = &app.report_signal {
-            setup = setup.report_signal(args::signal(signal).map_err(|e| wrong("report_signal", e))?);
+            setup =
+                setup.report_signal(args::signal(signal).map_err(|e| wrong("report_signal", e))?);
         } else if app.node_args.iter().any(|arg| arg == "--report-on-signal") {
             setup = setup.report_signal(SIGUSR2);
         }
@@ -132,16 +145,21 @@ impl ResolvedApp {
         let (user, group) = (self.app.user.as_deref(), self.app.group.as_deref());
         if let Some(name) = user {
             let number = name.parse().ok();
-            let found = uzers::get_user_by_name(name).or_else(|| number.and_then(uzers::get_user_by_uid));
+            let found =
+                uzers::get_user_by_name(name).or_else(|| number.and_then(uzers::get_user_by_uid));
             match found {
                 Some(user) => {
                     let groups = uzers::get_user_groups(user.name(), user.primary_group_id());
-                    let groups =
-                        groups.ok_or_else(|| Error::Settings(format!("the groups of user {name:?} cannot be found out")))?;
+                    let groups = groups.ok_or_else(|| {
+                        Error::Settings(format!("the groups of user {name:?} cannot be found out"))
+                    })?;
                     setup = setup.uid(user.uid()).gid(user.primary_group_id());
                     setup = setup.groups(groups.iter().map(uzers::Group::gid).collect::<Vec<_>>());
-                    let (name, home, shell) = (user.name(), user.home_dir().as_os_str(), user.shell().as_os_str());
-                    for (variable, value) in [("HOME", home), ("USER", name), ("LOGNAME", name), ("SHELL", shell)] {
+                    let (name, home, shell) =
+                        (user.name(), user.home_dir().as_os_str(), user.shell().as_os_str());
+                    for (variable, value) in
+                        [("HOME", home), ("USER", name), ("LOGNAME", name), ("SHELL", shell)]
+                    {
                         // As systemd does; what is said about the app goes before.
                         if !self.env.contains_key(OsStr::new(variable)) {
                             setup = setup.env(variable, value);
@@ -151,7 +169,9 @@ impl ResolvedApp {
                 // A number need not have a name, but then nothing says what its group is.
                 None => match number {
                     Some(_) if group.is_none() => {
-                        return Err(Error::Settings(format!("user {name} is not known here, so its group has to be said too")));
+                        return Err(Error::Settings(format!(
+                            "user {name} is not known here, so its group has to be said too"
+                        )));
                     }
                     Some(uid) => setup = setup.uid(uid),
                     None => return Err(Error::Settings(format!("there is no user {name:?}"))),
@@ -159,8 +179,11 @@ impl ResolvedApp {
             }
         }
         if let Some(name) = group {
-            let found = uzers::get_group_by_name(name).map(|group| group.gid()).or_else(|| name.parse().ok());
-            setup = setup.gid(found.ok_or_else(|| Error::Settings(format!("there is no group {name:?}")))?);
+            let found = uzers::get_group_by_name(name)
+                .map(|group| group.gid())
+                .or_else(|| name.parse().ok());
+            setup = setup
+                .gid(found.ok_or_else(|| Error::Settings(format!("there is no group {name:?}")))?);
         }
         Ok(match self.app.no_new_privileges {
             Some(none) => setup.no_new_privileges(none),
@@ -171,9 +194,14 @@ impl ResolvedApp {
     /// An argument with the numbers of sockets put in.
     fn with_numbers(&self, arg: &OsString) -> OsString {
         let bind = &self.app.bind;
-        let Some(text) = arg.to_str().filter(|text| !bind.is_empty() && text.contains("{fd")) else { return arg.clone() };
+        let Some(text) = arg.to_str().filter(|text| !bind.is_empty() && text.contains("{fd"))
+        else {
+            return arg.clone();
+        };
         let text = text.replace("{fd}", "3");
-        (0..bind.len()).fold(text, |text, at| text.replace(&format!("{{fd{at}}}"), &(at + 3).to_string())).into()
+        (0..bind.len())
+            .fold(text, |text, at| text.replace(&format!("{{fd{at}}}"), &(at + 3).to_string()))
+            .into()
     }
 
     fn restart_policy(&self) -> RestartPolicy {
@@ -185,7 +213,9 @@ impl ResolvedApp {
             When::Never => troop::Restart::Never,
         };
         policy.final_codes.clone_from(&said.final_codes);
-        let set = |field: &mut Duration, said: Option<config::Time>| *field = said.map_or(*field, |time| time.0);
+        let set = |field: &mut Duration, said: Option<config::Time>| {
+            *field = said.map_or(*field, |time| time.0)
+        };
         set(&mut policy.min_uptime, said.min_uptime);
         set(&mut policy.first_delay, said.delay);
         policy.max_delay = policy.max_delay.max(policy.first_delay);
@@ -213,7 +243,8 @@ impl ResolvedApp {
             Some(Ready::Notify) => ReadyWhen::Notified,
         };
         policy.ready_timeout = self.app.ready_timeout.map_or(policy.ready_timeout, |time| time.0);
-        policy.min_ready_time = self.app.min_ready_time.map_or(policy.min_ready_time, |time| time.0);
+        policy.min_ready_time =
+            self.app.min_ready_time.map_or(policy.min_ready_time, |time| time.0);
         policy.max_surge = self.app.max_surge.unwrap_or(policy.max_surge);
         policy.max_unavailable = self.app.max_unavailable.unwrap_or(policy.max_unavailable);
         policy
@@ -223,7 +254,8 @@ impl ResolvedApp {
         let said = &self.app.recycle;
         let mut policy = RecyclePolicy::default();
         (policy.memory, policy.age) = (said.memory.map(|size| size.0), said.age.map(|time| time.0));
-        (policy.connections, policy.jitter) = (said.connections, said.jitter.unwrap_or(policy.jitter));
+        (policy.connections, policy.jitter) =
+            (said.connections, said.jitter.unwrap_or(policy.jitter));
         policy
     }
 
@@ -239,30 +271,52 @@ impl ResolvedApp {
         check.timeout = said.timeout.map_or(check.timeout, |time| time.0);
         check.failures = said.failures.unwrap_or(check.failures);
         let listener = said.listener.as_ref().map(|listener| listener.parse()).transpose();
-        check.listener = listener.map_err(|e: troop::BadScheduling| RunError::Usage(e.to_string()))?;
+        check.listener =
+            listener.map_err(|e: troop::BadScheduling| RunError::Usage(e.to_string()))?;
         Ok(Some(check))
     }
 }
 
-/// Opens what was asked for, or takes what systemd has opened: `systemd` for all of that, `systemd:NAME` for what is called so.
-/// With `slots` each of so many workers gets a socket of its own.
-fn bind(places: &[String], inherited: &[InheritedSocket], slots: usize) -> Result<Vec<ActivationSocket>, Error> {
+/// Opens what was asked for, or takes what systemd has opened: `systemd` for all of that,
+/// `systemd:NAME` for what is called so. With `slots` each of so many workers gets a socket of its
+/// own.
+fn bind(
+    places: &[String],
+    inherited: &[InheritedSocket],
+    slots: usize,
+) -> Result<Vec<ActivationSocket>, Error> {
     let mut sockets = Vec::new();
     for text in places {
-        let (name, place) = text.split_once('=').map_or((None, text.as_str()), |(name, place)| (Some(name), place));
+        let (name, place) =
+            text.split_once('=').map_or((None, text.as_str()), |(name, place)| (Some(name), place));
         let Some(wanted) = place.strip_prefix("systemd") else {
-            sockets.push(if slots > 0 { ActivationSocket::bind_steered(text, slots)? } else { ActivationSocket::bind(text)? });
+            sockets.push(if slots > 0 {
+                ActivationSocket::bind_steered(text, slots)?
+            } else {
+                ActivationSocket::bind(text)?
+            });
             continue;
         };
         if slots > 0 {
-            return Err(Error::Settings(format!("{place}: sockets that systemd has opened cannot be steered")));
+            return Err(Error::Settings(format!(
+                "{place}: sockets that systemd has opened cannot be steered"
+            )));
         }
         let wanted = wanted.strip_prefix(':').filter(|wanted| !wanted.is_empty());
-        let found: Vec<_> = inherited.iter().filter(|socket| wanted.is_none_or(|wanted| socket.name() == wanted)).collect();
+        let found: Vec<_> = inherited
+            .iter()
+            .filter(|socket| wanted.is_none_or(|wanted| socket.name() == wanted))
+            .collect();
         if found.is_empty() {
             let names: Vec<_> = inherited.iter().map(InheritedSocket::name).collect();
-            let there = if names.is_empty() { "none was given".into() } else { format!("there are {}", names.join(", ")) };
-            return Err(Error::Settings(format!("{place}: no such socket came from systemd; {there} (LISTEN_FDS)")));
+            let there = if names.is_empty() {
+                "none was given".into()
+            } else {
+                format!("there are {}", names.join(", "))
+            };
+            return Err(Error::Settings(format!(
+                "{place}: no such socket came from systemd; {there} (LISTEN_FDS)"
+            )));
         }
         for socket in found {
             sockets.push(ActivationSocket::inherited(socket, name)?);

@@ -1,4 +1,5 @@
-//! What the targets in `fuzz/` reach: the parsers as the program uses them, with what must be true of anything that they accept.
+//! What the targets in `fuzz/` reach: the parsers as the program uses them, with what must be true
+//! of anything that they accept.
 
 use std::path::Path;
 
@@ -9,7 +10,8 @@ use crate::config::{self, File, Form, env_file};
 use crate::control::{VERSION, server};
 use crate::logs::line::{self, Origin};
 
-/// A line on the control socket. What is understood is understood in the same way when it is written again.
+/// A line on the control socket. What is understood is understood in the same way when it is
+/// written again.
 pub fn control_request(line: &[u8]) {
     match server::parse(line) {
         Ok(ask) => {
@@ -21,7 +23,8 @@ pub fn control_request(line: &[u8]) {
     }
 }
 
-/// A file of apps of this name. Apps that are accepted are the same when they are written as `troop.toml` and read again.
+/// A file of apps of this name. Apps that are accepted are the same when they are written as
+/// `troop.toml` and read again.
 pub fn configuration(name: &str, text: &str) {
     let Ok(apps) = config::parse(text, Path::new(name)) else { return };
     for app in apps.values() {
@@ -44,7 +47,8 @@ pub fn environment(text: &str) {
     }
 }
 
-/// A line that a worker prints: written in any form it is one line, and reads as what it was, unless it is no text.
+/// A line that a worker prints: written in any form it is one line, and reads as what it was,
+/// unless it is no text.
 pub fn log_line(bytes: &[u8]) {
     let printed = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let text = String::from_utf8_lossy(printed);
@@ -72,13 +76,17 @@ fn shown(text: &str) {
     assert!(!escaped.contains(text::is_unsafe), "{escaped:?}");
     let lines = text::lines(text, "| ");
     assert_eq!(lines.split('\n').count(), text.split('\n').count());
-    assert!(lines.split('\n').all(|line| line.starts_with("| ") && !line.contains(text::is_unsafe)), "{lines:?}");
+    assert!(
+        lines.split('\n').all(|line| line.starts_with("| ") && !line.contains(text::is_unsafe)),
+        "{lines:?}"
+    );
     // Colours are left, and nothing else that begins as they do.
     let mut line = &*text::terminal_line(text);
     while let Some(at) = line.find(|c| c != '\t' && text::is_unsafe(c)) {
-        let colour = line[at..]
-            .strip_prefix("\x1b[")
-            .and_then(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit() || ";:".contains(c)).strip_prefix('m'));
+        let colour = line[at..].strip_prefix("\x1b[").and_then(|rest| {
+            rest.trim_start_matches(|c: char| c.is_ascii_digit() || ";:".contains(c))
+                .strip_prefix('m')
+        });
         assert!(colour.is_some(), "{line:?}");
         line = colour.unwrap_or_default();
     }

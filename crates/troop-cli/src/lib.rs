@@ -1,5 +1,5 @@
-//! `troop`: runs any program as a cluster. This library is the program without its `main`, so that its parsers can be fuzzed; it promises nothing
-//! to others.
+//! `troop`: runs any program as a cluster. This library is the program without its `main`, so that
+//! its parsers can be fuzzed; it promises nothing to others.
 
 mod args;
 mod build;

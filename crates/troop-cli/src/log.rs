@@ -11,12 +11,14 @@ use crate::config::{Form, LogFormat};
 use crate::logs::line::Origin;
 use crate::logs::writer::{LogQueue, Sink};
 
-/// What stands before each line of a worker's that is quoted, so that none can be taken for one of troop's own.
+/// What stands before each line of a worker's that is quoted, so that none can be taken for one of
+/// troop's own.
 pub(crate) const QUOTE: &str = "  | ";
 
 /// What stands before each of the primary's own lines on standard error.
 fn prefix() -> &'static str {
-    let coloured = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let coloured = std::io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     if coloured { "\x1b[2mtroop\x1b[0m " } else { "troop " }
 }
 
@@ -25,7 +27,8 @@ pub(crate) struct Log {
     format: LogFormat,
     /// Lines go among the logs, not to standard error.
     among_logs: bool,
-    /// There is none as long as its thread cannot be started. Standard error is written to at once then.
+    /// There is none as long as its thread cannot be started. Standard error is written to at once
+    /// then.
     queue: Option<Arc<LogQueue>>,
     prefix: &'static str,
 }
@@ -36,7 +39,8 @@ impl Log {
         Log { format, among_logs: true, queue: Some(logs), prefix: "" }
     }
 
-    /// On standard error. From now on nobody waits for who reads that: neither for events nor for what is [said](say).
+    /// On standard error. From now on nobody waits for who reads that: neither for events nor for
+    /// what is [said](say).
     pub(crate) fn foreground(format: LogFormat) -> Log {
         let mut log = Log { format, among_logs: false, queue: None, prefix: prefix() };
         log.start();
@@ -46,12 +50,14 @@ impl Log {
     fn start(&mut self) {
         // Processes and threads may be short. The next line tries again.
         self.queue = LogQueue::start(Sink::Own(self.format), Form::Plain).ok();
-        *SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) = self.queue.clone().map(SaidTo::Stderr);
+        *SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) =
+            self.queue.clone().map(SaidTo::Stderr);
     }
 
     pub(crate) fn event(&mut self, event: &Event) {
         let line = match (self.format, event) {
-            // The settings are what was typed; what the program says to its primary is not for people.
+            // The settings are what was typed; what the program says to its primary is not for
+            // people.
             (LogFormat::Human, Event::Setup(_) | Event::Message(..) | Event::Request(..)) => return,
             (LogFormat::Human, event) if self.among_logs => event.to_string(),
             (LogFormat::Human, event) => format!("{}{event}", self.prefix),
@@ -75,7 +81,8 @@ enum SaidTo {
     Stderr(Arc<LogQueue>),
 }
 
-/// Where lines are said. Without it they are written to standard error at once, however long that takes.
+/// Where lines are said. Without it they are written to standard error at once, however long that
+/// takes.
 static SAID_TO: Mutex<Option<SaidTo>> = Mutex::new(None);
 
 /// Has lines said among the logs from now on.
@@ -92,13 +99,19 @@ pub(crate) fn finish() {
     }
 }
 
-/// Says lines on standard error, or among the logs, with everything escaped that is no text. Nothing can be done if that is closed or full.
+/// Says lines on standard error, or among the logs, with everything escaped that is no text.
+/// Nothing can be done if that is closed or full.
 pub(crate) fn line(line: &str) {
     match &*SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) {
         Some(SaidTo::Logs(queue)) => {
-            queue.lines().push(Origin::Event, text::lines(line.trim_start_matches("troop: "), "").as_bytes());
+            queue.lines().push(
+                Origin::Event,
+                text::lines(line.trim_start_matches("troop: "), "").as_bytes(),
+            );
         }
-        Some(SaidTo::Stderr(queue)) => queue.lines().push(Origin::Event, text::lines(line, "").as_bytes()),
+        Some(SaidTo::Stderr(queue)) => {
+            queue.lines().push(Origin::Event, text::lines(line, "").as_bytes())
+        }
         None => drop(writeln!(std::io::stderr().lock(), "{}", text::lines(line, ""))),
     }
 }
@@ -108,7 +121,10 @@ pub(crate) fn dropped(format: LogFormat, lines: u64) -> String {
     let text = format!("{lines} lines were dropped here: standard error was not read");
     match format {
         LogFormat::Human => format!("{}{text}", prefix()),
-        LogFormat::Json => json!({ "time_ms": millis(), "event": "lines-dropped", "dropped": lines, "text": text }).to_string(),
+        LogFormat::Json => {
+            json!({ "time_ms": millis(), "event": "lines-dropped", "dropped": lines, "text": text })
+                .to_string()
+        }
     }
 }
 
@@ -149,7 +165,9 @@ pub(crate) fn as_json(event: &Event) -> Value {
     }
     match event {
         Event::Listening(_, at) => add_address(&mut add, at),
-        Event::NotSteered(at, why) | Event::ListenerRestored(at, why) | Event::ListenerLost(at, why) => {
+        Event::NotSteered(at, why)
+        | Event::ListenerRestored(at, why)
+        | Event::ListenerLost(at, why) => {
             add_address(&mut add, at);
             add("reason", why.clone().into());
         }
@@ -223,7 +241,9 @@ pub(crate) fn as_json(event: &Event) -> Value {
                             Cause::NotStarted(reason) => drop(add("reason", reason.clone().into())),
                         }
                     }
-                    GiveUp::NotReady { within, .. } => drop(add("within_s", within.as_secs().into())),
+                    GiveUp::NotReady { within, .. } => {
+                        drop(add("within_s", within.as_secs().into()))
+                    }
                     GiveUp::AllEnded { worker, how } => {
                         add("worker", worker.0.into());
                         add_exit(&mut add, *how);
@@ -249,7 +269,9 @@ fn add_address(add: &mut impl FnMut(&str, Value) -> Option<Value>, at: &Address)
 fn add_exit(add: &mut impl FnMut(&str, Value) -> Option<Value>, how: ExitHow) {
     match how {
         ExitHow::Code(code) => drop(add("code", code.into())),
-        ExitHow::Signal(signal) => drop(add("signal", signal_name(signal).map_or(signal.into(), Value::from))),
+        ExitHow::Signal(signal) => {
+            drop(add("signal", signal_name(signal).map_or(signal.into(), Value::from)))
+        }
         ExitHow::Unknown => {}
     }
 }

@@ -1,4 +1,5 @@
-//! Tells systemd how it goes, where it wants to know: `sd_notify(3)`, for services of `Type=notify` and `notify-reload`, with `WatchdogSec`.
+//! Tells systemd how it goes, where it wants to know: `sd_notify(3)`, for services of `Type=notify`
+//! and `notify-reload`, with `WatchdogSec`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,9 @@ pub(crate) fn is_wanted() -> bool {
 /// Tells it from a thread of its own, until the cluster is over.
 pub(crate) fn start(cluster: Cluster, restarting: Arc<Restarting>) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("troop-notify".into()).spawn(move || runtime.block_on(watch(cluster, &restarting)))?;
+    std::thread::Builder::new()
+        .name("troop-notify".into())
+        .spawn(move || runtime.block_on(watch(cluster, &restarting)))?;
     Ok(())
 }
 
@@ -30,7 +33,11 @@ fn send(state: &[NotifyState<'_>]) {
 }
 
 fn is_up(snapshot: &Snapshot) -> bool {
-    let up = snapshot.workers.iter().filter(|worker| worker.leaving_ms.is_none() && worker.ready == Some(true)).count();
+    let up = snapshot
+        .workers
+        .iter()
+        .filter(|worker| worker.leaving_ms.is_none() && worker.ready == Some(true))
+        .count();
     up >= snapshot.wanted.unwrap_or(1)
 }
 
@@ -43,7 +50,8 @@ fn send_reloading() {
 async fn watch(cluster: Cluster, restarting: &Restarting) {
     let mut events = cluster.events();
     // Half of what it waits, as the manual page advises.
-    let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2).filter(|beat| !beat.is_zero());
+    let watchdog =
+        sd_notify::watchdog_enabled().map(|limit| limit / 2).filter(|beat| !beat.is_zero());
     let mut look = tokio::time::interval(watchdog.map_or(LOOK, |beat| beat.min(LOOK)));
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut fed = Instant::now();
@@ -54,7 +62,8 @@ async fn watch(cluster: Cluster, restarting: &Restarting) {
                 None => return,
                 Some(Event::Supervision(Progress::Stopping)) => {
                     stopping = true;
-                    // After a restart in place, which systemd would not wait for if it were told of an end.
+                    // After a restart in place, which systemd would not wait for if it were told of
+                    // an end.
                     if restarting.is_asked() { send_reloading() } else { send(&[NotifyState::Stopping]) }
                 }
                 Some(Event::Supervision(Progress::ReloadStarted { .. })) => send_reloading(),

@@ -1,4 +1,5 @@
-//! Standard output. Whatever a worker, a file or a primary of another version has said is shown escaped: `troop::text`.
+//! Standard output. Whatever a worker, a file or a primary of another version has said is shown
+//! escaped: `troop::text`.
 
 use std::io::{self, Write as _};
 

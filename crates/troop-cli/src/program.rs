@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 
 use troop::{Error, Setup};
 
-/// Node's options that take the next argument as their value, as far as they make sense before a script.
+/// Node's options that take the next argument as their value, as far as they make sense before a
+/// script.
 const WITH_VALUE: [&str; 10] = [
     "-r",
     "--require",
@@ -21,9 +22,14 @@ const WITH_VALUE: [&str; 10] = [
     "--icu-data-dir",
 ];
 
-/// What to start workers with. Scripts run under node; of `node OPTIONS SCRIPT ARGS` the options are recognised, so that those which must
-/// differ between workers (inspector ports, profile files) can be given to each.
-pub(crate) fn setup(program: &OsStr, node_args: &[String], args: Vec<OsString>) -> Result<Setup, Error> {
+/// What to start workers with. Scripts run under node; of `node OPTIONS SCRIPT ARGS` the options
+/// are recognised, so that those which must differ between workers (inspector ports, profile files)
+/// can be given to each.
+pub(crate) fn setup(
+    program: &OsStr,
+    node_args: &[String],
+    args: Vec<OsString>,
+) -> Result<Setup, Error> {
     let path = Path::new(program);
     match path.extension().and_then(OsStr::to_str) {
         Some("js" | "mjs" | "cjs") => {
@@ -36,21 +42,27 @@ pub(crate) fn setup(program: &OsStr, node_args: &[String], args: Vec<OsString>) 
             static FLAGS: OnceLock<Result<Vec<OsString>, String>> = OnceLock::new();
             let flags = FLAGS.get_or_init(|| typescript_flags().map_err(|e| e.chain()));
             let flags = flags.clone().map_err(Error::Settings)?;
-            Ok(Setup::new().script(path).args(args).exec_argv(flags.into_iter().chain(node_args.iter().map(Into::into))))
+            Ok(Setup::new()
+                .script(path)
+                .args(args)
+                .exec_argv(flags.into_iter().chain(node_args.iter().map(Into::into))))
         }
         _ if path.file_name().is_some_and(|name| name == "node" || name == "nodejs") => {
             Ok(node(path, node_args.iter().map(Into::into).chain(args).collect()))
         }
-        _ if !node_args.is_empty() => {
-            Err(Error::Settings(format!("node_args are for scripts that run under node, and {} is none", path.display())))
-        }
+        _ if !node_args.is_empty() => Err(Error::Settings(format!(
+            "node_args are for scripts that run under node, and {} is none",
+            path.display()
+        ))),
         _ => Ok(Setup::new().program(path).args(args)),
     }
 }
 
 /// Whether a file is one that node runs.
 pub(crate) fn is_script(path: &Path) -> bool {
-    path.extension().and_then(OsStr::to_str).is_some_and(|e| ["js", "mjs", "cjs", "ts", "mts", "cts"].contains(&e))
+    path.extension()
+        .and_then(OsStr::to_str)
+        .is_some_and(|e| ["js", "mjs", "cjs", "ts", "mts", "cts"].contains(&e))
 }
 
 /// What runs a script of another language, by its ending.
@@ -71,16 +83,24 @@ pub(crate) fn is_executable(path: &Path) -> bool {
 }
 
 /// A program and its arguments, without a primary.
-pub(crate) fn alone(program: &OsStr, node_args: &[String], args: &[OsString]) -> (OsString, Vec<OsString>) {
+pub(crate) fn alone(
+    program: &OsStr,
+    node_args: &[String],
+    args: &[OsString],
+) -> (OsString, Vec<OsString>) {
     let before = node_args.iter().map(OsString::from);
     if is_script(Path::new(program)) {
-        return ("node".into(), before.chain([program.to_owned()]).chain(args.iter().cloned()).collect());
+        return (
+            "node".into(),
+            before.chain([program.to_owned()]).chain(args.iter().cloned()).collect(),
+        );
     }
     (program.to_owned(), before.chain(args.iter().cloned()).collect())
 }
 
 fn exists(script: &Path) -> Result<(), Error> {
-    // Relative to the directory that the command was typed in, unless --cwd says otherwise: then node reports it.
+    // Relative to the directory that the command was typed in, unless --cwd says otherwise: then
+    // node reports it.
     if script.is_relative() || script.exists() {
         return Ok(());
     }
@@ -108,11 +128,14 @@ fn typescript_flags() -> Result<Vec<OsString>, Error> {
         source,
     })?;
     let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    let mut numbers = version.trim_start_matches('v').split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+    let mut numbers =
+        version.trim_start_matches('v').split('.').map(|n| n.parse::<u32>().unwrap_or(0));
     match (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) {
         (22, 18..) | (23, 6..) | (24.., _) => Ok(Vec::new()),
         (22, 6..) | (23, _) => Ok(vec!["--experimental-strip-types".into()]),
-        _ => Err(Error::Settings(format!("node {version} does not run TypeScript; 22.6 is the first that does"))),
+        _ => Err(Error::Settings(format!(
+            "node {version} does not run TypeScript; 22.6 is the first that does"
+        ))),
     }
 }
 
@@ -122,7 +145,8 @@ mod tests {
 
     #[test]
     fn nodes_options_are_told_from_the_script() {
-        let args = ["--inspect", "-r", "x.js", "server.js", "--port", "1"].map(OsString::from).to_vec();
+        let args =
+            ["--inspect", "-r", "x.js", "server.js", "--port", "1"].map(OsString::from).to_vec();
         let text = format!("{:?}", node(Path::new("node"), args));
         assert!(text.contains(r#"exec_argv: Some(["--inspect", "-r", "x.js"])"#), "{text}");
         assert!(text.contains(r#"exec: Some("server.js"), args: Some(["--port", "1"])"#), "{text}");

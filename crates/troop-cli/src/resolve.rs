@@ -68,12 +68,19 @@ pub(crate) struct Source {
 pub(crate) fn file_of(typed: &Run) -> Result<Option<(PathBuf, Option<OsString>)>, String> {
     Ok(match (&typed.config, &typed.program) {
         (Some(file), app) => Some((file.clone(), app.clone())),
-        (None, None) if Path::new(config::USUAL).exists() => Some((PathBuf::from(config::USUAL), None)),
+        (None, None) if Path::new(config::USUAL).exists() => {
+            Some((PathBuf::from(config::USUAL), None))
+        }
         (None, None) => {
-            return Err(format!("run what? Name a program (`troop run server.js`), or write a {} (`troop init`)", config::USUAL));
+            return Err(format!(
+                "run what? Name a program (`troop run server.js`), or write a {} (`troop init`)",
+                config::USUAL
+            ));
         }
         // `troop start ecosystem.config.js`, as with PM2.
-        (None, Some(program)) if config::format_of(Path::new(program)).is_some() && Path::new(program).is_file() => {
+        (None, Some(program))
+            if config::format_of(Path::new(program)).is_some() && Path::new(program).is_file() =>
+        {
             Some((PathBuf::from(program), typed.args.first().cloned()))
         }
         // A program that is there goes before an app of that name.
@@ -84,11 +91,15 @@ pub(crate) fn file_of(typed: &Run) -> Result<Option<(PathBuf, Option<OsString>)>
     })
 }
 
-/// Makes the plan. `started_as` is the name of an app that was started to run in the background, or empty if it is clear which.
+/// Makes the plan. `started_as` is the name of an app that was started to run in the background, or
+/// empty if it is clear which.
 ///
 /// # Errors
 /// For people, if it cannot be made.
-pub(crate) fn resolve(typed: Run, started_as: Option<&str>) -> Result<(ResolvedApp, Source), String> {
+pub(crate) fn resolve(
+    typed: Run,
+    started_as: Option<&str>,
+) -> Result<(ResolvedApp, Source), String> {
     let started_as = started_as.map(str::to_owned);
     config::source::answered(move || make(typed, started_as.as_deref()))
 }
@@ -96,8 +107,13 @@ pub(crate) fn resolve(typed: Run, started_as: Option<&str>) -> Result<(ResolvedA
 fn make(typed: Run, started_as: Option<&str>) -> Result<(ResolvedApp, Source), String> {
     let background = started_as.is_some();
     let found = file_of(&typed)?;
-    if let Some(chosen) = typed.env.iter().find_map(|env| if let Env::Chosen(name) = env { Some(name) } else { None }) {
-        if !found.as_ref().is_some_and(|(file, _)| config::format_of(file) == Some(config::Format::Pm2)) {
+    if let Some(chosen) =
+        typed.env.iter().find_map(|env| if let Env::Chosen(name) = env { Some(name) } else { None })
+    {
+        if !found
+            .as_ref()
+            .is_some_and(|(file, _)| config::format_of(file) == Some(config::Format::Pm2))
+        {
             return Err(format!(
                 "--env {chosen}: it must have the form NAME=VALUE; a name alone is that of an environment in a PM2 file"
             ));
@@ -109,17 +125,26 @@ fn make(typed: Run, started_as: Option<&str>) -> Result<(ResolvedApp, Source), S
         return Ok((source.resolve()?, source));
     };
     // Behind a file that is named as the program there can be the name of an app.
-    let is_program = typed.config.is_none() && typed.program.as_ref().is_some_and(|program| Path::new(program) == file);
+    let is_program = typed.config.is_none()
+        && typed.program.as_ref().is_some_and(|program| Path::new(program) == file);
     if typed.args.len() > usize::from(is_program) {
         return Err("arguments come from the file where the app does; there cannot be others behind its name".into());
     }
     let apps = config::read(&file)?;
     let names = || apps.keys().cloned().collect::<Vec<_>>().join(", ");
     let name = match app {
-        _ if started_as.is_some_and(|name| !name.is_empty()) => started_as.unwrap_or_default().to_owned(),
+        _ if started_as.is_some_and(|name| !name.is_empty()) => {
+            started_as.unwrap_or_default().to_owned()
+        }
         Some(app) => app.to_string_lossy().into_owned(),
         None if apps.len() == 1 => apps.keys().next().cloned().unwrap_or_default(),
-        None => return Err(format!("which app? {} has {}; each runs by itself: `troop run NAME`", file.display(), names())),
+        None => {
+            return Err(format!(
+                "which app? {} has {}; each runs by itself: `troop run NAME`",
+                file.display(),
+                names()
+            ));
+        }
     };
     if !apps.contains_key(&name) {
         return Err(format!("{} has no app {name:?}, but {}", file.display(), names()));
@@ -128,10 +153,14 @@ fn make(typed: Run, started_as: Option<&str>) -> Result<(ResolvedApp, Source), S
     Ok((source.resolve()?, source))
 }
 
-/// Whether the file that is here has an app of this name. One that makes no sense is not passed over: the name could be meant.
+/// Whether the file that is here has an app of this name. One that makes no sense is not passed
+/// over: the name could be meant.
 fn is_app(program: &OsString) -> Result<bool, String> {
     let file = Path::new(config::USUAL);
-    let Some(name) = program.to_str().filter(|name| file.exists() && !name.contains(['/', '.'])) else { return Ok(false) };
+    let Some(name) = program.to_str().filter(|name| file.exists() && !name.contains(['/', '.']))
+    else {
+        return Ok(false);
+    };
     config::read(file).map(|apps| apps.contains_key(name))
 }
 
@@ -141,17 +170,24 @@ impl Source {
         self.file.as_ref().map(|(file, _)| file.as_path())
     }
 
-    /// Warns of files that root reads for this plan and others can change, and of what workers go without.
+    /// Warns of files that root reads for this plan and others can change, and of what workers go
+    /// without.
     pub(crate) fn doubts(&self, resolved: &ResolvedApp) -> Vec<String> {
         let directory = resolved.cwd.clone().unwrap_or_else(|| ".".into());
-        let files =
-            self.file().map(Path::to_owned).into_iter().chain(resolved.app.env_file.iter().map(|file| directory.join(file)));
+        let files = self
+            .file()
+            .map(Path::to_owned)
+            .into_iter()
+            .chain(resolved.app.env_file.iter().map(|file| directory.join(file)));
         let mut doubts = config::source::doubts(&files.collect::<Vec<_>>());
-        doubts.extend(resolved.app.sandbox.unsupported().filter(|_| resolved.app.sandbox.best_effort));
+        doubts.extend(
+            resolved.app.sandbox.unsupported().filter(|_| resolved.app.sandbox.best_effort),
+        );
         doubts
     }
 
-    /// Makes the plan as it would be now, with doubts about it. Waits for no files that do not answer.
+    /// Makes the plan as it would be now, with doubts about it. Waits for no files that do not
+    /// answer.
     pub(crate) async fn next(&self) -> Result<(ResolvedApp, Vec<String>), String> {
         let source = self.clone();
         let look = move || {
@@ -176,20 +212,33 @@ impl Source {
                 typed.lay_over(&mut app)?;
                 args.extend(app.args.iter().map(OsString::from));
                 // Not by way of text, unless it is said so.
-                let program = if app.program == shown { program } else { app.program.clone().into() };
+                let program =
+                    if app.program == shown { program } else { app.program.clone().into() };
                 let cwd = typed.cwd.clone().or_else(|| app.cwd.clone());
-                ResolvedApp { name: None, usual_name, app, program, args, env: BTreeMap::new(), cwd, background: self.background }
+                ResolvedApp {
+                    name: None,
+                    usual_name,
+                    app,
+                    program,
+                    args,
+                    env: BTreeMap::new(),
+                    cwd,
+                    background: self.background,
+                }
             }
             Some((file, name)) => {
-                let mut app =
-                    config::read(file)?.remove(name).ok_or_else(|| format!("{} has no app {name:?} any more", file.display()))?;
+                let mut app = config::read(file)?
+                    .remove(name)
+                    .ok_or_else(|| format!("{} has no app {name:?} any more", file.display()))?;
                 typed.lay_over(&mut app)?;
                 let problems = app.problems(file);
                 if !problems.is_empty() {
                     return Err(format!("{}: app.{name}: {}", file.display(), problems.join("; ")));
                 }
                 if typed.pm2.names_interpreter() {
-                    return Err("--interpreter is for a program that is named on the command line".into());
+                    return Err(
+                        "--interpreter is for a program that is named on the command line".into()
+                    );
                 }
                 ResolvedApp {
                     name: Some(name.clone()),
@@ -210,7 +259,9 @@ impl Source {
             let read = config::env_file::read(&directory.join(file))?;
             resolved.env.extend(read.into_iter().map(|(name, value)| (name.into(), value.into())));
         }
-        resolved.env.extend(resolved.app.env.iter().map(|(name, value)| (name.into(), value.into())));
+        resolved
+            .env
+            .extend(resolved.app.env.iter().map(|(name, value)| (name.into(), value.into())));
         if !resolved.app.fits_bind() {
             return Err(config::NO_POLICY.into());
         }
@@ -284,8 +335,10 @@ impl Run {
 /// An app with one more thing said about it: `restart.max=3`.
 fn with(app: &App, setting: &str) -> Result<App, String> {
     let wrong = |e: String| format!("--set {setting}: {}", e.trim_end());
-    let (path, value) = setting.split_once('=').ok_or_else(|| wrong("it must have the form KEY=VALUE".into()))?;
-    let typed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
+    let (path, value) =
+        setting.split_once('=').ok_or_else(|| wrong("it must have the form KEY=VALUE".into()))?;
+    let typed =
+        toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
     let text = toml::Value::String(value.to_owned());
     let put = |value: toml::Value| -> Result<App, String> {
         let mut table = toml::Table::try_from(app).map_err(|e| wrong(e.to_string()))?;
@@ -319,7 +372,8 @@ impl ResolvedApp {
 
     /// Where output goes, and how it is written.
     pub(crate) fn output(&self) -> (To, Form) {
-        let to = self.app.output.to.unwrap_or(if self.background { To::Files } else { To::Terminal });
+        let to =
+            self.app.output.to.unwrap_or(if self.background { To::Files } else { To::Terminal });
         let usual = if to == To::Files { Form::Prefixed } else { Form::Plain };
         (to, self.app.output.format.unwrap_or(usual))
     }
@@ -331,9 +385,19 @@ impl ResolvedApp {
 
     /// Whether Node's inspector is asked for.
     pub(crate) fn is_debugged(&self) -> bool {
-        let options = self.env.iter().filter(|(name, _)| *name == "NODE_OPTIONS").map(|(_, value)| value.clone());
-        let options = options.chain(std::env::var_os("NODE_OPTIONS")).chain(self.app.node_args.iter().map(Into::into));
-        self.args.iter().cloned().chain(options).any(|text| text.to_string_lossy().contains("--inspect"))
+        let options = self
+            .env
+            .iter()
+            .filter(|(name, _)| *name == "NODE_OPTIONS")
+            .map(|(_, value)| value.clone());
+        let options = options
+            .chain(std::env::var_os("NODE_OPTIONS"))
+            .chain(self.app.node_args.iter().map(Into::into));
+        self.args
+            .iter()
+            .cloned()
+            .chain(options)
+            .any(|text| text.to_string_lossy().contains("--inspect"))
     }
 
     /// What the next plan changes, for people, and what of it only another start can.
@@ -346,7 +410,11 @@ impl ResolvedApp {
             changes.push(format!("workers {} -> {}", self.workers(), next.workers()));
         }
         // Names alone: values may be secret.
-        let names = self.env.keys().chain(next.env.keys()).filter(|name| self.env.get(*name) != next.env.get(*name));
+        let names = self
+            .env
+            .keys()
+            .chain(next.env.keys())
+            .filter(|name| self.env.get(*name) != next.env.get(*name));
         let names: BTreeSet<_> = names.map(|name| name.to_string_lossy().into_owned()).collect();
         if !names.is_empty() {
             changes.push(format!("env {}", names.into_iter().collect::<Vec<_>>().join(", ")));
@@ -366,10 +434,15 @@ impl ResolvedApp {
             _ => serde_json::Map::new(),
         };
         let (before, after) = (fields(self), fields(next));
-        let keys: BTreeSet<&String> =
-            before.keys().chain(after.keys()).filter(|key| before.get(*key) != after.get(*key)).collect();
-        let (live, late): (Vec<_>, Vec<_>) =
-            keys.into_iter().filter(|key| !told.contains(&key.as_str())).partition(|key| LIVE.contains(&key.as_str()));
+        let keys: BTreeSet<&String> = before
+            .keys()
+            .chain(after.keys())
+            .filter(|key| before.get(*key) != after.get(*key))
+            .collect();
+        let (live, late): (Vec<_>, Vec<_>) = keys
+            .into_iter()
+            .filter(|key| !told.contains(&key.as_str()))
+            .partition(|key| LIVE.contains(&key.as_str()));
         changes.extend(live.into_iter().cloned());
         (changes, late.into_iter().cloned().collect())
     }

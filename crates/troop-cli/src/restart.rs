@@ -43,10 +43,14 @@ impl Restarting {
     }
 }
 
-/// What to become: the file that this program was started from, whatever is there now; or, if there is nothing, what runs now.
+/// What to become: the file that this program was started from, whatever is there now; or, if there
+/// is nothing, what runs now.
 fn program() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
-    let plain = own.to_str().and_then(|path| path.strip_suffix(" (deleted)")).map_or_else(|| own.clone(), PathBuf::from);
+    let plain = own
+        .to_str()
+        .and_then(|path| path.strip_suffix(" (deleted)"))
+        .map_or_else(|| own.clone(), PathBuf::from);
     if plain.is_file() { plain } else { Path::new("/proc/self/exe").to_owned() }
 }
 

@@ -43,7 +43,9 @@ impl std::fmt::Display for RunError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             RunError::Usage(text) => f.write_str(text),
-            RunError::Taken(name) => write!(f, "an app {name:?} runs already: see `troop ls`, or choose another --name"),
+            RunError::Taken(name) => {
+                write!(f, "an app {name:?} runs already: see `troop ls`, or choose another --name")
+            }
             RunError::Failed(e) => f.write_str(&e.chain()),
         }
     }
@@ -58,7 +60,10 @@ pub(crate) fn run(args: Run) -> Result<(), RunError> {
     let result = run_as(args, started_as.as_deref(), reporter.clone());
     match (&result, reporter) {
         (Err(error), Some(reporter)) => {
-            reporter.send(&StartupReport::Failed { reason: error.to_string(), usage: matches!(error, RunError::Usage(_)) });
+            reporter.send(&StartupReport::Failed {
+                reason: error.to_string(),
+                usage: matches!(error, RunError::Usage(_)),
+            });
         }
         (Ok(()), Some(reporter)) => {
             let how = reporter.last_end().map(|how| format!(": {how}")).unwrap_or_default();
@@ -75,13 +80,20 @@ pub(crate) fn run(args: Run) -> Result<(), RunError> {
     result
 }
 
-fn run_as(args: Run, started_as: Option<&str>, reporter: Option<Arc<StartupReporter>>) -> Result<(), RunError> {
+fn run_as(
+    args: Run,
+    started_as: Option<&str>,
+    reporter: Option<Arc<StartupReporter>>,
+) -> Result<(), RunError> {
     let (resolved, source) = resolve::resolve(args, started_as).map_err(RunError::Usage)?;
     if !resolved.background {
         // In the background whoever starts it has said so.
         source.doubts(&resolved).iter().for_each(|doubt| log::line(&format!("troop: {doubt}")));
     }
-    if resolved.background && (resolved.workers() == 0 || (resolved.output().0 == To::Terminal && !resolved.app.silent)) {
+    if resolved.background
+        && (resolved.workers() == 0
+            || (resolved.output().0 == To::Terminal && !resolved.app.silent))
+    {
         return Err(RunError::Usage(
             "in the background there is no terminal: output.to can be files or journal, and workers must be 1 or more".into(),
         ));
@@ -89,39 +101,50 @@ fn run_as(args: Run, started_as: Option<&str>, reporter: Option<Arc<StartupRepor
     if resolved.workers() == 0 {
         return alone(&resolved);
     }
-    let signals =
-        signals::Signals::catch().map_err(|e| RunError::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
-    let wanted = resolved.name.clone().or_else(|| std::env::var(restart::VARIABLE).ok().filter(|name| place::is_name(name)));
+    let signals = signals::Signals::catch()
+        .map_err(|e| RunError::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
+    let wanted = resolved
+        .name
+        .clone()
+        .or_else(|| std::env::var(restart::VARIABLE).ok().filter(|name| place::is_name(name)));
     let claim = match claim(wanted.as_deref(), &resolved.usual_name) {
         Ok(claim) => Some(claim),
         Err(Unclaimed::Taken) => return Err(RunError::Taken(wanted.unwrap_or_default())),
         Err(Unclaimed::Io(e)) if resolved.background => {
             // Nobody could ever find it.
-            return Err(RunError::Failed(Error::Settings(format!("no control socket can be made: {e}"))));
+            return Err(RunError::Failed(Error::Settings(format!(
+                "no control socket can be made: {e}"
+            ))));
         }
         Err(Unclaimed::Io(e)) => {
             // In a container, say, where nothing can be written. It serves all the same.
-            log::line(&format!("troop: without a control socket, so that `troop ls` and others do not find this app: {e}"));
+            log::line(&format!(
+                "troop: without a control socket, so that `troop ls` and others do not find this app: {e}"
+            ));
             None
         }
     };
     let (claim, listener) = claim.unzip();
-    // After the name: of an app that runs already this process may well lack what that one was given, such as descriptors.
+    // After the name: of an app that runs already this process may well lack what that one was
+    // given, such as descriptors.
     let mut builder = resolved.builder()?.leave_signals(signals::CAUGHT);
-    let name = claim.as_ref().map_or_else(|| resolved.usual_name.clone(), |claim: &Claim| claim.name.clone());
+    let name = claim
+        .as_ref()
+        .map_or_else(|| resolved.usual_name.clone(), |claim: &Claim| claim.name.clone());
     // Nothing is left behind by an app that does not start.
     if let Some(watch) = &resolved.app.watch {
         watch::check(watch, resolved.cwd.as_deref()).map_err(RunError::Usage)?;
     }
     let mut files = log_files(&resolved, &name)?;
-    let begun = files.iter_mut().try_for_each(LogFile::begin).and_then(|()| match &resolved.app.watch {
-        None => Ok(None),
-        // Not before the files are there, or they would be changes.
-        Some(watch) => {
-            let own = files.iter().map(|file| file.path().to_owned()).collect();
-            watch::start(watch, resolved.cwd.as_deref(), own).map(Some)
-        }
-    });
+    let begun =
+        files.iter_mut().try_for_each(LogFile::begin).and_then(|()| match &resolved.app.watch {
+            None => Ok(None),
+            // Not before the files are there, or they would be changes.
+            Some(watch) => {
+                let own = files.iter().map(|file| file.path().to_owned()).collect();
+                watch::start(watch, resolved.cwd.as_deref(), own).map(Some)
+            }
+        });
     let watched = begun.map_err(|text| {
         files.iter_mut().for_each(LogFile::take_back);
         RunError::Usage(text)
@@ -139,7 +162,8 @@ fn run_as(args: Run, started_as: Option<&str>, reporter: Option<Arc<StartupRepor
         Some(queue) => Log::among(queue, format),
         None => Log::foreground(format),
     };
-    let restarting = Restarting::new().map_err(|e| RunError::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
+    let restarting = Restarting::new()
+        .map_err(|e| RunError::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
     let restarting = Arc::new(restarting);
     if notify::is_wanted() {
         let restarting = restarting.clone();
@@ -151,8 +175,14 @@ fn run_as(args: Run, started_as: Option<&str>, reporter: Option<Arc<StartupRepor
     }
     let observed = reporter.clone().filter(|reporter| reporter.is_awaited());
     let fds = resolved.app.fds.clone();
-    let identity =
-        Identity { name: name.clone(), resolved, source, queue: queue.clone(), restarting: restarting.clone(), reporter };
+    let identity = Identity {
+        name: name.clone(),
+        resolved,
+        source,
+        queue: queue.clone(),
+        restarting: restarting.clone(),
+        reporter,
+    };
     builder = builder.on_start(move |cluster| {
         if let Err(e) = server::start(listener, cluster, identity, signals, watched) {
             log::line(&format!("troop: cannot answer `troop ls` and others: {e}"));
@@ -164,7 +194,10 @@ fn run_as(args: Run, started_as: Option<&str>, reporter: Option<Arc<StartupRepor
             match (&observed, event) {
                 (Some(_), Event::Exit(worker, _)) => fallen = Some(worker.clone()),
                 (Some(reporter), Event::Supervision(Progress::NotRestarting { worker, how })) => {
-                    let words = fallen.take().and_then(|worker| worker.last_stderr(start::LAST_WORDS)).unwrap_or_default();
+                    let words = fallen
+                        .take()
+                        .and_then(|worker| worker.last_stderr(start::LAST_WORDS))
+                        .unwrap_or_default();
                     let words = if words.trim().is_empty() {
                         String::new()
                     } else {
@@ -222,27 +255,38 @@ fn log_files(resolved: &ResolvedApp, name: &str) -> Result<Vec<LogFile>, RunErro
 }
 
 /// What lines are written to, if they pass through this process.
-fn queue(resolved: &ResolvedApp, name: &str, files: Vec<LogFile>) -> Result<Option<Arc<LogQueue>>, RunError> {
+fn queue(
+    resolved: &ResolvedApp,
+    name: &str,
+    files: Vec<LogFile>,
+) -> Result<Option<Arc<LogQueue>>, RunError> {
     let (to, form) = resolved.output();
     if !resolved.collects() && !resolved.background {
         return Ok(None);
     }
     let sink = match to {
         To::Terminal => Sink::Terminal,
-        To::Journal => Sink::Journal(Journal::new(name).map_err(|e| RunError::Usage(format!("cannot reach the journal: {e}")))?),
+        To::Journal => Sink::Journal(
+            Journal::new(name)
+                .map_err(|e| RunError::Usage(format!("cannot reach the journal: {e}")))?,
+        ),
         To::Files => {
             remember(name, &files.iter().map(|file| file.path().to_owned()).collect::<Vec<_>>());
             Sink::Files(files)
         }
     };
     let form = if to == To::Journal { Form::Plain } else { form };
-    LogQueue::start(sink, form).map(Some).map_err(|e| RunError::Usage(format!("cannot start the thread for logs: {e}")))
+    LogQueue::start(sink, form)
+        .map(Some)
+        .map_err(|e| RunError::Usage(format!("cannot start the thread for logs: {e}")))
 }
 
 /// `-w 0`: the program itself, in the place of this one.
 fn alone(resolved: &ResolvedApp) -> Result<(), RunError> {
     if !resolved.app.bind.is_empty() {
-        return Err(RunError::Usage("with -w 0 the program runs alone; there is nobody to listen for it (--bind)".into()));
+        return Err(RunError::Usage(
+            "with -w 0 the program runs alone; there is nobody to listen for it (--bind)".into(),
+        ));
     }
     let app = &resolved.app;
     let cannot = [
@@ -255,9 +299,12 @@ fn alone(resolved: &ResolvedApp) -> Result<(), RunError> {
         (!app.cgroup.is_default(), "cgroup"),
     ];
     if let Some((_, what)) = cannot.into_iter().find(|(is_said, _)| *is_said) {
-        return Err(RunError::Usage(format!("with -w 0 the program runs alone, as whoever starts it: {what} cannot be changed")));
+        return Err(RunError::Usage(format!(
+            "with -w 0 the program runs alone, as whoever starts it: {what} cannot be changed"
+        )));
     }
-    let (program, args) = crate::program::alone(&resolved.program, &resolved.app.node_args, &resolved.args);
+    let (program, args) =
+        crate::program::alone(&resolved.program, &resolved.app.node_args, &resolved.args);
     let mut command = Command::new(&program);
     command.args(args);
     for name in crate::build::OWN_VARIABLES {
@@ -268,5 +315,8 @@ fn alone(resolved: &ResolvedApp) -> Result<(), RunError> {
         command.current_dir(cwd);
     }
     let e = command.exec();
-    Err(RunError::Failed(Error::Settings(format!("cannot run {}: {e}", Path::new(&program).display()))))
+    Err(RunError::Failed(Error::Settings(format!(
+        "cannot run {}: {e}",
+        Path::new(&program).display()
+    ))))
 }

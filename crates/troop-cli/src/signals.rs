@@ -1,4 +1,5 @@
-//! Signals that are about the app rather than its workers: reload from its file, open its log files anew.
+//! Signals that are about the app rather than its workers: reload from its file, open its log files
+//! anew.
 
 use std::io;
 use std::os::unix::net::UnixStream;

@@ -91,17 +91,26 @@ impl StartupReporter {
         }
     }
 
-    /// Watches a cluster until it is known how its start went, or nobody waits any more. One that fails meanwhile is ended: who started it knows,
-    /// and will start it again.
+    /// Watches a cluster until it is known how its start went, or nobody waits any more. One that
+    /// fails meanwhile is ended: who started it knows, and will start it again.
     pub(crate) async fn watch(&self, cluster: &Cluster, name: &str, patience: Duration) {
         let mut fallen = None;
-        if self.awaited && tokio::time::timeout(patience, self.watch_on(cluster, name, &mut fallen)).await.is_err() {
+        if self.awaited
+            && tokio::time::timeout(patience, self.watch_on(cluster, name, &mut fallen))
+                .await
+                .is_err()
+        {
             self.take_stock(cluster, patience, fallen).await;
         }
     }
 
     /// The time is over. Without a single worker that is ready, the start has failed.
-    async fn take_stock(&self, cluster: &Cluster, patience: Duration, fallen: Option<WorkerHandle>) {
+    async fn take_stock(
+        &self,
+        cluster: &Cluster,
+        patience: Duration,
+        fallen: Option<WorkerHandle>,
+    ) {
         let Ok(snapshot) = cluster.snapshot().await else { return };
         if snapshot.ready > 0 || !matches!(snapshot.phase, Phase::Starting | Phase::Degraded) {
             self.tell_partly(&snapshot, format!("after {patience:.0?}"));
@@ -116,7 +125,11 @@ impl StartupReporter {
     }
 
     fn tell_partly(&self, snapshot: &Snapshot, reason: String) {
-        self.send(&StartupReport::Partly { ready: snapshot.ready, wanted: snapshot.wanted.unwrap_or(1), reason });
+        self.send(&StartupReport::Partly {
+            ready: snapshot.ready,
+            wanted: snapshot.wanted.unwrap_or(1),
+            reason,
+        });
     }
 
     async fn watch_on(&self, cluster: &Cluster, name: &str, fallen: &mut Option<WorkerHandle>) {
@@ -161,15 +174,20 @@ impl StartupReporter {
 
 /// What a worker wrote last before it ended, to be put behind the reason.
 fn last_lines(fallen: Option<WorkerHandle>) -> String {
-    let words = fallen.and_then(|worker| worker.last_stderr(LAST_WORDS)).filter(|words| !words.trim().is_empty());
-    words.map(|words| format!("; its last lines:\n{}", text::lines(words.trim_end(), log::QUOTE))).unwrap_or_default()
+    let words = fallen
+        .and_then(|worker| worker.last_stderr(LAST_WORDS))
+        .filter(|words| !words.trim().is_empty());
+    words
+        .map(|words| format!("; its last lines:\n{}", text::lines(words.trim_end(), log::QUOTE)))
+        .unwrap_or_default()
 }
 
 /// `troop start`, on the side of who waits.
 pub(crate) fn start(args: &Start) -> Result<(), CliError> {
     let names = names(&args.run).map_err(CliError::Usage)?;
     let interrupted = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(SIGINT, interrupted.clone()).map_err(|e| CliError::Io("catch signals".into(), e))?;
+    signal_hook::flag::register(SIGINT, interrupted.clone())
+        .map_err(|e| CliError::Io("catch signals".into(), e))?;
     let mut failed = None;
     for (at, name) in names.iter().enumerate() {
         if interrupted.load(Ordering::Acquire) {
@@ -200,7 +218,9 @@ fn names(run: &Run) -> Result<Vec<String>, String> {
         }
         Some((file, None)) => {
             let (apps, warnings) = config::read_with_warnings(&file)?;
-            warnings.iter().for_each(|warning| log::line(&format!("troop: {}: {warning}", file.display())));
+            warnings
+                .iter()
+                .for_each(|warning| log::line(&format!("troop: {}: {warning}", file.display())));
             apps.into_keys().collect()
         }
         _ => vec![String::new()],
@@ -209,7 +229,8 @@ fn names(run: &Run) -> Result<Vec<String>, String> {
 
 fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), CliError> {
     // What makes no sense is said here, where somebody reads it.
-    let (resolved, source) = resolve::resolve(args.run.clone(), Some(name)).map_err(CliError::Usage)?;
+    let (resolved, source) =
+        resolve::resolve(args.run.clone(), Some(name)).map_err(CliError::Usage)?;
     source.doubts(&resolved).iter().for_each(|doubt| log::line(&format!("troop: {doubt}")));
     let doing = |e| CliError::Io("start the primary".into(), e);
     let mut child = Command::new("/proc/self/exe")
@@ -223,9 +244,11 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
         .map_err(doing)?;
     let shown = resolved.name.clone().unwrap_or_else(|| resolved.usual_name.clone());
     if args.no_wait {
-        report(args.json, &serde_json::json!({ "name": shown, "pid": child.id(), "state": "starting" }), || {
-            format!("{shown}: starting")
-        });
+        report(
+            args.json,
+            &serde_json::json!({ "name": shown, "pid": child.id(), "state": "starting" }),
+            || format!("{shown}: starting"),
+        );
         return Ok(());
     }
     let (sender, startup) = std::sync::mpsc::channel();
@@ -249,7 +272,11 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
         Ok(Ok(line)) => match serde_json::from_str(&line) {
             Ok(StartupReport::Ready { name, pid, workers, listeners }) => {
                 let state = serde_json::json!({ "name": name, "pid": pid, "state": "running", "workers": workers, "listeners": listeners });
-                let on = if listeners.is_empty() { String::new() } else { format!(" on {}", listeners.join(", ")) };
+                let on = if listeners.is_empty() {
+                    String::new()
+                } else {
+                    format!(" on {}", listeners.join(", "))
+                };
                 report(args.json, &state, || format!("{name}: {workers} workers ready{on}"));
                 Ok(())
             }
@@ -262,11 +289,19 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
                 while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
                     std::thread::sleep(Duration::from_millis(5));
                 }
-                if usage { Err(CliError::Usage(reason)) } else { fail(format!("{shown}: {reason}")) }
+                if usage {
+                    Err(CliError::Usage(reason))
+                } else {
+                    fail(format!("{shown}: {reason}"))
+                }
             }
-            Err(_) => fail(format!("{shown}: the primary ended without a word: {}", ended(&mut child))),
+            Err(_) => {
+                fail(format!("{shown}: the primary ended without a word: {}", ended(&mut child)))
+            }
         },
-        Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => fail(format!("{shown}: the primary ended: {}", ended(&mut child))),
+        Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => {
+            fail(format!("{shown}: the primary ended: {}", ended(&mut child)))
+        }
         Err(RecvTimeoutError::Timeout) => fail(format!(
             "{shown}: not all workers are ready after {:.0?}; it goes on: see `troop show` and `troop logs`",
             patience(&resolved)
@@ -275,7 +310,11 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
 }
 
 /// What the primary says, or that it does not; `None` if Ctrl-C was pressed before that.
-fn wait_for<T>(startup: &Receiver<T>, patience: Duration, interrupted: &AtomicBool) -> Option<Result<T, RecvTimeoutError>> {
+fn wait_for<T>(
+    startup: &Receiver<T>,
+    patience: Duration,
+    interrupted: &AtomicBool,
+) -> Option<Result<T, RecvTimeoutError>> {
     let deadline = Instant::now() + patience;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -288,7 +327,8 @@ fn wait_for<T>(startup: &Receiver<T>, patience: Duration, interrupted: &AtomicBo
     }
 }
 
-/// Whether a primary has left the terminal behind, so that Ctrl-C does not reach it. One that has not by then is ended.
+/// Whether a primary has left the terminal behind, so that Ctrl-C does not reach it. One that has
+/// not by then is ended.
 fn is_on_its_own(child: &mut std::process::Child) -> bool {
     let pid = rustix::process::Pid::from_raw(child.id().cast_signed());
     let deadline = Instant::now() + LEAVING;

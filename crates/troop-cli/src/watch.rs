@@ -12,7 +12,8 @@ use troop::text::escaped;
 use crate::config::Watch;
 
 /// What is ignored anyway, besides what begins with a dot.
-const IGNORED: [&str; 7] = ["node_modules", "target", "__pycache__", "*.log", "*.log.*", "*.pid", "*~"];
+const IGNORED: [&str; 7] =
+    ["node_modules", "target", "__pycache__", "*.log", "*.log.*", "*.pid", "*~"];
 /// The most directories that are watched; the kernel has a limit too.
 const MOST_DIRECTORIES: usize = 10_000;
 /// Changes that wait while workers are replaced; more are the same change.
@@ -41,7 +42,9 @@ struct WatchFilter {
 /// What is to be watched, if it is there.
 fn roots(watch: &Watch, cwd: Option<&Path>) -> Result<Vec<PathBuf>, String> {
     let cwd = cwd.map_or_else(|| PathBuf::from("."), Path::to_owned);
-    let found = |path: &Path| path.canonicalize().map_err(|e| format!("cannot watch {}: {e}", path.display()));
+    let found = |path: &Path| {
+        path.canonicalize().map_err(|e| format!("cannot watch {}: {e}", path.display()))
+    };
     let cwd = found(&cwd)?;
     let paths = if watch.paths.is_empty() { vec![PathBuf::new()] } else { watch.paths.clone() };
     paths.iter().map(|path| found(&cwd.join(path))).collect()
@@ -59,7 +62,11 @@ pub(crate) fn check(watch: &Watch, cwd: Option<&Path>) -> Result<(), String> {
 ///
 /// # Errors
 /// For people.
-pub(crate) fn start(watch: &Watch, cwd: Option<&Path>, own: Vec<PathBuf>) -> Result<Watched, String> {
+pub(crate) fn start(
+    watch: &Watch,
+    cwd: Option<&Path>,
+    own: Vec<PathBuf>,
+) -> Result<Watched, String> {
     let roots = roots(watch, cwd)?;
     let own = own.into_iter().map(found_or_not).collect();
     let heeded = WatchFilter { roots, ignore: watch.ignore.clone(), own };
@@ -67,7 +74,10 @@ pub(crate) fn start(watch: &Watch, cwd: Option<&Path>, own: Vec<PathBuf>) -> Res
     let matters = heeded.clone();
     let notice = move |event: notify::Result<notify::Event>| {
         let Ok(event) = event else { return };
-        if matches!(event.kind, EventKind::Access(_) | EventKind::Modify(notify::event::ModifyKind::Metadata(_))) {
+        if matches!(
+            event.kind,
+            EventKind::Access(_) | EventKind::Modify(notify::event::ModifyKind::Metadata(_))
+        ) {
             return;
         }
         for path in event.paths.into_iter().filter(|path| matters.heeds(path)) {
@@ -75,12 +85,14 @@ pub(crate) fn start(watch: &Watch, cwd: Option<&Path>, own: Vec<PathBuf>) -> Res
             let _ = sender.try_send(path);
         }
     };
-    let watcher = notify::recommended_watcher(notice).map_err(|e| format!("cannot watch files: {e}"))?;
+    let watcher =
+        notify::recommended_watcher(notice).map_err(|e| format!("cannot watch files: {e}"))?;
     let delay = watch.delay.map_or(Duration::from_millis(200), |delay| delay.0);
     let mut watched = Watched { watcher, changes, delay, heeded, directories: 0 };
     for root in watched.heeded.roots.clone() {
         // A file by its directory: editors put another one in its place.
-        let directory = if root.is_dir() { root } else { root.parent().map_or(root.clone(), Path::to_owned) };
+        let directory =
+            if root.is_dir() { root } else { root.parent().map_or(root.clone(), Path::to_owned) };
         watched.add(directory)?;
     }
     Ok(watched)
@@ -96,14 +108,17 @@ fn found_or_not(path: PathBuf) -> PathBuf {
 impl WatchFilter {
     fn heeds(&self, path: &Path) -> bool {
         let is_own = |own: &PathBuf| path.to_string_lossy().starts_with(&*own.to_string_lossy());
-        let is_below =
-            |root: &PathBuf| path == root || path.strip_prefix(root).is_ok_and(|below| !is_ignored(below, &self.ignore));
+        let is_below = |root: &PathBuf| {
+            path == root
+                || path.strip_prefix(root).is_ok_and(|below| !is_ignored(below, &self.ignore))
+        };
         !self.own.iter().any(is_own) && self.roots.iter().any(is_below)
     }
 }
 
 impl Watched {
-    /// Watches a directory and those in it, one by one, so that nothing is spent on those that are ignored.
+    /// Watches a directory and those in it, one by one, so that nothing is spent on those that are
+    /// ignored.
     fn add(&mut self, directory: PathBuf) -> Result<(), String> {
         let mut todo = vec![directory];
         while let Some(path) = todo.pop() {
@@ -116,7 +131,9 @@ impl Watched {
             let watched = self.watcher.watch(&path, RecursiveMode::NonRecursive);
             watched.map_err(|e| format!("cannot watch {}: {e}", path.display()))?;
             for entry in std::fs::read_dir(&path).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) && self.heeded.heeds(&entry.path()) {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir())
+                    && self.heeded.heeds(&entry.path())
+                {
                     todo.push(entry.path());
                 }
             }
@@ -145,13 +162,16 @@ impl Watched {
 }
 
 fn is_ignored(below: &Path, more: &[String]) -> bool {
-    let names = below.components().filter_map(|part| if let Component::Normal(name) = part { Some(name) } else { None });
+    let names = below
+        .components()
+        .filter_map(|part| if let Component::Normal(name) = part { Some(name) } else { None });
     let patterns: Vec<&str> = IGNORED.into_iter().chain(more.iter().map(String::as_str)).collect();
     let fits = |name: &OsStr| {
         let name = name.to_string_lossy();
         name.starts_with('.') || patterns.iter().any(|pattern| matches(pattern, &name))
     };
-    let paths: Vec<String> = below.ancestors().map(|path| path.to_string_lossy().into_owned()).collect();
+    let paths: Vec<String> =
+        below.ancestors().map(|path| path.to_string_lossy().into_owned()).collect();
     // With a slash it is a path, and all that is below it.
     let is_below = |pattern: &String| {
         let pattern = pattern.strip_prefix("./").unwrap_or(pattern).trim_end_matches('/');
@@ -179,7 +199,8 @@ mod tests {
 
     #[test]
     fn what_is_ignored_is_told_by_its_name() {
-        let more = ["*.tmp", "a*b*c", "src/gen", "./logs", "data/*.db", "./cache/"].map(str::to_owned);
+        let more =
+            ["*.tmp", "a*b*c", "src/gen", "./logs", "data/*.db", "./cache/"].map(str::to_owned);
         for ignored in [
             "node_modules/x/y.js",
             ".git/HEAD",
@@ -195,7 +216,9 @@ mod tests {
         ] {
             assert!(is_ignored(Path::new(ignored), &more), "{ignored}");
         }
-        for heeded in ["server.js", "src/x.ts", "logs.js", "acb", "tmp/x", "data/x.js", "other/data.txt"] {
+        for heeded in
+            ["server.js", "src/x.ts", "logs.js", "acb", "tmp/x", "data/x.js", "other/data.txt"]
+        {
             assert!(!is_ignored(Path::new(heeded), &more), "{heeded}");
         }
     }

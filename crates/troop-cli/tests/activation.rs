@@ -18,7 +18,8 @@ use troop_testkit::{is_running, talk, wait_until};
 fn port(troop: &Running) -> u16 {
     let mut address = String::new();
     wait_until("the socket", || {
-        let app = serde_json::from_str::<Value>(&troop.troop(["show", "--json"]).1).unwrap_or_default();
+        let app =
+            serde_json::from_str::<Value>(&troop.troop(["show", "--json"]).1).unwrap_or_default();
         app[0]["listeners"][0]["address"].as_str().unwrap_or_default().clone_into(&mut address);
         !address.is_empty()
     });
@@ -32,12 +33,19 @@ fn get(port: u16, path: &str) -> Value {
 
 fn activated(args: &[&str], more: &[&str]) -> Running {
     let program = node("activated.js").display().to_string();
-    run(args.iter().map(|a| (*a).to_owned()).chain([program]).chain(more.iter().map(|a| (*a).to_owned())))
+    run(args
+        .iter()
+        .map(|a| (*a).to_owned())
+        .chain([program])
+        .chain(more.iter().map(|a| (*a).to_owned())))
 }
 
 #[test]
 fn a_program_finds_its_sockets_as_systemd_and_einhorn_give_them() {
-    let mut troop = activated(&["-w", "2", "-b", "web=127.0.0.1:0", "-b", "127.0.0.1:0"], &["--fd", "{fd}", "{fd1}", "{other}"]);
+    let mut troop = activated(
+        &["-w", "2", "-b", "web=127.0.0.1:0", "-b", "127.0.0.1:0"],
+        &["--fd", "{fd}", "{fd1}", "{other}"],
+    );
     let port = port(&troop);
     let answer = get(port, "/");
     assert_eq!(answer["args"], json!(["--fd", "3", "4", "{other}"]));
@@ -90,7 +98,10 @@ fn shares(port: u16, count: usize) -> Vec<usize> {
 
 #[test]
 fn each_worker_can_have_a_socket_of_its_own_and_an_even_share() {
-    let mut troop = activated(&["-w", "4", "-b", "127.0.0.1:0", "--policy", "steered", "--set", "min_ready_time=0"], &[]);
+    let mut troop = activated(
+        &["-w", "4", "-b", "127.0.0.1:0", "--policy", "steered", "--set", "min_ready_time=0"],
+        &[],
+    );
     let port = port(&troop);
     (0..4).for_each(|_| drop(troop.event("online")));
     wait_until("the workers", || troop.troop(["ls"]).1.contains("4/4"));
@@ -142,7 +153,8 @@ fn a_server_in_another_language_is_served() {
     if Command::new("python3").arg("--version").output().is_err() {
         return;
     }
-    let troop = run(["-w", "2", "-b", "127.0.0.1:0", "python3", node("activated.py").to_str().unwrap()]);
+    let troop =
+        run(["-w", "2", "-b", "127.0.0.1:0", "python3", node("activated.py").to_str().unwrap()]);
     let pid = get(port(&troop), "/");
     assert!(pid.as_u64().is_some_and(|pid| is_running(u32::try_from(pid).unwrap())), "{pid}");
 }
@@ -152,7 +164,10 @@ fn what_cannot_be_bound_is_said_at_once() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let (code, log) = run(["-b", &address, "true"]).end();
-    assert!(code == Some(1) && log.contains(&format!("cannot listen on {address}: Address")), "{log}");
+    assert!(
+        code == Some(1) && log.contains(&format!("cannot listen on {address}: Address")),
+        "{log}"
+    );
     let (code, log) = run(["-b", "8000", "--policy", "p2c", "true"]).end();
     assert!(code == Some(2) && log.contains("there is no policy"), "{log}");
     let (code, log) = run(["-b", "udp:127.0.0.1:0", "--policy", "steered", "true"]).end();

@@ -27,7 +27,12 @@ fn port(shown: &Value) -> u16 {
 }
 
 fn get(port: u16) -> String {
-    talk(([127, 0, 0, 1], port), "GET /page HTTP/1.0\r\n\r\n").unwrap().rsplit("\r\n").next().unwrap().to_owned()
+    talk(([127, 0, 0, 1], port), "GET /page HTTP/1.0\r\n\r\n")
+        .unwrap()
+        .rsplit("\r\n")
+        .next()
+        .unwrap()
+        .to_owned()
 }
 
 fn pid(shown: &Value) -> u32 {
@@ -55,10 +60,15 @@ fn an_app_is_started_as_with_pm2_and_waited_for() {
 
 #[test]
 fn an_app_that_does_not_come_up_is_one_clear_error_and_leaves_nothing_behind() {
-    let home =
-        Home::with(&[("bad.js", "console.error('no database'); process.exit(3)"), ("slow.js", "setTimeout(() => {}, 1e6)")]);
+    let home = Home::with(&[
+        ("bad.js", "console.error('no database'); process.exit(3)"),
+        ("slow.js", "setTimeout(() => {}, 1e6)"),
+    ]);
     let (code, _, err) = home.troop(&["start", "bad.js", "--set", "restart.max=2"]);
-    assert!(code == 1 && err.contains("exit code 3") && err.contains("no database"), "{code} {err}");
+    assert!(
+        code == 1 && err.contains("exit code 3") && err.contains("no database"),
+        "{code} {err}"
+    );
     let (code, _, err) = home.troop(&["start", "none.js"]);
     assert!(code == 1 && err.contains("none.js"), "{code} {err}");
     let (code, _, err) = home.troop(&["start", "bad.js", "--set", "recycle.memory=big"]);
@@ -66,7 +76,8 @@ fn an_app_that_does_not_come_up_is_one_clear_error_and_leaves_nothing_behind() {
     let (code, out, _) = home.troop(&["ls", "--json"]);
     assert_eq!((code, out.trim()), (0, "[]"));
     // Nor is anything left of one that takes too long.
-    let (code, _, err) = home.troop(&["start", "slow.js", "--ready", "listening", "--set", "ready_timeout=0.05"]);
+    let (code, _, err) =
+        home.troop(&["start", "slow.js", "--ready", "listening", "--set", "ready_timeout=0.05"]);
     assert!(code == 1 && err.contains("no worker is ready after 5s"), "{code} {err}");
     assert_eq!(home.fine(&["ls", "--json"]).trim(), "[]");
 }
@@ -75,11 +86,16 @@ fn an_app_that_does_not_come_up_is_one_clear_error_and_leaves_nothing_behind() {
 #[test]
 fn a_reload_of_all_apps_reaches_those_that_wait_long_for_their_turn() {
     let app = "program = \"sh\"\nargs = [\"-c\", \"sleep 600\"]\nworkers = 1\n";
-    let home =
-        Home::with(&[("troop.toml", &format!("[app.first]\n{app}min_ready_time = 11\n[app.second]\n{app}min_ready_time = 0\n"))]);
+    let home = Home::with(&[(
+        "troop.toml",
+        &format!("[app.first]\n{app}min_ready_time = 11\n[app.second]\n{app}min_ready_time = 0\n"),
+    )]);
     home.fine(&["start"]);
     let said = home.fine(&["reload", "all"]);
-    assert!(said.contains("first: 1 workers replaced") && said.contains("second: 1 workers replaced"), "{said}");
+    assert!(
+        said.contains("first: 1 workers replaced") && said.contains("second: 1 workers replaced"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -103,7 +119,10 @@ fn all_apps_of_a_file_are_started_and_started_again_with_what_it_says_then() {
     // The same process, so that whoever watches it sees nothing.
     assert_eq!(pid(&before), pid(&after));
     assert_ne!(before["workers"][0]["pid"], after["workers"][0]["pid"]);
-    assert!(home.troop(&["reload", "two"]).2.is_empty() || !home.troop(&["reload", "two"]).2.contains("grace"));
+    assert!(
+        home.troop(&["reload", "two"]).2.is_empty()
+            || !home.troop(&["reload", "two"]).2.contains("grace")
+    );
     home.fine(&["stop", "all"]);
     assert_eq!(home.fine(&["ls", "--json"]).trim(), "[]");
 }
@@ -115,14 +134,22 @@ fn what_workers_print_is_in_files_and_is_shown() {
     get(port(&home.show("web")));
     wait_until("the request in the log", || home.log("web.log").contains("asked for /page"));
     let all = home.fine(&["logs", "web", "-n", "100"]);
-    for part in [" 0 ! slot 0 listens", " 1 ! slot 1 listens", "| asked for /page", "- * worker 1 started"] {
+    for part in
+        [" 0 ! slot 0 listens", " 1 ! slot 1 listens", "| asked for /page", "- * worker 1 started"]
+    {
         assert!(all.contains(part), "{part} in {all}");
     }
     let errors = home.fine(&["logs", "web", "--err"]);
-    assert!(errors.lines().count() == 2 && errors.lines().all(|line| line.contains(" ! slot ")), "{errors}");
+    assert!(
+        errors.lines().count() == 2 && errors.lines().all(|line| line.contains(" ! slot ")),
+        "{errors}"
+    );
     let one = home.fine(&["logs", "web", "--err", "--slot", "1", "--json"]);
     let line: Value = serde_json::from_str(one.trim()).unwrap();
-    assert_eq!((&line["slot"], &line["stream"], &line["text"]), (&1.into(), &"err".into(), &"slot 1 listens".into()));
+    assert_eq!(
+        (&line["slot"], &line["stream"], &line["text"]),
+        (&1.into(), &"err".into(), &"slot 1 listens".into())
+    );
     assert_eq!(home.fine(&["logs", "web", "--lines", "1", "--out"]).lines().count(), 1);
     // And when it does not run any more.
     home.fine(&["stop", "web"]);
@@ -130,19 +157,37 @@ fn what_workers_print_is_in_files_and_is_shown() {
     assert_eq!(home.troop(&["logs", "other"]).0, 3);
     assert_eq!(home.troop(&["logs", "../logs/web"]).0, 3);
     // Also where it was told to write.
-    home.fine(&["start", "server.js", "-i", "1", "-n", "web", "-o", "own/out.log", "-e", "own/err.log"]);
+    home.fine(&[
+        "start",
+        "server.js",
+        "-i",
+        "1",
+        "-n",
+        "web",
+        "-o",
+        "own/out.log",
+        "-e",
+        "own/err.log",
+    ]);
     home.fine(&["stop", "web"]);
     let said = home.fine(&["logs", "web", "-n", "50"]);
-    assert!(said.contains("slot 0 listens") && said.contains("worker 1 started") && !said.contains("asked for"), "{said}");
+    assert!(
+        said.contains("slot 0 listens")
+            && said.contains("worker 1 started")
+            && !said.contains("asked for"),
+        "{said}"
+    );
     home.fine(&["start", "server.js", "-i", "1", "-n", "web"]);
     home.fine(&["stop", "web"]);
-    assert!(home.fine(&["logs", "web", "-n", "100"]).contains("asked for /page"), "the usual file again");
+    assert!(
+        home.fine(&["logs", "web", "-n", "100"]).contains("asked for /page"),
+        "the usual file again"
+    );
 }
 
 #[test]
 fn logs_are_followed_across_a_rotation_and_a_file_that_was_moved_is_made_anew() {
-    let chatty =
-        "let n = 0; setInterval(() => console.log('line', n++, 'x'.repeat(20)), 2); require('http').createServer().listen(0)";
+    let chatty = "let n = 0; setInterval(() => console.log('line', n++, 'x'.repeat(20)), 2); require('http').createServer().listen(0)";
     let home = Home::with(&[("chatty.js", chatty)]);
     home.fine(&[
         "start",
@@ -156,7 +201,11 @@ fn logs_are_followed_across_a_rotation_and_a_file_that_was_moved_is_made_anew() 
         "--format",
         "plain",
     ]);
-    let mut follower = home.command(&["logs", "chatty", "-f", "--lines", "0"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut follower = home
+        .command(&["logs", "chatty", "-f", "--lines", "0"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let lines = std::io::BufRead::lines(std::io::BufReader::new(follower.stdout.take().unwrap()));
     // More than a file holds.
     let numbers: Vec<u32> = lines
@@ -166,7 +215,10 @@ fn logs_are_followed_across_a_rotation_and_a_file_that_was_moved_is_made_anew() 
         .collect();
     follower.kill().unwrap();
     follower.wait().unwrap();
-    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "lines are missing: {numbers:?}");
+    assert!(
+        numbers.windows(2).all(|pair| pair[1] == pair[0] + 1),
+        "lines are missing: {numbers:?}"
+    );
     let logs = || std::fs::read_dir(home.path().join("logs")).unwrap().count();
     wait_until("the file and three before it", || logs() == 4);
     // As logrotate does it: moved away, and USR1.
@@ -208,27 +260,57 @@ fn output_may_have_files_of_its_own_or_be_json_and_a_flood_holds_up_nobody() {
     wait_until("the last line", || home.log("out.log").contains("listening"));
     let text = home.log("out.log");
     // A line without end is cut into pieces, and what is no text does not spoil the rest.
-    assert!(text.lines().all(|line| line.len() < 200_000 && serde_json::from_str::<Value>(line).is_ok()));
+    assert!(
+        text.lines()
+            .all(|line| line.len() < 200_000 && serde_json::from_str::<Value>(line).is_ok())
+    );
     assert!(text.contains("a\\u0000\u{fffd}b"));
-    let (lost, shown) =
-        (home.show("flood")["lost_lines"].as_u64().unwrap(), text.lines().filter(|line| line.contains("xxxx")).count() as u64);
+    let (lost, shown) = (
+        home.show("flood")["lost_lines"].as_u64().unwrap(),
+        text.lines().filter(|line| line.contains("xxxx")).count() as u64,
+    );
     assert!(lost + shown >= 30_000_000 / 65_536, "{lost} lost, {shown} written");
 }
 
 #[test]
 fn output_in_the_foreground_can_be_prefixed_or_sent_to_the_journal() {
-    let home = Home::with(&[("say.js", "console.log('first\\nsecond'); console.error('third'); process.exit(0)")]);
+    let home = Home::with(&[(
+        "say.js",
+        "console.log('first\\nsecond'); console.error('third'); process.exit(0)",
+    )]);
     let args = ["run", "-w", "1", "--restart", "never", "--time", "say.js"];
     let (code, out, err) = home.troop(&args);
     assert_eq!(code, 0, "{err}");
-    let is_prefixed = |line: &str, text: &str| line.ends_with(text) && line.starts_with("20") && line.contains("Z 0 ");
+    let is_prefixed = |line: &str, text: &str| {
+        line.ends_with(text) && line.starts_with("20") && line.contains("Z 0 ")
+    };
     let lines: Vec<_> = out.lines().collect();
-    assert!(lines.len() == 2 && is_prefixed(lines[0], "| first") && is_prefixed(lines[1], "| second"), "{out}");
+    assert!(
+        lines.len() == 2 && is_prefixed(lines[0], "| first") && is_prefixed(lines[1], "| second"),
+        "{out}"
+    );
     assert!(err.lines().any(|line| is_prefixed(line, "! third")), "{err}");
     let journal = std::os::unix::net::UnixDatagram::bind(home.path().join("journal")).unwrap();
-    let mut command =
-        home.command(&["run", "-w", "1", "--restart", "never", "--set", "output.to=journal", "--name", "app", "say.js"]);
-    assert!(command.env("TROOP_JOURNAL_SOCKET", home.path().join("journal")).output().unwrap().status.success());
+    let mut command = home.command(&[
+        "run",
+        "-w",
+        "1",
+        "--restart",
+        "never",
+        "--set",
+        "output.to=journal",
+        "--name",
+        "app",
+        "say.js",
+    ]);
+    assert!(
+        command
+            .env("TROOP_JOURNAL_SOCKET", home.path().join("journal"))
+            .output()
+            .unwrap()
+            .status
+            .success()
+    );
     journal.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut messages = Vec::new();
     for _ in 0..3 {
@@ -238,19 +320,28 @@ fn output_in_the_foreground_can_be_prefixed_or_sent_to_the_journal() {
     }
     messages.sort();
     assert!(
-        messages[0].starts_with("SYSLOG_IDENTIFIER=app\nPRIORITY=4\nTROOP_SLOT=0\nMESSAGE\n") && messages[0].ends_with("third\n")
+        messages[0].starts_with("SYSLOG_IDENTIFIER=app\nPRIORITY=4\nTROOP_SLOT=0\nMESSAGE\n")
+            && messages[0].ends_with("third\n")
     );
-    assert!(messages.iter().any(|message| message.contains("PRIORITY=6") && message.ends_with("first\n")));
+    assert!(
+        messages
+            .iter()
+            .any(|message| message.contains("PRIORITY=6") && message.ends_with("first\n"))
+    );
 }
 
 #[test]
 fn where_nothing_is_written_to_files_it_is_said_where_it_is() {
     let home = Home::with(&[("server.js", SERVER)]);
-    let mut command = home.command(&["run", "-w", "1", "--log", "json", "--name", "web", "server.js"]);
+    let mut command =
+        home.command(&["run", "-w", "1", "--log", "json", "--name", "web", "server.js"]);
     let mut primary = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_until("the app", || home.troop(&["show", "web"]).0 == 0);
     let (code, _, err) = home.troop(&["logs", "web"]);
-    assert!(code == 1 && err.contains("writes no files") && err.contains("terminal"), "{code} {err}");
+    assert!(
+        code == 1 && err.contains("writes no files") && err.contains("terminal"),
+        "{code} {err}"
+    );
     home.fine(&["stop", "web"]);
     primary.wait().unwrap();
 }
@@ -292,14 +383,19 @@ fn an_app_that_fails_later_is_degraded_and_goes_on_trying() {
     std::fs::remove_file(home.path().join("broken")).unwrap();
     wait_until("its return", || home.show("web")["phase"] == "running");
     assert_eq!(get(port(&home.show("web"))), "hello");
-    wait_until("the line about it", || home.log("web.log").contains("all 2 workers are ready again"));
+    wait_until("the line about it", || {
+        home.log("web.log").contains("all 2 workers are ready again")
+    });
 }
 
 #[test]
 fn a_start_that_never_becomes_ready_leaves_nothing() {
     let home = Home::with(&[("dies.js", "console.error('no database'); process.exit(4)")]);
     let (code, _, err) = home.troop(&["start", "dies.js", "-i", "2", "--set", "restart.max=3"]);
-    assert!(code == 1 && err.contains("no worker became ready") && err.contains("exit code 4"), "{code} {err}");
+    assert!(
+        code == 1 && err.contains("no worker became ready") && err.contains("exit code 4"),
+        "{code} {err}"
+    );
     assert!(err.contains("no database"), "{err}");
     assert_eq!(home.fine(&["ls", "--json"]).trim(), "[]");
 }
@@ -310,15 +406,26 @@ fn one_worker_is_replaced_by_its_number() {
     home.fine(&["start", "server.js", "-i", "2", "-n", "web"]);
     home.fine(&["reload", "web:2"]);
     let workers = home.show("web")["workers"].clone();
-    let ids: Vec<_> =
-        workers.as_array().unwrap().iter().filter(|w| w["leaving_ms"].is_null()).map(|w| w["id"].as_u64().unwrap()).collect();
+    let ids: Vec<_> = workers
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|w| w["leaving_ms"].is_null())
+        .map(|w| w["id"].as_u64().unwrap())
+        .collect();
     assert_eq!(ids, [1, 3]);
     let (code, _, err) = home.troop(&["reload", "web:9"]);
     assert!(code == 1 && err.contains("no worker 9"), "{code} {err}");
     assert!(home.troop(&["reload", "web:x"]).2.contains("worker's number"));
     let one: Value = serde_json::from_str(&home.fine(&["show", "web:3", "--json"])).unwrap();
-    assert_eq!((one[0]["workers"].as_array().unwrap().len(), &one[0]["workers"][0]["id"]), (1, &3.into()));
-    assert!(home.troop(&["show", "web:9"]).0 == 1 && home.fine(&["signal", "web:3", "CONT"]).contains("1 workers"));
+    assert_eq!(
+        (one[0]["workers"].as_array().unwrap().len(), &one[0]["workers"][0]["id"]),
+        (1, &3.into())
+    );
+    assert!(
+        home.troop(&["show", "web:9"]).0 == 1
+            && home.fine(&["signal", "web:3", "CONT"]).contains("1 workers")
+    );
 }
 
 #[test]
@@ -337,7 +444,8 @@ fn a_restart_that_cannot_be_is_refused_and_a_stop_meanwhile_is_heeded() {
     let (code, _, err) = home.troop(&["start", "other"]);
     assert!(code == 2 && err.contains("troop.toml"), "{code} {err}");
     assert_eq!(pid(&home.show("web")), before);
-    // A version that does not come up is said to be one, and goes on trying: the app had been ready.
+    // A version that does not come up is said to be one, and goes on trying: the app had been
+    // ready.
     std::fs::write(
         home.path().join("troop.toml"),
         format!("{file}restart = {{ max = 2, delay = \"1ms\", max_delay = \"100ms\" }}\n"),
@@ -352,8 +460,15 @@ fn a_restart_that_cannot_be_is_refused_and_a_stop_meanwhile_is_heeded() {
     // A client that holds on, so that the end takes a while; then somebody wants it for good.
     let held = std::net::TcpStream::connect(("127.0.0.1", port(&home.show("web")))).unwrap();
     std::thread::sleep(Duration::from_millis(100));
-    let mut restart = home.command(&["restart", "web"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    wait_until("the restart", || home.troop(&["show", "web", "--json"]).1.contains("stopping") || !is_running(before));
+    let mut restart = home
+        .command(&["restart", "web"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("the restart", || {
+        home.troop(&["show", "web", "--json"]).1.contains("stopping") || !is_running(before)
+    });
     if is_running(before) {
         home.fine(&["stop", "web"]);
         assert_eq!(home.troop(&["show", "web"]).0, 3);
@@ -365,11 +480,15 @@ fn a_restart_that_cannot_be_is_refused_and_a_stop_meanwhile_is_heeded() {
 #[test]
 fn what_the_terminal_is_needed_for_is_refused_in_the_background() {
     let home = Home::with(&[("server.js", SERVER)]);
-    for args in [&["start", "server.js", "--set", "output.to=terminal"][..], &["start", "-w", "0", "server.js"]] {
+    for args in [
+        &["start", "server.js", "--set", "output.to=terminal"][..],
+        &["start", "-w", "0", "server.js"],
+    ] {
         let (code, _, err) = home.troop(args);
         assert!(code == 2 && err.contains("no terminal"), "{code} {err}");
     }
-    let (code, _, err) = home.troop(&["start", "server.js", "--watch", "--set", "watch.paths=[\"nowhere\"]"]);
+    let (code, _, err) =
+        home.troop(&["start", "server.js", "--watch", "--set", "watch.paths=[\"nowhere\"]"]);
     assert!(code == 2 && err.contains("cannot watch"), "{code} {err}");
     let (code, _, err) = home.troop(&["start", "server.js", "-e", "/dev/full/x.log"]);
     assert!(code == 2 && err.contains("/dev/full/x.log"), "{code} {err}");
@@ -378,7 +497,8 @@ fn what_the_terminal_is_needed_for_is_refused_in_the_background() {
     // What is said later is among the logs.
     home.fine(&["start", "server.js", "-n", "web", "-i", "1"]);
     std::fs::write(home.path().join("server.js"), "process.exit(1)").unwrap();
-    kill_process(Pid::from_raw(pid(&home.show("web")).cast_signed()).unwrap(), Signal::HUP).unwrap();
+    kill_process(Pid::from_raw(pid(&home.show("web")).cast_signed()).unwrap(), Signal::HUP)
+        .unwrap();
     wait_until("the failure in the log", || home.log("web.log").contains("reload failed"));
 }
 
@@ -392,7 +512,10 @@ fn one_primary_that_does_not_answer_keeps_none_of_the_others() {
     kill_process(stopped, Signal::STOP).unwrap();
     let (code, out, err) = home.troop(&["stop", "all"]);
     kill_process(stopped, Signal::CONT).unwrap();
-    assert!(code == 1 && out.contains("b: stopped") && err.contains("is its process stopped?"), "{code} {out}{err}");
+    assert!(
+        code == 1 && out.contains("b: stopped") && err.contains("is its process stopped?"),
+        "{code} {out}{err}"
+    );
 }
 
 #[test]
@@ -403,15 +526,23 @@ fn logs_of_another_users_workers_are_written_where_only_root_can_change_things()
     let home = Home::with(&[("server.js", SERVER)]);
     std::fs::create_dir(home.path().join("open")).unwrap();
     rustix::fs::chmod(home.path().join("open"), 0o777.into()).unwrap();
-    let (code, _, err) = home.troop(&["start", "server.js", "--user", "nobody", "-o", "open/app.log"]);
+    let (code, _, err) =
+        home.troop(&["start", "server.js", "--user", "nobody", "-o", "open/app.log"]);
     assert!(code == 2 && err.contains("others can change"), "{code} {err}");
 }
 
 #[test]
 fn anything_can_be_set() {
-    let home = Home::with(&[("server.js", SERVER), ("other.js", &SERVER.replace("'hello'", "process.argv[2] + process.cwd()"))]);
+    let home = Home::with(&[
+        ("server.js", SERVER),
+        ("other.js", &SERVER.replace("'hello'", "process.argv[2] + process.cwd()")),
+    ]);
     std::fs::create_dir(home.path().join("sub")).unwrap();
-    std::fs::write(home.path().join("troop.toml"), "[app.web]\nprogram = \"server.js\"\nworkers = 1\n").unwrap();
+    std::fs::write(
+        home.path().join("troop.toml"),
+        "[app.web]\nprogram = \"server.js\"\nworkers = 1\n",
+    )
+    .unwrap();
     home.fine(&[
         "start",
         "web",

@@ -1,4 +1,5 @@
-//! A reload to a version that does not work: the old one serves on, every request is answered, and the command says why.
+//! A reload to a version that does not work: the old one serves on, every request is answered, and
+//! the command says why.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,7 +14,8 @@ use serde_json::Value;
 use support::{Running, start};
 use troop_testkit::talk;
 
-const GOOD: &str = "require('http').createServer((q, s) => s.end('good')).listen(PORT, '127.0.0.1');";
+const GOOD: &str =
+    "require('http').createServer((q, s) => s.end('good')).listen(PORT, '127.0.0.1');";
 
 /// Requests without a pause, until it is told to end.
 struct Load {
@@ -42,15 +44,23 @@ impl Load {
 
     fn end(self) -> (usize, Vec<String>) {
         self.ended.store(true, Ordering::Relaxed);
-        let results: Vec<_> = self.clients.into_iter().map(|client| client.join().unwrap()).collect();
-        (results.iter().map(|(served, _)| served).sum(), results.into_iter().flat_map(|(_, failures)| failures).collect())
+        let results: Vec<_> =
+            self.clients.into_iter().map(|client| client.join().unwrap()).collect();
+        (
+            results.iter().map(|(served, _)| served).sum(),
+            results.into_iter().flat_map(|(_, failures)| failures).collect(),
+        )
     }
 }
 
 fn ids(app: &Running) -> Vec<u64> {
     let shown: Vec<Value> = serde_json::from_str(&app.troop(["show", "--json"]).1).unwrap();
     let workers = shown[0]["workers"].as_array().unwrap();
-    workers.iter().filter(|worker| worker["leaving_ms"].is_null()).map(|worker| worker["id"].as_u64().unwrap()).collect()
+    workers
+        .iter()
+        .filter(|worker| worker["leaving_ms"].is_null())
+        .map(|worker| worker["id"].as_u64().unwrap())
+        .collect()
 }
 
 fn is_survived(version: &str, parts: &[&str]) {
@@ -83,7 +93,12 @@ fn is_survived_under(policy: &str, version: &str, parts: &[&str]) {
     }
     assert_eq!(ids(&app), before, "the old workers are the only ones");
     let (served, failures) = load.end();
-    assert!(served > 20 && failures.is_empty(), "{} of {served} failed, the first: {:?}", failures.len(), failures.first());
+    assert!(
+        served > 20 && failures.is_empty(),
+        "{} of {served} failed, the first: {:?}",
+        failures.len(),
+        failures.first()
+    );
     // And then one that works.
     std::fs::write(&app_js, GOOD.replace("PORT", &port.to_string())).unwrap();
     let (code, _, err) = app.troop(["reload", "web"]);
@@ -109,7 +124,11 @@ fn one_that_never_listens() {
 fn one_that_ends_after_a_second() {
     // It serves meanwhile, if it is let: it is given nothing before it has shown that it stays.
     for policy in ["round-robin", "least-connections", "steered"] {
-        is_survived_under(policy, &format!("{GOOD} setTimeout(() => process.exit(3), 1000)"), &["exit code 3"]);
+        is_survived_under(
+            policy,
+            &format!("{GOOD} setTimeout(() => process.exit(3), 1000)"),
+            &["exit code 3"],
+        );
     }
 }
 
@@ -117,7 +136,10 @@ fn one_that_ends_after_a_second() {
 fn one_that_cannot_bind() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    is_survived(&format!("require('net').createServer().listen({port}, '127.0.0.1')"), &["exit code 1", "EADDRINUSE"]);
+    is_survived(
+        &format!("require('net').createServer().listen({port}, '127.0.0.1')"),
+        &["exit code 1", "EADDRINUSE"],
+    );
 }
 
 #[test]

@@ -14,8 +14,7 @@ use support::{Running, run, start};
 use tempfile::TempDir;
 use troop_testkit::{is_running, talk, wait_until};
 
-const SERVER: &str =
-    "require('http').createServer((q, s) => s.end(String(process.env.GREETING ?? process.pid))).listen(0, '127.0.0.1');";
+const SERVER: &str = "require('http').createServer((q, s) => s.end(String(process.env.GREETING ?? process.pid))).listen(0, '127.0.0.1');";
 
 fn script(text: &str) -> (TempDir, String) {
     let directory = tempfile::tempdir().unwrap();
@@ -26,7 +25,12 @@ fn script(text: &str) -> (TempDir, String) {
 }
 
 fn get(port: u16) -> String {
-    talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n").unwrap().rsplit("\r\n").next().unwrap().to_owned()
+    talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n")
+        .unwrap()
+        .rsplit("\r\n")
+        .next()
+        .unwrap()
+        .to_owned()
 }
 
 fn show(app: &Running) -> Value {
@@ -57,8 +61,18 @@ fn workers_run_as_what_they_are_told_to() {
     rustix::fs::chmod(directory.path(), 0o755.into()).unwrap();
     let env_file = directory.path().join(".env").display().to_string();
     let is_root = rustix::process::geteuid().is_root();
-    let mut args = vec!["-w", "2", "--restart", "never", "--env-file", &env_file, "--env", "OVER=2"];
-    args.extend(["--set", "umask=027", "--set", "nice=7", "--set", "cpus=[\"0\"]", "--set", "limits.files=[100, 200]"]);
+    let mut args =
+        vec!["-w", "2", "--restart", "never", "--env-file", &env_file, "--env", "OVER=2"];
+    args.extend([
+        "--set",
+        "umask=027",
+        "--set",
+        "nice=7",
+        "--set",
+        "cpus=[\"0\"]",
+        "--set",
+        "limits.files=[100, 200]",
+    ]);
     args.extend(["--set", "slot_variable=MY_SLOT", "--set", "node_args=[\"--no-warnings\"]"]);
     if is_root {
         args.extend(["--user", "nobody"]);
@@ -67,17 +81,26 @@ fn workers_run_as_what_they_are_told_to() {
     let mut app = run(args);
     let (code, log) = app.end();
     assert_eq!(code, Some(0), "{log}");
-    let mut seen: Vec<Value> =
-        log.lines().filter_map(|line| line.strip_prefix("SEEN ")).map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut seen: Vec<Value> = log
+        .lines()
+        .filter_map(|line| line.strip_prefix("SEEN "))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     seen.sort_by_key(|seen| seen["slot"][0].to_string());
     assert_eq!(seen.len(), 2, "{log}");
     for (slot, seen) in seen.iter().enumerate() {
         let slot = slot.to_string();
         assert_eq!(seen["slot"], serde_json::json!([slot, slot, slot]));
-        assert_eq!((&seen["umask"], &seen["nice"], &seen["cpus"]), (&0o027.into(), &7.into(), &"0".into()));
+        assert_eq!(
+            (&seen["umask"], &seen["nice"], &seen["cpus"]),
+            (&0o027.into(), &7.into(), &"0".into())
+        );
         // Node raises the soft limit to the hard one by itself.
         assert_eq!(seen["files"], serde_json::json!(["200", "200"]));
-        assert_eq!((&seen["from"], &seen["over"], &seen["argv"][0]), (&"a b".into(), &"2".into(), &"--no-warnings".into()));
+        assert_eq!(
+            (&seen["from"], &seen["over"], &seen["argv"][0]),
+            (&"a b".into(), &"2".into(), &"--no-warnings".into())
+        );
         if is_root {
             assert_eq!((&seen["uid"], &seen["gid"]), (&65_534.into(), &65_534.into()));
             assert!(!seen["groups"].as_array().unwrap().contains(&0.into()));
@@ -102,7 +125,9 @@ s.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'].replace('@', chr(0), 1))`])";
         app.listening(1);
         let shown = show(&app);
         assert_eq!(shown["workers"][0]["ready"], false, "{how}");
-        assert!(app.troop(["ls"]).1.contains("starting") && app.troop(["show"]).1.contains("starting"));
+        assert!(
+            app.troop(["ls"]).1.contains("starting") && app.troop(["show"]).1.contains("starting")
+        );
         std::fs::write(directory.path().join("go"), "").unwrap();
         wait_until("readiness", || show(&app)["workers"][0]["ready"] == true);
         assert!(app.troop(["ls"]).1.contains("running"));
@@ -115,7 +140,11 @@ fn a_worker_that_is_too_big_too_old_or_sick_is_replaced() {
     for (args, text, word) in [
         (&["--max-memory", "20M"][..], SERVER, "MiB"),
         (&["--max-age", "500ms"], SERVER, "old"),
-        (&["--health", "/health", "--set", "health.every=20ms", "--set", "health.failures=2"], sick, "answered 500"),
+        (
+            &["--health", "/health", "--set", "health.every=20ms", "--set", "health.failures=2"],
+            sick,
+            "answered 500",
+        ),
     ] {
         let (_directory, path) = script(text);
         let mut app = run(args.iter().copied().chain(["-w", "1", &path]));
@@ -144,7 +173,9 @@ fn ends_are_followed_by_what_was_chosen() {
 
 #[test]
 fn an_app_that_was_ready_once_tries_again_until_it_is_or_ends_if_it_is_to() {
-    let (directory, path) = script(&format!("if (require('fs').existsSync(__dirname + '/bad')) process.exit(5); {SERVER}"));
+    let (directory, path) = script(&format!(
+        "if (require('fs').existsSync(__dirname + '/bad')) process.exit(5); {SERVER}"
+    ));
     let bad = directory.path().join("bad");
     let with = |more: &[&str]| {
         let set = ["restart.max=2", "restart.delay=1ms", "restart.max_delay=100ms"];
@@ -154,7 +185,8 @@ fn an_app_that_was_ready_once_tries_again_until_it_is_or_ends_if_it_is_to() {
     let mut app = with(&[]);
     let port = app.listening(1);
     std::fs::write(&bad, "").unwrap();
-    let kill = |pid: u32| kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    let kill =
+        |pid: u32| kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
     kill(app.workers()[0]);
     assert_eq!(app.event("degraded")["ready"], 0);
     (0..6).for_each(|_| drop(app.event("restarting")));
@@ -173,7 +205,8 @@ fn an_app_that_was_ready_once_tries_again_until_it_is_or_ends_if_it_is_to() {
 fn a_start_whose_workers_never_listen_fails_when_the_time_is_over() {
     let (_directory, path) = script("setInterval(() => {}, 1000); console.error('no port for me')");
     let set = ["restart.window=1", "ready_timeout=1"].into_iter().flat_map(|set| ["--set", set]);
-    let mut app = run(["-w", "2", "--ready", "listening"].into_iter().chain(set).chain([path.as_str()]));
+    let mut app =
+        run(["-w", "2", "--ready", "listening"].into_iter().chain(set).chain([path.as_str()]));
     assert_eq!(app.event("giving-up")["been_ready"], false);
     let (code, log) = app.end();
     assert!(code == Some(1) && log.contains("no worker became ready within 1s"), "{log}");
@@ -181,14 +214,27 @@ fn a_start_whose_workers_never_listen_fails_when_the_time_is_over() {
 
 #[test]
 fn files_that_change_are_followed_by_a_reload_and_the_port_stays() {
-    let (directory, path) =
-        script("require('http').createServer((q, s) => s.end(text)).listen(0, '127.0.0.1'); const text = require('./text.js');");
+    let (directory, path) = script(
+        "require('http').createServer((q, s) => s.end(text)).listen(0, '127.0.0.1'); const text = require('./text.js');",
+    );
     let text = directory.path().join("text.js");
     std::fs::write(&text, "module.exports = 'first'").unwrap();
     std::fs::create_dir(directory.path().join("node_modules")).unwrap();
     let mut app = in_directory(
         directory.path(),
-        &["run", "--log", "json", "-w", "1", "--watch", "--set", "min_ready_time=0", "--set", "watch.delay=50ms", &path],
+        &[
+            "run",
+            "--log",
+            "json",
+            "-w",
+            "1",
+            "--watch",
+            "--set",
+            "min_ready_time=0",
+            "--set",
+            "watch.delay=50ms",
+            &path,
+        ],
     );
     let port = app.listening(1);
     assert_eq!(get(port), "first");
@@ -228,7 +274,8 @@ fn hup_reads_the_file_again() {
     std::fs::write(directory.path().join("troop.toml"), "nonsense").unwrap();
     app.signal(Signal::HUP);
     wait_until("the complaint", || {
-        app.event_line().is_some_and(|line| line.contains("not reloaded") && line.contains("troop.toml"))
+        app.event_line()
+            .is_some_and(|line| line.contains("not reloaded") && line.contains("troop.toml"))
     });
     assert_eq!(get(port), "ho");
 }
@@ -252,8 +299,9 @@ fn winch_ends_the_workers_and_keeps_the_port() {
 
 #[test]
 fn a_program_runs_alone_without_workers() {
-    let (_directory, path) =
-        script("console.log(process.pid, !!process.send, require('cluster').isPrimary, process.argv[2], process.env.A)");
+    let (_directory, path) = script(
+        "console.log(process.pid, !!process.send, require('cluster').isPrimary, process.argv[2], process.env.A)",
+    );
     let output = Command::new(env!("CARGO_BIN_EXE_troop"))
         .args(["run", "-w", "0", "--env", "A=b", &path, "--verbose"])
         .stdin(Stdio::null())
@@ -261,12 +309,19 @@ fn a_program_runs_alone_without_workers() {
         .map(|child| (child.id(), child));
     let (_, mut child) = output.unwrap();
     assert!(child.wait().unwrap().success());
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_troop")).args(["run", "-w", "0", "--env", "A=b", &path, "--verbose"]).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_troop"))
+        .args(["run", "-w", "0", "--env", "A=b", &path, "--verbose"])
+        .output()
+        .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.trim_end().ends_with(" false true --verbose b"), "{text}");
-    let error = Command::new(env!("CARGO_BIN_EXE_troop")).args(["run", "-w", "0", "-b", "0", &path]).output().unwrap();
-    assert!(error.status.code() == Some(2) && String::from_utf8_lossy(&error.stderr).contains("alone"));
+    let error = Command::new(env!("CARGO_BIN_EXE_troop"))
+        .args(["run", "-w", "0", "-b", "0", &path])
+        .output()
+        .unwrap();
+    assert!(
+        error.status.code() == Some(2) && String::from_utf8_lossy(&error.stderr).contains("alone")
+    );
 }
 
 #[test]
@@ -304,22 +359,27 @@ os.execv(args[0], args)
 ";
     let under_systemd = |args: &[&str]| {
         let mut command = Command::new("python3");
-        command.args(["-c", reporter, env!("CARGO_BIN_EXE_troop"), "run", "--log", "json", "-w", "2"]).args(args);
+        command
+            .args(["-c", reporter, env!("CARGO_BIN_EXE_troop"), "run", "--log", "json", "-w", "2"])
+            .args(args);
         let mut app = start(command);
-        let ports: Vec<u16> = app.event_line().unwrap().split(' ').map(|port| port.parse().unwrap()).collect();
+        let ports: Vec<u16> =
+            app.event_line().unwrap().split(' ').map(|port| port.parse().unwrap()).collect();
         (app, ports)
     };
     // A Node program that listens on the same address gets the socket.
-    let (_directory, path) =
-        script("require('http').createServer((q, s) => s.end('node')).listen(Number(process.argv[2]), '127.0.0.1')");
+    let (_directory, path) = script(
+        "require('http').createServer((q, s) => s.end('node')).listen(Number(process.argv[2]), '127.0.0.1')",
+    );
     let (mut app, ports) = under_systemd(&[&path, "PORT"]);
     assert_eq!((app.listening(2), get(ports[0])), (ports[0], "node".into()));
     // The same after a restart, which leaves them to the next primary.
     let (code, _, err) = app.troop(["restart"]);
     assert_eq!((code, get(ports[0])), (0, "node".into()), "{err}");
     // A program that takes sockets gets one by its name.
-    let (_directory, path) =
-        script("require('http').createServer((q, s) => s.end(process.env.LISTEN_FDNAMES)).listen({ fd: 3 })");
+    let (_directory, path) = script(
+        "require('http').createServer((q, s) => s.end(process.env.LISTEN_FDNAMES)).listen({ fd: 3 })",
+    );
     for (bind, names) in [("systemd:other", "other"), ("api=systemd:other", "api")] {
         let (mut app, ports) = under_systemd(&["-b", bind, &path]);
         app.event("online");

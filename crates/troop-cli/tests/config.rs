@@ -38,7 +38,12 @@ fn answer(directory: &Path, args: &[&str]) -> (i32, String, String) {
 }
 
 fn get(port: u16) -> String {
-    talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n").unwrap().rsplit("\r\n").next().unwrap().to_owned()
+    talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n")
+        .unwrap()
+        .rsplit("\r\n")
+        .next()
+        .unwrap()
+        .to_owned()
 }
 
 fn show(troop: &Running) -> Value {
@@ -54,7 +59,10 @@ fn the_only_app_of_the_file_that_is_here_runs_and_what_is_typed_goes_before_it()
     let port = troop.listening(3);
     assert!(get(port).contains(" hi "));
     let shown = show(&troop);
-    assert_eq!((&shown["name"], &shown["listeners"][0]["scheduling"]), (&"web".into(), &"sticky".into()));
+    assert_eq!(
+        (&shown["name"], &shown["listeners"][0]["scheduling"]),
+        (&"web".into(), &"sticky".into())
+    );
     drop(troop);
     let mut troop = start(command(
         directory.path(),
@@ -68,7 +76,9 @@ fn the_only_app_of_the_file_that_is_here_runs_and_what_is_typed_goes_before_it()
 
 #[test]
 fn from_elsewhere_the_file_is_named_and_paths_are_seen_from_where_it_is() {
-    let directory = written("[app.web]\nprogram = \"hello.js\"\nworkers = 1\n[app.other]\nprogram = \"./nothing\"\n");
+    let directory = written(
+        "[app.web]\nprogram = \"hello.js\"\nworkers = 1\n[app.other]\nprogram = \"./nothing\"\n",
+    );
     let file = directory.path().join("troop.toml").display().to_string();
     let mut troop = start(command(Path::new("/"), &["run", "--log", "json", "-c", &file, "web"]));
     get(troop.listening(1));
@@ -89,17 +99,26 @@ fn what_is_wrong_is_said_before_anything_starts() {
     .unwrap();
     let (code, _, err) = answer(path, &["check"]);
     assert_eq!(code, 2);
-    for part in ["app.web: there is no program", "helo.js", "app.jobs: there is no directory", "nowhere"] {
+    for part in
+        ["app.web: there is no program", "helo.js", "app.jobs: there is no directory", "nowhere"]
+    {
         assert!(err.contains(part), "{part} in {err}");
     }
     let (code, _, err) = answer(path, &["run"]);
     assert!(code == 2 && err.contains("which app?") && err.contains("jobs, web"), "{err}");
     let (code, _, err) = answer(path, &["run", "-c", "troop.toml", "wbe"]);
     assert!(code == 2 && err.contains("has no app \"wbe\", but jobs, web"), "{err}");
-    std::fs::write(path.join("troop.toml"), "[app.web]\nprogram = \"hello.js\"\nbind = [\"0\"]\npolicy = \"p2c\"\n").unwrap();
+    std::fs::write(
+        path.join("troop.toml"),
+        "[app.web]\nprogram = \"hello.js\"\nbind = [\"0\"]\npolicy = \"p2c\"\n",
+    )
+    .unwrap();
     for args in [&["check"][..], &["run"]] {
         let (code, _, err) = answer(path, args);
-        assert!(code != 0 && err.contains("app.web") && err.contains("there is no policy"), "{code} {err}");
+        assert!(
+            code != 0 && err.contains("app.web") && err.contains("there is no policy"),
+            "{code} {err}"
+        );
     }
     std::fs::write(path.join("troop.toml"), "[app.web]\nprogram = \"hello.js\"\n").unwrap();
     assert_eq!(answer(path, &["check"]), (0, "troop.toml: web is fine\n".into(), String::new()));
@@ -123,12 +142,14 @@ fn a_reload_uses_what_has_changed_in_the_file() {
     .unwrap();
     let (code, _, err) = troop.troop(["reload"]);
     assert_eq!(code, 0, "{err}");
-    let expected =
-        "changed: workers 2 -> 3; env GREETING, OLD; policy p2c; grace only at the next start; log only at the next start";
+    let expected = "changed: workers 2 -> 3; env GREETING, OLD; policy p2c; grace only at the next start; log only at the next start";
     assert!(err.contains(expected), "{err}");
     let answers: BTreeSet<String> = (0..12).map(|_| get(port)).collect();
     assert!(answers.len() > 1 && answers.iter().all(|text| text.contains(" ho ")), "{answers:?}");
-    assert_eq!((&show(&troop)["wanted"], &show(&troop)["listeners"][0]["scheduling"]), (&3.into(), &"p2c".into()));
+    assert_eq!(
+        (&show(&troop)["wanted"], &show(&troop)["listeners"][0]["scheduling"]),
+        (&3.into(), &"p2c".into())
+    );
 
     // A file that makes no sense, and one whose program does not start, change nothing.
     std::fs::write(&file, "[app.web]\nprogram = 5\n").unwrap();
@@ -154,15 +175,20 @@ fn a_reload_uses_what_has_changed_in_the_file() {
 
 #[test]
 fn of_the_program_before_nothing_is_left_after_a_reload() {
-    let directory = written("[app.web]\nprogram = \"hello.js\"\nargs = [\"x\"]\nworkers = 1\nlog = \"json\"\n");
+    let directory =
+        written("[app.web]\nprogram = \"hello.js\"\nargs = [\"x\"]\nworkers = 1\nlog = \"json\"\n");
     let mut troop = start(command(directory.path(), &["run"]));
     troop.listening(1);
     let script = directory.path().join("shown");
     std::fs::write(&script, "#!/bin/sh\necho \"given: $*.\" >&2\nsleep 1\nexit 1\n").unwrap();
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    std::fs::write(directory.path().join("troop.toml"), "[app.web]\nprogram = \"./shown\"\nargs = [\"y\"]\nworkers = 2\n")
-        .unwrap();
-    // This one never listens, so it is no successor of a server; but then a worker is started again.
+    std::fs::write(
+        directory.path().join("troop.toml"),
+        "[app.web]\nprogram = \"./shown\"\nargs = [\"y\"]\nworkers = 2\n",
+    )
+    .unwrap();
+    // This one never listens, so it is no successor of a server; but then a worker is started
+    // again.
     let mut reload = troop.command(["reload"]).spawn().unwrap();
     while !troop.event_line().unwrap().contains("given: y.") {}
     reload.kill().unwrap();
@@ -189,7 +215,10 @@ fn check_says_what_does_not_work_for_another_user() {
         err
     };
     let said = about("user = \"nobody\"\n");
-    assert!(said.contains("sudo, ping, sendmail") && said.contains("no_new_privileges = false"), "{said}");
+    assert!(
+        said.contains("sudo, ping, sendmail") && said.contains("no_new_privileges = false"),
+        "{said}"
+    );
     for quiet in ["", "user = \"root\"\n", "user = \"nobody\"\nno_new_privileges = false\n"] {
         assert_eq!(about(quiet), "", "{quiet}");
     }
@@ -197,7 +226,11 @@ fn check_says_what_does_not_work_for_another_user() {
 
 /// What `troop check` says of an app with these lines: its code and its standard error.
 fn checked(directory: &Path, more: &str) -> (i32, String) {
-    std::fs::write(directory.join("troop.toml"), format!("[app.web]\nprogram = \"app/hello.js\"\n{more}")).unwrap();
+    std::fs::write(
+        directory.join("troop.toml"),
+        format!("[app.web]\nprogram = \"app/hello.js\"\n{more}"),
+    )
+    .unwrap();
     let (code, _, err) = answer(directory, &["check"]);
     (code, err)
 }
@@ -207,26 +240,34 @@ fn with_app() -> TempDir {
     let directory = written("");
     open(directory.path(), 0o755);
     std::fs::create_dir(directory.path().join("app")).unwrap();
-    std::fs::rename(directory.path().join("hello.js"), directory.path().join("app/hello.js")).unwrap();
+    std::fs::rename(directory.path().join("hello.js"), directory.path().join("app/hello.js"))
+        .unwrap();
     directory
 }
 
 #[test]
 fn check_says_that_the_user_cannot_reach_or_execute_what_the_app_names() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: check_says_that_the_user_cannot_reach_or_execute_what_the_app_names needs root");
+        eprintln!(
+            "skipped: check_says_that_the_user_cannot_reach_or_execute_what_the_app_names needs root"
+        );
         return;
     }
     let directory = with_app();
     let (path, app) = (directory.path(), directory.path().join("app"));
-    let of = |more: &str| checked(path, &format!("user = \"nobody\"\nno_new_privileges = false\n{more}"));
+    let of = |more: &str| {
+        checked(path, &format!("user = \"nobody\"\nno_new_privileges = false\n{more}"))
+    };
     assert_eq!(of(""), (0, String::new()));
     // A directory on the way.
     open(&app, 0o700);
     let (code, said) = of("");
     let closed = format!("{} is owned by user 0, group 0, mode 700", app.display());
     assert!(
-        code == 2 && said.contains("user nobody cannot read") && said.contains("app/hello.js") && said.contains(&closed),
+        code == 2
+            && said.contains("user nobody cannot read")
+            && said.contains("app/hello.js")
+            && said.contains(&closed),
         "{said}"
     );
     // By one of its groups it may.
@@ -240,12 +281,24 @@ fn check_says_that_the_user_cannot_reach_or_execute_what_the_app_names() {
     std::fs::copy("/bin/true", private.join("program")).unwrap();
     open(&private, 0o700);
     let (code, said) = of("cwd = \"private\"\nargs = []\n");
-    assert!(code == 2 && said.contains("user nobody cannot enter") && said.contains("private, where workers run"), "{said}");
+    assert!(
+        code == 2
+            && said.contains("user nobody cannot enter")
+            && said.contains("private, where workers run"),
+        "{said}"
+    );
     open(&private, 0o755);
     open(&private.join("program"), 0o744);
-    std::fs::write(path.join("troop.toml"), "[app.web]\nprogram = \"private/program\"\nuser = \"nobody\"\n").unwrap();
+    std::fs::write(
+        path.join("troop.toml"),
+        "[app.web]\nprogram = \"private/program\"\nuser = \"nobody\"\n",
+    )
+    .unwrap();
     let (code, _, said) = answer(path, &["check"]);
-    assert!(code == 2 && said.contains("user nobody cannot execute") && said.contains("mode 744"), "{said}");
+    assert!(
+        code == 2 && said.contains("user nobody cannot execute") && said.contains("mode 744"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -254,7 +307,12 @@ fn check_says_who_else_can_change_the_program() {
     let (path, program) = (directory.path(), directory.path().join("app/hello.js"));
     open(&program, 0o666);
     let (code, said) = checked(path, "");
-    assert!(code == 0 && said.contains("app/hello.js can be changed by others") && said.contains("mode 666"), "{said}");
+    assert!(
+        code == 0
+            && said.contains("app/hello.js can be changed by others")
+            && said.contains("mode 666"),
+        "{said}"
+    );
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: the rest of check_says_who_else_can_change_the_program needs root");
         return;
@@ -264,7 +322,10 @@ fn check_says_who_else_can_change_the_program() {
     let (code, said) = checked(path, "");
     assert!(code == 0 && said.contains("owned by user 64017"), "{said}");
     // The workers' own user may.
-    assert_eq!(checked(path, "user = \"64017\"\ngroup = \"64017\"\nno_new_privileges = false\n"), (0, String::new()));
+    assert_eq!(
+        checked(path, "user = \"64017\"\ngroup = \"64017\"\nno_new_privileges = false\n"),
+        (0, String::new())
+    );
 }
 
 #[test]
@@ -279,10 +340,19 @@ fn check_says_that_a_health_command_is_missing() {
         ("  ", "there is no command in it"),
     ] {
         let (code, said) = checked(path, &format!("[app.web.health]\ncommand = \"{command}\"\n"));
-        assert!(code == 2 && said.contains("health.command: ") && said.contains(reason), "{command}: {said}");
+        assert!(
+            code == 2 && said.contains("health.command: ") && said.contains(reason),
+            "{command}: {said}"
+        );
     }
-    for command in ["test -e x", "sh ./nothing.sh", "[ -e x ]", "$CHECK", "A=b nothing", "! false", "(exit 3)"] {
-        assert_eq!(checked(path, &format!("[app.web.health]\ncommand = \"{command}\"\n")), (0, String::new()), "{command}");
+    for command in
+        ["test -e x", "sh ./nothing.sh", "[ -e x ]", "$CHECK", "A=b nothing", "! false", "(exit 3)"]
+    {
+        assert_eq!(
+            checked(path, &format!("[app.web.health]\ncommand = \"{command}\"\n")),
+            (0, String::new()),
+            "{command}"
+        );
     }
 }
 
@@ -291,11 +361,23 @@ fn check_says_what_times_do_not_go_together_and_what_a_sandbox_leaves_out() {
     let directory = with_app();
     let path = directory.path();
     let (code, said) = checked(path, "[app.web.restart]\nmin_uptime = \"5m\"\n");
-    assert!(code == 0 && said.contains("restart.min_uptime (300s) is longer than restart.window (120s)"), "{said}");
-    assert_eq!(checked(path, "[app.web.restart]\nmin_uptime = \"5m\"\nwindow = \"10m\"\n"), (0, String::new()));
-    let sandbox = |read: &str| checked(path, &format!("[app.web.sandbox]\nread = [{read}]\nbest_effort = true\n"));
+    assert!(
+        code == 0
+            && said.contains("restart.min_uptime (300s) is longer than restart.window (120s)"),
+        "{said}"
+    );
+    assert_eq!(
+        checked(path, "[app.web.restart]\nmin_uptime = \"5m\"\nwindow = \"10m\"\n"),
+        (0, String::new())
+    );
+    let sandbox = |read: &str| {
+        checked(path, &format!("[app.web.sandbox]\nread = [{read}]\nbest_effort = true\n"))
+    };
     let (code, said) = sandbox("\"app\"");
-    assert!(code == 2 && said.contains("sandbox.read: workers cannot execute") && said.contains("node"), "{said}");
+    assert!(
+        code == 2 && said.contains("sandbox.read: workers cannot execute") && said.contains("node"),
+        "{said}"
+    );
     let (code, said) = sandbox("\"/\"");
     assert!(code == 0 && !said.contains("sandbox.read"), "{said}");
     let (code, said) = sandbox("\"missing\"");

@@ -33,7 +33,12 @@ fn show(app: &Running, name: &str) -> Value {
 }
 
 fn served_by(port: u16) -> String {
-    talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n").unwrap().rsplit("\r\n").next().unwrap().to_owned()
+    talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n")
+        .unwrap()
+        .rsplit("\r\n")
+        .next()
+        .unwrap()
+        .to_owned()
 }
 
 #[test]
@@ -56,10 +61,19 @@ fn apps_are_listed_and_shown() {
     assert_eq!(rows[3].last().unwrap(), &format!("127.0.0.1:{port}"));
 
     let web = show(&first, "web");
-    let workers: BTreeSet<u64> =
-        web["workers"].as_array().unwrap().iter().map(|worker| worker["pid"].as_u64().unwrap()).collect();
+    let workers: BTreeSet<u64> = web["workers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|worker| worker["pid"].as_u64().unwrap())
+        .collect();
     assert_eq!(workers, first.workers().iter().map(|pid| u64::from(*pid)).collect());
-    let taken: u64 = web["workers"].as_array().unwrap().iter().map(|worker| worker["stats"]["taken"].as_u64().unwrap()).sum();
+    let taken: u64 = web["workers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|worker| worker["stats"]["taken"].as_u64().unwrap())
+        .sum();
     assert_eq!(taken, 1);
     assert!(web["workers"][0]["usage"]["rss"].as_u64().unwrap() > 10 << 20);
     let listener = json!({ "address": format!("127.0.0.1:{port}"), "scheduling": "round-robin", "workers": 2, "waiting": 0 });
@@ -73,7 +87,10 @@ fn apps_are_listed_and_shown() {
 fn an_app_is_scaled_and_serves_meanwhile() {
     let mut troop = app(&["-w", "1"], "hello.js");
     let port = troop.listening(1);
-    assert_eq!(troop.troop(["scale", "3"]), (0, "hello: 3 workers, 1 before\n".into(), String::new()));
+    assert_eq!(
+        troop.troop(["scale", "3"]),
+        (0, "hello: 3 workers, 1 before\n".into(), String::new())
+    );
     troop.listening(2);
     assert_eq!((0..3).map(|_| served_by(port)).collect::<BTreeSet<_>>().len(), 3);
     assert_eq!(troop.troop(["scale", "hello", "-2"]).1, "hello: 1 workers, 3 before\n");
@@ -105,24 +122,33 @@ fn a_reload_that_fails_says_why_and_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let broken = directory.path().join("broken");
     let arguments = ["-w", "2", "--name", "web"].map(String::from).into_iter();
-    let mut troop = run(arguments.chain([node("fails_on_reload.js").display().to_string(), broken.display().to_string()]));
+    let mut troop = run(arguments
+        .chain([node("fails_on_reload.js").display().to_string(), broken.display().to_string()]));
     troop.listening(2);
     std::fs::write(&broken, "").unwrap();
     let (code, _, err) = troop.troop(["reload"]);
     assert_eq!(code, 1);
-    for part in ["the new worker ended with exit code 1", "0 workers had been replaced", "the new version is broken"] {
+    for part in [
+        "the new worker ended with exit code 1",
+        "0 workers had been replaced",
+        "the new version is broken",
+    ] {
         assert!(err.contains(part), "{part} in {err}");
     }
     assert!(troop.workers()[..2].iter().all(|pid| is_running(*pid)));
     std::fs::remove_file(&broken).unwrap();
-    assert_eq!(troop.troop(["reload", "--json"]).1, "{\"later\":[],\"name\":\"web\",\"replaced\":2}\n");
+    assert_eq!(
+        troop.troop(["reload", "--json"]).1,
+        "{\"later\":[],\"name\":\"web\",\"replaced\":2}\n"
+    );
 }
 
 #[test]
 fn of_two_reloads_at_a_time_one_is_refused() {
     let mut troop = app(&["-w", "4"], "hello.js");
     troop.listening(4);
-    let first = troop.command(["reload"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let first =
+        troop.command(["reload"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     troop.event("reload-started");
     let (code, _, err) = troop.troop(["reload"]);
     assert_eq!((code, err.as_str()), (1, "troop: a reload is under way, or the app is stopping\n"));
@@ -215,20 +241,35 @@ fn messages_reach_the_workers_that_are_meant_and_answers_come_back() {
     let home = Home::with(&[("answers.js", include_str!("node/answers.js"))]);
     home.fine(&["start", "answers.js", "-i", "2", "--name", "web"]);
     assert_eq!(home.fine(&["send", "web", "{\"flush\": [1, \"ü\"]}"]), "web: sent to 2 workers\n");
-    wait_until("the message at both", || home.log("web.log").matches("sent {\"flush\":[1,\"ü\"]}").count() == 2);
+    wait_until("the message at both", || {
+        home.log("web.log").matches("sent {\"flush\":[1,\"ü\"]}").count() == 2
+    });
     assert_eq!(home.fine(&["send", "web:2", "plain words"]), "web: sent to 1 workers\n");
     wait_until("the text", || home.log("web.log").matches("sent \"plain words\"").count() == 1);
     let out = home.fine(&["send", "--ask", "\"hello\""]);
     let answers: Vec<&str> = out.lines().collect();
-    assert!(answers.len() == 2 && answers[0].starts_with("web:1: {\"by\":") && answers[1].starts_with("web:2: "), "{out}");
-    let answer: Value = serde_json::from_str(&home.fine(&["send", "web:1", "--ask", "hello", "--json"])).unwrap();
-    assert_eq!((&answer["workers"], &answer["answers"]["1"]["heard"]), (&json!([1]), &json!("hello")));
+    assert!(
+        answers.len() == 2
+            && answers[0].starts_with("web:1: {\"by\":")
+            && answers[1].starts_with("web:2: "),
+        "{out}"
+    );
+    let answer: Value =
+        serde_json::from_str(&home.fine(&["send", "web:1", "--ask", "hello", "--json"])).unwrap();
+    assert_eq!(
+        (&answer["workers"], &answer["answers"]["1"]["heard"]),
+        (&json!([1]), &json!("hello"))
+    );
     let (code, _, err) = home.troop(&["send", "web:1", "--ask", "refuse"]);
     assert!(code == 1 && err.contains("worker 1") && err.contains("not now"), "{code} {err}");
     let (code, _, err) = home.troop(&["send", "web", "--ask", "--timeout", "100ms", "hang"]);
-    assert!(code == 1 && err.contains("worker 1") && err.contains("worker 2") && err.contains("100ms"), "{code} {err}");
+    assert!(
+        code == 1 && err.contains("worker 1") && err.contains("worker 2") && err.contains("100ms"),
+        "{code} {err}"
+    );
     assert_eq!(home.troop(&["send", "web:9", "x"]).0, 1);
-    let (code, _, err) = home.troop(&["send", "web", "{\"cmd\": \"NODE_CLUSTER\", \"act\": \"disconnect\"}"]);
+    let (code, _, err) =
+        home.troop(&["send", "web", "{\"cmd\": \"NODE_CLUSTER\", \"act\": \"disconnect\"}"]);
     assert!(code == 2 && err.contains("Node's own"), "{code} {err}");
     home.fine(&["delete", "web"]);
     // Who has no channel cannot be told anything.
@@ -269,7 +310,10 @@ fn a_name_is_given_once_and_must_be_one() {
     let mut troop = app(&["-w", "1", "--name", "web"], "hello.js");
     troop.listening(1);
     let (code, log) = beside(&troop, &["--name", "web"], "hello.js").end();
-    assert_eq!((code, log.as_str()), (Some(1), "troop: an app \"web\" runs already: see `troop ls`, or choose another --name"));
+    assert_eq!(
+        (code, log.as_str()),
+        (Some(1), "troop: an app \"web\" runs already: see `troop ls`, or choose another --name")
+    );
     for bad in ["../web", "all", ""] {
         assert_eq!(beside(&troop, &["--name", bad], "hello.js").end().0, Some(2));
     }
@@ -300,7 +344,8 @@ fn who_abuses_the_control_socket_disturbs_nobody() {
         let _ = BufReader::new(stream).read_line(&mut line);
         line
     };
-    // Silent ones, one that follows everything and reads nothing, and one that leaves in the middle of its request.
+    // Silent ones, one that follows everything and reads nothing, and one that leaves in the middle
+    // of its request.
     let silent: Vec<_> = (0..20).map(|_| connect()).collect();
     let mut deaf = connect();
     deaf.write_all(b"{\"troop\":1,\"do\":\"events\"}\n").unwrap();
@@ -310,7 +355,10 @@ fn who_abuses_the_control_socket_disturbs_nobody() {
         (b"{\"troop\":2,\"do\":\"snapshot\"}\n", "version 2 is not spoken"),
         (b"{\"troop\":1,\"do\":\"dance\"}\n", "unknown variant `dance`"),
         (b"{\"troop\":1,\"do\":\"scale\",\"workers\":1000000}\n", "0 to 4096"),
-        (b"{\"troop\":1,\"do\":\"scale\",\"workers\":null,\"by\":9223372036854775807}\n", "0 to 4096"),
+        (
+            b"{\"troop\":1,\"do\":\"scale\",\"workers\":null,\"by\":9223372036854775807}\n",
+            "0 to 4096",
+        ),
         (b"{\"troop\":1,\"do\":\"signal\",\"signal\":-5,\"worker\":null}\n", "failed"),
         (b"\xff\xfe\n", "this is no request"),
     ] {
@@ -330,13 +378,19 @@ fn where_others_could_get_in_there_is_no_control_socket() {
     troop.listening(1);
     let open = tempfile::tempdir().unwrap();
     std::fs::create_dir(open.path().join("troop")).unwrap();
-    std::fs::set_permissions(open.path().join("troop"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(open.path().join("troop"), std::fs::Permissions::from_mode(0o755))
+        .unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
     command.args(["run", "--log", "json", "-w", "1"]).arg(node("hello.js"));
     let mut other = start_in(open.into(), command);
     // It serves all the same, and says so.
     served_by(other.listening(1));
-    assert!(other.seen.iter().any(|line| line.contains("without a control socket") && line.contains("mode 700")));
+    assert!(
+        other
+            .seen
+            .iter()
+            .any(|line| line.contains("without a control socket") && line.contains("mode 700"))
+    );
     let (code, _, err) = other.troop(["ls"]);
     assert!(code == 1 && err.contains("set TROOP_RUNTIME_DIR"), "{err}");
 }
@@ -346,17 +400,28 @@ fn a_reload_says_what_it_found_and_what_becomes_of_an_app_that_has_no_workers() 
     let directory = tempfile::tempdir().unwrap();
     let broken = directory.path().join("broken");
     let arguments = ["-w", "2", "--name", "web"].map(String::from).into_iter();
-    let mut troop = run(arguments.chain([node("fails_on_reload.js").display().to_string(), broken.display().to_string()]));
+    let mut troop = run(arguments
+        .chain([node("fails_on_reload.js").display().to_string(), broken.display().to_string()]));
     troop.listening(2);
     troop.signal(rustix::process::Signal::WINCH);
     (0..2).for_each(|_| drop(troop.event("exit")));
     std::fs::write(&broken, "").unwrap();
     let (code, _, err) = troop.troop(["reload"]);
-    assert!(code == 1 && err.contains("the app is still paused, and nothing is tried again before the next reload"), "{err}");
+    assert!(
+        code == 1
+            && err.contains(
+                "the app is still paused, and nothing is tried again before the next reload"
+            ),
+        "{err}"
+    );
     assert!(!err.contains("go on"), "{err}");
     std::fs::remove_file(&broken).unwrap();
     let (code, out, err) = troop.troop(["reload"]);
-    assert_eq!((code, out.as_str()), (0, "web: 2 workers started, none was there to replace\n"), "{err}");
+    assert_eq!(
+        (code, out.as_str()),
+        (0, "web: 2 workers started, none was there to replace\n"),
+        "{err}"
+    );
     // Without a single ready worker.
     std::fs::write(&broken, "").unwrap();
     troop.troop(["signal", "web", "KILL"]);
@@ -366,7 +431,13 @@ fn a_reload_says_what_it_found_and_what_becomes_of_an_app_that_has_no_workers() 
         app["phase"] == "degraded" && app["ready"] == 0
     });
     let (code, _, err) = troop.troop(["reload"]);
-    assert!(code == 1 && err.contains("no worker is ready, and troop goes on trying with what was there before"), "{err}");
+    assert!(
+        code == 1
+            && err.contains(
+                "no worker is ready, and troop goes on trying with what was there before"
+            ),
+        "{err}"
+    );
     std::fs::remove_file(&broken).unwrap();
     let (code, _, err) = troop.troop(["reload", "web:1", "--allow-moved"]);
     assert!(code == 2 && err.contains("troop reload web --allow-moved"), "{err}");

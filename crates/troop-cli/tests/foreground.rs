@@ -15,7 +15,8 @@ use serde_json::Value;
 use support::{Running, start_with};
 use troop_testkit::{PATIENCE, talk, wait_until};
 
-/// Slot 0 serves, and says as much as its first client likes; each of these messages is a line. Workers in slot 1 end at once.
+/// Slot 0 serves, and says as much as its first client likes; each of these messages is a line.
+/// Workers in slot 1 end at once.
 const APP: &str = "
     if (process.env.NODE_APP_INSTANCE === '1') process.exit(1);
     require('http').createServer((request, answer) => {
@@ -51,7 +52,8 @@ impl Unread {
     }
 
     fn is_served(&self, path: &str) -> bool {
-        talk(([127, 0, 0, 1], self.port), &format!("GET {path} HTTP/1.0\r\n\r\n")).is_ok_and(|answer| answer.contains("served"))
+        talk(([127, 0, 0, 1], self.port), &format!("GET {path} HTTP/1.0\r\n\r\n"))
+            .is_ok_and(|answer| answer.contains("served"))
     }
 
     /// Has more said than the pipe and the queue take.
@@ -92,7 +94,9 @@ fn nobody_waits_for_who_does_not_read_standard_error_and_what_is_dropped_is_said
     let deadline = Instant::now() + PATIENCE;
     let (mut messages, mut dropped) = (0, 0);
     while dropped == 0 {
-        let line = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).expect("a line that says how many");
+        let line = lines
+            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            .expect("a line that says how many");
         let event: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line:?}: {e}"));
         messages += u64::from(event["event"] == "message");
         dropped = event["dropped"].as_u64().unwrap_or(0);

@@ -28,7 +28,9 @@ fn with(files: &[(&str, &str)]) -> TempDir {
 fn troop(directory: &Path, args: &[&str]) -> (i32, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
     command.args(args).current_dir(directory).stdin(Stdio::null());
-    command.env("TROOP_RUNTIME_DIR", directory.join("run")).env("TROOP_LOG_DIR", directory.join("logs"));
+    command
+        .env("TROOP_RUNTIME_DIR", directory.join("run"))
+        .env("TROOP_LOG_DIR", directory.join("logs"));
     let output = command.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
@@ -52,7 +54,14 @@ fn show(directory: &Path, name: &str) -> Value {
 /// What its server tells of itself.
 fn told(directory: &Path, name: &str) -> Value {
     let shown = show(directory, name);
-    let port: u16 = shown["listeners"][0]["address"].as_str().unwrap().rsplit(':').next().unwrap().parse().unwrap();
+    let port: u16 = shown["listeners"][0]["address"]
+        .as_str()
+        .unwrap()
+        .rsplit(':')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
     let answer = talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n").unwrap();
     serde_json::from_str(answer.rsplit("\r\n").next().unwrap()).unwrap()
 }
@@ -85,11 +94,17 @@ fn an_ecosystem_file_is_started_as_it_is_in_every_format() {
         assert!(code == 0 && out.starts_with("api: 2 workers ready"), "{name}: {out}{err}");
         assert!(err.contains("cron_restart"), "{err}");
         let told = told(path, "api");
-        assert_eq!((&told["args"], &told["node"]), (&serde_json::json!(["--one", "a b"]), &serde_json::json!(["--no-warnings"])));
+        assert_eq!(
+            (&told["args"], &told["node"]),
+            (&serde_json::json!(["--one", "a b"]), &serde_json::json!(["--no-warnings"]))
+        );
         assert_eq!((&told["env"], &told["port"]), (&"live".into(), &"4242".into()));
         let log = || std::fs::read_to_string(path.join("logs/api-out.log")).unwrap_or_default();
         wait_until("the log", || log().contains("instance 0 0") && log().contains("instance 1 1"));
-        assert_eq!(show(path, "api")["file"], path.canonicalize().unwrap().join(name).display().to_string());
+        assert_eq!(
+            show(path, "api")["file"],
+            path.canonicalize().unwrap().join(name).display().to_string()
+        );
         // A changed file is rolled out.
         std::fs::write(path.join(name), text.replace("live", "changed")).unwrap();
         let (code, _, err) = troop(path, &["reload", "api"]);
@@ -101,13 +116,19 @@ fn an_ecosystem_file_is_started_as_it_is_in_every_format() {
 #[test]
 fn a_procfile_is_started_as_it_is() {
     let directory = with(&[
-        ("Procfile", "# two of them\nweb: node server.js --port 1\nother: GREETING=$NAME exec node server.js \"$NAME\"\n"),
+        (
+            "Procfile",
+            "# two of them\nweb: node server.js --port 1\nother: GREETING=$NAME exec node server.js \"$NAME\"\n",
+        ),
         (".env", "NAME=from-env\n"),
     ]);
     let path = directory.path();
     let _ends = Ends(path);
     let (code, out, err) = troop(path, &["start", "Procfile"]);
-    assert!(code == 0 && out.contains("web: 1 workers ready") && out.contains("other: 1 workers ready"), "{out}{err}");
+    assert!(
+        code == 0 && out.contains("web: 1 workers ready") && out.contains("other: 1 workers ready"),
+        "{out}{err}"
+    );
     assert_eq!(told(path, "web")["args"], serde_json::json!(["--port", "1"]));
     let other = told(path, "other");
     assert_eq!((&other["env"], &other["args"][0]), (&"from-env".into(), &"from-env".into()));
@@ -153,7 +174,11 @@ fn what_is_wrong_with_them_is_said() {
         ("ecosystem.config.js", "throw new TypeError('broken')", "TypeError: broken"),
         ("ecosystem.config.js", "module.exports = 5", "no list `apps`"),
         ("ecosystem.json", "{", "EOF"),
-        ("ecosystem.json", r#"{"apps": [{"script": "server.js", "max_memory_restart": "much"}]}"#, "max_memory_restart"),
+        (
+            "ecosystem.json",
+            r#"{"apps": [{"script": "server.js", "max_memory_restart": "much"}]}"#,
+            "max_memory_restart",
+        ),
         ("ecosystem.json", r#"{"apps": [{"script": "gone.js"}]}"#, "there is no program"),
         ("process.yml", "apps: [", "process.yml"),
         ("Procfile", "web", "line 1"),
@@ -177,9 +202,15 @@ fn a_file_to_begin_with_is_written_for_what_is_here() {
     assert_eq!(troop(directory.path(), &["check"]).0, 0);
     // What it only mentions is right too.
     let text = std::fs::read_to_string(directory.path().join("troop.toml")).unwrap();
-    let said: Vec<_> = text.lines().map(|line| if line.contains(" = ") { line.trim_start_matches("# ") } else { line }).collect();
+    let said: Vec<_> = text
+        .lines()
+        .map(|line| if line.contains(" = ") { line.trim_start_matches("# ") } else { line })
+        .collect();
     std::fs::write(directory.path().join("troop.toml"), said.join("\n")).unwrap();
-    assert_eq!(troop(directory.path(), &["check"]), (0, "troop.toml: server is fine\n".into(), String::new()));
+    assert_eq!(
+        troop(directory.path(), &["check"]),
+        (0, "troop.toml: server is fine\n".into(), String::new())
+    );
     let directory = tempfile::tempdir().unwrap();
     let (code, _, err) = troop(directory.path(), &["init"]);
     assert!(code == 2 && err.contains("which program?"), "{err}");
@@ -187,8 +218,10 @@ fn a_file_to_begin_with_is_written_for_what_is_here() {
 
 #[test]
 fn units_for_systemd_are_written() {
-    let directory =
-        with(&[("troop.toml", "[app.web]\nprogram = \"server.js\"\ngrace = 60\n[app.\"jobs\"]\nprogram = \"./server.js\"\n")]);
+    let directory = with(&[(
+        "troop.toml",
+        "[app.web]\nprogram = \"server.js\"\ngrace = 60\n[app.\"jobs\"]\nprogram = \"./server.js\"\n",
+    )]);
     let path = directory.path();
     let (code, out, err) = troop(path, &["startup", "--directory", "units"]);
     assert!(code == 0 && out.contains("daemon-reload") && out.contains("troop-web"), "{out}{err}");
@@ -211,8 +244,16 @@ fn units_for_systemd_are_written() {
     let (code, _, err) = troop(path, &["startup", "none"]);
     assert!(code == 2 && err.contains("jobs, web"), "{err}");
     // systemd's own opinion, where it can be had.
-    if let Ok(verified) = Command::new("systemd-analyze").arg("verify").arg(path.join("units/troop-web.service")).output() {
+    if let Ok(verified) = Command::new("systemd-analyze")
+        .arg("verify")
+        .arg(path.join("units/troop-web.service"))
+        .output()
+    {
         let said = String::from_utf8_lossy(&verified.stderr);
-        assert!(said.contains("initialize manager") || (verified.status.success() && !said.contains("troop-web")), "{said}");
+        assert!(
+            said.contains("initialize manager")
+                || (verified.status.success() && !said.contains("troop-web")),
+            "{said}"
+        );
     }
 }

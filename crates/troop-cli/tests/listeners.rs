@@ -26,7 +26,8 @@ impl Scene {
     fn start(args: &[&str], places: &str) -> Scene {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("places");
-        std::fs::write(&file, places.replace("{dir}", &directory.path().display().to_string())).unwrap();
+        std::fs::write(&file, places.replace("{dir}", &directory.path().display().to_string()))
+            .unwrap();
         let quick = ["--set", "min_ready_time=0", "--set", "ready_timeout=4s", "--name", "web"];
         let args = quick.into_iter().chain(args.iter().copied()).map(String::from);
         let program = [node("places.js"), file].map(|path| path.display().to_string());
@@ -38,7 +39,11 @@ impl Scene {
     }
 
     fn listens(&self, places: &str) {
-        std::fs::write(self.places(), places.replace("{dir}", &self.directory.path().display().to_string())).unwrap();
+        std::fs::write(
+            self.places(),
+            places.replace("{dir}", &self.directory.path().display().to_string()),
+        )
+        .unwrap();
     }
 
     fn kill(&self, pid: u32) {
@@ -72,11 +77,18 @@ fn local(port: u16) -> SocketAddr {
 
 /// The process that answers.
 fn served_by(port: u16) -> u32 {
-    talk(local(port), "GET / HTTP/1.0\r\n\r\n").unwrap().rsplit("\r\n").next().unwrap().parse().unwrap()
+    talk(local(port), "GET / HTTP/1.0\r\n\r\n")
+        .unwrap()
+        .rsplit("\r\n")
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap()
 }
 
 fn refuses(port: u16) -> bool {
-    TcpStream::connect(local(port)).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+    TcpStream::connect(local(port))
+        .is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
 }
 
 /// A client that asks now, and reads later.
@@ -120,8 +132,14 @@ fn a_reload_that_loses_the_shared_port_is_taken_back_and_one_that_may_closes_it(
         scene.listens(&format!("{new}\n"));
         let (code, out, err) = scene.app.troop(["reload", "web"]);
         assert_eq!((code, out.as_str()), (1, ""), "{err}");
-        assert!(err.contains(&format!("does not listen on 127.0.0.1:{old}, where the old ones do")), "{err}");
-        assert!(err.contains(&format!("on 127.0.0.1:{new}")) && err.contains("allow-moved"), "{err}");
+        assert!(
+            err.contains(&format!("does not listen on 127.0.0.1:{old}, where the old ones do")),
+            "{err}"
+        );
+        assert!(
+            err.contains(&format!("on 127.0.0.1:{new}")) && err.contains("allow-moved"),
+            "{err}"
+        );
         assert!(scene.app.workers().contains(&before));
         // Nobody has gone, and what the new one had has.
         served_by(old);
@@ -168,7 +186,8 @@ fn what_one_of_several_workers_had_may_go_with_a_reload_that_permits_it() {
     assert_eq!(scene.show()["phase"], "running");
 }
 
-/// As with `serve` from npm, which takes another port when it finds its own one open: the first worker has it, and no successor ever would.
+/// As with `serve` from npm, which takes another port when it finds its own one open: the first
+/// worker has it, and no successor ever would.
 #[test]
 fn a_reload_whose_workers_all_move_from_the_port_that_one_had_is_taken_back() {
     for workers in ["1", "3"] {
@@ -210,7 +229,11 @@ fn a_port_that_nobody_serves_any_more_after_a_crash_is_named_until_somebody_does
     scene.listens("0\n");
     scene.kill(served_by(port));
     let lost = scene.app.event("listener-lost");
-    assert_eq!((&lost["port"], lost["text"].as_str().unwrap().contains("no")), (&port.into(), true), "{lost}");
+    assert_eq!(
+        (&lost["port"], lost["text"].as_str().unwrap().contains("no")),
+        (&port.into(), true),
+        "{lost}"
+    );
     let at = format!("127.0.0.1:{port}");
     let show = scene.show();
     assert_eq!(
@@ -234,7 +257,13 @@ fn a_worker_that_disconnects_by_itself_leaves_the_port_to_its_successor() {
     scene.app.listening(2);
     let before = served_by(port);
     scene.listens(&format!("wait 1000\n{port}#0\n{other}#1\n"));
-    let slot = scene.show()["workers"].as_array().unwrap().iter().find(|worker| worker["pid"] == before).unwrap()["id"].clone();
+    let slot = scene.show()["workers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|worker| worker["pid"] == before)
+        .unwrap()["id"]
+        .clone();
     assert_eq!(scene.app.troop(["send", &format!("web:{slot}"), "leave"]).0, 0);
     // From before the worker has closed its server until its successor listens.
     let mut answered = served_by(port);
@@ -290,14 +319,24 @@ fn a_death_keeps_the_port_until_the_successor_listens_elsewhere() {
 #[test]
 fn paths_of_workers_that_have_ended_leave_neither_files_nor_descriptors() {
     let port = free_port();
-    let set = ["restart.max=1000", "restart.delay=10ms", "restart.max_delay=20ms", "restart.min_uptime=0"];
-    let args: Vec<&str> = ["-w", "2"].into_iter().chain(set.into_iter().flat_map(|set| ["--set", set])).collect();
+    let set = [
+        "restart.max=1000",
+        "restart.delay=10ms",
+        "restart.max_delay=20ms",
+        "restart.min_uptime=0",
+    ];
+    let args: Vec<&str> =
+        ["-w", "2"].into_iter().chain(set.into_iter().flat_map(|set| ["--set", set])).collect();
     let mut scene = Scene::start(&args, &format!("{port}\n{{dir}}/ps-{{pid}}.sock\n"));
     scene.app.listening(4);
-    let descriptors = |scene: &Scene| std::fs::read_dir(format!("/proc/{}/fd", scene.app.child.id())).unwrap().count();
+    let descriptors = |scene: &Scene| {
+        std::fs::read_dir(format!("/proc/{}/fd", scene.app.child.id())).unwrap().count()
+    };
     let sockets = |scene: &Scene| {
         let files = std::fs::read_dir(scene.directory.path()).unwrap();
-        files.filter(|file| file.as_ref().unwrap().file_name().to_string_lossy().starts_with("ps-")).count()
+        files
+            .filter(|file| file.as_ref().unwrap().file_name().to_string_lossy().starts_with("ps-"))
+            .count()
     };
     assert_eq!(sockets(&scene), 2);
     let before = descriptors(&scene);
@@ -321,7 +360,10 @@ fn without_workers_that_are_wanted_clients_wait() {
     let port = free_port();
     let mut scene = Scene::start(&["-w", "2"], &format!("{port}\n"));
     scene.app.listening(2);
-    assert_eq!(scene.app.troop(["scale", "web", "0"]), (0, "web: 0 workers, 2 before\n".into(), String::new()));
+    assert_eq!(
+        scene.app.troop(["scale", "web", "0"]),
+        (0, "web: 0 workers, 2 before\n".into(), String::new())
+    );
     (0..2).for_each(|_| drop(scene.app.event("exit")));
     let waiting = ask(port);
     // Longer than anything is kept for workers that are starting.
@@ -360,7 +402,8 @@ fn served_at(path: &std::path::Path) -> u32 {
 }
 
 #[test]
-fn four_workers_that_remove_their_path_before_they_listen_serve_from_the_start_after_a_reload_and_after_a_crash() {
+fn four_workers_that_remove_their_path_before_they_listen_serve_from_the_start_after_a_reload_and_after_a_crash()
+ {
     let mut scene = Scene::start(&["-w", "4"], "!{dir}/s\n");
     let path = scene.directory.path().join("s");
     let all_serve = || -> BTreeSet<u32> { (0..16).map(|_| served_at(&path)).collect() };
@@ -392,10 +435,22 @@ fn a_program_that_tries_a_port_before_it_listens_gets_it() {
         );
         std::fs::write(&program, text).unwrap();
         let path = program.display().to_string();
-        let quick = ["--set", "min_ready_time=0", "--set", "ready_timeout=4s", "--name", "web", "-w", "1", &path];
+        let quick = [
+            "--set",
+            "min_ready_time=0",
+            "--set",
+            "ready_timeout=4s",
+            "--name",
+            "web",
+            "-w",
+            "1",
+            &path,
+        ];
         let mut app = run(quick.map(String::from));
         // Who comes while the port is only tried finds nobody who answers, as without troop.
-        let answers = || talk(local(own), "GET / HTTP/1.0\r\n\r\n").is_ok_and(|answer| answer.contains("200 OK"));
+        let answers = || {
+            talk(local(own), "GET / HTTP/1.0\r\n\r\n").is_ok_and(|answer| answer.contains("200 OK"))
+        };
         wait_until("the program's own server", answers);
         let first = served_by(own);
         // A second one beside it could not try the whole port, with Node's primary neither.

@@ -1,4 +1,5 @@
-//! Servers made with packages from npm, run as clusters unchanged. `npm install` in `examples/node` comes before.
+//! Servers made with packages from npm, run as clusters unchanged. `npm install` in `examples/node`
+//! comes before.
 
 #![allow(clippy::unwrap_used)]
 
@@ -28,7 +29,10 @@ fn is_served_by_both(name: &str) {
     for _ in 0..6 {
         // Fastify listens on localhost, which may be either family.
         let answer = talk(([127, 0, 0, 1], port), request).unwrap();
-        let pid = troop.workers().iter().find(|pid| answer.contains(&format!("hello from process {pid}")));
+        let pid = troop
+            .workers()
+            .iter()
+            .find(|pid| answer.contains(&format!("hello from process {pid}")));
         served_by.insert(*pid.unwrap_or_else(|| panic!("{answer}")));
     }
     assert_eq!(served_by.len(), 2);

@@ -40,7 +40,14 @@ fn both(script: &str, fields: &Value, flags: &[&str], start: impl Fn(&Home, &[&s
 
 fn told(home: &Home) -> Value {
     let shown = home.show("app");
-    let port: u16 = shown["listeners"][0]["address"].as_str().unwrap().rsplit(':').next().unwrap().parse().unwrap();
+    let port: u16 = shown["listeners"][0]["address"]
+        .as_str()
+        .unwrap()
+        .rsplit(':')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
     let answer = talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n").unwrap();
     serde_json::from_str(answer.rsplit("\r\n").next().unwrap()).unwrap()
 }
@@ -113,20 +120,33 @@ fn max_restarts_are_the_most() {
 
 #[test]
 fn restarts_come_after_the_pause_that_was_chosen() {
-    let pauses = |home: &Home| starts(home).windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<_>>();
+    let pauses =
+        |home: &Home| starts(home).windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<_>>();
     let flags = ["--max-restarts", "3", "--restart-delay", "600"];
     both(SHORT, &json!({ "max_restarts": 3, "restart_delay": 600 }), &flags, |home, start| {
         home.troop(start);
         let pauses = pauses(home);
-        assert!(pauses.len() == 2 && pauses.iter().all(|pause| *pause >= 600), "{start:?}: {pauses:?}");
+        assert!(
+            pauses.len() == 2 && pauses.iter().all(|pause| *pause >= 600),
+            "{start:?}: {pauses:?}"
+        );
     });
     let flags = ["--max-restarts", "4", "--exp-backoff-restart-delay", "300"];
-    both(SHORT, &json!({ "max_restarts": 4, "exp_backoff_restart_delay": 300 }), &flags, |home, start| {
-        home.troop(start);
-        let pauses = pauses(home);
-        // Four times the first, less a quarter at most by chance; a slow start can only make it more.
-        assert!(pauses.len() == 3 && pauses[0] >= 300 && pauses[2] >= 900, "{start:?}: {pauses:?}");
-    });
+    both(
+        SHORT,
+        &json!({ "max_restarts": 4, "exp_backoff_restart_delay": 300 }),
+        &flags,
+        |home, start| {
+            home.troop(start);
+            let pauses = pauses(home);
+            // Four times the first, less a quarter at most by chance; a slow start can only make it
+            // more.
+            assert!(
+                pauses.len() == 3 && pauses[0] >= 300 && pauses[2] >= 900,
+                "{start:?}: {pauses:?}"
+            );
+        },
+    );
 }
 
 #[test]
@@ -134,12 +154,23 @@ fn max_memory_restart_replaces_a_worker_that_has_become_too_big() {
     let grows = format!(
         "{SERVER} if (!require('fs').existsSync('grown')) {{ require('fs').writeFileSync('grown', ''); globalThis.all = Buffer.alloc(300e6, 1); }}"
     );
-    both(&grows, &json!({ "max_memory_restart": "200M" }), &["--max-memory-restart", "200M"], |home, start| {
-        home.fine(start);
-        wait_until("a second worker", || home.show("app")["workers"].as_array().unwrap().iter().all(|worker| worker["id"] != 1));
-        assert!(told(home)["args"].is_array());
-        std::fs::remove_file(home.path().join("grown")).unwrap();
-    });
+    both(
+        &grows,
+        &json!({ "max_memory_restart": "200M" }),
+        &["--max-memory-restart", "200M"],
+        |home, start| {
+            home.fine(start);
+            wait_until("a second worker", || {
+                home.show("app")["workers"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .all(|worker| worker["id"] != 1)
+            });
+            assert!(told(home)["args"].is_array());
+            std::fs::remove_file(home.path().join("grown")).unwrap();
+        },
+    );
 }
 
 #[test]
@@ -157,28 +188,54 @@ fn output_goes_where_it_was_sent() {
         &["-o", "out.log", "--log-type", "json"],
         |home, start| {
             home.fine(start);
-            let line = || home.log("out.log").lines().find(|line| line.contains("on standard output")).map(str::to_owned);
+            let line = || {
+                home.log("out.log")
+                    .lines()
+                    .find(|line| line.contains("on standard output"))
+                    .map(str::to_owned)
+            };
             wait_until("the output", || line().is_some());
             let line: Value = serde_json::from_str(&line().unwrap()).unwrap();
             assert_eq!(line["slot"], 0);
         },
     );
-    both(SERVER, &json!({ "out_file": "out.log", "time": true }), &["-o", "out.log", "--time"], |home, start| {
-        home.fine(start);
-        let line = || home.log("out.log").lines().find(|line| line.contains("on standard output")).map(str::to_owned);
-        wait_until("the output", || line().is_some());
-        assert!(line().unwrap().starts_with("20"), "{:?}", line());
-    });
+    both(
+        SERVER,
+        &json!({ "out_file": "out.log", "time": true }),
+        &["-o", "out.log", "--time"],
+        |home, start| {
+            home.fine(start);
+            let line = || {
+                home.log("out.log")
+                    .lines()
+                    .find(|line| line.contains("on standard output"))
+                    .map(str::to_owned)
+            };
+            wait_until("the output", || line().is_some());
+            assert!(line().unwrap().starts_with("20"), "{:?}", line());
+        },
+    );
 }
 
 #[test]
 fn programs_are_run_by_what_was_chosen_with_what_they_were_given() {
     let fields = json!({ "args": "--one 'a b'", "node_args": ["--no-warnings", "--stack-size=900"], "interpreter": "node" });
-    let flags = ["--interpreter", "node", "--node-args", "--no-warnings --stack-size=900", "--", "--one", "a b"];
+    let flags = [
+        "--interpreter",
+        "node",
+        "--node-args",
+        "--no-warnings --stack-size=900",
+        "--",
+        "--one",
+        "a b",
+    ];
     both(SERVER, &fields, &flags, |home, start| {
         home.fine(start);
         let told = told(home);
-        assert_eq!((&told["args"], &told["node"]), (&json!(["--one", "a b"]), &json!(["--no-warnings", "--stack-size=900"])));
+        assert_eq!(
+            (&told["args"], &told["node"]),
+            (&json!(["--one", "a b"]), &json!(["--no-warnings", "--stack-size=900"]))
+        );
     });
     // Something else than node; what it prints is all that it does.
     let script = "import os, sys, time\nopen('seen', 'w').write(repr((sys.argv[1:], sys.flags.optimize)))\ntime.sleep(1000)\n";
@@ -186,15 +243,24 @@ fn programs_are_run_by_what_was_chosen_with_what_they_were_given() {
     let flags = ["--interpreter", "python3", "--interpreter-args", "-O -u", "--", "x"];
     both(script, &fields, &flags, |home, start| {
         home.fine(start);
-        wait_until("it", || std::fs::read_to_string(home.path().join("seen")).is_ok_and(|seen| seen == "(['x'], 1)"));
+        wait_until("it", || {
+            std::fs::read_to_string(home.path().join("seen")).is_ok_and(|seen| seen == "(['x'], 1)")
+        });
     });
     // The program itself.
     let script = "#!/bin/sh\necho \"$0 $1\" > seen\nexec sleep 1000\n";
-    let (fields, flags) = (json!({ "interpreter": "none", "args": "x" }), ["--interpreter", "none", "--", "x"]);
-    let home = Home::with(&[("server", script), ("ecosystem.json", &file(&fields).replace("./server.js", "./server"))]);
+    let (fields, flags) =
+        (json!({ "interpreter": "none", "args": "x" }), ["--interpreter", "none", "--", "x"]);
+    let home = Home::with(&[
+        ("server", script),
+        ("ecosystem.json", &file(&fields).replace("./server.js", "./server")),
+    ]);
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(home.path().join("server"), mode).unwrap();
-    let seen = || std::fs::read_to_string(home.path().join("seen")).is_ok_and(|seen| seen.ends_with("server x\n"));
+    let seen = || {
+        std::fs::read_to_string(home.path().join("seen"))
+            .is_ok_and(|seen| seen.ends_with("server x\n"))
+    };
     home.fine(&["start", "ecosystem.json"]);
     wait_until("it", seen);
     home.fine(&["stop", "all", "--quick"]);
@@ -210,11 +276,13 @@ fn workers_are_where_and_who_they_were_said_to_be() {
     std::fs::write(home.path().join("inner/server.js"), SERVER).unwrap();
     std::fs::write(home.path().join("inner/vars"), "GREETING=dear\n").unwrap();
     let root = rustix::process::geteuid().is_root();
-    let mut fields =
-        json!({ "cwd": "inner", "instance_var": "MY_INSTANCE", "env_file": "vars", "port": 4242, "exec_mode": "fork" });
+    let mut fields = json!({ "cwd": "inner", "instance_var": "MY_INSTANCE", "env_file": "vars", "port": 4242, "exec_mode": "fork" });
     if root {
         // Numbers, as not every system has the same names.
-        fields.as_object_mut().unwrap().extend([("uid".to_owned(), json!(65534)), ("gid".to_owned(), json!("65533"))]);
+        fields
+            .as_object_mut()
+            .unwrap()
+            .extend([("uid".to_owned(), json!(65534)), ("gid".to_owned(), json!("65533"))]);
         std::process::Command::new("chmod").args(["-R", "a+rX"]).arg(home.path()).status().unwrap();
     }
     std::fs::write(home.path().join("ecosystem.json"), file(&fields)).unwrap();
@@ -241,8 +309,14 @@ fn workers_are_where_and_who_they_were_said_to_be() {
     }
     home.fine(&flags);
     for told in [by_file, told(&home)] {
-        assert_eq!(told["cwd"], home.path().canonicalize().unwrap().join("inner").display().to_string());
-        assert_eq!((&told["instance"], &told["env"], &told["port"]), (&"0".into(), &"dear".into(), &"4242".into()));
+        assert_eq!(
+            told["cwd"],
+            home.path().canonicalize().unwrap().join("inner").display().to_string()
+        );
+        assert_eq!(
+            (&told["instance"], &told["env"], &told["port"]),
+            (&"0".into(), &"dear".into(), &"4242".into())
+        );
         if root {
             assert_eq!((&told["uid"], &told["gid"]), (&65534.into(), &65533.into()));
         }
@@ -252,8 +326,12 @@ fn workers_are_where_and_who_they_were_said_to_be() {
 #[test]
 fn instances_are_as_many_as_were_said() {
     let cpus = std::thread::available_parallelism().unwrap().get();
-    for (number, count) in [(json!(3), 3), (json!("2"), 2), (json!("max"), cpus), (json!(0), cpus)] {
-        let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &file(&json!({ "instances": number })))]);
+    for (number, count) in [(json!(3), 3), (json!("2"), 2), (json!("max"), cpus), (json!(0), cpus)]
+    {
+        let home = Home::with(&[
+            ("server.js", SERVER),
+            ("ecosystem.json", &file(&json!({ "instances": number }))),
+        ]);
         home.fine(&["start", "ecosystem.json"]);
         assert_eq!(home.show("app")["workers"].as_array().unwrap().len(), count, "{number}");
     }
@@ -262,16 +340,30 @@ fn instances_are_as_many_as_were_said() {
 #[test]
 fn watched_files_bring_a_reload_after_the_quiet_that_was_chosen() {
     let fields = json!({ "watch": true, "ignore_watch": ["notes"], "watch_delay": 400 });
-    both(SERVER, &fields, &["--watch", "--ignore-watch", "notes", "--watch-delay", "400"], |home, start| {
-        home.fine(start);
-        std::fs::write(home.path().join("notes"), "nothing").unwrap();
-        let changed = SERVER.replace("told())", "({ changed: true }))");
-        std::fs::write(home.path().join("server.js"), changed).unwrap();
-        wait_until("the new version", || told(home)["changed"] == true);
-        // The one change that counts has brought one reload.
-        let shown = home.show("app");
-        assert_eq!(shown["workers"].as_array().unwrap().iter().map(|w| w["id"].as_u64().unwrap()).max(), Some(2), "{shown}");
-    });
+    both(
+        SERVER,
+        &fields,
+        &["--watch", "--ignore-watch", "notes", "--watch-delay", "400"],
+        |home, start| {
+            home.fine(start);
+            std::fs::write(home.path().join("notes"), "nothing").unwrap();
+            let changed = SERVER.replace("told())", "({ changed: true }))");
+            std::fs::write(home.path().join("server.js"), changed).unwrap();
+            wait_until("the new version", || told(home)["changed"] == true);
+            // The one change that counts has brought one reload.
+            let shown = home.show("app");
+            assert_eq!(
+                shown["workers"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|w| w["id"].as_u64().unwrap())
+                    .max(),
+                Some(2),
+                "{shown}"
+            );
+        },
+    );
 }
 
 #[test]
@@ -293,13 +385,20 @@ fn an_environment_that_there_is_not_is_an_error_and_one_that_there_is_says_nothi
     let fields = json!({ "env": { "GREETING": "dev" }, "env_production": { "GREETING": "live" } });
     let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &file(&fields))]);
     let (code, _, err) = home.troop(&["start", "ecosystem.json", "--env", "prodction"]);
-    assert!(code == 2 && err.contains("env_prodction") && err.contains("production"), "{code} {err}");
+    assert!(
+        code == 2 && err.contains("env_prodction") && err.contains("production"),
+        "{code} {err}"
+    );
     let (code, _, err) = home.troop(&["start", "ecosystem.json", "--env", "production"]);
     assert_eq!((code, err.as_str()), (0, ""));
     assert_eq!(told(&home)["env"], "live");
-    let unit = home.fine(&["startup", "--config", "ecosystem.json", "--env", "production", "--print"]);
+    let unit =
+        home.fine(&["startup", "--config", "ecosystem.json", "--env", "production", "--print"]);
     assert!(unit.contains(" run --env production --config ") && !unit.contains(".."), "{unit}");
-    assert_eq!(home.troop(&["startup", "--config", "ecosystem.json", "--env", "none", "--print"]).0, 2);
+    assert_eq!(
+        home.troop(&["startup", "--config", "ecosystem.json", "--env", "none", "--print"]).0,
+        2
+    );
 }
 
 #[test]
@@ -307,7 +406,8 @@ fn numbers_in_quotes_are_numbers_in_pm2s_units() {
     let fields = json!({ "kill_timeout": "3000", "min_uptime": "5000", "max_restarts": "2", "listen_timeout": "1500" });
     let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &file(&fields))]);
     let text = home.fine(&["init", "--from", "ecosystem.json", "-o", "-"]);
-    for part in ["grace = \"3s\"", "min_uptime = \"5s\"", "max = 2", "ready_timeout = \"1s 500ms\""] {
+    for part in ["grace = \"3s\"", "min_uptime = \"5s\"", "max = 2", "ready_timeout = \"1s 500ms\""]
+    {
         assert!(text.contains(part), "{part} in {text}");
     }
     let wrong = file(&json!({ "max_restarts": "many" }));
@@ -321,10 +421,14 @@ fn scripts_are_seen_from_where_the_app_runs() {
     let home = Home::with(&[]);
     std::fs::create_dir_all(home.path().join("sub/bin")).unwrap();
     std::fs::write(home.path().join("sub/bin/www"), SERVER).unwrap();
-    for (name, fields) in [("a.json", json!({ "script": "./bin/www" })), ("b.json", json!({ "script": "www", "cwd": "bin" }))] {
+    for (name, fields) in [
+        ("a.json", json!({ "script": "./bin/www" })),
+        ("b.json", json!({ "script": "www", "cwd": "bin" })),
+    ] {
         let mut app = json!({ "name": "app" });
         app.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        std::fs::write(home.path().join("sub").join(name), json!({ "apps": [app] }).to_string()).unwrap();
+        std::fs::write(home.path().join("sub").join(name), json!({ "apps": [app] }).to_string())
+            .unwrap();
         home.fine(&["start", &format!("sub/{name}")]);
         assert!(told(&home)["script"].as_str().unwrap().ends_with("/www"));
         home.fine(&["stop", "app"]);
@@ -347,7 +451,8 @@ fn what_cannot_be_executed_runs_under_what_its_ending_says() {
 
 #[test]
 fn paths_that_a_watcher_ignores_may_be_written_as_in_pm2() {
-    let fields = json!({ "watch": true, "ignore_watch": ["./logs", "data/*.db"], "watch_delay": 100 });
+    let fields =
+        json!({ "watch": true, "ignore_watch": ["./logs", "data/*.db"], "watch_delay": 100 });
     let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &file(&fields))]);
     for directory in ["logs", "data"] {
         std::fs::create_dir(home.path().join(directory)).unwrap();
@@ -355,7 +460,11 @@ fn paths_that_a_watcher_ignores_may_be_written_as_in_pm2() {
     home.fine(&["start", "ecosystem.json"]);
     std::fs::write(home.path().join("logs/access.txt"), "x").unwrap();
     std::fs::write(home.path().join("data/x.db"), "x").unwrap();
-    std::fs::write(home.path().join("server.js"), SERVER.replace("told())", "({ changed: true }))")).unwrap();
+    std::fs::write(
+        home.path().join("server.js"),
+        SERVER.replace("told())", "({ changed: true }))"),
+    )
+    .unwrap();
     wait_until("the new version", || told(&home)["changed"] == true);
     // The old one may still be leaving.
     let shown = home.show("app");
@@ -370,10 +479,16 @@ fn paths_that_a_watcher_ignores_may_be_written_as_in_pm2() {
 fn an_app_that_nobody_waits_for_ends_too_if_it_cannot_start() {
     let home = Home::with(&[("short.js", "console.error('no database'); process.exit(3)")]);
     home.fine(&["start", "short.js", "-i", "1", "--no-wait", "--max-restarts", "2"]);
-    wait_until("its failure", || home.log("short.log").contains("giving up: no worker became ready"));
+    wait_until("its failure", || {
+        home.log("short.log").contains("giving up: no worker became ready")
+    });
     wait_until("its end", || home.fine(&["ls", "--json"]).trim() == "[]");
-    let (code, _, err) = home.troop(&["start", "short.js", "-i", "1", "-n", "other", "--stop-exit-codes", "3"]);
-    assert!(code == 1 && err.contains("exit code 3") && err.contains("no database"), "{code} {err}");
+    let (code, _, err) =
+        home.troop(&["start", "short.js", "-i", "1", "-n", "other", "--stop-exit-codes", "3"]);
+    assert!(
+        code == 1 && err.contains("exit code 3") && err.contains("no database"),
+        "{code} {err}"
+    );
 }
 
 #[test]
@@ -392,13 +507,21 @@ fn what_start_would_refuse_check_refuses_too() {
         ("cgroup = { other = { \"..\" = \"1\" } }", "cgroup"),
         ("cgroup = { memory_high = 0 }", "memory_high"),
     ] {
-        std::fs::write(home.path().join("troop.toml"), format!("[app.web]\nprogram = \"server.js\"\n{line}\n")).unwrap();
+        std::fs::write(
+            home.path().join("troop.toml"),
+            format!("[app.web]\nprogram = \"server.js\"\n{line}\n"),
+        )
+        .unwrap();
         for verb in ["check", "start"] {
             let (code, _, err) = home.troop(&[verb]);
             assert!(code == 2 && err.contains(part), "{verb} with {line}: {code} {err}");
         }
     }
-    std::fs::write(home.path().join("troop.toml"), "[app.web]\nprogram = \"python3\"\nnode_args = [\"--x\"]\n").unwrap();
+    std::fs::write(
+        home.path().join("troop.toml"),
+        "[app.web]\nprogram = \"python3\"\nnode_args = [\"--x\"]\n",
+    )
+    .unwrap();
     let (code, _, err) = home.troop(&["check"]);
     assert!(code == 2 && err.contains("node_args"), "{code} {err}");
     let (code, _, err) = home.troop(&["start", "server.js", "app:app"]);

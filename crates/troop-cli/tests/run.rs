@@ -32,7 +32,8 @@ fn an_unchanged_http_server_becomes_a_cluster() {
     let mut troop = run(arguments(&["-w", "3", "--env", "GREETING=hi", "--cwd", "/"], "hello.js"));
     let port = troop.listening(3);
     let answers: BTreeSet<String> = (0..9).map(|_| get(port, "/").unwrap()).collect();
-    let expected: BTreeSet<String> = troop.workers().iter().map(|pid| format!("{pid} hi /")).collect();
+    let expected: BTreeSet<String> =
+        troop.workers().iter().map(|pid| format!("{pid} hi /")).collect();
     assert_eq!(answers, expected);
     troop.signal(Signal::TERM);
     let (code, log) = troop.end();
@@ -60,7 +61,9 @@ fn signals_scale_it_and_end_it_as_people_know_them() {
     troop.listening(1);
     troop.signal(Signal::TTOU);
     // The last one is told to leave; this program never does.
-    wait_until("one is too many", || troop.troop(["show", "--json"]).1.contains("\"leaving_ms\": 2"));
+    wait_until("one is too many", || {
+        troop.troop(["show", "--json"]).1.contains("\"leaving_ms\": 2")
+    });
     troop.signal(Signal::TTOU);
     troop.signal(Signal::QUIT);
     let (code, log) = troop.end();
@@ -84,15 +87,22 @@ fn one_less_than_no_worker_is_none() {
 
 #[test]
 fn completions_and_manual_pages_are_written() {
-    let troop = |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_troop")).args(args).output().unwrap();
+    let troop =
+        |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_troop")).args(args).output().unwrap();
     for shell in ["bash", "zsh", "fish"] {
-        assert!(String::from_utf8_lossy(&troop(&["completions", shell]).stdout).contains("reload"), "{shell}");
+        assert!(
+            String::from_utf8_lossy(&troop(&["completions", shell]).stdout).contains("reload"),
+            "{shell}"
+        );
     }
     let directory = tempfile::tempdir().unwrap();
     assert!(troop(&["man", directory.path().to_str().unwrap()]).status.success());
     let page = std::fs::read_to_string(directory.path().join("troop-run.1")).unwrap();
     assert!(page.contains("SIGHUP") && page.contains("policy"));
-    assert!(directory.path().join("troop.1").exists() && directory.path().join("troop-scale.1").exists());
+    assert!(
+        directory.path().join("troop.1").exists()
+            && directory.path().join("troop-scale.1").exists()
+    );
 }
 
 #[test]
@@ -149,11 +159,20 @@ fn a_program_that_does_not_exist_is_one_clear_error() {
 
 #[test]
 fn wrong_arguments_are_explained() {
-    for args in [&["-w", "none", "x"][..], &["--policy", "best", "x"], &["--env", "novalue", "x"], &["--grace", "-1", "x"], &[]] {
+    for args in [
+        &["-w", "none", "x"][..],
+        &["--policy", "best", "x"],
+        &["--env", "novalue", "x"],
+        &["--grace", "-1", "x"],
+        &[],
+    ] {
         let mut troop = run(args);
         let (code, log) = troop.end();
         assert_eq!(code, Some(2), "{log}");
-        assert!(["error:", "run what?", "NAME=VALUE"].iter().any(|part| log.contains(part)), "{log}");
+        assert!(
+            ["error:", "run what?", "NAME=VALUE"].iter().any(|part| log.contains(part)),
+            "{log}"
+        );
     }
 }
 
@@ -192,7 +211,8 @@ fn a_reload_under_load_fails_no_request() {
 fn a_reload_that_fails_keeps_the_old_workers() {
     let directory = tempfile::tempdir().unwrap();
     let broken = directory.path().join("broken").display().to_string();
-    let mut troop = run(arguments(&["-w", "2"], "fails_on_reload.js").into_iter().chain([broken.clone()]));
+    let mut troop =
+        run(arguments(&["-w", "2"], "fails_on_reload.js").into_iter().chain([broken.clone()]));
     let port = troop.listening(2);
     std::fs::write(&broken, "").unwrap();
     troop.signal(Signal::HUP);
@@ -257,7 +277,9 @@ fn ctrl_c_does_not_reach_the_workers_first() {
 #[test]
 fn auto_means_the_cpus_that_may_be_used() {
     let mut command = Command::new("taskset");
-    command.args(["-c", "0", env!("CARGO_BIN_EXE_troop"), "run", "--log", "json", "-w", "auto"]).arg(node("hello.js"));
+    command
+        .args(["-c", "0", env!("CARGO_BIN_EXE_troop"), "run", "--log", "json", "-w", "auto"])
+        .arg(node("hello.js"));
     let mut troop = start(command);
     troop.listening(1);
     troop.signal(Signal::TERM);
@@ -271,7 +293,17 @@ fn it_is_fit_to_be_process_1() {
         return;
     }
     let mut command = Command::new("unshare");
-    command.args(["--pid", "--fork", "--kill-child", env!("CARGO_BIN_EXE_troop"), "run", "--log", "json", "-w", "1"]);
+    command.args([
+        "--pid",
+        "--fork",
+        "--kill-child",
+        env!("CARGO_BIN_EXE_troop"),
+        "run",
+        "--log",
+        "json",
+        "-w",
+        "1",
+    ]);
     command.arg(node("orphan.js"));
     let mut troop = start(command);
     troop.listening(1);
@@ -279,7 +311,8 @@ fn it_is_fit_to_be_process_1() {
     let children = format!("/proc/{0}/task/{0}/children", troop.child.id());
     let init: u32 = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
     let orphans = || {
-        let children = std::fs::read_to_string(format!("/proc/{init}/task/{init}/children")).unwrap_or_default();
+        let children = std::fs::read_to_string(format!("/proc/{init}/task/{init}/children"))
+            .unwrap_or_default();
         children.split_whitespace().count()
     };
     wait_until("the orphan is reaped and only the worker is left", || orphans() == 1);
@@ -316,7 +349,8 @@ fn listens_itself(pid: u32, port: u16) -> bool {
         .map(|fields| format!("socket:[{}]", fields[9]))
         .collect();
     let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    fds.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok()).any(|link| inodes.contains(&link.display().to_string()))
+    fds.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok())
+        .any(|link| inodes.contains(&link.display().to_string()))
 }
 
 #[test]
@@ -330,7 +364,9 @@ fn the_policy_comes_from_the_environment_or_the_command_line() {
         ("rr", "shared", true),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
-        command.args(["run", "--log", "json", "-w", "1"]).env("NODE_CLUSTER_SCHED_POLICY", variable);
+        command
+            .args(["run", "--log", "json", "-w", "1"])
+            .env("NODE_CLUSTER_SCHED_POLICY", variable);
         if !option.is_empty() {
             command.args(["--policy", option]);
         }
@@ -354,7 +390,8 @@ fn clients_of_a_blocked_worker_wait_in_the_kernel_and_cost_nothing() {
     let mut troop = run(arguments(&["-w", "1"], "blocks.js"));
     let port = troop.listening(1);
     let primary = troop.child.id();
-    let mut clients: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    let mut clients: Vec<TcpStream> =
+        (0..400).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
     let descriptors = || std::fs::read_dir(format!("/proc/{primary}/fd")).unwrap().count();
     wait_until("the primary has accepted as many as it keeps", || descriptors() >= 64);
     let before = cpu_nanos(primary);
@@ -375,7 +412,8 @@ fn workers_with_an_inspector_do_not_fight_over_its_port() {
     let program = node("hello.js").display().to_string();
     let mut troop = run(["-w", "2", "node", "--inspect=0", &program]);
     troop.listening(2);
-    let inspectors = |log: &[String]| log.iter().filter(|l| l.contains("Debugger listening on ws://")).count();
+    let inspectors =
+        |log: &[String]| log.iter().filter(|l| l.contains("Debugger listening on ws://")).count();
     assert_eq!(inspectors(&troop.seen), 2);
 }
 
@@ -383,11 +421,13 @@ fn workers_with_an_inspector_do_not_fight_over_its_port() {
 fn a_script_that_node_cannot_run_is_refused_with_the_reason_or_runs() {
     let directory = tempfile::tempdir().unwrap();
     let script = directory.path().join("server.ts");
-    std::fs::write(&script, "const port: number = 0; require('http').createServer().listen(port);").unwrap();
+    std::fs::write(&script, "const port: number = 0; require('http').createServer().listen(port);")
+        .unwrap();
     let mut troop = run(["-w", "1", &script.display().to_string()]);
     let version = Command::new("node").arg("--version").output().unwrap().stdout;
     let version = String::from_utf8(version).unwrap();
-    let mut numbers = version.trim_start_matches('v').split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+    let mut numbers =
+        version.trim_start_matches('v').split('.').map(|n| n.parse::<u32>().unwrap_or(0));
     if (numbers.next(), numbers.next()) < (Some(22), Some(6)) {
         let (code, log) = troop.end();
         assert_eq!(code, Some(1));
@@ -406,14 +446,26 @@ fn a_fork_that_may_succeed_later_is_tried_again_and_says_why() {
     let directory = tempfile::tempdir().unwrap();
     let program = directory.path().join("troop");
     std::fs::copy(env!("CARGO_BIN_EXE_troop"), &program).unwrap();
-    std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .unwrap();
     let mut command = Command::new("setpriv");
-    command.args(["--reuid", "64123", "--regid", "64123", "--clear-groups", "prlimit", "--nproc=1"]);
+    command.args([
+        "--reuid",
+        "64123",
+        "--regid",
+        "64123",
+        "--clear-groups",
+        "prlimit",
+        "--nproc=1",
+    ]);
     command.arg(program).args(["run", "--log", "json", "-w", "1", "/bin/true"]);
     let mut troop = start(command);
     for _ in 0..2 {
         let again = troop.event("restarting");
-        assert!(again["reason"].as_str().unwrap().contains("Resource temporarily unavailable"), "{again}");
+        assert!(
+            again["reason"].as_str().unwrap().contains("Resource temporarily unavailable"),
+            "{again}"
+        );
         assert!(again["delay_ms"].as_u64().unwrap() > 0);
     }
 }

@@ -27,11 +27,21 @@ else setInterval(() => {}, 1e6);
 #[test]
 fn a_start_with_some_ready_workers_says_how_many_when_its_time_is_over_and_the_app_goes_on() {
     let home = Home::with(&[("half.js", HALF)]);
-    let mut command = home.command(&["start", "half.js", "-i", "2", "--ready", "listening", "--set", "ready_timeout=1"]);
+    let mut command = home.command(&[
+        "start",
+        "half.js",
+        "-i",
+        "2",
+        "--ready",
+        "listening",
+        "--set",
+        "ready_timeout=1",
+    ]);
     let output = command.env("THEN", "wait").output().unwrap();
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(
-        output.status.code() == Some(1) && err.contains("half: not all workers are ready, 1 of 2, after 6s; it goes on"),
+        output.status.code() == Some(1)
+            && err.contains("half: not all workers are ready, 1 of 2, after 6s; it goes on"),
         "{err}"
     );
     assert_eq!(home.show("half")["ready"], 1);
@@ -41,7 +51,8 @@ fn a_start_with_some_ready_workers_says_how_many_when_its_time_is_over_and_the_a
 fn a_start_does_not_wait_for_workers_that_have_ended_for_good() {
     let home = Home::with(&[("half.js", HALF)]);
     let start = |then: &str, name: &str| {
-        let mut command = home.command(&["start", "half.js", "-i", "2", "--restart", "never", "-n", name]);
+        let mut command =
+            home.command(&["start", "half.js", "-i", "2", "--restart", "never", "-n", name]);
         let output = command.args(["--ready", "listening"]).env("THEN", then).output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
@@ -63,7 +74,11 @@ fn a_start_that_is_interrupted_says_what_becomes_of_the_app() {
     kill_process(Pid::from_child(&start), Signal::INT).unwrap();
     let output = start.wait_with_output().unwrap();
     let err = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(1) && err.contains("slow: interrupted, but it goes on starting"), "{err}");
+    assert!(
+        output.status.code() == Some(1)
+            && err.contains("slow: interrupted, but it goes on starting"),
+        "{err}"
+    );
     assert_eq!(home.show("slow")["phase"], "starting");
     home.fine(&["stop", "slow", "--quick"]);
     // However early it is, what is said is true.
@@ -99,8 +114,18 @@ fn that_an_app_runs_already_is_said_also_where_its_descriptors_are_missing() {
 /// Such as do not speak Node's protocol, which end by the signal that they are sent.
 #[test]
 fn an_end_that_troop_has_brought_about_is_told_as_that() {
-    let mut gives_up =
-        run(["-w", "2", "--ready", "listening", "--set", "restart.window=1s", "--set", "ready_timeout=1s", "sleep", "600"]);
+    let mut gives_up = run([
+        "-w",
+        "2",
+        "--ready",
+        "listening",
+        "--set",
+        "restart.window=1s",
+        "--set",
+        "ready_timeout=1s",
+        "sleep",
+        "600",
+    ]);
     let (code, log) = gives_up.end();
     assert_eq!(code, Some(1), "{log}");
     let mut stops = run(["-w", "2", "sleep", "600"]);
@@ -111,7 +136,8 @@ fn an_end_that_troop_has_brought_about_is_told_as_that() {
         let ends = || log.lines().filter(|line| line.contains(r#""event":"exit""#));
         assert_eq!(ends().count(), 2, "{log}");
         assert!(
-            ends().all(|end| end.contains("was ended by troop: signal SIGTERM") && end.contains(r#""endedByTroop":true"#)),
+            ends().all(|end| end.contains("was ended by troop: signal SIGTERM")
+                && end.contains(r#""endedByTroop":true"#)),
             "{log}"
         );
     }

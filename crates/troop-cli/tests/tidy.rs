@@ -1,4 +1,5 @@
-//! The house keeps its own rules: files stay small, documents lead somewhere, and what can be configured or typed is written down.
+//! The house keeps its own rules: files stay small, documents lead somewhere, and what can be
+//! configured or typed is written down.
 
 #![allow(clippy::unwrap_used)]
 
@@ -55,7 +56,11 @@ fn files_are_short() {
 #[test]
 fn comments_stand_by_themselves() {
     let empty = concat!("See the", " module.");
-    let found: Vec<_> = files(&[".rs"]).into_iter().filter(|(_, text)| text.contains(empty)).map(|(path, _)| path).collect();
+    let found: Vec<_> = files(&[".rs"])
+        .into_iter()
+        .filter(|(_, text)| text.contains(empty))
+        .map(|(path, _)| path)
+        .collect();
     assert!(found.is_empty(), "a comment says no more than {empty:?}: {found:?}");
 }
 
@@ -74,7 +79,10 @@ fn links(text: &str) -> Vec<String> {
         !in_code
     });
     let targets = |line: &str| -> Vec<String> {
-        line.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0.to_owned())).collect()
+        line.split("](")
+            .skip(1)
+            .filter_map(|rest| Some(rest.split_once(')')?.0.to_owned()))
+            .collect()
     };
     lines.flat_map(targets).collect()
 }
@@ -107,14 +115,21 @@ fn options() -> Vec<(Option<String>, String)> {
     let schema: Value = serde_json::from_str(&read("docs/troop.schema.json")).unwrap();
     let definitions = schema["$defs"].as_object().unwrap();
     let properties = |definition: &Value| -> Vec<(String, Value)> {
-        definition["properties"].as_object().into_iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect()
+        definition["properties"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect()
     };
     let mut options = Vec::new();
     for (name, property) in properties(&definitions["App"]) {
         let text = property.to_string();
         for (definition, value) in definitions {
             if text.contains(&format!("\"#/$defs/{definition}\"")) {
-                options.extend(properties(value).into_iter().map(|(inner, _)| (Some(name.clone()), inner)));
+                options.extend(
+                    properties(value).into_iter().map(|(inner, _)| (Some(name.clone()), inner)),
+                );
             }
         }
         options.push((None, name));
@@ -126,9 +141,12 @@ fn options() -> Vec<(Option<String>, String)> {
 #[test]
 fn every_option_is_documented() {
     let text = read("docs/tool.md");
-    let words: BTreeSet<&str> =
-        text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty()).collect();
-    let missing: Vec<_> = options().into_iter().filter(|(_, name)| !words.contains(name.as_str())).collect();
+    let words: BTreeSet<&str> = text
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| !word.is_empty())
+        .collect();
+    let missing: Vec<_> =
+        options().into_iter().filter(|(_, name)| !words.contains(name.as_str())).collect();
     assert!(missing.is_empty(), "docs/tool.md does not name {missing:?}");
 }
 
@@ -138,10 +156,17 @@ fn every_option_in_documents_exists() {
     let mut unknown = Vec::new();
     for document in ["README.md", "docs/tool.md", "docs/scheduling.md"] {
         let text = read(document);
-        for block in text.split("```toml\n").skip(1).filter_map(|rest| rest.split_once("```").map(|(block, _)| block)) {
-            let names = block.lines().filter_map(|line| line.trim_start_matches("# ").split_once(" = "));
-            let names = names.map(|(name, _)| name.trim()).filter(|name| !name.contains([' ', '"']));
-            let unknown_ones = names.filter(|name| name.split('.').any(|part| !known.contains(part)));
+        for block in text
+            .split("```toml\n")
+            .skip(1)
+            .filter_map(|rest| rest.split_once("```").map(|(block, _)| block))
+        {
+            let names =
+                block.lines().filter_map(|line| line.trim_start_matches("# ").split_once(" = "));
+            let names =
+                names.map(|(name, _)| name.trim()).filter(|name| !name.contains([' ', '"']));
+            let unknown_ones =
+                names.filter(|name| name.split('.').any(|part| !known.contains(part)));
             unknown.extend(unknown_ones.map(|name| format!("{document}: {name}")));
         }
     }
@@ -150,33 +175,42 @@ fn every_option_in_documents_exists() {
 
 #[test]
 fn every_verb_is_documented() {
-    let program = std::process::Command::new(env!("CARGO_BIN_EXE_troop")).arg("--help").output().unwrap();
+    let program =
+        std::process::Command::new(env!("CARGO_BIN_EXE_troop")).arg("--help").output().unwrap();
     let help = String::from_utf8(program.stdout).unwrap();
     let verbs: Vec<&str> = help
         .lines()
         .skip_while(|line| !line.starts_with("Commands:"))
         .skip(1)
         .take_while(|line| line.starts_with("  "))
-        .filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' '))?.split_whitespace().next())
+        .filter_map(|line| {
+            line.strip_prefix("  ").filter(|line| !line.starts_with(' '))?.split_whitespace().next()
+        })
         .filter(|verb| *verb != "help")
         .collect();
     assert!(verbs.len() > 15, "{help}");
     let text = read("docs/tool.md");
-    let missing: Vec<_> = verbs.into_iter().filter(|verb| !text.contains(&format!("`{verb}"))).collect();
+    let missing: Vec<_> =
+        verbs.into_iter().filter(|verb| !text.contains(&format!("`{verb}"))).collect();
     assert!(missing.is_empty(), "docs/tool.md does not name {missing:?}");
 }
 
 #[test]
 fn tests_that_the_guarantees_name_exist() {
     let readme = read("README.md");
-    let guarantees = readme.split("\n## ").find(|part| part.starts_with("What it guarantees")).unwrap();
+    let guarantees =
+        readme.split("\n## ").find(|part| part.starts_with("What it guarantees")).unwrap();
     let listed = guarantees.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_digit()));
-    let is_name = |word: &&str| word.contains(['_', ':']) || matches!(*word, "attacks" | "messages" | "floods");
-    let names: Vec<&str> = listed.flat_map(|line| line.split('`').skip(1).step_by(2)).filter(is_name).collect();
+    let is_name = |word: &&str| {
+        word.contains(['_', ':']) || matches!(*word, "attacks" | "messages" | "floods")
+    };
+    let names: Vec<&str> =
+        listed.flat_map(|line| line.split('`').skip(1).step_by(2)).filter(is_name).collect();
     assert!(names.len() > 5, "{names:?}");
     let sources = files(&[".rs"]);
     for name in names {
-        let (file, module) = name.split_once("::").map_or((name, None), |(file, module)| (file, Some(module)));
+        let (file, module) =
+            name.split_once("::").map_or((name, None), |(file, module)| (file, Some(module)));
         let exists = sources.iter().any(|(path, text)| match module {
             Some(module) => path.ends_with(format!("tests/{file}/{module}.rs")),
             None => {

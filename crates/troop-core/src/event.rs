@@ -190,7 +190,8 @@ pub enum Violation {
     OverShare(usize),
     /// It had the primary wait for connections on a socket that both have.
     HeldUp,
-    /// More sockets bound for nothing, within ten seconds, than this: they could not be bound, or it closed them.
+    /// More sockets bound for nothing, within ten seconds, than this: they could not be bound, or
+    /// it closed them.
     TooManyBinds(u32),
     /// It left more descriptors unacknowledged than this.
     Unacknowledged(usize),
@@ -199,7 +200,8 @@ pub enum Violation {
 }
 
 impl Violation {
-    /// True when nothing that follows on the channel can be trusted, so that the worker is cut off at the first offence.
+    /// True when nothing that follows on the channel can be trusted, so that the worker is cut off
+    /// at the first offence.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
         matches!(
@@ -225,9 +227,15 @@ impl fmt::Display for Violation {
             Violation::TooLong(limit) => write!(f, "a message longer than {limit} bytes"),
             Violation::TooDeep(limit) => write!(f, "a message nested deeper than {limit} levels"),
             Violation::NotJson => f.write_str("a line that is not JSON"),
-            Violation::NotSerialized => f.write_str("a frame that is not in V8's serialization format"),
-            Violation::TooCostly(limit) => write!(f, "a message that would take more than {} MiB of memory", limit >> 20),
-            Violation::Malformed(what) => write!(f, "a malformed protocol message: {:.MAX_SHOWN$}", escaped(what)),
+            Violation::NotSerialized => {
+                f.write_str("a frame that is not in V8's serialization format")
+            }
+            Violation::TooCostly(limit) => {
+                write!(f, "a message that would take more than {} MiB of memory", limit >> 20)
+            }
+            Violation::Malformed(what) => {
+                write!(f, "a malformed protocol message: {:.MAX_SHOWN$}", escaped(what))
+            }
             Violation::UnaskedAck => f.write_str("an acknowledgement nobody asked for"),
             Violation::MissingHandle => f.write_str("a message whose descriptor did not arrive"),
             Violation::SurplusHandles(n) => write!(f, "{n} descriptors that no message announced"),
@@ -239,12 +247,23 @@ impl fmt::Display for Violation {
                 f,
                 "a request for more than {share} listeners, its share of the primary's descriptors (raise the limit on open files: ulimit -n, LimitNOFILE= of a unit)"
             ),
-            Violation::HeldUp => f.write_str("a socket on which it had the primary wait for connections"),
-            Violation::TooManyBinds(limit) => {
-                write!(f, "more than {limit} requests in 10 s for listeners that cannot be bound or that it closes again")
+            Violation::HeldUp => {
+                f.write_str("a socket on which it had the primary wait for connections")
             }
-            Violation::Unacknowledged(limit) => write!(f, "no acknowledgement of more than {limit} descriptors"),
-            Violation::Forbidden(at) => write!(f, "a request for a listener that it may not have: {:.MAX_SHOWN$}", escaped(at)),
+            Violation::TooManyBinds(limit) => {
+                write!(
+                    f,
+                    "more than {limit} requests in 10 s for listeners that cannot be bound or that it closes again"
+                )
+            }
+            Violation::Unacknowledged(limit) => {
+                write!(f, "no acknowledgement of more than {limit} descriptors")
+            }
+            Violation::Forbidden(at) => write!(
+                f,
+                "a request for a listener that it may not have: {:.MAX_SHOWN$}",
+                escaped(at)
+            ),
         }
     }
 }
@@ -287,7 +306,8 @@ pub enum Notice {
         /// Whether somebody had asked for it.
         voluntary: bool,
     },
-    /// It does not take the connections that wait for it, so that they go to others; or it does again.
+    /// It does not take the connections that wait for it, so that they go to others; or it does
+    /// again.
     Stalled {
         /// Which worker.
         worker: WorkerId,
@@ -301,14 +321,15 @@ pub enum Notice {
         /// Why, and what is done instead.
         reason: String,
     },
-    /// A listener was closed because no worker has it any more and nobody who is starting may ask for it, or, while connections waited for a
-    /// worker, because it is not to wait for one.
+    /// A listener was closed because no worker has it any more and nobody who is starting may ask
+    /// for it, or, while connections waited for a worker, because it is not to wait for one.
     ListenerClosed {
         /// Where it was bound.
         at: Address,
         /// Connections that waited there; they were closed.
         dropped: usize,
-        /// Set if a successor should have listened there: where, in the words of the worker that had asked for it.
+        /// Set if a successor should have listened there: where, in the words of the worker that
+        /// had asked for it.
         missed: Option<Address>,
     },
     /// It broke a rule of the channel.

@@ -25,7 +25,9 @@ pub struct ListenerId(pub u32);
 pub struct ConnId(pub u32);
 
 /// A moment on a monotonic clock, in milliseconds since an origin of the caller's choice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 pub struct Time(pub u64);
 
 impl Time {

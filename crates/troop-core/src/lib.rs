@@ -1,10 +1,13 @@
 //! What a troop primary *decides*, and how the two sides talk, without any I/O.
 //!
-//! Nothing in this crate opens a descriptor, reads a clock, starts a task or draws a random number. Inputs go in, decisions come
-//! out; time is an input. That is what makes the behaviour of a cluster testable to the last transition.
+//! Nothing in this crate opens a descriptor, reads a clock, starts a task or draws a random number.
+//! Inputs go in, decisions come out; time is an input. That is what makes the behaviour of a
+//! cluster testable to the last transition.
 //!
-//! - [`primary`]: the state machine of the primary: worker lives, the registry of listeners, connections in flight.
-//! - [`supervise`]: how many workers there should be: restarts with back-off, rolling reload, shutdown.
+//! - [`primary`]: the state machine of the primary: worker lives, the registry of listeners,
+//!   connections in flight.
+//! - [`supervise`]: how many workers there should be: restarts with back-off, rolling reload,
+//!   shutdown.
 //! - [`policy`]: which worker gets the next connection.
 //! - [`steer`]: what the kernel is told to do by itself.
 //! - [`text`]: text of strangers, made safe to show.

@@ -1,7 +1,8 @@
 //! Text of workers and other strangers, made safe to show.
 //!
-//! An address, a path, a reason or a line of output can hold escape sequences, which terminals obey; newlines, which forge lines of a log; and
-//! marks that turn the direction of text, which make it read as something else. [`escaped`] shows all of them as `\n`, `\x1b` or `\u{202e}`.
+//! An address, a path, a reason or a line of output can hold escape sequences, which terminals
+//! obey; newlines, which forge lines of a log; and marks that turn the direction of text, which
+//! make it read as something else. [`escaped`] shows all of them as `\n`, `\x1b` or `\u{202e}`.
 
 use std::borrow::Cow;
 use std::fmt::{self, Display, Write};
@@ -11,9 +12,10 @@ const RESET: &str = "\x1b[0m";
 /// The longest parameters of a colour, in bytes: `38;2;255;255;255`, twice.
 const MAX_COLOUR: usize = 40;
 
-/// Whether a character does something other than stand where it is: controls (C0, DEL, C1), separators of lines and paragraphs, marks that change
-/// the direction of text, annotations, and characters that cannot be seen, by which two names look the same. (Joiners and variation selectors are
-/// safe: scripts and emoji need them.)
+/// Whether a character does something other than stand where it is: controls (C0, DEL, C1),
+/// separators of lines and paragraphs, marks that change the direction of text, annotations, and
+/// characters that cannot be seen, by which two names look the same. (Joiners and variation
+/// selectors are safe: scripts and emoji need them.)
 #[must_use]
 pub fn is_unsafe(c: char) -> bool {
     c.is_control()
@@ -24,8 +26,8 @@ pub fn is_unsafe(c: char) -> bool {
             | '\u{2060}'..='\u{2065}' | '\u{206a}'..='\u{206f}' | '\u{3164}' | '\u{feff}' | '\u{ffa0}' | '\u{e0000}'..='\u{e00ff}')
 }
 
-/// Shows text with everything escaped that [is unsafe](is_unsafe). A precision (`{:.80}`) cuts it to that many characters of its own, and adds
-/// `…`.
+/// Shows text with everything escaped that [is unsafe](is_unsafe). A precision (`{:.80}`) cuts it
+/// to that many characters of its own, and adds `…`.
 #[must_use]
 pub fn escaped(text: &str) -> Escaped<'_> {
     Escaped(text)
@@ -75,7 +77,8 @@ fn write_escape(to: &mut impl Write, c: char) -> fmt::Result {
     }
 }
 
-/// Escapes each line of a text, and puts a mark before it, by which a program's lines can be told from those that quote them.
+/// Escapes each line of a text, and puts a mark before it, by which a program's lines can be told
+/// from those that quote them.
 #[must_use]
 pub fn lines(text: &str, mark: &str) -> String {
     let mut shown = String::with_capacity(text.len());
@@ -87,7 +90,8 @@ pub fn lines(text: &str, mark: &str) -> String {
     shown
 }
 
-/// Escapes one line of a program's output for a terminal. Tabs stay, and so do colours (`ESC [ digits ; … m`), which end with the line.
+/// Escapes one line of a program's output for a terminal. Tabs stay, and so do colours
+/// (`ESC [ digits ; … m`), which end with the line.
 #[must_use]
 pub fn terminal_line(line: &str) -> Cow<'_, str> {
     if !line.contains(|c| c != '\t' && is_unsafe(c)) {
@@ -125,8 +129,8 @@ fn colour(text: &str) -> Option<usize> {
     (end <= MAX_COLOUR && parameters[end..].starts_with('m')).then_some(2 + end + 1)
 }
 
-/// Escapes in a JSON text what JSON would leave as it is: characters above C0 that [are unsafe](is_unsafe). They can only be in strings, so it
-/// means the same afterwards.
+/// Escapes in a JSON text what JSON would leave as it is: characters above C0 that
+/// [are unsafe](is_unsafe). They can only be in strings, so it means the same afterwards.
 #[must_use]
 pub fn json(text: String) -> String {
     let is_raw = |c: char| !matches!(c, '\0'..='\x1f') && is_unsafe(c);
@@ -171,7 +175,10 @@ mod tests {
             text.chars().for_each(|c| write!(Escaping(&mut by_pieces), "{c}").unwrap());
             assert_eq!(by_pieces, shown);
         }
-        assert_eq!((format!("{:.3}", escaped("a\nbcd")), format!("{:.3}", escaped("äöü"))), ("a\\nb…".into(), "äöü".into()));
+        assert_eq!(
+            (format!("{:.3}", escaped("a\nbcd")), format!("{:.3}", escaped("äöü"))),
+            ("a\\nb…".into(), "äöü".into())
+        );
     }
 
     #[test]
@@ -199,8 +206,11 @@ mod tests {
         let pieces = prop_oneof![
             any::<char>().prop_map(String::from),
             (0_u32..0x20).prop_map(|c| char::from_u32(c).unwrap_or(' ').to_string()),
-            prop::sample::select(vec!["\x1b[", "\x1b", "m", "31", ";", ":", "\u{9b}", "\u{202e}", "\x7f", "\n", "\u{2028}"])
-                .prop_map(String::from),
+            prop::sample::select(vec![
+                "\x1b[", "\x1b", "m", "31", ";", ":", "\u{9b}", "\u{202e}", "\x7f", "\n",
+                "\u{2028}"
+            ])
+            .prop_map(String::from),
         ];
         prop::collection::vec(pieces, 0..40).prop_map(|pieces| pieces.concat())
     }

@@ -4,9 +4,9 @@ use crate::id::WorkerId;
 
 /// Something for each worker, in the order of their ids.
 ///
-/// The ids stand by themselves in a few lines of memory that stay in the processor's cache. Those of a cluster mostly follow upon each
-/// other, so one is found where it is expected, or else by bisection. To insert an id that is not the highest, or to remove one, moves those
-/// after it.
+/// The ids stand by themselves in a few lines of memory that stay in the processor's cache. Those
+/// of a cluster mostly follow upon each other, so one is found where it is expected, or else by
+/// bisection. To insert an id that is not the highest, or to remove one, moves those after it.
 #[derive(Debug)]
 pub struct WorkerMap<T> {
     ids: Vec<WorkerId>,

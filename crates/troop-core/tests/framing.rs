@@ -1,4 +1,5 @@
-//! Whatever the cuts, the same lines come out with the same descriptors; whatever the bytes, nothing panics.
+//! Whatever the cuts, the same lines come out with the same descriptors; whatever the bytes,
+//! nothing panics.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use proptest::prelude::*;
@@ -10,13 +11,19 @@ use troop_core::wire::incoming;
 struct Sent {
     text: Vec<u8>,
     handles: usize,
-    /// How many bytes of the line the system call with the descriptors takes; the rest follows without.
+    /// How many bytes of the line the system call with the descriptors takes; the rest follows
+    /// without.
     first_write: usize,
 }
 
 fn sent() -> impl Strategy<Value = Sent> {
-    let text = prop::collection::vec(any::<u8>().prop_map(|b| if b == b'\n' { b' ' } else { b }), 0..40);
-    (text, 0..4usize, 1..60usize).prop_map(|(text, handles, first_write)| Sent { text, handles, first_write })
+    let text =
+        prop::collection::vec(any::<u8>().prop_map(|b| if b == b'\n' { b' ' } else { b }), 0..40);
+    (text, 0..4usize, 1..60usize).prop_map(|(text, handles, first_write)| Sent {
+        text,
+        handles,
+        first_write,
+    })
 }
 
 /// What one read brings.
@@ -26,14 +33,15 @@ struct Read {
     handles: Vec<u32>,
 }
 
-/// The bytes of one system call of the sender, which the kernel keeps together with its descriptors.
+/// The bytes of one system call of the sender, which the kernel keeps together with its
+/// descriptors.
 struct Piece {
     bytes: Vec<u8>,
     handles: Vec<u32>,
 }
 
-/// Reads as Linux does: a read goes on from piece to piece until its buffer is full, or behind a piece that has descriptors. These come
-/// with the first byte of their piece.
+/// Reads as Linux does: a read goes on from piece to piece until its buffer is full, or behind a
+/// piece that has descriptors. These come with the first byte of their piece.
 fn reads(pieces: Vec<Piece>, sizes: &[usize]) -> Vec<Read> {
     let mut out = Vec::new();
     let mut sizes = sizes.iter().copied().cycle();
@@ -61,7 +69,8 @@ fn reads(pieces: Vec<Piece>, sizes: &[usize]) -> Vec<Read> {
 /// Lines as they are read, with their descriptors.
 type Lines = Vec<(Vec<u8>, Vec<u32>)>;
 
-/// Lines as they are sent: a line with descriptors in a system call of its own, perhaps cut short by a full buffer.
+/// Lines as they are sent: a line with descriptors in a system call of its own, perhaps cut short
+/// by a full buffer.
 fn pieces(lines: &[Sent]) -> (Vec<Piece>, Lines) {
     let (mut out, mut expected) = (Vec::new(), Vec::new());
     let mut next = 0;
@@ -139,7 +148,8 @@ proptest! {
     ) {
         let all: Vec<Sent> = lines.iter().map(|(l, _)| l.clone()).collect();
         let (pieces, expected) = pieces(&all);
-        // The last byte of a line and its successor's first never come in one read here, so there is no doubt whose a descriptor is.
+        // The last byte of a line and its successor's first never come in one read here, so there
+        // is no doubt whose a descriptor is.
         let mut reader = FrameReader::new(1000);
         let mut n = 0;
         let mut dropped = 0;

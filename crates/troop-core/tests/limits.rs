@@ -19,12 +19,15 @@ fn say(primary: &mut Primary, worker: WorkerId, line: &str) {
     primary.message(NOW, worker, incoming::parse(line.as_bytes()).unwrap());
 }
 
-/// Carries out what the primary wants. Returns what it says to workers, the listeners that it opens, and what it reports.
+/// Carries out what the primary wants. Returns what it says to workers, the listeners that it
+/// opens, and what it reports.
 fn act(primary: &mut Primary) -> (Vec<String>, Vec<ListenerId>, Vec<Violation>) {
     let (mut said, mut bound, mut reported) = (Vec::new(), Vec::new(), Vec::new());
     while let Some(action) = primary.next_action() {
         match action {
-            Action::Send { line, .. } | Action::SendListener { line, .. } => said.push(String::from_utf8(line).unwrap()),
+            Action::Send { line, .. } | Action::SendListener { line, .. } => {
+                said.push(String::from_utf8(line).unwrap())
+            }
             Action::Bind { listener, .. } => {
                 bound.push(listener);
                 primary.bound(NOW, listener, Ok(None));
@@ -36,9 +39,14 @@ fn act(primary: &mut Primary) -> (Vec<String>, Vec<ListenerId>, Vec<Violation>) 
     (said, bound, reported)
 }
 
-fn query(primary: &mut Primary, worker: WorkerId, port: u32) -> (Vec<String>, Vec<ListenerId>, Vec<Violation>) {
-    let line =
-        format!(r#"{{"cmd":"NODE_CLUSTER","act":"queryServer","seq":7,"index":0,"address":null,"port":{port},"addressType":4}}"#);
+fn query(
+    primary: &mut Primary,
+    worker: WorkerId,
+    port: u32,
+) -> (Vec<String>, Vec<ListenerId>, Vec<Violation>) {
+    let line = format!(
+        r#"{{"cmd":"NODE_CLUSTER","act":"queryServer","seq":7,"index":0,"address":null,"port":{port},"addressType":4}}"#
+    );
     say(primary, worker, &line);
     act(primary)
 }
@@ -48,15 +56,20 @@ fn an_address_that_no_listener_can_have_is_refused_and_not_repeated() {
     let mut primary = Primary::new(Config::default());
     let worker = fork(&mut primary);
     act(&mut primary);
-    for (kind, address, port) in
-        [("-1", "/".repeat(5000), "-1"), ("4", "1".repeat(5000), "80"), ("\"udp6\"", ":".repeat(5000), "80")]
-    {
+    for (kind, address, port) in [
+        ("-1", "/".repeat(5000), "-1"),
+        ("4", "1".repeat(5000), "80"),
+        ("\"udp6\"", ":".repeat(5000), "80"),
+    ] {
         let line = format!(
             r#"{{"cmd":"NODE_CLUSTER","act":"queryServer","seq":7,"index":0,"address":"{address}","port":{port},"addressType":{kind}}}"#
         );
         say(&mut primary, worker, &line);
         let (said, bound, reported) = act(&mut primary);
-        assert!(said.len() == 1 && said[0].contains(r#""errno":-36"#) && said[0].len() < 200, "{said:?}");
+        assert!(
+            said.len() == 1 && said[0].contains(r#""errno":-36"#) && said[0].len() < 200,
+            "{said:?}"
+        );
         assert!(bound.is_empty() && reported.is_empty());
         let line = line.replace("queryServer", "listening");
         let mut other = Primary::new(Config::default());
@@ -70,7 +83,13 @@ fn an_address_that_no_listener_can_have_is_refused_and_not_repeated() {
     );
     say(&mut primary, worker, &line);
     let (said, bound, _) = act(&mut primary);
-    assert!(said.len() == 1 && said[0].contains(r#""errno":-90"#) && said[0].len() < 200 && bound.is_empty(), "{said:?}");
+    assert!(
+        said.len() == 1
+            && said[0].contains(r#""errno":-90"#)
+            && said[0].len() < 200
+            && bound.is_empty(),
+        "{said:?}"
+    );
 }
 
 #[test]
@@ -95,16 +114,24 @@ fn a_worker_has_its_share_of_listeners_and_no_more() {
     assert_eq!(query(&mut primary, honest, 80).1.len(), 1);
     assert!(query(&mut primary, greedy, 80).0[0].contains(r#""errno":null"#));
     // Who insists is ended, and what it alone had is closed.
-    let insisted =
-        (0..200).take_while(|port| !primary.is_cut_off(greedy) && !query(&mut primary, greedy, 3000 + port).0.is_empty());
+    let insisted = (0..200).take_while(|port| {
+        !primary.is_cut_off(greedy) && !query(&mut primary, greedy, 3000 + port).0.is_empty()
+    });
     assert!(insisted.count() < 200 && primary.is_cut_off(greedy));
     assert_eq!(primary.listeners().count(), 1);
 }
 
-/// What a worker is told about a port that cannot be had (errno 98), what was tried, and what is reported.
-fn query_in_vain(primary: &mut Primary, now: Time, worker: WorkerId, port: u32) -> (String, bool, Vec<Violation>) {
-    let line =
-        format!(r#"{{"cmd":"NODE_CLUSTER","act":"queryServer","seq":7,"index":0,"address":null,"port":{port},"addressType":4}}"#);
+/// What a worker is told about a port that cannot be had (errno 98), what was tried, and what is
+/// reported.
+fn query_in_vain(
+    primary: &mut Primary,
+    now: Time,
+    worker: WorkerId,
+    port: u32,
+) -> (String, bool, Vec<Violation>) {
+    let line = format!(
+        r#"{{"cmd":"NODE_CLUSTER","act":"queryServer","seq":7,"index":0,"address":null,"port":{port},"addressType":4}}"#
+    );
     primary.message(now, worker, incoming::parse(line.as_bytes()).unwrap());
     let (mut said, mut tried, mut reported) = (String::new(), false, Vec::new());
     while let Some(action) = primary.next_action() {
@@ -122,7 +149,8 @@ fn query_in_vain(primary: &mut Primary, now: Time, worker: WorkerId, port: u32) 
 }
 
 #[test]
-fn a_worker_that_has_sockets_bound_for_nothing_over_and_over_is_stopped_and_who_tries_again_each_second_is_not() {
+fn a_worker_that_has_sockets_bound_for_nothing_over_and_over_is_stopped_and_who_tries_again_each_second_is_not()
+ {
     let mut primary = Primary::new(Config::default());
     let (greedy, honest) = (fork(&mut primary), fork(&mut primary));
     act(&mut primary);
@@ -130,16 +158,27 @@ fn a_worker_that_has_sockets_bound_for_nothing_over_and_over_is_stopped_and_who_
     for port in 0..10_000 {
         let (said, tried, reported) = query_in_vain(&mut primary, NOW, greedy, 1 + port);
         tries += u32::from(tried);
-        assert!(reported.iter().all(|violation| matches!(violation, Violation::TooManyBinds(256))), "{reported:?}");
-        assert!(said.is_empty() || said.contains(if tried { r#""errno":-98"# } else { r#""errno":-11"# }), "{said}");
+        assert!(
+            reported.iter().all(|violation| matches!(violation, Violation::TooManyBinds(256))),
+            "{reported:?}"
+        );
+        assert!(
+            said.is_empty()
+                || said.contains(if tried { r#""errno":-98"# } else { r#""errno":-11"# }),
+            "{said}"
+        );
     }
     assert_eq!(tries, 256);
     assert!(primary.is_cut_off(greedy), "who insists is ended");
     // Twenty addresses that somebody else has, for an hour.
     for second in 0..3600 {
         for port in 0..20 {
-            let (said, tried, reported) = query_in_vain(&mut primary, Time(1 + second * 1000), honest, 1 + port);
-            assert!(tried && reported.is_empty() && said.contains(r#""errno":-98"#), "{said} {reported:?}");
+            let (said, tried, reported) =
+                query_in_vain(&mut primary, Time(1 + second * 1000), honest, 1 + port);
+            assert!(
+                tried && reported.is_empty() && said.contains(r#""errno":-98"#),
+                "{said} {reported:?}"
+            );
         }
     }
     // Nor does one get round it that closes what it got.
@@ -148,7 +187,11 @@ fn a_worker_that_has_sockets_bound_for_nothing_over_and_over_is_stopped_and_who_
     let mut opened = 0;
     for _ in 0..1000 {
         opened += query(&mut primary, closes, 80).1.len();
-        say(&mut primary, closes, r#"{"cmd":"NODE_CLUSTER","act":"close","key":"null:80:4:undefined:0","seq":8}"#);
+        say(
+            &mut primary,
+            closes,
+            r#"{"cmd":"NODE_CLUSTER","act":"close","key":"null:80:4:undefined:0","seq":8}"#,
+        );
         act(&mut primary);
     }
     assert_eq!(opened, 256);
@@ -176,13 +219,18 @@ fn a_listener_that_its_opener_leaves_counts_against_another_who_uses_it() {
 
 #[test]
 fn a_worker_that_acknowledges_no_descriptors_is_ended() {
-    let mut primary = Primary::new(Config { scheduling: "shared".parse().unwrap(), ..Config::default() });
+    let mut primary =
+        Primary::new(Config { scheduling: "shared".parse().unwrap(), ..Config::default() });
     let worker = fork(&mut primary);
     act(&mut primary);
     let mut rounds = 0;
     while !primary.is_cut_off(worker) {
         query(&mut primary, worker, 80);
-        say(&mut primary, worker, r#"{"cmd":"NODE_CLUSTER","act":"close","key":"null:80:4:undefined:0","seq":8}"#);
+        say(
+            &mut primary,
+            worker,
+            r#"{"cmd":"NODE_CLUSTER","act":"close","key":"null:80:4:undefined:0","seq":8}"#,
+        );
         act(&mut primary);
         rounds += 1;
         assert!(rounds < 10_000, "it goes on for ever");

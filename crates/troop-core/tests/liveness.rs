@@ -1,4 +1,5 @@
-//! A worker that listens is asked for a sign of life when it has been silent, and ended when it gives none.
+//! A worker that listens is asked for a sign of life when it has been silent, and ended when it
+//! gives none.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod simulation;
@@ -33,8 +34,14 @@ fn pass(simulation: &mut Simulation, ms: u64) {
 
 /// The numbers of the connections to nothing that it was handed.
 fn asked(simulation: &Simulation) -> Vec<u64> {
-    let lines = simulation.sent.iter().map(|(_, line)| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    lines.filter(|line| line["msg"]["key"] == "troop:probe").map(|line| line["msg"]["seq"].as_u64().unwrap()).collect()
+    let lines = simulation
+        .sent
+        .iter()
+        .map(|(_, line)| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    lines
+        .filter(|line| line["msg"]["key"] == "troop:probe")
+        .map(|line| line["msg"]["seq"].as_u64().unwrap())
+        .collect()
 }
 
 fn refusal(seq: u64) -> String {
@@ -59,15 +66,22 @@ fn one_that_gives_no_sign_of_life_is_ended_when_its_time_is_over() {
 
 #[test]
 fn every_answer_and_every_other_word_is_a_sign_of_life() {
-    for answers in
-        [vec!["ack", "refusal"], vec!["refusal"], vec!["refusal", "late ack"], vec!["nack"], vec!["heard"], vec!["unasked"]]
-    {
+    for answers in [
+        vec!["ack", "refusal"],
+        vec!["refusal"],
+        vec!["refusal", "late ack"],
+        vec!["nack"],
+        vec!["heard"],
+        vec!["unasked"],
+    ] {
         let (mut simulation, worker) = listening(Config::default());
         listens(&mut simulation);
         for round in 0..10 {
             simulation.sent.clear();
             pass(&mut simulation, 25_000);
-            let [.., seq] = asked(&simulation)[..] else { panic!("{answers:?}, round {round}: it was not asked") };
+            let [.., seq] = asked(&simulation)[..] else {
+                panic!("{answers:?}, round {round}: it was not asked")
+            };
             for answer in &answers {
                 match *answer {
                     "ack" => simulation.says(worker, ACK),
@@ -121,7 +135,8 @@ fn who_starts_up_or_leaves_or_may_take_its_time_is_not_asked() {
 
 #[test]
 fn nobody_is_blamed_for_the_time_in_which_the_primary_stood_still() {
-    let (mut simulation, worker) = listening(Config { hang_timeout: Some(Duration::from_secs(3)), ..Config::default() });
+    let (mut simulation, worker) =
+        listening(Config { hang_timeout: Some(Duration::from_secs(3)), ..Config::default() });
     listens(&mut simulation);
     pass(&mut simulation, 2_000);
     assert_eq!(asked(&simulation).len(), 1);

@@ -1,4 +1,5 @@
-//! Whatever happens in whatever order, every accepted connection is in exactly one place, and is released exactly once.
+//! Whatever happens in whatever order, every accepted connection is in exactly one place, and is
+//! released exactly once.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod simulation;
@@ -81,7 +82,11 @@ fn an_answer_on_one_listener_frees_the_worker_for_its_others_at_once() {
     for listener in [0, 0, 1] {
         simulation.happen(Input::Accept { listener }).unwrap();
     }
-    assert_eq!((simulation.workers[&worker].holds.len(), simulation.waiting.len()), (2, 1), "the worker's window is full");
+    assert_eq!(
+        (simulation.workers[&worker].holds.len(), simulation.waiting.len()),
+        (2, 1),
+        "the worker's window is full"
+    );
     simulation.happen(Input::Batch { worker: 0, taken: 1, returned: 0 }).unwrap();
     assert_eq!(
         simulation.waiting.len(),
@@ -91,9 +96,13 @@ fn an_answer_on_one_listener_frees_the_worker_for_its_others_at_once() {
 }
 
 #[test]
-fn a_worker_that_does_not_answer_is_passed_over_the_sooner_if_the_policy_goes_by_how_busy_workers_are() {
-    for (scheduling, patience) in [(Scheduling::RoundRobin, 50), (Scheduling::LeastConnections, 10), (Scheduling::PowerOfTwo, 10)]
-    {
+fn a_worker_that_does_not_answer_is_passed_over_the_sooner_if_the_policy_goes_by_how_busy_workers_are()
+ {
+    for (scheduling, patience) in [
+        (Scheduling::RoundRobin, 50),
+        (Scheduling::LeastConnections, 10),
+        (Scheduling::PowerOfTwo, 10),
+    ] {
         let mut simulation = Simulation::new(Config { scheduling, ..Config::default() });
         let slow = troop_worker(&mut simulation, &[1]);
         simulation.happen(Input::Accept { listener: 0 }).unwrap();
@@ -109,7 +118,10 @@ fn a_worker_that_does_not_answer_is_passed_over_the_sooner_if_the_policy_goes_by
         );
         let quick = troop_worker(&mut simulation, &[1]);
         simulation.happen(Input::Accept { listener: 0 }).unwrap();
-        assert_eq!((simulation.workers[&slow].holds.len(), simulation.workers[&quick].holds.len()), (2, 2));
+        assert_eq!(
+            (simulation.workers[&slow].holds.len(), simulation.workers[&quick].holds.len()),
+            (2, 2)
+        );
         assert!(simulation.waiting.is_empty());
     }
 }
@@ -122,10 +134,17 @@ fn a_list_with_one_wrong_number_still_answers_the_right_ones() {
         simulation.happen(Input::Accept { listener: 0 }).unwrap();
     }
     let seqs: Vec<u64> = simulation.workers[&worker].holds.keys().copied().collect();
-    let line = format!(r#"{{"cmd":"NODE_TROOP","act":"taken","taken":[999999,{},{},{}]}}"#, seqs[0], seqs[1], seqs[2]);
+    let line = format!(
+        r#"{{"cmd":"NODE_TROOP","act":"taken","taken":[999999,{},{},{}]}}"#,
+        seqs[0], seqs[1], seqs[2]
+    );
     simulation.say(worker, &line);
     simulation.act().unwrap();
-    assert!(simulation.open.is_empty(), "three connections were taken: {:?} are still held", simulation.open);
+    assert!(
+        simulation.open.is_empty(),
+        "three connections were taken: {:?} are still held",
+        simulation.open
+    );
 }
 
 #[test]
@@ -136,7 +155,10 @@ fn connections_of_a_worker_that_leaves_by_itself_go_to_its_successor() {
     for _ in 0..4 {
         simulation.happen(Input::Accept { listener: 0 }).unwrap();
     }
-    assert_eq!((simulation.workers[&first].holds.len(), simulation.workers[&second].holds.len()), (2, 2));
+    assert_eq!(
+        (simulation.workers[&first].holds.len(), simulation.workers[&second].holds.len()),
+        (2, 2)
+    );
     simulation.happen(Input::Goodbye { worker: 0 }).unwrap();
     simulation.happen(Input::Exit { worker: 0 }).unwrap();
     assert!(!simulation.workers.contains_key(&first));
@@ -192,7 +214,10 @@ impl Simulation {
 
     /// The worker says that it took this one, and nothing of the descriptor.
     fn takes(&mut self, worker: WorkerId, seq: u64) {
-        self.say(worker, &format!(r#"{{"cmd":"NODE_CLUSTER","ack":{seq},"accepted":true,"seq":1}}"#));
+        self.say(
+            worker,
+            &format!(r#"{{"cmd":"NODE_CLUSTER","ack":{seq},"accepted":true,"seq":1}}"#),
+        );
         self.act().unwrap();
     }
 
@@ -206,7 +231,9 @@ impl Simulation {
 /// Node 26 resets connections whose request it has not read when it disconnects.
 #[test]
 fn a_node_worker_is_told_to_disconnect_when_it_has_had_time_to_read_its_last_connection() {
-    let told = |simulation: &Simulation| simulation.sent.iter().any(|(_, line)| line.contains(r#""act":"disconnect""#));
+    let told = |simulation: &Simulation| {
+        simulation.sent.iter().any(|(_, line)| line.contains(r#""act":"disconnect""#))
+    };
     let mut simulation = Simulation::new(Config::default());
     let worker = node_worker(&mut simulation, &[1]);
     simulation.accept(1);
@@ -256,11 +283,16 @@ fn a_refused_descriptor_is_that_of_the_connection_behind_one_that_was_only_answe
     let mut simulation = Simulation::new(Config::default());
     let worker = node_worker(&mut simulation, &[1]);
     simulation.accept(2);
-    let ((first, _), (second, conn)) = (simulation.holds(worker, 0).unwrap(), simulation.holds(worker, 1).unwrap());
+    let ((first, _), (second, conn)) =
+        (simulation.holds(worker, 0).unwrap(), simulation.holds(worker, 1).unwrap());
     simulation.takes(worker, first);
     simulation.let_go(worker, second);
     simulation.says(worker, NACK);
-    assert_eq!(simulation.waiting.iter().copied().collect::<Vec<_>>(), [conn], "the second one is given back");
+    assert_eq!(
+        simulation.waiting.iter().copied().collect::<Vec<_>>(),
+        [conn],
+        "the second one is given back"
+    );
     assert_eq!(simulation.violations(worker), 0);
     let stats = simulation.primary.status(worker).unwrap().stats;
     assert_eq!((stats.taken, stats.returned, stats.in_flight), (1, 1, 0));
@@ -268,7 +300,8 @@ fn a_refused_descriptor_is_that_of_the_connection_behind_one_that_was_only_answe
 
 #[test]
 fn a_listener_that_could_not_be_copied_is_answered_and_the_others_keep_their_acknowledgements() {
-    let mut simulation = Simulation::new(Config { scheduling: Scheduling::Shared, ..Config::default() });
+    let mut simulation =
+        Simulation::new(Config { scheduling: Scheduling::Shared, ..Config::default() });
     let worker = node_worker(&mut simulation, &[1, 2, 3]);
     let ids: Vec<ListenerId> = simulation.listeners.keys().copied().collect();
     let ticket = simulation.user_handle(worker);
@@ -285,7 +318,11 @@ fn a_listener_that_could_not_be_copied_is_answered_and_the_others_keep_their_ack
     assert!(!simulation.listeners.contains_key(&ids[1]), "nobody uses it");
     simulation.says(worker, ACK);
     simulation.says(worker, NACK);
-    assert_eq!((simulation.sent.len(), errno(&simulation, 1)), (2, (3, -24)), "the first arrived, and the third did not");
+    assert_eq!(
+        (simulation.sent.len(), errno(&simulation, 1)),
+        (2, (3, -24)),
+        "the first arrived, and the third did not"
+    );
     assert_eq!(simulation.listeners.keys().copied().collect::<Vec<_>>(), [ids[0]]);
     simulation.says(worker, ACK);
     assert_eq!(simulation.settled.get(&ticket), Some(&true));
@@ -294,7 +331,11 @@ fn a_listener_that_could_not_be_copied_is_answered_and_the_others_keep_their_ack
     assert_eq!(simulation.violations(worker), 1);
     // It can ask again.
     simulation.happen(Input::Query { worker: 0, port: 2, fails: false }).unwrap();
-    assert_eq!((simulation.sent.len(), simulation.listeners.len()), (2, 2), "bound anew and sent with its descriptor");
+    assert_eq!(
+        (simulation.sent.len(), simulation.listeners.len()),
+        (2, 2),
+        "bound anew and sent with its descriptor"
+    );
     // For a worker or listener that is gone there is nothing to do.
     simulation.primary.listener_unsent(worker, ids[1]);
     simulation.primary.listener_unsent(WorkerId(99), ids[0]);
@@ -309,9 +350,15 @@ fn a_wrong_answer_does_not_swallow_what_the_same_message_does() {
     for ack in ["999999", "-1"] {
         simulation.sent.clear();
         let before = simulation.violations(worker);
-        let line = format!(r#"{{"cmd":"NODE_CLUSTER","ack":{ack},"accepted":true,"act":"exitedAfterDisconnect","seq":7}}"#);
+        let line = format!(
+            r#"{{"cmd":"NODE_CLUSTER","ack":{ack},"accepted":true,"act":"exitedAfterDisconnect","seq":7}}"#
+        );
         simulation.says(worker, &line);
-        assert_eq!(simulation.violations(worker), before + 1, "an answer to nothing, {ack}, is an offence");
+        assert_eq!(
+            simulation.violations(worker),
+            before + 1,
+            "an answer to nothing, {ack}, is an offence"
+        );
         assert_eq!(simulation.primary.status(worker).unwrap().exited_after_disconnect, Some(true));
         assert_eq!(simulation.sent.len(), 1, "and the goodbye is answered: {:?}", simulation.sent);
         assert!(simulation.sent[0].1.contains(r#""ack":7"#), "{:?}", simulation.sent);
@@ -322,7 +369,11 @@ fn a_wrong_answer_does_not_swallow_what_the_same_message_does() {
 fn a_connection_that_found_the_channel_full_is_nothing_that_its_worker_did() {
     for troop in [true, false] {
         let mut simulation = Simulation::new(Config::default());
-        let worker = if troop { troop_worker(&mut simulation, &[1]) } else { node_worker(&mut simulation, &[1]) };
+        let worker = if troop {
+            troop_worker(&mut simulation, &[1])
+        } else {
+            node_worker(&mut simulation, &[1])
+        };
         simulation.accept(1);
         let (seq, conn) = simulation.holds(worker, 0).unwrap();
         simulation.happen(Input::Blocked { worker: 0, blocked: true }).unwrap();
@@ -330,7 +381,8 @@ fn a_connection_that_found_the_channel_full_is_nothing_that_its_worker_did() {
         assert_eq!(simulation.waiting.iter().copied().collect::<Vec<_>>(), [conn]);
         let stats = simulation.primary.status(worker).unwrap().stats;
         assert_eq!((stats.handed, stats.returned, stats.in_flight), (0, 0, 0));
-        // There is no pause: with room in the channel it is the worker's at once, under a new number.
+        // There is no pause: with room in the channel it is the worker's at once, under a new
+        // number.
         simulation.happen(Input::Blocked { worker: 0, blocked: false }).unwrap();
         let held = simulation.holds(worker, 0);
         assert!(held.is_some_and(|(again, c)| again != seq && c == conn), "{held:?}");
@@ -354,12 +406,18 @@ fn connections_behind_a_channel_that_the_primary_closed_move_only_when_the_proce
     let first = troop_worker(&mut simulation, &[1]);
     let second = troop_worker(&mut simulation, &[1]);
     simulation.accept(4);
-    assert_eq!((simulation.workers[&first].holds.len(), simulation.workers[&second].holds.len()), (2, 2));
+    assert_eq!(
+        (simulation.workers[&first].holds.len(), simulation.workers[&second].holds.len()),
+        (2, 2)
+    );
     simulation.happen(Input::ChannelClosed { worker: 0, by_worker: false }).unwrap();
     // Nor does a second report of the same end, or time, move them.
     simulation.happen(Input::ChannelClosed { worker: 0, by_worker: true }).unwrap();
     simulation.happen(Input::Pass { ms: 5000 }).unwrap();
-    assert_eq!((simulation.workers[&first].holds.len(), simulation.workers[&second].holds.len()), (2, 2));
+    assert_eq!(
+        (simulation.workers[&first].holds.len(), simulation.workers[&second].holds.len()),
+        (2, 2)
+    );
     assert!(!simulation.primary.status(first).unwrap().connected);
     simulation.happen(Input::Batch { worker: 1, taken: 2, returned: 0 }).unwrap();
     simulation.accept(1);

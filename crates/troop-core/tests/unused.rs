@@ -1,4 +1,5 @@
-//! Listeners that no worker has: open as long as somebody who is starting may ask for them, and closed then.
+//! Listeners that no worker has: open as long as somebody who is starting may ask for them, and
+//! closed then.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod simulation;
@@ -13,7 +14,8 @@ use troop_core::supervise::Claim;
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::with_cases(300) })]
 
-    /// Whatever has happened: when nobody is to come and whoever was starting has had its time, every listener has a worker.
+    /// Whatever has happened: when nobody is to come and whoever was starting has had its time,
+    /// every listener has a worker.
     #[test]
     fn no_listener_stays_open_that_nobody_will_ask_for(inputs in prop::collection::vec(input(), 0..120)) {
         let mut simulation = Simulation::new(Config { hang_timeout: None, ..config() });
@@ -30,7 +32,8 @@ proptest! {
         prop_assert!(simulation.waiting.is_empty() || !simulation.listeners.is_empty());
     }
 
-    /// The same where workers are supervised, and listeners outlive workers that close them by themselves.
+    /// The same where workers are supervised, and listeners outlive workers that close them by
+    /// themselves.
     #[test]
     fn no_listener_of_supervised_workers_stays_open_that_nobody_will_ask_for(inputs in prop::collection::vec(input(), 0..120)) {
         let mut simulation = Simulation::new(Config { hang_timeout: None, ..config() });
@@ -126,7 +129,8 @@ fn a_listener_that_only_the_last_slot_had_closes_at_once_when_that_goes() {
 }
 
 #[test]
-fn a_death_keeps_the_listener_until_the_successor_has_listened_elsewhere_and_what_waits_is_closed_then() {
+fn a_death_keeps_the_listener_until_the_successor_has_listened_elsewhere_and_what_waits_is_closed_then()
+ {
     let mut simulation = supervised();
     let first = listening(&mut simulation, &[1]);
     pass(&mut simulation, 60_000);
@@ -304,7 +308,11 @@ fn a_worker_that_leaves_by_itself_keeps_its_listener_for_its_successor() {
     // Its channel closes, its process ends, and its successor listens again.
     let next = dies_and_returns(&mut simulation, worker, &[1]);
     pass(&mut simulation, 60_000);
-    assert!(simulation.closed.is_empty() && simulation.waiting.is_empty() && simulation.primary.listens_on(next).count() == 1);
+    assert!(
+        simulation.closed.is_empty()
+            && simulation.waiting.is_empty()
+            && simulation.primary.listens_on(next).count() == 1
+    );
 }
 
 #[test]
@@ -330,7 +338,12 @@ fn a_worker_that_closes_a_listener_and_goes_on_has_it_closed_after_a_while_and_n
 // ---- what successors have to take over ----
 
 fn claims(simulation: &Simulation, only: bool) -> Vec<(Option<i64>, usize, bool)> {
-    simulation.primary.claims(only).iter().map(|claim| (claim.at.port, claim.holders.len(), claim.is_shared)).collect()
+    simulation
+        .primary
+        .claims(only)
+        .iter()
+        .map(|claim| (claim.at.port, claim.holders.len(), claim.is_shared))
+        .collect()
 }
 
 const SHARED: bool = true;
@@ -342,13 +355,22 @@ fn what_workers_listen_on_is_claimed_and_what_several_slots_do_is_shared() {
     let first = listening(&mut simulation, &[1, 2]);
     assert_eq!(claims(&simulation, false), [(Some(1), 1, OWN), (Some(2), 1, OWN)]);
     listening(&mut simulation, &[1, 3]);
-    assert_eq!(claims(&simulation, false), [(Some(1), 2, SHARED), (Some(2), 1, OWN), (Some(3), 1, OWN)]);
+    assert_eq!(
+        claims(&simulation, false),
+        [(Some(1), 2, SHARED), (Some(2), 1, OWN), (Some(3), 1, OWN)]
+    );
     // The only one's all are.
-    assert_eq!(claims(&simulation, true), [(Some(1), 2, SHARED), (Some(2), 1, SHARED), (Some(3), 1, SHARED)]);
+    assert_eq!(
+        claims(&simulation, true),
+        [(Some(1), 2, SHARED), (Some(2), 1, SHARED), (Some(3), 1, SHARED)]
+    );
     // Also when one of them is just not there; its own waits for whoever comes.
     simulation.successors = Successors::Awaited;
     dies(&mut simulation, first);
-    assert_eq!(claims(&simulation, false), [(Some(1), 1, SHARED), (Some(2), 0, OWN), (Some(3), 1, OWN)]);
+    assert_eq!(
+        claims(&simulation, false),
+        [(Some(1), 1, SHARED), (Some(2), 0, OWN), (Some(3), 1, OWN)]
+    );
 }
 
 #[test]
@@ -357,7 +379,9 @@ fn a_worker_and_its_successor_share_nothing() {
     listening(&mut simulation, &[1]);
     let next = simulation.primary.fork();
     simulation.primary.spawned(next, 4711, Some(0), 100);
-    simulation.workers.insert(next, simulation::Worker { connected: true, ..simulation::Worker::default() });
+    simulation
+        .workers
+        .insert(next, simulation::Worker { connected: true, ..simulation::Worker::default() });
     listen(&mut simulation, next, &[1]);
     assert_eq!(claims(&simulation, false), [(Some(1), 2, OWN)]);
 }
@@ -387,7 +411,10 @@ fn what_workers_of_a_reload_that_failed_have_opened_is_neither_kept_nor_claimed(
     assert_eq!(claims(&simulation, true), [(Some(1), 0, SHARED), (Some(2), 0, SHARED)]);
     simulation.primary.close_unused_but(&before);
     simulation.act().unwrap();
-    assert_eq!((claims(&simulation, true), simulation.listeners.len()), (vec![(Some(1), 0, SHARED)], 1));
+    assert_eq!(
+        (claims(&simulation, true), simulation.listeners.len()),
+        (vec![(Some(1), 0, SHARED)], 1)
+    );
 }
 
 #[test]
@@ -396,7 +423,8 @@ fn what_the_kernel_chooses_and_what_is_named_after_a_process_is_not_claimed() {
     let worker = starting(&mut simulation);
     let pid = simulation.primary.status(worker).unwrap().pid;
     // The world has no Unix sockets; these go to the primary alone.
-    let names = ["/run/1/web", "/run/ps-{}.sock", "/run/{}/web", "/run/ps-{}0.sock", "/run/web.sock"];
+    let names =
+        ["/run/1/web", "/run/ps-{}.sock", "/run/{}/web", "/run/ps-{}0.sock", "/run/web.sock"];
     let mut seq = 1;
     for name in names.map(|name| name.replace("{}", &pid.to_string())) {
         seq += 1;
@@ -413,7 +441,12 @@ fn what_the_kernel_chooses_and_what_is_named_after_a_process_is_not_claimed() {
         }
     }
     let claimed: Vec<Claim> = simulation.primary.claims(true);
-    let at = |name: String| Address { address: Some(name), port: Some(-1), address_type: AddressType::Unix, fd: None };
+    let at = |name: String| Address {
+        address: Some(name),
+        port: Some(-1),
+        address_type: AddressType::Unix,
+        fd: None,
+    };
     let claimed: Vec<Address> = claimed.into_iter().map(|claim| claim.at).collect();
     assert_eq!(claimed, [at(format!("/run/ps-{pid}0.sock")), at("/run/web.sock".into())]);
     let mut simulation = supervised();

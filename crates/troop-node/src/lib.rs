@@ -1,9 +1,10 @@
-//! The engine of the npm package `@troop/cluster`: the crate `troop` behind Node-API, and nothing else. What a program sees of it is
-//! JavaScript, in `npm/`.
+//! The engine of the npm package `@troop/cluster`: the crate `troop` behind Node-API, and nothing
+//! else. What a program sees of it is JavaScript, in `npm/`.
 //!
-//! Node starts the processes and has a channel of its own to each, whose other end is here; here is also the channel to the worker. Messages
-//! of programs are passed through, by JavaScript's own thread when it can ([`troop::RelayIo`]); listeners and connections are dealt with on a
-//! thread of the engine's, without JavaScript.
+//! Node starts the processes and has a channel of its own to each, whose other end is here; here is
+//! also the channel to the worker. Messages of programs are passed through, by JavaScript's own
+//! thread when it can ([`troop::RelayIo`]); listeners and connections are dealt with on a thread of
+//! the engine's, without JavaScript.
 
 mod text;
 mod watch;
@@ -19,7 +20,9 @@ use napi::bindgen_prelude::{ArrayBuffer, Buffer, FnArgs, Function};
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi::{Env, Error, Result, Status};
 use napi_derive::napi;
-use troop::{Adoption, Cluster, Event, InheritedSocket, RelayIo, Scheduling, WorkerHandle, WorkerId};
+use troop::{
+    Adoption, Cluster, Event, InheritedSocket, RelayIo, Scheduling, WorkerHandle, WorkerId,
+};
 use watch::Watch;
 
 /// The descriptors of a worker that is to be started.
@@ -119,7 +122,10 @@ type Offered = ThreadsafeFunction<u32, (), u32, Status, false, true>;
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").field("cluster", &self.cluster).field("opened", &self.opened).finish_non_exhaustive()
+        f.debug_struct("Engine")
+            .field("cluster", &self.cluster)
+            .field("opened", &self.opened)
+            .finish_non_exhaustive()
     }
 }
 
@@ -128,7 +134,9 @@ fn failed(e: impl std::fmt::Display) -> Error {
 }
 
 fn parse(scheduling: &str) -> Result<Scheduling> {
-    scheduling.parse().map_err(|e: troop::BadScheduling| Error::new(Status::InvalidArg, e.to_string()))
+    scheduling
+        .parse()
+        .map_err(|e: troop::BadScheduling| Error::new(Status::InvalidArg, e.to_string()))
 }
 
 impl From<troop::Question> for Question {
@@ -141,10 +149,17 @@ impl From<troop::Question> for Question {
             // As Node writes it.
             remote_address: peer.map(|peer| peer.ip().to_string()),
             remote_port: peer.map(|peer| peer.port()),
-            remote_family: peer.map(|peer| if peer.is_ipv4() { "IPv4".into() } else { "IPv6".into() }),
+            remote_family: peer
+                .map(|peer| if peer.is_ipv4() { "IPv4".into() } else { "IPv6".into() }),
             candidates: workers
                 .into_iter()
-                .map(|w| Candidate { id: w.worker.0, ready: w.ready, open: w.open, pending: w.pending, weight: w.weight })
+                .map(|w| Candidate {
+                    id: w.worker.0,
+                    ready: w.ready,
+                    open: w.open,
+                    pending: w.pending,
+                    weight: w.weight,
+                })
                 .collect(),
         }
     }
@@ -170,9 +185,10 @@ fn notice(event: &Event) -> Option<Notice> {
 
 #[napi]
 impl Engine {
-    /// Starts the thread. `notify` is called with what happens there, `offered` with the numbers of workers whose members may
-    /// [help](Member::help); they do not keep the process alive. Instead of a scheduling there may
-    /// be somebody to ask about each connection, who has to call [`Engine::answer`] within `patience` milliseconds.
+    /// Starts the thread. `notify` is called with what happens there, `offered` with the numbers of
+    /// workers whose members may [help](Member::help); they do not keep the process alive. Instead
+    /// of a scheduling there may be somebody to ask about each connection, who has to call
+    /// [`Engine::answer`] within `patience` milliseconds.
     #[napi(constructor, catch_unwind)]
     pub fn new(
         scheduling: String,
@@ -198,15 +214,18 @@ impl Engine {
                 notify.call(notice, ThreadsafeFunctionCallMode::NonBlocking);
             }
         };
-        // Node lets a worker be busy for as long as it likes, and closes what nobody listens on any more.
-        let builder = Cluster::builder().scheduling(scheduling).hang_timeout(None).keep_listeners(false);
+        // Node lets a worker be busy for as long as it likes, and closes what nobody listens on any
+        // more.
+        let builder =
+            Cluster::builder().scheduling(scheduling).hang_timeout(None).keep_listeners(false);
         // What makes no sense as activation is none.
         let builder = builder.inherited(InheritedSocket::all().unwrap_or_default());
         let cluster = builder.start_in_thread(observer).map_err(failed)?;
         Ok(Engine { cluster, opened: HashMap::new(), offered })
     }
 
-    /// Makes the channels of a worker that is about to be started. To be followed by [`Engine::adopt`] or [`Engine::abandon`].
+    /// Makes the channels of a worker that is about to be started. To be followed by
+    /// [`Engine::adopt`] or [`Engine::abandon`].
     #[napi(catch_unwind)]
     pub fn open(&mut self, id: u32) -> Result<Ends> {
         let (channel, worker) = Adoption::channel().map_err(failed)?;
@@ -216,7 +235,8 @@ impl Engine {
         Ok(ends)
     }
 
-    /// The process runs. With `deliver`, which is called with messages for the program, they are moved in this thread when that is possible.
+    /// The process runs. With `deliver`, which is called with messages for the program, they are
+    /// moved in this thread when that is possible.
     #[napi(catch_unwind)]
     pub fn adopt(
         &mut self,
@@ -230,7 +250,8 @@ impl Engine {
             self.opened.remove(&id).ok_or_else(|| failed(format!("no worker {id} was opened")))?;
         drop(worker);
         let adoption = Adoption::new(pid, channel).map_err(failed)?;
-        let handle = self.cluster.adopt_blocking(adoption.relay(relay, advanced).id(id)).map_err(failed)?;
+        let handle =
+            self.cluster.adopt_blocking(adoption.relay(relay, advanced).id(id)).map_err(failed)?;
         let offered = self.offered.clone();
         let offer = move || {
             offered.call(id, ThreadsafeFunctionCallMode::NonBlocking);
@@ -242,7 +263,8 @@ impl Engine {
         let mut watch = None;
         if let (Some(deliver), Some(channel)) = (deliver, channel) {
             let reader = direct_io.clone();
-            let read = move |messages: &mut Vec<u8>| reader.with(|direct_io| direct_io.read(messages));
+            let read =
+                move |messages: &mut Vec<u8>| reader.with(|direct_io| direct_io.read(messages));
             watch = Watch::new(&env, channel, Box::new(read), deliver.create_ref()?).ok();
         }
         Ok(Member { handle, direct_io, watch })
@@ -317,11 +339,15 @@ impl Member {
         }
     }
 
-    /// A function `(message, behind)` that writes a message to the worker, if that can be done at once. Otherwise it returns false, and the message
-    /// must be written to Node's channel; then `behind` must be true in the next call, which must not come before that is done. (A function,
-    /// because what surrounds a method takes as long as the rest.)
+    /// A function `(message, behind)` that writes a message to the worker, if that can be done at
+    /// once. Otherwise it returns false, and the message must be written to Node's channel; then
+    /// `behind` must be true in the next call, which must not come before that is done. (A
+    /// function, because what surrounds a method takes as long as the rest.)
     #[napi(catch_unwind)]
-    pub fn text_writer<'env>(&self, env: &'env Env) -> Result<Function<'env, FnArgs<(String, bool)>, bool>> {
+    pub fn text_writer<'env>(
+        &self,
+        env: &'env Env,
+    ) -> Result<Function<'env, FnArgs<(String, bool)>, bool>> {
         let (direct_io, room) = (self.direct_io.clone(), RefCell::new(Vec::new()));
         env.create_function_from_closure("write", move |call| {
             let mut message = room.borrow_mut();
@@ -333,7 +359,10 @@ impl Member {
 
     /// The same for a message in V8's format.
     #[napi(catch_unwind)]
-    pub fn bytes_writer<'env>(&self, env: &'env Env) -> Result<Function<'env, FnArgs<(Buffer, bool)>, bool>> {
+    pub fn bytes_writer<'env>(
+        &self,
+        env: &'env Env,
+    ) -> Result<Function<'env, FnArgs<(Buffer, bool)>, bool>> {
         let direct_io = self.direct_io.clone();
         env.create_function_from_closure("write", move |call| {
             let (message, behind): (&[u8], bool) = (call.get(0)?, call.get(1)?);

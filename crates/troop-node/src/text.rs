@@ -1,4 +1,5 @@
-//! Reads JavaScript's texts into room that is there already: napi-rs asks for their length first, which takes as long as the copy.
+//! Reads JavaScript's texts into room that is there already: napi-rs asks for their length first,
+//! which takes as long as the copy.
 #![allow(unsafe_code)]
 
 use std::ptr;
@@ -8,7 +9,8 @@ use napi::{Error, JsValue as _, Result, Status, sys};
 
 /// How much room there is at first, and how much is kept.
 const USUAL: usize = 16 * 1024;
-/// Node-API copies whole characters, and a zero; with less than this left over, something may be missing.
+/// Node-API copies whole characters, and a zero; with less than this left over, something may be
+/// missing.
 const SPARE: usize = 5;
 
 /// Puts a text's UTF-8 into `room`, in the place of what is there.
@@ -20,7 +22,9 @@ pub(crate) fn read(text: &Unknown<'_>, room: &mut Vec<u8>) -> Result<()> {
         let value = text.value();
         let mut length = 0;
         // SAFETY: the value is alive, as `text` is; without room this only counts.
-        check(unsafe { sys::napi_get_value_string_utf8(value.env, value.value, ptr::null_mut(), 0, &mut length) })?;
+        check(unsafe {
+            sys::napi_get_value_string_utf8(value.env, value.value, ptr::null_mut(), 0, &mut length)
+        })?;
         room.reserve(length + SPARE);
         copy(text, room)?;
     }
@@ -32,9 +36,16 @@ fn copy(text: &Unknown<'_>, room: &mut Vec<u8>) -> Result<usize> {
     let value = text.value();
     let mut length = 0;
     room.clear();
-    // SAFETY: the value is alive, as `text` is, and the room as large as is said, including the zero at the end.
+    // SAFETY: the value is alive, as `text` is, and the room as large as is said, including the
+    // zero at the end.
     check(unsafe {
-        sys::napi_get_value_string_utf8(value.env, value.value, room.as_mut_ptr().cast(), room.capacity(), &mut length)
+        sys::napi_get_value_string_utf8(
+            value.env,
+            value.value,
+            room.as_mut_ptr().cast(),
+            room.capacity(),
+            &mut length,
+        )
     })?;
     // SAFETY: so many bytes have been written.
     unsafe { room.set_len(length) };

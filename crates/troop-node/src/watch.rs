@@ -1,5 +1,6 @@
 //! Waits for a descriptor in the loop of the thread that JavaScript runs in, by libuv's
-//! [`uv_poll_t`](https://docs.libuv.org/en/v1.x/poll.html), which Node-API leaves to libuv itself. Node exports its functions to addons.
+//! [`uv_poll_t`](https://docs.libuv.org/en/v1.x/poll.html), which Node-API leaves to libuv itself.
+//! Node exports its functions to addons.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -24,7 +25,11 @@ const KEPT: usize = 64 * 1024;
 unsafe extern "C" {
     fn uv_handle_size(kind: c_int) -> usize;
     fn uv_poll_init(of: *mut Raw, handle: *mut Raw, fd: c_int) -> c_int;
-    fn uv_poll_start(handle: *mut Raw, events: c_int, callback: unsafe extern "C" fn(*mut Raw, c_int, c_int)) -> c_int;
+    fn uv_poll_start(
+        handle: *mut Raw,
+        events: c_int,
+        callback: unsafe extern "C" fn(*mut Raw, c_int, c_int),
+    ) -> c_int;
     fn uv_poll_stop(handle: *mut Raw) -> c_int;
     fn uv_unref(handle: *mut Raw);
     fn uv_close(handle: *mut Raw, callback: unsafe extern "C" fn(*mut Raw));
@@ -50,8 +55,8 @@ struct Inner {
     buffer: RefCell<Vec<u8>>,
 }
 
-/// Reads a descriptor when it is readable, and gives JavaScript what has been read. Does not keep the loop alive. Stays in the thread that it
-/// was made in.
+/// Reads a descriptor when it is readable, and gives JavaScript what has been read. Does not keep
+/// the loop alive. Stays in the thread that it was made in.
 pub(crate) struct Watch {
     /// Its data is an [`Inner`].
     handle: *mut Raw,
@@ -70,14 +75,25 @@ impl Watch {
         // SAFETY: only reads a table of libuv's.
         let words = unsafe { uv_handle_size(POLL) }.div_ceil(size_of::<u128>());
         let handle: *mut Raw = Box::into_raw(vec![0u128; words].into_boxed_slice()).cast();
-        // SAFETY: the loop is this thread's, as we are called by JavaScript; the room is as large as libuv says and aligned for anything in it.
+        // SAFETY: the loop is this thread's, as we are called by JavaScript; the room is as large
+        // as libuv says and aligned for anything in it.
         let status = unsafe { uv_poll_init(of, handle, fd.as_raw_fd()) };
         if status != 0 {
             // SAFETY: libuv did not take it.
             unsafe { free(handle, words) };
-            return Err(Error::new(Status::GenericFailure, format!("libuv cannot wait for a channel: error {status}")));
+            return Err(Error::new(
+                Status::GenericFailure,
+                format!("libuv cannot wait for a channel: error {status}"),
+            ));
         }
-        let inner = Inner { words, _fd: fd, env: *env, read, deliver: RefCell::new(Some(deliver)), buffer: RefCell::default() };
+        let inner = Inner {
+            words,
+            _fd: fd,
+            env: *env,
+            read,
+            deliver: RefCell::new(Some(deliver)),
+            buffer: RefCell::default(),
+        };
         // SAFETY: the handle was initialised above.
         unsafe {
             uv_handle_set_data(handle, Box::into_raw(Box::new(inner)).cast());
@@ -88,16 +104,17 @@ impl Watch {
 
     /// Begins to wait, or goes on.
     pub(crate) fn start(&self) {
-        // SAFETY: the handle is open, as only `drop` closes it, and this is its loop's thread, as `Watch` is not `Send`. It fails only if it
-        // was closed.
+        // SAFETY: the handle is open, as only `drop` closes it, and this is its loop's thread, as
+        // `Watch` is not `Send`. It fails only if it was closed.
         unsafe { uv_poll_start(self.handle, READABLE, called) };
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // SAFETY: the handle is open until it is closed here, once, as `Watch` is dropped once; its data lives until then. Nobody has borrowed the
-        // function: `deliver` does so for a moment in which nothing else runs.
+        // SAFETY: the handle is open until it is closed here, once, as `Watch` is dropped once; its
+        // data lives until then. Nobody has borrowed the function: `deliver` does so for a moment
+        // in which nothing else runs.
         unsafe {
             let inner: &Inner = &*uv_handle_get_data(self.handle).cast();
             drop(inner.deliver.take());
@@ -110,12 +127,15 @@ impl Drop for Watch {
 /// To be called once, with what `Watch::new` has made, when libuv does not use it.
 unsafe fn free(handle: *mut Raw, words: usize) {
     // SAFETY: as the caller promises, it came from a box of so many words.
-    drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(handle.cast::<u128>(), words)) });
+    drop(unsafe {
+        Box::from_raw(std::ptr::slice_from_raw_parts_mut(handle.cast::<u128>(), words))
+    });
 }
 
 unsafe extern "C" fn called(handle: *mut Raw, status: c_int, _events: c_int) {
-    // SAFETY: libuv calls this with a handle that was started, whose data is an `Inner` that lives until the loop, which is here now, has closed
-    // the handle. It is not borrowed mutably by anybody.
+    // SAFETY: libuv calls this with a handle that was started, whose data is an `Inner` that lives
+    // until the loop, which is here now, has closed the handle. It is not borrowed mutably by
+    // anybody.
     let inner: &Inner = unsafe { &*uv_handle_get_data(handle).cast() };
     let mut bytes = inner.buffer.take();
     // A panic must not get into libuv.
@@ -133,7 +153,8 @@ unsafe extern "C" fn called(handle: *mut Raw, status: c_int, _events: c_int) {
     inner.buffer.replace(bytes);
 }
 
-/// Calls JavaScript, and lets it do what it has to do afterwards (ticks, promises), as Node does for what it reads itself.
+/// Calls JavaScript, and lets it do what it has to do afterwards (ticks, promises), as Node does
+/// for what it reads itself.
 fn deliver(inner: &Inner, bytes: &[u8]) -> Result<()> {
     let env = &inner.env;
     let (function, global) = {
@@ -143,14 +164,23 @@ fn deliver(inner: &Inner, bytes: &[u8]) -> Result<()> {
     };
     let chunk = [ArrayBuffer::copy_from(env, bytes)?.raw()];
     let mut result = std::ptr::null_mut();
-    // SAFETY: the values were made above, in the scope that is open. Without a context of ours there is the default one; JavaScript enters the
-    // right one itself.
+    // SAFETY: the values were made above, in the scope that is open. Without a context of ours
+    // there is the default one; JavaScript enters the right one itself.
     let status = unsafe {
-        sys::napi_make_callback(env.raw(), std::ptr::null_mut(), global, function, chunk.len(), chunk.as_ptr(), &mut result)
+        sys::napi_make_callback(
+            env.raw(),
+            std::ptr::null_mut(),
+            global,
+            function,
+            chunk.len(),
+            chunk.as_ptr(),
+            &mut result,
+        )
     };
     if status == sys::Status::napi_pending_exception {
         let mut exception = std::ptr::null_mut();
-        // SAFETY: as the status says, there is one, and nobody else will deal with it: this makes an `uncaughtException` of it.
+        // SAFETY: as the status says, there is one, and nobody else will deal with it: this makes
+        // an `uncaughtException` of it.
         unsafe {
             sys::napi_get_and_clear_last_exception(env.raw(), &mut exception);
             sys::napi_fatal_exception(env.raw(), exception);
@@ -160,7 +190,8 @@ fn deliver(inner: &Inner, bytes: &[u8]) -> Result<()> {
 }
 
 unsafe extern "C" fn closed(handle: *mut Raw) {
-    // SAFETY: the data came from `Box::into_raw` and nothing uses it any more: the `Watch` is dropped, and libuv has let go of the handle.
+    // SAFETY: the data came from `Box::into_raw` and nothing uses it any more: the `Watch` is
+    // dropped, and libuv has let go of the handle.
     unsafe {
         let inner = Box::from_raw(uv_handle_get_data(handle).cast::<Inner>());
         free(handle, inner.words);

@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
+};
 
 /// What a process uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,19 +18,23 @@ pub struct Usage {
     pub rss: u64,
 }
 
-/// What a process uses, from `/proc/PID/stat` (`proc_pid_stat(5)`). `None` if it has ended, or must not be looked at.
+/// What a process uses, from `/proc/PID/stat` (`proc_pid_stat(5)`). `None` if it has ended, or must
+/// not be looked at.
 #[must_use]
 pub fn usage(pid: u32) -> Option<Usage> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Its name, which may contain anything, ends at the last parenthesis; what follows begins with the third field.
+    // Its name, which may contain anything, ends at the last parenthesis; what follows begins with
+    // the third field.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
     let ticks = field(14)? + field(15)?;
-    let cpu = Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64);
+    let cpu =
+        Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64);
     Some(Usage { cpu, rss: field(24)? * rustix::param::page_size() as u64 })
 }
 
-/// How many processes the system has killed for want of memory, since it started (`oom_kill` in `/proc/vmstat`); 0 if it does not tell.
+/// How many processes the system has killed for want of memory, since it started (`oom_kill` in
+/// `/proc/vmstat`); 0 if it does not tell.
 #[must_use]
 pub fn killed_for_memory() -> u64 {
     let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
@@ -67,8 +73,8 @@ const WITH_INFO: u8 = 1 << 1;
 const LISTEN: u32 = 1 << 10;
 const CLOSE: u32 = 1 << 7;
 
-/// All sockets that listen on a TCP port (or are bound to a UDP port), of both families; without a port, on any. Costs a look at every
-/// listening socket of the network namespace.
+/// All sockets that listen on a TCP port (or are bound to a UDP port), of both families; without a
+/// port, on any. Costs a look at every listening socket of the network namespace.
 ///
 /// # Errors
 /// If the kernel has no `sock_diag` for this protocol, or forbids it.
@@ -108,7 +114,12 @@ pub fn md5_keys(socket: impl AsFd, port: u16) -> io::Result<Vec<Md5Key>> {
 }
 
 fn ask(port: Option<u16>, udp: bool, more: u8, mut see: impl FnMut(&[u8])) -> io::Result<()> {
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))?;
+    let socket = socket_with(
+        AddressFamily::NETLINK,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        Some(netlink::SOCK_DIAG),
+    )?;
     for family in [libc::AF_INET, libc::AF_INET6] {
         let mut request = Vec::with_capacity(REQUEST);
         // struct nlmsghdr, then struct inet_diag_req_v2.
@@ -117,7 +128,12 @@ fn ask(port: Option<u16>, udp: bool, more: u8, mut see: impl FnMut(&[u8])) -> io
         request.extend(REQUEST_DUMP.to_ne_bytes());
         request.extend([0; 8]);
         let protocol = if udp { libc::IPPROTO_UDP } else { libc::IPPROTO_TCP };
-        request.extend([u8::try_from(family).unwrap_or_default(), u8::try_from(protocol).unwrap_or_default(), more, 0]);
+        request.extend([
+            u8::try_from(family).unwrap_or_default(),
+            u8::try_from(protocol).unwrap_or_default(),
+            more,
+            0,
+        ]);
         request.extend(if udp { CLOSE } else { LISTEN }.to_ne_bytes());
         request.extend(port.unwrap_or(0).to_be_bytes());
         request.extend([0; 46]);
@@ -139,7 +155,11 @@ fn dump(socket: impl AsFd, see: &mut impl FnMut(&[u8])) -> io::Result<()> {
             match kind {
                 DONE => return Ok(()),
                 ERROR => {
-                    let errno = if message.len() >= 4 { number(message, 0).cast_signed().wrapping_neg() } else { libc::EIO };
+                    let errno = if message.len() >= 4 {
+                        number(message, 0).cast_signed().wrapping_neg()
+                    } else {
+                        libc::EIO
+                    };
                     return Err(io::Error::from_raw_os_error(errno));
                 }
                 _ => see(message),
@@ -153,7 +173,8 @@ fn number(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
 }
 
-/// `struct inet_diag_msg`: family, 3 bytes, then the ports and addresses in network order, 72 bytes in all.
+/// `struct inet_diag_msg`: family, 3 bytes, then the ports and addresses in network order, 72 bytes
+/// in all.
 fn socket_of(message: &[u8]) -> Option<Bound> {
     let bytes: &[u8; 72] = message.get(..72)?.try_into().ok()?;
     let port = u16::from_be_bytes([bytes[4], bytes[5]]);
@@ -165,18 +186,25 @@ fn socket_of(message: &[u8]) -> Option<Bound> {
     Some(Bound { address, port, inode: u64::from(number(bytes, 68)), uid: number(bytes, 64) })
 }
 
-/// Of the attributes behind `struct inet_diag_msg`, `INET_DIAG_MD5SIG`: an array of `struct tcp_diag_md5sig`.
+/// Of the attributes behind `struct inet_diag_msg`, `INET_DIAG_MD5SIG`: an array of
+/// `struct tcp_diag_md5sig`.
 fn keys_of(message: &[u8]) -> Vec<Md5Key> {
     const KIND: u16 = 18;
     const SIZE: usize = 100;
     let mut rest = message.get(72..).unwrap_or_default();
     while rest.len() >= 4 {
-        let (len, kind) = (u16::from_ne_bytes([rest[0], rest[1]]), u16::from_ne_bytes([rest[2], rest[3]]));
+        let (len, kind) =
+            (u16::from_ne_bytes([rest[0], rest[1]]), u16::from_ne_bytes([rest[2], rest[3]]));
         let Some(content) = rest.get(4..len.into()) else { break };
         if kind == KIND {
             let key = |key: &[u8]| {
                 let address = *key.get(4..)?.first_chunk()?;
-                Some(Md5Key { is_ipv6: i32::from(key[0]) == libc::AF_INET6, is_mapped: false, address, prefix: key[1] })
+                Some(Md5Key {
+                    is_ipv6: i32::from(key[0]) == libc::AF_INET6,
+                    is_mapped: false,
+                    address,
+                    prefix: key[1],
+                })
             };
             return content.chunks_exact(SIZE).filter_map(key).collect();
         }
@@ -192,11 +220,15 @@ pub fn process_with(inode: u64) -> Option<u32> {
     std::fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
         let pid = process.file_name().to_str()?.parse().ok()?;
         let mut open = std::fs::read_dir(process.path().join("fd")).ok()?.flatten();
-        open.any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str())).then_some(pid)
+        open.any(|fd| {
+            std::fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str())
+        })
+        .then_some(pid)
     })
 }
 
-/// How many descriptors a process has open; `None` on kernels before 6.2, and for processes that have ended. One system call.
+/// How many descriptors a process has open; `None` on kernels before 6.2, and for processes that
+/// have ended. One system call.
 #[must_use]
 pub fn open_descriptors(pid: u32) -> Option<u32> {
     let stat = rustix::fs::stat(format!("/proc/{pid}/fd")).ok()?;

@@ -3,7 +3,8 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 
-/// True if this process has exactly one thread, so that nothing can read the environment while it changes.
+/// True if this process has exactly one thread, so that nothing can read the environment while it
+/// changes.
 ///
 /// # Errors
 /// If `/proc` cannot be read.
@@ -11,7 +12,8 @@ pub fn is_single_threaded() -> io::Result<bool> {
     Ok(std::fs::read_dir("/proc/self/task")?.count() == 1)
 }
 
-/// Takes variables out of the environment, if this process has only one thread; `None` otherwise, with nothing changed.
+/// Takes variables out of the environment, if this process has only one thread; `None` otherwise,
+/// with nothing changed.
 ///
 /// # Errors
 /// If `/proc` cannot be read, so that the number of threads is unknown.
@@ -32,18 +34,24 @@ pub fn take<const N: usize>(names: [&str; N]) -> io::Result<Option<[Option<OsStr
 }
 
 fn remove(name: &OsStr) {
-    // SAFETY: `take` has just seen that this is the only thread of the process, and a thread can only be started by a running one,
-    // so nothing else can be reading or writing the environment.
+    // SAFETY: `take` has just seen that this is the only thread of the process, and a thread can
+    // only be started by a running one, so nothing else can be reading or writing the environment.
     unsafe { std::env::remove_var(name) }
 }
 
-/// Variables as this process was started with them, whatever it has changed since; as they are now if the system does not tell.
+/// Variables as this process was started with them, whatever it has changed since; as they are now
+/// if the system does not tell.
 #[must_use]
 pub fn at_start<const N: usize>(names: [&str; N]) -> [Option<OsString>; N] {
     use std::os::unix::ffi::OsStrExt as _;
     let Ok(all) = std::fs::read("/proc/self/environ") else { return names.map(std::env::var_os) };
     names.map(|name| {
-        let value = |entry: &[u8]| Some(OsStr::from_bytes(entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?).to_owned());
+        let value = |entry: &[u8]| {
+            Some(
+                OsStr::from_bytes(entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?)
+                    .to_owned(),
+            )
+        };
         all.split(|byte| *byte == 0).find_map(value)
     })
 }

@@ -5,8 +5,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
 /// The most descriptors per message that the kernel takes (`SCM_MAX_FD`).
@@ -15,12 +15,11 @@ pub const MAX_HANDLES: usize = 253;
 /// The most descriptors that [`recv_few`] takes from one message.
 pub const FEW_HANDLES: usize = 16;
 
-/// Sends bytes and, with the first of them, descriptors. Never blocks, never raises `SIGPIPE`. Returns how many bytes went; the
-/// descriptors went if that is not an error.
+/// Sends bytes and, with the first of them, descriptors. Never blocks, never raises `SIGPIPE`.
+/// Returns how many bytes went; the descriptors went if that is not an error.
 ///
-/// # Errors
-/// `WouldBlock` if there is no room; `BrokenPipe` or `ConnectionReset` if the peer is gone; `ETOOMANYREFS` if too many descriptors of
-/// this user are under way.
+/// # Errors `WouldBlock` if there is no room; `BrokenPipe` or `ConnectionReset` if the peer is
+/// gone; `ETOOMANYREFS` if too many descriptors of this user are under way.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], handles: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     if handles.is_empty() {
@@ -29,7 +28,8 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], handles: &[BorrowedFd<'_>]) ->
     // One descriptor is by far the most frequent case, and needs little space.
     let mut small = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut large = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(MAX_HANDLES))];
-    let mut control = SendAncillaryBuffer::new(if handles.len() == 1 { &mut small } else { &mut large });
+    let mut control =
+        SendAncillaryBuffer::new(if handles.len() == 1 { &mut small } else { &mut large });
     if !control.push(SendAncillaryMessage::ScmRights(handles)) {
         return Err(io::Error::from(rustix::io::Errno::TOOMANYREFS));
     }
@@ -45,20 +45,30 @@ pub struct Received {
     pub truncated: bool,
 }
 
-/// Receives bytes and the descriptors that came with them, which are appended to `handles`. Never blocks.
+/// Receives bytes and the descriptors that came with them, which are appended to `handles`. Never
+/// blocks.
 ///
-/// # Errors
-/// `WouldBlock` if there is nothing; `ConnectionReset` if the peer closed with unread data (treat it as the end of the stream).
-pub fn recv(socket: BorrowedFd<'_>, bytes: &mut [u8], handles: &mut Vec<OwnedFd>) -> io::Result<Received> {
+/// # Errors `WouldBlock` if there is nothing; `ConnectionReset` if the peer closed with unread data
+/// (treat it as the end of the stream).
+pub fn recv(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    handles: &mut Vec<OwnedFd>,
+) -> io::Result<Received> {
     let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(MAX_HANDLES))];
     receive(socket, bytes, handles, &mut space)
 }
 
-/// As [`recv`], from a stranger: at most [`FEW_HANDLES`] descriptors become this process's, the kernel closes the rest.
+/// As [`recv`], from a stranger: at most [`FEW_HANDLES`] descriptors become this process's, the
+/// kernel closes the rest.
 ///
 /// # Errors
 /// As [`recv`].
-pub fn recv_few(socket: BorrowedFd<'_>, bytes: &mut [u8], handles: &mut Vec<OwnedFd>) -> io::Result<Received> {
+pub fn recv_few(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    handles: &mut Vec<OwnedFd>,
+) -> io::Result<Received> {
     let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(FEW_HANDLES))];
     receive(socket, bytes, handles, &mut space)
 }
@@ -80,7 +90,8 @@ fn receive(
     Ok(Received { len: message.bytes, truncated: message.flags.contains(ReturnFlags::CTRUNC) })
 }
 
-/// A connected pair of Unix stream sockets, both close-on-exec; the first is non-blocking, the second blocks.
+/// A connected pair of Unix stream sockets, both close-on-exec; the first is non-blocking, the
+/// second blocks.
 ///
 /// # Errors
 /// When the process or the system is out of descriptors.
@@ -98,10 +109,14 @@ pub fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
 /// True for the errors that mean that the other end is gone.
 #[must_use]
 pub fn is_gone(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected)
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected
+    )
 }
 
-/// True for the errors that mean that the same call may succeed later: no room, or too many descriptors under way.
+/// True for the errors that mean that the same call may succeed later: no room, or too many
+/// descriptors under way.
 #[must_use]
 pub fn is_temporary(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
@@ -129,7 +144,9 @@ mod tests {
         let (mut buffer, mut handles) = ([0; 64], Vec::new());
         let got = recv(b.as_fd(), &mut buffer, &mut handles).unwrap();
         assert_eq!((got.len, got.truncated, handles.len()), (6, false, 2));
-        assert!(rustix::io::fcntl_getfd(&handles[0]).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        assert!(
+            rustix::io::fcntl_getfd(&handles[0]).unwrap().contains(rustix::io::FdFlags::CLOEXEC)
+        );
         drop(a);
         assert_eq!(recv(b.as_fd(), &mut buffer, &mut handles).unwrap().len, 0);
         assert!(is_gone(&send(b.as_fd(), b"x", &[]).unwrap_err()));

@@ -1,7 +1,9 @@
-//! Groups of sockets on one address (`SO_REUSEPORT`, socket(7)), and the program that chooses among them (`SO_ATTACH_REUSEPORT_CBPF`).
+//! Groups of sockets on one address (`SO_REUSEPORT`, socket(7)), and the program that chooses among
+//! them (`SO_ATTACH_REUSEPORT_CBPF`).
 //!
-//! The kernel numbers the sockets of a group in the order in which they began to listen (TCP) or were bound (UDP). When one is closed,
-//! the last one takes its number. So a group that only ever loses its last socket keeps its numbers.
+//! The kernel numbers the sockets of a group in the order in which they began to listen (TCP) or
+//! were bound (UDP). When one is closed, the last one takes its number. So a group that only ever
+//! loses its last socket keeps its numbers.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -21,8 +23,9 @@ pub struct Instruction {
     pub operand: u32,
 }
 
-/// Lets a socket that is bound, but does not listen yet, be the first of a group. Because it was bound without `SO_REUSEPORT`, nobody else
-/// had the address. Until others join, it works as any socket.
+/// Lets a socket that is bound, but does not listen yet, be the first of a group. Because it was
+/// bound without `SO_REUSEPORT`, nobody else had the address. Until others join, it works as any
+/// socket.
 ///
 /// # Errors
 /// `EOPNOTSUPP` for sockets that cannot be in a group (Unix sockets).
@@ -30,8 +33,8 @@ pub fn found(socket: impl AsFd) -> io::Result<()> {
     Ok(sockopt::set_socket_reuseport(socket, true)?)
 }
 
-/// One more socket on the address of `first`: bound, non-blocking, not listening. A TCP socket joins the group when it listens, a UDP
-/// socket has joined it.
+/// One more socket on the address of `first`: bound, non-blocking, not listening. A TCP socket
+/// joins the group when it listens, a UDP socket has joined it.
 ///
 /// # Errors
 /// As `bind(2)`; `EADDRINUSE` if `first` was opened by another user.
@@ -49,26 +52,42 @@ pub fn sibling(first: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Gives the group of `socket` a program that returns the number of the socket to use for each new connection, or datagram. Replaces the
-/// one that it had. Where the program returns a number that there is not, the kernel chooses by a hash of the addresses.
+/// Gives the group of `socket` a program that returns the number of the socket to use for each new
+/// connection, or datagram. Replaces the one that it had. Where the program returns a number that
+/// there is not, the kernel chooses by a hash of the addresses.
 ///
-/// # Errors
-/// `EINVAL` if the program is not valid, or a UDP socket is alone; `ENOMEM` if the program is longer than `net.core.optmem_max` allows.
+/// # Errors `EINVAL` if the program is not valid, or a UDP socket is alone; `ENOMEM` if the program
+/// is longer than `net.core.optmem_max` allows.
 pub fn steer(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
-    let mut filter: Vec<libc::sock_filter> =
-        program.iter().map(|i| libc::sock_filter { code: i.code, jt: i.jump_true, jf: i.jump_false, k: i.operand }).collect();
-    let len = u16::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let mut filter: Vec<libc::sock_filter> = program
+        .iter()
+        .map(|i| libc::sock_filter {
+            code: i.code,
+            jt: i.jump_true,
+            jf: i.jump_false,
+            k: i.operand,
+        })
+        .collect();
+    let len =
+        u16::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
     let size = libc::socklen_t::try_from(size_of::<libc::sock_fprog>()).unwrap_or_default();
-    // SAFETY: `program` points at `len` instructions that outlive the call; the kernel copies them and checks every one.
+    // SAFETY: `program` points at `len` instructions that outlive the call; the kernel copies them
+    // and checks every one.
     let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, (&raw const program).cast(), size)
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            size,
+        )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Forbids that a group's program is ever replaced through this socket (`SO_LOCK_FILTER`); for one that others get. (That it is taken away
-/// altogether cannot be forbidden.)
+/// Forbids that a group's program is ever replaced through this socket (`SO_LOCK_FILTER`); for one
+/// that others get. (That it is taken away altogether cannot be forbidden.)
 ///
 /// # Errors
 /// None are expected.
@@ -76,13 +95,21 @@ pub fn lock(socket: BorrowedFd<'_>) -> io::Result<()> {
     let on: libc::c_int = 1;
     let size = libc::socklen_t::try_from(size_of_val(&on)).unwrap_or_default();
     // SAFETY: the kernel reads an int of that size, which outlives the call.
-    let result =
-        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LOCK_FILTER, (&raw const on).cast(), size) };
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LOCK_FILTER,
+            (&raw const on).cast(),
+            size,
+        )
+    };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// How much waits in a socket: for a TCP listener the connections in its accept queue, for a UDP socket the bytes of its datagrams.
-/// `None` for a TCP socket that does not listen (somebody has shut it down), and where the kernel does not tell.
+/// How much waits in a socket: for a TCP listener the connections in its accept queue, for a UDP
+/// socket the bytes of its datagrams. `None` for a TCP socket that does not listen (somebody has
+/// shut it down), and where the kernel does not tell.
 #[must_use]
 pub fn waiting(socket: BorrowedFd<'_>) -> Option<u32> {
     match sockopt::socket_type(socket).ok()? {
@@ -97,7 +124,13 @@ fn received_bytes(socket: BorrowedFd<'_>) -> Option<u32> {
     let mut len = libc::socklen_t::try_from(size_of_val(&info)).ok()?;
     // SAFETY: the kernel writes at most `len` bytes, the size of `info`.
     let result = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, info.as_mut_ptr().cast(), &raw mut len)
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
     };
     (result == 0).then_some(info[0])
 }
@@ -112,7 +145,12 @@ mod tests {
     const RETURN: u16 = 0x06;
 
     fn always(number: usize) -> [Instruction; 1] {
-        [Instruction { code: RETURN, jump_true: 0, jump_false: 0, operand: u32::try_from(number).unwrap() }]
+        [Instruction {
+            code: RETURN,
+            jump_true: 0,
+            jump_false: 0,
+            operand: u32::try_from(number).unwrap(),
+        }]
     }
 
     fn tcp_group(ip: IpAddr, size: usize) -> Vec<OwnedFd> {
@@ -129,7 +167,8 @@ mod tests {
     }
 
     #[test]
-    fn a_tcp_group_is_numbered_in_the_order_of_listening_and_keeps_its_numbers_when_the_last_one_goes() {
+    fn a_tcp_group_is_numbered_in_the_order_of_listening_and_keeps_its_numbers_when_the_last_one_goes()
+     {
         for (ip, local) in [
             (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv4Addr::LOCALHOST)),
             (Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::LOCALHOST.into()),
@@ -142,7 +181,8 @@ mod tests {
                     steer(group[0].as_fd(), &always(number)).unwrap();
                     let _client = TcpStream::connect((local, port)).unwrap();
                     assert_eq!(waiting(group[number].as_fd()), Some(1));
-                    socket::accept(group[number].as_fd()).expect("the connection is in the queue that was named");
+                    socket::accept(group[number].as_fd())
+                        .expect("the connection is in the queue that was named");
                     assert_eq!(waiting(group[number].as_fd()), Some(0));
                 }
                 group.pop();
@@ -155,7 +195,10 @@ mod tests {
         let group = tcp_group(Ipv4Addr::LOCALHOST.into(), 3);
         let port = socket::local_address(&group[0]).unwrap().port();
         // A second cluster begins as the first one did.
-        assert_eq!(listen::tcp(Some(Ipv4Addr::LOCALHOST.into()), port, false).unwrap_err().kind(), ErrorKind::AddrInUse);
+        assert_eq!(
+            listen::tcp(Some(Ipv4Addr::LOCALHOST.into()), port, false).unwrap_err().kind(),
+            ErrorKind::AddrInUse
+        );
         assert_eq!(listen::tcp(None, port, false).unwrap_err().kind(), ErrorKind::AddrInUse);
     }
 
@@ -188,7 +231,11 @@ mod tests {
             client.send_to(b"x", to).unwrap();
             let waits: Vec<bool> = group.iter().map(|s| waiting(s.as_fd()).unwrap() > 0).collect();
             assert_eq!(waits.iter().position(|w| *w), Some(number), "{waits:?}");
-            assert_eq!(rustix::net::recv(&group[number], &mut [0u8; 4], rustix::net::RecvFlags::DONTWAIT).unwrap(), (1, 1));
+            assert_eq!(
+                rustix::net::recv(&group[number], &mut [0u8; 4], rustix::net::RecvFlags::DONTWAIT)
+                    .unwrap(),
+                (1, 1)
+            );
         }
     }
 
@@ -196,7 +243,10 @@ mod tests {
     fn whoever_has_a_locked_socket_cannot_change_the_program() {
         let group = tcp_group(Ipv4Addr::LOCALHOST.into(), 2);
         lock(group[1].as_fd()).unwrap();
-        assert_eq!(steer(group[1].as_fd(), &always(1)).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        assert_eq!(
+            steer(group[1].as_fd(), &always(1)).unwrap_err().kind(),
+            ErrorKind::PermissionDenied
+        );
         steer(group[0].as_fd(), &always(1)).unwrap();
     }
 

@@ -19,8 +19,13 @@ impl Identity {
     /// # Errors
     /// None are expected.
     pub fn own() -> io::Result<Identity> {
-        let groups = rustix::process::getgroups()?.into_iter().map(rustix::process::Gid::as_raw).collect();
-        Ok(Identity { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw(), groups })
+        let groups =
+            rustix::process::getgroups()?.into_iter().map(rustix::process::Gid::as_raw).collect();
+        Ok(Identity {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            groups,
+        })
     }
 
     /// The effective identity of another process, from `/proc/PID/status` (`proc_pid_status(5)`).
@@ -32,36 +37,60 @@ impl Identity {
         let numbers = |name: &str| -> io::Result<Vec<u32>> {
             let line = text.lines().find_map(|line| line.strip_prefix(name));
             let line = line.ok_or(io::ErrorKind::InvalidData)?;
-            line.split_whitespace().map(|n| n.parse().map_err(|_| io::ErrorKind::InvalidData.into())).collect()
+            line.split_whitespace()
+                .map(|n| n.parse().map_err(|_| io::ErrorKind::InvalidData.into()))
+                .collect()
         };
         // Real, effective, saved, and the one for files.
-        let effective = |name| numbers(name)?.get(1).copied().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));
-        Ok(Identity { uid: effective("Uid:")?, gid: effective("Gid:")?, groups: numbers("Groups:")? })
-    }
-
-    /// Runs `work` in a thread that has only this identity's rights to files: the kernel checks every system call there as if this user had
-    /// made it, and files that are created belong to it. The process cannot be signalled or traced by that user meanwhile, because only
-    /// `fsuid`, `fsgid` and the groups of that one thread change (`setfsuid(2)`), for good, and the thread ends.
-    ///
-    /// # Errors
-    /// `EPERM` if this process may not take the identity on, those of `work`, or if no thread can be started.
-    pub fn with_rights<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().name("troop-files".into()).spawn_scoped(scope, || {
-                self.take_on()?;
-                work()
-            });
-            thread?.join().unwrap_or_else(|_| Err(io::Error::other("the thread that acts for the worker's user has panicked")))
+        let effective = |name| {
+            numbers(name)?
+                .get(1)
+                .copied()
+                .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+        };
+        Ok(Identity {
+            uid: effective("Uid:")?,
+            gid: effective("Gid:")?,
+            groups: numbers("Groups:")?,
         })
     }
 
-    /// Gives the calling thread this identity's rights to files. The groups first: without `root`'s rights they cannot be changed.
+    /// Runs `work` in a thread that has only this identity's rights to files: the kernel checks
+    /// every system call there as if this user had made it, and files that are created belong to
+    /// it. The process cannot be signalled or traced by that user meanwhile, because only `fsuid`,
+    /// `fsgid` and the groups of that one thread change (`setfsuid(2)`), for good, and the thread
+    /// ends.
+    ///
+    /// # Errors `EPERM` if this process may not take the identity on, those of `work`, or if no
+    /// thread can be started.
+    pub fn with_rights<T: Send>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send,
+    ) -> io::Result<T> {
+        std::thread::scope(|scope| {
+            let thread =
+                std::thread::Builder::new().name("troop-files".into()).spawn_scoped(scope, || {
+                    self.take_on()?;
+                    work()
+                });
+            thread?.join().unwrap_or_else(|_| {
+                Err(io::Error::other("the thread that acts for the worker's user has panicked"))
+            })
+        })
+    }
+
+    /// Gives the calling thread this identity's rights to files. The groups first: without `root`'s
+    /// rights they cannot be changed.
     pub(crate) fn take_on(&self) -> io::Result<()> {
-        // SAFETY: a raw system call, which changes this thread alone, with a valid pointer and its length.
-        if unsafe { libc::syscall(libc::SYS_setgroups, self.groups.len(), self.groups.as_ptr()) } != 0 {
+        // SAFETY: a raw system call, which changes this thread alone, with a valid pointer and its
+        // length.
+        if unsafe { libc::syscall(libc::SYS_setgroups, self.groups.len(), self.groups.as_ptr()) }
+            != 0
+        {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: these change this thread's own credentials, and nothing else; -1 changes nothing and tells what is set.
+        // SAFETY: these change this thread's own credentials, and nothing else; -1 changes nothing
+        // and tells what is set.
         let (gid, uid) = unsafe {
             libc::setfsgid(self.gid);
             libc::setfsuid(self.uid);

@@ -4,16 +4,19 @@ use std::sync::Once;
 
 use rustix::thread::{Pid, gettid};
 
-/// Ignored by everybody who has not asked for it, and of no consequence to those who have (`socket(7)`).
+/// Ignored by everybody who has not asked for it, and of no consequence to those who have
+/// (`socket(7)`).
 const SIGNAL: libc::c_int = libc::SIGURG;
 
 extern "C" fn nothing(_: libc::c_int) {}
 
-/// Has the signal end system calls, unless the program handles it in a way of its own, which does the same.
+/// Has the signal end system calls, unless the program handles it in a way of its own, which does
+/// the same.
 fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // SAFETY: both structures are valid for the calls, all zeroes are a value of theirs, and the handler does nothing.
+        // SAFETY: both structures are valid for the calls, all zeroes are a value of theirs, and
+        // the handler does nothing.
         unsafe {
             let mut before: libc::sigaction = std::mem::zeroed();
             if libc::sigaction(SIGNAL, std::ptr::null(), &mut before) != 0
@@ -47,10 +50,13 @@ impl Thread {
         Thread(gettid())
     }
 
-    /// Ends the system call that the thread waits in, if it is one that signals end. The thread must not have ended.
+    /// Ends the system call that the thread waits in, if it is one that signals end. The thread
+    /// must not have ended.
     pub fn interrupt(self) {
         // SAFETY: it takes numbers, and fails if there is no such thread in this process.
-        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.0.as_raw_nonzero().get(), SIGNAL) };
+        unsafe {
+            libc::syscall(libc::SYS_tgkill, libc::getpid(), self.0.as_raw_nonzero().get(), SIGNAL)
+        };
     }
 }
 

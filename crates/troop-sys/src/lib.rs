@@ -1,6 +1,7 @@
 //! System calls behind safe faces: the only place in troop with `unsafe` code.
 //!
-//! Nothing here decides anything. Every descriptor is an `OwnedFd` or a `BorrowedFd` and is close-on-exec from birth.
+//! Nothing here decides anything. Every descriptor is an `OwnedFd` or a `BorrowedFd` and is
+//! close-on-exec from birth.
 
 #![cfg(target_os = "linux")]
 

@@ -14,15 +14,17 @@ fn family(ip: IpAddr) -> AddressFamily {
     if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 }
 }
 
-/// A bound TCP socket with `SO_REUSEADDR`, non-blocking, not listening. Without an address it takes both families, or IPv4 where there
-/// is no IPv6.
+/// A bound TCP socket with `SO_REUSEADDR`, non-blocking, not listening. Without an address it takes
+/// both families, or IPv4 where there is no IPv6.
 ///
 /// # Errors
 /// As `bind(2)`.
 pub fn tcp(address: Option<IpAddr>, port: u16, ipv6_only: bool) -> io::Result<OwnedFd> {
     let Some(ip) = address else {
         return match tcp(Some(Ipv6Addr::UNSPECIFIED.into()), port, ipv6_only) {
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
+            Err(e)
+                if matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) =>
+            {
                 tcp(Some(Ipv4Addr::UNSPECIFIED.into()), port, false)
             }
             other => other,
@@ -41,7 +43,12 @@ pub fn tcp(address: Option<IpAddr>, port: u16, ipv6_only: bool) -> io::Result<Ow
 ///
 /// # Errors
 /// As `bind(2)`.
-pub fn udp(address: IpAddr, port: u16, ipv6_only: bool, reuse_address: bool) -> io::Result<OwnedFd> {
+pub fn udp(
+    address: IpAddr,
+    port: u16,
+    ipv6_only: bool,
+    reuse_address: bool,
+) -> io::Result<OwnedFd> {
     let socket = new_socket(family(address), SocketType::DGRAM)?;
     if reuse_address {
         sockopt::set_socket_reuseaddr(&socket, true)?;

@@ -6,11 +6,12 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, bind,
-    getsockname, recvmsg, socket_with,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix,
+    SocketFlags, SocketType, bind, getsockname, recvmsg, socket_with,
 };
 
-/// A socket for `NOTIFY_SOCKET`, at an abstract address that the kernel chooses, and that address as the variable has it.
+/// A socket for `NOTIFY_SOCKET`, at an abstract address that the kernel chooses, and that address
+/// as the variable has it.
 ///
 /// # Errors
 /// When out of descriptors.
@@ -25,12 +26,14 @@ pub fn bind_socket() -> io::Result<(OwnedFd, String)> {
     Ok((socket, format!("@{}", String::from_utf8_lossy(name))))
 }
 
-/// The next notification, and the process that sent it. Descriptors that came with it are closed. Never blocks.
+/// The next notification, and the process that sent it. Descriptors that came with it are closed.
+/// Never blocks.
 ///
 /// # Errors
 /// `WouldBlock` if there is none.
 pub fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Option<u32>)> {
-    let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(8))];
+    let mut space =
+        [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(8))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
     let message = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, flags)?;

@@ -1,8 +1,9 @@
 //! What can be set on a listening socket so that clients do not get through, though it listens.
 //!
-//! Connections inherit most options of their listener (`socket(7)`, `tcp(7)`, `ip(7)`), and whoever has a copy of the listener can set them. So what a socket
-//! has at first is noted, and put back when it is found to be otherwise. Options that programs set for good reasons count only beyond what is
-//! of use to anybody.
+//! Connections inherit most options of their listener (`socket(7)`, `tcp(7)`, `ip(7)`), and whoever
+//! has a copy of the listener can set them. So what a socket has at first is noted, and put back
+//! when it is found to be otherwise. Options that programs set for good reasons count only beyond
+//! what is of use to anybody.
 
 use std::fmt;
 use std::io;
@@ -75,7 +76,8 @@ impl Value {
     }
 }
 
-/// An option, whether what it is now, in place of what it was, turns clients away, and what to set it to then.
+/// An option, whether what it is now, in place of what it was, turns clients away, and what to set
+/// it to then.
 struct Rule {
     name: &'static str,
     level: i32,
@@ -164,34 +166,60 @@ fn get(fd: BorrowedFd<'_>, level: i32, option: i32) -> Option<Value> {
     };
     let mut len = libc::socklen_t::try_from(wanted).ok()?;
     // SAFETY: the kernel writes at most `len` bytes, no more than `bytes` has.
-    let result = unsafe { libc::getsockopt(fd.as_raw_fd(), level, option, bytes.as_mut_ptr().cast(), &raw mut len) };
-    (result == 0).then_some(Value { bytes, len: len as usize }).filter(|value| matches!(value.len, 4 | 8 | 16))
+    let result = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), level, option, bytes.as_mut_ptr().cast(), &raw mut len)
+    };
+    (result == 0)
+        .then_some(Value { bytes, len: len as usize })
+        .filter(|value| matches!(value.len, 4 | 8 | 16))
 }
 
 fn set(fd: BorrowedFd<'_>, level: i32, option: i32, value: &[u8]) -> io::Result<()> {
     let len = libc::socklen_t::try_from(value.len()).unwrap_or_default();
     let at = if value.is_empty() { std::ptr::null() } else { value.as_ptr().cast() };
-    // SAFETY: the kernel reads `len` bytes at `at`, which outlive the call; where there are none, it gets a null pointer.
+    // SAFETY: the kernel reads `len` bytes at `at`, which outlive the call; where there are none,
+    // it gets a null pointer.
     let result = unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, at, len) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Memory that the kernel has set aside for what hangs on a socket: filters, keys, IP options (`SK_MEMINFO_OPTMEM`).
+/// Memory that the kernel has set aside for what hangs on a socket: filters, keys, IP options
+/// (`SK_MEMINFO_OPTMEM`).
 fn extras(fd: BorrowedFd<'_>) -> Option<u32> {
     let mut info = [0u32; 9];
     let mut len = libc::socklen_t::try_from(size_of_val(&info)).ok()?;
     // SAFETY: the kernel writes at most `len` bytes, the size of `info`.
-    let result =
-        unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, info.as_mut_ptr().cast(), &raw mut len) };
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
     (result == 0).then_some(info[6])
 }
 
 fn has_filter(fd: BorrowedFd<'_>) -> bool {
     let mut len: libc::socklen_t = 0;
-    // SAFETY: with a length of 0 the kernel writes nothing but the number of a filter's instructions to `len`.
-    let result = unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, SO_GET_FILTER, std::ptr::null_mut(), &raw mut len) };
+    // SAFETY: with a length of 0 the kernel writes nothing but the number of a filter's
+    // instructions to `len`.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_GET_FILTER,
+            std::ptr::null_mut(),
+            &raw mut len,
+        )
+    };
     // It does not show those that are not classic.
-    if result == 0 { len > 0 } else { io::Error::last_os_error().raw_os_error() == Some(libc::EACCES) }
+    if result == 0 {
+        len > 0
+    } else {
+        io::Error::last_os_error().raw_os_error() == Some(libc::EACCES)
+    }
 }
 
 /// `struct tcp_md5sig` without a key, which takes the key for these addresses away.
@@ -199,7 +227,8 @@ fn remove_key(fd: BorrowedFd<'_>, key: &Md5Key) -> io::Result<()> {
     const PREFIX: u8 = 1;
     let mut bytes = [0u8; 128 + 8 + 80];
     let family = if key.is_mapped || key.is_ipv6 { libc::AF_INET6 } else { libc::AF_INET };
-    bytes[..2].copy_from_slice(&libc::sa_family_t::try_from(family).unwrap_or_default().to_ne_bytes());
+    bytes[..2]
+        .copy_from_slice(&libc::sa_family_t::try_from(family).unwrap_or_default().to_ne_bytes());
     match (key.is_mapped, key.is_ipv6) {
         (true, _) => {
             bytes[18..20].fill(0xff);
@@ -268,7 +297,9 @@ impl Options {
             Ok(Kind::UnixListener | Kind::UnixStream) => UNIX,
             Err(_) => 0,
         };
-        let values = RULES.each_ref().map(|rule| (rule.kinds & kind != 0).then(|| get(fd, rule.level, rule.option)).flatten());
+        let values = RULES.each_ref().map(|rule| {
+            (rule.kinds & kind != 0).then(|| get(fd, rule.level, rule.option)).flatten()
+        });
         let at = socket::local_address(fd);
         Options {
             kind,
@@ -290,7 +321,10 @@ impl Options {
         }
         for (rule, then) in RULES.iter().zip(&self.values) {
             let Some(then) = then else { continue };
-            let Some(now) = get(fd, rule.level, rule.option).filter(|now| (rule.is_bad)(then, now)) else { continue };
+            let Some(now) = get(fd, rule.level, rule.option).filter(|now| (rule.is_bad)(then, now))
+            else {
+                continue;
+            };
             debug_assert_eq!(then.len, now.len);
             let cure = (rule.cure)(then);
             restored.note(rule.name, set(fd, rule.level, rule.option, &cure.bytes[..cure.len]));
@@ -302,7 +336,10 @@ impl Options {
             }
         }
         if self.kind & (TCP | UDP) != 0 && !self.filtered && has_filter(fd) {
-            restored.note("SO_ATTACH_FILTER", set(fd, libc::SOL_SOCKET, SO_DETACH_FILTER, &0i32.to_ne_bytes()));
+            restored.note(
+                "SO_ATTACH_FILTER",
+                set(fd, libc::SOL_SOCKET, SO_DETACH_FILTER, &0i32.to_ne_bytes()),
+            );
         }
         if self.kind == TCP {
             self.remove_extras(fd, &mut restored);
@@ -312,7 +349,10 @@ impl Options {
                 restored.note("backlog", socket::listen(fd, backlog));
             }
         }
-        if use_as.nonblocking && rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| !flags.contains(rustix::fs::OFlags::NONBLOCK)) {
+        if use_as.nonblocking
+            && rustix::fs::fcntl_getfl(fd)
+                .is_ok_and(|flags| !flags.contains(rustix::fs::OFlags::NONBLOCK))
+        {
             restored.note("O_NONBLOCK", socket::set_nonblocking(fd, true));
         }
         restored
@@ -323,15 +363,19 @@ impl Options {
         if !matches!(rustix::net::getpeername(fd), Ok(Some(_))) {
             return;
         }
-        let result = rustix::net::connect_unspec(fd).map_err(io::Error::from).and_then(|()| match self.at {
-            // A port that the kernel had chosen is given up with that.
-            Some(at) if socket::local_address(fd) != Some(at) => Ok(rustix::net::bind(fd, &at)?),
-            _ => Ok(()),
-        });
+        let result =
+            rustix::net::connect_unspec(fd).map_err(io::Error::from).and_then(|()| match self.at {
+                // A port that the kernel had chosen is given up with that.
+                Some(at) if socket::local_address(fd) != Some(at) => {
+                    Ok(rustix::net::bind(fd, &at)?)
+                }
+                _ => Ok(()),
+            });
         restored.note("connect", result);
     }
 
-    /// Takes away keys and sticky options, for which the kernel has set memory aside. What cannot be named cannot be taken away.
+    /// Takes away keys and sticky options, for which the kernel has set memory aside. What cannot
+    /// be named cannot be taken away.
     fn remove_extras(&self, fd: BorrowedFd<'_>, restored: &mut Restored) {
         let more = || matches!((self.extras, extras(fd)), (Some(then), Some(now)) if now > then);
         if !more() {
@@ -348,18 +392,30 @@ impl Options {
         }
         // Keys for all addresses can be taken away unseen, others where this process may see them.
         let all = |is_ipv6, is_mapped| Md5Key { is_ipv6, is_mapped, address: [0; 16], prefix: 0 };
-        let unseen = if self.is_ipv6 { vec![all(true, false), all(false, true)] } else { vec![all(false, false)] };
+        let unseen = if self.is_ipv6 {
+            vec![all(true, false), all(false, true)]
+        } else {
+            vec![all(false, false)]
+        };
         let mut keys = unseen.iter().filter(|key| remove_key(fd, key).is_ok()).count();
         if more() {
-            let seen = self.at.map_or(Ok(Vec::new()), |at| diag::md5_keys(fd, at.port())).unwrap_or_default();
-            let mapped = seen.into_iter().map(|key| Md5Key { is_mapped: self.is_ipv6 && !key.is_ipv6, ..key });
+            let seen = self
+                .at
+                .map_or(Ok(Vec::new()), |at| diag::md5_keys(fd, at.port()))
+                .unwrap_or_default();
+            let mapped = seen
+                .into_iter()
+                .map(|key| Md5Key { is_mapped: self.is_ipv6 && !key.is_ipv6, ..key });
             keys += mapped.filter(|key| remove_key(fd, key).is_ok()).count();
         }
         if keys > 0 {
             restored.what.push("TCP_MD5SIG");
         }
         if more() {
-            restored.lost.push("keys or filters that cannot be taken away (TCP_MD5SIG, TCP_AO, SO_ATTACH_FILTER)".into());
+            restored.lost.push(
+                "keys or filters that cannot be taken away (TCP_MD5SIG, TCP_AO, SO_ATTACH_FILTER)"
+                    .into(),
+            );
         }
     }
 }

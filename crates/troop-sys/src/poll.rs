@@ -18,7 +18,8 @@ pub enum Interest {
     ReadWrite,
     /// Room to write, and the end.
     Write,
-    /// A new connection or data; reported once when it comes, so it must be taken until `WouldBlock`.
+    /// A new connection or data; reported once when it comes, so it must be taken until
+    /// `WouldBlock`.
     ReadEdge,
 }
 
@@ -53,10 +54,12 @@ pub struct Poller {
     events: Vec<epoll::Event>,
 }
 
-// SAFETY: what keeps the compiler from seeing this is the pointer in the kernel's event data, a union; only its integer side is ever
-// used here, and the buffer of events is only touched through `&mut`.
+// SAFETY: what keeps the compiler from seeing this is the pointer in the kernel's event data, a
+// union; only its integer side is ever used here, and the buffer of events is only touched through
+// `&mut`.
 unsafe impl Send for Poller {}
-// SAFETY: as above; `&Poller` gives access to the epoll descriptor only, whose system calls are thread-safe.
+// SAFETY: as above; `&Poller` gives access to the epoll descriptor only, whose system calls are
+// thread-safe.
 unsafe impl Sync for Poller {}
 
 impl std::fmt::Debug for Poller {
@@ -112,16 +115,22 @@ impl Poller {
         Ok(epoll::delete(&self.epoll, fd)?)
     }
 
-    /// Waits until something happens or the time is over (`None`: for ever; zero: only looks) and appends what happened to `out`.
-    /// A signal ends the wait early.
+    /// Waits until something happens or the time is over (`None`: for ever; zero: only looks) and
+    /// appends what happened to `out`. A signal ends the wait early.
     ///
     /// # Errors
     /// None are expected.
     pub fn wait(&mut self, timeout: Option<Duration>, out: &mut Vec<Ready>) -> io::Result<()> {
         self.events.clear();
-        let timeout = timeout
-            .map(|t| Timespec { tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(t.subsec_nanos()) });
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout.as_ref()) {
+        let timeout = timeout.map(|t| Timespec {
+            tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(t.subsec_nanos()),
+        });
+        match epoll::wait(
+            &self.epoll,
+            rustix::buffer::spare_capacity(&mut self.events),
+            timeout.as_ref(),
+        ) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
@@ -129,7 +138,9 @@ impl Poller {
             let (flags, data) = (event.flags, event.data);
             Ready {
                 token: data.u64(),
-                readable: flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR | EventFlags::RDHUP),
+                readable: flags.intersects(
+                    EventFlags::IN | EventFlags::HUP | EventFlags::ERR | EventFlags::RDHUP,
+                ),
                 ended: flags.intersects(EventFlags::HUP | EventFlags::ERR | EventFlags::RDHUP),
                 writable: flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR),
             }
@@ -194,9 +205,11 @@ impl AsyncPoller {
     /// # Panics
     /// Outside a tokio runtime with I/O enabled.
     pub fn new(poller: Poller) -> io::Result<AsyncPoller> {
-        // SAFETY: the descriptor is owned by the `Poller`, which `AsyncFd` owns and does not give away, and `Poller` always returns
-        // the same open descriptor from `as_raw_fd`.
-        let poller = unsafe { tokio::io::unix::AsyncFd::register_with_interest(poller, tokio::io::Interest::READABLE) }?;
+        // SAFETY: the descriptor is owned by the `Poller`, which `AsyncFd` owns and does not give
+        // away, and `Poller` always returns the same open descriptor from `as_raw_fd`.
+        let poller = unsafe {
+            tokio::io::unix::AsyncFd::register_with_interest(poller, tokio::io::Interest::READABLE)
+        }?;
         Ok(AsyncPoller { poller, changed: false })
     }
 
@@ -213,8 +226,8 @@ impl AsyncPoller {
     /// # Errors
     /// If it is not in the set.
     pub fn modify(&mut self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
-        // The runtime is told of what has become ready by the change only if the kernel did not think it ready before, and it thinks so
-        // of everything that it reported at the last look.
+        // The runtime is told of what has become ready by the change only if the kernel did not
+        // think it ready before, and it thinks so of everything that it reported at the last look.
         self.changed = true;
         self.poller.get_ref().modify(fd, token, interest)
     }
@@ -232,7 +245,8 @@ impl AsyncPoller {
         self.poller.get_mut()
     }
 
-    /// Completes when the poller may have something. To be followed by looks at it until it has nothing more, and then by another wait.
+    /// Completes when the poller may have something. To be followed by looks at it until it has
+    /// nothing more, and then by another wait.
     ///
     /// # Errors
     /// If the runtime is shutting down.

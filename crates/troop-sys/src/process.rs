@@ -29,23 +29,30 @@ fn exit_of(status: &WaitIdStatus) -> Exit {
 
 /// Reaps the child behind a pidfd if it has ended; `None` while it runs. Never blocks.
 ///
-/// # Errors
-/// Unexpected failures of `waitid(2)`. A child that somebody else reaped is [`Exit::Unknown`], not an error.
+/// # Errors Unexpected failures of `waitid(2)`. A child that somebody else reaped is
+/// [`Exit::Unknown`], not an error.
 pub fn try_reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
-    match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+    match rustix::process::waitid(
+        WaitId::PidFd(pidfd),
+        WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+    ) {
         Ok(status) => Ok(status.map(|status| exit_of(&status))),
         Err(rustix::io::Errno::CHILD) => Ok(Some(Exit::Unknown)),
         Err(e) => Err(e.into()),
     }
 }
 
-/// How the process behind a pidfd has ended, without reaping it; `None` while it runs. Never blocks. Only a parent learns how: for a
-/// process that is no child, or that has been reaped, it is [`Exit::Unknown`]. Do not call this for a stranger that still runs.
+/// How the process behind a pidfd has ended, without reaping it; `None` while it runs. Never
+/// blocks. Only a parent learns how: for a process that is no child, or that has been reaped, it is
+/// [`Exit::Unknown`]. Do not call this for a stranger that still runs.
 ///
 /// # Errors
 /// Unexpected failures of `waitid(2)`.
 pub fn try_peek(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
-    match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT) {
+    match rustix::process::waitid(
+        WaitId::PidFd(pidfd),
+        WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT,
+    ) {
         Ok(status) => Ok(status.map(|status| exit_of(&status))),
         Err(rustix::io::Errno::CHILD) => Ok(Some(Exit::Unknown)),
         Err(e) => Err(e.into()),
@@ -73,8 +80,9 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     Ok(rustix::process::pidfd_send_signal(pidfd, signal)?)
 }
 
-/// Sends a signal to every process of a process group. Only use a group that is known to be the same still: because its leader has not been reaped, or
-/// was this moment, or because one of its members is held and has not ended.
+/// Sends a signal to every process of a process group. Only use a group that is known to be the
+/// same still: because its leader has not been reaped, or was this moment, or because one of its
+/// members is held and has not ended.
 ///
 /// # Errors
 /// `ESRCH`, `EPERM`, or `EINVAL` for a number that is no signal.
@@ -98,23 +106,28 @@ pub fn group_of(pid: u32) -> Option<u32> {
     u32::try_from(group.as_raw_pid()).ok()
 }
 
-/// The most processes that are held at a time: each takes a descriptor, and strangers may start as many as they like.
+/// The most processes that are held at a time: each takes a descriptor, and strangers may start as
+/// many as they like.
 pub const MAX_HELD: usize = 16;
 
-/// The processes of a group that can be seen and have not ended, [`MAX_HELD`] at most. Looks at all processes.
+/// The processes of a group that can be seen and have not ended, [`MAX_HELD`] at most. Looks at all
+/// processes.
 #[must_use]
 pub fn group_members(group: u32) -> Vec<OwnedFd> {
     all().filter(|seen| seen.group == group).filter_map(|seen| seen.hold()).take(MAX_HELD).collect()
 }
 
-/// The processes that a list of the kernel's names, if it still does when they are held; [`MAX_HELD`] at most.
+/// The processes that a list of the kernel's names, if it still does when they are held;
+/// [`MAX_HELD`] at most.
 pub fn open_all(list: impl Fn() -> Vec<u32>) -> Vec<OwnedFd> {
-    let held: Vec<_> = list().into_iter().filter_map(|pid| Some((pid, pidfd(pid).ok()?))).take(MAX_HELD).collect();
+    let held: Vec<_> =
+        list().into_iter().filter_map(|pid| Some((pid, pidfd(pid).ok()?))).take(MAX_HELD).collect();
     let still = if held.is_empty() { Vec::new() } else { list() };
     held.into_iter().filter(|(pid, _)| still.contains(pid)).map(|(_, fd)| fd).collect()
 }
 
-/// Sends a signal to all processes that a list of the kernel's names, if it still does when they are held.
+/// Sends a signal to all processes that a list of the kernel's names, if it still does when they
+/// are held.
 pub fn signal_all(list: impl Fn() -> Vec<u32>, number: i32) {
     use std::os::fd::AsFd;
     for some in list().chunks(MAX_HELD) {
@@ -137,8 +150,8 @@ pub fn descends(pid: u32, ancestor: u32) -> bool {
     line.take(MOST_ANCESTORS).take_while(|above| *above > 1).any(|above| above == ancestor)
 }
 
-/// Sends a signal to the processes that descend from a process, but not to itself, one after another. Looks at all processes. Those whose
-/// parents have ended are not found.
+/// Sends a signal to the processes that descend from a process, but not to itself, one after
+/// another. Looks at all processes. Those whose parents have ended are not found.
 pub fn signal_descendants(pid: u32, number: i32) {
     use std::os::fd::AsFd;
     let mut children: HashMap<u32, Vec<Seen>> = HashMap::new();
@@ -181,7 +194,9 @@ impl Seen {
     fn hold(&self) -> Option<OwnedFd> {
         let held = pidfd(self.pid).ok()?;
         // Held first, looked at again then: its number cannot have become another's in between.
-        Seen::of(self.pid).filter(|now| (now.parent, now.group) == (self.parent, self.group)).map(|_| held)
+        Seen::of(self.pid)
+            .filter(|now| (now.parent, now.group) == (self.parent, self.group))
+            .map(|_| held)
     }
 }
 
@@ -195,7 +210,10 @@ fn to_signal(signal: i32) -> io::Result<Signal> {
 }
 
 fn to_pid(pid: u32) -> io::Result<Pid> {
-    i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+    i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
 }
 
 /// A pidfd of a running process.
@@ -206,11 +224,11 @@ pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(to_pid(pid)?, rustix::process::PidfdFlags::empty())?)
 }
 
-/// Reaps ended children that `is_ours` does not claim: what a process with the duties of PID 1 does for adopted orphans. Returns
-/// how many there were.
+/// Reaps ended children that `is_ours` does not claim: what a process with the duties of PID 1 does
+/// for adopted orphans. Returns how many there were.
 ///
-/// The kernel reports one ended child at a time, and the same one until it is reaped; a claimed one therefore ends the round, and the
-/// caller has to reap it and call again.
+/// The kernel reports one ended child at a time, and the same one until it is reaped; a claimed one
+/// therefore ends the round, and the caller has to reap it and call again.
 pub fn reap_orphans(mut is_ours: impl FnMut(u32) -> bool) -> usize {
     let mut reaped = 0;
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
@@ -233,7 +251,9 @@ fn ended_child() -> Option<u32> {
     // SAFETY: an all-zero siginfo_t is a valid value of that plain C struct.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     // SAFETY: `info` is a valid siginfo_t to write to; WNOWAIT leaves the child as it is.
-    let result = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) };
+    let result = unsafe {
+        libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT)
+    };
     if result != 0 {
         return None;
     }
@@ -250,10 +270,13 @@ pub fn set_name(name: &str) {
     }
 }
 
-/// Takes the pages of code out of this process's memory that are not in use: it gets them again, from the page cache, when it runs them. After a
-/// start, most of what was needed for it is never needed again. Returns how many bytes were looked at. Without effect under a debugger.
+/// Takes the pages of code out of this process's memory that are not in use: it gets them again,
+/// from the page cache, when it runs them. After a start, most of what was needed for it is never
+/// needed again. Returns how many bytes were looked at. Without effect under a debugger.
 pub fn forget_code() -> usize {
-    let is_traced = |status: String| status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"));
+    let is_traced = |status: String| {
+        status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+    };
     if std::fs::read_to_string("/proc/self/status").map_or(true, is_traced) {
         return 0;
     }
@@ -261,13 +284,23 @@ pub fn forget_code() -> usize {
     let mut total = 0;
     for line in maps.lines() {
         let mut fields = line.split_whitespace();
-        let (Some(range), Some("r-xp"), Some(path)) = (fields.next(), fields.next(), fields.nth(3)) else { continue };
-        let bounds = range
-            .split_once('-')
-            .and_then(|(from, to)| Some((usize::from_str_radix(from, 16).ok()?, usize::from_str_radix(to, 16).ok()?)));
+        let (Some(range), Some("r-xp"), Some(path)) = (fields.next(), fields.next(), fields.nth(3))
+        else {
+            continue;
+        };
+        let bounds = range.split_once('-').and_then(|(from, to)| {
+            Some((usize::from_str_radix(from, 16).ok()?, usize::from_str_radix(to, 16).ok()?))
+        });
         let Some((from, to)) = bounds.filter(|_| path.starts_with('/')) else { continue };
-        // SAFETY: this is code, mapped from a file, read-only from the start, so that its pages are the file's and come back as they were.
-        let result = unsafe { libc::madvise(std::ptr::with_exposed_provenance_mut(from), to - from, libc::MADV_DONTNEED) };
+        // SAFETY: this is code, mapped from a file, read-only from the start, so that its pages are
+        // the file's and come back as they were.
+        let result = unsafe {
+            libc::madvise(
+                std::ptr::with_exposed_provenance_mut(from),
+                to - from,
+                libc::MADV_DONTNEED,
+            )
+        };
         if result == 0 {
             total += to - from;
         }
@@ -281,7 +314,10 @@ pub fn raise_descriptor_limit() -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let before = getrlimit(Resource::Nofile);
     if before.current != before.maximum {
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: before.maximum, maximum: before.maximum });
+        let _ = setrlimit(
+            Resource::Nofile,
+            Rlimit { current: before.maximum, maximum: before.maximum },
+        );
     }
     before.current
 }
@@ -293,7 +329,8 @@ pub fn descriptor_limit() -> usize {
     limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(i32::MAX as usize)
 }
 
-/// The lowest number that no descriptor of this process has, which the next one gets. `any` is one that is open.
+/// The lowest number that no descriptor of this process has, which the next one gets. `any` is one
+/// that is open.
 ///
 /// # Errors
 /// `EMFILE` if there is none.

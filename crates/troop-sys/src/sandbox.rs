@@ -1,5 +1,5 @@
-//! What a process is kept from beyond its user's rights: landlock rulesets and seccomp filters, made ready here for a child that can only
-//! make system calls.
+//! What a process is kept from beyond its user's rights: landlock rulesets and seccomp filters,
+//! made ready here for a child that can only make system calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -10,15 +10,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use landlock::{ABI, AccessFs, BitFlags, CompatLevel, Compatible as _, PathBeneath, Ruleset, RulesetAttr as _};
+use landlock::{
+    ABI, AccessFs, BitFlags, CompatLevel, Compatible as _, PathBeneath, Ruleset, RulesetAttr as _,
+};
 use landlock::{RulesetCreated, RulesetCreatedAttr as _};
 use libc::c_long;
-use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch};
+use seccompiler::{
+    SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch,
+};
 
 use crate::safe_path::{Safety, hold};
 use crate::within::within;
 
-/// The first version of landlock's interface that covers every way to change a file; older ones let anybody truncate (`landlock(7)`).
+/// The first version of landlock's interface that covers every way to change a file; older ones let
+/// anybody truncate (`landlock(7)`).
 const FULL_ABI: u32 = 3;
 /// `LANDLOCK_CREATE_RULESET_VERSION`.
 const VERSION_FLAG: u32 = 1;
@@ -26,7 +32,8 @@ const VERSION_FLAG: u32 = 1;
 const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
 /// How long the file system of a path may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// From here on the numbers are those of the other x86 ABI, x32, which are the same calls once more.
+/// From here on the numbers are those of the other x86 ABI, x32, which are the same calls once
+/// more.
 #[cfg(target_arch = "x86_64")]
 const X32_BIT: u32 = 0x4000_0000;
 /// What `unshare(2)` and `clone(2)` make new namespaces by.
@@ -50,7 +57,8 @@ pub enum SystemCalls {
     Debug,
     /// `io_uring`.
     IoUring,
-    /// What concerns the kernel itself: BPF, modules, `userfaultfd`, kexec, reboot, swap, clocks, accounting, I/O ports.
+    /// What concerns the kernel itself: BPF, modules, `userfaultfd`, kexec, reboot, swap, clocks,
+    /// accounting, I/O ports.
     Kernel,
     /// The kernel's keyrings.
     Keyring,
@@ -82,7 +90,9 @@ impl SystemCalls {
                 libc::SYS_process_vm_writev,
                 libc::SYS_ptrace,
             ],
-            SystemCalls::IoUring => &[libc::SYS_io_uring_enter, libc::SYS_io_uring_register, libc::SYS_io_uring_setup],
+            SystemCalls::IoUring => {
+                &[libc::SYS_io_uring_enter, libc::SYS_io_uring_register, libc::SYS_io_uring_setup]
+            }
             SystemCalls::Kernel => &[
                 libc::SYS_acct,
                 libc::SYS_adjtimex,
@@ -182,14 +192,16 @@ impl Sandbox {
         self.ruleset.is_some()
     }
 
-    /// Restricts access to files: only what is below `read` can be read and executed, if that is given, and only what is below `write` can be
-    /// read and changed. `read` alone keeps from all changes, `write` alone leaves everything readable. With `best_effort`, what the kernel
-    /// does not know is left out.
+    /// Restricts access to files: only what is below `read` can be read and executed, if that is
+    /// given, and only what is below `write` can be read and changed. `read` alone keeps from all
+    /// changes, `write` alone leaves everything readable. With `best_effort`, what the kernel does
+    /// not know is left out.
     ///
-    /// If this process is root, no symbolic link is followed that somebody else could have put there.
+    /// If this process is root, no symbolic link is followed that somebody else could have put
+    /// there.
     ///
-    /// # Errors
-    /// A path that is not there, or one of `read` that is below one of `write`; what the kernel does not know.
+    /// # Errors A path that is not there, or one of `read` that is below one of `write`; what the
+    /// kernel does not know.
     pub fn files(
         mut self,
         read: Option<&[PathBuf]>,
@@ -226,50 +238,72 @@ impl Sandbox {
             }
         }
         for path in read.unwrap_or_default() {
-            if let Some(above) = write.unwrap_or_default().iter().find(|above| path != *above && path.starts_with(above)) {
+            if let Some(above) = write
+                .unwrap_or_default()
+                .iter()
+                .find(|above| path != *above && path.starts_with(above))
+            {
                 // A link, say, that leads to everything from the next start on.
-                let reason = format!("whoever may change {} could put anything else there", above.display());
-                return Err(SandboxError::Path(path.clone(), io::Error::new(io::ErrorKind::InvalidInput, reason)));
+                let reason =
+                    format!("whoever may change {} could put anything else there", above.display());
+                return Err(SandboxError::Path(
+                    path.clone(),
+                    io::Error::new(io::ErrorKind::InvalidInput, reason),
+                ));
             }
             rules.allow(path, reading)?;
         }
         let write = write.unwrap_or_default();
         // What is below another one is allowed with it, and could be exchanged like the rest.
-        for path in write.iter().filter(|path| !write.iter().any(|above| path != &above && path.starts_with(above))) {
+        for path in write
+            .iter()
+            .filter(|path| !write.iter().any(|above| path != &above && path.starts_with(above)))
+        {
             rules.allow(path, AccessFs::ReadFile | AccessFs::ReadDir | writing)?;
         }
         self.ruleset = Option::<OwnedFd>::from(rules.made).map(Arc::new);
         Ok(self)
     }
 
-    /// Denies system calls: they fail with `EPERM`. The calls of other ABIs that the kernel knows end the process (32 bits) or fail with
-    /// `ENOSYS` (x32).
+    /// Denies system calls: they fail with `EPERM`. The calls of other ABIs that the kernel knows
+    /// end the process (32 bits) or fail with `ENOSYS` (x32).
     ///
     /// # Errors
     /// What the kernel does not know.
-    pub fn deny(mut self, groups: &BTreeSet<SystemCalls>, best_effort: bool) -> Result<Sandbox, SandboxError> {
+    pub fn deny(
+        mut self,
+        groups: &BTreeSet<SystemCalls>,
+        best_effort: bool,
+    ) -> Result<Sandbox, SandboxError> {
         if groups.is_empty() {
             return Ok(self);
         }
         if let Some(missing) = seccomp_missing() {
             return if best_effort { Ok(self) } else { Err(SandboxError::Unsupported(missing)) };
         }
-        let cannot = |e: seccompiler::BackendError| SandboxError::System("make a seccomp filter", system(&e));
+        let cannot = |e: seccompiler::BackendError| {
+            SandboxError::System("make a seccomp filter", system(&e))
+        };
         let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-        rules.extend(groups.iter().flat_map(|group| group.numbers()).map(|number| (*number, Vec::new())));
+        rules.extend(
+            groups.iter().flat_map(|group| group.numbers()).map(|number| (*number, Vec::new())),
+        );
         let mut programs = Vec::new();
         if groups.contains(&SystemCalls::Namespaces) {
             rules.insert(libc::SYS_unshare, with_any(&NAMESPACES).map_err(cannot)?);
             rules.insert(libc::SYS_clone, with_any(&NAMESPACES[..7]).map_err(cannot)?);
             // Its flags are in memory, where no filter can look; C libraries fall back to `clone`.
-            programs.push(program([(libc::SYS_clone3, Vec::new())].into(), libc::ENOSYS).map_err(cannot)?);
+            programs.push(
+                program([(libc::SYS_clone3, Vec::new())].into(), libc::ENOSYS).map_err(cannot)?,
+            );
         }
         programs.push(program(rules, libc::EPERM).map_err(cannot)?);
         self.filters = programs.into();
         Ok(self)
     }
 
-    /// Restricts the calling thread, for good, and whatever it starts, to the files that the sandbox leaves.
+    /// Restricts the calling thread, for good, and whatever it starts, to the files that the
+    /// sandbox leaves.
     ///
     /// # Errors
     /// `E2BIG` if it is restricted too often already.
@@ -285,7 +319,8 @@ impl Sandbox {
 
     /// A copy of the ruleset's descriptor above all those that a child gets.
     pub(crate) fn ruleset_above(&self, number: RawFd) -> io::Result<Option<OwnedFd>> {
-        let copy = |ruleset: &Arc<OwnedFd>| rustix::io::fcntl_dupfd_cloexec(ruleset.as_fd(), number + 1);
+        let copy =
+            |ruleset: &Arc<OwnedFd>| rustix::io::fcntl_dupfd_cloexec(ruleset.as_fd(), number + 1);
         Ok(self.ruleset.as_ref().map(copy).transpose()?)
     }
 
@@ -309,10 +344,11 @@ struct Rules {
 
 impl Rules {
     fn allow(&mut self, path: &Path, access: BitFlags<AccessFs>) -> Result<(), SandboxError> {
-        let safety = if rustix::process::geteuid().is_root() { Safety::Links } else { Safety::Rights };
+        let safety =
+            if rustix::process::geteuid().is_root() { Safety::Links } else { Safety::Rights };
         let named = path.to_owned();
-        let (held, found) =
-            within(ANSWER_TIMEOUT, move || hold(&named, safety)).map_err(|e| SandboxError::Path(path.to_owned(), e))?;
+        let (held, found) = within(ANSWER_TIMEOUT, move || hold(&named, safety))
+            .map_err(|e| SandboxError::Path(path.to_owned(), e))?;
         let fits = if found.is_dir() { BitFlags::all() } else { AccessFs::from_file(self.abi) };
         let access = access & self.handled & fits;
         if !access.is_empty() {
@@ -327,29 +363,55 @@ impl Rules {
 /// Rules that fit calls whose first argument has any of these flags.
 fn with_any(flags: &[u64]) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
     let rule = |flag: &u64| {
-        let condition = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(*flag), *flag)?;
+        let condition = SeccompCondition::new(
+            0,
+            SeccompCmpArgLen::Qword,
+            SeccompCmpOp::MaskedEq(*flag),
+            *flag,
+        )?;
         SeccompRule::new(vec![condition])
     };
     flags.iter().map(rule).collect()
 }
 
 /// A program that answers these calls with an error and allows all others.
-fn program(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: i32) -> Result<Box<[libc::sock_filter]>, seccompiler::BackendError> {
+fn program(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    errno: i32,
+) -> Result<Box<[libc::sock_filter]>, seccompiler::BackendError> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(errno.unsigned_abs()), arch)?;
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::Allow,
+        SeccompAction::Errno(errno.unsigned_abs()),
+        arch,
+    )?;
     let compiled = seccompiler::BpfProgram::try_from(filter)?;
-    let same = compiled.into_iter().map(|one| libc::sock_filter { code: one.code, jt: one.jt, jf: one.jf, k: one.k });
+    let same = compiled.into_iter().map(|one| libc::sock_filter {
+        code: one.code,
+        jt: one.jt,
+        jf: one.jf,
+        k: one.k,
+    });
     Ok(without_x32().into_iter().chain(same).collect())
 }
 
-/// The beginning of a program that denies the x32 ABI, by whose numbers the calls are not recognised.
+/// The beginning of a program that denies the x32 ABI, by whose numbers the calls are not
+/// recognised.
 #[cfg(target_arch = "x86_64")]
 fn without_x32() -> Vec<libc::sock_filter> {
-    let (load, jump, answer) =
-        (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, libc::BPF_RET | libc::BPF_K);
+    let (load, jump, answer) = (
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K,
+        libc::BPF_RET | libc::BPF_K,
+    );
     let step = |code: u32, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf, k };
     // The number is the first field of `seccomp_data`.
-    vec![step(load, 0, 0), step(jump, 1, X32_BIT), step(answer, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs())]
+    vec![
+        step(load, 0, 0),
+        step(jump, 1, X32_BIT),
+        step(answer, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs()),
+    ]
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -360,7 +422,14 @@ fn without_x32() -> Vec<libc::sock_filter> {
 /// The version of landlock's interface.
 fn landlock_abi() -> io::Result<u32> {
     // SAFETY: without a ruleset and with this flag it only answers.
-    let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0usize, VERSION_FLAG) };
+    let abi = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0usize,
+            VERSION_FLAG,
+        )
+    };
     u32::try_from(abi).map_err(|_| io::Error::last_os_error())
 }
 
@@ -391,6 +460,13 @@ pub fn seccomp_missing() -> Option<String> {
     }
     let action = libc::SECCOMP_RET_ERRNO;
     // SAFETY: asks whether an action is known, with a pointer to its number.
-    let known = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) };
-    (known != 0).then(|| format!("seccomp, which filters system calls, cannot be used here ({})", io::Error::last_os_error()))
+    let known = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action)
+    };
+    (known != 0).then(|| {
+        format!(
+            "seccomp, which filters system calls, cannot be used here ({})",
+            io::Error::last_os_error()
+        )
+    })
 }

@@ -25,8 +25,9 @@ pub enum Kind {
     },
 }
 
-/// Makes `close` return at once, whatever time somebody else who has the socket has chosen (`SO_LINGER`, for which also a socket waits that
-/// does not block). A time of zero, which resets the connection, stays. No effect on other descriptors.
+/// Makes `close` return at once, whatever time somebody else who has the socket has chosen
+/// (`SO_LINGER`, for which also a socket waits that does not block). A time of zero, which resets
+/// the connection, stays. No effect on other descriptors.
 pub fn close_at_once(socket: impl AsFd) {
     if let Ok(Some(time)) = sockopt::socket_linger(&socket)
         && !time.is_zero()
@@ -46,22 +47,28 @@ pub fn kind(fd: impl AsFd) -> io::Result<Kind> {
     let is_listening = || sockopt::socket_acceptconn(fd).unwrap_or(false);
     match (kind, family) {
         (SocketType::STREAM, AddressFamily::INET | AddressFamily::INET6) => {
-            // A connection that was reset has no peer any more, but is a connection nevertheless: it has bytes or an error.
+            // A connection that was reset has no peer any more, but is a connection nevertheless:
+            // it has bytes or an error.
             let stream = is_connected() || (!is_listening() && was_connected(fd));
             Ok(if stream { Kind::TcpStream } else { Kind::TcpListener })
         }
-        (SocketType::STREAM, AddressFamily::UNIX) => Ok(if is_connected() { Kind::UnixStream } else { Kind::UnixListener }),
+        (SocketType::STREAM, AddressFamily::UNIX) => {
+            Ok(if is_connected() { Kind::UnixStream } else { Kind::UnixListener })
+        }
         (SocketType::DGRAM, AddressFamily::INET) => Ok(Kind::Udp { ipv6: false }),
         (SocketType::DGRAM, AddressFamily::INET6) => Ok(Kind::Udp { ipv6: true }),
         _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
     }
 }
 
-/// Whether the other end of a Unix stream socket has read everything that was written here (`SIOCOUTQ`, `unix(7)`).
+/// Whether the other end of a Unix stream socket has read everything that was written here
+/// (`SIOCOUTQ`, `unix(7)`).
 #[must_use]
 pub fn is_all_read(fd: impl AsFd) -> bool {
     // SAFETY: the kernel writes an `int` for this request.
-    let getter = unsafe { rustix::ioctl::Getter::<{ libc::TIOCOUTQ as rustix::ioctl::Opcode }, libc::c_int>::new() };
+    let getter = unsafe {
+        rustix::ioctl::Getter::<{ libc::TIOCOUTQ as rustix::ioctl::Opcode }, libc::c_int>::new()
+    };
     // SAFETY: it reads a counter and changes nothing.
     unsafe { rustix::ioctl::ioctl(fd, getter) }.is_ok_and(|unread| unread == 0)
 }
@@ -72,7 +79,8 @@ pub fn unread(fd: impl AsFd) -> usize {
     rustix::io::ioctl_fionread(fd).ok().and_then(|n| usize::try_from(n).ok()).unwrap_or(0)
 }
 
-/// Ends a connection in both directions, also where others have copies of the socket (`shutdown(2)`).
+/// Ends a connection in both directions, also where others have copies of the socket
+/// (`shutdown(2)`).
 pub fn shut_down(fd: impl AsFd) {
     // It fails only if that has happened already.
     let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
@@ -96,16 +104,28 @@ fn tcp_counts(fd: BorrowedFd<'_>) -> Option<TcpCounts> {
     let mut tail = [0u64; 64];
     let mut len = libc::socklen_t::try_from(size_of_val(&tail)).ok()?;
     // SAFETY: the kernel writes at most `len` bytes, the size of `tail`, which is aligned for it.
-    let result =
-        unsafe { libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, tail.as_mut_ptr().cast(), &raw mut len) };
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            tail.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
     if result != 0 || (len as usize) < size_of::<libc::tcp_info>() {
         return None;
     }
     // SAFETY: both are plain memory; `tail` holds at least as many bytes as `info`.
     unsafe {
-        std::ptr::copy_nonoverlapping(tail.as_ptr().cast::<u8>(), (&raw mut info).cast::<u8>(), size_of::<libc::tcp_info>())
+        std::ptr::copy_nonoverlapping(
+            tail.as_ptr().cast::<u8>(),
+            (&raw mut info).cast::<u8>(),
+            size_of::<libc::tcp_info>(),
+        )
     };
-    // Linux ABI, include/uapi/linux/tcp.h: tcpi_bytes_received at offset 128, tcpi_bytes_sent at 200.
+    // Linux ABI, include/uapi/linux/tcp.h: tcpi_bytes_received at offset 128, tcpi_bytes_sent at
+    // 200.
     let at = |offset: usize| if len as usize >= offset + 8 { tail[offset / 8] } else { 0 };
     Some(TcpCounts {
         state: info.tcpi_state,
@@ -126,7 +146,8 @@ pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut looked = [PollFd::new(&fd, PollFlags::IN)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut looked, Some(&now)).is_ok_and(|ready| ready > 0) && looked[0].revents().contains(PollFlags::IN)
+    poll(&mut looked, Some(&now)).is_ok_and(|ready| ready > 0)
+        && looked[0].revents().contains(PollFlags::IN)
 }
 
 /// How many connections wait to be accepted from a TCP listener; `None` if it does not listen.
@@ -142,14 +163,16 @@ pub fn queue_limit(fd: BorrowedFd<'_>) -> Option<u32> {
     tcp_counts(fd).filter(|counts| counts.state == 10).map(|counts| counts.sacked)
 }
 
-/// Whether nobody has read from a connection or written to it, so that it can be given to another process, apart from `read` bytes that
-/// this process has read itself. For TCP the kernel's counters tell; for other sockets this is always true.
+/// Whether nobody has read from a connection or written to it, so that it can be given to another
+/// process, apart from `read` bytes that this process has read itself. For TCP the kernel's
+/// counters tell; for other sockets this is always true.
 #[must_use]
 pub fn is_untouched(fd: BorrowedFd<'_>, read: u32) -> bool {
     let Ok(SocketType::STREAM) = sockopt::socket_type(fd) else { return true };
     let Some(counts) = tcp_counts(fd) else { return true };
     let unread = rustix::io::ioctl_fionread(fd).unwrap_or(0);
-    // The client's FIN counts as one byte, which is never in the queue: TCP_ESTABLISHED is 1, the states after a FIN are others.
+    // The client's FIN counts as one byte, which is never in the queue: TCP_ESTABLISHED is 1, the
+    // states after a FIN are others.
     let fin = u64::from(counts.state != 1);
     counts.bytes_sent == 0 && counts.bytes_received <= unread + fin + u64::from(read)
 }
@@ -170,14 +193,17 @@ pub fn local_path(fd: impl AsFd) -> Option<std::path::PathBuf> {
     Some(std::path::PathBuf::from(std::ffi::OsStr::from_bytes(path)))
 }
 
-/// `sun_path` of a Unix socket, as far as the kernel says that it goes: a path with a NUL at its end, an abstract name with a NUL before it, or
-/// nothing. (`SocketAddrUnix` of rustix panics on a path of 108 bytes.)
+/// `sun_path` of a Unix socket, as far as the kernel says that it goes: a path with a NUL at its
+/// end, an abstract name with a NUL before it, or nothing. (`SocketAddrUnix` of rustix panics on a
+/// path of 108 bytes.)
 fn unix_name(fd: BorrowedFd<'_>) -> Option<Vec<u8>> {
     const FAMILY: usize = size_of::<libc::sa_family_t>();
     let mut address = [0u8; FAMILY + 128];
     let mut len = libc::socklen_t::try_from(address.len()).ok()?;
-    // SAFETY: the kernel writes at most `len` bytes, the size of `address`, for which it asks no alignment.
-    let result = unsafe { libc::getsockname(fd.as_raw_fd(), address.as_mut_ptr().cast(), &raw mut len) };
+    // SAFETY: the kernel writes at most `len` bytes, the size of `address`, for which it asks no
+    // alignment.
+    let result =
+        unsafe { libc::getsockname(fd.as_raw_fd(), address.as_mut_ptr().cast(), &raw mut len) };
     let family = libc::sa_family_t::from_ne_bytes(*address.first_chunk()?);
     if result != 0 || i32::from(family) != libc::AF_UNIX {
         return None;
@@ -198,7 +224,11 @@ pub fn is_named(fd: impl AsFd) -> bool {
 /// `EBADF` if there is none.
 pub fn leave_to_exec(number: i32) -> io::Result<()> {
     // SAFETY: changes a flag of a number that may or may not be open, or fails.
-    if unsafe { libc::fcntl(number, libc::F_SETFD, 0) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if unsafe { libc::fcntl(number, libc::F_SETFD, 0) } < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// The remote address of an IP socket.
@@ -223,12 +253,14 @@ pub fn set_cloexec(fd: impl AsFd) -> io::Result<()> {
     Ok(rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?)
 }
 
-/// Lets a descriptor mean another socket from now on, close-on-exec (`dup3`). Whoever has a copy of it has what it was.
+/// Lets a descriptor mean another socket from now on, close-on-exec (`dup3`). Whoever has a copy of
+/// it has what it was.
 ///
 /// # Errors
 /// None are expected.
 pub fn replace(number: BorrowedFd<'_>, by: impl AsFd) -> io::Result<()> {
-    // SAFETY: `number` stays open all the time: the kernel exchanges what it stands for in one step.
+    // SAFETY: `number` stays open all the time: the kernel exchanges what it stands for in one
+    // step.
     let result = unsafe { libc::dup3(by.as_fd().as_raw_fd(), number.as_raw_fd(), libc::O_CLOEXEC) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -242,7 +274,8 @@ pub fn duplicate_number(number: i32) -> io::Result<OwnedFd> {
     if number < 0 {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
-    // SAFETY: fcntl on a number that may or may not be open; F_DUPFD_CLOEXEC makes a new descriptor or fails.
+    // SAFETY: fcntl on a number that may or may not be open; F_DUPFD_CLOEXEC makes a new descriptor
+    // or fails.
     let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
     if copy < 0 {
         return Err(io::Error::last_os_error());
@@ -251,8 +284,9 @@ pub fn duplicate_number(number: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-/// A close-on-exec copy of a descriptor by its number, as [`duplicate_number`], after which no child inherits the original either. The
-/// original stays open: whose it is, its number does not tell.
+/// A close-on-exec copy of a descriptor by its number, as [`duplicate_number`], after which no
+/// child inherits the original either. The original stays open: whose it is, its number does not
+/// tell.
 ///
 /// # Errors
 /// `EBADF` if there is none.
@@ -263,8 +297,8 @@ pub fn borrow_number(number: i32) -> io::Result<OwnedFd> {
     Ok(copy)
 }
 
-/// Whether a stream socket that is to listen takes no connections, because somebody who has a copy has shut it down (`shutdown(2)`). Also true of
-/// a TCP socket that does not listen yet.
+/// Whether a stream socket that is to listen takes no connections, because somebody who has a copy
+/// has shut it down (`shutdown(2)`). Also true of a TCP socket that does not listen yet.
 #[must_use]
 pub fn is_shut_down(fd: impl AsFd) -> bool {
     use rustix::event::{PollFd, PollFlags, poll};
@@ -274,7 +308,8 @@ pub fn is_shut_down(fd: impl AsFd) -> bool {
         Ok(AddressFamily::UNIX) => {
             let mut fds = [PollFd::new(&fd, PollFlags::RDHUP)];
             let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-            poll(&mut fds, Some(&now)).is_ok_and(|n| n > 0) && fds[0].revents().contains(PollFlags::RDHUP)
+            poll(&mut fds, Some(&now)).is_ok_and(|n| n > 0)
+                && fds[0].revents().contains(PollFlags::RDHUP)
         }
         _ => false,
     }
@@ -286,7 +321,8 @@ pub fn listens(fd: impl AsFd) -> bool {
     sockopt::socket_acceptconn(fd).unwrap_or(true)
 }
 
-/// Makes a socket listen with an accept queue of this length; on one that listens already, changes the length.
+/// Makes a socket listen with an accept queue of this length; on one that listens already, changes
+/// the length.
 ///
 /// # Errors
 /// `EADDRINUSE`, or `EINVAL` if it is connected.
@@ -294,15 +330,16 @@ pub fn listen(fd: impl AsFd, backlog: u32) -> io::Result<()> {
     Ok(rustix::net::listen(fd, i32::try_from(backlog).unwrap_or(i32::MAX))?)
 }
 
-/// Makes a TCP socket listen again that was [shut down](is_shut_down), at the address that it had. A port that the kernel had chosen was given
-/// up with the shutdown, and is taken again.
+/// Makes a TCP socket listen again that was [shut down](is_shut_down), at the address that it had.
+/// A port that the kernel had chosen was given up with the shutdown, and is taken again.
 ///
 /// # Errors
 /// `EADDRINUSE` if somebody else has the address meanwhile.
 pub fn listen_again(fd: impl AsFd, at: Option<SocketAddr>, backlog: u32) -> io::Result<()> {
     let fd = fd.as_fd();
     match at.map_or(Ok(()), |at| rustix::net::bind(fd, &at)) {
-        // Its port was asked for, so it has it still. (`getsockname` tells the old one in any case.)
+        // Its port was asked for, so it has it still. (`getsockname` tells the old one in any
+        // case.)
         Ok(()) | Err(rustix::io::Errno::INVAL) => {}
         Err(e) => return Err(e.into()),
     }
@@ -311,8 +348,8 @@ pub fn listen_again(fd: impl AsFd, at: Option<SocketAddr>, backlog: u32) -> io::
 
 /// Accepts a connection, close-on-exec and non-blocking.
 ///
-/// # Errors
-/// `WouldBlock` if there is none, `ECONNABORTED` if it is gone already, `EMFILE` and its like when out of descriptors.
+/// # Errors `WouldBlock` if there is none, `ECONNABORTED` if it is gone already, `EMFILE` and its
+/// like when out of descriptors.
 #[inline]
 pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     use rustix::net::SocketFlags;
@@ -326,11 +363,13 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 #[inline]
 pub fn accept_from(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Option<SocketAddr>)> {
     use rustix::net::SocketFlags;
-    let (fd, peer) = rustix::net::acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    let (fd, peer) =
+        rustix::net::acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
     Ok((fd, peer.and_then(|peer| SocketAddr::try_from(peer).ok())))
 }
 
-/// Looks at what has arrived on a connection without taking it. Never blocks; 0 is the end of the stream.
+/// Looks at what has arrived on a connection without taking it. Never blocks; 0 is the end of the
+/// stream.
 ///
 /// # Errors
 /// `WouldBlock` if nothing has arrived, or the connection's own error.
@@ -375,7 +414,10 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         assert_eq!(kind(&listener).unwrap(), Kind::TcpListener);
         assert_eq!(kind(&client).unwrap(), Kind::TcpStream);
-        assert_eq!(kind(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap(), Kind::Udp { ipv6: false });
+        assert_eq!(
+            kind(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap(),
+            Kind::Udp { ipv6: false }
+        );
         assert_eq!(kind(UnixStream::pair().unwrap().0).unwrap(), Kind::UnixStream);
         assert!(kind(std::fs::File::open("/dev/null").unwrap()).is_err());
     }
@@ -388,7 +430,8 @@ mod tests {
         for len in [100, 107, 108] {
             let path = directory.path().join("s".repeat(len - below - 1));
             assert_eq!(path.as_os_str().len(), len);
-            let socket = crate::listen::new_socket(AddressFamily::UNIX, SocketType::STREAM).unwrap();
+            let socket =
+                crate::listen::new_socket(AddressFamily::UNIX, SocketType::STREAM).unwrap();
             assert!(!is_named(&socket) && local_path(&socket).is_none());
             bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
             assert!(is_named(&socket));
@@ -398,7 +441,8 @@ mod tests {
         }
         let name = directory.path().display().to_string();
         for name in [format!("{name:x<107}"), "\0".into()] {
-            let socket = crate::listen::new_socket(AddressFamily::UNIX, SocketType::STREAM).unwrap();
+            let socket =
+                crate::listen::new_socket(AddressFamily::UNIX, SocketType::STREAM).unwrap();
             bind(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap()).unwrap();
             assert!(is_named(&socket) && local_path(&socket).is_none());
         }

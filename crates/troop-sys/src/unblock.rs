@@ -1,5 +1,6 @@
-//! Gets a thread out of `accept` on a socket of which somebody else has a copy, and whose mode (`O_NONBLOCK`) all copies share. It can be made non-blocking
-//! before, but who has the copy can undo that at any moment, and no call accepts without waiting whatever the mode.
+//! Gets a thread out of `accept` on a socket of which somebody else has a copy, and whose mode
+//! (`O_NONBLOCK`) all copies share. It can be made non-blocking before, but who has the copy can
+//! undo that at any moment, and no call accepts without waiting whatever the mode.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -49,7 +50,11 @@ impl Unblocker {
                 let (mut last, mut seen) = (0, 0);
                 while wait.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
                     let count = calls.count.load(Ordering::Acquire);
-                    seen = if count % 2 == 1 && count == last && is_asleep(&stat) { seen + 1 } else { 0 };
+                    seen = if count % 2 == 1 && count == last && is_asleep(&stat) {
+                        seen + 1
+                    } else {
+                        0
+                    };
                     last = count;
                     if seen >= ASLEEP {
                         calls.interrupted.store(true, Ordering::Release);
@@ -60,7 +65,10 @@ impl Unblocker {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("troop-accept".into()).stack_size(STACK).spawn(watch)?;
+        let thread = std::thread::Builder::new()
+            .name("troop-accept".into())
+            .stack_size(STACK)
+            .spawn(watch)?;
         Ok(Unblocker { calls, over: Some(over), thread: Some(thread) })
     }
 
@@ -88,7 +96,8 @@ impl Drop for Unblocker {
     }
 }
 
-/// Whether a thread sleeps until something happens; one that waits for a processor, or is stopped, does not.
+/// Whether a thread sleeps until something happens; one that waits for a processor, or is stopped,
+/// does not.
 fn is_asleep(stat: &str) -> bool {
     let stat = std::fs::read_to_string(stat).unwrap_or_default();
     // Its name, which may contain anything, ends at the last parenthesis (`proc_pid_stat(5)`).

@@ -1,7 +1,7 @@
 //! Unix listeners at paths that somebody else has chosen.
 //!
-//! A path is walked once to a directory that is held from then on ([`Directory`]); whatever is done is done relative to that descriptor. So a
-//! path that changes meanwhile leads nowhere else.
+//! A path is walked once to a directory that is held from then on ([`Directory`]); whatever is done
+//! is done relative to that descriptor. So a path that changes meanwhile leads nowhere else.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -36,8 +36,8 @@ pub struct Rights {
     pub of: Option<Identity>,
     /// No more than this leaves of them.
     pub sandbox: Sandbox,
-    /// Follows only links that nobody but root and this process's user can have put there, also with another user's rights. Root on its own
-    /// account never follows others.
+    /// Follows only links that nobody but root and this process's user can have put there, also
+    /// with another user's rights. Root on its own account never follows others.
     pub trusted_links_only: bool,
 }
 
@@ -48,8 +48,8 @@ impl Rights {
         Rights::default()
     }
 
-    /// With another user's rights a link leads nowhere that this user could not go by itself, and a user without privileges has nothing to be
-    /// tricked out of. Root has.
+    /// With another user's rights a link leads nowhere that this user could not go by itself, and a
+    /// user without privileges has nothing to be tricked out of. Root has.
     fn safety(&self) -> Safety {
         let is_limit = match &self.of {
             Some(_) => !self.trusted_links_only,
@@ -63,8 +63,12 @@ impl Rights {
         self.of.is_some() || self.sandbox.restricts_files()
     }
 
-    /// Does this with these rights. Whoever has less than this process's can choose a path that is never answered; it is not waited for.
-    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    /// Does this with these rights. Whoever has less than this process's can choose a path that is
+    /// never answered; it is not waited for.
+    fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
         if !self.are_less() {
             return work();
         }
@@ -77,7 +81,8 @@ impl Rights {
     }
 }
 
-/// The file of a Unix socket. Removed when it is dropped, unless somebody has put another file there.
+/// The file of a Unix socket. Removed when it is dropped, unless somebody has put another file
+/// there.
 #[derive(Debug)]
 pub struct UnixFile {
     directory: Arc<Directory>,
@@ -90,7 +95,8 @@ pub struct UnixFile {
 }
 
 impl UnixFile {
-    /// Whether clients that connect to the path still come to this socket, as far as the path answers.
+    /// Whether clients that connect to the path still come to this socket, as far as the path
+    /// answers.
     #[must_use]
     pub fn is_reached(&self) -> bool {
         if self.unanswered.load(Ordering::Relaxed) {
@@ -121,9 +127,11 @@ fn number(stat: &Stat) -> (u64, u64) {
 
 impl Drop for UnixFile {
     fn drop(&mut self) {
-        let (directory, name, own) = (self.directory.clone(), std::mem::take(&mut self.name), self.number);
+        let (directory, name, own) =
+            (self.directory.clone(), std::mem::take(&mut self.name), self.number);
         let remove = move || {
-            // Whoever can put another file there in between may remove that one too: this is done with no more rights.
+            // Whoever can put another file there in between may remove that one too: this is done
+            // with no more rights.
             if number(&statat(&*directory, &name, AtFlags::SYMLINK_NOFOLLOW)?) == own {
                 unlinkat(&*directory, &name, AtFlags::empty())?;
             }
@@ -133,24 +141,35 @@ impl Drop for UnixFile {
     }
 }
 
-/// A bound Unix stream socket, non-blocking, not listening. `\0name` is an abstract address, which leaves no file. A socket file that nobody
-/// listens on any more is replaced, if the user whose rights count may remove it.
+/// A bound Unix stream socket, non-blocking, not listening. `\0name` is an abstract address, which
+/// leaves no file. A socket file that nobody listens on any more is replaced, if the user whose
+/// rights count may remove it.
 ///
-/// # Errors
-/// As `bind(2)`; `ETIMEDOUT` if the file system does not answer; a missing directory is `EACCES`, as libuv reports it; `ENAMETOOLONG`;
-/// [`UnsafePath`](crate::safe_path::UnsafePath) for a link that is not followed.
-pub fn unix(path: &str, readable_all: bool, writable_all: bool, rights: &Rights) -> io::Result<(OwnedFd, Option<UnixFile>)> {
-    // A worker that listens on `\0name` sends `/its/directory/\0name`; the name is what follows the NUL.
+/// # Errors As `bind(2)`; `ETIMEDOUT` if the file system does not answer; a missing directory is
+/// `EACCES`, as libuv reports it; `ENAMETOOLONG`; [`UnsafePath`](crate::safe_path::UnsafePath) for
+/// a link that is not followed.
+pub fn unix(
+    path: &str,
+    readable_all: bool,
+    writable_all: bool,
+    rights: &Rights,
+) -> io::Result<(OwnedFd, Option<UnixFile>)> {
+    // A worker that listens on `\0name` sends `/its/directory/\0name`; the name is what follows the
+    // NUL.
     if let Some((_, name)) = path.split_once('\0') {
         let socket = new_socket(AddressFamily::UNIX, SocketType::STREAM)?;
         bind(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
         return Ok((socket, None));
     }
-    let widened = Mode::from_raw_mode(if readable_all { 0o444 } else { 0 } | if writable_all { 0o222 } else { 0 });
+    let widened = Mode::from_raw_mode(
+        if readable_all { 0o444 } else { 0 } | if writable_all { 0o222 } else { 0 },
+    );
     let (path, its_rights) = (PathBuf::from(path), rights.clone());
     let bound = rights.run(move || bind_file(&path, widened, &its_rights));
     match bound {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(io::Error::from_raw_os_error(libc::EACCES)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            Err(io::Error::from_raw_os_error(libc::EACCES))
+        }
         Err(e) => Err(e),
         Ok((socket, file)) => Ok((socket, Some(file))),
     }
@@ -158,10 +177,13 @@ pub fn unix(path: &str, readable_all: bool, writable_all: bool, rights: &Rights)
 
 fn bind_file(path: &Path, widened: Mode, rights: &Rights) -> io::Result<(OwnedFd, UnixFile)> {
     let name = match path.components().next_back() {
-        Some(Component::Normal(name)) if path.as_os_str().as_bytes().ends_with(name.as_bytes()) => name.to_owned(),
+        Some(Component::Normal(name)) if path.as_os_str().as_bytes().ends_with(name.as_bytes()) => {
+            name.to_owned()
+        }
         _ => return Err(Errno::INVAL.into()),
     };
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent =
+        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let directory = Directory::open(parent, rights.safety())?;
     let socket = new_socket(AddressFamily::UNIX, SocketType::STREAM)?;
     if let Err(e) = bind_in(&socket, &directory, &name) {
@@ -174,10 +196,14 @@ fn bind_file(path: &Path, widened: Mode, rights: &Rights) -> io::Result<(OwnedFd
     let mode = Mode::from_raw_mode(stat.st_mode);
     if !mode.contains(widened) {
         // By way of the descriptor, so of this file and no other.
-        rustix::fs::chmod(by_descriptor(file.as_fd()), (mode | widened) & Mode::from_raw_mode(0o777))?;
+        rustix::fs::chmod(
+            by_descriptor(file.as_fd()),
+            (mode | widened) & Mode::from_raw_mode(0o777),
+        )?;
     }
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let (directory, number, unanswered) = (Arc::new(directory), number(&stat), AtomicBool::new(false));
+    let (directory, number, unanswered) =
+        (Arc::new(directory), number(&stat), AtomicBool::new(false));
     Ok((socket, UnixFile { directory, name, path, number, rights: rights.clone(), unanswered }))
 }
 
@@ -195,13 +221,16 @@ fn bind_in(socket: &OwnedFd, directory: &Directory, name: &OsStr) -> rustix::io:
     let address = SocketAddrUnix::new(name)?;
     std::thread::scope(|scope| {
         let own = || {
-            // SAFETY: from now on this thread, which ends here, has its own working directory and mask; its descriptors stay shared.
-            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }.map_err(|_| Errno::NAMETOOLONG)?;
+            // SAFETY: from now on this thread, which ends here, has its own working directory and
+            // mask; its descriptors stay shared.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }
+                .map_err(|_| Errno::NAMETOOLONG)?;
             rustix::process::fchdir(directory)?;
             bind(socket, &address)
         };
         // A new thread has the rights to files of the one that starts it.
-        let thread = std::thread::Builder::new().spawn_scoped(scope, own).map_err(|_| Errno::AGAIN)?;
+        let thread =
+            std::thread::Builder::new().spawn_scoped(scope, own).map_err(|_| Errno::AGAIN)?;
         thread.join().unwrap_or(Err(Errno::IO))
     })
 }
@@ -217,8 +246,10 @@ fn file_of(socket: &OwnedFd, directory: &Directory, name: &OsStr) -> io::Result<
         let stat = fstat(&file)?;
         return Ok((file, stat));
     }
-    // Only with `CAP_NET_ADMIN` the kernel tells. Otherwise it must at least be a socket of whoever has made it.
-    let file = openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    // Only with `CAP_NET_ADMIN` the kernel tells. Otherwise it must at least be a socket of whoever
+    // has made it.
+    let file =
+        openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     let stat = fstat(&file)?;
     // SAFETY: -1 changes nothing, and tells whose rights to files this thread has.
     let own = unsafe { libc::setfsuid(u32::MAX) }.cast_unsigned();
@@ -228,17 +259,26 @@ fn file_of(socket: &OwnedFd, directory: &Directory, name: &OsStr) -> io::Result<
     Ok((file, stat))
 }
 
-/// Removes a socket file whose server is gone: nobody answers. Never blocks, also not on a server whose queue is full.
+/// Removes a socket file whose server is gone: nobody answers. Never blocks, also not on a server
+/// whose queue is full.
 fn remove_stale(directory: &Directory, name: &OsStr) -> bool {
     let remove = || -> rustix::io::Result<bool> {
-        let file = openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let file = openat(
+            directory,
+            name,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         let stat = fstat(&file)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
             return Ok(false);
         }
-        let probe = new_socket(AddressFamily::UNIX, SocketType::STREAM).map_err(|_| Errno::MFILE)?;
+        let probe =
+            new_socket(AddressFamily::UNIX, SocketType::STREAM).map_err(|_| Errno::MFILE)?;
         // The very file that is held, whatever has the name by now.
-        if connect(&probe, &SocketAddrUnix::new(by_descriptor(file.as_fd()))?) != Err(Errno::CONNREFUSED) {
+        if connect(&probe, &SocketAddrUnix::new(by_descriptor(file.as_fd()))?)
+            != Err(Errno::CONNREFUSED)
+        {
             return Ok(false);
         }
         let now = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;

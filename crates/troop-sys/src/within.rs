@@ -21,7 +21,10 @@ enum Work {
 ///
 /// # Errors
 /// Those of the work; `ETIMEDOUT` if it is late, or if too many are.
-pub fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+pub fn within<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     let late = || io::Error::from_raw_os_error(libc::ETIMEDOUT);
     let left = || LEFT.lock().unwrap_or_else(PoisonError::into_inner);
     if *left() >= MOST_LEFT {
@@ -32,7 +35,10 @@ pub fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> io::Res
     let its_state = state.clone();
     let run = move || {
         let result = work();
-        let before = std::mem::replace(&mut *its_state.lock().unwrap_or_else(PoisonError::into_inner), Work::Done);
+        let before = std::mem::replace(
+            &mut *its_state.lock().unwrap_or_else(PoisonError::into_inner),
+            Work::Done,
+        );
         if before == Work::Left {
             *left() -= 1;
         }
@@ -42,7 +48,9 @@ pub fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> io::Res
     std::thread::Builder::new().name("troop-files".into()).spawn(run)?;
     match result.recv_timeout(limit) {
         Ok(result) => return result,
-        Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("a thread that looks at files has panicked")),
+        Err(RecvTimeoutError::Disconnected) => {
+            return Err(io::Error::other("a thread that looks at files has panicked"));
+        }
         Err(RecvTimeoutError::Timeout) => {}
     }
     let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -64,7 +72,9 @@ mod tests {
         let short = Duration::from_millis(20);
         assert_eq!(within(Duration::from_secs(60), || Ok(7)).unwrap(), 7);
         assert_eq!(
-            within(Duration::from_secs(60), || Err::<(), _>(io::ErrorKind::NotFound.into())).unwrap_err().kind(),
+            within(Duration::from_secs(60), || Err::<(), _>(io::ErrorKind::NotFound.into()))
+                .unwrap_err()
+                .kind(),
             io::ErrorKind::NotFound
         );
         let gate = Arc::new(Mutex::new(()));
@@ -77,7 +87,11 @@ mod tests {
             };
             assert_eq!(within(short, wait).unwrap_err().kind(), io::ErrorKind::TimedOut);
         }
-        assert_eq!(within(Duration::from_secs(60), || Ok(7)).unwrap_err().kind(), io::ErrorKind::TimedOut, "no more");
+        assert_eq!(
+            within(Duration::from_secs(60), || Ok(7)).unwrap_err().kind(),
+            io::ErrorKind::TimedOut,
+            "no more"
+        );
         drop(shut);
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         while *LEFT.lock().unwrap() > 0 && std::time::Instant::now() < deadline {

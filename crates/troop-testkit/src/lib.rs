@@ -1,4 +1,5 @@
-//! What the end-to-end tests share: starting clusters, waiting for events with a deadline, looking for leaks.
+//! What the end-to-end tests share: starting clusters, waiting for events with a deadline, looking
+//! for leaks.
 #![allow(clippy::missing_panics_doc)]
 
 pub mod tamper;
@@ -59,7 +60,8 @@ impl Troop {
         self.cluster.fork(Fork::new()).await.expect("the fork succeeds")
     }
 
-    /// The first event that nobody asked for yet and for which `want` returns something; waits for it if need be.
+    /// The first event that nobody asked for yet and for which `want` returns something; waits for
+    /// it if need be.
     pub async fn until<T>(&mut self, what: &str, mut want: impl FnMut(&Event) -> Option<T>) -> T {
         for (event, asked) in self.seen.iter_mut().filter(|(_, asked)| !asked) {
             if let Some(result) = want(event) {
@@ -94,8 +96,12 @@ impl Troop {
     pub async fn listening(&mut self, worker: &WorkerHandle) -> u16 {
         let id = worker.id();
         self.until("listening", |event| match event {
-            Event::Listening(w, at) if w.id() == id => Some(u16::try_from(at.port.unwrap_or(0)).unwrap_or(0)),
-            Event::Exit(w, how) if w.id() == id => panic!("worker {id} died instead of listening: {how}"),
+            Event::Listening(w, at) if w.id() == id => {
+                Some(u16::try_from(at.port.unwrap_or(0)).unwrap_or(0))
+            }
+            Event::Exit(w, how) if w.id() == id => {
+                panic!("worker {id} died instead of listening: {how}")
+            }
             _ => None,
         })
         .await
@@ -115,7 +121,9 @@ impl Troop {
     pub async fn message(&mut self, worker: &WorkerHandle) -> serde_json::Value {
         let id = worker.id();
         self.until("message", |event| match event {
-            Event::Message(w, message) if w.id() == id => Some(message.decode().expect("any JSON decodes")),
+            Event::Message(w, message) if w.id() == id => {
+                Some(message.decode().expect("any JSON decodes"))
+            }
             _ => None,
         })
         .await
@@ -151,7 +159,11 @@ pub fn connect_from(source: [u8; 4], address: impl Into<SocketAddr>) -> std::io:
 ///
 /// # Errors
 /// Those of the connection.
-pub fn talk_from(source: [u8; 4], address: impl Into<SocketAddr>, say: &[u8]) -> std::io::Result<Vec<u8>> {
+pub fn talk_from(
+    source: [u8; 4],
+    address: impl Into<SocketAddr>,
+    say: &[u8],
+) -> std::io::Result<Vec<u8>> {
     let mut stream = connect_from(source, address)?;
     stream.write_all(say)?;
     stream.shutdown(std::net::Shutdown::Write)?;
@@ -162,13 +174,20 @@ pub fn talk_from(source: [u8; 4], address: impl Into<SocketAddr>, say: &[u8]) ->
 
 /// As [`talk`] with a local port, in a thread that may block.
 pub async fn ask(port: u16, say: &'static str) -> std::io::Result<String> {
-    tokio::task::spawn_blocking(move || talk(([127, 0, 0, 1], port), say)).await.expect("the client does not panic")
+    tokio::task::spawn_blocking(move || talk(([127, 0, 0, 1], port), say))
+        .await
+        .expect("the client does not panic")
 }
 
 /// The number of the worker in an answer that begins with it.
 #[must_use]
 pub fn number(answer: &str) -> u32 {
-    answer.split(' ').next().unwrap_or_default().parse().unwrap_or_else(|_| panic!("{answer:?} is no answer"))
+    answer
+        .split(' ')
+        .next()
+        .unwrap_or_default()
+        .parse()
+        .unwrap_or_else(|_| panic!("{answer:?} is no answer"))
 }
 
 /// How many of this many connections each worker serves, by its number.
@@ -176,7 +195,9 @@ pub async fn shares(port: u16, count: usize) -> BTreeMap<u32, usize> {
     let ask = move || {
         let mut shares = BTreeMap::new();
         for _ in 0..count {
-            *shares.entry(number(&talk(([127, 0, 0, 1], port), "").expect("an answer"))).or_default() += 1;
+            *shares
+                .entry(number(&talk(([127, 0, 0, 1], port), "").expect("an answer")))
+                .or_default() += 1;
         }
         shares
     };
@@ -187,10 +208,15 @@ pub async fn shares(port: u16, count: usize) -> BTreeMap<u32, usize> {
 pub async fn get(port: u16, path: &str) -> std::io::Result<String> {
     let path = path.to_owned();
     let request = move || {
-        let answer = talk(([127, 0, 0, 1], port), &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))?;
+        let answer = talk(
+            ([127, 0, 0, 1], port),
+            &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+        )?;
         let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
         // Node sends short bodies in one chunk.
-        let body = body.split_once("\r\n").map_or(body, |(_, rest)| rest.split_once("\r\n").map_or(rest, |(text, _)| text));
+        let body = body
+            .split_once("\r\n")
+            .map_or(body, |(_, rest)| rest.split_once("\r\n").map_or(rest, |(text, _)| text));
         Ok(body.to_owned())
     };
     tokio::task::spawn_blocking(request).await.expect("the client does not panic")
@@ -217,7 +243,9 @@ pub fn send_whole(
     use std::os::fd::AsFd;
     let sent = loop {
         match troop_sys::fdpass::send(channel.as_fd(), line, fds) {
-            Err(e) if troop_sys::fdpass::is_temporary(&e) => std::thread::sleep(Duration::from_millis(1)),
+            Err(e) if troop_sys::fdpass::is_temporary(&e) => {
+                std::thread::sleep(Duration::from_millis(1))
+            }
             sent => break sent?,
         }
     };
@@ -247,6 +275,7 @@ pub fn zombies() -> usize {
 /// Whether a process exists and is no zombie.
 #[must_use]
 pub fn is_running(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z')
+    })
 }

@@ -19,19 +19,27 @@ pub fn shut() {
     });
 }
 
-/// Tries to give the group a program of its own, tells what came of it, and takes the group's program away.
+/// Tries to give the group a program of its own, tells what came of it, and takes the group's
+/// program away.
 pub fn steer() -> String {
     let mut outcome = String::new();
     with_listeners(|fd| {
-        let program = [troop_sys::group::Instruction { code: 6, jump_true: 0, jump_false: 0, operand: 2 }];
-        outcome = troop_sys::group::steer(fd, &program).map_or_else(|e| e.to_string(), |()| "it worked".into());
+        let program =
+            [troop_sys::group::Instruction { code: 6, jump_true: 0, jump_false: 0, operand: 2 }];
+        outcome = troop_sys::group::steer(fd, &program)
+            .map_or_else(|e| e.to_string(), |()| "it worked".into());
         option(fd, libc::SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, 0);
     });
     outcome
 }
 
 /// Sets an option that no library has.
-fn option(fd: std::os::fd::BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: libc::c_int) {
+fn option(
+    fd: std::os::fd::BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) {
     use std::os::fd::AsRawFd;
     let size = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or_default();
     #[expect(unsafe_code, reason = "rustix does not have these options")]

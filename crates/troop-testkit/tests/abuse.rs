@@ -1,4 +1,5 @@
-//! Whatever a worker writes to its channel, the primary goes on, the other workers serve, and the offender is named.
+//! Whatever a worker writes to its channel, the primary goes on, the other workers serve, and the
+//! offender is named.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod scene;
@@ -35,7 +36,11 @@ async fn two_hundred_thousand_brackets_end_their_worker() {
 
 #[tokio::test]
 async fn brackets_inside_a_wrapped_message_end_their_worker_too() {
-    let deep = format!(r#"socket {{"cmd":"NODE_HANDLE","type":"net.Native","msg":{}{}}}"#, "[".repeat(1000), "]".repeat(1000));
+    let deep = format!(
+        r#"socket {{"cmd":"NODE_HANDLE","type":"net.Native","msg":{}{}}}"#,
+        "[".repeat(1000),
+        "]".repeat(1000)
+    );
     Scene::is_killed_for(&[&deep], |v| matches!(v, Violation::TooDeep(_))).await;
 }
 
@@ -69,7 +74,9 @@ async fn protocol_messages_with_fields_of_the_wrong_type_end_their_worker() {
     ] {
         let line = format!(r#"line {{"cmd":"NODE_CLUSTER",{fields}}}"#);
         let expected = |v: &Violation| matches!(v, Violation::Malformed(_) | Violation::NotJson);
-        tokio::time::timeout(Duration::from_secs(30), Scene::is_killed_for(&[&line], expected)).await.expect(fields);
+        tokio::time::timeout(Duration::from_secs(30), Scene::is_killed_for(&[&line], expected))
+            .await
+            .expect(fields);
     }
 }
 
@@ -100,7 +107,8 @@ async fn a_question_that_makes_no_sense_is_answered_with_an_error() {
 #[tokio::test]
 async fn a_question_without_any_field_is_answered_with_an_error() {
     let mut scene = Scene::new().await;
-    let worker = scene.raw(&[ONLINE, r#"answer {"cmd":"NODE_CLUSTER","act":"queryServer","seq":1}"#]).await;
+    let worker =
+        scene.raw(&[ONLINE, r#"answer {"cmd":"NODE_CLUSTER","act":"queryServer","seq":1}"#]).await;
     assert_eq!(scene.troop.message(&worker).await["errno"], -22);
     scene.honest_worker_serves().await;
 }
@@ -118,19 +126,25 @@ async fn descriptors_of_the_primary_that_do_not_listen_cannot_be_asked_for() {
     use std::os::fd::AsRawFd;
     for fd in [0, a.as_raw_fd(), connection.as_raw_fd(), 9_999] {
         for address_type in ["null", "4", "-1", "\"udp4\""] {
-            let errno = scene.errno_of_query(&format!(r#""fd":{fd},"addressType":{address_type}"#)).await;
+            let errno =
+                scene.errno_of_query(&format!(r#""fd":{fd},"addressType":{address_type}"#)).await;
             assert!(errno < 0, "descriptor {fd} as {address_type}: {errno}");
         }
     }
     // And every other one, but listeners.
-    let all: Vec<i32> =
-        std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
+    let all: Vec<i32> = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
     for fd in all {
         let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
         if link.to_string_lossy().starts_with("socket:") {
             continue;
         }
-        assert!(scene.errno_of_query(&format!(r#""fd":{fd},"addressType":null"#)).await < 0, "{fd}: {link:?}");
+        assert!(
+            scene.errno_of_query(&format!(r#""fd":{fd},"addressType":null"#)).await < 0,
+            "{fd}: {link:?}"
+        );
     }
     scene.honest_worker_serves().await;
 }
@@ -141,13 +155,17 @@ async fn the_channel_of_another_worker_cannot_be_asked_for() {
         return;
     }
     let mut scene = Scene::new().await;
-    let sockets: Vec<i32> =
-        std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
+    let sockets: Vec<i32> = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
     let mut asked = 0;
     for fd in sockets {
         let Ok(link) = std::fs::read_link(format!("/proc/self/fd/{fd}")) else { continue };
         let link = link.to_string_lossy().into_owned();
-        let Some(inode) = link.strip_prefix("socket:[").and_then(|l| l.strip_suffix(']')) else { continue };
+        let Some(inode) = link.strip_prefix("socket:[").and_then(|l| l.strip_suffix(']')) else {
+            continue;
+        };
         let unix = std::fs::read_to_string("/proc/net/unix").unwrap();
         // Connected stream sockets have state 03.
         let connected = unix.lines().any(|l| {
@@ -156,7 +174,10 @@ async fn the_channel_of_another_worker_cannot_be_asked_for() {
         });
         if connected {
             asked += 1;
-            assert!(scene.errno_of_query(&format!(r#""fd":{fd},"addressType":null"#)).await < 0, "{fd}: {link}");
+            assert!(
+                scene.errno_of_query(&format!(r#""fd":{fd},"addressType":null"#)).await < 0,
+                "{fd}: {link}"
+            );
         }
     }
     assert!(asked > 0, "there is at least the honest worker's channel");
@@ -204,7 +225,10 @@ async fn two_thousand_listeners_are_too_many_for_one_worker() {
     scene.honest_worker_serves().await;
     // What it opened is of no use to anybody else.
     let after = open_descriptors();
-    assert!(after < before + 200, "{before} descriptors before, {after} after its listeners should be closed");
+    assert!(
+        after < before + 200,
+        "{before} descriptors before, {after} after its listeners should be closed"
+    );
 }
 
 #[tokio::test]
@@ -212,7 +236,9 @@ async fn a_unix_path_with_a_nul_byte_leaves_no_file_behind() {
     let directory = tempfile::tempdir().unwrap();
     let mut scene = Scene::new().await;
     let path = directory.path().join("evil").display().to_string();
-    let errno = scene.errno_of_query(&format!(r#""port":-1,"addressType":-1,"address":"{path}\u0000name""#)).await;
+    let errno = scene
+        .errno_of_query(&format!(r#""port":-1,"addressType":-1,"address":"{path}\u0000name""#))
+        .await;
     // An abstract name (as Node makes of it), or an error; never the path before the NUL.
     assert!(errno <= 0);
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
@@ -257,17 +283,26 @@ async fn a_foreign_unix_socket_whose_queue_is_full_does_not_stop_the_primary() {
 
 #[tokio::test]
 async fn an_acknowledgement_that_nobody_asked_for_is_reported() {
-    Scene::is_reported_for(&[r#"line {"cmd":"NODE_HANDLE_ACK"}"#], |v| *v == Violation::UnaskedAck).await;
-    Scene::is_reported_for(&[r#"line {"cmd":"NODE_HANDLE_NACK"}"#], |v| *v == Violation::UnaskedAck).await;
-    Scene::is_reported_for(&[r#"line {"cmd":"NODE_CLUSTER","ack":99,"accepted":true,"seq":1}"#], |v| *v == Violation::UnaskedAck)
+    Scene::is_reported_for(&[r#"line {"cmd":"NODE_HANDLE_ACK"}"#], |v| *v == Violation::UnaskedAck)
         .await;
-    Scene::is_reported_for(&[r#"line {"cmd":"NODE_CLUSTER","ack":99,"accepted":false,"seq":1}"#], |v| {
+    Scene::is_reported_for(&[r#"line {"cmd":"NODE_HANDLE_NACK"}"#], |v| {
         *v == Violation::UnaskedAck
     })
     .await;
-    Scene::is_reported_for(&[r#"line {"cmd":"NODE_CLUSTER","ack":-99,"accepted":true,"seq":1}"#], |v| {
-        *v == Violation::UnaskedAck
-    })
+    Scene::is_reported_for(
+        &[r#"line {"cmd":"NODE_CLUSTER","ack":99,"accepted":true,"seq":1}"#],
+        |v| *v == Violation::UnaskedAck,
+    )
+    .await;
+    Scene::is_reported_for(
+        &[r#"line {"cmd":"NODE_CLUSTER","ack":99,"accepted":false,"seq":1}"#],
+        |v| *v == Violation::UnaskedAck,
+    )
+    .await;
+    Scene::is_reported_for(
+        &[r#"line {"cmd":"NODE_CLUSTER","ack":-99,"accepted":true,"seq":1}"#],
+        |v| *v == Violation::UnaskedAck,
+    )
     .await;
 }
 
@@ -277,8 +312,10 @@ async fn taken_connections_that_were_never_given_are_reported() {
         let line = format!(r#"line {{"cmd":"NODE_TROOP","act":"taken",{lists}}}"#);
         Scene::is_reported_for(&[&line], |v| *v == Violation::UnaskedAck).await;
     }
-    Scene::is_killed_for(&[r#"line {"cmd":"NODE_TROOP","act":"taken","taken":[-1]}"#], |v| matches!(v, Violation::Malformed(_)))
-        .await;
+    Scene::is_killed_for(&[r#"line {"cmd":"NODE_TROOP","act":"taken","taken":[-1]}"#], |v| {
+        matches!(v, Violation::Malformed(_))
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -293,12 +330,19 @@ async fn a_worker_cannot_take_the_connections_of_another() {
     troop.cluster.setup(Setup::new().args(["raw", ONLINE, &lie])).unwrap();
     let liar = troop.fork().await;
     let id = liar.id();
-    troop.until("its offence", |e| matches!(e, Event::Misbehaved(w, ..) if w.id() == id).then_some(())).await;
+    troop
+        .until("its offence", |e| {
+            matches!(e, Event::Misbehaved(w, ..) if w.id() == id).then_some(())
+        })
+        .await;
     troop.cluster.setup(fixture(["line", "127.0.0.1:0"])).unwrap();
     let honest = troop.fork().await;
     troop.listening(&honest).await;
     idle.kill(9).await.unwrap();
-    assert!(client.await.unwrap().unwrap().starts_with("3 "), "the connection is served by the honest worker");
+    assert!(
+        client.await.unwrap().unwrap().starts_with("3 "),
+        "the connection is served by the honest worker"
+    );
 }
 
 #[tokio::test]
@@ -306,7 +350,8 @@ async fn a_hundred_small_offences_are_enough() {
     let mut scene = Scene::new().await;
     let worker = scene.raw(&[ONLINE, r#"repeat 1000 {"cmd":"NODE_HANDLE_ACK"}"#]).await;
     let id = worker.id();
-    let killed = |e: &Event| matches!(e, Event::Misbehaved(w, _, true) if w.id() == id).then_some(());
+    let killed =
+        |e: &Event| matches!(e, Event::Misbehaved(w, _, true) if w.id() == id).then_some(());
     scene.troop.until("the last straw", killed).await;
     assert_eq!(scene.troop.exit(&worker).await, ExitHow::Signal(9));
     scene.honest_worker_serves().await;
@@ -330,7 +375,10 @@ async fn unknown_acks_and_acts_are_ignored_as_node_does() {
 
 #[tokio::test]
 async fn internal_messages_of_an_unknown_kind_are_ignored_whatever_their_fields() {
-    Scene::is_ignored(&[r#"line {"cmd":"NODE_SOMETHING","port":"http","ack":"x","seq":-1,"fd":"text","type":7}"#]).await;
+    Scene::is_ignored(&[
+        r#"line {"cmd":"NODE_SOMETHING","port":"http","ack":"x","seq":-1,"fd":"text","type":7}"#,
+    ])
+    .await;
 }
 
 #[tokio::test]
@@ -349,7 +397,8 @@ async fn names_of_prototypes_are_names_like_others() {
 async fn closing_what_was_never_opened_does_not_close_it_for_others() {
     let mut scene = Scene::new().await;
     // The honest worker's key, in the words of the protocol.
-    let key = r#"line {"cmd":"NODE_CLUSTER","act":"close","key":"127.0.0.1:0:4:undefined:0","seq":1}"#;
+    let key =
+        r#"line {"cmd":"NODE_CLUSTER","act":"close","key":"127.0.0.1:0:4:undefined:0","seq":1}"#;
     let worker = scene.raw(&[ONLINE, key, "line 1"]).await;
     scene.troop.message(&worker).await;
     scene.honest_worker_serves().await;
@@ -362,8 +411,7 @@ async fn saying_that_one_listens_does_not_bring_connections() {
         r#"line {{"cmd":"NODE_CLUSTER","act":"listening","address":"127.0.0.1","port":{},"addressType":4,"seq":1}}"#,
         scene.port
     );
-    let nonsense =
-        r#"line {"cmd":"NODE_CLUSTER","act":"listening","address":"\u0000","port":-77,"addressType":"udp6","fd":-9,"seq":2}"#;
+    let nonsense = r#"line {"cmd":"NODE_CLUSTER","act":"listening","address":"\u0000","port":-77,"addressType":"udp6","fd":-9,"seq":2}"#;
     let worker = scene.raw(&[ONLINE, &lie, nonsense, "line 1"]).await;
     scene.troop.message(&worker).await;
     scene.honest_worker_serves().await;
@@ -380,8 +428,14 @@ async fn a_message_whose_descriptor_is_missing_is_reported() {
 
 #[tokio::test]
 async fn a_wrapped_message_without_type_or_body_ends_its_worker() {
-    Scene::is_killed_for(&[r#"line {"cmd":"NODE_HANDLE"}"#], |v| matches!(v, Violation::Malformed(_))).await;
-    Scene::is_killed_for(&[r#"line {"cmd":"NODE_HANDLE","type":"net.Socket"}"#], |v| matches!(v, Violation::Malformed(_))).await;
+    Scene::is_killed_for(&[r#"line {"cmd":"NODE_HANDLE"}"#], |v| {
+        matches!(v, Violation::Malformed(_))
+    })
+    .await;
+    Scene::is_killed_for(&[r#"line {"cmd":"NODE_HANDLE","type":"net.Socket"}"#], |v| {
+        matches!(v, Violation::Malformed(_))
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -400,21 +454,34 @@ async fn descriptors_that_nobody_asked_for_are_closed() {
         return;
     }
     let mut scene = Scene::new().await;
-    // The pair's copies are counted by the kernel: once all are closed here, only the worker's are left.
+    // The pair's copies are counted by the kernel: once all are closed here, only the worker's are
+    // left.
     let worker = scene.raw(&[ONLINE, "sleep 200", "surplus", "line 2"]).await;
     let online = worker.id();
-    scene.troop.until("online", |e| matches!(e, Event::Online(w) if w.id() == online).then_some(())).await;
+    scene
+        .troop
+        .until("online", |e| matches!(e, Event::Online(w) if w.id() == online).then_some(()))
+        .await;
     let passed = |fd: &str| std::fs::read_link(format!("/proc/{}/fd/{fd}", worker.pid())).ok();
     // 3 is the channel; the pair is among the next ones.
-    let pair: Vec<_> =
-        (4..8).filter_map(|fd| passed(&fd.to_string())).filter(|l| l.to_string_lossy().starts_with("socket:")).collect();
+    let pair: Vec<_> = (4..8)
+        .filter_map(|fd| passed(&fd.to_string()))
+        .filter(|l| l.to_string_lossy().starts_with("socket:"))
+        .collect();
     let (violation, cut_off) = scene.offence(&worker).await;
-    assert!(matches!(violation, Violation::SurplusHandles(n) if n > 0) && !cut_off, "{violation:?}");
-    let two = |e: &Event| matches!(e, Event::Message(w, m) if w.id() == online && m.as_json() == "2").then_some(());
+    assert!(
+        matches!(violation, Violation::SurplusHandles(n) if n > 0) && !cut_off,
+        "{violation:?}"
+    );
+    let two = |e: &Event| {
+        matches!(e, Event::Message(w, m) if w.id() == online && m.as_json() == "2").then_some(())
+    };
     scene.troop.until("the message behind them", two).await;
     assert!(!pair.is_empty());
-    let own: Vec<_> =
-        std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|e| std::fs::read_link(e.ok()?.path()).ok()).collect();
+    let own: Vec<_> = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|e| std::fs::read_link(e.ok()?.path()).ok())
+        .collect();
     assert!(pair.iter().all(|socket| !own.contains(socket)), "none of {pair:?} is left open here");
     scene.honest_worker_serves().await;
 }
@@ -422,8 +489,14 @@ async fn descriptors_that_nobody_asked_for_are_closed() {
 #[tokio::test]
 async fn a_surplus_descriptor_is_not_taken_for_that_of_the_next_message() {
     let mut scene = Scene::new().await;
-    let worker =
-        scene.raw(&[ONLINE, "socket 1", "sleep 200", r#"line {"cmd":"NODE_HANDLE","type":"net.Socket","msg":"mine?"}"#]).await;
+    let worker = scene
+        .raw(&[
+            ONLINE,
+            "socket 1",
+            "sleep 200",
+            r#"line {"cmd":"NODE_HANDLE","type":"net.Socket","msg":"mine?"}"#,
+        ])
+        .await;
     let first = scene.offence(&worker).await;
     assert_eq!(first, (Violation::SurplusHandles(1), false));
     let id = worker.id();

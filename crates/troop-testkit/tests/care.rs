@@ -1,4 +1,5 @@
-//! How supervised workers are looked after: when they are ready, replaced, tested, ended, and what they leave behind.
+//! How supervised workers are looked after: when they are ready, replaced, tested, ended, and what
+//! they leave behind.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::collections::BTreeMap;
@@ -6,10 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use troop::{
-    ActivationSocket, Builder, Cluster, Event, ExitHow, GiveUp, HealthCheck, HealthTest, Output, Phase, Progress, ReadyWhen,
-    RecyclePolicy, ReplacePolicy, Resource, Restart, RestartPolicy, Setup, Source, Stdio, Violation, WhenFailed, WorkerHandle,
+    ActivationSocket, Builder, Cluster, Event, ExitHow, GiveUp, HealthCheck, HealthTest, Output,
+    Phase, Progress, ReadyWhen, RecyclePolicy, ReplacePolicy, Resource, Restart, RestartPolicy,
+    Setup, Source, Stdio, Violation, WhenFailed, WorkerHandle,
 };
-use troop_testkit::{PATIENCE, Troop, at_once, is_running, node_program, talk, wait_until, zombies};
+use troop_testkit::{
+    PATIENCE, Troop, at_once, is_running, node_program, talk, wait_until, zombies,
+};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
@@ -49,7 +53,8 @@ async fn is_recycled_for(builder: Builder, word: &str, load: impl Fn(u16)) {
     let (_, port) = listening(&mut troop).await;
     listening(&mut troop).await;
     load(port);
-    let recycling = progress(&mut troop, "recycling", |p| matches!(p, Progress::Recycling { .. })).await;
+    let recycling =
+        progress(&mut troop, "recycling", |p| matches!(p, Progress::Recycling { .. })).await;
     let Progress::Recycling { worker, reason } = recycling else { unreachable!() };
     assert!(reason.contains(word), "{reason}");
     assert_eq!(replaced(&mut troop).await.0, worker.0);
@@ -58,7 +63,12 @@ async fn is_recycled_for(builder: Builder, word: &str, load: impl Fn(u16)) {
 #[tokio::test]
 async fn old_workers_are_replaced() {
     let policy = RecyclePolicy { age: Some(Duration::from_secs(1)), ..RecyclePolicy::default() };
-    is_recycled_for(Cluster::builder().setup(fixture(["line", "127.0.0.1:0"])).recycle(policy), "old", |_| ()).await;
+    is_recycled_for(
+        Cluster::builder().setup(fixture(["line", "127.0.0.1:0"])).recycle(policy),
+        "old",
+        |_| (),
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -71,7 +81,12 @@ async fn big_workers_are_replaced() {
 async fn workers_that_have_taken_many_connections_are_replaced() {
     let policy = RecyclePolicy { connections: Some(20), ..RecyclePolicy::default() };
     let load = |port| (0..60).for_each(|_| drop(talk(([127, 0, 0, 1], port), "")));
-    is_recycled_for(Cluster::builder().setup(fixture(["line", "127.0.0.1:0"])).recycle(policy), "connections", load).await;
+    is_recycled_for(
+        Cluster::builder().setup(fixture(["line", "127.0.0.1:0"])).recycle(policy),
+        "connections",
+        load,
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -79,8 +94,11 @@ async fn a_worker_whose_successor_does_not_come_up_goes_on() {
     // The second process and all after it fail.
     let directory = tempfile::tempdir().unwrap();
     let once = format!("require('fs').mkdirSync('{}/m');{SERVER}", directory.path().display());
-    let policy = RecyclePolicy { age: Some(Duration::from_millis(500)), ..RecyclePolicy::default() };
-    let mut troop = Troop::start(Cluster::builder().workers(1).setup(js(&once).stderr(Stdio::Null)).recycle(policy));
+    let policy =
+        RecyclePolicy { age: Some(Duration::from_millis(500)), ..RecyclePolicy::default() };
+    let mut troop = Troop::start(
+        Cluster::builder().workers(1).setup(js(&once).stderr(Stdio::Null)).recycle(policy),
+    );
     let (worker, _) = listening(&mut troop).await;
     progress(&mut troop, "the failure", |p| matches!(p, Progress::RecycleFailed { .. })).await;
     assert!(is_running(worker.pid()));
@@ -88,21 +106,34 @@ async fn a_worker_whose_successor_does_not_come_up_goes_on() {
 }
 
 fn tested(test: HealthTest) -> HealthCheck {
-    HealthCheck { every: Duration::from_millis(50), timeout: Duration::from_secs(2), failures: 2, ..HealthCheck::new(test) }
+    HealthCheck {
+        every: Duration::from_millis(50),
+        timeout: Duration::from_secs(2),
+        failures: 2,
+        ..HealthCheck::new(test)
+    }
 }
 
 /// The second worker alone is sick.
 async fn only_the_sick_one_is_replaced(setup: Setup, test: HealthTest, word: &str) {
-    let mut troop = Troop::start(Cluster::builder().workers(2).replace(at_once()).setup(setup).health(tested(test)));
-    let unhealthy =
-        troop.until("the test", |e| if let Event::Unhealthy(w, why) = e { Some((w.id(), why.clone())) } else { None }).await;
+    let mut troop = Troop::start(
+        Cluster::builder().workers(2).replace(at_once()).setup(setup).health(tested(test)),
+    );
+    let unhealthy = troop
+        .until("the test", |e| {
+            if let Event::Unhealthy(w, why) = e { Some((w.id(), why.clone())) } else { None }
+        })
+        .await;
     assert!(unhealthy.1.contains(word), "{}", unhealthy.1);
     assert_eq!(unhealthy.0.0, 2, "the healthy one failed: {}", unhealthy.1);
     assert_eq!(replaced(&mut troop).await, (2, 3));
     // Its successor passes, so nobody is replaced any more.
     tokio::time::sleep(Duration::from_millis(500)).await;
     while let Some(event) = troop.events.try_next() {
-        assert!(!matches!(event, Event::Unhealthy(..) | Event::Supervision(Progress::Recycling { .. })), "{event}");
+        assert!(
+            !matches!(event, Event::Unhealthy(..) | Event::Supervision(Progress::Recycling { .. })),
+            "{event}"
+        );
     }
 }
 
@@ -113,9 +144,16 @@ async fn a_node_worker_that_answers_with_errors_is_replaced_under_any_policy() {
             require('http').createServer((q, s) => { s.statusCode = sick && q.url === '/health' ? 503 : 200; s.end('ok') }).listen(0, '127.0.0.1');";
         eprintln!("{scheduling}");
         let builder = Cluster::builder().scheduling(scheduling.parse().unwrap()).setup(js(text));
-        let mut troop = Troop::start(builder.workers(2).replace(at_once()).health(tested(HealthTest::Http("/health".into()))));
+        let mut troop = Troop::start(
+            builder
+                .workers(2)
+                .replace(at_once())
+                .health(tested(HealthTest::Http("/health".into()))),
+        );
         let why = troop
-            .until("the test", |e| if let Event::Unhealthy(w, why) = e { Some((w.id().0, why.clone())) } else { None })
+            .until("the test", |e| {
+                if let Event::Unhealthy(w, why) = e { Some((w.id().0, why.clone())) } else { None }
+            })
             .await;
         assert!(why.0 == 2 && why.1.contains("503"), "{why:?}");
         assert_eq!(replaced(&mut troop).await, (2, 3));
@@ -131,14 +169,18 @@ async fn a_rust_worker_is_tested_by_http_and_on_a_unix_socket_by_a_connection() 
         (fixture(["unix", path.to_str().unwrap()]), HealthTest::Tcp),
     ];
     for (setup, test) in both {
-        let mut troop = Troop::start(Cluster::builder().workers(2).setup(setup).health(tested(test)));
+        let mut troop =
+            Troop::start(Cluster::builder().workers(2).setup(setup).health(tested(test)));
         for _ in 0..2 {
             troop.until("listening", |e| matches!(e, Event::Listening(..)).then_some(())).await;
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
         let snapshot = troop.cluster.snapshot().await.unwrap();
         // They were tested several times, and passed.
-        assert!(snapshot.workers.iter().all(|worker| worker.id.0 <= 2 && worker.stats.taken >= 3), "{snapshot:?}");
+        assert!(
+            snapshot.workers.iter().all(|worker| worker.id.0 <= 2 && worker.stats.taken >= 3),
+            "{snapshot:?}"
+        );
         while let Some(event) = troop.events.try_next() {
             assert!(!matches!(event, Event::Unhealthy(..)), "{event}");
         }
@@ -150,9 +192,17 @@ async fn a_worker_that_accepts_and_says_nothing_is_replaced() {
     let text = format!(
         "if (require('cluster').worker.id === 2) require('net').createServer(() => {{}}).listen(0, '127.0.0.1'); else {SERVER}"
     );
-    let test = HealthCheck { timeout: Duration::from_millis(500), ..tested(HealthTest::Http("/".into())) };
-    let mut troop = Troop::start(Cluster::builder().workers(2).replace(at_once()).setup(js(&text)).health(test));
-    let why = troop.until("the test", |e| if let Event::Unhealthy(_, why) = e { Some(why.clone()) } else { None }).await;
+    let test =
+        HealthCheck { timeout: Duration::from_millis(500), ..tested(HealthTest::Http("/".into())) };
+    let mut troop = Troop::start(
+        Cluster::builder().workers(2).replace(at_once()).setup(js(&text)).health(test),
+    );
+    let why = troop
+        .until(
+            "the test",
+            |e| if let Event::Unhealthy(_, why) = e { Some(why.clone()) } else { None },
+        )
+        .await;
     assert!(why.contains("no answer within"), "{why}");
     assert_eq!(replaced(&mut troop).await, (2, 3));
 }
@@ -160,26 +210,53 @@ async fn a_worker_that_accepts_and_says_nothing_is_replaced() {
 #[tokio::test]
 async fn a_command_tests_a_worker_too() {
     let command = "test $TROOP_WORKER != 2 && kill -0 $TROOP_WORKER_PID && test $TROOP_SLOT -le 1";
-    only_the_sick_one_is_replaced(fixture(["line", "127.0.0.1:0"]), HealthTest::Command(command.into()), "ended with 1").await;
+    only_the_sick_one_is_replaced(
+        fixture(["line", "127.0.0.1:0"]),
+        HealthTest::Command(command.into()),
+        "ended with 1",
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn what_a_failed_command_has_printed_is_said_with_the_failure() {
     // More than a pipe holds, of which the end is kept; and something that a terminal would obey.
-    let command = "head -c 200000 /dev/zero | tr '\\0' x; printf 'no \\033[31mdatabase\\n' >&2; exit 7";
-    let test = HealthCheck { failures: u32::MAX, timeout: PATIENCE, ..tested(HealthTest::Command(command.into())) };
-    let mut troop = Troop::start(Cluster::builder().workers(1).setup(fixture(["line", "127.0.0.1:0"])).health(test));
-    let said = troop.until("a test", |e| matches!(e, Event::Unhealthy(..)).then(|| e.to_string())).await;
-    assert!(said.contains("its command ended with 7; it printed: xxx") && said.ends_with(r"xno \x1b[31mdatabase"), "{said}");
+    let command =
+        "head -c 200000 /dev/zero | tr '\\0' x; printf 'no \\033[31mdatabase\\n' >&2; exit 7";
+    let test = HealthCheck {
+        failures: u32::MAX,
+        timeout: PATIENCE,
+        ..tested(HealthTest::Command(command.into()))
+    };
+    let mut troop = Troop::start(
+        Cluster::builder().workers(1).setup(fixture(["line", "127.0.0.1:0"])).health(test),
+    );
+    let said =
+        troop.until("a test", |e| matches!(e, Event::Unhealthy(..)).then(|| e.to_string())).await;
+    assert!(
+        said.contains("its command ended with 7; it printed: xxx")
+            && said.ends_with(r"xno \x1b[31mdatabase"),
+        "{said}"
+    );
     assert!(said.len() < 1000, "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_that_take_longer_to_start_than_they_may_leave_no_zombies() {
-    let test = HealthCheck { timeout: Duration::ZERO, failures: u32::MAX, ..tested(HealthTest::Command("true".into())) };
-    let mut troop = Troop::start(Cluster::builder().workers(1).setup(fixture(["line", "127.0.0.1:0"])).health(test));
+    let test = HealthCheck {
+        timeout: Duration::ZERO,
+        failures: u32::MAX,
+        ..tested(HealthTest::Command("true".into()))
+    };
+    let mut troop = Troop::start(
+        Cluster::builder().workers(1).setup(fixture(["line", "127.0.0.1:0"])).health(test),
+    );
     for _ in 0..20 {
-        troop.until("a test", |e| matches!(e, Event::Unhealthy(_, why) if why.contains("did not end")).then_some(())).await;
+        troop
+            .until("a test", |e| {
+                matches!(e, Event::Unhealthy(_, why) if why.contains("did not end")).then_some(())
+            })
+            .await;
     }
     // The tests go on, so there may be one at any time, but not all.
     wait_until("all commands have been reaped", || zombies() == 0);
@@ -200,7 +277,19 @@ async fn ready_is_who_says_so_by_message() {
     assert!(is_running(first.pid()));
     second.try_send("go").unwrap();
     assert_eq!(replaced(&mut troop).await, (1, 2));
-    assert_eq!(troop.cluster.snapshot().await.unwrap().workers.iter().find(|w| w.id.0 == 2).unwrap().generation, Some(2));
+    assert_eq!(
+        troop
+            .cluster
+            .snapshot()
+            .await
+            .unwrap()
+            .workers
+            .iter()
+            .find(|w| w.id.0 == 2)
+            .unwrap()
+            .generation,
+        Some(2)
+    );
 }
 
 #[tokio::test]
@@ -208,9 +297,13 @@ async fn ready_is_who_says_so_as_to_systemd() {
     // A child of the worker says it, as `systemd-notify` does.
     let notify = "import os, socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); a = os.environ['NOTIFY_SOCKET']; \
                   s.sendto(b'STATUS=fine\\nREADY=1', a.replace('@', '\\0', 1))";
-    let text = format!("setTimeout(() => require('child_process').execFileSync('python3', ['-c', {notify:?}]), 300); {SERVER}");
+    let text = format!(
+        "setTimeout(() => require('child_process').execFileSync('python3', ['-c', {notify:?}]), 300); {SERVER}"
+    );
     let policy = ReplacePolicy { ready_when: ReadyWhen::Notified, ..at_once() };
-    let mut troop = Troop::start(Cluster::builder().workers(1).replace(policy).setup(js(&text).own_process_group(true)));
+    let mut troop = Troop::start(
+        Cluster::builder().workers(1).replace(policy).setup(js(&text).own_process_group(true)),
+    );
     listening(&mut troop).await;
     assert_eq!(troop.cluster.snapshot().await.unwrap().workers[0].ready, Some(false));
     tokio::time::timeout(Duration::from_secs(10), async {
@@ -221,7 +314,9 @@ async fn ready_is_who_says_so_as_to_systemd() {
     .await
     .expect("it says that it is ready");
     // Others may say what they want.
-    let settings = troop.until("the settings", |e| if let Event::Setup(s) = e { Some(s.clone()) } else { None }).await;
+    let settings = troop
+        .until("the settings", |e| if let Event::Setup(s) = e { Some(s.clone()) } else { None })
+        .await;
     assert!(settings.own_process_group);
 }
 
@@ -235,9 +330,14 @@ async fn what_a_worker_leaves_behind_is_ended() {
          const all = [run('sleep 20'), run('trap \"\" TERM; sleep 20; sleep 20')];
          require('fs').writeFileSync({pids:?}, all.join(' ')); {SERVER}"
     );
-    let mut troop = Troop::start(Cluster::builder().workers(1).setup(js(&text).own_process_group(true)));
+    let mut troop =
+        Troop::start(Cluster::builder().workers(1).setup(js(&text).own_process_group(true)));
     let (worker, _) = listening(&mut troop).await;
-    let children: Vec<u32> = std::fs::read_to_string(&pids).unwrap().split(' ').map(|pid| pid.parse().unwrap()).collect();
+    let children: Vec<u32> = std::fs::read_to_string(&pids)
+        .unwrap()
+        .split(' ')
+        .map(|pid| pid.parse().unwrap())
+        .collect();
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(children.iter().all(|pid| is_running(*pid)));
     worker.kill(9).await.unwrap();
@@ -257,8 +357,10 @@ async fn a_sick_worker_reports_how_it_is_before_it_goes() {
     let text = "require('http').createServer((q, s) => { if (cluster.worker.id === 2) s.end() }).listen(0, '127.0.0.1')";
     let flags = ["--report-on-signal", "--report-directory", &report];
     let setup = js(text).exec_argv(flags).report_signal(12).stderr(Stdio::Null);
-    let test = HealthCheck { timeout: Duration::from_millis(300), ..tested(HealthTest::Http("/".into())) };
-    let mut troop = Troop::start(Cluster::builder().workers(1).replace(at_once()).setup(setup).health(test));
+    let test =
+        HealthCheck { timeout: Duration::from_millis(300), ..tested(HealthTest::Http("/".into())) };
+    let mut troop =
+        Troop::start(Cluster::builder().workers(1).replace(at_once()).setup(setup).health(test));
     assert_eq!(replaced(&mut troop).await, (1, 2));
     let written = || std::fs::read_dir(directory.path()).unwrap().count();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
@@ -272,13 +374,17 @@ async fn a_sick_worker_reports_how_it_is_before_it_goes() {
 async fn a_hung_worker_is_told_to_report_then_to_abort_then_it_is_killed() {
     // What catches a signal can say where it was; what is stopped cannot.
     let setup = fixture(["line", "127.0.0.1:0"]).report_signal(28);
-    let mut troop = Troop::start(Cluster::builder().workers(1).hang_timeout(Some(Duration::from_millis(500))).setup(setup));
+    let mut troop = Troop::start(
+        Cluster::builder().workers(1).hang_timeout(Some(Duration::from_millis(500))).setup(setup),
+    );
     let (worker, port) = listening(&mut troop).await;
     let stopped = rustix::process::Pid::from_raw(worker.pid().cast_signed()).unwrap();
     rustix::process::kill_process(stopped, rustix::process::Signal::STOP).unwrap();
     let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
     let id = worker.id();
-    let hung = |e: &Event| matches!(e, Event::Misbehaved(w, Violation::Hung(_), true) if w.id() == id).then_some(());
+    let hung = |e: &Event| {
+        matches!(e, Event::Misbehaved(w, Violation::Hung(_), true) if w.id() == id).then_some(())
+    };
     troop.until("the hung worker", hung).await;
     assert_eq!(troop.exit(&worker).await, ExitHow::Signal(9));
     drop(client);
@@ -303,21 +409,33 @@ impl Output for Collected {
 #[tokio::test]
 async fn output_can_be_collected_and_settings_reach_the_process() {
     let output = Collected::default();
-    let script = "echo out $TROOP_SLOT $NODE_APP_INSTANCE; ulimit -n >&2; umask >&2; nice >&2; exit 3";
-    let setup = Setup::new().program("sh").args(["-c", script]).stdout(Stdio::Collect).stderr(Stdio::Collect);
-    let setup = setup.umask(0o077).nice(19).limit(Resource::Files, Some(123), Some(456)).cpus([vec![0]]);
+    let script =
+        "echo out $TROOP_SLOT $NODE_APP_INSTANCE; ulimit -n >&2; umask >&2; nice >&2; exit 3";
+    let setup = Setup::new()
+        .program("sh")
+        .args(["-c", script])
+        .stdout(Stdio::Collect)
+        .stderr(Stdio::Collect);
+    let setup =
+        setup.umask(0o077).nice(19).limit(Resource::Files, Some(123), Some(456)).cpus([vec![0]]);
     let restart = RestartPolicy { restart: Restart::Never, ..RestartPolicy::new(2) };
-    let builder = Cluster::builder().workers(2).restart(restart).setup(setup.slot_variable("NODE_APP_INSTANCE"));
+    let builder = Cluster::builder()
+        .workers(2)
+        .restart(restart)
+        .setup(setup.slot_variable("NODE_APP_INSTANCE"));
     let mut troop = Troop::start(builder.output(output.clone()));
     for _ in 0..2 {
-        progress(&mut troop, "the end for good", |p| matches!(p, Progress::NotRestarting { .. })).await;
+        progress(&mut troop, "the end for good", |p| matches!(p, Progress::NotRestarting { .. }))
+            .await;
     }
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while output.0.lock().unwrap().values().filter(|text| text.ends_with(b"END")).count() < 4 {
         assert!(tokio::time::Instant::now() < deadline, "{output:?}", output = output.0);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let text = |slot: u32, error| String::from_utf8(output.0.lock().unwrap()[&(Some(slot), error)].clone()).unwrap();
+    let text = |slot: u32, error| {
+        String::from_utf8(output.0.lock().unwrap()[&(Some(slot), error)].clone()).unwrap()
+    };
     assert_eq!((text(0, false), text(1, false)), ("out 0 0\nEND".into(), "out 1 1\nEND".into()));
     assert_eq!(text(0, true), "123\n0077\n19\nEND");
 }
@@ -333,14 +451,17 @@ async fn an_app_without_a_ready_worker_keeps_its_port_and_comes_back_by_itself_o
         max_delay: Duration::from_millis(200),
         ..RestartPolicy::new(2)
     };
-    let mut troop = Troop::start(Cluster::builder().workers(2).restart(restart).replace(at_once()).setup(js(&text)));
+    let mut troop = Troop::start(
+        Cluster::builder().workers(2).restart(restart).replace(at_once()).setup(js(&text)),
+    );
     let (first, port) = listening(&mut troop).await;
     let (second, _) = listening(&mut troop).await;
     std::fs::write(&bad, "").unwrap();
     for worker in [&first, &second] {
         worker.kill(9).await.unwrap();
     }
-    progress(&mut troop, "no worker", |p| matches!(p, Progress::Degraded { ready: 0, wanted: 2 })).await;
+    progress(&mut troop, "no worker", |p| matches!(p, Progress::Degraded { ready: 0, wanted: 2 }))
+        .await;
     for _ in 0..10 {
         progress(&mut troop, "a restart", |p| matches!(p, Progress::Restarting { .. })).await;
     }
@@ -350,7 +471,9 @@ async fn an_app_without_a_ready_worker_keeps_its_port_and_comes_back_by_itself_o
     // A reload of what is still bad changes nothing.
     troop.cluster.reload().unwrap();
     progress(&mut troop, "the failure", |p| matches!(p, Progress::ReloadFailed { .. })).await;
-    let client = tokio::task::spawn_blocking(move || talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n").unwrap());
+    let client = tokio::task::spawn_blocking(move || {
+        talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n").unwrap()
+    });
     tokio::time::sleep(Duration::from_millis(100)).await;
     std::fs::remove_file(&bad).unwrap();
     progress(&mut troop, "recovery", |p| *p == Progress::Recovered { workers: 2 }).await;
@@ -376,7 +499,10 @@ async fn an_app_that_is_to_end_without_a_ready_worker_does() {
     std::fs::write(&bad, "").unwrap();
     let killed = Instant::now();
     worker.kill(9).await.unwrap();
-    progress(&mut troop, "giving up", |p| matches!(p, Progress::GivingUp(GiveUp::NotReady { been_ready: true, .. }))).await;
+    progress(&mut troop, "giving up", |p| {
+        matches!(p, Progress::GivingUp(GiveUp::NotReady { been_ready: true, .. }))
+    })
+    .await;
     assert!(killed.elapsed() >= Duration::from_secs(1));
     while tokio::time::timeout(PATIENCE, troop.events.next()).await.unwrap().is_some() {}
 }
@@ -392,26 +518,35 @@ async fn a_reload_that_fails_is_taken_back_with_what_it_brought() {
          if (n === 2) process.exit(9);
          require('http').createServer((q, s) => s.end(v)).listen(0, '127.0.0.1');"
     );
-    let mut troop = Troop::start(Cluster::builder().workers(3).replace(at_once()).setup(js(&text).env("V", "1")));
+    let mut troop = Troop::start(
+        Cluster::builder().workers(3).replace(at_once()).setup(js(&text).env("V", "1")),
+    );
     let (_, port) = listening(&mut troop).await;
     for _ in 0..2 {
         listening(&mut troop).await;
     }
     troop.cluster.reload_as(Setup::new().env("V", "2")).unwrap();
-    let failed = progress(&mut troop, "the failure", |p| matches!(p, Progress::ReloadFailed { .. })).await;
-    assert!(matches!(&failed, Progress::ReloadFailed { reason, .. } if reason.contains("exit code 9")), "{failed:?}");
+    let failed =
+        progress(&mut troop, "the failure", |p| matches!(p, Progress::ReloadFailed { .. })).await;
+    assert!(
+        matches!(&failed, Progress::ReloadFailed { reason, .. } if reason.contains("exit code 9")),
+        "{failed:?}"
+    );
     progress(&mut troop, "the way back", |p| *p == Progress::RollingBack { workers: 2 }).await;
     for _ in 0..4 {
         replaced(&mut troop).await;
     }
     let get = move |_| talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n").unwrap();
-    let answers: Vec<String> = tokio::task::spawn_blocking(move || (0..9).map(get).collect()).await.unwrap();
+    let answers: Vec<String> =
+        tokio::task::spawn_blocking(move || (0..9).map(get).collect()).await.unwrap();
     assert!(answers.iter().all(|answer| answer.ends_with('1')), "{answers:?}");
 }
 
 #[tokio::test]
 async fn a_pause_keeps_clients_waiting() {
-    let mut troop = Troop::start(Cluster::builder().workers(1).replace(at_once()).setup(fixture(["line", "127.0.0.1:0"])));
+    let mut troop = Troop::start(
+        Cluster::builder().workers(1).replace(at_once()).setup(fixture(["line", "127.0.0.1:0"])),
+    );
     let (worker, port) = listening(&mut troop).await;
     troop.cluster.pause().unwrap();
     troop.exit(&worker).await;
@@ -427,21 +562,42 @@ async fn a_pause_keeps_clients_waiting() {
 async fn a_rust_server_that_uses_listenfd_is_served_on_one_socket_and_on_its_own() {
     for steered in [false, true] {
         let at = "127.0.0.1:0";
-        let socket = if steered { ActivationSocket::bind_steered(at, 2) } else { ActivationSocket::bind(at) }.unwrap();
+        let socket = if steered {
+            ActivationSocket::bind_steered(at, 2)
+        } else {
+            ActivationSocket::bind(at)
+        }
+        .unwrap();
         let port: u16 = socket.address().rsplit(':').next().unwrap().parse().unwrap();
-        let setup = Setup::new().program(env!("CARGO_BIN_EXE_troop-listenfd")).args(Vec::<String>::new());
-        let mut troop = Troop::start(Cluster::builder().workers(2).replace(at_once()).setup(setup).activation([socket]));
+        let setup =
+            Setup::new().program(env!("CARGO_BIN_EXE_troop-listenfd")).args(Vec::<String>::new());
+        let mut troop = Troop::start(
+            Cluster::builder().workers(2).replace(at_once()).setup(setup).activation([socket]),
+        );
         let served_by = move || {
             let answer = talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n").unwrap();
             answer.rsplit("\r\n").next().unwrap().parse::<u32>().unwrap()
         };
         let mut workers = Vec::new();
         for _ in 0..2 {
-            workers.push(troop.until("online", |e| if let Event::Online(w) = e { Some(w.pid()) } else { None }).await);
+            workers.push(
+                troop
+                    .until(
+                        "online",
+                        |e| if let Event::Online(w) = e { Some(w.pid()) } else { None },
+                    )
+                    .await,
+            );
         }
-        let served: Vec<u32> = tokio::task::spawn_blocking(move || (0..40).map(|_| served_by()).collect()).await.unwrap();
+        let served: Vec<u32> =
+            tokio::task::spawn_blocking(move || (0..40).map(|_| served_by()).collect())
+                .await
+                .unwrap();
         assert!(served.iter().all(|pid| workers.contains(pid)), "{served:?} of {workers:?}");
-        assert!(!steered || workers.iter().all(|pid| served.contains(pid)), "{served:?} of {workers:?}");
+        assert!(
+            !steered || workers.iter().all(|pid| served.contains(pid)),
+            "{served:?} of {workers:?}"
+        );
         // What comes while nobody is there waits for who comes.
         for worker in troop.cluster.workers() {
             worker.kill(9).await.unwrap();

@@ -1,6 +1,8 @@
-//! New connections without end, while workers are killed, stopped and replaced: every one is answered, except those that a killed worker
-//! was serving. That is counted: each worker keeps a record of whom it serves, and every client has an address of its own. A killed worker
-//! can have accepted one more connection that it had no time to record, no more than one, and that client loses it at that moment.
+//! New connections without end, while workers are killed, stopped and replaced: every one is
+//! answered, except those that a killed worker was serving. That is counted: each worker keeps a
+//! record of whom it serves, and every client has an address of its own. A killed worker can have
+//! accepted one more connection that it had no time to record, no more than one, and that client
+//! loses it at that moment.
 //!
 //! `TROOP_ROUNDS` sets the number of rounds (12 if it is not set).
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -18,7 +20,8 @@ const WORKERS: usize = 4;
 const CLIENTS: usize = 8;
 
 fn rounds() -> usize {
-    std::env::var("TROOP_ROUNDS").map_or(12, |rounds| rounds.parse().expect("TROOP_ROUNDS is a number"))
+    std::env::var("TROOP_ROUNDS")
+        .map_or(12, |rounds| rounds.parse().expect("TROOP_ROUNDS is a number"))
 }
 
 /// A loopback address that no other client has.
@@ -27,7 +30,8 @@ fn source(n: u32) -> [u8; 4] {
     [127, a, b, c]
 }
 
-/// What clients saw: how many were answered, and the addresses of those that were not, when they knew, and how.
+/// What clients saw: how many were answered, and the addresses of those that were not, when they
+/// knew, and how.
 type Seen = (usize, Vec<([u8; 4], Instant, String)>);
 
 /// How soon a client knows that the worker is dead that had accepted its connection.
@@ -61,10 +65,13 @@ impl Load {
 
     fn end(self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
-        self.threads.into_iter().map(|t| t.join().unwrap()).fold((0, Vec::new()), |(answered, mut lost), (a, l)| {
-            lost.extend(l);
-            (answered + a, lost)
-        })
+        self.threads.into_iter().map(|t| t.join().unwrap()).fold(
+            (0, Vec::new()),
+            |(answered, mut lost), (a, l)| {
+                lost.extend(l);
+                (answered + a, lost)
+            },
+        )
     }
 }
 
@@ -87,12 +94,22 @@ async fn nothing_is_lost(scheduling: &str, node: bool) {
     std::fs::write(&record, "").unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let setup = if node {
-        Setup::new().script(node_program("record.js")).args([port.to_string().into(), record.clone().into_os_string()])
+        Setup::new()
+            .script(node_program("record.js"))
+            .args([port.to_string().into(), record.clone().into_os_string()])
     } else {
         let fixture = Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture"));
-        fixture.args(["record".into(), format!("127.0.0.1:{port}").into(), record.clone().into_os_string()])
+        fixture.args([
+            "record".into(),
+            format!("127.0.0.1:{port}").into(),
+            record.clone().into_os_string(),
+        ])
     };
-    let restart = RestartPolicy { max_ends: 100_000, first_delay: Duration::from_millis(1), ..RestartPolicy::new(WORKERS) };
+    let restart = RestartPolicy {
+        max_ends: 100_000,
+        first_delay: Duration::from_millis(1),
+        ..RestartPolicy::new(WORKERS)
+    };
     let builder = Cluster::builder()
         .workers(WORKERS)
         .restart(restart)
@@ -104,13 +121,15 @@ async fn nothing_is_lost(scheduling: &str, node: bool) {
         troop.until("listening", |e| matches!(e, Event::Listening(..)).then_some(())).await;
     }
     let load = Load::start(port);
-    let (mut killed, mut kills, mut random) = (HashSet::new(), Vec::new(), 88_172_645_463_325_252u64);
+    let (mut killed, mut kills, mut random) =
+        (HashSet::new(), Vec::new(), 88_172_645_463_325_252u64);
     for _ in 0..rounds() {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
         let workers = troop.cluster.workers();
-        let Some(worker) = workers.get((random >> 8) as usize % workers.len().max(1)).cloned() else {
+        let Some(worker) = workers.get((random >> 8) as usize % workers.len().max(1)).cloned()
+        else {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
@@ -137,7 +156,13 @@ async fn nothing_is_lost(scheduling: &str, node: bool) {
             _ => {
                 troop.cluster.reload().unwrap();
                 let over = |e: &Event| {
-                    matches!(e, Event::Supervision(Progress::ReloadFinished | Progress::ReloadFailed { .. })).then_some(())
+                    matches!(
+                        e,
+                        Event::Supervision(
+                            Progress::ReloadFinished | Progress::ReloadFailed { .. }
+                        )
+                    )
+                    .then_some(())
                 };
                 troop.until("the end of the reload", over).await;
             }
@@ -149,7 +174,8 @@ async fn nothing_is_lost(scheduling: &str, node: bool) {
     let mut serving: HashMap<String, Vec<u32>> = HashMap::new();
     for line in std::fs::read_to_string(&record).unwrap().lines() {
         let mut words = line.split(' ');
-        let (what, whom, who) = (words.next().unwrap(), words.next().unwrap(), words.next().unwrap().parse().unwrap());
+        let (what, whom, who) =
+            (words.next().unwrap(), words.next().unwrap(), words.next().unwrap().parse().unwrap());
         match what {
             "A" => serving.entry(whom.to_owned()).or_default().push(who),
             _ => serving.entry(whom.to_owned()).or_default().retain(|w| *w != who),
@@ -159,13 +185,18 @@ async fn nothing_is_lost(scheduling: &str, node: bool) {
         let whom = std::net::Ipv4Addr::from(*from).to_string();
         serving.get(&whom).is_some_and(|who: &Vec<u32>| who.iter().any(|w| killed.contains(w)))
     };
-    let (served, unrecorded): (Vec<_>, Vec<_>) = lost.iter().partition(|(from, ..)| of_killed(from));
+    let (served, unrecorded): (Vec<_>, Vec<_>) =
+        lost.iter().partition(|(from, ..)| of_killed(from));
     let mut unexplained = Vec::new();
     for (from, when, how) in &unrecorded {
         // Each kill explains one, shortly after it.
         match kills.iter().position(|kill| *when >= *kill && *when - *kill < SOON) {
             Some(kill) => drop(kills.remove(kill)),
-            None => unexplained.push((from, how, serving.get(&std::net::Ipv4Addr::from(*from).to_string()))),
+            None => unexplained.push((
+                from,
+                how,
+                serving.get(&std::net::Ipv4Addr::from(*from).to_string()),
+            )),
         }
     }
     eprintln!(

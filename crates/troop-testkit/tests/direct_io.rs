@@ -1,4 +1,5 @@
-//! The thread of a relay's program moves messages itself, and nothing is lost or overtaken, whoever does it.
+//! The thread of a relay's program moves messages itself, and nothing is lost or overtaken, whoever
+//! does it.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::io::{ErrorKind, Read, Write};
@@ -12,8 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use troop::{Adoption, Cluster, RelayIo};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-const LINE: &str =
-    "{\"text\":\"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"}\n";
+const LINE: &str = "{\"text\":\"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"}\n";
 
 /// A worker whose end of the channel the test has, and the program's end of its relay.
 struct Scene {
@@ -42,7 +42,8 @@ impl Scene {
         let adoption = Adoption::new(process.id(), ours).unwrap().relay(relay, false);
         let handle = cluster.adopt_blocking(adoption).unwrap();
         let (offer, offers) = channel();
-        let (io, channel) = handle.relay_io(move || offer.send(()).unwrap_or_default()).unwrap().unwrap();
+        let (io, channel) =
+            handle.relay_io(move || offer.send(()).unwrap_or_default()).unwrap().unwrap();
         let (worker, program) = (UnixStream::from(worker), UnixStream::from(program));
         for socket in [&worker, &program] {
             socket.set_nonblocking(false).unwrap();
@@ -60,7 +61,10 @@ impl Scene {
     fn worker_says(&mut self, text: &str) {
         self.worker.write_all(text.as_bytes()).unwrap();
         let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
-        assert_eq!(poll(&mut [PollFd::new(&self.channel, PollFlags::IN)], Some(&patience)).unwrap(), 1);
+        assert_eq!(
+            poll(&mut [PollFd::new(&self.channel, PollFlags::IN)], Some(&patience)).unwrap(),
+            1
+        );
     }
 
     fn helper_reads(&self) -> (String, bool) {
@@ -76,9 +80,14 @@ fn hear(socket: &mut UnixStream, text: &str) {
     assert_eq!(String::from_utf8(heard).unwrap(), text);
 }
 
-/// Sends numbered messages until the worker's socket and everything behind it is full, and returns how many.
+/// Sends numbered messages until the worker's socket and everything behind it is full, and returns
+/// how many.
 fn fill(io: &RelayIo) -> usize {
-    (0..).take_while(|n| io.write(format!("{{\"n\":{n},\"text\":\"{}\"}}\n", "x".repeat(1000)).as_bytes(), false)).count()
+    (0..)
+        .take_while(|n| {
+            io.write(format!("{{\"n\":{n},\"text\":\"{}\"}}\n", "x".repeat(1000)).as_bytes(), false)
+        })
+        .count()
 }
 
 #[test]
@@ -146,7 +155,8 @@ fn what_waits_for_room_is_written_whoever_makes_it() {
 fn a_helper_stops_where_the_worker_does_not_read_and_is_asked_again_when_it_does() {
     let mut scene = Scene::new();
     assert!(scene.io().begin());
-    // As much as is too much for anything to be read from who does not read himself: one long message.
+    // As much as is too much for anything to be read from who does not read himself: one long
+    // message.
     let long = format!("\"{}\"\n", "x".repeat(3 * 1024 * 1024));
     scene.program.write_all(long.as_bytes()).unwrap();
     // Until the driver has taken it in.

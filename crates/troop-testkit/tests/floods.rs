@@ -1,4 +1,5 @@
-//! Too much of everything: a worker that floods, never reads, or dies badly disturbs nobody but itself.
+//! Too much of everything: a worker that floods, never reads, or dies badly disturbs nobody but
+//! itself.
 #![allow(clippy::unwrap_used)]
 
 mod scene;
@@ -30,7 +31,8 @@ async fn a_line_without_end_is_cut_off_before_it_fills_the_memory() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_messages_does_not_keep_others_from_being_served() {
     let scene = Scene::new().await;
-    let flooder = scene.raw(&[ONLINE, r#"repeat 100000000 {"some":"message","of":"a kind"}"#]).await;
+    let flooder =
+        scene.raw(&[ONLINE, r#"repeat 100000000 {"some":"message","of":"a kind"}"#]).await;
     for _ in 0..10 {
         scene.honest_worker_serves().await;
     }
@@ -47,7 +49,8 @@ fn a_flood_of_messages_leaves_the_program_its_share_of_a_single_thread() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let scene = Scene::new().await;
-            let flooder = scene.raw(&[ONLINE, r#"repeat 100000000 {"some":"message","of":"a kind"}"#]).await;
+            let flooder =
+                scene.raw(&[ONLINE, r#"repeat 100000000 {"some":"message","of":"a kind"}"#]).await;
             let _ = pid_sender.send(flooder.pid());
             for _ in 0..20 {
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -95,9 +98,12 @@ async fn a_worker_that_never_reads_fills_its_queue_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn sockets_for_a_worker_that_never_reads_wait_with_their_senders_and_come_back_when_it_dies() {
+async fn sockets_for_a_worker_that_never_reads_wait_with_their_senders_and_come_back_when_it_dies()
+{
     const SENT: usize = 1500;
-    if !alone("sockets_for_a_worker_that_never_reads_wait_with_their_senders_and_come_back_when_it_dies") {
+    if !alone(
+        "sockets_for_a_worker_that_never_reads_wait_with_their_senders_and_come_back_when_it_dies",
+    ) {
         return;
     }
     let mut scene = Scene::new().await;
@@ -121,7 +127,9 @@ async fn sockets_for_a_worker_that_never_reads_wait_with_their_senders_and_come_
     worker.kill(9).await.unwrap();
     for (n, sending) in sending.into_iter().enumerate() {
         let sent = tokio::time::timeout(Duration::from_secs(20), sending).await;
-        let sent = sent.unwrap_or_else(|_| panic!("sender {n} still waits for a worker that is gone")).unwrap();
+        let sent = sent
+            .unwrap_or_else(|_| panic!("sender {n} still waits for a worker that is gone"))
+            .unwrap();
         assert!(matches!(sent, Err(Error::Closed)), "{sent:?}");
     }
     assert_eq!(scene.troop.exit(&worker).await, ExitHow::Signal(9));
@@ -168,16 +176,22 @@ impl Drop for Exhausted {
 
 /// The first worker's question needs a socket, the second one's a copy of it.
 #[tokio::test]
-async fn listening_on_a_shared_socket_fails_while_the_primary_is_out_of_descriptors_and_works_afterwards() {
-    if !alone("listening_on_a_shared_socket_fails_while_the_primary_is_out_of_descriptors_and_works_afterwards") {
+async fn listening_on_a_shared_socket_fails_while_the_primary_is_out_of_descriptors_and_works_afterwards()
+ {
+    if !alone(
+        "listening_on_a_shared_socket_fails_while_the_primary_is_out_of_descriptors_and_works_afterwards",
+    ) {
         return;
     }
-    let builder = Cluster::builder().scheduling(Scheduling::Shared).setup(fixture(["tries", "127.0.0.1:0"]));
+    let builder =
+        Cluster::builder().scheduling(Scheduling::Shared).setup(fixture(["tries", "127.0.0.1:0"]));
     let mut troop = Troop::start(builder);
     let workers = [troop.fork().await, troop.fork().await];
     for worker in &workers {
         let id = worker.id();
-        troop.until("online", |e| matches!(e, Event::Online(w) if w.id() == id).then_some(())).await;
+        troop
+            .until("online", |e| matches!(e, Event::Online(w) if w.id() == id).then_some(()))
+            .await;
     }
     let mut port = None;
     for worker in &workers {
@@ -216,31 +230,52 @@ async fn answers_stay_bounded(question: &str) {
         }
     }
     let _ = worker.kill(9).await;
-    scene.troop.until("its end", |e| matches!(e, Event::Exit(w, _) if w.id() == id).then_some(())).await;
-    assert!(largest < 64 << 20, "the primary keeps {} MiB of answers for a worker that does not read them", largest >> 20);
+    scene
+        .troop
+        .until("its end", |e| matches!(e, Event::Exit(w, _) if w.id() == id).then_some(()))
+        .await;
+    assert!(
+        largest < 64 << 20,
+        "the primary keeps {} MiB of answers for a worker that does not read them",
+        largest >> 20
+    );
     scene.honest_worker_serves().await;
 }
 
 #[tokio::test]
 async fn a_worker_that_says_goodbye_for_ever_and_never_reads_the_answer_does_not_fill_the_memory() {
-    if !alone("a_worker_that_says_goodbye_for_ever_and_never_reads_the_answer_does_not_fill_the_memory") {
+    if !alone(
+        "a_worker_that_says_goodbye_for_ever_and_never_reads_the_answer_does_not_fill_the_memory",
+    ) {
         return;
     }
-    answers_stay_bounded(r#"repeat 5000000 {"cmd":"NODE_CLUSTER","act":"exitedAfterDisconnect","seq":1}"#).await;
+    answers_stay_bounded(
+        r#"repeat 5000000 {"cmd":"NODE_CLUSTER","act":"exitedAfterDisconnect","seq":1}"#,
+    )
+    .await;
 }
 
 #[tokio::test]
-async fn a_worker_that_counts_sockets_for_ever_and_never_reads_the_answer_does_not_fill_the_memory() {
-    if !alone("a_worker_that_counts_sockets_for_ever_and_never_reads_the_answer_does_not_fill_the_memory") {
+async fn a_worker_that_counts_sockets_for_ever_and_never_reads_the_answer_does_not_fill_the_memory()
+{
+    if !alone(
+        "a_worker_that_counts_sockets_for_ever_and_never_reads_the_answer_does_not_fill_the_memory",
+    ) {
         return;
     }
     let key = "k".repeat(60_000);
-    answers_stay_bounded(&format!(r#"repeat 10000 {{"cmd":"NODE_SOCKET_GET_COUNT","key":"{key}"}}"#)).await;
+    answers_stay_bounded(&format!(
+        r#"repeat 10000 {{"cmd":"NODE_SOCKET_GET_COUNT","key":"{key}"}}"#
+    ))
+    .await;
 }
 
 #[tokio::test]
-async fn a_worker_that_asks_nonsense_for_ever_and_never_reads_the_answer_does_not_fill_the_memory() {
-    if !alone("a_worker_that_asks_nonsense_for_ever_and_never_reads_the_answer_does_not_fill_the_memory") {
+async fn a_worker_that_asks_nonsense_for_ever_and_never_reads_the_answer_does_not_fill_the_memory()
+{
+    if !alone(
+        "a_worker_that_asks_nonsense_for_ever_and_never_reads_the_answer_does_not_fill_the_memory",
+    ) {
         return;
     }
     let data = "d".repeat(60_000);
@@ -266,7 +301,12 @@ async fn a_worker_that_closes_its_channel_and_stays_is_disconnected_but_not_gone
     let mut scene = Scene::new().await;
     let worker = scene.raw(&[ONLINE, "hang up", "sleep 600000"]).await;
     let id = worker.id();
-    scene.troop.until("its disconnect", |e| matches!(e, Event::Disconnect(w) if w.id() == id).then_some(())).await;
+    scene
+        .troop
+        .until("its disconnect", |e| {
+            matches!(e, Event::Disconnect(w) if w.id() == id).then_some(())
+        })
+        .await;
     assert!(is_running(worker.pid()));
     assert!(!worker.is_connected() && !worker.is_dead());
     assert!(matches!(worker.try_send(&1), Err(Error::Closed)));
@@ -286,7 +326,12 @@ async fn the_end_of_a_channel_is_seen_however_much_waits_to_be_written() {
     let worker = scene.raw(&[ONLINE, "sleep 300", "hang up", "sleep 600000"]).await;
     far_too_much(&worker);
     let id = worker.id();
-    scene.troop.until("its disconnect", |e| matches!(e, Event::Disconnect(w) if w.id() == id).then_some(())).await;
+    scene
+        .troop
+        .until("its disconnect", |e| {
+            matches!(e, Event::Disconnect(w) if w.id() == id).then_some(())
+        })
+        .await;
     worker.kill(9).await.unwrap();
     assert_eq!(scene.troop.exit(&worker).await, ExitHow::Signal(9));
     scene.honest_worker_serves().await;

@@ -9,8 +9,12 @@ use std::process::{Child, Command, Stdio as StdStdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, getuid, setrlimit};
-use troop::{Cluster, Error, Event, ExitHow, Fork, Progress, RestartPolicy, Setup, Stdio, WorkerId};
-use troop_testkit::{PATIENCE, Troop, ask, is_running, open_descriptors, talk, wait_until, zombies};
+use troop::{
+    Cluster, Error, Event, ExitHow, Fork, Progress, RestartPolicy, Setup, Stdio, WorkerId,
+};
+use troop_testkit::{
+    PATIENCE, Troop, ask, is_running, open_descriptors, talk, wait_until, zombies,
+};
 
 const FIXTURE: &str = env!("CARGO_BIN_EXE_troop-fixture");
 
@@ -18,14 +22,23 @@ fn fixture<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(FIXTURE).args(args)
 }
 
-/// True in a process of this test's own, where descriptors and children are its own too. Otherwise runs it in one, and returns false.
+/// True in a process of this test's own, where descriptors and children are its own too. Otherwise
+/// runs it in one, and returns false.
 fn alone(test: &str) -> bool {
     if std::env::var_os("TEST_RUNS_ALONE").is_some() {
         return true;
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
-    let output = command.args(["--exact", test, "--nocapture"]).env("TEST_RUNS_ALONE", "1").output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()));
+    let output = command
+        .args(["--exact", test, "--nocapture"])
+        .env("TEST_RUNS_ALONE", "1")
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat())
+    );
     false
 }
 
@@ -38,7 +51,13 @@ struct Primary {
 impl Primary {
     fn start(program: impl AsRef<Path>, args: &[&str]) -> Primary {
         let mut command = Command::new(program.as_ref());
-        let mut process = command.arg("primary").args(args).stdout(StdStdio::piped()).stderr(StdStdio::null()).spawn().unwrap();
+        let mut process = command
+            .arg("primary")
+            .args(args)
+            .stdout(StdStdio::piped())
+            .stderr(StdStdio::null())
+            .spawn()
+            .unwrap();
         let output = BufReader::new(process.stdout.take().unwrap());
         Primary { process, output }
     }
@@ -48,7 +67,10 @@ impl Primary {
         let mut line = String::new();
         while !line.contains(text) {
             line.clear();
-            assert!(self.output.read_line(&mut line).unwrap() > 0, "the primary ended before {text:?}");
+            assert!(
+                self.output.read_line(&mut line).unwrap() > 0,
+                "the primary ended before {text:?}"
+            );
         }
         line
     }
@@ -59,7 +81,8 @@ impl Primary {
 
     fn workers(&self) -> Vec<u32> {
         let id = self.process.id();
-        let text = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        let text =
+            std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
         text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
     }
 }
@@ -93,7 +116,10 @@ async fn failure(setup: Setup) -> (Troop, String, std::io::Error) {
 #[tokio::test]
 async fn a_program_that_does_not_exist_is_the_error_of_its_fork() {
     let (_, step, cause) = failure(Setup::new().program("/no/such/program")).await;
-    assert_eq!((step.as_str(), cause.kind()), ("execute the program", std::io::ErrorKind::NotFound));
+    assert_eq!(
+        (step.as_str(), cause.kind()),
+        ("execute the program", std::io::ErrorKind::NotFound)
+    );
     let (_, _, cause) = failure(Setup::new().program("no-such-program-in-the-path")).await;
     assert_eq!(cause.kind(), std::io::ErrorKind::NotFound);
 }
@@ -125,7 +151,10 @@ async fn a_user_that_one_may_not_become_is_the_error_of_its_fork() {
         return;
     }
     let (_, step, cause) = failure(fixture(["echo"]).uid(0)).await;
-    assert_eq!((step.as_str(), cause.kind()), ("become the user", std::io::ErrorKind::PermissionDenied));
+    assert_eq!(
+        (step.as_str(), cause.kind()),
+        ("become the user", std::io::ErrorKind::PermissionDenied)
+    );
 }
 
 #[tokio::test]
@@ -133,7 +162,10 @@ async fn a_nul_byte_in_the_settings_is_the_error_of_its_fork() {
     let troop = Troop::with(fixture(["a\0b"]));
     assert!(matches!(troop.cluster.fork(Fork::new()).await, Err(Error::Settings(_))));
     let troop = Troop::with(fixture(["echo"]));
-    assert!(matches!(troop.cluster.fork(Fork::new().env("A", "b\0c")).await, Err(Error::Settings(_))));
+    assert!(matches!(
+        troop.cluster.fork(Fork::new().env("A", "b\0c")).await,
+        Err(Error::Settings(_))
+    ));
 }
 
 #[tokio::test]
@@ -147,7 +179,11 @@ async fn a_fork_that_failed_has_used_its_number_and_harms_nobody() {
     troop.cluster.setup(Setup::new().program("/no/such/program")).unwrap();
     assert!(troop.cluster.fork(Fork::new()).await.is_err());
     assert!(ask(port, "").await.unwrap().starts_with("2 "));
-    assert!(!troop.story().contains("worker 1"), "a failed fork has no events but its error: {}", troop.story());
+    assert!(
+        !troop.story().contains("worker 1"),
+        "a failed fork has no events but its error: {}",
+        troop.story()
+    );
 }
 
 #[tokio::test]
@@ -166,7 +202,9 @@ async fn a_fork_without_descriptors_fails_and_a_later_one_succeeds() {
         let result = troop.cluster.fork(Fork::new()).await;
         setrlimit(Resource::Nofile, before).unwrap();
         match result {
-            Err(Error::Spawn { source, .. }) => assert_eq!(source.raw_os_error(), Some(rustix::io::Errno::MFILE.raw_os_error())),
+            Err(Error::Spawn { source, .. }) => {
+                assert_eq!(source.raw_os_error(), Some(rustix::io::Errno::MFILE.raw_os_error()))
+            }
             Err(other) => panic!("{other}"),
             // Enough room after all.
             Ok(worker) => {
@@ -182,7 +220,8 @@ async fn a_fork_without_descriptors_fails_and_a_later_one_succeeds() {
 
 #[tokio::test]
 async fn a_supervised_cluster_whose_program_is_missing_gives_up_with_the_cause() {
-    let mut troop = Troop::start(Cluster::builder().workers(2).setup(Setup::new().program("/no/such/program")));
+    let mut troop =
+        Troop::start(Cluster::builder().workers(2).setup(Setup::new().program("/no/such/program")));
     let cause = troop
         .until("giving up", |e| match e {
             Event::Supervision(p @ Progress::GivingUp(_)) => Some(format!("{p:?}")),
@@ -214,7 +253,8 @@ async fn a_worker_gets_its_directory_environment_and_arguments() {
 #[tokio::test]
 async fn the_identity_of_a_worker_is_gone_from_its_environment() {
     let seen = inspected(fixture(["inspect"]), Fork::new().env("NODE_UNIQUE_ID", "77")).await;
-    let left: Vec<&str> = seen["identity"].as_array().unwrap().iter().filter_map(|name| name.as_str()).collect();
+    let left: Vec<&str> =
+        seen["identity"].as_array().unwrap().iter().filter_map(|name| name.as_str()).collect();
     for name in ["NODE_UNIQUE_ID", "NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATION_MODE"] {
         assert!(!left.contains(&name), "{left:?}");
     }
@@ -229,13 +269,22 @@ async fn a_worker_inherits_no_descriptors_but_its_own() {
     let _others = (troop.fork().await, troop.fork().await);
     let worker = troop.fork().await;
     let seen = troop.message(&worker).await;
-    let fds: Vec<&str> = seen["fds"].as_array().unwrap().iter().filter_map(|v| v.as_str()).collect();
-    let sockets = fds.iter().filter_map(|fd| fd.split_once("=socket:")).map(|(_, inode)| inode).collect::<BTreeSet<_>>().len();
+    let fds: Vec<&str> =
+        seen["fds"].as_array().unwrap().iter().filter_map(|v| v.as_str()).collect();
+    let sockets = fds
+        .iter()
+        .filter_map(|fd| fd.split_once("=socket:"))
+        .map(|(_, inode)| inode)
+        .collect::<BTreeSet<_>>()
+        .len();
     // The channel, and the pair by which tokio hears of signals, if it was made.
     assert!(sockets <= 3, "{fds:?}");
-    let nulls = fds
-        .iter()
-        .filter(|fd| fd.ends_with("=/dev/null") && !fd.starts_with("0=") && !fd.starts_with("1=") && !fd.starts_with("2="));
+    let nulls = fds.iter().filter(|fd| {
+        fd.ends_with("=/dev/null")
+            && !fd.starts_with("0=")
+            && !fd.starts_with("1=")
+            && !fd.starts_with("2=")
+    });
     assert_eq!(nulls.count(), 0, "{fds:?}");
     assert!(!fds.iter().any(|fd| fd.contains("[pidfd]")), "{fds:?}");
     drop(careless);
@@ -243,7 +292,10 @@ async fn a_worker_inherits_no_descriptors_but_its_own() {
 
 #[tokio::test]
 async fn standard_streams_can_be_pipes() {
-    let setup = fixture(["print", "TEST_VALUE"]).env("TEST_VALUE", "of the fork").silent(true).stdin(Stdio::Pipe);
+    let setup = fixture(["print", "TEST_VALUE"])
+        .env("TEST_VALUE", "of the fork")
+        .silent(true)
+        .stdin(Stdio::Pipe);
     let mut troop = Troop::with(setup);
     let worker = troop.fork().await;
     let (mut out, mut err) = (worker.take_stdout().unwrap(), worker.take_stderr().unwrap());
@@ -279,11 +331,19 @@ async fn a_worker_can_run_as_another_user() {
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let program = directory.path().join("fixture");
     std::fs::copy(FIXTURE, &program).unwrap();
-    let mut troop = Troop::with(fixture(["inspect"]).program(&program).cwd("/").uid(65534).gid(65533));
+    let mut troop =
+        Troop::with(fixture(["inspect"]).program(&program).cwd("/").uid(65534).gid(65533));
     let worker = troop.fork().await;
     assert_eq!(troop.message(&worker).await["uid"], 65534);
     let status = std::fs::read_to_string(format!("/proc/{}/status", worker.pid())).unwrap();
-    let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap().split_whitespace().collect::<Vec<_>>();
+    let field = |name: &str| {
+        status
+            .lines()
+            .find_map(|l| l.strip_prefix(name))
+            .unwrap()
+            .split_whitespace()
+            .collect::<Vec<_>>()
+    };
     assert_eq!(field("Uid:"), ["65534"; 4]);
     assert_eq!(field("Gid:"), ["65533"; 4]);
     assert!(field("Groups:").is_empty(), "the privileged primary's groups are gone");
@@ -325,8 +385,14 @@ async fn clusters_nest() {
     // The second of this cluster, so that numbers tell levels apart.
     let (_first, worker) = (troop.fork().await, troop.fork().await);
     let seen = troop.message(&worker).await;
-    assert_eq!((seen["ancestors"].as_str(), seen["id left"].as_bool()), (Some("/2/1/1"), Some(false)));
-    tokio::time::timeout(PATIENCE, troop.cluster.disconnect()).await.expect("the whole tree ends").unwrap();
+    assert_eq!(
+        (seen["ancestors"].as_str(), seen["id left"].as_bool()),
+        (Some("/2/1/1"), Some(false))
+    );
+    tokio::time::timeout(PATIENCE, troop.cluster.disconnect())
+        .await
+        .expect("the whole tree ends")
+        .unwrap();
 }
 
 // ---- setup ----
@@ -409,7 +475,10 @@ async fn three_hundred_dead_workers_leave_nothing_behind() {
         }
         let mut gone = 0;
         while gone < workers.len() {
-            let event = tokio::time::timeout(PATIENCE, troop.events.next()).await.expect("an exit").unwrap();
+            let event = tokio::time::timeout(PATIENCE, troop.events.next())
+                .await
+                .expect("an exit")
+                .unwrap();
             gone += usize::from(matches!(event, Event::Exit(..)));
         }
     }
@@ -430,11 +499,21 @@ async fn disconnecting_the_cluster_waits_for_the_last_worker() {
     troop.cluster.disconnect().await.unwrap();
     assert!(!is_running(one.pid()) && !is_running(two.pid()));
     assert!(one.is_dead() && two.is_dead());
-    assert_eq!(slow.await.unwrap().unwrap(), "slow\n", "the request that was being served is answered");
-    assert_eq!((troop.exit(&one).await, troop.exit(&two).await), (ExitHow::Code(0), ExitHow::Code(0)));
+    assert_eq!(
+        slow.await.unwrap().unwrap(),
+        "slow\n",
+        "the request that was being served is answered"
+    );
+    assert_eq!(
+        (troop.exit(&one).await, troop.exit(&two).await),
+        (ExitHow::Code(0), ExitHow::Code(0))
+    );
     assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err(), "the listener is closed");
     // And with nobody left it is quick.
-    tokio::time::timeout(Duration::from_secs(1), troop.cluster.disconnect()).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(1), troop.cluster.disconnect())
+        .await
+        .unwrap()
+        .unwrap();
 }
 
 async fn wait_for_a_connection(workers: &[&troop::WorkerHandle]) {
@@ -452,7 +531,8 @@ async fn wait_for_a_connection(workers: &[&troop::WorkerHandle]) {
     }
 }
 
-/// Two supervised workers that are replaced at once when they end, as those are that have run for a while.
+/// Two supervised workers that are replaced at once when they end, as those are that have run for a
+/// while.
 fn supervised() -> troop::Builder {
     let restart = RestartPolicy { min_uptime: Duration::ZERO, ..RestartPolicy::new(2) };
     Cluster::builder().workers(2).restart(restart).setup(fixture(["line", "127.0.0.1:0"]))
@@ -465,7 +545,10 @@ async fn disconnecting_a_supervised_cluster_ends_it() {
         troop.until("listening", |e| matches!(e, Event::Listening(..)).then_some(())).await;
     }
     let workers = troop.cluster.workers();
-    tokio::time::timeout(Duration::from_secs(10), troop.cluster.disconnect()).await.expect("it ends").unwrap();
+    tokio::time::timeout(Duration::from_secs(10), troop.cluster.disconnect())
+        .await
+        .expect("it ends")
+        .unwrap();
     assert!(workers.iter().all(|w| !is_running(w.pid())));
 }
 
@@ -511,7 +594,9 @@ fn a_worker_may_outlive_its_primary() {
     // The face says that it outlives right after it is online.
     std::thread::sleep(Duration::from_millis(200));
     primary.kill(Signal::KILL);
-    wait_until("the sign of life", || std::fs::read_to_string(&file).is_ok_and(|text| text == "outlived"));
+    wait_until("the sign of life", || {
+        std::fs::read_to_string(&file).is_ok_and(|text| text == "outlived")
+    });
     wait_until("they end by themselves", || workers.iter().all(|w| !is_running(*w)));
 }
 
@@ -522,8 +607,9 @@ fn a_primary_that_is_told_to_end_drains_its_workers() {
     primary.until("listening");
     primary.until("listening");
     let workers = primary.workers();
-    let slow =
-        std::thread::spawn(move || talk(([127, 0, 0, 1], port), "GET /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
+    let slow = std::thread::spawn(move || {
+        talk(([127, 0, 0, 1], port), "GET /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    });
     std::thread::sleep(Duration::from_millis(150));
     primary.kill(Signal::TERM);
     assert!(slow.join().unwrap().unwrap().ends_with("slow\n"));

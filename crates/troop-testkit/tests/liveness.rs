@@ -1,4 +1,5 @@
-//! Workers that listen and hang are found also when no client comes; those that live notice nothing of the search.
+//! Workers that listen and hang are found also when no client comes; those that live notice nothing
+//! of the search.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::time::Duration;
@@ -13,7 +14,9 @@ fn rust() -> Setup {
 }
 
 fn node(text: &str) -> Setup {
-    let text = format!("{text}; require('net').createServer((s) => s.end('served')).listen(0, '127.0.0.1')");
+    let text = format!(
+        "{text}; require('net').createServer((s) => s.end('served')).listen(0, '127.0.0.1')"
+    );
     Setup::new().script(node_program("run.js")).args([text])
 }
 
@@ -31,7 +34,9 @@ async fn first(troop: &mut Troop) -> (WorkerHandle, u16) {
 
 async fn is_found(troop: &mut Troop, worker: &WorkerHandle) -> ExitHow {
     let id = worker.id();
-    let silent = |e: &Event| matches!(e, Event::Misbehaved(w, Violation::Silent(_), true) if w.id() == id).then_some(());
+    let silent = |e: &Event| {
+        matches!(e, Event::Misbehaved(w, Violation::Silent(_), true) if w.id() == id).then_some(())
+    };
     troop.until("the silent worker", silent).await;
     troop.exit(worker).await
 }
@@ -51,7 +56,8 @@ async fn a_worker_that_stands_still_is_ended_and_its_successor_serves() {
 
 #[tokio::test]
 async fn a_node_worker_in_an_endless_loop_is_ended() {
-    let mut troop = watched(Duration::from_millis(700), node("process.on('message', () => { for (;;); })"));
+    let mut troop =
+        watched(Duration::from_millis(700), node("process.on('message', () => { for (;;); })"));
     let (worker, _) = first(&mut troop).await;
     worker.send(&"spin").await.unwrap();
     assert_eq!(is_found(&mut troop, &worker).await, ExitHow::Signal(6));

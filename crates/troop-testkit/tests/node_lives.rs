@@ -52,7 +52,13 @@ fn alive(state: WorkerState) -> Known {
 }
 
 fn gone(voluntary: bool) -> Known {
-    Known { state: WorkerState::Dead, connected: false, dead: true, voluntary: Some(voluntary), in_table: false }
+    Known {
+        state: WorkerState::Dead,
+        connected: false,
+        dead: true,
+        voluntary: Some(voluntary),
+        in_table: false,
+    }
 }
 
 async fn online(troop: &mut Troop, worker: &WorkerHandle) {
@@ -60,7 +66,9 @@ async fn online(troop: &mut Troop, worker: &WorkerHandle) {
 }
 
 async fn disconnected(troop: &mut Troop, worker: &WorkerHandle) {
-    troop.until("disconnect", |e| matches!(e, Event::Disconnect(w) if w == worker).then_some(())).await;
+    troop
+        .until("disconnect", |e| matches!(e, Event::Disconnect(w) if w == worker).then_some(()))
+        .await;
 }
 
 /// Stops a process, for tests that must be quicker than it.
@@ -96,7 +104,8 @@ async fn story(troop: &mut Troop, worker: &WorkerHandle) -> (Vec<&'static str>, 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_is_none_then_online_then_listening() {
-    let mut troop = Troop::with(held("process.on('message', () => serve(0, '127.0.0.1')); tell('ready')"));
+    let mut troop =
+        Troop::with(held("process.on('message', () => serve(0, '127.0.0.1')); tell('ready')"));
     let worker = troop.fork().await;
     assert_eq!(known(&troop, &worker), alive(WorkerState::None));
     let_go(&worker);
@@ -122,11 +131,18 @@ async fn numbers_count_from_one_and_are_not_used_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_left_but_still_runs_is_disconnected_and_still_known() {
     // A server of its own is closed by nobody.
-    let mut troop = Troop::with(js("serve({ port: 0, host: '127.0.0.1', exclusive: true }, () => cluster.worker.disconnect())"));
+    let mut troop = Troop::with(js(
+        "serve({ port: 0, host: '127.0.0.1', exclusive: true }, () => cluster.worker.disconnect())",
+    ));
     let worker = troop.fork().await;
     disconnected(&mut troop, &worker).await;
-    let expected =
-        Known { state: WorkerState::Disconnected, connected: false, dead: false, voluntary: Some(true), in_table: true };
+    let expected = Known {
+        state: WorkerState::Disconnected,
+        connected: false,
+        dead: false,
+        voluntary: Some(true),
+        in_table: true,
+    };
     assert_eq!(known(&troop, &worker), expected);
     assert!(is_running(worker.pid()));
     worker.kill(libc::SIGTERM).await.unwrap();
@@ -142,8 +158,13 @@ async fn a_worker_whose_channel_we_closed_is_disconnected_until_its_process_ends
     halt(&worker).await;
     worker.close_channel().unwrap();
     disconnected(&mut troop, &worker).await;
-    let expected =
-        Known { state: WorkerState::Disconnected, connected: false, dead: false, voluntary: Some(false), in_table: true };
+    let expected = Known {
+        state: WorkerState::Disconnected,
+        connected: false,
+        dead: false,
+        voluntary: Some(false),
+        in_table: true,
+    };
     assert_eq!(known(&troop, &worker), expected);
     worker.kill(libc::SIGCONT).await.unwrap();
     assert_eq!(troop.exit(&worker).await, ExitHow::Code(0));
@@ -158,7 +179,8 @@ async fn a_worker_told_to_leave_is_no_longer_in_the_table_but_still_listening() 
     halt(&worker).await;
     worker.disconnect().unwrap();
     wait_until("the table", || troop.cluster.workers().is_empty());
-    let expected = Known { voluntary: Some(true), in_table: false, ..alive(WorkerState::Listening) };
+    let expected =
+        Known { voluntary: Some(true), in_table: false, ..alive(WorkerState::Listening) };
     assert_eq!(known(&troop, &worker), expected);
     worker.kill(libc::SIGCONT).await.unwrap();
     assert_eq!(story(&mut troop, &worker).await.0, ["fork", "online", "disconnect", "exit"]);
@@ -167,9 +189,12 @@ async fn a_worker_told_to_leave_is_no_longer_in_the_table_but_still_listening() 
 
 // ---- ends that the worker brings about ----
 
-/// A worker that runs this once it listens: its events, its end, and whether it counts as voluntary.
+/// A worker that runs this once it listens: its events, its end, and whether it counts as
+/// voluntary.
 async fn ends_by(text: &str) -> (Vec<&'static str>, ExitHow, bool) {
-    let mut troop = Troop::with(js(&format!("const s = serve(0, '127.0.0.1'); process.on('message', () => {{ {text} }})")));
+    let mut troop = Troop::with(js(&format!(
+        "const s = serve(0, '127.0.0.1'); process.on('message', () => {{ {text} }})"
+    )));
     let worker = troop.fork().await;
     troop.until("listening", |e| matches!(e, Event::Listening(..)).then_some(())).await;
     worker.send("go").await.unwrap();
@@ -196,12 +221,17 @@ async fn a_worker_that_exits_is_reported_with_its_code() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_with_an_uncaught_exception_ends_with_1() {
-    assert_eq!(ends_by("throw new Error('on purpose')").await, (USUAL.into(), ExitHow::Code(1), false));
+    assert_eq!(
+        ends_by("throw new Error('on purpose')").await,
+        (USUAL.into(), ExitHow::Code(1), false)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_kills_itself_is_reported_with_the_signal() {
-    for (name, signal) in [("SIGTERM", libc::SIGTERM), ("SIGKILL", libc::SIGKILL), ("SIGABRT", libc::SIGABRT)] {
+    for (name, signal) in
+        [("SIGTERM", libc::SIGTERM), ("SIGKILL", libc::SIGKILL), ("SIGABRT", libc::SIGABRT)]
+    {
         let text = format!("process.kill(process.pid, '{name}')");
         assert_eq!(ends_by(&text).await, (USUAL.into(), ExitHow::Signal(signal), false));
     }
@@ -209,7 +239,10 @@ async fn a_worker_that_kills_itself_is_reported_with_the_signal() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_disconnects_leaves_voluntarily() {
-    assert_eq!(ends_by("cluster.worker.disconnect()").await, (USUAL.into(), ExitHow::Code(0), true));
+    assert_eq!(
+        ends_by("cluster.worker.disconnect()").await,
+        (USUAL.into(), ExitHow::Code(0), true)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -250,7 +283,10 @@ async fn a_worker_disconnected_before_it_is_up_comes_online_never_listens_and_go
     let_go(&worker);
     online(&mut troop, &worker).await;
     assert!(troop.cluster.workers().is_empty());
-    assert_eq!(story(&mut troop, &worker).await, (vec!["fork", "disconnect", "exit"], ExitHow::Code(0)));
+    assert_eq!(
+        story(&mut troop, &worker).await,
+        (vec!["fork", "disconnect", "exit"], ExitHow::Code(0))
+    );
     assert_eq!(known(&troop, &worker), gone(true));
 }
 
@@ -356,8 +392,9 @@ async fn a_leaving_worker_keeps_its_connections_and_messages_but_gets_no_new_one
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_leaving_on_its_own_keeps_its_connections_too() {
-    let mut troop =
-        Troop::with(js("process.on('message', (m) => m ? tell(m) : cluster.worker.disconnect()); hold(0, '127.0.0.1')"));
+    let mut troop = Troop::with(js(
+        "process.on('message', (m) => m ? tell(m) : cluster.worker.disconnect()); hold(0, '127.0.0.1')",
+    ));
     let worker = troop.fork().await;
     let port = troop.listening(&worker).await;
     let connection = open(port);
@@ -467,9 +504,12 @@ async fn a_worker_told_to_leave_knows_that_it_was_told() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_workers_standard_streams_can_be_read() {
-    let text =
-        "console.log('out'); console.error('err'); process.stdin.on('data', (d) => { console.log(`in ${d}`); process.exit(0) })";
-    let setup = Setup::new().script(node_program("run.js")).args([text]).silent(true).stdin(troop::Stdio::Pipe);
+    let text = "console.log('out'); console.error('err'); process.stdin.on('data', (d) => { console.log(`in ${d}`); process.exit(0) })";
+    let setup = Setup::new()
+        .script(node_program("run.js"))
+        .args([text])
+        .silent(true)
+        .stdin(troop::Stdio::Pipe);
     let mut troop = Troop::with(setup);
     let worker = troop.fork().await;
     let (out, err) = (worker.take_stdout().unwrap(), worker.take_stderr().unwrap());
@@ -479,8 +519,9 @@ async fn a_workers_standard_streams_can_be_read() {
     assert_eq!(troop.exit(&worker).await, ExitHow::Code(0));
 }
 
-/// Measured under Node's own primary: without a host the second question meets the first one's socket; with one, both `listen` calls look
-/// the name up before they ask, and the close between them has no effect on the second.
+/// Measured under Node's own primary: without a host the second question meets the first one's
+/// socket; with one, both `listen` calls look the name up before they ask, and the close between
+/// them has no effect on the second.
 #[tokio::test(flavor = "multi_thread")]
 async fn listening_again_at_once_after_a_close_does_what_it_does_under_node() {
     let port = std::net::TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();

@@ -60,8 +60,16 @@ async fn bare_values_of_a_worker_arrive_as_they_are() {
 #[tokio::test(flavor = "multi_thread")]
 async fn text_of_every_script_goes_both_ways() {
     let (mut troop, worker) = ready(MIRROR).await;
-    for text in ["äöü", "русский", "日本語", "🦀🐘", "\u{2028}\u{2029}", "\0\u{1}\n\r\t\"\\", "\u{feff}x", "\u{10ffff}"]
-    {
+    for text in [
+        "äöü",
+        "русский",
+        "日本語",
+        "🦀🐘",
+        "\u{2028}\u{2029}",
+        "\0\u{1}\n\r\t\"\\",
+        "\u{feff}x",
+        "\u{10ffff}",
+    ] {
         mirrored(&mut troop, &worker, &json!(text)).await;
         mirrored(&mut troop, &worker, &json!({ text: text })).await;
     }
@@ -108,7 +116,10 @@ async fn a_node_worker_answers_questions_by_the_convention() {
     let answer: Value = worker.request(&json!({"deep": [1]}), PATIENCE).await.unwrap();
     assert_eq!(answer, json!({"you asked": {"deep": [1]}}));
     let refused = worker.request::<_, Value>("refuse", PATIENCE).await;
-    assert!(matches!(&refused, Err(Error::Refused(reason)) if reason == "I will not"), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(Error::Refused(reason)) if reason == "I will not"),
+        "{refused:?}"
+    );
     let silence = worker.request::<_, Value>("silence", Duration::from_millis(100)).await;
     assert!(matches!(silence, Err(Error::TimedOut { .. })), "{silence:?}");
 }
@@ -137,14 +148,21 @@ async fn request(troop: &mut Troop) -> Request {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_worker_asks_questions_by_the_convention() {
     let ask = "tell({ troop: 'request', id: 7, body: 'what now?' }); tell({ troop: 'request', id: 8, body: null })";
-    let (mut troop, worker) = ready(&format!("process.on('message', (m) => tell({{ got: m }})); {ask}")).await;
+    let (mut troop, worker) =
+        ready(&format!("process.on('message', (m) => tell({{ got: m }})); {ask}")).await;
     let first = request(&mut troop).await;
     assert_eq!(first.decode::<String>().unwrap(), "what now?");
     first.reply(&json!(["this"])).unwrap();
-    assert_eq!(troop.message(&worker).await, json!({"got": {"troop": "reply", "id": 7, "body": ["this"]}}));
+    assert_eq!(
+        troop.message(&worker).await,
+        json!({"got": {"troop": "reply", "id": 7, "body": ["this"]}})
+    );
     let second = request(&mut troop).await;
     second.refuse("not you");
-    assert_eq!(troop.message(&worker).await, json!({"got": {"troop": "reply", "id": 8, "error": "not you"}}));
+    assert_eq!(
+        troop.message(&worker).await,
+        json!({"got": {"troop": "reply", "id": 8, "error": "not you"}})
+    );
 }
 
 // ---- sockets to the worker ----
@@ -173,7 +191,10 @@ async fn a_tcp_connection_can_be_given_to_a_worker() {
     let (mut troop, worker) = ready(STREAM).await;
     let (client, server) = tcp_pair();
     worker.send_handle(&json!({"n": 1}), server).await.unwrap();
-    assert_eq!(troop.message(&worker).await, json!({"how": {"n": 1}, "socket": true, "from": "127.0.0.1"}));
+    assert_eq!(
+        troop.message(&worker).await,
+        json!({"how": {"n": 1}, "socket": true, "from": "127.0.0.1"})
+    );
     assert_eq!(whole(client), "from the worker");
 }
 
@@ -188,7 +209,8 @@ async fn a_unix_connection_can_be_given_to_a_worker() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_connections_in_a_row_arrive_in_order() {
-    let (mut troop, worker) = ready("process.on('message', (n, s) => { tell(n); s.end(String(n)); })").await;
+    let (mut troop, worker) =
+        ready("process.on('message', (n, s) => { tell(n); s.end(String(n)); })").await;
     let mut clients = Vec::new();
     for n in 0..100 {
         let (client, server) = tcp_pair();
@@ -217,12 +239,17 @@ async fn a_tcp_server_can_be_given_to_a_worker() {
     assert_eq!(talk(address, "").unwrap(), "from the worker");
 }
 
-/// Node mistakes its descriptor for one of the primary's, and asks for that. Under Node's own primary it dies, too.
+/// Node mistakes its descriptor for one of the primary's, and asks for that. Under Node's own
+/// primary it dies, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_unix_server_is_more_than_a_node_worker_can_take_and_harms_only_that() {
-    let (mut troop, worker) = ready("process.once('uncaughtException', (e) => tell(e.syscall))").await;
+    let (mut troop, worker) =
+        ready("process.once('uncaughtException', (e) => tell(e.syscall))").await;
     let directory = tempfile::tempdir().unwrap();
-    worker.send_handle("unix", UnixListener::bind(directory.path().join("s")).unwrap()).await.unwrap();
+    worker
+        .send_handle("unix", UnixListener::bind(directory.path().join("s")).unwrap())
+        .await
+        .unwrap();
     assert_eq!(troop.message(&worker).await, "bind");
     worker.disconnect().unwrap();
     assert_eq!(troop.exit(&worker).await, troop::ExitHow::Code(0));
@@ -239,7 +266,10 @@ async fn a_udp_socket_can_be_given_to_a_worker() {
         let socket = UdpSocket::bind((host, 0)).unwrap();
         let address = socket.local_addr().unwrap();
         worker.send_handle("udp", socket).await.unwrap();
-        assert_eq!(troop.message(&worker).await, json!({"how": "udp", "udp": true, "type": family}));
+        assert_eq!(
+            troop.message(&worker).await,
+            json!({"how": "udp", "udp": true, "type": family})
+        );
         assert_eq!(datagram(address), "hello from the worker");
     }
 }
@@ -284,7 +314,9 @@ async fn messages_around_a_socket_keep_their_order() {
 /// What the worker sent, and with it.
 async fn handed(troop: &mut Troop) -> (Value, Handle) {
     let what = |event: &Event| match event {
-        Event::Message(_, message) => message.take_handle().map(|handle| (message.decode().unwrap(), handle)),
+        Event::Message(_, message) => {
+            message.take_handle().map(|handle| (message.decode().unwrap(), handle))
+        }
         _ => None,
     };
     troop.until("a socket", what).await
@@ -292,11 +324,10 @@ async fn handed(troop: &mut Troop) -> (Value, Handle) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_can_give_away_its_tcp_connection() {
-    let mut troop = Troop::with(
-        Setup::new()
-            .script(node_program("run.js"))
-            .args(["net.createServer((s) => tell({ port: s.remotePort }, s)).listen(0, '127.0.0.1')"]),
-    );
+    let mut troop =
+        Troop::with(Setup::new().script(node_program("run.js")).args([
+            "net.createServer((s) => tell({ port: s.remotePort }, s)).listen(0, '127.0.0.1')",
+        ]));
     let worker = troop.fork().await;
     let port = troop.listening(&worker).await;
     for _ in 0..3 {
@@ -314,7 +345,9 @@ async fn a_worker_can_give_away_its_tcp_connection() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_connections_were_given_away_still_ends() {
     let mut troop = Troop::with(
-        Setup::new().script(node_program("run.js")).args(["net.createServer((s) => tell('yours', s)).listen(0, '127.0.0.1')"]),
+        Setup::new()
+            .script(node_program("run.js"))
+            .args(["net.createServer((s) => tell('yours', s)).listen(0, '127.0.0.1')"]),
     );
     let worker = troop.fork().await;
     let port = troop.listening(&worker).await;
@@ -335,7 +368,9 @@ async fn a_worker_can_give_away_its_unix_connection() {
     let worker = troop.fork().await;
     troop.listening(&worker).await;
     let client = UnixStream::connect(&path).unwrap();
-    let (_, Handle::UnixStream(mut stream)) = handed(&mut troop).await else { panic!("of another kind") };
+    let (_, Handle::UnixStream(mut stream)) = handed(&mut troop).await else {
+        panic!("of another kind")
+    };
     stream.write_all(b"from the primary").unwrap();
     drop(stream);
     assert_eq!(whole(client), "from the primary");
@@ -346,7 +381,9 @@ async fn a_worker_can_give_away_its_tcp_server() {
     let text = "const s = net.createServer().listen({ port: 0, host: '127.0.0.1', exclusive: true }, () => tell('tcp', s))";
     let mut troop = Troop::with(Setup::new().script(node_program("run.js")).args([text]));
     let _worker = troop.fork().await;
-    let (_, Handle::TcpListener(listener)) = handed(&mut troop).await else { panic!("of another kind") };
+    let (_, Handle::TcpListener(listener)) = handed(&mut troop).await else {
+        panic!("of another kind")
+    };
     let worker = troop.cluster.workers().remove(0);
     // So that only we are left to accept.
     worker.kill(libc::SIGKILL).await.unwrap();
@@ -360,11 +397,14 @@ async fn a_worker_can_give_away_its_tcp_server() {
 async fn a_worker_can_give_away_its_unix_server() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("s");
-    let listen = format!("listen({{ path: '{}', exclusive: true }}, () => tell('unix', s))", path.display());
+    let listen =
+        format!("listen({{ path: '{}', exclusive: true }}, () => tell('unix', s))", path.display());
     let text = format!("const s = net.createServer().{listen}");
     let mut troop = Troop::with(Setup::new().script(node_program("run.js")).args([text]));
     let worker = troop.fork().await;
-    let (_, Handle::UnixListener(listener)) = handed(&mut troop).await else { panic!("of another kind") };
+    let (_, Handle::UnixListener(listener)) = handed(&mut troop).await else {
+        panic!("of another kind")
+    };
     worker.kill(libc::SIGKILL).await.unwrap();
     troop.exit(&worker).await;
     let client = UnixStream::connect(&path).unwrap();
@@ -375,10 +415,14 @@ async fn a_worker_can_give_away_its_unix_server() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_can_give_away_its_udp_socket() {
     for (family, host) in [("udp4", "127.0.0.1"), ("udp6", "::1")] {
-        let text = format!("const s = dgram.createSocket('{family}').bind(0, '{host}', () => tell('udp', s))");
+        let text = format!(
+            "const s = dgram.createSocket('{family}').bind(0, '{host}', () => tell('udp', s))"
+        );
         let mut troop = Troop::with(Setup::new().script(node_program("run.js")).args([text]));
         let worker = troop.fork().await;
-        let (_, Handle::UdpSocket(socket)) = handed(&mut troop).await else { panic!("of another kind") };
+        let (_, Handle::UdpSocket(socket)) = handed(&mut troop).await else {
+            panic!("of another kind")
+        };
         worker.kill(libc::SIGKILL).await.unwrap();
         troop.exit(&worker).await;
         socket.set_read_timeout(Some(PATIENCE)).unwrap();

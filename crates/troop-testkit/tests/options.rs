@@ -16,11 +16,18 @@ fn fixture<const N: usize>(args: [&str; N]) -> Setup {
 
 #[tokio::test]
 async fn a_restart_policy_says_when_to_give_up() {
-    let policy = RestartPolicy { first_delay: Duration::from_millis(1), max_ends: 3, ..RestartPolicy::new(2) };
-    let mut troop = Troop::start(Cluster::builder().workers(2).setup(fixture(["exit", "9"])).restart(policy));
+    let policy = RestartPolicy {
+        first_delay: Duration::from_millis(1),
+        max_ends: 3,
+        ..RestartPolicy::new(2)
+    };
+    let mut troop =
+        Troop::start(Cluster::builder().workers(2).setup(fixture(["exit", "9"])).restart(policy));
     let (ends, cause) = troop
         .until("giving up", |event| match event {
-            Event::Supervision(Progress::GivingUp(GiveUp::NeverReady { ends, cause, .. })) => Some((*ends, cause.clone())),
+            Event::Supervision(Progress::GivingUp(GiveUp::NeverReady { ends, cause, .. })) => {
+                Some((*ends, cause.clone()))
+            }
             _ => None,
         })
         .await;
@@ -33,12 +40,17 @@ async fn a_restart_policy_says_when_to_give_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_more_connections_are_accepted_than_may_wait() {
-    let mut troop =
-        Troop::start(Cluster::builder().setup(fixture(["blocked", "127.0.0.1:0"])).pending_limit(5).hang_timeout(None));
+    let mut troop = Troop::start(
+        Cluster::builder()
+            .setup(fixture(["blocked", "127.0.0.1:0"]))
+            .pending_limit(5)
+            .hang_timeout(None),
+    );
     let worker = troop.fork().await;
     let port = troop.listening(&worker).await;
     let before = open_descriptors();
-    let clients: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    let clients: Vec<TcpStream> =
+        (0..300).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
     // 64 at the worker, 5 that wait for it, and not one more.
     let accepted = || open_descriptors() - before - clients.len();
     wait_until("the primary has accepted what it may", || accepted() >= 6);
@@ -70,7 +82,13 @@ async fn groups_are_set_if_one_may() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
-    let setup = Setup::new().program("sh").args(["-c", "id -G"]).uid(65534).gid(65534).groups([4, 5]).silent(true);
+    let setup = Setup::new()
+        .program("sh")
+        .args(["-c", "id -G"])
+        .uid(65534)
+        .gid(65534)
+        .groups([4, 5])
+        .silent(true);
     let mut troop = Troop::with(setup);
     let worker = troop.fork().await;
     let mut output = worker.take_stdout().unwrap();
@@ -89,11 +107,18 @@ async fn a_blocking_worker_talks_asks_answers_and_ends() {
     let answer: Value = worker.request(&"why", PATIENCE).await.unwrap();
     assert_eq!(answer, json!({"you asked": "why"}));
     worker.send(&"ask").await.unwrap();
-    troop.until("its question", |e| if let Event::Request(_, r) = e { r.reply(&42).ok() } else { None }).await;
+    troop
+        .until(
+            "its question",
+            |e| if let Event::Request(_, r) = e { r.reply(&42).ok() } else { None },
+        )
+        .await;
     assert_eq!(troop.message(&worker).await, json!({"answer": 42}));
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     worker.send_handle(&"take this", theirs).await.unwrap();
-    let back = troop.until("the socket", |e| if let Event::Message(_, m) = e { m.take_handle() } else { None }).await;
+    let back = troop
+        .until("the socket", |e| if let Event::Message(_, m) = e { m.take_handle() } else { None })
+        .await;
     let Handle::UnixStream(mut back) = back else { panic!("{back:?}") };
     back.write_all(b"went there and back").unwrap();
     drop(back);
@@ -122,14 +147,17 @@ async fn events_can_be_read_by_a_thread_that_blocks() {
     let worker = troop.fork().await;
     worker.request::<_, Value>(&1, PATIENCE).await.unwrap();
     worker.disconnect().unwrap();
-    let (names, nothing_more) = tokio::task::spawn_blocking(|| reader.join().unwrap()).await.unwrap();
+    let (names, nothing_more) =
+        tokio::task::spawn_blocking(|| reader.join().unwrap()).await.unwrap();
     assert_eq!(names.last().unwrap(), "worker 1 finished: exit code 0");
     assert!(nothing_more);
 }
 
 #[tokio::test]
 async fn workers_listen_where_they_may_and_nowhere_else() {
-    let builder = Cluster::builder().may_listen("0".parse().unwrap()).may_listen("udp:127.0.0.1:0".parse().unwrap());
+    let builder = Cluster::builder()
+        .may_listen("0".parse().unwrap())
+        .may_listen("udp:127.0.0.1:0".parse().unwrap());
     let text = "
         const tries = [[{ port: 0 }, 'tcp'], [{ port: 47111, host: '127.0.0.1' }, 'port'], [{ path: '/tmp/troop-not-here' }, 'path'], [{ fd: 0 }, 'fd']];
         (async () => {
@@ -147,7 +175,8 @@ async fn workers_listen_where_they_may_and_nowhere_else() {
             }
             process.send(told);
         })()";
-    let mut troop = Troop::start(builder.setup(Setup::new().script(node_program("run.js")).args([text])));
+    let mut troop =
+        Troop::start(builder.setup(Setup::new().script(node_program("run.js")).args([text])));
     let worker = troop.fork().await;
     let port = troop.listening(&worker).await;
     let told = troop.message(&worker).await;
@@ -160,7 +189,9 @@ async fn workers_listen_where_they_may_and_nowhere_else() {
         // Each power of two is reported.
         let id = worker.id();
         let seen = |e: &Event| match e {
-            Event::Misbehaved(w, troop::Violation::Forbidden(at), false) if w.id() == id => Some(at.clone()),
+            Event::Misbehaved(w, troop::Violation::Forbidden(at), false) if w.id() == id => {
+                Some(at.clone())
+            }
             _ => None,
         };
         forbidden.push(troop.until("the report", seen).await);
@@ -178,8 +209,12 @@ async fn workers_listen_where_they_may_and_nowhere_else() {
 async fn who_subscribes_before_the_start_misses_nothing() {
     for _ in 0..20 {
         let (sender, events) = std::sync::mpsc::channel();
-        let builder = Cluster::builder().setup(Setup::new().program("sleep").args(["60"])).workers(1);
-        let cluster = builder.on_start(move |cluster| sender.send(cluster.events()).unwrap()).start().unwrap();
+        let builder =
+            Cluster::builder().setup(Setup::new().program("sleep").args(["60"])).workers(1);
+        let cluster = builder
+            .on_start(move |cluster| sender.send(cluster.events()).unwrap())
+            .start()
+            .unwrap();
         let mut events = events.recv().unwrap();
         let first = events.next().await.unwrap();
         assert!(matches!(first, Event::Setup(_) | Event::Fork(_)), "{first}");

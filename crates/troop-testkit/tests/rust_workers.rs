@@ -30,7 +30,9 @@ async fn connections_go_round_in_exact_turns() {
 
 #[tokio::test]
 async fn a_shared_socket_serves_too() {
-    let mut troop = Troop::start(Cluster::builder().scheduling(Scheduling::Shared).setup(fixture(["http", "127.0.0.1:0"])));
+    let mut troop = Troop::start(
+        Cluster::builder().scheduling(Scheduling::Shared).setup(fixture(["http", "127.0.0.1:0"])),
+    );
     let (one, two) = (troop.fork().await, troop.fork().await);
     let port = troop.listening(&one).await;
     assert_eq!(troop.listening(&two).await, port);

@@ -6,7 +6,10 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use troop::{Cluster, Connection, Event, Fork, Policy, Progress, Scheduling, Setup, WorkerHandle, WorkerId, WorkerView};
+use troop::{
+    Cluster, Connection, Event, Fork, Policy, Progress, Scheduling, Setup, WorkerHandle, WorkerId,
+    WorkerView,
+};
 use troop_testkit::{PATIENCE, Troop, at_once, node_program, number, shares};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
@@ -25,7 +28,10 @@ async fn forks<const N: usize>(troop: &mut Troop) -> ([WorkerHandle; N], u16) {
     weighted(troop, [None; N]).await
 }
 
-async fn weighted<const N: usize>(troop: &mut Troop, weights: [Option<u32>; N]) -> ([WorkerHandle; N], u16) {
+async fn weighted<const N: usize>(
+    troop: &mut Troop,
+    weights: [Option<u32>; N],
+) -> ([WorkerHandle; N], u16) {
     let (mut workers, mut port) = (Vec::new(), 0);
     for weight in weights {
         let fork = weight.map_or(Fork::new(), |weight| Fork::new().weight(weight));
@@ -72,7 +78,9 @@ async fn the_least_busy_one_is_chosen(scheduling: &str, setup: Setup) {
     let mut troop = under(scheduling, setup);
     let ([one, two], port) = forks(&mut troop).await;
     let mut held: Vec<_> = (0..12).map(|_| open(port)).collect();
-    let of = |who: u32, held: &[(BufReader<TcpStream>, u32)]| held.iter().filter(|(_, w)| *w == who).count();
+    let of = |who: u32, held: &[(BufReader<TcpStream>, u32)]| {
+        held.iter().filter(|(_, w)| *w == who).count()
+    };
     assert_eq!((of(1, &held), of(2, &held)), (6, 6));
     // All of the first worker's end; the next ones are its own until it has as many as the other.
     held.retain(|(_, who)| *who == 2);
@@ -100,7 +108,12 @@ async fn what_an_unchanged_node_worker_has_open_is_seen_by_its_descriptors() {
 async fn a_load_that_a_program_reports_counts_like_connections() {
     for (scheduling, setup) in [
         ("least-connections", fixture(["busy", "127.0.0.1:0"])),
-        ("p2c", js("serve(0, '127.0.0.1'); process.on('message', (load) => tell({ cmd: 'NODE_TROOP', act: 'load', load }))")),
+        (
+            "p2c",
+            js(
+                "serve(0, '127.0.0.1'); process.on('message', (load) => tell({ cmd: 'NODE_TROOP', act: 'load', load }))",
+            ),
+        ),
     ] {
         let mut troop = under(scheduling, setup);
         let ([one, _two], port) = forks(&mut troop).await;
@@ -115,7 +128,8 @@ async fn a_load_that_a_program_reports_counts_like_connections() {
     }
 }
 
-/// Sends clients to one worker or the other by their port. (Halved, because the kernel prefers even ones.)
+/// Sends clients to one worker or the other by their port. (Halved, because the kernel prefers even
+/// ones.)
 #[derive(Debug, Default)]
 struct ByPort {
     workers: Vec<WorkerId>,
@@ -141,7 +155,9 @@ impl Policy for ByPort {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_can_bring_a_policy_of_its_own() {
     let scheduling = Scheduling::custom(ByPort::default);
-    let mut troop = Troop::start(Cluster::builder().scheduling(scheduling).setup(fixture(["line", "127.0.0.1:0"])));
+    let mut troop = Troop::start(
+        Cluster::builder().scheduling(scheduling).setup(fixture(["line", "127.0.0.1:0"])),
+    );
     let ([_, two], port) = forks(&mut troop).await;
     let from = |half: u16| loop {
         let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
@@ -164,7 +180,9 @@ async fn a_program_can_be_asked_about_each_connection() {
     let (questions, asked) = std::sync::mpsc::channel();
     let wait = Duration::from_millis(300);
     let scheduling = Scheduling::callback(wait, move |question| questions.send(question).unwrap());
-    let mut troop = Troop::start(Cluster::builder().scheduling(scheduling).setup(fixture(["line", "127.0.0.1:0"])));
+    let mut troop = Troop::start(
+        Cluster::builder().scheduling(scheduling).setup(fixture(["line", "127.0.0.1:0"])),
+    );
     let ([one, two], port) = forks(&mut troop).await;
     let served = async |answer: Option<Option<WorkerId>>| {
         let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", port)).unwrap());
@@ -185,13 +203,19 @@ async fn a_program_can_be_asked_about_each_connection() {
         assert_eq!(served(Some(Some(worker.id()))).await, worker.id().0);
     }
     // Whoever does not care, does not answer, or names nobody, leaves it to turns.
-    let mut turns =
-        [served(Some(None)).await, served(None).await, served(Some(Some(WorkerId(9)))).await, served(Some(None)).await];
+    let mut turns = [
+        served(Some(None)).await,
+        served(None).await,
+        served(Some(Some(WorkerId(9)))).await,
+        served(Some(None)).await,
+    ];
     turns.sort_unstable();
     assert_eq!(turns, [1, 1, 2, 2]);
-    // While nobody answers, connections wait for that long, not for ever, and not one after the other.
+    // While nobody answers, connections wait for that long, not for ever, and not one after the
+    // other.
     let begin = Instant::now();
-    let mut clients: Vec<_> = (0..20).map(|_| BufReader::new(TcpStream::connect(("127.0.0.1", port)).unwrap())).collect();
+    let mut clients: Vec<_> =
+        (0..20).map(|_| BufReader::new(TcpStream::connect(("127.0.0.1", port)).unwrap())).collect();
     for client in &mut clients {
         client.read_line(&mut String::new()).unwrap();
     }
@@ -208,20 +232,35 @@ async fn the_scheduling_of_an_open_listener_can_be_changed() {
     let weighted = shares(port, 40).await;
     assert!(weighted[&1].abs_diff(30) <= 1, "{weighted:?}");
     // For another listener this changes nothing here.
-    let other = troop.cluster.set_scheduling(Some("1.2.3.4:80".parse().unwrap()), Scheduling::RoundRobin).await;
+    let other = troop
+        .cluster
+        .set_scheduling(Some("1.2.3.4:80".parse().unwrap()), Scheduling::RoundRobin)
+        .await;
     assert_eq!(other.unwrap(), []);
     assert!(shares(port, 40).await[&1].abs_diff(30) <= 1);
-    troop.cluster.set_scheduling(Some("127.0.0.1:0".parse().unwrap()), Scheduling::RoundRobin).await.unwrap();
+    troop
+        .cluster
+        .set_scheduling(Some("127.0.0.1:0".parse().unwrap()), Scheduling::RoundRobin)
+        .await
+        .unwrap();
     assert_eq!(shares(port, 40).await, BTreeMap::from([(1, 20), (2, 20)]));
     // What the workers' sockets depend on cannot be changed under them.
-    let later = troop.cluster.set_scheduling(Some("127.0.0.1:0".parse().unwrap()), Scheduling::Steered(None)).await.unwrap();
+    let later = troop
+        .cluster
+        .set_scheduling(Some("127.0.0.1:0".parse().unwrap()), Scheduling::Steered(None))
+        .await
+        .unwrap();
     assert_eq!(later.iter().map(ToString::to_string).collect::<Vec<_>>(), ["127.0.0.1:0"]);
     assert_eq!(shares(port, 40).await, BTreeMap::from([(1, 20), (2, 20)]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn supervised_workers_have_the_weights_of_their_slots() {
-    let builder = Cluster::builder().workers(3).replace(at_once()).weights([50, 150]).scheduling(Scheduling::Weighted);
+    let builder = Cluster::builder()
+        .workers(3)
+        .replace(at_once())
+        .weights([50, 150])
+        .scheduling(Scheduling::Weighted);
     let mut troop = Troop::start(builder.setup(fixture(["line", "127.0.0.1:0"])));
     let (mut port, mut slots) = (0, BTreeMap::new());
     for _ in 0..3 {
@@ -233,16 +272,27 @@ async fn supervised_workers_have_the_weights_of_their_slots() {
         (port, slots) = (at, slots.into_iter().chain([(worker.id().0, worker.slot())]).collect());
     }
     let by_slot = |shares: BTreeMap<u32, usize>, slots: &BTreeMap<u32, u32>| -> Vec<usize> {
-        let mut all: Vec<_> = shares.into_iter().map(|(worker, share)| (slots[&worker], share)).collect();
+        let mut all: Vec<_> =
+            shares.into_iter().map(|(worker, share)| (slots[&worker], share)).collect();
         all.sort_unstable();
         all.into_iter().map(|(_, share)| share).collect()
     };
     let first = by_slot(shares(port, 60).await, &slots);
-    assert!(first.iter().zip([10, 30, 20]).all(|(share, expected)| share.abs_diff(expected) <= 1), "{first:?}");
+    assert!(
+        first.iter().zip([10, 30, 20]).all(|(share, expected)| share.abs_diff(expected) <= 1),
+        "{first:?}"
+    );
     // Successors have their slots, and so their weights.
     troop.cluster.reload().unwrap();
-    troop.until("the reload", |e| matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(())).await;
+    troop
+        .until("the reload", |e| {
+            matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(())
+        })
+        .await;
     let slots = troop.cluster.workers().iter().map(|w| (w.id().0, w.slot())).collect();
     let second = by_slot(shares(port, 60).await, &slots);
-    assert!(second.iter().zip([10, 30, 20]).all(|(share, expected)| share.abs_diff(expected) <= 1), "{second:?}");
+    assert!(
+        second.iter().zip([10, 30, 20]).all(|(share, expected)| share.abs_diff(expected) <= 1),
+        "{second:?}"
+    );
 }

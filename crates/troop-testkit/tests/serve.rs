@@ -1,4 +1,5 @@
-//! `troop::serve`: connections that clients keep open end little by little when their worker is replaced.
+//! `troop::serve`: connections that clients keep open end little by little when their worker is
+//! replaced.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::time::{Duration, Instant};
@@ -15,7 +16,9 @@ fn serving(address: &str) -> Builder {
 
 async fn listening(troop: &mut Troop) -> (WorkerHandle, u16) {
     let listens = |e: &Event| match e {
-        Event::Listening(w, at) => Some((w.clone(), u16::try_from(at.port.unwrap_or(0)).unwrap_or(0))),
+        Event::Listening(w, at) => {
+            Some((w.clone(), u16::try_from(at.port.unwrap_or(0)).unwrap_or(0)))
+        }
         _ => None,
     };
     troop.until("listening", listens).await
@@ -27,19 +30,32 @@ async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), path: &str) -> 
 }
 
 /// The same, and whether it is said to be the last one.
-async fn answer(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), path: &str) -> Option<(String, bool)> {
+async fn answer(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    path: &str,
+) -> Option<(String, bool)> {
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.ok()?;
     let mut answer = Vec::new();
     loop {
         let text = String::from_utf8_lossy(&answer).into_owned();
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
             let head = head.to_ascii_lowercase();
-            let length: usize = head.split("content-length: ").nth(1).unwrap().lines().next().unwrap().parse().unwrap();
+            let length: usize = head
+                .split("content-length: ")
+                .nth(1)
+                .unwrap()
+                .lines()
+                .next()
+                .unwrap()
+                .parse()
+                .unwrap();
             if body.len() == length {
                 return Some((body.to_owned(), head.contains("connection: close")));
             }
         }
-        let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut answer)).await.expect("an answer or the end");
+        let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut answer))
+            .await
+            .expect("an answer or the end");
         if !read.is_ok_and(|n| n > 0) {
             return None;
         }
@@ -92,7 +108,11 @@ async fn clients_of_a_worker_that_is_replaced_do_not_all_come_back_at_once() {
     closed.sort();
     // Only the least is asked for: a slow machine sees some of them late.
     let spread = closed[35] - closed[4];
-    assert!(spread > Duration::from_millis(1000), "{:?}", closed.iter().map(|at| *at - closed[0]).collect::<Vec<_>>());
+    assert!(
+        spread > Duration::from_millis(1000),
+        "{:?}",
+        closed.iter().map(|at| *at - closed[0]).collect::<Vec<_>>()
+    );
     troop.exit(&old).await;
 }
 
@@ -142,7 +162,10 @@ async fn handlers_know_the_client_and_unix_sockets_are_served_too() {
     let mut troop = Troop::start(serving("127.0.0.1:0"));
     let (_, port) = listening(&mut troop).await;
     let mut stream = open(port).await;
-    assert_eq!(ask(&mut stream, "/client").await.unwrap(), stream.local_addr().unwrap().to_string());
+    assert_eq!(
+        ask(&mut stream, "/client").await.unwrap(),
+        stream.local_addr().unwrap().to_string()
+    );
 
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
@@ -162,7 +185,8 @@ async fn clients_that_go_on_asking_are_told_of_the_end_and_lose_nothing() {
             let first = ask(&mut stream, "/").await.unwrap();
             let deadline = Instant::now() + PATIENCE;
             while Instant::now() < deadline {
-                let (name, is_last) = answer(&mut stream, "/").await.expect("an answer to every request");
+                let (name, is_last) =
+                    answer(&mut stream, "/").await.expect("an answer to every request");
                 assert_eq!(name, first, "on one connection");
                 if is_last {
                     assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
@@ -189,13 +213,19 @@ async fn a_connection_of_another_protocol_is_waited_for() {
     let mut troop = Troop::start(serving("127.0.0.1:0").drain_spread(Duration::ZERO));
     let (old, port) = listening(&mut troop).await;
     let mut stream = open(port).await;
-    stream.write_all(b"GET /echo HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET /echo HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
+        .await
+        .unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         assert!(stream.read_buf(&mut head).await.unwrap() > 0);
     }
     reload(&mut troop).await;
-    assert_ne!(ask(&mut open(port).await, "/").await.unwrap(), format!("{} {}\n", old.id(), old.pid()));
+    assert_ne!(
+        ask(&mut open(port).await, "/").await.unwrap(),
+        format!("{} {}\n", old.id(), old.pid())
+    );
     let mut echo = [0; 5];
     stream.write_all(b"still").await.unwrap();
     stream.read_exact(&mut echo).await.unwrap();
@@ -208,7 +238,8 @@ async fn a_connection_of_another_protocol_is_waited_for() {
 async fn where_nobody_else_serves_connections_are_closed_at_once() {
     // The successor starts only when the old worker has gone.
     let policy = ReplacePolicy { max_surge: 0, max_unavailable: 1, ..at_once() };
-    let mut troop = Troop::start(serving("127.0.0.1:0").replace(policy).drain_spread(Duration::from_secs(25)));
+    let mut troop =
+        Troop::start(serving("127.0.0.1:0").replace(policy).drain_spread(Duration::from_secs(25)));
     let (old, port) = listening(&mut troop).await;
     let _streams = kept(port, 20).await;
     let before = Instant::now();

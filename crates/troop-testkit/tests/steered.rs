@@ -47,8 +47,11 @@ fn signal(worker: &WorkerHandle, signal: Signal) {
 /// Stops a worker, and waits until it stands still.
 fn stop(worker: &WorkerHandle) {
     signal(worker, Signal::STOP);
-    let stat = || std::fs::read_to_string(format!("/proc/{}/stat", worker.pid())).unwrap_or_default();
-    troop_testkit::wait_until("the worker stands still", || stat().rsplit(')').next().is_some_and(|s| s.starts_with(" T")));
+    let stat =
+        || std::fs::read_to_string(format!("/proc/{}/stat", worker.pid())).unwrap_or_default();
+    troop_testkit::wait_until("the worker stands still", || {
+        stat().rsplit(')').next().is_some_and(|s| s.starts_with(" T"))
+    });
 }
 
 /// A worker that may be stopped at the end of the test, and must not survive it.
@@ -89,7 +92,13 @@ async fn workers_with_plain_threads_take_what_the_kernel_and_the_primary_give_th
     let mut troop = steered(rust(["blocking", "127.0.0.1:0"]));
     let (workers, port) = forks(&mut troop, 2).await;
     let served = shares(port, 60).await;
-    assert_eq!(served.len(), 2, "{served:?} {:?} {:?}", workers[0].stats().await, workers[1].stats().await);
+    assert_eq!(
+        served.len(),
+        2,
+        "{served:?} {:?} {:?}",
+        workers[0].stats().await,
+        workers[1].stats().await
+    );
     stop(&workers[0]);
     let waiting = clients(30, port).await;
     workers[0].kill(9).await.unwrap();
@@ -101,7 +110,8 @@ type Clients = Vec<tokio::task::JoinHandle<std::io::Result<String>>>;
 
 /// Clients that connect at once, of which all have connected when this returns.
 async fn clients(count: usize, port: u16) -> Clients {
-    let (connected, mut all) = (std::sync::Arc::new(std::sync::Barrier::new(count + 1)), Vec::new());
+    let (connected, mut all) =
+        (std::sync::Arc::new(std::sync::Barrier::new(count + 1)), Vec::new());
     for _ in 0..count {
         let connected = connected.clone();
         all.push(tokio::task::spawn_blocking(move || {
@@ -118,7 +128,11 @@ async fn clients(count: usize, port: u16) -> Clients {
 
 async fn are_served(clients: Clients, by: u32) {
     for client in clients {
-        let answer = tokio::time::timeout(PATIENCE, client).await.expect("an answer in time").unwrap().expect("an answer");
+        let answer = tokio::time::timeout(PATIENCE, client)
+            .await
+            .expect("an answer in time")
+            .unwrap()
+            .expect("an answer");
         assert_eq!(number(&answer), by);
     }
 }
@@ -168,7 +182,8 @@ async fn handshakes_that_are_under_way_when_a_worker_goes_are_finished() {
     let mut troop = steered(rust(["deferred", "127.0.0.1:0"]));
     let (workers, port) = forks(&mut troop, 3).await;
     for worker in &workers {
-        // The kernel keeps a client among the unfinished handshakes until that has said something, although it knows the last ACK.
+        // The kernel keeps a client among the unfinished handshakes until that has said something,
+        // although it knows the last ACK.
         worker.send(&"defer").await.unwrap();
         assert_eq!(troop.message(worker).await, "deferred");
     }
@@ -177,10 +192,14 @@ async fn handshakes_that_are_under_way_when_a_worker_goes_are_finished() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     for client in &clients {
         client.set_nonblocking(true).unwrap();
-        assert!(client.peek(&mut [0]).is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock), "nobody has accepted it");
+        assert!(
+            client.peek(&mut [0]).is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock),
+            "nobody has accepted it"
+        );
         client.set_nonblocking(false).unwrap();
     }
-    // One dies, one is told to finish without a successor, one is replaced by a successor that listens before it leaves.
+    // One dies, one is told to finish without a successor, one is replaced by a successor that
+    // listens before it leaves.
     workers[0].kill(9).await.unwrap();
     troop.exit(&workers[0]).await;
     workers[1].disconnect().unwrap();
@@ -212,7 +231,11 @@ async fn a_hung_worker_is_found_out(setup: Setup) {
     assert!(!served.contains_key(&2), "{served:?}");
     assert!(before.elapsed() < Duration::from_secs(8), "{:?}", before.elapsed());
     let id = hung.0.id();
-    let stalled = |wanted: bool| move |e: &Event| matches!(e, Event::Stalled(w, s) if w.id() == id && *s == wanted).then_some(());
+    let stalled = |wanted: bool| {
+        move |e: &Event| {
+            matches!(e, Event::Stalled(w, s) if w.id() == id && *s == wanted).then_some(())
+        }
+    };
     troop.until("the report", stalled(true)).await;
     let before = Instant::now();
     shares(port, 100).await;
@@ -237,7 +260,9 @@ async fn a_hung_node_worker_is_found_out_by_its_queue() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_hangs_for_too_long_is_killed() {
-    let builder = Cluster::builder().scheduling(Scheduling::Steered(None)).hang_timeout(Some(Duration::from_secs(2)));
+    let builder = Cluster::builder()
+        .scheduling(Scheduling::Steered(None))
+        .hang_timeout(Some(Duration::from_secs(2)));
     let mut troop = Troop::start(builder.setup(line()));
     let (workers, port) = forks(&mut troop, 2).await;
     let _hung = Stopped(&workers[0]);
@@ -252,8 +277,13 @@ async fn a_worker_that_hangs_for_too_long_is_killed() {
     load.await.unwrap();
 }
 
-/// Every one of these workers is reached through its own socket: when all others have no weight, it gets all.
-async fn have_their_own_sockets(these: &[WorkerHandle], all: &[WorkerHandle], port: u16) -> Result<(), String> {
+/// Every one of these workers is reached through its own socket: when all others have no weight, it
+/// gets all.
+async fn have_their_own_sockets(
+    these: &[WorkerHandle],
+    all: &[WorkerHandle],
+    port: u16,
+) -> Result<(), String> {
     let mut result = Ok(());
     for worker in all {
         worker.set_weight(0).await.unwrap();
@@ -316,7 +346,8 @@ async fn a_worker_that_shuts_its_socket_down_harms_nobody_else() {
     let shut = Stopped(&workers[1]);
     shut.0.send(&"shut").await.unwrap();
     troop.message(shut.0).await;
-    // Until the primary has looked, the kernel's numbers are others than it believes, and all the same everybody is answered.
+    // Until the primary has looked, the kernel's numbers are others than it believes, and all the
+    // same everybody is answered.
     let deadline = Instant::now() + PATIENCE;
     while let Err(who) = have_their_own_sockets(&workers, &workers, port).await {
         assert!(Instant::now() < deadline, "{who}");
@@ -328,11 +359,12 @@ async fn a_worker_cannot_draw_the_connections_of_others_to_itself() {
     let mut troop = steered(rust(["greedy", "127.0.0.1:0"]));
     let (workers, port) = forks(&mut troop, 3).await;
     workers[2].set_weight(0).await.unwrap();
-    // It tries to give the kernel a program that chooses its own socket, and then at least to take ours away.
+    // It tries to give the kernel a program that chooses its own socket, and then at least to take
+    // ours away.
     workers[1].send(&"be greedy").await.unwrap();
     assert_eq!(troop.message(&workers[1]).await, "Operation not permitted (os error 1)");
-    // Without a program the kernel would go on giving some to the one that is to have none. Nothing here makes the primary write a new
-    // one: it looks by itself.
+    // Without a program the kernel would go on giving some to the one that is to have none. Nothing
+    // here makes the primary write a new one: it looks by itself.
     let deadline = Instant::now() + PATIENCE;
     while shares(port, 100).await.contains_key(&3) {
         assert!(Instant::now() < deadline, "the program is not put back");
@@ -346,11 +378,15 @@ async fn one_port_has_one_cluster() {
     let (_, port) = forks(&mut first, 2).await;
     for scheduling in ["steered", "round-robin", "shared"] {
         let setup = rust(["tries", &format!("127.0.0.1:{port}")]);
-        let mut second = Troop::start(Cluster::builder().scheduling(scheduling.parse().unwrap()).setup(setup));
+        let mut second =
+            Troop::start(Cluster::builder().scheduling(scheduling.parse().unwrap()).setup(setup));
         let worker = second.fork().await;
         worker.send(&"try").await.unwrap();
         let answer = second.message(&worker).await;
-        assert!(answer["error"].as_str().is_some_and(|e| e.contains("Address already in use")), "{scheduling}: {answer}");
+        assert!(
+            answer["error"].as_str().is_some_and(|e| e.contains("Address already in use")),
+            "{scheduling}: {answer}"
+        );
     }
     assert_eq!(shares(port, 40).await.len(), 2);
 }
@@ -359,7 +395,12 @@ async fn one_port_has_one_cluster() {
 async fn somebody_else_in_the_group_is_reported_and_gets_nothing() {
     let mut troop = steered(line());
     let (mut workers, port) = forks(&mut troop, 2).await;
-    let intruder = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
+    let intruder = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::STREAM,
+        None,
+    )
+    .unwrap();
     rustix::net::sockopt::set_socket_reuseport(&intruder, true).unwrap();
     rustix::net::bind(&intruder, &std::net::SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
     rustix::net::listen(&intruder, 16).unwrap();
@@ -374,7 +415,8 @@ async fn somebody_else_in_the_group_is_reported_and_gets_nothing() {
     assert_eq!(troop.listening(&workers[2]).await, port);
     let report = troop.until("the report", reported).await;
     assert!(
-        report.starts_with("127.0.0.1:0: process ") && report.contains(&format!("process {}", std::process::id())),
+        report.starts_with("127.0.0.1:0: process ")
+            && report.contains(&format!("process {}", std::process::id())),
         "{report}"
     );
     let served = shares(port, 200).await;
@@ -387,11 +429,14 @@ async fn somebody_else_in_the_group_is_reported_and_gets_nothing() {
 async fn both_families_at_once_are_steered_too() {
     for (scheduling, spread) in [("steered", true), ("steered:sticky", false)] {
         for setup in [rust(["line", "0"]), node("serve(0)")] {
-            let mut troop = Troop::start(Cluster::builder().scheduling(scheduling.parse().unwrap()).setup(setup));
+            let mut troop = Troop::start(
+                Cluster::builder().scheduling(scheduling.parse().unwrap()).setup(setup),
+            );
             let (_, port) = forks(&mut troop, 3).await;
             for host in ["127.0.0.1", "::1"] {
                 let at = std::net::SocketAddr::new(host.parse().unwrap(), port);
-                let answers: BTreeSet<u32> = (0..40).map(|_| number(&talk(at, "").unwrap())).collect();
+                let answers: BTreeSet<u32> =
+                    (0..40).map(|_| number(&talk(at, "").unwrap())).collect();
                 assert_eq!(answers.len(), if spread { 3 } else { 1 }, "{scheduling} {host}");
             }
             if !spread {
@@ -406,7 +451,10 @@ async fn both_families_at_once_are_steered_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_may_have_several_listeners() {
-    for setup in [rust(["two", "127.0.0.1:0"]), node("serve(0, '127.0.0.1'); setTimeout(() => serve(0, '127.0.0.1'), 200)")] {
+    for setup in [
+        rust(["two", "127.0.0.1:0"]),
+        node("serve(0, '127.0.0.1'); setTimeout(() => serve(0, '127.0.0.1'), 200)"),
+    ] {
         let mut troop = steered(setup);
         let (one, two) = (troop.fork().await, troop.fork().await);
         for worker in [&one, &one, &two, &two] {
@@ -423,17 +471,24 @@ async fn a_program_may_have_several_listeners() {
 async fn what_cannot_be_steered_is_handed_over_and_that_is_said_once() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("s");
-    for setup in [rust(["unix", path.to_str().unwrap()]), node(&format!("serve('{}')", path.display()))] {
+    for setup in
+        [rust(["unix", path.to_str().unwrap()]), node(&format!("serve('{}')", path.display()))]
+    {
         let mut troop = steered(setup);
         forks(&mut troop, 2).await;
         let mut answers = BTreeSet::new();
         for _ in 0..4 {
             let mut answer = String::new();
-            std::io::Read::read_to_string(&mut UnixStream::connect(&path).unwrap(), &mut answer).unwrap();
+            std::io::Read::read_to_string(&mut UnixStream::connect(&path).unwrap(), &mut answer)
+                .unwrap();
             answers.insert(answer);
         }
         assert_eq!(answers.len(), 2);
-        troop.until("the report", |e| matches!(e, Event::NotSteered(_, why) if why.contains("Unix")).then_some(())).await;
+        troop
+            .until("the report", |e| {
+                matches!(e, Event::NotSteered(_, why) if why.contains("Unix")).then_some(())
+            })
+            .await;
         assert_eq!(troop.story().matches("Unix").count(), 1, "{}", troop.story());
         troop.cluster.disconnect().await.unwrap();
     }
@@ -482,7 +537,10 @@ async fn datagrams_of_one_flow_stay_with_one_worker() {
         workers[1].kill(9).await.unwrap();
         troop.exit(&workers[1]).await;
         let without: Vec<u32> = flows.iter().map(|flow| udp(flow, port)).collect();
-        assert!(before.iter().zip(&without).all(|(b, w)| b == w || *b == 2), "only those of the dead one move");
+        assert!(
+            before.iter().zip(&without).all(|(b, w)| b == w || *b == 2),
+            "only those of the dead one move"
+        );
         let successor = troop.fork().await;
         troop.listening(&successor).await;
         let back: Vec<u32> = flows.iter().map(|flow| udp(flow, port)).collect();
@@ -501,7 +559,9 @@ async fn a_slow_worker_gets_less() {
         socket.end(`${me}\\n`);
     })).listen(0, '127.0.0.1')";
     for scheduling in ["steered", "least-connections", "p2c"] {
-        let mut troop = Troop::start(Cluster::builder().scheduling(scheduling.parse().unwrap()).setup(node(text)));
+        let mut troop = Troop::start(
+            Cluster::builder().scheduling(scheduling.parse().unwrap()).setup(node(text)),
+        );
         let slow = troop.cluster.fork(Fork::new().env("SLOW", "1")).await.unwrap();
         let port = troop.listening(&slow).await;
         forks(&mut troop, 3).await;
@@ -510,18 +570,24 @@ async fn a_slow_worker_gets_less() {
             let threads: Vec<_> = (0..24)
                 .map(|_| {
                     std::thread::spawn(move || {
-                        let (end, mut shares) = (Instant::now() + Duration::from_secs(seconds), BTreeMap::new());
+                        let (end, mut shares) =
+                            (Instant::now() + Duration::from_secs(seconds), BTreeMap::new());
                         while Instant::now() < end {
-                            *shares.entry(number(&talk(([127, 0, 0, 1], port), "").unwrap())).or_insert(0usize) += 1;
+                            *shares
+                                .entry(number(&talk(([127, 0, 0, 1], port), "").unwrap()))
+                                .or_insert(0usize) += 1;
                         }
                         shares
                     })
                 })
                 .collect();
-            threads.into_iter().flat_map(|t| t.join().unwrap()).fold(BTreeMap::new(), |mut all, (worker, share)| {
-                *all.entry(worker).or_insert(0) += share;
-                all
-            })
+            threads.into_iter().flat_map(|t| t.join().unwrap()).fold(
+                BTreeMap::new(),
+                |mut all, (worker, share)| {
+                    *all.entry(worker).or_insert(0) += share;
+                    all
+                },
+            )
         };
         tokio::task::block_in_place(|| load(2));
         let shares = tokio::task::block_in_place(|| load(3));

@@ -25,7 +25,8 @@ fn node() -> Setup {
 }
 
 async fn start(scheduling: &str, setup: Setup, workers: usize) -> (Troop, Vec<WorkerHandle>, u16) {
-    let mut troop = Troop::start(Cluster::builder().scheduling(scheduling.parse().unwrap()).setup(setup));
+    let mut troop =
+        Troop::start(Cluster::builder().scheduling(scheduling.parse().unwrap()).setup(setup));
     let (mut all, mut port) = (Vec::new(), 0);
     for _ in 0..workers {
         let worker = troop.fork().await;
@@ -52,8 +53,13 @@ async fn served(port: u16, clients: u8) -> BTreeMap<u8, u32> {
         let mut all = BTreeMap::new();
         for round in 0..3 {
             for n in 0..clients {
-                let (worker, _) = parse(&talk_from(client(n), ([127, 0, 0, 1], port), b"").unwrap());
-                assert_eq!(*all.entry(n).or_insert(worker), worker, "client {n} has changed its worker in round {round}");
+                let (worker, _) =
+                    parse(&talk_from(client(n), ([127, 0, 0, 1], port), b"").unwrap());
+                assert_eq!(
+                    *all.entry(n).or_insert(worker),
+                    worker,
+                    "client {n} has changed its worker in round {round}"
+                );
             }
         }
         all
@@ -64,14 +70,21 @@ async fn served(port: u16, clients: u8) -> BTreeMap<u8, u32> {
 async fn a_client_changes_its_worker_only_when_that_dies(scheduling: &str, setup: Setup) {
     let (mut troop, workers, port) = start(scheduling, setup, 8).await;
     let before = served(port, 64).await;
-    assert_eq!(before.values().collect::<BTreeSet<_>>().len(), 8, "all of them have clients: {before:?}");
+    assert_eq!(
+        before.values().collect::<BTreeSet<_>>().len(),
+        8,
+        "all of them have clients: {before:?}"
+    );
     let dead = &workers[3];
     dead.kill(9).await.unwrap();
     troop.exit(dead).await;
     let without = served(port, 64).await;
     for (client, worker) in &before {
         let now = without[client];
-        assert!(now == *worker || *worker == dead.id().0, "client {client} moved from {worker} to {now} for nothing");
+        assert!(
+            now == *worker || *worker == dead.id().0,
+            "client {client} moved from {worker} to {now} for nothing"
+        );
     }
     assert!(without.values().all(|worker| *worker != dead.id().0));
     let successor = troop.fork().await;
@@ -79,13 +92,18 @@ async fn a_client_changes_its_worker_only_when_that_dies(scheduling: &str, setup
     let after = served(port, 64).await;
     for (client, worker) in &before {
         let expected = if *worker == dead.id().0 { successor.id().0 } else { *worker };
-        assert_eq!(after[client], expected, "client {client}, which was served by {worker} at first");
+        assert_eq!(
+            after[client], expected,
+            "client {client}, which was served by {worker} at first"
+        );
     }
     // A ninth takes only its share.
     let ninth = troop.fork().await;
     troop.listening(&ninth).await;
     let more = served(port, 64).await;
-    assert!(more.iter().all(|(client, worker)| *worker == after[client] || *worker == ninth.id().0));
+    assert!(
+        more.iter().all(|(client, worker)| *worker == after[client] || *worker == ninth.id().0)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,7 +132,8 @@ async fn the_primary_and_the_kernel_agree_whose_client_one_is() {
     let (_two, _, steered) = start("steered:sticky,prefix=24", rust(), 5).await;
     assert_eq!(served(handed, 40).await, served(steered, 40).await);
     // The last of the four numbers does not count.
-    let who = |last: u8| parse(&talk_from([127, 9, 7, last], ([127, 0, 0, 1], handed), b"").unwrap()).0;
+    let who =
+        |last: u8| parse(&talk_from([127, 9, 7, last], ([127, 0, 0, 1], handed), b"").unwrap()).0;
     assert!((2..30).all(|last| who(last) == who(1)));
 }
 
@@ -143,7 +162,11 @@ async fn behind_a_proxy_its_header_tells_the_clients_apart_and_is_passed_on_or_s
                 let say = proxied(&from, &binary());
                 let (worker, said) = talks(port, say.clone()).await;
                 assert_eq!(*workers.entry(from).or_insert(worker), worker);
-                assert!(said == if strip { binary() } else { say }, "{options}: {} bytes came through", said.len());
+                assert!(
+                    said == if strip { binary() } else { say },
+                    "{options}: {} bytes came through",
+                    said.len()
+                );
             }
             assert_eq!(workers.values().collect::<BTreeSet<_>>().len(), 4, "{workers:?}");
             // Who comes without a header is served as well.
@@ -153,8 +176,9 @@ async fn behind_a_proxy_its_header_tells_the_clients_apart_and_is_passed_on_or_s
 }
 
 fn request(cookie: &str) -> Vec<u8> {
-    let head =
-        format!("POST /a?id={cookie}&x=1 HTTP/1.1\r\nHost: x\r\nCookie: other=1; sid={cookie}\r\nContent-Length: 100000\r\n\r\n");
+    let head = format!(
+        "POST /a?id={cookie}&x=1 HTTP/1.1\r\nHost: x\r\nCookie: other=1; sid={cookie}\r\nContent-Length: 100000\r\n\r\n"
+    );
     [head.as_bytes(), &binary()].concat()
 }
 
@@ -174,7 +198,11 @@ async fn a_cookie_or_a_parameter_tells_clients_apart_and_nothing_is_altered() {
                 assert_eq!(*workers.entry(cookie).or_insert(worker), worker, "{options}");
                 assert!(said == expected, "{options}: {} bytes came through", said.len());
             }
-            assert_eq!(workers.values().collect::<BTreeSet<_>>().len(), 4, "{options}: {workers:?}");
+            assert_eq!(
+                workers.values().collect::<BTreeSet<_>>().len(),
+                4,
+                "{options}: {workers:?}"
+            );
         }
     }
 }
@@ -246,7 +274,11 @@ async fn a_client_waits_for_its_worker_while_that_is_busy() {
     watched(server).listen(0, '127.0.0.1')";
     let setup = Setup::new().script(node_program("run.js")).args([text]);
     let (_troop, _, port) = start("sticky", setup, 3).await;
-    let ask = |n: u8| std::thread::spawn(move || parse(&talk_from(client(n), ([127, 0, 0, 1], port), b"").unwrap()).0);
+    let ask = |n: u8| {
+        std::thread::spawn(move || {
+            parse(&talk_from(client(n), ([127, 0, 0, 1], port), b"").unwrap()).0
+        })
+    };
     let clients: Vec<_> = (0..60).map(|n| (n % 3, ask(n % 3))).collect();
     let mut workers = BTreeMap::new();
     for (n, client) in clients {

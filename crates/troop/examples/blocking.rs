@@ -1,4 +1,5 @@
-//! Plain threads, no async code: `cargo run --release --example blocking`, then `curl telnet://127.0.0.1:8000`.
+//! Plain threads, no async code: `cargo run --release --example blocking`, then
+//! `curl telnet://127.0.0.1:8000`.
 
 use std::io::Write;
 
@@ -16,7 +17,8 @@ fn main() -> troop::Result<()> {
             threads.spawn(|| {
                 // Ends when the worker is to finish.
                 while let Ok((mut stream, peer)) = listener.accept() {
-                    let _ = writeln!(stream, "hello {peer}, this is process {}", std::process::id());
+                    let _ =
+                        writeln!(stream, "hello {peer}, this is process {}", std::process::id());
                 }
             });
         }

@@ -1,5 +1,6 @@
-//! The twin of the example in Node's documentation of `cluster`, call by call: the primary forks a worker per CPU and says when one dies,
-//! the workers share port 8000. Nothing is restarted; see `hello.rs` for that.
+//! The twin of the example in Node's documentation of `cluster`, call by call: the primary forks a
+//! worker per CPU and says when one dies, the workers share port 8000. Nothing is restarted; see
+//! `hello.rs` for that.
 //!
 //! `cargo run --release --example classic`, then `curl http://127.0.0.1:8000/`, then kill a worker.
 
@@ -45,7 +46,9 @@ async fn serve(worker: troop::Worker) -> troop::Result<()> {
             let (mut request, mut buffer) = (Vec::new(), [0; 1024]);
             while !request.ends_with(b"\r\n\r\n") {
                 match stream.read(&mut buffer).await {
-                    Ok(n) if n > 0 && request.len() < 16_384 => request.extend_from_slice(&buffer[..n]),
+                    Ok(n) if n > 0 && request.len() < 16_384 => {
+                        request.extend_from_slice(&buffer[..n])
+                    }
                     _ => return,
                 }
             }

@@ -1,4 +1,5 @@
-//! An axum server on every CPU: `cargo run --release --features axum --example hello`, then `curl http://127.0.0.1:8000/`.
+//! An axum server on every CPU: `cargo run --release --features axum --example hello`, then
+//! `curl http://127.0.0.1:8000/`.
 
 use axum::{Router, routing::get};
 use troop::{Cluster, Role};
@@ -8,7 +9,8 @@ fn main() -> troop::Result<()> {
         Role::Primary => Cluster::builder().on_event(|event| println!("{event}")).run(),
         Role::Worker(worker) => worker.block_on(async |worker| {
             let listener = worker.listen(8000).await?;
-            let app = Router::new().route("/", get(async || format!("hello from process {}\n", std::process::id())));
+            let app = Router::new()
+                .route("/", get(async || format!("hello from process {}\n", std::process::id())));
             troop::serve(listener, app).await;
             Ok(())
         }),

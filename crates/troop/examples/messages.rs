@@ -1,4 +1,5 @@
-//! Messages, questions and open sockets between a primary and its worker: `cargo run --example messages`.
+//! Messages, questions and open sockets between a primary and its worker:
+//! `cargo run --example messages`.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -15,7 +16,9 @@ enum ToWorker {
 
 fn main() -> troop::Result<()> {
     match troop::role()? {
-        Role::Primary => tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(primary()),
+        Role::Primary => {
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(primary())
+        }
         Role::Worker(worker) => worker.block_on(answer),
     }
 }

@@ -27,12 +27,14 @@ const BACKLOG: u32 = 4096;
 /// A listening socket for programs that take sockets by activation, as systemd gives them: see
 /// [`Builder::activation`](crate::Builder::activation).
 ///
-/// It stays with the primary, so that nothing that waits in it is lost when workers come and go. As systemd's it is blocking; a program that
-/// wants something else changes that for all workers, which run the same program.
+/// It stays with the primary, so that nothing that waits in it is lost when workers come and go. As
+/// systemd's it is blocking; a program that wants something else changes that for all workers,
+/// which run the same program.
 #[derive(Debug)]
 pub struct ActivationSocket {
     pub(crate) name: String,
-    /// Removed at the end, before its socket is closed and the number of the file may be another one's.
+    /// Removed at the end, before its socket is closed and the number of the file may be another
+    /// one's.
     file: Mutex<Option<UnixFile>>,
     pub(crate) socket: OwnedFd,
     /// What it had before workers had it.
@@ -44,8 +46,9 @@ pub struct ActivationSocket {
 }
 
 impl ActivationSocket {
-    /// Binds one: `8000` (both families), `127.0.0.1:8000`, `localhost:8000`, `udp:53`, `/run/app.sock` or `unix:app.sock`. Before it there
-    /// may be a name that the program knows it by (`web=8000`), for `LISTEN_FDNAMES`.
+    /// Binds one: `8000` (both families), `127.0.0.1:8000`, `localhost:8000`, `udp:53`,
+    /// `/run/app.sock` or `unix:app.sock`. Before it there may be a name that the program knows it
+    /// by (`web=8000`), for `LISTEN_FDNAMES`.
     ///
     /// # Errors
     /// [`Error::Settings`] if that is no address, [`Error::Io`] if it cannot be bound.
@@ -53,9 +56,10 @@ impl ActivationSocket {
         ActivationSocket::bind_as(text, 0)
     }
 
-    /// The same, for TCP, with a socket of its own for each of so many workers (and for more of them, when there are more), among which the
-    /// kernel chooses evenly, or by [`Builder::weights`](crate::Builder::weights): who is not there, or not ready while others are, gets
-    /// nothing. A worker's successor has its socket, with what waits in it.
+    /// The same, for TCP, with a socket of its own for each of so many workers (and for more of
+    /// them, when there are more), among which the kernel chooses evenly, or by
+    /// [`Builder::weights`](crate::Builder::weights): who is not there, or not ready while others
+    /// are, gets nothing. A worker's successor has its socket, with what waits in it.
     ///
     /// # Errors
     /// As [`ActivationSocket::bind`]; [`Error::Settings`] if it is no TCP socket.
@@ -63,7 +67,8 @@ impl ActivationSocket {
         ActivationSocket::bind_as(text, workers.max(1))
     }
 
-    /// Whether a text has the form of what [`ActivationSocket::bind`] takes. Nothing is bound, nor is a host looked up.
+    /// Whether a text has the form of what [`ActivationSocket::bind`] takes. Nothing is bound, nor
+    /// is a host looked up.
     ///
     /// # Errors
     /// [`Error::Settings`] if not.
@@ -73,12 +78,19 @@ impl ActivationSocket {
             return Ok(());
         }
         let place = place.strip_prefix("udp:").unwrap_or(place);
-        let is_host = |host: &str| !host.is_empty() && (!host.contains(':') || (host.starts_with('[') && host.ends_with(']')));
-        let at_host = place.rsplit_once(':').is_some_and(|(host, port)| is_host(host) && port.parse::<u16>().is_ok());
+        let is_host = |host: &str| {
+            !host.is_empty()
+                && (!host.contains(':') || (host.starts_with('[') && host.ends_with(']')))
+        };
+        let at_host = place
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| is_host(host) && port.parse::<u16>().is_ok());
         if at_host || place.parse::<u16>().is_ok() {
             return Ok(());
         }
-        Err(Error::Settings(format!("{text:?} is no address: write 8000, 127.0.0.1:8000, [::1]:8000, udp:53, or a path")))
+        Err(Error::Settings(format!(
+            "{text:?} is no address: write 8000, 127.0.0.1:8000, [::1]:8000, udp:53, or a path"
+        )))
     }
 
     fn bind_as(text: &str, slots: usize) -> Result<ActivationSocket> {
@@ -104,7 +116,15 @@ impl ActivationSocket {
         }
         let options = Options::of(&socket);
         let (file, upkeep) = (Mutex::new(file), Mutex::default());
-        Ok(ActivationSocket { name: name.to_owned(), socket, options, address, slots: own, upkeep, file })
+        Ok(ActivationSocket {
+            name: name.to_owned(),
+            socket,
+            options,
+            address,
+            slots: own,
+            upkeep,
+            file,
+        })
     }
 
     /// One that was open when this process started, under its name, or under another one.
@@ -150,7 +170,8 @@ impl ActivationSocket {
 
     /// Connections that wait in it.
     pub(crate) fn waiting(&self) -> usize {
-        let in_queue = |socket: BorrowedFd<'_>| socket::accept_queue(socket).map_or(0, |n| n as usize);
+        let in_queue =
+            |socket: BorrowedFd<'_>| socket::accept_queue(socket).map_or(0, |n| n as usize);
         match &self.slots {
             None => in_queue(self.socket.as_fd()),
             Some(slots) => slots.lock().iter().map(|own| in_queue(own.fd.as_fd())).sum(),
@@ -174,7 +195,8 @@ impl ActivationSocket {
         self.slots.as_ref().map_or(0, |slots| slots.lock().len())
     }
 
-    /// The socket for a slot. Those of the slots before it are opened too, so that each has the number of its slot.
+    /// The socket for a slot. Those of the slots before it are opened too, so that each has the
+    /// number of its slot.
     pub(crate) fn of_slot(&self, slot: u32) -> io::Result<Arc<OwnedFd>> {
         match &self.slots {
             Some(slots) => slots.of(&self.socket, slot as usize),
@@ -185,7 +207,9 @@ impl ActivationSocket {
     /// Has the kernel choose among the slots' sockets, each in proportion to its share.
     pub(crate) fn steer(&self, shares: &[u32]) -> Result<()> {
         let Some(slots) = &self.slots else { return Ok(()) };
-        slots.steer(&self.socket, shares).map_err(Error::io("tell the kernel how to choose among sockets"))
+        slots
+            .steer(&self.socket, shares)
+            .map_err(Error::io("tell the kernel how to choose among sockets"))
     }
 }
 
@@ -209,9 +233,9 @@ fn is_name(name: &str) -> bool {
 fn parts(text: &str) -> Result<(&str, &str)> {
     match text.split_once('=') {
         Some((name, place)) if is_name(name) => Ok((name, place)),
-        Some((name, _)) if !name.contains('/') => {
-            Err(Error::Settings(format!("{name:?} cannot be a socket's name: letters, digits, `-` and `_` can be in it")))
-        }
+        Some((name, _)) if !name.contains('/') => Err(Error::Settings(format!(
+            "{name:?} cannot be a socket's name: letters, digits, `-` and `_` can be in it"
+        ))),
         _ => Ok(("unknown", text)),
     }
 }
@@ -228,7 +252,9 @@ fn bind(place: &str, listens: bool) -> io::Result<(OwnedFd, Option<UnixFile>)> {
         Ok(port) => (None, port),
         Err(_) => {
             let address = place.to_socket_addrs()?.next();
-            let address = address.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no such address"))?;
+            let address = address.ok_or_else(|| {
+                io::Error::new(io::ErrorKind::NotFound, "there is no such address")
+            })?;
             (Some(address.ip()), address.port())
         }
     };
@@ -251,15 +277,23 @@ mod tests {
     fn sockets_are_bound_and_named() {
         let socket = ActivationSocket::bind("web=127.0.0.1:0").unwrap();
         assert_eq!(socket.name, "web");
-        assert!(socket.address().starts_with("127.0.0.1:") && !socket.address().ends_with(":0"), "{socket}");
-        for good in ["8000", "web=127.0.0.1:0", "[::1]:80", "localhost:80", "udp:53", "/run/x", "a=unix:x"] {
+        assert!(
+            socket.address().starts_with("127.0.0.1:") && !socket.address().ends_with(":0"),
+            "{socket}"
+        );
+        for good in
+            ["8000", "web=127.0.0.1:0", "[::1]:80", "localhost:80", "udp:53", "/run/x", "a=unix:x"]
+        {
             assert!(ActivationSocket::check(good).is_ok(), "{good}");
         }
         for bad in ["", "80000", "x:y:z", "::1:80", ":80", "a b=80", "host"] {
             assert!(ActivationSocket::check(bad).is_err(), "{bad}");
         }
         let again = ActivationSocket::bind(socket.address()).unwrap_err().chain();
-        assert!(again.contains("cannot listen on 127.0.0.1:") && again.contains("in use"), "{again}");
+        assert!(
+            again.contains("cannot listen on 127.0.0.1:") && again.contains("in use"),
+            "{again}"
+        );
         assert!(ActivationSocket::bind("udp:127.0.0.1:0").is_ok());
         for bad in ["somewhere", "1.2.3.4", "a b=8000", "70000"] {
             assert!(ActivationSocket::bind(bad).is_err(), "{bad}");

@@ -1,4 +1,5 @@
-//! The worker's side for programs with plain threads. No async code in sight; the channel is looked after by a thread of its own.
+//! The worker's side for programs with plain threads. No async code in sight; the channel is looked
+//! after by a thread of its own.
 //!
 //! ```no_run
 //! # fn main() -> troop::Result<()> {
@@ -34,12 +35,15 @@ use crate::counted::{Counted, OpenConnection};
 use crate::error::{Error, Result};
 use crate::message::Handle;
 use crate::net::draining;
-use crate::worker::{ConnQueue, Inner, Listen, Opened, Registration, Source, WorkerEvent, WorkerRole};
+use crate::worker::{
+    ConnQueue, Inner, Listen, Opened, Registration, Source, WorkerEvent, WorkerRole,
+};
 
 /// How long [`Worker::finish`] waits for the last messages to be written.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// A running worker. Cheap to copy. Every method may be called from any thread, but not from inside a tokio runtime.
+/// A running worker. Cheap to copy. Every method may be called from any thread, but not from inside
+/// a tokio runtime.
 #[derive(Debug, Clone)]
 pub struct Worker {
     worker: crate::worker::Worker,
@@ -68,7 +72,11 @@ impl Worker {
         let run = move || {
             let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime,
-                Err(e) => return drop(started.send(Err(Error::Io { doing: "start a runtime", source: e }))),
+                Err(e) => {
+                    return drop(
+                        started.send(Err(Error::Io { doing: "start a runtime", source: e })),
+                    );
+                }
             };
             runtime.block_on(async {
                 let worker = role.start();
@@ -97,14 +105,16 @@ impl Worker {
         self.runtime.block_on(self.worker.open(listen))
     }
 
-    /// Listens for TCP connections; see [`crate::Worker::listen`]. Blocks until the primary has answered.
+    /// Listens for TCP connections; see [`crate::Worker::listen`]. Blocks until the primary has
+    /// answered.
     ///
     /// # Errors
     /// As there.
     pub fn listen(&self, address: impl Into<Listen>) -> Result<TcpListener> {
         let opened = self.open(&address.into())?;
-        let address =
-            opened.name.ok_or_else(|| Error::Settings("the listener has no IP address; is it a Unix socket?".into()))?;
+        let address = opened.name.ok_or_else(|| {
+            Error::Settings("the listener has no IP address; is it a Unix socket?".into())
+        })?;
         Ok(TcpListener { acceptor: self.acceptor(opened), address })
     }
 
@@ -161,10 +171,13 @@ impl Worker {
         self.runtime.block_on(self.worker.disconnect())
     }
 
-    /// The next message or question from the primary; `None` when the channel is closed or the time is over.
+    /// The next message or question from the primary; `None` when the channel is closed or the time
+    /// is over.
     #[must_use]
     pub fn next_event(&self, timeout: Duration) -> Option<WorkerEvent> {
-        self.runtime.block_on(async { tokio::time::timeout(timeout, self.worker.next_event()).await.ok().flatten() })
+        self.runtime.block_on(async {
+            tokio::time::timeout(timeout, self.worker.next_event()).await.ok().flatten()
+        })
     }
 
     /// Sends a message to the primary, waiting for room in the queue.
@@ -182,7 +195,11 @@ impl Worker {
     ///
     /// # Errors
     /// As there.
-    pub fn send_handle<T: Serialize + ?Sized>(&self, message: &T, handle: impl Into<Handle>) -> Result<()> {
+    pub fn send_handle<T: Serialize + ?Sized>(
+        &self,
+        message: &T,
+        handle: impl Into<Handle>,
+    ) -> Result<()> {
         self.runtime.block_on(self.worker.send_handle(message, handle))
     }
 
@@ -190,11 +207,16 @@ impl Worker {
     ///
     /// # Errors
     /// As [`crate::Worker::request`].
-    pub fn request<Q: Serialize + ?Sized, A: DeserializeOwned>(&self, question: &Q, timeout: Duration) -> Result<A> {
+    pub fn request<Q: Serialize + ?Sized, A: DeserializeOwned>(
+        &self,
+        question: &Q,
+        timeout: Duration,
+    ) -> Result<A> {
         self.runtime.block_on(self.worker.request(question, timeout))
     }
 
-    /// Writes the last messages and closes the channel; call it at the end of `main`. Blocks for up to 5 s.
+    /// Writes the last messages and closes the channel; call it at the end of `main`. Blocks for up
+    /// to 5 s.
     pub fn finish(self) {
         let inner = self.worker.inner().clone();
         self.runtime.block_on(inner.finish(LAST_WORDS));
@@ -219,17 +241,25 @@ struct Acceptor {
 impl Acceptor {
     fn accept(&self) -> io::Result<OwnedFd> {
         let fd = match &self.source {
-            Source::Handed(queue) => ConnQueue::take_blocking(queue, &self.inner).ok_or_else(draining)?,
+            Source::Handed(queue) => {
+                ConnQueue::take_blocking(queue, &self.inner).ok_or_else(draining)?
+            }
             Source::Socket(listener, queue) => loop {
                 if *self.inner.draining().borrow() {
                     return Err(draining());
                 }
                 // What the primary hands over has waited already.
-                if let Some(fd) = queue.as_ref().map_or(Ok(None), |queue| queue.try_take(&self.inner)).map_err(|()| draining())? {
+                if let Some(fd) = queue
+                    .as_ref()
+                    .map_or(Ok(None), |queue| queue.try_take(&self.inner))
+                    .map_err(|()| draining())?
+                {
                     break fd;
                 }
                 match socket::accept(listener.as_fd()) {
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wait(listener, queue.as_deref())?,
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                        self.wait(listener, queue.as_deref())?
+                    }
                     other => break other?,
                 }
             },
@@ -271,13 +301,16 @@ impl TcpListener {
 
     /// Blocks until the next connection, which is in blocking mode.
     ///
-    /// # Errors
-    /// `ConnectionAborted` when this worker is to finish: there will be no more. Others as those of `std`.
+    /// # Errors `ConnectionAborted` when this worker is to finish: there will be no more. Others as
+    /// those of `std`.
     pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         loop {
             let fd = self.acceptor.accept()?;
             if let Some(peer) = socket::peer_address(&fd) {
-                return Ok((Counted::new(fd.into(), OpenConnection::new(&self.acceptor.inner)), peer));
+                return Ok((
+                    Counted::new(fd.into(), OpenConnection::new(&self.acceptor.inner)),
+                    peer,
+                ));
             }
         }
     }

@@ -1,9 +1,11 @@
-//! Closes what a hostile worker may have, where that can take time: its threads wait, the driver does not.
+//! Closes what a hostile worker may have, where that can take time: its threads wait, the driver
+//! does not.
 //!
-//! The last `close` of a TCP socket waits until everything is sent if somebody has set `SO_LINGER`, for up to 68 years, also if the socket does
-//! not block otherwise, and also where the kernel itself closes it: with a channel in which it lies, or because a message had more descriptors
-//! than were asked for. Whoever has a copy can set it at any moment. So the option is cleared, which is mostly enough, and the threads that wait
-//! all the same are interrupted.
+//! The last `close` of a TCP socket waits until everything is sent if somebody has set `SO_LINGER`,
+//! for up to 68 years, also if the socket does not block otherwise, and also where the kernel
+//! itself closes it: with a channel in which it lies, or because a message had more descriptors
+//! than were asked for. Whoever has a copy can set it at any moment. So the option is cleared,
+//! which is mostly enough, and the threads that wait all the same are interrupted.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -37,7 +39,8 @@ struct State {
     idle: usize,
     /// Each thread, and since when it has been closing something.
     threads: Vec<(Option<Thread>, Option<Instant>)>,
-    /// A thread that must not wait, and since when it has been in a call that can. Another one watches it.
+    /// A thread that must not wait, and since when it has been in a call that can. Another one
+    /// watches it.
     guarded: Option<(Thread, Instant)>,
     has_guard: bool,
     over: bool,
@@ -64,14 +67,16 @@ impl Closer {
         self.0.more.notify_one();
     }
 
-    /// Makes a call in which the kernel may close descriptors, and interrupts it when that takes too long.
+    /// Makes a call in which the kernel may close descriptors, and interrupts it when that takes
+    /// too long.
     pub(crate) fn guard<T>(&self, call: impl FnOnce() -> T) -> T {
         let thread = Thread::current();
         {
             let mut state = self.lock();
             if !state.has_guard {
                 let closer = self.clone();
-                let guard = std::thread::Builder::new().name("troop-guard".into()).stack_size(64 * 1024);
+                let guard =
+                    std::thread::Builder::new().name("troop-guard".into()).stack_size(64 * 1024);
                 state.has_guard = guard.spawn(move || closer.watch()).is_ok();
             }
             state.guarded = Some((thread, Instant::now()));
@@ -92,7 +97,12 @@ impl Closer {
             if since.elapsed() >= PATIENCE {
                 thread.interrupt();
             }
-            state = self.0.begun.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner).0;
+            state = self
+                .0
+                .begun
+                .wait_timeout(state, PATIENCE)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 
@@ -131,7 +141,8 @@ impl Closer {
     pub(crate) fn look(&self) -> bool {
         let state = self.lock();
         let busy = state.threads.iter().filter_map(|(thread, since)| Some(((*thread)?, (*since)?)));
-        busy.filter(|(_, since)| since.elapsed() >= PATIENCE).for_each(|(thread, _)| thread.interrupt());
+        busy.filter(|(_, since)| since.elapsed() >= PATIENCE)
+            .for_each(|(thread, _)| thread.interrupt());
         !state.waiting.is_empty() || state.threads.iter().any(|(_, since)| since.is_some())
     }
 }
@@ -154,7 +165,8 @@ impl Drop for Closing {
     }
 }
 
-/// A descriptor that came from a worker. Whoever drops it does not wait if the worker runs as another user.
+/// A descriptor that came from a worker. Whoever drops it does not wait if the worker runs as
+/// another user.
 #[derive(Debug)]
 pub(crate) struct Foreign {
     fd: Option<OwnedFd>,

@@ -28,8 +28,9 @@ impl Drop for OpenConnection {
     }
 }
 
-/// A connection from a listener of the cluster. It can be used as the stream inside, and counts as open at this worker until it is
-/// dropped or [taken out](Counted::into_inner); policies such as `least-connections` go by that count.
+/// A connection from a listener of the cluster. It can be used as the stream inside, and counts as
+/// open at this worker until it is dropped or [taken out](Counted::into_inner); policies such as
+/// `least-connections` go by that count.
 pub struct Counted<S> {
     stream: S,
     _open: OpenConnection,
@@ -79,13 +80,21 @@ impl<S: AsRawFd> AsRawFd for Counted<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 

@@ -10,7 +10,8 @@ use crate::WorkerId;
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong. The text fits "failed to …"; the cause, where there is one, is the [source](std::error::Error::source).
+/// What went wrong. The text fits "failed to …"; the cause, where there is one, is the
+/// [source](std::error::Error::source).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -43,15 +44,19 @@ pub enum Error {
         reason: String,
     },
     /// A worker was killed while the system killed processes for want of memory.
-    #[error("go on: it was killed by SIGKILL, and the system has killed processes for want of memory meanwhile")]
+    #[error(
+        "go on: it was killed by SIGKILL, and the system has killed processes for want of memory meanwhile"
+    )]
     OutOfMemory,
-    /// A worker was killed because it, and what it had started, needed more memory than its control group may have, in MiB.
+    /// A worker was killed because it, and what it had started, needed more memory than its control
+    /// group may have, in MiB.
     #[error("go on: it needed more memory than the {0} MiB of its control group")]
     OverMemory(u64),
     /// The channel to the other process is closed, or closed before an answer came.
     #[error("reach the other process: its channel is closed")]
     Closed,
-    /// Nothing more fits into the channel's queue at the moment; the other side does not read fast enough.
+    /// Nothing more fits into the channel's queue at the moment; the other side does not read fast
+    /// enough.
     #[error("queue the message: the channel is full")]
     Full,
     /// No answer came in time.
@@ -75,8 +80,11 @@ pub enum Error {
     /// The cluster is over.
     #[error("reach the cluster: its primary has ended")]
     ClusterOver,
-    /// The identity of a worker must be taken from the environment while the process has one thread.
-    #[error("take this worker's identity from the environment: other threads run already; call troop::role() first in main")]
+    /// The identity of a worker must be taken from the environment while the process has one
+    /// thread.
+    #[error(
+        "take this worker's identity from the environment: other threads run already; call troop::role() first in main"
+    )]
     TooLate,
     /// The environment says that this process is a worker, but its channel is unusable.
     #[error("use the channel in NODE_CHANNEL_FD={value}: {reason}")]
@@ -89,7 +97,8 @@ pub enum Error {
     /// No worker became ready, or none was any more, so no more were started.
     #[error("keep the workers running: {0}")]
     GaveUp(String),
-    /// This process, or the system, is short of descriptors or memory. Said once per ten seconds, with how often it happened since.
+    /// This process, or the system, is short of descriptors or memory. Said once per ten seconds,
+    /// with how often it happened since.
     #[error("{doing}: {advice} ({times} times since this was last said)")]
     Short {
         /// What was being done.
@@ -106,7 +115,9 @@ pub enum Error {
     #[error("use the settings: {0}")]
     Settings(String),
     /// This worker's identity was taken before; there is only one.
-    #[error("take this worker's identity: it was taken before, by an earlier call of troop::role or troop::worker")]
+    #[error(
+        "take this worker's identity: it was taken before, by an earlier call of troop::role or troop::worker"
+    )]
     RoleTaken,
     /// This process was started as a worker and does not know it, so it must not start workers.
     #[error("start workers: this process is a worker itself: {0}")]
@@ -139,13 +150,19 @@ impl Error {
         match self {
             Error::Spawn { program, step, .. } => program.len() + step.len(),
             Error::Listen { address, .. } => address.len(),
-            Error::Address { address: text, reason } | Error::Channel { value: text, reason } => text.len() + reason.len(),
-            Error::Refused(text) | Error::GaveUp(text) | Error::Settings(text) | Error::Short { advice: text, .. } => text.len(),
+            Error::Address { address: text, reason } | Error::Channel { value: text, reason } => {
+                text.len() + reason.len()
+            }
+            Error::Refused(text)
+            | Error::GaveUp(text)
+            | Error::Settings(text)
+            | Error::Short { advice: text, .. } => text.len(),
             _ => 0,
         }
     }
 
-    /// The error and all its causes in one line, safe to show; only a [`GaveUp`](Error::GaveUp) has more, with a worker's last lines.
+    /// The error and all its causes in one line, safe to show; only a [`GaveUp`](Error::GaveUp) has
+    /// more, with a worker's last lines.
     #[must_use]
     pub fn chain(&self) -> String {
         let mut text = format!("failed to {self}");

@@ -41,17 +41,23 @@ pub enum Event {
     Request(WorkerHandle, Request),
     /// A worker broke a rule of the channel. With `true` it was killed for it.
     Misbehaved(WorkerHandle, Violation, bool),
-    /// A worker does not take the connections that wait for it, and they go to others (`true`); or it does again. Where the kernel chooses
-    /// ([`Scheduling::Steered`](crate::Scheduling::Steered)) this is seen by a queue that does not move.
+    /// A worker does not take the connections that wait for it, and they go to others (`true`); or
+    /// it does again. Where the kernel chooses
+    /// ([`Scheduling::Steered`](crate::Scheduling::Steered)) this is seen by a queue that does not
+    /// move.
     Stalled(WorkerHandle, bool),
-    /// A worker has failed its [`HealthCheck`](crate::HealthCheck): why. After enough of them it is replaced.
+    /// A worker has failed its [`HealthCheck`](crate::HealthCheck): why. After enough of them it is
+    /// replaced.
     Unhealthy(WorkerHandle, String),
-    /// A listener is not steered by the kernel as was chosen, or not with a socket for each worker: why, and what is done instead.
+    /// A listener is not steered by the kernel as was chosen, or not with a socket for each worker:
+    /// why, and what is done instead.
     NotSteered(Address, String),
-    /// A listener was closed because no worker has it any more and nobody who is starting may ask for it, or while connections waited for a
-    /// worker: where it was bound, and how many connections waited. Those are closed.
+    /// A listener was closed because no worker has it any more and nobody who is starting may ask
+    /// for it, or while connections waited for a worker: where it was bound, and how many
+    /// connections waited. Those are closed.
     ListenerClosed(Address, usize),
-    /// A listener that clients could not reach, or would not have been able to, can be reached again: what had happened.
+    /// A listener that clients could not reach, or would not have been able to, can be reached
+    /// again: what had happened.
     ListenerRestored(Address, String),
     /// Clients do not reach a listener: why, and what helps.
     ListenerLost(Address, String),
@@ -61,7 +67,8 @@ pub enum Event {
     Missed(u64),
 }
 
-/// One line, in which nothing that a worker has said is obeyed by a terminal or forges another line: see [`text`](crate::text).
+/// One line, in which nothing that a worker has said is obeyed by a terminal or forges another
+/// line: see [`text`](crate::text).
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.write(&mut Escaping(f))
@@ -75,7 +82,9 @@ impl Event {
             Event::Fork(w) => write!(f, "worker {} started, pid {}", w.id(), w.pid()),
             Event::Online(w) => write!(f, "worker {} online", w.id()),
             Event::Listening(w, at) => write!(f, "worker {} listening on {at}", w.id()),
-            Event::Message(w, m) => write!(f, "worker {} sent a message of {} bytes", w.id(), m.as_json().len()),
+            Event::Message(w, m) => {
+                write!(f, "worker {} sent a message of {} bytes", w.id(), m.as_json().len())
+            }
             Event::Disconnect(w) => write!(f, "worker {} disconnected", w.id()),
             Event::Exit(w, how @ ExitHow::Signal(signal)) if w.was_ended_by(*signal) => {
                 write!(f, "worker {} was ended by troop: {how}", w.id())
@@ -86,16 +95,26 @@ impl Event {
             Event::Exit(w, how) => write!(f, "worker {} died: {how}", w.id()),
             Event::Error(Some(w), e) => write!(f, "worker {}: {}", w.id(), e.chain()),
             Event::Error(None, e) => f.write_str(&e.chain()),
-            Event::Request(w, r) => write!(f, "worker {} asked something, {} bytes", w.id(), r.as_json().len()),
-            Event::Misbehaved(w, what, true) => write!(f, "worker {} was killed because it sent {what}", w.id()),
+            Event::Request(w, r) => {
+                write!(f, "worker {} asked something, {} bytes", w.id(), r.as_json().len())
+            }
+            Event::Misbehaved(w, what, true) => {
+                write!(f, "worker {} was killed because it sent {what}", w.id())
+            }
             Event::Misbehaved(w, what, false) => write!(f, "worker {} sent {what}", w.id()),
-            Event::Stalled(w, true) => write!(f, "worker {} does not take its connections; others get them", w.id()),
+            Event::Stalled(w, true) => {
+                write!(f, "worker {} does not take its connections; others get them", w.id())
+            }
             Event::Stalled(w, false) => write!(f, "worker {} takes connections again", w.id()),
-            Event::Unhealthy(w, why) => write!(f, "worker {}: {:.MAX_SHOWN$}", w.id(), escaped(why)),
+            Event::Unhealthy(w, why) => {
+                write!(f, "worker {}: {:.MAX_SHOWN$}", w.id(), escaped(why))
+            }
             Event::ListenerRestored(at, why) => write!(f, "{at} is reached again: {why}"),
             Event::ListenerLost(at, why) => write!(f, "{at} is not reached: {why}"),
             Event::NotSteered(at, why) => write!(f, "{at}: {why}"),
-            Event::ListenerClosed(at, 0) => write!(f, "{at} is closed: no worker listens there any more"),
+            Event::ListenerClosed(at, 0) => {
+                write!(f, "{at} is closed: no worker listens there any more")
+            }
             Event::ListenerClosed(at, dropped) => {
                 write!(
                     f,
@@ -111,23 +130,42 @@ impl Event {
 fn fmt_progress(progress: &Progress, f: &mut impl fmt::Write) -> fmt::Result {
     match progress {
         // The end of a worker has been told; why one could not be started has not.
-        Progress::Restarting { delay, cause: Cause::NotStarted(reason) } => write!(f, "{reason}; trying again in {delay:.1?}"),
-        Progress::NotRestarting { worker, how } => write!(f, "worker {worker} ended for good: {how}"),
+        Progress::Restarting { delay, cause: Cause::NotStarted(reason) } => {
+            write!(f, "{reason}; trying again in {delay:.1?}")
+        }
+        Progress::NotRestarting { worker, how } => {
+            write!(f, "worker {worker} ended for good: {how}")
+        }
         Progress::Recycling { worker, reason } => write!(f, "replacing worker {worker}: {reason}"),
-        Progress::RecycleFailed { worker, reason } => write!(f, "worker {worker} goes on: {reason}"),
+        Progress::RecycleFailed { worker, reason } => {
+            write!(f, "worker {worker} goes on: {reason}")
+        }
         Progress::RollingBack { workers } => write!(f, "reload: going back with {workers} workers"),
-        Progress::RollBackFailed { reason } => write!(f, "reload: going back did not work, it is tried again: {reason}"),
+        Progress::RollBackFailed { reason } => {
+            write!(f, "reload: going back did not work, it is tried again: {reason}")
+        }
         Progress::Pausing => f.write_str("pausing: the workers finish, the listeners stay"),
         Progress::Degraded { ready: 0, .. } => f.write_str("degraded: no worker is ready"),
-        Progress::Degraded { ready, wanted } => write!(f, "degraded: {ready} of {wanted} workers are ready"),
-        Progress::Recovering { ready, wanted } => write!(f, "recovering: {ready} of {wanted} workers are ready again"),
-        Progress::NotReady { worker, within } => write!(f, "worker {worker} was not ready within {within:.0?} and is ended"),
+        Progress::Degraded { ready, wanted } => {
+            write!(f, "degraded: {ready} of {wanted} workers are ready")
+        }
+        Progress::Recovering { ready, wanted } => {
+            write!(f, "recovering: {ready} of {wanted} workers are ready again")
+        }
+        Progress::NotReady { worker, within } => {
+            write!(f, "worker {worker} was not ready within {within:.0?} and is ended")
+        }
         Progress::Recovered { workers } => write!(f, "all {workers} workers are ready again"),
-        Progress::Restarting { delay, .. } if delay.is_zero() => f.write_str("starting a new worker"),
+        Progress::Restarting { delay, .. } if delay.is_zero() => {
+            f.write_str("starting a new worker")
+        }
         Progress::Restarting { delay, .. } => write!(f, "starting a new worker in {delay:.1?}"),
         Progress::ReloadStarted { workers } => write!(f, "reload: replacing {workers} workers"),
         Progress::Awaiting { worker, at } => {
-            write!(f, "waiting for worker {worker} to listen on {at}, as the one that it replaces does")
+            write!(
+                f,
+                "waiting for worker {worker} to listen on {at}, as the one that it replaces does"
+            )
         }
         Progress::PutOff { worker } => {
             write!(
@@ -135,7 +173,9 @@ fn fmt_progress(progress: &Progress, f: &mut impl fmt::Write) -> fmt::Result {
                 "worker {worker} does not listen where only the one that it was to replace does; the others are replaced first"
             )
         }
-        Progress::Replaced { old, new } => write!(f, "reload: worker {new} takes over from worker {old}"),
+        Progress::Replaced { old, new } => {
+            write!(f, "reload: worker {new} takes over from worker {old}")
+        }
         Progress::ReloadFinished => f.write_str("reload: done"),
         Progress::ReloadFailed { reason, then } => {
             let then = match then {
@@ -147,9 +187,13 @@ fn fmt_progress(progress: &Progress, f: &mut impl fmt::Write) -> fmt::Result {
             };
             write!(f, "reload failed: {reason}{then}")
         }
-        Progress::ReloadRefused => f.write_str("reload refused: one is under way, or the cluster is stopping"),
+        Progress::ReloadRefused => {
+            f.write_str("reload refused: one is under way, or the cluster is stopping")
+        }
         Progress::Stopping => f.write_str("stopping"),
-        Progress::GraceOver(worker) => write!(f, "worker {worker} did not finish in time and is killed"),
+        Progress::GraceOver(worker) => {
+            write!(f, "worker {worker} did not finish in time and is killed")
+        }
         Progress::GivingUp(why) => write!(f, "giving up: {why}"),
     }
 }
@@ -167,12 +211,14 @@ impl Weigh for Event {
             Event::Fork(_) => WORKER_BYTES,
             // With what it wrote last to standard error.
             Event::Exit(..) => crate::primary::MAX_TAIL,
-            Event::Listening(_, at) | Event::ListenerClosed(at, _) | Event::Supervision(Progress::Awaiting { at, .. }) => {
-                address(at)
-            }
+            Event::Listening(_, at)
+            | Event::ListenerClosed(at, _)
+            | Event::Supervision(Progress::Awaiting { at, .. }) => address(at),
             Event::NotSteered(at, why) => address(at) + why.len(),
             Event::Unhealthy(_, why) => why.len(),
-            Event::Misbehaved(_, Violation::Malformed(what) | Violation::Forbidden(what), _) => what.len(),
+            Event::Misbehaved(_, Violation::Malformed(what) | Violation::Forbidden(what), _) => {
+                what.len()
+            }
             Event::Error(_, e) => e.weight(),
             Event::Supervision(
                 Progress::Restarting { cause: Cause::NotStarted(reason), .. }
@@ -191,8 +237,9 @@ impl Weigh for Event {
     }
 }
 
-/// The events of a cluster, from the moment this was made. For a slow reader up to 16 MiB are kept (each event counts 128 bytes and its
-/// message or text, a socket 16 KiB), then the oldest are dropped and the reader is told how many by [`Event::Missed`].
+/// The events of a cluster, from the moment this was made. For a slow reader up to 16 MiB are kept
+/// (each event counts 128 bytes and its message or text, a socket 16 KiB), then the oldest are
+/// dropped and the reader is told how many by [`Event::Missed`].
 #[derive(Debug)]
 pub struct Events {
     reader: Reader<Event>,
@@ -209,7 +256,8 @@ impl Events {
         self.reader.try_next()
     }
 
-    /// Blocks until the next event, the end of the cluster (`None`), or the end of the time (`None`).
+    /// Blocks until the next event, the end of the cluster (`None`), or the end of the time
+    /// (`None`).
     pub fn next_blocking(&mut self, timeout: Duration) -> Option<Event> {
         self.reader.next_blocking(timeout)
     }
@@ -285,7 +333,10 @@ mod tests {
         let mut batch: Vec<_> = (0..kept + 10).map(|n| Event::Missed(n as u64)).collect();
         bus.publish(&mut batch);
         assert!(matches!(events.try_next(), Some(Event::Missed(10))));
-        assert!(matches!(events.try_next(), Some(Event::Missed(10))), "the first that was kept is number 10");
+        assert!(
+            matches!(events.try_next(), Some(Event::Missed(10))),
+            "the first that was kept is number 10"
+        );
         bus.close();
         assert_eq!(std::iter::from_fn(|| events.next_blocking(Duration::ZERO)).count(), kept - 1);
     }

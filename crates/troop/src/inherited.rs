@@ -1,4 +1,5 @@
-//! Sockets that were open when this process started, mostly because systemd, or somebody like it, has opened them: `sd_listen_fds(3)`.
+//! Sockets that were open when this process started, mostly because systemd, or somebody like it,
+//! has opened them: `sd_listen_fds(3)`.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -15,8 +16,9 @@ const FIRST: i32 = 3;
 /// More than anybody gives.
 const MOST: i32 = 1024;
 
-/// A listening, or bound, socket of this process that workers may have: where they ask for the same address, and by its number
-/// (`server.listen({ fd: 3 })`, [`Listen::fd`](crate::Listen::fd)). No other descriptor of this process can be asked for.
+/// A listening, or bound, socket of this process that workers may have: where they ask for the same
+/// address, and by its number (`server.listen({ fd: 3 })`, [`Listen::fd`](crate::Listen::fd)). No
+/// other descriptor of this process can be asked for.
 #[derive(Debug, Clone)]
 pub struct InheritedSocket {
     name: String,
@@ -27,10 +29,11 @@ pub struct InheritedSocket {
 }
 
 impl InheritedSocket {
-    /// All that are meant for this process: `LISTEN_PID` is its own number, or absent. Can be called again.
+    /// All that are meant for this process: `LISTEN_PID` is its own number, or absent. Can be
+    /// called again.
     ///
-    /// # Errors
-    /// [`Error::Settings`] if `LISTEN_FDS` makes no sense, or there is no socket where one should be.
+    /// # Errors [`Error::Settings`] if `LISTEN_FDS` makes no sense, or there is no socket where one
+    /// should be.
     pub fn all() -> Result<Vec<InheritedSocket>> {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let Some(count) = variable("LISTEN_FDS") else { return Ok(Vec::new()) };
@@ -49,14 +52,18 @@ impl InheritedSocket {
         let mut sockets = Vec::new();
         for at in FIRST..FIRST + number {
             // Nobody else should find the original.
-            let socket = socket::borrow_number(at).map_err(|e| wrong(format!("descriptor {at}: {e}")))?;
+            let socket =
+                socket::borrow_number(at).map_err(|e| wrong(format!("descriptor {at}: {e}")))?;
             match socket::kind(&socket) {
                 Ok(Kind::TcpListener | Kind::UnixListener | Kind::Udp { .. }) => {}
                 _ => return Err(wrong(format!("descriptor {at} is no listening socket"))),
             }
             sockets.push(InheritedSocket {
                 number: at,
-                name: names.next().filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown".into()),
+                name: names
+                    .next()
+                    .filter(|name| !name.is_empty())
+                    .unwrap_or_else(|| "unknown".into()),
                 options: Arc::new(Options::of(&socket)),
                 socket: Arc::new(socket),
             });
@@ -64,26 +71,36 @@ impl InheritedSocket {
         Ok(sockets)
     }
 
-    /// One that is known by its number alone: it came from whoever has started this process, or the program has opened it itself. A copy is
-    /// kept, so that the number means this socket even if it is closed and used again.
+    /// One that is known by its number alone: it came from whoever has started this process, or the
+    /// program has opened it itself. A copy is kept, so that the number means this socket even if
+    /// it is closed and used again.
     ///
-    /// # Errors
-    /// [`Error::Settings`] if there is no such descriptor, or it is neither a listening nor a bound socket, or a standard stream.
+    /// # Errors [`Error::Settings`] if there is no such descriptor, or it is neither a listening
+    /// nor a bound socket, or a standard stream.
     pub fn at(number: std::os::fd::RawFd) -> Result<InheritedSocket> {
-        let wrong = |why: String| Error::Settings(format!("descriptor {number} cannot be offered to workers: {why}"));
+        let wrong = |why: String| {
+            Error::Settings(format!("descriptor {number} cannot be offered to workers: {why}"))
+        };
         if number < FIRST {
             return Err(wrong("0, 1 and 2 are the standard streams".into()));
         }
         let socket = socket::borrow_number(number).map_err(|e| wrong(e.to_string()))?;
         let is_bound = match socket::kind(&socket) {
-            Ok(Kind::TcpListener | Kind::Udp { .. }) => socket::local_address(&socket).is_some_and(|at| at.port() != 0),
+            Ok(Kind::TcpListener | Kind::Udp { .. }) => {
+                socket::local_address(&socket).is_some_and(|at| at.port() != 0)
+            }
             Ok(Kind::UnixListener) => socket::is_named(&socket),
             _ => false,
         };
         if !is_bound {
             return Err(wrong("it is neither a listening nor a bound socket".into()));
         }
-        Ok(InheritedSocket { name: "unknown".into(), number, options: Arc::new(Options::of(&socket)), socket: Arc::new(socket) })
+        Ok(InheritedSocket {
+            name: "unknown".into(),
+            number,
+            options: Arc::new(Options::of(&socket)),
+            socket: Arc::new(socket),
+        })
     }
 
     /// The number by which workers can ask for it.
@@ -94,22 +111,28 @@ impl InheritedSocket {
 
     /// What the core knows of it.
     pub(crate) fn offered(&self) -> Offered {
-        let at = match (socket::kind(self.socket.as_fd()), socket::local_address(self.socket.as_fd())) {
-            (Ok(kind), Some(at)) => Some(Address {
-                address: Some(at.ip().to_canonical().to_string()),
-                port: Some(at.port().into()),
-                address_type: match (kind, at.is_ipv4()) {
-                    (Kind::Udp { .. }, true) => AddressType::Udp4,
-                    (Kind::Udp { .. }, false) => AddressType::Udp6,
-                    (_, true) => AddressType::Tcp4,
-                    (_, false) => AddressType::Tcp6,
-                },
-                fd: None,
-            }),
-            _ => socket::local_path(self.socket.as_fd())
-                .and_then(|path| path.into_os_string().into_string().ok())
-                .map(|path| Address { address: Some(path), port: Some(-1), address_type: AddressType::Unix, fd: None }),
-        };
+        let at =
+            match (socket::kind(self.socket.as_fd()), socket::local_address(self.socket.as_fd())) {
+                (Ok(kind), Some(at)) => Some(Address {
+                    address: Some(at.ip().to_canonical().to_string()),
+                    port: Some(at.port().into()),
+                    address_type: match (kind, at.is_ipv4()) {
+                        (Kind::Udp { .. }, true) => AddressType::Udp4,
+                        (Kind::Udp { .. }, false) => AddressType::Udp6,
+                        (_, true) => AddressType::Tcp4,
+                        (_, false) => AddressType::Tcp6,
+                    },
+                    fd: None,
+                }),
+                _ => socket::local_path(self.socket.as_fd())
+                    .and_then(|path| path.into_os_string().into_string().ok())
+                    .map(|path| Address {
+                        address: Some(path),
+                        port: Some(-1),
+                        address_type: AddressType::Unix,
+                        fd: None,
+                    }),
+            };
         Offered { number: self.number, at }
     }
 
@@ -122,7 +145,8 @@ impl InheritedSocket {
     /// Where it is bound.
     #[must_use]
     pub fn address(&self) -> String {
-        match (socket::local_path(self.socket.as_fd()), socket::local_address(self.socket.as_fd())) {
+        match (socket::local_path(self.socket.as_fd()), socket::local_address(self.socket.as_fd()))
+        {
             (Some(path), _) => path.display().to_string(),
             (None, Some(address)) => address.to_string(),
             (None, None) => "?".into(),
@@ -136,7 +160,8 @@ impl InheritedSocket {
 
     /// Leaves all of them to the program that this process is about to become by `exec`.
     pub fn leave_all() {
-        let count = std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse().ok()).unwrap_or(0);
+        let count =
+            std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse().ok()).unwrap_or(0);
         for at in FIRST..FIRST + i32::clamp(count, 0, MOST) {
             let _ = socket::leave_to_exec(at);
         }
@@ -148,18 +173,27 @@ impl InheritedSocket {
         let bound = socket::local_address(self.socket.as_fd());
         let is_at = |address: Option<&str>, port: u16| {
             bound.is_some_and(|bound| {
-                let same = address.map_or(bound.ip().is_unspecified(), |address| address.parse() == Ok(bound.ip()));
+                let same = address.map_or(bound.ip().is_unspecified(), |address| {
+                    address.parse() == Ok(bound.ip())
+                });
                 bound.port() == port && same
             })
         };
         match target {
-            Bind::Tcp { address, port, .. } => kind == Some(Kind::TcpListener) && is_at(address.as_deref(), *port),
-            Bind::Udp { address, port, .. } => matches!(kind, Some(Kind::Udp { .. })) && is_at(address.as_deref(), *port),
+            Bind::Tcp { address, port, .. } => {
+                kind == Some(Kind::TcpListener) && is_at(address.as_deref(), *port)
+            }
+            Bind::Udp { address, port, .. } => {
+                matches!(kind, Some(Kind::Udp { .. })) && is_at(address.as_deref(), *port)
+            }
             Bind::Unix { path, .. } => {
                 kind == Some(Kind::UnixListener)
-                    && socket::local_path(self.socket.as_fd()).is_some_and(|own| own.to_str() == Some(path.as_str()))
+                    && socket::local_path(self.socket.as_fd())
+                        .is_some_and(|own| own.to_str() == Some(path.as_str()))
             }
-            Bind::Fd { fd, udp } => self.number == *fd && *udp == matches!(kind, Some(Kind::Udp { .. })),
+            Bind::Fd { fd, udp } => {
+                self.number == *fd && *udp == matches!(kind, Some(Kind::Udp { .. }))
+            }
         }
     }
 }

@@ -41,7 +41,11 @@ impl Held {
     /// Whoever drops it untaken does not wait if there is a `closer`.
     pub(crate) fn new(handle: Handle, count: &Arc<AtomicUsize>, closer: Option<&Closer>) -> Held {
         count.fetch_add(1, Ordering::Relaxed);
-        Held { handle: Some(handle), counted: Some(Counted(count.clone())), closer: closer.cloned() }
+        Held {
+            handle: Some(handle),
+            counted: Some(Counted(count.clone())),
+            closer: closer.cloned(),
+        }
     }
 
     /// One whose sender is trusted.
@@ -88,11 +92,14 @@ impl Message {
         self.handle.is_some()
     }
 
-    /// Takes the socket that came with the message. Among several readers of the same events the first one gets it; a socket that
-    /// nobody takes is closed with the last copy of the message.
+    /// Takes the socket that came with the message. Among several readers of the same events the
+    /// first one gets it; a socket that nobody takes is closed with the last copy of the message.
     #[must_use]
     pub fn take_handle(&self) -> Option<Handle> {
-        self.handle.as_ref().and_then(|h| h.lock().unwrap_or_else(PoisonError::into_inner).take()).and_then(Held::take)
+        self.handle
+            .as_ref()
+            .and_then(|h| h.lock().unwrap_or_else(PoisonError::into_inner).take())
+            .and_then(Held::take)
     }
 
     pub(crate) fn weight(&self) -> usize {
@@ -103,14 +110,19 @@ impl Message {
 
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Message").field("body", &self.body).field("handle", &self.has_handle()).finish()
+        f.debug_struct("Message")
+            .field("body", &self.body)
+            .field("handle", &self.has_handle())
+            .finish()
     }
 }
 
-/// An open socket on its way between processes, as Node passes them: `net.Socket`, `net.Server`, `dgram.Socket`.
+/// An open socket on its way between processes, as Node passes them: `net.Socket`, `net.Server`,
+/// `dgram.Socket`.
 ///
-/// All are in blocking mode on the side that receives them here, as those of `std` are; call `set_nonblocking` before giving one to
-/// tokio. The mode belongs to the socket, not to one process's copy: a sender that keeps a copy shares it.
+/// All are in blocking mode on the side that receives them here, as those of `std` are; call
+/// `set_nonblocking` before giving one to tokio. The mode belongs to the socket, not to one
+/// process's copy: a sender that keeps a copy shares it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Handle {
@@ -147,7 +159,9 @@ impl Handle {
         match self {
             Handle::TcpStream(_) | Handle::UnixStream(_) => HandleKind::Socket,
             Handle::TcpListener(_) | Handle::UnixListener(_) => HandleKind::Server,
-            Handle::UdpSocket(s) => HandleKind::Dgram { ipv6: s.local_addr().is_ok_and(|a| a.is_ipv6()) },
+            Handle::UdpSocket(s) => {
+                HandleKind::Dgram { ipv6: s.local_addr().is_ok_and(|a| a.is_ipv6()) }
+            }
         }
     }
 }
@@ -194,10 +208,12 @@ handle_from! {
     UnixListener(std::os::unix::net::UnixListener),
 }
 
-/// A question from the other side. Answer it with [`Request::reply`]; one that is dropped is refused, so that nobody waits in vain.
+/// A question from the other side. Answer it with [`Request::reply`]; one that is dropped is
+/// refused, so that nobody waits in vain.
 ///
-/// On the wire it is an ordinary message, `{"troop":"request","id":N,"body":…}`, answered by `{"troop":"reply","id":N,"body":…}` or
-/// `{"troop":"reply","id":N,"error":"…"}`, so that programs in any language can take part.
+/// On the wire it is an ordinary message, `{"troop":"request","id":N,"body":…}`, answered by
+/// `{"troop":"reply","id":N,"body":…}` or `{"troop":"reply","id":N,"error":"…"}`, so that programs
+/// in any language can take part.
 #[derive(Clone)]
 pub struct Request {
     body: Box<str>,
@@ -239,17 +255,19 @@ impl Request {
         &self.body
     }
 
-    /// Answers. Only the first answer counts, also among several readers of the same events. Never blocks.
+    /// Answers. Only the first answer counts, also among several readers of the same events. Never
+    /// blocks.
     ///
-    /// # Errors
-    /// [`Error::Json`](crate::Error::Json) if the answer cannot be turned into JSON; the request is still open then.
+    /// # Errors [`Error::Json`](crate::Error::Json) if the answer cannot be turned into JSON; the
+    /// request is still open then.
     pub fn reply<T: Serialize>(&self, answer: &T) -> Result<()> {
         let body = serde_json::to_string(answer)?;
         self.send(Ok(&body));
         Ok(())
     }
 
-    /// Refuses, with a reason that the asking side gets as [`Error::Refused`](crate::Error::Refused).
+    /// Refuses, with a reason that the asking side gets as
+    /// [`Error::Refused`](crate::Error::Refused).
     pub fn refuse(&self, reason: &str) {
         self.send(Err(reason));
     }
@@ -276,7 +294,10 @@ pub(crate) fn reply_line(id: u64, answer: std::result::Result<&str, &str>) -> St
     match answer {
         Ok(body) => format!("{{\"troop\":\"reply\",\"id\":{id},\"body\":{body}}}"),
         Err(reason) => {
-            format!("{{\"troop\":\"reply\",\"id\":{id},\"error\":{}}}", troop_core::wire::outgoing::quote(reason))
+            format!(
+                "{{\"troop\":\"reply\",\"id\":{id},\"error\":{}}}",
+                troop_core::wire::outgoing::quote(reason)
+            )
         }
     }
 }
@@ -300,13 +321,21 @@ pub(crate) fn classify(body: &str) -> Content<'_> {
         #[serde(default)]
         error: Option<String>,
     }
-    if !body.starts_with("{\"troop\":\"re") && memchr::memmem::find(body.as_bytes(), b"\"troop\"").is_none() {
+    if !body.starts_with("{\"troop\":\"re")
+        && memchr::memmem::find(body.as_bytes(), b"\"troop\"").is_none()
+    {
         return Content::Message;
     }
     match serde_json::from_str::<Fields<'_>>(body) {
-        Ok(Fields { troop: "request", id, body, .. }) => Content::Request { id, body: body.map_or("null", |b| b.get()) },
-        Ok(Fields { troop: "reply", id, error: Some(error), .. }) => Content::Reply { id, result: Err(error) },
-        Ok(Fields { troop: "reply", id, body, .. }) => Content::Reply { id, result: Ok(body.map_or("null", |b| b.get())) },
+        Ok(Fields { troop: "request", id, body, .. }) => {
+            Content::Request { id, body: body.map_or("null", |b| b.get()) }
+        }
+        Ok(Fields { troop: "reply", id, error: Some(error), .. }) => {
+            Content::Reply { id, result: Err(error) }
+        }
+        Ok(Fields { troop: "reply", id, body, .. }) => {
+            Content::Reply { id, result: Ok(body.map_or("null", |b| b.get())) }
+        }
         _ => Content::Message,
     }
 }

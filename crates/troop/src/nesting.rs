@@ -1,4 +1,5 @@
-//! Whether this process may start workers. A worker that takes itself for a primary starts copies of itself, and they start more.
+//! Whether this process may start workers. A worker that takes itself for a primary starts copies
+//! of itself, and they start more.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -29,7 +30,11 @@ fn start() -> &'static Start {
     START.get_or_init(|| {
         let [unique_id, activated, depth] = environment::at_start([UNIQUE_ID, ACTIVATED, DEPTH]);
         let depth = depth.and_then(|depth| depth.to_str()?.parse().ok()).unwrap_or(0);
-        Start { unique_id: unique_id.filter(|id| !id.is_empty()), activated: activated.is_some(), depth }
+        Start {
+            unique_id: unique_id.filter(|id| !id.is_empty()),
+            activated: activated.is_some(),
+            depth,
+        }
     })
 }
 
@@ -40,8 +45,8 @@ pub(crate) fn depth_of_workers() -> u32 {
 
 /// Whether this process may be a primary.
 ///
-/// # Errors
-/// [`Error::RoleNotTaken`] if it was started as a worker and has not taken its role, [`Error::Settings`] below too many primaries.
+/// # Errors [`Error::RoleNotTaken`] if it was started as a worker and has not taken its role,
+/// [`Error::Settings`] below too many primaries.
 pub(crate) fn may_be_primary() -> Result<()> {
     let start = start();
     if let Some(id) = start.unique_id.as_ref().filter(|_| !role::is_taken()) {
@@ -61,7 +66,8 @@ pub(crate) fn may_be_primary() -> Result<()> {
     Ok(())
 }
 
-/// The same for a program such as Node, which has taken the role in its own way when the variable is gone.
+/// The same for a program such as Node, which has taken the role in its own way when the variable
+/// is gone.
 ///
 /// # Errors
 /// As [`may_be_primary`].
@@ -109,7 +115,8 @@ fn is_own_copy(settings: &Settings, extra: &BTreeMap<OsString, OsString>) -> boo
         let own = std::env::current_exe().ok();
         own.is_some() && path.canonicalize().ok() == own
     });
-    let is_known = |(name, value): (&OsString, &OsString)| std::env::var_os(name).as_ref() == Some(value);
+    let is_known =
+        |(name, value): (&OsString, &OsString)| std::env::var_os(name).as_ref() == Some(value);
     is_own_program
         && settings.exec.is_none()
         && settings.exec_argv.is_empty()

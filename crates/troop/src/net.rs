@@ -15,7 +15,10 @@ use crate::worker::{ConnQueue, Opened, Registration, Source, Worker};
 
 /// The error of an accept on a listener that is closed because its worker is to finish.
 pub(crate) fn draining() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "the listener is closed because this worker is to finish")
+    io::Error::new(
+        io::ErrorKind::ConnectionAborted,
+        "the listener is closed because this worker is to finish",
+    )
 }
 
 /// A TCP connection: tokio's, and see [`Counted`].
@@ -43,7 +46,8 @@ enum Kind<L> {
     Own(L, Option<Arc<ConnQueue>>),
 }
 
-/// What comes from the primary (first, because it has waited already), for a listener that accepts by itself.
+/// What comes from the primary (first, because it has waited already), for a listener that accepts
+/// by itself.
 async fn handed(queue: Option<&ConnQueue>, worker: &Worker) -> io::Result<OwnedFd> {
     match queue {
         // Closed when this worker is to finish.
@@ -57,8 +61,9 @@ async fn handed(queue: Option<&ConnQueue>, worker: &Worker) -> io::Result<OwnedF
 
 impl TcpListener {
     pub(crate) fn new(opened: Opened, worker: &Worker) -> Result<TcpListener> {
-        let address =
-            opened.name.ok_or_else(|| Error::Settings("the listener has no IP address; is it a Unix socket?".into()))?;
+        let address = opened.name.ok_or_else(|| {
+            Error::Settings("the listener has no IP address; is it a Unix socket?".into())
+        })?;
         let source = match opened.source {
             Source::Handed(queue) => Kind::Handed(queue),
             Source::Socket(fd, queue) => {
@@ -66,7 +71,12 @@ impl TcpListener {
                 Kind::Own(listener.map_err(Error::io("give the listener to the runtime"))?, queue)
             }
         };
-        Ok(TcpListener { source, address, worker: worker.clone(), _registration: opened.registration })
+        Ok(TcpListener {
+            source,
+            address,
+            worker: worker.clone(),
+            _registration: opened.registration,
+        })
     }
 
     #[cfg(feature = "axum")]
@@ -82,15 +92,17 @@ impl TcpListener {
         Ok(self.address)
     }
 
-    /// The next connection. A connection counts as taken by this worker when this returns; what waits meanwhile can still be given to
-    /// another one. Cancel safe.
+    /// The next connection. A connection counts as taken by this worker when this returns; what
+    /// waits meanwhile can still be given to another one. Cancel safe.
     ///
-    /// # Errors
-    /// `ConnectionAborted` when this worker [is to finish](Worker::draining): there will be no more. Others as tokio's.
+    /// # Errors `ConnectionAborted` when this worker [is to finish](Worker::draining): there will
+    /// be no more. Others as tokio's.
     pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         loop {
             let fd = match &self.source {
-                Kind::Handed(queue) => queue.take(self.worker.inner()).await.ok_or_else(draining)?,
+                Kind::Handed(queue) => {
+                    queue.take(self.worker.inner()).await.ok_or_else(draining)?
+                }
                 Kind::Own(listener, queue) => tokio::select! {
                     biased;
                     fd = handed(queue.as_deref(), &self.worker) => fd?,
@@ -129,7 +141,13 @@ impl UnixListener {
             }
         };
         let path = opened.path.unwrap_or_default().into();
-        Ok(UnixListener { source, path, worker: worker.clone(), _registration: opened.registration, _file: opened.file })
+        Ok(UnixListener {
+            source,
+            path,
+            worker: worker.clone(),
+            _registration: opened.registration,
+            _file: opened.file,
+        })
     }
 
     #[cfg(feature = "axum")]
@@ -174,12 +192,17 @@ mod axum_listeners {
 
     use super::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-    /// axum's contract: errors are not returned. Those of one connection are skipped; a listener that is closed waits for the graceful
-    /// shutdown, which the same event starts; lack of descriptors is waited out.
+    /// axum's contract: errors are not returned. Those of one connection are skipped; a listener
+    /// that is closed waits for the graceful shutdown, which the same event starts; lack of
+    /// descriptors is waited out.
     async fn after(error: io::Error) {
         match error.kind() {
-            io::ErrorKind::ConnectionAborted if error.raw_os_error().is_none() => std::future::pending().await,
-            io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused => {}
+            io::ErrorKind::ConnectionAborted if error.raw_os_error().is_none() => {
+                std::future::pending().await
+            }
+            io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused => {}
             _ => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }

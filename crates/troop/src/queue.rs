@@ -39,8 +39,14 @@ pub(crate) struct Queue<T> {
 
 impl<T: Weigh> Queue<T> {
     fn new(max_bytes: usize) -> Queue<T> {
-        let waiting = Waiting { items: VecDeque::new(), bytes: 0, missed: 0, closed: false, blocked: 0 };
-        Queue { waiting: Mutex::new(waiting), arrived: Notify::new(), arrived_blocking: Condvar::new(), max_bytes }
+        let waiting =
+            Waiting { items: VecDeque::new(), bytes: 0, missed: 0, closed: false, blocked: 0 };
+        Queue {
+            waiting: Mutex::new(waiting),
+            arrived: Notify::new(),
+            arrived_blocking: Condvar::new(),
+            max_bytes,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting<T>> {
@@ -168,8 +174,11 @@ impl<T: Weigh> Reader<T> {
                 return None;
             }
             waiting.blocked += 1;
-            let (mut waiting, _) =
-                self.queue.arrived_blocking.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner);
+            let (mut waiting, _) = self
+                .queue
+                .arrived_blocking
+                .wait_timeout(waiting, left)
+                .unwrap_or_else(PoisonError::into_inner);
             waiting.blocked -= 1;
         }
     }

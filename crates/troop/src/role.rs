@@ -30,16 +30,18 @@ pub(crate) fn is_taken() -> bool {
     TAKEN.load(Ordering::Acquire)
 }
 
-/// Finds out what this process is. Call it first in `main`: a worker's identity (`NODE_UNIQUE_ID`, `NODE_CHANNEL_FD` and
-/// `NODE_CHANNEL_SERIALIZATION_MODE`) is taken out of the environment, so that programs started from here do not take it for theirs, and
-/// that is only sound while the process has one thread. A worker reports to its primary that it is online.
+/// Finds out what this process is. Call it first in `main`: a worker's identity (`NODE_UNIQUE_ID`,
+/// `NODE_CHANNEL_FD` and `NODE_CHANNEL_SERIALIZATION_MODE`) is taken out of the environment, so
+/// that programs started from here do not take it for theirs, and that is only sound while the
+/// process has one thread. A worker reports to its primary that it is online.
 ///
-/// As with Node, what stands before this call in `main` runs in the primary and in every worker. A process that was started as a worker and has
-/// not called this cannot start workers: [`Error::RoleNotTaken`].
+/// As with Node, what stands before this call in `main` runs in the primary and in every worker. A
+/// process that was started as a worker and has not called this cannot start workers:
+/// [`Error::RoleNotTaken`].
 ///
-/// # Errors
-/// [`Error::TooLate`] in a worker that has other threads already, [`Error::RoleTaken`] in a worker at the second call, and
-/// [`Error::Channel`] when the channel that the environment announces cannot be used.
+/// # Errors [`Error::TooLate`] in a worker that has other threads already, [`Error::RoleTaken`] in
+/// a worker at the second call, and [`Error::Channel`] when the channel that the environment
+/// announces cannot be used.
 pub fn role() -> Result<Role> {
     if TAKEN.load(Ordering::Acquire) {
         return Err(Error::RoleTaken);
@@ -47,14 +49,18 @@ pub fn role() -> Result<Role> {
     if std::env::var_os(UNIQUE_ID).is_none_or(|id| id.is_empty()) {
         return Ok(Role::Primary);
     }
-    let identity = environment::take([UNIQUE_ID, CHANNEL_FD, SERIALIZATION]).map_err(Error::io("count the threads"))?;
+    let identity = environment::take([UNIQUE_ID, CHANNEL_FD, SERIALIZATION])
+        .map_err(Error::io("count the threads"))?;
     let [id, channel, serialization] = identity.ok_or(Error::TooLate)?;
     TAKEN.store(true, Ordering::Release);
     name_process();
     // As Node: what is no number counts as 0.
     let id = WorkerId(id.and_then(|id| id.to_str()?.parse().ok()).unwrap_or(0));
     let Some(channel) = channel else {
-        return Err(Error::Channel { value: String::new(), reason: format!("{UNIQUE_ID} is set, but {CHANNEL_FD} is not") });
+        return Err(Error::Channel {
+            value: String::new(),
+            reason: format!("{UNIQUE_ID} is set, but {CHANNEL_FD} is not"),
+        });
     };
     let advanced = is_advanced(&channel, serialization.as_ref())?;
     let socket = open_channel(&channel)?;
@@ -64,12 +70,14 @@ pub fn role() -> Result<Role> {
         let json = std::mem::take(&mut line);
         troop_core::wire::advanced::from_json(&mut line, &json);
     }
-    // The first bytes of an empty socket buffer always fit. If the primary is gone, that shows soon enough.
+    // The first bytes of an empty socket buffer always fit. If the primary is gone, that shows soon
+    // enough.
     let _ = fdpass::send(std::os::fd::AsFd::as_fd(&socket), &line, &[]);
     Ok(Role::Worker(WorkerRole::attached(id, socket, advanced)))
 }
 
-/// This process as a worker: under a primary, or alone, when nobody forked it. For programs that never are primaries themselves.
+/// This process as a worker: under a primary, or alone, when nobody forked it. For programs that
+/// never are primaries themselves.
 ///
 /// # Errors
 /// As [`role`].
@@ -87,7 +95,9 @@ fn is_advanced(channel: &OsString, serialization: Option<&OsString>) -> Result<b
         Some("advanced") => Ok(true),
         Some(other) => Err(Error::Channel {
             value: channel.to_string_lossy().into_owned(),
-            reason: format!("{other} serialization is not known; let the primary use 'json' or 'advanced'"),
+            reason: format!(
+                "{other} serialization is not known; let the primary use 'json' or 'advanced'"
+            ),
         }),
     }
 }
@@ -103,7 +113,9 @@ fn open_channel(value: &OsString) -> Result<OwnedFd> {
     let (peer, _) = fdpass::peer(&socket).map_err(|e| bad(e.to_string()))?;
     let own = rustix::process::getuid().as_raw();
     if peer != 0 && peer != own {
-        return Err(bad(format!("its other end belongs to user {peer}, neither root nor this process's user {own}")));
+        return Err(bad(format!(
+            "its other end belongs to user {peer}, neither root nor this process's user {own}"
+        )));
     }
     socket::set_nonblocking(&socket, true).map_err(|e| bad(e.to_string()))?;
     Ok(socket)

@@ -48,14 +48,16 @@ impl WorkerListener for UnixListener {
     }
 }
 
-/// Serves an axum app until the worker is to finish and every connection is closed: `axum::serve` for a worker that is reloaded while
-/// clients keep their connections open.
+/// Serves an axum app until the worker is to finish and every connection is closed: `axum::serve`
+/// for a worker that is reloaded while clients keep their connections open.
 ///
-/// The difference is in the end. `axum::serve(…).with_graceful_shutdown(worker.draining())` closes all idle connections at one moment, and
-/// all their clients come back at once. Here each connection has [a moment of its own](Worker::closing). Until then its requests are
-/// answered as before, and for the last second with `Connection: close`; then the request that is being served is answered, and the
-/// connection is closed. Connections that have been upgraded (WebSocket) are waited for too, until the primary loses its patience; their
-/// handlers can watch [`Worker::closing`] themselves. Handlers find the client's address as `ConnectInfo<SocketAddr>`.
+/// The difference is in the end. `axum::serve(…).with_graceful_shutdown(worker.draining())` closes
+/// all idle connections at one moment, and all their clients come back at once. Here each
+/// connection has [a moment of its own](Worker::closing). Until then its requests are answered as
+/// before, and for the last second with `Connection: close`; then the request that is being served
+/// is answered, and the connection is closed. Connections that have been upgraded (WebSocket) are
+/// waited for too, until the primary loses its patience; their handlers can watch
+/// [`Worker::closing`] themselves. Handlers find the client's address as `ConnectInfo<SocketAddr>`.
 ///
 /// ```no_run
 /// use axum::{Router, routing::get};
@@ -86,7 +88,13 @@ pub async fn serve<L: WorkerListener>(mut listener: L, app: Router) {
     open.closed().await;
 }
 
-async fn connect<L: WorkerListener>(io: L::Io, address: L::Addr, app: Router, worker: Worker, open: watch::Receiver<()>) {
+async fn connect<L: WorkerListener>(
+    io: L::Io,
+    address: L::Addr,
+    app: Router,
+    worker: Worker,
+    open: watch::Receiver<()>,
+) {
     let is_last = Arc::new(AtomicBool::new(false));
     let last = is_last.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
@@ -94,9 +102,12 @@ async fn connect<L: WorkerListener>(io: L::Io, address: L::Addr, app: Router, wo
         answer(app.clone(), request, last.clone())
     });
     let builder = auto::Builder::new(TokioExecutor::new());
-    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(Held { io, _open: open }), service));
+    let mut connection = pin!(
+        builder.serve_connection_with_upgrades(TokioIo::new(Held { io, _open: open }), service)
+    );
     let (inner, turn) = (worker.inner(), worker.inner().next_turn());
-    // The connection first: what has arrived is answered. Errors are those of the client, which is gone.
+    // The connection first: what has arrived is answered. Errors are those of the client, which is
+    // gone.
     tokio::select! {
         biased;
         _ = connection.as_mut() => return,
@@ -110,11 +121,18 @@ async fn connect<L: WorkerListener>(io: L::Io, address: L::Addr, app: Router, wo
     let _ = connection.await;
 }
 
-async fn answer(mut app: Router, request: Request<Incoming>, is_last: Arc<AtomicBool>) -> Result<Response<Body>, Infallible> {
+async fn answer(
+    mut app: Router,
+    request: Request<Incoming>,
+    is_last: Arc<AtomicBool>,
+) -> Result<Response<Body>, Infallible> {
     // Later versions have other ways to say it.
     let tells = request.version() <= Version::HTTP_11;
     let mut response = app.call(request.map(Body::new)).await?;
-    if tells && is_last.load(Ordering::Relaxed) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    if tells
+        && is_last.load(Ordering::Relaxed)
+        && response.status() != StatusCode::SWITCHING_PROTOCOLS
+    {
         // So that a client which goes on asking learns of the end before it asks again.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -128,17 +146,29 @@ struct Held<I> {
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Held<I> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_read(cx, buffer)
     }
 }
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for Held<I> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write_vectored(cx, parts)
     }
 

@@ -51,7 +51,8 @@ pub(crate) struct Pm2 {
     #[arg(help_heading = PM2, long, value_name = "CODE,…", value_delimiter = ',')]
     stop_exit_codes: Vec<i32>,
 
-    /// What runs the program: `node` for a script with another ending, `python3`, …; `none` for the program itself
+    /// What runs the program: `node` for a script with another ending, `python3`, …; `none` for the
+    /// program itself
     #[arg(help_heading = PM2, long, value_name = "PROGRAM")]
     interpreter: Option<OsString>,
 
@@ -87,9 +88,14 @@ enum LogType {
 
 /// PM2's unit, or a time with its unit.
 fn millis(text: &str) -> Result<Time, String> {
-    match text.parse::<f64>().ok().and_then(|millis| Duration::try_from_secs_f64(millis / 1000.0).ok()) {
+    match text
+        .parse::<f64>()
+        .ok()
+        .and_then(|millis| Duration::try_from_secs_f64(millis / 1000.0).ok())
+    {
         Some(time) => config::bounded(time),
-        None => config::time(text).map_err(|_| "it must be a number of milliseconds, or a time such as 5s".into()),
+        None => config::time(text)
+            .map_err(|_| "it must be a number of milliseconds, or a time such as 5s".into()),
     }
 }
 
@@ -138,26 +144,40 @@ impl Pm2 {
 
     /// Whether something else than node runs the program.
     fn replaces_program(&self) -> bool {
-        self.interpreter.as_ref().is_some_and(|name| name != "node" && name != "nodejs" && name != "none")
+        self.interpreter
+            .as_ref()
+            .is_some_and(|name| name != "node" && name != "nodejs" && name != "none")
     }
 
     /// What is to be executed when this program is named: the interpreter, if there is one.
-    pub(crate) fn command(&self, program: OsString, args: Vec<OsString>) -> (OsString, Vec<OsString>) {
+    pub(crate) fn command(
+        &self,
+        program: OsString,
+        args: Vec<OsString>,
+    ) -> (OsString, Vec<OsString>) {
         let path = Path::new(&program);
         let before = self.node_args.iter().flat_map(|words| &words.0).map(OsString::from);
         match &self.interpreter {
             // Under node it would be, by its ending.
             Some(interpreter) if interpreter == "none" && is_script(path) => {
-                let path = if path.components().count() == 1 { Path::new(".").join(path) } else { path.to_owned() };
+                let path = if path.components().count() == 1 {
+                    Path::new(".").join(path)
+                } else {
+                    path.to_owned()
+                };
                 ("env".into(), [path.into_os_string()].into_iter().chain(args).collect())
             }
-            Some(interpreter) if self.replaces_program() => (interpreter.clone(), before.chain([program]).chain(args).collect()),
+            Some(interpreter) if self.replaces_program() => {
+                (interpreter.clone(), before.chain([program]).chain(args).collect())
+            }
             Some(interpreter) if interpreter != "none" && !is_script(path) => {
                 (interpreter.clone(), [program].into_iter().chain(args).collect())
             }
             // What cannot be executed as it is.
             None if path.is_file() && !is_executable(path) => match interpreter_of(path) {
-                Some(interpreter) => (interpreter.into(), [program].into_iter().chain(args).collect()),
+                Some(interpreter) => {
+                    (interpreter.into(), [program].into_iter().chain(args).collect())
+                }
                 None => (program, args),
             },
             _ => (program, args),

@@ -12,9 +12,10 @@ use crate::config::{self, Form, LogFormat, Ready, Size, Time, When, Workers};
 
 /// Run a program as a cluster, in the foreground
 ///
-/// The program listens as it always does; its copies share the port. Workers that die are started again. SIGHUP replaces them one by
-/// one without losing a connection, SIGTERM and SIGINT end them gracefully, a second one or SIGQUIT at once. SIGTTIN and SIGTTOU start one
-/// more and one less, SIGWINCH ends them and keeps the port until SIGHUP, SIGUSR1 opens log files anew.
+/// The program listens as it always does; its copies share the port. Workers that die are started
+/// again. SIGHUP replaces them one by one without losing a connection, SIGTERM and SIGINT end them
+/// gracefully, a second one or SIGQUIT at once. SIGTTIN and SIGTTOU start one more and one less,
+/// SIGWINCH ends them and keeps the port until SIGHUP, SIGUSR1 opens log files anew.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop run server.js                  one worker per CPU, on the port that server.js listens on
@@ -39,47 +40,58 @@ pub(crate) struct Foreground {
 /// What is to run.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Run {
-    /// What the app is called by `troop ls`, `reload` and so on; by default as the program, with a number if there is one like that
+    /// What the app is called by `troop ls`, `reload` and so on; by default as the program, with a
+    /// number if there is one like that
     #[arg(short, long, value_parser = name)]
     pub(crate) name: Option<String>,
 
-    /// How many workers: a number, or `auto` for one per CPU that this process may use (its affinity and cgroup quota count), or 0 to run the
-    /// program alone [default: auto]
+    /// How many workers: a number, or `auto` for one per CPU that this process may use (its
+    /// affinity and cgroup quota count), or 0 to run the program alone [default: auto]
     #[arg(short, long, visible_short_alias = 'i', visible_alias = "instances", value_name = "N|auto", value_parser = config::workers)]
     #[arg(allow_negative_numbers = true)]
     pub(crate) workers: Option<Workers>,
 
-    /// For programs that do not speak Node's protocol (gunicorn, uvicorn, Go, Rust with listenfd): listen here and give them the socket, as
-    /// systemd does (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES) and Einhorn (EINHORN_FD_0, …). May be repeated.
+    /// For programs that do not speak Node's protocol (gunicorn, uvicorn, Go, Rust with listenfd):
+    /// listen here and give them the socket, as systemd does (LISTEN_FDS, LISTEN_PID,
+    /// LISTEN_FDNAMES) and Einhorn (EINHORN_FD_0, …). May be repeated.
     ///
-    /// ADDR is `8000`, `127.0.0.1:8000`, `udp:53`, a path, or `systemd:NAME` for a socket that systemd has given to troop. In the program's
-    /// arguments, `{fd}` becomes the first socket's number, which is 3, `{fd1}` the next one's. The kernel decides which worker accepts: all on
-    /// one socket, or, with `--policy steered`, each on its own, evenly. Workers are told to end by SIGTERM.
+    /// ADDR is `8000`, `127.0.0.1:8000`, `udp:53`, a path, or `systemd:NAME` for a socket that
+    /// systemd has given to troop. In the program's arguments, `{fd}` becomes the first socket's
+    /// number, which is 3, `{fd1}` the next one's. The kernel decides which worker accepts: all on
+    /// one socket, or, with `--policy steered`, each on its own, evenly. Workers are told to end by
+    /// SIGTERM.
     #[arg(short, long, value_name = "[NAME=]ADDR")]
     pub(crate) bind: Vec<String>,
 
-    /// How connections are spread; may be repeated, with ADDR= for the listeners of one port, address or path.
+    /// How connections are spread; may be repeated, with ADDR= for the listeners of one port,
+    /// address or path.
     ///
-    /// round-robin: in exact turns (the default, unless NODE_CLUSTER_SCHED_POLICY says otherwise). weighted: in turns by --weights.
-    /// least-connections, p2c: to the less busy. sticky: by client. shared: the kernel decides among all who accept. steered: the kernel
-    /// decides by a program of troop's, at no cost for each connection. After `sticky:` there can be prefix=BITS, prefix6=BITS,
-    /// proxy=pass|strip, cookie=NAME, query=NAME, wait=MILLISECONDS; `steered:sticky` goes by the client's address in the kernel.
+    /// round-robin: in exact turns (the default, unless NODE_CLUSTER_SCHED_POLICY says otherwise).
+    /// weighted: in turns by --weights. least-connections, p2c: to the less busy. sticky: by
+    /// client. shared: the kernel decides among all who accept. steered: the kernel decides by a
+    /// program of troop's, at no cost for each connection. After `sticky:` there can be
+    /// prefix=BITS, prefix6=BITS, proxy=pass|strip, cookie=NAME, query=NAME, wait=MILLISECONDS;
+    /// `steered:sticky` goes by the client's address in the kernel.
     #[arg(long, value_name = "[ADDR=]POLICY", env = "TROOP_POLICY", value_delimiter = ';', value_parser = chosen)]
     pub(crate) policy: Vec<Chosen>,
 
-    /// Let workers listen here and nowhere else: `8000`, `127.0.0.1:8000`, `udp:53`, a path, `@abstract`, `fd:3`; may be repeated
+    /// Let workers listen here and nowhere else: `8000`, `127.0.0.1:8000`, `udp:53`, a path,
+    /// `@abstract`, `fd:3`; may be repeated
     #[arg(long, value_name = "ADDR", conflicts_with = "bind")]
     pub(crate) may_listen: Vec<Pattern>,
 
-    /// Let workers listen on this descriptor, which troop has inherited, by its number; may be repeated. Those from systemd need no naming
+    /// Let workers listen on this descriptor, which troop has inherited, by its number; may be
+    /// repeated. Those from systemd need no naming
     #[arg(long = "offer-fd", value_name = "N", conflicts_with = "bind")]
     pub(crate) fd: Vec<i32>,
 
-    /// The workers' parts of the connections, in relation to 100: `5,100,100` makes the first of three a canary
+    /// The workers' parts of the connections, in relation to 100: `5,100,100` makes the first of
+    /// three a canary
     #[arg(long, value_name = "N,…", value_delimiter = ',')]
     pub(crate) weights: Vec<u32>,
 
-    /// An environment variable for the workers; may be repeated. Without a value: the environment of this name in a PM2 file
+    /// An environment variable for the workers; may be repeated. Without a value: the environment
+    /// of this name in a PM2 file
     #[arg(long, value_name = "NAME=VALUE", value_parser = env)]
     pub(crate) env: Vec<Env>,
 
@@ -127,7 +139,8 @@ pub(crate) struct Run {
     #[arg(long)]
     pub(crate) watch: bool,
 
-    /// Discard what the workers print (the end of standard error is still shown when they keep dying)
+    /// Discard what the workers print (the end of standard error is still shown when they keep
+    /// dying)
     #[arg(long)]
     pub(crate) silent: bool,
 
@@ -154,12 +167,13 @@ pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) pm2: Pm2,
 
-    /// A file with apps; PROGRAM is the name of one of them then. What is typed goes before what the file says
+    /// A file with apps; PROGRAM is the name of one of them then. What is typed goes before what
+    /// the file says
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 
-    /// The program: a script (.js, .mjs, .cjs, .ts) runs under node, anything else as itself. Or an app of the troop.toml that is here, or
-    /// such a file; may be left out if that has only one
+    /// The program: a script (.js, .mjs, .cjs, .ts) runs under node, anything else as itself. Or an
+    /// app of the troop.toml that is here, or such a file; may be left out if that has only one
     pub(crate) program: Option<OsString>,
 
     /// The program's arguments.
@@ -187,9 +201,13 @@ pub(crate) struct Chosen {
 
 pub(super) fn chosen(text: &str) -> Result<Chosen, BadScheduling> {
     // A policy's own options have `=` too, but behind its name and a colon.
-    let address = text.split_once('=').filter(|(before, _)| before.parse::<Pattern>().is_ok() || !before.contains(':'));
+    let address = text
+        .split_once('=')
+        .filter(|(before, _)| before.parse::<Pattern>().is_ok() || !before.contains(':'));
     match address {
-        Some((address, policy)) => Ok(Chosen { listeners: Some(address.parse()?), scheduling: policy.parse()? }),
+        Some((address, policy)) => {
+            Ok(Chosen { listeners: Some(address.parse()?), scheduling: policy.parse()? })
+        }
         None => Ok(Chosen { listeners: None, scheduling: text.parse()? }),
     }
 }

@@ -25,7 +25,8 @@ pub(crate) struct App {
     /// How many workers: a number, or "auto" for one per CPU that may be used. Default: auto.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) workers: Option<Workers>,
-    /// Sockets for programs that take them by activation: "8000", "127.0.0.1:8000", "udp:53", "/run/app.sock", with or without "name=".
+    /// Sockets for programs that take them by activation: "8000", "127.0.0.1:8000", "udp:53",
+    /// "/run/app.sock", with or without "name=".
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) bind: Vec<String>,
     /// How connections are spread. Default: round-robin.
@@ -36,10 +37,12 @@ pub(crate) struct App {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "BTreeMap<String, String>")]
     pub(crate) listeners: BTreeMap<String, Scheduling>,
-    /// The only listeners that workers may ask for: `8000`, `127.0.0.1:8000`, `udp:53`, a path, `@abstract`, `fd:3`. Default: any.
+    /// The only listeners that workers may ask for: `8000`, `127.0.0.1:8000`, `udp:53`, a path,
+    /// `@abstract`, `fd:3`. Default: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) may_listen: Vec<String>,
-    /// Descriptors that troop has inherited and workers may listen on by their numbers. Those from systemd need no naming.
+    /// Descriptors that troop has inherited and workers may listen on by their numbers. Those from
+    /// systemd need no naming.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) fds: Vec<i32>,
     /// The workers' parts of the connections, in relation to 100.
@@ -60,21 +63,22 @@ pub(crate) struct App {
     /// How long a worker may take to finish before it is killed. Default: 30 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) grace: Option<Time>,
-    /// Over how much time a Rust worker that is replaced closes connections that clients keep open. Default: a third of `grace`, at most 10
-    /// seconds.
+    /// Over how much time a Rust worker that is replaced closes connections that clients keep open.
+    /// Default: a third of `grace`, at most 10 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) drain_spread: Option<Time>,
     /// How events are written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) log: Option<LogFormat>,
-    /// The user that workers run as: a name or a number. Its group and groups are taken too, unless `group` says otherwise.
+    /// The user that workers run as: a name or a number. Its group and groups are taken too, unless
+    /// `group` says otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<String>,
     /// The group that workers run as: a name or a number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) group: Option<String>,
-    /// Nothing that a worker executes gives it privileges: no setuid bit, no file capability (sudo, ping, sendmail). Default: true where
-    /// `user` is another user than troop's.
+    /// Nothing that a worker executes gives it privileges: no setuid bit, no file capability (sudo,
+    /// ping, sendmail). Default: true where `user` is another user than troop's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) no_new_privileges: Option<bool>,
     /// Permissions that the workers' new files do not get, in octal: "027".
@@ -87,14 +91,16 @@ pub(crate) struct App {
     /// CPUs by slot, such as ["0-3", "4-7"], and round again; or ["each"]: one for each worker.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) cpus: Vec<String>,
-    /// Limits of each worker: files, core, cpu, memory, stack, data, locked, processes, file-size; a number, a size, or "unlimited".
+    /// Limits of each worker: files, core, cpu, memory, stack, data, locked, processes, file-size;
+    /// a number, a size, or "unlimited".
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) limits: BTreeMap<Limited, Limit>,
-    /// What each worker may use of the machine, with all that it starts, by a control group of its own (cgroups v2). Needs a unit with
-    /// `Delegate=yes`, as `troop startup` writes it.
+    /// What each worker may use of the machine, with all that it starts, by a control group of its
+    /// own (cgroups v2). Needs a unit with `Delegate=yes`, as `troop startup` writes it.
     #[serde(default, skip_serializing_if = "Cgroup::is_default")]
     pub(crate) cgroup: Cgroup,
-    /// What workers, and all that they start, are kept from beyond their user's rights. Needs `no_new_privileges`, which it turns on.
+    /// What workers, and all that they start, are kept from beyond their user's rights. Needs
+    /// `no_new_privileges`, which it turns on.
     #[serde(default, skip_serializing_if = "Sandbox::is_default")]
     pub(crate) sandbox: Sandbox,
     /// A variable that tells a worker its slot, besides TROOP_SLOT and NODE_APP_INSTANCE.
@@ -103,10 +109,12 @@ pub(crate) struct App {
     /// When a worker is ready. Default: auto.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ready: Option<Ready>,
-    /// How long a new worker may take to be ready, in a reload and after the end of another one. Default: 30 seconds.
+    /// How long a new worker may take to be ready, in a reload and after the end of another one.
+    /// Default: 30 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ready_timeout: Option<Time>,
-    /// How long the first new worker of a reload must have been ready before an old one leaves. Default: 2 seconds.
+    /// How long the first new worker of a reload must have been ready before an old one leaves.
+    /// Default: 2 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) min_ready_time: Option<Time>,
     /// How many workers more than there should be a reload may start. Default: 1.
@@ -115,11 +123,12 @@ pub(crate) struct App {
     /// How many workers fewer than there should be a reload may make do with. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_unavailable: Option<usize>,
-    /// How long a worker may leave a connection unanswered, or give no sign of life while it listens, before it is held to be hung; 0 for ever.
-    /// Default: 30 seconds.
+    /// How long a worker may leave a connection unanswered, or give no sign of life while it
+    /// listens, before it is held to be hung; 0 for ever. Default: 30 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) hang_timeout: Option<Time>,
-    /// A signal that makes a worker write a report, sent to sick and hung ones. Default: SIGUSR2 if node_args has --report-on-signal.
+    /// A signal that makes a worker write a report, sent to sick and hung ones. Default: SIGUSR2 if
+    /// node_args has --report-on-signal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) report_signal: Option<String>,
     /// When workers that end are started again, and when the app is given up.
@@ -197,7 +206,9 @@ pub(crate) enum LogFormat {
 }
 
 /// What can be limited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Limited {
     Files,
@@ -243,7 +254,9 @@ pub(crate) enum Ready {
 }
 
 /// Which ends are followed by a restart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize, Serialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize, Serialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum When {
     /// All that were not asked for
@@ -256,7 +269,9 @@ pub(crate) enum When {
 }
 
 /// What follows when workers had been ready and none is any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize, Serialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize, Serialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Failed {
     /// The app stays, and goes on starting workers
@@ -279,23 +294,26 @@ pub(crate) struct Restart {
     /// A worker that was ready for this long is restarted at once when it ends. Default: 1 second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) min_uptime: Option<Time>,
-    /// The delay before the first restart of a slot whose worker was not; doubled each time. Default: 100 ms.
+    /// The delay before the first restart of a slot whose worker was not; doubled each time.
+    /// Default: 100 ms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) delay: Option<Time>,
     /// The longest delay. Default: 5 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_delay: Option<Time>,
-    /// Ends within `window`, of all workers together, after which a start without a ready worker has failed. Default: 4 per worker, at least 8.
+    /// Ends within `window`, of all workers together, after which a start without a ready worker
+    /// has failed. Default: 4 per worker, at least 8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max: Option<usize>,
-    /// How long a start may be without a ready worker (`ready_timeout`, if that is longer); with `when_failed = "end"` also how long the app may be
-    /// later. Default: 2 minutes.
+    /// How long a start may be without a ready worker (`ready_timeout`, if that is longer); with
+    /// `when_failed = "end"` also how long the app may be later. Default: 2 minutes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) window: Option<Time>,
     /// What follows when workers had been ready and none is any more. Default: stay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) when_failed: Option<Failed>,
-    /// Whether listeners stay open while they have no worker, so that clients wait instead of being refused. Default: true.
+    /// Whether listeners stay open while they have no worker, so that clients wait instead of being
+    /// refused. Default: true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) keep_listeners: Option<bool>,
 }
@@ -345,11 +363,13 @@ pub(crate) struct Cgroup {
     pub(crate) other: BTreeMap<String, String>,
 }
 
-/// What workers are kept from. Paths stand for all that is below; relative ones begin where workers run.
+/// What workers are kept from. Paths stand for all that is below; relative ones begin where workers
+/// run.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Sandbox {
-    /// All that can be read and executed, the program and its libraries among it. Default: everything.
+    /// All that can be read and executed, the program and its libraries among it. Default:
+    /// everything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) read: Option<Vec<PathBuf>>,
     /// All that can be changed, and read. Default: everything; with `read`, nothing.
@@ -393,7 +413,8 @@ pub(crate) struct Health {
     /// The worker takes a connection.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) tcp: bool,
-    /// A command for sh that ends with 0; it finds TROOP_WORKER, TROOP_WORKER_PID and TROOP_SLOT in its environment.
+    /// A command for sh that ends with 0; it finds TROOP_WORKER, TROOP_WORKER_PID and TROOP_SLOT in
+    /// its environment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) command: Option<String>,
     /// The pause between two tests. Default: 10 seconds.
@@ -405,7 +426,8 @@ pub(crate) struct Health {
     /// How many in a row have to fail before the worker is replaced. Default: 3.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) failures: Option<u32>,
-    /// The listener that the connection is to come from, if a worker has several: an address as for policies.
+    /// The listener that the connection is to come from, if a worker has several: an address as for
+    /// policies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) listener: Option<String>,
 }
@@ -438,7 +460,8 @@ pub(crate) enum Form {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Output {
-    /// Where it goes. Default: where troop's own goes; in the background (`troop start`) into files.
+    /// Where it goes. Default: where troop's own goes; in the background (`troop start`) into
+    /// files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) to: Option<To>,
     /// How lines are written. Default: in files prefixed, else plain.
@@ -450,7 +473,8 @@ pub(crate) struct Output {
     /// A file of its own for standard error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error_file: Option<PathBuf>,
-    /// A file is closed, and kept under another name, when it is this big; 0 for never. Default: 10M.
+    /// A file is closed, and kept under another name, when it is this big; 0 for never. Default:
+    /// 10M.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) rotate_size: Option<Size>,
     /// Or this old.
@@ -468,10 +492,12 @@ pub(crate) struct Output {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Watch {
-    /// Files and directories with all that is in them, relative to where workers run. Default: that itself.
+    /// Files and directories with all that is in them, relative to where workers run. Default: that
+    /// itself.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) paths: Vec<PathBuf>,
-    /// Names that are ignored, besides node_modules, target, __pycache__, *.log and what begins with a dot; `*` stands for anything.
+    /// Names that are ignored, besides node_modules, target, __pycache__, *.log and what begins
+    /// with a dot; `*` stands for anything.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) ignore: Vec<String>,
     /// How long there must be quiet before it reloads. Default: 200 ms.

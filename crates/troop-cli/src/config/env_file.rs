@@ -1,4 +1,5 @@
-//! Files with environment variables: `NAME=VALUE` per line, as systemd, docker and node read them. Nothing is expanded.
+//! Files with environment variables: `NAME=VALUE` per line, as systemd, docker and node read them.
+//! Nothing is expanded.
 
 use std::path::Path;
 
@@ -19,12 +20,16 @@ pub(crate) fn parse(text: &str) -> Result<Vec<(String, String)>, (usize, &'stati
             continue;
         }
         let line = line.strip_prefix("export ").unwrap_or(line);
-        let (name, value) = line.split_once('=').ok_or((number, "it must have the form NAME=VALUE"))?;
+        let (name, value) =
+            line.split_once('=').ok_or((number, "it must have the form NAME=VALUE"))?;
         let name = name.trim();
         if name.is_empty() || name.contains(char::is_whitespace) {
             return Err((number, "this cannot be the name of a variable"));
         }
-        variables.push((name.to_owned(), unquoted(value.trim()).ok_or((number, "a quotation is not closed"))?));
+        variables.push((
+            name.to_owned(),
+            unquoted(value.trim()).ok_or((number, "a quotation is not closed"))?,
+        ));
     }
     Ok(variables)
 }
@@ -60,7 +65,15 @@ mod tests {
     fn values_are_taken_as_they_are() {
         let text = "# comment\nA=1\nexport B = two words \nC='a # b' # c\nD=\"x\\n\\\"y\"\nE=a$b${c}\nF=\nG=x # y\n";
         let read = parse(text).unwrap();
-        let expected = [("A", "1"), ("B", "two words"), ("C", "a # b"), ("D", "x\n\"y"), ("E", "a$b${c}"), ("F", ""), ("G", "x")];
+        let expected = [
+            ("A", "1"),
+            ("B", "two words"),
+            ("C", "a # b"),
+            ("D", "x\n\"y"),
+            ("E", "a$b${c}"),
+            ("F", ""),
+            ("G", "x"),
+        ];
         assert_eq!(read, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
         assert_eq!(parse("A=1\nsecret").unwrap_err().0, 2);
         assert_eq!(parse("A='open").unwrap_err(), (1, "a quotation is not closed"));

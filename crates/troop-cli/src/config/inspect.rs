@@ -1,4 +1,5 @@
-//! What only `troop check` looks at: whether the workers' user reaches what the app names, and what will go wrong later.
+//! What only `troop check` looks at: whether the workers' user reaches what the app names, and what
+//! will go wrong later.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,10 @@ impl App {
         self.inspect_sandbox(&directory, &program, &executed, &mut found);
         let usual = RestartPolicy::new(1);
         let said = |time: Option<super::Time>, usual: Duration| time.map_or(usual, |time| time.0);
-        let (uptime, window) = (said(self.restart.min_uptime, usual.min_uptime), said(self.restart.window, usual.window));
+        let (uptime, window) = (
+            said(self.restart.min_uptime, usual.min_uptime),
+            said(self.restart.window, usual.window),
+        );
         if uptime > window {
             found.warnings.push(format!(
                 "restart.min_uptime ({uptime:?}) is longer than restart.window ({window:?}): a worker that has been ready for all of that time \
@@ -46,32 +50,66 @@ impl App {
         found
     }
 
-    /// The files that the kernel executes and that are found now: the program, or node for a script.
+    /// The files that the kernel executes and that are found now: the program, or node for a
+    /// script.
     fn executed(&self, program: &Path) -> Option<PathBuf> {
         let name = if is_script(program) { Path::new("node") } else { program };
-        if name.components().count() > 1 { name.exists().then(|| name.to_owned()) } else { self.on_path(name) }
+        if name.components().count() > 1 {
+            name.exists().then(|| name.to_owned())
+        } else {
+            self.on_path(name)
+        }
     }
 
     fn on_path(&self, name: &Path) -> Option<PathBuf> {
-        let path = self.env.get("PATH").map(Into::into).or_else(|| std::env::var_os("PATH")).unwrap_or_default();
-        std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
+        let path = self
+            .env
+            .get("PATH")
+            .map(Into::into)
+            .or_else(|| std::env::var_os("PATH"))
+            .unwrap_or_default();
+        std::env::split_paths(&path)
+            .map(|directory| directory.join(name))
+            .find(|file| file.is_file())
     }
 
-    fn inspect_reach(&self, directory: &Path, program: &Path, executed: &Option<PathBuf>, found: &mut Found) {
+    fn inspect_reach(
+        &self,
+        directory: &Path,
+        program: &Path,
+        executed: &Option<PathBuf>,
+        found: &mut Found,
+    ) {
         // Nobody else can look with another user's eyes, or start workers of another user.
-        let Some((identity, name)) = self.identity().filter(|_| rustix::process::geteuid().is_root()) else { return };
+        let Some((identity, name)) =
+            self.identity().filter(|_| rustix::process::geteuid().is_root())
+        else {
+            return;
+        };
         if let Some(at) = refusal(&identity, directory, Access::EXEC_OK) {
-            found.warnings.push(format!("user {name} cannot enter {}, where workers run: {}", directory.display(), closed(&at)));
+            found.warnings.push(format!(
+                "user {name} cannot enter {}, where workers run: {}",
+                directory.display(),
+                closed(&at)
+            ));
         }
         if is_script(program)
             && let Some(at) = refusal(&identity, program, Access::READ_OK)
         {
-            found.problems.push(format!("user {name} cannot read {}: {}", program.display(), closed(&at)));
+            found.problems.push(format!(
+                "user {name} cannot read {}: {}",
+                program.display(),
+                closed(&at)
+            ));
         }
         if let Some(executed) = executed
             && let Some(at) = refusal(&identity, executed, Access::EXEC_OK)
         {
-            found.problems.push(format!("user {name} cannot execute {}: {}", executed.display(), closed(&at)));
+            found.problems.push(format!(
+                "user {name} cannot execute {}: {}",
+                executed.display(),
+                closed(&at)
+            ));
         }
     }
 
@@ -79,11 +117,15 @@ impl App {
     fn identity(&self) -> Option<(Identity, &str)> {
         let name = self.user.as_deref()?;
         let number = name.parse().ok();
-        let user = uzers::get_user_by_name(name).or_else(|| number.and_then(uzers::get_user_by_uid));
-        let group =
-            self.group.as_deref().map(|name| uzers::get_group_by_name(name).map(|g| g.gid()).or_else(|| name.parse().ok()));
+        let user =
+            uzers::get_user_by_name(name).or_else(|| number.and_then(uzers::get_user_by_uid));
+        let group = self.group.as_deref().map(|name| {
+            uzers::get_group_by_name(name).map(|g| g.gid()).or_else(|| name.parse().ok())
+        });
         let usual = user.as_ref().map(uzers::User::primary_group_id);
-        let groups = user.as_ref().and_then(|user| uzers::get_user_groups(user.name(), user.primary_group_id()));
+        let groups = user
+            .as_ref()
+            .and_then(|user| uzers::get_user_groups(user.name(), user.primary_group_id()));
         let identity = Identity {
             uid: user.as_ref().map(uzers::User::uid).or(number)?,
             gid: group.unwrap_or(usual)?,
@@ -95,11 +137,15 @@ impl App {
     fn inspect_owner(&self, program: &Path, executed: &Option<PathBuf>, found: &mut Found) {
         let own = rustix::process::geteuid().as_raw();
         let user = self.identity().map(|(identity, _)| identity);
-        let files = executed.iter().map(PathBuf::as_path).chain(Some(program).filter(|path| is_script(path)));
+        let files = executed
+            .iter()
+            .map(PathBuf::as_path)
+            .chain(Some(program).filter(|path| is_script(path)));
         for file in files {
             let Ok(metadata) = file.metadata() else { continue };
             let (uid, gid, mode) = (metadata.uid(), metadata.gid(), metadata.mode());
-            let is_owner_fine = uid == 0 || uid == own || user.as_ref().is_some_and(|user| uid == user.uid);
+            let is_owner_fine =
+                uid == 0 || uid == own || user.as_ref().is_some_and(|user| uid == user.uid);
             // A group that has its user's number has no other members.
             let is_own_group = gid != 0 && gid == user.as_ref().map_or(own, |user| user.uid);
             if !is_owner_fine || mode & 0o002 != 0 || (mode & 0o020 != 0 && !is_own_group) {
@@ -113,9 +159,13 @@ impl App {
     }
 
     fn inspect_health(&self, directory: &Path, found: &mut Found) {
-        let Some(command) = self.health.as_ref().and_then(|health| health.command.as_deref()) else { return };
+        let Some(command) = self.health.as_ref().and_then(|health| health.command.as_deref())
+        else {
+            return;
+        };
         // The rest of the language of `sh` is for `sh` to understand.
-        let is_plain = |word: &&str| word.chars().all(|c| c.is_ascii_alphanumeric() || "._/+-".contains(c));
+        let is_plain =
+            |word: &&str| word.chars().all(|c| c.is_ascii_alphanumeric() || "._/+-".contains(c));
         let Some(word) = command.split_whitespace().next().filter(is_plain) else {
             if command.trim().is_empty() {
                 found.problems.push("health.command: there is no command in it".into());
@@ -127,49 +177,80 @@ impl App {
         }
         if !word.contains('/') {
             if self.on_path(Path::new(word)).is_none() {
-                found.problems.push(format!("health.command: there is no program {word} on the PATH"));
+                found
+                    .problems
+                    .push(format!("health.command: there is no program {word} on the PATH"));
             }
             return;
         }
         let path = directory.join(word);
         if !path.exists() {
             found.problems.push(format!("health.command: there is no program {}", path.display()));
-        } else if let Some((identity, name)) = self.identity().filter(|_| rustix::process::geteuid().is_root())
+        } else if let Some((identity, name)) =
+            self.identity().filter(|_| rustix::process::geteuid().is_root())
             && let Some(at) = refusal(&identity, &path, Access::EXEC_OK)
         {
-            found.problems.push(format!("health.command: user {name} cannot execute {}: {}", path.display(), closed(&at)));
+            found.problems.push(format!(
+                "health.command: user {name} cannot execute {}: {}",
+                path.display(),
+                closed(&at)
+            ));
         } else if !crate::program::is_executable(&path) {
             found.problems.push(format!("health.command: {} is not executable", path.display()));
         }
     }
 
-    fn inspect_sandbox(&self, directory: &Path, program: &Path, executed: &Option<PathBuf>, found: &mut Found) {
+    fn inspect_sandbox(
+        &self,
+        directory: &Path,
+        program: &Path,
+        executed: &Option<PathBuf>,
+        found: &mut Found,
+    ) {
         let Some(read) = &self.sandbox.read else { return };
-        let known: Vec<PathBuf> = read.iter().filter_map(|path| directory.join(path).canonicalize().ok()).collect();
-        let writable: Vec<PathBuf> =
-            self.sandbox.write.iter().flatten().filter_map(|path| directory.join(path).canonicalize().ok()).collect();
-        let is_below = |path: &Path, all: &[PathBuf]| all.iter().any(|above| path.starts_with(above));
+        let known: Vec<PathBuf> =
+            read.iter().filter_map(|path| directory.join(path).canonicalize().ok()).collect();
+        let writable: Vec<PathBuf> = self
+            .sandbox
+            .write
+            .iter()
+            .flatten()
+            .filter_map(|path| directory.join(path).canonicalize().ok())
+            .collect();
+        let is_below =
+            |path: &Path, all: &[PathBuf]| all.iter().any(|above| path.starts_with(above));
         if let Some(real) = executed.as_ref().and_then(|path| path.canonicalize().ok())
             && !is_below(&real, &known)
         {
-            found.problems.push(format!("sandbox.read: workers cannot execute {}, which is not below any of it", real.display()));
+            found.problems.push(format!(
+                "sandbox.read: workers cannot execute {}, which is not below any of it",
+                real.display()
+            ));
         }
         if is_script(program)
             && let Ok(real) = program.canonicalize()
             && !is_below(&real, &known)
             && !is_below(&real, &writable)
         {
-            found.problems.push(format!("sandbox.read: workers cannot read {}, which is not below any of it", real.display()));
+            found.problems.push(format!(
+                "sandbox.read: workers cannot read {}, which is not below any of it",
+                real.display()
+            ));
         }
     }
 }
 
-/// The first directory on the way to a path, or the path itself, that is closed to somebody. Errors of any other kind are not about that.
+/// The first directory on the way to a path, or the path itself, that is closed to somebody. Errors
+/// of any other kind are not about that.
 fn refusal(identity: &Identity, path: &Path, access: Access) -> Option<PathBuf> {
     let path = std::path::absolute(path).ok()?;
     let way: Vec<&Path> = path.ancestors().skip(1).collect();
     let look = || {
-        let steps = way.iter().rev().map(|directory| (*directory, Access::EXEC_OK)).chain([(path.as_path(), access)]);
+        let steps = way
+            .iter()
+            .rev()
+            .map(|directory| (*directory, Access::EXEC_OK))
+            .chain([(path.as_path(), access)]);
         for (at, access) in steps {
             match accessat(CWD, at, access, AtFlags::EACCESS) {
                 Err(Errno::ACCESS) => return Ok(Some(at.to_owned())),
@@ -184,7 +265,8 @@ fn refusal(identity: &Identity, path: &Path, access: Access) -> Option<PathBuf> 
 
 /// Whose a file or directory is that is closed to somebody.
 fn closed(at: &Path) -> String {
-    let whose =
-        at.metadata().map(|found| format!("user {}, group {}, mode {:o}", found.uid(), found.gid(), found.mode() & 0o7777));
+    let whose = at.metadata().map(|found| {
+        format!("user {}, group {}, mode {:o}", found.uid(), found.gid(), found.mode() & 0o7777)
+    });
     format!("{} is owned by {}", at.display(), whose.unwrap_or_else(|_| "somebody else".into()))
 }

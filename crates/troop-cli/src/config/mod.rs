@@ -1,4 +1,5 @@
-//! Apps that are described in files, so that they need not be typed: `troop.toml`, and those of PM2 and of Procfile tools.
+//! Apps that are described in files, so that they need not be typed: `troop.toml`, and those of PM2
+//! and of Procfile tools.
 
 mod app;
 pub(crate) mod env_file;
@@ -16,7 +17,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use troop::{ActivationSocket, Pattern, Scheduling};
 
-pub(crate) use app::{App, Failed, Form, Health, Limit, LimitValue, Limited, LogFormat, Output, Ready, To, Watch, When};
+pub(crate) use app::{
+    App, Failed, Form, Health, Limit, LimitValue, Limited, LogFormat, Output, Ready, To, Watch,
+    When,
+};
 pub(crate) use pm2::choose as choose_environment;
 pub(crate) use values::{Size, Time, Workers, bounded, cpus, size, time, workers};
 
@@ -55,7 +59,8 @@ pub(crate) enum Format {
     Procfile,
 }
 
-/// What a file is by its name, if it can hold apps. A script that only looks like a configuration is told by its name's end.
+/// What a file is by its name, if it can hold apps. A script that only looks like a configuration
+/// is told by its name's end.
 pub(crate) fn format_of(file: &Path) -> Option<Format> {
     let name = file.file_name()?.to_str()?;
     let (stem, extension) = name.rsplit_once('.').unwrap_or((name, ""));
@@ -90,9 +95,12 @@ pub(crate) fn read_with_warnings(file: &Path) -> Result<(Apps, Vec<String>), Str
     checked(apps, file).map(|apps| (apps, warnings))
 }
 
-/// Warns of what somebody besides root can change, if root is to read it: the file and those with variables that its apps name.
+/// Warns of what somebody besides root can change, if root is to read it: the file and those with
+/// variables that its apps name.
 pub(crate) fn doubts(file: &Path, apps: &Apps) -> Vec<String> {
-    let more = apps.values().flat_map(|app| app.env_file.iter().map(|named| app.directory(file).join(named)));
+    let more = apps
+        .values()
+        .flat_map(|app| app.env_file.iter().map(|named| app.directory(file).join(named)));
     source::doubts(&[file.to_owned()].into_iter().chain(more).collect::<Vec<_>>())
 }
 
@@ -101,7 +109,8 @@ fn from_toml(text: &str) -> Result<Apps, String> {
     Ok(app)
 }
 
-/// All apps of a text, as of a file of that name, which is not read. (What is JavaScript only node can read.)
+/// All apps of a text, as of a file of that name, which is not read. (What is JavaScript only node
+/// can read.)
 pub(crate) fn parse(text: &str, file: &Path) -> Result<Apps, String> {
     let apps = match (format_of(file), file.extension().and_then(|extension| extension.to_str())) {
         (Some(Format::Procfile), _) => procfile::parse(text, false)?,
@@ -116,7 +125,9 @@ pub(crate) fn parse(text: &str, file: &Path) -> Result<Apps, String> {
 fn checked(apps: Apps, file: &Path) -> Result<Apps, String> {
     let shown = file.display();
     if apps.is_empty() {
-        return Err(format!("{shown} has no app; in a {USUAL} one begins with a line such as [app.web]"));
+        return Err(format!(
+            "{shown} has no app; in a {USUAL} one begins with a line such as [app.web]"
+        ));
     }
     for (name, app) in &apps {
         if !place::is_name(name) {
@@ -136,7 +147,11 @@ impl App {
         if let Some(bad) = self.env.keys().find(|key| key.is_empty() || key.contains('=')) {
             return Err(format!(".env: {bad:?} cannot be the name of a variable"));
         }
-        if self.slot_variable.as_ref().is_some_and(|name| name.is_empty() || name.contains(['=', '\0'])) {
+        if self
+            .slot_variable
+            .as_ref()
+            .is_some_and(|name| name.is_empty() || name.contains(['=', '\0']))
+        {
             return Err(".slot_variable: it must be the name of a variable".into());
         }
         if self.env.iter().any(|(name, value)| name.contains('\0') || value.contains('\0')) {
@@ -161,28 +176,44 @@ impl App {
         if self.ready_timeout.is_some_and(|time| time.0.is_zero()) {
             return Err(".ready_timeout: it must be more than 0".into());
         }
-        if let Some(code) = self.restart.final_codes.iter().find(|code| !(0..=255).contains(*code)) {
-            return Err(format!(".restart.final_codes: {code} is no exit code; they are from 0 to 255"));
+        if let Some(code) = self.restart.final_codes.iter().find(|code| !(0..=255).contains(*code))
+        {
+            return Err(format!(
+                ".restart.final_codes: {code} is no exit code; they are from 0 to 255"
+            ));
         }
         for at in &self.may_listen {
             at.parse::<Pattern>().map_err(|e| format!(".may_listen: {e}"))?;
         }
         let grace = self.grace.map_or(Duration::from_secs(30), |grace| grace.0);
         if self.drain_spread.is_some_and(|time| time.0 > grace) {
-            return Err(".drain_spread: it must not be longer than `grace`, after which workers are killed".into());
+            return Err(
+                ".drain_spread: it must not be longer than `grace`, after which workers are killed"
+                    .into(),
+            );
         }
         if self.no_new_privileges == Some(false) && !self.sandbox.is_default() {
-            return Err(".no_new_privileges: it cannot be false with a sandbox, which needs it".into());
+            return Err(
+                ".no_new_privileges: it cannot be false with a sandbox, which needs it".into()
+            );
         }
         self.cgroup.check().map_err(|e| format!(".cgroup.{e}"))?;
         for (limited, limit) in &self.limits {
             limit.values().map_err(|e| format!(".limits: {limited:?}: {e}").to_lowercase())?;
         }
         if let Some(health) = &self.health {
-            if usize::from(health.http.is_some()) + usize::from(health.tcp) + usize::from(health.command.is_some()) != 1 {
+            if usize::from(health.http.is_some())
+                + usize::from(health.tcp)
+                + usize::from(health.command.is_some())
+                != 1
+            {
                 return Err(".health: it must have one of http, tcp and command".into());
             }
-            if health.http.as_ref().is_some_and(|path| !path.starts_with('/') || path.contains(|c: char| c <= ' ')) {
+            if health
+                .http
+                .as_ref()
+                .is_some_and(|path| !path.starts_with('/') || path.contains(|c: char| c <= ' '))
+            {
                 return Err(".health: http must be a path, such as \"/health\"".into());
             }
             if health.every.is_some_and(|every| every.0.is_zero()) || health.failures == Some(0) {
@@ -201,7 +232,9 @@ impl App {
         if !self.bind.is_empty() && matches!(self.ready, Some(Ready::Listening | Ready::Message)) {
             return Err(": with `bind` workers have no channel; ready can be auto or notify".into());
         }
-        if !self.bind.is_empty() && self.health.as_ref().is_some_and(|health| health.command.is_none()) {
+        if !self.bind.is_empty()
+            && self.health.as_ref().is_some_and(|health| health.command.is_none())
+        {
             return Err(
                 ".health: with `bind` workers have no channel to hand a connection over; only a command can test them".into()
             );
@@ -234,20 +267,32 @@ impl App {
         std::path::absolute(&directory).unwrap_or(directory)
     }
 
-    /// What is executed: a script or a path is seen from where it runs, a name is looked for on the `PATH`.
+    /// What is executed: a script or a path is seen from where it runs, a name is looked for on the
+    /// `PATH`.
     pub(crate) fn program(&self, file: &Path) -> PathBuf {
         let path = Path::new(&self.program);
-        let is_script =
-            path.extension().and_then(|e| e.to_str()).is_some_and(|e| ["js", "mjs", "cjs", "ts", "mts", "cts"].contains(&e));
-        if is_script || self.program.contains('/') { self.directory(file).join(path) } else { path.to_owned() }
+        let is_script = path
+            .extension()
+            .and_then(|e| e.to_str())
+            .is_some_and(|e| ["js", "mjs", "cjs", "ts", "mts", "cts"].contains(&e));
+        if is_script || self.program.contains('/') {
+            self.directory(file).join(path)
+        } else {
+            path.to_owned()
+        }
     }
 
     /// What does not work in it that works without what is said about it.
     pub(crate) fn notes(&self) -> Vec<String> {
-        let is_other_user = self.user.as_ref().is_some_and(|user| !["root", "0"].contains(&user.as_str()));
+        let is_other_user =
+            self.user.as_ref().is_some_and(|user| !["root", "0"].contains(&user.as_str()));
         let mut notes = Vec::new();
         if self.no_new_privileges.unwrap_or(is_other_user || !self.sandbox.is_default()) {
-            let otherwise = if self.sandbox.is_default() { "; no_new_privileges = false lets them" } else { "" };
+            let otherwise = if self.sandbox.is_default() {
+                "; no_new_privileges = false lets them"
+            } else {
+                ""
+            };
             notes.push(format!(
                 "programs with the setuid bit or file capabilities (sudo, ping, sendmail) get no privileges from it when workers run them{otherwise}"
             ));
@@ -268,7 +313,9 @@ impl App {
         } else if program.is_absolute() && !program.exists() {
             problems.push(format!("there is no program {}", program.display()));
         }
-        problems.extend(self.env_file.iter().filter_map(|file| env_file::read(&directory.join(file)).err()));
+        problems.extend(
+            self.env_file.iter().filter_map(|file| env_file::read(&directory.join(file)).err()),
+        );
         if program.components().count() == 1 && !is_on_path(&program) {
             problems.push(format!("there is no program {} on the PATH", program.display()));
         }
@@ -284,20 +331,39 @@ impl App {
         {
             problems.push(format!("there is no group {name:?}"));
         }
-        if !self.node_args.is_empty() && !crate::program::is_script(&program) && !program.ends_with("node") {
-            problems.push(format!("node_args are for scripts that run under node, and {} is none", program.display()));
+        if !self.node_args.is_empty()
+            && !crate::program::is_script(&program)
+            && !program.ends_with("node")
+        {
+            problems.push(format!(
+                "node_args are for scripts that run under node, and {} is none",
+                program.display()
+            ));
         }
         problems.extend(self.sandbox.unsupported().filter(|_| !self.sandbox.best_effort));
         for (name, paths) in [("read", &self.sandbox.read), ("write", &self.sandbox.write)] {
-            let missing = paths.iter().flatten().map(|path| directory.join(path)).filter(|path| !path.exists());
-            problems.extend(missing.map(|path| format!("sandbox.{name}: there is no {}", path.display())));
+            let missing = paths
+                .iter()
+                .flatten()
+                .map(|path| directory.join(path))
+                .filter(|path| !path.exists());
+            problems.extend(
+                missing.map(|path| format!("sandbox.{name}: there is no {}", path.display())),
+            );
         }
         let own = own_cpus();
-        if let Some(cpu) = self.cpu_sets().unwrap_or_default().into_iter().flatten().find(|cpu| !own.contains(cpu)) {
+        if let Some(cpu) =
+            self.cpu_sets().unwrap_or_default().into_iter().flatten().find(|cpu| !own.contains(cpu))
+        {
             problems.push(format!("there is no CPU {cpu} that may be used"));
         }
-        let watched = self.watch.iter().flat_map(|watch| &watch.paths).map(|path| directory.join(path));
-        problems.extend(watched.filter(|path| !path.exists()).map(|path| format!("there is no {} to watch", path.display())));
+        let watched =
+            self.watch.iter().flat_map(|watch| &watch.paths).map(|path| directory.join(path));
+        problems.extend(
+            watched
+                .filter(|path| !path.exists())
+                .map(|path| format!("there is no {} to watch", path.display())),
+        );
         problems
     }
 }
@@ -310,7 +376,10 @@ fn beside(file: &Path) -> &Path {
 /// The CPUs that this process may use.
 fn own_cpus() -> Vec<usize> {
     let allowed = rustix::thread::sched_getaffinity(None);
-    allowed.map_or_else(|_| vec![0], |set| (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
+    allowed.map_or_else(
+        |_| vec![0],
+        |set| (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect(),
+    )
 }
 
 /// Whether a program of this name is found when it is run.

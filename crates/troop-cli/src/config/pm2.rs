@@ -45,15 +45,23 @@ pub(super) fn from_value(value: Value, file: &Path) -> Result<(Apps, Vec<String>
         if !list.iter().any(|app| app.get(&wanted).is_some()) {
             let keys = list.iter().filter_map(Value::as_object).flat_map(Map::keys);
             let others: BTreeSet<_> = keys.filter_map(|key| key.strip_prefix("env_")).collect();
-            let others =
-                if others.is_empty() { "there are no others".into() } else { others.into_iter().collect::<Vec<_>>().join(", ") };
+            let others = if others.is_empty() {
+                "there are no others".into()
+            } else {
+                others.into_iter().collect::<Vec<_>>().join(", ")
+            };
             return Err(format!("{shown}: no app has an environment `{wanted}`: {others}"));
         }
     }
-    let directory = std::path::absolute(file).ok().and_then(|file| file.parent().map(Path::to_owned)).unwrap_or_default();
+    let directory = std::path::absolute(file)
+        .ok()
+        .and_then(|file| file.parent().map(Path::to_owned))
+        .unwrap_or_default();
     let mut apps = Apps::new();
     for value in list {
-        let Value::Object(fields) = value else { return Err(format!("{shown}: an app must be an object, not {value}")) };
+        let Value::Object(fields) = value else {
+            return Err(format!("{shown}: an app must be an object, not {value}"));
+        };
         let (name, app, about) = app(fields, &directory).map_err(|e| format!("{shown}: {e}"))?;
         warnings.extend(about.into_iter().map(|text| format!("{name}: {text}")));
         if apps.insert(name.clone(), app).is_some() {
@@ -73,18 +81,21 @@ fn load(file: &Path) -> Result<Value, String> {
             source::text(file)?;
             source::may_run(file)?;
             let path = std::path::absolute(file).map_err(|e| format!("{shown}: {e}"))?;
-            let script =
-                "import(require('url').pathToFileURL(process.argv[1])).then(m => console.log(JSON.stringify(m.default ?? m)))";
+            let script = "import(require('url').pathToFileURL(process.argv[1])).then(m => console.log(JSON.stringify(m.default ?? m)))";
             let printed = source::run(Command::new("node").args(["-e", script, "--"]).arg(path))
                 .map_err(|e| format!("cannot run node to read {shown}: {e}"))?;
             if !printed.is_success {
                 let last = printed.err.lines().map(str::trim).rfind(|line| line.contains("Error"));
-                return Err(format!("{shown} fails: {}", source::concise(last.unwrap_or("node could not run it"))));
+                return Err(format!(
+                    "{shown} fails: {}",
+                    source::concise(last.unwrap_or("node could not run it"))
+                ));
             }
             // Such files may print things of their own.
             let last = printed.out.lines().next_back().unwrap_or_default().to_owned();
             source::parsed(file, last, |text| {
-                serde_json::from_str(text).map_err(|e| format!("it does not export what it should: {e}"))
+                serde_json::from_str(text)
+                    .map_err(|e| format!("it does not export what it should: {e}"))
             })
         }
     }
@@ -131,7 +142,10 @@ fn is_on(value: &Value) -> bool {
 }
 
 fn app(fields: Map<String, Value>, directory: &Path) -> Result<(String, App, Vec<String>), String> {
-    let script = ["script", "exec", "cmd", "command"].iter().find_map(|key| fields.get(*key)).and_then(Value::as_str);
+    let script = ["script", "exec", "cmd", "command"]
+        .iter()
+        .find_map(|key| fields.get(*key))
+        .and_then(Value::as_str);
     let script = script.ok_or("an app has no `script`")?.to_owned();
     let mut warnings = Vec::new();
     let given = fields.get("name").map(plain);
@@ -147,7 +161,8 @@ fn app(fields: Map<String, Value>, directory: &Path) -> Result<(String, App, Vec
     let mut app = App::new(script.clone());
     // Without a number there is one, in PM2.
     app.workers = Some(Workers::Number(1));
-    let at = fields.get("cwd").map_or_else(|| directory.to_owned(), |cwd| directory.join(plain(cwd)));
+    let at =
+        fields.get("cwd").map_or_else(|| directory.to_owned(), |cwd| directory.join(plain(cwd)));
     let (mut args, mut interpreter) = (Vec::new(), usual_interpreter(&script, &at));
     let mut environments = BTreeMap::new();
     for (key, value) in fields.iter().filter(|(_, value)| !is_nothing(value)) {
@@ -167,10 +182,14 @@ fn app(fields: Map<String, Value>, directory: &Path) -> Result<(String, App, Vec
             }
             "env" => app.env.extend(variables(value)),
             "env_file" => app.env_file = list(value).into_iter().map(Into::into).collect(),
-            "max_memory_restart" => app.recycle.memory = Some(values::size(&plain(value)).map_err(wrong)?),
+            "max_memory_restart" => {
+                app.recycle.memory = Some(values::size(&plain(value)).map_err(wrong)?)
+            }
             "min_uptime" => app.restart.min_uptime = Some(time(value).map_err(wrong)?),
             "max_restarts" => {
-                app.restart.max = Some(plain(value).trim().parse().map_err(|_| wrong("it must be a number".into()))?);
+                app.restart.max = Some(
+                    plain(value).trim().parse().map_err(|_| wrong("it must be a number".into()))?,
+                );
             }
             "restart_delay" => {
                 let delay = time(value).map_err(wrong)?;
@@ -180,15 +199,20 @@ fn app(fields: Map<String, Value>, directory: &Path) -> Result<(String, App, Vec
             "autorestart" if !is_on(value) => app.restart.when = Some(When::Never),
             "autorestart" => {}
             "stop_exit_codes" => {
-                app.restart.final_codes = list(value).iter().filter_map(|code| code.parse().ok()).collect();
+                app.restart.final_codes =
+                    list(value).iter().filter_map(|code| code.parse().ok()).collect();
             }
             "kill_timeout" => app.grace = Some(time(value).map_err(wrong)?),
             "listen_timeout" => app.ready_timeout = Some(time(value).map_err(wrong)?),
             "wait_ready" => app.ready = is_on(value).then_some(Ready::Message),
-            "out_file" | "out" | "output" | "log_file" | "log" if !matches!(value, Value::Bool(_)) => {
+            "out_file" | "out" | "output" | "log_file" | "log"
+                if !matches!(value, Value::Bool(_)) =>
+            {
                 app.output.file = Some(plain(value).into());
             }
-            "error_file" | "err_file" | "error" | "err" => app.output.error_file = Some(plain(value).into()),
+            "error_file" | "err_file" | "error" | "err" => {
+                app.output.error_file = Some(plain(value).into())
+            }
             "log_type" => app.output.format = (plain(value) == "json").then_some(Form::Json),
             "time" | "log_date_format" => {
                 app.output.format.get_or_insert(Form::Prefixed);
@@ -198,7 +222,9 @@ fn app(fields: Map<String, Value>, directory: &Path) -> Result<(String, App, Vec
             }
             "uid" | "user" => app.user = Some(plain(value)),
             "gid" | "group" => app.group = Some(plain(value)),
-            "instance_var" => app.slot_variable = Some(plain(value)).filter(|name| name != "NODE_APP_INSTANCE"),
+            "instance_var" => {
+                app.slot_variable = Some(plain(value)).filter(|name| name != "NODE_APP_INSTANCE")
+            }
             "port" => drop(app.env.insert("PORT".into(), plain(value))),
             "watch" => {
                 let paths: Vec<_> = list(value).into_iter().map(Into::into).collect();
@@ -206,11 +232,17 @@ fn app(fields: Map<String, Value>, directory: &Path) -> Result<(String, App, Vec
                     app.watch.get_or_insert_with(Watch::default).paths = paths;
                 }
             }
-            "ignore_watch" | "watch_delay" if !fields.get("watch").is_some_and(|on| is_on(on) || on.is_array()) => {}
+            "ignore_watch" | "watch_delay"
+                if !fields.get("watch").is_some_and(|on| is_on(on) || on.is_array()) => {}
             "ignore_watch" => app.watch.get_or_insert_with(Watch::default).ignore = list(value),
-            "watch_delay" => app.watch.get_or_insert_with(Watch::default).delay = Some(time(value).map_err(wrong)?),
+            "watch_delay" => {
+                app.watch.get_or_insert_with(Watch::default).delay =
+                    Some(time(value).map_err(wrong)?)
+            }
             "treekill" if is_on(value) => {}
-            other if other.starts_with("env_") => drop(environments.insert(other[4..].to_owned(), variables(value))),
+            other if other.starts_with("env_") => {
+                drop(environments.insert(other[4..].to_owned(), variables(value)))
+            }
             other if SILENT.contains(&other) => {}
             other => warnings.push(format!("`{other}` means nothing here")),
         }
@@ -242,8 +274,8 @@ fn app(fields: Map<String, Value>, directory: &Path) -> Result<(String, App, Vec
     Ok((name, app, warnings))
 }
 
-/// What PM2 runs a script with if nobody says so: by its ending, else node; what can be executed and has none, itself. It is seen from where the
-/// app runs.
+/// What PM2 runs a script with if nobody says so: by its ending, else node; what can be executed
+/// and has none, itself. It is seen from where the app runs.
 fn usual_interpreter(script: &str, at: &Path) -> String {
     let path = at.join(script);
     let by_ending = match Path::new(script).extension().and_then(|extension| extension.to_str()) {
@@ -271,7 +303,9 @@ pub(crate) fn choose(environment: &str) {
 
 fn variables(value: &Value) -> BTreeMap<String, String> {
     let all = value.as_object().into_iter().flatten();
-    all.filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.clone(), plain(value))).collect()
+    all.filter(|(_, value)| !value.is_null())
+        .map(|(name, value)| (name.clone(), plain(value)))
+        .collect()
 }
 
 fn instances(value: &Value) -> Result<Workers, String> {
@@ -287,7 +321,9 @@ mod tests {
     use super::*;
 
     fn read_app(text: &str) -> (String, App, Vec<String>) {
-        let Value::Object(fields) = serde_json::from_str(text).unwrap() else { panic!("an object") };
+        let Value::Object(fields) = serde_json::from_str(text).unwrap() else {
+            panic!("an object")
+        };
         app(fields, Path::new("")).unwrap()
     }
 
@@ -308,16 +344,29 @@ mod tests {
             (app.program.as_str(), &app.args.join("|")[..], &app.node_args[..]),
             ("server.js", "--port|80|a b", &["--inspect".to_owned()][..])
         );
-        assert_eq!((app.workers, app.recycle.memory.map(|m| m.0)), (Some(Workers::Auto), Some(300 << 20)));
+        assert_eq!(
+            (app.workers, app.recycle.memory.map(|m| m.0)),
+            (Some(Workers::Auto), Some(300 << 20))
+        );
         let env: Vec<_> = app.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
         assert_eq!(env, ["A=1", "B=x", "PORT=3000"]);
         let millis = |time: Option<Time>| time.map(|time| time.0.as_millis());
         assert_eq!(
-            (millis(app.restart.min_uptime), millis(app.restart.delay), millis(app.restart.max_delay)),
+            (
+                millis(app.restart.min_uptime),
+                millis(app.restart.delay),
+                millis(app.restart.max_delay)
+            ),
             (Some(5000), Some(250), Some(250))
         );
-        assert_eq!((app.restart.max, app.restart.when, &app.restart.final_codes[..]), (Some(7), Some(When::Never), &[0, 3][..]));
-        assert_eq!((millis(app.grace), millis(app.ready_timeout), app.ready), (Some(1600), Some(8000), Some(Ready::Message)));
+        assert_eq!(
+            (app.restart.max, app.restart.when, &app.restart.final_codes[..]),
+            (Some(7), Some(When::Never), &[0, 3][..])
+        );
+        assert_eq!(
+            (millis(app.grace), millis(app.ready_timeout), app.ready),
+            (Some(1600), Some(8000), Some(Ready::Message))
+        );
         assert_eq!(
             (app.output.file.unwrap(), app.output.error_file.unwrap(), app.output.format),
             ("o.log".into(), "e.log".into(), Some(Form::Json))
@@ -327,16 +376,24 @@ mod tests {
             (Some("www"), Some("33"), Some("N"))
         );
         let watch = app.watch.unwrap();
-        assert_eq!((watch.paths, watch.ignore, millis(watch.delay)), (vec!["src".into()], vec!["tmp".into()], Some(500)));
+        assert_eq!(
+            (watch.paths, watch.ignore, millis(watch.delay)),
+            (vec!["src".into()], vec!["tmp".into()], Some(500))
+        );
     }
 
     #[test]
     fn what_means_nothing_here_is_said() {
-        let (name, app, warnings) =
-            read_app(r#"{"name": "my app", "script": "x.py", "interpreter": "python3", "cron_restart": "0 0 * * *"}"#);
-        assert_eq!((name.as_str(), app.program.as_str(), &app.args[..]), ("my-app", "python3", &["x.py".to_owned()][..]));
+        let (name, app, warnings) = read_app(
+            r#"{"name": "my app", "script": "x.py", "interpreter": "python3", "cron_restart": "0 0 * * *"}"#,
+        );
+        assert_eq!(
+            (name.as_str(), app.program.as_str(), &app.args[..]),
+            ("my-app", "python3", &["x.py".to_owned()][..])
+        );
         assert!(
-            warnings.iter().any(|w| w.contains("cron_restart")) && warnings.iter().any(|w| w.contains("my-app")),
+            warnings.iter().any(|w| w.contains("cron_restart"))
+                && warnings.iter().any(|w| w.contains("my-app")),
             "{warnings:?}"
         );
         assert_eq!(app.workers, Some(Workers::Number(1)));
@@ -344,10 +401,15 @@ mod tests {
 
     #[test]
     fn scripts_run_with_what_their_ending_says() {
-        for (script, program, args) in
-            [("a.py", "python3", "a.py"), ("b.sh", "bash", "b.sh"), ("c.js", "c.js", ""), ("sleep", "sleep", "")]
-        {
-            let (_, app, _) = read_app(&format!(r#"{{"script": "{script}", "out_file": null, "error_file": "NULL"}}"#));
+        for (script, program, args) in [
+            ("a.py", "python3", "a.py"),
+            ("b.sh", "bash", "b.sh"),
+            ("c.js", "c.js", ""),
+            ("sleep", "sleep", ""),
+        ] {
+            let (_, app, _) = read_app(&format!(
+                r#"{{"script": "{script}", "out_file": null, "error_file": "NULL"}}"#
+            ));
             assert_eq!((app.program.as_str(), app.args.join(" ").as_str()), (program, args));
             assert!(app.output.file.is_none() && app.output.error_file.is_none());
         }

@@ -7,7 +7,8 @@ use super::app::App;
 use super::values::Workers;
 
 /// What only a shell understands.
-const FOR_SHELL: [char; 18] = ['$', '&', '|', ';', '<', '>', '(', ')', '*', '?', '[', ']', '{', '}', '~', '`', '#', '!'];
+const FOR_SHELL: [char; 18] =
+    ['$', '&', '|', ';', '<', '>', '(', ')', '*', '?', '[', ']', '{', '}', '~', '`', '#', '!'];
 /// What makes more than one command.
 const SEVERAL: [char; 4] = ['&', '|', ';', '('];
 
@@ -19,7 +20,8 @@ pub(super) fn parse(text: &str, has_env: bool) -> Result<Apps, String> {
             continue;
         }
         let wrong = |what: &str| format!("line {number}: {what}");
-        let (name, command) = line.split_once(':').ok_or_else(|| wrong("it must have the form `name: command`"))?;
+        let (name, command) =
+            line.split_once(':').ok_or_else(|| wrong("it must have the form `name: command`"))?;
         let (name, command) = (name.trim(), command.trim());
         if command.is_empty() {
             return Err(wrong("there is no command"));
@@ -39,13 +41,15 @@ pub(super) fn parse(text: &str, has_env: bool) -> Result<Apps, String> {
 
 /// The app that runs a command line.
 fn app(command: &str) -> App {
-    let words =
-        shlex::split(command).filter(|words| !command.contains(FOR_SHELL) && !words.first().is_some_and(|w| w.contains('=')));
+    let words = shlex::split(command).filter(|words| {
+        !command.contains(FOR_SHELL) && !words.first().is_some_and(|w| w.contains('='))
+    });
     match words.as_deref() {
         Some([program, args @ ..]) => App { args: args.to_vec(), ..App::new(program) },
         // So that the worker is the program, not a shell that waits for it.
         _ => {
-            let exec = if command.contains(SEVERAL) || command.contains('=') { "" } else { "exec " };
+            let exec =
+                if command.contains(SEVERAL) || command.contains('=') { "" } else { "exec " };
             App { args: vec!["-c".into(), format!("{exec}{command}")], ..App::new("sh") }
         }
     }
@@ -61,7 +65,8 @@ mod tests {
             parse("# all of it\nweb: node server.js --name 'a b'\n\njobs: exec ./jobs --port $PORT\nboth: a && b\n", false)
                 .unwrap();
         let line = |name: &str| (apps[name].program.clone(), apps[name].args.clone());
-        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let words =
+            |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
         assert_eq!(line("web"), ("node".into(), words(&["server.js", "--name", "a b"])));
         assert_eq!(line("jobs"), ("sh".into(), words(&["-c", "exec exec ./jobs --port $PORT"])));
         assert_eq!(line("both"), ("sh".into(), words(&["-c", "a && b"])));

@@ -1,4 +1,5 @@
-//! Files as somebody else may have made them: not regular, endless, nested without end, or open to others while root reads.
+//! Files as somebody else may have made them: not regular, endless, nested without end, or open to
+//! others while root reads.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -30,19 +31,28 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Opens a file. Pipes are read only where this process has them already: `/dev/stdin`, `/dev/fd/3`.
+/// Opens a file. Pipes are read only where this process has them already: `/dev/stdin`,
+/// `/dev/fd/3`.
 fn open(file: &Path) -> io::Result<(File, Vec<Weak>)> {
-    let is_below = |own: &&str| file.starts_with(own) && !file.components().any(|part| part == Component::ParentDir);
+    let is_below = |own: &&str| {
+        file.starts_with(own) && !file.components().any(|part| part == Component::ParentDir)
+    };
     let is_own = ["/dev/stdin", "/dev/fd", "/proc/self/fd"].iter().any(is_below);
     // As an empty one it is used to turn a file off.
-    if is_own || file == Path::new("/dev/null") { Ok((File::open(file)?, Vec::new())) } else { open_for_reading(file, MAX_BYTES) }
+    if is_own || file == Path::new("/dev/null") {
+        Ok((File::open(file)?, Vec::new()))
+    } else {
+        open_for_reading(file, MAX_BYTES)
+    }
 }
 
 /// Does what looks at files that may be on a file system that never answers.
 ///
 /// # Errors
 /// Those of the work, or that it is waited for no longer.
-pub(crate) fn answered<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+pub(crate) fn answered<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
     let work = Arc::new(Mutex::new(Some(work)));
     let its_work = work.clone();
     let done = troop::within::within(MAX_ANSWER, move || match taken(&its_work) {
@@ -53,9 +63,10 @@ pub(crate) fn answered<T: Send + 'static>(work: impl FnOnce() -> Result<T, Strin
         (Ok(result), _) => result,
         // There was no thread to be had.
         (Err(_), Some(work)) => work(),
-        (Err(e), None) if e.kind() == io::ErrorKind::TimedOut => {
-            Err(format!("a file or directory of the app has not answered for {} s (a dead mount?)", MAX_ANSWER.as_secs()))
-        }
+        (Err(e), None) if e.kind() == io::ErrorKind::TimedOut => Err(format!(
+            "a file or directory of the app has not answered for {} s (a dead mount?)",
+            MAX_ANSWER.as_secs()
+        )),
         (Err(e), None) => Err(format!("cannot look at the app's files: {e}")),
     }
 }
@@ -74,9 +85,13 @@ fn bounded(from: impl Read) -> io::Result<String> {
     let mut bytes = Vec::new();
     from.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("there are more than {MAX_BYTES} bytes")));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("there are more than {MAX_BYTES} bytes"),
+        ));
     }
-    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))
+    String::from_utf8(bytes)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))
 }
 
 /// The text of a file.
@@ -87,18 +102,24 @@ pub(crate) fn text(file: &Path) -> Result<String, String> {
     read(file).map(|(text, _)| text).map_err(|e| format!("cannot read {}: {e}", file.display()))
 }
 
-/// What on the way to a file, and of the file, somebody besides root can change, if this process is root.
+/// What on the way to a file, and of the file, somebody besides root can change, if this process is
+/// root.
 pub(super) fn weak(file: &Path) -> Vec<Weak> {
-    let found = if is_root() { open(file).map(|(_, weak)| weak).unwrap_or_default() } else { Vec::new() };
+    let found =
+        if is_root() { open(file).map(|(_, weak)| weak).unwrap_or_default() } else { Vec::new() };
     // Where only one's own can be exchanged, nobody exchanges root's.
     found.into_iter().filter(|weak| !weak.sticky).collect()
 }
 
 /// Warns of files that root reads and others can change, each by its name.
 pub(crate) fn doubts<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Vec<String> {
-    let weak: BTreeSet<_> = files.into_iter().flat_map(|file| weak(file)).map(|weak| (weak.path, weak.who)).collect();
+    let weak: BTreeSet<_> =
+        files.into_iter().flat_map(|file| weak(file)).map(|weak| (weak.path, weak.who)).collect();
     let said = |(path, who): (PathBuf, String)| {
-        format!("{} can be changed by others ({who}), who so decide what root runs; chown root, chmod go-w", path.display())
+        format!(
+            "{} can be changed by others ({who}), who so decide what root runs; chown root, chmod go-w",
+            path.display()
+        )
     };
     weak.into_iter().map(said).collect()
 }
@@ -116,7 +137,9 @@ pub(super) fn parsed<T: Send + 'static>(
     thread.spawn(work).map_err(|e| format!("cannot read {shown}: {e}"))?;
     match result.recv_timeout(MAX_PARSING) {
         Ok(result) => result.map_err(|e| format!("{shown}: {}", concise(&e))),
-        Err(RecvTimeoutError::Timeout) => Err(format!("{shown} takes more than {} s to make sense of", MAX_PARSING.as_secs())),
+        Err(RecvTimeoutError::Timeout) => {
+            Err(format!("{shown} takes more than {} s to make sense of", MAX_PARSING.as_secs()))
+        }
         Err(RecvTimeoutError::Disconnected) => Err(format!("{shown} makes no sense")),
     }
 }
@@ -127,7 +150,8 @@ pub(super) fn concise(text: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Reads YAML. Its parser needs the square of the depth of brackets, before anything else has a bound.
+/// Reads YAML. Its parser needs the square of the depth of brackets, before anything else has a
+/// bound.
 pub(super) fn yaml(text: &str) -> Result<serde_json::Value, String> {
     let mut depth = 0_usize;
     for byte in text.bytes() {
@@ -173,7 +197,8 @@ pub(super) fn run(command: &mut Command) -> Result<Printed, String> {
     let out = reader(child.child.stdout.take())?;
     let err = reader(child.child.stderr.take())?;
     let deadline = Instant::now() + MAX_RUNNING;
-    let printed = |from: Receiver<io::Result<String>>| match from.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+    let printed = |from: Receiver<io::Result<String>>| match from
+        .recv_timeout(deadline.saturating_duration_since(Instant::now()))
     {
         Ok(printed) => printed.map_err(|e| format!("it prints too much, or no text: {e}")),
         Err(_) => Err(format!("it does not end within {} s", MAX_RUNNING.as_secs())),
@@ -185,7 +210,9 @@ pub(super) fn run(command: &mut Command) -> Result<Printed, String> {
                 child.is_reaped = true;
                 return Ok(Printed { is_success: status.success(), out, err });
             }
-            None if Instant::now() >= deadline => return Err(format!("it does not end within {} s", MAX_RUNNING.as_secs())),
+            None if Instant::now() >= deadline => {
+                return Err(format!("it does not end within {} s", MAX_RUNNING.as_secs()));
+            }
             None => std::thread::sleep(Duration::from_millis(2)),
         }
     }
@@ -208,11 +235,16 @@ impl Drop for ProcessGroup {
     }
 }
 
-fn reader(pipe: Option<impl Read + Send + 'static>) -> Result<Receiver<io::Result<String>>, String> {
+fn reader(
+    pipe: Option<impl Read + Send + 'static>,
+) -> Result<Receiver<io::Result<String>>, String> {
     let pipe = pipe.ok_or("it has no output")?;
     let (sender, read) = channel();
     let work = move || drop(sender.send(lossy(pipe)));
-    std::thread::Builder::new().name("troop-config".into()).spawn(work).map_err(|e| e.to_string())?;
+    std::thread::Builder::new()
+        .name("troop-config".into())
+        .spawn(work)
+        .map_err(|e| e.to_string())?;
     Ok(read)
 }
 
@@ -220,7 +252,10 @@ fn lossy(from: impl Read) -> io::Result<String> {
     let mut bytes = Vec::new();
     from.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {MAX_BYTES} bytes")));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("more than {MAX_BYTES} bytes"),
+        ));
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
@@ -236,7 +271,10 @@ mod tests {
     #[test]
     fn programs_that_stand_for_files_end_and_say_not_too_much() {
         let printed = sh("echo a; echo b >&2").unwrap();
-        assert_eq!((printed.is_success, printed.out.as_str(), printed.err.as_str()), (true, "a\n", "b\n"));
+        assert_eq!(
+            (printed.is_success, printed.out.as_str(), printed.err.as_str()),
+            (true, "a\n", "b\n")
+        );
         assert!(!sh("exit 3").unwrap().is_success);
         let began = Instant::now();
         assert!(sh("yes").is_err_and(|e| e.contains("too much")) && began.elapsed() < MAX_RUNNING);
@@ -263,7 +301,11 @@ mod tests {
             std::fs::write(&file, text).unwrap();
             let began = Instant::now();
             let e = super::super::read(&file).unwrap_err();
-            assert!(began.elapsed() < MAX_PARSING && e.len() < 2000, "{name}: {:?}: {e:.2000}", began.elapsed());
+            assert!(
+                began.elapsed() < MAX_PARSING && e.len() < 2000,
+                "{name}: {:?}: {e:.2000}",
+                began.elapsed()
+            );
             e
         };
         let deep = 50_000;
@@ -275,13 +317,22 @@ mod tests {
         error("b.toml", &format!("a = {}", "{a=".repeat(deep)));
         error("c.toml", &format!("{}a = 1", "a.".repeat(deep)));
         error("d.toml", &format!("[{}a]", "a.".repeat(deep)));
-        let laughs: String =
-            ('b'..='k').map(|c| format!("{c}: &{c} [{}]\n", format!("*{},", char::from(c as u8 - 1)).repeat(9))).collect();
+        let laughs: String = ('b'..='k')
+            .map(|c| {
+                format!("{c}: &{c} [{}]\n", format!("*{},", char::from(c as u8 - 1)).repeat(9))
+            })
+            .collect();
         error("d.yml", &format!("a: &a [x]\n{laughs}"));
         for name in ["Procfile", "e.yml", "e.toml", "e.json"] {
-            assert!(error(name, &format!("web: {}", "x ".repeat(5_000_000))).contains("bytes"), "{name}");
+            assert!(
+                error(name, &format!("web: {}", "x ".repeat(5_000_000))).contains("bytes"),
+                "{name}"
+            );
         }
-        error("e.toml", &format!("[app.web]\nprogram = 'x'\ncpus = ['{}0']", "0-1023,".repeat(100_000)));
+        error(
+            "e.toml",
+            &format!("[app.web]\nprogram = 'x'\ncpus = ['{}0']", "0-1023,".repeat(100_000)),
+        );
     }
 
     #[test]
@@ -290,8 +341,12 @@ mod tests {
         let pipe = directory.path().join("pipe");
         rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, 0o600.into()).unwrap();
         let detour = Path::new("/dev/fd/../../..").join(pipe.strip_prefix("/").unwrap());
-        let files =
-            [(&*pipe, "a pipe"), (&*detour, "a pipe"), (Path::new("/dev/zero"), "a device"), (directory.path(), "a directory")];
+        let files = [
+            (&*pipe, "a pipe"),
+            (&*detour, "a pipe"),
+            (Path::new("/dev/zero"), "a device"),
+            (directory.path(), "a directory"),
+        ];
         for (file, why) in files {
             let e = text(file).unwrap_err();
             assert!(e.contains(why) && e.contains(&file.display().to_string()), "{e}");

@@ -53,7 +53,10 @@ fn everything_can_be_said() {
     "#;
     let apps = parse(text).unwrap();
     let web = &apps["web"];
-    assert_eq!((web.workers, web.grace), (Some(Workers::Number(4)), Some(Time(Duration::from_millis(2500)))));
+    assert_eq!(
+        (web.workers, web.grace),
+        (Some(Workers::Number(4)), Some(Time(Duration::from_millis(2500))))
+    );
     assert_eq!(web.listeners["8000"].to_string(), "sticky:cookie=sid");
     assert!(web.program(Path::new("x/troop.toml")).ends_with("x/app/server.js"));
     assert_eq!(web.cpu_sets(), Ok(vec![vec![0, 1], vec![2, 3]]));
@@ -70,25 +73,43 @@ fn everything_can_be_said() {
 fn what_is_wrong_is_shown_where_it_is() {
     for (text, parts) in [
         ("[app.web]\nprogram = \"x\"\npolcy = \"p2c\"", &["line 3", "polcy", "policy"][..]),
-        ("[app.web]\nprogram = \"x\"\npolicy = \"sideways\"", &["line 3", "sideways", "round-robin"]),
+        (
+            "[app.web]\nprogram = \"x\"\npolicy = \"sideways\"",
+            &["line 3", "sideways", "round-robin"],
+        ),
         ("[app.web]\nprogram = \"x\"\nworkers = 5000", &["line 3", "0 to 4096"]),
         ("[app.web]\nprogram = \"x\"\ngrace = \"long\"", &["line 3", "number of seconds"]),
         ("[app.web]\nprogram = \"x\"\nrecycle = { memory = \"big\" }", &["line 3", "300M"]),
         ("[app.web]\nprogram = \"x\"\nrestart = { when = \"maybe\" }", &["line 3", "on-failure"]),
         ("[app.web]\nprogram = \"x\"\nhealth = { every = 5 }", &["app.web.health", "one of http"]),
-        ("[app.web]\nprogram = \"x\"\nhealth = { http = \"health\" }", &["app.web.health", "/health"]),
-        ("[app.web]\nprogram = \"x\"\nbind = [\"80\"]\nhealth = { tcp = true }", &["app.web.health", "command"]),
+        (
+            "[app.web]\nprogram = \"x\"\nhealth = { http = \"health\" }",
+            &["app.web.health", "/health"],
+        ),
+        (
+            "[app.web]\nprogram = \"x\"\nbind = [\"80\"]\nhealth = { tcp = true }",
+            &["app.web.health", "command"],
+        ),
         ("[app.web]\nprogram = \"x\"\nmax_surge = 0", &["app.web", "max_unavailable"]),
         ("[app.web]\nprogram = \"x\"\numask = \"9\"", &["app.web.umask", "octal"]),
         ("[app.web]\nprogram = \"x\"\ncpus = [\"x\"]", &["app.web.cpus", "0-3"]),
         ("[app.web]\nprogram = \"x\"\nnice = 30", &["app.web.nice", "-20 to 19"]),
         ("[app.web]\nprogram = \"x\"\ncgroup = { cpu = 0 }", &["app.web.cgroup.cpu", "0.01"]),
         ("[app.web]\nprogram = \"x\"\ncgroup = { memory = 0 }", &["app.web.cgroup", "more than 0"]),
-        ("[app.web]\nprogram = \"x\"\ncgroup = { other = { \"../x\" = \"1\" } }", &["app.web.cgroup.other", "../x"]),
+        (
+            "[app.web]\nprogram = \"x\"\ncgroup = { other = { \"../x\" = \"1\" } }",
+            &["app.web.cgroup.other", "../x"],
+        ),
         ("[app.web]\nprogram = \"x\"\nlimits = { files = \"many\" }", &["app.web.limits", "files"]),
-        ("[app.web]\nprogram = \"x\"\nreport_signal = \"SIGNOT\"", &["app.web.report_signal", "SIGNOT"]),
+        (
+            "[app.web]\nprogram = \"x\"\nreport_signal = \"SIGNOT\"",
+            &["app.web.report_signal", "SIGNOT"],
+        ),
         ("[app.web]\nworkers = 1", &["missing field `program`"]),
-        ("[app.web]\nprogram = \"x\"\nlisteners = { \"1.2.3.4.5:x\" = \"p2c\" }", &["app.web.listeners"]),
+        (
+            "[app.web]\nprogram = \"x\"\nlisteners = { \"1.2.3.4.5:x\" = \"p2c\" }",
+            &["app.web.listeners"],
+        ),
         ("[app.\"a b\"]\nprogram = \"x\"", &["\"a b\"", "letters"]),
         ("[app.web]\nprogram = \"x\"\nenv = { \"A=B\" = \"c\" }", &["app.web.env", "A=B"]),
         ("[app.web\nprogram = \"x\"", &["line 1"]),
@@ -104,9 +125,15 @@ fn what_is_wrong_is_shown_where_it_is() {
 
 #[test]
 fn the_schema_that_is_published_is_the_one_that_is_read() {
-    let published =
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/troop.schema.json")).unwrap_or_default();
-    assert!(published.trim() == schema(), "write it anew: `troop check --schema > docs/troop.schema.json`");
+    let published = std::fs::read_to_string(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../docs/troop.schema.json"
+    ))
+    .unwrap_or_default();
+    assert!(
+        published.trim() == schema(),
+        "write it anew: `troop check --schema > docs/troop.schema.json`"
+    );
 }
 
 #[test]
@@ -124,7 +151,9 @@ fn files_are_told_apart_by_their_names() {
 
 #[test]
 fn times_of_pm2_have_the_same_limit_as_ours() {
-    let file = |millis: &str| format!("apps:\n  - name: web\n    script: ./server.js\n    kill_timeout: {millis}\n");
+    let file = |millis: &str| {
+        format!("apps:\n  - name: web\n    script: ./server.js\n    kill_timeout: {millis}\n")
+    };
     let read = |millis| super::parse(&file(millis), Path::new("ecosystem.config.yml"));
     assert_eq!(read("1600").unwrap()["web"].grace, Some(Time(Duration::from_millis(1600))));
     for millis in ["4099276460824344804", "00000000004099276460824344804", "31622400001"] {

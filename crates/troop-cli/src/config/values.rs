@@ -30,7 +30,9 @@ pub(crate) enum Workers {
 }
 
 pub(crate) fn time(text: &str) -> Result<Time, String> {
-    let wrong = || "it must be a number of seconds, or a time such as 500ms, 30s, 5m, 1h 30m, 1d".to_owned();
+    let wrong = || {
+        "it must be a number of seconds, or a time such as 500ms, 30s, 5m, 1h 30m, 1d".to_owned()
+    };
     let plain = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     let time = plain.or_else(|| humantime::parse_duration(text).ok()).ok_or_else(wrong)?;
     bounded(time)
@@ -38,7 +40,11 @@ pub(crate) fn time(text: &str) -> Result<Time, String> {
 
 /// A time as long as one may be configured, whatever its unit was.
 pub(crate) fn bounded(time: Duration) -> Result<Time, String> {
-    if time > Duration::from_secs(MOST_SECONDS) { Err("it must be a year at most".into()) } else { Ok(Time(time)) }
+    if time > Duration::from_secs(MOST_SECONDS) {
+        Err("it must be a year at most".into())
+    } else {
+        Ok(Time(time))
+    }
 }
 
 pub(crate) fn size(text: &str) -> Result<Size, String> {
@@ -64,8 +70,11 @@ pub(crate) fn workers(text: &str) -> Result<Workers, String> {
             Ok(n @ 0..=4096) => Ok(Workers::Number(n)),
             // As in PM2: all CPUs but so many.
             _ => match text.parse::<isize>() {
-                Ok(less @ -4096..=-1) => Ok(Workers::Number(troop::available_workers().saturating_add_signed(less).max(1))),
-                _ => Err("it must be `auto` or a number from 0 to 4096 (0 runs the program alone)".into()),
+                Ok(less @ -4096..=-1) => Ok(Workers::Number(
+                    troop::available_workers().saturating_add_signed(less).max(1),
+                )),
+                _ => Err("it must be `auto` or a number from 0 to 4096 (0 runs the program alone)"
+                    .into()),
             },
         },
     }
@@ -88,14 +97,22 @@ impl Cgroup {
         if self.cpu_weight.is_some_and(|weight| !(1..=10_000).contains(&weight)) {
             return Err("cpu_weight: it must be from 1 to 10000".into());
         }
-        if self.processes == Some(0) || self.memory == Some(Size(0)) || self.memory_high == Some(Size(0)) {
+        if self.processes == Some(0)
+            || self.memory == Some(Size(0))
+            || self.memory_high == Some(Size(0))
+        {
             return Err("memory, memory_high and processes must be more than 0".into());
         }
         // What is said there is written as whoever runs troop, and only there.
         match self.other.keys().find(|name| {
-            name.contains('/') || name.split_once('.').is_none_or(|(controller, rest)| controller.is_empty() || rest.is_empty())
+            name.contains('/')
+                || name
+                    .split_once('.')
+                    .is_none_or(|(controller, rest)| controller.is_empty() || rest.is_empty())
         }) {
-            Some(name) => Err(format!("other: {name:?} is no file of a control group, as io.weight is")),
+            Some(name) => {
+                Err(format!("other: {name:?} is no file of a control group, as io.weight is"))
+            }
             None => Ok(()),
         }
     }
@@ -105,7 +122,8 @@ impl Cgroup {
         limits.memory = self.memory.map(|size| size.0);
         limits.memory_high = self.memory_high.map(|size| size.0);
         limits.swap = self.swap.map(|size| size.0);
-        (limits.cpu, limits.cpu_weight, limits.processes) = (self.cpu, self.cpu_weight, self.processes);
+        (limits.cpu, limits.cpu_weight, limits.processes) =
+            (self.cpu, self.cpu_weight, self.processes);
         limits.other.clone_from(&self.other);
         limits
     }
@@ -114,8 +132,10 @@ impl Cgroup {
 impl Sandbox {
     pub(crate) fn settings(&self) -> troop::Sandbox {
         let mut settings = troop::Sandbox::default();
-        (settings.read, settings.write, settings.best_effort) = (self.read.clone(), self.write.clone(), self.best_effort);
-        settings.deny_system_calls = self.deny_system_calls.iter().flat_map(|denied| denied.groups()).copied().collect();
+        (settings.read, settings.write, settings.best_effort) =
+            (self.read.clone(), self.write.clone(), self.best_effort);
+        settings.deny_system_calls =
+            self.deny_system_calls.iter().flat_map(|denied| denied.groups()).copied().collect();
         settings
     }
 
@@ -224,7 +244,8 @@ pub(crate) fn cpus(text: &str) -> Result<Vec<usize>, String> {
     let mut all = Vec::new();
     for part in text.split(',') {
         let (from, to) = part.split_once('-').unwrap_or((part, part));
-        let (from, to): (usize, usize) = (from.trim().parse().map_err(|_| wrong())?, to.trim().parse().map_err(|_| wrong())?);
+        let (from, to): (usize, usize) =
+            (from.trim().parse().map_err(|_| wrong())?, to.trim().parse().map_err(|_| wrong())?);
         if from > to || to >= 1024 {
             return Err(wrong());
         }
@@ -242,16 +263,23 @@ mod tests {
 
     #[test]
     fn times_and_sizes_are_read_as_people_write_them() {
-        for (written, millis) in [("2.5", 2_500), ("0", 0), ("500ms", 500), ("1h 30m", 5_400_000), ("1d", 86_400_000)] {
+        for (written, millis) in
+            [("2.5", 2_500), ("0", 0), ("500ms", 500), ("1h 30m", 5_400_000), ("1d", 86_400_000)]
+        {
             assert_eq!(time(written), Ok(Time(Duration::from_millis(millis))), "{written}");
         }
-        for (written, bytes) in [("1024", 1024), ("300M", 300 << 20), ("1.5G", 3 << 29), ("10 KiB", 10 << 10)] {
+        for (written, bytes) in
+            [("1024", 1024), ("300M", 300 << 20), ("1.5G", 3 << 29), ("10 KiB", 10 << 10)]
+        {
             assert_eq!(size(written), Ok(Size(bytes)), "{written}");
         }
         for bad in ["", "-1", "long", "1x", "1e300", "99999d"] {
             assert!(time(bad).is_err() && size(bad).is_err(), "{bad}");
         }
-        assert_eq!((Size(300 << 20).to_string(), Time(Duration::from_secs(90)).to_string()), ("300M".into(), "1m 30s".into()));
+        assert_eq!(
+            (Size(300 << 20).to_string(), Time(Duration::from_secs(90)).to_string()),
+            ("300M".into(), "1m 30s".into())
+        );
     }
 
     #[test]

@@ -11,8 +11,8 @@ use super::{Answer, App, Ask, Failure, Request, VERSION, place};
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a connection may be silent before it is made anew. The app sends away those that say nothing for 10 s, as those of `reload all` do that
-/// wait for their turn.
+/// How long a connection may be silent before it is made anew. The app sends away those that say
+/// nothing for 10 s, as those of `reload all` do that wait for their turn.
 const STALE_AFTER: Duration = Duration::from_secs(2);
 
 /// Why something could not be done.
@@ -34,7 +34,11 @@ impl std::fmt::Display for CliError {
             CliError::NoApp(text) | CliError::Usage(text) => f.write_str(text),
             CliError::Failed(failure) => f.write_str(&failure.message),
             CliError::Io(doing, e) if e.kind() == io::ErrorKind::WouldBlock => {
-                write!(f, "{doing}: there is no answer within {} s; is its process stopped?", PATIENCE.as_secs())
+                write!(
+                    f,
+                    "{doing}: there is no answer within {} s; is its process stopped?",
+                    PATIENCE.as_secs()
+                )
             }
             CliError::Io(doing, e) => write!(f, "{doing}: {e}"),
         }
@@ -60,8 +64,19 @@ impl Client {
     fn connect(name: &str) -> Result<Option<Client>, CliError> {
         let doing = |e| CliError::Io(format!("connect to {name}"), e);
         match place::connect(name) {
-            Ok(stream) => Ok(Some(Client { name: name.to_owned(), stream: BufReader::new(stream), used: Instant::now() })),
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
+            Ok(stream) => Ok(Some(Client {
+                name: name.to_owned(),
+                stream: BufReader::new(stream),
+                used: Instant::now(),
+            })),
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                Ok(None)
+            }
             Err(e) => Err(doing(e)),
         }
     }
@@ -69,7 +84,8 @@ impl Client {
     /// Asks, shows what comes before the answer, and returns that.
     pub(crate) fn ask(&mut self, ask: Ask, each: impl FnMut(&Value)) -> Result<Value, CliError> {
         if self.used.elapsed() > STALE_AFTER {
-            let ended = || CliError::Failed(Failure::new("over", format!("{} has ended", self.name)));
+            let ended =
+                || CliError::Failed(Failure::new("over", format!("{} has ended", self.name)));
             *self = Client::connect(&self.name)?.ok_or_else(ended)?;
         }
         let answer = self.talk(ask, each);
@@ -79,16 +95,21 @@ impl Client {
 
     fn talk(&mut self, ask: Ask, mut each: impl FnMut(&Value)) -> Result<Value, CliError> {
         let doing = |e| CliError::Io(format!("talk to {}", self.name), e);
-        let mut line = serde_json::to_vec(&Request { troop: VERSION, ask: ask.clone() }).map_err(|e| doing(e.into()))?;
+        let mut line = serde_json::to_vec(&Request { troop: VERSION, ask: ask.clone() })
+            .map_err(|e| doing(e.into()))?;
         line.push(b'\n');
         // What takes as long as workers do is waited for; everything else is answered at once.
-        let patience = if matches!(ask, Ask::Reload { .. } | Ask::Events) { None } else { Some(PATIENCE) };
+        let patience =
+            if matches!(ask, Ask::Reload { .. } | Ask::Events) { None } else { Some(PATIENCE) };
         self.stream.get_mut().set_read_timeout(patience).map_err(doing)?;
         self.stream.get_mut().write_all(&line).map_err(doing)?;
         loop {
             let mut line = String::new();
             if self.stream.read_line(&mut line).map_err(doing)? == 0 {
-                return Err(CliError::Failed(Failure::new("over", format!("{} has ended", self.name))));
+                return Err(CliError::Failed(Failure::new(
+                    "over",
+                    format!("{} has ended", self.name),
+                )));
             }
             match serde_json::from_str(&line).map_err(|e| doing(e.into()))? {
                 Answer::Event(event) => each(&event),
@@ -100,7 +121,8 @@ impl Client {
 
     pub(crate) fn snapshot(&mut self) -> Result<App, CliError> {
         let value = self.ask(Ask::Snapshot, |_| {})?;
-        serde_json::from_value(value).map_err(|e| CliError::Io(format!("understand {}", self.name), e.into()))
+        serde_json::from_value(value)
+            .map_err(|e| CliError::Io(format!("understand {}", self.name), e.into()))
     }
 
     /// Waits until the app's process has ended.
@@ -123,7 +145,9 @@ pub(crate) fn target(text: Option<&str>) -> Result<(Option<&str>, Option<u32>), 
         None => Ok((text, None)),
         Some((app, number)) => match number.parse() {
             Ok(number) => Ok((Some(app).filter(|app| !app.is_empty()), Some(number))),
-            Err(_) => Err(CliError::Usage(format!("{number:?} must be a worker's number, as `troop show` has them"))),
+            Err(_) => Err(CliError::Usage(format!(
+                "{number:?} must be a worker's number, as `troop show` has them"
+            ))),
         },
     }
 }
@@ -132,7 +156,10 @@ pub(crate) fn target(text: Option<&str>) -> Result<(Option<&str>, Option<u32>), 
 pub(crate) fn find(target: Option<&str>) -> Result<Vec<Client>, CliError> {
     let running = |clients: &[Client]| match clients {
         [] => "no app is running".to_owned(),
-        clients => format!("running: {}", clients.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ")),
+        clients => format!(
+            "running: {}",
+            clients.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ")
+        ),
     };
     match target {
         Some("all") => match all()? {

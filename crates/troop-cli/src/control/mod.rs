@@ -35,7 +35,8 @@ pub(crate) enum Ask {
         #[serde(default)]
         allow_moved: bool,
     },
-    /// Ends the workers, and begins anew with what the file says then. The connection is held until the end.
+    /// Ends the workers, and begins anew with what the file says then. The connection is held until
+    /// the end.
     Restart,
     /// Where what workers print goes.
     Logs,
@@ -50,11 +51,13 @@ pub(crate) enum Ask {
         #[serde(default)]
         quick: bool,
     },
-    /// Changes how connections are spread, of one listener or of all that nothing else was chosen for.
+    /// Changes how connections are spread, of one listener or of all that nothing else was chosen
+    /// for.
     Schedule { listener: Option<String>, policy: String },
     /// Sends a signal to a worker, or to all.
     Signal { signal: i32, worker: Option<u32> },
-    /// Sends a message to a worker, or to all, and waits so many milliseconds for answers, if that is asked for.
+    /// Sends a message to a worker, or to all, and waits so many milliseconds for answers, if that
+    /// is asked for.
     Send {
         message: Value,
         worker: Option<u32>,

@@ -20,7 +20,9 @@ fn path() -> PathBuf {
     match (std::env::var_os("TROOP_RUNTIME_DIR"), std::env::var_os("XDG_RUNTIME_DIR")) {
         (Some(own), _) if !own.is_empty() => PathBuf::from(own),
         // After `su` it may still be another user's.
-        (_, Some(runtime)) if Path::new(&runtime).metadata().is_ok_and(|found| found.uid() == own) => {
+        (_, Some(runtime))
+            if Path::new(&runtime).metadata().is_ok_and(|found| found.uid() == own) =>
+        {
             Path::new(&runtime).join("troop")
         }
         _ if own == 0 => "/run/troop".into(),
@@ -28,15 +30,21 @@ fn path() -> PathBuf {
     }
 }
 
-/// The directory: `TROOP_RUNTIME_DIR`, or a place for such things. Made if it is not there, and held, so that nobody can put another one in its
-/// place.
+/// The directory: `TROOP_RUNTIME_DIR`, or a place for such things. Made if it is not there, and
+/// held, so that nobody can put another one in its place.
 ///
 /// # Errors
 /// If it cannot be made, or others could get in.
 pub(crate) fn directory() -> io::Result<Directory> {
     let path = path();
     let about = |e: io::Error| {
-        io::Error::new(e.kind(), format!("cannot make or open the directory for control sockets {}: {e}", path.display()))
+        io::Error::new(
+            e.kind(),
+            format!(
+                "cannot make or open the directory for control sockets {}: {e}",
+                path.display()
+            ),
+        )
     };
     let directory = Directory::create(&path, Safety::Links, 0o700).map_err(about)?;
     let found = directory.metadata();
@@ -53,13 +61,18 @@ pub(crate) fn directory() -> io::Result<Directory> {
 /// Whether an app can have this name.
 pub(crate) fn is_name(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    (1..=64).contains(&name.len()) && name.chars().all(fits) && !name.starts_with(['.', '-']) && name != "all"
+    (1..=64).contains(&name.len())
+        && name.chars().all(fits)
+        && !name.starts_with(['.', '-'])
+        && name != "all"
 }
 
 /// The name that a program gives its app.
 pub(crate) fn name_of(program: &Path) -> String {
-    let stem = program.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    let name: String = stem.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(48).collect();
+    let stem =
+        program.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let name: String =
+        stem.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(48).collect();
     let name = name.trim_matches('-').to_owned();
     if is_name(&name) { name } else { "app".into() }
 }
@@ -96,7 +109,8 @@ pub(crate) enum Unclaimed {
     Io(io::Error),
 }
 
-/// Takes the lock of a name, which is gone with its process, unlike the socket. `None` if another process has it.
+/// Takes the lock of a name, which is gone with its process, unlike the socket. `None` if another
+/// process has it.
 fn locked(directory: &Directory, name: &str) -> io::Result<Option<File>> {
     let lock = lock(name);
     for _ in 0..MAX_TRIES {
@@ -120,12 +134,18 @@ pub(crate) fn claim(name: &str, asked: bool) -> Result<(Claim, UnixListener), Un
     for number in 1..=if asked { 1 } else { MOST_ALIKE } {
         let directory = directory().map_err(Unclaimed::Io)?;
         let name = if number == 1 { name.to_owned() } else { format!("{name}-{number}") };
-        let io = |what: &str, e: io::Error| Unclaimed::Io(io::Error::new(e.kind(), format!("{what} of {name}: {e}")));
-        let Some(lock) = locked(&directory, &name).map_err(|e| io("cannot take the lock", e))? else { continue };
+        let io = |what: &str, e: io::Error| {
+            Unclaimed::Io(io::Error::new(e.kind(), format!("{what} of {name}: {e}")))
+        };
+        let Some(lock) = locked(&directory, &name).map_err(|e| io("cannot take the lock", e))?
+        else {
+            continue;
+        };
         let socket = socket(&name);
         let _ = directory.remove(&socket);
         let path = directory.reach(&socket);
-        let listener = UnixListener::bind(&path).map_err(|e| io("cannot bind the control socket", e))?;
+        let listener =
+            UnixListener::bind(&path).map_err(|e| io("cannot bind the control socket", e))?;
         let claim = Claim { name: name.clone(), directory, _lock: lock };
         // The directory keeps others out already.
         rustix::fs::chmod(&path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)

@@ -23,7 +23,10 @@ pub(super) async fn send(
     wait: Option<Duration>,
 ) -> Result<Value, Failure> {
     if message["cmd"].as_str().is_some_and(|cmd| cmd.starts_with("NODE_")) {
-        return Err(Failure::new("bad-request", "messages whose `cmd` begins with NODE_ are Node's own"));
+        return Err(Failure::new(
+            "bad-request",
+            "messages whose `cmd` begins with NODE_ are Node's own",
+        ));
     }
     let workers = match worker {
         None => cluster.workers(),
@@ -42,7 +45,9 @@ pub(super) async fn send(
             },
             Some(wait) => {
                 let message = message.clone();
-                asked.spawn(async move { (worker.id(), ask(&worker, &message, wait.min(MOST_PATIENCE)).await) });
+                asked.spawn(async move {
+                    (worker.id(), ask(&worker, &message, wait.min(MOST_PATIENCE)).await)
+                });
             }
         }
     }

@@ -1,7 +1,8 @@
 //! The primary's side: answers those who steer it, on a thread of its own.
 //!
-//! Whoever is there can cost no more than his connection: there are so many at a time, each has so long to say what he wants, and so long
-//! to take an answer. Who says nothing makes room for who comes next ([`Door`]).
+//! Whoever is there can cost no more than his connection: there are so many at a time, each has so
+//! long to say what he wants, and so long to take an answer. Who says nothing makes room for who
+//! comes next ([`Door`]).
 
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
@@ -53,7 +54,8 @@ pub(crate) struct Identity {
     pub(crate) reporter: Option<Arc<StartupReporter>>,
 }
 
-/// Answers whoever comes (if anybody can), obeys signals and heeds changes of files, until the process ends.
+/// Answers whoever comes (if anybody can), obeys signals and heeds changes of files, until the
+/// process ends.
 pub(crate) fn start(
     listener: Option<StdListener>,
     cluster: Cluster,
@@ -83,7 +85,9 @@ pub(crate) fn start(
         runtime.block_on(async {
             if let Some(reporter) = reporter {
                 let server = server.clone();
-                tokio::spawn(async move { reporter.watch(&server.cluster, &server.name, patience).await });
+                tokio::spawn(async move {
+                    reporter.watch(&server.cluster, &server.name, patience).await
+                });
             }
             let cluster = server.cluster.clone();
             tokio::spawn(async move { report_start(&cluster).await });
@@ -98,7 +102,8 @@ pub(crate) fn start(
             }
             tokio::spawn(server.clone().handle_signals(signals));
             let Some(listener) = listener else { return std::future::pending().await };
-            let ready = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+            let ready =
+                listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
             let Ok(listener) = ready else { return std::future::pending().await };
             loop {
                 let Ok((stream, _)) = listener.accept().await else {
@@ -173,7 +178,10 @@ impl Server {
         let Some((line, mut stream)) = self.door.read_request(stream).await else { return };
         let _place = self.served.try_acquire();
         let answer = match parse(&line) {
-            Ok(_) if _place.is_err() => Err(Failure::new("busy", format!("{MOST_CLIENTS} clients are being served; try again"))),
+            Ok(_) if _place.is_err() => Err(Failure::new(
+                "busy",
+                format!("{MOST_CLIENTS} clients are being served; try again"),
+            )),
             Ok(ask) => match self.handle_request(ask, &mut stream).await {
                 Ok(result) => result,
                 Err(Gone) => return,
@@ -183,10 +191,16 @@ impl Server {
         let _ = send_answer(&mut stream, &answer.map_or_else(Answer::Failed, Answer::Done)).await;
     }
 
-    async fn handle_request(&self, ask: Ask, stream: &mut UnixStream) -> Result<Result<Value, Failure>, Gone> {
+    async fn handle_request(
+        &self,
+        ask: Ask,
+        stream: &mut UnixStream,
+    ) -> Result<Result<Value, Failure>, Gone> {
         Ok(match ask {
             Ask::Snapshot => self.snapshot().await,
-            Ask::Reload { worker: None, allow_moved } => self.reload(Some(stream), allow_moved).await,
+            Ask::Reload { worker: None, allow_moved } => {
+                self.reload(Some(stream), allow_moved).await
+            }
             Ask::Reload { worker: Some(worker), .. } => self.recycle(worker).await,
             Ask::Logs => Ok(self.logs()),
             Ask::Scale { workers, by } => self.scale(workers, by).await,
@@ -194,13 +208,22 @@ impl Server {
             Ask::Signal { signal, worker } => self.signal(signal, worker).await,
             Ask::Send { message, worker, wait_ms } => {
                 if !self.resolved().app.bind.is_empty() {
-                    let text = "its workers take sockets by activation, and have no channel for messages";
+                    let text =
+                        "its workers take sockets by activation, and have no channel for messages";
                     return Ok(Err(Failure::new("failed", text)));
                 }
                 let Ok(_place) = self.askers.try_acquire() else {
-                    return Ok(Err(Failure::new("busy", format!("{MOST_WAITING} clients wait for answers of workers already"))));
+                    return Ok(Err(Failure::new(
+                        "busy",
+                        format!("{MOST_WAITING} clients wait for answers of workers already"),
+                    )));
                 };
-                let send = super::send::send(&self.cluster, message, worker, wait_ms.map(Duration::from_millis));
+                let send = super::send::send(
+                    &self.cluster,
+                    message,
+                    worker,
+                    wait_ms.map(Duration::from_millis),
+                );
                 tokio::select! {
                     sent = send => sent,
                     () = door::has_left(stream) => return Err(Gone),
@@ -241,13 +264,20 @@ impl Server {
 
     async fn snapshot(&self) -> Result<Value, Failure> {
         let snapshot = self.cluster.snapshot().await.map_err(|e| failed(&e))?;
-        let (name, program) = (self.name.clone(), Path::new(&self.resolved().program).display().to_string());
+        let (name, program) =
+            (self.name.clone(), Path::new(&self.resolved().program).display().to_string());
         let app = App {
             name,
             program,
             version: env!("CARGO_PKG_VERSION").into(),
-            file: self.source.file().map(|file| std::path::absolute(file).unwrap_or_else(|_| file.into()).display().to_string()),
-            log: self.queue.as_ref().and_then(|queue| queue.path()).map(|path| path.display().to_string()),
+            file: self.source.file().map(|file| {
+                std::path::absolute(file).unwrap_or_else(|_| file.into()).display().to_string()
+            }),
+            log: self
+                .queue
+                .as_ref()
+                .and_then(|queue| queue.path())
+                .map(|path| path.display().to_string()),
             lost_lines: self.queue.as_ref().map_or(0, |queue| queue.lost()),
             snapshot,
         };
@@ -259,7 +289,8 @@ impl Server {
         if self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase == Phase::Stopping {
             return Err(Failure::new("busy", "the app is stopping"));
         }
-        let (resolved, _) = self.source.next().await.map_err(|text| Failure::new("bad-request", text))?;
+        let (resolved, _) =
+            self.source.next().await.map_err(|text| Failure::new("bad-request", text))?;
         resolved.setup().map(drop).map_err(|e| Failure::new("bad-request", e.chain()))
     }
 
@@ -269,14 +300,20 @@ impl Server {
         let file = self.queue.as_ref().and_then(|queue| queue.path());
         let cwd = resolved.cwd.clone().unwrap_or_else(|| ".".into());
         let errors =
-            files(&self.name, &resolved.app.output, &std::path::absolute(&cwd).unwrap_or(cwd)).1.filter(|_| file.is_some());
+            files(&self.name, &resolved.app.output, &std::path::absolute(&cwd).unwrap_or(cwd))
+                .1
+                .filter(|_| file.is_some());
         json!({ "to": to, "file": file, "error_file": errors })
     }
 
     /// Does what signals ask for.
     async fn handle_signals(self: Arc<Server>, signals: Signals) {
         let Signals { reload, reopen } = signals;
-        let (Ok(mut reload), Ok(mut reopen)) = (UnixStream::from_std(reload), UnixStream::from_std(reopen)) else { return };
+        let (Ok(mut reload), Ok(mut reopen)) =
+            (UnixStream::from_std(reload), UnixStream::from_std(reopen))
+        else {
+            return;
+        };
         loop {
             let (mut bytes, mut others) = ([0; 16], [0; 16]);
             tokio::select! {
@@ -322,7 +359,9 @@ impl Server {
                 Event::Supervision(Progress::Replaced { old, new }) if old == worker => {
                     return Ok(json!({ "replaced": 1, "new": new }));
                 }
-                Event::Supervision(Progress::RecycleFailed { reason, .. }) => return Err(Failure::new("failed", reason)),
+                Event::Supervision(Progress::RecycleFailed { reason, .. }) => {
+                    return Err(Failure::new("failed", reason));
+                }
                 Event::Supervision(Progress::ReloadStarted { .. }) => {
                     return Err(Failure::new("busy", "all are being replaced now"));
                 }
@@ -338,7 +377,9 @@ impl Server {
 
     async fn scale(&self, workers: Option<usize>, by: i64) -> Result<Value, Failure> {
         let before = self.cluster.snapshot().await.map_err(|e| failed(&e))?.wanted.unwrap_or(0);
-        let after = workers.unwrap_or_else(|| before.saturating_add_signed(isize::try_from(by).unwrap_or(isize::MAX)));
+        let after = workers.unwrap_or_else(|| {
+            before.saturating_add_signed(isize::try_from(by).unwrap_or(isize::MAX))
+        });
         if workers.is_none() && after == 0 {
             let text = format!(
                 "there are {before} workers, and {by} would leave none; `troop scale 0` ends all and keeps the listeners"
@@ -352,7 +393,11 @@ impl Server {
     async fn schedule(&self, listener: Option<String>, policy: &str) -> Result<Value, Failure> {
         let bad = |e: troop::BadScheduling| Failure::new("bad-request", e.to_string());
         let listener = listener.map(|listener| listener.parse()).transpose().map_err(bad)?;
-        let later = self.cluster.set_scheduling(listener, policy.parse().map_err(bad)?).await.map_err(|e| failed(&e))?;
+        let later = self
+            .cluster
+            .set_scheduling(listener, policy.parse().map_err(bad)?)
+            .await
+            .map_err(|e| failed(&e))?;
         Ok(json!({ "later": later.iter().map(ToString::to_string).collect::<Vec<_>>() }))
     }
 
@@ -384,8 +429,13 @@ impl Server {
         *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) = resolved;
     }
 
-    /// Has what else a plan changes used too, when its workers have proven good. Returns the listeners that change later.
-    async fn adopt(&self, before: &ResolvedApp, after: &ResolvedApp) -> Result<Vec<String>, Failure> {
+    /// Has what else a plan changes used too, when its workers have proven good. Returns the
+    /// listeners that change later.
+    async fn adopt(
+        &self,
+        before: &ResolvedApp,
+        after: &ResolvedApp,
+    ) -> Result<Vec<String>, Failure> {
         if before.workers() != after.workers() {
             self.cluster.scale(after.workers()).map_err(|e| failed(&e))?;
         }
@@ -397,13 +447,22 @@ impl Server {
         for (listener, policy) in before.policies(after) {
             let bad = |e: troop::BadScheduling| Failure::new("bad-request", e.to_string());
             let listener = listener.parse().map_err(bad)?;
-            later.extend(self.cluster.set_scheduling(Some(listener), policy).await.map_err(|e| failed(&e))?);
+            later.extend(
+                self.cluster
+                    .set_scheduling(Some(listener), policy)
+                    .await
+                    .map_err(|e| failed(&e))?,
+            );
         }
         Ok(later.iter().map(ToString::to_string).collect())
     }
 
     /// Replaces the workers, by such as the file says now. It goes on when the client has left.
-    async fn reload(&self, mut stream: Option<&mut UnixStream>, allow_moved: bool) -> Result<Value, Failure> {
+    async fn reload(
+        &self,
+        mut stream: Option<&mut UnixStream>,
+        allow_moved: bool,
+    ) -> Result<Value, Failure> {
         let busy = || Err(Failure::new("busy", "a reload is under way, or the app is stopping"));
         let _one = match &stream {
             Some(_) => match self.reloading.try_lock() {
@@ -419,7 +478,8 @@ impl Server {
             return busy();
         }
         let before = self.resolved();
-        let (after, doubts) = self.source.next().await.map_err(|text| Failure::new("bad-request", text))?;
+        let (after, doubts) =
+            self.source.next().await.map_err(|text| Failure::new("bad-request", text))?;
         let setup = after.setup().map_err(|e| Failure::new("bad-request", e.chain()))?;
         doubts.iter().for_each(|doubt| log::line(&format!("troop: {doubt}")));
         let (changes, _) = before.changes(&after);
@@ -431,14 +491,20 @@ impl Server {
             match &mut stream {
                 Some(stream) => {
                     drop(
-                        send_answer(stream, &Answer::Event(json!({ "event": "changed", "changes": changes, "text": text })))
-                            .await,
+                        send_answer(
+                            stream,
+                            &Answer::Event(
+                                json!({ "event": "changed", "changes": changes, "text": text }),
+                            ),
+                        )
+                        .await,
                     );
                 }
                 None => log::line(&format!("troop: {text}")),
             }
         }
-        let (replaced, started) = self.replace_all(Reload::new().setup(setup).allow_moved(allow_moved), stream).await?;
+        let (replaced, started) =
+            self.replace_all(Reload::new().setup(setup).allow_moved(allow_moved), stream).await?;
         let later = self.adopt(&before, &after).await;
         self.is_planned(after);
         let mut answer = json!({ "replaced": replaced, "later": later? });
@@ -449,7 +515,11 @@ impl Server {
     }
 
     /// How many workers were replaced, and how many were started where there was none.
-    async fn replace_all(&self, reload: Reload, mut stream: Option<&mut UnixStream>) -> Result<(u64, u64), Failure> {
+    async fn replace_all(
+        &self,
+        reload: Reload,
+        mut stream: Option<&mut UnixStream>,
+    ) -> Result<(u64, u64), Failure> {
         let mut events = self.cluster.events();
         let oldest = self.cluster.workers().iter().map(WorkerHandle::id).max();
         self.cluster.reload_with(reload).map_err(|e| failed(&e))?;
@@ -460,14 +530,21 @@ impl Server {
                 // Before that, they are about another one's reload.
                 Event::Supervision(Progress::ReloadStarted { .. }) => began = true,
                 Event::Supervision(Progress::ReloadRefused) if !began => {
-                    return Err(Failure::new("busy", "a reload is under way, or the app is stopping"));
+                    return Err(Failure::new(
+                        "busy",
+                        "a reload is under way, or the app is stopping",
+                    ));
                 }
                 Event::Supervision(Progress::Replaced { .. }) if began => replaced += 1,
-                Event::Supervision(Progress::Awaiting { .. } | Progress::PutOff { .. }) if began => {}
+                Event::Supervision(Progress::Awaiting { .. } | Progress::PutOff { .. })
+                    if began => {}
                 Event::Supervision(Progress::ReloadFinished) if began => {
                     let workers = self.cluster.snapshot().await.map_err(|e| failed(&e))?.workers;
                     let newest = workers.iter().filter_map(|worker| worker.generation).max();
-                    let new = workers.iter().filter(|worker| worker.generation == newest && newest.is_some()).count() as u64;
+                    let new = workers
+                        .iter()
+                        .filter(|worker| worker.generation == newest && newest.is_some())
+                        .count() as u64;
                     return Ok((replaced, new.saturating_sub(replaced)));
                 }
                 Event::Supervision(Progress::ReloadFailed { reason, then }) if began => {
@@ -479,11 +556,16 @@ impl Server {
                         Afterwards::Replaced => format!("{replaced} workers have been replaced"),
                     };
                     let mut text = format!("{reason}; {then}");
-                    if let Some(words) = fallen.and_then(|worker| worker.last_stderr(LAST_WORDS)).filter(|w| !w.trim().is_empty())
+                    if let Some(words) = fallen
+                        .and_then(|worker| worker.last_stderr(LAST_WORDS))
+                        .filter(|w| !w.trim().is_empty())
                     {
                         text.push_str("; its last lines:\n");
                         text.push_str(&troop::text::lines(words.trim_end(), log::QUOTE));
-                        if ["EADDRINUSE", "Address already in use"].iter().any(|sign| words.contains(sign)) {
+                        if ["EADDRINUSE", "Address already in use"]
+                            .iter()
+                            .any(|sign| words.contains(sign))
+                        {
                             text.push_str(
                                 "\nIf it binds its port by itself, the old one has to leave first: max_surge = 0 and max_unavailable = 1",
                             );
@@ -493,15 +575,24 @@ impl Server {
                 }
                 Event::Supervision(Progress::Stopping) => break,
                 // Perhaps the end of it.
-                Event::Missed(_) if self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase != Phase::Reloading => {
-                    return Err(Failure::new("failed", "too much happened to see how it ended; look with `troop show`"));
+                Event::Missed(_)
+                    if self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase
+                        != Phase::Reloading =>
+                {
+                    return Err(Failure::new(
+                        "failed",
+                        "too much happened to see how it ended; look with `troop show`",
+                    ));
                 }
-                Event::Exit(worker, how) if !how.is_success() && Some(worker.id()) > oldest => fallen = Some(worker.clone()),
+                Event::Exit(worker, how) if !how.is_success() && Some(worker.id()) > oldest => {
+                    fallen = Some(worker.clone())
+                }
                 _ => continue,
             }
             // Whoever has left, or does not listen, is not waited for a second time.
             if let Some(stream) = &mut stream {
-                is_heard = is_heard && send_answer(stream, &Answer::Event(log::as_json(&event))).await.is_ok();
+                is_heard = is_heard
+                    && send_answer(stream, &Answer::Event(log::as_json(&event))).await.is_ok();
             }
         }
         Err(Failure::new("over", "the app is stopping"))
@@ -509,7 +600,10 @@ impl Server {
 
     async fn events(&self, stream: &mut UnixStream) -> Result<Result<Value, Failure>, Gone> {
         let Ok(_place) = self.followers.try_acquire() else {
-            return Ok(Err(Failure::new("busy", format!("{MOST_FOLLOWERS} follow the events already"))));
+            return Ok(Err(Failure::new(
+                "busy",
+                format!("{MOST_FOLLOWERS} follow the events already"),
+            )));
         };
         let mut events: Events = self.cluster.events_within(FOLLOWER_BYTES);
         loop {
@@ -526,7 +620,8 @@ impl Server {
 
 pub(crate) fn parse(line: &[u8]) -> Result<Ask, Failure> {
     let bad = |text: String| Failure::new("bad-request", text);
-    let request: Request = serde_json::from_slice(line).map_err(|e| bad(format!("this is no request: {e}")))?;
+    let request: Request =
+        serde_json::from_slice(line).map_err(|e| bad(format!("this is no request: {e}")))?;
     if request.troop == VERSION {
         Ok(request.ask)
     } else {

@@ -1,4 +1,5 @@
-//! A file that is closed and put aside when it is big or old, and opened again when somebody has moved it.
+//! A file that is closed and put aside when it is big or old, and opened again when somebody has
+//! moved it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
@@ -26,8 +27,8 @@ pub(crate) struct Rotation {
     pub(crate) total: Option<u64>,
 }
 
-/// A log file. Its directory is held while it is open: files are opened, renamed and removed in the directory that was checked, wherever the
-/// path leads by then.
+/// A log file. Its directory is held while it is open: files are opened, renamed and removed in the
+/// directory that was checked, wherever the path leads by then.
 #[derive(Debug)]
 pub(crate) struct LogFile {
     path: PathBuf,
@@ -60,15 +61,20 @@ impl OpenFile {
     fn new(directory: Directory, name: &OsStr) -> io::Result<OpenFile> {
         let (file, made) = directory.append(name, FILE_MODE)?;
         let found = file.metadata()?;
-        let since = found.created().or_else(|_| found.modified()).unwrap_or_else(|_| SystemTime::now());
+        let since =
+            found.created().or_else(|_| found.modified()).unwrap_or_else(|_| SystemTime::now());
         Ok(OpenFile { directory, file, regular: found.is_file(), len: found.len(), since, made })
     }
 
     /// Whether its name still leads to it.
     fn is_at(&self, directory: &Directory, name: &OsStr) -> bool {
-        let same =
-            |found: Metadata| self.file.metadata().is_ok_and(|ours| (ours.dev(), ours.ino()) == (found.dev(), found.ino()));
-        directory.is_same(&self.directory) && directory.entry(name).is_ok_and(|found| found.is_some_and(same))
+        let same = |found: Metadata| {
+            self.file
+                .metadata()
+                .is_ok_and(|ours| (ours.dev(), ours.ino()) == (found.dev(), found.ino()))
+        };
+        directory.is_same(&self.directory)
+            && directory.entry(name).is_ok_and(|found| found.is_some_and(same))
     }
 }
 
@@ -77,7 +83,17 @@ impl LogFile {
         // A path that ends with no name is refused when it is opened.
         let (parent, name) = split(&path).unwrap_or_default();
         let looked = Instant::now();
-        LogFile { path, parent, name, safety, rotation, open: None, looked, stuck: false, misled: false }
+        LogFile {
+            path,
+            parent,
+            name,
+            safety,
+            rotation,
+            open: None,
+            looked,
+            stuck: false,
+            misled: false,
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -90,7 +106,9 @@ impl LogFile {
     /// For people.
     pub(crate) fn check(&self) -> Result<(), String> {
         let found = Directory::find(&self.parent, self.safety);
-        found.and_then(|found| found.map_or(Ok(()), |directory| directory.check_append(&self.name))).map_err(|e| self.cannot(&e))
+        found
+            .and_then(|found| found.map_or(Ok(()), |directory| directory.check_append(&self.name)))
+            .map_err(|e| self.cannot(&e))
     }
 
     /// Opens it, and makes what is missing.
@@ -135,7 +153,11 @@ impl LogFile {
             let size = self.rotation.size;
             let stuck = self.stuck;
             let open = self.opened()?;
-            let room = if size == 0 || !open.regular || stuck { u64::MAX } else { size.saturating_sub(open.len) };
+            let room = if size == 0 || !open.regular || stuck {
+                u64::MAX
+            } else {
+                size.saturating_sub(open.len)
+            };
             // As many whole lines as fit; one that does not fit into an empty file goes alone.
             let fits = usize::try_from(room).unwrap_or(usize::MAX).min(rest.len());
             let end = if fits == rest.len() {
@@ -149,7 +171,9 @@ impl LogFile {
                     self.stuck = self.put_aside().is_err();
                     continue;
                 }
-                (0, 0) => rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |at| at + 1),
+                (0, 0) => {
+                    rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |at| at + 1)
+                }
                 (end, _) => end,
             };
             if let Err(e) = open.file.write_all(&rest[..end]) {
@@ -173,7 +197,8 @@ impl LogFile {
         self.open.as_mut().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// Opens what is at the path now. If that is not safe, or not possible, what is open stays open: it is still the file that was checked.
+    /// Opens what is at the path now. If that is not safe, or not possible, what is open stays
+    /// open: it is still the file that was checked.
     fn renew(&mut self) {
         let before = self.open.take();
         match self.opened() {
@@ -181,7 +206,10 @@ impl LogFile {
             Err(e) => {
                 self.open = before;
                 if UnsafePath::is_cause_of(&e) && !std::mem::replace(&mut self.misled, true) {
-                    crate::log::line(&format!("troop: {}; lines go on into the file that was open before", self.cannot(&e)));
+                    crate::log::line(&format!(
+                        "troop: {}; lines go on into the file that was open before",
+                        self.cannot(&e)
+                    ));
                 }
             }
         }
@@ -192,7 +220,9 @@ impl LogFile {
         self.stuck = false;
         let Some(open) = &self.open else { return };
         let found = Directory::find(&self.parent, self.safety);
-        if !found.is_ok_and(|found| found.is_some_and(|directory| open.is_at(&directory, &self.name))) {
+        if !found
+            .is_ok_and(|found| found.is_some_and(|directory| open.is_at(&directory, &self.name)))
+        {
             self.renew();
             return;
         }
@@ -268,22 +298,41 @@ mod tests {
         let one = |number: usize| text(&path.with_extension(format!("log.{number}")));
         assert_eq!(
             (text(&path), one(1), one(2), one(3)),
-            ("eee\n".into(), "a line that is longer than a file\n".into(), "ccc\nddd\n".into(), String::new())
+            (
+                "eee\n".into(),
+                "a line that is longer than a file\n".into(),
+                "ccc\nddd\n".into(),
+                String::new()
+            )
         );
-        let mut log = LogFile::new(path.clone(), Rotation { total: Some(5), ..rotation(10, 9) }, Safety::Links);
+        let mut log = LogFile::new(
+            path.clone(),
+            Rotation { total: Some(5), ..rotation(10, 9) },
+            Safety::Links,
+        );
         log.write(b"1234567\n").unwrap();
-        assert_eq!((text(&path), one(1), one(2)), ("1234567\n".into(), "eee\n".into(), String::new()));
+        assert_eq!(
+            (text(&path), one(1), one(2)),
+            ("1234567\n".into(), "eee\n".into(), String::new())
+        );
     }
 
     #[test]
     fn a_file_that_is_old_is_put_aside() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("app.log");
-        let mut log = LogFile::new(path.clone(), Rotation { age: Some(Duration::ZERO), ..rotation(0, 1) }, Safety::Links);
+        let mut log = LogFile::new(
+            path.clone(),
+            Rotation { age: Some(Duration::ZERO), ..rotation(0, 1) },
+            Safety::Links,
+        );
         log.write(b"a\n").unwrap();
         log.look();
         log.write(b"b\n").unwrap();
-        assert_eq!((text(&path), text(&directory.path().join("app.log.1"))), ("b\n".into(), "a\n".into()));
+        assert_eq!(
+            (text(&path), text(&directory.path().join("app.log.1"))),
+            ("b\n".into(), "a\n".into())
+        );
     }
 
     #[test]
@@ -304,15 +353,25 @@ mod tests {
 
     #[test]
     fn what_is_no_file_is_left_where_it_is_and_links_are_not_followed() {
-        let mut log = LogFile::new("/dev/null".into(), Rotation { age: Some(Duration::ZERO), ..rotation(4, 0) }, Safety::Links);
+        let mut log = LogFile::new(
+            "/dev/null".into(),
+            Rotation { age: Some(Duration::ZERO), ..rotation(4, 0) },
+            Safety::Links,
+        );
         log.write(b"more than four\n").unwrap();
         log.look();
         log.write(b"more than four\n").unwrap();
-        assert!(!Path::new("/dev/null").metadata().unwrap().is_file() && !Path::new("/dev/null.1").exists());
+        assert!(
+            !Path::new("/dev/null").metadata().unwrap().is_file()
+                && !Path::new("/dev/null.1").exists()
+        );
         let directory = tempfile::tempdir().unwrap();
         let (link, target) = (directory.path().join("app.log"), directory.path().join("secret"));
         std::os::unix::fs::symlink(&target, &link).unwrap();
-        assert!(LogFile::new(link, rotation(0, 1), Safety::Links).write(b"a\n").is_err() && !target.exists());
+        assert!(
+            LogFile::new(link, rotation(0, 1), Safety::Links).write(b"a\n").is_err()
+                && !target.exists()
+        );
         // A pipe that nobody reads holds up nobody.
         let pipe = directory.path().join("pipe");
         rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, 0o600.into()).unwrap();
@@ -323,7 +382,11 @@ mod tests {
     fn what_is_put_in_the_place_of_a_log_is_not_written_to_and_no_line_is_lost() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
-        std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        std::fs::set_permissions(
+            directory.path(),
+            std::os::unix::fs::PermissionsExt::from_mode(0o777),
+        )
+        .unwrap();
         std::fs::write(at("secret"), "").unwrap();
         let mut log = LogFile::new(at("app.log"), rotation(0, 1), Safety::Links);
         let mut lines = String::new();

@@ -1,4 +1,5 @@
-//! Lines to systemd's journal, by its native protocol: <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>.
+//! Lines to systemd's journal, by its native protocol:
+//! <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -30,7 +31,8 @@ impl Journal {
             return line.chunks(MOST_BYTES).try_for_each(|piece| self.write(origin, piece));
         }
         let priority = if origin.is_error() { 4 } else { 6 };
-        let mut datagram = format!("SYSLOG_IDENTIFIER={}\nPRIORITY={priority}\n", self.name).into_bytes();
+        let mut datagram =
+            format!("SYSLOG_IDENTIFIER={}\nPRIORITY={priority}\n", self.name).into_bytes();
         if let Some(slot) = origin.slot() {
             datagram.extend_from_slice(format!("TROOP_SLOT={slot}\n").as_bytes());
         }

@@ -52,7 +52,12 @@ pub(crate) fn prefix(form: Form, time: &str, origin: Origin) -> Vec<u8> {
 /// Appends a line as JSON, in which what is no text cannot be.
 pub(crate) fn write_json(to: &mut Vec<u8>, time: &str, origin: Origin, line: &[u8]) {
     let text = String::from_utf8_lossy(line);
-    let entry = Entry { time: time.into(), slot: origin.slot(), stream: origin.stream().into(), text: text.into() };
+    let entry = Entry {
+        time: time.into(),
+        slot: origin.slot(),
+        stream: origin.stream().into(),
+        text: text.into(),
+    };
     to.extend_from_slice(text::json(serde_json::to_string(&entry).unwrap_or_default()).as_bytes());
     to.push(b'\n');
 }
@@ -80,7 +85,12 @@ pub(crate) fn read(line: &str) -> Entry {
     {
         return entry;
     }
-    prefixed(line).unwrap_or_else(|| Entry { time: String::new(), slot: None, stream: "out".into(), text: line.into() })
+    prefixed(line).unwrap_or_else(|| Entry {
+        time: String::new(),
+        slot: None,
+        stream: "out".into(),
+        text: line.into(),
+    })
 }
 
 fn prefixed(line: &str) -> Option<Entry> {
@@ -96,7 +106,12 @@ fn prefixed(line: &str) -> Option<Entry> {
         "* " => "event",
         _ => return None,
     };
-    Some(Entry { time: time.into(), slot: slot.parse().ok(), stream: stream.into(), text: text.into() })
+    Some(Entry {
+        time: time.into(),
+        slot: slot.parse().ok(),
+        stream: stream.into(),
+        text: text.into(),
+    })
 }
 
 #[cfg(test)]
@@ -106,7 +121,9 @@ mod tests {
     #[test]
     fn a_line_is_read_as_it_was_written() {
         for form in [Form::Prefixed, Form::Json] {
-            for (origin, stream) in [(Origin::Out(3), "out"), (Origin::Err(12), "err"), (Origin::Event, "event")] {
+            for (origin, stream) in
+                [(Origin::Out(3), "out"), (Origin::Err(12), "err"), (Origin::Event, "event")]
+            {
                 let line = b"a | b ! {\"c\"}";
                 let mut bytes = prefix(form, &now(), origin);
                 match form {
@@ -114,7 +131,10 @@ mod tests {
                     _ => bytes.extend_from_slice(line),
                 }
                 let entry = read(std::str::from_utf8(&bytes).unwrap().trim_end());
-                assert_eq!((entry.slot, entry.stream.as_str(), entry.text.as_str()), (origin.slot(), stream, "a | b ! {\"c\"}"));
+                assert_eq!(
+                    (entry.slot, entry.stream.as_str(), entry.text.as_str()),
+                    (origin.slot(), stream, "a | b ! {\"c\"}")
+                );
             }
         }
         assert!(prefix(Form::Plain, "", Origin::Out(0)).is_empty());

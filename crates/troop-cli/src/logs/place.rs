@@ -13,7 +13,8 @@ const MAX_NOTE: u64 = 64 * 1024;
 
 /// The directory: `TROOP_LOG_DIR`, `/var/log/troop` for root, or `~/.local/state/troop`.
 pub(crate) fn directory() -> PathBuf {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let set =
+        |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(own) = set("TROOP_LOG_DIR") {
         return own;
     }
@@ -29,11 +30,16 @@ fn fallback() -> PathBuf {
     format!("/tmp/troop-{}/logs", rustix::process::geteuid().as_raw()).into()
 }
 
-/// What is demanded of a log file's path. Logs of another user's workers, and those in `/tmp`, are written only where nobody else can exchange
-/// anything; others belong where their owner wants them, as long as no link leads away.
+/// What is demanded of a log file's path. Logs of another user's workers, and those in `/tmp`, are
+/// written only where nobody else can exchange anything; others belong where their owner wants
+/// them, as long as no link leads away.
 pub(crate) fn safety(file: &Path, of_another_user: bool) -> Safety {
     let is_root = rustix::process::geteuid().is_root();
-    if (is_root && of_another_user) || file.starts_with(fallback()) { Safety::Owners } else { Safety::Links }
+    if (is_root && of_another_user) || file.starts_with(fallback()) {
+        Safety::Owners
+    } else {
+        Safety::Links
+    }
 }
 
 /// The files of an app: for all, and for standard error if that is apart.
@@ -57,7 +63,8 @@ fn usual(name: &str) -> PathBuf {
     directory().join(format!("{name}.log"))
 }
 
-/// Notes where the files of an app are, for when it does not run any more. That it cannot be noted disturbs nobody.
+/// Notes where the files of an app are, for when it does not run any more. That it cannot be noted
+/// disturbs nobody.
 pub(crate) fn remember(name: &str, files: &[PathBuf]) {
     let _ = try_remember(name, files);
 }
@@ -73,7 +80,8 @@ fn try_remember(name: &str, files: &[PathBuf]) -> io::Result<()> {
     // Put in place whole.
     let new = OsString::from(format!(".{name}.files.{}", std::process::id()));
     let mut file = directory.create_new(&new, 0o640)?;
-    let written = file.write_all(text.as_bytes()).and_then(|()| directory.rename(&new, &note(name)));
+    let written =
+        file.write_all(text.as_bytes()).and_then(|()| directory.rename(&new, &note(name)));
     if written.is_err() {
         let _ = directory.remove(&new);
     }
@@ -89,7 +97,9 @@ pub(crate) fn remembered(name: &str) -> Vec<PathBuf> {
 /// What has been noted, unless somebody else may have done that.
 fn noted(name: &str) -> Option<Vec<PathBuf>> {
     let path = directory();
-    let file = Directory::open(&path, safety(&path, false)).and_then(|directory| directory.read(&note(name))).ok()?;
+    let file = Directory::open(&path, safety(&path, false))
+        .and_then(|directory| directory.read(&note(name)))
+        .ok()?;
     if who_can_change(&file.metadata().ok()?).is_some() {
         return None;
     }

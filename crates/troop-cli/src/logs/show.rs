@@ -23,7 +23,8 @@ const LOOK: Duration = Duration::from_millis(200);
 const MOST_ASIDE: usize = 1000;
 /// Bytes that are read at a time, from the end.
 const BLOCK: u64 = 64 * 1024;
-/// The longest line; troop writes none that is near it. Workers may be able to put other files in the place of logs.
+/// The longest line; troop writes none that is near it. Workers may be able to put other files in
+/// the place of logs.
 const MAX_LINE: usize = 1024 * 1024;
 
 /// A log that is shown.
@@ -36,13 +37,18 @@ struct Shown {
     begun: String,
 }
 
-/// The files of the apps that are meant: those that run are asked, for others it is looked where they would be.
+/// The files of the apps that are meant: those that run are asked, for others it is looked where
+/// they would be.
 fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, CliError> {
     let clients = match client::find(args.app.as_deref()) {
         Ok(clients) => clients,
         Err(CliError::NoApp(text)) => {
             // What is no name is no part of a path.
-            let name = args.app.as_deref().filter(|name| control::place::is_name(name)).unwrap_or_default();
+            let name = args
+                .app
+                .as_deref()
+                .filter(|name| control::place::is_name(name))
+                .unwrap_or_default();
             let old = place::remembered(name);
             return if old.is_empty() || name.is_empty() {
                 Err(CliError::NoApp(text))
@@ -56,11 +62,18 @@ fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, CliError> {
     for mut client in clients {
         let name = client.name().to_owned();
         let answer = client.ask(Ask::Logs, |_| {})?;
-        let paths: Vec<_> = ["file", "error_file"].iter().filter_map(|key| answer[*key].as_str()).map(PathBuf::from).collect();
+        let paths: Vec<_> = ["file", "error_file"]
+            .iter()
+            .filter_map(|key| answer[*key].as_str())
+            .map(PathBuf::from)
+            .collect();
         if paths.is_empty() {
             let to = answer["to"].as_str().unwrap_or("terminal");
-            let hint =
-                if to == "journal" { format!("`journalctl -t {name}` shows it") } else { "it is where it was started".into() };
+            let hint = if to == "journal" {
+                format!("`journalctl -t {name}` shows it")
+            } else {
+                "it is where it was started".into()
+            };
             missing = Some(format!(
                 "{name} writes no files, its output goes to the {to}: {hint}; `troop run --output {name}.log` or output.to = \"files\" would"
             ));
@@ -93,7 +106,8 @@ pub(crate) fn logs(args: &Logs) -> Result<(), CliError> {
             if lines.len() >= args.lines || !aside.exists() {
                 break;
             }
-            let (mut before, _) = last_lines(&aside, args.lines - lines.len(), wants).map_err(reading)?;
+            let (mut before, _) =
+                last_lines(&aside, args.lines - lines.len(), wants).map_err(reading)?;
             before.append(&mut lines);
             lines = before;
         }
@@ -136,7 +150,11 @@ impl Logs {
 }
 
 fn print(args: &Logs, name: Option<&str>, line: &str) {
-    let shown = if args.raw || !std::io::stdout().is_terminal() { line.into() } else { text::terminal_line(line) };
+    let shown = if args.raw || !std::io::stdout().is_terminal() {
+        line.into()
+    } else {
+        text::terminal_line(line)
+    };
     let result = match (args.json, name) {
         (true, name) => {
             let entry = line::read(line);
@@ -178,7 +196,11 @@ fn last_lines(
         file.read_exact(&mut block)?;
         block.append(&mut bytes);
         // What is before the first end of a line may be only a part.
-        let whole = if start == 0 { 0 } else { memchr::memchr(b'\n', &block).map_or(block.len(), |at| at + 1) };
+        let whole = if start == 0 {
+            0
+        } else {
+            memchr::memchr(b'\n', &block).map_or(block.len(), |at| at + 1)
+        };
         let text = String::from_utf8_lossy(&block[whole..]).into_owned();
         for line in text.lines().rev().filter(|line| wants(line)) {
             if lines.len() < count {
@@ -213,7 +235,8 @@ impl Shown {
         if read == 0 {
             let found = self.path.metadata().ok();
             let is_other = found.as_ref().is_some_and(|found| found.ino() != *inode);
-            let is_cut = found.is_some_and(|found| reader.stream_position().is_ok_and(|at| at > found.len()));
+            let is_cut = found
+                .is_some_and(|found| reader.stream_position().is_ok_and(|at| at > found.len()));
             if is_other || is_cut {
                 // Read to its end; now the next one from its beginning.
                 let next = if is_other { after(&self.path, *inode) } else { self.path.clone() };
@@ -225,7 +248,8 @@ impl Shown {
     }
 }
 
-/// Opens a log, but nothing that somebody has put in its place: a link to another file, or a pipe that nobody ever writes to.
+/// Opens a log, but nothing that somebody has put in its place: a link to another file, or a pipe
+/// that nobody ever writes to.
 fn open(path: &Path) -> std::io::Result<File> {
     let (parent, name) = split(path)?;
     Directory::open(&parent, Safety::Links)?.read(&name)
@@ -237,11 +261,13 @@ fn opened(path: &Path) -> Option<(BufReader<File>, u64)> {
     Some((BufReader::new(file), inode))
 }
 
-/// The file that was begun after this one, which has been put aside: perhaps another that has been put aside meanwhile.
+/// The file that was begun after this one, which has been put aside: perhaps another that has been
+/// put aside meanwhile.
 fn after(path: &Path, inode: u64) -> PathBuf {
     let aside = |number: usize| PathBuf::from(format!("{}.{number}", path.display()));
     let mut found = (1..=MOST_ASIDE).take_while(|number| aside(*number).exists());
-    let own = found.find(|number| aside(*number).metadata().is_ok_and(|found| found.ino() == inode));
+    let own =
+        found.find(|number| aside(*number).metadata().is_ok_and(|found| found.ino() == inode));
     match own {
         Some(number @ 2..) => aside(number - 1),
         _ => path.to_owned(),
@@ -258,7 +284,9 @@ mod tests {
     fn the_last_lines_are_found_however_long_the_file_is() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("app.log");
-        let text: String = (0..20_000).map(|number| format!("line {number} {}\n", "x".repeat(number % 50))).collect();
+        let text: String = (0..20_000)
+            .map(|number| format!("line {number} {}\n", "x".repeat(number % 50)))
+            .collect();
         std::fs::write(&path, &text).unwrap();
         let (lines, _) = last_lines(&path, 3, |_| true).unwrap();
         assert_eq!(lines, text.lines().skip(19_997).collect::<Vec<_>>());
@@ -274,10 +302,18 @@ mod tests {
     fn a_line_without_end_is_cut() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("app.log");
-        std::fs::write(&path, [b"a\n".to_vec(), vec![b'x'; 3 * MAX_LINE], b"\nb\n".to_vec()].concat()).unwrap();
+        std::fs::write(
+            &path,
+            [b"a\n".to_vec(), vec![b'x'; 3 * MAX_LINE], b"\nb\n".to_vec()].concat(),
+        )
+        .unwrap();
         let (lines, _) = last_lines(&path, 9, |_| true).unwrap();
         assert_eq!((lines.len(), lines[0].as_str(), lines[2].as_str()), (3, "a", "b"));
-        assert!((MAX_LINE..MAX_LINE + BLOCK as usize).contains(&lines[1].len()), "{}", lines[1].len());
+        assert!(
+            (MAX_LINE..MAX_LINE + BLOCK as usize).contains(&lines[1].len()),
+            "{}",
+            lines[1].len()
+        );
         let mut log = Shown { name: None, reader: opened(&path), path, begun: String::new() };
         let shown: Vec<usize> = std::iter::from_fn(|| log.next()).map(|line| line.len()).collect();
         assert_eq!(shown, [1, MAX_LINE, MAX_LINE, MAX_LINE, 0, 1]);
@@ -291,13 +327,22 @@ mod tests {
         let (_, reader) = last_lines(&path, 0, |_| true).unwrap();
         let mut log = Shown { name: None, path: path.clone(), reader, begun: String::new() };
         let append = |path: &Path, text: &str| {
-            std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap().write_all(text.as_bytes()).unwrap();
+            std::fs::OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(path)
+                .unwrap()
+                .write_all(text.as_bytes())
+                .unwrap();
         };
         append(&path, "c\nd");
         assert_eq!((log.next(), log.next()), (Some("c".into()), None));
         append(&path, "e\n");
         std::fs::rename(&path, directory.path().join("app.log.1")).unwrap();
         append(&path, "f\n");
-        assert_eq!((log.next(), log.next(), log.next()), (Some("de".into()), Some("f".into()), None));
+        assert_eq!(
+            (log.next(), log.next(), log.next()),
+            (Some("de".into()), Some("f".into()), None)
+        );
     }
 }

@@ -20,7 +20,8 @@ const MOST_BYTES: usize = 8 * 1024 * 1024;
 /// The most bytes and lines of the primary's own that wait for standard error.
 const MOST_OWN_BYTES: usize = 1024 * 1024;
 const MOST_OWN_LINES: usize = 4096;
-/// What a line that is handed over by itself takes beyond its own bytes. Lines may be empty, and as many as a worker likes.
+/// What a line that is handed over by itself takes beyond its own bytes. Lines may be empty, and as
+/// many as a worker likes.
 const SINGLE_BYTES: usize = 64;
 /// How long the last lines may take to be written.
 const LAST_PATIENCE: Duration = Duration::from_secs(2);
@@ -33,7 +34,8 @@ pub(crate) enum Sink {
     /// Standard output and error.
     Terminal,
     Journal(Journal),
-    /// Standard error, for the primary's own lines in the foreground, which are in this format already.
+    /// Standard error, for the primary's own lines in the foreground, which are in this format
+    /// already.
     Own(LogFormat),
 }
 
@@ -57,7 +59,8 @@ struct QueuedLines {
     lines: usize,
     /// Lines that were lost since the last one that was written.
     lost: u64,
-    /// There was no room for them. They are told of as soon as there is, not only with the next line.
+    /// There was no room for them. They are told of as soon as there is, not only with the next
+    /// line.
     overflowed: bool,
     /// Of those that wait, the lines that tell of that, and how many lines they tell of.
     notices: u64,
@@ -78,7 +81,8 @@ impl QueuedLines {
         self.single.clear();
     }
 
-    /// Takes the place of what was written, and leaves its buffers, so that there is nothing to allocate.
+    /// Takes the place of what was written, and leaves its buffers, so that there is nothing to
+    /// allocate.
     fn take(&mut self, waiting: &mut QueuedLines) {
         std::mem::swap(&mut waiting.out, &mut self.out);
         std::mem::swap(&mut waiting.err, &mut self.err);
@@ -104,7 +108,8 @@ pub(crate) struct LogQueue {
     apart: bool,
     /// Lines are handed over one by one.
     single: bool,
-    /// Lines go to terminals, which must not obey what workers print: standard output, standard error.
+    /// Lines go to terminals, which must not obey what workers print: standard output, standard
+    /// error.
     terminals: [bool; 2],
     lost: AtomicU64,
     reopen: AtomicBool,
@@ -152,7 +157,10 @@ impl LogQueue {
         });
         let theirs = queue.clone();
         let write = move || theirs.write(sink);
-        std::thread::Builder::new().name("troop-logs".into()).stack_size(256 * 1024).spawn(write)?;
+        std::thread::Builder::new()
+            .name("troop-logs".into())
+            .stack_size(256 * 1024)
+            .spawn(write)?;
         Ok(queue)
     }
 
@@ -260,15 +268,20 @@ impl LogQueue {
             }
             Sink::Own(_) => tried(write_all(rustix::stdio::stderr(), &taken.out), &taken.out),
             Sink::Journal(journal) => {
-                lost += taken.single.iter().filter(|(origin, line)| journal.write(*origin, line).is_err()).count() as u64;
+                lost += taken
+                    .single
+                    .iter()
+                    .filter(|(origin, line)| journal.write(*origin, line).is_err())
+                    .count() as u64;
             }
         }
         lost
     }
 }
 
-/// Writes to a stream that others have too, who may have made it non-blocking. Not by way of the standard library, whose lock everybody would
-/// wait for who has something to say, as long as nobody reads.
+/// Writes to a stream that others have too, who may have made it non-blocking. Not by way of the
+/// standard library, whose lock everybody would wait for who has something to say, as long as
+/// nobody reads.
 fn write_all(stream: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     use rustix::event::{PollFd, PollFlags, poll};
     use rustix::io::Errno;
@@ -297,7 +310,8 @@ impl Lines<'_> {
         }
     }
 
-    /// Adds a line, without its end. Of an event each line is one by itself: no line is without its mark.
+    /// Adds a line, without its end. Of an event each line is one by itself: no line is without its
+    /// mark.
     pub(crate) fn push(&mut self, origin: Origin, line: &[u8]) {
         if origin == Origin::Event && line.contains(&b'\n') {
             line.split(|byte| *byte == b'\n').for_each(|line| self.push_one(origin, line));
@@ -326,7 +340,9 @@ impl Lines<'_> {
             return;
         }
         let text = match self.queue.own {
-            None => format!("troop: {lost} lines were lost here, as they could not be written fast enough, or at all"),
+            None => format!(
+                "troop: {lost} lines were lost here, as they could not be written fast enough, or at all"
+            ),
             Some(format) => log::dropped(format, lost),
         };
         self.add(Origin::Event, text.as_bytes());
@@ -378,8 +394,11 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_counted_and_nobody_waits_for_it() {
         let rotation = Rotation { size: 0, age: None, keep: 1, total: None };
-        let queue = LogQueue::start(Sink::Files(vec![LogFile::new("/dev/full".into(), rotation, Safety::Links)]), Form::Prefixed)
-            .unwrap();
+        let queue = LogQueue::start(
+            Sink::Files(vec![LogFile::new("/dev/full".into(), rotation, Safety::Links)]),
+            Form::Prefixed,
+        )
+        .unwrap();
         for _ in 0..100 {
             queue.lines().push(Origin::Out(0), b"a line");
         }
@@ -408,7 +427,10 @@ mod tests {
             (0..200_000).for_each(|_| lines.push(Origin::Out(0), b""));
         }
         let waiting = queue.lock().single.len();
-        assert!(waiting <= MOST_BYTES / SINGLE_BYTES + 1 && queue.lost() as usize == 200_000 - waiting, "{waiting} lines wait");
+        assert!(
+            waiting <= MOST_BYTES / SINGLE_BYTES + 1 && queue.lost() as usize == 200_000 - waiting,
+            "{waiting} lines wait"
+        );
     }
 
     #[test]
@@ -416,7 +438,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("app.log");
         let rotation = Rotation { size: 0, age: None, keep: 1, total: None };
-        let queue = LogQueue::start(Sink::Files(vec![LogFile::new(path.clone(), rotation, Safety::Links)]), Form::Plain).unwrap();
+        let queue = LogQueue::start(
+            Sink::Files(vec![LogFile::new(path.clone(), rotation, Safety::Links)]),
+            Form::Plain,
+        )
+        .unwrap();
         let line = vec![b'x'; 1024 * 1024];
         {
             // The thread cannot take them meanwhile.
@@ -431,8 +457,14 @@ mod tests {
         queue.lines().push(Origin::Out(0), b"the last");
         queue.finish();
         let text = std::fs::read_to_string(&path).unwrap();
-        let lost: u64 = text.lines().find_map(|line| line.strip_prefix("troop: ")?.split(' ').next()?.parse().ok()).unwrap();
-        assert_eq!((lost, text.lines().filter(|line| line.starts_with('x')).count() as u64 + lost), (queue.lost(), 20));
+        let lost: u64 = text
+            .lines()
+            .find_map(|line| line.strip_prefix("troop: ")?.split(' ').next()?.parse().ok())
+            .unwrap();
+        assert_eq!(
+            (lost, text.lines().filter(|line| line.starts_with('x')).count() as u64 + lost),
+            (queue.lost(), 20)
+        );
         assert!(text.ends_with("\nthe last\n"));
     }
 }

@@ -40,7 +40,8 @@ pub(crate) fn check(args: &Check) -> Result<(), String> {
     }
     let file = &args.file;
     let shown = file.clone();
-    let Looked { names, warnings, notes, problems } = config::source::answered(move || look(&shown))?;
+    let Looked { names, warnings, notes, problems } =
+        config::source::answered(move || look(&shown))?;
     if args.json {
         let _ = writeln!(
             out,
@@ -48,7 +49,9 @@ pub(crate) fn check(args: &Check) -> Result<(), String> {
             json!({ "file": file, "apps": names, "warnings": warnings, "notes": notes, "problems": problems })
         );
     } else {
-        warnings.iter().for_each(|warning| log::line(&format!("troop: {}: {warning}", file.display())));
+        warnings
+            .iter()
+            .for_each(|warning| log::line(&format!("troop: {}: {warning}", file.display())));
     }
     if !problems.is_empty() {
         return Err(problems.join("\n"));

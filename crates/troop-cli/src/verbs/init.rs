@@ -11,8 +11,17 @@ use crate::config::{self, Apps, File};
 use crate::control::place;
 
 /// Programs that are looked for, the likeliest first.
-const LIKELY: [&str; 9] =
-    ["server.js", "app.js", "index.js", "main.js", "server.mjs", "server.ts", "src/server.js", "src/index.js", "dist/index.js"];
+const LIKELY: [&str; 9] = [
+    "server.js",
+    "app.js",
+    "index.js",
+    "main.js",
+    "server.mjs",
+    "server.ts",
+    "src/server.js",
+    "src/index.js",
+    "dist/index.js",
+];
 
 /// Writes it.
 ///
@@ -26,53 +35,84 @@ pub(crate) fn init(args: &Init) -> Result<(), String> {
             (written(apps, &from.display().to_string())?, names, warnings)
         }
         None => {
-            let program = args.program.clone().or_else(likely).ok_or("which program? Name it: `troop init server.js`")?;
+            let program = args
+                .program
+                .clone()
+                .or_else(likely)
+                .ok_or("which program? Name it: `troop init server.js`")?;
             let name = place::name_of(Path::new(&program));
             (template(&name, &program), vec![name], Vec::new())
         }
     };
     if args.output == Path::new("-") {
-        let text = if args.json { json!({ "text": text, "apps": names, "warnings": warnings }).to_string() + "\n" } else { text };
+        let text = if args.json {
+            json!({ "text": text, "apps": names, "warnings": warnings }).to_string() + "\n"
+        } else {
+            text
+        };
         let _ = std::io::stdout().lock().write_all(text.as_bytes());
         return Ok(());
     }
     let shown = args.output.display();
     let text = text.as_bytes();
-    let written = if args.force { replace(&args.output, text, 0o644) } else { create(&args.output, text, 0o644) };
+    let written = if args.force {
+        replace(&args.output, text, 0o644)
+    } else {
+        create(&args.output, text, 0o644)
+    };
     written.map_err(|e| match e.kind() {
-        ErrorKind::AlreadyExists => format!("{shown} is there already; --force writes over it, `-o -` writes to standard output"),
+        ErrorKind::AlreadyExists => format!(
+            "{shown} is there already; --force writes over it, `-o -` writes to standard output"
+        ),
         _ => format!("cannot write {shown}: {e}"),
     })?;
     let mut out = std::io::stdout().lock();
     if args.json {
-        let _ = writeln!(out, "{}", json!({ "file": args.output, "apps": names, "warnings": warnings }));
+        let _ = writeln!(
+            out,
+            "{}",
+            json!({ "file": args.output, "apps": names, "warnings": warnings })
+        );
         return Ok(());
     }
     for warning in warnings {
         crate::log::line(&format!("troop: {warning}"));
     }
-    let _ = writeln!(out, "{shown}: {}; `troop check` looks at it, `troop run` or `troop start` runs it", names.join(", "));
+    let _ = writeln!(
+        out,
+        "{shown}: {}; `troop check` looks at it, `troop run` or `troop start` runs it",
+        names.join(", ")
+    );
     Ok(())
 }
 
 /// The program that is most likely meant.
 fn likely() -> Option<String> {
     let package = config::source::text(Path::new("package.json")).ok();
-    let package: Option<serde_json::Value> = package.and_then(|text| serde_json::from_str(&text).ok());
-    let main = package.and_then(|package| package["main"].as_str().map(str::to_owned)).filter(|main| Path::new(main).is_file());
-    main.or_else(|| LIKELY.iter().find(|name| Path::new(name).is_file()).map(|name| (*name).to_owned()))
+    let package: Option<serde_json::Value> =
+        package.and_then(|text| serde_json::from_str(&text).ok());
+    let main = package
+        .and_then(|package| package["main"].as_str().map(str::to_owned))
+        .filter(|main| Path::new(main).is_file());
+    main.or_else(|| {
+        LIKELY.iter().find(|name| Path::new(name).is_file()).map(|name| (*name).to_owned())
+    })
 }
 
 fn written(apps: Apps, from: &str) -> Result<String, String> {
-    let text = toml::to_string_pretty(&File { app: apps }).map_err(|e| format!("cannot write it as TOML: {e}"))?;
-    Ok(format!("# From {from}. All that can be said: docs/tool.md; what is wrong: `troop check`.\n\n{text}"))
+    let text = toml::to_string_pretty(&File { app: apps })
+        .map_err(|e| format!("cannot write it as TOML: {e}"))?;
+    Ok(format!(
+        "# From {from}. All that can be said: docs/tool.md; what is wrong: `troop check`.\n\n{text}"
+    ))
 }
 
 fn template(name: &str, program: &str) -> String {
     let text = |text: &str| toml::Value::String(text.to_owned());
     let path = Path::new(program);
     // Not by its ending, as node's are.
-    let interpreter = crate::program::interpreter_of(path).filter(|_| !crate::program::is_executable(path));
+    let interpreter =
+        crate::program::interpreter_of(path).filter(|_| !crate::program::is_executable(path));
     let (program, args) = match interpreter {
         Some(interpreter) => (text(interpreter), format!("args = [{}]", text(program))),
         None if path.is_file() && !crate::program::is_script(path) && !program.contains('/') => {

@@ -61,8 +61,9 @@ fn vacancies(snapshot: &Snapshot) -> Vec<String> {
 
 /// Workers that are up, and not on their way out.
 fn serving(snapshot: &Snapshot) -> usize {
-    let is_up =
-        |worker: &&WorkerSnapshot| worker.ready.unwrap_or(matches!(worker.state, WorkerState::Online | WorkerState::Listening));
+    let is_up = |worker: &&WorkerSnapshot| {
+        worker.ready.unwrap_or(matches!(worker.state, WorkerState::Online | WorkerState::Listening))
+    };
     snapshot.workers.iter().filter(is_up).filter(|worker| worker.leaving_ms.is_none()).count()
 }
 
@@ -81,13 +82,23 @@ pub(crate) fn ls(args: &Look) -> Result<(), CliError> {
         .iter()
         .map(|app| {
             let snapshot = &app.snapshot;
-            let uses: Vec<_> = snapshot.workers.iter().map(|w| w.usage).chain([snapshot.usage]).flatten().collect();
+            let uses: Vec<_> = snapshot
+                .workers
+                .iter()
+                .map(|w| w.usage)
+                .chain([snapshot.usage])
+                .flatten()
+                .collect();
             let listening: Vec<_> = snapshot.listeners.iter().map(|l| l.address.clone()).collect();
             vec![
                 app.name.clone(),
                 snapshot.pid.to_string(),
                 phase(snapshot).to_owned(),
-                format!("{}/{}", serving(snapshot), snapshot.wanted.unwrap_or(snapshot.workers.len())),
+                format!(
+                    "{}/{}",
+                    serving(snapshot),
+                    snapshot.wanted.unwrap_or(snapshot.workers.len())
+                ),
                 snapshot.restarts.to_string(),
                 time(snapshot.uptime_ms),
                 time(uses.iter().map(|usage| usage.cpu_ms).sum()),
@@ -96,7 +107,8 @@ pub(crate) fn ls(args: &Look) -> Result<(), CliError> {
             ]
         })
         .collect();
-    let headings = ["NAME", "PID", "STATE", "WORKERS", "RESTARTS", "UPTIME", "CPU", "MEMORY", "LISTENS ON"];
+    let headings =
+        ["NAME", "PID", "STATE", "WORKERS", "RESTARTS", "UPTIME", "CPU", "MEMORY", "LISTENS ON"];
     table::print(&headings, &["PID", "WORKERS", "RESTARTS", "UPTIME", "CPU", "MEMORY"], &rows);
     Ok(())
 }
@@ -110,7 +122,10 @@ pub(crate) fn show(args: &Look) -> Result<(), CliError> {
         if let Some(number) = worker {
             app.snapshot.workers.retain(|worker| worker.id.0 == number);
             if app.snapshot.workers.is_empty() {
-                return Err(CliError::Failed(Failure::new("no-worker", format!("{} has no worker {number}", app.name))));
+                return Err(CliError::Failed(Failure::new(
+                    "no-worker",
+                    format!("{} has no worker {number}", app.name),
+                )));
             }
         }
         apps.push(app);
@@ -154,17 +169,44 @@ pub(crate) fn show(args: &Look) -> Result<(), CliError> {
         let _ = writeln!(out);
         drop(out);
         let rows: Vec<_> = snapshot.workers.iter().map(row).collect();
-        let headings =
-            ["SLOT", "WORKER", "PID", "STATE", "AGE", "GEN", "CPU", "MEMORY", "TAKEN", "OPEN", "WEIGHT", "LEAVES WITHIN"];
-        table::print(&headings, &["SLOT", "WORKER", "PID", "AGE", "GEN", "CPU", "MEMORY", "TAKEN", "OPEN", "WEIGHT"], &rows);
+        let headings = [
+            "SLOT",
+            "WORKER",
+            "PID",
+            "STATE",
+            "AGE",
+            "GEN",
+            "CPU",
+            "MEMORY",
+            "TAKEN",
+            "OPEN",
+            "WEIGHT",
+            "LEAVES WITHIN",
+        ];
+        table::print(
+            &headings,
+            &["SLOT", "WORKER", "PID", "AGE", "GEN", "CPU", "MEMORY", "TAKEN", "OPEN", "WEIGHT"],
+            &rows,
+        );
         if !snapshot.listeners.is_empty() {
             let _ = writeln!(std::io::stdout().lock());
             let rows: Vec<_> = snapshot
                 .listeners
                 .iter()
-                .map(|l| vec![l.address.clone(), l.scheduling.clone(), l.workers.to_string(), l.waiting.to_string()])
+                .map(|l| {
+                    vec![
+                        l.address.clone(),
+                        l.scheduling.clone(),
+                        l.workers.to_string(),
+                        l.waiting.to_string(),
+                    ]
+                })
                 .collect();
-            table::print(&["LISTENER", "POLICY", "WORKERS", "WAITING"], &["WORKERS", "WAITING"], &rows);
+            table::print(
+                &["LISTENER", "POLICY", "WORKERS", "WAITING"],
+                &["WORKERS", "WAITING"],
+                &rows,
+            );
         }
     }
     Ok(())

@@ -13,7 +13,8 @@ use crate::control::client::CliError;
 pub(crate) fn man(directory: &Path) -> Result<(), CliError> {
     let mut command = Troop::command().disable_help_subcommand(true);
     command.build();
-    write(&command, directory).map_err(|e| CliError::Io(format!("write manual pages into {}", directory.display()), e))
+    write(&command, directory)
+        .map_err(|e| CliError::Io(format!("write manual pages into {}", directory.display()), e))
 }
 
 fn write(command: &Command, directory: &Path) -> std::io::Result<()> {

@@ -14,7 +14,8 @@ pub(crate) fn send(args: &Send) -> Result<(), CliError> {
     let (app, message) = args.words();
     let (app, worker) = client::target(app)?;
     let mut client = one(app)?;
-    let message = serde_json::from_str(message).unwrap_or_else(|_| Value::String(message.to_owned()));
+    let message =
+        serde_json::from_str(message).unwrap_or_else(|_| Value::String(message.to_owned()));
     let wait_ms = args.ask.then(|| u64::try_from(args.timeout.0.as_millis()).unwrap_or(u64::MAX));
     let answer = client.ask(Ask::Send { message, worker, wait_ms }, |_| {})?;
     let answer = named(client.name(), answer);
@@ -29,10 +30,15 @@ pub(crate) fn send(args: &Send) -> Result<(), CliError> {
         let _ = print::line(&format!("{}: sent to {workers} workers", client.name()));
     }
     let failed = answer["failed"].as_object().into_iter().flatten();
-    let failed: Vec<_> = failed.map(|(worker, why)| format!("worker {worker}: {}", why.as_str().unwrap_or_default())).collect();
+    let failed: Vec<_> = failed
+        .map(|(worker, why)| format!("worker {worker}: {}", why.as_str().unwrap_or_default()))
+        .collect();
     if failed.is_empty() {
         Ok(())
     } else {
-        Err(CliError::Failed(Failure::new("failed", format!("{}: {}", client.name(), failed.join("; ")))))
+        Err(CliError::Failed(Failure::new(
+            "failed",
+            format!("{}: {}", client.name(), failed.join("; ")),
+        )))
     }
 }

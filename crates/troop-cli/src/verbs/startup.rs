@@ -15,7 +15,8 @@ use crate::log;
 /// # Errors
 /// For people.
 pub(crate) fn startup(args: &Startup) -> Result<(), String> {
-    let file = std::path::absolute(&args.config).map_err(|e| format!("{}: {e}", args.config.display()))?;
+    let file =
+        std::path::absolute(&args.config).map_err(|e| format!("{}: {e}", args.config.display()))?;
     if let Some(environment) = &args.env {
         config::choose_environment(environment);
     }
@@ -23,18 +24,25 @@ pub(crate) fn startup(args: &Startup) -> Result<(), String> {
     config::doubts(&file, &apps).iter().for_each(|doubt| log::line(&format!("troop: {doubt}")));
     if let Some(name) = &args.app {
         let names: Vec<_> = apps.keys().cloned().collect();
-        let app = apps.remove(name).ok_or_else(|| format!("{} has no app {name:?}, but {}", file.display(), names.join(", ")))?;
+        let app = apps.remove(name).ok_or_else(|| {
+            format!("{} has no app {name:?}, but {}", file.display(), names.join(", "))
+        })?;
         apps = [(name.clone(), app)].into();
     }
     let is_root = rustix::process::geteuid().is_root();
     let directory = args.directory.clone().unwrap_or_else(|| usual_directory(is_root));
-    let program = std::env::current_exe().map_err(|e| format!("cannot find out where troop is: {e}"))?;
+    let program =
+        std::env::current_exe().map_err(|e| format!("cannot find out where troop is: {e}"))?;
     let mut out = std::io::stdout().lock();
     let mut written = Vec::new();
     for (name, app) in &apps {
         let text = unit(name, app, &file, &program, is_root, args.env.as_deref())?;
         if args.print && args.json {
-            let _ = writeln!(out, "{}", json!({ "unit": format!("troop-{name}.service"), "text": text }));
+            let _ = writeln!(
+                out,
+                "{}",
+                json!({ "unit": format!("troop-{name}.service"), "text": text })
+            );
             continue;
         }
         if args.print {
@@ -42,7 +50,8 @@ pub(crate) fn startup(args: &Startup) -> Result<(), String> {
             continue;
         }
         let path = directory.join(format!("troop-{name}.service"));
-        replace(&path, text.as_bytes(), 0o644).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+        replace(&path, text.as_bytes(), 0o644)
+            .map_err(|e| format!("cannot write {}: {e}", path.display()))?;
         written.push(path);
     }
     if args.json && !args.print {
@@ -55,7 +64,11 @@ pub(crate) fn startup(args: &Startup) -> Result<(), String> {
     if !written.is_empty() {
         let user = if is_root { "" } else { " --user" };
         let names: Vec<_> = apps.keys().map(|name| format!("troop-{name}")).collect();
-        let _ = writeln!(out, "Now: systemctl{user} daemon-reload && systemctl{user} enable --now {}", names.join(" "));
+        let _ = writeln!(
+            out,
+            "Now: systemctl{user} daemon-reload && systemctl{user} enable --now {}",
+            names.join(" ")
+        );
     }
     Ok(())
 }
@@ -64,21 +77,36 @@ fn usual_directory(is_root: bool) -> PathBuf {
     if is_root {
         return "/etc/systemd/system".into();
     }
-    let config = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    config.unwrap_or_else(|| std::env::home_dir().unwrap_or_default().join(".config")).join("systemd/user")
+    let config =
+        std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    config
+        .unwrap_or_else(|| std::env::home_dir().unwrap_or_default().join(".config"))
+        .join("systemd/user")
 }
 
 /// A path or an argument as `systemd.service(5)` wants it quoted.
 fn quoted(text: &str) -> String {
-    let escaped = text.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
+    let escaped =
+        text.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
     if escaped.contains([' ', '\t', '\'', '"', ';']) { format!("\"{escaped}\"") } else { escaped }
 }
 
-fn unit(name: &str, app: &App, file: &Path, program: &Path, is_root: bool, environment: Option<&str>) -> Result<String, String> {
+fn unit(
+    name: &str,
+    app: &App,
+    file: &Path,
+    program: &Path,
+    is_root: bool,
+    environment: Option<&str>,
+) -> Result<String, String> {
     // A newline would begin another setting.
     let is_plain = |text: &&str| !text.contains(char::is_control);
-    let text =
-        |path: &Path| path.to_str().filter(is_plain).map(str::to_owned).ok_or_else(|| format!("{path:?} is no plain text"));
+    let text = |path: &Path| {
+        path.to_str()
+            .filter(is_plain)
+            .map(str::to_owned)
+            .ok_or_else(|| format!("{path:?} is no plain text"))
+    };
     let file = &file.canonicalize().unwrap_or_else(|_| file.to_owned());
     let (program, config) = (quoted(&text(program)?), quoted(&text(file)?));
     let chosen = environment.map_or_else(String::new, |name| format!(" --env {}", quoted(name)));
@@ -94,8 +122,14 @@ fn unit(name: &str, app: &App, file: &Path, program: &Path, is_root: bool, envir
         _ if app.program.contains('/') && !app.program.ends_with("js") => None,
         _ => std::env::var("PATH").ok(),
     };
-    let path = path.map_or_else(String::new, |path| format!("Environment={}\n", quoted(&format!("PATH={path}"))));
-    let delegate = if app.cgroup.is_default() { "" } else { "# Workers have control groups of their own.\nDelegate=yes\n" };
+    let path = path.map_or_else(String::new, |path| {
+        format!("Environment={}\n", quoted(&format!("PATH={path}")))
+    });
+    let delegate = if app.cgroup.is_default() {
+        ""
+    } else {
+        "# Workers have control groups of their own.\nDelegate=yes\n"
+    };
     let target = if is_root { "multi-user.target" } else { "default.target" };
     Ok(format!(
         "[Unit]
@@ -132,9 +166,12 @@ mod tests {
 
     #[test]
     fn what_systemd_would_expand_is_escaped() {
-        for (plain, written) in
-            [("/usr/bin/troop", "/usr/bin/troop"), ("/a b/%c", "\"/a b/%%c\""), ("$x", "$$x"), ("a\"b", "\"a\\\"b\"")]
-        {
+        for (plain, written) in [
+            ("/usr/bin/troop", "/usr/bin/troop"),
+            ("/a b/%c", "\"/a b/%%c\""),
+            ("$x", "$$x"),
+            ("a\"b", "\"a\\\"b\""),
+        ] {
             assert_eq!(quoted(plain), written);
         }
     }

@@ -1,4 +1,5 @@
-//! `reload`, `scale`, `stop`, `policy`, `signal`: tells apps what to do, and waits until they have done it.
+//! `reload`, `scale`, `stop`, `policy`, `signal`: tells apps what to do, and waits until they have
+//! done it.
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -53,14 +54,20 @@ pub(crate) fn reload(args: &Reload) -> Result<(), CliError> {
                 let _ = writeln!(std::io::stderr().lock(), "{name}: {}", escaped(text));
             }
         };
-        let answer = named(&name, client.ask(Ask::Reload { worker, allow_moved: args.allow_moved }, show)?);
+        let answer =
+            named(&name, client.ask(Ask::Reload { worker, allow_moved: args.allow_moved }, show)?);
         report(args.json, &answer, || {
-            let (replaced, started) = (answer["replaced"].as_u64().unwrap_or(0), answer["started"].as_u64().unwrap_or(0));
+            let (replaced, started) =
+                (answer["replaced"].as_u64().unwrap_or(0), answer["started"].as_u64().unwrap_or(0));
             match (replaced, started) {
                 (0, 0) => format!("{name}: there was no worker to replace"),
                 (replaced, 0) => format!("{name}: {replaced} workers replaced"),
-                (0, started) => format!("{name}: {started} workers started, none was there to replace"),
-                (replaced, started) => format!("{name}: {replaced} workers replaced, {started} started where there was none"),
+                (0, started) => {
+                    format!("{name}: {started} workers started, none was there to replace")
+                }
+                (replaced, started) => format!(
+                    "{name}: {replaced} workers replaced, {started} started where there was none"
+                ),
             }
         });
     }
@@ -73,7 +80,9 @@ pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
         let name = client.name().to_owned();
         // The same process before and after.
         let pid = client.snapshot()?.snapshot.pid;
-        let mut client = client::find(Some(&name))?.pop().ok_or_else(|| CliError::NoApp(format!("{name} has ended")))?;
+        let mut client = client::find(Some(&name))?
+            .pop()
+            .ok_or_else(|| CliError::NoApp(format!("{name} has ended")))?;
         match client.ask(Ask::Restart, |_| {}) {
             // It was faster than its answer.
             Err(CliError::Failed(failure)) if failure.kind == "over" => {}
@@ -86,12 +95,16 @@ pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
             let fresh = client::find(Some(&name)).ok().and_then(|mut found| found.pop());
             let app = fresh.and_then(|mut client| client.snapshot().ok());
             if let Some(App { snapshot, .. }) = &app {
-                let ready = snapshot.workers.iter().filter(|worker| worker.ready == Some(true)).count();
+                let ready =
+                    snapshot.workers.iter().filter(|worker| worker.ready == Some(true)).count();
                 let ended = snapshot.vacant.iter().filter(|slot| slot.finished.is_some()).count();
-                if snapshot.phase == Phase::Running && ready + ended >= snapshot.wanted.unwrap_or(1) {
-                    report(args.json, &json!({ "name": name, "state": "running", "workers": ready }), || {
-                        format!("{name}: {ready} workers ready")
-                    });
+                if snapshot.phase == Phase::Running && ready + ended >= snapshot.wanted.unwrap_or(1)
+                {
+                    report(
+                        args.json,
+                        &json!({ "name": name, "state": "running", "workers": ready }),
+                        || format!("{name}: {ready} workers ready"),
+                    );
                     break;
                 }
                 // Every slot has had two, on average.
@@ -100,7 +113,9 @@ pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
                     let why = snapshot.last_end.clone().unwrap_or_default();
                     return Err(CliError::Failed(Failure::new(
                         "failed",
-                        format!("{name} is back and goes on trying, but no worker is ready; the last: {why}"),
+                        format!(
+                            "{name} is back and goes on trying, but no worker is ready; the last: {why}"
+                        ),
                     )));
                 }
             }
@@ -132,7 +147,9 @@ pub(crate) fn scale(args: &Scale) -> Result<(), CliError> {
     };
     let answer = client.ask(ask, |_| {})?;
     let answer = named(client.name(), answer);
-    report(args.json, &answer, || format!("{}: {} workers, {} before", client.name(), answer["workers"], answer["before"]));
+    report(args.json, &answer, || {
+        format!("{}: {} workers, {} before", client.name(), answer["workers"], answer["before"])
+    });
     Ok(())
 }
 
@@ -157,7 +174,9 @@ pub(crate) fn stop(args: &Stop) -> Result<(), CliError> {
             client.wait_for_end();
         }
         let done = if args.no_wait { "stopping" } else { "stopped" };
-        report(args.json, &json!({ "name": client.name(), "state": done }), || format!("{}: {done}", client.name()));
+        report(args.json, &json!({ "name": client.name(), "state": done }), || {
+            format!("{}: {done}", client.name())
+        });
     }
     error.map_or(Ok(()), Err)
 }
@@ -166,10 +185,12 @@ pub(crate) fn stop(args: &Stop) -> Result<(), CliError> {
 pub(crate) fn policy(args: &Policy) -> Result<(), CliError> {
     let mut client = one(args.app.as_deref())?;
     let listener = args.policy.listeners.as_ref().map(ToString::to_string);
-    let answer = client.ask(Ask::Schedule { listener, policy: args.policy.scheduling.to_string() }, |_| {})?;
+    let answer = client
+        .ask(Ask::Schedule { listener, policy: args.policy.scheduling.to_string() }, |_| {})?;
     let answer = named(client.name(), answer);
     report(args.json, &answer, || {
-        let later: Vec<_> = answer["later"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let later: Vec<_> =
+            answer["later"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         match &later[..] {
             [] => format!("{}: {}", client.name(), args.policy.scheduling),
             later => format!(
@@ -187,7 +208,8 @@ pub(crate) fn policy(args: &Policy) -> Result<(), CliError> {
 pub(crate) fn signal(args: &Signal) -> Result<(), CliError> {
     let (app, worker) = client::target(args.app.as_deref())?;
     let mut client = one(app)?;
-    let answer = client.ask(Ask::Signal { signal: args.signal, worker: args.worker.or(worker) }, |_| {})?;
+    let answer =
+        client.ask(Ask::Signal { signal: args.signal, worker: args.worker.or(worker) }, |_| {})?;
     let answer = named(client.name(), answer);
     report(args.json, &answer, || {
         let workers = answer["workers"].as_array().map_or(0, Vec::len);

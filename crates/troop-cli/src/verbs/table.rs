@@ -4,9 +4,11 @@ use std::io::Write as _;
 
 use troop::text::escaped;
 
-/// Prints rows under headings, escaped, the last column cut where the terminal ends. `right` names columns of numbers.
+/// Prints rows under headings, escaped, the last column cut where the terminal ends. `right` names
+/// columns of numbers.
 pub(crate) fn print(headings: &[&str], right: &[&str], rows: &[Vec<String>]) {
-    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| escaped(cell).to_string()).collect()).collect();
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| escaped(cell).to_string()).collect()).collect();
     let width_of = |at: usize| {
         let cells = rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count());
         cells.chain([headings[at].len()]).max().unwrap_or(0)
@@ -27,7 +29,8 @@ pub(crate) fn print(headings: &[&str], right: &[&str], rows: &[Vec<String>]) {
     };
     let mut out = std::io::stdout().lock();
     // Nothing can be done about a standard output that is closed.
-    let _ = writeln!(out, "{}", line(&headings.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>()));
+    let _ =
+        writeln!(out, "{}", line(&headings.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>()));
     for row in &rows {
         let _ = writeln!(out, "{}", line(row));
     }

@@ -20,7 +20,8 @@ pub(crate) fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     Directory::open(&parent, Safety::Links)?.create_new(&name, mode)?.write_all(bytes)
 }
 
-/// Puts a file in place, whole, instead of whatever file or link is there. Makes directories that are missing.
+/// Puts a file in place, whole, instead of whatever file or link is there. Makes directories that
+/// are missing.
 ///
 /// # Errors
 /// As `open(2)` and `rename(2)`.
@@ -31,7 +32,8 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     new.push(&name);
     new.push(format!(".{}", std::process::id()));
     // Not readable by more than the file was before.
-    let before = directory.entry(&name)?.filter(Metadata::is_file).map_or(mode, |found| found.mode());
+    let before =
+        directory.entry(&name)?.filter(Metadata::is_file).map_or(mode, |found| found.mode());
     let mut file = directory.create_new(&new, mode & before)?;
     let written = file.write_all(bytes).and_then(|()| directory.rename(&new, &name));
     if written.is_err() {

@@ -43,7 +43,12 @@ pub fn start_in(runtime: Arc<TempDir>, command: Command) -> Running {
 /// The same with a standard error that nobody reads, if that is no pipe of its own.
 pub fn start_with(runtime: Arc<TempDir>, mut command: Command, stderr: Stdio) -> Running {
     command.env("TROOP_RUNTIME_DIR", runtime.path().join("troop"));
-    let mut child = command.stderr(stderr).stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("troop starts");
+    let mut child = command
+        .stderr(stderr)
+        .stdout(Stdio::piped())
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("troop starts");
     let stderr = child.stderr.take();
     let (sender, lines) = channel();
     std::thread::spawn(move || {
@@ -61,19 +66,26 @@ impl Running {
     /// `troop` with these arguments, for this app.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
-        command.args(args).env("TROOP_RUNTIME_DIR", self.runtime.path().join("troop")).stdin(Stdio::null());
+        command
+            .args(args)
+            .env("TROOP_RUNTIME_DIR", self.runtime.path().join("troop"))
+            .stdin(Stdio::null());
         command
     }
 
     /// Runs that; returns the exit code, standard output and standard error.
-    pub fn troop<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> (i32, String, String) {
+    pub fn troop<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+    ) -> (i32, String, String) {
         let output = self.command(args).output().expect("troop starts");
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
         (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
     }
 
     fn line(&mut self, deadline: Instant) -> Option<String> {
-        let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?;
+        let line =
+            self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?;
         if let Ok(event) = serde_json::from_str::<Value>(&line)
             && event["event"] == "fork"
         {
@@ -87,7 +99,9 @@ impl Running {
     pub fn event(&mut self, name: &str) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let Some(line) = self.line(deadline) else { panic!("no event {name}; seen:\n{}", self.seen.join("\n")) };
+            let Some(line) = self.line(deadline) else {
+                panic!("no event {name}; seen:\n{}", self.seen.join("\n"))
+            };
             if let Ok(event) = serde_json::from_str::<Value>(&line)
                 && event["event"] == name
             {
@@ -103,7 +117,8 @@ impl Running {
 
     /// Waits for this many workers to listen; returns the port.
     pub fn listening(&mut self, workers: usize) -> u16 {
-        let ports: Vec<u64> = (0..workers).map(|_| self.event("listening")["port"].as_u64().unwrap_or(0)).collect();
+        let ports: Vec<u64> =
+            (0..workers).map(|_| self.event("listening")["port"].as_u64().unwrap_or(0)).collect();
         u16::try_from(ports[0]).expect("a port")
     }
 
@@ -176,7 +191,9 @@ impl Home {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
         command.args(args).current_dir(self.path()).stdin(Stdio::null());
-        command.env("TROOP_RUNTIME_DIR", self.path().join("run")).env("TROOP_LOG_DIR", self.path().join("logs"));
+        command
+            .env("TROOP_RUNTIME_DIR", self.path().join("run"))
+            .env("TROOP_LOG_DIR", self.path().join("logs"));
         command
     }
 

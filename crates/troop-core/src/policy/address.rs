@@ -8,9 +8,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::event::{Address, AddressType};
 
-/// Names listeners: `8000` or `:8000` (the port at any address), `127.0.0.1:8000`, `[::1]:8000`, `/path/of/a/socket`, `@name` (an abstract
-/// socket), `fd:3` (a descriptor of the primary's), and with `udp:` before it those of UDP. A listener on port 0 is named by the 0 that its
-/// program asked for. IPv4 addresses that are written as IPv6 (`::ffff:127.0.0.1`) mean the same, and so do paths with doubled slashes.
+/// Names listeners: `8000` or `:8000` (the port at any address), `127.0.0.1:8000`, `[::1]:8000`,
+/// `/path/of/a/socket`, `@name` (an abstract socket), `fd:3` (a descriptor of the primary's), and
+/// with `udp:` before it those of UDP. A listener on port 0 is named by the 0 that its program
+/// asked for. IPv4 addresses that are written as IPv6 (`::ffff:127.0.0.1`) mean the same, and so do
+/// paths with doubled slashes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Pattern {
     udp: bool,
@@ -26,13 +28,15 @@ enum Target {
     Fd(i64),
 }
 
-/// A path without `.` and empty components; `None` if it is relative, or leads through `..`, which only the file system can resolve.
+/// A path without `.` and empty components; `None` if it is relative, or leads through `..`, which
+/// only the file system can resolve.
 fn normal(path: &str) -> Option<String> {
     if !path.starts_with('/') {
         return None;
     }
     let mut normal = String::with_capacity(path.len());
-    for component in path.split('/').filter(|component| !component.is_empty() && *component != ".") {
+    for component in path.split('/').filter(|component| !component.is_empty() && *component != ".")
+    {
         if component == ".." {
             return None;
         }
@@ -43,15 +47,16 @@ fn normal(path: &str) -> Option<String> {
 }
 
 impl Pattern {
-    /// Whether a worker that asks for this address asks for a listener that is meant. Who asks for a descriptor is meant by its number
-    /// alone, whatever address it names besides.
+    /// Whether a worker that asks for this address asks for a listener that is meant. Who asks for
+    /// a descriptor is meant by its number alone, whatever address it names besides.
     #[must_use]
     pub fn matches(&self, asked: &Address) -> bool {
         self.means(asked, IpAddr::is_unspecified)
     }
 
-    /// As [`Pattern::matches`], for what a worker may have: who names no address gets all of them, of both families, so that only `[::]:8000` and
-    /// `8000` mean that. (No address of UDP over IPv4 is `0.0.0.0`.)
+    /// As [`Pattern::matches`], for what a worker may have: who names no address gets all of them,
+    /// of both families, so that only `[::]:8000` and `8000` mean that. (No address of UDP over
+    /// IPv4 is `0.0.0.0`.)
     #[must_use]
     pub fn covers(&self, asked: &Address) -> bool {
         let is_ipv4_only = asked.address_type == AddressType::Udp4;
@@ -70,11 +75,12 @@ impl Pattern {
         match (&self.target, asked.address_type) {
             (_, AddressType::Fd) | (Target::Fd(_), _) => false,
             // A worker sends an abstract name as `/its/directory/\0name`.
-            (Target::Abstract(name), AddressType::Unix) => {
-                address.and_then(|address| address.split_once('\0')).is_some_and(|(_, asked)| asked == name)
-            }
+            (Target::Abstract(name), AddressType::Unix) => address
+                .and_then(|address| address.split_once('\0'))
+                .is_some_and(|(_, asked)| asked == name),
             (Target::Path(path), AddressType::Unix) => {
-                address.filter(|address| !address.contains('\0')).and_then(normal).as_ref() == Some(path)
+                address.filter(|address| !address.contains('\0')).and_then(normal).as_ref()
+                    == Some(path)
             }
             (_, AddressType::Unix) | (Target::Abstract(_) | Target::Path(_), _) => false,
             (Target::Port(number), _) => port(*number),
@@ -172,7 +178,9 @@ mod tests {
             assert_eq!([&four, &any, &udp, &unix].map(|a| parsed.matches(a)), matches, "{pattern}");
             assert_eq!(parsed.to_string().parse::<Pattern>().unwrap(), parsed);
         }
-        for bad in ["", "host", "1.2.3.4", "70000", "udp:/x", "/a/../b", "@", "fd:", "fd:-1", "udp:fd:3"] {
+        for bad in
+            ["", "host", "1.2.3.4", "70000", "udp:/x", "/a/../b", "@", "fd:", "fd:-1", "udp:fd:3"]
+        {
             assert!(bad.parse::<Pattern>().is_err(), "{bad}");
         }
     }
@@ -192,12 +200,19 @@ mod tests {
             ("udp:[::]:80", [false, false, true, true]),
         ] {
             let parsed: Pattern = pattern.parse().unwrap();
-            let asked = [AddressType::Tcp4, AddressType::Tcp6, AddressType::Udp4, AddressType::Udp6].map(any);
+            let asked =
+                [AddressType::Tcp4, AddressType::Tcp6, AddressType::Udp4, AddressType::Udp6]
+                    .map(any);
             assert_eq!(asked.map(|at| parsed.covers(&at)), covers, "{pattern}");
         }
-        let named = |address: &str| Address { address: Some(address.into()), ..any(AddressType::Tcp4) };
+        let named =
+            |address: &str| Address { address: Some(address.into()), ..any(AddressType::Tcp4) };
         let parsed: Pattern = "0.0.0.0:80".parse().unwrap();
-        assert!(parsed.covers(&named("0.0.0.0")) && !parsed.covers(&named("::")) && parsed.matches(&any(AddressType::Tcp4)));
+        assert!(
+            parsed.covers(&named("0.0.0.0"))
+                && !parsed.covers(&named("::"))
+                && parsed.matches(&any(AddressType::Tcp4))
+        );
     }
 
     #[test]
@@ -242,7 +257,11 @@ mod tests {
             // What Node sends for UDP without a descriptor.
             ("udp:80", asked(Some("0.0.0.0"), Some(80), AddressType::Udp4, Some(-1)), true),
         ] {
-            assert_eq!(pattern.parse::<Pattern>().unwrap().matches(&at), matches, "{pattern} and {at:?}");
+            assert_eq!(
+                pattern.parse::<Pattern>().unwrap().matches(&at),
+                matches,
+                "{pattern} and {at:?}"
+            );
         }
     }
 }

@@ -20,14 +20,20 @@ pub struct Question {
     pub listener: Address,
     /// The other end; `None` for Unix sockets.
     pub peer: Option<SocketAddr>,
-    /// The workers to choose from. One that is not [ready](WorkerView::ready) makes the connection wait.
+    /// The workers to choose from. One that is not [ready](WorkerView::ready) makes the connection
+    /// wait.
     pub workers: Vec<WorkerView>,
 }
 
 impl Question {
     /// A question about one connection.
     #[must_use]
-    pub fn new(ticket: u64, listener: Address, peer: Option<SocketAddr>, workers: Vec<WorkerView>) -> Question {
+    pub fn new(
+        ticket: u64,
+        listener: Address,
+        peer: Option<SocketAddr>,
+        workers: Vec<WorkerView>,
+    ) -> Question {
         Question { ticket, listener, peer, workers }
     }
 }
@@ -63,7 +69,8 @@ impl PartialEq for Callback {
     }
 }
 
-/// Obeys the answer, which is in [`Connection::client`]. Without one, or if that worker has gone, turns.
+/// Obeys the answer, which is in [`Connection::client`]. Without one, or if that worker has gone,
+/// turns.
 #[derive(Debug, Default)]
 pub struct CallbackPolicy {
     workers: BTreeSet<WorkerId>,
@@ -97,7 +104,10 @@ mod tests {
         let mut policy = CallbackPolicy::default();
         (1..=3).for_each(|worker| policy.update(view(worker)));
         let mut pick = |client| policy.pick(&Connection { peer: None, client }).unwrap().0;
-        assert_eq!([pick(Some(2)), pick(Some(2)), pick(Some(9)), pick(None), pick(None), pick(None)], [2, 2, 1, 2, 3, 1]);
+        assert_eq!(
+            [pick(Some(2)), pick(Some(2)), pick(Some(9)), pick(None), pick(None), pick(None)],
+            [2, 2, 1, 2, 3, 1]
+        );
         policy.remove(WorkerId(2));
         assert_ne!(policy.pick(&Connection { peer: None, client: Some(2) }), Some(WorkerId(2)));
         // It waits for one that is busy.

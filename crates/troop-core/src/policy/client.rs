@@ -1,4 +1,5 @@
-//! Recognises a client by the first bytes of its connection: the header of a proxy, a cookie, a parameter.
+//! Recognises a client by the first bytes of its connection: the header of a proxy, a cookie, a
+//! parameter.
 
 use std::net::IpAddr;
 
@@ -38,7 +39,8 @@ pub struct Identify<'a> {
     pub last: bool,
 }
 
-/// Recognises a client. Never fails: what is missing or malformed is as good as not there, and the address counts.
+/// Recognises a client. Never fails: what is missing or malformed is as good as not there, and the
+/// address counts.
 #[must_use]
 pub fn identify(Identify { sticky, peer, bytes, last }: Identify<'_>) -> Finding {
     let (mut address, mut strip, mut rest) = (peer, 0, bytes);
@@ -73,7 +75,8 @@ const V1: &[u8] = b"PROXY ";
 const LONGEST_V1: usize = 107;
 
 fn proxied(bytes: &[u8]) -> Proxied {
-    // What ends a header of version 1 is for this function to find: the parser takes some beginnings of one for none, and a bare newline for an end.
+    // What ends a header of version 1 is for this function to find: the parser takes some
+    // beginnings of one for none, and a bare newline for an end.
     let bytes = if bytes.starts_with(V1) {
         match memmem::find(&bytes[..bytes.len().min(LONGEST_V1)], b"\r\n") {
             Some(at) => &bytes[..at + 2],
@@ -83,7 +86,8 @@ fn proxied(bytes: &[u8]) -> Proxied {
     } else {
         bytes
     };
-    // The parser takes no bytes at all for an unfinished header, and anything else for none as soon as that is sure.
+    // The parser takes no bytes at all for an unfinished header, and anything else for none as soon
+    // as that is sure.
     match HeaderResult::parse(bytes) {
         header if header.is_incomplete() => Proxied::Unfinished,
         HeaderResult::V1(Ok(header)) => {
@@ -120,14 +124,20 @@ fn marked<'a>(http: &Http, bytes: &'a [u8]) -> Mark<'a> {
     let Ok(status) = request.parse(bytes) else { return Mark::None };
     match http {
         Http::Query(name) => {
-            let Some(path) = request.path else { return if status.is_partial() { Mark::Unfinished } else { Mark::None } };
+            let Some(path) = request.path else {
+                return if status.is_partial() { Mark::Unfinished } else { Mark::None };
+            };
             let query = path.split_once('?').map_or("", |(_, query)| query);
             pair(query.as_bytes(), b'&', name).map_or(Mark::None, Mark::Value)
         }
         Http::Cookie(_) if status.is_partial() => Mark::Unfinished,
         Http::Cookie(name) => {
-            let cookies = request.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("cookie"));
-            cookies.filter_map(|header| pair(header.value, b';', name)).next().map_or(Mark::None, Mark::Value)
+            let cookies =
+                request.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("cookie"));
+            cookies
+                .filter_map(|header| pair(header.value, b';', name))
+                .next()
+                .map_or(Mark::None, Mark::Value)
         }
     }
 }
@@ -145,12 +155,20 @@ mod tests {
     use super::*;
 
     fn sticky(text: &str) -> Sticky {
-        let super::super::Scheduling::Sticky(sticky) = format!("sticky:{text}").parse().unwrap() else { panic!() };
+        let super::super::Scheduling::Sticky(sticky) = format!("sticky:{text}").parse().unwrap()
+        else {
+            panic!()
+        };
         sticky
     }
 
     fn find(options: &str, bytes: &[u8], last: bool) -> Finding {
-        identify(Identify { sticky: &sticky(options), peer: Some([10, 0, 0, 1].into()), bytes, last })
+        identify(Identify {
+            sticky: &sticky(options),
+            peer: Some([10, 0, 0, 1].into()),
+            bytes,
+            last,
+        })
     }
 
     fn address(ip: &str) -> Option<u32> {
@@ -161,10 +179,14 @@ mod tests {
         Some(Mixer::default().text(value).finish())
     }
 
-    /// However the bytes are cut, the answer is the same, and as soon as they are all there it is there.
+    /// However the bytes are cut, the answer is the same, and as soon as they are all there it is
+    /// there.
     fn found(options: &str, bytes: &[u8]) -> (Option<u32>, usize) {
         for cut in 0..bytes.len() {
-            assert!(matches!(find(options, &bytes[..cut], true), Finding::Found { .. }), "it never waits beyond the end");
+            assert!(
+                matches!(find(options, &bytes[..cut], true), Finding::Found { .. }),
+                "it never waits beyond the end"
+            );
         }
         match find(options, bytes, false) {
             Finding::Found { client, strip } => (client, strip),
@@ -177,13 +199,24 @@ mod tests {
         let v1 = b"PROXY TCP4 192.0.2.7 198.51.100.1 4000 80\r\nGET / HTTP/1.1\r\n";
         assert_eq!(found("proxy=pass", v1), (address("192.0.2.7"), 0));
         assert_eq!(found("proxy=strip", v1), (address("192.0.2.7"), 43));
-        for header in [&v1[..43], b"PROXY TCP6 2001:db8::1 2001:db8::2 4000 80\r\n", b"PROXY UNKNOWN\r\n"] {
+        for header in
+            [&v1[..43], b"PROXY TCP6 2001:db8::1 2001:db8::2 4000 80\r\n", b"PROXY UNKNOWN\r\n"]
+        {
             for cut in 0..header.len() {
                 let cut = &header[..cut];
-                assert_eq!(find("proxy=strip", cut, false), Finding::More, "{}", String::from_utf8_lossy(cut));
+                assert_eq!(
+                    find("proxy=strip", cut, false),
+                    Finding::More,
+                    "{}",
+                    String::from_utf8_lossy(cut)
+                );
             }
         }
-        for no_end in [&b"PROXY UNKNOWN \n"[..], b"PROXY UNKNOWN \nP\xc4HT", b"PROXY TCP4 192.0.2.7 198.51.100.1 4000 80\nGET"] {
+        for no_end in [
+            &b"PROXY UNKNOWN \n"[..],
+            b"PROXY UNKNOWN \nP\xc4HT",
+            b"PROXY TCP4 192.0.2.7 198.51.100.1 4000 80\nGET",
+        ] {
             assert_eq!(find("proxy=strip", no_end, false), Finding::More, "only CR and LF end it");
         }
         assert_eq!(found("proxy=strip", b"PROXY UNKNOWN\r\n"), (address("10.0.0.1"), 15));
@@ -192,27 +225,44 @@ mod tests {
         v2.extend([4, 0, 0]);
         assert_eq!(found("proxy=strip", &v2), (address("203.0.113.9"), 31));
         v2[12] = 0x20;
-        assert_eq!(found("proxy=strip", &v2), (address("10.0.0.1"), 31), "LOCAL is the proxy itself");
+        assert_eq!(
+            found("proxy=strip", &v2),
+            (address("10.0.0.1"), 31),
+            "LOCAL is the proxy itself"
+        );
         for cut in 0..v2.len() - 3 {
             assert_eq!(find("proxy=strip", &v2[..cut], false), Finding::More, "{cut} bytes");
         }
         let none = Finding::Found { client: address("10.0.0.1"), strip: 0 };
-        assert_eq!(find("proxy=strip", b"GET / HTTP/1.1\r\n\r\n", false), none, "no header is no reason to wait");
+        assert_eq!(
+            find("proxy=strip", b"GET / HTTP/1.1\r\n\r\n", false),
+            none,
+            "no header is no reason to wait"
+        );
         assert_eq!(find("proxy=strip", b"PROXY TCP4 192.0.2.7", true), none);
         assert_eq!(find("proxy=strip", b"PROXY TCP9 nonsense\r\n", false), none);
     }
 
     #[test]
     fn a_cookie_or_a_parameter_marks_a_client() {
-        let request = b"GET /a?x=1&id=42&y=2 HTTP/1.1\r\nHost: x\r\ncookie: a=b; sid=abc; c=d\r\n\r\nbody";
+        let request =
+            b"GET /a?x=1&id=42&y=2 HTTP/1.1\r\nHost: x\r\ncookie: a=b; sid=abc; c=d\r\n\r\nbody";
         assert_eq!(found("cookie=sid", request), (text(b"abc"), 0));
         assert_eq!(found("query=id", request), (text(b"42"), 0));
         assert_eq!(found("query=id", &request[..31]), (text(b"42"), 0), "the first line is enough");
         assert_eq!(found("cookie=si", request), (address("10.0.0.1"), 0));
         assert_eq!(found("query=z", request), (address("10.0.0.1"), 0));
         assert_eq!(find("cookie=sid", &request[..60], false), Finding::More);
-        for other in [&b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0\0\0\0"] {
-            assert_eq!(found("cookie=sid", other), (address("10.0.0.1"), 0), "what is no HTTP/1 goes by the address");
+        for other in [
+            &b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"[..],
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            b"\0\0\0\0",
+        ] {
+            assert_eq!(
+                found("cookie=sid", other),
+                (address("10.0.0.1"), 0),
+                "what is no HTTP/1 goes by the address"
+            );
         }
         let behind = [&b"PROXY TCP4 192.0.2.7 198.51.100.1 4000 80\r\n"[..], request].concat();
         assert_eq!(found("cookie=sid,proxy=strip", &behind), (text(b"abc"), 43));

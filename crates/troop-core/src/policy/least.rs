@@ -2,8 +2,8 @@ use super::rank::Rank;
 use super::{Connection, Policy, WorkerView};
 use crate::id::WorkerId;
 
-/// The worker with the fewest open and pending connections (and the lowest reported load) in relation to its weight. Among equals, the
-/// one that was not chosen for longest.
+/// The worker with the fewest open and pending connections (and the lowest reported load) in
+/// relation to its weight. Among equals, the one that was not chosen for longest.
 #[derive(Debug, Default)]
 pub struct LeastConnections {
     ready: Rank<(u64, u64)>,
@@ -18,7 +18,11 @@ impl Policy for LeastConnections {
             self.turn += 1;
             self.turn
         });
-        if view.ready { self.ready.set(view.worker, (view.cost(), turn)) } else { self.ready.remove(view.worker) }
+        if view.ready {
+            self.ready.set(view.worker, (view.cost(), turn))
+        } else {
+            self.ready.remove(view.worker)
+        }
     }
 
     fn remove(&mut self, worker: WorkerId) {
@@ -48,7 +52,8 @@ mod tests {
     fn the_least_busy_one_is_chosen_and_equals_take_turns() {
         let mut least = LeastConnections::default();
         (1..=3).for_each(|w| least.update(view(w)));
-        let turns: Vec<u32> = (0..6).filter_map(|_| least.pick(&Connection::default())).map(|w| w.0).collect();
+        let turns: Vec<u32> =
+            (0..6).filter_map(|_| least.pick(&Connection::default())).map(|w| w.0).collect();
         assert_eq!(turns, [1, 2, 3, 1, 2, 3]);
         least.update(WorkerView { open: 5, ..view(1) });
         least.update(WorkerView { pending: 2, ..view(2) });

@@ -1,7 +1,7 @@
 //! Which worker gets the next connection of a listener.
 //!
-//! [`Scheduling`] is what a person chooses, [`Policy`] is what decides: one object per listener. The primary tells it about the workers
-//! and asks it once for each connection.
+//! [`Scheduling`] is what a person chooses, [`Policy`] is what decides: one object per listener.
+//! The primary tells it about the workers and asks it once for each connection.
 
 mod address;
 mod callback;
@@ -38,18 +38,22 @@ use crate::primary::WorkerState;
 pub struct WorkerView {
     /// Its number.
     pub worker: WorkerId,
-    /// Its place on this listener, from 0. A worker's successor has the same place, also for a while beside it.
+    /// Its place on this listener, from 0. A worker's successor has the same place, also for a
+    /// while beside it.
     pub shard: u16,
     /// Its weight, 100 unless something else was chosen for it.
     pub weight: u32,
-    /// Node's `worker.state`. Workers that drain, hang, or are gone are not shown to a policy at all.
+    /// Node's `worker.state`. Workers that drain, hang, or are gone are not shown to a policy at
+    /// all.
     pub state: WorkerState,
-    /// Whether it would be given a connection now. It is not while its channel is full, while it leaves connections unanswered, and for a
-    /// moment after it refused one.
+    /// Whether it would be given a connection now. It is not while its channel is full, while it
+    /// leaves connections unanswered, and for a moment after it refused one.
     pub ready: bool,
-    /// Connections open at the worker: as it reports them, if it is a troop worker, else an estimate.
+    /// Connections open at the worker: as it reports them, if it is a troop worker, else an
+    /// estimate.
     pub open: u32,
-    /// Connections that were handed to it and that it has not answered yet, and those that wait in a socket of its own.
+    /// Connections that were handed to it and that it has not answered yet, and those that wait in
+    /// a socket of its own.
     pub pending: u32,
     /// What it reported as its load, in a unit of its own; 0 if it never did.
     pub load: u32,
@@ -62,8 +66,8 @@ impl WorkerView {
         self.open.saturating_add(self.pending).saturating_add(self.load)
     }
 
-    /// [`WorkerView::busy`] and the connection to come, in relation to the weight: what to compare workers by. Without any weight it is
-    /// more than any other.
+    /// [`WorkerView::busy`] and the connection to come, in relation to the weight: what to compare
+    /// workers by. Without any weight it is more than any other.
     #[must_use]
     pub fn cost(&self) -> u64 {
         let busy = u64::from(self.busy()) + 1;
@@ -74,7 +78,8 @@ impl WorkerView {
 /// What is known about a connection that is to be given to a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Connection {
-    /// The other end of the socket. Only looked up for policies that [need](Policy::needs_peer) it; `None` for Unix sockets.
+    /// The other end of the socket. Only looked up for policies that [need](Policy::needs_peer) it;
+    /// `None` for Unix sockets.
     pub peer: Option<SocketAddr>,
     /// The client's mark, for a listener that is sticky: equal for all connections of one client.
     pub client: Option<u32>,
@@ -82,8 +87,8 @@ pub struct Connection {
 
 /// Decides which worker gets a connection. One for each listener; called by one thread.
 ///
-/// The primary keeps it informed and asks it. Workers that drain, hang or are gone are removed, and nothing is ever given to a worker that
-/// is not among those that were shown last.
+/// The primary keeps it informed and asks it. Workers that drain, hang or are gone are removed, and
+/// nothing is ever given to a worker that is not among those that were shown last.
 ///
 /// ```
 /// use troop_core::WorkerId;
@@ -119,8 +124,9 @@ pub trait Policy: fmt::Debug + Send {
     /// A worker takes no part any more.
     fn remove(&mut self, worker: WorkerId);
 
-    /// The worker for the next connection. When it is one that is not [ready](WorkerView::ready), the connection waits for it, as long as
-    /// it takes part. `None`: the connection waits until something changes.
+    /// The worker for the next connection. When it is one that is not [ready](WorkerView::ready),
+    /// the connection waits for it, as long as it takes part. `None`: the connection waits until
+    /// something changes.
     fn pick(&mut self, connection: &Connection) -> Option<WorkerId>;
 
     /// Whether [`Connection::peer`] is to be filled in, which costs a little for each connection.
@@ -128,8 +134,8 @@ pub trait Policy: fmt::Debug + Send {
         true
     }
 
-    /// Whether [`Policy::update`] is to be called for each change of a worker's open and pending connections and load, and not only when
-    /// it becomes ready or ceases to be.
+    /// Whether [`Policy::update`] is to be called for each change of a worker's open and pending
+    /// connections and load, and not only when it becomes ready or ceases to be.
     fn needs_counts(&self) -> bool {
         true
     }

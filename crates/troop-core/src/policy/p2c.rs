@@ -3,8 +3,9 @@ use std::collections::HashMap;
 use super::{Connection, Policy, WorkerView};
 use crate::id::WorkerId;
 
-/// The power of two choices: of two workers drawn at random, the one that is less busy. Nearly as even as [`LeastConnections`], and not
-/// misled when what it knows about the workers is old: nobody is flooded because it looked idle a moment ago.
+/// The power of two choices: of two workers drawn at random, the one that is less busy. Nearly as
+/// even as [`LeastConnections`], and not misled when what it knows about the workers is old: nobody
+/// is flooded because it looked idle a moment ago.
 ///
 /// [`LeastConnections`]: super::LeastConnections
 #[derive(Debug)]

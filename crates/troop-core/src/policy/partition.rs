@@ -1,8 +1,10 @@
 //! Which place serves which client: consistent, even, and simple enough for the kernel to compute.
 //!
-//! A client's address becomes a number, the number falls into one of [`BUCKETS`], and each bucket belongs to a place. When a place joins,
-//! it takes its share from all others alike and nothing else moves. When one is out of service, its buckets are lent to the others, each
-//! to the place that a rendezvous of the bucket with all places in service chooses, and nothing else moves; when it is back, so are they.
+//! A client's address becomes a number, the number falls into one of [`BUCKETS`], and each bucket
+//! belongs to a place. When a place joins, it takes its share from all others alike and nothing
+//! else moves. When one is out of service, its buckets are lent to the others, each to the place
+//! that a rendezvous of the bucket with all places in service chooses, and nothing else moves; when
+//! it is back, so are they.
 
 use std::net::IpAddr;
 
@@ -23,7 +25,8 @@ pub(crate) mod mixing {
 
 use mixing::{MULTIPLY_END, MULTIPLY_WORD, SHIFT_END, SHIFT_WORD};
 
-/// Turns words into a client's number. The kernel's program does the same with the words of a packet.
+/// Turns words into a client's number. The kernel's program does the same with the words of a
+/// packet.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Mixer(u32);
 
@@ -35,7 +38,8 @@ impl Mixer {
         Mixer(h ^ (h >> SHIFT_WORD))
     }
 
-    /// Mixes in an address, cut to its first bits. An IPv4 address in the clothes of IPv6 is an IPv4 address.
+    /// Mixes in an address, cut to its first bits. An IPv4 address in the clothes of IPv6 is an
+    /// IPv4 address.
     #[must_use]
     pub fn address(self, address: IpAddr, prefix4: u8, prefix6: u8) -> Mixer {
         let (mask4, mask6) = prefix_masks(prefix4, prefix6);
@@ -44,7 +48,11 @@ impl Mixer {
             IpAddr::V6(ip) => {
                 let ip = u128::from(ip);
                 let words = [96, 64, 32, 0].map(|shift| ((ip >> shift) & 0xffff_ffff) as u32);
-                words.iter().zip(mask6).filter(|(_, mask)| *mask != 0).fold(self, |mixer, (word, mask)| mixer.word(word & mask))
+                words
+                    .iter()
+                    .zip(mask6)
+                    .filter(|(_, mask)| *mask != 0)
+                    .fold(self, |mixer, (word, mask)| mixer.word(word & mask))
             }
         }
     }
@@ -52,7 +60,8 @@ impl Mixer {
     /// Mixes in text.
     #[must_use]
     pub fn text(self, text: &[u8]) -> Mixer {
-        let words = text.chunks(4).map(|c| c.iter().fold(0, |word, byte| word << 8 | u32::from(*byte)));
+        let words =
+            text.chunks(4).map(|c| c.iter().fold(0, |word, byte| word << 8 | u32::from(*byte)));
         words.fold(self.word(text.len() as u32), Mixer::word)
     }
 
@@ -68,7 +77,10 @@ impl Mixer {
 #[must_use]
 pub fn prefix_masks(prefix4: u8, prefix6: u8) -> (u32, [u32; 4]) {
     let mask = |bits: u32| if bits == 0 { 0 } else { u32::MAX << (32 - bits.min(32)) };
-    (mask(u32::from(prefix4)), [0, 32, 64, 96].map(|from| mask(u32::from(prefix6).saturating_sub(from))))
+    (
+        mask(u32::from(prefix4)),
+        [0, 32, 64, 96].map(|from| mask(u32::from(prefix6).saturating_sub(from))),
+    )
 }
 
 /// The bucket of a client's number.
@@ -77,8 +89,8 @@ pub fn bucket_of(client: u32) -> usize {
     (client >> (32 - BUCKET_BITS)) as usize
 }
 
-/// The place of each bucket. `shards` has the weight of every place and whether it is in service. Without any in service, the buckets
-/// stay where they belong.
+/// The place of each bucket. `shards` has the weight of every place and whether it is in service.
+/// Without any in service, the buckets stay where they belong.
 #[must_use]
 pub fn partition(shards: &[(u32, bool)]) -> Vec<u16> {
     let mut owners = home(&shards.iter().map(|(weight, _)| *weight).collect::<Vec<_>>());
@@ -92,7 +104,9 @@ pub fn partition(shards: &[(u32, bool)]) -> Vec<u16> {
     if !serving.is_empty() {
         for (bucket, owner) in owners.iter_mut().enumerate() {
             if !shards.get(usize::from(*owner)).is_some_and(|(_, serves)| *serves) {
-                let score = |shard: &u16| Mixer::default().word(bucket as u32).word(u32::from(*shard)).finish();
+                let score = |shard: &u16| {
+                    Mixer::default().word(bucket as u32).word(u32::from(*shard)).finish()
+                };
                 *owner = serving.iter().copied().max_by_key(score).unwrap_or(*owner);
             }
         }
@@ -100,8 +114,8 @@ pub fn partition(shards: &[(u32, bool)]) -> Vec<u16> {
     owners
 }
 
-/// Where each bucket belongs: the places join one after the other, and each takes what its weight entitles it to from those who have
-/// most in relation to theirs.
+/// Where each bucket belongs: the places join one after the other, and each takes what its weight
+/// entitles it to from those who have most in relation to theirs.
 fn home(weights: &[u32]) -> Vec<u16> {
     let mut owners = vec![0u16; BUCKETS];
     // What a place has, in an order that is not that of the buckets.
@@ -122,7 +136,10 @@ fn home(weights: &[u32]) -> Vec<u16> {
         while (taken.len() as u64) < share {
             // Compared by what one bucket is for a place of its weight, without fractions.
             let richest = (0..has.len()).filter(|n| !has[*n].is_empty()).max_by(|a, b| {
-                let (x, y) = (has[*a].len() as u64 * u64::from(weights[*b]), has[*b].len() as u64 * u64::from(weights[*a]));
+                let (x, y) = (
+                    has[*a].len() as u64 * u64::from(weights[*b]),
+                    has[*b].len() as u64 * u64::from(weights[*a]),
+                );
                 x.cmp(&y).then(b.cmp(a))
             });
             let Some(bucket) = richest.and_then(|n| has[n].pop()) else { break };
@@ -139,7 +156,9 @@ mod tests {
     use super::*;
 
     fn shares(owners: &[u16], shards: usize) -> Vec<usize> {
-        (0..shards).map(|shard| owners.iter().filter(|o| usize::from(**o) == shard).count()).collect()
+        (0..shards)
+            .map(|shard| owners.iter().filter(|o| usize::from(**o) == shard).count())
+            .collect()
     }
 
     fn all(n: usize) -> Vec<(u32, bool)> {
@@ -163,7 +182,12 @@ mod tests {
     fn a_shard_that_joins_moves_only_its_own_share() {
         for n in 1..100 {
             let (before, after) = (partition(&all(n)), partition(&all(n + 1)));
-            let moved: Vec<_> = before.iter().zip(&after).filter(|(b, a)| b != a).map(|(_, a)| usize::from(*a)).collect();
+            let moved: Vec<_> = before
+                .iter()
+                .zip(&after)
+                .filter(|(b, a)| b != a)
+                .map(|(_, a)| usize::from(*a))
+                .collect();
             assert!(moved.iter().all(|to| *to == n), "{n}: somebody moved to an old place");
             assert!(moved.len() <= BUCKETS / (n + 1) + 1, "{n}: {} moved", moved.len());
         }
@@ -180,7 +204,13 @@ mod tests {
             assert_ne!(*after, 3);
         }
         // All others get something of it.
-        assert!(shares(&without, 8).iter().zip(shares(&whole, 8)).enumerate().all(|(n, (a, b))| n == 3 || *a > b));
+        assert!(
+            shares(&without, 8)
+                .iter()
+                .zip(shares(&whole, 8))
+                .enumerate()
+                .all(|(n, (a, b))| n == 3 || *a > b)
+        );
         // A second death moves those that stood in and its own.
         shards[5].1 = false;
         for (before, after) in without.iter().zip(&partition(&shards)) {
@@ -196,11 +226,14 @@ mod tests {
     fn addresses_fall_into_all_buckets_alike() {
         let mut counts = [0usize; 16];
         for n in 0..16_000u32 {
-            let client = Mixer::default().address(IpAddr::from((0x0A00_0000 + n).to_be_bytes()), 32, 64).finish();
+            let client = Mixer::default()
+                .address(IpAddr::from((0x0A00_0000 + n).to_be_bytes()), 32, 64)
+                .finish();
             counts[bucket_of(client) * 16 / BUCKETS] += 1;
         }
         assert!(counts.iter().all(|c| (800..1200).contains(c)), "{counts:?}");
-        let mixed = |ip: &str, four, six| Mixer::default().address(ip.parse().unwrap(), four, six).finish();
+        let mixed =
+            |ip: &str, four, six| Mixer::default().address(ip.parse().unwrap(), four, six).finish();
         assert_eq!(mixed("10.1.2.3", 24, 64), mixed("10.1.2.250", 24, 64));
         assert_ne!(mixed("10.1.2.3", 24, 64), mixed("10.1.3.3", 24, 64));
         assert_eq!(mixed("::ffff:10.1.2.3", 32, 64), mixed("10.1.2.3", 32, 64));

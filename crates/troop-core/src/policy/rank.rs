@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use crate::id::WorkerId;
 
-/// Workers in order of a key, the lowest first. Every operation takes a time that grows with the logarithm of their number.
+/// Workers in order of a key, the lowest first. Every operation takes a time that grows with the
+/// logarithm of their number.
 #[derive(Debug)]
 pub(super) struct Rank<K> {
     heap: Vec<(K, WorkerId)>,
@@ -59,7 +60,8 @@ impl<K: Ord + Copy> Rank<K> {
             at = (at - 1) / 2;
         }
         loop {
-            let children = [2 * at + 1, 2 * at + 2].into_iter().filter(|child| *child < self.heap.len());
+            let children =
+                [2 * at + 1, 2 * at + 2].into_iter().filter(|child| *child < self.heap.len());
             let Some(least) = children.min_by_key(|child| self.heap[*child].0) else { break };
             if self.heap[at].0 <= self.heap[least].0 {
                 break;

@@ -3,7 +3,8 @@ use std::collections::HashMap;
 use super::{Connection, Policy, WorkerView};
 use crate::id::WorkerId;
 
-/// Exact turns, in the order in which the workers joined. A worker that is not ready when its turn comes is passed over.
+/// Exact turns, in the order in which the workers joined. A worker that is not ready when its turn
+/// comes is passed over.
 #[derive(Debug, Default)]
 pub struct RoundRobin {
     workers: Vec<WorkerId>,
@@ -15,7 +16,8 @@ pub struct RoundRobin {
 }
 
 impl RoundRobin {
-    /// The first worker from `from` on, and before `to`, that is ready. Looks at 64 workers at once.
+    /// The first worker from `from` on, and before `to`, that is ready. Looks at 64 workers at
+    /// once.
     fn first_ready(&self, from: usize, to: usize) -> Option<usize> {
         let mut at = from;
         while at < to {
@@ -62,7 +64,9 @@ impl Policy for RoundRobin {
     }
 
     fn pick(&mut self, _: &Connection) -> Option<WorkerId> {
-        let found = self.first_ready(self.next, self.workers.len()).or_else(|| self.first_ready(0, self.next))?;
+        let found = self
+            .first_ready(self.next, self.workers.len())
+            .or_else(|| self.first_ready(0, self.next))?;
         self.next = found + 1;
         self.workers.get(found).copied()
     }
@@ -107,8 +111,11 @@ mod tests {
         let mut rr = RoundRobin::default();
         (0..200).for_each(|w| rr.update(view(w)));
         (0..200).filter(|w| w % 3 == 0).for_each(|w| rr.remove(WorkerId(w)));
-        (0..200).filter(|w| w % 3 == 1).for_each(|w| rr.update(WorkerView { ready: w % 2 == 0, ..view(w) }));
-        let expected: Vec<u32> = (0..200).filter(|w| w % 3 == 2 || (w % 3 == 1 && w % 2 == 0)).collect();
+        (0..200)
+            .filter(|w| w % 3 == 1)
+            .for_each(|w| rr.update(WorkerView { ready: w % 2 == 0, ..view(w) }));
+        let expected: Vec<u32> =
+            (0..200).filter(|w| w % 3 == 2 || (w % 3 == 1 && w % 2 == 0)).collect();
         assert_eq!(turns(&mut rr, expected.len()), expected);
         assert_eq!(turns(&mut rr, expected.len()), expected);
     }

@@ -7,30 +7,38 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{ByClient, Callback, CallbackPolicy, LeastConnections, Policy, PowerOfTwo, Question, RoundRobin, Weighted};
+use super::{
+    ByClient, Callback, CallbackPolicy, LeastConnections, Policy, PowerOfTwo, Question, RoundRobin,
+    Weighted,
+};
 
-/// How the connections of a listener reach the workers. Written as on the command line: `round-robin` (Node's `rr`), `weighted`,
-/// `least-connections`, `p2c`, `sticky`, `shared` (Node's `none`), `steered`; see [`Sticky`] for what may follow `sticky:`, which may also
-/// follow `steered:`.
+/// How the connections of a listener reach the workers. Written as on the command line:
+/// `round-robin` (Node's `rr`), `weighted`, `least-connections`, `p2c`, `sticky`, `shared` (Node's
+/// `none`), `steered`; see [`Sticky`] for what may follow `sticky:`, which may also follow
+/// `steered:`.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub enum Scheduling {
-    /// The primary accepts and hands each connection to the next ready worker in turn (Node's `SCHED_RR`).
+    /// The primary accepts and hands each connection to the next ready worker in turn (Node's
+    /// `SCHED_RR`).
     #[default]
     RoundRobin,
     /// As round robin, with turns in proportion to the workers' weights.
     Weighted,
     /// The primary hands each connection to the worker with the fewest in relation to its weight.
     LeastConnections,
-    /// The primary draws two workers and hands the connection to the less busy one (power of two choices).
+    /// The primary draws two workers and hands the connection to the less busy one (power of two
+    /// choices).
     PowerOfTwo,
     /// The primary hands all connections of one client to the same worker.
     Sticky(Sticky),
-    /// All workers accept on one socket and the kernel decides (Node's `SCHED_NONE`). Costs the primary nothing, is uneven.
+    /// All workers accept on one socket and the kernel decides (Node's `SCHED_NONE`). Costs the
+    /// primary nothing, is uneven.
     Shared,
-    /// Each worker accepts on a socket of its own and the kernel chooses among them by a program of the primary's, at random by weight and
-    /// load, or, with something sticky, by the client's address. Costs the primary nothing for each connection. For TCP and UDP; what
-    /// cannot be steered is handed over in turn.
+    /// Each worker accepts on a socket of its own and the kernel chooses among them by a program of
+    /// the primary's, at random by weight and load, or, with something sticky, by the client's
+    /// address. Costs the primary nothing for each connection. For TCP and UDP; what cannot be
+    /// steered is handed over in turn.
     Steered(Option<Sticky>),
     /// A policy of the program's own.
     Custom(Custom),
@@ -56,7 +64,8 @@ impl PartialEq for Custom {
     }
 }
 
-/// How a client is recognised. Written as `sticky:prefix=24,prefix6=56,proxy=pass,cookie=sid,wait=500`, each part once and in any order.
+/// How a client is recognised. Written as
+/// `sticky:prefix=24,prefix6=56,proxy=pass,cookie=sid,wait=500`, each part once and in any order.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Sticky {
     /// Bits of an IPv4 address that count (`prefix`, default 32).
@@ -65,10 +74,11 @@ pub struct Sticky {
     pub prefix6: u8,
     /// Where the connections come from a proxy that says for whom (`proxy=pass` or `proxy=strip`).
     pub proxy: Option<Header>,
-    /// What to look for in the first HTTP request (`cookie=NAME` or `query=NAME`). Without it there, the address counts.
+    /// What to look for in the first HTTP request (`cookie=NAME` or `query=NAME`). Without it
+    /// there, the address counts.
     pub http: Option<Http>,
-    /// How long to wait for a client's first bytes, where they are needed (`wait`, in milliseconds, default 1000). Then the address
-    /// counts.
+    /// How long to wait for a client's first bytes, where they are needed (`wait`, in milliseconds,
+    /// default 1000). Then the address counts.
     pub wait: Duration,
 }
 
@@ -112,15 +122,18 @@ impl Scheduling {
         Scheduling::Custom(Custom { make: Arc::new(move || Box::new(make())) })
     }
 
-    /// The program chooses: `ask` is called for each connection by the primary, which must not be kept waiting, and the answer is given
-    /// by `Cluster::answer` from anywhere. A connection waits for it up to `wait`; then, or if the answer is that it does not matter, it is
-    /// the next worker's turn. At most 1024 wait; more are not accepted meanwhile. For programs whose decisions are made elsewhere,
-    /// such as on another language's thread; [`Scheduling::custom`] is faster.
+    /// The program chooses: `ask` is called for each connection by the primary, which must not be
+    /// kept waiting, and the answer is given by `Cluster::answer` from anywhere. A connection waits
+    /// for it up to `wait`; then, or if the answer is that it does not matter, it is the next
+    /// worker's turn. At most 1024 wait; more are not accepted meanwhile. For programs whose
+    /// decisions are made elsewhere, such as on another language's thread; [`Scheduling::custom`]
+    /// is faster.
     pub fn callback(wait: Duration, ask: impl Fn(Question) + Send + Sync + 'static) -> Scheduling {
         Scheduling::Callback(Callback::new(wait, ask))
     }
 
-    /// Whether the primary accepts and hands over, so that this can change while a listener is open.
+    /// Whether the primary accepts and hands over, so that this can change while a listener is
+    /// open.
     #[must_use]
     pub fn is_handed(&self) -> bool {
         !matches!(self, Scheduling::Shared | Scheduling::Steered(_))
@@ -135,7 +148,8 @@ impl Scheduling {
         }
     }
 
-    /// The policy for one listener. `None` for a shared one. A steered one has a policy for connections whose worker is gone.
+    /// The policy for one listener. `None` for a shared one. A steered one has a policy for
+    /// connections whose worker is gone.
     pub(crate) fn policy(&self, seed: u64) -> Option<Box<dyn Policy>> {
         Some(match self {
             Scheduling::RoundRobin => Box::new(RoundRobin::default()),
@@ -171,7 +185,9 @@ impl fmt::Display for Scheduling {
         let parts = [
             (*prefix4 != usual.prefix4).then(|| format!("prefix={prefix4}")),
             (*prefix6 != usual.prefix6).then(|| format!("prefix6={prefix6}")),
-            proxy.map(|proxy| if proxy == Header::Pass { "proxy=pass".into() } else { "proxy=strip".into() }),
+            proxy.map(|proxy| {
+                if proxy == Header::Pass { "proxy=pass".into() } else { "proxy=strip".into() }
+            }),
             http.as_ref().map(|http| match http {
                 Http::Cookie(name) => format!("cookie={name}"),
                 Http::Query(name) => format!("query={name}"),
@@ -189,7 +205,8 @@ impl FromStr for Scheduling {
 
     /// Takes our names and those of `NODE_CLUSTER_SCHED_POLICY` (`rr`, `none`).
     fn from_str(text: &str) -> Result<Scheduling, BadScheduling> {
-        let (name, options) = text.split_once(':').map_or((text, None), |(name, options)| (name, Some(options)));
+        let (name, options) =
+            text.split_once(':').map_or((text, None), |(name, options)| (name, Some(options)));
         let scheduling = match (name, options) {
             ("round-robin" | "rr", None) => Scheduling::RoundRobin,
             ("weighted", None) => Scheduling::Weighted,
@@ -201,7 +218,9 @@ impl FromStr for Scheduling {
             ("steered", Some(options)) => {
                 let rest = match options.strip_prefix("sticky") {
                     Some("") => "",
-                    Some(rest) => rest.strip_prefix(',').ok_or_else(|| BadScheduling::option(options))?,
+                    Some(rest) => {
+                        rest.strip_prefix(',').ok_or_else(|| BadScheduling::option(options))?
+                    }
                     None => return Err(BadScheduling::option(options)),
                 };
                 let sticky = sticky(rest)?;
@@ -212,7 +231,8 @@ impl FromStr for Scheduling {
                 Scheduling::Steered(Some(sticky))
             }
             (
-                "round-robin" | "rr" | "weighted" | "least-connections" | "lc" | "p2c" | "power-of-two" | "shared" | "none",
+                "round-robin" | "rr" | "weighted" | "least-connections" | "lc" | "p2c"
+                | "power-of-two" | "shared" | "none",
                 Some(_),
             ) => {
                 return Err(BadScheduling(format!("the policy {name} has no options")));
@@ -238,7 +258,9 @@ fn sticky(options: &str) -> Result<Sticky, BadScheduling> {
         seen.push(name);
         let number = |most: u32| match value.parse::<u32>() {
             Ok(n) if n <= most => Ok(n),
-            _ => Err(BadScheduling(format!("{name} must be a number from 0 to {most}, not {value:?}"))),
+            _ => Err(BadScheduling(format!(
+                "{name} must be a number from 0 to {most}, not {value:?}"
+            ))),
         };
         match name {
             "prefix" => sticky.prefix4 = number(32)? as u8,
@@ -248,12 +270,20 @@ fn sticky(options: &str) -> Result<Sticky, BadScheduling> {
                 sticky.proxy = Some(match value {
                     "pass" => Header::Pass,
                     "strip" => Header::Strip,
-                    _ => return Err(BadScheduling(format!("proxy must be `pass` or `strip`, not {value:?}"))),
+                    _ => {
+                        return Err(BadScheduling(format!(
+                            "proxy must be `pass` or `strip`, not {value:?}"
+                        )));
+                    }
                 });
             }
-            "cookie" | "query" if value.is_empty() => return Err(BadScheduling(format!("{name} needs a name"))),
+            "cookie" | "query" if value.is_empty() => {
+                return Err(BadScheduling(format!("{name} needs a name")));
+            }
             "cookie" | "query" if sticky.http.is_some() => {
-                return Err(BadScheduling("there can be a cookie or a query parameter, not both".into()));
+                return Err(BadScheduling(
+                    "there can be a cookie or a query parameter, not both".into(),
+                ));
             }
             "cookie" => sticky.http = Some(Http::Cookie(value.into())),
             "query" => sticky.http = Some(Http::Query(value.into())),

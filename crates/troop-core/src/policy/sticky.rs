@@ -2,8 +2,9 @@ use super::partition::{BUCKETS, bucket_of, partition};
 use super::{Connection, Policy, WorkerView};
 use crate::id::WorkerId;
 
-/// The same worker for the same client, by [`Connection::client`]. A client waits for its worker while that is busy, and moves only when
-/// it is out of service; when the place is filled again, its clients come back.
+/// The same worker for the same client, by [`Connection::client`]. A client waits for its worker
+/// while that is busy, and moves only when it is out of service; when the place is filled again,
+/// its clients come back.
 #[derive(Debug)]
 pub struct ByClient {
     shards: Vec<ShardWorkers>,
@@ -27,12 +28,16 @@ impl Default for ByClient {
 }
 
 impl ByClient {
-    /// After the workers of a place have changed: divides the clients anew, if that matters to them.
+    /// After the workers of a place have changed: divides the clients anew, if that matters to
+    /// them.
     fn changed(&mut self, at: usize, was_vacant: bool) {
         let shard = &mut self.shards[at];
         let weight = shard.workers.last().map_or(shard.weight, |w| w.weight);
-        if std::mem::replace(&mut shard.weight, weight) != weight || shard.workers.is_empty() != was_vacant {
-            let shards: Vec<_> = self.shards.iter().map(|p| (p.weight, !p.workers.is_empty())).collect();
+        if std::mem::replace(&mut shard.weight, weight) != weight
+            || shard.workers.is_empty() != was_vacant
+        {
+            let shards: Vec<_> =
+                self.shards.iter().map(|p| (p.weight, !p.workers.is_empty())).collect();
             self.table = partition(&shards);
         }
     }
@@ -54,7 +59,11 @@ impl Policy for ByClient {
     }
 
     fn remove(&mut self, worker: WorkerId) {
-        let Some(at) = self.shards.iter().position(|p| p.workers.iter().any(|w| w.worker == worker)) else { return };
+        let Some(at) =
+            self.shards.iter().position(|p| p.workers.iter().any(|w| w.worker == worker))
+        else {
+            return;
+        };
         self.shards[at].workers.retain(|w| w.worker != worker);
         self.changed(at, false);
     }
@@ -89,7 +98,9 @@ mod tests {
     fn a_client_keeps_its_worker_and_its_workers_successor() {
         let mut sticky = ByClient::default();
         let client = |n: u32| Connection { client: Some(n.wrapping_mul(0x9E37_79B1)), peer: None };
-        let all = |sticky: &mut ByClient| -> Vec<_> { (0..200).map(|n| sticky.pick(&client(n)).map(|w| w.0)).collect() };
+        let all = |sticky: &mut ByClient| -> Vec<_> {
+            (0..200).map(|n| sticky.pick(&client(n)).map(|w| w.0)).collect()
+        };
         assert_eq!(sticky.pick(&client(1)), None);
         (0..4u16).for_each(|n| sticky.update(WorkerView { shard: n, ..view(u32::from(n)) }));
         let before = all(&mut sticky);
@@ -98,7 +109,8 @@ mod tests {
         assert_eq!(all(&mut sticky), before, "they wait for a busy one");
         // A reload: the successor serves from when it is there.
         sticky.update(WorkerView { shard: 2, ..view(12) });
-        let reloaded: Vec<_> = before.iter().map(|w| if *w == Some(2) { Some(12) } else { *w }).collect();
+        let reloaded: Vec<_> =
+            before.iter().map(|w| if *w == Some(2) { Some(12) } else { *w }).collect();
         assert_eq!(all(&mut sticky), reloaded);
         sticky.remove(WorkerId(2));
         assert_eq!(all(&mut sticky), reloaded);
@@ -107,6 +119,9 @@ mod tests {
             assert!(now == then || *then == Some(2));
         }
         sticky.update(WorkerView { shard: 2, ..view(22) });
-        assert_eq!(all(&mut sticky).iter().filter(|w| **w == Some(22)).count(), before.iter().filter(|w| **w == Some(2)).count());
+        assert_eq!(
+            all(&mut sticky).iter().filter(|w| **w == Some(22)).count(),
+            before.iter().filter(|w| **w == Some(2)).count()
+        );
     }
 }

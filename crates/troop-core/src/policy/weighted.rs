@@ -4,8 +4,9 @@ use super::rank::Rank;
 use super::{Connection, Policy, WorkerView};
 use crate::id::WorkerId;
 
-/// Turns in proportion to the workers' weights, spread as evenly as can be (stride scheduling). A worker that is not ready when its turn
-/// comes is passed over, and does not make up for it later. One without any weight has a turn only when nobody else is ready.
+/// Turns in proportion to the workers' weights, spread as evenly as can be (stride scheduling). A
+/// worker that is not ready when its turn comes is passed over, and does not make up for it later.
+/// One without any weight has a turn only when nobody else is ready.
 #[derive(Debug, Default)]
 pub struct Weighted {
     /// By the time at which they are next, in a time that runs as fast as connections come.
@@ -29,7 +30,8 @@ impl Policy for Weighted {
     fn update(&mut self, view: WorkerView) {
         // The first turns of workers that join together are spread too.
         let first = self.now + STRIDE / u128::from(view.weight.max(1));
-        let member = self.turns.entry(view.worker).or_insert(Turn { weight: view.weight, next: first });
+        let member =
+            self.turns.entry(view.worker).or_insert(Turn { weight: view.weight, next: first });
         if std::mem::replace(&mut member.weight, view.weight) != view.weight {
             member.next = first;
         }
@@ -86,18 +88,26 @@ mod tests {
             for _ in 0..10 {
                 shares[weighted.pick(&Connection::default()).unwrap().0 as usize] += 1;
             }
-            assert!(shares[1] <= 2 && (2..=4).contains(&shares[2]) && (5..=7).contains(&shares[3]), "round {round}: {shares:?}");
+            assert!(
+                shares[1] <= 2 && (2..=4).contains(&shares[2]) && (5..=7).contains(&shares[3]),
+                "round {round}: {shares:?}"
+            );
         }
         // One that comes back from a pause does not get all it has missed.
         weighted.update(WorkerView { ready: false, weight: 600, ..view(3) });
         assert!((0..100).all(|_| weighted.pick(&Connection::default()) != Some(WorkerId(3))));
         weighted.update(WorkerView { weight: 600, ..view(3) });
-        let back = (0..10).filter(|_| weighted.pick(&Connection::default()) == Some(WorkerId(3))).count();
+        let back =
+            (0..10).filter(|_| weighted.pick(&Connection::default()) == Some(WorkerId(3))).count();
         assert!((5..=7).contains(&back), "{back}");
         // A weight of nothing is no share at all.
         weighted.update(WorkerView { weight: 0, ..view(2) });
         assert!((0..100).all(|_| weighted.pick(&Connection::default()) != Some(WorkerId(2))));
         (1..=3).filter(|w| *w != 2).for_each(|w| weighted.remove(WorkerId(w)));
-        assert_eq!(weighted.pick(&Connection::default()), Some(WorkerId(2)), "but when nobody else is there");
+        assert_eq!(
+            weighted.pick(&Connection::default()),
+            Some(WorkerId(2)),
+            "but when nobody else is there"
+        );
     }
 }

@@ -90,7 +90,8 @@ pub enum Action {
         /// Which listener.
         listener: ListenerId,
     },
-    /// See how many descriptors a worker has open, and call [`Primary::counted`] if that can be known.
+    /// See how many descriptors a worker has open, and call [`Primary::counted`] if that can be
+    /// known.
     Count {
         /// Which worker.
         worker: WorkerId,
@@ -116,7 +117,8 @@ pub enum Action {
         /// Which.
         listener: ListenerId,
     },
-    /// End a worker's process: at once by `SIGKILL`, or, if it is hung, after it had a chance to say where.
+    /// End a worker's process: at once by `SIGKILL`, or, if it is hung, after it had a chance to
+    /// say where.
     Kill {
         /// Which worker.
         worker: WorkerId,

@@ -1,4 +1,5 @@
-//! How the primary's descriptors are divided, so that no worker can use up what the others, restarts and the control socket need.
+//! How the primary's descriptors are divided, so that no worker can use up what the others,
+//! restarts and the control socket need.
 
 use std::time::Duration;
 
@@ -13,18 +14,21 @@ const MIN_SHARE: usize = 8;
 /// Sockets that one worker may have under way to the program in any case, and at most.
 const MIN_HANDLES: usize = 1;
 const MAX_HANDLES: usize = 64;
-/// Descriptors kept for the primary's own needs (spawning, the control socket, log files), and for each slot's channel and pipes.
+/// Descriptors kept for the primary's own needs (spawning, the control socket, log files), and for
+/// each slot's channel and pipes.
 const OWN_RESERVE: usize = 32;
 const SLOT_RESERVE: usize = 8;
-/// Sockets that one worker may have bound for nothing within this time: each is a system call, or many, that the primary waits for.
+/// Sockets that one worker may have bound for nothing within this time: each is a system call, or
+/// many, that the primary waits for.
 const MAX_WASTED_BINDS: u32 = 256;
 const WASTED_BINDS_WITHIN: Duration = Duration::from_secs(10);
 
 /// The primary's descriptors, in plain numbers.
 ///
-/// A new descriptor gets the lowest free number, so the number of an accepted connection tells how many are in use without a system call:
-/// from [`tight`](Budget::tight) on, connections wait in the kernel unless a worker takes them at once; from [`usable`](Budget::usable) on,
-/// nothing more is accepted or opened, because the rest is the reserve.
+/// A new descriptor gets the lowest free number, so the number of an accepted connection tells how
+/// many are in use without a system call: from [`tight`](Budget::tight) on, connections wait in the
+/// kernel unless a worker takes them at once; from [`usable`](Budget::usable) on, nothing more is
+/// accepted or opened, because the rest is the reserve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Budget {
     /// The limit on open files of the process.
@@ -104,7 +108,8 @@ impl WastedBinds {
 }
 
 impl Primary {
-    /// A socket that this worker asked for could not be bound, or was closed by it before anybody else had it.
+    /// A socket that this worker asked for could not be bound, or was closed by it before anybody
+    /// else had it.
     pub(super) fn bound_for_nothing(&mut self, now: Time, worker: WorkerId) {
         if let Some(state) = self.workers.get_mut(&worker) {
             state.wasted_binds.add(now);
@@ -122,8 +127,9 @@ impl Primary {
         self.budget
     }
 
-    /// Descriptors have become scarce, or are not scarce any more. While they are, each listener has at most one connection waiting in the
-    /// primary (16 where clients are sticky), and each worker few in flight.
+    /// Descriptors have become scarce, or are not scarce any more. While they are, each listener
+    /// has at most one connection waiting in the primary (16 where clients are sticky), and each
+    /// worker few in flight.
     pub fn set_tight(&mut self, now: Time, tight: bool) {
         if std::mem::replace(&mut self.tight, tight) != tight && !tight {
             // Who was not ready because of it may be now.
@@ -143,9 +149,17 @@ mod tests {
             for slots in [1, 2, 4, 64] {
                 let budget = Budget { limit, slots, base: 0 };
                 let shares = slots * budget.handle_share();
-                assert!(budget.reserve() <= limit / 4 && budget.usable() + budget.reserve() == limit);
-                assert!(budget.listeners() + shares.min(budget.usable() / 4) <= budget.tight(), "{budget:?}");
-                assert!(budget.listener_share(slots) == MIN_SHARE || slots * budget.listener_share(slots) <= budget.listeners());
+                assert!(
+                    budget.reserve() <= limit / 4 && budget.usable() + budget.reserve() == limit
+                );
+                assert!(
+                    budget.listeners() + shares.min(budget.usable() / 4) <= budget.tight(),
+                    "{budget:?}"
+                );
+                assert!(
+                    budget.listener_share(slots) == MIN_SHARE
+                        || slots * budget.listener_share(slots) <= budget.listeners()
+                );
             }
         }
         assert_eq!(Budget { limit: 256, slots: 2, base: 10 }.reserve(), 48);

@@ -21,20 +21,27 @@ pub struct Config {
     pub node_window: usize,
     /// Connections that a troop worker may hold without its program having taken them.
     pub troop_window: usize,
-    /// A worker whose oldest unanswered connection is older than this gets no more until it answers.
+    /// A worker whose oldest unanswered connection is older than this gets no more until it
+    /// answers.
     pub stale_after: Duration,
-    /// The same under policies that go by nothing but how busy workers are. They promise no turns, so it can be short.
+    /// The same under policies that go by nothing but how busy workers are. They promise no turns,
+    /// so it can be short.
     pub busy_after: Duration,
-    /// Connections that may wait in the primary for a worker, per listener; the rest wait in the kernel's accept queue.
+    /// Connections that may wait in the primary for a worker, per listener; the rest wait in the
+    /// kernel's accept queue.
     pub pending_limit: usize,
-    /// A troop worker whose program does not take a connection for this long is asked to give it back.
+    /// A troop worker whose program does not take a connection for this long is asked to give it
+    /// back.
     pub recall_after: Duration,
-    /// A worker that does not answer a connection for this long is killed, so that the connection can be given to another; so is one that
-    /// listens and gives no other sign of life when it is asked for one. `None` waits for ever.
+    /// A worker that does not answer a connection for this long is killed, so that the connection
+    /// can be given to another; so is one that listens and gives no other sign of life when it is
+    /// asked for one. `None` waits for ever.
     pub hang_timeout: Option<Duration>,
-    /// Whether a listener stays open when its last worker has died, for a successor. Node closes it.
+    /// Whether a listener stays open when its last worker has died, for a successor. Node closes
+    /// it.
     pub keep_listeners: bool,
-    /// How long a worker may take, from its start, to ask for the listeners that are kept open for successors.
+    /// How long a worker may take, from its start, to ask for the listeners that are kept open for
+    /// successors.
     pub start_timeout: Duration,
     /// How long a worker that listens may take to ask for more of them.
     pub listen_patience: Duration,
@@ -44,7 +51,8 @@ pub struct Config {
     pub offered: Vec<Offered>,
     /// Listeners that one worker may have open.
     pub max_listeners_per_worker: usize,
-    /// Minor violations (see [`Violation::is_fatal`](crate::event::Violation::is_fatal)) after which a worker is cut off.
+    /// Minor violations (see [`Violation::is_fatal`](crate::event::Violation::is_fatal)) after
+    /// which a worker is cut off.
     pub max_violations: u32,
 }
 
@@ -90,7 +98,11 @@ impl Config {
 
     /// What was chosen for the listener that a worker asks for in these words.
     pub(super) fn scheduling_for(&self, asked: &Address) -> Scheduling {
-        let own = self.listeners.iter().rev().find(|(pattern, _)| self.is_meant(asked, |at| pattern.matches(at)));
+        let own = self
+            .listeners
+            .iter()
+            .rev()
+            .find(|(pattern, _)| self.is_meant(asked, |at| pattern.matches(at)));
         own.map_or(&self.scheduling, |(_, scheduling)| scheduling).clone()
     }
 
@@ -98,7 +110,8 @@ impl Config {
         self.offered.iter().find(|offered| i64::from(offered.number) == fd)
     }
 
-    /// Whether this is true of the listener that is asked for, or of what an offered descriptor really is bound to.
+    /// Whether this is true of the listener that is asked for, or of what an offered descriptor
+    /// really is bound to.
     fn is_meant(&self, asked: &Address, is_true: impl Fn(&Address) -> bool) -> bool {
         let at = asked.fd.and_then(|fd| self.offered(fd)).and_then(|offered| offered.at.as_ref());
         is_true(asked) || at.is_some_and(is_true)

@@ -1,4 +1,5 @@
-//! Connections between the accept and the worker that takes them: in flight, refused, reclaimed, waiting.
+//! Connections between the accept and the worker that takes them: in flight, refused, reclaimed,
+//! waiting.
 
 use std::time::Duration;
 
@@ -13,14 +14,16 @@ use crate::policy::{Connection, Mixer};
 /// How often connections in flight are checked for age.
 pub(super) const CHECK_EVERY: Duration = Duration::from_millis(250);
 
-/// After so many connections that a worker has taken, and this part of those that it has open, its descriptors are counted anew, for
-/// policies that go by them.
+/// After so many connections that a worker has taken, and this part of those that it has open, its
+/// descriptors are counted anew, for policies that go by them.
 const UNCOUNTED: u32 = 4;
 
-/// After this many workers died with the same unanswered connection, or lost it, it is closed instead of given to one more.
+/// After this many workers died with the same unanswered connection, or lost it, it is closed
+/// instead of given to one more.
 const MAX_TRIES: u8 = 8;
 
-/// What a listener's connections have to be looked at for before they come to [`Primary::accepted`].
+/// What a listener's connections have to be looked at for before they come to
+/// [`Primary::accepted`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Needs {
     /// [`Connection::peer`].
@@ -32,10 +35,13 @@ pub struct Needs {
 }
 
 impl Primary {
-    /// Whether the shell should accept one more connection: a worker is ready for it, or it may wait here.
+    /// Whether the shell should accept one more connection: a worker is ready for it, or it may
+    /// wait here.
     #[must_use]
     pub fn wants_connection(&self, listener: ListenerId) -> bool {
-        self.listeners.get(&listener).is_some_and(|l| l.queue.len() + l.reserved < l.limit(&self.config, self.tight))
+        self.listeners
+            .get(&listener)
+            .is_some_and(|l| l.queue.len() + l.reserved < l.limit(&self.config, self.tight))
     }
 
     /// A connection was accepted. It is handed to a worker, or waits.
@@ -44,8 +50,14 @@ impl Primary {
         self.apply_reports(now);
         match self.listeners.get_mut(&id) {
             Some(listener) => {
-                if let (None, Some(sticky), Some(peer)) = (about.client, listener.scheduling.sticky(), about.peer) {
-                    about.client = Some(Mixer::default().address(peer.ip(), sticky.prefix4, sticky.prefix6).finish());
+                if let (None, Some(sticky), Some(peer)) =
+                    (about.client, listener.scheduling.sticky(), about.peer)
+                {
+                    about.client = Some(
+                        Mixer::default()
+                            .address(peer.ip(), sticky.prefix4, sticky.prefix6)
+                            .finish(),
+                    );
                 }
                 listener.queue.push_back(QueuedConnection { conn, about, tries: 0 });
                 self.pump(now, id);
@@ -54,8 +66,9 @@ impl Primary {
         }
     }
 
-    /// Gives one worker a connection of the shell's own, as if it had come from one of its listeners, whatever the policy says. It is never
-    /// given to another one: who does not take it loses it ([`Action::Release`]). False if the worker cannot have it now.
+    /// Gives one worker a connection of the shell's own, as if it had come from one of its
+    /// listeners, whatever the policy says. It is never given to another one: who does not take it
+    /// loses it ([`Action::Release`]). False if the worker cannot have it now.
     pub fn inject(&mut self, now: Time, worker: WorkerId, id: ListenerId, conn: ConnId) -> bool {
         self.clock(now);
         let Some(state) = self.workers.get(&worker) else { return false };
@@ -63,19 +76,26 @@ impl Primary {
         if !state.is_there() || state.blocked || !listens || !self.listeners.contains_key(&id) {
             return false;
         }
-        self.deliver(now, worker, id, QueuedConnection { conn, about: Connection::default(), tries: MAX_TRIES });
+        self.deliver(
+            now,
+            worker,
+            id,
+            QueuedConnection { conn, about: Connection::default(), tries: MAX_TRIES },
+        );
         true
     }
 
     /// The listeners that a worker takes connections of, the oldest first.
     pub fn listens_on(&self, worker: WorkerId) -> impl Iterator<Item = ListenerId> {
-        let memberships = self.workers.get(&worker).into_iter().flat_map(|state| state.memberships.iter());
+        let memberships =
+            self.workers.get(&worker).into_iter().flat_map(|state| state.memberships.iter());
         memberships.filter(|membership| membership.admitted).map(|membership| membership.listener)
     }
 
     /// Gives waiting connections to workers, oldest first.
     pub(super) fn pump(&mut self, now: Time, id: ListenerId) {
-        // A policy that answers with workers that are not ready without knowing it is corrected, but not for ever.
+        // A policy that answers with workers that are not ready without knowing it is corrected,
+        // but not for ever.
         let mut corrections = 0;
         loop {
             let Some(listener) = self.listeners.get_mut(&id) else { return };
@@ -85,7 +105,8 @@ impl Primary {
             let Some(state) = self.workers.get_mut(&worker) else { return };
             let Some(membership) = state.membership(id) else { return };
             let Some(shown) = membership.shown else { return };
-            let view = state.view(now, (&self.config, self.tight), worker, membership, listener.by_counts);
+            let view =
+                state.view(now, (&self.config, self.tight), worker, membership, listener.by_counts);
             let is_ready = view.is_some_and(|view| view.ready);
             if shown.ready && !is_ready {
                 corrections += 1;
@@ -113,16 +134,24 @@ impl Primary {
         }
     }
 
-    /// Gives a worker the connections that only it is meant to have, as far as it is ready for them.
+    /// Gives a worker the connections that only it is meant to have, as far as it is ready for
+    /// them.
     fn deliver_reserved(&mut self, now: Time, worker: WorkerId, id: ListenerId) {
         loop {
-            let (Some(state), Some(listener)) = (self.workers.get_mut(&worker), self.listeners.get_mut(&id)) else { return };
-            let view = state
-                .membership(id)
-                .and_then(|membership| state.view(now, (&self.config, self.tight), worker, membership, listener.by_counts));
+            let (Some(state), Some(listener)) =
+                (self.workers.get_mut(&worker), self.listeners.get_mut(&id))
+            else {
+                return;
+            };
+            let view = state.membership(id).and_then(|membership| {
+                state.view(now, (&self.config, self.tight), worker, membership, listener.by_counts)
+            });
             let is_ready = view.is_some_and(|view| view.ready);
-            let waiting =
-                if is_ready { state.membership_mut(id).and_then(|membership| membership.reserved.pop_front()) } else { None };
+            let waiting = if is_ready {
+                state.membership_mut(id).and_then(|membership| membership.reserved.pop_front())
+            } else {
+                None
+            };
             let Some(waiting) = waiting else { return };
             listener.reserved -= 1;
             self.deliver(now, worker, id, waiting);
@@ -140,11 +169,25 @@ impl Primary {
         let seq = self.seq;
         self.seq += 1;
         state.handed += 1;
-        state.in_flight.push_back(InFlight { seq, conn, listener: id, about, since: now, tries, recalled: false });
+        state.in_flight.push_back(InFlight {
+            seq,
+            conn,
+            listener: id,
+            about,
+            since: now,
+            tries,
+            recalled: false,
+        });
         if !state.batched {
             state.handle_waits.push_back(HandleWait::Conn { seq });
         }
-        self.actions.push_back(Action::Deliver { worker, listener: id, conn, seq, batched: state.batched });
+        self.actions.push_back(Action::Deliver {
+            worker,
+            listener: id,
+            conn,
+            seq,
+            batched: state.batched,
+        });
         self.wake_at(now + CHECK_EVERY);
         self.refresh_all(now, worker);
     }
@@ -152,7 +195,9 @@ impl Primary {
     /// Shows the policy of a listener what has changed about a worker.
     fn refresh(&mut self, now: Time, worker: WorkerId, id: ListenerId) {
         let memberships = self.workers.get(&worker).map(|state| state.memberships.iter());
-        if let Some(at) = memberships.and_then(|mut memberships| memberships.position(|membership| membership.listener == id)) {
+        if let Some(at) = memberships.and_then(|mut memberships| {
+            memberships.position(|membership| membership.listener == id)
+        }) {
             self.refresh_membership(now, worker, at);
         }
     }
@@ -163,7 +208,9 @@ impl Primary {
         let Some(membership) = state.memberships.get(at) else { return };
         let Some(listener) = listeners.get_mut(&membership.listener) else { return };
         let view = state.view(now, (config, *tight), worker, membership, listener.by_counts);
-        let Listener { policy: Some(policy), needs_counts, queue, reserved, .. } = listener else { return };
+        let Listener { policy: Some(policy), needs_counts, queue, reserved, .. } = listener else {
+            return;
+        };
         let membership = &mut state.memberships[at];
         match (membership.shown, view) {
             (Some(before), Some(view)) => {
@@ -205,11 +252,17 @@ impl Primary {
     /// Something has changed about a worker that may let it, or others, have connections that wait.
     pub(super) fn refresh_and_pump(&mut self, now: Time, worker: WorkerId) {
         let mut at = 0;
-        while let Some(id) =
-            self.workers.get(&worker).and_then(|state| state.memberships.get(at)).map(|membership| membership.listener)
+        while let Some(id) = self
+            .workers
+            .get(&worker)
+            .and_then(|state| state.memberships.get(at))
+            .map(|membership| membership.listener)
         {
             self.refresh_membership(now, worker, at);
-            let (reserved, waiting) = self.listeners.get(&id).map_or((false, false), |l| (l.reserved > 0, !l.queue.is_empty()));
+            let (reserved, waiting) = self
+                .listeners
+                .get(&id)
+                .map_or((false, false), |l| (l.reserved > 0, !l.queue.is_empty()));
             if reserved {
                 self.deliver_reserved(now, worker, id);
             }
@@ -220,7 +273,8 @@ impl Primary {
         }
     }
 
-    /// The shell's channel to a worker is full, or has room again. A worker whose channel is full gets no connections.
+    /// The shell's channel to a worker is full, or has room again. A worker whose channel is full
+    /// gets no connections.
     pub fn set_blocked(&mut self, now: Time, worker: WorkerId, blocked: bool) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         if std::mem::replace(&mut state.blocked, blocked) != blocked {
@@ -230,7 +284,10 @@ impl Primary {
 
     /// The connections that a worker holds without having answered.
     pub fn in_flight(&self, worker: WorkerId) -> impl Iterator<Item = (u64, ConnId)> {
-        self.workers.get(&worker).into_iter().flat_map(|state| state.in_flight.iter().map(|c| (c.seq, c.conn)))
+        self.workers
+            .get(&worker)
+            .into_iter()
+            .flat_map(|state| state.in_flight.iter().map(|c| (c.seq, c.conn)))
     }
 
     pub(super) fn in_flight_with(&self, worker: WorkerId, seq: u64) -> bool {
@@ -238,7 +295,13 @@ impl Primary {
     }
 
     /// The worker's answer to `newconn`.
-    pub(super) fn answered(&mut self, now: Time, worker: WorkerId, seq: u64, accepted: bool) -> Result<(), Violation> {
+    pub(super) fn answered(
+        &mut self,
+        now: Time,
+        worker: WorkerId,
+        seq: u64,
+        accepted: bool,
+    ) -> Result<(), Violation> {
         if !accepted {
             return if self.in_flight_with(worker, seq) {
                 self.refused(now, worker, seq);
@@ -256,7 +319,13 @@ impl Primary {
     }
 
     /// A troop worker's answer for several connections.
-    pub(super) fn taken(&mut self, now: Time, worker: WorkerId, taken: &[u64], returned: &[u64]) -> Result<(), Violation> {
+    pub(super) fn taken(
+        &mut self,
+        now: Time,
+        worker: WorkerId,
+        taken: &[u64],
+        returned: &[u64],
+    ) -> Result<(), Violation> {
         let mut result = Ok(());
         for seq in taken {
             // A wrong number does not make the right ones wrong.
@@ -274,7 +343,11 @@ impl Primary {
         let now = self.last_time;
         let state = self.workers.get_mut(&worker).ok_or(Violation::UnaskedAck)?;
         let InFlight { conn, listener, .. } = state.take(seq).ok_or(Violation::UnaskedAck)?;
-        if let Some(at) = state.handle_waits.iter().position(|w| matches!(w, HandleWait::Conn { seq: s } if *s == seq)) {
+        if let Some(at) = state
+            .handle_waits
+            .iter()
+            .position(|w| matches!(w, HandleWait::Conn { seq: s } if *s == seq))
+        {
             // It has the connection, so it has the descriptor, whether or not it says so.
             state.handle_waits.remove(at);
         }
@@ -314,10 +387,13 @@ impl Primary {
         }
     }
 
-    /// A worker does not want a connection, or could not receive it: somebody else's turn, and a pause for this one that grows.
+    /// A worker does not want a connection, or could not receive it: somebody else's turn, and a
+    /// pause for this one that grows.
     pub(super) fn refused(&mut self, now: Time, worker: WorkerId, seq: u64) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
-        let Some(InFlight { conn, listener: id, about, tries, .. }) = state.take(seq) else { return };
+        let Some(InFlight { conn, listener: id, about, tries, .. }) = state.take(seq) else {
+            return;
+        };
         state.returned += 1;
         if let Some(membership) = state.membership_mut(id) {
             membership.refused(now);
@@ -330,7 +406,8 @@ impl Primary {
         self.pump(now, id);
     }
 
-    /// The shell could not write a connection to a worker's channel after all: it is full, gone, or the kernel refused the descriptor.
+    /// The shell could not write a connection to a worker's channel after all: it is full, gone, or
+    /// the kernel refused the descriptor.
     pub fn undelivered(&mut self, now: Time, worker: WorkerId, seq: u64) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         state.handle_waits.retain(|wait| !matches!(wait, HandleWait::Conn { seq: s } if *s == seq));
@@ -339,7 +416,9 @@ impl Primary {
             return;
         }
         // Nothing that the worker did; its turn comes when there is room.
-        let Some(InFlight { conn, listener: id, about, tries, .. }) = state.take(seq) else { return };
+        let Some(InFlight { conn, listener: id, about, tries, .. }) = state.take(seq) else {
+            return;
+        };
         state.handed -= 1;
         self.refresh_all(now, worker);
         if self.put_back(id, QueuedConnection { conn, about, tries }) {
@@ -347,9 +426,12 @@ impl Primary {
         }
     }
 
-    /// The shell found that somebody has read from a connection, so it must not be given to another worker.
+    /// The shell found that somebody has read from a connection, so it must not be given to another
+    /// worker.
     pub fn consumed(&mut self, worker: WorkerId, seq: u64) {
-        if let Some(InFlight { conn, .. }) = self.workers.get_mut(&worker).and_then(|state| state.take(seq)) {
+        if let Some(InFlight { conn, .. }) =
+            self.workers.get_mut(&worker).and_then(|state| state.take(seq))
+        {
             self.actions.push_back(Action::Release { conn, taken: false });
         }
     }
@@ -362,7 +444,9 @@ impl Primary {
         for InFlight { conn, listener: id, about, tries, .. } in in_flight.into_iter().rev() {
             if tries.saturating_add(1) >= MAX_TRIES {
                 self.actions.push_back(Action::Release { conn, taken: false });
-            } else if self.put_back(id, QueuedConnection { conn, about, tries: tries + 1 }) && !touched.contains(&id) {
+            } else if self.put_back(id, QueuedConnection { conn, about, tries: tries + 1 })
+                && !touched.contains(&id)
+            {
                 touched.push(id);
             }
         }

@@ -1,4 +1,5 @@
-//! The registry of listeners: one socket per key, shared by all workers that ask for the same thing.
+//! The registry of listeners: one socket per key, shared by all workers that ask for the same
+//! thing.
 
 use std::collections::VecDeque;
 
@@ -55,9 +56,11 @@ pub(super) struct ListenKey {
 }
 
 impl ListenKey {
-    /// Whether the kernel takes both for one address: the same port, and the same IP address or any.
+    /// Whether the kernel takes both for one address: the same port, and the same IP address or
+    /// any.
     fn overlaps(&self, other: &ListenKey) -> bool {
-        let is_any = |key: &ListenKey| matches!(key.address.as_deref(), None | Some("0.0.0.0" | "::"));
+        let is_any =
+            |key: &ListenKey| matches!(key.address.as_deref(), None | Some("0.0.0.0" | "::"));
         let is_ip = !matches!(self.address_type, AddressType::Unix | AddressType::Fd);
         is_ip
             && self.address_type.is_udp() == other.address_type.is_udp()
@@ -81,10 +84,11 @@ impl ListenKey {
 pub struct BindSpec {
     /// Where.
     pub target: Bind,
-    /// The length of the accept queue; `None` if the socket must not listen yet (the workers do that on a shared one), or is UDP.
+    /// The length of the accept queue; `None` if the socket must not listen yet (the workers do
+    /// that on a shared one), or is UDP.
     pub listen: Option<u32>,
-    /// It is to be the founder of a group of sockets, on which the primary accepts itself, or else [`Primary::cannot_steer`] is to be
-    /// called.
+    /// It is to be the founder of a group of sockets, on which the primary accepts itself, or else
+    /// [`Primary::cannot_steer`] is to be called.
     pub group: bool,
     /// The length of the accept queue that was asked for, also where the workers listen themselves.
     pub backlog: u32,
@@ -119,7 +123,8 @@ pub enum Bind {
         readable_all: bool,
         /// Everybody may write (`writableAll`).
         writable_all: bool,
-        /// The configuration names this very path (`may_listen`), so the primary binds there also where its workers could not.
+        /// The configuration names this very path (`may_listen`), so the primary binds there also
+        /// where its workers could not.
         named: bool,
     },
     /// UDP.
@@ -174,7 +179,8 @@ pub(super) struct Listener {
     pub(super) queue: VecDeque<QueuedConnection>,
     /// Connections that wait for a certain worker.
     pub(super) reserved: usize,
-    /// The worker whose share of the descriptors it counts against: who had it opened, or, after that one, another who uses it.
+    /// The worker whose share of the descriptors it counts against: who had it opened, or, after
+    /// that one, another who uses it.
     pub(super) charged_to: WorkerId,
     /// It stays open without workers.
     pub(super) lasting: bool,
@@ -200,7 +206,9 @@ const STICKY_FACTOR: usize = 16;
 
 impl Listener {
     pub(super) fn is_unused(&self) -> bool {
-        self.waiters.is_empty() && self.growing.is_empty() && self.shards.iter().all(|shard| shard.holders.is_empty())
+        self.waiters.is_empty()
+            && self.growing.is_empty()
+            && self.shards.iter().all(|shard| shard.holders.is_empty())
     }
 
     pub(super) fn limit(&self, config: &Config, tight: bool) -> usize {
@@ -216,13 +224,18 @@ impl Listener {
     /// Somebody who uses it.
     fn user(&self) -> Option<WorkerId> {
         let held = self.shards.iter().flat_map(|shard| shard.holders.iter().copied());
-        held.chain(self.waiters.iter().map(|(w, _)| *w)).chain(self.growing.iter().map(|(w, _)| *w)).next()
+        held.chain(self.waiters.iter().map(|(w, _)| *w))
+            .chain(self.growing.iter().map(|(w, _)| *w))
+            .next()
     }
 
     pub(super) fn schedule(&mut self, scheduling: Scheduling, seed: u64) {
         self.policy = scheduling.policy(seed);
         self.needs_counts = self.policy.as_ref().is_some_and(|policy| policy.needs_counts());
-        self.by_counts = matches!(scheduling, Scheduling::LeastConnections | Scheduling::PowerOfTwo | Scheduling::Steered(None));
+        self.by_counts = matches!(
+            scheduling,
+            Scheduling::LeastConnections | Scheduling::PowerOfTwo | Scheduling::Steered(None)
+        );
         self.needs = Needs {
             peer: self.policy.as_ref().is_some_and(|policy| policy.needs_peer()),
             bytes: scheduling.sticky().is_some_and(Sticky::needs_bytes),
@@ -231,19 +244,22 @@ impl Listener {
         self.scheduling = scheduling;
     }
 
-    /// Finds a place for a worker: that of its slot, or a vacant one, or a new one. One that is to get nothing yet needs a socket of its own,
-    /// away from its predecessor's, unless clients, or flows, are known by their places.
+    /// Finds a place for a worker: that of its slot, or a vacant one, or a new one. One that is to
+    /// get nothing yet needs a socket of its own, away from its predecessor's, unless clients, or
+    /// flows, are known by their places.
     pub(super) fn assign_shard(&mut self, worker: WorkerId, slot: u32, held: bool) -> u16 {
         let apart = held && self.group.as_ref().is_some_and(|group| !group.keeps_shards());
         let own = self.shards.iter().position(|shard| shard.slot == slot && !apart);
-        let at = own.or_else(|| self.shards.iter().position(|shard| shard.holders.is_empty())).unwrap_or_else(|| {
-            if self.shards.len() < MAX_PLACES {
-                self.shards.push(Shard { slot, holders: Vec::new() });
-                self.shards.len() - 1
-            } else {
-                slot as usize % MAX_PLACES
-            }
-        });
+        let at = own
+            .or_else(|| self.shards.iter().position(|shard| shard.holders.is_empty()))
+            .unwrap_or_else(|| {
+                if self.shards.len() < MAX_PLACES {
+                    self.shards.push(Shard { slot, holders: Vec::new() });
+                    self.shards.len() - 1
+                } else {
+                    slot as usize % MAX_PLACES
+                }
+            });
         let shard = &mut self.shards[at];
         if shard.holders.is_empty() {
             shard.slot = slot;
@@ -255,9 +271,11 @@ impl Listener {
     /// Whether a worker that says it listens there means this one.
     pub(super) fn is_at(&self, at: &Address) -> bool {
         let ListenKey { address, port, address_type, fd, .. } = &self.listen_key;
-        let bound = || self.bound.as_ref().and_then(Option::as_ref).map(|name| i64::from(name.port));
+        let bound =
+            || self.bound.as_ref().and_then(Option::as_ref).map(|name| i64::from(name.port));
         // Node names the real port, also where none was asked for.
-        let same_port = at.port == *port || port.is_none() || (*port == Some(0) && at.port == bound());
+        let same_port =
+            at.port == *port || port.is_none() || (*port == Some(0) && at.port == bound());
         *address_type == at.address_type && *address == at.address && *fd == at.fd && same_port
     }
 
@@ -269,15 +287,22 @@ impl Listener {
 }
 
 impl Primary {
-    /// Lets workers listen on one more descriptor by its number; takes the place of one that had the same number.
+    /// Lets workers listen on one more descriptor by its number; takes the place of one that had
+    /// the same number.
     pub fn offer(&mut self, offered: Offered) {
         self.config.offered.retain(|known| known.number != offered.number);
         self.config.offered.push(offered);
     }
 
     /// `queryServer`: a worker wants to listen.
-    pub(super) fn query(&mut self, worker: WorkerId, message: &ClusterMessage<'_>) -> Result<(), Violation> {
-        let Some(ack) = message.seq else { return Err(Violation::Malformed("queryServer without seq".into())) };
+    pub(super) fn query(
+        &mut self,
+        worker: WorkerId,
+        message: &ClusterMessage<'_>,
+    ) -> Result<(), Violation> {
+        let Some(ack) = message.seq else {
+            return Err(Violation::Malformed("queryServer without seq".into()));
+        };
         let limit = self.config.max_listeners_per_worker;
         let Some(state) = self.workers.get(&worker) else { return Ok(()) };
         if state.voluntary == Some(true) {
@@ -333,7 +358,8 @@ impl Primary {
             return Ok(());
         };
         if self.uses(worker, &listen_key) {
-            // A second server of one worker on the same address is a bind of its own, which the kernel judges.
+            // A second server of one worker on the same address is a bind of its own, which the
+            // kernel judges.
             listen_key.index = message.index.unwrap_or(0).max(1);
             if self.uses(worker, &listen_key) {
                 self.reply_error(worker, &listen_key.text(), ack, EADDRINUSE, message.data);
@@ -345,12 +371,16 @@ impl Primary {
             return Ok(());
         }
         let share = self.budget.listener_share(self.workers.len()).min(limit);
-        let charged: usize = self.listeners.values().filter(|l| l.charged_to == worker).map(Listener::charge).sum();
+        let charged: usize =
+            self.listeners.values().filter(|l| l.charged_to == worker).map(Listener::charge).sum();
         if charged >= share {
             self.reply_error(worker, &listen_key.text(), ack, EMFILE, message.data);
             return Err(Violation::OverShare(share));
         }
-        let within = self.workers.get(&worker).map_or(Ok(()), |state| state.wasted_binds.check(self.last_time));
+        let within = self
+            .workers
+            .get(&worker)
+            .map_or(Ok(()), |state| state.wasted_binds.check(self.last_time));
         if within.is_err() {
             self.reply_error(worker, &listen_key.text(), ack, EAGAIN, message.data);
             return within;
@@ -367,9 +397,13 @@ impl Primary {
             by_counts: false,
             needs: Needs::default(),
             shards: Vec::new(),
-            group: spec
-                .group
-                .then(|| ShardGroup::new(listen_key.address_type.is_udp(), scheduling.sticky().cloned(), self.last_time)),
+            group: spec.group.then(|| {
+                ShardGroup::new(
+                    listen_key.address_type.is_udp(),
+                    scheduling.sticky().cloned(),
+                    self.last_time,
+                )
+            }),
             growing: VecDeque::new(),
             opening: false,
             crowded_until: Time(0),
@@ -411,7 +445,9 @@ impl Primary {
 
     fn uses(&self, worker: WorkerId, key: &ListenKey) -> bool {
         let id = self.keys.get(key);
-        id.is_some_and(|id| self.workers.get(&worker).is_some_and(|state| state.membership(*id).is_some()))
+        id.is_some_and(|id| {
+            self.workers.get(&worker).is_some_and(|state| state.membership(*id).is_some())
+        })
     }
 
     fn join(&mut self, worker: WorkerId, id: ListenerId, ack: u64) {
@@ -465,7 +501,8 @@ impl Primary {
             }
             Err(errno) => {
                 // Dropped, so that a later attempt binds anew.
-                let (key, data, asker) = (listener.key.clone(), listener.data.take(), listener.charged_to);
+                let (key, data, asker) =
+                    (listener.key.clone(), listener.data.take(), listener.charged_to);
                 self.keys.remove(&listener.listen_key);
                 self.listeners.remove(&id);
                 self.unused.remove(&id);
@@ -480,20 +517,35 @@ impl Primary {
         }
     }
 
-    /// Closes listeners in the way of this one that no worker has: its program has moved on, or tries a port before it listens, also after an end
-    /// that left its address open for the successor. Returns whether there were any.
+    /// Closes listeners in the way of this one that no worker has: its program has moved on, or
+    /// tries a port before it listens, also after an end that left its address open for the
+    /// successor. Returns whether there were any.
     fn make_room_for(&mut self, id: ListenerId) -> bool {
-        let Some(wanted) = self.listeners.get(&id).map(|listener| &listener.listen_key) else { return false };
-        let in_the_way = |other: &ListenerId| self.listeners.get(other).is_some_and(|l| l.listen_key.overlaps(wanted));
+        let Some(wanted) = self.listeners.get(&id).map(|listener| &listener.listen_key) else {
+            return false;
+        };
+        let in_the_way = |other: &ListenerId| {
+            self.listeners.get(other).is_some_and(|l| l.listen_key.overlaps(wanted))
+        };
         let all: Vec<_> = self.unused.keys().copied().filter(in_the_way).collect();
         all.iter().for_each(|other| self.abandon_for_another(*other));
         !all.is_empty()
     }
 
-    pub(super) fn reply_error(&mut self, worker: WorkerId, key: &str, ack: u64, errno: i32, data: Option<&RawValue>) {
+    pub(super) fn reply_error(
+        &mut self,
+        worker: WorkerId,
+        key: &str,
+        ack: u64,
+        errno: i32,
+        data: Option<&RawValue>,
+    ) {
         let seq = self.next_seq();
         self.send(worker, |line| {
-            outgoing::reply(line, &Reply { key, ack, errno: Some(-errno), data, sockname: None, troop: None, seq });
+            outgoing::reply(
+                line,
+                &Reply { key, ack, errno: Some(-errno), data, sockname: None, troop: None, seq },
+            );
         });
     }
 
@@ -508,12 +560,12 @@ impl Primary {
         }
     }
 
-    /// Takes a worker off all its listeners. With `keep`, a listener that nobody uses any more stays open for a successor.
+    /// Takes a worker off all its listeners. With `keep`, a listener that nobody uses any more
+    /// stays open for a successor.
     pub(super) fn leave_listeners(&mut self, worker: WorkerId, keep: bool) {
-        let all = self
-            .workers
-            .get(&worker)
-            .map(|state| state.memberships.iter().map(|membership| membership.listener).collect::<Vec<_>>());
+        let all = self.workers.get(&worker).map(|state| {
+            state.memberships.iter().map(|membership| membership.listener).collect::<Vec<_>>()
+        });
         for listener in all.unwrap_or_default() {
             self.leave_listener(worker, listener, keep);
         }
@@ -567,9 +619,13 @@ impl Primary {
     /// The shell could not copy a listener for [`Action::SendListener`].
     pub fn listener_unsent(&mut self, worker: WorkerId, listener: ListenerId) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
-        let last =
-            state.handle_waits.iter().rposition(|w| matches!(w, HandleWait::Listener { listener: l, .. } if *l == listener));
-        if let Some(HandleWait::Listener { ack, .. }) = last.and_then(|at| state.handle_waits.remove(at)) {
+        let last = state
+            .handle_waits
+            .iter()
+            .rposition(|w| matches!(w, HandleWait::Listener { listener: l, .. } if *l == listener));
+        if let Some(HandleWait::Listener { ack, .. }) =
+            last.and_then(|at| state.handle_waits.remove(at))
+        {
             self.listener_lost(worker, listener, ack);
         }
     }
@@ -589,13 +645,19 @@ impl Primary {
 }
 
 /// What to bind for a question; `None` if the question makes no sense.
-fn bind_spec(message: &ClusterMessage<'_>, scheduling: &Scheduling, named: bool) -> Option<BindSpec> {
+fn bind_spec(
+    message: &ClusterMessage<'_>,
+    scheduling: &Scheduling,
+    named: bool,
+) -> Option<BindSpec> {
     let address = message.address.as_deref().map(str::to_owned);
     let flags = message.flags.unwrap_or(0);
     let port = |port: Option<i64>| port.and_then(|p| u16::try_from(p).ok());
     let kind = message.address_type?;
     let target = match (kind, message.fd) {
-        (AddressType::Udp4 | AddressType::Udp6, Some(fd)) if fd >= 0 => Bind::Fd { fd: i32::try_from(fd).ok()?, udp: true },
+        (AddressType::Udp4 | AddressType::Udp6, Some(fd)) if fd >= 0 => {
+            Bind::Fd { fd: i32::try_from(fd).ok()?, udp: true }
+        }
         (AddressType::Udp4 | AddressType::Udp6, _) => Bind::Udp {
             address,
             port: port(message.port.or(Some(0)))?,
@@ -604,7 +666,9 @@ fn bind_spec(message: &ClusterMessage<'_>, scheduling: &Scheduling, named: bool)
             reuse_address: flags & 4 != 0,
         },
         (_, Some(fd)) if fd >= 0 => Bind::Fd { fd: i32::try_from(fd).ok()?, udp: false },
-        (AddressType::Tcp4 | AddressType::Tcp6, _) => Bind::Tcp { address, port: port(message.port)?, ipv6_only: flags & 1 != 0 },
+        (AddressType::Tcp4 | AddressType::Tcp6, _) => {
+            Bind::Tcp { address, port: port(message.port)?, ipv6_only: flags & 1 != 0 }
+        }
         (AddressType::Unix, _) => Bind::Unix {
             path: address.filter(|p| !p.is_empty())?,
             readable_all: message.readable_all,
@@ -620,6 +684,12 @@ fn bind_spec(message: &ClusterMessage<'_>, scheduling: &Scheduling, named: bool)
     };
     let udp = matches!(target, Bind::Udp { .. } | Bind::Fd { udp: true, .. });
     let group = matches!(scheduling, Scheduling::Steered(_));
-    // The number in a group is given when the socket begins to listen, so that is not left to the workers.
-    Some(BindSpec { target, listen: (!udp && *scheduling != Scheduling::Shared).then_some(backlog), group, backlog })
+    // The number in a group is given when the socket begins to listen, so that is not left to the
+    // workers.
+    Some(BindSpec {
+        target,
+        listen: (!udp && *scheduling != Scheduling::Shared).then_some(backlog),
+        group,
+        backlog,
+    })
 }

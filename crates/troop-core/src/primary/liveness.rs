@@ -1,5 +1,6 @@
-//! Whether a worker that listens is alive. One that has been silent for a while is handed a connection to nothing, under a key that it
-//! does not know. Every worker refuses it, an unchanged Node worker too, as soon as its event loop turns, and its program never sees it.
+//! Whether a worker that listens is alive. One that has been silent for a while is handed a
+//! connection to nothing, under a key that it does not know. Every worker refuses it, an unchanged
+//! Node worker too, as soon as its event loop turns, and its program never sees it.
 
 use std::time::Duration;
 
@@ -41,7 +42,8 @@ impl Liveness {
 }
 
 impl Worker {
-    /// Others are starting up (which has a deadline of its own), have work that is not for clients and may take its time, or are leaving.
+    /// Others are starting up (which has a deadline of its own), have work that is not for clients
+    /// and may take its time, or are leaving.
     fn answers_probes(&self) -> bool {
         self.is_there() && self.state == WorkerState::Listening && !self.memberships.is_empty()
     }
@@ -62,7 +64,8 @@ impl Primary {
         self.probe_answered(now, worker, false);
     }
 
-    /// The worker has the descriptor of a connection to nothing, or did not get it; it has a pulse in any case.
+    /// The worker has the descriptor of a connection to nothing, or did not get it; it has a pulse
+    /// in any case.
     pub(super) fn probe_answered(&mut self, now: Time, worker: WorkerId, arrived: bool) {
         if let Some(state) = self.workers.get_mut(&worker) {
             state.liveness.answered(now, arrived);
@@ -72,7 +75,11 @@ impl Primary {
 
     /// Whether this answers a connection to nothing.
     pub(super) fn is_probe_reply(&mut self, now: Time, worker: WorkerId, seq: u64) -> bool {
-        let Some(state) = self.workers.get_mut(&worker).filter(|state| state.liveness.seq == Some(seq)) else { return false };
+        let Some(state) =
+            self.workers.get_mut(&worker).filter(|state| state.liveness.seq == Some(seq))
+        else {
+            return false;
+        };
         // It has the descriptor, whether or not it says so.
         state.handle_waits.retain(|wait| !matches!(wait, HandleWait::Probe));
         self.probe_answered(now, worker, false);
@@ -86,7 +93,8 @@ impl Primary {
         }
     }
 
-    /// Asks those who have been silent, and ends those who do not answer. Returns when to look again.
+    /// Asks those who have been silent, and ends those who do not answer. Returns when to look
+    /// again.
     pub(super) fn probe_silent_workers(&mut self, now: Time) -> Option<Time> {
         let limit = self.config.hang_timeout?;
         let probe_after = probe_after(limit);
@@ -121,7 +129,10 @@ impl Primary {
             self.actions.push_back(Action::Probe { worker, line });
         }
         for (worker, silence) in silent {
-            self.violated(worker, Violation::Silent(u64::try_from(silence.as_millis()).unwrap_or(u64::MAX)));
+            self.violated(
+                worker,
+                Violation::Silent(u64::try_from(silence.as_millis()).unwrap_or(u64::MAX)),
+            );
         }
         next
     }

@@ -68,7 +68,8 @@ impl ListenerMembership {
             self.refusals = 0;
         }
         self.refusals += 1;
-        self.cooling_until = now + Duration::from_millis(1 << self.refusals.min(9)).min(MAX_COOLING);
+        self.cooling_until =
+            now + Duration::from_millis(1 << self.refusals.min(9)).min(MAX_COOLING);
     }
 
     pub(super) fn accepted(&mut self) {
@@ -78,8 +79,8 @@ impl ListenerMembership {
 }
 
 impl Worker {
-    /// What the policy of a listener should know about this worker now; `None` if it cannot be given anything. `by_counts`: the policy goes by how
-    /// busy workers are.
+    /// What the policy of a listener should know about this worker now; `None` if it cannot be
+    /// given anything. `by_counts`: the policy goes by how busy workers are.
     pub(super) fn view(
         &self,
         now: Time,
@@ -89,9 +90,16 @@ impl Worker {
         by_counts: bool,
     ) -> Option<WorkerView> {
         // A program may be slow on one of its listeners and quick on another.
-        let age =
-            self.in_flight.iter().find(|c| c.listener == membership.listener).map_or(Duration::ZERO, |c| now.since(c.since));
-        if !self.is_able() || !membership.admitted || membership.stalled || age >= config.recall_after {
+        let age = self
+            .in_flight
+            .iter()
+            .find(|c| c.listener == membership.listener)
+            .map_or(Duration::ZERO, |c| now.since(c.since));
+        if !self.is_able()
+            || !membership.admitted
+            || membership.stalled
+            || age >= config.recall_after
+        {
             return None;
         }
         let window = if self.batched { config.troop_window } else { config.node_window };
@@ -108,7 +116,9 @@ impl Worker {
             state: self.state,
             ready,
             open: self.open,
-            pending: u32::try_from(self.in_flight.len()).unwrap_or(u32::MAX).saturating_add(membership.queued),
+            pending: u32::try_from(self.in_flight.len())
+                .unwrap_or(u32::MAX)
+                .saturating_add(membership.queued),
             load: self.load,
         })
     }

@@ -1,7 +1,9 @@
-//! The primary as a state machine: what each input does to workers, listeners and connections in flight.
+//! The primary as a state machine: what each input does to workers, listeners and connections in
+//! flight.
 //!
-//! Call the method that fits what happened, then carry out the [`Action`]s in order until [`Primary::next_action`] returns `None`.
-//! Behaviour follows Node's `cluster` (v20 to v25) except where Node loses connections or dies of a worker's input.
+//! Call the method that fits what happened, then carry out the [`Action`]s in order until
+//! [`Primary::next_action`] returns `None`. Behaviour follows Node's `cluster` (v20 to v25) except
+//! where Node loses connections or dies of a worker's input.
 
 mod action;
 mod budget;
@@ -94,7 +96,8 @@ impl Primary {
     pub fn next_action(&mut self) -> Option<Action> {
         let action = self.actions.pop_front();
         if action.is_none() {
-            // So that the next ones stand where the last ones stood, in memory that is in the processor's cache.
+            // So that the next ones stand where the last ones stood, in memory that is in the
+            // processor's cache.
             self.actions.clear();
         }
         action
@@ -114,7 +117,8 @@ impl Primary {
         WorkerId(self.last_worker)
     }
 
-    /// Makes this the id of a worker that somebody else has named. Returns false if a fork has used it.
+    /// Makes this the id of a worker that somebody else has named. Returns false if a fork has used
+    /// it.
     pub fn name(&mut self, worker: WorkerId) -> bool {
         let fresh = worker.0 > self.last_worker;
         self.last_worker = self.last_worker.max(worker.0);
@@ -124,7 +128,8 @@ impl Primary {
     /// The process of a fork runs. Without a slot it gets the lowest that is free.
     pub fn spawned(&mut self, worker: WorkerId, pid: u32, slot: Option<u32>, weight: u32) {
         let slot = slot.unwrap_or_else(|| {
-            let taken: std::collections::BTreeSet<u32> = self.workers.values().map(|state| state.slot).collect();
+            let taken: std::collections::BTreeSet<u32> =
+                self.workers.values().map(|state| state.slot).collect();
             (0..).find(|slot| !taken.contains(slot)).unwrap_or(0)
         });
         self.workers.insert(worker, Worker::new(pid, slot, weight));
@@ -143,7 +148,8 @@ impl Primary {
         self.workers.iter().map(|(id, worker)| (*id, worker.status()))
     }
 
-    /// A worker's channel brought a line. `has_handle` says whether a descriptor came with a wrapped one.
+    /// A worker's channel brought a line. `has_handle` says whether a descriptor came with a
+    /// wrapped one.
     ///
     /// User messages, wrapped or not, are the shell's business; it may pass them here to no effect.
     pub fn message(&mut self, now: Time, worker: WorkerId, message: Incoming<'_>) {
@@ -171,14 +177,21 @@ impl Primary {
         }
     }
 
-    fn cluster_message(&mut self, now: Time, worker: WorkerId, message: &ClusterMessage<'_>) -> Result<(), Violation> {
+    fn cluster_message(
+        &mut self,
+        now: Time,
+        worker: WorkerId,
+        message: &ClusterMessage<'_>,
+    ) -> Result<(), Violation> {
         let mut result = Ok(());
         if let (Some(ack), Some(accepted)) = (message.ack, message.accepted) {
             // An act in the same message counts all the same, as in Node.
-            result =
-                u64::try_from(ack).map_err(|_| Violation::UnaskedAck).and_then(|ack| self.answered(now, worker, ack, accepted));
+            result = u64::try_from(ack)
+                .map_err(|_| Violation::UnaskedAck)
+                .and_then(|ack| self.answered(now, worker, ack, accepted));
         } else if let Some(ack) = message.ack.and_then(|ack| u64::try_from(ack).ok()) {
-            // Node counts an answer without `accepted` as a refusal. Other unknown acks are ignored, as Node does.
+            // Node counts an answer without `accepted` as a refusal. Other unknown acks are
+            // ignored, as Node does.
             if self.in_flight_with(worker, ack) {
                 self.answered(now, worker, ack, false)?;
             }
@@ -196,8 +209,14 @@ impl Primary {
                 let Some(address_type) = message.address_type else {
                     return Err(Violation::Malformed("listening without addressType".into()));
                 };
-                if message.address.as_deref().is_some_and(|address| listener::is_too_long(address, address_type)) {
-                    return Err(Violation::Malformed("listening at an address longer than any can be".into()));
+                if message
+                    .address
+                    .as_deref()
+                    .is_some_and(|address| listener::is_too_long(address, address_type))
+                {
+                    return Err(Violation::Malformed(
+                        "listening at an address longer than any can be".into(),
+                    ));
                 }
                 state.state = WorkerState::Listening;
                 state.listening_since.get_or_insert(now);
@@ -229,13 +248,19 @@ impl Primary {
         result
     }
 
-    /// The program asks a worker to finish: it gets no more connections, is told, and leaves the table at once, as in Node.
-    /// With `keep`, listeners that only it used stay open, for a successor; in Node they close. `drain_spread` is how long it should take to
-    /// close connections that stay open, if it can tell when; else it may close them at once.
-    /// A Node worker is told only when it has had time to read the connections that it has just taken, because Node closes those whose
-    /// request has not arrived.
-    /// Returns false if there is no such worker or its channel is closed.
-    pub fn disconnect(&mut self, worker: WorkerId, keep: bool, drain_spread: Option<Duration>) -> bool {
+    /// The program asks a worker to finish: it gets no more connections, is told, and leaves the
+    /// table at once, as in Node. With `keep`, listeners that only it used stay open, for a
+    /// successor; in Node they close. `drain_spread` is how long it should take to close
+    /// connections that stay open, if it can tell when; else it may close them at once. A Node
+    /// worker is told only when it has had time to read the connections that it has just taken,
+    /// because Node closes those whose request has not arrived. Returns false if there is no such
+    /// worker or its channel is closed.
+    pub fn disconnect(
+        &mut self,
+        worker: WorkerId,
+        keep: bool,
+        drain_spread: Option<Duration>,
+    ) -> bool {
         let Some(state) = self.workers.get_mut(&worker) else { return false };
         state.voluntary = Some(true);
         if !state.connected {
@@ -269,7 +294,8 @@ impl Primary {
             return;
         }
         let seq = self.next_seq();
-        let drain_spread = drain_spread.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        let drain_spread =
+            drain_spread.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
         self.send(worker, |line| outgoing::disconnect(line, seq, drain_spread));
     }
 
@@ -277,11 +303,19 @@ impl Primary {
     fn send_due_disconnects(&mut self, now: Time) -> Option<Time> {
         let mut due = Vec::new();
         let mut next: Option<Time> = None;
-        for (id, state) in self.workers.iter_mut().filter(|(_, state)| state.disconnect_due.is_some()) {
+        for (id, state) in
+            self.workers.iter_mut().filter(|(_, state)| state.disconnect_due.is_some())
+        {
             match state.all_read_at() {
                 _ if !state.connected || state.cut_off => state.disconnect_due = None,
-                Some(at) if at <= now => due.extend(state.disconnect_due.take().map(|drain_spread| (*id, drain_spread))),
-                at => next = Some(at.unwrap_or(now + worker::READ_TIME).min(next.unwrap_or(Time(u64::MAX)))),
+                Some(at) if at <= now => {
+                    due.extend(state.disconnect_due.take().map(|drain_spread| (*id, drain_spread)))
+                }
+                at => {
+                    next = Some(
+                        at.unwrap_or(now + worker::READ_TIME).min(next.unwrap_or(Time(u64::MAX))),
+                    )
+                }
             }
         }
         for (worker, drain_spread) in due {
@@ -290,10 +324,15 @@ impl Primary {
         next
     }
 
-    /// Tells those who close their connections little by little that it is not worth it any more, because nobody is left to go to.
+    /// Tells those who close their connections little by little that it is not worth it any more,
+    /// because nobody is left to go to.
     pub fn hurry(&mut self) {
-        let slow: Vec<WorkerId> =
-            self.workers.iter().filter(|(_, state)| state.closes_slowly && state.connected).map(|(id, _)| *id).collect();
+        let slow: Vec<WorkerId> = self
+            .workers
+            .iter()
+            .filter(|(_, state)| state.closes_slowly && state.connected)
+            .map(|(id, _)| *id)
+            .collect();
         for worker in slow {
             if let Some(state) = self.workers.get_mut(&worker) {
                 state.closes_slowly = false;
@@ -305,15 +344,17 @@ impl Primary {
 
     /// Closes every listener that no worker uses; for the end of a cluster.
     pub fn close_unused_listeners(&mut self) {
-        let unused: Vec<_> = self.listeners.iter().filter(|(_, l)| l.is_unused()).map(|(id, _)| *id).collect();
+        let unused: Vec<_> =
+            self.listeners.iter().filter(|(_, l)| l.is_unused()).map(|(id, _)| *id).collect();
         for listener in unused {
             self.close_unused(listener);
         }
     }
 
-    /// The worker's channel ended, and everything that was in it has been passed to [`Primary::message`]. What the worker had not
-    /// answered goes to others: at once if it closed the channel itself, and when its process has ended if the primary did, because then
-    /// it may still read what is on its way to it.
+    /// The worker's channel ended, and everything that was in it has been passed to
+    /// [`Primary::message`]. What the worker had not answered goes to others: at once if it closed
+    /// the channel itself, and when its process has ended if the primary did, because then it may
+    /// still read what is on its way to it.
     pub fn channel_closed(&mut self, now: Time, worker: WorkerId, by_worker: bool) {
         self.clock(now);
         let Some(state) = self.workers.get_mut(&worker) else { return };
@@ -340,7 +381,11 @@ impl Primary {
         self.channel_closed(now, worker, true);
         self.reclaim(worker);
         if let Some(state) = self.workers.remove(&worker) {
-            self.notify(Notice::Exited { worker, how, voluntary: state.voluntary.unwrap_or(false) });
+            self.notify(Notice::Exited {
+                worker,
+                how,
+                voluntary: state.voluntary.unwrap_or(false),
+            });
             self.pace_all_reports();
         }
     }
@@ -356,12 +401,13 @@ impl Primary {
         // The first, and then ever fewer of many.
         let report = state.violations.is_power_of_two();
         if cut_off {
-            // Killed, not only disconnected: descriptors that wait unread in its channel must be out of its reach before its
-            // connections are given to others.
+            // Killed, not only disconnected: descriptors that wait unread in its channel must be
+            // out of its reach before its connections are given to others.
             state.cut_off = true;
             state.in_table = false;
             // What it asked for beyond measure is of no use to a successor.
-            let is_greedy = matches!(violation, Violation::TooManyListeners(_) | Violation::OverShare(_));
+            let is_greedy =
+                matches!(violation, Violation::TooManyListeners(_) | Violation::OverShare(_));
             let keep = self.config.keep_listeners && !is_greedy;
             self.leave_listeners(worker, keep);
             let hung = matches!(violation, Violation::Hung(_) | Violation::Silent(_));
@@ -380,15 +426,23 @@ impl Primary {
 
     // ---- handles of the program ----
 
-    /// The shell wrote a user handle to the worker's channel; the worker's answer comes back as [`Action::HandleSettled`].
+    /// The shell wrote a user handle to the worker's channel; the worker's answer comes back as
+    /// [`Action::HandleSettled`].
     pub fn user_handle_sent(&mut self, worker: WorkerId, ticket: u64) {
         match self.workers.get_mut(&worker) {
-            Some(state) if state.connected => state.handle_waits.push_back(HandleWait::User { ticket }),
+            Some(state) if state.connected => {
+                state.handle_waits.push_back(HandleWait::User { ticket })
+            }
             _ => self.actions.push_back(Action::HandleSettled { worker, ticket, delivered: false }),
         }
     }
 
-    fn handle_acked(&mut self, now: Time, worker: WorkerId, arrived: bool) -> Result<(), Violation> {
+    fn handle_acked(
+        &mut self,
+        now: Time,
+        worker: WorkerId,
+        arrived: bool,
+    ) -> Result<(), Violation> {
         let Some(state) = self.workers.get_mut(&worker) else { return Ok(()) };
         let wait = state.handle_waits.pop_front();
         if state.handle_waits.is_empty() {
@@ -405,11 +459,18 @@ impl Primary {
                 self.refused(now, worker, seq);
             }
             Some(HandleWait::Listener { .. }) if arrived => {}
-            // The reply was dropped together with its descriptor. Without an answer `listen` would hang.
-            Some(HandleWait::Listener { ack, listener }) => self.listener_lost(worker, listener, ack),
+            // The reply was dropped together with its descriptor. Without an answer `listen` would
+            // hang.
+            Some(HandleWait::Listener { ack, listener }) => {
+                self.listener_lost(worker, listener, ack)
+            }
             Some(HandleWait::Probe) => self.probe_answered(now, worker, arrived),
             Some(HandleWait::User { ticket }) => {
-                self.actions.push_back(Action::HandleSettled { worker, ticket, delivered: arrived });
+                self.actions.push_back(Action::HandleSettled {
+                    worker,
+                    ticket,
+                    delivered: arrived,
+                });
             }
         }
         Ok(())
@@ -431,15 +492,23 @@ impl Primary {
             if state.starved_until > now {
                 wake(state.starved_until);
             }
-            for membership in state.memberships.iter().filter(|membership| membership.cooling_until > now) {
+            for membership in
+                state.memberships.iter().filter(|membership| membership.cooling_until > now)
+            {
                 wake(membership.cooling_until);
             }
-            if !state.memberships.iter().all(|membership| membership.shown.is_some_and(|view| view.ready))
+            if !state
+                .memberships
+                .iter()
+                .all(|membership| membership.shown.is_some_and(|view| view.ready))
                 || !state.in_flight.is_empty()
             {
                 unsettled.push(*id);
             }
-            let Some(oldest) = state.in_flight.front().map(|c| c.since).filter(|_| !state.cut_off) else { continue };
+            let Some(oldest) = state.in_flight.front().map(|c| c.since).filter(|_| !state.cut_off)
+            else {
+                continue;
+            };
             wake(now + handover::CHECK_EVERY);
             if self.config.hang_timeout.is_some_and(|limit| now.since(oldest) >= limit) {
                 hung.push((*id, now.since(oldest)));
@@ -459,7 +528,10 @@ impl Primary {
             self.wake_at(at);
         }
         for (worker, age) in hung {
-            self.violated(worker, Violation::Hung(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
+            self.violated(
+                worker,
+                Violation::Hung(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+            );
         }
         for (worker, seqs) in recalls {
             // Also from an only worker: its answer shows that it is alive.
@@ -480,15 +552,21 @@ impl Primary {
         }
     }
 
-    /// A gap in time in which nobody could have answered (the primary was stopped) must not make every worker look hung.
+    /// A gap in time in which nobody could have answered (the primary was stopped) must not make
+    /// every worker look hung.
     fn clock(&mut self, now: Time) {
         const STOPPED: Duration = Duration::from_secs(5);
-        if now.since(self.last_time) > STOPPED && self.next_tick.is_some_and(|due| now.since(due) > STOPPED) {
+        if now.since(self.last_time) > STOPPED
+            && self.next_tick.is_some_and(|due| now.since(due) > STOPPED)
+        {
             for state in self.workers.values_mut() {
                 state.in_flight.iter_mut().for_each(|c| c.since = now);
                 state.liveness.stood_still(now);
             }
-            self.listeners.values_mut().filter_map(|l| l.group.as_mut()).for_each(|group| group.stood_still(now));
+            self.listeners
+                .values_mut()
+                .filter_map(|l| l.group.as_mut())
+                .for_each(|group| group.stood_still(now));
         }
         self.last_time = self.last_time.max(now);
     }

@@ -14,15 +14,19 @@ const SHOWN_EVERY: Duration = Duration::from_secs(1);
 const APART: Duration = Duration::from_millis(1);
 
 impl Primary {
-    /// A worker reports how many connections it has open, and its own idea of its load. Cheap, because it can do so as often as it likes.
+    /// A worker reports how many connections it has open, and its own idea of its load. Cheap,
+    /// because it can do so as often as it likes.
     pub(super) fn reported(&mut self, worker: WorkerId, open: Option<u32>, load: Option<u32>) {
         let Primary { workers, listeners, .. } = self;
         let Some(state) = workers.get_mut(&worker) else { return };
         state.reports |= open.is_some();
         state.open = open.unwrap_or(state.open);
         state.load = load.unwrap_or(state.load);
-        let mut its = state.memberships.iter().filter_map(|membership| listeners.get(&membership.listener));
-        if its.any(|listener| listener.needs_counts) && !std::mem::replace(&mut state.report_pending, true) {
+        let mut its =
+            state.memberships.iter().filter_map(|membership| listeners.get(&membership.listener));
+        if its.any(|listener| listener.needs_counts)
+            && !std::mem::replace(&mut state.report_pending, true)
+        {
             self.reported.push(worker);
         }
     }
@@ -44,15 +48,19 @@ impl Primary {
         if !state.batched || !state.connected || state.memberships.is_empty() {
             return;
         }
-        let mut its = state.memberships.iter().filter_map(|membership| listeners.get(&membership.listener));
+        let mut its =
+            state.memberships.iter().filter_map(|membership| listeners.get(&membership.listener));
         let decides = its.any(|listener| listener.group.is_some() || listener.needs_counts);
         let every = if decides { REPORT_EVERY } else { SHOWN_EVERY }.max(APART * *crowd);
         if std::mem::replace(&mut state.reports_every, every) != every {
-            self.send(worker, |line| outgoing::report(line, u64::try_from(every.as_millis()).unwrap_or(u64::MAX)));
+            self.send(worker, |line| {
+                outgoing::report(line, u64::try_from(every.as_millis()).unwrap_or(u64::MAX))
+            });
         }
     }
 
-    /// The number of workers has changed. Only when it is quite another one, everybody is told: a worker more in a reload is none.
+    /// The number of workers has changed. Only when it is quite another one, everybody is told: a
+    /// worker more in a reload is none.
     pub(super) fn pace_all_reports(&mut self) {
         let crowd = u32::try_from(self.workers.len().next_power_of_two()).unwrap_or(u32::MAX);
         if crowd > self.crowd || crowd <= self.crowd / 4 {
@@ -82,7 +90,11 @@ mod tests {
     fn join(primary: &mut Primary, version: &str) -> WorkerId {
         let worker = primary.fork();
         primary.spawned(worker, worker.0, None, 100);
-        say(primary, worker, &format!(r#"{{"cmd":"NODE_CLUSTER","act":"online"{version},"seq":0}}"#));
+        say(
+            primary,
+            worker,
+            &format!(r#"{{"cmd":"NODE_CLUSTER","act":"online"{version},"seq":0}}"#),
+        );
         let question = r#"{"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,"index":0,"address":null,"port":80,"addressType":4}"#;
         say(primary, worker, question);
         primary.bound(NOW, ListenerId(1), Ok(None));
@@ -94,8 +106,9 @@ mod tests {
         let mut told = Vec::new();
         while let Some(action) = primary.next_action() {
             if let Action::Send { worker, line } = action
-                && let Ok(crate::wire::incoming::Incoming::Troop(crate::wire::incoming::TroopMessage::Report(every))) =
-                    parse(line.trim_ascii_end())
+                && let Ok(crate::wire::incoming::Incoming::Troop(
+                    crate::wire::incoming::TroopMessage::Report(every),
+                )) = parse(line.trim_ascii_end())
             {
                 told.push((worker.0, every));
             }
@@ -117,13 +130,21 @@ mod tests {
             join(&mut primary, r#","troop":1"#);
         }
         let many = told(&mut primary);
-        assert_eq!((many.len(), many.last()), (128, Some(&(129, 128))), "at most one a millisecond from all together");
+        assert_eq!(
+            (many.len(), many.last()),
+            (128, Some(&(129, 128))),
+            "at most one a millisecond from all together"
+        );
         for _ in 0..3 {
             let successor = join(&mut primary, r#","troop":1"#);
             primary.exited(NOW, successor, ExitHow::Code(0));
         }
         let surge = told(&mut primary);
-        assert_eq!((surge.len(), surge.iter().all(|(_, every)| *every == 256)), (128 + 3, true), "all once, and each new one");
+        assert_eq!(
+            (surge.len(), surge.iter().all(|(_, every)| *every == 256)),
+            (128 + 3, true),
+            "all once, and each new one"
+        );
         for worker in 10..=129 {
             primary.exited(NOW, WorkerId(worker), ExitHow::Code(0));
         }

@@ -18,8 +18,8 @@ const CROWDED: std::time::Duration = std::time::Duration::from_secs(10);
 const COUNT_EVERY: std::time::Duration = std::time::Duration::from_millis(100);
 
 impl Primary {
-    /// The shell could not make a listener the founder of a group, so its connections are handed over instead (datagrams: from a shared
-    /// socket). To be called before [`Primary::bound`].
+    /// The shell could not make a listener the founder of a group, so its connections are handed
+    /// over instead (datagrams: from a shared socket). To be called before [`Primary::bound`].
     pub fn cannot_steer(&mut self, id: ListenerId, reason: String) {
         let seed = self.config.seed ^ u64::from(id.0);
         let Some(listener) = self.listeners.get_mut(&id) else { return };
@@ -32,7 +32,11 @@ impl Primary {
 
     /// Finds a place for a worker, and answers it when there is a socket for that.
     pub(super) fn admit(&mut self, worker: WorkerId, id: ListenerId, ack: u64) {
-        let (Some(listener), Some(state)) = (self.listeners.get_mut(&id), self.workers.get_mut(&worker)) else { return };
+        let (Some(listener), Some(state)) =
+            (self.listeners.get_mut(&id), self.workers.get_mut(&worker))
+        else {
+            return;
+        };
         let shard = listener.assign_shard(worker, state.slot, state.held);
         if let Some(membership) = state.membership_mut(id) {
             membership.shard = shard;
@@ -51,7 +55,11 @@ impl Primary {
             && let Some((worker, ack)) = listener.growing.front().copied()
         {
             let Some(group) = &listener.group else { return };
-            let shard = self.workers.get(&worker).and_then(|state| state.membership(id)).map_or(0, |membership| membership.shard);
+            let shard = self
+                .workers
+                .get(&worker)
+                .and_then(|state| state.membership(id))
+                .map_or(0, |membership| membership.shard);
             if usize::from(shard) < group.len() {
                 listener.growing.pop_front();
                 self.answer_query(worker, id, ack);
@@ -66,8 +74,9 @@ impl Primary {
         }
     }
 
-    /// The outcome of [`Action::Open`]: one more socket is in the group and has the next number, or there is an obstacle, so that workers
-    /// have to share sockets. If it was the first one, the listener's connections are handed over from its founder instead.
+    /// The outcome of [`Action::Open`]: one more socket is in the group and has the next number, or
+    /// there is an obstacle, so that workers have to share sockets. If it was the first one, the
+    /// listener's connections are handed over from its founder instead.
     pub fn opened(&mut self, now: Time, id: ListenerId, result: Result<(), String>) {
         self.clock(now);
         let Some(listener) = self.listeners.get_mut(&id) else { return };
@@ -78,7 +87,11 @@ impl Primary {
             Err(reason) if group.len() == 0 => {
                 // Not even one: the founder does for all.
                 self.cannot_steer(id, reason);
-                let waiting = self.listeners.get_mut(&id).map(|l| std::mem::take(&mut l.growing)).unwrap_or_default();
+                let waiting = self
+                    .listeners
+                    .get_mut(&id)
+                    .map(|l| std::mem::take(&mut l.growing))
+                    .unwrap_or_default();
                 waiting.into_iter().for_each(|(worker, ack)| self.answer_query(worker, id, ack));
                 return;
             }
@@ -101,7 +114,9 @@ impl Primary {
             for worker in shard.holders {
                 let at = shard.slot as usize % sockets;
                 listener.shards[at].holders.push(worker);
-                if let Some(membership) = workers.get_mut(&worker).and_then(|state| state.membership_mut(id)) {
+                if let Some(membership) =
+                    workers.get_mut(&worker).and_then(|state| state.membership_mut(id))
+                {
                     membership.shard = at as u16;
                 }
             }
@@ -110,7 +125,11 @@ impl Primary {
 
     fn answer_query(&mut self, worker: WorkerId, id: ListenerId, ack: u64) {
         let seq = self.next_seq();
-        let (Some(listener), Some(state)) = (self.listeners.get_mut(&id), self.workers.get_mut(&worker)) else { return };
+        let (Some(listener), Some(state)) =
+            (self.listeners.get_mut(&id), self.workers.get_mut(&worker))
+        else {
+            return;
+        };
         let troop = state.batched.then_some(TROOP_VERSION);
         let Some(membership) = state.membership_mut(id) else { return };
         membership.admitted = true;
@@ -120,10 +139,14 @@ impl Primary {
         let mut line = Vec::with_capacity(256);
         if listener.scheduling.is_handed() {
             let sockname = listener.bound.as_ref().and_then(Option::as_ref);
-            outgoing::reply(&mut line, &Reply { key, ack, errno: None, data, sockname, troop, seq });
+            outgoing::reply(
+                &mut line,
+                &Reply { key, ack, errno: None, data, sockname, troop, seq },
+            );
             self.actions.push_back(Action::Send { worker, line });
         } else {
-            let kind = if listener.asked().address_type.is_udp() { "dgram.Native" } else { "net.Native" };
+            let kind =
+                if listener.asked().address_type.is_udp() { "dgram.Native" } else { "net.Native" };
             let reply = Reply { key, ack, errno: Some(0), data, sockname: None, troop, seq };
             outgoing::reply_with_handle(&mut line, kind, &reply);
             state.handle_waits.push_back(HandleWait::Listener { ack, listener: id });
@@ -140,7 +163,11 @@ impl Primary {
         let Primary { workers, listeners, .. } = self;
         let Some(state) = workers.get_mut(&worker) else { return };
         let (mut steered, mut joined) = (Vec::new(), Vec::new());
-        for membership in state.memberships.iter_mut().filter(|membership| membership.admitted && !membership.listening) {
+        for membership in state
+            .memberships
+            .iter_mut()
+            .filter(|membership| membership.admitted && !membership.listening)
+        {
             let Some(listener) = listeners.get_mut(&membership.listener) else { continue };
             if !listener.is_at(at) {
                 continue;
@@ -169,7 +196,9 @@ impl Primary {
         let load = |holders: &[WorkerId]| {
             let mut load = ShardLoad::default();
             for state in holders.iter().filter_map(|worker| self.workers.get(worker)) {
-                if state.is_able() && state.membership(id).is_some_and(|membership| membership.listening) {
+                if state.is_able()
+                    && state.membership(id).is_some_and(|membership| membership.listening)
+                {
                     let busy = load.busy.saturating_add(state.open).saturating_add(state.load);
                     load = ShardLoad { present: true, weight: state.weight, busy };
                 }
@@ -182,14 +211,17 @@ impl Primary {
     /// Who accepts on the sockets of a group may have changed.
     pub(super) fn update_shard_loads(&mut self, now: Time, id: ListenerId) {
         let load = self.shard_loads(id);
-        let Some(group) = self.listeners.get_mut(&id).and_then(|l| l.group.as_mut()) else { return };
+        let Some(group) = self.listeners.get_mut(&id).and_then(|l| l.group.as_mut()) else {
+            return;
+        };
         for (shard, load) in (0..).zip(load) {
             group.set_load(shard, load);
         }
         self.update_group(now, id);
     }
 
-    /// Carries out what a group has decided: first the kernel's program, so that nothing new comes to a queue that is taken over.
+    /// Carries out what a group has decided: first the kernel's program, so that nothing new comes
+    /// to a queue that is taken over.
     pub(super) fn update_group(&mut self, now: Time, id: ListenerId) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         let Some(group) = &mut listener.group else { return };
@@ -209,9 +241,14 @@ impl Primary {
                 Change::Stalled(shard) => (shard, true),
                 Change::Recovered(shard) => (shard, false),
             };
-            let holders = self.listeners.get(&id).and_then(|l| l.shards.get(usize::from(shard))).map(|p| p.holders.clone());
+            let holders = self
+                .listeners
+                .get(&id)
+                .and_then(|l| l.shards.get(usize::from(shard)))
+                .map(|p| p.holders.clone());
             for worker in holders.unwrap_or_default() {
-                if let Some(membership) = self.workers.get_mut(&worker).and_then(|state| state.membership_mut(id))
+                if let Some(membership) =
+                    self.workers.get_mut(&worker).and_then(|state| state.membership_mut(id))
                     && std::mem::replace(&mut membership.stalled, stalled) != stalled
                 {
                     self.notify(Notice::Stalled { worker, stalled });
@@ -221,13 +258,15 @@ impl Primary {
         }
     }
 
-    /// What waits in the sockets of a group, in the order of their numbers: the outcome of [`Action::Sample`]. `None` where that is
-    /// unknown.
+    /// What waits in the sockets of a group, in the order of their numbers: the outcome of
+    /// [`Action::Sample`]. `None` where that is unknown.
     pub fn sampled(&mut self, now: Time, id: ListenerId, waiting: &[Option<u32>]) {
         self.clock(now);
         let mut load = self.shard_loads(id);
         load.resize(waiting.len(), ShardLoad::default());
-        let Some(group) = self.listeners.get_mut(&id).and_then(|l| l.group.as_mut()) else { return };
+        let Some(group) = self.listeners.get_mut(&id).and_then(|l| l.group.as_mut()) else {
+            return;
+        };
         group.look(now, waiting, &load);
         let look = group.next_look();
         self.wake_at(look);
@@ -235,7 +274,8 @@ impl Primary {
         self.update_group(now, id);
     }
 
-    /// What waits in the workers' own sockets counts for the policy that gives them what others cannot take.
+    /// What waits in the workers' own sockets counts for the policy that gives them what others
+    /// cannot take.
     fn report_queues(&mut self, now: Time, id: ListenerId) {
         let Primary { listeners, workers, .. } = self;
         let Some(listener) = listeners.get(&id) else { return };
@@ -243,8 +283,10 @@ impl Primary {
         let mut changed = Vec::new();
         for (number, shard) in (0..).zip(&listener.shards) {
             for worker in &shard.holders {
-                if let Some(membership) = workers.get_mut(worker).and_then(|state| state.membership_mut(id))
-                    && std::mem::replace(&mut membership.queued, group.queue(number)) != group.queue(number)
+                if let Some(membership) =
+                    workers.get_mut(worker).and_then(|state| state.membership_mut(id))
+                    && std::mem::replace(&mut membership.queued, group.queue(number))
+                        != group.queue(number)
                 {
                     changed.push(*worker);
                 }
@@ -261,10 +303,13 @@ impl Primary {
             return;
         }
         // The fewest that it ever had are those that are no connections.
-        let fewest = *state.descriptors.insert(state.descriptors.map_or(descriptors, |fewest| fewest.min(descriptors)));
+        let fewest = *state
+            .descriptors
+            .insert(state.descriptors.map_or(descriptors, |fewest| fewest.min(descriptors)));
         state.open = descriptors - fewest;
         state.uncounted = 0;
-        // Also what has waited for it: a pause may have come to its end meanwhile, and is seen only once.
+        // Also what has waited for it: a pause may have come to its end meanwhile, and is seen only
+        // once.
         self.refresh_and_pump(now, worker);
     }
 
@@ -284,7 +329,11 @@ impl Primary {
             self.actions.push_back(Action::Sample { listener: *id });
         }
         if self.listeners.values().any(|l| l.group.is_none() && l.needs_counts) {
-            for (id, state) in self.workers.iter().filter(|(_, state)| !state.reports && state.open > 0 && state.connected) {
+            for (id, state) in self
+                .workers
+                .iter()
+                .filter(|(_, state)| !state.reports && state.open > 0 && state.connected)
+            {
                 counted.push(*id);
                 if state.descriptors.is_some() {
                     next = Some(next.map_or(now + COUNT_EVERY, |n| n.min(now + COUNT_EVERY)));
@@ -309,7 +358,11 @@ impl Primary {
         for (id, listener) in &self.listeners {
             let Some(group) = &listener.group else { continue };
             for (number, shard) in (0..).zip(&listener.shards) {
-                if let Some(age) = group.hung_since(number).map(|since| now.since(since)).filter(|age| *age >= limit) {
+                if let Some(age) = group
+                    .hung_since(number)
+                    .map(|since| now.since(since))
+                    .filter(|age| *age >= limit)
+                {
                     let listens = |worker: &&WorkerId| {
                         self.workers
                             .get(worker)
@@ -321,11 +374,15 @@ impl Primary {
             }
         }
         for (worker, age) in hung {
-            self.violated(worker, Violation::Hung(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
+            self.violated(
+                worker,
+                Violation::Hung(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+            );
         }
     }
 
-    /// Two sockets of a group have changed numbers with each other, which only happens when a worker has shut one of them down.
+    /// Two sockets of a group have changed numbers with each other, which only happens when a
+    /// worker has shut one of them down.
     pub fn renumbered(&mut self, now: Time, id: ListenerId, one: u16, other: u16) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         let Some(group) = &mut listener.group else { return };
@@ -334,9 +391,13 @@ impl Primary {
         }
         group.swap(one, other);
         listener.shards.swap(usize::from(one), usize::from(other));
-        for (shard, holders) in [one, other].map(|shard| (shard, listener.shards[usize::from(shard)].holders.clone())) {
+        for (shard, holders) in
+            [one, other].map(|shard| (shard, listener.shards[usize::from(shard)].holders.clone()))
+        {
             for worker in holders {
-                if let Some(membership) = self.workers.get_mut(&worker).and_then(|state| state.membership_mut(id)) {
+                if let Some(membership) =
+                    self.workers.get_mut(&worker).and_then(|state| state.membership_mut(id))
+                {
                     membership.shard = shard;
                 }
                 self.refresh_all(now, worker);
@@ -345,8 +406,9 @@ impl Primary {
         self.update_group(now, id);
     }
 
-    /// Sockets of a group have numbers that are not known any more, because workers have shut several of them down: new connections are
-    /// spread over all of them alike until the listener is opened anew.
+    /// Sockets of a group have numbers that are not known any more, because workers have shut
+    /// several of them down: new connections are spread over all of them alike until the listener
+    /// is opened anew.
     pub fn numbers_lost(&mut self, now: Time, id: ListenerId) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         let Some(group) = &mut listener.group else { return };
@@ -378,7 +440,8 @@ impl Primary {
         self.listeners.get(&id).and_then(|l| l.scheduling.sticky())
     }
 
-    /// Changes [`keep_listeners`](super::Config::keep_listeners); with false, unused ones are closed.
+    /// Changes [`keep_listeners`](super::Config::keep_listeners); with false, unused ones are
+    /// closed.
     pub fn set_keep_listeners(&mut self, keep: bool) {
         self.config.keep_listeners = keep;
         if !keep {
@@ -386,13 +449,18 @@ impl Primary {
         }
     }
 
-    /// The address of a listener: what it is bound to, as far as that is known, else what was asked for.
+    /// The address of a listener: what it is bound to, as far as that is known, else what was asked
+    /// for.
     #[must_use]
     pub fn bound_address(&self, id: ListenerId) -> Option<Address> {
         let listener = self.listeners.get(&id)?;
         let asked = listener.asked();
         Some(match &listener.bound {
-            Some(Some(name)) => Address { address: Some(name.address.clone()), port: Some(name.port.into()), ..asked },
+            Some(Some(name)) => Address {
+                address: Some(name.address.clone()),
+                port: Some(name.port.into()),
+                ..asked
+            },
             _ => asked,
         })
     }
@@ -405,22 +473,33 @@ impl Primary {
     /// The workers that have said that they listen on a listener.
     #[must_use]
     pub fn who_listens(&self, id: ListenerId) -> Vec<WorkerId> {
-        let listens = |state: &super::Worker| state.membership(id).is_some_and(|membership| membership.listening);
+        let listens = |state: &super::Worker| {
+            state.membership(id).is_some_and(|membership| membership.listening)
+        };
         self.workers.iter().filter(|(_, state)| listens(state)).map(|(id, _)| *id).collect()
     }
 
     /// The workers that have the socket of a place.
     #[must_use]
     pub fn holders(&self, id: ListenerId, shard: usize) -> &[WorkerId] {
-        self.listeners.get(&id).and_then(|listener| listener.shards.get(shard)).map_or(&[], |shard| &shard.holders)
+        self.listeners
+            .get(&id)
+            .and_then(|listener| listener.shards.get(shard))
+            .map_or(&[], |shard| &shard.holders)
     }
 
     /// How many workers listen on a listener, and how many connections wait there.
     #[must_use]
     pub fn listener_load(&self, id: ListenerId) -> (usize, usize) {
-        let workers =
-            self.workers.values().filter(|worker| worker.memberships.iter().any(|membership| membership.listener == id)).count();
-        (workers, self.listeners.get(&id).map_or(0, |listener| listener.queue.len() + listener.reserved))
+        let workers = self
+            .workers
+            .values()
+            .filter(|worker| worker.memberships.iter().any(|membership| membership.listener == id))
+            .count();
+        (
+            workers,
+            self.listeners.get(&id).map_or(0, |listener| listener.queue.len() + listener.reserved),
+        )
     }
 
     /// Whom to ask about a listener's connections.
@@ -435,34 +514,56 @@ impl Primary {
     /// The workers that a listener's policy has been shown, by place.
     #[must_use]
     pub fn views(&self, id: ListenerId) -> Vec<WorkerView> {
-        let holders = self.listeners.get(&id).into_iter().flat_map(|l| &l.shards).flat_map(|shard| &shard.holders);
+        let holders = self
+            .listeners
+            .get(&id)
+            .into_iter()
+            .flat_map(|l| &l.shards)
+            .flat_map(|shard| &shard.holders);
         holders
-            .filter_map(|worker| self.workers.get(worker)?.memberships.iter().find(|membership| membership.listener == id)?.shown)
+            .filter_map(|worker| {
+                self.workers
+                    .get(worker)?
+                    .memberships
+                    .iter()
+                    .find(|membership| membership.listener == id)?
+                    .shown
+            })
             .collect()
     }
 
-    /// How the connections of a listener are spread now: what was chosen, or what it had to be instead.
+    /// How the connections of a listener are spread now: what was chosen, or what it had to be
+    /// instead.
     #[must_use]
     pub fn scheduling(&self, id: ListenerId) -> Option<&Scheduling> {
         self.listeners.get(&id).map(|l| &l.scheduling)
     }
 
-    /// The parts of new connections that each socket of a steered listener gets at the moment, of 1.
+    /// The parts of new connections that each socket of a steered listener gets at the moment, of
+    /// 1.
     #[must_use]
     pub fn shares(&self, id: ListenerId) -> Option<Vec<f64>> {
         self.listeners.get(&id).and_then(|l| l.group.as_ref()).map(ShardGroup::shares)
     }
 
-    /// Changes how connections are spread: of the listeners that are meant, or of all that nothing else was chosen for. Listeners that are
-    /// open change at once if the primary hands their connections over before and after. The others are returned; they change when
-    /// they are opened the next time.
-    pub fn set_scheduling(&mut self, now: Time, pattern: Option<Pattern>, scheduling: Scheduling) -> Vec<ListenerId> {
+    /// Changes how connections are spread: of the listeners that are meant, or of all that nothing
+    /// else was chosen for. Listeners that are open change at once if the primary hands their
+    /// connections over before and after. The others are returned; they change when they are opened
+    /// the next time.
+    pub fn set_scheduling(
+        &mut self,
+        now: Time,
+        pattern: Option<Pattern>,
+        scheduling: Scheduling,
+    ) -> Vec<ListenerId> {
         match pattern {
             None => self.config.scheduling = scheduling,
-            Some(pattern) => match self.config.listeners.iter_mut().find(|(known, _)| *known == pattern) {
-                Some((_, known)) => *known = scheduling,
-                None => self.config.listeners.push((pattern, scheduling)),
-            },
+            Some(pattern) => {
+                match self.config.listeners.iter_mut().find(|(known, _)| *known == pattern) {
+                    Some((_, known)) => *known = scheduling,
+                    None => self.config.listeners.push((pattern, scheduling)),
+                }
+            }
         }
         let mut later = Vec::new();
         for id in self.listeners.keys().copied().collect::<Vec<_>>() {
@@ -472,22 +573,32 @@ impl Primary {
                 continue;
             }
             if !chosen.is_handed() || !listener.scheduling.is_handed() {
-                if !listener.asked().address_type.is_udp() || matches!(chosen, Scheduling::Steered(_)) {
+                if !listener.asked().address_type.is_udp()
+                    || matches!(chosen, Scheduling::Steered(_))
+                {
                     later.push(id);
                 }
                 continue;
             }
             listener.chosen = chosen.clone();
             listener.schedule(chosen, self.config.seed ^ u64::from(id.0));
-            let holders: Vec<WorkerId> = listener.shards.iter().flat_map(|shard| shard.holders.iter().copied()).collect();
+            let holders: Vec<WorkerId> =
+                listener.shards.iter().flat_map(|shard| shard.holders.iter().copied()).collect();
             for worker in &holders {
                 // The new policy knows nobody yet.
-                let Some(membership) = self.workers.get_mut(worker).and_then(|state| state.membership_mut(id)) else { continue };
+                let Some(membership) =
+                    self.workers.get_mut(worker).and_then(|state| state.membership_mut(id))
+                else {
+                    continue;
+                };
                 membership.shown = None;
                 let reserved = std::mem::take(&mut membership.reserved);
                 if let Some(listener) = self.listeners.get_mut(&id) {
                     listener.reserved -= reserved.len();
-                    reserved.into_iter().rev().for_each(|waiting| listener.queue.push_front(waiting));
+                    reserved
+                        .into_iter()
+                        .rev()
+                        .for_each(|waiting| listener.queue.push_front(waiting));
                 }
             }
             // All of them, before the first connection is given to anybody.
@@ -498,14 +609,16 @@ impl Primary {
         later
     }
 
-    /// Whether a worker is to get no connections of clients yet. One that accepts by itself does so all the same: on a shared socket, and on that of
-    /// its predecessor where a steered listener is sticky, or has datagrams. To be called before it asks for listeners.
+    /// Whether a worker is to get no connections of clients yet. One that accepts by itself does so
+    /// all the same: on a shared socket, and on that of its predecessor where a steered listener is
+    /// sticky, or has datagrams. To be called before it asks for listeners.
     pub fn hold(&mut self, now: Time, worker: WorkerId, held: bool) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         if std::mem::replace(&mut state.held, held) == held {
             return;
         }
-        let memberships: Vec<ListenerId> = state.memberships.iter().map(|membership| membership.listener).collect();
+        let memberships: Vec<ListenerId> =
+            state.memberships.iter().map(|membership| membership.listener).collect();
         self.refresh_and_pump(now, worker);
         memberships.into_iter().for_each(|id| self.update_shard_loads(now, id));
     }
@@ -514,7 +627,8 @@ impl Primary {
     pub fn set_weight(&mut self, now: Time, worker: WorkerId, weight: u32) -> bool {
         let Some(state) = self.workers.get_mut(&worker) else { return false };
         state.weight = weight;
-        let memberships: Vec<ListenerId> = state.memberships.iter().map(|membership| membership.listener).collect();
+        let memberships: Vec<ListenerId> =
+            state.memberships.iter().map(|membership| membership.listener).collect();
         self.refresh_and_pump(now, worker);
         memberships.into_iter().for_each(|id| self.update_shard_loads(now, id));
         true

@@ -13,12 +13,12 @@ use crate::supervise::Claim;
 pub enum Successors {
     /// Workers that are to be started. All listeners stay open.
     Awaited,
-    /// Whoever is forked next, if anybody is. A listener stays open until a worker is ready that was forked after the listener lost its last
-    /// worker.
+    /// Whoever is forked next, if anybody is. A listener stays open until a worker is ready that
+    /// was forked after the listener lost its last worker.
     #[default]
     Unknown,
-    /// Nobody. A listener stays open for a moment all the same where workers are not supervised: the program may not know yet of the end of its
-    /// last worker.
+    /// Nobody. A listener stays open for a moment all the same where workers are not supervised:
+    /// the program may not know yet of the end of its last worker.
     Nobody,
 }
 
@@ -45,38 +45,49 @@ impl Primary {
 
     /// A worker has no successor that would have to take over what only it had.
     pub fn excuse(&mut self, worker: WorkerId) {
-        self.unused.values_mut().filter(|unused| unused.last == worker).for_each(|unused| unused.is_due = false);
+        self.unused
+            .values_mut()
+            .filter(|unused| unused.last == worker)
+            .for_each(|unused| unused.is_due = false);
     }
 
-    /// Until when a listener stays open whose last worker has closed it and goes on: that worker may be about to end, like one that leaves
-    /// by itself, and closes its servers first. `None` if it has ended, or closed its channel, so that its successor is waited for.
+    /// Until when a listener stays open whose last worker has closed it and goes on: that worker
+    /// may be about to end, like one that leaves by itself, and closes its servers first. `None` if
+    /// it has ended, or closed its channel, so that its successor is waited for.
     fn closed_until(&self, unused: &Unused) -> Option<Time> {
-        let state = self.workers.get(&unused.last).filter(|state| unused.closed && state.is_there())?;
+        let state =
+            self.workers.get(&unused.last).filter(|state| unused.closed && state.is_there())?;
         let goes_on = state.memberships.iter().any(|membership| membership.listening);
-        Some(unused.since + if goes_on { self.config.listen_patience } else { self.config.start_timeout })
+        Some(
+            unused.since
+                + if goes_on { self.config.listen_patience } else { self.config.start_timeout },
+        )
     }
 
-    /// Workers are supervised, so each one that ends has a successor, also one that ends of its own accord.
+    /// Workers are supervised, so each one that ends has a successor, also one that ends of its own
+    /// accord.
     pub fn set_supervised(&mut self, supervised: bool) {
         self.supervised = supervised;
     }
 
-    /// Whether a listener is open that no worker has, so that [`Primary::close_abandoned`] may have something to do.
+    /// Whether a listener is open that no worker has, so that [`Primary::close_abandoned`] may have
+    /// something to do.
     #[must_use]
     pub fn has_unused(&self) -> bool {
         !self.unused.is_empty()
     }
 
-    /// A listener's socket is open elsewhere too (the service manager has it), so closing it would turn nobody away. It stays open until
-    /// [`Primary::close_unused_listeners`].
+    /// A listener's socket is open elsewhere too (the service manager has it), so closing it would
+    /// turn nobody away. It stays open until [`Primary::close_unused_listeners`].
     pub fn keep_open(&mut self, id: ListenerId) {
         if let Some(listener) = self.listeners.get_mut(&id) {
             listener.lasting = true;
         }
     }
 
-    /// Closes the listeners that no worker has and that nobody who is starting may still ask for. Call after the successors of workers that
-    /// ended are known. Returns whether a listener was closed.
+    /// Closes the listeners that no worker has and that nobody who is starting may still ask for.
+    /// Call after the successors of workers that ended are known. Returns whether a listener was
+    /// closed.
     pub fn close_abandoned(&mut self, now: Time, successors: Successors) -> bool {
         if self.unused.is_empty() || successors == Successors::Awaited {
             return false;
@@ -86,13 +97,17 @@ impl Primary {
             return false;
         }
         // Nobody is starting, so every worker is ready.
-        let newest = self.workers.iter().filter(|(_, state)| state.is_there()).map(|(id, _)| *id).max();
+        let newest =
+            self.workers.iter().filter(|(_, state)| state.is_there()).map(|(id, _)| *id).max();
         let moment = if self.supervised { Duration::ZERO } else { self.config.listen_patience };
         let (mut abandoned, mut later) = (Vec::new(), None);
         for (id, unused) in &self.unused {
             let closed_until = self.closed_until(unused);
             let due = closed_until.unwrap_or(unused.since + moment);
-            if closed_until.is_none() && successors != Successors::Nobody && newest <= Some(unused.newest) {
+            if closed_until.is_none()
+                && successors != Successors::Nobody
+                && newest <= Some(unused.newest)
+            {
                 continue;
             } else if due <= now {
                 abandoned.push((*id, unused.is_due && closed_until.is_none()));
@@ -107,7 +122,8 @@ impl Primary {
         !abandoned.is_empty()
     }
 
-    /// Closes the listeners that no worker has but these. After a reload that failed: what only its workers have opened waits for nobody.
+    /// Closes the listeners that no worker has but these. After a reload that failed: what only its
+    /// workers have opened waits for nobody.
     pub fn close_unused_but(&mut self, kept: &[ListenerId]) {
         let others: Vec<_> = self.unused.keys().filter(|id| !kept.contains(id)).copied().collect();
         others.iter().for_each(|listener| self.abandon(*listener, false));
@@ -115,7 +131,8 @@ impl Primary {
 
     /// Until when a worker may still ask for listeners because it has just started.
     fn starting_until(&mut self, now: Time) -> Option<Time> {
-        let (start_timeout, listen_patience) = (self.config.start_timeout, self.config.listen_patience);
+        let (start_timeout, listen_patience) =
+            (self.config.start_timeout, self.config.listen_patience);
         let starting = self.workers.values_mut().filter(|state| state.is_there()).map(|state| {
             // The time of a fork is not known, so it counts from when it is first looked at.
             let seen = *state.seen.get_or_insert(now);
@@ -124,7 +141,8 @@ impl Primary {
         starting.max().filter(|until| *until > now)
     }
 
-    /// Closes a listener that another one takes the place of. Where its worker died it is missed until somebody listens there again.
+    /// Closes a listener that another one takes the place of. Where its worker died it is missed
+    /// until somebody listens there again.
     pub(super) fn abandon_for_another(&mut self, id: ListenerId) {
         let is_due = self.unused.get(&id).is_some_and(|unused| unused.is_due && !unused.closed);
         self.abandon(id, is_due);
@@ -164,10 +182,13 @@ impl Primary {
 
     // ---- what a new generation has to take over ----
 
-    /// A worker has begun to listen: notes whether the listener is shared, and whether its name is the worker's own.
+    /// A worker has begun to listen: notes whether the listener is shared, and whether its name is
+    /// the worker's own.
     pub(super) fn note_listening(&mut self, worker: WorkerId, id: ListenerId) {
         let Primary { workers, listeners, .. } = self;
-        let (Some(listener), Some(state)) = (listeners.get_mut(&id), workers.get(&worker)) else { return };
+        let (Some(listener), Some(state)) = (listeners.get_mut(&id), workers.get(&worker)) else {
+            return;
+        };
         let Address { address, port, address_type, .. } = listener.asked();
         let is_own = |path: String| names(&path, [state.pid(), worker.0]);
         let is_chosen = port == Some(0) || (port.is_none() && address_type.is_udp());
@@ -175,7 +196,9 @@ impl Primary {
         listener.is_fixed = !(is_chosen || is_named_after_it);
         let holders = || listener.shards.iter().flat_map(|shard| shard.holders.iter());
         // A worker and its successor are one worker, seen from outside.
-        let is_other = |other: &WorkerId| workers.get(other).is_some_and(|s| s.slot != state.slot && s.listens_on(id));
+        let is_other = |other: &WorkerId| {
+            workers.get(other).is_some_and(|s| s.slot != state.slot && s.listens_on(id))
+        };
         listener.is_shared = listener.is_shared || holders().any(is_other);
     }
 
@@ -185,29 +208,43 @@ impl Primary {
         unused.values_mut().for_each(|unused| unused.is_due = false);
         for (id, listener) in listeners.iter_mut().filter(|(_, listener)| listener.is_shared) {
             let holders = listener.shards.iter().flat_map(|shard| shard.holders.iter());
-            let mut slots = holders.filter_map(|worker| workers.get(worker)).filter(|s| s.listens_on(*id)).map(|s| s.slot);
+            let mut slots = holders
+                .filter_map(|worker| workers.get(worker))
+                .filter(|s| s.listens_on(*id))
+                .map(|s| s.slot);
             let first = slots.next();
             listener.is_shared = slots.any(|slot| Some(slot) != first);
         }
     }
 
-    /// The addresses that successors have to take over: those that workers listen on under a name that does not depend on the worker, and those
-    /// that were left open for successors. They count as shared where several workers listen there, or where there is an `only` worker.
+    /// The addresses that successors have to take over: those that workers listen on under a name
+    /// that does not depend on the worker, and those that were left open for successors. They count
+    /// as shared where several workers listen there, or where there is an `only` worker.
     #[must_use]
     pub fn claims(&self, only: bool) -> Vec<Claim> {
         let serves = |worker: &WorkerId, id: ListenerId| {
             self.workers.get(worker).is_some_and(|state| state.is_able() && state.listens_on(id))
         };
-        let counts = self.listeners.iter().filter(|(_, l)| l.asked().port != Some(0) && (l.is_shared || l.is_fixed));
-        let is_served = self.workers.keys().any(|worker| self.listeners.keys().any(|id| serves(worker, *id)));
+        let counts = self
+            .listeners
+            .iter()
+            .filter(|(_, l)| l.asked().port != Some(0) && (l.is_shared || l.is_fixed));
+        let is_served =
+            self.workers.keys().any(|worker| self.listeners.keys().any(|id| serves(worker, *id)));
         counts
             .filter_map(|(id, listener)| {
-                let holders = listener.shards.iter().flat_map(|shard| shard.holders.iter().copied());
+                let holders =
+                    listener.shards.iter().flat_map(|shard| shard.holders.iter().copied());
                 let holders: Vec<_> = holders.filter(|worker| serves(worker, *id)).collect();
                 let is_due = || self.unused.get(id).is_some_and(|unused| unused.is_due);
-                // Where others serve, one of the new workers may take it over when it will; where nobody does, the first has to.
+                // Where others serve, one of the new workers may take it over when it will; where
+                // nobody does, the first has to.
                 let is_shared = (listener.is_shared || only) && !(holders.is_empty() && is_served);
-                (!holders.is_empty() || is_due()).then(|| Claim { at: listener.asked(), holders, is_shared })
+                (!holders.is_empty() || is_due()).then(|| Claim {
+                    at: listener.asked(),
+                    holders,
+                    is_shared,
+                })
             })
             .collect()
     }
@@ -215,22 +252,28 @@ impl Primary {
     /// Where a worker listens under names that do not depend on the worker.
     #[must_use]
     pub fn fixed_addresses_of(&self, worker: WorkerId) -> Vec<Address> {
-        let memberships = self.workers.get(&worker).into_iter().flat_map(|state| state.memberships.iter());
+        let memberships =
+            self.workers.get(&worker).into_iter().flat_map(|state| state.memberships.iter());
         let listeners = memberships
             .filter(|membership| membership.listening)
             .filter_map(|membership| self.listeners.get(&membership.listener));
         listeners.filter(|listener| listener.is_fixed).map(Listener::asked).collect()
     }
 
-    /// Where a worker listens, in the words of the worker that asked first; with the port that the kernel has chosen.
+    /// Where a worker listens, in the words of the worker that asked first; with the port that the
+    /// kernel has chosen.
     #[must_use]
     pub fn addresses_of(&self, worker: WorkerId) -> Vec<Address> {
-        let memberships = self.workers.get(&worker).into_iter().flat_map(|state| state.memberships.iter());
+        let memberships =
+            self.workers.get(&worker).into_iter().flat_map(|state| state.memberships.iter());
         let address = |id| match self.listener_address(id)? {
             Address { port: Some(0), .. } => self.bound_address(id),
             asked => Some(asked),
         };
-        memberships.filter(|membership| membership.listening).filter_map(|membership| address(membership.listener)).collect()
+        memberships
+            .filter(|membership| membership.listening)
+            .filter_map(|membership| address(membership.listener))
+            .collect()
     }
 }
 

@@ -13,11 +13,13 @@ use super::reports::REPORT_EVERY;
 use crate::id::{ConnId, ListenerId, Time};
 use crate::policy::Connection;
 
-/// How long a worker that could not receive a descriptor (its limit is reached) gets no connections.
+/// How long a worker that could not receive a descriptor (its limit is reached) gets no
+/// connections.
 pub(super) const STARVED_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long a Node worker has had its last connection before it is told to disconnect. From Node 26 on (nodejs/node#63470) it closes
-/// connections whose request it has not read yet, which a client sees as a reset.
+/// How long a Node worker has had its last connection before it is told to disconnect. From Node 26
+/// on (nodejs/node#63470) it closes connections whose request it has not read yet, which a client
+/// sees as a reset.
 pub(super) const READ_TIME: Duration = Duration::from_millis(100);
 
 /// Node's five states of `worker.state`.
@@ -62,8 +64,8 @@ pub struct WorkerStats {
     pub violations: u32,
     /// Handed over and not answered at the moment.
     pub in_flight: usize,
-    /// Connections open at the worker: what it reported if it is a troop worker, else an estimate from the descriptors that it has open,
-    /// where a policy needs it.
+    /// Connections open at the worker: what it reported if it is a troop worker, else an estimate
+    /// from the descriptors that it has open, where a policy needs it.
     pub open: u32,
     /// The load that it reported, in its own unit.
     pub load: u32,
@@ -82,7 +84,8 @@ pub struct WorkerStatus {
     pub exited_after_disconnect: Option<bool>,
     /// Whether Node would still list it in `cluster.workers`.
     pub in_table: bool,
-    /// A small number that no other worker has, but for a successor that replaces it; used again when it is gone.
+    /// A small number that no other worker has, but for a successor that replaces it; used again
+    /// when it is gone.
     pub slot: u32,
     /// Its weight for policies that heed it.
     pub weight: u32,
@@ -136,7 +139,8 @@ pub(super) struct Worker {
     pub(super) told_to_leave: bool,
     /// It was told to take its time with connections that stay open.
     pub(super) closes_slowly: bool,
-    /// It has left its listeners and is told so once its connections have been read: the time to close open ones.
+    /// It has left its listeners and is told so once its connections have been read: the time to
+    /// close open ones.
     pub(super) disconnect_due: Option<Option<Duration>>,
     /// When it last took a connection.
     pub(super) last_taken: Time,
@@ -163,7 +167,8 @@ pub(super) struct Worker {
     pub(super) reports: bool,
     /// How often it does that at most, if it is a troop worker.
     pub(super) reports_every: Duration,
-    /// Connections that it took since its descriptors were counted; which of them are open still is not known.
+    /// Connections that it took since its descriptors were counted; which of them are open still is
+    /// not known.
     pub(super) uncounted: u32,
     /// The fewest descriptors that it was ever seen to have open.
     pub(super) descriptors: Option<u32>,
@@ -222,7 +227,8 @@ impl Worker {
         self.connected && !self.told_to_leave && !self.cut_off
     }
 
-    /// When its program has surely begun to read all connections that it has; `None` while some are in flight.
+    /// When its program has surely begun to read all connections that it has; `None` while some are
+    /// in flight.
     pub(super) fn all_read_at(&self) -> Option<Time> {
         self.in_flight.is_empty().then(|| self.last_taken + READ_TIME)
     }
@@ -240,7 +246,10 @@ impl Worker {
         self.memberships.iter().find(|membership| membership.listener == listener)
     }
 
-    pub(super) fn membership_mut(&mut self, listener: ListenerId) -> Option<&mut ListenerMembership> {
+    pub(super) fn membership_mut(
+        &mut self,
+        listener: ListenerId,
+    ) -> Option<&mut ListenerMembership> {
         self.memberships.iter_mut().find(|membership| membership.listener == listener)
     }
 

@@ -6,14 +6,14 @@ use super::program::{self, Instruction};
 use crate::id::Time;
 use crate::policy::{Sticky, partition};
 
-/// The group's first socket is the primary's own and stays with it, so that no worker has one that the program can be changed by. The
-/// places' numbers in the kernel follow.
+/// The group's first socket is the primary's own and stays with it, so that no worker has one that
+/// the program can be changed by. The places' numbers in the kernel follow.
 const FOUNDERS: u16 = 1;
 
 /// How often the queues are looked at while something waits in one, or shares are changing.
 const FAST: Duration = Duration::from_millis(50);
-/// As much time passes for each socket from one look to the next, so that looking at many does not cost more; but not more than this in all,
-/// so that there are enough looks in [`PROBATION`].
+/// As much time passes for each socket from one look to the next, so that looking at many does not
+/// cost more; but not more than this in all, so that there are enough looks in [`PROBATION`].
 const FOR_EACH: Duration = Duration::from_micros(250);
 const FOR_ALL: Duration = Duration::from_millis(100);
 /// How often otherwise.
@@ -21,7 +21,8 @@ const SLOW: Duration = Duration::from_millis(500);
 /// How long after the last sign of load the looks stay frequent.
 const WAKEFUL: Duration = Duration::from_secs(2);
 
-/// Looks at a queue that does not get shorter, beside others that are much shorter, until its socket gets nothing new.
+/// Looks at a queue that does not get shorter, beside others that are much shorter, until its
+/// socket gets nothing new.
 const SUSPECT_AFTER: u32 = 3;
 /// More such looks until its worker is held to be hung.
 const STALLED_AFTER: u32 = 3;
@@ -46,11 +47,12 @@ const SMALL: f64 = 3.0;
 const APART: i32 = 10;
 /// How much of a difference is made good at each look.
 const GAIN: f64 = 0.15;
-/// How much of what it lost a worker gets back at each look while it is not busier than others, and while nothing is going on.
+/// How much of what it lost a worker gets back at each look while it is not busier than others, and
+/// while nothing is going on.
 const RELAX: f64 = 0.02;
 const RELAX_IDLE: f64 = 0.05;
-/// A queue that is so many connections longer than twice what is due to its weight, at so many looks in a row, is cut down to that by the
-/// primary.
+/// A queue that is so many connections longer than twice what is due to its weight, at so many
+/// looks in a row, is cut down to that by the primary.
 const LONG: u32 = 8;
 const STAYS_LONG: u32 = 3;
 /// The same for a worker with less than this part of its share.
@@ -121,7 +123,8 @@ pub(crate) enum Change {
     Take(u16, u32),
 }
 
-/// The sockets of one steered listener: their health, load and shares, and the kernel program that follows from them.
+/// The sockets of one steered listener: their health, load and shares, and the kernel program that
+/// follows from them.
 #[derive(Debug)]
 pub(crate) struct ShardGroup {
     udp: bool,
@@ -240,9 +243,15 @@ impl ShardGroup {
 
     /// What waits in each socket (`None`: unknown), and who is how busy.
     pub(crate) fn look(&mut self, now: Time, queues: &[Option<u32>], reported: &[ShardLoad]) {
-        for (((number, shard), queue), reported) in (0..).zip(&mut self.shards).zip(queues).zip(reported) {
+        for (((number, shard), queue), reported) in
+            (0..).zip(&mut self.shards).zip(queues).zip(reported)
+        {
             let queue = queue.unwrap_or(0);
-            shard.stuck = if queue > 0 && queue >= shard.queue && !shard.watched { shard.stuck + 1 } else { 0 };
+            shard.stuck = if queue > 0 && queue >= shard.queue && !shard.watched {
+                shard.stuck + 1
+            } else {
+                0
+            };
             if queue < shard.queue && !shard.watched {
                 // Somebody takes them.
                 if shard.hung_since.is_some() && shard.recover() {
@@ -258,10 +267,13 @@ impl ShardGroup {
         self.even_out();
         self.watch();
         let serving = || self.shards.iter().filter(|shard| shard.reported.present);
-        if serving().any(|shard| shard.queue > 0 || shard.load > 0.5 || shard.health != ShardHealth::Serving) {
+        if serving().any(|shard| {
+            shard.queue > 0 || shard.load > 0.5 || shard.health != ShardHealth::Serving
+        }) {
             self.awake = now;
         }
-        let unsettled = serving().any(|shard| shard.queue > 0 || matches!(shard.health, ShardHealth::Suspect { .. }));
+        let unsettled = serving()
+            .any(|shard| shard.queue > 0 || matches!(shard.health, ShardHealth::Suspect { .. }));
         let pace = if unsettled || now.since(self.awake) < WAKEFUL { FAST } else { SLOW };
         let sockets = u32::try_from(self.shards.len()).unwrap_or(u32::MAX);
         self.next_look = now + pace.max(FOR_EACH.saturating_mul(sockets).min(FOR_ALL));
@@ -272,22 +284,31 @@ impl ShardGroup {
         let mut queues: Vec<u32> = self.in_program(true).map(|n| self.shards[n].queue).collect();
         queues.sort_unstable();
         let others = queues.len() > 1;
-        let (least, middle) = (queues.first().copied().unwrap_or(0), queues.get(queues.len().saturating_sub(1) / 2).copied());
+        let (least, middle) = (
+            queues.first().copied().unwrap_or(0),
+            queues.get(queues.len().saturating_sub(1) / 2).copied(),
+        );
         let serving = self.in_program(true).count();
         for number in 0..self.shards.len() {
             let shard = &mut self.shards[number];
             match shard.health {
                 ShardHealth::Serving if shard.reported.present => {
                     let far_behind = shard.queue > 4 * middle.unwrap_or(0) + LONG;
-                    let suspicious = (shard.stuck >= SUSPECT_AFTER && far_behind) || (shard.stuck >= SUSPECT_LATE && least == 0);
+                    let suspicious = (shard.stuck >= SUSPECT_AFTER && far_behind)
+                        || (shard.stuck >= SUSPECT_LATE && least == 0);
                     if suspicious && others {
                         shard.health = ShardHealth::Suspect { looks: 0 };
-                    } else if (!others || shard.back_at.is_some_and(|at| now.since(at) >= PROBATION)) && shard.recover() {
+                    } else if (!others
+                        || shard.back_at.is_some_and(|at| now.since(at) >= PROBATION))
+                        && shard.recover()
+                    {
                         // An only one has nobody who could do better.
                         self.changes.push(Change::Recovered(number as u16));
                     }
                 }
-                ShardHealth::Suspect { .. } if shard.stuck == 0 || serving == 0 => shard.health = ShardHealth::Serving,
+                ShardHealth::Suspect { .. } if shard.stuck == 0 || serving == 0 => {
+                    shard.health = ShardHealth::Serving
+                }
                 ShardHealth::Suspect { looks } if looks + 1 < STALLED_AFTER => {
                     shard.health = ShardHealth::Suspect { looks: looks + 1 }
                 }
@@ -318,7 +339,8 @@ impl ShardGroup {
         }
         // In relation to the weight: twice the weight is meant to be twice as busy.
         let load = |shard: &Shard| shard.load * 100.0 / f64::from(shard.weight.max(1));
-        let mean = serving.iter().map(|n| load(&self.shards[*n])).sum::<f64>() / serving.len() as f64;
+        let mean =
+            serving.iter().map(|n| load(&self.shards[*n])).sum::<f64>() / serving.len() as f64;
         let mut most = LEAST;
         for number in &serving {
             let shard = &mut self.shards[*number];
@@ -344,21 +366,29 @@ impl ShardGroup {
         }
     }
 
-    /// Queues that stay much longer than the others are cut down: whoever waits there would wait for long. One long queue may be chance, a
-    /// worker that the system has not let run for a moment. (Clients that are meant for one worker wait for it all the same.)
+    /// Queues that stay much longer than the others are cut down: whoever waits there would wait
+    /// for long. One long queue may be chance, a worker that the system has not let run for a
+    /// moment. (Clients that are meant for one worker wait for it all the same.)
     fn even_out(&mut self) {
         if self.udp || self.sticky.is_some() {
             return;
         }
         let serving: Vec<usize> = self.in_program(true).collect();
-        let sum = |of: fn(&Shard) -> u32| serving.iter().map(|n| u64::from(of(&self.shards[*n]))).sum::<u64>();
+        let sum = |of: fn(&Shard) -> u32| {
+            serving.iter().map(|n| u64::from(of(&self.shards[*n]))).sum::<u64>()
+        };
         let (queues, weights) = (sum(|shard| shard.queue), sum(|shard| shard.weight).max(1));
         for number in serving {
             let shard = &mut self.shards[number];
             let due = u32::try_from(queues * u64::from(shard.weight) / weights).unwrap_or(u32::MAX);
             // Of a worker that has shown to be slower than others, any queue is long.
-            let (long, stays) = if shard.level < SLOWER { (LONG_IF_SLOWER, 1) } else { (LONG, STAYS_LONG) };
-            shard.long = if shard.queue > due.saturating_mul(2).saturating_add(long) { shard.long + 1 } else { 0 };
+            let (long, stays) =
+                if shard.level < SLOWER { (LONG_IF_SLOWER, 1) } else { (LONG, STAYS_LONG) };
+            shard.long = if shard.queue > due.saturating_mul(2).saturating_add(long) {
+                shard.long + 1
+            } else {
+                0
+            };
             if shard.long < stays {
                 continue;
             }
@@ -374,10 +404,12 @@ impl ShardGroup {
         self.shards.get(usize::from(index)).map_or(0, |shard| shard.queue)
     }
 
-    /// The places that new connections go to: those where somebody takes them; without `strictly`, if there are none, those where somebody
-    /// is; if there are none either, all.
+    /// The places that new connections go to: those where somebody takes them; without `strictly`,
+    /// if there are none, those where somebody is; if there are none either, all.
     fn in_program(&self, strictly: bool) -> Box<dyn Iterator<Item = usize> + '_> {
-        let serving = |shard: &Shard| shard.reported.present && shard.weight > 0 && shard.health == ShardHealth::Serving;
+        let serving = |shard: &Shard| {
+            shard.reported.present && shard.weight > 0 && shard.health == ShardHealth::Serving
+        };
         let present = |shard: &Shard| shard.reported.present;
         let numbers = self.shards.iter().enumerate();
         if strictly || self.shards.iter().any(serving) {
@@ -389,10 +421,12 @@ impl ShardGroup {
         }
     }
 
-    /// A queue that nobody takes from is the primary's. (Datagrams cannot be handed over; they wait for a successor.)
+    /// A queue that nobody takes from is the primary's. (Datagrams cannot be handed over; they wait
+    /// for a successor.)
     fn watch(&mut self) {
         for (number, shard) in (0..).zip(&mut self.shards) {
-            let watched = !self.udp && (!shard.reported.present || matches!(shard.health, ShardHealth::Stalled { .. }));
+            let watched = !self.udp
+                && (!shard.reported.present || matches!(shard.health, ShardHealth::Stalled { .. }));
             if std::mem::replace(&mut shard.watched, watched) != watched {
                 self.changes.push(Change::Watch(number, watched));
             }
@@ -409,7 +443,8 @@ impl ShardGroup {
         for number in &steered {
             let shard = &self.shards[*number];
             let weight = f64::from(shard.weight.clamp(1, 1_000_000));
-            shares[*number] = (weight * shard.level * 1000.0).round().clamp(1.0, f64::from(u32::MAX)) as u32;
+            shares[*number] =
+                (weight * shard.level * 1000.0).round().clamp(1.0, f64::from(u32::MAX)) as u32;
         }
         let program = if self.numbers_lost {
             let mut even = vec![100; self.shards.len()];
@@ -419,14 +454,21 @@ impl ShardGroup {
         } else if self.udp || self.sticky.is_some() {
             let sticky = self.sticky.clone().unwrap_or_default();
             // Datagrams of one flow stay together; a client's flows only if that is asked for.
-            let (flows, prefix6) = (self.udp && self.sticky.is_none(), if self.sticky.is_some() { sticky.prefix6 } else { 128 });
+            let (flows, prefix6) = (
+                self.udp && self.sticky.is_none(),
+                if self.sticky.is_some() { sticky.prefix6 } else { 128 },
+            );
             let index = |n: usize| (self.shards[n].weight, shares[n] > 0);
             let mut table = partition(&(0..self.shards.len()).map(index).collect::<Vec<_>>());
             table.iter_mut().for_each(|number| *number += FOUNDERS);
             program::by_client(&table, sticky.prefix4, prefix6, flows)
         } else {
-            let close = |(now, then): (&u32, &u32)| now == then || (*then > 0 && *now > 0 && now.abs_diff(*then) * 50 < *then);
-            if shares.len() == self.installed_shares.len() && shares.iter().zip(&self.installed_shares).all(close) {
+            let close = |(now, then): (&u32, &u32)| {
+                now == then || (*then > 0 && *now > 0 && now.abs_diff(*then) * 50 < *then)
+            };
+            if shares.len() == self.installed_shares.len()
+                && shares.iter().zip(&self.installed_shares).all(close)
+            {
                 return None;
             }
             self.installed_shares.clone_from(&shares);

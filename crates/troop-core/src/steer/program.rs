@@ -1,6 +1,6 @@
-//! Classic BPF programs for `SO_ATTACH_REUSEPORT_CBPF` (socket(7); the instructions are those of bpf(4) on BSD, and Linux'
-//! `Documentation/networking/filter.rst`). They look at the packet that opens a connection, or at a datagram, and return the number of a
-//! socket.
+//! Classic BPF programs for `SO_ATTACH_REUSEPORT_CBPF` (socket(7); the instructions are those of
+//! bpf(4) on BSD, and Linux' `Documentation/networking/filter.rst`). They look at the packet that
+//! opens a connection, or at a datagram, and return the number of a socket.
 
 use crate::policy::prefix_masks;
 
@@ -66,7 +66,8 @@ struct Leaf {
     code: Vec<Instruction>,
 }
 
-/// Finds the leaf for the number in A by halving: as many comparisons as the leaves' number has digits in base two.
+/// Finds the leaf for the number in A by halving: as many comparisons as the leaves' number has
+/// digits in base two.
 fn tree(leaves: &[Leaf]) -> Vec<Instruction> {
     match leaves {
         [] => vec![op(code::RETURN, 0)],
@@ -106,7 +107,8 @@ pub fn by_share(shares: &[u32]) -> Vec<Instruction> {
         sum += u64::from(share) * run as u64;
         let (start, end) = (at(before), at(sum));
         if end > start {
-            // Equal neighbours are told apart by a division, which rounds so that the last one is never overshot.
+            // Equal neighbours are told apart by a division, which rounds so that the last one is
+            // never overshot.
             let mut code = Vec::new();
             if run == 1 {
                 code.push(op(code::RETURN, number as u32));
@@ -129,8 +131,8 @@ pub fn by_share(shares: &[u32]) -> Vec<Instruction> {
     program
 }
 
-/// Chooses by the sender's address, cut to its first bits: the number in `table`, whose index is the client's [bucket](crate::policy::bucket_of). With
-/// `flows` also by the sender's UDP port.
+/// Chooses by the sender's address, cut to its first bits: the number in `table`, whose index is
+/// the client's [bucket](crate::policy::bucket_of). With `flows` also by the sender's UDP port.
 #[must_use]
 pub fn by_client(table: &[u16], prefix4: u8, prefix6: u8, flows: bool) -> Vec<Instruction> {
     use crate::policy::mixing as mix;
@@ -146,14 +148,18 @@ pub fn by_client(table: &[u16], prefix4: u8, prefix6: u8, flows: bool) -> Vec<In
         program.push(op(code::SHIFT_RIGHT, mix::SHIFT_WORD));
         program.push(op(code::XOR_X, 0));
     };
-    let address = |offset: u32, mask: u32| [op(code::LOAD, IP_HEADER + offset), op(code::AND, mask)];
+    let address =
+        |offset: u32, mask: u32| [op(code::LOAD, IP_HEADER + offset), op(code::AND, mask)];
     let (mut four, mut six) = (Vec::new(), Vec::new());
     mixed(&address(12, mask4), &mut four);
     for (word, mask) in (0..).zip(mask6).filter(|(_, mask)| *mask != 0) {
         mixed(&address(8 + 4 * word, mask), &mut six);
     }
     if flows {
-        mixed(&[op(code::HEADER_LENGTH, IP_HEADER), op(code::LOAD_HALF_AT_X, IP_HEADER)], &mut four);
+        mixed(
+            &[op(code::HEADER_LENGTH, IP_HEADER), op(code::LOAD_HALF_AT_X, IP_HEADER)],
+            &mut four,
+        );
         // Behind extension headers the port is not looked for; the address has to do.
         let mut port = Vec::new();
         mixed(&[op(code::LOAD_HALF, IP_HEADER + 40)], &mut port);

@@ -19,23 +19,27 @@ pub struct Config {
     pub listen_patience: Duration,
     /// How long a new worker may take to be ready when it replaces another one.
     pub ready_timeout: Duration,
-    /// How long the first new worker of a reload must have been ready before the first old one leaves.
+    /// How long the first new worker of a reload must have been ready before the first old one
+    /// leaves.
     pub min_ready_time: Duration,
     /// How many workers a reload may start beyond those that there should be.
     pub max_surge: usize,
     /// How many workers fewer than there should be a reload may make do with.
     pub max_unavailable: usize,
-    /// A worker that was ready for this long is restarted at once when it ends, and its end does not count. Also how long a worker that does not
-    /// speak the protocol runs until it counts as ready.
+    /// A worker that was ready for this long is restarted at once when it ends, and its end does
+    /// not count. Also how long a worker that does not speak the protocol runs until it counts as
+    /// ready.
     pub min_uptime: Duration,
-    /// The delay before the first restart of a slot whose worker was not ready for that long; doubled each time.
+    /// The delay before the first restart of a slot whose worker was not ready for that long;
+    /// doubled each time.
     pub first_delay: Duration,
     /// The longest such delay.
     pub max_delay: Duration,
-    /// While no worker has been ready: how long the first may take, and the window in which ends are counted. Later, with
-    /// `ends_when_failed`: how long the app may be without a ready worker.
+    /// While no worker has been ready: how long the first may take, and the window in which ends
+    /// are counted. Later, with `ends_when_failed`: how long the app may be without a ready worker.
     pub window: Duration,
-    /// Ends within the window after which the start has failed, if no worker has ever been ready; one budget for all workers.
+    /// Ends within the window after which the start has failed, if no worker has ever been ready;
+    /// one budget for all workers.
     pub max_ends: usize,
     /// Which ends are followed by a restart.
     pub restart: Restart,
@@ -53,8 +57,9 @@ pub struct Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Readiness {
-    /// When it listens. A program that never does is no server; there it is enough that a worker stays up: for its minimum time, or, if it speaks
-    /// the protocol and could still listen, for `listen_patience` from when it is online.
+    /// When it listens. A program that never does is no server; there it is enough that a worker
+    /// stays up: for its minimum time, or, if it speaks the protocol and could still listen, for
+    /// `listen_patience` from when it is online.
     #[default]
     Auto,
     /// When it listens.

@@ -1,10 +1,15 @@
-//! What follows when workers end by themselves: back-off per slot, and when the app as a whole has failed.
+//! What follows when workers end by themselves: back-off per slot, and when the app as a whole has
+//! failed.
 //!
-//! Giving up is for an app that cannot start. One that has had a ready worker goes on, unless it was told to end when it is down.
+//! Giving up is for an app that cannot start. One that has had a ready worker goes on, unless it
+//! was told to end when it is down.
 
 use std::time::Duration;
 
-use super::{Cause, Config, ExitHow, GiveUp, Order, Outcome, Progress, RunState, Slot, SlotWorker, Supervisor, Time, Vacancy};
+use super::{
+    Cause, Config, ExitHow, GiveUp, Order, Outcome, Progress, RunState, Slot, SlotWorker,
+    Supervisor, Time, Vacancy,
+};
 
 /// How far a worker had come when it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +25,8 @@ pub(super) enum Life {
 /// How complete the app is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Level {
-    /// No worker has been ready yet; or slots have not had a ready worker yet, and none has lost its worker.
+    /// No worker has been ready yet; or slots have not had a ready worker yet, and none has lost
+    /// its worker.
     Starting,
     /// Every slot that is to have a ready worker has one.
     Complete,
@@ -45,7 +51,13 @@ pub(super) struct Health {
 
 impl Health {
     pub(super) fn new(been_ready: bool) -> Health {
-        Health { level: Level::Starting, been_ready, down_since: None, reported: false, looked: Time(0) }
+        Health {
+            level: Level::Starting,
+            been_ready,
+            down_since: None,
+            reported: false,
+            looked: Time(0),
+        }
     }
 }
 
@@ -72,7 +84,8 @@ impl Supervisor {
         self.health.been_ready |= life != Life::Unready;
         let state = &mut self.slots[slot];
         if let Some(successor) = state.successor.take() {
-            // Its successor is on the way; it is the worker of this slot now, whatever becomes of the rest.
+            // Its successor is on the way; it is the worker of this slot now, whatever becomes of
+            // the rest.
             (state.current, state.lost) = (Some(successor), true);
             self.orders.push_back(Order::Admit(successor.worker));
             if let Some(round) = &mut self.round {
@@ -81,7 +94,10 @@ impl Supervisor {
             self.advance(now);
             return;
         }
-        let is_new = self.round.as_ref().is_some_and(|round| round.is_of(slot, member.generation, self.generation));
+        let is_new = self
+            .round
+            .as_ref()
+            .is_some_and(|round| round.is_of(slot, member.generation, self.generation));
         if is_new {
             self.fail_round(now, format!("the new worker ended with {how}"));
             if self.phase != RunState::Running {
@@ -90,7 +106,8 @@ impl Supervisor {
         }
         if self.config.is_final(how) {
             self.slots[slot].done = Some((member.worker, how));
-            self.orders.push_back(Order::Tell(Progress::NotRestarting { worker: member.worker, how }));
+            self.orders
+                .push_back(Order::Tell(Progress::NotRestarting { worker: member.worker, how }));
             self.end_if_all_have(now);
             return;
         }
@@ -99,17 +116,31 @@ impl Supervisor {
 
     /// When all workers have ended for good, so has everything.
     pub(super) fn end_if_all_have(&mut self, now: Time) {
-        if self.phase != RunState::Running || self.slots.is_empty() || self.slots.iter().any(|state| state.done.is_none()) {
+        if self.phase != RunState::Running
+            || self.slots.is_empty()
+            || self.slots.iter().any(|state| state.done.is_none())
+        {
             return;
         }
-        let failure = self.slots.iter().filter_map(|state| state.done).find(|(_, how)| !self.config.is_finished(*how));
-        self.end(now, failure.map_or(Outcome::Stopped, |(worker, how)| Outcome::GaveUp(GiveUp::AllEnded { worker, how })));
+        let failure = self
+            .slots
+            .iter()
+            .filter_map(|state| state.done)
+            .find(|(_, how)| !self.config.is_finished(*how));
+        self.end(
+            now,
+            failure.map_or(Outcome::Stopped, |(worker, how)| {
+                Outcome::GaveUp(GiveUp::AllEnded { worker, how })
+            }),
+        );
     }
 
     /// Whether every slot has a worker that is ready.
     #[must_use]
     pub fn is_complete(&self, now: Time) -> bool {
-        self.slots.iter().all(|state| state.current.is_some_and(|member| member.is_ready(now, false, &self.config)))
+        self.slots.iter().all(|state| {
+            state.current.is_some_and(|member| member.is_ready(now, false, &self.config))
+        })
     }
 
     /// Slots without a worker.
@@ -125,7 +156,9 @@ impl Supervisor {
 
     /// Whether no worker is ready.
     pub(super) fn is_down(&self, now: Time) -> bool {
-        !self.slots.iter().any(|state| state.current.is_some_and(|member| member.is_ready(now, false, &self.config)))
+        !self.slots.iter().any(|state| {
+            state.current.is_some_and(|member| member.is_ready(now, false, &self.config))
+        })
     }
 
     /// Whether a worker runs, ready or not.
@@ -134,7 +167,14 @@ impl Supervisor {
     }
 
     /// A slot lost its worker unexpectedly.
-    pub(super) fn vacant(&mut self, now: Time, slot: usize, cause: Cause, life: Life, served: bool) {
+    pub(super) fn vacant(
+        &mut self,
+        now: Time,
+        slot: usize,
+        cause: Cause,
+        life: Life,
+        served: bool,
+    ) {
         self.restarts.note();
         if !self.health.been_ready && (matches!(cause, Cause::Ended(..)) || !self.has_workers()) {
             let ends = self.restarts.ended(now);
@@ -143,7 +183,12 @@ impl Supervisor {
                 return;
             }
         }
-        let others = self.slots.iter().enumerate().filter(|(other, state)| *other != slot && state.lost).count();
+        let others = self
+            .slots
+            .iter()
+            .enumerate()
+            .filter(|(other, state)| *other != slot && state.lost)
+            .count();
         let state = &mut self.slots[slot];
         state.lost = true;
         state.quick_ends = match life {
@@ -171,48 +216,64 @@ impl Supervisor {
 
     /// When a slot that has lost its worker, or is to go on as before, gets the next one.
     pub(super) fn retry(&mut self, now: Time, slot: usize) {
-        let others = self.slots.iter().enumerate().filter(|(other, state)| *other != slot && state.lost).count();
+        let others = self
+            .slots
+            .iter()
+            .enumerate()
+            .filter(|(other, state)| *other != slot && state.lost)
+            .count();
         let delay = self.restarts.delay(self.slots[slot].quick_ends, others);
         self.slots[slot].retry_at = Some(now + delay);
     }
 
-    /// Whether [`Supervisor::hurry`] would change anything: no worker is ready, and slots wait whose last workers had been.
+    /// Whether [`Supervisor::hurry`] would change anything: no worker is ready, and slots wait
+    /// whose last workers had been.
     #[must_use]
     pub fn may_hurry(&self) -> bool {
-        let waits =
-            |state: &super::SlotState| matches!((state.hurry_at, state.retry_at), (Some(soon), Some(late)) if soon < late);
-        self.phase == RunState::Running && self.health.down_since.is_some() && self.slots.iter().any(waits)
+        let waits = |state: &super::SlotState| matches!((state.hurry_at, state.retry_at), (Some(soon), Some(late)) if soon < late);
+        self.phase == RunState::Running
+            && self.health.down_since.is_some()
+            && self.slots.iter().any(waits)
     }
 
-    /// Clients wait while no worker is ready. Slots whose last workers had been ready do not wait longer than after a first quick end, so that
-    /// requests that end workers do not keep the others from being served.
+    /// Clients wait while no worker is ready. Slots whose last workers had been ready do not wait
+    /// longer than after a first quick end, so that requests that end workers do not keep the
+    /// others from being served.
     pub fn hurry(&mut self, now: Time) {
         self.due.set(None);
         if !self.may_hurry() {
             return;
         }
         for state in &mut self.slots {
-            state.retry_at = state.retry_at.map(|at| state.hurry_at.map_or(at, |soon| at.min(soon)));
+            state.retry_at =
+                state.retry_at.map(|at| state.hurry_at.map_or(at, |soon| at.min(soon)));
         }
         self.fill(now);
     }
 
     // ---- workers that are never ready ----
 
-    /// How long a worker that is started now may take to be ready. Those of the first start may take as long as that.
+    /// How long a worker that is started now may take to be ready. Those of the first start may
+    /// take as long as that.
     pub(super) fn ready_limit(&self) -> Duration {
         if self.health.been_ready { self.config.ready_timeout } else { self.down_limit() }
     }
 
-    /// The workers that are not ready, will not be by their age alone, and are not waited for by a round.
+    /// The workers that are not ready, will not be by their age alone, and are not waited for by a
+    /// round.
     fn unready(&self) -> impl Iterator<Item = (usize, SlotWorker)> {
-        let is_leaving = |member: &SlotWorker| self.leaving.iter().any(|l| l.worker == member.worker);
+        let is_leaving =
+            |member: &SlotWorker| self.leaving.iter().any(|l| l.worker == member.worker);
         let is_in_round = |slot| self.round.as_ref().is_some_and(|round| round.is_at(slot));
         // A first start fails as a whole.
         let counts = self.phase == RunState::Running && self.health.been_ready;
-        let members = self.slots.iter().enumerate().filter_map(|(slot, state)| Some((slot, state.current?)));
+        let members =
+            self.slots.iter().enumerate().filter_map(|(slot, state)| Some((slot, state.current?)));
         members.filter(move |(slot, member)| {
-            counts && member.ready_at(false, &self.config).is_none() && !is_leaving(member) && !is_in_round(*slot)
+            counts
+                && member.ready_at(false, &self.config).is_none()
+                && !is_leaving(member)
+                && !is_in_round(*slot)
         })
     }
 
@@ -220,12 +281,19 @@ impl Supervisor {
         self.unready().map(|(_, member)| member.due)
     }
 
-    /// Ends workers that have had their time and are not ready. When they have ended, they are followed as those are that fail.
+    /// Ends workers that have had their time and are not ready. When they have ended, they are
+    /// followed as those are that fail.
     pub(super) fn end_late(&mut self, now: Time) {
-        let late: Vec<_> = self.unready().filter(|(_, member)| member.due <= now).map(|(_, member)| member).collect();
+        let late: Vec<_> = self
+            .unready()
+            .filter(|(_, member)| member.due <= now)
+            .map(|(_, member)| member)
+            .collect();
         for member in late {
-            self.orders
-                .push_back(Order::Tell(Progress::NotReady { worker: member.worker, within: member.due.since(member.since) }));
+            self.orders.push_back(Order::Tell(Progress::NotReady {
+                worker: member.worker,
+                within: member.due.since(member.since),
+            }));
             self.leave_unready(now, member);
         }
     }
@@ -244,22 +312,32 @@ impl Supervisor {
 
     /// How long it may be without a ready worker.
     fn down_limit(&self) -> Duration {
-        if self.health.been_ready { self.config.window } else { self.config.window.max(self.config.ready_timeout) }
+        if self.health.been_ready {
+            self.config.window
+        } else {
+            self.config.window.max(self.config.ready_timeout)
+        }
     }
 
     /// When it is given up if no worker becomes ready.
     fn gives_up_at(&self) -> Option<Time> {
         let limited = !self.health.been_ready || self.config.ends_when_failed;
-        let down_since =
-            self.health.down_since.filter(|_| limited && self.phase == RunState::Running && !self.slots.is_empty())?;
+        let down_since = self
+            .health
+            .down_since
+            .filter(|_| limited && self.phase == RunState::Running && !self.slots.is_empty())?;
         Some(down_since + self.down_limit())
     }
 
-    /// When there is something to see if nothing happens before: a worker becomes ready by its age, or it is time to give up.
+    /// When there is something to see if nothing happens before: a worker becomes ready by its age,
+    /// or it is time to give up.
     pub(super) fn health_deadlines(&self) -> impl Iterator<Item = Time> {
         let looked = self.health.looked;
-        let ready = self.slots.iter().filter_map(move |state| state.current?.ready_at(false, &self.config));
-        ready.filter(move |at| *at > looked && self.phase == RunState::Running).chain(self.gives_up_at())
+        let ready =
+            self.slots.iter().filter_map(move |state| state.current?.ready_at(false, &self.config));
+        ready
+            .filter(move |at| *at > looked && self.phase == RunState::Running)
+            .chain(self.gives_up_at())
     }
 
     /// Looks at how the app is. To be called after everything that may have changed that.
@@ -286,7 +364,8 @@ impl Supervisor {
         let health = &mut self.health;
         health.been_ready |= ready > 0;
         // Where no worker is wanted, none is missing.
-        health.down_since = if ready > 0 || self.slots.is_empty() { None } else { health.down_since.or(Some(now)) };
+        health.down_since =
+            if ready > 0 || self.slots.is_empty() { None } else { health.down_since.or(Some(now)) };
         let level = match (health.been_ready, lost, ready, awaited) {
             (false, ..) => Level::Starting,
             (_, 1.., 0, _) => Level::Down,
@@ -312,7 +391,10 @@ impl Supervisor {
             }
         }
         if self.gives_up_at().is_some_and(|at| at <= now) {
-            self.give_up(now, GiveUp::NotReady { been_ready: self.health.been_ready, within: self.down_limit() });
+            self.give_up(
+                now,
+                GiveUp::NotReady { been_ready: self.health.been_ready, within: self.down_limit() },
+            );
         }
     }
 }

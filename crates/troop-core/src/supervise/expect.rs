@@ -1,4 +1,5 @@
-//! What is expected: workers that are still to come, and the addresses that new workers have to take over from old ones.
+//! What is expected: workers that are still to come, and the addresses that new workers have to
+//! take over from old ones.
 
 use super::{RunState, Supervisor};
 use crate::event::Address;
@@ -11,8 +12,9 @@ pub struct Claim {
     pub at: Address,
     /// The workers that listen there; none if it was left open for whoever comes next.
     pub holders: Vec<WorkerId>,
-    /// Workers of several slots had it, or the only one: the first new worker must listen there before the first old one leaves. Otherwise it
-    /// is enough that a new one does before the worker that has it leaves.
+    /// Workers of several slots had it, or the only one: the first new worker must listen there
+    /// before the first old one leaves. Otherwise it is enough that a new one does before the
+    /// worker that has it leaves.
     pub is_shared: bool,
 }
 
@@ -20,7 +22,8 @@ pub struct Claim {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lacking<'a> {
     pub(super) claim: &'a Claim,
-    /// The worker that is to be replaced has it to itself, and another slot's new worker may take it as well.
+    /// The worker that is to be replaced has it to itself, and another slot's new worker may take
+    /// it as well.
     pub(super) may_come: bool,
 }
 
@@ -42,8 +45,9 @@ impl Claims {
         self.listening.push((worker, at));
     }
 
-    /// An address where none of the new ones listens, and that this holder has, or that was left open for whoever comes. With `is_last`, no more
-    /// new ones are to come, so it is about all addresses.
+    /// An address where none of the new ones listens, and that this holder has, or that was left
+    /// open for whoever comes. With `is_last`, no more new ones are to come, so it is about all
+    /// addresses.
     pub(super) fn lacking(
         &self,
         holder: Option<WorkerId>,
@@ -51,8 +55,12 @@ impl Claims {
         is_new: impl Fn(WorkerId) -> bool,
     ) -> Option<Lacking<'_>> {
         let is_held = |claim: &Claim| holder.is_some_and(|holder| claim.holders.contains(&holder));
-        let concerns = |claim: &&Claim| is_last || is_held(claim) || (claim.is_shared && claim.holders.is_empty());
-        let is_taken = |at: &Address| self.listening.iter().any(|(worker, all)| all.contains(at) && is_new(*worker));
+        let concerns = |claim: &&Claim| {
+            is_last || is_held(claim) || (claim.is_shared && claim.holders.is_empty())
+        };
+        let is_taken = |at: &Address| {
+            self.listening.iter().any(|(worker, all)| all.contains(at) && is_new(*worker))
+        };
         let claim = self.claims.iter().filter(concerns).find(|claim| !is_taken(&claim.at))?;
         Some(Lacking { claim, may_come: !claim.is_shared && !is_last })
     }
@@ -74,7 +82,12 @@ impl Claims {
     /// Where a worker listens, for people: the first few addresses.
     pub(super) fn listed(&self, worker: WorkerId) -> String {
         const FEW: usize = 4;
-        let all = self.listening.iter().find(|(other, _)| *other == worker).map(|(_, all)| all.as_slice()).unwrap_or_default();
+        let all = self
+            .listening
+            .iter()
+            .find(|(other, _)| *other == worker)
+            .map(|(_, all)| all.as_slice())
+            .unwrap_or_default();
         match all {
             [] => "nowhere".into(),
             all => {
@@ -86,20 +99,23 @@ impl Claims {
 }
 
 impl Supervisor {
-    /// Whether workers are still to be started that may ask for a listener: a slot is empty or about to be, workers are being replaced, or
-    /// none are wanted for now.
+    /// Whether workers are still to be started that may ask for a listener: a slot is empty or
+    /// about to be, workers are being replaced, or none are wanted for now.
     #[must_use]
     pub fn expects_workers(&self) -> bool {
         match self.phase {
             RunState::Idle => true,
             RunState::Stopping(_) | RunState::Finished => false,
             RunState::Running => {
-                let is_leaving = |worker| self.leaving.iter().any(|leaving| leaving.worker == worker);
+                let is_leaving =
+                    |worker| self.leaving.iter().any(|leaving| leaving.worker == worker);
                 let mut slots = self.slots.iter();
                 self.slots.is_empty()
                     || self.round.is_some()
                     || self.rejected.is_some()
-                    || slots.any(|slot| slot.current.map_or(slot.done.is_none(), |member| is_leaving(member.worker)))
+                    || slots.any(|slot| {
+                        slot.current.map_or(slot.done.is_none(), |member| is_leaving(member.worker))
+                    })
             }
         }
     }

@@ -1,6 +1,8 @@
 //! How workers leave: singly for a successor, all of them for a pause or the end.
 
-use super::{Afterwards, LINGER, Leaving, Order, Outcome, Progress, RunState, SlotWorker, Supervisor, Time};
+use super::{
+    Afterwards, LINGER, Leaving, Order, Outcome, Progress, RunState, SlotWorker, Supervisor, Time,
+};
 
 impl Supervisor {
     // ---- resting ----
@@ -59,7 +61,9 @@ impl Supervisor {
     fn empty(&mut self, now: Time) {
         self.rejected = None;
         if let Some(round) = self.round.take() {
-            self.orders.push_back(Order::Tell(round.failure("all workers are being ended".into(), Afterwards::Ends)));
+            self.orders.push_back(Order::Tell(
+                round.failure("all workers are being ended".into(), Afterwards::Ends),
+            ));
         }
         let mut members = Vec::new();
         for state in &mut self.slots {
@@ -82,14 +86,23 @@ impl Supervisor {
             Order::Terminate(member.worker)
         });
         let kill_at = now + self.config.grace;
-        self.leaving.push(Leaving { worker: member.worker, kill_at, term_at: None, killed: false, is_surplus: false });
+        self.leaving.push(Leaving {
+            worker: member.worker,
+            kill_at,
+            term_at: None,
+            killed: false,
+            is_surplus: false,
+        });
     }
 
     /// Has a worker leave that has never been ready, so that it has hardly anything to finish.
     pub(super) fn leave_unready(&mut self, now: Time, member: SlotWorker) {
         self.leave(now, member);
         let term_at = Some(now + LINGER);
-        self.leaving.iter_mut().filter(|l| l.worker == member.worker).for_each(|l| l.term_at = term_at);
+        self.leaving
+            .iter_mut()
+            .filter(|l| l.worker == member.worker)
+            .for_each(|l| l.term_at = term_at);
     }
 
     /// Has a worker leave for a successor. Those that never leave must not become more and more.

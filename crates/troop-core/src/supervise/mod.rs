@@ -1,6 +1,8 @@
-//! How many workers there should be, and what to do when there are not: restarts, replacement, shutdown.
+//! How many workers there should be, and what to do when there are not: restarts, replacement,
+//! shutdown.
 //!
-//! A state machine like [`crate::primary`]: call the method that fits what happened, then carry out the [`Order`]s in order.
+//! A state machine like [`crate::primary`]: call the method that fits what happened, then carry out
+//! the [`Order`]s in order.
 
 mod config;
 mod ends;
@@ -58,7 +60,9 @@ impl SlotWorker {
         };
         let aged = match self.online {
             // One that speaks Node's protocol may still be about to listen.
-            Some(online) if self.has_ipc => Some(online + config.listen_patience.max(config.min_uptime)),
+            Some(online) if self.has_ipc => {
+                Some(online + config.listen_patience.max(config.min_uptime))
+            }
             // It is still being loaded.
             None if self.has_ipc => None,
             _ => Some(self.since + config.min_uptime),
@@ -88,7 +92,8 @@ struct SlotState {
     current: Option<SlotWorker>,
     successor: Option<SlotWorker>,
     retry_at: Option<Time>,
-    /// When to retry if clients wait and no worker is ready: known of a slot whose last worker had been ready.
+    /// When to retry if clients wait and no worker is ready: known of a slot whose last worker had
+    /// been ready.
     hurry_at: Option<Time>,
     /// Ends in a row of workers that were not ready for the minimum time.
     quick_ends: u32,
@@ -110,11 +115,13 @@ enum RunState {
 /// What a supervisor is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SupervisorState {
-    /// No worker has been ready yet; or slots have not had a ready worker yet, and none has lost its worker.
+    /// No worker has been ready yet; or slots have not had a ready worker yet, and none has lost
+    /// its worker.
     Starting,
     /// It keeps the workers running, and every slot has a ready one.
     Running,
-    /// After a worker had been ready: the worker of some slots has ended, or could not be started, and no ready one has followed.
+    /// After a worker had been ready: the worker of some slots has ended, or could not be started,
+    /// and no ready one has followed.
     Degraded,
     /// It replaces them.
     Reloading,
@@ -154,7 +161,8 @@ pub struct Supervisor {
     /// What workers are started now belong to; one more with each reload.
     generation: u32,
     round: Option<Round>,
-    /// A generation that was rejected and is still there in part, and when it is tried again to replace that.
+    /// A generation that was rejected and is still there in part, and when it is tried again to
+    /// replace that.
     rejected: Option<(u32, Option<Time>)>,
     phase: RunState,
     health: Health,
@@ -248,7 +256,9 @@ impl Supervisor {
     #[must_use]
     pub fn state(&self) -> SupervisorState {
         match &self.phase {
-            RunState::Running if self.round.as_ref().is_some_and(|round| !round.is_recycling()) => SupervisorState::Reloading,
+            RunState::Running if self.round.as_ref().is_some_and(|round| !round.is_recycling()) => {
+                SupervisorState::Reloading
+            }
             RunState::Running => match self.health.level {
                 Level::Starting => SupervisorState::Starting,
                 Level::Complete => SupervisorState::Running,
@@ -271,15 +281,18 @@ impl Supervisor {
         self.leaving.iter().any(|l| l.worker == worker && l.is_surplus)
     }
 
-    /// Whether a worker counts as up, and which generation it belongs to: 1 for the first, one more for each reload. `None` if it has left, or is leaving.
+    /// Whether a worker counts as up, and which generation it belongs to: 1 for the first, one more
+    /// for each reload. `None` if it has left, or is leaving.
     #[must_use]
     pub fn standing(&self, now: Time, worker: WorkerId) -> Option<(bool, u32)> {
-        let members = self.slots.iter().flat_map(|state| state.current.iter().chain(&state.successor));
+        let members =
+            self.slots.iter().flat_map(|state| state.current.iter().chain(&state.successor));
         let member = members.into_iter().find(|member| member.worker == worker)?;
         Some((member.is_ready(now, false, &self.config), member.generation))
     }
 
-    /// Changes how many workers are kept running. Those that are too many finish, the last ones first. Without effect while stopping.
+    /// Changes how many workers are kept running. Those that are too many finish, the last ones
+    /// first. Without effect while stopping.
     pub fn scale(&mut self, now: Time, workers: usize) {
         self.due.set(None);
         if !matches!(self.phase, RunState::Running | RunState::Idle) {
@@ -296,12 +309,18 @@ impl Supervisor {
             }
             self.slots.push(SlotState::default());
         }
-        let surplus =
-            self.slots.split_off(workers).into_iter().flat_map(|state| state.current.into_iter().chain(state.successor));
+        let surplus = self
+            .slots
+            .split_off(workers)
+            .into_iter()
+            .flat_map(|state| state.current.into_iter().chain(state.successor));
         let surplus: Vec<_> = surplus.collect();
         surplus.iter().for_each(|member| self.leave(now, *member));
         let gone: Vec<_> = surplus.iter().map(|member| member.worker).collect();
-        self.leaving.iter_mut().filter(|l| gone.contains(&l.worker)).for_each(|l| l.is_surplus = true);
+        self.leaving
+            .iter_mut()
+            .filter(|l| gone.contains(&l.worker))
+            .for_each(|l| l.is_surplus = true);
         if let Some(round) = &mut self.round {
             round.shrink(workers, &gone);
         }
@@ -310,7 +329,8 @@ impl Supervisor {
         self.look(now);
     }
 
-    /// A fork that was ordered failed. `for_good` means that trying again cannot help (the program does not exist).
+    /// A fork that was ordered failed. `for_good` means that trying again cannot help (the program
+    /// does not exist).
     pub fn fork_failed(&mut self, now: Time, slot: Slot, reason: String, for_good: bool) {
         self.due.set(None);
         if self.phase != RunState::Running || slot.0 >= self.slots.len() {
@@ -337,19 +357,24 @@ impl Supervisor {
         matches!(self.phase, RunState::Stopping(_) | RunState::Finished)
     }
 
-    /// A worker that was forked is known to speak Node's protocol, so that it is not taken for one that does not when it takes its time.
+    /// A worker that was forked is known to speak Node's protocol, so that it is not taken for one
+    /// that does not when it takes its time.
     pub fn expect_ipc(&mut self, now: Time, worker: WorkerId) {
         self.with_slot_worker(now, worker, |member| member.has_ipc = true);
     }
 
     /// A worker runs. `has_ipc` means that it says so itself.
     pub fn online(&mut self, now: Time, worker: WorkerId, has_ipc: bool) {
-        self.with_slot_worker(now, worker, |member| (member.online, member.has_ipc) = (member.online.or(Some(now)), has_ipc));
+        self.with_slot_worker(now, worker, |member| {
+            (member.online, member.has_ipc) = (member.online.or(Some(now)), has_ipc)
+        });
     }
 
     /// A worker's server listens.
     pub fn listening(&mut self, now: Time, worker: WorkerId) {
-        self.with_slot_worker(now, worker, |member| member.listening = member.listening.or(Some(now)));
+        self.with_slot_worker(now, worker, |member| {
+            member.listening = member.listening.or(Some(now))
+        });
     }
 
     /// Where a worker listens now. Call before [`Supervisor::listening`].
@@ -361,7 +386,9 @@ impl Supervisor {
 
     /// A worker says that it is ready.
     pub fn reported_ready(&mut self, now: Time, worker: WorkerId) {
-        self.with_slot_worker(now, worker, |member| member.notified = member.notified.or(Some(now)));
+        self.with_slot_worker(now, worker, |member| {
+            member.notified = member.notified.or(Some(now))
+        });
     }
 
     /// A worker has taken connections.
@@ -372,9 +399,15 @@ impl Supervisor {
         }
     }
 
-    fn with_slot_worker(&mut self, now: Time, worker: WorkerId, change: impl FnOnce(&mut SlotWorker)) {
+    fn with_slot_worker(
+        &mut self,
+        now: Time,
+        worker: WorkerId,
+        change: impl FnOnce(&mut SlotWorker),
+    ) {
         self.due.set(None);
-        let mut members = self.slots.iter_mut().flat_map(|p| p.current.iter_mut().chain(p.successor.iter_mut()));
+        let mut members =
+            self.slots.iter_mut().flat_map(|p| p.current.iter_mut().chain(p.successor.iter_mut()));
         if let Some(member) = members.find(|m| m.worker == worker) {
             change(member);
             self.advance(now);
@@ -389,12 +422,20 @@ impl Supervisor {
             leaving.term_at.get_or_insert(now + LINGER);
             return;
         }
-        let mut members = self.slots.iter_mut().flat_map(|p| p.current.iter_mut().chain(p.successor.iter_mut()));
+        let mut members =
+            self.slots.iter_mut().flat_map(|p| p.current.iter_mut().chain(p.successor.iter_mut()));
         if let Some(member) = members.find(|member| member.worker == worker) {
             member.gone = Some(now);
-            // It cannot be given connections any more. Normally it ends by itself at once; its end refills the slot.
+            // It cannot be given connections any more. Normally it ends by itself at once; its end
+            // refills the slot.
             let kill_at = now + self.config.grace;
-            self.leaving.push(Leaving { worker, kill_at, term_at: Some(now + LINGER), killed: false, is_surplus: false });
+            self.leaving.push(Leaving {
+                worker,
+                kill_at,
+                term_at: Some(now + LINGER),
+                killed: false,
+                is_surplus: false,
+            });
             self.look(now);
         }
     }

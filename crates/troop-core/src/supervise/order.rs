@@ -24,7 +24,8 @@ pub enum Order {
     Admit(WorkerId),
     /// Tell a worker to finish, over its channel.
     Disconnect(WorkerId),
-    /// Ask a worker's process to end (`SIGTERM`), because it does not speak the protocol or lingers after it disconnected.
+    /// Ask a worker's process to end (`SIGTERM`), because it does not speak the protocol or lingers
+    /// after it disconnected.
     Terminate(WorkerId),
     /// End a worker's process at once (`SIGKILL`).
     Kill(WorkerId),
@@ -52,7 +53,8 @@ pub enum Cause {
     NotStarted(String),
 }
 
-/// Why supervision gave up. Shown the same wherever it is reported: as an event, in the log and as the program's error.
+/// Why supervision gave up. Shown the same wherever it is reported: as an event, in the log and as
+/// the program's error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GiveUp {
     /// No worker became ready before too many ended or could not be started.
@@ -92,12 +94,21 @@ impl fmt::Display for GiveUp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             GiveUp::NeverReady { ends, within, cause: Cause::Ended(worker, how) } => {
-                write!(f, "no worker became ready, and {ends} ended within {within:.0?}; worker {worker} ended with {how}")
+                write!(
+                    f,
+                    "no worker became ready, and {ends} ended within {within:.0?}; worker {worker} ended with {how}"
+                )
             }
             GiveUp::NeverReady { cause: Cause::NotStarted(reason), .. } => f.write_str(reason),
-            GiveUp::NotReady { been_ready: true, within } => write!(f, "no worker has been ready for {within:.0?}"),
-            GiveUp::NotReady { been_ready: false, within } => write!(f, "no worker became ready within {within:.0?}"),
-            GiveUp::AllEnded { worker, how } => write!(f, "all workers have ended; worker {worker} ended with {how}"),
+            GiveUp::NotReady { been_ready: true, within } => {
+                write!(f, "no worker has been ready for {within:.0?}")
+            }
+            GiveUp::NotReady { been_ready: false, within } => {
+                write!(f, "no worker became ready within {within:.0?}")
+            }
+            GiveUp::AllEnded { worker, how } => {
+                write!(f, "all workers have ended; worker {worker} ended with {how}")
+            }
         }
     }
 }
@@ -139,15 +150,16 @@ pub enum Progress {
         /// How many workers will be replaced.
         workers: usize,
     },
-    /// A new worker is ready, but does not listen yet where the one that it replaces does. It is waited for.
+    /// A new worker is ready, but does not listen yet where the one that it replaces does. It is
+    /// waited for.
     Awaiting {
         /// The new one.
         worker: WorkerId,
         /// Where it is to listen.
         at: Address,
     },
-    /// A new worker does not listen where only the one that it was to replace does. It ends, and the others are replaced first: one of their new
-    /// workers may listen there.
+    /// A new worker does not listen where only the one that it was to replace does. It ends, and
+    /// the others are replaced first: one of their new workers may listen there.
     PutOff {
         /// The new one.
         worker: WorkerId,

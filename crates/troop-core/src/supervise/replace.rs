@@ -64,7 +64,8 @@ pub(super) struct Round {
     revives: bool,
     /// The addresses that new workers have to take over.
     claims: Claims,
-    /// Slots that were put off since the last one was done: their new workers did not take over what only their old ones have.
+    /// Slots that were put off since the last one was done: their new workers did not take over
+    /// what only their old ones have.
     put_off: Vec<usize>,
 }
 
@@ -87,7 +88,8 @@ impl Round {
 
     /// Whether a worker of this slot and generation is what this round brings.
     pub(super) fn is_of(&self, slot: usize, generation: u32, newest: u32) -> bool {
-        let fills = |active: &Active| active.slot == slot && matches!(active.step, Step::Filling(_));
+        let fills =
+            |active: &Active| active.slot == slot && matches!(active.step, Step::Filling(_));
         self.active.iter().any(fills) || (self.is_reload() && generation == newest)
     }
 
@@ -124,24 +126,33 @@ impl Round {
 
     /// Whether another slot may bring what the new worker of this one lacks.
     fn may_put_off(&self, slot: usize) -> bool {
-        let mut others =
-            self.todo.iter().copied().chain(self.active.iter().map(|active| active.slot)).filter(|other| *other != slot);
-        self.is_reload() && !self.put_off.contains(&slot) && others.any(|other| !self.put_off.contains(&other))
+        let mut others = self
+            .todo
+            .iter()
+            .copied()
+            .chain(self.active.iter().map(|active| active.slot))
+            .filter(|other| *other != slot);
+        self.is_reload()
+            && !self.put_off.contains(&slot)
+            && others.any(|other| !self.put_off.contains(&other))
     }
 }
 
 impl Supervisor {
-    /// Replace the workers, each old one told to finish only when its successor is ready, as far as the limits say so. After a pause,
-    /// start them again.
+    /// Replace the workers, each old one told to finish only when its successor is ready, as far as
+    /// the limits say so. After a pause, start them again.
     pub fn reload(&mut self, now: Time) {
         self.reload_with(now, Vec::new());
     }
 
-    /// The same; an old worker that holds a claimed address leaves only when a new worker listens there too.
+    /// The same; an old worker that holds a claimed address leaves only when a new worker listens
+    /// there too.
     pub fn reload_with(&mut self, now: Time, claims: Vec<Claim>) {
         self.due.set(None);
         let revives = self.phase == RunState::Idle;
-        if !(self.phase == RunState::Running || revives) || self.round.as_ref().is_some_and(|round| !round.is_recycling()) {
+        if !(self.phase == RunState::Running || revives)
+            || self.round.as_ref().is_some_and(|round| !round.is_recycling())
+        {
             self.orders.push_back(Order::Tell(Progress::ReloadRefused));
             return;
         }
@@ -155,8 +166,11 @@ impl Supervisor {
         self.slots.iter_mut().for_each(|state| state.done = None);
         self.orders.push_back(Order::Tell(Progress::ReloadStarted { workers: self.slots.len() }));
         let round_claims = Claims::new(claims);
-        // Those that have an address to themselves come last, when it is known whether another new worker has taken it.
-        let has_own = |slot: &usize| self.slots[*slot].current.is_some_and(|member| round_claims.has_own(member.worker));
+        // Those that have an address to themselves come last, when it is known whether another new
+        // worker has taken it.
+        let has_own = |slot: &usize| {
+            self.slots[*slot].current.is_some_and(|member| round_claims.has_own(member.worker))
+        };
         let (late, early): (Vec<_>, Vec<_>) = (0..self.slots.len()).partition(has_own);
         let todo = early.into_iter().chain(late).collect();
         self.begin_round(Why::Reload, todo, round_claims);
@@ -168,30 +182,52 @@ impl Supervisor {
     }
 
     fn begin_round(&mut self, why: Why, todo: VecDeque<usize>, claims: Claims) {
-        self.round = Some(Round { why, todo, active: Vec::new(), proven: true, revives: false, claims, put_off: Vec::new() });
+        self.round = Some(Round {
+            why,
+            todo,
+            active: Vec::new(),
+            proven: true,
+            revives: false,
+            claims,
+            put_off: Vec::new(),
+        });
     }
 
-    /// Replace one worker, if it is in service and no others are being replaced. Returns whether that has begun.
+    /// Replace one worker, if it is in service and no others are being replaced. Returns whether
+    /// that has begun.
     pub fn recycle(&mut self, now: Time, worker: WorkerId, reason: String) -> bool {
         self.recycle_with(now, worker, reason, Vec::new())
     }
 
     /// The same; it leaves only when its successor listens at the claimed addresses that it holds.
-    pub fn recycle_with(&mut self, now: Time, worker: WorkerId, reason: String, claims: Vec<Claim>) -> bool {
+    pub fn recycle_with(
+        &mut self,
+        now: Time,
+        worker: WorkerId,
+        reason: String,
+        claims: Vec<Claim>,
+    ) -> bool {
         self.due.set(None);
-        if self.phase != RunState::Running || self.round.is_some() || self.leaving.iter().any(|l| l.worker == worker) {
+        if self.phase != RunState::Running
+            || self.round.is_some()
+            || self.leaving.iter().any(|l| l.worker == worker)
+        {
             return false;
         }
         let is_it = |member: &SlotWorker| member.worker == worker;
-        let Some(slot) = self.slots.iter().position(|state| state.current.as_ref().is_some_and(is_it)) else { return false };
+        let Some(slot) =
+            self.slots.iter().position(|state| state.current.as_ref().is_some_and(is_it))
+        else {
+            return false;
+        };
         self.orders.push_back(Order::Tell(Progress::Recycling { worker, reason }));
         self.begin_round(Why::Recycle(worker), [slot].into(), Claims::new(claims));
         self.advance(now);
         true
     }
 
-    /// After a reload that failed, and what it started them with was taken back: replaces those that it had brought. If that fails, it is tried
-    /// again after a while.
+    /// After a reload that failed, and what it started them with was taken back: replaces those
+    /// that it had brought. If that fails, it is tried again after a while.
     pub fn roll_back(&mut self, now: Time) {
         if self.phase == RunState::Running && self.round.is_none() {
             self.rejected = Some((self.generation, Some(now)));
@@ -211,8 +247,9 @@ impl Supervisor {
         }
         self.rejected = Some((rejected, None));
         let is_new = |member: &SlotWorker| member.generation == rejected;
-        let todo: VecDeque<_> =
-            (0..self.slots.len()).filter(|slot| self.slots[*slot].current.as_ref().is_some_and(is_new)).collect();
+        let todo: VecDeque<_> = (0..self.slots.len())
+            .filter(|slot| self.slots[*slot].current.as_ref().is_some_and(is_new))
+            .collect();
         self.generation += 1;
         if todo.is_empty() {
             self.rejected = None;
@@ -275,10 +312,14 @@ impl Supervisor {
                 None => return Found::Waits,
             },
         };
-        let ready = new.ready_at(old.is_some_and(|old| old.listening.is_some()), &self.config).filter(|at| *at <= now);
+        let ready = new
+            .ready_at(old.is_some_and(|old| old.listening.is_some()), &self.config)
+            .filter(|at| *at <= now);
         // One that has closed its channel will end, and then it is known how.
         let ready = ready.filter(|_| !self.leaving.iter().any(|l| l.worker == new.worker));
-        let Some(ready) = ready else { return if now >= deadline { Found::Late } else { Found::Waits } };
+        let Some(ready) = ready else {
+            return if now >= deadline { Found::Late } else { Found::Waits };
+        };
         let settled = now >= ready + self.config.min_ready_time;
         if !settled && !self.round.as_ref().is_some_and(|round| round.proven) {
             return Found::Waits;
@@ -298,7 +339,8 @@ impl Supervisor {
         if let Some(old) = old {
             state.current = state.successor.take();
             self.orders.push_back(Order::Admit(new.worker));
-            self.orders.push_back(Order::Tell(Progress::Replaced { old: old.worker, new: new.worker }));
+            self.orders
+                .push_back(Order::Tell(Progress::Replaced { old: old.worker, new: new.worker }));
             self.make_way(now, old);
         } else if let Step::Filling(Some(old)) = step {
             self.orders.push_back(Order::Tell(Progress::Replaced { old, new: new.worker }));
@@ -306,33 +348,47 @@ impl Supervisor {
         Found::Done
     }
 
-    /// A claimed address that a new worker has to listen on before its predecessor leaves, and that no new one listens on.
-    fn lacking(&self, step: Step, old: Option<&SlotWorker>, new: &SlotWorker) -> Option<Lacking<'_>> {
+    /// A claimed address that a new worker has to listen on before its predecessor leaves, and that
+    /// no new one listens on.
+    fn lacking(
+        &self,
+        step: Step,
+        old: Option<&SlotWorker>,
+        new: &SlotWorker,
+    ) -> Option<Lacking<'_>> {
         let round = self.round.as_ref()?;
         let holder = match step {
             Step::Filling(left) => left,
             _ => old.map(|old| old.worker),
         };
-        // In a reload one that has it will do for all, if it does not leave again when the reload fails.
+        // In a reload one that has it will do for all, if it does not leave again when the reload
+        // fails.
         let has_come = |(slot, state): (usize, &super::SlotState), worker| {
-            let is_new = |member: SlotWorker| member.worker == worker && member.generation == self.generation;
+            let is_new = |member: SlotWorker| {
+                member.worker == worker && member.generation == self.generation
+            };
             state.current.is_some_and(is_new) && !round.is_at(slot)
         };
         let is_new = |worker: WorkerId| {
-            worker == new.worker || (round.is_reload() && self.slots.iter().enumerate().any(|state| has_come(state, worker)))
+            worker == new.worker
+                || (round.is_reload()
+                    && self.slots.iter().enumerate().any(|state| has_come(state, worker)))
         };
         let lacking = round.claims.lacking(holder, round.is_last(), is_new)?;
         // The old one has left, and the others are not to wait for what it had.
         (!(lacking.may_come && matches!(step, Step::Filling(_)))).then_some(lacking)
     }
 
-    /// When the others go first, if they may bring what the new worker of this slot lacks: it has had the time to ask for everything.
+    /// When the others go first, if they may bring what the new worker of this slot lacks: it has
+    /// had the time to ask for everything.
     fn puts_off_at(&self, slot: usize, step: Step, new: &SlotWorker) -> Option<Time> {
-        let may = step == Step::Beside && self.round.as_ref().is_some_and(|round| round.may_put_off(slot));
+        let may = step == Step::Beside
+            && self.round.as_ref().is_some_and(|round| round.may_put_off(slot));
         may.then(|| new.listening.or(new.online).unwrap_or(new.since) + self.config.listen_patience)
     }
 
-    /// The others go first. The new worker ends, because there must not be more than the limits allow.
+    /// The others go first. The new worker ends, because there must not be more than the limits
+    /// allow.
     fn put_off(&mut self, now: Time, at: usize) {
         let Some(round) = &mut self.round else { return };
         let slot = round.active.remove(at).slot;
@@ -344,7 +400,14 @@ impl Supervisor {
         }
     }
 
-    fn awaits_listening(&mut self, now: Time, slot: usize, worker: WorkerId, claim: &Claim, deadline: Time) -> Found {
+    fn awaits_listening(
+        &mut self,
+        now: Time,
+        slot: usize,
+        worker: WorkerId,
+        claim: &Claim,
+        deadline: Time,
+    ) -> Found {
         let Some(round) = &mut self.round else { return Found::Waits };
         let at = &claim.at;
         if now >= deadline {
@@ -352,11 +415,15 @@ impl Supervisor {
             let hint = if round.is_reload() { "; `allow-moved` permits it" } else { "" };
             return Found::Lacks(match claim.holders.as_slice() {
                 _ if claim.is_shared => {
-                    format!("the new worker does not listen on {at}, where the old ones do, but {where_to}{hint}")
+                    format!(
+                        "the new worker does not listen on {at}, where the old ones do, but {where_to}{hint}"
+                    )
                 }
                 [] => format!("no new worker listens on {at}, where one did before{hint}"),
                 [holder, ..] => {
-                    format!("no new worker listens on {at}, where worker {holder} did; the newest one listens {where_to}{hint}")
+                    format!(
+                        "no new worker listens on {at}, where worker {holder} did; the newest one listens {where_to}{hint}"
+                    )
                 }
             });
         }
@@ -376,14 +443,21 @@ impl Supervisor {
         let Some(slot) = round.todo.front().copied() else { return false };
         let beside = round.active.iter().filter(|active| active.step == Step::Beside).count();
         let without = round.active.len() - beside;
-        let can_go_beside = beside < self.config.max_surge.max(usize::from(self.config.max_unavailable == 0));
+        let can_go_beside =
+            beside < self.config.max_surge.max(usize::from(self.config.max_unavailable == 0));
         let deadline = now + self.config.ready_timeout;
         let state = &mut self.slots[slot];
         match state.current {
-            // It belongs to the new ones already (its slot was empty, and its back-off over), and has to show what it can like the others.
+            // It belongs to the new ones already (its slot was empty, and its back-off over), and
+            // has to show what it can like the others.
             Some(member) if round.is_reload() && member.generation == self.generation => {
                 round.todo.pop_front();
-                round.active.push(Active { slot, step: Step::Filling(None), deadline, is_awaited: false });
+                round.active.push(Active {
+                    slot,
+                    step: Step::Filling(None),
+                    deadline,
+                    is_awaited: false,
+                });
             }
             Some(_) if can_go_beside => {
                 round.todo.pop_front();
@@ -392,7 +466,12 @@ impl Supervisor {
             }
             Some(old) if without < self.config.max_unavailable => {
                 round.todo.pop_front();
-                round.active.push(Active { slot, step: Step::Emptying(old.worker), deadline, is_awaited: false });
+                round.active.push(Active {
+                    slot,
+                    step: Step::Emptying(old.worker),
+                    deadline,
+                    is_awaited: false,
+                });
                 state.current = None;
                 self.make_way(now, old);
             }
@@ -401,7 +480,12 @@ impl Supervisor {
             None if round.is_reload() => {
                 round.todo.pop_front();
                 (state.retry_at, state.hurry_at) = (None, None);
-                round.active.push(Active { slot, step: Step::Filling(None), deadline, is_awaited: false });
+                round.active.push(Active {
+                    slot,
+                    step: Step::Filling(None),
+                    deadline,
+                    is_awaited: false,
+                });
                 // Its back-off may have ended just now.
                 if !self.orders.contains(&Order::Fork(Slot(slot))) {
                     self.orders.push_back(Order::Fork(Slot(slot)));
@@ -418,14 +502,18 @@ impl Supervisor {
     /// Whether a worker has to leave before its successor can start.
     #[must_use]
     pub fn is_in_the_way(&self, worker: WorkerId) -> bool {
-        self.round.as_ref().is_some_and(|round| round.active.iter().any(|active| active.step == Step::Emptying(worker)))
+        self.round.as_ref().is_some_and(|round| {
+            round.active.iter().any(|active| active.step == Step::Emptying(worker))
+        })
     }
 
     /// A worker that was to leave before its successor starts has ended.
     pub(super) fn emptied(&mut self, now: Time, worker: WorkerId) {
         let deadline = now + self.config.ready_timeout;
         let Some(round) = &mut self.round else { return };
-        if let Some(active) = round.active.iter_mut().find(|active| active.step == Step::Emptying(worker)) {
+        if let Some(active) =
+            round.active.iter_mut().find(|active| active.step == Step::Emptying(worker))
+        {
             (active.step, active.deadline) = (Step::Filling(Some(worker)), deadline);
             self.orders.push_back(Order::Fork(Slot(active.slot)));
         }
@@ -436,7 +524,8 @@ impl Supervisor {
         let Some(round) = self.round.take() else { return };
         for Active { slot, step, .. } in round.active {
             let state = &mut self.slots[slot];
-            let unready = if step == Step::Beside { state.successor.take() } else { state.current.take() };
+            let unready =
+                if step == Step::Beside { state.successor.take() } else { state.current.take() };
             if step != Step::Beside {
                 self.retry(now, slot);
             }
@@ -451,7 +540,8 @@ impl Supervisor {
         let Some(round) = &self.round else { return };
         let (why, revives) = (round.why.clone(), round.revives);
         if why == Why::RollBack {
-            self.rejected = self.rejected.map(|(generation, _)| (generation, Some(now + ROLL_BACK_PAUSE)));
+            self.rejected =
+                self.rejected.map(|(generation, _)| (generation, Some(now + ROLL_BACK_PAUSE)));
         }
         self.abandon(now);
         // Told before anything else is started, so that it can be started with something else.
@@ -476,7 +566,9 @@ impl Supervisor {
 
     pub(super) fn round_deadlines(&self) -> impl Iterator<Item = Time> {
         let round = self.round.as_ref();
-        round.into_iter().flat_map(|round| round.active.iter().filter_map(|active| self.due_of(round, active)))
+        round
+            .into_iter()
+            .flat_map(|round| round.active.iter().filter_map(|active| self.due_of(round, active)))
     }
 
     /// When there is something to see at a slot, if nothing happens before.
@@ -487,19 +579,22 @@ impl Supervisor {
             Step::Emptying(_) => return None,
             Step::Filling(_) => (None, state.current),
         };
-        let Some(new) = new.filter(|new| !self.leaving.iter().any(|l| l.worker == new.worker)) else {
+        let Some(new) = new.filter(|new| !self.leaving.iter().any(|l| l.worker == new.worker))
+        else {
             return Some(active.deadline);
         };
-        let ready = match new.ready_at(old.is_some_and(|old| old.listening.is_some()), &self.config) {
+        let ready = match new.ready_at(old.is_some_and(|old| old.listening.is_some()), &self.config)
+        {
             Some(ready) if round.proven => ready,
             Some(ready) => ready + self.config.min_ready_time,
             None => return Some(active.deadline),
         };
         let lacking = self.lacking(active.step, old.as_ref(), &new).filter(|_| active.is_awaited);
         Some(match lacking {
-            Some(Lacking { may_come: true, .. }) => {
-                ready.max(self.puts_off_at(active.slot, active.step, &new).map_or(active.deadline, |at| at.min(active.deadline)))
-            }
+            Some(Lacking { may_come: true, .. }) => ready.max(
+                self.puts_off_at(active.slot, active.step, &new)
+                    .map_or(active.deadline, |at| at.min(active.deadline)),
+            ),
             Some(_) => ready.max(active.deadline),
             None => ready,
         })

@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::Config;
 use crate::id::Time;
 
-/// Width of the interval that restarts are spread over, for each other slot that waits for a worker too.
+/// Width of the interval that restarts are spread over, for each other slot that waits for a worker
+/// too.
 const STAGGER: Duration = Duration::from_millis(20);
 
 /// Counts unexpected ends over a sliding window, and spaces restarts.
@@ -56,14 +57,19 @@ impl Restarts {
         self.total
     }
 
-    /// Exponential back-off with jitter, so that slots that lose their workers together do not get them back together: the delay for this
-    /// many quick ends in a row of one slot, less up to a quarter but never less than the first delay, while `others` wait for a worker too.
+    /// Exponential back-off with jitter, so that slots that lose their workers together do not get
+    /// them back together: the delay for this many quick ends in a row of one slot, less up to a
+    /// quarter but never less than the first delay, while `others` wait for a worker too.
     pub(super) fn delay(&mut self, quick_ends: u32, others: usize) -> Duration {
         let nominal = match quick_ends.checked_sub(1) {
             None => Duration::ZERO,
-            Some(doublings) => self.first_delay.saturating_mul(1 << doublings.min(16)).min(self.max_delay.max(self.first_delay)),
+            Some(doublings) => self
+                .first_delay
+                .saturating_mul(1 << doublings.min(16))
+                .min(self.max_delay.max(self.first_delay)),
         };
-        let stagger = STAGGER.saturating_mul(u32::try_from(others).unwrap_or(u32::MAX)).min(self.max_delay);
+        let stagger =
+            STAGGER.saturating_mul(u32::try_from(others).unwrap_or(u32::MAX)).min(self.max_delay);
         let least = (nominal - nominal / 4).max(nominal.min(self.first_delay));
         let width = (nominal - least).max(stagger);
         least + width.mul_f64(self.fraction())

@@ -1,9 +1,10 @@
-//! Cuts the byte stream of a channel into lines, or into frames with a length (see [`super::advanced`]), and keeps each descriptor with its
-//! line.
+//! Cuts the byte stream of a channel into lines, or into frames with a length (see
+//! [`super::advanced`]), and keeps each descriptor with its line.
 //!
-//! The kernel delivers descriptors with the first byte of the `sendmsg` that carried them, and one `recvmsg` never reads past data
-//! that has descriptors. So a descriptor belongs to a line that ends in or after the chunk it came with. A descriptor that no such
-//! line claims is surplus, and is dropped before it can be taken for another message's (Node gets this wrong).
+//! The kernel delivers descriptors with the first byte of the `sendmsg` that carried them, and one
+//! `recvmsg` never reads past data that has descriptors. So a descriptor belongs to a line that
+//! ends in or after the chunk it came with. A descriptor that no such line claims is surplus, and
+//! is dropped before it can be taken for another message's (Node gets this wrong).
 
 use std::collections::VecDeque;
 
@@ -31,7 +32,8 @@ pub enum Framing {
 /// The bytes of a length.
 const LENGTH: usize = 4;
 
-/// Reads lines from chunks of bytes that were cut anywhere. `H` is a descriptor; dropping one closes it.
+/// Reads lines from chunks of bytes that were cut anywhere. `H` is a descriptor; dropping one
+/// closes it.
 #[derive(Debug)]
 pub struct FrameReader<H> {
     partial: Vec<u8>,
@@ -102,9 +104,15 @@ impl<H> FrameReader<H> {
         self
     }
 
-    /// Takes in what one `recvmsg` returned. Read the lines it completes with [`Chunk::next_line`] until that returns `None`.
-    pub fn feed<'a>(&'a mut self, chunk: &'a [u8], handles: impl IntoIterator<Item = H>) -> Chunk<'a, H> {
-        // An empty chunk with descriptors cannot happen on a stream socket, but must not lose track either.
+    /// Takes in what one `recvmsg` returned. Read the lines it completes with [`Chunk::next_line`]
+    /// until that returns `None`.
+    pub fn feed<'a>(
+        &'a mut self,
+        chunk: &'a [u8],
+        handles: impl IntoIterator<Item = H>,
+    ) -> Chunk<'a, H> {
+        // An empty chunk with descriptors cannot happen on a stream socket, but must not lose track
+        // either.
         self.received += chunk.len() as u64;
         let end = self.received.max(self.line_start + 1);
         for handle in handles {
@@ -141,7 +149,8 @@ impl<H> Chunk<'_, H> {
     /// How many bytes of the rest belong to the line that is being read, if its end is there.
     fn end(&self) -> Result<Option<usize>, FrameError> {
         let (before, limit) = (self.reader.partial.len(), self.reader.max_line);
-        let check = |length: usize| if length > limit { Err(FrameError::TooLong(limit)) } else { Ok(()) };
+        let check =
+            |length: usize| if length > limit { Err(FrameError::TooLong(limit)) } else { Ok(()) };
         match self.reader.framing {
             Framing::Lines => {
                 let at = memchr(b'\n', self.rest);
@@ -150,15 +159,21 @@ impl<H> Chunk<'_, H> {
             }
             Framing::Lengths => {
                 let mut bytes = self.reader.partial.iter().chain(self.rest).copied();
-                let [Some(a), Some(b), Some(c), Some(d)] = std::array::from_fn(|_| bytes.next()) else { return Ok(None) };
-                let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+                let [Some(a), Some(b), Some(c), Some(d)] = std::array::from_fn(|_| bytes.next())
+                else {
+                    return Ok(None);
+                };
+                let length =
+                    usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
                 check(length)?;
-                Ok(Some((LENGTH + length).saturating_sub(before)).filter(|end| *end <= self.rest.len()))
+                Ok(Some((LENGTH + length).saturating_sub(before))
+                    .filter(|end| *end <= self.rest.len()))
             }
         }
     }
 
-    /// The next complete line. After `None` the beginning of an unfinished line has been kept for the next chunk.
+    /// The next complete line. After `None` the beginning of an unfinished line has been kept for
+    /// the next chunk.
     ///
     /// # Errors
     /// [`FrameError::TooLong`] when a line exceeds the limit, whether or not its end has come.
@@ -199,7 +214,12 @@ impl<H> Chunk<'_, H> {
 mod tests {
     use super::*;
 
-    fn lines(reader: &mut FrameReader<u32>, chunk: &[u8], handles: &[u32], take: usize) -> Vec<(Vec<u8>, Vec<u32>)> {
+    fn lines(
+        reader: &mut FrameReader<u32>,
+        chunk: &[u8],
+        handles: &[u32],
+        take: usize,
+    ) -> Vec<(Vec<u8>, Vec<u32>)> {
         let mut out = Vec::new();
         let mut chunk = reader.feed(chunk, handles.iter().copied());
         while let Some(mut line) = chunk.next_line().unwrap() {
@@ -214,7 +234,10 @@ mod tests {
     fn a_line_may_be_split_anywhere() {
         let mut reader = FrameReader::new(100);
         assert!(lines(&mut reader, b"ab", &[], 1).is_empty());
-        assert_eq!(lines(&mut reader, b"c\nd\ne", &[], 1), [(b"abc".to_vec(), vec![]), (b"d".to_vec(), vec![])]);
+        assert_eq!(
+            lines(&mut reader, b"c\nd\ne", &[], 1),
+            [(b"abc".to_vec(), vec![]), (b"d".to_vec(), vec![])]
+        );
         assert_eq!(lines(&mut reader, b"\n", &[], 1), [(b"e".to_vec(), vec![])]);
     }
 

@@ -1,4 +1,5 @@
-//! Gives a line its meaning. Everything here may come from a stranger: each field is checked, nothing is trusted.
+//! Gives a line its meaning. Everything here may come from a stranger: each field is checked,
+//! nothing is trusted.
 
 mod fields;
 
@@ -17,7 +18,8 @@ use head::{head, may_be_internal};
 /// The deepest nesting of JSON that is taken, the same that serde_json decodes.
 pub const MAX_DEPTH: usize = 127;
 
-/// The longest message of the protocol itself, in bytes. What programs say to each other may be longer, beside a descriptor too.
+/// The longest message of the protocol itself, in bytes. What programs say to each other may be
+/// longer, beside a descriptor too.
 pub const MAX_PROTOCOL_LINE: usize = 128 * 1024;
 
 /// Characters of a reason that are kept: it may quote what the worker sent.
@@ -87,7 +89,8 @@ pub enum TroopMessage<'a> {
     Load {
         /// Connections that are open at it.
         open: Option<u32>,
-        /// Its load, in its own unit. Any program may send this: `process.send({cmd: 'NODE_TROOP', act: 'load', load: 12})`.
+        /// Its load, in its own unit. Any program may send this:
+        /// `process.send({cmd: 'NODE_TROOP', act: 'load', load: 12})`.
         load: Option<u32>,
     },
     /// The primary wants back what was not taken.
@@ -203,17 +206,25 @@ pub fn parse(line: &[u8]) -> Result<Incoming<'_>, Violation> {
         }
     }
     // A handle may carry any message of a program's.
-    if is_long && head(line)?.is_some_and(|head| head.is_ours() && head.cmd.as_deref() != Some(b"NODE_HANDLE")) {
+    if is_long
+        && head(line)?
+            .is_some_and(|head| head.is_ours() && head.cmd.as_deref() != Some(b"NODE_HANDLE"))
+    {
         return Err(Violation::TooLong(MAX_PROTOCOL_LINE));
     }
     let fields: Fields<'_> = match serde_json::from_slice(line) {
         Ok(fields) => fields,
-        Err(e) if e.classify() != serde_json::error::Category::Data => return Err(Violation::NotJson),
-        // The error may stand before another one: the whole line must be JSON before anybody else gets to read it.
+        Err(e) if e.classify() != serde_json::error::Category::Data => {
+            return Err(Violation::NotJson);
+        }
+        // The error may stand before another one: the whole line must be JSON before anybody else
+        // gets to read it.
         Err(e) => match head(line)? {
             // What we do not know may have fields of any kind.
             Some(head) if head.times == 1 && !head.is_ours() => return Ok(Incoming::Unknown),
-            _ => return Err(Violation::Malformed(e.to_string().chars().take(MAX_REASON).collect())),
+            _ => {
+                return Err(Violation::Malformed(e.to_string().chars().take(MAX_REASON).collect()));
+            }
         },
     };
     match &*fields.cmd.0 {
@@ -223,8 +234,12 @@ pub fn parse(line: &[u8]) -> Result<Incoming<'_>, Violation> {
         "NODE_HANDLE_ACK" => Ok(Incoming::HandleAck),
         "NODE_HANDLE_NACK" => Ok(Incoming::HandleNack),
         "NODE_TROOP" => Ok(Incoming::Troop(fields.troop_message()?)),
-        "NODE_SOCKET_GET_COUNT" => Ok(fields.key.map_or(Incoming::Unknown, |key| Incoming::SocketGetCount(key.0))),
-        "NODE_SOCKET_NOTIFY_CLOSE" => Ok(fields.key.map_or(Incoming::Unknown, |key| Incoming::SocketNotifyClose(key.0))),
+        "NODE_SOCKET_GET_COUNT" => {
+            Ok(fields.key.map_or(Incoming::Unknown, |key| Incoming::SocketGetCount(key.0)))
+        }
+        "NODE_SOCKET_NOTIFY_CLOSE" => {
+            Ok(fields.key.map_or(Incoming::Unknown, |key| Incoming::SocketNotifyClose(key.0)))
+        }
         _ => Ok(Incoming::Unknown),
     }
 }
@@ -234,15 +249,20 @@ pub fn parse(line: &[u8]) -> Result<Incoming<'_>, Violation> {
 fn parse_answer<'a>(line: &[u8]) -> Option<Incoming<'a>> {
     let (ack, rest) = number(line.strip_prefix(br#"{"cmd":"NODE_CLUSTER","ack":"#)?)?;
     let rest = rest.strip_prefix(br#","accepted":"#)?;
-    let (accepted, rest) =
-        if let Some(rest) = rest.strip_prefix(b"true") { (true, rest) } else { (false, rest.strip_prefix(b"false")?) };
+    let (accepted, rest) = if let Some(rest) = rest.strip_prefix(b"true") {
+        (true, rest)
+    } else {
+        (false, rest.strip_prefix(b"false")?)
+    };
     let rest = rest.strip_prefix(br#","seq":"#)?;
     let (last, digits) = rest.split_last()?;
-    (*last == b'}' && !digits.is_empty() && digits.iter().all(u8::is_ascii_digit)).then_some(Incoming::Answer { ack, accepted })
+    (*last == b'}' && !digits.is_empty() && digits.iter().all(u8::is_ascii_digit))
+        .then_some(Incoming::Answer { ack, accepted })
 }
 
-/// The same of a troop worker, with nothing given back: `{"cmd":"NODE_TROOP","act":"taken","taken":[7,8],"open":2}`, exactly as it is written
-/// by [`taken`](super::outgoing::taken).
+/// The same of a troop worker, with nothing given back:
+/// `{"cmd":"NODE_TROOP","act":"taken","taken":[7,8],"open":2}`, exactly as it is written by
+/// [`taken`](super::outgoing::taken).
 #[inline]
 fn parse_taken<'a>(line: &[u8]) -> Option<Incoming<'a>> {
     if line.len() > MAX_PROTOCOL_LINE {
@@ -270,7 +290,11 @@ fn parse_taken<'a>(line: &[u8]) -> Option<Incoming<'a>> {
             Some(u32::try_from(open).ok()?)
         }
     };
-    (rest == b"}").then_some(Incoming::Troop(TroopMessage::Taken { taken, returned: Vec::new(), open }))
+    (rest == b"}").then_some(Incoming::Troop(TroopMessage::Taken {
+        taken,
+        returned: Vec::new(),
+        open,
+    }))
 }
 
 /// A number at the beginning, as it is usually written, and what follows it.
@@ -285,9 +309,12 @@ fn number(text: &[u8]) -> Option<(u64, &[u8])> {
     Some((digits.iter().fold(0u64, |n, b| n * 10 + u64::from(b - b'0')), rest))
 }
 
-/// Nesting is at most the number of opening brackets, which is quickly counted; strings are only looked at when that is too many.
+/// Nesting is at most the number of opening brackets, which is quickly counted; strings are only
+/// looked at when that is too many.
 fn too_deep(line: &[u8]) -> bool {
-    if line.len() <= MAX_DEPTH || memchr2_iter(b'{', b'[', line).take(MAX_DEPTH + 1).count() <= MAX_DEPTH {
+    if line.len() <= MAX_DEPTH
+        || memchr2_iter(b'{', b'[', line).take(MAX_DEPTH + 1).count() <= MAX_DEPTH
+    {
         return false;
     }
     let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
@@ -421,9 +448,17 @@ impl<'a> Fields<'a> {
             && let Ok(inner) = serde_json::from_str::<Fields<'a>>(msg.get())
             && let (Some(kind), Some(msg)) = (inner.kind, inner.msg)
         {
-            return Ok(Incoming::Handle(Wrapped { kind: kind.0, key: inner.key.map(|t| t.0), body: msg.get().as_bytes() }));
+            return Ok(Incoming::Handle(Wrapped {
+                kind: kind.0,
+                key: inner.key.map(|t| t.0),
+                body: msg.get().as_bytes(),
+            }));
         }
-        Ok(Incoming::Handle(Wrapped { kind: kind.0, key: self.key.map(|t| t.0), body: msg.get().as_bytes() }))
+        Ok(Incoming::Handle(Wrapped {
+            kind: kind.0,
+            key: self.key.map(|t| t.0),
+            body: msg.get().as_bytes(),
+        }))
     }
 
     fn troop_message(self) -> Result<TroopMessage<'a>, Violation> {
@@ -434,12 +469,15 @@ impl<'a> Fields<'a> {
                 seqs: self.seqs.ok_or_else(|| missing("seqs"))?,
             },
             Some("taken") => {
-                let (taken, returned) = (self.taken.unwrap_or_default(), self.returned.unwrap_or_default());
+                let (taken, returned) =
+                    (self.taken.unwrap_or_default(), self.returned.unwrap_or_default());
                 TroopMessage::Taken { taken, returned, open: self.open }
             }
             Some("load") => TroopMessage::Load { open: self.open, load: self.load },
             Some("recall") => TroopMessage::Recall(self.seqs.ok_or_else(|| missing("seqs"))?),
-            Some("report") => TroopMessage::Report(self.every.ok_or_else(|| missing("every"))?.into()),
+            Some("report") => {
+                TroopMessage::Report(self.every.ok_or_else(|| missing("every"))?.into())
+            }
             _ => TroopMessage::Unknown,
         })
     }

@@ -52,7 +52,8 @@ impl Serialize for Reply<'_> {
             troop: Option<u32>,
         }
         let Reply { key, ack, errno, data, sockname, troop, seq } = *self;
-        Fields { cmd: "NODE_CLUSTER", errno, key, ack, data, sockname, seq, troop }.serialize(serializer)
+        Fields { cmd: "NODE_CLUSTER", errno, key, ack, data, sockname, seq, troop }
+            .serialize(serializer)
     }
 }
 
@@ -91,7 +92,8 @@ pub fn newconn(out: &mut Vec<u8>, key: &str, seq: u64) {
     out.extend_from_slice(b"}}\n");
 }
 
-/// `n` connections for a troop worker, numbered from `seq`, their descriptors in order beside the line. `key` must be JSON.
+/// `n` connections for a troop worker, numbered from `seq`, their descriptors in order beside the
+/// line. `key` must be JSON.
 pub fn conns(out: &mut Vec<u8>, key: &str, seqs: &[u64]) {
     out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"conns\",\"key\":");
     out.extend_from_slice(key.as_bytes());
@@ -100,8 +102,8 @@ pub fn conns(out: &mut Vec<u8>, key: &str, seqs: &[u64]) {
     out.extend_from_slice(b"}\n");
 }
 
-/// A troop worker's answer to [`conns`]: which connections its program took, and which it gives back; and how many it has open, for a
-/// primary that wants to know.
+/// A troop worker's answer to [`conns`]: which connections its program took, and which it gives
+/// back; and how many it has open, for a primary that wants to know.
 pub fn taken(out: &mut Vec<u8>, taken: &[u64], returned: &[u64], open: Option<u32>) {
     out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"taken\",\"taken\":");
     numbers(out, taken);
@@ -127,7 +129,8 @@ pub fn load(out: &mut Vec<u8>, open: u32, load: Option<u32>) {
     out.extend_from_slice(b"}\n");
 }
 
-/// Tells a troop worker how many milliseconds it should let pass at least from one [`load`] to the next.
+/// Tells a troop worker how many milliseconds it should let pass at least from one [`load`] to the
+/// next.
 pub fn report(out: &mut Vec<u8>, every: u64) {
     out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"report\",\"every\":");
     number(out, every);
@@ -143,10 +146,16 @@ pub fn recall(out: &mut Vec<u8>, seqs: &[u64]) {
 
 /// A Node worker's answer to `newconn`.
 pub fn accepted(out: &mut Vec<u8>, ack: u64, accepted: bool, seq: u64) {
-    put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"ack\":{ack},\"accepted\":{accepted},\"seq\":{seq}}}\n"));
+    put(
+        out,
+        format_args!(
+            "{{\"cmd\":\"NODE_CLUSTER\",\"ack\":{ack},\"accepted\":{accepted},\"seq\":{seq}}}\n"
+        ),
+    );
 }
 
-/// The primary asks a worker to finish. Over how many milliseconds it should close connections that stay open is for troop workers.
+/// The primary asks a worker to finish. Over how many milliseconds it should close connections that
+/// stay open is for troop workers.
 pub fn disconnect(out: &mut Vec<u8>, seq: u64, drain_spread: Option<u64>) {
     put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"disconnect\",\"seq\":{seq}"));
     if let Some(ms) = drain_spread {
@@ -163,7 +172,12 @@ pub fn ack(out: &mut Vec<u8>, ack: u64, seq: u64) {
 /// The first line of a troop worker; Node ignores the last field.
 pub fn online(out: &mut Vec<u8>, seq: u64) {
     let version = super::TROOP_VERSION;
-    put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"online\",\"seq\":{seq},\"troop\":{version}}}\n"));
+    put(
+        out,
+        format_args!(
+            "{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"online\",\"seq\":{seq},\"troop\":{version}}}\n"
+        ),
+    );
 }
 
 /// A worker closed a server. `key` is plain text.
@@ -175,7 +189,12 @@ pub fn close(out: &mut Vec<u8>, key: &str, seq: u64) {
 
 /// A worker says that it leaves on its own account.
 pub fn exited_after_disconnect(out: &mut Vec<u8>, seq: u64) {
-    put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"exitedAfterDisconnect\",\"seq\":{seq}}}\n"));
+    put(
+        out,
+        format_args!(
+            "{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"exitedAfterDisconnect\",\"seq\":{seq}}}\n"
+        ),
+    );
 }
 
 /// What a worker asks for with `queryServer`, and reports with `listening`.
@@ -234,14 +253,16 @@ pub fn user_handle(out: &mut Vec<u8>, kind: HandleKind, body: &[u8]) {
     out.extend_from_slice(b"}\n");
 }
 
-/// Answers a Node peer that asks how many of the sockets it sent are still open (`server.getConnections`).
+/// Answers a Node peer that asks how many of the sockets it sent are still open
+/// (`server.getConnections`).
 pub fn socket_count(out: &mut Vec<u8>, key: &str, count: usize) {
     out.extend_from_slice(b"{\"cmd\":\"NODE_SOCKET_COUNT\",\"key\":");
     json_value(out, key);
     put(out, format_args!(",\"count\":{count}}}\n"));
 }
 
-/// Tells a Node peer that all sockets of one of its servers are closed here, so that its `server.close()` can end.
+/// Tells a Node peer that all sockets of one of its servers are closed here, so that its
+/// `server.close()` can end.
 pub fn socket_all_closed(out: &mut Vec<u8>, key: &str) {
     out.extend_from_slice(b"{\"cmd\":\"NODE_SOCKET_ALL_CLOSED\",\"key\":");
     json_value(out, key);
@@ -332,9 +353,20 @@ mod tests {
     #[test]
     fn lines_are_the_ones_node_writes() {
         let name = SockName { address: "::".into(), family: "IPv6", port: 18080 };
-        let answer = Reply { key: "k", ack: 1, errno: None, data: None, sockname: None, troop: None, seq: 0 };
+        let answer = Reply {
+            key: "k",
+            ack: 1,
+            errno: None,
+            data: None,
+            sockname: None,
+            troop: None,
+            seq: 0,
+        };
         assert_eq!(
-            written(|o| reply(o, &Reply { key: "null:18080:4:undefined:0", sockname: Some(&name), ..answer })),
+            written(|o| reply(
+                o,
+                &Reply { key: "null:18080:4:undefined:0", sockname: Some(&name), ..answer }
+            )),
             "{\"cmd\":\"NODE_CLUSTER\",\"errno\":null,\"key\":\"null:18080:4:undefined:0\",\"ack\":1,\"data\":null,\
              \"sockname\":{\"address\":\"::\",\"family\":\"IPv6\",\"port\":18080},\"seq\":0}\n"
         );

@@ -1,4 +1,5 @@
-//! The world around a primary: everything that can happen to it, and a check of all that it decides.
+//! The world around a primary: everything that can happen to it, and a check of all that it
+//! decides.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,13 +14,22 @@ use troop_core::wire::outgoing::SockName;
 use troop_core::{ConnId, ListenerId, Time, Violation, WorkerId};
 
 /// Schedulings of the ports 1 to 6.
-pub const PORTS: [&str; 6] = ["round-robin", "steered", "sticky", "least-connections", "p2c", "steered:sticky"];
+pub const PORTS: [&str; 6] =
+    ["round-robin", "steered", "sticky", "least-connections", "p2c", "steered:sticky"];
 /// What can be had instead while a listener is open.
 pub const HANDED: [&str; 5] = ["round-robin", "weighted", "least-connections", "p2c", "sticky"];
 
 pub fn config() -> Config {
-    let listeners = (1..).zip(PORTS).map(|(port, name): (u16, _)| (port.to_string().parse().unwrap(), name.parse().unwrap()));
-    Config { listeners: listeners.collect(), pending_limit: 5, troop_window: 6, node_window: 3, ..Config::default() }
+    let listeners = (1..)
+        .zip(PORTS)
+        .map(|(port, name): (u16, _)| (port.to_string().parse().unwrap(), name.parse().unwrap()));
+    Config {
+        listeners: listeners.collect(),
+        pending_limit: 5,
+        troop_window: 6,
+        node_window: 3,
+        ..Config::default()
+    }
 }
 
 /// Something that happens. Numbers choose among what is there.
@@ -199,35 +209,65 @@ impl Simulation {
         {
             match action {
                 Action::Deliver { worker, listener, conn, seq, batched } => {
-                    prop_assert!(self.waiting.remove(&conn), "{:?} was delivered, but was not waiting", conn);
-                    prop_assert!(self.listeners.contains_key(&listener), "{:?} is closed", listener);
+                    prop_assert!(
+                        self.waiting.remove(&conn),
+                        "{:?} was delivered, but was not waiting",
+                        conn
+                    );
+                    prop_assert!(
+                        self.listeners.contains_key(&listener),
+                        "{:?} is closed",
+                        listener
+                    );
                     let state = self.workers.get_mut(&worker);
                     prop_assert!(state.is_some(), "delivered to worker {}, which is gone", worker);
                     let state = state.unwrap();
                     prop_assert!(
-                        state.connected && !state.told_to_leave && !state.cut_off && !state.blocked && !state.held,
+                        state.connected
+                            && !state.told_to_leave
+                            && !state.cut_off
+                            && !state.blocked
+                            && !state.held,
                         "delivered to {:?}",
                         state
                     );
                     prop_assert_eq!(batched, state.troop);
-                    prop_assert!(state.holds.insert(seq, conn).is_none(), "number {} is used twice", seq);
+                    prop_assert!(
+                        state.holds.insert(seq, conn).is_none(),
+                        "number {} is used twice",
+                        seq
+                    );
                 }
                 Action::Release { conn, .. } => {
-                    prop_assert!(self.open.remove(&conn), "{:?} was released twice, or never accepted", conn);
+                    prop_assert!(
+                        self.open.remove(&conn),
+                        "{:?} was released twice, or never accepted",
+                        conn
+                    );
                     self.waiting.remove(&conn);
                     self.workers.values_mut().for_each(|w| w.holds.retain(|_, held| *held != conn));
                 }
                 Action::Send { worker, line } => {
-                    prop_assert!(self.workers.contains_key(&worker), "a line for worker {}, which is gone", worker);
+                    prop_assert!(
+                        self.workers.contains_key(&worker),
+                        "a line for worker {}, which is gone",
+                        worker
+                    );
                     prop_assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
                     let parsed = incoming::parse(&line[..line.len() - 1]);
                     prop_assert!(parsed.is_ok(), "{}", String::from_utf8_lossy(&line));
                     self.sent.push((worker, String::from_utf8_lossy(&line).into_owned()));
                 }
                 Action::SendListener { worker, listener, shard, .. } => {
-                    prop_assert!(self.workers.contains_key(&worker) && self.listeners.contains_key(&listener));
+                    prop_assert!(
+                        self.workers.contains_key(&worker)
+                            && self.listeners.contains_key(&listener)
+                    );
                     if let Some(group) = self.groups.get(&listener) {
-                        prop_assert!(usize::from(shard) < group.len(), "there is no socket {shard}");
+                        prop_assert!(
+                            usize::from(shard) < group.len(),
+                            "there is no socket {shard}"
+                        );
                     }
                     self.workers.get_mut(&worker).unwrap().sockets.insert((listener, shard), false);
                 }
@@ -235,15 +275,23 @@ impl Simulation {
                     prop_assert!(self.workers[&worker].connected);
                     self.sent.push((worker, String::from_utf8_lossy(&line).into_owned()));
                 }
-                Action::Reach { listener, .. } => prop_assert!(self.listeners.contains_key(&listener)),
+                Action::Reach { listener, .. } => {
+                    prop_assert!(self.listeners.contains_key(&listener))
+                }
                 Action::Bind { listener, spec, .. } => {
                     // The kernel gives a port to one socket.
                     let in_use = self.listeners.values().any(|shard| *shard == spec.target);
                     if std::mem::take(&mut self.fails) || in_use {
                         self.primary.bound(self.now, listener, Err(98));
                     } else {
-                        prop_assert!(self.listeners.insert(listener, spec.target).is_none(), "{:?} is bound twice", listener);
-                        let Bind::Tcp { port, .. } = self.listeners[&listener] else { unreachable!() };
+                        prop_assert!(
+                            self.listeners.insert(listener, spec.target).is_none(),
+                            "{:?} is bound twice",
+                            listener
+                        );
+                        let Bind::Tcp { port, .. } = self.listeners[&listener] else {
+                            unreachable!()
+                        };
                         let name = SockName { address: "127.0.0.1".into(), family: "IPv4", port };
                         if spec.group {
                             self.groups.insert(listener, Vec::new());
@@ -252,9 +300,15 @@ impl Simulation {
                     }
                 }
                 Action::Unbind { listener } => {
-                    prop_assert!(self.listeners.remove(&listener).is_some(), "{:?} is unbound twice", listener);
+                    prop_assert!(
+                        self.listeners.remove(&listener).is_some(),
+                        "{:?} is unbound twice",
+                        listener
+                    );
                     self.groups.remove(&listener);
-                    self.workers.values_mut().for_each(|w| w.sockets.retain(|(l, _), _| *l != listener));
+                    self.workers
+                        .values_mut()
+                        .for_each(|w| w.sockets.retain(|(l, _), _| *l != listener));
                 }
                 Action::Watch { listener, shard, on } => {
                     prop_assert!(self.listeners.contains_key(&listener));
@@ -286,7 +340,9 @@ impl Simulation {
                     let queues: Vec<_> = (0..sockets).map(|n| Some(full(n))).collect();
                     self.primary.sampled(self.now, listener, &queues);
                 }
-                Action::Count { worker } => self.primary.counted(self.now, worker, 20 + self.looks % 5),
+                Action::Count { worker } => {
+                    self.primary.counted(self.now, worker, 20 + self.looks % 5)
+                }
                 Action::Steer { listener, program } => {
                     prop_assert!(self.groups.contains_key(&listener));
                     prop_assert!(!program.is_empty() && program.len() <= 4096);
@@ -298,7 +354,11 @@ impl Simulation {
                     self.settled.insert(ticket, delivered);
                     // Also for workers whose channel is closed already.
                     if let Some(state) = self.workers.get_mut(&worker) {
-                        prop_assert!(state.tickets.remove(&ticket), "ticket {} is settled twice", ticket);
+                        prop_assert!(
+                            state.tickets.remove(&ticket),
+                            "ticket {} is settled twice",
+                            ticket
+                        );
                     }
                 }
                 Action::Notify(Notice::Misbehaved { worker, cut_off: true, .. }) => {
@@ -323,20 +383,34 @@ impl Simulation {
             let core: BTreeMap<u64, ConnId> = self.primary.in_flight(*id).collect();
             prop_assert_eq!(&core, &state.holds, "worker {}", id);
             for listener in self.primary.listens_on(*id) {
-                prop_assert!(self.listeners.contains_key(&listener), "{:?} of worker {} is closed", listener, id);
+                prop_assert!(
+                    self.listeners.contains_key(&listener),
+                    "{:?} of worker {} is closed",
+                    listener,
+                    id
+                );
             }
             for conn in state.holds.values() {
                 prop_assert!(held.insert(*conn), "{:?} is with two workers", conn);
-                prop_assert!(self.open.contains(conn), "{:?} is with worker {}, but was released", conn, id);
+                prop_assert!(
+                    self.open.contains(conn),
+                    "{:?} is with worker {}, but was released",
+                    conn,
+                    id
+                );
             }
         }
         prop_assert!(held.is_disjoint(&self.waiting));
         prop_assert_eq!(held.len() + self.waiting.len(), self.open.len());
-        // What comes to a socket is somebody's: the primary's, or that of a worker that accepts on it.
+        // What comes to a socket is somebody's: the primary's, or that of a worker that accepts on
+        // it.
         for (listener, sockets) in &self.groups {
             for (shard, watched) in (0..).zip(sockets) {
                 let accepts = |w: &&Worker| {
-                    w.connected && !w.told_to_leave && !w.cut_off && w.sockets.get(&(*listener, shard)) == Some(&true)
+                    w.connected
+                        && !w.told_to_leave
+                        && !w.cut_off
+                        && w.sockets.get(&(*listener, shard)) == Some(&true)
                 };
                 prop_assert!(
                     *watched || self.workers.values().any(|w| accepts(&w)),
@@ -349,7 +423,10 @@ impl Simulation {
         }
         // Where there is work there is a time to look at it again.
         if !held.is_empty() && self.workers.values().any(|w| !w.cut_off && !w.holds.is_empty()) {
-            prop_assert!(self.primary.next_deadline().is_some(), "connections in flight and no deadline");
+            prop_assert!(
+                self.primary.next_deadline().is_some(),
+                "connections in flight and no deadline"
+            );
         }
         Ok(())
     }
@@ -357,7 +434,8 @@ impl Simulation {
     pub fn close_channel(&mut self, worker: WorkerId, by_worker: bool) {
         self.primary.channel_closed(self.now, worker, by_worker);
         if let Some(state) = self.workers.get_mut(&worker) {
-            // A channel that the primary closed leaves the worker what it has until its process has ended.
+            // A channel that the primary closed leaves the worker what it has until its process has
+            // ended.
             if std::mem::replace(&mut state.connected, false) && by_worker {
                 let conns: Vec<_> = std::mem::take(&mut state.holds).into_values().collect();
                 self.waiting.extend(conns);
@@ -373,7 +451,10 @@ impl Simulation {
                     self.primary.spawned(id, id.0 + 1000, None, 100);
                     self.workers.insert(id, Worker { connected: true, troop, ..Worker::default() });
                     let version = if troop { r#","troop":1"# } else { "" };
-                    self.say(id, &format!(r#"{{"cmd":"NODE_CLUSTER","act":"online","seq":0{version}}}"#));
+                    self.say(
+                        id,
+                        &format!(r#"{{"cmd":"NODE_CLUSTER","act":"online","seq":0{version}}}"#),
+                    );
                 }
             }
             Input::Pass { ms } => {
@@ -384,19 +465,28 @@ impl Simulation {
                     self.primary.tick(self.now);
                     self.act()?;
                     if self.primary.next_deadline().is_some_and(|next| next <= self.now) {
-                        prop_assert!(false, "the deadline {:?} does not move at {:?}", due, self.now);
+                        prop_assert!(
+                            false,
+                            "the deadline {:?} does not move at {:?}",
+                            due,
+                            self.now
+                        );
                     }
                 }
                 self.now = until;
             }
             Input::CloseUnused => self.primary.close_unused_listeners(),
             Input::Successors { which } => {
-                self.successors = [Successors::Awaited, Successors::Unknown, Successors::Nobody][which];
+                self.successors =
+                    [Successors::Awaited, Successors::Unknown, Successors::Nobody][which];
             }
             Input::Shut { listener, shard } => {
-                // A worker has shut a socket down and the shell has revived it: it and the last one have changed numbers.
+                // A worker has shut a socket down and the shell has revived it: it and the last one
+                // have changed numbers.
                 let id = self.groups.keys().copied().nth(listener % self.groups.len().max(1));
-                if let Some((id, group)) = id.and_then(|id| Some((id, self.groups.get_mut(&id).filter(|g| !g.is_empty())?))) {
+                if let Some((id, group)) = id
+                    .and_then(|id| Some((id, self.groups.get_mut(&id).filter(|g| !g.is_empty())?)))
+                {
                     let (shard, last) = (shard % group.len(), group.len() - 1);
                     group.swap(shard, last);
                     let swapped = |at: u16| match usize::from(at) {
@@ -406,7 +496,8 @@ impl Simulation {
                     };
                     for worker in self.workers.values_mut() {
                         let sockets = std::mem::take(&mut worker.sockets).into_iter();
-                        let renamed = sockets.map(|((l, at), on)| ((l, if l == id { swapped(at) } else { at }), on));
+                        let renamed = sockets
+                            .map(|((l, at), on)| ((l, if l == id { swapped(at) } else { at }), on));
                         worker.sockets = renamed.collect();
                     }
                     self.primary.renumbered(self.now, id, shard as u16, last as u16);
@@ -423,7 +514,8 @@ impl Simulation {
                     self.next_conn += 1;
                     self.open.insert(conn);
                     self.waiting.insert(conn);
-                    let about = Connection { peer: None, client: Some(conn.0.wrapping_mul(0x9E37_79B1)) };
+                    let about =
+                        Connection { peer: None, client: Some(conn.0.wrapping_mul(0x9E37_79B1)) };
                     self.primary.accepted(self.now, id, conn, about);
                 }
             }
@@ -465,7 +557,8 @@ impl Simulation {
             }
             Input::ChannelClosed { by_worker, .. } => self.close_channel(id, by_worker),
             Input::Disconnect { keep, .. } => {
-                let told = self.primary.disconnect(id, keep, keep.then_some(Duration::from_secs(3)));
+                let told =
+                    self.primary.disconnect(id, keep, keep.then_some(Duration::from_secs(3)));
                 if let Some(state) = self.workers.get_mut(&id).filter(|_| told) {
                     state.told_to_leave = true;
                 }
@@ -477,7 +570,8 @@ impl Simulation {
                 self.primary.set_blocked(self.now, id, blocked);
             }
             Input::Violation { fatal, .. } => {
-                self.primary.violated(id, if fatal { Violation::NotJson } else { Violation::BadHandle });
+                self.primary
+                    .violated(id, if fatal { Violation::NotJson } else { Violation::BadHandle });
             }
             Input::UserHandle { .. } => {
                 self.next_ticket += 1;
@@ -512,12 +606,19 @@ impl Simulation {
                 let listeners = &self.listeners;
                 let there = |l: &ListenerId| matches!(listeners.get(l), Some(Bind::Tcp { port: p, .. }) if *p == port);
                 let sockets = &mut self.workers.get_mut(&id).unwrap().sockets;
-                sockets.iter_mut().filter(|((l, _), _)| there(l)).for_each(|(_, listening)| *listening = true);
-                let line = r#"{"cmd":"NODE_CLUSTER","act":"listening","seq":1,"index":0,"address":null,"#;
+                sockets
+                    .iter_mut()
+                    .filter(|((l, _), _)| there(l))
+                    .for_each(|(_, listening)| *listening = true);
+                let line =
+                    r#"{"cmd":"NODE_CLUSTER","act":"listening","seq":1,"index":0,"address":null,"#;
                 self.say(id, &format!(r#"{line}"port":{port},"addressType":4}}"#));
             }
             Input::Report { open, load, .. } => {
-                self.say(id, &format!(r#"{{"cmd":"NODE_TROOP","act":"load","open":{open},"load":{load}}}"#));
+                self.say(
+                    id,
+                    &format!(r#"{{"cmd":"NODE_TROOP","act":"load","open":{open},"load":{load}}}"#),
+                );
             }
             Input::Query { port, fails, .. } => {
                 self.fails = fails;
@@ -529,14 +630,23 @@ impl Simulation {
                 );
                 self.say(id, &line);
                 // An answer that was found without binding.
-                self.fails = self.fails && !self.listeners.values().any(|p| matches!(p, Bind::Tcp { port: p, .. } if *p == port));
+                self.fails = self.fails
+                    && !self
+                        .listeners
+                        .values()
+                        .any(|p| matches!(p, Bind::Tcp { port: p, .. } if *p == port));
             }
             Input::Answer { which, accepted, .. } => {
                 if let Some((seq, _)) = self.holds(id, which) {
                     if !accepted {
                         self.let_go(id, seq);
                     }
-                    self.say(id, &format!(r#"{{"cmd":"NODE_CLUSTER","ack":{seq},"accepted":{accepted},"seq":1}}"#));
+                    self.say(
+                        id,
+                        &format!(
+                            r#"{{"cmd":"NODE_CLUSTER","ack":{seq},"accepted":{accepted},"seq":1}}"#
+                        ),
+                    );
                 }
             }
             Input::Batch { taken, returned, .. } => {
@@ -550,9 +660,14 @@ impl Simulation {
                 self.say(id, std::str::from_utf8(&line).unwrap());
             }
             Input::Acknowledge { arrived, .. } => {
-                // A refusal gives back the oldest one whose descriptor was not confirmed; which one that is only the core knows.
+                // A refusal gives back the oldest one whose descriptor was not confirmed; which one
+                // that is only the core knows.
                 let before: BTreeMap<u64, ConnId> = self.primary.in_flight(id).collect();
-                let line = if arrived { r#"{"cmd":"NODE_HANDLE_ACK"}"# } else { r#"{"cmd":"NODE_HANDLE_NACK"}"# };
+                let line = if arrived {
+                    r#"{"cmd":"NODE_HANDLE_ACK"}"#
+                } else {
+                    r#"{"cmd":"NODE_HANDLE_NACK"}"#
+                };
                 self.say(id, line);
                 let after: BTreeMap<u64, ConnId> = self.primary.in_flight(id).collect();
                 for seq in before.keys().filter(|seq| !after.contains_key(seq)) {
@@ -560,15 +675,22 @@ impl Simulation {
                 }
             }
             Input::Close { listener, .. } => {
-                let key = self.listeners.keys().nth(listener % self.listeners.len().max(1)).copied();
+                let key =
+                    self.listeners.keys().nth(listener % self.listeners.len().max(1)).copied();
                 if let Some(key) = key {
                     self.workers.get_mut(&id).unwrap().sockets.retain(|(l, _), _| *l != key);
                 }
-                if let Some(key) = key.and_then(|l| self.primary.listener_key(l)).map(str::to_owned) {
-                    self.say(id, &format!(r#"{{"cmd":"NODE_CLUSTER","act":"close","key":"{key}","seq":1}}"#));
+                if let Some(key) = key.and_then(|l| self.primary.listener_key(l)).map(str::to_owned)
+                {
+                    self.say(
+                        id,
+                        &format!(r#"{{"cmd":"NODE_CLUSTER","act":"close","key":"{key}","seq":1}}"#),
+                    );
                 }
             }
-            Input::Goodbye { .. } => self.say(id, r#"{"cmd":"NODE_CLUSTER","act":"exitedAfterDisconnect","seq":1}"#),
+            Input::Goodbye { .. } => {
+                self.say(id, r#"{"cmd":"NODE_CLUSTER","act":"exitedAfterDisconnect","seq":1}"#)
+            }
             Input::Fork { .. }
             | Input::Accept { .. }
             | Input::CloseUnused

@@ -19,7 +19,11 @@ fn listener(ip: IpAddr) -> OwnedFd {
 /// Whether a client gets through, and its answer whole, within a while.
 fn serves(listener: &OwnedFd, from: IpAddr) -> bool {
     let port = socket::local_address(listener).unwrap().port();
-    let Ok(mut client) = TcpStream::connect_timeout(&(from, port).into(), Duration::from_millis(500)) else { return false };
+    let Ok(mut client) =
+        TcpStream::connect_timeout(&(from, port).into(), Duration::from_millis(500))
+    else {
+        return false;
+    };
     client.write_all(b"question").unwrap();
     assert!(socket::is_readable(listener.as_fd()));
     let mut server = TcpStream::from(socket::accept(listener.as_fd()).unwrap());
@@ -49,8 +53,14 @@ fn usual() -> Use {
     Use { backlog: Some(64), nonblocking: true }
 }
 
-/// What is set is found, taken back, and then found no more. Returns whether clients were turned away meanwhile.
-fn is_taken_back(name: &str, socket: &OwnedFd, from: IpAddr, set: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>) -> bool {
+/// What is set is found, taken back, and then found no more. Returns whether clients were turned
+/// away meanwhile.
+fn is_taken_back(
+    name: &str,
+    socket: &OwnedFd,
+    from: IpAddr,
+    set: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
+) -> bool {
     let options = Options::of(socket);
     assert!(options.restore(socket, usual()).what.is_empty(), "{name}: nothing was set yet");
     set(socket.as_fd()).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -83,11 +93,14 @@ fn options_that_turn_clients_away_are_taken_back() {
         ("TCP_WINDOW_CLAMP", libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, 1, false),
         ("TCP_USER_TIMEOUT", libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 1, false),
     ] {
-        let turned_away = is_taken_back(name, &listener(LOCAL4), LOCAL4, number(level, option, value));
+        let turned_away =
+            is_taken_back(name, &listener(LOCAL4), LOCAL4, number(level, option, value));
         assert!(turned_away || !turns_away, "{name} is an attack");
     }
     let resets = [1i32.to_ne_bytes(), 0i32.to_ne_bytes()].concat();
-    is_taken_back("SO_LINGER", &listener(LOCAL4), LOCAL4, |fd| set(fd, libc::SOL_SOCKET, libc::SO_LINGER, &resets));
+    is_taken_back("SO_LINGER", &listener(LOCAL4), LOCAL4, |fd| {
+        set(fd, libc::SOL_SOCKET, libc::SO_LINGER, &resets)
+    });
     is_taken_back("O_NONBLOCK", &listener(LOCAL4), LOCAL4, |fd| socket::set_nonblocking(fd, false));
     is_taken_back("backlog", &listener(LOCAL4), LOCAL4, |fd| socket::listen(fd, 0));
     if let Ok(socket) = listen::tcp(Some(Ipv6Addr::UNSPECIFIED.into()), 0, false)
@@ -95,7 +108,12 @@ fn options_that_turn_clients_away_are_taken_back() {
     {
         let hops = number(libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT, 255);
         assert!(is_taken_back("IPV6_MINHOPCOUNT", &socket, Ipv6Addr::LOCALHOST.into(), hops));
-        assert!(is_taken_back("IP_MINTTL", &socket, LOCAL4, number(libc::IPPROTO_IP, IP_MINTTL, 255)));
+        assert!(is_taken_back(
+            "IP_MINTTL",
+            &socket,
+            LOCAL4,
+            number(libc::IPPROTO_IP, IP_MINTTL, 255)
+        ));
     }
 }
 
@@ -157,7 +175,11 @@ fn keys_that_clients_do_not_have_are_taken_away() {
         return;
     }
     let socket = listener(LOCAL4);
-    assert!(is_taken_back("TCP_MD5SIG", &socket, LOCAL4, |fd| require_key(fd, Ipv4Addr::UNSPECIFIED.into(), 0)));
+    assert!(is_taken_back("TCP_MD5SIG", &socket, LOCAL4, |fd| require_key(
+        fd,
+        Ipv4Addr::UNSPECIFIED.into(),
+        0
+    )));
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: others see no keys of certain addresses");
         return;
@@ -201,7 +223,10 @@ fn filters_are_taken_away_and_one_that_is_locked_is_named() {
     filter_all(socket.as_fd()).unwrap();
     group::lock(socket.as_fd()).unwrap();
     let restored = options.restore(&socket, usual());
-    assert!(restored.what.is_empty() && restored.lost[0].contains("SO_ATTACH_FILTER"), "{restored:?}");
+    assert!(
+        restored.what.is_empty() && restored.lost[0].contains("SO_ATTACH_FILTER"),
+        "{restored:?}"
+    );
     // On one that is locked before others get it, nobody attaches any.
     let socket = listener(LOCAL4);
     group::lock(socket.as_fd()).unwrap();
@@ -227,7 +252,9 @@ fn a_udp_socket_that_somebody_has_connected_hears_everybody_again() {
         assert_eq!(socket::local_address(&socket), Some(at));
         assert!(hears());
         // Who sets options of its own is left alone.
-        for (level, option, value) in [(libc::IPPROTO_IP, libc::IP_TTL, 1), (libc::SOL_SOCKET, libc::SO_BROADCAST, 1)] {
+        for (level, option, value) in
+            [(libc::IPPROTO_IP, libc::IP_TTL, 1), (libc::SOL_SOCKET, libc::SO_BROADCAST, 1)]
+        {
             number(level, option, value)(socket.as_fd()).unwrap();
         }
         assert!(options.restore(&socket, Use::default()).what.is_empty());

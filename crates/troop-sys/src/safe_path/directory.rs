@@ -14,7 +14,8 @@ use super::{Reached, Safety, UnsafePath, Walk, no_file, who_can_change};
 /// How often a file that comes and goes is opened again.
 const MAX_TRIES: usize = 16;
 
-/// A directory that is held open: names are looked up in it, wherever it has been moved and whatever is at its path now.
+/// A directory that is held open: names are looked up in it, wherever it has been moved and
+/// whatever is at its path now.
 #[derive(Debug)]
 pub struct Directory {
     at: OwnedFd,
@@ -29,7 +30,8 @@ impl AsFd for Directory {
 }
 
 impl Directory {
-    /// Opens a directory that is there. Relative paths begin at the working directory; each component needs search permission.
+    /// Opens a directory that is there. Relative paths begin at the working directory; each
+    /// component needs search permission.
     ///
     /// # Errors
     /// As `open(2)`; [`UnsafePath`].
@@ -37,7 +39,8 @@ impl Directory {
         Directory::find(path, safety)?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// Opens a directory, or returns `None` if it, or one on the way to it, is missing; what is there has been checked.
+    /// Opens a directory, or returns `None` if it, or one on the way to it, is missing; what is
+    /// there has been checked.
     ///
     /// # Errors
     /// As [`Directory::open`].
@@ -45,17 +48,21 @@ impl Directory {
         Directory::walk(path, safety, None)
     }
 
-    /// Opens a directory, and makes what is missing of its path with these permissions (less the umask).
+    /// Opens a directory, and makes what is missing of its path with these permissions (less the
+    /// umask).
     ///
     /// # Errors
     /// As [`Directory::open`] and `mkdir(2)`.
     pub fn create(path: &Path, safety: Safety, mode: u32) -> io::Result<Directory> {
-        Directory::walk(path, safety, Some(Mode::from_raw_mode(mode)))?.ok_or_else(|| io::ErrorKind::NotFound.into())
+        Directory::walk(path, safety, Some(Mode::from_raw_mode(mode)))?
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn walk(path: &Path, safety: Safety, make: Option<Mode>) -> io::Result<Option<Directory>> {
         let path = std::path::absolute(path)?;
-        match Walk::new(&path, Some(safety).filter(|safety| *safety != Safety::Rights), make)?.all()? {
+        match Walk::new(&path, Some(safety).filter(|safety| *safety != Safety::Rights), make)?
+            .all()?
+        {
             Reached::Nothing => Ok(None),
             Reached::Other(_) => Err(io::ErrorKind::NotADirectory.into()),
             Reached::Directory(at, found) => {
@@ -64,7 +71,9 @@ impl Directory {
                 {
                     return Err(UnsafePath::error(
                         &path,
-                        format!("others can change it ({who}); it must be root's or your own, and of mode 755 or less"),
+                        format!(
+                            "others can change it ({who}); it must be root's or your own, and of mode 755 or less"
+                        ),
                     ));
                 }
                 Ok(Some(Directory { at, found, path }))
@@ -90,8 +99,9 @@ impl Directory {
         (self.found.dev(), self.found.ino()) == (other.found.dev(), other.found.ino())
     }
 
-    /// A path that leads to a name in this directory for as long as this is held, for calls that take paths only, such as `bind(2)`. It is
-    /// short. The last component may be a symbolic link like any other.
+    /// A path that leads to a name in this directory for as long as this is held, for calls that
+    /// take paths only, such as `bind(2)`. It is short. The last component may be a symbolic link
+    /// like any other.
     #[must_use]
     pub fn reach(&self, name: &OsStr) -> PathBuf {
         Path::new("/proc/self/fd").join(self.at.as_raw_fd().to_string()).join(name)
@@ -108,10 +118,12 @@ impl Directory {
         })
     }
 
-    /// Opens an existing file for appending, or makes one with these permissions (less the umask). Returns whether it was made.
+    /// Opens an existing file for appending, or makes one with these permissions (less the umask).
+    /// Returns whether it was made.
     ///
-    /// Only a regular file with a single name is appended to, whose owner is a trusted user or the directory's; where nobody else can change
-    /// the directory, also one of another owner, and a character device such as `/dev/null`. Nothing is waited for.
+    /// Only a regular file with a single name is appended to, whose owner is a trusted user or the
+    /// directory's; where nobody else can change the directory, also one of another owner, and a
+    /// character device such as `/dev/null`. Nothing is waited for.
     ///
     /// # Errors
     /// As `open(2)`; [`UnsafePath`].
@@ -146,7 +158,12 @@ impl Directory {
                 self.may_append(&entry.metadata()?, name)?;
                 reopen(entry.as_fd(), OFlags::WRONLY | OFlags::APPEND).map(drop)
             }
-            None => Ok(rustix::fs::accessat(&self.at, ".", rustix::fs::Access::WRITE_OK, AtFlags::EACCESS)?),
+            None => Ok(rustix::fs::accessat(
+                &self.at,
+                ".",
+                rustix::fs::Access::WRITE_OK,
+                AtFlags::EACCESS,
+            )?),
         }
     }
 
@@ -160,11 +177,20 @@ impl Directory {
             return wrong(format!("it is {}, not a regular file", kind(found)));
         }
         if found.nlink() != 1 {
-            return wrong(format!("it has {} names (hard links), so it may be another file; remove it", found.nlink()));
+            return wrong(format!(
+                "it has {} names (hard links), so it may be another file; remove it",
+                found.nlink()
+            ));
         }
         let uid = found.uid();
-        if weak.is_some() && uid != 0 && uid != rustix::process::geteuid().as_raw() && uid != self.found.uid() {
-            return wrong(format!("it belongs to user {uid}, in a directory that others can change"));
+        if weak.is_some()
+            && uid != 0
+            && uid != rustix::process::geteuid().as_raw()
+            && uid != self.found.uid()
+        {
+            return wrong(format!(
+                "it belongs to user {uid}, in a directory that others can change"
+            ));
         }
         Ok(())
     }
@@ -175,7 +201,12 @@ impl Directory {
     /// As `open(2)`: `AlreadyExists`, also for a link that leads nowhere.
     pub fn create_new(&self, name: &OsStr, mode: u32) -> io::Result<File> {
         is_name(name)?;
-        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::WRONLY
+            | OFlags::APPEND
+            | OFlags::CREATE
+            | OFlags::EXCL
+            | OFlags::NOFOLLOW
+            | OFlags::CLOEXEC;
         Ok(openat(&self.at, name, flags, Mode::from_raw_mode(mode))?.into())
     }
 
@@ -211,7 +242,12 @@ impl Directory {
     /// What has this name, without opening it.
     fn hold(&self, name: &OsStr) -> io::Result<Option<File>> {
         is_name(name)?;
-        match openat(&self.at, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+        match openat(
+            &self.at,
+            name,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) {
             Ok(entry) => Ok(Some(entry.into())),
             Err(rustix::io::Errno::NOENT) => Ok(None),
             Err(e) => Err(e.into()),
@@ -227,14 +263,24 @@ pub fn split(path: &Path) -> io::Result<(PathBuf, OsString)> {
     let path = std::path::absolute(path)?;
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => Ok((parent.to_owned(), name.to_owned())),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no path of a file", path.display()))),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{} is no path of a file", path.display()),
+        )),
     }
 }
 
-/// Opens in earnest what is held without being open. No other file can come in between, and what was looked at has no effects yet.
+/// Opens in earnest what is held without being open. No other file can come in between, and what
+/// was looked at has no effects yet.
 pub(super) fn reopen(entry: BorrowedFd<'_>, flags: OFlags) -> io::Result<File> {
     let path = format!("/proc/self/fd/{}", entry.as_raw_fd());
-    Ok(openat(CWD, path, flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?.into())
+    Ok(openat(
+        CWD,
+        path,
+        flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?
+    .into())
 }
 
 pub(super) fn is_regular(found: &Metadata) -> io::Result<()> {
@@ -255,5 +301,9 @@ fn kind(found: &Metadata) -> &'static str {
 
 fn is_name(name: &OsStr) -> io::Result<()> {
     let is_one = Path::new(name).file_name() == Some(name);
-    if is_one { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no name of a file"))) }
+    if is_one {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no name of a file")))
+    }
 }

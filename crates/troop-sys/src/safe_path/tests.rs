@@ -47,7 +47,10 @@ fn links_that_lead_over_ever_more_directories_are_given_up() {
         symlink(format!("{detour}link{}", n - 1), at(&format!("link{n}"))).unwrap();
     }
     Directory::open(&at("link0"), Safety::Links).unwrap();
-    assert_eq!(Directory::open(&at("link3"), Safety::Links).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+    assert_eq!(
+        Directory::open(&at("link3"), Safety::Links).unwrap_err().raw_os_error(),
+        Some(libc::ELOOP)
+    );
 }
 
 #[test]
@@ -89,7 +92,10 @@ fn nothing_is_made_by_looking_and_what_is_missing_is_made_when_asked_for() {
     assert_eq!((made.metadata().mode() & 0o777, home.path().join("a/c").is_dir()), (0o700, true));
     fs::write(home.path().join("file"), "").unwrap();
     for path in ["file", "file/x"] {
-        assert_eq!(Directory::open(&home.path().join(path), Safety::Links).unwrap_err().kind(), io::ErrorKind::NotADirectory);
+        assert_eq!(
+            Directory::open(&home.path().join(path), Safety::Links).unwrap_err().kind(),
+            io::ErrorKind::NotADirectory
+        );
     }
 }
 
@@ -100,7 +106,10 @@ fn a_directory_that_others_can_change_or_exchange_is_not_its_owners_alone() {
     fs::create_dir_all(at("open/mine")).unwrap();
     mode(&at("open"), 0o777);
     assert!(is_unsafe(&Directory::open(&at("open"), Safety::Owners)));
-    assert!(Directory::open(&at("open/mine"), Safety::Owners).is_ok(), "it belongs to a trusted user");
+    assert!(
+        Directory::open(&at("open/mine"), Safety::Owners).is_ok(),
+        "it belongs to a trusted user"
+    );
     if !is_root("a_directory_that_others_can_change_or_exchange_is_not_its_owners_alone") {
         return;
     }
@@ -112,7 +121,10 @@ fn a_directory_that_others_can_change_or_exchange_is_not_its_owners_alone() {
     let refused = Directory::open(&at("theirs/root/deep"), Safety::Owners);
     assert!(is_unsafe(&refused));
     let text = refused.unwrap_err().to_string();
-    assert!(text.contains(&format!("belongs to user {STRANGER}")) && text.contains("mode 755"), "{text}");
+    assert!(
+        text.contains(&format!("belongs to user {STRANGER}")) && text.contains("mode 755"),
+        "{text}"
+    );
     assert!(Directory::open(&at("theirs/root/deep"), Safety::Links).is_ok());
 }
 
@@ -126,8 +138,13 @@ fn only_a_regular_file_with_one_name_is_appended_to() {
     assert!(made);
     let (mut log, made) = held.append(name("log"), 0o640).unwrap();
     log.write_all(b"b\n").unwrap();
-    assert!(!made && held.check_append(name("log")).is_ok() && held.check_append(name("none")).is_ok());
-    assert_eq!((fs::read_to_string(at("log")).unwrap().as_str(), at("none").exists()), ("a\nb\n", false));
+    assert!(
+        !made && held.check_append(name("log")).is_ok() && held.check_append(name("none")).is_ok()
+    );
+    assert_eq!(
+        (fs::read_to_string(at("log")).unwrap().as_str(), at("none").exists()),
+        ("a\nb\n", false)
+    );
     fs::write(at("secret"), "").unwrap();
     fs::hard_link(at("secret"), at("hard")).unwrap();
     symlink(at("secret"), at("link")).unwrap();
@@ -136,15 +153,23 @@ fn only_a_regular_file_with_one_name_is_appended_to() {
     mkfifoat(CWD, at("pipe"), 0o666.into()).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
     // Somebody reads it, so that opening it would succeed.
-    let _reader = openat(CWD, at("pipe"), OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
+    let _reader =
+        openat(CWD, at("pipe"), OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
     for bad in ["hard", "link", "dangling", "directory", "pipe", "socket"] {
         assert!(is_unsafe(&held.append(name(bad), 0o640)), "{bad}");
         assert!(is_unsafe(&held.check_append(name(bad))), "{bad}");
     }
     for bad in ["..", ".", "", "a/b", "/etc/passwd", "a/"] {
-        assert_eq!(held.append(name(bad), 0o640).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{bad:?}");
+        assert_eq!(
+            held.append(name(bad), 0o640).unwrap_err().kind(),
+            io::ErrorKind::InvalidInput,
+            "{bad:?}"
+        );
     }
-    assert_eq!((fs::read_to_string(at("secret")).unwrap().as_str(), at("made").exists()), ("", false));
+    assert_eq!(
+        (fs::read_to_string(at("secret")).unwrap().as_str(), at("made").exists()),
+        ("", false)
+    );
     let devices = Directory::open(Path::new("/dev"), Safety::Owners).unwrap();
     assert!(devices.append(name("null"), 0o640).is_ok());
 }
@@ -234,7 +259,9 @@ fn what_is_read_is_a_file_of_bounded_size_and_whoever_can_change_it_is_named() {
     let (mut file, weak) = open_for_reading(&at("link"), 5).unwrap();
     let mut text = String::new();
     file.read_to_string(&mut text).unwrap();
-    let below = |weak: &[Weak]| weak.iter().filter(|weak| weak.path.starts_with(home.path())).cloned().collect::<Vec<_>>();
+    let below = |weak: &[Weak]| {
+        weak.iter().filter(|weak| weak.path.starts_with(home.path())).cloned().collect::<Vec<_>>()
+    };
     assert_eq!((text.as_str(), below(&weak)), ("12345", vec![]));
     assert_eq!(open_for_reading(&at("file"), 4).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
     for (path, kind) in [("pipe", "a pipe"), (".", "a directory")] {
@@ -248,6 +275,9 @@ fn what_is_read_is_a_file_of_bounded_size_and_whoever_can_change_it_is_named() {
     mode(home.path(), 0o777);
     let (_, weak) = open_for_reading(&at("file"), 5).unwrap();
     let weak = below(&weak);
-    assert_eq!(weak.iter().map(|weak| weak.path.clone()).collect::<Vec<_>>(), [home.path().to_owned(), at("file")]);
+    assert_eq!(
+        weak.iter().map(|weak| weak.path.clone()).collect::<Vec<_>>(),
+        [home.path().to_owned(), at("file")]
+    );
     assert!(weak[1].who.contains("mode 666") && !weak[0].sticky, "{weak:?}");
 }

@@ -45,11 +45,12 @@ pub(super) struct Plan {
     pub(super) errno: c_int,
 }
 
-/// The child. Shares memory with the parent, whose thread waits: no allocation, no locks, no panics, only system calls.
+/// The child. Shares memory with the parent, whose thread waits: no allocation, no locks, no
+/// panics, only system calls.
 pub(super) extern "C" fn child(plan: *mut c_void) -> c_int {
     let plan = plan.cast::<Plan>();
-    // SAFETY: `spawn` passes a valid Plan and does not touch it until this process has gone or executed the program; `run` fulfils
-    // the contract above.
+    // SAFETY: `spawn` passes a valid Plan and does not touch it until this process has gone or
+    // executed the program; `run` fulfils the contract above.
     unsafe {
         let (step, errno) = run(plan);
         (*plan).errno = errno;
@@ -63,8 +64,9 @@ pub(super) extern "C" fn child(plan: *mut c_void) -> c_int {
 /// # Safety
 /// Only in a child as described at [`child`], with a valid `plan`.
 unsafe fn run(plan: *mut Plan) -> (Step, c_int) {
-    // SAFETY: all pointers in the plan were made by `spawn` from live vectors, null-terminated where the system calls want that; the
-    // calls are async-signal-safe and work on this process's own descriptor table, signal table and credentials.
+    // SAFETY: all pointers in the plan were made by `spawn` from live vectors, null-terminated
+    // where the system calls want that; the calls are async-signal-safe and work on this process's
+    // own descriptor table, signal table and credentials.
     unsafe {
         let plan = &mut *plan;
         reset_signals();
@@ -111,7 +113,9 @@ unsafe fn run(plan: *mut Plan) -> (Step, c_int) {
         if !plan.nice.is_null() && libc::setpriority(libc::PRIO_PROCESS, 0, *plan.nice) != 0 {
             return (Step::Nice, errno());
         }
-        if !plan.cpus.is_null() && libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), plan.cpus) != 0 {
+        if !plan.cpus.is_null()
+            && libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), plan.cpus) != 0
+        {
             return (Step::Cpus, errno());
         }
         // While it still may do all that.
@@ -164,8 +168,8 @@ unsafe fn write_pid(text: *mut u8) {
     }
 }
 
-/// Handlers of the parent must not run here, and must not be inherited; what the parent ignores stays ignored, except `SIGPIPE`, which
-/// Rust programs ignore for themselves.
+/// Handlers of the parent must not run here, and must not be inherited; what the parent ignores
+/// stays ignored, except `SIGPIPE`, which Rust programs ignore for themselves.
 unsafe fn reset_signals() {
     // SAFETY: sigaction on this process's own table; numbers that are no signals fail harmlessly.
     unsafe {
@@ -174,7 +178,8 @@ unsafe fn reset_signals() {
             if libc::sigaction(signal, std::ptr::null(), &raw mut action) != 0 {
                 continue;
             }
-            let handled = action.sa_sigaction != libc::SIG_DFL && action.sa_sigaction != libc::SIG_IGN;
+            let handled =
+                action.sa_sigaction != libc::SIG_DFL && action.sa_sigaction != libc::SIG_IGN;
             if handled || signal == libc::SIGPIPE {
                 let mut default: libc::sigaction = std::mem::zeroed();
                 default.sa_sigaction = libc::SIG_DFL;
@@ -186,12 +191,14 @@ unsafe fn reset_signals() {
 
 /// Puts every descriptor under its number and closes all others at the exec.
 unsafe fn place_descriptors(plan: &mut Plan) -> Result<(), c_int> {
-    // SAFETY: `plan.fds` points to `fds_len` triples; the calls work on this process's own table, a copy of the parent's.
+    // SAFETY: `plan.fds` points to `fds_len` triples; the calls work on this process's own table, a
+    // copy of the parent's.
     unsafe {
-        // Whatever the host program may have left inheritable stays here. Old kernels (before 5.11) do not know the flag; there the
-        // descriptors' own close-on-exec flags must do.
+        // Whatever the host program may have left inheritable stays here. Old kernels (before 5.11)
+        // do not know the flag; there the descriptors' own close-on-exec flags must do.
         libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
-        // First out of the way of all targets, then to their places: a source may have a target's number.
+        // First out of the way of all targets, then to their places: a source may have a target's
+        // number.
         for i in 0..plan.fds_len {
             let entry = &mut *plan.fds.add(i);
             entry[2] = libc::fcntl(entry[0], libc::F_DUPFD_CLOEXEC, plan.max_target + 1);
@@ -209,8 +216,9 @@ unsafe fn place_descriptors(plan: &mut Plan) -> Result<(), c_int> {
     Ok(())
 }
 
-/// Groups, then group, then user: the other way round the right to change the first two would be gone. Raw system calls, because
-/// glibc's wrappers would try to change all threads of the parent too. Afterwards the result is checked.
+/// Groups, then group, then user: the other way round the right to change the first two would be
+/// gone. Raw system calls, because glibc's wrappers would try to change all threads of the parent
+/// too. Afterwards the result is checked.
 unsafe fn change_identity(plan: &Plan) -> Result<(), (Step, c_int)> {
     // SAFETY: plain system calls with valid pointers.
     unsafe {

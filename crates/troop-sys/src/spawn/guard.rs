@@ -1,5 +1,6 @@
-//! Keeps a start from lasting for ever. The parent waits until its child executes the program, and a child that has become another user can
-//! be stopped by any process of that user before it gets there.
+//! Keeps a start from lasting for ever. The parent waits until its child executes the program, and
+//! a child that has become another user can be stopped by any process of that user before it gets
+//! there.
 
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -11,22 +12,30 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 /// Pause between two attempts to resume a child that has not executed its program yet.
 const RESUME_EVERY: Duration = Duration::from_millis(20);
 
-/// How long a child that becomes another user may take to execute its program, from a slow disk, say; then it is killed.
+/// How long a child that becomes another user may take to execute its program, from a slow disk,
+/// say; then it is killed.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The same for one whom nobody else may stop: its directory or its program is on a file system that does not answer.
+/// The same for one whom nobody else may stop: its directory or its program is on a file system
+/// that does not answer.
 pub(super) const OWN_START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a child may be found stopped before it is killed. Nobody stops one by chance, so whoever does holds its parent up for half a second.
+/// How often a child may be found stopped before it is killed. Nobody stops one by chance, so
+/// whoever does holds its parent up for half a second.
 const MOST_STOPS: u32 = 25;
 
 /// The stack of the thread that watches.
 const STACK: usize = 64 * 1024;
 
-/// Runs `start`, which stores the pidfd of a child as soon as there is one, keeps it open, and returns when the child has executed its program
-/// or has ended. Meanwhile the child is resumed if it is stopped, and killed if that does not end, or after
-/// `timeout`. Returns whether it was. Without memory for a thread nothing watches.
-pub(super) fn guarded<T>(pidfd: &AtomicI32, timeout: Duration, start: impl FnOnce() -> T) -> (T, bool) {
+/// Runs `start`, which stores the pidfd of a child as soon as there is one, keeps it open, and
+/// returns when the child has executed its program or has ended. Meanwhile the child is resumed if
+/// it is stopped, and killed if that does not end, or after `timeout`. Returns whether it was.
+/// Without memory for a thread nothing watches.
+pub(super) fn guarded<T>(
+    pidfd: &AtomicI32,
+    timeout: Duration,
+    start: impl FnOnce() -> T,
+) -> (T, bool) {
     let (started, wait) = channel::<()>();
     let is_killed = AtomicBool::new(false);
     let result = std::thread::scope(|scope| {
@@ -38,7 +47,8 @@ pub(super) fn guarded<T>(pidfd: &AtomicI32, timeout: Duration, start: impl FnOnc
                 if fd < 0 {
                     continue;
                 }
-                // SAFETY: `start` keeps it open until `started` is dropped and this thread has been joined.
+                // SAFETY: `start` keeps it open until `started` is dropped and this thread has been
+                // joined.
                 let child = unsafe { BorrowedFd::borrow_raw(fd) };
                 stops += u32::from(is_stopped(child));
                 let is_over = begun.elapsed() >= timeout || stops >= MOST_STOPS;
@@ -47,7 +57,10 @@ pub(super) fn guarded<T>(pidfd: &AtomicI32, timeout: Duration, start: impl FnOnc
                 let _ = pidfd_send_signal(child, signal);
             }
         };
-        let _ = std::thread::Builder::new().name("troop-spawn".into()).stack_size(STACK).spawn_scoped(scope, watch);
+        let _ = std::thread::Builder::new()
+            .name("troop-spawn".into())
+            .stack_size(STACK)
+            .spawn_scoped(scope, watch);
         let result = start();
         drop(started);
         result
@@ -90,7 +103,10 @@ mod tests {
 
     #[test]
     fn a_child_that_is_stopped_again_and_again_is_killed_in_the_end() {
-        assert_eq!(end_of("while :; do kill -STOP $$; done", Duration::from_secs(600)).signal(), Some(9));
+        assert_eq!(
+            end_of("while :; do kill -STOP $$; done", Duration::from_secs(600)).signal(),
+            Some(9)
+        );
     }
 
     #[test]

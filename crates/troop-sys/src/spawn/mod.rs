@@ -1,9 +1,11 @@
 //! Starts a process without `fork`.
 //!
-//! `fork` copies page tables, which takes 18 to 74 ms in a parent of 0.5 to 2 GB; `posix_spawn` cannot change the user, the groups or
-//! the limits. So this does what glibc's `posix_spawn` does inside: `clone(CLONE_VM | CLONE_VFORK)`, a child that borrows the parent's
-//! memory until it executes the program, while the calling thread waits. The child's settings are made by system calls alone, and a
-//! failure, with the step that failed, is written to the shared memory: the caller gets the real cause at once.
+//! `fork` copies page tables, which takes 18 to 74 ms in a parent of 0.5 to 2 GB; `posix_spawn`
+//! cannot change the user, the groups or the limits. So this does what glibc's `posix_spawn` does
+//! inside: `clone(CLONE_VM | CLONE_VFORK)`, a child that borrows the parent's memory until it
+//! executes the program, while the calling thread waits. The child's settings are made by system
+//! calls alone, and a failure, with the step that failed, is written to the shared memory: the
+//! caller gets the real cause at once.
 
 use std::ffi::{CStr, CString};
 use std::fmt;
@@ -32,7 +34,8 @@ pub struct Command<'a> {
     pub env: Vec<CString>,
     /// A variable that is set to the new process's id, such as `LISTEN_PID`.
     pub pid_variable: Option<&'a CStr>,
-    /// A signal that the process gets when the thread that starts it ends (`PR_SET_PDEATHSIG`); 0 for none.
+    /// A signal that the process gets when the thread that starts it ends (`PR_SET_PDEATHSIG`); 0
+    /// for none.
     pub death_signal: i32,
     /// Working directory; inherited if absent.
     pub cwd: Option<CString>,
@@ -42,16 +45,18 @@ pub struct Command<'a> {
     pub uid: Option<u32>,
     /// Group to become.
     pub gid: Option<u32>,
-    /// Supplementary groups. When absent and `uid` or `gid` is given, a privileged parent's groups are dropped, as libuv does.
+    /// Supplementary groups. When absent and `uid` or `gid` is given, a privileged parent's groups
+    /// are dropped, as libuv does.
     pub groups: Option<Vec<u32>>,
     /// A process group of its own, so that a terminal's Ctrl-C does not reach it.
     pub own_group: bool,
     /// A session of its own without a controlling terminal, and so a process group of its own.
     pub own_session: bool,
-    /// Nothing that the process executes gives it privileges (`PR_SET_NO_NEW_PRIVS`), and the capability bounding set is emptied as far as
-    /// this process may.
+    /// Nothing that the process executes gives it privileges (`PR_SET_NO_NEW_PRIVS`), and the
+    /// capability bounding set is emptied as far as this process may.
     pub no_new_privileges: bool,
-    /// What the process may do with files, and which system calls it cannot make. Needs `no_new_privileges`.
+    /// What the process may do with files, and which system calls it cannot make. Needs
+    /// `no_new_privileges`.
     pub sandbox: Sandbox,
     /// Soft limit on open descriptors, if it should differ from the parent's.
     pub descriptor_limit: Option<u64>,
@@ -68,7 +73,8 @@ pub struct Command<'a> {
 }
 
 pub use libc::{
-    RLIMIT_AS, RLIMIT_CORE, RLIMIT_CPU, RLIMIT_DATA, RLIMIT_FSIZE, RLIMIT_MEMLOCK, RLIMIT_NOFILE, RLIMIT_NPROC, RLIMIT_STACK,
+    RLIMIT_AS, RLIMIT_CORE, RLIMIT_CPU, RLIMIT_DATA, RLIMIT_FSIZE, RLIMIT_MEMLOCK, RLIMIT_NOFILE,
+    RLIMIT_NPROC, RLIMIT_STACK,
 };
 
 /// As a limit: none.
@@ -167,13 +173,15 @@ impl std::error::Error for SpawnError {
 
 const STACK: usize = 64 * 1024;
 
-/// Starts the process. Blocks until the program has been executed or that has failed: some tenths of a millisecond, whatever the size
-/// of the parent's memory.
+/// Starts the process. Blocks until the program has been executed or that has failed: some tenths
+/// of a millisecond, whatever the size of the parent's memory.
 ///
 /// # Errors
 /// The step that failed and why; no process is left over.
 pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
-    let pointers = |all: &[CString]| -> Vec<*const c_char> { all.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect() };
+    let pointers = |all: &[CString]| -> Vec<*const c_char> {
+        all.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    };
     let candidates = pointers(&command.candidates);
     let argv = pointers(&command.argv);
     let mut envp = pointers(&command.env);
@@ -195,9 +203,13 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
         // SAFETY: the number is within the set.
         unsafe { libc::CPU_SET(*cpu, &mut cpus) };
     }
-    let mut fds: Vec<[c_int; 3]> = command.fds.iter().map(|(target, fd)| [fd.as_raw_fd(), *target, -1]).collect();
+    let mut fds: Vec<[c_int; 3]> =
+        command.fds.iter().map(|(target, fd)| [fd.as_raw_fd(), *target, -1]).collect();
     let max_target = command.fds.iter().map(|(target, _)| *target).max().unwrap_or(2).max(2);
-    let ruleset = command.sandbox.ruleset_above(max_target).map_err(|source| SpawnError { step: Step::Files, source })?;
+    let ruleset = command
+        .sandbox
+        .ruleset_above(max_target)
+        .map_err(|source| SpawnError { step: Step::Files, source })?;
     let filters = command.sandbox.programs();
     let mut plan = Plan {
         candidates: candidates.as_ptr(),
@@ -238,17 +250,19 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
     let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: as above; written by pthread_sigmask before it is read.
     let mut before: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `all` and `before` are valid. No signal handler may run in the child while it borrows this memory, so everything is
-    // blocked here, inherited blocked, and unblocked by the child only after it has reset its handlers.
+    // SAFETY: `all` and `before` are valid. No signal handler may run in the child while it borrows
+    // this memory, so everything is blocked here, inherited blocked, and unblocked by the child
+    // only after it has reset its handlers.
     unsafe {
         libc::sigfillset(&raw mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
     }
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
     let start = || {
-        // SAFETY: the stack is large enough, aligned, not used by anything else, and outlives the child's use of it, because CLONE_VFORK
-        // stops this thread until the child has executed the program or exited. `plan` and everything it points to likewise. `child`
-        // makes only async-signal-safe calls. The sixth argument receives the pidfd, before the child runs.
+        // SAFETY: the stack is large enough, aligned, not used by anything else, and outlives the
+        // child's use of it, because CLONE_VFORK stops this thread until the child has executed the
+        // program or exited. `plan` and everything it points to likewise. `child` makes only
+        // async-signal-safe calls. The sixth argument receives the pidfd, before the child runs.
         let pid = unsafe {
             let top = stack.as_mut_ptr().add(stack.len()).cast::<c_void>();
             libc::clone(child, top, flags, (&raw mut plan).cast::<c_void>(), pidfd.as_ptr())
@@ -256,7 +270,8 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
         (pid, io::Error::last_os_error())
     };
     // Only processes of another user can have an interest in stopping it, or the right.
-    let timeout = if command.uid.is_some() { guard::START_TIMEOUT } else { guard::OWN_START_TIMEOUT };
+    let timeout =
+        if command.uid.is_some() { guard::START_TIMEOUT } else { guard::OWN_START_TIMEOUT };
     let ((pid, clone_error), is_killed) = guard::guarded(&pidfd, timeout, start);
     // SAFETY: `before` was filled above.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
@@ -266,15 +281,23 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd.into_inner()) };
     // SAFETY: `plan` is alive; the child wrote these through a pointer, so they must be read anew.
-    let (step, errno) = unsafe { ((&raw const plan.step).read_volatile(), (&raw const plan.errno).read_volatile()) };
+    let (step, errno) = unsafe {
+        ((&raw const plan.step).read_volatile(), (&raw const plan.errno).read_volatile())
+    };
     if step != 0 || is_killed {
         use std::os::fd::AsFd;
         let _ = crate::process::reap(pidfd.as_fd());
         if is_killed {
             let reason = "it was stopped all the time, or its directory or program did not answer";
-            return Err(SpawnError { step: Step::Exec, source: io::Error::new(io::ErrorKind::TimedOut, reason) });
+            return Err(SpawnError {
+                step: Step::Exec,
+                source: io::Error::new(io::ErrorKind::TimedOut, reason),
+            });
         }
-        return Err(SpawnError { step: to_step(step), source: io::Error::from_raw_os_error(errno) });
+        return Err(SpawnError {
+            step: to_step(step),
+            source: io::Error::from_raw_os_error(errno),
+        });
     }
     Ok(Child { pid: pid.unsigned_abs(), pidfd })
 }

@@ -33,11 +33,22 @@ fn command(script: &str) -> Command<'static> {
 
 #[test]
 fn limits_umask_niceness_and_cpus_are_the_childs() {
-    let script = "ulimit -Sn; ulimit -Hn; ulimit -c; umask; nice; grep Cpus_allowed_list /proc/self/status";
+    let script =
+        "ulimit -Sn; ulimit -Hn; ulimit -c; umask; nice; grep Cpus_allowed_list /proc/self/status";
     let limits = vec![(libc::RLIMIT_NOFILE, 100, 200), (libc::RLIMIT_CORE, 0, 0)];
-    let (text, _) = output(Command { limits, umask: Some(0o027), nice: Some(5), cpus: vec![0], ..command(script) });
+    let (text, _) = output(Command {
+        limits,
+        umask: Some(0o027),
+        nice: Some(5),
+        cpus: vec![0],
+        ..command(script)
+    });
     let before: i32 =
-        String::from_utf8(std::process::Command::new("nice").output().unwrap().stdout).unwrap().trim().parse().unwrap();
+        String::from_utf8(std::process::Command::new("nice").output().unwrap().stdout)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
     let lines: Vec<_> = text.lines().map(str::trim).collect();
     assert_eq!(lines[..4], ["100", "200", "0", "0027"]);
     assert_eq!((lines[4], lines[5]), (5.max(before).to_string().as_str(), "Cpus_allowed_list:\t0"));
@@ -125,7 +136,11 @@ fn a_session_of_its_own_has_no_terminal() {
     c.own_session = true;
     let text = output(c).0;
     let numbers: Vec<_> = text.split_whitespace().collect();
-    assert_eq!((numbers[0], numbers[1], numbers[2]), (numbers[3], numbers[3], "0"), "group, session, terminal, process");
+    assert_eq!(
+        (numbers[0], numbers[1], numbers[2]),
+        (numbers[3], numbers[3], "0"),
+        "group, session, terminal, process"
+    );
 }
 
 #[test]
@@ -139,10 +154,14 @@ fn another_user_has_no_capabilities_and_no_way_to_any() {
     for line in text.lines().filter(|line| line.starts_with("Cap")) {
         assert_eq!(line.split_whitespace().nth(1), Some("0000000000000000"), "{text}");
     }
-    assert!(text.contains("NoNewPrivs:\t1") && text.lines().any(|line| line.trim_end() == "Groups:"), "{text}");
+    assert!(
+        text.contains("NoNewPrivs:\t1") && text.lines().any(|line| line.trim_end() == "Groups:"),
+        "{text}"
+    );
 }
 
-/// What a script prints under a sandbox, without the privileges that a sandbox must not be entered with.
+/// What a script prints under a sandbox, without the privileges that a sandbox must not be entered
+/// with.
 fn confined(sandbox: Sandbox, script: &str) -> String {
     let mut c = command(script);
     (c.sandbox, c.no_new_privileges) = (sandbox, true);
@@ -166,20 +185,29 @@ fn a_sandbox_leaves_only_the_files_that_it_names() {
         "cd {at}; cat open/file closed/file 2>&1 | sed 's/.*: //'; for d in open closed; do (echo x > $d/new) 2>/dev/null && echo wrote $d; \
          (: > $d/file) 2>/dev/null && echo emptied $d; rm -f $d/file 2>/dev/null && echo removed $d; done; echo x > /dev/null && echo null"
     );
-    let system: Vec<_> =
-        ["/usr", "/lib", "/lib64", "/bin", "/etc"].map(PathBuf::from).into_iter().filter(|p| p.exists()).collect();
+    let system: Vec<_> = ["/usr", "/lib", "/lib64", "/bin", "/etc"]
+        .map(PathBuf::from)
+        .into_iter()
+        .filter(|p| p.exists())
+        .collect();
     let open = vec![root.join("open")];
-    let of = |read: Option<&[PathBuf]>, write: Option<&[PathBuf]>| Sandbox::default().files(read, write, false).unwrap();
+    let of = |read: Option<&[PathBuf]>, write: Option<&[PathBuf]>| {
+        Sandbox::default().files(read, write, false).unwrap()
+    };
     // Reading alone: nothing can be changed.
     let read = [system.clone(), open.clone()].concat();
     assert_eq!(confined(of(Some(&read), None), &script), "open\nPermission denied\nnull\n");
     // Writing alone: everything can be read.
     assert_eq!(confined(of(None, Some(&[])), &script), "open\nclosed\nnull\n");
-    assert_eq!(confined(of(None, Some(&open)), &script), "open\nclosed\nwrote open\nemptied open\nremoved open\nnull\n");
+    assert_eq!(
+        confined(of(None, Some(&open)), &script),
+        "open\nclosed\nwrote open\nemptied open\nremoved open\nnull\n"
+    );
     // Nothing that it has written is executed, unless it can also be read.
     std::fs::write(root.join("open/file"), "open\n").unwrap();
-    let program =
-        format!("printf '#!/bin/sh\\necho ran' > {at}/open/p; chmod 755 {at}/open/p; {at}/open/p 2>/dev/null || echo $?");
+    let program = format!(
+        "printf '#!/bin/sh\\necho ran' > {at}/open/p; chmod 755 {at}/open/p; {at}/open/p 2>/dev/null || echo $?"
+    );
     assert_eq!(confined(of(Some(&system), Some(&open)), &program), "126\n");
     assert_eq!(confined(of(Some(&read), Some(&open)), &program), "ran\n");
     // The program itself must be there to be executed.
@@ -191,19 +219,25 @@ fn a_sandbox_leaves_only_the_files_that_it_names() {
     let image = || {
         let mut c = command("");
         (c.candidates, c.no_new_privileges) = (vec![c"/proc/self/exe".to_owned()], true);
-        c.argv = ["program", "--list", "--format", "terse"].map(|arg| CString::new(arg).unwrap()).to_vec();
+        c.argv = ["program", "--list", "--format", "terse"]
+            .map(|arg| CString::new(arg).unwrap())
+            .to_vec();
         c
     };
     let mut outside = image();
     outside.sandbox = of(Some(&system), None);
     assert_eq!(spawn(&outside).unwrap_err().source.raw_os_error(), Some(libc::EACCES));
     let mut inside = image();
-    inside.sandbox = of(Some(&[system.clone(), vec![std::env::current_exe().unwrap()]].concat()), None);
+    inside.sandbox =
+        of(Some(&[system.clone(), vec![std::env::current_exe().unwrap()]].concat()), None);
     assert!(output(inside).0.contains("a_sandbox_leaves_only_the_files_that_it_names"));
     // Where it could put a link to everything, nothing is looked up.
     std::os::unix::fs::symlink("/", root.join("open/link")).unwrap();
     let link = [root.join("open"), root.join("open/link")];
-    assert_eq!(confined(of(None, Some(&link)), &format!("echo x > {at}/closed/file 2>&1 || echo kept")), "kept\n");
+    assert_eq!(
+        confined(of(None, Some(&link)), &format!("echo x > {at}/closed/file 2>&1 || echo kept")),
+        "kept\n"
+    );
     assert!(Sandbox::default().files(Some(&link[1..]), Some(&open), false).is_err());
     let nowhere = [PathBuf::from("/no/such/directory")];
     let e = Sandbox::default().files(Some(&nowhere), None, false).unwrap_err();
@@ -218,7 +252,10 @@ fn a_sandbox_denies_system_calls() {
     }
     let sandbox = Sandbox::default().deny(&SystemCalls::ALL.into(), false).unwrap();
     let script = "grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status; unshare --user true 2>&1 | sed 's/.*: //'; echo done | cat";
-    assert_eq!(confined(sandbox, script), "NoNewPrivs:\t1\nSeccomp:\t2\nOperation not permitted\ndone\n");
+    assert_eq!(
+        confined(sandbox, script),
+        "NoNewPrivs:\t1\nSeccomp:\t2\nOperation not permitted\ndone\n"
+    );
     let of_one = Sandbox::default().deny(&[SystemCalls::Keyring].into(), false).unwrap();
     let allowed = "unshare --user echo done 2>&1";
     assert_eq!(confined(of_one, allowed), confined(Sandbox::default(), allowed));

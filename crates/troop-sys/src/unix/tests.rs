@@ -5,7 +5,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 const STRANGER: u32 = 64_017;
 
 fn stranger() -> Rights {
-    Rights { of: Some(Identity { uid: STRANGER, gid: STRANGER, groups: Vec::new() }), ..Rights::own() }
+    Rights {
+        of: Some(Identity { uid: STRANGER, gid: STRANGER, groups: Vec::new() }),
+        ..Rights::own()
+    }
 }
 
 fn own(path: &Path) -> io::Result<(OwnedFd, Option<UnixFile>)> {
@@ -51,7 +54,10 @@ fn a_live_socket_file_is_respected_and_a_stale_one_replaced() {
     std::fs::write(&path, "precious").unwrap();
     assert_eq!(own(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
-    assert_eq!(own(Path::new("/no/such/directory/s")).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    assert_eq!(
+        own(Path::new("/no/such/directory/s")).unwrap_err().kind(),
+        io::ErrorKind::PermissionDenied
+    );
     for bad in ["/", "/tmp/..", "/tmp/", ".", ""] {
         assert!(own(Path::new(bad)).is_err(), "{bad}");
     }
@@ -69,7 +75,10 @@ fn a_path_may_be_long_and_so_may_its_name() {
         drop(file);
         assert!(!deep.join(&name).exists());
     }
-    assert_eq!(own(&deep.join("n".repeat(110))).unwrap_err().raw_os_error(), Some(libc::ENAMETOOLONG));
+    assert_eq!(
+        own(&deep.join("n".repeat(110))).unwrap_err().raw_os_error(),
+        Some(libc::ENAMETOOLONG)
+    );
 }
 
 #[test]
@@ -152,9 +161,17 @@ fn a_link_is_followed_only_where_it_leads_nowhere_that_its_maker_could_not_go() 
     std::fs::set_permissions(&lax, std::fs::Permissions::from_mode(0o777)).unwrap();
     for (name, target) in [("to-open", &open), ("to-lax", &lax)] {
         symlink(target, its.join(name)).unwrap();
-        assert_eq!(theirs(&its.join(name).join("s")).unwrap_err().kind(), io::ErrorKind::PermissionDenied, "{name}");
+        assert_eq!(
+            theirs(&its.join(name).join("s")).unwrap_err().kind(),
+            io::ErrorKind::PermissionDenied,
+            "{name}"
+        );
         // Root on its own account does not follow it either, though it may go anywhere.
-        assert_eq!(own(&its.join(name).join("s")).unwrap_err().kind(), io::ErrorKind::PermissionDenied, "{name}");
+        assert_eq!(
+            own(&its.join(name).join("s")).unwrap_err().kind(),
+            io::ErrorKind::PermissionDenied,
+            "{name}"
+        );
         assert!(!target.join("s").exists());
     }
     // One that leads to what is its own anyway.

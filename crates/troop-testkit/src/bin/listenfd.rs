@@ -1,4 +1,5 @@
-//! A server that knows nothing of troop: it takes its socket by the crate `listenfd`, as under systemd, and answers with its process id.
+//! A server that knows nothing of troop: it takes its socket by the crate `listenfd`, as under
+//! systemd, and answers with its process id.
 
 use std::io::{Read as _, Write as _};
 

@@ -14,21 +14,25 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Workers that listen where nobody else does, and die, one after the other; and one that never says that it listens, so that it could ask for
-/// their ports for ever.
+/// Workers that listen where nobody else does, and die, one after the other; and one that never
+/// says that it listens, so that it could ask for their ports for ever.
 #[tokio::test]
 async fn listeners_of_workers_that_died_are_closed_and_nobody_is_left_waiting_there() {
-    if !alone("abandoned::listeners_of_workers_that_died_are_closed_and_nobody_is_left_waiting_there") {
+    if !alone(
+        "abandoned::listeners_of_workers_that_died_are_closed_and_nobody_is_left_waiting_there",
+    ) {
         return;
     }
     const LIVES: usize = 10;
-    let replace = ReplacePolicy { ready_timeout: Duration::from_secs(5), ..ReplacePolicy::default() };
+    let replace =
+        ReplacePolicy { ready_timeout: Duration::from_secs(5), ..ReplacePolicy::default() };
     let mut scene = Scene::with(Cluster::builder().replace(replace)).await;
     let before = open_descriptors();
     let mut ports = Vec::new();
     for _ in 0..LIVES {
         let port = free_port();
-        let fields = format!(r#""seq":1,"index":0,"address":"127.0.0.1","port":{port},"addressType":4"#);
+        let fields =
+            format!(r#""seq":1,"index":0,"address":"127.0.0.1","port":{port},"addressType":4"#);
         let query = format!(r#"answer {{"cmd":"NODE_CLUSTER","act":"queryServer",{fields}}}"#);
         let worker = scene.raw(&[ONLINE, &query]).await;
         scene.troop.message(&worker).await;
@@ -36,7 +40,8 @@ async fn listeners_of_workers_that_died_are_closed_and_nobody_is_left_waiting_th
         scene.troop.exit(&worker).await;
         ports.push(port);
     }
-    let clients: Vec<TcpStream> = ports.iter().map(|port| TcpStream::connect(("127.0.0.1", *port)).unwrap()).collect();
+    let clients: Vec<TcpStream> =
+        ports.iter().map(|port| TcpStream::connect(("127.0.0.1", *port)).unwrap()).collect();
     let silent = scene.raw(&[ONLINE; 5]).await;
     for _ in 0..LIVES {
         let closed = |event: &Event| match event {
@@ -50,7 +55,11 @@ async fn listeners_of_workers_that_died_are_closed_and_nobody_is_left_waiting_th
     for mut client in clients {
         client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let end = client.read(&mut [0]);
-        assert!(matches!(&end, Ok(0)) || end.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset), "a client hangs");
+        assert!(
+            matches!(&end, Ok(0))
+                || end.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset),
+            "a client hangs"
+        );
     }
     for port in ports {
         assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
@@ -58,5 +67,9 @@ async fn listeners_of_workers_that_died_are_closed_and_nobody_is_left_waiting_th
     scene.honest_worker_serves().await;
     silent.kill(9).await.unwrap();
     scene.troop.exit(&silent).await;
-    assert!(open_descriptors() <= before, "{before} descriptors before, {} after", open_descriptors());
+    assert!(
+        open_descriptors() <= before,
+        "{before} descriptors before, {} after",
+        open_descriptors()
+    );
 }

@@ -1,4 +1,5 @@
-//! Sockets that take their time to close: `SO_LINGER`, for ten minutes, with bytes that nobody reads.
+//! Sockets that take their time to close: `SO_LINGER`, for ten minutes, with bytes that nobody
+//! reads.
 
 use std::collections::VecDeque;
 use std::io::Read as _;
@@ -27,9 +28,12 @@ async fn descriptors_that_are_not_taken_hold_nobody_up() {
         return;
     }
     let mut scene = scene().await;
-    // More than are taken from a message, and as many as there can be; as one that no line claims; as one that the program does not take.
+    // More than are taken from a message, and as many as there can be; as one that no line claims;
+    // as one that the program does not take.
     for count in [17, 253, 1] {
-        let worker = scene.raw(&[ONLINE, &format!("lingering {count}"), "line \"still here\"", "sleep 600000"]).await;
+        let worker = scene
+            .raw(&[ONLINE, &format!("lingering {count}"), "line \"still here\"", "sleep 600000"])
+            .await;
         let (violation, _) = scene.offence(&worker).await;
         assert!(matches!(violation, Violation::SurplusHandles(_)), "{violation:?}");
         scene.honest_worker_serves().await;
@@ -48,9 +52,12 @@ async fn descriptors_that_there_is_no_room_for_hold_nobody_up() {
         return;
     }
     // Fewer than a message can have, from the start.
-    setrlimit(Resource::Nofile, Rlimit { current: Some(100), ..getrlimit(Resource::Nofile) }).unwrap();
+    setrlimit(Resource::Nofile, Rlimit { current: Some(100), ..getrlimit(Resource::Nofile) })
+        .unwrap();
     let mut scene = scene().await;
-    let worker = scene.raw(&[ONLINE, "lingering 253", "sleep 200", "line \"still here\"", "sleep 600000"]).await;
+    let worker = scene
+        .raw(&[ONLINE, "lingering 253", "sleep 200", "line \"still here\"", "sleep 600000"])
+        .await;
     scene.offence(&worker).await;
     while scene.troop.message(&worker).await != "still here" {}
     // The clients are of this process, too.
@@ -65,14 +72,18 @@ async fn a_worker_that_has_its_connections_linger_all_the_time_holds_nobody_up()
         return;
     }
     let mut scene = scene().await;
-    let query =
-        r#"line {"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,"index":0,"address":"127.0.0.1","port":%,"addressType":4}"#;
+    let query = r#"line {"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,"index":0,"address":"127.0.0.1","port":%,"addressType":4}"#;
     let listening = r#"line {"cmd":"NODE_CLUSTER","act":"listening","seq":2,"address":"127.0.0.1","port":%,"addressType":4}"#;
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let [query, listening] = [query, listening].map(|line| line.replace('%', &port.to_string()));
     let worker = scene.raw(&[ONLINE, &query, &listening, "race"]).await;
     let id = worker.id();
-    scene.troop.until("its listener", |e| matches!(e, Event::Listening(w, _) if w.id() == id).then_some(())).await;
+    scene
+        .troop
+        .until("its listener", |e| {
+            matches!(e, Event::Listening(w, _) if w.id() == id).then_some(())
+        })
+        .await;
     let over = Arc::new(AtomicBool::new(false));
     let clients = std::thread::spawn({
         let over = over.clone();
@@ -81,7 +92,8 @@ async fn a_worker_that_has_its_connections_linger_all_the_time_holds_nobody_up()
             let mut open = VecDeque::new();
             let mut served = 0;
             while !over.load(Ordering::Relaxed) {
-                let client = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+                let client =
+                    rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
                 rustix::net::sockopt::set_socket_recv_buffer_size(&client, 2048).unwrap();
                 rustix::net::connect(&client, &SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
                 let mut client = TcpStream::from(client);

@@ -28,11 +28,17 @@ async fn no_descriptor_of_the_primary_can_be_had_that_nobody_has_offered() {
     let mut scene = Scene::new().await;
     // What a program has open besides: listeners of its own too.
     let directory = tempfile::tempdir().unwrap();
-    let _own = (TcpListener::bind("127.0.0.1:0").unwrap(), UnixListener::bind(directory.path().join("control")).unwrap());
+    let _own = (
+        TcpListener::bind("127.0.0.1:0").unwrap(),
+        UnixListener::bind(directory.path().join("control")).unwrap(),
+    );
     for fd in descriptors() {
         for address_type in ["null", "4", "-1", "\"udp4\""] {
-            let errno =
-                scene.errno_of_query(&format!(r#""fd":{fd},"port":0,"address":"127.0.0.1","addressType":{address_type}"#)).await;
+            let errno = scene
+                .errno_of_query(&format!(
+                    r#""fd":{fd},"port":0,"address":"127.0.0.1","addressType":{address_type}"#
+                ))
+                .await;
             assert_eq!(errno, -22, "descriptor {fd} as {address_type}");
         }
     }
@@ -43,9 +49,14 @@ async fn no_descriptor_of_the_primary_can_be_had_that_nobody_has_offered() {
 async fn an_offered_descriptor_can_be_had_and_what_else_gets_its_number_cannot() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (fd, port) = (listener.as_raw_fd(), listener.local_addr().unwrap().port());
-    let mut scene = Scene::with(Cluster::builder().inherited([InheritedSocket::at(fd).unwrap()])).await;
+    let mut scene =
+        Scene::with(Cluster::builder().inherited([InheritedSocket::at(fd).unwrap()])).await;
     assert_eq!(scene.errno_of_query(&format!(r#""fd":{fd},"addressType":null"#)).await, 0);
-    assert_eq!(scene.errno_of_query(&format!(r#""fd":{fd},"addressType":"udp4""#)).await, -22, "it is not UDP");
+    assert_eq!(
+        scene.errno_of_query(&format!(r#""fd":{fd},"addressType":"udp4""#)).await,
+        -22,
+        "it is not UDP"
+    );
     // The number is used for something else; what was offered is meant all the same.
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     rustix::io::dup2(&other, &mut unsafe_owned(&listener)).unwrap();
@@ -76,8 +87,23 @@ fn standard_streams_connections_and_pipes_cannot_even_be_offered() {
     let (reader, _writer) = std::io::pipe().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let connection = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let unbound = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None).unwrap();
-    for fd in [0, 1, 2, -1, 99_999, a.as_raw_fd(), reader.as_raw_fd(), connection.as_raw_fd(), unbound.as_raw_fd()] {
+    let unbound = rustix::net::socket(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::STREAM,
+        None,
+    )
+    .unwrap();
+    for fd in [
+        0,
+        1,
+        2,
+        -1,
+        99_999,
+        a.as_raw_fd(),
+        reader.as_raw_fd(),
+        connection.as_raw_fd(),
+        unbound.as_raw_fd(),
+    ] {
         assert!(InheritedSocket::at(fd).is_err(), "{fd}");
     }
     assert!(InheritedSocket::at(listener.as_raw_fd()).is_ok());
@@ -89,10 +115,16 @@ async fn a_list_of_listeners_is_not_got_round_by_naming_a_descriptor() {
     let (fd, port) = (listener.as_raw_fd(), listener.local_addr().unwrap().port());
     let offered = || InheritedSocket::at(fd).unwrap();
     // (what is listed besides the honest worker's, the answer for each way of asking)
-    for (listed, expected) in [("8", -13), (&*port.to_string(), 0), (&*format!("fd:{fd}"), 0), (&*format!("fd:{}", fd + 1), -13)]
-    {
-        let builder =
-            Cluster::builder().may_listen("0".parse().unwrap()).may_listen(listed.parse().unwrap()).inherited([offered()]);
+    for (listed, expected) in [
+        ("8", -13),
+        (&*port.to_string(), 0),
+        (&*format!("fd:{fd}"), 0),
+        (&*format!("fd:{}", fd + 1), -13),
+    ] {
+        let builder = Cluster::builder()
+            .may_listen("0".parse().unwrap())
+            .may_listen(listed.parse().unwrap())
+            .inherited([offered()]);
         let mut scene = Scene::with(builder).await;
         for fields in [
             format!(r#""fd":{fd},"addressType":null"#),
@@ -130,10 +162,13 @@ async fn neither_a_listener_nor_a_client_at_the_longest_path_ends_the_primary() 
     scene
         .troop
         .cluster
-        .setup(setup.args([format!("require('net').createServer((s) => s.end('served')).listen({{ fd: {fd} }})")]))
+        .setup(setup.args([format!(
+            "require('net').createServer((s) => s.end('served')).listen({{ fd: {fd} }})"
+        )]))
         .unwrap();
     let worker = scene.troop.fork().await;
-    let listens = |e: &Event| matches!(e, Event::Listening(w, _) if w.id() == worker.id()).then_some(());
+    let listens =
+        |e: &Event| matches!(e, Event::Listening(w, _) if w.id() == worker.id()).then_some(());
     scene.troop.until("listening", listens).await;
     let (client, _) = of_the_longest_path(directory.path(), "c");
     net::connect(&client, &net::SocketAddrUnix::new(&path).unwrap()).unwrap();
@@ -153,7 +188,9 @@ async fn every_other_spelling_of_a_listener_is_refused_or_means_what_is_listed()
     let path = directory.path().join("s").display().to_string();
     let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let (listed, port, ipv4) = (free(), free(), free());
-    let builder = Cluster::builder().may_listen("127.0.0.1:0".parse().unwrap()).may_listen(path.parse().unwrap());
+    let builder = Cluster::builder()
+        .may_listen("127.0.0.1:0".parse().unwrap())
+        .may_listen(path.parse().unwrap());
     let builder = builder.may_listen(format!("127.0.0.1:{listed}").parse().unwrap());
     let builder = builder.may_listen(format!("0.0.0.0:{ipv4}").parse().unwrap());
     let mut scene = Scene::with(builder).await;
@@ -162,7 +199,13 @@ async fn every_other_spelling_of_a_listener_is_refused_or_means_what_is_listed()
         (format!(r#""addressType":6,"port":{listed},"address":"::ffff:127.0.0.1""#), 0),
         (format!(r#""addressType":6,"port":{listed},"address":"::ffff:127.0.0.2""#), -13),
         (format!(r#""addressType":4,"port":{port},"address":"127.0.0.1""#), -13),
-        (format!(r#""addressType":4,"port":{},"address":"127.0.0.1""#, u32::from(listed) + 65_536), -13),
+        (
+            format!(
+                r#""addressType":4,"port":{},"address":"127.0.0.1""#,
+                u32::from(listed) + 65_536
+            ),
+            -13,
+        ),
         (format!(r#""addressType":4,"port":{listed},"address":"localhost""#), -13),
         (format!(r#""addressType":4,"port":{listed},"address":"127.1""#), -13),
         (format!(r#""addressType":4,"port":{listed}"#), -13),
@@ -181,7 +224,8 @@ async fn every_other_spelling_of_a_listener_is_refused_or_means_what_is_listed()
     ] {
         assert_eq!(scene.errno_of_query(&fields).await, expected, "{fields}");
     }
-    let forbidden = |e: &Event| matches!(e, Event::Misbehaved(_, Violation::Forbidden(_), false)).then_some(());
+    let forbidden =
+        |e: &Event| matches!(e, Event::Misbehaved(_, Violation::Forbidden(_), false)).then_some(());
     scene.troop.until("a report", forbidden).await;
     scene.honest_worker_serves().await;
 }
@@ -209,11 +253,17 @@ fn tried(arguments: &[&str], numbers: &str, parent: &str) -> Value {
     let command = troop(home.path(), arguments);
     // By way of a parent, which may leave it a socket.
     let mut node = std::process::Command::new("node");
-    node.arg("parent.js").arg(command.get_program()).args(command.get_args()).current_dir(home.path());
+    node.arg("parent.js")
+        .arg(command.get_program())
+        .args(command.get_args())
+        .current_dir(home.path());
     node.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let mut child = node.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        node.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let told = lines.map_while(Result::ok).find_map(|line| serde_json::from_str(line.split_once("TOLD ")?.1).ok());
+    let told = lines
+        .map_while(Result::ok)
+        .find_map(|line| serde_json::from_str(line.split_once("TOLD ")?.1).ok());
     // Its end is that of `troop`.
     drop(child.stdin.take());
     let output = child.wait_with_output().unwrap();
@@ -237,8 +287,17 @@ fn workers_under_the_tool_get_the_descriptors_that_the_user_has_named_and_no_oth
         let told = tried(&["run", "-w", "1", "--policy", policy, "app.js"], all, PARENT);
         assert_eq!(told.as_object().unwrap().len(), 61);
         assert!(told.as_object().unwrap().values().all(|told| *told == json!("EINVAL")), "{told}");
-        let told = tried(&["run", "-w", "1", "--policy", policy, "--offer-fd", "3", "app.js"], all, PARENT);
-        let had: Vec<_> = told.as_object().unwrap().iter().filter(|(_, told)| **told == json!("listens")).collect();
+        let told = tried(
+            &["run", "-w", "1", "--policy", policy, "--offer-fd", "3", "app.js"],
+            all,
+            PARENT,
+        );
+        let had: Vec<_> = told
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter(|(_, told)| **told == json!("listens"))
+            .collect();
         assert_eq!(had.len(), 1, "{told}");
         assert_eq!(told["3"], json!("listens"), "{told}");
     }

@@ -1,4 +1,5 @@
-//! Variables that decide what programs load, and who they think they are: in the configuration, and in the primary's own environment.
+//! Variables that decide what programs load, and who they think they are: in the configuration, and
+//! in the primary's own environment.
 
 use std::path::Path;
 
@@ -14,10 +15,16 @@ fn environment(pid: u32) -> Vec<String> {
 
 /// An app of the stranger with a health command that says what it is, and what is told about it.
 fn write(home: &Path, env_file: &str) {
-    std::fs::write(home.join("server.js"), "require('http').createServer((q, s) => s.end('hi')).listen(0, '127.0.0.1')\n")
-        .unwrap();
-    std::fs::write(home.join("evil.js"), "require('fs').appendFileSync(__dirname + '/loaded', process.getuid() + ' ')\n")
-        .unwrap();
+    std::fs::write(
+        home.join("server.js"),
+        "require('http').createServer((q, s) => s.end('hi')).listen(0, '127.0.0.1')\n",
+    )
+    .unwrap();
+    std::fs::write(
+        home.join("evil.js"),
+        "require('fs').appendFileSync(__dirname + '/loaded', process.getuid() + ' ')\n",
+    )
+    .unwrap();
     std::fs::write(home.join("env"), env_file).unwrap();
     let command = "(id -u; echo $TROOP_SLOT $TROOP_WORKER $TROOP_WORKER_PID; echo ${LISTEN_FDS-none} ${NODE_CHANNEL_FD-none}) > health.new; mv health.new health";
     let text = format!(
@@ -57,7 +64,9 @@ fn variables_in_the_configuration_reach_workers_and_never_the_primary() {
     let primary = running.child.id();
     let own = environment(primary);
     assert!(
-        !own.iter().any(|one| one.contains("evil") || one.starts_with("LISTEN_") || one.starts_with("NODE_CHANNEL_FD")),
+        !own.iter().any(|one| one.contains("evil")
+            || one.starts_with("LISTEN_")
+            || one.starts_with("NODE_CHANNEL_FD")),
         "{own:?}"
     );
     assert!(!std::fs::read_to_string(format!("/proc/{primary}/maps")).unwrap().contains("evil"));
@@ -65,20 +74,42 @@ fn variables_in_the_configuration_reach_workers_and_never_the_primary() {
 
 #[test]
 fn what_is_about_the_primary_alone_does_not_reach_workers_of_another_user() {
-    if !is_root("environment::what_is_about_the_primary_alone_does_not_reach_workers_of_another_user") {
+    if !is_root(
+        "environment::what_is_about_the_primary_alone_does_not_reach_workers_of_another_user",
+    ) {
         return;
     }
     let home = open_directory();
     write(home.path(), "");
-    let personal = ["SUDO_USER", "SUDO_COMMAND", "SSH_AUTH_SOCK", "SSH_CONNECTION", "KRB5CCNAME", "GNUPGHOME", "XDG_SESSION_ID"];
-    let of_one =
-        ["LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+    let personal = [
+        "SUDO_USER",
+        "SUDO_COMMAND",
+        "SSH_AUTH_SOCK",
+        "SSH_CONNECTION",
+        "KRB5CCNAME",
+        "GNUPGHOME",
+        "XDG_SESSION_ID",
+    ];
+    let of_one = [
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_PIDFDID",
+        "LISTEN_FDNAMES",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+    ];
     let mut command = troop(home.path(), &["run", "--log", "json", "web"]);
     for name in personal {
         command.env(name, "of the primary");
     }
     // For another process than this one.
-    command.envs([("LISTEN_FDS", "3"), ("LISTEN_PID", "1"), ("LISTEN_PIDFDID", "1"), ("LISTEN_FDNAMES", "a:b:c")]);
+    command.envs([
+        ("LISTEN_FDS", "3"),
+        ("LISTEN_PID", "1"),
+        ("LISTEN_PIDFDID", "1"),
+        ("LISTEN_FDNAMES", "a:b:c"),
+    ]);
     command.envs([
         ("NOTIFY_SOCKET", "/nowhere/notify"),
         ("WATCHDOG_USEC", "60000000"),

@@ -12,8 +12,8 @@ use troop_testkit::wait_until;
 use super::home::Home;
 use super::support::{STRANGER, is_root};
 
-/// An app of the stranger's in `app`, whose log is `logs/web.log` there, and is put aside at one kilobyte. So many are kept that no line is gone
-/// before a test has looked.
+/// An app of the stranger's in `app`, whose log is `logs/web.log` there, and is put aside at one
+/// kilobyte. So many are kept that no line is gone before a test has looked.
 fn app(script: &str) -> String {
     format!(
         r#"[app.web]
@@ -33,14 +33,20 @@ const PRINT: &str = "while :; do echo '* * * * * root evil'; sleep 0.02; done";
 
 /// The process of the primary.
 fn primary(home: &Home) -> rustix::process::Pid {
-    let shown: serde_json::Value = serde_json::from_str(&home.fine(&["show", "web", "--json"])).unwrap();
-    rustix::process::Pid::from_raw(i32::try_from(shown[0]["pid"].as_u64().unwrap()).unwrap()).unwrap()
+    let shown: serde_json::Value =
+        serde_json::from_str(&home.fine(&["show", "web", "--json"])).unwrap();
+    rustix::process::Pid::from_raw(i32::try_from(shown[0]["pid"].as_u64().unwrap()).unwrap())
+        .unwrap()
 }
 
 /// The primary is told to open its files anew, and says this, once, in the log that it had before.
 fn says_when_it_opens_its_files(home: &Home, text: &str) {
     rustix::process::kill_process(primary(home), rustix::process::Signal::USR1).unwrap();
-    wait_until(text, || home.names("app/moved").iter().any(|name| home.text(&format!("app/moved/{name}")).contains(text)));
+    wait_until(text, || {
+        home.names("app/moved")
+            .iter()
+            .any(|name| home.text(&format!("app/moved/{name}")).contains(text))
+    });
 }
 
 /// A directory of root's, which must stay empty.
@@ -54,15 +60,22 @@ fn a_worker_that_exchanges_the_log_directory_for_a_link_moves_no_line() {
     if !is_root("a_worker_that_exchanges_the_log_directory_for_a_link_moves_no_line") {
         return;
     }
-    let home = Home::with(&[("troop.toml", &app(&format!("sleep 0.2; mv logs moved && ln -s ../target logs; {PRINT}")))]);
+    let home = Home::with(&[(
+        "troop.toml",
+        &app(&format!("sleep 0.2; mv logs moved && ln -s ../target logs; {PRINT}")),
+    )]);
     target(&home);
     home.fine(&["start", "web"]);
-    wait_until("lines in the directory that was checked", || home.text("app/moved/web.log.2").contains("evil"));
+    wait_until("lines in the directory that was checked", || {
+        home.text("app/moved/web.log.2").contains("evil")
+    });
     // Told to open its files anew, it goes by the path, which is not safe any more.
     says_when_it_opens_its_files(&home, "a symbolic link");
     // Long enough for several looks at the path and rotations.
     let before = fs::metadata(home.at("app/moved/web.log.2")).unwrap().ino();
-    wait_until("another rotation", || fs::metadata(home.at("app/moved/web.log.2")).is_ok_and(|found| found.ino() != before));
+    wait_until("another rotation", || {
+        fs::metadata(home.at("app/moved/web.log.2")).is_ok_and(|found| found.ino() != before)
+    });
     assert_eq!(home.names("target"), Vec::<String>::new());
     // Whoever looks at the logs is not led there either.
     let ended = home.troop(&["logs", "web"]);
@@ -74,12 +87,19 @@ fn a_worker_that_makes_a_log_directory_of_its_own_gets_no_file_of_roots_in_it() 
     if !is_root("a_worker_that_makes_a_log_directory_of_its_own_gets_no_file_of_roots_in_it") {
         return;
     }
-    let script = format!("sleep 0.2; mv logs moved && mkdir logs && ln ../secret logs/web.log; ln -s /etc logs/x; {PRINT}");
+    let script = format!(
+        "sleep 0.2; mv logs moved && mkdir logs && ln ../secret logs/web.log; ln -s /etc logs/x; {PRINT}"
+    );
     let home = Home::with(&[("troop.toml", &app(&script)), ("secret", "")]);
     home.fine(&["start", "web"]);
-    wait_until("lines in the directory that was checked", || home.text("app/moved/web.log.2").contains("evil"));
+    wait_until("lines in the directory that was checked", || {
+        home.text("app/moved/web.log.2").contains("evil")
+    });
     says_when_it_opens_its_files(&home, "it belongs to user");
-    assert_eq!((home.text("secret").as_str(), home.names("app/logs").contains(&"web.log.1".into())), ("", false));
+    assert_eq!(
+        (home.text("secret").as_str(), home.names("app/logs").contains(&"web.log.1".into())),
+        ("", false)
+    );
 }
 
 #[test]
@@ -95,7 +115,8 @@ fn a_start_that_finds_a_link_a_pipe_or_a_second_name_is_refused_and_makes_nothin
     let err = home.refused(&["run", "web"]);
     assert!(err.contains("symbolic link"), "{err}");
     // As root's own workers, too: it is somebody else's directory.
-    let mine = |file: &str| home.refused(&["run", "-n", "mine", "-o", file, "sh", "--", "-c", PRINT]);
+    let mine =
+        |file: &str| home.refused(&["run", "-n", "mine", "-o", file, "sh", "--", "-c", PRINT]);
     assert!(mine("app/logs/web.log").contains("symbolic link"));
     fs::remove_file(home.at("app/logs")).unwrap();
     fs::create_dir(home.at("app/logs")).unwrap();
@@ -105,7 +126,9 @@ fn a_start_that_finds_a_link_a_pipe_or_a_second_name_is_refused_and_makes_nothin
     fs::hard_link(home.at("secret"), home.at("app/logs/hard")).unwrap();
     assert!(mine("app/logs/hard").contains("2 names"));
     mkfifoat(CWD, home.at("app/logs/pipe"), 0o666.into()).unwrap();
-    let _reader = rustix::fs::open(home.at("app/logs/pipe"), OFlags::RDONLY | OFlags::NONBLOCK, 0.into()).unwrap();
+    let _reader =
+        rustix::fs::open(home.at("app/logs/pipe"), OFlags::RDONLY | OFlags::NONBLOCK, 0.into())
+            .unwrap();
     assert!(mine("app/logs/pipe").contains("a pipe"));
     symlink(home.at("target/made"), home.at("app/logs/link")).unwrap();
     assert!(mine("app/logs/link").contains("a symbolic link"));
@@ -126,9 +149,12 @@ fn a_start_that_is_refused_for_one_file_does_not_make_the_other() {
     let args = ["run", "-o", "new/out.log", "-e", "app/err.log", "sh", "--", "-c", PRINT];
     assert!(home.refused(&args).contains("symbolic link"));
     // Nor where something else is wrong.
-    let args = ["run", "-o", "new/out.log", "--set", "watch.paths=[\"missing\"]", "sh", "--", "-c", PRINT];
+    let args =
+        ["run", "-o", "new/out.log", "--set", "watch.paths=[\"missing\"]", "sh", "--", "-c", PRINT];
     assert!(home.refused(&args).contains("missing"));
-    assert!(!home.at("new").exists() && home.names("run").is_empty() && home.text("secret").is_empty());
+    assert!(
+        !home.at("new").exists() && home.names("run").is_empty() && home.text("secret").is_empty()
+    );
 }
 
 #[test]
@@ -149,7 +175,17 @@ fn the_fallback_in_tmp_is_not_taken_over_from_somebody_who_was_there_first() {
     let home = Home::with(&[]);
     chown(home.at("app"), Some(user), Some(user)).unwrap();
     let start = || {
-        let mut command = home.command(&["run", "-w", "1", "--set", "output.to=files", "sh", "--", "-c", "sleep 1000"]);
+        let mut command = home.command(&[
+            "run",
+            "-w",
+            "1",
+            "--set",
+            "output.to=files",
+            "sh",
+            "--",
+            "-c",
+            "sleep 1000",
+        ]);
         command.current_dir(home.at("app")).env("TROOP_RUNTIME_DIR", home.at("app/run"));
         for name in ["TROOP_LOG_DIR", "XDG_STATE_HOME", "HOME"] {
             command.env_remove(name);
@@ -164,7 +200,10 @@ fn the_fallback_in_tmp_is_not_taken_over_from_somebody_who_was_there_first() {
         fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     }
     let ended = start();
-    assert!(ended.code == Some(2) && ended.err.contains(&format!("belongs to user {STRANGER}")), "{ended:?}");
+    assert!(
+        ended.code == Some(2) && ended.err.contains(&format!("belongs to user {STRANGER}")),
+        "{ended:?}"
+    );
     assert_eq!(fs::read_dir(at.join("logs")).unwrap().count(), 0);
     fs::remove_dir_all(at).unwrap();
     symlink(home.at("app"), at).unwrap();
@@ -181,10 +220,14 @@ fn the_control_directory_is_not_reached_by_a_link_that_a_stranger_has_put_there(
     let home = Home::with(&[("secret.sock", "precious")]);
     home.mode(".", 0o700);
     symlink("..", home.at("app/run")).unwrap();
-    let mut command = home.command(&["run", "-n", "secret", "-w", "1", "--set", "restart.when=never", "true"]);
+    let mut command =
+        home.command(&["run", "-n", "secret", "-w", "1", "--set", "restart.when=never", "true"]);
     command.env("TROOP_RUNTIME_DIR", home.at("app/run"));
     let ended = Home::ended(command);
-    assert!(ended.err.contains("without a control socket") && ended.err.contains("symbolic link"), "{ended:?}");
+    assert!(
+        ended.err.contains("without a control socket") && ended.err.contains("symbolic link"),
+        "{ended:?}"
+    );
     assert_eq!(home.text("secret.sock"), "precious");
 }
 
@@ -195,7 +238,11 @@ fn files_that_verbs_write_do_not_go_through_links() {
     }
     let home = Home::with(&[("troop.toml", &app(PRINT)), ("secret", "precious")]);
     target(&home);
-    for (link, to) in [("troop-web.service", "../secret"), ("troop.1", "../secret"), ("new.toml", "../target/made")] {
+    for (link, to) in [
+        ("troop-web.service", "../secret"),
+        ("troop.1", "../secret"),
+        ("new.toml", "../target/made"),
+    ] {
         symlink(to, home.at("app").join(link)).unwrap();
     }
     home.fine(&["startup", "--directory", "app"]);
@@ -222,7 +269,12 @@ fn looking_at_logs_waits_for_no_pipe_in_their_place() {
     home.give("logs");
     mkfifoat(CWD, home.at("logs/web.log"), 0o666.into()).unwrap();
     let ended = home.troop(&["logs", "web"]);
-    assert!(ended.code == Some(1) && ended.err.contains("a pipe") && ended.took < Duration::from_secs(10), "{ended:?}");
+    assert!(
+        ended.code == Some(1)
+            && ended.err.contains("a pipe")
+            && ended.took < Duration::from_secs(10),
+        "{ended:?}"
+    );
     // Nor are names of files believed that somebody else has noted.
     fs::write(home.at("logs/other.files"), "[\"/etc/passwd\"]").unwrap();
     home.give("logs/other.files");
@@ -232,45 +284,62 @@ fn looking_at_logs_waits_for_no_pipe_in_their_place() {
 
 /// Whether a text warns of a file by its name, owner and mode.
 fn warns_of(text: &str, file: &Path, who: &str) -> bool {
-    text.lines().any(|line| line.contains(&format!("{} can be changed by others", file.display())) && line.contains(who))
+    text.lines().any(|line| {
+        line.contains(&format!("{} can be changed by others", file.display())) && line.contains(who)
+    })
 }
 
 #[test]
 fn whoever_else_can_change_what_root_reads_is_named_and_none_of_their_programs_is_run() {
-    if !is_root("whoever_else_can_change_what_root_reads_is_named_and_none_of_their_programs_is_run") {
+    if !is_root(
+        "whoever_else_can_change_what_root_reads_is_named_and_none_of_their_programs_is_run",
+    ) {
         return;
     }
-    let toml = "[app.web]\nprogram = \"sleep\"\nargs = [\"1000\"]\nworkers = 1\nenv_file = [\"env\"]\n";
+    let toml =
+        "[app.web]\nprogram = \"sleep\"\nargs = [\"1000\"]\nworkers = 1\nenv_file = [\"env\"]\n";
     let home = Home::with(&[("troop.toml", toml), ("env", "A=1\n")]);
     let ended = home.troop(&["check"]);
-    assert!(ended.code == Some(0) && ended.err.is_empty(), "nothing is wrong with root's own files: {ended:?}");
+    assert!(
+        ended.code == Some(0) && ended.err.is_empty(),
+        "nothing is wrong with root's own files: {ended:?}"
+    );
     home.give("troop.toml");
     home.mode("env", 0o666);
     let (file, env) = (home.at("troop.toml"), home.at("env"));
     let all = |text: &str| {
-        warns_of(text, Path::new("troop.toml"), "owned by user 64017") || warns_of(text, &file, "owned by user 64017")
+        warns_of(text, Path::new("troop.toml"), "owned by user 64017")
+            || warns_of(text, &file, "owned by user 64017")
     };
     for verb in [&["check"][..], &["start"], &["startup", "--print"]] {
         let ended = home.troop(verb);
-        assert!(ended.code == Some(0) && all(&ended.err) && warns_of(&ended.err, &env, "mode 666"), "{verb:?}: {ended:?}");
+        assert!(
+            ended.code == Some(0) && all(&ended.err) && warns_of(&ended.err, &env, "mode 666"),
+            "{verb:?}: {ended:?}"
+        );
     }
     home.fine(&["reload", "web"]);
     wait_until("the warning of a reload", || all(&home.text("logs/web.log")));
     // Reading it would run a program as root.
-    let script =
-        "require('fs').writeFileSync(__dirname + '/ran', ''); module.exports = { apps: [{ script: 'sleep', args: '9' }] };";
+    let script = "require('fs').writeFileSync(__dirname + '/ran', ''); module.exports = { apps: [{ script: 'sleep', args: '9' }] };";
     let js = "app/ecosystem.config.js";
     fs::write(home.at(js), script).unwrap();
     for verb in ["check", "start", "run"] {
         let err = home.refused(&[verb, js]);
-        assert!(err.contains("is a program, which root does not run") && err.contains("app"), "{err}");
+        assert!(
+            err.contains("is a program, which root does not run") && err.contains("app"),
+            "{err}"
+        );
     }
     for (owner, mode) in [(Some(STRANGER), 0o644), (Some(0), 0o664), (Some(0), 0o646)] {
         let js = "ecosystem.config.js";
         fs::write(home.at(js), script).unwrap();
         chown(home.at(js), owner, None).unwrap();
         home.mode(js, mode);
-        assert!(home.refused(&["check", js]).contains("is a program, which root does not run"), "{owner:?} {mode:o}");
+        assert!(
+            home.refused(&["check", js]).contains("is a program, which root does not run"),
+            "{owner:?} {mode:o}"
+        );
         fs::remove_file(home.at(js)).unwrap();
     }
     // By way of a link that somebody else can turn.
@@ -284,13 +353,19 @@ fn whoever_else_can_change_what_root_reads_is_named_and_none_of_their_programs_i
 
 #[test]
 fn files_that_are_pipes_devices_endless_or_bombs_are_one_clear_error_at_once() {
-    let app = |env: &str| format!("[app.web]\nprogram = \"sleep\"\nargs = [\"1000\"]\nenv_file = [\"{env}\"]\n");
+    let app = |env: &str| {
+        format!("[app.web]\nprogram = \"sleep\"\nargs = [\"1000\"]\nenv_file = [\"{env}\"]\n")
+    };
     let home = Home::bare();
     mkfifoat(CWD, home.at("pipe"), 0o666.into()).unwrap();
     fs::write(home.at("endless"), "A=x\n".repeat(300_000)).unwrap();
-    for (env, why) in
-        [("pipe", "a pipe"), ("/dev/zero", "a device"), ("/dev/tty", "a device"), ("endless", "bytes"), (".", "a directory")]
-    {
+    for (env, why) in [
+        ("pipe", "a pipe"),
+        ("/dev/zero", "a device"),
+        ("/dev/tty", "a device"),
+        ("endless", "bytes"),
+        (".", "a directory"),
+    ] {
         fs::write(home.at("troop.toml"), app(env)).unwrap();
         for verb in [&["check"][..], &["run"], &["start"]] {
             let err = home.refused(verb);
@@ -299,7 +374,10 @@ fn files_that_are_pipes_devices_endless_or_bombs_are_one_clear_error_at_once() {
     }
     let bomb: [(&str, String); 5] = [
         ("bomb.yml", "[".repeat(50_000)),
-        ("tags.yml", (0..50_000).map(|n| format!("%TAG !a{n}! x\n")).collect::<String>() + "--- a\n"),
+        (
+            "tags.yml",
+            (0..50_000).map(|n| format!("%TAG !a{n}! x\n")).collect::<String>() + "--- a\n",
+        ),
         ("bomb.json", "[".repeat(50_000)),
         ("bomb.toml", format!("a = {}", "[".repeat(50_000))),
         ("Procfile", format!("web: {}", "x ".repeat(5_000_000))),

@@ -14,8 +14,8 @@ use crate::support::{is_root, troop_program};
 
 const FIXTURE: &str = env!("CARGO_BIN_EXE_troop-fixture");
 
-/// A program that takes no heed of its role ends with this error, and there were never more processes than its first workers (and shells
-/// between it and them).
+/// A program that takes no heed of its role ends with this error, and there were never more
+/// processes than its first workers (and shells between it and them).
 fn is_no_flood(test: &str, way: &str, error: &str) {
     if !is_root(test) {
         return;
@@ -48,7 +48,11 @@ fn a_program_that_takes_its_role_and_does_not_heed_it_is_no_flood() {
 
 #[test]
 fn activation_of_the_program_itself_is_no_flood() {
-    is_no_flood("flooding::activation", "activation", "need a program of their own (Setup::program)");
+    is_no_flood(
+        "flooding::activation",
+        "activation",
+        "need a program of their own (Setup::program)",
+    );
     is_no_flood("flooding::activation by name", "activation by name", "TROOP_ACTIVATED");
 }
 
@@ -71,7 +75,8 @@ async fn a_test_forks_its_own_harness() {
     }
     let cluster = Cluster::builder().start().unwrap_or_else(|e| panic!("{}", e.chain()));
     let mut events = cluster.events();
-    let _workers = (cluster.fork(Fork::new()).await.unwrap(), cluster.fork(Fork::new()).await.unwrap());
+    let _workers =
+        (cluster.fork(Fork::new()).await.unwrap(), cluster.fork(Fork::new()).await.unwrap());
     let mut ended = 0;
     while ended < 2 {
         ended += u32::from(matches!(events.next().await, Some(troop::Event::Exit(..)) | None));
@@ -84,7 +89,8 @@ fn a_test_that_forks_is_no_flood() {
         return;
     }
     let own = std::env::current_exe().unwrap();
-    let argv = [own.to_str().unwrap(), "--exact", "flooding::a_test_forks_its_own_harness", "--nocapture"];
+    let argv =
+        [own.to_str().unwrap(), "--exact", "flooding::a_test_forks_its_own_harness", "--nocapture"];
     let (most, exit, stderr) = Crowd::start(&argv, &[("TEST_FORKS_ITSELF", "1")]).outcome();
     assert!(most <= 3, "{most} processes");
     assert_eq!(exit, Exit::Code(0), "{stderr}");
@@ -98,9 +104,25 @@ fn troop_below_troop_is_no_flood() {
     }
     let (home, troop) = (open_directory(), troop_program());
     let (troop, runtime) = (troop.to_str().unwrap(), home.path().join("run"));
-    let argv =
-        [troop, "run", "-w", "2", "--set", "restart.max=2", "--", troop, "run", "-w", "2", "--", FIXTURE, "line", "127.0.0.1:0"];
-    let (most, exit, stderr) = Crowd::start(&argv, &[("TROOP_RUNTIME_DIR", runtime.to_str().unwrap())]).outcome();
+    let argv = [
+        troop,
+        "run",
+        "-w",
+        "2",
+        "--set",
+        "restart.max=2",
+        "--",
+        troop,
+        "run",
+        "-w",
+        "2",
+        "--",
+        FIXTURE,
+        "line",
+        "127.0.0.1:0",
+    ];
+    let (most, exit, stderr) =
+        Crowd::start(&argv, &[("TROOP_RUNTIME_DIR", runtime.to_str().unwrap())]).outcome();
     assert!(most <= 3, "{most} processes");
     assert_eq!(exit, Exit::Code(1), "{stderr}");
     assert!(stderr.contains("env -u NODE_UNIQUE_ID"), "{stderr}");
@@ -115,20 +137,28 @@ fn a_program_that_is_its_own_primary_is_a_worker_below_troop() {
     let answer = troop_testkit::talk(([127, 0, 0, 1], u16::try_from(port).unwrap()), "").unwrap();
     assert_eq!(answer, "begun\ndone\n");
     for worker in troop.workers.clone() {
-        let children = std::fs::read_to_string(format!("/proc/{worker}/task/{worker}/children")).unwrap();
+        let children =
+            std::fs::read_to_string(format!("/proc/{worker}/task/{worker}/children")).unwrap();
         assert_eq!(children, "", "a worker has no workers of its own");
     }
 }
 
-/// A program that is its own primary, in a process group of its own, gets this signal while a request is in flight.
+/// A program that is its own primary, in a process group of its own, gets this signal while a
+/// request is in flight.
 fn a_request_survives(signal: Signal) {
     let mut command = Command::new(FIXTURE);
-    let mut child =
-        command.args(["own", "127.0.0.1:0"]).process_group(0).stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+    let mut child = command
+        .args(["own", "127.0.0.1:0"])
+        .process_group(0)
+        .stdout(Stdio::piped())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
     let stdout = child.stdout.take().unwrap();
     let mut primary = Running::reading(child, stdout);
     let line = (primary.until("listening"), primary.until("listening")).1;
-    let port = line.rsplit(':').next().unwrap().trim().parse::<u16>().unwrap_or_else(|_| panic!("{line}"));
+    let port =
+        line.rsplit(':').next().unwrap().trim().parse::<u16>().unwrap_or_else(|_| panic!("{line}"));
     let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
     client.set_read_timeout(Some(troop_testkit::PATIENCE)).unwrap();
     client.read_exact(&mut [0; 6]).unwrap();

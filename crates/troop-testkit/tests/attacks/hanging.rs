@@ -13,7 +13,8 @@ use super::support::{STRANGER, is_root, troop};
 
 const FIXTURE: &str = env!("CARGO_BIN_EXE_troop-fixture");
 
-/// A file system that everybody may use and nobody serves: whoever looks at it waits until this is dropped.
+/// A file system that everybody may use and nobody serves: whoever looks at it waits until this is
+/// dropped.
 struct Dead {
     at: PathBuf,
     /// With it the connection ends, and so does all waiting.
@@ -27,11 +28,22 @@ impl Dead {
         std::fs::create_dir(at).unwrap();
         let served_by = File::options().read(true).write(true).open("/dev/fuse").ok();
         let mounted = served_by.as_ref().is_some_and(|fuse| {
-            let options = text(&format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", fuse.as_raw_fd()));
+            let options = text(&format!(
+                "fd={},rootmode=40000,user_id=0,group_id=0,allow_other",
+                fuse.as_raw_fd()
+            ));
             let target = text(at.to_str().unwrap());
             #[expect(unsafe_code, reason = "the tests' only mount is not worth a wrapper")]
             // SAFETY: a system call with valid texts.
-            let result = unsafe { libc::mount(c"dead".as_ptr(), target.as_ptr(), c"fuse".as_ptr(), 0, options.as_ptr().cast()) };
+            let result = unsafe {
+                libc::mount(
+                    c"dead".as_ptr(),
+                    target.as_ptr(),
+                    c"fuse".as_ptr(),
+                    0,
+                    options.as_ptr().cast(),
+                )
+            };
             result == 0
         });
         if !mounted {
@@ -82,7 +94,8 @@ async fn a_worker_that_names_a_path_that_is_never_answered_holds_nobody_up() {
 }
 
 #[test]
-fn what_the_operator_names_and_is_never_answered_is_an_error_in_the_end_and_the_app_serves_meanwhile() {
+fn what_the_operator_names_and_is_never_answered_is_an_error_in_the_end_and_the_app_serves_meanwhile()
+ {
     const TEST: &str = "what_the_operator_names_and_is_never_answered_is_an_error_in_the_end_and_the_app_serves_meanwhile";
     if !is_root(TEST) {
         return;
@@ -110,7 +123,10 @@ fn what_the_operator_names_and_is_never_answered_is_an_error_in_the_end_and_the_
         }
         for asked in asked {
             let ended = asked.join().unwrap();
-            assert!(matches!(ended.code, Some(1 | 2)) && ended.err.contains("has not answered"), "{ended:?}");
+            assert!(
+                matches!(ended.code, Some(1 | 2)) && ended.err.contains("has not answered"),
+                "{ended:?}"
+            );
         }
     });
     drop(dead);

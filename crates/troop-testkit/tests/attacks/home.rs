@@ -61,13 +61,16 @@ impl Home {
     }
 
     pub fn text(&self, name: &str) -> String {
-        fs::read(self.at(name)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        fs::read(self.at(name))
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
     }
 
     /// The names in a directory.
     pub fn names(&self, directory: &str) -> Vec<String> {
         let entries = fs::read_dir(self.at(directory)).into_iter().flatten().flatten();
-        let mut names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         names
     }
@@ -87,7 +90,9 @@ impl Home {
         let pid = rustix::process::Pid::from_child(&child);
         let (sender, over) = std::sync::mpsc::channel::<()>();
         let watch = std::thread::spawn(move || {
-            if over.recv_timeout(Duration::from_secs(20)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            if over.recv_timeout(Duration::from_secs(20))
+                == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+            {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
         });
@@ -95,7 +100,12 @@ impl Home {
         drop(sender);
         watch.join().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr), took: began.elapsed() }
+        Ended {
+            code: output.status.code(),
+            out: text(output.stdout),
+            err: text(output.stderr),
+            took: began.elapsed(),
+        }
     }
 
     /// What is fine; returns its standard output.
@@ -108,7 +118,10 @@ impl Home {
     /// What is refused as nonsense; returns its standard error.
     pub fn refused(&self, args: &[&str]) -> String {
         let ended = self.troop(args);
-        assert!(ended.code == Some(2) && ended.took < Duration::from_secs(10), "troop {args:?}: {ended:?}");
+        assert!(
+            ended.code == Some(2) && ended.took < Duration::from_secs(10),
+            "troop {args:?}: {ended:?}"
+        );
         ended.err
     }
 }

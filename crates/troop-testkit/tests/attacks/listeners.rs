@@ -33,7 +33,9 @@ async fn until_served(path: &Path) -> String {
     loop {
         match served(path).await {
             Ok(answer) if !answer.is_empty() => return answer,
-            other => assert!(Instant::now() < deadline, "nobody serves {}: {other:?}", path.display()),
+            other => {
+                assert!(Instant::now() < deadline, "nobody serves {}: {other:?}", path.display())
+            }
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -57,10 +59,12 @@ async fn all_listen(troop: &mut Troop, count: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn workers_that_remove_the_path_before_they_listen_are_reached_from_the_start_after_a_reload_and_after_a_crash() {
+async fn workers_that_remove_the_path_before_they_listen_are_reached_from_the_start_after_a_reload_and_after_a_crash()
+ {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("s");
-    let builder = Cluster::builder().workers(4).replace(at_once()).setup(removes_before_it_listens(&path));
+    let builder =
+        Cluster::builder().workers(4).replace(at_once()).setup(removes_before_it_listens(&path));
     let mut troop = Troop::start(builder);
     all_listen(&mut troop, 4).await;
     let mut served_by = std::collections::BTreeSet::new();
@@ -69,7 +73,11 @@ async fn workers_that_remove_the_path_before_they_listen_are_reached_from_the_st
     }
     assert_eq!(served_by.len(), 4, "all take part: {served_by:?}");
     troop.cluster.reload().unwrap();
-    troop.until("the reload", |e| matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(())).await;
+    troop
+        .until("the reload", |e| {
+            matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(())
+        })
+        .await;
     all_listen(&mut troop, 4).await;
     for _ in 0..8 {
         assert!(!served_by.contains(&served(&path).await.unwrap()), "the new ones serve");
@@ -109,7 +117,9 @@ async fn no_client_that_waits_is_lost_when_a_path_is_bound_anew() {
                         served += 1;
                     }
                     // Between the removal and the new socket there is none.
-                    Err(e) if e.kind() == std::io::ErrorKind::NotFound || e.kind() == std::io::ErrorKind::ConnectionRefused => {}
+                    Err(e)
+                        if e.kind() == std::io::ErrorKind::NotFound
+                            || e.kind() == std::io::ErrorKind::ConnectionRefused => {}
                     Err(e) => panic!("{e}"),
                 }
             }
@@ -148,7 +158,8 @@ async fn a_path_that_another_program_has_taken_is_left_to_it_and_that_is_said() 
 async fn the_worker_that_asked_last_is_reached_on_a_shared_path() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("s");
-    let builder = Cluster::builder().scheduling(Scheduling::Shared).setup(removes_before_it_listens(&path));
+    let builder =
+        Cluster::builder().scheduling(Scheduling::Shared).setup(removes_before_it_listens(&path));
     let mut troop = Troop::start(builder);
     for _ in 0..3 {
         let worker = troop.fork().await;
@@ -169,13 +180,16 @@ async fn until_port_serves(port: u16, when: &str) {
 /// The listening sockets of a process are shut down, as the process itself could do.
 fn shut_down_listeners(pid: u32) -> usize {
     let all = super::support::listeners_of(pid);
-    all.iter().for_each(|socket| rustix::net::shutdown(socket, rustix::net::Shutdown::Both).unwrap());
+    all.iter()
+        .for_each(|socket| rustix::net::shutdown(socket, rustix::net::Shutdown::Both).unwrap());
     all.len()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shared_port_that_a_worker_shuts_down_listens_again_and_that_is_said() {
-    if !super::support::is_root("a_shared_port_that_a_worker_shuts_down_listens_again_and_that_is_said") {
+    if !super::support::is_root(
+        "a_shared_port_that_a_worker_shuts_down_listens_again_and_that_is_said",
+    ) {
         return;
     }
     let builder = Cluster::builder().scheduling(Scheduling::Shared).workers(2).replace(at_once());
@@ -201,14 +215,22 @@ async fn a_shared_port_that_a_worker_shuts_down_listens_again_and_that_is_said()
     // A reload is no success while the port is dead.
     assert_eq!(shut_down_listeners(troop.cluster.workers().remove(0).pid()), 1);
     troop.cluster.reload().unwrap();
-    troop.until("the reload", |e| matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(())).await;
-    assert!(troop_testkit::ask(port, "").await.is_ok_and(|answer| !answer.is_empty()), "the new ones serve");
+    troop
+        .until("the reload", |e| {
+            matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(())
+        })
+        .await;
+    assert!(
+        troop_testkit::ask(port, "").await.is_ok_and(|answer| !answer.is_empty()),
+        "the new ones serve"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listener_that_the_primary_accepts_on_listens_again_too() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let (fd, port) = (std::os::fd::AsRawFd::as_raw_fd(&listener), listener.local_addr().unwrap().port());
+    let (fd, port) =
+        (std::os::fd::AsRawFd::as_raw_fd(&listener), listener.local_addr().unwrap().port());
     let offered = troop::InheritedSocket::at(fd).unwrap();
     let setup = super::scene::fixture(["options", &fd.to_string(), &fd.to_string()]);
     let mut troop = Troop::start(Cluster::builder().inherited([offered]).setup(setup));

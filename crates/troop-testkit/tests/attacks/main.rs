@@ -1,5 +1,6 @@
-//! Attacks on the primary, one file per target. Each asserts the outcome for root's files, for the clients of the sibling worker, and
-//! for the primary's memory and descriptors. Those that need a root primary and a worker of another user are skipped by name elsewhere.
+//! Attacks on the primary, one file per target. Each asserts the outcome for root's files, for the
+//! clients of the sibling worker, and for the primary's memory and descriptors. Those that need a
+//! root primary and a worker of another user are skipped by name elsewhere.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod home;

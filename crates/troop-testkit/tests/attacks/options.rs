@@ -31,7 +31,10 @@ fn activated(directory: &Path) -> Setup {
 
 /// Who serves a port, or why nobody does within a while.
 fn server_at(port: u16) -> std::io::Result<String> {
-    let mut client = std::net::TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), Duration::from_secs(2))?;
+    let mut client = std::net::TcpStream::connect_timeout(
+        &([127, 0, 0, 1], port).into(),
+        Duration::from_secs(2),
+    )?;
     answer(&mut client, |client| client.set_read_timeout(Some(Duration::from_secs(2))))
 }
 
@@ -39,7 +42,10 @@ fn server_of(path: &Path) -> std::io::Result<String> {
     answer(&mut UnixStream::connect(path)?, |client| client.set_read_timeout(Some(PATIENCE)))
 }
 
-fn answer<S: Read + Write>(client: &mut S, limit: impl FnOnce(&S) -> std::io::Result<()>) -> std::io::Result<String> {
+fn answer<S: Read + Write>(
+    client: &mut S,
+    limit: impl FnOnce(&S) -> std::io::Result<()>,
+) -> std::io::Result<String> {
     limit(client)?;
     client.write_all(b"x")?;
     let mut answer = String::new();
@@ -47,7 +53,8 @@ fn answer<S: Read + Write>(client: &mut S, limit: impl FnOnce(&S) -> std::io::Re
     if answer.is_empty() { Err(std::io::ErrorKind::UnexpectedEof.into()) } else { Ok(answer) }
 }
 
-/// Waits until clients are served. Clients of the listener itself, not the event: that may have come for something earlier.
+/// Waits until clients are served. Clients of the listener itself, not the event: that may have
+/// come for something earlier.
 async fn until_served(port: u16, when: &str) {
     let deadline = Instant::now() + PATIENCE;
     while let Err(e) = tokio::task::spawn_blocking(move || server_at(port)).await.unwrap() {
@@ -76,7 +83,10 @@ async fn reloaded(troop: &mut Troop) {
 fn both_since(troop: &Troop, before: u32) -> WorkerHandle {
     wait_until("both have the socket", || {
         let workers = troop.cluster.workers();
-        workers.len() == 2 && workers.iter().all(|worker| worker.id().0 > before && listeners_of(worker.pid()).len() == 1)
+        workers.len() == 2
+            && workers
+                .iter()
+                .all(|worker| worker.id().0 > before && listeners_of(worker.pid()).len() == 1)
     });
     troop.cluster.workers().remove(0)
 }
@@ -93,7 +103,8 @@ fn require_key(socket: &OwnedFd) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shared_port_on_which_a_worker_sets_what_turns_clients_away_is_as_it_was_within_a_while_and_after_a_reload() {
+async fn a_shared_port_on_which_a_worker_sets_what_turns_clients_away_is_as_it_was_within_a_while_and_after_a_reload()
+ {
     if !is_root("a_shared_port_on_which_a_worker_sets_what_turns_clients_away") {
         return;
     }
@@ -124,7 +135,8 @@ async fn the_shard_of_a_worker_serves_its_successor_and_holds_up_nobody_whatever
     if !is_root("the_shard_of_a_worker_serves_its_successor") {
         return;
     }
-    let builder = Cluster::builder().scheduling("steered".parse().unwrap()).workers(2).replace(at_once());
+    let builder =
+        Cluster::builder().scheduling("steered".parse().unwrap()).workers(2).replace(at_once());
     let mut troop = Troop::start(builder.setup(node(&format!("{SERVES}.listen(0, '127.0.0.1')"))));
     let listening = |e: &Event| match e {
         Event::Listening(_, at) => Some(u16::try_from(at.port.unwrap()).unwrap()),
@@ -163,10 +175,14 @@ async fn the_shard_of_a_worker_serves_its_successor_and_holds_up_nobody_whatever
     });
 }
 
-/// A worker stops accepting, so that the primary does on its socket, and has whoever accepts there wait: once, or over and over.
+/// A worker stops accepting, so that the primary does on its socket, and has whoever accepts there
+/// wait: once, or over and over.
 async fn the_primary_does_not_wait(setup: impl FnOnce(Setup) -> Setup, over_and_over: bool) {
-    let text = format!("const server = {SERVES}.listen(0, '127.0.0.1'); process.on('message', () => {{ for (;;); }})");
-    let builder = Cluster::builder().scheduling("steered".parse().unwrap()).workers(1).replace(at_once());
+    let text = format!(
+        "const server = {SERVES}.listen(0, '127.0.0.1'); process.on('message', () => {{ for (;;); }})"
+    );
+    let builder =
+        Cluster::builder().scheduling("steered".parse().unwrap()).workers(1).replace(at_once());
     let mut troop = Troop::start(builder.setup(setup(node(&text))));
     let listening = |e: &Event| match e {
         Event::Listening(w, at) => Some((w.clone(), u16::try_from(at.port.unwrap()).unwrap())),
@@ -177,7 +193,8 @@ async fn the_primary_does_not_wait(setup: impl FnOnce(Setup) -> Setup, over_and_
     let own = listeners_of(worker.pid()).remove(0);
     let wait = move || troop_sys::socket::set_nonblocking(&own, false).unwrap();
     worker.send(&true).await.unwrap();
-    let clients: Vec<_> = (0..20).map(|_| std::net::TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    let clients: Vec<_> =
+        (0..20).map(|_| std::net::TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
     let over = Arc::new(AtomicBool::new(!over_and_over));
     let waits = std::thread::spawn({
         let over = over.clone();
@@ -190,11 +207,17 @@ async fn the_primary_does_not_wait(setup: impl FnOnce(Setup) -> Setup, over_and_
     });
     // Both ways to empty its queue: while it is there, and when it is gone.
     for _ in 0..2 {
-        tokio::time::timeout(PATIENCE, troop.cluster.snapshot()).await.expect("the primary answers").unwrap();
+        tokio::time::timeout(PATIENCE, troop.cluster.snapshot())
+            .await
+            .expect("the primary answers")
+            .unwrap();
         let _ = worker.kill(9).await;
     }
     troop.until("its successor", listening).await;
-    tokio::time::timeout(PATIENCE, troop.cluster.snapshot()).await.expect("the primary answers").unwrap();
+    tokio::time::timeout(PATIENCE, troop.cluster.snapshot())
+        .await
+        .expect("the primary answers")
+        .unwrap();
     over.store(true, Ordering::Relaxed);
     waits.join().unwrap();
     until_served(port, "afterwards").await;
@@ -203,7 +226,9 @@ async fn the_primary_does_not_wait(setup: impl FnOnce(Setup) -> Setup, over_and_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_primary_waits_for_no_connection_on_the_shard_of_a_worker_that_would_have_it_wait() {
-    if is_root("the_primary_waits_for_no_connection_on_the_shard_of_a_worker_that_would_have_it_wait") {
+    if is_root(
+        "the_primary_waits_for_no_connection_on_the_shard_of_a_worker_that_would_have_it_wait",
+    ) {
         the_primary_does_not_wait(|setup| setup, false).await;
     }
 }
@@ -227,7 +252,8 @@ async fn a_port_that_workers_have_by_activation_is_as_it_was_within_a_while() {
             false => ActivationSocket::bind("127.0.0.1:0").unwrap(),
         };
         let port = socket.address().rsplit(':').next().unwrap().parse().unwrap();
-        let builder = Cluster::builder().workers(2).replace(at_once()).setup(activated(directory.path()));
+        let builder =
+            Cluster::builder().workers(2).replace(at_once()).setup(activated(directory.path()));
         let mut troop = Troop::start(builder.activation([socket]));
         until_served(port, "at first").await;
         let worker = both_since(&troop, 0);
@@ -261,7 +287,8 @@ async fn a_path_that_workers_have_by_activation_is_bound_anew_and_they_are_repla
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("s");
     let socket = ActivationSocket::bind(path.to_str().unwrap()).unwrap();
-    let builder = Cluster::builder().workers(2).replace(at_once()).setup(activated(directory.path()));
+    let builder =
+        Cluster::builder().workers(2).replace(at_once()).setup(activated(directory.path()));
     let mut troop = Troop::start(builder.activation([socket]));
     wait_until("somebody serves", || server_of(&path).is_ok());
     both_since(&troop, 0);

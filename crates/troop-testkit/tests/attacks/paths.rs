@@ -1,4 +1,5 @@
-//! Unix listeners at paths whose directories change under the primary's hands, or where only root may go.
+//! Unix listeners at paths whose directories change under the primary's hands, or where only root
+//! may go.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,7 +14,8 @@ use troop_sys::identity::Identity;
 use super::scene::{ONLINE, Scene};
 use super::support::{STRANGER, is_root};
 
-/// A directory that the stranger may enter, with one that is its own (`its`), and one that only root may change (`roots`).
+/// A directory that the stranger may enter, with one that is its own (`its`), and one that only
+/// root may change (`roots`).
 struct Place {
     directory: tempfile::TempDir,
 }
@@ -22,7 +24,9 @@ impl Place {
     fn new() -> Place {
         let directory = tempfile::tempdir().unwrap();
         let place = Place { directory };
-        let open = |path: &Path| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let open = |path: &Path| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap()
+        };
         open(place.directory.path());
         for name in ["its", "roots"] {
             std::fs::create_dir(place.at(name)).unwrap();
@@ -38,15 +42,19 @@ impl Place {
 
     /// What root's directory holds.
     fn roots(&self) -> Vec<String> {
-        let mut names: Vec<_> =
-            std::fs::read_dir(self.at("roots")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = std::fs::read_dir(self.at("roots"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }
 }
 
 fn as_stranger<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    Identity { uid: STRANGER, gid: STRANGER, groups: Vec::new() }.with_rights(|| Ok(work())).unwrap()
+    Identity { uid: STRANGER, gid: STRANGER, groups: Vec::new() }
+        .with_rights(|| Ok(work()))
+        .unwrap()
 }
 
 /// A primary that is root, whose workers from now on are the stranger's.
@@ -106,7 +114,10 @@ async fn a_directory_that_becomes_a_link_does_not_lead_root_to_its_own_files() {
     });
     let mut scene = scene(Cluster::builder()).await;
     let path = real.join("s");
-    let close = format!(r#"{{"cmd":"NODE_CLUSTER","act":"close","key":"{}:-1:-1:undefined:0","seq":2}}"#, path.display());
+    let close = format!(
+        r#"{{"cmd":"NODE_CLUSTER","act":"close","key":"{}:-1:-1:undefined:0","seq":2}}"#,
+        path.display()
+    );
     let many = format!("repeat 3000 {}\n{close}", query(&path));
     let worker = scene.raw(&[ONLINE, &many, "line \"done\""]).await;
     // Its answers are not read, so it may have to be helped to its end.
@@ -136,15 +147,30 @@ async fn nothing_is_bound_removed_or_opened_up_where_only_root_may_write() {
     let before = std::fs::symlink_metadata(&stale).unwrap();
     symlink("../roots", place.at("its/link")).unwrap();
     let mut scene = scene(Cluster::builder()).await;
-    for path in ["roots/stale", "roots/new", "its/link/new", "its/link/stale", "its/../roots/new", "its/./link/../../roots/new"] {
+    for path in [
+        "roots/stale",
+        "roots/new",
+        "its/link/new",
+        "its/link/stale",
+        "its/../roots/new",
+        "its/./link/../../roots/new",
+    ] {
         let (errno, worker) = asked(&mut scene, &place.at(path)).await;
         assert!(errno < 0, "{path}: {errno}");
         ends(&mut scene, &worker).await;
         let after = std::fs::symlink_metadata(&stale).unwrap();
-        assert_eq!((after.ino(), after.mode(), after.uid()), (before.ino(), before.mode(), 0), "{path}");
+        assert_eq!(
+            (after.ino(), after.mode(), after.uid()),
+            (before.ino(), before.mode(), 0),
+            "{path}"
+        );
         assert_eq!(place.roots(), ["stale"], "{path}");
     }
-    assert!(scene.troop.story().contains("may_listen"), "the operator is told what to do: {}", scene.troop.story());
+    assert!(
+        scene.troop.story().contains("may_listen"),
+        "the operator is told what to do: {}",
+        scene.troop.story()
+    );
     scene.honest_worker_serves().await;
 }
 

@@ -1,5 +1,5 @@
-//! Poisonous requests on sockets that have no addresses of clients, and on those that workers have by activation: requests are lost only with a
-//! worker that had taken them.
+//! Poisonous requests on sockets that have no addresses of clients, and on those that workers have
+//! by activation: requests are lost only with a worker that had taken them.
 //!
 //! `TROOP_ROUNDS` sets the number of poisonous requests, one each 200 ms (25 if it is not set).
 
@@ -17,7 +17,8 @@ use troop_testkit::wait_until;
 
 use super::support::troop;
 
-/// An unchanged server that keeps a record of the connections that it takes (`A`) and serves (`D`), and of its end (`P`).
+/// An unchanged server that keeps a record of the connections that it takes (`A`) and serves (`D`),
+/// and of its end (`P`).
 const SERVER: &str = r"
 const fs = require('fs');
 const record = fs.openSync('record', 'a');
@@ -76,7 +77,10 @@ struct App {
 impl App {
     fn show(&self) -> serde_json::Value {
         let shown = troop(self.home.path(), &["show", "web", "--json"]).output().unwrap();
-        serde_json::from_slice::<Vec<serde_json::Value>>(&shown.stdout).unwrap_or_default().pop().unwrap_or_default()
+        serde_json::from_slice::<Vec<serde_json::Value>>(&shown.stdout)
+            .unwrap_or_default()
+            .pop()
+            .unwrap_or_default()
     }
 }
 
@@ -101,7 +105,9 @@ fn costs_only_what_its_worker_had_taken(args: &[&str], listens_at: &str) {
     let path = home.path().join("s");
     let uses_path = args.iter().chain([&listens_at]).any(|arg| arg.contains("{path}"));
     let place = if uses_path { Place::Path(path.clone()) } else { Place::Port(port) };
-    let filled = |text: &str| text.replace("{path}", path.to_str().unwrap()).replace("{port}", &port.to_string());
+    let filled = |text: &str| {
+        text.replace("{path}", path.to_str().unwrap()).replace("{port}", &port.to_string())
+    };
     let args: Vec<String> = ["run", "-w", "4", "-n", "web", "--log", "json"]
         .iter()
         .chain(args)
@@ -114,7 +120,8 @@ fn costs_only_what_its_worker_had_taken(args: &[&str], listens_at: &str) {
     let app = App { home, primary };
     wait_until("all workers", || app.show()["phase"] == "running" && is_good(&place.get("/")));
 
-    let rounds: u32 = std::env::var("TROOP_ROUNDS").map_or(25, |rounds| rounds.parse().expect("TROOP_ROUNDS is a number"));
+    let rounds: u32 = std::env::var("TROOP_ROUNDS")
+        .map_or(25, |rounds| rounds.parse().expect("TROOP_ROUNDS is a number"));
     let (stop, answered, lost) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         for _ in 0..CLIENTS {
@@ -123,14 +130,18 @@ fn costs_only_what_its_worker_had_taken(args: &[&str], listens_at: &str) {
                     let began = Instant::now();
                     let answer = place.get("/");
                     assert!(began.elapsed() < PATIENT, "{answer:?}");
-                    if is_good(&answer) { &answered } else { &lost }.fetch_add(1, Ordering::Relaxed);
+                    if is_good(&answer) { &answered } else { &lost }
+                        .fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
         let begun = Instant::now();
         let poisons: Vec<_> = (0..rounds)
             .map(|round| {
-                std::thread::sleep((begun + Duration::from_millis(200) * round).saturating_duration_since(Instant::now()));
+                std::thread::sleep(
+                    (begun + Duration::from_millis(200) * round)
+                        .saturating_duration_since(Instant::now()),
+                );
                 scope.spawn(|| place.get("/poison"))
             })
             .collect();
@@ -140,7 +151,8 @@ fn costs_only_what_its_worker_had_taken(args: &[&str], listens_at: &str) {
     });
     let (answered, lost) = (answered.into_inner(), lost.into_inner());
 
-    // What workers that died of poison had taken and not served; one of these was the poison itself.
+    // What workers that died of poison had taken and not served; one of these was the poison
+    // itself.
     let mut taken = BTreeMap::<String, (usize, usize, usize)>::new();
     for line in std::fs::read_to_string(app.home.path().join("record")).unwrap().lines() {
         let (what, who) = line.split_once(' ').unwrap();
@@ -153,10 +165,19 @@ fn costs_only_what_its_worker_had_taken(args: &[&str], listens_at: &str) {
     }
     let killed: Vec<_> = taken.values().filter(|of| of.2 > 0).collect();
     let with_them: usize = killed.iter().map(|of| of.0.saturating_sub(of.1 + 1)).sum();
-    eprintln!("{args:?}: {answered} answered, {lost} lost, {with_them} with the {} workers that died", killed.len());
+    eprintln!(
+        "{args:?}: {answered} answered, {lost} lost, {with_them} with the {} workers that died",
+        killed.len()
+    );
     assert!(lost <= with_them, "{lost} lost, {with_them} with the workers that had taken them");
-    assert!(killed.len() >= rounds as usize / 3 && answered > rounds as usize, "{} ended, {answered} answered", killed.len());
-    wait_until("all workers are back", || app.show()["phase"] == "running" && is_good(&place.get("/")));
+    assert!(
+        killed.len() >= rounds as usize / 3 && answered > rounds as usize,
+        "{} ended, {answered} answered",
+        killed.len()
+    );
+    wait_until("all workers are back", || {
+        app.show()["phase"] == "running" && is_good(&place.get("/"))
+    });
     assert!(!std::fs::read_to_string(app.home.path().join("log")).unwrap().contains("giving-up"));
 }
 

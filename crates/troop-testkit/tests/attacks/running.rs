@@ -40,9 +40,11 @@ impl Running {
     }
 
     fn line(&mut self, deadline: Instant) -> Option<String> {
-        let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?;
+        let line =
+            self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?;
         if let Ok(event) = serde_json::from_str::<Value>(&line)
-            && let ("fork", Some(pid)) = (event["event"].as_str().unwrap_or_default(), event["pid"].as_u64())
+            && let ("fork", Some(pid)) =
+                (event["event"].as_str().unwrap_or_default(), event["pid"].as_u64())
         {
             self.workers.push(u32::try_from(pid).unwrap());
         }
@@ -105,7 +107,8 @@ pub fn pid(number: u32) -> Pid {
     Pid::from_raw(number.cast_signed()).unwrap()
 }
 
-/// A user that nobody else is: no other test, and no test of another run on this machine either. Whoever runs as it is ended by number.
+/// A user that nobody else is: no other test, and no test of another run on this machine either.
+/// Whoever runs as it is ended by number.
 pub fn nobody_else() -> u32 {
     // From what systemd hands out for a while, of which little is ever in use.
     const FIRST: u32 = 61_184;
@@ -128,7 +131,8 @@ impl Crowd {
         let uid = nobody_else();
         let text = |text: &str| std::ffi::CString::new(text).unwrap();
         let (stderr, theirs) = std::io::pipe().unwrap();
-        let null: OwnedFd = std::fs::File::options().read(true).write(true).open("/dev/null").unwrap().into();
+        let null: OwnedFd =
+            std::fs::File::options().read(true).write(true).open("/dev/null").unwrap().into();
         let path = std::env::var("PATH").unwrap();
         let variables = variables.iter().copied().chain([("PATH", path.as_str())]);
         let env = variables.map(|(name, value)| text(&format!("{name}={value}")));
@@ -170,7 +174,8 @@ impl Crowd {
         .collect()
     }
 
-    /// Waits for the end of the first process; returns the most processes that there ever were, and what was written to standard error.
+    /// Waits for the end of the first process; returns the most processes that there ever were, and
+    /// what was written to standard error.
     pub fn outcome(mut self) -> (usize, troop_sys::process::Exit, String) {
         let stderr = self.stderr.take().unwrap();
         let reader = std::thread::spawn(move || {
@@ -228,6 +233,8 @@ pub fn open_directory() -> tempfile::TempDir {
 
 /// Waits for a file, and reads it.
 pub fn file(path: &Path) -> String {
-    wait_until(&format!("{}", path.display()), || path.metadata().is_ok_and(|found| found.len() > 0));
+    wait_until(&format!("{}", path.display()), || {
+        path.metadata().is_ok_and(|found| found.len() > 0)
+    });
     std::fs::read_to_string(path).unwrap()
 }

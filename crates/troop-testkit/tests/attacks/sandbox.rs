@@ -24,19 +24,33 @@ fn has_landlock(test: &str) -> bool {
 
 /// What Node and `sh` need of the system, as TOML.
 fn system() -> String {
-    let node =
-        String::from_utf8(std::process::Command::new("sh").args(["-c", "command -v node"]).output().unwrap().stdout).unwrap();
+    let node = String::from_utf8(
+        std::process::Command::new("sh").args(["-c", "command -v node"]).output().unwrap().stdout,
+    )
+    .unwrap();
     let node = Path::new(node.trim()).canonicalize().unwrap();
-    let paths = ["/usr", "/bin", "/lib", "/lib64", "/etc", "/proc"].map(PathBuf::from).into_iter().chain([node]);
-    paths.filter(|path| path.exists()).map(|path| format!("{path:?}")).collect::<Vec<_>>().join(", ")
+    let paths = ["/usr", "/bin", "/lib", "/lib64", "/etc", "/proc"]
+        .map(PathBuf::from)
+        .into_iter()
+        .chain([node]);
+    paths
+        .filter(|path| path.exists())
+        .map(|path| format!("{path:?}"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// `user` and `group`, where this process may give them.
 fn user() -> String {
-    if rustix::process::geteuid().is_root() { format!("user = \"{STRANGER}\"\ngroup = \"{STRANGER}\"\n") } else { String::new() }
+    if rustix::process::geteuid().is_root() {
+        format!("user = \"{STRANGER}\"\ngroup = \"{STRANGER}\"\n")
+    } else {
+        String::new()
+    }
 }
 
-/// An open directory with a directory that a worker may use, and one that it may not although its user could.
+/// An open directory with a directory that a worker may use, and one that it may not although its
+/// user could.
 fn home() -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt as _;
     let home = open_directory();
@@ -69,27 +83,38 @@ fn attempts(troop: &mut Running) -> Value {
 
 #[test]
 fn a_worker_uses_only_the_files_that_its_sandbox_leaves_and_a_reload_changes_it() {
-    if !has_landlock("a_worker_uses_only_the_files_that_its_sandbox_leaves_and_a_reload_changes_it") {
+    if !has_landlock("a_worker_uses_only_the_files_that_its_sandbox_leaves_and_a_reload_changes_it")
+    {
         return;
     }
     let home = home();
     write(home.path(), "");
     let mut troop = Running::start(&mut troop(home.path(), &["run", "--log", "json", "web"]));
     let free = attempts(&mut troop);
-    assert_eq!((&free["read outside"], &free["write outside"], &free["Seccomp"]), (&json!("secret"), &json!("done"), &json!(0)));
+    assert_eq!(
+        (&free["read outside"], &free["write outside"], &free["Seccomp"]),
+        (&json!("secret"), &json!("done"), &json!(0))
+    );
     std::fs::write(home.path().join("outside/open"), "secret").unwrap();
     std::fs::remove_file(home.path().join("outside/mine")).unwrap();
 
-    let sandbox =
-        format!("[app.web.sandbox]\nread = [\"server.js\", {}]\nwrite = [\"inside\"]\ndeny_system_calls = [\"all\"]\n", system());
+    let sandbox = format!(
+        "[app.web.sandbox]\nread = [\"server.js\", {}]\nwrite = [\"inside\"]\ndeny_system_calls = [\"all\"]\n",
+        system()
+    );
     write(home.path(), &sandbox);
     let ended = Home::ended(super::support::troop(home.path(), &["reload", "web"]));
     assert!(ended.code == Some(0) && ended.err.contains("sandbox"), "{ended:?} {:?}", troop.seen);
     let kept = attempts(&mut troop);
-    for what in ["read outside", "list outside", "write outside", "empty outside", "read the primary"] {
+    for what in
+        ["read outside", "list outside", "write outside", "empty outside", "read the primary"]
+    {
         assert_eq!(kept[what], "EACCES", "{what}: {kept}");
     }
-    assert_eq!((&kept["write inside"], &kept["NoNewPrivs"], &kept["Seccomp"]), (&json!("done"), &json!(1), &json!(2)));
+    assert_eq!(
+        (&kept["write inside"], &kept["NoNewPrivs"], &kept["Seccomp"]),
+        (&json!("done"), &json!(1), &json!(2))
+    );
     assert_ne!(kept["move outside"], "done");
     assert_eq!(std::fs::read_to_string(home.path().join("outside/open")).unwrap(), "secret");
     assert!(!home.path().join("outside/mine").exists());
@@ -125,9 +150,18 @@ fn denied_system_calls_fail_with_eperm() {
         } else {
             rustix::process::geteuid().as_raw().to_string()
         };
-        let who = if rustix::process::geteuid().is_root() { vec!["--user", &user, "--group", &user] } else { Vec::new() };
-        let args =
-            [&["run", "--log", "json", "-w", "1", "--name", name], &who[..], more, &["--", FIXTURE, "calls", report]].concat();
+        let who = if rustix::process::geteuid().is_root() {
+            vec!["--user", &user, "--group", &user]
+        } else {
+            Vec::new()
+        };
+        let args = [
+            &["run", "--log", "json", "-w", "1", "--name", name],
+            &who[..],
+            more,
+            &["--", FIXTURE, "calls", report],
+        ]
+        .concat();
         let _troop = Running::start(&mut troop(home.path(), &args));
         serde_json::from_str(&file(Path::new(report))).unwrap()
     };
@@ -137,9 +171,20 @@ fn denied_system_calls_fail_with_eperm() {
         let expected = if call == "clone3" { libc::ENOSYS } else { libc::EPERM };
         assert_eq!(error, &json!(expected), "{call}; without the sandbox {}", free[call]);
     }
-    // These do not fail with that for want of privileges, unless this machine, a container, denies them itself.
+    // These do not fail with that for want of privileges, unless this machine, a container, denies
+    // them itself.
     let is_free = std::fs::read_to_string("/proc/self/status").unwrap().contains("\nSeccomp:\t0\n");
-    for call in ["clone", "io_uring_enter", "kcmp", "keyctl", "pidfd_getfd", "process_vm_readv", "ptrace", "setns", "unshare"] {
+    for call in [
+        "clone",
+        "io_uring_enter",
+        "kcmp",
+        "keyctl",
+        "pidfd_getfd",
+        "process_vm_readv",
+        "ptrace",
+        "setns",
+        "unshare",
+    ] {
         assert!(!is_free || free[call] != json!(libc::EPERM), "{call}");
     }
     // One group leaves the others alone.
@@ -160,7 +205,8 @@ async fn asked(scene: &mut Scene, path: &Path) -> (i64, WorkerHandle) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_primary_makes_no_socket_where_the_sandbox_of_the_worker_would_not_let_it() {
-    if !has_landlock("the_primary_makes_no_socket_where_the_sandbox_of_the_worker_would_not_let_it") {
+    if !has_landlock("the_primary_makes_no_socket_where_the_sandbox_of_the_worker_would_not_let_it")
+    {
         return;
     }
     let home = home();
@@ -169,9 +215,15 @@ async fn the_primary_makes_no_socket_where_the_sandbox_of_the_worker_would_not_l
     let mut sandbox = troop::Sandbox::default();
     sandbox.write = Some(vec![at("inside")]);
     let setup = Setup::new().sandbox(sandbox);
-    let setup = if rustix::process::geteuid().is_root() { setup.uid(STRANGER).gid(STRANGER) } else { setup };
+    let setup = if rustix::process::geteuid().is_root() {
+        setup.uid(STRANGER).gid(STRANGER)
+    } else {
+        setup
+    };
     scene.troop.cluster.setup(setup.clone()).unwrap();
-    for (name, allowed) in [("outside/s", false), ("inside/s", true), ("inside/../outside/s", false)] {
+    for (name, allowed) in
+        [("outside/s", false), ("inside/s", true), ("inside/../outside/s", false)]
+    {
         let (errno, worker) = asked(&mut scene, &at(name)).await;
         assert_eq!((errno == 0, at(name).exists()), (allowed, allowed), "{name}: {errno}");
         worker.kill(9).await.unwrap();
@@ -182,7 +234,8 @@ async fn the_primary_makes_no_socket_where_the_sandbox_of_the_worker_would_not_l
     wait_until("the end of the socket", || !at("inside/s").exists());
     // What the operator names is the operator's affair.
     let builder = Cluster::builder().may_listen("127.0.0.1:0".parse().unwrap());
-    let mut scene = Scene::with(builder.may_listen(at("outside/s").to_str().unwrap().parse().unwrap())).await;
+    let mut scene =
+        Scene::with(builder.may_listen(at("outside/s").to_str().unwrap().parse().unwrap())).await;
     scene.troop.cluster.setup(setup).unwrap();
     assert_eq!(asked(&mut scene, &at("outside/s")).await.0, 0);
 }
@@ -196,7 +249,9 @@ fn a_program_outside_of_its_sandbox_is_an_error_that_says_so() {
     write(home.path(), "[app.web.sandbox]\nread = [\"inside\"]\n");
     let ended = Home::ended(troop(home.path(), &["run", "web"]));
     assert!(
-        ended.code == Some(1) && ended.err.contains("Permission denied") && ended.err.contains("sandbox lets it read"),
+        ended.code == Some(1)
+            && ended.err.contains("Permission denied")
+            && ended.err.contains("sandbox lets it read"),
         "{ended:?}"
     );
     write(home.path(), "[app.web.sandbox]\nwrite = [\"nowhere\"]\n");

@@ -1,4 +1,5 @@
-//! Processes of the workers' user that stop a new worker before it executes its program, while the primary waits for that.
+//! Processes of the workers' user that stop a new worker before it executes its program, while the
+//! primary waits for that.
 
 use std::time::Instant;
 
@@ -13,7 +14,9 @@ const FIXTURE: &str = env!("CARGO_BIN_EXE_troop-fixture");
 
 #[test]
 fn whoever_stops_workers_that_start_holds_up_neither_the_primary_nor_those_that_serve() {
-    if !is_root("stopping::whoever_stops_workers_that_start_holds_up_neither_the_primary_nor_those_that_serve") {
+    if !is_root(
+        "stopping::whoever_stops_workers_that_start_holds_up_neither_the_primary_nor_those_that_serve",
+    ) {
         return;
     }
     let (home, user) = (open_directory(), nobody_else().to_string());
@@ -23,8 +26,12 @@ fn whoever_stops_workers_that_start_holds_up_neither_the_primary_nor_those_that_
     let path = format!("{}{}", "/1:".repeat(40_000), home.path().display());
     let env = format!("PATH={path}");
     let who = ["--user", &user, "--group", &user, "--env", &env];
-    let args =
-        [&["run", "--log", "json", "--name", "web", "-w", "3"], &who[..], &["--", "program", "line", "127.0.0.1:0"]].concat();
+    let args = [
+        &["run", "--log", "json", "--name", "web", "-w", "3"],
+        &who[..],
+        &["--", "program", "line", "127.0.0.1:0"],
+    ]
+    .concat();
     let mut primary = Running::start(&mut troop(home.path(), &args));
     let port = u16::try_from(primary.event("listening")["port"].as_u64().unwrap()).unwrap();
     (0..2).for_each(|_| drop(primary.event("listening")));
@@ -33,7 +40,8 @@ fn whoever_stops_workers_that_start_holds_up_neither_the_primary_nor_those_that_
     let before = descriptors();
 
     let report = home.path().join("stopped");
-    let attacker = Crowd::start(&[FIXTURE, "stop", &number.to_string(), report.to_str().unwrap()], &[]);
+    let attacker =
+        Crowd::start(&[FIXTURE, "stop", &number.to_string(), report.to_str().unwrap()], &[]);
     kill_process(pid(primary.workers[0]), Signal::KILL).unwrap();
     let asked = |primary: &mut Running| {
         let ended = Home::ended(troop(home.path(), &["ls", "--json"]));
@@ -44,7 +52,9 @@ fn whoever_stops_workers_that_start_holds_up_neither_the_primary_nor_those_that_
     while restarts < 3 {
         assert!(Instant::now() < deadline, "{restarts} restarts: {:?}", primary.seen);
         asked(&mut primary);
-        restarts += std::iter::from_fn(|| primary.soon()).filter(|line| line.contains("\"restarting\"")).count();
+        restarts += std::iter::from_fn(|| primary.soon())
+            .filter(|line| line.contains("\"restarting\""))
+            .count();
         // One that has executed its program by luck. Those that serve are left alone.
         if let Some(newest) = primary.workers.get(3..).and_then(<[u32]>::last) {
             let _ = kill_process(pid(*newest), Signal::KILL);

@@ -1,6 +1,7 @@
 //! Workers and programs that die, fork or never serve.
 //!
-//! `TROOP_ROUNDS` sets the number of poisonous requests, one each 200 ms (25 if it is not set; 300 are a minute).
+//! `TROOP_ROUNDS` sets the number of poisonous requests, one each 200 ms (25 if it is not set; 300
+//! are a minute).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -43,7 +44,8 @@ const WORKERS: usize = 4;
 const PATIENT: Duration = Duration::from_secs(15);
 
 fn rounds() -> u32 {
-    std::env::var("TROOP_ROUNDS").map_or(25, |rounds| rounds.parse().expect("TROOP_ROUNDS is a number"))
+    std::env::var("TROOP_ROUNDS")
+        .map_or(25, |rounds| rounds.parse().expect("TROOP_ROUNDS is a number"))
 }
 
 /// `troop run` in the foreground; ends with the test.
@@ -59,10 +61,16 @@ impl App {
         std::fs::write(home.path().join("server.js"), SERVER).unwrap();
         std::fs::write(home.path().join("record"), "").unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let at = if program[0].ends_with(".js") { port.to_string() } else { format!("127.0.0.1:{port}") };
+        let at = if program[0].ends_with(".js") {
+            port.to_string()
+        } else {
+            format!("127.0.0.1:{port}")
+        };
         let (workers, (program, before)) = (WORKERS.to_string(), program.split_first().unwrap());
         let own: Vec<&str> = before.iter().copied().chain([at.as_str(), "record"]).collect();
-        let args = [&["run", "-w", &workers, "-n", "web"][..], more, &[*program, "--"][..], &own[..]].concat();
+        let args =
+            [&["run", "-w", &workers, "-n", "web"][..], more, &[*program, "--"][..], &own[..]]
+                .concat();
         let log = std::fs::File::create(home.path().join("log")).unwrap();
         let primary = troop(home.path(), &args).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let app = App { home, primary, port };
@@ -72,7 +80,8 @@ impl App {
 
     fn show(&self) -> serde_json::Value {
         let shown = troop(self.home.path(), &["show", "web", "--json"]).output().unwrap();
-        let mut all = serde_json::from_slice::<Vec<serde_json::Value>>(&shown.stdout).unwrap_or_default();
+        let mut all =
+            serde_json::from_slice::<Vec<serde_json::Value>>(&shown.stdout).unwrap_or_default();
         all.pop().unwrap_or_default()
     }
 
@@ -81,7 +90,11 @@ impl App {
     }
 
     fn get(&self, from: u32, path: &str) -> std::io::Result<Vec<u8>> {
-        talk_from(source(from), ([127, 0, 0, 1], self.port), format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())
+        talk_from(
+            source(from),
+            ([127, 0, 0, 1], self.port),
+            format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes(),
+        )
     }
 
     fn kill_workers(&self) {
@@ -110,7 +123,8 @@ fn is_good(answer: &std::io::Result<Vec<u8>>) -> bool {
     answer.as_ref().is_ok_and(|answer| answer.starts_with(b"HTTP/1") && answer.ends_with(b"good\n"))
 }
 
-/// What good clients saw: the longest wait of those that were answered, how many there were, and who was not.
+/// What good clients saw: the longest wait of those that were answered, how many there were, and
+/// who was not.
 #[derive(Default)]
 struct Seen {
     answered: usize,
@@ -129,23 +143,31 @@ fn good_clients(app: &App, stop: &AtomicBool) -> Seen {
                 seen.answered += 1;
                 seen.slowest = seen.slowest.max(began.elapsed());
             } else {
-                seen.lost.push((from, Instant::now(), format!("{answer:?} after {:?}", began.elapsed())));
+                seen.lost.push((
+                    from,
+                    Instant::now(),
+                    format!("{answer:?} after {:?}", began.elapsed()),
+                ));
             }
         }
         seen
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).fold(Seen::default(), |mut all, seen| {
-            all.answered += seen.answered;
-            all.slowest = all.slowest.max(seen.slowest);
-            all.lost.extend(seen.lost);
-            all
-        })
+        threads.into_iter().map(|thread| thread.join().unwrap()).fold(
+            Seen::default(),
+            |mut all, seen| {
+                all.answered += seen.answered;
+                all.slowest = all.slowest.max(seen.slowest);
+                all.lost.extend(seen.lost);
+                all
+            },
+        )
     })
 }
 
-/// One poisonous request per 200 ms beside eight clients with good ones: these lose what a worker had taken that was killed, and nothing else.
+/// One poisonous request per 200 ms beside eight clients with good ones: these lose what a worker
+/// had taken that was killed, and nothing else.
 fn poison_costs_only_what_its_worker_had_taken(policy: &str, program: &[&str]) {
     let app = App::run(program, &["--policy", policy, "--log", "json"]);
     let stop = Arc::new(AtomicBool::new(false));
@@ -154,7 +176,10 @@ fn poison_costs_only_what_its_worker_had_taken(policy: &str, program: &[&str]) {
         let begun = Instant::now();
         let poisons: Vec<_> = (0..rounds())
             .map(|round| {
-                std::thread::sleep((begun + Duration::from_millis(200) * round).saturating_duration_since(Instant::now()));
+                std::thread::sleep(
+                    (begun + Duration::from_millis(200) * round)
+                        .saturating_duration_since(Instant::now()),
+                );
                 let app = &app;
                 scope.spawn(move || app.get(0x0040_0000 + round, "/poison"))
             })
@@ -179,7 +204,8 @@ fn poison_costs_only_what_its_worker_had_taken(policy: &str, program: &[&str]) {
         let taken_by = serving.get(&Ipv4Addr::from(source(from)).to_string());
         taken_by.is_some_and(|workers| workers.iter().any(|worker| killed.contains(worker)))
     };
-    let (served, others): (Vec<_>, Vec<_>) = seen.lost.iter().partition(|(from, ..)| of_killed(*from));
+    let (served, others): (Vec<_>, Vec<_>) =
+        seen.lost.iter().partition(|(from, ..)| of_killed(*from));
     eprintln!(
         "{policy}, {}: {} good requests answered, the slowest after {:?}; {} workers killed by {} poisonous ones; {} good ones lost that these had taken, {} otherwise",
         program[0],
@@ -195,7 +221,12 @@ fn poison_costs_only_what_its_worker_had_taken(policy: &str, program: &[&str]) {
     assert!(others.len() <= unrecorded, "{:?}", &others[..others.len().min(5)]);
     // One worker can have taken several before it ended.
     assert!(killed.len() >= rounds() as usize / 3, "{} workers ended by poison", killed.len());
-    assert!(seen.slowest < PATIENT && seen.answered > rounds() as usize, "{} after {:?}", seen.answered, seen.slowest);
+    assert!(
+        seen.slowest < PATIENT && seen.answered > rounds() as usize,
+        "{} after {:?}",
+        seen.answered,
+        seen.slowest
+    );
     wait_until("all workers are back", || app.show()["phase"] == "running");
     assert!(!app.text("log").contains("giving-up"));
 }
@@ -234,7 +265,8 @@ fn workers_that_all_die_at_once_are_waited_for_and_come_back() {
                     move || app.get(from, "/")
                 })
             };
-            let asked: Vec<_> = (0..CLIENTS as u32).map(|client| ask(100 * round + client)).collect();
+            let asked: Vec<_> =
+                (0..CLIENTS as u32).map(|client| ask(100 * round + client)).collect();
             asked.into_iter().map(|client| client.join().unwrap()).collect::<Vec<_>>()
         });
         assert!(answers.iter().all(is_good), "{answers:?}");
@@ -244,7 +276,8 @@ fn workers_that_all_die_at_once_are_waited_for_and_come_back() {
 
 #[test]
 fn a_program_that_is_deleted_ends_nobody_who_serves() {
-    let app = App::run(&["server.js"], &["--set", "restart.max_delay=200ms", "--set", "restart.max=2"]);
+    let app =
+        App::run(&["server.js"], &["--set", "restart.max_delay=200ms", "--set", "restart.max=2"]);
     let (there, away) = (app.home.path().join("server.js"), app.home.path().join("away.js"));
     std::fs::rename(&there, &away).unwrap();
     let first = app.show()["workers"][0]["pid"].as_i64().unwrap();
@@ -297,10 +330,18 @@ fn workers_that_take_sockets_by_activation_are_never_given_up_either() {
 #[test]
 fn a_cluster_that_cannot_start_ends_with_an_error_and_leaves_no_process() {
     let home = tempfile::tempdir().unwrap();
-    std::fs::write(home.path().join("bad.js"), "console.error('no database'); process.exit(7)").unwrap();
-    let ended = troop(home.path(), &["run", "-w", "3", "--set", "restart.delay=1ms", "bad.js"]).output().unwrap();
+    std::fs::write(home.path().join("bad.js"), "console.error('no database'); process.exit(7)")
+        .unwrap();
+    let ended = troop(home.path(), &["run", "-w", "3", "--set", "restart.delay=1ms", "bad.js"])
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-    assert!(ended.status.code() == Some(1) && said.contains("exit code 7") && said.contains("no database"), "{said}");
+    assert!(
+        ended.status.code() == Some(1)
+            && said.contains("exit code 7")
+            && said.contains("no database"),
+        "{said}"
+    );
     let directory = home.path().join("run");
     let left = |directory: &Path| std::fs::read_dir(directory).map_or(0, Iterator::count);
     assert_eq!(left(&directory), 0, "no control socket is left");

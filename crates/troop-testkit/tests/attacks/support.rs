@@ -1,4 +1,5 @@
-//! What the attacks share: the program `troop`, a throw-away user, and whether this machine allows the attack.
+//! What the attacks share: the program `troop`, a throw-away user, and whether this machine allows
+//! the attack.
 #![allow(dead_code, unreachable_pub, reason = "each attack uses a part of it")]
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -8,7 +9,8 @@ use std::process::{Command, Stdio};
 /// A user and group that exist nowhere else, so that no other process has their rights.
 pub const STRANGER: u32 = 64_017;
 
-/// Whether this process is root, as attacks on a root primary need. Says which test it skips otherwise.
+/// Whether this process is root, as attacks on a root primary need. Says which test it skips
+/// otherwise.
 pub fn is_root(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
@@ -20,7 +22,11 @@ pub fn is_root(test: &str) -> bool {
 /// The program `troop`, built beside the fixture.
 pub fn troop_program() -> PathBuf {
     let program = Path::new(env!("CARGO_BIN_EXE_troop-fixture")).with_file_name("troop");
-    assert!(program.exists(), "{} is missing: build the whole workspace (cargo build --workspace)", program.display());
+    assert!(
+        program.exists(),
+        "{} is missing: build the whole workspace (cargo build --workspace)",
+        program.display()
+    );
     program
 }
 
@@ -32,7 +38,8 @@ pub fn troop(home: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// Copies of the listening sockets of a process, with which a test does what the process itself could do.
+/// Copies of the listening sockets of a process, with which a test does what the process itself
+/// could do.
 pub fn listeners_of(pid: u32) -> Vec<OwnedFd> {
     let mut found = Vec::new();
     let Ok(pidfd) = troop_sys::process::pidfd(pid) else { return found };
@@ -41,7 +48,10 @@ pub fn listeners_of(pid: u32) -> Vec<OwnedFd> {
     for fd in all {
         let Ok(fd) = fd else { continue };
         let number: i32 = fd.file_name().to_str().unwrap().parse().unwrap();
-        #[expect(unsafe_code, reason = "copies a descriptor of another process, as a debugger does")]
+        #[expect(
+            unsafe_code,
+            reason = "copies a descriptor of another process, as a debugger does"
+        )]
         // SAFETY: a system call that makes a new descriptor, or fails.
         let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) };
         if copy < 0 {
@@ -62,6 +72,7 @@ pub fn set_option(socket: &OwnedFd, level: i32, option: i32, value: &[u8]) {
     let size = libc::socklen_t::try_from(value.len()).unwrap();
     #[expect(unsafe_code, reason = "the options are those that nobody sets")]
     // SAFETY: the kernel reads that many bytes, which outlive the call.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value.as_ptr().cast(), size) };
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value.as_ptr().cast(), size) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }

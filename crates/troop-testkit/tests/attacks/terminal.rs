@@ -12,7 +12,8 @@ use super::scene::{ONLINE, Scene};
 /// What a terminal obeys, and a line that looks like one of troop's, as JSON.
 const HOSTILE: &str = r"\u001b]0;evil\u0007\n2026-01-01T00:00:00.000Z - * forged\u009b2J\u202e";
 
-/// Whether nothing but newlines in a text is obeyed by a terminal, and no line of it is the forged one.
+/// Whether nothing but newlines in a text is obeyed by a terminal, and no line of it is the forged
+/// one.
 fn assert_harmless(text: &str) {
     assert!(!text.contains(|c| c != '\n' && is_unsafe(c)), "{text:?}");
     assert!(!text.lines().any(|line| line.trim_start().starts_with("2026-01-01")), "{text}");
@@ -26,9 +27,12 @@ fn list(words: &[&str]) -> String {
 #[tokio::test]
 async fn events_of_a_hostile_worker_are_one_harmless_line_each() {
     let mut scene = Scene::new().await;
-    let listening =
-        format!(r#"line {{"cmd":"NODE_CLUSTER","act":"listening","seq":1,"addressType":-1,"port":-1,"address":"/{HOSTILE}"}}"#);
-    let malformed = format!(r#"line {{"cmd":"NODE_CLUSTER","act":"queryServer","seq":"{HOSTILE}","addressType":"{HOSTILE}"}}"#);
+    let listening = format!(
+        r#"line {{"cmd":"NODE_CLUSTER","act":"listening","seq":1,"addressType":-1,"port":-1,"address":"/{HOSTILE}"}}"#
+    );
+    let malformed = format!(
+        r#"line {{"cmd":"NODE_CLUSTER","act":"queryServer","seq":"{HOSTILE}","addressType":"{HOSTILE}"}}"#
+    );
     let worker = scene.raw(&[ONLINE, &listening, &malformed]).await;
     let id = worker.id();
     let (mut texts, mut is_listening) = (Vec::new(), false);
@@ -85,7 +89,11 @@ fn what_a_worker_says_reaches_no_table_event_or_log_raw() {
     }
     wait_until("the event in the log", || home.text("logs/web.log").contains("listening on"));
     let log = home.text("logs/web.log");
-    assert!(log.lines().all(|line| line.starts_with("20") && !line.starts_with("2026-01-01")) && log.contains("evil"), "{log}");
+    assert!(
+        log.lines().all(|line| line.starts_with("20") && !line.starts_with("2026-01-01"))
+            && log.contains("evil"),
+        "{log}"
+    );
     assert_harmless(&log);
 }
 
@@ -95,29 +103,46 @@ fn a_terminal_gets_colours_of_a_program_and_nothing_else_unless_it_is_told_so() 
     let print = r"printf '\033[31mred\n\033]0;evil\007title\nover\rwritten\n\233twoJ \302\233twoJ\n'; exec sleep 1000";
     std::fs::write(
         home.at("troop.toml"),
-        format!("[app.web]\nprogram = \"sh\"\nargs = ['-c', \"\"\"{}\"\"\"]\nworkers = 1\n", print.replace('\\', "\\\\")),
+        format!(
+            "[app.web]\nprogram = \"sh\"\nargs = ['-c', \"\"\"{}\"\"\"]\nworkers = 1\n",
+            print.replace('\\', "\\\\")
+        ),
     )
     .unwrap();
     home.fine(&["start", "web"]);
     let bytes = || std::fs::read(home.at("logs/web.log")).unwrap_or_default();
     let has = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|window| window == part);
     wait_until("the last line", || has(&bytes(), b"\xc2\x9btwoJ"));
-    assert!(has(&bytes(), b"\x1b]0;evil\x07title\n") && has(&bytes(), b"\x9btwoJ"), "files keep bytes");
+    assert!(
+        has(&bytes(), b"\x1b]0;evil\x07title\n") && has(&bytes(), b"\x9btwoJ"),
+        "files keep bytes"
+    );
     // `script` gives it a terminal.
     let on_terminal = |args: &str| {
         let mut command = Command::new("script");
         let troop = super::support::troop_program().display().to_string();
-        command.args(["-qec", &format!("{troop} logs web {args}"), "/dev/null"]).current_dir(home.path());
-        command.env("TROOP_RUNTIME_DIR", home.at("run")).env("TROOP_LOG_DIR", home.at("logs")).stdin(std::process::Stdio::null());
+        command
+            .args(["-qec", &format!("{troop} logs web {args}"), "/dev/null"])
+            .current_dir(home.path());
+        command
+            .env("TROOP_RUNTIME_DIR", home.at("run"))
+            .env("TROOP_LOG_DIR", home.at("logs"))
+            .stdin(std::process::Stdio::null());
         Home::ended(command).out.replace("\r\n", "\n")
     };
     let shown = on_terminal("");
-    assert!(shown.contains("\x1b[31mred\x1b[0m\n") && shown.contains(r"\x1b]0;evil\x07title"), "{shown:?}");
+    assert!(
+        shown.contains("\x1b[31mred\x1b[0m\n") && shown.contains(r"\x1b]0;evil\x07title"),
+        "{shown:?}"
+    );
     assert!(shown.contains(r"over\rwritten") && shown.contains(r"\u{9b}twoJ"), "{shown:?}");
     let rest = shown.replace("\x1b[31m", "").replace("\x1b[0m", "");
     assert!(!rest.contains(|c| c != '\n' && is_unsafe(c)), "{rest:?}");
     assert!(on_terminal("--raw").contains("\x1b]0;evil\x07title"));
-    assert!(home.fine(&["logs", "web"]).contains("\x1b]0;evil\x07title"), "nor is it changed for programs");
+    assert!(
+        home.fine(&["logs", "web"]).contains("\x1b]0;evil\x07title"),
+        "nor is it changed for programs"
+    );
     let json = home.fine(&["logs", "web", "--json"]);
     assert_harmless(&json);
     assert!(json.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()));
@@ -129,12 +154,33 @@ fn last_lines_of_a_worker_are_quoted_and_forge_none_of_troops() {
         "die.js",
         "process.stderr.write('2026-01-01T00:00:00.000Z - * forged\\ntroop: forged\\x1b]0;evil\\x07\\n'); process.exit(3)",
     )]);
-    let ended = home.troop(&["start", "die.js", "-n", "web", "-i", "1", "--set", "restart.max=1", "--set", "restart.delay=0"]);
+    let ended = home.troop(&[
+        "start",
+        "die.js",
+        "-n",
+        "web",
+        "-i",
+        "1",
+        "--set",
+        "restart.max=1",
+        "--set",
+        "restart.delay=0",
+    ]);
     assert!(ended.code == Some(1) && ended.err.contains("forged"), "{ended:?}");
     assert_harmless(&ended.err);
     assert!(!ended.err.lines().any(|line| line.starts_with("troop: forged")), "{}", ended.err);
-    let ended =
-        home.troop(&["run", "die.js", "-n", "web", "-w", "1", "--set", "restart.max=1", "--set", "output.format=prefixed"]);
+    let ended = home.troop(&[
+        "run",
+        "die.js",
+        "-n",
+        "web",
+        "-w",
+        "1",
+        "--set",
+        "restart.max=1",
+        "--set",
+        "output.format=prefixed",
+    ]);
     let own = ended.err.lines().filter(|line| !line.contains(" ! ")).collect::<Vec<_>>().join("\n");
     assert!(ended.code == Some(1) && own.contains("forged"), "{ended:?}");
     assert_harmless(&own);

@@ -13,19 +13,23 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tokio::task::JoinHandle;
-use troop::{Builder, Cluster, Event, ExitHow, Fork, Progress, RestartPolicy, Setup, Violation, WorkerHandle};
+use troop::{
+    Builder, Cluster, Event, ExitHow, Fork, Progress, RestartPolicy, Setup, Violation, WorkerHandle,
+};
 use troop_testkit::{PATIENCE, Troop, ask, at_once, is_running, node_program, talk};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
 }
 
-/// A worker that does not end with its channel (it is stopped, or blocked), and must not survive its test.
+/// A worker that does not end with its channel (it is stopped, or blocked), and must not survive
+/// its test.
 struct Stubborn(WorkerHandle);
 
 impl Drop for Stubborn {
     fn drop(&mut self) {
-        // As long as it is not known to be dead it has not been reaped, so the number is still its own.
+        // As long as it is not known to be dead it has not been reaped, so the number is still its
+        // own.
         if !self.0.is_dead() {
             kill(&self.0, Signal::KILL);
         }
@@ -126,12 +130,14 @@ async fn connections_of_a_stopped_rust_worker_are_served_when_it_is_killed() {
 #[tokio::test]
 async fn connections_of_a_stopped_node_worker_are_served_when_it_is_killed() {
     let port = free_port();
-    let mut troop = Troop::with(Setup::new().script(node_program("plain.js")).args([port.to_string()]));
+    let mut troop =
+        Troop::with(Setup::new().script(node_program("plain.js")).args([port.to_string()]));
     let (one, two) = (Stubborn(troop.fork().await), troop.fork().await);
     troop.listening(&one.0).await;
     troop.listening(&two).await;
     kill(&one.0, Signal::STOP);
-    let clients: Vec<_> = (0..10).map(|_| tokio::spawn(async move { troop_testkit::get(port, "/").await })).collect();
+    let clients: Vec<_> =
+        (0..10).map(|_| tokio::spawn(async move { troop_testkit::get(port, "/").await })).collect();
     in_flight(&one.0, 1).await;
     one.0.kill(9).await.unwrap();
     for client in clients {
@@ -171,10 +177,17 @@ async fn connections_wait_while_all_workers_are_dead() {
 
 #[tokio::test]
 async fn killing_workers_under_load_loses_only_what_they_had_taken() {
-    let restart = RestartPolicy { max_ends: 1000, first_delay: Duration::from_millis(1), ..RestartPolicy::new(3) };
-    let builder = Cluster::builder().workers(3).restart(restart).setup(fixture(["line", "127.0.0.1:0"]));
+    let restart = RestartPolicy {
+        max_ends: 1000,
+        first_delay: Duration::from_millis(1),
+        ..RestartPolicy::new(3)
+    };
+    let builder =
+        Cluster::builder().workers(3).restart(restart).setup(fixture(["line", "127.0.0.1:0"]));
     let mut troop = Troop::start(builder);
-    let port = troop.until("listening", |e| if let Event::Listening(_, at) = e { at.port } else { None }).await;
+    let port = troop
+        .until("listening", |e| if let Event::Listening(_, at) = e { at.port } else { None })
+        .await;
     let port = u16::try_from(port).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let load: Vec<_> = (0..4)
@@ -208,9 +221,15 @@ async fn killing_workers_under_load_loses_only_what_they_had_taken() {
         (served, lost) = (served + s, lost + l);
     }
     assert!(served > 100, "{served}");
-    // A worker answers a connection at once after it took it, so it rarely has more than one per client when it is killed.
+    // A worker answers a connection at once after it took it, so it rarely has more than one per
+    // client when it is killed.
     let bound = 4 * killed.len() as u64;
-    assert!(lost <= bound, "{lost} connections of {} were lost to {} kills", served + lost, killed.len());
+    assert!(
+        lost <= bound,
+        "{lost} connections of {} were lost to {} kills",
+        served + lost,
+        killed.len()
+    );
 }
 
 // ---- workers that live, but do not take ----
@@ -257,14 +276,18 @@ async fn a_worker_that_hangs_is_killed_and_its_connections_are_served() {
     troop.listening(&honest).await;
     are_served(clients, &honest).await;
     let id = blocked.0.id();
-    let hung = |e: &Event| matches!(e, Event::Misbehaved(w, Violation::Hung(_), true) if w.id() == id).then_some(());
+    let hung = |e: &Event| {
+        matches!(e, Event::Misbehaved(w, Violation::Hung(_), true) if w.id() == id).then_some(())
+    };
     troop.until("the report", hung).await;
     assert_eq!(troop.exit(&blocked.0).await, ExitHow::Signal(6));
 }
 
 #[tokio::test]
 async fn a_worker_that_waits_with_hung_after_none_is_left_alone() {
-    let mut troop = Troop::start(Cluster::builder().hang_timeout(None).setup(fixture(["blocked", "127.0.0.1:0"])));
+    let mut troop = Troop::start(
+        Cluster::builder().hang_timeout(None).setup(fixture(["blocked", "127.0.0.1:0"])),
+    );
     let blocked = Stubborn(troop.fork().await);
     let port = troop.listening(&blocked.0).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -299,12 +322,15 @@ async fn a_worker_at_its_descriptor_limit_loses_nothing_and_comes_back() {
 #[tokio::test]
 async fn a_node_worker_that_cannot_receive_descriptors_loses_nothing() {
     // It speaks as a Node worker does: one connection per message, and a refusal for each.
-    let query =
-        r#"line {"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,"index":0,"address":"127.0.0.1","port":0,"addressType":4}"#;
+    let query = r#"line {"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,"index":0,"address":"127.0.0.1","port":0,"addressType":4}"#;
     let mut troop = Troop::with(fixture(["line", "127.0.0.1:0"]));
     let honest = troop.fork().await;
     let port = troop.listening(&honest).await;
-    let starved = fork_as(&troop, ["raw", r#"line {"cmd":"NODE_CLUSTER","act":"online","seq":0}"#, query, "nack"]).await;
+    let starved = fork_as(
+        &troop,
+        ["raw", r#"line {"cmd":"NODE_CLUSTER","act":"online","seq":0}"#, query, "nack"],
+    )
+    .await;
     let id = starved.id();
     troop.until("online", |e| matches!(e, Event::Online(w) if w.id() == id).then_some(())).await;
     let deadline = Instant::now() + PATIENCE;
@@ -343,8 +369,10 @@ async fn closing_the_channel_of_an_idle_worker_gives_its_connections_to_another_
     assert_eq!(idle.stats().await.taken, 0);
 }
 
-/// A stopped worker with at least one connection in its closed channel, an honest one beside it, and all clients.
-async fn stopped_behind_a_closed_channel() -> (Troop, Stubborn, WorkerHandle, Vec<JoinHandle<std::io::Result<String>>>) {
+/// A stopped worker with at least one connection in its closed channel, an honest one beside it,
+/// and all clients.
+async fn stopped_behind_a_closed_channel()
+-> (Troop, Stubborn, WorkerHandle, Vec<JoinHandle<std::io::Result<String>>>) {
     let mut troop = Troop::with(fixture(["line", "127.0.0.1:0"]));
     let stopped = Stubborn(troop.fork().await);
     let port = troop.listening(&stopped.0).await;
@@ -355,10 +383,17 @@ async fn stopped_behind_a_closed_channel() -> (Troop, Stubborn, WorkerHandle, Ve
     troop.listening(&honest).await;
     stopped.0.close_channel().unwrap();
     let id = stopped.0.id();
-    troop.until("its disconnect", |e| matches!(e, Event::Disconnect(w) if w.id() == id).then_some(())).await;
+    troop
+        .until("its disconnect", |e| {
+            matches!(e, Event::Disconnect(w) if w.id() == id).then_some(())
+        })
+        .await;
     // It may still read what is in its channel, so nobody else is given that.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(clients.iter().any(|c| !c.is_finished()), "what the stopped worker may have is with nobody else");
+    assert!(
+        clients.iter().any(|c| !c.is_finished()),
+        "what the stopped worker may have is with nobody else"
+    );
     (troop, stopped, honest, clients)
 }
 
@@ -471,18 +506,27 @@ fn a_primary_at_its_descriptor_limit_lets_clients_wait_and_closes_nobody() {
     let port = free_port();
     let script = format!("ulimit -n 40; exec \"$0\" primary line 127.0.0.1:{port}");
     let mut command = std::process::Command::new("sh");
-    command.args(["-c", &script, env!("CARGO_BIN_EXE_troop-fixture")]).stdout(std::process::Stdio::null());
+    command
+        .args(["-c", &script, env!("CARGO_BIN_EXE_troop-fixture")])
+        .stdout(std::process::Stdio::null());
     let _primary = Primary(command.spawn().unwrap());
-    troop_testkit::wait_until("the primary listens", || talk(([127, 0, 0, 1], port), "").is_ok_and(|a| !a.is_empty()));
+    troop_testkit::wait_until("the primary listens", || {
+        talk(([127, 0, 0, 1], port), "").is_ok_and(|a| !a.is_empty())
+    });
     // Stopped workers take nothing, so the connections fill the primary's table.
     let workers: Vec<i32> = children(_primary.0.id());
     assert_eq!(workers.len(), 2);
     let signal = |signal| {
-        workers.iter().for_each(|w| rustix::process::kill_process(rustix::process::Pid::from_raw(*w).unwrap(), signal).unwrap());
+        workers.iter().for_each(|w| {
+            rustix::process::kill_process(rustix::process::Pid::from_raw(*w).unwrap(), signal)
+                .unwrap()
+        });
     };
     signal(Signal::STOP);
-    let clients: Vec<_> = (0..100).map(|_| std::thread::spawn(move || talk(([127, 0, 0, 1], port), ""))).collect();
-    let open = || std::fs::read_dir(format!("/proc/{}/fd", _primary.0.id())).map_or(0, Iterator::count);
+    let clients: Vec<_> =
+        (0..100).map(|_| std::thread::spawn(move || talk(([127, 0, 0, 1], port), ""))).collect();
+    let open =
+        || std::fs::read_dir(format!("/proc/{}/fd", _primary.0.id())).map_or(0, Iterator::count);
     // It stops accepting before it has none left for restarts and whoever steers it.
     let mut before = 0;
     troop_testkit::wait_until("the primary accepts no more", || {
@@ -494,7 +538,10 @@ fn a_primary_at_its_descriptor_limit_lets_clients_wait_and_closes_nobody() {
     signal(Signal::CONT);
     assert_eq!(early, 0, "nobody was turned away");
     for client in clients {
-        assert!(!client.join().unwrap().expect("no connection is reset").is_empty(), "no connection is closed silently");
+        assert!(
+            !client.join().unwrap().expect("no connection is reset").is_empty(),
+            "no connection is closed silently"
+        );
     }
 }
 

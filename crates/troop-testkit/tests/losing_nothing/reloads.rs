@@ -15,7 +15,8 @@ fn rounds() -> usize {
     std::env::var("TROOP_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(3)
 }
 
-/// `generations`: at least so many workers must be seen to serve, so that the load was there all the time.
+/// `generations`: at least so many workers must be seen to serve, so that the load was there all
+/// the time.
 async fn reloads_lose_nothing(
     builder: Builder,
     generations: usize,
@@ -30,19 +31,32 @@ async fn reloads_lose_nothing(
         troop.cluster.reload().unwrap();
         let outcome = troop
             .until("the end of the reload", |e| match e {
-                Event::Supervision(p @ (Progress::ReloadFinished | Progress::ReloadFailed { .. })) => Some(p.clone()),
+                Event::Supervision(
+                    p @ (Progress::ReloadFinished | Progress::ReloadFailed { .. }),
+                ) => Some(p.clone()),
                 _ => None,
             })
             .await;
         assert_eq!(outcome, Progress::ReloadFinished);
     }
     let (served, failures, answers) = load.end();
-    assert!(failures.is_empty(), "{} failures of {served}, the first: {:?}", failures.len(), &failures[..failures.len().min(5)]);
+    assert!(
+        failures.is_empty(),
+        "{} failures of {served}, the first: {:?}",
+        failures.len(),
+        &failures[..failures.len().min(5)]
+    );
     assert!(served > 20 && answers.len() >= generations, "{served} served by {answers:?}");
     troop.cluster.stop().unwrap();
-    while let Some(event) = tokio::time::timeout(PATIENCE, troop.events.next()).await.expect("the cluster ends") {
+    while let Some(event) =
+        tokio::time::timeout(PATIENCE, troop.events.next()).await.expect("the cluster ends")
+    {
         if let Event::Exit(worker, how) = event {
-            assert!(how.is_success(), "worker {} was told to finish and ended with {how}", worker.id());
+            assert!(
+                how.is_success(),
+                "worker {} was told to finish and ended with {how}",
+                worker.id()
+            );
         }
     }
 }
@@ -63,8 +77,15 @@ fn over_unix(path: PathBuf) -> impl Fn() -> std::io::Result<String> {
     }
 }
 
-const RELOADED: [&str; 7] =
-    ["round-robin", "weighted", "least-connections", "sticky:query=x", "shared", "steered", "steered:sticky"];
+const RELOADED: [&str; 7] = [
+    "round-robin",
+    "weighted",
+    "least-connections",
+    "sticky:query=x",
+    "shared",
+    "steered",
+    "steered:sticky",
+];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reloads_of_rust_workers_under_load_lose_nothing() {
@@ -73,8 +94,14 @@ async fn reloads_of_rust_workers_under_load_lose_nothing() {
         let builder = Cluster::builder().setup(fixture(["http", &format!("127.0.0.1:{port}")]));
         // All clients are one client here, and what is shared is uneven.
         eprintln!("{scheduling}");
-        let generations = if scheduling.contains("sticky") || scheduling == "shared" { 2 } else { 4 };
-        reloads_lose_nothing(builder.scheduling(scheduling.parse().unwrap()), generations, over_tcp(port)).await;
+        let generations =
+            if scheduling.contains("sticky") || scheduling == "shared" { 2 } else { 4 };
+        reloads_lose_nothing(
+            builder.scheduling(scheduling.parse().unwrap()),
+            generations,
+            over_tcp(port),
+        )
+        .await;
     }
 }
 
@@ -92,10 +119,14 @@ async fn reloads_of_rust_workers_on_a_unix_socket_under_load_lose_nothing() {
     reloads_lose_nothing(builder, 4, line).await;
 }
 
-/// From Node 26 on, `server.close` closes connections whose request has not arrived (nodejs/node#63470). A worker that
-/// accepts by itself does so until it is told, so nothing can keep it from having such ones.
+/// From Node 26 on, `server.close` closes connections whose request has not arrived
+/// (nodejs/node#63470). A worker that accepts by itself does so until it is told, so nothing can
+/// keep it from having such ones.
 fn resets_what_it_has_not_read() -> bool {
-    let version = std::process::Command::new("node").args(["-p", "process.versions.node.split('.')[0]"]).output().unwrap();
+    let version = std::process::Command::new("node")
+        .args(["-p", "process.versions.node.split('.')[0]"])
+        .output()
+        .unwrap();
     String::from_utf8(version.stdout).unwrap().trim().parse::<u32>().unwrap() >= 26
 }
 
@@ -110,11 +141,18 @@ async fn reloads_of_node_workers_under_load_lose_nothing() {
             continue;
         }
         let port = free_port();
-        let builder = Cluster::builder().setup(Setup::new().script(node_program("plain.js")).args([port.to_string()]));
+        let builder = Cluster::builder()
+            .setup(Setup::new().script(node_program("plain.js")).args([port.to_string()]));
         // All clients are one client here, and what is shared is uneven.
         eprintln!("{scheduling}");
-        let generations = if scheduling.contains("sticky") || scheduling == "shared" { 2 } else { 4 };
-        reloads_lose_nothing(builder.scheduling(scheduling.parse().unwrap()), generations, over_tcp(port)).await;
+        let generations =
+            if scheduling.contains("sticky") || scheduling == "shared" { 2 } else { 4 };
+        reloads_lose_nothing(
+            builder.scheduling(scheduling.parse().unwrap()),
+            generations,
+            over_tcp(port),
+        )
+        .await;
     }
 }
 
@@ -122,20 +160,38 @@ async fn reloads_of_node_workers_under_load_lose_nothing() {
 async fn reloads_of_node_workers_on_a_unix_socket_under_load_lose_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("s");
-    let builder = Cluster::builder().setup(Setup::new().script(node_program("plain.js")).args([path.as_os_str()]));
+    let builder = Cluster::builder()
+        .setup(Setup::new().script(node_program("plain.js")).args([path.as_os_str()]));
     reloads_lose_nothing(builder, 4, over_unix(path)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_of_an_only_worker_waits_for_all_servers_of_its_successor() {
-    let mut troop = Troop::start(Cluster::builder().workers(1).replace(at_once()).setup(fixture(["two", "127.0.0.1:0"])));
-    let listening = |e: &Event| if let Event::Listening(_, at) = e { at.port.and_then(|p| u16::try_from(p).ok()) } else { None };
+    let mut troop = Troop::start(
+        Cluster::builder().workers(1).replace(at_once()).setup(fixture(["two", "127.0.0.1:0"])),
+    );
+    let listening = |e: &Event| {
+        if let Event::Listening(_, at) = e {
+            at.port.and_then(|p| u16::try_from(p).ok())
+        } else {
+            None
+        }
+    };
     troop.until("the first server", listening).await;
     let second = troop.until("the second server", listening).await;
     let load = Load::start(move || talk(([127, 0, 0, 1], second), ""));
     troop.cluster.reload().unwrap();
-    troop.until("the reload", |e| matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(())).await;
+    troop
+        .until("the reload", |e| {
+            matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(())
+        })
+        .await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let (served, failures, _) = load.end();
-    assert!(failures.is_empty(), "{} failures of {served}, the first: {:?}", failures.len(), &failures[..failures.len().min(3)]);
+    assert!(
+        failures.is_empty(),
+        "{} failures of {served}, the first: {:?}",
+        failures.len(),
+        &failures[..failures.len().min(3)]
+    );
 }

@@ -68,7 +68,14 @@ fn short(value: &Value) -> String {
 
 #[tokio::test]
 async fn any_type_that_serde_knows_can_be_sent() {
-    type Anything = (Result<u8, String>, Option<char>, Duration, std::net::SocketAddr, BTreeMap<u64, Vec<f64>>, [(); 2]);
+    type Anything = (
+        Result<u8, String>,
+        Option<char>,
+        Duration,
+        std::net::SocketAddr,
+        BTreeMap<u64, Vec<f64>>,
+        [(); 2],
+    );
     let anything: Anything = (
         Err("no".into()),
         Some('ß'),
@@ -81,7 +88,9 @@ async fn any_type_that_serde_knows_can_be_sent() {
     worker.send(&anything).await.unwrap();
     let id = worker.id();
     let back = troop.until("the echo", |e| match e {
-        Event::Message(w, m) if w.id() == id => Some(m.decode::<BTreeMap<String, Anything>>().unwrap()),
+        Event::Message(w, m) if w.id() == id => {
+            Some(m.decode::<BTreeMap<String, Anything>>().unwrap())
+        }
         _ => None,
     });
     assert_eq!(back.await["echo"], anything);
@@ -90,7 +99,10 @@ async fn any_type_that_serde_knows_can_be_sent() {
 #[tokio::test]
 async fn json_that_has_line_breaks_of_its_own_is_one_message() {
     let (mut troop, worker) = echo().await;
-    let raw = serde_json::value::RawValue::from_string("{\n  \"pretty\": [\n    1,\r\n    2\n  ]\n}".into()).unwrap();
+    let raw = serde_json::value::RawValue::from_string(
+        "{\n  \"pretty\": [\n    1,\r\n    2\n  ]\n}".into(),
+    )
+    .unwrap();
     worker.send(&raw).await.unwrap();
     worker.send(&"next").await.unwrap();
     assert_eq!(troop.message(&worker).await, json!({"echo": {"pretty": [1, 2]}}));
@@ -180,7 +192,9 @@ async fn many_questions_at_once_get_their_own_answers() {
     let tasks: Vec<_> = (0..200)
         .map(|n| {
             let worker = worker.clone();
-            tokio::spawn(async move { (n, worker.request::<_, Value>(&n, PATIENCE).await.unwrap()) })
+            tokio::spawn(
+                async move { (n, worker.request::<_, Value>(&n, PATIENCE).await.unwrap()) },
+            )
         })
         .collect();
     for task in tasks {
@@ -228,7 +242,11 @@ async fn an_answer_of_another_shape_is_an_error_of_its_own() {
 async fn question_of(troop: &mut Troop, worker: &WorkerHandle) -> troop::Request {
     worker.send(&"ask").await.unwrap();
     let id = worker.id();
-    troop.until("the question", |e| if let Event::Request(w, r) = e { (w.id() == id).then(|| r.clone()) } else { None }).await
+    troop
+        .until("the question", |e| {
+            if let Event::Request(w, r) = e { (w.id() == id).then(|| r.clone()) } else { None }
+        })
+        .await
 }
 
 #[tokio::test]
@@ -254,7 +272,8 @@ async fn a_question_that_nobody_reads_is_refused() {
     // Reads and drops everything, as a program does that does not know of questions.
     let mut answer = None;
     while answer.is_none() {
-        let event = tokio::time::timeout(PATIENCE, troop.events.next()).await.expect("an answer").unwrap();
+        let event =
+            tokio::time::timeout(PATIENCE, troop.events.next()).await.expect("an answer").unwrap();
         if let Event::Message(_, message) = event {
             answer = Some(message.decode::<Value>().unwrap());
         }
@@ -286,9 +305,14 @@ async fn a_full_queue_says_so_and_takes_more_when_there_is_room() {
             tokio::spawn(async move { worker.send(&text).await })
         })
         .collect();
-    assert!(tokio::time::timeout(Duration::from_millis(100), worker.send(&"dropped")).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), worker.send(&"dropped")).await.is_err()
+    );
     assert!(waiting.iter().all(|w| !w.is_finished()));
-    assert!(matches!(worker.request::<_, Value>(&1, Duration::from_millis(100)).await, Err(Error::TimedOut(_))));
+    assert!(matches!(
+        worker.request::<_, Value>(&1, Duration::from_millis(100)).await,
+        Err(Error::TimedOut(_))
+    ));
     rustix::process::kill_process(process, rustix::process::Signal::CONT).unwrap();
     for waiting in waiting {
         waiting.await.unwrap().unwrap();
@@ -297,7 +321,11 @@ async fn a_full_queue_says_so_and_takes_more_when_there_is_room() {
         assert_eq!(troop.message(&worker).await["echo"], text.as_str());
     }
     worker.send(&"the end").await.unwrap();
-    assert_eq!(troop.message(&worker).await["echo"], "the end", "the one that was dropped was never sent");
+    assert_eq!(
+        troop.message(&worker).await["echo"],
+        "the end",
+        "the one that was dropped was never sent"
+    );
 }
 
 #[tokio::test]
@@ -312,7 +340,9 @@ async fn a_reader_that_keeps_up_misses_nothing() {
                 assert_eq!(m.decode::<u64>().unwrap(), next);
                 next += 1;
             }
-            Event::Missed(n) => panic!("{n} messages were dropped before message {next}, under the eyes of their reader"),
+            Event::Missed(n) => panic!(
+                "{n} messages were dropped before message {next}, under the eyes of their reader"
+            ),
             _ => {}
         }
     }

@@ -40,7 +40,8 @@ async fn a_tcp_listener_can_be_passed_on() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     worker.send_handle("listener", listener).await.unwrap();
-    let client = tokio::task::spawn_blocking(move || read_all(TcpStream::connect(address).unwrap()));
+    let client =
+        tokio::task::spawn_blocking(move || read_all(TcpStream::connect(address).unwrap()));
     assert_eq!(client.await.unwrap(), "accepted by the worker");
     assert_eq!(troop.message(&worker).await, json!({"used": "listener"}));
 }
@@ -89,7 +90,9 @@ async fn sockets_of_every_kind_come_back() {
         let id = worker.id();
         let back = troop
             .until("the socket", |e| match e {
-                Event::Message(w, m) if w.id() == id && m.has_handle() => Some(m.take_handle().unwrap()),
+                Event::Message(w, m) if w.id() == id && m.has_handle() => {
+                    Some(m.take_handle().unwrap())
+                }
                 _ => None,
             })
             .await;

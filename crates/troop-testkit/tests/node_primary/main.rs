@@ -42,8 +42,16 @@ impl NodePrimary {
 
     fn with_stderr(policy: &str, stderr: Stdio) -> NodePrimary {
         let mut command = Command::new("node");
-        command.arg(node_program("primary.js")).arg(env!("CARGO_BIN_EXE_troop-fixture")).args(policy.split(' '));
-        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn().expect("node is installed");
+        command
+            .arg(node_program("primary.js"))
+            .arg(env!("CARGO_BIN_EXE_troop-fixture"))
+            .args(policy.split(' '));
+        let mut process = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .expect("node is installed");
         let (input, output) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
         let (sender, lines) = channel();
         std::thread::spawn(move || {
@@ -66,15 +74,21 @@ impl NodePrimary {
 
     /// The first thing that it said, that nobody asked for yet, and that has these fields.
     fn until(&mut self, fields: &Value) -> Value {
-        let matches = |value: &Value| fields.as_object().unwrap().iter().all(|(name, field)| value[name] == *field);
-        if let Some((value, asked)) = self.seen.iter_mut().find(|(value, asked)| !asked && matches(value)) {
+        let matches = |value: &Value| {
+            fields.as_object().unwrap().iter().all(|(name, field)| value[name] == *field)
+        };
+        if let Some((value, asked)) =
+            self.seen.iter_mut().find(|(value, asked)| !asked && matches(value))
+        {
             *asked = true;
             return value.clone();
         }
         let deadline = Instant::now() + PATIENCE;
         loop {
             let next = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()));
-            let Ok(value) = next else { panic!("no {fields} after {PATIENCE:?}; seen: {}", self.story()) };
+            let Ok(value) = next else {
+                panic!("no {fields} after {PATIENCE:?}; seen: {}", self.story())
+            };
             let found = matches(&value);
             self.seen.push((value.clone(), found));
             if found {
@@ -92,7 +106,8 @@ impl NodePrimary {
     }
 
     fn listening(&mut self, worker: u32) -> u16 {
-        u16::try_from(self.event("listening", worker)["at"]["port"].as_i64().unwrap_or(0)).unwrap_or(0)
+        u16::try_from(self.event("listening", worker)["at"]["port"].as_i64().unwrap_or(0))
+            .unwrap_or(0)
     }
 
     fn pid(&mut self, worker: u32) -> u32 {
@@ -163,9 +178,11 @@ fn events_come_in_nodes_order() {
         primary.listening(1);
         primary.run("cluster.workers[1].disconnect()");
         primary.event("exit", 1);
-        let names: Vec<_> = primary.seen.iter().map(|(value, _)| value["event"].as_str().unwrap()).collect();
+        let names: Vec<_> =
+            primary.seen.iter().map(|(value, _)| value["event"].as_str().unwrap()).collect();
         assert_eq!(names, ["fork", "online", "listening", "disconnect", "exit"]);
-        let states: Vec<_> = primary.seen.iter().map(|(value, _)| value["state"].as_str().unwrap()).collect();
+        let states: Vec<_> =
+            primary.seen.iter().map(|(value, _)| value["state"].as_str().unwrap()).collect();
         assert_eq!(states, ["none", "online", "listening", "disconnected", "dead"]);
     }
 }
@@ -176,15 +193,30 @@ fn listening_tells_what_a_node_worker_would() {
     let path = directory.path().join("s").display().to_string();
     let port = free_port();
     for (call, at) in [
-        (format!("rust('line', ':{port}')"), json!({"addressType": 4, "address": null, "port": port})),
-        (format!("rust('line', '127.0.0.1:{port}')"), json!({"addressType": 4, "address": "127.0.0.1", "port": port})),
-        (format!("rust('line', '[::1]:{port}')"), json!({"addressType": 6, "address": "::1", "port": port})),
-        (format!("rust('unix', '{path}')"), json!({"addressType": -1, "address": path, "port": -1})),
+        (
+            format!("rust('line', ':{port}')"),
+            json!({"addressType": 4, "address": null, "port": port}),
+        ),
+        (
+            format!("rust('line', '127.0.0.1:{port}')"),
+            json!({"addressType": 4, "address": "127.0.0.1", "port": port}),
+        ),
+        (
+            format!("rust('line', '[::1]:{port}')"),
+            json!({"addressType": 6, "address": "::1", "port": port}),
+        ),
+        (
+            format!("rust('unix', '{path}')"),
+            json!({"addressType": -1, "address": path, "port": -1}),
+        ),
         (
             format!("rust('udp', '127.0.0.1:{port}')"),
             json!({"addressType": "udp4", "address": "127.0.0.1", "port": port, "fd": -1}),
         ),
-        (format!("rust('udp', '[::1]:{port}')"), json!({"addressType": "udp6", "address": "::1", "port": port, "fd": -1})),
+        (
+            format!("rust('udp', '[::1]:{port}')"),
+            json!({"addressType": "udp6", "address": "::1", "port": port, "fd": -1}),
+        ),
     ] {
         for policy in ALL {
             let mut primary = NodePrimary::start(policy);
@@ -208,7 +240,11 @@ fn every_face_is_served_under_both_policies() {
             for _ in 0..10 {
                 let answer = served(port);
                 let (id, pid) = answer.trim().split_once(' ').unwrap();
-                assert_eq!(pids[&id.parse().unwrap()], pid.parse::<u32>().unwrap(), "{policy} {face}");
+                assert_eq!(
+                    pids[&id.parse().unwrap()],
+                    pid.parse::<u32>().unwrap(),
+                    "{policy} {face}"
+                );
             }
             primary.run("cluster.disconnect()");
             for id in [1, 2] {
@@ -230,7 +266,11 @@ fn http_is_served_under_both_policies() {
             assert!(get(port).starts_with("HTTP/1.1 200 OK"), "{policy}");
         }
         primary.run("cluster.disconnect()");
-        assert_eq!((primary.exit(1), primary.exit(2)), (left_voluntarily(), left_voluntarily()), "{policy}");
+        assert_eq!(
+            (primary.exit(1), primary.exit(2)),
+            (left_voluntarily(), left_voluntarily()),
+            "{policy}"
+        );
     }
 }
 
@@ -247,10 +287,17 @@ fn a_unix_socket_is_served_under_both_policies() {
         primary.listening(2);
         for _ in 0..6 {
             let answer = whole(UnixStream::connect(&path).unwrap());
-            assert!(pids.iter().any(|pid| answer.ends_with(&format!(" {pid}\n"))), "{policy} {answer}");
+            assert!(
+                pids.iter().any(|pid| answer.ends_with(&format!(" {pid}\n"))),
+                "{policy} {answer}"
+            );
         }
         primary.run("cluster.disconnect()");
-        assert_eq!((primary.exit(1), primary.exit(2)), (left_voluntarily(), left_voluntarily()), "{policy}");
+        assert_eq!(
+            (primary.exit(1), primary.exit(2)),
+            (left_voluntarily(), left_voluntarily()),
+            "{policy}"
+        );
         assert!(!path.exists());
     }
 }
@@ -273,7 +320,11 @@ fn udp_is_served_under_both_policies() {
                 assert!(buffer[..n].starts_with(b"hello "), "{policy} {host}");
             }
             primary.run("cluster.disconnect()");
-            assert_eq!((primary.exit(1), primary.exit(2)), (left_voluntarily(), left_voluntarily()), "{policy}");
+            assert_eq!(
+                (primary.exit(1), primary.exit(2)),
+                (left_voluntarily(), left_voluntarily()),
+                "{policy}"
+            );
         }
     }
 }
@@ -317,8 +368,13 @@ fn a_taken_udp_port_is_an_error_in_the_worker() {
 #[test]
 fn an_exclusive_listener_is_the_workers_own_affair() {
     let mut primary = NodePrimary::start("rr");
-    primary.run("rust('options', '127.0.0.1:0', 'exclusive'); rust('options', '127.0.0.1:0', 'exclusive')");
-    let ports = [primary.message(1)["port"].as_u64().unwrap(), primary.message(2)["port"].as_u64().unwrap()];
+    primary.run(
+        "rust('options', '127.0.0.1:0', 'exclusive'); rust('options', '127.0.0.1:0', 'exclusive')",
+    );
+    let ports = [
+        primary.message(1)["port"].as_u64().unwrap(),
+        primary.message(2)["port"].as_u64().unwrap(),
+    ];
     assert_ne!(ports[0], ports[1]);
     for port in ports {
         assert!(!served(u16::try_from(port).unwrap()).is_empty());
@@ -335,7 +391,13 @@ fn rust_and_node_workers_serve_one_port_in_turn() {
     let answers: Vec<String> = (0..10).map(|_| served(port)).collect();
     assert!(answers.windows(2).all(|pair| pair[0] != pair[1]), "{answers:?}");
     for id in [1, 2] {
-        assert_eq!(answers.iter().filter(|a| **a == format!("{id} {}\n", a.trim().split_once(' ').unwrap().1)).count(), 5);
+        assert_eq!(
+            answers
+                .iter()
+                .filter(|a| **a == format!("{id} {}\n", a.trim().split_once(' ').unwrap().1))
+                .count(),
+            5
+        );
     }
     primary.run("cluster.disconnect()");
     assert_eq!((primary.exit(1), primary.exit(2)), (left_voluntarily(), left_voluntarily()));
@@ -359,13 +421,21 @@ fn rust_and_node_workers_share_one_socket() {
 #[test]
 fn a_worker_told_to_leave_ends_with_0_voluntarily() {
     for policy in ALL {
-        for call in ["rust('line', '127.0.0.1:0')", "rust('blocking', '127.0.0.1:0')", "rust('udp', '127.0.0.1:0')"] {
+        for call in [
+            "rust('line', '127.0.0.1:0')",
+            "rust('blocking', '127.0.0.1:0')",
+            "rust('udp', '127.0.0.1:0')",
+        ] {
             let mut primary = NodePrimary::start(policy);
             primary.run(call);
             primary.listening(1);
             primary.run("cluster.workers[1].disconnect()");
             let disconnect = primary.event("disconnect", 1);
-            assert_eq!((&disconnect["voluntary"], &disconnect["known"]), (&json!(true), &json!(false)), "{policy} {call}");
+            assert_eq!(
+                (&disconnect["voluntary"], &disconnect["known"]),
+                (&json!(true), &json!(false)),
+                "{policy} {call}"
+            );
             assert_eq!(primary.exit(1), left_voluntarily(), "{policy} {call}");
         }
     }

@@ -75,7 +75,10 @@ fn a_node_primary_asks_and_answers_by_the_convention() {
     for policy in FORMATS {
         let mut primary = NodePrimary::start(policy);
         primary.run("const w = rust('echo'); w.send({ troop: 'request', id: 5, body: ['x'] })");
-        assert_eq!(primary.message(1), json!({"troop": "reply", "id": 5, "body": {"you asked": ["x"]}}));
+        assert_eq!(
+            primary.message(1),
+            json!({"troop": "reply", "id": 5, "body": {"you asked": ["x"]}})
+        );
         primary.run("w.send({ troop: 'request', id: 6, body: 'refuse' })");
         assert_eq!(primary.message(1), json!({"troop": "reply", "id": 6, "error": "I will not"}));
         primary.run("w.once('message', ({ id, body }) => w.send({ troop: 'reply', id, body: `${body} this!` })); w.send('ask')");
@@ -144,10 +147,16 @@ fn a_node_primary_can_give_its_servers_away() {
         assert_eq!(primary.message(1), json!({"used": "tcp"}));
         // With its path out of Node's way, which removes it otherwise.
         let moved = directory.path().join("t");
-        let close =
-            format!("require('fs').renameSync('{}', '{}'); u.close(() => say({{ sent: 1 }}))", path.display(), moved.display());
+        let close = format!(
+            "require('fs').renameSync('{}', '{}'); u.close(() => say({{ sent: 1 }}))",
+            path.display(),
+            moved.display()
+        );
         let send = format!("w.send('unix', u, () => {{ {close} }})");
-        primary.run(&format!("const u = net.createServer().listen('{}', () => {send})", path.display()));
+        primary.run(&format!(
+            "const u = net.createServer().listen('{}', () => {send})",
+            path.display()
+        ));
         primary.until(&json!({"sent": 1}));
         assert_eq!(whole(UnixStream::connect(&moved).unwrap()), "accepted by the worker");
         assert_eq!(primary.message(1), json!({"used": "unix"}));

@@ -15,15 +15,26 @@ async fn reported_with(fd: Option<i32>, text: String) -> Address {
     listening_at(&mut troop, &worker).await
 }
 
-fn address(address_type: AddressType, address: Option<&str>, port: u16, fd: Option<i64>) -> Address {
+fn address(
+    address_type: AddressType,
+    address: Option<&str>,
+    port: u16,
+    fd: Option<i64>,
+) -> Address {
     Address { address: address.map(Into::into), port: Some(port.into()), address_type, fd }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn listening_on_a_port_tells_no_address() {
     let port = free_port();
-    assert_eq!(reported(format!("serve({port})")).await, address(AddressType::Tcp4, None, port, None));
-    assert_eq!(reported(format!("serve({{ port: {port} }})")).await, address(AddressType::Tcp4, None, port, None));
+    assert_eq!(
+        reported(format!("serve({port})")).await,
+        address(AddressType::Tcp4, None, port, None)
+    );
+    assert_eq!(
+        reported(format!("serve({{ port: {port} }})")).await,
+        address(AddressType::Tcp4, None, port, None)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,7 +98,12 @@ async fn listening_on_a_path_tells_it_absolutely() {
     let mut troop = Troop::with(js("serve('s')").cwd(directory.path()));
     let worker = troop.fork().await;
     let path = directory.path().join("s");
-    let at = Address { address: path.to_str().map(Into::into), port: Some(-1), address_type: AddressType::Unix, fd: None };
+    let at = Address {
+        address: path.to_str().map(Into::into),
+        port: Some(-1),
+        address_type: AddressType::Unix,
+        fd: None,
+    };
     assert_eq!(listening_at(&mut troop, &worker).await, at);
 }
 
@@ -124,7 +140,8 @@ async fn binding_a_udp_descriptor_tells_its_number_and_port() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_servers_of_all_workers_share_one_port_and_the_second_ones_another() {
     for scheduling in every_scheduling() {
-        let mut troop = under(scheduling.clone(), js("serve(0, '127.0.0.1'); serve(0, '127.0.0.1')"));
+        let mut troop =
+            under(scheduling.clone(), js("serve(0, '127.0.0.1'); serve(0, '127.0.0.1')"));
         let (one, two) = (troop.fork().await, troop.fork().await);
         let of_one = BTreeSet::from([troop.listening(&one).await, troop.listening(&one).await]);
         let of_two = BTreeSet::from([troop.listening(&two).await, troop.listening(&two).await]);
@@ -139,7 +156,8 @@ async fn the_first_servers_of_all_workers_share_one_port_and_the_second_ones_ano
 async fn a_worker_that_closed_all_its_servers_counts_from_the_first_again() {
     for scheduling in every_scheduling() {
         let again = "process.on('message', () => s.close(() => s.listen(0, '127.0.0.1')))";
-        let mut troop = under(scheduling.clone(), js(format!("const s = serve(0, '127.0.0.1'); {again}")));
+        let mut troop =
+            under(scheduling.clone(), js(format!("const s = serve(0, '127.0.0.1'); {again}")));
         let ([one, _two], port) = forks(&mut troop).await;
         one.send("again").await.unwrap();
         assert_eq!(troop.listening(&one).await, port, "{scheduling}");
@@ -161,7 +179,9 @@ async fn a_port_taken_by_somebody_else_is_an_error_in_the_worker() {
 async fn a_port_that_has_become_free_can_be_had_at_the_next_attempt() {
     let other = TcpListener::bind(local(free_port())).unwrap();
     let port = other.local_addr().unwrap().port();
-    let text = format!("const again = () => serve({port}, '127.0.0.1'); again(); process.on('message', again)");
+    let text = format!(
+        "const again = () => serve({port}, '127.0.0.1'); again(); process.on('message', again)"
+    );
     let mut troops = every_scheduling().map(|scheduling| under(scheduling, js(text.clone())));
     let mut workers = Vec::new();
     for troop in &mut troops {
@@ -182,7 +202,10 @@ async fn a_port_that_has_become_free_can_be_had_at_the_next_attempt() {
 async fn a_second_server_on_the_same_port_fails_and_the_first_one_keeps_working() {
     for scheduling in every_scheduling() {
         let port = free_port();
-        let mut troop = under(scheduling.clone(), js(format!("serve({port}, '127.0.0.1'); serve({port}, '127.0.0.1')")));
+        let mut troop = under(
+            scheduling.clone(),
+            js(format!("serve({port}, '127.0.0.1'); serve({port}, '127.0.0.1')")),
+        );
         let worker = troop.fork().await;
         assert_eq!(troop.message(&worker).await, json!({"error": "EADDRINUSE"}), "{scheduling}");
         assert_eq!(troop.listening(&worker).await, port);
@@ -207,7 +230,9 @@ async fn a_closed_server_can_listen_again() {
     for scheduling in every_scheduling() {
         let port = free_port();
         let again = format!("s.listen({port}, '127.0.0.1')");
-        let text = format!("const s = serve({port}, '127.0.0.1'); process.on('message', () => s.close(() => {again}))");
+        let text = format!(
+            "const s = serve({port}, '127.0.0.1'); process.on('message', () => s.close(() => {again}))"
+        );
         let mut troop = under(scheduling.clone(), js(text));
         let worker = troop.fork().await;
         assert_eq!(troop.listening(&worker).await, port);
@@ -239,7 +264,8 @@ async fn a_unix_socket_is_served_and_removed_in_the_end() {
         let (one, two) = (troop.fork().await, troop.fork().await);
         troop.listening(&one).await;
         troop.listening(&two).await;
-        let answers: Vec<String> = (0..4).map(|_| whole(UnixStream::connect(&path).unwrap())).collect();
+        let answers: Vec<String> =
+            (0..4).map(|_| whole(UnixStream::connect(&path).unwrap())).collect();
         assert!(answers.iter().all(|a| *a == name(&one) || *a == name(&two)), "{answers:?}");
         if scheduling == Scheduling::RoundRobin {
             assert_ne!(answers[0], answers[1]);
@@ -315,14 +341,20 @@ async fn a_listener_of_the_primary_serves_through_its_descriptor() {
         let listener = TcpListener::bind(local(0)).unwrap();
         let setup = js(format!("serve({{ fd: {} }})", listener.as_raw_fd()));
         let offered = InheritedSocket::at(listener.as_raw_fd()).unwrap();
-        let mut troop = Troop::start(Cluster::builder().scheduling(scheduling.clone()).inherited([offered]).setup(setup));
+        let mut troop = Troop::start(
+            Cluster::builder().scheduling(scheduling.clone()).inherited([offered]).setup(setup),
+        );
         let (workers, port) = forks::<2>(&mut troop).await;
         for _ in 0..4 {
             let answer = served(port);
             assert!(workers.iter().any(|w| name(w) == answer), "{answer}");
         }
         troop.cluster.disconnect().await.unwrap();
-        assert_eq!(listener.local_addr().unwrap().port(), port, "the program's own copy stays open");
+        assert_eq!(
+            listener.local_addr().unwrap().port(),
+            port,
+            "the program's own copy stays open"
+        );
     }
 }
 
@@ -333,7 +365,11 @@ async fn a_descriptor_that_is_no_socket_is_refused() {
         for number in [file.as_raw_fd(), 999] {
             let mut troop = under(scheduling.clone(), js(format!("serve({{ fd: {number} }})")));
             let worker = troop.fork().await;
-            assert_eq!(troop.message(&worker).await, json!({"error": "EINVAL"}), "{scheduling} {number}");
+            assert_eq!(
+                troop.message(&worker).await,
+                json!({"error": "EINVAL"}),
+                "{scheduling} {number}"
+            );
         }
     }
 }
@@ -345,15 +381,23 @@ fn backlog(port: u16) -> u32 {
     let fds = fds.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     for fd in fds.collect::<Vec<_>>() {
         #[expect(unsafe_code, reason = "only the kernel knows what is asked here")]
-        // SAFETY: both calls write plain data, no more than the given sizes; any number may be given as a descriptor.
+        // SAFETY: both calls write plain data, no more than the given sizes; any number may be
+        // given as a descriptor.
         unsafe {
             let (mut address, mut info): (libc::sockaddr_in, libc::tcp_info) = (zeroed(), zeroed());
             let mut size = u32::try_from(size_of::<libc::sockaddr_in>()).unwrap();
             let named = libc::getsockname(fd, (&raw mut address).cast(), &mut size) == 0;
             let mut size = u32::try_from(size_of::<libc::tcp_info>()).unwrap();
-            let known = libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &mut size) == 0;
+            let known = libc::getsockopt(
+                fd,
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                (&raw mut info).cast(),
+                &mut size,
+            ) == 0;
             const LISTEN: u8 = 10;
-            if named && known && u16::from_be(address.sin_port) == port && info.tcpi_state == LISTEN {
+            if named && known && u16::from_be(address.sin_port) == port && info.tcpi_state == LISTEN
+            {
                 // For a listening socket the kernel puts it there.
                 return info.tcpi_sacked;
             }
@@ -365,7 +409,8 @@ fn backlog(port: u16) -> u32 {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_backlog_is_the_workers() {
     for scheduling in every_scheduling() {
-        let mut troop = under(scheduling.clone(), js("serve({ port: 0, host: '127.0.0.1', backlog: 17 })"));
+        let mut troop =
+            under(scheduling.clone(), js("serve({ port: 0, host: '127.0.0.1', backlog: 17 })"));
         let worker = troop.fork().await;
         assert_eq!(backlog(troop.listening(&worker).await), 17, "{scheduling}");
         troop.cluster.setup(js("serve(0, '127.0.0.1')")).unwrap();
@@ -395,7 +440,8 @@ async fn a_server_without_a_host_is_reached_by_both_families() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ipv6_only_keeps_ipv4_out() {
     for scheduling in every_scheduling() {
-        let mut troop = under(scheduling.clone(), js("serve({ port: 0, host: '::', ipv6Only: true })"));
+        let mut troop =
+            under(scheduling.clone(), js("serve({ port: 0, host: '::', ipv6Only: true })"));
         let worker = troop.fork().await;
         let port = troop.listening(&worker).await;
         assert!(reaches("::1", port) && !reaches("127.0.0.1", port), "{scheduling}");
@@ -405,11 +451,18 @@ async fn ipv6_only_keeps_ipv4_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_ipv6_host_is_served() {
     for scheduling in every_scheduling() {
-        let mut troop = under(scheduling.clone(), js("const s = serve(0, '::1').on('listening', () => tell(s.address()))"));
+        let mut troop = under(
+            scheduling.clone(),
+            js("const s = serve(0, '::1').on('listening', () => tell(s.address()))"),
+        );
         let worker = troop.fork().await;
         let port = troop.listening(&worker).await;
         assert_eq!(talk((Ipv6Addr::LOCALHOST, port), "").unwrap(), name(&worker));
-        assert_eq!(troop.message(&worker).await, json!({"address": "::1", "family": "IPv6", "port": port}), "{scheduling}");
+        assert_eq!(
+            troop.message(&worker).await,
+            json!({"address": "::1", "family": "IPv6", "port": port}),
+            "{scheduling}"
+        );
     }
 }
 
@@ -435,9 +488,14 @@ async fn a_tls_session_begun_with_one_worker_goes_on_with_another() {
         let ([one, two], _) = forks(&mut troop).await;
         one.send("go").await.unwrap();
         let answer = troop.message(&one).await;
-        assert_eq!((&answer["first"]["reused"], &answer["second"]["reused"]), (&json!(false), &json!(true)), "{scheduling}");
+        assert_eq!(
+            (&answer["first"]["reused"], &answer["second"]["reused"]),
+            (&json!(false), &json!(true)),
+            "{scheduling}"
+        );
         if scheduling == Scheduling::RoundRobin {
-            let names = [&answer["first"]["text"], &answer["second"]["text"]].map(|n| n.as_str().unwrap().to_owned() + "\n");
+            let names = [&answer["first"]["text"], &answer["second"]["text"]]
+                .map(|n| n.as_str().unwrap().to_owned() + "\n");
             assert_eq!(BTreeSet::from(names), BTreeSet::from([name(&one), name(&two)]));
         }
     }

@@ -13,13 +13,24 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use troop::{Address, AddressType, Cluster, Event, ExitHow, InheritedSocket, Scheduling, Setup, WorkerHandle};
+use troop::{
+    Address, AddressType, Cluster, Event, ExitHow, InheritedSocket, Scheduling, Setup, WorkerHandle,
+};
 use troop_testkit::{PATIENCE, Troop, get, node_program, talk, wait_until};
 
 /// Whatever the scheduling, a Node program must see the same.
 fn every_scheduling() -> [Scheduling; 8] {
-    ["round-robin", "shared", "steered", "steered:sticky", "least-connections", "p2c", "weighted", "sticky:cookie=sid,wait=50"]
-        .map(|text| text.parse().unwrap())
+    [
+        "round-robin",
+        "shared",
+        "steered",
+        "steered:sticky",
+        "least-connections",
+        "p2c",
+        "weighted",
+        "sticky:cookie=sid,wait=50",
+    ]
+    .map(|text| text.parse().unwrap())
 }
 
 /// A worker that runs this text.
@@ -143,7 +154,10 @@ async fn udp_workers_share_a_socket() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_udp_port_taken_by_somebody_else_is_an_error_in_the_worker() {
     let other = UdpSocket::bind(local(0)).unwrap();
-    let mut troop = Troop::with(js(format!("echo('udp4', {}, '127.0.0.1')", other.local_addr().unwrap().port())));
+    let mut troop = Troop::with(js(format!(
+        "echo('udp4', {}, '127.0.0.1')",
+        other.local_addr().unwrap().port()
+    )));
     let worker = troop.fork().await;
     assert_eq!(troop.message(&worker).await, json!({"error": "EADDRINUSE"}));
 }
@@ -194,10 +208,13 @@ async fn a_connection_given_to_a_worker_that_dies_without_reading_it_is_served_b
     // It cannot answer, and does not know yet.
     one.kill(libc::SIGSTOP).await.unwrap();
     wait_until("the worker's halt", || {
-        std::fs::read_to_string(format!("/proc/{}/stat", one.pid())).is_ok_and(|s| s.contains(") T "))
+        std::fs::read_to_string(format!("/proc/{}/stat", one.pid()))
+            .is_ok_and(|s| s.contains(") T "))
     });
     let clients: Vec<_> = (0..6).map(|_| std::thread::spawn(move || served(port))).collect();
-    wait_until("all but the stopped worker's connections", || clients.iter().filter(|c| c.is_finished()).count() >= 3);
+    wait_until("all but the stopped worker's connections", || {
+        clients.iter().filter(|c| c.is_finished()).count() >= 3
+    });
     one.kill(libc::SIGKILL).await.unwrap();
     for client in clients {
         assert_eq!(client.join().unwrap(), name(&two));
@@ -227,14 +244,21 @@ async fn node_and_rust_workers_serve_one_port_in_turn() {
     let mut troop = Troop::with(js(format!("serve({port})")));
     let node = troop.fork().await;
     assert_eq!(troop.listening(&node).await, port);
-    // A script is not taken back by a change of the program; so the Rust worker's face stands where the script stood.
-    let rust = Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).script("line").args([format!(":{port}")]);
+    // A script is not taken back by a change of the program; so the Rust worker's face stands where
+    // the script stood.
+    let rust = Setup::new()
+        .program(env!("CARGO_BIN_EXE_troop-fixture"))
+        .script("line")
+        .args([format!(":{port}")]);
     troop.cluster.setup(rust).unwrap();
     let rust = troop.fork().await;
     assert_eq!(troop.listening(&rust).await, port);
     let answers: Vec<String> = (0..6).map(|_| served(port)).collect();
     assert!(answers.windows(2).all(|pair| pair[0] != pair[1]), "{answers:?}");
-    assert_eq!(answers.into_iter().collect::<BTreeSet<_>>(), BTreeSet::from([name(&node), name(&rust)]));
+    assert_eq!(
+        answers.into_iter().collect::<BTreeSet<_>>(),
+        BTreeSet::from([name(&node), name(&rust)])
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -243,7 +267,10 @@ async fn node_and_rust_workers_share_one_socket() {
     let mut troop = under(Scheduling::Shared, js(format!("serve({port})")));
     let node = troop.fork().await;
     assert_eq!(troop.listening(&node).await, port);
-    let rust = Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).script("line").args([format!(":{port}")]);
+    let rust = Setup::new()
+        .program(env!("CARGO_BIN_EXE_troop-fixture"))
+        .script("line")
+        .args([format!(":{port}")]);
     troop.cluster.setup(rust).unwrap();
     let rust = troop.fork().await;
     assert_eq!(troop.listening(&rust).await, port);
@@ -255,7 +282,9 @@ async fn node_and_rust_workers_share_one_socket() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fork_has_its_own_environment_but_not_its_own_identity() {
-    let mut troop = Troop::with(js("tell([process.env.TEST_VALUE, cluster.worker.id, process.env.NODE_UNIQUE_ID ?? null])"));
+    let mut troop = Troop::with(js(
+        "tell([process.env.TEST_VALUE, cluster.worker.id, process.env.NODE_UNIQUE_ID ?? null])",
+    ));
     let fork = troop::Fork::new().env("TEST_VALUE", "mine").env("NODE_UNIQUE_ID", "77");
     let worker = troop.cluster.fork(fork).await.unwrap();
     assert_eq!(troop.message(&worker).await, json!(["mine", 1, null]));
@@ -269,10 +298,13 @@ async fn profiles_of_workers_have_names_of_their_own() {
     let mut troop = Troop::with(js("").exec_argv(["--prof"]).cwd(directory.path()));
     let workers = [troop.fork().await, troop.fork().await];
     for worker in workers {
-        troop.until("online", |e| matches!(e, Event::Online(w) if *w == worker).then_some(())).await;
+        troop
+            .until("online", |e| matches!(e, Event::Online(w) if *w == worker).then_some(()))
+            .await;
         // Node puts the isolate's address in front.
         let end = format!("v8-{}.log", worker.pid());
-        let files: Vec<_> = directory.path().read_dir().unwrap().map(|f| f.unwrap().file_name()).collect();
+        let files: Vec<_> =
+            directory.path().read_dir().unwrap().map(|f| f.unwrap().file_name()).collect();
         assert!(files.iter().any(|f| f.to_str().unwrap().ends_with(&end)), "{files:?}");
     }
 }
@@ -280,12 +312,19 @@ async fn profiles_of_workers_have_names_of_their_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn inspectors_of_workers_have_ports_of_their_own() {
     let port = free_port();
-    let mut troop =
-        Troop::with(js("tell([process.debugPort, inspector.url() ?? null])").exec_argv([format!("--inspect=127.0.0.1:{port}")]));
+    let mut troop = Troop::with(
+        js("tell([process.debugPort, inspector.url() ?? null])")
+            .exec_argv([format!("--inspect=127.0.0.1:{port}")]),
+    );
     let workers = [troop.fork().await, troop.fork().await];
     for (worker, port) in workers.iter().zip(port + 1..) {
         let answer: Vec<Value> = serde_json::from_value(troop.message(worker).await).unwrap();
         assert_eq!(answer[0], port);
-        assert!(answer[1].as_str().is_some_and(|url| url.starts_with(&format!("ws://127.0.0.1:{port}/"))), "{answer:?}");
+        assert!(
+            answer[1]
+                .as_str()
+                .is_some_and(|url| url.starts_with(&format!("ws://127.0.0.1:{port}/"))),
+            "{answer:?}"
+        );
     }
 }

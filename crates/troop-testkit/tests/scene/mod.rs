@@ -38,8 +38,9 @@ impl Scene {
 
     pub async fn honest_worker_serves(&self) {
         for _ in 0..3 {
-            let answer =
-                tokio::time::timeout(Duration::from_secs(5), ask(self.port, "")).await.expect("an answer within five seconds");
+            let answer = tokio::time::timeout(Duration::from_secs(5), ask(self.port, ""))
+                .await
+                .expect("an answer within five seconds");
             assert!(answer.unwrap().starts_with("1 "), "the honest worker answers");
         }
     }
@@ -49,8 +50,12 @@ impl Scene {
         let id = worker.id();
         self.troop
             .until("misbehaviour", |event| match event {
-                Event::Misbehaved(w, violation, cut_off) if w.id() == id => Some((violation.clone(), *cut_off)),
-                Event::Exit(w, how) if w.id() == id => panic!("worker {id} ended unreported: {how}"),
+                Event::Misbehaved(w, violation, cut_off) if w.id() == id => {
+                    Some((violation.clone(), *cut_off))
+                }
+                Event::Exit(w, how) if w.id() == id => {
+                    panic!("worker {id} ended unreported: {how}")
+                }
                 _ => None,
             })
             .await
@@ -97,9 +102,11 @@ impl Scene {
         scene.honest_worker_serves().await;
     }
 
-    /// Asks for a listener with these fields, and returns the answer's errno, as the worker passes it on.
+    /// Asks for a listener with these fields, and returns the answer's errno, as the worker passes
+    /// it on.
     pub async fn errno_of_query(&mut self, fields: &str) -> i64 {
-        let query = format!(r#"answer {{"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,{fields}}}"#);
+        let query =
+            format!(r#"answer {{"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,{fields}}}"#);
         let worker = self.raw(&[ONLINE, &query]).await;
         let answer = self.troop.message(&worker).await;
         worker.kill(9).await.unwrap();
@@ -114,13 +121,22 @@ pub fn resident() -> usize {
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
 }
 
-/// True in a process of this test's own, where memory and descriptors are its own too. Otherwise runs it in one, and returns false.
+/// True in a process of this test's own, where memory and descriptors are its own too. Otherwise
+/// runs it in one, and returns false.
 pub fn alone(test: &str) -> bool {
     if std::env::var_os("TEST_RUNS_ALONE").is_some() {
         return true;
     }
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-    let output = command.args(["--exact", test, "--nocapture"]).env("TEST_RUNS_ALONE", "1").output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()));
+    let output = command
+        .args(["--exact", test, "--nocapture"])
+        .env("TEST_RUNS_ALONE", "1")
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat())
+    );
     false
 }

@@ -23,7 +23,8 @@ pub(super) struct Own {
 pub(super) struct Members {
     /// Those of slots, by slot.
     slots: Vec<Own>,
-    /// Whose each is, in the order in which the kernel numbers them. `None` is the primary's own, which is never chosen.
+    /// Whose each is, in the order in which the kernel numbers them. `None` is the primary's own,
+    /// which is never chosen.
     order: Vec<Option<usize>>,
     /// The order is not known any more, but for the primary's own, which is the last one.
     is_mixed: bool,
@@ -48,7 +49,8 @@ impl Members {
 }
 
 impl Slots {
-    /// Makes a group of a socket that is bound: sockets for slots first, and then its own, for which the kernel has nothing from the start.
+    /// Makes a group of a socket that is bound: sockets for slots first, and then its own, for
+    /// which the kernel has nothing from the start.
     pub(super) fn open(founder: &OwnedFd, slots: usize) -> io::Result<Slots> {
         // It was bound without it, so that nobody else had the address.
         group::found(founder)?;
@@ -86,7 +88,8 @@ impl Slots {
     /// Has the kernel choose among the slots, each in proportion to its share.
     pub(super) fn steer(&self, founder: &OwnedFd, shares: &[u32]) -> io::Result<()> {
         let members = self.lock();
-        let share = |slot: &Option<usize>| slot.map_or(0, |slot| shares.get(slot).copied().unwrap_or(0));
+        let share =
+            |slot: &Option<usize>| slot.map_or(0, |slot| shares.get(slot).copied().unwrap_or(0));
         let all = match members.is_mixed {
             false => members.order.iter().map(share).collect(),
             true => vec![1; members.slots.len()],
@@ -95,7 +98,8 @@ impl Slots {
         group::steer(founder.as_fd(), &by_share(&all))
     }
 
-    /// Lets sockets listen again that workers have shut down. Returns whose they were, and whether the kernel's numbers are still known.
+    /// Lets sockets listen again that workers have shut down. Returns whose they were, and whether
+    /// the kernel's numbers are still known.
     pub(super) fn revive(&self, founder: &OwnedFd) -> io::Result<(Vec<usize>, bool)> {
         let mut members = self.lock();
         let is_shut = |slot: &usize| socket::is_shut_down(members.slots[*slot].fd.as_fd());
@@ -142,7 +146,12 @@ fn sibling(first: &OwnedFd) -> io::Result<Own> {
 fn by_share(shares: &[u32]) -> Vec<group::Instruction> {
     let program = program::by_share(shares).into_iter();
     program
-        .map(|i| group::Instruction { code: i.code, jump_true: i.jump_true, jump_false: i.jump_false, operand: i.operand })
+        .map(|i| group::Instruction {
+            code: i.code,
+            jump_true: i.jump_true,
+            jump_false: i.jump_false,
+            operand: i.operand,
+        })
         .collect()
 }
 
@@ -171,7 +180,8 @@ mod tests {
             let before = waiting(slots);
             let _client = TcpStream::connect(at).unwrap();
             let after = waiting(slots);
-            let got: Vec<usize> = (0..count).filter(|other| after[*other] > before[*other]).collect();
+            let got: Vec<usize> =
+                (0..count).filter(|other| after[*other] > before[*other]).collect();
             assert_eq!(got, [slot], "{before:?} {after:?}");
         }
     }

@@ -11,7 +11,8 @@ use troop_sys::unix::unix;
 
 use super::{ActivationSocket, BACKLOG};
 
-/// How long it takes until a path is bound anew once more, at first and at most. A program may remove it each time it starts.
+/// How long it takes until a path is bound anew once more, at first and at most. A program may
+/// remove it each time it starts.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
@@ -53,8 +54,9 @@ impl ActivationSocket {
         self.upkeep.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets the socket listen again if somebody has shut it down. Where that is not possible, or its path does not lead to it any more, puts another one at its
-    /// path, if workers `may_change`. The error is why it cannot be done, which is said once.
+    /// Lets the socket listen again if somebody has shut it down. Where that is not possible, or
+    /// its path does not lead to it any more, puts another one at its path, if workers
+    /// `may_change`. The error is why it cannot be done, which is said once.
     pub(crate) fn revive(&self, now: Instant, may_change: bool) -> Option<io::Result<Revived>> {
         let result = match &self.slots {
             Some(slots) => match slots.revive(&self.socket) {
@@ -92,19 +94,23 @@ impl ActivationSocket {
             file.as_ref().is_some_and(|file| !file.is_reached())
         };
         let kind = socket::kind(&self.socket);
-        let is_shut = !matches!(kind, Ok(socket::Kind::Udp { .. })) && socket::is_shut_down(&self.socket);
+        let is_shut =
+            !matches!(kind, Ok(socket::Kind::Udp { .. })) && socket::is_shut_down(&self.socket);
         if !is_shut && !is_unreached {
             return None;
         }
         if matches!(kind, Ok(socket::Kind::TcpListener)) {
             return Some(
-                socket::listen_again(&self.socket, self.address.parse().ok(), BACKLOG).map(|()| Revival::Again(Vec::new())),
+                socket::listen_again(&self.socket, self.address.parse().ok(), BACKLOG)
+                    .map(|()| Revival::Again(Vec::new())),
             );
         }
         let mut upkeep = self.upkeep();
         let pause = match upkeep.again {
             Some((due, _)) if now < due => {
-                return Some(Err(io::Error::other("it has happened again and again; it is tried less and less often")));
+                return Some(Err(io::Error::other(
+                    "it has happened again and again; it is tried less and less often",
+                )));
             }
             Some((due, pause)) if now < due + LONGEST_PAUSE => pause,
             _ => FIRST_PAUSE,
@@ -118,7 +124,8 @@ impl ActivationSocket {
         Some(self.bind_anew().map(|()| Revival::Anew(why)))
     }
 
-    /// Puts a new socket at its path, in the place of the one that it has. Workers that have the old one go on with what waits in it.
+    /// Puts a new socket at its path, in the place of the one that it has. Workers that have the
+    /// old one go on with what waits in it.
     fn bind_anew(&self) -> io::Result<()> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(rights) = file.as_ref().map(|file| file.rights().clone()) else {
@@ -132,14 +139,16 @@ impl ActivationSocket {
         socket::replace(self.socket.as_fd(), &socket)
     }
 
-    /// Puts back options by which workers turn clients away; says what they were, how often that was necessary, and whether something is new that cannot be
-    /// put back.
+    /// Puts back options by which workers turn clients away; says what they were, how often that
+    /// was necessary, and whether something is new that cannot be put back.
     pub(crate) fn restore_options(&self) -> Option<(Restored, u32, bool)> {
         let used = |backlog| Use { backlog, nonblocking: false };
         let listens = matches!(socket::kind(&self.socket), Ok(socket::Kind::TcpListener));
         let mut all = self.options.restore(&self.socket, used(listens.then_some(BACKLOG)));
         for own in self.slots.iter().flat_map(|slots| slots.lock().restore(used(Some(BACKLOG)))) {
-            all.what.extend(own.what.into_iter().filter(|name| !all.what.contains(name)).collect::<Vec<_>>());
+            all.what.extend(
+                own.what.into_iter().filter(|name| !all.what.contains(name)).collect::<Vec<_>>(),
+            );
             all.lost.extend(own.lost);
         }
         let mut upkeep = self.upkeep();

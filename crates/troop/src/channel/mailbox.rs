@@ -1,4 +1,5 @@
-//! Where a program's messages wait for the one that owns the channel, within bounds that the program can see.
+//! Where a program's messages wait for the one that owns the channel, within bounds that the
+//! program can see.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -121,7 +122,8 @@ impl Mailbox {
         Ok(!std::mem::replace(&mut queue.rung, true))
     }
 
-    /// Puts in whole messages as they go over the wire. Returns whether the owner still has to be told: [`Mailbox::tell`].
+    /// Puts in whole messages as they go over the wire. Returns whether the owner still has to be
+    /// told: [`Mailbox::tell`].
     pub(crate) fn put_raw(&self, messages: &[u8]) -> Result<bool> {
         self.put(true, |queue| {
             queue.bytes.extend_from_slice(messages);
@@ -147,9 +149,14 @@ impl Mailbox {
         })
     }
 
-    /// A request has come. False if so many are without an answer already that it must be [refused](Mailbox::refuse).
+    /// A request has come. False if so many are without an answer already that it must be
+    /// [refused](Mailbox::refuse).
     pub(crate) fn owe(&self, most: usize) -> bool {
-        self.owed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |owed| (owed < most).then_some(owed + 1)).is_ok()
+        self.owed
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |owed| {
+                (owed < most).then_some(owed + 1)
+            })
+            .is_ok()
     }
 
     /// Refuses a request that is not owed an answer.
@@ -157,8 +164,8 @@ impl Mailbox {
         self.put_line(&reply_line(id, Err(reason)));
     }
 
-    /// An answer that is [owed](Mailbox::owe). Its sender never waits; but where the other side does not read what waits for it, it becomes
-    /// a refusal.
+    /// An answer that is [owed](Mailbox::owe). Its sender never waits; but where the other side
+    /// does not read what waits for it, it becomes a refusal.
     pub(crate) fn send_owed(&self, id: u64, json: &str) {
         self.owed.fetch_sub(1, Ordering::Relaxed);
         if self.queued() > MAX_OWED {
@@ -202,7 +209,11 @@ impl Mailbox {
         }
     }
 
-    pub(crate) async fn send_handle<T: Serialize + ?Sized>(&self, message: &T, handle: Handle) -> Result<()> {
+    pub(crate) async fn send_handle<T: Serialize + ?Sized>(
+        &self,
+        message: &T,
+        handle: Handle,
+    ) -> Result<()> {
         let mut body = serde_json::to_vec(message)?;
         one_line(&mut body);
         let kind: HandleKind = handle.kind();
@@ -216,7 +227,8 @@ impl Mailbox {
             Handle::UnixListener(s) => s.into(),
         };
         // A Node receiver does not do this for itself, and a blocking socket would block it.
-        troop_sys::socket::set_nonblocking(&fd, true).map_err(Error::io("make the socket non-blocking"))?;
+        troop_sys::socket::set_nonblocking(&fd, true)
+            .map_err(Error::io("make the socket non-blocking"))?;
         let (settled, arrived) = oneshot::channel();
         let mut posted = Some(Posted { at: 0, line, handle: fd, settled: Some(settled) });
         self.when_room(|| {
@@ -236,7 +248,11 @@ impl Mailbox {
         }
     }
 
-    pub(crate) async fn request<Q: Serialize + ?Sized>(&self, question: &Q, timeout: Duration) -> Result<Message> {
+    pub(crate) async fn request<Q: Serialize + ?Sized>(
+        &self,
+        question: &Q,
+        timeout: Duration,
+    ) -> Result<Message> {
         let id = self.last_request.fetch_add(1, Ordering::Relaxed) + 1;
         let (sender, reply) = oneshot::channel();
         let mut sender = Some(sender);
@@ -271,7 +287,8 @@ impl Mailbox {
     /// A reply came. False if nobody waits for it (any more).
     pub(crate) fn replied(&self, id: u64, result: std::result::Result<&str, String>) -> bool {
         let waiting = self.lock().requests.remove(&id);
-        waiting.is_some_and(|sender| sender.send(result.map(|body| Message::new(body, None))).is_ok())
+        waiting
+            .is_some_and(|sender| sender.send(result.map(|body| Message::new(body, None))).is_ok())
     }
 
     /// Takes everything out. `into` is given back its buffers' memory.
@@ -288,13 +305,15 @@ impl Mailbox {
 
     /// How much the owner has not written yet.
     pub(crate) fn set_unwritten(&self, bytes: usize, handles: usize) {
-        let before = self.unwritten.swap(bytes, Ordering::Relaxed) + self.unwritten_handles.swap(handles, Ordering::Relaxed);
+        let before = self.unwritten.swap(bytes, Ordering::Relaxed)
+            + self.unwritten_handles.swap(handles, Ordering::Relaxed);
         if bytes < MAX_QUEUED && handles < self.most_handles && before > 0 {
             self.room.notify_waiters();
         }
     }
 
-    /// The channel is closed: everybody who waits is told. Returns the number of bytes that will never be sent.
+    /// The channel is closed: everybody who waits is told. Returns the number of bytes that will
+    /// never be sent.
     pub(crate) fn close(&self) -> usize {
         let mut queue = self.lock();
         queue.closed = true;
@@ -308,7 +327,8 @@ impl Mailbox {
     }
 }
 
-/// JSON that the program brought ready-made may be laid out in lines, which end messages here. Inside strings there are none.
+/// JSON that the program brought ready-made may be laid out in lines, which end messages here.
+/// Inside strings there are none.
 fn one_line(json: &mut [u8]) {
     json.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b' ');
 }

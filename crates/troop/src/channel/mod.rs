@@ -40,11 +40,16 @@ pub(crate) struct Unsettled {
 }
 
 impl Unsettled {
-    pub(crate) fn new(line: Vec<u8>, handle: OwnedFd, settled: Option<oneshot::Sender<bool>>) -> Unsettled {
+    pub(crate) fn new(
+        line: Vec<u8>,
+        handle: OwnedFd,
+        settled: Option<oneshot::Sender<bool>>,
+    ) -> Unsettled {
         Unsettled { line, handle, settled, tries_left: HANDLE_TRIES }
     }
 
-    /// The other side has answered. Gives back what is to be sent again, with a copy of the socket; otherwise the sender has been told.
+    /// The other side has answered. Gives back what is to be sent again, with a copy of the socket;
+    /// otherwise the sender has been told.
     pub(crate) fn settle(mut self, delivered: bool) -> Option<(Unsettled, OwnedFd)> {
         self.tries_left -= 1;
         if !delivered

@@ -17,11 +17,13 @@ pub(crate) enum Flushed {
     All,
     /// The rest can be written when the socket says that it has room.
     Blocked,
-    /// The kernel is short of something else (descriptors under way, memory); the socket will not say when that is over.
+    /// The kernel is short of something else (descriptors under way, memory); the socket will not
+    /// say when that is over.
     Later,
 }
 
-/// Bytes to be written in order. A line with a descriptor is written in a system call of its own, as Node needs it.
+/// Bytes to be written in order. A line with a descriptor is written in a system call of its own,
+/// as Node needs it.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     bytes: Vec<u8>,
@@ -29,7 +31,8 @@ pub(crate) struct Outbox {
     sent: usize,
     /// Where in `bytes` lines with a descriptor begin and end.
     handles: VecDeque<(usize, usize, OwnedFd)>,
-    /// For a peer that wants V8's format: what comes in as lines is translated before it is written.
+    /// For a peer that wants V8's format: what comes in as lines is translated before it is
+    /// written.
     translates: bool,
     /// Bytes of `bytes` that have been translated.
     translated: usize,
@@ -104,7 +107,9 @@ impl Outbox {
                     result
                 }
                 next => {
-                    let end = next.map_or(self.bytes.len(), |(start, _)| start).min(self.sent + MAX_WRITE);
+                    let end = next
+                        .map_or(self.bytes.len(), |(start, _)| start)
+                        .min(self.sent + MAX_WRITE);
                     fdpass::send(socket, &self.bytes[self.sent..end], &[])
                 }
             };
@@ -112,7 +117,11 @@ impl Outbox {
                 Ok(n) => self.sent += n,
                 Err(e) if fdpass::is_temporary(&e) => {
                     self.compact();
-                    return Ok(if e.kind() == io::ErrorKind::WouldBlock { Flushed::Blocked } else { Flushed::Later });
+                    return Ok(if e.kind() == io::ErrorKind::WouldBlock {
+                        Flushed::Blocked
+                    } else {
+                        Flushed::Later
+                    });
                 }
                 Err(e) => return Err(e),
             }
@@ -140,7 +149,8 @@ impl Outbox {
     fn translate(&mut self) {
         let lines = self.bytes.split_off(self.translated);
         let from = self.bytes.len();
-        let mut handles = self.handles.iter_mut().skip_while(|(start, ..)| *start < from).peekable();
+        let mut handles =
+            self.handles.iter_mut().skip_while(|(start, ..)| *start < from).peekable();
         let mut at = from;
         for line in lines.split_inclusive(|byte| *byte == b'\n') {
             let start = self.bytes.len();

@@ -8,9 +8,11 @@ use troop_sys::{fdpass, process};
 
 use crate::error::{Error, Result};
 
-/// A process that somebody else has started, to be taken on as a worker: see [`Cluster::adopt`](crate::Cluster::adopt).
+/// A process that somebody else has started, to be taken on as a worker: see
+/// [`Cluster::adopt`](crate::Cluster::adopt).
 ///
-/// The process is not the cluster's child: its end is seen through a pidfd (`pidfd_open(2)`), and it is left to its parent to reap it.
+/// The process is not the cluster's child: its end is seen through a pidfd (`pidfd_open(2)`), and
+/// it is left to its parent to reap it.
 #[derive(Debug)]
 #[must_use]
 pub struct Adoption {
@@ -24,12 +26,14 @@ pub struct Adoption {
 }
 
 impl Adoption {
-    /// The process `pid`, whose other end of `channel` is described by its `NODE_CHANNEL_FD`. [`Adoption::channel`] makes both ends.
+    /// The process `pid`, whose other end of `channel` is described by its `NODE_CHANNEL_FD`.
+    /// [`Adoption::channel`] makes both ends.
     ///
     /// # Errors
     /// If there is no such process (any more), or there are no descriptors left.
     pub fn new(pid: u32, channel: OwnedFd) -> Result<Adoption> {
-        let pidfd = process::pidfd(pid).map_err(Error::io("watch a process that is to be a worker"))?;
+        let pidfd =
+            process::pidfd(pid).map_err(Error::io("watch a process that is to be a worker"))?;
         Ok(Adoption { pid, pidfd, channel, relay: None, advanced: false, id: None, weight: None })
     }
 
@@ -41,20 +45,24 @@ impl Adoption {
         fdpass::channel()
     }
 
-    /// Passes the messages of the worker's program, with their sockets, through to this socket instead of making events of them, and
-    /// what is written there through to the worker, in Node's own framing: the other end of the socket is for a Node primary's channel.
-    /// `online`, `listening` and `exitedAfterDisconnect` are passed on too; what is said about listeners and connections is not. Who
-    /// writes Node's `disconnect` there asks for what [`WorkerHandle::disconnect`](crate::WorkerHandle::disconnect) does; who closes it
-    /// closes the worker's channel.
+    /// Passes the messages of the worker's program, with their sockets, through to this socket
+    /// instead of making events of them, and what is written there through to the worker, in Node's
+    /// own framing: the other end of the socket is for a Node primary's channel. `online`,
+    /// `listening` and `exitedAfterDisconnect` are passed on too; what is said about listeners and
+    /// connections is not. Who writes Node's `disconnect` there asks for what
+    /// [`WorkerHandle::disconnect`](crate::WorkerHandle::disconnect) does; who closes it closes the
+    /// worker's channel.
     ///
-    /// With `advanced`, both speak Node's `serialization: 'advanced'`, which only relayed workers can.
+    /// With `advanced`, both speak Node's `serialization: 'advanced'`, which only relayed workers
+    /// can.
     pub fn relay(mut self, socket: OwnedFd, advanced: bool) -> Adoption {
         self.relay = Some(socket);
         self.advanced = advanced;
         self
     }
 
-    /// The number that the worker has as its `NODE_UNIQUE_ID`. It must be greater than all that were used before.
+    /// The number that the worker has as its `NODE_UNIQUE_ID`. It must be greater than all that
+    /// were used before.
     pub fn id(mut self, id: u32) -> Adoption {
         self.id = Some(WorkerId(id));
         self

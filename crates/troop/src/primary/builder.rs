@@ -30,8 +30,8 @@ type Starter = Box<dyn FnOnce(Cluster)>;
 /// The most time over which connections are closed, unless it is said otherwise.
 const CLOSE_OVER: Duration = Duration::from_secs(10);
 
-/// Configures a cluster: [`Builder::run`] supervises it in this thread until it is told to stop, [`Builder::start`] gives a handle to
-/// steer it from a tokio program.
+/// Configures a cluster: [`Builder::run`] supervises it in this thread until it is told to stop,
+/// [`Builder::start`] gives a handle to steer it from a tokio program.
 #[must_use]
 pub struct Builder {
     setup: Setup,
@@ -62,7 +62,8 @@ impl std::fmt::Debug for Builder {
     }
 }
 
-/// How many workers fit this machine: the CPUs that this process may use, with its affinity and its cgroup's quota, at least 1.
+/// How many workers fit this machine: the CPUs that this process may use, with its affinity and its
+/// cgroup's quota, at least 1.
 #[must_use]
 pub fn available_workers() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
@@ -70,7 +71,11 @@ pub fn available_workers() -> usize {
 
 impl Builder {
     pub(super) fn new() -> Builder {
-        let config = Config { scheduling: scheduling_from_environment(), seed: random_seed(), ..Config::default() };
+        let config = Config {
+            scheduling: scheduling_from_environment(),
+            seed: random_seed(),
+            ..Config::default()
+        };
         Builder {
             setup: Setup::new(),
             workers: None,
@@ -91,8 +96,8 @@ impl Builder {
         }
     }
 
-    /// How many workers to keep running. Default: [`available_workers`] for [`Builder::run`]; none, so without supervision, for
-    /// [`Builder::start`], where the program forks.
+    /// How many workers to keep running. Default: [`available_workers`] for [`Builder::run`]; none,
+    /// so without supervision, for [`Builder::start`], where the program forks.
     pub fn workers(mut self, workers: usize) -> Builder {
         self.workers = Some(workers);
         self
@@ -104,23 +109,26 @@ impl Builder {
         self
     }
 
-    /// Gives the workers these sockets instead of a channel, for programs that take sockets by activation (`LISTEN_FDS` and so on, see
-    /// `sd_listen_fds(3)`; also `EINHORN_FD_n`), and know nothing of Node's protocol. All workers accept on the same sockets. A worker
-    /// counts as ready when it has stayed up for a second, and is told to finish by `SIGTERM`.
+    /// Gives the workers these sockets instead of a channel, for programs that take sockets by
+    /// activation (`LISTEN_FDS` and so on, see `sd_listen_fds(3)`; also `EINHORN_FD_n`), and know
+    /// nothing of Node's protocol. All workers accept on the same sockets. A worker counts as ready
+    /// when it has stayed up for a second, and is told to finish by `SIGTERM`.
     pub fn activation(mut self, sockets: impl IntoIterator<Item = ActivationSocket>) -> Builder {
         self.activation = Some(sockets.into_iter().collect());
         self
     }
 
-    /// Sockets that workers may have: they are used where a worker asks to listen on the same address, and for those that ask for their numbers.
-    /// Nothing else that this process has open can be asked for by its number. With [`Builder::may_listen`] only those can be had whose
+    /// Sockets that workers may have: they are used where a worker asks to listen on the same
+    /// address, and for those that ask for their numbers. Nothing else that this process has open
+    /// can be asked for by its number. With [`Builder::may_listen`] only those can be had whose
     /// address, or number (`fd:3`), is listed.
     pub fn inherited(mut self, sockets: impl IntoIterator<Item = InheritedSocket>) -> Builder {
         self.inherited.extend(sockets);
         self
     }
 
-    /// How connections reach the workers. Default: what `NODE_CLUSTER_SCHED_POLICY` says (`rr` or `none`), else round robin.
+    /// How connections reach the workers. Default: what `NODE_CLUSTER_SCHED_POLICY` says (`rr` or
+    /// `none`), else round robin.
     pub fn scheduling(mut self, scheduling: Scheduling) -> Builder {
         self.config.scheduling = scheduling;
         self
@@ -132,45 +140,51 @@ impl Builder {
         self
     }
 
-    /// The [weights](crate::Fork::weight) of supervised workers by slot, the first one's first; those that are not named have 100.
+    /// The [weights](crate::Fork::weight) of supervised workers by slot, the first one's first;
+    /// those that are not named have 100.
     pub fn weights(mut self, weights: impl Into<Vec<u32>>) -> Builder {
         self.weights = weights.into();
         self
     }
 
-    /// How long workers may take to finish when they are replaced or the cluster stops, before they are killed. Default: 30 s.
+    /// How long workers may take to finish when they are replaced or the cluster stops, before they
+    /// are killed. Default: 30 s.
     pub fn grace(mut self, grace: Duration) -> Builder {
         self.grace = grace;
         self
     }
 
-    /// Over how much time a worker that is replaced, or one too many, should close connections that stay open, so that their clients do not
-    /// all come to the others at once. Done by Rust workers that use [`Worker::closing`](crate::Worker::closing), as `troop::serve` does.
-    /// Default: a third of the [grace](Builder::grace), at most 10 s; more than the grace is the grace.
+    /// Over how much time a worker that is replaced, or one too many, should close connections that
+    /// stay open, so that their clients do not all come to the others at once. Done by Rust workers
+    /// that use [`Worker::closing`](crate::Worker::closing), as `troop::serve` does. Default: a
+    /// third of the [grace](Builder::grace), at most 10 s; more than the grace is the grace.
     pub fn drain_spread(mut self, time: Duration) -> Builder {
         self.drain_spread = Some(time);
         self
     }
 
-    /// How long a worker may leave a connection that it was handed unanswered. Then it is killed, so that another one can have the
-    /// connection. Where the kernel chooses ([`Scheduling::Steered`]): how long its own queue may stand still while others take theirs.
-    /// And whoever chooses: how long one that listens may give no sign of life; it is asked for one when it has been silent for a third of
-    /// that time (10 s at most).
-    /// Default: 30 s; `None` for ever, so that a blocked worker keeps its connections waiting.
+    /// How long a worker may leave a connection that it was handed unanswered. Then it is killed,
+    /// so that another one can have the connection. Where the kernel chooses
+    /// ([`Scheduling::Steered`]): how long its own queue may stand still while others take theirs.
+    /// And whoever chooses: how long one that listens may give no sign of life; it is asked for one
+    /// when it has been silent for a third of that time (10 s at most). Default: 30 s; `None` for
+    /// ever, so that a blocked worker keeps its connections waiting.
     pub fn hang_timeout(mut self, limit: Option<Duration>) -> Builder {
         self.config.hang_timeout = limit;
         self
     }
 
-    /// Whether a listener stays open when its last worker has died, so that clients wait for a successor instead of being refused. Default:
-    /// true. Node closes it. When the successor is ready and listens elsewhere, the listener is closed.
+    /// Whether a listener stays open when its last worker has died, so that clients wait for a
+    /// successor instead of being refused. Default: true. Node closes it. When the successor is
+    /// ready and listens elsewhere, the listener is closed.
     pub fn keep_listeners(mut self, keep: bool) -> Builder {
         self.config.keep_listeners = keep;
         self
     }
 
-    /// How many connections may wait in the primary for a worker, per listener, before it leaves them to the kernel's accept queue.
-    /// Default: 64. Where clients are sticky, 16 times as many, because each may wait for its own worker.
+    /// How many connections may wait in the primary for a worker, per listener, before it leaves
+    /// them to the kernel's accept queue. Default: 64. Where clients are sticky, 16 times as many,
+    /// because each may wait for its own worker.
     pub fn pending_limit(mut self, limit: usize) -> Builder {
         self.config.pending_limit = limit.max(1);
         self
@@ -188,22 +202,26 @@ impl Builder {
         self
     }
 
-    /// When workers are replaced although nothing is wrong with them; see [`RecyclePolicy`]. Default: never.
+    /// When workers are replaced although nothing is wrong with them; see [`RecyclePolicy`].
+    /// Default: never.
     pub fn recycle(mut self, policy: RecyclePolicy) -> Builder {
         self.recycle = policy;
         self
     }
 
-    /// The only listeners that workers may have: what they ask for besides gets `EACCES`, and is reported. May be called several times. By default
-    /// they may have any, as under Node; think of it where this process has privileges that its workers have not, because it is this process
-    /// that binds. A worker that names no address needs a pattern that means both families (`8000`, `[::]:8000`). Unix sockets of workers that run as another user are made with that user's rights to files alone, unless their paths are
-    /// named here.
+    /// The only listeners that workers may have: what they ask for besides gets `EACCES`, and is
+    /// reported. May be called several times. By default they may have any, as under Node; think of
+    /// it where this process has privileges that its workers have not, because it is this process
+    /// that binds. A worker that names no address needs a pattern that means both families (`8000`,
+    /// `[::]:8000`). Unix sockets of workers that run as another user are made with that user's
+    /// rights to files alone, unless their paths are named here.
     pub fn may_listen(mut self, listeners: Pattern) -> Builder {
         self.config.may_listen.get_or_insert_default().push(listeners);
         self
     }
 
-    /// Tests each worker from time to time; see [`HealthCheck`]. Default: no test but [`Builder::hang_timeout`].
+    /// Tests each worker from time to time; see [`HealthCheck`]. Default: no test but
+    /// [`Builder::hang_timeout`].
     pub fn health(mut self, check: HealthCheck) -> Builder {
         self.health = Some(check);
         self
@@ -221,14 +239,16 @@ impl Builder {
         self
     }
 
-    /// Calls `observer` with every event, in order, in the thread of [`Builder::run`]; connections wait while it works.
+    /// Calls `observer` with every event, in order, in the thread of [`Builder::run`]; connections
+    /// wait while it works.
     pub fn on_event(mut self, observer: impl FnMut(&Event) + 'static) -> Builder {
         self.observers.push(Box::new(observer));
         self
     }
 
-    /// Calls `starter` with the cluster before the first fork, in the thread that starts it: for another thread that controls it under
-    /// [`Builder::run`], and for [`Cluster::events`] that miss nothing however the cluster is started.
+    /// Calls `starter` with the cluster before the first fork, in the thread that starts it: for
+    /// another thread that controls it under [`Builder::run`], and for [`Cluster::events`] that
+    /// miss nothing however the cluster is started.
     pub fn on_start(mut self, starter: impl FnOnce(Cluster) + 'static) -> Builder {
         self.starters.push(Box::new(starter));
         self
@@ -246,11 +266,18 @@ impl Builder {
     }
 
     fn driver(&mut self, in_thread: bool, supervised: bool) -> Result<(Driver, Cluster)> {
-        let event_fd = if in_thread { Some(EventFd::new().map_err(Error::io("make an event descriptor"))?) } else { None };
+        let event_fd = if in_thread {
+            Some(EventFd::new().map_err(Error::io("make an event descriptor"))?)
+        } else {
+            None
+        };
         let (sender, commands) = mpsc::channel();
         let driver_handle = DriverHandle { sender, wake: Arc::new(Wake::new(event_fd)) };
         let (bus, table) = (Arc::new(Bus::default()), Table::default());
-        let core = Primary::new(Config { start_timeout: self.replace.ready_timeout, ..self.config.clone() });
+        let core = Primary::new(Config {
+            start_timeout: self.replace.ready_timeout,
+            ..self.config.clone()
+        });
         let cluster = Cluster::new(driver_handle.clone(), bus.clone(), table.clone());
         let groups_apart = supervised;
         let settings = Settings {
@@ -265,22 +292,29 @@ impl Builder {
         driver.setup(self.setup.clone());
         driver.ready_when(self.replace.ready_when)?;
         self.inherited.iter().cloned().for_each(|socket| driver.offer(socket));
-        driver.drain_spread = self.drain_spread.unwrap_or_else(|| (self.grace / 3).min(CLOSE_OVER)).min(self.grace);
+        driver.drain_spread =
+            self.drain_spread.unwrap_or_else(|| (self.grace / 3).min(CLOSE_OVER)).min(self.grace);
         driver.care.policy = self.recycle.clone();
         driver.spawner.output = self.output.take();
         if let Some(check) = self.health.take() {
-            health::start(driver.driver_handle(), check).map_err(Error::io("start a thread for health checks"))?;
+            health::start(driver.driver_handle(), check)
+                .map_err(Error::io("start a thread for health checks"))?;
         }
         Ok((driver, cluster))
     }
 
-    /// Starts the cluster in a thread of its own, without a runtime, and shows every event to `observer` there; what is set by
-    /// [`Builder::on_event`] is not used. The observer must neither block nor ask for a [`RelayIo`](crate::RelayIo). Signals are left alone. The thread ends when the last clone of the [`Cluster`] has been dropped.
-    /// With [`Builder::workers`] it forks and supervises as many; without, the program forks.
+    /// Starts the cluster in a thread of its own, without a runtime, and shows every event to
+    /// `observer` there; what is set by [`Builder::on_event`] is not used. The observer must
+    /// neither block nor ask for a [`RelayIo`](crate::RelayIo). Signals are left alone. The thread
+    /// ends when the last clone of the [`Cluster`] has been dropped. With [`Builder::workers`] it
+    /// forks and supervises as many; without, the program forks.
     ///
-    /// # Errors
-    /// When out of descriptors, or a thread cannot be started; [`Error::RoleNotTaken`] where `NODE_UNIQUE_ID` says that this is a worker.
-    pub fn start_in_thread(mut self, mut observer: impl FnMut(&Event) + Send + 'static) -> Result<Cluster> {
+    /// # Errors When out of descriptors, or a thread cannot be started; [`Error::RoleNotTaken`]
+    /// where `NODE_UNIQUE_ID` says that this is a worker.
+    pub fn start_in_thread(
+        mut self,
+        mut observer: impl FnMut(&Event) + Send + 'static,
+    ) -> Result<Cluster> {
         nesting::may_be_embedded()?;
         let (mut driver, cluster) = self.driver(true, self.workers.is_some())?;
         if let Some(workers) = self.workers {
@@ -296,11 +330,11 @@ impl Builder {
         Ok(cluster)
     }
 
-    /// Starts the cluster as a task of the tokio runtime that this is called in. With [`Builder::workers`] it forks and supervises as many;
-    /// without, the program forks.
+    /// Starts the cluster as a task of the tokio runtime that this is called in. With
+    /// [`Builder::workers`] it forks and supervises as many; without, the program forks.
     ///
-    /// # Errors
-    /// When out of descriptors; [`Error::RoleNotTaken`] in a worker that does not know that it is one.
+    /// # Errors When out of descriptors; [`Error::RoleNotTaken`] in a worker that does not know
+    /// that it is one.
     ///
     /// # Panics
     /// Outside a tokio runtime that has I/O and time enabled.
@@ -315,18 +349,18 @@ impl Builder {
         Ok(cluster)
     }
 
-    /// Forks the workers, keeps them running, and blocks until the end: `SIGTERM` or `SIGINT` ends them gracefully (a second one at
-    /// once), `SIGQUIT` at once; `SIGHUP` replaces them one by one; `SIGTTIN` and `SIGTTOU` start one more and one less, as in gunicorn;
-    /// `SIGWINCH` ends the workers and keeps the listeners, until `SIGHUP`. Raises this process's limit on descriptors to the hard limit;
-    /// workers get the old one.
-    /// As process 1 it reaps orphans too.
+    /// Forks the workers, keeps them running, and blocks until the end: `SIGTERM` or `SIGINT` ends
+    /// them gracefully (a second one at once), `SIGQUIT` at once; `SIGHUP` replaces them one by
+    /// one; `SIGTTIN` and `SIGTTOU` start one more and one less, as in gunicorn; `SIGWINCH` ends
+    /// the workers and keeps the listeners, until `SIGHUP`. Raises this process's limit on
+    /// descriptors to the hard limit; workers get the old one. As process 1 it reaps orphans too.
     ///
-    /// Workers lead process groups of their own, so that Ctrl-C, and a signal to this process's group, reach this process first, which lets them
-    /// finish; [`Setup::own_process_group`] changes that. Ctrl-Z stops this process alone.
+    /// Workers lead process groups of their own, so that Ctrl-C, and a signal to this process's
+    /// group, reach this process first, which lets them finish; [`Setup::own_process_group`]
+    /// changes that. Ctrl-Z stops this process alone.
     ///
-    /// # Errors
-    /// [`Error::GaveUp`] if no worker became ready, or as [`RestartPolicy`] says; [`Error::RoleNotTaken`] in a worker that does not know that it
-    /// is one.
+    /// # Errors [`Error::GaveUp`] if no worker became ready, or as [`RestartPolicy`] says;
+    /// [`Error::RoleNotTaken`] in a worker that does not know that it is one.
     pub fn run(mut self) -> Result<()> {
         nesting::may_be_primary()?;
         let workers = self.workers.unwrap_or_else(available_workers);
@@ -349,8 +383,10 @@ impl Builder {
             signals.push((SIGCHLD, SignalMeans::ReapOrphans));
         }
         for (signal, means) in signals {
-            let (reader, writer) = UnixStream::pair().map_err(Error::io("make a pipe for signals"))?;
-            signal_hook::low_level::pipe::register(signal, writer).map_err(Error::io("catch a signal"))?;
+            let (reader, writer) =
+                UnixStream::pair().map_err(Error::io("make a pipe for signals"))?;
+            signal_hook::low_level::pipe::register(signal, writer)
+                .map_err(Error::io("catch a signal"))?;
             driver.handle_signal(reader, means).map_err(Error::io("watch for signals"))?;
         }
         self.starters.drain(..).for_each(|start| start(cluster.clone()));
@@ -370,13 +406,16 @@ impl Builder {
             Outcome::GaveUp(why) => {
                 let mut text = why.to_string();
                 match (&why, &last_words) {
-                    (GiveUp::NeverReady { cause: Cause::NotStarted(_), .. }, _) => return Err(Error::GaveUp(text)),
+                    (GiveUp::NeverReady { cause: Cause::NotStarted(_), .. }, _) => {
+                        return Err(Error::GaveUp(text));
+                    }
                     (GiveUp::NotReady { .. }, Some((worker, how))) => {
                         text.push_str(&format!("; worker {} ended with {how}", worker.id()));
                     }
                     _ => {}
                 }
-                let words = last_words.and_then(|(worker, _)| worker.last_stderr(Duration::from_millis(500)));
+                let words = last_words
+                    .and_then(|(worker, _)| worker.last_stderr(Duration::from_millis(500)));
                 if let Some(tail) = words.filter(|tail| !tail.trim().is_empty()) {
                     text.push_str("; the last lines of its standard error:\n");
                     text.push_str(&lines(tail.trim_end(), "    | "));
@@ -397,5 +436,6 @@ fn scheduling_from_environment() -> Scheduling {
 
 /// Only has to differ from that of other clusters.
 fn random_seed() -> u64 {
-    u64::from(std::process::id()) << 32 ^ std::time::UNIX_EPOCH.elapsed().map_or(0, |t| u64::from(t.subsec_nanos()))
+    u64::from(std::process::id()) << 32
+        ^ std::time::UNIX_EPOCH.elapsed().map_or(0, |t| u64::from(t.subsec_nanos()))
 }

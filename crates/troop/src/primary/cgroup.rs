@@ -1,7 +1,9 @@
-//! A control group (cgroups v2) for each worker, where the system has delegated a part of the tree to this process.
+//! A control group (cgroups v2) for each worker, where the system has delegated a part of the tree
+//! to this process.
 //!
-//! Processes can only be in the leaves of a tree with limits, so this process goes into one too: beside `troop.PID.primary` there is one
-//! `troop.PID.worker-ID` for each worker. See `cgroups(7)` and the kernel's `admin-guide/cgroup-v2.rst`.
+//! Processes can only be in the leaves of a tree with limits, so this process goes into one too:
+//! beside `troop.PID.primary` there is one `troop.PID.worker-ID` for each worker. See `cgroups(7)`
+//! and the kernel's `admin-guide/cgroup-v2.rst`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -14,12 +16,14 @@ use troop_sys::process;
 
 use crate::error::{Error, Result};
 
-/// What each worker may use of the machine, by its control group. Needs a part of the tree of control groups that is this process's own: a
-/// systemd unit with `Delegate=yes`, `systemd-run --scope -p Delegate=yes`, or a container with a writable one.
+/// What each worker may use of the machine, by its control group. Needs a part of the tree of
+/// control groups that is this process's own: a systemd unit with `Delegate=yes`,
+/// `systemd-run --scope -p Delegate=yes`, or a container with a writable one.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct Cgroup {
-    /// Bytes of memory. A worker that needs more is killed, with all processes that it has started (`memory.max`).
+    /// Bytes of memory. A worker that needs more is killed, with all processes that it has started
+    /// (`memory.max`).
     pub memory: Option<u64>,
     /// Bytes of memory above which it is slowed down and has to give some back (`memory.high`).
     pub memory_high: Option<u64>,
@@ -27,11 +31,13 @@ pub struct Cgroup {
     pub swap: Option<u64>,
     /// How many CPUs' worth of time: 0.5 is half of one (`cpu.max`).
     pub cpu: Option<f64>,
-    /// Its part of the time when there is not enough for all, from 1 to 10,000; others have 100 (`cpu.weight`).
+    /// Its part of the time when there is not enough for all, from 1 to 10,000; others have 100
+    /// (`cpu.weight`).
     pub cpu_weight: Option<u32>,
     /// Processes and threads (`pids.max`).
     pub processes: Option<u32>,
-    /// Any other file of the control group, and what is written into it: `io.weight`, `cpuset.cpus`.
+    /// Any other file of the control group, and what is written into it: `io.weight`,
+    /// `cpuset.cpus`.
     pub other: BTreeMap<String, String>,
 }
 
@@ -57,7 +63,8 @@ impl Cgroup {
             number("memory.max", self.memory),
             number("memory.high", self.memory_high),
             number("memory.swap.max", self.swap),
-            self.cpu.map(|cpu| ("cpu.max", format!("{} {PERIOD}", (cpu * PERIOD).round().max(1000.0)))),
+            self.cpu
+                .map(|cpu| ("cpu.max", format!("{} {PERIOD}", (cpu * PERIOD).round().max(1000.0)))),
             number("cpu.weight", self.cpu_weight.map(u64::from)),
             number("pids.max", self.processes.map(u64::from)),
             // Half of a worker is of no use.
@@ -72,7 +79,10 @@ impl Cgroup {
 
     /// The controllers that it needs. Files of the core (`cgroup.…`) need none.
     fn controllers(&self) -> BTreeSet<&str> {
-        let all = self.files().into_iter().filter_map(|(name, _)| name.split_once('.').map(|(controller, _)| controller));
+        let all = self
+            .files()
+            .into_iter()
+            .filter_map(|(name, _)| name.split_once('.').map(|(controller, _)| controller));
         all.filter(|controller| *controller != "cgroup").collect()
     }
 }
@@ -103,9 +113,12 @@ fn refused(what: impl Into<String>) -> Error {
 
 impl Tree {
     pub(crate) fn find() -> Result<Tree> {
-        let read = |path: &str| fs::read_to_string(path).map_err(Error::io("find the control group of this process"));
+        let read = |path: &str| {
+            fs::read_to_string(path).map_err(Error::io("find the control group of this process"))
+        };
         let (mounts, groups) = (read("/proc/self/mountinfo")?, read("/proc/self/cgroup")?);
-        let own = place(&mounts, &groups).ok_or_else(|| refused("there are no control groups of version 2 for this process"))?;
+        let own = place(&mounts, &groups)
+            .ok_or_else(|| refused("there are no control groups of version 2 for this process"))?;
         let name = own.file_name().unwrap_or_default().as_bytes();
         // After a restart it is in its leaf already.
         let in_leaf = name.starts_with(b"troop.") && name.ends_with(b".primary");
@@ -115,22 +128,29 @@ impl Tree {
 
     /// Lets the workers' groups have these controllers.
     fn enable(&mut self, limits: &Cgroup) -> Result<()> {
-        let missing: Vec<_> = limits.controllers().into_iter().filter(|name| !self.enabled.contains(*name)).collect();
+        let missing: Vec<_> =
+            limits.controllers().into_iter().filter(|name| !self.enabled.contains(*name)).collect();
         if missing.is_empty() {
             return Ok(());
         }
         let here = self.directory.display().to_string();
         let had = fs::read_to_string(self.directory.join("cgroup.controllers")).unwrap_or_default();
-        if let Some(none) = missing.iter().find(|name| !had.split_whitespace().any(|had| had == **name)) {
+        if let Some(none) =
+            missing.iter().find(|name| !had.split_whitespace().any(|had| had == **name))
+        {
             let had = if had.trim().is_empty() { "none" } else { had.trim() };
-            return Err(refused(format!("the control group {here} has no controller {none:?} ({had})")));
+            return Err(refused(format!(
+                "the control group {here} has no controller {none:?} ({had})"
+            )));
         }
         if self.enabled.is_empty() {
             let leaf = self.leaf("primary");
             if !self.in_leaf {
-                make(&leaf).map_err(|e| refused(format!("cannot make a control group in {here}: {e}")))?;
-                write(&leaf.join("cgroup.procs"), "0")
-                    .map_err(|e| refused(format!("cannot go into a control group in {here}: {e}")))?;
+                make(&leaf)
+                    .map_err(|e| refused(format!("cannot make a control group in {here}: {e}")))?;
+                write(&leaf.join("cgroup.procs"), "0").map_err(|e| {
+                    refused(format!("cannot go into a control group in {here}: {e}"))
+                })?;
                 self.in_leaf = true;
             }
             self.remove_old(&leaf);
@@ -148,9 +168,10 @@ impl Tree {
                 written = write(&switch, &format!("+{name}"));
             }
             written.map_err(|e| match e.kind() {
-                io::ErrorKind::ResourceBusy => {
-                    refused(format!("others are in this process's control group {here}: {}", self.others()))
-                }
+                io::ErrorKind::ResourceBusy => refused(format!(
+                    "others are in this process's control group {here}: {}",
+                    self.others()
+                )),
                 _ => refused(format!("cannot divide the control group {here}: {e}")),
             })?;
             self.enabled.insert(name.to_owned());
@@ -162,7 +183,8 @@ impl Tree {
         self.directory.join(format!("troop.{}.{name}", std::process::id()))
     }
 
-    /// Those that this process has started before, and a `troop start` that waits for it, go into a group of their own, without limits.
+    /// Those that this process has started before, and a `troop start` that waits for it, go into a
+    /// group of their own, without limits.
     fn move_own(&self) {
         let own = std::process::id();
         let starter = process::parent(own).filter(|parent| {
@@ -170,10 +192,15 @@ impl Tree {
             program(*parent).is_some() && program(*parent) == program(own)
         });
         let here = members(&self.directory);
-        let moving: Vec<u32> = here.into_iter().filter(|pid| Some(*pid) == starter || process::descends(*pid, own)).collect();
+        let moving: Vec<u32> = here
+            .into_iter()
+            .filter(|pid| Some(*pid) == starter || process::descends(*pid, own))
+            .collect();
         if !moving.is_empty() && make(&self.leaf("before")).is_ok() {
             // Who cannot be moved is named when the group cannot be divided.
-            moving.iter().for_each(|pid| drop(write(&self.leaf("before").join("cgroup.procs"), &pid.to_string())));
+            moving.iter().for_each(|pid| {
+                drop(write(&self.leaf("before").join("cgroup.procs"), &pid.to_string()))
+            });
         }
     }
 
@@ -204,13 +231,16 @@ impl Tree {
         let _ = fs::remove_dir(self.leaf("before"));
         let name = format!("worker-{worker}");
         // Before a restart there may have been one of this number, which somebody is still in.
-        let mut free = std::iter::once(self.leaf(&name)).chain((1..1000).map(|n| self.leaf(&format!("{name}.{n}"))));
+        let mut free = std::iter::once(self.leaf(&name))
+            .chain((1..1000).map(|n| self.leaf(&format!("{name}.{n}"))));
         let made = free.find_map(|directory| match fs::create_dir(&directory) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => None,
             made => Some(made.map(|()| directory)),
         });
         let made = made.unwrap_or_else(|| Err(io::ErrorKind::AlreadyExists.into()));
-        let directory = made.map_err(|e| refused(format!("cannot make a control group in {}: {e}", self.directory.display())))?;
+        let directory = made.map_err(|e| {
+            refused(format!("cannot make a control group in {}: {e}", self.directory.display()))
+        })?;
         let group = WorkerCgroup { directory, memory: limits.memory };
         for (name, value) in limits.files() {
             if let Err(e) = write(&group.directory.join(name), &value) {
@@ -218,14 +248,17 @@ impl Tree {
                 if e.kind() == io::ErrorKind::NotFound && name == "memory.swap.max" {
                     continue;
                 }
-                return Err(Error::Settings(format!("cannot write {value:?} to {name} of a worker's control group: {e}")));
+                return Err(Error::Settings(format!(
+                    "cannot write {value:?} to {name} of a worker's control group: {e}"
+                )));
             }
         }
         Ok(group)
     }
 }
 
-/// Writes into a file that is there. (Making one is what the kernel would take for the intention otherwise, and refuse.)
+/// Writes into a file that is there. (Making one is what the kernel would take for the intention
+/// otherwise, and refuse.)
 fn write(file: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(file)?.write_all(text.as_bytes())
 }
@@ -241,8 +274,10 @@ fn tree(directory: &Path) -> Vec<PathBuf> {
     let mut at = 0;
     while let Some(next) = all.get(at).filter(|_| all.len() < MOST_DIRECTORIES) {
         let inner = fs::read_dir(next).into_iter().flatten().flatten();
-        let inner: Vec<_> =
-            inner.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect();
+        let inner: Vec<_> = inner
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| entry.path())
+            .collect();
         all.extend(inner);
         at += 1;
     }
@@ -292,7 +327,12 @@ impl WorkerCgroup {
     /// The limit, if somebody in it was killed because of it, not of another one around it.
     pub(crate) fn broken_limit(&self) -> Option<u64> {
         let events = fs::read_to_string(self.directory.join("memory.events")).ok()?;
-        let count = |name: &str| events.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok()).unwrap_or(0);
+        let count = |name: &str| {
+            events
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
+                .unwrap_or(0)
+        };
         self.memory.filter(|_| count("oom ") > 0 && count("oom_kill ") > 0)
     }
 
@@ -317,15 +357,22 @@ mod tests {
 
     #[test]
     fn a_process_is_found_in_the_tree() {
-        let mounts =
-            "25 30 0:23 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n26 30 0:24 / /tmp rw - tmpfs x rw\n";
+        let mounts = "25 30 0:23 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n26 30 0:24 / /tmp rw - tmpfs x rw\n";
         let cases = [
-            (mounts, "0::/system.slice/web.service\n", Some("/sys/fs/cgroup/system.slice/web.service")),
+            (
+                mounts,
+                "0::/system.slice/web.service\n",
+                Some("/sys/fs/cgroup/system.slice/web.service"),
+            ),
             (mounts, "0::/\n", Some("/sys/fs/cgroup/")),
             (mounts, "4:memory:/x\n0::/a\n", Some("/sys/fs/cgroup/a")),
             (mounts, "4:memory:/x\n", None),
             (mounts, "0::/../b\n", None),
-            ("25 30 0:23 /docker/c /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", "0::/docker/c/d\n", Some("/sys/fs/cgroup/d")),
+            (
+                "25 30 0:23 /docker/c /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+                "0::/docker/c/d\n",
+                Some("/sys/fs/cgroup/d"),
+            ),
             ("25 30 0:23 /docker/c /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", "0::/other\n", None),
             ("25 30 0:23 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n", "0::/x\n", None),
         ];
@@ -336,9 +383,22 @@ mod tests {
 
     #[test]
     fn limits_are_what_the_kernel_reads() {
-        let other = BTreeMap::from([("io.weight".to_owned(), "50".to_owned()), ("cgroup.max.depth".to_owned(), "1".to_owned())]);
-        let limits = Cgroup { memory: Some(1 << 20), cpu: Some(1.5), processes: Some(30), other, ..Cgroup::default() };
-        let files = limits.files().into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();
+        let other = BTreeMap::from([
+            ("io.weight".to_owned(), "50".to_owned()),
+            ("cgroup.max.depth".to_owned(), "1".to_owned()),
+        ]);
+        let limits = Cgroup {
+            memory: Some(1 << 20),
+            cpu: Some(1.5),
+            processes: Some(30),
+            other,
+            ..Cgroup::default()
+        };
+        let files = limits
+            .files()
+            .into_iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect::<Vec<_>>();
         let expected = [
             "memory.max=1048576",
             "cpu.max=150000 100000",
@@ -348,7 +408,10 @@ mod tests {
             "io.weight=50",
         ];
         assert_eq!(files, expected);
-        assert_eq!(limits.controllers().into_iter().collect::<Vec<_>>(), ["cpu", "io", "memory", "pids"]);
+        assert_eq!(
+            limits.controllers().into_iter().collect::<Vec<_>>(),
+            ["cpu", "io", "memory", "pids"]
+        );
         assert!(Cgroup::default().is_empty() && !limits.is_empty());
     }
 }

@@ -64,10 +64,16 @@ pub(crate) struct Outlets<'a> {
 }
 
 impl Channel {
-    pub(crate) fn new(socket: OwnedFd, advanced: bool, most_handles: usize, closer: Option<Closer>) -> Channel {
+    pub(crate) fn new(
+        socket: OwnedFd,
+        advanced: bool,
+        most_handles: usize,
+        closer: Option<Closer>,
+    ) -> Channel {
         Channel {
             socket,
-            reader: FrameReader::with(framing(advanced), MAX_LINE).most_handles(MAX_WAITING_HANDLES),
+            reader: FrameReader::with(framing(advanced), MAX_LINE)
+                .most_handles(MAX_WAITING_HANDLES),
             advanced,
             outbox: Outbox::default(),
             interest: Interest::Read,
@@ -86,7 +92,8 @@ impl Channel {
         self.outbox.handles().max(self.unsettled.len())
     }
 
-    /// Whether so much waits to be written that nothing more is read until the worker has taken some of it.
+    /// Whether so much waits to be written that nothing more is read until the worker has taken
+    /// some of it.
     pub(crate) fn is_backpressured(&self) -> bool {
         self.outbox.len() > 2 * MAX_QUEUED
     }
@@ -118,7 +125,8 @@ impl Channel {
     ) {
         core.heard(now, id);
         let closer = self.closer.as_ref();
-        let mut chunk = self.reader.feed(bytes, handles.drain(..).map(|fd| Foreign::new(fd, closer)));
+        let mut chunk =
+            self.reader.feed(bytes, handles.drain(..).map(|fd| Foreign::new(fd, closer)));
         loop {
             let mut line = match chunk.next_line() {
                 Ok(Some(line)) => line,
@@ -139,7 +147,12 @@ impl Channel {
                     Ok(Whose::Node { ours }) => match advanced::internal(line.bytes) {
                         Some(json) => translated = json,
                         None if ours => {
-                            core.violated(id, Violation::Malformed("a message of Node's own, not as Node writes it".into()));
+                            core.violated(
+                                id,
+                                Violation::Malformed(
+                                    "a message of Node's own, not as Node writes it".into(),
+                                ),
+                            );
                             return;
                         }
                         None => {
@@ -161,8 +174,12 @@ impl Channel {
                     Some(relay) => relay.pass(line.bytes),
                     None => user_message(worker, body, None, events),
                 },
-                // The program does not keep up. Node's worker sends the socket again, and then gives up.
-                Ok(Incoming::Handle(_)) if relay.is_none() && worker.shared.held.load(Ordering::Relaxed) >= self.most_handles => {
+                // The program does not keep up. Node's worker sends the socket again, and then
+                // gives up.
+                Ok(Incoming::Handle(_))
+                    if relay.is_none()
+                        && worker.shared.held.load(Ordering::Relaxed) >= self.most_handles =>
+                {
                     drop(line.take_handle());
                     send_line(&mut self.outbox, self.advanced, HANDLE_NACK);
                 }
@@ -178,13 +195,18 @@ impl Channel {
                                         relay.pass(wrapped.body);
                                     }
                                 }
-                                Some(relay) => fd.take().into_iter().for_each(|fd| relay.pass_with(line.bytes, fd)),
+                                Some(relay) => fd
+                                    .take()
+                                    .into_iter()
+                                    .for_each(|fd| relay.pass_with(line.bytes, fd)),
                                 None => {
                                     let handle = handle(fd);
                                     if handle.is_none() {
                                         core.violated(id, Violation::BadHandle);
                                     }
-                                    let held = handle.map(|handle| Held::new(handle, &worker.shared.held, closer));
+                                    let held = handle.map(|handle| {
+                                        Held::new(handle, &worker.shared.held, closer)
+                                    });
                                     user_message(worker, body, held, events);
                                 }
                             },
@@ -197,15 +219,25 @@ impl Channel {
                         core.violated(id, Violation::MissingHandle);
                     }
                 },
-                Ok(Incoming::SocketGetCount(_) | Incoming::SocketNotifyClose(_) | Incoming::Unknown) if relay.is_some() => {
+                Ok(
+                    Incoming::SocketGetCount(_)
+                    | Incoming::SocketNotifyClose(_)
+                    | Incoming::Unknown,
+                ) if relay.is_some() => {
                     relay.iter_mut().for_each(|relay| relay.pass(line.bytes));
                 }
-                // A socket that was passed on is none of this process's affairs any more, so none is open here.
+                // A socket that was passed on is none of this process's affairs any more, so none
+                // is open here.
                 Ok(Incoming::SocketGetCount(key)) => socket_count(self.outbox.buffer(), &key, 0),
-                Ok(Incoming::SocketNotifyClose(key)) => socket_all_closed(self.outbox.buffer(), &key),
+                Ok(Incoming::SocketNotifyClose(key)) => {
+                    socket_all_closed(self.outbox.buffer(), &key)
+                }
                 Ok(message) => {
                     if let (Some(relay), Incoming::Cluster(message)) = (&mut relay, &message)
-                        && matches!(message.act, Some(Act::Online | Act::Listening | Act::ExitedAfterDisconnect))
+                        && matches!(
+                            message.act,
+                            Some(Act::Online | Act::Listening | Act::ExitedAfterDisconnect)
+                        )
                     {
                         relay.pass(line.bytes);
                     }
@@ -243,7 +275,8 @@ pub(crate) fn send_line(outbox: &mut Outbox, advanced: bool, line: &[u8]) {
     }
 }
 
-/// Whether a descriptor is what Node takes for this type; anything else could end the process that gets it.
+/// Whether a descriptor is what Node takes for this type; anything else could end the process that
+/// gets it.
 fn fits(fd: &Foreign, kind: &str) -> bool {
     matches!(
         (fd.get().map(socket::kind), kind),
@@ -265,7 +298,10 @@ fn user_message(worker: &WorkerHandle, body: &str, handle: Option<Held>, events:
             events.push(Event::Message(worker.clone(), Message::new(body, handle)));
         }
         Content::Request { id, .. } if !worker.shared.mailbox.owe(MAX_REQUESTS) => {
-            worker.shared.mailbox.refuse(id, &format!("{MAX_REQUESTS} requests of this worker wait for their answers"));
+            worker.shared.mailbox.refuse(
+                id,
+                &format!("{MAX_REQUESTS} requests of this worker wait for their answers"),
+            );
         }
         Content::Request { id, body } => {
             let answer_to = worker.clone();

@@ -33,7 +33,8 @@ pub(crate) struct Shared {
     pub(crate) driver_handle: DriverHandle,
 }
 
-/// A worker, as its primary sees it: Node's `Worker` object. Cheap to copy; stays readable after the worker's end.
+/// A worker, as its primary sees it: Node's `Worker` object. Cheap to copy; stays readable after
+/// the worker's end.
 #[derive(Clone)]
 pub struct WorkerHandle {
     pub(crate) shared: Arc<Shared>,
@@ -41,7 +42,11 @@ pub struct WorkerHandle {
 
 impl fmt::Debug for WorkerHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WorkerHandle").field("id", &self.id()).field("pid", &self.pid()).field("state", &self.state()).finish()
+        f.debug_struct("WorkerHandle")
+            .field("id", &self.id())
+            .field("pid", &self.pid())
+            .field("state", &self.state())
+            .finish()
     }
 }
 
@@ -68,7 +73,8 @@ impl WorkerHandle {
         self.shared.id
     }
 
-    /// Its process. After the exit the system may give the number to another process; [`WorkerHandle::kill`] never hits that.
+    /// Its process. After the exit the system may give the number to another process;
+    /// [`WorkerHandle::kill`] never hits that.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.shared.pid
@@ -84,8 +90,8 @@ impl WorkerHandle {
         self.status().state
     }
 
-    /// Node's `worker.exitedAfterDisconnect`: `None` until something is known; true if the worker left because somebody asked it to
-    /// (not by [`WorkerHandle::kill`]).
+    /// Node's `worker.exitedAfterDisconnect`: `None` until something is known; true if the worker
+    /// left because somebody asked it to (not by [`WorkerHandle::kill`]).
     #[must_use]
     pub fn exited_after_disconnect(&self) -> Option<bool> {
         self.status().exited_after_disconnect
@@ -103,15 +109,20 @@ impl WorkerHandle {
         self.status().state == WorkerState::Dead
     }
 
-    /// Lets the thread of the program that the worker's messages are passed through to do that itself. Returns what it does it with, and a copy of
-    /// the worker's channel, to be waited for until it is readable (level-triggered), and for nothing else. `offer` is called in the cluster's
-    /// thread, and must not block, when [`RelayIo::begin`] is welcome. `None` if the worker is not relayed, or its channel is closed, or the
-    /// cluster has no thread of its own.
+    /// Lets the thread of the program that the worker's messages are passed through to do that
+    /// itself. Returns what it does it with, and a copy of the worker's channel, to be waited for
+    /// until it is readable (level-triggered), and for nothing else. `offer` is called in the
+    /// cluster's thread, and must not block, when [`RelayIo::begin`] is welcome. `None` if the
+    /// worker is not relayed, or its channel is closed, or the cluster has no thread of its own.
     ///
     /// # Errors
     /// When out of descriptors.
-    pub fn relay_io(&self, offer: impl Fn() + Send + 'static) -> Result<Option<(RelayIo, OwnedFd)>> {
-        RelayIo::new(&self.shared, Box::new(offer)).map_err(Error::io("copy the channel of a worker"))
+    pub fn relay_io(
+        &self,
+        offer: impl Fn() + Send + 'static,
+    ) -> Result<Option<(RelayIo, OwnedFd)>> {
+        RelayIo::new(&self.shared, Box::new(offer))
+            .map_err(Error::io("copy the channel of a worker"))
     }
 
     /// Its counters now; after its end, as of its disconnect.
@@ -120,7 +131,8 @@ impl WorkerHandle {
         now.ok().flatten().unwrap_or_else(|| self.status()).stats
     }
 
-    /// As [`WorkerHandle::stats`], for code that is not async. Waits for the primary's turn, which is short.
+    /// As [`WorkerHandle::stats`], for code that is not async. Waits for the primary's turn, which
+    /// is short.
     ///
     /// # Panics
     /// In a task of a tokio runtime.
@@ -136,9 +148,10 @@ impl WorkerHandle {
         self.shared.mailbox.queued()
     }
 
-    /// Sends a message, waiting for room in the queue (1 MiB) if the worker does not read fast enough. `Ok` means queued in order;
-    /// if the worker ends before everything has been written, an [`Event::Error`](crate::Event::Error) says so. Cancel safe: a
-    /// dropped call has sent all or nothing.
+    /// Sends a message, waiting for room in the queue (1 MiB) if the worker does not read fast
+    /// enough. `Ok` means queued in order; if the worker ends before everything has been written,
+    /// an [`Event::Error`](crate::Event::Error) says so. Cancel safe: a dropped call has sent all
+    /// or nothing.
     ///
     /// # Errors
     /// [`Error::Closed`](crate::Error::Closed), [`Error::Json`](crate::Error::Json).
@@ -154,25 +167,34 @@ impl WorkerHandle {
         self.shared.mailbox.try_send(message)
     }
 
-    /// Sends a message with an open socket, and waits until the worker has received it. The primary's copy is closed then.
+    /// Sends a message with an open socket, and waits until the worker has received it. The
+    /// primary's copy is closed then.
     ///
-    /// # Errors
-    /// [`Error::HandleRefused`](crate::Error::HandleRefused) if the worker could not receive it in three attempts, and as
-    /// [`WorkerHandle::send`].
-    pub async fn send_handle<T: Serialize + ?Sized>(&self, message: &T, handle: impl Into<Handle>) -> Result<()> {
+    /// # Errors [`Error::HandleRefused`](crate::Error::HandleRefused) if the worker could not
+    /// receive it in three attempts, and as [`WorkerHandle::send`].
+    pub async fn send_handle<T: Serialize + ?Sized>(
+        &self,
+        message: &T,
+        handle: impl Into<Handle>,
+    ) -> Result<()> {
         self.shared.mailbox.send_handle(message, handle.into()).await
     }
 
-    /// Asks the worker something and waits for its answer, but not longer than `timeout`. Must be called in a tokio runtime. See
-    /// [`Request`](crate::Request) for what goes over the wire.
+    /// Asks the worker something and waits for its answer, but not longer than `timeout`. Must be
+    /// called in a tokio runtime. See [`Request`](crate::Request) for what goes over the wire.
     ///
-    /// # Errors
-    /// [`Error::TimedOut`](crate::Error::TimedOut), [`Error::Refused`](crate::Error::Refused), and as [`WorkerHandle::send`].
-    pub async fn request<Q: Serialize + ?Sized, A: DeserializeOwned>(&self, question: &Q, timeout: Duration) -> Result<A> {
+    /// # Errors [`Error::TimedOut`](crate::Error::TimedOut),
+    /// [`Error::Refused`](crate::Error::Refused), and as [`WorkerHandle::send`].
+    pub async fn request<Q: Serialize + ?Sized, A: DeserializeOwned>(
+        &self,
+        question: &Q,
+        timeout: Duration,
+    ) -> Result<A> {
         self.shared.mailbox.request(question, timeout).await?.decode()
     }
 
-    /// Asks the worker to finish: it gets no more connections, closes its servers, ends when their connections have ended.
+    /// Asks the worker to finish: it gets no more connections, closes its servers, ends when their
+    /// connections have ended.
     ///
     /// # Errors
     /// [`Error::ClusterOver`](crate::Error::ClusterOver).
@@ -180,8 +202,8 @@ impl WorkerHandle {
         self.shared.driver_handle.send(Command::Disconnect(self.id()))
     }
 
-    /// Closes the primary's end of the channel; a Node worker, and a troop worker, ends by itself then. Node's
-    /// `worker.process.disconnect()`.
+    /// Closes the primary's end of the channel; a Node worker, and a troop worker, ends by itself
+    /// then. Node's `worker.process.disconnect()`.
     ///
     /// # Errors
     /// [`Error::ClusterOver`](crate::Error::ClusterOver).
@@ -189,7 +211,8 @@ impl WorkerHandle {
         self.shared.driver_handle.send(Command::CloseChannel(self.id()))
     }
 
-    /// Sends a signal (a number of `signal(7)`, such as 15 for `SIGTERM`) to the worker's process, and only to that.
+    /// Sends a signal (a number of `signal(7)`, such as 15 for `SIGTERM`) to the worker's process,
+    /// and only to that.
     ///
     /// # Errors
     /// [`Error::NoWorker`](crate::Error::NoWorker) if it has ended, or the system's refusal.
@@ -201,8 +224,8 @@ impl WorkerHandle {
         self.shared.signals.fetch_or(bit(signal), Ordering::Relaxed);
     }
 
-    /// Whether the cluster itself has sent it this signal to end it: after a violation, when it was hung or not ready in time, or did not finish.
-    /// [`WorkerHandle::kill`] does not count.
+    /// Whether the cluster itself has sent it this signal to end it: after a violation, when it was
+    /// hung or not ready in time, or did not finish. [`WorkerHandle::kill`] does not count.
     #[must_use]
     pub fn was_ended_by(&self, signal: i32) -> bool {
         self.shared.signals.load(Ordering::Relaxed) & bit(signal) != 0
@@ -221,7 +244,8 @@ impl WorkerHandle {
         self.shared.driver_handle.ask(|done| Command::SetWeight(self.id(), weight, done)).await?
     }
 
-    /// A small number that no other worker has, but for a successor that replaces it; used again when it is gone.
+    /// A small number that no other worker has, but for a successor that replaces it; used again
+    /// when it is gone.
     #[must_use]
     pub fn slot(&self) -> u32 {
         self.status().slot
@@ -231,7 +255,8 @@ impl WorkerHandle {
         lock(&self.shared.pipes).get_mut(number).and_then(Option::take)
     }
 
-    /// The writing end of the worker's standard input, if that is [`Stdio::Pipe`](crate::Stdio::Pipe) and was not taken yet.
+    /// The writing end of the worker's standard input, if that is
+    /// [`Stdio::Pipe`](crate::Stdio::Pipe) and was not taken yet.
     #[must_use]
     pub fn take_stdin(&self) -> Option<std::io::PipeWriter> {
         self.take_pipe(0).map(Into::into)
@@ -249,8 +274,9 @@ impl WorkerHandle {
         self.take_pipe(2).map(Into::into)
     }
 
-    /// The last lines that it wrote to standard error, if that is [`Stdio::Forward`](crate::Stdio::Forward). Waits up to `patience` for
-    /// the end of the stream, so that what a dying worker wrote is complete.
+    /// The last lines that it wrote to standard error, if that is
+    /// [`Stdio::Forward`](crate::Stdio::Forward). Waits up to `patience` for the end of the stream,
+    /// so that what a dying worker wrote is complete.
     #[must_use]
     pub fn last_stderr(&self, patience: Duration) -> Option<String> {
         self.shared.tail.as_ref().map(|tail| tail.text(patience))

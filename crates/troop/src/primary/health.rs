@@ -37,7 +37,9 @@ const MOST_BYTES: usize = 16 * 1024;
 /// Starts the thread; it ends with the cluster.
 pub(super) fn start(cluster: DriverHandle, check: HealthCheck) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("troop-health".into()).spawn(move || runtime.block_on(watch(cluster, check)))?;
+    std::thread::Builder::new()
+        .name("troop-health".into())
+        .spawn(move || runtime.block_on(watch(cluster, check)))?;
     Ok(())
 }
 
@@ -113,25 +115,40 @@ fn cannot(doing: &'static str) -> impl Fn(std::io::Error) -> Failed {
 
 fn is_shortage(e: &std::io::Error) -> bool {
     use rustix::io::Errno;
-    const SHORTAGES: [Errno; 5] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::AGAIN];
+    const SHORTAGES: [Errno; 5] =
+        [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::AGAIN];
     e.raw_os_error().is_some_and(|errno| SHORTAGES.contains(&Errno::from_raw_os_error(errno)))
 }
 
-async fn test(cluster: &DriverHandle, check: &HealthCheck, worker: &WorkerSnapshot) -> Result<(), Failed> {
+async fn test(
+    cluster: &DriverHandle,
+    check: &HealthCheck,
+    worker: &WorkerSnapshot,
+) -> Result<(), Failed> {
     let until = Instant::now() + check.timeout;
     let late = || format!("no answer within {:?}", check.timeout);
     let outcome = match &check.test {
         HealthTest::Command(command) => return run(cluster, command, worker, check.timeout).await,
         HealthTest::Tcp => timeout_at(until, connect(cluster, check, worker.id, None)).await,
-        HealthTest::Http(path) => timeout_at(until, connect(cluster, check, worker.id, Some(path))).await,
+        HealthTest::Http(path) => {
+            timeout_at(until, connect(cluster, check, worker.id, Some(path))).await
+        }
     };
     outcome.unwrap_or_else(|_| Err(late().into()))
 }
 
-async fn connect(cluster: &DriverHandle, check: &HealthCheck, worker: WorkerId, path: Option<&str>) -> Result<(), Failed> {
+async fn connect(
+    cluster: &DriverHandle,
+    check: &HealthCheck,
+    worker: WorkerId,
+    path: Option<&str>,
+) -> Result<(), Failed> {
     let listener = check.listener.clone();
     let cannot = cannot("no connection for it can be made");
-    let (tcp, unix) = (tcp_pair().await.map_err(&cannot)?, std::os::unix::net::UnixStream::pair().map_err(&cannot)?);
+    let (tcp, unix) = (
+        tcp_pair().await.map_err(&cannot)?,
+        std::os::unix::net::UnixStream::pair().map_err(&cannot)?,
+    );
     let ends = ConnectionEnds { tcp: tcp.1, unix: unix.1.into() };
     let injected = cluster.ask(|done| Ask::Inject(worker, listener, ends, done)).await;
     let Injected { unix: is_unix, taken } = injected.map_err(|e| e.to_string())??;
@@ -141,7 +158,11 @@ async fn connect(cluster: &DriverHandle, check: &HealthCheck, worker: WorkerId, 
     }
     let Some(path) = path else { return Ok(()) };
     let status = status(end, path).await?;
-    if (200..400).contains(&status) { Ok(()) } else { Err(format!("{path} answered {status}").into()) }
+    if (200..400).contains(&status) {
+        Ok(())
+    } else {
+        Err(format!("{path} answered {status}").into())
+    }
 }
 
 /// Two ends of a TCP connection. (There is no `socketpair` for it.)
@@ -163,21 +184,29 @@ async fn tcp_pair() -> std::io::Result<(OwnedFd, OwnedFd)> {
 
 /// The status that a path is answered with.
 async fn status(end: OwnedFd, path: &str) -> Result<u16, String> {
-    let request =
-        format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: troop\r\nAccept: */*\r\nConnection: close\r\n\r\n");
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: troop\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+    );
     let stream = Stream::new(end).map_err(|e| e.to_string())?;
     stream.write(request.as_bytes()).await.map_err(|e| format!("it cannot be written to: {e}"))?;
     let mut answer = Vec::new();
     loop {
         let mut part = [0; 1024];
-        let len = stream.read(&mut part).await.map_err(|e| format!("it cannot be read from: {e}"))?;
+        let len =
+            stream.read(&mut part).await.map_err(|e| format!("it cannot be read from: {e}"))?;
         answer.extend_from_slice(&part[..len]);
         if let Some(end) = answer.iter().position(|byte| *byte == b'\n') {
             let line = String::from_utf8_lossy(&answer[..end]);
-            let status =
-                line.strip_prefix("HTTP/").and_then(|rest| rest.split(' ').nth(1)).and_then(|status| status.trim().parse().ok());
-            return status
-                .ok_or_else(|| format!("this is no HTTP answer: {:?}", line.trim().chars().take(80).collect::<String>()));
+            let status = line
+                .strip_prefix("HTTP/")
+                .and_then(|rest| rest.split(' ').nth(1))
+                .and_then(|status| status.trim().parse().ok());
+            return status.ok_or_else(|| {
+                format!(
+                    "this is no HTTP answer: {:?}",
+                    line.trim().chars().take(80).collect::<String>()
+                )
+            });
         }
         if len == 0 || answer.len() > MOST_BYTES {
             return Err("it closed the connection without an answer".into());
@@ -218,9 +247,14 @@ impl Stream {
     }
 }
 
-/// Runs a command as workers run: their user, directory, environment and limits. Its status comes over a pipe: a primary that is process 1 may have
-/// reaped it before anybody could ask.
-async fn run(cluster: &DriverHandle, command: &str, worker: &WorkerSnapshot, limit: Duration) -> Result<(), Failed> {
+/// Runs a command as workers run: their user, directory, environment and limits. Its status comes
+/// over a pipe: a primary that is process 1 may have reaped it before anybody could ask.
+async fn run(
+    cluster: &DriverHandle,
+    command: &str,
+    worker: &WorkerSnapshot,
+    limit: Duration,
+) -> Result<(), Failed> {
     let until = Instant::now() + limit;
     let late = || format!("its command did not end within {limit:?}");
     let settings = cluster.ask(Ask::Settings).await.map_err(|e| e.to_string())?;
@@ -244,11 +278,14 @@ async fn run(cluster: &DriverHandle, command: &str, worker: &WorkerSnapshot, lim
     };
     let started = started.unwrap_or_else(|e| Err(Error::Settings(e.to_string())));
     let Shell { child, pipe, output, lifeline } = started.map_err(|e| match e {
-        Error::Io { source, .. } | Error::Spawn { source, .. } if is_shortage(&source) => Failed::Untested,
+        Error::Io { source, .. } | Error::Spawn { source, .. } if is_shortage(&source) => {
+            Failed::Untested
+        }
         e => Failed::Sick(format!("its command cannot be run: {}", e.chain())),
     })?;
     let printed = Arc::<Mutex<Vec<u8>>>::default();
-    let status = match (pipe::Receiver::from_owned_fd(pipe), pipe::Receiver::from_owned_fd(output)) {
+    let status = match (pipe::Receiver::from_owned_fd(pipe), pipe::Receiver::from_owned_fd(output))
+    {
         (Ok(pipe), Ok(output)) => {
             let reading = tokio::spawn(keep_last(output, printed.clone()));
             Ok((timeout_at(until, exit_code(pipe)).await, reading))
@@ -328,11 +365,21 @@ fn start_shell(settings: &Settings, slot: Option<u32>, env: &Variables) -> Resul
         // So that it can be opened by name (`/dev/stderr`). Where that fails, such commands do.
         let _ = rustix::fs::fchown(&printer, Some(rustix::process::Uid::from_raw(uid)), None);
     }
-    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(Error::io("open /dev/null"))?;
+    let null = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(Error::io("open /dev/null"))?;
     let mut command = settings.command(slot, texts(settings.environment(env))?)?;
     command.candidates = vec![c"/bin/sh".into()];
     command.argv = vec![c"sh".into(), c"-c".into(), SCRIPT.into()];
-    command.fds = vec![(0, null.as_fd()), (1, writer.as_fd()), (2, null.as_fd()), (3, life.as_fd()), (4, printer.as_fd())];
+    command.fds = vec![
+        (0, null.as_fd()),
+        (1, writer.as_fd()),
+        (2, null.as_fd()),
+        (3, life.as_fd()),
+        (4, printer.as_fd()),
+    ];
     command.own_group = true;
     let child = spawn::spawn(&command).map_err(|e| Error::Spawn {
         program: "/bin/sh".into(),
@@ -342,7 +389,8 @@ fn start_shell(settings: &Settings, slot: Option<u32>, env: &Variables) -> Resul
     Ok(Shell { child, pipe: reader.into(), output: output.into(), lifeline: lifeline.into() })
 }
 
-/// The number that comes over a pipe, if one comes. Whoever else has got hold of the pipe does not make it last, or grow.
+/// The number that comes over a pipe, if one comes. Whoever else has got hold of the pipe does not
+/// make it last, or grow.
 async fn exit_code(pipe: pipe::Receiver) -> Option<u8> {
     let mut text = Vec::new();
     while !text.contains(&b'\n') && text.len() <= 8 {

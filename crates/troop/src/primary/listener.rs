@@ -49,8 +49,9 @@ impl Socket {
         Socket { options, ..Socket::new(fd, listener) }
     }
 
-    /// Before the primary accepts on it: workers that have copies could have made it wait for connections.
-    /// Those of other users could do it again at any moment, so this thread is watched meanwhile.
+    /// Before the primary accepts on it: workers that have copies could have made it wait for
+    /// connections. Those of other users could do it again at any moment, so this thread is watched
+    /// meanwhile.
     pub(crate) fn never_wait(&self, has_other_users: bool) -> Option<Unblocker> {
         self.options.as_ref()?;
         let _ = socket::set_nonblocking(&self.fd, true);
@@ -75,7 +76,8 @@ impl Socket {
     }
 }
 
-/// A listener's sockets: one, or, for a steered one, the founder of its group and one for each place.
+/// A listener's sockets: one, or, for a steered one, the founder of its group and one for each
+/// place.
 #[derive(Debug)]
 pub(crate) struct Listener {
     /// Their numbers in the driver's table.
@@ -133,13 +135,18 @@ fn invalid() -> io::Error {
 }
 
 fn ip(address: Option<&str>) -> io::Result<Option<IpAddr>> {
-    // Node sends scoped addresses (fe80::1%eth0) as text that std does not parse; those are refused.
+    // Node sends scoped addresses (fe80::1%eth0) as text that std does not parse; those are
+    // refused.
     address.map(|a| a.parse().map_err(|_| invalid())).transpose()
 }
 
 /// Opens a listener for a worker, with its rights to files. Sockets that were there before this
 /// process go before new ones.
-pub(crate) fn open(spec: &BindSpec, inherited: &[InheritedSocket], rights: &Rights) -> io::Result<Opened> {
+pub(crate) fn open(
+    spec: &BindSpec,
+    inherited: &[InheritedSocket],
+    rights: &Rights,
+) -> io::Result<Opened> {
     let mut file = None;
     let (mut given, mut options) = (false, None);
     let fd = if let Some(ready) = inherited.iter().find(|socket| socket.fits(&spec.target)) {
@@ -154,7 +161,8 @@ pub(crate) fn open(spec: &BindSpec, inherited: &[InheritedSocket], rights: &Righ
     if let Some(backlog) = spec.listen {
         socket::listen(&fd, backlog)?;
     }
-    let alone = founded.and_then(|()| if spec.group { try_group(&fd, given) } else { Ok(()) }).err();
+    let alone =
+        founded.and_then(|()| if spec.group { try_group(&fd, given) } else { Ok(()) }).err();
     let alone = alone
         .map(|e| format!("the kernel does not let this socket be steered ({e}), so its connections are handed over in turn"));
     let name = socket::local_address(&fd).map(|address| SockName {
@@ -167,28 +175,48 @@ pub(crate) fn open(spec: &BindSpec, inherited: &[InheritedSocket], rights: &Righ
 
 fn bind(spec: &BindSpec, file: &mut Option<UnixFile>, rights: &Rights) -> io::Result<OwnedFd> {
     Ok(match &spec.target {
-        Bind::Tcp { address, port, ipv6_only } => listen::tcp(ip(address.as_deref())?, *port, *ipv6_only)?,
+        Bind::Tcp { address, port, ipv6_only } => {
+            listen::tcp(ip(address.as_deref())?, *port, *ipv6_only)?
+        }
         Bind::Unix { .. } => {
             let (fd, path) = bind_path(&spec.target, rights)?;
             *file = path;
             fd
         }
         Bind::Udp { address, port, ipv6, ipv6_only, reuse_address } => {
-            let any = || if *ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
-            listen::udp(ip(address.as_deref())?.unwrap_or_else(any), *port, *ipv6_only, *reuse_address)?
+            let any = || {
+                if *ipv6 {
+                    IpAddr::from(Ipv6Addr::UNSPECIFIED)
+                } else {
+                    Ipv4Addr::UNSPECIFIED.into()
+                }
+            };
+            listen::udp(
+                ip(address.as_deref())?.unwrap_or_else(any),
+                *port,
+                *ipv6_only,
+                *reuse_address,
+            )?
         }
         // Those that are offered are there already.
         Bind::Fd { .. } => return Err(invalid()),
     })
 }
 
-/// Binds a Unix socket at a path that a worker has chosen: where the worker itself could have done so, or where the configuration says.
+/// Binds a Unix socket at a path that a worker has chosen: where the worker itself could have done
+/// so, or where the configuration says.
 pub(crate) fn bind_path(target: &Bind, rights: &Rights) -> io::Result<(OwnedFd, Option<UnixFile>)> {
-    let Bind::Unix { path, readable_all, writable_all, named } = target else { return Err(invalid()) };
-    let bind = |rights: Rights| unix(path, *readable_all, *writable_all, &Rights { trusted_links_only: *named, ..rights });
+    let Bind::Unix { path, readable_all, writable_all, named } = target else {
+        return Err(invalid());
+    };
+    let bind = |rights: Rights| {
+        unix(path, *readable_all, *writable_all, &Rights { trusted_links_only: *named, ..rights })
+    };
     let is_less = rights.of.is_some() || rights.sandbox.restricts_files();
     match bind(rights.clone()) {
-        Err(e) if *named && is_less && e.kind() == io::ErrorKind::PermissionDenied => bind(Rights::own()),
+        Err(e) if *named && is_less && e.kind() == io::ErrorKind::PermissionDenied => {
+            bind(Rights::own())
+        }
         result => result,
     }
 }
@@ -208,24 +236,31 @@ pub(crate) fn explain(error: &io::Error, rights: &Rights) -> Option<String> {
         return Some(reason.to_string());
     }
     if error.raw_os_error() == Some(rustix::io::Errno::TIMEDOUT.raw_os_error()) {
-        return Some("the file system there does not answer; its worker gets no path any more".into());
+        return Some(
+            "the file system there does not answer; its worker gets no path any more".into(),
+        );
     }
     if error.kind() != io::ErrorKind::PermissionDenied {
         return None;
     }
     let who = match (&rights.of, rights.sandbox.restricts_files()) {
         (Some(user), false) => format!("user {}, whom the worker runs as, may not", user.uid),
-        (Some(user), true) => format!("user {}, whom the worker runs as, or the worker's sandbox may not", user.uid),
+        (Some(user), true) => {
+            format!("user {}, whom the worker runs as, or the worker's sandbox may not", user.uid)
+        }
         (None, true) => "the worker's sandbox may not".into(),
         (None, false) => return None,
     };
-    Some(format!("{who} make a socket there: let it write to the directory, or name the path in `may_listen`"))
+    Some(format!(
+        "{who} make a socket there: let it write to the directory, or name the path in `may_listen`"
+    ))
 }
 
 /// Whether others can join this socket, and a program choose among them.
 fn try_group(fd: &OwnedFd, given: bool) -> io::Result<()> {
     if given || matches!(socket::kind(fd), Ok(Kind::Udp { .. })) {
-        // One that somebody else has opened may be somebody else's. A UDP socket alone takes no program.
+        // One that somebody else has opened may be somebody else's. A UDP socket alone takes no
+        // program.
         return group::sibling(fd.as_fd()).map(drop);
     }
     // "Return 0".

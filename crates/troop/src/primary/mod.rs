@@ -1,7 +1,7 @@
 //! The primary: starts workers, holds listeners, hands connections over, carries messages.
 //!
-//! [`Builder`] and [`Cluster`] are what a program sees. [`driver`] is the one task that owns the state; it carries out what the pure
-//! [`troop_core::primary::Primary`] decides.
+//! [`Builder`] and [`Cluster`] are what a program sees. [`driver`] is the one task that owns the
+//! state; it carries out what the pure [`troop_core::primary::Primary`] decides.
 
 mod adopt;
 mod builder;
@@ -37,8 +37,13 @@ pub use direct_io::RelayIo;
 pub use handle::WorkerHandle;
 pub(crate) use output::MAX_BYTES as MAX_TAIL;
 pub use output::{Output, Source};
-pub use policies::{HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, Reload, ReplacePolicy, RestartPolicy, WhenFailed};
-pub use snapshot::{ListenerSnapshot, LostListener, Phase, Snapshot, Usage, VacantSlot, WorkerSnapshot};
+pub use policies::{
+    HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, Reload, ReplacePolicy, RestartPolicy,
+    WhenFailed,
+};
+pub use snapshot::{
+    ListenerSnapshot, LostListener, Phase, Snapshot, Usage, VacantSlot, WorkerSnapshot,
+};
 pub(crate) use wake::{Command, DriverHandle};
 
 use crate::error::{Error, Result};
@@ -50,7 +55,8 @@ use crate::settings::Setup;
 /// The most workers that a supervised cluster can be scaled to.
 pub(crate) const MOST_WORKERS: usize = 4096;
 
-/// One fork: what this worker gets beyond the cluster's [`Settings`](crate::Settings). Node's `cluster.fork(env)`.
+/// One fork: what this worker gets beyond the cluster's [`Settings`](crate::Settings). Node's
+/// `cluster.fork(env)`.
 #[derive(Debug, Clone, Default)]
 #[must_use]
 pub struct Fork {
@@ -70,8 +76,9 @@ impl Fork {
         self
     }
 
-    /// Its part of the connections, in relation to the other workers' 100, where the scheduling heeds weights: `weighted`, `steered`,
-    /// `least-connections`, `p2c`, `sticky`. For a canary: `Fork::new().weight(5)`. With 0 it gets none while there are others.
+    /// Its part of the connections, in relation to the other workers' 100, where the scheduling
+    /// heeds weights: `weighted`, `steered`, `least-connections`, `p2c`, `sticky`. For a canary:
+    /// `Fork::new().weight(5)`. With 0 it gets none while there are others.
     pub fn weight(mut self, weight: u32) -> Fork {
         self.weight = Some(weight);
         self
@@ -152,14 +159,14 @@ impl Cluster {
 
     /// Takes on a worker that somebody else has started. After a failure its channel is closed.
     ///
-    /// # Errors
-    /// [`Error::Io`] if its process or its channel cannot be watched, [`Error::Settings`] if there has been a worker with its number,
-    /// [`Error::ClusterOver`].
+    /// # Errors [`Error::Io`] if its process or its channel cannot be watched, [`Error::Settings`]
+    /// if there has been a worker with its number, [`Error::ClusterOver`].
     pub async fn adopt(&self, adoption: Adoption) -> Result<WorkerHandle> {
         self.inner.driver_handle.ask(|done| Command::Adopt(Box::new(adoption), done)).await?
     }
 
-    /// As [`Cluster::adopt`], for code that is not async. Waits for the primary's turn, which is short.
+    /// As [`Cluster::adopt`], for code that is not async. Waits for the primary's turn, which is
+    /// short.
     ///
     /// # Errors
     /// As [`Cluster::adopt`].
@@ -170,7 +177,8 @@ impl Cluster {
         self.inner.driver_handle.ask_blocking(|done| Command::Adopt(Box::new(adoption), done))?
     }
 
-    /// Starts a worker. Resolves when its process runs. Dropping the future does not take the fork back.
+    /// Starts a worker. Resolves when its process runs. Dropping the future does not take the fork
+    /// back.
     ///
     /// # Errors
     /// [`Error::Spawn`] with the real cause, [`Error::Settings`], [`Error::ClusterOver`].
@@ -191,8 +199,8 @@ impl Cluster {
         self.inner.bus.subscribe(max_bytes)
     }
 
-    /// The live workers by number. As in Node, a worker leaves this table when the primary tells it to disconnect, or else with the
-    /// later of its disconnect and its exit.
+    /// The live workers by number. As in Node, a worker leaves this table when the primary tells it
+    /// to disconnect, or else with the later of its disconnect and its exit.
     #[must_use]
     pub fn workers(&self) -> Vec<WorkerHandle> {
         self.inner.table.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
@@ -204,7 +212,8 @@ impl Cluster {
         self.inner.table.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
-    /// Sends a message to all connected workers. A worker whose queue is full, or that is leaving, is reported, not waited for.
+    /// Sends a message to all connected workers. A worker whose queue is full, or that is leaving,
+    /// is reported, not waited for.
     pub fn broadcast<T: Serialize + ?Sized>(&self, message: &T) -> Broadcast {
         let mut result = Broadcast::default();
         for worker in self.workers() {
@@ -216,8 +225,9 @@ impl Cluster {
         result
     }
 
-    /// Tells all workers to finish, and waits until every process has ended and the listeners are closed. There is no deadline; a
-    /// worker that does not leave can be [killed](WorkerHandle::kill). (Node calls back when the *first* worker is gone.)
+    /// Tells all workers to finish, and waits until every process has ended and the listeners are
+    /// closed. There is no deadline; a worker that does not leave can be
+    /// [killed](WorkerHandle::kill). (Node calls back when the *first* worker is gone.)
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -225,8 +235,10 @@ impl Cluster {
         self.inner.driver_handle.ask(Command::DisconnectAll).await
     }
 
-    /// Replaces supervised workers, each only after its successor is ready, as far as the [`ReplacePolicy`](crate::ReplacePolicy) says so. Progress comes as events. If it fails, the old
-    /// workers that are left go on, and so do the new ones that have proven good: there is nothing to go back to. With [`Cluster::reload_as`] there is.
+    /// Replaces supervised workers, each only after its successor is ready, as far as the
+    /// [`ReplacePolicy`](crate::ReplacePolicy) says so. Progress comes as events. If it fails, the
+    /// old workers that are left go on, and so do the new ones that have proven good: there is
+    /// nothing to go back to. With [`Cluster::reload_as`] there is.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -234,8 +246,8 @@ impl Cluster {
         self.reload_with(Reload::new())
     }
 
-    /// The same, with new workers that are started as these changes say. If the reload fails, the changes are taken back, and so are the workers
-    /// that it had brought.
+    /// The same, with new workers that are started as these changes say. If the reload fails, the
+    /// changes are taken back, and so are the workers that it had brought.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -243,8 +255,8 @@ impl Cluster {
         self.reload_with(Reload::new().setup(changes))
     }
 
-    /// The same, as `reload` says. A reload fails if no new worker listens on an address of the old ones, unless that is
-    /// [allowed](Reload::allow_moved).
+    /// The same, as `reload` says. A reload fails if no new worker listens on an address of the old
+    /// ones, unless that is [allowed](Reload::allow_moved).
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -252,8 +264,8 @@ impl Cluster {
         self.inner.driver_handle.send(Command::Reload(Box::new(reload)))
     }
 
-    /// Replaces one supervised worker, its successor first; `reason` is for the event. False if the worker is not in service, or others are being
-    /// replaced.
+    /// Replaces one supervised worker, its successor first; `reason` is for the event. False if the
+    /// worker is not in service, or others are being replaced.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -261,7 +273,8 @@ impl Cluster {
         self.inner.driver_handle.ask(|done| Command::Recycle(worker, reason.into(), done)).await
     }
 
-    /// Ends all supervised workers gracefully and keeps their listeners, so that clients wait, until [`Cluster::reload`] starts new ones.
+    /// Ends all supervised workers gracefully and keeps their listeners, so that clients wait,
+    /// until [`Cluster::reload`] starts new ones.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -279,28 +292,39 @@ impl Cluster {
         Ok(snapshot)
     }
 
-    /// Changes how many supervised workers there are. New ones are started at once; those that are too many finish, the last ones first, and
-    /// listeners that none of the others has are closed. With 0 workers the listeners stay open, and clients wait.
-    /// Without effect where the program forks, and while the cluster stops.
+    /// Changes how many supervised workers there are. New ones are started at once; those that are
+    /// too many finish, the last ones first, and listeners that none of the others has are closed.
+    /// With 0 workers the listeners stay open, and clients wait. Without effect where the program
+    /// forks, and while the cluster stops.
     ///
     /// # Errors
     /// [`Error::Settings`] for more than 4096 workers, [`Error::ClusterOver`].
     pub fn scale(&self, workers: usize) -> Result<()> {
         if workers > MOST_WORKERS {
-            return Err(Error::Settings(format!("a cluster has 0 to {MOST_WORKERS} workers, not {workers}")));
+            return Err(Error::Settings(format!(
+                "a cluster has 0 to {MOST_WORKERS} workers, not {workers}"
+            )));
         }
         self.inner.driver_handle.send(Command::Scale(workers))
     }
 
-    /// Changes how connections are spread: of one listener (`"127.0.0.1:8000"`, `"8000"`, `"udp:53"`, `"/run/app.sock"`: see
-    /// [`Pattern`](crate::Pattern)), or, with `None`, of all that nothing else was chosen for. Where the primary hands connections over
-    /// before and after, open listeners change at once. To and from [`Scheduling::Shared`] and [`Scheduling::Steered`] they change when
-    /// they are opened the next time; those are returned.
+    /// Changes how connections are spread: of one listener (`"127.0.0.1:8000"`, `"8000"`,
+    /// `"udp:53"`, `"/run/app.sock"`: see [`Pattern`](crate::Pattern)), or, with `None`, of all
+    /// that nothing else was chosen for. Where the primary hands connections over before and after,
+    /// open listeners change at once. To and from [`Scheduling::Shared`] and
+    /// [`Scheduling::Steered`] they change when they are opened the next time; those are returned.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
-    pub async fn set_scheduling(&self, listener: Option<Pattern>, scheduling: Scheduling) -> Result<Vec<Address>> {
-        self.inner.driver_handle.ask(|done| Command::SetScheduling(listener, scheduling, done)).await
+    pub async fn set_scheduling(
+        &self,
+        listener: Option<Pattern>,
+        scheduling: Scheduling,
+    ) -> Result<Vec<Address>> {
+        self.inner
+            .driver_handle
+            .ask(|done| Command::SetScheduling(listener, scheduling, done))
+            .await
     }
 
     /// Lets workers have one more socket of this process; see [`Builder::inherited`].
@@ -311,7 +335,8 @@ impl Cluster {
         self.inner.driver_handle.send(Command::Offer(socket))
     }
 
-    /// Changes what [`Builder::keep_listeners`] has said. With false, those that nobody listens on any more are closed at once.
+    /// Changes what [`Builder::keep_listeners`] has said. With false, those that nobody listens on
+    /// any more are closed at once.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -319,9 +344,11 @@ impl Cluster {
         self.inner.driver_handle.send(Command::KeepListeners(keep))
     }
 
-    /// Says whether workers are to be forked in the place of those that have ended, where the program forks. With true, listeners that no worker has
-    /// are kept open for them; with false, they close when the workers that are starting have had the time to ask for them. Until it is said, and
-    /// after each end of a worker, they stay open until a worker is ready that was forked later.
+    /// Says whether workers are to be forked in the place of those that have ended, where the
+    /// program forks. With true, listeners that no worker has are kept open for them; with false,
+    /// they close when the workers that are starting have had the time to ask for them. Until it is
+    /// said, and after each end of a worker, they stay open until a worker is ready that was forked
+    /// later.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -330,8 +357,9 @@ impl Cluster {
         self.inner.driver_handle.send(Command::ForksToCome(forks))
     }
 
-    /// Where a worker listens under names that do not depend on the worker: no port 0, no path with the number of its process. What several workers
-    /// have there, their successors should have too.
+    /// Where a worker listens under names that do not depend on the worker: no port 0, no path with
+    /// the number of its process. What several workers have there, their successors should have
+    /// too.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -347,8 +375,9 @@ impl Cluster {
         self.inner.driver_handle.ask_blocking(|done| Command::FixedAddresses(worker, done))
     }
 
-    /// Answers a [`Question`](crate::Question): which worker is to have the connection, or that it does not matter. An answer that comes too
-    /// late, or names a worker that cannot have it, is one that it does not matter.
+    /// Answers a [`Question`](crate::Question): which worker is to have the connection, or that it
+    /// does not matter. An answer that comes too late, or names a worker that cannot have it, is
+    /// one that it does not matter.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -365,8 +394,10 @@ impl Cluster {
     }
 }
 
-/// Gives memory back that was only needed to start: pages of this process's code, which the system reads again when they are run. For a primary that runs for long and should be small; the kernel would do
-/// the same when memory is short. Costs a millisecond. Returns how many bytes of code there are; 0 under a debugger, where nothing is done.
+/// Gives memory back that was only needed to start: pages of this process's code, which the system
+/// reads again when they are run. For a primary that runs for long and should be small; the kernel
+/// would do the same when memory is short. Costs a millisecond. Returns how many bytes of code
+/// there are; 0 under a debugger, where nothing is done.
 pub fn forget_startup() -> usize {
     troop_sys::process::forget_code()
 }

@@ -1,4 +1,5 @@
-//! Reads what workers write to standard output and error: passes it on, or gives it to the program, and remembers the end of standard error.
+//! Reads what workers write to standard output and error: passes it on, or gives it to the program,
+//! and remembers the end of standard error.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, PipeReader, Read, Write};
@@ -34,8 +35,10 @@ impl Tail {
 
     pub(crate) fn text(&self, patience: Duration) -> String {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (state, _) =
-            self.ended.wait_timeout_while(state, patience, |(_, ended)| !*ended).unwrap_or_else(PoisonError::into_inner);
+        let (state, _) = self
+            .ended
+            .wait_timeout_while(state, patience, |(_, ended)| !*ended)
+            .unwrap_or_else(PoisonError::into_inner);
         let bytes: Vec<u8> = state.0.iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<&str> = text.lines().collect();
@@ -55,9 +58,11 @@ pub struct Source {
     pub error: bool,
 }
 
-/// Takes what workers with [`Stdio::Collect`](crate::Stdio::Collect) write: see [`Builder::output`](crate::Builder::output).
+/// Takes what workers with [`Stdio::Collect`](crate::Stdio::Collect) write: see
+/// [`Builder::output`](crate::Builder::output).
 ///
-/// It is called by one thread of its own. While it works, workers that write much wait; the primary does not.
+/// It is called by one thread of its own. While it works, workers that write much wait; the primary
+/// does not.
 pub trait Output: Send {
     /// Something was written: bytes as they came, so a line may be spread over several calls.
     fn write(&mut self, source: Source, bytes: &[u8]);
@@ -96,7 +101,8 @@ struct Streams {
 
 /// Wakes the thread.
 const EVENT_FD: u64 = 0;
-/// Streams of workers that have ended, which live on in processes that they have left behind. The oldest are closed when there are more.
+/// Streams of workers that have ended, which live on in processes that they have left behind. The
+/// oldest are closed when there are more.
 const MAX_LEFT: usize = 32;
 
 fn lock(streams: &Mutex<Streams>) -> MutexGuard<'_, Streams> {
@@ -110,7 +116,8 @@ impl Drop for Forwarder {
     }
 }
 
-/// A thread that copies. When what it copies to is slow, the workers wait, as they would on an inherited one; the primary does not.
+/// A thread that copies. When what it copies to is slow, the workers wait, as they would on an
+/// inherited one; the primary does not.
 pub(crate) struct Forwarder {
     poller: Arc<Poller>,
     streams: Arc<Mutex<Streams>>,
@@ -136,21 +143,37 @@ impl Forwarder {
     }
 
     /// The end of what is written there is remembered if it is standard error.
-    pub(crate) fn add(&mut self, pipe: PipeReader, source: Source, fate: Fate) -> io::Result<Option<Arc<Tail>>> {
+    pub(crate) fn add(
+        &mut self,
+        pipe: PipeReader,
+        source: Source,
+        fate: Fate,
+    ) -> io::Result<Option<Arc<Tail>>> {
         self.last += 1;
         let tail = source.error.then(|| Arc::new(Tail::default()));
         let mut streams = lock(&self.streams);
         self.poller.add(&pipe, self.last, Interest::Read)?;
-        let stream = Stream { pipe: Arc::new(pipe), is_left: false, source, tail: tail.clone(), fate };
+        let stream =
+            Stream { pipe: Arc::new(pipe), is_left: false, source, tail: tail.clone(), fate };
         streams.open.insert(self.last, stream);
         Ok(tail)
     }
 
-    /// A worker has ended. Processes that it has left behind may go on writing, but not those of ever more workers.
+    /// A worker has ended. Processes that it has left behind may go on writing, but not those of
+    /// ever more workers.
     pub(crate) fn ended(&self, worker: WorkerId) {
         let mut streams = lock(&self.streams);
-        streams.open.values_mut().filter(|stream| stream.source.worker == worker).for_each(|stream| stream.is_left = true);
-        let left: Vec<u64> = streams.open.iter().filter(|(_, stream)| stream.is_left).map(|(token, _)| *token).collect();
+        streams
+            .open
+            .values_mut()
+            .filter(|stream| stream.source.worker == worker)
+            .for_each(|stream| stream.is_left = true);
+        let left: Vec<u64> = streams
+            .open
+            .iter()
+            .filter(|(_, stream)| stream.is_left)
+            .map(|(token, _)| *token)
+            .collect();
         let surplus = left.len().saturating_sub(MAX_LEFT);
         for token in &left[..surplus] {
             let Some(stream) = streams.open.remove(token) else { continue };
@@ -173,7 +196,12 @@ impl Stream {
     }
 }
 
-fn copy(mut poller: Poller, streams: &Mutex<Streams>, event_fd: &EventFd, mut output: Option<Box<dyn Output>>) {
+fn copy(
+    mut poller: Poller,
+    streams: &Mutex<Streams>,
+    event_fd: &EventFd,
+    mut output: Option<Box<dyn Output>>,
+) {
     let (mut ready, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
     while poller.wait(None, &mut ready).is_ok() {
         for event in ready.drain(..) {
@@ -184,7 +212,10 @@ fn copy(mut poller: Poller, streams: &Mutex<Streams>, event_fd: &EventFd, mut ou
                 continue;
             }
             // Read outside the lock: adding a stream must not wait for a slow terminal.
-            let stream = lock(streams).open.get(&event.token).map(|s| (s.pipe.clone(), s.source, s.tail.clone(), s.fate));
+            let stream = lock(streams)
+                .open
+                .get(&event.token)
+                .map(|s| (s.pipe.clone(), s.source, s.tail.clone(), s.fate));
             // Otherwise it was dismissed a moment ago.
             let Some((pipe, source, tail, fate)) = stream else { continue };
             match (&*pipe).read(&mut buffer) {
@@ -193,7 +224,9 @@ fn copy(mut poller: Poller, streams: &Mutex<Streams>, event_fd: &EventFd, mut ou
                     tail.iter().for_each(|tail| tail.push(bytes));
                     match (fate, &mut output) {
                         // Nobody to tell when the primary's own stream is closed.
-                        (Fate::Forwarded, _) if source.error => drop(io::stderr().lock().write_all(bytes)),
+                        (Fate::Forwarded, _) if source.error => {
+                            drop(io::stderr().lock().write_all(bytes))
+                        }
                         (Fate::Forwarded, _) => {
                             let mut out = io::stdout().lock();
                             drop(out.write_all(bytes).and_then(|()| out.flush()));

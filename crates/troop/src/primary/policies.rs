@@ -8,37 +8,43 @@ use crate::settings::Setup;
 
 /// When workers that end unexpectedly are started again, and when the cluster gives up.
 ///
-/// Each slot has a back-off of its own: a worker that was ready for `min_uptime` is followed by another at once, others after `first_delay`,
-/// doubled for each further one of the slot, up to `max_delay`. The delay stays at `first_delay` where the worker had taken connections
-/// from the primary, and goes back to it for slots whose workers had been ready while clients wait and no worker is ready: a request that ends
-/// workers does not keep the others waiting. Delays are shortened by chance by up to a quarter; restarts of many slots at once are spread.
+/// Each slot has a back-off of its own: a worker that was ready for `min_uptime` is followed by
+/// another at once, others after `first_delay`, doubled for each further one of the slot, up to
+/// `max_delay`. The delay stays at `first_delay` where the worker had taken connections from the
+/// primary, and goes back to it for slots whose workers had been ready while clients wait and no
+/// worker is ready: a request that ends workers does not keep the others waiting. Delays are
+/// shortened by chance by up to a quarter; restarts of many slots at once are spread.
 ///
-/// Giving up is for a cluster that cannot start: as long as no worker has ever been ready, it gives up after `max_ends` ends within
-/// `window`, or when none has become ready for `window` (or [`ReplacePolicy::ready_timeout`], if that is longer). Once a worker has been
-/// ready, it goes on: listeners stay (see [`Builder::keep_listeners`](crate::Builder::keep_listeners)), clients wait, and restarts go on, unless
-/// `when_failed` says otherwise.
+/// Giving up is for a cluster that cannot start: as long as no worker has ever been ready, it gives
+/// up after `max_ends` ends within `window`, or when none has become ready for `window` (or
+/// [`ReplacePolicy::ready_timeout`], if that is longer). Once a worker has been ready, it goes on:
+/// listeners stay (see [`Builder::keep_listeners`](crate::Builder::keep_listeners)), clients wait,
+/// and restarts go on, unless `when_failed` says otherwise.
 #[derive(Debug, Clone)]
 pub struct RestartPolicy {
     /// Which ends are followed by a restart. Default: all that were not asked for.
     pub restart: Restart,
-    /// Exit codes that are not followed by one, whatever `restart` says. Default: none. When all workers have ended for good, so has the cluster.
+    /// Exit codes that are not followed by one, whatever `restart` says. Default: none. When all
+    /// workers have ended for good, so has the cluster.
     pub final_codes: Vec<i32>,
     /// A worker that was ready for this long is restarted at once when it ends. Default: 1 s.
     pub min_uptime: Duration,
-    /// The delay before the first restart of a slot whose worker was not; doubled each time. Default: 100 ms.
+    /// The delay before the first restart of a slot whose worker was not; doubled each time.
+    /// Default: 100 ms.
     pub first_delay: Duration,
     /// The longest delay. Default: 5 s.
     pub max_delay: Duration,
-    /// How long a start may be without a ready worker; ends are counted over this time. With [`WhenFailed::End`] also how long the cluster may be
-    /// without one later. Default: 120 s.
+    /// How long a start may be without a ready worker; ends are counted over this time. With
+    /// [`WhenFailed::End`] also how long the cluster may be without one later. Default: 120 s.
     pub window: Duration,
-    /// This many ends within the window, of all workers together, and a start that never had a ready worker has failed. Default: 4 per worker, at
-    /// least 8.
+    /// This many ends within the window, of all workers together, and a start that never had a
+    /// ready worker has failed. Default: 4 per worker, at least 8.
     pub max_ends: usize,
-    /// What follows when workers had been ready and none is any more. Default: [`WhenFailed::Stay`].
+    /// What follows when workers had been ready and none is any more. Default:
+    /// [`WhenFailed::Stay`].
     pub when_failed: WhenFailed,
-    /// Workers of this cluster were ready before this process began, for example before a restart in place: the cluster does not give up like one
-    /// that was never ready. Default: false.
+    /// Workers of this cluster were ready before this process began, for example before a restart
+    /// in place: the cluster does not give up like one that was never ready. Default: false.
     pub been_ready: bool,
 }
 
@@ -48,7 +54,8 @@ pub enum WhenFailed {
     /// It stays and goes on starting workers, up to [`RestartPolicy::max_delay`] apart.
     #[default]
     Stay,
-    /// It ends with [`Error::GaveUp`](crate::Error::GaveUp) when no worker has been ready for [`RestartPolicy::window`].
+    /// It ends with [`Error::GaveUp`](crate::Error::GaveUp) when no worker has been ready for
+    /// [`RestartPolicy::window`].
     End,
 }
 
@@ -56,10 +63,29 @@ impl RestartPolicy {
     /// The defaults for this many workers.
     #[must_use]
     pub fn new(workers: usize) -> RestartPolicy {
-        let supervise::Config { restart, final_codes, min_uptime, first_delay, max_delay, window, max_ends, been_ready, .. } =
-            supervise::Config::new(workers);
+        let supervise::Config {
+            restart,
+            final_codes,
+            min_uptime,
+            first_delay,
+            max_delay,
+            window,
+            max_ends,
+            been_ready,
+            ..
+        } = supervise::Config::new(workers);
         let when_failed = WhenFailed::Stay;
-        RestartPolicy { restart, final_codes, min_uptime, first_delay, max_delay, window, max_ends, when_failed, been_ready }
+        RestartPolicy {
+            restart,
+            final_codes,
+            min_uptime,
+            first_delay,
+            max_delay,
+            window,
+            max_ends,
+            when_failed,
+            been_ready,
+        }
     }
 
     pub(super) fn apply(&self, config: &mut supervise::Config) {
@@ -76,22 +102,31 @@ impl RestartPolicy {
 pub struct ReplacePolicy {
     /// When a new worker is ready.
     pub ready_when: ReadyWhen,
-    /// How long it may take until it is. One that replaces a worker that ended is ended then, and followed like one that failed. Default: 30 s.
+    /// How long it may take until it is. One that replaces a worker that ended is ended then, and
+    /// followed like one that failed. Default: 30 s.
     pub ready_timeout: Duration,
-    /// How long the first new worker of a reload must have been ready before the first old one leaves. Until then it gets no connections. Default: 2 s.
-    /// So a version that dies a moment after it listens replaces nobody.
+    /// How long the first new worker of a reload must have been ready before the first old one
+    /// leaves. Until then it gets no connections. Default: 2 s. So a version that dies a moment
+    /// after it listens replaces nobody.
     pub min_ready_time: Duration,
     /// How many workers may be started beyond those that there should be. Default: 1.
     pub max_surge: usize,
-    /// How many workers may be missing meanwhile: their old ones leave before the new ones start. Default: 0. With both at 0, one is started
-    /// beyond.
+    /// How many workers may be missing meanwhile: their old ones leave before the new ones start.
+    /// Default: 0. With both at 0, one is started beyond.
     pub max_unavailable: usize,
 }
 
 impl Default for ReplacePolicy {
     fn default() -> ReplacePolicy {
-        let supervise::Config { ready_timeout, min_ready_time, max_surge, max_unavailable, .. } = supervise::Config::new(1);
-        ReplacePolicy { ready_when: ReadyWhen::Auto, ready_timeout, min_ready_time, max_surge, max_unavailable }
+        let supervise::Config { ready_timeout, min_ready_time, max_surge, max_unavailable, .. } =
+            supervise::Config::new(1);
+        ReplacePolicy {
+            ready_when: ReadyWhen::Auto,
+            ready_timeout,
+            min_ready_time,
+            max_surge,
+            max_unavailable,
+        }
     }
 }
 
@@ -121,17 +156,20 @@ impl Reload {
         Reload::default()
     }
 
-    /// Starts the new workers as these changes say. If the reload fails, the changes are taken back, and so are the workers that it had brought.
+    /// Starts the new workers as these changes say. If the reload fails, the changes are taken
+    /// back, and so are the workers that it had brought.
     #[must_use]
     pub fn setup(mut self, changes: Setup) -> Reload {
         self.changes = Some(changes);
         self
     }
 
-    /// Whether the new workers may listen elsewhere than the old ones. Otherwise the reload fails when a new worker is ready but does not listen, within
-    /// [`ReplacePolicy::ready_timeout`], on an address that several of the old workers have, or that the only one has; and when no new worker listens
-    /// where only one of several did, before that one leaves. Port 0 and paths with the number of the process do not count. Default: false. An old
-    /// address that no worker has any more is closed.
+    /// Whether the new workers may listen elsewhere than the old ones. Otherwise the reload fails
+    /// when a new worker is ready but does not listen, within [`ReplacePolicy::ready_timeout`], on
+    /// an address that several of the old workers have, or that the only one has; and when no new
+    /// worker listens where only one of several did, before that one leaves. Port 0 and paths with
+    /// the number of the process do not count. Default: false. An old address that no worker has
+    /// any more is closed.
     #[must_use]
     pub fn allow_moved(mut self, allow: bool) -> Reload {
         self.allow_moved = allow;
@@ -142,8 +180,8 @@ impl Reload {
 /// When a worker counts as ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReadyWhen {
-    /// When it listens. If its predecessor did not listen either: when it has been there for 3 s, or, if it does not speak Node's protocol, for
-    /// [`RestartPolicy::min_uptime`].
+    /// When it listens. If its predecessor did not listen either: when it has been there for 3 s,
+    /// or, if it does not speak Node's protocol, for [`RestartPolicy::min_uptime`].
     #[default]
     Auto,
     /// When it listens.
@@ -154,7 +192,8 @@ pub enum ReadyWhen {
     Notified,
 }
 
-/// When a worker is replaced although nothing is wrong with it: one at a time, its successor first, as in a reload.
+/// When a worker is replaced although nothing is wrong with it: one at a time, its successor first,
+/// as in a reload.
 #[derive(Debug, Clone)]
 pub struct RecyclePolicy {
     /// When it has more resident memory than this, in bytes.
@@ -163,7 +202,8 @@ pub struct RecyclePolicy {
     pub age: Option<Duration>,
     /// When it has taken more connections than this from the primary.
     pub connections: Option<u64>,
-    /// By up to which part age and connections are lowered by chance, so that not all are due at once. Default: 0.1.
+    /// By up to which part age and connections are lowered by chance, so that not all are due at
+    /// once. Default: 0.1.
     pub jitter: f64,
 }
 
@@ -179,7 +219,8 @@ impl RecyclePolicy {
     }
 }
 
-/// A test of each worker, from time to time. One that fails it is replaced; a successor that fails it too changes nothing for the worse.
+/// A test of each worker, from time to time. One that fails it is replaced; a successor that fails
+/// it too changes nothing for the worse.
 #[derive(Debug, Clone)]
 pub struct HealthCheck {
     /// What is tested.
@@ -201,7 +242,8 @@ pub enum HealthTest {
     Tcp,
     /// The worker takes a connection and answers `GET` of this path with a status from 200 to 399.
     Http(String),
-    /// This command, run by `sh`, ends with 0. It finds `TROOP_WORKER`, `TROOP_WORKER_PID` and `TROOP_SLOT` in its environment.
+    /// This command, run by `sh`, ends with 0. It finds `TROOP_WORKER`, `TROOP_WORKER_PID` and
+    /// `TROOP_SLOT` in its environment.
     Command(String),
 }
 

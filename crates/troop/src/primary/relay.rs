@@ -1,4 +1,5 @@
-//! The way of a worker's messages to a program that wants them as a channel of Node's instead of as events.
+//! The way of a worker's messages to a program that wants them as a channel of Node's instead of as
+//! events.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
@@ -77,7 +78,8 @@ impl Relay {
 
     /// Whether so much waits for the program that nothing more is read from the worker.
     pub(crate) fn is_full(&self) -> bool {
-        self.outbox.len().max(self.unconfirmed_bytes) > MAX_QUEUED || self.unconfirmed.len() >= self.most_handles
+        self.outbox.len().max(self.unconfirmed_bytes) > MAX_QUEUED
+            || self.unconfirmed.len() >= self.most_handles
     }
 
     /// Whether the program's thread reads the worker's channel, and nobody else does.
@@ -87,7 +89,8 @@ impl Relay {
 
     /// Whether the program has everything that was written to its socket.
     pub(crate) fn is_clear(&mut self) -> bool {
-        self.is_behind = self.is_behind && !(self.unconfirmed.is_empty() && troop_sys::socket::is_all_read(&self.socket));
+        self.is_behind = self.is_behind
+            && !(self.unconfirmed.is_empty() && troop_sys::socket::is_all_read(&self.socket));
         !self.is_behind
     }
 
@@ -119,12 +122,16 @@ impl Relay {
         }
     }
 
-    /// Whether a ticket is of a socket of the program's; then the program is told, unless the worker has gone: it would send the socket
-    /// again, and the end of the channel tells it more.
+    /// Whether a ticket is of a socket of the program's; then the program is told, unless the
+    /// worker has gone: it would send the socket again, and the end of the channel tells it more.
     pub(crate) fn settled(&mut self, ticket: u64, delivered: bool) -> bool {
         let known = self.tickets.remove(&ticket);
         if known && !self.last {
-            send_line(&mut self.outbox, self.advanced, if delivered { HANDLE_ACK } else { HANDLE_NACK });
+            send_line(
+                &mut self.outbox,
+                self.advanced,
+                if delivered { HANDLE_ACK } else { HANDLE_NACK },
+            );
         }
         known
     }
@@ -154,7 +161,8 @@ impl Relay {
             if let Some(internal) = internal {
                 let parsed = incoming::parse(&internal);
                 // Also one whose message is nested too deeply to be looked at.
-                let carries = matches!(parsed, Ok(Incoming::Handle(_))) || (parsed.is_err() && internal.starts_with(HANDLE));
+                let carries = matches!(parsed, Ok(Incoming::Handle(_)))
+                    || (parsed.is_err() && internal.starts_with(HANDLE));
                 match parsed {
                     Ok(Incoming::HandleAck) => {
                         answers.push(true);
@@ -165,15 +173,18 @@ impl Relay {
                         continue;
                     }
                     Ok(Incoming::Cluster(message)) => {
-                        // The other thing that it says, that it has seen a worker leave, has been said already.
+                        // The other thing that it says, that it has seen a worker leave, has been
+                        // said already.
                         if message.act == Some(Act::Disconnect) {
                             core.disconnect(worker, false, None);
                         }
                         continue;
                     }
                     _ if carries => {
-                        // What Node sends a second time it wraps a second time, and cannot read that itself.
-                        if let Some(at) = memmem::find(&text[..text.len().min(REWRAPPED_WITHIN)], REWRAPPED)
+                        // What Node sends a second time it wraps a second time, and cannot read
+                        // that itself.
+                        if let Some(at) =
+                            memmem::find(&text[..text.len().min(REWRAPPED_WITHIN)], REWRAPPED)
                             && !self.advanced
                         {
                             text = &text[at + MESSAGE.len()..text.len() - 1];

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use troop_core::WorkerId;
 use troop_core::primary::{WorkerState, WorkerStats};
 
-/// A cluster at one moment: what everything reads that shows one. From [`Cluster::snapshot`](crate::Cluster::snapshot). Times are in
-/// milliseconds, sizes in bytes.
+/// A cluster at one moment: what everything reads that shows one. From
+/// [`Cluster::snapshot`](crate::Cluster::snapshot). Times are in milliseconds, sizes in bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Snapshot {
@@ -46,12 +46,14 @@ pub struct Snapshot {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Phase {
-    /// No worker has been ready yet; or slots have not had a ready worker yet, and none has lost its worker.
+    /// No worker has been ready yet; or slots have not had a ready worker yet, and none has lost
+    /// its worker.
     Starting,
     /// It serves, and every slot that is to have a ready worker has one.
     Running,
-    /// After a worker had been ready: the worker of some slots has ended, or could not be started, and no ready one has followed (see
-    /// [`Snapshot::ready`]). Or clients cannot reach an address any more (see [`Snapshot::lost`]).
+    /// After a worker had been ready: the worker of some slots has ended, or could not be started,
+    /// and no ready one has followed (see [`Snapshot::ready`]). Or clients cannot reach an address
+    /// any more (see [`Snapshot::lost`]).
     Degraded,
     /// It replaces its workers.
     Reloading,
@@ -67,9 +69,11 @@ pub enum Phase {
 pub struct VacantSlot {
     /// Its number.
     pub slot: u32,
-    /// Workers in a row that were not ready for [`RestartPolicy::min_uptime`](crate::RestartPolicy::min_uptime).
+    /// Workers in a row that were not ready for
+    /// [`RestartPolicy::min_uptime`](crate::RestartPolicy::min_uptime).
     pub quick_ends: u32,
-    /// Milliseconds until the next one is started; `None` if it is being started now, or none is to follow.
+    /// Milliseconds until the next one is started; `None` if it is being started now, or none is to
+    /// follow.
     pub retry_ms: Option<u64>,
     /// How its last worker ended, if none is to follow.
     pub finished: Option<String>,
@@ -112,7 +116,8 @@ pub struct WorkerSnapshot {
     /// Whether it counts as up; `None` if the program forks.
     #[serde(default)]
     pub ready: Option<bool>,
-    /// 1 for the first workers, one more with each reload; `None` if it is leaving, or the program forks.
+    /// 1 for the first workers, one more with each reload; `None` if it is leaving, or the program
+    /// forks.
     #[serde(default)]
     pub generation: Option<u32>,
     /// Its part of the connections.

@@ -81,7 +81,12 @@ pub(crate) fn spawn(
                     Stdio::Forward if number > 0 => Some(Fate::Forwarded),
                     Stdio::Capture if number == 2 => Some(Fate::Remembered),
                     Stdio::Collect if number > 0 => Some(Fate::Collected),
-                    Stdio::Pipe | Stdio::Inherit | Stdio::Null | Stdio::Forward | Stdio::Capture | Stdio::Collect => None,
+                    Stdio::Pipe
+                    | Stdio::Inherit
+                    | Stdio::Null
+                    | Stdio::Forward
+                    | Stdio::Capture
+                    | Stdio::Collect => None,
                 };
                 if number == 0 {
                     (child_ends[0], pipes[0]) = (Some(reader.into()), Some(writer.into()));
@@ -90,20 +95,29 @@ pub(crate) fn spawn(
                         Some(forwarder) => forwarder,
                         none => {
                             let output = spawner.output.take();
-                            none.insert(Forwarder::start(output).map_err(failed("start the thread for the output"))?)
+                            none.insert(
+                                Forwarder::start(output)
+                                    .map_err(failed("start the thread for the output"))?,
+                            )
                         }
                     };
                     let source = Source { worker, slot, error: number == 2 };
-                    let added = forwarder.add(reader, source, fate).map_err(failed("watch the output"))?;
+                    let added =
+                        forwarder.add(reader, source, fate).map_err(failed("watch the output"))?;
                     tail = added.or(tail);
                     child_ends[number] = Some(writer.into());
                 } else {
-                    (child_ends[number], pipes[number]) = (Some(writer.into()), Some(reader.into()));
+                    (child_ends[number], pipes[number]) =
+                        (Some(writer.into()), Some(reader.into()));
                 }
             }
         }
     }
-    let own = settings.activation.iter().flat_map(|sockets| sockets.iter()).map(|socket| socket.of_slot(slot.unwrap_or(0)));
+    let own = settings
+        .activation
+        .iter()
+        .flat_map(|sockets| sockets.iter())
+        .map(|socket| socket.of_slot(slot.unwrap_or(0)));
     let own = own.collect::<io::Result<Vec<_>>>().map_err(failed("open the sockets for it"))?;
     let mut fds = match &settings.activation {
         None => vec![(CHANNEL_NUMBER, theirs.as_fd())],
@@ -123,7 +137,11 @@ pub(crate) fn spawn(
             Some(tree.make(worker, limits)?)
         }
     };
-    let entrance = cgroup.as_ref().map(WorkerCgroup::entrance).transpose().map_err(failed("open its control group"))?;
+    let entrance = cgroup
+        .as_ref()
+        .map(WorkerCgroup::entrance)
+        .transpose()
+        .map_err(failed("open its control group"))?;
     let mut command = settings.command(slot, prepared.env)?;
     command.candidates = prepared.candidates;
     command.argv = prepared.argv;
@@ -148,22 +166,36 @@ pub(crate) fn spawn(
 pub(crate) fn step(e: &spawn::SpawnError, settings: &Settings) -> String {
     match (e.step, &settings.cwd) {
         (spawn::Step::Directory, Some(cwd)) => format!("{e} {}", cwd.display()),
-        (spawn::Step::Exec, _) if settings.sandbox.read.is_some() && e.source.kind() == io::ErrorKind::PermissionDenied => {
-            format!("{e} (it, its interpreter and its loader must be below one of the paths that the sandbox lets it read)")
+        (spawn::Step::Exec, _)
+            if settings.sandbox.read.is_some()
+                && e.source.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            format!(
+                "{e} (it, its interpreter and its loader must be below one of the paths that the sandbox lets it read)"
+            )
         }
         _ => e.to_string(),
     }
 }
 
-/// What a stream is connected to that the primary would share with a worker. Whoever has a descriptor of a terminal can read what is typed there, and
-/// change how it behaves; one who leads a process group is stopped when it reads from there. A worker of another user gets none of the primary's
-/// streams at all: it could empty a file, end a socket for all, or fill a pipe that the primary writes to.
-fn apart(settings: &Settings, number: usize, stdio: Stdio, inherited: &impl io::IsTerminal) -> Stdio {
+/// What a stream is connected to that the primary would share with a worker. Whoever has a
+/// descriptor of a terminal can read what is typed there, and change how it behaves; one who leads
+/// a process group is stopped when it reads from there. A worker of another user gets none of the
+/// primary's streams at all: it could empty a file, end a socket for all, or fill a pipe that the
+/// primary writes to.
+fn apart(
+    settings: &Settings,
+    number: usize,
+    stdio: Stdio,
+    inherited: &impl io::IsTerminal,
+) -> Stdio {
     if stdio != Stdio::Inherit {
         return stdio;
     }
     match number {
-        0 if settings.is_other_user() || (settings.leads_group() && inherited.is_terminal()) => Stdio::Null,
+        0 if settings.is_other_user() || (settings.leads_group() && inherited.is_terminal()) => {
+            Stdio::Null
+        }
         1 | 2 if settings.is_other_user() => Stdio::Forward,
         _ => stdio,
     }

@@ -29,7 +29,8 @@ pub(crate) enum Command {
     FixedAddresses(WorkerId, oneshot::Sender<Vec<Address>>),
     /// What the core knows about a worker now.
     Status(WorkerId, oneshot::Sender<Option<WorkerStatus>>),
-    /// Changes how connections are spread; the answer is the listeners that it will only be true of later.
+    /// Changes how connections are spread; the answer is the listeners that it will only be true of
+    /// later.
     SetScheduling(Option<Pattern>, Scheduling, oneshot::Sender<Vec<Address>>),
     /// Lets workers have this socket.
     Offer(InheritedSocket),
@@ -109,13 +110,14 @@ impl Wake {
         self.wake();
     }
 
-    /// Whether somebody has called since this was last asked; the mailboxes with something are appended to `posted`.
+    /// Whether somebody has called since this was last asked; the mailboxes with something are
+    /// appended to `posted`.
     pub(crate) fn answer(&self, posted: &mut Vec<WorkerId>) -> bool {
         if !self.pending.load(Ordering::Acquire) {
             return false;
         }
-        // Hushed before `pending` is taken back: who calls in between does not ring, but is heard below; the other way round the ring of
-        // a new caller could be swallowed.
+        // Hushed before `pending` is taken back: who calls in between does not ring, but is heard
+        // below; the other way round the ring of a new caller could be swallowed.
         if let Some(event_fd) = &self.event_fd {
             event_fd.clear();
         }
@@ -145,15 +147,22 @@ impl DriverHandle {
         Ok(())
     }
 
-    /// Sends a command and waits for its outcome. Dropping the future does not take the command back.
-    pub(crate) async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Outcome<T> {
+    /// Sends a command and waits for its outcome. Dropping the future does not take the command
+    /// back.
+    pub(crate) async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Outcome<T> {
         let (sender, answer) = oneshot::channel();
         self.send(command(sender))?;
         answer.await.map_err(|_| Error::ClusterOver)
     }
 
     /// The same, blocking the thread.
-    pub(crate) fn ask_blocking<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Outcome<T> {
+    pub(crate) fn ask_blocking<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Outcome<T> {
         let (sender, answer) = oneshot::channel();
         self.send(command(sender))?;
         answer.blocking_recv().map_err(|_| Error::ClusterOver)

@@ -1,4 +1,5 @@
-//! What workers are started with: Node's `cluster.settings`, cumulative `setup`, and what Node adds for its own programs.
+//! What workers are started with: Node's `cluster.settings`, cumulative `setup`, and what Node adds
+//! for its own programs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -26,14 +27,16 @@ pub enum Stdio {
     Inherit,
     /// Nothing (`/dev/null`).
     Null,
-    /// A pipe that the program reads (or, for the input, writes): [`WorkerHandle::take_stdout`](crate::WorkerHandle::take_stdout).
+    /// A pipe that the program reads (or, for the input, writes):
+    /// [`WorkerHandle::take_stdout`](crate::WorkerHandle::take_stdout).
     Pipe,
-    /// Standard output and error: passed on to the primary's, and the last lines of standard error are kept for the message when workers keep
-    /// dying.
+    /// Standard output and error: passed on to the primary's, and the last lines of standard error
+    /// are kept for the message when workers keep dying.
     Forward,
     /// Standard error only: not shown, but the last lines are kept.
     Capture,
-    /// Standard output and error: given to [`Builder::output`](crate::Builder::output), and the last lines of standard error are kept.
+    /// Standard output and error: given to [`Builder::output`](crate::Builder::output), and the
+    /// last lines of standard error are kept.
     Collect,
 }
 
@@ -88,11 +91,13 @@ pub enum InspectPort {
     Fixed(u16),
 }
 
-/// What workers are started with. Read it from a cluster's [`Event::Setup`](crate::Event::Setup); change it with [`Setup`].
+/// What workers are started with. Read it from a cluster's [`Event::Setup`](crate::Event::Setup);
+/// change it with [`Setup`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Settings {
-    /// The executable; `None` is this program itself, the image that runs now, even if the file was replaced.
+    /// The executable; `None` is this program itself, the image that runs now, even if the file was
+    /// replaced.
     pub exec_path: Option<PathBuf>,
     /// Arguments before [`exec`](Settings::exec), for an interpreter: Node's `execArgv`.
     pub exec_argv: Vec<OsString>,
@@ -114,10 +119,11 @@ pub struct Settings {
     pub uid: Option<u32>,
     /// Group to run as.
     pub gid: Option<u32>,
-    /// Supplementary groups. By default those of a privileged primary are dropped when `uid` or `gid` is set, as Node does.
+    /// Supplementary groups. By default those of a privileged primary are dropped when `uid` or
+    /// `gid` is set, as Node does.
     pub groups: Option<Vec<u32>>,
-    /// Each worker leads a process group of its own, so that a terminal's Ctrl-C and a signal to the primary's group do not reach it; see
-    /// [`Setup::own_process_group`].
+    /// Each worker leads a process group of its own, so that a terminal's Ctrl-C and a signal to
+    /// the primary's group do not reach it; see [`Setup::own_process_group`].
     pub own_process_group: bool,
     /// That is how it is unless a setup says otherwise.
     pub(crate) groups_apart: bool,
@@ -131,15 +137,18 @@ pub struct Settings {
     pub umask: Option<u32>,
     /// Nice level, from -20 to 19; this process's by default.
     pub nice: Option<i32>,
-    /// The CPUs that a worker runs on: the first entry for the first slot, and so on, and round again. This process's by default.
+    /// The CPUs that a worker runs on: the first entry for the first slot, and so on, and round
+    /// again. This process's by default.
     pub cpus: Vec<Vec<usize>>,
     /// Limits on resources, soft and hard; `None` is no limit.
     pub limits: BTreeMap<Resource, (Option<u64>, Option<u64>)>,
     /// Limits by a control group for each worker.
     pub cgroup: Cgroup,
-    /// Variables that tell a supervised worker its slot, a small number that its successor has again.
+    /// Variables that tell a supervised worker its slot, a small number that its successor has
+    /// again.
     pub slot_variables: Vec<OsString>,
-    /// A signal that makes a worker write a report of what it does; sent to one that fails its health check or is hung.
+    /// A signal that makes a worker write a report of what it does; sent to one that fails its
+    /// health check or is hung.
     pub report_signal: Option<i32>,
     /// Tell workers by `NOTIFY_SOCKET` where they can say that they are ready.
     pub(crate) notify: Option<OsString>,
@@ -177,8 +186,8 @@ impl Default for Settings {
     }
 }
 
-/// Changes to [`Settings`]. What is not mentioned stays as it is, from call to call, as with Node's `cluster.setupPrimary`; forks made
-/// before are not affected.
+/// Changes to [`Settings`]. What is not mentioned stays as it is, from call to call, as with Node's
+/// `cluster.setupPrimary`; forks made before are not affected.
 #[derive(Debug, Clone, Default)]
 #[must_use]
 pub struct Setup {
@@ -217,7 +226,8 @@ impl Setup {
         Setup::default()
     }
 
-    /// Executes this program instead of a copy of the running one. A name without a slash is searched in `PATH`.
+    /// Executes this program instead of a copy of the running one. A name without a slash is
+    /// searched in `PATH`.
     pub fn program(mut self, path: impl Into<PathBuf>) -> Setup {
         self.exec_path = Some(Some(path.into()));
         self
@@ -248,7 +258,8 @@ impl Setup {
         self
     }
 
-    /// A variable of this process's environment that is not for the workers, such as `NOTIFY_SOCKET`.
+    /// A variable of this process's environment that is not for the workers, such as
+    /// `NOTIFY_SOCKET`.
     pub fn env_hide(mut self, name: impl Into<OsString>) -> Setup {
         self.env_hidden.push(name.into());
         self
@@ -260,7 +271,8 @@ impl Setup {
         self
     }
 
-    /// An environment variable on top of this process's environment. The worker's identity cannot be overridden.
+    /// An environment variable on top of this process's environment. The worker's identity cannot
+    /// be overridden.
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Setup {
         self.env.insert(name.into(), value.into());
         self
@@ -290,10 +302,12 @@ impl Setup {
         self
     }
 
-    /// The user to run as. A worker of another user than this process's gets a session of its own, no terminal, no capabilities, no
-    /// [new privileges](Setup::no_new_privileges), and none of the variables that name this process's user and its places (`HOME`, `USER`,
-    /// `LOGNAME`, `SHELL`, `MAIL`, `XDG_…`, `SUDO_…`, `SSH_…`) but those of [`Setup::env`]. Where a stream would be inherited that is a terminal, it gets
-    /// `/dev/null` as its input, and what it prints is passed on.
+    /// The user to run as. A worker of another user than this process's gets a session of its own,
+    /// no terminal, no capabilities, no [new privileges](Setup::no_new_privileges), and none of the
+    /// variables that name this process's user and its places (`HOME`, `USER`, `LOGNAME`, `SHELL`,
+    /// `MAIL`, `XDG_…`, `SUDO_…`, `SSH_…`) but those of [`Setup::env`]. Where a stream would be
+    /// inherited that is a terminal, it gets `/dev/null` as its input, and what it prints is passed
+    /// on.
     pub fn uid(mut self, uid: u32) -> Setup {
         self.uid = Some(uid);
         self
@@ -311,25 +325,28 @@ impl Setup {
         self
     }
 
-    /// Whether each worker leads a process group of its own. Then a terminal's Ctrl-C, and a signal to the primary's process group, reach the
-    /// primary alone, which lets its workers finish; and a worker's input is `/dev/null` where it would be the terminal, because reading from
-    /// there would stop it. Default: true for supervised workers ([`Builder::run`](crate::Builder::run), [`Builder::workers`](crate::Builder::workers)),
-    /// false for those that the program forks, as with Node.
+    /// Whether each worker leads a process group of its own. Then a terminal's Ctrl-C, and a signal
+    /// to the primary's process group, reach the primary alone, which lets its workers finish; and
+    /// a worker's input is `/dev/null` where it would be the terminal, because reading from there
+    /// would stop it. Default: true for supervised workers ([`Builder::run`](crate::Builder::run),
+    /// [`Builder::workers`](crate::Builder::workers)), false for those that the program forks, as
+    /// with Node.
     pub fn own_process_group(mut self, own: bool) -> Setup {
         self.own_process_group = Some(own);
         self
     }
 
-    /// Whether nothing that a worker executes can give it privileges (`PR_SET_NO_NEW_PRIVS`, and an empty capability bounding set). Programs
-    /// with the setuid bit or file capabilities (`sendmail`, `sudo`, `ping`) do not get theirs, then. Default: true for workers of another user
-    /// than this process's, unless that is root, and in a [sandbox](Setup::sandbox).
+    /// Whether nothing that a worker executes can give it privileges (`PR_SET_NO_NEW_PRIVS`, and an
+    /// empty capability bounding set). Programs with the setuid bit or file capabilities
+    /// (`sendmail`, `sudo`, `ping`) do not get theirs, then. Default: true for workers of another
+    /// user than this process's, unless that is root, and in a [sandbox](Setup::sandbox).
     pub fn no_new_privileges(mut self, none: bool) -> Setup {
         self.no_new_privileges = Some(none);
         self
     }
 
-    /// What workers are kept from beyond their user's rights: files, system calls. Workers cannot be started where the kernel cannot do it, and
-    /// the error says what is missing.
+    /// What workers are kept from beyond their user's rights: files, system calls. Workers cannot
+    /// be started where the kernel cannot do it, and the error says what is missing.
     pub fn sandbox(mut self, sandbox: Sandbox) -> Setup {
         self.sandbox = Some(sandbox);
         self
@@ -353,8 +370,8 @@ impl Setup {
         self
     }
 
-    /// The CPUs that workers run on: the first entry is for the first slot, and so on, and round again. Only supervised workers have slots;
-    /// others get the first entry.
+    /// The CPUs that workers run on: the first entry is for the first slot, and so on, and round
+    /// again. Only supervised workers have slots; others get the first entry.
     pub fn cpus(mut self, by_slot: impl Into<Vec<Vec<usize>>>) -> Setup {
         self.cpus = Some(by_slot.into());
         self
@@ -366,21 +383,23 @@ impl Setup {
         self
     }
 
-    /// Limits by a control group (cgroups v2) for each worker. Workers cannot be started where the system does not allow it, and the error says
-    /// what is missing.
+    /// Limits by a control group (cgroups v2) for each worker. Workers cannot be started where the
+    /// system does not allow it, and the error says what is missing.
     pub fn cgroup(mut self, limits: Cgroup) -> Setup {
         self.cgroup = Some(limits);
         self
     }
 
-    /// One more variable, besides `TROOP_SLOT`, that tells a supervised worker its slot: `NODE_APP_INSTANCE` for programs that know PM2.
+    /// One more variable, besides `TROOP_SLOT`, that tells a supervised worker its slot:
+    /// `NODE_APP_INSTANCE` for programs that know PM2.
     pub fn slot_variable(mut self, name: impl Into<OsString>) -> Setup {
         self.slot_variables.push(name.into());
         self
     }
 
-    /// A signal that makes a worker write a report of what it does: `SIGUSR2` for Node with `--report-on-signal`. It is sent to one that fails its
-    /// health check and is replaced, and to one that is hung, a second before `SIGABRT`.
+    /// A signal that makes a worker write a report of what it does: `SIGUSR2` for Node with
+    /// `--report-on-signal`. It is sent to one that fails its health check and is replaced, and to
+    /// one that is hung, a second before `SIGABRT`.
     pub fn report_signal(mut self, signal: i32) -> Setup {
         self.report_signal = Some(signal);
         self
@@ -388,9 +407,16 @@ impl Setup {
 
     pub(crate) fn apply(self, settings: &mut Settings) {
         if self.afresh {
-            let (activation, notify, groups_apart) = (settings.activation.take(), settings.notify.take(), settings.groups_apart);
+            let (activation, notify, groups_apart) =
+                (settings.activation.take(), settings.notify.take(), settings.groups_apart);
             let own_process_group = groups_apart;
-            *settings = Settings { activation, notify, groups_apart, own_process_group, ..Settings::default() };
+            *settings = Settings {
+                activation,
+                notify,
+                groups_apart,
+                own_process_group,
+                ..Settings::default()
+            };
         }
         fn set<T>(field: &mut T, change: Option<T>) {
             if let Some(value) = change {
@@ -451,13 +477,18 @@ impl Settings {
 
     /// Whether nothing that workers execute gives them privileges.
     pub(crate) fn keeps_from_privileges(&self) -> bool {
-        self.no_new_privileges.unwrap_or_else(|| (self.is_other_user() && self.uid != Some(0)) || !self.sandbox.is_empty())
+        self.no_new_privileges.unwrap_or_else(|| {
+            (self.is_other_user() && self.uid != Some(0)) || !self.sandbox.is_empty()
+        })
     }
 
     /// The limits as the system counts them.
     pub(crate) fn raw_limits(&self) -> Vec<(u32, u64, u64)> {
         let raw = |limit: Option<u64>| limit.unwrap_or(spawn::NO_LIMIT);
-        self.limits.iter().map(|(resource, (soft, hard))| (resource.number(), raw(*soft), raw(*hard))).collect()
+        self.limits
+            .iter()
+            .map(|(resource, (soft, hard))| (resource.number(), raw(*soft), raw(*hard)))
+            .collect()
     }
 
     /// Whom workers run as, if that is another user than this process's.

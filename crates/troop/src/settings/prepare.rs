@@ -42,8 +42,16 @@ const PERSONAL: [&str; 25] = [
 ];
 
 /// Variables that are about one process alone, which its children must not take for theirs.
-const OF_ONE_PROCESS: [&str; 8] =
-    [UNIQUE_ID, CHANNEL_FD, SERIALIZATION, "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES", nesting::ACTIVATED];
+const OF_ONE_PROCESS: [&str; 8] = [
+    UNIQUE_ID,
+    CHANNEL_FD,
+    SERIALIZATION,
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    nesting::ACTIVATED,
+];
 
 /// The command line and environment of one worker.
 #[derive(Debug)]
@@ -66,11 +74,16 @@ impl Settings {
         self.activation.is_none() && self.is_node() && self.exec.is_some()
     }
 
-    /// The inspector's port: given ones are used, automatic ones count up over the life of the primary.
+    /// The inspector's port: given ones are used, automatic ones count up over the life of the
+    /// primary.
     fn inspector(&self, env: &BTreeMap<OsString, OsString>, count: &mut u32) -> Option<u16> {
         const FLAGS: [&str; 4] = ["--inspect", "--inspect-brk", "--inspect-port", "--debug-port"];
-        let options = env.get(OsStr::new("NODE_OPTIONS")).map(|o| o.to_string_lossy().into_owned()).unwrap_or_default();
-        let flags: Vec<String> = self.exec_argv.iter().map(|a| a.to_string_lossy().into_owned()).collect();
+        let options = env
+            .get(OsStr::new("NODE_OPTIONS"))
+            .map(|o| o.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let flags: Vec<String> =
+            self.exec_argv.iter().map(|a| a.to_string_lossy().into_owned()).collect();
         let mut relevant = flags
             .iter()
             .map(String::as_str)
@@ -86,16 +99,23 @@ impl Settings {
             .filter_map(|(_, at)| at.rsplit(':').next()?.parse::<u32>().ok())
             .next_back();
         if base == Some(0) {
-            // Each finds a free one by itself. (Node counts up from 0, and its workers die of ports below 1024.)
+            // Each finds a free one by itself. (Node counts up from 0, and its workers die of ports
+            // below 1024.)
             return Some(0);
         }
         *count += 1;
         let port = base.unwrap_or(9229) + *count;
-        Some(u16::try_from(if port > 65535 { 1024 + (port - 65536) % 64512 } else { port }).unwrap_or(9229))
+        Some(
+            u16::try_from(if port > 65535 { 1024 + (port - 65536) % 64512 } else { port })
+                .unwrap_or(9229),
+        )
     }
 
     /// The variables that are not about a certain worker.
-    pub(crate) fn environment(&self, extra: &BTreeMap<OsString, OsString>) -> BTreeMap<OsString, OsString> {
+    pub(crate) fn environment(
+        &self,
+        extra: &BTreeMap<OsString, OsString>,
+    ) -> BTreeMap<OsString, OsString> {
         let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
         env.retain(|name, _| !self.env_hidden.contains(name));
         if self.is_other_user() {
@@ -110,19 +130,28 @@ impl Settings {
         env
     }
 
-    /// A process as workers are: their user, directory and limits. What it executes, and with which descriptors, is up to the caller.
-    pub(crate) fn command(&self, slot: Option<u32>, env: Vec<CString>) -> Result<spawn::Command<'static>> {
+    /// A process as workers are: their user, directory and limits. What it executes, and with which
+    /// descriptors, is up to the caller.
+    pub(crate) fn command(
+        &self,
+        slot: Option<u32>,
+        env: Vec<CString>,
+    ) -> Result<spawn::Command<'static>> {
         if !self.sandbox.is_empty() && !self.keeps_from_privileges() {
-            return Err(Error::Settings("a sandbox needs no_new_privileges, which is turned off".into()));
+            return Err(Error::Settings(
+                "a sandbox needs no_new_privileges, which is turned off".into(),
+            ));
         }
-        let cwd = self.cwd.as_deref().map(|cwd| CString::new(cwd.as_os_str().as_bytes())).transpose();
+        let cwd =
+            self.cwd.as_deref().map(|cwd| CString::new(cwd.as_os_str().as_bytes())).transpose();
         Ok(spawn::Command {
             candidates: Vec::new(),
             argv: Vec::new(),
             env,
             pid_variable: None,
             death_signal: 0,
-            cwd: cwd.map_err(|_| Error::Settings("the working directory contains a NUL byte".into()))?,
+            cwd: cwd
+                .map_err(|_| Error::Settings("the working directory contains a NUL byte".into()))?,
             fds: Vec::new(),
             uid: self.uid,
             gid: self.gid,
@@ -180,11 +209,15 @@ impl Settings {
                 (path.clone().into_os_string(), spawn::search(&text(path)?, search_path))
             }
             // The image that runs, whatever has become of its file.
-            None => (std::env::args_os().next().unwrap_or_default(), vec![c"/proc/self/exe".to_owned()]),
+            None => {
+                (std::env::args_os().next().unwrap_or_default(), vec![c"/proc/self/exe".to_owned()])
+            }
         };
         let mut exec_argv = self.exec_argv.clone();
         if self.is_node() {
-            let any = |prefix: &str| exec_argv.iter().any(|a| a.as_bytes().starts_with(prefix.as_bytes()));
+            let any = |prefix: &str| {
+                exec_argv.iter().any(|a| a.as_bytes().starts_with(prefix.as_bytes()))
+            };
             if any("--prof") && !any("--logfile=") {
                 exec_argv.push("--logfile=v8-%p.log".into());
             }
@@ -198,11 +231,17 @@ impl Settings {
             .chain(self.args.iter().cloned())
             .map(text)
             .collect::<Result<_>>()?;
-        Ok(Prepared { candidates, argv, env: texts(env)?, program: name.to_string_lossy().into_owned() })
+        Ok(Prepared {
+            candidates,
+            argv,
+            env: texts(env)?,
+            program: name.to_string_lossy().into_owned(),
+        })
     }
 }
 
-/// What tells a program of the sockets that it gets: systemd's variables and Einhorn's. (`LISTEN_PID` is the process's own affair.)
+/// What tells a program of the sockets that it gets: systemd's variables and Einhorn's.
+/// (`LISTEN_PID` is the process's own affair.)
 fn activation(sockets: &[ActivationSocket]) -> Vec<(OsString, OsString)> {
     let names: Vec<&str> = sockets.iter().map(|socket| socket.name.as_str()).collect();
     let count = sockets.len().to_string();
@@ -211,7 +250,10 @@ fn activation(sockets: &[ActivationSocket]) -> Vec<(OsString, OsString)> {
         ("LISTEN_FDNAMES".into(), names.join(":").into()),
         ("EINHORN_FD_COUNT".into(), count.into()),
     ];
-    env.extend((0..sockets.len()).map(|at| (format!("EINHORN_FD_{at}").into(), (at + 3).to_string().into())));
+    env.extend(
+        (0..sockets.len())
+            .map(|at| (format!("EINHORN_FD_{at}").into(), (at + 3).to_string().into())),
+    );
     env
 }
 
@@ -235,7 +277,8 @@ pub(crate) fn texts(env: BTreeMap<OsString, OsString>) -> Result<Vec<CString>> {
 fn text(s: impl Into<OsString>) -> Result<CString> {
     let s: OsString = s.into();
     let shown = s.to_string_lossy().into_owned();
-    CString::new(s.into_vec()).map_err(|_| Error::Settings(format!("{shown:?} contains a NUL byte")))
+    CString::new(s.into_vec())
+        .map_err(|_| Error::Settings(format!("{shown:?} contains a NUL byte")))
 }
 
 #[cfg(test)]
@@ -250,7 +293,11 @@ mod tests {
 
     fn node(exec_argv: &[&str]) -> Settings {
         let mut settings = Settings::default();
-        Setup::new().script("a.js").args(["x"]).exec_argv(exec_argv.iter().copied()).apply(&mut settings);
+        Setup::new()
+            .script("a.js")
+            .args(["x"])
+            .exec_argv(exec_argv.iter().copied())
+            .apply(&mut settings);
         settings
     }
 
@@ -259,15 +306,27 @@ mod tests {
         let mut settings = Settings::default();
         Setup::new().script("a.js").args(["x"]).env("A", "1").silent(true).apply(&mut settings);
         Setup::new().env("B", "2").args(["y"]).apply(&mut settings);
-        assert_eq!((settings.exec.as_deref(), settings.args.as_slice()), (Some(Path::new("a.js")), &["y".into()][..]));
-        assert_eq!((settings.env.len(), settings.stdio), (2, [Stdio::Inherit, Stdio::Pipe, Stdio::Pipe]));
+        assert_eq!(
+            (settings.exec.as_deref(), settings.args.as_slice()),
+            (Some(Path::new("a.js")), &["y".into()][..])
+        );
+        assert_eq!(
+            (settings.env.len(), settings.stdio),
+            (2, [Stdio::Inherit, Stdio::Pipe, Stdio::Pipe])
+        );
     }
 
     #[test]
     fn node_workers_get_profile_files_and_inspector_ports_of_their_own() {
         let mut count = 0;
-        assert_eq!(argv(&node(&["--prof"]), &mut count), ["node", "--prof", "--logfile=v8-%p.log", "a.js", "x"]);
-        assert_eq!(argv(&node(&["--prof", "--logfile=mine"]), &mut count), ["node", "--prof", "--logfile=mine", "a.js", "x"]);
+        assert_eq!(
+            argv(&node(&["--prof"]), &mut count),
+            ["node", "--prof", "--logfile=v8-%p.log", "a.js", "x"]
+        );
+        assert_eq!(
+            argv(&node(&["--prof", "--logfile=mine"]), &mut count),
+            ["node", "--prof", "--logfile=mine", "a.js", "x"]
+        );
         let settings = node(&["--inspect=127.0.0.1:9400"]);
         assert_eq!(argv(&settings, &mut count)[2], "--inspect-port=9401");
         assert_eq!(argv(&settings, &mut count)[2], "--inspect-port=9402");
@@ -288,7 +347,8 @@ mod tests {
         let mut settings = Settings::default();
         Setup::new().program("x").env("NODE_UNIQUE_ID", "99").apply(&mut settings);
         let prepared = settings.prepare(7, None, &BTreeMap::new(), &mut 0).unwrap();
-        let ids: Vec<_> = prepared.env.iter().filter(|e| e.to_bytes().starts_with(b"NODE_UNIQUE_ID=")).collect();
+        let ids: Vec<_> =
+            prepared.env.iter().filter(|e| e.to_bytes().starts_with(b"NODE_UNIQUE_ID=")).collect();
         assert_eq!(ids, [&c"NODE_UNIQUE_ID=7".to_owned()]);
     }
 }

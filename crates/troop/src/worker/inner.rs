@@ -50,7 +50,8 @@ pub(crate) struct Reply {
 pub(crate) enum Grant {
     /// One by one from the primary.
     Handed(Arc<ConnQueue>),
-    /// From a socket that this process accepts on; and sometimes from the primary, if that one steers.
+    /// From a socket that this process accepts on; and sometimes from the primary, if that one
+    /// steers.
     Shared(OwnedFd, Arc<ConnQueue>),
 }
 
@@ -69,7 +70,8 @@ pub(crate) struct Inner {
     /// Wakes the link.
     pub(super) notify: Arc<Notify>,
     draining: watch::Sender<bool>,
-    /// How long connections that stay open may take to close, from the moment when draining begins, and when that was.
+    /// How long connections that stay open may take to close, from the moment when draining begins,
+    /// and when that was.
     drain_spread: watch::Sender<(Duration, Option<Instant>)>,
     /// Connections that have asked for their moment.
     turns: AtomicU32,
@@ -105,7 +107,8 @@ impl std::fmt::Debug for Inner {
 pub(crate) struct Turn(f64);
 
 impl Turn {
-    /// How long after the beginning. A client that asks again within the time between the two moments is told of the end in its answer.
+    /// How long after the beginning. A client that asks again within the time between the two
+    /// moments is told of the end in its answer.
     fn moment(self, over: Duration, early: bool) -> Duration {
         let between = (over / 4).min(Duration::from_secs(1));
         let first = (over - between).mul_f64(self.0);
@@ -231,8 +234,9 @@ impl Inner {
         self.draining.subscribe()
     }
 
-    /// Draining begins when the connection that was accepted last has had time to be read from. Servers close what they have not read from
-    /// when they are to finish; its request may be under way.
+    /// Draining begins when the connection that was accepted last has had time to be read from.
+    /// Servers close what they have not read from when they are to finish; its request may be under
+    /// way.
     pub(super) fn drain_soon(self: &Arc<Inner>) {
         self.leaving.store(true, Ordering::Relaxed);
         let last = self.last_accept.load(Ordering::Relaxed);
@@ -252,7 +256,9 @@ impl Inner {
     /// Draining begins. `wanted`: by somebody's wish, not because the primary went away.
     pub(super) fn drain(&self, wanted: bool) {
         self.leaving.fetch_or(wanted, Ordering::Relaxed);
-        self.drain_spread.send_if_modified(|(_, since)| since.is_none() && since.replace(Instant::now()).is_none());
+        self.drain_spread.send_if_modified(|(_, since)| {
+            since.is_none() && since.replace(Instant::now()).is_none()
+        });
         if !self.draining.send_replace(true)
             && let Some(event_fd) = &self.drain_bell
         {
@@ -265,13 +271,15 @@ impl Inner {
         self.drain_spread.send_modify(|closing| closing.0 = time);
     }
 
-    /// The next connection's turn. However many there are, they are spread evenly (multiples of the golden ratio).
+    /// The next connection's turn. However many there are, they are spread evenly (multiples of the
+    /// golden ratio).
     pub(crate) fn next_turn(&self) -> Turn {
         let turn = self.turns.fetch_add(1, Ordering::Relaxed).wrapping_mul(2_654_435_769);
         Turn(f64::from(turn) / f64::from(u32::MAX))
     }
 
-    /// Waits until a connection with this turn is to be closed, or, `early`, until its next answer should be the last one.
+    /// Waits until a connection with this turn is to be closed, or, `early`, until its next answer
+    /// should be the last one.
     pub(crate) async fn wait_for_turn(&self, turn: Turn, early: bool) {
         let (mut closing, mut ended) = (self.drain_spread.subscribe(), self.ended.subscribe());
         loop {
@@ -325,28 +333,34 @@ impl Inner {
         self.drain(wanted);
     }
 
-    /// Ends this process when its primary goes away without a word. In a thread of its own, because a program that blocks its runtime
-    /// would not notice.
+    /// Ends this process when its primary goes away without a word. In a thread of its own, because
+    /// a program that blocks its runtime would not notice.
     pub(super) fn watch(self: &Arc<Inner>, channel: OwnedFd) -> std::io::Result<()> {
         let inner = self.clone();
         let watch = move || {
             // Hang-up is always reported.
             let nothing = rustix::event::PollFlags::empty();
-            while rustix::event::poll(&mut [rustix::event::PollFd::new(&channel, nothing)], None) == Err(rustix::io::Errno::INTR)
-            {
-            }
+            while rustix::event::poll(&mut [rustix::event::PollFd::new(&channel, nothing)], None)
+                == Err(rustix::io::Errno::INTR)
+            {}
             drop(channel);
             if !inner.leaving.load(Ordering::Relaxed) {
                 std::thread::sleep(ORPHAN_GRACE);
-                if !inner.leaving.load(Ordering::Relaxed) && !inner.outlive.load(Ordering::Relaxed) {
+                if !inner.leaving.load(Ordering::Relaxed) && !inner.outlive.load(Ordering::Relaxed)
+                {
                     exit_orphan();
                 }
             }
         };
-        std::thread::Builder::new().name("troop-orphan".into()).stack_size(32 * 1024).spawn(watch).map(drop)
+        std::thread::Builder::new()
+            .name("troop-orphan".into())
+            .stack_size(32 * 1024)
+            .spawn(watch)
+            .map(drop)
     }
 
-    /// The number of the next server for a place: from 0, and from 0 again once all of them are closed, as Node counts.
+    /// The number of the next server for a place: from 0, and from 0 again once all of them are
+    /// closed, as Node counts.
     pub(super) fn next_index(&self, requested: &RequestedAddress) -> u32 {
         let mut indices = self.indices.lock().unwrap_or_else(PoisonError::into_inner);
         let (open, next) = indices.entry(requested.clone()).or_default();

@@ -25,7 +25,8 @@ use super::queue::{Conn, ConnQueue, Taken};
 use crate::channel::{Flushed, MAX_LINE, Mail, Outbox, READ_SIZE, Unsettled, framing};
 use crate::message::{Content, Handle, Held, Message, Request, classify};
 
-/// The pause before the channel is tried again that could not be written to for want of something but room.
+/// The pause before the channel is tried again that could not be written to for want of something
+/// but room.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// The longest time that the primary can ask for between two reports.
 const MOST_BETWEEN_REPORTS: Duration = Duration::from_secs(60);
@@ -58,8 +59,9 @@ pub(super) struct Link {
     received: Vec<OwnedFd>,
 }
 
-/// How long a worker that is done waits for its primary to close the channel. A Node primary that learns of the end of the channel and of
-/// the process at the same time may report them in the wrong order.
+/// How long a worker that is done waits for its primary to close the channel. A Node primary that
+/// learns of the end of the channel and of the process at the same time may report them in the
+/// wrong order.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// What ends a link.
@@ -97,7 +99,8 @@ impl Link {
 
     pub(super) async fn run(mut self) {
         let end = self.serve().await;
-        // Connections that nobody took are closed here; the primary has its copies and gives them to others.
+        // Connections that nobody took are closed here; the primary has its copies and gives them
+        // to others.
         for queue in self.servers.values() {
             drop(queue.close());
         }
@@ -111,7 +114,8 @@ impl Link {
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }
 
-    /// Waits until the primary has closed its side too. Whatever it still sends is lost with the channel in any case.
+    /// Waits until the primary has closed its side too. Whatever it still sends is lost with the
+    /// channel in any case.
     async fn peer_closes(&mut self) {
         while self.socket.readable().await.is_ok() {
             match self.socket.try_read(&mut self.buffer) {
@@ -134,15 +138,24 @@ impl Link {
                 return End::Finished;
             }
             let report = self.report();
-            let interest =
-                if self.outbox.is_empty() || self.later { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+            let interest = if self.outbox.is_empty() || self.later {
+                Interest::READABLE
+            } else {
+                Interest::READABLE | Interest::WRITABLE
+            };
             let report = async {
                 match report {
                     Some(wait) => tokio::time::sleep(wait).await,
                     None => std::future::pending().await,
                 }
             };
-            let retry = async { if self.later { tokio::time::sleep(RETRY_PAUSE).await } else { std::future::pending().await } };
+            let retry = async {
+                if self.later {
+                    tokio::time::sleep(RETRY_PAUSE).await
+                } else {
+                    std::future::pending().await
+                }
+            };
             tokio::select! {
                 () = notify.notified() => {}
                 ready = self.socket.ready(interest) => {
@@ -165,7 +178,8 @@ impl Link {
         }
     }
 
-    /// Tells the primary how busy this worker is, if that is due. Returns how long until it will be, if it has changed.
+    /// Tells the primary how busy this worker is, if that is due. Returns how long until it will
+    /// be, if it has changed.
     fn report(&mut self) -> Option<Duration> {
         if !self.reports || !self.inner.has_load_changed() {
             return None;
@@ -203,7 +217,11 @@ impl Link {
             from = posted.at;
             if let Ok(copy) = posted.handle.try_clone() {
                 self.outbox.push_with(&posted.line, copy);
-                self.unsettled.push_back(Unsettled::new(posted.line, posted.handle, posted.settled));
+                self.unsettled.push_back(Unsettled::new(
+                    posted.line,
+                    posted.handle,
+                    posted.settled,
+                ));
             } else if let Some(settled) = posted.settled {
                 let _ = settled.send(false);
             }
@@ -240,7 +258,8 @@ impl Link {
     }
 
     fn answer(&mut self, taken: &[Taken], returned: &[Taken]) {
-        let batch = |all: &[Taken]| all.iter().filter(|t| t.batched).map(|t| t.seq).collect::<Vec<_>>();
+        let batch =
+            |all: &[Taken]| all.iter().filter(|t| t.batched).map(|t| t.seq).collect::<Vec<_>>();
         let (taken_batch, returned_batch) = (batch(taken), batch(returned));
         if !taken_batch.is_empty() || !returned_batch.is_empty() {
             // How many are open is told along with it, which costs nothing.
@@ -279,7 +298,8 @@ impl Link {
             outgoing::close(self.outbox.buffer(), &key, seq);
         }
         if !self.inner.has_listeners() {
-            // A worker that only answers messages has no other end to its work; a server may want messages until its requests are done.
+            // A worker that only answers messages has no other end to its work; a server may want
+            // messages until its requests are done.
             self.inner.events.close();
         }
         self.inner.drain_soon();
@@ -312,8 +332,8 @@ impl Link {
     fn read(&mut self) -> Result<(), End> {
         let (buffer, received, socket) = (&mut self.buffer, &mut self.received, &self.socket);
         let mut got = Ok(None);
-        // What is not full was all there is, unless the read stopped at a descriptor. The runtime learns that by `WouldBlock`, which saves
-        // a read that would find nothing.
+        // What is not full was all there is, unless the read stopped at a descriptor. The runtime
+        // learns that by `WouldBlock`, which saves a read that would find nothing.
         let _ = socket.try_io(Interest::READABLE, || {
             let read = fdpass::recv(socket.as_fd(), buffer, received);
             let drained = match &read {
@@ -327,7 +347,11 @@ impl Link {
             Ok(None) => Ok(()),
             Ok(Some(got)) if got.len == 0 => Err(End::Closed),
             Ok(Some(got)) => self.receive(got.len),
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(()),
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+            {
+                Ok(())
+            }
             Err(_) => Err(End::Closed),
         }
     }
@@ -347,7 +371,8 @@ impl Link {
                     let translated;
                     let text = if self.advanced {
                         let Some(json) = advanced::to_json(line.bytes) else {
-                            // Something that has no form in JSON. The program learns that there was something.
+                            // Something that has no form in JSON. The program learns that there was
+                            // something.
                             events.push(WorkerEvent::Missed(1));
                             if line.take_handle().is_some() {
                                 self.outbox.push(HANDLE_ACK);
@@ -371,7 +396,12 @@ impl Link {
         result
     }
 
-    fn message(&mut self, message: Incoming<'_>, handle: &mut dyn FnMut() -> Option<OwnedFd>, events: &mut Vec<WorkerEvent>) {
+    fn message(
+        &mut self,
+        message: Incoming<'_>,
+        handle: &mut dyn FnMut() -> Option<OwnedFd>,
+        events: &mut Vec<WorkerEvent>,
+    ) {
         match message {
             Incoming::User(body) => self.user_message(body, None, events),
             Incoming::Handle(wrapped) => {
@@ -382,7 +412,9 @@ impl Link {
                 self.outbox.push(HANDLE_ACK);
                 match incoming::parse(wrapped.body) {
                     Ok(Incoming::Cluster(message)) => self.cluster_message(&message, Some(fd)),
-                    Ok(Incoming::User(body)) => self.user_message(body, Handle::from_fd(fd).ok(), events),
+                    Ok(Incoming::User(body)) => {
+                        self.user_message(body, Handle::from_fd(fd).ok(), events)
+                    }
                     _ => {}
                 }
             }
@@ -394,7 +426,9 @@ impl Link {
                     let answer = Taken { seq, batched: true };
                     // Descriptors that did not arrive were the last ones.
                     match (handle(), &queue) {
-                        (Some(fd), Some(queue)) => returned.extend(queue.push(Conn { fd, answer }).err().map(|c| c.answer)),
+                        (Some(fd), Some(queue)) => {
+                            returned.extend(queue.push(Conn { fd, answer }).err().map(|c| c.answer))
+                        }
                         _ => returned.push(answer),
                     }
                 }
@@ -403,8 +437,10 @@ impl Link {
                 }
             }
             Incoming::Troop(TroopMessage::Recall(seqs)) => {
-                let back: Vec<Conn> =
-                    seqs.iter().filter_map(|seq| self.servers.values().find_map(|queue| queue.recall(*seq))).collect();
+                let back: Vec<Conn> = seqs
+                    .iter()
+                    .filter_map(|seq| self.servers.values().find_map(|queue| queue.recall(*seq)))
+                    .collect();
                 self.give_back(back);
             }
             Incoming::Troop(TroopMessage::Report(every)) => {
@@ -413,14 +449,18 @@ impl Link {
             Incoming::HandleAck => self.handle_settled(true),
             Incoming::HandleNack => self.handle_settled(false),
             Incoming::SocketGetCount(key) => outgoing::socket_count(self.outbox.buffer(), &key, 0),
-            Incoming::SocketNotifyClose(key) => outgoing::socket_all_closed(self.outbox.buffer(), &key),
+            Incoming::SocketNotifyClose(key) => {
+                outgoing::socket_all_closed(self.outbox.buffer(), &key)
+            }
             Incoming::Answer { .. } | Incoming::Troop(_) | Incoming::Unknown => {}
         }
     }
 
     fn user_message(&mut self, body: &str, handle: Option<Handle>, events: &mut Vec<WorkerEvent>) {
         match classify(body) {
-            Content::Message => events.push(WorkerEvent::Message(Message::new(body, handle.map(Held::uncounted)))),
+            Content::Message => {
+                events.push(WorkerEvent::Message(Message::new(body, handle.map(Held::uncounted))))
+            }
             Content::Request { id, body } => {
                 // The primary is trusted to know how much it can ask.
                 self.inner.mailbox.owe(usize::MAX);
@@ -470,10 +510,16 @@ impl Link {
         }
     }
 
-    fn replied(&mut self, message: &ClusterMessage<'_>, handle: Option<OwnedFd>, done: oneshot::Sender<Reply>) {
+    fn replied(
+        &mut self,
+        message: &ClusterMessage<'_>,
+        handle: Option<OwnedFd>,
+        done: oneshot::Sender<Reply>,
+    ) {
         let errno = message.errno.unwrap_or(0).saturating_abs();
         let key = message.key.as_deref().unwrap_or_default().to_owned();
-        let name = message.sockname.as_ref().map(|name| (name.address.clone().into_owned(), name.port));
+        let name =
+            message.sockname.as_ref().map(|name| (name.address.clone().into_owned(), name.port));
         self.reports |= message.troop.is_some_and(|version| version >= 2);
         let grant = (errno == 0).then(|| {
             let queue = self.servers.entry(key.clone()).or_default().clone();
@@ -485,7 +531,8 @@ impl Link {
         if let Err(unheard) = done.send(Reply { errno, key, name, grant })
             && unheard.errno == 0
         {
-            // The program gave up waiting; the listener must not stay without anybody who takes its connections.
+            // The program gave up waiting; the listener must not stay without anybody who takes its
+            // connections.
             self.close_server(&unheard.key);
             let seq = self.next_seq();
             outgoing::close(self.outbox.buffer(), &unheard.key, seq);
@@ -493,7 +540,10 @@ impl Link {
     }
 
     fn handle_settled(&mut self, delivered: bool) {
-        let Some((unsettled, copy)) = self.unsettled.pop_front().and_then(|u| u.settle(delivered)) else { return };
+        let Some((unsettled, copy)) = self.unsettled.pop_front().and_then(|u| u.settle(delivered))
+        else {
+            return;
+        };
         self.outbox.push_with(&unsettled.line, copy);
         self.unsettled.push_back(unsettled);
     }

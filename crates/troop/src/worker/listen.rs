@@ -22,7 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Node's default length of an accept queue.
 const BACKLOG: u32 = 511;
 
-/// What to listen on. Most addresses turn into one by themselves: `worker.listen("0.0.0.0:80")`, `worker.listen(8000)`.
+/// What to listen on. Most addresses turn into one by themselves: `worker.listen("0.0.0.0:80")`,
+/// `worker.listen(8000)`.
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct Listen {
@@ -45,7 +46,14 @@ enum Target {
 
 impl Listen {
     fn to(target: Target) -> Listen {
-        Listen { target, backlog: BACKLOG, ipv6_only: false, exclusive: false, reuse_address: false, udp: false }
+        Listen {
+            target,
+            backlog: BACKLOG,
+            ipv6_only: false,
+            exclusive: false,
+            reuse_address: false,
+            udp: false,
+        }
     }
 
     /// The same as an address alone, to set options on.
@@ -58,11 +66,13 @@ impl Listen {
         let path = path.as_ref();
         // Abstract names begin with a NUL byte and are no paths.
         let text = path.to_string_lossy().into_owned();
-        let absolute = std::path::absolute(path).map_or(text.clone(), |p| p.to_string_lossy().into_owned());
+        let absolute =
+            std::path::absolute(path).map_or(text.clone(), |p| p.to_string_lossy().into_owned());
         Listen::to(Target::Unix(if text.starts_with('\0') { text } else { absolute }))
     }
 
-    /// A descriptor of the primary's, by number, such as one inherited from `systemd`. Alone, of this process.
+    /// A descriptor of the primary's, by number, such as one inherited from `systemd`. Alone, of
+    /// this process.
     pub fn fd(number: i32) -> Listen {
         Listen::to(Target::Fd(number))
     }
@@ -150,7 +160,12 @@ impl Listen {
             }
             Target::Fd(fd) => {
                 let kind = if self.udp { AddressType::Udp4 } else { AddressType::Fd };
-                vec![self.want(RequestedAddress { address: None, port: None, kind, fd: Some(i64::from(*fd)) })]
+                vec![self.want(RequestedAddress {
+                    address: None,
+                    port: None,
+                    kind,
+                    fd: Some(i64::from(*fd)),
+                })]
             }
         })
     }
@@ -158,7 +173,9 @@ impl Listen {
     fn want(&self, requested: RequestedAddress) -> Wanted {
         let v6_flag = u32::from(self.ipv6_only);
         let flags = match requested.kind {
-            AddressType::Udp4 | AddressType::Udp6 => Some(v6_flag | if self.reuse_address { 4 } else { 0 }),
+            AddressType::Udp4 | AddressType::Udp6 => {
+                Some(v6_flag | if self.reuse_address { 4 } else { 0 })
+            }
             AddressType::Tcp6 => Some(v6_flag),
             AddressType::Tcp4 if requested.address.is_some() => Some(0),
             _ => None,
@@ -225,7 +242,8 @@ pub(crate) struct Opened {
 pub(crate) enum Source {
     /// Connections come from the primary.
     Handed(Arc<ConnQueue>),
-    /// This process accepts on the socket, which is non-blocking and listens. A primary that steers may hand over connections too.
+    /// This process accepts on the socket, which is non-blocking and listens. A primary that steers
+    /// may hand over connections too.
     Socket(OwnedFd, Option<Arc<ConnQueue>>),
 }
 
@@ -233,15 +251,16 @@ impl Opened {
     pub(crate) fn into_socket(self) -> Result<OwnedFd> {
         match self.source {
             Source::Socket(fd, _) => {
-                // A UDP socket lives as long as the program keeps it; nobody is told when it is closed.
+                // A UDP socket lives as long as the program keeps it; nobody is told when it is
+                // closed.
                 if let Some(registration) = self.registration {
                     registration.keep();
                 }
                 Ok(fd)
             }
-            Source::Handed(_) => {
-                Err(Error::Settings("the primary answered with connections where a socket was asked for".into()))
-            }
+            Source::Handed(_) => Err(Error::Settings(
+                "the primary answered with connections where a socket was asked for".into(),
+            )),
         }
     }
 }
@@ -270,7 +289,8 @@ impl Drop for Registration {
 }
 
 pub(super) async fn open(inner: &Arc<Inner>, listen: &Listen) -> Result<Opened> {
-    let mut result = Err(Error::Address { address: listen.text(), reason: "there is nothing to try".into() });
+    let mut result =
+        Err(Error::Address { address: listen.text(), reason: "there is nothing to try".into() });
     for wanted in listen.requests()? {
         result = if inner.id.is_none() || listen.exclusive {
             alone(&wanted).map_err(|source| Error::Listen { address: listen.text(), source })
@@ -287,7 +307,12 @@ pub(super) async fn open(inner: &Arc<Inner>, listen: &Listen) -> Result<Opened> 
 fn alone(wanted: &Wanted) -> io::Result<Opened> {
     let RequestedAddress { address, port, kind, fd } = &wanted.requested;
     let flags = wanted.flags.unwrap_or(0);
-    let ip = || address.as_deref().map(|a| a.parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))).transpose();
+    let ip = || {
+        address
+            .as_deref()
+            .map(|a| a.parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput)))
+            .transpose()
+    };
     let port = u16::try_from(port.unwrap_or(0)).unwrap_or(0);
     let mut file = None;
     let socket = match (kind, fd) {
@@ -297,13 +322,17 @@ fn alone(wanted: &Wanted) -> io::Result<Opened> {
             fd
         }
         (AddressType::Unix, _) => {
-            let (fd, bound) = unix(address.as_deref().unwrap_or_default(), false, false, &Rights::own())?;
+            let (fd, bound) =
+                unix(address.as_deref().unwrap_or_default(), false, false, &Rights::own())?;
             file = bound;
             fd
         }
-        (AddressType::Udp4 | AddressType::Udp6, _) => {
-            sys::udp(ip()?.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port, flags & 1 != 0, flags & 4 != 0)?
-        }
+        (AddressType::Udp4 | AddressType::Udp6, _) => sys::udp(
+            ip()?.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+            port,
+            flags & 1 != 0,
+            flags & 4 != 0,
+        )?,
         _ => sys::tcp(ip()?, port, flags & 1 != 0)?,
     };
     if let Some(backlog) = wanted.backlog {
@@ -316,31 +345,44 @@ fn alone(wanted: &Wanted) -> io::Result<Opened> {
 
 async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Result<Opened> {
     wanted.index = inner.next_index(&wanted.requested);
-    let mut registration = Registration { inner: inner.clone(), key: None, requested: wanted.requested.clone() };
+    let mut registration =
+        Registration { inner: inner.clone(), key: None, requested: wanted.requested.clone() };
     let refused = |source| Error::Listen { address: listen.text(), source };
     let answer = ask(inner, &wanted).await;
     if answer.is_err() && *inner.draining().borrow() {
         inner.release_index(&wanted.requested);
         return Ok(closed(&wanted));
     }
-    let Reply { errno, key, name, grant } = answer.inspect_err(|_| inner.release_index(&wanted.requested))?;
+    let Reply { errno, key, name, grant } =
+        answer.inspect_err(|_| inner.release_index(&wanted.requested))?;
     let Some(grant) = grant.filter(|_| errno == 0) else {
         inner.release_index(&wanted.requested);
-        return Err(refused(io::Error::from_raw_os_error(if errno == 0 { rustix::io::Errno::IO.raw_os_error() } else { errno })));
+        return Err(refused(io::Error::from_raw_os_error(if errno == 0 {
+            rustix::io::Errno::IO.raw_os_error()
+        } else {
+            errno
+        })));
     };
     registration.key = Some(key);
-    let mut name = name.and_then(|(address, port)| Some(SocketAddr::new(address.parse().ok()?, port)));
+    let mut name =
+        name.and_then(|(address, port)| Some(SocketAddr::new(address.parse().ok()?, port)));
     let source = match grant {
         Grant::Handed(queue) => Source::Handed(queue),
         Grant::Shared(fd, queue) => {
-            // Node's primary learns late that a port is taken, and passes a socket that is not bound to it.
+            // Node's primary learns late that a port is taken, and passes a socket that is not
+            // bound to it.
             let bound = socket::local_address(&fd).map(|a| i64::from(a.port()));
-            if wanted.requested.port.is_some_and(|port| port > 0 && bound.is_some_and(|bound| bound != port)) {
+            if wanted
+                .requested
+                .port
+                .is_some_and(|port| port > 0 && bound.is_some_and(|bound| bound != port))
+            {
                 return Err(refused(rustix::io::Errno::ADDRINUSE.into()));
             }
             socket::set_nonblocking(&fd, true).map_err(refused)?;
             if let Some(backlog) = wanted.backlog {
-                // The socket is bound only; the first worker to listen decides, the others change nothing.
+                // The socket is bound only; the first worker to listen decides, the others change
+                // nothing.
                 socket::listen(&fd, backlog).map_err(refused)?;
             }
             name = socket::local_address(&fd);
@@ -351,19 +393,35 @@ async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Resu
     if let Some(name) = name.filter(|_| told.requested.kind != AddressType::Unix) {
         told.requested.port = Some(i64::from(name.port()));
     }
-    let path = (told.requested.kind == AddressType::Unix).then(|| told.requested.address.clone()).flatten();
+    let path = (told.requested.kind == AddressType::Unix)
+        .then(|| told.requested.address.clone())
+        .flatten();
     inner.ask(Ask::Listening(Box::new(told)))?;
     Ok(Opened { source, name, path, registration: Some(registration), file: None })
 }
 
-/// What a worker gets that is to finish before it listens: a listener without connections, so that it ends as it would have later.
+/// What a worker gets that is to finish before it listens: a listener without connections, so that
+/// it ends as it would have later.
 fn closed(wanted: &Wanted) -> Opened {
     let queue = ConnQueue::default();
     drop(queue.close());
-    let ip = wanted.requested.address.as_deref().and_then(|a| a.parse().ok()).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let ip = wanted
+        .requested
+        .address
+        .as_deref()
+        .and_then(|a| a.parse().ok())
+        .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let port = wanted.requested.port.and_then(|port| u16::try_from(port).ok()).unwrap_or(0);
-    let path = (wanted.requested.kind == AddressType::Unix).then(|| wanted.requested.address.clone()).flatten();
-    Opened { source: Source::Handed(Arc::new(queue)), name: Some((ip, port).into()), path, registration: None, file: None }
+    let path = (wanted.requested.kind == AddressType::Unix)
+        .then(|| wanted.requested.address.clone())
+        .flatten();
+    Opened {
+        source: Source::Handed(Arc::new(queue)),
+        name: Some((ip, port).into()),
+        path,
+        registration: None,
+        file: None,
+    }
 }
 
 async fn ask(inner: &Arc<Inner>, wanted: &Wanted) -> Result<Reply> {

@@ -54,11 +54,12 @@ impl WorkerRole {
         self.id
     }
 
-    /// Runs an async program on a single-threaded tokio runtime, and blocks until it is done. Then the last messages are written (for up
-    /// to 5 s) and the channel is closed.
+    /// Runs an async program on a single-threaded tokio runtime, and blocks until it is done. Then
+    /// the last messages are written (for up to 5 s) and the channel is closed.
     ///
-    /// A closure (`async |worker| …`) will do too, where the type of its errors is clear from what is done with the result. Outside a
-    /// cluster ([`crate::worker`] gives such a role too) the program runs alone:
+    /// A closure (`async |worker| …`) will do too, where the type of its errors is clear from what
+    /// is done with the result. Outside a cluster ([`crate::worker`] gives such a role too) the
+    /// program runs alone:
     ///
     /// ```
     /// async fn program(worker: troop::Worker) -> troop::Result<u16> {
@@ -71,9 +72,13 @@ impl WorkerRole {
     ///
     /// # Errors
     /// The program's own, or that no runtime could be made.
-    pub fn block_on<T, E: From<Error>>(self, program: impl AsyncFnOnce(Worker) -> Result<T, E>) -> Result<T, E> {
+    pub fn block_on<T, E: From<Error>>(
+        self,
+        program: impl AsyncFnOnce(Worker) -> Result<T, E>,
+    ) -> Result<T, E> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|e| E::from(Error::Io { doing: "start a runtime", source: e }))?;
+        let runtime =
+            runtime.map_err(|e| E::from(Error::Io { doing: "start a runtime", source: e }))?;
         runtime.block_on(async {
             let worker = self.start().map_err(E::from)?;
             let inner = worker.inner.clone();
@@ -83,8 +88,8 @@ impl WorkerRole {
         })
     }
 
-    /// Starts the worker inside a tokio runtime of the program's own. When the last copy of the [`Worker`] and the last listener are
-    /// dropped, the channel is closed.
+    /// Starts the worker inside a tokio runtime of the program's own. When the last copy of the
+    /// [`Worker`] and the last listener are dropped, the channel is closed.
     ///
     /// # Errors
     /// If the runtime cannot take the channel.
@@ -94,7 +99,8 @@ impl WorkerRole {
     pub fn start(self) -> Result<Worker> {
         let (inner, messages) = Inner::new(self.id);
         if let Some(channel) = self.channel {
-            let link = link::Link::new(channel, self.advanced, inner.clone()).map_err(Error::io("watch the channel"))?;
+            let link = link::Link::new(channel, self.advanced, inner.clone())
+                .map_err(Error::io("watch the channel"))?;
             tokio::spawn(link.run());
         }
         Ok(Worker::new(inner, messages))
@@ -131,8 +137,9 @@ pub enum WorkerEvent {
     Message(Message),
     /// A question that wants an answer.
     Request(Request),
-    /// This many events before the next one are lost: nobody read for too long, or a primary with `serialization: 'advanced'` sent
-    /// something that has no form in JSON, such as an object that contains itself.
+    /// This many events before the next one are lost: nobody read for too long, or a primary with
+    /// `serialization: 'advanced'` sent something that has no form in JSON, such as an object that
+    /// contains itself.
     Missed(u64),
 }
 
@@ -178,9 +185,10 @@ impl Worker {
         listen::open(&self.inner, listen).await
     }
 
-    /// Listens for TCP connections, together with all workers that ask for the same address. Takes what `std` takes for an address
-    /// (`"0.0.0.0:8000"`, `("::1", 80)`, a `SocketAddr`), or just a port, which means any address of both families, as in Node's
-    /// `listen(8000)`. Port 0 gives all workers the same free port. Alone, without a primary, the process listens by itself.
+    /// Listens for TCP connections, together with all workers that ask for the same address. Takes
+    /// what `std` takes for an address (`"0.0.0.0:8000"`, `("::1", 80)`, a `SocketAddr`), or just a
+    /// port, which means any address of both families, as in Node's `listen(8000)`. Port 0 gives
+    /// all workers the same free port. Alone, without a primary, the process listens by itself.
     ///
     /// # Errors
     /// [`Error::Listen`] with the system's reason, also when it was the primary that tried.
@@ -206,19 +214,22 @@ impl Worker {
         tokio::net::UdpSocket::from_std(socket).map_err(Error::io("give the socket to the runtime"))
     }
 
-    /// A future that resolves when this worker is to finish: its primary asked it to, or the channel closed, or
-    /// [`Worker::disconnect`] was called. Made for `with_graceful_shutdown`: listeners give no more connections before it resolves, and the
-    /// last one that they gave has had 100 ms for its first request, because servers close what they have not read from yet.
+    /// A future that resolves when this worker is to finish: its primary asked it to, or the
+    /// channel closed, or [`Worker::disconnect`] was called. Made for `with_graceful_shutdown`:
+    /// listeners give no more connections before it resolves, and the last one that they gave has
+    /// had 100 ms for its first request, because servers close what they have not read from yet.
     #[must_use]
     pub fn draining(&self) -> Draining {
         Draining::new(self.inner.draining())
     }
 
-    /// A future for one connection that its client keeps open: resolves when the connection is to be closed because this worker is to finish.
-    /// That is after [`Worker::draining`], and for each call at a moment of its own, spread evenly over the time that the primary gives for
-    /// it ([`Builder::drain_spread`](crate::Builder::drain_spread)), so that the clients do not all come back at once. Under a Node primary, when
-    /// the whole cluster ends, and without a primary it is the same as [`Worker::draining`]. `troop::serve` (feature `axum`) uses it; in a
-    /// loop of a program's own around hyper:
+    /// A future for one connection that its client keeps open: resolves when the connection is to
+    /// be closed because this worker is to finish. That is after [`Worker::draining`], and for each
+    /// call at a moment of its own, spread evenly over the time that the primary gives for it
+    /// ([`Builder::drain_spread`](crate::Builder::drain_spread)), so that the clients do not all
+    /// come back at once. Under a Node primary, when the whole cluster ends, and without a primary
+    /// it is the same as [`Worker::draining`]. `troop::serve` (feature `axum`) uses it; in a loop
+    /// of a program's own around hyper:
     ///
     /// ```text
     /// tokio::select! {
@@ -239,21 +250,23 @@ impl Worker {
         *self.inner.draining().borrow()
     }
 
-    /// Lets this process go on when its primary dies. By default [`Worker::draining`] resolves then, and the process exits with code 0
-    /// after five seconds at the latest.
+    /// Lets this process go on when its primary dies. By default [`Worker::draining`] resolves
+    /// then, and the process exits with code 0 after five seconds at the latest.
     pub fn outlive_primary(&self) {
         self.inner.outlive();
     }
 
-    /// Tells the primary how busy this worker is, in a unit of the program's own, for policies that go by it: `least-connections`, `p2c` and
-    /// `steered` add it to the number of open connections, which is known anyway. Told at most ten times a second. A Node worker does the
-    /// same by `process.send({cmd: 'NODE_TROOP', act: 'load', load: 12})`.
+    /// Tells the primary how busy this worker is, in a unit of the program's own, for policies that
+    /// go by it: `least-connections`, `p2c` and `steered` add it to the number of open connections,
+    /// which is known anyway. Told at most ten times a second. A Node worker does the same by
+    /// `process.send({cmd: 'NODE_TROOP', act: 'load', load: 12})`.
     pub fn report_load(&self, load: u32) {
         self.inner.report_load(load);
     }
 
-    /// Leaves the cluster on this worker's own account, as Node's `cluster.worker.disconnect()`: listeners stop, the primary is told
-    /// and confirms, so that it sees `exited_after_disconnect`. Requests that are being served go on.
+    /// Leaves the cluster on this worker's own account, as Node's `cluster.worker.disconnect()`:
+    /// listeners stop, the primary is told and confirms, so that it sees `exited_after_disconnect`.
+    /// Requests that are being served go on.
     ///
     /// # Errors
     /// [`Error::Closed`] if there is no primary (any more).
@@ -261,18 +274,21 @@ impl Worker {
         self.inner.leave().await
     }
 
-    /// The next message or question from the primary. `None` when all have been read and the channel is closed, or when this worker is
-    /// to finish and has no listener open. Messages wait here from the start, up to 16 MiB (see [`Events`](crate::Events)). Several
-    /// callers share them. Cancel safe.
+    /// The next message or question from the primary. `None` when all have been read and the
+    /// channel is closed, or when this worker is to finish and has no listener open. Messages wait
+    /// here from the start, up to 16 MiB (see [`Events`](crate::Events)). Several callers share
+    /// them. Cancel safe.
     pub async fn next_event(&self) -> Option<WorkerEvent> {
-        // Not through the async lock when it is free: that spends a share of the task's turn on every message.
+        // Not through the async lock when it is free: that spends a share of the task's turn on
+        // every message.
         if let Ok(mut messages) = self.messages.try_lock() {
             return messages.next().await;
         }
         self.messages.lock().await.next().await
     }
 
-    /// Sends a message to the primary, waiting for room in the queue (1 MiB) if it does not read fast enough.
+    /// Sends a message to the primary, waiting for room in the queue (1 MiB) if it does not read
+    /// fast enough.
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Json`].
@@ -292,7 +308,11 @@ impl Worker {
     ///
     /// # Errors
     /// [`Error::HandleRefused`], and as [`Worker::send`].
-    pub async fn send_handle<T: Serialize + ?Sized>(&self, message: &T, handle: impl Into<Handle>) -> Result<()> {
+    pub async fn send_handle<T: Serialize + ?Sized>(
+        &self,
+        message: &T,
+        handle: impl Into<Handle>,
+    ) -> Result<()> {
         self.inner.mailbox.send_handle(message, handle.into()).await
     }
 
@@ -300,7 +320,11 @@ impl Worker {
     ///
     /// # Errors
     /// [`Error::TimedOut`], [`Error::Refused`], and as [`Worker::send`].
-    pub async fn request<Q: Serialize + ?Sized, A: DeserializeOwned>(&self, question: &Q, timeout: Duration) -> Result<A> {
+    pub async fn request<Q: Serialize + ?Sized, A: DeserializeOwned>(
+        &self,
+        question: &Q,
+        timeout: Duration,
+    ) -> Result<A> {
         self.inner.mailbox.request(question, timeout).await?.decode()
     }
 

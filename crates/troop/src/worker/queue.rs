@@ -51,8 +51,8 @@ impl ConnQueue {
         }
     }
 
-    /// A descriptor that is readable when there may be a connection, or the listener is closed; to be followed by
-    /// [`ConnQueue::try_take`].
+    /// A descriptor that is readable when there may be a connection, or the listener is closed; to
+    /// be followed by [`ConnQueue::try_take`].
     pub(crate) fn event_fd(&self) -> std::io::Result<&EventFd> {
         if self.event_fd.get().is_none() {
             let event_fd = EventFd::new()?;

@@ -48,7 +48,9 @@ impl Simulation {
                 Change::Take(index, count) => {
                     // To whoever has least to do.
                     self.queues[usize::from(index)] -= f64::from(count);
-                    let least = (0..self.queues.len()).min_by(|a, b| self.queues[*a].total_cmp(&self.queues[*b])).unwrap();
+                    let least = (0..self.queues.len())
+                        .min_by(|a, b| self.queues[*a].total_cmp(&self.queues[*b]))
+                        .unwrap();
                     self.queues[least] += f64::from(count);
                 }
                 _ => {}
@@ -65,7 +67,9 @@ impl Simulation {
         let shares = self.group.shares();
         for index in 0..self.queues.len() {
             let queue = &mut self.queues[index];
-            *queue += arrivals * looks * shares.get(index).copied().unwrap_or(1.0 / self.speeds.len() as f64);
+            *queue += arrivals
+                * looks
+                * shares.get(index).copied().unwrap_or(1.0 / self.speeds.len() as f64);
             if self.watched[index] {
                 self.taken_over += *queue;
                 *queue = 0.0;
@@ -86,11 +90,23 @@ impl Simulation {
 fn equal_workers_keep_equal_shares() {
     let mut simulation = Simulation::new(&[100.0; 8]);
     (0..200).for_each(|_| simulation.look(400.0));
-    assert!(simulation.group.shares().iter().all(|share| (*share - 0.125).abs() < 0.001), "{:?}", simulation.group.shares());
+    assert!(
+        simulation.group.shares().iter().all(|share| (*share - 0.125).abs() < 0.001),
+        "{:?}",
+        simulation.group.shares()
+    );
     // Also when there is more than they can do.
     (0..100).for_each(|_| simulation.look(1000.0));
-    assert!(simulation.group.shares().iter().all(|share| (*share - 0.125).abs() < 0.02), "{:?}", simulation.group.shares());
-    assert!(!simulation.seen.iter().any(|c| matches!(c, Change::Stalled(_))), "{:?}", simulation.seen);
+    assert!(
+        simulation.group.shares().iter().all(|share| (*share - 0.125).abs() < 0.02),
+        "{:?}",
+        simulation.group.shares()
+    );
+    assert!(
+        !simulation.seen.iter().any(|c| matches!(c, Change::Stalled(_))),
+        "{:?}",
+        simulation.seen
+    );
 }
 
 #[test]
@@ -102,7 +118,11 @@ fn a_slow_worker_gets_less_and_its_share_back() {
     let share = simulation.served[3] / simulation.served.iter().sum::<f64>();
     assert!((0.05..0.13).contains(&share), "{share} {:?}", simulation.served);
     assert!(simulation.queues.iter().all(|queue| *queue < 200.0), "{:?}", simulation.queues);
-    assert!(!simulation.seen.iter().any(|c| matches!(c, Change::Stalled(_))), "slow is not hung: {:?}", simulation.seen);
+    assert!(
+        !simulation.seen.iter().any(|c| matches!(c, Change::Stalled(_))),
+        "slow is not hung: {:?}",
+        simulation.seen
+    );
     simulation.speeds[3] = 100.0;
     (0..200).for_each(|_| simulation.look(1.0));
     assert!((simulation.group.shares()[3] - 0.25).abs() < 0.02, "{:?}", simulation.group.shares());
@@ -142,13 +162,29 @@ fn a_hung_worker_is_found_out_soon_its_queue_is_taken_over_and_it_comes_back() {
         while simulation.now.since(before) < Duration::from_secs(30) {
             simulation.look(200.0);
         }
-        assert_eq!(simulation.seen.iter().filter(|c| matches!(c, Change::Stalled(_))).count(), hung);
-        assert!(simulation.taken_over - risked < 30.0 * 20.0 * 200.0 * 0.01 * hung as f64, "{}", simulation.taken_over - risked);
+        assert_eq!(
+            simulation.seen.iter().filter(|c| matches!(c, Change::Stalled(_))).count(),
+            hung
+        );
+        assert!(
+            simulation.taken_over - risked < 30.0 * 20.0 * 200.0 * 0.01 * hung as f64,
+            "{}",
+            simulation.taken_over - risked
+        );
         simulation.speeds.fill(100.0);
         (0..600).for_each(|_| simulation.look(200.0));
-        assert_eq!(simulation.seen.iter().filter(|c| matches!(c, Change::Recovered(_))).count(), hung, "{:?}", simulation.seen);
+        assert_eq!(
+            simulation.seen.iter().filter(|c| matches!(c, Change::Recovered(_))).count(),
+            hung,
+            "{:?}",
+            simulation.seen
+        );
         assert!(!simulation.watched[0]);
-        assert!(simulation.group.shares().iter().all(|share| (*share - 0.125).abs() < 0.03), "{:?}", simulation.group.shares());
+        assert!(
+            simulation.group.shares().iter().all(|share| (*share - 0.125).abs() < 0.03),
+            "{:?}",
+            simulation.group.shares()
+        );
     }
 }
 
@@ -167,7 +203,10 @@ fn a_hung_worker_among_a_thousand_stays_found_out() {
         simulation.look(20_000.0);
     }
     assert_eq!(
-        (simulation.group.hung_since(7), simulation.seen.iter().filter(|c| matches!(c, Change::Stalled(_))).count()),
+        (
+            simulation.group.hung_since(7),
+            simulation.seen.iter().filter(|c| matches!(c, Change::Stalled(_))).count()
+        ),
         (found, 1)
     );
 }
@@ -179,7 +218,11 @@ fn an_only_worker_is_never_given_up() {
     let mut simulation_of_two = Simulation::new(&[0.0, 0.0]);
     (0..100).for_each(|_| simulation_of_two.look(10.0));
     for simulation in [simulation, simulation_of_two] {
-        assert!(!simulation.seen.iter().any(|c| matches!(c, Change::Stalled(_))), "{:?}", simulation.seen);
+        assert!(
+            !simulation.seen.iter().any(|c| matches!(c, Change::Stalled(_))),
+            "{:?}",
+            simulation.seen
+        );
         assert!(simulation.watched.iter().all(|w| !w));
     }
 }

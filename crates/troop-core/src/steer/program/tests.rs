@@ -1,4 +1,5 @@
-//! The programs on a machine of our own; what the kernel makes of them is tested with real connections.
+//! The programs on a machine of our own; what the kernel makes of them is tested with real
+//! connections.
 
 use std::net::IpAddr;
 
@@ -39,8 +40,12 @@ fn run(program: &[Instruction], packet: &[u8], random: u32) -> u32 {
             code::XOR_X => a ^= x,
             code::X_BECOMES_A => x = a,
             code::JUMP => at += operand as usize,
-            code::JUMP_IF_EQUAL => at += usize::from(if a == operand { jump_true } else { jump_false }),
-            code::JUMP_IF_AT_LEAST => at += usize::from(if a >= operand { jump_true } else { jump_false }),
+            code::JUMP_IF_EQUAL => {
+                at += usize::from(if a == operand { jump_true } else { jump_false })
+            }
+            code::JUMP_IF_AT_LEAST => {
+                at += usize::from(if a >= operand { jump_true } else { jump_false })
+            }
             code::RETURN => return operand,
             code::RETURN_A => return a,
             _ => panic!("no such operation: {code:#x}"),
@@ -117,7 +122,8 @@ fn even_shares_cost_a_division_and_the_largest_table_fits() {
     // No two neighbours have the same owner, so nothing can be left out.
     let table: Vec<u16> = (0..BUCKETS).map(|n| n as u16).collect();
     let program = by_client(&table, 32, 128, true);
-    // 20,480 bytes are what old kernels allow (net.core.optmem_max), with 8 bytes for each instruction.
+    // 20,480 bytes are what old kernels allow (net.core.optmem_max), with 8 bytes for each
+    // instruction.
     assert!(program.len() * 8 < 20_000, "{} instructions", program.len());
     assert_eq!(by_share(&[]).last().map(|i| i.code), Some(code::RETURN));
 }

@@ -8,7 +8,11 @@ fn at(port: i64) -> Address {
 }
 
 fn claim(port: i64, holders: &[u32]) -> Claim {
-    Claim { at: at(port), holders: holders.iter().copied().map(WorkerId).collect(), is_shared: true }
+    Claim {
+        at: at(port),
+        holders: holders.iter().copied().map(WorkerId).collect(),
+        is_shared: true,
+    }
 }
 
 /// What only one of several workers has.
@@ -31,7 +35,9 @@ impl Simulation {
 
     fn failure(&self) -> Option<&str> {
         self.progress.iter().rev().find_map(|progress| match progress {
-            Progress::ReloadFailed { reason, .. } | Progress::RecycleFailed { reason, .. } => Some(reason.as_str()),
+            Progress::ReloadFailed { reason, .. } | Progress::RecycleFailed { reason, .. } => {
+                Some(reason.as_str())
+            }
             _ => None,
         })
     }
@@ -50,14 +56,25 @@ fn a_reload_whose_first_worker_listens_elsewhere_replaces_nobody_and_names_the_a
     simulation.reload_with(&[claim(80, &[1, 2, 3])]);
     simulation.listens(4, &[81]);
     simulation.pass(2 * SECOND);
-    assert!(simulation.progress.contains(&Progress::Awaiting { worker: WorkerId(4), at: at(80) }), "{:?}", simulation.progress);
+    assert!(
+        simulation.progress.contains(&Progress::Awaiting { worker: WorkerId(4), at: at(80) }),
+        "{:?}",
+        simulation.progress
+    );
     simulation.pass(27 * SECOND);
     assert_eq!((simulation.failure(), simulation.asked.len()), (None, 0));
     simulation.pass(SECOND);
     let reason = simulation.failure().unwrap();
     assert!(reason.contains("does not listen on *:80,") && reason.contains("on *:81"), "{reason}");
     assert_eq!(simulation.asked, [Order::Disconnect(WorkerId(4))]);
-    assert_eq!(simulation.progress.iter().filter(|progress| matches!(progress, Progress::Awaiting { .. })).count(), 1);
+    assert_eq!(
+        simulation
+            .progress
+            .iter()
+            .filter(|progress| matches!(progress, Progress::Awaiting { .. }))
+            .count(),
+        1
+    );
 }
 
 #[test]
@@ -89,8 +106,12 @@ fn what_the_predecessor_did_not_have_is_not_asked_of_its_successor() {
 
 #[test]
 fn where_the_old_one_leaves_first_the_new_one_has_to_take_over_all_the_same() {
-    let mut simulation =
-        Simulation::with(Config { max_surge: 0, max_unavailable: 1, min_ready_time: Duration::ZERO, ..Config::new(2) });
+    let mut simulation = Simulation::with(Config {
+        max_surge: 0,
+        max_unavailable: 1,
+        min_ready_time: Duration::ZERO,
+        ..Config::new(2)
+    });
     (1..=2).for_each(|worker| simulation.listens(worker, &[80]));
     simulation.reload_with(&[claim(80, &[1, 2])]);
     simulation.exit(1, 0);
@@ -125,7 +146,12 @@ fn what_was_left_open_is_asked_of_the_first_new_worker_and_a_failure_leaves_it_o
 #[test]
 fn a_worker_whose_successor_listens_elsewhere_is_not_recycled() {
     let mut simulation = serving(2);
-    assert!(simulation.supervisor.recycle_with(simulation.now, WorkerId(1), "it is old".into(), vec![claim(80, &[1, 2])]));
+    assert!(simulation.supervisor.recycle_with(
+        simulation.now,
+        WorkerId(1),
+        "it is old".into(),
+        vec![claim(80, &[1, 2])]
+    ));
     simulation.carry_out();
     simulation.listens(3, &[81]);
     simulation.pass(31 * SECOND);
@@ -143,7 +169,10 @@ fn workers_are_expected_as_long_as_a_slot_is_not_filled() {
     assert!(expects(&simulation));
     simulation.exit(1, 1);
     simulation.pass(SECOND / 2);
-    assert!(!expects(&simulation), "the successor is there, and what it asks for is seen by others");
+    assert!(
+        !expects(&simulation),
+        "the successor is there, and what it asks for is seen by others"
+    );
     simulation.exit(3, 1);
     assert!(expects(&simulation));
     simulation.pass(SECOND);
@@ -177,13 +206,22 @@ fn what_only_one_worker_has_is_lost_by_no_reload() {
     assert_eq!(simulation.asked, [Order::Disconnect(WorkerId(2)), Order::Disconnect(WorkerId(3))]);
     simulation.listens(6, &[80, 9]);
     simulation.pass(29 * SECOND);
-    assert!(simulation.progress.contains(&Progress::Awaiting { worker: WorkerId(6), at: at(90) }), "{:?}", simulation.progress);
+    assert!(
+        simulation.progress.contains(&Progress::Awaiting { worker: WorkerId(6), at: at(90) }),
+        "{:?}",
+        simulation.progress
+    );
     assert_eq!((simulation.failure(), simulation.asked.len()), (None, 2));
     simulation.pass(SECOND);
     let reason = simulation.failure().unwrap();
-    assert!(reason.contains("no new worker listens on *:90, where worker 1 did") && reason.contains("*:9;"), "{reason}");
     assert!(
-        !simulation.asked.contains(&Order::Disconnect(WorkerId(1))) && !simulation.progress.contains(&Progress::ReloadFinished)
+        reason.contains("no new worker listens on *:90, where worker 1 did")
+            && reason.contains("*:9;"),
+        "{reason}"
+    );
+    assert!(
+        !simulation.asked.contains(&Order::Disconnect(WorkerId(1)))
+            && !simulation.progress.contains(&Progress::ReloadFinished)
     );
     assert_eq!(simulation.of(0), 1);
 }
@@ -198,7 +236,12 @@ fn what_only_one_worker_has_may_go_to_its_successor_or_to_any_other_new_worker()
         simulation.listens(worker, &[80, 87 + i64::from(worker)]);
         simulation.pass(2 * SECOND);
     }
-    assert_eq!(simulation.progress.last(), Some(&Progress::ReloadFinished), "{:?}", simulation.progress);
+    assert_eq!(
+        simulation.progress.last(),
+        Some(&Progress::ReloadFinished),
+        "{:?}",
+        simulation.progress
+    );
     // Another one has them all.
     let mut simulation = serving(3);
     simulation.reload_with(&[own(90, &[1]), own(91, &[1])]);
@@ -206,7 +249,12 @@ fn what_only_one_worker_has_may_go_to_its_successor_or_to_any_other_new_worker()
     simulation.pass(2 * SECOND);
     simulation.listens(5, &[90, 91]);
     simulation.listens(6, &[]);
-    assert_eq!(simulation.progress.last(), Some(&Progress::ReloadFinished), "{:?}", simulation.progress);
+    assert_eq!(
+        simulation.progress.last(),
+        Some(&Progress::ReloadFinished),
+        "{:?}",
+        simulation.progress
+    );
 }
 
 #[test]
@@ -216,13 +264,22 @@ fn a_slot_whose_own_address_another_one_may_bring_is_put_off_until_the_others_ar
     // Both are the second slot's from now on.
     simulation.listens(3, &[80]);
     simulation.pass(4 * SECOND);
-    assert!(simulation.progress.contains(&Progress::PutOff { worker: WorkerId(3) }), "{:?}", simulation.progress);
+    assert!(
+        simulation.progress.contains(&Progress::PutOff { worker: WorkerId(3) }),
+        "{:?}",
+        simulation.progress
+    );
     assert_eq!(simulation.asked, [Order::Disconnect(WorkerId(3))]);
     simulation.listens(4, &[91, 92]);
     simulation.pass(2 * SECOND);
     assert_eq!(simulation.asked[1..], [Order::Disconnect(WorkerId(2))]);
     simulation.listens(5, &[80]);
-    assert_eq!(simulation.progress.last(), Some(&Progress::ReloadFinished), "{:?}", simulation.progress);
+    assert_eq!(
+        simulation.progress.last(),
+        Some(&Progress::ReloadFinished),
+        "{:?}",
+        simulation.progress
+    );
     // Where nobody has them, nobody who does is sent away.
     let mut simulation = serving(2);
     simulation.reload_with(&[own(91, &[1]), own(92, &[2])]);
@@ -231,7 +288,11 @@ fn a_slot_whose_own_address_another_one_may_bring_is_put_off_until_the_others_ar
         simulation.pass(4 * SECOND);
     }
     simulation.pass(30 * SECOND);
-    assert!(simulation.failure().is_some_and(|reason| reason.contains("*:92, where worker 2 did")), "{:?}", simulation.progress);
+    assert!(
+        simulation.failure().is_some_and(|reason| reason.contains("*:92, where worker 2 did")),
+        "{:?}",
+        simulation.progress
+    );
     assert_eq!((simulation.of(0), simulation.of(1)), (1, 2));
 }
 
@@ -244,7 +305,11 @@ fn what_waited_for_a_successor_when_the_reload_began_is_asked_of_the_new_ones_as
         (3..=simulation.next_worker).for_each(|worker| simulation.listens(worker, &[80]));
         simulation.pass(SECOND);
     }
-    assert!(simulation.failure().is_some_and(|reason| reason.contains("*:90")), "{:?}", simulation.progress);
+    assert!(
+        simulation.failure().is_some_and(|reason| reason.contains("*:90")),
+        "{:?}",
+        simulation.progress
+    );
 }
 
 #[test]
@@ -256,7 +321,12 @@ fn what_a_worker_had_that_is_not_wanted_any_more_is_asked_of_nobody() {
     simulation.supervisor.scale(simulation.now, 1);
     simulation.carry_out();
     simulation.pass(2 * SECOND);
-    assert_eq!(simulation.progress.last(), Some(&Progress::ReloadFinished), "{:?}", simulation.progress);
+    assert_eq!(
+        simulation.progress.last(),
+        Some(&Progress::ReloadFinished),
+        "{:?}",
+        simulation.progress
+    );
 }
 
 mod random {
@@ -264,8 +334,9 @@ mod random {
     use proptest::prelude::*;
 
     proptest! {
-        /// Whoever has what, and whatever the new ones listen on: a reload that succeeds has lost no address, and where the old ones leave after
-        /// the new ones have come, one that does not has lost none either.
+        /// Whoever has what, and whatever the new ones listen on: a reload that succeeds has lost
+        /// no address, and where the old ones leave after the new ones have come, one that does not
+        /// has lost none either.
         #[test]
         fn no_reload_loses_an_address(
             old in proptest::collection::vec(proptest::collection::btree_set(1i64..5, 0..3), 1..5),

@@ -3,17 +3,24 @@
 use super::*;
 
 fn down(simulation: &Simulation) -> bool {
-    simulation.supervisor.state() == SupervisorState::Degraded && simulation.supervisor.is_down(simulation.now)
+    simulation.supervisor.state() == SupervisorState::Degraded
+        && simulation.supervisor.is_down(simulation.now)
 }
 
 /// Where only workers that listen are ready, however old they are.
 fn listeners(workers: usize) -> Config {
-    Config { readiness: Readiness::Listening, min_ready_time: Duration::ZERO, ..Config::new(workers) }
+    Config {
+        readiness: Readiness::Listening,
+        min_ready_time: Duration::ZERO,
+        ..Config::new(workers)
+    }
 }
 
 /// The delay of the last restart.
 fn delay(simulation: &Simulation) -> Duration {
-    let delay = |progress: &Progress| if let Progress::Restarting { delay, .. } = progress { Some(*delay) } else { None };
+    let delay = |progress: &Progress| {
+        if let Progress::Restarting { delay, .. } = progress { Some(*delay) } else { None }
+    };
     simulation.progress.iter().rev().find_map(delay).unwrap()
 }
 
@@ -27,7 +34,10 @@ fn an_app_with_a_ready_worker_is_never_given_up() {
         (1..4).for_each(|slot| simulation.exit(simulation.of(slot), 1));
         simulation.pass(SECOND);
     }
-    assert_eq!((simulation.supervisor.state(), &simulation.outcome, simulation.of(0)), (SupervisorState::Degraded, &None, 1));
+    assert_eq!(
+        (simulation.supervisor.state(), &simulation.outcome, simulation.of(0)),
+        (SupervisorState::Degraded, &None, 1)
+    );
     assert!(simulation.asked.is_empty(), "{:?}", simulation.asked);
 }
 
@@ -39,11 +49,19 @@ fn a_slot_whose_worker_keeps_dying_waits_longer_and_the_others_do_not() {
         simulation.up(simulation.of(1));
         simulation.exit(simulation.of(1), 1);
         let most = Duration::from_millis(most);
-        assert!(delay(&simulation) >= most.mul_f64(0.75) && delay(&simulation) <= most, "{:?} {most:?}", delay(&simulation));
+        assert!(
+            delay(&simulation) >= most.mul_f64(0.75) && delay(&simulation) <= most,
+            "{:?} {most:?}",
+            delay(&simulation)
+        );
         simulation.pass(most);
     }
     simulation.exit(1, 1);
-    assert!(delay(&simulation) <= Duration::from_millis(20), "it had been ready for long: {:?}", delay(&simulation));
+    assert!(
+        delay(&simulation) <= Duration::from_millis(20),
+        "it had been ready for long: {:?}",
+        delay(&simulation)
+    );
     // One that stays for the minimum time ends the row.
     simulation.pass(SECOND);
     simulation.up(simulation.of(1));
@@ -59,7 +77,10 @@ fn a_slot_whose_worker_keeps_dying_waits_longer_and_the_others_do_not() {
 fn a_start_without_a_ready_worker_fails_after_so_many_ends() {
     let mut simulation = Simulation::with(Config { max_ends: 5, ..listeners(2) });
     for _ in 0..5 {
-        assert_eq!((simulation.supervisor.state(), &simulation.outcome), (SupervisorState::Starting, &None));
+        assert_eq!(
+            (simulation.supervisor.state(), &simulation.outcome),
+            (SupervisorState::Starting, &None)
+        );
         simulation.exit(simulation.of(0).max(simulation.of(1)), 3);
         simulation.pass(SECOND / 2);
     }
@@ -71,14 +92,19 @@ fn a_start_without_a_ready_worker_fails_after_so_many_ends() {
     assert!(
         matches!(
             simulation.outcome,
-            Some(Outcome::GaveUp(GiveUp::NeverReady { ends: 5, cause: Cause::Ended(_, ExitHow::Code(3)), .. }))
+            Some(Outcome::GaveUp(GiveUp::NeverReady {
+                ends: 5,
+                cause: Cause::Ended(_, ExitHow::Code(3)),
+                ..
+            }))
         ),
         "{:?}",
         simulation.outcome
     );
-    assert!(
-        simulation.progress.iter().any(|progress| matches!(progress, Progress::GivingUp(GiveUp::NeverReady { ends: 5, .. })))
-    );
+    assert!(simulation.progress.iter().any(|progress| matches!(
+        progress,
+        Progress::GivingUp(GiveUp::NeverReady { ends: 5, .. })
+    )));
 }
 
 #[test]
@@ -86,13 +112,20 @@ fn a_start_whose_workers_are_never_ready_fails_after_the_window() {
     let mut simulation = Simulation::with(Config { window: 60 * SECOND, ..listeners(2) });
     simulation.supervisor.online(simulation.now, WorkerId(1), true);
     simulation.pass(59 * SECOND);
-    assert_eq!((simulation.supervisor.state(), simulation.asked.len()), (SupervisorState::Starting, 0));
+    assert_eq!(
+        (simulation.supervisor.state(), simulation.asked.len()),
+        (SupervisorState::Starting, 0)
+    );
     simulation.pass(SECOND);
     assert_eq!(simulation.asked, [Order::Disconnect(WorkerId(1)), Order::Terminate(WorkerId(2))]);
     (1..=2).for_each(|worker| simulation.exit(worker, 0));
-    assert_eq!(simulation.outcome, Some(Outcome::GaveUp(GiveUp::NotReady { been_ready: false, within: 60 * SECOND })));
+    assert_eq!(
+        simulation.outcome,
+        Some(Outcome::GaveUp(GiveUp::NotReady { been_ready: false, within: 60 * SECOND }))
+    );
     // One that may take longer is waited for.
-    let mut simulation = Simulation::with(Config { window: SECOND, ready_timeout: 300 * SECOND, ..listeners(1) });
+    let mut simulation =
+        Simulation::with(Config { window: SECOND, ready_timeout: 300 * SECOND, ..listeners(1) });
     simulation.pass(299 * SECOND);
     simulation.up(1);
     simulation.pass(1000 * SECOND);
@@ -123,7 +156,8 @@ fn an_app_that_was_ready_once_is_retried_for_ever_at_the_longest_delay() {
 
 #[test]
 fn where_it_is_wanted_an_app_ends_that_had_no_ready_worker_for_the_window() {
-    let mut simulation = Simulation::with(Config { ends_when_failed: true, window: 20 * SECOND, ..Config::new(2) });
+    let mut simulation =
+        Simulation::with(Config { ends_when_failed: true, window: 20 * SECOND, ..Config::new(2) });
     (1..=2).for_each(|worker| simulation.up(worker));
     simulation.pass(100 * SECOND);
     simulation.exit(1, 1);
@@ -141,17 +175,20 @@ fn where_it_is_wanted_an_app_ends_that_had_no_ready_worker_for_the_window() {
     }
     let took = simulation.now.since(begun);
     assert!(took >= 20 * SECOND && took < 21 * SECOND, "{took:?}");
-    assert!(
-        simulation
-            .progress
-            .iter()
-            .any(|progress| matches!(progress, Progress::GivingUp(GiveUp::NotReady { been_ready: true, .. })))
-    );
+    assert!(simulation.progress.iter().any(|progress| matches!(
+        progress,
+        Progress::GivingUp(GiveUp::NotReady { been_ready: true, .. })
+    )));
 }
 
 #[test]
 fn the_time_without_workers_that_nobody_wants_does_not_count() {
-    let config = Config { ends_when_failed: true, window: 20 * SECOND, ready_timeout: 20 * SECOND, ..listeners(1) };
+    let config = Config {
+        ends_when_failed: true,
+        window: 20 * SECOND,
+        ready_timeout: 20 * SECOND,
+        ..listeners(1)
+    };
     let mut simulation = Simulation::with(config);
     simulation.up(1);
     simulation.supervisor.scale(simulation.now, 0);
@@ -170,7 +207,8 @@ fn the_time_without_workers_that_nobody_wants_does_not_count() {
 
 #[test]
 fn a_start_after_a_restart_is_not_the_first() {
-    let mut simulation = Simulation::with(Config { been_ready: true, max_ends: 2, ..Config::new(1) });
+    let mut simulation =
+        Simulation::with(Config { been_ready: true, max_ends: 2, ..Config::new(1) });
     assert_eq!(simulation.supervisor.state(), SupervisorState::Starting);
     for _ in 0..10 {
         simulation.exit(simulation.of(0), 1);
@@ -186,7 +224,14 @@ fn slots_that_lose_their_workers_at_once_do_not_get_them_back_at_once() {
     simulation.pass(10 * SECOND);
     let most_at_a_time = |simulation: &Simulation, since: Time| {
         let forks = || simulation.forked.iter().map(|(_, at)| *at).filter(|at| *at >= since);
-        forks().map(|from| forks().filter(|at| *at >= from && at.since(from) < Duration::from_millis(100)).count()).max().unwrap()
+        forks()
+            .map(|from| {
+                forks()
+                    .filter(|at| *at >= from && at.since(from) < Duration::from_millis(100))
+                    .count()
+            })
+            .max()
+            .unwrap()
     };
     let fallen = simulation.now;
     (1..=64).for_each(|worker| simulation.exit(worker, 1));
@@ -281,7 +326,12 @@ fn a_reload_that_fails_after_a_pause_leaves_the_pause_unless_somebody_serves() {
     simulation.carry_out();
     simulation.up(4);
     simulation.exit(5, 1);
-    assert_eq!((simulation.supervisor.state(), simulation.of(0)), (SupervisorState::Degraded, 4), "{:?}", simulation.progress);
+    assert_eq!(
+        (simulation.supervisor.state(), simulation.of(0)),
+        (SupervisorState::Degraded, 4),
+        "{:?}",
+        simulation.progress
+    );
     simulation.pass(SECOND);
     assert_eq!(simulation.of(1), 6);
     assert!(!simulation.asked.contains(&Order::Disconnect(WorkerId(4))));
@@ -289,18 +339,26 @@ fn a_reload_that_fails_after_a_pause_leaves_the_pause_unless_somebody_serves() {
 
 #[test]
 fn slots_whose_workers_have_finished_are_not_missed() {
-    let mut simulation = Simulation::with(Config { restart: Restart::OnFailure, final_codes: vec![3], ..Config::new(3) });
+    let mut simulation = Simulation::with(Config {
+        restart: Restart::OnFailure,
+        final_codes: vec![3],
+        ..Config::new(3)
+    });
     (1..=3).for_each(|worker| simulation.up(worker));
     simulation.exit(1, 0);
     simulation.exit(2, 3);
     assert_eq!(simulation.supervisor.state(), SupervisorState::Running);
-    let done: Vec<_> = simulation.supervisor.vacancies().map(|vacancy| (vacancy.slot.0, vacancy.done)).collect();
+    let done: Vec<_> =
+        simulation.supervisor.vacancies().map(|vacancy| (vacancy.slot.0, vacancy.done)).collect();
     assert_eq!(done, [(0, Some(ExitHow::Code(0))), (1, Some(ExitHow::Code(3)))]);
     // One that failed for good is.
     let mut simulation = Simulation::with(Config { restart: Restart::Never, ..Config::new(2) });
     (1..=2).for_each(|worker| simulation.up(worker));
     simulation.exit(1, 1);
-    assert_eq!((simulation.supervisor.state(), &simulation.outcome), (SupervisorState::Degraded, &None));
+    assert_eq!(
+        (simulation.supervisor.state(), &simulation.outcome),
+        (SupervisorState::Degraded, &None)
+    );
 }
 
 #[test]
@@ -313,7 +371,12 @@ fn a_program_that_is_gone_for_a_while_ends_nobody_and_is_tried_again() {
     for _ in 0..100 {
         for order in std::iter::from_fn(|| simulation.supervisor.next_order()).collect::<Vec<_>>() {
             match order {
-                Order::Fork(slot) => simulation.supervisor.fork_failed(simulation.now, slot, "no such file".into(), true),
+                Order::Fork(slot) => simulation.supervisor.fork_failed(
+                    simulation.now,
+                    slot,
+                    "no such file".into(),
+                    true,
+                ),
                 Order::Tell(Progress::Restarting { .. } | Progress::Degraded { .. }) => {}
                 other => panic!("{other:?}"),
             }
@@ -322,7 +385,10 @@ fn a_program_that_is_gone_for_a_while_ends_nobody_and_is_tried_again() {
         simulation.supervisor.tick(simulation.now);
     }
     simulation.pass(6 * SECOND);
-    assert_eq!(simulation.supervisor.slots.iter().filter(|state| state.current.is_some()).count(), 2);
+    assert_eq!(
+        simulation.supervisor.slots.iter().filter(|state| state.current.is_some()).count(),
+        2
+    );
 }
 
 #[test]
@@ -351,14 +417,19 @@ fn a_worker_that_is_never_ready_is_replaced_as_one_that_failed() {
     assert!(simulation.asked.is_empty(), "it may be ready yet: {:?}", simulation.asked);
     simulation.pass(2 * SECOND);
     assert!(
-        simulation.progress.contains(&Progress::NotReady { worker: WorkerId(stuck), within: 20 * SECOND }),
+        simulation
+            .progress
+            .contains(&Progress::NotReady { worker: WorkerId(stuck), within: 20 * SECOND }),
         "{:?}",
         simulation.progress
     );
     assert_eq!(simulation.asked, [Order::Disconnect(WorkerId(stuck))]);
     // It does not hear; and nobody comes in its place before it has ended.
     simulation.pass(30 * SECOND);
-    assert_eq!(simulation.asked[1..], [Order::Terminate(WorkerId(stuck)), Order::Kill(WorkerId(stuck))]);
+    assert_eq!(
+        simulation.asked[1..],
+        [Order::Terminate(WorkerId(stuck)), Order::Kill(WorkerId(stuck))]
+    );
     assert!(simulation.supervisor.expects_workers());
     simulation.exit(stuck, 1);
     assert!(delay(&simulation) >= Duration::from_millis(75), "{:?}", delay(&simulation));
@@ -377,8 +448,10 @@ fn a_program_that_does_not_listen_is_not_late_and_workers_of_a_slow_start_are_no
     simulation.supervisor.online(simulation.now, WorkerId(1), true);
     simulation.pass(1000 * SECOND);
     assert_eq!((simulation.forks, simulation.supervisor.state()), (2, SupervisorState::Running));
-    // The second one takes longer than a new worker of a reload may, but no longer than a start may.
-    let mut simulation = Simulation::with(Config { ready_timeout: 5 * SECOND, window: 60 * SECOND, ..listeners(2) });
+    // The second one takes longer than a new worker of a reload may, but no longer than a start
+    // may.
+    let mut simulation =
+        Simulation::with(Config { ready_timeout: 5 * SECOND, window: 60 * SECOND, ..listeners(2) });
     simulation.pass(50 * SECOND);
     simulation.up(1);
     simulation.pass(9 * SECOND);
@@ -387,7 +460,8 @@ fn a_program_that_does_not_listen_is_not_late_and_workers_of_a_slow_start_are_no
     simulation.pass(100 * SECOND);
     assert!(simulation.asked.is_empty() && simulation.forks == 2);
     // Nor does it wait for ever.
-    let mut simulation = Simulation::with(Config { ready_timeout: 5 * SECOND, window: 60 * SECOND, ..listeners(2) });
+    let mut simulation =
+        Simulation::with(Config { ready_timeout: 5 * SECOND, window: 60 * SECOND, ..listeners(2) });
     simulation.up(1);
     simulation.pass(60 * SECOND);
     assert_eq!(simulation.asked, [Order::Terminate(WorkerId(2))]);
@@ -418,7 +492,8 @@ mod random {
     use proptest::prelude::*;
 
     proptest! {
-        /// Whatever happens to workers, a slot gets its next one no sooner than its back-off allows, and no later.
+        /// Whatever happens to workers, a slot gets its next one no sooner than its back-off
+        /// allows, and no later.
         #[test]
         fn no_slot_is_filled_sooner_or_later_than_its_back_off_says(
             slots in 1usize..6,
@@ -426,7 +501,8 @@ mod random {
         ) {
             let config = Config { max_ends: usize::MAX, window: SECOND * 100_000, ..listeners(slots) };
             let mut w = Simulation::with(config);
-            // By slot: when its worker ended, quick ends in a row, whether it may be hurried; and since when its worker is ready.
+            // By slot: when its worker ended, quick ends in a row, whether it may be hurried; and
+            // since when its worker is ready.
             let mut ended: Vec<Option<(Time, bool)>> = vec![None; slots];
             let (mut row, mut ready, mut seen) = (vec![0u32; slots], vec![None; slots], slots);
             for (slot, what, wait) in steps {

@@ -66,7 +66,10 @@ impl Simulation {
                 Order::Admit(worker) => assert!(self.held.remove(&worker)),
                 Order::Finish(outcome) => self.outcome = Some(outcome),
                 other => {
-                    if let Order::Disconnect(worker) | Order::Terminate(worker) | Order::Kill(worker) = &other {
+                    if let Order::Disconnect(worker)
+                    | Order::Terminate(worker)
+                    | Order::Kill(worker) = &other
+                    {
                         self.serving.remove(worker);
                     }
                     self.asked.push(other);
@@ -79,7 +82,9 @@ impl Simulation {
         self.supervisor.online(self.now, WorkerId(worker), true);
         self.supervisor.listening(self.now, WorkerId(worker));
         let is_told_to_leave = self.supervisor.leaves_by(WorkerId(worker)).is_some();
-        if !is_told_to_leave && self.supervisor.standing(self.now, WorkerId(worker)).is_some_and(|(ready, _)| ready) {
+        if !is_told_to_leave
+            && self.supervisor.standing(self.now, WorkerId(worker)).is_some_and(|(ready, _)| ready)
+        {
             self.serving.insert(WorkerId(worker));
         }
         self.carry_out();
@@ -139,9 +144,18 @@ fn quick_deaths_are_spaced_and_end_in_giving_up() {
         worker = w.next_worker;
     }
     let last = Cause::Ended(WorkerId(8), ExitHow::Code(7));
-    assert!(matches!(&w.outcome, Some(Outcome::GaveUp(GiveUp::NeverReady { cause, .. })) if *cause == last), "{:?}", w.outcome);
-    let delays: Vec<_> =
-        w.progress.iter().filter_map(|p| if let Progress::Restarting { delay, .. } = p { Some(*delay) } else { None }).collect();
+    assert!(
+        matches!(&w.outcome, Some(Outcome::GaveUp(GiveUp::NeverReady { cause, .. })) if *cause == last),
+        "{:?}",
+        w.outcome
+    );
+    let delays: Vec<_> = w
+        .progress
+        .iter()
+        .filter_map(
+            |p| if let Progress::Restarting { delay, .. } = p { Some(*delay) } else { None },
+        )
+        .collect();
     assert_eq!(delays.len(), 7);
     for (i, delay) in delays.iter().enumerate() {
         let most = Duration::from_millis(100 << i).min(5 * SECOND);
@@ -174,7 +188,11 @@ fn stopping_waits_for_the_grace_and_a_second_stop_hurries() {
 #[test]
 fn a_program_that_does_not_exist_is_not_tried_again() {
     let config = Config::new(3);
-    let why = GiveUp::NeverReady { ends: 1, within: config.window, cause: Cause::NotStarted("no such file".into()) };
+    let why = GiveUp::NeverReady {
+        ends: 1,
+        within: config.window,
+        cause: Cause::NotStarted("no such file".into()),
+    };
     let mut supervisor = Supervisor::new(config);
     supervisor.start(Time(0));
     supervisor.fork_failed(Time(0), Slot(0), "no such file".into(), true);
@@ -187,7 +205,8 @@ mod random {
     use proptest::prelude::*;
 
     proptest! {
-        /// Whatever happens in whatever order: never more workers than there may be, no deadline that stays, and every stop finishes.
+        /// Whatever happens in whatever order: never more workers than there may be, no deadline
+        /// that stays, and every stop finishes.
         #[test]
         fn any_sequence_ends_well(
             limits in (0usize..3, 0usize..3, any::<bool>(), 0u64..3000, any::<bool>()),
@@ -301,7 +320,12 @@ fn that_no_more_can_be_started_ends_nobody_who_serves() {
     let slots: Vec<_> = std::iter::from_fn(|| simulation.supervisor.next_order()).collect();
     for order in slots {
         if let Order::Fork(slot) = order {
-            simulation.supervisor.fork_failed(simulation.now, slot, "too many processes".into(), slot.0 % 2 == 0);
+            simulation.supervisor.fork_failed(
+                simulation.now,
+                slot,
+                "too many processes".into(),
+                slot.0 % 2 == 0,
+            );
         }
     }
     simulation.carry_out();
@@ -310,7 +334,10 @@ fn that_no_more_can_be_started_ends_nobody_who_serves() {
     simulation.pass(Duration::from_secs(10));
     assert_eq!(simulation.forks, 40);
     let (last, before) = simulation.progress.split_last().unwrap();
-    assert!(before.iter().all(|progress| matches!(progress, Progress::Restarting { .. } | Progress::Degraded { .. })));
+    assert!(before.iter().all(|progress| matches!(
+        progress,
+        Progress::Restarting { .. } | Progress::Degraded { .. }
+    )));
     assert_eq!(*last, Progress::Recovered { workers: 40 });
 }
 
@@ -320,19 +347,29 @@ fn a_pause_ends_the_workers_and_a_reload_the_pause() {
     (1..=2).for_each(|worker| simulation.up(worker));
     simulation.supervisor.pause(simulation.now);
     simulation.carry_out();
-    assert_eq!((simulation.asked.len(), simulation.supervisor.state()), (2, SupervisorState::Paused));
+    assert_eq!(
+        (simulation.asked.len(), simulation.supervisor.state()),
+        (2, SupervisorState::Paused)
+    );
     (1..=2).for_each(|worker| simulation.exit(worker, 0));
     simulation.pass(100 * SECOND);
     assert_eq!((simulation.forks, &simulation.outcome), (2, &None));
     simulation.supervisor.reload(simulation.now);
     simulation.carry_out();
     (3..=4).for_each(|worker| simulation.up(worker));
-    assert_eq!((simulation.forks, simulation.progress.last()), (4, Some(&Progress::ReloadFinished)));
+    assert_eq!(
+        (simulation.forks, simulation.progress.last()),
+        (4, Some(&Progress::ReloadFinished))
+    );
 }
 
 #[test]
 fn some_ends_are_final() {
-    let mut simulation = Simulation::with(Config { restart: Restart::OnFailure, final_codes: vec![78], ..Config::new(3) });
+    let mut simulation = Simulation::with(Config {
+        restart: Restart::OnFailure,
+        final_codes: vec![78],
+        ..Config::new(3)
+    });
     (1..=3).for_each(|worker| simulation.up(worker));
     simulation.exit(1, 0);
     simulation.exit(2, 78);
@@ -345,7 +382,10 @@ fn some_ends_are_final() {
     assert_eq!(simulation.outcome, Some(Outcome::Stopped));
     let mut simulation = Simulation::with(Config { restart: Restart::Never, ..Config::new(1) });
     simulation.exit(1, 3);
-    assert_eq!(simulation.outcome, Some(Outcome::GaveUp(GiveUp::AllEnded { worker: WorkerId(1), how: ExitHow::Code(3) })));
+    assert_eq!(
+        simulation.outcome,
+        Some(Outcome::GaveUp(GiveUp::AllEnded { worker: WorkerId(1), how: ExitHow::Code(3) }))
+    );
 }
 
 #[test]
@@ -354,7 +394,11 @@ fn many_who_leave_at_once_have_their_grace() {
     (1..=100).for_each(|worker| simulation.up(worker));
     simulation.supervisor.scale(simulation.now, 1);
     simulation.carry_out();
-    assert!(simulation.asked.iter().all(|order| matches!(order, Order::Disconnect(_))), "{:?}", simulation.asked);
+    assert!(
+        simulation.asked.iter().all(|order| matches!(order, Order::Disconnect(_))),
+        "{:?}",
+        simulation.asked
+    );
 }
 
 #[test]

@@ -39,7 +39,10 @@ fn a_reload_that_fails_leaves_the_old_worker_alone() {
     assert!(
         matches!(w.progress.iter().rev().find(|p| matches!(p, Progress::ReloadFailed { .. })), Some(Progress::ReloadFailed { reason, .. }) if reason.contains("not ready"))
     );
-    assert!(w.asked.contains(&Order::Terminate(WorkerId(3))) && !w.asked.contains(&Order::Disconnect(WorkerId(1))));
+    assert!(
+        w.asked.contains(&Order::Terminate(WorkerId(3)))
+            && !w.asked.contains(&Order::Disconnect(WorkerId(1)))
+    );
 }
 
 #[test]
@@ -65,7 +68,9 @@ fn a_reload_goes_on_with_the_workers_that_are_left() {
 }
 
 fn replaced(simulation: &Simulation) -> Vec<(u32, u32)> {
-    let pair = |progress: &Progress| if let Progress::Replaced { old, new } = progress { Some((old.0, new.0)) } else { None };
+    let pair = |progress: &Progress| {
+        if let Progress::Replaced { old, new } = progress { Some((old.0, new.0)) } else { None }
+    };
     simulation.progress.iter().filter_map(pair).collect()
 }
 
@@ -80,7 +85,10 @@ fn the_first_new_worker_must_show_that_it_stays() {
     assert_eq!((simulation.forks, simulation.asked.len()), (4, 0));
     // It listens, and dies a moment later: nobody was sent away for it.
     simulation.exit(4, 1);
-    assert!(matches!(simulation.progress.last(), Some(Progress::ReloadFailed { .. })) && simulation.asked.is_empty());
+    assert!(
+        matches!(simulation.progress.last(), Some(Progress::ReloadFailed { .. }))
+            && simulation.asked.is_empty()
+    );
     simulation.supervisor.reload(simulation.now);
     simulation.carry_out();
     simulation.up(5);
@@ -103,12 +111,19 @@ fn a_new_worker_that_dies_later_in_the_reload_ends_it_too_and_its_kin_are_rolled
     simulation.up(4);
     simulation.up(5);
     simulation.exit(5, 7);
-    let failed = simulation.progress.iter().position(|progress| matches!(progress, Progress::ReloadFailed { .. }));
-    let restarting = simulation.progress.iter().position(|progress| matches!(progress, Progress::Restarting { .. }));
+    let failed = simulation
+        .progress
+        .iter()
+        .position(|progress| matches!(progress, Progress::ReloadFailed { .. }));
+    let restarting = simulation
+        .progress
+        .iter()
+        .position(|progress| matches!(progress, Progress::Restarting { .. }));
     // Who is told of it can have the rest started as before.
     assert!(failed.is_some() && failed < restarting);
     assert!(
-        simulation.asked.contains(&Order::Terminate(WorkerId(6))) && !simulation.asked.contains(&Order::Disconnect(WorkerId(3)))
+        simulation.asked.contains(&Order::Terminate(WorkerId(6)))
+            && !simulation.asked.contains(&Order::Disconnect(WorkerId(3)))
     );
     simulation.supervisor.roll_back(simulation.now);
     simulation.carry_out();
@@ -121,7 +136,8 @@ fn a_new_worker_that_dies_later_in_the_reload_ends_it_too_and_its_kin_are_rolled
 
 #[test]
 fn as_many_start_beside_the_old_ones_as_is_allowed() {
-    let mut simulation = Simulation::with(Config { max_surge: 2, min_ready_time: Duration::ZERO, ..Config::new(5) });
+    let mut simulation =
+        Simulation::with(Config { max_surge: 2, min_ready_time: Duration::ZERO, ..Config::new(5) });
     (1..=5).for_each(|worker| simulation.up(worker));
     simulation.supervisor.reload(simulation.now);
     simulation.carry_out();
@@ -135,19 +151,31 @@ fn as_many_start_beside_the_old_ones_as_is_allowed() {
 
 #[test]
 fn where_there_is_no_room_for_more_the_old_one_leaves_first() {
-    let mut simulation =
-        Simulation::with(Config { max_surge: 0, max_unavailable: 1, min_ready_time: Duration::ZERO, ..Config::new(2) });
+    let mut simulation = Simulation::with(Config {
+        max_surge: 0,
+        max_unavailable: 1,
+        min_ready_time: Duration::ZERO,
+        ..Config::new(2)
+    });
     (1..=2).for_each(|worker| simulation.up(worker));
     simulation.supervisor.reload(simulation.now);
     simulation.carry_out();
-    assert_eq!((simulation.forks, &simulation.asked[..]), (2, &[Order::Disconnect(WorkerId(1))][..]));
+    assert_eq!(
+        (simulation.forks, &simulation.asked[..]),
+        (2, &[Order::Disconnect(WorkerId(1))][..])
+    );
     simulation.exit(1, 0);
     assert_eq!(simulation.forks, 3);
     simulation.up(3);
     assert_eq!(simulation.asked.last(), Some(&Order::Disconnect(WorkerId(2))));
     simulation.exit(2, 0);
     simulation.exit(4, 1);
-    assert!(simulation.progress.iter().any(|progress| matches!(progress, Progress::ReloadFailed { .. })));
+    assert!(
+        simulation
+            .progress
+            .iter()
+            .any(|progress| matches!(progress, Progress::ReloadFailed { .. }))
+    );
     // The slot is filled all the same.
     simulation.pass(SECOND);
     assert_eq!(simulation.forks, 5);
@@ -161,11 +189,17 @@ fn one_worker_is_recycled_at_a_time_and_a_reload_goes_before_it() {
     assert!(!simulation.supervisor.recycle(simulation.now, WorkerId(1), "it is old".into()));
     simulation.carry_out();
     simulation.up(3);
-    assert_eq!((replaced(&simulation), simulation.supervisor.state()), (vec![(2, 3)], SupervisorState::Running));
+    assert_eq!(
+        (replaced(&simulation), simulation.supervisor.state()),
+        (vec![(2, 3)], SupervisorState::Running)
+    );
     assert!(simulation.supervisor.recycle(simulation.now, WorkerId(1), "it is old".into()));
     simulation.carry_out();
     simulation.exit(4, 1);
-    assert!(matches!(simulation.progress.last(), Some(Progress::RecycleFailed { worker: WorkerId(1), .. })));
+    assert!(matches!(
+        simulation.progress.last(),
+        Some(Progress::RecycleFailed { worker: WorkerId(1), .. })
+    ));
     assert!(simulation.supervisor.recycle(simulation.now, WorkerId(1), "it is old".into()));
     simulation.supervisor.reload(simulation.now);
     simulation.carry_out();
@@ -175,8 +209,11 @@ fn one_worker_is_recycled_at_a_time_and_a_reload_goes_before_it() {
 
 #[test]
 fn ready_is_who_says_so() {
-    let mut simulation =
-        Simulation::with(Config { readiness: Readiness::Notified, min_ready_time: Duration::ZERO, ..Config::new(1) });
+    let mut simulation = Simulation::with(Config {
+        readiness: Readiness::Notified,
+        min_ready_time: Duration::ZERO,
+        ..Config::new(1)
+    });
     simulation.up(1);
     simulation.pass(10 * SECOND);
     assert_eq!(simulation.supervisor.standing(simulation.now, WorkerId(1)), Some((false, 1)));
@@ -196,8 +233,11 @@ fn ready_is_who_says_so() {
 
 #[test]
 fn those_that_never_leave_do_not_become_more_and_more() {
-    let mut simulation =
-        Simulation::with(Config { grace: Duration::from_secs(86_400), min_ready_time: Duration::ZERO, ..Config::new(1) });
+    let mut simulation = Simulation::with(Config {
+        grace: Duration::from_secs(86_400),
+        min_ready_time: Duration::ZERO,
+        ..Config::new(1)
+    });
     simulation.up(1);
     for worker in 2..=20 {
         simulation.supervisor.reload(simulation.now);
@@ -214,7 +254,8 @@ fn those_that_never_leave_do_not_become_more_and_more() {
 
 #[test]
 fn however_fast_reloads_follow_each_other_every_worker_has_a_moment_to_end() {
-    let mut simulation = Simulation::with(Config { min_ready_time: Duration::ZERO, ..Config::new(1) });
+    let mut simulation =
+        Simulation::with(Config { min_ready_time: Duration::ZERO, ..Config::new(1) });
     simulation.up(1);
     for worker in 2..=30 {
         simulation.supervisor.reload(simulation.now);
@@ -222,7 +263,11 @@ fn however_fast_reloads_follow_each_other_every_worker_has_a_moment_to_end() {
         simulation.up(worker);
         simulation.pass(Duration::from_millis(50));
     }
-    assert!(!simulation.asked.iter().any(|order| matches!(order, Order::Kill(_))), "{:?}", simulation.asked);
+    assert!(
+        !simulation.asked.iter().any(|order| matches!(order, Order::Kill(_))),
+        "{:?}",
+        simulation.asked
+    );
 }
 
 #[test]
@@ -245,7 +290,11 @@ fn a_reload_that_is_cut_short_is_told_to_have_failed() {
     simulation.supervisor.reload(simulation.now);
     simulation.supervisor.pause(simulation.now);
     simulation.carry_out();
-    assert!(matches!(simulation.progress.last(), Some(Progress::ReloadFailed { .. })), "{:?}", simulation.progress);
+    assert!(
+        matches!(simulation.progress.last(), Some(Progress::ReloadFailed { .. })),
+        "{:?}",
+        simulation.progress
+    );
     simulation.supervisor.reload(simulation.now);
     simulation.carry_out();
     simulation.up(simulation.next_worker);
@@ -263,7 +312,10 @@ fn settling_begins_when_a_worker_is_ready() {
     simulation.up(2);
     simulation.pass(SECOND);
     simulation.exit(2, 1);
-    assert!(replaced(&simulation).is_empty() && matches!(simulation.progress.last(), Some(Progress::ReloadFailed { .. })));
+    assert!(
+        replaced(&simulation).is_empty()
+            && matches!(simulation.progress.last(), Some(Progress::ReloadFailed { .. }))
+    );
 }
 
 #[test]
@@ -274,7 +326,12 @@ fn a_new_version_has_to_show_itself_in_vacant_slots_too() {
     simulation.carry_out();
     assert_eq!((simulation.forks, simulation.supervisor.state()), (2, SupervisorState::Reloading));
     simulation.exit(2, 1);
-    assert!(simulation.progress.iter().any(|progress| matches!(progress, Progress::ReloadFailed { .. })));
+    assert!(
+        simulation
+            .progress
+            .iter()
+            .any(|progress| matches!(progress, Progress::ReloadFailed { .. }))
+    );
     assert!(!simulation.progress.contains(&Progress::ReloadFinished));
 }
 
@@ -288,7 +345,11 @@ fn who_closes_its_channel_takes_nobodys_place() {
     simulation.supervisor.disconnected(simulation.now, WorkerId(2));
     simulation.carry_out();
     simulation.pass(10 * SECOND);
-    assert!(replaced(&simulation).is_empty() && simulation.asked == [Order::Terminate(WorkerId(2))], "{:?}", simulation.asked);
+    assert!(
+        replaced(&simulation).is_empty() && simulation.asked == [Order::Terminate(WorkerId(2))],
+        "{:?}",
+        simulation.asked
+    );
     simulation.exit(2, 0);
     assert!(matches!(simulation.progress.last(), Some(Progress::ReloadFailed { .. })));
 }
@@ -304,7 +365,12 @@ fn going_back_is_tried_until_it_works() {
     simulation.supervisor.roll_back(simulation.now);
     simulation.carry_out();
     simulation.exit(5, 1);
-    assert!(simulation.progress.iter().any(|progress| matches!(progress, Progress::RollBackFailed { .. })));
+    assert!(
+        simulation
+            .progress
+            .iter()
+            .any(|progress| matches!(progress, Progress::RollBackFailed { .. }))
+    );
     simulation.pass(10 * SECOND);
     simulation.up(6);
     assert_eq!(replaced(&simulation), [(1, 3), (3, 6)]);
@@ -316,8 +382,9 @@ fn going_back_is_tried_until_it_works() {
 fn who_will_speak_is_not_ready_before_it_has_been_loaded() {
     let mut simulation = Simulation::new(1);
     simulation.supervisor.expect_ipc(simulation.now, WorkerId(1));
-    let is_ready =
-        |simulation: &Simulation| simulation.supervisor.standing(simulation.now, WorkerId(1)).is_some_and(|(ready, _)| ready);
+    let is_ready = |simulation: &Simulation| {
+        simulation.supervisor.standing(simulation.now, WorkerId(1)).is_some_and(|(ready, _)| ready)
+    };
     simulation.pass(20 * SECOND);
     assert!(!is_ready(&simulation), "the machine is slow");
     simulation.supervisor.online(simulation.now, WorkerId(1), true);
@@ -330,7 +397,8 @@ fn who_will_speak_is_not_ready_before_it_has_been_loaded() {
 #[test]
 fn a_slot_whose_back_off_ends_in_a_reload_has_to_show_what_it_can_like_the_others() {
     let begin = || {
-        let mut simulation = Simulation::with(Config { readiness: Readiness::Listening, ..Config::new(2) });
+        let mut simulation =
+            Simulation::with(Config { readiness: Readiness::Listening, ..Config::new(2) });
         (1..=2).for_each(|worker| simulation.up(worker));
         // The second slot has a long back-off, which ends while the first one's new worker settles.
         for _ in 0..4 {
@@ -348,7 +416,11 @@ fn a_slot_whose_back_off_ends_in_a_reload_has_to_show_what_it_can_like_the_other
         assert!(second > first, "its back-off is over");
         simulation.pass(SECOND);
         assert!(replaced(&simulation).contains(&(1, first)));
-        assert_eq!(simulation.supervisor.state(), SupervisorState::Reloading, "the second one is not ready");
+        assert_eq!(
+            simulation.supervisor.state(),
+            SupervisorState::Reloading,
+            "the second one is not ready"
+        );
         (simulation, second)
     };
     let (mut simulation, second) = begin();
@@ -359,14 +431,20 @@ fn a_slot_whose_back_off_ends_in_a_reload_has_to_show_what_it_can_like_the_other
     let (mut simulation, second) = begin();
     simulation.exit(second, 1);
     assert!(
-        simulation.progress.iter().any(|progress| matches!(progress, Progress::ReloadFailed { .. })),
+        simulation
+            .progress
+            .iter()
+            .any(|progress| matches!(progress, Progress::ReloadFailed { .. })),
         "{:?}",
         simulation.progress
     );
     let (mut simulation, _) = begin();
     simulation.pass(30 * SECOND);
     assert!(
-        simulation.progress.iter().any(|progress| matches!(progress, Progress::ReloadFailed { .. })),
+        simulation
+            .progress
+            .iter()
+            .any(|progress| matches!(progress, Progress::ReloadFailed { .. })),
         "{:?}",
         simulation.progress
     );
@@ -375,7 +453,9 @@ fn a_slot_whose_back_off_ends_in_a_reload_has_to_show_what_it_can_like_the_other
 #[test]
 fn what_becomes_of_an_app_whose_reload_fails_is_told() {
     let then = |simulation: &Simulation| {
-        let then = |progress: &Progress| if let Progress::ReloadFailed { then, .. } = progress { Some(*then) } else { None };
+        let then = |progress: &Progress| {
+            if let Progress::ReloadFailed { then, .. } = progress { Some(*then) } else { None }
+        };
         simulation.progress.iter().rev().find_map(then)
     };
     let reload = |simulation: &mut Simulation| {
@@ -394,11 +474,17 @@ fn what_becomes_of_an_app_whose_reload_fails_is_told() {
     (1..=simulation.next_worker).for_each(|worker| simulation.exit(worker, 0));
     reload(&mut simulation);
     simulation.exit(simulation.next_worker, 1);
-    assert_eq!((then(&simulation), simulation.supervisor.state()), (Some(Afterwards::Paused), SupervisorState::Paused));
+    assert_eq!(
+        (then(&simulation), simulation.supervisor.state()),
+        (Some(Afterwards::Paused), SupervisorState::Paused)
+    );
     let mut simulation = Simulation::new(2);
     simulation.up(1);
     (1..=2).for_each(|worker| simulation.exit(worker, 1));
     reload(&mut simulation);
     simulation.exit(simulation.next_worker, 1);
-    assert_eq!((then(&simulation), simulation.supervisor.state()), (Some(Afterwards::Retries), SupervisorState::Degraded));
+    assert_eq!(
+        (then(&simulation), simulation.supervisor.state()),
+        (Some(Afterwards::Retries), SupervisorState::Degraded)
+    );
 }

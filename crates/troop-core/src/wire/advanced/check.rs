@@ -1,5 +1,5 @@
-//! Walks over a frame as V8's `ValueDeserializer` does, and makes nothing of it: whether it can be read, what it would cost to read it, and
-//! whether it is Node's own. The grammar is that of
+//! Walks over a frame as V8's `ValueDeserializer` does, and makes nothing of it: whether it can be
+//! read, what it would cost to read it, and whether it is Node's own. The grammar is that of
 //! [value-serializer.cc](https://github.com/v8/v8/blob/main/src/objects/value-serializer.cc).
 
 use super::{Reader, VERSION};
@@ -8,7 +8,8 @@ use crate::wire::incoming::is_our_cmd;
 
 /// The deepest nesting. V8 reads deeper values too, as far as its stack goes.
 pub const MAX_DEPTH: usize = 1000;
-/// The most memory that a message may take in JavaScript, as far as that can be estimated: seven bytes can make an array of 256 MiB.
+/// The most memory that a message may take in JavaScript, as far as that can be estimated: seven
+/// bytes can make an array of 256 MiB.
 pub const MAX_MEMORY: usize = 512 << 20;
 
 /// Bytes of JavaScript's heap, and beside it, that values of each kind take.
@@ -35,12 +36,18 @@ pub enum Kind {
 /// # Errors
 /// A [`Violation`] if no V8 could read it, or only at the expense of the process.
 pub fn check(frame: &[u8]) -> Result<Kind, Violation> {
-    let mut walk = Walk { reader: Reader { rest: frame, values_left: 0 }, open: Vec::new(), memory: 0, kind: Kind::Program };
+    let mut walk = Walk {
+        reader: Reader { rest: frame, values_left: 0 },
+        open: Vec::new(),
+        memory: 0,
+        kind: Kind::Program,
+    };
     if walk.byte()? != 0xff {
         return Err(Violation::NotSerialized);
     }
     match walk.number()? {
-        // Every supported Node writes this version. V8 reads older ones too, each with peculiarities of its own.
+        // Every supported Node writes this version. V8 reads older ones too, each with
+        // peculiarities of its own.
         version if version < u64::from(VERSION) => return Err(Violation::NotSerialized),
         // Only a newer V8 than is known here reads it.
         version if version > u64::from(VERSION) => return Ok(Kind::Program),
@@ -104,7 +111,10 @@ impl<'a> Walk<'a> {
     }
 
     fn bytes(&mut self, count: u64) -> Result<&'a [u8], Violation> {
-        usize::try_from(count).ok().and_then(|count| self.reader.bytes(count)).ok_or(Violation::NotSerialized)
+        usize::try_from(count)
+            .ok()
+            .and_then(|count| self.reader.bytes(count))
+            .ok_or(Violation::NotSerialized)
     }
 
     fn weigh(&mut self, bytes: usize) -> Result<(), Violation> {
@@ -139,12 +149,16 @@ impl<'a> Walk<'a> {
         self.value(true)?;
         while let Some(open) = self.open.last_mut() {
             match *open {
-                OpenObject::Elements { left: 0, first } => *open = OpenObject::Properties { end: b'$', numbers: 2, first },
+                OpenObject::Elements { left: 0, first } => {
+                    *open = OpenObject::Properties { end: b'$', numbers: 2, first }
+                }
                 OpenObject::Elements { ref mut left, .. } => {
                     *left -= 1;
                     self.value(false)?;
                 }
-                OpenObject::Properties { end, numbers, first } => self.property(end, numbers, first)?,
+                OpenObject::Properties { end, numbers, first } => {
+                    self.property(end, numbers, first)?
+                }
                 OpenObject::Values { end } => match self.tag()? {
                     tag if tag == end => {
                         self.number()?;
@@ -181,7 +195,8 @@ impl<'a> Walk<'a> {
             match tag {
                 // A count that is ignored.
                 b'?' => _ = self.number()?,
-                // Written by Node's channel: a view of a buffer, or an object of another kind as an ordinary one.
+                // Written by Node's channel: a view of a buffer, or an object of another kind as an
+                // ordinary one.
                 b'\\' => match self.number()? {
                     0 => {
                         self.number()?;
@@ -229,7 +244,8 @@ impl<'a> Walk<'a> {
             b'A' => {
                 let count = self.number()?;
                 // Each is a byte at least.
-                let left = usize::try_from(count).ok().filter(|count| *count <= self.reader.rest.len());
+                let left =
+                    usize::try_from(count).ok().filter(|count| *count <= self.reader.rest.len());
                 let left = left.ok_or(Violation::NotSerialized)?;
                 self.open(OBJECT + left * ELEMENT, OpenObject::Elements { left, first })?;
             }
@@ -336,7 +352,10 @@ impl Text<'_> {
     fn starts_with(&self, ascii: &[u8]) -> bool {
         match self.wide {
             false => self.bytes.starts_with(ascii),
-            true => self.len() >= ascii.len() && self.bytes.chunks_exact(2).zip(ascii).all(|(unit, byte)| unit == [*byte, 0]),
+            true => {
+                self.len() >= ascii.len()
+                    && self.bytes.chunks_exact(2).zip(ascii).all(|(unit, byte)| unit == [*byte, 0])
+            }
         }
     }
 
@@ -348,7 +367,12 @@ impl Text<'_> {
         if !self.wide {
             return is_our_cmd(self.bytes);
         }
-        let narrow: Vec<u8> = self.bytes.chunks_exact(2).take(64).map(|unit| if unit[1] == 0 { unit[0] } else { b'?' }).collect();
+        let narrow: Vec<u8> = self
+            .bytes
+            .chunks_exact(2)
+            .take(64)
+            .map(|unit| if unit[1] == 0 { unit[0] } else { b'?' })
+            .collect();
         self.len() == narrow.len() && is_our_cmd(&narrow)
     }
 }

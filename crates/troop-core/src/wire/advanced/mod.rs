@@ -1,10 +1,12 @@
 //! Channels with `serialization: 'advanced'`: frames in V8's own format instead of lines of JSON.
 //!
-//! A frame is a length (four bytes, big-endian) and a value as `v8.serialize` writes it. What Node says of itself, and only that, is
-//! translated from and to JSON, so that everything else here knows one language; what programs say is passed on as it is, except to programs
-//! in Rust, which get JSON too ([`to_json`]).
+//! A frame is a length (four bytes, big-endian) and a value as `v8.serialize` writes it. What Node
+//! says of itself, and only that, is translated from and to JSON, so that everything else here
+//! knows one language; what programs say is passed on as it is, except to programs in Rust, which
+//! get JSON too ([`to_json`]).
 //!
-//! The format is that of V8's `ValueSerializer` (`0xff`, version, value); versions 13 to 15 write what is needed here in the same way.
+//! The format is that of V8's `ValueSerializer` (`0xff`, version, value); versions 13 to 15 write
+//! what is needed here in the same way.
 
 mod check;
 mod program;
@@ -18,7 +20,8 @@ pub use program::to_json;
 const VERSION: u8 = 15;
 /// The deepest nesting that is translated.
 const MAX_DEPTH: usize = 32;
-/// The most values in a message of Node's own. Each takes much more room than the one byte that it may have in the frame.
+/// The most values in a message of Node's own. Each takes much more room than the one byte that it
+/// may have in the frame.
 const MAX_VALUES: usize = 64 * 1024;
 
 /// Appends a frame around a value.
@@ -27,7 +30,8 @@ pub fn frame(out: &mut Vec<u8>, value: &[u8]) {
     out.extend_from_slice(value);
 }
 
-/// Appends a frame that says what a line of JSON (with or without its newline) says. Nothing, if it is not JSON.
+/// Appends a frame that says what a line of JSON (with or without its newline) says. Nothing, if it
+/// is not JSON.
 pub fn from_json(out: &mut Vec<u8>, line: &[u8]) {
     let Ok(value) = serde_json::from_slice::<Value>(line) else { return };
     let start = out.len();
@@ -38,8 +42,9 @@ pub fn from_json(out: &mut Vec<u8>, line: &[u8]) {
     out[start..start + 4].copy_from_slice(&length.to_be_bytes());
 }
 
-/// The line of JSON that a frame's value (without the length) corresponds to, if Node says it of itself: if it is an object whose `cmd` begins
-/// with `NODE_`. The `msg` of a `NODE_HANDLE` is left out unless it is such an object too.
+/// The line of JSON that a frame's value (without the length) corresponds to, if Node says it of
+/// itself: if it is an object whose `cmd` begins with `NODE_`. The `msg` of a `NODE_HANDLE` is left
+/// out unless it is such an object too.
 #[must_use]
 pub fn internal(frame: &[u8]) -> Option<Vec<u8>> {
     let object = Reader::of(frame)?.internal_object(0)?;
@@ -106,7 +111,11 @@ fn write(out: &mut Vec<u8>, value: &Value) {
 /// What JSON would have written as a whole number is one.
 fn number(n: f64) -> Value {
     let whole = n as i64;
-    if whole as f64 == n { Value::from(whole) } else { Number::from_f64(n).map_or(Value::Null, Value::Number) }
+    if whole as f64 == n {
+        Value::from(whole)
+    } else {
+        Number::from_f64(n).map_or(Value::Null, Value::Number)
+    }
 }
 
 struct Reader<'a> {
@@ -164,7 +173,10 @@ impl<'a> Reader<'a> {
             b'"' => Some(bytes.iter().map(|byte| char::from(*byte)).collect()),
             b'S' => String::from_utf8(bytes.to_vec()).ok(),
             b'c' => {
-                let units: Vec<u16> = bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
+                let units: Vec<u16> = bytes
+                    .chunks_exact(2)
+                    .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
+                    .collect();
                 Some(String::from_utf16_lossy(&units))
             }
             _ => None,
@@ -196,9 +208,12 @@ impl<'a> Reader<'a> {
             tag @ (b'"' | b'c' | b'S') => Value::String(self.text(tag)?),
             b'o' => Value::Object(self.fields(depth + 1)?),
             b'A' => {
-                let count = usize::try_from(self.number()?).ok().filter(|count| *count <= self.rest.len())?;
-                let items =
-                    (0..count).map(|_| self.value(depth + 1).map(|item| item.unwrap_or(Value::Null))).collect::<Option<_>>()?;
+                let count = usize::try_from(self.number()?)
+                    .ok()
+                    .filter(|count| *count <= self.rest.len())?;
+                let items = (0..count)
+                    .map(|_| self.value(depth + 1).map(|item| item.unwrap_or(Value::Null)))
+                    .collect::<Option<_>>()?;
                 if self.tag()? != b'$' || self.number()? != 0 {
                     return None;
                 }
@@ -240,12 +255,17 @@ impl<'a> Reader<'a> {
         }
         let mut fields = Map::new();
         let is_internal = |fields: &Map<String, Value>| {
-            fields.get("cmd").and_then(Value::as_str).is_some_and(|cmd| cmd.len() > "NODE_".len() && cmd.starts_with("NODE_"))
+            fields
+                .get("cmd")
+                .and_then(Value::as_str)
+                .is_some_and(|cmd| cmd.len() > "NODE_".len() && cmd.starts_with("NODE_"))
         };
         while let Some(name) = self.name()? {
             if name == "msg" && fields.get("cmd").and_then(Value::as_str) == Some("NODE_HANDLE") {
-                // What a program says may be anything, and nothing that matters comes after it but the key.
-                let ahead = Reader { rest: self.rest, values_left: self.values_left }.internal_object(depth + 1);
+                // What a program says may be anything, and nothing that matters comes after it but
+                // the key.
+                let ahead = Reader { rest: self.rest, values_left: self.values_left }
+                    .internal_object(depth + 1);
                 let is_ours = ahead.is_some();
                 fields.insert(name, ahead.map_or(Value::Null, Value::Object));
                 if !is_ours {
@@ -271,7 +291,10 @@ mod tests {
     use super::*;
 
     fn bytes(hex: &str) -> Vec<u8> {
-        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+        (0..hex.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
+            .collect()
     }
 
     fn json(frame: &[u8]) -> Option<Value> {
@@ -299,7 +322,10 @@ mod tests {
             "ff0f6f2203636d64220b4e4f44455f48414e444c45220474797065220a6e65742e536f636b657422036d73676f2201613b490249043a027b0122036b65\
              792205343a3132377b04",
         );
-        assert_eq!(json(&handle), Some(serde_json::json!({ "cmd": "NODE_HANDLE", "type": "net.Socket", "msg": null })));
+        assert_eq!(
+            json(&handle),
+            Some(serde_json::json!({ "cmd": "NODE_HANDLE", "type": "net.Socket", "msg": null }))
+        );
         let own = bytes("ff0f6f2203636d64220568656c6c6f2201625c0a01787b02");
         assert_eq!(json(&own), None);
         assert_eq!(json(&bytes("ff0f22054e4f44455f")), None);
@@ -312,7 +338,10 @@ mod tests {
              544552220361636b490e220861636365707465645422046c697374410349022201784e000000000000e03f2400037b047b03",
         );
         let inner = serde_json::json!({ "cmd": "NODE_CLUSTER", "ack": 7, "accepted": true, "list": [1, "x", 0.5] });
-        assert_eq!(json(&handle), Some(serde_json::json!({ "cmd": "NODE_HANDLE", "type": "net.Native", "msg": inner })));
+        assert_eq!(
+            json(&handle),
+            Some(serde_json::json!({ "cmd": "NODE_HANDLE", "type": "net.Native", "msg": inner }))
+        );
     }
 
     #[test]
@@ -327,7 +356,9 @@ mod tests {
 
     #[test]
     fn nonsense_is_nobodys() {
-        let good = bytes("ff0f6f2203636d64220c4e4f44455f434c555354455222046c697374410349022201784e000000000000e03f2400037b02");
+        let good = bytes(
+            "ff0f6f2203636d64220c4e4f44455f434c555354455222046c697374410349022201784e000000000000e03f2400037b02",
+        );
         assert!(internal(&good).is_some());
         for at in 0..good.len() {
             // Cut anywhere, and changed anywhere: no panic, no endless loop, no huge allocation.
@@ -338,7 +369,9 @@ mod tests {
                 let _ = internal(&bad);
             }
         }
-        let mut many = bytes("ff0f6f2203636d64220c4e4f44455f434c55535445522203616374220b71756572795365727665722204646174616f");
+        let mut many = bytes(
+            "ff0f6f2203636d64220c4e4f44455f434c55535445522203616374220b71756572795365727665722204646174616f",
+        );
         many.pop();
         many.extend(*b"A\x80\x80\x40");
         many.extend(vec![b'0'; 1 << 20]);

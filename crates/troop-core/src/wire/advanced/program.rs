@@ -6,15 +6,17 @@ use super::{Reader, number};
 
 /// The deepest nesting. `serde_json` reads no more either.
 const MAX_DEPTH: usize = 120;
-/// The most that a message can consist of, in values and in pieces of text as large as a value; references can repeat what they refer to.
+/// The most that a message can consist of, in values and in pieces of text as large as a value;
+/// references can repeat what they refer to.
 const MAX_VALUES: usize = 1_000_000;
 /// Bytes of text that count as a value.
 const PIECE: usize = 32;
 
-/// The line of JSON (without a newline) that says what a frame's value says, as `JSON.stringify` would have written it, and where that
-/// would have lost or refused it: a `Map` is an array of pairs, a `Set` an array, a `BigInt` a string of digits, buffers and typed arrays are
-/// what `Buffer` writes, an `Error` is an object with its name, message and stack. `None` for what is no value of V8's, for one that
-/// contains itself, and for what is too large or too deep.
+/// The line of JSON (without a newline) that says what a frame's value says, as `JSON.stringify`
+/// would have written it, and where that would have lost or refused it: a `Map` is an array of
+/// pairs, a `Set` an array, a `BigInt` a string of digits, buffers and typed arrays are what
+/// `Buffer` writes, an `Error` is an object with its name, message and stack. `None` for what is no
+/// value of V8's, for one that contains itself, and for what is too large or too deep.
 #[must_use]
 pub fn to_json(frame: &[u8]) -> Option<Vec<u8>> {
     let left = MAX_VALUES.max(frame.len() / PIECE * 2);
@@ -43,7 +45,8 @@ impl Program<'_> {
         Some(text)
     }
 
-    /// What was read before is read again, which keeps count of how large and how deep all of it becomes.
+    /// What was read before is read again, which keeps count of how large and how deep all of it
+    /// becomes.
     fn again(&mut self, depth: usize) -> Option<Value> {
         let number = usize::try_from(self.reader.number()?).ok()?;
         let (tag, from) = *self.objects.get(number)?;
@@ -73,7 +76,8 @@ impl Program<'_> {
             b'^' => Some(self.again(depth)?),
             b'Z' => Some(self.bigint()?),
             b'"' | b'c' | b'S' => Some(Value::String(self.text(tag)?)),
-            b'o' | b'A' | b'a' | b';' | b'\'' | b'D' | b'y' | b'x' | b'n' | b'z' | b's' | b'R' | b'B' | b'\\' | b'r' => {
+            b'o' | b'A' | b'a' | b';' | b'\'' | b'D' | b'y' | b'x' | b'n' | b'z' | b's' | b'R'
+            | b'B' | b'\\' | b'r' => {
                 self.objects.push((tag, self.reader.rest));
                 Some(self.object(tag, depth)?)
             }
@@ -132,7 +136,9 @@ impl Program<'_> {
             b'B' => {
                 let count = self.count()?;
                 self.spend(count)?;
-                Value::Array(self.reader.bytes(count)?.iter().map(|byte| Value::from(*byte)).collect())
+                Value::Array(
+                    self.reader.bytes(count)?.iter().map(|byte| Value::from(*byte)).collect(),
+                )
             }
             b'\\' => self.host_object(depth)?,
             _ => self.error(depth)?,
@@ -147,7 +153,8 @@ impl Program<'_> {
                 self.reader.number()?;
                 let count = self.count()?;
                 self.spend(count)?;
-                let data: Vec<Value> = self.reader.bytes(count)?.iter().map(|byte| Value::from(*byte)).collect();
+                let data: Vec<Value> =
+                    self.reader.bytes(count)?.iter().map(|byte| Value::from(*byte)).collect();
                 Some(serde_json::json!({ "type": "Buffer", "data": data }))
             }
             1 => Some(self.value(depth + 1)?.unwrap_or(Value::Null)),
@@ -259,7 +266,8 @@ fn date(ms: f64) -> Value {
     }
     let ms = ms as i64;
     let (days, of_day) = (ms.div_euclid(86_400_000), ms.rem_euclid(86_400_000));
-    // Days to a date, by eras of 400 years that begin in March: https://howardhinnant.github.io/date_algorithms.html#civil_from_days
+    // Days to a date, by eras of 400 years that begin in March:
+    // https://howardhinnant.github.io/date_algorithms.html#civil_from_days
     let days = days + 719_468;
     let (era, of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
     let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
@@ -268,12 +276,15 @@ fn date(ms: f64) -> Value {
     let day = of_year - (153 * month_from_march + 2) / 5 + 1;
     let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (hour, minute, second, rest) = (of_day / 3_600_000, of_day / 60_000 % 60, of_day / 1000 % 60, of_day % 1000);
+    let (hour, minute, second, rest) =
+        (of_day / 3_600_000, of_day / 60_000 % 60, of_day / 1000 % 60, of_day % 1000);
     let year = match year {
         0..=9999 => format!("{year:04}"),
         _ => format!("{}{:06}", if year < 0 { '-' } else { '+' }, year.abs()),
     };
-    Value::String(format!("{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{rest:03}Z"))
+    Value::String(format!(
+        "{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{rest:03}Z"
+    ))
 }
 
 #[cfg(test)]
@@ -281,7 +292,10 @@ mod tests {
     use super::*;
 
     fn bytes(hex: &str) -> Vec<u8> {
-        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+        (0..hex.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
+            .collect()
     }
 
     fn json(hex: &str) -> String {
@@ -326,8 +340,10 @@ mod tests {
     #[test]
     fn what_javascript_has_becomes_what_json_has() {
         for (hex, expected) in FIXTURES {
-            let (left, right): (Value, Value) =
-                (serde_json::from_str(&json(hex)).unwrap(), serde_json::from_str(expected).unwrap());
+            let (left, right): (Value, Value) = (
+                serde_json::from_str(&json(hex)).unwrap(),
+                serde_json::from_str(expected).unwrap(),
+            );
             assert_eq!(left, right);
         }
     }
@@ -360,7 +376,10 @@ mod tests {
             }
         }
         // Deep, and many times the same.
-        let deep: Vec<u8> = [0xff, 15].into_iter().chain(std::iter::repeat_n(*b"A\x01", 100_000).flatten()).collect();
+        let deep: Vec<u8> = [0xff, 15]
+            .into_iter()
+            .chain(std::iter::repeat_n(*b"A\x01", 100_000).flatten())
+            .collect();
         assert_eq!(to_json(&deep), None);
         // `[[], [^1, ^1], [^2, ^2], …]`, and one that contains itself.
         let mut doubled = b"\xff\x0fA\x28A\x00$\x00\x00".to_vec();

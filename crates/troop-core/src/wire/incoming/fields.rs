@@ -1,4 +1,5 @@
-//! Fields that Node fills with whatever the program gave. Reading them allocates nothing, however large a stranger makes them.
+//! Fields that Node fills with whatever the program gave. Reading them allocates nothing, however
+//! large a stranger makes them.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -83,7 +84,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Loose<'a> {
     }
 }
 
-/// Node passes on whatever the program gave: `listen(port, host, callback)` alone makes it `false`. What is no number is no wish.
+/// Node passes on whatever the program gave: `listen(port, host, callback)` alone makes it `false`.
+/// What is no number is no wish.
 pub(super) fn backlog<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
     Ok(match Loose::deserialize(deserializer)? {
         Loose::Int(n) => Some(n),
@@ -105,7 +107,9 @@ pub(super) fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
 }
 
 /// A message may be `null`, which is something else than none.
-pub(super) fn present<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
+pub(super) fn present<'de: 'a, 'a, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<&'a RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
@@ -121,8 +125,8 @@ pub(super) fn truthy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
     }))
 }
 
-/// A port: Node sends a number, null, or (UDP) whatever the program gave. What is no port becomes one that cannot be bound, so that the
-/// answer is an error of that listen.
+/// A port: Node sends a number, null, or (UDP) whatever the program gave. What is no port becomes
+/// one that cannot be bound, so that the answer is an error of that listen.
 pub(super) fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
     const NO_PORT: i64 = -2;
     Ok(match Loose::deserialize(deserializer)? {
@@ -134,7 +138,9 @@ pub(super) fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
 }
 
 /// 4, 6, -1, null, "udp4" or "udp6". The outer option says whether the field was there.
-pub(super) fn address_type<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<AddressType>, D::Error> {
+pub(super) fn address_type<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<AddressType>, D::Error> {
     struct TypeVisitor;
     impl<'de> Visitor<'de> for TypeVisitor {
         type Value = AddressType;

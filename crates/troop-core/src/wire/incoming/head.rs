@@ -1,5 +1,6 @@
-//! Reads the `cmd` of a message, which says whether it is Node's own or a program's, as JavaScript would: whatever the order of the fields, with
-//! escapes in names and values, and the last one of several.
+//! Reads the `cmd` of a message, which says whether it is Node's own or a program's, as JavaScript
+//! would: whatever the order of the fields, with escapes in names and values, and the last one of
+//! several.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,7 +11,8 @@ use serde_json::value::RawValue;
 
 use crate::event::Violation;
 
-/// Whether a line may mark itself as internal: quickly, and never wrongly no. Letters may be written as escapes.
+/// Whether a line may mark itself as internal: quickly, and never wrongly no. Letters may be
+/// written as escapes.
 pub(super) fn may_be_internal(line: &[u8]) -> bool {
     let is_object = line.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
     is_object && (memmem::find(line, b"NODE_").is_some() || memmem::find(line, br"\u00").is_some())

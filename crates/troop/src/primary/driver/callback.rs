@@ -39,7 +39,9 @@ impl PendingQuestions {
 impl Driver {
     /// A connection was accepted.
     pub(super) fn ask(&mut self, listener: ListenerId, conn: ConnId, peer: Option<SocketAddr>) {
-        let (Some(callback), Some(at)) = (self.core.callback(listener), self.core.bound_address(listener)) else {
+        let (Some(callback), Some(at)) =
+            (self.core.callback(listener), self.core.bound_address(listener))
+        else {
             self.core.accepted(self.now, listener, conn, Connection { peer, client: None });
             return;
         };
@@ -53,15 +55,26 @@ impl Driver {
     /// The program has chosen, or does not care.
     pub(super) fn answered(&mut self, ticket: u64, worker: Option<WorkerId>) {
         // Otherwise it comes too late.
-        let Some(PendingQuestion { listener, conn, peer, until }) = self.questions.pending.remove(&ticket) else { return };
+        let Some(PendingQuestion { listener, conn, peer, until }) =
+            self.questions.pending.remove(&ticket)
+        else {
+            return;
+        };
         self.questions.deadlines.remove(&(until, ticket));
-        self.core.accepted(self.now, listener, conn, Connection { peer, client: worker.map(|worker| worker.0) });
+        self.core.accepted(
+            self.now,
+            listener,
+            conn,
+            Connection { peer, client: worker.map(|worker| worker.0) },
+        );
         self.act();
     }
 
     /// Those that have waited long enough.
     pub(super) fn answer_late(&mut self) {
-        while let Some((_, ticket)) = self.questions.deadlines.first().copied().filter(|(until, _)| *until <= self.now) {
+        while let Some((_, ticket)) =
+            self.questions.deadlines.first().copied().filter(|(until, _)| *until <= self.now)
+        {
             self.answered(ticket, None);
         }
     }

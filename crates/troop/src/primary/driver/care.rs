@@ -1,5 +1,5 @@
-//! Looks after the workers' processes: replaces those that have become too big or too old, ends those that are hung, and what the ended leave
-//! behind.
+//! Looks after the workers' processes: replaces those that have become too big or too old, ends
+//! those that are hung, and what the ended leave behind.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -103,7 +103,8 @@ impl Driver {
         }
     }
 
-    /// Hands a worker a connection to nothing. It is a socket of its own, so that no two workers have one in common.
+    /// Hands a worker a connection to nothing. It is a socket of its own, so that no two workers
+    /// have one in common.
     pub(super) fn send_probe(&mut self, worker: WorkerId, line: &[u8]) {
         // The answer must not have to wait for the program.
         self.reclaim_channel(worker);
@@ -117,7 +118,8 @@ impl Driver {
         }
     }
 
-    /// Ends a hung worker in a way that may tell where it hangs: by a report if it makes one, by a core dump if there are such, by force.
+    /// Ends a hung worker in a way that may tell where it hangs: by a report if it makes one, by a
+    /// core dump if there are such, by force.
     pub(super) fn end_hung(&mut self, worker: WorkerId) {
         let first = self.settings.report_signal.unwrap_or(ABORT);
         self.escalate(worker, first);
@@ -146,7 +148,15 @@ impl Driver {
                 return None;
             }
             let taken = self.core.status(*id).map_or(0, |status| status.stats.taken);
-            Some((*id, self.care.policy.reason(*id, process.handle.pid(), now.since(process.since), taken)?))
+            Some((
+                *id,
+                self.care.policy.reason(
+                    *id,
+                    process.handle.pid(),
+                    now.since(process.since),
+                    taken,
+                )?,
+            ))
         });
         if let Some((worker, reason)) = due {
             self.recycle(worker, reason);
@@ -160,15 +170,18 @@ impl Driver {
         }
     }
 
-    /// A worker that led a process group, or had a control group of its own, has been reaped: what is left of it is to end too.
+    /// A worker that led a process group, or had a control group of its own, has been reaped: what
+    /// is left of it is to end too.
     pub(super) fn end_leftovers(&mut self, leader: Option<u32>, cgroup: Option<WorkerCgroup>) {
         let cgroup = cgroup.filter(|cgroup| !cgroup.remove());
-        let group = leader.filter(|leader| cgroup.is_none() && process::signal_group(*leader, TERMINATE).is_ok());
+        let group = leader
+            .filter(|leader| cgroup.is_none() && process::signal_group(*leader, TERMINATE).is_ok());
         if group.is_none() && cgroup.is_none() {
             // Nobody is left; so it is nearly always.
             return;
         }
-        let mut left = Leftover { group, members: Vec::new(), cgroup, kill_at: self.now + LEFTOVER_PATIENCE };
+        let mut left =
+            Leftover { group, members: Vec::new(), cgroup, kill_at: self.now + LEFTOVER_PATIENCE };
         left.look();
         if let Some(cgroup) = &left.cgroup {
             process::signal_all(|| cgroup.members(), TERMINATE);
@@ -195,16 +208,23 @@ impl Driver {
             // The kernel may need a moment to empty a control group.
             let removed = left.cgroup.as_ref().is_none_or(WorkerCgroup::remove);
             // Once killed, they are the kernel's.
-            (!is_late && !left.members.is_empty()) || (!removed && left.kill_at + LEFTOVER_PATIENCE > now)
+            (!is_late && !left.members.is_empty())
+                || (!removed && left.kill_at + LEFTOVER_PATIENCE > now)
         });
         self.care.look_at = self.care.is_needed().then(|| now + LOOK);
     }
 
     /// A test of a worker has failed.
     pub(super) fn is_unhealthy(&mut self, worker: WorkerId, reason: String, replace: bool) {
-        let Some(handle) = self.processes.get(&worker).map(|process| process.handle.clone()) else { return };
+        let Some(handle) = self.processes.get(&worker).map(|process| process.handle.clone()) else {
+            return;
+        };
         self.events.push(Event::Unhealthy(handle, reason.clone()));
-        let in_peace = self.processes.get(&worker).and_then(|process| process.peace_until).is_some_and(|until| until > self.now);
+        let in_peace = self
+            .processes
+            .get(&worker)
+            .and_then(|process| process.peace_until)
+            .is_some_and(|until| until > self.now);
         if replace
             && !in_peace
             && self.recycle(worker, reason)
@@ -230,6 +250,7 @@ impl RecyclePolicy {
         }
         let limit = self.memory?;
         let rss = diag::usage(pid)?.rss;
-        (rss > limit).then(|| format!("it has {} MiB of memory, and may have {}", rss >> 20, limit >> 20))
+        (rss > limit)
+            .then(|| format!("it has {} MiB of memory, and may have {}", rss >> 20, limit >> 20))
     }
 }

@@ -21,9 +21,11 @@ use crate::primary::channel::{Channel, Outlets};
 
 /// Reads per channel before others have their turn.
 pub(super) const READ_BURST: usize = 1;
-/// Reads of a channel that has ended: more than fits into a socket buffer, and not without end, because others may hold copies of it.
+/// Reads of a channel that has ended: more than fits into a socket buffer, and not without end,
+/// because others may hold copies of it.
 pub(super) const LAST_READS: usize = 1024;
-/// The pause before a channel is tried again that could not be written to for want of something but room.
+/// The pause before a channel is tried again that could not be written to for want of something but
+/// room.
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 /// `SIGKILL`.
@@ -32,9 +34,15 @@ const KILL: i32 = 9;
 /// Limits on open files below which the descriptors of one message may be too many at any time.
 const FEW_FILES: usize = 1024;
 
-/// Reads what a worker has sent. Of another user's all descriptors are taken, because the kernel closes the others at once, however long that
-/// takes; where there may be no room for them it is interrupted.
-fn receive(channel: &Channel, bytes: &mut [u8], handles: &mut Vec<OwnedFd>, is_short: bool) -> io::Result<fdpass::Received> {
+/// Reads what a worker has sent. Of another user's all descriptors are taken, because the kernel
+/// closes the others at once, however long that takes; where there may be no room for them it is
+/// interrupted.
+fn receive(
+    channel: &Channel,
+    bytes: &mut [u8],
+    handles: &mut Vec<OwnedFd>,
+    is_short: bool,
+) -> io::Result<fdpass::Received> {
     let socket = channel.socket.as_fd();
     match &channel.closer {
         None => fdpass::recv_few(socket, bytes, handles),
@@ -78,8 +86,11 @@ impl Driver {
             let Some(process) = self.processes.get_mut(&id) else { return };
             let Some(channel) = &mut process.channel else { return };
             let relay = self.relays.get_mut(&id);
-            if (channel.is_backpressured() || relay.as_ref().is_some_and(|relay| relay.is_full())) && burst == READ_BURST {
-                // Who does not read our answers can wait with his questions, and so can who says more than the program reads.
+            if (channel.is_backpressured() || relay.as_ref().is_some_and(|relay| relay.is_full()))
+                && burst == READ_BURST
+            {
+                // Who does not read our answers can wait with his questions, and so can who says
+                // more than the program reads.
                 self.update_channel(id);
                 break;
             }
@@ -89,11 +100,15 @@ impl Driver {
                 Ok(received) => {
                     bytes_left = bytes_left.saturating_sub(received.len);
                     // A read stops at descriptors, also at those that were lost.
-                    let more = received.len == self.buffer.len() || received.truncated || !self.received.is_empty();
+                    let more = received.len == self.buffer.len()
+                        || received.truncated
+                        || !self.received.is_empty();
                     let bytes = &self.buffer[..received.len];
                     let surplus = self.received.len().saturating_sub(fdpass::FEW_HANDLES);
                     if let Some(closer) = &channel.closer {
-                        self.received.drain(self.received.len() - surplus..).for_each(|fd| closer.close(fd));
+                        self.received
+                            .drain(self.received.len() - surplus..)
+                            .for_each(|fd| closer.close(fd));
                         self.closing_at.get_or_insert(self.now + closer::PATIENCE);
                     }
                     if surplus > 0 {
@@ -103,7 +118,14 @@ impl Driver {
                     if !self.core.is_cut_off(id) {
                         let (received, relayed) = (&mut self.received, relay.is_some());
                         let outlets = Outlets { relay, events: &mut self.events };
-                        channel.receive(self.now, &mut self.core, (id, &process.handle), bytes, received, outlets);
+                        channel.receive(
+                            self.now,
+                            &mut self.core,
+                            (id, &process.handle),
+                            bytes,
+                            received,
+                            outlets,
+                        );
                         if relayed {
                             self.pace.relayed(bytes.len());
                             self.unflushed_relays.push(id);
@@ -131,13 +153,17 @@ impl Driver {
         }
     }
 
-    /// The end of a channel. If it was the worker that closed it, everything that was in it has been read.
+    /// The end of a channel. If it was the worker that closed it, everything that was in it has
+    /// been read.
     pub(super) fn channel_closed(&mut self, id: WorkerId, by_worker: bool) {
         let Some(process) = self.processes.get_mut(&id) else { return };
         let Some(channel) = process.channel.take() else { return };
         let lost = process.handle.shared.mailbox.close();
         if lost > 0 {
-            self.events.push(Event::Error(Some(process.handle.clone()), Arc::new(Error::Undelivered(lost))));
+            self.events.push(Event::Error(
+                Some(process.handle.clone()),
+                Arc::new(Error::Undelivered(lost)),
+            ));
         }
         let Channel { socket, has_copy, closer, .. } = channel;
         if has_copy || closer.is_some() {
@@ -158,7 +184,11 @@ impl Driver {
     fn keep_consumed(&mut self, id: WorkerId) {
         let in_flight: Vec<_> = self.core.in_flight(id).collect();
         for (seq, conn) in in_flight {
-            if self.conns.get(conn.0 as usize).is_some_and(|conn| !socket::is_untouched(conn.fd.as_fd(), conn.stripped)) {
+            if self
+                .conns
+                .get(conn.0 as usize)
+                .is_some_and(|conn| !socket::is_untouched(conn.fd.as_fd(), conn.stripped))
+            {
                 self.core.consumed(id, seq);
             }
         }
@@ -166,8 +196,11 @@ impl Driver {
 
     pub(super) fn reap(&mut self, id: WorkerId) {
         let Some(process) = self.processes.get(&id) else { return };
-        let ended =
-            if process.adopted { process::try_peek(process.pidfd.as_fd()) } else { process::try_reap(process.pidfd.as_fd()) };
+        let ended = if process.adopted {
+            process::try_peek(process.pidfd.as_fd())
+        } else {
+            process::try_reap(process.pidfd.as_fd())
+        };
         let how = match ended {
             Ok(Some(Exit::Code(code))) => ExitHow::Code(code),
             Ok(Some(Exit::Signal(signal))) => ExitHow::Signal(signal),
@@ -179,7 +212,8 @@ impl Driver {
             let (handle, killed) = (process.handle.clone(), diag::killed_for_memory());
             let more = std::mem::replace(&mut self.killed_for_memory, killed) < killed;
             if let Some(limit) = process.cgroup.as_ref().and_then(WorkerCgroup::broken_limit) {
-                self.events.push(Event::Error(Some(handle), Arc::new(Error::OverMemory(limit >> 20))));
+                self.events
+                    .push(Event::Error(Some(handle), Arc::new(Error::OverMemory(limit >> 20))));
             } else if more {
                 self.events.push(Event::Error(Some(handle), Arc::new(Error::OutOfMemory)));
             }
@@ -191,8 +225,8 @@ impl Driver {
             let leader = process.leads_group.then(|| process.handle.pid());
             self.end_leftovers(leader, cgroup);
         }
-        // Its last words: what it wrote before it died is in the channel. Others may hold its end open, and write into it without end, so
-        // no more is read than there is now.
+        // Its last words: what it wrote before it died is in the channel. Others may hold its end
+        // open, and write into it without end, so no more is read than there is now.
         let there = self.channel(id).map_or(0, |channel| socket::unread(&channel.socket));
         self.read(id, LAST_READS, there);
         self.channel_closed(id, true);
@@ -223,7 +257,11 @@ impl Driver {
         let Some(process) = self.processes.get_mut(&id) else { return false };
         let Some(channel) = &mut process.channel else { return false };
         let outcome = channel.outbox.flush(channel.socket.as_fd());
-        process.handle.shared.mailbox.set_unwritten(channel.outbox.len(), channel.handles_under_way());
+        process
+            .handle
+            .shared
+            .mailbox
+            .set_unwritten(channel.outbox.len(), channel.handles_under_way());
         let blocked = match outcome {
             Ok(Flushed::All) if channel.last => {
                 self.channel_closed(id, false);
@@ -245,7 +283,8 @@ impl Driver {
             }
         };
         if blocked != std::mem::replace(&mut channel.blocked, blocked) {
-            // What that allows is done by the caller's caller: connections must not overtake the one that is being delivered.
+            // What that allows is done by the caller's caller: connections must not overtake the
+            // one that is being delivered.
             self.core.set_blocked(self.now, id, blocked);
         }
         if self.relays.contains_key(&id) {
@@ -259,7 +298,11 @@ impl Driver {
     /// Lets the poller report what can be used of a channel.
     pub(super) fn update_channel(&mut self, id: WorkerId) {
         let full = self.relays.get(&id).is_some_and(|relay| relay.is_full() || relay.is_direct());
-        let Some(channel) = self.processes.get_mut(&id).and_then(|process| process.channel.as_mut()) else { return };
+        let Some(channel) =
+            self.processes.get_mut(&id).and_then(|process| process.channel.as_mut())
+        else {
+            return;
+        };
         let interest = match (channel.is_backpressured() || full, channel.blocked) {
             (true, true) => Interest::Write,
             (true, false) => Interest::Nothing,

@@ -70,7 +70,8 @@ impl Driver {
             }
             Command::Signal(worker, signal, done) => {
                 let result = match self.processes.get(&worker) {
-                    Some(p) => process::signal(p.pidfd.as_fd(), signal).map_err(Error::io("send the signal")),
+                    Some(p) => process::signal(p.pidfd.as_fd(), signal)
+                        .map_err(Error::io("send the signal")),
                     None => Err(Error::NoWorker(worker)),
                 };
                 let _ = done.send(result);
@@ -86,7 +87,8 @@ impl Driver {
             Command::SetScheduling(pattern, scheduling, done) => {
                 let later = self.core.set_scheduling(self.now, pattern, scheduling);
                 self.act();
-                let later = later.into_iter().filter_map(|id| self.core.listener_address(id)).collect();
+                let later =
+                    later.into_iter().filter_map(|id| self.core.listener_address(id)).collect();
                 let _ = done.send(later);
             }
             Command::Snapshot(done) => {
@@ -135,7 +137,9 @@ impl Driver {
                     s.pause(self.now);
                 }
             }
-            Command::Unhealthy(worker, reason, replace) => self.is_unhealthy(worker, reason, replace),
+            Command::Unhealthy(worker, reason, replace) => {
+                self.is_unhealthy(worker, reason, replace)
+            }
             Command::Inject(worker, pattern, ends, done) => {
                 let _ = done.send(self.inject(worker, pattern.as_ref(), ends));
             }
@@ -149,7 +153,11 @@ impl Driver {
             }
             Command::Over => {
                 self.supervisor = None;
-                let all: Vec<_> = self.processes.iter().map(|(id, process)| (*id, process.kept_end.is_some())).collect();
+                let all: Vec<_> = self
+                    .processes
+                    .iter()
+                    .map(|(id, process)| (*id, process.kept_end.is_some()))
+                    .collect();
                 for (worker, is_backpressured) in all {
                     self.channel_closed(worker, false);
                     if is_backpressured {
@@ -166,13 +174,15 @@ impl Driver {
     pub(super) fn reload(&mut self, reload: Reload) {
         let Reload { changes, allow_moved } = reload;
         let Some(supervisor) = &mut self.supervisor else { return };
-        let is_refused = matches!(supervisor.state(), SupervisorState::Reloading | SupervisorState::Stopping);
+        let is_refused =
+            matches!(supervisor.state(), SupervisorState::Reloading | SupervisorState::Stopping);
         if let (Some(changes), false) = (changes, is_refused) {
             self.before_reload = Some(self.settings.clone());
             self.setup(changes);
         }
         if let Some(supervisor) = &mut self.supervisor {
-            let claims = if allow_moved { Vec::new() } else { self.core.claims(supervisor.wanted() == 1) };
+            let claims =
+                if allow_moved { Vec::new() } else { self.core.claims(supervisor.wanted() == 1) };
             supervisor.reload_with(self.now, claims);
             if !is_refused {
                 self.may_move(allow_moved);
@@ -257,7 +267,13 @@ impl Driver {
         Ok(handle)
     }
 
-    fn handle(&self, id: WorkerId, pid: u32, pipes: [Option<OwnedFd>; 3], tail: Option<Arc<Tail>>) -> Result<WorkerHandle> {
+    fn handle(
+        &self,
+        id: WorkerId,
+        pid: u32,
+        pipes: [Option<OwnedFd>; 3],
+        tail: Option<Arc<Tail>>,
+    ) -> Result<WorkerHandle> {
         let wake = Arc::downgrade(&self.driver_handle.wake);
         let ring = move || {
             if let Some(wake) = wake.upgrade() {
@@ -283,26 +299,31 @@ impl Driver {
         let id = match id {
             Some(id) if self.core.name(id) => id,
             Some(id) => {
-                return Err(Error::Settings(format!("worker {id} cannot be adopted: there has been one with this number")));
+                return Err(Error::Settings(format!(
+                    "worker {id} cannot be adopted: there has been one with this number"
+                )));
             }
             None => self.core.fork(),
         };
         self.divide_descriptors();
         let most_handles = self.core.budget().handle_share();
-        socket::set_nonblocking(&channel, true).map_err(Error::io("use the channel of an adopted worker"))?;
+        socket::set_nonblocking(&channel, true)
+            .map_err(Error::io("use the channel of an adopted worker"))?;
         // What fails from here on closes all of them, and so takes them out of the poller.
         let watched = self.poller.add(&channel, Token::Channel(id), Interest::Read);
         watched
             .and_then(|()| self.poller.add(&pidfd, Token::Process(id), Interest::Read))
             .map_err(Error::io("watch an adopted worker"))?;
         if let Some(relay) = relay {
-            socket::set_nonblocking(&relay, true).map_err(Error::io("use the relay of an adopted worker"))?;
+            socket::set_nonblocking(&relay, true)
+                .map_err(Error::io("use the relay of an adopted worker"))?;
             self.add_relay(id, Relay::new(relay, advanced, most_handles))?;
         }
         let own = rustix::process::geteuid().as_raw();
         // One that has ended already needs no rights to anything.
         let nobody = || Identity { uid: 65_534, gid: 65_534, groups: Vec::new() };
-        let user = Some(Identity::of_process(pid).unwrap_or_else(|_| nobody())).filter(|user| user.uid != own);
+        let user = Some(Identity::of_process(pid).unwrap_or_else(|_| nobody()))
+            .filter(|user| user.uid != own);
         let closer = self.closer_for(user.is_some());
         self.core.spawned(id, pid, None, weight.unwrap_or(USUAL_WEIGHT));
         let handle = self.handle(id, pid, [None, None, None], None)?;
@@ -346,7 +367,10 @@ impl Driver {
             self.last_ticket += 1;
             if let Ok(copy) = posted.handle.try_clone() {
                 channel.outbox.push_with(&posted.line, copy);
-                channel.unsettled.insert(self.last_ticket, Unsettled::new(posted.line, posted.handle, posted.settled));
+                channel.unsettled.insert(
+                    self.last_ticket,
+                    Unsettled::new(posted.line, posted.handle, posted.settled),
+                );
                 self.core.user_handle_sent(worker, self.last_ticket);
             } else if let Some(settled) = posted.settled {
                 let _ = settled.send(false);
@@ -364,7 +388,11 @@ impl Driver {
         let Some(channel) = &mut process.channel else { return };
         let again = channel.unsettled.remove(&ticket).and_then(|u| u.settle(delivered));
         let Some((unsettled, copy)) = again else {
-            process.handle.shared.mailbox.set_unwritten(channel.outbox.len(), channel.handles_under_way());
+            process
+                .handle
+                .shared
+                .mailbox
+                .set_unwritten(channel.outbox.len(), channel.handles_under_way());
             return;
         };
         channel.outbox.push_with(&unsettled.line, copy);

@@ -28,9 +28,10 @@ pub(super) const ACCEPT_BURST: usize = 64;
 impl Driver {
     /// Accepts what there is, as long as somebody wants it.
     ///
-    /// An accept that finds nothing costs as much as one that finds something, so in a thread of its own the driver rather asks the
-    /// poller whether there is more, after one connection at first, after more of them while they come in numbers. Inside a runtime,
-    /// which reports a listener once, it has to accept until there is nothing more.
+    /// An accept that finds nothing costs as much as one that finds something, so in a thread of
+    /// its own the driver rather asks the poller whether there is more, after one connection at
+    /// first, after more of them while they come in numbers. Inside a runtime, which reports a
+    /// listener once, it has to accept until there is nothing more.
     pub(super) fn accept(&mut self) {
         let nested = self.poller.is_nested();
         let mut again = Vec::new();
@@ -48,7 +49,11 @@ impl Driver {
             let watch = socket.never_wait(self.closing.is_some());
             let needs = self.core.needs(id);
             let (mut accepted, mut lost, mut drained) = (0, 0, false);
-            while accepted < burst && lost < ACCEPT_BURST && self.accepts() && self.core.wants_connection(id) {
+            while accepted < burst
+                && lost < ACCEPT_BURST
+                && self.accepts()
+                && self.core.wants_connection(id)
+            {
                 match self.accept_one(number, id, needs, watch.as_ref()) {
                     Some(true) => accepted += 1,
                     Some(false) => lost += 1,
@@ -77,7 +82,8 @@ impl Driver {
                 socket.full = true;
                 again.push(number);
             } else {
-                // Nobody wants them now. They wait in the kernel, and must not be reported all the time.
+                // Nobody wants them now. They wait in the kernel, and must not be reported all the
+                // time.
                 socket.masked = true;
                 self.poller.modify(&socket.fd, token, Interest::Nothing);
                 again.push(number);
@@ -97,7 +103,9 @@ impl Driver {
         let watch = socket.never_wait(has_other_users);
         let needs = self.core.needs(id);
         for _ in 0..count {
-            if !self.accepts() || !self.core.wants_connection(id) || self.accept_one(number, id, needs, watch.as_ref()).is_none()
+            if !self.accepts()
+                || !self.core.wants_connection(id)
+                || self.accept_one(number, id, needs, watch.as_ref()).is_none()
             {
                 break;
             }
@@ -105,13 +113,17 @@ impl Driver {
         self.held_up(number, watch);
     }
 
-    /// A worker that had the primary wait for connections on its socket is ended: it must have changed the socket just before.
+    /// A worker that had the primary wait for connections on its socket is ended: it must have
+    /// changed the socket just before.
     fn held_up(&mut self, number: usize, watch: Option<Unblocker>) {
         if !watch.is_some_and(|watch| watch.has_interrupted()) {
             return;
         }
         let Some(id) = self.sockets.get(number).map(|socket| socket.listener) else { return };
-        let shard = self.listeners.get(&id).and_then(|listener| listener.shards().iter().position(|own| *own == number));
+        let shard = self
+            .listeners
+            .get(&id)
+            .and_then(|listener| listener.shards().iter().position(|own| *own == number));
         // Where several have it, nobody knows who it was.
         if let Some(shard) = shard
             && let [worker] = self.core.holders(id, shard)
@@ -123,7 +135,9 @@ impl Driver {
 
     /// The poller reports a socket.
     pub(super) fn is_ready(&mut self, number: usize) {
-        let Some(socket) = self.sockets.get_mut(number).filter(|socket| socket.watched) else { return };
+        let Some(socket) = self.sockets.get_mut(number).filter(|socket| socket.watched) else {
+            return;
+        };
         if socket.full {
             socket.burst = (socket.burst * 2).min(ACCEPT_BURST);
         } else if !socket.ready {
@@ -139,13 +153,22 @@ impl Driver {
     /// Whether there is something to accept that somebody wants.
     pub(super) fn can_accept(&self) -> bool {
         let wanted = |number: &usize| {
-            self.sockets.get(*number).is_some_and(|socket| socket.ready && self.core.wants_connection(socket.listener))
+            self.sockets
+                .get(*number)
+                .is_some_and(|socket| socket.ready && self.core.wants_connection(socket.listener))
         };
         self.accepts() && self.ready_sockets.iter().any(wanted)
     }
 
-    /// True: one was accepted. False: one was lost before it could be, or there is an obstacle. `None`: there is none.
-    fn accept_one(&mut self, number: usize, id: ListenerId, needs: Needs, watch: Option<&Unblocker>) -> Option<bool> {
+    /// True: one was accepted. False: one was lost before it could be, or there is an obstacle.
+    /// `None`: there is none.
+    fn accept_one(
+        &mut self,
+        number: usize,
+        id: ListenerId,
+        needs: Needs,
+        watch: Option<&Unblocker>,
+    ) -> Option<bool> {
         let socket = self.sockets.get(number)?;
         let accept = || {
             if needs.peer {
@@ -162,7 +185,9 @@ impl Driver {
             Ok((fd, peer)) => {
                 self.pace.urgent();
                 self.check_descriptor_number(fd.as_raw_fd());
-                let conn = ConnId(u32::try_from(self.conns.insert(Conn { fd, stripped: 0 })).unwrap_or(u32::MAX));
+                let conn = ConnId(
+                    u32::try_from(self.conns.insert(Conn { fd, stripped: 0 })).unwrap_or(u32::MAX),
+                );
                 if needs.answer {
                     self.ask(id, conn, peer);
                 } else if needs.bytes {
@@ -176,7 +201,8 @@ impl Driver {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => None,
             Err(e) if is_lost(&e) => Some(false),
             Err(e) if !is_shortage(&e) => {
-                // A worker that has a copy has shut it down, or whatever else makes a socket unfit; it would be reported without end.
+                // A worker that has a copy has shut it down, or whatever else makes a socket unfit;
+                // it would be reported without end.
                 self.check_soon();
                 if let Some(socket) = self.sockets.get_mut(number)
                     && socket.watched
@@ -195,16 +221,26 @@ impl Driver {
     }
 
     #[inline]
-    pub(super) fn deliver(&mut self, worker: WorkerId, listener: ListenerId, conn: ConnId, seq: u64, batched: bool) {
+    pub(super) fn deliver(
+        &mut self,
+        worker: WorkerId,
+        listener: ListenerId,
+        conn: ConnId,
+        seq: u64,
+        batched: bool,
+    ) {
         if !self.relays.is_empty() {
             self.reclaim_channel(worker);
         }
         if batched {
-            let Some(channel) = self.processes.get_mut(&worker).and_then(|p| p.channel.as_mut()) else {
+            let Some(channel) = self.processes.get_mut(&worker).and_then(|p| p.channel.as_mut())
+            else {
                 self.core.undelivered(self.now, worker, seq);
                 return;
             };
-            if channel.batch.seqs.len() == MAX_BATCH || channel.batch.listener.is_some_and(|l| l != listener) {
+            if channel.batch.seqs.len() == MAX_BATCH
+                || channel.batch.listener.is_some_and(|l| l != listener)
+            {
                 self.send_batch(worker);
             }
             let Some(channel) = self.channel(worker) else { return };
@@ -288,7 +324,9 @@ impl Driver {
                 true
             }
             Err(e) => {
-                if e.kind() == io::ErrorKind::WouldBlock && !std::mem::replace(&mut channel.blocked, true) {
+                if e.kind() == io::ErrorKind::WouldBlock
+                    && !std::mem::replace(&mut channel.blocked, true)
+                {
                     self.update_channel(worker);
                     self.core.set_blocked(self.now, worker, true);
                 }
@@ -298,8 +336,8 @@ impl Driver {
     }
 }
 
-/// Whether this is the end of one connection only: it was gone before it could be accepted, or the network has reported an error about it
-/// (`accept(2)`), or a firewall forbids it.
+/// Whether this is the end of one connection only: it was gone before it could be accepted, or the
+/// network has reported an error about it (`accept(2)`), or a firewall forbids it.
 fn is_lost(e: &io::Error) -> bool {
     use rustix::io::Errno;
     const LOST: [Errno; 11] = [
@@ -318,7 +356,8 @@ fn is_lost(e: &io::Error) -> bool {
     e.raw_os_error().is_some_and(|number| LOST.contains(&Errno::from_raw_os_error(number)))
 }
 
-/// Whether this process, or the system, is out of descriptors or memory. The connections wait in the kernel meanwhile.
+/// Whether this process, or the system, is out of descriptors or memory. The connections wait in
+/// the kernel meanwhile.
 fn is_shortage(e: &io::Error) -> bool {
     use rustix::io::Errno;
     const SHORTAGES: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];

@@ -8,7 +8,9 @@ use std::time::Duration;
 use troop_core::WorkerId;
 use troop_core::event::Notice;
 use troop_core::primary::{Action, Successors, USUAL_WEIGHT, WorkerState};
-use troop_core::supervise::{Afterwards, Cause, GiveUp, Order, Progress, Supervisor, SupervisorState};
+use troop_core::supervise::{
+    Afterwards, Cause, GiveUp, Order, Progress, Supervisor, SupervisorState,
+};
 use troop_sys::process;
 
 use super::{Driver, SignalMeans};
@@ -25,7 +27,9 @@ impl Driver {
             }
             if let Some(order) = self.supervisor.as_mut().and_then(Supervisor::next_order) {
                 self.apply_order(order);
-            } else if !self.core.has_unused() || !self.core.close_abandoned(self.now, self.successors()) {
+            } else if !self.core.has_unused()
+                || !self.core.close_abandoned(self.now, self.successors())
+            {
                 return;
             }
         }
@@ -42,7 +46,9 @@ impl Driver {
 
     pub(super) fn apply_actions(&mut self, action: Action) {
         match action {
-            Action::Deliver { worker, listener, conn, seq, batched } => self.deliver(worker, listener, conn, seq, batched),
+            Action::Deliver { worker, listener, conn, seq, batched } => {
+                self.deliver(worker, listener, conn, seq, batched)
+            }
             Action::Release { conn, taken } => {
                 let client = self.conns.try_remove(conn.0 as usize);
                 if let (Some(client), Some(_)) = (client, &self.closing) {
@@ -59,9 +65,12 @@ impl Driver {
                 }
             }
             Action::SendListener { worker, listener, shard, line } => {
-                // Copies that a worker asks for and does not read are bounded. First what waits is written, as far as there is room.
+                // Copies that a worker asks for and does not read are bounded. First what waits is
+                // written, as far as there is room.
                 let most = self.core.budget().handle_share();
-                let is_full = |channel: &mut crate::primary::channel::Channel| channel.outbox.handles() >= most;
+                let is_full = |channel: &mut crate::primary::channel::Channel| {
+                    channel.outbox.handles() >= most
+                };
                 if self.channel(worker).is_some_and(is_full) {
                     self.flush_channel(worker);
                     if self.channel(worker).is_some_and(is_full) {
@@ -92,7 +101,9 @@ impl Driver {
             Action::Count { worker } => self.count(worker),
             Action::Kill { worker, hung: true } => self.end_hung(worker),
             Action::Kill { worker, .. } => self.kill(worker, 9),
-            Action::HandleSettled { worker, ticket, delivered } => self.handle_settled(worker, ticket, delivered),
+            Action::HandleSettled { worker, ticket, delivered } => {
+                self.handle_settled(worker, ticket, delivered)
+            }
             Action::Notify(notice) => self.noticed(notice),
         }
     }
@@ -144,7 +155,9 @@ impl Driver {
             Notice::Listening { at, .. } => Event::Listening(worker, at),
             Notice::Disconnected { .. } => Event::Disconnect(worker),
             Notice::Exited { how, .. } => Event::Exit(worker, how),
-            Notice::Misbehaved { violation, cut_off, .. } => Event::Misbehaved(worker, violation, cut_off),
+            Notice::Misbehaved { violation, cut_off, .. } => {
+                Event::Misbehaved(worker, violation, cut_off)
+            }
             Notice::Stalled { stalled, .. } => Event::Stalled(worker, stalled),
             Notice::NotSteered { .. } | Notice::ListenerClosed { .. } => return,
         });
@@ -179,7 +192,10 @@ impl Driver {
         match order {
             Order::Fork(slot) => {
                 let weight = self.weights.get(slot.0).copied().unwrap_or(USUAL_WEIGHT);
-                let result = self.fork(&Fork::new().weight(weight), Some(u32::try_from(slot.0).unwrap_or(u32::MAX)));
+                let result = self.fork(
+                    &Fork::new().weight(weight),
+                    Some(u32::try_from(slot.0).unwrap_or(u32::MAX)),
+                );
                 let Some(supervisor) = &mut self.supervisor else { return };
                 match result {
                     Ok(worker) => {
@@ -188,17 +204,24 @@ impl Driver {
                             supervisor.expect_ipc(self.now, worker.id());
                         }
                     }
-                    Err(e) => supervisor.fork_failed(self.now, slot, e.chain(), spawn::is_for_good(&e)),
+                    Err(e) => {
+                        supervisor.fork_failed(self.now, slot, e.chain(), spawn::is_for_good(&e))
+                    }
                 }
             }
             Order::Hold(worker) => self.core.hold(self.now, worker, true),
             Order::Admit(worker) => self.core.hold(self.now, worker, false),
             Order::Disconnect(worker) => {
-                // A worker that is replaced leaves its listeners to its successor, which may not have asked for all of them yet.
-                let keep = self.supervisor.as_ref().is_some_and(|s| s.state() != SupervisorState::Stopping);
+                // A worker that is replaced leaves its listeners to its successor, which may not
+                // have asked for all of them yet.
+                let keep = self
+                    .supervisor
+                    .as_ref()
+                    .is_some_and(|s| s.state() != SupervisorState::Stopping);
                 // Its clients have somebody else to go to, but should not all come at once.
                 let others = self.supervisor.as_ref().is_some_and(|s| {
-                    !matches!(s.state(), SupervisorState::Paused | SupervisorState::Stopping) && !s.is_in_the_way(worker)
+                    !matches!(s.state(), SupervisorState::Paused | SupervisorState::Stopping)
+                        && !s.is_in_the_way(worker)
                 });
                 let drain_spread = others.then_some(self.drain_spread);
                 if !self.request_disconnect(worker, keep, drain_spread) {
@@ -212,7 +235,11 @@ impl Driver {
             Order::Kill(worker) => self.kill(worker, 9),
             Order::Tell(progress) => {
                 let mut rolls_back = false;
-                let lost = if progress == Progress::ReloadFinished { self.check_listeners() } else { Vec::new() };
+                let lost = if progress == Progress::ReloadFinished {
+                    self.check_listeners()
+                } else {
+                    Vec::new()
+                };
                 self.note_end(&progress);
                 match &progress {
                     Progress::GivingUp(_) | Progress::Stopping => {
@@ -226,7 +253,9 @@ impl Driver {
                         self.has_moved();
                     }
                     Progress::NotRestarting { worker, .. } => self.core.excuse(*worker),
-                    Progress::ReloadStarted { .. } => self.listeners_before_reload = self.core.listeners().collect(),
+                    Progress::ReloadStarted { .. } => {
+                        self.listeners_before_reload = self.core.listeners().collect()
+                    }
                     Progress::ReloadFailed { .. } => {
                         let before = std::mem::take(&mut self.listeners_before_reload);
                         self.core.close_unused_but(&before);
@@ -261,7 +290,8 @@ impl Driver {
     /// Remembers how the last unexpected end of a worker came about.
     fn note_end(&mut self, progress: &Progress) {
         self.last_end = Some(match progress {
-            Progress::Restarting { cause, .. } | Progress::GivingUp(GiveUp::NeverReady { cause, .. }) => match cause {
+            Progress::Restarting { cause, .. }
+            | Progress::GivingUp(GiveUp::NeverReady { cause, .. }) => match cause {
                 Cause::Ended(worker, how) => format!("worker {worker}: {how}"),
                 Cause::NotStarted(reason) => reason.clone(),
             },
@@ -271,7 +301,12 @@ impl Driver {
     }
 
     /// False if it cannot be told, because its channel is closed.
-    pub(super) fn request_disconnect(&mut self, worker: WorkerId, keep_listeners: bool, drain_spread: Option<Duration>) -> bool {
+    pub(super) fn request_disconnect(
+        &mut self,
+        worker: WorkerId,
+        keep_listeners: bool,
+        drain_spread: Option<Duration>,
+    ) -> bool {
         let told = self.core.disconnect(worker, keep_listeners, drain_spread);
         let hears = self.processes.get(&worker).is_none_or(|process| process.kept_end.is_none());
         if told && !hears && !self.leaves_activated(worker) {
@@ -287,7 +322,8 @@ impl Driver {
         let is_swept = signal == 9 && process.cgroup.as_ref().is_some_and(WorkerCgroup::kill);
         // Its leader has not been reaped, so the group is surely the worker's own.
         if process.leads_group && signal == 9 && !is_swept {
-            // First those that may have left its group, which cannot be found any more when their parents have ended.
+            // First those that may have left its group, which cannot be found any more when their
+            // parents have ended.
             process::signal_descendants(process.handle.pid(), signal);
             let _ = process::signal_group(process.handle.pid(), signal);
         }
@@ -302,14 +338,17 @@ impl Driver {
         for _ in 0..count {
             match (means, &mut self.supervisor) {
                 (SignalMeans::Stop, Some(supervisor)) => supervisor.stop(self.now),
-                (SignalMeans::StopNow, Some(supervisor)) => (0..2).for_each(|_| supervisor.stop(self.now)),
+                (SignalMeans::StopNow, Some(supervisor)) => {
+                    (0..2).for_each(|_| supervisor.stop(self.now))
+                }
                 (SignalMeans::OneMore, Some(supervisor)) => {
                     supervisor.scale(self.now, (supervisor.wanted() + 1).min(MOST_WORKERS))
                 }
                 // The last one stays. Where there is none, there is none to end either.
-                (SignalMeans::OneLess, Some(supervisor)) => {
-                    supervisor.scale(self.now, supervisor.wanted().saturating_sub(1).max(supervisor.wanted().min(1)))
-                }
+                (SignalMeans::OneLess, Some(supervisor)) => supervisor.scale(
+                    self.now,
+                    supervisor.wanted().saturating_sub(1).max(supervisor.wanted().min(1)),
+                ),
                 (SignalMeans::Reload, Some(_)) => self.reload(Reload::new()),
                 (SignalMeans::Pause, Some(supervisor)) => supervisor.pause(self.now),
                 (SignalMeans::ReapOrphans, _) => self.reap_orphans(),

@@ -1,4 +1,5 @@
-//! Clients that wait while no worker is ready: slots that wait out their back-off are told, so that a worker comes soon.
+//! Clients that wait while no worker is ready: slots that wait out their back-off are told, so that
+//! a worker comes soon.
 
 use std::os::fd::AsFd;
 use std::time::Duration;

@@ -1,7 +1,8 @@
 //! Lets the threads of programs help with relaying: see [`RelayIo`](crate::RelayIo).
 //!
-//! The driver is behind a lock then, which its own thread holds while it does something, and not while it waits. A helper does what the
-//! driver's turn would have done about one relay, and wakes the driver's thread only if more has come of it.
+//! The driver is behind a lock then, which its own thread holds while it does something, and not
+//! while it waits. A helper does what the driver's turn would have done about one relay, and wakes
+//! the driver's thread only if more has come of it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -55,9 +56,18 @@ impl ReclaimedChannels {
 }
 
 impl Driver {
-    /// The thread of the program that this worker is relayed to will help. Returns a copy of the channel, and whether its format is V8's.
-    pub(crate) fn attach_direct_io(&mut self, id: WorkerId, offer: Box<dyn Fn() + Send>) -> io::Result<Option<(OwnedFd, bool)>> {
-        let Some(channel) = self.processes.get_mut(&id).and_then(|process| process.channel.as_mut()) else { return Ok(None) };
+    /// The thread of the program that this worker is relayed to will help. Returns a copy of the
+    /// channel, and whether its format is V8's.
+    pub(crate) fn attach_direct_io(
+        &mut self,
+        id: WorkerId,
+        offer: Box<dyn Fn() + Send>,
+    ) -> io::Result<Option<(OwnedFd, bool)>> {
+        let Some(channel) =
+            self.processes.get_mut(&id).and_then(|process| process.channel.as_mut())
+        else {
+            return Ok(None);
+        };
         let Some(relay) = self.relays.get_mut(&id) else { return Ok(None) };
         let copy = channel.socket.try_clone()?;
         channel.has_copy = true;
@@ -90,7 +100,10 @@ impl Driver {
     #[inline]
     pub(super) fn reclaim_channel(&mut self, id: WorkerId) {
         let now = self.now;
-        let Some(direct_io) = self.relays.get_mut(&id).and_then(|relay| relay.direct_io.as_mut()) else { return };
+        let Some(direct_io) = self.relays.get_mut(&id).and_then(|relay| relay.direct_io.as_mut())
+        else {
+            return;
+        };
         direct_io.given = now;
         if std::mem::replace(&mut direct_io.reads, false) {
             self.reclaimed_channels.add(id, now);
@@ -107,7 +120,8 @@ impl Driver {
         workers.retain(|id| {
             let Some(relay) = self.relays.get(id) else { return false };
             let Some(direct_io) = &relay.direct_io else { return false };
-            let is_quiet = direct_io.given + QUIET <= self.now && self.core.in_flight(*id).next().is_none();
+            let is_quiet =
+                direct_io.given + QUIET <= self.now && self.core.in_flight(*id).next().is_none();
             let channel = self.processes.get(id).and_then(|process| process.channel.as_ref());
             let has_room = channel.is_none_or(|channel| !channel.is_full());
             if is_quiet && has_room && relay.outbox.is_empty() && !relay.is_full() {
@@ -136,8 +150,13 @@ impl Driver {
         }
         self.write();
         let is_backpressured = self.channel(id).is_some_and(|channel| channel.is_backpressured());
-        if self.relays.get(&id).is_some_and(|relay| is_backpressured || relay.is_full() || !relay.outbox.is_empty()) {
-            // The program or the worker does not keep up, so there is something to wait for that only the driver does.
+        if self
+            .relays
+            .get(&id)
+            .is_some_and(|relay| is_backpressured || relay.is_full() || !relay.outbox.is_empty())
+        {
+            // The program or the worker does not keep up, so there is something to wait for that
+            // only the driver does.
             self.reclaim_channel(id);
         }
         self.wake_if_due_earlier();

@@ -48,7 +48,11 @@ impl Driver {
         };
         let listens_on: Vec<_> = self.core.listens_on(worker).collect();
         let found = listens_on.into_iter().find_map(|id| {
-            let asked = self.core.listener_address(id).filter(fits).or_else(|| self.core.bound_address(id).filter(fits));
+            let asked = self
+                .core
+                .listener_address(id)
+                .filter(fits)
+                .or_else(|| self.core.bound_address(id).filter(fits));
             asked.map(|address| (id, address.address_type))
         });
         let Some((listener, kind)) = found else { return Err("it does not listen there".into()) };
@@ -62,7 +66,9 @@ impl Driver {
         if !self.core.inject(self.now, worker, listener, conn) {
             self.injected.remove(&conn);
             self.conns.try_remove(key);
-            return Err("it takes nothing at the moment: its channel is full, or it is leaving".into());
+            return Err(
+                "it takes nothing at the moment: its channel is full, or it is leaving".into()
+            );
         }
         self.act();
         Ok(Injected { unix, taken })

@@ -1,4 +1,5 @@
-//! Looks at the first bytes of connections whose client is recognised by them, without taking any but a proxy's header.
+//! Looks at the first bytes of connections whose client is recognised by them, without taking any
+//! but a proxy's header.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -14,7 +15,8 @@ use super::{Driver, Token};
 
 /// The most bytes that are looked at.
 const MOST_BYTES: usize = 16 * 1024;
-/// The most connections whose first bytes are waited for; with one more, the one that has waited longest goes by its address.
+/// The most connections whose first bytes are waited for; with one more, the one that has waited
+/// longest goes by its address.
 const MOST_WAITING: usize = 1024;
 
 struct PeekedConnection {
@@ -38,14 +40,21 @@ impl Inspected {
 
 impl Driver {
     /// A connection was accepted. Often its first bytes are there already.
-    pub(super) fn inspect_new(&mut self, listener: ListenerId, conn: ConnId, peer: Option<SocketAddr>) {
+    pub(super) fn inspect_new(
+        &mut self,
+        listener: ListenerId,
+        conn: ConnId,
+        peer: Option<SocketAddr>,
+    ) {
         if self.inspect(listener, conn, peer, false) {
             return;
         }
         let Some(wait) = self.core.sticky(listener).map(|sticky| sticky.wait) else { return };
         let until = self.now + wait;
         let watched = match self.conns.get(conn.0 as usize) {
-            Some(conn_) => self.poller.add(&conn_.fd, Token::Inspected(conn), Interest::ReadEdge).is_ok(),
+            Some(conn_) => {
+                self.poller.add(&conn_.fd, Token::Inspected(conn), Interest::ReadEdge).is_ok()
+            }
             None => return,
         };
         self.inspected.peeked.insert(conn, PeekedConnection { listener, peer, until });
@@ -62,7 +71,9 @@ impl Driver {
 
     /// More bytes have arrived.
     pub(super) fn inspect_again(&mut self, conn: ConnId) {
-        let Some(PeekedConnection { listener, peer, .. }) = self.inspected.peeked.get(&conn) else { return };
+        let Some(PeekedConnection { listener, peer, .. }) = self.inspected.peeked.get(&conn) else {
+            return;
+        };
         let (listener, peer) = (*listener, *peer);
         if self.inspect(listener, conn, peer, false) {
             self.forget(conn);
@@ -72,7 +83,9 @@ impl Driver {
 
     /// Those that have waited long enough.
     pub(super) fn inspect_late(&mut self) {
-        while let Some((_, conn)) = self.inspected.deadlines.first().copied().filter(|(until, _)| *until <= self.now) {
+        while let Some((_, conn)) =
+            self.inspected.deadlines.first().copied().filter(|(until, _)| *until <= self.now)
+        {
             self.inspect_last(conn);
             self.act();
         }
@@ -94,14 +107,24 @@ impl Driver {
     }
 
     /// True if the connection was passed on: its client is known, or is not waited for.
-    fn inspect(&mut self, id: ListenerId, conn: ConnId, peer: Option<SocketAddr>, last: bool) -> bool {
+    fn inspect(
+        &mut self,
+        id: ListenerId,
+        conn: ConnId,
+        peer: Option<SocketAddr>,
+        last: bool,
+    ) -> bool {
         let Some(entry) = self.conns.get_mut(conn.0 as usize) else { return true };
         let most = MOST_BYTES.min(self.buffer.len());
         let (bytes, last) = match socket::peek(entry.fd.as_fd(), &mut self.buffer[..most]) {
             // The client has said all it will say.
             Ok(0) => (0, true),
             Ok(n) => (n, last || n == most),
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => (0, last),
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+            {
+                (0, last)
+            }
             Err(_) => (0, true),
         };
         let about = |client| Connection { peer, client };
@@ -116,7 +139,8 @@ impl Driver {
         let Finding::Found { client, strip } = found else { return false };
         if strip > 0 {
             // They have all arrived, so they are all there to be taken.
-            let taken = socket::skip(entry.fd.as_fd(), &mut self.buffer[..strip.min(most)]).unwrap_or(0);
+            let taken =
+                socket::skip(entry.fd.as_fd(), &mut self.buffer[..strip.min(most)]).unwrap_or(0);
             entry.stripped = u32::try_from(taken).unwrap_or(0);
         }
         if self.inspected.peeked.contains_key(&conn) {

@@ -38,7 +38,9 @@ impl Driver {
             return;
         }
         let now = self.core.addresses_of(worker);
-        let (found, missed) = std::mem::take(&mut self.missed.addresses).into_iter().partition(|(asked, _)| now.contains(asked));
+        let (found, missed) = std::mem::take(&mut self.missed.addresses)
+            .into_iter()
+            .partition(|(asked, _)| now.contains(asked));
         self.missed.addresses = missed;
         for (_, at) in found {
             self.events.push(Event::ListenerRestored(at, format!("worker {worker} listens there")));
@@ -64,9 +66,11 @@ impl Driver {
             reason: "no worker listens there since the one that did has ended".into(),
         });
         let unreached = self.listeners.iter().filter(|(_, listener)| listener.is_lost);
-        let unreached = unreached
-            .filter_map(|(id, _)| self.core.bound_address(*id))
-            .map(|at| LostListener { address: at.to_string(), reason: "clients do not reach its socket".into() });
+        let unreached =
+            unreached.filter_map(|(id, _)| self.core.bound_address(*id)).map(|at| LostListener {
+                address: at.to_string(),
+                reason: "clients do not reach its socket".into(),
+            });
         missed.chain(unreached).collect()
     }
 }

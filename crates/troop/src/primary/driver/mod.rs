@@ -1,7 +1,8 @@
-//! The one who owns the primary's state: waits, reads, accepts, and carries out what the core decides.
+//! The one who owns the primary's state: waits, reads, accepts, and carries out what the core
+//! decides.
 //!
-//! A [`Driver`] is turned either by a plain thread that waits in the poller itself, or by a tokio task that waits for the poller. A thread lets
-//! others help it, one at a time ([`help`]).
+//! A [`Driver`] is turned either by a plain thread that waits in the poller itself, or by a tokio
+//! task that waits for the poller. A thread lets others help it, one at a time ([`help`]).
 
 mod activated;
 mod callback;
@@ -217,7 +218,8 @@ pub(crate) struct Driver {
     ready_when: ReadyWhen,
     /// Where workers say that they are ready.
     notify: Option<OwnedFd>,
-    /// Connections of the cluster's own that a worker was given, and who wants to know whether it has taken them.
+    /// Connections of the cluster's own that a worker was given, and who wants to know whether it
+    /// has taken them.
     injected: BTreeMap<ConnId, inject::PendingInjection>,
     /// How many processes the system had killed for want of memory when that was last looked at.
     killed_for_memory: u64,
@@ -270,7 +272,11 @@ impl Driver {
         }
         let mut driver = Driver {
             core,
-            poller: if in_thread { EventPoller::InThread(poller) } else { EventPoller::InRuntime(AsyncPoller::new(poller)?) },
+            poller: if in_thread {
+                EventPoller::InThread(poller)
+            } else {
+                EventPoller::InRuntime(AsyncPoller::new(poller)?)
+            },
             ready: Vec::new(),
             unfinished: false,
             bus,
@@ -455,11 +461,13 @@ impl Driver {
     }
 
     fn is_over(&self) -> bool {
-        !self.care.is_needed() && (self.outcome.is_some() || (self.over_at.is_some() && self.processes.is_empty()))
+        !self.care.is_needed()
+            && (self.outcome.is_some() || (self.over_at.is_some() && self.processes.is_empty()))
     }
 
-    /// Looks once and does what there is to do. Inside a runtime, whose epoll set reports this one once for each thing that happens,
-    /// `unfinished` says that there is more to do without anything new happening.
+    /// Looks once and does what there is to do. Inside a runtime, whose epoll set reports this one
+    /// once for each thing that happens, `unfinished` says that there is more to do without
+    /// anything new happening.
     fn turn(&mut self) -> io::Result<()> {
         let mut ready = std::mem::take(&mut self.ready);
         ready.clear();
@@ -486,7 +494,11 @@ impl Driver {
                     }
                     if ready.readable {
                         // What has ended is read to the end.
-                        self.read(id, if ready.ended { channels::LAST_READS } else { channels::READ_BURST }, usize::MAX);
+                        self.read(
+                            id,
+                            if ready.ended { channels::LAST_READS } else { channels::READ_BURST },
+                            usize::MAX,
+                        );
                     }
                 }
                 Token::Process(id) => self.reap(id),
@@ -521,7 +533,10 @@ impl Driver {
             self.flush_relays();
             // A channel that has room again may have brought its worker new connections.
             self.act();
-            if self.unflushed.is_empty() && self.batched.is_empty() && self.unflushed_relays.is_empty() {
+            if self.unflushed.is_empty()
+                && self.batched.is_empty()
+                && self.unflushed_relays.is_empty()
+            {
                 break;
             }
         }
@@ -594,6 +609,10 @@ impl Driver {
     }
 
     fn publish(&mut self) {
-        if self.bus.has_readers() { self.bus.publish(&mut self.events) } else { self.events.clear() }
+        if self.bus.has_readers() {
+            self.bus.publish(&mut self.events)
+        } else {
+            self.events.clear()
+        }
     }
 }

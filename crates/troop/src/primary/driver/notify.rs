@@ -21,7 +21,8 @@ impl Driver {
     pub(crate) fn ready_when(&mut self, when: ReadyWhen) -> Result<()> {
         self.ready_when = when;
         if when == ReadyWhen::Notified {
-            let (socket, name) = notify::bind_socket().map_err(Error::io("make a socket for notifications"))?;
+            let (socket, name) =
+                notify::bind_socket().map_err(Error::io("make a socket for notifications"))?;
             self.poller
                 .poller()
                 .add(&socket, Token::Notify.pack(), Interest::Read)
@@ -44,7 +45,9 @@ impl Driver {
     fn hear(&mut self, socket: &OwnedFd) -> bool {
         let mut bytes = [0; 4096];
         match notify::receive(socket, &mut bytes) {
-            Ok((len, Some(pid))) if bytes[..len].split(|byte| *byte == b'\n').any(|line| line == b"READY=1") => {
+            Ok((len, Some(pid)))
+                if bytes[..len].split(|byte| *byte == b'\n').any(|line| line == b"READY=1") =>
+            {
                 if let Some(worker) = self.worker_of(pid) {
                     self.says_ready(worker);
                 }
@@ -58,7 +61,12 @@ impl Driver {
 
     /// The worker that a process is, or whose group it is in.
     fn worker_of(&self, pid: u32) -> Option<WorkerId> {
-        let of = |pid| self.processes.iter().find(|(_, process)| process.handle.pid() == pid).map(|(id, _)| *id);
+        let of = |pid| {
+            self.processes
+                .iter()
+                .find(|(_, process)| process.handle.pid() == pid)
+                .map(|(id, _)| *id)
+        };
         of(pid).or_else(|| process::group_of(pid).and_then(of))
     }
 
@@ -74,10 +82,13 @@ impl Driver {
             return;
         }
         let is_ready = |event: &Event| match event {
-            Event::Message(worker, message) if message.as_json() == "\"ready\"" => Some(worker.id()),
+            Event::Message(worker, message) if message.as_json() == "\"ready\"" => {
+                Some(worker.id())
+            }
             _ => None,
         };
-        let ready: Vec<_> = self.events[from.min(self.events.len())..].iter().filter_map(is_ready).collect();
+        let ready: Vec<_> =
+            self.events[from.min(self.events.len())..].iter().filter_map(is_ready).collect();
         ready.into_iter().for_each(|worker| self.says_ready(worker));
     }
 }

@@ -1,8 +1,10 @@
 //! Lets messages that come in numbers gather before they are passed on.
 //!
-//! A relay that is faster than its sender is woken for each single message, which costs both of them more than the message does. Node's own
-//! channel, whose reader is slower, never has that problem. So a stream of messages is waited for a moment, which is less than it takes to
-//! do something with what has gathered meanwhile; single messages, and connections, are never waited for.
+//! A relay that is faster than its sender is woken for each single message, which costs both of
+//! them more than the message does. Node's own channel, whose reader is slower, never has that
+//! problem. So a stream of messages is waited for a moment, which is less than it takes to do
+//! something with what has gathered meanwhile; single messages, and connections, are never waited
+//! for.
 
 use std::time::Duration;
 
@@ -40,7 +42,11 @@ impl Pace {
 
     /// A turn is over, at this time. True if messages are to gather before the next one.
     pub(super) fn gathers(&mut self, now: Duration) -> bool {
-        let follows = if self.gathered { self.relayed >= WORTHWHILE } else { self.relayed > 0 && now - self.last < APART };
+        let follows = if self.gathered {
+            self.relayed >= WORTHWHILE
+        } else {
+            self.relayed > 0 && now - self.last < APART
+        };
         self.streak = if follows && !self.others { (self.streak + 1).min(STREAM) } else { 0 };
         self.gathered = self.streak == STREAM;
         (self.relayed, self.others, self.last) = (0, false, now);

@@ -21,7 +21,8 @@ impl Driver {
         Ok(())
     }
 
-    /// The program has written something, or closed its end (then there is not much, and it will not wait). Returns whether something was read.
+    /// The program has written something, or closed its end (then there is not much, and it will
+    /// not wait). Returns whether something was read.
     pub(super) fn read_relay(&mut self, id: WorkerId, ended: bool) -> bool {
         if !ended && self.channel(id).is_some_and(|channel| channel.is_full()) {
             // The worker does not read what there is already.
@@ -46,7 +47,15 @@ impl Driver {
                 let bytes = &self.buffer[..received.len];
                 self.pace.relayed(bytes.len());
                 // What is written to a worker that has closed its channel is lost, as in Node.
-                channel.is_none_or(|channel| relay.receive(core, (id, channel), bytes, &mut self.received, &mut self.last_ticket))
+                channel.is_none_or(|channel| {
+                    relay.receive(
+                        core,
+                        (id, channel),
+                        bytes,
+                        &mut self.received,
+                        &mut self.last_ticket,
+                    )
+                })
             }
             Err(e) => matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
         };
@@ -104,12 +113,13 @@ impl Driver {
     pub(super) fn update_relay(&mut self, id: WorkerId) {
         let Some(relay) = self.relays.get_mut(&id) else { return };
         let channel = self.processes.get(&id).and_then(|process| process.channel.as_ref());
-        let interest = match (channel.is_some_and(|channel| channel.is_full()), relay.outbox.is_empty()) {
-            (false, true) => Interest::Read,
-            (false, false) => Interest::ReadWrite,
-            (true, true) => Interest::Nothing,
-            (true, false) => Interest::Write,
-        };
+        let interest =
+            match (channel.is_some_and(|channel| channel.is_full()), relay.outbox.is_empty()) {
+                (false, true) => Interest::Read,
+                (false, false) => Interest::ReadWrite,
+                (true, true) => Interest::Nothing,
+                (true, false) => Interest::Write,
+            };
         if interest != relay.interest {
             relay.interest = interest;
             self.poller.modify(&relay.socket, Token::Relay(id), interest);

@@ -1,5 +1,6 @@
-//! What the primary does when descriptors or memory run out: clients wait, restarts and the control socket go on, and it is said once in a
-//! while. How many there are for what is decided in [`Budget`].
+//! What the primary does when descriptors or memory run out: clients wait, restarts and the control
+//! socket go on, and it is said once in a while. How many there are for what is decided in
+//! [`Budget`].
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -30,7 +31,8 @@ struct Said {
     unsaid: u64,
 }
 
-/// What descriptors and memory the driver has run out of, when it tries again, and what was said of it.
+/// What descriptors and memory the driver has run out of, when it tries again, and what was said of
+/// it.
 pub(super) struct Scarcity {
     /// The number of an accepted connection from which on something has to be done.
     mark: i32,
@@ -63,22 +65,28 @@ fn number(count: usize) -> i32 {
 }
 
 impl Driver {
-    /// Divides the descriptors that this process may have now among the workers that there are to be.
+    /// Divides the descriptors that this process may have now among the workers that there are to
+    /// be.
     pub(super) fn divide_descriptors(&mut self) {
         let slots = self.supervisor.as_ref().map_or_else(available_workers, Supervisor::wanted);
         let base = match self.scarcity.base {
             Some(base) => base,
             None => {
                 let lowest = process::lowest_free_descriptor(self.poller.poller().as_fd());
-                *self.scarcity.base.insert(lowest.ok().and_then(|fd| usize::try_from(fd).ok()).unwrap_or(0))
+                *self
+                    .scarcity
+                    .base
+                    .insert(lowest.ok().and_then(|fd| usize::try_from(fd).ok()).unwrap_or(0))
             }
         };
         let budget = Budget { limit: process::descriptor_limit(), slots, base };
         self.core.set_budget(budget);
-        self.scarcity.mark = number(if self.scarcity.tight { budget.usable() } else { budget.tight() });
+        self.scarcity.mark =
+            number(if self.scarcity.tight { budget.usable() } else { budget.tight() });
     }
 
-    /// To be called with each accepted connection: what its number tells about how many descriptors are in use.
+    /// To be called with each accepted connection: what its number tells about how many descriptors
+    /// are in use.
     #[inline]
     pub(super) fn check_descriptor_number(&mut self, fd: i32) {
         if fd >= self.scarcity.mark {
@@ -117,7 +125,8 @@ impl Driver {
             return;
         }
         let budget = self.core.budget();
-        let lowest = process::lowest_free_descriptor(self.poller.poller().as_fd()).map_or(i32::MAX, |fd| fd);
+        let lowest =
+            process::lowest_free_descriptor(self.poller.poller().as_fd()).map_or(i32::MAX, |fd| fd);
         if lowest >= number(budget.usable()) {
             self.accept_again = Some(self.now + LOOK_EVERY);
         }
@@ -125,7 +134,8 @@ impl Driver {
             return;
         }
         // Not as soon as it is below the mark, or it would go to and fro.
-        if lowest < number(budget.tight() - (budget.tight() - budget.base.min(budget.tight())) / 4) {
+        if lowest < number(budget.tight() - (budget.tight() - budget.base.min(budget.tight())) / 4)
+        {
             self.scarcity.tight = false;
             self.scarcity.mark = number(budget.tight());
             self.scarcity.look_at = None;
@@ -140,7 +150,8 @@ impl Driver {
         fd.as_raw_fd() < number(self.core.budget().usable())
     }
 
-    /// Says that this process, or the system, is short of something, unless that was said a moment ago.
+    /// Says that this process, or the system, is short of something, unless that was said a moment
+    /// ago.
     pub(super) fn short(&mut self, doing: &'static str, source: io::Error) {
         let now = self.now;
         let said = match self.scarcity.said.iter_mut().find(|said| said.doing == doing) {
@@ -163,10 +174,15 @@ impl Driver {
                 "this process may have {limit} open files, of which {} are kept for restarts and the control socket; clients wait; raise the limit (ulimit -n, LimitNOFILE= of a unit)",
                 self.core.budget().reserve()
             ),
-            Some(Errno::NFILE) => "the system may have no more open files; clients wait; raise fs.file-max".into(),
-            Some(Errno::NOSPC) => "this user may watch no more descriptors; raise fs.epoll.max_user_watches".into(),
+            Some(Errno::NFILE) => {
+                "the system may have no more open files; clients wait; raise fs.file-max".into()
+            }
+            Some(Errno::NOSPC) => {
+                "this user may watch no more descriptors; raise fs.epoll.max_user_watches".into()
+            }
             _ => "the system is short of memory; clients wait".into(),
         };
-        self.events.push(Event::Error(None, Arc::new(Error::Short { doing, advice, times, source })));
+        self.events
+            .push(Event::Error(None, Arc::new(Error::Short { doing, advice, times, source })));
     }
 }

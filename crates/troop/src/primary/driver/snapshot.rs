@@ -3,7 +3,9 @@
 use troop_core::supervise::SupervisorState;
 
 use super::Driver;
-use crate::primary::snapshot::{ListenerSnapshot, Phase, Snapshot, VacantSlot, WorkerSnapshot, millis};
+use crate::primary::snapshot::{
+    ListenerSnapshot, Phase, Snapshot, VacantSlot, WorkerSnapshot, millis,
+};
 
 impl Driver {
     pub(super) fn snapshot(&mut self) -> Snapshot {
@@ -11,7 +13,9 @@ impl Driver {
         all.into_iter().for_each(|worker| self.count(worker));
         self.act();
         let supervisor = self.supervisor.as_ref();
-        let leaving = |worker| supervisor.and_then(|s| s.leaves_by(worker)).map(|at| millis(at.since(self.now)));
+        let leaving = |worker| {
+            supervisor.and_then(|s| s.leaves_by(worker)).map(|at| millis(at.since(self.now)))
+        };
         let mut workers: Vec<_> = self
             .processes
             .iter()
@@ -24,8 +28,12 @@ impl Driver {
                     state: status.state,
                     age_ms: millis(self.now.since(process.since)),
                     leaving_ms: leaving(*id),
-                    ready: supervisor.map(|s| s.standing(self.now, *id)).map(|standing| standing.is_some_and(|(ready, _)| ready)),
-                    generation: supervisor.and_then(|s| s.standing(self.now, *id)).map(|(_, generation)| generation),
+                    ready: supervisor
+                        .map(|s| s.standing(self.now, *id))
+                        .map(|standing| standing.is_some_and(|(ready, _)| ready)),
+                    generation: supervisor
+                        .and_then(|s| s.standing(self.now, *id))
+                        .map(|(_, generation)| generation),
                     weight: status.weight,
                     stats: status.stats,
                     usage: None,
@@ -33,16 +41,24 @@ impl Driver {
             })
             .collect();
         workers.sort_by_key(|worker| (worker.slot, worker.id));
-        let sockets = self.settings.activation.iter().flat_map(|sockets| sockets.iter()).map(|socket| ListenerSnapshot {
-            address: socket.address().to_owned(),
-            scheduling: "shared".into(),
-            workers: self.processes.len(),
-            waiting: socket.waiting(),
-        });
+        let sockets =
+            self.settings.activation.iter().flat_map(|sockets| sockets.iter()).map(|socket| {
+                ListenerSnapshot {
+                    address: socket.address().to_owned(),
+                    scheduling: "shared".into(),
+                    workers: self.processes.len(),
+                    waiting: socket.waiting(),
+                }
+            });
         let listeners = self.core.listeners().filter_map(|id| {
             let (workers, waiting) = self.core.listener_load(id);
             let scheduling = self.core.scheduling(id)?.to_string();
-            Some(ListenerSnapshot { address: self.core.bound_address(id)?.to_string(), scheduling, workers, waiting })
+            Some(ListenerSnapshot {
+                address: self.core.bound_address(id)?.to_string(),
+                scheduling,
+                workers,
+                waiting,
+            })
         });
         let vacant = supervisor.into_iter().flat_map(|s| s.vacancies()).map(|vacancy| VacantSlot {
             slot: u32::try_from(vacancy.slot.0).unwrap_or(u32::MAX),
@@ -66,7 +82,10 @@ impl Driver {
                 None => Phase::Running,
             },
             wanted: supervisor.map(|s| s.wanted()),
-            ready: workers.iter().filter(|worker| worker.ready == Some(true) && worker.leaving_ms.is_none()).count(),
+            ready: workers
+                .iter()
+                .filter(|worker| worker.ready == Some(true) && worker.leaving_ms.is_none())
+                .count(),
             vacant: vacant.collect(),
             restarts: supervisor.map_or(0, |s| s.unexpected_ends()),
             last_end: self.last_end.clone(),

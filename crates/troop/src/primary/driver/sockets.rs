@@ -1,4 +1,5 @@
-//! The listeners' sockets: opens and closes them, gives the kernel its orders, and sees what waits in them.
+//! The listeners' sockets: opens and closes them, gives the kernel its orders, and sees what waits
+//! in them.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -119,7 +120,8 @@ impl Driver {
         for number in listener.sockets {
             let Some(socket) = self.sockets.try_remove(number) else { continue };
             if socket.watched {
-                // Copies of the socket may live on in other processes, and would go on being reported.
+                // Copies of the socket may live on in other processes, and would go on being
+                // reported.
                 self.poller.remove(&socket.fd);
             }
         }
@@ -160,13 +162,18 @@ impl Driver {
         }
     }
 
-    /// Tries once more to watch sockets that could not be watched, when the pause after that is over.
+    /// Tries once more to watch sockets that could not be watched, when the pause after that is
+    /// over.
     pub(super) fn watch_again(&mut self) {
         if self.unwatched.is_empty() || self.accept_again.is_some() {
             return;
         }
         for number in std::mem::take(&mut self.unwatched) {
-            if self.sockets.get_mut(number).is_some_and(|socket| std::mem::take(&mut socket.watched)) {
+            if self
+                .sockets
+                .get_mut(number)
+                .is_some_and(|socket| std::mem::take(&mut socket.watched))
+            {
                 self.watch_socket(number, true);
             }
         }
@@ -182,7 +189,8 @@ impl Driver {
         self.see_queues(id);
         let result = self.try_open_more(id);
         if result.is_err()
-            && let Some(listener) = self.listeners.get_mut(&id).filter(|listener| listener.shards().is_empty())
+            && let Some(listener) =
+                self.listeners.get_mut(&id).filter(|listener| listener.shards().is_empty())
         {
             // The founder is the only one and does for all.
             listener.grouped = false;
@@ -192,7 +200,9 @@ impl Driver {
 
     fn try_open_more(&mut self, id: ListenerId) -> Result<(), String> {
         let share = "so some workers share a socket, which is uneven";
-        let Some(backlog) = self.listeners.get(&id).map(|l| l.backlog) else { return Err("it is closed".into()) };
+        let Some(backlog) = self.listeners.get(&id).map(|l| l.backlog) else {
+            return Err("it is closed".into());
+        };
         if self.sockets.len() >= self.core.budget().tight() {
             return Err(format!(
                 "its listeners have half of the {} open files that it may have, {share}",
@@ -206,9 +216,12 @@ impl Driver {
             group::lock(fd.as_fd())?;
             Ok(fd)
         };
-        let fd = open().map_err(|e: io::Error| format!("no more sockets can be opened for it ({e}), {share}"))?;
+        let fd = open().map_err(|e: io::Error| {
+            format!("no more sockets can be opened for it ({e}), {share}")
+        })?;
         let socket = Socket::shared(fd, id, None);
-        // Whoever else is in the group may be before this one, which then has not the number that it should have.
+        // Whoever else is in the group may be before this one, which then has not the number that
+        // it should have.
         let port = socket::local_address(&socket.fd).map(|at| at.port());
         // Where the kernel does not tell, nobody can be told.
         let bound = diag::bound(port, self.is_udp(id)).unwrap_or_default();
@@ -223,15 +236,25 @@ impl Driver {
     }
 
     /// Sockets on the address of a listener that are not the cluster's, among these.
-    fn strangers(&self, id: ListenerId, bound: Vec<diag::Bound>, newest: Option<u64>) -> Vec<diag::Bound> {
-        let Some(at) = self.founder(id).and_then(|first| socket::local_address(&first.fd)) else { return Vec::new() };
+    fn strangers(
+        &self,
+        id: ListenerId,
+        bound: Vec<diag::Bound>,
+        newest: Option<u64>,
+    ) -> Vec<diag::Bound> {
+        let Some(at) = self.founder(id).and_then(|first| socket::local_address(&first.fd)) else {
+            return Vec::new();
+        };
         let here = bound.into_iter().filter(|b| b.port == at.port() && b.address == at.ip());
-        let ours = |inode: u64| newest == Some(inode) || self.sockets.iter().any(|(_, socket)| socket.inode == inode);
+        let ours = |inode: u64| {
+            newest == Some(inode) || self.sockets.iter().any(|(_, socket)| socket.inode == inode)
+        };
         here.filter(|b| !ours(b.inode)).collect()
     }
 
     fn is_udp(&self, id: ListenerId) -> bool {
-        self.founder(id).is_some_and(|first| matches!(socket::kind(&first.fd), Ok(socket::Kind::Udp { .. })))
+        self.founder(id)
+            .is_some_and(|first| matches!(socket::kind(&first.fd), Ok(socket::Kind::Udp { .. })))
     }
 
     fn describe(&mut self, id: ListenerId, who: &diag::Bound) -> String {
@@ -247,24 +270,33 @@ impl Driver {
         format!("{process} of user {} listens on the same port with SO_REUSEPORT", who.uid)
     }
 
-    /// Says so, once, when others have joined groups. Describes one of them at a time, which takes a while.
+    /// Says so, once, when others have joined groups. Describes one of them at a time, which takes
+    /// a while.
     fn census(&mut self) {
-        let grouped: Vec<ListenerId> = self.listeners.iter().filter(|(_, l)| l.grouped).map(|(id, _)| *id).collect();
+        let grouped: Vec<ListenerId> =
+            self.listeners.iter().filter(|(_, l)| l.grouped).map(|(id, _)| *id).collect();
         let Ok(tcp) = diag::bound(None, false) else { return };
         let has_udp = grouped.iter().any(|id| self.is_udp(*id));
         let udp = if has_udp { diag::bound(None, true).unwrap_or_default() } else { Vec::new() };
         let mut described = false;
         for id in grouped {
             self.steer_again(id);
-            let strangers = self.strangers(id, if self.is_udp(id) { udp.clone() } else { tcp.clone() }, None);
+            let strangers =
+                self.strangers(id, if self.is_udp(id) { udp.clone() } else { tcp.clone() }, None);
             let Some(listener) = self.listeners.get_mut(&id) else { continue };
             listener.intruders.retain(|inode| strangers.iter().any(|who| who.inode == *inode));
-            let Some(new) = strangers.iter().find(|who| !listener.intruders.contains(&who.inode)).filter(|_| !described) else {
+            let Some(new) = strangers
+                .iter()
+                .find(|who| !listener.intruders.contains(&who.inode))
+                .filter(|_| !described)
+            else {
                 continue;
             };
             described = true;
-            let reason =
-                format!("{}; it gets no connections, and no more sockets are opened while it is there", self.describe(id, new));
+            let reason = format!(
+                "{}; it gets no connections, and no more sockets are opened while it is there",
+                self.describe(id, new)
+            );
             if let Some(at) = self.core.listener_address(id) {
                 self.events.push(Event::NotSteered(at, reason));
             }
@@ -274,7 +306,12 @@ impl Driver {
     pub(super) fn steer(&mut self, id: ListenerId, program: &[Instruction]) {
         let program: Vec<group::Instruction> = program
             .iter()
-            .map(|i| group::Instruction { code: i.code, jump_true: i.jump_true, jump_false: i.jump_false, operand: i.operand })
+            .map(|i| group::Instruction {
+                code: i.code,
+                jump_true: i.jump_true,
+                jump_false: i.jump_false,
+                operand: i.operand,
+            })
             .collect();
         if let Some(listener) = self.listeners.get_mut(&id) {
             listener.program = program;
@@ -284,11 +321,16 @@ impl Driver {
 
     /// Also now and then without any change: a worker could have taken the program away.
     fn steer_again(&mut self, id: ListenerId) {
-        let (Some(founder), Some(listener)) = (self.founder(id), self.listeners.get(&id)) else { return };
+        let (Some(founder), Some(listener)) = (self.founder(id), self.listeners.get(&id)) else {
+            return;
+        };
         if !listener.program.is_empty()
             && let Err(source) = group::steer(founder.fd.as_fd(), &listener.program)
         {
-            self.fail("give the kernel the program that chooses among a listener's sockets", source);
+            self.fail(
+                "give the kernel the program that chooses among a listener's sockets",
+                source,
+            );
         }
     }
 
@@ -303,13 +345,18 @@ impl Driver {
 
     /// What waits in the sockets of a group. Puts right what workers have done to them.
     fn see_queues(&mut self, id: ListenerId) -> Vec<Option<u32>> {
-        let Some(listener) = self.listeners.get(&id).filter(|listener| listener.grouped) else { return Vec::new() };
+        let Some(listener) = self.listeners.get(&id).filter(|listener| listener.grouped) else {
+            return Vec::new();
+        };
         let sockets = listener.shards().iter().filter_map(|number| self.sockets.get(*number));
-        let mut waiting: Vec<Option<u32>> = sockets.map(|socket| group::waiting(socket.fd.as_fd())).collect();
+        let mut waiting: Vec<Option<u32>> =
+            sockets.map(|socket| group::waiting(socket.fd.as_fd())).collect();
         let is_shut = |shard: &usize| {
             let socket = listener.shards().get(*shard).and_then(|number| self.sockets.get(*number));
             // `None` alone may only mean that the kernel does not tell.
-            listener.backlog.is_some() && waiting[*shard].is_none() && socket.is_some_and(|s| !socket::listens(&s.fd))
+            listener.backlog.is_some()
+                && waiting[*shard].is_none()
+                && socket.is_some_and(|s| !socket::listens(&s.fd))
         };
         let shut: Vec<usize> = (0..waiting.len()).filter(is_shut).collect();
         let revived = shut.iter().filter(|shard| self.revive(id, **shard)).count();
@@ -329,11 +376,14 @@ impl Driver {
         waiting
     }
 
-    /// A worker has shut its socket down, which took it out of the group: the kernel gave its number to the last one. When it listens
-    /// again, it is the last one.
+    /// A worker has shut its socket down, which took it out of the group: the kernel gave its
+    /// number to the last one. When it listens again, it is the last one.
     fn revive(&mut self, id: ListenerId, shard: usize) -> bool {
         let Some(listener) = self.listeners.get(&id) else { return false };
-        let (Some(&number), Some(backlog)) = (listener.shards().get(shard), listener.backlog) else { return false };
+        let (Some(&number), Some(backlog)) = (listener.shards().get(shard), listener.backlog)
+        else {
+            return false;
+        };
         let Some(socket) = self.sockets.get_mut(number) else { return false };
         if socket::listen(&socket.fd, backlog).is_err() {
             return false;

@@ -1,4 +1,5 @@
-//! Keeps listeners reachable: sockets that were shut down, and Unix sockets whose paths lead elsewhere by now.
+//! Keeps listeners reachable: sockets that were shut down, and Unix sockets whose paths lead
+//! elsewhere by now.
 
 use std::io;
 use std::time::Duration;
@@ -25,8 +26,9 @@ const LOOK_SOON: Duration = Duration::from_millis(100);
 const MAX_RETIRED: usize = 8;
 
 impl Driver {
-    /// A worker's rights to files. One that was started as root and has become somebody else has the rights of that; what it was started with is
-    /// never exceeded. Nothing is done for one that is gone, because nobody knows whose rights it had.
+    /// A worker's rights to files. One that was started as root and has become somebody else has
+    /// the rights of that; what it was started with is never exceeded. Nothing is done for one that
+    /// is gone, because nobody knows whose rights it had.
     pub(super) fn rights_of(&self, worker: WorkerId) -> io::Result<Rights> {
         let process = self.processes.get(&worker).ok_or(rustix::io::Errno::SRCH)?;
         let mut of = process.user.clone();
@@ -42,9 +44,19 @@ impl Driver {
     }
 
     /// Says why a worker did not get a path, if it is the operator who can do something about it.
-    pub(super) fn explain(&mut self, id: ListenerId, worker: WorkerId, error: &io::Error, rights: &Rights) {
+    pub(super) fn explain(
+        &mut self,
+        id: ListenerId,
+        worker: WorkerId,
+        error: &io::Error,
+        rights: &Rights,
+    ) {
         let Some(reason) = listener::explain(error, rights) else { return };
-        let (Some(at), Some(process)) = (self.core.listener_address(id), self.processes.get_mut(&worker)) else { return };
+        let (Some(at), Some(process)) =
+            (self.core.listener_address(id), self.processes.get_mut(&worker))
+        else {
+            return;
+        };
         process.names_dead_paths |= is_unanswered(error);
         process.refused = process.refused.saturating_add(1);
         // The first, and then ever fewer of many.
@@ -69,7 +81,8 @@ impl Driver {
         }
     }
 
-    /// Puts right what has happened to listeners from outside. Returns those that clients do not reach all the same.
+    /// Puts right what has happened to listeners from outside. Returns those that clients do not
+    /// reach all the same.
     pub(super) fn check_listeners(&mut self) -> Vec<String> {
         for id in self.listeners.keys().copied().collect::<Vec<_>>() {
             self.revive_shut(id);
@@ -88,19 +101,26 @@ impl Driver {
         lost
     }
 
-    /// Listeners are looked after from now on, if there are such as need it: those whose workers have copies of the socket, and those that have
-    /// a path.
+    /// Listeners are looked after from now on, if there are such as need it: those whose workers
+    /// have copies of the socket, and those that have a path.
     pub(super) fn plan_upkeep(&mut self) {
-        let needs = |listener: &Listener| listener.file.is_some() || listener.grouped || listener.spec.listen.is_none();
-        if self.upkeep_at.is_none() && (self.settings.has_activation() || self.listeners.values().any(needs)) {
+        let needs = |listener: &Listener| {
+            listener.file.is_some() || listener.grouped || listener.spec.listen.is_none()
+        };
+        if self.upkeep_at.is_none()
+            && (self.settings.has_activation() || self.listeners.values().any(needs))
+        {
             self.upkeep_at = Some(self.now + LOOK_EVERY);
         }
     }
 
-    /// Lets a listener listen again that a worker, or whoever else has a copy of its socket, has shut down (`shutdown(2)`). Groups are looked
-    /// after with their queues.
+    /// Lets a listener listen again that a worker, or whoever else has a copy of its socket, has
+    /// shut down (`shutdown(2)`). Groups are looked after with their queues.
     fn revive_shut(&mut self, id: ListenerId) {
-        let Some(listener) = self.listeners.get_mut(&id).filter(|listener| !listener.grouped) else { return };
+        let Some(listener) = self.listeners.get_mut(&id).filter(|listener| !listener.grouped)
+        else {
+            return;
+        };
         let Some(&number) = listener.sockets.first() else { return };
         let Some(socket) = self.sockets.get_mut(number) else { return };
         if !socket::is_shut_down(&socket.fd) {
@@ -129,7 +149,8 @@ impl Driver {
                 result
             }
             None => {
-                let result = socket::listen_again(&socket.fd, listener.local, listener.spec.backlog);
+                let result =
+                    socket::listen_again(&socket.fd, listener.local, listener.spec.backlog);
                 if result.is_ok() && std::mem::take(&mut socket.unreported) && socket.watched {
                     socket.watched = false;
                     self.watch_socket(number, true);
@@ -143,31 +164,47 @@ impl Driver {
                     listener.is_lost = false;
                 }
                 if is_said {
-                    self.restored(id, &format!("its socket was shut down, {who}; it listens again"));
+                    self.restored(
+                        id,
+                        &format!("its socket was shut down, {who}; it listens again"),
+                    );
                 }
             }
-            Err(e) => self.lost(id, &format!("its socket was shut down, {who}, and cannot listen again: {e}")),
+            Err(e) => self.lost(
+                id,
+                &format!("its socket was shut down, {who}, and cannot listen again: {e}"),
+            ),
         }
     }
 
-    /// Puts back options by which a worker, or whoever else has a copy of a socket, turns clients away.
+    /// Puts back options by which a worker, or whoever else has a copy of a socket, turns clients
+    /// away.
     fn restore_options(&mut self, id: ListenerId) {
         let Some(listener) = self.listeners.get(&id) else { return };
         // Before its workers listen there is nothing to hold them to.
-        let backlog = if listener.spec.listen.is_some() || listener.has_listened { Some(listener.spec.backlog) } else { None };
+        let backlog = if listener.spec.listen.is_some() || listener.has_listened {
+            Some(listener.spec.backlog)
+        } else {
+            None
+        };
         let used = Use { backlog, nonblocking: true };
         let mut all = Restored::default();
         for socket in listener.sockets.iter().filter_map(|number| self.sockets.get(*number)) {
             let Some(options) = &socket.options else { continue };
             let one = options.restore(&socket.fd, used);
-            all.what.extend(one.what.into_iter().filter(|name| !all.what.contains(name)).collect::<Vec<_>>());
+            all.what.extend(
+                one.what.into_iter().filter(|name| !all.what.contains(name)).collect::<Vec<_>>(),
+            );
             all.lost.extend(one.lost);
         }
         if all.what.is_empty() && all.lost.is_empty() && !listener.is_unfit {
             return;
         }
         let who = suspects(true, &self.core.who_listens(id));
-        let (Some(listener), Some(at)) = (self.listeners.get_mut(&id), self.core.bound_address(id)) else { return };
+        let (Some(listener), Some(at)) = (self.listeners.get_mut(&id), self.core.bound_address(id))
+        else {
+            return;
+        };
         if !all.what.is_empty() {
             listener.changes = listener.changes.saturating_add(1);
             // The first, and then ever fewer of many.
@@ -185,8 +222,14 @@ impl Driver {
     fn revive_activated(&mut self) -> Vec<String> {
         let mut lost = Vec::new();
         let Some(sockets) = self.settings.activation.clone() else { return lost };
-        let busy = |doing| matches!(doing, SupervisorState::Reloading | SupervisorState::Paused | SupervisorState::Stopping);
-        let may_change = self.supervisor.as_ref().is_some_and(|supervisor| !busy(supervisor.state()));
+        let busy = |doing| {
+            matches!(
+                doing,
+                SupervisorState::Reloading | SupervisorState::Paused | SupervisorState::Stopping
+            )
+        };
+        let may_change =
+            self.supervisor.as_ref().is_some_and(|supervisor| !busy(supervisor.state()));
         let mut replaces = false;
         for socket in sockets.iter() {
             let now = std::time::Instant::now();
@@ -199,7 +242,8 @@ impl Driver {
             if let Some((restored, times, is_unfit)) = socket.restore_options() {
                 let who = self.suspects_of(None);
                 if !restored.what.is_empty() && times.is_power_of_two() {
-                    self.events.push(Event::ListenerRestored(socket.place(), changed(&restored, &who)));
+                    self.events
+                        .push(Event::ListenerRestored(socket.place(), changed(&restored, &who)));
                 }
                 if is_unfit {
                     self.events.push(Event::ListenerLost(socket.place(), unfit(&restored, &who)));
@@ -215,13 +259,20 @@ impl Driver {
         lost
     }
 
-    fn revival(&self, socket: &ActivationSocket, revived: std::io::Result<Revived>) -> Option<Event> {
+    fn revival(
+        &self,
+        socket: &ActivationSocket,
+        revived: std::io::Result<Revived>,
+    ) -> Option<Event> {
         let at = socket.place();
         Some(match revived {
             Ok(Revived { times, .. }) if !times.is_power_of_two() => return None,
             Ok(Revived { what: Revival::Again(slots), .. }) => {
                 let who = self.suspects_of(Some(&slots));
-                Event::ListenerRestored(at, format!("its socket was shut down, {who}; it listens again"))
+                Event::ListenerRestored(
+                    at,
+                    format!("its socket was shut down, {who}; it listens again"),
+                )
             }
             Ok(Revived { what: Revival::Mixed(slots), .. }) => {
                 let who = self.suspects_of(Some(&slots));
@@ -230,11 +281,15 @@ impl Driver {
             }
             Ok(Revived { what: Revival::Anew(why), .. }) => Event::ListenerRestored(
                 at,
-                format!("{why}, so it was bound anew; its workers are replaced by others that have it"),
+                format!(
+                    "{why}, so it was bound anew; its workers are replaced by others that have it"
+                ),
             ),
             Err(e) => Event::ListenerLost(
                 at,
-                format!("its socket was shut down, or its path leads elsewhere, and that cannot be helped ({e})"),
+                format!(
+                    "its socket was shut down, or its path leads elsewhere, and that cannot be helped ({e})"
+                ),
             ),
         })
     }
@@ -242,14 +297,16 @@ impl Driver {
     /// Who may have done something to a socket: the workers of these slots, or any.
     fn suspects_of(&self, slots: Option<&[usize]>) -> String {
         let is_one = |id: &&WorkerId| match (slots, self.core.status(**id)) {
-            (Some([_, ..]), Some(status)) => slots.unwrap_or_default().contains(&(status.slot as usize)),
+            (Some([_, ..]), Some(status)) => {
+                slots.unwrap_or_default().contains(&(status.slot as usize))
+            }
             _ => true,
         };
         suspects(true, &self.processes.keys().filter(is_one).copied().collect::<Vec<_>>())
     }
 
-    /// Binds a Unix listener anew if its path does not lead to it any more, for this worker if it has just asked for it. Programs remove the
-    /// file before they listen, whoever it belongs to.
+    /// Binds a Unix listener anew if its path does not lead to it any more, for this worker if it
+    /// has just asked for it. Programs remove the file before they listen, whoever it belongs to.
     pub(super) fn reach(&mut self, id: ListenerId, worker: Option<WorkerId>) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         let Some(file) = &listener.file else { return };
@@ -264,14 +321,20 @@ impl Driver {
         }
         let rights = file.rights().clone();
         let rights = match worker {
-            Some(worker) if self.names_dead_paths(worker) => Err(rustix::io::Errno::TIMEDOUT.into()),
+            Some(worker) if self.names_dead_paths(worker) => {
+                Err(rustix::io::Errno::TIMEDOUT.into())
+            }
             Some(worker) => self.rights_of(worker),
             None => Ok(rights),
         };
         match rights.and_then(|rights| self.bind_anew(id, &rights)) {
-            Ok(()) if worker.is_none() => self.restored(id, "its path was removed, so it was bound anew"),
+            Ok(()) if worker.is_none() => {
+                self.restored(id, "its path was removed, so it was bound anew")
+            }
             Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::AddrInUse => self.lost(id, "something else is at its path by now"),
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
+                self.lost(id, "something else is at its path by now")
+            }
             Err(e) => {
                 if let Some(process) = worker.and_then(|worker| self.processes.get_mut(&worker)) {
                     process.names_dead_paths |= is_unanswered(&e);
@@ -294,7 +357,11 @@ impl Driver {
         let Some(&old) = listener.sockets.first() else { return Ok(()) };
         let watched = self.sockets.get(old).is_some_and(|socket| socket.watched);
         let is_shared = listener.spec.listen.is_none();
-        let new = self.sockets.insert(if is_shared { Socket::shared(fd, id, None) } else { Socket::new(fd, id) });
+        let new = self.sockets.insert(if is_shared {
+            Socket::shared(fd, id, None)
+        } else {
+            Socket::new(fd, id)
+        });
         if watched {
             self.watch_socket(new, true);
         }
@@ -311,7 +378,11 @@ impl Driver {
             }
             _ => self.close_retired(old),
         }
-        let oldest = self.listeners.get(&id).and_then(|listener| listener.sockets.get(1 + MAX_RETIRED)).copied();
+        let oldest = self
+            .listeners
+            .get(&id)
+            .and_then(|listener| listener.sockets.get(1 + MAX_RETIRED))
+            .copied();
         oldest.into_iter().for_each(|oldest| self.close_retired(oldest));
         Ok(())
     }

@@ -35,7 +35,11 @@ fn what_node_writes_is_a_value() {
         assert_eq!(check(&frame(value)), Ok(Kind::Program), "{value:?}");
         // A view may follow its buffer, or not.
         for end in (0..value.len()).filter(|end| value.get(*end) != Some(&b'V')) {
-            assert_eq!(check(&frame(&value[..end])), Err(Violation::NotSerialized), "{value:?} cut at {end}");
+            assert_eq!(
+                check(&frame(&value[..end])),
+                Err(Violation::NotSerialized),
+                "{value:?} cut at {end}"
+            );
         }
     }
 }
@@ -51,7 +55,8 @@ fn nodes_own_is_recognised_in_any_disguise() {
     assert!(ours(&o(&[b"S\x03cmdS\x0fNODE_HANDLE_ACK"])));
     assert!(ours(&o(&[b"\"\x01x", b";:\0", cmd])));
     assert!(ours(&o(&[b"\"\x01x", &b"A\x01".repeat(100), b"0", &b"$\0\x01".repeat(100), cmd])));
-    // As an array with a property, with a hole or without; behind a count, padding, or in what Node wraps.
+    // As an array with a property, with a hole or without; behind a count, padding, or in what Node
+    // wraps.
     assert!(ours(&[b"A\0", &cmd[..], b"$\x01\0"].concat()));
     assert!(ours(&[b"a\x05", &cmd[..], b"@\x01\x05"].concat()));
     assert!(ours(&[b"?\x01\0\0", &o(&[cmd])[..]].concat()));
