@@ -6,13 +6,17 @@
 //! where Node loses connections or dies of a worker's input.
 
 mod action;
+mod bind;
 mod budget;
 mod config;
 mod handover;
+mod listen_key;
 mod listener;
 mod liveness;
 mod membership;
+mod registry;
 mod reports;
+mod scheduling;
 mod steering;
 mod unused;
 mod worker;
@@ -21,10 +25,10 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 pub use action::Action;
+pub use bind::{Bind, BindSpec, Offered};
 pub use budget::Budget;
 pub use config::Config;
 pub use handover::Needs;
-pub use listener::{Bind, BindSpec, Offered};
 pub use reports::REPORT_EVERY;
 pub use unused::Successors;
 use unused::Unused;
@@ -35,7 +39,8 @@ use crate::id::{ListenerId, Time, WorkerId};
 use crate::wire::incoming::{Act, ClusterMessage, Incoming, TroopMessage};
 use crate::wire::outgoing;
 use crate::worker_map::WorkerMap;
-use listener::{ListenKey, Listener};
+use listen_key::ListenKey;
+use listener::Listener;
 use worker::{HandleWait, Worker};
 
 /// The weight of a worker that none was chosen for.
@@ -212,7 +217,7 @@ impl Primary {
                 if message
                     .address
                     .as_deref()
-                    .is_some_and(|address| listener::is_too_long(address, address_type))
+                    .is_some_and(|address| listen_key::is_too_long(address, address_type))
                 {
                     return Err(Violation::Malformed(
                         "listening at an address longer than any can be".into(),
@@ -339,15 +344,6 @@ impl Primary {
             }
             let seq = self.next_seq();
             self.send(worker, |line| outgoing::disconnect(line, seq, Some(0)));
-        }
-    }
-
-    /// Closes every listener that no worker uses; for the end of a cluster.
-    pub fn close_unused_listeners(&mut self) {
-        let unused: Vec<_> =
-            self.listeners.iter().filter(|(_, l)| l.is_unused()).map(|(id, _)| *id).collect();
-        for listener in unused {
-            self.close_unused(listener);
         }
     }
 

@@ -129,6 +129,24 @@ impl Primary {
         others.iter().for_each(|listener| self.abandon(*listener, false));
     }
 
+    /// Closes every listener that no worker uses; for the end of a cluster.
+    pub fn close_unused_listeners(&mut self) {
+        let unused: Vec<_> =
+            self.listeners.iter().filter(|(_, l)| l.is_unused()).map(|(id, _)| *id).collect();
+        for listener in unused {
+            self.close_unused(listener);
+        }
+    }
+
+    /// Changes [`keep_listeners`](super::Config::keep_listeners); with false, unused ones are
+    /// closed.
+    pub fn set_keep_listeners(&mut self, keep: bool) {
+        self.config.keep_listeners = keep;
+        if !keep {
+            self.close_unused_listeners();
+        }
+    }
+
     /// Until when a worker may still ask for listeners because it has just started.
     fn starting_until(&mut self, now: Time) -> Option<Time> {
         let (start_timeout, listen_patience) =

@@ -11,6 +11,7 @@ mod leave;
 mod order;
 mod replace;
 mod restart;
+mod round;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -22,8 +23,8 @@ pub use config::{Config, Readiness, Restart};
 use ends::{Health, Level, Life};
 pub use expect::Claim;
 pub use order::{Afterwards, Cause, GiveUp, Order, Outcome, Progress, Slot};
-use replace::Round;
 use restart::Restarts;
+use round::Round;
 
 #[derive(Debug, Clone, Copy)]
 struct SlotWorker {

@@ -1,0 +1,155 @@
+//! Scheduling of listeners: what each one spreads connections by, and changing it, or a worker's
+//! part in it, while the primary runs.
+
+use super::{Needs, Primary};
+use crate::id::{ListenerId, Time, WorkerId};
+use crate::policy::{Callback, Pattern, Scheduling, Sticky, WorkerView};
+use crate::steer::group::ShardGroup;
+
+impl Primary {
+    /// What has to be known about a listener's connections.
+    #[must_use]
+    pub fn needs(&self, id: ListenerId) -> Needs {
+        self.listeners.get(&id).map(|l| l.needs).unwrap_or_default()
+    }
+
+    /// How a listener recognises clients.
+    #[must_use]
+    pub fn sticky(&self, id: ListenerId) -> Option<&Sticky> {
+        self.listeners.get(&id).and_then(|l| l.scheduling.sticky())
+    }
+
+    /// Whom to ask about a listener's connections.
+    #[must_use]
+    pub fn callback(&self, id: ListenerId) -> Option<Callback> {
+        match self.scheduling(id) {
+            Some(Scheduling::Callback(asked)) => Some(asked.clone()),
+            _ => None,
+        }
+    }
+
+    /// The workers that a listener's policy has been shown, by place.
+    #[must_use]
+    pub fn views(&self, id: ListenerId) -> Vec<WorkerView> {
+        let holders = self
+            .listeners
+            .get(&id)
+            .into_iter()
+            .flat_map(|l| &l.shards)
+            .flat_map(|shard| &shard.holders);
+        holders
+            .filter_map(|worker| {
+                self.workers
+                    .get(worker)?
+                    .memberships
+                    .iter()
+                    .find(|membership| membership.listener == id)?
+                    .shown
+            })
+            .collect()
+    }
+
+    /// How the connections of a listener are spread now: what was chosen, or what it had to be
+    /// instead.
+    #[must_use]
+    pub fn scheduling(&self, id: ListenerId) -> Option<&Scheduling> {
+        self.listeners.get(&id).map(|l| &l.scheduling)
+    }
+
+    /// The parts of new connections that each socket of a steered listener gets at the moment, of
+    /// 1.
+    #[must_use]
+    pub fn shares(&self, id: ListenerId) -> Option<Vec<f64>> {
+        self.listeners.get(&id).and_then(|l| l.group.as_ref()).map(ShardGroup::shares)
+    }
+
+    // ---- what can be changed while it runs ----
+
+    /// Changes how connections are spread: of the listeners that are meant, or of all that nothing
+    /// else was chosen for. Listeners that are open change at once if the primary hands their
+    /// connections over before and after. The others are returned; they change when they are opened
+    /// the next time.
+    pub fn set_scheduling(
+        &mut self,
+        now: Time,
+        pattern: Option<Pattern>,
+        scheduling: Scheduling,
+    ) -> Vec<ListenerId> {
+        match pattern {
+            None => self.config.scheduling = scheduling,
+            Some(pattern) => {
+                match self.config.listeners.iter_mut().find(|(known, _)| *known == pattern) {
+                    Some((_, known)) => *known = scheduling,
+                    None => self.config.listeners.push((pattern, scheduling)),
+                }
+            }
+        }
+        let mut later = Vec::new();
+        for id in self.listeners.keys().copied().collect::<Vec<_>>() {
+            let Some(listener) = self.listeners.get_mut(&id) else { continue };
+            let chosen = self.config.scheduling_for(&listener.asked());
+            if chosen == listener.chosen {
+                continue;
+            }
+            if !chosen.is_handed() || !listener.scheduling.is_handed() {
+                if !listener.asked().address_type.is_udp()
+                    || matches!(chosen, Scheduling::Steered(_))
+                {
+                    later.push(id);
+                }
+                continue;
+            }
+            listener.chosen = chosen.clone();
+            listener.schedule(chosen, self.config.seed ^ u64::from(id.0));
+            let holders: Vec<WorkerId> =
+                listener.shards.iter().flat_map(|shard| shard.holders.iter().copied()).collect();
+            for worker in &holders {
+                // The new policy knows nobody yet.
+                let Some(membership) =
+                    self.workers.get_mut(worker).and_then(|state| state.membership_mut(id))
+                else {
+                    continue;
+                };
+                membership.shown = None;
+                let reserved = std::mem::take(&mut membership.reserved);
+                if let Some(listener) = self.listeners.get_mut(&id) {
+                    listener.reserved -= reserved.len();
+                    reserved
+                        .into_iter()
+                        .rev()
+                        .for_each(|waiting| listener.queue.push_front(waiting));
+                }
+            }
+            // All of them, before the first connection is given to anybody.
+            holders.iter().for_each(|worker| self.refresh_all(now, *worker));
+            holders.iter().for_each(|worker| self.pace_reports(*worker));
+            self.pump(now, id);
+        }
+        later
+    }
+
+    /// Whether a worker is to get no connections of clients yet. One that accepts by itself does so
+    /// all the same: on a shared socket, and on that of its predecessor where a steered listener is
+    /// sticky, or has datagrams. To be called before it asks for listeners.
+    pub fn hold(&mut self, now: Time, worker: WorkerId, held: bool) {
+        let Some(state) = self.workers.get_mut(&worker) else { return };
+        if std::mem::replace(&mut state.held, held) == held {
+            return;
+        }
+        let memberships: Vec<ListenerId> =
+            state.memberships.iter().map(|membership| membership.listener).collect();
+        self.refresh_and_pump(now, worker);
+        memberships.into_iter().for_each(|id| self.update_shard_loads(now, id));
+    }
+
+    /// Changes a worker's weight. False if there is no such worker.
+    pub fn set_weight(&mut self, now: Time, worker: WorkerId, weight: u32) -> bool {
+        let Some(state) = self.workers.get_mut(&worker) else { return false };
+        state.weight = weight;
+        let memberships: Vec<ListenerId> =
+            state.memberships.iter().map(|membership| membership.listener).collect();
+        self.refresh_and_pump(now, worker);
+        memberships.into_iter().for_each(|id| self.update_shard_loads(now, id));
+        true
+    }
+}
