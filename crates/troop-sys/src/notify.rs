@@ -10,6 +10,9 @@ use rustix::net::{
     SocketFlags, SocketType, bind, getsockname, recvmsg, socket_with,
 };
 
+/// Descriptors that a message can have (`SCM_MAX_FD`).
+const MAX_HANDLES: usize = 253;
+
 /// A socket for `NOTIFY_SOCKET`, at an abstract address that the kernel chooses, and that address
 /// as the variable has it.
 ///
@@ -26,21 +29,33 @@ pub fn bind_socket() -> io::Result<(OwnedFd, String)> {
     Ok((socket, format!("@{}", String::from_utf8_lossy(name))))
 }
 
-/// The next notification, and the process that sent it. Descriptors that came with it are closed.
-/// Never blocks.
+/// Reads the next notification and returns its length and the process that sent it. Never blocks.
+///
+/// Descriptors that came with it are appended to `handles`: all of them, because the kernel closes
+/// those that are not asked for at once, however long that takes (`SO_LINGER`).
 ///
 /// # Errors
 /// `WouldBlock` if there is none.
-pub fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Option<u32>)> {
-    let mut space =
-        [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(8))];
+pub fn receive(
+    socket: impl AsFd,
+    bytes: &mut [u8],
+    handles: &mut Vec<OwnedFd>,
+) -> io::Result<(usize, Option<u32>)> {
+    let mut space = [MaybeUninit::<u8>::uninit();
+        rustix::cmsg_space!(ScmCredentials(1), ScmRights(MAX_HANDLES))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
     let message = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, flags)?;
-    let pid = control.drain().find_map(|part| match part {
-        RecvAncillaryMessage::ScmCredentials(from) => u32::try_from(from.pid.as_raw_pid()).ok(),
-        _ => None,
-    });
+    let mut pid = None;
+    for part in control.drain() {
+        match part {
+            RecvAncillaryMessage::ScmCredentials(from) => {
+                pid = u32::try_from(from.pid.as_raw_pid()).ok();
+            }
+            RecvAncillaryMessage::ScmRights(rights) => handles.extend(rights),
+            _ => {}
+        }
+    }
     Ok((message.bytes, pid))
 }
 
@@ -54,10 +69,13 @@ mod tests {
     fn a_notification_tells_who_sent_it() {
         let (socket, name) = bind_socket().unwrap();
         let mut bytes = [0; 64];
-        assert_eq!(receive(&socket, &mut bytes).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(
+            receive(&socket, &mut bytes, &mut Vec::new()).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
         let address = SocketAddr::from_abstract_name(name.strip_prefix('@').unwrap()).unwrap();
         UnixDatagram::unbound().unwrap().send_to_addr(b"READY=1", &address).unwrap();
-        let (len, pid) = receive(&socket, &mut bytes).unwrap();
+        let (len, pid) = receive(&socket, &mut bytes, &mut Vec::new()).unwrap();
         assert_eq!((&bytes[..len], pid), (&b"READY=1"[..], Some(std::process::id())));
     }
 }

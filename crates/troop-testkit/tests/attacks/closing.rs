@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketType};
-use troop::{Event, Setup, Violation};
-use troop_testkit::{PATIENCE, open_descriptors, wait_until};
+use troop::{Cluster, Event, ReadyWhen, ReplacePolicy, Setup, Violation};
+use troop_testkit::{PATIENCE, at_once, open_descriptors, wait_until};
 
 use crate::scene::{ONLINE, Scene, alone};
 use crate::support::{STRANGER, is_root};
@@ -36,6 +36,25 @@ async fn descriptors_that_are_not_taken_hold_nobody_up() {
             .await;
         let (violation, _) = scene.offence(&worker).await;
         assert!(matches!(violation, Violation::SurplusHandles(_)), "{violation:?}");
+        scene.honest_worker_serves().await;
+        worker.kill(9).await.unwrap();
+        scene.troop.exit(&worker).await;
+        scene.honest_worker_serves().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn descriptors_of_notifications_hold_nobody_up() {
+    if !is_root("closing::descriptors_of_notifications_hold_nobody_up") {
+        return;
+    }
+    let policy = ReplacePolicy { ready_when: ReadyWhen::Notified, ..at_once() };
+    let mut scene = Scene::with(Cluster::builder().replace(policy)).await;
+    scene.troop.cluster.setup(Setup::new().uid(STRANGER).gid(STRANGER)).unwrap();
+    for count in [1, 9, 253] {
+        let notify = format!("notify-lingering {count}");
+        let worker = scene.raw(&[ONLINE, &notify, "line \"still here\"", "sleep 600000"]).await;
+        while scene.troop.message(&worker).await != "still here" {}
         scene.honest_worker_serves().await;
         worker.kill(9).await.unwrap();
         scene.troop.exit(&worker).await;

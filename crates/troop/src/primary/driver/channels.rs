@@ -65,6 +65,11 @@ impl Driver {
         }
     }
 
+    /// Whether the descriptors of one message may be more than there is room for.
+    pub(super) fn has_few_descriptors(&self) -> bool {
+        self.scarcity.is_tight() || self.core.budget().limit < FEW_FILES
+    }
+
     pub(super) fn look_at_closing(&mut self) {
         if self.closing_at.is_some_and(|due| due <= self.now) {
             let goes_on = self.closing.as_ref().is_some_and(|closing| closing.closer().look());
@@ -79,6 +84,7 @@ impl Driver {
     /// Reads so many times at most, and not after so many bytes.
     pub(super) fn read(&mut self, id: WorkerId, burst: usize, mut bytes_left: usize) {
         let mut ended = false;
+        let is_short = self.has_few_descriptors();
         for _ in 0..burst {
             if bytes_left == 0 {
                 break;
@@ -94,7 +100,6 @@ impl Driver {
                 self.update_channel(id);
                 break;
             }
-            let is_short = self.scarcity.is_tight() || self.core.budget().limit < FEW_FILES;
             match receive(channel, &mut self.buffer, &mut self.received, is_short) {
                 Ok(fdpass::Received { len: 0, .. }) => ended = true,
                 Ok(received) => {
