@@ -12,6 +12,7 @@ mod abandoned;
 mod closing;
 mod descriptors;
 mod environment;
+mod few_descriptors;
 mod files;
 mod flooding;
 mod hanging;
