@@ -2,18 +2,18 @@
 //! they leave behind.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+mod health;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use troop::{
-    ActivationSocket, Builder, Cluster, Event, ExitHow, GiveUp, HealthCheck, HealthTest, Output,
-    Phase, Progress, ReadyWhen, RecyclePolicy, ReplacePolicy, Resource, Restart, RestartPolicy,
-    Setup, Source, Stdio, Violation, WhenFailed, WorkerHandle,
+    ActivationSocket, Builder, Cluster, Event, ExitHow, GiveUp, Output, Phase, Progress, ReadyWhen,
+    RecyclePolicy, ReplacePolicy, Resource, Restart, RestartPolicy, Setup, Source, Stdio,
+    Violation, WhenFailed, WorkerHandle,
 };
-use troop_testkit::{
-    PATIENCE, Troop, at_once, is_running, node_program, talk, wait_until, zombies,
-};
+use troop_testkit::{PATIENCE, Troop, at_once, is_running, node_program, talk};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
@@ -105,163 +105,6 @@ async fn a_worker_whose_successor_does_not_come_up_goes_on() {
     assert_eq!(troop.cluster.snapshot().await.unwrap().phase, Phase::Running);
 }
 
-fn tested(test: HealthTest) -> HealthCheck {
-    HealthCheck {
-        every: Duration::from_millis(50),
-        timeout: Duration::from_secs(2),
-        failures: 2,
-        ..HealthCheck::new(test)
-    }
-}
-
-/// The second worker alone is sick.
-async fn only_the_sick_one_is_replaced(setup: Setup, test: HealthTest, word: &str) {
-    let mut troop = Troop::start(
-        Cluster::builder().workers(2).replace(at_once()).setup(setup).health(tested(test)),
-    );
-    let unhealthy = troop
-        .until("the test", |e| {
-            if let Event::Unhealthy(w, why) = e { Some((w.id(), why.clone())) } else { None }
-        })
-        .await;
-    assert!(unhealthy.1.contains(word), "{}", unhealthy.1);
-    assert_eq!(unhealthy.0.0, 2, "the healthy one failed: {}", unhealthy.1);
-    assert_eq!(replaced(&mut troop).await, (2, 3));
-    // Its successor passes, so nobody is replaced any more.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    while let Some(event) = troop.events.try_next() {
-        assert!(
-            !matches!(event, Event::Unhealthy(..) | Event::Supervision(Progress::Recycling { .. })),
-            "{event}"
-        );
-    }
-}
-
-#[tokio::test]
-async fn a_node_worker_that_answers_with_errors_is_replaced_under_any_policy() {
-    for scheduling in ["round-robin", "shared", "steered", "sticky"] {
-        let text = "const sick = require('cluster').worker.id === 2;
-            require('http').createServer((q, s) => { s.statusCode = sick && q.url === '/health' ? 503 : 200; s.end('ok') }).listen(0, '127.0.0.1');";
-        eprintln!("{scheduling}");
-        let builder = Cluster::builder().scheduling(scheduling.parse().unwrap()).setup(js(text));
-        let mut troop = Troop::start(
-            builder
-                .workers(2)
-                .replace(at_once())
-                .health(tested(HealthTest::Http("/health".into()))),
-        );
-        let why = troop
-            .until("the test", |e| {
-                if let Event::Unhealthy(w, why) = e { Some((w.id().0, why.clone())) } else { None }
-            })
-            .await;
-        assert!(why.0 == 2 && why.1.contains("503"), "{why:?}");
-        assert_eq!(replaced(&mut troop).await, (2, 3));
-    }
-}
-
-#[tokio::test]
-async fn a_rust_worker_is_tested_by_http_and_on_a_unix_socket_by_a_connection() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("s");
-    let both = [
-        (fixture(["http", "127.0.0.1:0"]), HealthTest::Http("/".into())),
-        (fixture(["unix", path.to_str().unwrap()]), HealthTest::Tcp),
-    ];
-    for (setup, test) in both {
-        let mut troop =
-            Troop::start(Cluster::builder().workers(2).setup(setup).health(tested(test)));
-        for _ in 0..2 {
-            troop.until("listening", |e| matches!(e, Event::Listening(..)).then_some(())).await;
-        }
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let snapshot = troop.cluster.snapshot().await.unwrap();
-        // They were tested several times, and passed.
-        assert!(
-            snapshot.workers.iter().all(|worker| worker.id.0 <= 2 && worker.stats.taken >= 3),
-            "{snapshot:?}"
-        );
-        while let Some(event) = troop.events.try_next() {
-            assert!(!matches!(event, Event::Unhealthy(..)), "{event}");
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_worker_that_accepts_and_says_nothing_is_replaced() {
-    let text = format!(
-        "if (require('cluster').worker.id === 2) require('net').createServer(() => {{}}).listen(0, '127.0.0.1'); else {SERVER}"
-    );
-    let test =
-        HealthCheck { timeout: Duration::from_millis(500), ..tested(HealthTest::Http("/".into())) };
-    let mut troop = Troop::start(
-        Cluster::builder().workers(2).replace(at_once()).setup(js(&text)).health(test),
-    );
-    let why = troop
-        .until(
-            "the test",
-            |e| if let Event::Unhealthy(_, why) = e { Some(why.clone()) } else { None },
-        )
-        .await;
-    assert!(why.contains("no answer within"), "{why}");
-    assert_eq!(replaced(&mut troop).await, (2, 3));
-}
-
-#[tokio::test]
-async fn a_command_tests_a_worker_too() {
-    let command = "test $TROOP_WORKER != 2 && kill -0 $TROOP_WORKER_PID && test $TROOP_SLOT -le 1";
-    only_the_sick_one_is_replaced(
-        fixture(["line", "127.0.0.1:0"]),
-        HealthTest::Command(command.into()),
-        "ended with 1",
-    )
-    .await;
-}
-
-#[tokio::test]
-async fn what_a_failed_command_has_printed_is_said_with_the_failure() {
-    // More than a pipe holds, of which the end is kept; and something that a terminal would obey.
-    let command =
-        "head -c 200000 /dev/zero | tr '\\0' x; printf 'no \\033[31mdatabase\\n' >&2; exit 7";
-    let test = HealthCheck {
-        failures: u32::MAX,
-        timeout: PATIENCE,
-        ..tested(HealthTest::Command(command.into()))
-    };
-    let mut troop = Troop::start(
-        Cluster::builder().workers(1).setup(fixture(["line", "127.0.0.1:0"])).health(test),
-    );
-    let said =
-        troop.until("a test", |e| matches!(e, Event::Unhealthy(..)).then(|| e.to_string())).await;
-    assert!(
-        said.contains("its command ended with 7; it printed: xxx")
-            && said.ends_with(r"xno \x1b[31mdatabase"),
-        "{said}"
-    );
-    assert!(said.len() < 1000, "{said}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn commands_that_take_longer_to_start_than_they_may_leave_no_zombies() {
-    let test = HealthCheck {
-        timeout: Duration::ZERO,
-        failures: u32::MAX,
-        ..tested(HealthTest::Command("true".into()))
-    };
-    let mut troop = Troop::start(
-        Cluster::builder().workers(1).setup(fixture(["line", "127.0.0.1:0"])).health(test),
-    );
-    for _ in 0..20 {
-        troop
-            .until("a test", |e| {
-                matches!(e, Event::Unhealthy(_, why) if why.contains("did not end")).then_some(())
-            })
-            .await;
-    }
-    // The tests go on, so there may be one at any time, but not all.
-    wait_until("all commands have been reaped", || zombies() == 0);
-}
-
 #[tokio::test]
 async fn ready_is_who_says_so_by_message() {
     let text = format!("{SERVER} process.on('message', m => m === 'go' && process.send('ready'));");
@@ -348,26 +191,6 @@ async fn what_a_worker_leaves_behind_is_ended() {
     })
     .await
     .expect("its children end too");
-}
-
-#[tokio::test]
-async fn a_sick_worker_reports_how_it_is_before_it_goes() {
-    let directory = tempfile::tempdir().unwrap();
-    let report = directory.path().to_str().unwrap().to_owned();
-    let text = "require('http').createServer((q, s) => { if (cluster.worker.id === 2) s.end() }).listen(0, '127.0.0.1')";
-    let flags = ["--report-on-signal", "--report-directory", &report];
-    let setup = js(text).exec_argv(flags).report_signal(12).stderr(Stdio::Null);
-    let test =
-        HealthCheck { timeout: Duration::from_millis(300), ..tested(HealthTest::Http("/".into())) };
-    let mut troop =
-        Troop::start(Cluster::builder().workers(1).replace(at_once()).setup(setup).health(test));
-    assert_eq!(replaced(&mut troop).await, (1, 2));
-    let written = || std::fs::read_dir(directory.path()).unwrap().count();
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-    while written() == 0 {
-        assert!(tokio::time::Instant::now() < deadline, "there is no report");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 #[tokio::test]
