@@ -294,7 +294,7 @@ impl Builder {
         self.inherited.iter().cloned().for_each(|socket| driver.offer(socket));
         driver.drain_spread =
             self.drain_spread.unwrap_or_else(|| (self.grace / 3).min(CLOSE_OVER)).min(self.grace);
-        driver.care.policy = self.recycle.clone();
+        driver.recycling.policy = self.recycle.clone();
         driver.spawner.output = self.output.take();
         if let Some(check) = self.health.take() {
             health::start(driver.driver_handle(), check)

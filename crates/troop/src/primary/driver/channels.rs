@@ -228,7 +228,7 @@ impl Driver {
         if process.leads_group || cgroup.is_some() {
             // At once: its number is free from now on.
             let leader = process.leads_group.then(|| process.handle.pid());
-            self.end_leftovers(leader, cgroup);
+            self.end_orphans(leader, cgroup);
         }
         // Its last words: what it wrote before it died is in the channel. Others may hold its end
         // open, and write into it without end, so no more is read than there is now.

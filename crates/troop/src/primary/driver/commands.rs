@@ -256,7 +256,7 @@ impl Driver {
             names_dead_paths: false,
             refused: 0,
             since: self.now,
-            peace_until: None,
+            recycle_after: None,
         };
         let has_no_ipc = process.kept_end.is_some();
         self.processes.insert(id, process);
@@ -342,7 +342,7 @@ impl Driver {
                 user,
                 refused: 0,
                 since: self.now,
-                peace_until: None,
+                recycle_after: None,
             },
         );
         Ok(handle)

@@ -246,7 +246,7 @@ impl Driver {
                         self.core.hurry();
                         self.core.close_unused_listeners();
                     }
-                    Progress::RecycleFailed { worker, .. } => self.leave_in_peace(*worker),
+                    Progress::RecycleFailed { worker, .. } => self.postpone_recycling(*worker),
                     Progress::ReloadFinished => {
                         self.before_reload = None;
                         self.core.forget_shared();

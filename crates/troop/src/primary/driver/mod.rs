@@ -6,19 +6,21 @@
 
 mod activated;
 mod callback;
-mod care;
 mod channels;
 mod commands;
 mod connections;
 mod decisions;
 mod demand;
 pub(crate) mod direct_io;
+mod hang;
 mod inject;
 mod inspect;
 mod missed;
 mod notify;
+mod orphans;
 mod pace;
 mod poller;
+mod recycle;
 mod relays;
 mod scarce;
 mod snapshot;
@@ -61,15 +63,17 @@ use crate::inherited::InheritedSocket;
 use crate::settings::Settings;
 use activated::Activated;
 use callback::PendingQuestions;
-use care::Care;
 use connections::Conn;
 use direct_io::ReclaimedChannels;
 pub(crate) use direct_io::Shared;
+use hang::Hung;
 pub(crate) use inject::{ConnectionEnds, Injected};
 use inspect::Inspected;
 use missed::Missed;
+use orphans::AllOrphans;
 use pace::Pace;
 use poller::EventPoller;
+use recycle::Recycling;
 use scarce::Scarcity;
 
 /// How long workers may take to end by themselves after the program has dropped the cluster.
@@ -143,7 +147,7 @@ struct Process {
     refused: u32,
     since: Time,
     /// Until when it is not replaced because of what it is, as its last successor did not come up.
-    peace_until: Option<Time>,
+    recycle_after: Option<Time>,
 }
 
 /// What a signal asks of a supervised cluster.
@@ -214,7 +218,9 @@ pub(crate) struct Driver {
     /// The listeners that were open when it began.
     listeners_before_reload: Vec<ListenerId>,
     pub(crate) spawner: Spawner,
-    pub(crate) care: Care,
+    pub(crate) recycling: Recycling,
+    hung: Hung,
+    orphans: AllOrphans,
     activated: Activated,
     ready_when: ReadyWhen,
     /// Where workers say that they are ready.
@@ -312,7 +318,9 @@ impl Driver {
             before_reload: None,
             listeners_before_reload: Vec::new(),
             spawner: Spawner::default(),
-            care: Care::default(),
+            recycling: Recycling::default(),
+            hung: Hung::default(),
+            orphans: AllOrphans::default(),
             activated: Activated::default(),
             ready_when: ReadyWhen::Auto,
             notify: None,

@@ -22,7 +22,7 @@ impl Driver {
             let earlier = driver.unobserved.as_mut().map(std::mem::take).unwrap_or_default();
             earlier.iter().chain(&driver.events).for_each(&mut observe);
             driver.publish();
-            if !driver.care.is_needed()
+            if driver.orphans.is_empty()
                 && let Some(outcome) = driver.outcome.take()
             {
                 driver.bus.close();
@@ -94,7 +94,7 @@ impl Driver {
     }
 
     fn is_over(&self) -> bool {
-        !self.care.is_needed()
+        self.orphans.is_empty()
             && (self.outcome.is_some() || (self.over_at.is_some() && self.processes.is_empty()))
     }
 
@@ -190,7 +190,9 @@ impl Driver {
             self.unflushed_relays.append(&mut self.retry_relays);
         }
         self.look_for_clients();
-        self.take_care();
+        self.tick_recycling();
+        self.tick_orphans();
+        self.tick_hung();
         self.tick_activated();
         self.inspect_late();
         self.answer_late();
@@ -223,7 +225,9 @@ impl Driver {
             self.over_at,
             self.inspected.next_deadline(),
             self.questions.next_deadline(),
-            self.care.next_deadline(),
+            self.recycling.next_deadline(),
+            self.hung.next_deadline(),
+            self.orphans.next_deadline(),
             self.activated.next_deadline(),
             self.upkeep_at,
             self.closing_at,
