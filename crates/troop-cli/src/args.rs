@@ -86,7 +86,7 @@ pub(crate) struct Check {
     #[arg(long)]
     pub(crate) schema: bool,
 
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -115,7 +115,7 @@ pub(crate) struct Init {
     #[arg(long)]
     pub(crate) force: bool,
 
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -147,7 +147,7 @@ pub(crate) struct Startup {
     #[arg(long)]
     pub(crate) print: bool,
 
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -175,7 +175,7 @@ pub(crate) struct Start {
     #[arg(long)]
     pub(crate) no_wait: bool,
 
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -192,7 +192,7 @@ pub(crate) struct Restart {
     /// The app's name, or `all`; may be left out when there is only one
     pub(crate) app: Option<String>,
 
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -244,7 +244,7 @@ pub(crate) struct Look {
     /// The app's name
     pub(crate) app: Option<String>,
 
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -288,7 +288,7 @@ pub(crate) struct Reload {
     #[arg(long)]
     pub(crate) allow_moved: bool,
 
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -310,7 +310,7 @@ pub(crate) struct Scale {
     #[arg(value_name = "N|+N|-N", value_parser = to)]
     pub(crate) to: To,
 
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -340,7 +340,7 @@ pub(crate) struct Stop {
     #[arg(long)]
     pub(crate) no_wait: bool,
 
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -360,7 +360,7 @@ pub(crate) struct Policy {
     #[arg(value_name = "[ADDR=]POLICY", value_parser = chosen)]
     pub(crate) policy: Chosen,
 
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -393,7 +393,7 @@ pub(crate) struct Send {
     #[arg(long, value_name = "TIME", value_parser = config::time, default_value = "10s", requires = "ask")]
     pub(crate) timeout: Time,
 
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -427,7 +427,7 @@ pub(crate) struct Signal {
     #[arg(long, value_name = "N")]
     pub(crate) worker: Option<u32>,
 
-    /// For programs
+    /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -73,7 +73,7 @@ pub(crate) fn file_of(typed: &Run) -> Result<Option<(PathBuf, Option<OsString>)>
         }
         (None, None) => {
             return Err(format!(
-                "run what? Name a program (`troop run server.js`), or write a {} (`troop init`)",
+                "nothing to run: name a program (`troop run server.js`), or create {} (`troop init`)",
                 config::USUAL
             ));
         }

@@ -260,7 +260,7 @@ fn hup_reads_the_file_again() {
     std::fs::write(directory.path().join("app.js"), SERVER).unwrap();
     let file = |greeting: &str| {
         format!(
-            "[app.web]\nprogram = \"app.js\"\nworkers = 1\nlog = \"json\"\nsettle = 0\nenv = {{ GREETING = \"{greeting}\" }}\n"
+            "[app.web]\nprogram = \"app.js\"\nworkers = 1\nlog = \"json\"\nmin_ready_time = 0\nenv = {{ GREETING = \"{greeting}\" }}\n"
         )
     };
     std::fs::write(directory.path().join("troop.toml"), file("hi")).unwrap();

@@ -124,7 +124,7 @@ fn what_is_wrong_is_said_before_anything_starts() {
     assert_eq!(answer(path, &["check"]), (0, "troop.toml: web is fine\n".into(), String::new()));
     std::fs::remove_file(path.join("troop.toml")).unwrap();
     let (code, _, err) = answer(path, &["run"]);
-    assert!(code == 2 && err.contains("run what?"), "{err}");
+    assert!(code == 2 && err.contains("nothing to run"), "{err}");
 }
 
 #[test]

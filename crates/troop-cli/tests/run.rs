@@ -170,7 +170,7 @@ fn wrong_arguments_are_explained() {
         let (code, log) = troop.end();
         assert_eq!(code, Some(2), "{log}");
         assert!(
-            ["error:", "run what?", "NAME=VALUE"].iter().any(|part| log.contains(part)),
+            ["error:", "nothing to run", "NAME=VALUE"].iter().any(|part| log.contains(part)),
             "{log}"
         );
     }

@@ -43,9 +43,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A worker was killed while the system killed processes for want of memory.
+    /// A worker was killed while the system killed processes because it had run out of memory.
     #[error(
-        "go on: it was killed by SIGKILL, and the system has killed processes for want of memory meanwhile"
+        "go on: it was killed by SIGKILL while the kernel killed processes because memory had run out"
     )]
     OutOfMemory,
     /// A worker was killed because it, and what it had started, needed more memory than its control

@@ -318,7 +318,7 @@ pub(crate) struct Restart {
     pub(crate) keep_listeners: Option<bool>,
 }
 
-/// Replacement for no fault.
+/// Recycling: replacing workers that are too old or too big.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Recycle {

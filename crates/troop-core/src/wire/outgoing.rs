@@ -159,7 +159,7 @@ pub fn accepted(out: &mut Vec<u8>, ack: u64, accepted: bool, seq: u64) {
 pub fn disconnect(out: &mut Vec<u8>, seq: u64, drain_spread: Option<u64>) {
     put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"disconnect\",\"seq\":{seq}"));
     if let Some(ms) = drain_spread {
-        put(out, format_args!(",\"closeOver\":{ms}"));
+        put(out, format_args!(",\"drainSpread\":{ms}"));
     }
     out.extend_from_slice(b"}\n");
 }

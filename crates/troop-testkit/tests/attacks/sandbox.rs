@@ -69,7 +69,7 @@ fn home() -> tempfile::TempDir {
 /// An app `web` that says what it can do.
 fn write(home: &Path, more: &str) {
     let text = format!(
-        "[app.web]\nprogram = \"server.js\"\nargs = [\"outside/open\", \"outside\", \"inside\"]\nworkers = 1\nsettle = 0\n{}{more}",
+        "[app.web]\nprogram = \"server.js\"\nargs = [\"outside/open\", \"outside\", \"inside\"]\nworkers = 1\nmin_ready_time = 0\n{}{more}",
         user()
     );
     std::fs::write(home.join("troop.toml"), text).unwrap();
