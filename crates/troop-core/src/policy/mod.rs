@@ -104,7 +104,7 @@ pub struct Connection {
 ///     fn update(&mut self, worker: WorkerView) {
 ///         self.workers.retain(|w| w.worker != worker.worker);
 ///         self.workers.push(worker);
-///         self.workers.sort_by_key(|w| w.place);
+///         self.workers.sort_by_key(|w| w.shard);
 ///     }
 ///
 ///     fn remove(&mut self, worker: WorkerId) {
