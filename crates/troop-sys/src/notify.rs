@@ -10,9 +10,6 @@ use rustix::net::{
     SocketFlags, SocketType, bind, getsockname, recvmsg, socket_with,
 };
 
-/// Descriptors that a message can have (`SCM_MAX_FD`).
-const MAX_HANDLES: usize = 253;
-
 /// A socket for `NOTIFY_SOCKET`, at an abstract address that the kernel chooses, and that address
 /// as the variable has it.
 ///
@@ -29,33 +26,21 @@ pub fn bind_socket() -> io::Result<(OwnedFd, String)> {
     Ok((socket, format!("@{}", String::from_utf8_lossy(name))))
 }
 
-/// Reads the next notification and returns its length and the process that sent it. Never blocks.
-///
-/// Descriptors that came with it are appended to `handles`: all of them, because the kernel closes
-/// those that are not asked for at once, however long that takes (`SO_LINGER`).
+/// Reads the next notification and returns its length and the process that sent it. Never blocks,
+/// but for what the kernel does with descriptors that came with it: they are not taken, so that it
+/// closes them, which can take long (`SO_LINGER`) until a signal comes.
 ///
 /// # Errors
 /// `WouldBlock` if there is none.
-pub fn receive(
-    socket: impl AsFd,
-    bytes: &mut [u8],
-    handles: &mut Vec<OwnedFd>,
-) -> io::Result<(usize, Option<u32>)> {
-    let mut space = [MaybeUninit::<u8>::uninit();
-        rustix::cmsg_space!(ScmCredentials(1), ScmRights(MAX_HANDLES))];
+pub fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Option<u32>)> {
+    let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
     let message = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, flags)?;
-    let mut pid = None;
-    for part in control.drain() {
-        match part {
-            RecvAncillaryMessage::ScmCredentials(from) => {
-                pid = u32::try_from(from.pid.as_raw_pid()).ok();
-            }
-            RecvAncillaryMessage::ScmRights(rights) => handles.extend(rights),
-            _ => {}
-        }
-    }
+    let pid = control.drain().find_map(|part| match part {
+        RecvAncillaryMessage::ScmCredentials(from) => u32::try_from(from.pid.as_raw_pid()).ok(),
+        _ => None,
+    });
     Ok((message.bytes, pid))
 }
 
@@ -69,13 +54,10 @@ mod tests {
     fn a_notification_tells_who_sent_it() {
         let (socket, name) = bind_socket().unwrap();
         let mut bytes = [0; 64];
-        assert_eq!(
-            receive(&socket, &mut bytes, &mut Vec::new()).unwrap_err().kind(),
-            io::ErrorKind::WouldBlock
-        );
+        assert_eq!(receive(&socket, &mut bytes).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         let address = SocketAddr::from_abstract_name(name.strip_prefix('@').unwrap()).unwrap();
         UnixDatagram::unbound().unwrap().send_to_addr(b"READY=1", &address).unwrap();
-        let (len, pid) = receive(&socket, &mut bytes, &mut Vec::new()).unwrap();
+        let (len, pid) = receive(&socket, &mut bytes).unwrap();
         assert_eq!((&bytes[..len], pid), (&b"READY=1"[..], Some(std::process::id())));
     }
 }

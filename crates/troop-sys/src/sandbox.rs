@@ -36,6 +36,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// more.
 #[cfg(target_arch = "x86_64")]
 const X32_BIT: u32 = 0x4000_0000;
+/// `open_tree_attr(2)`, from Linux 6.15 on; one number for all architectures.
+const OPEN_TREE_ATTR: c_long = 467;
 /// What `unshare(2)` and `clone(2)` make new namespaces by.
 const NAMESPACES: [u64; 8] = [
     libc::CLONE_NEWNS as u64,
@@ -129,6 +131,7 @@ impl SystemCalls {
                 libc::SYS_mount_setattr,
                 libc::SYS_move_mount,
                 libc::SYS_open_tree,
+                OPEN_TREE_ATTR,
                 libc::SYS_pivot_root,
                 libc::SYS_umount2,
             ],

@@ -8,17 +8,22 @@
 //! which is mostly enough, and the threads that wait all the same are interrupted.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::os::fd::{IntoRawFd as _, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use troop_sys::interrupt::Thread;
 use troop_sys::socket;
 
-/// Descriptors that wait to be closed. More are closed by whoever has them.
+/// Descriptors that wait to be closed. More are closed by whoever has them, who is interrupted too.
 const MOST_WAITING: usize = 1024;
 /// They are started as long as all others are busy.
 const MOST_THREADS: usize = 4;
+/// As many, where others do not end even when they are interrupted, as the close of a file does
+/// whose file system (FUSE) never answers.
+const MOST_STUCK: usize = 64;
+/// A thread that has been closing one descriptor for this long is stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(1);
 /// The time that a close may take.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(10);
 
@@ -46,6 +51,14 @@ struct State {
     over: bool,
 }
 
+impl State {
+    /// Whether no thread has finished anything for a while.
+    fn is_stuck(&self) -> bool {
+        let since = |(_, since): &(_, Option<Instant>)| since.map(|since| since.elapsed());
+        self.threads.iter().all(|thread| since(thread).is_some_and(|time| time >= STUCK_AFTER))
+    }
+}
+
 impl Closer {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -54,12 +67,21 @@ impl Closer {
     /// Never waits.
     pub(crate) fn close(&self, fd: OwnedFd) {
         let mut state = self.lock();
-        if !state.over && state.idle == 0 && state.threads.len() < MOST_THREADS {
+        let most = if state.is_stuck() { MOST_STUCK } else { MOST_THREADS };
+        if !state.over && state.idle == 0 && state.threads.len() < most {
             self.start(&mut state);
         }
-        if state.over || state.threads.is_empty() || state.waiting.len() >= MOST_WAITING {
+        let has_room = !state.threads.is_empty() && state.waiting.len() < MOST_WAITING;
+        if state.over || !has_room {
+            let is_stuck = !state.threads.is_empty() && state.is_stuck();
             drop(state);
             socket::close_at_once(&fd);
+            if is_stuck {
+                // Whoever closed it might never come back. It ends with this process.
+                let _ = fd.into_raw_fd();
+            } else {
+                self.guard(|| drop(fd));
+            }
             return;
         }
         state.waiting.push_back(fd);

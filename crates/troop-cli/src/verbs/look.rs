@@ -18,9 +18,16 @@ fn snapshots(target: Option<&str>) -> Result<Vec<App>, CliError> {
         None => client::all()?,
         target => client::find(target)?,
     };
+    // All at once: one that does not answer holds up none of the others.
+    let mut clients = clients;
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let asked: Vec<_> =
+            clients.iter_mut().map(|client| scope.spawn(|| client.snapshot())).collect();
+        asked.into_iter().filter_map(|asked| asked.join().ok()).collect()
+    });
     let mut apps = Vec::new();
-    for mut client in clients {
-        match client.snapshot() {
+    for answer in answers {
+        match answer {
             Ok(app) => apps.push(app),
             Err(CliError::Failed(failure)) if failure.kind == "over" => {}
             // The others are shown all the same.

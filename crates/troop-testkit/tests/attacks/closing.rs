@@ -44,6 +44,31 @@ async fn descriptors_that_are_not_taken_hold_nobody_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_descriptors_than_can_wait_to_be_closed_hold_nobody_up() {
+    let name = "closing::more_descriptors_than_can_wait_to_be_closed_hold_nobody_up";
+    if !is_root(name) || !alone(name) {
+        return;
+    }
+    let mut scene = scene().await;
+    // 1,440 sockets, each of which takes ten minutes to close.
+    let steps = [ONLINE, "all-lingering 16", "line \"still here\"", "sleep 600000"];
+    let worker = scene.raw(&steps).await;
+    let id = worker.id();
+    let over = |event: &Event| match event {
+        Event::Message(w, message) => {
+            (w.id() == id && message.as_json().contains("here")).then_some(())
+        }
+        Event::Exit(w, _) => (w.id() == id).then_some(()),
+        _ => None,
+    };
+    scene.troop.until("the end of its messages", over).await;
+    scene.honest_worker_serves().await;
+    let _ = worker.kill(9).await;
+    scene.honest_worker_serves().await;
+    wait_until("nothing is left of them", || open_descriptors() < 100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn descriptors_of_notifications_hold_nobody_up() {
     if !is_root("closing::descriptors_of_notifications_hold_nobody_up") {
         return;
