@@ -189,7 +189,7 @@ pub(crate) struct Start {
   troop restart web                    what only another start can change is used
   troop restart all")]
 pub(crate) struct Restart {
-    /// The app's name, or `all`; may be left out when there is only one
+    /// The app's name, or `all`; optional when there is only one
     pub(crate) app: Option<String>,
 
     /// Print JSON
@@ -205,7 +205,7 @@ pub(crate) struct Restart {
   troop logs web --lines 100 --err     the last 100 lines of standard error
   troop logs all -f")]
 pub(crate) struct Logs {
-    /// The app's name, or `all`; may be left out when there is only one
+    /// The app's name, or `all`; optional when there is only one
     pub(crate) app: Option<String>,
 
     /// Go on with what comes
@@ -254,7 +254,7 @@ pub(crate) struct Look {
   troop events web                     until the app ends
   troop events web --json | jq         a line of JSON for each event")]
 pub(crate) struct Events {
-    /// The app's name; may be left out when there is only one
+    /// The app's name; optional when there is only one
     pub(crate) app: Option<String>,
 
     /// One JSON object per line, as `troop run --log json` writes them
@@ -279,8 +279,7 @@ pub(crate) struct Events {
 
 Exit codes: 0 when all workers were replaced, 1 if not, 3 if there is no such app.")]
 pub(crate) struct Reload {
-    /// The app's name, or `all`, or one worker of it (`web:3`, by its number); may be left out when
-    /// there is only one
+    /// The app's name, or `all`, or one worker of it (`web:3`); optional when there is only one
     pub(crate) app: Option<String>,
 
     /// Let the new workers listen elsewhere than the old ones; an address that nobody listens on
@@ -302,7 +301,7 @@ pub(crate) struct Reload {
   troop scale web -1                   one less; the last one finishes its requests
   troop scale web 0                    none; its listeners stay open, and clients wait")]
 pub(crate) struct Scale {
-    /// The app's name; may be left out when there is only one
+    /// The app's name; optional when there is only one
     #[arg(value_name = "APP")]
     pub(crate) app: Option<String>,
 
@@ -329,7 +328,7 @@ pub(crate) enum To {
   troop stop web --quick               at once
   troop stop all")]
 pub(crate) struct Stop {
-    /// The app's name, or `all`; may be left out when there is only one
+    /// The app's name, or `all`; optional when there is only one
     pub(crate) app: Option<String>,
 
     /// At once, whatever is being served
@@ -352,7 +351,7 @@ pub(crate) struct Stop {
   troop policy web least-connections
   troop policy web 8000=sticky:cookie=sid")]
 pub(crate) struct Policy {
-    /// The app's name; may be left out when there is only one
+    /// The app's name; optional when there is only one
     #[arg(value_name = "APP")]
     pub(crate) app: Option<String>,
 
@@ -380,8 +379,8 @@ pub(crate) struct Policy {
 
 Exit codes: 0, or 1 if it could not be sent to all, or not all have answered.")]
 pub(crate) struct Send {
-    /// The app's name, or one worker of it (`web:3`, by its number), which may be left out when
-    /// there is only one; and what is sent: JSON, or text
+    /// The app's name, or one worker of it (`web:3`), optional when there is only one; and the
+    /// message: JSON, or text
     #[arg(value_name = "MESSAGE", num_args = 1..=2, required = true)]
     words: Vec<String>,
 
@@ -415,7 +414,7 @@ impl Send {
   troop signal web USR2                to all workers
   troop signal web:3 KILL              to one; it is replaced")]
 pub(crate) struct Signal {
-    /// The app's name; may be left out when there is only one
+    /// The app's name; optional when there is only one
     #[arg(value_name = "APP")]
     pub(crate) app: Option<String>,
 

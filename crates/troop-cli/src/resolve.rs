@@ -270,7 +270,7 @@ impl Source {
 }
 
 impl Run {
-    /// What was typed goes before what the file says.
+    /// Command-line options override the file.
     fn lay_over(&self, app: &mut App) -> Result<(), String> {
         fn set<T: Clone>(field: &mut Option<T>, typed: &Option<T>) {
             if let Some(value) = typed {

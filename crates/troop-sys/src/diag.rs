@@ -33,7 +33,7 @@ pub fn usage(pid: u32) -> Option<Usage> {
     Some(Usage { cpu, rss: field(24)? * rustix::param::page_size() as u64 })
 }
 
-/// How many processes the system has killed for want of memory, since it started (`oom_kill` in
+/// Out-of-memory kills of the system since it started (`oom_kill` in
 /// `/proc/vmstat`); 0 if it does not tell.
 #[must_use]
 pub fn killed_for_memory() -> u64 {

@@ -32,7 +32,7 @@ fn install() {
 }
 
 /// A thread that can be interrupted.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Thread(Pid);
 
 impl Thread {

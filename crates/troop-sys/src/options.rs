@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use crate::diag::{self, Md5Key};
 use crate::socket::{self, Kind};
 
-/// The longest value of an option that is looked at, in bytes.
+/// The longest value of a socket option that is compared, in bytes.
 const MAX_VALUE: usize = 16;
 /// Fewer bytes of buffer are of no use.
 const MIN_BUFFER: i64 = 16 * 1024;

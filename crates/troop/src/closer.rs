@@ -44,9 +44,9 @@ struct State {
     idle: usize,
     /// Each thread, and since when it has been closing something.
     threads: Vec<(Option<Thread>, Option<Instant>)>,
-    /// A thread that must not wait, and since when it has been in a call that can. Another one
-    /// watches it.
-    guarded: Option<(Thread, Instant)>,
+    /// Threads that must not wait, and since when each has been in a call that can. Another one
+    /// watches them.
+    guarded: Vec<(Thread, Instant)>,
     has_guard: bool,
     over: bool,
 }
@@ -101,24 +101,24 @@ impl Closer {
                     std::thread::Builder::new().name("troop-guard".into()).stack_size(64 * 1024);
                 state.has_guard = guard.spawn(move || closer.watch()).is_ok();
             }
-            state.guarded = Some((thread, Instant::now()));
+            state.guarded.push((thread, Instant::now()));
         }
         self.0.begun.notify_one();
         let result = call();
-        self.lock().guarded = None;
+        // Under the lock, so that a thread which may have ended is never interrupted.
+        self.lock().guarded.retain(|(guarded, _)| *guarded != thread);
         result
     }
 
     fn watch(&self) {
         let mut state = self.lock();
         while !state.over {
-            let Some((thread, since)) = state.guarded else {
+            if state.guarded.is_empty() {
                 state = self.0.begun.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
-            };
-            if since.elapsed() >= PATIENCE {
-                thread.interrupt();
             }
+            let late = state.guarded.iter().filter(|(_, since)| since.elapsed() >= PATIENCE);
+            late.for_each(|(thread, _)| thread.interrupt());
             state = self
                 .0
                 .begun
@@ -215,5 +215,44 @@ impl Drop for Foreign {
         if let (Some(fd), Some(closer)) = (self.fd.take(), &self.closer) {
             closer.close(fd);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn every_thread_is_guarded_while_others_are() {
+        let closing = Closing::default();
+        let (begun, first_is_over) = (Barrier::new(2), Barrier::new(2));
+        // Nobody writes, so that a read waits until it is interrupted, or for far too long.
+        let read = |before: &Barrier| {
+            let (socket, _other) = UnixStream::pair().unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            closing.closer().guard(|| {
+                before.wait();
+                rustix::io::read(&socket, &mut [0])
+            })
+        };
+        std::thread::scope(|scope| {
+            let longer = scope.spawn(|| {
+                closing.closer().guard(|| {
+                    begun.wait();
+                    // The other one has come and gone meanwhile.
+                    first_is_over.wait();
+                    let (socket, _other) = UnixStream::pair().unwrap();
+                    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+                    rustix::io::read(&socket, &mut [0])
+                })
+            });
+            assert_eq!(read(&begun), Err(rustix::io::Errno::INTR));
+            first_is_over.wait();
+            assert_eq!(longer.join().unwrap(), Err(rustix::io::Errno::INTR));
+        });
+        assert!(closing.closer().lock().guarded.is_empty());
     }
 }

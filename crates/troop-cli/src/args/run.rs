@@ -167,13 +167,12 @@ pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) pm2: Pm2,
 
-    /// A file with apps; PROGRAM is the name of one of them then. What is typed goes before what
-    /// the file says
+    /// Read apps from a file; PROGRAM then names one of them. Command-line options override the file
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 
     /// The program: a script (.js, .mjs, .cjs, .ts) runs under node, anything else as itself. Or an
-    /// app of the troop.toml that is here, or such a file; may be left out if that has only one
+    /// app of the troop.toml in this directory, or such a file; optional if that has only one app
     pub(crate) program: Option<OsString>,
 
     /// The program's arguments.

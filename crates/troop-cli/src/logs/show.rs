@@ -37,8 +37,8 @@ struct Shown {
     begun: String,
 }
 
-/// The files of the apps that are meant: those that run are asked, for others it is looked where
-/// they would be.
+/// Returns the log files of the selected apps: running apps name theirs, those of others are looked
+/// for where they would be.
 fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, CliError> {
     let clients = match client::find(args.app.as_deref()) {
         Ok(clients) => clients,

@@ -228,7 +228,7 @@ pub(crate) struct Driver {
     /// Connections of the cluster's own that a worker was given, and who wants to know whether it
     /// has taken them.
     injected: BTreeMap<ConnId, inject::PendingInjection>,
-    /// How many processes the system had killed for want of memory when that was last looked at.
+    /// Out-of-memory kills of the system, when last counted.
     killed_for_memory: u64,
     /// How the last unexpected end of a worker came about.
     last_end: Option<String>,

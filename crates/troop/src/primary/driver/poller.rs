@@ -27,7 +27,7 @@ impl EventPoller {
 
     /// Who does this inside a runtime gets another look at everything.
     pub(super) fn modify(&mut self, fd: impl AsFd, token: Token, interest: Interest) {
-        // Fails for want of memory at most, and then what was waited for before is what is waited
+        // Fails only when memory has run out, and then what was waited for before is what is waited
         // for.
         let _ = match self {
             EventPoller::InThread(poller) => poller.modify(fd, token.pack(), interest),
