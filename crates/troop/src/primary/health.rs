@@ -355,11 +355,11 @@ struct Shell {
 
 /// Starts the shell that runs a command.
 fn start_shell(settings: &Settings, slot: Option<u32>, env: &Variables) -> Result<Shell, Error> {
-    // Without a primary the status cannot be written, as little as what the command prints, whose
-    // end may be that: then whoever waits for the lifeline is left to end the group.
+    // Whoever waits for the lifeline ends the group, with all that the command has left in it, when
+    // the status is known or there is no primary any more.
     const SCRIPT: &CStr = c"(read line <&3; kill -9 0) >/dev/null 2>&1 4>&- &\n\
         (eval \"$TROOP_HEALTH_COMMAND\") </dev/null >&4 2>&4 3<&- 4>&-\n\
-        echo $? && kill -9 $! 2>/dev/null";
+        echo $?";
     let (reader, writer) = std::io::pipe().map_err(Error::io("make a pipe"))?;
     let (life, lifeline) = std::io::pipe().map_err(Error::io("make a pipe"))?;
     let (output, printer) = std::io::pipe().map_err(Error::io("make a pipe"))?;
