@@ -64,6 +64,32 @@ fn comments_stand_by_themselves() {
     assert!(found.is_empty(), "a comment says no more than {empty:?}: {found:?}");
 }
 
+/// rustdoc makes one long heading of a heading and the text on its line.
+#[test]
+fn headings_of_doc_comments_stand_on_their_own_line() {
+    let mut joined = Vec::new();
+    for (path, text) in files(&[".rs"]) {
+        let mut in_code = false;
+        for line in text.lines().map(str::trim_start) {
+            let Some(comment) = line.strip_prefix("///").or_else(|| line.strip_prefix("//!"))
+            else {
+                in_code = false;
+                continue;
+            };
+            in_code ^= comment.trim_start().starts_with("```");
+            let Some(heading) = comment.strip_prefix(" # ").filter(|_| !in_code) else { continue };
+            let usual = ["Errors ", "Panics ", "Safety ", "Cancelling ", "Examples "];
+            if usual.iter().any(|usual| heading.starts_with(usual))
+                || heading.contains(['`', '['])
+                || heading.len() > 40
+            {
+                joined.push((path.clone(), line.to_owned()));
+            }
+        }
+    }
+    assert!(joined.is_empty(), "headings joined with text: {joined:?}");
+}
+
 /// The anchor that a heading gets.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim_start_matches('#').trim().to_lowercase();

@@ -18,8 +18,9 @@ pub const FEW_HANDLES: usize = 16;
 /// Sends bytes and, with the first of them, descriptors. Never blocks, never raises `SIGPIPE`.
 /// Returns how many bytes went; the descriptors went if that is not an error.
 ///
-/// # Errors `WouldBlock` if there is no room; `BrokenPipe` or `ConnectionReset` if the peer is
-/// gone; `ETOOMANYREFS` if too many descriptors of this user are under way.
+/// # Errors
+/// `WouldBlock` if there is no room; `BrokenPipe` or `ConnectionReset` if the peer is gone;
+/// `ETOOMANYREFS` if too many descriptors of this user are under way.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], handles: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     if handles.is_empty() {
@@ -48,8 +49,9 @@ pub struct Received {
 /// Receives bytes and the descriptors that came with them, which are appended to `handles`. Never
 /// blocks.
 ///
-/// # Errors `WouldBlock` if there is nothing; `ConnectionReset` if the peer closed with unread data
-/// (treat it as the end of the stream).
+/// # Errors
+/// `WouldBlock` if there is nothing; `ConnectionReset` if the peer closed with unread data (treat
+/// it as the end of the stream).
 pub fn recv(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],

@@ -56,8 +56,9 @@ pub fn sibling(first: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// connection, or datagram. Replaces the one that it had. Where the program returns a number that
 /// there is not, the kernel chooses by a hash of the addresses.
 ///
-/// # Errors `EINVAL` if the program is not valid, or a UDP socket is alone; `ENOMEM` if the program
-/// is longer than `net.core.optmem_max` allows.
+/// # Errors
+/// `EINVAL` if the program is not valid, or a UDP socket is alone; `ENOMEM` if the program is
+/// longer than `net.core.optmem_max` allows.
 pub fn steer(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
     let mut filter: Vec<libc::sock_filter> = program
         .iter()

@@ -61,8 +61,9 @@ impl Identity {
     /// `fsgid` and the groups of that one thread change (`setfsuid(2)`), for good, and the thread
     /// ends.
     ///
-    /// # Errors `EPERM` if this process may not take the identity on, those of `work`, or if no
-    /// thread can be started.
+    /// # Errors
+    /// `EPERM` if this process may not take the identity on, those of `work`, or if no thread can
+    /// be started.
     pub fn with_rights<T: Send>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send,

@@ -29,8 +29,9 @@ fn exit_of(status: &WaitIdStatus) -> Exit {
 
 /// Reaps the child behind a pidfd if it has ended; `None` while it runs. Never blocks.
 ///
-/// # Errors Unexpected failures of `waitid(2)`. A child that somebody else reaped is
-/// [`Exit::Unknown`], not an error.
+/// # Errors
+/// Unexpected failures of `waitid(2)`. A child that somebody else reaped is [`Exit::Unknown`], not
+/// an error.
 pub fn try_reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
     match rustix::process::waitid(
         WaitId::PidFd(pidfd),

@@ -203,8 +203,9 @@ impl Sandbox {
     /// If this process is root, no symbolic link is followed that somebody else could have put
     /// there.
     ///
-    /// # Errors A path that is not there, or one of `read` that is below one of `write`; what the
-    /// kernel does not know.
+    /// # Errors
+    /// A path that is not there, or one of `read` that is below one of `write`; what the kernel
+    /// does not know.
     pub fn files(
         mut self,
         read: Option<&[PathBuf]>,

@@ -348,8 +348,9 @@ pub fn listen_again(fd: impl AsFd, at: Option<SocketAddr>, backlog: u32) -> io::
 
 /// Accepts a connection, close-on-exec and non-blocking.
 ///
-/// # Errors `WouldBlock` if there is none, `ECONNABORTED` if it is gone already, `EMFILE` and its
-/// like when out of descriptors.
+/// # Errors
+/// `WouldBlock` if there is none, `ECONNABORTED` if it is gone already, `EMFILE` and its like when
+/// out of descriptors.
 #[inline]
 pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     use rustix::net::SocketFlags;

@@ -145,9 +145,10 @@ impl Drop for UnixFile {
 /// leaves no file. A socket file that nobody listens on any more is replaced, if the user whose
 /// rights count may remove it.
 ///
-/// # Errors As `bind(2)`; `ETIMEDOUT` if the file system does not answer; a missing directory is
-/// `EACCES`, as libuv reports it; `ENAMETOOLONG`; [`UnsafePath`](crate::safe_path::UnsafePath) for
-/// a link that is not followed.
+/// # Errors
+/// As `bind(2)`; `ETIMEDOUT` if the file system does not answer; a missing directory is `EACCES`,
+/// as libuv reports it; `ENAMETOOLONG`; [`UnsafePath`](crate::safe_path::UnsafePath) for a link
+/// that is not followed.
 pub fn unix(
     path: &str,
     readable_all: bool,

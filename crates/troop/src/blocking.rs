@@ -301,8 +301,9 @@ impl TcpListener {
 
     /// Blocks until the next connection, which is in blocking mode.
     ///
-    /// # Errors `ConnectionAborted` when this worker is to finish: there will be no more. Others as
-    /// those of `std`.
+    /// # Errors
+    /// `ConnectionAborted` when this worker is to finish: there will be no more. Others as those of
+    /// `std`.
     pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         loop {
             let fd = self.acceptor.accept()?;

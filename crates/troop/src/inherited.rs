@@ -32,8 +32,9 @@ impl InheritedSocket {
     /// All that are meant for this process: `LISTEN_PID` is its own number, or absent. Can be
     /// called again.
     ///
-    /// # Errors [`Error::Settings`] if `LISTEN_FDS` makes no sense, or there is no socket where one
-    /// should be.
+    /// # Errors
+    /// [`Error::Settings`] if `LISTEN_FDS` makes no sense, or there is no socket where one should
+    /// be.
     pub fn all() -> Result<Vec<InheritedSocket>> {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let Some(count) = variable("LISTEN_FDS") else { return Ok(Vec::new()) };
@@ -75,8 +76,9 @@ impl InheritedSocket {
     /// program has opened it itself. A copy is kept, so that the number means this socket even if
     /// it is closed and used again.
     ///
-    /// # Errors [`Error::Settings`] if there is no such descriptor, or it is neither a listening
-    /// nor a bound socket, or a standard stream.
+    /// # Errors
+    /// [`Error::Settings`] if there is no such descriptor, or it is neither a listening nor a bound
+    /// socket, or a standard stream.
     pub fn at(number: std::os::fd::RawFd) -> Result<InheritedSocket> {
         let wrong = |why: String| {
             Error::Settings(format!("descriptor {number} cannot be offered to workers: {why}"))

@@ -44,13 +44,14 @@
 //!    none.
 //! 4. A fork that fails reports why, and leaves nothing behind.
 //!
-//! # Cancelling Dropping a future of [`Cluster`] or [`WorkerHandle`] does not take back what was
-//! asked for. The methods that say *cancel safe* can be used in `select!`: a dropped call has done
-//! all or nothing.
+//! # Cancelling
+//! Dropping a future of [`Cluster`] or [`WorkerHandle`] does not take back what was asked for. The
+//! methods that say *cancel safe* can be used in `select!`: a dropped call has done all or nothing.
 //!
-//! # When the other side dies Calls that wait for a worker end with [`Error::Closed`] when its
-//! channel closes. A worker whose primary dies [drains](Worker::draining), and exits by itself
-//! after five seconds at the latest, unless it [asks to go on](Worker::outlive_primary).
+//! # When the other side dies
+//! Calls that wait for a worker end with [`Error::Closed`] when its channel closes. A worker whose
+//! primary dies [drains](Worker::draining), and exits by itself after five seconds at the latest,
+//! unless it [asks to go on](Worker::outlive_primary).
 
 // The library never prints; what happens is an event.
 #![warn(clippy::print_stdout, clippy::print_stderr)]

@@ -258,8 +258,9 @@ impl Request {
     /// Answers. Only the first answer counts, also among several readers of the same events. Never
     /// blocks.
     ///
-    /// # Errors [`Error::Json`](crate::Error::Json) if the answer cannot be turned into JSON; the
-    /// request is still open then.
+    /// # Errors
+    /// [`Error::Json`](crate::Error::Json) if the answer cannot be turned into JSON; the request is
+    /// still open then.
     pub fn reply<T: Serialize>(&self, answer: &T) -> Result<()> {
         let body = serde_json::to_string(answer)?;
         self.send(Ok(&body));

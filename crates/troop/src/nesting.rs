@@ -45,7 +45,8 @@ pub(crate) fn depth_of_workers() -> u32 {
 
 /// Whether this process may be a primary.
 ///
-/// # Errors [`Error::RoleNotTaken`] if it was started as a worker and has not taken its role,
+/// # Errors
+/// [`Error::RoleNotTaken`] if it was started as a worker and has not taken its role,
 /// [`Error::Settings`] below too many primaries.
 pub(crate) fn may_be_primary() -> Result<()> {
     let start = start();

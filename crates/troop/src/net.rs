@@ -95,8 +95,9 @@ impl TcpListener {
     /// The next connection. A connection counts as taken by this worker when this returns; what
     /// waits meanwhile can still be given to another one. Cancel safe.
     ///
-    /// # Errors `ConnectionAborted` when this worker [is to finish](Worker::draining): there will
-    /// be no more. Others as tokio's.
+    /// # Errors
+    /// `ConnectionAborted` when this worker [is to finish](Worker::draining): there will be no
+    /// more. Others as tokio's.
     pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         loop {
             let fd = match &self.source {

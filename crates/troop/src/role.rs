@@ -39,9 +39,10 @@ pub(crate) fn is_taken() -> bool {
 /// process that was started as a worker and has not called this cannot start workers:
 /// [`Error::RoleNotTaken`].
 ///
-/// # Errors [`Error::TooLate`] in a worker that has other threads already, [`Error::RoleTaken`] in
-/// a worker at the second call, and [`Error::Channel`] when the channel that the environment
-/// announces cannot be used.
+/// # Errors
+/// [`Error::TooLate`] in a worker that has other threads already, [`Error::RoleTaken`] in a worker
+/// at the second call, and [`Error::Channel`] when the channel that the environment announces
+/// cannot be used.
 pub fn role() -> Result<Role> {
     if TAKEN.load(Ordering::Acquire) {
         return Err(Error::RoleTaken);

@@ -309,8 +309,9 @@ impl Builder {
     /// ends when the last clone of the [`Cluster`] has been dropped. With [`Builder::workers`] it
     /// forks and supervises as many; without, the program forks.
     ///
-    /// # Errors When out of descriptors, or a thread cannot be started; [`Error::RoleNotTaken`]
-    /// where `NODE_UNIQUE_ID` says that this is a worker.
+    /// # Errors
+    /// When out of descriptors, or a thread cannot be started; [`Error::RoleNotTaken`] where
+    /// `NODE_UNIQUE_ID` says that this is a worker.
     pub fn start_in_thread(
         mut self,
         mut observer: impl FnMut(&Event) + Send + 'static,
@@ -333,8 +334,9 @@ impl Builder {
     /// Starts the cluster as a task of the tokio runtime that this is called in. With
     /// [`Builder::workers`] it forks and supervises as many; without, the program forks.
     ///
-    /// # Errors When out of descriptors; [`Error::RoleNotTaken`] in a worker that does not know
-    /// that it is one.
+    /// # Errors
+    /// When out of descriptors; [`Error::RoleNotTaken`] in a worker that does not know that it is
+    /// one.
     ///
     /// # Panics
     /// Outside a tokio runtime that has I/O and time enabled.
@@ -359,7 +361,8 @@ impl Builder {
     /// group, reach this process first, which lets them finish; [`Setup::own_process_group`]
     /// changes that. Ctrl-Z stops this process alone.
     ///
-    /// # Errors [`Error::GaveUp`] if no worker became ready, or as [`RestartPolicy`] says;
+    /// # Errors
+    /// [`Error::GaveUp`] if no worker became ready, or as [`RestartPolicy`] says;
     /// [`Error::RoleNotTaken`] in a worker that does not know that it is one.
     pub fn run(mut self) -> Result<()> {
         nesting::may_be_primary()?;

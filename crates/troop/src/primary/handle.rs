@@ -170,8 +170,9 @@ impl WorkerHandle {
     /// Sends a message with an open socket, and waits until the worker has received it. The
     /// primary's copy is closed then.
     ///
-    /// # Errors [`Error::HandleRefused`](crate::Error::HandleRefused) if the worker could not
-    /// receive it in three attempts, and as [`WorkerHandle::send`].
+    /// # Errors
+    /// [`Error::HandleRefused`](crate::Error::HandleRefused) if the worker could not receive it in
+    /// three attempts, and as [`WorkerHandle::send`].
     pub async fn send_handle<T: Serialize + ?Sized>(
         &self,
         message: &T,
@@ -183,8 +184,9 @@ impl WorkerHandle {
     /// Asks the worker something and waits for its answer, but not longer than `timeout`. Must be
     /// called in a tokio runtime. See [`Request`](crate::Request) for what goes over the wire.
     ///
-    /// # Errors [`Error::TimedOut`](crate::Error::TimedOut),
-    /// [`Error::Refused`](crate::Error::Refused), and as [`WorkerHandle::send`].
+    /// # Errors
+    /// [`Error::TimedOut`](crate::Error::TimedOut), [`Error::Refused`](crate::Error::Refused), and
+    /// as [`WorkerHandle::send`].
     pub async fn request<Q: Serialize + ?Sized, A: DeserializeOwned>(
         &self,
         question: &Q,

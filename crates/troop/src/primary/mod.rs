@@ -159,8 +159,9 @@ impl Cluster {
 
     /// Takes on a worker that somebody else has started. After a failure its channel is closed.
     ///
-    /// # Errors [`Error::Io`] if its process or its channel cannot be watched, [`Error::Settings`]
-    /// if there has been a worker with its number, [`Error::ClusterOver`].
+    /// # Errors
+    /// [`Error::Io`] if its process or its channel cannot be watched, [`Error::Settings`] if there
+    /// has been a worker with its number, [`Error::ClusterOver`].
     pub async fn adopt(&self, adoption: Adoption) -> Result<WorkerHandle> {
         self.inner.driver_handle.ask(|done| Command::Adopt(Box::new(adoption), done)).await?
     }
