@@ -1,5 +1,6 @@
-//! What can go wrong, with its cause.
+//! The errors of this crate, with their causes.
 
+use std::fmt;
 use std::io;
 use std::time::Duration;
 
@@ -10,13 +11,20 @@ use crate::WorkerId;
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong. The text fits "failed to …"; the cause, where there is one, is the
-/// [source](std::error::Error::source).
-#[derive(Debug, thiserror::Error)]
+/// An error of this crate.
+///
+/// `Display` says what failed; the system's reason, where there is one, is the
+/// [source](std::error::Error::source). `Debug` prints both in one line, so that a `main` that
+/// returns [`Result`] ends with a message for people:
+///
+/// ```text
+/// Error: cannot listen on 0.0.0.0:8000: Address already in use (os error 98)
+/// ```
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A worker's process could not be started. Nothing runs.
-    #[error("start {program}: {step}")]
+    #[error("cannot start {program}: {step}")]
     Spawn {
         /// What was to be executed.
         program: String,
@@ -27,7 +35,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A listener could not be opened.
-    #[error("listen on {}", escaped(address))]
+    #[error("cannot listen on {}", escaped(address))]
     Listen {
         /// Where.
         address: String,
@@ -36,7 +44,7 @@ pub enum Error {
         source: io::Error,
     },
     /// An address makes no sense.
-    #[error("understand the address {address:?}: {reason}")]
+    #[error("{address:?} is no address to use: {reason}")]
     Address {
         /// What was given.
         address: String,
@@ -44,50 +52,48 @@ pub enum Error {
         reason: String,
     },
     /// A worker was killed while the system killed processes because it had run out of memory.
-    #[error(
-        "go on: it was killed by SIGKILL while the kernel killed processes because memory had run out"
-    )]
+    #[error("killed by SIGKILL while the kernel killed processes because memory had run out")]
     OutOfMemory,
     /// A worker was killed because it, and what it had started, needed more memory than its control
     /// group may have, in MiB.
-    #[error("go on: it needed more memory than the {0} MiB of its control group")]
+    #[error("killed because it needed more memory than the {0} MiB of its control group")]
     OverMemory(u64),
     /// The channel to the other process is closed, or closed before an answer came.
-    #[error("reach the other process: its channel is closed")]
+    #[error("the channel to the other process is closed")]
     Closed,
     /// Nothing more fits into the channel's queue at the moment; the other side does not read fast
     /// enough.
-    #[error("queue the message: the channel is full")]
+    #[error("the channel is full: the other process does not read fast enough")]
     Full,
     /// No answer came in time.
-    #[error("get an answer within {0:?}")]
+    #[error("no answer came within {0:?}")]
     TimedOut(Duration),
     /// The other side refused a request, in its own words.
-    #[error("get an answer: the other side says {:.1000}", escaped(.0))]
+    #[error("the other process refused: {:.1000}", escaped(.0))]
     Refused(String),
     /// The other side could not receive the socket, even after several attempts.
-    #[error("pass the socket: the other process cannot take it")]
+    #[error("the other process cannot take the socket")]
     HandleRefused,
     /// The other process ended before this many bytes of messages were written to its channel.
-    #[error("deliver {0} bytes of messages: the other process has gone")]
+    #[error("the other process ended before {0} bytes of messages were delivered")]
     Undelivered(usize),
     /// A message could not be turned into JSON or back.
-    #[error("convert a message")]
+    #[error("cannot convert a message")]
     Json(#[from] serde_json::Error),
     /// There is no such worker, or its process has ended.
-    #[error("find worker {0}: its process has ended")]
+    #[error("there is no worker {0}, or its process has ended")]
     NoWorker(WorkerId),
     /// The cluster is over.
-    #[error("reach the cluster: its primary has ended")]
+    #[error("the cluster has ended")]
     ClusterOver,
     /// The identity of a worker must be taken from the environment while the process has one
     /// thread.
     #[error(
-        "take this worker's identity from the environment: other threads run already; call troop::role() first in main"
+        "cannot take this worker's identity from the environment: other threads run already; call troop::role() first in main"
     )]
     TooLate,
     /// The environment says that this process is a worker, but its channel is unusable.
-    #[error("use the channel in NODE_CHANNEL_FD={value}: {reason}")]
+    #[error("cannot use the channel in NODE_CHANNEL_FD={value}: {reason}")]
     Channel {
         /// What the variable says.
         value: String,
@@ -95,11 +101,16 @@ pub enum Error {
         reason: String,
     },
     /// No worker became ready, or none was any more, so no more were started.
-    #[error("keep the workers running: {0}")]
-    GaveUp(String),
+    #[error("{reason}")]
+    GaveUp {
+        /// Why, in words: which worker ended, and how.
+        reason: String,
+        /// The last lines that this worker wrote to standard error, if they were collected.
+        last_lines: Option<String>,
+    },
     /// This process, or the system, is short of descriptors or memory. Said once per ten seconds,
     /// with how often it happened since.
-    #[error("{doing}: {advice} ({times} times since this was last said)")]
+    #[error("cannot {doing}: {advice} ({times} times since this was last said)")]
     Short {
         /// What was being done.
         doing: &'static str,
@@ -112,18 +123,18 @@ pub enum Error {
         source: io::Error,
     },
     /// A setting makes no sense.
-    #[error("use the settings: {0}")]
+    #[error("{0}")]
     Settings(String),
     /// This worker's identity was taken before; there is only one.
     #[error(
-        "take this worker's identity: it was taken before, by an earlier call of troop::role or troop::worker"
+        "cannot take this worker's identity: it was taken before, by an earlier call of troop::role or troop::worker"
     )]
     RoleTaken,
     /// This process was started as a worker and does not know it, so it must not start workers.
-    #[error("start workers: this process is a worker itself: {0}")]
+    #[error("cannot start workers: this process is a worker itself: {0}")]
     RoleNotTaken(String),
     /// Another failure of the system.
-    #[error("{doing}")]
+    #[error("cannot {doing}")]
     Io {
         /// What was being done.
         doing: &'static str,
@@ -153,25 +164,71 @@ impl Error {
             Error::Address { address: text, reason } | Error::Channel { value: text, reason } => {
                 text.len() + reason.len()
             }
-            Error::Refused(text)
-            | Error::GaveUp(text)
-            | Error::Settings(text)
-            | Error::Short { advice: text, .. } => text.len(),
+            Error::GaveUp { reason, last_lines } => {
+                reason.len() + last_lines.as_ref().map_or(0, String::len)
+            }
+            Error::Refused(text) | Error::Settings(text) | Error::Short { advice: text, .. } => {
+                text.len()
+            }
             _ => 0,
         }
     }
 
-    /// The error and all its causes in one line, safe to show; only a [`GaveUp`](Error::GaveUp) has
-    /// more, with a worker's last lines.
+    /// Returns the error and all its causes in one line, safe to show on a terminal; a
+    /// [`GaveUp`](Error::GaveUp) is followed by the worker's last lines.
     #[must_use]
     pub fn chain(&self) -> String {
-        let mut text = format!("failed to {self}");
+        let mut text = self.causes();
+        if let Error::GaveUp { last_lines: Some(tail), .. } = self {
+            text.push_str("; the last lines of its standard error:\n");
+            text.push_str(&lines(tail.trim_end(), "    | "));
+        }
+        text
+    }
+
+    /// The error, its causes, and what helps, in one line.
+    fn causes(&self) -> String {
+        let mut text = self.to_string();
         let mut cause = std::error::Error::source(self);
         while let Some(e) = cause {
             text.push_str(": ");
             text.push_str(&e.to_string());
             cause = e.source();
         }
+        if let Some(hint) = self.hint() {
+            text.push_str(&format!(" ({hint})"));
+        }
         lines(&text, "")
     }
+
+    fn hint(&self) -> Option<&'static str> {
+        let Error::Listen { address, source } = self else { return None };
+        let port = address.rsplit(':').next()?.parse::<u16>().ok()?;
+        (source.kind() == io::ErrorKind::PermissionDenied && (1..1024).contains(&port))
+            .then_some("ports below 1024 need CAP_NET_BIND_SERVICE")
+    }
+}
+
+/// One line, as `main` shows it: the error, its causes, and of a worker's last lines the one that
+/// names the failure.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.causes().replace('\n', " "))?;
+        match self {
+            Error::GaveUp { last_lines: Some(tail), .. } => match telling_line(tail) {
+                Some(line) => write!(f, ": {}", escaped(line)),
+                None => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The line of a worker's last ones that names the failure: the last that is no remark of the
+/// language's runtime.
+fn telling_line(tail: &str) -> Option<&str> {
+    let is_remark = |line: &str| line.starts_with("note: ") || line.starts_with("Node.js v");
+    let line =
+        tail.lines().rev().map(str::trim).find(|line| !line.is_empty() && !is_remark(line))?;
+    Some(line.strip_prefix("Error: ").unwrap_or(line))
 }

@@ -8,7 +8,6 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SI
 use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Config, Primary};
 use troop_core::supervise::{self, Cause, GiveUp, Outcome, Supervisor};
-use troop_core::text::lines;
 use troop_sys::poll::EventFd;
 
 use super::driver::{Driver, SignalMeans};
@@ -407,23 +406,20 @@ impl Builder {
         match outcome {
             Outcome::Stopped => Ok(()),
             Outcome::GaveUp(why) => {
-                let mut text = why.to_string();
+                let mut reason = why.to_string();
                 match (&why, &last_words) {
                     (GiveUp::NeverReady { cause: Cause::NotStarted(_), .. }, _) => {
-                        return Err(Error::GaveUp(text));
+                        return Err(Error::GaveUp { reason, last_lines: None });
                     }
                     (GiveUp::NotReady { .. }, Some((worker, how))) => {
-                        text.push_str(&format!("; worker {} ended with {how}", worker.id()));
+                        reason.push_str(&format!("; worker {} ended with {how}", worker.id()));
                     }
                     _ => {}
                 }
-                let words = last_words
-                    .and_then(|(worker, _)| worker.last_stderr(Duration::from_millis(500)));
-                if let Some(tail) = words.filter(|tail| !tail.trim().is_empty()) {
-                    text.push_str("; the last lines of its standard error:\n");
-                    text.push_str(&lines(tail.trim_end(), "    | "));
-                }
-                Err(Error::GaveUp(text))
+                let last_lines = last_words
+                    .and_then(|(worker, _)| worker.last_stderr(Duration::from_millis(500)))
+                    .filter(|tail| !tail.trim().is_empty());
+                Err(Error::GaveUp { reason, last_lines })
             }
         }
     }
