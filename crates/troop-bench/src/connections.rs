@@ -207,13 +207,13 @@ pub(crate) fn primary(kind: &str, workers: usize, scheduling: &str, weights: &[u
         .scheduling(scheduling.parse()?)
         .setup(setup)
         .on_event(move |event| match event {
-            Event::Listening(_, at) => {
+            Event::Listening { address: at, .. } => {
                 listening += 1;
                 if listening == workers {
                     println!("ready {}", at.port.unwrap_or(0));
                 }
             }
-            Event::NotSteered(..) | Event::Stalled(..) | Event::Misbehaved(..) => {
+            Event::NotSteered { .. } | Event::Stalled { .. } | Event::Misbehaved { .. } => {
                 eprintln!("{event}")
             }
             _ => {}

@@ -152,7 +152,7 @@ pub(crate) fn server(how: &str) -> Result<()> {
         scheduling => {
             let (workers, mut listening) = (troop::available_workers(), 0);
             let ready = move |event: &Event| {
-                if let Event::Listening(_, at) = event {
+                if let Event::Listening { address: at, .. } = event {
                     listening += 1;
                     if listening == workers {
                         println!("ready {}", at.port.unwrap_or(0));

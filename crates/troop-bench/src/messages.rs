@@ -158,15 +158,15 @@ pub(crate) async fn primary(test: &str, count: usize) -> Result<()> {
         }
         let mut seen = if test == "trip" { expected } else { 0 };
         while seen < expected {
-            match events.next().await.ok_or("the cluster is over")? {
-                Event::Message(_, message) => {
+            match events.recv().await.ok_or("the cluster is over")? {
+                Event::Message { message, .. } => {
                     let note: Note = message.decode()?;
                     seen += 1;
                     if test == "down" {
                         lost += note.n as u64;
                     }
                 }
-                Event::Missed(n) => {
+                Event::Lagged { missed: n, .. } => {
                     seen += n as usize;
                     lost += n;
                 }
@@ -203,7 +203,7 @@ pub(crate) fn worker(test: &str, count: usize) -> Result<()> {
                     }
                     left = 0;
                 }
-                WorkerEvent::Missed(n) => {
+                WorkerEvent::Lagged { missed: n, .. } => {
                     lost += n as usize;
                     left -= n as usize;
                 }

@@ -114,7 +114,7 @@ pub(crate) async fn primary(kind: &str, workers: usize, heap: usize) -> Result<(
     let forking = cpu() - before;
     let mut online = 0;
     while online < workers {
-        if let Event::Online(_) = events.next().await.ok_or("the cluster is over")? {
+        if let Event::Online { .. } = events.recv().await.ok_or("the cluster is over")? {
             online += 1;
         }
     }

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use serde_json::{Map, Value, json};
-use troop::{Address, Cause, Event, ExitHow, GiveUp, Progress, WorkerHandle, signal_name, text};
+use troop::{
+    Address, Cause, Consequence, Event, ExitHow, GiveUp, Progress, WorkerHandle, signal_name, text,
+};
 
 use crate::config::{Form, LogFormat};
 use crate::logs::line::Origin;
@@ -58,7 +60,10 @@ impl Log {
         let line = match (self.format, event) {
             // The settings are what was typed; what the program says to its primary is not for
             // people.
-            (LogFormat::Human, Event::Setup(_) | Event::Message(..) | Event::Request(..)) => return,
+            (
+                LogFormat::Human,
+                Event::Setup { .. } | Event::Message { .. } | Event::Request { .. },
+            ) => return,
             (LogFormat::Human, event) if self.among_logs => event.to_string(),
             (LogFormat::Human, event) => format!("{}{event}", self.prefix),
             (LogFormat::Json, event) => text::json(as_json(event).to_string()),
@@ -136,25 +141,25 @@ pub(crate) fn as_json(event: &Event) -> Value {
     let mut fields = Map::new();
     fields.insert("time_ms".into(), millis().into());
     let name = match event {
-        Event::Setup(_) => "setup",
-        Event::Fork(_) => "fork",
-        Event::Online(_) => "online",
-        Event::Listening(..) => "listening",
-        Event::Message(..) => "message",
-        Event::Disconnect(_) => "disconnect",
-        Event::Exit(..) => "exit",
-        Event::Error(..) => "error",
-        Event::Request(..) => "request",
-        Event::Misbehaved(..) => "misbehaved",
-        Event::Stalled(_, true) => "stalled",
-        Event::Stalled(_, false) => "recovered",
-        Event::NotSteered(..) => "not-steered",
-        Event::ListenerClosed(..) => "listener-closed",
-        Event::ListenerRestored(..) => "listener-restored",
-        Event::ListenerLost(..) => "listener-lost",
-        Event::Unhealthy(..) => "unhealthy",
+        Event::Setup { .. } => "setup",
+        Event::Fork { .. } => "fork",
+        Event::Online { .. } => "online",
+        Event::Listening { .. } => "listening",
+        Event::Message { .. } => "message",
+        Event::Disconnect { .. } => "disconnect",
+        Event::Exit { .. } => "exit",
+        Event::Error { .. } => "error",
+        Event::Request { .. } => "request",
+        Event::Misbehaved { .. } => "misbehaved",
+        Event::Stalled { .. } => "stalled",
+        Event::Resumed { .. } => "recovered",
+        Event::NotSteered { .. } => "not-steered",
+        Event::ListenerClosed { .. } => "listener-closed",
+        Event::ListenerRestored { .. } => "listener-restored",
+        Event::ListenerLost { .. } => "listener-lost",
+        Event::Unhealthy { .. } => "unhealthy",
         Event::Supervision(progress) => progress_name(progress),
-        Event::Missed(_) => "missed",
+        Event::Lagged { .. } => "missed",
         _ => "other",
     };
     fields.insert("event".into(), name.into());
@@ -164,29 +169,29 @@ pub(crate) fn as_json(event: &Event) -> Value {
         add("pid", worker.pid().into());
     }
     match event {
-        Event::Listening(_, at) => add_address(&mut add, at),
-        Event::NotSteered(at, why)
-        | Event::ListenerRestored(at, why)
-        | Event::ListenerLost(at, why) => {
+        Event::Listening { address: at, .. } => add_address(&mut add, at),
+        Event::NotSteered { address: at, reason: why, .. }
+        | Event::ListenerRestored { address: at, reason: why, .. }
+        | Event::ListenerLost { address: at, reason: why, .. } => {
             add_address(&mut add, at);
             add("reason", why.clone().into());
         }
-        Event::ListenerClosed(at, dropped) => {
+        Event::ListenerClosed { address: at, dropped, .. } => {
             add_address(&mut add, at);
             add("dropped", (*dropped).into());
         }
-        Event::Exit(worker, how) => {
+        Event::Exit { worker, exit: how, .. } => {
             add_exit(&mut add, *how);
             add("exitedAfterDisconnect", worker.exited_after_disconnect().into());
             if matches!(how, ExitHow::Signal(signal) if worker.was_ended_by(*signal)) {
                 add("endedByTroop", true.into());
             }
         }
-        Event::Unhealthy(_, why) => drop(add("reason", why.clone().into())),
-        Event::Error(_, e) => drop(add("error", e.chain().into())),
-        Event::Misbehaved(_, violation, killed) => {
+        Event::Unhealthy { reason: why, .. } => drop(add("reason", why.clone().into())),
+        Event::Error { error: e, .. } => drop(add("error", e.chain().into())),
+        Event::Misbehaved { violation, consequence, .. } => {
             add("violation", violation.to_string().into());
-            add("killed", (*killed).into());
+            add("killed", (*consequence == Consequence::Killed).into());
         }
         Event::Supervision(progress) => match progress {
             Progress::Restarting { delay, cause } => {
@@ -248,11 +253,12 @@ pub(crate) fn as_json(event: &Event) -> Value {
                         add("worker", worker.0.into());
                         add_exit(&mut add, *how);
                     }
+                    _ => {}
                 }
             }
             _ => {}
         },
-        Event::Missed(n) => drop(add("missed", (*n).into())),
+        Event::Lagged { missed: n, .. } => drop(add("missed", (*n).into())),
         _ => {}
     }
     add("text", event.to_string().into());
@@ -299,22 +305,24 @@ fn progress_name(progress: &Progress) -> &'static str {
         Progress::Stopping => "stopping",
         Progress::GraceOver(_) => "grace-over",
         Progress::GivingUp(_) => "giving-up",
+        _ => "other",
     }
 }
 
 fn worker_of(event: &Event) -> Option<&WorkerHandle> {
     match event {
-        Event::Fork(w)
-        | Event::Online(w)
-        | Event::Listening(w, _)
-        | Event::Message(w, _)
-        | Event::Disconnect(w)
-        | Event::Exit(w, _)
-        | Event::Request(w, _)
-        | Event::Misbehaved(w, ..)
-        | Event::Unhealthy(w, _)
-        | Event::Stalled(w, _) => Some(w),
-        Event::Error(w, _) => w.as_ref(),
+        Event::Fork { worker: w, .. }
+        | Event::Online { worker: w, .. }
+        | Event::Listening { worker: w, .. }
+        | Event::Message { worker: w, .. }
+        | Event::Disconnect { worker: w, .. }
+        | Event::Exit { worker: w, .. }
+        | Event::Request { worker: w, .. }
+        | Event::Misbehaved { worker: w, .. }
+        | Event::Unhealthy { worker: w, .. }
+        | Event::Stalled { worker: w, .. }
+        | Event::Resumed { worker: w, .. } => Some(w),
+        Event::Error { worker: w, .. } => w.as_ref(),
         _ => None,
     }
 }

@@ -58,7 +58,7 @@ async fn watch(cluster: Cluster, restarting: &Restarting) {
     let (mut ready, mut stopping) = (false, false);
     loop {
         tokio::select! {
-            event = events.next() => match event {
+            event = events.recv() => match event {
                 None => return,
                 Some(Event::Supervision(Progress::Stopping)) => {
                     stopping = true;

@@ -192,7 +192,7 @@ fn run_as(
     let result = builder
         .on_event(move |event| {
             match (&observed, event) {
-                (Some(_), Event::Exit(worker, _)) => fallen = Some(worker.clone()),
+                (Some(_), Event::Exit { worker, .. }) => fallen = Some(worker.clone()),
                 (Some(reporter), Event::Supervision(Progress::NotRestarting { worker, how })) => {
                     let words = fallen
                         .take()

@@ -137,9 +137,9 @@ impl StartupReporter {
         let mut look = tokio::time::interval(LOOK);
         loop {
             tokio::select! {
-                event = events.next() => match event {
+                event = events.recv() => match event {
                     None => return,
-                    Some(Event::Exit(worker, how)) if !how.is_success() => *fallen = Some(worker),
+                    Some(Event::Exit { worker, exit: how, .. }) if !how.is_success() => *fallen = Some(worker),
                     Some(Event::Supervision(progress @ Progress::GivingUp(_))) => {
                         let reason = Event::Supervision(progress).to_string() + &last_lines(fallen.take());
                         self.send(&StartupReport::Failed { reason, usage: false });

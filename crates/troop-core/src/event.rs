@@ -159,6 +159,7 @@ impl fmt::Display for Address {
 
 /// A rule of the channel that a worker broke.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Violation {
     /// A line longer than the limit (bytes).
     TooLong(usize),

@@ -172,12 +172,12 @@ fn signed(number: u64) -> i64 {
 
 fn notice(event: &Event) -> Option<Notice> {
     let kind = match event {
-        Event::Misbehaved(..) => "misbehaved",
-        Event::Stalled(..) => "stalled",
-        Event::NotSteered(..) => "not-steered",
-        Event::ListenerRestored(..) => "listener-restored",
-        Event::ListenerLost(..) => "listener-lost",
-        Event::Error(..) => "error",
+        Event::Misbehaved { .. } => "misbehaved",
+        Event::Stalled { .. } | Event::Resumed { .. } => "stalled",
+        Event::NotSteered { .. } => "not-steered",
+        Event::ListenerRestored { .. } => "listener-restored",
+        Event::ListenerLost { .. } => "listener-lost",
+        Event::Error { .. } => "error",
         _ => return None,
     };
     Some(Notice { kind: kind.into(), text: event.to_string() })

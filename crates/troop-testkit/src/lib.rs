@@ -71,7 +71,7 @@ impl Troop {
         }
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            let next = tokio::time::timeout_at(deadline, self.events.next()).await;
+            let next = tokio::time::timeout_at(deadline, self.events.recv()).await;
             match next {
                 Ok(Some(event)) => {
                     let result = want(&event);
@@ -96,10 +96,10 @@ impl Troop {
     pub async fn listening(&mut self, worker: &WorkerHandle) -> u16 {
         let id = worker.id();
         self.until("listening", |event| match event {
-            Event::Listening(w, at) if w.id() == id => {
+            Event::Listening { worker: w, address: at, .. } if w.id() == id => {
                 Some(u16::try_from(at.port.unwrap_or(0)).unwrap_or(0))
             }
-            Event::Exit(w, how) if w.id() == id => {
+            Event::Exit { worker: w, exit: how, .. } if w.id() == id => {
                 panic!("worker {id} died instead of listening: {how}")
             }
             _ => None,
@@ -111,7 +111,7 @@ impl Troop {
     pub async fn exit(&mut self, worker: &WorkerHandle) -> troop::ExitHow {
         let id = worker.id();
         self.until("exit", |event| match event {
-            Event::Exit(w, how) if w.id() == id => Some(*how),
+            Event::Exit { worker: w, exit: how, .. } if w.id() == id => Some(*how),
             _ => None,
         })
         .await
@@ -121,7 +121,7 @@ impl Troop {
     pub async fn message(&mut self, worker: &WorkerHandle) -> serde_json::Value {
         let id = worker.id();
         self.until("message", |event| match event {
-            Event::Message(w, message) if w.id() == id => {
+            Event::Message { worker: w, message, .. } if w.id() == id => {
                 Some(message.decode().expect("any JSON decodes"))
             }
             _ => None,

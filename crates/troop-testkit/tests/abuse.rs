@@ -7,7 +7,7 @@ mod scene;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
-use troop::{Event, ExitHow, Setup, Violation};
+use troop::{Consequence, Event, ExitHow, Setup, Violation};
 use troop_testkit::{Troop, ask, open_descriptors};
 
 use scene::*;
@@ -332,7 +332,7 @@ async fn a_worker_cannot_take_the_connections_of_another() {
     let id = liar.id();
     troop
         .until("its offence", |e| {
-            matches!(e, Event::Misbehaved(w, ..) if w.id() == id).then_some(())
+            matches!(e, Event::Misbehaved { worker: w, .. } if w.id() == id).then_some(())
         })
         .await;
     troop.cluster.setup(fixture(["line", "127.0.0.1:0"])).unwrap();
@@ -350,8 +350,9 @@ async fn a_hundred_small_offences_are_enough() {
     let mut scene = Scene::new().await;
     let worker = scene.raw(&[ONLINE, r#"repeat 1000 {"cmd":"NODE_HANDLE_ACK"}"#]).await;
     let id = worker.id();
-    let killed =
-        |e: &Event| matches!(e, Event::Misbehaved(w, _, true) if w.id() == id).then_some(());
+    let killed = |e: &Event| {
+        matches!(e, Event::Misbehaved { worker: w, consequence: Consequence::Killed, .. } if w.id() == id).then_some(())
+    };
     scene.troop.until("the last straw", killed).await;
     assert_eq!(scene.troop.exit(&worker).await, ExitHow::Signal(9));
     scene.honest_worker_serves().await;
@@ -460,7 +461,9 @@ async fn descriptors_that_nobody_asked_for_are_closed() {
     let online = worker.id();
     scene
         .troop
-        .until("online", |e| matches!(e, Event::Online(w) if w.id() == online).then_some(()))
+        .until("online", |e| {
+            matches!(e, Event::Online { worker: w, .. } if w.id() == online).then_some(())
+        })
         .await;
     let passed = |fd: &str| std::fs::read_link(format!("/proc/{}/fd/{fd}", worker.pid())).ok();
     // 3 is the channel; the pair is among the next ones.
@@ -474,7 +477,7 @@ async fn descriptors_that_nobody_asked_for_are_closed() {
         "{violation:?}"
     );
     let two = |e: &Event| {
-        matches!(e, Event::Message(w, m) if w.id() == online && m.as_json() == "2").then_some(())
+        matches!(e, Event::Message { worker: w, message: m, .. } if w.id() == online && m.as_json() == "2").then_some(())
     };
     scene.troop.until("the message behind them", two).await;
     assert!(!pair.is_empty());
@@ -503,8 +506,8 @@ async fn a_surplus_descriptor_is_not_taken_for_that_of_the_next_message() {
     assert_eq!(scene.troop.message(&worker).await, 1);
     worker.kill(9).await.unwrap();
     let mine = scene.troop.until("its end", |e| match e {
-        Event::Message(w, m) if w.id() == id => Some(Some(m.has_handle())),
-        Event::Exit(w, _) if w.id() == id => Some(None),
+        Event::Message { worker: w, message: m, .. } if w.id() == id => Some(Some(m.has_handle())),
+        Event::Exit { worker: w, .. } if w.id() == id => Some(None),
         _ => None,
     });
     assert_eq!(mine.await, None, "the wrapped message has no descriptor, so it is no message");

@@ -119,7 +119,7 @@ async fn nothing_is_lost(scheduling: &str, node: bool) {
         .setup(setup);
     let mut troop = Troop::start(builder);
     for _ in 0..WORKERS {
-        troop.until("listening", |e| matches!(e, Event::Listening(..)).then_some(())).await;
+        troop.until("listening", |e| matches!(e, Event::Listening { .. }).then_some(())).await;
     }
     let load = Load::start(port);
     let (mut killed, mut kills, mut random) =

@@ -190,7 +190,9 @@ async fn listening_on_a_shared_socket_fails_while_the_primary_is_out_of_descript
     for worker in &workers {
         let id = worker.id();
         troop
-            .until("online", |e| matches!(e, Event::Online(w) if w.id() == id).then_some(()))
+            .until("online", |e| {
+                matches!(e, Event::Online { worker: w, .. } if w.id() == id).then_some(())
+            })
             .await;
     }
     let mut port = None;
@@ -232,7 +234,9 @@ async fn answers_stay_bounded(question: &str) {
     let _ = worker.kill(9).await;
     scene
         .troop
-        .until("its end", |e| matches!(e, Event::Exit(w, _) if w.id() == id).then_some(()))
+        .until("its end", |e| {
+            matches!(e, Event::Exit { worker: w, .. } if w.id() == id).then_some(())
+        })
         .await;
     assert!(
         largest < 64 << 20,
@@ -304,7 +308,7 @@ async fn a_worker_that_closes_its_channel_and_stays_is_disconnected_but_not_gone
     scene
         .troop
         .until("its disconnect", |e| {
-            matches!(e, Event::Disconnect(w) if w.id() == id).then_some(())
+            matches!(e, Event::Disconnect { worker: w, .. } if w.id() == id).then_some(())
         })
         .await;
     assert!(is_running(worker.pid()));
@@ -329,7 +333,7 @@ async fn the_end_of_a_channel_is_seen_however_much_waits_to_be_written() {
     scene
         .troop
         .until("its disconnect", |e| {
-            matches!(e, Event::Disconnect(w) if w.id() == id).then_some(())
+            matches!(e, Event::Disconnect { worker: w, .. } if w.id() == id).then_some(())
         })
         .await;
     worker.kill(9).await.unwrap();

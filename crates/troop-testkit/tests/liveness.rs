@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use troop::{Cluster, Event, ExitHow, Setup, Violation, WorkerHandle};
+use troop::{Cluster, Consequence, Event, ExitHow, Setup, Violation, WorkerHandle};
 use troop_testkit::{Troop, ask, node_program};
 
 fn rust() -> Setup {
@@ -26,7 +26,9 @@ fn watched(limit: Duration, setup: Setup) -> Troop {
 
 async fn first(troop: &mut Troop) -> (WorkerHandle, u16) {
     let listens = |e: &Event| match e {
-        Event::Listening(w, at) => Some((w.clone(), u16::try_from(at.port?).ok()?)),
+        Event::Listening { worker: w, address: at, .. } => {
+            Some((w.clone(), u16::try_from(at.port?).ok()?))
+        }
         _ => None,
     };
     troop.until("listening", listens).await
@@ -35,7 +37,7 @@ async fn first(troop: &mut Troop) -> (WorkerHandle, u16) {
 async fn is_found(troop: &mut Troop, worker: &WorkerHandle) -> ExitHow {
     let id = worker.id();
     let silent = |e: &Event| {
-        matches!(e, Event::Misbehaved(w, Violation::Silent(_), true) if w.id() == id).then_some(())
+        matches!(e, Event::Misbehaved { worker: w, violation: Violation::Silent(_), consequence: Consequence::Killed, .. } if w.id() == id).then_some(())
     };
     troop.until("the silent worker", silent).await;
     troop.exit(worker).await

@@ -62,12 +62,18 @@ fn gone(voluntary: bool) -> Known {
 }
 
 async fn online(troop: &mut Troop, worker: &WorkerHandle) {
-    troop.until("online", |e| matches!(e, Event::Online(w) if w == worker).then_some(())).await;
+    troop
+        .until("online", |e| {
+            matches!(e, Event::Online { worker: w, .. } if w == worker).then_some(())
+        })
+        .await;
 }
 
 async fn disconnected(troop: &mut Troop, worker: &WorkerHandle) {
     troop
-        .until("disconnect", |e| matches!(e, Event::Disconnect(w) if w == worker).then_some(()))
+        .until("disconnect", |e| {
+            matches!(e, Event::Disconnect { worker: w, .. } if w == worker).then_some(())
+        })
         .await;
 }
 
@@ -83,13 +89,13 @@ async fn story(troop: &mut Troop, worker: &WorkerHandle) -> (Vec<&'static str>, 
     let mut names = Vec::new();
     loop {
         let next = |event: &Event| match event {
-            Event::Fork(w) if w == worker => Some(("fork", None)),
-            Event::Online(w) if w == worker => Some(("online", None)),
-            Event::Listening(w, _) if w == worker => Some(("listening", None)),
-            Event::Message(w, _) if w == worker => Some(("message", None)),
-            Event::Disconnect(w) if w == worker => Some(("disconnect", None)),
-            Event::Exit(w, how) if w == worker => Some(("exit", Some(*how))),
-            Event::Misbehaved(..) | Event::Error(..) => Some(("trouble", None)),
+            Event::Fork { worker: w, .. } if w == worker => Some(("fork", None)),
+            Event::Online { worker: w, .. } if w == worker => Some(("online", None)),
+            Event::Listening { worker: w, .. } if w == worker => Some(("listening", None)),
+            Event::Message { worker: w, .. } if w == worker => Some(("message", None)),
+            Event::Disconnect { worker: w, .. } if w == worker => Some(("disconnect", None)),
+            Event::Exit { worker: w, exit: how, .. } if w == worker => Some(("exit", Some(*how))),
+            Event::Misbehaved { .. } | Event::Error { .. } => Some(("trouble", None)),
             _ => None,
         };
         let (name, how) = troop.until("event", next).await;
@@ -196,7 +202,7 @@ async fn ends_by(text: &str) -> (Vec<&'static str>, ExitHow, bool) {
         "const s = serve(0, '127.0.0.1'); process.on('message', () => {{ {text} }})"
     )));
     let worker = troop.fork().await;
-    troop.until("listening", |e| matches!(e, Event::Listening(..)).then_some(())).await;
+    troop.until("listening", |e| matches!(e, Event::Listening { .. }).then_some(())).await;
     worker.send("go").await.unwrap();
     let (names, how) = story(&mut troop, &worker).await;
     let voluntary = worker.exited_after_disconnect().unwrap();
@@ -454,7 +460,7 @@ async fn the_end_of_the_cluster_is_the_end_of_the_last_worker() {
     let end = tokio::spawn(async move { cluster.disconnect().await });
     drop(first);
     let left = |event: &Event| match event {
-        Event::Exit(w, _) => Some(w.clone()),
+        Event::Exit { worker: w, .. } => Some(w.clone()),
         _ => None,
     };
     let left = troop.until("the first exit", left).await;

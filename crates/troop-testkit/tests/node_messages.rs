@@ -139,7 +139,7 @@ async fn many_questions_at_once_get_their_own_answers() {
 
 async fn request(troop: &mut Troop) -> Request {
     let what = |event: &Event| match event {
-        Event::Request(_, request) => Some(request.clone()),
+        Event::Request { request, .. } => Some(request.clone()),
         _ => None,
     };
     troop.until("request", what).await
@@ -314,7 +314,7 @@ async fn messages_around_a_socket_keep_their_order() {
 /// What the worker sent, and with it.
 async fn handed(troop: &mut Troop) -> (Value, Handle) {
     let what = |event: &Event| match event {
-        Event::Message(_, message) => {
+        Event::Message { message, .. } => {
             message.take_handle().map(|handle| (message.decode().unwrap(), handle))
         }
         _ => None,

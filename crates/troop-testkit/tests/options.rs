@@ -7,7 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use troop::{Cause, Cluster, Event, ExitHow, Fork, GiveUp, Handle, Progress, RestartPolicy, Setup};
+use troop::{
+    Cause, Cluster, Consequence, Event, ExitHow, Fork, GiveUp, Handle, Progress, RestartPolicy,
+    Setup,
+};
 use troop_testkit::{PATIENCE, Troop, ask, node_program, open_descriptors, wait_until};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
@@ -34,7 +37,7 @@ async fn a_restart_policy_says_when_to_give_up() {
     assert_eq!(ends, 3, "no worker became ready");
     assert!(matches!(cause, Cause::Ended(_, ExitHow::Code(9))), "{cause:?}");
     // The stream of events ends with the cluster.
-    while tokio::time::timeout(PATIENCE, troop.events.next()).await.unwrap().is_some() {}
+    while tokio::time::timeout(PATIENCE, troop.events.recv()).await.unwrap().is_some() {}
     assert!(troop.cluster.fork(Fork::new()).await.is_err(), "a cluster that is over forks nothing");
 }
 
@@ -108,16 +111,17 @@ async fn a_blocking_worker_talks_asks_answers_and_ends() {
     assert_eq!(answer, json!({"you asked": "why"}));
     worker.send(&"ask").await.unwrap();
     troop
-        .until(
-            "its question",
-            |e| if let Event::Request(_, r) = e { r.reply(&42).ok() } else { None },
-        )
+        .until("its question", |e| {
+            if let Event::Request { request: r, .. } = e { r.reply(&42).ok() } else { None }
+        })
         .await;
     assert_eq!(troop.message(&worker).await, json!({"answer": 42}));
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     worker.send_handle(&"take this", theirs).await.unwrap();
     let back = troop
-        .until("the socket", |e| if let Event::Message(_, m) = e { m.take_handle() } else { None })
+        .until("the socket", |e| {
+            if let Event::Message { message: m, .. } = e { m.take_handle() } else { None }
+        })
         .await;
     let Handle::UnixStream(mut back) = back else { panic!("{back:?}") };
     back.write_all(b"went there and back").unwrap();
@@ -136,13 +140,13 @@ async fn events_can_be_read_by_a_thread_that_blocks() {
     let mut events = troop.cluster.events();
     let reader = std::thread::spawn(move || {
         let mut names = Vec::new();
-        while let Some(event) = events.next_blocking(PATIENCE) {
+        while let Some(event) = events.blocking_recv(PATIENCE) {
             names.push(event.to_string());
-            if matches!(event, Event::Exit(..)) {
+            if matches!(event, Event::Exit { .. }) {
                 break;
             }
         }
-        (names, events.next_blocking(Duration::from_millis(1)).is_none())
+        (names, events.blocking_recv(Duration::from_millis(1)).is_none())
     });
     let worker = troop.fork().await;
     worker.request::<_, Value>(&1, PATIENCE).await.unwrap();
@@ -189,9 +193,12 @@ async fn workers_listen_where_they_may_and_nowhere_else() {
         // Each power of two is reported.
         let id = worker.id();
         let seen = |e: &Event| match e {
-            Event::Misbehaved(w, troop::Violation::Forbidden(at), false) if w.id() == id => {
-                Some(at.clone())
-            }
+            Event::Misbehaved {
+                worker: w,
+                violation: troop::Violation::Forbidden(at),
+                consequence: Consequence::Reported,
+                ..
+            } if w.id() == id => Some(at.clone()),
             _ => None,
         };
         forbidden.push(troop.until("the report", seen).await);
@@ -216,9 +223,9 @@ async fn who_subscribes_before_the_start_misses_nothing() {
             .start()
             .unwrap();
         let mut events = events.recv().unwrap();
-        let first = events.next().await.unwrap();
-        assert!(matches!(first, Event::Setup(_) | Event::Fork(_)), "{first}");
+        let first = events.recv().await.unwrap();
+        assert!(matches!(first, Event::Setup { .. } | Event::Fork { .. }), "{first}");
         cluster.stop().unwrap();
-        while events.next().await.is_some() {}
+        while events.recv().await.is_some() {}
     }
 }

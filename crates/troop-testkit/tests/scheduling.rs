@@ -265,7 +265,9 @@ async fn supervised_workers_have_the_weights_of_their_slots() {
     let (mut port, mut slots) = (0, BTreeMap::new());
     for _ in 0..3 {
         let listening = |e: &Event| match e {
-            Event::Listening(w, at) => Some((w.clone(), u16::try_from(at.port?).ok()?)),
+            Event::Listening { worker: w, address: at, .. } => {
+                Some((w.clone(), u16::try_from(at.port?).ok()?))
+            }
             _ => None,
         };
         let (worker, at) = troop.until("listening", listening).await;

@@ -16,7 +16,7 @@ fn serving(address: &str) -> Builder {
 
 async fn listening(troop: &mut Troop) -> (WorkerHandle, u16) {
     let listens = |e: &Event| match e {
-        Event::Listening(w, at) => {
+        Event::Listening { worker: w, address: at, .. } => {
             Some((w.clone(), u16::try_from(at.port.unwrap_or(0)).unwrap_or(0)))
         }
         _ => None,

@@ -232,8 +232,10 @@ async fn a_hung_worker_is_found_out(setup: Setup) {
     assert!(before.elapsed() < Duration::from_secs(8), "{:?}", before.elapsed());
     let id = hung.0.id();
     let stalled = |wanted: bool| {
-        move |e: &Event| {
-            matches!(e, Event::Stalled(w, s) if w.id() == id && *s == wanted).then_some(())
+        move |e: &Event| match e {
+            Event::Stalled { worker, .. } if worker.id() == id => wanted.then_some(()),
+            Event::Resumed { worker, .. } if worker.id() == id => (!wanted).then_some(()),
+            _ => None,
         }
     };
     troop.until("the report", stalled(true)).await;
@@ -407,7 +409,7 @@ async fn somebody_else_in_the_group_is_reported_and_gets_nothing() {
     let intruder = TcpListener::from(intruder);
     intruder.set_nonblocking(true).unwrap();
     let reported = |e: &Event| match e {
-        Event::NotSteered(at, why) => Some(format!("{at}: {why}")),
+        Event::NotSteered { address: at, reason: why, .. } => Some(format!("{at}: {why}")),
         _ => None,
     };
     // A third worker would have the wrong number, so it shares a socket.
@@ -486,7 +488,8 @@ async fn what_cannot_be_steered_is_handed_over_and_that_is_said_once() {
         assert_eq!(answers.len(), 2);
         troop
             .until("the report", |e| {
-                matches!(e, Event::NotSteered(_, why) if why.contains("Unix")).then_some(())
+                matches!(e, Event::NotSteered { reason: why, .. } if why.contains("Unix"))
+                    .then_some(())
             })
             .await;
         assert_eq!(troop.story().matches("Unix").count(), 1, "{}", troop.story());

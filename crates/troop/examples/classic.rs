@@ -27,8 +27,8 @@ async fn primary() -> troop::Result<()> {
     for _ in 0..troop::available_workers() {
         cluster.fork(Fork::new()).await?;
     }
-    while let Some(event) = events.next().await {
-        if let Event::Exit(worker, _) = event {
+    while let Some(event) = events.recv().await {
+        if let Event::Exit { worker, .. } = event {
             println!("worker {} died", worker.pid());
             if cluster.workers().is_empty() {
                 break;

@@ -1,11 +1,14 @@
 //! What happens in a cluster, as a stream.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_core::Stream;
 use troop_core::event::{Address, ExitHow, Listening, Violation};
-use troop_core::supervise::{Afterwards, Cause, GiveUp, Progress};
+use troop_core::supervise::{Cause, GiveUp, Progress};
 use troop_core::text::{Escaping, escaped};
 
 use crate::error::Error;
@@ -17,54 +20,161 @@ use crate::settings::Settings;
 /// The most characters of what a health check has heard that are shown.
 const MAX_SHOWN: usize = 1000;
 
-/// Something that happened in the cluster. The first eight are Node's, in Node's order.
+/// An event of a cluster. The first eight are Node's, in Node's order.
+///
+/// `Display` writes an event as one line for people.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Event {
-    /// The settings were changed, or a fork used them (as in Node, every fork counts).
-    Setup(Arc<Settings>),
+    /// The settings changed, or a fork used them (as in Node, every fork counts).
+    #[non_exhaustive]
+    Setup {
+        /// The settings of forks from now on.
+        settings: Arc<Settings>,
+    },
     /// A worker's process was started.
-    Fork(WorkerHandle),
+    #[non_exhaustive]
+    Fork {
+        /// The new worker.
+        worker: WorkerHandle,
+    },
     /// A worker runs and its channel works.
-    Online(WorkerHandle),
-    /// One of a worker's servers listens.
-    Listening(WorkerHandle, Listening),
+    #[non_exhaustive]
+    Online {
+        /// The worker.
+        worker: WorkerHandle,
+    },
+    /// A server of a worker listens.
+    #[non_exhaustive]
+    Listening {
+        /// The worker.
+        worker: WorkerHandle,
+        /// Where it listens.
+        address: Listening,
+    },
     /// A worker sent a message.
-    Message(WorkerHandle, Message),
-    /// A worker's channel is closed.
-    Disconnect(WorkerHandle),
-    /// A worker's process has ended.
-    Exit(WorkerHandle, ExitHow),
-    /// Something went wrong that nobody was waiting for the outcome of.
-    Error(Option<WorkerHandle>, Arc<Error>),
-    /// A worker asked something.
-    Request(WorkerHandle, Request),
-    /// A worker broke a rule of the channel. With `true` it was killed for it.
-    Misbehaved(WorkerHandle, Violation, bool),
-    /// A worker does not take the connections that wait for it, and they go to others (`true`); or
-    /// it does again. Where the kernel chooses
-    /// ([`Scheduling::Steered`](crate::Scheduling::Steered)) this is seen by a queue that does not
-    /// move.
-    Stalled(WorkerHandle, bool),
-    /// A worker has failed its [`HealthCheck`](crate::HealthCheck): why. After enough of them it is
+    #[non_exhaustive]
+    Message {
+        /// The sender.
+        worker: WorkerHandle,
+        /// What it sent.
+        message: Message,
+    },
+    /// A worker's channel closed.
+    #[non_exhaustive]
+    Disconnect {
+        /// The worker.
+        worker: WorkerHandle,
+    },
+    /// A worker's process ended.
+    #[non_exhaustive]
+    Exit {
+        /// The worker.
+        worker: WorkerHandle,
+        /// How its process ended.
+        exit: ExitHow,
+    },
+    /// An operation failed whose outcome no caller awaits.
+    #[non_exhaustive]
+    Error {
+        /// The worker that it concerns; `None` for the cluster.
+        worker: Option<WorkerHandle>,
+        /// What failed.
+        error: Arc<Error>,
+    },
+    /// A worker sent a request and waits for the reply.
+    #[non_exhaustive]
+    Request {
+        /// The sender.
+        worker: WorkerHandle,
+        /// What it asks; also the way to reply.
+        request: Request,
+    },
+    /// A worker broke a rule of the channel.
+    #[non_exhaustive]
+    Misbehaved {
+        /// The worker.
+        worker: WorkerHandle,
+        /// The rule that it broke.
+        violation: Violation,
+        /// What follows for the worker.
+        consequence: Consequence,
+    },
+    /// A worker does not take the connections that wait for it; others get them. Where the kernel
+    /// chooses ([`Scheduling::Steered`](crate::Scheduling::Steered)) a queue that does not move
+    /// shows it.
+    #[non_exhaustive]
+    Stalled {
+        /// The worker.
+        worker: WorkerHandle,
+    },
+    /// A worker that had [stalled](Event::Stalled) takes connections again.
+    #[non_exhaustive]
+    Resumed {
+        /// The worker.
+        worker: WorkerHandle,
+    },
+    /// A worker failed its [`HealthCheck`](crate::HealthCheck). After enough failures it is
     /// replaced.
-    Unhealthy(WorkerHandle, String),
-    /// A listener is not steered by the kernel as was chosen, or not with a socket for each worker:
-    /// why, and what is done instead.
-    NotSteered(Address, String),
-    /// A listener was closed because no worker has it any more and nobody who is starting may ask
-    /// for it, or while connections waited for a worker: where it was bound, and how many
-    /// connections waited. Those are closed.
-    ListenerClosed(Address, usize),
-    /// A listener that clients could not reach, or would not have been able to, can be reached
-    /// again: what had happened.
-    ListenerRestored(Address, String),
-    /// Clients do not reach a listener: why, and what helps.
-    ListenerLost(Address, String),
-    /// What the supervision of a [`Builder`](crate::Builder) does.
+    #[non_exhaustive]
+    Unhealthy {
+        /// The worker.
+        worker: WorkerHandle,
+        /// What the check found.
+        reason: String,
+    },
+    /// A listener is not steered by the kernel as was chosen, or not with a socket for each worker.
+    #[non_exhaustive]
+    NotSteered {
+        /// Where it listens.
+        address: Address,
+        /// Why, and what is done instead.
+        reason: String,
+    },
+    /// A listener was closed because no worker has it any more and no starting worker may ask for
+    /// it, or while connections waited for a worker.
+    #[non_exhaustive]
+    ListenerClosed {
+        /// Where it was bound.
+        address: Address,
+        /// The number of waiting connections that were closed.
+        dropped: usize,
+    },
+    /// A listener that clients could not reach, or were about to lose, can be reached again.
+    #[non_exhaustive]
+    ListenerRestored {
+        /// Where it listens.
+        address: Address,
+        /// What had happened.
+        reason: String,
+    },
+    /// Clients do not reach a listener.
+    #[non_exhaustive]
+    ListenerLost {
+        /// Where it should listen.
+        address: Address,
+        /// Why, and what helps.
+        reason: String,
+    },
+    /// A step of the supervision of a [`Builder`](crate::Builder).
     Supervision(Progress),
-    /// This reader was too slow; this many events before the next one are lost to it.
-    Missed(u64),
+    /// This subscriber read too slowly and lost events before the next one.
+    #[non_exhaustive]
+    Lagged {
+        /// The number of events lost.
+        missed: u64,
+    },
+}
+
+/// What follows for a worker that broke a rule of the channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Consequence {
+    /// The violation is reported, and the worker goes on.
+    Reported,
+    /// The worker is killed, because nothing that it sends can be trusted any more, or because it
+    /// is hung.
+    Killed,
 }
 
 /// One line, in which nothing that a worker has said is obeyed by a terminal or forges another
@@ -78,123 +188,68 @@ impl fmt::Display for Event {
 impl Event {
     fn write(&self, f: &mut impl fmt::Write) -> fmt::Result {
         match self {
-            Event::Setup(_) => f.write_str("settings changed"),
-            Event::Fork(w) => write!(f, "worker {} started, pid {}", w.id(), w.pid()),
-            Event::Online(w) => write!(f, "worker {} online", w.id()),
-            Event::Listening(w, at) => write!(f, "worker {} listening on {at}", w.id()),
-            Event::Message(w, m) => {
+            Event::Setup { .. } => f.write_str("settings changed"),
+            Event::Fork { worker: w } => write!(f, "worker {} started, pid {}", w.id(), w.pid()),
+            Event::Online { worker: w } => write!(f, "worker {} online", w.id()),
+            Event::Listening { worker: w, address: at } => {
+                write!(f, "worker {} listening on {at}", w.id())
+            }
+            Event::Message { worker: w, message: m } => {
                 write!(f, "worker {} sent a message of {} bytes", w.id(), m.as_json().len())
             }
-            Event::Disconnect(w) => write!(f, "worker {} disconnected", w.id()),
-            Event::Exit(w, how @ ExitHow::Signal(signal)) if w.was_ended_by(*signal) => {
+            Event::Disconnect { worker: w } => write!(f, "worker {} disconnected", w.id()),
+            Event::Exit { worker: w, exit: how @ ExitHow::Signal(signal) }
+                if w.was_ended_by(*signal) =>
+            {
                 write!(f, "worker {} was ended by troop: {how}", w.id())
             }
-            Event::Exit(w, how) if w.exited_after_disconnect() == Some(true) || w.was_to_end() => {
+            Event::Exit { worker: w, exit: how }
+                if w.exited_after_disconnect() == Some(true) || w.was_to_end() =>
+            {
                 write!(f, "worker {} finished: {how}", w.id())
             }
-            Event::Exit(w, how) => write!(f, "worker {} died: {how}", w.id()),
-            Event::Error(Some(w), e) => write!(f, "worker {}: {}", w.id(), e.chain()),
-            Event::Error(None, e) => f.write_str(&e.chain()),
-            Event::Request(w, r) => {
+            Event::Exit { worker: w, exit: how } => write!(f, "worker {} died: {how}", w.id()),
+            Event::Error { worker: Some(w), error: e } => {
+                write!(f, "worker {}: {}", w.id(), e.chain())
+            }
+            Event::Error { worker: None, error: e } => f.write_str(&e.chain()),
+            Event::Request { worker: w, request: r } => {
                 write!(f, "worker {} asked something, {} bytes", w.id(), r.as_json().len())
             }
-            Event::Misbehaved(w, what, true) => {
+            Event::Misbehaved { worker: w, violation: what, consequence: Consequence::Killed } => {
                 write!(f, "worker {} was killed because it sent {what}", w.id())
             }
-            Event::Misbehaved(w, what, false) => write!(f, "worker {} sent {what}", w.id()),
-            Event::Stalled(w, true) => {
+            Event::Misbehaved {
+                worker: w,
+                violation: what,
+                consequence: Consequence::Reported,
+            } => write!(f, "worker {} sent {what}", w.id()),
+            Event::Stalled { worker: w } => {
                 write!(f, "worker {} does not take its connections; others get them", w.id())
             }
-            Event::Stalled(w, false) => write!(f, "worker {} takes connections again", w.id()),
-            Event::Unhealthy(w, why) => {
+            Event::Resumed { worker: w } => write!(f, "worker {} takes connections again", w.id()),
+            Event::Unhealthy { worker: w, reason: why } => {
                 write!(f, "worker {}: {:.MAX_SHOWN$}", w.id(), escaped(why))
             }
-            Event::ListenerRestored(at, why) => write!(f, "{at} is reached again: {why}"),
-            Event::ListenerLost(at, why) => write!(f, "{at} is not reached: {why}"),
-            Event::NotSteered(at, why) => write!(f, "{at}: {why}"),
-            Event::ListenerClosed(at, 0) => {
+            Event::ListenerRestored { address: at, reason: why } => {
+                write!(f, "{at} is reached again: {why}")
+            }
+            Event::ListenerLost { address: at, reason: why } => {
+                write!(f, "{at} is not reached: {why}")
+            }
+            Event::NotSteered { address: at, reason: why } => write!(f, "{at}: {why}"),
+            Event::ListenerClosed { address: at, dropped: 0 } => {
                 write!(f, "{at} is closed: no worker listens there any more")
             }
-            Event::ListenerClosed(at, dropped) => {
+            Event::ListenerClosed { address: at, dropped } => {
                 write!(
                     f,
                     "{at} is closed: no worker listens there any more; connections that waited there and were closed: {dropped}"
                 )
             }
-            Event::Supervision(progress) => fmt_progress(progress, f),
-            Event::Missed(n) => write!(f, "{n} events missed"),
+            Event::Supervision(progress) => write!(f, "{progress}"),
+            Event::Lagged { missed: n } => write!(f, "{n} events missed"),
         }
-    }
-}
-
-fn fmt_progress(progress: &Progress, f: &mut impl fmt::Write) -> fmt::Result {
-    match progress {
-        // The end of a worker has been told; why one could not be started has not.
-        Progress::Restarting { delay, cause: Cause::NotStarted(reason) } => {
-            write!(f, "{reason}; trying again in {delay:.1?}")
-        }
-        Progress::NotRestarting { worker, how } => {
-            write!(f, "worker {worker} ended for good: {how}")
-        }
-        Progress::Recycling { worker, reason } => write!(f, "replacing worker {worker}: {reason}"),
-        Progress::RecycleFailed { worker, reason } => {
-            write!(f, "worker {worker} goes on: {reason}")
-        }
-        Progress::RollingBack { workers } => write!(f, "reload: going back with {workers} workers"),
-        Progress::RollBackFailed { reason } => {
-            write!(f, "reload: going back did not work, it is tried again: {reason}")
-        }
-        Progress::Pausing => f.write_str("pausing: the workers finish, the listeners stay"),
-        Progress::Degraded { ready: 0, .. } => f.write_str("degraded: no worker is ready"),
-        Progress::Degraded { ready, wanted } => {
-            write!(f, "degraded: {ready} of {wanted} workers are ready")
-        }
-        Progress::Recovering { ready, wanted } => {
-            write!(f, "recovering: {ready} of {wanted} workers are ready again")
-        }
-        Progress::NotReady { worker, within } => {
-            write!(f, "worker {worker} was not ready within {within:.0?} and is ended")
-        }
-        Progress::Recovered { workers } => write!(f, "all {workers} workers are ready again"),
-        Progress::Restarting { delay, .. } if delay.is_zero() => {
-            f.write_str("starting a new worker")
-        }
-        Progress::Restarting { delay, .. } => write!(f, "starting a new worker in {delay:.1?}"),
-        Progress::ReloadStarted { workers } => write!(f, "reload: replacing {workers} workers"),
-        Progress::Awaiting { worker, at } => {
-            write!(
-                f,
-                "waiting for worker {worker} to listen on {at}, as the one that it replaces does"
-            )
-        }
-        Progress::PutOff { worker } => {
-            write!(
-                f,
-                "worker {worker} does not listen where only the one that it was to replace does; the others are replaced first"
-            )
-        }
-        Progress::Replaced { old, new } => {
-            write!(f, "reload: worker {new} takes over from worker {old}")
-        }
-        Progress::ReloadFinished => f.write_str("reload: done"),
-        Progress::ReloadFailed { reason, then } => {
-            let then = match then {
-                Afterwards::GoesOn => "; the old workers go on",
-                Afterwards::Replaced => "; the workers have been replaced",
-                Afterwards::Retries => "; no worker is ready, and more are started as before",
-                Afterwards::Paused => "; still paused, until the next reload",
-                Afterwards::Ends => "",
-            };
-            write!(f, "reload failed: {reason}{then}")
-        }
-        Progress::ReloadRefused => {
-            f.write_str("reload refused: one is under way, or the cluster is stopping")
-        }
-        Progress::Stopping => f.write_str("stopping"),
-        Progress::GraceOver(worker) => {
-            write!(f, "worker {worker} did not finish in time and is killed")
-        }
-        Progress::GivingUp(why) => write!(f, "giving up: {why}"),
     }
 }
 
@@ -206,20 +261,21 @@ impl Weigh for Event {
     fn weight(&self) -> usize {
         let address = |at: &Address| at.address.as_ref().map_or(0, String::len);
         match self {
-            Event::Message(_, m) => m.weight(),
-            Event::Request(_, r) => r.weight(),
-            Event::Fork(_) => WORKER_BYTES,
+            Event::Message { message: m, .. } => m.weight(),
+            Event::Request { request: r, .. } => r.weight(),
+            Event::Fork { .. } => WORKER_BYTES,
             // With what it wrote last to standard error.
-            Event::Exit(..) => crate::primary::MAX_TAIL,
-            Event::Listening(_, at)
-            | Event::ListenerClosed(at, _)
+            Event::Exit { .. } => crate::primary::MAX_TAIL,
+            Event::Listening { address: at, .. }
+            | Event::ListenerClosed { address: at, .. }
             | Event::Supervision(Progress::Awaiting { at, .. }) => address(at),
-            Event::NotSteered(at, why) => address(at) + why.len(),
-            Event::Unhealthy(_, why) => why.len(),
-            Event::Misbehaved(_, Violation::Malformed(what) | Violation::Forbidden(what), _) => {
-                what.len()
-            }
-            Event::Error(_, e) => e.weight(),
+            Event::NotSteered { address: at, reason: why } => address(at) + why.len(),
+            Event::Unhealthy { reason: why, .. } => why.len(),
+            Event::Misbehaved {
+                violation: Violation::Malformed(what) | Violation::Forbidden(what),
+                ..
+            } => what.len(),
+            Event::Error { error: e, .. } => e.weight(),
             Event::Supervision(
                 Progress::Restarting { cause: Cause::NotStarted(reason), .. }
                 | Progress::GivingUp(GiveUp::NeverReady { cause: Cause::NotStarted(reason), .. })
@@ -233,33 +289,59 @@ impl Weigh for Event {
     }
 
     fn missed(n: u64) -> Event {
-        Event::Missed(n)
+        Event::Lagged { missed: n }
     }
 }
 
-/// The events of a cluster, from the moment this was made. For a slow reader up to 16 MiB are kept
-/// (each event counts 128 bytes and its message or text, a socket 16 KiB), then the oldest are
-/// dropped and the reader is told how many by [`Event::Missed`].
+/// The events of a cluster from the moment of the call of
+/// [`Cluster::events`](crate::Cluster::events).
+///
+/// Up to 16 MiB wait for a slow subscriber (each event counts 128 bytes and its message or text, a
+/// socket 16 KiB). Then the oldest are dropped, and [`Event::Lagged`] says how many.
+///
+/// It is a [`Stream`] as well, for the combinators of `futures` and `tokio-stream`.
+///
+/// ```no_run
+/// # async fn watch(cluster: troop::Cluster) {
+/// use troop::Event;
+///
+/// let mut events = cluster.events();
+/// while let Some(event) = events.recv().await {
+///     if let Event::Exit { worker, exit, .. } = event {
+///         eprintln!("worker {} ended: {exit}", worker.id());
+///     }
+/// }
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Events {
     reader: Reader<Event>,
 }
 
 impl Events {
-    /// The next event; `None` after the last one, when the cluster is over. Cancel safe.
-    pub async fn next(&mut self) -> Option<Event> {
-        self.reader.next().await
+    /// Waits for the next event. Returns `None` after the last one, when the cluster is over.
+    /// Cancel safe.
+    pub async fn recv(&mut self) -> Option<Event> {
+        self.reader.recv().await
     }
 
-    /// The next event if there is one.
-    pub fn try_next(&mut self) -> Option<Event> {
-        self.reader.try_next()
+    /// Returns the next event if one waits.
+    pub fn try_recv(&mut self) -> Option<Event> {
+        self.reader.try_recv()
     }
 
-    /// Blocks until the next event, the end of the cluster (`None`), or the end of the time
-    /// (`None`).
-    pub fn next_blocking(&mut self, timeout: Duration) -> Option<Event> {
-        self.reader.next_blocking(timeout)
+    /// Blocks until the next event. Returns `None` after the last one, when the cluster is over,
+    /// and when `timeout` has passed.
+    pub fn blocking_recv(&mut self, timeout: Duration) -> Option<Event> {
+        self.reader.blocking_recv(timeout)
+    }
+}
+
+impl Stream for Events {
+    type Item = Event;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.reader.poll_recv(context)
     }
 }
 
@@ -330,14 +412,47 @@ mod tests {
         let kept = 16 * 1024 * 1024 / ITEM_BYTES;
         let bus = Bus::default();
         let mut events = bus.subscribe(crate::queue::MAX_BYTES);
-        let mut batch: Vec<_> = (0..kept + 10).map(|n| Event::Missed(n as u64)).collect();
+        let mut batch: Vec<_> =
+            (0..kept + 10).map(|n| Event::Lagged { missed: n as u64 }).collect();
         bus.publish(&mut batch);
-        assert!(matches!(events.try_next(), Some(Event::Missed(10))));
+        assert!(matches!(events.try_recv(), Some(Event::Lagged { missed: 10 })));
         assert!(
-            matches!(events.try_next(), Some(Event::Missed(10))),
+            matches!(events.try_recv(), Some(Event::Lagged { missed: 10 })),
             "the first that was kept is number 10"
         );
         bus.close();
-        assert_eq!(std::iter::from_fn(|| events.next_blocking(Duration::ZERO)).count(), kept - 1);
+        assert_eq!(std::iter::from_fn(|| events.blocking_recv(Duration::ZERO)).count(), kept - 1);
+    }
+
+    #[tokio::test]
+    async fn a_subscriber_that_waits_is_woken_by_events_and_by_the_end() {
+        let bus = Arc::new(Bus::default());
+        let mut events = bus.subscribe(crate::queue::MAX_BYTES);
+        let (waits, waiting) = std::sync::mpsc::channel();
+        let publisher = std::thread::spawn(move || {
+            // Each step only when the subscriber waits.
+            for missed in 1..=2 {
+                waiting.recv().expect("the subscriber waits");
+                bus.publish(&mut vec![Event::Lagged { missed }]);
+            }
+            waiting.recv().expect("the subscriber waits");
+            bus.close();
+        });
+        for expected in [Some(1), Some(2), None] {
+            let next = std::future::poll_fn(|context| {
+                let polled = Pin::new(&mut events).poll_next(context);
+                if polled.is_pending() {
+                    waits.send(()).expect("the publisher lives");
+                }
+                polled
+            });
+            let next = tokio::time::timeout(Duration::from_secs(20), next).await;
+            let missed = match next.expect("the subscriber is woken") {
+                Some(Event::Lagged { missed }) => Some(missed),
+                _ => None,
+            };
+            assert_eq!(missed, expected);
+        }
+        publisher.join().expect("the publisher does not panic");
     }
 }

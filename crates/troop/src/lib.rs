@@ -81,7 +81,7 @@ mod worker;
 pub use activation::ActivationSocket;
 pub use counted::Counted;
 pub use error::{Error, Result};
-pub use events::{Event, Events};
+pub use events::{Consequence, Event, Events};
 pub use inherited::InheritedSocket;
 pub use message::{Handle, Message, Request};
 pub use net::{TcpListener, TcpStream, UnixListener, UnixStream};

@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
-
-use tokio::sync::Notify;
 
 /// The most bytes that wait for one reader, unless another number was chosen.
 pub(crate) const MAX_BYTES: usize = 16 * 1024 * 1024;
@@ -27,34 +27,41 @@ struct Waiting<T> {
     closed: bool,
     /// Threads that wait in a system call; only they need one to be woken.
     blocked: usize,
+    /// The task that waits.
+    task: Option<Waker>,
 }
 
 /// Where items wait.
 pub(crate) struct Queue<T> {
     waiting: Mutex<Waiting<T>>,
-    arrived: Notify,
     arrived_blocking: Condvar,
     max_bytes: usize,
 }
 
 impl<T: Weigh> Queue<T> {
     fn new(max_bytes: usize) -> Queue<T> {
-        let waiting =
-            Waiting { items: VecDeque::new(), bytes: 0, missed: 0, closed: false, blocked: 0 };
-        Queue {
-            waiting: Mutex::new(waiting),
-            arrived: Notify::new(),
-            arrived_blocking: Condvar::new(),
-            max_bytes,
-        }
+        let waiting = Waiting {
+            items: VecDeque::new(),
+            bytes: 0,
+            missed: 0,
+            closed: false,
+            blocked: 0,
+            task: None,
+        };
+        Queue { waiting: Mutex::new(waiting), arrived_blocking: Condvar::new(), max_bytes }
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting<T>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ring(&self, blocked: usize) {
-        self.arrived.notify_one();
+    /// Wakes the reader, without the lock that it needs first.
+    fn wake(&self, mut waiting: MutexGuard<'_, Waiting<T>>) {
+        let (task, blocked) = (waiting.task.take(), waiting.blocked);
+        drop(waiting);
+        if let Some(task) = task {
+            task.wake();
+        }
         if blocked > 0 {
             self.arrived_blocking.notify_all();
         }
@@ -78,18 +85,14 @@ impl<T: Weigh> Queue<T> {
                 }
             }
         }
-        let blocked = waiting.blocked;
-        drop(waiting);
-        self.ring(blocked);
+        self.wake(waiting);
     }
 
     /// No more will come.
     pub(crate) fn close(&self) {
         let mut waiting = self.lock();
         waiting.closed = true;
-        let blocked = waiting.blocked;
-        drop(waiting);
-        self.ring(blocked);
+        self.wake(waiting);
     }
 }
 
@@ -121,48 +124,51 @@ impl<T: Weigh> Reader<T> {
         &self.queue
     }
 
-    /// `Some(true)`: there are items now. `Some(false)`: there never will be. `None`: not yet.
-    fn refill(&mut self) -> Option<bool> {
-        let mut waiting = self.queue.lock();
+    /// Takes all items that wait.
+    fn refill(batch: &mut VecDeque<T>, waiting: &mut Waiting<T>) {
         let missed = std::mem::take(&mut waiting.missed);
         if missed > 0 {
-            self.batch.push_back(T::missed(missed));
+            batch.push_back(T::missed(missed));
         }
         waiting.bytes = 0;
-        if self.batch.is_empty() {
-            std::mem::swap(&mut self.batch, &mut waiting.items);
+        if batch.is_empty() {
+            std::mem::swap(batch, &mut waiting.items);
         } else {
-            self.batch.append(&mut waiting.items);
-        }
-        if self.batch.is_empty() { waiting.closed.then_some(false) } else { Some(true) }
-    }
-
-    pub(crate) async fn next(&mut self) -> Option<T> {
-        let queue = self.queue.clone();
-        loop {
-            if let Some(item) = self.batch.pop_front() {
-                return Some(item);
-            }
-            let arrived = queue.arrived.notified();
-            match self.refill() {
-                Some(true) => {}
-                Some(false) => return None,
-                None => arrived.await,
-            }
+            batch.append(&mut waiting.items);
         }
     }
 
-    pub(crate) fn try_next(&mut self) -> Option<T> {
+    pub(crate) fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Option<T>> {
+        if let Some(item) = self.batch.pop_front() {
+            return Poll::Ready(Some(item));
+        }
+        let mut waiting = self.queue.lock();
+        Self::refill(&mut self.batch, &mut waiting);
+        match self.batch.pop_front() {
+            Some(item) => Poll::Ready(Some(item)),
+            None if waiting.closed => Poll::Ready(None),
+            None => {
+                waiting.task = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    pub(crate) async fn recv(&mut self) -> Option<T> {
+        poll_fn(|context| self.poll_recv(context)).await
+    }
+
+    pub(crate) fn try_recv(&mut self) -> Option<T> {
         if self.batch.is_empty() {
-            self.refill();
+            Self::refill(&mut self.batch, &mut self.queue.lock());
         }
         self.batch.pop_front()
     }
 
-    pub(crate) fn next_blocking(&mut self, timeout: Duration) -> Option<T> {
+    pub(crate) fn blocking_recv(&mut self, timeout: Duration) -> Option<T> {
         let deadline = Instant::now() + timeout;
         loop {
-            if let Some(item) = self.try_next() {
+            if let Some(item) = self.try_recv() {
                 return Some(item);
             }
             let left = deadline.checked_duration_since(Instant::now())?;

@@ -356,7 +356,7 @@ impl Server {
         if !self.cluster.recycle(worker, "it was asked for").await.map_err(|e| failed(&e))? {
             return Err(Failure::new("busy", "others are being replaced, or it is leaving"));
         }
-        while let Some(event) = events.next().await {
+        while let Some(event) = events.recv().await {
             match event {
                 Event::Supervision(Progress::Replaced { old, new }) if old == worker => {
                     return Ok(json!({ "replaced": 1, "new": new }));
@@ -368,7 +368,7 @@ impl Server {
                     return Err(Failure::new("busy", "all are being replaced now"));
                 }
                 Event::Supervision(Progress::Stopping) => break,
-                Event::Exit(ended, _) if ended.id() == worker => {
+                Event::Exit { worker: ended, .. } if ended.id() == worker => {
                     return Err(Failure::new("failed", "it ended by itself meanwhile"));
                 }
                 _ => {}
@@ -441,7 +441,7 @@ impl Server {
         let mut events: Events = self.cluster.events_within(FOLLOWER_BYTES);
         loop {
             tokio::select! {
-                event = events.next() => match event {
+                event = events.recv() => match event {
                     Some(event) => send_answer(stream, &Answer::Event(log::as_json(&event))).await?,
                     None => return Ok(Ok(json!({}))),
                 },

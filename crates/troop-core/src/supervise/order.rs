@@ -56,6 +56,7 @@ pub enum Cause {
 /// Why supervision gave up. Shown the same wherever it is reported: as an event, in the log and as
 /// the program's error.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum GiveUp {
     /// No worker became ready before too many ended or could not be started.
     NeverReady {
@@ -130,6 +131,7 @@ pub enum Afterwards {
 
 /// What the supervisor does, for people to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Progress {
     /// A worker ended unexpectedly and will be replaced.
     Restarting {
@@ -240,4 +242,82 @@ pub enum Progress {
     },
     /// The start has failed, or no worker has been ready for too long; no more are started.
     GivingUp(GiveUp),
+}
+
+/// One line for people. Texts of workers are in it as they were sent.
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // The end of a worker has been told; why one could not be started has not.
+            Progress::Restarting { delay, cause: Cause::NotStarted(reason) } => {
+                write!(f, "{reason}; trying again in {delay:.1?}")
+            }
+            Progress::NotRestarting { worker, how } => {
+                write!(f, "worker {worker} ended for good: {how}")
+            }
+            Progress::Recycling { worker, reason } => {
+                write!(f, "replacing worker {worker}: {reason}")
+            }
+            Progress::RecycleFailed { worker, reason } => {
+                write!(f, "worker {worker} goes on: {reason}")
+            }
+            Progress::RollingBack { workers } => {
+                write!(f, "reload: going back with {workers} workers")
+            }
+            Progress::RollBackFailed { reason } => {
+                write!(f, "reload: going back did not work, it is tried again: {reason}")
+            }
+            Progress::Pausing => f.write_str("pausing: the workers finish, the listeners stay"),
+            Progress::Degraded { ready: 0, .. } => f.write_str("degraded: no worker is ready"),
+            Progress::Degraded { ready, wanted } => {
+                write!(f, "degraded: {ready} of {wanted} workers are ready")
+            }
+            Progress::Recovering { ready, wanted } => {
+                write!(f, "recovering: {ready} of {wanted} workers are ready again")
+            }
+            Progress::NotReady { worker, within } => {
+                write!(f, "worker {worker} was not ready within {within:.0?} and is ended")
+            }
+            Progress::Recovered { workers } => write!(f, "all {workers} workers are ready again"),
+            Progress::Restarting { delay, .. } if delay.is_zero() => {
+                f.write_str("starting a new worker")
+            }
+            Progress::Restarting { delay, .. } => write!(f, "starting a new worker in {delay:.1?}"),
+            Progress::ReloadStarted { workers } => write!(f, "reload: replacing {workers} workers"),
+            Progress::Awaiting { worker, at } => {
+                write!(
+                    f,
+                    "waiting for worker {worker} to listen on {at}, as the one that it replaces does"
+                )
+            }
+            Progress::PutOff { worker } => {
+                write!(
+                    f,
+                    "worker {worker} does not listen where only the one that it was to replace does; the others are replaced first"
+                )
+            }
+            Progress::Replaced { old, new } => {
+                write!(f, "reload: worker {new} takes over from worker {old}")
+            }
+            Progress::ReloadFinished => f.write_str("reload: done"),
+            Progress::ReloadFailed { reason, then } => {
+                let then = match then {
+                    Afterwards::GoesOn => "; the old workers go on",
+                    Afterwards::Replaced => "; the workers have been replaced",
+                    Afterwards::Retries => "; no worker is ready, and more are started as before",
+                    Afterwards::Paused => "; still paused, until the next reload",
+                    Afterwards::Ends => "",
+                };
+                write!(f, "reload failed: {reason}{then}")
+            }
+            Progress::ReloadRefused => {
+                f.write_str("reload refused: one is under way, or the cluster is stopping")
+            }
+            Progress::Stopping => f.write_str("stopping"),
+            Progress::GraceOver(worker) => {
+                write!(f, "worker {worker} did not finish in time and is killed")
+            }
+            Progress::GivingUp(why) => write!(f, "giving up: {why}"),
+        }
+    }
 }

@@ -45,7 +45,7 @@ async fn listeners_of_workers_that_died_are_closed_and_nobody_is_left_waiting_th
     let silent = scene.raw(&[ONLINE; 5]).await;
     for _ in 0..LIVES {
         let closed = |event: &Event| match event {
-            Event::ListenerClosed(at, dropped) => Some((at.port, *dropped)),
+            Event::ListenerClosed { address: at, dropped, .. } => Some((at.port, *dropped)),
             _ => None,
         };
         let (port, dropped) = scene.troop.until("the end of a listener", closed).await;

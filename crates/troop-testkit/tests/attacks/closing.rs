@@ -55,10 +55,10 @@ async fn more_descriptors_than_can_wait_to_be_closed_hold_nobody_up() {
     let worker = scene.raw(&steps).await;
     let id = worker.id();
     let over = |event: &Event| match event {
-        Event::Message(w, message) => {
+        Event::Message { worker: w, message, .. } => {
             (w.id() == id && message.as_json().contains("here")).then_some(())
         }
-        Event::Exit(w, _) => (w.id() == id).then_some(()),
+        Event::Exit { worker: w, .. } => (w.id() == id).then_some(()),
         _ => None,
     };
     scene.troop.until("the end of its messages", over).await;
@@ -125,7 +125,7 @@ async fn a_worker_that_has_its_connections_linger_all_the_time_holds_nobody_up()
     scene
         .troop
         .until("its listener", |e| {
-            matches!(e, Event::Listening(w, _) if w.id() == id).then_some(())
+            matches!(e, Event::Listening { worker: w, .. } if w.id() == id).then_some(())
         })
         .await;
     let over = Arc::new(AtomicBool::new(false));

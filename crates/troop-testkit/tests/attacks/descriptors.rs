@@ -8,7 +8,7 @@ use std::process::Stdio;
 
 use rustix::net;
 use serde_json::{Value, json};
-use troop::{Cluster, Event, InheritedSocket, Setup, Violation};
+use troop::{Cluster, Consequence, Event, InheritedSocket, Setup, Violation};
 use troop_testkit::node_program;
 
 use super::scene::{ONLINE, Scene, alone};
@@ -167,8 +167,9 @@ async fn neither_a_listener_nor_a_client_at_the_longest_path_ends_the_primary() 
         )]))
         .unwrap();
     let worker = scene.troop.fork().await;
-    let listens =
-        |e: &Event| matches!(e, Event::Listening(w, _) if w.id() == worker.id()).then_some(());
+    let listens = |e: &Event| {
+        matches!(e, Event::Listening { worker: w, .. } if w.id() == worker.id()).then_some(())
+    };
     scene.troop.until("listening", listens).await;
     let (client, _) = of_the_longest_path(directory.path(), "c");
     net::connect(&client, &net::SocketAddrUnix::new(&path).unwrap()).unwrap();
@@ -224,8 +225,17 @@ async fn every_other_spelling_of_a_listener_is_refused_or_means_what_is_listed()
     ] {
         assert_eq!(scene.errno_of_query(&fields).await, expected, "{fields}");
     }
-    let forbidden =
-        |e: &Event| matches!(e, Event::Misbehaved(_, Violation::Forbidden(_), false)).then_some(());
+    let forbidden = |e: &Event| {
+        matches!(
+            e,
+            Event::Misbehaved {
+                violation: Violation::Forbidden(_),
+                consequence: Consequence::Reported,
+                ..
+            }
+        )
+        .then_some(())
+    };
     scene.troop.until("a report", forbidden).await;
     scene.honest_worker_serves().await;
 }

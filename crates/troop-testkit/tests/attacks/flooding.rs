@@ -79,7 +79,7 @@ async fn a_test_forks_its_own_harness() {
         (cluster.fork(Fork::new()).await.unwrap(), cluster.fork(Fork::new()).await.unwrap());
     let mut ended = 0;
     while ended < 2 {
-        ended += u32::from(matches!(events.next().await, Some(troop::Event::Exit(..)) | None));
+        ended += u32::from(matches!(events.recv().await, Some(troop::Event::Exit { .. }) | None));
     }
 }
 

@@ -120,8 +120,8 @@ async fn answers_that_a_worker_does_not_read_are_bounded_whatever_the_program_sa
     let mut requests = Vec::new();
     let deadline = Instant::now() + Duration::from_secs(3);
     while Instant::now() < deadline {
-        if let Ok(Some(Event::Request(_, request))) =
-            tokio::time::timeout(Duration::from_millis(200), scene.troop.events.next()).await
+        if let Ok(Some(Event::Request { request, .. })) =
+            tokio::time::timeout(Duration::from_millis(200), scene.troop.events.recv()).await
         {
             requests.push(request);
         }
@@ -176,7 +176,9 @@ async fn copies_of_a_shared_listener_that_a_worker_does_not_read_are_bounded() {
     let _ = worker.kill(9).await;
     scene
         .troop
-        .until("its end", |e| matches!(e, Event::Exit(w, _) if w.id() == id).then_some(()))
+        .until("its end", |e| {
+            matches!(e, Event::Exit { worker: w, .. } if w.id() == id).then_some(())
+        })
         .await;
     scene.honest_worker_serves().await;
     wait_until("every copy to be closed", || open_descriptors() <= before);
@@ -279,8 +281,8 @@ async fn a_shortage_of_descriptors_is_said_once_with_what_to_do_and_clients_are_
     clients.iter().for_each(|client| connect(client, &address).unwrap());
     let mut said = Vec::new();
     let mut deadline = tokio::time::Instant::now() + PATIENCE;
-    while let Ok(Some(event)) = tokio::time::timeout_at(deadline, scene.troop.events.next()).await {
-        if let Event::Error(None, e) = event {
+    while let Ok(Some(event)) = tokio::time::timeout_at(deadline, scene.troop.events.recv()).await {
+        if let Event::Error { worker: None, error: e, .. } = event {
             if said.is_empty() {
                 // Long enough for several more attempts.
                 deadline = tokio::time::Instant::now() + Duration::from_millis(1500);

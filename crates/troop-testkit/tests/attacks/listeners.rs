@@ -54,7 +54,7 @@ fn removes_before_it_listens(path: &Path) -> Setup {
 
 async fn all_listen(troop: &mut Troop, count: usize) {
     for _ in 0..count {
-        troop.until("listening", |e| matches!(e, Event::Listening(..)).then_some(())).await;
+        troop.until("listening", |e| matches!(e, Event::Listening { .. }).then_some(())).await;
     }
 }
 
@@ -92,7 +92,7 @@ async fn workers_that_remove_the_path_before_they_listen_are_reached_from_the_st
     // Removed by somebody who does not listen.
     std::fs::remove_file(&path).unwrap();
     until_served(&path).await;
-    troop.until("the report", |e| matches!(e, Event::ListenerRestored(..)).then_some(())).await;
+    troop.until("the report", |e| matches!(e, Event::ListenerRestored { .. }).then_some(())).await;
     troop.cluster.disconnect().await.unwrap();
     assert!(!path.exists(), "it is removed at the end");
 }
@@ -145,7 +145,7 @@ async fn a_path_that_another_program_has_taken_is_left_to_it_and_that_is_said() 
     std::fs::remove_file(&path).unwrap();
     let theirs = std::os::unix::net::UnixListener::bind(&path).unwrap();
     let lost = |e: &Event| match e {
-        Event::ListenerLost(_, why) => Some(why.clone()),
+        Event::ListenerLost { reason: why, .. } => Some(why.clone()),
         _ => None,
     };
     assert!(troop.until("the report", lost).await.contains("something else"));
@@ -197,7 +197,7 @@ async fn a_shared_port_that_a_worker_shuts_down_listens_again_and_that_is_said()
     let serves = "require('net').createServer((s) => s.resume().end('served')).on('error', () => {}).listen(0, '127.0.0.1')";
     let mut troop = Troop::start(builder.setup(node(serves)));
     let listening = |e: &Event| match e {
-        Event::Listening(_, at) => Some(u16::try_from(at.port.unwrap()).unwrap()),
+        Event::Listening { address: at, .. } => Some(u16::try_from(at.port.unwrap()).unwrap()),
         _ => None,
     };
     let port = troop.until("listening", listening).await;
@@ -206,7 +206,7 @@ async fn a_shared_port_that_a_worker_shuts_down_listens_again_and_that_is_said()
     let worker = troop.cluster.workers().remove(0);
     assert_eq!(shut_down_listeners(worker.pid()), 1);
     let restored = |e: &Event| match e {
-        Event::ListenerRestored(_, why) => Some(why.clone()),
+        Event::ListenerRestored { reason: why, .. } => Some(why.clone()),
         _ => None,
     };
     let why = troop.until("the report", restored).await;
@@ -238,6 +238,6 @@ async fn a_listener_that_the_primary_accepts_on_listens_again_too() {
     troop.message(&worker).await;
     until_port_serves(port, "at first").await;
     rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
-    troop.until("the report", |e| matches!(e, Event::ListenerRestored(..)).then_some(())).await;
+    troop.until("the report", |e| matches!(e, Event::ListenerRestored { .. }).then_some(())).await;
     until_port_serves(port, "afterwards").await;
 }

@@ -64,7 +64,7 @@ async fn until_served(port: u16, when: &str) {
 
 async fn restored(troop: &mut Troop) -> String {
     let restored = |e: &Event| match e {
-        Event::ListenerRestored(_, why) => Some(why.clone()),
+        Event::ListenerRestored { reason: why, .. } => Some(why.clone()),
         _ => None,
     };
     troop.until("the report", restored).await
@@ -111,7 +111,7 @@ async fn a_shared_port_on_which_a_worker_sets_what_turns_clients_away_is_as_it_w
     let builder = Cluster::builder().scheduling(Scheduling::Shared).workers(2).replace(at_once());
     let mut troop = Troop::start(builder.setup(node(&format!("{SERVES}.listen(0, '127.0.0.1')"))));
     let listening = |e: &Event| match e {
-        Event::Listening(_, at) => Some(u16::try_from(at.port.unwrap()).unwrap()),
+        Event::Listening { address: at, .. } => Some(u16::try_from(at.port.unwrap()).unwrap()),
         _ => None,
     };
     let port = troop.until("listening", listening).await;
@@ -139,7 +139,7 @@ async fn the_shard_of_a_worker_serves_its_successor_and_holds_up_nobody_whatever
         Cluster::builder().scheduling("steered".parse().unwrap()).workers(2).replace(at_once());
     let mut troop = Troop::start(builder.setup(node(&format!("{SERVES}.listen(0, '127.0.0.1')"))));
     let listening = |e: &Event| match e {
-        Event::Listening(_, at) => Some(u16::try_from(at.port.unwrap()).unwrap()),
+        Event::Listening { address: at, .. } => Some(u16::try_from(at.port.unwrap()).unwrap()),
         _ => None,
     };
     let port = troop.until("listening", listening).await;
@@ -185,7 +185,9 @@ async fn the_primary_does_not_wait(setup: impl FnOnce(Setup) -> Setup, over_and_
         Cluster::builder().scheduling("steered".parse().unwrap()).workers(1).replace(at_once());
     let mut troop = Troop::start(builder.setup(setup(node(&text))));
     let listening = |e: &Event| match e {
-        Event::Listening(w, at) => Some((w.clone(), u16::try_from(at.port.unwrap()).unwrap())),
+        Event::Listening { worker: w, address: at, .. } => {
+            Some((w.clone(), u16::try_from(at.port.unwrap()).unwrap()))
+        }
         _ => None,
     };
     let (worker, port) = troop.until("listening", listening).await;
@@ -309,7 +311,7 @@ async fn a_path_that_workers_have_by_activation_is_bound_anew_and_they_are_repla
     let other = directory.path().join("other");
     let theirs = std::os::unix::net::UnixListener::bind(&other).unwrap();
     std::fs::rename(&other, &path).unwrap();
-    let lost = |e: &Event| matches!(e, Event::ListenerLost(..)).then_some(());
+    let lost = |e: &Event| matches!(e, Event::ListenerLost { .. }).then_some(());
     troop.until("the report", lost).await;
     troop.cluster.disconnect().await.unwrap();
     assert!(path.exists());

@@ -123,7 +123,9 @@ async fn a_directory_that_becomes_a_link_does_not_lead_root_to_its_own_files() {
     // Its answers are not read, so it may have to be helped to its end.
     let id = worker.id();
     let done = |e: &Event| match e {
-        Event::Message(w, _) | Event::Exit(w, _) if w.id() == id => Some(()),
+        Event::Message { worker: w, .. } | Event::Exit { worker: w, .. } if w.id() == id => {
+            Some(())
+        }
         _ => None,
     };
     scene.troop.until("its end", done).await;

@@ -39,7 +39,7 @@ async fn events_of_a_hostile_worker_are_one_harmless_line_each() {
     let killed = |event: &Event| {
         texts.push(event.to_string());
         match event {
-            Event::Listening(w, at) if w.id() == id => {
+            Event::Listening { worker: w, address: at, .. } if w.id() == id => {
                 is_listening = true;
                 assert!(
                     at.address.as_ref().is_some_and(|address| address.contains('\x1b')),
@@ -47,7 +47,7 @@ async fn events_of_a_hostile_worker_are_one_harmless_line_each() {
                 );
                 None
             }
-            Event::Exit(w, _) if w.id() == id => Some(()),
+            Event::Exit { worker: w, .. } if w.id() == id => Some(()),
             _ => None,
         }
     };

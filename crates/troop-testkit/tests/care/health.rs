@@ -23,7 +23,11 @@ async fn only_the_sick_one_is_replaced(setup: Setup, test: HealthTest, word: &st
     );
     let unhealthy = troop
         .until("the test", |e| {
-            if let Event::Unhealthy(w, why) = e { Some((w.id(), why.clone())) } else { None }
+            if let Event::Unhealthy { worker: w, reason: why, .. } = e {
+                Some((w.id(), why.clone()))
+            } else {
+                None
+            }
         })
         .await;
     assert!(unhealthy.1.contains(word), "{}", unhealthy.1);
@@ -31,9 +35,12 @@ async fn only_the_sick_one_is_replaced(setup: Setup, test: HealthTest, word: &st
     assert_eq!(replaced(&mut troop).await, (2, 3));
     // Its successor passes, so nobody is replaced any more.
     tokio::time::sleep(Duration::from_millis(500)).await;
-    while let Some(event) = troop.events.try_next() {
+    while let Some(event) = troop.events.try_recv() {
         assert!(
-            !matches!(event, Event::Unhealthy(..) | Event::Supervision(Progress::Recycling { .. })),
+            !matches!(
+                event,
+                Event::Unhealthy { .. } | Event::Supervision(Progress::Recycling { .. })
+            ),
             "{event}"
         );
     }
@@ -54,7 +61,11 @@ async fn a_node_worker_that_answers_with_errors_is_replaced_under_any_policy() {
         );
         let why = troop
             .until("the test", |e| {
-                if let Event::Unhealthy(w, why) = e { Some((w.id().0, why.clone())) } else { None }
+                if let Event::Unhealthy { worker: w, reason: why, .. } = e {
+                    Some((w.id().0, why.clone()))
+                } else {
+                    None
+                }
             })
             .await;
         assert!(why.0 == 2 && why.1.contains("503"), "{why:?}");
@@ -74,7 +85,7 @@ async fn a_rust_worker_is_tested_by_http_and_on_a_unix_socket_by_a_connection() 
         let mut troop =
             Troop::start(Cluster::builder().workers(2).setup(setup).health(tested(test)));
         for _ in 0..2 {
-            troop.until("listening", |e| matches!(e, Event::Listening(..)).then_some(())).await;
+            troop.until("listening", |e| matches!(e, Event::Listening { .. }).then_some(())).await;
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
         let snapshot = troop.cluster.snapshot().await.unwrap();
@@ -83,8 +94,8 @@ async fn a_rust_worker_is_tested_by_http_and_on_a_unix_socket_by_a_connection() 
             snapshot.workers.iter().all(|worker| worker.id.0 <= 2 && worker.stats.taken >= 3),
             "{snapshot:?}"
         );
-        while let Some(event) = troop.events.try_next() {
-            assert!(!matches!(event, Event::Unhealthy(..)), "{event}");
+        while let Some(event) = troop.events.try_recv() {
+            assert!(!matches!(event, Event::Unhealthy { .. }), "{event}");
         }
     }
 }
@@ -100,10 +111,9 @@ async fn a_worker_that_accepts_and_says_nothing_is_replaced() {
         Cluster::builder().workers(2).replace(at_once()).setup(js(&text)).health(test),
     );
     let why = troop
-        .until(
-            "the test",
-            |e| if let Event::Unhealthy(_, why) = e { Some(why.clone()) } else { None },
-        )
+        .until("the test", |e| {
+            if let Event::Unhealthy { reason: why, .. } = e { Some(why.clone()) } else { None }
+        })
         .await;
     assert!(why.contains("no answer within"), "{why}");
     assert_eq!(replaced(&mut troop).await, (2, 3));
@@ -133,8 +143,9 @@ async fn what_a_failed_command_has_printed_is_said_with_the_failure() {
     let mut troop = Troop::start(
         Cluster::builder().workers(1).setup(fixture(["line", "127.0.0.1:0"])).health(test),
     );
-    let said =
-        troop.until("a test", |e| matches!(e, Event::Unhealthy(..)).then(|| e.to_string())).await;
+    let said = troop
+        .until("a test", |e| matches!(e, Event::Unhealthy { .. }).then(|| e.to_string()))
+        .await;
     assert!(
         said.contains("its command ended with 7; it printed: xxx")
             && said.ends_with(r"xno \x1b[31mdatabase"),
@@ -156,7 +167,8 @@ async fn commands_that_take_longer_to_start_than_they_may_leave_no_zombies() {
     for _ in 0..20 {
         troop
             .until("a test", |e| {
-                matches!(e, Event::Unhealthy(_, why) if why.contains("did not end")).then_some(())
+                matches!(e, Event::Unhealthy { reason: why, .. } if why.contains("did not end"))
+                    .then_some(())
             })
             .await;
     }

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use troop::{
-    ActivationSocket, Builder, Cluster, Event, ExitHow, GiveUp, Output, Phase, Progress, ReadyWhen,
-    RecyclePolicy, ReplacePolicy, Resource, Restart, RestartPolicy, Setup, Source, Stdio,
-    Violation, WhenFailed, WorkerHandle,
+    ActivationSocket, Builder, Cluster, Consequence, Event, ExitHow, GiveUp, Output, Phase,
+    Progress, ReadyWhen, RecyclePolicy, ReplacePolicy, Resource, Restart, RestartPolicy, Setup,
+    Source, Stdio, Violation, WhenFailed, WorkerHandle,
 };
 use troop_testkit::{PATIENCE, Troop, at_once, is_running, node_program, talk};
 
@@ -27,7 +27,9 @@ const SERVER: &str = "require('http').createServer((q, s) => s.end('ok')).listen
 
 async fn listening(troop: &mut Troop) -> (WorkerHandle, u16) {
     let seen = |e: &Event| match e {
-        Event::Listening(w, at) => Some((w.clone(), u16::try_from(at.port?).ok()?)),
+        Event::Listening { worker: w, address: at, .. } => {
+            Some((w.clone(), u16::try_from(at.port?).ok()?))
+        }
         _ => None,
     };
     troop.until("listening", seen).await
@@ -113,7 +115,7 @@ async fn ready_is_who_says_so_by_message() {
     let (first, _) = listening(&mut troop).await;
     assert_eq!(troop.cluster.snapshot().await.unwrap().workers[0].ready, Some(false));
     first.try_send("go").unwrap();
-    troop.until("the message", |e| matches!(e, Event::Message(..)).then_some(())).await;
+    troop.until("the message", |e| matches!(e, Event::Message { .. }).then_some(())).await;
     assert_eq!(troop.cluster.snapshot().await.unwrap().workers[0].ready, Some(true));
     troop.cluster.reload().unwrap();
     let (second, _) = listening(&mut troop).await;
@@ -158,7 +160,9 @@ async fn ready_is_who_says_so_as_to_systemd() {
     .expect("it says that it is ready");
     // Others may say what they want.
     let settings = troop
-        .until("the settings", |e| if let Event::Setup(s) = e { Some(s.clone()) } else { None })
+        .until("the settings", |e| {
+            if let Event::Setup { settings: s, .. } = e { Some(s.clone()) } else { None }
+        })
         .await;
     assert!(settings.own_process_group);
 }
@@ -206,7 +210,7 @@ async fn a_hung_worker_is_told_to_report_then_to_abort_then_it_is_killed() {
     let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
     let id = worker.id();
     let hung = |e: &Event| {
-        matches!(e, Event::Misbehaved(w, Violation::Hung(_), true) if w.id() == id).then_some(())
+        matches!(e, Event::Misbehaved { worker: w, violation: Violation::Hung(_), consequence: Consequence::Killed, .. } if w.id() == id).then_some(())
     };
     troop.until("the hung worker", hung).await;
     assert_eq!(troop.exit(&worker).await, ExitHow::Signal(9));
@@ -327,7 +331,7 @@ async fn an_app_that_is_to_end_without_a_ready_worker_does() {
     })
     .await;
     assert!(killed.elapsed() >= Duration::from_secs(1));
-    while tokio::time::timeout(PATIENCE, troop.events.next()).await.unwrap().is_some() {}
+    while tokio::time::timeout(PATIENCE, troop.events.recv()).await.unwrap().is_some() {}
 }
 
 #[tokio::test]
@@ -405,10 +409,9 @@ async fn a_rust_server_that_uses_listenfd_is_served_on_one_socket_and_on_its_own
         for _ in 0..2 {
             workers.push(
                 troop
-                    .until(
-                        "online",
-                        |e| if let Event::Online(w) = e { Some(w.pid()) } else { None },
-                    )
+                    .until("online", |e| {
+                        if let Event::Online { worker: w, .. } = e { Some(w.pid()) } else { None }
+                    })
                     .await,
             );
         }

@@ -251,11 +251,11 @@ async fn three_hundred_dead_workers_leave_nothing_behind() {
         }
         let mut gone = 0;
         while gone < workers.len() {
-            let event = tokio::time::timeout(PATIENCE, troop.events.next())
+            let event = tokio::time::timeout(PATIENCE, troop.events.recv())
                 .await
                 .expect("an exit")
                 .unwrap();
-            gone += usize::from(matches!(event, Event::Exit(..)));
+            gone += usize::from(matches!(event, Event::Exit { .. }));
         }
     }
     assert_eq!(zombies(), 0);
@@ -318,7 +318,7 @@ fn supervised() -> troop::Builder {
 async fn disconnecting_a_supervised_cluster_ends_it() {
     let mut troop = Troop::start(supervised());
     for _ in 0..2 {
-        troop.until("listening", |e| matches!(e, Event::Listening(..)).then_some(())).await;
+        troop.until("listening", |e| matches!(e, Event::Listening { .. }).then_some(())).await;
     }
     let workers = troop.cluster.workers();
     tokio::time::timeout(Duration::from_secs(10), troop.cluster.disconnect())
@@ -333,14 +333,14 @@ async fn a_supervised_cluster_that_is_dropped_ends_and_starts_no_more_workers() 
     let Troop { cluster, mut events, .. } = Troop::start(supervised());
     let mut listening = 0;
     while listening < 2 {
-        let event = tokio::time::timeout(PATIENCE, events.next()).await.unwrap().unwrap();
-        listening += usize::from(matches!(event, Event::Listening(..)));
+        let event = tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap();
+        listening += usize::from(matches!(event, Event::Listening { .. }));
     }
     drop(cluster);
     let mut forks = 0;
     let end = tokio::time::timeout(Duration::from_secs(8), async {
-        while let Some(event) = events.next().await {
-            forks += usize::from(matches!(event, Event::Fork(_)));
+        while let Some(event) = events.recv().await {
+            forks += usize::from(matches!(event, Event::Fork { .. }));
         }
     });
     let ended = end.await.is_ok();

@@ -186,12 +186,18 @@ async fn setup_is_cumulative_and_every_fork_reports_it() {
     let id = worker.id();
     let mut settings = Vec::new();
     while settings.len() < 3 {
-        let next = |e: &Event| if let Event::Setup(s) = e { Some(s.clone()) } else { None };
+        let next = |e: &Event| {
+            if let Event::Setup { settings: s, .. } = e { Some(s.clone()) } else { None }
+        };
         settings.push(troop.until("settings", next).await);
     }
     assert_eq!(settings[2].args, ["inspect"]);
     assert_eq!(settings[2].env.len(), 2);
-    troop.until("the fork", |e| matches!(e, Event::Fork(w) if w.id() == id).then_some(())).await;
+    troop
+        .until("the fork", |e| {
+            matches!(e, Event::Fork { worker: w, .. } if w.id() == id).then_some(())
+        })
+        .await;
 }
 
 // ---- the image ----

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tokio::task::JoinHandle;
 use troop::{
-    Builder, Cluster, Event, ExitHow, Fork, Progress, RestartPolicy, Setup, Violation, WorkerHandle,
+    Builder, Cluster, Consequence, Event, ExitHow, Fork, Progress, RestartPolicy, Setup, Violation,
+    WorkerHandle,
 };
 use troop_testkit::{PATIENCE, Troop, ask, at_once, is_running, node_program, talk};
 
@@ -186,7 +187,9 @@ async fn killing_workers_under_load_loses_only_what_they_had_taken() {
         Cluster::builder().workers(3).restart(restart).setup(fixture(["line", "127.0.0.1:0"]));
     let mut troop = Troop::start(builder);
     let port = troop
-        .until("listening", |e| if let Event::Listening(_, at) = e { at.port } else { None })
+        .until("listening", |e| {
+            if let Event::Listening { address: at, .. } = e { at.port } else { None }
+        })
         .await;
     let port = u16::try_from(port).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
@@ -277,7 +280,7 @@ async fn a_worker_that_hangs_is_killed_and_its_connections_are_served() {
     are_served(clients, &honest).await;
     let id = blocked.0.id();
     let hung = |e: &Event| {
-        matches!(e, Event::Misbehaved(w, Violation::Hung(_), true) if w.id() == id).then_some(())
+        matches!(e, Event::Misbehaved { worker: w, violation: Violation::Hung(_), consequence: Consequence::Killed, .. } if w.id() == id).then_some(())
     };
     troop.until("the report", hung).await;
     assert_eq!(troop.exit(&blocked.0).await, ExitHow::Signal(6));
@@ -332,7 +335,11 @@ async fn a_node_worker_that_cannot_receive_descriptors_loses_nothing() {
     )
     .await;
     let id = starved.id();
-    troop.until("online", |e| matches!(e, Event::Online(w) if w.id() == id).then_some(())).await;
+    troop
+        .until("online", |e| {
+            matches!(e, Event::Online { worker: w, .. } if w.id() == id).then_some(())
+        })
+        .await;
     let deadline = Instant::now() + PATIENCE;
     while starved.stats().await.returned < 3 {
         are_served(clients(8, port), &honest).await;
@@ -385,7 +392,7 @@ async fn stopped_behind_a_closed_channel()
     let id = stopped.0.id();
     troop
         .until("its disconnect", |e| {
-            matches!(e, Event::Disconnect(w) if w.id() == id).then_some(())
+            matches!(e, Event::Disconnect { worker: w, .. } if w.id() == id).then_some(())
         })
         .await;
     // It may still read what is in its channel, so nobody else is given that.
@@ -438,7 +445,11 @@ async fn a_worker_that_is_told_to_finish_before_it_listens_ends_at_once() {
     let mut troop = Troop::with(fixture(["late", "127.0.0.1:0"]));
     let late = troop.fork().await;
     let id = late.id();
-    troop.until("online", |e| matches!(e, Event::Online(w) if w.id() == id).then_some(())).await;
+    troop
+        .until("online", |e| {
+            matches!(e, Event::Online { worker: w, .. } if w.id() == id).then_some(())
+        })
+        .await;
     let before = Instant::now();
     late.disconnect().unwrap();
     troop.exit(&late).await;

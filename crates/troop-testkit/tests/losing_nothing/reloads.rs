@@ -24,7 +24,7 @@ async fn reloads_lose_nothing(
 ) {
     let mut troop = Troop::start(builder.workers(2).replace(at_once()));
     for _ in 0..2 {
-        troop.until("listening", |e| matches!(e, Event::Listening(..)).then_some(())).await;
+        troop.until("listening", |e| matches!(e, Event::Listening { .. }).then_some(())).await;
     }
     let load = Load::start(request);
     for _ in 0..rounds() {
@@ -49,9 +49,9 @@ async fn reloads_lose_nothing(
     assert!(served > 20 && answers.len() >= generations, "{served} served by {answers:?}");
     troop.cluster.stop().unwrap();
     while let Some(event) =
-        tokio::time::timeout(PATIENCE, troop.events.next()).await.expect("the cluster ends")
+        tokio::time::timeout(PATIENCE, troop.events.recv()).await.expect("the cluster ends")
     {
-        if let Event::Exit(worker, how) = event {
+        if let Event::Exit { worker, exit: how, .. } = event {
             assert!(
                 how.is_success(),
                 "worker {} was told to finish and ended with {how}",
@@ -171,7 +171,7 @@ async fn a_reload_of_an_only_worker_waits_for_all_servers_of_its_successor() {
         Cluster::builder().workers(1).replace(at_once()).setup(fixture(["two", "127.0.0.1:0"])),
     );
     let listening = |e: &Event| {
-        if let Event::Listening(_, at) = e {
+        if let Event::Listening { address: at, .. } = e {
             at.port.and_then(|p| u16::try_from(p).ok())
         } else {
             None

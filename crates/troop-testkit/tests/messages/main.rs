@@ -88,7 +88,7 @@ async fn any_type_that_serde_knows_can_be_sent() {
     worker.send(&anything).await.unwrap();
     let id = worker.id();
     let back = troop.until("the echo", |e| match e {
-        Event::Message(w, m) if w.id() == id => {
+        Event::Message { worker: w, message: m, .. } if w.id() == id => {
             Some(m.decode::<BTreeMap<String, Anything>>().unwrap())
         }
         _ => None,
@@ -244,7 +244,11 @@ async fn question_of(troop: &mut Troop, worker: &WorkerHandle) -> troop::Request
     let id = worker.id();
     troop
         .until("the question", |e| {
-            if let Event::Request(w, r) = e { (w.id() == id).then(|| r.clone()) } else { None }
+            if let Event::Request { worker: w, request: r, .. } = e {
+                (w.id() == id).then(|| r.clone())
+            } else {
+                None
+            }
         })
         .await
 }
@@ -273,8 +277,8 @@ async fn a_question_that_nobody_reads_is_refused() {
     let mut answer = None;
     while answer.is_none() {
         let event =
-            tokio::time::timeout(PATIENCE, troop.events.next()).await.expect("an answer").unwrap();
-        if let Event::Message(_, message) = event {
+            tokio::time::timeout(PATIENCE, troop.events.recv()).await.expect("an answer").unwrap();
+        if let Event::Message { message, .. } = event {
             answer = Some(message.decode::<Value>().unwrap());
         }
     }
@@ -335,12 +339,12 @@ async fn a_reader_that_keeps_up_misses_nothing() {
     worker.send(&json!({"flood": 20_000})).await.unwrap();
     let mut next = 0;
     while next < 20_000 {
-        match tokio::time::timeout(PATIENCE, troop.events.next()).await.unwrap().unwrap() {
-            Event::Message(_, m) => {
+        match tokio::time::timeout(PATIENCE, troop.events.recv()).await.unwrap().unwrap() {
+            Event::Message { message: m, .. } => {
                 assert_eq!(m.decode::<u64>().unwrap(), next);
                 next += 1;
             }
-            Event::Missed(n) => panic!(
+            Event::Lagged { missed: n, .. } => panic!(
                 "{n} messages were dropped before message {next}, under the eyes of their reader"
             ),
             _ => {}
@@ -361,10 +365,10 @@ async fn a_slow_reader_is_told_how_much_it_missed() {
     worker.kill(9).await.unwrap();
     troop.exit(&worker).await;
     let (mut missed, mut seen, mut last) = (0, 0, 0);
-    while let Some(event) = slow.try_next() {
+    while let Some(event) = slow.try_recv() {
         match event {
-            Event::Missed(n) => missed += n,
-            Event::Message(_, m) => {
+            Event::Lagged { missed: n, .. } => missed += n,
+            Event::Message { message: m, .. } => {
                 last = m.decode::<u64>().unwrap();
                 seen += 1;
             }
@@ -391,7 +395,7 @@ async fn what_a_dead_worker_did_not_get_is_reported() {
     let id = worker.id();
     let lost = troop
         .until("the report", |e| match e {
-            Event::Error(Some(w), e) if w.id() == id => Some(e.clone()),
+            Event::Error { worker: Some(w), error: e, .. } if w.id() == id => Some(e.clone()),
             _ => None,
         })
         .await;
@@ -406,8 +410,8 @@ async fn a_worker_that_dies_with_nothing_queued_loses_nothing() {
     worker.kill(9).await.unwrap();
     let id = worker.id();
     let lost = troop.until("its end", |e| match e {
-        Event::Error(Some(w), e) if w.id() == id => Some(Some(e.to_string())),
-        Event::Exit(w, _) if w.id() == id => Some(None),
+        Event::Error { worker: Some(w), error: e, .. } if w.id() == id => Some(Some(e.to_string())),
+        Event::Exit { worker: w, .. } if w.id() == id => Some(None),
         _ => None,
     });
     assert_eq!(lost.await, None);
@@ -429,10 +433,10 @@ async fn messages_come_before_the_end_of_their_worker() {
     let worker = troop.fork().await;
     let mut order = Vec::new();
     while order.len() < 5 {
-        match tokio::time::timeout(PATIENCE, troop.events.next()).await.unwrap().unwrap() {
-            Event::Message(..) => order.push("message"),
-            Event::Disconnect(_) => order.push("disconnect"),
-            Event::Exit(..) => order.push("exit"),
+        match tokio::time::timeout(PATIENCE, troop.events.recv()).await.unwrap().unwrap() {
+            Event::Message { .. } => order.push("message"),
+            Event::Disconnect { .. } => order.push("disconnect"),
+            Event::Exit { .. } => order.push("exit"),
             _ => {}
         }
     }

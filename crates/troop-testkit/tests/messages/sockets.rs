@@ -90,7 +90,7 @@ async fn sockets_of_every_kind_come_back() {
         let id = worker.id();
         let back = troop
             .until("the socket", |e| match e {
-                Event::Message(w, m) if w.id() == id && m.has_handle() => {
+                Event::Message { worker: w, message: m, .. } if w.id() == id && m.has_handle() => {
                     Some(m.take_handle().unwrap())
                 }
                 _ => None,
@@ -107,7 +107,7 @@ async fn a_connection_that_comes_back_still_works() {
     worker.send_handle("back", server).await.unwrap();
     let id = worker.id();
     let back = troop.until("the socket", |e| match e {
-        Event::Message(w, m) if w.id() == id => m.take_handle(),
+        Event::Message { worker: w, message: m, .. } if w.id() == id => m.take_handle(),
         _ => None,
     });
     let Handle::TcpStream(mut stream) = back.await else { panic!() };
@@ -156,7 +156,7 @@ async fn sockets_crossing_in_both_directions_do_not_block_each_other() {
     let id = worker.id();
     for _ in 0..50 {
         let back = troop.until("a socket", |e| match e {
-            Event::Message(w, m) if w.id() == id => m.take_handle(),
+            Event::Message { worker: w, message: m, .. } if w.id() == id => m.take_handle(),
             _ => None,
         });
         drop(back.await);
@@ -192,7 +192,7 @@ async fn hundreds_of_sockets_sent_at_once_by_a_worker_all_arrive() {
     for n in 0..200 {
         let what = format!("socket {n}");
         let back = troop.until(&what, |e| match e {
-            Event::Message(w, m) if w.id() == id => m.take_handle(),
+            Event::Message { worker: w, message: m, .. } if w.id() == id => m.take_handle(),
             _ => None,
         });
         drop(back.await);

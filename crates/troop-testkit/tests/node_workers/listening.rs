@@ -82,8 +82,10 @@ async fn every_form_of_listen_that_node_takes_is_taken() {
         let mut troop = Troop::with(js(&*text));
         let worker = troop.fork().await;
         let outcome = |event: &Event| match event {
-            Event::Listening(..) => Some("listening".to_owned()),
-            Event::Misbehaved(..) | Event::Message(..) | Event::Exit(..) => Some(event.to_string()),
+            Event::Listening { .. } => Some("listening".to_owned()),
+            Event::Misbehaved { .. } | Event::Message { .. } | Event::Exit { .. } => {
+                Some(event.to_string())
+            }
             _ => None,
         };
         assert_eq!(troop.until("outcome", outcome).await, "listening", "{text}");

@@ -73,7 +73,7 @@ fn open(port: u16) -> (BufReader<TcpStream>, String) {
 
 async fn listening_at(troop: &mut Troop, worker: &WorkerHandle) -> Address {
     let what = |event: &Event| match event {
-        Event::Listening(w, at) if w == worker => Some(at.clone()),
+        Event::Listening { worker: w, address: at, .. } if w == worker => Some(at.clone()),
         _ => None,
     };
     troop.until("listening", what).await
@@ -111,20 +111,20 @@ async fn events_come_in_nodes_order() {
     let worker = troop.fork().await;
     let mut names = Vec::new();
     while names.last() != Some(&"exit") {
-        let event = tokio::time::timeout(PATIENCE, troop.events.next()).await.unwrap().unwrap();
+        let event = tokio::time::timeout(PATIENCE, troop.events.recv()).await.unwrap().unwrap();
         names.push(match &event {
-            Event::Setup(_) => "setup",
-            Event::Fork(_) => "fork",
-            Event::Online(_) => "online",
-            Event::Listening(..) => "listening",
-            Event::Message(..) => "message",
-            Event::Disconnect(_) => "disconnect",
-            Event::Exit(..) => "exit",
+            Event::Setup { .. } => "setup",
+            Event::Fork { .. } => "fork",
+            Event::Online { .. } => "online",
+            Event::Listening { .. } => "listening",
+            Event::Message { .. } => "message",
+            Event::Disconnect { .. } => "disconnect",
+            Event::Exit { .. } => "exit",
             other => panic!("{other}"),
         });
         match event {
-            Event::Listening(..) => worker.send("hello").await.unwrap(),
-            Event::Message(..) => worker.disconnect().unwrap(),
+            Event::Listening { .. } => worker.send("hello").await.unwrap(),
+            Event::Message { .. } => worker.disconnect().unwrap(),
             _ => {}
         }
     }
@@ -299,7 +299,9 @@ async fn profiles_of_workers_have_names_of_their_own() {
     let workers = [troop.fork().await, troop.fork().await];
     for worker in workers {
         troop
-            .until("online", |e| matches!(e, Event::Online(w) if *w == worker).then_some(()))
+            .until("online", |e| {
+                matches!(e, Event::Online { worker: w, .. } if *w == worker).then_some(())
+            })
             .await;
         // Node puts the isolate's address in front.
         let end = format!("v8-{}.log", worker.pid());

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use troop::{Builder, Cluster, Event, ExitHow, Fork, Setup, Violation, WorkerHandle};
+use troop::{Builder, Cluster, Consequence, Event, ExitHow, Fork, Setup, Violation, WorkerHandle};
 use troop_testkit::{Troop, ask, is_running};
 
 pub const ONLINE: &str = r#"line {"cmd":"NODE_CLUSTER","act":"online","seq":0}"#;
@@ -50,10 +50,10 @@ impl Scene {
         let id = worker.id();
         self.troop
             .until("misbehaviour", |event| match event {
-                Event::Misbehaved(w, violation, cut_off) if w.id() == id => {
-                    Some((violation.clone(), *cut_off))
+                Event::Misbehaved { worker: w, violation, consequence, .. } if w.id() == id => {
+                    Some((violation.clone(), *consequence == Consequence::Killed))
                 }
-                Event::Exit(w, how) if w.id() == id => {
+                Event::Exit { worker: w, exit: how, .. } if w.id() == id => {
                     panic!("worker {id} ended unreported: {how}")
                 }
                 _ => None,
@@ -92,9 +92,15 @@ impl Scene {
         let said = scene
             .troop
             .until("its message", |event| match event {
-                Event::Misbehaved(w, violation, _) if w.id() == id => panic!("{violation:?}"),
-                Event::Exit(w, how) if w.id() == id => panic!("it ended: {how}"),
-                Event::Message(w, message) if w.id() == id => Some(message.as_json().to_owned()),
+                Event::Misbehaved { worker: w, violation, .. } if w.id() == id => {
+                    panic!("{violation:?}")
+                }
+                Event::Exit { worker: w, exit: how, .. } if w.id() == id => {
+                    panic!("it ended: {how}")
+                }
+                Event::Message { worker: w, message, .. } if w.id() == id => {
+                    Some(message.as_json().to_owned())
+                }
                 _ => None,
             })
             .await;

@@ -396,7 +396,7 @@ impl Builder {
         // The last lines of the worker whose end was the last straw.
         let mut last_words = None;
         let outcome = driver.run_in_thread(|event| {
-            if let Event::Exit(worker, how) = event
+            if let Event::Exit { worker, exit: how } = event
                 && !how.is_success()
             {
                 last_words = Some((worker.clone(), *how));

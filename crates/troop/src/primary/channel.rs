@@ -295,7 +295,10 @@ fn handle(fd: Foreign) -> Option<Handle> {
 fn user_message(worker: &WorkerHandle, body: &str, handle: Option<Held>, events: &mut Vec<Event>) {
     match classify(body) {
         Content::Message => {
-            events.push(Event::Message(worker.clone(), Message::new(body, handle)));
+            events.push(Event::Message {
+                worker: worker.clone(),
+                message: Message::new(body, handle),
+            });
         }
         Content::Request { id, .. } if !worker.shared.mailbox.owe(MAX_REQUESTS) => {
             worker.shared.mailbox.refuse(
@@ -306,7 +309,10 @@ fn user_message(worker: &WorkerHandle, body: &str, handle: Option<Held>, events:
         Content::Request { id, body } => {
             let answer_to = worker.clone();
             let send = move |line: String| answer_to.shared.mailbox.send_owed(id, &line);
-            events.push(Event::Request(worker.clone(), Request::new(id, body, Box::new(send))));
+            events.push(Event::Request {
+                worker: worker.clone(),
+                request: Request::new(id, body, Box::new(send)),
+            });
         }
         Content::Reply { id, result } => {
             worker.shared.mailbox.replied(id, result);

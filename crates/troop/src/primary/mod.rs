@@ -99,9 +99,9 @@ pub(crate) type Table = Arc<Mutex<BTreeMap<WorkerId, WorkerHandle>>>;
 /// for number in 0..troop::available_workers() {
 ///     cluster.fork(Fork::new().env("NUMBER", number.to_string())).await?;
 /// }
-/// while let Some(event) = events.next().await {
-///     if let Event::Exit(worker, how) = event {
-///         eprintln!("worker {} died: {how}", worker.pid());
+/// while let Some(event) = events.recv().await {
+///     if let Event::Exit { worker, exit, .. } = event {
+///         eprintln!("worker {} died: {exit}", worker.pid());
 ///         cluster.fork(Fork::new()).await?;
 ///     }
 /// }

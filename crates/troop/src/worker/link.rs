@@ -373,7 +373,7 @@ impl Link {
                         let Some(json) = advanced::to_json(line.bytes) else {
                             // Something that has no form in JSON. The program learns that there was
                             // something.
-                            events.push(WorkerEvent::Missed(1));
+                            events.push(WorkerEvent::Lagged { missed: 1 });
                             if line.take_handle().is_some() {
                                 self.outbox.push(HANDLE_ACK);
                             }

@@ -137,10 +137,14 @@ pub enum WorkerEvent {
     Message(Message),
     /// A question that wants an answer.
     Request(Request),
-    /// This many events before the next one are lost: nobody read for too long, or a primary with
-    /// `serialization: 'advanced'` sent something that has no form in JSON, such as an object that
+    /// This worker lost events before the next one: it did not read for too long, or a primary with
+    /// `serialization: 'advanced'` sent a value that has no form in JSON, such as an object that
     /// contains itself.
-    Missed(u64),
+    #[non_exhaustive]
+    Lagged {
+        /// The number of events lost.
+        missed: u64,
+    },
 }
 
 impl Weigh for WorkerEvent {
@@ -148,12 +152,12 @@ impl Weigh for WorkerEvent {
         match self {
             WorkerEvent::Message(m) => m.weight(),
             WorkerEvent::Request(r) => r.weight(),
-            WorkerEvent::Missed(_) => 0,
+            WorkerEvent::Lagged { .. } => 0,
         }
     }
 
     fn missed(n: u64) -> WorkerEvent {
-        WorkerEvent::Missed(n)
+        WorkerEvent::Lagged { missed: n }
     }
 }
 
@@ -282,9 +286,9 @@ impl Worker {
         // Not through the async lock when it is free: that spends a share of the task's turn on
         // every message.
         if let Ok(mut messages) = self.messages.try_lock() {
-            return messages.next().await;
+            return messages.recv().await;
         }
-        self.messages.lock().await.next().await
+        self.messages.lock().await.recv().await
     }
 
     /// Sends a message to the primary, waiting for room in the queue (1 MiB) if it does not read

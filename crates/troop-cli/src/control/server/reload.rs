@@ -107,7 +107,7 @@ impl Server {
         self.cluster.reload_with(reload).map_err(|e| failed(&e))?;
         let (mut began, mut replaced, mut is_heard) = (false, 0_u64, true);
         let mut fallen: Option<WorkerHandle> = None;
-        while let Some(event) = events.next().await {
+        while let Some(event) = events.recv().await {
             match &event {
                 // Before that, they are about another one's reload.
                 Event::Supervision(Progress::ReloadStarted { .. }) => began = true,
@@ -157,7 +157,7 @@ impl Server {
                 }
                 Event::Supervision(Progress::Stopping) => break,
                 // Perhaps the end of it.
-                Event::Missed(_)
+                Event::Lagged { .. }
                     if self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase
                         != Phase::Reloading =>
                 {
@@ -166,7 +166,9 @@ impl Server {
                         "too much happened to see how it ended; look with `troop show`",
                     ));
                 }
-                Event::Exit(worker, how) if !how.is_success() && Some(worker.id()) > oldest => {
+                Event::Exit { worker, exit: how, .. }
+                    if !how.is_success() && Some(worker.id()) > oldest =>
+                {
                     fallen = Some(worker.clone())
                 }
                 _ => continue,

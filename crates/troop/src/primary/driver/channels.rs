@@ -165,10 +165,10 @@ impl Driver {
         let Some(channel) = process.channel.take() else { return };
         let lost = process.handle.shared.mailbox.close();
         if lost > 0 {
-            self.events.push(Event::Error(
-                Some(process.handle.clone()),
-                Arc::new(Error::Undelivered(lost)),
-            ));
+            self.events.push(Event::Error {
+                worker: Some(process.handle.clone()),
+                error: Arc::new(Error::Undelivered(lost)),
+            });
         }
         let Channel { socket, has_copy, closer, .. } = channel;
         if has_copy || closer.is_some() {
@@ -217,10 +217,15 @@ impl Driver {
             let (handle, killed) = (process.handle.clone(), diag::killed_for_memory());
             let more = std::mem::replace(&mut self.killed_for_memory, killed) < killed;
             if let Some(limit) = process.cgroup.as_ref().and_then(WorkerCgroup::broken_limit) {
-                self.events
-                    .push(Event::Error(Some(handle), Arc::new(Error::OverMemory(limit >> 20))));
+                self.events.push(Event::Error {
+                    worker: Some(handle),
+                    error: Arc::new(Error::OverMemory(limit >> 20)),
+                });
             } else if more {
-                self.events.push(Event::Error(Some(handle), Arc::new(Error::OutOfMemory)));
+                self.events.push(Event::Error {
+                    worker: Some(handle),
+                    error: Arc::new(Error::OutOfMemory),
+                });
             }
         }
         let Some(process) = self.processes.get_mut(&id) else { return };

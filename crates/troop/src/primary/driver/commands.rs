@@ -53,7 +53,7 @@ impl Driver {
                 self.act();
                 self.publish_early();
                 if let Err(Err(e)) = done.send(result) {
-                    self.events.push(Event::Error(None, Arc::new(e)));
+                    self.events.push(Event::Error { worker: None, error: Arc::new(e) });
                 }
             }
             Command::Adopt(adoption, done) => {
@@ -213,7 +213,7 @@ impl Driver {
         let mut settings = Settings::clone(&self.settings);
         changes.apply(&mut settings);
         self.settings = Arc::new(settings);
-        self.events.push(Event::Setup(self.settings.clone()));
+        self.events.push(Event::Setup { settings: self.settings.clone() });
     }
 
     pub(crate) fn offer(&mut self, socket: InheritedSocket) {
@@ -226,7 +226,7 @@ impl Driver {
         let id = self.core.fork();
         self.divide_descriptors();
         let closer = self.closer_for(self.settings.is_other_user());
-        self.events.push(Event::Setup(self.settings.clone()));
+        self.events.push(Event::Setup { settings: self.settings.clone() });
         let Spawned { child, channel, kept_end, pipes, tail, cgroup, sandbox } =
             spawn::spawn(&self.settings, fork, id, slot, &mut self.spawner)?;
         let watched = self

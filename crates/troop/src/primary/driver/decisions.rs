@@ -14,7 +14,7 @@ use troop_core::supervise::{
 use troop_sys::process;
 
 use super::{Driver, SignalMeans};
-use crate::events::Event;
+use crate::events::{Consequence, Event};
 use crate::primary::cgroup::WorkerCgroup;
 use crate::primary::handle::WorkerHandle;
 use crate::primary::{Fork, MOST_WORKERS, Reload, spawn};
@@ -111,11 +111,11 @@ impl Driver {
     pub(super) fn noticed(&mut self, notice: Notice) {
         let id = match notice {
             Notice::NotSteered { at, reason } => {
-                self.events.push(Event::NotSteered(at, reason));
+                self.events.push(Event::NotSteered { address: at, reason });
                 return;
             }
             Notice::ListenerClosed { at, dropped, missed } => {
-                self.events.push(Event::ListenerClosed(at.clone(), dropped));
+                self.events.push(Event::ListenerClosed { address: at.clone(), dropped });
                 if let Some(asked) = missed {
                     self.is_missed(asked, at);
                 }
@@ -150,15 +150,17 @@ impl Driver {
         }
         let listens = matches!(notice, Notice::Listening { .. });
         self.events.push(match notice {
-            Notice::Forked { .. } => Event::Fork(worker),
-            Notice::Online { .. } => Event::Online(worker),
-            Notice::Listening { at, .. } => Event::Listening(worker, at),
-            Notice::Disconnected { .. } => Event::Disconnect(worker),
-            Notice::Exited { how, .. } => Event::Exit(worker, how),
+            Notice::Forked { .. } => Event::Fork { worker },
+            Notice::Online { .. } => Event::Online { worker },
+            Notice::Listening { at, .. } => Event::Listening { worker, address: at },
+            Notice::Disconnected { .. } => Event::Disconnect { worker },
+            Notice::Exited { how, .. } => Event::Exit { worker, exit: how },
             Notice::Misbehaved { violation, cut_off, .. } => {
-                Event::Misbehaved(worker, violation, cut_off)
+                let consequence = if cut_off { Consequence::Killed } else { Consequence::Reported };
+                Event::Misbehaved { worker, violation, consequence }
             }
-            Notice::Stalled { stalled, .. } => Event::Stalled(worker, stalled),
+            Notice::Stalled { stalled: true, .. } => Event::Stalled { worker },
+            Notice::Stalled { stalled: false, .. } => Event::Resumed { worker },
             Notice::NotSteered { .. } | Notice::ListenerClosed { .. } => return,
         });
         if listens {

@@ -23,7 +23,7 @@ impl Driver {
     /// No worker has an address any more, and a successor should.
     pub(super) fn is_missed(&mut self, asked: Address, at: Address) {
         let reason = "the worker that listened there has ended, and none that followed listens there; a reload starts new ones, and one with `allow-moved` accepts the move";
-        self.events.push(Event::ListenerLost(at.clone(), reason.into()));
+        self.events.push(Event::ListenerLost { address: at.clone(), reason: reason.into() });
         let known = &mut self.missed.addresses;
         known.retain(|(other, _)| *other != asked);
         if known.len() >= MOST {
@@ -43,7 +43,10 @@ impl Driver {
             .partition(|(asked, _)| now.contains(asked));
         self.missed.addresses = missed;
         for (_, at) in found {
-            self.events.push(Event::ListenerRestored(at, format!("worker {worker} listens there")));
+            self.events.push(Event::ListenerRestored {
+                address: at,
+                reason: format!("worker {worker} listens there"),
+            });
         }
     }
 

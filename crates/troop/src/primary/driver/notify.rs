@@ -85,7 +85,7 @@ impl Driver {
             return;
         }
         let is_ready = |event: &Event| match event {
-            Event::Message(worker, message) if message.as_json() == "\"ready\"" => {
+            Event::Message { worker, message } if message.as_json() == "\"ready\"" => {
                 Some(worker.id())
             }
             _ => None,

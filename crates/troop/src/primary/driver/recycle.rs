@@ -82,7 +82,7 @@ impl Driver {
         let Some(handle) = self.processes.get(&worker).map(|process| process.handle.clone()) else {
             return;
         };
-        self.events.push(Event::Unhealthy(handle, reason.clone()));
+        self.events.push(Event::Unhealthy { worker: handle, reason: reason.clone() });
         let is_postponed = self
             .processes
             .get(&worker)

@@ -182,7 +182,9 @@ impl Driver {
             }
             _ => "the system is short of memory; clients wait".into(),
         };
-        self.events
-            .push(Event::Error(None, Arc::new(Error::Short { doing, advice, times, source })));
+        self.events.push(Event::Error {
+            worker: None,
+            error: Arc::new(Error::Short { doing, advice, times, source }),
+        });
     }
 }

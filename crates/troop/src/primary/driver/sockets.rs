@@ -180,7 +180,10 @@ impl Driver {
     }
 
     pub(super) fn fail(&mut self, doing: &'static str, source: io::Error) {
-        self.events.push(Event::Error(None, std::sync::Arc::new(Error::Io { doing, source })));
+        self.events.push(Event::Error {
+            worker: None,
+            error: std::sync::Arc::new(Error::Io { doing, source }),
+        });
     }
 
     /// One more socket for a group.
@@ -298,7 +301,7 @@ impl Driver {
                 self.describe(id, new)
             );
             if let Some(at) = self.core.listener_address(id) {
-                self.events.push(Event::NotSteered(at, reason));
+                self.events.push(Event::NotSteered { address: at, reason });
             }
         }
     }

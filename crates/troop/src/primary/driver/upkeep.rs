@@ -65,7 +65,7 @@ impl Driver {
         }
         let handle = Some(process.handle.clone());
         let error = Error::Listen { address: at.to_string(), source: io::Error::other(reason) };
-        self.events.push(Event::Error(handle, std::sync::Arc::new(error)));
+        self.events.push(Event::Error { worker: handle, error: std::sync::Arc::new(error) });
     }
 
     /// Looks after the listeners at the next opportunity.
@@ -209,12 +209,15 @@ impl Driver {
             listener.changes = listener.changes.saturating_add(1);
             // The first, and then ever fewer of many.
             if listener.changes.is_power_of_two() {
-                self.events.push(Event::ListenerRestored(at.clone(), changed(&all, &who)));
+                self.events.push(Event::ListenerRestored {
+                    address: at.clone(),
+                    reason: changed(&all, &who),
+                });
             }
         }
         let was_unfit = std::mem::replace(&mut listener.is_unfit, !all.lost.is_empty());
         if listener.is_unfit && !was_unfit {
-            self.events.push(Event::ListenerLost(at, unfit(&all, &who)));
+            self.events.push(Event::ListenerLost { address: at, reason: unfit(&all, &who) });
         }
     }
 
@@ -242,11 +245,16 @@ impl Driver {
             if let Some((restored, times, is_unfit)) = socket.restore_options() {
                 let who = self.suspects_of(None);
                 if !restored.what.is_empty() && times.is_power_of_two() {
-                    self.events
-                        .push(Event::ListenerRestored(socket.place(), changed(&restored, &who)));
+                    self.events.push(Event::ListenerRestored {
+                        address: socket.place(),
+                        reason: changed(&restored, &who),
+                    });
                 }
                 if is_unfit {
-                    self.events.push(Event::ListenerLost(socket.place(), unfit(&restored, &who)));
+                    self.events.push(Event::ListenerLost {
+                        address: socket.place(),
+                        reason: unfit(&restored, &who),
+                    });
                 }
             }
             if socket.is_lost() {
@@ -269,28 +277,31 @@ impl Driver {
             Ok(Revived { times, .. }) if !times.is_power_of_two() => return None,
             Ok(Revived { what: Revival::Again(slots), .. }) => {
                 let who = self.suspects_of(Some(&slots));
-                Event::ListenerRestored(
-                    at,
-                    format!("its socket was shut down, {who}; it listens again"),
-                )
+                Event::ListenerRestored {
+                    address: at,
+                    reason: format!("its socket was shut down, {who}; it listens again"),
+                }
             }
             Ok(Revived { what: Revival::Mixed(slots), .. }) => {
                 let who = self.suspects_of(Some(&slots));
                 let how = "it listens again, and the kernel spreads connections evenly over all slots until troop is restarted";
-                Event::ListenerRestored(at, format!("its sockets were shut down, {who}; {how}"))
+                Event::ListenerRestored {
+                    address: at,
+                    reason: format!("its sockets were shut down, {who}; {how}"),
+                }
             }
-            Ok(Revived { what: Revival::Anew(why), .. }) => Event::ListenerRestored(
-                at,
-                format!(
+            Ok(Revived { what: Revival::Anew(why), .. }) => Event::ListenerRestored {
+                address: at,
+                reason: format!(
                     "{why}, so it was bound anew; its workers are replaced by others that have it"
                 ),
-            ),
-            Err(e) => Event::ListenerLost(
-                at,
-                format!(
+            },
+            Err(e) => Event::ListenerLost {
+                address: at,
+                reason: format!(
                     "its socket was shut down, or its path leads elsewhere, and that cannot be helped ({e})"
                 ),
-            ),
+            },
         })
     }
 
@@ -399,7 +410,7 @@ impl Driver {
 
     fn restored(&mut self, id: ListenerId, reason: &str) {
         if let Some(at) = self.core.bound_address(id) {
-            self.events.push(Event::ListenerRestored(at, reason.to_owned()));
+            self.events.push(Event::ListenerRestored { address: at, reason: reason.to_owned() });
         }
     }
 
@@ -409,7 +420,7 @@ impl Driver {
         if !std::mem::replace(&mut listener.is_lost, true)
             && let Some(at) = self.core.bound_address(id)
         {
-            self.events.push(Event::ListenerLost(at, reason.to_owned()));
+            self.events.push(Event::ListenerLost { address: at, reason: reason.to_owned() });
         }
     }
 }
