@@ -9,9 +9,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use support::{node, run, start};
 use troop_testkit::{is_running, talk, wait_until};
 
@@ -243,8 +244,43 @@ fn a_second_signal_hurries() {
     troop.listening(1);
     troop.signal(Signal::INT);
     troop.event("stopping");
-    troop.signal(Signal::INT);
+    // Signals within half a second of the first one are the same request, so this one is repeated
+    // until it counts. Without the second request the worker stays for 600 s.
+    let primary = Pid::from_raw(troop.child.id().cast_signed()).unwrap();
+    let (done, is_done) = std::sync::mpsc::channel::<()>();
+    let presses = std::thread::spawn(move || {
+        while is_done.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
+            let _ = kill_process(primary, Signal::INT);
+        }
+    });
     assert_eq!(troop.event("exit")["signal"], "SIGKILL");
+    drop(done);
+    presses.join().unwrap();
+    assert_eq!(troop.end().0, Some(0));
+}
+
+/// `timeout 60 troop run …` signals the process and then its group.
+#[test]
+fn two_signals_at_the_same_time_are_one_request_to_stop() {
+    let mut troop = run(arguments(&["-w", "1", "--grace", "600"], "echoes.js"));
+    let port = troop.listening(1);
+    let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    client.set_read_timeout(Some(troop_testkit::PATIENCE)).unwrap();
+    let mut echo = |text: &str| {
+        client.write_all(text.as_bytes()).unwrap();
+        let mut answer = vec![0; text.len()];
+        client.read_exact(&mut answer).map(|()| answer).unwrap()
+    };
+    echo("before");
+    // While the primary is stopped both become pending; it sees them in the same turn.
+    troop.signal(Signal::STOP);
+    troop.signal(Signal::TERM);
+    troop.signal(Signal::INT);
+    troop.signal(Signal::CONT);
+    troop.event("stopping");
+    assert_eq!(echo("after"), b"after");
+    drop(client);
+    assert_eq!(troop.event("exit")["code"], 0);
     assert_eq!(troop.end().0, Some(0));
 }
 

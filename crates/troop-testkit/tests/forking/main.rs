@@ -395,14 +395,16 @@ fn a_primary_that_is_told_to_end_drains_its_workers() {
 }
 
 #[test]
-fn a_primary_that_is_told_twice_ends_at_once() {
+fn a_second_signal_to_stop_ends_at_once() {
     let mut primary = Primary::start(FIXTURE, &["orphan"]);
     primary.until("online");
     primary.until("online");
-    let before = Instant::now();
     primary.kill(Signal::INT);
     primary.until("stopping");
-    primary.kill(Signal::INT);
-    primary.process.wait().unwrap();
-    assert!(before.elapsed() < Duration::from_secs(3), "it took {:?}", before.elapsed());
+    // Signals within half a second of the first one are the same request, so this one is repeated
+    // until it counts, which is long before the workers' grace period of 30 s is over.
+    wait_until("the end of the primary", || {
+        primary.kill(Signal::INT);
+        primary.process.try_wait().unwrap().is_some()
+    });
 }

@@ -351,9 +351,10 @@ impl Builder {
     }
 
     /// Forks the workers, keeps them running, and blocks until the end: `SIGTERM` or `SIGINT` ends
-    /// them gracefully (a second one at once), `SIGQUIT` at once; `SIGHUP` replaces them one by
-    /// one; `SIGTTIN` and `SIGTTOU` start one more and one less, as in gunicorn; `SIGWINCH` ends
-    /// the workers and keeps the listeners, until `SIGHUP`. Raises this process's limit on
+    /// them gracefully (another one at once, unless it arrives within half a second of the first:
+    /// then a process and its group were signalled), `SIGQUIT` at once; `SIGHUP` replaces them one
+    /// by one; `SIGTTIN` and `SIGTTOU` start one more and one less, as in gunicorn; `SIGWINCH`
+    /// ends the workers and keeps the listeners, until `SIGHUP`. Raises this process's limit on
     /// descriptors to the hard limit; workers get the old one. As process 1 it reaps orphans too.
     ///
     /// Workers lead process groups of their own, so that Ctrl-C, and a signal to this process's

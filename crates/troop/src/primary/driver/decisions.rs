@@ -1,4 +1,4 @@
-//! Carries out what the core and the supervisor decide, and obeys signals.
+//! Carries out what the core and the supervisor decide, and handles signals.
 
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -18,6 +18,10 @@ use crate::events::{Consequence, Event};
 use crate::primary::cgroup::WorkerCgroup;
 use crate::primary::handle::WorkerHandle;
 use crate::primary::{Fork, MOST_WORKERS, Reload, spawn};
+
+/// A signal to stop that arrives within this time of the first one is the same request: `timeout`,
+/// shells and service managers signal a process and then its group.
+const SAME_STOP: Duration = Duration::from_millis(500);
 
 impl Driver {
     pub(super) fn act(&mut self) {
@@ -334,12 +338,18 @@ impl Driver {
 
     pub(super) fn signalled(&mut self, number: u32) {
         let Some((pipe, means)) = self.signals.get_mut(number as usize) else { return };
-        // As many bytes as signals; two quick Ctrl-C count as two.
+        // As many bytes as signals.
         let count = pipe.read(&mut [0; 16]).unwrap_or(0);
         let means = *means;
         for _ in 0..count {
             match (means, &mut self.supervisor) {
-                (SignalMeans::Stop, Some(supervisor)) => supervisor.stop(self.now),
+                (SignalMeans::Stop, Some(supervisor)) => match self.stop_signalled {
+                    Some(first) if self.now.since(first) < SAME_STOP => {}
+                    first => {
+                        self.stop_signalled = first.or(Some(self.now));
+                        supervisor.stop(self.now);
+                    }
+                },
                 (SignalMeans::StopNow, Some(supervisor)) => {
                     (0..2).for_each(|_| supervisor.stop(self.now))
                 }

@@ -252,6 +252,8 @@ pub(crate) struct Driver {
     supervisor: Option<Supervisor>,
     outcome: Option<Outcome>,
     signals: Vec<(UnixStream, SignalMeans)>,
+    /// When the first signal to stop arrived.
+    stop_signalled: Option<Time>,
     /// This is process 1.
     reaps_orphans: bool,
     over_at: Option<Time>,
@@ -342,6 +344,7 @@ impl Driver {
             supervisor: None,
             outcome: None,
             signals: Vec::new(),
+            stop_signalled: None,
             reaps_orphans: false,
             over_at: None,
             origin: Instant::now(),
