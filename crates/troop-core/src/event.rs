@@ -181,6 +181,9 @@ pub enum Violation {
     SurplusHandles(u64),
     /// A descriptor that is no socket; it was closed.
     BadHandle,
+    /// The same from a worker that runs as another user than the primary: the file system of a file
+    /// may keep whoever closes it waiting for ever.
+    ForeignFile,
     /// It did not answer a connection within this many milliseconds.
     Hung(u64),
     /// It gave no sign of life for this many milliseconds, though it was asked for one.
@@ -218,6 +221,7 @@ impl Violation {
                 | Violation::TooManyListeners(_)
                 | Violation::Unacknowledged(_)
                 | Violation::HeldUp
+                | Violation::ForeignFile
         )
     }
 }
@@ -241,6 +245,9 @@ impl fmt::Display for Violation {
             Violation::MissingHandle => f.write_str("a message whose descriptor did not arrive"),
             Violation::SurplusHandles(n) => write!(f, "{n} descriptors that no message announced"),
             Violation::BadHandle => f.write_str("a descriptor that is not a socket"),
+            Violation::ForeignFile => f.write_str(
+                "a descriptor that is not a socket, which workers of another user must not send",
+            ),
             Violation::Hung(ms) => write!(f, "no answer to a connection for {ms} ms"),
             Violation::Silent(ms) => write!(f, "no sign of life for {ms} ms"),
             Violation::TooManyListeners(limit) => write!(f, "more than {limit} listeners"),

@@ -75,6 +75,15 @@ pub fn recv_few(
     receive(socket, bytes, handles, &mut space)
 }
 
+/// As [`recv`], but takes no descriptors: the kernel drops them all, without closing them as files
+/// of this process.
+///
+/// # Errors
+/// As [`recv`].
+pub fn recv_none(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Received> {
+    receive(socket, bytes, &mut Vec::new(), &mut [])
+}
+
 fn receive(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],

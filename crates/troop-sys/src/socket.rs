@@ -36,6 +36,12 @@ pub fn close_at_once(socket: impl AsFd) {
     }
 }
 
+/// Whether a descriptor is a socket. No file system is asked.
+#[must_use]
+pub fn is_socket(fd: impl AsFd) -> bool {
+    !matches!(sockopt::socket_type(fd), Err(rustix::io::Errno::NOTSOCK | rustix::io::Errno::BADF))
+}
+
 /// What kind of socket a descriptor is.
 ///
 /// # Errors

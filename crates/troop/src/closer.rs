@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{IntoRawFd as _, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,9 @@ const MOST_THREADS: usize = 4;
 /// As many, where others do not end even when they are interrupted, as the close of a file does
 /// whose file system (FUSE) never answers.
 const MOST_STUCK: usize = 64;
+/// Files that may be under way to be closed before no more descriptors are taken. Their file systems
+/// may be such as do not end a close, which no signal changes.
+const MOST_FILES: usize = 4;
 /// A thread that has been closing one descriptor for this long is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
 /// The time that a close may take.
@@ -36,6 +40,8 @@ struct Shared {
     state: Mutex<State>,
     more: Condvar,
     begun: Condvar,
+    /// Files that wait to be closed, or are being closed.
+    unclosed_files: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +54,9 @@ struct State {
     /// watches them.
     guarded: Vec<(Thread, Instant)>,
     has_guard: bool,
+    files: VecDeque<OwnedFd>,
+    /// Threads that close files.
+    file_threads: usize,
     over: bool,
 }
 
@@ -87,6 +96,41 @@ impl Closer {
         state.waiting.push_back(fd);
         drop(state);
         self.0.more.notify_one();
+    }
+
+    /// Closes a descriptor that is no socket. Never waits.
+    pub(crate) fn close_file(&self, fd: OwnedFd) {
+        let mut state = self.lock();
+        state.files.push_back(fd);
+        self.0.unclosed_files.fetch_add(1, Ordering::Relaxed);
+        if state.file_threads < MOST_FILES {
+            let closer = self.clone();
+            let thread =
+                std::thread::Builder::new().name("troop-close".into()).stack_size(64 * 1024);
+            state.file_threads += usize::from(thread.spawn(move || closer.close_files()).is_ok());
+        }
+        if state.file_threads == 0 {
+            // It ends with this process.
+            state.files.drain(..).for_each(|fd| {
+                let _ = fd.into_raw_fd();
+            });
+        }
+    }
+
+    fn close_files(&self) {
+        let mut state = self.lock();
+        while let Some(fd) = state.files.pop_front() {
+            drop(state);
+            drop(fd);
+            self.0.unclosed_files.fetch_sub(1, Ordering::Relaxed);
+            state = self.lock();
+        }
+        state.file_threads -= 1;
+    }
+
+    /// Whether so many files are not closed yet that there must be no more.
+    pub(crate) fn is_full(&self) -> bool {
+        self.0.unclosed_files.load(Ordering::Relaxed) >= MOST_FILES
     }
 
     /// Makes a call in which the kernel may close descriptors, and interrupts it when that takes
@@ -171,19 +215,28 @@ impl Closer {
 
 /// The driver's one: ends the threads with it, when everything is closed.
 #[derive(Debug, Default)]
-pub(crate) struct Closing(Closer);
+pub(crate) struct Closing {
+    closer: Closer,
+    was_full: bool,
+}
 
 impl Closing {
     pub(crate) fn closer(&self) -> &Closer {
-        &self.0
+        &self.closer
+    }
+
+    /// Whether the closer [is full](Closer::is_full) since this was last asked.
+    pub(crate) fn has_become_full(&mut self) -> bool {
+        let is_full = self.closer.is_full();
+        !std::mem::replace(&mut self.was_full, is_full) && is_full
     }
 }
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        self.0.lock().over = true;
-        self.0.0.more.notify_all();
-        self.0.0.begun.notify_all();
+        self.closer.lock().over = true;
+        self.closer.0.more.notify_all();
+        self.closer.0.begun.notify_all();
     }
 }
 

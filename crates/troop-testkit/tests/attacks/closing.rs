@@ -1,5 +1,5 @@
-//! Sockets that take their time to close: `SO_LINGER`, for ten minutes, with bytes that nobody
-//! reads.
+//! What takes its time to close: sockets with `SO_LINGER`, for ten minutes, with bytes that nobody
+//! reads; files whose file system does not answer.
 
 use std::collections::VecDeque;
 use std::io::Read as _;
@@ -12,6 +12,8 @@ use rustix::net::{AddressFamily, SocketType};
 use troop::{Cluster, Event, ReadyWhen, ReplacePolicy, Setup, Violation};
 use troop_testkit::{PATIENCE, at_once, open_descriptors, wait_until};
 
+use crate::fuse::Mount;
+use crate::running::open_directory;
 use crate::scene::{ONLINE, Scene, alone};
 use crate::support::{STRANGER, is_root};
 
@@ -160,5 +162,57 @@ async fn a_worker_that_has_its_connections_linger_all_the_time_holds_nobody_up()
     assert!(clients.join().unwrap() > 20, "its clients are served too");
     worker.kill(9).await.unwrap();
     scene.troop.exit(&worker).await;
+    scene.honest_worker_serves().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_whose_close_is_never_answered_end_their_senders_and_are_few() {
+    const TEST: &str = "closing::files_whose_close_is_never_answered_end_their_senders_and_are_few";
+    if !is_root(TEST) {
+        return;
+    }
+    let home = open_directory();
+    let Some(file) = Mount::unclosable(TEST, &home.path().join("file")) else { return };
+    let path = file.at.clone();
+    let mut scene = scene().await;
+    let socket = r#"socket {"cmd":"NODE_HANDLE","type":"net.Socket","msg":"with a socket"}"#;
+    let send = format!("open {}", path.display());
+    let steps = [ONLINE, &send, "file 2", "sleep 600000"];
+    for life in 0..8 {
+        let worker = scene.raw(&steps).await;
+        let offence = scene.offence(&worker).await;
+        if life < 2 {
+            assert_eq!(offence, (Violation::ForeignFile, true));
+        } else {
+            // What they send is not taken any more at all.
+            assert_eq!(offence, (Violation::MissingHandle, false));
+            worker.kill(9).await.unwrap();
+        }
+        scene.troop.exit(&worker).await;
+        scene.honest_worker_serves().await;
+    }
+    let worker = scene.raw(&[ONLINE, socket, "sleep 600000"]).await;
+    assert_eq!(scene.offence(&worker).await, (Violation::MissingHandle, false));
+    worker.kill(9).await.unwrap();
+
+    drop(file);
+    let is_open = |fd: &std::fs::DirEntry| std::fs::read_link(fd.path()).is_ok_and(|at| at == path);
+    wait_until("all of them are closed", || {
+        !std::fs::read_dir("/proc/self/fd").unwrap().flatten().any(|fd| is_open(&fd))
+    });
+    // Sockets arrive again. What a file was the last of them to be closed is known a moment later.
+    loop {
+        let worker = scene.raw(&[ONLINE, socket, "line \"over\"", "sleep 600000"]).await;
+        let id = worker.id();
+        let said = |event: &Event| match event {
+            Event::Message(w, message) if w.id() == id => Some(message.has_handle()),
+            _ => None,
+        };
+        let has_handle = scene.troop.until("its message", said).await;
+        worker.kill(9).await.unwrap();
+        if has_handle {
+            break;
+        }
+    }
     scene.honest_worker_serves().await;
 }

@@ -1,68 +1,14 @@
 //! Paths on a file system that never answers.
 
-use std::fs::File;
-use std::os::fd::AsRawFd as _;
-use std::path::{Path, PathBuf};
-
 use troop::{Cluster, Fork, Setup};
 
+use super::fuse::Mount;
 use super::home::Home;
 use super::running::{Running, open_directory};
 use super::scene::{ONLINE, Scene};
 use super::support::{STRANGER, is_root, troop};
 
 const FIXTURE: &str = env!("CARGO_BIN_EXE_troop-fixture");
-
-/// A file system that everybody may use and nobody serves: whoever looks at it waits until this is
-/// dropped.
-struct Dead {
-    at: PathBuf,
-    /// With it the connection ends, and so does all waiting.
-    served_by: Option<File>,
-}
-
-impl Dead {
-    /// `None`, and a word about it, where none can be mounted.
-    fn mount(test: &str, at: &Path) -> Option<Dead> {
-        let text = |text: &str| std::ffi::CString::new(text).unwrap();
-        std::fs::create_dir(at).unwrap();
-        let served_by = File::options().read(true).write(true).open("/dev/fuse").ok();
-        let mounted = served_by.as_ref().is_some_and(|fuse| {
-            let options = text(&format!(
-                "fd={},rootmode=40000,user_id=0,group_id=0,allow_other",
-                fuse.as_raw_fd()
-            ));
-            let target = text(at.to_str().unwrap());
-            #[expect(unsafe_code, reason = "the tests' only mount is not worth a wrapper")]
-            // SAFETY: a system call with valid texts.
-            let result = unsafe {
-                libc::mount(
-                    c"dead".as_ptr(),
-                    target.as_ptr(),
-                    c"fuse".as_ptr(),
-                    0,
-                    options.as_ptr().cast(),
-                )
-            };
-            result == 0
-        });
-        if !mounted {
-            eprintln!("skipped: hanging::{test}: no file system can be mounted by /dev/fuse");
-            return None;
-        }
-        Some(Dead { at: at.to_owned(), served_by })
-    }
-}
-
-impl Drop for Dead {
-    fn drop(&mut self) {
-        drop(self.served_by.take());
-        let target = std::ffi::CString::new(self.at.to_str().unwrap()).unwrap();
-        #[expect(unsafe_code, reason = "as for the mount")]
-        // SAFETY: a system call with a valid text.
-        let _ = unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_names_a_path_that_is_never_answered_holds_nobody_up() {
@@ -71,7 +17,7 @@ async fn a_worker_that_names_a_path_that_is_never_answered_holds_nobody_up() {
         return;
     }
     let home = open_directory();
-    let Some(dead) = Dead::mount(TEST, &home.path().join("dead")) else { return };
+    let Some(dead) = Mount::dead(TEST, &home.path().join("dead")) else { return };
     let mut scene = Scene::with(Cluster::builder()).await;
     scene.troop.cluster.setup(Setup::new().uid(STRANGER).gid(STRANGER)).unwrap();
     let query = |seq: u32, name: &str| {
@@ -112,7 +58,7 @@ fn what_the_operator_names_and_is_never_answered_is_an_error_in_the_end_and_the_
     write("");
     let mut running = Running::start(&mut troop(home.path(), &["run", "--log", "json", "web"]));
     running.event("listening");
-    let Some(dead) = Dead::mount(TEST, &home.path().join("dead")) else { return };
+    let Some(dead) = Mount::dead(TEST, &home.path().join("dead")) else { return };
     write("env_file = [\"dead/env\"]\ncwd = \"dead\"\n");
     std::thread::scope(|scope| {
         let asked = [&["reload", "web"][..], &["check"], &["run", "--name", "other", "web"]]

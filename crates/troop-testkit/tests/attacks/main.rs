@@ -3,6 +3,7 @@
 //! root primary and a worker of another user are skipped by name elsewhere.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+mod fuse;
 mod home;
 #[path = "../scene/mod.rs"]
 mod scene;

@@ -13,7 +13,7 @@ use troop_sys::{diag, fdpass, socket};
 
 use super::{Driver, Token};
 use crate::channel::{Flushed, Outbox};
-use crate::closer::{self, Closer};
+use crate::closer::{self, Closer, Closing};
 use crate::error::Error;
 use crate::events::Event;
 use crate::primary::cgroup::WorkerCgroup;
@@ -35,17 +35,19 @@ const KILL: i32 = 9;
 const FEW_FILES: usize = 1024;
 
 /// Reads what a worker has sent. Of another user's all descriptors are taken, because the kernel
-/// closes the others at once, however long that takes; where there may be no room for them it is
-/// interrupted.
+/// closes the others at once, however long that takes; where there may be no room for them, or none
+/// are to be taken, it is interrupted.
 fn receive(
     channel: &Channel,
     bytes: &mut [u8],
     handles: &mut Vec<OwnedFd>,
     is_short: bool,
+    takes_none: bool,
 ) -> io::Result<fdpass::Received> {
     let socket = channel.socket.as_fd();
     match &channel.closer {
         None => fdpass::recv_few(socket, bytes, handles),
+        Some(closer) if takes_none => closer.guard(|| fdpass::recv_none(socket, bytes)),
         Some(closer) if is_short => closer.guard(|| fdpass::recv(socket, bytes, handles)),
         Some(_) => fdpass::recv(socket, bytes, handles),
     }
@@ -100,7 +102,13 @@ impl Driver {
                 self.update_channel(id);
                 break;
             }
-            match receive(channel, &mut self.buffer, &mut self.received, is_short) {
+            // Whose end is decided sends nothing more that is wanted. A file that cannot be closed
+            // stays, so there must not be many of them.
+            let takes_none = channel
+                .closer
+                .as_ref()
+                .is_some_and(|closer| closer.is_full() || self.core.is_cut_off(id));
+            match receive(channel, &mut self.buffer, &mut self.received, is_short, takes_none) {
                 Ok(fdpass::Received { len: 0, .. }) => ended = true,
                 Ok(received) => {
                     bytes_left = bytes_left.saturating_sub(received.len);
@@ -109,6 +117,20 @@ impl Driver {
                         || received.truncated
                         || !self.received.is_empty();
                     let bytes = &self.buffer[..received.len];
+                    if let Some(closer) = &channel.closer
+                        && !self.received.iter().all(socket::is_socket)
+                    {
+                        for fd in self.received.drain(..) {
+                            match socket::is_socket(&fd) {
+                                true => closer.close(fd),
+                                false => closer.close_file(fd),
+                            }
+                        }
+                        self.core.violated(id, Violation::ForeignFile);
+                        if self.closing.as_mut().is_some_and(Closing::has_become_full) {
+                            self.events.push(Event::Error(None, Arc::new(Error::UnclosedFiles)));
+                        }
+                    }
                     let surplus = self.received.len().saturating_sub(fdpass::FEW_HANDLES);
                     if let Some(closer) = &channel.closer {
                         self.received

@@ -1,0 +1,131 @@
+//! File systems whose server is hostile (FUSE).
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// A file system that everybody may use: whoever waits for it waits until this is dropped.
+pub(super) struct Mount {
+    pub(super) at: PathBuf,
+    /// With it the connection ends, and so does all waiting.
+    served_by: Option<File>,
+    server: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
+}
+
+impl Mount {
+    /// A directory that nobody serves. `None`, and a word about it, where none can be mounted.
+    pub(super) fn dead(test: &str, at: &Path) -> Option<Mount> {
+        std::fs::create_dir(at).unwrap();
+        Mount::new(test, at, "40000")
+    }
+
+    /// A file that everybody can open, and that this process cannot close.
+    pub(super) fn unclosable(test: &str, at: &Path) -> Option<Mount> {
+        File::create(at).unwrap();
+        let mut mount = Mount::new(test, at, "100666")?;
+        let fuse = mount.served_by.take()?;
+        let over = Arc::new(AtomicBool::new(false));
+        let is_over = over.clone();
+        let server = std::thread::spawn(move || serve(fuse, &is_over));
+        mount.server = Some((over, server));
+        Some(mount)
+    }
+
+    fn new(test: &str, at: &Path, root: &str) -> Option<Mount> {
+        let text = |text: &str| std::ffi::CString::new(text).unwrap();
+        let mut options = File::options();
+        options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+        let served_by = options.open("/dev/fuse").ok();
+        let mounted = served_by.as_ref().is_some_and(|fuse| {
+            let options = text(&format!(
+                "fd={},rootmode={root},user_id=0,group_id=0,allow_other",
+                fuse.as_raw_fd()
+            ));
+            let target = text(at.to_str().unwrap());
+            #[expect(unsafe_code, reason = "the tests' only mount is not worth a wrapper")]
+            // SAFETY: a system call with valid texts.
+            let result = unsafe {
+                libc::mount(
+                    c"hostile".as_ptr(),
+                    target.as_ptr(),
+                    c"fuse".as_ptr(),
+                    0,
+                    options.as_ptr().cast(),
+                )
+            };
+            result == 0
+        });
+        if !mounted {
+            eprintln!("skipped: {test}: no file system can be mounted by /dev/fuse");
+            return None;
+        }
+        Some(Mount { at: at.to_owned(), served_by, server: None })
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Some((over, server)) = self.server.take() {
+            over.store(true, Ordering::Relaxed);
+            server.join().unwrap();
+        }
+        drop(self.served_by.take());
+        let target = std::ffi::CString::new(self.at.to_str().unwrap()).unwrap();
+        #[expect(unsafe_code, reason = "as for the mount")]
+        // SAFETY: a system call with a valid text.
+        let _ = unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+/// Answers as a file system with one file does (`linux/fuse.h`), but for this process's closing it.
+fn serve(mut fuse: File, is_over: &AtomicBool) {
+    const FORGET: u32 = 2;
+    const GETATTR: u32 = 3;
+    const OPEN: u32 = 14;
+    const RELEASE: u32 = 18;
+    const FLUSH: u32 = 25;
+    const INIT: u32 = 26;
+    const INTERRUPT: u32 = 36;
+    let mut request = vec![0; 256 * 1024];
+    while !is_over.load(Ordering::Relaxed) {
+        let Ok(length) = fuse.read(&mut request) else {
+            std::thread::sleep(Duration::from_millis(2));
+            continue;
+        };
+        let number = |at: usize| u32::from_ne_bytes(request[at..at + 4].try_into().unwrap());
+        assert!(length >= 40);
+        let (operation, thread) = (number(4), number(32));
+        let is_ours = Path::new(&format!("/proc/self/task/{thread}")).exists();
+        let (error, answer): (i32, Vec<u8>) = match operation {
+            FLUSH if is_ours => continue,
+            FORGET | INTERRUPT => continue,
+            // Version 7.31, no flags, and pages of a usual size.
+            INIT => (0, numbers(&[7, 31, 0, 0, 0, 4096, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0])),
+            GETATTR => {
+                let mut attributes = [0; 26];
+                // A regular file with one name.
+                (attributes[4], attributes[19], attributes[20]) = (1, 0o100_666, 1);
+                (0, numbers(&attributes))
+            }
+            OPEN => (0, vec![0; 16]),
+            RELEASE | FLUSH => (0, Vec::new()),
+            _ => (-libc::ENOSYS, Vec::new()),
+        };
+        let mut reply = numbers(&[u32::try_from(16 + answer.len()).unwrap()]);
+        reply.extend(error.to_ne_bytes());
+        reply.extend(&request[8..16]);
+        reply.extend(answer);
+        // Whoever asked may be gone.
+        let _ = fuse.write(&reply);
+    }
+}
+
+fn numbers(numbers: &[u32]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_ne_bytes()).collect()
+}
