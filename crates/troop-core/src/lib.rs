@@ -8,6 +8,7 @@
 //!   connections in flight.
 //! - [`supervise`]: how many workers there should be: restarts with back-off, rolling reload,
 //!   shutdown.
+//! - [`cluster`]: recycling, hung workers, health checks, missed addresses, activated sockets.
 //! - [`policy`]: which worker gets the next connection.
 //! - [`steer`]: what the kernel is told to do by itself.
 //! - [`text`]: text of strangers, made safe to show.
@@ -15,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod event;
 pub mod id;
 pub mod policy;

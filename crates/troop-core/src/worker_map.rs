@@ -1,5 +1,7 @@
 //! A map of workers, made for few of them that are looked up for every connection.
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use crate::id::WorkerId;
 
 /// Something for each worker, in the order of their ids.
@@ -7,7 +9,7 @@ use crate::id::WorkerId;
 /// The ids stand by themselves in a few lines of memory that stay in the processor's cache. Those
 /// of a cluster mostly follow upon each other, so one is found where it is expected, or else by
 /// bisection. To insert an id that is not the highest, or to remove one, moves those after it.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerMap<T> {
     ids: Vec<WorkerId>,
     values: Vec<T>,
@@ -100,6 +102,27 @@ impl<T> WorkerMap<T> {
     /// Both, to change what belongs to them.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (&WorkerId, &mut T)> {
         self.ids.iter().zip(&mut self.values)
+    }
+}
+
+impl<T> FromIterator<(WorkerId, T)> for WorkerMap<T> {
+    fn from_iter<I: IntoIterator<Item = (WorkerId, T)>>(all: I) -> WorkerMap<T> {
+        let mut map = WorkerMap::default();
+        all.into_iter().for_each(|(id, value)| drop(map.insert(id, value)));
+        map
+    }
+}
+
+/// Written as a list of pairs.
+impl<T: Serialize> Serialize for WorkerMap<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for WorkerMap<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<WorkerMap<T>, D::Error> {
+        Vec::deserialize(deserializer).map(WorkerMap::from_iter)
     }
 }
 

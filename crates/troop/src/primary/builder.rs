@@ -5,6 +5,8 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGWINCH};
+use troop_core::cluster::health::HealthChecks;
+use troop_core::cluster::recycle::Recycling;
 use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Config, Primary};
 use troop_core::supervise::{self, Cause, GiveUp, Outcome, Supervisor};
@@ -293,9 +295,10 @@ impl Builder {
         self.inherited.iter().cloned().for_each(|socket| driver.offer(socket));
         driver.drain_spread =
             self.drain_spread.unwrap_or_else(|| (self.grace / 3).min(CLOSE_OVER)).min(self.grace);
-        driver.recycling.policy = self.recycle.clone();
+        driver.recycling = Recycling::new(self.recycle.clone());
         driver.spawner.output = self.output.take();
         if let Some(check) = self.health.take() {
+            driver.health = HealthChecks::new(check.failures);
             health::start(driver.driver_handle(), check)
                 .map_err(Error::io("start a thread for health checks"))?;
         }

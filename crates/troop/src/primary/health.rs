@@ -1,6 +1,6 @@
 //! Tests each worker from time to time, from a thread of its own.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ffi::{CStr, OsString};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -46,14 +46,12 @@ pub(super) fn start(cluster: DriverHandle, check: HealthCheck) -> std::io::Resul
 async fn watch(cluster: DriverHandle, check: HealthCheck) {
     let mut beat = interval(check.every.max(Duration::from_millis(10)));
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut failures: HashMap<WorkerId, u32> = HashMap::new();
     loop {
         beat.tick().await;
         let Ok(snapshot) = cluster.ask(Ask::Snapshot).await else { return };
         if snapshot.phase == Phase::Stopping {
             return;
         }
-        failures.retain(|id, _| snapshot.workers.iter().any(|worker| worker.id == *id));
         // Those that start or leave are not expected to answer.
         let mut due = snapshot.workers.into_iter().filter(|worker| worker.ready == Some(true));
         let mut running = JoinSet::new();
@@ -66,24 +64,13 @@ async fn watch(cluster: DriverHandle, check: HealthCheck) {
             }
             let Some(outcome) = running.join_next().await else { break };
             let Ok((worker, outcome)) = outcome else { continue };
-            let reason = match outcome {
-                Ok(()) => {
-                    failures.remove(&worker);
-                    continue;
-                }
+            let result = match outcome {
+                Ok(()) => Ok(()),
                 // Nothing is known about the worker, then.
                 Err(Failed::Untested) => continue,
-                Err(Failed::Sick(reason)) => reason,
+                Err(Failed::Sick(reason)) => Err(format!("its health check failed: {reason}")),
             };
-            let count = failures.entry(worker).or_default();
-            *count += 1;
-            let replace = *count >= check.failures;
-            if replace {
-                // If nothing comes of it, it is asked for again after as many.
-                *count = 0;
-            }
-            let reason = format!("its health check failed: {reason}");
-            if cluster.send(Ask::Unhealthy(worker, reason, replace)).is_err() {
+            if cluster.send(Ask::HealthChecked(worker, result)).is_err() {
                 return;
             }
         }

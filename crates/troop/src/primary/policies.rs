@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+pub use troop_core::cluster::recycle::RecyclePolicy;
 use troop_core::supervise::{self, Restart};
 
 use crate::settings::Setup;
@@ -190,33 +191,6 @@ pub enum ReadyWhen {
     Message,
     /// When it, or a process of its group, says `READY=1`: `sd_notify(3)`.
     Notified,
-}
-
-/// When a worker is replaced although nothing is wrong with it: one at a time, its successor first,
-/// as in a reload.
-#[derive(Debug, Clone)]
-pub struct RecyclePolicy {
-    /// When it has more resident memory than this, in bytes.
-    pub memory: Option<u64>,
-    /// When it is older than this.
-    pub age: Option<Duration>,
-    /// When it has taken more connections than this from the primary.
-    pub connections: Option<u64>,
-    /// By up to which part age and connections are lowered by chance, so that not all are due at
-    /// once. Default: 0.1.
-    pub jitter: f64,
-}
-
-impl Default for RecyclePolicy {
-    fn default() -> RecyclePolicy {
-        RecyclePolicy { memory: None, age: None, connections: None, jitter: 0.1 }
-    }
-}
-
-impl RecyclePolicy {
-    pub(super) fn is_idle(&self) -> bool {
-        self.memory.is_none() && self.age.is_none() && self.connections.is_none()
-    }
 }
 
 /// A test of each worker, from time to time. One that fails it is replaced; a successor that fails

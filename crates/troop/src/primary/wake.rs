@@ -53,8 +53,8 @@ pub(crate) enum Command {
     Pause,
     /// Replaces one worker, for this reason; the answer is whether that has begun.
     Recycle(WorkerId, String, oneshot::Sender<bool>),
-    /// A worker has failed a test, and is to be replaced or not.
-    Unhealthy(WorkerId, String, bool),
+    /// A worker has passed a health check, or failed it for this reason.
+    HealthChecked(WorkerId, Result<(), String>),
     /// Gives a worker a connection as if from this listener, or from its first.
     Inject(WorkerId, Option<Pattern>, ConnectionEnds, oneshot::Sender<Result<Injected, String>>),
     Stop,

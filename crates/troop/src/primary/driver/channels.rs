@@ -271,6 +271,10 @@ impl Driver {
         self.core.exited(self.now, id, how);
         self.act();
         self.spawner.ended(id);
+        self.recycling.exited(id);
+        self.health.exited(id);
+        self.hung.exited(id);
+        self.activated.exited(id);
         self.processes.remove(&id);
         self.notify_shutdown_waiters();
         if self.reaps_orphans {

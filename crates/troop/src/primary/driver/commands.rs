@@ -137,9 +137,7 @@ impl Driver {
                     s.pause(self.now);
                 }
             }
-            Command::Unhealthy(worker, reason, replace) => {
-                self.is_unhealthy(worker, reason, replace)
-            }
+            Command::HealthChecked(worker, result) => self.health_checked(worker, result),
             Command::Inject(worker, pattern, ends, done) => {
                 let _ = done.send(self.inject(worker, pattern.as_ref(), ends));
             }
@@ -185,7 +183,7 @@ impl Driver {
                 if allow_moved { Vec::new() } else { self.core.claims(supervisor.wanted() == 1) };
             supervisor.reload_with(self.now, claims);
             if !is_refused {
-                self.may_move(allow_moved);
+                self.missed.reload_started(allow_moved);
             }
         }
     }
@@ -256,7 +254,6 @@ impl Driver {
             names_dead_paths: false,
             refused: 0,
             since: self.now,
-            recycle_after: None,
         };
         let has_no_ipc = process.kept_end.is_some();
         self.processes.insert(id, process);
@@ -342,7 +339,6 @@ impl Driver {
                 user,
                 refused: 0,
                 since: self.now,
-                recycle_after: None,
             },
         );
         Ok(handle)

@@ -252,11 +252,13 @@ impl Driver {
                         self.core.hurry();
                         self.core.close_unused_listeners();
                     }
-                    Progress::RecycleFailed { worker, .. } => self.postpone_recycling(*worker),
+                    Progress::RecycleFailed { worker, .. } => {
+                        self.recycling.failed(self.now, *worker)
+                    }
                     Progress::ReloadFinished => {
                         self.before_reload = None;
                         self.core.forget_shared();
-                        self.has_moved();
+                        self.missed.reload_finished();
                     }
                     Progress::NotRestarting { worker, .. } => self.core.excuse(*worker),
                     Progress::ReloadStarted { .. } => {

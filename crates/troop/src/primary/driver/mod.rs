@@ -37,6 +37,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use slab::Slab;
+use troop_core::cluster::activation::ActivationShares;
+use troop_core::cluster::hang::HungWorkers;
+use troop_core::cluster::health::HealthChecks;
+use troop_core::cluster::missed::MissedAddresses;
+use troop_core::cluster::recycle::Recycling;
 use troop_core::primary::{Primary, Successors};
 use troop_core::supervise::{Outcome, Supervisor};
 use troop_core::worker_map::WorkerMap;
@@ -61,19 +66,15 @@ use crate::error::{Error, Result};
 use crate::events::{Bus, Event};
 use crate::inherited::InheritedSocket;
 use crate::settings::Settings;
-use activated::Activated;
 use callback::PendingQuestions;
 use connections::Conn;
 use direct_io::ReclaimedChannels;
 pub(crate) use direct_io::Shared;
-use hang::Hung;
 pub(crate) use inject::{ConnectionEnds, Injected};
 use inspect::Inspected;
-use missed::Missed;
 use orphans::AllOrphans;
 use pace::Pace;
 use poller::EventPoller;
-use recycle::Recycling;
 use scarce::Scarcity;
 
 /// How long workers may take to end by themselves after the program has dropped the cluster.
@@ -146,8 +147,6 @@ struct Process {
     /// How many of its requests it was explained why they could not be met.
     refused: u32,
     since: Time,
-    /// Until when it is not replaced because of what it is, as its last successor did not come up.
-    recycle_after: Option<Time>,
 }
 
 /// What a signal asks of a supervised cluster.
@@ -219,9 +218,10 @@ pub(crate) struct Driver {
     listeners_before_reload: Vec<ListenerId>,
     pub(crate) spawner: Spawner,
     pub(crate) recycling: Recycling,
-    hung: Hung,
+    hung: HungWorkers,
+    pub(crate) health: HealthChecks,
     orphans: AllOrphans,
-    activated: Activated,
+    activated: ActivationShares,
     ready_when: ReadyWhen,
     /// Where workers say that they are ready.
     notify: Option<OwnedFd>,
@@ -236,7 +236,7 @@ pub(crate) struct Driver {
     inherited: Vec<InheritedSocket>,
     /// When listeners are looked after next, where that is needed.
     upkeep_at: Option<Time>,
-    missed: Missed,
+    missed: MissedAddresses,
     /// How long a worker that others replace should take to close connections that stay open.
     pub(crate) drain_spread: Duration,
     /// Without a supervisor: what the program has said about forks to come.
@@ -321,9 +321,10 @@ impl Driver {
             listeners_before_reload: Vec::new(),
             spawner: Spawner::default(),
             recycling: Recycling::default(),
-            hung: Hung::default(),
+            hung: HungWorkers::default(),
+            health: HealthChecks::default(),
             orphans: AllOrphans::default(),
-            activated: Activated::default(),
+            activated: ActivationShares::default(),
             ready_when: ReadyWhen::Auto,
             notify: None,
             injected: BTreeMap::new(),
@@ -331,7 +332,7 @@ impl Driver {
             last_end: None,
             inherited: Vec::new(),
             upkeep_at: None,
-            missed: Missed::default(),
+            missed: MissedAddresses::default(),
             drain_spread: Duration::ZERO,
             forks_to_come: Successors::Unknown,
             demand_at: None,
@@ -368,7 +369,7 @@ impl Driver {
         self.core.set_supervised(true);
         self.supervisor = Some(supervisor);
         self.divide_descriptors();
-        self.begin_recycling();
+        self.recycling.start(self.now);
         self.begin_activated();
         self.plan_upkeep();
     }
