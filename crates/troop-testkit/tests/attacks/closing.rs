@@ -205,7 +205,7 @@ async fn files_whose_close_is_never_answered_end_their_senders_and_are_few() {
         let worker = scene.raw(&[ONLINE, socket, "line \"over\"", "sleep 600000"]).await;
         let id = worker.id();
         let said = |event: &Event| match event {
-            Event::Message(w, message) if w.id() == id => Some(message.has_handle()),
+            Event::Message { worker: w, message, .. } if w.id() == id => Some(message.has_handle()),
             _ => None,
         };
         let has_handle = scene.troop.until("its message", said).await;

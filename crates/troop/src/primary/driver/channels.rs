@@ -128,7 +128,10 @@ impl Driver {
                         }
                         self.core.violated(id, Violation::ForeignFile);
                         if self.closing.as_mut().is_some_and(Closing::has_become_full) {
-                            self.events.push(Event::Error(None, Arc::new(Error::UnclosedFiles)));
+                            self.events.push(Event::Error {
+                                worker: None,
+                                error: Arc::new(Error::UnclosedFiles),
+                            });
                         }
                     }
                     let surplus = self.received.len().saturating_sub(fdpass::FEW_HANDLES);
