@@ -5,7 +5,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use troop::{Cluster, Event, Fork, Setup, WorkerEvent};
+use troop::message::WorkerEvent;
+use troop::{Cluster, Event, Fork, Setup};
 
 use crate::peer::{Peer, Result, node, ourselves};
 use crate::table::{Table, median, number, times};

@@ -453,7 +453,8 @@ fn to(text: &str) -> Result<To, String> {
 pub(crate) fn signal(text: &str) -> Result<i32, String> {
     let plain = text.trim_start_matches("SIG");
     let known = |number: &i32| {
-        troop::signal_name(*number).is_some_and(|name| name.trim_start_matches("SIG") == plain)
+        troop::event::signal_name(*number)
+            .is_some_and(|name| name.trim_start_matches("SIG") == plain)
     };
     let number = text
         .parse()

@@ -3,10 +3,12 @@
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
-use troop::{
-    ActivationSocket, Builder, Cluster, Error, HealthCheck, HealthTest, InheritedSocket, ReadyWhen,
-    RecyclePolicy, ReplacePolicy, Resource, RestartPolicy, Scheduling, Setup, Stdio, WhenFailed,
+use troop::activation::{ActivationSocket, InheritedSocket};
+use troop::setup::{Resource, Stdio};
+use troop::supervise::{
+    HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, ReplacePolicy, RestartPolicy, WhenFailed,
 };
+use troop::{Builder, Cluster, Error, Scheduling, Setup};
 
 use uzers::os::unix::UserExt as _;
 
@@ -73,7 +75,7 @@ impl ResolvedApp {
         for (listener, policy) in app.listeners.clone() {
             let listener = listener
                 .parse()
-                .map_err(|e: troop::BadScheduling| RunError::Usage(e.to_string()))?;
+                .map_err(|e: troop::policy::BadScheduling| RunError::Usage(e.to_string()))?;
             builder = builder.scheduling_of(listener, policy);
         }
         let inherited = InheritedSocket::all()?;
@@ -208,9 +210,9 @@ impl ResolvedApp {
         let said = &self.app.restart;
         let mut policy = RestartPolicy::new(self.workers());
         policy.restart = match said.when.unwrap_or_default() {
-            When::Always => troop::Restart::Always,
-            When::OnFailure => troop::Restart::OnFailure,
-            When::Never => troop::Restart::Never,
+            When::Always => troop::supervise::Restart::Always,
+            When::OnFailure => troop::supervise::Restart::OnFailure,
+            When::Never => troop::supervise::Restart::Never,
         };
         policy.final_codes.clone_from(&said.final_codes);
         let set = |field: &mut Duration, said: Option<config::Time>| {
@@ -272,7 +274,7 @@ impl ResolvedApp {
         check.failures = said.failures.unwrap_or(check.failures);
         let listener = said.listener.as_ref().map(|listener| listener.parse()).transpose();
         check.listener =
-            listener.map_err(|e: troop::BadScheduling| RunError::Usage(e.to_string()))?;
+            listener.map_err(|e: troop::policy::BadScheduling| RunError::Usage(e.to_string()))?;
         Ok(Some(check))
     }
 }

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use serde_json::{Map, Value, json};
-use troop::{
-    Address, Cause, Consequence, Event, ExitHow, GiveUp, Progress, WorkerHandle, signal_name, text,
-};
+use troop::event::{Address, Consequence, ExitHow, signal_name};
+use troop::supervise::{Cause, GiveUp, Progress};
+use troop::{Event, WorkerHandle, text};
 
 use crate::config::{Form, LogFormat};
 use crate::logs::line::Origin;

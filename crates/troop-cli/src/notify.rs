@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
-use troop::{Cluster, Event, Progress, Snapshot};
+use troop::snapshot::Snapshot;
+use troop::supervise::Progress;
+use troop::{Cluster, Event};
 
 use crate::restart::Restarting;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
-use troop::InheritedSocket;
+use troop::activation::InheritedSocket;
 
 /// The name that a primary had which is now another one, so that it has it again.
 pub(crate) const VARIABLE: &str = "TROOP_RESTARTED_AS";

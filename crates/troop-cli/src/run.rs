@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use troop::{Error, Event, Progress, text};
+use troop::supervise::Progress;
+use troop::{Error, Event, text};
 
 use crate::args::Run;
 use crate::config::{Form, LogFormat, To};

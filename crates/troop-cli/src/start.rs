@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::SIGINT;
-use troop::{Cluster, Event, Phase, Progress, Snapshot, WorkerHandle, text};
+use troop::snapshot::{Phase, Snapshot};
+use troop::supervise::Progress;
+use troop::{Cluster, Event, WorkerHandle, text};
 
 use crate::args::{Env, Run, Start};
 use crate::config;

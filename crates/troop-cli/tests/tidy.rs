@@ -248,3 +248,17 @@ fn tests_that_the_guarantees_name_exist() {
         assert!(exists, "README.md names {name}, which is neither a test nor a file of tests");
     }
 }
+
+#[test]
+fn the_root_of_the_crate_has_the_names_that_most_programs_need_and_no_others() {
+    let source = read("crates/troop/src/lib.rs");
+    let names: Vec<&str> = source
+        .split("\npub use ")
+        .skip(1)
+        .filter_map(|text| text.split(';').next())
+        .flat_map(|path| path.rsplit("::").next().unwrap_or(path).split(','))
+        .map(|name| name.trim_matches(|c: char| !c.is_alphanumeric() && c != '_'))
+        .filter(|name| !name.is_empty())
+        .collect();
+    assert!((15..=25).contains(&names.len()), "{} names: {names:?}", names.len());
+}

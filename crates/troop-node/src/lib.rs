@@ -3,7 +3,7 @@
 //!
 //! Node starts the processes and has a channel of its own to each, whose other end is here; here is
 //! also the channel to the worker. Messages of programs are passed through, by JavaScript's own
-//! thread when it can ([`troop::RelayIo`]); listeners and connections are dealt with on a thread of
+//! thread when it can ([`troop::embed::RelayIo`]); listeners and connections are dealt with on a thread of
 //! the engine's, without JavaScript.
 
 mod text;
@@ -20,9 +20,9 @@ use napi::bindgen_prelude::{ArrayBuffer, Buffer, FnArgs, Function};
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi::{Env, Error, Result, Status};
 use napi_derive::napi;
-use troop::{
-    Adoption, Cluster, Event, InheritedSocket, RelayIo, Scheduling, WorkerHandle, WorkerId,
-};
+use troop::activation::InheritedSocket;
+use troop::embed::{Adoption, RelayIo};
+use troop::{Cluster, Event, Scheduling, WorkerHandle, WorkerId};
 use watch::Watch;
 
 /// The descriptors of a worker that is to be started.
@@ -136,12 +136,12 @@ fn failed(e: impl std::fmt::Display) -> Error {
 fn parse(scheduling: &str) -> Result<Scheduling> {
     scheduling
         .parse()
-        .map_err(|e: troop::BadScheduling| Error::new(Status::InvalidArg, e.to_string()))
+        .map_err(|e: troop::policy::BadScheduling| Error::new(Status::InvalidArg, e.to_string()))
 }
 
-impl From<troop::Question> for Question {
-    fn from(question: troop::Question) -> Question {
-        let troop::Question { ticket, listener, peer, workers, .. } = question;
+impl From<troop::policy::Question> for Question {
+    fn from(question: troop::policy::Question) -> Question {
+        let troop::policy::Question { ticket, listener, peer, workers, .. } = question;
         Question {
             ticket: signed(ticket),
             local_address: listener.address,

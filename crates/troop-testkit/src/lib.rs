@@ -10,7 +10,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use troop::{Builder, Cluster, Event, Events, Fork, ReplacePolicy, Setup, WorkerHandle};
+use troop::supervise::ReplacePolicy;
+use troop::{Builder, Cluster, Event, Events, Fork, Setup, WorkerHandle};
 
 /// How long anything may take before a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -108,7 +109,7 @@ impl Troop {
     }
 
     /// Waits for the end of a worker.
-    pub async fn exit(&mut self, worker: &WorkerHandle) -> troop::ExitHow {
+    pub async fn exit(&mut self, worker: &WorkerHandle) -> troop::event::ExitHow {
         let id = worker.id();
         self.until("exit", |event| match event {
             Event::Exit { worker: w, exit: how, .. } if w.id() == id => Some(*how),

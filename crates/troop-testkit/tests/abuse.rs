@@ -7,7 +7,8 @@ mod scene;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
-use troop::{Consequence, Event, ExitHow, Setup, Violation};
+use troop::event::{Consequence, ExitHow, Violation};
+use troop::{Event, Setup};
 use troop_testkit::{Troop, ask, open_descriptors};
 
 use scene::*;

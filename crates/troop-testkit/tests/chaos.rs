@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use troop::{Cluster, Event, Progress, RestartPolicy, Setup};
+use troop::supervise::{Progress, RestartPolicy};
+use troop::{Cluster, Event, Setup};
 use troop_testkit::{Troop, at_once, node_program, talk_from};
 
 const WORKERS: usize = 4;

@@ -10,7 +10,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use troop::{Adoption, Cluster, RelayIo};
+use troop::Cluster;
+use troop::embed::{Adoption, RelayIo};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const LINE: &str = "{\"text\":\"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"}\n";

@@ -5,7 +5,8 @@
 mod scene;
 
 use std::time::Duration;
-use troop::{Cluster, Error, Event, ExitHow, Scheduling, Violation, WorkerHandle};
+use troop::event::{ExitHow, Violation};
+use troop::{Cluster, Error, Event, Scheduling, WorkerHandle};
 use troop_testkit::{Troop, ask, is_running, open_descriptors};
 
 use scene::*;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use troop::{Cluster, Consequence, Event, ExitHow, Setup, Violation, WorkerHandle};
+use troop::event::{Consequence, ExitHow, Violation};
+use troop::{Cluster, Event, Setup, WorkerHandle};
 use troop_testkit::{Troop, ask, node_program};
 
 fn rust() -> Setup {

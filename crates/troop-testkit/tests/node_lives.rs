@@ -5,18 +5,20 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use serde_json::json;
-use troop::{Event, ExitHow, Fork, Setup, WorkerHandle, WorkerState};
+use troop::event::ExitHow;
+use troop::snapshot::WorkerState;
+use troop::{Event, Fork, Setup, WorkerHandle};
 use troop_testkit::{PATIENCE, Troop, get, is_running, node_program, talk, wait_until};
 
 fn js(text: &str) -> Setup {
     // Some die on purpose, and need not be heard.
-    Setup::new().script(node_program("run.js")).args([text]).stderr(troop::Stdio::Null)
+    Setup::new().script(node_program("run.js")).args([text]).stderr(troop::setup::Stdio::Null)
 }
 
 /// The same, but it does not begin before it is [`let_go`].
 fn held(text: &str) -> Setup {
     let wait = ["-c", "read go; exec node \"$@\"", "sh"];
-    js(text).program("sh").exec_argv(wait).stdin(troop::Stdio::Pipe)
+    js(text).program("sh").exec_argv(wait).stdin(troop::setup::Stdio::Pipe)
 }
 
 fn let_go(worker: &WorkerHandle) {
@@ -515,7 +517,7 @@ async fn a_workers_standard_streams_can_be_read() {
         .script(node_program("run.js"))
         .args([text])
         .silent(true)
-        .stdin(troop::Stdio::Pipe);
+        .stdin(troop::setup::Stdio::Pipe);
     let mut troop = Troop::with(setup);
     let worker = troop.fork().await;
     let (out, err) = (worker.take_stdout().unwrap(), worker.take_stderr().unwrap());

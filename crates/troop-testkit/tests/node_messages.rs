@@ -252,7 +252,7 @@ async fn a_unix_server_is_more_than_a_node_worker_can_take_and_harms_only_that()
         .unwrap();
     assert_eq!(troop.message(&worker).await, "bind");
     worker.disconnect().unwrap();
-    assert_eq!(troop.exit(&worker).await, troop::ExitHow::Code(0));
+    assert_eq!(troop.exit(&worker).await, troop::event::ExitHow::Code(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -356,7 +356,7 @@ async fn a_worker_whose_connections_were_given_away_still_ends() {
     worker.disconnect().unwrap();
     // Node counts it as its own server's until whoever has it says that it is closed.
     drop(handle);
-    assert_eq!(troop.exit(&worker).await, troop::ExitHow::Code(0));
+    assert_eq!(troop.exit(&worker).await, troop::event::ExitHow::Code(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

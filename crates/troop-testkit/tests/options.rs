@@ -7,10 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use troop::{
-    Cause, Cluster, Consequence, Event, ExitHow, Fork, GiveUp, Handle, Progress, RestartPolicy,
-    Setup,
-};
+use troop::event::{Consequence, ExitHow};
+use troop::supervise::{Cause, GiveUp, Progress, RestartPolicy};
+use troop::{Cluster, Event, Fork, Handle, Setup};
 use troop_testkit::{PATIENCE, Troop, ask, node_program, open_descriptors, wait_until};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
@@ -195,7 +194,7 @@ async fn workers_listen_where_they_may_and_nowhere_else() {
         let seen = |e: &Event| match e {
             Event::Misbehaved {
                 worker: w,
-                violation: troop::Violation::Forbidden(at),
+                violation: troop::event::Violation::Forbidden(at),
                 consequence: Consequence::Reported,
                 ..
             } if w.id() == id => Some(at.clone()),

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use troop::{Cluster, ExitHow, Scheduling, Setup};
+use troop::event::ExitHow;
+use troop::{Cluster, Scheduling, Setup};
 use troop_testkit::{Troop, ask, get};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {

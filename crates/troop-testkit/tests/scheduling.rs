@@ -6,10 +6,9 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use troop::{
-    Cluster, Connection, Event, Fork, Policy, Progress, Scheduling, Setup, WorkerHandle, WorkerId,
-    WorkerView,
-};
+use troop::policy::{Connection, Policy, WorkerView};
+use troop::supervise::Progress;
+use troop::{Cluster, Event, Fork, Scheduling, Setup, WorkerHandle, WorkerId};
 use troop_testkit::{PATIENCE, Troop, at_once, node_program, number, shares};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use troop::{Builder, Cluster, Event, Progress, ReplacePolicy, Setup, WorkerHandle};
+use troop::supervise::{Progress, ReplacePolicy};
+use troop::{Builder, Cluster, Event, Setup, WorkerHandle};
 use troop_testkit::{PATIENCE, Troop, at_once};
 
 fn serving(address: &str) -> Builder {

@@ -275,7 +275,7 @@ async fn a_worker_that_hangs_for_too_long_is_killed() {
             talk(([127, 0, 0, 1], port), "").unwrap();
         }
     });
-    assert_eq!(troop.exit(&workers[0]).await, troop::ExitHow::Signal(9));
+    assert_eq!(troop.exit(&workers[0]).await, troop::event::ExitHow::Signal(9));
     load.await.unwrap();
 }
 
@@ -502,7 +502,10 @@ async fn a_descriptor_of_the_primary_can_be_steered() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let mut troop = steered(node(&format!("serve({{ fd: {} }})", listener.as_raw_fd())));
-    troop.cluster.offer(troop::InheritedSocket::at(listener.as_raw_fd()).unwrap()).unwrap();
+    troop
+        .cluster
+        .offer(troop::activation::InheritedSocket::at(listener.as_raw_fd()).unwrap())
+        .unwrap();
     for _ in 0..3 {
         let worker = troop.fork().await;
         troop.listening(&worker).await;

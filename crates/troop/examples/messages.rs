@@ -6,7 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use troop::{Cluster, Fork, Handle, Role, Worker, WorkerEvent};
+use troop::message::WorkerEvent;
+use troop::{Cluster, Fork, Handle, Role, Worker};
 
 #[derive(Debug, Serialize, Deserialize)]
 enum ToWorker {

@@ -1,4 +1,18 @@
 //! Sockets that a program finds open when it starts: `sd_listen_fds(3)`.
+//!
+//! An [`ActivationSocket`] is for workers that take their sockets that way and know nothing of
+//! Node's protocol; an [`InheritedSocket`] is one that this process was given itself, by systemd
+//! for example, and that its workers may have.
+//!
+//! ```no_run
+//! use troop::activation::ActivationSocket;
+//! use troop::{Cluster, Setup};
+//!
+//! # fn main() -> troop::Result<()> {
+//! let socket = ActivationSocket::bind("127.0.0.1:8000")?;
+//! Cluster::builder().activation([socket]).setup(Setup::new().program("uvicorn")).run()
+//! # }
+//! ```
 
 use std::fmt;
 use std::io;
@@ -14,7 +28,7 @@ use troop_sys::{group, listen, socket};
 use self::slots::Slots;
 use self::upkeep::Upkeep;
 use crate::error::{Error, Result};
-use crate::inherited::InheritedSocket;
+pub use crate::inherited::InheritedSocket;
 
 mod slots;
 mod upkeep;

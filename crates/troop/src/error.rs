@@ -61,7 +61,7 @@ pub enum Error {
     /// Files that workers of other users have sent are not closed yet, because their file systems do
     /// not answer. Until they do, such workers can send no sockets either.
     #[error(
-        "close files that workers have sent: their file systems do not answer; until they do, sockets that workers of other users send are dropped"
+        "cannot close files that workers have sent: their file systems do not answer; until they do, sockets that workers of other users send are dropped"
     )]
     UnclosedFiles,
     /// The channel to the other process is closed, or closed before an answer came.

@@ -17,7 +17,7 @@ const FIRST: i32 = 3;
 const MOST: i32 = 1024;
 
 /// A listening, or bound, socket of this process that workers may have: where they ask for the same
-/// address, and by its number (`server.listen({ fd: 3 })`, [`Listen::fd`](crate::Listen::fd)). No
+/// address, and by its number (`server.listen({ fd: 3 })`, [`Listen::fd`](crate::net::Listen::fd)). No
 /// other descriptor of this process can be asked for.
 #[derive(Debug, Clone)]
 pub struct InheritedSocket {

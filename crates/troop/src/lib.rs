@@ -35,6 +35,16 @@
 //!   is for programs that are only ever workers; without a primary they run alone, and listen by
 //!   themselves.
 //!
+//! The modules have the rest: [`policy`] chooses workers for connections, [`supervise`] keeps
+//! workers running, [`setup`] says what they are started with, [`message`] is what they and the
+//! primary tell each other, [`event`] and [`snapshot`] are what can be observed, [`net`] and
+//! [`blocking`] are what workers serve with, [`activation`] is for sockets of systemd and for
+//! programs that expect such, [`text`] makes text of strangers safe to show.
+//!
+//! # Features
+//! - `axum`: `serve` and `axum::serve` take the listeners of workers.
+//! - `embed`: the module `embed`, for programs that start workers in their own way.
+//!
 //! # What it guarantees
 //! 1. A connection that was accepted reaches a worker that takes it, or waits for one. A worker
 //!    that refuses it, dies, or hangs loses it to another one, unless it has already read from it.
@@ -55,60 +65,60 @@
 
 // The library never prints; what happens is an event.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
+// Without an embedding program nothing adopts workers or relays their messages.
+#![cfg_attr(not(feature = "embed"), allow(dead_code, unreachable_pub))]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("troop runs on Linux");
 
-mod activation;
+pub mod activation;
 pub mod blocking;
 mod channel;
 mod closer;
 mod counted;
+#[cfg(feature = "embed")]
+pub mod embed;
 mod error;
-mod events;
+pub mod event;
 mod inherited;
-mod message;
+pub mod message;
 mod nesting;
-mod net;
+pub mod net;
+pub mod policy;
 mod primary;
 mod queue;
 mod role;
 #[cfg(feature = "axum")]
 mod serve;
-mod settings;
+pub mod setup;
+pub mod snapshot;
+pub mod supervise;
 mod worker;
 
-pub use activation::ActivationSocket;
-pub use counted::Counted;
 pub use error::{Error, Result};
-pub use events::{Consequence, Event, Events};
-pub use inherited::InheritedSocket;
+#[doc(inline)]
+pub use event::{Event, Events};
+#[doc(inline)]
 pub use message::{Handle, Message, Request};
-pub use net::{TcpListener, TcpStream, UnixListener, UnixStream};
-pub use primary::{Adoption, Broadcast, Builder, Cgroup, Cluster, Fork, RelayIo, WorkerHandle};
+#[doc(inline)]
+pub use net::{TcpListener, UnixListener};
+#[doc(inline)]
+pub use policy::Scheduling;
+pub use primary::{Builder, Cluster, Fork, WorkerHandle, available_workers};
 pub use role::{Role, role, worker};
 #[cfg(feature = "axum")]
-pub use serve::{WorkerListener, serve};
-pub use settings::{InspectPort, Resource, Sandbox, Settings, Setup, Stdio, SystemCalls};
+pub use serve::serve;
+#[doc(inline)]
+pub use setup::Setup;
+#[doc(inline)]
+pub use supervise::Reload;
+pub use troop_core::{WorkerId, text};
+pub use worker::{Worker, WorkerRole};
 
-pub use worker::{Draining, Listen, Worker, WorkerEvent, WorkerRole};
-
-pub use primary::{
-    HealthCheck, HealthTest, ListenerSnapshot, LostListener, Output, Phase, ReadyWhen,
-    RecyclePolicy, Reload, ReplacePolicy, RestartPolicy, Snapshot, Source, Usage, VacantSlot,
-    WhenFailed, WorkerSnapshot, available_workers, forget_startup,
-};
-pub use troop_core::event::{Address, AddressType, ExitHow, Listening, Violation, signal_name};
-pub use troop_core::policy::{
-    BadScheduling, Connection, Header, Http, Pattern, Policy, Question, Scheduling, Sticky,
-    WorkerView,
-};
-pub use troop_core::primary::{WorkerState, WorkerStats};
-pub use troop_core::supervise::{Afterwards, Cause, GiveUp, Progress, Restart};
-pub use troop_core::{Time, WorkerId, text};
-
-/// Paths that other users may be able to change, what those may do with files, and files that do
-/// not answer. For the program `troop`, which needs the same walk as the engine: a second one would
+/// For the program `troop`, which needs the same walk along paths as the engine: a second one would
 /// be a second place for the same mistake. No part of the stable face.
 #[doc(hidden)]
-pub use troop_sys::{identity, safe_path, within};
+pub mod program {
+    pub use troop_sys::process::forget_code as forget_startup;
+    pub use troop_sys::{identity, safe_path, within};
+}

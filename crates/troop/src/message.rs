@@ -1,4 +1,24 @@
-//! Messages between processes, and the sockets they carry.
+//! Messages between the primary and its workers, and the sockets that they carry.
+//!
+//! A [`Message`] is any JSON value, perhaps with an open socket ([`Handle`]); a [`Request`] is one
+//! that waits for a reply. The primary sends by [`WorkerHandle::send`](crate::WorkerHandle::send)
+//! and [`Cluster::broadcast`](crate::Cluster::broadcast) and receives
+//! [`Event::Message`](crate::Event::Message); a worker sends by
+//! [`Worker::send`](crate::Worker::send) and receives a [`WorkerEvent`].
+//!
+//! ```no_run
+//! # async fn serve(worker: troop::Worker) -> troop::Result<()> {
+//! use troop::message::WorkerEvent;
+//!
+//! while let Some(event) = worker.next_event().await {
+//!     if let WorkerEvent::Request(request) = event {
+//!         let number: u64 = request.decode()?;
+//!         request.reply(&(number + 1))?;
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 use std::fmt;
 use std::io;
@@ -13,6 +33,8 @@ use troop_sys::socket::{self, Kind};
 
 use crate::closer::Closer;
 use crate::error::Result;
+pub use crate::primary::Broadcast;
+pub use crate::worker::WorkerEvent;
 
 /// A message from another process: any JSON value, and perhaps an open socket.
 #[derive(Clone)]

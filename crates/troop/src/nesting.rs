@@ -9,7 +9,7 @@ use troop_sys::environment;
 
 use crate::error::{Error, Result};
 use crate::role;
-use crate::settings::{Settings, UNIQUE_ID};
+use crate::setup::{Settings, UNIQUE_ID};
 
 /// Marks workers that get sockets by activation, which have no identity of Node's.
 pub(crate) const ACTIVATED: &str = "TROOP_ACTIVATED";

@@ -1,4 +1,5 @@
-//! Listeners for tokio programs.
+//! Listeners and connections of workers, for tokio programs. The module
+//! [`blocking`](crate::blocking) has the same for plain threads.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,9 +10,13 @@ use std::sync::Arc;
 use troop_sys::socket;
 use troop_sys::unix::UnixFile;
 
-use crate::counted::{Counted, OpenConnection};
+pub use crate::counted::Counted;
+use crate::counted::OpenConnection;
 use crate::error::{Error, Result};
+#[cfg(feature = "axum")]
+pub use crate::serve::WorkerListener;
 use crate::worker::{ConnQueue, Opened, Registration, Source, Worker};
+pub use crate::worker::{Draining, Listen};
 
 /// The error of an accept on a listener that is closed because its worker is to finish.
 pub(crate) fn draining() -> io::Error {

@@ -10,7 +10,7 @@ use troop_sys::socket::{self, Kind};
 use troop_sys::{environment, fdpass};
 
 use crate::error::{Error, Result};
-use crate::settings::{CHANNEL_FD, SERIALIZATION, UNIQUE_ID};
+use crate::setup::{CHANNEL_FD, SERIALIZATION, UNIQUE_ID};
 use crate::worker::WorkerRole;
 
 /// What this process is.

@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
-use troop::{BadScheduling, Pattern, Scheduling};
+use troop::Scheduling;
+use troop::policy::{BadScheduling, Pattern};
 
 use super::name;
 use super::pm2::Pm2;

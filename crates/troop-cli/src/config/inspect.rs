@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
-use troop::RestartPolicy;
-use troop::identity::Identity;
+use troop::program::identity::Identity;
+use troop::supervise::RestartPolicy;
 
 use super::App;
 use crate::program::is_script;

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use troop::{ActivationSocket, Pattern, Scheduling};
+use troop::Scheduling;
+use troop::activation::ActivationSocket;
+use troop::policy::Pattern;
 
 pub(crate) use app::{
     App, Failed, Form, Health, Limit, LimitValue, Limited, LogFormat, Output, Ready, To, Watch,

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use troop::safe_path::{Weak, open_for_reading};
+use troop::program::safe_path::{Weak, open_for_reading};
 use troop::text::escaped;
 
 /// The largest file that is read, and the most that a program may print that stands for one.
@@ -55,7 +55,7 @@ pub(crate) fn answered<T: Send + 'static>(
 ) -> Result<T, String> {
     let work = Arc::new(Mutex::new(Some(work)));
     let its_work = work.clone();
-    let done = troop::within::within(MAX_ANSWER, move || match taken(&its_work) {
+    let done = troop::program::within::within(MAX_ANSWER, move || match taken(&its_work) {
         Some(work) => Ok(work()),
         None => Err(io::ErrorKind::Other.into()),
     });

@@ -7,7 +7,7 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use troop::SystemCalls;
+use troop::setup::SystemCalls;
 
 use super::app::{Cgroup, Denied, Sandbox};
 
@@ -117,8 +117,8 @@ impl Cgroup {
         }
     }
 
-    pub(crate) fn limits(&self) -> troop::Cgroup {
-        let mut limits = troop::Cgroup::default();
+    pub(crate) fn limits(&self) -> troop::setup::Cgroup {
+        let mut limits = troop::setup::Cgroup::default();
         limits.memory = self.memory.map(|size| size.0);
         limits.memory_high = self.memory_high.map(|size| size.0);
         limits.swap = self.swap.map(|size| size.0);
@@ -130,8 +130,8 @@ impl Cgroup {
 }
 
 impl Sandbox {
-    pub(crate) fn settings(&self) -> troop::Sandbox {
-        let mut settings = troop::Sandbox::default();
+    pub(crate) fn settings(&self) -> troop::setup::Sandbox {
+        let mut settings = troop::setup::Sandbox::default();
         (settings.read, settings.write, settings.best_effort) =
             (self.read.clone(), self.write.clone(), self.best_effort);
         settings.deny_system_calls =

@@ -8,7 +8,7 @@ pub(crate) mod server;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use troop::Snapshot;
+use troop::snapshot::Snapshot;
 
 /// The version of the protocol.
 pub(crate) const VERSION: u32 = 1;

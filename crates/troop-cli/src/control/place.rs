@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
-use troop::safe_path::{Directory, Safety};
+use troop::program::safe_path::{Directory, Safety};
 
 /// The most apps that may have the same name but for a number.
 const MOST_ALIKE: usize = 1000;

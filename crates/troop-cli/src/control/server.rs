@@ -16,7 +16,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use troop::{Cluster, Event, Events, Phase, Progress, WorkerId};
+use troop::snapshot::Phase;
+use troop::supervise::Progress;
+use troop::{Cluster, Event, Events, WorkerId};
 
 use super::door::{self, Door};
 use super::{Answer, App, Ask, Failure, Request, VERSION};
@@ -135,7 +137,7 @@ async fn report_start(cluster: &Cluster) {
             break;
         }
     }
-    troop::forget_startup();
+    troop::program::forget_startup();
 }
 
 struct Server {
@@ -393,7 +395,7 @@ impl Server {
     }
 
     async fn schedule(&self, listener: Option<String>, policy: &str) -> Result<Value, Failure> {
-        let bad = |e: troop::BadScheduling| Failure::new("bad-request", e.to_string());
+        let bad = |e: troop::policy::BadScheduling| Failure::new("bad-request", e.to_string());
         let listener = listener.map(|listener| listener.parse()).transpose().map_err(bad)?;
         let later = self
             .cluster

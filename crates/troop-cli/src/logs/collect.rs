@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use troop::{Output, Source};
+use troop::setup::{Output, Source};
 
 use super::line::Origin;
 use super::writer::LogQueue;

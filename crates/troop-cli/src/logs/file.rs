@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use troop::safe_path::{Directory, Safety, UnsafePath, split};
+use troop::program::safe_path::{Directory, Safety, UnsafePath, split};
 
 /// Interval between looks whether the file is still where it was.
 const LOOK: Duration = Duration::from_secs(1);

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use troop::safe_path::{Directory, Safety, who_can_change};
+use troop::program::safe_path::{Directory, Safety, who_can_change};
 
 use crate::config::Output;
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use troop::safe_path::{Directory, Safety, split};
+use troop::program::safe_path::{Directory, Safety, split};
 use troop::text;
 
 use super::line::{self, Entry};

@@ -386,7 +386,7 @@ impl Drop for Lines<'_> {
 
 #[cfg(test)]
 mod tests {
-    use troop::safe_path::Safety;
+    use troop::program::safe_path::Safety;
 
     use super::super::file::Rotation;
     use super::*;

@@ -3,8 +3,8 @@
 use std::io::Write as _;
 
 use serde_json::Value;
+use troop::snapshot::{Phase, Snapshot, WorkerSnapshot, WorkerState};
 use troop::text::{self, escaped};
-use troop::{Phase, Snapshot, WorkerSnapshot, WorkerState};
 
 use super::table::{self, size, time};
 use crate::args::{Events, Look};
@@ -227,7 +227,7 @@ fn state(worker: &WorkerSnapshot) -> String {
     }
 }
 
-fn row(worker: &troop::WorkerSnapshot) -> Vec<String> {
+fn row(worker: &troop::snapshot::WorkerSnapshot) -> Vec<String> {
     vec![
         worker.slot.to_string(),
         worker.id.to_string(),

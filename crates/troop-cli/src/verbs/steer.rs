@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use troop::Phase;
+use troop::snapshot::Phase;
 use troop::text::escaped;
 
 use crate::args::{Policy, Reload, Restart, Scale, Signal, Stop, To};

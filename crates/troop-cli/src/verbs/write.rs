@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use troop::safe_path::{Directory, Safety, split};
+use troop::program::safe_path::{Directory, Safety, split};
 
 /// Permissions of directories that are made.
 const DIRECTORY_MODE: u32 = 0o755;

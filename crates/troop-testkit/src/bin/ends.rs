@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use troop::{Cluster, Error, Fork, RestartPolicy, Setup, Stdio, WorkerId};
+use troop::setup::Stdio;
+use troop::supervise::RestartPolicy;
+use troop::{Cluster, Error, Fork, Setup, WorkerId};
 
 fn main() -> troop::Result<()> {
     let args: Vec<String> = std::env::args().collect();

@@ -4,7 +4,8 @@ use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use troop::{Cluster, Event, ReplacePolicy};
+use troop::supervise::ReplacePolicy;
+use troop::{Cluster, Event};
 use troop_testkit::open_descriptors;
 
 use crate::scene::{ONLINE, Scene, alone};

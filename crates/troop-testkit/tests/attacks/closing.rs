@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketType};
-use troop::{Cluster, Event, ReadyWhen, ReplacePolicy, Setup, Violation};
+use troop::event::Violation;
+use troop::supervise::{ReadyWhen, ReplacePolicy};
+use troop::{Cluster, Event, Setup};
 use troop_testkit::{PATIENCE, at_once, open_descriptors, wait_until};
 
 use crate::fuse::Mount;

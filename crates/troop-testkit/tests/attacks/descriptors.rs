@@ -8,7 +8,9 @@ use std::process::Stdio;
 
 use rustix::net;
 use serde_json::{Value, json};
-use troop::{Cluster, Consequence, Event, InheritedSocket, Setup, Violation};
+use troop::activation::InheritedSocket;
+use troop::event::{Consequence, Violation};
+use troop::{Cluster, Event, Setup};
 use troop_testkit::node_program;
 
 use super::scene::{ONLINE, Scene, alone};

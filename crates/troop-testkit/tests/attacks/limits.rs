@@ -4,7 +4,8 @@ use std::io::Read as _;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use troop::{Cluster, Event, ExitHow, Scheduling, Setup, Violation};
+use troop::event::{ExitHow, Violation};
+use troop::{Cluster, Event, Scheduling, Setup};
 use troop_testkit::{PATIENCE, open_descriptors, wait_until};
 
 use crate::scene::{ONLINE, Scene, alone, resident};
@@ -216,7 +217,7 @@ async fn pipes_that_are_left_behind_by_ever_new_workers_are_bounded() {
         return;
     }
     let mut scene = Scene::new().await;
-    let setup = Setup::new().stderr(troop::Stdio::Capture);
+    let setup = Setup::new().stderr(troop::setup::Stdio::Capture);
     scene.troop.cluster.setup(setup).unwrap();
     let before = open_descriptors();
     for _ in 0..60 {

@@ -5,7 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use troop::{Cluster, Event, Progress, Scheduling, Setup};
+use troop::supervise::Progress;
+use troop::{Cluster, Event, Scheduling, Setup};
 use troop_testkit::{PATIENCE, Troop, at_once, node_program};
 
 fn node(text: &str) -> Setup {
@@ -231,7 +232,7 @@ async fn a_listener_that_the_primary_accepts_on_listens_again_too() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (fd, port) =
         (std::os::fd::AsRawFd::as_raw_fd(&listener), listener.local_addr().unwrap().port());
-    let offered = troop::InheritedSocket::at(fd).unwrap();
+    let offered = troop::activation::InheritedSocket::at(fd).unwrap();
     let setup = super::scene::fixture(["options", &fd.to_string(), &fd.to_string()]);
     let mut troop = Troop::start(Cluster::builder().inherited([offered]).setup(setup));
     let worker = troop.fork().await;

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use troop::{ActivationSocket, Cluster, Event, Progress, Scheduling, Setup, WorkerHandle};
+use troop::activation::ActivationSocket;
+use troop::supervise::Progress;
+use troop::{Cluster, Event, Scheduling, Setup, WorkerHandle};
 use troop_testkit::{PATIENCE, Troop, at_once, node_program, wait_until};
 
 use super::support::{STRANGER, is_root, listeners_of, set_option};

@@ -15,7 +15,7 @@ const FIXTURE: &str = env!("CARGO_BIN_EXE_troop-fixture");
 
 /// Whether this kernel has what the test is about. Says which test it skips otherwise.
 fn has_landlock(test: &str) -> bool {
-    let mut sandbox = troop::Sandbox::default();
+    let mut sandbox = troop::setup::Sandbox::default();
     sandbox.write = Some(Vec::new());
     let missing = sandbox.unsupported();
     missing.iter().for_each(|missing| eprintln!("skipped: sandbox::{test}: {missing}"));
@@ -212,7 +212,7 @@ async fn the_primary_makes_no_socket_where_the_sandbox_of_the_worker_would_not_l
     let home = home();
     let at = |name: &str| home.path().join(name);
     let mut scene = Scene::with(Cluster::builder()).await;
-    let mut sandbox = troop::Sandbox::default();
+    let mut sandbox = troop::setup::Sandbox::default();
     sandbox.write = Some(vec![at("inside")]);
     let setup = Setup::new().sandbox(sandbox);
     let setup = if rustix::process::geteuid().is_root() {

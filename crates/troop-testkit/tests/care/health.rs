@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use troop::{Cluster, Event, HealthCheck, HealthTest, Progress, Setup, Stdio};
+use troop::setup::Stdio;
+use troop::supervise::{HealthCheck, HealthTest, Progress};
+use troop::{Cluster, Event, Setup};
 use troop_testkit::{PATIENCE, Troop, at_once, wait_until, zombies};
 
 use super::{SERVER, fixture, js, replaced};

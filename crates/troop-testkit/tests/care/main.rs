@@ -8,11 +8,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use troop::{
-    ActivationSocket, Builder, Cluster, Consequence, Event, ExitHow, GiveUp, Output, Phase,
-    Progress, ReadyWhen, RecyclePolicy, ReplacePolicy, Resource, Restart, RestartPolicy, Setup,
-    Source, Stdio, Violation, WhenFailed, WorkerHandle,
+use troop::activation::ActivationSocket;
+use troop::event::{Consequence, ExitHow, Violation};
+use troop::setup::{Output, Resource, Source, Stdio};
+use troop::snapshot::Phase;
+use troop::supervise::{
+    GiveUp, Progress, ReadyWhen, RecyclePolicy, ReplacePolicy, Restart, RestartPolicy, WhenFailed,
 };
+use troop::{Builder, Cluster, Event, Setup, WorkerHandle};
 use troop_testkit::{PATIENCE, Troop, at_once, is_running, node_program, talk};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {

@@ -10,7 +10,9 @@ use std::process::{Child, Command, Stdio as StdStdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, getuid, setrlimit};
-use troop::{Cluster, Error, Event, ExitHow, Fork, Progress, RestartPolicy, Setup, WorkerId};
+use troop::event::ExitHow;
+use troop::supervise::{Progress, RestartPolicy};
+use troop::{Cluster, Error, Event, Fork, Setup, WorkerId};
 use troop_testkit::{
     PATIENCE, Troop, ask, is_running, open_descriptors, talk, wait_until, zombies,
 };

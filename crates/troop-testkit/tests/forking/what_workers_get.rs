@@ -7,7 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rustix::process::{Signal, getuid};
-use troop::{Event, ExitHow, Fork, Setup, Stdio};
+use troop::event::ExitHow;
+use troop::setup::Stdio;
+use troop::{Event, Fork, Setup};
 use troop_testkit::{PATIENCE, Troop, talk, wait_until};
 
 use super::{FIXTURE, Primary, fixture, free_port, pid};

@@ -13,10 +13,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tokio::task::JoinHandle;
-use troop::{
-    Builder, Cluster, Consequence, Event, ExitHow, Fork, Progress, RestartPolicy, Setup, Violation,
-    WorkerHandle,
-};
+use troop::event::{Consequence, ExitHow, Violation};
+use troop::supervise::{Progress, RestartPolicy};
+use troop::{Builder, Cluster, Event, Fork, Setup, WorkerHandle};
 use troop_testkit::{PATIENCE, Troop, ask, at_once, is_running, node_program, talk};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {

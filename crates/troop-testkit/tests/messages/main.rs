@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sockets::{read_all, tcp_pair};
-use troop::{Error, Event, ExitHow, Handle, Setup, WorkerHandle};
+use troop::event::ExitHow;
+use troop::{Error, Event, Handle, Setup, WorkerHandle};
 use troop_testkit::{PATIENCE, Troop};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {

@@ -332,7 +332,7 @@ async fn an_exclusive_server_is_the_workers_own_affair() {
     for worker in [&one, &two] {
         let port = u16::try_from(troop.message(worker).await.as_u64().unwrap()).unwrap();
         assert_eq!((served(port), served(port)), (name(worker), name(worker)));
-        assert_eq!(worker.state(), troop::WorkerState::Online);
+        assert_eq!(worker.state(), troop::snapshot::WorkerState::Online);
     }
     assert!(!troop.story().contains("listening"));
 }

@@ -13,9 +13,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use troop::{
-    Address, AddressType, Cluster, Event, ExitHow, InheritedSocket, Scheduling, Setup, WorkerHandle,
-};
+use troop::activation::InheritedSocket;
+use troop::event::{Address, AddressType, ExitHow};
+use troop::{Cluster, Event, Scheduling, Setup, WorkerHandle};
 use troop_testkit::{PATIENCE, Troop, get, node_program, talk, wait_until};
 
 /// Whatever the scheduling, a Node program must see the same.

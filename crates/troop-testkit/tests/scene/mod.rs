@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use troop::{Builder, Cluster, Consequence, Event, ExitHow, Fork, Setup, Violation, WorkerHandle};
+use troop::event::{Consequence, ExitHow, Violation};
+use troop::{Builder, Cluster, Event, Fork, Setup, WorkerHandle};
 use troop_testkit::{Troop, ask, is_running};
 
 pub const ONLINE: &str = r#"line {"cmd":"NODE_CLUSTER","act":"online","seq":0}"#;

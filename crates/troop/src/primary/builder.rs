@@ -20,10 +20,10 @@ use super::wake::{DriverHandle, Wake};
 use super::{Cluster, Table};
 use crate::activation::ActivationSocket;
 use crate::error::{Error, Result};
-use crate::events::{Bus, Event};
+use crate::event::{Bus, Event};
 use crate::inherited::InheritedSocket;
 use crate::nesting;
-use crate::settings::{Settings, Setup};
+use crate::setup::{Settings, Setup};
 
 type Observer = Box<dyn FnMut(&Event)>;
 type Starter = Box<dyn FnOnce(Cluster)>;
@@ -228,7 +228,7 @@ impl Builder {
         self
     }
 
-    /// Takes what workers with [`Stdio::Collect`](crate::Stdio::Collect) write.
+    /// Takes what workers with [`Stdio::Collect`](crate::setup::Stdio::Collect) write.
     pub fn output(mut self, output: impl Output + 'static) -> Builder {
         self.output = Some(Box::new(output));
         self
@@ -307,7 +307,7 @@ impl Builder {
 
     /// Starts the cluster in a thread of its own, without a runtime, and shows every event to
     /// `observer` there; what is set by [`Builder::on_event`] is not used. The observer must
-    /// neither block nor ask for a [`RelayIo`](crate::RelayIo). Signals are left alone. The thread
+    /// neither block nor ask for a [`RelayIo`](crate::embed::RelayIo). Signals are left alone. The thread
     /// ends when the last clone of the [`Cluster`] has been dropped. With [`Builder::workers`] it
     /// forks and supervises as many; without, the program forks.
     ///

@@ -19,7 +19,7 @@ use super::handle::WorkerHandle;
 use super::relay::Relay;
 use crate::channel::{MAX_LINE, MAX_QUEUED, Outbox, Unsettled, framing};
 use crate::closer::{Closer, Foreign};
-use crate::events::Event;
+use crate::event::Event;
 use crate::message::{Content, Handle, Held, Message, Request, classify};
 
 pub(crate) struct Channel {

@@ -10,7 +10,7 @@ use super::driver::{Shared, direct_io};
 use super::handle;
 use super::relay::is_internal;
 
-/// Lets the thread of a relay's program ([`Adoption::relay`](crate::Adoption::relay)) do the
+/// Lets the thread of a relay's program ([`Adoption::relay`](crate::embed::Adoption::relay)) do the
 /// relaying, instead of the cluster's, so that no message waits for a second thread to wake up. For
 /// a cluster that was started by [`Builder::start_in_thread`](crate::Builder::start_in_thread).
 /// Made by [`WorkerHandle::relay_io`](crate::WorkerHandle::relay_io).
@@ -46,8 +46,8 @@ pub(crate) struct DirectIo {
 }
 
 impl RelayIo {
-    /// See [`WorkerHandle::relay_io`](crate::WorkerHandle::relay_io).
-    pub(super) fn new(
+    /// As [`WorkerHandle::relay_io`](crate::WorkerHandle::relay_io).
+    pub(crate) fn new(
         shared: &Arc<handle::Shared>,
         offer: Box<dyn Fn() + Send>,
     ) -> io::Result<Option<(RelayIo, OwnedFd)>> {

@@ -12,11 +12,10 @@ use serde::de::DeserializeOwned;
 use troop_core::WorkerId;
 use troop_core::primary::{WorkerState, WorkerStats, WorkerStatus};
 
-use super::direct_io::RelayIo;
 use super::output::Tail;
 use super::wake::{Command, DriverHandle};
 use crate::channel::Mailbox;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::message::Handle;
 
 pub(crate) struct Shared {
@@ -107,22 +106,6 @@ impl WorkerHandle {
     #[must_use]
     pub fn is_dead(&self) -> bool {
         self.status().state == WorkerState::Dead
-    }
-
-    /// Lets the thread of the program that the worker's messages are passed through to do that
-    /// itself. Returns what it does it with, and a copy of the worker's channel, to be waited for
-    /// until it is readable (level-triggered), and for nothing else. `offer` is called in the
-    /// cluster's thread, and must not block, when [`RelayIo::begin`] is welcome. `None` if the
-    /// worker is not relayed, or its channel is closed, or the cluster has no thread of its own.
-    ///
-    /// # Errors
-    /// When out of descriptors.
-    pub fn relay_io(
-        &self,
-        offer: impl Fn() + Send + 'static,
-    ) -> Result<Option<(RelayIo, OwnedFd)>> {
-        RelayIo::new(&self.shared, Box::new(offer))
-            .map_err(Error::io("copy the channel of a worker"))
     }
 
     /// Its counters now; after its end, as of its disconnect.
@@ -258,7 +241,7 @@ impl WorkerHandle {
     }
 
     /// The writing end of the worker's standard input, if that is
-    /// [`Stdio::Pipe`](crate::Stdio::Pipe) and was not taken yet.
+    /// [`Stdio::Pipe`](crate::setup::Stdio::Pipe) and was not taken yet.
     #[must_use]
     pub fn take_stdin(&self) -> Option<std::io::PipeWriter> {
         self.take_pipe(0).map(Into::into)
@@ -277,7 +260,7 @@ impl WorkerHandle {
     }
 
     /// The last lines that it wrote to standard error, if that is
-    /// [`Stdio::Forward`](crate::Stdio::Forward). Waits up to `patience` for the end of the stream,
+    /// [`Stdio::Forward`](crate::setup::Stdio::Forward). Waits up to `patience` for the end of the stream,
     /// so that what a dying worker wrote is complete.
     #[must_use]
     pub fn last_stderr(&self, patience: Duration) -> Option<String> {

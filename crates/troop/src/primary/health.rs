@@ -21,7 +21,7 @@ use super::snapshot::WorkerSnapshot;
 use super::spawn::step;
 use super::wake::{Command as Ask, DriverHandle};
 use crate::error::Error;
-use crate::settings::{Settings, texts};
+use crate::setup::{Settings, texts};
 
 type Variables = BTreeMap<OsString, OsString>;
 

@@ -28,11 +28,11 @@ use tokio::sync::oneshot;
 use troop_core::WorkerId;
 use troop_core::event::Address;
 use troop_core::policy::{Pattern, Scheduling};
-use troop_core::primary::Successors;
 
 pub use adopt::Adoption;
 pub use builder::{Builder, available_workers};
 pub use cgroup::Cgroup;
+#[cfg(feature = "embed")]
 pub use direct_io::RelayIo;
 pub use handle::WorkerHandle;
 pub(crate) use output::MAX_BYTES as MAX_TAIL;
@@ -47,15 +47,15 @@ pub use snapshot::{
 pub(crate) use wake::{Command, DriverHandle};
 
 use crate::error::{Error, Result};
-use crate::events::{Bus, Events};
+use crate::event::{Bus, Events};
 use crate::inherited::InheritedSocket;
 use crate::nesting;
-use crate::settings::Setup;
+use crate::setup::Setup;
 
 /// The most workers that a supervised cluster can be scaled to.
 pub(crate) const MOST_WORKERS: usize = 4096;
 
-/// One fork: what this worker gets beyond the cluster's [`Settings`](crate::Settings). Node's
+/// One fork: what this worker gets beyond the cluster's [`Settings`](crate::setup::Settings). Node's
 /// `cluster.fork(env)`.
 #[derive(Debug, Clone, Default)]
 #[must_use]
@@ -144,6 +144,11 @@ impl Cluster {
         Cluster { inner: Arc::new(Inner { driver_handle, bus, table }) }
     }
 
+    /// The way to the driver.
+    pub(crate) fn driver_handle(&self) -> &DriverHandle {
+        &self.inner.driver_handle
+    }
+
     /// A cluster to be configured.
     pub fn builder() -> Builder {
         Builder::new()
@@ -155,27 +160,6 @@ impl Cluster {
     /// [`Error::ClusterOver`].
     pub fn setup(&self, changes: Setup) -> Result<()> {
         self.inner.driver_handle.send(Command::Setup(Box::new(changes)))
-    }
-
-    /// Takes on a worker that somebody else has started. After a failure its channel is closed.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if its process or its channel cannot be watched, [`Error::Settings`] if there
-    /// has been a worker with its number, [`Error::ClusterOver`].
-    pub async fn adopt(&self, adoption: Adoption) -> Result<WorkerHandle> {
-        self.inner.driver_handle.ask(|done| Command::Adopt(Box::new(adoption), done)).await?
-    }
-
-    /// As [`Cluster::adopt`], for code that is not async. Waits for the primary's turn, which is
-    /// short.
-    ///
-    /// # Errors
-    /// As [`Cluster::adopt`].
-    ///
-    /// # Panics
-    /// In a task of a tokio runtime.
-    pub fn adopt_blocking(&self, adoption: Adoption) -> Result<WorkerHandle> {
-        self.inner.driver_handle.ask_blocking(|done| Command::Adopt(Box::new(adoption), done))?
     }
 
     /// Starts a worker. Resolves when its process runs. Dropping the future does not take the fork
@@ -237,7 +221,7 @@ impl Cluster {
     }
 
     /// Replaces supervised workers, each only after its successor is ready, as far as the
-    /// [`ReplacePolicy`](crate::ReplacePolicy) says so. Progress comes as events. If it fails, the
+    /// [`ReplacePolicy`](crate::supervise::ReplacePolicy) says so. Progress comes as events. If it fails, the
     /// old workers that are left go on, and so do the new ones that have proven good: there is
     /// nothing to go back to. With [`Cluster::reload_as`] there is.
     ///
@@ -310,7 +294,7 @@ impl Cluster {
     }
 
     /// Changes how connections are spread: of one listener (`"127.0.0.1:8000"`, `"8000"`,
-    /// `"udp:53"`, `"/run/app.sock"`: see [`Pattern`](crate::Pattern)), or, with `None`, of all
+    /// `"udp:53"`, `"/run/app.sock"`: see [`Pattern`](crate::policy::Pattern)), or, with `None`, of all
     /// that nothing else was chosen for. Where the primary hands connections over before and after,
     /// open listeners change at once. To and from [`Scheduling::Shared`] and
     /// [`Scheduling::Steered`] they change when they are opened the next time; those are returned.
@@ -345,38 +329,7 @@ impl Cluster {
         self.inner.driver_handle.send(Command::KeepListeners(keep))
     }
 
-    /// Says whether workers are to be forked in the place of those that have ended, where the
-    /// program forks. With true, listeners that no worker has are kept open for them; with false,
-    /// they close when the workers that are starting have had the time to ask for them. Until it is
-    /// said, and after each end of a worker, they stay open until a worker is ready that was forked
-    /// later.
-    ///
-    /// # Errors
-    /// [`Error::ClusterOver`].
-    pub fn expect_forks(&self, expected: bool) -> Result<()> {
-        let forks = if expected { Successors::Awaited } else { Successors::Nobody };
-        self.inner.driver_handle.send(Command::ForksToCome(forks))
-    }
-
-    /// Where a worker listens under names that do not depend on the worker: no port 0, no path with
-    /// the number of its process. What several workers have there, their successors should have
-    /// too.
-    ///
-    /// # Errors
-    /// [`Error::ClusterOver`].
-    pub async fn fixed_addresses(&self, worker: WorkerId) -> Result<Vec<Address>> {
-        self.inner.driver_handle.ask(|done| Command::FixedAddresses(worker, done)).await
-    }
-
-    /// The same, blocking the thread; not for use inside a runtime.
-    ///
-    /// # Errors
-    /// [`Error::ClusterOver`].
-    pub fn fixed_addresses_blocking(&self, worker: WorkerId) -> Result<Vec<Address>> {
-        self.inner.driver_handle.ask_blocking(|done| Command::FixedAddresses(worker, done))
-    }
-
-    /// Answers a [`Question`](crate::Question): which worker is to have the connection, or that it
+    /// Answers a [`Question`](crate::policy::Question): which worker is to have the connection, or that it
     /// does not matter. An answer that comes too late, or names a worker that cannot have it, is
     /// one that it does not matter.
     ///
@@ -393,14 +346,6 @@ impl Cluster {
     pub fn stop(&self) -> Result<()> {
         self.inner.driver_handle.send(Command::Stop)
     }
-}
-
-/// Gives memory back that was only needed to start: pages of this process's code, which the system
-/// reads again when they are run. For a primary that runs for long and should be small; the kernel
-/// would do the same when memory is short. Costs a millisecond. Returns how many bytes of code
-/// there are; 0 under a debugger, where nothing is done.
-pub fn forget_startup() -> usize {
-    troop_sys::process::forget_code()
 }
 
 /// Who waits for all workers to be gone.

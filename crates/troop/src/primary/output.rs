@@ -58,7 +58,7 @@ pub struct Source {
     pub error: bool,
 }
 
-/// Takes what workers with [`Stdio::Collect`](crate::Stdio::Collect) write: see
+/// Takes what workers with [`Stdio::Collect`](crate::setup::Stdio::Collect) write: see
 /// [`Builder::output`](crate::Builder::output).
 ///
 /// It is called by one thread of its own. While it works, workers that write much wait; the primary

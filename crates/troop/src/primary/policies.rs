@@ -5,7 +5,7 @@ use std::time::Duration;
 pub use troop_core::cluster::recycle::RecyclePolicy;
 use troop_core::supervise::{self, Restart};
 
-use crate::settings::Setup;
+use crate::setup::Setup;
 
 /// When workers that end unexpectedly are started again, and when the cluster gives up.
 ///
@@ -206,7 +206,7 @@ pub struct HealthCheck {
     /// How many in a row have to fail. Default: 3.
     pub failures: u32,
     /// Which listener the connection is to come from, if a worker has several. Default: its first.
-    pub listener: Option<crate::Pattern>,
+    pub listener: Option<crate::policy::Pattern>,
 }
 
 /// What a [`HealthCheck`] does.

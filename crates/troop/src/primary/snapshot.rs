@@ -70,7 +70,7 @@ pub struct VacantSlot {
     /// Its number.
     pub slot: u32,
     /// Workers in a row that were not ready for
-    /// [`RestartPolicy::min_uptime`](crate::RestartPolicy::min_uptime).
+    /// [`RestartPolicy::min_uptime`](crate::supervise::RestartPolicy::min_uptime).
     pub quick_ends: u32,
     /// Milliseconds until the next one is started; `None` if it is being started now, or none is to
     /// follow.

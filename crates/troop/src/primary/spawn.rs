@@ -12,7 +12,7 @@ use super::Fork;
 use super::cgroup::{Tree, WorkerCgroup};
 use super::output::{Fate, Forwarder, Output, Source, Tail};
 use crate::error::{Error, Result};
-use crate::settings::{CHANNEL_NUMBER, Settings, Stdio};
+use crate::setup::{CHANNEL_NUMBER, Settings, Stdio};
 
 /// What a spawn yields.
 pub(crate) struct Spawned {

@@ -15,7 +15,7 @@ use super::driver::{ConnectionEnds, Injected, Shared};
 use super::{Adoption, Fork, Reload, Snapshot, WorkerHandle};
 use crate::error::{Error, Result as Outcome};
 use crate::inherited::InheritedSocket;
-use crate::settings::{Settings, Setup};
+use crate::setup::{Settings, Setup};
 
 /// What the driver is asked to do.
 pub(crate) enum Command {

@@ -3,7 +3,9 @@
 
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
-use troop::{Afterwards, Event, Phase, Progress, Reload, WorkerHandle};
+use troop::snapshot::Phase;
+use troop::supervise::{Afterwards, Progress};
+use troop::{Event, Reload, WorkerHandle};
 
 use super::{LAST_WORDS, Server, failed, send_answer};
 use crate::control::{Answer, Failure};
@@ -27,7 +29,7 @@ impl Server {
             later.extend(self.cluster.set_scheduling(None, policy).await.map_err(|e| failed(&e))?);
         }
         for (listener, policy) in before.policies(after) {
-            let bad = |e: troop::BadScheduling| Failure::new("bad-request", e.to_string());
+            let bad = |e: troop::policy::BadScheduling| Failure::new("bad-request", e.to_string());
             let listener = listener.parse().map_err(bad)?;
             later.extend(
                 self.cluster

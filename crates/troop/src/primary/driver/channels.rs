@@ -15,7 +15,7 @@ use super::{Driver, Token};
 use crate::channel::{Flushed, Outbox};
 use crate::closer::{self, Closer, Closing};
 use crate::error::Error;
-use crate::events::Event;
+use crate::event::Event;
 use crate::primary::cgroup::WorkerCgroup;
 use crate::primary::channel::{Channel, Outlets};
 

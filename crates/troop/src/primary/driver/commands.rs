@@ -16,7 +16,7 @@ use super::channels::RETRY_PAUSE;
 use super::{Driver, OVER_PATIENCE, Process, Token};
 use crate::channel::{Mailbox, Unsettled};
 use crate::error::{Error, Result};
-use crate::events::Event;
+use crate::event::Event;
 use crate::inherited::InheritedSocket;
 use crate::primary::channel::Channel;
 use crate::primary::handle::{Shared, WorkerHandle};
@@ -25,7 +25,7 @@ use crate::primary::relay::Relay;
 use crate::primary::spawn::{self, Spawned};
 use crate::primary::wake::{Command, Wake};
 use crate::primary::{Adoption, Fork, Reload};
-use crate::settings::{Settings, Setup};
+use crate::setup::{Settings, Setup};
 
 /// What a worker says when it is there.
 const ONLINE: &[u8] = br#"{"cmd":"NODE_CLUSTER","act":"online","seq":0}"#;

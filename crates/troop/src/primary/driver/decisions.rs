@@ -14,7 +14,7 @@ use troop_core::supervise::{
 use troop_sys::process;
 
 use super::{Driver, SignalMeans};
-use crate::events::{Consequence, Event};
+use crate::event::{Consequence, Event};
 use crate::primary::cgroup::WorkerCgroup;
 use crate::primary::handle::WorkerHandle;
 use crate::primary::{Fork, MOST_WORKERS, Reload, spawn};

@@ -1,4 +1,4 @@
-//! Lets the threads of programs help with relaying: see [`RelayIo`](crate::RelayIo).
+//! Lets the threads of programs help with relaying: see [`RelayIo`](crate::embed::RelayIo).
 //!
 //! The driver is behind a lock then, which its own thread holds while it does something, and not
 //! while it waits. A helper does what the driver's turn would have done about one relay, and wakes

@@ -4,7 +4,7 @@ use troop_core::WorkerId;
 use troop_core::event::Address;
 
 use super::Driver;
-use crate::events::Event;
+use crate::event::Event;
 use crate::primary::snapshot::LostListener;
 
 impl Driver {

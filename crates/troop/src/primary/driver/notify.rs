@@ -9,9 +9,9 @@ use troop_sys::{notify, process};
 
 use super::{Driver, Token};
 use crate::error::{Error, Result};
-use crate::events::Event;
+use crate::event::Event;
 use crate::primary::policies::ReadyWhen;
-use crate::settings::Settings;
+use crate::setup::Settings;
 
 /// Notifications read before others have their turn.
 const BURST: usize = 64;

@@ -7,7 +7,7 @@ use troop_core::cluster::recycle::Candidate;
 use troop_sys::{diag, process};
 
 use super::Driver;
-use crate::events::Event;
+use crate::event::Event;
 
 impl Driver {
     pub(super) fn tick_recycling(&mut self) {

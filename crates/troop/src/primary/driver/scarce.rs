@@ -15,7 +15,7 @@ use troop_sys::process;
 
 use super::Driver;
 use crate::error::Error;
-use crate::events::Event;
+use crate::event::Event;
 use crate::primary::available_workers;
 
 /// Interval between looks at whether there are descriptors again.

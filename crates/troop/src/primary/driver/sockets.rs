@@ -14,7 +14,7 @@ use troop_sys::{diag, socket};
 
 use super::{Driver, Token};
 use crate::error::Error;
-use crate::events::Event;
+use crate::event::Event;
 use crate::primary::listener::{self, Listener, Socket};
 
 /// How often it is looked whether others have joined a group.

@@ -14,7 +14,7 @@ use troop_sys::unix::Rights;
 use super::Driver;
 use crate::activation::{ActivationSocket, Revival, Revived};
 use crate::error::Error;
-use crate::events::Event;
+use crate::event::Event;
 use crate::primary::Reload;
 use crate::primary::listener::{self, Listener, Socket};
 

@@ -1,5 +1,4 @@
-//! What workers are started with: Node's `cluster.settings`, cumulative `setup`, and what Node adds
-//! for its own programs.
+//! What workers are started with: program, environment, user, limits, sandbox, standard streams.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -10,7 +9,7 @@ use troop_sys::identity::Identity;
 use troop_sys::spawn;
 
 use crate::activation::ActivationSocket;
-use crate::primary::Cgroup;
+pub use crate::primary::{Cgroup, Output, Source};
 
 mod prepare;
 mod sandbox;

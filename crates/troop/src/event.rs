@@ -1,4 +1,7 @@
-//! What happens in a cluster, as a stream.
+//! Events: what happens in a cluster, as a stream.
+//!
+//! [`Cluster::events`](crate::Cluster::events) subscribes to them, and
+//! [`Builder::on_event`](crate::Builder::on_event) calls an observer with each.
 
 use std::fmt;
 use std::pin::Pin;
@@ -7,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_core::Stream;
-use troop_core::event::{Address, ExitHow, Listening, Violation};
+pub use troop_core::event::{Address, AddressType, ExitHow, Listening, Violation, signal_name};
 use troop_core::supervise::{Cause, GiveUp, Progress};
 use troop_core::text::{Escaping, escaped};
 
@@ -15,7 +18,7 @@ use crate::error::Error;
 use crate::message::{Message, Request};
 use crate::primary::WorkerHandle;
 use crate::queue::{Queue, Reader, Weigh};
-use crate::settings::Settings;
+use crate::setup::Settings;
 
 /// The most characters of what a health check has heard that are shown.
 const MAX_SHOWN: usize = 1000;
@@ -114,7 +117,7 @@ pub enum Event {
         /// The worker.
         worker: WorkerHandle,
     },
-    /// A worker failed its [`HealthCheck`](crate::HealthCheck). After enough failures it is
+    /// A worker failed its [`HealthCheck`](crate::supervise::HealthCheck). After enough failures it is
     /// replaced.
     #[non_exhaustive]
     Unhealthy {
