@@ -82,7 +82,7 @@ pub fn signal_name(signal: i32) -> Option<&'static str> {
 }
 
 /// The `addressType` of Node's messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum AddressType {
     /// TCP over IPv4, or over any family when no host was given (`4` on the wire).
     Tcp4,
@@ -158,7 +158,7 @@ impl fmt::Display for Address {
 }
 
 /// A rule of the channel that a worker broke.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Violation {
     /// A line longer than the limit (bytes).
@@ -277,7 +277,7 @@ impl fmt::Display for Violation {
 }
 
 /// A fact about one worker, in the order in which Node would emit it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Notice {
     /// The process was started.
     Forked {

@@ -10,6 +10,7 @@
 //!   shutdown.
 //! - [`cluster`]: recycling, hung workers, health checks, missed addresses, activated sockets.
 //! - [`policy`]: which worker gets the next connection.
+//! - [`snapshot`]: the state of all that, written down and read again.
 //! - [`steer`]: what the kernel is told to do by itself.
 //! - [`text`]: text of strangers, made safe to show.
 //! - [`wire`]: Node's IPC protocol: framing, messages in, messages out.
@@ -21,6 +22,7 @@ pub mod event;
 pub mod id;
 pub mod policy;
 pub mod primary;
+pub mod snapshot;
 pub mod steer;
 pub mod supervise;
 pub mod text;

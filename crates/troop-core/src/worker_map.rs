@@ -60,6 +60,16 @@ impl<T> WorkerMap<T> {
         }
     }
 
+    /// What belongs to a worker, after `value` has made it if there was nothing.
+    pub fn get_or_insert_with(&mut self, id: WorkerId, value: impl FnOnce() -> T) -> &mut T {
+        let at = self.find(id).unwrap_or_else(|at| {
+            self.ids.insert(at, id);
+            self.values.insert(at, value());
+            at
+        });
+        &mut self.values[at]
+    }
+
     /// Takes something out.
     pub fn remove(&mut self, id: &WorkerId) -> Option<T> {
         let at = self.find(*id).ok()?;
@@ -148,6 +158,7 @@ mod tests {
                 }
                 worker_map.values_mut().for_each(|value| *value += 1);
                 map.values_mut().for_each(|value| *value += 1);
+                prop_assert_eq!(worker_map.get_or_insert_with(WorkerId(40), || value), map.entry(WorkerId(40)).or_insert(value));
                 prop_assert!(worker_map.iter().eq(map.iter()));
                 prop_assert!(worker_map.keys().eq(map.keys()) && worker_map.values().eq(map.values()));
                 prop_assert_eq!((worker_map.len(), worker_map.is_empty()), (map.len(), map.is_empty()));

@@ -25,6 +25,7 @@ pub struct RecyclePolicy {
     pub connections: Option<u64>,
     /// By up to which part age and connections are lowered by chance, so that not all are due at
     /// once. Default: 0.1.
+    #[serde(with = "crate::snapshot::bits")]
     pub jitter: f64,
 }
 

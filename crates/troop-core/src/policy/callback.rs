@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Connection, Policy, RoundRobin, WorkerView};
 use crate::event::Address;
 use crate::id::WorkerId;
@@ -71,7 +73,7 @@ impl PartialEq for Callback {
 
 /// Obeys the answer, which is in [`Connection::client`]. Without one, or if that worker has gone,
 /// turns.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct CallbackPolicy {
     workers: BTreeSet<WorkerId>,
     turns: RoundRobin,

@@ -1,20 +1,23 @@
+use serde::{Deserialize, Serialize};
+
 use super::rank::Rank;
 use super::{Connection, Policy, WorkerView};
 use crate::id::WorkerId;
+use crate::worker_map::WorkerMap;
 
 /// The worker with the fewest open and pending connections (and the lowest reported load) in
 /// relation to its weight. Among equals, the one that was not chosen for longest.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct LeastConnections {
     ready: Rank<(u64, u64)>,
     /// How often somebody was chosen or joined.
     turn: u64,
-    last_turn: std::collections::HashMap<WorkerId, u64>,
+    last_turn: WorkerMap<u64>,
 }
 
 impl Policy for LeastConnections {
     fn update(&mut self, view: WorkerView) {
-        let turn = *self.last_turn.entry(view.worker).or_insert_with(|| {
+        let turn = *self.last_turn.get_or_insert_with(view.worker, || {
             self.turn += 1;
             self.turn
         });

@@ -7,6 +7,7 @@ mod address;
 mod callback;
 mod client;
 mod least;
+mod listener;
 mod p2c;
 mod partition;
 mod rank;
@@ -22,6 +23,7 @@ pub use address::Pattern;
 pub use callback::{Callback, CallbackPolicy, Question};
 pub use client::{Finding, Identify, identify};
 pub use least::LeastConnections;
+pub(crate) use listener::ListenerPolicy;
 pub use p2c::PowerOfTwo;
 pub(crate) use partition::mixing;
 pub use partition::{BUCKETS, Mixer, bucket_of, partition, prefix_masks};
@@ -30,11 +32,13 @@ pub use scheduling::{BadScheduling, Custom, Header, Http, Scheduling, Sticky};
 pub use sticky::ByClient;
 pub use weighted::Weighted;
 
+use serde::{Deserialize, Serialize};
+
 use crate::id::WorkerId;
 use crate::primary::WorkerState;
 
 /// What is known about a worker that takes part in a listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerView {
     /// Its number.
     pub worker: WorkerId,
@@ -76,7 +80,7 @@ impl WorkerView {
 }
 
 /// What is known about a connection that is to be given to a worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Connection {
     /// The other end of the socket. Only looked up for policies that [need](Policy::needs_peer) it;
     /// `None` for Unix sockets.

@@ -1,17 +1,18 @@
-use std::collections::HashMap;
+use serde::{Deserialize, Serialize};
 
 use super::{Connection, Policy, WorkerView};
 use crate::id::WorkerId;
+use crate::worker_map::WorkerMap;
 
 /// The power of two choices: of two workers drawn at random, the one that is less busy. Nearly as
 /// even as [`LeastConnections`], and not misled when what it knows about the workers is old: nobody
 /// is flooded because it looked idle a moment ago.
 ///
 /// [`LeastConnections`]: super::LeastConnections
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct PowerOfTwo {
     ready: Vec<WorkerView>,
-    at: HashMap<WorkerId, usize>,
+    at: WorkerMap<usize>,
     random: u64,
 }
 
@@ -19,7 +20,7 @@ impl PowerOfTwo {
     /// `seed` starts the sequence of random numbers.
     #[must_use]
     pub fn new(seed: u64) -> PowerOfTwo {
-        PowerOfTwo { ready: Vec::new(), at: HashMap::new(), random: seed | 1 }
+        PowerOfTwo { ready: Vec::new(), at: WorkerMap::default(), random: seed | 1 }
     }
 
     /// A random number below `end`.

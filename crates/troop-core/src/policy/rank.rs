@@ -1,20 +1,21 @@
 //! An ordered queue whose entries change their keys: a binary heap that knows where each entry is.
 
-use std::collections::HashMap;
+use serde::{Deserialize, Serialize};
 
 use crate::id::WorkerId;
+use crate::worker_map::WorkerMap;
 
 /// Workers in order of a key, the lowest first. Every operation takes a time that grows with the
 /// logarithm of their number.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Rank<K> {
     heap: Vec<(K, WorkerId)>,
-    at: HashMap<WorkerId, usize>,
+    at: WorkerMap<usize>,
 }
 
 impl<K> Default for Rank<K> {
     fn default() -> Rank<K> {
-        Rank { heap: Vec::new(), at: HashMap::new() }
+        Rank { heap: Vec::new(), at: WorkerMap::default() }
     }
 }
 

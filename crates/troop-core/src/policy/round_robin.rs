@@ -1,14 +1,15 @@
-use std::collections::HashMap;
+use serde::{Deserialize, Serialize};
 
 use super::{Connection, Policy, WorkerView};
 use crate::id::WorkerId;
+use crate::worker_map::WorkerMap;
 
 /// Exact turns, in the order in which the workers joined. A worker that is not ready when its turn
 /// comes is passed over.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct RoundRobin {
     workers: Vec<WorkerId>,
-    at: HashMap<WorkerId, usize>,
+    at: WorkerMap<usize>,
     /// A bit for each of them.
     ready: Vec<u64>,
     /// Whose turn is next.
@@ -42,7 +43,7 @@ impl RoundRobin {
 
 impl Policy for RoundRobin {
     fn update(&mut self, view: WorkerView) {
-        let at = *self.at.entry(view.worker).or_insert_with(|| {
+        let at = *self.at.get_or_insert_with(view.worker, || {
             self.workers.push(view.worker);
             self.workers.len() - 1
         });

@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    ByClient, Callback, CallbackPolicy, LeastConnections, Policy, PowerOfTwo, Question, RoundRobin,
-    Weighted,
+    ByClient, Callback, CallbackPolicy, LeastConnections, ListenerPolicy, Policy, PowerOfTwo,
+    Question, RoundRobin, Weighted,
 };
 
 /// How the connections of a listener reach the workers. Written as on the command line:
@@ -150,15 +150,21 @@ impl Scheduling {
 
     /// The policy for one listener. `None` for a shared one. A steered one has a policy for
     /// connections whose worker is gone.
-    pub(crate) fn policy(&self, seed: u64) -> Option<Box<dyn Policy>> {
+    pub(crate) fn policy(&self, seed: u64) -> Option<ListenerPolicy> {
         Some(match self {
-            Scheduling::RoundRobin => Box::new(RoundRobin::default()),
-            Scheduling::Weighted => Box::new(Weighted::default()),
-            Scheduling::LeastConnections => Box::new(LeastConnections::default()),
-            Scheduling::PowerOfTwo | Scheduling::Steered(None) => Box::new(PowerOfTwo::new(seed)),
-            Scheduling::Sticky(_) | Scheduling::Steered(Some(_)) => Box::new(ByClient::default()),
-            Scheduling::Custom(custom) => (custom.make)(),
-            Scheduling::Callback(_) => Box::new(CallbackPolicy::default()),
+            Scheduling::RoundRobin => ListenerPolicy::RoundRobin(RoundRobin::default()),
+            Scheduling::Weighted => ListenerPolicy::Weighted(Weighted::default()),
+            Scheduling::LeastConnections => {
+                ListenerPolicy::LeastConnections(LeastConnections::default())
+            }
+            Scheduling::PowerOfTwo | Scheduling::Steered(None) => {
+                ListenerPolicy::PowerOfTwo(PowerOfTwo::new(seed))
+            }
+            Scheduling::Sticky(_) | Scheduling::Steered(Some(_)) => {
+                ListenerPolicy::ByClient(ByClient::default())
+            }
+            Scheduling::Custom(custom) => ListenerPolicy::Custom((custom.make)()),
+            Scheduling::Callback(_) => ListenerPolicy::Callback(CallbackPolicy::default()),
             Scheduling::Shared => return None,
         })
     }
@@ -316,6 +322,10 @@ impl std::error::Error for BadScheduling {}
 
 impl Serialize for Scheduling {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if matches!(self, Scheduling::Custom(_) | Scheduling::Callback(_)) {
+            let why = "a policy that is the program's own cannot be written down";
+            return Err(serde::ser::Error::custom(why));
+        }
         serializer.collect_str(self)
     }
 }

@@ -1,3 +1,5 @@
+use serde::{Deserialize, Serialize};
+
 use super::partition::{BUCKETS, bucket_of, partition};
 use super::{Connection, Policy, WorkerView};
 use crate::id::WorkerId;
@@ -5,7 +7,7 @@ use crate::id::WorkerId;
 /// The same worker for the same client, by [`Connection::client`]. A client waits for its worker
 /// while that is busy, and moves only when it is out of service; when the place is filled again,
 /// its clients come back.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct ByClient {
     shards: Vec<ShardWorkers>,
     table: Vec<u16>,
@@ -13,7 +15,7 @@ pub struct ByClient {
     next: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct ShardWorkers {
     /// The newest last: during a reload there are two.
     workers: Vec<WorkerView>,

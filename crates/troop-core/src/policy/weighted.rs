@@ -1,21 +1,22 @@
-use std::collections::HashMap;
+use serde::{Deserialize, Serialize};
 
 use super::rank::Rank;
 use super::{Connection, Policy, WorkerView};
 use crate::id::WorkerId;
+use crate::worker_map::WorkerMap;
 
 /// Turns in proportion to the workers' weights, spread as evenly as can be (stride scheduling). A
 /// worker that is not ready when its turn comes is passed over, and does not make up for it later.
 /// One without any weight has a turn only when nobody else is ready.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Weighted {
     /// By the time at which they are next, in a time that runs as fast as connections come.
     ready: Rank<(u128, WorkerId)>,
-    turns: HashMap<WorkerId, Turn>,
+    turns: WorkerMap<Turn>,
     now: u128,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Turn {
     weight: u32,
     next: u128,
@@ -30,8 +31,9 @@ impl Policy for Weighted {
     fn update(&mut self, view: WorkerView) {
         // The first turns of workers that join together are spread too.
         let first = self.now + STRIDE / u128::from(view.weight.max(1));
-        let member =
-            self.turns.entry(view.worker).or_insert(Turn { weight: view.weight, next: first });
+        let member = self
+            .turns
+            .get_or_insert_with(view.worker, || Turn { weight: view.weight, next: first });
         if std::mem::replace(&mut member.weight, view.weight) != view.weight {
             member.next = first;
         }

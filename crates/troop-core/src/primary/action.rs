@@ -1,5 +1,7 @@
 //! What the primary wants done.
 
+use serde::{Deserialize, Serialize};
+
 use super::BindSpec;
 #[cfg(doc)]
 use super::Primary;
@@ -8,7 +10,7 @@ use crate::id::{ConnId, ListenerId, WorkerId};
 use crate::steer::Instruction;
 
 /// Something the shell has to do.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub enum Action {
     /// Hand a connection over. The shell keeps its copy until [`Action::Release`].
     Deliver {

@@ -84,7 +84,7 @@ impl Budget {
 }
 
 /// Sockets that a worker has had bound for nothing.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(super) struct WastedBinds {
     count: u32,
     since: Time,

@@ -3,13 +3,15 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::listener::Listener;
 use super::membership::QueuedConnection;
 use super::worker::{HandleWait, InFlight, Worker};
 use super::{Action, Primary};
 use crate::event::Violation;
 use crate::id::{ConnId, ListenerId, Time, WorkerId};
-use crate::policy::{Connection, Mixer};
+use crate::policy::{Connection, Mixer, Policy};
 
 /// How often connections in flight are checked for age.
 pub(super) const CHECK_EVERY: Duration = Duration::from_millis(250);
@@ -24,7 +26,7 @@ const MAX_TRIES: u8 = 8;
 
 /// What a listener's connections have to be looked at for before they come to
 /// [`Primary::accepted`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Needs {
     /// [`Connection::peer`].
     pub peer: bool,

@@ -14,7 +14,7 @@ pub(super) fn is_too_long(address: &str, kind: AddressType) -> bool {
 }
 
 /// What Node calls the key: everything that makes two requests ask for the same socket.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct ListenKey {
     pub(super) address: Option<String>,
     pub(super) port: Option<i64>,

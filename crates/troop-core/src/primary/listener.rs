@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 
 use serde_json::value::RawValue;
 
+use serde::{Deserialize, Serialize};
+
 use super::Config;
 use super::bind::BindSpec;
 use super::handover::Needs;
@@ -11,11 +13,11 @@ use super::listen_key::ListenKey;
 use super::membership::QueuedConnection;
 use crate::event::Address;
 use crate::id::{Time, WorkerId};
-use crate::policy::{Policy, Scheduling, Sticky};
+use crate::policy::{ListenerPolicy, Policy, Scheduling, Sticky};
 use crate::steer::group::ShardGroup;
 use crate::wire::outgoing::SockName;
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Listener {
     pub(super) listen_key: ListenKey,
     pub(super) key: String,
@@ -23,7 +25,7 @@ pub(super) struct Listener {
     pub(super) chosen: Scheduling,
     pub(super) scheduling: Scheduling,
     /// `None` for shared sockets.
-    pub(super) policy: Option<Box<dyn Policy>>,
+    pub(super) policy: Option<ListenerPolicy>,
     pub(super) needs_counts: bool,
     /// Its policy goes by how busy workers are, and by nothing else.
     pub(super) by_counts: bool,
@@ -40,6 +42,7 @@ pub(super) struct Listener {
     pub(super) waiters: Vec<(WorkerId, u64)>,
     /// For another attempt to bind, until the first one has shown its outcome.
     pub(super) retry: Option<(WorkerId, BindSpec)>,
+    #[serde(with = "crate::snapshot::nested")]
     pub(super) bound: Option<Option<SockName>>,
     pub(super) data: Option<Box<RawValue>>,
     pub(super) queue: VecDeque<QueuedConnection>,
@@ -57,7 +60,7 @@ pub(super) struct Listener {
 }
 
 /// Where a worker and its successors take part in a listener.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Shard {
     /// The [slot](super::WorkerStatus::slot) of those workers.
     pub(super) slot: u32,

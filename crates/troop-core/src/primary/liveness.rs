@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::worker::HandleWait;
 use super::{Action, Primary, Worker, WorkerState};
 use crate::event::Violation;
@@ -16,7 +18,7 @@ const PROBE_AFTER: Duration = Duration::from_secs(10);
 const NOWHERE: &str = r#""troop:probe""#;
 
 /// What is known about one worker.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Liveness {
     /// When something came from it last.
     heard: Time,

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Config;
 use super::worker::Worker;
 use crate::id::{ConnId, ListenerId, Time};
@@ -17,7 +19,7 @@ const COOLING_MEMORY: Duration = Duration::from_secs(1);
 const TIGHT_WINDOW: usize = 4;
 
 /// A connection that no worker has.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct QueuedConnection {
     pub(super) conn: ConnId,
     pub(super) about: Connection,
@@ -26,7 +28,7 @@ pub(super) struct QueuedConnection {
 }
 
 /// A worker's membership in one listener.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct ListenerMembership {
     pub(super) listener: ListenerId,
     pub(super) shard: u16,

@@ -21,7 +21,7 @@ mod steering;
 mod unused;
 mod worker;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 pub use action::Action;
@@ -33,6 +33,8 @@ pub use reports::REPORT_EVERY;
 pub use unused::Successors;
 use unused::Unused;
 pub use worker::{WorkerState, WorkerStats, WorkerStatus};
+
+use serde::{Deserialize, Serialize};
 
 use crate::event::{ExitHow, Listening, Notice, Violation};
 use crate::id::{ListenerId, Time, WorkerId};
@@ -47,7 +49,7 @@ use worker::{HandleWait, Worker};
 pub const USUAL_WEIGHT: u32 = 100;
 
 /// The state of one cluster's primary.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Primary {
     config: Config,
     budget: Budget,
@@ -55,7 +57,8 @@ pub struct Primary {
     tight: bool,
     workers: WorkerMap<Worker>,
     listeners: BTreeMap<ListenerId, Listener>,
-    keys: HashMap<ListenKey, ListenerId>,
+    #[serde(with = "crate::snapshot::pairs")]
+    keys: BTreeMap<ListenKey, ListenerId>,
     /// Listeners that no worker has and that are open for a successor.
     unused: BTreeMap<ListenerId, Unused>,
     /// See [`Primary::set_supervised`].
@@ -83,7 +86,7 @@ impl Primary {
             tight: false,
             workers: WorkerMap::default(),
             listeners: BTreeMap::new(),
-            keys: HashMap::new(),
+            keys: BTreeMap::new(),
             unused: BTreeMap::new(),
             supervised: false,
             actions: VecDeque::new(),

@@ -14,7 +14,7 @@ use super::worker::HandleWait;
 use super::{Action, Primary};
 use crate::event::{Address, AddressType, Notice, Violation};
 use crate::id::{ListenerId, Time, WorkerId};
-use crate::policy::Scheduling;
+use crate::policy::{Policy, Scheduling};
 use crate::steer::group::ShardGroup;
 use crate::wire::incoming::ClusterMessage;
 use crate::wire::outgoing::{self, Reply, SockName};

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::listener::Listener;
 use super::{Action, Primary};
 use crate::event::{Address, AddressType, Notice};
@@ -9,7 +11,7 @@ use crate::id::{ListenerId, Time, WorkerId};
 use crate::supervise::Claim;
 
 /// Who may ask for the listeners that no worker has, besides the workers that are starting.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Successors {
     /// Workers that are to be started. All listeners stay open.
     Awaited,
@@ -23,7 +25,7 @@ pub enum Successors {
 }
 
 /// A listener that no worker has.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Unused {
     /// The newest worker then.
     newest: WorkerId,

@@ -93,7 +93,7 @@ pub struct WorkerStatus {
     pub stats: WorkerStats,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct InFlight {
     pub(super) seq: u64,
     pub(super) conn: ConnId,
@@ -107,7 +107,7 @@ pub(super) struct InFlight {
 }
 
 /// What the next `NODE_HANDLE_ACK` of a worker is about.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) enum HandleWait {
     Conn {
         seq: u64,
@@ -123,7 +123,7 @@ pub(super) enum HandleWait {
     Probe,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Worker {
     pid: u32,
     pub(super) slot: u32,
@@ -141,6 +141,7 @@ pub(super) struct Worker {
     pub(super) closes_slowly: bool,
     /// It has left its listeners and is told so once its connections have been read: the time to
     /// close open ones.
+    #[serde(with = "crate::snapshot::nested")]
     pub(super) disconnect_due: Option<Option<Duration>>,
     /// When it last took a connection.
     pub(super) last_taken: Time,

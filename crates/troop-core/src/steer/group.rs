@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::program::{self, Instruction};
 use crate::id::Time;
 use crate::policy::{Sticky, partition};
@@ -62,7 +64,7 @@ const SLOWER: f64 = 0.5;
 const MOST_TAKEN: u32 = 64;
 
 /// What is known about one place when its share is decided.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ShardLoad {
     /// Somebody accepts on the socket.
     pub(crate) present: bool,
@@ -71,7 +73,7 @@ pub(crate) struct ShardLoad {
     pub(crate) busy: u32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 enum ShardHealth {
     Serving,
     /// Its queue does not move. It gets nothing new for a moment, which shows whether it does then.
@@ -84,14 +86,16 @@ enum ShardHealth {
     },
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Shard {
     reported: ShardLoad,
     /// That of its last worker; a vacant place keeps it.
     weight: u32,
     /// The part of its share that it gets, from [`LEAST`] to 1.
+    #[serde(with = "crate::snapshot::bits")]
     level: f64,
     /// Its queue and open connections, smoothed.
+    #[serde(with = "crate::snapshot::bits")]
     load: f64,
     queue: u32,
     /// Looks in a row at which it was much longer than others'.
@@ -111,7 +115,7 @@ struct Shard {
 }
 
 /// Something about the group that others have to be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Change {
     /// The workers at this place do not take connections.
     Stalled(u16),
@@ -125,7 +129,7 @@ pub(crate) enum Change {
 
 /// The sockets of one steered listener: their health, load and shares, and the kernel program that
 /// follows from them.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ShardGroup {
     udp: bool,
     sticky: Option<Sticky>,

@@ -2,10 +2,12 @@
 //! bpf(4) on BSD, and Linux' `Documentation/networking/filter.rst`). They look at the packet that
 //! opens a connection, or at a datagram, and return the number of a socket.
 
+use serde::{Deserialize, Serialize};
+
 use crate::policy::prefix_masks;
 
 /// One instruction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instruction {
     /// What to do.
     pub code: u16,

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     Cause, Config, ExitHow, GiveUp, Order, Outcome, Progress, RunState, Slot, SlotWorker,
     Supervisor, Time, Vacancy,
@@ -23,7 +25,7 @@ pub(super) enum Life {
 }
 
 /// How complete the app is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Level {
     /// No worker has been ready yet; or slots have not had a ready worker yet, and none has lost
     /// its worker.
@@ -37,7 +39,7 @@ pub(super) enum Level {
 }
 
 /// How the app is, as of the last look.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Health {
     pub(super) level: Level,
     /// A worker has been ready.

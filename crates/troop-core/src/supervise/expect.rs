@@ -1,12 +1,14 @@
 //! What is expected: workers that are still to come, and the addresses that new workers have to
 //! take over from old ones.
 
+use serde::{Deserialize, Serialize};
+
 use super::{RunState, Supervisor};
 use crate::event::Address;
 use crate::id::WorkerId;
 
 /// An address that must not be lost when workers are replaced.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
     /// The address, in the words of the worker that asked for it first.
     pub at: Address,
@@ -28,7 +30,7 @@ pub(super) struct Lacking<'a> {
 }
 
 /// The claims of a round, and what its workers have taken over so far.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Claims {
     claims: Vec<Claim>,
     listening: Vec<(WorkerId, Vec<Address>)>,

@@ -17,6 +17,8 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::event::{Address, ExitHow};
 use crate::id::{Time, WorkerId};
 pub use config::{Config, Readiness, Restart};
@@ -26,7 +28,7 @@ pub use order::{Afterwards, Cause, GiveUp, Order, Outcome, Progress, Slot};
 use restart::Restarts;
 use round::Round;
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct SlotWorker {
     worker: WorkerId,
     since: Time,
@@ -77,7 +79,7 @@ impl SlotWorker {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Leaving {
     worker: WorkerId,
     kill_at: Time,
@@ -88,7 +90,7 @@ struct Leaving {
     is_surplus: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct SlotState {
     current: Option<SlotWorker>,
     successor: Option<SlotWorker>,
@@ -104,7 +106,7 @@ struct SlotState {
     done: Option<(WorkerId, ExitHow)>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum RunState {
     Running,
     /// Nothing is started any more, until somebody wants it.
@@ -151,7 +153,7 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Keeps a number of workers running: restarts, reloads, recycling, shutdown.
 ///
 /// Call the method that fits what happened, then carry out the [`Order`]s in order.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Supervisor {
     config: Config,
     slots: Vec<SlotState>,
@@ -169,6 +171,7 @@ pub struct Supervisor {
     health: Health,
     orders: VecDeque<Order>,
     /// The next deadline, if it is known: it is asked for far more often than it changes.
+    #[serde(skip)]
     due: Cell<Option<Option<Time>>>,
 }
 

@@ -13,7 +13,7 @@ use crate::id::WorkerId;
 pub struct Slot(pub usize);
 
 /// Something the shell has to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {
     /// Fork a worker, then call [`Supervisor::forked`](super::Supervisor::forked) or
     /// [`Supervisor::fork_failed`](super::Supervisor::fork_failed).
@@ -36,7 +36,7 @@ pub enum Order {
 }
 
 /// How supervision ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// It was asked to stop, or all workers have ended as they may.
     Stopped,
@@ -45,7 +45,7 @@ pub enum Outcome {
 }
 
 /// Why a worker is not there.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cause {
     /// It ended.
     Ended(WorkerId, ExitHow),
@@ -55,7 +55,7 @@ pub enum Cause {
 
 /// Why supervision gave up. Shown the same wherever it is reported: as an event, in the log and as
 /// the program's error.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum GiveUp {
     /// No worker became ready before too many ended or could not be started.
@@ -115,7 +115,7 @@ impl fmt::Display for GiveUp {
 }
 
 /// What becomes of an app whose reload has failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Afterwards {
     /// The old workers go on.
     GoesOn,
@@ -130,7 +130,7 @@ pub enum Afterwards {
 }
 
 /// What the supervisor does, for people to read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Progress {
     /// A worker ended unexpectedly and will be replaced.

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Config;
 use crate::id::Time;
 
@@ -11,7 +13,7 @@ use crate::id::Time;
 const STAGGER: Duration = Duration::from_millis(20);
 
 /// Counts unexpected ends over a sliding window, and spaces restarts.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Restarts {
     ends: VecDeque<Time>,
     total: u64,

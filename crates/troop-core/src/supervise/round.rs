@@ -2,13 +2,15 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use super::expect::Claims;
 use super::{Afterwards, Progress};
 use crate::event::Address;
 use crate::id::{Time, WorkerId};
 
 /// Why workers are replaced.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Why {
     Reload,
     /// Back to what there was before a reload that failed.
@@ -27,7 +29,7 @@ impl Why {
 }
 
 /// How a slot gets its new worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Step {
     /// The new one starts beside the old one, which leaves when it is ready.
     Beside,
@@ -37,7 +39,7 @@ pub(super) enum Step {
     Filling(Option<WorkerId>),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Active {
     pub(super) slot: usize,
     pub(super) step: Step,
@@ -48,7 +50,7 @@ pub(super) struct Active {
 }
 
 /// Workers that are being replaced.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Round {
     pub(super) why: Why,
     /// Slots still to be done, the next one first.

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 /// Where a listener is bound, as `net.Server.address()` would give it.
@@ -14,6 +14,20 @@ pub struct SockName {
     pub family: &'static str,
     /// The port.
     pub port: u16,
+}
+
+impl<'de> Deserialize<'de> for SockName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<SockName, D::Error> {
+        #[derive(Deserialize)]
+        struct Written {
+            address: String,
+            family: String,
+            port: u16,
+        }
+        let Written { address, family, port } = Written::deserialize(deserializer)?;
+        let family = if family == "IPv6" { "IPv6" } else { "IPv4" };
+        Ok(SockName { address, family, port })
+    }
 }
 
 /// A primary's answer to `queryServer`.

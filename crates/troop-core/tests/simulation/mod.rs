@@ -77,6 +77,12 @@ pub struct Simulation {
     pub closed: Vec<usize>,
     /// The ports of those that a successor should have taken over.
     pub missed: Vec<Option<i64>>,
+    /// Each action as text, if that is wanted.
+    pub log: Option<Vec<String>>,
+    /// After so many steps the primary is written, and goes on from what is read; a step is an
+    /// action, or an input without one.
+    pub reread_every: Option<u32>,
+    pub steps: u32,
 }
 
 impl Simulation {
@@ -99,7 +105,17 @@ impl Simulation {
             successors: Successors::Unknown,
             closed: Vec::new(),
             missed: Vec::new(),
+            log: None,
+            reread_every: None,
+            steps: 0,
         }
+    }
+
+    /// Puts a primary in the place of this one that was read from what this one has written.
+    pub fn reread(&mut self) {
+        let written = serde_json::to_vec(&self.primary).unwrap();
+        self.primary = serde_json::from_slice(&written).unwrap();
+        assert_eq!(serde_json::to_vec(&self.primary).unwrap(), written);
     }
 
     pub fn worker(&self, n: usize) -> Option<WorkerId> {
@@ -135,7 +151,14 @@ impl Simulation {
 
     pub fn act(&mut self) -> Result<(), TestCaseError> {
         loop {
+            self.steps += 1;
+            if self.reread_every.is_some_and(|every| self.steps.is_multiple_of(every)) {
+                self.reread();
+            }
             if let Some(action) = self.primary.next_action() {
+                if let Some(log) = &mut self.log {
+                    log.push(format!("{action:?}"));
+                }
                 self.carry_out(action)?;
             } else if !self.primary.close_abandoned(self.now, self.successors) {
                 return self.check();

@@ -1,0 +1,34 @@
+//! A primary that is written at any step, read and continued behaves as if nothing had happened.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod simulation;
+
+use proptest::prelude::*;
+use simulation::{Input, Simulation, config, input};
+
+/// What a primary does about these inputs.
+fn actions(inputs: &[Input], reread_every: Option<u32>) -> Result<Vec<String>, TestCaseError> {
+    let mut simulation = Simulation::new(config());
+    simulation.log = Some(Vec::new());
+    simulation.reread_every = reread_every;
+    for input in inputs {
+        simulation.happen(input.clone())?;
+        if let Some(log) = &mut simulation.log {
+            log.push(format!("{:?}", simulation.primary.next_deadline()));
+        }
+    }
+    simulation.end()?;
+    Ok(simulation.log.unwrap_or_default())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::with_cases(48) })]
+
+    #[test]
+    fn a_primary_that_is_written_and_read_at_any_step_goes_on_as_if_nothing_had_happened(
+        inputs in prop::collection::vec(input(), 0..100),
+        every in prop_oneof![Just(1u32), 2..20u32],
+    ) {
+        prop_assert_eq!(actions(&inputs, None)?, actions(&inputs, Some(every))?);
+    }
+}
