@@ -97,6 +97,8 @@ struct Streams {
     dismissed: Vec<Stream>,
     /// Nobody will add any.
     no_more: bool,
+    /// Since then, the thread has once found nothing more to read.
+    is_drained: bool,
 }
 
 /// Wakes the thread.
@@ -105,14 +107,31 @@ const EVENT_FD: u64 = 0;
 /// oldest are closed when there are more.
 const MAX_LEFT: usize = 32;
 
+/// What the thread and those who give it work have in common.
+#[derive(Default)]
+struct Shared {
+    streams: Mutex<Streams>,
+    drained: Condvar,
+}
+
 fn lock(streams: &Mutex<Streams>) -> MutexGuard<'_, Streams> {
     streams.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Forwarder {
     fn drop(&mut self) {
-        lock(&self.streams).no_more = true;
+        lock(&self.shared.streams).no_more = true;
         self.event_fd.signal();
+    }
+}
+
+/// What all workers have written so far is copied when this is waited for.
+pub(crate) struct Drained(Arc<Shared>);
+
+impl Drained {
+    /// Blocks until then, or until the end of the time.
+    pub(crate) fn wait(self, timeout: Duration) {
+        drop(self.0.drained.wait_timeout_while(lock(&self.0.streams), timeout, |s| !s.is_drained));
     }
 }
 
@@ -120,7 +139,7 @@ impl Drop for Forwarder {
 /// inherited one; the primary does not.
 pub(crate) struct Forwarder {
     poller: Arc<Poller>,
-    streams: Arc<Mutex<Streams>>,
+    shared: Arc<Shared>,
     last: u64,
     event_fd: Arc<EventFd>,
 }
@@ -130,8 +149,8 @@ impl Forwarder {
         let poller = Poller::new()?;
         // The thread waits on a copy of the descriptor, so that it can be added to without a lock.
         let waiting = poller.try_clone()?;
-        let streams = Arc::<Mutex<Streams>>::default();
-        let theirs = streams.clone();
+        let shared = Arc::<Shared>::default();
+        let theirs = shared.clone();
         let event_fd = Arc::new(EventFd::new()?);
         poller.add(&event_fd, EVENT_FD, Interest::Read)?;
         let heard = event_fd.clone();
@@ -139,7 +158,7 @@ impl Forwarder {
             .name("troop-output".into())
             .stack_size(256 * 1024)
             .spawn(move || copy(waiting, &theirs, &heard, output))?;
-        Ok(Forwarder { poller: Arc::new(poller), streams, last: EVENT_FD, event_fd })
+        Ok(Forwarder { poller: Arc::new(poller), shared, last: EVENT_FD, event_fd })
     }
 
     /// The end of what is written there is remembered if it is standard error.
@@ -151,7 +170,7 @@ impl Forwarder {
     ) -> io::Result<Option<Arc<Tail>>> {
         self.last += 1;
         let tail = source.error.then(|| Arc::new(Tail::default()));
-        let mut streams = lock(&self.streams);
+        let mut streams = lock(&self.shared.streams);
         self.poller.add(&pipe, self.last, Interest::Read)?;
         let stream =
             Stream { pipe: Arc::new(pipe), is_left: false, source, tail: tail.clone(), fate };
@@ -159,10 +178,16 @@ impl Forwarder {
         Ok(tail)
     }
 
+    /// Ends, when everything is read that workers have written. Those that have ended are read to
+    /// the end; from processes that they have left behind comes what is there.
+    pub(crate) fn finish(self) -> Drained {
+        Drained(self.shared.clone())
+    }
+
     /// A worker has ended. Processes that it has left behind may go on writing, but not those of
     /// ever more workers.
     pub(crate) fn ended(&self, worker: WorkerId) {
-        let mut streams = lock(&self.streams);
+        let mut streams = lock(&self.shared.streams);
         streams
             .open
             .values_mut()
@@ -198,12 +223,15 @@ impl Stream {
 
 fn copy(
     mut poller: Poller,
-    streams: &Mutex<Streams>,
+    shared: &Shared,
     event_fd: &EventFd,
     mut output: Option<Box<dyn Output>>,
 ) {
+    let streams = &shared.streams;
     let (mut ready, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
-    while poller.wait(None, &mut ready).is_ok() {
+    let mut timeout = None;
+    while poller.wait(timeout, &mut ready).is_ok() {
+        let was_idle = ready.is_empty();
         for event in ready.drain(..) {
             if event.token == EVENT_FD {
                 event_fd.clear();
@@ -243,9 +271,78 @@ fn copy(
                 }
             }
         }
-        let streams = lock(streams);
-        if streams.no_more && streams.open.is_empty() && streams.dismissed.is_empty() {
+        let mut streams = lock(streams);
+        if !streams.no_more {
+            continue;
+        }
+        let is_over = streams.open.is_empty() && streams.dismissed.is_empty();
+        if is_over || was_idle {
+            streams.is_drained = true;
+            shared.drained.notify_all();
+        }
+        if is_over {
             return;
         }
+        // Once without waiting, to know that there is nothing left.
+        timeout = if streams.is_drained { None } else { Some(Duration::ZERO) };
+    }
+    lock(streams).is_drained = true;
+    shared.drained.notify_all();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Takes a piece each time that it is let.
+    struct Slow(mpsc::Receiver<()>, Arc<Mutex<usize>>);
+
+    impl Output for Slow {
+        fn write(&mut self, _: Source, bytes: &[u8]) {
+            let _ = self.0.recv();
+            *self.1.lock().unwrap() += bytes.len();
+        }
+
+        fn end(&mut self, _: Source) {}
+    }
+
+    #[test]
+    fn what_a_worker_wrote_last_is_taken_before_the_end() {
+        let (let_it, taken) = (mpsc::channel(), Arc::<Mutex<usize>>::default());
+        let output = Slow(let_it.1, taken.clone());
+        let mut forwarder = Forwarder::start(Some(Box::new(output))).unwrap();
+        let source = Source { worker: WorkerId(1), slot: None, error: false };
+        // One worker has ended; what another one has left behind still holds its pipe.
+        let (pipes, mut writers): (Vec<_>, Vec<_>) = (0..2).map(|_| io::pipe().unwrap()).unzip();
+        for pipe in pipes {
+            forwarder.add(pipe, source, Fate::Collected).unwrap();
+        }
+        for writer in &mut writers {
+            writer.write_all(&[b'x'; 50_000]).unwrap();
+        }
+        let left_behind = writers.pop();
+        drop(writers);
+        let drained = forwarder.finish();
+        let waiting = std::thread::spawn(move || drained.wait(Duration::from_secs(60)));
+        assert_eq!(*taken.lock().unwrap(), 0);
+        drop(let_it.0);
+        waiting.join().unwrap();
+        assert_eq!(*taken.lock().unwrap(), 100_000);
+        drop(left_behind);
+    }
+
+    #[test]
+    fn an_output_that_takes_nothing_holds_up_the_end_for_a_while_only() {
+        let (let_it, taken) = (mpsc::channel::<()>(), Arc::<Mutex<usize>>::default());
+        let mut forwarder =
+            Forwarder::start(Some(Box::new(Slow(let_it.1, taken.clone())))).unwrap();
+        let (pipe, mut writer) = io::pipe().unwrap();
+        let source = Source { worker: WorkerId(1), slot: None, error: false };
+        forwarder.add(pipe, source, Fate::Collected).unwrap();
+        writer.write_all(b"x").unwrap();
+        forwarder.finish().wait(Duration::from_millis(10));
+        assert_eq!(*taken.lock().unwrap(), 0);
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use troop_core::WorkerId;
 use troop_sys::sandbox::Sandbox;
@@ -41,6 +42,13 @@ pub(crate) struct Spawner {
 }
 
 impl Spawner {
+    /// Waits until everything is passed on that workers have written, for so long at most.
+    pub(crate) fn finish_output(&mut self, timeout: Duration) {
+        if let Some(forwarder) = self.forwarder.take() {
+            forwarder.finish().wait(timeout);
+        }
+    }
+
     /// A worker has ended.
     pub(crate) fn ended(&self, worker: WorkerId) {
         if let Some(forwarder) = &self.forwarder {

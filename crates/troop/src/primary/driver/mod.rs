@@ -79,6 +79,8 @@ use scarce::Scarcity;
 
 /// How long workers may take to end by themselves after the program has dropped the cluster.
 const OVER_PATIENCE: Duration = Duration::from_secs(5);
+/// Time for passing on what workers wrote last, where it is read slowly or not at all.
+const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(5);
 /// Events published before the other tasks of a runtime have their turn, so that readers keep up.
 const EVENTS_IN_A_ROW: usize = 64;
 

@@ -25,11 +25,11 @@ impl Driver {
             if driver.orphans.is_empty()
                 && let Some(outcome) = driver.outcome.take()
             {
-                driver.bus.close();
+                driver.finish();
                 return Ok(outcome);
             }
             if driver.is_over() {
-                driver.bus.close();
+                driver.finish();
                 return Ok(Outcome::Stopped);
             }
             let timeout = driver.time_left();
@@ -87,6 +87,13 @@ impl Driver {
             }
         }
         self.bus.close();
+    }
+
+    /// Nothing more happens. The process may end right after this, so the last words of workers
+    /// are passed on first.
+    fn finish(&mut self) {
+        self.bus.close();
+        self.spawner.finish_output(LAST_WORDS_PATIENCE);
     }
 
     pub(super) fn clock(&self) -> Time {
