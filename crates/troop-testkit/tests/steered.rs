@@ -557,8 +557,9 @@ async fn datagrams_of_one_flow_stay_with_one_worker() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_worker_gets_less() {
-    // Each connection takes 2 ms, or 8, during which nothing else happens there.
-    let text = "const time = process.env.SLOW ? 8 : 2;
+    // Each connection takes 20 ms, or 80, during which nothing else happens there: long beside the
+    // time for which a worker waits for a processor.
+    let text = "const time = process.env.SLOW ? 80 : 20;
     const pause = new Int32Array(new SharedArrayBuffer(4));
     watched(net.createServer((socket) => {
         Atomics.wait(pause, 0, 0, time);

@@ -218,7 +218,15 @@ fn poison_costs_only_what_its_worker_had_taken(policy: &str, program: &[&str]) {
     );
     // A worker with several threads can have taken one more that it had no time to record.
     let unrecorded = if program[0].ends_with(".js") { 0 } else { killed.len() };
-    assert!(others.len() <= unrecorded, "{:?}", &others[..others.len().min(5)]);
+    if others.len() > unrecorded {
+        let (record, few) = (app.text("record"), &others[..others.len().min(5)]);
+        let lines = few.iter().map(|(from, ..)| {
+            let whom = format!(" {} ", Ipv4Addr::from(source(*from)));
+            record.lines().filter(|line| line.contains(&whom)).collect::<Vec<_>>()
+        });
+        let lines: Vec<_> = lines.collect();
+        panic!("{few:?}\nrecorded of them: {lines:?}\nkilled: {killed:?}\n{}", app.text("log"));
+    }
     // One worker can have taken several before it ended.
     assert!(killed.len() >= rounds() as usize / 3, "{} workers ended by poison", killed.len());
     assert!(
