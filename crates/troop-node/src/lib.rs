@@ -10,10 +10,10 @@ mod text;
 mod watch;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsRawFd as _, IntoRawFd as _, OwnedFd};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use napi::bindgen_prelude::{ArrayBuffer, Buffer, FnArgs, Function};
@@ -115,6 +115,7 @@ pub struct Engine {
     cluster: Cluster,
     opened: HashMap<u32, Opened>,
     offered: Arc<Offered>,
+    questions: Arc<Mutex<Questions>>,
 }
 
 /// Called with the number of a worker whose member may [help](Member::help).
@@ -139,20 +140,21 @@ fn parse(scheduling: &str) -> Result<Scheduling> {
         .map_err(|e: troop::policy::BadScheduling| Error::new(Status::InvalidArg, e.to_string()))
 }
 
-impl From<troop::policy::Question> for Question {
-    fn from(question: troop::policy::Question) -> Question {
-        let troop::policy::Question { ticket, listener, peer, workers, .. } = question;
+impl Question {
+    fn new(ticket: i64, question: &troop::policy::Question) -> Question {
+        let peer = question.peer;
         Question {
-            ticket: signed(ticket),
-            local_address: listener.address,
-            local_port: listener.port.and_then(|port| i32::try_from(port).ok()),
+            ticket,
+            local_address: question.listener.address.clone(),
+            local_port: question.listener.port.and_then(|port| i32::try_from(port).ok()),
             // As Node writes it.
             remote_address: peer.map(|peer| peer.ip().to_string()),
             remote_port: peer.map(|peer| peer.port()),
             remote_family: peer
                 .map(|peer| if peer.is_ipv4() { "IPv4".into() } else { "IPv6".into() }),
-            candidates: workers
-                .into_iter()
+            candidates: question
+                .workers
+                .iter()
                 .map(|w| Candidate {
                     id: w.worker.0,
                     ready: w.ready,
@@ -163,6 +165,34 @@ impl From<troop::policy::Question> for Question {
                 .collect(),
         }
     }
+}
+
+/// As many questions wait for an answer in the engine. Where there are more, the oldest has had its
+/// turn.
+const MOST_QUESTIONS: usize = 1024;
+
+/// Questions that JavaScript has not answered.
+#[derive(Debug, Default)]
+struct Questions {
+    last: i64,
+    open: BTreeMap<i64, troop::policy::Question>,
+}
+
+impl Questions {
+    /// Keeps a question until it is answered. Returns it as JavaScript knows it.
+    fn keep(&mut self, question: troop::policy::Question) -> Question {
+        if self.open.len() >= MOST_QUESTIONS {
+            self.open.pop_first();
+        }
+        self.last += 1;
+        let shown = Question::new(self.last, &question);
+        self.open.insert(self.last, question);
+        shown
+    }
+}
+
+fn lock(questions: &Mutex<Questions>) -> MutexGuard<'_, Questions> {
+    questions.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// JavaScript has no larger whole numbers.
@@ -197,13 +227,16 @@ impl Engine {
         ask: Option<Function<'_, Question, ()>>,
         patience: Option<u32>,
     ) -> Result<Engine> {
+        let questions = Arc::new(Mutex::new(Questions::default()));
         let scheduling = match ask {
             None => parse(&scheduling)?,
             Some(ask) => {
                 let ask = ask.build_threadsafe_function().weak::<true>().build()?;
                 let wait = Duration::from_millis(patience.unwrap_or(1000).into());
+                let asked = questions.clone();
                 Scheduling::callback(wait, move |question| {
-                    ask.call(question.into(), ThreadsafeFunctionCallMode::NonBlocking);
+                    let shown = lock(&asked).keep(question);
+                    ask.call(shown, ThreadsafeFunctionCallMode::NonBlocking);
                 })
             }
         };
@@ -221,7 +254,7 @@ impl Engine {
         // What makes no sense as activation is none.
         let builder = builder.inherited(InheritedSocket::all().unwrap_or_default());
         let cluster = builder.start_in_thread(observer).map_err(failed)?;
-        Ok(Engine { cluster, opened: HashMap::new(), offered })
+        Ok(Engine { cluster, opened: HashMap::new(), offered, questions })
     }
 
     /// Makes the channels of a worker that is about to be started. To be followed by
@@ -297,8 +330,11 @@ impl Engine {
 
     /// Who gets a connection that was asked about; without a worker, whose turn it is.
     #[napi(catch_unwind)]
-    pub fn answer(&self, ticket: i64, worker: Option<u32>) -> Result<()> {
-        self.cluster.answer(ticket.unsigned_abs(), worker.map(WorkerId)).map_err(failed)
+    pub fn answer(&self, ticket: i64, worker: Option<u32>) {
+        let question = lock(&self.questions).open.remove(&ticket);
+        if let (Some(question), Some(worker)) = (question, worker) {
+            question.assign(WorkerId(worker));
+        }
     }
 
     /// The process could not be started.

@@ -189,13 +189,18 @@ async fn a_program_can_be_asked_about_each_connection() {
         assert_eq!(question.peer, Some(stream.get_ref().local_addr().unwrap()));
         assert_eq!(question.listener.port, Some(i64::from(port)));
         assert!(question.workers.iter().all(|worker| worker.ready), "{question:?}");
-        if let Some(answer) = answer {
-            troop.cluster.answer(question.ticket, answer).unwrap();
+        let mut unanswered = None;
+        match answer {
+            Some(Some(worker)) => question.assign(worker),
+            Some(None) => drop(question),
+            None => unanswered = Some(question),
         }
         let mut line = String::new();
         stream.read_line(&mut line).unwrap();
         // Too late, and for nothing.
-        troop.cluster.answer(question.ticket, None).unwrap();
+        if let Some(question) = unanswered {
+            question.assign(one.id());
+        }
         number(&line)
     };
     for worker in [&one, &two, &two, &one, &one] {
@@ -220,6 +225,17 @@ async fn a_program_can_be_asked_about_each_connection() {
     }
     assert!(begin.elapsed() >= wait);
     assert_eq!(asked.try_iter().count(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_that_is_dropped_is_a_turn() {
+    // Longer than any client waits.
+    let scheduling = Scheduling::callback(10 * PATIENCE, drop);
+    let mut troop = Troop::start(
+        Cluster::builder().scheduling(scheduling).setup(fixture(["line", "127.0.0.1:0"])),
+    );
+    let (_workers, port) = forks::<2>(&mut troop).await;
+    assert_eq!(shares(port, 20).await, BTreeMap::from([(1, 10), (2, 10)]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

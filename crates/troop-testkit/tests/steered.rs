@@ -14,7 +14,6 @@ use troop_testkit::{PATIENCE, Troop, ask, node_program, number, shares, talk, ta
 fn rust<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
 }
-
 fn line() -> Setup {
     rust(["line", "127.0.0.1:0"])
 }
@@ -47,11 +46,10 @@ fn signal(worker: &WorkerHandle, signal: Signal) {
 /// Stops a worker, and waits until it stands still.
 fn stop(worker: &WorkerHandle) {
     signal(worker, Signal::STOP);
-    let stat =
-        || std::fs::read_to_string(format!("/proc/{}/stat", worker.pid())).unwrap_or_default();
-    troop_testkit::wait_until("the worker stands still", || {
-        stat().rsplit(')').next().is_some_and(|s| s.starts_with(" T"))
-    });
+    let path = format!("/proc/{}/stat", worker.pid());
+    let stat = || std::fs::read_to_string(&path).unwrap_or_default();
+    let is_stopped = || stat().rsplit(')').next().is_some_and(|s| s.starts_with(" T"));
+    troop_testkit::wait_until("the worker stands still", is_stopped);
 }
 
 /// A worker that may be stopped at the end of the test, and must not survive it.
@@ -231,14 +229,12 @@ async fn a_hung_worker_is_found_out(setup: Setup) {
     assert!(!served.contains_key(&2), "{served:?}");
     assert!(before.elapsed() < Duration::from_secs(8), "{:?}", before.elapsed());
     let id = hung.0.id();
-    let stalled = |wanted: bool| {
-        move |e: &Event| match e {
-            Event::Stalled { worker, .. } if worker.id() == id => wanted.then_some(()),
-            Event::Resumed { worker, .. } if worker.id() == id => (!wanted).then_some(()),
-            _ => None,
-        }
+    let stalled = |e: &Event| match e {
+        Event::Stalled { worker: w, .. } if w.id() == id => Some(true),
+        Event::Resumed { worker: w, .. } if w.id() == id => Some(false),
+        _ => None,
     };
-    troop.until("the report", stalled(true)).await;
+    troop.until("the report", |e| stalled(e).filter(|stalled| *stalled)).await;
     let before = Instant::now();
     shares(port, 100).await;
     assert!(before.elapsed() < Duration::from_secs(3), "{:?}", before.elapsed());
@@ -247,7 +243,7 @@ async fn a_hung_worker_is_found_out(setup: Setup) {
     while !shares(port, 20).await.contains_key(&2) {
         assert!(Instant::now() < deadline, "it never gets connections again");
     }
-    troop.until("the recovery", stalled(false)).await;
+    troop.until("the recovery", |e| stalled(e).filter(|stalled| !stalled)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

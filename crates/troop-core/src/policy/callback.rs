@@ -12,12 +12,14 @@ use super::{Connection, Policy, RoundRobin, WorkerView};
 use crate::event::Address;
 use crate::id::WorkerId;
 
-/// Which worker is to have this connection?
-#[derive(Debug, Clone)]
+/// Carries answers to the primary: the number of the question, and the chosen worker if there is
+/// one.
+pub type Respond = Arc<dyn Fn(u64, Option<WorkerId>) + Send + Sync>;
+
+/// The question which worker is to have a connection. It owns its answer: [`Question::assign`]
+/// gives it, and a question that is dropped is answered with no preference.
 #[non_exhaustive]
 pub struct Question {
-    /// Names the question in its answer.
-    pub ticket: u64,
     /// The listener, as it is bound.
     pub listener: Address,
     /// The other end; `None` for Unix sockets.
@@ -25,18 +27,51 @@ pub struct Question {
     /// The workers to choose from. One that is not [ready](WorkerView::ready) makes the connection
     /// wait.
     pub workers: Vec<WorkerView>,
+    ticket: u64,
+    /// Until it is answered.
+    respond: Option<Respond>,
 }
 
 impl Question {
-    /// A question about one connection.
+    /// A question about one connection. The number names it in its answer.
     #[must_use]
     pub fn new(
         ticket: u64,
         listener: Address,
         peer: Option<SocketAddr>,
         workers: Vec<WorkerView>,
+        respond: Respond,
     ) -> Question {
-        Question { ticket, listener, peer, workers }
+        Question { ticket, listener, peer, workers, respond: Some(respond) }
+    }
+
+    /// Gives the connection to this worker. If the answer comes too late, or the worker has ended
+    /// meanwhile, it is the next worker's turn.
+    pub fn assign(mut self, worker: WorkerId) {
+        self.answer(Some(worker));
+    }
+
+    fn answer(&mut self, worker: Option<WorkerId>) {
+        if let Some(respond) = self.respond.take() {
+            respond(self.ticket, worker);
+        }
+    }
+}
+
+/// Answers that it does not matter, unless it was [assigned](Question::assign).
+impl Drop for Question {
+    fn drop(&mut self) {
+        self.answer(None);
+    }
+}
+
+impl fmt::Debug for Question {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Question")
+            .field("listener", &self.listener)
+            .field("peer", &self.peer)
+            .field("workers", &self.workers)
+            .finish_non_exhaustive()
     }
 }
 
@@ -61,7 +96,7 @@ impl Callback {
 
 impl fmt::Debug for Callback {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Asked").field("wait", &self.wait).finish_non_exhaustive()
+        f.debug_struct("Callback").field("wait", &self.wait).finish_non_exhaustive()
     }
 }
 

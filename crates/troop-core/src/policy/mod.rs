@@ -20,7 +20,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 pub use address::Pattern;
-pub use callback::{Callback, CallbackPolicy, Question};
+pub use callback::{Callback, CallbackPolicy, Question, Respond};
 pub use client::{Finding, Identify, identify};
 pub use least::LeastConnections;
 pub(crate) use listener::ListenerPolicy;

@@ -122,12 +122,11 @@ impl Scheduling {
         Scheduling::Custom(Custom { make: Arc::new(move || Box::new(make())) })
     }
 
-    /// The program chooses: `ask` is called for each connection by the primary, which must not be
-    /// kept waiting, and the answer is given by `Cluster::answer` from anywhere. A connection waits
-    /// for it up to `wait`; then, or if the answer is that it does not matter, it is the next
-    /// worker's turn. At most 1024 wait; more are not accepted meanwhile. For programs whose
-    /// decisions are made elsewhere, such as on another language's thread; [`Scheduling::custom`]
-    /// is faster.
+    /// Asks the program about each connection: the primary calls `ask`, which must not block, with
+    /// a [`Question`], to be [assigned](Question::assign) from anywhere. A connection waits up to
+    /// `wait` for that; then, or when the question is dropped, it is the next worker's turn. At
+    /// most 1024 connections wait; more are not accepted meanwhile. For programs whose decisions
+    /// are made elsewhere, such as on another language's thread; [`Scheduling::custom`] is faster.
     pub fn callback(wait: Duration, ask: impl Fn(Question) + Send + Sync + 'static) -> Scheduling {
         Scheduling::Callback(Callback::new(wait, ask))
     }

@@ -329,16 +329,6 @@ impl Cluster {
         self.inner.driver_handle.send(Command::KeepListeners(keep))
     }
 
-    /// Answers a [`Question`](crate::policy::Question): which worker is to have the connection, or that it
-    /// does not matter. An answer that comes too late, or names a worker that cannot have it, is
-    /// one that it does not matter.
-    ///
-    /// # Errors
-    /// [`Error::ClusterOver`].
-    pub fn answer(&self, ticket: u64, worker: Option<WorkerId>) -> Result<()> {
-        self.inner.driver_handle.send(Command::Answer(ticket, worker))
-    }
-
     /// Ends a supervised cluster gracefully; called again, at once.
     ///
     /// # Errors

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use troop_core::policy::{Connection, Question};
+use troop_core::policy::{Connection, Question, Respond};
 use troop_core::{ConnId, ListenerId, Time, WorkerId};
 
 use super::Driver;
+use crate::primary::{Command, DriverHandle};
 
 /// The most questions without an answer. More connections wait in the kernel.
 const MOST_OPEN: usize = 1024;
@@ -19,14 +21,23 @@ struct PendingQuestion {
 }
 
 /// Questions without an answer.
-#[derive(Default)]
 pub(super) struct PendingQuestions {
+    /// Sends answers, from any thread, to the driver.
+    respond: Respond,
     pending: HashMap<u64, PendingQuestion>,
     deadlines: BTreeSet<(Time, u64)>,
     last: u64,
 }
 
 impl PendingQuestions {
+    pub(super) fn new(driver: DriverHandle) -> PendingQuestions {
+        // A primary that has ended has no connections to assign.
+        let respond = Arc::new(move |ticket, worker| {
+            drop(driver.send(Command::Answer(ticket, worker)));
+        });
+        PendingQuestions { respond, pending: HashMap::new(), deadlines: BTreeSet::new(), last: 0 }
+    }
+
     pub(super) fn next_deadline(&self) -> Option<Time> {
         self.deadlines.first().map(|(at, _)| *at)
     }
@@ -49,7 +60,8 @@ impl Driver {
         let (ticket, until) = (self.questions.last, self.now + callback.wait);
         self.questions.pending.insert(ticket, PendingQuestion { listener, conn, peer, until });
         self.questions.deadlines.insert((until, ticket));
-        callback.ask(Question::new(ticket, at, peer, self.core.views(listener)));
+        let (workers, respond) = (self.core.views(listener), self.questions.respond.clone());
+        callback.ask(Question::new(ticket, at, peer, workers, respond));
     }
 
     /// The program has chosen, or does not care.

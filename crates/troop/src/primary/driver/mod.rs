@@ -306,7 +306,7 @@ impl Driver {
             closing: None,
             closing_at: None,
             inspected: Inspected::default(),
-            questions: PendingQuestions::default(),
+            questions: PendingQuestions::new(driver_handle.clone()),
             census_at: sockets::LONG_AGO,
             weights: Vec::new(),
             batched: Vec::new(),
