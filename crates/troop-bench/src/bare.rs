@@ -265,7 +265,7 @@ fn in_batches(
 /// were.
 pub(crate) fn worker() -> Result<()> {
     let mark = [b'0' + (std::env::var("NODE_UNIQUE_ID")?.parse::<u32>()? % 10) as u8];
-    let channel = socket::borrow_number(CHANNEL)?;
+    let channel = troop_sys::inherited::claim(CHANNEL)?;
     let mut poller = Poller::new()?;
     poller.add(&channel, 0, Interest::Read)?;
     let (mut ready, mut connections) = (Vec::new(), Vec::new());

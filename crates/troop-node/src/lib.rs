@@ -11,7 +11,7 @@ mod watch;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::{AsRawFd as _, IntoRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, IntoRawFd as _, OwnedFd};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -305,8 +305,16 @@ impl Engine {
 
     /// Lets workers listen on this descriptor of the process by its number.
     #[napi(catch_unwind)]
+    #[allow(unsafe_code)]
     pub fn offer(&self, fd: i32) -> Result<()> {
-        self.cluster.offer(InheritedSocket::at(fd).map_err(failed)?).map_err(failed)
+        if fd < 0 {
+            return Err(failed(format!("{fd} is no descriptor")));
+        }
+        // SAFETY: it is not -1. JavaScript, which knows descriptors by their numbers, has opened
+        // it and cannot close it during this call, as it waits for it; a number that is not open
+        // fails at once. It is only copied.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        self.cluster.offer(InheritedSocket::of(fd).map_err(failed)?).map_err(failed)
     }
 
     /// Whether listeners stay open when their last worker has died.

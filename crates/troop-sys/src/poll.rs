@@ -205,8 +205,9 @@ impl AsyncPoller {
     /// # Panics
     /// Outside a tokio runtime with I/O enabled.
     pub fn new(poller: Poller) -> io::Result<AsyncPoller> {
-        // SAFETY: the descriptor is owned by the `Poller`, which `AsyncFd` owns and does not give
-        // away, and `Poller` always returns the same open descriptor from `as_raw_fd`.
+        // SAFETY: the descriptor is owned by the `Poller`, which always returns the same open
+        // descriptor from `as_raw_fd`. `AsyncFd` owns the `Poller`, and this type gives nobody a
+        // `&mut Poller` by which another one could take its place.
         let poller = unsafe {
             tokio::io::unix::AsyncFd::register_with_interest(poller, tokio::io::Interest::READABLE)
         }?;
@@ -240,9 +241,28 @@ impl AsyncPoller {
         self.poller.get_ref().remove(fd)
     }
 
-    /// The poller, to look at without waiting.
-    pub fn get_mut(&mut self) -> &mut Poller {
-        self.poller.get_mut()
+    /// Appends what is ready to `out`, without waiting.
+    ///
+    /// # Errors
+    /// None are expected.
+    pub fn poll(&mut self, out: &mut Vec<Ready>) -> io::Result<()> {
+        // The poller itself is never handed out: whoever could put another one in its place would
+        // leave the runtime with a descriptor that is closed, and may be somebody else's by then.
+        self.poller.get_mut().wait(Some(Duration::ZERO), out)
+    }
+
+    /// The most events that one poll yields.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.poller.get_ref().capacity()
+    }
+
+    /// A second way to wait for the same set; see [`Poller::try_clone`].
+    ///
+    /// # Errors
+    /// When the process is out of descriptors.
+    pub fn try_clone(&self) -> io::Result<Poller> {
+        self.poller.get_ref().try_clone()
     }
 
     /// Completes when the poller may have something. To be followed by looks at it until it has
@@ -261,6 +281,13 @@ impl AsyncPoller {
         // Cleared before the caller looks: what comes later is a new edge.
         guard.clear_ready();
         Ok(())
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl AsFd for AsyncPoller {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.poller.get_ref().as_fd()
     }
 }
 
@@ -286,13 +313,13 @@ mod tests {
         theirs.write_all(b"x").unwrap();
         let mut ready = Vec::new();
         poller.ready().await.unwrap();
-        poller.get_mut().wait(Some(Duration::ZERO), &mut ready).unwrap();
+        poller.poll(&mut ready).unwrap();
         assert!(matches!(ready[..], [Ready { token: 7, readable: true, writable: false, .. }]));
         ours.read_exact(&mut [0]).unwrap();
         poller.modify(&ours, 7, Interest::ReadWrite).unwrap();
         tokio::time::timeout(Duration::from_secs(20), poller.ready()).await.unwrap().unwrap();
         ready.clear();
-        poller.get_mut().wait(Some(Duration::ZERO), &mut ready).unwrap();
+        poller.poll(&mut ready).unwrap();
         assert!(matches!(ready[..], [Ready { token: 7, readable: false, writable: true, .. }]));
     }
 }

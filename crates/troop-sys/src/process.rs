@@ -271,44 +271,6 @@ pub fn set_name(name: &str) {
     }
 }
 
-/// Takes the pages of code out of this process's memory that are not in use: it gets them again,
-/// from the page cache, when it runs them. After a start, most of what was needed for it is never
-/// needed again. Returns how many bytes were looked at. Without effect under a debugger.
-pub fn forget_code() -> usize {
-    let is_traced = |status: String| {
-        status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
-    };
-    if std::fs::read_to_string("/proc/self/status").map_or(true, is_traced) {
-        return 0;
-    }
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let mut total = 0;
-    for line in maps.lines() {
-        let mut fields = line.split_whitespace();
-        let (Some(range), Some("r-xp"), Some(path)) = (fields.next(), fields.next(), fields.nth(3))
-        else {
-            continue;
-        };
-        let bounds = range.split_once('-').and_then(|(from, to)| {
-            Some((usize::from_str_radix(from, 16).ok()?, usize::from_str_radix(to, 16).ok()?))
-        });
-        let Some((from, to)) = bounds.filter(|_| path.starts_with('/')) else { continue };
-        // SAFETY: this is code, mapped from a file, read-only from the start, so that its pages are
-        // the file's and come back as they were.
-        let result = unsafe {
-            libc::madvise(
-                std::ptr::with_exposed_provenance_mut(from),
-                to - from,
-                libc::MADV_DONTNEED,
-            )
-        };
-        if result == 0 {
-            total += to - from;
-        }
-    }
-    total
-}
-
 /// Raises the soft limit on descriptors to the hard one and returns the soft limit as it was.
 #[must_use]
 pub fn raise_descriptor_limit() -> Option<u64> {
@@ -339,15 +301,4 @@ pub fn lowest_free_descriptor(any: BorrowedFd<'_>) -> io::Result<i32> {
     use std::os::fd::AsRawFd;
     let copy: OwnedFd = rustix::io::fcntl_dupfd_cloexec(any, 0)?;
     Ok(copy.as_raw_fd())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_runs_on_without_its_code() {
-        assert!(forget_code() > 0);
-        assert_eq!((0..100).map(|n| n * n).sum::<u32>(), 328_350);
-    }
 }

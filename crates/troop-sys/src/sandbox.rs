@@ -425,7 +425,7 @@ fn without_x32() -> Vec<libc::sock_filter> {
 
 /// The version of landlock's interface.
 fn landlock_abi() -> io::Result<u32> {
-    // SAFETY: without a ruleset and with this flag it only answers.
+    // SAFETY: with this flag it takes no attributes (null, length 0), makes nothing, and answers.
     let abi = unsafe {
         libc::syscall(
             libc::SYS_landlock_create_ruleset,
@@ -463,7 +463,7 @@ pub fn seccomp_missing() -> Option<String> {
         return Some(format!("system calls of {} cannot be filtered", std::env::consts::ARCH));
     }
     let action = libc::SECCOMP_RET_ERRNO;
-    // SAFETY: asks whether an action is known, with a pointer to its number.
+    // SAFETY: asks whether an action is known; the kernel reads it, a `u32`, through the pointer.
     let known = unsafe {
         libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action)
     };

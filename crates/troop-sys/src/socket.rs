@@ -224,19 +224,6 @@ pub fn is_named(fd: impl AsFd) -> bool {
     unix_name(fd.as_fd()).is_some_and(|name| name.len() > 1)
 }
 
-/// Leaves a descriptor, by its number, to the program that this process becomes by `exec`.
-///
-/// # Errors
-/// `EBADF` if there is none.
-pub fn leave_to_exec(number: i32) -> io::Result<()> {
-    // SAFETY: changes a flag of a number that may or may not be open, or fails.
-    if unsafe { libc::fcntl(number, libc::F_SETFD, 0) } < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
-}
-
 /// The remote address of an IP socket.
 #[must_use]
 pub fn peer_address(fd: impl AsFd) -> Option<SocketAddr> {
@@ -269,38 +256,6 @@ pub fn replace(number: BorrowedFd<'_>, by: impl AsFd) -> io::Result<()> {
     // step.
     let result = unsafe { libc::dup3(by.as_fd().as_raw_fd(), number.as_raw_fd(), libc::O_CLOEXEC) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// A close-on-exec copy of a descriptor of this process by its number.
-///
-/// # Errors
-/// `EBADF` if there is none.
-pub fn duplicate_number(number: i32) -> io::Result<OwnedFd> {
-    use std::os::fd::FromRawFd;
-    if number < 0 {
-        return Err(io::Error::from_raw_os_error(libc::EBADF));
-    }
-    // SAFETY: fcntl on a number that may or may not be open; F_DUPFD_CLOEXEC makes a new descriptor
-    // or fails.
-    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
-    if copy < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: just made, and known to nobody else.
-    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
-}
-
-/// A close-on-exec copy of a descriptor by its number, as [`duplicate_number`], after which no
-/// child inherits the original either. The original stays open: whose it is, its number does not
-/// tell.
-///
-/// # Errors
-/// `EBADF` if there is none.
-pub fn borrow_number(number: i32) -> io::Result<OwnedFd> {
-    let copy = duplicate_number(number)?;
-    // SAFETY: changes a flag of a descriptor that was open a moment ago, or fails.
-    unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
-    Ok(copy)
 }
 
 /// Whether a stream socket that is to listen takes no connections, because somebody who has a copy

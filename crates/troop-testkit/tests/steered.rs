@@ -498,10 +498,7 @@ async fn a_descriptor_of_the_primary_can_be_steered() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let mut troop = steered(node(&format!("serve({{ fd: {} }})", listener.as_raw_fd())));
-    troop
-        .cluster
-        .offer(troop::activation::InheritedSocket::at(listener.as_raw_fd()).unwrap())
-        .unwrap();
+    troop.cluster.offer(troop::activation::InheritedSocket::of(&listener).unwrap()).unwrap();
     for _ in 0..3 {
         let worker = troop.fork().await;
         troop.listening(&worker).await;

@@ -1,20 +1,20 @@
 //! Sockets that were open when this process started, mostly because systemd, or somebody like it,
 //! has opened them: `sd_listen_fds(3)`.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 
 use troop_core::event::{Address, AddressType};
 use troop_core::primary::{Bind, Offered};
+use troop_sys::inherited::{self, FIRST_ANNOUNCED as FIRST, MOST_ANNOUNCED as MOST};
 use troop_sys::options::Options;
 use troop_sys::socket::{self, Kind};
 
 use crate::error::{Error, Result};
 
-/// The number of the first one.
-const FIRST: i32 = 3;
-/// More than anybody gives.
-const MOST: i32 = 1024;
+fn cannot_offer(number: i32, why: impl std::fmt::Display) -> Error {
+    Error::Settings(format!("descriptor {number} cannot be offered to workers: {why}"))
+}
 
 /// A listening, or bound, socket of this process that workers may have: where they ask for the same
 /// address, and by its number (`server.listen({ fd: 3 })`, [`Listen::fd`](crate::net::Listen::fd)). No
@@ -54,7 +54,7 @@ impl InheritedSocket {
         for at in FIRST..FIRST + number {
             // Nobody else should find the original.
             let socket =
-                socket::borrow_number(at).map_err(|e| wrong(format!("descriptor {at}: {e}")))?;
+                inherited::claim(at).map_err(|e| wrong(format!("descriptor {at}: {e}")))?;
             match socket::kind(&socket) {
                 Ok(Kind::TcpListener | Kind::UnixListener | Kind::Udp { .. }) => {}
                 _ => return Err(wrong(format!("descriptor {at} is no listening socket"))),
@@ -72,21 +72,37 @@ impl InheritedSocket {
         Ok(sockets)
     }
 
-    /// One that is known by its number alone: it came from whoever has started this process, or the
-    /// program has opened it itself. A copy is kept, so that the number means this socket even if
-    /// it is closed and used again.
+    /// One that this process was started with, which is known by its number alone. A copy is kept,
+    /// so that the number means this socket even if it is closed and used again.
     ///
     /// # Errors
-    /// [`Error::Settings`] if there is no such descriptor, or it is neither a listening nor a bound
-    /// socket, or a standard stream.
+    /// [`Error::Settings`] if there is no such descriptor, if it is neither a listening nor a bound
+    /// socket, if it is a standard stream, or if this program has opened it itself (close-on-exec),
+    /// which is what [`of`](InheritedSocket::of) is for.
     pub fn at(number: std::os::fd::RawFd) -> Result<InheritedSocket> {
-        let wrong = |why: String| {
-            Error::Settings(format!("descriptor {number} cannot be offered to workers: {why}"))
-        };
         if number < FIRST {
-            return Err(wrong("0, 1 and 2 are the standard streams".into()));
+            return Err(cannot_offer(number, "0, 1 and 2 are the standard streams"));
         }
-        let socket = socket::borrow_number(number).map_err(|e| wrong(e.to_string()))?;
+        let socket = inherited::claim(number).map_err(|e| cannot_offer(number, e))?;
+        InheritedSocket::with(number, socket)
+    }
+
+    /// One that this program has opened itself. Workers ask for it by the number that it has here,
+    /// which means this socket from now on, even if it is closed and used again.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] if it is neither a listening nor a bound socket, if it is a standard
+    /// stream, or if there is no descriptor left for the copy.
+    pub fn of(socket: impl AsFd) -> Result<InheritedSocket> {
+        let number = socket.as_fd().as_raw_fd();
+        if number < FIRST {
+            return Err(cannot_offer(number, "0, 1 and 2 are the standard streams"));
+        }
+        let copy = socket.as_fd().try_clone_to_owned().map_err(|e| cannot_offer(number, e))?;
+        InheritedSocket::with(number, copy)
+    }
+
+    fn with(number: i32, socket: OwnedFd) -> Result<InheritedSocket> {
         let is_bound = match socket::kind(&socket) {
             Ok(Kind::TcpListener | Kind::Udp { .. }) => {
                 socket::local_address(&socket).is_some_and(|at| at.port() != 0)
@@ -95,7 +111,7 @@ impl InheritedSocket {
             _ => false,
         };
         if !is_bound {
-            return Err(wrong("it is neither a listening nor a bound socket".into()));
+            return Err(cannot_offer(number, "it is neither a listening nor a bound socket"));
         }
         Ok(InheritedSocket {
             name: "unknown".into(),
@@ -157,7 +173,7 @@ impl InheritedSocket {
 
     /// Leaves it, under its number, to the program that this process is about to become by `exec`.
     pub fn leave(&self) {
-        let _ = socket::leave_to_exec(self.number);
+        let _ = inherited::leave_to_exec(self.number);
     }
 
     /// Leaves all of them to the program that this process is about to become by `exec`.
@@ -165,7 +181,9 @@ impl InheritedSocket {
         let count =
             std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse().ok()).unwrap_or(0);
         for at in FIRST..FIRST + i32::clamp(count, 0, MOST) {
-            let _ = socket::leave_to_exec(at);
+            if inherited::claim(at).is_ok() {
+                let _ = inherited::leave_to_exec(at);
+            }
         }
     }
 

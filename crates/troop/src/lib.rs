@@ -116,9 +116,9 @@ pub use troop_core::{WorkerId, text};
 pub use worker::{Worker, WorkerRole};
 
 /// For the program `troop`, which needs the same walk along paths as the engine: a second one would
-/// be a second place for the same mistake. No part of the stable face.
+/// be a second place for the same mistake. Its own code's memory, as only `troop-sys` has unsafe
+/// code. No part of the stable face.
 #[doc(hidden)]
 pub mod program {
-    pub use troop_sys::process::forget_code as forget_startup;
-    pub use troop_sys::{identity, safe_path, within};
+    pub use troop_sys::{identity, own_code, safe_path, within};
 }

@@ -107,7 +107,7 @@ fn open_channel(value: &OsString) -> Result<OwnedFd> {
     let value = value.to_string_lossy().into_owned();
     let bad = |reason: String| Error::Channel { value: value.clone(), reason };
     let number = value.parse().map_err(|_| bad("it is not a number".into()))?;
-    let socket = socket::borrow_number(number).map_err(|e| bad(e.to_string()))?;
+    let socket = troop_sys::inherited::claim(number).map_err(|e| bad(e.to_string()))?;
     if !matches!(socket::kind(&socket), Ok(Kind::UnixStream)) {
         return Err(bad("it is not a connected Unix socket".into()));
     }

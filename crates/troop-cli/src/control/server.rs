@@ -137,7 +137,7 @@ async fn report_start(cluster: &Cluster) {
             break;
         }
     }
-    troop::program::forget_startup();
+    troop::program::own_code::release();
 }
 
 struct Server {

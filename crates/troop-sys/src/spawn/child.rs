@@ -170,6 +170,9 @@ unsafe fn write_pid(text: *mut u8) {
 
 /// Handlers of the parent must not run here, and must not be inherited; what the parent ignores
 /// stays ignored, except `SIGPIPE`, which Rust programs ignore for themselves.
+///
+/// # Safety
+/// Only in a child as described at [`child`].
 unsafe fn reset_signals() {
     // SAFETY: sigaction on this process's own table; numbers that are no signals fail harmlessly.
     unsafe {
@@ -190,6 +193,10 @@ unsafe fn reset_signals() {
 }
 
 /// Puts every descriptor under its number and closes all others at the exec.
+///
+/// # Safety
+/// Only in a child as described at [`child`], which has a table of descriptors of its own, with a
+/// valid plan.
 unsafe fn place_descriptors(plan: &mut Plan) -> Result<(), c_int> {
     // SAFETY: `plan.fds` points to `fds_len` triples; the calls work on this process's own table, a
     // copy of the parent's.
@@ -219,6 +226,9 @@ unsafe fn place_descriptors(plan: &mut Plan) -> Result<(), c_int> {
 /// Groups, then group, then user: the other way round the right to change the first two would be
 /// gone. Raw system calls, because glibc's wrappers would try to change all threads of the parent
 /// too. Afterwards the result is checked.
+///
+/// # Safety
+/// Only in a child as described at [`child`], with a valid plan.
 unsafe fn change_identity(plan: &Plan) -> Result<(), (Step, c_int)> {
     // SAFETY: plain system calls with valid pointers.
     unsafe {

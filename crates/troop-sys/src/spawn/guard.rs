@@ -47,8 +47,8 @@ pub(super) fn guarded<T>(
                 if fd < 0 {
                     continue;
                 }
-                // SAFETY: `start` keeps it open until `started` is dropped and this thread has been
-                // joined.
+                // SAFETY: the kernel stored it in `pidfd` when it made the child, and our caller takes
+                // it out, to own it, only after `guarded` has returned, which joins this thread.
                 let child = unsafe { BorrowedFd::borrow_raw(fd) };
                 stops += u32::from(is_stopped(child));
                 let is_over = begun.elapsed() >= timeout || stops >= MOST_STOPS;

@@ -262,7 +262,8 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
         // SAFETY: the stack is large enough, aligned, not used by anything else, and outlives the
         // child's use of it, because CLONE_VFORK stops this thread until the child has executed the
         // program or exited. `plan` and everything it points to likewise. `child` makes only
-        // async-signal-safe calls. The sixth argument receives the pidfd, before the child runs.
+        // async-signal-safe calls. The fifth argument (`parent_tid`) receives the pidfd, before the
+        // child runs.
         let pid = unsafe {
             let top = stack.as_mut_ptr().add(stack.len()).cast::<c_void>();
             libc::clone(child, top, flags, (&raw mut plan).cast::<c_void>(), pidfd.as_ptr())

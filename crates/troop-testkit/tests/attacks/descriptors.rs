@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
@@ -52,7 +52,7 @@ async fn an_offered_descriptor_can_be_had_and_what_else_gets_its_number_cannot()
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (fd, port) = (listener.as_raw_fd(), listener.local_addr().unwrap().port());
     let mut scene =
-        Scene::with(Cluster::builder().inherited([InheritedSocket::at(fd).unwrap()])).await;
+        Scene::with(Cluster::builder().inherited([InheritedSocket::of(&listener).unwrap()])).await;
     assert_eq!(scene.errno_of_query(&format!(r#""fd":{fd},"addressType":null"#)).await, 0);
     assert_eq!(
         scene.errno_of_query(&format!(r#""fd":{fd},"addressType":"udp4""#)).await,
@@ -95,27 +95,21 @@ fn standard_streams_connections_and_pipes_cannot_even_be_offered() {
         None,
     )
     .unwrap();
-    for fd in [
-        0,
-        1,
-        2,
-        -1,
-        99_999,
-        a.as_raw_fd(),
-        reader.as_raw_fd(),
-        connection.as_raw_fd(),
-        unbound.as_raw_fd(),
-    ] {
+    for fd in [0, 1, 2, -1, 99_999, a.as_raw_fd(), reader.as_raw_fd()] {
         assert!(InheritedSocket::at(fd).is_err(), "{fd}");
     }
-    assert!(InheritedSocket::at(listener.as_raw_fd()).is_ok());
+    for fd in [a.as_fd(), reader.as_fd(), connection.as_fd(), unbound.as_fd()] {
+        assert!(InheritedSocket::of(fd).is_err(), "{fd:?}");
+    }
+    assert!(InheritedSocket::of(std::io::stdin()).is_err());
+    assert!(InheritedSocket::of(&listener).is_ok());
 }
 
 #[tokio::test]
 async fn a_list_of_listeners_is_not_got_round_by_naming_a_descriptor() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (fd, port) = (listener.as_raw_fd(), listener.local_addr().unwrap().port());
-    let offered = || InheritedSocket::at(fd).unwrap();
+    let offered = || InheritedSocket::of(&listener).unwrap();
     // (what is listed besides the honest worker's, the answer for each way of asking)
     for (listed, expected) in [
         ("8", -13),
@@ -155,7 +149,7 @@ async fn neither_a_listener_nor_a_client_at_the_longest_path_ends_the_primary() 
     let (listener, path) = of_the_longest_path(directory.path(), "s");
     net::listen(&listener, 8).unwrap();
     let fd = listener.as_raw_fd();
-    let offered = InheritedSocket::at(fd).unwrap();
+    let offered = InheritedSocket::of(&listener).unwrap();
     assert_eq!(offered.address(), path.display().to_string());
     // With a policy that asks who connects.
     let builder = Cluster::builder().scheduling("sticky".parse().unwrap()).inherited([offered]);

@@ -232,7 +232,7 @@ async fn a_listener_that_the_primary_accepts_on_listens_again_too() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (fd, port) =
         (std::os::fd::AsRawFd::as_raw_fd(&listener), listener.local_addr().unwrap().port());
-    let offered = troop::activation::InheritedSocket::at(fd).unwrap();
+    let offered = troop::activation::InheritedSocket::of(&listener).unwrap();
     let setup = super::scene::fixture(["options", &fd.to_string(), &fd.to_string()]);
     let mut troop = Troop::start(Cluster::builder().inherited([offered]).setup(setup));
     let worker = troop.fork().await;

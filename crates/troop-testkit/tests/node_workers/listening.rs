@@ -7,9 +7,8 @@ async fn reported(text: String) -> Address {
     reported_with(None, text).await
 }
 
-/// The same, with this descriptor of the primary's offered to the worker.
-async fn reported_with(fd: Option<i32>, text: String) -> Address {
-    let offered = fd.map(|fd| InheritedSocket::at(fd).unwrap());
+/// The same, with this socket of the primary's offered to the worker.
+async fn reported_with(offered: Option<InheritedSocket>, text: String) -> Address {
     let mut troop = Troop::start(Cluster::builder().inherited(offered).setup(js(text)));
     let worker = troop.fork().await;
     listening_at(&mut troop, &worker).await
@@ -113,7 +112,8 @@ async fn listening_on_a_path_tells_it_absolutely() {
 async fn listening_on_a_descriptor_tells_its_number_and_port() {
     let listener = TcpListener::bind(local(0)).unwrap();
     let (fd, port) = (listener.as_raw_fd(), listener.local_addr().unwrap().port());
-    let at = reported_with(Some(fd), format!("serve({{ fd: {fd} }})")).await;
+    let offered = InheritedSocket::of(&listener).unwrap();
+    let at = reported_with(Some(offered), format!("serve({{ fd: {fd} }})")).await;
     assert_eq!(at, address(AddressType::Fd, None, port, Some(fd.into())));
 }
 
@@ -135,7 +135,8 @@ async fn binding_udp_tells_the_address_the_real_port_and_no_descriptor() {
 async fn binding_a_udp_descriptor_tells_its_number_and_port() {
     let socket = UdpSocket::bind(local(0)).unwrap();
     let (fd, port) = (socket.as_raw_fd(), socket.local_addr().unwrap().port());
-    let at = reported_with(Some(fd), format!("echo('udp4', {{ fd: {fd} }})")).await;
+    let offered = InheritedSocket::of(&socket).unwrap();
+    let at = reported_with(Some(offered), format!("echo('udp4', {{ fd: {fd} }})")).await;
     assert_eq!(at, address(AddressType::Udp4, None, port, Some(fd.into())));
 }
 
@@ -342,7 +343,7 @@ async fn a_listener_of_the_primary_serves_through_its_descriptor() {
     for scheduling in every_scheduling() {
         let listener = TcpListener::bind(local(0)).unwrap();
         let setup = js(format!("serve({{ fd: {} }})", listener.as_raw_fd()));
-        let offered = InheritedSocket::at(listener.as_raw_fd()).unwrap();
+        let offered = InheritedSocket::of(&listener).unwrap();
         let mut troop = Troop::start(
             Cluster::builder().scheduling(scheduling.clone()).inherited([offered]).setup(setup),
         );

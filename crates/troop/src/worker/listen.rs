@@ -317,7 +317,7 @@ fn alone(wanted: &Wanted) -> io::Result<Opened> {
     let mut file = None;
     let socket = match (kind, fd) {
         (_, Some(fd)) if *fd >= 0 => {
-            let fd = socket::duplicate_number(i32::try_from(*fd).unwrap_or(-1))?;
+            let fd = troop_sys::inherited::claim(i32::try_from(*fd).unwrap_or(-1))?;
             socket::set_nonblocking(&fd, true)?;
             fd
         }

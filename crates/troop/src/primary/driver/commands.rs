@@ -229,8 +229,7 @@ impl Driver {
             spawn::spawn(&self.settings, fork, id, slot, &mut self.spawner)?;
         let watched = self
             .poller
-            .poller()
-            .add(&channel, Token::Channel(id).pack(), Interest::Read)
+            .add(&channel, Token::Channel(id), Interest::Read)
             .and_then(|()| self.poller.add(&child.pidfd, Token::Process(id), Interest::Read));
         if let Err(e) = watched {
             let _ = process::signal(child.pidfd.as_fd(), 9);

@@ -24,8 +24,7 @@ impl Driver {
             let (socket, name) =
                 notify::bind_socket().map_err(Error::io("make a socket for notifications"))?;
             self.poller
-                .poller()
-                .add(&socket, Token::Notify.pack(), Interest::Read)
+                .add(&socket, Token::Notify, Interest::Read)
                 .map_err(Error::io("watch for notifications"))?;
             self.notify = Some(socket);
             let mut settings = Settings::clone(&self.settings);

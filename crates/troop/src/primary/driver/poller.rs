@@ -1,9 +1,10 @@
 //! The poller, in the form that suits who waits for it.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
-use troop_sys::poll::{AsyncPoller, Interest, Poller};
+use troop_sys::poll::{AsyncPoller, Interest, Poller, Ready};
 
 use super::Token;
 
@@ -43,11 +44,36 @@ impl EventPoller {
         };
     }
 
-    /// The poller, to look at.
-    pub(super) fn poller(&mut self) -> &mut Poller {
+    /// Appends what is ready to `out`, without waiting.
+    pub(super) fn poll(&mut self, out: &mut Vec<Ready>) -> io::Result<()> {
         match self {
-            EventPoller::InThread(poller) => poller,
-            EventPoller::InRuntime(poller) => poller.get_mut(),
+            EventPoller::InThread(poller) => poller.wait(Some(Duration::ZERO), out),
+            EventPoller::InRuntime(poller) => poller.poll(out),
+        }
+    }
+
+    /// The most events that one poll yields.
+    pub(super) fn capacity(&self) -> usize {
+        match self {
+            EventPoller::InThread(poller) => poller.capacity(),
+            EventPoller::InRuntime(poller) => poller.capacity(),
+        }
+    }
+
+    /// A second way to wait for the same set, for whoever must not hold the driver meanwhile.
+    pub(super) fn try_clone(&self) -> io::Result<Poller> {
+        match self {
+            EventPoller::InThread(poller) => poller.try_clone(),
+            EventPoller::InRuntime(poller) => poller.try_clone(),
+        }
+    }
+}
+
+impl AsFd for EventPoller {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            EventPoller::InThread(poller) => poller.as_fd(),
+            EventPoller::InRuntime(poller) => poller.as_fd(),
         }
     }
 }

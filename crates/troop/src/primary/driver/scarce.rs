@@ -72,7 +72,7 @@ impl Driver {
         let base = match self.scarcity.base {
             Some(base) => base,
             None => {
-                let lowest = process::lowest_free_descriptor(self.poller.poller().as_fd());
+                let lowest = process::lowest_free_descriptor(self.poller.as_fd());
                 *self
                     .scarcity
                     .base
@@ -125,8 +125,7 @@ impl Driver {
             return;
         }
         let budget = self.core.budget();
-        let lowest =
-            process::lowest_free_descriptor(self.poller.poller().as_fd()).map_or(i32::MAX, |fd| fd);
+        let lowest = process::lowest_free_descriptor(self.poller.as_fd()).map_or(i32::MAX, |fd| fd);
         if lowest >= number(budget.usable()) {
             self.accept_again = Some(self.now + LOOK_EVERY);
         }

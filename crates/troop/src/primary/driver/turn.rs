@@ -5,9 +5,9 @@ use super::*;
 
 impl Driver {
     /// Turns until supervision, or the cluster, is over. Every event is shown to `observe`.
-    pub(crate) fn run_in_thread(mut self, mut observe: impl FnMut(&Event)) -> Result<Outcome> {
+    pub(crate) fn run_in_thread(self, mut observe: impl FnMut(&Event)) -> Result<Outcome> {
         let waiting = Error::io("wait for the workers");
-        let mut poller = match self.poller.poller().try_clone() {
+        let mut poller = match self.poller.try_clone() {
             Ok(poller) => poller,
             Err(e) => return Err(waiting(e)),
         };
@@ -111,9 +111,8 @@ impl Driver {
     fn turn(&mut self) -> io::Result<()> {
         let mut ready = std::mem::take(&mut self.ready);
         ready.clear();
-        let poller = self.poller.poller();
-        let looked = poller.wait(Some(Duration::ZERO), &mut ready);
-        self.unfinished = ready.len() >= poller.capacity();
+        let looked = self.poller.poll(&mut ready);
+        self.unfinished = ready.len() >= self.poller.capacity();
         self.take_in(&ready);
         self.ready = ready;
         looked

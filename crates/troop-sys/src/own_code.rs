@@ -1,0 +1,178 @@
+//! The memory that this program's own code takes.
+
+use std::os::unix::ffi::OsStrExt as _;
+
+/// Takes the pages of this program's code that are not in use out of its memory; the system reads
+/// them again, from the page cache, when they are run. After a start, most of what was needed for it
+/// is never needed again. Returns how many bytes of code were released.
+///
+/// Only code that is certain to come back as it was: mapped privately, to be read and executed, from
+/// the program's own file, with no page that differs from the file (relocated or patched code).
+/// Libraries are left alone, and so is everything under a debugger, which patches code.
+pub fn release() -> usize {
+    let is_traced = |status: String| {
+        status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+    };
+    if std::fs::read_to_string("/proc/self/status").map_or(true, is_traced) {
+        return 0;
+    }
+    let (Ok(program), Ok(smaps)) =
+        (std::fs::read_link("/proc/self/exe"), std::fs::read("/proc/self/smaps"))
+    else {
+        return 0;
+    };
+    let mut total = 0;
+    for (from, to) in unchanged_code(&smaps, program.as_os_str().as_bytes()) {
+        // SAFETY: the kernel says of all these pages that they are the file's, none of them changed
+        // in this process, and not writable, so that each comes back from the file with what it
+        // held. Nothing but a debugger changes pages like these meanwhile, and there is none. (That
+        // the file keeps its bytes while it runs is the kernel's doing: `ETXTBSY`.)
+        let result = unsafe {
+            libc::madvise(
+                std::ptr::with_exposed_provenance_mut(from),
+                to - from,
+                libc::MADV_DONTNEED,
+            )
+        };
+        if result == 0 {
+            total += to - from;
+        }
+    }
+    total
+}
+
+/// The ranges of a process's memory that hold code of this file, unchanged, as `smaps` shows them
+/// (`proc_pid_smaps(5)`).
+fn unchanged_code(smaps: &[u8], program: &[u8]) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    // A mapping and what is said of it, until the next one's first line.
+    let mut mapping: Option<Mapping> = None;
+    for line in smaps.split(|byte| *byte == b'\n') {
+        if let Some(next) = Mapping::begin(line, program) {
+            found.extend(mapping.replace(next).and_then(Mapping::if_unchanged));
+        } else if let Some(mapping) = &mut mapping {
+            mapping.read_field(line);
+        }
+    }
+    found.extend(mapping.and_then(Mapping::if_unchanged));
+    found
+}
+
+struct Mapping {
+    range: (usize, usize),
+    is_own_code: bool,
+    /// The fields that say that no page differs from the file, each of which must be there, and 0.
+    clean_fields: usize,
+}
+
+/// Kilobytes of pages that differ from the file's: copied on write, or written to another way.
+const CHANGES: [&[u8]; 4] = [b"Shared_Dirty", b"Private_Dirty", b"Anonymous", b"Swap"];
+
+impl Mapping {
+    /// The first line of a mapping: range, permissions, offset, device, inode, path.
+    fn begin(line: &[u8], program: &[u8]) -> Option<Mapping> {
+        let text = std::str::from_utf8(line.get(..line.iter().position(|byte| *byte == b' ')?)?);
+        let (from, to) = text.ok()?.split_once('-')?;
+        let range = (usize::from_str_radix(from, 16).ok()?, usize::from_str_radix(to, 16).ok()?);
+        let mut rest = line;
+        let mut fields = [&b""[..]; 5];
+        for field in &mut fields {
+            let end = rest.iter().position(|byte| *byte == b' ')?;
+            *field = &rest[..end];
+            rest = &rest[end + 1..];
+        }
+        let is_own_code = fields[1] == b"r-xp" && rest.trim_ascii_start() == program;
+        Some(Mapping { range, is_own_code, clean_fields: 0 })
+    }
+
+    fn read_field(&mut self, line: &[u8]) {
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { return };
+        if CHANGES.contains(&&line[..colon]) && line[colon + 1..].trim_ascii() == b"0 kB" {
+            self.clean_fields += 1;
+        }
+    }
+
+    fn if_unchanged(self) -> Option<(usize, usize)> {
+        (self.is_own_code && self.clean_fields == CHANGES.len()).then_some(self.range)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd as _;
+
+    #[test]
+    fn a_process_runs_on_without_its_code() {
+        assert!(release() > 0);
+        assert_eq!((0..100).map(|n| n * n).sum::<u32>(), 328_350);
+    }
+
+    /// A page of this program's file, executable, of which this process has changed the first byte.
+    #[test]
+    fn code_that_was_patched_stays_as_it_is() {
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        let (size, write) = (4096, libc::PROT_READ | libc::PROT_WRITE);
+        // SAFETY: a new mapping of a page, which nothing else uses, and which is written to only
+        // while that is allowed.
+        unsafe {
+            let page = libc::mmap(
+                std::ptr::null_mut(),
+                size,
+                write,
+                libc::MAP_PRIVATE,
+                file.as_raw_fd(),
+                0,
+            );
+            assert_ne!(page, libc::MAP_FAILED);
+            let first = page.cast::<u8>();
+            assert_eq!(first.read_volatile(), 0x7f, "an ELF file");
+            first.write_volatile(0xc3);
+            assert_eq!(libc::mprotect(page, size, libc::PROT_READ | libc::PROT_EXEC), 0);
+            assert!(release() > 0, "other code is released");
+            assert_eq!(first.read_volatile(), 0xc3);
+            libc::munmap(page, size);
+        }
+    }
+
+    fn mapping(first_line: &str, changed: [usize; 4]) -> String {
+        let [shared, private, anonymous, swap] = changed;
+        format!(
+            "{first_line}\nSize: 8 kB\nRss: 8 kB\nShared_Clean: 8 kB\nShared_Dirty: {shared} kB\n\
+             Private_Clean: 0 kB\nPrivate_Dirty: {private} kB\nAnonymous: {anonymous} kB\n\
+             AnonHugePages: 0 kB\nSwap: {swap} kB\nSwapPss: 0 kB\nVmFlags: rd ex mr mw me\n"
+        )
+    }
+
+    #[test]
+    fn only_unchanged_code_of_the_program_itself_is_found() {
+        let own = "1000-3000 r-xp 00001000 08:01 42                 /opt/a program";
+        let cases = [
+            (own, [0; 4], true),
+            (own, [4, 0, 0, 0], false),
+            (own, [0, 4, 0, 0], false),
+            (own, [0, 0, 4, 0], false),
+            (own, [0, 0, 0, 4], false),
+            ("1000-3000 rwxp 00001000 08:01 42                 /opt/a program", [0; 4], false),
+            ("1000-3000 r-xs 00001000 08:01 42                 /opt/a program", [0; 4], false),
+            ("1000-3000 r--p 00001000 08:01 42                 /opt/a program", [0; 4], false),
+            ("1000-3000 r-xp 00001000 08:01 42                 /lib/libc.so", [0; 4], false),
+            ("1000-3000 r-xp 00000000 00:00 0                  [vdso]", [0; 4], false),
+            ("1000-3000 r-xp 00000000 00:00 0 ", [0; 4], false),
+        ];
+        for (line, changed, is_found) in cases {
+            // Between others, whose fields are not to be taken for its own.
+            let other = mapping("5000-6000 rw-p 00000000 00:00 0 ", [0; 4]);
+            let smaps = format!("{other}{}{other}", mapping(line, changed));
+            let expected: &[(usize, usize)] = if is_found { &[(0x1000, 0x3000)] } else { &[] };
+            assert_eq!(
+                unchanged_code(smaps.as_bytes(), b"/opt/a program"),
+                expected,
+                "{line} {changed:?}"
+            );
+        }
+        // A kernel that does not say all of it.
+        let partly = mapping(own, [0; 4]).replace("Anonymous:", "Unknown:");
+        assert!(unchanged_code(partly.as_bytes(), b"/opt/a program").is_empty());
+    }
+}
