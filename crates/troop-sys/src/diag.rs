@@ -1,6 +1,6 @@
 //! Who else listens on an address (`sock_diag(7)`), and what can be seen of a process from outside.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -231,7 +231,13 @@ pub fn process_with(inode: u64) -> Option<u32> {
 /// have ended. One system call.
 #[must_use]
 pub fn open_descriptors(pid: u32) -> Option<u32> {
-    let stat = rustix::fs::stat(format!("/proc/{pid}/fd")).ok()?;
+    // On the stack, as this is asked once for a few connections.
+    let mut path = [0; "/proc/4294967295/fd".len()];
+    let mut rest = &mut path[..];
+    write!(rest, "/proc/{pid}/fd").ok()?;
+    let left = rest.len();
+    let path = &path[..path.len() - left];
+    let stat = rustix::fs::stat(path).ok()?;
     u32::try_from(stat.st_size).ok().filter(|n| *n > 0)
 }
 

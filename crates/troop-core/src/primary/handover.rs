@@ -12,6 +12,7 @@ use super::{Action, Primary};
 use crate::event::Violation;
 use crate::id::{ConnId, ListenerId, Time, WorkerId};
 use crate::policy::{Connection, Mixer, Policy};
+use crate::wire::incoming::Numbers;
 
 /// How often connections in flight are checked for age.
 pub(super) const CHECK_EVERY: Duration = Duration::from_millis(250);
@@ -325,17 +326,17 @@ impl Primary {
         &mut self,
         now: Time,
         worker: WorkerId,
-        taken: &[u64],
-        returned: &[u64],
+        taken: &Numbers<'_>,
+        returned: &Numbers<'_>,
     ) -> Result<(), Violation> {
         let mut result = Ok(());
-        for seq in taken {
+        for seq in taken.iter() {
             // A wrong number does not make the right ones wrong.
-            result = result.and(self.took(worker, *seq));
+            result = result.and(self.took(worker, seq));
         }
         self.refresh_and_pump(now, worker);
-        for seq in returned {
-            result = result.and(self.answered(now, worker, *seq, false));
+        for seq in returned.iter() {
+            result = result.and(self.answered(now, worker, seq, false));
         }
         result
     }

@@ -2,6 +2,7 @@
 //! nothing is trusted.
 
 mod fields;
+mod numbers;
 
 use std::borrow::Cow;
 
@@ -11,6 +12,9 @@ use serde_json::value::RawValue;
 use crate::event::{AddressType, Violation};
 use crate::wire::frame::FrameError;
 use fields::{Text, address_type, amount, backlog, port, present, truthy};
+
+pub use numbers::Numbers;
+use numbers::number;
 
 pub(super) use head::is_our_cmd;
 use head::{head, may_be_internal};
@@ -79,9 +83,9 @@ pub enum TroopMessage<'a> {
     /// What a worker's program took and what it gives back.
     Taken {
         /// Taken by the program.
-        taken: Vec<u64>,
+        taken: Numbers<'a>,
         /// Given back unread.
-        returned: Vec<u64>,
+        returned: Numbers<'a>,
         /// Connections that are open at the worker now.
         open: Option<u32>,
     },
@@ -264,24 +268,23 @@ fn parse_answer<'a>(line: &[u8]) -> Option<Incoming<'a>> {
 /// `{"cmd":"NODE_TROOP","act":"taken","taken":[7,8],"open":2}`, exactly as it is written by
 /// [`taken`](super::outgoing::taken).
 #[inline]
-fn parse_taken<'a>(line: &[u8]) -> Option<Incoming<'a>> {
+fn parse_taken(line: &[u8]) -> Option<Incoming<'_>> {
     if line.len() > MAX_PROTOCOL_LINE {
         return None;
     }
     let mut rest = line.strip_prefix(br#"{"cmd":"NODE_TROOP","act":"taken","taken":["#)?;
-    let mut taken = Vec::with_capacity(4);
-    loop {
-        let (seq, after) = number(rest)?;
-        taken.push(seq);
+    let numbers = rest;
+    let taken = loop {
+        let (_, after) = number(rest)?;
         match after.split_first()? {
             (b',', after) => rest = after,
-            (b']', after) => {
-                rest = after;
-                break;
+            (b']', behind) => {
+                rest = behind;
+                break &numbers[..numbers.len() - after.len()];
             }
             _ => return None,
         }
-    }
+    };
     let open = match rest.strip_prefix(br#","open":"#) {
         None => None,
         Some(after) => {
@@ -291,22 +294,10 @@ fn parse_taken<'a>(line: &[u8]) -> Option<Incoming<'a>> {
         }
     };
     (rest == b"}").then_some(Incoming::Troop(TroopMessage::Taken {
-        taken,
-        returned: Vec::new(),
+        taken: Numbers::in_text(taken),
+        returned: Numbers::default(),
         open,
     }))
-}
-
-/// A number at the beginning, as it is usually written, and what follows it.
-#[inline]
-fn number(text: &[u8]) -> Option<(u64, &[u8])> {
-    const MOST_DIGITS: usize = 18;
-    let digits = text.iter().take_while(|b| b.is_ascii_digit()).count();
-    if digits == 0 || digits > MOST_DIGITS || (text[0] == b'0' && digits > 1) {
-        return None;
-    }
-    let (digits, rest) = text.split_at(digits);
-    Some((digits.iter().fold(0u64, |n, b| n * 10 + u64::from(b - b'0')), rest))
 }
 
 /// Nesting is at most the number of opening brackets, which is quickly counted; strings are only
@@ -471,7 +462,11 @@ impl<'a> Fields<'a> {
             Some("taken") => {
                 let (taken, returned) =
                     (self.taken.unwrap_or_default(), self.returned.unwrap_or_default());
-                TroopMessage::Taken { taken, returned, open: self.open }
+                TroopMessage::Taken {
+                    taken: taken.into(),
+                    returned: returned.into(),
+                    open: self.open,
+                }
             }
             Some("load") => TroopMessage::Load { open: self.open, load: self.load },
             Some("recall") => TroopMessage::Recall(self.seqs.ok_or_else(|| missing("seqs"))?),

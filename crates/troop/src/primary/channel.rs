@@ -1,6 +1,5 @@
 //! The primary's end of one worker's channel.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
@@ -110,7 +109,7 @@ impl Channel {
 
     /// The same with a descriptor.
     pub(crate) fn send_line_with(&mut self, line: &[u8], handle: OwnedFd) {
-        self.outbox.push_with(&in_format(self.advanced, line), handle);
+        self.outbox.push_with(in_format(self.advanced, line, &mut Vec::new()), handle);
     }
 
     /// Takes in what was read, line by line.
@@ -256,14 +255,14 @@ impl Channel {
     }
 }
 
-/// A line in the format of a channel.
-pub(crate) fn in_format(advanced: bool, line: &[u8]) -> Cow<'_, [u8]> {
+/// A line in the format of a channel; `frame` is room for it, if it is another one.
+pub(crate) fn in_format<'a>(advanced: bool, line: &'a [u8], frame: &'a mut Vec<u8>) -> &'a [u8] {
     if !advanced {
-        return Cow::Borrowed(line);
+        return line;
     }
-    let mut frame = Vec::new();
-    advanced::from_json(&mut frame, line);
-    Cow::Owned(frame)
+    frame.clear();
+    advanced::from_json(frame, line);
+    frame
 }
 
 /// Puts a line into an outbox, in the format of the channel.

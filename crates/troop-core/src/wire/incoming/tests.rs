@@ -75,6 +75,7 @@ fn what_troop_workers_have_taken_is_understood_however_it_is_written() {
         else {
             panic!("{line}")
         };
+        let (taken, returned) = (taken.iter().collect(), returned.iter().collect());
         assert_eq!((taken, returned, open), (expected, given_back, number), "{line}");
     }
     for wrong in [r#""taken":[7,]"#, r#""taken":[07]"#, r#""taken":[7],"open":"#, r#""taken":[7]"#]

@@ -34,65 +34,73 @@ impl Driver {
     /// listener once, it has to accept until there is nothing more.
     pub(super) fn accept(&mut self) {
         let nested = self.poller.is_nested();
-        let mut again = Vec::new();
-        for number in std::mem::take(&mut self.ready_sockets) {
-            let Some(socket) = self.sockets.get_mut(number) else { continue };
-            let full = std::mem::take(&mut socket.full);
-            if !socket.ready || !socket.watched {
-                if full {
-                    socket.burst = 1;
-                }
-                continue;
-            }
-            let id = socket.listener;
-            let burst = if nested || socket.masked { ACCEPT_BURST } else { socket.burst };
-            let watch = socket.never_wait(self.closing.is_some());
-            let needs = self.core.needs(id);
-            let (mut accepted, mut lost, mut drained) = (0, 0, false);
-            while accepted < burst
-                && lost < ACCEPT_BURST
-                && self.accepts()
-                && self.core.wants_connection(id)
-            {
-                match self.accept_one(number, id, needs, watch.as_ref()) {
-                    Some(true) => accepted += 1,
-                    Some(false) => lost += 1,
-                    None => {
-                        drained = true;
-                        break;
-                    }
-                }
-            }
-            self.held_up(number, watch);
-            let Some(socket) = self.sockets.get_mut(number) else { continue };
-            let token = Token::Socket(number);
-            if drained && socket.retired {
-                self.close_retired(number);
-            } else if drained {
-                socket.ready = false;
-                socket.burst = accepted.max(1);
-                if std::mem::take(&mut socket.masked) {
-                    self.poller.modify(&socket.fd, token, Interest::Read);
-                }
-            } else if nested || socket.masked {
-                // There may be more, which nobody will report.
-                again.push(number);
-            } else if accepted == burst {
-                socket.ready = false;
-                socket.full = true;
-                again.push(number);
-            } else {
-                // Nobody wants them now. They wait in the kernel, and must not be reported all the
-                // time.
-                socket.masked = true;
-                self.poller.modify(&socket.fd, token, Interest::Nothing);
-                again.push(number);
-            }
-        }
-        for number in again {
+        // Those that may have more afterwards stay; the room of both lists is used again.
+        let mut turn = std::mem::take(&mut self.accepting);
+        std::mem::swap(&mut turn, &mut self.ready_sockets);
+        turn.retain(|number| self.accept_from(*number, nested));
+        for number in turn.drain(..) {
             if !self.ready_sockets.contains(&number) {
                 self.ready_sockets.push(number);
             }
+        }
+        self.accepting = turn;
+    }
+
+    /// Accepts on one socket. Whether to try it again in the next turn.
+    fn accept_from(&mut self, number: usize, nested: bool) -> bool {
+        let Some(socket) = self.sockets.get_mut(number) else { return false };
+        let full = std::mem::take(&mut socket.full);
+        if !socket.ready || !socket.watched {
+            if full {
+                socket.burst = 1;
+            }
+            return false;
+        }
+        let id = socket.listener;
+        let burst = if nested || socket.masked { ACCEPT_BURST } else { socket.burst };
+        let watch = socket.never_wait(self.closing.is_some());
+        let needs = self.core.needs(id);
+        let (mut accepted, mut lost, mut drained) = (0, 0, false);
+        while accepted < burst
+            && lost < ACCEPT_BURST
+            && self.accepts()
+            && self.core.wants_connection(id)
+        {
+            match self.accept_one(number, id, needs, watch.as_ref()) {
+                Some(true) => accepted += 1,
+                Some(false) => lost += 1,
+                None => {
+                    drained = true;
+                    break;
+                }
+            }
+        }
+        self.held_up(number, watch);
+        let Some(socket) = self.sockets.get_mut(number) else { return false };
+        let token = Token::Socket(number);
+        if drained && socket.retired {
+            self.close_retired(number);
+            false
+        } else if drained {
+            socket.ready = false;
+            socket.burst = accepted.max(1);
+            if std::mem::take(&mut socket.masked) {
+                self.poller.modify(&socket.fd, token, Interest::Read);
+            }
+            false
+        } else if nested || socket.masked {
+            // There may be more, which nobody will report.
+            true
+        } else if accepted == burst {
+            socket.ready = false;
+            socket.full = true;
+            true
+        } else {
+            // Nobody wants them now. They wait in the kernel, and must not be reported all the
+            // time.
+            socket.masked = true;
+            self.poller.modify(&socket.fd, token, Interest::Nothing);
+            true
         }
     }
 
@@ -307,14 +315,20 @@ impl Driver {
             channel = self.processes.get_mut(&worker).and_then(|process| process.channel.as_mut());
         }
         let (Some(channel), false) = (channel, line.is_empty()) else { return false };
-        let line = &in_format(channel.advanced, line);
+        let line = in_format(channel.advanced, line, &mut self.frame);
         let fd = |conn: &ConnId| self.conns.get(conn.0 as usize).map(|conn| conn.fd.as_fd());
         let sent = if let [conn] = conns {
             let Some(fd) = fd(conn) else { return false };
             fdpass::send(channel.socket.as_fd(), line, &[fd])
         } else {
-            let fds: Vec<_> = conns.iter().filter_map(fd).collect();
-            fdpass::send(channel.socket.as_fd(), line, &fds)
+            // At most a batch of them, so there is room for all, and none has to be made.
+            let mut fds = [channel.socket.as_fd(); MAX_BATCH];
+            let mut count = 0;
+            for (place, fd) in fds.iter_mut().zip(conns.iter().filter_map(fd)) {
+                *place = fd;
+                count += 1;
+            }
+            fdpass::send(channel.socket.as_fd(), line, &fds[..count])
         };
         match sent {
             Ok(n) if n == line.len() => true,

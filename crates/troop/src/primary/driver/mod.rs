@@ -183,8 +183,12 @@ pub(crate) struct Driver {
     relays: BTreeMap<WorkerId, Relay>,
     listeners: BTreeMap<ListenerId, Listener>,
     sockets: Slab<Socket>,
+    /// What waits in the sockets of the group that was looked at last.
+    waiting: Vec<Option<u32>>,
     /// Sockets that may have connections for us.
     ready_sockets: Vec<usize>,
+    /// Room for those of them that are accepted on in a turn; empty between turns.
+    accepting: Vec<usize>,
     accept_again: Option<Time>,
     scarcity: Scarcity,
     /// Sockets that could not be watched because memory ran out.
@@ -263,6 +267,8 @@ pub(crate) struct Driver {
     now: Time,
     buffer: Vec<u8>,
     line: Vec<u8>,
+    /// Room for a line in V8's format.
+    frame: Vec<u8>,
     received: Vec<OwnedFd>,
 }
 
@@ -298,7 +304,9 @@ impl Driver {
             relays: BTreeMap::new(),
             listeners: BTreeMap::new(),
             sockets: Slab::new(),
+            waiting: Vec::new(),
             ready_sockets: Vec::new(),
+            accepting: Vec::new(),
             accept_again: None,
             scarcity: Scarcity::default(),
             unwatched: Vec::new(),
@@ -354,6 +362,7 @@ impl Driver {
             now: Time(1),
             buffer: vec![0; READ_SIZE],
             line: Vec::new(),
+            frame: Vec::new(),
             received: Vec::new(),
         };
         driver.divide_descriptors();

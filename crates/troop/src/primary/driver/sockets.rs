@@ -338,22 +338,24 @@ impl Driver {
     }
 
     pub(super) fn sample(&mut self, id: ListenerId) {
-        let waiting = self.see_queues(id);
-        self.core.sampled(self.now, id, &waiting);
+        self.see_queues(id);
+        self.core.sampled(self.now, id, &self.waiting);
         if self.census_at <= self.now {
             self.census_at = self.now + CENSUS_EVERY;
             self.census();
         }
     }
 
-    /// What waits in the sockets of a group. Puts right what workers have done to them.
-    fn see_queues(&mut self, id: ListenerId) -> Vec<Option<u32>> {
+    /// Finds out what waits in the sockets of a group, in `waiting`. Puts right what workers have
+    /// done to them.
+    fn see_queues(&mut self, id: ListenerId) {
+        self.waiting.clear();
         let Some(listener) = self.listeners.get(&id).filter(|listener| listener.grouped) else {
-            return Vec::new();
+            return;
         };
         let sockets = listener.shards().iter().filter_map(|number| self.sockets.get(*number));
-        let mut waiting: Vec<Option<u32>> =
-            sockets.map(|socket| group::waiting(socket.fd.as_fd())).collect();
+        self.waiting.extend(sockets.map(|socket| group::waiting(socket.fd.as_fd())));
+        let waiting = &self.waiting;
         let is_shut = |shard: &usize| {
             let socket = listener.shards().get(*shard).and_then(|number| self.sockets.get(*number));
             // `None` alone may only mean that the kernel does not tell.
@@ -366,8 +368,8 @@ impl Driver {
         match (shut.as_slice(), revived) {
             ([], _) => {}
             ([shard], 1) => {
-                let last = waiting.len() - 1;
-                waiting.swap(*shard, last);
+                let last = self.waiting.len() - 1;
+                self.waiting.swap(*shard, last);
                 if let Some(listener) = self.listeners.get_mut(&id) {
                     listener.sockets.swap(shard + 1, last + 1);
                 }
@@ -376,7 +378,6 @@ impl Driver {
             // Which of several was the first is not known, nor whether the last one has moved.
             _ => self.core.numbers_lost(self.now, id),
         }
-        waiting
     }
 
     /// A worker has shut its socket down, which took it out of the group: the kernel gave its
