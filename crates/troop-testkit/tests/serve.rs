@@ -178,7 +178,18 @@ async fn handlers_know_the_client_and_unix_sockets_are_served_too() {
 
 #[tokio::test]
 async fn clients_that_go_on_asking_are_told_of_the_end_and_lose_nothing() {
-    let mut troop = Troop::start(serving("127.0.0.1:0").drain_spread(Duration::from_secs(4)));
+    clients_that_go_on_asking_lose_nothing(serving("127.0.0.1:0")).await;
+}
+
+#[tokio::test]
+async fn clients_of_a_service_of_hypers_lose_nothing_either() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = serving_as("hyper", &directory.path().join("ended"));
+    clients_that_go_on_asking_lose_nothing(server).await;
+}
+
+async fn clients_that_go_on_asking_lose_nothing(server: Builder) {
+    let mut troop = Troop::start(server.drain_spread(Duration::from_secs(4)));
     let (old, port) = listening(&mut troop).await;
     let clients = (0..20).map(|_| {
         tokio::spawn(async move {
@@ -258,4 +269,110 @@ async fn where_nobody_else_serves_connections_are_closed_at_once() {
     troop.cluster.stop().unwrap();
     troop.exit(&old).await;
     assert!(before.elapsed() < Duration::from_secs(10), "it took {:?}", before.elapsed());
+}
+
+/// A server of this kind, on one worker, which writes into the file how it has ended.
+fn serving_as(kind: &str, file: &std::path::Path) -> Builder {
+    let args = ["serve as", kind, "127.0.0.1:0", file.to_str().unwrap()];
+    let setup = Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args);
+    Cluster::builder().workers(1).replace(at_once()).drain_spread(Duration::ZERO).setup(setup)
+}
+
+async fn is_served(kind: &str, paths: &[&str]) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("ended");
+    let mut troop = Troop::start(serving_as(kind, &file));
+    let (old, port) = listening(&mut troop).await;
+    let mut stream = open(port).await;
+    for path in paths {
+        let expected = match *path {
+            "/" => format!("{} {}\n", old.id(), old.pid()),
+            "/known" => format!("1 {:?}", stream.local_addr().ok()),
+            _ => stream.local_addr().unwrap().to_string(),
+        };
+        assert_eq!(ask(&mut stream, path).await.unwrap(), expected, "{path} of a {kind}");
+    }
+    reload(&mut troop).await;
+    assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0, "the connection is closed");
+    troop.exit(&old).await;
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "Drained");
+}
+
+#[tokio::test]
+async fn routers_and_method_routers_are_served() {
+    is_served("router", &["/", "/client"]).await;
+    is_served("method router", &["/"]).await;
+}
+
+#[tokio::test]
+async fn make_services_are_served_also_those_that_know_the_client_or_cannot_be_cloned() {
+    is_served("make service", &["/", "/client"]).await;
+    is_served("connect info", &["/", "/client"]).await;
+    is_served("make service that cannot be cloned", &["/", "/client", "/known"]).await;
+}
+
+#[tokio::test]
+async fn layers_around_a_router_are_served() {
+    is_served("layers", &["/", "/client", "/client/"]).await;
+}
+
+#[tokio::test]
+async fn services_of_hyper_are_served() {
+    is_served("hyper", &["/", "/client"]).await;
+}
+
+#[tokio::test]
+async fn a_server_says_that_its_primary_has_gone() {
+    use std::io::BufRead as _;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("ended");
+    let mut primary = std::process::Command::new(env!("CARGO_BIN_EXE_troop-fixture"))
+        .args(["primary", "serve as", "router", "127.0.0.1:0", file.to_str().unwrap()])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufReader::new(primary.stdout.take().unwrap()).lines();
+    lines.find(|line| line.as_ref().unwrap().contains("listen")).unwrap().unwrap();
+    primary.kill().unwrap();
+    primary.wait().unwrap();
+    let ended = || std::fs::read_to_string(&file).is_ok_and(|text| text == "PrimaryGone");
+    troop_testkit::wait_until("the server's end", ended);
+}
+
+/// A client of HTTP/2 whose request is being served when its worker is to finish.
+async fn is_finished_over_http2(kind: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut troop = Troop::start(serving_as(kind, &directory.path().join("ended")));
+    let (old, port) = listening(&mut troop).await;
+    let name = format!("{} {}\n", old.id(), old.pid());
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(
+        hyper_util::rt::TokioExecutor::new(),
+        hyper_util::rt::TokioIo::new(open(port).await),
+    )
+    .await
+    .unwrap();
+    let connection = tokio::spawn(connection);
+    let mut request = |path: &str| {
+        let uri = format!("http://x{path}");
+        sender.send_request(hyper::Request::get(uri).body(String::new()).unwrap())
+    };
+    let text = async |response: hyper::Response<hyper::body::Incoming>| {
+        let body = axum::body::Body::new(response.into_body());
+        String::from_utf8(axum::body::to_bytes(body, 1024).await.unwrap().into()).unwrap()
+    };
+    // Answered only when the worker is to finish.
+    let last = request("/wait");
+    // Requests arrive in order, so the other one is there when this is answered.
+    assert_eq!(text(request("/").await.unwrap()).await, name);
+    reload(&mut troop).await;
+    assert_eq!(text(last.await.unwrap()).await, name);
+    let _ = connection.await.unwrap();
+    troop.exit(&old).await;
+    assert_ne!(ask(&mut open(port).await, "/").await.unwrap(), name);
+}
+
+#[tokio::test]
+async fn requests_of_http2_that_are_being_served_are_finished() {
+    is_finished_over_http2("router").await;
+    is_finished_over_http2("hyper").await;
 }

@@ -80,6 +80,7 @@ mod counted;
 pub mod embed;
 mod error;
 pub mod event;
+mod incoming;
 mod inherited;
 pub mod message;
 mod nesting;
@@ -88,8 +89,8 @@ pub mod policy;
 mod primary;
 mod queue;
 mod role;
-#[cfg(feature = "axum")]
-mod serve;
+#[cfg(feature = "_serve")]
+pub mod serve;
 pub mod setup;
 pub mod snapshot;
 pub mod supervise;

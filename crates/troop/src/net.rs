@@ -13,8 +13,7 @@ use troop_sys::unix::UnixFile;
 pub use crate::counted::Counted;
 use crate::counted::OpenConnection;
 use crate::error::{Error, Result};
-#[cfg(feature = "axum")]
-pub use crate::serve::WorkerListener;
+pub use crate::incoming::Incoming;
 use crate::worker::{ConnQueue, Opened, Registration, Source, Worker};
 pub use crate::worker::{Draining, Listen};
 
@@ -24,6 +23,11 @@ pub(crate) fn draining() -> io::Error {
         io::ErrorKind::ConnectionAborted,
         "the listener is closed because this worker is to finish",
     )
+}
+
+/// Whether an accept failed because there will be no more connections.
+pub(crate) fn is_draining(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionAborted && error.raw_os_error().is_none()
 }
 
 /// A TCP connection: tokio's, and see [`Counted`].
@@ -84,7 +88,7 @@ impl TcpListener {
         })
     }
 
-    #[cfg(feature = "axum")]
+    #[cfg(feature = "_serve")]
     pub(crate) fn worker(&self) -> &Worker {
         &self.worker
     }
@@ -156,7 +160,7 @@ impl UnixListener {
         })
     }
 
-    #[cfg(feature = "axum")]
+    #[cfg(feature = "_serve")]
     pub(crate) fn worker(&self) -> &Worker {
         &self.worker
     }
@@ -187,47 +191,41 @@ impl UnixListener {
     }
 }
 
+/// Waits for what an error of an accept calls for. Those of one connection are skipped; a listener
+/// that is closed waits for the graceful shutdown, which the same event starts; lack of descriptors
+/// is waited out.
+#[cfg(feature = "_serve")]
+pub(crate) async fn after(error: io::Error) {
+    match error.kind() {
+        _ if is_draining(&error) => std::future::pending().await,
+        io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionRefused => {}
+        _ => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
+    }
+}
+
 #[cfg(feature = "axum")]
 mod axum_listeners {
     use std::io;
     use std::net::SocketAddr;
     use std::path::PathBuf;
-    use std::time::Duration;
 
     use axum::serve::Listener;
 
     use super::{TcpListener, TcpStream, UnixListener, UnixStream};
-
-    /// axum's contract: errors are not returned. Those of one connection are skipped; a listener
-    /// that is closed waits for the graceful shutdown, which the same event starts; lack of
-    /// descriptors is waited out.
-    async fn after(error: io::Error) {
-        match error.kind() {
-            io::ErrorKind::ConnectionAborted if error.raw_os_error().is_none() => {
-                std::future::pending().await
-            }
-            io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionRefused => {}
-            _ => tokio::time::sleep(Duration::from_millis(100)).await,
-        }
-    }
+    use crate::serve::WorkerListener;
 
     impl Listener for TcpListener {
         type Io = TcpStream;
         type Addr = SocketAddr;
 
         async fn accept(&mut self) -> (TcpStream, SocketAddr) {
-            loop {
-                match TcpListener::accept(self).await {
-                    Ok(accepted) => return accepted,
-                    Err(e) => after(e).await,
-                }
-            }
+            self.next().await
         }
 
         fn local_addr(&self) -> io::Result<SocketAddr> {
-            TcpListener::local_addr(self)
+            self.local()
         }
     }
 
@@ -236,16 +234,11 @@ mod axum_listeners {
         type Addr = PathBuf;
 
         async fn accept(&mut self) -> (UnixStream, PathBuf) {
-            loop {
-                match UnixListener::accept(self).await {
-                    Ok(stream) => return (stream, PathBuf::new()),
-                    Err(e) => after(e).await,
-                }
-            }
+            self.next().await
         }
 
         fn local_addr(&self) -> io::Result<PathBuf> {
-            Ok(self.path.clone())
+            self.local()
         }
     }
 }

@@ -301,6 +301,12 @@ impl Inner {
         }
     }
 
+    /// Whether somebody wanted this worker to finish.
+    #[cfg(feature = "_serve")]
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn is_connected(&self) -> bool {
         !*self.ended.borrow()
     }

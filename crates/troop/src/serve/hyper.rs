@@ -1,0 +1,61 @@
+//! A service of hyper's, with nothing else around it.
+
+use std::error::Error;
+use std::pin::pin;
+
+use hyper::body::{Body, Incoming};
+use hyper::service::{Service, service_fn};
+use hyper::{Request, Response};
+
+use super::{Open, Served, WorkerListener, connection};
+
+/// Serves a hyper service, as [`serve`](crate::serve()) does an app of axum's: until the worker is to
+/// finish and every connection is closed, one after another. Each connection gets a clone of the
+/// service, and each request the client's address as an extension (`SocketAddr`).
+///
+/// ```no_run
+/// use hyper::service::service_fn;
+/// use hyper::{Request, Response};
+///
+/// troop::worker()?.block_on(async |worker| {
+///     let hello = service_fn(|_: Request<hyper::body::Incoming>| async {
+///         Ok::<_, std::convert::Infallible>(Response::new("hello\n".to_owned()))
+///     });
+///     troop::serve::hyper(worker.listen("0.0.0.0:8000").await?, hello).await;
+///     Ok::<_, troop::Error>(())
+/// })
+/// # ; Ok::<(), troop::Error>(())
+/// ```
+pub async fn hyper<L, S, B>(mut listener: L, service: S) -> Served
+where
+    L: WorkerListener,
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let worker = listener.worker().clone();
+    let mut draining = pin!(worker.draining());
+    let open = Open::new();
+    loop {
+        let (io, address) = tokio::select! {
+            // First, so that a listener which still has something cannot keep this from ending.
+            biased;
+            () = &mut draining => break,
+            accepted = listener.next() => accepted,
+        };
+        let (service, worker, open) = (service.clone(), worker.clone(), open.one.clone());
+        tokio::spawn(async move {
+            let service = service_fn(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(address.clone());
+                service.call(request)
+            });
+            connection::serve(io, service, &worker, open).await;
+        });
+    }
+    drop(listener);
+    open.all_closed().await;
+    Served::by(&worker)
+}
