@@ -62,6 +62,18 @@
 //! Calls that wait for a worker end with [`Error::Closed`] when its channel closes. A worker whose
 //! primary dies [drains](Worker::draining), and exits by itself after five seconds at the latest,
 //! unless it [asks to go on](Worker::outlive_primary).
+//!
+//! # Features
+//! None is on by default.
+//!
+//! | feature | |
+//! | --- | --- |
+//! | `axum` | [`serve`](crate::serve()) takes what `axum::serve` takes; `axum::serve` takes the listeners |
+//! | `hyper` | [`serve::hyper`] serves a service of hyper's |
+//! | `http2` | both of them speak HTTP/2, too |
+//! | `tonic` | tonic's server takes [`TcpListener::incoming`] |
+//! | `tracing` | spans (`primary`, `worker`) and events of primary and workers, with each worker's number (`worker`) and slot (`slot`); a subscriber must not wait for the cluster |
+//! | `embed` | for programs that start the workers' processes themselves |
 
 // The library never prints; what happens is an event.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -94,6 +106,7 @@ pub mod serve;
 pub mod setup;
 pub mod snapshot;
 pub mod supervise;
+mod trace;
 mod worker;
 
 pub use error::{Error, Result};

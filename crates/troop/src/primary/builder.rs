@@ -24,6 +24,7 @@ use crate::event::{Bus, Event};
 use crate::inherited::InheritedSocket;
 use crate::nesting;
 use crate::setup::{Settings, Setup};
+use crate::trace::Span;
 
 type Observer = Box<dyn FnMut(&Event)>;
 type Starter = Box<dyn FnOnce(Cluster)>;
@@ -327,7 +328,7 @@ impl Builder {
         let thread = std::thread::Builder::new().name("troop".into());
         let started = thread.spawn(move || {
             // The end of it is seen by everybody who waits for something: nothing answers any more.
-            let _ = driver.run_in_thread(&mut observer);
+            let _ = Span::of_primary().in_scope(|| driver.run_in_thread(&mut observer));
         });
         started.map_err(Error::io("start a thread for the primary"))?;
         Ok(cluster)
@@ -349,7 +350,7 @@ impl Builder {
             driver.supervise(Supervisor::new(self.supervision(workers)));
         }
         self.starters.drain(..).for_each(|start| start(cluster.clone()));
-        tokio::spawn(driver.run_in_runtime());
+        tokio::spawn(Span::of_primary().wrap(driver.run_in_runtime()));
         Ok(cluster)
     }
 
@@ -399,14 +400,15 @@ impl Builder {
         driver.supervise(Supervisor::new(self.supervision(workers)));
         // The last lines of the worker whose end was the last straw.
         let mut last_words = None;
-        let outcome = driver.run_in_thread(|event| {
+        let observe = |event: &Event| {
             if let Event::Exit { worker, exit: how } = event
                 && !how.is_success()
             {
                 last_words = Some((worker.clone(), *how));
             }
             self.observers.iter_mut().for_each(|observe| observe(event));
-        })?;
+        };
+        let outcome = Span::of_primary().in_scope(|| driver.run_in_thread(observe))?;
         match outcome {
             Outcome::Stopped => Ok(()),
             Outcome::GaveUp(why) => {

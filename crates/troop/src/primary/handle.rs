@@ -17,6 +17,7 @@ use super::wake::{Command, DriverHandle};
 use crate::channel::Mailbox;
 use crate::error::Result;
 use crate::message::Handle;
+use crate::trace::Span;
 
 pub(crate) struct Shared {
     pub(crate) id: WorkerId,
@@ -30,6 +31,9 @@ pub(crate) struct Shared {
     /// The signals that the cluster has sent it to end it, one bit each.
     pub(crate) signals: AtomicU64,
     pub(crate) driver_handle: DriverHandle,
+    /// Its life, for subscribers of `tracing`.
+    #[cfg_attr(not(feature = "tracing"), expect(dead_code, reason = "it is empty"))]
+    pub(crate) span: Span,
 }
 
 /// A worker, as its primary sees it: Node's `Worker` object. Cheap to copy; stays readable after

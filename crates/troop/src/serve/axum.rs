@@ -230,6 +230,7 @@ where
     S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
+    let span = worker.inner().span.clone();
     let service = service_fn(move |request: ::hyper::Request<Incoming>| {
         let (mut service, mut request) = (service.clone(), request.map(Body::new));
         request.extensions_mut().insert(ConnectInfo(address.clone()));
@@ -238,7 +239,7 @@ where
             service.call(request).await
         }
     });
-    connection::serve(io, service, &worker, open).await;
+    span.wrap(connection::serve(io, service, &worker, open)).await;
 }
 
 /// The service that axum gets for a connection which it believes to be closed.

@@ -47,13 +47,14 @@ where
             accepted = listener.next() => accepted,
         };
         let (service, worker, open) = (service.clone(), worker.clone(), open.one.clone());
-        tokio::spawn(async move {
+        let span = worker.inner().span.clone();
+        tokio::spawn(span.wrap(async move {
             let service = service_fn(move |mut request: Request<Incoming>| {
                 request.extensions_mut().insert(address.clone());
                 service.call(request)
             });
             connection::serve(io, service, &worker, open).await;
-        });
+        }));
     }
     drop(listener);
     open.all_closed().await;

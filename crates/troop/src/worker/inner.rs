@@ -16,6 +16,7 @@ use super::queue::{ConnQueue, Taken};
 use crate::channel::{MAX_QUEUED_HANDLES, Mailbox};
 use crate::error::{Error, Result};
 use crate::queue::{Queue, Reader};
+use crate::trace::Span;
 
 /// How long a new connection's first bytes may be under way.
 const FIRST_BYTES: Duration = Duration::from_millis(100);
@@ -65,6 +66,8 @@ pub(super) struct Asks {
 
 pub(crate) struct Inner {
     pub(crate) id: Option<WorkerId>,
+    /// This worker's life, for subscribers of `tracing`.
+    pub(crate) span: Span,
     pub(crate) mailbox: Mailbox,
     asks: Mutex<Asks>,
     /// Wakes the link.
@@ -134,6 +137,7 @@ impl Inner {
         let ring = notify.clone();
         let inner = Arc::new(Inner {
             id,
+            span: Span::of_this_worker(id),
             mailbox: Mailbox::new(Box::new(move || ring.notify_one()), MAX_QUEUED_HANDLES),
             asks: Mutex::default(),
             notify,
@@ -259,9 +263,11 @@ impl Inner {
         self.drain_spread.send_if_modified(|(_, since)| {
             since.is_none() && since.replace(Instant::now()).is_none()
         });
-        if !self.draining.send_replace(true)
-            && let Some(event_fd) = &self.drain_bell
-        {
+        if self.draining.send_replace(true) {
+            return;
+        }
+        self.span.draining(self.leaving.load(Ordering::Relaxed));
+        if let Some(event_fd) = &self.drain_bell {
             event_fd.signal();
         }
     }

@@ -298,6 +298,7 @@ pub(super) async fn open(inner: &Arc<Inner>, listen: &Listen) -> Result<Opened> 
             shared(inner, wanted, listen).await
         };
         if result.is_ok() {
+            inner.span.listening(&listen.text());
             break;
         }
     }

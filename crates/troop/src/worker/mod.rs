@@ -82,7 +82,7 @@ impl WorkerRole {
         runtime.block_on(async {
             let worker = self.start().map_err(E::from)?;
             let inner = worker.inner.clone();
-            let result = program(worker).await;
+            let result = inner.span.wrap(program(worker)).await;
             inner.finish(LAST_WORDS).await;
             result
         })
@@ -98,10 +98,11 @@ impl WorkerRole {
     /// Outside a tokio runtime that has I/O and time enabled.
     pub fn start(self) -> Result<Worker> {
         let (inner, messages) = Inner::new(self.id);
+        let span = inner.span.clone();
         if let Some(channel) = self.channel {
             let link = link::Link::new(channel, self.advanced, inner.clone())
                 .map_err(Error::io("watch the channel"))?;
-            tokio::spawn(link.run());
+            tokio::spawn(span.wrap(link.run()));
         }
         Ok(Worker::new(inner, messages))
     }
@@ -246,6 +247,15 @@ impl Worker {
     pub fn closing(&self) -> Draining {
         let (inner, turn) = (self.inner.clone(), self.inner.next_turn());
         Draining(Box::pin(async move { inner.wait_for_turn(turn, false).await }))
+    }
+
+    /// The span of this worker, with its number (`worker`) and slot (`slot`), for tasks and threads
+    /// that the program starts itself. What [`WorkerRole::block_on`] runs is in it, and so is what
+    /// `troop::serve` serves.
+    #[cfg(feature = "tracing")]
+    #[must_use]
+    pub fn span(&self) -> &tracing::Span {
+        self.inner.span.get()
     }
 
     /// Whether this worker is to finish.

@@ -276,12 +276,14 @@ impl Driver {
                 Wake::posted(&wake, id);
             }
         };
+        let status = self.core.status(id).ok_or(Error::NoWorker(id))?;
         let shared = Shared {
+            span: crate::trace::Span::of_worker(id, status.slot, pid),
             id,
             pid,
             mailbox: Mailbox::new(Box::new(ring), self.core.budget().handle_share()),
             held: Arc::default(),
-            status: std::sync::Mutex::new(self.core.status(id).ok_or(Error::NoWorker(id))?),
+            status: std::sync::Mutex::new(status),
             pipes: std::sync::Mutex::new(pipes),
             tail,
             signals: std::sync::atomic::AtomicU64::new(0),

@@ -2,6 +2,7 @@
 //! in a plain thread or as a task of a runtime.
 
 use super::*;
+use crate::trace;
 
 impl Driver {
     /// Turns until supervision, or the cluster, is over. Every event is shown to `observe`.
@@ -252,6 +253,7 @@ impl Driver {
     }
 
     fn publish(&mut self) {
+        self.events.iter().for_each(trace::event);
         if self.bus.has_readers() {
             self.bus.publish(&mut self.events)
         } else {
