@@ -15,6 +15,7 @@ use uzers::os::unix::UserExt as _;
 use crate::args;
 use crate::config::{self, Failed, Limited, Ready, When};
 use crate::log;
+use crate::preflight;
 use crate::program;
 use crate::resolve::ResolvedApp;
 use crate::run::RunError;
@@ -38,6 +39,7 @@ pub(crate) const OWN_VARIABLES: [&str; 6] = [
 impl ResolvedApp {
     /// The cluster, without anybody who watches it.
     pub(crate) fn builder(&self) -> Result<Builder, RunError> {
+        preflight::check_files(self)?;
         let app = &self.app;
         let mut builder = Cluster::builder()
             .workers(self.workers())
@@ -95,6 +97,7 @@ impl ResolvedApp {
 
     /// What workers are started with.
     pub(crate) fn setup(&self) -> Result<Setup, Error> {
+        preflight::check_length(self).map_err(Error::Settings)?;
         let app = &self.app;
         let args = self.args.iter().map(|arg| self.with_numbers(arg)).collect();
         let mut setup = program::setup(&self.program, &app.node_args, args)?

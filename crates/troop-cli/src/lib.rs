@@ -10,6 +10,7 @@ pub mod fuzz;
 mod log;
 mod logs;
 mod notify;
+mod preflight;
 mod print;
 mod program;
 mod resolve;
@@ -23,6 +24,7 @@ mod watch;
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, Parser};
 
 use args::Command;
@@ -36,8 +38,15 @@ const NO_APP: u8 = 3;
 pub fn main() -> ExitCode {
     let args::Troop { command } = args::Troop::try_parse().unwrap_or_else(|e| {
         let _ = e.print();
-        if e.kind() == clap::error::ErrorKind::UnknownArgument && std::env::args().nth(1).is_some_and(|verb| verb == "start") {
-            log::line("tip: the program's own arguments stand behind `--`: troop start -b 8000 uvicorn -- app:app --fd {fd}; only `run` takes them without");
+        let is_start = std::env::args().nth(1).is_some_and(|verb| verb == "start");
+        if e.kind() == ErrorKind::UnknownArgument && is_start {
+            let shown = match e.get(ContextKind::InvalidArg) {
+                Some(ContextValue::String(arg)) => arg,
+                _ => "--option",
+            };
+            log::line(&format!(
+                "tip: the program's own arguments stand behind `--`: troop start PROGRAM -- {shown}"
+            ));
         }
         std::process::exit(e.exit_code())
     });
@@ -95,7 +104,7 @@ fn run(mut what: args::Run, args: Vec<std::ffi::OsString>) -> ExitCode {
     let code = match run::run(what) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            log::line(&format!("troop: {e}"));
+            log::line(&start::with_tip(format!("troop: {e}")));
             // As for what cannot be typed.
             ExitCode::from(if matches!(e, run::RunError::Usage(_)) { 2 } else { 1 })
         }

@@ -32,12 +32,8 @@ pub(crate) fn setup(
 ) -> Result<Setup, Error> {
     let path = Path::new(program);
     match path.extension().and_then(OsStr::to_str) {
-        Some("js" | "mjs" | "cjs") => {
-            exists(path)?;
-            Ok(Setup::new().script(path).args(args).exec_argv(node_args))
-        }
+        Some("js" | "mjs" | "cjs") => Ok(Setup::new().script(path).args(args).exec_argv(node_args)),
         Some("ts" | "mts" | "cts") => {
-            exists(path)?;
             // Asked once: later there may be others who wait for every process that ends.
             static FLAGS: OnceLock<Result<Vec<OsString>, String>> = OnceLock::new();
             let flags = FLAGS.get_or_init(|| typescript_flags().map_err(|e| e.chain()));
@@ -96,15 +92,6 @@ pub(crate) fn alone(
         );
     }
     (program.to_owned(), before.chain(args.iter().cloned()).collect())
-}
-
-fn exists(script: &Path) -> Result<(), Error> {
-    // Relative to the directory that the command was typed in, unless --cwd says otherwise: then
-    // node reports it.
-    if script.is_relative() || script.exists() {
-        return Ok(());
-    }
-    Err(Error::Settings(format!("there is no script {}", script.display())))
 }
 
 fn node(program: &Path, args: Vec<OsString>) -> Setup {

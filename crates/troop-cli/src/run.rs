@@ -132,6 +132,9 @@ fn run_as(
     let name = claim
         .as_ref()
         .map_or_else(|| resolved.usual_name.clone(), |claim: &Claim| claim.name.clone());
+    if wanted.is_none() && name != resolved.usual_name && !resolved.background {
+        log::line(&format!("troop: {}", also_runs(&resolved.usual_name, &name)));
+    }
     // Nothing is left behind by an app that does not start.
     if let Some(watch) = &resolved.app.watch {
         watch::check(watch, resolved.cwd.as_deref()).map_err(RunError::Usage)?;
@@ -224,6 +227,13 @@ fn run_as(
     Ok(())
 }
 
+/// Explains the name of an app whose usual name another one has.
+pub(crate) fn also_runs(usual: &str, name: &str) -> String {
+    format!(
+        "an app {usual} runs already, so this one is {name}; `troop reload {usual}` replaces the workers of the first instead"
+    )
+}
+
 fn claim(name: Option<&str>, usual: &str) -> Result<(Claim, UnixListener), Unclaimed> {
     match name {
         Some(name) => place::claim(name, true),
@@ -304,6 +314,8 @@ fn alone(resolved: &ResolvedApp) -> Result<(), RunError> {
             "with -w 0 the program runs alone, as whoever starts it: {what} cannot be changed"
         )));
     }
+    crate::preflight::check_files(resolved)?;
+    crate::preflight::check_length(resolved).map_err(Error::Settings)?;
     let (program, args) =
         crate::program::alone(&resolved.program, &resolved.app.node_args, &resolved.args);
     let mut command = Command::new(&program);

@@ -273,13 +273,18 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
     match answer {
         Ok(Ok(line)) => match serde_json::from_str(&line) {
             Ok(StartupReport::Ready { name, pid, workers, listeners }) => {
+                if name != shown {
+                    log::line(&format!("troop: {}", crate::run::also_runs(&shown, &name)));
+                }
                 let state = serde_json::json!({ "name": name, "pid": pid, "state": "running", "workers": workers, "listeners": listeners });
                 let on = if listeners.is_empty() {
                     String::new()
                 } else {
                     format!(" on {}", listeners.join(", "))
                 };
-                report(args.json, &state, || format!("{name}: {workers} workers ready{on}"));
+                report(args.json, &state, || {
+                    format!("{name}: {} ready{on}", text::counted(workers, "worker"))
+                });
                 Ok(())
             }
             Ok(StartupReport::Partly { ready, wanted, reason }) => fail(format!(
@@ -291,6 +296,7 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
                 while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
                     std::thread::sleep(Duration::from_millis(5));
                 }
+                let reason = with_tip(reason);
                 if usage {
                     Err(CliError::Usage(reason))
                 } else {
@@ -349,6 +355,17 @@ fn is_on_its_own(child: &mut std::process::Child) -> bool {
 
 pub(crate) fn patience(resolved: &ResolvedApp) -> Duration {
     resolved.app.ready_timeout.map_or(Duration::from_secs(30), |time| time.0) + MARGIN
+}
+
+/// Adds what to do about an address that is in use, where a reason is about that.
+pub(crate) fn with_tip(mut reason: String) -> String {
+    if ["EADDRINUSE", "ddress already in use"].iter().any(|sign| reason.contains(sign)) {
+        reason.push_str(
+            "\ntip: another process has this address (`ss -ltnp` shows it, `troop ls` shows apps); \
+             workers of a program that binds its port past troop are in each other's way: see --bind",
+        );
+    }
+    reason
 }
 
 fn ended(child: &mut std::process::Child) -> String {

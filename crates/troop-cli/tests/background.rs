@@ -93,7 +93,7 @@ fn a_reload_of_all_apps_reaches_those_that_wait_long_for_their_turn() {
     home.fine(&["start"]);
     let said = home.fine(&["reload", "all"]);
     assert!(
-        said.contains("first: 1 workers replaced") && said.contains("second: 1 workers replaced"),
+        said.contains("first: 1 worker replaced") && said.contains("second: 1 worker replaced"),
         "{said}"
     );
 }
@@ -107,13 +107,13 @@ fn all_apps_of_a_file_are_started_and_started_again_with_what_it_says_then() {
     };
     let home = Home::with(&[("server.js", SERVER), ("troop.toml", &file("one", ""))]);
     let out = home.fine(&["start"]);
-    assert!(out.contains("one: 1 workers ready") && out.contains("two: 1 workers ready"), "{out}");
+    assert!(out.contains("one: 1 worker ready") && out.contains("two: 1 worker ready"), "{out}");
     let before = home.show("one");
     assert_eq!(get(port(&before)), "one");
     // `grace` needs another start.
     std::fs::write(home.path().join("troop.toml"), file("eins", "grace = 5\n")).unwrap();
     let out = home.fine(&["restart", "all"]);
-    assert!(out.contains("one: 1 workers ready") && out.contains("two: 1 workers ready"), "{out}");
+    assert!(out.contains("one: 1 worker ready") && out.contains("two: 1 worker ready"), "{out}");
     let after = home.show("one");
     assert_eq!(get(port(&after)), "eins");
     // The same process, so that whoever watches it sees nothing.
@@ -424,7 +424,7 @@ fn one_worker_is_replaced_by_its_number() {
     );
     assert!(
         home.troop(&["show", "web:9"]).0 == 1
-            && home.fine(&["signal", "web:3", "CONT"]).contains("1 workers")
+            && home.fine(&["signal", "web:3", "CONT"]).contains("1 worker")
     );
 }
 

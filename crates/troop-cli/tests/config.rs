@@ -382,4 +382,13 @@ fn check_says_what_times_do_not_go_together_and_what_a_sandbox_leaves_out() {
     assert!(code == 0 && !said.contains("sandbox.read"), "{said}");
     let (code, said) = sandbox("\"missing\"");
     assert!(code == 2 && said.contains("sandbox.read: there is no"), "{said}");
+    let both = "[app.web.sandbox]\nread = [\"/\", \"app\"]\nwrite = [\".\"]\nbest_effort = true\n";
+    let (code, said) = checked(path, both);
+    assert!(
+        code == 2
+            && said.contains("sandbox.read: ")
+            && said.contains("is below")
+            && said.contains("of sandbox.write"),
+        "{said}"
+    );
 }

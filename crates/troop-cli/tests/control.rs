@@ -93,13 +93,13 @@ fn an_app_is_scaled_and_serves_meanwhile() {
     );
     troop.listening(2);
     assert_eq!((0..3).map(|_| served_by(port)).collect::<BTreeSet<_>>().len(), 3);
-    assert_eq!(troop.troop(["scale", "hello", "-2"]).1, "hello: 1 workers, 3 before\n");
+    assert_eq!(troop.troop(["scale", "hello", "-2"]).1, "hello: 1 worker, 3 before\n");
     troop.event("exit");
     troop.event("exit");
     wait_until("one worker", || show(&troop, "hello")["workers"].as_array().unwrap().len() == 1);
     served_by(port);
     let (code, _, err) = troop.troop(["scale", "-1"]);
-    let text = "troop: there are 1 workers, and -1 would leave none; `troop scale 0` ends all and keeps the listeners\n";
+    let text = "troop: -1 would leave none of 1 worker; `troop scale 0` ends all and keeps the listeners\n";
     assert_eq!((code, err.as_str()), (2, text));
     assert_eq!(troop.troop(["scale", "many"]).0, 2);
 }
@@ -228,7 +228,7 @@ fn the_policy_of_an_app_that_runs_is_changed() {
 fn signals_reach_the_workers_that_are_meant() {
     let mut troop = app(&["-w", "2"], "hello.js");
     troop.listening(2);
-    assert_eq!(troop.troop(["signal", "KILL", "--worker", "2"]).1, "hello: sent to 1 workers\n");
+    assert_eq!(troop.troop(["signal", "KILL", "--worker", "2"]).1, "hello: sent to 1 worker\n");
     let exit = troop.event("exit");
     assert_eq!((&exit["worker"], &exit["signal"]), (&json!(2), &json!("SIGKILL")));
     let (code, _, err) = troop.troop(["signal", "hello", "9", "--worker", "77"]);
@@ -244,7 +244,7 @@ fn messages_reach_the_workers_that_are_meant_and_answers_come_back() {
     wait_until("the message at both", || {
         home.log("web.log").matches("sent {\"flush\":[1,\"ü\"]}").count() == 2
     });
-    assert_eq!(home.fine(&["send", "web:2", "plain words"]), "web: sent to 1 workers\n");
+    assert_eq!(home.fine(&["send", "web:2", "plain words"]), "web: sent to 1 worker\n");
     wait_until("the text", || home.log("web.log").matches("sent \"plain words\"").count() == 1);
     let out = home.fine(&["send", "--ask", "\"hello\""]);
     let answers: Vec<&str> = out.lines().collect();

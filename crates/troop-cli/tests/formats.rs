@@ -126,7 +126,7 @@ fn a_procfile_is_started_as_it_is() {
     let _ends = Ends(path);
     let (code, out, err) = troop(path, &["start", "Procfile"]);
     assert!(
-        code == 0 && out.contains("web: 1 workers ready") && out.contains("other: 1 workers ready"),
+        code == 0 && out.contains("web: 1 worker ready") && out.contains("other: 1 worker ready"),
         "{out}{err}"
     );
     assert_eq!(told(path, "web")["args"], serde_json::json!(["--port", "1"]));

@@ -145,7 +145,17 @@ fn a_reload_that_loses_the_shared_port_is_taken_back_and_one_that_may_closes_it(
         served_by(old);
         assert_eq!(scene.app.event("listener-closed")["port"], new);
         let (code, out, err) = scene.app.troop(["reload", "web", "--allow-moved"]);
-        assert_eq!((code, out), (0, format!("web: {workers} workers replaced\n")), "{err}");
+        assert_eq!(
+            (code, out),
+            (
+                0,
+                format!(
+                    "web: {} replaced\n",
+                    troop::text::counted(workers.parse::<u64>().unwrap(), "worker")
+                )
+            ),
+            "{err}"
+        );
         let waiting = ask(old);
         let since = Instant::now();
         served_by(new);

@@ -87,7 +87,7 @@ fn wait_ready_waits_for_the_word_and_listen_timeout_says_how_long() {
     );
     let says = format!("{SERVER} process.send('ready')");
     both(&says, &json!({ "wait_ready": true }), &["--wait-ready"], |home, start| {
-        assert!(home.fine(start).contains("1 workers ready"));
+        assert!(home.fine(start).contains("1 worker ready"));
     });
 }
 

@@ -58,7 +58,7 @@ fn a_start_does_not_wait_for_workers_that_have_ended_for_good() {
         (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
     };
     let (code, out, err) = start("0", "done");
-    assert!(code == 0 && out.starts_with("done: 1 workers ready"), "{out}{err}");
+    assert!(code == 0 && out.starts_with("done: 1 worker ready"), "{out}{err}");
     let (code, _, err) = start("3", "failed");
     let why = "not all workers are ready, 1 of 2, because the worker of slot 1 has ended for good: exit code 3; it goes on";
     assert!(code == 1 && err.contains(why), "{err}");

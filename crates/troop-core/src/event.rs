@@ -143,7 +143,11 @@ impl fmt::Display for Address {
             (None, _) => "*",
         };
         match (self.address_type, self.fd) {
-            (AddressType::Unix, _) => write!(f, "{:.MAX_SHOWN$}", escaped(host)),
+            // An abstract name arrives as `/directory/of/the/worker/\0name`, and is no path.
+            (AddressType::Unix, _) => match host.split_once('\0') {
+                Some((_, name)) => write!(f, "abstract @{:.MAX_SHOWN$}", escaped(name)),
+                None => write!(f, "{:.MAX_SHOWN$}", escaped(host)),
+            },
             (AddressType::Fd, Some(fd)) => write!(f, "fd {fd}"),
             _ => {
                 if self.address_type.is_udp() {

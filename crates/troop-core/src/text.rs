@@ -55,6 +55,16 @@ impl<W: Write> Write for Escaping<W> {
     }
 }
 
+/// Returns a number with its noun, in the plural unless it is 1: `1 worker`, `2 workers`.
+#[must_use]
+pub fn counted(number: impl TryInto<u64>, noun: &str) -> String {
+    match number.try_into() {
+        Ok(1) => format!("1 {noun}"),
+        Ok(number) => format!("{number} {noun}s"),
+        Err(_) => format!("many {noun}s"),
+    }
+}
+
 fn write_escaped(to: &mut impl Write, mut text: &str) -> fmt::Result {
     while let Some(at) = text.find(is_unsafe) {
         to.write_str(&text[..at])?;
@@ -213,6 +223,12 @@ mod tests {
             .prop_map(String::from),
         ];
         prop::collection::vec(pieces, 0..40).prop_map(|pieces| pieces.concat())
+    }
+
+    #[test]
+    fn one_thing_is_not_several() {
+        let counted = [0_u32, 1, 2].map(|number| counted(number, "worker"));
+        assert_eq!(counted, ["0 workers", "1 worker", "2 workers"]);
     }
 
     proptest! {

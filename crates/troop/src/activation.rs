@@ -102,8 +102,22 @@ impl ActivationSocket {
         if at_host || place.parse::<u16>().is_ok() {
             return Ok(());
         }
+        let port = place.rsplit_once(':').map_or(place, |(_, port)| port);
+        let reason = if place.starts_with('@') {
+            "abstract sockets cannot be bound"
+        } else if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) {
+            if port.parse::<u16>().is_err() {
+                "a port is a number from 0 to 65535"
+            } else {
+                "an IPv6 address stands in brackets"
+            }
+        } else if place.contains(':') {
+            "what follows the last colon must be a port"
+        } else {
+            "it has no port"
+        };
         Err(Error::Settings(format!(
-            "{text:?} is no address: write 8000, 127.0.0.1:8000, [::1]:8000, udp:53, or a path"
+            "cannot listen on {text:?}: {reason}; write 8000, 127.0.0.1:8000, [::1]:8000, udp:53, or a path such as /run/app.sock"
         )))
     }
 

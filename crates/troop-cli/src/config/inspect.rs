@@ -207,6 +207,17 @@ impl App {
         executed: &Option<PathBuf>,
         found: &mut Found,
     ) {
+        for path in self.sandbox.read.iter().flatten() {
+            let path = directory.join(path);
+            let above = self.sandbox.write.iter().flatten().map(|above| directory.join(above));
+            if let Some(above) = above.into_iter().find(|above| path.starts_with(above)) {
+                found.problems.push(format!(
+                    "sandbox.read: {} is below {} of sandbox.write, and who may change that could put anything else there; list one of them, or a directory beside it",
+                    path.display(),
+                    above.display()
+                ));
+            }
+        }
         let Some(read) = &self.sandbox.read else { return };
         let known: Vec<PathBuf> =
             read.iter().filter_map(|path| directory.join(path).canonicalize().ok()).collect();

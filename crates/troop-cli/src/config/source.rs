@@ -99,7 +99,17 @@ fn bounded(from: impl Read) -> io::Result<String> {
 /// # Errors
 /// For people.
 pub(crate) fn text(file: &Path) -> Result<String, String> {
-    read(file).map(|(text, _)| text).map_err(|e| format!("cannot read {}: {e}", file.display()))
+    read(file).map(|(text, _)| text).map_err(|e| {
+        let shown = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+        let shown = shown.display();
+        match e.kind() {
+            io::ErrorKind::NotFound if file == Path::new(super::USUAL) => {
+                format!("there is no file {shown}; `troop init` writes one")
+            }
+            io::ErrorKind::NotFound => format!("there is no file {shown}"),
+            _ => format!("cannot read {shown}: {e}"),
+        }
+    })
 }
 
 /// What on the way to a file, and of the file, somebody besides root can change, if this process is

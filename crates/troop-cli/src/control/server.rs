@@ -25,6 +25,7 @@ use super::{Answer, App, Ask, Failure, Request, VERSION};
 use crate::log;
 use crate::logs::place::files;
 use crate::logs::writer::LogQueue;
+use crate::preflight;
 use crate::resolve::{ResolvedApp, Source};
 use crate::restart::Restarting;
 use crate::signals::Signals;
@@ -295,7 +296,8 @@ impl Server {
         }
         let (resolved, _) =
             self.source.next().await.map_err(|text| Failure::new("bad-request", text))?;
-        resolved.setup().map(drop).map_err(|e| Failure::new("bad-request", e.chain()))
+        let checked = resolved.setup().and_then(|_| preflight::check_files(&resolved));
+        checked.map_err(|e| Failure::new("bad-request", e.chain()))
     }
 
     fn logs(&self) -> Value {
@@ -386,7 +388,8 @@ impl Server {
         });
         if workers.is_none() && after == 0 {
             let text = format!(
-                "there are {before} workers, and {by} would leave none; `troop scale 0` ends all and keeps the listeners"
+                "{by} would leave none of {}; `troop scale 0` ends all and keeps the listeners",
+                troop::text::counted(before, "worker")
             );
             return Err(Failure::new("bad-request", text));
         }

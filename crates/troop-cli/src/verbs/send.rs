@@ -27,7 +27,11 @@ pub(crate) fn send(args: &Send) -> Result<(), CliError> {
         }
     } else {
         let workers = answer["workers"].as_array().map_or(0, Vec::len);
-        let _ = print::line(&format!("{}: sent to {workers} workers", client.name()));
+        let _ = print::line(&format!(
+            "{}: sent to {}",
+            client.name(),
+            text::counted(workers, "worker")
+        ));
     }
     let failed = answer["failed"].as_object().into_iter().flatten();
     let failed: Vec<_> = failed

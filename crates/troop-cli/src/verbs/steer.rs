@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use troop::snapshot::Phase;
-use troop::text::escaped;
+use troop::text::{counted, escaped};
 
 use crate::args::{Policy, Reload, Restart, Scale, Signal, Stop, To};
 use crate::control::client::{self, CliError, Client};
@@ -61,12 +61,14 @@ pub(crate) fn reload(args: &Reload) -> Result<(), CliError> {
                 (answer["replaced"].as_u64().unwrap_or(0), answer["started"].as_u64().unwrap_or(0));
             match (replaced, started) {
                 (0, 0) => format!("{name}: there was no worker to replace"),
-                (replaced, 0) => format!("{name}: {replaced} workers replaced"),
-                (0, started) => {
-                    format!("{name}: {started} workers started, none was there to replace")
-                }
+                (replaced, 0) => format!("{name}: {} replaced", counted(replaced, "worker")),
+                (0, started) => format!(
+                    "{name}: {} started, none was there to replace",
+                    counted(started, "worker")
+                ),
                 (replaced, started) => format!(
-                    "{name}: {replaced} workers replaced, {started} started where there was none"
+                    "{name}: {} replaced, {started} started where there was none",
+                    counted(replaced, "worker")
                 ),
             }
         });
@@ -103,7 +105,7 @@ pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
                     report(
                         args.json,
                         &json!({ "name": name, "state": "running", "workers": ready }),
-                        || format!("{name}: {ready} workers ready"),
+                        || format!("{name}: {} ready", counted(ready, "worker")),
                     );
                     break;
                 }
@@ -148,7 +150,8 @@ pub(crate) fn scale(args: &Scale) -> Result<(), CliError> {
     let answer = client.ask(ask, |_| {})?;
     let answer = named(client.name(), answer);
     report(args.json, &answer, || {
-        format!("{}: {} workers, {} before", client.name(), answer["workers"], answer["before"])
+        let workers = counted(answer["workers"].as_u64().unwrap_or(0), "worker");
+        format!("{}: {workers}, {} before", client.name(), answer["before"])
     });
     Ok(())
 }
@@ -213,7 +216,7 @@ pub(crate) fn signal(args: &Signal) -> Result<(), CliError> {
     let answer = named(client.name(), answer);
     report(args.json, &answer, || {
         let workers = answer["workers"].as_array().map_or(0, Vec::len);
-        format!("{}: sent to {workers} workers", client.name())
+        format!("{}: sent to {}", client.name(), counted(workers, "worker"))
     });
     Ok(())
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Address, ExitHow};
 use crate::id::WorkerId;
+use crate::text::counted;
 
 /// A place that should always be filled with a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -262,7 +263,7 @@ impl fmt::Display for Progress {
                 write!(f, "worker {worker} goes on: {reason}")
             }
             Progress::RollingBack { workers } => {
-                write!(f, "reload: going back with {workers} workers")
+                write!(f, "reload: going back with {}", counted(*workers, "worker"))
             }
             Progress::RollBackFailed { reason } => {
                 write!(f, "reload: going back did not work, it is tried again: {reason}")
@@ -270,20 +271,24 @@ impl fmt::Display for Progress {
             Progress::Pausing => f.write_str("pausing: the workers finish, the listeners stay"),
             Progress::Degraded { ready: 0, .. } => f.write_str("degraded: no worker is ready"),
             Progress::Degraded { ready, wanted } => {
-                write!(f, "degraded: {ready} of {wanted} workers are ready")
+                write!(f, "degraded: {ready} of {} ready", counted(*wanted, "worker"))
             }
             Progress::Recovering { ready, wanted } => {
-                write!(f, "recovering: {ready} of {wanted} workers are ready again")
+                write!(f, "recovering: {ready} of {} ready again", counted(*wanted, "worker"))
             }
             Progress::NotReady { worker, within } => {
                 write!(f, "worker {worker} was not ready within {within:.0?} and is ended")
             }
+            Progress::Recovered { workers: 0 } => f.write_str("recovered: no worker is wanted"),
+            Progress::Recovered { workers: 1 } => f.write_str("the worker is ready again"),
             Progress::Recovered { workers } => write!(f, "all {workers} workers are ready again"),
             Progress::Restarting { delay, .. } if delay.is_zero() => {
                 f.write_str("starting a new worker")
             }
             Progress::Restarting { delay, .. } => write!(f, "starting a new worker in {delay:.1?}"),
-            Progress::ReloadStarted { workers } => write!(f, "reload: replacing {workers} workers"),
+            Progress::ReloadStarted { workers } => {
+                write!(f, "reload: replacing {}", counted(*workers, "worker"))
+            }
             Progress::Awaiting { worker, at } => {
                 write!(
                     f,
@@ -318,6 +323,26 @@ impl fmt::Display for Progress {
                 write!(f, "worker {worker} did not finish in time and is killed")
             }
             Progress::GivingUp(why) => write!(f, "giving up: {why}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_worker_is_not_spoken_of_as_several() {
+        for (progress, text) in [
+            (Progress::Recovered { workers: 0 }, "recovered: no worker is wanted"),
+            (Progress::Recovered { workers: 1 }, "the worker is ready again"),
+            (Progress::Recovered { workers: 2 }, "all 2 workers are ready again"),
+            (Progress::Degraded { ready: 0, wanted: 1 }, "degraded: no worker is ready"),
+            (Progress::Degraded { ready: 1, wanted: 2 }, "degraded: 1 of 2 workers ready"),
+            (Progress::ReloadStarted { workers: 1 }, "reload: replacing 1 worker"),
+            (Progress::RollingBack { workers: 1 }, "reload: going back with 1 worker"),
+        ] {
+            assert_eq!(progress.to_string(), text);
         }
     }
 }

@@ -285,7 +285,7 @@ impl Supervisor {
         let at = &claim.at;
         if now >= deadline {
             let where_to = round.claims.listed(worker);
-            let hint = if round.is_reload() { "; `allow-moved` permits it" } else { "" };
+            let hint = if round.is_reload() { "; `--allow-moved` permits it" } else { "" };
             return Found::Lacks(match claim.holders.as_slice() {
                 _ if claim.is_shared => {
                     format!(

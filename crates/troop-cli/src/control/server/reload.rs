@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use troop::snapshot::Phase;
 use troop::supervise::{Afterwards, Progress};
+use troop::text::counted;
 use troop::{Event, Reload, WorkerHandle};
 
 use super::{LAST_WORDS, Server, failed, send_answer};
@@ -133,11 +134,11 @@ impl Server {
                 }
                 Event::Supervision(Progress::ReloadFailed { reason, then }) if began => {
                     let then = match then {
-                        Afterwards::GoesOn => format!("{replaced} workers had been replaced, the others go on"),
+                        Afterwards::GoesOn => format!("{} had been replaced, the others go on", counted(replaced, "worker")),
                         Afterwards::Retries => "no worker is ready, and troop goes on trying with what was there before".into(),
                         Afterwards::Paused => "the app is still paused, and nothing is tried again before the next reload".into(),
                         Afterwards::Ends => "the reload is over".into(),
-                        Afterwards::Replaced => format!("{replaced} workers have been replaced"),
+                        Afterwards::Replaced => format!("{} replaced", counted(replaced, "worker")),
                     };
                     let mut text = format!("{reason}; {then}");
                     if let Some(words) = fallen

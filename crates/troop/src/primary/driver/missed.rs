@@ -10,7 +10,7 @@ use crate::primary::snapshot::LostListener;
 impl Driver {
     /// No worker has an address any more, and a successor should.
     pub(super) fn is_missed(&mut self, asked: Address, at: Address) {
-        let reason = "the worker that listened there has ended, and none that followed listens there; a reload starts new ones, and one with `allow-moved` accepts the move";
+        let reason = "the worker that listened there has ended, and none that followed listens there; a reload starts new ones, and one with `--allow-moved` accepts the move";
         self.events.push(Event::ListenerLost { address: at.clone(), reason: reason.into() });
         self.missed.lost(asked, at);
     }

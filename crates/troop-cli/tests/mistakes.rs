@@ -1,0 +1,136 @@
+//! What people mistype or forget, and what troop answers: what was tried, and what to do.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use support::{Home, run};
+
+const SERVER: &str = "require('http').createServer((q, r) => r.end('x')).listen(0, '127.0.0.1')";
+
+/// Checks that a command line fails with this exit code, and that standard error contains all of
+/// these texts.
+fn fails(home: &Home, args: &[&str], exit: i32, texts: &[&str]) {
+    let (code, out, err) = home.troop(args);
+    assert_eq!(code, exit, "troop {args:?}: {out}{err}");
+    for text in texts {
+        assert!(err.contains(text), "troop {args:?} does not say {text:?}: {err}");
+    }
+}
+
+#[test]
+fn a_program_that_does_not_exist_is_named_before_a_worker_starts() {
+    let home = Home::with(&[("tool", "#!/bin/sh\nexit 1\n")]);
+    let tool = home.path().join("tool");
+    std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = |name: &str| home.path().canonicalize().unwrap().join(name).display().to_string();
+    let script = format!("there is no script {}\n", path("nosuch.js"));
+    for verb in ["start", "run"] {
+        fails(&home, &[verb, "-w", "1", "nosuch.js"], 1, &[&script]);
+        let missing = format!("cannot start {}: No such file", path("nosuch"));
+        fails(&home, &[verb, "-w", "1", "./nosuch"], 1, &[&missing]);
+        fails(&home, &[verb, "-w", "1", "nosuch-9"], 1, &["no program nosuch-9 on the PATH"]);
+        let file = format!("there is no file {}\n", path("nosuch.toml"));
+        fails(&home, &[verb, "-w", "1", "nosuch.toml"], 1, &[&file]);
+        fails(&home, &[verb, "-w", "1", "tool"], 1, &["on the PATH; ./tool is the one in"]);
+        fails(&home, &[verb, "-w", "1", "."], 1, &["is a directory"]);
+        let directory = ["--cwd", "/nosuch-directory", "server.js"];
+        let args: Vec<_> = [verb, "-w", "1"].into_iter().chain(directory).collect();
+        fails(&home, &args, 1, &["there is no directory /nosuch-directory"]);
+    }
+    let mut troop = run(["-w", "1", "/nosuch-directory/nosuch.js"]);
+    let (_, log) = troop.end();
+    assert!(!log.contains("\"event\":\"fork\""), "{log}");
+}
+
+#[test]
+fn a_file_with_apps_that_does_not_exist_is_named() {
+    let home = Home::with(&[]);
+    let path = std::path::absolute(home.path()).unwrap();
+    let usual = format!("there is no file {}; `troop init`", path.join("troop.toml").display());
+    fails(&home, &["check"], 2, &[&usual]);
+    let other = format!("there is no file {}", path.join("x.toml").display());
+    fails(&home, &["start", "-c", "x.toml"], 2, &[&other]);
+}
+
+#[test]
+fn an_address_that_cannot_be_bound_is_explained() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    for (address, why) in [
+        ("99999", "a port is a number from 0 to 65535"),
+        ("127.0.0.1:99999", "a port is a number from 0 to 65535"),
+        ("::1:80", "an IPv6 address stands in brackets"),
+        ("@name", "abstract sockets cannot be bound"),
+        ("localhost", "it has no port"),
+        ("localhost:http", "what follows the last colon must be a port"),
+    ] {
+        let why = format!("cannot listen on \"{address}\": {why}; write 8000");
+        fails(&home, &["start", "-b", address, "server.js"], 2, &[&why]);
+    }
+}
+
+#[test]
+fn a_second_start_of_the_same_program_says_what_it_is_called() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    home.fine(&["start", "server.js", "-i", "1"]);
+    let (code, out, err) = home.troop(&["start", "server.js", "-i", "1"]);
+    assert!(code == 0 && out.contains("server-2: 1 worker ready"), "{out}{err}");
+    assert!(
+        err.contains("so this one is server-2") && err.contains("troop reload server"),
+        "{err}"
+    );
+}
+
+#[test]
+fn an_option_of_the_program_that_is_typed_without_dashes_before_it_is_explained() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    let tip = "the program's own arguments stand behind `--`: troop start PROGRAM -- --port";
+    fails(&home, &["start", "server.js", "--port", "80"], 2, &[tip]);
+}
+
+#[test]
+fn an_address_in_use_comes_with_a_tip() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let server = SERVER.replace("listen(0", &format!("listen({port}"));
+    let home = Home::with(&[("server.js", &server)]);
+    for verb in ["start", "run"] {
+        fails(&home, &[verb, "-w", "1", "server.js"], 1, &["EADDRINUSE", "tip: another process"]);
+    }
+}
+
+#[test]
+fn a_variable_that_is_too_long_is_named_and_not_shown() {
+    let long = format!("FINE=1\nHUGE={}\n", "x".repeat(200_000));
+    let home = Home::with(&[("server.js", SERVER), ("long.env", &long)]);
+    let args = ["start", "-w", "1", "--env-file", "long.env", "server.js"];
+    fails(&home, &args, 1, &["the variable HUGE has 200005 bytes", "131071"]);
+    assert!(!home.troop(&args).2.contains("xxx"));
+    let many: String = (0..100).map(|i| format!("V{i}={}\n", "x".repeat(9_000))).collect();
+    let home = Home::with(&[
+        ("server.js", SERVER),
+        ("many.env", &format!("{many}BIG={}\n", "x".repeat(100_000))),
+    ]);
+    let mut command = std::process::Command::new("sh");
+    let args = ["start", "-w", "1", "--env-file", "many.env", "server.js"];
+    // A quarter of the stack is for arguments and environment.
+    command.args(["-c", "ulimit -s 2048; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_troop")]);
+    command.args(args).current_dir(home.path()).env("TROOP_RUNTIME_DIR", home.path().join("run"));
+    let output = command.output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(1) && err.contains("the largest variable is BIG"),
+        "{err}"
+    );
+}
+
+#[test]
+fn an_abstract_socket_is_not_shown_as_a_path() {
+    let name = format!("troop-test-{}", std::process::id());
+    let server = format!("require('net').createServer(() => {{}}).listen('\\0{name}')");
+    let home = Home::with(&[("server.js", &server)]);
+    let out = home.fine(&["start", "-w", "1", "server.js"]);
+    assert_eq!(out, format!("server: 1 worker ready on abstract @{name}\n"));
+}
