@@ -1,4 +1,4 @@
-//! What can be typed.
+//! The command line: verbs, options and their help.
 
 mod pm2;
 mod run;
@@ -25,7 +25,7 @@ pub(crate) struct Troop {
 pub(crate) enum Command {
     Run(Foreground),
     Start(Start),
-    /// List the apps that run
+    /// List running apps
     #[command(visible_aliases = ["list", "status"])]
     #[command(after_help = "Examples:\n  troop ls\n  troop ls --json | jq '.[].name'")]
     Ls(Look),
@@ -35,7 +35,7 @@ pub(crate) enum Command {
         after_help = "Examples:\n  troop show web                       all of it\n  troop show web:3                     one worker, by its number"
     )]
     Show(Look),
-    /// Follow what happens in an app
+    /// Print events of an app as they happen
     Events(Events),
     Logs(Logs),
     Reload(Reload),
@@ -66,23 +66,23 @@ pub(crate) struct Completions {
 #[command(after_help = "Examples:
   troop man /usr/local/share/man/man1")]
 pub(crate) struct Man {
-    /// Where to
+    /// The directory to write to
     pub(crate) directory: PathBuf,
 }
 
-/// Read a file with apps and say what is wrong with it, without starting anything
+/// Check a configuration file without starting anything
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  troop check                          the troop.toml that is here
-  troop check ecosystem.config.js      what of a PM2 file means something here
+  troop check                          the troop.toml in this directory
+  troop check ecosystem.config.js      which options of a PM2 file are used
   troop check --schema                 the JSON Schema of troop.toml, for editors")]
 pub(crate) struct Check {
-    /// The file: a troop.toml, PM2's ecosystem.config.js|cjs|json|yml, or a Procfile; a .js file is
-    /// a program, and is run
+    /// The file: a troop.toml, PM2's ecosystem.config.js|cjs|json|yml, or a Procfile. A .js file is
+    /// executed by node
     #[arg(default_value = crate::config::USUAL)]
     pub(crate) file: PathBuf,
 
-    /// Write the JSON Schema of troop.toml instead
+    /// Print the JSON Schema of troop.toml instead
     #[arg(long)]
     pub(crate) schema: bool,
 
@@ -91,27 +91,27 @@ pub(crate) struct Check {
     pub(crate) json: bool,
 }
 
-/// Write a troop.toml to begin with
+/// Write a first troop.toml
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  troop init                           for the program that seems to be here
+  troop init                           for the program found in this directory
   troop init server.js
   troop init --from ecosystem.config.js
   troop init --from Procfile")]
 pub(crate) struct Init {
-    /// The program
+    /// The program to run [default: the one found in this directory]
     #[arg(conflicts_with = "from")]
     pub(crate) program: Option<String>,
 
-    /// Take the apps from this file: PM2's ecosystem.config.js|cjs|json|yml, or a Procfile
+    /// Convert this file: PM2's ecosystem.config.js|cjs|json|yml, or a Procfile
     #[arg(long, value_name = "FILE")]
     pub(crate) from: Option<PathBuf>,
 
-    /// Write it there; `-` is standard output
+    /// Write to this file; `-` is standard output
     #[arg(short, long, default_value = crate::config::USUAL)]
     pub(crate) output: PathBuf,
 
-    /// Even if there is one already
+    /// Overwrite an existing file
     #[arg(long)]
     pub(crate) force: bool,
 
@@ -120,30 +120,31 @@ pub(crate) struct Init {
     pub(crate) json: bool,
 }
 
-/// Write systemd units, so that apps start with the machine
+/// Write systemd units, so that apps start at boot
 ///
-/// Each app becomes a service of its own, which systemd starts, reloads, watches and ends.
+/// Each app becomes a service that systemd starts, reloads, watches and stops.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  troop startup                        all apps of the troop.toml that is here; as root for the system, else for the user
-  troop startup web --print            only show it")]
+  troop startup                        all apps of troop.toml; system units for root, else user units
+  troop startup web --print            print the unit")]
 pub(crate) struct Startup {
-    /// The app; by default all of the file
+    /// The app [default: all apps of the file]
     pub(crate) app: Option<String>,
 
-    /// The file with the apps
+    /// Read apps from this file
     #[arg(short, long, value_name = "FILE", default_value = crate::config::USUAL)]
     pub(crate) config: PathBuf,
 
-    /// The environment of this name in a PM2 file
+    /// Use the environment of this name in a PM2 file
     #[arg(long, value_name = "NAME")]
     pub(crate) env: Option<String>,
 
-    /// Where to; by default /etc/systemd/system for root, else ~/.config/systemd/user
+    /// The directory to write to [default: /etc/systemd/system for root, else
+    /// ~/.config/systemd/user]
     #[arg(long, value_name = "DIR")]
     pub(crate) directory: Option<PathBuf>,
 
-    /// Write to standard output, and nowhere else
+    /// Print the units instead of writing them
     #[arg(long)]
     pub(crate) print: bool,
 
@@ -152,26 +153,26 @@ pub(crate) struct Startup {
     pub(crate) json: bool,
 }
 
-/// Start apps in the background, and wait until they are ready
+/// Start apps in the background and wait until they are ready
 ///
-/// The same as `troop run`, but it comes back: with exit code 0 when all workers are ready, or with
-/// the reason why they are not. What the workers print goes into files: `troop logs`.
+/// Exits with 0 when all workers are ready; otherwise it prints the reason and exits with 1. Output
+/// of the workers goes to files, which `troop logs` shows.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop start server.js -i max --name web
-  troop start server.js -- --port 8000   the program's own arguments stand behind `--`
-  troop start                          all apps of the troop.toml that is here
+  troop start server.js -- --port 8000   the program's own arguments follow `--`
+  troop start                          all apps of the troop.toml in this directory
   troop start ecosystem.config.js --env production
-  troop start web                      the app web of the troop.toml that is here")]
+  troop start web                      the app web of that file")]
 pub(crate) struct Start {
     #[command(flatten)]
     pub(crate) run: Run,
 
-    /// The program's arguments; or, behind a file with several apps, the one that is meant
+    /// The program's arguments; after a file with several apps, the name of one
     #[arg(last = true)]
     pub(crate) args: Vec<OsString>,
 
-    /// Do not wait until it is ready
+    /// Do not wait until the app is ready
     #[arg(long)]
     pub(crate) no_wait: bool,
 
@@ -180,13 +181,13 @@ pub(crate) struct Start {
     pub(crate) json: bool,
 }
 
-/// End an app and start it again, with everything that its file says now
+/// Stop an app and start it again, re-reading its configuration
 ///
-/// For what a reload cannot change. Clients are refused or wait meanwhile; `troop reload` loses
-/// nobody.
+/// Applies the options that a reload cannot change. Clients are refused or wait until the app is
+/// back; `troop reload` loses no connection.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  troop restart web                    what only another start can change is used
+  troop restart web                    apply all changes of its configuration
   troop restart all")]
 pub(crate) struct Restart {
     /// The app's name, or `all`; optional when there is only one
@@ -197,51 +198,51 @@ pub(crate) struct Restart {
     pub(crate) json: bool,
 }
 
-/// Show what an app's workers have printed, and what happened to them
+/// Show the output of an app's workers, and its events
 #[derive(Debug, Args)]
 #[command(visible_alias = "tail")]
 #[command(after_help = "Examples:
-  troop logs web -f                    and go on showing
+  troop logs web -f                    follow
   troop logs web --lines 100 --err     the last 100 lines of standard error
   troop logs all -f")]
 pub(crate) struct Logs {
     /// The app's name, or `all`; optional when there is only one
     pub(crate) app: Option<String>,
 
-    /// Go on with what comes
+    /// Print new lines as they are written
     #[arg(short, long)]
     pub(crate) follow: bool,
 
-    /// How many lines
+    /// Number of lines to show
     #[arg(short = 'n', long, default_value_t = 15)]
     pub(crate) lines: usize,
 
-    /// Only standard error
+    /// Show only standard error
     #[arg(long)]
     pub(crate) err: bool,
 
-    /// Only standard output
+    /// Show only standard output
     #[arg(long)]
     pub(crate) out: bool,
 
-    /// Only of the worker in this slot
+    /// Show only the worker in this slot
     #[arg(long, value_name = "N")]
     pub(crate) slot: Option<u32>,
 
-    /// Print lines to a terminal as they are, with escape sequences that it obeys [default: only
+    /// Print lines to a terminal unchanged, with all their escape sequences [default: keep only
     /// colours]
     #[arg(long)]
     pub(crate) raw: bool,
 
-    /// One JSON object per line
+    /// Print one JSON object per line
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// Look at one app or all.
+/// Arguments of the verbs that show apps.
 #[derive(Debug, Args)]
 pub(crate) struct Look {
-    /// The app's name
+    /// The app's name [default: all apps]
     pub(crate) app: Option<String>,
 
     /// Print JSON
@@ -252,38 +253,38 @@ pub(crate) struct Look {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop events web                     until the app ends
-  troop events web --json | jq         a line of JSON for each event")]
+  troop events web --json | jq         one line of JSON per event")]
 pub(crate) struct Events {
     /// The app's name; optional when there is only one
     pub(crate) app: Option<String>,
 
-    /// One JSON object per line, as `troop run --log json` writes them
+    /// Print one JSON object per line, as `troop run --log json` does
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Taken for granted; accepted because other tools need it
+    /// Accepted because other tools need it; events are always followed
     #[arg(short, long, hide = true)]
     pub(crate) follow: bool,
 }
 
-/// Replace an app's workers, without losing a connection
+/// Replace an app's workers without dropping connections
 ///
-/// Each old worker leaves only after its successor serves. If a new one does not come up, or does
-/// not listen on an address that the old ones share, the old ones go on, and this says why. Waits
-/// until it is done.
+/// Re-reads the configuration, then replaces workers one by one: an old worker drains only after its
+/// successor is ready. If a new worker does not become ready, or does not listen on an address that
+/// the old ones share, the old workers stay and the reason is printed. Waits until the reload is
+/// done.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  troop reload web                     with what its file says now
+  troop reload web                     all workers
   troop reload web:3                   one worker
   troop reload web --allow-moved       the new workers may listen elsewhere
 
-Exit codes: 0 when all workers were replaced, 1 if not, 3 if there is no such app.")]
+Exit codes: 0 when all workers were replaced, 1 if not, 2 for an invalid configuration, 3 if there is no such app.")]
 pub(crate) struct Reload {
     /// The app's name, or `all`, or one worker of it (`web:3`); optional when there is only one
     pub(crate) app: Option<String>,
 
-    /// Let the new workers listen elsewhere than the old ones; an address that nobody listens on
-    /// any more is closed
+    /// Let the new workers listen on other addresses; an address without a worker is closed
     #[arg(long)]
     pub(crate) allow_moved: bool,
 
@@ -292,20 +293,20 @@ pub(crate) struct Reload {
     pub(crate) json: bool,
 }
 
-/// Change how many workers an app has
+/// Change the number of workers
 #[derive(Debug, Args)]
 #[command(allow_missing_positional = true, allow_negative_numbers = true)]
 #[command(after_help = "Examples:
   troop scale 8                        the only app gets 8 workers
   troop scale web +2                   two more
-  troop scale web -1                   one less; the last one finishes its requests
+  troop scale web -1                   one less; it drains first
   troop scale web 0                    none; its listeners stay open, and clients wait")]
 pub(crate) struct Scale {
     /// The app's name; optional when there is only one
     #[arg(value_name = "APP")]
     pub(crate) app: Option<String>,
 
-    /// How many, or with a sign, how many more or less
+    /// Number of workers; with a sign, how many more or fewer
     #[arg(value_name = "N|+N|-N", value_parser = to)]
     pub(crate) to: To,
 
@@ -320,22 +321,22 @@ pub(crate) enum To {
     By(i64),
 }
 
-/// End an app: its workers finish what they serve
+/// Stop an app; its workers finish the requests in progress
 #[derive(Debug, Args)]
 #[command(visible_alias = "delete", alias = "del")]
 #[command(after_help = "Examples:
-  troop stop web                       waits until all is served, at most the grace
-  troop stop web --quick               at once
+  troop stop web                       drain, at most for the grace period
+  troop stop web --quick               kill the workers
   troop stop all")]
 pub(crate) struct Stop {
     /// The app's name, or `all`; optional when there is only one
     pub(crate) app: Option<String>,
 
-    /// At once, whatever is being served
+    /// Kill the workers instead of draining them
     #[arg(long)]
     pub(crate) quick: bool,
 
-    /// Do not wait until it has ended
+    /// Do not wait until the app has ended
     #[arg(long)]
     pub(crate) no_wait: bool,
 
@@ -344,7 +345,7 @@ pub(crate) struct Stop {
     pub(crate) json: bool,
 }
 
-/// Change how a running app's connections are spread
+/// Change the scheduling of a running app
 #[derive(Debug, Args)]
 #[command(allow_missing_positional = true)]
 #[command(after_help = "Examples:
@@ -355,7 +356,7 @@ pub(crate) struct Policy {
     #[arg(value_name = "APP")]
     pub(crate) app: Option<String>,
 
-    /// As for `troop run --policy`
+    /// The policy, as for `troop run --policy`
     #[arg(value_name = "[ADDR=]POLICY", value_parser = chosen)]
     pub(crate) policy: Chosen,
 
@@ -366,9 +367,9 @@ pub(crate) struct Policy {
 
 /// Send a message to an app's workers
 ///
-/// A Node worker gets it by `process.on('message')`, a Rust worker by `Worker::next_event`. What is
-/// no JSON is sent as text. With --ask, an answer of each worker is waited for: Rust workers answer
-/// a `Request`; a Node worker gets `{ troop: 'request', id, body }`, and answers by
+/// Node workers receive it by `process.on('message')`, Rust workers by `Worker::next_event`. A
+/// message that is not JSON is sent as text. With --ask, each worker replies: Rust workers answer a
+/// `Request`; a Node worker receives `{ troop: 'request', id, body }` and answers by
 /// `process.send({ troop: 'reply', id, body })`.
 #[derive(Debug, Args)]
 #[command(override_usage = "troop send [OPTIONS] [APP] <MESSAGE>")]
@@ -377,18 +378,18 @@ pub(crate) struct Policy {
   troop send web:3 read-again
   troop send web --ask '\"how are you\"'
 
-Exit codes: 0, or 1 if it could not be sent to all, or not all have answered.")]
+Exit codes: 0, or 1 if a worker could not be reached or has not replied.")]
 pub(crate) struct Send {
-    /// The app's name, or one worker of it (`web:3`), optional when there is only one; and the
-    /// message: JSON, or text
+    /// The app or one worker of it (`web:3`), optional when there is only one app; then the message:
+    /// JSON or text
     #[arg(value_name = "MESSAGE", num_args = 1..=2, required = true)]
     words: Vec<String>,
 
-    /// Wait for the answers
+    /// Wait for replies and print them
     #[arg(long)]
     pub(crate) ask: bool,
 
-    /// How long to wait for them
+    /// Time to wait for replies
     #[arg(long, value_name = "TIME", value_parser = config::time, default_value = "10s", requires = "ask")]
     pub(crate) timeout: Time,
 
@@ -398,7 +399,7 @@ pub(crate) struct Send {
 }
 
 impl Send {
-    /// The app, if it was named, and the message.
+    /// Returns the app, if it was named, and the message.
     pub(crate) fn words(&self) -> (Option<&str>, &str) {
         match &self.words[..] {
             [app, message] => (Some(app), message),
@@ -412,17 +413,17 @@ impl Send {
 #[command(allow_missing_positional = true)]
 #[command(after_help = "Examples:
   troop signal web USR2                to all workers
-  troop signal web:3 KILL              to one; it is replaced")]
+  troop signal web:3 KILL              to one worker, which is then replaced")]
 pub(crate) struct Signal {
     /// The app's name; optional when there is only one
     #[arg(value_name = "APP")]
     pub(crate) app: Option<String>,
 
-    /// Its name, with or without SIG, or its number
+    /// Name of the signal, with or without SIG, or its number
     #[arg(value_name = "SIGNAL", value_parser = signal)]
     pub(crate) signal: i32,
 
-    /// Only to this one, by its number
+    /// Send it only to the worker of this number
     #[arg(long, value_name = "N")]
     pub(crate) worker: Option<u32>,
 
@@ -431,7 +432,7 @@ pub(crate) struct Signal {
     pub(crate) json: bool,
 }
 
-/// What an app may be called.
+/// The rule for names of apps, as errors state it.
 pub(crate) const NAME_RULE: &str = "it must consist of up to 64 letters, digits, `.`, `_` and `-`, begin with none of `.-`, and not be `all`";
 
 fn name(text: &str) -> Result<String, String> {

@@ -1,4 +1,4 @@
-//! From a plan to a cluster.
+//! Turns a resolved app into a cluster builder.
 
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
@@ -20,13 +20,13 @@ use crate::program;
 use crate::resolve::ResolvedApp;
 use crate::run::RunError;
 
-/// Node's signal for reports.
+/// The signal on which node writes a report.
 const SIGUSR2: i32 = 12;
 
-/// How long a start may take under a debugger.
+/// `restart.window` under a debugger, where a worker may wait for a long time before it is ready.
 const DEBUGGED_WINDOW: Duration = Duration::from_secs(86_400);
 
-/// What is for the primary alone.
+/// Variables of the primary that workers do not inherit.
 pub(crate) const OWN_VARIABLES: [&str; 6] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
@@ -37,7 +37,7 @@ pub(crate) const OWN_VARIABLES: [&str; 6] = [
 ];
 
 impl ResolvedApp {
-    /// The cluster, without anybody who watches it.
+    /// Returns the builder of the cluster, without event handlers.
     pub(crate) fn builder(&self) -> Result<Builder, RunError> {
         preflight::check_files(self)?;
         let app = &self.app;
@@ -50,7 +50,7 @@ impl ResolvedApp {
             .keep_listeners(app.restart.keep_listeners.unwrap_or(true))
             .replace(self.replace_policy())
             .recycle(self.recycle_policy());
-        // A worker that stands at a breakpoint does not answer, and must not be killed for it.
+        // A worker that is stopped at a breakpoint does not answer, and must not be killed.
         match app.hang_timeout {
             _ if self.is_debugged() => builder = builder.hang_timeout(None),
             Some(limit) => {
@@ -95,14 +95,14 @@ impl ResolvedApp {
         Ok(builder)
     }
 
-    /// What workers are started with.
+    /// Returns the settings that workers are started with.
     pub(crate) fn setup(&self) -> Result<Setup, Error> {
         preflight::check_length(self).map_err(Error::Settings)?;
         let app = &self.app;
         let args = self.args.iter().map(|arg| self.with_numbers(arg)).collect();
         let mut setup = program::setup(&self.program, &app.node_args, args)?
             .afresh()
-            // So that Ctrl-C reaches the primary alone, which tells the workers in its own way.
+            // Ctrl-C must reach the primary alone, which then drains the workers.
             .own_process_group(true)
             .stdin(Stdio::Null)
             .slot_variable("NODE_APP_INSTANCE");
@@ -145,7 +145,7 @@ impl ResolvedApp {
         self.identity(setup)
     }
 
-    /// Who workers run as.
+    /// Sets the user and the groups of the workers.
     fn identity(&self, mut setup: Setup) -> Result<Setup, Error> {
         let (user, group) = (self.app.user.as_deref(), self.app.group.as_deref());
         if let Some(name) = user {
@@ -156,7 +156,7 @@ impl ResolvedApp {
                 Some(user) => {
                     let groups = uzers::get_user_groups(user.name(), user.primary_group_id());
                     let groups = groups.ok_or_else(|| {
-                        Error::Settings(format!("the groups of user {name:?} cannot be found out"))
+                        Error::Settings(format!("cannot find the groups of user {name:?}"))
                     })?;
                     setup = setup.uid(user.uid()).gid(user.primary_group_id());
                     setup = setup.groups(groups.iter().map(uzers::Group::gid).collect::<Vec<_>>());
@@ -165,17 +165,17 @@ impl ResolvedApp {
                     for (variable, value) in
                         [("HOME", home), ("USER", name), ("LOGNAME", name), ("SHELL", shell)]
                     {
-                        // As systemd does; what is said about the app goes before.
+                        // As systemd does. The app's own environment overrides these.
                         if !self.env.contains_key(OsStr::new(variable)) {
                             setup = setup.env(variable, value);
                         }
                     }
                 }
-                // A number need not have a name, but then nothing says what its group is.
+                // A number without an entry in the user database has no primary group.
                 None => match number {
                     Some(_) if group.is_none() => {
                         return Err(Error::Settings(format!(
-                            "user {name} is not known here, so its group has to be said too"
+                            "user {name} is not in the user database, so `group` is needed too"
                         )));
                     }
                     Some(uid) => setup = setup.uid(uid),
@@ -196,7 +196,7 @@ impl ResolvedApp {
         })
     }
 
-    /// An argument with the numbers of sockets put in.
+    /// Replaces `{fd}` and `{fd1}` in an argument by the numbers of the sockets.
     fn with_numbers(&self, arg: &OsString) -> OsString {
         let bind = &self.app.bind;
         let Some(text) = arg.to_str().filter(|text| !bind.is_empty() && text.contains("{fd"))
@@ -282,9 +282,8 @@ impl ResolvedApp {
     }
 }
 
-/// Opens what was asked for, or takes what systemd has opened: `systemd` for all of that,
-/// `systemd:NAME` for what is called so. With `slots` each of so many workers gets a socket of its
-/// own.
+/// Opens the sockets of `bind`, or takes those of systemd: `systemd` for all of them, `systemd:NAME`
+/// for those of one name. With `slots` above 0 each of that many workers gets a socket of its own.
 fn bind(
     places: &[String],
     inherited: &[InheritedSocket],
@@ -304,7 +303,7 @@ fn bind(
         };
         if slots > 0 {
             return Err(Error::Settings(format!(
-                "{place}: sockets that systemd has opened cannot be steered"
+                "{place}: sockets from systemd cannot be steered"
             )));
         }
         let wanted = wanted.strip_prefix(':').filter(|wanted| !wanted.is_empty());
@@ -315,12 +314,12 @@ fn bind(
         if found.is_empty() {
             let names: Vec<_> = inherited.iter().map(InheritedSocket::name).collect();
             let there = if names.is_empty() {
-                "none was given".into()
+                "it passed none".into()
             } else {
                 format!("there are {}", names.join(", "))
             };
             return Err(Error::Settings(format!(
-                "{place}: no such socket came from systemd; {there} (LISTEN_FDS)"
+                "{place}: there is no such socket from systemd; {there} (LISTEN_FDS)"
             )));
         }
         for socket in found {

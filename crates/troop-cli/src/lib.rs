@@ -1,5 +1,5 @@
-//! `troop`: runs any program as a cluster. This library is the program without its `main`, so that
-//! its parsers can be fuzzed; it promises nothing to others.
+//! The program `troop`, which runs any program as a cluster. It is a library only for the fuzz
+//! targets, and has no stable API.
 
 mod args;
 mod build;
@@ -31,10 +31,10 @@ use args::Command;
 use control::client::CliError;
 use verbs::{check, init, look, man, send, startup, steer};
 
-/// The exit code when there is no such app.
+/// Exit code for an app that does not run.
 const NO_APP: u8 = 3;
 
-/// The program.
+/// Parses the command line, runs the verb and returns the exit code.
 pub fn main() -> ExitCode {
     let args::Troop { command } = args::Troop::try_parse().unwrap_or_else(|e| {
         let _ = e.print();
@@ -52,7 +52,7 @@ pub fn main() -> ExitCode {
     });
     let result = match command {
         Command::Run(args) => return run(args.run, args.args),
-        // The primary that another one starts is told so.
+        // The primary that `troop start` has spawned in the background.
         Command::Start(mut args) if std::env::var_os(start::VARIABLE).is_some() => {
             args.run.unawaited = args.no_wait;
             return run(args.run, args.args);
@@ -62,7 +62,7 @@ pub fn main() -> ExitCode {
             start::start(&args)
         }
         Command::Completions(args) => {
-            // By way of memory: nothing can be done about a standard output that is closed.
+            // clap panics on a closed standard output, so the script is generated in memory.
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut args::Troop::command(), "troop", &mut script);
             let _ = std::io::stdout().write_all(&script);
@@ -90,7 +90,7 @@ pub fn main() -> ExitCode {
             log::line(&format!("troop: {error}"));
             ExitCode::from(match &error {
                 CliError::NoApp(_) => NO_APP,
-                // As for what cannot be typed.
+                // As clap does for invalid arguments.
                 CliError::Usage(_) => 2,
                 CliError::Failed(failure) if failure.kind == "bad-request" => 2,
                 _ => 1,
@@ -105,7 +105,7 @@ fn run(mut what: args::Run, args: Vec<std::ffi::OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             log::line(&start::with_tip(format!("troop: {e}")));
-            // As for what cannot be typed.
+            // As clap does for invalid arguments.
             ExitCode::from(if matches!(e, run::RunError::Usage(_)) { 2 } else { 1 })
         }
     };

@@ -1,5 +1,4 @@
-//! Standard output. Whatever a worker, a file or a primary of another version has said is shown
-//! escaped: `troop::text`.
+//! Standard output. Text of workers, files and other primaries is escaped with `troop::text`.
 
 use std::io::{self, Write as _};
 
@@ -9,24 +8,24 @@ use troop::text;
 /// Writes lines for people.
 ///
 /// # Errors
-/// If nobody reads any more.
+/// If standard output is closed.
 pub(crate) fn line(line: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{}", text::lines(line, "")).and_then(|()| out.flush())
 }
 
-/// Writes a value in one line, for programs.
+/// Writes a value as one line of JSON.
 ///
 /// # Errors
-/// If nobody reads any more.
+/// If standard output is closed.
 pub(crate) fn json(value: &Value) -> io::Result<()> {
     raw(&text::json(value.to_string()))
 }
 
-/// Writes a line as it is.
+/// Writes a line unchanged.
 ///
 /// # Errors
-/// If nobody reads any more.
+/// If standard output is closed.
 pub(crate) fn raw(line: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush())

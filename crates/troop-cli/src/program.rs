@@ -1,4 +1,4 @@
-//! From what was typed to what is executed.
+//! Turns a program and its arguments into settings for workers: node for scripts, with its options.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -7,8 +7,7 @@ use std::sync::OnceLock;
 
 use troop::{Error, Setup};
 
-/// Node's options that take the next argument as their value, as far as they make sense before a
-/// script.
+/// Options of node that take the next argument as their value.
 const WITH_VALUE: [&str; 10] = [
     "-r",
     "--require",
@@ -22,9 +21,9 @@ const WITH_VALUE: [&str; 10] = [
     "--icu-data-dir",
 ];
 
-/// What to start workers with. Scripts run under node; of `node OPTIONS SCRIPT ARGS` the options
-/// are recognised, so that those which must differ between workers (inspector ports, profile files)
-/// can be given to each.
+/// Returns the settings that start workers of a program. Scripts run under node. The options in
+/// `node OPTIONS SCRIPT ARGS` are recognised, because some must differ between workers (inspector
+/// ports, profile files).
 pub(crate) fn setup(
     program: &OsStr,
     node_args: &[String],
@@ -34,7 +33,7 @@ pub(crate) fn setup(
     match path.extension().and_then(OsStr::to_str) {
         Some("js" | "mjs" | "cjs") => Ok(Setup::new().script(path).args(args).exec_argv(node_args)),
         Some("ts" | "mts" | "cts") => {
-            // Asked once: later there may be others who wait for every process that ends.
+            // Run once: later, as PID 1, the driver reaps every child, this one included.
             static FLAGS: OnceLock<Result<Vec<OsString>, String>> = OnceLock::new();
             let flags = FLAGS.get_or_init(|| typescript_flags().map_err(|e| e.chain()));
             let flags = flags.clone().map_err(Error::Settings)?;
@@ -47,21 +46,21 @@ pub(crate) fn setup(
             Ok(node(path, node_args.iter().map(Into::into).chain(args).collect()))
         }
         _ if !node_args.is_empty() => Err(Error::Settings(format!(
-            "node_args are for scripts that run under node, and {} is none",
+            "node_args need a script that runs under node, and {} is not one",
             path.display()
         ))),
         _ => Ok(Setup::new().program(path).args(args)),
     }
 }
 
-/// Whether a file is one that node runs.
+/// Whether a file has an ending that node runs.
 pub(crate) fn is_script(path: &Path) -> bool {
     path.extension()
         .and_then(OsStr::to_str)
         .is_some_and(|e| ["js", "mjs", "cjs", "ts", "mts", "cts"].contains(&e))
 }
 
-/// What runs a script of another language, by its ending.
+/// Returns the interpreter of a script in another language, by its ending.
 pub(crate) fn interpreter_of(path: &Path) -> Option<&'static str> {
     Some(match path.extension()?.to_str()? {
         "py" => "python3",
@@ -78,7 +77,7 @@ pub(crate) fn is_executable(path: &Path) -> bool {
     path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// A program and its arguments, without a primary.
+/// Returns the command that runs a program without a primary.
 pub(crate) fn alone(
     program: &OsStr,
     node_args: &[String],
@@ -107,7 +106,8 @@ fn node(program: &Path, args: Vec<OsString>) -> Setup {
     }
 }
 
-/// Node strips types by itself from 22.18 and 23.6 on, when asked from 22.6 on, and not before.
+/// Returns the options by which node runs TypeScript: none from 22.18 and 23.6 on, a flag from 22.6
+/// on.
 fn typescript_flags() -> Result<Vec<OsString>, Error> {
     let output = Command::new("node").arg("--version").output().map_err(|source| Error::Spawn {
         program: "node".into(),
@@ -121,7 +121,7 @@ fn typescript_flags() -> Result<Vec<OsString>, Error> {
         (22, 18..) | (23, 6..) | (24.., _) => Ok(Vec::new()),
         (22, 6..) | (23, _) => Ok(vec!["--experimental-strip-types".into()]),
         _ => Err(Error::Settings(format!(
-            "node {version} does not run TypeScript; 22.6 is the first that does"
+            "node {version} does not run TypeScript: node 22.6 or later is needed"
         ))),
     }
 }
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nodes_options_are_told_from_the_script() {
+    fn options_of_node_are_separated_from_the_script() {
         let args =
             ["--inspect", "-r", "x.js", "server.js", "--port", "1"].map(OsString::from).to_vec();
         let text = format!("{:?}", node(Path::new("node"), args));

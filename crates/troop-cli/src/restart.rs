@@ -1,4 +1,4 @@
-//! `troop restart`: the primary ends its workers and becomes a new one, in the same process.
+//! `troop restart`: the primary stops its workers and executes itself again in the same process.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
 use troop::activation::InheritedSocket;
 
-/// The name that a primary had which is now another one, so that it has it again.
+/// The variable by which a primary keeps its name when it executes itself again.
 pub(crate) const VARIABLE: &str = "TROOP_RESTARTED_AS";
 
-/// Whether the end that comes is to be followed by a new beginning.
+/// Whether the primary executes itself again after its workers have stopped.
 #[derive(Debug)]
 pub(crate) struct Restarting {
     asked: AtomicBool,
-    /// A signal has asked for the end.
+    /// A signal has requested a stop, which overrides a restart.
     ended: Arc<AtomicBool>,
 }
 
@@ -33,7 +33,7 @@ impl Restarting {
         self.asked.store(true, Ordering::Release);
     }
 
-    /// Somebody wants the end after all.
+    /// Cancels a restart: `troop stop` came after it.
     pub(crate) fn take_back(&self) {
         self.asked.store(false, Ordering::Release);
     }
@@ -43,8 +43,8 @@ impl Restarting {
     }
 }
 
-/// What to become: the file that this program was started from, whatever is there now; or, if there
-/// is nothing, what runs now.
+/// Returns the program to execute: the file that this one was started from, which may have been
+/// replaced, or the running image if that file is gone.
 fn program() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     let plain = own
@@ -54,8 +54,8 @@ fn program() -> PathBuf {
     if plain.is_file() { plain } else { Path::new("/proc/self/exe").to_owned() }
 }
 
-/// Begins anew, with the same command line. Returns only if that fails.
-pub(crate) fn begin_anew(name: &str, fds: &[i32]) -> std::io::Error {
+/// Executes this program again with the same command line. Returns only on failure.
+pub(crate) fn exec_again(name: &str, fds: &[i32]) -> std::io::Error {
     InheritedSocket::leave_all();
     fds.iter().filter_map(|fd| InheritedSocket::at(*fd).ok()).for_each(|socket| socket.leave());
     let mut command = Command::new(program());

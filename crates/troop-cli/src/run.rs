@@ -1,4 +1,4 @@
-//! `troop run`.
+//! `troop run`: starts the primary of one app and runs until it ends.
 
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
@@ -24,12 +24,12 @@ use crate::restart::{self, Restarting};
 use crate::start::{self, StartupReport, StartupReporter};
 use crate::{notify, signals, watch};
 
-/// Why it did not run, or does not any more.
+/// Why an app did not start or has ended.
 #[derive(Debug)]
 pub(crate) enum RunError {
-    /// What was typed, or what the file says, makes no sense.
+    /// The command line or the configuration file is invalid.
     Usage(String),
-    /// An app of this name runs.
+    /// Another app of this name is running.
     Taken(String),
     Failed(Error),
 }
@@ -45,17 +45,20 @@ impl std::fmt::Display for RunError {
         match self {
             RunError::Usage(text) => f.write_str(text),
             RunError::Taken(name) => {
-                write!(f, "an app {name:?} runs already: see `troop ls`, or choose another --name")
+                write!(
+                    f,
+                    "an app {name:?} runs already: `troop reload {name}` replaces its workers; another --name starts a second one"
+                )
             }
             RunError::Failed(e) => f.write_str(&e.chain()),
         }
     }
 }
 
-/// In the foreground, or, if it was started so, in the background.
+/// Runs an app in the foreground, or in the background if `troop start` has spawned this process.
 pub(crate) fn run(args: Run) -> Result<(), RunError> {
     let started_as = std::env::var(start::VARIABLE).ok();
-    // After a restart nobody waits for the news.
+    // After `troop restart` no process waits for the report.
     let is_awaited = started_as.is_some() && std::env::var_os(restart::VARIABLE).is_none();
     let reporter = is_awaited.then(|| Arc::new(StartupReporter::new(!args.unawaited)));
     let result = run_as(args, started_as.as_deref(), reporter.clone());
@@ -68,10 +71,10 @@ pub(crate) fn run(args: Run) -> Result<(), RunError> {
         }
         (Ok(()), Some(reporter)) => {
             let how = reporter.last_end().map(|how| format!(": {how}")).unwrap_or_default();
-            let reason = format!("all workers have ended, and are not to be started again{how}");
+            let reason = format!("all workers have ended, and none is restarted{how}");
             reporter.send(&StartupReport::Failed { reason, usage: false });
         }
-        // There is no terminal to say it on.
+        // In the background there is no terminal: the error goes to the logs.
         (Err(error), None) if started_as.is_some() => log::line(&format!("troop: {error}")),
         _ => {}
     }
@@ -88,7 +91,7 @@ fn run_as(
 ) -> Result<(), RunError> {
     let (resolved, source) = resolve::resolve(args, started_as).map_err(RunError::Usage)?;
     if !resolved.background {
-        // In the background whoever starts it has said so.
+        // `troop start` has printed them already.
         source.doubts(&resolved).iter().for_each(|doubt| log::line(&format!("troop: {doubt}")));
     }
     if resolved.background
@@ -112,22 +115,22 @@ fn run_as(
         Ok(claim) => Some(claim),
         Err(Unclaimed::Taken) => return Err(RunError::Taken(wanted.unwrap_or_default())),
         Err(Unclaimed::Io(e)) if resolved.background => {
-            // Nobody could ever find it.
+            // No verb could find an app in the background without it.
             return Err(RunError::Failed(Error::Settings(format!(
-                "no control socket can be made: {e}"
+                "cannot make a control socket: {e}"
             ))));
         }
         Err(Unclaimed::Io(e)) => {
-            // In a container, say, where nothing can be written. It serves all the same.
+            // A read-only container, for example. The app serves without it.
             log::line(&format!(
-                "troop: without a control socket, so that `troop ls` and others do not find this app: {e}"
+                "troop: running without a control socket, so `troop ls` and other verbs do not find this app: {e}"
             ));
             None
         }
     };
     let (claim, listener) = claim.unzip();
-    // After the name: of an app that runs already this process may well lack what that one was
-    // given, such as descriptors.
+    // After the claim: if the app runs already, that is the error to report, rather than descriptors
+    // which only the running one has inherited.
     let mut builder = resolved.builder()?.leave_signals(signals::CAUGHT);
     let name = claim
         .as_ref()
@@ -135,7 +138,7 @@ fn run_as(
     if wanted.is_none() && name != resolved.usual_name && !resolved.background {
         log::line(&format!("troop: {}", also_runs(&resolved.usual_name, &name)));
     }
-    // Nothing is left behind by an app that does not start.
+    // Everything that can fail comes before the first file is created.
     if let Some(watch) = &resolved.app.watch {
         watch::check(watch, resolved.cwd.as_deref()).map_err(RunError::Usage)?;
     }
@@ -143,7 +146,7 @@ fn run_as(
     let begun =
         files.iter_mut().try_for_each(LogFile::begin).and_then(|()| match &resolved.app.watch {
             None => Ok(None),
-            // Not before the files are there, or they would be changes.
+            // The log files are created first; otherwise they would count as changes.
             Some(watch) => {
                 let own = files.iter().map(|file| file.path().to_owned()).collect();
                 watch::start(watch, resolved.cwd.as_deref(), own).map(Some)
@@ -157,7 +160,7 @@ fn run_as(
     if let Some(queue) = queue.clone().filter(|_| resolved.collects()) {
         builder = builder.output(Collector::new(queue));
     }
-    // Of a background app everything goes where its output goes.
+    // In the background troop's own lines go to the same place as the workers' output.
     if let Some(queue) = queue.clone().filter(|_| resolved.background) {
         log::send_lines_to(queue);
     }
@@ -173,7 +176,7 @@ fn run_as(
         let restarting = restarting.clone();
         builder = builder.on_start(|cluster| {
             if let Err(e) = notify::start(cluster, restarting) {
-                log::line(&format!("troop: cannot tell systemd how it goes: {e}"));
+                log::line(&format!("troop: cannot notify systemd: {e}"));
             }
         });
     }
@@ -189,7 +192,7 @@ fn run_as(
     };
     builder = builder.on_start(move |cluster| {
         if let Err(e) = server::start(listener, cluster, identity, signals, watched) {
-            log::line(&format!("troop: cannot answer `troop ls` and others: {e}"));
+            log::line(&format!("troop: cannot serve the control socket, so `troop ls` and other verbs do not find this app: {e}"));
         }
     });
     let mut fallen = None;
@@ -221,8 +224,8 @@ fn run_as(
     if restarting.is_asked() {
         drop(claim);
         log::finish();
-        let e = restart::begin_anew(&name, &fds);
-        return Err(RunError::Failed(Error::Settings(format!("cannot begin anew: {e}"))));
+        let e = restart::exec_again(&name, &fds);
+        return Err(RunError::Failed(Error::Settings(format!("cannot restart: {e}"))));
     }
     Ok(())
 }
@@ -241,7 +244,7 @@ fn claim(name: Option<&str>, usual: &str) -> Result<(Claim, UnixListener), Uncla
     }
 }
 
-/// The log files, if there are any. Nothing is made yet.
+/// Returns the log files of an app that logs to files. No file is created yet.
 fn log_files(resolved: &ResolvedApp, name: &str) -> Result<Vec<LogFile>, RunError> {
     let (to, _) = resolved.output();
     if to != To::Files || (!resolved.collects() && !resolved.background) {
@@ -265,7 +268,7 @@ fn log_files(resolved: &ResolvedApp, name: &str) -> Result<Vec<LogFile>, RunErro
     Ok(files)
 }
 
-/// What lines are written to, if they pass through this process.
+/// Starts the queue that writes the workers' output, if it passes through this process.
 fn queue(
     resolved: &ResolvedApp,
     name: &str,
@@ -292,11 +295,11 @@ fn queue(
         .map_err(|e| RunError::Usage(format!("cannot start the thread for logs: {e}")))
 }
 
-/// `-w 0`: the program itself, in the place of this one.
+/// `-w 0`: replaces this process by the program.
 fn alone(resolved: &ResolvedApp) -> Result<(), RunError> {
     if !resolved.app.bind.is_empty() {
         return Err(RunError::Usage(
-            "with -w 0 the program runs alone; there is nobody to listen for it (--bind)".into(),
+            "with -w 0 the program runs alone, so there is no primary to listen for it: remove --bind or set -w 1".into(),
         ));
     }
     let app = &resolved.app;
@@ -309,9 +312,9 @@ fn alone(resolved: &ResolvedApp) -> Result<(), RunError> {
         (!app.limits.is_empty(), "limits"),
         (!app.cgroup.is_default(), "cgroup"),
     ];
-    if let Some((_, what)) = cannot.into_iter().find(|(is_said, _)| *is_said) {
+    if let Some((_, what)) = cannot.into_iter().find(|(is_set, _)| *is_set) {
         return Err(RunError::Usage(format!(
-            "with -w 0 the program runs alone, as whoever starts it: {what} cannot be changed"
+            "with -w 0 the program runs alone, without a primary that could set {what}: remove that or set -w 1"
         )));
     }
     crate::preflight::check_files(resolved)?;

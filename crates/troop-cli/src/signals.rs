@@ -1,15 +1,15 @@
-//! Signals that are about the app rather than its workers: reload from its file, open its log files
-//! anew.
+//! Signals that the program handles instead of the engine: reload with the configuration (HUP), and
+//! reopening of log files (USR1).
 
 use std::io;
 use std::os::unix::net::UnixStream;
 
 use signal_hook::consts::{SIGHUP, SIGUSR1};
 
-/// What is caught here, and left alone by the engine.
+/// Signals that the engine must leave to the program.
 pub(crate) const CAUGHT: [i32; 2] = [SIGHUP, SIGUSR1];
 
-/// A byte on each for each signal.
+/// Streams that receive one byte per signal.
 #[derive(Debug)]
 pub(crate) struct Signals {
     pub(crate) reload: UnixStream,

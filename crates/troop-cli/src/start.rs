@@ -1,4 +1,4 @@
-//! `troop start`: `troop run` in the background, waited for until it is ready.
+//! `troop start`: spawns a primary in the background and waits until its workers are ready.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -21,45 +21,46 @@ use crate::control::client::CliError;
 use crate::resolve::{self, ResolvedApp};
 use crate::{log, print};
 
-/// Tells a primary that it was started to run in the background, and as which app of its file.
+/// The variable by which `troop start` makes the process that it spawns a background primary. Its
+/// value is the name of the app in the file.
 pub(crate) const VARIABLE: &str = "TROOP_STARTED_AS";
-/// How often it is looked whether all workers are ready.
+/// Interval between checks whether all workers are ready.
 const LOOK: Duration = Duration::from_millis(50);
-/// How much longer than a worker may take it is waited for.
+/// Time to wait beyond a worker's `ready_timeout`.
 const MARGIN: Duration = Duration::from_secs(5);
-/// How long a primary that has failed may take to end.
+/// Time that a primary whose start has failed has to end.
 const ENDING: Duration = Duration::from_secs(5);
-/// How long a primary may take to leave the terminal behind.
+/// Time that a primary has to start a session of its own.
 const LEAVING: Duration = Duration::from_secs(2);
-/// How long the last words of a worker are waited for.
+/// Time to wait for the last lines of a worker.
 pub(crate) const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// What the primary says to who started it, as one line on standard output.
+/// The report of a background primary to `troop start`: one line of JSON on standard output.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum StartupReport {
     /// All workers are ready.
     Ready { name: String, pid: u32, workers: usize, listeners: Vec<String> },
-    /// Some are, and the app goes on.
+    /// Some workers are ready, and the app keeps running.
     Partly { ready: usize, wanted: usize, reason: String },
-    /// They are not, and will not be.
+    /// The start has failed, and the primary ends.
     Failed { reason: String, usage: bool },
 }
 
-/// Who waits for this primary to be ready.
+/// Sends one [`StartupReport`] to the process that waits for this primary.
 #[derive(Debug, Default)]
 pub(crate) struct StartupReporter {
-    /// Somebody waits to hear how it goes.
+    /// A process waits for the report.
     awaited: bool,
     told: Mutex<bool>,
-    /// How a worker ended that is not started again.
+    /// How the last worker ended that is not restarted.
     last_end: Mutex<Option<String>>,
 }
 
 impl StartupReporter {
-    /// Leaves the terminal behind.
+    /// Detaches this process from its terminal.
     pub(crate) fn new(awaited: bool) -> StartupReporter {
-        // It is no leader of a group, so this cannot fail.
+        // `setsid` fails only for the leader of a process group, which a spawned process is not.
         let _ = rustix::process::setsid();
         StartupReporter { awaited, ..StartupReporter::default() }
     }
@@ -78,7 +79,7 @@ impl StartupReporter {
         self.last_end.lock().ok()?.clone()
     }
 
-    /// Says how it went, if that was not said before.
+    /// Sends the report, unless one was sent before.
     pub(crate) fn send(&self, startup: &StartupReport) {
         let Ok(mut told) = self.told.lock() else { return };
         if std::mem::replace(&mut *told, true) {
@@ -87,14 +88,14 @@ impl StartupReporter {
         let line = serde_json::to_string(startup).unwrap_or_default();
         let mut out = std::io::stdout().lock();
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());
-        // Its end is what is waited for.
+        // The waiting process reads until the end of the stream.
         if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
             let _ = rustix::stdio::dup2_stdout(&null);
         }
     }
 
-    /// Watches a cluster until it is known how its start went, or nobody waits any more. One that
-    /// fails meanwhile is ended: who started it knows, and will start it again.
+    /// Watches a cluster until its start has succeeded, failed or timed out, and reports that. Stops
+    /// the cluster if it has failed.
     pub(crate) async fn watch(&self, cluster: &Cluster, name: &str, patience: Duration) {
         let mut fallen = None;
         if self.awaited
@@ -106,7 +107,7 @@ impl StartupReporter {
         }
     }
 
-    /// The time is over. Without a single worker that is ready, the start has failed.
+    /// Reports a start that has timed out. It has failed if no worker is ready.
     async fn take_stock(
         &self,
         cluster: &Cluster,
@@ -157,7 +158,7 @@ impl StartupReporter {
                     if ready == 0 || ready + ended.len() < snapshot.wanted.unwrap_or(1) {
                         continue;
                     }
-                    // Whoever has ended for good is not waited for.
+                    // Slots whose worker has ended for good do not become ready.
                     if let (Phase::Degraded, [(slot, how), ..]) = (snapshot.phase, ended.as_slice()) {
                         let reason = format!("because the worker of slot {slot} has ended for good: {how}");
                         self.tell_partly(&snapshot, reason);
@@ -174,7 +175,7 @@ impl StartupReporter {
     }
 }
 
-/// What a worker wrote last before it ended, to be put behind the reason.
+/// Returns the last lines of a worker that has ended, to append to a reason.
 fn last_lines(fallen: Option<WorkerHandle>) -> String {
     let words = fallen
         .and_then(|worker| worker.last_stderr(LAST_WORDS))
@@ -184,7 +185,7 @@ fn last_lines(fallen: Option<WorkerHandle>) -> String {
         .unwrap_or_default()
 }
 
-/// `troop start`, on the side of who waits.
+/// Runs `troop start`.
 pub(crate) fn start(args: &Start) -> Result<(), CliError> {
     let names = names(&args.run).map_err(CliError::Usage)?;
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -196,7 +197,7 @@ pub(crate) fn start(args: &Start) -> Result<(), CliError> {
             log::line(&format!("troop: not started: {}", names[at..].join(", ")));
             break;
         }
-        // Each app by itself; the others start all the same.
+        // The failure of one app does not keep the others from starting.
         if let Err(error) = start_one(args, name, &interrupted)
             && let Some(before) = failed.replace(error)
         {
@@ -206,9 +207,9 @@ pub(crate) fn start(args: &Start) -> Result<(), CliError> {
     failed.map_or(Ok(()), Err)
 }
 
-/// The apps that are meant, or the empty name if there is no choice.
+/// Returns the names of the apps to start; an empty name stands for a program without a file.
 fn names(run: &Run) -> Result<Vec<String>, String> {
-    // Before the file is read.
+    // A PM2 file is read with the chosen environment.
     for env in &run.env {
         if let Env::Chosen(name) = env {
             config::choose_environment(name);
@@ -230,7 +231,7 @@ fn names(run: &Run) -> Result<Vec<String>, String> {
 }
 
 fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), CliError> {
-    // What makes no sense is said here, where somebody reads it.
+    // Resolved here too, so that errors and warnings reach the terminal.
     let (resolved, source) =
         resolve::resolve(args.run.clone(), Some(name)).map_err(CliError::Usage)?;
     source.doubts(&resolved).iter().for_each(|doubt| log::line(&format!("troop: {doubt}")));
@@ -265,10 +266,14 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
         Some(answer) => answer,
         None if is_on_its_own(&mut child) => {
             return fail(format!(
-                "{shown}: interrupted, but it goes on starting in the background: `troop show {shown}` shows it, `troop stop {shown}` ends it"
+                "{shown}: interrupted, but the app keeps starting in the background: `troop show {shown}` shows it, `troop stop {shown}` stops it"
             ));
         }
-        None => return fail(format!("{shown}: interrupted before it had begun; nothing runs")),
+        None => {
+            return fail(format!(
+                "{shown}: interrupted before the primary had started; nothing runs"
+            ));
+        }
     };
     match answer {
         Ok(Ok(line)) => match serde_json::from_str(&line) {
@@ -291,7 +296,7 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
                 "{shown}: not all workers are ready, {ready} of {wanted}, {reason}; it goes on: see `troop show` and `troop logs`"
             )),
             Ok(StartupReport::Failed { reason, usage }) => {
-                // So that nothing of it is to be seen any more.
+                // `troop ls` must not show the app after this command has failed.
                 let deadline = Instant::now() + ENDING;
                 while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
                     std::thread::sleep(Duration::from_millis(5));
@@ -317,7 +322,7 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
     }
 }
 
-/// What the primary says, or that it does not; `None` if Ctrl-C was pressed before that.
+/// Waits for the primary's report. Returns `None` if Ctrl-C was pressed first.
 fn wait_for<T>(
     startup: &Receiver<T>,
     patience: Duration,
@@ -327,7 +332,7 @@ fn wait_for<T>(
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match startup.recv_timeout(left.min(LOOK)) {
-            Ok(said) => return Some(Ok(said)),
+            Ok(report) => return Some(Ok(report)),
             Err(_) if interrupted.load(Ordering::Acquire) => return None,
             Err(RecvTimeoutError::Timeout) if left > LOOK => {}
             Err(e) => return Some(Err(e)),
@@ -335,8 +340,8 @@ fn wait_for<T>(
     }
 }
 
-/// Whether a primary has left the terminal behind, so that Ctrl-C does not reach it. One that has
-/// not by then is ended.
+/// Whether a primary has a session of its own, so that Ctrl-C does not reach it. Kills one that does
+/// not get one in time.
 fn is_on_its_own(child: &mut std::process::Child) -> bool {
     let pid = rustix::process::Pid::from_raw(child.id().cast_signed());
     let deadline = Instant::now() + LEAVING;

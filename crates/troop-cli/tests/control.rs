@@ -312,7 +312,10 @@ fn a_name_is_given_once_and_must_be_one() {
     let (code, log) = beside(&troop, &["--name", "web"], "hello.js").end();
     assert_eq!(
         (code, log.as_str()),
-        (Some(1), "troop: an app \"web\" runs already: see `troop ls`, or choose another --name")
+        (
+            Some(1),
+            "troop: an app \"web\" runs already: `troop reload web` replaces its workers; another --name starts a second one"
+        )
     );
     for bad in ["../web", "all", ""] {
         assert_eq!(beside(&troop, &["--name", bad], "hello.js").end().0, Some(2));

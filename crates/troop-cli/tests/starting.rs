@@ -76,7 +76,7 @@ fn a_start_that_is_interrupted_says_what_becomes_of_the_app() {
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.code() == Some(1)
-            && err.contains("slow: interrupted, but it goes on starting"),
+            && err.contains("slow: interrupted, but the app keeps starting"),
         "{err}"
     );
     assert_eq!(home.show("slow")["phase"], "starting");
@@ -89,7 +89,7 @@ fn a_start_that_is_interrupted_says_what_becomes_of_the_app() {
         kill_process(Pid::from_child(&start), Signal::INT).unwrap();
         let output = start.wait_with_output().unwrap();
         let err = String::from_utf8_lossy(&output.stderr);
-        if err.contains("goes on") {
+        if err.contains("keeps starting") {
             wait_until("the app is there", || home.troop(&["show", "slow"]).0 == 0);
             home.fine(&["stop", "slow", "--quick"]);
         } else {

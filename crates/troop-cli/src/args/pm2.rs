@@ -1,4 +1,4 @@
-//! Options that PM2 has, under PM2's names and in its units, for fingers that know them.
+//! Options of PM2, with PM2's names and units.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -9,75 +9,74 @@ use clap::{Args, ValueEnum};
 use crate::config::{self, App, Form, Ready, Time};
 use crate::program::{interpreter_of, is_executable, is_script};
 
-/// Where they stand in the help.
+/// Heading of these options in the help.
 const PM2: &str = "As in PM2";
 
 /// PM2's options, with its names and units.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Pm2 {
-    /// The same as --grace, in milliseconds
+    /// --grace, in milliseconds
     #[arg(help_heading = PM2, long, value_name = "MS", value_parser = millis, conflicts_with = "grace")]
     kill_timeout: Option<Time>,
 
-    /// How long a worker may take to be ready, in milliseconds
+    /// Time that a worker has to become ready, in milliseconds
     #[arg(help_heading = PM2, long, value_name = "MS", value_parser = millis)]
     listen_timeout: Option<Time>,
 
-    /// The same as --ready message
+    /// --ready message
     #[arg(help_heading = PM2, long, conflicts_with = "ready")]
     wait_ready: bool,
 
-    /// The same as --restart never
+    /// --restart never
     #[arg(help_heading = PM2, long, conflicts_with = "restart")]
     no_autorestart: bool,
 
-    /// How long a worker must have run for its end not to count as a failed start, in milliseconds
+    /// Time after which the end of a worker is not a failed start, in milliseconds
     #[arg(help_heading = PM2, long, value_name = "MS", value_parser = millis)]
     min_uptime: Option<Time>,
 
-    /// How many restarts in a row, or in a while, are too many
+    /// Number of restarts after which a start has failed
     #[arg(help_heading = PM2, long, value_name = "N")]
     max_restarts: Option<usize>,
 
-    /// The pause before a restart, in milliseconds
+    /// Delay before each restart, in milliseconds
     #[arg(help_heading = PM2, long, value_name = "MS", value_parser = millis)]
     restart_delay: Option<Time>,
 
-    /// The first pause before a restart, in milliseconds; the next ones grow
+    /// Delay before the first restart, in milliseconds; it doubles each time
     #[arg(help_heading = PM2, long, value_name = "MS", value_parser = millis, conflicts_with = "restart_delay")]
     exp_backoff_restart_delay: Option<Time>,
 
-    /// Exit codes after which a worker is not started again
+    /// Exit codes after which a worker is not restarted
     #[arg(help_heading = PM2, long, value_name = "CODE,…", value_delimiter = ',')]
     stop_exit_codes: Vec<i32>,
 
-    /// What runs the program: `node` for a script with another ending, `python3`, …; `none` for the
-    /// program itself
+    /// Interpreter of the program, such as `python3`; `none` executes the program itself
     #[arg(help_heading = PM2, long, value_name = "PROGRAM")]
     interpreter: Option<OsString>,
 
-    /// Arguments for what runs the program, such as node's `--max-old-space-size=500`
+    /// Arguments for the interpreter, such as node's `--max-old-space-size=500`
     #[arg(help_heading = PM2, long, visible_alias = "interpreter-args", value_name = "ARGS", value_parser = words, allow_hyphen_values = true)]
     node_args: Option<Words>,
 
-    /// Names that --watch ignores; may be repeated
+    /// Ignore files of this name in --watch; may be repeated
     #[arg(help_heading = PM2, long, value_name = "NAME")]
     ignore_watch: Vec<String>,
 
-    /// How long there must be quiet before --watch reloads, in milliseconds
+    /// Time without changes before --watch reloads, in milliseconds
     #[arg(help_heading = PM2, long, value_name = "MS", value_parser = millis)]
     watch_delay: Option<Time>,
 
-    /// `json` is the same as --format json
+    /// --format json
     #[arg(help_heading = PM2, long, value_enum, conflicts_with = "format")]
     log_type: Option<LogType>,
 
-    /// The same as --format prefixed
+    /// --format prefixed
     #[arg(help_heading = PM2, long, conflicts_with = "format")]
     time: bool,
 }
 
-/// Several words in one.
+/// Arguments that were given as one, split as a shell does.
 #[derive(Debug, Clone)]
 struct Words(Vec<String>);
 
@@ -86,7 +85,7 @@ enum LogType {
     Json,
 }
 
-/// PM2's unit, or a time with its unit.
+/// Parses a time in milliseconds, PM2's unit, or with a unit of its own.
 fn millis(text: &str) -> Result<Time, String> {
     match text
         .parse::<f64>()
@@ -104,7 +103,7 @@ fn words(text: &str) -> Result<Words, String> {
 }
 
 impl Pm2 {
-    /// Goes before what a file says.
+    /// Overrides the options of a file.
     pub(crate) fn lay_over(&self, app: &mut App) {
         fn set<T: Clone>(field: &mut Option<T>, typed: &Option<T>) {
             if let Some(value) = typed {
@@ -142,14 +141,15 @@ impl Pm2 {
         }
     }
 
-    /// Whether something else than node runs the program.
+    /// Whether an interpreter other than node runs the program.
     fn replaces_program(&self) -> bool {
         self.interpreter
             .as_ref()
             .is_some_and(|name| name != "node" && name != "nodejs" && name != "none")
     }
 
-    /// What is to be executed when this program is named: the interpreter, if there is one.
+    /// Returns the program to execute and its arguments: the interpreter with the script, or the
+    /// program itself.
     pub(crate) fn command(
         &self,
         program: OsString,
@@ -158,7 +158,7 @@ impl Pm2 {
         let path = Path::new(&program);
         let before = self.node_args.iter().flat_map(|words| &words.0).map(OsString::from);
         match &self.interpreter {
-            // Under node it would be, by its ending.
+            // Its ending would select node.
             Some(interpreter) if interpreter == "none" && is_script(path) => {
                 let path = if path.components().count() == 1 {
                     Path::new(".").join(path)
@@ -173,7 +173,7 @@ impl Pm2 {
             Some(interpreter) if interpreter != "none" && !is_script(path) => {
                 (interpreter.clone(), [program].into_iter().chain(args).collect())
             }
-            // What cannot be executed as it is.
+            // A file without the executable bit.
             None if path.is_file() && !is_executable(path) => match interpreter_of(path) {
                 Some(interpreter) => {
                     (interpreter.into(), [program].into_iter().chain(args).collect())
@@ -184,7 +184,7 @@ impl Pm2 {
         }
     }
 
-    /// Whether something is said that only makes sense for a program that is typed too.
+    /// Whether an interpreter was named, which requires a program on the command line.
     pub(crate) fn names_interpreter(&self) -> bool {
         self.interpreter.is_some()
     }

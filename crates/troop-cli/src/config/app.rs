@@ -1,4 +1,4 @@
-//! What can be said about one app.
+//! The options of one app in a `troop.toml`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,11 +10,11 @@ use troop::Scheduling;
 
 use super::values::{Size, Time, Workers};
 
-/// One app. What is left out is as for `troop run`.
+/// One app. Options that are left out have the defaults of `troop run`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct App {
-    /// A script (.js, .mjs, .cjs, .ts runs under node), a path, or a name on the PATH.
+    /// The program: a script (.js, .mjs, .cjs and .ts run under node), a path, or a name on the PATH.
     pub(crate) program: String,
     /// The program's arguments.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -22,125 +22,127 @@ pub(crate) struct App {
     /// Arguments for node, before the script.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) node_args: Vec<String>,
-    /// How many workers: a number, or "auto" for one per CPU that may be used. Default: auto.
+    /// Number of workers, or "auto" for one per usable CPU. Default: auto.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) workers: Option<Workers>,
-    /// Sockets for programs that take them by activation: "8000", "127.0.0.1:8000", "udp:53",
+    /// Sockets to bind and pass to the program by activation: "8000", "127.0.0.1:8000", "udp:53",
     /// "/run/app.sock", with or without "name=".
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) bind: Vec<String>,
-    /// How connections are spread. Default: round-robin.
+    /// Scheduling of connections. Default: round-robin.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub(crate) policy: Option<Scheduling>,
-    /// Policies of certain listeners, by address.
+    /// Policies of single listeners, by address.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "BTreeMap<String, String>")]
     pub(crate) listeners: BTreeMap<String, Scheduling>,
-    /// The only listeners that workers may ask for: `8000`, `127.0.0.1:8000`, `udp:53`, a path,
+    /// The addresses that workers may listen on: `8000`, `127.0.0.1:8000`, `udp:53`, a path,
     /// `@abstract`, `fd:3`. Default: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) may_listen: Vec<String>,
-    /// Descriptors that troop has inherited and workers may listen on by their numbers. Those from
-    /// systemd need no naming.
+    /// Inherited descriptors that workers may listen on, by number. Descriptors from systemd are
+    /// offered anyway.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) fds: Vec<i32>,
-    /// The workers' parts of the connections, in relation to 100.
+    /// Weights of the workers, by slot; 100 is usual.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) weights: Vec<u32>,
     /// Environment variables for the workers.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) env: BTreeMap<String, String>,
-    /// Files with more of them, one NAME=VALUE per line; later files, and `env`, go before.
+    /// Files with environment variables, one NAME=VALUE per line. Later files override earlier ones,
+    /// `env` overrides all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) env_file: Vec<PathBuf>,
-    /// Where workers run, relative to the file. Default: where the file is.
+    /// Working directory of the workers, relative to this file. Default: the directory of this file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) cwd: Option<PathBuf>,
-    /// Discard what workers print.
+    /// Discard the output of the workers.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) silent: bool,
-    /// How long a worker may take to finish before it is killed. Default: 30 seconds.
+    /// Grace period: time that a worker has to drain before it is killed. Default: 30 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) grace: Option<Time>,
-    /// Over how much time a Rust worker that is replaced closes connections that clients keep open.
-    /// Default: a third of `grace`, at most 10 seconds.
+    /// Time over which a draining Rust worker closes its idle connections. Default: a third of
+    /// `grace`, at most 10 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) drain_spread: Option<Time>,
-    /// How events are written.
+    /// Format of events. Default: human.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) log: Option<LogFormat>,
-    /// The user that workers run as: a name or a number. Its group and groups are taken too, unless
-    /// `group` says otherwise.
+    /// User that workers run as, with its groups: a name or a number. `group` overrides the primary
+    /// group.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<String>,
-    /// The group that workers run as: a name or a number.
+    /// Group that workers run as: a name or a number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) group: Option<String>,
-    /// Nothing that a worker executes gives it privileges: no setuid bit, no file capability (sudo,
-    /// ping, sendmail). Default: true where `user` is another user than troop's.
+    /// Whether programs that workers execute get no privileges from the setuid bit or from file
+    /// capabilities (sudo, ping, sendmail). Default: true where `user` is not troop's own user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) no_new_privileges: Option<bool>,
-    /// Permissions that the workers' new files do not get, in octal: "027".
+    /// Permissions to remove from new files of the workers, in octal: "027".
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) umask: Option<String>,
     /// Nice level of the workers, -20 to 19.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = -20, max = 19))]
     pub(crate) nice: Option<i32>,
-    /// CPUs by slot, such as ["0-3", "4-7"], and round again; or ["each"]: one for each worker.
+    /// CPUs by slot, such as ["0-3", "4-7"], repeated for further slots; or ["each"]: one CPU per
+    /// worker.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) cpus: Vec<String>,
     /// Limits of each worker: files, core, cpu, memory, stack, data, locked, processes, file-size;
     /// a number, a size, or "unlimited".
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) limits: BTreeMap<Limited, Limit>,
-    /// What each worker may use of the machine, with all that it starts, by a control group of its
-    /// own (cgroups v2). Needs a unit with `Delegate=yes`, as `troop startup` writes it.
+    /// Limits of each worker and its children, by a control group per worker (cgroups v2). Needs a
+    /// unit with `Delegate=yes`, as `troop startup` writes it.
     #[serde(default, skip_serializing_if = "Cgroup::is_default")]
     pub(crate) cgroup: Cgroup,
-    /// What workers, and all that they start, are kept from beyond their user's rights. Needs
-    /// `no_new_privileges`, which it turns on.
+    /// Restrictions of workers and their children, beyond the rights of their user. Turns on
+    /// `no_new_privileges`.
     #[serde(default, skip_serializing_if = "Sandbox::is_default")]
     pub(crate) sandbox: Sandbox,
-    /// A variable that tells a worker its slot, besides TROOP_SLOT and NODE_APP_INSTANCE.
+    /// Name of another variable with the worker's slot, besides TROOP_SLOT and NODE_APP_INSTANCE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) slot_variable: Option<String>,
-    /// When a worker is ready. Default: auto.
+    /// What makes a worker ready. Default: auto.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ready: Option<Ready>,
-    /// How long a new worker may take to be ready, in a reload and after the end of another one.
-    /// Default: 30 seconds.
+    /// Time that a new worker has to become ready, at a start, a restart and a reload. Default: 30
+    /// seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ready_timeout: Option<Time>,
-    /// How long the first new worker of a reload must have been ready before an old one leaves.
-    /// Default: 2 seconds.
+    /// Time that the first new worker of a reload must stay ready before an old one drains. Default:
+    /// 2 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) min_ready_time: Option<Time>,
-    /// How many workers more than there should be a reload may start. Default: 1.
+    /// Number of workers that a reload may start beyond `workers`. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_surge: Option<usize>,
-    /// How many workers fewer than there should be a reload may make do with. Default: 0.
+    /// Number of workers that may be missing during a reload. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_unavailable: Option<usize>,
-    /// How long a worker may leave a connection unanswered, or give no sign of life while it
-    /// listens, before it is held to be hung; 0 for ever. Default: 30 seconds.
+    /// Time without a sign of life, or with a connection that is not acknowledged, after which a
+    /// worker counts as hung; 0 turns this off. Default: 30 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) hang_timeout: Option<Time>,
-    /// A signal that makes a worker write a report, sent to sick and hung ones. Default: SIGUSR2 if
-    /// node_args has --report-on-signal.
+    /// Signal that makes a worker write a report, sent to unhealthy and hung workers. Default: SIGUSR2
+    /// if node_args has --report-on-signal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) report_signal: Option<String>,
-    /// When workers that end are started again, and when the app is given up.
+    /// When workers that have ended are restarted, and when the app is given up.
     #[serde(default, skip_serializing_if = "Restart::is_default")]
     pub(crate) restart: Restart,
-    /// When workers are replaced although nothing is wrong with them.
+    /// When healthy workers are replaced.
     #[serde(default, skip_serializing_if = "Recycle::is_default")]
     pub(crate) recycle: Recycle,
-    /// A test of each worker.
+    /// Health check of each worker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) health: Option<Health>,
-    /// What becomes of what workers print.
+    /// Output of the workers.
     #[serde(default, skip_serializing_if = "Output::is_default")]
     pub(crate) output: Output,
     /// Reload when files change.
@@ -149,7 +151,7 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// A program, and nothing said about it.
+    /// Returns an app of this program with all defaults.
     pub(crate) fn new(program: impl Into<String>) -> App {
         App {
             program: program.into(),
@@ -195,7 +197,7 @@ impl App {
     }
 }
 
-/// How events are written.
+/// Format of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum LogFormat {
@@ -205,7 +207,7 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// What can be limited.
+/// Resources with a limit (`setrlimit(2)`).
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema,
 )]
@@ -239,123 +241,122 @@ pub(crate) enum LimitValue {
     Text(String),
 }
 
-/// When a worker is ready.
+/// What makes a worker ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Ready {
-    /// When it listens; a program that does not, when it has stayed up for a while
+    /// It listens; a program that does not listen has run for a while
     Auto,
-    /// When it listens
+    /// It listens
     Listening,
-    /// When it calls process.send('ready'), as with PM2's wait_ready
+    /// It has called process.send('ready'), as with PM2's wait_ready
     Message,
-    /// When it says READY=1, as to systemd
+    /// It has sent READY=1 to NOTIFY_SOCKET, as to systemd
     Notify,
 }
 
-/// Which ends are followed by a restart.
+/// When to restart a worker that has ended.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize, Serialize, JsonSchema,
 )]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum When {
-    /// All that were not asked for
+    /// After every unexpected end
     #[default]
     Always,
-    /// All but exits with code 0
+    /// After every unexpected end but an exit with code 0
     OnFailure,
-    /// None
+    /// Never
     Never,
 }
 
-/// What follows when workers had been ready and none is any more.
+/// What an app does when it has been ready and has no ready worker any more.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize, Serialize, JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Failed {
-    /// The app stays, and goes on starting workers
+    /// Keep restarting workers
     #[default]
     Stay,
-    /// When no worker has been ready for `window`, the primary ends with an error
+    /// End with an error when no worker has been ready for `window`
     End,
 }
 
-/// Restarts.
+/// Restarts of workers that have ended.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Restart {
-    /// Which ends are followed by a restart. Default: always.
+    /// When to restart a worker that has ended. Default: always.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) when: Option<When>,
-    /// Exit codes that are not followed by one.
+    /// Exit codes after which a worker is not restarted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) final_codes: Vec<i32>,
-    /// A worker that was ready for this long is restarted at once when it ends. Default: 1 second.
+    /// Workers that were ready for at least this long restart immediately. Default: 1 second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) min_uptime: Option<Time>,
-    /// The delay before the first restart of a slot whose worker was not; doubled each time.
-    /// Default: 100 ms.
+    /// Delay before the first restart of other workers; it doubles each time. Default: 100 ms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) delay: Option<Time>,
     /// The longest delay. Default: 5 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_delay: Option<Time>,
-    /// Ends within `window`, of all workers together, after which a start without a ready worker
-    /// has failed. Default: 4 per worker, at least 8.
+    /// Number of ends within `window`, of all workers, after which a start without a ready worker has
+    /// failed. Default: 4 per worker, at least 8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max: Option<usize>,
-    /// How long a start may be without a ready worker (`ready_timeout`, if that is longer); with
-    /// `when_failed = "end"` also how long the app may be later. Default: 2 minutes.
+    /// Time that a start may take without a ready worker (`ready_timeout`, if that is longer); with
+    /// `when_failed = "end"` also the time that the app may later be without one. Default: 2 minutes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) window: Option<Time>,
-    /// What follows when workers had been ready and none is any more. Default: stay.
+    /// What an app does when it has been ready and has no ready worker any more. Default: stay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) when_failed: Option<Failed>,
-    /// Whether listeners stay open while they have no worker, so that clients wait instead of being
-    /// refused. Default: true.
+    /// Whether listeners without a worker stay open, so that clients wait instead of being refused.
+    /// Default: true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) keep_listeners: Option<bool>,
 }
 
-/// Recycling: replacing workers that are too old or too big.
+/// Recycling: when to replace healthy workers.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Recycle {
-    /// When a worker has more resident memory than this.
+    /// Resident memory above which a worker is replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) memory: Option<Size>,
-    /// When it is older than this.
+    /// Age at which a worker is replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) age: Option<Time>,
-    /// When it has taken more connections than this from the primary.
+    /// Number of connections after which a worker is replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) connections: Option<u64>,
-    /// By up to which part age and connections are lowered by chance. Default: 0.1.
+    /// Largest part by which age and connections are lowered at random. Default: 0.1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) jitter: Option<f64>,
 }
 
-/// What a worker may use of the machine.
+/// Limits of a worker and its children.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Cgroup {
-    /// Memory; a worker that needs more is killed.
+    /// Memory; a worker that exceeds it is killed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) memory: Option<Size>,
-    /// Memory above which a worker is slowed down.
+    /// Memory above which the kernel slows a worker down.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) memory_high: Option<Size>,
     /// Swap.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) swap: Option<Size>,
-    /// How many CPUs' worth of time; 0.5 is half of one.
+    /// CPU time, in CPUs; 0.5 is half of one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) cpu: Option<f64>,
-    /// Its part when there is not enough for all, from 1 to 10000; others have 100.
+    /// Weight of its CPU time when CPUs are busy, from 1 to 10000; 100 is usual.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) cpu_weight: Option<u32>,
-    /// Processes and threads.
+    /// Number of processes and threads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) processes: Option<u32>,
     /// Other files of the control group: `{ "io.weight" = "50" }`.
@@ -363,22 +364,22 @@ pub(crate) struct Cgroup {
     pub(crate) other: BTreeMap<String, String>,
 }
 
-/// What workers are kept from. Paths stand for all that is below; relative ones begin where workers
-/// run.
+/// Restrictions of workers. A path includes everything below it; relative paths start at the working
+/// directory of the workers.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Sandbox {
-    /// All that can be read and executed, the program and its libraries among it. Default:
+    /// Paths that can be read and executed, including the program and its libraries. Default:
     /// everything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) read: Option<Vec<PathBuf>>,
-    /// All that can be changed, and read. Default: everything; with `read`, nothing.
+    /// Paths that can be written and read. Default: everything; with `read`, nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) write: Option<Vec<PathBuf>>,
     /// System calls that fail with EPERM.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) deny_system_calls: Vec<Denied>,
-    /// Leave out what the kernel does not know, instead of not starting. Default: false.
+    /// Whether to start without the restrictions that the kernel does not support. Default: false.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) best_effort: bool,
 }
@@ -387,47 +388,46 @@ pub(crate) struct Sandbox {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Denied {
-    /// All that follow
+    /// All of these groups
     All,
     /// Tracing other processes and reading their memory
     Debug,
     /// io_uring
     IoUring,
-    /// What concerns the kernel itself: BPF, modules, userfaultfd, kexec, reboot, swap, clocks
+    /// The kernel itself: BPF, modules, userfaultfd, kexec, reboot, swap, clocks
     Kernel,
     /// The kernel's keyrings
     Keyring,
-    /// Mounts, and other roots
+    /// Mounts and root directories
     Mount,
-    /// New namespaces, and those of others
+    /// Creating and entering namespaces
     Namespaces,
 }
 
-/// A test of each worker: one of `http`, `tcp`, `command`.
+/// A health check: one of `http`, `tcp` and `command`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Health {
-    /// A path that answers with a status from 200 to 399.
+    /// Path that must answer with a status from 200 to 399.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) http: Option<String>,
-    /// The worker takes a connection.
+    /// Whether to check that the worker takes a connection.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) tcp: bool,
-    /// A command for sh that ends with 0; it finds TROOP_WORKER, TROOP_WORKER_PID and TROOP_SLOT in
-    /// its environment.
+    /// Shell command that must exit with 0; its environment has TROOP_WORKER, TROOP_WORKER_PID and
+    /// TROOP_SLOT.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) command: Option<String>,
-    /// The pause between two tests. Default: 10 seconds.
+    /// Interval between checks. Default: 10 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) every: Option<Time>,
-    /// How long one may take. Default: 5 seconds.
+    /// Timeout of a check. Default: 5 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) timeout: Option<Time>,
-    /// How many in a row have to fail before the worker is replaced. Default: 3.
+    /// Number of consecutive failures after which the worker is replaced. Default: 3.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) failures: Option<u32>,
-    /// The listener that the connection is to come from, if a worker has several: an address as for
-    /// policies.
+    /// Listener to check, if a worker has several: an address as for policies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) listener: Option<String>,
 }
@@ -436,71 +436,69 @@ pub(crate) struct Health {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum To {
-    /// Where troop's own goes
+    /// Standard output and standard error of troop
     Terminal,
-    /// Into files
+    /// Files
     Files,
-    /// To systemd's journal
+    /// The journal of systemd
     Journal,
 }
 
-/// How lines of output are written.
+/// Format of output lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Form {
-    /// As they are
+    /// Unchanged
     Plain,
-    /// Behind the time and the worker's slot
+    /// After the time and the worker's slot
     Prefixed,
     /// One JSON object per line
     Json,
 }
 
-/// What becomes of what workers print.
+/// Output of the workers.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Output {
-    /// Where it goes. Default: where troop's own goes; in the background (`troop start`) into
-    /// files.
+    /// Destination. Default: terminal; in the background (`troop start`) files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) to: Option<To>,
-    /// How lines are written. Default: in files prefixed, else plain.
+    /// Format of lines. Default: prefixed in files, else plain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) format: Option<Form>,
-    /// The file, relative to the directory for logs. Default: the app's name and ".log".
+    /// Log file, relative to the log directory. Default: the app's name and ".log".
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) file: Option<PathBuf>,
-    /// A file of its own for standard error.
+    /// Separate log file for standard error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error_file: Option<PathBuf>,
-    /// A file is closed, and kept under another name, when it is this big; 0 for never. Default:
-    /// 10M.
+    /// Size at which a log file is rotated; 0 turns rotation by size off. Default: 10M.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) rotate_size: Option<Size>,
-    /// Or this old.
+    /// Age at which a log file is rotated. Default: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) rotate_age: Option<Time>,
-    /// How many of those are kept. Default: 5.
+    /// Number of rotated files that are kept. Default: 5.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) keep: Option<usize>,
-    /// What they may have together; the oldest go first. Default: as it comes.
+    /// Total size of rotated files, above which the oldest are removed. Default: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) total: Option<Size>,
 }
 
-/// Which changes of files are followed by a reload.
+/// Files whose changes cause a reload.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Watch {
-    /// Files and directories with all that is in them, relative to where workers run. Default: that
-    /// itself.
+    /// Files and directories to watch, relative to the working directory of the workers. Default:
+    /// that directory.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) paths: Vec<PathBuf>,
-    /// Names that are ignored, besides node_modules, target, __pycache__, *.log and what begins
-    /// with a dot; `*` stands for anything.
+    /// Names to ignore, besides node_modules, target, __pycache__, *.log and names that begin with a
+    /// dot; `*` matches anything.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) ignore: Vec<String>,
-    /// How long there must be quiet before it reloads. Default: 200 ms.
+    /// Time without changes before a reload. Default: 200 ms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) delay: Option<Time>,
 }
