@@ -24,7 +24,7 @@ pub fn node_program(name: &str) -> PathBuf {
 
 /// Replaces workers as soon as their successors are ready.
 pub fn at_once() -> ReplacePolicy {
-    ReplacePolicy { min_ready_time: Duration::ZERO, ..ReplacePolicy::default() }
+    ReplacePolicy::default().min_ready_time(Duration::ZERO)
 }
 
 /// A cluster whose processes end with it, and its events.

@@ -107,11 +107,8 @@ async fn nothing_is_lost(scheduling: &str, node: bool) {
             record.clone().into_os_string(),
         ])
     };
-    let restart = RestartPolicy {
-        max_ends: 100_000,
-        first_delay: Duration::from_millis(1),
-        ..RestartPolicy::new(WORKERS)
-    };
+    let restart =
+        RestartPolicy::new(WORKERS).max_ends(100_000).first_delay(Duration::from_millis(1));
     let builder = Cluster::builder()
         .workers(WORKERS)
         .restart(restart)

@@ -18,11 +18,7 @@ fn fixture<const N: usize>(args: [&str; N]) -> Setup {
 
 #[tokio::test]
 async fn a_restart_policy_says_when_to_give_up() {
-    let policy = RestartPolicy {
-        first_delay: Duration::from_millis(1),
-        max_ends: 3,
-        ..RestartPolicy::new(2)
-    };
+    let policy = RestartPolicy::new(2).first_delay(Duration::from_millis(1)).max_ends(3);
     let mut troop =
         Troop::start(Cluster::builder().workers(2).setup(fixture(["exit", "9"])).restart(policy));
     let (ends, cause) = troop

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use troop::supervise::{Progress, ReplacePolicy};
+use troop::supervise::Progress;
 use troop::{Builder, Cluster, Event, Setup, WorkerHandle};
 use troop_testkit::{PATIENCE, Troop, at_once};
 
@@ -249,7 +249,7 @@ async fn a_connection_of_another_protocol_is_waited_for() {
 #[tokio::test]
 async fn where_nobody_else_serves_connections_are_closed_at_once() {
     // The successor starts only when the old worker has gone.
-    let policy = ReplacePolicy { max_surge: 0, max_unavailable: 1, ..at_once() };
+    let policy = at_once().max_surge(0).max_unavailable(1);
     let mut troop =
         Troop::start(serving("127.0.0.1:0").replace(policy).drain_spread(Duration::from_secs(25)));
     let (old, port) = listening(&mut troop).await;

@@ -17,7 +17,6 @@ fn rust<const N: usize>(args: [&str; N]) -> Setup {
 fn line() -> Setup {
     rust(["line", "127.0.0.1:0"])
 }
-
 fn node(text: &str) -> Setup {
     Setup::new().script(node_program("run.js")).args([text])
 }

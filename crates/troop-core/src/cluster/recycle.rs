@@ -16,6 +16,7 @@ const BACK_OFF: Duration = Duration::from_secs(60);
 /// When a worker is replaced although nothing is wrong with it: one at a time, its successor first,
 /// as in a reload.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RecyclePolicy {
     /// When it has more resident memory than this, in bytes.
     pub memory: Option<u64>,
@@ -36,6 +37,34 @@ impl Default for RecyclePolicy {
 }
 
 impl RecyclePolicy {
+    /// Sets [`memory`](#structfield.memory), in bytes.
+    #[must_use]
+    pub fn memory(mut self, limit: Option<u64>) -> RecyclePolicy {
+        self.memory = limit;
+        self
+    }
+
+    /// Sets [`age`](#structfield.age).
+    #[must_use]
+    pub fn age(mut self, limit: Option<Duration>) -> RecyclePolicy {
+        self.age = limit;
+        self
+    }
+
+    /// Sets [`connections`](#structfield.connections).
+    #[must_use]
+    pub fn connections(mut self, limit: Option<u64>) -> RecyclePolicy {
+        self.connections = limit;
+        self
+    }
+
+    /// Sets [`jitter`](#structfield.jitter), from 0 to 1.
+    #[must_use]
+    pub fn jitter(mut self, part: f64) -> RecyclePolicy {
+        self.jitter = part;
+        self
+    }
+
     /// Whether no worker is ever due.
     #[must_use]
     pub fn is_idle(&self) -> bool {

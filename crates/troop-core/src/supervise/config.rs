@@ -1,4 +1,4 @@
-//! What a supervisor aims for.
+//! What a supervisor aims for: the number of workers, and the policies of restarts and replacement.
 
 use std::time::Duration;
 
@@ -13,58 +13,170 @@ pub struct Config {
     pub workers: usize,
     /// How long a worker that was told to finish may take before it is killed.
     pub grace: Duration,
-    /// When a worker counts as ready.
-    pub readiness: Readiness,
     /// How long a worker that could listen is waited for, where it is not known that it will.
     pub listen_patience: Duration,
-    /// How long a new worker may take to be ready when it replaces another one.
-    pub ready_timeout: Duration,
-    /// How long the first new worker of a reload must have been ready before the first old one
-    /// leaves.
-    pub min_ready_time: Duration,
-    /// How many workers a reload may start beyond those that there should be.
-    pub max_surge: usize,
-    /// How many workers fewer than there should be a reload may make do with.
-    pub max_unavailable: usize,
-    /// A worker that was ready for this long is restarted at once when it ends, and its end does
-    /// not count. Also how long a worker that does not speak the protocol runs until it counts as
-    /// ready.
-    pub min_uptime: Duration,
-    /// The delay before the first restart of a slot whose worker was not ready for that long;
-    /// doubled each time.
-    pub first_delay: Duration,
-    /// The longest such delay.
-    pub max_delay: Duration,
-    /// While no worker has been ready: how long the first may take, and the window in which ends
-    /// are counted. Later, with `ends_when_failed`: how long the app may be without a ready worker.
-    pub window: Duration,
-    /// Ends within the window after which the start has failed, if no worker has ever been ready;
-    /// one budget for all workers.
-    pub max_ends: usize,
-    /// Which ends are followed by a restart.
-    pub restart: Restart,
-    /// Exit codes that are not followed by one, whatever `restart` says.
-    pub final_codes: Vec<i32>,
-    /// End when no worker has been ready for `window`, instead of retrying for ever.
-    pub ends_when_failed: bool,
-    /// A worker was ready before this supervisor began, so this is not the first start.
-    pub been_ready: bool,
+    /// When workers that end are followed by others.
+    pub restart: RestartPolicy,
+    /// How workers are replaced.
+    pub replace: ReplacePolicy,
     /// Start of the random sequence that spreads restarts.
     pub seed: u64,
 }
 
-/// When a worker counts as ready to take the place of another one.
+/// Methods that change one field each, so that policies can be written in one expression.
+macro_rules! setters {
+    ($policy:ident { $($field:ident: $kind:ty),+ $(,)? }) => {
+        impl $policy {
+            $(
+                #[doc = concat!("Sets [`", stringify!($field), "`](#structfield.", stringify!($field), ").")]
+                #[must_use]
+                pub fn $field(mut self, $field: $kind) -> $policy {
+                    self.$field = $field;
+                    self
+                }
+            )+
+        }
+    };
+}
+
+/// When workers that end unexpectedly are followed by others, and when the cluster gives up.
+///
+/// Each slot has a back-off of its own: a worker that was ready for `min_uptime` is followed by
+/// another at once, others after `first_delay`, doubled for each further one of the slot, up to
+/// `max_delay`. The delay stays at `first_delay` where the worker had taken connections from the
+/// primary, and goes back to it for slots whose workers had been ready while clients wait and no
+/// worker is ready: a request that ends workers does not keep the others waiting. Delays are
+/// shortened by chance by up to a quarter; restarts of many slots at once are spread.
+///
+/// Giving up is for a cluster that cannot start: as long as no worker has ever been ready, it gives
+/// up after `max_ends` ends within `window`, or when none has become ready for `window` (or
+/// [`ReplacePolicy::ready_timeout`], if that is longer). Once a worker has been ready, it goes on:
+/// listeners stay, clients wait, and restarts go on, unless `when_failed` says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RestartPolicy {
+    /// Which ends are followed by a restart. Default: all that were not asked for.
+    pub restart: Restart,
+    /// Exit codes that are not followed by one, whatever `restart` says. Default: none. When all
+    /// workers have ended for good, so has the cluster.
+    pub final_codes: Vec<i32>,
+    /// A worker that was ready for this long is restarted at once when it ends, and its end does
+    /// not count. A worker that does not speak the protocol counts as ready after this time.
+    /// Default: 1 s.
+    pub min_uptime: Duration,
+    /// The delay before the first restart of a slot whose worker was not ready for that long;
+    /// doubled each time. Default: 100 ms.
+    pub first_delay: Duration,
+    /// The longest delay. Default: 5 s.
+    pub max_delay: Duration,
+    /// How long a start may be without a ready worker; ends are counted over this time. With
+    /// [`WhenFailed::End`] also how long the cluster may be without one later. Default: 120 s.
+    pub window: Duration,
+    /// This many ends within the window, of all workers together, and a start that never had a
+    /// ready worker has failed. Default: 4 per worker, at least 8.
+    pub max_ends: usize,
+    /// What follows when workers had been ready and none is any more. Default:
+    /// [`WhenFailed::Stay`].
+    pub when_failed: WhenFailed,
+    /// Workers of this cluster were ready before this process began, for example before a restart
+    /// in place: the cluster does not give up like one that was never ready. Default: false.
+    pub been_ready: bool,
+}
+
+setters!(RestartPolicy {
+    restart: Restart,
+    final_codes: Vec<i32>,
+    min_uptime: Duration,
+    first_delay: Duration,
+    max_delay: Duration,
+    window: Duration,
+    max_ends: usize,
+    when_failed: WhenFailed,
+    been_ready: bool,
+});
+
+impl RestartPolicy {
+    /// The defaults for this many workers.
+    #[must_use]
+    pub fn new(workers: usize) -> RestartPolicy {
+        RestartPolicy {
+            restart: Restart::Always,
+            final_codes: Vec::new(),
+            min_uptime: Duration::from_secs(1),
+            first_delay: Duration::from_millis(100),
+            max_delay: Duration::from_secs(5),
+            window: Duration::from_secs(120),
+            max_ends: 8.max(4 * workers),
+            when_failed: WhenFailed::Stay,
+            been_ready: false,
+        }
+    }
+}
+
+/// What a cluster does whose workers had been ready, when none is any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Readiness {
-    /// When it listens. A program that never does is no server; there it is enough that a worker
-    /// stays up: for its minimum time, or, if it speaks the protocol and could still listen, for
-    /// `listen_patience` from when it is online.
+pub enum WhenFailed {
+    /// It stays and goes on starting workers, up to [`RestartPolicy::max_delay`] apart.
+    #[default]
+    Stay,
+    /// It gives up when no worker has been ready for [`RestartPolicy::window`].
+    End,
+}
+
+/// How workers are replaced: by a reload, or one of them by recycling.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ReplacePolicy {
+    /// When a new worker is ready.
+    pub ready_when: ReadyWhen,
+    /// How long it may take until it is. One that replaces a worker that ended is ended then, and
+    /// followed like one that failed. Default: 30 s.
+    pub ready_timeout: Duration,
+    /// How long the first new worker of a reload must have been ready before the first old one
+    /// leaves. Until then it gets no connections. Default: 2 s. So a version that dies a moment
+    /// after it listens replaces nobody.
+    pub min_ready_time: Duration,
+    /// How many workers may be started beyond those that there should be. Default: 1.
+    pub max_surge: usize,
+    /// How many workers may be missing meanwhile: their old ones leave before the new ones start.
+    /// Default: 0. With both at 0, one is started beyond.
+    pub max_unavailable: usize,
+}
+
+setters!(ReplacePolicy {
+    ready_when: ReadyWhen,
+    ready_timeout: Duration,
+    min_ready_time: Duration,
+    max_surge: usize,
+    max_unavailable: usize,
+});
+
+impl Default for ReplacePolicy {
+    fn default() -> ReplacePolicy {
+        ReplacePolicy {
+            ready_when: ReadyWhen::Auto,
+            ready_timeout: Duration::from_secs(30),
+            min_ready_time: Duration::from_secs(2),
+            max_surge: 1,
+            max_unavailable: 0,
+        }
+    }
+}
+
+/// When a worker counts as ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReadyWhen {
+    /// When it listens. If its predecessor did not listen either: when it has been there for 3 s,
+    /// or, if it does not speak Node's protocol, for [`RestartPolicy::min_uptime`].
     #[default]
     Auto,
     /// When it listens.
     Listening,
-    /// When it says so: [`reported_ready`](super::Supervisor::reported_ready).
+    /// When it sends the message `'ready'`: PM2's `wait_ready`.
+    Message,
+    /// When it, or a process of its group, says `READY=1`: `sd_notify(3)`.
     Notified,
 }
 
@@ -88,29 +200,18 @@ impl Config {
         Config {
             workers,
             grace: Duration::from_secs(30),
-            readiness: Readiness::Auto,
             listen_patience: Duration::from_secs(3),
-            ready_timeout: Duration::from_secs(30),
-            min_ready_time: Duration::from_secs(2),
-            max_surge: 1,
-            max_unavailable: 0,
-            min_uptime: Duration::from_secs(1),
-            first_delay: Duration::from_millis(100),
-            max_delay: Duration::from_secs(5),
-            window: Duration::from_secs(120),
-            max_ends: 8.max(4 * workers),
-            restart: Restart::Always,
-            final_codes: Vec::new(),
-            ends_when_failed: false,
-            been_ready: false,
+            restart: RestartPolicy::new(workers),
+            replace: ReplacePolicy::default(),
             seed: 0,
         }
     }
 
     pub(super) fn is_final(&self, how: ExitHow) -> bool {
-        let by_code = matches!(how, ExitHow::Code(code) if self.final_codes.contains(&code));
+        let by_code =
+            matches!(how, ExitHow::Code(code) if self.restart.final_codes.contains(&code));
         by_code
-            || match self.restart {
+            || match self.restart.restart {
                 Restart::Always => false,
                 Restart::OnFailure => how.is_success(),
                 Restart::Never => true,

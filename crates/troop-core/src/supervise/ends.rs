@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Cause, Config, ExitHow, GiveUp, Order, Outcome, Progress, RunState, Slot, SlotWorker,
-    Supervisor, Time, Vacancy,
+    Supervisor, Time, Vacancy, WhenFailed,
 };
 
 /// How far a worker had come when it ended.
@@ -66,7 +66,8 @@ impl Health {
 impl Config {
     /// Whether a worker that ended so has done what it was to do.
     fn is_finished(&self, how: ExitHow) -> bool {
-        how.is_success() || matches!(how, ExitHow::Code(code) if self.final_codes.contains(&code))
+        how.is_success()
+            || matches!(how, ExitHow::Code(code) if self.restart.final_codes.contains(&code))
     }
 }
 
@@ -75,7 +76,7 @@ impl Supervisor {
         let end = member.gone.unwrap_or(now);
         match member.could_serve_at(false, &self.config).filter(|ready| *ready <= end) {
             None => Life::Unready,
-            Some(ready) if end.since(ready) >= self.config.min_uptime => Life::Full,
+            Some(ready) if end.since(ready) >= self.config.restart.min_uptime => Life::Full,
             Some(_) => Life::Brief,
         }
     }
@@ -180,7 +181,7 @@ impl Supervisor {
         self.restarts.note();
         if !self.health.been_ready && (matches!(cause, Cause::Ended(..)) || !self.has_workers()) {
             let ends = self.restarts.ended(now);
-            if ends >= self.config.max_ends {
+            if ends >= self.config.restart.max_ends {
                 self.give_up_start(now, ends, cause);
                 return;
             }
@@ -258,7 +259,7 @@ impl Supervisor {
     /// How long a worker that is started now may take to be ready. Those of the first start may
     /// take as long as that.
     pub(super) fn ready_limit(&self) -> Duration {
-        if self.health.been_ready { self.config.ready_timeout } else { self.down_limit() }
+        if self.health.been_ready { self.config.replace.ready_timeout } else { self.down_limit() }
     }
 
     /// The workers that are not ready, will not be by their age alone, and are not waited for by a
@@ -302,7 +303,7 @@ impl Supervisor {
 
     /// Gives up a start in which no worker became ready.
     pub(super) fn give_up_start(&mut self, now: Time, ends: usize, cause: Cause) {
-        self.give_up(now, GiveUp::NeverReady { ends, within: self.config.window, cause });
+        self.give_up(now, GiveUp::NeverReady { ends, within: self.config.restart.window, cause });
     }
 
     fn give_up(&mut self, now: Time, why: GiveUp) {
@@ -315,15 +316,15 @@ impl Supervisor {
     /// How long it may be without a ready worker.
     fn down_limit(&self) -> Duration {
         if self.health.been_ready {
-            self.config.window
+            self.config.restart.window
         } else {
-            self.config.window.max(self.config.ready_timeout)
+            self.config.restart.window.max(self.config.replace.ready_timeout)
         }
     }
 
     /// When it is given up if no worker becomes ready.
     fn gives_up_at(&self) -> Option<Time> {
-        let limited = !self.health.been_ready || self.config.ends_when_failed;
+        let limited = !self.health.been_ready || self.config.restart.when_failed == WhenFailed::End;
         let down_since = self
             .health
             .down_since

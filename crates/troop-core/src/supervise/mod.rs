@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Address, ExitHow};
 use crate::id::{Time, WorkerId};
-pub use config::{Config, Readiness, Restart};
+pub use config::{Config, ReadyWhen, ReplacePolicy, Restart, RestartPolicy, WhenFailed};
 use ends::{Health, Level, Life};
 pub use expect::Claim;
 pub use order::{Afterwards, Cause, GiveUp, Order, Outcome, Progress, Slot};
@@ -56,19 +56,19 @@ impl SlotWorker {
 
     /// The same, whether or not it has closed its channel meanwhile.
     fn could_serve_at(&self, must_listen: bool, config: &Config) -> Option<Time> {
-        let (ready, by_age) = match config.readiness {
-            Readiness::Notified => (self.notified, false),
-            Readiness::Listening => (self.listening, false),
-            Readiness::Auto => (self.listening, !must_listen),
+        let (ready, by_age) = match config.replace.ready_when {
+            ReadyWhen::Message | ReadyWhen::Notified => (self.notified, false),
+            ReadyWhen::Listening => (self.listening, false),
+            ReadyWhen::Auto => (self.listening, !must_listen),
         };
         let aged = match self.online {
             // One that speaks Node's protocol may still be about to listen.
             Some(online) if self.has_ipc => {
-                Some(online + config.listen_patience.max(config.min_uptime))
+                Some(online + config.listen_patience.max(config.restart.min_uptime))
             }
             // It is still being loaded.
             None if self.has_ipc => None,
-            _ => Some(self.since + config.min_uptime),
+            _ => Some(self.since + config.restart.min_uptime),
         };
         let aged = aged.filter(|_| by_age);
         ready.map_or(aged, |ready| Some(aged.map_or(ready, |aged| aged.min(ready))))
@@ -181,14 +181,14 @@ impl Supervisor {
     pub fn new(config: Config) -> Supervisor {
         Supervisor {
             restarts: Restarts::new(&config),
-            budget: (config.max_ends, config.workers),
+            budget: (config.restart.max_ends, config.workers),
             slots: Vec::new(),
             leaving: Vec::new(),
             generation: 1,
             round: None,
             rejected: None,
             phase: RunState::Running,
-            health: Health::new(config.been_ready),
+            health: Health::new(config.restart.been_ready),
             orders: VecDeque::new(),
             due: Cell::new(None),
             config,
@@ -304,7 +304,8 @@ impl Supervisor {
         }
         // In proportion, so that what is much for a few is little for many.
         let (ends, among) = self.budget;
-        self.config.max_ends = ends.max(ends.saturating_mul(workers).div_ceil(among.max(1)));
+        self.config.restart.max_ends =
+            ends.max(ends.saturating_mul(workers).div_ceil(among.max(1)));
         self.config.workers = workers;
         self.orders.retain(|order| !matches!(order, Order::Fork(slot) if slot.0 >= workers));
         while self.slots.len() < workers {

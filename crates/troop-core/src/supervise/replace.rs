@@ -151,7 +151,7 @@ impl Supervisor {
                     return;
                 }
                 Found::Late => {
-                    let timeout = self.config.ready_timeout.as_secs();
+                    let timeout = self.config.replace.ready_timeout.as_secs();
                     self.fail_round(now, format!("the new worker was not ready after {timeout} s"));
                     self.fill(now);
                     return;
@@ -193,7 +193,7 @@ impl Supervisor {
         let Some(ready) = ready else {
             return if now >= deadline { Found::Late } else { Found::Waits };
         };
-        let settled = now >= ready + self.config.min_ready_time;
+        let settled = now >= ready + self.config.replace.min_ready_time;
         if !settled && !self.round.as_ref().is_some_and(|round| round.proven) {
             return Found::Waits;
         }
@@ -316,9 +316,13 @@ impl Supervisor {
         let Some(slot) = round.todo.front().copied() else { return false };
         let beside = round.active.iter().filter(|active| active.step == Step::Beside).count();
         let without = round.active.len() - beside;
-        let can_go_beside =
-            beside < self.config.max_surge.max(usize::from(self.config.max_unavailable == 0));
-        let deadline = now + self.config.ready_timeout;
+        let can_go_beside = beside
+            < self
+                .config
+                .replace
+                .max_surge
+                .max(usize::from(self.config.replace.max_unavailable == 0));
+        let deadline = now + self.config.replace.ready_timeout;
         let state = &mut self.slots[slot];
         match state.current {
             // It belongs to the new ones already (its slot was empty, and its back-off over), and
@@ -337,7 +341,7 @@ impl Supervisor {
                 round.active.push(Active { slot, step: Step::Beside, deadline, is_awaited: false });
                 self.orders.push_back(Order::Fork(Slot(slot)));
             }
-            Some(old) if without < self.config.max_unavailable => {
+            Some(old) if without < self.config.replace.max_unavailable => {
                 round.todo.pop_front();
                 round.active.push(Active {
                     slot,
@@ -382,7 +386,7 @@ impl Supervisor {
 
     /// A worker that was to leave before its successor starts has ended.
     pub(super) fn emptied(&mut self, now: Time, worker: WorkerId) {
-        let deadline = now + self.config.ready_timeout;
+        let deadline = now + self.config.replace.ready_timeout;
         let Some(round) = &mut self.round else { return };
         if let Some(active) =
             round.active.iter_mut().find(|active| active.step == Step::Emptying(worker))
@@ -459,7 +463,7 @@ impl Supervisor {
         let ready = match new.ready_at(old.is_some_and(|old| old.listening.is_some()), &self.config)
         {
             Some(ready) if round.proven => ready,
-            Some(ready) => ready + self.config.min_ready_time,
+            Some(ready) => ready + self.config.replace.min_ready_time,
             None => return Some(active.deadline),
         };
         let lacking = self.lacking(active.step, old.as_ref(), &new).filter(|_| active.is_awaited);

@@ -28,9 +28,9 @@ impl Restarts {
         Restarts {
             ends: VecDeque::new(),
             total: 0,
-            window: config.window,
-            first_delay: config.first_delay,
-            max_delay: config.max_delay,
+            window: config.restart.window,
+            first_delay: config.restart.first_delay,
+            max_delay: config.restart.max_delay,
             random: config.seed,
         }
     }

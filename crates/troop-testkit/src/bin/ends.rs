@@ -30,7 +30,7 @@ fn main() -> troop::Result<()> {
             Cluster::builder()
                 .workers(1)
                 .setup(Setup::new().program("sh").args(["-c", script]).stderr(Stdio::Collect))
-                .restart(RestartPolicy { max_ends: 1, ..RestartPolicy::new(1) })
+                .restart(RestartPolicy::new(1).max_ends(1))
                 .run()
         }
         "settings" => Cluster::builder().workers(0).run(),

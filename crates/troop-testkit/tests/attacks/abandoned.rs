@@ -25,8 +25,7 @@ async fn listeners_of_workers_that_died_are_closed_and_nobody_is_left_waiting_th
         return;
     }
     const LIVES: usize = 10;
-    let replace =
-        ReplacePolicy { ready_timeout: Duration::from_secs(5), ..ReplacePolicy::default() };
+    let replace = ReplacePolicy::default().ready_timeout(Duration::from_secs(5));
     let mut scene = Scene::with(Cluster::builder().replace(replace)).await;
     let before = open_descriptors();
     let mut ports = Vec::new();

@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketType};
 use troop::event::Violation;
 use troop::supervise::{ReadyWhen, ReplacePolicy};
 use troop::{Cluster, Event, Setup};
-use troop_testkit::{PATIENCE, at_once, open_descriptors, wait_until};
+use troop_testkit::{PATIENCE, open_descriptors, wait_until};
 
 use crate::fuse::Mount;
 use crate::running::open_directory;
@@ -77,7 +77,7 @@ async fn descriptors_of_notifications_hold_nobody_up() {
     if !is_root("closing::descriptors_of_notifications_hold_nobody_up") {
         return;
     }
-    let policy = ReplacePolicy { ready_when: ReadyWhen::Notified, ..at_once() };
+    let policy = ReplacePolicy::default().ready_when(ReadyWhen::Notified);
     let mut scene = Scene::with(Cluster::builder().replace(policy)).await;
     scene.troop.cluster.setup(Setup::new().uid(STRANGER).gid(STRANGER)).unwrap();
     for count in [1, 9, 253] {

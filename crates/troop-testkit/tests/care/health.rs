@@ -10,12 +10,10 @@ use troop_testkit::{PATIENCE, Troop, at_once, wait_until, zombies};
 use super::{SERVER, fixture, js, replaced};
 
 fn tested(test: HealthTest) -> HealthCheck {
-    HealthCheck {
-        every: Duration::from_millis(50),
-        timeout: Duration::from_secs(2),
-        failures: 2,
-        ..HealthCheck::new(test)
-    }
+    HealthCheck::new(test)
+        .every(Duration::from_millis(50))
+        .timeout(Duration::from_secs(2))
+        .failures(2)
 }
 
 /// The second worker alone is sick.
@@ -112,8 +110,7 @@ async fn a_worker_that_accepts_and_says_nothing_is_replaced() {
     let text = format!(
         "if (require('cluster').worker.id === 2) require('net').createServer(() => {{}}).listen(0, '127.0.0.1'); else {SERVER}"
     );
-    let test =
-        HealthCheck { timeout: Duration::from_millis(500), ..tested(HealthTest::Http("/".into())) };
+    let test = tested(HealthTest::Http("/".into())).timeout(Duration::from_millis(500));
     let mut troop = Troop::start(
         Cluster::builder().workers(2).replace(at_once()).setup(js(&text)).health(test),
     );
@@ -142,11 +139,7 @@ async fn what_a_failed_command_has_printed_is_said_with_the_failure() {
     // More than a pipe holds, of which the end is kept; and something that a terminal would obey.
     let command =
         "head -c 200000 /dev/zero | tr '\\0' x; printf 'no \\033[31mdatabase\\n' >&2; exit 7";
-    let test = HealthCheck {
-        failures: u32::MAX,
-        timeout: PATIENCE,
-        ..tested(HealthTest::Command(command.into()))
-    };
+    let test = tested(HealthTest::Command(command.into())).failures(u32::MAX).timeout(PATIENCE);
     let mut troop = Troop::start(
         Cluster::builder().workers(1).setup(fixture(["line", "127.0.0.1:0"])).health(test),
     );
@@ -163,11 +156,8 @@ async fn what_a_failed_command_has_printed_is_said_with_the_failure() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_that_take_longer_to_start_than_they_may_leave_no_zombies() {
-    let test = HealthCheck {
-        timeout: Duration::ZERO,
-        failures: u32::MAX,
-        ..tested(HealthTest::Command("true".into()))
-    };
+    let test =
+        tested(HealthTest::Command("true".into())).timeout(Duration::ZERO).failures(u32::MAX);
     let mut troop = Troop::start(
         Cluster::builder().workers(1).setup(fixture(["line", "127.0.0.1:0"])).health(test),
     );
@@ -190,8 +180,7 @@ async fn a_sick_worker_reports_how_it_is_before_it_goes() {
     let text = "require('http').createServer((q, s) => { if (cluster.worker.id === 2) s.end() }).listen(0, '127.0.0.1')";
     let flags = ["--report-on-signal", "--report-directory", &report];
     let setup = js(text).exec_argv(flags).report_signal(12).stderr(Stdio::Null);
-    let test =
-        HealthCheck { timeout: Duration::from_millis(300), ..tested(HealthTest::Http("/".into())) };
+    let test = tested(HealthTest::Http("/".into())).timeout(Duration::from_millis(300));
     let mut troop =
         Troop::start(Cluster::builder().workers(1).replace(at_once()).setup(setup).health(test));
     assert_eq!(replaced(&mut troop).await, (1, 2));

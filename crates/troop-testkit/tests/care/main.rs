@@ -13,7 +13,7 @@ use troop::event::{Consequence, ExitHow, Violation};
 use troop::setup::{Output, Resource, Source, Stdio};
 use troop::snapshot::Phase;
 use troop::supervise::{
-    GiveUp, Progress, ReadyWhen, RecyclePolicy, ReplacePolicy, Restart, RestartPolicy, WhenFailed,
+    GiveUp, Progress, ReadyWhen, RecyclePolicy, Restart, RestartPolicy, WhenFailed,
 };
 use troop::{Builder, Cluster, Event, Setup, WorkerHandle};
 use troop_testkit::{PATIENCE, Troop, at_once, is_running, node_program, talk};
@@ -67,7 +67,7 @@ async fn is_recycled_for(builder: Builder, word: &str, load: impl Fn(u16)) {
 
 #[tokio::test]
 async fn old_workers_are_replaced() {
-    let policy = RecyclePolicy { age: Some(Duration::from_secs(1)), ..RecyclePolicy::default() };
+    let policy = RecyclePolicy::default().age(Some(Duration::from_secs(1)));
     is_recycled_for(
         Cluster::builder().setup(fixture(["line", "127.0.0.1:0"])).recycle(policy),
         "old",
@@ -78,13 +78,13 @@ async fn old_workers_are_replaced() {
 
 #[tokio::test]
 async fn big_workers_are_replaced() {
-    let policy = RecyclePolicy { memory: Some(20 << 20), ..RecyclePolicy::default() };
+    let policy = RecyclePolicy::default().memory(Some(20 << 20));
     is_recycled_for(Cluster::builder().setup(js(SERVER)).recycle(policy), "MiB", |_| ()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_that_have_taken_many_connections_are_replaced() {
-    let policy = RecyclePolicy { connections: Some(20), ..RecyclePolicy::default() };
+    let policy = RecyclePolicy::default().connections(Some(20));
     let load = |port| (0..60).for_each(|_| drop(talk(([127, 0, 0, 1], port), "")));
     is_recycled_for(
         Cluster::builder().setup(fixture(["line", "127.0.0.1:0"])).recycle(policy),
@@ -99,8 +99,7 @@ async fn a_worker_whose_successor_does_not_come_up_goes_on() {
     // The second process and all after it fail.
     let directory = tempfile::tempdir().unwrap();
     let once = format!("require('fs').mkdirSync('{}/m');{SERVER}", directory.path().display());
-    let policy =
-        RecyclePolicy { age: Some(Duration::from_millis(500)), ..RecyclePolicy::default() };
+    let policy = RecyclePolicy::default().age(Some(Duration::from_millis(500)));
     let mut troop = Troop::start(
         Cluster::builder().workers(1).setup(js(&once).stderr(Stdio::Null)).recycle(policy),
     );
@@ -113,7 +112,7 @@ async fn a_worker_whose_successor_does_not_come_up_goes_on() {
 #[tokio::test]
 async fn ready_is_who_says_so_by_message() {
     let text = format!("{SERVER} process.on('message', m => m === 'go' && process.send('ready'));");
-    let policy = ReplacePolicy { ready_when: ReadyWhen::Message, ..at_once() };
+    let policy = at_once().ready_when(ReadyWhen::Message);
     let mut troop = Troop::start(Cluster::builder().workers(1).replace(policy).setup(js(&text)));
     let (first, _) = listening(&mut troop).await;
     assert_eq!(troop.cluster.snapshot().await.unwrap().workers[0].ready, Some(false));
@@ -148,7 +147,7 @@ async fn ready_is_who_says_so_as_to_systemd() {
     let text = format!(
         "setTimeout(() => require('child_process').execFileSync('python3', ['-c', {notify:?}]), 300); {SERVER}"
     );
-    let policy = ReplacePolicy { ready_when: ReadyWhen::Notified, ..at_once() };
+    let policy = at_once().ready_when(ReadyWhen::Notified);
     let mut troop = Troop::start(
         Cluster::builder().workers(1).replace(policy).setup(js(&text).own_process_group(true)),
     );
@@ -248,7 +247,7 @@ async fn output_can_be_collected_and_settings_reach_the_process() {
         .stderr(Stdio::Collect);
     let setup =
         setup.umask(0o077).nice(19).limit(Resource::Files, Some(123), Some(456)).cpus([vec![0]]);
-    let restart = RestartPolicy { restart: Restart::Never, ..RestartPolicy::new(2) };
+    let restart = RestartPolicy::new(2).restart(Restart::Never);
     let builder = Cluster::builder()
         .workers(2)
         .restart(restart)
@@ -275,12 +274,10 @@ async fn an_app_without_a_ready_worker_keeps_its_port_and_comes_back_by_itself_o
     let directory = tempfile::tempdir().unwrap();
     let bad = directory.path().join("bad");
     let text = format!("if (require('fs').existsSync({bad:?})) process.exit(5); {SERVER}");
-    let restart = RestartPolicy {
-        max_ends: 3,
-        first_delay: Duration::from_millis(10),
-        max_delay: Duration::from_millis(200),
-        ..RestartPolicy::new(2)
-    };
+    let restart = RestartPolicy::new(2)
+        .max_ends(3)
+        .first_delay(Duration::from_millis(10))
+        .max_delay(Duration::from_millis(200));
     let mut troop = Troop::start(
         Cluster::builder().workers(2).restart(restart).replace(at_once()).setup(js(&text)),
     );
@@ -317,13 +314,11 @@ async fn an_app_that_is_to_end_without_a_ready_worker_does() {
     let directory = tempfile::tempdir().unwrap();
     let bad = directory.path().join("bad");
     let text = format!("if (require('fs').existsSync({bad:?})) process.exit(5); {SERVER}");
-    let restart = RestartPolicy {
-        first_delay: Duration::from_millis(10),
-        max_delay: Duration::from_millis(100),
-        window: Duration::from_secs(1),
-        when_failed: WhenFailed::End,
-        ..RestartPolicy::new(1)
-    };
+    let restart = RestartPolicy::new(1)
+        .first_delay(Duration::from_millis(10))
+        .max_delay(Duration::from_millis(100))
+        .window(Duration::from_secs(1))
+        .when_failed(WhenFailed::End);
     let mut troop = Troop::start(Cluster::builder().workers(1).restart(restart).setup(js(&text)));
     let (worker, _) = listening(&mut troop).await;
     std::fs::write(&bad, "").unwrap();

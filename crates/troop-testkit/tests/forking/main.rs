@@ -312,7 +312,7 @@ async fn wait_for_a_connection(workers: &[&troop::WorkerHandle]) {
 /// Two supervised workers that are replaced at once when they end, as those are that have run for a
 /// while.
 fn supervised() -> troop::Builder {
-    let restart = RestartPolicy { min_uptime: Duration::ZERO, ..RestartPolicy::new(2) };
+    let restart = RestartPolicy::new(2).min_uptime(Duration::ZERO);
     Cluster::builder().workers(2).restart(restart).setup(fixture(["line", "127.0.0.1:0"]))
 }
 

@@ -177,11 +177,7 @@ async fn connections_wait_while_all_workers_are_dead() {
 
 #[tokio::test]
 async fn killing_workers_under_load_loses_only_what_they_had_taken() {
-    let restart = RestartPolicy {
-        max_ends: 1000,
-        first_delay: Duration::from_millis(1),
-        ..RestartPolicy::new(3)
-    };
+    let restart = RestartPolicy::new(3).max_ends(1000).first_delay(Duration::from_millis(1));
     let builder =
         Cluster::builder().workers(3).restart(restart).setup(fixture(["line", "127.0.0.1:0"]));
     let mut troop = Troop::start(builder);

@@ -31,9 +31,14 @@ type Starter = Box<dyn FnOnce(Cluster)>;
 
 /// The most time over which connections are closed, unless it is said otherwise.
 const CLOSE_OVER: Duration = Duration::from_secs(10);
+/// The time that workers have to finish, unless it is said otherwise.
+const GRACE: Duration = Duration::from_secs(30);
 
 /// Configures a cluster: [`Builder::run`] supervises it in this thread until it is told to stop,
 /// [`Builder::start`] gives a handle to steer it from a tokio program.
+///
+/// A setting that would have no effect where the cluster is started is an [`Error::Settings`] that
+/// names it.
 #[must_use]
 pub struct Builder {
     setup: Setup,
@@ -41,12 +46,12 @@ pub struct Builder {
     config: Config,
     restart: Option<RestartPolicy>,
     replace: ReplacePolicy,
-    recycle: RecyclePolicy,
+    recycle: Option<RecyclePolicy>,
     health: Option<HealthCheck>,
     output: Option<Box<dyn Output>>,
     left_signals: Vec<i32>,
     inherited: Vec<InheritedSocket>,
-    grace: Duration,
+    grace: Option<Duration>,
     drain_spread: Option<Duration>,
     weights: Vec<u32>,
     observers: Vec<Observer>,
@@ -84,12 +89,12 @@ impl Builder {
             config,
             restart: None,
             replace: ReplacePolicy::default(),
-            recycle: RecyclePolicy::default(),
+            recycle: None,
             health: None,
             output: None,
             left_signals: Vec::new(),
             inherited: Vec::new(),
-            grace: Duration::from_secs(30),
+            grace: None,
             drain_spread: None,
             weights: Vec::new(),
             observers: Vec::new(),
@@ -152,7 +157,7 @@ impl Builder {
     /// How long workers may take to finish when they are replaced or the cluster stops, before they
     /// are killed. Default: 30 s.
     pub fn grace(mut self, grace: Duration) -> Builder {
-        self.grace = grace;
+        self.grace = Some(grace);
         self
     }
 
@@ -207,7 +212,7 @@ impl Builder {
     /// When workers are replaced although nothing is wrong with them; see [`RecyclePolicy`].
     /// Default: never.
     pub fn recycle(mut self, policy: RecyclePolicy) -> Builder {
-        self.recycle = policy;
+        self.recycle = Some(policy);
         self
     }
 
@@ -258,13 +263,58 @@ impl Builder {
 
     fn supervision(&self, workers: usize) -> supervise::Config {
         let mut config = supervise::Config::new(workers);
-        self.replace.apply(&mut config);
+        config.replace = self.replace.clone();
         if let Some(restart) = &self.restart {
-            restart.apply(&mut config);
+            config.restart = restart.clone();
         }
-        config.grace = self.grace;
+        config.grace = self.grace_period();
         config.seed = random_seed();
         config
+    }
+
+    fn grace_period(&self) -> Duration {
+        self.grace.unwrap_or(GRACE)
+    }
+
+    /// Whether everything that was set has an effect where the cluster is started like this.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] names a setting that has none.
+    fn check(&self, way: &'static str, elsewhere: &str) -> Result<()> {
+        let refuse = |setting: &str, reason: &str| {
+            Err(Error::Settings(format!("Builder::{setting} has no effect {reason}")))
+        };
+        let only_run = [
+            ("on_event", !self.observers.is_empty()),
+            ("leave_signals", !self.left_signals.is_empty()),
+        ];
+        if let Some((setting, _)) = only_run.iter().find(|(_, is_set)| *is_set) {
+            return refuse(setting, &format!("with Builder::{way}: {elsewhere}"));
+        }
+        if self.workers.is_some() {
+            return Ok(());
+        }
+        let ReplacePolicy { ready_when, ready_timeout, .. } = self.replace;
+        let rest = ReplacePolicy::default().ready_when(ready_when).ready_timeout(ready_timeout);
+        let supervised = [
+            ("restart", self.restart.is_some()),
+            ("replace", self.replace != rest),
+            ("recycle", self.recycle.is_some()),
+            ("weights", !self.weights.is_empty()),
+            ("grace", self.grace.is_some()),
+            ("drain_spread", self.drain_spread.is_some()),
+        ];
+        match supervised.iter().find(|(_, is_set)| *is_set) {
+            Some(("replace", _)) => refuse(
+                "replace",
+                "without Builder::workers, but for ready_when and ready_timeout: the program replaces workers itself",
+            ),
+            Some((setting, _)) => refuse(
+                setting,
+                "without Builder::workers: the program starts and ends workers itself",
+            ),
+            None => Ok(()),
+        }
     }
 
     fn driver(&mut self, in_thread: bool, supervised: bool) -> Result<(Driver, Cluster)> {
@@ -294,9 +344,11 @@ impl Builder {
         driver.setup(self.setup.clone());
         driver.ready_when(self.replace.ready_when)?;
         self.inherited.iter().cloned().for_each(|socket| driver.offer(socket));
-        driver.drain_spread =
-            self.drain_spread.unwrap_or_else(|| (self.grace / 3).min(CLOSE_OVER)).min(self.grace);
-        driver.recycling = Recycling::new(self.recycle.clone());
+        driver.drain_spread = self
+            .drain_spread
+            .unwrap_or_else(|| (self.grace_period() / 3).min(CLOSE_OVER))
+            .min(self.grace_period());
+        driver.recycling = Recycling::new(self.recycle.clone().unwrap_or_default());
         driver.spawner.output = self.output.take();
         if let Some(check) = self.health.take() {
             driver.health = HealthChecks::new(check.failures);
@@ -307,19 +359,21 @@ impl Builder {
     }
 
     /// Starts the cluster in a thread of its own, without a runtime, and shows every event to
-    /// `observer` there; what is set by [`Builder::on_event`] is not used. The observer must
+    /// `observer` there. The observer must
     /// neither block nor ask for a [`RelayIo`](crate::embed::RelayIo). Signals are left alone. The thread
     /// ends when the last clone of the [`Cluster`] has been dropped. With [`Builder::workers`] it
     /// forks and supervises as many; without, the program forks.
     ///
     /// # Errors
-    /// When out of descriptors, or a thread cannot be started; [`Error::RoleNotTaken`] where
-    /// `NODE_UNIQUE_ID` says that this is a worker.
+    /// When out of descriptors, or a thread cannot be started; [`Error::Settings`] for a setting
+    /// that would have no effect; [`Error::RoleNotTaken`] where `NODE_UNIQUE_ID` says that this is
+    /// a worker.
     pub fn start_in_thread(
         mut self,
         mut observer: impl FnMut(&Event) + Send + 'static,
     ) -> Result<Cluster> {
         nesting::may_be_embedded()?;
+        self.check("start_in_thread", "its observer gets the events, and signals are left alone")?;
         let (mut driver, cluster) = self.driver(true, self.workers.is_some())?;
         if let Some(workers) = self.workers {
             driver.supervise(Supervisor::new(self.supervision(workers)));
@@ -338,13 +392,14 @@ impl Builder {
     /// [`Builder::workers`] it forks and supervises as many; without, the program forks.
     ///
     /// # Errors
-    /// When out of descriptors; [`Error::RoleNotTaken`] in a worker that does not know that it is
-    /// one.
+    /// When out of descriptors; [`Error::Settings`] for a setting that would have no effect;
+    /// [`Error::RoleNotTaken`] in a worker that does not know that it is one.
     ///
     /// # Panics
     /// Outside a tokio runtime that has I/O and time enabled.
     pub fn start(mut self) -> Result<Cluster> {
         nesting::may_be_primary()?;
+        self.check("start", "Cluster::events has the events, and signals are left alone")?;
         let (mut driver, cluster) = self.driver(false, self.workers.is_some())?;
         if let Some(workers) = self.workers {
             driver.supervise(Supervisor::new(self.supervision(workers)));

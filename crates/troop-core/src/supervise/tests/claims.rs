@@ -106,12 +106,11 @@ fn what_the_predecessor_did_not_have_is_not_asked_of_its_successor() {
 
 #[test]
 fn where_the_old_one_leaves_first_the_new_one_has_to_take_over_all_the_same() {
-    let mut simulation = Simulation::with(Config {
-        max_surge: 0,
-        max_unavailable: 1,
-        min_ready_time: Duration::ZERO,
-        ..Config::new(2)
-    });
+    let mut simulation = Simulation::with(changed(Config::new(2), |config| {
+        config.replace.max_surge = 0;
+        config.replace.max_unavailable = 1;
+        config.replace.min_ready_time = Duration::ZERO;
+    }));
     (1..=2).for_each(|worker| simulation.listens(worker, &[80]));
     simulation.reload_with(&[claim(80, &[1, 2])]);
     simulation.exit(1, 0);
@@ -345,7 +344,7 @@ mod random {
         ) {
             let (max_surge, max_unavailable) = limits;
             let workers = old.len();
-            let mut w = Simulation::with(Config { max_surge, max_unavailable, ..Config::new(workers) });
+            let mut w = Simulation::with(changed(Config::new(workers), |config| { config.replace.max_surge = max_surge; config.replace.max_unavailable = max_unavailable; }));
             for (worker, ports) in (1..).zip(&old) {
                 w.listens(worker, &ports.iter().copied().collect::<Vec<_>>());
             }

@@ -9,11 +9,10 @@ fn down(simulation: &Simulation) -> bool {
 
 /// Where only workers that listen are ready, however old they are.
 fn listeners(workers: usize) -> Config {
-    Config {
-        readiness: Readiness::Listening,
-        min_ready_time: Duration::ZERO,
-        ..Config::new(workers)
-    }
+    changed(Config::new(workers), |config| {
+        config.replace.ready_when = ReadyWhen::Listening;
+        config.replace.min_ready_time = Duration::ZERO;
+    })
 }
 
 /// The delay of the last restart.
@@ -75,7 +74,9 @@ fn a_slot_whose_worker_keeps_dying_waits_longer_and_the_others_do_not() {
 
 #[test]
 fn a_start_without_a_ready_worker_fails_after_so_many_ends() {
-    let mut simulation = Simulation::with(Config { max_ends: 5, ..listeners(2) });
+    let mut simulation = Simulation::with(changed(listeners(2), |config| {
+        config.restart.max_ends = 5;
+    }));
     for _ in 0..5 {
         assert_eq!(
             (simulation.supervisor.state(), &simulation.outcome),
@@ -109,7 +110,9 @@ fn a_start_without_a_ready_worker_fails_after_so_many_ends() {
 
 #[test]
 fn a_start_whose_workers_are_never_ready_fails_after_the_window() {
-    let mut simulation = Simulation::with(Config { window: 60 * SECOND, ..listeners(2) });
+    let mut simulation = Simulation::with(changed(listeners(2), |config| {
+        config.restart.window = 60 * SECOND;
+    }));
     simulation.supervisor.online(simulation.now, WorkerId(1), true);
     simulation.pass(59 * SECOND);
     assert_eq!(
@@ -124,8 +127,10 @@ fn a_start_whose_workers_are_never_ready_fails_after_the_window() {
         Some(Outcome::GaveUp(GiveUp::NotReady { been_ready: false, within: 60 * SECOND }))
     );
     // One that may take longer is waited for.
-    let mut simulation =
-        Simulation::with(Config { window: SECOND, ready_timeout: 300 * SECOND, ..listeners(1) });
+    let mut simulation = Simulation::with(changed(listeners(1), |config| {
+        config.restart.window = SECOND;
+        config.replace.ready_timeout = 300 * SECOND;
+    }));
     simulation.pass(299 * SECOND);
     simulation.up(1);
     simulation.pass(1000 * SECOND);
@@ -134,7 +139,9 @@ fn a_start_whose_workers_are_never_ready_fails_after_the_window() {
 
 #[test]
 fn an_app_that_was_ready_once_is_retried_for_ever_at_the_longest_delay() {
-    let mut simulation = Simulation::with(Config { max_ends: 2, ..listeners(2) });
+    let mut simulation = Simulation::with(changed(listeners(2), |config| {
+        config.restart.max_ends = 2;
+    }));
     simulation.up(1);
     (1..=2).for_each(|worker| simulation.exit(worker, 1));
     assert!(down(&simulation));
@@ -156,8 +163,10 @@ fn an_app_that_was_ready_once_is_retried_for_ever_at_the_longest_delay() {
 
 #[test]
 fn where_it_is_wanted_an_app_ends_that_had_no_ready_worker_for_the_window() {
-    let mut simulation =
-        Simulation::with(Config { ends_when_failed: true, window: 20 * SECOND, ..Config::new(2) });
+    let mut simulation = Simulation::with(changed(Config::new(2), |config| {
+        config.restart.when_failed = WhenFailed::End;
+        config.restart.window = 20 * SECOND;
+    }));
     (1..=2).for_each(|worker| simulation.up(worker));
     simulation.pass(100 * SECOND);
     simulation.exit(1, 1);
@@ -183,12 +192,11 @@ fn where_it_is_wanted_an_app_ends_that_had_no_ready_worker_for_the_window() {
 
 #[test]
 fn the_time_without_workers_that_nobody_wants_does_not_count() {
-    let config = Config {
-        ends_when_failed: true,
-        window: 20 * SECOND,
-        ready_timeout: 20 * SECOND,
-        ..listeners(1)
-    };
+    let config = changed(listeners(1), |config| {
+        config.restart.when_failed = WhenFailed::End;
+        config.restart.window = 20 * SECOND;
+        config.replace.ready_timeout = 20 * SECOND;
+    });
     let mut simulation = Simulation::with(config);
     simulation.up(1);
     simulation.supervisor.scale(simulation.now, 0);
@@ -207,8 +215,10 @@ fn the_time_without_workers_that_nobody_wants_does_not_count() {
 
 #[test]
 fn a_start_after_a_restart_is_not_the_first() {
-    let mut simulation =
-        Simulation::with(Config { been_ready: true, max_ends: 2, ..Config::new(1) });
+    let mut simulation = Simulation::with(changed(Config::new(1), |config| {
+        config.restart.been_ready = true;
+        config.restart.max_ends = 2;
+    }));
     assert_eq!(simulation.supervisor.state(), SupervisorState::Starting);
     for _ in 0..10 {
         simulation.exit(simulation.of(0), 1);
@@ -339,11 +349,10 @@ fn a_reload_that_fails_after_a_pause_leaves_the_pause_unless_somebody_serves() {
 
 #[test]
 fn slots_whose_workers_have_finished_are_not_missed() {
-    let mut simulation = Simulation::with(Config {
-        restart: Restart::OnFailure,
-        final_codes: vec![3],
-        ..Config::new(3)
-    });
+    let mut simulation = Simulation::with(changed(Config::new(3), |config| {
+        config.restart.restart = Restart::OnFailure;
+        config.restart.final_codes = vec![3];
+    }));
     (1..=3).for_each(|worker| simulation.up(worker));
     simulation.exit(1, 0);
     simulation.exit(2, 3);
@@ -352,7 +361,9 @@ fn slots_whose_workers_have_finished_are_not_missed() {
         simulation.supervisor.vacancies().map(|vacancy| (vacancy.slot.0, vacancy.done)).collect();
     assert_eq!(done, [(0, Some(ExitHow::Code(0))), (1, Some(ExitHow::Code(3)))]);
     // One that failed for good is.
-    let mut simulation = Simulation::with(Config { restart: Restart::Never, ..Config::new(2) });
+    let mut simulation = Simulation::with(changed(Config::new(2), |config| {
+        config.restart.restart = Restart::Never;
+    }));
     (1..=2).for_each(|worker| simulation.up(worker));
     simulation.exit(1, 1);
     assert_eq!(
@@ -406,7 +417,9 @@ fn a_worker_that_has_closed_its_channel_is_not_ready_any_more() {
 
 #[test]
 fn a_worker_that_is_never_ready_is_replaced_as_one_that_failed() {
-    let mut simulation = Simulation::with(Config { ready_timeout: 20 * SECOND, ..listeners(2) });
+    let mut simulation = Simulation::with(changed(listeners(2), |config| {
+        config.replace.ready_timeout = 20 * SECOND;
+    }));
     (1..=2).for_each(|worker| simulation.up(worker));
     simulation.pass(10 * SECOND);
     simulation.exit(1, 1);
@@ -450,8 +463,10 @@ fn a_program_that_does_not_listen_is_not_late_and_workers_of_a_slow_start_are_no
     assert_eq!((simulation.forks, simulation.supervisor.state()), (2, SupervisorState::Running));
     // The second one takes longer than a new worker of a reload may, but no longer than a start
     // may.
-    let mut simulation =
-        Simulation::with(Config { ready_timeout: 5 * SECOND, window: 60 * SECOND, ..listeners(2) });
+    let mut simulation = Simulation::with(changed(listeners(2), |config| {
+        config.replace.ready_timeout = 5 * SECOND;
+        config.restart.window = 60 * SECOND;
+    }));
     simulation.pass(50 * SECOND);
     simulation.up(1);
     simulation.pass(9 * SECOND);
@@ -460,8 +475,10 @@ fn a_program_that_does_not_listen_is_not_late_and_workers_of_a_slow_start_are_no
     simulation.pass(100 * SECOND);
     assert!(simulation.asked.is_empty() && simulation.forks == 2);
     // Nor does it wait for ever.
-    let mut simulation =
-        Simulation::with(Config { ready_timeout: 5 * SECOND, window: 60 * SECOND, ..listeners(2) });
+    let mut simulation = Simulation::with(changed(listeners(2), |config| {
+        config.replace.ready_timeout = 5 * SECOND;
+        config.restart.window = 60 * SECOND;
+    }));
     simulation.up(1);
     simulation.pass(60 * SECOND);
     assert_eq!(simulation.asked, [Order::Terminate(WorkerId(2))]);
@@ -481,7 +498,9 @@ fn a_worker_that_comes_back_where_none_was_is_told_as_an_improvement() {
 
 #[test]
 fn an_end_that_no_restart_follows_is_no_restart() {
-    let mut simulation = Simulation::with(Config { restart: Restart::Never, ..Config::new(2) });
+    let mut simulation = Simulation::with(changed(Config::new(2), |config| {
+        config.restart.restart = Restart::Never;
+    }));
     (1..=2).for_each(|worker| simulation.up(worker));
     simulation.exit(1, 1);
     assert_eq!(simulation.supervisor.unexpected_ends(), 0);
@@ -499,7 +518,7 @@ mod random {
             slots in 1usize..6,
             steps in proptest::collection::vec((0usize..6, 0u8..4, 0u64..3000), 0..60),
         ) {
-            let config = Config { max_ends: usize::MAX, window: SECOND * 100_000, ..listeners(slots) };
+            let config = changed(listeners(slots), |config| { config.restart.max_ends = usize::MAX; config.restart.window = SECOND * 100_000; });
             let mut w = Simulation::with(config);
             // By slot: when its worker ended, quick ends in a row, whether it may be hurried; and
             // since when its worker is ready.

@@ -6,6 +6,12 @@ mod replacing;
 
 use super::*;
 
+/// A configuration that differs from another one.
+fn changed(mut config: Config, change: impl FnOnce(&mut Config)) -> Config {
+    change(&mut config);
+    config
+}
+
 struct Simulation {
     supervisor: Supervisor,
     now: Time,
@@ -24,7 +30,9 @@ struct Simulation {
 impl Simulation {
     /// Without settling, which has tests of its own.
     fn new(workers: usize) -> Simulation {
-        Simulation::with(Config { min_ready_time: Duration::ZERO, ..Config::new(workers) })
+        Simulation::with(changed(Config::new(workers), |config| {
+            config.replace.min_ready_time = Duration::ZERO;
+        }))
     }
 
     fn with(config: Config) -> Simulation {
@@ -190,7 +198,7 @@ fn a_program_that_does_not_exist_is_not_tried_again() {
     let config = Config::new(3);
     let why = GiveUp::NeverReady {
         ends: 1,
-        within: config.window,
+        within: config.restart.window,
         cause: Cause::NotStarted("no such file".into()),
     };
     let mut supervisor = Supervisor::new(config);
@@ -214,9 +222,9 @@ mod random {
         ) {
             let (max_surge, max_unavailable, ends_when_failed, min_ready_time, must_listen) = limits;
             let min_ready_time = Duration::from_millis(min_ready_time);
-            let readiness = if must_listen { Readiness::Listening } else { Readiness::Auto };
+            let readiness = if must_listen { ReadyWhen::Listening } else { ReadyWhen::Auto };
             let window = 10 * SECOND;
-            let mut w = Simulation::with(Config { max_surge, max_unavailable, ends_when_failed, min_ready_time, readiness, window, ..Config::new(3) });
+            let mut w = Simulation::with(changed(Config::new(3), |config| { config.replace.max_surge = max_surge; config.replace.max_unavailable = max_unavailable; config.restart.when_failed = if ends_when_failed { WhenFailed::End } else { WhenFailed::Stay }; config.replace.min_ready_time = min_ready_time; config.replace.ready_when = readiness; config.restart.window = window; }));
             for (what, which, wait) in steps {
                 let recent = w.next_worker.saturating_sub(which).max(1);
                 match what {
@@ -365,11 +373,10 @@ fn a_pause_ends_the_workers_and_a_reload_the_pause() {
 
 #[test]
 fn some_ends_are_final() {
-    let mut simulation = Simulation::with(Config {
-        restart: Restart::OnFailure,
-        final_codes: vec![78],
-        ..Config::new(3)
-    });
+    let mut simulation = Simulation::with(changed(Config::new(3), |config| {
+        config.restart.restart = Restart::OnFailure;
+        config.restart.final_codes = vec![78];
+    }));
     (1..=3).for_each(|worker| simulation.up(worker));
     simulation.exit(1, 0);
     simulation.exit(2, 78);
@@ -380,7 +387,9 @@ fn some_ends_are_final() {
     assert_eq!(simulation.forks, 4);
     simulation.exit(4, 0);
     assert_eq!(simulation.outcome, Some(Outcome::Stopped));
-    let mut simulation = Simulation::with(Config { restart: Restart::Never, ..Config::new(1) });
+    let mut simulation = Simulation::with(changed(Config::new(1), |config| {
+        config.restart.restart = Restart::Never;
+    }));
     simulation.exit(1, 3);
     assert_eq!(
         simulation.outcome,
@@ -408,5 +417,5 @@ fn a_budget_does_not_grow_with_every_up_and_down() {
         simulation.supervisor.scale(simulation.now, 2);
         simulation.supervisor.scale(simulation.now, 1);
     }
-    assert_eq!(simulation.supervisor.config.max_ends, 8);
+    assert_eq!(simulation.supervisor.config.restart.max_ends, 8);
 }

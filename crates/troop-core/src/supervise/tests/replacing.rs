@@ -136,8 +136,10 @@ fn a_new_worker_that_dies_later_in_the_reload_ends_it_too_and_its_kin_are_rolled
 
 #[test]
 fn as_many_start_beside_the_old_ones_as_is_allowed() {
-    let mut simulation =
-        Simulation::with(Config { max_surge: 2, min_ready_time: Duration::ZERO, ..Config::new(5) });
+    let mut simulation = Simulation::with(changed(Config::new(5), |config| {
+        config.replace.max_surge = 2;
+        config.replace.min_ready_time = Duration::ZERO;
+    }));
     (1..=5).for_each(|worker| simulation.up(worker));
     simulation.supervisor.reload(simulation.now);
     simulation.carry_out();
@@ -151,12 +153,11 @@ fn as_many_start_beside_the_old_ones_as_is_allowed() {
 
 #[test]
 fn where_there_is_no_room_for_more_the_old_one_leaves_first() {
-    let mut simulation = Simulation::with(Config {
-        max_surge: 0,
-        max_unavailable: 1,
-        min_ready_time: Duration::ZERO,
-        ..Config::new(2)
-    });
+    let mut simulation = Simulation::with(changed(Config::new(2), |config| {
+        config.replace.max_surge = 0;
+        config.replace.max_unavailable = 1;
+        config.replace.min_ready_time = Duration::ZERO;
+    }));
     (1..=2).for_each(|worker| simulation.up(worker));
     simulation.supervisor.reload(simulation.now);
     simulation.carry_out();
@@ -209,11 +210,10 @@ fn one_worker_is_recycled_at_a_time_and_a_reload_goes_before_it() {
 
 #[test]
 fn ready_is_who_says_so() {
-    let mut simulation = Simulation::with(Config {
-        readiness: Readiness::Notified,
-        min_ready_time: Duration::ZERO,
-        ..Config::new(1)
-    });
+    let mut simulation = Simulation::with(changed(Config::new(1), |config| {
+        config.replace.ready_when = ReadyWhen::Notified;
+        config.replace.min_ready_time = Duration::ZERO;
+    }));
     simulation.up(1);
     simulation.pass(10 * SECOND);
     assert_eq!(simulation.supervisor.standing(simulation.now, WorkerId(1)), Some((false, 1)));
@@ -233,11 +233,10 @@ fn ready_is_who_says_so() {
 
 #[test]
 fn those_that_never_leave_do_not_become_more_and_more() {
-    let mut simulation = Simulation::with(Config {
-        grace: Duration::from_secs(86_400),
-        min_ready_time: Duration::ZERO,
-        ..Config::new(1)
-    });
+    let mut simulation = Simulation::with(changed(Config::new(1), |config| {
+        config.grace = Duration::from_secs(86_400);
+        config.replace.min_ready_time = Duration::ZERO;
+    }));
     simulation.up(1);
     for worker in 2..=20 {
         simulation.supervisor.reload(simulation.now);
@@ -254,8 +253,9 @@ fn those_that_never_leave_do_not_become_more_and_more() {
 
 #[test]
 fn however_fast_reloads_follow_each_other_every_worker_has_a_moment_to_end() {
-    let mut simulation =
-        Simulation::with(Config { min_ready_time: Duration::ZERO, ..Config::new(1) });
+    let mut simulation = Simulation::with(changed(Config::new(1), |config| {
+        config.replace.min_ready_time = Duration::ZERO;
+    }));
     simulation.up(1);
     for worker in 2..=30 {
         simulation.supervisor.reload(simulation.now);
@@ -397,8 +397,9 @@ fn who_will_speak_is_not_ready_before_it_has_been_loaded() {
 #[test]
 fn a_slot_whose_back_off_ends_in_a_reload_has_to_show_what_it_can_like_the_others() {
     let begin = || {
-        let mut simulation =
-            Simulation::with(Config { readiness: Readiness::Listening, ..Config::new(2) });
+        let mut simulation = Simulation::with(changed(Config::new(2), |config| {
+            config.replace.ready_when = ReadyWhen::Listening;
+        }));
         (1..=2).for_each(|worker| simulation.up(worker));
         // The second slot has a long back-off, which ends while the first one's new worker settles.
         for _ in 0..4 {

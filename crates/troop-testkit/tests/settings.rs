@@ -1,0 +1,160 @@
+//! A setting of a builder has an effect however the cluster is started, or it is an error that
+//! names the setting. It is never ignored in silence.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use troop::activation::{ActivationSocket, InheritedSocket};
+use troop::setup::{Output, Source};
+use troop::supervise::{
+    HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, ReplacePolicy, RestartPolicy,
+};
+use troop::{Builder, Cluster, Error, Events, Scheduling, Setup};
+use troop_testkit::PATIENCE;
+
+/// A way to start a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Run,
+    Start,
+    StartUnsupervised,
+    Thread,
+    ThreadUnsupervised,
+}
+
+use Way::{Run, Start, StartUnsupervised, Thread, ThreadUnsupervised};
+
+const WAYS: [Way; 5] = [Run, Start, StartUnsupervised, Thread, ThreadUnsupervised];
+const EVERYWHERE: &[Way] = &[];
+/// Only [`Builder::run`] obeys signals and calls observers.
+const NOT_WITH_START: &[Way] = &[Start, StartUnsupervised, Thread, ThreadUnsupervised];
+/// The program starts and ends workers itself.
+const NOT_UNSUPERVISED: &[Way] = &[StartUnsupervised, ThreadUnsupervised];
+
+/// A method of the builder, something to set by it, and where that has no effect.
+type Setting = (&'static str, fn(Builder) -> Builder, &'static [Way]);
+
+struct Nowhere;
+
+impl Output for Nowhere {
+    fn write(&mut self, _: Source, _: &[u8]) {}
+
+    fn end(&mut self, _: Source) {}
+}
+
+fn fixture() -> Setup {
+    Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(["line", "127.0.0.1:0"])
+}
+
+fn settings() -> Vec<Setting> {
+    vec![
+        ("workers", |b| b.workers(1), EVERYWHERE),
+        ("setup", |b| b.setup(fixture().env("A", "1")), EVERYWHERE),
+        (
+            "activation",
+            |b| b.activation([ActivationSocket::bind("127.0.0.1:0").unwrap()]),
+            EVERYWHERE,
+        ),
+        ("inherited", |b| b.inherited(InheritedSocket::all().unwrap()), EVERYWHERE),
+        ("scheduling", |b| b.scheduling(Scheduling::Weighted), EVERYWHERE),
+        (
+            "scheduling_of",
+            |b| b.scheduling_of("8000".parse().unwrap(), Scheduling::Weighted),
+            EVERYWHERE,
+        ),
+        ("weights", |b| b.weights([50]), NOT_UNSUPERVISED),
+        ("grace", |b| b.grace(Duration::from_secs(5)), NOT_UNSUPERVISED),
+        ("drain_spread", |b| b.drain_spread(Duration::from_secs(1)), NOT_UNSUPERVISED),
+        ("hang_timeout", |b| b.hang_timeout(None), EVERYWHERE),
+        ("keep_listeners", |b| b.keep_listeners(false), EVERYWHERE),
+        ("pending_limit", |b| b.pending_limit(8), EVERYWHERE),
+        ("restart", |b| b.restart(RestartPolicy::new(1).max_ends(3)), NOT_UNSUPERVISED),
+        ("replace", |b| b.replace(ReplacePolicy::default().max_surge(2)), NOT_UNSUPERVISED),
+        (
+            "replace",
+            |b| {
+                let policy = ReplacePolicy::default().ready_when(ReadyWhen::Listening);
+                b.replace(policy.ready_timeout(Duration::from_secs(5)))
+            },
+            EVERYWHERE,
+        ),
+        (
+            "recycle",
+            |b| b.recycle(RecyclePolicy::default().memory(Some(1 << 30))),
+            NOT_UNSUPERVISED,
+        ),
+        ("may_listen", |b| b.may_listen("127.0.0.1:0".parse().unwrap()), EVERYWHERE),
+        ("health", |b| b.health(HealthCheck::new(HealthTest::Tcp)), EVERYWHERE),
+        ("output", |b| b.output(Nowhere), EVERYWHERE),
+        ("leave_signals", |b| b.leave_signals([1]), NOT_WITH_START),
+        ("on_event", |b| b.on_event(|_| ()), NOT_WITH_START),
+        ("on_start", |b| b.on_start(drop), EVERYWHERE),
+    ]
+}
+
+/// Stops a cluster, or drops one that has nothing to stop, and waits for its end.
+fn end(cluster: Cluster, mut events: Events) {
+    // Without supervision there is nothing to stop.
+    let _ = cluster.stop();
+    drop(cluster);
+    while let Some(event) = events.blocking_recv(PATIENCE) {
+        let _ = event;
+    }
+    assert!(events.try_recv().is_none());
+}
+
+/// Starts a cluster with a setting, and ends it.
+fn started(way: Way, set: fn(Builder) -> Builder) -> troop::Result<()> {
+    let builder = Cluster::builder().setup(fixture());
+    let builder = match way {
+        StartUnsupervised | ThreadUnsupervised => set(builder),
+        Run | Start | Thread => set(builder.workers(1)),
+    };
+    match way {
+        Run => builder.on_start(|cluster| cluster.stop().unwrap()).run(),
+        Start | StartUnsupervised => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+            let cluster = runtime.block_on(async { builder.start() })?;
+            let events = cluster.events();
+            end(cluster, events);
+            Ok(())
+        }
+        Thread | ThreadUnsupervised => {
+            let cluster = builder.start_in_thread(|_| ())?;
+            let events = cluster.events();
+            end(cluster, events);
+            Ok(())
+        }
+    }
+}
+
+#[test]
+fn no_setting_is_ignored_in_silence() {
+    for (name, set, ignored) in settings() {
+        for way in WAYS {
+            let result = started(way, set);
+            if ignored.contains(&way) {
+                let Err(Error::Settings(text)) = &result else {
+                    panic!("{name} is ignored by {way:?}: {result:?}")
+                };
+                assert!(text.starts_with(&format!("Builder::{name} has no effect ")), "{text}");
+            } else {
+                assert!(result.is_ok(), "{name} with {way:?}: {result:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_table_names_every_setting() {
+    let source = include_str!("../../troop/src/primary/builder.rs");
+    let methods = source.split("    pub fn ").skip(1).filter_map(|method| {
+        let (name, rest) = method.split_once('(')?;
+        rest.starts_with("mut self,").then_some(name)
+    });
+    let methods: BTreeSet<&str> = methods.filter(|name| !name.starts_with("start")).collect();
+    let table: BTreeSet<&str> = settings().into_iter().map(|(name, ..)| name).collect();
+    assert!(methods.len() > 15, "{methods:?}");
+    assert_eq!(methods, table);
+}
