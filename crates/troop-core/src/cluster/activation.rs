@@ -110,6 +110,9 @@ impl ActivationShares {
 
     /// A worker is to leave, and nobody takes its slot. It gets nothing new from now on.
     pub fn leaves(&mut self, now: Time, worker: WorkerId) {
+        if self.leaving.iter().any(|leaving| leaving.worker == worker) {
+            return;
+        }
         self.leaving.push(Leaving {
             worker,
             check_at: now + LAST_CONNECTIONS,
@@ -191,6 +194,8 @@ mod tests {
         let mut shares = ActivationShares::default();
         shares.leaves(Time(0), WorkerId(1));
         shares.leaves(Time(0), WorkerId(2));
+        // Told twice, it has no more time.
+        shares.leaves(Time(100), WorkerId(1));
         assert_eq!(
             (shares.next_leaving(Time(199)), shares.next_deadline()),
             (None, Some(Time(200)))
