@@ -60,7 +60,7 @@ pub struct ActivationSocket {
 }
 
 impl ActivationSocket {
-    /// Binds one: `8000` (both families), `127.0.0.1:8000`, `localhost:8000`, `udp:53`,
+    /// Binds a socket: `8000` (both families), `127.0.0.1:8000`, `localhost:8000`, `udp:53`,
     /// `/run/app.sock` or `unix:app.sock`. Before it there may be a name that the program knows it
     /// by (`web=8000`), for `LISTEN_FDNAMES`.
     ///
@@ -70,7 +70,7 @@ impl ActivationSocket {
         ActivationSocket::bind_as(text, 0)
     }
 
-    /// The same, for TCP, with a socket of its own for each of so many workers (and for more of
+    /// Binds a TCP address with a socket of its own for each of so many workers (and for more of
     /// them, when there are more), among which the kernel chooses evenly, or by
     /// [`Builder::weights`](crate::Builder::weights): who is not there, or not ready while others
     /// are, gets nothing. A worker's successor has its socket, with what waits in it.
@@ -81,8 +81,8 @@ impl ActivationSocket {
         ActivationSocket::bind_as(text, workers.max(1))
     }
 
-    /// Whether a text has the form of what [`ActivationSocket::bind`] takes. Nothing is bound, nor
-    /// is a host looked up.
+    /// Checks that a text has the form that [`ActivationSocket::bind`] takes. Binds nothing and
+    /// looks up no host.
     ///
     /// # Errors
     /// [`Error::Settings`] if not.
@@ -155,7 +155,7 @@ impl ActivationSocket {
         })
     }
 
-    /// One that was open when this process started, under its name, or under another one.
+    /// Takes a socket that was open when this process started, under its name or under another one.
     ///
     /// # Errors
     /// [`Error::Io`] when out of descriptors.
@@ -190,7 +190,7 @@ impl ActivationSocket {
         }
     }
 
-    /// What it is bound to, such as `127.0.0.1:8000`.
+    /// Returns the address that the socket is bound to, such as `127.0.0.1:8000`.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address

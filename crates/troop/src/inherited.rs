@@ -29,8 +29,8 @@ pub struct InheritedSocket {
 }
 
 impl InheritedSocket {
-    /// All that are meant for this process: `LISTEN_PID` is its own number, or absent. Can be
-    /// called again.
+    /// Returns all sockets that were passed to this process by activation: `LISTEN_PID` is its own
+    /// number, or absent. Can be called again.
     ///
     /// # Errors
     /// [`Error::Settings`] if `LISTEN_FDS` makes no sense, or there is no socket where one should
@@ -72,8 +72,8 @@ impl InheritedSocket {
         Ok(sockets)
     }
 
-    /// One that this process was started with, which is known by its number alone. A copy is kept,
-    /// so that the number means this socket even if it is closed and used again.
+    /// Takes a socket that this process was started with, by its number. A copy is kept, so that
+    /// the number means this socket even if it is closed and used again.
     ///
     /// # Errors
     /// [`Error::Settings`] if there is no such descriptor, if it is neither a listening nor a bound
@@ -87,8 +87,8 @@ impl InheritedSocket {
         InheritedSocket::with(number, socket)
     }
 
-    /// One that this program has opened itself. Workers ask for it by the number that it has here,
-    /// which means this socket from now on, even if it is closed and used again.
+    /// Takes a socket that this program has opened itself. Workers ask for it by the number that it
+    /// has here, which means this socket from now on, even if it is closed and used again.
     ///
     /// # Errors
     /// [`Error::Settings`] if it is neither a listening nor a bound socket, if it is a standard
@@ -121,7 +121,7 @@ impl InheritedSocket {
         })
     }
 
-    /// The number by which workers can ask for it.
+    /// Returns the number by which workers can ask for the socket.
     #[must_use]
     pub fn number(&self) -> std::os::fd::RawFd {
         self.number
@@ -154,13 +154,13 @@ impl InheritedSocket {
         Offered { number: self.number, at }
     }
 
-    /// What it is called, `unknown` if it has no name.
+    /// Returns the socket's name (`LISTEN_FDNAMES`); `unknown` if it has none.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Where it is bound.
+    /// Returns the address that the socket is bound to.
     #[must_use]
     pub fn address(&self) -> String {
         match (socket::local_path(self.socket.as_fd()), socket::local_address(self.socket.as_fd()))
@@ -171,7 +171,8 @@ impl InheritedSocket {
         }
     }
 
-    /// Leaves it, under its number, to the program that this process is about to become by `exec`.
+    /// Leaves the socket, under its number, to the program that this process is about to become by
+    /// `exec`.
     pub fn leave(&self) {
         let _ = inherited::leave_to_exec(self.number);
     }

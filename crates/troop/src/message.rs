@@ -43,7 +43,7 @@ pub struct Message {
     handle: Option<Arc<Mutex<Option<Held>>>>,
 }
 
-/// A socket that the program has not taken yet, counted among its sender's.
+/// A socket that the program has not taken yet. It counts against its sender's limit.
 pub(crate) struct Held {
     handle: Option<Handle>,
     counted: Option<Counted>,
@@ -94,7 +94,7 @@ impl Message {
         Message { body: body.into(), handle: handle.map(|h| Arc::new(Mutex::new(Some(h)))) }
     }
 
-    /// The message as a Rust value.
+    /// Decodes the message into a Rust value.
     ///
     /// # Errors
     /// [`Error::Json`](crate::Error::Json) if it is of another shape.
@@ -102,13 +102,13 @@ impl Message {
         Ok(serde_json::from_str(&self.body)?)
     }
 
-    /// The message as JSON text.
+    /// Returns the message as JSON text.
     #[must_use]
     pub fn as_json(&self) -> &str {
         &self.body
     }
 
-    /// Whether a socket came with it.
+    /// Returns true if a socket came with the message.
     #[must_use]
     pub fn has_handle(&self) -> bool {
         self.handle.is_some()
@@ -161,7 +161,7 @@ pub enum Handle {
 }
 
 impl Handle {
-    /// Recognises a socket.
+    /// Wraps a descriptor as the kind of socket that it is.
     ///
     /// # Errors
     /// If the descriptor is no socket, or of a kind that is not passed.
@@ -230,8 +230,8 @@ handle_from! {
     UnixListener(std::os::unix::net::UnixListener),
 }
 
-/// A question from the other side. Answer it with [`Request::reply`]; one that is dropped is
-/// refused, so that nobody waits in vain.
+/// A request from another process, to be answered by [`Request::reply`]. A request that is dropped
+/// is refused, so that no sender waits in vain.
 ///
 /// On the wire it is an ordinary message, `{"troop":"request","id":N,"body":…}`, answered by
 /// `{"troop":"reply","id":N,"body":…}` or `{"troop":"reply","id":N,"error":"…"}`, so that programs
@@ -263,7 +263,7 @@ impl Request {
         Request { body: body.into(), answer: Arc::new(Answer { id, send: Mutex::new(Some(send)) }) }
     }
 
-    /// The question as a Rust value.
+    /// Decodes the request into a Rust value.
     ///
     /// # Errors
     /// [`Error::Json`](crate::Error::Json) if it is of another shape.
@@ -271,14 +271,14 @@ impl Request {
         Ok(serde_json::from_str(&self.body)?)
     }
 
-    /// The question as JSON text.
+    /// Returns the request as JSON text.
     #[must_use]
     pub fn as_json(&self) -> &str {
         &self.body
     }
 
-    /// Answers. Only the first answer counts, also among several readers of the same events. Never
-    /// blocks.
+    /// Sends the reply. Only the first reply counts, also among several readers of the same events.
+    /// Never blocks.
     ///
     /// # Errors
     /// [`Error::Json`](crate::Error::Json) if the answer cannot be turned into JSON; the request is
@@ -289,7 +289,7 @@ impl Request {
         Ok(())
     }
 
-    /// Refuses, with a reason that the asking side gets as
+    /// Refuses the request, with a reason that the sender gets as
     /// [`Error::Refused`](crate::Error::Refused).
     pub fn refuse(&self, reason: &str) {
         self.send(Err(reason));
@@ -325,7 +325,7 @@ pub(crate) fn reply_line(id: u64, answer: std::result::Result<&str, &str>) -> St
     }
 }
 
-/// What a user message is, when it is more than a message.
+/// Kinds of a user message.
 #[derive(Debug)]
 pub(crate) enum Content<'a> {
     Message,

@@ -30,13 +30,13 @@ pub(crate) fn is_draining(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ConnectionAborted && error.raw_os_error().is_none()
 }
 
-/// A TCP connection: tokio's, and see [`Counted`].
+/// A TCP connection: tokio's stream, [counted](Counted) as open at this worker.
 pub type TcpStream = Counted<tokio::net::TcpStream>;
 
-/// A Unix stream connection: tokio's, and see [`Counted`].
+/// A Unix stream connection: tokio's stream, [counted](Counted) as open at this worker.
 pub type UnixStream = Counted<tokio::net::UnixStream>;
 
-/// A TCP listener, shared with the other workers. Dropping it closes it for this worker only.
+/// A TCP listener that the workers share. Dropping it closes it for this worker only.
 ///
 /// With the feature `axum`, `axum::serve` takes it as it is.
 #[derive(Debug)]
@@ -93,7 +93,7 @@ impl TcpListener {
         &self.worker
     }
 
-    /// The address that the listener is bound to, with the real port where 0 was asked for.
+    /// Returns the address that the listener is bound to, with the real port where 0 was asked for.
     ///
     /// # Errors
     /// Never; a `Result` as in tokio.
@@ -101,8 +101,8 @@ impl TcpListener {
         Ok(self.address)
     }
 
-    /// The next connection. A connection counts as taken by this worker when this returns; what
-    /// waits meanwhile can still be given to another one. Cancel safe.
+    /// Waits for the next connection. A connection counts as taken by this worker when this
+    /// returns; what waits meanwhile can still be given to another one. Cancel safe.
     ///
     /// # Errors
     /// `ConnectionAborted` when this worker [is to finish](Worker::draining): there will be no
@@ -131,7 +131,7 @@ impl TcpListener {
     }
 }
 
-/// A Unix socket listener, shared with the other workers.
+/// A Unix socket listener that the workers share.
 #[derive(Debug)]
 pub struct UnixListener {
     source: Kind<tokio::net::UnixListener>,
@@ -165,13 +165,13 @@ impl UnixListener {
         &self.worker
     }
 
-    /// The path that was asked for.
+    /// Returns the path that was asked for.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The next connection; see [`TcpListener::accept`]. Cancel safe.
+    /// Waits for the next connection; see [`TcpListener::accept`]. Cancel safe.
     ///
     /// # Errors
     /// As [`TcpListener::accept`].

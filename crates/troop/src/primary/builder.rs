@@ -39,6 +39,22 @@ const GRACE: Duration = Duration::from_secs(30);
 ///
 /// A setting that would have no effect where the cluster is started is an [`Error::Settings`] that
 /// names it.
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// use troop::supervise::RestartPolicy;
+/// use troop::{Cluster, Setup};
+///
+/// # fn main() -> troop::Result<()> {
+/// Cluster::builder()
+///     .workers(4)
+///     .setup(Setup::new().env("LOG", "info"))
+///     .grace(Duration::from_secs(10))
+///     .restart(RestartPolicy::new(4).max_delay(Duration::from_secs(30)))
+///     .run()
+/// # }
+/// ```
 #[must_use]
 pub struct Builder {
     setup: Setup,
@@ -69,8 +85,8 @@ impl std::fmt::Debug for Builder {
     }
 }
 
-/// How many workers fit this machine: the CPUs that this process may use, with its affinity and its
-/// cgroup's quota, at least 1.
+/// Returns the number of workers that fit this machine: the CPUs that this process may use by its
+/// affinity and its control group's quota, at least 1.
 #[must_use]
 pub fn available_workers() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
@@ -103,14 +119,15 @@ impl Builder {
         }
     }
 
-    /// How many workers to keep running. Default: [`available_workers`] for [`Builder::run`]; none,
-    /// so without supervision, for [`Builder::start`], where the program forks.
+    /// Sets the number of workers to keep running. Default: [`available_workers`] for
+    /// [`Builder::run`]; none, so without supervision, for [`Builder::start`], where the program
+    /// forks.
     pub fn workers(mut self, workers: usize) -> Builder {
         self.workers = Some(workers);
         self
     }
 
-    /// What workers are started with. Default: copies of this program with the same arguments.
+    /// Sets what workers are started with. Default: copies of this program with the same arguments.
     pub fn setup(mut self, setup: Setup) -> Builder {
         self.setup = setup;
         self
@@ -125,101 +142,105 @@ impl Builder {
         self
     }
 
-    /// Sockets that workers may have: they are used where a worker asks to listen on the same
-    /// address, and for those that ask for their numbers. Nothing else that this process has open
-    /// can be asked for by its number. With [`Builder::may_listen`] only those can be had whose
-    /// address, or number (`fd:3`), is listed.
+    /// Lets workers have these sockets. A worker gets one when it asks to listen on the same
+    /// address, or asks for its number. Nothing else that this process has open can be asked for by
+    /// its number. With [`Builder::may_listen`] only those can be had whose address, or number
+    /// (`fd:3`), is listed.
     pub fn inherited(mut self, sockets: impl IntoIterator<Item = InheritedSocket>) -> Builder {
         self.inherited.extend(sockets);
         self
     }
 
-    /// How connections reach the workers. Default: what `NODE_CLUSTER_SCHED_POLICY` says (`rr` or
-    /// `none`), else round robin.
+    /// Sets how connections reach the workers. Default: what `NODE_CLUSTER_SCHED_POLICY` says (`rr`
+    /// or `none`), else round robin.
     pub fn scheduling(mut self, scheduling: Scheduling) -> Builder {
         self.config.scheduling = scheduling;
         self
     }
 
-    /// The same for certain listeners, for example those of one port.
+    /// Sets how connections of certain listeners reach the workers, for example of those of one
+    /// port.
     pub fn scheduling_of(mut self, listeners: Pattern, scheduling: Scheduling) -> Builder {
         self.config.listeners.push((listeners, scheduling));
         self
     }
 
-    /// The [weights](crate::Fork::weight) of supervised workers by slot, the first one's first;
-    /// those that are not named have 100.
+    /// Sets the [weights](crate::Fork::weight) of supervised workers by slot, the first one's
+    /// first. Slots beyond the list have 100.
     pub fn weights(mut self, weights: impl Into<Vec<u32>>) -> Builder {
         self.weights = weights.into();
         self
     }
 
-    /// How long workers may take to finish when they are replaced or the cluster stops, before they
-    /// are killed. Default: 30 s.
+    /// Sets the grace period: the time that workers have to finish when they are replaced or the
+    /// cluster stops, before they are killed. Default: 30 s.
     pub fn grace(mut self, grace: Duration) -> Builder {
         self.grace = Some(grace);
         self
     }
 
-    /// Over how much time a worker that is replaced, or one too many, should close connections that
-    /// stay open, so that their clients do not all come to the others at once. Done by Rust workers
-    /// that use [`Worker::closing`](crate::Worker::closing), as `troop::serve` does. Default: a
-    /// third of the [grace](Builder::grace), at most 10 s; more than the grace is the grace.
+    /// Sets the time over which a worker that is replaced, or one too many, closes connections that
+    /// stay open, so that their clients do not all reconnect at once. Done by Rust workers that use
+    /// [`Worker::closing`](crate::Worker::closing), as `troop::serve` does. Default: a third of the
+    /// [grace](Builder::grace), at most 10 s; more than the grace is the grace.
     pub fn drain_spread(mut self, time: Duration) -> Builder {
         self.drain_spread = Some(time);
         self
     }
 
-    /// How long a worker may leave a connection that it was handed unanswered. Then it is killed,
-    /// so that another one can have the connection. Where the kernel chooses
-    /// ([`Scheduling::Steered`]): how long its own queue may stand still while others take theirs.
-    /// And whoever chooses: how long one that listens may give no sign of life; it is asked for one
-    /// when it has been silent for a third of that time (10 s at most). Default: 30 s; `None` for
-    /// ever, so that a blocked worker keeps its connections waiting.
+    /// Sets the time after which a worker counts as hung and is killed, so that other workers get
+    /// its connections. Default: 30 s. With `None` no worker is hung, and a blocked one keeps its
+    /// connections waiting.
+    ///
+    /// A worker is hung that leaves a connection unacknowledged for this time; where the kernel
+    /// chooses ([`Scheduling::Steered`]), one whose queue does not move while those of others do;
+    /// and, whoever chooses, one that listens and gives no sign of life. It is probed when it has
+    /// been silent for a third of this time (10 s at most).
     pub fn hang_timeout(mut self, limit: Option<Duration>) -> Builder {
         self.config.hang_timeout = limit;
         self
     }
 
-    /// Whether a listener stays open when its last worker has died, so that clients wait for a
-    /// successor instead of being refused. Default: true. Node closes it. When the successor is
-    /// ready and listens elsewhere, the listener is closed.
+    /// Keeps a listener open when its last worker has died, so that clients wait for a successor
+    /// instead of being refused. Default: true. Node closes it. When the successor is ready and
+    /// listens elsewhere, the listener is closed.
     pub fn keep_listeners(mut self, keep: bool) -> Builder {
         self.config.keep_listeners = keep;
         self
     }
 
-    /// How many connections may wait in the primary for a worker, per listener, before it leaves
-    /// them to the kernel's accept queue. Default: 64. Where clients are sticky, 16 times as many,
-    /// because each may wait for its own worker.
+    /// Sets the number of connections that may wait in the primary for a worker, per listener;
+    /// further ones stay in the kernel's accept queue. Default: 64. Where clients are sticky, 16
+    /// times as many, because each may wait for its own worker.
     pub fn pending_limit(mut self, limit: usize) -> Builder {
         self.config.pending_limit = limit.max(1);
         self
     }
 
-    /// When workers that end unexpectedly are started again; see [`RestartPolicy`].
+    /// Sets when workers that end unexpectedly are started again; see [`RestartPolicy`].
     pub fn restart(mut self, policy: RestartPolicy) -> Builder {
         self.restart = Some(policy);
         self
     }
 
-    /// How workers are replaced; see [`ReplacePolicy`].
+    /// Sets how workers are replaced; see [`ReplacePolicy`].
     pub fn replace(mut self, policy: ReplacePolicy) -> Builder {
         self.replace = policy;
         self
     }
 
-    /// When workers are replaced although nothing is wrong with them; see [`RecyclePolicy`].
+    /// Sets when workers are replaced for age, memory or connections; see [`RecyclePolicy`].
     /// Default: never.
     pub fn recycle(mut self, policy: RecyclePolicy) -> Builder {
         self.recycle = Some(policy);
         self
     }
 
-    /// The only listeners that workers may have: what they ask for besides gets `EACCES`, and is
-    /// reported. May be called several times. By default they may have any, as under Node; think of
-    /// it where this process has privileges that its workers have not, because it is this process
-    /// that binds. A worker that names no address needs a pattern that means both families (`8000`,
+    /// Allows workers these listeners and no others: any other request fails with `EACCES` and is
+    /// reported as [`Violation::Forbidden`](crate::event::Violation::Forbidden). May be called
+    /// several times. By default workers may have any listener, as under Node. Restrict them where
+    /// this process has privileges that its workers have not, because this process binds the
+    /// sockets. A worker that names no address needs a pattern that means both families (`8000`,
     /// `[::]:8000`). Unix sockets of workers that run as another user are made with that user's
     /// rights to files alone, unless their paths are named here.
     pub fn may_listen(mut self, listeners: Pattern) -> Builder {
@@ -227,20 +248,21 @@ impl Builder {
         self
     }
 
-    /// Tests each worker from time to time; see [`HealthCheck`]. Default: no test but
-    /// [`Builder::hang_timeout`].
+    /// Checks each worker from time to time; see [`HealthCheck`]. Without supervision a failed
+    /// check is an event alone. Default: no test but [`Builder::hang_timeout`].
     pub fn health(mut self, check: HealthCheck) -> Builder {
         self.health = Some(check);
         self
     }
 
-    /// Takes what workers with [`Stdio::Collect`](crate::setup::Stdio::Collect) write.
+    /// Gives the output of workers with [`Stdio::Collect`](crate::setup::Stdio::Collect) to the
+    /// program.
     pub fn output(mut self, output: impl Output + 'static) -> Builder {
         self.output = Some(Box::new(output));
         self
     }
 
-    /// Signals that [`Builder::run`] leaves to the program, which it would otherwise obey.
+    /// Leaves these signals to the program, which [`Builder::run`] would otherwise handle.
     pub fn leave_signals(mut self, signals: impl IntoIterator<Item = i32>) -> Builder {
         self.left_signals.extend(signals);
         self

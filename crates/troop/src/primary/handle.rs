@@ -70,14 +70,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl WorkerHandle {
-    /// Its number: 1 for the first fork, never used again.
+    /// Returns the worker's number: 1 for the first fork, never used again.
     #[must_use]
     pub fn id(&self) -> WorkerId {
         self.shared.id
     }
 
-    /// Its process. After the exit the system may give the number to another process;
-    /// [`WorkerHandle::kill`] never hits that.
+    /// Returns the number of the worker's process. After the exit the system may give the number to
+    /// another process; [`WorkerHandle::kill`] never hits that.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.shared.pid
@@ -87,32 +87,32 @@ impl WorkerHandle {
         *lock(&self.shared.status)
     }
 
-    /// Node's `worker.state`.
+    /// Returns the worker's state: Node's `worker.state`.
     #[must_use]
     pub fn state(&self) -> WorkerState {
         self.status().state
     }
 
-    /// Node's `worker.exitedAfterDisconnect`: `None` until something is known; true if the worker
-    /// left because somebody asked it to (not by [`WorkerHandle::kill`]).
+    /// Returns Node's `worker.exitedAfterDisconnect`: `None` until something is known; true if the
+    /// worker left because somebody asked it to (not by [`WorkerHandle::kill`]).
     #[must_use]
     pub fn exited_after_disconnect(&self) -> Option<bool> {
         self.status().exited_after_disconnect
     }
 
-    /// Whether its channel is open.
+    /// Returns true while the worker's channel is open.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.status().connected
     }
 
-    /// Whether its process has ended.
+    /// Returns true when the worker's process has ended.
     #[must_use]
     pub fn is_dead(&self) -> bool {
         self.status().state == WorkerState::Dead
     }
 
-    /// Its counters now; after its end, as of its disconnect.
+    /// Returns the worker's counters; after its end, those of its disconnect.
     pub async fn stats(&self) -> WorkerStats {
         let now = self.shared.driver_handle.ask(|done| Command::Status(self.id(), done)).await;
         now.ok().flatten().unwrap_or_else(|| self.status()).stats
@@ -129,7 +129,7 @@ impl WorkerHandle {
         now.ok().flatten().unwrap_or_else(|| self.status()).stats
     }
 
-    /// Bytes of messages that wait to be written to it.
+    /// Returns the number of bytes of messages that wait to be written to the worker.
     #[must_use]
     pub fn queued(&self) -> usize {
         self.shared.mailbox.queued()
@@ -168,8 +168,8 @@ impl WorkerHandle {
         self.shared.mailbox.send_handle(message, handle.into()).await
     }
 
-    /// Asks the worker something and waits for its answer, but not longer than `timeout`. Must be
-    /// called in a tokio runtime. See [`Request`](crate::Request) for what goes over the wire.
+    /// Sends a request and waits up to `timeout` for the reply. Must be called in a tokio runtime.
+    /// See [`Request`](crate::Request) for what goes over the wire.
     ///
     /// # Errors
     /// [`Error::TimedOut`](crate::Error::TimedOut), [`Error::Refused`](crate::Error::Refused), and
@@ -213,8 +213,9 @@ impl WorkerHandle {
         self.shared.signals.fetch_or(bit(signal), Ordering::Relaxed);
     }
 
-    /// Whether the cluster itself has sent it this signal to end it: after a violation, when it was
-    /// hung or not ready in time, or did not finish. [`WorkerHandle::kill`] does not count.
+    /// Returns true if the cluster itself sent the worker this signal to end it: after a violation,
+    /// when it was hung or not ready in time, or did not finish. [`WorkerHandle::kill`] does not
+    /// count.
     #[must_use]
     pub fn was_ended_by(&self, signal: i32) -> bool {
         self.shared.signals.load(Ordering::Relaxed) & bit(signal) != 0
@@ -225,7 +226,7 @@ impl WorkerHandle {
         self.shared.signals.load(Ordering::Relaxed) != 0
     }
 
-    /// Changes its part of the connections; see [`Fork::weight`](crate::Fork::weight).
+    /// Changes the worker's weight; see [`Fork::weight`](crate::Fork::weight).
     ///
     /// # Errors
     /// [`Error::NoWorker`](crate::Error::NoWorker) if it has ended.
@@ -233,8 +234,8 @@ impl WorkerHandle {
         self.shared.driver_handle.ask(|done| Command::SetWeight(self.id(), weight, done)).await?
     }
 
-    /// A small number that no other worker has, but for a successor that replaces it; used again
-    /// when it is gone.
+    /// Returns the worker's slot: a small number that no other worker has, but for a successor that
+    /// replaces it.
     #[must_use]
     pub fn slot(&self) -> u32 {
         self.status().slot
@@ -244,28 +245,31 @@ impl WorkerHandle {
         lock(&self.shared.pipes).get_mut(number).and_then(Option::take)
     }
 
-    /// The writing end of the worker's standard input, if that is
+    /// Takes the writing end of the worker's standard input, if that is
     /// [`Stdio::Pipe`](crate::setup::Stdio::Pipe) and was not taken yet.
     #[must_use]
     pub fn take_stdin(&self) -> Option<std::io::PipeWriter> {
         self.take_pipe(0).map(Into::into)
     }
 
-    /// The reading end of its standard output, likewise. A worker blocks when nobody reads.
+    /// Takes the reading end of the worker's standard output, if that is
+    /// [`Stdio::Pipe`](crate::setup::Stdio::Pipe) and was not taken yet. A worker blocks when
+    /// nobody reads.
     #[must_use]
     pub fn take_stdout(&self) -> Option<PipeReader> {
         self.take_pipe(1).map(Into::into)
     }
 
-    /// The reading end of its standard error, likewise.
+    /// Takes the reading end of the worker's standard error, if that is
+    /// [`Stdio::Pipe`](crate::setup::Stdio::Pipe) and was not taken yet.
     #[must_use]
     pub fn take_stderr(&self) -> Option<PipeReader> {
         self.take_pipe(2).map(Into::into)
     }
 
-    /// The last lines that it wrote to standard error, if that is
-    /// [`Stdio::Forward`](crate::setup::Stdio::Forward). Waits up to `patience` for the end of the stream,
-    /// so that what a dying worker wrote is complete.
+    /// Returns the last lines that the worker wrote to standard error, if that is
+    /// [`Stdio::Forward`](crate::setup::Stdio::Forward). Waits up to `patience` for the end of the
+    /// stream, so that what a dying worker wrote is complete.
     #[must_use]
     pub fn last_stderr(&self, patience: Duration) -> Option<String> {
         self.shared.tail.as_ref().map(|tail| tail.text(patience))

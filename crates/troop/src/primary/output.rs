@@ -46,7 +46,7 @@ impl Tail {
     }
 }
 
-/// Who wrote something, and where to.
+/// The worker and the stream that output came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Source {
@@ -58,16 +58,16 @@ pub struct Source {
     pub error: bool,
 }
 
-/// Takes what workers with [`Stdio::Collect`](crate::setup::Stdio::Collect) write: see
+/// Receives the output of workers with [`Stdio::Collect`](crate::setup::Stdio::Collect): see
 /// [`Builder::output`](crate::Builder::output).
 ///
-/// It is called by one thread of its own. While it works, workers that write much wait; the primary
-/// does not.
+/// One thread of its own calls it. While it works, workers that write much wait; the primary does
+/// not.
 pub trait Output: Send {
-    /// Something was written: bytes as they came, so a line may be spread over several calls.
+    /// Receives bytes as they were written; a line may be spread over several calls.
     fn write(&mut self, source: Source, bytes: &[u8]);
 
-    /// All ends of the pipe are closed; mostly because the worker has ended.
+    /// Is called when all ends of the pipe are closed, mostly because the worker has ended.
     fn end(&mut self, source: Source);
 }
 

@@ -6,42 +6,42 @@ use serde::{Deserialize, Serialize};
 use troop_core::WorkerId;
 use troop_core::primary::{WorkerState, WorkerStats};
 
-/// A cluster at one moment: what everything reads that shows one. From
-/// [`Cluster::snapshot`](crate::Cluster::snapshot). Times are in milliseconds, sizes in bytes.
+/// The state of a cluster at one moment, from [`Cluster::snapshot`](crate::Cluster::snapshot).
+/// Times are in milliseconds, sizes in bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Snapshot {
-    /// The primary's process.
+    /// The number of the primary's process.
     pub pid: u32,
-    /// For how long it has been there.
+    /// Time since the start.
     pub uptime_ms: u64,
-    /// What it does.
+    /// What the cluster does.
     pub phase: Phase,
-    /// How many workers there should be; `None` if the program forks.
+    /// Target number of workers; `None` if the program forks.
     pub wanted: Option<usize>,
-    /// How many supervised workers are ready and not leaving.
+    /// Number of supervised workers that are ready and not draining.
     #[serde(default)]
     pub ready: usize,
     /// Slots without a worker.
     #[serde(default)]
     pub vacant: Vec<VacantSlot>,
-    /// How many supervised workers have ended unexpectedly so far.
+    /// Number of supervised workers that ended unexpectedly so far.
     pub restarts: u64,
-    /// How the last of them ended.
+    /// How the last worker ended that ended unexpectedly.
     #[serde(default)]
     pub last_end: Option<String>,
     /// The primary's memory in use and its CPU time.
     pub usage: Option<Usage>,
     /// All workers whose processes are there, by slot.
     pub workers: Vec<WorkerSnapshot>,
-    /// What they listen on.
+    /// The listeners of all workers.
     pub listeners: Vec<ListenerSnapshot>,
-    /// Where clients cannot be served any more, although nobody has wanted that.
+    /// Addresses where clients lost their service, although nothing asked for that.
     #[serde(default)]
     pub lost: Vec<LostListener>,
 }
 
-/// What a cluster does.
+/// The phase of a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -67,7 +67,7 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct VacantSlot {
-    /// Its number.
+    /// The number of the slot.
     pub slot: u32,
     /// Workers in a row that were not ready for
     /// [`RestartPolicy::min_uptime`](crate::supervise::RestartPolicy::min_uptime).
@@ -79,7 +79,7 @@ pub struct VacantSlot {
     pub finished: Option<String>,
 }
 
-/// What a process uses.
+/// The resources that a process uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Usage {
@@ -97,30 +97,30 @@ impl Usage {
     }
 }
 
-/// One worker.
+/// The state of a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct WorkerSnapshot {
     /// Its number.
     pub id: WorkerId,
-    /// Its process.
+    /// The number of its process.
     pub pid: u32,
-    /// Its place among the workers; a successor has the same one.
+    /// Its slot; a successor has the same one.
     pub slot: u32,
     /// Node's `worker.state`.
     pub state: WorkerState,
-    /// For how long it has been there.
+    /// Time since its start.
     pub age_ms: u64,
-    /// It is to finish, and will be killed after this time.
+    /// Time until it is killed, if it is draining.
     pub leaving_ms: Option<u64>,
-    /// Whether it counts as up; `None` if the program forks.
+    /// Whether it is ready; `None` if the program forks.
     #[serde(default)]
     pub ready: Option<bool>,
     /// 1 for the first workers, one more with each reload; `None` if it is leaving, or the program
     /// forks.
     #[serde(default)]
     pub generation: Option<u32>,
-    /// Its part of the connections.
+    /// Its weight: its part of the connections.
     pub weight: u32,
     /// Its counters.
     pub stats: WorkerStats,
@@ -128,7 +128,7 @@ pub struct WorkerSnapshot {
     pub usage: Option<Usage>,
 }
 
-/// One listener.
+/// The state of a listener.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ListenerSnapshot {
@@ -136,13 +136,13 @@ pub struct ListenerSnapshot {
     pub address: String,
     /// How its connections are spread: what was chosen, or what it had to be instead.
     pub scheduling: String,
-    /// How many workers listen there.
+    /// Number of workers that listen there.
     pub workers: usize,
-    /// Connections that wait in the primary for a worker.
+    /// Number of connections that wait in the primary for a worker.
     pub waiting: usize,
 }
 
-/// An address where workers listened, and where clients cannot be served any more.
+/// An address where workers listened and that serves no clients any more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LostListener {

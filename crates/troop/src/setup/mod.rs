@@ -17,7 +17,7 @@ mod sandbox;
 pub(crate) use prepare::texts;
 pub use sandbox::{Sandbox, SystemCalls};
 
-/// What a worker's standard stream is connected to.
+/// What a standard stream of a worker is connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Stdio {
@@ -39,7 +39,7 @@ pub enum Stdio {
     Collect,
 }
 
-/// Something that a process may have only so much of: `getrlimit(2)`.
+/// A resource that the system can limit for a process: `getrlimit(2)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Resource {
@@ -220,7 +220,7 @@ fn list<S: Into<OsString>>(all: impl IntoIterator<Item = S>) -> Vec<OsString> {
 }
 
 impl Setup {
-    /// No changes.
+    /// Starts with no changes.
     pub fn new() -> Setup {
         Setup::default()
     }
@@ -239,26 +239,25 @@ impl Setup {
         self
     }
 
-    /// Arguments for the interpreter, before the script (Node's `execArgv`).
+    /// Sets arguments for the interpreter, before the script (Node's `execArgv`).
     pub fn exec_argv<S: Into<OsString>>(mut self, args: impl IntoIterator<Item = S>) -> Setup {
         self.exec_argv = Some(list(args));
         self
     }
 
-    /// The program's arguments.
+    /// Sets the program's arguments.
     pub fn args<S: Into<OsString>>(mut self, args: impl IntoIterator<Item = S>) -> Setup {
         self.args = Some(list(args));
         self
     }
 
-    /// The working directory.
+    /// Sets the working directory.
     pub fn cwd(mut self, directory: impl Into<PathBuf>) -> Setup {
         self.cwd = Some(directory.into());
         self
     }
 
-    /// A variable of this process's environment that is not for the workers, such as
-    /// `NOTIFY_SOCKET`.
+    /// Hides a variable of this process's environment from the workers, such as `NOTIFY_SOCKET`.
     pub fn env_hide(mut self, name: impl Into<OsString>) -> Setup {
         self.env_hidden.push(name.into());
         self
@@ -270,133 +269,135 @@ impl Setup {
         self
     }
 
-    /// An environment variable on top of this process's environment. The worker's identity cannot
-    /// be overridden.
+    /// Adds an environment variable to those of this process's environment. The worker's identity
+    /// cannot be overridden.
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Setup {
         self.env.insert(name.into(), value.into());
         self
     }
 
-    /// Node's `silent`: standard output and error become pipes, or are inherited again.
+    /// Sets Node's `silent`: standard output and error become pipes, or are inherited again.
     pub fn silent(self, silent: bool) -> Setup {
         let stdio = if silent { Stdio::Pipe } else { Stdio::Inherit };
         self.stdout(stdio).stderr(stdio)
     }
 
-    /// Standard input.
+    /// Sets what standard input is connected to.
     pub fn stdin(mut self, stdio: Stdio) -> Setup {
         self.stdio[0] = Some(stdio);
         self
     }
 
-    /// Standard output.
+    /// Sets what standard output is connected to.
     pub fn stdout(mut self, stdio: Stdio) -> Setup {
         self.stdio[1] = Some(stdio);
         self
     }
 
-    /// Standard error.
+    /// Sets what standard error is connected to.
     pub fn stderr(mut self, stdio: Stdio) -> Setup {
         self.stdio[2] = Some(stdio);
         self
     }
 
-    /// The user to run as. A worker of another user than this process's gets a session of its own,
-    /// no terminal, no capabilities, no [new privileges](Setup::no_new_privileges), and none of the
-    /// variables that name this process's user and its places (`HOME`, `USER`, `LOGNAME`, `SHELL`,
-    /// `MAIL`, `XDG_…`, `SUDO_…`, `SSH_…`) but those of [`Setup::env`]. Where a stream would be
-    /// inherited that is a terminal, it gets `/dev/null` as its input, and what it prints is passed
-    /// on.
+    /// Sets the user to run as. A worker of another user than this process's gets a session of its
+    /// own, no terminal, no capabilities, no [new privileges](Setup::no_new_privileges), and none
+    /// of the variables that name this process's user and its places (`HOME`, `USER`, `LOGNAME`,
+    /// `SHELL`, `MAIL`, `XDG_…`, `SUDO_…`, `SSH_…`) but those of [`Setup::env`]. Where a stream
+    /// would be inherited that is a terminal, it gets `/dev/null` as its input, and what it prints
+    /// is passed on.
     pub fn uid(mut self, uid: u32) -> Setup {
         self.uid = Some(uid);
         self
     }
 
-    /// The group to run as.
+    /// Sets the group to run as.
     pub fn gid(mut self, gid: u32) -> Setup {
         self.gid = Some(gid);
         self
     }
 
-    /// The supplementary groups.
+    /// Sets the supplementary groups.
     pub fn groups(mut self, groups: impl Into<Vec<u32>>) -> Setup {
         self.groups = Some(groups.into());
         self
     }
 
-    /// Whether each worker leads a process group of its own. Then a terminal's Ctrl-C, and a signal
-    /// to the primary's process group, reach the primary alone, which lets its workers finish; and
-    /// a worker's input is `/dev/null` where it would be the terminal, because reading from there
-    /// would stop it. Default: true for supervised workers ([`Builder::run`](crate::Builder::run),
-    /// [`Builder::workers`](crate::Builder::workers)), false for those that the program forks, as
-    /// with Node.
+    /// Makes each worker lead a process group of its own, or not. Then a terminal's Ctrl-C, and a
+    /// signal to the primary's process group, reach the primary alone, which lets its workers
+    /// finish; and a worker's input is `/dev/null` where it would be the terminal, because reading
+    /// from there would stop it. Default: true for supervised workers
+    /// ([`Builder::run`](crate::Builder::run), [`Builder::workers`](crate::Builder::workers)),
+    /// false for those that the program forks, as with Node.
     pub fn own_process_group(mut self, own: bool) -> Setup {
         self.own_process_group = Some(own);
         self
     }
 
-    /// Whether nothing that a worker executes can give it privileges (`PR_SET_NO_NEW_PRIVS`, and an
-    /// empty capability bounding set). Programs with the setuid bit or file capabilities
-    /// (`sendmail`, `sudo`, `ping`) do not get theirs, then. Default: true for workers of another
-    /// user than this process's, unless that is root, and in a [sandbox](Setup::sandbox).
+    /// Keeps everything that a worker executes from giving it privileges, or not
+    /// (`PR_SET_NO_NEW_PRIVS`, and an empty capability bounding set). Programs with the setuid bit
+    /// or file capabilities (`sendmail`, `sudo`, `ping`) do not get theirs, then. Default: true for
+    /// workers of another user than this process's, unless that is root, and in a
+    /// [sandbox](Setup::sandbox).
     pub fn no_new_privileges(mut self, none: bool) -> Setup {
         self.no_new_privileges = Some(none);
         self
     }
 
-    /// What workers are kept from beyond their user's rights: files, system calls. Workers cannot
-    /// be started where the kernel cannot do it, and the error says what is missing.
+    /// Restricts workers beyond their user's rights: files, system calls. Workers cannot be started
+    /// where the kernel cannot do it, and the error says what is missing.
     pub fn sandbox(mut self, sandbox: Sandbox) -> Setup {
         self.sandbox = Some(sandbox);
         self
     }
 
-    /// How the inspector ports of Node workers are chosen.
+    /// Sets how the inspector ports of Node workers are chosen.
     pub fn inspect_port(mut self, port: InspectPort) -> Setup {
         self.inspect_port = Some(port);
         self
     }
 
-    /// Permissions that the workers' new files do not get, such as `0o027`.
+    /// Sets the permissions that the workers' new files do not get, such as `0o027`.
     pub fn umask(mut self, mask: u32) -> Setup {
         self.umask = Some(mask);
         self
     }
 
-    /// Nice level, from -20 (first) to 19 (last). Less than this process's needs a privilege.
+    /// Sets the nice level, from -20 (first) to 19 (last). Less than this process's needs a
+    /// privilege.
     pub fn nice(mut self, level: i32) -> Setup {
         self.nice = Some(level);
         self
     }
 
-    /// The CPUs that workers run on: the first entry is for the first slot, and so on, and round
-    /// again. Only supervised workers have slots; others get the first entry.
+    /// Sets the CPUs that workers run on: the first entry is for the first slot, and so on, and
+    /// round again. Only supervised workers have slots; others get the first entry.
     pub fn cpus(mut self, by_slot: impl Into<Vec<Vec<usize>>>) -> Setup {
         self.cpus = Some(by_slot.into());
         self
     }
 
-    /// A limit on a resource, soft and hard; `None` is no limit.
+    /// Limits a resource, soft and hard; `None` is no limit.
     pub fn limit(mut self, resource: Resource, soft: Option<u64>, hard: Option<u64>) -> Setup {
         self.limits.insert(resource, (soft, hard));
         self
     }
 
-    /// Limits by a control group (cgroups v2) for each worker. Workers cannot be started where the
+    /// Limits each worker by a control group (cgroups v2). Workers cannot be started where the
     /// system does not allow it, and the error says what is missing.
     pub fn cgroup(mut self, limits: Cgroup) -> Setup {
         self.cgroup = Some(limits);
         self
     }
 
-    /// One more variable, besides `TROOP_SLOT`, that tells a supervised worker its slot:
+    /// Adds a variable, besides `TROOP_SLOT`, that tells a supervised worker its slot:
     /// `NODE_APP_INSTANCE` for programs that know PM2.
     pub fn slot_variable(mut self, name: impl Into<OsString>) -> Setup {
         self.slot_variables.push(name.into());
         self
     }
 
-    /// A signal that makes a worker write a report of what it does: `SIGUSR2` for Node with
+    /// Sets a signal that makes a worker write a report of what it does: `SIGUSR2` for Node with
     /// `--report-on-signal`. It is sent to one that fails its health check and is replaced, and to
     /// one that is hung, a second before `SIGABRT`.
     pub fn report_signal(mut self, signal: i32) -> Setup {
