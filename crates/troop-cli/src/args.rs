@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Time};
-use crate::control::place;
+use crate::names;
 use run::chosen;
 pub(crate) use run::{Chosen, Env, Foreground, Run};
 
@@ -420,7 +420,7 @@ pub(crate) struct Signal {
     pub(crate) app: Option<String>,
 
     /// Name of the signal, with or without SIG, or its number
-    #[arg(value_name = "SIGNAL", value_parser = signal)]
+    #[arg(value_name = "SIGNAL", value_parser = names::signal)]
     pub(crate) signal: i32,
 
     /// Send it only to the worker of this number
@@ -432,16 +432,6 @@ pub(crate) struct Signal {
     pub(crate) json: bool,
 }
 
-/// The rule for names of apps, as errors state it.
-pub(crate) const NAME_RULE: &str = "it must consist of up to 64 letters, digits, `.`, `_` and `-`, begin with none of `.-`, and not be `all`";
-
-fn name(text: &str) -> Result<String, String> {
-    if place::is_name(text) {
-        return Ok(text.into());
-    }
-    Err(NAME_RULE.into())
-}
-
 fn to(text: &str) -> Result<To, String> {
     let to = if text.starts_with(['+', '-']) {
         text.parse().ok().map(To::By)
@@ -449,20 +439,6 @@ fn to(text: &str) -> Result<To, String> {
         text.parse().ok().map(To::Workers)
     };
     to.ok_or_else(|| "it must be a number, with or without a sign".into())
-}
-
-pub(crate) fn signal(text: &str) -> Result<i32, String> {
-    let plain = text.trim_start_matches("SIG");
-    let known = |number: &i32| {
-        troop::event::signal_name(*number)
-            .is_some_and(|name| name.trim_start_matches("SIG") == plain)
-    };
-    let number = text
-        .parse()
-        .ok()
-        .filter(|number| (1..=64).contains(number))
-        .or_else(|| (1..=64).find(known));
-    number.ok_or_else(|| "there is no such signal".into())
 }
 
 #[cfg(test)]

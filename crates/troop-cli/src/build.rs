@@ -12,13 +12,13 @@ use troop::{Builder, Cluster, Error, Scheduling, Setup};
 
 use uzers::os::unix::UserExt as _;
 
-use crate::args;
 use crate::config::{self, Failed, Limited, Ready, When};
+use crate::error::RunError;
 use crate::log;
+use crate::names;
 use crate::preflight;
 use crate::program;
 use crate::resolve::ResolvedApp;
-use crate::run::RunError;
 
 /// The signal on which node writes a report.
 const SIGUSR2: i32 = 12;
@@ -138,7 +138,7 @@ impl ResolvedApp {
         setup = setup.cgroup(app.cgroup.limits()).sandbox(app.sandbox.settings());
         if let Some(signal) = &app.report_signal {
             setup =
-                setup.report_signal(args::signal(signal).map_err(|e| wrong("report_signal", e))?);
+                setup.report_signal(names::signal(signal).map_err(|e| wrong("report_signal", e))?);
         } else if app.node_args.iter().any(|arg| arg == "--report-on-signal") {
             setup = setup.report_signal(SIGUSR2);
         }

@@ -5,10 +5,12 @@ mod args;
 mod build;
 mod config;
 mod control;
+mod error;
 #[doc(hidden)]
 pub mod fuzz;
 mod log;
 mod logs;
+mod names;
 mod notify;
 mod preflight;
 mod print;
@@ -28,7 +30,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, Parser};
 
 use args::Command;
-use control::client::CliError;
+use error::{CliError, RunError};
 use verbs::{check, init, look, man, send, startup, steer};
 
 /// Exit code for an app that does not run.
@@ -106,7 +108,7 @@ fn run(mut what: args::Run, args: Vec<std::ffi::OsString>) -> ExitCode {
         Err(e) => {
             log::line(&start::with_tip(format!("troop: {e}")));
             // As clap does for invalid arguments.
-            ExitCode::from(if matches!(e, run::RunError::Usage(_)) { 2 } else { 1 })
+            ExitCode::from(if matches!(e, RunError::Usage(_)) { 2 } else { 1 })
         }
     };
     log::finish();

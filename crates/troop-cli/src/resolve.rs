@@ -10,7 +10,7 @@ use troop::Scheduling;
 
 use crate::args::{Chosen, Env, Run};
 use crate::config::{self, App, Form, Health, To, Watch};
-use crate::control::place;
+use crate::names;
 
 /// What a reload can change; the rest only another start can.
 const LIVE: [&str; 21] = [
@@ -205,7 +205,7 @@ impl Source {
         let mut resolved = match &self.file {
             None => {
                 let typed_program = typed.program.clone().unwrap_or_default();
-                let usual_name = place::name_of(Path::new(&typed_program));
+                let usual_name = names::of_program(Path::new(&typed_program));
                 let (program, mut args) = typed.pm2.command(typed_program, typed.args.clone());
                 let shown = program.to_string_lossy().into_owned();
                 let mut app = App::new(shown.clone());

@@ -13,47 +13,18 @@ use crate::args::Run;
 use crate::config::{Form, LogFormat, To};
 use crate::control::place::{self, Claim, Unclaimed};
 use crate::control::server::{self, Identity};
+use crate::error::RunError;
 use crate::log::{self, Log};
 use crate::logs::collect::Collector;
 use crate::logs::file::{LogFile, Rotation};
 use crate::logs::journal::Journal;
 use crate::logs::place::{files, remember, safety};
 use crate::logs::writer::{LogQueue, Sink};
+use crate::names;
 use crate::resolve::{self, ResolvedApp};
 use crate::restart::{self, Restarting};
 use crate::start::{self, StartupReport, StartupReporter};
 use crate::{notify, signals, watch};
-
-/// Why an app did not start or has ended.
-#[derive(Debug)]
-pub(crate) enum RunError {
-    /// The command line or the configuration file is invalid.
-    Usage(String),
-    /// Another app of this name is running.
-    Taken(String),
-    Failed(Error),
-}
-
-impl From<Error> for RunError {
-    fn from(e: Error) -> RunError {
-        RunError::Failed(e)
-    }
-}
-
-impl std::fmt::Display for RunError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            RunError::Usage(text) => f.write_str(text),
-            RunError::Taken(name) => {
-                write!(
-                    f,
-                    "an app {name:?} runs already: `troop reload {name}` replaces its workers; another --name starts a second one"
-                )
-            }
-            RunError::Failed(e) => f.write_str(&e.chain()),
-        }
-    }
-}
 
 /// Runs an app in the foreground, or in the background if `troop start` has spawned this process.
 pub(crate) fn run(args: Run) -> Result<(), RunError> {
@@ -110,7 +81,7 @@ fn run_as(
     let wanted = resolved
         .name
         .clone()
-        .or_else(|| std::env::var(restart::VARIABLE).ok().filter(|name| place::is_name(name)));
+        .or_else(|| std::env::var(restart::VARIABLE).ok().filter(|name| names::is_app(name)));
     let claim = match claim(wanted.as_deref(), &resolved.usual_name) {
         Ok(claim) => Some(claim),
         Err(Unclaimed::Taken) => return Err(RunError::Taken(wanted.unwrap_or_default())),

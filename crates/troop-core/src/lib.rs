@@ -28,6 +28,8 @@ pub mod supervise;
 pub mod text;
 pub mod wire;
 pub mod worker_map;
+mod worker_state;
 
 pub use event::{Address, AddressType, ExitHow, Listening, Notice, Violation};
 pub use id::{ConnId, ListenerId, Time, WorkerId};
+pub use worker_state::WorkerState;

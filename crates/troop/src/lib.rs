@@ -84,19 +84,15 @@
 compile_error!("troop runs on Linux");
 
 pub mod activation;
-pub mod blocking;
 mod channel;
 mod closer;
-mod counted;
 #[cfg(feature = "embed")]
 pub mod embed;
 mod error;
 pub mod event;
-mod incoming;
 mod inherited;
 pub mod message;
 mod nesting;
-pub mod net;
 pub mod policy;
 mod primary;
 mod queue;
@@ -127,7 +123,7 @@ pub use setup::Setup;
 #[doc(inline)]
 pub use supervise::Reload;
 pub use troop_core::{WorkerId, text};
-pub use worker::{Worker, WorkerRole};
+pub use worker::{Worker, WorkerRole, blocking, net};
 
 /// For the program `troop`, which needs the same walk along paths as the engine: a second one would
 /// be a second place for the same mistake. Its own code's memory, as only `troop-sys` has unsafe

@@ -7,7 +7,6 @@ use clap::Args;
 use troop::Scheduling;
 use troop::policy::{BadScheduling, Pattern};
 
-use super::name;
 use super::pm2::Pm2;
 use crate::config::{self, Form, LogFormat, Ready, Size, Time, When, Workers};
 
@@ -44,7 +43,7 @@ pub(crate) struct Foreground {
 pub(crate) struct Run {
     /// Name of the app for `troop ls`, `reload` and the other verbs [default: the program's name,
     /// with a number if that is taken]
-    #[arg(short, long, value_parser = name)]
+    #[arg(short, long, value_parser = crate::names::app)]
     pub(crate) name: Option<String>,
 
     /// Number of workers, or `auto` for one per usable CPU (affinity and cgroup quota count); 0 runs

@@ -26,8 +26,7 @@ pub(crate) use app::{
 pub(crate) use pm2::choose as choose_environment;
 pub(crate) use values::{Size, Time, Workers, bounded, cpus, size, time, workers};
 
-use crate::args;
-use crate::control::place;
+use crate::names;
 
 /// The file that is looked for where nothing else is said.
 pub(crate) const USUAL: &str = "troop.toml";
@@ -132,8 +131,8 @@ fn checked(apps: Apps, file: &Path) -> Result<Apps, String> {
         ));
     }
     for (name, app) in &apps {
-        if !place::is_name(name) {
-            return Err(format!("{shown}: {name:?} cannot be an app's name: {}", args::NAME_RULE));
+        if !names::is_app(name) {
+            return Err(format!("{shown}: {name:?} cannot be an app's name: {}", names::APP_RULE));
         }
         app.check().map_err(|e| format!("{shown}: app.{name}{}", source::concise(&e)))?;
     }
@@ -166,7 +165,7 @@ impl App {
             return Err(".nice: it must be a number from -20 to 19".into());
         }
         if let Some(signal) = &self.report_signal {
-            args::signal(signal).map_err(|e| format!(".report_signal: {signal:?}: {e}"))?;
+            names::signal(signal).map_err(|e| format!(".report_signal: {signal:?}: {e}"))?;
         }
         self.cpu_sets().map_err(|e| format!(".cpus: {e}"))?;
         for at in &self.bind {

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::app::{App, Form, Ready, Watch, When};
 use super::values::{self, Time, Workers};
 use super::{Apps, source};
-use crate::control::place;
+use crate::names;
 use crate::program;
 
 /// Fields that change nothing here, and of which nobody needs to be told.
@@ -150,13 +150,13 @@ fn app(fields: Map<String, Value>, directory: &Path) -> Result<(String, App, Vec
     let mut warnings = Vec::new();
     let given = fields.get("name").map(plain);
     let name = match &given {
-        Some(name) if place::is_name(name) => name.clone(),
+        Some(name) if names::is_app(name) => name.clone(),
         Some(name) => {
-            let fit = place::name_of(Path::new(&format!("{}.js", name.replace('.', "-"))));
+            let fit = names::of_program(Path::new(&format!("{}.js", name.replace('.', "-"))));
             warnings.push(format!("{name:?} cannot be a name here, so it is {fit}"));
             fit
         }
-        None => place::name_of(Path::new(&script)),
+        None => names::of_program(Path::new(&script)),
     };
     let mut app = App::new(script.clone());
     // Without a number there is one, in PM2.

@@ -6,44 +6,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{Answer, App, Ask, Failure, Request, VERSION, place};
-
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+use super::{ANSWER_TIMEOUT, Answer, App, Ask, Failure, Request, VERSION, place};
+use crate::error::CliError;
 
 /// How long a connection may be silent before it is made anew. The app sends away those that say
 /// nothing for 10 s, as those of `reload all` do that wait for their turn.
 const STALE_AFTER: Duration = Duration::from_secs(2);
-
-/// Why something could not be done.
-#[derive(Debug)]
-pub(crate) enum CliError {
-    /// There is no such app.
-    NoApp(String),
-    /// A file makes no sense.
-    Usage(String),
-    /// The app says so.
-    Failed(Failure),
-    /// It cannot be talked to.
-    Io(String, io::Error),
-}
-
-impl std::fmt::Display for CliError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            CliError::NoApp(text) | CliError::Usage(text) => f.write_str(text),
-            CliError::Failed(failure) => f.write_str(&failure.message),
-            CliError::Io(doing, e) if e.kind() == io::ErrorKind::WouldBlock => {
-                write!(
-                    f,
-                    "{doing}: there is no answer within {} s; is its process stopped?",
-                    PATIENCE.as_secs()
-                )
-            }
-            CliError::Io(doing, e) => write!(f, "{doing}: {e}"),
-        }
-    }
-}
 
 /// A connection to an app.
 #[derive(Debug)]
@@ -99,8 +67,11 @@ impl Client {
             .map_err(|e| doing(e.into()))?;
         line.push(b'\n');
         // What takes as long as workers do is waited for; everything else is answered at once.
-        let patience =
-            if matches!(ask, Ask::Reload { .. } | Ask::Events) { None } else { Some(PATIENCE) };
+        let patience = if matches!(ask, Ask::Reload { .. } | Ask::Events) {
+            None
+        } else {
+            Some(ANSWER_TIMEOUT)
+        };
         self.stream.get_mut().set_read_timeout(patience).map_err(doing)?;
         self.stream.get_mut().write_all(&line).map_err(doing)?;
         loop {

@@ -13,6 +13,9 @@ use troop::snapshot::Snapshot;
 /// The version of the protocol.
 pub(crate) const VERSION: u32 = 1;
 
+/// Deadline for an answer.
+pub(crate) const ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// What is sent to a primary, as one line.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Request {

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use crate::names;
 use rustix::fs::{FlockOperation, flock};
 use troop::program::safe_path::{Directory, Safety};
 
@@ -56,25 +57,6 @@ pub(crate) fn directory() -> io::Result<Directory> {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
     }
     Ok(directory)
-}
-
-/// Whether an app can have this name.
-pub(crate) fn is_name(name: &str) -> bool {
-    let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    (1..=64).contains(&name.len())
-        && name.chars().all(fits)
-        && !name.starts_with(['.', '-'])
-        && name != "all"
-}
-
-/// The name that a program gives its app.
-pub(crate) fn name_of(program: &Path) -> String {
-    let stem =
-        program.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    let name: String =
-        stem.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(48).collect();
-    let name = name.trim_matches('-').to_owned();
-    if is_name(&name) { name } else { "app".into() }
 }
 
 /// A name that is ours, and its socket, until this is dropped.
@@ -161,7 +143,7 @@ pub(crate) fn names() -> io::Result<Vec<String>> {
     let mut names: Vec<String> = std::fs::read_dir(directory.reach(OsStr::new(".")))?
         .flatten()
         .filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".sock")?.to_owned()))
-        .filter(|name| is_name(name))
+        .filter(|name| names::is_app(name))
         .collect();
     names.sort();
     Ok(names)
@@ -170,7 +152,7 @@ pub(crate) fn names() -> io::Result<Vec<String>> {
 /// Connects to an app's socket.
 pub(crate) fn connect(name: &str) -> io::Result<UnixStream> {
     // What is no name is no part of a path.
-    if !is_name(name) {
+    if !names::is_app(name) {
         return Err(io::ErrorKind::NotFound.into());
     }
     UnixStream::connect(directory()?.reach(&socket(name)))
@@ -214,10 +196,10 @@ mod tests {
             ("...", "app"),
             ("all.js", "app"),
         ] {
-            assert_eq!(name_of(Path::new(program)), name);
+            assert_eq!(names::of_program(Path::new(program)), name);
         }
         for bad in ["", "all", "../x", "a/b", ".hidden", "-n", "a b", &"x".repeat(65)] {
-            assert!(!is_name(bad), "{bad}");
+            assert!(!names::is_app(bad), "{bad}");
         }
     }
 }

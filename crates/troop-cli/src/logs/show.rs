@@ -13,8 +13,9 @@ use troop::text;
 use super::line::{self, Entry};
 use super::place;
 use crate::args::Logs;
-use crate::control::client::{self, CliError};
-use crate::control::{self, Ask, Failure};
+use crate::control::client;
+use crate::control::{Ask, Failure};
+use crate::error::CliError;
 use crate::print;
 
 /// How often it is looked whether there is more.
@@ -44,11 +45,8 @@ fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, CliError> {
         Ok(clients) => clients,
         Err(CliError::NoApp(text)) => {
             // What is no name is no part of a path.
-            let name = args
-                .app
-                .as_deref()
-                .filter(|name| control::place::is_name(name))
-                .unwrap_or_default();
+            let name =
+                args.app.as_deref().filter(|name| crate::names::is_app(name)).unwrap_or_default();
             let old = place::remembered(name);
             return if old.is_empty() || name.is_empty() {
                 Err(CliError::NoApp(text))

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::write::{create, replace};
 use crate::args::Init;
 use crate::config::{self, Apps, File};
-use crate::control::place;
+use crate::names;
 
 /// Programs that are looked for, the likeliest first.
 const LIKELY: [&str; 9] = [
@@ -40,7 +40,7 @@ pub(crate) fn init(args: &Init) -> Result<(), String> {
                 .clone()
                 .or_else(likely)
                 .ok_or("which program? Name it: `troop init server.js`")?;
-            let name = place::name_of(Path::new(&program));
+            let name = names::of_program(Path::new(&program));
             (template(&name, &program), vec![name], Vec::new())
         }
     };

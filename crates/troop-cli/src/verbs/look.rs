@@ -8,8 +8,9 @@ use troop::text::{self, escaped};
 
 use super::table::{self, size, time};
 use crate::args::{Events, Look};
-use crate::control::client::{self, CliError};
+use crate::control::client;
 use crate::control::{App, Ask, Failure};
+use crate::error::CliError;
 use crate::{log, print};
 
 /// All, or those that are named. One that ends while it is looked at is not there.

@@ -7,7 +7,7 @@ use clap_mangen::Man;
 
 use super::write::replace;
 use crate::args::Troop;
-use crate::control::client::CliError;
+use crate::error::CliError;
 
 /// Writes a page for the program and one for each verb.
 pub(crate) fn man(directory: &Path) -> Result<(), CliError> {

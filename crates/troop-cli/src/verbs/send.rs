@@ -5,8 +5,9 @@ use troop::text;
 
 use super::steer::{named, one};
 use crate::args::Send;
-use crate::control::client::{self, CliError};
+use crate::control::client;
 use crate::control::{Ask, Failure};
+use crate::error::CliError;
 use crate::print;
 
 /// `troop send`.

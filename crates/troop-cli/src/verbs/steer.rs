@@ -9,8 +9,9 @@ use troop::snapshot::Phase;
 use troop::text::{counted, escaped};
 
 use crate::args::{Policy, Reload, Restart, Scale, Signal, Stop, To};
-use crate::control::client::{self, CliError, Client};
+use crate::control::client::{self, Client};
 use crate::control::{App, Ask, Failure};
+use crate::error::CliError;
 use crate::print;
 
 /// How long an app may take to be back and ready.

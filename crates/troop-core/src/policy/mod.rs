@@ -35,7 +35,7 @@ pub use weighted::Weighted;
 use serde::{Deserialize, Serialize};
 
 use crate::id::WorkerId;
-use crate::primary::WorkerState;
+use crate::worker_state::WorkerState;
 
 /// What is known about a worker that takes part in a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

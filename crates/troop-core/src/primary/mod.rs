@@ -24,6 +24,7 @@ mod worker;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+pub use crate::worker_state::WorkerState;
 pub use action::Action;
 pub use bind::{Bind, BindSpec, Offered};
 pub use budget::Budget;
@@ -32,7 +33,7 @@ pub use handover::Needs;
 pub use reports::REPORT_EVERY;
 pub use unused::Successors;
 use unused::Unused;
-pub use worker::{WorkerState, WorkerStats, WorkerStatus};
+pub use worker::{WorkerStats, WorkerStatus};
 
 use serde::{Deserialize, Serialize};
 

@@ -1,7 +1,6 @@
 //! One worker's life, as the primary sees it.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +11,7 @@ use super::membership::ListenerMembership;
 use super::reports::REPORT_EVERY;
 use crate::id::{ConnId, ListenerId, Time};
 use crate::policy::Connection;
+use crate::worker_state::WorkerState;
 
 /// How long a worker that could not receive a descriptor (its limit is reached) gets no
 /// connections.
@@ -21,35 +21,6 @@ pub(super) const STARVED_PAUSE: Duration = Duration::from_millis(500);
 /// on (nodejs/node#63470) it closes connections whose request it has not read yet, which a client
 /// sees as a reset.
 pub(super) const READ_TIME: Duration = Duration::from_millis(100);
-
-/// Node's five states of `worker.state`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum WorkerState {
-    /// The process was started; nothing was heard of it yet.
-    #[default]
-    None,
-    /// Its channel works.
-    Online,
-    /// A server of its listens.
-    Listening,
-    /// Its channel is closed.
-    Disconnected,
-    /// Its process has ended.
-    Dead,
-}
-
-impl fmt::Display for WorkerState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            WorkerState::None => "none",
-            WorkerState::Online => "online",
-            WorkerState::Listening => "listening",
-            WorkerState::Disconnected => "disconnected",
-            WorkerState::Dead => "dead",
-        })
-    }
-}
 
 /// Counters of one worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -1,8 +1,12 @@
 //! The worker's side: listeners from the primary, messages, a graceful end.
 
+pub mod blocking;
+mod counted;
+mod incoming;
 mod inner;
 mod link;
 mod listen;
+pub mod net;
 mod queue;
 
 use std::fmt;
@@ -24,8 +28,8 @@ pub(crate) use queue::ConnQueue;
 
 use crate::error::{Error, Result};
 use crate::message::{Handle, Message, Request};
-use crate::net::{TcpListener, UnixListener};
 use crate::queue::{Reader, Weigh};
+use net::{TcpListener, UnixListener};
 
 /// How long the end of a worker may wait for its last messages to be written.
 const LAST_WORDS: Duration = Duration::from_secs(5);

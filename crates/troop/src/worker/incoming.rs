@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use futures_core::Stream;
 
-use crate::net::{TcpListener, TcpStream, UnixListener, UnixStream, is_draining};
+use super::net::{TcpListener, TcpStream, UnixListener, UnixStream, is_draining};
 
 type Accept<C> = Pin<Box<dyn Future<Output = io::Result<C>> + Send>>;
 

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use troop_sys::socket;
 use troop_sys::unix::UnixFile;
 
-pub use crate::counted::Counted;
-use crate::counted::OpenConnection;
+pub use super::counted::Counted;
+use super::counted::OpenConnection;
+pub use super::incoming::Incoming;
 use crate::error::{Error, Result};
-pub use crate::incoming::Incoming;
 use crate::worker::{ConnQueue, Opened, Registration, Source, Worker};
 pub use crate::worker::{Draining, Listen};
 

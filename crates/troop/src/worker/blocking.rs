@@ -31,7 +31,7 @@ use troop_core::WorkerId;
 use troop_sys::socket;
 use troop_sys::unix::UnixFile;
 
-use crate::counted::{Counted, OpenConnection};
+use super::counted::{Counted, OpenConnection};
 use crate::error::{Error, Result};
 use crate::message::Handle;
 use crate::net::draining;

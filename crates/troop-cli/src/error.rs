@@ -1,0 +1,68 @@
+//! Why the program fails: to run an app ([`RunError`]), or to steer one that runs ([`CliError`]).
+
+use std::io;
+
+use troop::Error;
+
+use crate::control::{ANSWER_TIMEOUT, Failure};
+
+/// Why something could not be done.
+#[derive(Debug)]
+pub(crate) enum CliError {
+    /// There is no such app.
+    NoApp(String),
+    /// A file makes no sense.
+    Usage(String),
+    /// The app says so.
+    Failed(Failure),
+    /// It cannot be talked to.
+    Io(String, io::Error),
+}
+
+impl std::fmt::Display for CliError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            CliError::NoApp(text) | CliError::Usage(text) => f.write_str(text),
+            CliError::Failed(failure) => f.write_str(&failure.message),
+            CliError::Io(doing, e) if e.kind() == io::ErrorKind::WouldBlock => {
+                write!(
+                    f,
+                    "{doing}: there is no answer within {} s; is its process stopped?",
+                    ANSWER_TIMEOUT.as_secs()
+                )
+            }
+            CliError::Io(doing, e) => write!(f, "{doing}: {e}"),
+        }
+    }
+}
+
+/// Why an app did not start or has ended.
+#[derive(Debug)]
+pub(crate) enum RunError {
+    /// The command line or the configuration file is invalid.
+    Usage(String),
+    /// Another app of this name is running.
+    Taken(String),
+    Failed(Error),
+}
+
+impl From<Error> for RunError {
+    fn from(e: Error) -> RunError {
+        RunError::Failed(e)
+    }
+}
+
+impl std::fmt::Display for RunError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            RunError::Usage(text) => f.write_str(text),
+            RunError::Taken(name) => {
+                write!(
+                    f,
+                    "an app {name:?} runs already: `troop reload {name}` replaces its workers; another --name starts a second one"
+                )
+            }
+            RunError::Failed(e) => f.write_str(&e.chain()),
+        }
+    }
+}

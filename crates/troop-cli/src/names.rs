@@ -1,0 +1,48 @@
+//! Names that are typed or that a file says: of apps, and of signals.
+
+use std::path::Path;
+
+/// The rule for names of apps, as errors state it.
+pub(crate) const APP_RULE: &str = "it must consist of up to 64 letters, digits, `.`, `_` and `-`, begin with none of `.-`, and not be `all`";
+
+/// Whether an app can have this name.
+pub(crate) fn is_app(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    (1..=64).contains(&name.len())
+        && name.chars().all(fits)
+        && !name.starts_with(['.', '-'])
+        && name != "all"
+}
+
+/// The name that a program gives its app.
+pub(crate) fn of_program(program: &Path) -> String {
+    let stem =
+        program.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let name: String =
+        stem.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(48).collect();
+    let name = name.trim_matches('-').to_owned();
+    if is_app(&name) { name } else { "app".into() }
+}
+
+/// An app's name.
+pub(crate) fn app(text: &str) -> Result<String, String> {
+    if is_app(text) {
+        return Ok(text.into());
+    }
+    Err(APP_RULE.into())
+}
+
+/// A signal's number, by that or by its name, with or without `SIG`.
+pub(crate) fn signal(text: &str) -> Result<i32, String> {
+    let plain = text.trim_start_matches("SIG");
+    let known = |number: &i32| {
+        troop::event::signal_name(*number)
+            .is_some_and(|name| name.trim_start_matches("SIG") == plain)
+    };
+    let number = text
+        .parse()
+        .ok()
+        .filter(|number| (1..=64).contains(number))
+        .or_else(|| (1..=64).find(known));
+    number.ok_or_else(|| "there is no such signal".into())
+}
