@@ -1,5 +1,5 @@
-//! What the targets in `fuzz/` reach: the parsers as the program uses them, with what must be true
-//! of anything that they accept.
+//! Entry points of the targets in `fuzz/`: the program's parsers, and the properties of whatever
+//! they accept.
 
 use std::path::Path;
 
@@ -10,8 +10,7 @@ use crate::config::{self, File, Form, env_file};
 use crate::control::{VERSION, server};
 use crate::logs::line::{self, Origin};
 
-/// A line on the control socket. What is understood is understood in the same way when it is
-/// written again.
+/// Parses a request of the control socket. A request that is written again parses to the same one.
 pub fn control_request(line: &[u8]) {
     match server::parse(line) {
         Ok(ask) => {
@@ -23,22 +22,22 @@ pub fn control_request(line: &[u8]) {
     }
 }
 
-/// A file of apps of this name. Apps that are accepted are the same when they are written as
-/// `troop.toml` and read again.
+/// Parses a file with apps of this name. Apps that are accepted stay the same when they are written
+/// as `troop.toml` and parsed again.
 pub fn configuration(name: &str, text: &str) {
     let Ok(apps) = config::parse(text, Path::new(name)) else { return };
     for app in apps.values() {
         assert!(app.check().is_ok());
         let _ = (app.fits_bind(), app.cpu_sets());
     }
-    // What TOML cannot say is none of its business: numbers beyond its own.
+    // TOML cannot represent all numbers.
     let Ok(written) = toml::to_string(&File { app: apps }) else { return };
     let again = config::parse(&written, Path::new(config::USUAL));
     let Ok(again) = again else { panic!("not read again: {again:?}\n{written}") };
     assert_eq!(toml::to_string(&File { app: again }).ok().as_deref(), Some(&*written));
 }
 
-/// A file of variables: names are names, and values that need no quotes stay as they are.
+/// Parses a file of variables: names are valid, and values without quotes stay unchanged.
 pub fn environment(text: &str) {
     let Ok(variables) = env_file::parse(text) else { return };
     for (name, value) in variables {
@@ -47,8 +46,7 @@ pub fn environment(text: &str) {
     }
 }
 
-/// A line that a worker prints: written in any form it is one line, and reads as what it was,
-/// unless it is no text.
+/// Formats a line of a worker: in every format it is one line, and UTF-8 parses to the same text.
 pub fn log_line(bytes: &[u8]) {
     let printed = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let text = String::from_utf8_lossy(printed);
@@ -65,12 +63,12 @@ pub fn log_line(bytes: &[u8]) {
         let entry = line::read(&String::from_utf8_lossy(&written));
         assert_eq!((entry.slot, &*entry.text), (origin.slot(), &*text));
     }
-    // What others wrote there.
+    // Lines of other origins.
     let _ = line::read(&text);
     shown(&String::from_utf8_lossy(bytes));
 }
 
-/// A text as it is shown: whatever it is, a terminal does nothing but write it.
+/// Escapes a text: a terminal only prints the result.
 fn shown(text: &str) {
     let escaped = text::escaped(text).to_string();
     assert!(!escaped.contains(text::is_unsafe), "{escaped:?}");
@@ -80,7 +78,7 @@ fn shown(text: &str) {
         lines.split('\n').all(|line| line.starts_with("| ") && !line.contains(text::is_unsafe)),
         "{lines:?}"
     );
-    // Colours are left, and nothing else that begins as they do.
+    // Colours remain, and no other escape sequence.
     let mut line = &*text::terminal_line(text);
     while let Some(at) = line.find(|c| c != '\t' && text::is_unsafe(c)) {
         let colour = line[at..].strip_prefix("\x1b[").and_then(|rest| {

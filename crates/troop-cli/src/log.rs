@@ -1,4 +1,4 @@
-//! One line per event on standard error, for people or for programs.
+//! Events as lines on standard error or in the logs: sentences or JSON.
 
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,36 +13,35 @@ use crate::config::{Form, LogFormat};
 use crate::logs::line::Origin;
 use crate::logs::writer::{LogQueue, Sink};
 
-/// What stands before each line of a worker's that is quoted, so that none can be taken for one of
-/// troop's own.
+/// The prefix of quoted lines of workers, so that none passes for a line of troop.
 pub(crate) const QUOTE: &str = "  | ";
 
-/// What stands before each of the primary's own lines on standard error.
+/// Returns the prefix of the primary's own lines on standard error.
 fn prefix() -> &'static str {
     let coloured = std::io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     if coloured { "\x1b[2mtroop\x1b[0m " } else { "troop " }
 }
 
-/// Says what happens.
+/// Writes events.
 pub(crate) struct Log {
     format: LogFormat,
-    /// Lines go among the logs, not to standard error.
+    /// Lines go to the logs instead of standard error.
     among_logs: bool,
-    /// There is none as long as its thread cannot be started. Standard error is written to at once
-    /// then.
+    /// The queue of lines. `None` while its thread cannot be started; lines are then written
+    /// directly.
     queue: Option<Arc<LogQueue>>,
     prefix: &'static str,
 }
 
 impl Log {
-    /// Among the logs.
+    /// Returns a log that writes to the app's logs.
     pub(crate) fn among(logs: Arc<LogQueue>, format: LogFormat) -> Log {
         Log { format, among_logs: true, queue: Some(logs), prefix: "" }
     }
 
-    /// On standard error. From now on nobody waits for who reads that: neither for events nor for
-    /// what is [said](say).
+    /// Returns a log that writes to standard error by a queue. From now on nothing waits for a slow
+    /// reader: neither events nor [`line`].
     pub(crate) fn foreground(format: LogFormat) -> Log {
         let mut log = Log { format, among_logs: false, queue: None, prefix: prefix() };
         log.start();
@@ -50,7 +49,7 @@ impl Log {
     }
 
     fn start(&mut self) {
-        // Processes and threads may be short. The next line tries again.
+        // The system may be short of processes and threads. The next line tries again.
         self.queue = LogQueue::start(Sink::Own(self.format), Form::Plain).ok();
         *SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) =
             self.queue.clone().map(SaidTo::Stderr);
@@ -58,8 +57,7 @@ impl Log {
 
     pub(crate) fn event(&mut self, event: &Event) {
         let line = match (self.format, event) {
-            // The settings are what was typed; what the program says to its primary is not for
-            // people.
+            // Settings are known from the command line, and messages are not for people.
             (
                 LogFormat::Human,
                 Event::Setup { .. } | Event::Message { .. } | Event::Request { .. },
@@ -78,34 +76,33 @@ impl Log {
     }
 }
 
-/// Where lines are said by way of a queue.
+/// The queue that lines go to.
 #[derive(Debug)]
 enum SaidTo {
-    /// Among the logs.
+    /// The app's logs.
     Logs(Arc<LogQueue>),
     Stderr(Arc<LogQueue>),
 }
 
-/// Where lines are said. Without it they are written to standard error at once, however long that
-/// takes.
+/// The destination of lines. Without one they are written to standard error directly, which may
+/// block.
 static SAID_TO: Mutex<Option<SaidTo>> = Mutex::new(None);
 
-/// Has lines said among the logs from now on.
+/// Sends all further lines to the app's logs.
 pub(crate) fn send_lines_to(queue: Arc<LogQueue>) {
     *SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) = Some(SaidTo::Logs(queue));
 }
 
-/// Writes what was said there, as far as it is taken within a deadline.
+/// Waits until queued lines are written, with a deadline.
 pub(crate) fn finish() {
-    // Not while the lock is held: the thread that writes may have something to say.
+    // The lock is released first: the thread that writes may have lines of its own.
     let to = SAID_TO.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(SaidTo::Logs(queue) | SaidTo::Stderr(queue)) = to {
         queue.finish();
     }
 }
 
-/// Says lines on standard error, or among the logs, with everything escaped that is no text.
-/// Nothing can be done if that is closed or full.
+/// Writes lines to standard error or to the logs, escaped. Failures are ignored.
 pub(crate) fn line(line: &str) {
     match &*SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) {
         Some(SaidTo::Logs(queue)) => {
@@ -121,7 +118,7 @@ pub(crate) fn line(line: &str) {
     }
 }
 
-/// That lines are missing on standard error, as one line.
+/// Returns the line that reports dropped lines on standard error.
 pub(crate) fn dropped(format: LogFormat, lines: u64) -> String {
     let text = format!("{lines} lines were dropped here: standard error was not read");
     match format {

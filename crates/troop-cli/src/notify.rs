@@ -1,5 +1,5 @@
-//! Tells systemd how it goes, where it wants to know: `sd_notify(3)`, for services of `Type=notify`
-//! and `notify-reload`, with `WatchdogSec`.
+//! Notifies systemd of the app's state: `sd_notify(3)`, for services of `Type=notify` and
+//! `notify-reload`, with `WatchdogSec`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,15 +12,15 @@ use troop::{Cluster, Event};
 
 use crate::restart::Restarting;
 
-/// How often it is looked whether all workers are up.
+/// Interval between checks whether all workers are ready.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Whether anybody wants to know.
+/// Whether a service manager has set `NOTIFY_SOCKET`.
 pub(crate) fn is_wanted() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty())
 }
 
-/// Tells it from a thread of its own, until the cluster is over.
+/// Notifies systemd from a thread of its own until the cluster has ended.
 pub(crate) fn start(cluster: Cluster, restarting: Arc<Restarting>) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new()
@@ -30,7 +30,7 @@ pub(crate) fn start(cluster: Cluster, restarting: Arc<Restarting>) -> std::io::R
 }
 
 fn send(state: &[NotifyState<'_>]) {
-    // If it does not listen, it does not want to know any more.
+    // A failure is ignored: systemd does not listen any more.
     let _ = sd_notify::notify(state);
 }
 
@@ -43,7 +43,7 @@ fn is_up(snapshot: &Snapshot) -> bool {
     up >= snapshot.wanted.unwrap_or(1)
 }
 
-/// That it will be ready again.
+/// Sends `RELOADING=1`, which announces another `READY=1`.
 fn send_reloading() {
     let now = NotifyState::monotonic_usec_now();
     send(&[Some(NotifyState::Reloading), now.ok()].into_iter().flatten().collect::<Vec<_>>());
@@ -51,7 +51,7 @@ fn send_reloading() {
 
 async fn watch(cluster: Cluster, restarting: &Restarting) {
     let mut events = cluster.events();
-    // Half of what it waits, as the manual page advises.
+    // Half of the watchdog timeout, as the manual page advises.
     let watchdog =
         sd_notify::watchdog_enabled().map(|limit| limit / 2).filter(|beat| !beat.is_zero());
     let mut look = tokio::time::interval(watchdog.map_or(LOOK, |beat| beat.min(LOOK)));
@@ -64,8 +64,8 @@ async fn watch(cluster: Cluster, restarting: &Restarting) {
                 None => return,
                 Some(Event::Supervision(Progress::Stopping)) => {
                     stopping = true;
-                    // After a restart in place, which systemd would not wait for if it were told of
-                    // an end.
+                    // A restart in place is announced as a reload: after `STOPPING=1` systemd would
+                    // not wait for the app to be ready again.
                     if restarting.is_asked() { send_reloading() } else { send(&[NotifyState::Stopping]) }
                 }
                 Some(Event::Supervision(Progress::ReloadStarted { .. })) => send_reloading(),
@@ -77,7 +77,7 @@ async fn watch(cluster: Cluster, restarting: &Restarting) {
                 if !hungry && (ready || stopping) {
                     continue;
                 }
-                // A primary that does not answer is not to be taken for one that works.
+                // A primary that does not answer must not pass for a healthy one.
                 let Ok(Ok(snapshot)) = timeout(watchdog.unwrap_or(LOOK * 10), cluster.snapshot()).await else { continue };
                 if hungry {
                     fed = Instant::now();

@@ -1,4 +1,4 @@
-//! What is to run: what was typed, over what the file says.
+//! Resolves an app: command-line options over the configuration file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -12,7 +12,7 @@ use crate::args::{Chosen, Env, Run};
 use crate::config::{self, App, Form, Health, To, Watch};
 use crate::names;
 
-/// What a reload can change; the rest only another start can.
+/// Options that a reload can change; the others need a restart.
 const LIVE: [&str; 21] = [
     "program",
     "args",
@@ -37,34 +37,35 @@ const LIVE: [&str; 21] = [
     "report_signal",
 ];
 
-/// One app, with nothing left open.
+/// An app whose options are all resolved.
 #[derive(Debug, Clone)]
 pub(crate) struct ResolvedApp {
-    /// Its name, if it was given one.
+    /// Its name, if one was given.
     pub(crate) name: Option<String>,
-    /// The name that it gets otherwise, with a number if there is one like that.
+    /// Its default name, which gets a number if it is taken.
     pub(crate) usual_name: String,
-    /// What was said, in the file or typed.
+    /// The options of the file and the command line.
     pub(crate) app: App,
     pub(crate) program: OsString,
     pub(crate) args: Vec<OsString>,
-    /// All variables for the workers beyond this process's.
+    /// Environment variables of the workers beyond those that they inherit.
     pub(crate) env: BTreeMap<OsString, OsString>,
     pub(crate) cwd: Option<PathBuf>,
-    /// It was started to run in the background.
+    /// Whether it runs in the background.
     pub(crate) background: bool,
 }
 
-/// How a plan came about, to make it again when the file has changed.
+/// The origin of a resolved app, to resolve it again at a reload.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
     typed: Run,
-    /// The file, and the app in it.
+    /// The file and the name of the app in it.
     file: Option<(PathBuf, String)>,
     background: bool,
 }
 
-/// The file that is meant, and the app in it, if one is.
+/// Returns the configuration file that the command line selects, and the app in it, if one is
+/// named.
 pub(crate) fn file_of(typed: &Run) -> Result<Option<(PathBuf, Option<OsString>)>, String> {
     Ok(match (&typed.config, &typed.program) {
         (Some(file), app) => Some((file.clone(), app.clone())),
@@ -83,7 +84,7 @@ pub(crate) fn file_of(typed: &Run) -> Result<Option<(PathBuf, Option<OsString>)>
         {
             Some((PathBuf::from(program), typed.args.first().cloned()))
         }
-        // A program that is there goes before an app of that name.
+        // A program overrides an app of the same name.
         (None, Some(program)) if !Path::new(program).exists() && is_app(program)? => {
             Some((PathBuf::from(config::USUAL), Some(program.clone())))
         }
@@ -91,11 +92,11 @@ pub(crate) fn file_of(typed: &Run) -> Result<Option<(PathBuf, Option<OsString>)>
     })
 }
 
-/// Makes the plan. `started_as` is the name of an app that was started to run in the background, or
-/// empty if it is clear which.
+/// Resolves an app. `started_as` is the name of an app that runs in the background, or empty if
+/// there is only one.
 ///
 /// # Errors
-/// For people, if it cannot be made.
+/// The reason, for people.
 pub(crate) fn resolve(
     typed: Run,
     started_as: Option<&str>,
@@ -124,7 +125,7 @@ fn make(typed: Run, started_as: Option<&str>) -> Result<(ResolvedApp, Source), S
         let source = Source { typed, file: None, background };
         return Ok((source.resolve()?, source));
     };
-    // Behind a file that is named as the program there can be the name of an app.
+    // After a file that is named as the program there can be the name of an app.
     let is_program = typed.config.is_none()
         && typed.program.as_ref().is_some_and(|program| Path::new(program) == file);
     if typed.args.len() > usize::from(is_program) {
@@ -153,8 +154,8 @@ fn make(typed: Run, started_as: Option<&str>) -> Result<(ResolvedApp, Source), S
     Ok((source.resolve()?, source))
 }
 
-/// Whether the file that is here has an app of this name. One that makes no sense is not passed
-/// over: the name could be meant.
+/// Whether `troop.toml` has an app of this name. An invalid file is an error, because the name
+/// could be in it.
 fn is_app(program: &OsString) -> Result<bool, String> {
     let file = Path::new(config::USUAL);
     let Some(name) = program.to_str().filter(|name| file.exists() && !name.contains(['/', '.']))
@@ -165,13 +166,13 @@ fn is_app(program: &OsString) -> Result<bool, String> {
 }
 
 impl Source {
-    /// Where the file is, if the app comes from one.
+    /// Returns the configuration file, if the app comes from one.
     pub(crate) fn file(&self) -> Option<&Path> {
         self.file.as_ref().map(|(file, _)| file.as_path())
     }
 
-    /// Warns of files that root reads for this plan and others can change, and of what workers go
-    /// without.
+    /// Returns warnings: files that root reads and others can change, and restrictions that workers
+    /// run without.
     pub(crate) fn doubts(&self, resolved: &ResolvedApp) -> Vec<String> {
         let directory = resolved.cwd.clone().unwrap_or_else(|| ".".into());
         let files = self
@@ -186,8 +187,7 @@ impl Source {
         doubts
     }
 
-    /// Makes the plan as it would be now, with doubts about it. Waits for no files that do not
-    /// answer.
+    /// Resolves the app again, with warnings. Does not wait for files that do not answer.
     pub(crate) async fn next(&self) -> Result<(ResolvedApp, Vec<String>), String> {
         let source = self.clone();
         let look = move || {
@@ -199,7 +199,7 @@ impl Source {
         looked.await.unwrap_or_else(|e| Err(e.to_string()))
     }
 
-    /// Makes the plan as it would be now.
+    /// Resolves the app with the current content of its file.
     pub(crate) fn resolve(&self) -> Result<ResolvedApp, String> {
         let typed = &self.typed;
         let mut resolved = match &self.file {
@@ -211,7 +211,8 @@ impl Source {
                 let mut app = App::new(shown.clone());
                 typed.lay_over(&mut app)?;
                 args.extend(app.args.iter().map(OsString::from));
-                // Not by way of text, unless it is said so.
+                // The program may not be UTF-8, so it is converted to text only if an option
+                // changed it.
                 let program =
                     if app.program == shown { program } else { app.program.clone().into() };
                 let cwd = typed.cwd.clone().or_else(|| app.cwd.clone());
@@ -332,7 +333,7 @@ impl Run {
     }
 }
 
-/// An app with one more thing said about it: `restart.max=3`.
+/// Returns an app with one more option: `restart.max=3`.
 fn with(app: &App, setting: &str) -> Result<App, String> {
     let wrong = |e: String| format!("--set {setting}: {}", e.trim_end());
     let (path, value) =
@@ -355,7 +356,7 @@ fn with(app: &App, setting: &str) -> Result<App, String> {
         table.try_into().map_err(|e: toml::de::Error| wrong(e.message().to_owned()))
     };
     match typed {
-        // What is no such value, or does not fit, is meant as text.
+        // A value of another type is text.
         Some(typed) => put(typed).or_else(|e| put(text).map_err(|_| e)),
         None => put(text),
     }
@@ -370,7 +371,7 @@ impl ResolvedApp {
         self.app.grace.map_or(Duration::from_secs(30), |grace| grace.0)
     }
 
-    /// Where output goes, and how it is written.
+    /// Returns the destination and the format of output.
     pub(crate) fn output(&self) -> (To, Form) {
         let to =
             self.app.output.to.unwrap_or(if self.background { To::Files } else { To::Terminal });
@@ -378,12 +379,12 @@ impl ResolvedApp {
         (to, self.app.output.format.unwrap_or(usual))
     }
 
-    /// Whether output passes through troop's hands line by line.
+    /// Whether output passes through this process line by line.
     pub(crate) fn collects(&self) -> bool {
         !self.app.silent && self.output() != (To::Terminal, Form::Plain)
     }
 
-    /// Whether Node's inspector is asked for.
+    /// Whether options of node turn on its inspector.
     pub(crate) fn is_debugged(&self) -> bool {
         let options = self
             .env
@@ -400,7 +401,7 @@ impl ResolvedApp {
             .any(|text| text.to_string_lossy().contains("--inspect"))
     }
 
-    /// What the next plan changes, for people, and what of it only another start can.
+    /// Describes the changes that a reload applies, and names the options that need a restart.
     pub(crate) fn changes(&self, next: &ResolvedApp) -> (Vec<String>, Vec<String>) {
         let mut changes = Vec::new();
         if (&self.program, &self.args) != (&next.program, &next.args) {
@@ -409,7 +410,7 @@ impl ResolvedApp {
         if self.workers() != next.workers() {
             changes.push(format!("workers {} -> {}", self.workers(), next.workers()));
         }
-        // Names alone: values may be secret.
+        // Names only: values may be secret.
         let names = self
             .env
             .keys()
@@ -447,7 +448,7 @@ impl ResolvedApp {
         (changes, late.into_iter().cloned().collect())
     }
 
-    /// The listeners whose policies the next plan changes, and to what.
+    /// Returns the listeners whose policies change, with the new ones.
     pub(crate) fn policies(&self, next: &ResolvedApp) -> Vec<(String, Scheduling)> {
         let (before, after) = (&self.app.listeners, &next.app.listeners);
         let usual = next.app.policy.clone().unwrap_or_default();

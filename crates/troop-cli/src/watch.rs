@@ -1,4 +1,4 @@
-//! `--watch`: sees that files change.
+//! `--watch`: reports changes of files.
 
 use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
@@ -11,15 +11,16 @@ use troop::text::escaped;
 
 use crate::config::Watch;
 
-/// What is ignored anyway, besides what begins with a dot.
+/// Names that are always ignored, besides those that begin with a dot.
 const IGNORED: [&str; 7] =
     ["node_modules", "target", "__pycache__", "*.log", "*.log.*", "*.pid", "*~"];
-/// The most directories that are watched; the kernel has a limit too.
+/// The largest number of watched directories; the kernel has a limit too.
 const MOST_DIRECTORIES: usize = 10_000;
-/// Changes that wait while workers are replaced; more are the same change.
+/// The number of changes that are queued during a reload; further ones are dropped, because one
+/// reload covers them all.
 const MAX_CHANGES: usize = 64 * 1024;
 
-/// Reports changes, until it is dropped.
+/// Reports changes until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Watched {
     watcher: RecommendedWatcher,
@@ -29,17 +30,17 @@ pub(crate) struct Watched {
     directories: usize,
 }
 
-/// What matters.
+/// Decides which changes count.
 #[derive(Debug, Clone)]
 struct WatchFilter {
-    /// Directories with all that is in them, and files.
+    /// Watched files, and directories with everything below them.
     roots: Vec<PathBuf>,
     ignore: Vec<String>,
-    /// What this program writes itself.
+    /// Files that troop itself writes.
     own: Vec<PathBuf>,
 }
 
-/// What is to be watched, if it is there.
+/// Returns the paths to watch, if they exist.
 fn roots(watch: &Watch, cwd: Option<&Path>) -> Result<Vec<PathBuf>, String> {
     let cwd = cwd.map_or_else(|| PathBuf::from("."), Path::to_owned);
     let found = |path: &Path| {
@@ -50,18 +51,18 @@ fn roots(watch: &Watch, cwd: Option<&Path>) -> Result<Vec<PathBuf>, String> {
     paths.iter().map(|path| found(&cwd.join(path))).collect()
 }
 
-/// Looks whether what is to be watched is there.
+/// Checks that the paths to watch exist.
 ///
 /// # Errors
-/// For people.
+/// The missing path, for people.
 pub(crate) fn check(watch: &Watch, cwd: Option<&Path>) -> Result<(), String> {
     roots(watch, cwd).map(drop)
 }
 
-/// Begins to watch. `own` is what the primary writes itself.
+/// Starts watching. `own` are the files that the primary writes itself.
 ///
 /// # Errors
-/// For people.
+/// The reason, for people.
 pub(crate) fn start(
     watch: &Watch,
     cwd: Option<&Path>,
@@ -81,7 +82,7 @@ pub(crate) fn start(
             return;
         }
         for path in event.paths.into_iter().filter(|path| matters.heeds(path)) {
-            // It is full, or the process ends.
+            // The queue is full, or the process ends.
             let _ = sender.try_send(path);
         }
     };
@@ -90,7 +91,7 @@ pub(crate) fn start(
     let delay = watch.delay.map_or(Duration::from_millis(200), |delay| delay.0);
     let mut watched = Watched { watcher, changes, delay, heeded, directories: 0 };
     for root in watched.heeded.roots.clone() {
-        // A file by its directory: editors put another one in its place.
+        // A file is watched by its directory, because editors replace files.
         let directory =
             if root.is_dir() { root } else { root.parent().map_or(root.clone(), Path::to_owned) };
         watched.add(directory)?;
@@ -98,7 +99,7 @@ pub(crate) fn start(
     Ok(watched)
 }
 
-/// Where a file is, or will be.
+/// Returns the canonical path of a file that may not exist yet.
 fn found_or_not(path: PathBuf) -> PathBuf {
     let parent = path.parent().and_then(|parent| parent.canonicalize().ok());
     let beside = parent.zip(path.file_name()).map(|(parent, name)| parent.join(name));
@@ -117,8 +118,7 @@ impl WatchFilter {
 }
 
 impl Watched {
-    /// Watches a directory and those in it, one by one, so that nothing is spent on those that are
-    /// ignored.
+    /// Watches a directory and its subdirectories one by one, which spares those that are ignored.
     fn add(&mut self, directory: PathBuf) -> Result<(), String> {
         let mut todo = vec![directory];
         while let Some(path) = todo.pop() {
@@ -141,7 +141,7 @@ impl Watched {
         Ok(())
     }
 
-    /// A directory that is new is watched too.
+    /// Watches a directory that was created meanwhile.
     fn note(&mut self, path: &Path) {
         if path.is_dir()
             && let Err(e) = self.add(path.to_owned())
@@ -150,7 +150,7 @@ impl Watched {
         }
     }
 
-    /// Waits until something has changed and nothing changes any more; returns what it was.
+    /// Waits for a change and then for quiet; returns the path that changed.
     pub(crate) async fn changed(&mut self) -> Option<String> {
         let first = self.changes.recv().await?;
         self.note(&first);
@@ -172,7 +172,7 @@ fn is_ignored(below: &Path, more: &[String]) -> bool {
     };
     let paths: Vec<String> =
         below.ancestors().map(|path| path.to_string_lossy().into_owned()).collect();
-    // With a slash it is a path, and all that is below it.
+    // A pattern with a slash is a path, and includes everything below it.
     let is_below = |pattern: &String| {
         let pattern = pattern.strip_prefix("./").unwrap_or(pattern).trim_end_matches('/');
         !pattern.is_empty() && paths.iter().any(|path| matches(pattern, path))
@@ -180,7 +180,7 @@ fn is_ignored(below: &Path, more: &[String]) -> bool {
     names.into_iter().any(fits) || more.iter().any(is_below)
 }
 
-/// Whether a name fits a pattern in which `*` stands for anything.
+/// Whether a name matches a pattern in which `*` matches anything.
 fn matches(pattern: &str, name: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
     let Some(mut name) = name.strip_prefix(first) else { return false };

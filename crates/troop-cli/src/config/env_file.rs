@@ -1,11 +1,11 @@
-//! Files with environment variables: `NAME=VALUE` per line, as systemd, docker and node read them.
-//! Nothing is expanded.
+//! Files with environment variables: `NAME=VALUE` per line, as systemd, docker and node read them,
+//! without expansion.
 
 use std::path::Path;
 
 use super::source;
 
-/// Reads one. What it says is never shown: it may be secret.
+/// Reads a file. Errors do not show values, which may be secret.
 pub(crate) fn read(file: &Path) -> Result<Vec<(String, String)>, String> {
     let shown = file.display();
     let text = source::text(file)?;
@@ -34,7 +34,7 @@ pub(crate) fn parse(text: &str) -> Result<Vec<(String, String)>, (usize, &'stati
     Ok(variables)
 }
 
-/// A value as it is meant: in quotes, or up to a comment.
+/// Returns a value without its quotes, or up to a comment.
 fn unquoted(value: &str) -> Option<String> {
     let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''));
     let Some(quote) = quote else {

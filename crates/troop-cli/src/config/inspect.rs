@@ -1,5 +1,5 @@
-//! What only `troop check` looks at: whether the workers' user reaches what the app names, and what
-//! will go wrong later.
+//! The checks of `troop check` alone: whether the workers' user can reach the files of the app, and
+//! what is likely to fail later.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -13,20 +13,20 @@ use troop::supervise::RestartPolicy;
 use super::App;
 use crate::program::is_script;
 
-/// What `sh` knows by itself.
+/// Builtin commands of `sh`.
 const BUILTINS: &str = ". alias bg break case cd command continue echo eval exec exit export false fg for getopts hash if jobs kill local printf pwd read readonly return set shift test times trap true type ulimit umask unalias unset until wait while";
 
-/// What `troop check` has found.
+/// The findings of `troop check` about an app.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    /// What keeps the app from running, or from running for long.
+    /// Errors: what keeps the app from running.
     pub(crate) problems: Vec<String>,
-    /// What is probably not meant.
+    /// Warnings: what is probably a mistake.
     pub(crate) warnings: Vec<String>,
 }
 
 impl App {
-    /// Looks at what the app names with the eyes of its workers.
+    /// Checks the files of the app with the rights of its workers.
     pub(crate) fn inspect(&self, file: &Path) -> Found {
         let mut found = Found::default();
         let (directory, program) = (self.directory(file), self.program(file));
@@ -50,8 +50,7 @@ impl App {
         found
     }
 
-    /// The files that the kernel executes and that are found now: the program, or node for a
-    /// script.
+    /// Returns the file that the kernel executes, if it exists: the program, or node for a script.
     fn executed(&self, program: &Path) -> Option<PathBuf> {
         let name = if is_script(program) { Path::new("node") } else { program };
         if name.components().count() > 1 {
@@ -80,7 +79,7 @@ impl App {
         executed: &Option<PathBuf>,
         found: &mut Found,
     ) {
-        // Nobody else can look with another user's eyes, or start workers of another user.
+        // Only root can take on another user's rights, and start workers of another user.
         let Some((identity, name)) =
             self.identity().filter(|_| rustix::process::geteuid().is_root())
         else {
@@ -113,7 +112,7 @@ impl App {
         }
     }
 
-    /// Whom workers run as, with the name that was given, if that is said and known.
+    /// Returns the identity that workers run as, with the name that was given.
     fn identity(&self) -> Option<(Identity, &str)> {
         let name = self.user.as_deref()?;
         let number = name.parse().ok();
@@ -146,7 +145,7 @@ impl App {
             let (uid, gid, mode) = (metadata.uid(), metadata.gid(), metadata.mode());
             let is_owner_fine =
                 uid == 0 || uid == own || user.as_ref().is_some_and(|user| uid == user.uid);
-            // A group that has its user's number has no other members.
+            // A group with the number of its user has no other members.
             let is_own_group = gid != 0 && gid == user.as_ref().map_or(own, |user| user.uid);
             if !is_owner_fine || mode & 0o002 != 0 || (mode & 0o020 != 0 && !is_own_group) {
                 found.warnings.push(format!(
@@ -163,7 +162,7 @@ impl App {
         else {
             return;
         };
-        // The rest of the language of `sh` is for `sh` to understand.
+        // Other syntax is for `sh` to interpret.
         let is_plain =
             |word: &&str| word.chars().all(|c| c.is_ascii_alphanumeric() || "._/+-".contains(c));
         let Some(word) = command.split_whitespace().next().filter(is_plain) else {
@@ -251,8 +250,8 @@ impl App {
     }
 }
 
-/// The first directory on the way to a path, or the path itself, that is closed to somebody. Errors
-/// of any other kind are not about that.
+/// Returns the first directory on a path, or the path itself, that is closed to an identity. Other
+/// errors are ignored.
 fn refusal(identity: &Identity, path: &Path, access: Access) -> Option<PathBuf> {
     let path = std::path::absolute(path).ok()?;
     let way: Vec<&Path> = path.ancestors().skip(1).collect();
@@ -274,7 +273,7 @@ fn refusal(identity: &Identity, path: &Path, access: Access) -> Option<PathBuf> 
     identity.with_rights(look).ok().flatten()
 }
 
-/// Whose a file or directory is that is closed to somebody.
+/// Describes the owner and mode of a file or directory that is closed.
 fn closed(at: &Path) -> String {
     let whose = at.metadata().map(|found| {
         format!("user {}, group {}, mode {:o}", found.uid(), found.gid(), found.mode() & 0o7777)

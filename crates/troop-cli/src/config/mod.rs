@@ -1,5 +1,4 @@
-//! Apps that are described in files, so that they need not be typed: `troop.toml`, and those of PM2
-//! and of Procfile tools.
+//! Configuration files: `troop.toml`, PM2's formats and Procfiles.
 
 mod app;
 pub(crate) mod env_file;
@@ -28,10 +27,10 @@ pub(crate) use values::{Size, Time, Workers, bounded, cpus, size, time, workers}
 
 use crate::names;
 
-/// The file that is looked for where nothing else is said.
+/// The default configuration file.
 pub(crate) const USUAL: &str = "troop.toml";
 
-/// What there cannot be beside `bind`.
+/// The error for policies beside `bind`.
 pub(crate) const NO_POLICY: &str = "with `bind` the kernel spreads the connections: there is no policy but `shared` and, with weights if they are wanted, `steered`";
 
 /// Apps by name.
@@ -47,12 +46,12 @@ pub(crate) struct File {
     pub(crate) app: Apps,
 }
 
-/// The JSON Schema of `troop.toml`.
+/// Returns the JSON Schema of `troop.toml`.
 pub(crate) fn schema() -> String {
     serde_json::to_string_pretty(&schemars::schema_for!(File)).unwrap_or_default()
 }
 
-/// The formats that are read.
+/// The supported formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     Toml,
@@ -60,8 +59,8 @@ pub(crate) enum Format {
     Procfile,
 }
 
-/// What a file is by its name, if it can hold apps. A script that only looks like a configuration
-/// is told by its name's end.
+/// Returns the format of a file by its name, or `None` if it cannot hold apps. A script is a
+/// configuration only if its name ends with `.config.js` or similar.
 pub(crate) fn format_of(file: &Path) -> Option<Format> {
     let name = file.file_name()?.to_str()?;
     let (stem, extension) = name.rsplit_once('.').unwrap_or((name, ""));
@@ -74,15 +73,15 @@ pub(crate) fn format_of(file: &Path) -> Option<Format> {
     }
 }
 
-/// All apps of a file.
+/// Reads all apps of a file.
 ///
 /// # Errors
-/// What is wrong with it, where, and what it could be instead.
+/// What is wrong, where, and what it could be instead.
 pub(crate) fn read(file: &Path) -> Result<Apps, String> {
     Ok(read_with_warnings(file)?.0)
 }
 
-/// The same, and what of it means nothing here.
+/// Reads all apps of a file, with warnings about options without effect.
 pub(crate) fn read_with_warnings(file: &Path) -> Result<(Apps, Vec<String>), String> {
     let text = || source::text(file);
     let (apps, warnings) = match format_of(file).unwrap_or(Format::Toml) {
@@ -96,8 +95,8 @@ pub(crate) fn read_with_warnings(file: &Path) -> Result<(Apps, Vec<String>), Str
     checked(apps, file).map(|apps| (apps, warnings))
 }
 
-/// Warns of what somebody besides root can change, if root is to read it: the file and those with
-/// variables that its apps name.
+/// Returns warnings about files that root reads and others can change: the file, and the
+/// environment files of its apps.
 pub(crate) fn doubts(file: &Path, apps: &Apps) -> Vec<String> {
     let more = apps
         .values()
@@ -110,8 +109,7 @@ fn from_toml(text: &str) -> Result<Apps, String> {
     Ok(app)
 }
 
-/// All apps of a text, as of a file of that name, which is not read. (What is JavaScript only node
-/// can read.)
+/// Parses a text as the content of a file of that name, which is not read. (JavaScript needs node.)
 pub(crate) fn parse(text: &str, file: &Path) -> Result<Apps, String> {
     let apps = match (format_of(file), file.extension().and_then(|extension| extension.to_str())) {
         (Some(Format::Procfile), _) => procfile::parse(text, false)?,
@@ -122,7 +120,7 @@ pub(crate) fn parse(text: &str, file: &Path) -> Result<Apps, String> {
     checked(apps, file)
 }
 
-/// What can be seen to be wrong with apps on their own.
+/// Checks apps without looking at other files.
 fn checked(apps: Apps, file: &Path) -> Result<Apps, String> {
     let shown = file.display();
     if apps.is_empty() {
@@ -140,7 +138,7 @@ fn checked(apps: Apps, file: &Path) -> Result<Apps, String> {
 }
 
 impl App {
-    /// What makes no sense, whatever the machine is like; it begins with where.
+    /// Checks the options without looking at this machine. Errors begin with the option.
     pub(crate) fn check(&self) -> Result<(), String> {
         for listener in self.listeners.keys() {
             listener.parse::<Pattern>().map_err(|e| format!(".listeners: {e}"))?;
@@ -243,7 +241,7 @@ impl App {
         Ok(())
     }
 
-    /// Whether what is said about policies can be had for sockets by activation, if there are any.
+    /// Whether the policies are possible for sockets by activation, if the app has any.
     pub(crate) fn fits_bind(&self) -> bool {
         let by_policy = match &self.policy {
             None | Some(Scheduling::Shared) => self.weights.is_empty(),
@@ -253,7 +251,7 @@ impl App {
         self.bind.is_empty() || (by_policy && self.listeners.is_empty())
     }
 
-    /// The CPUs by slot.
+    /// Returns the CPUs of each slot.
     pub(crate) fn cpu_sets(&self) -> Result<Vec<Vec<usize>>, String> {
         if self.cpus.len() == 1 && self.cpus[0] == "each" {
             return Ok(own_cpus().into_iter().map(|cpu| vec![cpu]).collect());
@@ -261,15 +259,15 @@ impl App {
         self.cpus.iter().map(|text| cpus(text)).collect()
     }
 
-    /// Where it runs.
+    /// Returns the working directory of the workers.
     pub(crate) fn directory(&self, file: &Path) -> PathBuf {
         let beside = beside(file);
         let directory = self.cwd.as_ref().map_or_else(|| beside.to_owned(), |cwd| beside.join(cwd));
         std::path::absolute(&directory).unwrap_or(directory)
     }
 
-    /// What is executed: a script or a path is seen from where it runs, a name is looked for on the
-    /// `PATH`.
+    /// Returns the program to execute: scripts and paths are relative to the working directory,
+    /// names are searched on the `PATH`.
     pub(crate) fn program(&self, file: &Path) -> PathBuf {
         let path = Path::new(&self.program);
         let is_script = path
@@ -283,7 +281,7 @@ impl App {
         }
     }
 
-    /// What does not work in it that works without what is said about it.
+    /// Returns notes about programs that do not work under these options.
     pub(crate) fn notes(&self) -> Vec<String> {
         let is_other_user =
             self.user.as_ref().is_some_and(|user| !["root", "0"].contains(&user.as_str()));
@@ -302,7 +300,7 @@ impl App {
         notes
     }
 
-    /// What would keep it from starting, as far as can be seen without doing it.
+    /// Returns what would keep the app from starting on this machine.
     pub(crate) fn problems(&self, file: &Path) -> Vec<String> {
         let mut problems = Vec::new();
         if !self.fits_bind() {
@@ -369,12 +367,12 @@ impl App {
     }
 }
 
-/// The directory of a file.
+/// Returns the directory of a file.
 fn beside(file: &Path) -> &Path {
     file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The CPUs that this process may use.
+/// Returns the CPUs that this process may use.
 fn own_cpus() -> Vec<usize> {
     let allowed = rustix::thread::sched_getaffinity(None);
     allowed.map_or_else(
@@ -383,7 +381,7 @@ fn own_cpus() -> Vec<usize> {
     )
 }
 
-/// Whether a program of this name is found when it is run.
+/// Whether a program of this name is on the `PATH`.
 fn is_on_path(program: &Path) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
@@ -395,7 +393,7 @@ pub(crate) fn octal(text: &str) -> Result<u32, String> {
 }
 
 impl Limit {
-    /// Soft and hard; `None` is no limit.
+    /// Returns the soft and the hard limit; `None` is unlimited.
     pub(crate) fn values(&self) -> Result<(Option<u64>, Option<u64>), String> {
         let text = |text: &str| match text {
             "unlimited" | "infinity" => Ok(None),

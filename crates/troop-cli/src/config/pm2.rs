@@ -1,4 +1,4 @@
-//! `ecosystem.config.js` and its kin: what PM2 calls its apps.
+//! Reads PM2's `ecosystem.config.js` and its other formats.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -14,15 +14,15 @@ use super::{Apps, source};
 use crate::names;
 use crate::program;
 
-/// Fields that change nothing here, and of which nobody needs to be told.
+/// Fields that have no effect here and cause no warning.
 const SILENT: [&str; 5] = ["pmx", "vizion", "automation", "merge_logs", "combine_logs"];
 
-/// Reads a file; returns what means nothing here, too.
+/// Reads a file; returns its apps and warnings about fields without effect.
 pub(super) fn read(file: &Path) -> Result<(Apps, Vec<String>), String> {
     from_value(load(file)?, file)
 }
 
-/// What a file says, as apps.
+/// Converts the value of a file to apps.
 pub(super) fn from_value(value: Value, file: &Path) -> Result<(Apps, Vec<String>), String> {
     let shown = file.display();
     let (list, mut warnings) = match value {
@@ -32,7 +32,7 @@ pub(super) fn from_value(value: Value, file: &Path) -> Result<(Apps, Vec<String>
             let apps = match apps {
                 Some(Value::Array(list)) => list,
                 Some(one @ Value::Object(_)) => vec![one],
-                // One app, by itself.
+                // A file can hold a single app without a list.
                 None if all.contains_key("script") => vec![Value::Object(std::mem::take(&mut all))],
                 _ => return Err(format!("{shown} has no list `apps`")),
             };
@@ -76,7 +76,7 @@ fn load(file: &Path) -> Result<Value, String> {
     match file.extension().and_then(|extension| extension.to_str()) {
         Some("json") => source::parsed(file, source::text(file)?, json),
         Some("yml" | "yaml") => source::parsed(file, source::text(file)?, source::yaml),
-        // It is a program, and only node can say what comes out of it.
+        // The file is a program, which only node can evaluate.
         _ => {
             source::text(file)?;
             source::may_run(file)?;
@@ -91,7 +91,7 @@ fn load(file: &Path) -> Result<Value, String> {
                     source::concise(last.unwrap_or("node could not run it"))
                 ));
             }
-            // Such files may print things of their own.
+            // Such files may print text of their own.
             let last = printed.out.lines().next_back().unwrap_or_default().to_owned();
             source::parsed(file, last, |text| {
                 serde_json::from_str(text)
@@ -105,7 +105,7 @@ pub(super) fn json(text: &str) -> Result<Value, String> {
     serde_json::from_str(text).map_err(|e| e.to_string())
 }
 
-/// A list, or one that is written as a single text.
+/// Converts a list, or a list that is written as a single text.
 fn list(value: &Value) -> Vec<String> {
     match value {
         Value::Array(all) => all.iter().map(plain).collect(),
@@ -121,7 +121,7 @@ fn words(value: &Value) -> Vec<String> {
     }
 }
 
-/// A value as a text without quotes.
+/// Converts a value to text without quotes.
 fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -129,7 +129,7 @@ fn plain(value: &Value) -> String {
     }
 }
 
-/// PM2's numbers are milliseconds.
+/// Converts a time; PM2's numbers are milliseconds.
 fn time(value: &Value) -> Result<Time, String> {
     match value.as_u64().or_else(|| plain(value).trim().parse().ok()) {
         Some(millis) => values::bounded(Duration::from_millis(millis)),
@@ -159,7 +159,7 @@ fn app(fields: Map<String, Value>, directory: &Path) -> Result<(String, App, Vec
         None => names::of_program(Path::new(&script)),
     };
     let mut app = App::new(script.clone());
-    // Without a number there is one, in PM2.
+    // PM2's default is one instance.
     app.workers = Some(Workers::Number(1));
     let at =
         fields.get("cwd").map_or_else(|| directory.to_owned(), |cwd| directory.join(plain(cwd)));
@@ -248,7 +248,7 @@ fn app(fields: Map<String, Value>, directory: &Path) -> Result<(String, App, Vec
         }
     }
     if let Some(chosen) = CHOSEN.get() {
-        // Another app of the file has it, at least.
+        // At least one app of the file has the environment.
         app.env.extend(environments.remove(chosen).unwrap_or_default());
     } else if !environments.is_empty() {
         let names: Vec<_> = environments.keys().map(|name| format!("`--env {name}`")).collect();
@@ -256,7 +256,7 @@ fn app(fields: Map<String, Value>, directory: &Path) -> Result<(String, App, Vec
     }
     match interpreter.as_str() {
         "node" | "nodejs" if program::is_script(Path::new(&script)) => app.args = args,
-        // Under node it would be, by its ending.
+        // Its ending would select node.
         "none" if program::is_script(Path::new(&script)) => {
             let script = if script.contains('/') { script } else { format!("./{script}") };
             (app.program, app.args) = ("env".into(), [script].into_iter().chain(args).collect());
@@ -274,13 +274,13 @@ fn app(fields: Map<String, Value>, directory: &Path) -> Result<(String, App, Vec
     Ok((name, app, warnings))
 }
 
-/// What PM2 runs a script with if nobody says so: by its ending, else node; what can be executed
-/// and has none, itself. It is seen from where the app runs.
+/// Returns the interpreter that PM2 chooses for a script: by its ending, else node; none for an
+/// executable without an ending. The path is relative to the app's working directory.
 fn usual_interpreter(script: &str, at: &Path) -> String {
     let path = at.join(script);
     let by_ending = match Path::new(script).extension().and_then(|extension| extension.to_str()) {
         Some(_) => program::interpreter_of(Path::new(script)).unwrap_or("node"),
-        // Not a file that is here: a command.
+        // The name of a command, not of a file.
         None if !path.exists() => "none",
         None if program::is_executable(&path) => "none",
         None => "node",
@@ -288,15 +288,15 @@ fn usual_interpreter(script: &str, at: &Path) -> String {
     by_ending.into()
 }
 
-/// What PM2 takes for not said.
+/// Whether PM2 treats a value as absent.
 fn is_nothing(value: &Value) -> bool {
     value.is_null() || matches!(value.as_str(), Some("NULL"))
 }
 
-/// Which of a file's environments is chosen: `--env production` takes `env_production` too.
+/// The chosen environment: `--env production` selects `env_production`.
 static CHOSEN: OnceLock<String> = OnceLock::new();
 
-/// Chooses it, once.
+/// Chooses the environment, once per process.
 pub(crate) fn choose(environment: &str) {
     let _ = CHOSEN.set(environment.to_owned());
 }
@@ -310,7 +310,7 @@ fn variables(value: &Value) -> BTreeMap<String, String> {
 
 fn instances(value: &Value) -> Result<Workers, String> {
     match plain(value).as_str() {
-        // As many as there are CPUs.
+        // One instance per CPU.
         "0" | "max" => Ok(Workers::Auto),
         text => values::workers(text),
     }

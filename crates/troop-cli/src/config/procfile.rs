@@ -1,4 +1,4 @@
-//! A `Procfile`, as Heroku, foreman and their kin read it: `name: command` per line.
+//! Reads a `Procfile`, as Heroku and foreman do: `name: command` per line.
 
 use std::path::PathBuf;
 
@@ -6,10 +6,10 @@ use super::Apps;
 use super::app::App;
 use super::values::Workers;
 
-/// What only a shell understands.
+/// Characters that only a shell interprets.
 const FOR_SHELL: [char; 18] =
     ['$', '&', '|', ';', '<', '>', '(', ')', '*', '?', '[', ']', '{', '}', '~', '`', '#', '!'];
-/// What makes more than one command.
+/// Characters that make a line more than one command.
 const SEVERAL: [char; 4] = ['&', '|', ';', '('];
 
 pub(super) fn parse(text: &str, has_env: bool) -> Result<Apps, String> {
@@ -27,7 +27,7 @@ pub(super) fn parse(text: &str, has_env: bool) -> Result<Apps, String> {
             return Err(wrong("there is no command"));
         }
         let mut app = app(command);
-        // As such files mean it; more is asked for in other ways.
+        // One worker, as Procfiles mean it; `-w` or `troop.toml` sets more.
         app.workers = Some(Workers::Number(1));
         if has_env {
             app.env_file.push(PathBuf::from(".env"));
@@ -39,14 +39,14 @@ pub(super) fn parse(text: &str, has_env: bool) -> Result<Apps, String> {
     Ok(apps)
 }
 
-/// The app that runs a command line.
+/// Returns the app of a command line.
 fn app(command: &str) -> App {
     let words = shlex::split(command).filter(|words| {
         !command.contains(FOR_SHELL) && !words.first().is_some_and(|w| w.contains('='))
     });
     match words.as_deref() {
         Some([program, args @ ..]) => App { args: args.to_vec(), ..App::new(program) },
-        // So that the worker is the program, not a shell that waits for it.
+        // `exec` makes the program the worker, rather than a shell that waits for it.
         _ => {
             let exec =
                 if command.contains(SEVERAL) || command.contains('=') { "" } else { "exec " };

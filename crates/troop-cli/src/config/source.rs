@@ -1,5 +1,5 @@
-//! Files as somebody else may have made them: not regular, endless, nested without end, or open to
-//! others while root reads.
+//! Reads files that may be hostile: not regular, endless, deeply nested, or writable by others
+//! while root reads them.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -13,32 +13,31 @@ use std::time::{Duration, Instant};
 use troop::program::safe_path::{Weak, open_for_reading};
 use troop::text::escaped;
 
-/// The largest file that is read, and the most that a program may print that stands for one.
+/// The size limit of a file, and of the output of a program that stands for one.
 pub(crate) const MAX_BYTES: u64 = 1024 * 1024;
-/// The deepest nesting of a YAML file; JSON and TOML have bounds of their own.
+/// The depth limit of a YAML file; the parsers of JSON and TOML have their own.
 const MAX_DEPTH: usize = 128;
-/// How long it may take to make sense of a file.
+/// Time limit for parsing a file.
 const MAX_PARSING: Duration = Duration::from_secs(5);
-/// How long a file that is a program may take to say what it holds.
+/// Time limit for a file that is a program.
 const MAX_RUNNING: Duration = Duration::from_secs(10);
-/// How long all files that an app names may take to answer, those included that are run.
+/// Time limit for all files of an app, including those that are executed.
 const MAX_ANSWER: Duration = Duration::from_secs(12);
 /// The most characters of a line that an error shows.
 const MAX_SHOWN: usize = 160;
 
-/// Whether others can change what root reads, which is root's concern alone.
+/// Whether this process is root, for which files that others can change are a danger.
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Opens a file. Pipes are read only where this process has them already: `/dev/stdin`,
-/// `/dev/fd/3`.
+/// Opens a file. Pipes are read only if this process already has them: `/dev/stdin`, `/dev/fd/3`.
 fn open(file: &Path) -> io::Result<(File, Vec<Weak>)> {
     let is_below = |own: &&str| {
         file.starts_with(own) && !file.components().any(|part| part == Component::ParentDir)
     };
     let is_own = ["/dev/stdin", "/dev/fd", "/proc/self/fd"].iter().any(is_below);
-    // As an empty one it is used to turn a file off.
+    // `/dev/null` is a common way to turn a file off.
     if is_own || file == Path::new("/dev/null") {
         Ok((File::open(file)?, Vec::new()))
     } else {
@@ -46,10 +45,10 @@ fn open(file: &Path) -> io::Result<(File, Vec<Weak>)> {
     }
 }
 
-/// Does what looks at files that may be on a file system that never answers.
+/// Runs work on files that may be on a file system that never answers, with a time limit.
 ///
 /// # Errors
-/// Those of the work, or that it is waited for no longer.
+/// Those of the work, and that the time limit was exceeded.
 pub(crate) fn answered<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
@@ -61,7 +60,7 @@ pub(crate) fn answered<T: Send + 'static>(
     });
     match (done, taken(&work)) {
         (Ok(result), _) => result,
-        // There was no thread to be had.
+        // No thread could be started.
         (Err(_), Some(work)) => work(),
         (Err(e), None) if e.kind() == io::ErrorKind::TimedOut => Err(format!(
             "a file or directory of the app has not answered for {} s (a dead mount?)",
@@ -80,7 +79,7 @@ fn read(file: &Path) -> io::Result<(String, Vec<Weak>)> {
     Ok((bounded(opened)?, weak))
 }
 
-/// Reads what there is, unless it is too much.
+/// Reads to the end, up to the size limit.
 fn bounded(from: impl Read) -> io::Result<String> {
     let mut bytes = Vec::new();
     from.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
@@ -94,10 +93,10 @@ fn bounded(from: impl Read) -> io::Result<String> {
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))
 }
 
-/// The text of a file.
+/// Returns the text of a file.
 ///
 /// # Errors
-/// For people.
+/// The reason, for people.
 pub(crate) fn text(file: &Path) -> Result<String, String> {
     read(file).map(|(text, _)| text).map_err(|e| {
         let shown = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
@@ -112,16 +111,16 @@ pub(crate) fn text(file: &Path) -> Result<String, String> {
     })
 }
 
-/// What on the way to a file, and of the file, somebody besides root can change, if this process is
-/// root.
+/// Returns what other users can change: the file and the directories on its path. Empty unless this
+/// process is root.
 pub(super) fn weak(file: &Path) -> Vec<Weak> {
     let found =
         if is_root() { open(file).map(|(_, weak)| weak).unwrap_or_default() } else { Vec::new() };
-    // Where only one's own can be exchanged, nobody exchanges root's.
+    // In a sticky directory users can replace only their own files, not root's.
     found.into_iter().filter(|weak| !weak.sticky).collect()
 }
 
-/// Warns of files that root reads and others can change, each by its name.
+/// Returns a warning for each file that root reads and others can change.
 pub(crate) fn doubts<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Vec<String> {
     let weak: BTreeSet<_> =
         files.into_iter().flat_map(|file| weak(file)).map(|weak| (weak.path, weak.who)).collect();
@@ -134,7 +133,7 @@ pub(crate) fn doubts<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Vec<St
     weak.into_iter().map(said).collect()
 }
 
-/// Makes sense of a text, in a bounded time.
+/// Parses a text within the time limit.
 pub(super) fn parsed<T: Send + 'static>(
     file: &Path,
     text: String,
@@ -154,14 +153,14 @@ pub(super) fn parsed<T: Send + 'static>(
     }
 }
 
-/// An error without the whole of a line that is endless.
+/// Shortens the lines of an error.
 pub(super) fn concise(text: &str) -> String {
     let lines = text.trim_end().lines().map(|line| format!("{:.MAX_SHOWN$}", escaped(line)));
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Reads YAML. Its parser needs the square of the depth of brackets, before anything else has a
-/// bound.
+/// Parses YAML. Its parser takes quadratic time in the depth of brackets, so the depth is checked
+/// first.
 pub(super) fn yaml(text: &str) -> Result<serde_json::Value, String> {
     let mut depth = 0_usize;
     for byte in text.bytes() {
@@ -177,7 +176,7 @@ pub(super) fn yaml(text: &str) -> Result<serde_json::Value, String> {
     serde_yaml_ng::from_str(text).map_err(|e| e.to_string())
 }
 
-/// Refuses to run a file as root that somebody else has written, or could exchange.
+/// Rejects, as root, the execution of a file that another user can change.
 pub(super) fn may_run(file: &Path) -> Result<(), String> {
     let Some(Weak { path, who, .. }) = weak(file).pop() else { return Ok(()) };
     Err(format!(
@@ -187,7 +186,7 @@ pub(super) fn may_run(file: &Path) -> Result<(), String> {
     ))
 }
 
-/// What a program prints that ends by itself, soon, and says not too much.
+/// The result of a program that stands for a file.
 pub(super) struct Printed {
     pub(super) is_success: bool,
     pub(super) out: String,
@@ -197,10 +196,10 @@ pub(super) struct Printed {
 /// Runs a program that stands for a file.
 ///
 /// # Errors
-/// For people, about the program.
+/// The reason, for people.
 pub(super) fn run(command: &mut Command) -> Result<Printed, String> {
     use std::os::unix::process::CommandExt as _;
-    // So that whatever it starts ends with it.
+    // A process group of its own, which can be killed as a whole.
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().map_err(|e| e.to_string())?;
     let mut child = ProcessGroup { child, is_reaped: false };
@@ -228,7 +227,7 @@ pub(super) fn run(command: &mut Command) -> Result<Printed, String> {
     }
 }
 
-/// A process and what it has started, which ends with this.
+/// A process and its children, which are killed when this is dropped.
 struct ProcessGroup {
     child: Child,
     is_reaped: bool,
@@ -236,7 +235,7 @@ struct ProcessGroup {
 
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        // Until it is reaped its number is its own.
+        // Its number is not reused before it is reaped.
         if !self.is_reaped {
             let group = rustix::process::Pid::from_child(&self.child);
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);

@@ -1,4 +1,4 @@
-//! Values as they are written: times, sizes, sets of CPUs.
+//! Values in configuration files: times, sizes, sets of CPUs.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,7 +11,7 @@ use troop::setup::SystemCalls;
 
 use super::app::{Cgroup, Denied, Sandbox};
 
-/// The longest time that makes sense: a leap year.
+/// The longest time that can be configured: a leap year.
 const MOST_SECONDS: u64 = 366 * 86_400;
 
 /// A time: a number of seconds (`2.5`), or with units (`500ms`, `1h 30m`, `1d`).
@@ -22,7 +22,7 @@ pub(crate) struct Time(pub(crate) Duration);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Size(pub(crate) u64);
 
-/// How many workers: a number, or one for each CPU.
+/// A number of workers, or one per CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Workers {
     Auto,
@@ -38,7 +38,7 @@ pub(crate) fn time(text: &str) -> Result<Time, String> {
     bounded(time)
 }
 
-/// A time as long as one may be configured, whatever its unit was.
+/// Checks that a time is not longer than the limit.
 pub(crate) fn bounded(time: Duration) -> Result<Time, String> {
     if time > Duration::from_secs(MOST_SECONDS) {
         Err("it must be a year at most".into())
@@ -68,7 +68,7 @@ pub(crate) fn workers(text: &str) -> Result<Workers, String> {
         "auto" | "max" => Ok(Workers::Auto),
         _ => match text.parse() {
             Ok(n @ 0..=4096) => Ok(Workers::Number(n)),
-            // As in PM2: all CPUs but so many.
+            // As in PM2: all CPUs but this many.
             _ => match text.parse::<isize>() {
                 Ok(less @ -4096..=-1) => Ok(Workers::Number(
                     troop::available_workers().saturating_add_signed(less).max(1),
@@ -103,7 +103,8 @@ impl Cgroup {
         {
             return Err("memory, memory_high and processes must be more than 0".into());
         }
-        // What is said there is written as whoever runs troop, and only there.
+        // These files are written with the rights of the user who runs troop, so paths are
+        // rejected.
         match self.other.keys().find(|name| {
             name.contains('/')
                 || name
@@ -139,7 +140,7 @@ impl Sandbox {
         settings
     }
 
-    /// What the kernel cannot do of it, and what follows.
+    /// Returns the restrictions that the kernel does not support, and the consequence.
     pub(crate) fn unsupported(&self) -> Option<String> {
         let what = self.settings().unsupported()?;
         let then = if self.best_effort {
@@ -191,7 +192,7 @@ impl fmt::Display for Workers {
     }
 }
 
-/// What stands in a file as a number or as text.
+/// Reads a number or text as text.
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     Ok(match toml::Value::deserialize(deserializer)? {
         toml::Value::String(text) => text,
@@ -235,10 +236,10 @@ written_as_text!(Time, time, [30, "500ms", "1d"]);
 written_as_text!(Size, size, [1048576, "300M"]);
 written_as_text!(Workers, workers, ["auto", 4]);
 
-/// The most CPUs of a set, with those that are named more than once.
+/// The most CPUs in a set, repetitions included.
 const MAX_CPUS: usize = 4096;
 
-/// `8`, `0-3`, `0,2,4-6`: CPUs, as `taskset` has them.
+/// Parses CPUs in the form of `taskset`: `8`, `0-3`, `0,2,4-6`.
 pub(crate) fn cpus(text: &str) -> Result<Vec<usize>, String> {
     let wrong = || format!("{text:?} must be CPUs, such as `3`, `0-3` or `0,2,4-6`");
     let mut all = Vec::new();

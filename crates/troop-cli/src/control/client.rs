@@ -1,4 +1,4 @@
-//! The side of those who steer a primary.
+//! The client side of control sockets.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::{ANSWER_TIMEOUT, Answer, App, Ask, Failure, Request, VERSION, place};
 use crate::error::CliError;
 
-/// How long a connection may be silent before it is made anew. The app sends away those that say
-/// nothing for 10 s, as those of `reload all` do that wait for their turn.
+/// Time after which an unused connection is replaced. The primary closes connections without a
+/// request after 10 s; those of `reload all` wait for their turn.
 const STALE_AFTER: Duration = Duration::from_secs(2);
 
 /// A connection to an app.
@@ -18,17 +18,17 @@ const STALE_AFTER: Duration = Duration::from_secs(2);
 pub(crate) struct Client {
     name: String,
     stream: BufReader<UnixStream>,
-    /// When the app last heard of this connection.
+    /// When this connection was last used.
     used: Instant,
 }
 
 impl Client {
-    /// The app's name.
+    /// Returns the app's name.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Connects. `None` if no app of this name runs.
+    /// Connects to an app. Returns `None` if no app of this name runs.
     fn connect(name: &str) -> Result<Option<Client>, CliError> {
         let doing = |e| CliError::Io(format!("connect to {name}"), e);
         match place::connect(name) {
@@ -49,7 +49,7 @@ impl Client {
         }
     }
 
-    /// Asks, shows what comes before the answer, and returns that.
+    /// Sends a request, passes each event to `each`, and returns the answer.
     pub(crate) fn ask(&mut self, ask: Ask, each: impl FnMut(&Value)) -> Result<Value, CliError> {
         if self.used.elapsed() > STALE_AFTER {
             let ended =
@@ -66,7 +66,7 @@ impl Client {
         let mut line = serde_json::to_vec(&Request { troop: VERSION, ask: ask.clone() })
             .map_err(|e| doing(e.into()))?;
         line.push(b'\n');
-        // What takes as long as workers do is waited for; everything else is answered at once.
+        // A reload or a stream of events takes its time; everything else is answered at once.
         let patience = if matches!(ask, Ask::Reload { .. } | Ask::Events) {
             None
         } else {
@@ -98,19 +98,19 @@ impl Client {
 
     /// Waits until the app's process has ended.
     pub(crate) fn wait_for_end(&mut self) {
-        // Its end is that of the connection.
+        // The process holds the connection until it ends.
         let _ = self.stream.get_mut().set_read_timeout(None);
         let _ = io::copy(&mut self.stream, &mut io::sink());
     }
 }
 
-/// All apps that run.
+/// Connects to all running apps.
 pub(crate) fn all() -> Result<Vec<Client>, CliError> {
     let names = place::names().map_err(|e| CliError::Io("look for apps".into(), e))?;
     names.iter().filter_map(|name| Client::connect(name).transpose()).collect()
 }
 
-/// An app, and one worker of it if there is a number: `web:3`.
+/// Parses the name of an app, or of one worker of it: `web:3`.
 pub(crate) fn target(text: Option<&str>) -> Result<(Option<&str>, Option<u32>), CliError> {
     match text.and_then(|text| text.split_once(':')) {
         None => Ok((text, None)),
@@ -123,7 +123,7 @@ pub(crate) fn target(text: Option<&str>) -> Result<(Option<&str>, Option<u32>), 
     }
 }
 
-/// The apps that are meant: one by its name, all, or, without a target, the only one.
+/// Connects to the selected apps: one by name, `all`, or, without a name, the only one.
 pub(crate) fn find(target: Option<&str>) -> Result<Vec<Client>, CliError> {
     let running = |clients: &[Client]| match clients {
         [] => "no app is running".to_owned(),

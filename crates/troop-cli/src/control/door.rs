@@ -1,8 +1,7 @@
-//! Clients that have connected and not said yet what they want.
+//! Clients that have connected and not sent a request yet.
 //!
-//! There may be so many of them. Whoever comes next is let in all the same, and the one that has
-//! been silent for longest is sent away, so that nobody can keep others out by connecting and
-//! saying nothing.
+//! Their number is bounded. A new client is always accepted, and the one that has been silent for
+//! longest is disconnected, so that silent clients cannot keep others out.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,33 +12,32 @@ use rustix::net::Shutdown;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-/// Clients that may be silent at a time.
+/// The number of silent clients.
 const MAX_SILENT: usize = 16;
-/// The longest request, and how long it may take to arrive.
+/// The longest request in bytes, and the time that it may take to arrive.
 const MAX_REQUEST: usize = 64 * 1024;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Clients of the control socket that have not asked anything yet, the one that has been silent for
-/// longest first.
+/// Clients of the control socket without a request, the one that has been silent for longest first.
 #[derive(Debug, Default)]
 pub(super) struct Door {
     silent: Mutex<VecDeque<Arc<UnixStream>>>,
 }
 
 impl Door {
-    /// Takes a client in. Another one may be sent away for it.
+    /// Accepts a client, and may disconnect another one for it.
     pub(super) fn enter(&self, stream: UnixStream) -> Arc<UnixStream> {
         let stream = Arc::new(stream);
         let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
         if silent.len() >= MAX_SILENT {
-            // Rather one that has said nothing at all than one whose request is on its way.
+            // A client that has sent nothing at all goes before one whose request is arriving.
             let says_nothing = |client: &Arc<UnixStream>| {
                 rustix::io::ioctl_fionread(client).is_ok_and(|bytes| bytes == 0)
             };
             let at = silent.iter().position(says_nothing).unwrap_or(0);
             if let Some(client) = silent.remove(at) {
-                // Its task sees the end of the stream. It fails only if the client has gone
-                // already.
+                // The task of that client sees the end of the stream. This fails only if the client
+                // has closed it.
                 let _ = rustix::net::shutdown(&client, Shutdown::Both);
             }
         }
@@ -47,8 +45,8 @@ impl Door {
         stream
     }
 
-    /// Waits for a client's request: a line. `None` if it has left, was sent away, or has said too
-    /// much or nothing in time.
+    /// Waits for the request of a client: a line. Returns `None` if the client has left, was
+    /// disconnected, or has sent too much or nothing in time.
     pub(super) async fn read_request(
         &self,
         stream: Arc<UnixStream>,
@@ -83,8 +81,7 @@ async fn read_line(stream: &UnixStream) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Completes when a client has left: it closes its side, or says something when it has nothing more
-/// to say.
+/// Completes when a client has closed its side, or sends something after its request.
 pub(super) async fn has_left(stream: &UnixStream) {
     loop {
         if stream.readable().await.is_err() {

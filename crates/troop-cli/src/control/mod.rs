@@ -1,4 +1,4 @@
-//! How a primary and those who steer it talk: `docs/control.md`.
+//! The protocol between primaries and their clients: `docs/control.md`.
 
 pub(crate) mod client;
 mod door;
@@ -16,10 +16,10 @@ pub(crate) const VERSION: u32 = 1;
 /// Deadline for an answer.
 pub(crate) const ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// What is sent to a primary, as one line.
+/// A request to a primary: one line.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Request {
-    /// The version.
+    /// The version of the protocol.
     pub(crate) troop: u32,
     #[serde(flatten)]
     pub(crate) ask: Ask,
@@ -28,54 +28,53 @@ pub(crate) struct Request {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub(crate) enum Ask {
-    /// How does it stand? The answer is an [`App`].
+    /// Returns an [`App`], with a snapshot.
     Snapshot,
-    /// Replaces the workers, or one of them; the answer comes when that is done, or was taken back.
+    /// Replaces all workers, or one of them; answered when that has succeeded or failed.
     Reload {
         #[serde(default)]
         worker: Option<u32>,
-        /// The new workers may listen elsewhere than the old ones.
+        /// Whether the new workers may listen on other addresses.
         #[serde(default)]
         allow_moved: bool,
     },
-    /// Ends the workers, and begins anew with what the file says then. The connection is held until
-    /// the end.
+    /// Stops the workers and starts the app again, re-reading its configuration. The connection
+    /// stays open until the primary executes itself.
     Restart,
-    /// Where what workers print goes.
+    /// Returns where the output of the workers goes.
     Logs,
-    /// Changes how many workers there are: to so many, or by so many.
+    /// Changes the number of workers, to `workers` or by `by`.
     Scale {
         workers: Option<usize>,
         #[serde(default)]
         by: i64,
     },
-    /// Ends it, at once if that is asked for. The connection is held until the process ends.
+    /// Stops the app; `quick` kills its workers. The connection stays open until the process ends.
     Stop {
         #[serde(default)]
         quick: bool,
     },
-    /// Changes how connections are spread, of one listener or of all that nothing else was chosen
-    /// for.
+    /// Changes the scheduling of one listener, or the default of all others.
     Schedule { listener: Option<String>, policy: String },
-    /// Sends a signal to a worker, or to all.
+    /// Sends a signal to one worker or to all.
     Signal { signal: i32, worker: Option<u32> },
-    /// Sends a message to a worker, or to all, and waits so many milliseconds for answers, if that
-    /// is asked for.
+    /// Sends a message to one worker or to all, and waits `wait_ms` milliseconds for replies, if
+    /// that is set.
     Send {
         message: Value,
         worker: Option<u32>,
         #[serde(default)]
         wait_ms: Option<u64>,
     },
-    /// Everything that happens from now on.
+    /// Streams events until the client leaves.
     Events,
 }
 
-/// What a primary sends back, line by line; the last one is `done` or `failed`.
+/// A line from a primary; the last one is `done` or `failed`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Answer {
-    /// What happens meanwhile, as `troop run --log json` writes it.
+    /// An event, in the format of `troop run --log json`.
     Event(Value),
     Done(Value),
     Failed(Failure),
@@ -83,9 +82,9 @@ pub(crate) enum Answer {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Failure {
-    /// For programs: `bad-request`, `busy`, `failed`, `no-worker`, `over`.
+    /// The kind, for programs: `bad-request`, `busy`, `failed`, `no-worker`, `over`.
     pub(crate) kind: String,
-    /// For people.
+    /// The reason, for people.
     pub(crate) message: String,
 }
 
@@ -95,20 +94,20 @@ impl Failure {
     }
 }
 
-/// An app and how it stands.
+/// An app and its snapshot.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct App {
     pub(crate) name: String,
     pub(crate) program: String,
     /// The version of troop that runs it.
     pub(crate) version: String,
-    /// The file that it comes from.
+    /// The configuration file, if the app comes from one.
     #[serde(default)]
     pub(crate) file: Option<String>,
-    /// Where what workers print goes, if it is a file.
+    /// The log file, if output goes to one.
     #[serde(default)]
     pub(crate) log: Option<String>,
-    /// Lines of it that could not be written.
+    /// The number of output lines that could not be written.
     #[serde(default)]
     pub(crate) lost_lines: u64,
     #[serde(flatten)]

@@ -1,4 +1,4 @@
-//! Where control sockets are: one for each app, in a directory that only its owner can enter.
+//! The control sockets: one per app, in a directory that only its owner can enter.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -11,16 +11,16 @@ use crate::names;
 use rustix::fs::{FlockOperation, flock};
 use troop::program::safe_path::{Directory, Safety};
 
-/// The most apps that may have the same name but for a number.
+/// The number of apps whose names differ only by a number.
 const MOST_ALIKE: usize = 1000;
-/// How often a lock is taken that others remove.
+/// The number of attempts to take a lock file that other processes remove.
 const MAX_TRIES: usize = 100;
 
 fn path() -> PathBuf {
     let own = rustix::process::geteuid().as_raw();
     match (std::env::var_os("TROOP_RUNTIME_DIR"), std::env::var_os("XDG_RUNTIME_DIR")) {
         (Some(own), _) if !own.is_empty() => PathBuf::from(own),
-        // After `su` it may still be another user's.
+        // After `su`, `XDG_RUNTIME_DIR` may still be that of another user.
         (_, Some(runtime))
             if Path::new(&runtime).metadata().is_ok_and(|found| found.uid() == own) =>
         {
@@ -31,11 +31,11 @@ fn path() -> PathBuf {
     }
 }
 
-/// The directory: `TROOP_RUNTIME_DIR`, or a place for such things. Made if it is not there, and
-/// held, so that nobody can put another one in its place.
+/// Opens the directory, `TROOP_RUNTIME_DIR` or the default, and creates it if it is missing. The
+/// directory is held open, so that nobody can replace it.
 ///
 /// # Errors
-/// If it cannot be made, or others could get in.
+/// If it cannot be created, or other users could enter it.
 pub(crate) fn directory() -> io::Result<Directory> {
     let path = path();
     let about = |e: io::Error| {
@@ -59,7 +59,7 @@ pub(crate) fn directory() -> io::Result<Directory> {
     Ok(directory)
 }
 
-/// A name that is ours, and its socket, until this is dropped.
+/// A claimed name and its socket, both released on drop.
 #[derive(Debug)]
 pub(crate) struct Claim {
     pub(crate) name: String,
@@ -70,7 +70,7 @@ pub(crate) struct Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let _ = self.directory.remove(&socket(&self.name));
-        // Whoever waits for it sees that it has gone.
+        // A process that waits for the lock notices that its file is gone.
         let _ = self.directory.remove(&lock(&self.name));
     }
 }
@@ -83,16 +83,16 @@ fn lock(name: &str) -> OsString {
     format!("{name}.lock").into()
 }
 
-/// Why there is no claim.
+/// Why a name could not be claimed.
 #[derive(Debug)]
 pub(crate) enum Unclaimed {
-    /// An app of this name runs already.
+    /// An app of this name is running.
     Taken,
     Io(io::Error),
 }
 
-/// Takes the lock of a name, which is gone with its process, unlike the socket. `None` if another
-/// process has it.
+/// Takes the lock of a name, which ends with its process, unlike the socket. Returns `None` if
+/// another process has it.
 fn locked(directory: &Directory, name: &str) -> io::Result<Option<File>> {
     let lock = lock(name);
     for _ in 0..MAX_TRIES {
@@ -102,7 +102,7 @@ fn locked(directory: &Directory, name: &str) -> io::Result<Option<File>> {
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
             Err(e) => return Err(e.into()),
         }
-        // Who had it before may have removed it meanwhile.
+        // The process that had the lock may have removed the file meanwhile.
         let inode = file.metadata()?.ino();
         if directory.entry(&lock)?.is_some_and(|found| found.ino() == inode) {
             return Ok(Some(file));
@@ -111,7 +111,8 @@ fn locked(directory: &Directory, name: &str) -> io::Result<Option<File>> {
     Err(io::ErrorKind::ResourceBusy.into())
 }
 
-/// Takes a name and binds its socket. One that was not `asked` for gets a number if it is taken.
+/// Claims a name and binds its socket. A name that was not `asked` for gets a number if it is
+/// taken.
 pub(crate) fn claim(name: &str, asked: bool) -> Result<(Claim, UnixListener), Unclaimed> {
     for number in 1..=if asked { 1 } else { MOST_ALIKE } {
         let directory = directory().map_err(Unclaimed::Io)?;
@@ -129,7 +130,7 @@ pub(crate) fn claim(name: &str, asked: bool) -> Result<(Claim, UnixListener), Un
         let listener =
             UnixListener::bind(&path).map_err(|e| io("cannot bind the control socket", e))?;
         let claim = Claim { name: name.clone(), directory, _lock: lock };
-        // The directory keeps others out already.
+        // The directory keeps other users out already.
         rustix::fs::chmod(&path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
             .map_err(|e| io("cannot close the control socket to others", e.into()))?;
         return Ok((claim, listener));
@@ -137,7 +138,7 @@ pub(crate) fn claim(name: &str, asked: bool) -> Result<(Claim, UnixListener), Un
     Err(Unclaimed::Taken)
 }
 
-/// The names of apps that have a socket, running or not.
+/// Returns the names of apps that have a socket, running or not.
 pub(crate) fn names() -> io::Result<Vec<String>> {
     let directory = directory()?;
     let mut names: Vec<String> = std::fs::read_dir(directory.reach(OsStr::new(".")))?
@@ -151,7 +152,7 @@ pub(crate) fn names() -> io::Result<Vec<String>> {
 
 /// Connects to an app's socket.
 pub(crate) fn connect(name: &str) -> io::Result<UnixStream> {
-    // What is no name is no part of a path.
+    // A text that is not a name must not become part of a path.
     if !names::is_app(name) {
         return Err(io::ErrorKind::NotFound.into());
     }

@@ -1,4 +1,4 @@
-//! Messages to workers, in the name of whoever steers the app.
+//! Messages that clients send to workers through the primary.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,13 +9,13 @@ use troop::{Cluster, Error, WorkerHandle, WorkerId};
 
 use super::Failure;
 
-/// The longest that answers are waited for.
+/// The longest timeout for replies.
 const MOST_PATIENCE: Duration = Duration::from_secs(3600);
 
-/// The longest answer of a worker that is passed on.
+/// The longest reply that is relayed, in bytes.
 const MAX_ANSWER: usize = 1024 * 1024;
 
-/// Sends a message to a worker, or to all; and waits for answers, if that is asked for.
+/// Sends a message to one worker or to all, and waits for replies if `wait` is set.
 pub(super) async fn send(
     cluster: &Cluster,
     message: Value,
@@ -67,7 +67,7 @@ pub(super) async fn send(
 
 async fn ask(worker: &WorkerHandle, message: &Value, wait: Duration) -> Result<Value, Error> {
     let answer: Value = worker.request(message, wait).await?;
-    // All of them are kept until the last one is there.
+    // All replies are kept until the last one has arrived.
     if answer.to_string().len() > MAX_ANSWER {
         return Err(Error::Refused("an answer longer than 1 MiB, which is not passed on".into()));
     }

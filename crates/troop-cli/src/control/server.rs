@@ -1,8 +1,7 @@
-//! The primary's side: answers those who steer it, on a thread of its own.
+//! The primary's side of the control socket, on a thread of its own.
 //!
-//! Whoever is there can cost no more than his connection: there are so many at a time, each has so
-//! long to say what he wants, and so long to take an answer. Who says nothing makes room for who
-//! comes next ([`Door`]).
+//! What a client can cost is bounded: the number of clients, the time until their request, and the
+//! time to read the answer. A silent client makes room for the next one ([`Door`]).
 
 mod reload;
 
@@ -32,35 +31,35 @@ use crate::signals::Signals;
 use crate::start::{StartupReporter, patience};
 use crate::watch::Watched;
 
-/// Clients that are served at a time.
+/// The number of clients that are served at a time.
 const MOST_CLIENTS: usize = 32;
-/// Of them, those that follow events, and those that wait for answers of workers.
+/// The number of these that follow events, and that wait for replies of workers.
 const MOST_FOLLOWERS: usize = 16;
 const MOST_WAITING: usize = 8;
-/// Bytes of events that wait for a client who follows them.
+/// Bytes of queued events per client.
 const FOLLOWER_BYTES: usize = 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often, and how many times, it is looked whether a start is over.
+/// Interval and number of checks whether the start is over.
 const SETTLE_LOOK: Duration = Duration::from_millis(200);
 const SETTLE_LOOKS: usize = 50;
-/// How long the last words of a worker are waited for.
+/// Time to wait for the last lines of a worker.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// What the primary is, besides its cluster.
+/// The app that a primary runs, besides its cluster.
 #[derive(Debug)]
 pub(crate) struct Identity {
     pub(crate) name: String,
     pub(crate) resolved: ResolvedApp,
     pub(crate) source: Source,
-    /// What workers print, if it passes through this process.
+    /// The queue of the workers' output, if it passes through this process.
     pub(crate) queue: Option<Arc<LogQueue>>,
     pub(crate) restarting: Arc<Restarting>,
-    /// Who waits for it to be ready.
+    /// Reports the outcome of the start to `troop start`.
     pub(crate) reporter: Option<Arc<StartupReporter>>,
 }
 
-/// Answers whoever comes (if anybody can), obeys signals and heeds changes of files, until the
-/// process ends.
+/// Serves clients (if there is a listener), handles signals and reloads after changes of files,
+/// until the process ends.
 pub(crate) fn start(
     listener: Option<StdListener>,
     cluster: Cluster,
@@ -112,14 +111,14 @@ pub(crate) fn start(
             let Ok(listener) = ready else { return std::future::pending().await };
             loop {
                 let Ok((stream, _)) = listener.accept().await else {
-                    // Out of descriptors, most likely.
+                    // Most likely out of descriptors.
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 };
                 let stream = server.door.enter(stream);
                 let server = server.clone();
                 tokio::spawn(async move { server.serve_client(stream).await });
-                // Those that were sent away go before the next one comes.
+                // Tasks of disconnected clients end before the next client is accepted.
                 tokio::task::yield_now().await;
             }
         });
@@ -128,7 +127,7 @@ pub(crate) fn start(
     Ok(())
 }
 
-/// When all workers are ready, what was needed for that is not needed any more.
+/// Releases memory that only the start needed, when all workers are ready.
 async fn report_start(cluster: &Cluster) {
     for _ in 0..SETTLE_LOOKS {
         tokio::time::sleep(SETTLE_LOOK).await;
@@ -145,15 +144,15 @@ struct Server {
     cluster: Cluster,
     name: String,
     source: Source,
-    /// What was started, of which some cannot be changed.
+    /// The app as it was started; a reload cannot change all of it.
     started: ResolvedApp,
-    /// What runs, as far as it was planned.
+    /// The app as of the last reload.
     resolved: Mutex<ResolvedApp>,
     queue: Option<Arc<LogQueue>>,
     restarting: Arc<Restarting>,
-    /// For the one who waits for that to be over, to do it again.
+    /// Held by the one reload that waits for the current one.
     waiting: Semaphore,
-    /// Held while workers are replaced.
+    /// Held during a reload.
     reloading: tokio::sync::Mutex<()>,
     door: Door,
     served: Semaphore,
@@ -161,7 +160,7 @@ struct Server {
     askers: Semaphore,
 }
 
-/// The client has gone, or does not take what it asked for.
+/// The client has left, or does not read its answer.
 struct Gone;
 
 async fn send_answer(stream: &mut UnixStream, answer: &Answer) -> Result<(), Gone> {
@@ -175,7 +174,7 @@ async fn send_answer(stream: &mut UnixStream, answer: &Answer) -> Result<(), Gon
 
 impl Server {
     async fn serve_client(&self, stream: Arc<UnixStream>) {
-        // The directory keeps others out; this is the second lock on the door.
+        // A second check: the directory already keeps other users out.
         let own = rustix::process::geteuid().as_raw();
         if !stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0) {
             return;
@@ -251,7 +250,7 @@ impl Server {
                     Ok(snapshot) => snapshot.phase,
                     Err(e) => return Ok(Err(failed(&e))),
                 };
-                // Told twice, it ends at once; that is for those who want it.
+                // A second call of `stop` kills the workers, which only `quick` asks for.
                 let calls = match (phase, quick) {
                     (Phase::Stopping, _) => usize::from(quick),
                     (_, quick) => 1 + usize::from(quick),
@@ -260,7 +259,7 @@ impl Server {
                     return Ok(Err(failed(&e)));
                 }
                 send_answer(stream, &Answer::Done(json!({ "stopping": true }))).await?;
-                // The process ends before this does, and that is what the client waits for.
+                // The client waits for the end of the process, which comes before this completes.
                 std::future::pending().await
             }
             Ask::Events => return self.events(stream).await,
@@ -289,7 +288,7 @@ impl Server {
         serde_json::to_value(app).map_err(|e| Failure::new("failed", e.to_string()))
     }
 
-    /// Whether what would be started then could be, as far as can be seen.
+    /// Checks whether the app could be started again with its current configuration.
     async fn can_restart(&self) -> Result<(), Failure> {
         if self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase == Phase::Stopping {
             return Err(Failure::new("busy", "the app is stopping"));
@@ -312,7 +311,7 @@ impl Server {
         json!({ "to": to, "file": file, "error_file": errors })
     }
 
-    /// Does what signals ask for.
+    /// Handles SIGHUP and SIGUSR1.
     async fn handle_signals(self: Arc<Server>, signals: Signals) {
         let Signals { reload, reopen } = signals;
         let (Ok(mut reload), Ok(mut reopen)) =
@@ -338,9 +337,9 @@ impl Server {
         }
     }
 
-    /// Nobody waits for the answer, so failures are said here.
+    /// Reloads after a signal or a change of files. Failures are logged, because no client waits.
     async fn reload_unasked(&self) {
-        // One that waits is enough for all.
+        // One waiting reload covers all further requests.
         let Ok(waiting) = self.waiting.try_acquire() else { return };
         drop(self.reloading.lock().await);
         drop(waiting);
@@ -420,7 +419,7 @@ impl Server {
         for worker in workers {
             match worker.kill(signal).await {
                 Ok(()) => reached.push(worker.id()),
-                // It ended meanwhile.
+                // The worker has ended meanwhile.
                 Err(troop::Error::NoWorker(_)) => {}
                 Err(e) => return Err(failed(&e)),
             }

@@ -1,4 +1,4 @@
-//! Makes lines of what workers write, as the bytes come.
+//! Splits the output of workers into lines as the bytes arrive.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,13 +8,13 @@ use troop::setup::{Output, Source};
 use super::line::Origin;
 use super::writer::LogQueue;
 
-/// The longest line; more of it becomes another line.
+/// The longest line, in bytes; the rest of a longer one becomes further lines.
 const MOST_BYTES: usize = 64 * 1024;
 
 /// Splits the output of workers into lines and queues them.
 pub(crate) struct Collector {
     queue: Arc<LogQueue>,
-    /// Lines that have begun.
+    /// Incomplete lines, by origin.
     begun: HashMap<Source, Vec<u8>>,
 }
 

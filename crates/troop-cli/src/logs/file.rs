@@ -1,5 +1,4 @@
-//! A file that is closed and put aside when it is big or old, and opened again when somebody has
-//! moved it.
+//! A log file that is rotated by size or age, and reopened when its path leads to another file.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
@@ -10,20 +9,20 @@ use std::time::{Duration, Instant, SystemTime};
 
 use troop::program::safe_path::{Directory, Safety, UnsafePath, split};
 
-/// Interval between looks whether the file is still where it was.
+/// Interval between checks whether the path still leads to the open file.
 const LOOK: Duration = Duration::from_secs(1);
-/// Permissions of directories and files that are made.
+/// Permissions of the directories and files that are created.
 const DIRECTORY_MODE: u32 = 0o750;
 const FILE_MODE: u32 = 0o640;
 
-/// When a file is put aside, and how many are kept.
+/// When a log file is rotated, and how many rotated files are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rotation {
-    /// 0: never.
+    /// The size in bytes; 0 turns rotation by size off.
     pub(crate) size: u64,
     pub(crate) age: Option<Duration>,
     pub(crate) keep: usize,
-    /// What those that are kept may have together.
+    /// The total size of rotated files, in bytes.
     pub(crate) total: Option<u64>,
 }
 
@@ -38,9 +37,9 @@ pub(crate) struct LogFile {
     rotation: Rotation,
     open: Option<OpenFile>,
     looked: Instant,
-    /// It could not be put aside a moment ago.
+    /// The last rotation has failed, and the next one waits.
     stuck: bool,
-    /// Its path is no longer safe, which has been said.
+    /// The path is no longer safe, which has been reported.
     misled: bool,
 }
 
@@ -48,12 +47,12 @@ pub(crate) struct LogFile {
 struct OpenFile {
     directory: Directory,
     file: File,
-    /// It can be cut and moved. A device, say, cannot.
+    /// Whether the file can be truncated and renamed, which a device cannot.
     regular: bool,
     len: u64,
-    /// When its first line was written, as far as is known.
+    /// When the first line was written, as far as that is known.
     since: SystemTime,
-    /// Nothing was there before.
+    /// Whether `begin` has created the file.
     made: bool,
 }
 
@@ -66,7 +65,7 @@ impl OpenFile {
         Ok(OpenFile { directory, file, regular: found.is_file(), len: found.len(), since, made })
     }
 
-    /// Whether its name still leads to it.
+    /// Whether the path still leads to the open file.
     fn is_at(&self, directory: &Directory, name: &OsStr) -> bool {
         let same = |found: Metadata| {
             self.file
@@ -80,7 +79,7 @@ impl OpenFile {
 
 impl LogFile {
     pub(crate) fn new(path: PathBuf, rotation: Rotation, safety: Safety) -> LogFile {
-        // A path that ends with no name is refused when it is opened.
+        // A path without a file name is rejected when it is opened.
         let (parent, name) = split(&path).unwrap_or_default();
         let looked = Instant::now();
         LogFile {
@@ -100,10 +99,10 @@ impl LogFile {
         &self.path
     }
 
-    /// Returns why it cannot be opened, as far as can be seen without making anything.
+    /// Checks whether the file could be opened, without creating anything.
     ///
     /// # Errors
-    /// For people.
+    /// The reason, for people.
     pub(crate) fn check(&self) -> Result<(), String> {
         let found = Directory::find(&self.parent, self.safety);
         found
@@ -111,15 +110,15 @@ impl LogFile {
             .map_err(|e| self.cannot(&e))
     }
 
-    /// Opens it, and makes what is missing.
+    /// Opens the file, and creates it with its directories if they are missing.
     ///
     /// # Errors
-    /// For people.
+    /// The reason, for people.
     pub(crate) fn begin(&mut self) -> Result<(), String> {
         self.opened().map(drop).map_err(|e| self.cannot(&e))
     }
 
-    /// Removes what `begin` has made.
+    /// Removes what [`begin`](LogFile::begin) has created.
     pub(crate) fn take_back(&mut self) {
         if let Some(open) = self.open.take_if(|open| open.made && open.len == 0)
             && open.is_at(&open.directory, &self.name)
@@ -132,17 +131,17 @@ impl LogFile {
         format!("cannot write {}: {e}", self.path.display())
     }
 
-    /// Opens the file anew before the next line.
+    /// Reopens the path before the next line.
     pub(crate) fn reopen(&mut self) {
         if self.open.is_some() {
             self.renew();
         }
     }
 
-    /// Writes whole lines. What is put aside ends with a whole line too.
+    /// Writes whole lines. A rotated file ends with a whole line too.
     ///
     /// # Errors
-    /// If nothing, or not all, could be written; what was written of it is cut off again.
+    /// If not everything could be written; the part that was written is cut off again.
     pub(crate) fn write(&mut self, lines: &[u8]) -> io::Result<()> {
         if self.looked.elapsed() >= LOOK {
             self.looked = Instant::now();
@@ -158,7 +157,8 @@ impl LogFile {
             } else {
                 size.saturating_sub(open.len)
             };
-            // As many whole lines as fit; one that does not fit into an empty file goes alone.
+            // As many whole lines as fit; a line that is longer than the limit goes into a file
+            // alone.
             let fits = usize::try_from(room).unwrap_or(usize::MAX).min(rest.len());
             let end = if fits == rest.len() {
                 fits
@@ -167,7 +167,7 @@ impl LogFile {
             };
             let end = match (end, open.len) {
                 (0, 1..) => {
-                    // If it cannot be put aside, it grows.
+                    // A file that cannot be rotated keeps growing.
                     self.stuck = self.put_aside().is_err();
                     continue;
                 }
@@ -177,7 +177,7 @@ impl LogFile {
                 (end, _) => end,
             };
             if let Err(e) = open.file.write_all(&rest[..end]) {
-                // A full disk: no half lines.
+                // The disk is full: remove the partial line.
                 if open.regular {
                     let _ = open.file.set_len(open.len);
                 }
@@ -197,8 +197,8 @@ impl LogFile {
         self.open.as_mut().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// Opens what is at the path now. If that is not safe, or not possible, what is open stays
-    /// open: it is still the file that was checked.
+    /// Opens the file that the path leads to. If that fails or is not safe, the open file stays in
+    /// use, because it is the one that was checked.
     fn renew(&mut self) {
         let before = self.open.take();
         match self.opened() {
@@ -215,7 +215,7 @@ impl LogFile {
         }
     }
 
-    /// Whether the file has been moved away, or is too old.
+    /// Whether the file has been moved away, or has reached its age.
     fn look(&mut self) {
         self.stuck = false;
         let Some(open) = &self.open else { return };
@@ -228,7 +228,7 @@ impl LogFile {
         }
         let is_old = |limit: Duration| open.since.elapsed().is_ok_and(|age| age >= limit);
         if open.regular && open.len > 0 && self.rotation.age.is_some_and(is_old) {
-            // If it cannot be, it grows.
+            // A file that cannot be reopened keeps growing.
             let _ = self.put_aside();
         }
     }
@@ -239,11 +239,11 @@ impl LogFile {
         name
     }
 
-    /// `app.log` becomes `app.log.1`, that `app.log.2`, and so on; the last one goes.
+    /// Renames `app.log` to `app.log.1`, that to `app.log.2`, and so on; removes the last one.
     fn put_aside(&mut self) -> io::Result<()> {
         let Some(open) = &self.open else { return Ok(()) };
         let directory = &open.directory;
-        // Another file than ours is not ours to move.
+        // The path leads to another file, which is not troop's to move.
         if open.is_at(directory, &self.name) {
             self.shift(directory)?;
         }
@@ -372,7 +372,7 @@ mod tests {
             LogFile::new(link, rotation(0, 1), Safety::Links).write(b"a\n").is_err()
                 && !target.exists()
         );
-        // A pipe that nobody reads holds up nobody.
+        // A pipe without a reader must not block.
         let pipe = directory.path().join("pipe");
         rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, 0o600.into()).unwrap();
         assert!(LogFile::new(pipe, rotation(0, 1), Safety::Links).check().is_err());

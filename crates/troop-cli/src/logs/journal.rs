@@ -1,4 +1,4 @@
-//! Lines to systemd's journal, by its native protocol:
+//! Sends lines to the journal of systemd by its native protocol:
 //! <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>.
 
 use std::io;
@@ -6,9 +6,9 @@ use std::os::unix::net::UnixDatagram;
 
 use super::line::Origin;
 
-/// Where the journal listens.
+/// The socket of the journal.
 const SOCKET: &str = "/run/systemd/journal/socket";
-/// The most bytes of a line; a datagram has no room for more.
+/// The longest line, in bytes, so that it fits into a datagram.
 const MOST_BYTES: usize = 48 * 1024;
 
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl Journal {
         if let Some(slot) = origin.slot() {
             datagram.extend_from_slice(format!("TROOP_SLOT={slot}\n").as_bytes());
         }
-        // By its length, since it may have anything in it.
+        // The form with a length, because a line may contain any byte.
         datagram.extend_from_slice(b"MESSAGE\n");
         datagram.extend_from_slice(&(line.len() as u64).to_le_bytes());
         datagram.extend_from_slice(line);

@@ -1,4 +1,4 @@
-//! One line of a log, as it is written and as it is read again.
+//! The formats of log lines: how they are written, and how `troop logs` parses them.
 
 use std::time::SystemTime;
 
@@ -7,13 +7,13 @@ use troop::text;
 
 use crate::config::Form;
 
-/// Where a line comes from.
+/// The origin of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Origin {
-    /// A worker: its slot.
+    /// A worker, by its slot.
     Out(u32),
     Err(u32),
-    /// The primary: what happens.
+    /// The primary: an event.
     Event,
 }
 
@@ -38,7 +38,7 @@ impl Origin {
     }
 }
 
-/// What is written before a line. The line itself stays as it is, also if it is no text.
+/// Returns the prefix of a line. The line itself is written unchanged, even if it is not UTF-8.
 pub(crate) fn prefix(form: Form, time: &str, origin: Origin) -> Vec<u8> {
     let text = match (form, origin) {
         (Form::Prefixed, Origin::Event) => format!("{time} - * "),
@@ -49,7 +49,7 @@ pub(crate) fn prefix(form: Form, time: &str, origin: Origin) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Appends a line as JSON, in which what is no text cannot be.
+/// Appends a line as JSON; bytes that are not UTF-8 are replaced.
 pub(crate) fn write_json(to: &mut Vec<u8>, time: &str, origin: Origin, line: &[u8]) {
     let text = String::from_utf8_lossy(line);
     let entry = Entry {
@@ -62,7 +62,7 @@ pub(crate) fn write_json(to: &mut Vec<u8>, time: &str, origin: Origin, line: &[u
     to.push(b'\n');
 }
 
-/// A line in JSON.
+/// A line in the JSON format.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) time: String,
@@ -73,12 +73,12 @@ pub(crate) struct Entry {
     pub(crate) text: String,
 }
 
-/// The time as it is written.
+/// The time, in the form in which it was written.
 pub(crate) fn now() -> String {
     humantime::format_rfc3339_millis(SystemTime::now()).to_string()
 }
 
-/// Reads a line again. What has no known form was written as it is.
+/// Parses a line. One in an unknown format counts as plain.
 pub(crate) fn read(line: &str) -> Entry {
     if line.starts_with('{')
         && let Ok(entry) = serde_json::from_str(line)

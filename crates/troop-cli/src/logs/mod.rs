@@ -1,9 +1,9 @@
-//! What workers print: taken line by line, written to files, to the terminal or to the journal, and
-//! shown again by `troop logs`.
+//! Output of workers: collected by line, written to files, the terminal or the journal, and shown
+//! by `troop logs`.
 //!
-//! Whoever prints never waits for a disk: [`collect`] puts lines into a bounded queue, [`writer`]
-//! empties it from a thread of its own, and what does not fit is counted, and the count is written
-//! when there is room again.
+//! Workers never wait for a disk: [`collect`] pushes lines into a bounded queue, and the thread of
+//! [`writer`] empties it. Lines that overflow the queue are dropped and counted, and the count is
+//! written when there is room again.
 
 pub(crate) mod collect;
 pub(crate) mod file;

@@ -1,4 +1,4 @@
-//! Where log files are.
+//! Paths of log files.
 
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
@@ -8,10 +8,11 @@ use troop::program::safe_path::{Directory, Safety, who_can_change};
 
 use crate::config::Output;
 
-/// The longest note of an app's files.
+/// The largest record of an app's log files, in bytes.
 const MAX_NOTE: u64 = 64 * 1024;
 
-/// The directory: `TROOP_LOG_DIR`, `/var/log/troop` for root, or `~/.local/state/troop`.
+/// Returns the log directory: `TROOP_LOG_DIR`, `/var/log/troop` for root, or
+/// `~/.local/state/troop`.
 pub(crate) fn directory() -> PathBuf {
     let set =
         |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -25,14 +26,14 @@ pub(crate) fn directory() -> PathBuf {
     state.map_or_else(fallback, |state| state.join("troop"))
 }
 
-/// The directory for those who have no other, in a place where everybody can make one.
+/// Returns the log directory of users without a home, below `/tmp`, where others can create
+/// directories too.
 fn fallback() -> PathBuf {
     format!("/tmp/troop-{}/logs", rustix::process::geteuid().as_raw()).into()
 }
 
-/// What is demanded of a log file's path. Logs of another user's workers, and those in `/tmp`, are
-/// written only where nobody else can exchange anything; others belong where their owner wants
-/// them, as long as no link leads away.
+/// Returns how a log file's path is checked. Logs of another user's workers, and those in `/tmp`,
+/// are written only where nobody else can replace anything; for others, links are rejected.
 pub(crate) fn safety(file: &Path, of_another_user: bool) -> Safety {
     let is_root = rustix::process::geteuid().is_root();
     if (is_root && of_another_user) || file.starts_with(fallback()) {
@@ -42,10 +43,10 @@ pub(crate) fn safety(file: &Path, of_another_user: bool) -> Safety {
     }
 }
 
-/// The files of an app: for all, and for standard error if that is apart.
+/// Returns the log files of an app: the one for all output, and a separate one for standard error.
 pub(crate) fn files(name: &str, output: &Output, cwd: &Path) -> (PathBuf, Option<PathBuf>) {
     let directory = directory();
-    // As PM2 has them, paths with a slash are seen from where the app runs.
+    // As in PM2, a path with a slash is relative to the app's working directory.
     let of = |file: &PathBuf| match file.strip_prefix("~/") {
         Ok(rest) => std::env::home_dir().unwrap_or_default().join(rest),
         Err(_) if file.components().count() > 1 => cwd.join(file),
@@ -54,7 +55,7 @@ pub(crate) fn files(name: &str, output: &Output, cwd: &Path) -> (PathBuf, Option
     (output.file.as_ref().map_or_else(|| usual(name), of), output.error_file.as_ref().map(of))
 }
 
-/// The name of the note which files an app had, if they were not the usual one.
+/// The name of the record of an app's log files.
 fn note(name: &str) -> OsString {
     format!("{name}.files").into()
 }
@@ -63,8 +64,8 @@ fn usual(name: &str) -> PathBuf {
     directory().join(format!("{name}.log"))
 }
 
-/// Notes where the files of an app are, for when it does not run any more. That it cannot be noted
-/// disturbs nobody.
+/// Records the paths of an app's log files, so that `troop logs` finds them when the app does not
+/// run. A failure is ignored: it only makes `troop logs` look in the usual place.
 pub(crate) fn remember(name: &str, files: &[PathBuf]) {
     let _ = try_remember(name, files);
 }
@@ -77,7 +78,7 @@ fn try_remember(name: &str, files: &[PathBuf]) -> io::Result<()> {
     }
     let directory = Directory::create(&path, safety, 0o750)?;
     let text = serde_json::to_string(files).unwrap_or_default();
-    // Put in place whole.
+    // Renamed into place, so that no reader sees a part of it.
     let new = OsString::from(format!(".{name}.files.{}", std::process::id()));
     let mut file = directory.create_new(&new, 0o640)?;
     let written =
@@ -88,13 +89,13 @@ fn try_remember(name: &str, files: &[PathBuf]) -> io::Result<()> {
     written
 }
 
-/// The files that an app had which does not run now, as far as they are there.
+/// Returns the recorded log files of an app that does not run, as far as they exist.
 pub(crate) fn remembered(name: &str) -> Vec<PathBuf> {
     let files = noted(name).unwrap_or_else(|| vec![usual(name)]);
     files.into_iter().filter(|file| file.exists()).collect()
 }
 
-/// What has been noted, unless somebody else may have done that.
+/// Reads the record, unless another user could have written it.
 fn noted(name: &str) -> Option<Vec<PathBuf>> {
     let path = directory();
     let file = Directory::open(&path, safety(&path, false))

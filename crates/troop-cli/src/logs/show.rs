@@ -1,4 +1,4 @@
-//! `troop logs`: the last lines of log files, and what comes after them.
+//! `troop logs`: prints the last lines of log files, and follows them.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -18,33 +18,33 @@ use crate::control::{Ask, Failure};
 use crate::error::CliError;
 use crate::print;
 
-/// How often it is looked whether there is more.
+/// Interval between checks for new lines.
 const LOOK: Duration = Duration::from_millis(200);
-/// Files that were put aside, as far as they are looked for.
+/// The number of rotated files that are searched.
 const MOST_ASIDE: usize = 1000;
-/// Bytes that are read at a time, from the end.
+/// The size of a read, from the end of a file backwards.
 const BLOCK: u64 = 64 * 1024;
-/// The longest line; troop writes none that is near it. Workers may be able to put other files in
-/// the place of logs.
+/// The longest line, in bytes. troop writes shorter ones, but workers may be able to put other
+/// files in place of logs.
 const MAX_LINE: usize = 1024 * 1024;
 
-/// A log that is shown.
+/// A log file that is shown.
 struct Shown {
-    /// Shown before each line, if there are several.
+    /// The prefix of its lines, if several logs are shown.
     name: Option<String>,
     path: PathBuf,
     reader: Option<(BufReader<File>, u64)>,
-    /// A line that has begun.
+    /// An incomplete line.
     begun: String,
 }
 
-/// Returns the log files of the selected apps: running apps name theirs, those of others are looked
-/// for where they would be.
+/// Returns the log files of the selected apps: those that running apps report, and the usual paths
+/// of others.
 fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, CliError> {
     let clients = match client::find(args.app.as_deref()) {
         Ok(clients) => clients,
         Err(CliError::NoApp(text)) => {
-            // What is no name is no part of a path.
+            // A text that is not a name must not become part of a path.
             let name =
                 args.app.as_deref().filter(|name| crate::names::is_app(name)).unwrap_or_default();
             let old = place::remembered(name);
@@ -80,7 +80,7 @@ fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, CliError> {
     }
     match missing {
         Some(text) if files.is_empty() => Err(CliError::Failed(Failure::new("failed", text))),
-        // The others are shown all the same.
+        // The other logs are shown all the same.
         Some(text) => {
             crate::log::line(&format!("troop: {text}"));
             Ok(files)
@@ -89,7 +89,7 @@ fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, CliError> {
     }
 }
 
-/// `troop logs`.
+/// Runs `troop logs`.
 pub(crate) fn logs(args: &Logs) -> Result<(), CliError> {
     let files = files(args)?;
     let several = files.iter().any(|(name, _)| *name != files[0].0);
@@ -98,7 +98,7 @@ pub(crate) fn logs(args: &Logs) -> Result<(), CliError> {
         let wants = |line: &str| args.wants(&line::read(line));
         let reading = |e| CliError::Io(format!("read {}", path.display()), e);
         let (mut lines, reader) = last_lines(&path, args.lines, wants).map_err(reading)?;
-        // Those that were put aside, as far as they are needed.
+        // Rotated files, as far as they are needed for this number of lines.
         for number in 1..=MOST_ASIDE {
             let aside = PathBuf::from(format!("{}.{number}", path.display()));
             if lines.len() >= args.lines || !aside.exists() {
@@ -118,7 +118,7 @@ pub(crate) fn logs(args: &Logs) -> Result<(), CliError> {
     if args.follow { follow(args, shown) } else { Ok(()) }
 }
 
-/// Shows what comes, for ever.
+/// Prints new lines until standard output is closed.
 fn follow(args: &Logs, mut shown: Vec<Shown>) -> ! {
     loop {
         let mut quiet = true;
@@ -166,13 +166,13 @@ fn print(args: &Logs, name: Option<&str>, line: &str) {
         (false, None) => print::raw(&shown),
     };
     if result.is_err() {
-        // Nobody reads any more.
+        // Standard output is closed.
         #[expect(clippy::exit, reason = "as every filter does whose reader leaves")]
         std::process::exit(0);
     }
 }
 
-/// The last lines that are wanted, and the file where they end. One that is not there is empty.
+/// Returns the last lines and the open file at their end. A missing file counts as empty.
 #[expect(clippy::type_complexity)]
 fn last_lines(
     path: &Path,
@@ -193,7 +193,7 @@ fn last_lines(
         file.seek(SeekFrom::Start(start))?;
         file.read_exact(&mut block)?;
         block.append(&mut bytes);
-        // What is before the first end of a line may be only a part.
+        // The first line may be incomplete.
         let whole = if start == 0 {
             0
         } else {
@@ -206,7 +206,7 @@ fn last_lines(
             }
         }
         block.truncate(whole);
-        // Of one that is too long, the beginning is shown.
+        // Of a line that is too long, the beginning is shown.
         block.truncate(MAX_LINE);
         bytes = block;
     }
@@ -215,7 +215,7 @@ fn last_lines(
 }
 
 impl Shown {
-    /// The next whole line, also of the file that has taken the place of this one.
+    /// Returns the next whole line, also from the file that has replaced this one.
     fn next(&mut self) -> Option<String> {
         if self.reader.is_none() {
             self.reader = opened(&self.path);
@@ -225,7 +225,7 @@ impl Shown {
         let room = MAX_LINE.saturating_sub(self.begun.len()).max(1) as u64;
         let read = reader.by_ref().take(room).read_until(b'\n', &mut bytes).ok()?;
         self.begun.push_str(&String::from_utf8_lossy(&bytes));
-        // One that is too long comes in pieces.
+        // A line that is too long is returned in pieces.
         if self.begun.ends_with('\n') || self.begun.len() >= MAX_LINE {
             let line = std::mem::take(&mut self.begun);
             return Some(line.trim_end_matches('\n').to_owned());
@@ -236,7 +236,7 @@ impl Shown {
             let is_cut = found
                 .is_some_and(|found| reader.stream_position().is_ok_and(|at| at > found.len()));
             if is_other || is_cut {
-                // Read to its end; now the next one from its beginning.
+                // This file has been read to its end; continue with the next one.
                 let next = if is_other { after(&self.path, *inode) } else { self.path.clone() };
                 self.reader = opened(&next);
                 return self.next();
@@ -246,8 +246,8 @@ impl Shown {
     }
 }
 
-/// Opens a log, but nothing that somebody has put in its place: a link to another file, or a pipe
-/// that nobody ever writes to.
+/// Opens a log file, and rejects what another user may have put in its place: a link to another
+/// file, or a pipe that blocks.
 fn open(path: &Path) -> std::io::Result<File> {
     let (parent, name) = split(path)?;
     Directory::open(&parent, Safety::Links)?.read(&name)
@@ -259,8 +259,7 @@ fn opened(path: &Path) -> Option<(BufReader<File>, u64)> {
     Some((BufReader::new(file), inode))
 }
 
-/// The file that was begun after this one, which has been put aside: perhaps another that has been
-/// put aside meanwhile.
+/// Returns the file that followed this one after its rotation; it may have been rotated since.
 fn after(path: &Path, inode: u64) -> PathBuf {
     let aside = |number: usize| PathBuf::from(format!("{}.{number}", path.display()));
     let mut found = (1..=MOST_ASIDE).take_while(|number| aside(*number).exists());

@@ -1,4 +1,4 @@
-//! The queue between those who print and what is written to, and the thread that empties it.
+//! The bounded queue of log lines, and the thread that writes them.
 
 use std::io::{self, IsTerminal as _};
 use std::os::fd::BorrowedFd;
@@ -15,58 +15,58 @@ use super::line::{self, Origin};
 use crate::config::{Form, LogFormat};
 use crate::log;
 
-/// The most bytes that wait to be written; more lines are lost, and counted.
+/// The size of the queue in bytes; further lines are dropped and counted.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
-/// The most bytes and lines of the primary's own that wait for standard error.
+/// The size of the queue for the primary's own lines on standard error, in bytes and in lines.
 const MOST_OWN_BYTES: usize = 1024 * 1024;
 const MOST_OWN_LINES: usize = 4096;
-/// What a line that is handed over by itself takes beyond its own bytes. Lines may be empty, and as
-/// many as a worker likes.
+/// What a line counts beyond its own bytes where lines are queued one by one, since a worker can
+/// print any number of empty ones.
 const SINGLE_BYTES: usize = 64;
-/// How long the last lines may take to be written.
+/// Time that the last lines have to be written.
 const LAST_PATIENCE: Duration = Duration::from_secs(2);
 
-/// What lines are written to.
+/// The destination of lines.
 #[derive(Debug)]
 pub(crate) enum Sink {
-    /// One file for all, and perhaps a second one for standard error.
+    /// A file for all output, and perhaps a second one for standard error.
     Files(Vec<LogFile>),
-    /// Standard output and error.
+    /// Standard output and standard error.
     Terminal,
     Journal(Journal),
-    /// Standard error, for the primary's own lines in the foreground, which are in this format
-    /// already.
+    /// Standard error, for the primary's own lines in the foreground, which already have this
+    /// format.
     Own(LogFormat),
 }
 
-/// The most that waits, in bytes and in lines.
+/// The limits of the queue, in bytes and in lines.
 #[derive(Debug, Clone, Copy)]
 struct Bound {
     bytes: usize,
     lines: usize,
 }
 
-/// Lines that wait.
+/// The queued lines.
 #[derive(Debug, Default)]
 struct QueuedLines {
-    /// As they will be written, by where to.
+    /// Formatted lines, by destination.
     out: Vec<u8>,
     err: Vec<u8>,
-    /// For the journal, which takes them one by one.
+    /// Lines for the journal, which takes them one by one.
     single: Vec<(Origin, Vec<u8>)>,
     single_bytes: usize,
-    /// All of them.
+    /// The size of all queued lines, in bytes.
     lines: usize,
-    /// Lines that were lost since the last one that was written.
+    /// The number of dropped lines since the last one that was written.
     lost: u64,
-    /// There was no room for them. They are told of as soon as there is, not only with the next
-    /// line.
+    /// Lines were dropped because the queue was full. This is reported as soon as there is room,
+    /// not only with the next line.
     overflowed: bool,
-    /// Of those that wait, the lines that tell of that, and how many lines they tell of.
+    /// The queued reports of dropped lines, and the number of lines that they report.
     notices: u64,
     told: u64,
     ended: bool,
-    /// The end was asked for.
+    /// The thread is to end.
     over: bool,
 }
 
@@ -81,8 +81,7 @@ impl QueuedLines {
         self.single.clear();
     }
 
-    /// Takes the place of what was written, and leaves its buffers, so that there is nothing to
-    /// allocate.
+    /// Replaces the lines that were written and keeps their buffers, so that nothing is allocated.
     fn take(&mut self, waiting: &mut QueuedLines) {
         std::mem::swap(&mut waiting.out, &mut self.out);
         std::mem::swap(&mut waiting.err, &mut self.err);
@@ -98,35 +97,35 @@ impl QueuedLines {
 pub(crate) struct LogQueue {
     waiting: Mutex<QueuedLines>,
     more: Condvar,
-    /// It has written everything there was, and ended.
+    /// The thread has written everything and ended.
     done: Condvar,
     form: Form,
     bound: Bound,
-    /// How lines are written that are the primary's own.
+    /// The format of the primary's own lines.
     own: Option<LogFormat>,
-    /// Errors have a place of their own.
+    /// Standard error has a destination of its own.
     apart: bool,
-    /// Lines are handed over one by one.
+    /// Lines are queued one by one.
     single: bool,
-    /// Lines go to terminals, which must not obey what workers print: standard output, standard
-    /// error.
+    /// Whether standard output and standard error are terminals, which must not interpret escape
+    /// sequences of workers.
     terminals: [bool; 2],
     lost: AtomicU64,
     reopen: AtomicBool,
     path: Option<PathBuf>,
 }
 
-/// Adds lines, all with the same time.
+/// Appends lines that share one time.
 pub(crate) struct Lines<'a> {
     queue: &'a LogQueue,
     waiting: MutexGuard<'a, QueuedLines>,
     time: String,
-    /// What is before each line of the last one's origin: most come from the same.
+    /// The prefix of the last origin, cached because most lines come from the same one.
     prefix: Option<(Origin, Vec<u8>)>,
 }
 
 impl LogQueue {
-    /// Starts the thread.
+    /// Starts the thread that writes.
     pub(crate) fn start(sink: Sink, form: Form) -> io::Result<Arc<LogQueue>> {
         let queue = Arc::new(LogQueue {
             waiting: Mutex::default(),
@@ -164,20 +163,20 @@ impl LogQueue {
         Ok(queue)
     }
 
-    /// The file, if there is one.
+    /// Returns the path of the log file, if there is one.
     pub(crate) fn path(&self) -> Option<&PathBuf> {
         self.path.as_ref()
     }
 
-    /// How many lines were lost so far.
+    /// Returns the number of lines that were dropped so far.
     pub(crate) fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// Has files opened anew, because somebody has moved them.
+    /// Reopens the log files, which have been moved.
     pub(crate) fn reopen(&self) {
         self.reopen.store(true, Ordering::Relaxed);
-        // The thread has either not looked yet, or waits already.
+        // The thread either has not looked yet or is waiting already.
         drop(self.lock());
         self.more.notify_one();
     }
@@ -191,7 +190,7 @@ impl LogQueue {
         Lines { queue: self, waiting: self.lock(), time, prefix: None }
     }
 
-    /// Writes what waits, and ends.
+    /// Writes the queued lines and ends the thread.
     pub(crate) fn finish(&self) {
         let mut waiting = self.lock();
         if std::mem::replace(&mut waiting.over, true) {
@@ -217,7 +216,7 @@ impl LogQueue {
                     waiting = self.more.wait(waiting).unwrap_or_else(PoisonError::into_inner);
                 }
                 if waiting.is_empty() && waiting.overflowed {
-                    // What was there has been written, so there is room.
+                    // The thread has written everything, so there is room.
                     drop(waiting);
                     self.lines().tell_of_lost();
                     waiting = self.lock();
@@ -241,13 +240,13 @@ impl LogQueue {
                 let lost = failed.saturating_sub(taken.notices);
                 self.lost.fetch_add(lost, Ordering::Relaxed);
                 self.lock().lost += lost + taken.told;
-                // There is no room; it is not asked for at once again.
+                // There is no room; the thread does not ask again at once.
                 std::thread::sleep(Duration::from_millis(50));
             }
         }
     }
 
-    /// Returns how many lines could not be written.
+    /// Writes lines and returns the number of those that could not be written.
     fn write_once(&self, sink: &mut Sink, taken: &QueuedLines) -> u64 {
         let count = |bytes: &[u8]| memchr::memchr_iter(b'\n', bytes).count() as u64;
         let mut lost = 0;
@@ -279,9 +278,8 @@ impl LogQueue {
     }
 }
 
-/// Writes to a stream that others have too, who may have made it non-blocking. Not by way of the
-/// standard library, whose lock everybody would wait for who has something to say, as long as
-/// nobody reads.
+/// Writes to a stream that other processes share and may have made non-blocking. Bypasses the
+/// standard library, whose lock would block every thread that prints while nobody reads.
 fn write_all(stream: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     use rustix::event::{PollFd, PollFlags, poll};
     use rustix::io::Errno;
@@ -290,7 +288,7 @@ fn write_all(stream: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(n) => bytes = &bytes[n..],
             Err(Errno::INTR) => {}
-            // An error is met again by the next write.
+            // The next write reports the error.
             Err(Errno::AGAIN) => {
                 let _ = poll(&mut [PollFd::from_borrowed_fd(stream, PollFlags::OUT)], None);
             }
@@ -301,7 +299,7 @@ fn write_all(stream: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 impl Lines<'_> {
-    /// Adds a line, in pieces if it is too long.
+    /// Queues a line, in pieces if it is too long.
     pub(crate) fn split(&mut self, origin: Origin, line: &[u8], most: usize) {
         if line.len() <= most {
             self.push(origin, line);
@@ -310,8 +308,8 @@ impl Lines<'_> {
         }
     }
 
-    /// Adds a line, without its end. Of an event each line is one by itself: no line is without its
-    /// mark.
+    /// Queues a line without its newline. Each line of an event is queued by itself, so that every
+    /// line has a prefix.
     pub(crate) fn push(&mut self, origin: Origin, line: &[u8]) {
         if origin == Origin::Event && line.contains(&b'\n') {
             line.split(|byte| *byte == b'\n').for_each(|line| self.push_one(origin, line));
@@ -445,7 +443,7 @@ mod tests {
         .unwrap();
         let line = vec![b'x'; 1024 * 1024];
         {
-            // The thread cannot take them meanwhile.
+            // The thread cannot take lines meanwhile.
             let mut lines = queue.lines();
             (0..20).for_each(|_| lines.push(Origin::Out(0), &line));
         }

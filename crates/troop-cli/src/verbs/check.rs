@@ -1,4 +1,4 @@
-//! `troop check`.
+//! `troop check`: checks a configuration file.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::args::Check;
 use crate::config;
 use crate::log;
 
-/// What there is to say of a file.
+/// The findings about a file.
 struct Looked {
     names: Vec<String>,
     warnings: Vec<String>,
@@ -31,7 +31,7 @@ fn look(file: &Path) -> Result<Looked, String> {
     Ok(Looked { names: apps.into_keys().collect(), warnings, notes, problems })
 }
 
-/// Reads a file as `troop run` would, and looks whether what it names is there.
+/// Reads a file as `troop run` would, and checks whether the files that it names exist.
 pub(crate) fn check(args: &Check) -> Result<(), String> {
     let mut out = std::io::stdout().lock();
     if args.schema {

@@ -1,4 +1,4 @@
-//! `troop init`: a file to begin with.
+//! `troop init`: writes a first `troop.toml`.
 
 use std::io::{ErrorKind, Write as _};
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::args::Init;
 use crate::config::{self, Apps, File};
 use crate::names;
 
-/// Programs that are looked for, the likeliest first.
+/// Programs to look for, the likeliest first.
 const LIKELY: [&str; 9] = [
     "server.js",
     "app.js",
@@ -23,10 +23,10 @@ const LIKELY: [&str; 9] = [
     "dist/index.js",
 ];
 
-/// Writes it.
+/// Writes the file.
 ///
 /// # Errors
-/// For people.
+/// The reason, for people.
 pub(crate) fn init(args: &Init) -> Result<(), String> {
     let (text, names, warnings) = match &args.from {
         Some(from) => {
@@ -86,7 +86,7 @@ pub(crate) fn init(args: &Init) -> Result<(), String> {
     Ok(())
 }
 
-/// The program that is most likely meant.
+/// Returns the program that is most likely the app.
 fn likely() -> Option<String> {
     let package = config::source::text(Path::new("package.json")).ok();
     let package: Option<serde_json::Value> =
@@ -110,7 +110,7 @@ fn written(apps: Apps, from: &str) -> Result<String, String> {
 fn template(name: &str, program: &str) -> String {
     let text = |text: &str| toml::Value::String(text.to_owned());
     let path = Path::new(program);
-    // Not by its ending, as node's are.
+    // troop chooses only node by the ending; other interpreters must be named.
     let interpreter =
         crate::program::interpreter_of(path).filter(|_| !crate::program::is_executable(path));
     let (program, args) = match interpreter {

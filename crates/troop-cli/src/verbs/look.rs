@@ -1,4 +1,4 @@
-//! `ls`, `show`, `events`: looks, and changes nothing.
+//! `ls`, `show` and `events`: show apps without changing them.
 
 use std::io::Write as _;
 
@@ -13,13 +13,13 @@ use crate::control::{App, Ask, Failure};
 use crate::error::CliError;
 use crate::{log, print};
 
-/// All, or those that are named. One that ends while it is looked at is not there.
+/// Returns the snapshots of all apps, or of the named ones. An app that ends meanwhile is left out.
 fn snapshots(target: Option<&str>) -> Result<Vec<App>, CliError> {
     let clients = match target {
         None => client::all()?,
         target => client::find(target)?,
     };
-    // All at once: one that does not answer holds up none of the others.
+    // Requested in parallel, so that one app without an answer does not delay the others.
     let mut clients = clients;
     let answers: Vec<_> = std::thread::scope(|scope| {
         let asked: Vec<_> =
@@ -31,7 +31,7 @@ fn snapshots(target: Option<&str>) -> Result<Vec<App>, CliError> {
         match answer {
             Ok(app) => apps.push(app),
             Err(CliError::Failed(failure)) if failure.kind == "over" => {}
-            // The others are shown all the same.
+            // The other apps are shown all the same.
             Err(error) => log::line(&format!("troop: {error}")),
         }
     }
@@ -49,7 +49,7 @@ fn phase(snapshot: &Snapshot) -> &'static str {
     }
 }
 
-/// What is missing, and when it is tried again.
+/// Returns a line for each slot without a worker, with the time of the next restart.
 fn vacancies(snapshot: &Snapshot) -> Vec<String> {
     let vacant = snapshot.vacant.iter();
     vacant
@@ -67,7 +67,7 @@ fn vacancies(snapshot: &Snapshot) -> Vec<String> {
         .collect()
 }
 
-/// Workers that are up, and not on their way out.
+/// Returns the number of workers that serve and do not drain.
 fn serving(snapshot: &Snapshot) -> usize {
     let is_up = |worker: &&WorkerSnapshot| {
         worker.ready.unwrap_or(matches!(worker.state, WorkerState::Online | WorkerState::Listening))
@@ -79,7 +79,7 @@ fn print_json(value: &impl serde::Serialize) {
     let _ = print::raw(&text::json(serde_json::to_string_pretty(value).unwrap_or_default()));
 }
 
-/// `troop ls`.
+/// Runs `troop ls`.
 pub(crate) fn ls(args: &Look) -> Result<(), CliError> {
     let apps = snapshots(args.app.as_deref())?;
     if args.json {
@@ -121,7 +121,7 @@ pub(crate) fn ls(args: &Look) -> Result<(), CliError> {
     Ok(())
 }
 
-/// `troop show`.
+/// Runs `troop show`.
 pub(crate) fn show(args: &Look) -> Result<(), CliError> {
     let mut apps = Vec::new();
     let (app, worker) = client::target(args.app.as_deref())?;
@@ -245,7 +245,7 @@ fn row(worker: &troop::snapshot::WorkerSnapshot) -> Vec<String> {
     ]
 }
 
-/// `troop events`.
+/// Runs `troop events`.
 pub(crate) fn events(args: &Events) -> Result<(), CliError> {
     let mut clients = client::find(args.app.as_deref())?;
     let [client] = &mut clients[..] else {
@@ -258,7 +258,7 @@ pub(crate) fn events(args: &Events) -> Result<(), CliError> {
             (false, None) => Ok(()),
         };
         if printed.is_err() {
-            // Nobody reads any more.
+            // Standard output is closed.
             #[expect(clippy::exit, reason = "as every filter does whose reader leaves")]
             std::process::exit(0);
         }

@@ -1,4 +1,4 @@
-//! `troop man`: manual pages.
+//! `troop man`: writes manual pages.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! What can be done with apps that run.
+//! The verbs other than `run` and `start`.
 
 pub(crate) mod check;
 pub(crate) mod init;

@@ -1,4 +1,4 @@
-//! `troop send`: a message to workers, and what they answer.
+//! `troop send`: sends a message to workers and prints their replies.
 
 use serde_json::Value;
 use troop::text;
@@ -10,7 +10,7 @@ use crate::control::{Ask, Failure};
 use crate::error::CliError;
 use crate::print;
 
-/// `troop send`.
+/// Runs `troop send`.
 pub(crate) fn send(args: &Send) -> Result<(), CliError> {
     let (app, message) = args.words();
     let (app, worker) = client::target(app)?;

@@ -1,4 +1,4 @@
-//! `troop startup`: systemd units.
+//! `troop startup`: writes systemd units.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use crate::args::Startup;
 use crate::config::{self, App, Format};
 use crate::log;
 
-/// Writes a unit for each app that is meant.
+/// Writes a unit for each selected app.
 ///
 /// # Errors
-/// For people.
+/// The reason, for people.
 pub(crate) fn startup(args: &Startup) -> Result<(), String> {
     let file =
         std::path::absolute(&args.config).map_err(|e| format!("{}: {e}", args.config.display()))?;
@@ -84,7 +84,7 @@ fn usual_directory(is_root: bool) -> PathBuf {
         .join("systemd/user")
 }
 
-/// A path or an argument as `systemd.service(5)` wants it quoted.
+/// Quotes a path or an argument for `systemd.service(5)`.
 fn quoted(text: &str) -> String {
     let escaped =
         text.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
@@ -110,13 +110,13 @@ fn unit(
     let file = &file.canonicalize().unwrap_or_else(|_| file.to_owned());
     let (program, config) = (quoted(&text(program)?), quoted(&text(file)?));
     let chosen = environment.map_or_else(String::new, |name| format!(" --env {}", quoted(name)));
-    // systemd takes no `..`.
+    // systemd rejects `..`.
     let directory = app.directory(file);
     let directory = text(&directory.canonicalize().unwrap_or(directory))?.replace('%', "%%");
-    // Longer than the workers may take, so that troop kills them, not systemd.
+    // Longer than the grace period, so that troop kills workers, not systemd.
     let stop = app.grace.map_or(30, |grace| grace.0.as_secs()) + 10;
     let start = app.ready_timeout.map_or(30, |time| time.0.as_secs()).saturating_mul(2).max(90);
-    // Node reads such a file, and finds itself on the path that the shell has.
+    // Such a file needs node, which is found on the PATH of the shell.
     let path = match config::format_of(file) {
         Some(Format::Pm2) | None => std::env::var("PATH").ok(),
         _ if app.program.contains('/') && !app.program.ends_with("js") => None,

@@ -1,5 +1,5 @@
-//! `reload`, `scale`, `stop`, `policy`, `signal`: tells apps what to do, and waits until they have
-//! done it.
+//! `reload`, `restart`, `scale`, `stop`, `policy` and `signal`: change running apps and wait for
+//! the outcome.
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -14,15 +14,15 @@ use crate::control::{App, Ask, Failure};
 use crate::error::CliError;
 use crate::print;
 
-/// How long an app may take to be back and ready.
+/// Time that an app has to be ready after a restart.
 const RESTART_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Says something for people on standard error; programs get the answer on standard output.
+/// Prints the outcome: a sentence for people, or the answer as JSON.
 fn report(json: bool, answer: &Value, text: impl FnOnce() -> String) {
     let _ = if json { print::json(answer) } else { print::line(&text()) };
 }
 
-/// An answer, and whose it is.
+/// Adds the app's name to an answer.
 pub(super) fn named(name: &str, mut answer: Value) -> Value {
     if let Some(fields) = answer.as_object_mut() {
         fields.insert("name".into(), name.into());
@@ -30,7 +30,7 @@ pub(super) fn named(name: &str, mut answer: Value) -> Value {
     answer
 }
 
-/// The app that is meant, if it is one.
+/// Returns the one app that was selected.
 pub(super) fn one(target: Option<&str>) -> Result<Client, CliError> {
     let mut clients = client::find(target)?;
     match clients.len() {
@@ -39,7 +39,7 @@ pub(super) fn one(target: Option<&str>) -> Result<Client, CliError> {
     }
 }
 
-/// `troop reload`: all that are meant, one after the other; the first failure ends it.
+/// Runs `troop reload`: reloads the selected apps in turn, up to the first failure.
 pub(crate) fn reload(args: &Reload) -> Result<(), CliError> {
     let (app, worker) = client::target(args.app.as_deref())?;
     if worker.is_some() && args.allow_moved {
@@ -77,24 +77,24 @@ pub(crate) fn reload(args: &Reload) -> Result<(), CliError> {
     Ok(())
 }
 
-/// `troop restart`.
+/// Runs `troop restart`.
 pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
     for mut client in client::find(args.app.as_deref())? {
         let name = client.name().to_owned();
-        // The same process before and after.
+        // The process stays the same through a restart.
         let pid = client.snapshot()?.snapshot.pid;
         let mut client = client::find(Some(&name))?
             .pop()
             .ok_or_else(|| CliError::NoApp(format!("{name} has ended")))?;
         match client.ask(Ask::Restart, |_| {}) {
-            // It was faster than its answer.
+            // The app ended before it could answer.
             Err(CliError::Failed(failure)) if failure.kind == "over" => {}
             result => drop(result?),
         }
         client.wait_for_end();
         let deadline = Instant::now() + RESTART_PATIENCE;
         loop {
-            // It is another primary now, with a socket of its own.
+            // The primary that follows has a socket of its own.
             let fresh = client::find(Some(&name)).ok().and_then(|mut found| found.pop());
             let app = fresh.and_then(|mut client| client.snapshot().ok());
             if let Some(App { snapshot, .. }) = &app {
@@ -110,7 +110,7 @@ pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
                     );
                     break;
                 }
-                // Every slot has had two, on average.
+                // On average, every slot has been restarted twice.
                 let keeps_dying = snapshot.restarts >= 2 * snapshot.wanted.unwrap_or(1) as u64;
                 if snapshot.phase == Phase::Degraded && snapshot.ready == 0 && keeps_dying {
                     let why = snapshot.last_end.clone().unwrap_or_default();
@@ -141,7 +141,7 @@ pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
     Ok(())
 }
 
-/// `troop scale`.
+/// Runs `troop scale`.
 pub(crate) fn scale(args: &Scale) -> Result<(), CliError> {
     let mut client = one(args.app.as_deref())?;
     let ask = match args.to {
@@ -157,14 +157,14 @@ pub(crate) fn scale(args: &Scale) -> Result<(), CliError> {
     Ok(())
 }
 
-/// `troop stop`.
+/// Runs `troop stop`.
 pub(crate) fn stop(args: &Stop) -> Result<(), CliError> {
     let mut clients = client::find(args.app.as_deref())?;
-    // One that does not answer keeps none of the others.
+    // One app without an answer does not keep the others from stopping.
     let mut error = None;
     clients.retain_mut(|client| match client.ask(Ask::Stop { quick: args.quick }, |_| {}) {
         Ok(_) => true,
-        // It was faster.
+        // The app ended before it could answer.
         Err(CliError::Failed(failure)) if failure.kind == "over" => true,
         Err(e) => {
             if let Some(before) = error.replace(e) {
@@ -185,7 +185,7 @@ pub(crate) fn stop(args: &Stop) -> Result<(), CliError> {
     error.map_or(Ok(()), Err)
 }
 
-/// `troop policy`.
+/// Runs `troop policy`.
 pub(crate) fn policy(args: &Policy) -> Result<(), CliError> {
     let mut client = one(args.app.as_deref())?;
     let listener = args.policy.listeners.as_ref().map(ToString::to_string);
@@ -208,7 +208,7 @@ pub(crate) fn policy(args: &Policy) -> Result<(), CliError> {
     Ok(())
 }
 
-/// `troop signal`.
+/// Runs `troop signal`.
 pub(crate) fn signal(args: &Signal) -> Result<(), CliError> {
     let (app, worker) = client::target(args.app.as_deref())?;
     let mut client = one(app)?;

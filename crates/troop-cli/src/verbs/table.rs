@@ -28,7 +28,7 @@ pub(crate) fn print(headings: &[&str], right: &[&str], rows: &[Vec<String>]) {
         text.trim_end().chars().take(most).collect::<String>()
     };
     let mut out = std::io::stdout().lock();
-    // Nothing can be done about a standard output that is closed.
+    // A closed standard output is ignored.
     let _ =
         writeln!(out, "{}", line(&headings.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>()));
     for row in &rows {
@@ -36,7 +36,7 @@ pub(crate) fn print(headings: &[&str], right: &[&str], rows: &[Vec<String>]) {
     }
 }
 
-/// `3d 4h`, `12m 5s`, `7s`, `0.2s`.
+/// Formats a time: `3d 4h`, `12m 5s`, `7s`, `0.2s`.
 pub(crate) fn time(ms: u64) -> String {
     let seconds = ms / 1000;
     match seconds {
@@ -48,7 +48,7 @@ pub(crate) fn time(ms: u64) -> String {
     }
 }
 
-/// `3.3M`, `512K`, `1.2G`.
+/// Formats a size: `3.3M`, `512K`, `1.2G`.
 pub(crate) fn size(bytes: u64) -> String {
     let (unit, value) = match bytes {
         0..1_048_576 => return format!("{}K", bytes / 1024),

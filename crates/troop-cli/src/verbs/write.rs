@@ -1,4 +1,4 @@
-//! Writes files where somebody asks for them, but not through links that others have put there.
+//! Writes files without following links that other users may have created.
 
 use std::ffi::OsString;
 use std::fs::Metadata;
@@ -8,30 +8,29 @@ use std::path::Path;
 
 use troop::program::safe_path::{Directory, Safety, split};
 
-/// Permissions of directories that are made.
+/// Permissions of the directories that are created.
 const DIRECTORY_MODE: u32 = 0o755;
 
-/// Writes a file that is not there yet.
+/// Creates a file.
 ///
 /// # Errors
-/// As `open(2)`; `AlreadyExists`.
+/// Those of `open(2)`; `AlreadyExists` if there is one.
 pub(crate) fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let (parent, name) = split(path)?;
     Directory::open(&parent, Safety::Links)?.create_new(&name, mode)?.write_all(bytes)
 }
 
-/// Puts a file in place, whole, instead of whatever file or link is there. Makes directories that
-/// are missing.
+/// Replaces a file or link atomically. Creates missing directories.
 ///
 /// # Errors
-/// As `open(2)` and `rename(2)`.
+/// Those of `open(2)` and `rename(2)`.
 pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let (parent, name) = split(path)?;
     let directory = Directory::create(&parent, Safety::Links, DIRECTORY_MODE)?;
     let mut new = OsString::from(".");
     new.push(&name);
     new.push(format!(".{}", std::process::id()));
-    // Not readable by more than the file was before.
+    // The new file is readable by no more users than the old one.
     let before =
         directory.entry(&name)?.filter(Metadata::is_file).map_or(mode, |found| found.mode());
     let mut file = directory.create_new(&new, mode & before)?;

@@ -1,5 +1,4 @@
-//! Reloads of the app that a control socket belongs to: reading its configuration again, replacing
-//! its workers, and saying what became of it.
+//! Reloads: re-reading the configuration, replacing the workers, and reporting the outcome.
 
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
@@ -14,8 +13,8 @@ use crate::log;
 use crate::resolve::ResolvedApp;
 
 impl Server {
-    /// Has what else a plan changes used too, when its workers have proven good. Returns the
-    /// listeners that change later.
+    /// Applies the other changes of the configuration after the new workers are ready. Returns the
+    /// listeners that change only when they are opened again.
     async fn adopt(
         &self,
         before: &ResolvedApp,
@@ -42,7 +41,7 @@ impl Server {
         Ok(later.iter().map(ToString::to_string).collect())
     }
 
-    /// Replaces the workers, by such as the file says now. It goes on when the client has left.
+    /// Re-reads the configuration and replaces the workers. Continues if the client leaves.
     pub(super) async fn reload(
         &self,
         mut stream: Option<&mut UnixStream>,
@@ -54,12 +53,12 @@ impl Server {
                 Ok(one) => one,
                 Err(_) => return busy(),
             },
-            // Nobody could ask again.
+            // A signal cannot be sent again by its sender, who gets no answer: wait.
             None => self.reloading.lock().await,
         };
         let phase = self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase;
         if matches!(phase, Phase::Reloading | Phase::Stopping) {
-            // A signal has asked for it.
+            // A signal has started a reload.
             return busy();
         }
         let before = self.resolved();
@@ -99,7 +98,8 @@ impl Server {
         Ok(answer)
     }
 
-    /// How many workers were replaced, and how many were started where there was none.
+    /// Returns the number of workers that were replaced, and of those that were started in empty
+    /// slots.
     async fn replace_all(
         &self,
         reload: Reload,
@@ -112,7 +112,7 @@ impl Server {
         let mut fallen: Option<WorkerHandle> = None;
         while let Some(event) = events.recv().await {
             match &event {
-                // Before that, they are about another one's reload.
+                // Earlier events belong to another reload.
                 Event::Supervision(Progress::ReloadStarted { .. }) => began = true,
                 Event::Supervision(Progress::ReloadRefused) if !began => {
                     return Err(Failure::new(
@@ -159,7 +159,7 @@ impl Server {
                     return Err(Failure::new("failed", text));
                 }
                 Event::Supervision(Progress::Stopping) => break,
-                // Perhaps the end of it.
+                // The end of the reload may be among the dropped events.
                 Event::Lagged { .. }
                     if self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase
                         != Phase::Reloading =>
@@ -176,7 +176,7 @@ impl Server {
                 }
                 _ => continue,
             }
-            // Whoever has left, or does not listen, is not waited for a second time.
+            // A client that has left or does not read is not waited for again.
             if let Some(stream) = &mut stream {
                 is_heard = is_heard
                     && send_answer(stream, &Answer::Event(log::as_json(&event))).await.is_ok();
