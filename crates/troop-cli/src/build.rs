@@ -210,28 +210,28 @@ impl ResolvedApp {
     }
 
     fn restart_policy(&self) -> RestartPolicy {
-        let said = &self.app.restart;
+        let options = &self.app.restart;
         let mut policy = RestartPolicy::new(self.workers());
-        policy.restart = match said.when.unwrap_or_default() {
+        policy.restart = match options.when.unwrap_or_default() {
             When::Always => troop::supervise::Restart::Always,
             When::OnFailure => troop::supervise::Restart::OnFailure,
             When::Never => troop::supervise::Restart::Never,
         };
-        policy.final_codes.clone_from(&said.final_codes);
-        let set = |field: &mut Duration, said: Option<config::Time>| {
-            *field = said.map_or(*field, |time| time.0)
+        policy.final_codes.clone_from(&options.final_codes);
+        let set = |field: &mut Duration, value: Option<config::Time>| {
+            *field = value.map_or(*field, |time| time.0)
         };
-        set(&mut policy.min_uptime, said.min_uptime);
-        set(&mut policy.first_delay, said.delay);
+        set(&mut policy.min_uptime, options.min_uptime);
+        set(&mut policy.first_delay, options.delay);
         policy.max_delay = policy.max_delay.max(policy.first_delay);
-        set(&mut policy.max_delay, said.max_delay);
+        set(&mut policy.max_delay, options.max_delay);
         if self.is_debugged() {
             // A worker that waits for its debugger is not ready for long.
             policy.window = DEBUGGED_WINDOW;
         }
-        set(&mut policy.window, said.window);
-        policy.max_ends = said.max.unwrap_or(policy.max_ends);
-        policy.when_failed = match said.when_failed.unwrap_or_default() {
+        set(&mut policy.window, options.window);
+        policy.max_ends = options.max.unwrap_or(policy.max_ends);
+        policy.when_failed = match options.when_failed.unwrap_or_default() {
             Failed::Stay => WhenFailed::Stay,
             Failed::End => WhenFailed::End,
         };
@@ -256,26 +256,27 @@ impl ResolvedApp {
     }
 
     fn recycle_policy(&self) -> RecyclePolicy {
-        let said = &self.app.recycle;
+        let options = &self.app.recycle;
         let mut policy = RecyclePolicy::default();
-        (policy.memory, policy.age) = (said.memory.map(|size| size.0), said.age.map(|time| time.0));
+        (policy.memory, policy.age) =
+            (options.memory.map(|size| size.0), options.age.map(|time| time.0));
         (policy.connections, policy.jitter) =
-            (said.connections, said.jitter.unwrap_or(policy.jitter));
+            (options.connections, options.jitter.unwrap_or(policy.jitter));
         policy
     }
 
     fn health(&self) -> Result<Option<HealthCheck>, RunError> {
-        let Some(said) = &self.app.health else { return Ok(None) };
-        let test = match (&said.http, &said.command) {
+        let Some(options) = &self.app.health else { return Ok(None) };
+        let test = match (&options.http, &options.command) {
             (Some(path), _) => HealthTest::Http(path.clone()),
             (_, Some(command)) => HealthTest::Command(command.clone()),
             _ => HealthTest::Tcp,
         };
         let mut check = HealthCheck::new(test);
-        check.every = said.every.map_or(check.every, |time| time.0);
-        check.timeout = said.timeout.map_or(check.timeout, |time| time.0);
-        check.failures = said.failures.unwrap_or(check.failures);
-        let listener = said.listener.as_ref().map(|listener| listener.parse()).transpose();
+        check.every = options.every.map_or(check.every, |time| time.0);
+        check.timeout = options.timeout.map_or(check.timeout, |time| time.0);
+        check.failures = options.failures.unwrap_or(check.failures);
+        let listener = options.listener.as_ref().map(|listener| listener.parse()).transpose();
         check.listener =
             listener.map_err(|e: troop::policy::BadScheduling| RunError::Usage(e.to_string()))?;
         Ok(Some(check))

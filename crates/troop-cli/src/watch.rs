@@ -26,7 +26,7 @@ pub(crate) struct Watched {
     watcher: RecommendedWatcher,
     changes: Receiver<PathBuf>,
     delay: Duration,
-    heeded: WatchFilter,
+    filter: WatchFilter,
     directories: usize,
 }
 
@@ -70,9 +70,9 @@ pub(crate) fn start(
 ) -> Result<Watched, String> {
     let roots = roots(watch, cwd)?;
     let own = own.into_iter().map(found_or_not).collect();
-    let heeded = WatchFilter { roots, ignore: watch.ignore.clone(), own };
+    let filter = WatchFilter { roots, ignore: watch.ignore.clone(), own };
     let (sender, changes) = channel(MAX_CHANGES);
-    let matters = heeded.clone();
+    let matters = filter.clone();
     let notice = move |event: notify::Result<notify::Event>| {
         let Ok(event) = event else { return };
         if matches!(
@@ -81,7 +81,7 @@ pub(crate) fn start(
         ) {
             return;
         }
-        for path in event.paths.into_iter().filter(|path| matters.heeds(path)) {
+        for path in event.paths.into_iter().filter(|path| matters.matches(path)) {
             // The queue is full, or the process ends.
             let _ = sender.try_send(path);
         }
@@ -89,8 +89,8 @@ pub(crate) fn start(
     let watcher =
         notify::recommended_watcher(notice).map_err(|e| format!("cannot watch files: {e}"))?;
     let delay = watch.delay.map_or(Duration::from_millis(200), |delay| delay.0);
-    let mut watched = Watched { watcher, changes, delay, heeded, directories: 0 };
-    for root in watched.heeded.roots.clone() {
+    let mut watched = Watched { watcher, changes, delay, filter, directories: 0 };
+    for root in watched.filter.roots.clone() {
         // A file is watched by its directory, because editors replace files.
         let directory =
             if root.is_dir() { root } else { root.parent().map_or(root.clone(), Path::to_owned) };
@@ -107,7 +107,7 @@ fn found_or_not(path: PathBuf) -> PathBuf {
 }
 
 impl WatchFilter {
-    fn heeds(&self, path: &Path) -> bool {
+    fn matches(&self, path: &Path) -> bool {
         let is_own = |own: &PathBuf| path.to_string_lossy().starts_with(&*own.to_string_lossy());
         let is_below = |root: &PathBuf| {
             path == root
@@ -132,7 +132,7 @@ impl Watched {
             watched.map_err(|e| format!("cannot watch {}: {e}", path.display()))?;
             for entry in std::fs::read_dir(&path).into_iter().flatten().flatten() {
                 if entry.file_type().is_ok_and(|kind| kind.is_dir())
-                    && self.heeded.heeds(&entry.path())
+                    && self.filter.matches(&entry.path())
                 {
                     todo.push(entry.path());
                 }
@@ -216,10 +216,10 @@ mod tests {
         ] {
             assert!(is_ignored(Path::new(ignored), &more), "{ignored}");
         }
-        for heeded in
+        for filter in
             ["server.js", "src/x.ts", "logs.js", "acb", "tmp/x", "data/x.js", "other/data.txt"]
         {
-            assert!(!is_ignored(Path::new(heeded), &more), "{heeded}");
+            assert!(!is_ignored(Path::new(filter), &more), "{filter}");
         }
     }
 

@@ -36,10 +36,11 @@ impl App {
         self.inspect_health(&directory, &mut found);
         self.inspect_sandbox(&directory, &program, &executed, &mut found);
         let usual = RestartPolicy::new(1);
-        let said = |time: Option<super::Time>, usual: Duration| time.map_or(usual, |time| time.0);
+        let or_default =
+            |time: Option<super::Time>, usual: Duration| time.map_or(usual, |time| time.0);
         let (uptime, window) = (
-            said(self.restart.min_uptime, usual.min_uptime),
-            said(self.restart.window, usual.window),
+            or_default(self.restart.min_uptime, usual.min_uptime),
+            or_default(self.restart.window, usual.window),
         );
         if uptime > window {
             found.warnings.push(format!(

@@ -124,13 +124,13 @@ pub(super) fn weak(file: &Path) -> Vec<Weak> {
 pub(crate) fn doubts<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Vec<String> {
     let weak: BTreeSet<_> =
         files.into_iter().flat_map(|file| weak(file)).map(|weak| (weak.path, weak.who)).collect();
-    let said = |(path, who): (PathBuf, String)| {
+    let warning = |(path, who): (PathBuf, String)| {
         format!(
             "{} can be changed by others ({who}), who so decide what root runs; chown root, chmod go-w",
             path.display()
         )
     };
-    weak.into_iter().map(said).collect()
+    weak.into_iter().map(warning).collect()
 }
 
 /// Parses a text within the time limit.
@@ -147,9 +147,9 @@ pub(super) fn parsed<T: Send + 'static>(
     match result.recv_timeout(MAX_PARSING) {
         Ok(result) => result.map_err(|e| format!("{shown}: {}", concise(&e))),
         Err(RecvTimeoutError::Timeout) => {
-            Err(format!("{shown} takes more than {} s to make sense of", MAX_PARSING.as_secs()))
+            Err(format!("{shown} takes more than {} s to parse", MAX_PARSING.as_secs()))
         }
-        Err(RecvTimeoutError::Disconnected) => Err(format!("{shown} makes no sense")),
+        Err(RecvTimeoutError::Disconnected) => Err(format!("cannot parse {shown}")),
     }
 }
 

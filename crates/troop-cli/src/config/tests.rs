@@ -64,7 +64,7 @@ fn everything_can_be_said() {
     assert_eq!(web.limits[&Limited::Stack].values(), Ok((None, None)));
     assert_eq!(apps["jobs"].workers, Some(Workers::Auto));
     assert!(apps["jobs"].program(Path::new("/etc/troop.toml")).ends_with("/etc/jobs"));
-    // And written as it was said.
+    // And written in the same form.
     let again = parse(&toml::to_string(&File { app: apps.clone() }).unwrap()).unwrap();
     assert_eq!(again, apps);
 }

@@ -102,9 +102,7 @@ fn likely() -> Option<String> {
 fn written(apps: Apps, from: &str) -> Result<String, String> {
     let text = toml::to_string_pretty(&File { app: apps })
         .map_err(|e| format!("cannot write it as TOML: {e}"))?;
-    Ok(format!(
-        "# From {from}. All that can be said: docs/tool.md; what is wrong: `troop check`.\n\n{text}"
-    ))
+    Ok(format!("# From {from}. All options: docs/tool.md. Check this file: troop check\n\n{text}"))
 }
 
 fn template(name: &str, program: &str) -> String {
@@ -121,7 +119,7 @@ fn template(name: &str, program: &str) -> String {
         None => (text(program), r##"# args = ["--port", "8000"]"##.to_owned()),
     };
     format!(
-        r#"# All that can be said: docs/tool.md; what is wrong: `troop check`.
+        r#"# All options: docs/tool.md. Check this file: troop check
 
 [app.{name}]
 program = {program}
