@@ -1,4 +1,4 @@
-//! Why the program fails: to run an app ([`RunError`]), or to steer one that runs ([`CliError`]).
+//! The errors of the program: of `run` ([`RunError`]) and of the other verbs ([`CliError`]).
 
 use std::io;
 
@@ -6,16 +6,16 @@ use troop::Error;
 
 use crate::control::{ANSWER_TIMEOUT, Failure};
 
-/// Why something could not be done.
+/// Why a verb has failed.
 #[derive(Debug)]
 pub(crate) enum CliError {
     /// There is no such app.
     NoApp(String),
-    /// A file makes no sense.
+    /// The command line or a file is invalid.
     Usage(String),
-    /// The app says so.
+    /// The app has rejected the request, or could not carry it out.
     Failed(Failure),
-    /// It cannot be talked to.
+    /// The app does not answer.
     Io(String, io::Error),
 }
 

@@ -1,11 +1,11 @@
-//! Names that are typed or that a file says: of apps, and of signals.
+//! Names of apps and signals, on the command line and in files.
 
 use std::path::Path;
 
 /// The rule for names of apps, as errors state it.
 pub(crate) const APP_RULE: &str = "it must consist of up to 64 letters, digits, `.`, `_` and `-`, begin with none of `.-`, and not be `all`";
 
-/// Whether an app can have this name.
+/// Whether a text is a valid name of an app.
 pub(crate) fn is_app(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     (1..=64).contains(&name.len())
@@ -14,7 +14,7 @@ pub(crate) fn is_app(name: &str) -> bool {
         && name != "all"
 }
 
-/// The name that a program gives its app.
+/// Returns the default name of a program's app.
 pub(crate) fn of_program(program: &Path) -> String {
     let stem =
         program.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
@@ -24,7 +24,7 @@ pub(crate) fn of_program(program: &Path) -> String {
     if is_app(&name) { name } else { "app".into() }
 }
 
-/// An app's name.
+/// Parses the name of an app.
 pub(crate) fn app(text: &str) -> Result<String, String> {
     if is_app(text) {
         return Ok(text.into());
@@ -32,7 +32,7 @@ pub(crate) fn app(text: &str) -> Result<String, String> {
     Err(APP_RULE.into())
 }
 
-/// A signal's number, by that or by its name, with or without `SIG`.
+/// Parses a signal: its number, or its name with or without `SIG`.
 pub(crate) fn signal(text: &str) -> Result<i32, String> {
     let plain = text.trim_start_matches("SIG");
     let known = |number: &i32| {
