@@ -1,4 +1,4 @@
-//! Who else listens on an address (`sock_diag(7)`), and what can be seen of a process from outside.
+//! Other sockets on an address (`sock_diag(7)`), and the resource usage of processes.
 
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,22 +9,22 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
 
-/// What a process uses.
+/// The resource usage of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// CPU time, of its user and system parts together.
+    /// CPU time, user and system together.
     pub cpu: Duration,
     /// Resident memory, in bytes.
     pub rss: u64,
 }
 
-/// What a process uses, from `/proc/PID/stat` (`proc_pid_stat(5)`). `None` if it has ended, or must
-/// not be looked at.
+/// Returns the resource usage of a process, from `/proc/PID/stat` (`proc_pid_stat(5)`). Returns
+/// `None` if the process has ended or is hidden.
 #[must_use]
 pub fn usage(pid: u32) -> Option<Usage> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Its name, which may contain anything, ends at the last parenthesis; what follows begins with
-    // the third field.
+    // The process name may contain anything and ends at the last parenthesis; the third field
+    // follows.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
     let ticks = field(14)? + field(15)?;
@@ -33,8 +33,8 @@ pub fn usage(pid: u32) -> Option<Usage> {
     Some(Usage { cpu, rss: field(24)? * rustix::param::page_size() as u64 })
 }
 
-/// Out-of-memory kills of the system since it started (`oom_kill` in
-/// `/proc/vmstat`); 0 if it does not tell.
+/// Returns the number of out-of-memory kills since boot (`oom_kill` in `/proc/vmstat`), or 0 if it
+/// is unknown.
 #[must_use]
 pub fn killed_for_memory() -> u64 {
     let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
@@ -44,17 +44,17 @@ pub fn killed_for_memory() -> u64 {
 /// A socket of this network namespace that is bound to a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bound {
-    /// Its address, maybe the unspecified one.
+    /// Its address, which may be unspecified.
     pub address: IpAddr,
     /// Its port.
     pub port: u16,
-    /// Its number among all sockets, as in `/proc/PID/fd`.
+    /// Its inode, as in `/proc/PID/fd`.
     pub inode: u64,
-    /// Whose it is.
+    /// The user who owns it.
     pub uid: u32,
 }
 
-/// The number of a socket, as in [`Bound::inode`].
+/// Returns the inode of a socket, as in [`Bound::inode`].
 ///
 /// # Errors
 /// None are expected.
@@ -67,17 +67,17 @@ const DUMP_BY_FAMILY: u16 = 20;
 const REQUEST_DUMP: u16 = 0x301;
 const DONE: u16 = 3;
 const ERROR: u16 = 2;
-/// `idiag_ext`: also `INET_DIAG_INFO`, with which come keys.
+/// `idiag_ext`: also `INET_DIAG_INFO`, which brings the keys.
 const WITH_INFO: u8 = 1 << 1;
 /// The states of listening TCP sockets and of unconnected UDP sockets.
 const LISTEN: u32 = 1 << 10;
 const CLOSE: u32 = 1 << 7;
 
-/// All sockets that listen on a TCP port (or are bound to a UDP port), of both families; without a
-/// port, on any. Costs a look at every listening socket of the network namespace.
+/// Returns all sockets of both families that listen on a TCP port or are bound to a UDP port;
+/// without a port, on any. Walks all listening sockets of the network namespace.
 ///
 /// # Errors
-/// If the kernel has no `sock_diag` for this protocol, or forbids it.
+/// If the kernel does not support `sock_diag` for this protocol, or forbids it.
 pub fn bound(port: Option<u16>, udp: bool) -> io::Result<Vec<Bound>> {
     let mut found = Vec::new();
     ask(port, udp, 0, |message| found.extend(socket_of(message)))?;
@@ -85,23 +85,24 @@ pub fn bound(port: Option<u16>, udp: bool) -> io::Result<Vec<Bound>> {
     Ok(found)
 }
 
-/// A key with which packets of some clients must be signed (`TCP_MD5SIG`, `tcp(7)`).
+/// A key with which packets of certain clients must be signed (`TCP_MD5SIG`, `tcp(7)`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Md5Key {
-    /// Their addresses are of IPv6.
+    /// Whether the clients have IPv6 addresses.
     pub is_ipv6: bool,
-    /// They are of IPv4, on a socket of IPv6.
+    /// Whether the clients have IPv4 addresses, on an IPv6 socket.
     pub is_mapped: bool,
-    /// An address of theirs, the first four bytes for IPv4.
+    /// The network address of the clients; for IPv4 the first four bytes.
     pub address: [u8; 16],
-    /// How many bits of it count.
+    /// The length of its prefix, in bits.
     pub prefix: u8,
 }
 
-/// The keys of a TCP socket that listens on this port. None without `CAP_NET_ADMIN`.
+/// Returns the keys of a TCP socket that listens on this port; none without `CAP_NET_ADMIN`.
 ///
 /// # Errors
-/// If the kernel has no `sock_diag` for this protocol, or there is more than fits into a message.
+/// If the kernel does not support `sock_diag` for this protocol, or the answer does not fit into a
+/// message.
 pub fn md5_keys(socket: impl AsFd, port: u16) -> io::Result<Vec<Md5Key>> {
     let inode = inode(socket)?;
     let mut keys = Vec::new();
@@ -186,8 +187,8 @@ fn socket_of(message: &[u8]) -> Option<Bound> {
     Some(Bound { address, port, inode: u64::from(number(bytes, 68)), uid: number(bytes, 64) })
 }
 
-/// Of the attributes behind `struct inet_diag_msg`, `INET_DIAG_MD5SIG`: an array of
-/// `struct tcp_diag_md5sig`.
+/// The attribute `INET_DIAG_MD5SIG` after `struct inet_diag_msg`: an array of `struct
+/// tcp_diag_md5sig`.
 fn keys_of(message: &[u8]) -> Vec<Md5Key> {
     const KIND: u16 = 18;
     const SIZE: usize = 100;
@@ -213,7 +214,7 @@ fn keys_of(message: &[u8]) -> Vec<Md5Key> {
     Vec::new()
 }
 
-/// A process that has this socket open, as far as this one may see that.
+/// Returns a process that has this socket open, if this one may see that.
 #[must_use]
 pub fn process_with(inode: u64) -> Option<u32> {
     let wanted = format!("socket:[{inode}]");
@@ -227,11 +228,11 @@ pub fn process_with(inode: u64) -> Option<u32> {
     })
 }
 
-/// How many descriptors a process has open; `None` on kernels before 6.2, and for processes that
-/// have ended. One system call.
+/// Returns the number of open descriptors of a process by one system call; `None` on kernels before
+/// 6.2 and for processes that have ended.
 #[must_use]
 pub fn open_descriptors(pid: u32) -> Option<u32> {
-    // On the stack, as this is asked once for a few connections.
+    // On the stack, because this runs for every few connections.
     let mut path = [0; "/proc/4294967295/fd".len()];
     let mut rest = &mut path[..];
     write!(rest, "/proc/{pid}/fd").ok()?;

@@ -1,19 +1,20 @@
-//! The identity that a primary gave this process through its environment, taken out of it.
+//! Takes the identity that a primary passed to this process out of the environment.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
 
-/// True if this process has exactly one thread, so that nothing can read the environment while it
-/// changes.
+/// Returns true if this process has exactly one thread, so that no other can read the environment
+/// while it changes.
 ///
 /// # Errors
+/// If `/proc` cannot be read.
 /// If `/proc` cannot be read.
 pub fn is_single_threaded() -> io::Result<bool> {
     Ok(std::fs::read_dir("/proc/self/task")?.count() == 1)
 }
 
-/// Takes variables out of the environment, if this process has only one thread; `None` otherwise,
-/// with nothing changed.
+/// Removes variables from the environment and returns them. Returns `None`, and changes nothing, if
+/// this process has several threads.
 ///
 /// # Errors
 /// If `/proc` cannot be read, so that the number of threads is unknown.
@@ -39,8 +40,8 @@ fn remove(name: &OsStr) {
     unsafe { std::env::remove_var(name) }
 }
 
-/// Variables as this process was started with them, whatever it has changed since; as they are now
-/// if the system does not tell.
+/// Returns the variables with which this process was started, or the current ones if `/proc` cannot
+/// be read.
 #[must_use]
 pub fn at_start<const N: usize>(names: [&str; N]) -> [Option<OsString>; N] {
     use std::os::unix::ffi::OsStrExt as _;

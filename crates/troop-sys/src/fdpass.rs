@@ -1,4 +1,4 @@
-//! Bytes and descriptors over a Unix stream socket (`unix(7)`, `SCM_RIGHTS`).
+//! Bytes and descriptors over Unix stream sockets (`SCM_RIGHTS`, `unix(7)`).
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -9,24 +9,24 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-/// The most descriptors per message that the kernel takes (`SCM_MAX_FD`).
+/// The largest number of descriptors in a message (`SCM_MAX_FD`).
 pub const MAX_HANDLES: usize = 253;
 
-/// The most descriptors that [`recv_few`] takes from one message.
+/// The largest number of descriptors that [`recv_few`] takes from a message.
 pub const FEW_HANDLES: usize = 16;
 
-/// Sends bytes and, with the first of them, descriptors. Never blocks, never raises `SIGPIPE`.
-/// Returns how many bytes went; the descriptors went if that is not an error.
+/// Sends bytes, and descriptors with the first of them. Never blocks, never raises `SIGPIPE`.
+/// Returns the number of bytes that were sent; on success the descriptors were sent too.
 ///
 /// # Errors
-/// `WouldBlock` if there is no room; `BrokenPipe` or `ConnectionReset` if the peer is gone;
-/// `ETOOMANYREFS` if too many descriptors of this user are under way.
+/// `WouldBlock` if the socket is full; `BrokenPipe` or `ConnectionReset` if the peer has closed;
+/// `ETOOMANYREFS` if too many descriptors of this user are in flight.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], handles: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     if handles.is_empty() {
         return Ok(rustix::net::send(socket, bytes, flags)?);
     }
-    // One descriptor is by far the most frequent case, and needs little space.
+    // One descriptor is by far the most frequent case and needs little space.
     let mut small = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut large = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(MAX_HANDLES))];
     let mut control =
@@ -37,21 +37,21 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], handles: &[BorrowedFd<'_>]) ->
     Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)?)
 }
 
-/// What one call of [`recv`] brought.
+/// The result of [`recv`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
-    /// Bytes in the buffer; 0 is the end of the stream.
+    /// The number of bytes in the buffer; 0 is the end of the stream.
     pub len: usize,
-    /// The kernel dropped descriptors, because this process has too many open or too many came.
+    /// Whether the kernel dropped descriptors, because this process has too many or the message had
+    /// too many.
     pub truncated: bool,
 }
 
-/// Receives bytes and the descriptors that came with them, which are appended to `handles`. Never
-/// blocks.
+/// Receives bytes, and appends the descriptors that came with them to `handles`. Never blocks.
 ///
 /// # Errors
-/// `WouldBlock` if there is nothing; `ConnectionReset` if the peer closed with unread data (treat
-/// it as the end of the stream).
+/// `WouldBlock` if nothing has arrived; `ConnectionReset` if the peer closed with unread data
+/// (treat it as the end of the stream).
 pub fn recv(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
@@ -61,11 +61,11 @@ pub fn recv(
     receive(socket, bytes, handles, &mut space)
 }
 
-/// As [`recv`], from a stranger: at most [`FEW_HANDLES`] descriptors become this process's, the
-/// kernel closes the rest.
+/// Receives as [`recv`] does, from an untrusted peer: takes at most [`FEW_HANDLES`] descriptors and
+/// lets the kernel close the rest.
 ///
 /// # Errors
-/// As [`recv`].
+/// Those of [`recv`].
 pub fn recv_few(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
@@ -75,11 +75,11 @@ pub fn recv_few(
     receive(socket, bytes, handles, &mut space)
 }
 
-/// As [`recv`], but takes no descriptors: the kernel drops them all, without closing them as files
-/// of this process.
+/// Receives as [`recv`] does, without descriptors: the kernel drops them all, and this process
+/// never holds them.
 ///
 /// # Errors
-/// As [`recv`].
+/// Those of [`recv`].
 pub fn recv_none(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Received> {
     receive(socket, bytes, &mut Vec::new(), &mut [])
 }
@@ -101,11 +101,11 @@ fn receive(
     Ok(Received { len: message.bytes, truncated: message.flags.contains(ReturnFlags::CTRUNC) })
 }
 
-/// A connected pair of Unix stream sockets, both close-on-exec; the first is non-blocking, the
+/// Returns a connected pair of Unix stream sockets, close-on-exec; the first is non-blocking, the
 /// second blocks.
 ///
 /// # Errors
-/// When the process or the system is out of descriptors.
+/// If the process or the system has no descriptors left.
 pub fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) = rustix::net::socketpair(
         rustix::net::AddressFamily::UNIX,
@@ -117,7 +117,7 @@ pub fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((ours, theirs))
 }
 
-/// True for the errors that mean that the other end is gone.
+/// Returns true for errors that mean that the peer has closed.
 #[must_use]
 pub fn is_gone(error: &io::Error) -> bool {
     matches!(
@@ -126,15 +126,15 @@ pub fn is_gone(error: &io::Error) -> bool {
     )
 }
 
-/// True for the errors that mean that the same call may succeed later: no room, or too many
-/// descriptors under way.
+/// Returns true for errors after which the same call may succeed later: the socket is full, or too
+/// many descriptors are in flight.
 #[must_use]
 pub fn is_temporary(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
         || matches!(error.raw_os_error(), Some(libc::ETOOMANYREFS | libc::ENOBUFS | libc::ENOMEM))
 }
 
-/// The user on the other end of a Unix socket, and the process that made it (`SO_PEERCRED`).
+/// Returns the user and the process at the other end of a Unix socket (`SO_PEERCRED`).
 ///
 /// # Errors
 /// If the descriptor is not a Unix socket.

@@ -2,8 +2,8 @@
 //! them (`SO_ATTACH_REUSEPORT_CBPF`).
 //!
 //! The kernel numbers the sockets of a group in the order in which they began to listen (TCP) or
-//! were bound (UDP). When one is closed, the last one takes its number. So a group that only ever
-//! loses its last socket keeps its numbers.
+//! were bound (UDP). When a socket is closed, the last one takes its number. So a group that only
+//! ever loses its last socket keeps its numbers.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -13,31 +13,30 @@ use rustix::net::{SocketFlags, SocketType, bind, socket_with, sockopt};
 /// One instruction of a classic BPF program (`struct sock_filter`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Instruction {
-    /// What to do.
+    /// The operation code.
     pub code: u16,
     /// Instructions to skip if a comparison holds.
     pub jump_true: u8,
-    /// Instructions to skip if it does not.
+    /// Instructions to skip if a comparison fails.
     pub jump_false: u8,
     /// The operand.
     pub operand: u32,
 }
 
-/// Lets a socket that is bound, but does not listen yet, be the first of a group. Because it was
-/// bound without `SO_REUSEPORT`, nobody else had the address. Until others join, it works as any
-/// socket.
+/// Makes a bound socket that does not listen yet the first of a group. It was bound without
+/// `SO_REUSEPORT`, so no other socket had the address. Until others join, it works as any socket.
 ///
 /// # Errors
-/// `EOPNOTSUPP` for sockets that cannot be in a group (Unix sockets).
+/// `EOPNOTSUPP` for sockets that cannot form a group (Unix sockets).
 pub fn found(socket: impl AsFd) -> io::Result<()> {
     Ok(sockopt::set_socket_reuseport(socket, true)?)
 }
 
-/// One more socket on the address of `first`: bound, non-blocking, not listening. A TCP socket
-/// joins the group when it listens, a UDP socket has joined it.
+/// Opens another socket on the address of `first`: bound, non-blocking, not listening. A TCP socket
+/// joins the group when it listens, a UDP socket has joined it already.
 ///
 /// # Errors
-/// As `bind(2)`; `EADDRINUSE` if `first` was opened by another user.
+/// Those of `bind(2)`; `EADDRINUSE` if another user opened `first`.
 pub fn sibling(first: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let (family, kind) = (sockopt::socket_domain(first)?, sockopt::socket_type(first)?);
     let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
@@ -52,13 +51,13 @@ pub fn sibling(first: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Gives the group of `socket` a program that returns the number of the socket to use for each new
-/// connection, or datagram. Replaces the one that it had. Where the program returns a number that
-/// there is not, the kernel chooses by a hash of the addresses.
+/// Attaches a program to the group of `socket`, in place of the current one. The program returns
+/// the number of the socket for each new connection or datagram; for a number without a socket the
+/// kernel chooses by a hash of the addresses.
 ///
 /// # Errors
-/// `EINVAL` if the program is not valid, or a UDP socket is alone; `ENOMEM` if the program is
-/// longer than `net.core.optmem_max` allows.
+/// `EINVAL` if the program is invalid, or a UDP socket is alone; `ENOMEM` if the program is longer
+/// than `net.core.optmem_max` allows.
 pub fn steer(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
     let mut filter: Vec<libc::sock_filter> = program
         .iter()
@@ -87,8 +86,8 @@ pub fn steer(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> 
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Forbids that a group's program is ever replaced through this socket (`SO_LOCK_FILTER`); for one
-/// that others get. (That it is taken away altogether cannot be forbidden.)
+/// Forbids replacing a group's program through this socket (`SO_LOCK_FILTER`), for sockets that
+/// workers get. Removing the program cannot be forbidden.
 ///
 /// # Errors
 /// None are expected.
@@ -108,9 +107,9 @@ pub fn lock(socket: BorrowedFd<'_>) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// How much waits in a socket: for a TCP listener the connections in its accept queue, for a UDP
-/// socket the bytes of its datagrams. `None` for a TCP socket that does not listen (somebody has
-/// shut it down), and where the kernel does not tell.
+/// Returns the length of a socket's queue: connections for a TCP listener, bytes for a UDP socket.
+/// Returns `None` for a TCP socket that does not listen (it was shut down), and where the length is
+/// unknown.
 #[must_use]
 pub fn waiting(socket: BorrowedFd<'_>) -> Option<u32> {
     match sockopt::socket_type(socket).ok()? {

@@ -1,8 +1,8 @@
-//! Acting on files with another user's rights.
+//! File access with the rights of another user.
 
 use std::io;
 
-/// A user with its groups, as far as they decide about files.
+/// A user and its groups, as far as they determine access to files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// User.
@@ -14,7 +14,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The effective identity of this process.
+    /// Returns the effective identity of this process.
     ///
     /// # Errors
     /// None are expected.
@@ -28,7 +28,8 @@ impl Identity {
         })
     }
 
-    /// The effective identity of another process, from `/proc/PID/status` (`proc_pid_status(5)`).
+    /// Returns the effective identity of another process, from `/proc/PID/status`
+    /// (`proc_pid_status(5)`).
     ///
     /// # Errors
     /// If the process has ended, or `/proc` is not mounted.
@@ -55,14 +56,13 @@ impl Identity {
         })
     }
 
-    /// Runs `work` in a thread that has only this identity's rights to files: the kernel checks
-    /// every system call there as if this user had made it, and files that are created belong to
-    /// it. The process cannot be signalled or traced by that user meanwhile, because only `fsuid`,
-    /// `fsgid` and the groups of that one thread change (`setfsuid(2)`), for good, and the thread
-    /// ends.
+    /// Runs `work` in a thread with only this identity's rights to files: the kernel checks each
+    /// system call as this user's, and created files belong to this user. The user cannot signal or
+    /// trace the process meanwhile, because only `fsuid`, `fsgid` and the groups of that thread
+    /// change (`setfsuid(2)`). The thread ends with the work.
     ///
     /// # Errors
-    /// `EPERM` if this process may not take the identity on, those of `work`, or if no thread can
+    /// `EPERM` if this process may not take on the identity; those of `work`; or if no thread can
     /// be started.
     pub fn with_rights<T: Send>(
         &self,
@@ -80,8 +80,8 @@ impl Identity {
         })
     }
 
-    /// Gives the calling thread this identity's rights to files. The groups first: without `root`'s
-    /// rights they cannot be changed.
+    /// Gives the calling thread this identity's rights to files. Groups are set first, because that
+    /// needs root's rights.
     pub(crate) fn take_on(&self) -> io::Result<()> {
         // SAFETY: a raw system call, which changes this thread alone, with a valid pointer and its
         // length.
@@ -97,7 +97,7 @@ impl Identity {
             libc::setfsuid(self.uid);
             (libc::setfsgid(u32::MAX), libc::setfsuid(u32::MAX))
         };
-        // Their failure shows only by what is set afterwards.
+        // These calls report no failure, so the result is read back.
         if (gid.cast_unsigned(), uid.cast_unsigned()) == (self.gid, self.uid) {
             Ok(())
         } else {

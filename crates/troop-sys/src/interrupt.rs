@@ -1,17 +1,16 @@
-//! Gets a thread out of a system call that waits.
+//! Interrupts threads that are blocked in a system call.
 
 use std::sync::Once;
 
 use rustix::thread::{Pid, gettid};
 
-/// Ignored by everybody who has not asked for it, and of no consequence to those who have
-/// (`socket(7)`).
+/// The signal, which is ignored by default and harmless to programs that handle it (`socket(7)`).
 const SIGNAL: libc::c_int = libc::SIGURG;
 
 extern "C" fn nothing(_: libc::c_int) {}
 
-/// Has the signal end system calls, unless the program handles it in a way of its own, which does
-/// the same.
+/// Installs an empty handler, so that the signal interrupts system calls, unless the program has a
+/// handler of its own, which has the same effect.
 fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -36,7 +35,7 @@ fn install() {
 pub struct Thread(Pid);
 
 impl Thread {
-    /// The calling thread, which from now on does not block the signal.
+    /// Returns a handle of the calling thread, and unblocks the signal in it.
     #[must_use]
     pub fn current() -> Thread {
         install();
@@ -50,8 +49,7 @@ impl Thread {
         Thread(gettid())
     }
 
-    /// Ends the system call that the thread waits in, if it is one that signals end. The thread
-    /// must not have ended.
+    /// Interrupts the system call in which the thread is blocked. The thread must not have ended.
     pub fn interrupt(self) {
         // SAFETY: it takes numbers, and fails if there is no such thread in this process.
         unsafe {

@@ -1,7 +1,8 @@
-//! System calls behind safe faces: the only place in troop with `unsafe` code.
+//! Safe wrappers of system calls: the only crate of troop with `unsafe` code, but for the calls of
+//! Node.
 //!
-//! Nothing here decides anything. Every descriptor is an `OwnedFd` or a `BorrowedFd` and is
-//! close-on-exec from birth.
+//! The crate decides nothing. Every descriptor is an `OwnedFd` or a `BorrowedFd`, and is created
+//! close-on-exec.
 
 #![cfg(target_os = "linux")]
 

@@ -1,4 +1,4 @@
-//! Opens TCP and UDP sockets the way libuv does, so that Node's workers see what they expect.
+//! Opens TCP and UDP sockets with the options of libuv, as Node's workers expect.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,11 +14,11 @@ fn family(ip: IpAddr) -> AddressFamily {
     if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 }
 }
 
-/// A bound TCP socket with `SO_REUSEADDR`, non-blocking, not listening. Without an address it takes
-/// both families, or IPv4 where there is no IPv6.
+/// Returns a bound TCP socket with `SO_REUSEADDR`, non-blocking, not listening. Without an address
+/// it accepts both families, or IPv4 where there is no IPv6.
 ///
 /// # Errors
-/// As `bind(2)`.
+/// Those of `bind(2)`.
 pub fn tcp(address: Option<IpAddr>, port: u16, ipv6_only: bool) -> io::Result<OwnedFd> {
     let Some(ip) = address else {
         return match tcp(Some(Ipv6Addr::UNSPECIFIED.into()), port, ipv6_only) {
@@ -39,10 +39,10 @@ pub fn tcp(address: Option<IpAddr>, port: u16, ipv6_only: bool) -> io::Result<Ow
     Ok(socket)
 }
 
-/// A bound UDP socket, non-blocking.
+/// Returns a bound UDP socket, non-blocking.
 ///
 /// # Errors
-/// As `bind(2)`.
+/// Those of `bind(2)`.
 pub fn udp(
     address: IpAddr,
     port: u16,

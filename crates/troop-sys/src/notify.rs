@@ -1,4 +1,4 @@
-//! What processes say to their manager: `sd_notify(3)`, the manager's side.
+//! The manager's side of `sd_notify(3)`.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -10,25 +10,25 @@ use rustix::net::{
     SocketFlags, SocketType, bind, getsockname, recvmsg, socket_with,
 };
 
-/// A socket for `NOTIFY_SOCKET`, at an abstract address that the kernel chooses, and that address
-/// as the variable has it.
+/// Returns a socket for `NOTIFY_SOCKET` at an abstract address that the kernel chooses, and the
+/// value of the variable.
 ///
 /// # Errors
-/// When out of descriptors.
+/// If no descriptor is left.
 pub fn bind_socket() -> io::Result<(OwnedFd, String)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
     set_socket_passcred(&socket, true)?;
-    // Without a name, the kernel finds one: unix(7), autobind.
+    // Without a name the kernel chooses one: autobind, unix(7).
     bind(&socket, &SocketAddrUnix::new_unnamed())?;
     let address: SocketAddrUnix = getsockname(&socket)?.try_into().map_err(io::Error::from)?;
     let name = address.abstract_name().ok_or(io::ErrorKind::AddrNotAvailable)?;
     Ok((socket, format!("@{}", String::from_utf8_lossy(name))))
 }
 
-/// Reads the next notification and returns its length and the process that sent it. Never blocks,
-/// but for what the kernel does with descriptors that came with it: they are not taken, so that it
-/// closes them, which can take long (`SO_LINGER`) until a signal comes.
+/// Reads the next notification and returns its length and the process that sent it. Does not block,
+/// except while the kernel closes descriptors that came with it: that can take long (`SO_LINGER`),
+/// and a signal ends it.
 ///
 /// # Errors
 /// `WouldBlock` if there is none.

@@ -7,19 +7,18 @@ use std::time::Duration;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec};
 
-/// What to wait for.
+/// The readiness to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interest {
-    /// Nothing, for the time being.
+    /// Nothing.
     Nothing,
-    /// Data, a connection, or the end; reported as long as it is there.
+    /// Data, a connection or the end; reported while it is there.
     Read,
     /// As `Read`, and room to write.
     ReadWrite,
-    /// Room to write, and the end.
+    /// Room to write and the end.
     Write,
-    /// A new connection or data; reported once when it comes, so it must be taken until
-    /// `WouldBlock`.
+    /// A new connection or data, reported once: the caller must read until `WouldBlock`.
     ReadEdge,
 }
 
@@ -35,16 +34,16 @@ impl Interest {
     }
 }
 
-/// Something happened to the descriptor that was added under `token`.
+/// The readiness of the descriptor that was added under `token`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ready {
-    /// The token it was added with.
+    /// The token of the descriptor.
     pub token: u64,
-    /// Something can be read, or the end has come.
+    /// Whether there is data or the end.
     pub readable: bool,
-    /// There is room to write.
+    /// Whether there is room to write.
     pub writable: bool,
-    /// The other end has closed, or will send no more; what it sent before may still be there.
+    /// Whether the peer has closed or shut down its side; data from before may remain.
     pub ended: bool,
 }
 
@@ -69,23 +68,23 @@ impl std::fmt::Debug for Poller {
 }
 
 impl Poller {
-    /// An empty set.
+    /// Returns an empty set.
     ///
     /// # Errors
-    /// When the process is out of descriptors.
+    /// If no descriptor is left.
     pub fn new() -> io::Result<Poller> {
         Ok(Poller { epoll: epoll::create(CreateFlags::CLOEXEC)?, events: Vec::with_capacity(256) })
     }
 
-    /// A second way to wait for the same set, for another thread.
+    /// Returns another handle of the same set, for another thread.
     ///
     /// # Errors
-    /// When the process is out of descriptors.
+    /// If no descriptor is left.
     pub fn try_clone(&self) -> io::Result<Poller> {
         Ok(Poller { epoll: self.epoll.try_clone()?, events: Vec::with_capacity(64) })
     }
 
-    /// The most events that one wait yields.
+    /// The largest number of events that one wait returns.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.events.capacity()
@@ -94,29 +93,29 @@ impl Poller {
     /// Adds a descriptor. It leaves the set when its last copy is closed, or by [`Poller::remove`].
     ///
     /// # Errors
-    /// If it is in the set already, cannot be waited for, or memory is short.
+    /// If it is in the set already, does not support polling, or memory is short.
     pub fn add(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token), interest.flags())?)
     }
 
-    /// Changes what to wait for.
+    /// Changes the readiness to wait for.
     ///
     /// # Errors
-    /// If it is not in the set.
+    /// If the descriptor is not in the set.
     pub fn modify(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
         Ok(epoll::modify(&self.epoll, fd, EventData::new_u64(token), interest.flags())?)
     }
 
-    /// Takes a descriptor out.
+    /// Removes a descriptor.
     ///
     /// # Errors
-    /// If it is not in the set.
+    /// If the descriptor is not in the set.
     pub fn remove(&self, fd: impl AsFd) -> io::Result<()> {
         Ok(epoll::delete(&self.epoll, fd)?)
     }
 
-    /// Waits until something happens or the time is over (`None`: for ever; zero: only looks) and
-    /// appends what happened to `out`. A signal ends the wait early.
+    /// Waits for events and appends them to `out`. A timeout of `None` waits without limit, zero
+    /// does not wait. A signal ends the wait early.
     ///
     /// # Errors
     /// None are expected.
@@ -160,21 +159,21 @@ impl AsFd for Poller {
 pub struct EventFd(OwnedFd);
 
 impl EventFd {
-    /// A silent bell.
+    /// Returns a counter that is not set.
     ///
     /// # Errors
-    /// When the process is out of descriptors.
+    /// If no descriptor is left.
     pub fn new() -> io::Result<EventFd> {
         Ok(EventFd(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    /// Rings.
+    /// Sets the counter, which wakes the poller.
     pub fn signal(&self) {
-        // Can only fail when the counter is full, and then it is ringing.
+        // Fails only if the counter is full, which wakes the poller as well.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// Falls silent.
+    /// Resets the counter.
     pub fn clear(&self) {
         let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
     }
@@ -191,16 +190,16 @@ impl AsFd for EventFd {
 #[derive(Debug)]
 pub struct AsyncPoller {
     poller: tokio::io::unix::AsyncFd<Poller>,
-    /// What to wait for was changed since the poller was last looked at.
+    /// Whether the set has changed since the last wait.
     changed: bool,
 }
 
 #[cfg(feature = "tokio")]
 impl AsyncPoller {
-    /// Registers the poller with the runtime that this is called in.
+    /// Registers the poller with the current tokio runtime.
     ///
     /// # Errors
-    /// If the runtime cannot take it.
+    /// If the runtime cannot register it.
     ///
     /// # Panics
     /// Outside a tokio runtime with I/O enabled.

@@ -1,4 +1,4 @@
-//! Processes by pidfd: signals that cannot hit a stranger, and exits.
+//! Processes by pidfd: signals that cannot hit another process, and exits.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,11 +9,11 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// With this code.
+    /// It exited with this code.
     Code(i32),
-    /// By this signal.
+    /// It was killed by this signal.
     Signal(i32),
-    /// Somebody else reaped it.
+    /// Another part of the program reaped it, so how it ended is unknown.
     Unknown,
 }
 
@@ -27,10 +27,10 @@ fn exit_of(status: &WaitIdStatus) -> Exit {
     }
 }
 
-/// Reaps the child behind a pidfd if it has ended; `None` while it runs. Never blocks.
+/// Reaps the child behind a pidfd if it has ended; returns `None` while it runs. Never blocks.
 ///
 /// # Errors
-/// Unexpected failures of `waitid(2)`. A child that somebody else reaped is [`Exit::Unknown`], not
+/// Unexpected failures of `waitid(2)`. A child that was reaped elsewhere is [`Exit::Unknown`], not
 /// an error.
 pub fn try_reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
     match rustix::process::waitid(
@@ -43,9 +43,9 @@ pub fn try_reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
     }
 }
 
-/// How the process behind a pidfd has ended, without reaping it; `None` while it runs. Never
-/// blocks. Only a parent learns how: for a process that is no child, or that has been reaped, it is
-/// [`Exit::Unknown`]. Do not call this for a stranger that still runs.
+/// Returns how the process behind a pidfd ended, without reaping it; `None` while it runs. Never
+/// blocks. Only the parent learns how: a process that is not a child, or was reaped, is
+/// [`Exit::Unknown`]. Do not call this for another's process that still runs.
 ///
 /// # Errors
 /// Unexpected failures of `waitid(2)`.
@@ -63,7 +63,7 @@ pub fn try_peek(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
 /// Waits for the child behind a pidfd to end, and reaps it.
 ///
 /// # Errors
-/// As [`try_reap`].
+/// Those of [`try_reap`].
 pub fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Exit> {
     match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED) {
         Ok(status) => Ok(status.map_or(Exit::Unknown, |status| exit_of(&status))),
@@ -75,18 +75,18 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Exit> {
 /// Sends a signal to the process behind a pidfd.
 ///
 /// # Errors
-/// `ESRCH` if it has been reaped, `EPERM`, or `EINVAL` for a number that is no signal.
+/// `ESRCH` if it was reaped, `EPERM`, or `EINVAL` for an invalid signal number.
 pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     let signal = to_signal(signal)?;
     Ok(rustix::process::pidfd_send_signal(pidfd, signal)?)
 }
 
-/// Sends a signal to every process of a process group. Only use a group that is known to be the
-/// same still: because its leader has not been reaped, or was this moment, or because one of its
-/// members is held and has not ended.
+/// Sends a signal to every process of a process group. The caller must know that the group is still
+/// the same: its leader has not been reaped, or only just was, or one of its members is held by
+/// pidfd and has not ended.
 ///
 /// # Errors
-/// `ESRCH`, `EPERM`, or `EINVAL` for a number that is no signal.
+/// `ESRCH`, `EPERM`, or `EINVAL` for an invalid signal number.
 pub fn signal_group(leader: u32, signal: i32) -> io::Result<()> {
     let signal = to_signal(signal)?;
     Ok(rustix::process::kill_process_group(to_pid(leader)?, signal)?)
@@ -100,26 +100,25 @@ pub fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
     poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
-/// The process group of a process.
+/// Returns the process group of a process.
 #[must_use]
 pub fn group_of(pid: u32) -> Option<u32> {
     let group = rustix::process::getpgid(Some(to_pid(pid).ok()?)).ok()?;
     u32::try_from(group.as_raw_pid()).ok()
 }
 
-/// The most processes that are held at a time: each takes a descriptor, and strangers may start as
-/// many as they like.
+/// The largest number of processes that are held at a time. Each takes a descriptor, and workers
+/// may start any number of them.
 pub const MAX_HELD: usize = 16;
 
-/// The processes of a group that can be seen and have not ended, [`MAX_HELD`] at most. Looks at all
-/// processes.
+/// Returns the running processes of a group, at most [`MAX_HELD`]. Walks all processes.
 #[must_use]
 pub fn group_members(group: u32) -> Vec<OwnedFd> {
     all().filter(|seen| seen.group == group).filter_map(|seen| seen.hold()).take(MAX_HELD).collect()
 }
 
-/// The processes that a list of the kernel's names, if it still does when they are held;
-/// [`MAX_HELD`] at most.
+/// Returns the processes in a list of the kernel's that are still in it once they are held, at most
+/// [`MAX_HELD`].
 pub fn open_all(list: impl Fn() -> Vec<u32>) -> Vec<OwnedFd> {
     let held: Vec<_> =
         list().into_iter().filter_map(|pid| Some((pid, pidfd(pid).ok()?))).take(MAX_HELD).collect();
@@ -127,8 +126,8 @@ pub fn open_all(list: impl Fn() -> Vec<u32>) -> Vec<OwnedFd> {
     held.into_iter().filter(|(pid, _)| still.contains(pid)).map(|(_, fd)| fd).collect()
 }
 
-/// Sends a signal to all processes that a list of the kernel's names, if it still does when they
-/// are held.
+/// Sends a signal to all processes in a list of the kernel's that are still in it once they are
+/// held.
 pub fn signal_all(list: impl Fn() -> Vec<u32>, number: i32) {
     use std::os::fd::AsFd;
     for some in list().chunks(MAX_HELD) {
@@ -138,21 +137,21 @@ pub fn signal_all(list: impl Fn() -> Vec<u32>, number: i32) {
     }
 }
 
-/// The process that has started another one, or has taken it over.
+/// Returns the parent of a process.
 #[must_use]
 pub fn parent(pid: u32) -> Option<u32> {
     Seen::of(pid).map(|seen| seen.parent)
 }
 
-/// Whether a process descends from another one, as long as those in between live.
+/// Whether a process descends from another one through processes that still run.
 #[must_use]
 pub fn descends(pid: u32, ancestor: u32) -> bool {
     let line = std::iter::successors(parent(pid), |above| parent(*above));
     line.take(MOST_ANCESTORS).take_while(|above| *above > 1).any(|above| above == ancestor)
 }
 
-/// Sends a signal to the processes that descend from a process, but not to itself, one after
-/// another. Looks at all processes. Those whose parents have ended are not found.
+/// Sends a signal to the descendants of a process, but not to itself. Walks all processes.
+/// Descendants whose parents have ended are not found.
 pub fn signal_descendants(pid: u32, number: i32) {
     use std::os::fd::AsFd;
     let mut children: HashMap<u32, Vec<Seen>> = HashMap::new();
@@ -161,7 +160,7 @@ pub fn signal_descendants(pid: u32, number: i32) {
     }
     let mut parents = vec![pid];
     while let Some(parent) = parents.pop() {
-        // Each is removed, so that this comes to an end whatever the numbers are.
+        // Each process is removed, so the loop ends whatever the numbers are.
         for child in children.remove(&parent).unwrap_or_default() {
             if let Some(held) = child.hold() {
                 let _ = signal(held.as_fd(), number);
@@ -171,10 +170,10 @@ pub fn signal_descendants(pid: u32, number: i32) {
     }
 }
 
-/// How far up it is looked.
+/// The largest number of ancestors that are checked.
 const MOST_ANCESTORS: usize = 100;
 
-/// A process as `/proc` shows it.
+/// A process, as `/proc` shows it.
 struct Seen {
     pid: u32,
     parent: u32,
@@ -184,17 +183,18 @@ struct Seen {
 impl Seen {
     fn of(pid: u32) -> Option<Seen> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // Its name, which may contain anything, ends at the last parenthesis.
+        // The process name may contain anything and ends at the last parenthesis.
         let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
         let is_dead = matches!(fields.next()?, "Z" | "X");
         let (parent, group) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
         (!is_dead).then_some(Seen { pid, parent, group })
     }
 
-    /// A pidfd, if the process is the one that was seen.
+    /// Returns a pidfd, if the process is still the one that was listed.
     fn hold(&self) -> Option<OwnedFd> {
         let held = pidfd(self.pid).ok()?;
-        // Held first, looked at again then: its number cannot have become another's in between.
+        // The process is held before it is checked again, so its number cannot be reused in
+        // between.
         Seen::of(self.pid)
             .filter(|now| (now.parent, now.group) == (self.parent, self.group))
             .map(|_| held)
@@ -217,7 +217,7 @@ fn to_pid(pid: u32) -> io::Result<Pid> {
         .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
 }
 
-/// A pidfd of a running process.
+/// Returns a pidfd of a running process.
 ///
 /// # Errors
 /// `ESRCH` if there is none.
@@ -225,16 +225,16 @@ pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(to_pid(pid)?, rustix::process::PidfdFlags::empty())?)
 }
 
-/// Reaps ended children that `is_ours` does not claim: what a process with the duties of PID 1 does
-/// for adopted orphans. Returns how many there were.
+/// Reaps ended children that `is_ours` does not claim, as PID 1 must do for adopted orphans.
+/// Returns the number of reaped children.
 ///
-/// The kernel reports one ended child at a time, and the same one until it is reaped; a claimed one
-/// therefore ends the round, and the caller has to reap it and call again.
+/// The kernel reports one ended child at a time, and the same one until it is reaped. So a claimed
+/// child ends the round: the caller must reap it and call again.
 pub fn reap_orphans(mut is_ours: impl FnMut(u32) -> bool) -> usize {
     let mut reaped = 0;
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
     loop {
-        // rustix does not tell the pid of the ended child, libc's siginfo does.
+        // rustix does not return the pid of the ended child; the siginfo of libc contains it.
         let Some(pid) = ended_child() else { return reaped };
         if is_ours(pid) {
             return reaped;
@@ -247,7 +247,7 @@ pub fn reap_orphans(mut is_ours: impl FnMut(u32) -> bool) -> usize {
     }
 }
 
-/// The pid of some ended, unreaped child.
+/// Returns the pid of an ended child that is not reaped.
 fn ended_child() -> Option<u32> {
     // SAFETY: an all-zero siginfo_t is a valid value of that plain C struct.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -263,7 +263,7 @@ fn ended_child() -> Option<u32> {
     u32::try_from(pid).ok().filter(|pid| *pid != 0)
 }
 
-/// Gives the calling process a name in `ps` and `top` (at most 15 bytes are shown).
+/// Sets the name of the calling process in `ps` and `top`, which show at most 15 bytes.
 pub fn set_name(name: &str) {
     let name: Vec<u8> = name.bytes().filter(|b| *b != 0).take(15).collect();
     if let Ok(name) = std::ffi::CString::new(name) {
@@ -271,7 +271,7 @@ pub fn set_name(name: &str) {
     }
 }
 
-/// Raises the soft limit on descriptors to the hard one and returns the soft limit as it was.
+/// Raises the soft limit on descriptors to the hard one; returns the old soft limit.
 #[must_use]
 pub fn raise_descriptor_limit() -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -285,15 +285,15 @@ pub fn raise_descriptor_limit() -> Option<u64> {
     before.current
 }
 
-/// The soft limit on descriptors of this process.
+/// Returns this process's soft limit on descriptors.
 #[must_use]
 pub fn descriptor_limit() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(i32::MAX as usize)
 }
 
-/// The lowest number that no descriptor of this process has, which the next one gets. `any` is one
-/// that is open.
+/// Returns the lowest unused descriptor number, which the next descriptor gets. `any` is an open
+/// descriptor.
 ///
 /// # Errors
 /// `EMFILE` if there is none.

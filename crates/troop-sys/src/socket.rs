@@ -1,4 +1,4 @@
-//! What a socket is, and what has happened to it.
+//! The kind and the state of sockets.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,27 +7,27 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketType};
 
-/// The kinds of socket that can be passed between processes of a cluster.
+/// The kinds of socket that processes of a cluster can pass to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A TCP connection.
     TcpStream,
-    /// A TCP socket that listens, or is bound and may.
+    /// A TCP socket that listens, or is bound and can listen.
     TcpListener,
     /// A Unix stream connection.
     UnixStream,
-    /// A Unix stream socket that listens, or is bound and may.
+    /// A Unix stream socket that listens, or is bound and can listen.
     UnixListener,
     /// A UDP socket.
     Udp {
-        /// Its family is IPv6.
+        /// Whether its family is IPv6.
         ipv6: bool,
     },
 }
 
-/// Makes `close` return at once, whatever time somebody else who has the socket has chosen
-/// (`SO_LINGER`, for which also a socket waits that does not block). A time of zero, which resets
-/// the connection, stays. No effect on other descriptors.
+/// Makes `close` return at once, whatever `SO_LINGER` another holder of the socket has set;
+/// non-blocking sockets wait for it too. A linger time of zero, which resets the connection, stays.
+/// Has no effect on other descriptors.
 pub fn close_at_once(socket: impl AsFd) {
     if let Ok(Some(time)) = sockopt::socket_linger(&socket)
         && !time.is_zero()
@@ -36,16 +36,16 @@ pub fn close_at_once(socket: impl AsFd) {
     }
 }
 
-/// Whether a descriptor is a socket. No file system is asked.
+/// Whether a descriptor is a socket. Does not access any file system.
 #[must_use]
 pub fn is_socket(fd: impl AsFd) -> bool {
     !matches!(sockopt::socket_type(fd), Err(rustix::io::Errno::NOTSOCK | rustix::io::Errno::BADF))
 }
 
-/// What kind of socket a descriptor is.
+/// Returns the kind of a socket.
 ///
 /// # Errors
-/// `ENOTSOCK` if it is no socket, `EINVAL` if it is of a kind that is not passed.
+/// `ENOTSOCK` for other descriptors, `EINVAL` for kinds that are not passed.
 pub fn kind(fd: impl AsFd) -> io::Result<Kind> {
     let fd = fd.as_fd();
     let (kind, family) = (sockopt::socket_type(fd)?, sockopt::socket_domain(fd)?);
@@ -53,8 +53,8 @@ pub fn kind(fd: impl AsFd) -> io::Result<Kind> {
     let is_listening = || sockopt::socket_acceptconn(fd).unwrap_or(false);
     match (kind, family) {
         (SocketType::STREAM, AddressFamily::INET | AddressFamily::INET6) => {
-            // A connection that was reset has no peer any more, but is a connection nevertheless:
-            // it has bytes or an error.
+            // A connection that was reset has no peer, but is still a connection: it has data or an
+            // error.
             let stream = is_connected() || (!is_listening() && was_connected(fd));
             Ok(if stream { Kind::TcpStream } else { Kind::TcpListener })
         }
@@ -67,8 +67,8 @@ pub fn kind(fd: impl AsFd) -> io::Result<Kind> {
     }
 }
 
-/// Whether the other end of a Unix stream socket has read everything that was written here
-/// (`SIOCOUTQ`, `unix(7)`).
+/// Whether the peer of a Unix stream socket has read everything that was written (`SIOCOUTQ`,
+/// `unix(7)`).
 #[must_use]
 pub fn is_all_read(fd: impl AsFd) -> bool {
     // SAFETY: the kernel writes an `int` for this request.
@@ -79,26 +79,25 @@ pub fn is_all_read(fd: impl AsFd) -> bool {
     unsafe { rustix::ioctl::ioctl(fd, getter) }.is_ok_and(|unread| unread == 0)
 }
 
-/// Bytes that can be read from a socket now.
+/// Returns the number of bytes that can be read from a socket.
 #[must_use]
 pub fn unread(fd: impl AsFd) -> usize {
     rustix::io::ioctl_fionread(fd).ok().and_then(|n| usize::try_from(n).ok()).unwrap_or(0)
 }
 
-/// Ends a connection in both directions, also where others have copies of the socket
-/// (`shutdown(2)`).
+/// Shuts a connection down in both directions, for all copies of the socket (`shutdown(2)`).
 pub fn shut_down(fd: impl AsFd) {
-    // It fails only if that has happened already.
+    // Fails only if the connection is shut down already.
     let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
 }
 
-/// What the kernel counts for a TCP socket (the part of `struct tcp_info` that is needed here).
+/// The counters of a TCP socket that are used here, from `struct tcp_info`.
 #[derive(Debug, Clone, Copy)]
 struct TcpCounts {
     state: u8,
     /// `tcpi_unacked`, which for a listener is the length of its accept queue.
     unacked: u32,
-    /// `tcpi_sacked`, which for a listener is the most that its accept queue holds.
+    /// `tcpi_sacked`, which for a listener is the limit of its accept queue.
     sacked: u32,
     bytes_sent: u64,
     bytes_received: u64,
@@ -146,7 +145,7 @@ fn was_connected(fd: BorrowedFd<'_>) -> bool {
     tcp_counts(fd).is_some_and(|c| c.bytes_received > 0 || c.bytes_sent > 0)
 }
 
-/// Whether a socket has a connection or a datagram that nobody has taken yet.
+/// Whether a socket has a connection to accept or a datagram to read.
 #[must_use]
 pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -156,22 +155,22 @@ pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
         && looked[0].revents().contains(PollFlags::IN)
 }
 
-/// How many connections wait to be accepted from a TCP listener; `None` if it does not listen.
+/// Returns the length of a TCP listener's accept queue; `None` if the socket does not listen.
 #[must_use]
 pub fn accept_queue(fd: BorrowedFd<'_>) -> Option<u32> {
     // TCP_LISTEN is 10.
     tcp_counts(fd).filter(|counts| counts.state == 10).map(|counts| counts.unacked)
 }
 
-/// How many connections may wait to be accepted from a TCP listener; `None` if it does not listen.
+/// Returns the limit of a TCP listener's accept queue; `None` if the socket does not listen.
 #[must_use]
 pub fn queue_limit(fd: BorrowedFd<'_>) -> Option<u32> {
     tcp_counts(fd).filter(|counts| counts.state == 10).map(|counts| counts.sacked)
 }
 
-/// Whether nobody has read from a connection or written to it, so that it can be given to another
-/// process, apart from `read` bytes that this process has read itself. For TCP the kernel's
-/// counters tell; for other sockets this is always true.
+/// Whether nothing was read from or written to a connection apart from `read` bytes that this
+/// process has read, so that another process can take it over. For TCP the counters of the kernel
+/// show this; for other sockets it is always true.
 #[must_use]
 pub fn is_untouched(fd: BorrowedFd<'_>, read: u32) -> bool {
     let Ok(SocketType::STREAM) = sockopt::socket_type(fd) else { return true };
@@ -183,13 +182,13 @@ pub fn is_untouched(fd: BorrowedFd<'_>, read: u32) -> bool {
     counts.bytes_sent == 0 && counts.bytes_received <= unread + fin + u64::from(read)
 }
 
-/// The local address of an IP socket.
+/// Returns the local address of an IP socket.
 #[must_use]
 pub fn local_address(fd: impl AsFd) -> Option<SocketAddr> {
     rustix::net::getsockname(fd).ok().and_then(|a| SocketAddr::try_from(a).ok())
 }
 
-/// The path that a Unix socket is bound to, if it is one.
+/// Returns the path that a Unix socket is bound to.
 #[must_use]
 pub fn local_path(fd: impl AsFd) -> Option<std::path::PathBuf> {
     use std::os::unix::ffi::OsStrExt;
@@ -224,7 +223,7 @@ pub fn is_named(fd: impl AsFd) -> bool {
     unix_name(fd.as_fd()).is_some_and(|name| name.len() > 1)
 }
 
-/// The remote address of an IP socket.
+/// Returns the remote address of an IP socket.
 #[must_use]
 pub fn peer_address(fd: impl AsFd) -> Option<SocketAddr> {
     rustix::net::getpeername(fd).ok().flatten().and_then(|a| SocketAddr::try_from(a).ok())
@@ -246,8 +245,8 @@ pub fn set_cloexec(fd: impl AsFd) -> io::Result<()> {
     Ok(rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?)
 }
 
-/// Lets a descriptor mean another socket from now on, close-on-exec (`dup3`). Whoever has a copy of
-/// it has what it was.
+/// Replaces the socket behind a descriptor number (`dup3`), close-on-exec. Copies of the descriptor
+/// keep the old socket.
 ///
 /// # Errors
 /// None are expected.
@@ -258,8 +257,8 @@ pub fn replace(number: BorrowedFd<'_>, by: impl AsFd) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Whether a stream socket that is to listen takes no connections, because somebody who has a copy
-/// has shut it down (`shutdown(2)`). Also true of a TCP socket that does not listen yet.
+/// Whether a listening stream socket takes no connections, because a holder of a copy has shut it
+/// down (`shutdown(2)`). Also true of a TCP socket that does not listen yet.
 #[must_use]
 pub fn is_shut_down(fd: impl AsFd) -> bool {
     use rustix::event::{PollFd, PollFlags, poll};
@@ -276,26 +275,26 @@ pub fn is_shut_down(fd: impl AsFd) -> bool {
     }
 }
 
-/// Whether a socket listens (`SO_ACCEPTCONN`). True if that cannot be known.
+/// Whether a socket listens (`SO_ACCEPTCONN`); true if that is unknown.
 #[must_use]
 pub fn listens(fd: impl AsFd) -> bool {
     sockopt::socket_acceptconn(fd).unwrap_or(true)
 }
 
-/// Makes a socket listen with an accept queue of this length; on one that listens already, changes
-/// the length.
+/// Makes a socket listen with an accept queue of this length; changes the length if it listens
+/// already.
 ///
 /// # Errors
-/// `EADDRINUSE`, or `EINVAL` if it is connected.
+/// `EADDRINUSE`, or `EINVAL` if the socket is connected.
 pub fn listen(fd: impl AsFd, backlog: u32) -> io::Result<()> {
     Ok(rustix::net::listen(fd, i32::try_from(backlog).unwrap_or(i32::MAX))?)
 }
 
-/// Makes a TCP socket listen again that was [shut down](is_shut_down), at the address that it had.
-/// A port that the kernel had chosen was given up with the shutdown, and is taken again.
+/// Makes a TCP socket that was [shut down](is_shut_down) listen again at its address. A port that
+/// the kernel had chosen was released by the shutdown, and is bound again.
 ///
 /// # Errors
-/// `EADDRINUSE` if somebody else has the address meanwhile.
+/// `EADDRINUSE` if another socket has the address by now.
 pub fn listen_again(fd: impl AsFd, at: Option<SocketAddr>, backlog: u32) -> io::Result<()> {
     let fd = fd.as_fd();
     match at.map_or(Ok(()), |at| rustix::net::bind(fd, &at)) {
@@ -310,18 +309,18 @@ pub fn listen_again(fd: impl AsFd, at: Option<SocketAddr>, backlog: u32) -> io::
 /// Accepts a connection, close-on-exec and non-blocking.
 ///
 /// # Errors
-/// `WouldBlock` if there is none, `ECONNABORTED` if it is gone already, `EMFILE` and its like when
-/// out of descriptors.
+/// `WouldBlock` if there is none, `ECONNABORTED` if it has ended already, `EMFILE` and similar when
+/// no descriptors are left.
 #[inline]
 pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     use rustix::net::SocketFlags;
     Ok(rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
 }
 
-/// As [`accept`], and tells who connected.
+/// Accepts a connection and returns the address of the client too.
 ///
 /// # Errors
-/// As [`accept`].
+/// Those of [`accept`].
 #[inline]
 pub fn accept_from(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Option<SocketAddr>)> {
     use rustix::net::SocketFlags;
@@ -330,8 +329,8 @@ pub fn accept_from(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Option<Sock
     Ok((fd, peer.and_then(|peer| SocketAddr::try_from(peer).ok())))
 }
 
-/// Looks at what has arrived on a connection without taking it. Never blocks; 0 is the end of the
-/// stream.
+/// Reads data that has arrived on a connection without consuming it. Never blocks; 0 is the end of
+/// the stream.
 ///
 /// # Errors
 /// `WouldBlock` if nothing has arrived, or the connection's own error.
@@ -340,7 +339,7 @@ pub fn peek(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::net::recv(fd, buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT)?.0)
 }
 
-/// Takes up to this many bytes off a connection, that have been [looked at](peek).
+/// Consumes up to this many bytes of a connection, which were [peeked](peek) before.
 ///
 /// # Errors
 /// The connection's own error.

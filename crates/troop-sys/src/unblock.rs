@@ -1,6 +1,6 @@
-//! Gets a thread out of `accept` on a socket of which somebody else has a copy, and whose mode
-//! (`O_NONBLOCK`) all copies share. It can be made non-blocking before, but who has the copy can
-//! undo that at any moment, and no call accepts without waiting whatever the mode.
+//! Interrupts `accept` on a socket whose other copies belong to another process. All copies share
+//! the mode (`O_NONBLOCK`), so the other process can make the call block at any moment, and no
+//! system call accepts without blocking whatever the mode.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,21 +12,21 @@ use std::time::Duration;
 
 use crate::socket;
 
-/// Pause between two looks at the thread.
+/// Interval between checks of the thread.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How many looks in a row must find it asleep in the same call.
+/// Number of consecutive checks that must find it asleep in the same call.
 const ASLEEP: u32 = 5;
-/// The stack of the thread that looks.
+/// Stack size of the thread that checks.
 const STACK: usize = 64 * 1024;
 
 #[derive(Debug, Default)]
 struct Calls {
-    /// Odd inside a call.
+    /// The number of calls begun and ended: odd during a call.
     count: AtomicU32,
     interrupted: AtomicBool,
 }
 
-/// Watches the thread that has made it while it accepts.
+/// Watches the thread that created it while it accepts.
 #[derive(Debug)]
 pub struct Unblocker {
     calls: Arc<Calls>,
@@ -35,10 +35,10 @@ pub struct Unblocker {
 }
 
 impl Unblocker {
-    /// Begins to watch this thread, which is about to accept on `socket`.
+    /// Starts to watch the calling thread, which is about to accept on `socket`.
     ///
     /// # Errors
-    /// When out of descriptors or memory.
+    /// If no descriptors or memory are left.
     pub fn start(socket: BorrowedFd<'_>) -> io::Result<Unblocker> {
         let socket = socket.try_clone_to_owned()?;
         let stat = format!("/proc/self/task/{}/stat", rustix::thread::gettid().as_raw_nonzero());
@@ -58,7 +58,8 @@ impl Unblocker {
                     last = count;
                     if seen >= ASLEEP {
                         calls.interrupted.store(true, Ordering::Release);
-                        // It waits because nothing waits for it, so nothing is lost.
+                        // The thread is blocked because the queue is empty, so the shutdown loses
+                        // no connection.
                         socket::shut_down(socket.as_fd());
                         seen = 0;
                     }
@@ -72,7 +73,7 @@ impl Unblocker {
         Ok(Unblocker { calls, over: Some(over), thread: Some(thread) })
     }
 
-    /// Calls what may wait.
+    /// Runs a call that may block.
     pub fn call<T>(&self, accept: impl FnOnce() -> T) -> T {
         self.calls.count.fetch_add(1, Ordering::AcqRel);
         let result = accept();
@@ -80,7 +81,7 @@ impl Unblocker {
         result
     }
 
-    /// Whether a call had to be ended, for which the socket was shut down.
+    /// Whether a call had to be interrupted, for which the socket was shut down.
     #[must_use]
     pub fn has_interrupted(&self) -> bool {
         self.calls.interrupted.load(Ordering::Acquire)
@@ -96,11 +97,10 @@ impl Drop for Unblocker {
     }
 }
 
-/// Whether a thread sleeps until something happens; one that waits for a processor, or is stopped,
-/// does not.
+/// Whether a thread is asleep in a system call, rather than waiting for a CPU or stopped.
 fn is_asleep(stat: &str) -> bool {
     let stat = std::fs::read_to_string(stat).unwrap_or_default();
-    // Its name, which may contain anything, ends at the last parenthesis (`proc_pid_stat(5)`).
+    // The process name may contain anything and ends at the last parenthesis (`proc_pid_stat(5)`).
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
 }
 
@@ -116,7 +116,7 @@ mod tests {
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let unblocker = Unblocker::start(listener.as_fd()).unwrap();
         assert!(unblocker.call(|| socket::accept(listener.as_fd())).is_ok());
-        // Outside of calls it may sleep as long as it likes.
+        // Outside calls the thread may sleep.
         std::thread::sleep(LOOK_EVERY * (ASLEEP + 5));
         assert!(!unblocker.has_interrupted());
         assert!(unblocker.call(|| socket::accept(listener.as_fd())).is_err());

@@ -1,7 +1,7 @@
-//! Unix listeners at paths that somebody else has chosen.
+//! Unix listeners at paths that a worker has chosen.
 //!
-//! A path is walked once to a directory that is held from then on ([`Directory`]); whatever is done
-//! is done relative to that descriptor. So a path that changes meanwhile leads nowhere else.
+//! A path is resolved once to a directory that is held open ([`Directory`]), and every operation is
+//! relative to that descriptor. So a path that changes meanwhile cannot lead elsewhere.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -24,25 +24,25 @@ use crate::within::within;
 
 /// The longest path that a Unix socket address holds.
 const MAX_PATH: usize = 107;
-/// How long a file system of somebody else's choice may take to answer.
+/// Time limit for a file system that another user has chosen.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// `SIOCUNIXFILE`, `unix(7)`: a descriptor of the file that a socket is bound to.
 const UNIX_FILE: libc::Ioctl = 0x89e0;
 
-/// With whose rights a path is followed, and a socket is made and removed there.
+/// The rights with which a path is resolved, and a socket is created and removed.
 #[derive(Debug, Clone, Default)]
 pub struct Rights {
-    /// Those of this user; `None`: this process's own.
+    /// Those of this user; `None`: those of this process.
     pub of: Option<Identity>,
     /// No more than this leaves of them.
     pub sandbox: Sandbox,
-    /// Follows only links that nobody but root and this process's user can have put there, also
-    /// with another user's rights. Root on its own account never follows others.
+    /// Whether to follow only links that root or this process's user must have created, also with
+    /// another user's rights. Root itself never follows other links.
     pub trusted_links_only: bool,
 }
 
 impl Rights {
-    /// This process's own.
+    /// Returns the rights of this process.
     #[must_use]
     pub fn own() -> Rights {
         Rights::default()
@@ -58,13 +58,14 @@ impl Rights {
         if is_limit { Safety::Rights } else { Safety::Links }
     }
 
-    /// Whether they are less than this process's, and so the path somebody else's choice.
+    /// Whether these are fewer rights than this process has, so that another user has chosen the
+    /// path.
     fn are_less(&self) -> bool {
         self.of.is_some() || self.sandbox.restricts_files()
     }
 
-    /// Does this with these rights. Whoever has less than this process's can choose a path that is
-    /// never answered; it is not waited for.
+    /// Runs `work` with these rights. With fewer rights than this process has there is a time
+    /// limit, because the path may be on a file system that does not answer.
     fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -81,8 +82,7 @@ impl Rights {
     }
 }
 
-/// The file of a Unix socket. Removed when it is dropped, unless somebody has put another file
-/// there.
+/// The file of a Unix socket. Removed on drop, unless its path leads to another file.
 #[derive(Debug)]
 pub struct UnixFile {
     directory: Arc<Directory>,
@@ -90,13 +90,12 @@ pub struct UnixFile {
     path: PathBuf,
     number: (u64, u64),
     rights: Rights,
-    /// Its path was not answered once, and is not looked at again.
+    /// The path did not answer once, and is not accessed again.
     unanswered: AtomicBool,
 }
 
 impl UnixFile {
-    /// Whether clients that connect to the path still come to this socket, as far as the path
-    /// answers.
+    /// Whether the path still leads to this socket, if its file system answers.
     #[must_use]
     pub fn is_reached(&self) -> bool {
         if self.unanswered.load(Ordering::Relaxed) {
@@ -114,7 +113,7 @@ impl UnixFile {
         }
     }
 
-    /// With whose rights it was made.
+    /// The rights with which it was created.
     #[must_use]
     pub fn rights(&self) -> &Rights {
         &self.rights
@@ -141,14 +140,14 @@ impl Drop for UnixFile {
     }
 }
 
-/// A bound Unix stream socket, non-blocking, not listening. `\0name` is an abstract address, which
-/// leaves no file. A socket file that nobody listens on any more is replaced, if the user whose
-/// rights count may remove it.
+/// Returns a bound Unix stream socket, non-blocking, not listening. `\0name` is an abstract
+/// address, which has no file. A socket file without a listener is replaced, if the rights allow
+/// its removal.
 ///
 /// # Errors
-/// As `bind(2)`; `ETIMEDOUT` if the file system does not answer; a missing directory is `EACCES`,
-/// as libuv reports it; `ENAMETOOLONG`; [`UnsafePath`](crate::safe_path::UnsafePath) for a link
-/// that is not followed.
+/// Those of `bind(2)`; `ETIMEDOUT` if the file system does not answer; a missing directory is
+/// `EACCES`, as libuv reports it; `ENAMETOOLONG`; [`UnsafePath`](crate::safe_path::UnsafePath) for
+/// a link that is not followed.
 pub fn unix(
     path: &str,
     readable_all: bool,
@@ -212,7 +211,7 @@ fn by_descriptor(fd: BorrowedFd<'_>) -> PathBuf {
     format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 
-/// Binds by a path that leads through the held directory, whatever is at its own path by now.
+/// Binds by a path through the held directory, whatever its own path leads to by now.
 fn bind_in(socket: &OwnedFd, directory: &Directory, name: &OsStr) -> rustix::io::Result<()> {
     let path = directory.reach(name);
     if path.as_os_str().len() <= MAX_PATH {
@@ -236,7 +235,7 @@ fn bind_in(socket: &OwnedFd, directory: &Directory, name: &OsStr) -> rustix::io:
     })
 }
 
-/// The file that a socket was bound to just now. Nobody can have put another one in its place.
+/// Returns the file of a socket that was just bound. No other user can have replaced it.
 fn file_of(socket: &OwnedFd, directory: &Directory, name: &OsStr) -> io::Result<(OwnedFd, Stat)> {
     // SAFETY: an ioctl without argument, which makes a descriptor or fails.
     let file = unsafe { libc::ioctl(socket.as_raw_fd(), UNIX_FILE, 0) };
@@ -260,8 +259,8 @@ fn file_of(socket: &OwnedFd, directory: &Directory, name: &OsStr) -> io::Result<
     Ok((file, stat))
 }
 
-/// Removes a socket file whose server is gone: nobody answers. Never blocks, also not on a server
-/// whose queue is full.
+/// Removes a socket file that has no listener. Never blocks, even if the queue of a listener is
+/// full.
 fn remove_stale(directory: &Directory, name: &OsStr) -> bool {
     let remove = || -> rustix::io::Result<bool> {
         let file = openat(
@@ -276,7 +275,7 @@ fn remove_stale(directory: &Directory, name: &OsStr) -> bool {
         }
         let probe =
             new_socket(AddressFamily::UNIX, SocketType::STREAM).map_err(|_| Errno::MFILE)?;
-        // The very file that is held, whatever has the name by now.
+        // The file that is held, whatever its name leads to by now.
         if connect(&probe, &SocketAddrUnix::new(by_descriptor(file.as_fd()))?)
             != Err(Errno::CONNREFUSED)
         {

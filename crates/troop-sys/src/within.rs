@@ -1,11 +1,12 @@
-//! Work that may never end, such as a look at a path on a file system that does not answer.
+//! Runs work that may never end, for example on a file system that does not answer, with a time
+//! limit.
 
 use std::io;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// The most threads that are left behind at a time.
+/// The largest number of threads that are left behind at a time.
 const MOST_LEFT: usize = 8;
 
 static LEFT: Mutex<usize> = Mutex::new(0);
@@ -17,10 +18,10 @@ enum Work {
     Done,
 }
 
-/// Does this in a thread of its own, which is left behind if it takes longer than `limit`.
+/// Runs `work` in a thread of its own, which is left behind if it takes longer than `limit`.
 ///
 /// # Errors
-/// Those of the work; `ETIMEDOUT` if it is late, or if too many are.
+/// Those of the work; `ETIMEDOUT` if it exceeds the limit, or too many threads are left behind.
 pub fn within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -42,7 +43,7 @@ pub fn within<T: Send + 'static>(
         if before == Work::Left {
             *left() -= 1;
         }
-        // If nobody waits any more, the result is dropped here.
+        // If the caller has stopped waiting, the result is dropped here.
         drop(sender.send(result));
     };
     std::thread::Builder::new().name("troop-files".into()).spawn(run)?;
