@@ -5,27 +5,64 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tokio::time::{Instant, MissedTickBehavior, timeout};
-use troop::snapshot::Snapshot;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::{MissedTickBehavior, timeout};
 use troop::supervise::Progress;
-use troop::{Cluster, Event};
+use troop::{Builder, Cluster, Event};
 
+use crate::log;
 use crate::restart::Restarting;
-
-/// Interval between checks whether all workers are ready.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// Whether a service manager has set `NOTIFY_SOCKET`.
 pub(crate) fn is_wanted() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty())
 }
 
-/// Notifies systemd from a thread of its own until the cluster has ended.
-pub(crate) fn start(cluster: Cluster, restarting: Arc<Restarting>) -> std::io::Result<()> {
+/// What systemd is told about, besides that all workers are ready.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    ReloadBegan,
+    ReloadOver,
+    Stopping,
+}
+
+impl Step {
+    fn of(event: &Event) -> Option<Step> {
+        let Event::Supervision(progress) = event else { return None };
+        match progress {
+            Progress::ReloadStarted { .. } => Some(Step::ReloadBegan),
+            Progress::ReloadFinished | Progress::ReloadFailed { .. } => Some(Step::ReloadOver),
+            Progress::Stopping => Some(Step::Stopping),
+            _ => None,
+        }
+    }
+}
+
+/// Notifies systemd from a thread of its own until the cluster has ended. An observer, which misses
+/// no event, keeps that thread up to date.
+pub(crate) fn attach(builder: Builder, restarting: Arc<Restarting>) -> Builder {
+    let (sender, steps) = unbounded_channel();
+    let observed = builder.on_event(move |event| {
+        if let Some(step) = Step::of(event) {
+            let _ = sender.send(step);
+        }
+    });
+    observed.on_start(|cluster| {
+        if let Err(e) = start(cluster, steps, restarting) {
+            log::line(&format!("troop: cannot notify systemd: {e}"));
+        }
+    })
+}
+
+fn start(
+    cluster: Cluster,
+    steps: UnboundedReceiver<Step>,
+    restarting: Arc<Restarting>,
+) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new()
         .name("troop-notify".into())
-        .spawn(move || runtime.block_on(watch(cluster, &restarting)))?;
+        .spawn(move || runtime.block_on(watch(cluster, steps, &restarting)))?;
     Ok(())
 }
 
@@ -34,58 +71,47 @@ fn send(state: &[NotifyState<'_>]) {
     let _ = sd_notify::notify(state);
 }
 
-fn is_up(snapshot: &Snapshot) -> bool {
-    let up = snapshot
-        .workers
-        .iter()
-        .filter(|worker| worker.leaving_ms.is_none() && worker.ready == Some(true))
-        .count();
-    up >= snapshot.wanted.unwrap_or(1)
-}
-
-/// Sends `RELOADING=1`, which announces another `READY=1`.
+/// That it will be ready again.
 fn send_reloading() {
     let now = NotifyState::monotonic_usec_now();
     send(&[Some(NotifyState::Reloading), now.ok()].into_iter().flatten().collect::<Vec<_>>());
 }
 
-async fn watch(cluster: Cluster, restarting: &Restarting) {
-    let mut events = cluster.events();
-    // Half of the watchdog timeout, as the manual page advises.
+async fn watch(cluster: Cluster, mut steps: UnboundedReceiver<Step>, restarting: &Restarting) {
+    // Half of what it waits, as the manual page advises.
     let watchdog =
         sd_notify::watchdog_enabled().map(|limit| limit / 2).filter(|beat| !beat.is_zero());
-    let mut look = tokio::time::interval(watchdog.map_or(LOOK, |beat| beat.min(LOOK)));
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut fed = Instant::now();
-    let (mut ready, mut stopping) = (false, false);
+    let mut beat = tokio::time::interval(watchdog.unwrap_or(Duration::from_secs(60)));
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ready = Some(cluster.ready());
     loop {
         tokio::select! {
-            event = events.recv() => match event {
-                None => return,
-                Some(Event::Supervision(Progress::Stopping)) => {
-                    stopping = true;
-                    // A restart in place is announced as a reload: after `STOPPING=1` systemd would
-                    // not wait for the app to be ready again.
-                    if restarting.is_asked() { send_reloading() } else { send(&[NotifyState::Stopping]) }
-                }
-                Some(Event::Supervision(Progress::ReloadStarted { .. })) => send_reloading(),
-                Some(Event::Supervision(Progress::ReloadFinished | Progress::ReloadFailed { .. })) => send(&[NotifyState::Ready]),
-                Some(_) => {}
-            },
-            _ = look.tick() => {
-                let hungry = watchdog.is_some_and(|beat| fed.elapsed() >= beat);
-                if !hungry && (ready || stopping) {
-                    continue;
-                }
-                // A primary that does not answer must not pass for a healthy one.
-                let Ok(Ok(snapshot)) = timeout(watchdog.unwrap_or(LOOK * 10), cluster.snapshot()).await else { continue };
-                if hungry {
-                    fed = Instant::now();
-                    send(&[NotifyState::Watchdog]);
-                }
-                if !ready && !stopping && is_up(&snapshot) {
-                    ready = true;
+            biased;
+            result = async { Some(ready.as_mut()?.await) }, if ready.is_some() => {
+                ready = None;
+                // Whatever keeps it from being ready, a reload may help.
+                if let Some(Ok(_)) = result {
                     send(&[NotifyState::Ready]);
+                }
+            }
+            step = steps.recv() => match step {
+                None => return,
+                Some(Step::ReloadBegan) => send_reloading(),
+                Some(Step::ReloadOver) => send(&[NotifyState::Ready]),
+                // After a restart in place, which systemd would not wait for if it were told of an
+                // end.
+                Some(Step::Stopping) if restarting.is_asked() => send_reloading(),
+                Some(Step::Stopping) => {
+                    ready = None;
+                    send(&[NotifyState::Stopping]);
+                }
+            },
+            _ = beat.tick(), if watchdog.is_some() => {
+                // A primary that does not answer is not to be taken for one that works.
+                if let Some(beat) = watchdog
+                    && let Ok(Ok(_)) = timeout(beat, cluster.snapshot()).await
+                {
+                    send(&[NotifyState::Watchdog]);
                 }
             }
         }

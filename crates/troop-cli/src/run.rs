@@ -144,12 +144,7 @@ fn run_as(
         .map_err(|e| RunError::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
     let restarting = Arc::new(restarting);
     if notify::is_wanted() {
-        let restarting = restarting.clone();
-        builder = builder.on_start(|cluster| {
-            if let Err(e) = notify::start(cluster, restarting) {
-                log::line(&format!("troop: cannot notify systemd: {e}"));
-            }
-        });
+        builder = notify::attach(builder, restarting.clone());
     }
     let observed = reporter.clone().filter(|reporter| reporter.is_awaited());
     let fds = resolved.app.fds.clone();
@@ -170,7 +165,12 @@ fn run_as(
     let result = builder
         .on_event(move |event| {
             match (&observed, event) {
-                (Some(_), Event::Exit { worker, .. }) => fallen = Some(worker.clone()),
+                (Some(reporter), Event::Exit { worker, exit: how, .. }) => {
+                    if !how.is_success() {
+                        reporter.note_fallen(worker);
+                    }
+                    fallen = Some(worker.clone());
+                }
                 (Some(reporter), Event::Supervision(Progress::NotRestarting { worker, how })) => {
                     let words = fallen
                         .take()

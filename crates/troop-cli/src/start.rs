@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::SIGINT;
 use troop::snapshot::{Phase, Snapshot};
-use troop::supervise::Progress;
+use troop::supervise::{NotReady, Progress};
 use troop::{Cluster, Event, WorkerHandle, text};
 
 use crate::args::{Env, Run, Start};
@@ -24,7 +24,7 @@ use crate::{log, print};
 /// The variable by which `troop start` makes the process that it spawns a background primary. Its
 /// value is the name of the app in the file.
 pub(crate) const VARIABLE: &str = "TROOP_STARTED_AS";
-/// Interval between checks whether all workers are ready.
+/// Interval between checks whether Ctrl-C was pressed.
 const LOOK: Duration = Duration::from_millis(50);
 /// Time to wait beyond a worker's `ready_timeout`.
 const MARGIN: Duration = Duration::from_secs(5);
@@ -55,6 +55,8 @@ pub(crate) struct StartupReporter {
     told: Mutex<bool>,
     /// How the last worker ended that is not restarted.
     last_end: Mutex<Option<String>>,
+    /// The worker that has ended with a failure last.
+    fallen: Mutex<Option<WorkerHandle>>,
 }
 
 impl StartupReporter {
@@ -72,6 +74,12 @@ impl StartupReporter {
     pub(crate) fn note_end(&self, how: String) {
         if let Ok(mut last) = self.last_end.lock() {
             *last = Some(how);
+        }
+    }
+
+    pub(crate) fn note_fallen(&self, worker: &WorkerHandle) {
+        if let Ok(mut fallen) = self.fallen.lock() {
+            *fallen = Some(worker.clone());
         }
     }
 
@@ -94,92 +102,70 @@ impl StartupReporter {
         }
     }
 
-    /// Watches a cluster until its start has succeeded, failed or timed out, and reports that. Stops
-    /// the cluster if it has failed.
+    /// Waits until the start of a cluster has succeeded, failed or timed out, and reports that.
+    /// Stops the cluster if it has failed.
     pub(crate) async fn watch(&self, cluster: &Cluster, name: &str, patience: Duration) {
-        let mut fallen = None;
-        if self.awaited
-            && tokio::time::timeout(patience, self.watch_on(cluster, name, &mut fallen))
-                .await
-                .is_err()
-        {
-            self.take_stock(cluster, patience, fallen).await;
+        if !self.awaited {
+            return;
+        }
+        match tokio::time::timeout(patience, cluster.ready()).await {
+            Ok(Ok(workers)) => {
+                let Ok(snapshot) = cluster.snapshot().await else { return };
+                self.tell_ready(snapshot, name, workers);
+            }
+            // Slots whose worker has ended for good do not become ready.
+            Ok(Err(NotReady::Ended { slot, how, ready, wanted, .. })) => {
+                let reason = format!("because the worker of slot {slot} has ended for good: {how}");
+                self.send(&StartupReport::Partly { ready, wanted, reason });
+            }
+            Ok(Err(NotReady::GaveUp { why, last_lines })) => {
+                let reason = Event::Supervision(Progress::GivingUp(why)).to_string();
+                let reason = reason + &quoted(last_lines.as_deref());
+                self.send(&StartupReport::Failed { reason, usage: false });
+                drop(cluster.stop());
+            }
+            // It ends, and says so itself.
+            Ok(Err(_)) => {}
+            Err(_) => self.take_stock(cluster, patience).await,
         }
     }
 
+    fn tell_ready(&self, snapshot: Snapshot, name: &str, workers: usize) {
+        let listeners = snapshot.listeners.into_iter().map(|listener| listener.address).collect();
+        self.send(&StartupReport::Ready {
+            name: name.to_owned(),
+            pid: snapshot.pid,
+            workers,
+            listeners,
+        });
+    }
+
     /// Reports a start that has timed out. It has failed if no worker is ready.
-    async fn take_stock(
-        &self,
-        cluster: &Cluster,
-        patience: Duration,
-        fallen: Option<WorkerHandle>,
-    ) {
+    async fn take_stock(&self, cluster: &Cluster, patience: Duration) {
         let Ok(snapshot) = cluster.snapshot().await else { return };
         if snapshot.ready > 0 || !matches!(snapshot.phase, Phase::Starting | Phase::Degraded) {
-            self.tell_partly(&snapshot, format!("after {patience:.0?}"));
+            self.send(&StartupReport::Partly {
+                ready: snapshot.ready,
+                wanted: snapshot.wanted.unwrap_or(1),
+                reason: format!("after {patience:.0?}"),
+            });
             return;
         }
         let mut reason = format!("no worker is ready after {patience:.0?}");
         if let Some(end) = snapshot.last_end {
             reason.push_str(&format!("; the last unexpected end: {end}"));
         }
-        self.send(&StartupReport::Failed { reason: reason + &last_lines(fallen), usage: false });
-        let _ = cluster.stop();
-    }
-
-    fn tell_partly(&self, snapshot: &Snapshot, reason: String) {
-        self.send(&StartupReport::Partly {
-            ready: snapshot.ready,
-            wanted: snapshot.wanted.unwrap_or(1),
-            reason,
-        });
-    }
-
-    async fn watch_on(&self, cluster: &Cluster, name: &str, fallen: &mut Option<WorkerHandle>) {
-        let mut events = cluster.events();
-        let mut look = tokio::time::interval(LOOK);
-        loop {
-            tokio::select! {
-                event = events.recv() => match event {
-                    None => return,
-                    Some(Event::Exit { worker, exit: how, .. }) if !how.is_success() => *fallen = Some(worker),
-                    Some(Event::Supervision(progress @ Progress::GivingUp(_))) => {
-                        let reason = Event::Supervision(progress).to_string() + &last_lines(fallen.take());
-                        self.send(&StartupReport::Failed { reason, usage: false });
-                        let _ = cluster.stop();
-                        return;
-                    }
-                    Some(_) => {}
-                },
-                _ = look.tick() => {
-                    let Ok(snapshot) = cluster.snapshot().await else { return };
-                    let ready = snapshot.workers.iter().filter(|worker| worker.ready == Some(true)).count();
-                    let ended: Vec<_> = snapshot.vacant.iter().filter_map(|slot| Some((slot.slot, slot.finished.as_ref()?))).collect();
-                    if ready == 0 || ready + ended.len() < snapshot.wanted.unwrap_or(1) {
-                        continue;
-                    }
-                    // Slots whose worker has ended for good do not become ready.
-                    if let (Phase::Degraded, [(slot, how), ..]) = (snapshot.phase, ended.as_slice()) {
-                        let reason = format!("because the worker of slot {slot} has ended for good: {how}");
-                        self.tell_partly(&snapshot, reason);
-                        return;
-                    }
-                    if snapshot.phase == Phase::Running {
-                        let listeners = snapshot.listeners.into_iter().map(|listener| listener.address).collect();
-                        self.send(&StartupReport::Ready { name: name.to_owned(), pid: snapshot.pid, workers: ready, listeners });
-                        return;
-                    }
-                }
-            }
-        }
+        let fallen = self.fallen.lock().ok().and_then(|mut fallen| fallen.take());
+        let words = fallen.and_then(|worker| worker.last_stderr(LAST_WORDS));
+        reason.push_str(&quoted(words.as_deref()));
+        self.send(&StartupReport::Failed { reason, usage: false });
+        drop(cluster.stop());
     }
 }
 
 /// Returns the last lines of a worker that has ended, to append to a reason.
-fn last_lines(fallen: Option<WorkerHandle>) -> String {
-    let words = fallen
-        .and_then(|worker| worker.last_stderr(LAST_WORDS))
-        .filter(|words| !words.trim().is_empty());
+fn quoted(last_lines: Option<&str>) -> String {
+    let words = last_lines.filter(|words| !words.trim().is_empty());
     words
         .map(|words| format!("; its last lines:\n{}", text::lines(words.trim_end(), log::QUOTE)))
         .unwrap_or_default()

@@ -153,7 +153,7 @@ async fn nothing_is_lost(scheduling: &str, node: bool) {
                 }
             }
             _ => {
-                troop.cluster.reload().unwrap();
+                let reload = troop.cluster.reload();
                 let over = |e: &Event| {
                     matches!(
                         e,
@@ -164,12 +164,14 @@ async fn nothing_is_lost(scheduling: &str, node: bool) {
                     .then_some(())
                 };
                 troop.until("the end of the reload", over).await;
+                // Whether it succeeds is up to the chaos.
+                let _ = reload.await;
             }
         }
         tokio::time::sleep(pause).await;
     }
     let (answered, lost) = tokio::task::spawn_blocking(|| load.end()).await.unwrap();
-    troop.cluster.stop().unwrap();
+    drop(troop.cluster.stop());
     let mut serving: HashMap<String, Vec<u32>> = HashMap::new();
     for line in std::fs::read_to_string(&record).unwrap().lines() {
         let mut words = line.split(' ');

@@ -29,9 +29,10 @@ async fn the_client_gets_to_the_new_worker(by: &str) {
         let known = client.check(HealthCheckRequest { service: name.clone() }).await.unwrap();
         assert_eq!(known.into_inner().status(), ServingStatus::Serving);
     }
-    troop.cluster.reload().unwrap();
+    let reload = troop.cluster.reload();
     let done = |e: &Event| matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(());
     troop.until("the end of the reload", done).await;
+    reload.await.unwrap();
     // Its connection, which stays open until it is closed from here, does not keep it.
     troop.exit(&old).await;
     let deadline = Instant::now() + PATIENCE;

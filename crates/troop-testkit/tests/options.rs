@@ -220,7 +220,7 @@ async fn who_subscribes_before_the_start_misses_nothing() {
         let mut events = events.recv().unwrap();
         let first = events.recv().await.unwrap();
         assert!(matches!(first, Event::Setup { .. } | Event::Fork { .. }), "{first}");
-        cluster.stop().unwrap();
+        assert!(cluster.stop().await.unwrap().is_graceful());
         while events.recv().await.is_some() {}
     }
 }

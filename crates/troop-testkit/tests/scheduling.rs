@@ -300,12 +300,13 @@ async fn supervised_workers_have_the_weights_of_their_slots() {
         "{first:?}"
     );
     // Successors have their slots, and so their weights.
-    troop.cluster.reload().unwrap();
+    let reload = troop.cluster.reload();
     troop
         .until("the reload", |e| {
             matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(())
         })
         .await;
+    reload.await.unwrap();
     let slots = troop.cluster.workers().iter().map(|w| (w.id().0, w.slot())).collect();
     let second = by_slot(shares(port, 60).await, &slots);
     assert!(

@@ -79,9 +79,10 @@ async fn kept(port: u16, count: usize) -> Vec<TcpStream> {
 }
 
 async fn reload(troop: &mut Troop) {
-    troop.cluster.reload().unwrap();
+    let reload = troop.cluster.reload();
     let done = |e: &Event| matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(());
     troop.until("the end of the reload", done).await;
+    reload.await.unwrap();
 }
 
 #[tokio::test]
@@ -153,7 +154,7 @@ async fn when_the_whole_cluster_ends_nobody_has_to_be_waited_for() {
     let (worker, port) = listening(&mut troop).await;
     let _streams = kept(port, 20).await;
     let before = Instant::now();
-    troop.cluster.stop().unwrap();
+    drop(troop.cluster.stop());
     troop.exit(&worker).await;
     assert!(before.elapsed() < Duration::from_secs(10), "it took {:?}", before.elapsed());
 }
@@ -266,7 +267,7 @@ async fn where_nobody_else_serves_connections_are_closed_at_once() {
     let _streams = kept(port, 20).await;
     reload(&mut troop).await;
     let before = Instant::now();
-    troop.cluster.stop().unwrap();
+    drop(troop.cluster.stop());
     troop.exit(&old).await;
     assert!(before.elapsed() < Duration::from_secs(10), "it took {:?}", before.elapsed());
 }

@@ -96,7 +96,7 @@ fn settings() -> Vec<Setting> {
 /// Stops a cluster, or drops one that has nothing to stop, and waits for its end.
 fn end(cluster: Cluster, mut events: Events) {
     // Without supervision there is nothing to stop.
-    let _ = cluster.stop();
+    drop(cluster.stop());
     drop(cluster);
     while let Some(event) = events.blocking_recv(PATIENCE) {
         let _ = event;
@@ -112,7 +112,7 @@ fn started(way: Way, set: fn(Builder) -> Builder) -> troop::Result<()> {
         Run | Start | Thread => set(builder.workers(1)),
     };
     match way {
-        Run => builder.on_start(|cluster| cluster.stop().unwrap()).run(),
+        Run => builder.on_start(|cluster| drop(cluster.stop())).run(),
         Start | StartUnsupervised => {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
             let cluster = runtime.block_on(async { builder.start() })?;

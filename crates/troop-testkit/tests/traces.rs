@@ -63,7 +63,7 @@ async fn subscribers_see_who_did_what_in_primary_and_workers() {
     };
     let (worker, port) = troop.until("listening", listening).await;
     assert_eq!(get(port, "/").await.unwrap(), "traced\n");
-    troop.cluster.stop().unwrap();
+    drop(troop.cluster.stop());
     troop.exit(&worker).await;
 
     // In the primary: in the worker's span, which is in the primary's.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use troop_core::supervise::{NotReady, RecycleFailed, ReloadFailed};
 use troop_core::text::{escaped, lines};
 
 use crate::WorkerId;
@@ -114,6 +115,15 @@ pub enum Error {
         /// The last lines that this worker wrote to standard error, if they were collected.
         last_lines: Option<String>,
     },
+    /// A reload did not replace all workers.
+    #[error("cannot reload: {0}")]
+    Reload(Box<ReloadFailed>),
+    /// A worker was not recycled.
+    #[error("cannot recycle the worker: {0}")]
+    Recycle(Box<RecycleFailed>),
+    /// The workers are not as they should be, and waiting for that is of no use.
+    #[error("cannot wait for the workers: {0}")]
+    NotReady(Box<NotReady>),
     /// This process, or the system, is short of descriptors or memory. Said once per ten seconds,
     /// with how often it happened since.
     #[error("cannot {doing}: {advice} ({times} times since this was last said)")]
@@ -157,6 +167,24 @@ impl From<io::Error> for Error {
     }
 }
 
+impl From<ReloadFailed> for Error {
+    fn from(failed: ReloadFailed) -> Error {
+        Error::Reload(Box::new(failed))
+    }
+}
+
+impl From<RecycleFailed> for Error {
+    fn from(failed: RecycleFailed) -> Error {
+        Error::Recycle(Box::new(failed))
+    }
+}
+
+impl From<NotReady> for Error {
+    fn from(failed: NotReady) -> Error {
+        Error::NotReady(Box::new(failed))
+    }
+}
+
 impl Error {
     pub(crate) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
         move |source| Error::Io { doing, source }
@@ -185,11 +213,22 @@ impl Error {
     #[must_use]
     pub fn chain(&self) -> String {
         let mut text = self.causes();
-        if let Error::GaveUp { last_lines: Some(tail), .. } = self {
+        if let Some(tail) = self.last_lines() {
             text.push_str("; the last lines of its standard error:\n");
             text.push_str(&lines(tail.trim_end(), "    | "));
         }
         text
+    }
+
+    /// The last lines of the worker at fault.
+    fn last_lines(&self) -> Option<&str> {
+        match self {
+            Error::GaveUp { last_lines, .. } => last_lines.as_deref(),
+            Error::Reload(failed) => failed.last_lines(),
+            Error::Recycle(failed) => failed.last_lines(),
+            Error::NotReady(failed) => failed.last_lines(),
+            _ => None,
+        }
     }
 
     /// The error, its causes, and what helps, in one line.
@@ -220,12 +259,9 @@ impl Error {
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.causes().replace('\n', " "))?;
-        match self {
-            Error::GaveUp { last_lines: Some(tail), .. } => match telling_line(tail) {
-                Some(line) => write!(f, ": {}", escaped(line)),
-                None => Ok(()),
-            },
-            _ => Ok(()),
+        match self.last_lines().and_then(telling_line) {
+            Some(line) => write!(f, ": {}", escaped(line)),
+            None => Ok(()),
         }
     }
 }

@@ -30,7 +30,10 @@
 //!   primary *and* in every worker.
 //! - [`Cluster::builder`] configures a cluster; [`Builder::run`] supervises it, [`Builder::start`]
 //!   gives a [`Cluster`] to steer from a tokio program, in Node's words: [`fork`](Cluster::fork),
-//!   [`workers`](Cluster::workers), [`disconnect`](Cluster::disconnect).
+//!   [`workers`](Cluster::workers), [`disconnect`](Cluster::disconnect). Supervised clusters are
+//!   steered by operations that say how they ended: [`ready`](Cluster::ready),
+//!   [`reload`](Cluster::reload), [`recycle`](Cluster::recycle), [`scale`](Cluster::scale),
+//!   [`pause`](Cluster::pause), [`stop`](Cluster::stop).
 //! - [`Worker`] is the worker's side, [`blocking::Worker`] the same for plain threads. [`worker`]
 //!   is for programs that are only ever workers; without a primary they run alone, and listen by
 //!   themselves.
@@ -55,7 +58,8 @@
 //! 4. A fork that fails reports why, and leaves nothing behind.
 //!
 //! # Cancelling
-//! Dropping a future of [`Cluster`] or [`WorkerHandle`] does not take back what was asked for. The
+//! Dropping a future of [`Cluster`] or [`WorkerHandle`] does not take back what was asked for. An
+//! [`Operation`](supervise::Operation) is asked for when its method is called, even if it is never polled. The
 //! methods that say *cancel safe* can be used in `select!`: a dropped call has done all or nothing.
 //!
 //! # When the other side dies

@@ -16,8 +16,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use troop::snapshot::Phase;
-use troop::supervise::Progress;
-use troop::{Cluster, Event, Events, WorkerId};
+use troop::supervise::RecycleFailed;
+use troop::{Cluster, Events, WorkerId};
 
 use super::door::{self, Door};
 use super::{Answer, App, Ask, Failure, Request, VERSION};
@@ -39,11 +39,8 @@ const MOST_WAITING: usize = 8;
 /// Bytes of queued events per client.
 const FOLLOWER_BYTES: usize = 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Interval and number of checks whether the start is over.
-const SETTLE_LOOK: Duration = Duration::from_millis(200);
-const SETTLE_LOOKS: usize = 50;
-/// Time to wait for the last lines of a worker.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+/// Time after which memory that the start needed is released in any case.
+const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// The app that a primary runs, besides its cluster.
 #[derive(Debug)]
@@ -129,14 +126,7 @@ pub(crate) fn start(
 
 /// Releases memory that only the start needed, when all workers are ready.
 async fn report_start(cluster: &Cluster) {
-    for _ in 0..SETTLE_LOOKS {
-        tokio::time::sleep(SETTLE_LOOK).await;
-        let Ok(snapshot) = cluster.snapshot().await else { return };
-        let ready = snapshot.workers.iter().filter(|worker| worker.ready == Some(true)).count();
-        if ready >= snapshot.wanted.unwrap_or(1) {
-            break;
-        }
-    }
+    let _ = timeout(START_LIMIT, cluster.ready()).await;
     troop::program::own_code::release();
 }
 
@@ -238,26 +228,13 @@ impl Server {
                     return Ok(Err(failure));
                 }
                 self.restarting.ask();
-                if let Err(e) = self.cluster.stop() {
-                    return Ok(Err(failed(&e)));
-                }
+                drop(self.cluster.stop());
                 send_answer(stream, &Answer::Done(json!({ "restarting": true }))).await?;
                 std::future::pending().await
             }
             Ask::Stop { quick } => {
                 self.restarting.take_back();
-                let phase = match self.cluster.snapshot().await {
-                    Ok(snapshot) => snapshot.phase,
-                    Err(e) => return Ok(Err(failed(&e))),
-                };
-                // A second call of `stop` kills the workers, which only `quick` asks for.
-                let calls = match (phase, quick) {
-                    (Phase::Stopping, _) => usize::from(quick),
-                    (_, quick) => 1 + usize::from(quick),
-                };
-                if let Err(e) = (0..calls).try_for_each(|_| self.cluster.stop()) {
-                    return Ok(Err(failed(&e)));
-                }
+                drop(if quick { self.cluster.stop_now() } else { self.cluster.stop() });
                 send_answer(stream, &Answer::Done(json!({ "stopping": true }))).await?;
                 // The client waits for the end of the process, which comes before this completes.
                 std::future::pending().await
@@ -352,32 +329,25 @@ impl Server {
 
     /// Replaces one worker.
     async fn recycle(&self, worker: u32) -> Result<Value, Failure> {
-        let (mut events, worker) = (self.cluster.events(), WorkerId(worker));
+        let worker = WorkerId(worker);
         if self.cluster.worker(worker).is_none() {
             return Err(Failure::new("no-worker", format!("there is no worker {worker}")));
         }
-        if !self.cluster.recycle(worker, "it was asked for").await.map_err(|e| failed(&e))? {
-            return Err(Failure::new("busy", "others are being replaced, or it is leaving"));
-        }
-        while let Some(event) = events.recv().await {
-            match event {
-                Event::Supervision(Progress::Replaced { old, new }) if old == worker => {
-                    return Ok(json!({ "replaced": 1, "new": new }));
-                }
-                Event::Supervision(Progress::RecycleFailed { reason, .. }) => {
-                    return Err(Failure::new("failed", reason));
-                }
-                Event::Supervision(Progress::ReloadStarted { .. }) => {
-                    return Err(Failure::new("busy", "all are being replaced now"));
-                }
-                Event::Supervision(Progress::Stopping) => break,
-                Event::Exit { worker: ended, .. } if ended.id() == worker => {
-                    return Err(Failure::new("failed", "it ended by itself meanwhile"));
-                }
-                _ => {}
+        let failed = match self.cluster.recycle(worker, "it was asked for").await {
+            Ok(new) => return Ok(json!({ "replaced": 1, "new": new })),
+            Err(failed) => failed,
+        };
+        Err(match failed {
+            RecycleFailed::Reloading => Failure::new("busy", "all are being replaced now"),
+            RecycleFailed::NotInService | RecycleFailed::UnderWay | RecycleFailed::Paused => {
+                Failure::new("busy", "others are being replaced, or it is leaving")
             }
-        }
-        Err(Failure::new("over", "the app is stopping"))
+            RecycleFailed::Ended => Failure::new("failed", "it ended by itself meanwhile"),
+            RecycleFailed::Stopping | RecycleFailed::Over => {
+                Failure::new("over", "the app is stopping")
+            }
+            failed => Failure::new("failed", failed.to_string()),
+        })
     }
 
     async fn scale(&self, workers: Option<usize>, by: i64) -> Result<Value, Failure> {
@@ -392,8 +362,21 @@ impl Server {
             );
             return Err(Failure::new("bad-request", text));
         }
-        self.cluster.scale(after).map_err(|e| Failure::new("bad-request", e.chain()))?;
+        self.begin_scaling(after).await?;
         Ok(json!({ "before": before, "workers": after }))
+    }
+
+    /// Changes the number of workers, and does not wait for them.
+    async fn begin_scaling(&self, workers: usize) -> Result<(), Failure> {
+        let refused = tokio::select! {
+            biased;
+            result = self.cluster.scale(workers) => result.err(),
+            () = std::future::ready(()) => None,
+        };
+        match refused {
+            Some(e @ troop::Error::Settings(_)) => Err(Failure::new("bad-request", e.chain())),
+            _ => Ok(()),
+        }
     }
 
     async fn schedule(&self, listener: Option<String>, policy: &str) -> Result<Value, Failure> {

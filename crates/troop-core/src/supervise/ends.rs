@@ -9,8 +9,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Cause, Config, ExitHow, GiveUp, Order, Outcome, Progress, RunState, Slot, SlotWorker,
-    Supervisor, Time, Vacancy, WhenFailed,
+    Cause, Config, ExitHow, GiveUp, Order, Outcome, Progress, ReplaceFailure, RunState, Slot,
+    SlotWorker, Supervisor, Time, Vacancy, WhenFailed,
 };
 
 /// How far a worker had come when it ended.
@@ -65,7 +65,7 @@ impl Health {
 
 impl Config {
     /// Whether a worker that ended so has done what it was to do.
-    fn is_finished(&self, how: ExitHow) -> bool {
+    pub(super) fn is_finished(&self, how: ExitHow) -> bool {
         how.is_success()
             || matches!(how, ExitHow::Code(code) if self.restart.final_codes.contains(&code))
     }
@@ -93,6 +93,7 @@ impl Supervisor {
             self.orders.push_back(Order::Admit(successor.worker));
             if let Some(round) = &mut self.round {
                 round.let_go(slot);
+                round.started += 1;
             }
             self.advance(now);
             return;
@@ -102,7 +103,10 @@ impl Supervisor {
             .as_ref()
             .is_some_and(|round| round.is_of(slot, member.generation, self.generation));
         if is_new {
-            self.fail_round(now, format!("the new worker ended with {how}"));
+            self.fail_round(
+                now,
+                ReplaceFailure::Ended { worker: member.worker, how, last_lines: None },
+            );
             if self.phase != RunState::Running {
                 return;
             }
@@ -132,7 +136,7 @@ impl Supervisor {
             .find(|(_, how)| !self.config.is_finished(*how));
         self.end(
             now,
-            failure.map_or(Outcome::Stopped, |(worker, how)| {
+            failure.map_or(Outcome::Stopped { killed: Vec::new() }, |(worker, how)| {
                 Outcome::GaveUp(GiveUp::AllEnded { worker, how })
             }),
         );
@@ -349,6 +353,7 @@ impl Supervisor {
         self.health.looked = now;
         if self.phase != RunState::Running {
             self.health.down_since = None;
+            self.answer_due(now);
             return;
         }
         let (mut ready, mut awaited, mut lost) = (0_usize, 0_usize, 0_usize);
@@ -399,5 +404,6 @@ impl Supervisor {
                 GiveUp::NotReady { been_ready: self.health.been_ready, within: self.down_limit() },
             );
         }
+        self.answer_due(now);
     }
 }

@@ -1,7 +1,8 @@
 //! How workers leave: singly for a successor, all of them for a pause or the end.
 
 use super::{
-    Afterwards, LINGER, Leaving, Order, Outcome, Progress, RunState, SlotWorker, Supervisor, Time,
+    Afterwards, Answer, LINGER, Leaving, Order, Outcome, Progress, RecycleFailed, ReloadFailed,
+    ReplaceFailure, RunState, SlotWorker, Supervisor, Time,
 };
 
 impl Supervisor {
@@ -32,28 +33,32 @@ impl Supervisor {
 
     // ---- stopping ----
 
-    /// Finish all workers, then report [`Order::Finish`]. A second call kills what is left.
+    /// Finishes all workers, then reports [`Order::Finish`]. Without effect while stopping.
     pub fn stop(&mut self, now: Time) {
         self.due.set(None);
         match self.phase {
             RunState::Running | RunState::Idle => {
                 self.orders.push_back(Order::Tell(Progress::Stopping));
-                self.end(now, Outcome::Stopped);
+                self.end(now, Outcome::Stopped { killed: Vec::new() });
             }
-            RunState::Stopping(_) => {
-                for leaving in &mut self.leaving {
-                    if !std::mem::replace(&mut leaving.killed, true) {
-                        self.orders.push_back(Order::Kill(leaving.worker));
-                    }
-                }
+            RunState::Stopping(_) | RunState::Finished => {}
+        }
+    }
+
+    /// Kills what is left, then reports [`Order::Finish`].
+    pub fn stop_now(&mut self, now: Time) {
+        self.stop(now);
+        for leaving in &mut self.leaving {
+            if !std::mem::replace(&mut leaving.killed, true) {
+                self.orders.push_back(Order::Kill(leaving.worker));
             }
-            RunState::Finished => {}
         }
     }
 
     pub(super) fn end(&mut self, now: Time, outcome: Outcome) {
         self.phase = RunState::Stopping(outcome);
         self.empty(now);
+        self.answer_due(now);
         self.finish_if_done();
     }
 
@@ -61,9 +66,11 @@ impl Supervisor {
     fn empty(&mut self, now: Time) {
         self.rejected = None;
         if let Some(round) = self.round.take() {
-            self.orders.push_back(Order::Tell(
-                round.failure("all workers are being ended".into(), Afterwards::Ends),
-            ));
+            let mut told = round.failure(ReplaceFailure::Ending, Afterwards::Ends);
+            if let Some(Order::Answer(_, answer)) = told.last_mut() {
+                self.overtake(answer);
+            }
+            self.orders.extend(told);
         }
         let mut members = Vec::new();
         for state in &mut self.slots {
@@ -73,6 +80,19 @@ impl Supervisor {
         self.orders.retain(|order| !matches!(order, Order::Fork(_)));
         for member in members {
             self.leave(now, member);
+        }
+    }
+
+    /// What replaces workers is over because all of them are being ended.
+    fn overtake(&self, answer: &mut Answer) {
+        let is_stopping = matches!(self.phase, RunState::Stopping(Outcome::Stopped { .. }));
+        match answer {
+            Answer::Reload(result) if is_stopping => *result = Err(ReloadFailed::Stopped),
+            Answer::Recycle(result) if self.phase == RunState::Idle => {
+                *result = Err(RecycleFailed::Paused);
+            }
+            Answer::Recycle(result) => *result = Err(RecycleFailed::Stopping),
+            _ => {}
         }
     }
 
@@ -124,7 +144,11 @@ impl Supervisor {
         if self.leaving.is_empty()
             && let RunState::Stopping(outcome) = &self.phase
         {
-            self.orders.push_back(Order::Finish(outcome.clone()));
+            let mut outcome = outcome.clone();
+            if let Outcome::Stopped { killed } = &mut outcome {
+                *killed = std::mem::take(&mut self.killed);
+            }
+            self.orders.push_back(Order::Finish(outcome));
             self.phase = RunState::Finished;
         }
     }

@@ -8,6 +8,7 @@ mod config;
 mod ends;
 mod expect;
 mod leave;
+mod operation;
 mod order;
 mod replace;
 mod restart;
@@ -24,6 +25,10 @@ use crate::id::{Time, WorkerId};
 pub use config::{Config, ReadyWhen, ReplacePolicy, Restart, RestartPolicy, WhenFailed};
 use ends::{Health, Level, Life};
 pub use expect::Claim;
+use operation::Waiting;
+pub use operation::{
+    Answer, NotReady, RecycleFailed, ReloadFailed, Reloaded, ReplaceFailure, Request, Ticket,
+};
 pub use order::{Afterwards, Cause, GiveUp, Order, Outcome, Progress, Slot};
 use restart::Restarts;
 use round::Round;
@@ -134,6 +139,13 @@ pub enum SupervisorState {
     Stopping,
 }
 
+/// A reload that has replaced all workers.
+#[derive(Debug, Serialize, Deserialize)]
+struct Unchecked {
+    ticket: Option<Ticket>,
+    done: Reloaded,
+}
+
 /// A slot without a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Vacancy {
@@ -167,6 +179,12 @@ pub struct Supervisor {
     /// A generation that was rejected and is still there in part, and when it is tried again to
     /// replace that.
     rejected: Option<(u32, Option<Time>)>,
+    /// A reload that has replaced all workers, while the shell checks whether clients reach them.
+    unchecked: Option<Unchecked>,
+    /// Requests that are answered later.
+    waiting: Vec<Waiting>,
+    /// Workers that had to be killed since the end began.
+    killed: Vec<WorkerId>,
     phase: RunState,
     health: Health,
     orders: VecDeque<Order>,
@@ -187,6 +205,9 @@ impl Supervisor {
             generation: 1,
             round: None,
             rejected: None,
+            unchecked: None,
+            waiting: Vec::new(),
+            killed: Vec::new(),
             phase: RunState::Running,
             health: Health::new(config.restart.been_ready),
             orders: VecDeque::new(),
@@ -343,7 +364,7 @@ impl Supervisor {
         }
         let is_new = self.round.as_ref().is_some_and(|round| round.is_at(slot.0));
         if is_new {
-            self.fail_round(now, format!("the new worker could not be started: {reason}"));
+            self.fail_round(now, ReplaceFailure::NotStarted { reason: reason.clone() });
         }
         if !matches!(self.phase, RunState::Running) || self.slots[slot.0].current.is_some() {
             return;
@@ -448,13 +469,18 @@ impl Supervisor {
     /// A worker's process ended.
     pub fn exited(&mut self, now: Time, worker: WorkerId, how: ExitHow) {
         self.due.set(None);
-        self.leaving.retain(|l| l.worker != worker);
+        if let Some(at) = self.leaving.iter().position(|l| l.worker == worker)
+            && self.leaving.remove(at).killed
+            && self.is_stopping()
+        {
+            self.killed.push(worker);
+        }
         let position = |get: fn(&SlotState) -> Option<SlotWorker>, slots: &[SlotState]| {
             slots.iter().position(|p| get(p).is_some_and(|m| m.worker == worker))
         };
         if let Some(slot) = position(|p| p.successor, &self.slots) {
             self.slots[slot].successor = None;
-            self.fail_round(now, format!("the new worker ended with {how}"));
+            self.fail_round(now, ReplaceFailure::Ended { worker, how, last_lines: None });
             self.fill(now);
         } else if let Some(slot) = position(|p| p.current, &self.slots) {
             if let Some(member) = self.slots[slot].current.take()

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Answer, Ticket};
 use crate::event::{Address, ExitHow};
 use crate::id::WorkerId;
 use crate::text::counted;
@@ -32,7 +33,12 @@ pub enum Order {
     Kill(WorkerId),
     /// Report.
     Tell(Progress),
-    /// All is over; nothing runs any more.
+    /// Check whether clients reach the listeners, then call
+    /// [`Supervisor::listeners_checked`](super::Supervisor::listeners_checked).
+    CheckListeners,
+    /// An operation that was [requested](super::Supervisor::request) is over.
+    Answer(Ticket, Answer),
+    /// All is over; nothing runs any more. Also the answer to everyone who waits for the end.
     Finish(Outcome),
 }
 
@@ -40,9 +46,21 @@ pub enum Order {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// It was asked to stop, or all workers have ended as they may.
-    Stopped,
+    Stopped {
+        /// Workers that did not finish within their grace period, or were not given the time, and
+        /// were killed.
+        killed: Vec<WorkerId>,
+    },
     /// The workers could not be kept running.
     GaveUp(GiveUp),
+}
+
+impl Outcome {
+    /// It ended as it was asked to, and every worker finished by itself.
+    #[must_use]
+    pub fn is_graceful(&self) -> bool {
+        matches!(self, Outcome::Stopped { killed } if killed.is_empty())
+    }
 }
 
 /// Why a worker is not there.

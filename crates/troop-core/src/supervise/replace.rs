@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use super::expect::{Claim, Claims, Lacking};
 use super::round::{Active, Round, Step, Why};
-use super::{Afterwards, Order, Progress, RunState, Slot, SlotWorker, Supervisor};
+use super::{
+    Afterwards, Answer, Order, Progress, RecycleFailed, ReloadFailed, Reloaded, ReplaceFailure,
+    RunState, Slot, SlotWorker, Supervisor, Ticket, Unchecked,
+};
 use crate::id::{Time, WorkerId};
 
 /// The pause before it is tried again to replace what a failed reload has brought.
@@ -21,15 +24,29 @@ impl Supervisor {
     /// The same; an old worker that holds a claimed address leaves only when a new worker listens
     /// there too.
     pub fn reload_with(&mut self, now: Time, claims: Vec<Claim>) {
+        self.begin_reload(now, claims, None);
+    }
+
+    pub(super) fn begin_reload(&mut self, now: Time, claims: Vec<Claim>, ticket: Option<Ticket>) {
         self.due.set(None);
         let revives = self.phase == RunState::Idle;
-        if !(self.phase == RunState::Running || revives)
-            || self.round.as_ref().is_some_and(|round| !round.is_recycling())
-        {
+        let refused = if !(self.phase == RunState::Running || revives) {
+            Some(ReloadFailed::Stopping)
+        } else if self.round.as_ref().is_some_and(|round| !round.is_recycling()) {
+            Some(ReloadFailed::UnderWay)
+        } else {
+            None
+        };
+        if let Some(refused) = refused {
             self.orders.push_back(Order::Tell(Progress::ReloadRefused));
+            if let Some(ticket) = ticket {
+                self.answer(ticket, Answer::Reload(Err(refused)));
+            }
             return;
         }
-        self.abandon(now);
+        if let Some(recycling) = self.abandon(now) {
+            self.orders.extend(recycling.answer(Answer::Recycle(Err(RecycleFailed::Reloading))));
+        }
         if revives {
             self.wake();
         }
@@ -46,7 +63,7 @@ impl Supervisor {
         };
         let (late, early): (Vec<_>, Vec<_>) = (0..self.slots.len()).partition(has_own);
         let todo = early.into_iter().chain(late).collect();
-        self.begin_round(Why::Reload, todo, round_claims);
+        self.begin_round(Why::Reload, todo, round_claims, ticket);
         if let Some(round) = &mut self.round {
             (round.proven, round.revives) = (false, revives);
         }
@@ -54,9 +71,19 @@ impl Supervisor {
         self.look(now);
     }
 
-    fn begin_round(&mut self, why: Why, todo: VecDeque<usize>, claims: Claims) {
+    fn begin_round(
+        &mut self,
+        why: Why,
+        todo: VecDeque<usize>,
+        claims: Claims,
+        ticket: Option<Ticket>,
+    ) {
         self.round = Some(Round {
             why,
+            ticket,
+            replaced: 0,
+            started: 0,
+            successor: None,
             todo,
             active: Vec::new(),
             proven: true,
@@ -80,23 +107,39 @@ impl Supervisor {
         reason: String,
         claims: Vec<Claim>,
     ) -> bool {
+        self.begin_recycle(now, worker, reason, claims, None).is_ok()
+    }
+
+    pub(super) fn begin_recycle(
+        &mut self,
+        now: Time,
+        worker: WorkerId,
+        reason: String,
+        claims: Vec<Claim>,
+        ticket: Option<Ticket>,
+    ) -> Result<(), RecycleFailed> {
         self.due.set(None);
-        if self.phase != RunState::Running
-            || self.round.is_some()
-            || self.leaving.iter().any(|l| l.worker == worker)
-        {
-            return false;
+        match self.phase {
+            RunState::Running => {}
+            RunState::Idle => return Err(RecycleFailed::Paused),
+            RunState::Stopping(_) | RunState::Finished => return Err(RecycleFailed::Stopping),
+        }
+        if self.round.is_some() {
+            return Err(RecycleFailed::UnderWay);
+        }
+        if self.leaving.iter().any(|l| l.worker == worker) {
+            return Err(RecycleFailed::NotInService);
         }
         let is_it = |member: &SlotWorker| member.worker == worker;
         let Some(slot) =
             self.slots.iter().position(|state| state.current.as_ref().is_some_and(is_it))
         else {
-            return false;
+            return Err(RecycleFailed::NotInService);
         };
         self.orders.push_back(Order::Tell(Progress::Recycling { worker, reason }));
-        self.begin_round(Why::Recycle(worker), [slot].into(), Claims::new(claims));
+        self.begin_round(Why::Recycle(worker), [slot].into(), Claims::new(claims), ticket);
         self.advance(now);
-        true
+        Ok(())
     }
 
     /// After a reload that failed, and what it started them with was taken back: replaces those
@@ -128,7 +171,7 @@ impl Supervisor {
             self.rejected = None;
         } else {
             self.orders.push_back(Order::Tell(Progress::RollingBack { workers: todo.len() }));
-            self.begin_round(Why::RollBack, todo, Claims::default());
+            self.begin_round(Why::RollBack, todo, Claims::default(), None);
             self.advance(now);
         }
     }
@@ -136,7 +179,8 @@ impl Supervisor {
     pub(super) fn advance(&mut self, now: Time) {
         let mut at = 0;
         while let Some(active) = self.round.as_ref().and_then(|round| round.active.get(at)) {
-            match self.look_at(now, active.slot, active.step, active.deadline) {
+            let slot = active.slot;
+            match self.look_at(now, slot, active.step, active.deadline) {
                 Found::Waits => at += 1,
                 Found::Done => {
                     if let Some(round) = &mut self.round {
@@ -151,8 +195,10 @@ impl Supervisor {
                     return;
                 }
                 Found::Late => {
-                    let timeout = self.config.replace.ready_timeout.as_secs();
-                    self.fail_round(now, format!("the new worker was not ready after {timeout} s"));
+                    let state = &self.slots[slot];
+                    let worker = state.successor.or(state.current).map(|member| member.worker);
+                    let within = self.config.replace.ready_timeout;
+                    self.fail_round(now, ReplaceFailure::NotReady { worker, within });
                     self.fill(now);
                     return;
                 }
@@ -162,12 +208,45 @@ impl Supervisor {
         if self.round.as_ref().is_some_and(|round| round.todo.is_empty() && round.active.is_empty())
             && let Some(round) = self.round.take()
         {
-            match round.why {
-                Why::Reload => self.orders.push_back(Order::Tell(Progress::ReloadFinished)),
-                Why::RollBack => self.rejected = None,
-                Why::Recycle(_) => {}
+            self.finish_round(round);
+        }
+    }
+
+    /// All that were to be replaced have been, or are gone.
+    fn finish_round(&mut self, round: Round) {
+        match round.why {
+            Why::Reload => {
+                let Round { ticket, replaced, started, .. } = round;
+                let done = Reloaded { replaced, started, ..Reloaded::default() };
+                self.unchecked = Some(Unchecked { ticket, done });
+                self.orders.push_back(Order::CheckListeners);
+            }
+            Why::RollBack => self.rejected = None,
+            Why::Recycle(_) => {
+                let result = round.successor.ok_or(RecycleFailed::Ended);
+                self.orders.extend(round.answer(Answer::Recycle(result)));
             }
         }
+    }
+
+    /// The shell has checked, as [`Order::CheckListeners`] says, whether clients reach the workers
+    /// that a reload has brought; these addresses they do not. The next orders say how the reload
+    /// ended.
+    pub fn listeners_checked(&mut self, unreachable: Vec<String>) {
+        let Some(Unchecked { ticket, done }) = self.unchecked.take() else { return };
+        let (progress, result) = if unreachable.is_empty() {
+            (Progress::ReloadFinished, Ok(done))
+        } else {
+            let reason = ReplaceFailure::Unreachable { addresses: unreachable };
+            let then = Afterwards::Replaced;
+            let progress = Progress::ReloadFailed { reason: reason.to_string(), then };
+            (progress, Err(ReloadFailed::Failed { reason, replaced: done.replaced, then }))
+        };
+        // Before what has been ordered since.
+        if let Some(ticket) = ticket {
+            self.orders.push_front(Order::Answer(ticket, Answer::Reload(result)));
+        }
+        self.orders.push_front(Order::Tell(progress));
     }
 
     fn look_at(&mut self, now: Time, slot: usize, step: Step, deadline: Time) -> Found {
@@ -217,6 +296,11 @@ impl Supervisor {
             self.make_way(now, old);
         } else if let Step::Filling(Some(old)) = step {
             self.orders.push_back(Order::Tell(Progress::Replaced { old, new: new.worker }));
+        }
+        if let Some(round) = &mut self.round {
+            let is_first = old.is_none() && step == Step::Filling(None);
+            *(if is_first { &mut round.started } else { &mut round.replaced }) += 1;
+            round.successor = Some(new.worker);
         }
         Found::Done
     }
@@ -286,7 +370,7 @@ impl Supervisor {
         if now >= deadline {
             let where_to = round.claims.listed(worker);
             let hint = if round.is_reload() { "; `--allow-moved` permits it" } else { "" };
-            return Found::Lacks(match claim.holders.as_slice() {
+            let reason = match claim.holders.as_slice() {
                 _ if claim.is_shared => {
                     format!(
                         "the new worker does not listen on {at}, where the old ones do, but {where_to}{hint}"
@@ -298,7 +382,9 @@ impl Supervisor {
                         "no new worker listens on {at}, where worker {holder} did; the newest one listens {where_to}{hint}"
                     )
                 }
-            });
+            };
+            let address = at.clone();
+            return Found::Lacks(ReplaceFailure::NotListening { worker, address, reason });
         }
         let awaited = round.active.iter_mut().find(|active| active.slot == slot);
         if awaited.is_some_and(|active| !std::mem::replace(&mut active.is_awaited, true)) {
@@ -397,9 +483,9 @@ impl Supervisor {
     }
 
     /// Gives up what is being replaced: those that are not ready leave again.
-    fn abandon(&mut self, now: Time) {
-        let Some(round) = self.round.take() else { return };
-        for Active { slot, step, .. } in round.active {
+    fn abandon(&mut self, now: Time) -> Option<Round> {
+        let mut round = self.round.take()?;
+        for Active { slot, step, .. } in std::mem::take(&mut round.active) {
             let state = &mut self.slots[slot];
             let unready =
                 if step == Step::Beside { state.successor.take() } else { state.current.take() };
@@ -411,23 +497,23 @@ impl Supervisor {
                 self.leave_unready(now, unready);
             }
         }
+        Some(round)
     }
 
-    pub(super) fn fail_round(&mut self, now: Time, reason: String) {
-        let Some(round) = &self.round else { return };
-        let (why, revives) = (round.why.clone(), round.revives);
-        if why == Why::RollBack {
+    pub(super) fn fail_round(&mut self, now: Time, reason: ReplaceFailure) {
+        let Some(round) = self.abandon(now) else { return };
+        let revives = round.revives;
+        if round.why == Why::RollBack {
             self.rejected =
                 self.rejected.map(|(generation, _)| (generation, Some(now + ROLL_BACK_PAUSE)));
         }
-        self.abandon(now);
         // Told before anything else is started, so that it can be started with something else.
         let then = match (self.is_down(now), revives) {
             (false, _) => Afterwards::GoesOn,
             (true, false) => Afterwards::Retries,
             (true, true) => Afterwards::Paused,
         };
-        self.orders.push_back(Order::Tell(why.failure(reason, then)));
+        self.orders.extend(round.failure(reason, then));
         if then == Afterwards::Paused {
             self.rest(now);
         } else if revives {
@@ -486,5 +572,5 @@ enum Found {
     /// The new worker does not listen where only its predecessor does, and another one may.
     PutOff,
     /// The new worker does not listen where it has to.
-    Lacks(String),
+    Lacks(ReplaceFailure),
 }

@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::expect::Claims;
-use super::{Afterwards, Progress};
+use super::{
+    Afterwards, Answer, Order, Progress, RecycleFailed, ReloadFailed, ReplaceFailure, Ticket,
+};
 use crate::event::Address;
 use crate::id::{Time, WorkerId};
 
@@ -19,7 +21,7 @@ pub(super) enum Why {
 }
 
 impl Why {
-    pub(super) fn failure(&self, reason: String, then: Afterwards) -> Progress {
+    fn failure(&self, reason: String, then: Afterwards) -> Progress {
         match self {
             Why::Recycle(worker) => Progress::RecycleFailed { worker: *worker, reason },
             Why::Reload => Progress::ReloadFailed { reason, then },
@@ -53,6 +55,14 @@ pub(super) struct Active {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Round {
     pub(super) why: Why,
+    /// Who is told how it ended.
+    pub(super) ticket: Option<Ticket>,
+    /// Workers that have been replaced.
+    pub(super) replaced: usize,
+    /// Workers that were started in slots that had none.
+    pub(super) started: usize,
+    /// The last one that took over.
+    pub(super) successor: Option<WorkerId>,
     /// Slots still to be done, the next one first.
     pub(super) todo: VecDeque<usize>,
     pub(super) active: Vec<Active>,
@@ -92,8 +102,20 @@ impl Round {
     }
 
     /// What is told when it is given up.
-    pub(super) fn failure(&self, reason: String, then: Afterwards) -> Progress {
-        self.why.failure(reason, then)
+    pub(super) fn failure(&self, reason: ReplaceFailure, then: Afterwards) -> Vec<Order> {
+        let progress = Order::Tell(self.why.failure(reason.to_string(), then));
+        let answer = match self.why {
+            Why::Reload => {
+                Answer::Reload(Err(ReloadFailed::Failed { reason, replaced: self.replaced, then }))
+            }
+            Why::Recycle(_) => Answer::Recycle(Err(RecycleFailed::Failed(reason))),
+            Why::RollBack => return vec![progress],
+        };
+        std::iter::once(progress).chain(self.answer(answer)).collect()
+    }
+
+    pub(super) fn answer(&self, answer: Answer) -> Option<Order> {
+        self.ticket.map(|ticket| Order::Answer(ticket, answer))
     }
 
     pub(super) fn listens_at(&mut self, worker: WorkerId, at: Vec<Address>) {

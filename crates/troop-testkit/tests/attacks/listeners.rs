@@ -73,12 +73,13 @@ async fn workers_that_remove_the_path_before_they_listen_are_reached_from_the_st
         served_by.insert(served(&path).await.unwrap());
     }
     assert_eq!(served_by.len(), 4, "all take part: {served_by:?}");
-    troop.cluster.reload().unwrap();
+    let reload = troop.cluster.reload();
     troop
         .until("the reload", |e| {
             matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(())
         })
         .await;
+    reload.await.unwrap();
     all_listen(&mut troop, 4).await;
     for _ in 0..8 {
         assert!(!served_by.contains(&served(&path).await.unwrap()), "the new ones serve");
@@ -215,12 +216,13 @@ async fn a_shared_port_that_a_worker_shuts_down_listens_again_and_that_is_said()
     until_port_serves(port, "afterwards").await;
     // A reload is no success while the port is dead.
     assert_eq!(shut_down_listeners(troop.cluster.workers().remove(0).pid()), 1);
-    troop.cluster.reload().unwrap();
+    let reload = troop.cluster.reload();
     troop
         .until("the reload", |e| {
             matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(())
         })
         .await;
+    reload.await.unwrap();
     assert!(
         troop_testkit::ask(port, "").await.is_ok_and(|answer| !answer.is_empty()),
         "the new ones serve"

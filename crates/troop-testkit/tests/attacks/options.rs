@@ -126,8 +126,9 @@ async fn a_shared_port_on_which_a_worker_sets_what_turns_clients_away_is_as_it_w
     until_served(port, "afterwards").await;
     // What cannot be read off the socket itself, and a reload at once.
     require_key(&listeners_of(worker.pid())[0]);
-    troop.cluster.reload().unwrap();
+    let reload = troop.cluster.reload();
     reloaded(&mut troop).await;
+    reload.await.unwrap();
     server_at(port).expect("a reload is no success while clients are turned away");
     assert!(troop.story().contains("TCP_MD5SIG"), "{}", troop.story());
 }
@@ -270,8 +271,9 @@ async fn a_port_that_workers_have_by_activation_is_as_it_was_within_a_while() {
         let why = restored(&mut troop).await;
         assert!(why.contains("shut down") && why.contains("by worker 1"), "{why}");
         assert_eq!(steered, !why.contains("1 or 2"), "a shard is one worker's: {why}");
-        troop.cluster.reload().unwrap();
+        let reload = troop.cluster.reload();
         reloaded(&mut troop).await;
+        reload.await.unwrap();
         let mut served = BTreeSet::new();
         wait_until("both serve", || {
             served.extend(server_at(port).ok());

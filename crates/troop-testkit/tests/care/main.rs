@@ -13,7 +13,8 @@ use troop::event::{Consequence, ExitHow, Violation};
 use troop::setup::{Output, Resource, Source, Stdio};
 use troop::snapshot::Phase;
 use troop::supervise::{
-    GiveUp, Progress, ReadyWhen, RecyclePolicy, Restart, RestartPolicy, WhenFailed,
+    Afterwards, GiveUp, Progress, ReadyWhen, RecyclePolicy, ReloadFailed, Restart, RestartPolicy,
+    WhenFailed,
 };
 use troop::{Builder, Cluster, Event, Setup, WorkerHandle};
 use troop_testkit::{PATIENCE, Troop, at_once, is_running, node_program, talk};
@@ -119,11 +120,12 @@ async fn ready_is_who_says_so_by_message() {
     first.try_send("go").unwrap();
     troop.until("the message", |e| matches!(e, Event::Message { .. }).then_some(())).await;
     assert_eq!(troop.cluster.snapshot().await.unwrap().workers[0].ready, Some(true));
-    troop.cluster.reload().unwrap();
+    let reload = troop.cluster.reload();
     let (second, _) = listening(&mut troop).await;
     assert!(is_running(first.pid()));
     second.try_send("go").unwrap();
     assert_eq!(replaced(&mut troop).await, (1, 2));
+    reload.await.unwrap();
     assert_eq!(
         troop
             .cluster
@@ -296,8 +298,10 @@ async fn an_app_without_a_ready_worker_keeps_its_port_and_comes_back_by_itself_o
     assert_eq!((down.phase, down.ready), (Phase::Degraded, 0), "{down:?}");
     assert!(down.last_end.as_deref().is_some_and(|end| end.contains("exit code 5")), "{down:?}");
     // A reload of what is still bad changes nothing.
-    troop.cluster.reload().unwrap();
+    let reload = troop.cluster.reload();
     progress(&mut troop, "the failure", |p| matches!(p, Progress::ReloadFailed { .. })).await;
+    let failed = reload.await.unwrap_err();
+    assert!(matches!(failed, ReloadFailed::Failed { then: Afterwards::Retries, .. }), "{failed:?}");
     let client = tokio::task::spawn_blocking(move || {
         talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n").unwrap()
     });
@@ -350,11 +354,16 @@ async fn a_reload_that_fails_is_taken_back_with_what_it_brought() {
     for _ in 0..2 {
         listening(&mut troop).await;
     }
-    troop.cluster.reload_as(Setup::new().env("V", "2")).unwrap();
+    let reload = troop.cluster.reload_as(Setup::new().env("V", "2"));
     let failed =
         progress(&mut troop, "the failure", |p| matches!(p, Progress::ReloadFailed { .. })).await;
     assert!(
         matches!(&failed, Progress::ReloadFailed { reason, .. } if reason.contains("exit code 9")),
+        "{failed:?}"
+    );
+    let failed = reload.await.unwrap_err();
+    assert!(
+        matches!(failed, ReloadFailed::Failed { replaced: 2, then: Afterwards::GoesOn, .. }),
         "{failed:?}"
     );
     progress(&mut troop, "the way back", |p| *p == Progress::RollingBack { workers: 2 }).await;
@@ -373,13 +382,13 @@ async fn a_pause_keeps_clients_waiting() {
         Cluster::builder().workers(1).replace(at_once()).setup(fixture(["line", "127.0.0.1:0"])),
     );
     let (worker, port) = listening(&mut troop).await;
-    troop.cluster.pause().unwrap();
+    troop.cluster.pause().await.unwrap();
     troop.exit(&worker).await;
     assert_eq!(troop.cluster.snapshot().await.unwrap().phase, Phase::Paused);
     let client = tokio::task::spawn_blocking(move || talk(([127, 0, 0, 1], port), ""));
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!client.is_finished());
-    troop.cluster.reload().unwrap();
+    assert_eq!(troop.cluster.reload().await.unwrap().started, 1);
     assert!(!client.await.unwrap().unwrap().is_empty());
 }
 

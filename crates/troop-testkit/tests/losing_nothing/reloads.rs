@@ -28,7 +28,7 @@ async fn reloads_lose_nothing(
     }
     let load = Load::start(request);
     for _ in 0..rounds() {
-        troop.cluster.reload().unwrap();
+        let reload = troop.cluster.reload();
         let outcome = troop
             .until("the end of the reload", |e| match e {
                 Event::Supervision(
@@ -38,6 +38,7 @@ async fn reloads_lose_nothing(
             })
             .await;
         assert_eq!(outcome, Progress::ReloadFinished);
+        assert_eq!(reload.await.unwrap().replaced, 2);
     }
     let (served, failures, answers) = load.end();
     assert!(
@@ -47,7 +48,7 @@ async fn reloads_lose_nothing(
         &failures[..failures.len().min(5)]
     );
     assert!(served > 20 && answers.len() >= generations, "{served} served by {answers:?}");
-    troop.cluster.stop().unwrap();
+    let stop = troop.cluster.stop();
     while let Some(event) =
         tokio::time::timeout(PATIENCE, troop.events.recv()).await.expect("the cluster ends")
     {
@@ -59,6 +60,7 @@ async fn reloads_lose_nothing(
             );
         }
     }
+    assert!(stop.await.unwrap().is_graceful());
 }
 
 fn over_tcp(port: u16) -> impl Fn() -> std::io::Result<String> {
@@ -180,12 +182,13 @@ async fn a_reload_of_an_only_worker_waits_for_all_servers_of_its_successor() {
     troop.until("the first server", listening).await;
     let second = troop.until("the second server", listening).await;
     let load = Load::start(move || talk(([127, 0, 0, 1], second), ""));
-    troop.cluster.reload().unwrap();
+    let reload = troop.cluster.reload();
     troop
         .until("the reload", |e| {
             matches!(e, Event::Supervision(Progress::ReloadFinished)).then_some(())
         })
         .await;
+    reload.await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let (served, failures, _) = load.end();
     assert!(

@@ -487,7 +487,7 @@ impl Builder {
         };
         let outcome = Span::of_primary().in_scope(|| driver.run_in_thread(observe))?;
         match outcome {
-            Outcome::Stopped => Ok(()),
+            Outcome::Stopped { .. } => Ok(()),
             Outcome::GaveUp(why) => {
                 let mut reason = why.to_string();
                 match (&why, &last_words) {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::PipeReader;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -13,7 +13,7 @@ use troop_core::WorkerId;
 use troop_core::primary::{WorkerState, WorkerStats, WorkerStatus};
 
 use super::output::Tail;
-use super::wake::{Command, DriverHandle};
+use super::wake::{Command, DriverHandle, Wake};
 use crate::channel::Mailbox;
 use crate::error::Result;
 use crate::message::Handle;
@@ -273,5 +273,15 @@ impl WorkerHandle {
     #[must_use]
     pub fn last_stderr(&self, patience: Duration) -> Option<String> {
         self.shared.tail.as_ref().map(|tail| tail.text(patience))
+    }
+
+    /// Has the driver woken when standard error ends. False if nothing of it is remembered.
+    pub(super) fn wakes_when_stderr_ends(&self, wake: Weak<Wake>) -> bool {
+        self.shared.tail.as_ref().map(|tail| tail.wake_at_end(wake)).is_some()
+    }
+
+    /// Whether its last lines are complete, or nothing of them is remembered.
+    pub(super) fn stderr_ended(&self) -> bool {
+        self.shared.tail.as_ref().is_none_or(|tail| tail.has_ended())
     }
 }

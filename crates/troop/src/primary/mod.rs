@@ -12,6 +12,7 @@ mod driver;
 mod handle;
 mod health;
 mod listener;
+mod operation;
 mod output;
 mod policies;
 mod relay;
@@ -28,6 +29,7 @@ use tokio::sync::oneshot;
 use troop_core::WorkerId;
 use troop_core::event::Address;
 use troop_core::policy::{Pattern, Scheduling};
+use troop_core::supervise::{NotReady, Outcome, RecycleFailed, ReloadFailed, Reloaded};
 
 pub use adopt::Adoption;
 pub use builder::{Builder, available_workers};
@@ -35,6 +37,7 @@ pub use cgroup::Cgroup;
 #[cfg(feature = "embed")]
 pub use direct_io::RelayIo;
 pub use handle::WorkerHandle;
+pub use operation::Operation;
 pub(crate) use output::MAX_BYTES as MAX_TAIL;
 pub use output::{Output, Source};
 pub use policies::{
@@ -221,13 +224,30 @@ impl Cluster {
     }
 
     /// Replaces supervised workers, each only after its successor is ready, as far as the
-    /// [`ReplacePolicy`](crate::supervise::ReplacePolicy) says so. Progress comes as events. If it fails, the
-    /// old workers that are left go on, and so do the new ones that have proven good: there is
-    /// nothing to go back to. With [`Cluster::reload_as`] there is.
+    /// [`ReplacePolicy`](crate::supervise::ReplacePolicy) says so, and answers when the last one has taken
+    /// over. Old workers may still be finishing then.
+    ///
+    /// If the reload fails, the old workers that are left go on, and so do the new ones that have
+    /// proven good: there is nothing to go back to. With [`Cluster::reload_as`] there is.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: troop::Cluster) -> troop::Result<()> {
+    /// use troop::supervise::ReloadFailed;
+    ///
+    /// match cluster.reload().await {
+    ///     Ok(done) => println!("{} workers replaced", done.replaced),
+    ///     Err(ReloadFailed::Failed { reason, then, .. }) => {
+    ///         eprintln!("{reason}, so {then:?}: {}", reason.last_lines().unwrap_or_default());
+    ///     }
+    ///     Err(refused) => return Err(refused.into()),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// [`Error::ClusterOver`].
-    pub fn reload(&self) -> Result<()> {
+    /// [`ReloadFailed`]: which worker ended, how, and its last lines; or why it did not begin.
+    pub fn reload(&self) -> Operation<Reloaded, ReloadFailed> {
         self.reload_with(Reload::new())
     }
 
@@ -235,8 +255,8 @@ impl Cluster {
     /// changes are taken back, and so are the workers that it had brought.
     ///
     /// # Errors
-    /// [`Error::ClusterOver`].
-    pub fn reload_as(&self, changes: Setup) -> Result<()> {
+    /// As [`Cluster::reload`].
+    pub fn reload_as(&self, changes: Setup) -> Operation<Reloaded, ReloadFailed> {
         self.reload_with(Reload::new().setup(changes))
     }
 
@@ -244,27 +264,53 @@ impl Cluster {
     /// ones, unless that is [allowed](Reload::allow_moved).
     ///
     /// # Errors
-    /// [`Error::ClusterOver`].
-    pub fn reload_with(&self, reload: Reload) -> Result<()> {
-        self.inner.driver_handle.send(Command::Reload(Box::new(reload)))
+    /// As [`Cluster::reload`].
+    pub fn reload_with(&self, reload: Reload) -> Operation<Reloaded, ReloadFailed> {
+        let command = |reply| Command::Reload(Box::new(reload), reply);
+        Operation::ask(self, || ReloadFailed::Over, command)
     }
 
-    /// Replaces one supervised worker, its successor first; `reason` is for the event. False if the
-    /// worker is not in service, or others are being replaced.
+    /// Replaces one supervised worker, its successor first, and answers with the successor's number
+    /// when that has taken over; `reason` is for the event.
     ///
     /// # Errors
-    /// [`Error::ClusterOver`].
-    pub async fn recycle(&self, worker: WorkerId, reason: impl Into<String>) -> Result<bool> {
-        self.inner.driver_handle.ask(|done| Command::Recycle(worker, reason.into(), done)).await
+    /// [`RecycleFailed`].
+    pub fn recycle(
+        &self,
+        worker: WorkerId,
+        reason: impl Into<String>,
+    ) -> Operation<WorkerId, RecycleFailed> {
+        let command = |reply| Command::Recycle(worker, reason.into(), reply);
+        Operation::ask(self, || RecycleFailed::Over, command)
+    }
+
+    /// Answers when every slot has a ready worker, with their number; at once if that is so
+    /// already. Workers that have ended successfully, and are not to be started again, are not
+    /// waited for. There is no deadline but what the
+    /// [`RestartPolicy`](crate::supervise::RestartPolicy) says: once a worker has been ready, restarts go on.
+    ///
+    /// ```no_run
+    /// # async fn example() -> troop::Result<()> {
+    /// let cluster = troop::Cluster::builder().workers(4).start()?;
+    /// cluster.ready().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`NotReady`]: why supervision has given up, or why there is nothing to wait for.
+    pub fn ready(&self) -> Operation<usize, NotReady> {
+        Operation::ask(self, || NotReady::Over, Command::Ready)
     }
 
     /// Ends all supervised workers gracefully and keeps their listeners, so that clients wait,
-    /// until [`Cluster::reload`] starts new ones.
+    /// until [`Cluster::reload`] starts new ones. Answers when the workers have ended.
     ///
     /// # Errors
+    /// [`Error::NotReady`] if the cluster is stopping, or has no supervisor;
     /// [`Error::ClusterOver`].
-    pub fn pause(&self) -> Result<()> {
-        self.inner.driver_handle.send(Command::Pause)
+    pub fn pause(&self) -> Operation<()> {
+        Operation::ask(self, || Error::ClusterOver, Command::Pause)
     }
 
     /// How it stands now. Costs a few system calls per worker.
@@ -277,20 +323,23 @@ impl Cluster {
         Ok(snapshot)
     }
 
-    /// Changes how many supervised workers there are. New ones are started at once; those that are
-    /// too many finish, the last ones first, and listeners that none of the others has are closed.
-    /// With 0 workers the listeners stay open, and clients wait. Without effect where the program
-    /// forks, and while the cluster stops.
+    /// Changes how many supervised workers there are, and answers when as many are ready and the
+    /// others have ended. New ones are started at once; those that are too many finish, the last
+    /// ones first, and listeners that none of the others has are closed. With 0 workers the
+    /// listeners stay open, and clients wait.
     ///
     /// # Errors
-    /// [`Error::Settings`] for more than 4096 workers, [`Error::ClusterOver`].
-    pub fn scale(&self, workers: usize) -> Result<()> {
+    /// [`Error::Settings`] for more than 4096 workers; [`Error::NotReady`] if another number was
+    /// asked for meanwhile, or the cluster is paused, stopping, has given up, or has no supervisor;
+    /// [`Error::ClusterOver`]. A paused cluster has that many workers when a reload has started
+    /// them.
+    pub fn scale(&self, workers: usize) -> Operation<()> {
+        let over = || Error::ClusterOver;
         if workers > MOST_WORKERS {
-            return Err(Error::Settings(format!(
-                "a cluster has 0 to {MOST_WORKERS} workers, not {workers}"
-            )));
+            let why = format!("a cluster has 0 to {MOST_WORKERS} workers, not {workers}");
+            return Operation::refused(self, over, Error::Settings(why));
         }
-        self.inner.driver_handle.send(Command::Scale(workers))
+        Operation::ask(self, over, |reply| Command::Scale(workers, reply))
     }
 
     /// Changes how connections are spread: of one listener (`"127.0.0.1:8000"`, `"8000"`,
@@ -329,12 +378,23 @@ impl Cluster {
         self.inner.driver_handle.send(Command::KeepListeners(keep))
     }
 
-    /// Ends a supervised cluster gracefully; called again, at once.
+    /// Ends a supervised cluster gracefully: its workers finish what they have, for as long as the
+    /// [grace period](Builder::grace) lasts. Answers when all have ended. Called again it asks for
+    /// nothing more; see [`Cluster::stop_now`].
     ///
     /// # Errors
-    /// [`Error::ClusterOver`].
-    pub fn stop(&self) -> Result<()> {
-        self.inner.driver_handle.send(Command::Stop)
+    /// [`Error::NotReady`] if the cluster has no supervisor; [`Error::ClusterOver`] if it has ended
+    /// already.
+    pub fn stop(&self) -> Operation<Outcome> {
+        Operation::ask(self, || Error::ClusterOver, |reply| Command::Stop { at_once: false, reply })
+    }
+
+    /// Ends a supervised cluster at once: its workers are killed, also those that are finishing.
+    ///
+    /// # Errors
+    /// As [`Cluster::stop`].
+    pub fn stop_now(&self) -> Operation<Outcome> {
+        Operation::ask(self, || Error::ClusterOver, |reply| Command::Stop { at_once: true, reply })
     }
 }
 

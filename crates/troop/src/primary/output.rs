@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, PipeReader, Read, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use troop_core::WorkerId;
 use troop_sys::poll::{EventFd, Interest, Poller};
+
+use super::wake::Wake;
 
 /// How many lines and bytes are remembered of each worker.
 const MAX_LINES: usize = 40;
@@ -18,6 +20,8 @@ pub(crate) const MAX_BYTES: usize = 8 * 1024;
 pub(crate) struct Tail {
     state: Mutex<(VecDeque<u8>, bool)>,
     ended: Condvar,
+    /// Who is woken when it has ended.
+    waiting: Mutex<Vec<Weak<Wake>>>,
 }
 
 impl Tail {
@@ -31,6 +35,18 @@ impl Tail {
     fn end(&self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
         self.ended.notify_all();
+        let waiting =
+            std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        waiting.iter().filter_map(Weak::upgrade).for_each(|wake| wake.wake());
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
+
+    /// Wakes the driver at the end of the stream.
+    pub(crate) fn wake_at_end(&self, wake: Weak<Wake>) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(wake);
     }
 
     pub(crate) fn text(&self, patience: Duration) -> String {

@@ -9,6 +9,7 @@ use troop_core::WorkerId;
 use troop_core::event::Address;
 use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Successors, WorkerStatus};
+use troop_core::supervise::{self, NotReady, RecycleFailed, ReloadFailed, Reloaded};
 use troop_sys::poll::EventFd;
 
 use super::driver::{ConnectionEnds, Injected, Shared};
@@ -40,7 +41,10 @@ pub(crate) enum Command {
     Snapshot(oneshot::Sender<Snapshot>),
     /// What workers are started with now.
     Settings(oneshot::Sender<Arc<Settings>>),
-    Scale(usize),
+    /// The answer is sent when as many are ready and the others gone.
+    Scale(usize, oneshot::Sender<Outcome<()>>),
+    /// The answer is sent when every slot has a ready worker.
+    Ready(oneshot::Sender<Result<usize, NotReady>>),
     /// The answer to a question about a connection.
     Answer(u64, Option<WorkerId>),
     SetWeight(WorkerId, u32, oneshot::Sender<Outcome<()>>),
@@ -48,16 +52,20 @@ pub(crate) enum Command {
     CloseChannel(WorkerId),
     DisconnectAll(oneshot::Sender<()>),
     /// Replaces the workers.
-    Reload(Box<Reload>),
+    Reload(Box<Reload>, oneshot::Sender<Result<Reloaded, ReloadFailed>>),
     /// Ends the workers, and keeps the listeners.
-    Pause,
-    /// Replaces one worker, for this reason; the answer is whether that has begun.
-    Recycle(WorkerId, String, oneshot::Sender<bool>),
+    Pause(oneshot::Sender<Outcome<()>>),
+    /// Replaces one worker, for this reason; the answer is its successor.
+    Recycle(WorkerId, String, oneshot::Sender<Result<WorkerId, RecycleFailed>>),
     /// A worker has passed a health check, or failed it for this reason.
     HealthChecked(WorkerId, Result<(), String>),
     /// Gives a worker a connection as if from this listener, or from its first.
     Inject(WorkerId, Option<Pattern>, ConnectionEnds, oneshot::Sender<Result<Injected, String>>),
-    Stop,
+    /// Ends the cluster, gracefully or at once; the answer is how it ended.
+    Stop {
+        at_once: bool,
+        reply: oneshot::Sender<Outcome<supervise::Outcome>>,
+    },
     /// Nobody has a handle to the cluster any more.
     Over,
 }

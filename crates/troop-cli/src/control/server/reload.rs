@@ -3,11 +3,10 @@
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use troop::snapshot::Phase;
-use troop::supervise::{Afterwards, Progress};
-use troop::text::counted;
+use troop::supervise::{Progress, ReloadFailed, Reloaded};
 use troop::{Event, Reload, WorkerHandle};
 
-use super::{LAST_WORDS, Server, failed, send_answer};
+use super::{Server, failed, send_answer};
 use crate::control::{Answer, Failure};
 use crate::log;
 use crate::resolve::ResolvedApp;
@@ -21,7 +20,7 @@ impl Server {
         after: &ResolvedApp,
     ) -> Result<Vec<String>, Failure> {
         if before.workers() != after.workers() {
-            self.cluster.scale(after.workers()).map_err(|e| failed(&e))?;
+            self.begin_scaling(after.workers()).await?;
         }
         let mut later = Vec::new();
         if before.app.policy != after.app.policy {
@@ -87,101 +86,76 @@ impl Server {
                 None => log::line(&format!("troop: {text}")),
             }
         }
-        let (replaced, started) =
+        let done =
             self.replace_all(Reload::new().setup(setup).allow_moved(allow_moved), stream).await?;
         let later = self.adopt(&before, &after).await;
         self.is_planned(after);
-        let mut answer = json!({ "replaced": replaced, "later": later? });
-        if let (1.., Some(fields)) = (started, answer.as_object_mut()) {
-            fields.insert("started".into(), started.into());
+        let mut answer = json!({ "replaced": done.replaced, "later": later? });
+        if let (1.., Some(fields)) = (done.started, answer.as_object_mut()) {
+            fields.insert("started".into(), done.started.into());
         }
         Ok(answer)
     }
 
-    /// Returns the number of workers that were replaced, and of those that were started in empty
-    /// slots.
+    /// Replaces the workers, and shows the client the progress.
     async fn replace_all(
         &self,
         reload: Reload,
         mut stream: Option<&mut UnixStream>,
-    ) -> Result<(u64, u64), Failure> {
+    ) -> Result<Reloaded, Failure> {
         let mut events = self.cluster.events();
         let oldest = self.cluster.workers().iter().map(WorkerHandle::id).max();
-        self.cluster.reload_with(reload).map_err(|e| failed(&e))?;
-        let (mut began, mut replaced, mut is_heard) = (false, 0_u64, true);
-        let mut fallen: Option<WorkerHandle> = None;
-        while let Some(event) = events.recv().await {
-            match &event {
+        let mut reload = self.cluster.reload_with(reload);
+        let (mut began, mut is_heard) = (false, true);
+        loop {
+            let event = tokio::select! {
+                biased;
+                // Events before the answer are shown before it.
+                Some(event) = events.recv() => event,
+                result = &mut reload => return result.map_err(|failed| failure(&failed)),
+            };
+            let is_shown = match &event {
                 // Earlier events belong to another reload.
-                Event::Supervision(Progress::ReloadStarted { .. }) => began = true,
-                Event::Supervision(Progress::ReloadRefused) if !began => {
-                    return Err(Failure::new(
-                        "busy",
-                        "a reload is under way, or the app is stopping",
-                    ));
+                Event::Supervision(Progress::ReloadStarted { .. }) => {
+                    began = true;
+                    true
                 }
-                Event::Supervision(Progress::Replaced { .. }) if began => replaced += 1,
-                Event::Supervision(Progress::Awaiting { .. } | Progress::PutOff { .. })
-                    if began => {}
-                Event::Supervision(Progress::ReloadFinished) if began => {
-                    let workers = self.cluster.snapshot().await.map_err(|e| failed(&e))?.workers;
-                    let newest = workers.iter().filter_map(|worker| worker.generation).max();
-                    let new = workers
-                        .iter()
-                        .filter(|worker| worker.generation == newest && newest.is_some())
-                        .count() as u64;
-                    return Ok((replaced, new.saturating_sub(replaced)));
+                Event::Supervision(
+                    Progress::Replaced { .. } | Progress::Awaiting { .. } | Progress::PutOff { .. },
+                ) => began,
+                Event::Exit { worker, exit: how, .. } => {
+                    !how.is_success() && Some(worker.id()) > oldest
                 }
-                Event::Supervision(Progress::ReloadFailed { reason, then }) if began => {
-                    let then = match then {
-                        Afterwards::GoesOn => format!("{} had been replaced, the others go on", counted(replaced, "worker")),
-                        Afterwards::Retries => "no worker is ready, and troop goes on trying with what was there before".into(),
-                        Afterwards::Paused => "the app is still paused, and nothing is tried again before the next reload".into(),
-                        Afterwards::Ends => "the reload is over".into(),
-                        Afterwards::Replaced => format!("{} replaced", counted(replaced, "worker")),
-                    };
-                    let mut text = format!("{reason}; {then}");
-                    if let Some(words) = fallen
-                        .and_then(|worker| worker.last_stderr(LAST_WORDS))
-                        .filter(|w| !w.trim().is_empty())
-                    {
-                        text.push_str("; its last lines:\n");
-                        text.push_str(&troop::text::lines(words.trim_end(), log::QUOTE));
-                        if ["EADDRINUSE", "Address already in use"]
-                            .iter()
-                            .any(|sign| words.contains(sign))
-                        {
-                            text.push_str(
-                                "\nIf it binds its port by itself, the old one has to leave first: max_surge = 0 and max_unavailable = 1",
-                            );
-                        }
-                    }
-                    return Err(Failure::new("failed", text));
-                }
-                Event::Supervision(Progress::Stopping) => break,
-                // The end of the reload may be among the dropped events.
-                Event::Lagged { .. }
-                    if self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase
-                        != Phase::Reloading =>
-                {
-                    return Err(Failure::new(
-                        "failed",
-                        "too much happened to see how it ended; look with `troop show`",
-                    ));
-                }
-                Event::Exit { worker, exit: how, .. }
-                    if !how.is_success() && Some(worker.id()) > oldest =>
-                {
-                    fallen = Some(worker.clone())
-                }
-                _ => continue,
-            }
-            // A client that has left or does not read is not waited for again.
-            if let Some(stream) = &mut stream {
-                is_heard = is_heard
-                    && send_answer(stream, &Answer::Event(log::as_json(&event))).await.is_ok();
+                _ => false,
+            };
+            // Whoever has left, or does not listen, is not waited for a second time.
+            if let (true, Some(stream)) = (is_shown && is_heard, &mut stream) {
+                is_heard = send_answer(stream, &Answer::Event(log::as_json(&event))).await.is_ok();
             }
         }
-        Err(Failure::new("over", "the app is stopping"))
+    }
+}
+
+/// Why a reload failed, with what helps.
+fn failure(failed: &ReloadFailed) -> Failure {
+    match failed {
+        ReloadFailed::UnderWay | ReloadFailed::Stopping => {
+            Failure::new("busy", "a reload is under way, or the app is stopping")
+        }
+        ReloadFailed::Stopped | ReloadFailed::Over => Failure::new("over", "the app is stopping"),
+        failed => {
+            let mut text = failed.to_string();
+            if let Some(words) = failed.last_lines().filter(|words| !words.trim().is_empty()) {
+                text.push_str("; its last lines:\n");
+                text.push_str(&troop::text::lines(words.trim_end(), log::QUOTE));
+                if ["EADDRINUSE", "Address already in use"].iter().any(|sign| words.contains(sign))
+                {
+                    text.push_str(
+                        "\nIf it binds its port by itself, the old one has to leave first: max_surge = 0 and max_unavailable = 1",
+                    );
+                }
+            }
+            Failure::new("failed", text)
+        }
     }
 }

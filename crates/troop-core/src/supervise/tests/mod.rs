@@ -2,6 +2,7 @@
 
 mod claims;
 mod ends;
+mod operations;
 mod replacing;
 
 use super::*;
@@ -19,6 +20,10 @@ struct Simulation {
     forks: usize,
     progress: Vec<Progress>,
     asked: Vec<Order>,
+    last_ticket: u64,
+    answers: Vec<(Ticket, Answer)>,
+    /// What clients do not reach when a reload is over.
+    unreachable: Vec<String>,
     outcome: Option<Outcome>,
     held: std::collections::BTreeSet<WorkerId>,
     /// Which slot got a worker when.
@@ -45,6 +50,9 @@ impl Simulation {
             forks: 0,
             progress: vec![],
             asked: vec![],
+            last_ticket: 0,
+            answers: vec![],
+            unreachable: vec![],
             outcome: None,
             held: Default::default(),
             forked: vec![],
@@ -72,6 +80,17 @@ impl Simulation {
                 }
                 Order::Hold(worker) => assert!(self.held.insert(worker)),
                 Order::Admit(worker) => assert!(self.held.remove(&worker)),
+                Order::CheckListeners => {
+                    self.supervisor.listeners_checked(self.unreachable.clone());
+                }
+                Order::Answer(ticket, answer) => {
+                    let is_new = self.answers.iter().all(|(other, _)| *other != ticket);
+                    assert!(is_new, "{ticket:?} is answered twice");
+                    if matches!(answer, Answer::Ready(Ok(_))) {
+                        assert!(self.supervisor.is_complete(self.now), "not all are ready");
+                    }
+                    self.answers.push((ticket, answer));
+                }
                 Order::Finish(outcome) => self.outcome = Some(outcome),
                 other => {
                     if let Order::Disconnect(worker)
@@ -96,6 +115,18 @@ impl Simulation {
             self.serving.insert(WorkerId(worker));
         }
         self.carry_out();
+    }
+
+    fn request(&mut self, request: Request) -> Ticket {
+        self.last_ticket += 1;
+        let ticket = Ticket(self.last_ticket);
+        self.supervisor.request(self.now, ticket, request);
+        self.carry_out();
+        ticket
+    }
+
+    fn answer(&self, ticket: Ticket) -> Option<&Answer> {
+        self.answers.iter().find(|(answered, _)| *answered == ticket).map(|(_, answer)| answer)
     }
 
     /// The one that a slot has now.
@@ -172,7 +203,7 @@ fn quick_deaths_are_spaced_and_end_in_giving_up() {
 }
 
 #[test]
-fn stopping_waits_for_the_grace_and_a_second_stop_hurries() {
+fn stopping_waits_for_the_grace_and_can_be_hurried() {
     let mut w = Simulation::new(2);
     w.up(1);
     w.up(2);
@@ -183,9 +214,12 @@ fn stopping_waits_for_the_grace_and_a_second_stop_hurries() {
     assert_eq!(w.asked, [Order::Disconnect(WorkerId(1)), Order::Disconnect(WorkerId(2))]);
     w.supervisor.stop(w.now);
     w.carry_out();
+    assert_eq!(w.asked.len(), 2);
+    w.supervisor.stop_now(w.now);
+    w.carry_out();
     assert_eq!(w.asked.last(), Some(&Order::Kill(WorkerId(2))));
     w.exit(2, 0);
-    assert_eq!(w.outcome, Some(Outcome::Stopped));
+    assert_eq!(w.outcome, Some(Outcome::Stopped { killed: vec![WorkerId(2)] }));
     let mut w = Simulation::new(1);
     w.up(1);
     w.supervisor.stop(w.now);
@@ -218,13 +252,14 @@ mod random {
         #[test]
         fn any_sequence_ends_well(
             limits in (0usize..3, 0usize..3, any::<bool>(), 0u64..3000, any::<bool>()),
-            steps in proptest::collection::vec((0u8..10, 0u32..8, 0u64..4000), 0..80),
+            steps in proptest::collection::vec((0u8..16, 0u32..8, 0u64..4000), 0..80),
         ) {
             let (max_surge, max_unavailable, ends_when_failed, min_ready_time, must_listen) = limits;
             let min_ready_time = Duration::from_millis(min_ready_time);
             let readiness = if must_listen { ReadyWhen::Listening } else { ReadyWhen::Auto };
             let window = 10 * SECOND;
             let mut w = Simulation::with(changed(Config::new(3), |config| { config.replace.max_surge = max_surge; config.replace.max_unavailable = max_unavailable; config.restart.when_failed = if ends_when_failed { WhenFailed::End } else { WhenFailed::Stay }; config.replace.min_ready_time = min_ready_time; config.replace.ready_when = readiness; config.restart.window = window; }));
+            let mut tickets = vec![];
             for (what, which, wait) in steps {
                 let recent = w.next_worker.saturating_sub(which).max(1);
                 match what {
@@ -236,6 +271,11 @@ mod random {
                     6 => w.supervisor.roll_back(w.now),
                     7 if wait > 3500 => w.supervisor.pause(w.now),
                     8 if wait > 3000 => w.supervisor.scale(w.now, 1 + which as usize % 4),
+                    10 => tickets.push(w.request(Request::Reload(vec![]))),
+                    11 => tickets.push(w.request(Request::Recycle { worker: WorkerId(recent), reason: "age".into(), claims: vec![] })),
+                    12 => tickets.push(w.request(Request::Ready)),
+                    13 => tickets.push(w.request(Request::Scale(1 + which as usize % 4))),
+                    14 if wait > 3500 => tickets.push(w.request(Request::Pause)),
                     _ => {}
                 }
                 w.carry_out();
@@ -279,6 +319,10 @@ mod random {
                 w.exit(worker, 0);
             }
             prop_assert!(w.outcome.is_some());
+            // Everyone who has asked for something knows how it ended.
+            for ticket in tickets {
+                prop_assert!(w.answers.iter().any(|(answered, _)| *answered == ticket), "{ticket:?} is not answered");
+            }
         }
     }
 }
@@ -386,7 +430,7 @@ fn some_ends_are_final() {
     simulation.pass(10 * SECOND);
     assert_eq!(simulation.forks, 4);
     simulation.exit(4, 0);
-    assert_eq!(simulation.outcome, Some(Outcome::Stopped));
+    assert_eq!(simulation.outcome, Some(Outcome::Stopped { killed: vec![] }));
     let mut simulation = Simulation::with(changed(Config::new(1), |config| {
         config.restart.restart = Restart::Never;
     }));

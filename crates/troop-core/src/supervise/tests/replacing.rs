@@ -64,7 +64,7 @@ fn a_reload_goes_on_with_the_workers_that_are_left() {
     simulation.supervisor.stop(simulation.now);
     simulation.carry_out();
     simulation.exit(4, 0);
-    assert_eq!(simulation.outcome, Some(Outcome::Stopped));
+    assert_eq!(simulation.outcome, Some(Outcome::Stopped { killed: vec![] }));
 }
 
 fn replaced(simulation: &Simulation) -> Vec<(u32, u32)> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use troop_core::WorkerId;
 use troop_core::primary::USUAL_WEIGHT;
-use troop_core::supervise::SupervisorState;
+use troop_core::supervise::{Claim, Request, SupervisorState};
 use troop_core::wire::incoming;
 use troop_sys::identity::Identity;
 use troop_sys::poll::Interest;
@@ -13,7 +13,7 @@ use troop_sys::sandbox::Sandbox;
 use troop_sys::{process, socket};
 
 use super::channels::RETRY_PAUSE;
-use super::{Driver, OVER_PATIENCE, Process, Token};
+use super::{Driver, OVER_PATIENCE, Process, Reply, Token};
 use crate::channel::{Mailbox, Unsettled};
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -97,10 +97,9 @@ impl Driver {
             Command::Settings(done) => {
                 let _ = done.send(self.settings.clone());
             }
-            Command::Scale(workers) => {
-                if let Some(s) = &mut self.supervisor {
-                    s.scale(self.now, workers);
-                }
+            Command::Ready(reply) => self.request(Request::Ready, Reply::Ready(reply)),
+            Command::Scale(workers, reply) => {
+                self.request(Request::Scale(workers), Reply::Done(reply));
             }
             Command::ForksToCome(forks) => {
                 self.forks_to_come = forks;
@@ -131,24 +130,17 @@ impl Driver {
                 }
                 self.notify_shutdown_waiters();
             }
-            Command::Reload(reload) => self.reload(*reload),
-            Command::Pause => {
-                if let Some(s) = &mut self.supervisor {
-                    s.pause(self.now);
-                }
-            }
+            Command::Reload(reload, reply) => self.reload(*reload, Some(Reply::Reload(reply))),
+            Command::Pause(reply) => self.request(Request::Pause, Reply::Done(reply)),
             Command::HealthChecked(worker, result) => self.health_checked(worker, result),
             Command::Inject(worker, pattern, ends, done) => {
                 let _ = done.send(self.inject(worker, pattern.as_ref(), ends));
             }
-            Command::Recycle(worker, reason, done) => {
-                let _ = done.send(self.recycle(worker, reason));
+            Command::Recycle(worker, reason, reply) => {
+                let claims = self.claims();
+                self.request(Request::Recycle { worker, reason, claims }, Reply::Recycle(reply));
             }
-            Command::Stop => {
-                if let Some(s) = &mut self.supervisor {
-                    s.stop(self.now);
-                }
-            }
+            Command::Stop { at_once, reply } => self.stop(at_once, reply),
             Command::Over => {
                 self.supervisor = None;
                 let all: Vec<_> = self
@@ -169,29 +161,42 @@ impl Driver {
     }
 
     /// Replaces the workers, by such as the changes make them if there are any.
-    pub(super) fn reload(&mut self, reload: Reload) {
+    pub(super) fn reload(&mut self, reload: Reload, reply: Option<Reply>) {
         let Reload { changes, allow_moved } = reload;
-        let Some(supervisor) = &mut self.supervisor else { return };
+        let Some(supervisor) = &mut self.supervisor else {
+            reply.into_iter().for_each(Reply::refuse);
+            return;
+        };
         let is_refused =
             matches!(supervisor.state(), SupervisorState::Reloading | SupervisorState::Stopping);
         if let (Some(changes), false) = (changes, is_refused) {
             self.before_reload = Some(self.settings.clone());
             self.setup(changes);
         }
-        if let Some(supervisor) = &mut self.supervisor {
-            let claims =
-                if allow_moved { Vec::new() } else { self.core.claims(supervisor.wanted() == 1) };
-            supervisor.reload_with(self.now, claims);
-            if !is_refused {
-                self.missed.reload_started(allow_moved);
-            }
+        let claims = if allow_moved { Vec::new() } else { self.claims() };
+        if !is_refused {
+            self.remember_addresses();
         }
+        match (reply, &mut self.supervisor) {
+            (Some(reply), _) => self.request(Request::Reload(claims), reply),
+            (None, Some(supervisor)) => supervisor.reload_with(self.now, claims),
+            (None, None) => {}
+        }
+        if !is_refused {
+            self.missed.reload_started(allow_moved);
+        }
+    }
+
+    /// The addresses that new workers have to take over.
+    fn claims(&self) -> Vec<Claim> {
+        let is_only = self.supervisor.as_ref().is_some_and(|supervisor| supervisor.wanted() == 1);
+        self.core.claims(is_only)
     }
 
     /// Replaces one worker by one like it. Returns whether that has begun.
     pub(super) fn recycle(&mut self, worker: WorkerId, reason: String) -> bool {
+        let claims = self.claims();
         let Some(supervisor) = &mut self.supervisor else { return false };
-        let claims = self.core.claims(supervisor.wanted() == 1);
         supervisor.recycle_with(self.now, worker, reason, claims)
     }
 

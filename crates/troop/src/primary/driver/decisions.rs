@@ -135,6 +135,9 @@ impl Driver {
         };
         let Some(worker) = self.processes.get(&id).map(|p| p.handle.clone()) else { return };
         self.refresh(&worker);
+        if matches!(notice, Notice::Exited { how, .. } if !how.is_success()) {
+            self.remember_fallen(worker.clone());
+        }
         let has_ipc = self.processes.get(&id).is_some_and(|process| process.kept_end.is_none());
         let now = self.now;
         if let Some(supervisor) = &mut self.supervisor {
@@ -241,11 +244,6 @@ impl Driver {
             Order::Kill(worker) => self.kill(worker, 9),
             Order::Tell(progress) => {
                 let mut rolls_back = false;
-                let lost = if progress == Progress::ReloadFinished {
-                    self.check_listeners()
-                } else {
-                    Vec::new()
-                };
                 self.note_end(&progress);
                 match &progress {
                     Progress::GivingUp(_) | Progress::Stopping => {
@@ -255,7 +253,9 @@ impl Driver {
                     Progress::RecycleFailed { worker, .. } => {
                         self.recycling.failed(self.now, *worker)
                     }
-                    Progress::ReloadFinished => {
+                    // In the second case the workers are new, but nobody reaches them.
+                    Progress::ReloadFinished
+                    | Progress::ReloadFailed { then: Afterwards::Replaced, .. } => {
                         self.before_reload = None;
                         self.core.forget_shared();
                         self.missed.reload_finished();
@@ -275,19 +275,18 @@ impl Driver {
                     }
                     _ => {}
                 }
-                // The workers are new, but nobody reaches them.
-                let progress = match lost.as_slice() {
-                    [] => progress,
-                    lost => Progress::ReloadFailed {
-                        reason: format!("clients do not reach {}", lost.join(", ")),
-                        then: Afterwards::Replaced,
-                    },
-                };
                 self.events.push(Event::Supervision(progress));
                 if rolls_back && let Some(supervisor) = &mut self.supervisor {
                     supervisor.roll_back(self.now);
                 }
             }
+            Order::CheckListeners => {
+                let unreachable = self.check_listeners();
+                if let Some(supervisor) = &mut self.supervisor {
+                    supervisor.listeners_checked(unreachable);
+                }
+            }
+            Order::Answer(ticket, answer) => self.answer(ticket, answer),
             Order::Finish(outcome) => {
                 self.core.close_unused_listeners();
                 self.outcome = Some(outcome);
@@ -349,12 +348,14 @@ impl Driver {
                     Some(first) if self.now.since(first) < SAME_STOP => {}
                     first => {
                         self.stop_signalled = first.or(Some(self.now));
-                        supervisor.stop(self.now);
+                        if supervisor.is_stopping() {
+                            supervisor.stop_now(self.now);
+                        } else {
+                            supervisor.stop(self.now);
+                        }
                     }
                 },
-                (SignalMeans::StopNow, Some(supervisor)) => {
-                    (0..2).for_each(|_| supervisor.stop(self.now))
-                }
+                (SignalMeans::StopNow, Some(supervisor)) => supervisor.stop_now(self.now),
                 (SignalMeans::OneMore, Some(supervisor)) => {
                     supervisor.scale(self.now, (supervisor.wanted() + 1).min(MOST_WORKERS))
                 }
@@ -363,7 +364,7 @@ impl Driver {
                     self.now,
                     supervisor.wanted().saturating_sub(1).max(supervisor.wanted().min(1)),
                 ),
-                (SignalMeans::Reload, Some(_)) => self.reload(Reload::new()),
+                (SignalMeans::Reload, Some(_)) => self.reload(Reload::new(), None),
                 (SignalMeans::Pause, Some(supervisor)) => supervisor.pause(self.now),
                 (SignalMeans::ReapOrphans, _) => self.reap_orphans(),
                 (_, None) => {}

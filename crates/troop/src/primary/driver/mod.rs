@@ -17,6 +17,7 @@ mod inject;
 mod inspect;
 mod missed;
 mod notify;
+mod operations;
 mod orphans;
 mod pace;
 mod poller;
@@ -72,6 +73,7 @@ use direct_io::ReclaimedChannels;
 pub(crate) use direct_io::Shared;
 pub(crate) use inject::{ConnectionEnds, Injected};
 use inspect::Inspected;
+pub(crate) use operations::Reply;
 use orphans::AllOrphans;
 use pace::Pace;
 use poller::EventPoller;
@@ -256,6 +258,7 @@ pub(crate) struct Driver {
     last_ticket: u64,
     shutdown_waiters: ShutdownWaiters,
     supervisor: Option<Supervisor>,
+    operations: operations::Operations,
     outcome: Option<Outcome>,
     signals: Vec<(UnixStream, SignalMeans)>,
     /// When the first signal to stop arrived.
@@ -353,6 +356,7 @@ impl Driver {
             last_ticket: 0,
             shutdown_waiters: ShutdownWaiters::new(),
             supervisor: None,
+            operations: operations::Operations::default(),
             outcome: None,
             signals: Vec::new(),
             stop_signalled: None,

@@ -24,14 +24,16 @@ impl Driver {
             earlier.iter().chain(&driver.events).for_each(&mut observe);
             driver.publish();
             if driver.orphans.is_empty()
+                && driver.operations.is_settled()
                 && let Some(outcome) = driver.outcome.take()
             {
                 driver.finish();
+                driver.answer_ends(&outcome);
                 return Ok(outcome);
             }
             if driver.is_over() {
                 driver.finish();
-                return Ok(Outcome::Stopped);
+                return Ok(Outcome::Stopped { killed: Vec::new() });
             }
             let timeout = driver.time_left();
             driver.looks_at = timeout.map(|timeout| driver.now + timeout);
@@ -88,6 +90,9 @@ impl Driver {
             }
         }
         self.bus.close();
+        if let Some(outcome) = self.outcome.take() {
+            self.answer_ends(&outcome);
+        }
     }
 
     /// Nothing more happens. The process may end right after this, so the last words of workers
@@ -103,6 +108,7 @@ impl Driver {
 
     fn is_over(&self) -> bool {
         self.orphans.is_empty()
+            && self.operations.is_settled()
             && (self.outcome.is_some() || (self.over_at.is_some() && self.processes.is_empty()))
     }
 
@@ -208,6 +214,7 @@ impl Driver {
         self.watch_again();
         self.tick_listener_checks();
         self.look_at_closing();
+        self.complete_answers();
         if self.over_at.is_some_and(|due| due <= self.now) {
             for process in self.processes.values() {
                 let _ = process::signal(process.pidfd.as_fd(), 9);
@@ -238,6 +245,7 @@ impl Driver {
             self.activated.next_deadline(),
             self.upkeep_at,
             self.closing_at,
+            self.operations.next_deadline(),
         ];
         let due = deadlines.into_iter().flatten().min()?;
         // Rounded up, so that the deadline has come when the wait is over.

@@ -144,7 +144,7 @@ impl Driver {
                 let result = self.bind_anew(id, &rights);
                 if result.is_ok() && is_shared {
                     // Its workers have the old socket; their successors ask for the new one.
-                    self.reload(Reload::new());
+                    self.reload(Reload::new(), None);
                 }
                 result
             }
@@ -262,7 +262,7 @@ impl Driver {
             }
         }
         if replaces {
-            self.reload(Reload::new());
+            self.reload(Reload::new(), None);
         }
         lost
     }

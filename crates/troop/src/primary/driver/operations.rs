@@ -1,0 +1,241 @@
+//! Operations that the program waits for: passes its requests to the supervisor, and the
+//! supervisor's answers to the program.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use troop_core::event::Address;
+use troop_core::supervise::{
+    Answer, NotReady, Outcome, RecycleFailed, ReloadFailed, Reloaded, ReplaceFailure, Request,
+    Ticket,
+};
+use troop_core::{Time, WorkerId};
+
+use super::Driver;
+use crate::error::Error;
+use crate::primary::handle::WorkerHandle;
+
+/// How long the last lines of a worker that has ended are waited for: others may hold its standard
+/// error open.
+const LAST_LINES_WAIT: Duration = Duration::from_millis(500);
+
+/// Where an answer goes.
+pub(crate) enum Reply {
+    Reload(oneshot::Sender<Result<Reloaded, ReloadFailed>>),
+    Recycle(oneshot::Sender<Result<WorkerId, RecycleFailed>>),
+    Ready(oneshot::Sender<Result<usize, NotReady>>),
+    /// Of what is answered with nothing but that it is done.
+    Done(oneshot::Sender<Result<(), Error>>),
+}
+
+impl Reply {
+    fn is_unwanted(&self) -> bool {
+        match self {
+            Reply::Reload(reply) => reply.is_closed(),
+            Reply::Recycle(reply) => reply.is_closed(),
+            Reply::Ready(reply) => reply.is_closed(),
+            Reply::Done(reply) => reply.is_closed(),
+        }
+    }
+
+    /// There is no supervisor that could do it.
+    pub(super) fn refuse(self) {
+        match self {
+            Reply::Reload(reply) => drop(reply.send(Err(ReloadFailed::Unsupervised))),
+            Reply::Recycle(reply) => drop(reply.send(Err(RecycleFailed::Unsupervised))),
+            Reply::Ready(reply) => drop(reply.send(Err(NotReady::Unsupervised))),
+            Reply::Done(reply) => drop(reply.send(Err(NotReady::Unsupervised.into()))),
+        }
+    }
+
+    fn send(self, answer: Answer) {
+        match (self, answer) {
+            (Reply::Reload(reply), Answer::Reload(result)) => drop(reply.send(result)),
+            (Reply::Recycle(reply), Answer::Recycle(result)) => drop(reply.send(result)),
+            (Reply::Ready(reply), Answer::Ready(result)) => drop(reply.send(result)),
+            (Reply::Done(reply), Answer::Scale(result) | Answer::Pause(result)) => {
+                drop(reply.send(result.map_err(Error::from)));
+            }
+            // Tickets are not given twice.
+            _ => {}
+        }
+    }
+}
+
+/// An answer that waits for the last lines of a worker.
+struct Incomplete {
+    answer: Answer,
+    reply: Reply,
+    worker: WorkerHandle,
+    until: Time,
+}
+
+/// Operations that somebody waits for.
+#[derive(Default)]
+pub(super) struct Operations {
+    last: u64,
+    replies: BTreeMap<Ticket, Reply>,
+    incomplete: Vec<Incomplete>,
+    /// Who waits for the end.
+    ends: Vec<oneshot::Sender<Result<Outcome, Error>>>,
+    /// Where the workers listened when the reload began.
+    addresses: Vec<Address>,
+    /// The worker that has ended with a failure last.
+    fallen: Option<WorkerHandle>,
+}
+
+impl Operations {
+    /// Whether every answer that is due has been sent.
+    pub(super) fn is_settled(&self) -> bool {
+        self.incomplete.is_empty()
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Time> {
+        self.incomplete.iter().map(|incomplete| incomplete.until).min()
+    }
+}
+
+impl Driver {
+    pub(super) fn request(&mut self, request: Request, reply: Reply) {
+        let Some(supervisor) = &mut self.supervisor else { return reply.refuse() };
+        let operations = &mut self.operations;
+        operations.replies.retain(|ticket, reply| {
+            let is_unwanted = reply.is_unwanted();
+            if is_unwanted {
+                supervisor.forget_ticket(*ticket);
+            }
+            !is_unwanted
+        });
+        operations.last += 1;
+        let ticket = Ticket(operations.last);
+        operations.replies.insert(ticket, reply);
+        supervisor.request(self.now, ticket, request);
+    }
+
+    /// Ends the cluster; the reply is sent when it has ended.
+    pub(super) fn stop(&mut self, at_once: bool, reply: oneshot::Sender<Result<Outcome, Error>>) {
+        let Some(supervisor) = &mut self.supervisor else {
+            let _ = reply.send(Err(NotReady::Unsupervised.into()));
+            return;
+        };
+        if at_once {
+            supervisor.stop_now(self.now);
+        } else {
+            supervisor.stop(self.now);
+        }
+        self.operations.ends.push(reply);
+    }
+
+    /// The cluster has ended so.
+    pub(super) fn answer_ends(&mut self, outcome: &Outcome) {
+        for reply in self.operations.ends.drain(..) {
+            let _ = reply.send(Ok(outcome.clone()));
+        }
+    }
+
+    /// A reload is about to begin.
+    pub(super) fn remember_addresses(&mut self) {
+        self.operations.addresses =
+            self.core.claims(true).into_iter().map(|claim| claim.at).collect();
+    }
+
+    pub(super) fn remember_fallen(&mut self, worker: WorkerHandle) {
+        self.operations.fallen = Some(worker);
+    }
+
+    /// An operation is over.
+    pub(super) fn answer(&mut self, ticket: Ticket, mut answer: Answer) {
+        let Some(reply) = self.operations.replies.remove(&ticket) else { return };
+        if let Answer::Reload(Ok(done)) = &mut answer {
+            self.compare_addresses(done);
+        }
+        match self.at_fault(&answer) {
+            Some(worker) => {
+                let wake = Arc::downgrade(&self.driver_handle.wake);
+                let until = if worker.wakes_when_stderr_ends(wake) {
+                    self.now + LAST_LINES_WAIT
+                } else {
+                    self.now
+                };
+                self.operations.incomplete.push(Incomplete { answer, reply, worker, until });
+                self.complete_answers();
+            }
+            None => {
+                // The events before the answer, as a program expects that has both.
+                self.publish_early();
+                reply.send(answer);
+            }
+        }
+    }
+
+    /// Sends the answers for which the last lines of workers are complete, or late.
+    pub(super) fn complete_answers(&mut self) {
+        if self.operations.incomplete.is_empty() {
+            return;
+        }
+        self.publish_early();
+        let now = self.now;
+        let is_complete =
+            |incomplete: &Incomplete| incomplete.until <= now || incomplete.worker.stderr_ended();
+        let (complete, rest) =
+            std::mem::take(&mut self.operations.incomplete).into_iter().partition(is_complete);
+        self.operations.incomplete = rest;
+        for Incomplete { mut answer, reply, worker, .. } in complete {
+            if let Some(place) = last_lines_of(&mut answer) {
+                *place = worker.last_stderr(Duration::ZERO).filter(|lines| !lines.is_empty());
+            }
+            reply.send(answer);
+        }
+    }
+
+    /// The worker whose last lines belong to an answer.
+    fn at_fault(&self, answer: &Answer) -> Option<WorkerHandle> {
+        let reason = match answer {
+            Answer::Reload(Err(ReloadFailed::Failed { reason, .. }))
+            | Answer::Recycle(Err(RecycleFailed::Failed(reason))) => reason,
+            Answer::Ready(Err(NotReady::GaveUp { .. }))
+            | Answer::Scale(Err(NotReady::GaveUp { .. })) => return self.operations.fallen.clone(),
+            _ => return None,
+        };
+        let ReplaceFailure::Ended { worker, .. } = reason else { return None };
+        self.processes.get(worker).map(|process| process.handle.clone())
+    }
+
+    /// Which addresses the new workers of a reload listen on, and which they do not.
+    fn compare_addresses(&mut self, done: &mut Reloaded) {
+        let Some(supervisor) = &self.supervisor else { return };
+        let generation =
+            |worker: &WorkerId| supervisor.standing(self.now, *worker).map(|(_, of)| of);
+        let newest = self.processes.keys().filter_map(generation).max();
+        let mut now: Vec<_> = self
+            .processes
+            .keys()
+            .filter(|worker| newest.is_some() && generation(worker) == newest)
+            .flat_map(|worker| self.core.fixed_addresses_of(*worker))
+            .collect();
+        now.dedup();
+        let before = std::mem::take(&mut self.operations.addresses);
+        for address in &now {
+            if !before.contains(address) && !done.added.contains(address) {
+                done.added.push(address.clone());
+            }
+        }
+        done.left = before.into_iter().filter(|address| !now.contains(address)).collect();
+    }
+}
+
+/// Where the last lines of a worker belong in an answer.
+fn last_lines_of(answer: &mut Answer) -> Option<&mut Option<String>> {
+    match answer {
+        Answer::Ready(Err(NotReady::GaveUp { last_lines, .. }))
+        | Answer::Scale(Err(NotReady::GaveUp { last_lines, .. })) => Some(last_lines),
+        Answer::Reload(Err(ReloadFailed::Failed { reason, .. }))
+        | Answer::Recycle(Err(RecycleFailed::Failed(reason))) => match reason {
+            ReplaceFailure::Ended { last_lines, .. } => Some(last_lines),
+            _ => None,
+        },
+        _ => None,
+    }
+}

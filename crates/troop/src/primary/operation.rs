@@ -1,0 +1,76 @@
+//! What the program is given for what it has asked the cluster to do.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::sync::oneshot;
+
+use super::Cluster;
+use super::wake::Command;
+use crate::error::Error;
+
+/// Something that a [`Cluster`] was asked to do, to be awaited.
+///
+/// The cluster is asked when the method is called, not when this is polled first, and dropping it
+/// takes nothing back: the operation goes on, and nobody learns how it ended. So
+/// `drop(cluster.reload())` begins a reload and goes on at once. All events that the operation has
+/// caused are published before it is answered.
+///
+/// Like a copy of the [`Cluster`], this keeps the cluster alive.
+#[must_use = "the cluster does it all the same: await this to learn how it ends, or drop it"]
+pub struct Operation<T, E = Error> {
+    answer: oneshot::Receiver<Result<T, E>>,
+    /// What it ends with if the primary has ended before.
+    over: fn() -> E,
+    _cluster: Cluster,
+}
+
+impl<T, E> Operation<T, E> {
+    pub(super) fn ask(
+        cluster: &Cluster,
+        over: fn() -> E,
+        command: impl FnOnce(oneshot::Sender<Result<T, E>>) -> Command,
+    ) -> Operation<T, E> {
+        let (sender, answer) = oneshot::channel();
+        // Where the primary has ended, nobody answers, and that is the answer.
+        let _ = cluster.inner.driver_handle.send(command(sender));
+        Operation { answer, over, _cluster: cluster.clone() }
+    }
+
+    pub(super) fn refused(cluster: &Cluster, over: fn() -> E, why: E) -> Operation<T, E> {
+        let (sender, answer) = oneshot::channel();
+        let _ = sender.send(Err(why));
+        Operation { answer, over, _cluster: cluster.clone() }
+    }
+
+    /// Blocks this thread until the operation is over. For threads without a runtime; without
+    /// effect on the cluster, like awaiting it.
+    ///
+    /// # Errors
+    /// As the operation.
+    ///
+    /// # Panics
+    /// In a task of a tokio runtime.
+    pub fn wait(self) -> Result<T, E> {
+        self.answer.blocking_recv().unwrap_or_else(|_| Err((self.over)()))
+    }
+}
+
+impl<T, E> Future for Operation<T, E> {
+    type Output = Result<T, E>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T, E>> {
+        let over = self.over;
+        Pin::new(&mut self.answer)
+            .poll(context)
+            .map(|answer| answer.unwrap_or_else(|_| Err(over())))
+    }
+}
+
+impl<T, E> fmt::Debug for Operation<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Operation").finish_non_exhaustive()
+    }
+}
