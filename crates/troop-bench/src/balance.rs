@@ -1,5 +1,5 @@
-//! Who gets how much: the shares of eight workers under each scheduling, and what a slow one among
-//! them does to the others.
+//! The shares of eight workers under each scheduling, and the effect of a slow worker on the
+//! others.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
@@ -10,7 +10,7 @@ use crate::{Options, load};
 
 const WORKERS: usize = 8;
 const CLIENTS: usize = 16;
-/// More than it takes to keep all slow workers busy.
+/// More clients than all slow workers can serve.
 const SLOW_CLIENTS: usize = 32;
 
 struct Contender {
@@ -44,7 +44,7 @@ fn run_one(contender: Contender, clients: usize, count: usize) -> Result<load::O
     load::run(address, clients, count)
 }
 
-/// The section.
+/// Runs this section and prints its tables.
 pub(crate) fn run(options: &Options) -> Result<()> {
     println!("## Balance\n");
     shares(options)?;

@@ -1,7 +1,7 @@
-//! The limits: loops that make the necessary system calls and nothing else.
+//! The lower limits: loops of the necessary system calls and nothing else.
 //!
-//! They take no decisions, parse nothing, notice no misbehaviour and lose connections when a worker
-//! ends: what they cost, every primary that passes connections must cost.
+//! They make no decisions, parse nothing, detect no violations and lose connections when a worker
+//! ends. Every primary that passes connections has at least their cost.
 
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -19,21 +19,21 @@ use troop_sys::{fdpass, listen, socket, spawn};
 
 use crate::peer::{Result, script};
 
-/// Connections that a Node worker may hold unanswered.
+/// Number of unacknowledged connections per Node worker.
 const NODE_WINDOW: usize = 8;
-/// The same for a bare worker, which gets them in batches.
+/// Number of unacknowledged connections per bare worker, which gets them in batches.
 const WINDOW: usize = 64;
-/// Connections in one batch.
+/// Number of connections in a batch.
 const BATCH: usize = 16;
-/// The number of a worker's descriptor for its channel.
+/// Descriptor number of a worker's channel.
 const CHANNEL: i32 = 3;
-/// Lines with which a Node worker answers a connection.
+/// Number of lines by which a Node worker acknowledges a connection.
 const NODE_LINES: usize = 2;
 
 struct Worker {
     channel: OwnedFd,
     in_flight: VecDeque<OwnedFd>,
-    /// Answers, in the unit of the protocol, that do not make up a whole connection yet.
+    /// Acknowledgement lines that do not complete a connection yet.
     answers: usize,
 }
 
@@ -82,7 +82,7 @@ fn start(id: usize, program: &str, arguments: &[&str]) -> Result<OwnedFd> {
     Ok(ours)
 }
 
-/// Answers a worker's question for a server, and waits until it listens.
+/// Answers a worker's request for a server, and waits until the worker listens.
 fn shake_hands(channel: &OwnedFd, port: u16, troop: Option<u32>) -> Result<()> {
     socket::set_nonblocking(channel, false)?;
     let mut stream = UnixStream::from(channel.try_clone()?);
@@ -108,8 +108,8 @@ fn shake_hands(channel: &OwnedFd, port: u16, troop: Option<u32>) -> Result<()> {
     Ok(socket::set_nonblocking(channel, true)?)
 }
 
-/// A primary with workers of Node (one message per connection), of troop (batches), or bare ones
-/// (batches).
+/// Runs a primary with workers of Node (one message per connection), of troop (batches), or bare
+/// ones (batches).
 pub(crate) fn primary(kind: &str, count: usize) -> Result<()> {
     let (of_node, of_troop) = (kind == "node", kind == "rust-troop");
     let listener = listen::tcp(Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), 0, false)?;
@@ -182,7 +182,7 @@ pub(crate) fn primary(kind: &str, count: usize) -> Result<()> {
     }
 }
 
-/// The next connection, if there is one; `waiting` says whether there may be more.
+/// Accepts the next connection, if there is one; `waiting` returns whether there may be more.
 fn accept(listener: &OwnedFd, waiting: &mut bool) -> Result<Option<OwnedFd>> {
     match socket::accept(listener.as_fd()) {
         Ok(connection) => Ok(Some(connection)),
@@ -194,7 +194,7 @@ fn accept(listener: &OwnedFd, waiting: &mut bool) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// The next worker in turn that has room.
+/// Returns the next worker in turn that has room.
 fn next(workers: &[Worker], turn: &mut usize, window: usize) -> Option<usize> {
     let found = (0..workers.len())
         .map(|n| (*turn + n) % workers.len())
@@ -261,8 +261,8 @@ fn in_batches(
     Ok(())
 }
 
-/// A worker for batches: writes one byte to each connection, closes it, and says how many they
-/// were.
+/// Runs a worker for batches: writes one byte to each connection, closes it, and acknowledges the
+/// batch by its size.
 pub(crate) fn worker() -> Result<()> {
     let mark = [b'0' + (std::env::var("NODE_UNIQUE_ID")?.parse::<u32>()? % 10) as u8];
     let channel = troop_sys::inherited::claim(CHANNEL)?;
@@ -285,7 +285,7 @@ pub(crate) fn worker() -> Result<()> {
     }
 }
 
-/// Bytes of a message between the two ends of [`socketpair`].
+/// Size of a message between the two ends of [`socketpair`].
 const MESSAGE: [u8; 104] = {
     let mut message = [b'x'; 104];
     message[103] = b'\n';
@@ -337,7 +337,7 @@ fn side(stream: &mut UnixStream, test: &str, count: usize, first: bool) -> Resul
     Ok(())
 }
 
-/// The same round trips as a tokio program makes them.
+/// Makes the same round trips in a tokio program.
 #[tokio::main(flavor = "current_thread")]
 async fn trips_in_runtime(stream: UnixStream, count: usize, first: bool) -> Result<()> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -367,7 +367,7 @@ fn round(stream: &mut UnixStream, test: &str, count: usize, first: bool) -> Resu
     }
 }
 
-/// Messages over a socket between two processes: one write per message, no JSON.
+/// Exchanges messages over a socket between two processes: one write per message, no JSON.
 pub(crate) fn socketpair(test: &str, count: usize) -> Result<()> {
     let (mut ours, theirs) = UnixStream::pair()?;
     let arguments = ["peer", "socketpair-worker", test, &count.to_string()];
@@ -386,7 +386,7 @@ pub(crate) fn socketpair(test: &str, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// The other end.
+/// Runs the other end.
 pub(crate) fn socketpair_worker(test: &str, count: usize) -> Result<()> {
     let mut stream = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     round(&mut stream, test, count.div_ceil(10), false)?;

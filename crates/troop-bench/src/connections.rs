@@ -1,4 +1,4 @@
-//! What a connection costs the primary, and how many a second get through.
+//! CPU time of the primary per connection, and connections per second.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,24 +12,22 @@ use crate::peer::{Peer, Result, node, ourselves, script};
 use crate::table::{Table, median, number, times};
 use crate::{Options, cpu, load};
 
-/// Workers of every peer.
+/// Number of workers of every peer.
 const WORKERS: usize = 2;
-/// Connections under way at any time: many, so that work comes in batches, and few, so that it does
-/// not.
+/// Number of clients: many, so that work comes in batches, and few, so that it does not.
 const CLIENTS: [usize; 2] = [64, 4];
 
-/// Each repeat is done in this many slices, of one contender after the other, so that all of them
-/// see the same machine.
+/// Number of slices of a repeat. Contenders take turns, so that all of them see the same machine.
 const SLICES: usize = 10;
 
 struct Contender {
     name: &'static str,
     command: fn() -> Result<Command>,
-    /// Which contender is the limit for this one.
+    /// The contender that is the lower limit of this one.
     limit: usize,
 }
 
-/// CPU times are in microseconds per connection.
+/// CPU times, in microseconds per connection.
 #[derive(Debug, Default)]
 struct Run {
     rate: f64,
@@ -39,7 +37,7 @@ struct Run {
     failed: usize,
 }
 
-/// A contender while it runs.
+/// A running contender.
 struct Racer {
     peer: Peer,
     address: SocketAddr,
@@ -104,7 +102,7 @@ impl Racer {
     }
 }
 
-/// One repeat: all contenders run, and one after the other gets a slice of the load.
+/// Runs one repeat: all contenders run, and the load goes to one after the other.
 fn race(contenders: &[Contender], clients: usize, count: usize) -> Result<Vec<Run>> {
     let mut racers = Vec::new();
     for contender in contenders {
@@ -121,7 +119,7 @@ fn race(contenders: &[Contender], clients: usize, count: usize) -> Result<Vec<Ru
     Ok(racers.into_iter().map(Racer::finish).collect())
 }
 
-/// The section.
+/// Runs this section and prints its tables.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let contender = |name, limit, command| Contender { name, command, limit };
     let all = [
@@ -191,7 +189,7 @@ fn compare(all: &[Contender], clients: usize, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The peer: a supervised cluster of servers, of Node or Rust.
+/// Runs the peer: a supervised cluster of servers, of Node or Rust.
 pub(crate) fn primary(kind: &str, workers: usize, scheduling: &str, weights: &[u32]) -> Result<()> {
     let setup = match kind {
         "node" => Setup::new().script(script("server.js")).args::<&str>([]),
@@ -222,7 +220,7 @@ pub(crate) fn primary(kind: &str, workers: usize, scheduling: &str, weights: &[u
     Ok(())
 }
 
-/// A Rust worker: does what the script for Node does.
+/// Runs a Rust worker that does what the script for Node does.
 pub(crate) fn server() -> Result<()> {
     troop::worker()?.block_on(async |worker| {
         let mark = [b'0' + (worker.id().map_or(0, |id| id.0) % 10) as u8];
@@ -236,7 +234,7 @@ pub(crate) fn server() -> Result<()> {
     })
 }
 
-/// A Rust worker that leaves connections open until the client ends them.
+/// Runs a Rust worker that leaves connections open until the client closes them.
 pub(crate) fn hold() -> Result<()> {
     troop::worker()?.block_on(async |worker| {
         let mark = [b'0' + (worker.id().map_or(0, |id| id.0) % 10) as u8];
@@ -251,8 +249,8 @@ pub(crate) fn hold() -> Result<()> {
     })
 }
 
-/// A Rust worker that does what the slow script does: one connection after the other, the first
-/// worker slower than the others.
+/// Runs a Rust worker that does what the slow script does: one connection after the other, the
+/// first worker slower than the others.
 pub(crate) fn slow() -> Result<()> {
     let worker = troop::worker()?.blocking()?;
     let id = worker.id().map_or(0, |id| id.0);

@@ -1,4 +1,4 @@
-//! What a process has used so far: CPU time and memory, from `/proc`.
+//! CPU time and memory of processes, from `/proc`.
 
 use std::fs;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 
 use crate::peer::Result;
 
-/// CPU time of all threads of a process. Threads that have ended are not in it.
+/// Returns the CPU time of all running threads of a process.
 pub(crate) fn time(pid: u32) -> Duration {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let times = threads.filter_map(|thread| {
@@ -17,18 +17,18 @@ pub(crate) fn time(pid: u32) -> Duration {
     Duration::from_nanos(times.sum())
 }
 
-/// The threads of a process.
+/// Returns the threads of a process.
 fn threads(pid: u32) -> Vec<Pid> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     threads.filter_map(|thread| Pid::from_raw(thread.file_name().to_str()?.parse().ok()?)).collect()
 }
 
-/// The processors that this process may use.
+/// Returns the CPUs that this process may use.
 pub(crate) fn available() -> Result<CpuSet> {
     Ok(sched_getaffinity(None)?)
 }
 
-/// The first two of them, each by itself.
+/// Returns the first two of them, each in a set of its own.
 pub(crate) fn two_of(all: &CpuSet) -> Result<[CpuSet; 2]> {
     let mut single = (0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu)).map(|cpu| {
         let mut set = CpuSet::new();
@@ -39,7 +39,7 @@ pub(crate) fn two_of(all: &CpuSet) -> Result<[CpuSet; 2]> {
     Ok([first.ok_or("there is no processor")?, second.ok_or("this needs two processors")?])
 }
 
-/// Lets the threads that a process has, and those that they start later, use these processors only.
+/// Restricts the threads of a process, and those that they start later, to these CPUs.
 pub(crate) fn confine(pid: u32, to: &CpuSet) {
     // Those that fail have ended meanwhile.
     for thread in threads(pid) {
@@ -47,17 +47,17 @@ pub(crate) fn confine(pid: u32, to: &CpuSet) {
     }
 }
 
-/// The same for the thread that calls.
+/// Restricts the calling thread to these CPUs.
 pub(crate) fn confine_caller(to: &CpuSet) -> Result<()> {
     Ok(sched_setaffinity(None, to)?)
 }
 
-/// CPU time of each of these processes.
+/// Returns the CPU time of each of these processes.
 pub(crate) fn times(pids: &[u32]) -> Vec<Duration> {
     pids.iter().map(|pid| time(*pid)).collect()
 }
 
-/// The processes that a process has started and that still run.
+/// Returns the running children of a process.
 pub(crate) fn children(pid: u32) -> Vec<u32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists =
@@ -69,21 +69,21 @@ pub(crate) fn children(pid: u32) -> Vec<u32> {
         .collect()
 }
 
-/// CPU time of a process and of all that it has started, and those have started.
+/// Returns the CPU time of a process and all its descendants.
 pub(crate) fn whole(pid: u32) -> Duration {
     time(pid) + children(pid).into_iter().map(whole).sum::<Duration>()
 }
 
-/// Memory of a process in MiB.
+/// Memory of a process, in MiB.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Memory {
-    /// All pages that it has in memory.
+    /// Resident set size.
     pub(crate) resident: f64,
-    /// The same, with pages that others have too counted by its share.
+    /// Proportional set size: shared pages count by share.
     pub(crate) proportional: f64,
 }
 
-/// Memory of a process now.
+/// Returns the current memory of a process.
 pub(crate) fn memory(pid: u32) -> Option<Memory> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let field = |name: &str| {

@@ -1,5 +1,4 @@
-//! Whether a connection costs the primary more when there are very many workers and open
-//! connections.
+//! The cost of a connection with very many workers and open connections.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -11,7 +10,7 @@ const MANY: usize = 1000;
 const OPEN: usize = 100_000;
 const CLIENTS: usize = 64;
 
-/// The section.
+/// Runs this section and prints its tables.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let (open, count) = (options.count(OPEN), options.count(40_000));
     println!("## Crowds\n");
@@ -64,10 +63,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The most connections that one process holds.
+/// The largest number of connections per process.
 const OF_ONE: usize = 15_000;
 
-/// Processes that hold this many connections together, more than one of them may have.
+/// Starts processes that together hold this many connections.
 fn hold(port: u16, mut count: usize) -> Result<Vec<Peer>> {
     let mut holders = Vec::new();
     while count > 0 {
@@ -81,7 +80,7 @@ fn hold(port: u16, mut count: usize) -> Result<Vec<Peer>> {
     Ok(holders)
 }
 
-/// The peer: opens connections and leaves them open.
+/// Runs the peer: opens connections and leaves them open.
 pub(crate) fn holder(port: u16, count: usize) -> Result<()> {
     let _ = troop_sys::process::raise_descriptor_limit();
     let held = load::hold(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), count)?;

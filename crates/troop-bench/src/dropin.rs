@@ -1,4 +1,4 @@
-//! One and the same JavaScript primary, with Node's `cluster` and with the npm package.
+//! The same JavaScript primary with Node's `cluster` and with the npm package.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
@@ -12,20 +12,20 @@ use crate::{Options, cpu, load, messages};
 
 const WORKERS: &str = "2";
 const CLIENTS: usize = 64;
-/// Each repeat is done in this many slices, of one contender after the other.
+/// Number of slices of a repeat, in which contenders take turns.
 const SLICES: usize = 5;
-/// How long JavaScript's thread is watched.
+/// Time for which JavaScript's thread is observed.
 const WATCHED: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(1500);
 
-/// The switch that puts the package in the place of Node's `cluster`.
+/// The option that replaces Node's `cluster` by the package.
 fn register() -> [String; 2] {
     ["--require".into(), format!("{NPM}/register.js")]
 }
 
 const NPM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../npm");
 
-/// Builds the engine, which may be a debug build otherwise.
+/// Builds the engine in release mode.
 fn build() -> Result<()> {
     let status = Command::new("node")
         .arg(format!("{NPM}/build.js"))
@@ -41,11 +41,11 @@ fn build() -> Result<()> {
 struct Racer {
     peer: Peer,
     address: SocketAddr,
-    /// What is measured of it, slice by slice.
+    /// The measurements, by slice.
     slices: Vec<Slice>,
-    /// How late timers were, and how long messages took, with nothing else to do.
+    /// Delays of timers and messages without load.
     idle: Vec<f64>,
-    /// The same under load.
+    /// Delays of timers and messages under load.
     busy: Vec<f64>,
 }
 
@@ -84,7 +84,7 @@ impl Racer {
         Ok(())
     }
 
-    /// What JavaScript sees while `meanwhile` goes on.
+    /// Measures JavaScript's thread while `meanwhile` runs.
     fn watch(&mut self, meanwhile: impl FnOnce(SocketAddr) -> Result<()>) -> Result<Vec<f64>> {
         self.peer.go()?;
         meanwhile(self.address)?;
@@ -92,9 +92,9 @@ impl Racer {
         self.peer.wait_for("done")
     }
 
-    /// JavaScript's thread with nothing else to do, and under a load that all can bear. The primary
-    /// has a processor for itself, so that what is seen is what the primary does, and not what it
-    /// has to wait for.
+    /// Measures JavaScript's thread without load, and under a load that all contenders can serve.
+    /// The primary has a CPU of its own, so the delays come from the primary and not from other
+    /// processes.
     fn attend(&mut self, every: Duration, [own, others]: &[CpuSet; 2]) -> Result<()> {
         cpu::children(self.peer.pid()).into_iter().for_each(|worker| cpu::confine(worker, others));
         cpu::confine(self.peer.pid(), own);
@@ -111,7 +111,7 @@ impl Racer {
     }
 }
 
-/// The section.
+/// Runs this section and prints its tables.
 pub(crate) fn run(options: &Options) -> Result<()> {
     build()?;
     println!("## The npm package\n");

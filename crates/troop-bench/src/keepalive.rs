@@ -1,5 +1,5 @@
-//! HTTP over connections that stay open: workers on all CPUs beside one process with as many
-//! threads, and beside nginx.
+//! HTTP over connections that stay open: workers on all CPUs, one process with as many threads, and
+//! nginx.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
@@ -44,7 +44,7 @@ fn start(name: &'static str, command: Command) -> Result<Racer> {
     Ok(Racer { name, peer, address, rates: Vec::new(), costs: Vec::new(), slowest: Vec::new() })
 }
 
-/// nginx with as many workers, each with a socket of its own; the directory holds its
+/// Starts nginx with as many workers, each with a socket of its own; the directory holds its
 /// configuration.
 fn nginx(directory: &std::path::Path) -> Result<Racer> {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
@@ -72,7 +72,7 @@ fn nginx(directory: &std::path::Path) -> Result<Racer> {
     start("nginx, reuseport", command)
 }
 
-/// The section.
+/// Runs this section and prints its tables.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let count = options.count(200_000);
     let workers = troop::available_workers();
@@ -131,8 +131,7 @@ fn app() -> Router {
     Router::new().route("/", get(async || "hello world\n"))
 }
 
-/// The peer: the same program as one process with threads, as a cluster's primary, or as its
-/// worker.
+/// Runs the peer: the same program as one process with threads, as a primary, or as its worker.
 pub(crate) fn server(how: &str) -> Result<()> {
     match how {
         "threads" => {

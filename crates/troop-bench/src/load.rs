@@ -1,4 +1,4 @@
-//! The clients: one thread, a fixed number of connections under way, a fixed number in all.
+//! The clients: one thread, with a fixed number of connections at a time and in all.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,24 +11,24 @@ use troop_sys::poll::{Interest, Poller};
 
 use crate::peer::Result;
 
-/// Nothing should take longer.
+/// Deadline of a run.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What the clients saw.
+/// The measurements of the clients.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// From the first connect to the last end.
+    /// Time from the first connect to the last close.
     pub(crate) took: Duration,
-    /// Connections by the byte that the worker sent.
+    /// Number of connections by the byte that the worker sent.
     pub(crate) shares: BTreeMap<u8, usize>,
-    /// Connections that ended without a byte.
+    /// Number of connections that closed without a byte.
     pub(crate) failed: usize,
-    /// How long each took, from the connect to the end.
+    /// Duration of each connection, from connect to close.
     pub(crate) latencies: Vec<Duration>,
 }
 
 impl Outcome {
-    /// The time that this part of the connections did not exceed.
+    /// Returns the quantile of the durations at this fraction.
     pub(crate) fn percentile(&mut self, part: f64) -> Duration {
         self.latencies.sort_unstable();
         let at = (self.latencies.len() as f64 * part) as usize;
@@ -76,17 +76,17 @@ pub(crate) fn hold(address: SocketAddr, count: usize) -> Result<Vec<OwnedFd>> {
     Ok(held)
 }
 
-/// Connections to be made: connect, read to the end (or the first byte, if the end is ours), close.
+/// A load: connect, read to the end (or the first byte, if the client closes), close.
 struct Load {
     address: SocketAddr,
-    /// How many at a time.
+    /// Number of connections at a time.
     clients: usize,
     count: usize,
-    /// From many addresses.
+    /// Whether to connect from many addresses.
     apart: bool,
-    /// The clients end their connections themselves.
+    /// Whether the clients close their connections.
     ours: bool,
-    /// Not faster than this from one to the next.
+    /// Smallest interval between connections.
     every: Duration,
 }
 
@@ -95,7 +95,7 @@ pub(crate) fn run(address: SocketAddr, clients: usize, count: usize) -> Result<O
     run_with(Load { address, clients, count, apart: false, ours: false, every: Duration::ZERO })
 }
 
-/// The same, one after so much time and not faster.
+/// Makes connections at this interval, and not faster.
 pub(crate) fn run_paced(
     address: SocketAddr,
     clients: usize,
@@ -105,12 +105,12 @@ pub(crate) fn run_paced(
     run_with(Load { address, clients, count, apart: false, ours: false, every })
 }
 
-/// The same, from many addresses.
+/// Makes connections from many addresses.
 pub(crate) fn run_from(address: SocketAddr, clients: usize, count: usize) -> Result<Outcome> {
     run_with(Load { address, clients, count, apart: true, ours: false, every: Duration::ZERO })
 }
 
-/// The same; these clients end their connections themselves.
+/// Makes connections from many addresses, which the clients close.
 pub(crate) fn run_and_leave(address: SocketAddr, clients: usize, count: usize) -> Result<Outcome> {
     run_with(Load { address, clients, count, apart: true, ours: true, every: Duration::ZERO })
 }
@@ -182,7 +182,7 @@ fn run_with(load: Load) -> Result<Outcome> {
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-/// The length of an answer with its head.
+/// Returns the length of a response with its head.
 fn length(answer: &[u8]) -> Option<usize> {
     let text = std::str::from_utf8(answer).ok()?;
     let head = text.find("\r\n\r\n")? + 4;
@@ -192,7 +192,7 @@ fn length(answer: &[u8]) -> Option<usize> {
         .map(|body| head + body)
 }
 
-/// Makes `count` requests over `clients` connections that stay open, one after the other on each.
+/// Makes `count` requests over `clients` kept connections, one after the other on each.
 pub(crate) fn keep_alive(address: SocketAddr, clients: usize, count: usize) -> Result<Outcome> {
     let mut poller = Poller::new()?;
     let mut outcome = Outcome {

@@ -84,23 +84,23 @@ fn one_of_the_numbers(wanted: &str) -> std::result::Result<String, String> {
 }
 
 impl Options {
-    /// Runs of each contender.
+    /// Number of runs of each contender.
     fn repeat(&self) -> usize {
         self.repeat.map_or(if self.quick { 2 } else { 5 }, |runs| runs as usize)
     }
 
-    /// Whether so many workers of this kind are to be measured.
+    /// Whether to measure this number of workers of this kind.
     fn has(&self, kind: &str, workers: usize) -> bool {
         self.workers.is_empty() || self.workers.contains(&format!("{kind}:{workers}"))
     }
 
-    /// How many of something that is counted in thousands.
+    /// Returns a number of iterations: a tenth of it with `--quick`.
     fn count(&self, whole: usize) -> usize {
         if self.quick { whole / 10 } else { whole }
     }
 }
 
-/// What this program does as one of the measured processes.
+/// Runs this program as one of the measured processes.
 fn act(arguments: &[&str]) -> Result<()> {
     match arguments {
         ["load", port, clients, count] => {

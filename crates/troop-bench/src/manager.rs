@@ -1,5 +1,4 @@
-//! The program `troop` beside PM2: what a manager of processes costs, and how fast it does what it
-//! is for.
+//! The program `troop` and PM2: resource usage, and the time of starts, reloads and restarts.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -16,28 +15,28 @@ use crate::cpu;
 use crate::peer::{Group, Result, script};
 use crate::table::{Table, median, number, times};
 
-/// How long anything may take.
+/// Deadline of every operation.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long after a start it counts as idle.
+/// Time after a start at which an app counts as idle.
 const SETTLE: Duration = Duration::from_secs(2);
-/// How long logs flow.
+/// Duration of the log test.
 const FLOW: Duration = Duration::from_secs(5);
 
-/// A manager, with a home of its own.
+/// A process manager with a home of its own.
 trait Manager {
-    /// Runs it with these arguments, in the home.
+    /// Runs it with these arguments in its home.
     fn command(&self, arguments: &[&str]) -> Command;
 
-    /// Its process, or that of the app.
+    /// Returns its process, or that of the app.
     fn pid(&self) -> Result<u32>;
 
-    /// Starts a script as so many workers.
+    /// Starts this number of workers of a script.
     fn start(&self, script: &str, workers: usize) -> Result<()>;
 
-    /// Starts so many processes that do nothing.
+    /// Starts this number of processes that do nothing.
     fn start_trivial(&self, workers: usize) -> Result<()>;
 
-    /// Ends everything.
+    /// Stops all apps.
     fn end(&self);
 }
 
@@ -83,7 +82,7 @@ impl Pm2 {
         Ok(Pm2 { program, home: tempfile::tempdir()? })
     }
 
-    /// The daemon, which leads a session, so also a group.
+    /// The daemon, which leads a session and so a process group.
     pub(crate) fn group(&self) -> Result<(u32, Group)> {
         let pid = self.pid()?;
         Ok((pid, Group::of(pid)))
@@ -129,7 +128,7 @@ impl Manager for Pm2 {
     }
 }
 
-/// The program `troop`, built beside this one.
+/// The program `troop` of this build.
 struct Troop {
     program: PathBuf,
     home: tempfile::TempDir,
@@ -196,7 +195,7 @@ impl Manager for Troop {
     }
 }
 
-/// Ends what it started, also when something fails.
+/// Stops the manager on drop, also after a failure.
 struct Ends<'a>(&'a dyn Manager);
 
 impl Drop for Ends<'_> {
@@ -205,7 +204,7 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Waits for something to come true; returns how long that took.
+/// Waits for a condition; returns how long that took.
 fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<Duration> {
     let begin = Instant::now();
     while !condition() {
@@ -224,7 +223,7 @@ fn resident(pid: u32) -> Result<f64> {
         .ok_or_else(|| "the memory of a manager cannot be read".into())
 }
 
-/// One request, answered in full.
+/// Makes one request and reads the whole response.
 fn request(port: u16) -> bool {
     let answered = || -> std::io::Result<bool> {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
@@ -241,7 +240,7 @@ fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// What one manager did.
+/// The measurements of a manager.
 #[derive(Default)]
 struct Measured {
     empty: Vec<f64>,
@@ -358,7 +357,7 @@ fn measure(manager: &dyn Manager, is_daemon: bool, to: &mut Measured) -> Result<
     Ok(())
 }
 
-/// The program by itself, from its start until it answers.
+/// Starts the program without a manager and waits until it answers.
 fn own_start(port: u16) -> Result<f64> {
     let begin = Instant::now();
     let mut child = Command::new("node").arg(script("served.js")).stdin(Stdio::null()).spawn()?;
@@ -370,7 +369,7 @@ fn own_start(port: u16) -> Result<f64> {
     Ok(took.as_secs_f64() * 1000.0)
 }
 
-/// The section.
+/// Runs this section and prints its tables.
 pub(crate) fn section(options: &Options) -> Result<()> {
     let (mut pm2, mut troop) = (Measured::default(), Measured::default());
     let mut absent = None;

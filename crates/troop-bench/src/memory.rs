@@ -1,4 +1,4 @@
-//! What an idle primary with four workers keeps in memory.
+//! Memory of an idle primary with four workers.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -9,9 +9,9 @@ use crate::manager::Pm2;
 use crate::peer::{Peer, Result, node, ourselves, script};
 use crate::table::{Table, median, number, times};
 
-/// Workers of every primary.
+/// Number of workers of every primary.
 const WORKERS: usize = 4;
-/// How long after the last worker listens the primary counts as idle.
+/// Time after the last worker listens at which the primary counts as idle.
 const SETTLE: Duration = Duration::from_secs(1);
 
 fn measure(command: Command) -> Result<Memory> {
@@ -21,7 +21,7 @@ fn measure(command: Command) -> Result<Memory> {
     cpu::memory(peer.pid()).ok_or_else(|| "the memory of a peer cannot be read".into())
 }
 
-/// PM2's daemon with as many workers.
+/// Measures PM2's daemon with as many workers.
 fn pm2() -> Result<Memory> {
     let pm2 = Pm2::install()?;
     let started = pm2.run(&["start", &script("server.js"), "-i", &WORKERS.to_string()]);
@@ -42,7 +42,7 @@ fn pm2() -> Result<Memory> {
     measured
 }
 
-/// The section.
+/// Runs this section and prints its tables.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let workers = WORKERS.to_string();
     let names = [

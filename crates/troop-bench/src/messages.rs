@@ -1,5 +1,4 @@
-//! Messages between a primary and a worker: how many a second, and how long one there and back
-//! takes.
+//! Messages between a primary and a worker: throughput and round-trip time.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -36,13 +35,13 @@ impl Note {
     }
 }
 
-/// The names of the tests, and what they are.
+/// The names of the tests, and what they measure.
 pub(crate) const TESTS: [(&str, &str); 3] =
     [("up", "worker to primary"), ("down", "primary to worker"), ("trip", "there and back")];
 
 type Contender = (&'static str, fn(&str, &str) -> Result<Command>);
 
-/// The last one only makes round trips.
+/// The last peer makes round trips only.
 const CONTENDERS: [Contender; 4] = [
     ("Node", |test, count| Ok(node("messages.js", &[test, count]))),
     ("troop", |test, count| ourselves(&["messages", test, count])),
@@ -54,14 +53,14 @@ const CONTENDERS: [Contender; 4] = [
 
 /// A measured peer.
 pub(crate) struct Run {
-    /// Microseconds per message, or there and back.
+    /// Microseconds per message or round trip.
     pub(crate) took: f64,
-    /// Of both processes, the same.
+    /// CPU time of both processes, in the same unit.
     pub(crate) cpu: f64,
     lost: f64,
 }
 
-/// Lets a peer do its work once.
+/// Runs a peer once.
 pub(crate) fn measure(command: Command, count: usize) -> Result<Run> {
     let mut peer = Peer::start(command)?;
     peer.wait_for("ready")?;
@@ -78,7 +77,7 @@ pub(crate) fn measure(command: Command, count: usize) -> Result<Run> {
     Ok(Run { took: each(nanoseconds), cpu: each((after - before).as_nanos() as f64), lost })
 }
 
-/// The section.
+/// Runs this section and prints its tables.
 pub(crate) fn run(options: &Options) -> Result<()> {
     println!("## Messages\n");
     println!(
@@ -127,7 +126,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The peer: a primary in a tokio program.
+/// Runs the peer: a primary in a tokio program.
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn primary(test: &str, count: usize) -> Result<()> {
     let setup = Setup::new().args(["peer", "messages-worker", test, &count.to_string()]);
@@ -182,7 +181,7 @@ pub(crate) async fn primary(test: &str, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Its worker.
+/// Runs its worker.
 pub(crate) fn worker(test: &str, count: usize) -> Result<()> {
     troop::worker()?.block_on(async |worker| {
         let mut rounds = [count.div_ceil(10), count].into_iter();

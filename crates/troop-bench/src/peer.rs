@@ -1,8 +1,8 @@
-//! The processes that are measured: each in a process group of its own, ended when it is dropped
-//! and when the program is interrupted.
+//! The measured processes: each in a process group of its own, killed on drop and when the program
+//! is interrupted.
 //!
-//! A peer writes a line that begins with `ready` to its standard output when it can be measured,
-//! does what it is for when it is told `go`, and answers with a line that begins with `done`.
+//! A peer writes a line that begins with `ready` to standard output when it can be measured, starts
+//! when it reads `go`, and answers with a line that begins with `done`.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -15,13 +15,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// What the sections return.
+/// The result of a section.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Seconds that a peer may need for one answer.
+/// Timeout of an answer of a peer, in seconds.
 const PATIENCE: i64 = 120;
 
-/// The process groups that run.
+/// The running process groups.
 static GROUPS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 
 fn groups() -> MutexGuard<'static, BTreeSet<u32>> {
@@ -33,7 +33,7 @@ fn kill(group: u32) {
     let _ = troop_sys::process::signal_group(group, rustix::process::Signal::KILL.as_raw());
 }
 
-/// Ends all peers when this process is told to end.
+/// Kills all peers when this process gets a signal to end.
 pub(crate) fn end_with_us() -> Result<()> {
     let (mut reader, writer) = UnixStream::pair()?;
     for signal in [SIGINT, SIGTERM, SIGHUP] {
@@ -50,12 +50,12 @@ pub(crate) fn end_with_us() -> Result<()> {
     Ok(())
 }
 
-/// A process group that is killed when this is dropped.
+/// A process group that is killed on drop.
 #[derive(Debug)]
 pub(crate) struct Group(u32);
 
 impl Group {
-    /// Takes over a group by its leader's process id.
+    /// Takes over a group by the process id of its leader.
     pub(crate) fn of(leader: u32) -> Group {
         groups().insert(leader);
         Group(leader)
@@ -69,7 +69,7 @@ impl Drop for Group {
     }
 }
 
-/// A process that is measured.
+/// A measured process.
 #[derive(Debug)]
 pub(crate) struct Peer {
     child: Child,
@@ -77,24 +77,24 @@ pub(crate) struct Peer {
     output: BufReader<ChildStdout>,
 }
 
-/// This program again, as a peer of the given kind.
+/// Starts this program as a peer of the given kind.
 pub(crate) fn ourselves<S: AsRef<str>>(arguments: &[S]) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("peer").args(arguments.iter().map(AsRef::as_ref));
     Ok(command)
 }
 
-/// Where a script for Node is.
+/// Returns the path of a script for Node.
 pub(crate) fn script(name: &str) -> String {
     format!("{}/node/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Node with a script.
+/// Starts Node with a script.
 pub(crate) fn node<S: AsRef<str>>(name: &str, arguments: &[S]) -> Command {
     node_with(&[], name, arguments)
 }
 
-/// Node with switches of its own and a script.
+/// Starts Node with options and a script.
 pub(crate) fn node_with<S: AsRef<str>>(
     switches: &[String],
     name: &str,
@@ -124,17 +124,17 @@ impl Peer {
         Ok(Peer { child, group, output })
     }
 
-    /// Its process id.
+    /// Returns its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The processes that it has started.
+    /// Returns its children.
     pub(crate) fn workers(&self) -> Vec<u32> {
         crate::cpu::children(self.pid())
     }
 
-    /// Waits for a line with this first word, and returns the numbers that follow.
+    /// Waits for a line with this first word, and returns the numbers after it.
     pub(crate) fn wait_for(&mut self, word: &str) -> Result<Vec<f64>> {
         loop {
             if self.output.buffer().is_empty() {
@@ -160,7 +160,7 @@ impl Peer {
         }
     }
 
-    /// Tells it to begin.
+    /// Sends `go`.
     pub(crate) fn go(&mut self) -> Result<()> {
         let input = self.child.stdin.as_mut().ok_or("no standard input")?;
         input.write_all(b"go\n")?;

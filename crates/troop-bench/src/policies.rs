@@ -1,4 +1,4 @@
-//! What each scheduling costs the primary, with few workers and with many.
+//! CPU time of the primary per connection under each scheduling, with few workers and with many.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
@@ -8,9 +8,9 @@ use crate::table::{Table, median, number, times};
 use crate::{Options, cpu, load};
 
 const CLIENTS: usize = 64;
-/// Each repeat is done in this many slices, of one contender after the other.
+/// Number of slices of a repeat, in which contenders take turns.
 const SLICES: usize = 5;
-/// Workers, by kind.
+/// Numbers of workers, by kind.
 pub(crate) const NUMBERS: [(&str, &[usize]); 2] =
     [("node", &[1, 2, 8, 64, 256]), ("rust", &[1, 2, 8, 64, 256])];
 
@@ -94,7 +94,7 @@ impl Racer {
     }
 }
 
-/// The section.
+/// Runs this section and prints its tables.
 pub(crate) fn run(options: &Options) -> Result<()> {
     println!("## Policies\n");
     println!(

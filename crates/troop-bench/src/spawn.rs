@@ -1,5 +1,5 @@
-//! What a fork costs the primary, with little and with much memory, and how soon workers are
-//! online.
+//! CPU time of the primary per fork, with little and with much memory, and the time until workers
+//! are online.
 
 use std::process::Command;
 use std::time::Instant;
@@ -11,7 +11,7 @@ use crate::Options;
 use crate::peer::{Peer, Result, node, ourselves, script};
 use crate::table::{Table, median, number, times};
 
-/// MiB that the primary has touched in the tests with much memory.
+/// Memory that the primary has touched in the tests with much memory, in MiB.
 const HEAP: usize = 1024;
 
 struct Contender {
@@ -22,10 +22,10 @@ struct Contender {
 }
 
 struct Run {
-    /// Milliseconds per worker: in the calls that fork, and in all until it is online.
+    /// Milliseconds per worker: in the calls that fork, and until the worker is online.
     forking: f64,
     whole: f64,
-    /// Milliseconds from the first fork to the last worker online.
+    /// Milliseconds from the first fork until the last worker is online.
     online: f64,
 }
 
@@ -37,7 +37,7 @@ fn measure(command: Command) -> Result<Run> {
     Ok(Run { forking: forking / 1e3, whole: whole / 1e3, online: online / 1e6 })
 }
 
-/// The section.
+/// Runs this section and prints its tables.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let contender = |name, heap, command| Contender { name, heap, command, runs: Vec::new() };
     let mut all = [
@@ -91,13 +91,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Microseconds of this process.
+/// Returns the CPU time of this process, in microseconds.
 fn cpu() -> f64 {
     let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::ProcessCPUTime);
     tv_sec as f64 * 1e6 + tv_nsec as f64 / 1e3
 }
 
-/// The peer: a primary in a tokio program, which forks in a row.
+/// Runs the peer: a primary in a tokio program that forks workers in a row.
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn primary(kind: &str, workers: usize, heap: usize) -> Result<()> {
     let blocks: Vec<Vec<u8>> = (0..heap).map(|_| vec![1; 1 << 20]).collect();
@@ -124,7 +124,7 @@ pub(crate) async fn primary(kind: &str, workers: usize, heap: usize) -> Result<(
     Ok(())
 }
 
-/// A worker that does nothing and stays.
+/// Runs a worker that does nothing.
 pub(crate) fn idle() -> Result<()> {
     troop::worker()?.block_on(async |worker| {
         worker.draining().await;

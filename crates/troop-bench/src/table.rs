@@ -1,4 +1,4 @@
-//! Tables in Markdown, and the medians in them.
+//! Tables in Markdown, and medians.
 
 /// A table.
 #[derive(Debug)]
@@ -7,7 +7,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// An empty table with these columns.
+    /// Returns an empty table with these columns.
     pub(crate) fn new(columns: &[&str]) -> Table {
         Table { rows: vec![columns.iter().map(|c| (*c).to_owned()).collect()] }
     }
@@ -17,7 +17,7 @@ impl Table {
         self.rows.push(cells);
     }
 
-    /// Prints it: the first column to the left, the others to the right.
+    /// Prints the table, with the first column aligned to the left and the others to the right.
     pub(crate) fn print(&self) {
         let width = |column: usize| {
             self.rows
@@ -45,7 +45,7 @@ impl Table {
     }
 }
 
-/// The value in the middle.
+/// Returns the median.
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut sorted: Vec<f64> = values.into_iter().collect();
     sorted.sort_by(f64::total_cmp);
@@ -56,7 +56,7 @@ pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
-/// A number with three significant digits, or all before the point.
+/// Formats a number with three significant digits, or all digits before the point.
 pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         _ if !value.is_finite() => "-".into(),
@@ -67,7 +67,7 @@ pub(crate) fn number(value: f64) -> String {
     }
 }
 
-/// A ratio.
+/// Formats a ratio.
 pub(crate) fn times(ratio: f64) -> String {
     if ratio.is_finite() { format!("{}x", number(ratio)) } else { "-".into() }
 }
