@@ -125,7 +125,7 @@ fuzz_target!(|data: &[u8]| {
                 let conn = ConnId(world.next);
                 world.next += 1;
                 world.open.insert(conn);
-                world.primary.accepted(world.now, id, conn, Connection { peer: None, client: Some(u32::from(*length) << 24) });
+                world.primary.accepted(world.now, id, conn, Connection::new(None, Some(u32::from(*length) << 24)));
                 world.act();
             }
         }

@@ -8,11 +8,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::event::{Address, AddressType};
 
-/// Names listeners: `8000` or `:8000` (the port at any address), `127.0.0.1:8000`, `[::1]:8000`,
-/// `/path/of/a/socket`, `@name` (an abstract socket), `fd:3` (a descriptor of the primary's), and
-/// with `udp:` before it those of UDP. A listener on port 0 is named by the 0 that its program
-/// asked for. IPv4 addresses that are written as IPv6 (`::ffff:127.0.0.1`) mean the same, and so do
-/// paths with doubled slashes.
+/// A pattern that names listeners: `8000` or `:8000` (the port at any address), `127.0.0.1:8000`,
+/// `[::1]:8000`, `/path/of/a/socket`, `@name` (an abstract socket), `fd:3` (a descriptor of the
+/// primary's), and with `udp:` before it those of UDP. A listener on port 0 is named by the 0 that
+/// its program asked for. IPv4 addresses that are written as IPv6 (`::ffff:127.0.0.1`) mean the
+/// same, and so do paths with doubled slashes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Pattern {
     udp: bool,

@@ -37,21 +37,22 @@ use serde::{Deserialize, Serialize};
 use crate::id::WorkerId;
 use crate::worker_state::WorkerState;
 
-/// What is known about a worker that takes part in a listener.
+/// A worker that is a member of a listener, as policies see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct WorkerView {
     /// Its number.
     pub worker: WorkerId,
-    /// Its place on this listener, from 0. A worker's successor has the same place, also for a
-    /// while beside it.
+    /// The number of its shard on this listener, from 0. A worker's successor has the same one, for
+    /// a while beside it.
     pub shard: u16,
     /// Its weight, 100 unless something else was chosen for it.
     pub weight: u32,
     /// Node's `worker.state`. Workers that drain, hang, or are gone are not shown to a policy at
     /// all.
     pub state: WorkerState,
-    /// Whether it would be given a connection now. It is not while its channel is full, while it
-    /// leaves connections unanswered, and for a moment after it refused one.
+    /// Whether it can be given a connection now: not while its channel is full, while it leaves
+    /// connections unanswered, and for a moment after it refused one.
     pub ready: bool,
     /// Connections open at the worker: as it reports them, if it is a troop worker, else an
     /// estimate.
@@ -64,14 +65,29 @@ pub struct WorkerView {
 }
 
 impl WorkerView {
-    /// Open and pending connections and the reported load, all together.
+    /// A ready worker without connections and load, for tests of a policy of a program's own.
+    #[must_use]
+    pub fn new(worker: WorkerId) -> WorkerView {
+        WorkerView {
+            worker,
+            shard: 0,
+            weight: 100,
+            state: WorkerState::Listening,
+            ready: true,
+            open: 0,
+            pending: 0,
+            load: 0,
+        }
+    }
+
+    /// Returns the sum of open and pending connections and the reported load.
     #[must_use]
     pub fn busy(&self) -> u32 {
         self.open.saturating_add(self.pending).saturating_add(self.load)
     }
 
-    /// [`WorkerView::busy`] and the connection to come, in relation to the weight: what to compare
-    /// workers by. Without any weight it is more than any other.
+    /// Returns [`WorkerView::busy`] with the connection to come in relation to the weight, to
+    /// compare workers by. With weight 0 it is greater than any other.
     #[must_use]
     pub fn cost(&self) -> u64 {
         let busy = u64::from(self.busy()) + 1;
@@ -79,14 +95,23 @@ impl WorkerView {
     }
 }
 
-/// What is known about a connection that is to be given to a worker.
+/// A connection that is to be given to a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Connection {
     /// The other end of the socket. Only looked up for policies that [need](Policy::needs_peer) it;
     /// `None` for Unix sockets.
     pub peer: Option<SocketAddr>,
     /// The client's mark, for a listener that is sticky: equal for all connections of one client.
     pub client: Option<u32>,
+}
+
+impl Connection {
+    /// A connection from this peer, with the client's mark.
+    #[must_use]
+    pub fn new(peer: Option<SocketAddr>, client: Option<u32>) -> Connection {
+        Connection { peer, client }
+    }
 }
 
 /// Decides which worker gets a connection. One for each listener; called by one thread.
@@ -122,24 +147,25 @@ pub struct Connection {
 /// }
 /// ```
 pub trait Policy: fmt::Debug + Send {
-    /// A worker takes part, or something about it has changed.
+    /// Is told of a worker that became a member, or of a change of one.
     fn update(&mut self, worker: WorkerView);
 
-    /// A worker takes no part any more.
+    /// Is told of a worker that is no member any more.
     fn remove(&mut self, worker: WorkerId);
 
-    /// The worker for the next connection. When it is one that is not [ready](WorkerView::ready),
-    /// the connection waits for it, as long as it takes part. `None`: the connection waits until
-    /// something changes.
+    /// Returns the worker for the next connection. The connection waits for a worker that is not
+    /// [ready](WorkerView::ready), as long as that is a member, and with `None` until something
+    /// changes.
     fn pick(&mut self, connection: &Connection) -> Option<WorkerId>;
 
-    /// Whether [`Connection::peer`] is to be filled in, which costs a little for each connection.
+    /// Returns true to have [`Connection::peer`] filled in, which costs a system call for each
+    /// connection.
     fn needs_peer(&self) -> bool {
         true
     }
 
-    /// Whether [`Policy::update`] is to be called for each change of a worker's open and pending
-    /// connections and load, and not only when it becomes ready or ceases to be.
+    /// Returns true to have [`Policy::update`] called for each change of a worker's open and
+    /// pending connections and load, and not only when it becomes ready or ceases to be.
     fn needs_counts(&self) -> bool {
         true
     }

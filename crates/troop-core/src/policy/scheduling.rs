@@ -42,7 +42,7 @@ pub enum Scheduling {
     Steered(Option<Sticky>),
     /// A policy of the program's own.
     Custom(Custom),
-    /// The program is asked about each connection, and answers when it can.
+    /// The primary asks the program about each connection; see [`Scheduling::callback`].
     Callback(Callback),
 }
 
@@ -82,7 +82,7 @@ pub struct Sticky {
     pub wait: Duration,
 }
 
-/// What becomes of a PROXY protocol header (version 1 or 2) in front of a connection.
+/// The handling of a PROXY protocol header (version 1 or 2) in front of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Header {
@@ -109,7 +109,7 @@ impl Default for Sticky {
 }
 
 impl Sticky {
-    /// Whether a connection's first bytes have to be looked at.
+    /// Returns true if the first bytes of each connection are needed.
     #[must_use]
     pub fn needs_bytes(&self) -> bool {
         self.proxy.is_some() || self.http.is_some()
@@ -117,7 +117,7 @@ impl Sticky {
 }
 
 impl Scheduling {
-    /// A policy of the program's own; `make` is called once for each listener.
+    /// Uses a policy of the program's own; `make` is called once for each listener.
     pub fn custom<P: Policy + 'static>(make: impl Fn() -> P + Send + Sync + 'static) -> Scheduling {
         Scheduling::Custom(Custom { make: Arc::new(move || Box::new(make())) })
     }
@@ -131,14 +131,14 @@ impl Scheduling {
         Scheduling::Callback(Callback::new(wait, ask))
     }
 
-    /// Whether the primary accepts and hands over, so that this can change while a listener is
-    /// open.
+    /// Returns true if the primary accepts and hands over, so that the scheduling can change while
+    /// a listener is open.
     #[must_use]
     pub fn is_handed(&self) -> bool {
         !matches!(self, Scheduling::Shared | Scheduling::Steered(_))
     }
 
-    /// How clients are recognised, if that matters.
+    /// Returns how clients are recognised, for sticky scheduling.
     #[must_use]
     pub fn sticky(&self) -> Option<&Sticky> {
         match self {
@@ -147,7 +147,7 @@ impl Scheduling {
         }
     }
 
-    /// The policy for one listener. `None` for a shared one. A steered one has a policy for
+    /// Makes the policy for one listener. `None` for a shared one. A steered one has a policy for
     /// connections whose worker is gone.
     pub(crate) fn policy(&self, seed: u64) -> Option<ListenerPolicy> {
         Some(match self {
@@ -298,7 +298,7 @@ fn sticky(options: &str) -> Result<Sticky, BadScheduling> {
     Ok(sticky)
 }
 
-/// What is wrong with the text of a [`Scheduling`].
+/// The text of a [`Scheduling`] that cannot be parsed, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadScheduling(pub(super) String);
 

@@ -24,6 +24,7 @@ pub(super) const READ_TIME: Duration = Duration::from_millis(100);
 
 /// Counters of one worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct WorkerStats {
     /// Connections handed over.
     pub handed: u64,

@@ -63,7 +63,7 @@ impl Outcome {
     }
 }
 
-/// Why a worker is not there.
+/// Why a slot has no worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cause {
     /// It ended.
@@ -72,8 +72,8 @@ pub enum Cause {
     NotStarted(String),
 }
 
-/// Why supervision gave up. Shown the same wherever it is reported: as an event, in the log and as
-/// the program's error.
+/// Why supervision gave up. It is shown the same wherever it is reported: as an event, in the log
+/// and as the program's error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum GiveUp {
@@ -103,7 +103,7 @@ pub enum GiveUp {
 }
 
 impl GiveUp {
-    /// Whether a worker had been ready before.
+    /// Returns true if a worker had been ready before.
     #[must_use]
     pub fn been_ready(&self) -> bool {
         matches!(self, GiveUp::NotReady { been_ready: true, .. })
@@ -133,7 +133,7 @@ impl fmt::Display for GiveUp {
     }
 }
 
-/// What becomes of an app whose reload has failed.
+/// The state of an app whose reload has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Afterwards {
     /// The old workers go on.
@@ -148,7 +148,7 @@ pub enum Afterwards {
     Ends,
 }
 
-/// What the supervisor does, for people to read.
+/// A step of the supervision, shown as [`Display`](fmt::Display) says it to people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Progress {

@@ -160,8 +160,7 @@ impl Simulation {
                     self.next_conn += 1;
                     self.open.insert(conn);
                     self.waiting.insert(conn);
-                    let about =
-                        Connection { peer: None, client: Some(conn.0.wrapping_mul(0x9E37_79B1)) };
+                    let about = Connection::new(None, Some(conn.0.wrapping_mul(0x9E37_79B1)));
                     self.primary.accepted(self.now, id, conn, about);
                 }
             }

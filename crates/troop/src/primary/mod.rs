@@ -58,7 +58,7 @@ use crate::setup::Setup;
 /// The most workers that a supervised cluster can be scaled to.
 pub(crate) const MOST_WORKERS: usize = 4096;
 
-/// One fork: what this worker gets beyond the cluster's [`Settings`](crate::setup::Settings). Node's
+/// What one worker gets beyond the cluster's [`Settings`](crate::setup::Settings). Node's
 /// `cluster.fork(env)`.
 #[derive(Debug, Clone, Default)]
 #[must_use]
@@ -68,20 +68,20 @@ pub struct Fork {
 }
 
 impl Fork {
-    /// A worker like the others.
+    /// Starts from a worker like the others.
     pub fn new() -> Fork {
         Fork::default()
     }
 
-    /// An environment variable for this worker. Its identity cannot be overridden.
+    /// Adds an environment variable for this worker. Its identity cannot be overridden.
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Fork {
         self.env.insert(name.into(), value.into());
         self
     }
 
-    /// Its part of the connections, in relation to the other workers' 100, where the scheduling
-    /// heeds weights: `weighted`, `steered`, `least-connections`, `p2c`, `sticky`. For a canary:
-    /// `Fork::new().weight(5)`. With 0 it gets none while there are others.
+    /// Sets the worker's weight: its part of the connections in relation to the others' 100, where
+    /// the scheduling goes by weights: `weighted`, `steered`, `least-connections`, `p2c`, `sticky`.
+    /// For a canary: `Fork::new().weight(5)`. With 0 it gets none while there are others.
     pub fn weight(mut self, weight: u32) -> Fork {
         self.weight = Some(weight);
         self
@@ -132,11 +132,11 @@ impl Drop for Inner {
     }
 }
 
-/// What became of a broadcast.
+/// The outcome of a broadcast.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Broadcast {
-    /// Workers that the message is queued for.
+    /// Number of workers that the message is queued for.
     pub sent: usize,
     /// Workers that it could not be queued for, and why.
     pub failed: Vec<(WorkerHandle, Error)>,
@@ -152,7 +152,7 @@ impl Cluster {
         &self.inner.driver_handle
     }
 
-    /// A cluster to be configured.
+    /// Starts to configure a cluster.
     pub fn builder() -> Builder {
         Builder::new()
     }
@@ -175,26 +175,27 @@ impl Cluster {
         self.inner.driver_handle.ask(|done| Command::Fork(fork, done)).await?
     }
 
-    /// The events from now on.
+    /// Subscribes to the events from now on.
     #[must_use]
     pub fn events(&self) -> Events {
         self.inner.bus.subscribe(crate::queue::MAX_BYTES)
     }
 
-    /// The events from now on, of which at most so many bytes are kept when they are not read.
+    /// Subscribes to the events from now on. At most `max_bytes` of them wait when they are not
+    /// read.
     #[must_use]
     pub fn events_within(&self, max_bytes: usize) -> Events {
         self.inner.bus.subscribe(max_bytes)
     }
 
-    /// The live workers by number. As in Node, a worker leaves this table when the primary tells it
-    /// to disconnect, or else with the later of its disconnect and its exit.
+    /// Returns the live workers by number. As in Node, a worker leaves this table when the primary
+    /// tells it to disconnect, or else with the later of its disconnect and its exit.
     #[must_use]
     pub fn workers(&self) -> Vec<WorkerHandle> {
         self.inner.table.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// One live worker.
+    /// Returns a live worker by its number.
     #[must_use]
     pub fn worker(&self, id: WorkerId) -> Option<WorkerHandle> {
         self.inner.table.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()

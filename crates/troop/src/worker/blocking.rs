@@ -95,7 +95,7 @@ impl Worker {
         Ok(Worker { worker, runtime, _thread: Arc::new(Thread { end: Some(end) }) })
     }
 
-    /// Its number in the primary; `None` if it runs alone.
+    /// Returns the worker's number in the primary; `None` if it runs alone.
     #[must_use]
     pub fn id(&self) -> Option<WorkerId> {
         self.worker.id()
@@ -147,7 +147,7 @@ impl Worker {
         }
     }
 
-    /// Whether this worker is to finish.
+    /// Returns true if this worker is to finish.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.worker.is_draining()
@@ -158,7 +158,7 @@ impl Worker {
         self.runtime.block_on(self.worker.draining());
     }
 
-    /// See [`crate::Worker::outlive_primary`].
+    /// Lets this process go on when its primary dies; see [`crate::Worker::outlive_primary`].
     pub fn outlive_primary(&self) {
         self.worker.outlive_primary();
     }
@@ -171,8 +171,8 @@ impl Worker {
         self.runtime.block_on(self.worker.disconnect())
     }
 
-    /// The next message or question from the primary; `None` when the channel is closed or the time
-    /// is over.
+    /// Blocks until the next message or request from the primary. Returns `None` when the channel
+    /// is closed or `timeout` has passed.
     #[must_use]
     pub fn next_event(&self, timeout: Duration) -> Option<WorkerEvent> {
         self.runtime.block_on(async {
@@ -203,7 +203,7 @@ impl Worker {
         self.runtime.block_on(self.worker.send_handle(message, handle))
     }
 
-    /// Asks the primary something and waits for its answer, but not longer than `timeout`.
+    /// Sends a request to the primary and waits up to `timeout` for the reply.
     ///
     /// # Errors
     /// As [`crate::Worker::request`].
@@ -223,10 +223,10 @@ impl Worker {
     }
 }
 
-/// A TCP connection; see [`Counted`].
+/// A TCP connection: the stream of `std`, [counted](Counted) as open at this worker.
 pub type TcpStream = Counted<std::net::TcpStream>;
 
-/// A Unix stream connection; see [`Counted`].
+/// A Unix stream connection: the stream of `std`, [counted](Counted) as open at this worker.
 pub type UnixStream = Counted<std::os::unix::net::UnixStream>;
 
 #[derive(Debug)]
@@ -283,7 +283,7 @@ impl Acceptor {
     }
 }
 
-/// A TCP listener, shared with the other workers. May be used from several threads at once.
+/// A TCP listener that the workers share. May be used from several threads at once.
 #[derive(Debug)]
 pub struct TcpListener {
     acceptor: Acceptor,
@@ -291,7 +291,7 @@ pub struct TcpListener {
 }
 
 impl TcpListener {
-    /// The address that it is bound to.
+    /// Returns the address that the listener is bound to.
     ///
     /// # Errors
     /// Never; a `Result` as in `std`.
@@ -317,7 +317,7 @@ impl TcpListener {
     }
 }
 
-/// A Unix socket listener, shared with the other workers.
+/// A Unix socket listener that the workers share.
 #[derive(Debug)]
 pub struct UnixListener {
     acceptor: Acceptor,

@@ -16,14 +16,14 @@ use super::inner::{Ask, Grant, Inner, Reply};
 use super::queue::ConnQueue;
 use crate::error::{Error, Result};
 
-/// How long a primary may take to answer.
+/// The time that a primary may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Node's default length of an accept queue.
 const BACKLOG: u32 = 511;
 
-/// What to listen on. Most addresses turn into one by themselves: `worker.listen("0.0.0.0:80")`,
-/// `worker.listen(8000)`.
+/// An address to listen on, with options. Addresses and ports convert into it:
+/// `worker.listen("0.0.0.0:80")`, `worker.listen(8000)`.
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct Listen {
@@ -56,12 +56,12 @@ impl Listen {
         }
     }
 
-    /// The same as an address alone, to set options on.
+    /// Starts from an address, to set options on.
     pub fn at(address: impl Into<Listen>) -> Listen {
         address.into()
     }
 
-    /// A Unix socket path. A relative one is taken from this process's working directory.
+    /// Names a Unix socket path. A relative one is taken from this process's working directory.
     pub fn unix(path: impl AsRef<Path>) -> Listen {
         let path = path.as_ref();
         // Abstract names begin with a NUL byte and are no paths.
@@ -71,31 +71,31 @@ impl Listen {
         Listen::to(Target::Unix(if text.starts_with('\0') { text } else { absolute }))
     }
 
-    /// A descriptor of the primary's, by number, such as one inherited from `systemd`. Alone, of
-    /// this process.
+    /// Names a descriptor of the primary by its number, such as one inherited from `systemd`.
+    /// Without a primary, a descriptor of this process.
     pub fn fd(number: i32) -> Listen {
         Listen::to(Target::Fd(number))
     }
 
-    /// The length of the accept queue. Default: 511. The first worker's wins.
+    /// Sets the length of the accept queue. Default: 511. The first worker's wins.
     pub fn backlog(mut self, length: u32) -> Listen {
         self.backlog = length;
         self
     }
 
-    /// An IPv6 address does not take IPv4 connections.
+    /// Keeps an IPv6 address from taking IPv4 connections.
     pub fn ipv6_only(mut self, only: bool) -> Listen {
         self.ipv6_only = only;
         self
     }
 
-    /// The socket is this worker's own: the primary is not asked and not told.
+    /// Makes the socket this worker's own: the primary is neither asked nor told.
     pub fn exclusive(mut self, exclusive: bool) -> Listen {
         self.exclusive = exclusive;
         self
     }
 
-    /// `SO_REUSEADDR`, for UDP.
+    /// Sets `SO_REUSEADDR`, for UDP.
     pub fn reuse_address(mut self, reuse: bool) -> Listen {
         self.reuse_address = reuse;
         self

@@ -34,7 +34,7 @@ use net::{TcpListener, UnixListener};
 /// How long the end of a worker may wait for its last messages to be written.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// A worker's identity, before anything runs. [`WorkerRole::block_on`] is the usual way on.
+/// The identity of a worker, before anything runs; [`WorkerRole::block_on`] starts the worker.
 #[derive(Debug)]
 #[must_use]
 pub struct WorkerRole {
@@ -52,7 +52,7 @@ impl WorkerRole {
         WorkerRole { id: None, channel: None, advanced: false }
     }
 
-    /// Its number; `None` if it runs alone.
+    /// Returns the worker's number; `None` if it runs alone.
     #[must_use]
     pub fn id(&self) -> Option<WorkerId> {
         self.id
@@ -120,7 +120,21 @@ impl WorkerRole {
     }
 }
 
-/// A running worker. Cheap to copy.
+/// A running worker, seen from its own program. Cheap to copy.
+///
+/// ```no_run
+/// # fn main() -> troop::Result<()> {
+/// troop::worker()?.block_on(async |worker| {
+///     let listener = worker.listen("0.0.0.0:8000").await?;
+///     while let Ok((stream, client)) = listener.accept().await {
+///         // The connection counts as open at this worker until it is dropped.
+///         println!("{client}");
+///         drop(stream);
+///     }
+///     Ok(())
+/// })
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Worker {
     inner: Arc<Inner>,
@@ -138,9 +152,9 @@ impl fmt::Debug for Worker {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum WorkerEvent {
-    /// A message.
+    /// A message from the primary.
     Message(Message),
-    /// A question that wants an answer.
+    /// A request of the primary, which waits for the reply.
     Request(Request),
     /// This worker lost events before the next one: it did not read for too long, or a primary with
     /// `serialization: 'advanced'` sent a value that has no form in JSON, such as an object that
@@ -172,19 +186,19 @@ impl Worker {
         Worker { inner, _alive: alive, messages: Arc::new(tokio::sync::Mutex::new(messages)) }
     }
 
-    /// Its number in the primary; `None` if it runs alone.
+    /// Returns the worker's number in the primary; `None` if it runs alone.
     #[must_use]
     pub fn id(&self) -> Option<WorkerId> {
         self.inner.id
     }
 
-    /// Whether a primary forked this process.
+    /// Returns true if a primary forked this process.
     #[must_use]
     pub fn is_clustered(&self) -> bool {
         self.inner.id.is_some()
     }
 
-    /// Whether the channel to the primary is open.
+    /// Returns true while the channel to the primary is open.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.inner.is_connected()
@@ -223,8 +237,8 @@ impl Worker {
         tokio::net::UdpSocket::from_std(socket).map_err(Error::io("give the socket to the runtime"))
     }
 
-    /// A future that resolves when this worker is to finish: its primary asked it to, or the
-    /// channel closed, or [`Worker::disconnect`] was called. Made for `with_graceful_shutdown`:
+    /// Returns a future that resolves when this worker is to finish: its primary asked it to, or
+    /// the channel closed, or [`Worker::disconnect`] was called. Made for `with_graceful_shutdown`:
     /// listeners give no more connections before it resolves, and the last one that they gave has
     /// had 100 ms for its first request, because servers close what they have not read from yet.
     #[must_use]
@@ -232,13 +246,13 @@ impl Worker {
         Draining::new(self.inner.draining())
     }
 
-    /// A future for one connection that its client keeps open: resolves when the connection is to
-    /// be closed because this worker is to finish. That is after [`Worker::draining`], and for each
-    /// call at a moment of its own, spread evenly over the time that the primary gives for it
-    /// ([`Builder::drain_spread`](crate::Builder::drain_spread)), so that the clients do not all
-    /// come back at once. Under a Node primary, when the whole cluster ends, and without a primary
-    /// it is the same as [`Worker::draining`]. `troop::serve` (feature `axum`) uses it; in a loop
-    /// of a program's own around hyper:
+    /// Returns a future for one connection that its client keeps open. It resolves when the
+    /// connection is to be closed because this worker is to finish. That is after
+    /// [`Worker::draining`], and for each call at a moment of its own, spread evenly over the time
+    /// that the primary gives for it ([`Builder::drain_spread`](crate::Builder::drain_spread)), so
+    /// that the clients do not all come back at once. Under a Node primary, when the whole cluster
+    /// ends, and without a primary it is the same as [`Worker::draining`]. `troop::serve` (feature
+    /// `axum`) uses it; in a loop of a program's own around hyper:
     ///
     /// ```text
     /// tokio::select! {
@@ -262,7 +276,7 @@ impl Worker {
         self.inner.span.get()
     }
 
-    /// Whether this worker is to finish.
+    /// Returns true if this worker is to finish.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         *self.inner.draining().borrow()
@@ -274,10 +288,10 @@ impl Worker {
         self.inner.outlive();
     }
 
-    /// Tells the primary how busy this worker is, in a unit of the program's own, for policies that
-    /// go by it: `least-connections`, `p2c` and `steered` add it to the number of open connections,
-    /// which is known anyway. Told at most ten times a second. A Node worker does the same by
-    /// `process.send({cmd: 'NODE_TROOP', act: 'load', load: 12})`.
+    /// Reports this worker's load to the primary, in a unit of the program's own:
+    /// `least-connections`, `p2c` and `steered` add it to the number of open connections. Sent at
+    /// most ten times a second. A Node worker does the same by `process.send({cmd: 'NODE_TROOP',
+    /// act: 'load', load: 12})`.
     pub fn report_load(&self, load: u32) {
         self.inner.report_load(load);
     }
@@ -292,10 +306,10 @@ impl Worker {
         self.inner.leave().await
     }
 
-    /// The next message or question from the primary. `None` when all have been read and the
-    /// channel is closed, or when this worker is to finish and has no listener open. Messages wait
-    /// here from the start, up to 16 MiB (see [`Events`](crate::Events)). Several callers share
-    /// them. Cancel safe.
+    /// Waits for the next message or request from the primary. Returns `None` when all have been
+    /// read and the channel is closed, or when this worker is to finish and has no listener open.
+    /// Messages wait here from the start, up to 16 MiB (see [`Events`](crate::Events)). Several
+    /// callers share them. Cancel safe.
     pub async fn next_event(&self) -> Option<WorkerEvent> {
         // Not through the async lock when it is free: that spends a share of the task's turn on
         // every message.
@@ -334,7 +348,7 @@ impl Worker {
         self.inner.mailbox.send_handle(message, handle.into()).await
     }
 
-    /// Asks the primary something and waits for its answer, but not longer than `timeout`.
+    /// Sends a request to the primary and waits up to `timeout` for the reply.
     ///
     /// # Errors
     /// [`Error::TimedOut`], [`Error::Refused`], and as [`Worker::send`].
@@ -351,7 +365,7 @@ impl Worker {
     }
 }
 
-/// See [`Worker::draining`].
+/// The future of [`Worker::draining`] and [`Worker::closing`].
 pub struct Draining(Pin<Box<dyn Future<Output = ()> + Send>>);
 
 impl Draining {

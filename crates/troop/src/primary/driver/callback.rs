@@ -53,7 +53,7 @@ impl Driver {
         let (Some(callback), Some(at)) =
             (self.core.callback(listener), self.core.bound_address(listener))
         else {
-            self.core.accepted(self.now, listener, conn, Connection { peer, client: None });
+            self.core.accepted(self.now, listener, conn, Connection::new(peer, None));
             return;
         };
         self.questions.last += 1;
@@ -77,7 +77,7 @@ impl Driver {
             self.now,
             listener,
             conn,
-            Connection { peer, client: worker.map(|worker| worker.0) },
+            Connection::new(peer, worker.map(|worker| worker.0)),
         );
         self.act();
     }

@@ -201,7 +201,7 @@ impl Driver {
                 } else if needs.bytes {
                     self.inspect_new(id, conn, peer);
                 } else {
-                    self.core.accepted(self.now, id, conn, Connection { peer, client: None });
+                    self.core.accepted(self.now, id, conn, Connection::new(peer, None));
                 }
                 self.act();
                 Some(true)

@@ -127,7 +127,7 @@ impl Driver {
             }
             Err(_) => (0, true),
         };
-        let about = |client| Connection { peer, client };
+        let about = |client| Connection::new(peer, client);
         let found = match self.core.sticky(id) {
             Some(sticky) => {
                 let peer = peer.map(|peer| peer.ip());
