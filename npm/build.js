@@ -12,7 +12,7 @@ const { TARGETS, here } = require('./lib/platforms');
 
 const root = path.join(__dirname, '..');
 
-/** Builds an engine, and returns where it is. */
+/** Builds the engine and returns its path. */
 exports.build = ({ debug = false, platform = here() } = {}) => {
   const target = TARGETS[platform];
   if (!target) throw new Error(`there is no engine for ${platform}, only for ${Object.keys(TARGETS).join(', ')}`);

@@ -1,6 +1,6 @@
 'use strict';
 
-// In a worker, Node's own half of `cluster` is all there is to it.
+// Workers use Node's own half of `cluster`.
 const builtin = require('node:cluster');
 
 module.exports = builtin.isPrimary ? require('./lib/primary') : builtin;

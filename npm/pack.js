@@ -1,6 +1,6 @@
 'use strict';
 
-// Lays the packages out for publishing: one with the JavaScript, which asks for one with the engine of the machine that it is installed on.
+// Prepares the packages for publishing: one with the JavaScript, which depends on one per platform with the engine.
 //
 //     node npm/pack.js DIRECTORY [--platform NAME]... [--debug]
 //

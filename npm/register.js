@@ -1,6 +1,6 @@
 'use strict';
 
-// `node --require @troop/cluster/register program.js`: whoever asks for `cluster` gets the drop-in.
+// `node --require @troop/cluster/register program.js`: `require('cluster')` returns the drop-in.
 
 const builtin = require('node:cluster');
 

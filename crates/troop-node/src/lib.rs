@@ -1,10 +1,10 @@
-//! The engine of the npm package `@troop/cluster`: the crate `troop` behind Node-API, and nothing
-//! else. What a program sees of it is JavaScript, in `npm/`.
+//! The engine of the npm package `@troop/cluster`: the crate `troop` behind Node-API, without logic
+//! of its own. Programs see the JavaScript in `npm/`.
 //!
-//! Node starts the processes and has a channel of its own to each, whose other end is here; here is
-//! also the channel to the worker. Messages of programs are passed through, by JavaScript's own
-//! thread when it can ([`troop::embed::RelayIo`]); listeners and connections are dealt with on a thread of
-//! the engine's, without JavaScript.
+//! Node starts the processes, and has a channel of its own to each, whose other end is here; the
+//! channel to the worker is here too. Messages of programs are relayed, by JavaScript's own thread
+//! if possible ([`troop::embed::RelayIo`]); listeners and connections are handled by a thread of
+//! the engine, without JavaScript.
 
 mod text;
 mod watch;
@@ -25,47 +25,47 @@ use troop::embed::{Adoption, RelayIo};
 use troop::{Cluster, Event, Scheduling, WorkerHandle, WorkerId};
 use watch::Watch;
 
-/// The descriptors of a worker that is to be started.
+/// The descriptors of a worker that is about to be started.
 #[napi(object)]
 #[derive(Debug)]
 pub struct Ends {
-    /// The worker's end of its channel. It stays the engine's; the process gets a copy.
+    /// The worker's end of its channel. The engine keeps it; the process gets a copy.
     pub worker: i32,
-    /// The end of Node's own channel. It is the caller's from now on.
+    /// The end of Node's own channel, which the caller owns.
     pub program: i32,
 }
 
-/// What the engine has noticed.
+/// An event of the engine.
 #[napi(object)]
 #[derive(Debug)]
 pub struct Notice {
     /// `misbehaved`, `stalled`, `not-steered`, `listener-restored`, `listener-lost` or `error`.
     pub kind: String,
-    /// What happened and to which worker, for people.
+    /// A description of the event and its worker, for people.
     pub text: String,
 }
 
-/// A worker that a connection could be given to.
+/// A worker that a connection can be assigned to.
 #[napi(object)]
 #[derive(Debug)]
 pub struct Candidate {
     /// Its number.
     pub id: u32,
-    /// Whether it would take a connection at once.
+    /// Whether it takes a connection at once.
     pub ready: bool,
-    /// Connections open there, as far as is known.
+    /// Its open connections, as far as known.
     pub open: u32,
-    /// Connections that it was given and has not answered.
+    /// Connections handed over to it that it has not acknowledged.
     pub pending: u32,
     /// Its weight.
     pub weight: u32,
 }
 
-/// A connection that somebody has to choose a worker for.
+/// A connection whose worker the program chooses.
 #[napi(object)]
 #[derive(Debug)]
 pub struct Question {
-    /// To be given back with the answer.
+    /// The number to pass to [`Engine::answer`].
     pub ticket: i64,
     /// The listener's address or path.
     pub local_address: Option<String>,
@@ -77,7 +77,7 @@ pub struct Question {
     pub remote_port: Option<u16>,
     /// `IPv4` or `IPv6`.
     pub remote_family: Option<String>,
-    /// Whom to choose from.
+    /// The workers to choose from.
     pub candidates: Vec<Candidate>,
 }
 
@@ -87,19 +87,19 @@ pub struct Question {
 pub struct Counters {
     /// Connections handed over to it.
     pub handed: i64,
-    /// Those that it took.
+    /// Connections that it acknowledged.
     pub taken: i64,
-    /// Those that it gave back.
+    /// Connections that it rejected.
     pub returned: i64,
-    /// Those that it has not answered yet.
+    /// Connections that it has not acknowledged yet.
     pub in_flight: i64,
-    /// Connections open there, as far as is known.
+    /// Its open connections, as far as known.
     pub open: u32,
-    /// Small breaches of the channel's rules.
+    /// Its small violations of the protocol.
     pub violations: u32,
 }
 
-/// What is held for a worker until its process runs.
+/// The descriptors of a worker whose process does not run yet.
 #[derive(Debug)]
 struct Opened {
     /// The primary's end and the worker's end of the channel.
@@ -171,7 +171,7 @@ impl Question {
 /// turn.
 const MOST_QUESTIONS: usize = 1024;
 
-/// Questions that JavaScript has not answered.
+/// Requests for a worker that JavaScript has not answered.
 #[derive(Debug, Default)]
 struct Questions {
     last: i64,
@@ -179,7 +179,7 @@ struct Questions {
 }
 
 impl Questions {
-    /// Keeps a question until it is answered. Returns it as JavaScript knows it.
+    /// Stores a request until it is answered; returns its form for JavaScript.
     fn keep(&mut self, question: troop::policy::Question) -> Question {
         if self.open.len() >= MOST_QUESTIONS {
             self.open.pop_first();
@@ -195,7 +195,7 @@ fn lock(questions: &Mutex<Questions>) -> MutexGuard<'_, Questions> {
     questions.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// JavaScript has no larger whole numbers.
+/// The largest integer of JavaScript.
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
@@ -303,7 +303,7 @@ impl Engine {
         Ok(Member { handle, direct_io, watch })
     }
 
-    /// Lets workers listen on this descriptor of the process by its number.
+    /// Lets workers listen on this descriptor of the process, by number.
     #[napi(catch_unwind)]
     #[allow(unsafe_code)]
     pub fn offer(&self, fd: i32) -> Result<()> {
@@ -323,7 +323,7 @@ impl Engine {
         self.cluster.keep_listeners(keep).map_err(failed)
     }
 
-    /// Whether workers are to be forked in the place of those that have ended.
+    /// Whether workers that have ended are replaced.
     #[napi(catch_unwind)]
     pub fn expect_forks(&self, expected: bool) -> Result<()> {
         self.cluster.expect_forks(expected).map_err(failed)
@@ -336,7 +336,7 @@ impl Engine {
         Ok(addresses.iter().map(ToString::to_string).collect())
     }
 
-    /// Who gets a connection that was asked about; without a worker, whose turn it is.
+    /// Assigns a connection to a worker; without one, to the next in turn.
     #[napi(catch_unwind)]
     pub fn answer(&self, ticket: i64, worker: Option<u32>) {
         let question = lock(&self.questions).open.remove(&ticket);
@@ -352,7 +352,7 @@ impl Engine {
     }
 }
 
-/// A worker, as the engine knows it.
+/// A worker of the engine.
 #[napi]
 #[derive(Debug)]
 pub struct Member {
@@ -414,7 +414,7 @@ impl Member {
         })
     }
 
-    /// The process is about to end.
+    /// The process is about to exit.
     #[napi(catch_unwind)]
     pub fn hurry(&self) {
         self.direct_io.with(|direct_io| {
@@ -430,7 +430,7 @@ impl Member {
         self.direct_io.0.take();
     }
 
-    /// Its counters now; after its end, as of its disconnect.
+    /// Returns its counters; after its end, those at its disconnect.
     #[napi(catch_unwind)]
     pub fn counters(&self) -> Counters {
         let stats = self.handle.stats_blocking();

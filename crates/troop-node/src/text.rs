@@ -1,5 +1,5 @@
-//! Reads JavaScript's texts into room that is there already: napi-rs asks for their length first,
-//! which takes as long as the copy.
+//! Reads JavaScript strings into a reused buffer. napi-rs asks for the length first, which takes as
+//! long as the copy.
 #![allow(unsafe_code)]
 
 use std::ptr;
@@ -7,13 +7,13 @@ use std::ptr;
 use napi::bindgen_prelude::Unknown;
 use napi::{Error, JsValue as _, Result, Status, sys};
 
-/// How much room there is at first, and how much is kept.
+/// The initial size of the buffer, and the size that is kept.
 const USUAL: usize = 16 * 1024;
-/// Node-API copies whole characters, and a zero; with less than this left over, something may be
-/// missing.
+/// Node-API copies whole characters and a NUL byte; with less than this left, the text may be
+/// incomplete.
 const SPARE: usize = 5;
 
-/// Puts a text's UTF-8 into `room`, in the place of what is there.
+/// Replaces the content of `room` by the UTF-8 of a string.
 pub(crate) fn read(text: &Unknown<'_>, room: &mut Vec<u8>) -> Result<()> {
     room.clear();
     room.shrink_to(USUAL);
@@ -31,7 +31,7 @@ pub(crate) fn read(text: &Unknown<'_>, room: &mut Vec<u8>) -> Result<()> {
     Ok(())
 }
 
-/// Copies as much as there is room for.
+/// Copies as much as fits.
 fn copy(text: &Unknown<'_>, room: &mut Vec<u8>) -> Result<usize> {
     let value = text.value();
     let mut length = 0;

@@ -1,6 +1,6 @@
-//! Waits for a descriptor in the loop of the thread that JavaScript runs in, by libuv's
-//! [`uv_poll_t`](https://docs.libuv.org/en/v1.x/poll.html), which Node-API leaves to libuv itself.
-//! Node exports its functions to addons.
+//! Waits for a descriptor in the event loop of JavaScript's thread, by libuv's
+//! [`uv_poll_t`](https://docs.libuv.org/en/v1.x/poll.html), which Node-API does not cover. Node
+//! exports the functions of libuv to addons.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -19,7 +19,7 @@ type Raw = c_void;
 const POLL: c_int = 8;
 const READABLE: c_int = 1;
 
-/// How much room for what is read is kept.
+/// Size of the read buffer that is kept.
 const KEPT: usize = 64 * 1024;
 
 unsafe extern "C" {
@@ -40,23 +40,23 @@ unsafe extern "C" {
 /// What JavaScript gets to read.
 pub(crate) type Deliver = FunctionRef<FnArgs<(ArrayBuffer<'static>,)>, ()>;
 
-/// Reads what there is and appends it. False to be called no more, until the next start.
+/// Reads available data and appends it. Returns false to stop until the next start.
 pub(crate) type Read = Box<dyn Fn(&mut Vec<u8>) -> bool>;
 
-/// What the handle's data points to; lives until libuv has closed the handle.
+/// The data of the handle; lives until libuv has closed the handle.
 struct Inner {
-    /// How long the handle's own room is.
+    /// Size of the handle, in bytes.
     words: usize,
     _fd: OwnedFd,
     env: Env,
     read: Read,
-    /// Taken when the handle is being closed.
+    /// Taken when the handle closes.
     deliver: RefCell<Option<Deliver>>,
     buffer: RefCell<Vec<u8>>,
 }
 
-/// Reads a descriptor when it is readable, and gives JavaScript what has been read. Does not keep
-/// the loop alive. Stays in the thread that it was made in.
+/// Reads a descriptor when it is readable, and passes the data to JavaScript. Does not keep the
+/// event loop alive. Belongs to the thread that created it.
 pub(crate) struct Watch {
     /// Its data is an [`Inner`].
     handle: *mut Raw,
@@ -102,7 +102,7 @@ impl Watch {
         Ok(Watch { handle })
     }
 
-    /// Begins to wait, or goes on.
+    /// Starts to wait, or continues.
     pub(crate) fn start(&self) {
         // SAFETY: the handle is open, as only `drop` closes it, and this is its loop's thread, as
         // `Watch` is not `Send`. It fails only if it was closed.
@@ -153,8 +153,7 @@ unsafe extern "C" fn called(handle: *mut Raw, status: c_int, _events: c_int) {
     inner.buffer.replace(bytes);
 }
 
-/// Calls JavaScript, and lets it do what it has to do afterwards (ticks, promises), as Node does
-/// for what it reads itself.
+/// Calls JavaScript, and runs its ticks and promises afterwards, as Node does for its own I/O.
 fn deliver(inner: &Inner, bytes: &[u8]) -> Result<()> {
     let env = &inner.env;
     let (function, global) = {
