@@ -120,11 +120,11 @@ impl ActivationShares {
         });
     }
 
-    /// A worker that is about to leave, whose queues are to be measured now. Call
-    /// [`ActivationShares::measured`] with what they hold, and this again until it returns `None`.
-    #[must_use]
-    pub fn next_leaving(&self, now: Time) -> Option<WorkerId> {
-        self.leaving.iter().find(|leaving| leaving.check_at <= now).map(|leaving| leaving.worker)
+    /// Workers that are about to leave, whose queues are to be measured now: see
+    /// [`ActivationShares::measured`].
+    pub fn due_to_leave(&self, now: Time) -> impl Iterator<Item = WorkerId> {
+        let is_due = move |leaving: &&Leaving| leaving.check_at <= now;
+        self.leaving.iter().filter(is_due).map(|leaving| leaving.worker)
     }
 
     /// Whether connections wait in the sockets of a worker that is about to leave. Returns whether
@@ -192,19 +192,18 @@ mod tests {
     #[test]
     fn a_worker_without_a_successor_takes_what_waits_before_it_ends() {
         let mut shares = ActivationShares::default();
+        let due = |shares: &ActivationShares, now| -> Vec<u32> {
+            shares.due_to_leave(Time(now)).map(|worker| worker.0).collect()
+        };
         shares.leaves(Time(0), WorkerId(1));
         shares.leaves(Time(0), WorkerId(2));
         // Told twice, it has no more time.
         shares.leaves(Time(100), WorkerId(1));
-        assert_eq!(
-            (shares.next_leaving(Time(199)), shares.next_deadline()),
-            (None, Some(Time(200)))
-        );
-        assert_eq!(shares.next_leaving(Time(200)), Some(WorkerId(1)));
+        assert!(due(&shares, 199).is_empty());
+        assert_eq!((due(&shares, 200), shares.next_deadline()), (vec![1, 2], Some(Time(200))));
         assert!(!shares.measured(Time(200), WorkerId(1), true));
-        assert_eq!(shares.next_leaving(Time(200)), Some(WorkerId(2)));
         assert!(shares.measured(Time(200), WorkerId(2), false));
-        assert_eq!(shares.next_leaving(Time(200)), None);
+        assert!(due(&shares, 200).is_empty());
         assert!(!shares.measured(Time(1999), WorkerId(1), true));
         assert!(shares.measured(Time(2000), WorkerId(1), true), "it has had its time");
         shares.leaves(Time(2000), WorkerId(3));

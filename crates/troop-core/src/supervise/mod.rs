@@ -316,6 +316,14 @@ impl Supervisor {
         Some((member.is_ready(now, false, &self.config), member.generation))
     }
 
+    /// When a worker of a slot was started.
+    #[must_use]
+    pub fn started_at(&self, worker: WorkerId) -> Option<Time> {
+        let mut members =
+            self.slots.iter().flat_map(|state| state.current.iter().chain(&state.successor));
+        members.find(|member| member.worker == worker).map(|member| member.since)
+    }
+
     /// Changes how many workers are kept running. Those that are too many finish, the last ones
     /// first. Without effect while stopping.
     pub fn scale(&mut self, now: Time, workers: usize) {

@@ -5,8 +5,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGWINCH};
-use troop_core::cluster::health::HealthChecks;
-use troop_core::cluster::recycle::Recycling;
+use troop_core::cluster as core;
 use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Config, Primary};
 use troop_core::supervise::{self, Cause, GiveUp, Outcome, Supervisor};
@@ -348,10 +347,20 @@ impl Builder {
         let (sender, commands) = mpsc::channel();
         let driver_handle = DriverHandle { sender, wake: Arc::new(Wake::new(event_fd)) };
         let (bus, table) = (Arc::new(Bus::default()), Table::default());
-        let core = Primary::new(Config {
+        let primary = Primary::new(Config {
             start_timeout: self.replace.ready_timeout,
             ..self.config.clone()
         });
+        let options = core::Options {
+            weights: self.weights.clone(),
+            drain_spread: self
+                .drain_spread
+                .unwrap_or_else(|| (self.grace_period() / 3).min(CLOSE_OVER))
+                .min(self.grace_period()),
+            recycle: self.recycle.clone().unwrap_or_default(),
+            health_failures: self.health.as_ref().map_or(1, |check| check.failures),
+        };
+        let core = core::Cluster::new(primary, options);
         let cluster = Cluster::new(driver_handle.clone(), bus.clone(), table.clone());
         let groups_apart = supervised;
         let settings = Settings {
@@ -362,18 +371,11 @@ impl Builder {
         };
         let driver = Driver::new(core, settings, in_thread, driver_handle, commands, bus, table);
         let mut driver = driver.map_err(Error::io("set up the primary"))?;
-        driver.weights.clone_from(&self.weights);
         driver.setup(self.setup.clone());
         driver.ready_when(self.replace.ready_when)?;
         self.inherited.iter().cloned().for_each(|socket| driver.offer(socket));
-        driver.drain_spread = self
-            .drain_spread
-            .unwrap_or_else(|| (self.grace_period() / 3).min(CLOSE_OVER))
-            .min(self.grace_period());
-        driver.recycling = Recycling::new(self.recycle.clone().unwrap_or_default());
         driver.spawner.output = self.output.take();
         if let Some(check) = self.health.take() {
-            driver.health = HealthChecks::new(check.failures);
             health::start(driver.driver_handle(), check)
                 .map_err(Error::io("start a thread for health checks"))?;
         }

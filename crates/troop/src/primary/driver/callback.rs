@@ -51,16 +51,17 @@ impl Driver {
     /// A connection was accepted.
     pub(super) fn ask(&mut self, listener: ListenerId, conn: ConnId, peer: Option<SocketAddr>) {
         let (Some(callback), Some(at)) =
-            (self.core.callback(listener), self.core.bound_address(listener))
+            (self.cluster.primary.callback(listener), self.cluster.primary.bound_address(listener))
         else {
-            self.core.accepted(self.now, listener, conn, Connection::new(peer, None));
+            self.cluster.primary.accepted(self.now, listener, conn, Connection::new(peer, None));
             return;
         };
         self.questions.last += 1;
         let (ticket, until) = (self.questions.last, self.now + callback.wait);
         self.questions.pending.insert(ticket, PendingQuestion { listener, conn, peer, until });
         self.questions.deadlines.insert((until, ticket));
-        let (workers, respond) = (self.core.views(listener), self.questions.respond.clone());
+        let (workers, respond) =
+            (self.cluster.primary.views(listener), self.questions.respond.clone());
         callback.ask(Question::new(ticket, at, peer, workers, respond));
     }
 
@@ -73,7 +74,7 @@ impl Driver {
             return;
         };
         self.questions.deadlines.remove(&(until, ticket));
-        self.core.accepted(
+        self.cluster.primary.accepted(
             self.now,
             listener,
             conn,

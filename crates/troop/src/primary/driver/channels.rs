@@ -69,7 +69,7 @@ impl Driver {
 
     /// Whether the descriptors of one message may be more than there is room for.
     pub(super) fn has_few_descriptors(&self) -> bool {
-        self.scarcity.is_tight() || self.core.budget().limit < FEW_FILES
+        self.scarcity.is_tight() || self.cluster.primary.budget().limit < FEW_FILES
     }
 
     pub(super) fn look_at_closing(&mut self) {
@@ -107,7 +107,7 @@ impl Driver {
             let takes_none = channel
                 .closer
                 .as_ref()
-                .is_some_and(|closer| closer.is_full() || self.core.is_cut_off(id));
+                .is_some_and(|closer| closer.is_full() || self.cluster.primary.is_cut_off(id));
             match receive(channel, &mut self.buffer, &mut self.received, is_short, takes_none) {
                 Ok(fdpass::Received { len: 0, .. }) => ended = true,
                 Ok(received) => {
@@ -126,7 +126,7 @@ impl Driver {
                                 false => closer.close_file(fd),
                             }
                         }
-                        self.core.violated(id, Violation::ForeignFile);
+                        self.cluster.primary.violated(id, Violation::ForeignFile);
                         if self.closing.as_mut().is_some_and(Closing::has_become_full) {
                             self.events.push(Event::Error {
                                 worker: None,
@@ -142,15 +142,17 @@ impl Driver {
                         self.closing_at.get_or_insert(self.now + closer::PATIENCE);
                     }
                     if surplus > 0 {
-                        self.core.violated(id, Violation::SurplusHandles(surplus as u64));
+                        self.cluster
+                            .primary
+                            .violated(id, Violation::SurplusHandles(surplus as u64));
                     }
                     let before = self.events.len();
-                    if !self.core.is_cut_off(id) {
+                    if !self.cluster.primary.is_cut_off(id) {
                         let (received, relayed) = (&mut self.received, relay.is_some());
                         let outlets = Outlets { relay, events: &mut self.events };
                         channel.receive(
                             self.now,
-                            &mut self.core,
+                            &mut self.cluster.primary,
                             (id, &process.handle),
                             bytes,
                             received,
@@ -206,20 +208,20 @@ impl Driver {
         }
         self.end_relay(id);
         self.keep_consumed(id);
-        self.core.channel_closed(self.now, id, by_worker);
+        self.cluster.primary.channel_closed(self.now, id, by_worker);
         self.act();
     }
 
     /// A connection that was read from belongs to the worker that did it, answered or not.
     fn keep_consumed(&mut self, id: WorkerId) {
-        let in_flight: Vec<_> = self.core.in_flight(id).collect();
+        let in_flight: Vec<_> = self.cluster.primary.in_flight(id).collect();
         for (seq, conn) in in_flight {
             if self
                 .conns
                 .get(conn.0 as usize)
                 .is_some_and(|conn| !socket::is_untouched(conn.fd.as_fd(), conn.stripped))
             {
-                self.core.consumed(id, seq);
+                self.cluster.primary.consumed(id, seq);
             }
         }
     }
@@ -266,18 +268,9 @@ impl Driver {
         self.read(id, LAST_READS, there);
         self.channel_closed(id, true);
         self.keep_consumed(id);
-        if let Some(supervisor) = &mut self.supervisor
-            && self.core.status(id).is_some_and(|status| status.stats.taken > 0)
-        {
-            supervisor.served(id);
-        }
-        self.core.exited(self.now, id, how);
+        self.cluster.exited(self.now, id, how);
         self.act();
         self.spawner.ended(id);
-        self.recycling.exited(id);
-        self.health.exited(id);
-        self.hung.exited(id);
-        self.activated.exited(id);
         self.processes.remove(&id);
         self.notify_shutdown_waiters();
         if self.reaps_orphans {
@@ -324,7 +317,7 @@ impl Driver {
         if blocked != std::mem::replace(&mut channel.blocked, blocked) {
             // What that allows is done by the caller's caller: connections must not overtake the
             // one that is being delivered.
-            self.core.set_blocked(self.now, id, blocked);
+            self.cluster.primary.set_blocked(self.now, id, blocked);
         }
         if self.relays.contains_key(&id) {
             self.update_relay(id)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use troop_core::WorkerId;
 use troop_core::primary::USUAL_WEIGHT;
-use troop_core::supervise::{Claim, Request, SupervisorState};
+use troop_core::supervise::Request;
 use troop_core::wire::incoming;
 use troop_sys::identity::Identity;
 use troop_sys::poll::Interest;
@@ -63,7 +63,7 @@ impl Driver {
                 let _ = done.send(result);
             }
             Command::Disconnect(worker) => {
-                self.request_disconnect(worker, false, None);
+                self.cluster.disconnect(self.now, worker, false, None);
                 if let Some(worker) = self.processes.get(&worker).map(|p| p.handle.clone()) {
                     self.refresh(&worker);
                 }
@@ -79,16 +79,18 @@ impl Driver {
             Command::Status(worker, done) => {
                 self.count(worker);
                 self.act();
-                let _ = done.send(self.core.status(worker));
+                let _ = done.send(self.cluster.primary.status(worker));
             }
             Command::FixedAddresses(worker, done) => {
-                let _ = done.send(self.core.fixed_addresses_of(worker));
+                let _ = done.send(self.cluster.primary.fixed_addresses_of(worker));
             }
             Command::SetScheduling(pattern, scheduling, done) => {
-                let later = self.core.set_scheduling(self.now, pattern, scheduling);
+                let later = self.cluster.primary.set_scheduling(self.now, pattern, scheduling);
                 self.act();
-                let later =
-                    later.into_iter().filter_map(|id| self.core.listener_address(id)).collect();
+                let later = later
+                    .into_iter()
+                    .filter_map(|id| self.cluster.primary.listener_address(id))
+                    .collect();
                 let _ = done.send(later);
             }
             Command::Snapshot(done) => {
@@ -102,17 +104,17 @@ impl Driver {
                 self.request(Request::Scale(workers), Reply::Done(reply));
             }
             Command::ForksToCome(forks) => {
-                self.forks_to_come = forks;
+                self.cluster.set_forks_to_come(forks);
                 self.act();
             }
             Command::Offer(socket) => self.offer(socket),
             Command::KeepListeners(keep) => {
-                self.core.set_keep_listeners(keep);
+                self.cluster.primary.set_keep_listeners(keep);
                 self.act();
             }
             Command::Answer(ticket, worker) => self.answered(ticket, worker),
             Command::SetWeight(worker, weight, done) => {
-                let known = self.core.set_weight(self.now, worker, weight);
+                let known = self.cluster.primary.set_weight(self.now, worker, weight);
                 // The kernel knows it before the program does.
                 self.act();
                 let _ = done.send(if known { Ok(()) } else { Err(Error::NoWorker(worker)) });
@@ -120,29 +122,32 @@ impl Driver {
             Command::CloseChannel(worker) => self.channel_closed(worker, false),
             Command::DisconnectAll(done) => {
                 self.shutdown_waiters.push(done);
-                if let Some(supervisor) = self.supervisor.as_mut().filter(|s| !s.is_stopping()) {
+                if let Some(supervisor) = self.cluster.supervisor_mut().filter(|s| !s.is_stopping())
+                {
                     supervisor.stop(self.now);
                 }
                 let all: Vec<_> = self.processes.values().map(|p| p.handle.clone()).collect();
                 for worker in all {
-                    self.request_disconnect(worker.id(), false, None);
+                    self.cluster.disconnect(self.now, worker.id(), false, None);
                     self.refresh(&worker);
                 }
                 self.notify_shutdown_waiters();
             }
             Command::Reload(reload, reply) => self.reload(*reload, Some(Reply::Reload(reply))),
             Command::Pause(reply) => self.request(Request::Pause, Reply::Done(reply)),
-            Command::HealthChecked(worker, result) => self.health_checked(worker, result),
+            Command::HealthChecked(worker, result) => {
+                self.cluster.health_checked(self.now, worker, result);
+            }
             Command::Inject(worker, pattern, ends, done) => {
                 let _ = done.send(self.inject(worker, pattern.as_ref(), ends));
             }
             Command::Recycle(worker, reason, reply) => {
-                let claims = self.claims();
+                let claims = self.cluster.claims();
                 self.request(Request::Recycle { worker, reason, claims }, Reply::Recycle(reply));
             }
             Command::Stop { at_once, reply } => self.stop(at_once, reply),
             Command::Over => {
-                self.supervisor = None;
+                self.cluster.end_supervision();
                 let all: Vec<_> = self
                     .processes
                     .iter()
@@ -154,7 +159,7 @@ impl Driver {
                         self.kill(worker, 15);
                     }
                 }
-                self.core.close_unused_listeners();
+                self.cluster.primary.close_unused_listeners();
                 self.over_at = Some(self.now + OVER_PATIENCE);
             }
         }
@@ -163,46 +168,25 @@ impl Driver {
     /// Replaces the workers, by such as the changes make them if there are any.
     pub(super) fn reload(&mut self, reload: Reload, reply: Option<Reply>) {
         let Reload { changes, allow_moved } = reload;
-        let Some(supervisor) = &mut self.supervisor else {
+        if self.cluster.supervisor().is_none() {
             reply.into_iter().for_each(Reply::refuse);
             return;
-        };
-        let is_refused =
-            matches!(supervisor.state(), SupervisorState::Reloading | SupervisorState::Stopping);
-        if let (Some(changes), false) = (changes, is_refused) {
-            self.before_reload = Some(self.settings.clone());
-            self.setup(changes);
         }
-        let claims = if allow_moved { Vec::new() } else { self.claims() };
-        if !is_refused {
+        let changes_settings = changes.is_some();
+        if self.cluster.may_reload() {
+            if let Some(changes) = changes {
+                self.before_reload = Some(self.settings.clone());
+                self.setup(changes);
+            }
             self.remember_addresses();
         }
-        match (reply, &mut self.supervisor) {
-            (Some(reply), _) => self.request(Request::Reload(claims), reply),
-            (None, Some(supervisor)) => supervisor.reload_with(self.now, claims),
-            (None, None) => {}
-        }
-        if !is_refused {
-            self.missed.reload_started(allow_moved);
-        }
-    }
-
-    /// The addresses that new workers have to take over.
-    fn claims(&self) -> Vec<Claim> {
-        let is_only = self.supervisor.as_ref().is_some_and(|supervisor| supervisor.wanted() == 1);
-        self.core.claims(is_only)
-    }
-
-    /// Replaces one worker by one like it. Returns whether that has begun.
-    pub(super) fn recycle(&mut self, worker: WorkerId, reason: String) -> bool {
-        let claims = self.claims();
-        let Some(supervisor) = &mut self.supervisor else { return false };
-        supervisor.recycle_with(self.now, worker, reason, claims)
+        let ticket = reply.map(|reply| self.operations.open(&mut self.cluster, reply));
+        self.cluster.reload(self.now, allow_moved, changes_settings, ticket);
     }
 
     pub(super) fn notify_shutdown_waiters(&mut self) {
         if self.processes.is_empty() && !self.shutdown_waiters.is_empty() {
-            self.core.close_unused_listeners();
+            self.cluster.primary.close_unused_listeners();
             self.act();
             // The events before the answer.
             self.publish_early();
@@ -215,18 +199,24 @@ impl Driver {
     pub(crate) fn setup(&mut self, changes: Setup) {
         let mut settings = Settings::clone(&self.settings);
         changes.apply(&mut settings);
-        self.settings = Arc::new(settings);
+        self.use_settings(Arc::new(settings));
         self.events.push(Event::Setup { settings: self.settings.clone() });
     }
 
+    /// Starts workers so from now on.
+    pub(super) fn use_settings(&mut self, settings: Arc<Settings>) {
+        self.cluster.set_report_signal(settings.report_signal);
+        self.settings = settings;
+    }
+
     pub(crate) fn offer(&mut self, socket: InheritedSocket) {
-        self.core.offer(socket.offered());
+        self.cluster.primary.offer(socket.offered());
         self.inherited.retain(|known| known.number() != socket.number());
         self.inherited.push(socket);
     }
 
     pub(super) fn fork(&mut self, fork: &Fork, slot: Option<u32>) -> Result<WorkerHandle> {
-        let id = self.core.fork();
+        let id = self.cluster.primary.fork();
         self.divide_descriptors();
         let closer = self.closer_for(self.settings.is_other_user());
         self.events.push(Event::Setup { settings: self.settings.clone() });
@@ -241,10 +231,15 @@ impl Driver {
             let _ = process::reap(child.pidfd.as_fd());
             return Err(Error::Io { doing: "watch the new worker", source: e });
         }
-        self.core.spawned(id, child.pid, slot, fork.weight.unwrap_or(USUAL_WEIGHT));
+        self.cluster.primary.spawned(id, child.pid, slot, fork.weight.unwrap_or(USUAL_WEIGHT));
         let handle = self.handle(id, child.pid, pipes, tail)?;
         let leads_group = self.settings.leads_group();
-        let channel = Some(Channel::new(channel, false, self.core.budget().handle_share(), closer));
+        let channel = Some(Channel::new(
+            channel,
+            false,
+            self.cluster.primary.budget().handle_share(),
+            closer,
+        ));
         let process = Process {
             handle: handle.clone(),
             pidfd: child.pidfd,
@@ -262,8 +257,9 @@ impl Driver {
         let has_no_ipc = process.kept_end.is_some();
         self.processes.insert(id, process);
         if has_no_ipc && let Ok(online) = incoming::parse(ONLINE) {
+            self.cluster.has_no_ipc(id);
             // So this is all that will ever be known of it.
-            self.core.message(self.now, id, online);
+            self.cluster.primary.message(self.now, id, online);
         }
         Ok(handle)
     }
@@ -281,12 +277,12 @@ impl Driver {
                 Wake::posted(&wake, id);
             }
         };
-        let status = self.core.status(id).ok_or(Error::NoWorker(id))?;
+        let status = self.cluster.primary.status(id).ok_or(Error::NoWorker(id))?;
         let shared = Shared {
             span: crate::trace::Span::of_worker(id, status.slot, pid),
             id,
             pid,
-            mailbox: Mailbox::new(Box::new(ring), self.core.budget().handle_share()),
+            mailbox: Mailbox::new(Box::new(ring), self.cluster.primary.budget().handle_share()),
             held: Arc::default(),
             status: std::sync::Mutex::new(status),
             pipes: std::sync::Mutex::new(pipes),
@@ -300,16 +296,16 @@ impl Driver {
     fn adopt(&mut self, adoption: Adoption) -> Result<WorkerHandle> {
         let Adoption { pid, pidfd, channel, relay, advanced, id, weight } = adoption;
         let id = match id {
-            Some(id) if self.core.name(id) => id,
+            Some(id) if self.cluster.primary.name(id) => id,
             Some(id) => {
                 return Err(Error::Settings(format!(
                     "worker {id} cannot be adopted: there has been one with this number"
                 )));
             }
-            None => self.core.fork(),
+            None => self.cluster.primary.fork(),
         };
         self.divide_descriptors();
-        let most_handles = self.core.budget().handle_share();
+        let most_handles = self.cluster.primary.budget().handle_share();
         socket::set_nonblocking(&channel, true)
             .map_err(Error::io("use the channel of an adopted worker"))?;
         // What fails from here on closes all of them, and so takes them out of the poller.
@@ -328,7 +324,7 @@ impl Driver {
         let user = Some(Identity::of_process(pid).unwrap_or_else(|_| nobody()))
             .filter(|user| user.uid != own);
         let closer = self.closer_for(user.is_some());
-        self.core.spawned(id, pid, None, weight.unwrap_or(USUAL_WEIGHT));
+        self.cluster.primary.spawned(id, pid, None, weight.unwrap_or(USUAL_WEIGHT));
         let handle = self.handle(id, pid, [None, None, None], None)?;
         self.processes.insert(
             id,
@@ -373,7 +369,7 @@ impl Driver {
                     self.last_ticket,
                     Unsettled::new(posted.line, posted.handle, posted.settled),
                 );
-                self.core.user_handle_sent(worker, self.last_ticket);
+                self.cluster.primary.user_handle_sent(worker, self.last_ticket);
             } else if let Some(settled) = posted.settled {
                 let _ = settled.send(false);
             }
@@ -399,7 +395,7 @@ impl Driver {
         };
         channel.outbox.push_with(&unsettled.line, copy);
         channel.unsettled.insert(ticket, unsettled);
-        self.core.user_handle_sent(worker, ticket);
+        self.cluster.primary.user_handle_sent(worker, ticket);
         // Not at once: the worker needs a moment to free a descriptor.
         self.retry.push(worker);
         self.retry_at.get_or_insert(self.now + RETRY_PAUSE);

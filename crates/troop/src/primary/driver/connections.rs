@@ -59,12 +59,12 @@ impl Driver {
         let id = socket.listener;
         let burst = if nested || socket.masked { ACCEPT_BURST } else { socket.burst };
         let watch = socket.never_wait(self.closing.is_some());
-        let needs = self.core.needs(id);
+        let needs = self.cluster.primary.needs(id);
         let (mut accepted, mut lost, mut drained) = (0, 0, false);
         while accepted < burst
             && lost < ACCEPT_BURST
             && self.accepts()
-            && self.core.wants_connection(id)
+            && self.cluster.primary.wants_connection(id)
         {
             match self.accept_one(number, id, needs, watch.as_ref()) {
                 Some(true) => accepted += 1,
@@ -109,10 +109,10 @@ impl Driver {
         let has_other_users = self.closing.is_some();
         let Some((number, socket)) = self.socket(id, shard) else { return };
         let watch = socket.never_wait(has_other_users);
-        let needs = self.core.needs(id);
+        let needs = self.cluster.primary.needs(id);
         for _ in 0..count {
             if !self.accepts()
-                || !self.core.wants_connection(id)
+                || !self.cluster.primary.wants_connection(id)
                 || self.accept_one(number, id, needs, watch.as_ref()).is_none()
             {
                 break;
@@ -134,10 +134,10 @@ impl Driver {
             .and_then(|listener| listener.shards().iter().position(|own| *own == number));
         // Where several have it, nobody knows who it was.
         if let Some(shard) = shard
-            && let [worker] = self.core.holders(id, shard)
+            && let [worker] = self.cluster.primary.holders(id, shard)
         {
             let worker = *worker;
-            self.core.violated(worker, Violation::HeldUp);
+            self.cluster.primary.violated(worker, Violation::HeldUp);
         }
     }
 
@@ -161,9 +161,9 @@ impl Driver {
     /// Whether there is something to accept that somebody wants.
     pub(super) fn can_accept(&self) -> bool {
         let wanted = |number: &usize| {
-            self.sockets
-                .get(*number)
-                .is_some_and(|socket| socket.ready && self.core.wants_connection(socket.listener))
+            self.sockets.get(*number).is_some_and(|socket| {
+                socket.ready && self.cluster.primary.wants_connection(socket.listener)
+            })
         };
         self.accepts() && self.ready_sockets.iter().any(wanted)
     }
@@ -201,7 +201,7 @@ impl Driver {
                 } else if needs.bytes {
                     self.inspect_new(id, conn, peer);
                 } else {
-                    self.core.accepted(self.now, id, conn, Connection::new(peer, None));
+                    self.cluster.primary.accepted(self.now, id, conn, Connection::new(peer, None));
                 }
                 self.act();
                 Some(true)
@@ -243,7 +243,7 @@ impl Driver {
         if batched {
             let Some(channel) = self.processes.get_mut(&worker).and_then(|p| p.channel.as_mut())
             else {
-                self.core.undelivered(self.now, worker, seq);
+                self.cluster.primary.undelivered(self.now, worker, seq);
                 return;
             };
             if channel.batch.seqs.len() == MAX_BATCH
@@ -266,7 +266,7 @@ impl Driver {
             outgoing::newconn(&mut line, &listener.key, seq);
         }
         if !self.send_conns(worker, &line, &[conn]) {
-            self.core.undelivered(self.now, worker, seq);
+            self.cluster.primary.undelivered(self.now, worker, seq);
         }
         self.line = line;
     }
@@ -293,7 +293,7 @@ impl Driver {
         }
         if !self.send_conns(worker, &line, &batch.conns) {
             for seq in &batch.seqs {
-                self.core.undelivered(self.now, worker, *seq);
+                self.cluster.primary.undelivered(self.now, worker, *seq);
             }
         }
         self.line = line;
@@ -342,7 +342,7 @@ impl Driver {
                     && !std::mem::replace(&mut channel.blocked, true)
                 {
                     self.update_channel(worker);
-                    self.core.set_blocked(self.now, worker, true);
+                    self.cluster.primary.set_blocked(self.now, worker, true);
                 }
                 false
             }

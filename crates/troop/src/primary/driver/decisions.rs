@@ -1,4 +1,4 @@
-//! Carries out what the core and the supervisor decide, and handles signals.
+//! Carries out what the core decides, and obeys signals.
 
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -6,11 +6,10 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use troop_core::WorkerId;
+use troop_core::cluster::Action as ClusterAction;
 use troop_core::event::Notice;
-use troop_core::primary::{Action, Successors, USUAL_WEIGHT, WorkerState};
-use troop_core::supervise::{
-    Afterwards, Cause, GiveUp, Order, Progress, Supervisor, SupervisorState,
-};
+use troop_core::primary::{Action, WorkerState};
+use troop_core::supervise::Slot;
 use troop_sys::process;
 
 use super::{Driver, SignalMeans};
@@ -23,32 +22,76 @@ use crate::primary::{Fork, MOST_WORKERS, Reload, spawn};
 /// shells and service managers signal a process and then its group.
 const SAME_STOP: Duration = Duration::from_millis(500);
 
+/// Why an address is reported as lost that no worker took over.
+const MISSED: &str = "the worker that listened there has ended, and none that followed listens there; a reload starts new ones, and one with `--allow-moved` accepts the move";
+
 impl Driver {
+    /// Carries out everything that the core wants done by now.
     pub(super) fn act(&mut self) {
-        loop {
-            while let Some(action) = self.core.next_action() {
-                self.apply_actions(action);
-            }
-            if let Some(order) = self.supervisor.as_mut().and_then(Supervisor::next_order) {
-                self.apply_order(order);
-            } else if !self.core.has_unused()
-                || !self.core.close_abandoned(self.now, self.successors())
-            {
-                return;
+        while let Some(action) = self.cluster.next_action(self.now) {
+            match action {
+                ClusterAction::Primary(action) => self.apply(action),
+                action => self.apply_rare(action),
             }
         }
     }
 
-    /// Who may ask for the listeners that no worker has.
-    fn successors(&self) -> Successors {
-        match &self.supervisor {
-            Some(supervisor) if supervisor.expects_workers() => Successors::Awaited,
-            Some(_) => Successors::Nobody,
-            None => self.forks_to_come,
+    /// Everything that does not happen for each connection or message.
+    fn apply_rare(&mut self, action: ClusterAction) {
+        match action {
+            ClusterAction::Primary(action) => self.apply(action),
+            ClusterAction::Fork { slot, weight } => self.fork_for(slot, weight),
+            ClusterAction::Signal { worker, signal } => self.kill(worker, signal),
+            ClusterAction::Measure { workers } => self.measure(&workers),
+            ClusterAction::MeasureQueues { worker } => {
+                let waits = self.waits_for(worker);
+                self.cluster.queues_measured(self.now, worker, waits);
+            }
+            ClusterAction::SetShares { shares } => self.set_shares(&shares),
+            ClusterAction::CheckListeners => {
+                let unreachable = self.check_listeners();
+                if let Some(supervisor) = self.cluster.supervisor_mut() {
+                    supervisor.listeners_checked(unreachable);
+                }
+            }
+            ClusterAction::RestoreSettings => {
+                if let Some(before) = self.before_reload.take() {
+                    self.use_settings(before);
+                }
+            }
+            ClusterAction::KeepSettings => self.before_reload = None,
+            ClusterAction::Unhealthy { worker, reason } => {
+                if let Some(process) = self.processes.get(&worker) {
+                    let worker = process.handle.clone();
+                    self.events.push(Event::Unhealthy { worker, reason });
+                }
+            }
+            ClusterAction::Found { worker, at } => self.events.push(Event::ListenerRestored {
+                address: at,
+                reason: format!("worker {worker} listens there"),
+            }),
+            ClusterAction::Report(progress) => self.events.push(Event::Supervision(progress)),
+            ClusterAction::Answer(ticket, answer) => self.answer(ticket, answer),
+            ClusterAction::Finish(outcome) => self.outcome = Some(outcome),
         }
     }
 
-    pub(super) fn apply_actions(&mut self, action: Action) {
+    fn fork_for(&mut self, slot: Slot, weight: u32) {
+        let number = u32::try_from(slot.0).unwrap_or(u32::MAX);
+        match self.fork(&Fork::new().weight(weight), Some(number)) {
+            Ok(worker) => {
+                self.cluster.forked(self.now, slot, worker.id(), self.settings.expect_ipc());
+                self.count_activation_slots();
+            }
+            Err(e) => {
+                if let Some(supervisor) = self.cluster.supervisor_mut() {
+                    supervisor.fork_failed(self.now, slot, e.chain(), spawn::is_for_good(&e));
+                }
+            }
+        }
+    }
+
+    pub(super) fn apply(&mut self, action: Action) {
         match action {
             Action::Deliver { worker, listener, conn, seq, batched } => {
                 self.deliver(worker, listener, conn, seq, batched)
@@ -71,14 +114,14 @@ impl Driver {
             Action::SendListener { worker, listener, shard, line } => {
                 // Copies that a worker asks for and does not read are bounded. First what waits is
                 // written, as far as there is room.
-                let most = self.core.budget().handle_share();
+                let most = self.cluster.primary.budget().handle_share();
                 let is_full = |channel: &mut crate::primary::channel::Channel| {
                     channel.outbox.handles() >= most
                 };
                 if self.channel(worker).is_some_and(is_full) {
                     self.flush_channel(worker);
                     if self.channel(worker).is_some_and(is_full) {
-                        self.core.listener_unsent(worker, listener);
+                        self.cluster.primary.listener_unsent(worker, listener);
                         return;
                     }
                 }
@@ -89,7 +132,7 @@ impl Driver {
                         self.unflushed.push(worker);
                     }
                     // Out of descriptors: the worker must not wait for ever.
-                    (_, Some(_)) => self.core.listener_unsent(worker, listener),
+                    (_, Some(_)) => self.cluster.primary.listener_unsent(worker, listener),
                     (_, None) => {}
                 }
             }
@@ -103,7 +146,7 @@ impl Driver {
             Action::Steer { listener, program } => self.steer(listener, &program),
             Action::Sample { listener } => self.sample(listener),
             Action::Count { worker } => self.count(worker),
-            Action::Kill { worker, hung: true } => self.end_hung(worker),
+            // The cluster makes a signal of it.
             Action::Kill { worker, .. } => self.kill(worker, 9),
             Action::HandleSettled { worker, ticket, delivered } => {
                 self.handle_settled(worker, ticket, delivered)
@@ -120,8 +163,8 @@ impl Driver {
             }
             Notice::ListenerClosed { at, dropped, missed } => {
                 self.events.push(Event::ListenerClosed { address: at.clone(), dropped });
-                if let Some(asked) = missed {
-                    self.is_missed(asked, at);
+                if missed.is_some() {
+                    self.events.push(Event::ListenerLost { address: at, reason: MISSED.into() });
                 }
                 return;
             }
@@ -138,24 +181,6 @@ impl Driver {
         if matches!(notice, Notice::Exited { how, .. } if !how.is_success()) {
             self.remember_fallen(worker.clone());
         }
-        let has_ipc = self.processes.get(&id).is_some_and(|process| process.kept_end.is_none());
-        let now = self.now;
-        if let Some(supervisor) = &mut self.supervisor {
-            match &notice {
-                Notice::Online { .. } => supervisor.online(now, id, has_ipc),
-                Notice::Listening { .. } => {
-                    supervisor.listens_at(id, self.core.addresses_of(id));
-                    supervisor.listening(now, id);
-                }
-                Notice::Disconnected { .. } => supervisor.disconnected(now, id),
-                Notice::Exited { how, .. } => supervisor.exited(now, id, *how),
-                _ => {}
-            }
-        } else if matches!(notice, Notice::Disconnected { .. } | Notice::Exited { .. }) {
-            // What was said of forks was said before this end was known.
-            self.forks_to_come = Successors::Unknown;
-        }
-        let listens = matches!(notice, Notice::Listening { .. });
         self.events.push(match notice {
             Notice::Forked { .. } => Event::Fork { worker },
             Notice::Online { .. } => Event::Online { worker },
@@ -170,16 +195,13 @@ impl Driver {
             Notice::Stalled { stalled: false, .. } => Event::Resumed { worker },
             Notice::NotSteered { .. } | Notice::ListenerClosed { .. } => return,
         });
-        if listens {
-            self.is_found(id);
-        }
     }
 
     /// Makes what the core knows about a worker visible to the program.
     pub(super) fn refresh(&mut self, worker: &WorkerHandle) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let mut visible = worker.shared.status.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.core.status(worker.id()) {
+        match self.cluster.primary.status(worker.id()) {
             Some(status) => {
                 *visible = status;
                 if status.in_table {
@@ -195,131 +217,6 @@ impl Driver {
                 table.remove(&worker.id());
             }
         }
-    }
-
-    pub(super) fn apply_order(&mut self, order: Order) {
-        match order {
-            Order::Fork(slot) => {
-                let weight = self.weights.get(slot.0).copied().unwrap_or(USUAL_WEIGHT);
-                let result = self.fork(
-                    &Fork::new().weight(weight),
-                    Some(u32::try_from(slot.0).unwrap_or(u32::MAX)),
-                );
-                let Some(supervisor) = &mut self.supervisor else { return };
-                match result {
-                    Ok(worker) => {
-                        supervisor.forked(self.now, slot, worker.id());
-                        if self.settings.expect_ipc() {
-                            supervisor.expect_ipc(self.now, worker.id());
-                        }
-                    }
-                    Err(e) => {
-                        supervisor.fork_failed(self.now, slot, e.chain(), spawn::is_for_good(&e))
-                    }
-                }
-            }
-            Order::Hold(worker) => self.core.hold(self.now, worker, true),
-            Order::Admit(worker) => self.core.hold(self.now, worker, false),
-            Order::Disconnect(worker) => {
-                // A worker that is replaced leaves its listeners to its successor, which may not
-                // have asked for all of them yet.
-                let keep = self
-                    .supervisor
-                    .as_ref()
-                    .is_some_and(|s| s.state() != SupervisorState::Stopping);
-                // Its clients have somebody else to go to, but should not all come at once.
-                let others = self.supervisor.as_ref().is_some_and(|s| {
-                    !matches!(s.state(), SupervisorState::Paused | SupervisorState::Stopping)
-                        && !s.is_in_the_way(worker)
-                });
-                let drain_spread = others.then_some(self.drain_spread);
-                if !self.request_disconnect(worker, keep, drain_spread) {
-                    self.kill(worker, 15);
-                }
-                if self.supervisor.as_ref().is_some_and(|s| s.is_surplus(worker)) {
-                    self.core.excuse(worker);
-                }
-            }
-            Order::Terminate(worker) => self.kill(worker, 15),
-            Order::Kill(worker) => self.kill(worker, 9),
-            Order::Tell(progress) => {
-                let mut rolls_back = false;
-                self.note_end(&progress);
-                match &progress {
-                    Progress::GivingUp(_) | Progress::Stopping => {
-                        self.core.hurry();
-                        self.core.close_unused_listeners();
-                    }
-                    Progress::RecycleFailed { worker, .. } => {
-                        self.recycling.failed(self.now, *worker)
-                    }
-                    // In the second case the workers are new, but nobody reaches them.
-                    Progress::ReloadFinished
-                    | Progress::ReloadFailed { then: Afterwards::Replaced, .. } => {
-                        self.before_reload = None;
-                        self.core.forget_shared();
-                        self.missed.reload_finished();
-                    }
-                    Progress::NotRestarting { worker, .. } => self.core.excuse(*worker),
-                    Progress::ReloadStarted { .. } => {
-                        self.listeners_before_reload = self.core.listeners().collect()
-                    }
-                    Progress::ReloadFailed { .. } => {
-                        let before = std::mem::take(&mut self.listeners_before_reload);
-                        self.core.close_unused_but(&before);
-                        // So that whatever is started from now on is like those that serve.
-                        if let Some(before) = self.before_reload.take() {
-                            self.settings = before;
-                            rolls_back = true;
-                        }
-                    }
-                    _ => {}
-                }
-                self.events.push(Event::Supervision(progress));
-                if rolls_back && let Some(supervisor) = &mut self.supervisor {
-                    supervisor.roll_back(self.now);
-                }
-            }
-            Order::CheckListeners => {
-                let unreachable = self.check_listeners();
-                if let Some(supervisor) = &mut self.supervisor {
-                    supervisor.listeners_checked(unreachable);
-                }
-            }
-            Order::Answer(ticket, answer) => self.answer(ticket, answer),
-            Order::Finish(outcome) => {
-                self.core.close_unused_listeners();
-                self.outcome = Some(outcome);
-            }
-        }
-    }
-
-    /// Remembers how the last unexpected end of a worker came about.
-    fn note_end(&mut self, progress: &Progress) {
-        self.last_end = Some(match progress {
-            Progress::Restarting { cause, .. }
-            | Progress::GivingUp(GiveUp::NeverReady { cause, .. }) => match cause {
-                Cause::Ended(worker, how) => format!("worker {worker}: {how}"),
-                Cause::NotStarted(reason) => reason.clone(),
-            },
-            Progress::NotRestarting { worker, how } => format!("worker {worker}: {how}, for good"),
-            _ => return,
-        });
-    }
-
-    /// False if it cannot be told, because its channel is closed.
-    pub(super) fn request_disconnect(
-        &mut self,
-        worker: WorkerId,
-        keep_listeners: bool,
-        drain_spread: Option<Duration>,
-    ) -> bool {
-        let told = self.core.disconnect(worker, keep_listeners, drain_spread);
-        let hears = self.processes.get(&worker).is_none_or(|process| process.kept_end.is_none());
-        if told && !hears && !self.leaves_activated(worker) {
-            self.kill(worker, 15);
-        }
-        told
     }
 
     /// Ends a worker by a signal.
@@ -343,7 +240,7 @@ impl Driver {
         let count = pipe.read(&mut [0; 16]).unwrap_or(0);
         let means = *means;
         for _ in 0..count {
-            match (means, &mut self.supervisor) {
+            match (means, self.cluster.supervisor_mut()) {
                 (SignalMeans::Stop, Some(supervisor)) => match self.stop_signalled {
                     Some(first) if self.now.since(first) < SAME_STOP => {}
                     first => {

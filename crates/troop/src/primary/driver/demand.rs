@@ -16,7 +16,7 @@ const LOOK: Duration = Duration::from_millis(100);
 impl Driver {
     /// Looks for waiting clients if it matters and it is time.
     pub(super) fn look_for_clients(&mut self) {
-        if !self.supervisor.as_ref().is_some_and(Supervisor::may_hurry) {
+        if !self.cluster.supervisor().is_some_and(Supervisor::may_hurry) {
             self.demand_at = None;
             return;
         }
@@ -25,7 +25,7 @@ impl Driver {
         }
         self.demand_at = Some(self.now + LOOK);
         if self.is_awaited()
-            && let Some(supervisor) = &mut self.supervisor
+            && let Some(supervisor) = self.cluster.supervisor_mut()
         {
             supervisor.hurry(self.now);
         }
@@ -38,7 +38,10 @@ impl Driver {
     /// Whether a client waits in the primary, or in the kernel's queue of a listener.
     fn is_awaited(&self) -> bool {
         let mut activated = self.settings.activation.iter().flat_map(|sockets| sockets.iter());
-        self.core.listeners().any(|listener| self.core.listener_load(listener).1 > 0)
+        self.cluster
+            .primary
+            .listeners()
+            .any(|listener| self.cluster.primary.listener_load(listener).1 > 0)
             || self.sockets.iter().any(|(_, own)| socket::is_readable(own.fd.as_fd()))
             || activated.any(|own| own.is_awaited())
     }

@@ -79,7 +79,7 @@ impl Driver {
         self.now = self.clock();
         let is_open = self.channel(id).is_some_and(|channel| !channel.last);
         let has_room = self.channel(id).is_some_and(|channel| !channel.is_full());
-        let is_quiet = self.core.in_flight(id).next().is_none();
+        let is_quiet = self.cluster.primary.in_flight(id).next().is_none();
         let Some(relay) = self.relays.get_mut(&id) else { return false };
         let (is_idle, now) = (has_room && relay.outbox.is_empty() && !relay.is_full(), self.now);
         let Some(direct_io) = &mut relay.direct_io else { return false };
@@ -120,8 +120,8 @@ impl Driver {
         workers.retain(|id| {
             let Some(relay) = self.relays.get(id) else { return false };
             let Some(direct_io) = &relay.direct_io else { return false };
-            let is_quiet =
-                direct_io.given + QUIET <= self.now && self.core.in_flight(*id).next().is_none();
+            let is_quiet = direct_io.given + QUIET <= self.now
+                && self.cluster.primary.in_flight(*id).next().is_none();
             let channel = self.processes.get(id).and_then(|process| process.channel.as_ref());
             let has_room = channel.is_none_or(|channel| !channel.is_full());
             if is_quiet && has_room && relay.outbox.is_empty() && !relay.is_full() {

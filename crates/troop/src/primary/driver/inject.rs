@@ -1,6 +1,7 @@
 //! Gives a certain worker a connection of the cluster's own, to see what it does with it.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 
 use tokio::sync::oneshot;
 use troop_core::event::AddressType;
@@ -33,6 +34,21 @@ pub(super) struct PendingInjection {
 }
 
 impl Driver {
+    /// Hands a worker a connection to nothing. It is a socket of its own, so that no two workers
+    /// have one in common.
+    pub(super) fn send_probe(&mut self, worker: WorkerId, line: &[u8]) {
+        // The answer must not have to wait for the program.
+        self.reclaim_channel(worker);
+        match (UnixStream::pair(), self.channel(worker)) {
+            (Ok((socket, _)), Some(channel)) => {
+                channel.send_line_with(line, socket.into());
+                self.unflushed.push(worker);
+            }
+            (Err(_), Some(_)) => self.cluster.primary.probe_unsent(self.now, worker),
+            (_, None) => {}
+        }
+    }
+
     /// As if it had come from a listener that fits, or from the first one.
     pub(super) fn inject(
         &mut self,
@@ -46,13 +62,14 @@ impl Driver {
         let fits = |address: &troop_core::event::Address| {
             !address.address_type.is_udp() && pattern.is_none_or(|pattern| pattern.matches(address))
         };
-        let listens_on: Vec<_> = self.core.listens_on(worker).collect();
+        let listens_on: Vec<_> = self.cluster.primary.listens_on(worker).collect();
         let found = listens_on.into_iter().find_map(|id| {
             let asked = self
-                .core
+                .cluster
+                .primary
                 .listener_address(id)
                 .filter(fits)
-                .or_else(|| self.core.bound_address(id).filter(fits));
+                .or_else(|| self.cluster.primary.bound_address(id).filter(fits));
             asked.map(|address| (id, address.address_type))
         });
         let Some((listener, kind)) = found else { return Err("it does not listen there".into()) };
@@ -63,7 +80,7 @@ impl Driver {
         let conn = ConnId(u32::try_from(key).unwrap_or(u32::MAX));
         let (known, taken) = oneshot::channel();
         self.injected.insert(conn, PendingInjection { worker, known });
-        if !self.core.inject(self.now, worker, listener, conn) {
+        if !self.cluster.primary.inject(self.now, worker, listener, conn) {
             self.injected.remove(&conn);
             self.conns.try_remove(key);
             return Err(

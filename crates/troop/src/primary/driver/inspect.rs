@@ -49,7 +49,9 @@ impl Driver {
         if self.inspect(listener, conn, peer, false) {
             return;
         }
-        let Some(wait) = self.core.sticky(listener).map(|sticky| sticky.wait) else { return };
+        let Some(wait) = self.cluster.primary.sticky(listener).map(|sticky| sticky.wait) else {
+            return;
+        };
         let until = self.now + wait;
         let watched = match self.conns.get(conn.0 as usize) {
             Some(conn_) => {
@@ -128,7 +130,7 @@ impl Driver {
             Err(_) => (0, true),
         };
         let about = |client| Connection::new(peer, client);
-        let found = match self.core.sticky(id) {
+        let found = match self.cluster.primary.sticky(id) {
             Some(sticky) => {
                 let peer = peer.map(|peer| peer.ip());
                 identify(Identify { sticky, peer, bytes: &self.buffer[..bytes], last })
@@ -146,7 +148,7 @@ impl Driver {
         if self.inspected.peeked.contains_key(&conn) {
             self.forget(conn);
         }
-        self.core.accepted(self.now, id, conn, about(client));
+        self.cluster.primary.accepted(self.now, id, conn, about(client));
         true
     }
 }

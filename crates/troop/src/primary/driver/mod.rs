@@ -4,7 +4,6 @@
 //! A [`Driver`] is turned either by a plain thread that waits in the poller itself, or by a tokio
 //! task that waits for the poller. A thread lets others help it, one at a time ([`help`]).
 
-mod activated;
 mod callback;
 mod channels;
 mod commands;
@@ -12,16 +11,14 @@ mod connections;
 mod decisions;
 mod demand;
 pub(crate) mod direct_io;
-mod hang;
 mod inject;
 mod inspect;
-mod missed;
+mod measure;
 mod notify;
 mod operations;
 mod orphans;
 mod pace;
 mod poller;
-mod recycle;
 mod relays;
 mod scarce;
 mod snapshot;
@@ -38,12 +35,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use slab::Slab;
-use troop_core::cluster::activation::ActivationShares;
-use troop_core::cluster::hang::HungWorkers;
-use troop_core::cluster::health::HealthChecks;
-use troop_core::cluster::missed::MissedAddresses;
-use troop_core::cluster::recycle::Recycling;
-use troop_core::primary::{Primary, Successors};
+use troop_core::cluster::Cluster;
 use troop_core::supervise::{Outcome, Supervisor};
 use troop_core::worker_map::WorkerMap;
 use troop_core::{ConnId, ListenerId, Time, WorkerId};
@@ -169,7 +161,7 @@ pub(crate) enum SignalMeans {
 
 /// The event loop that owns the primary's state and carries out what the core decides.
 pub(crate) struct Driver {
-    core: Primary,
+    cluster: Cluster,
     poller: EventPoller,
     ready: Vec<Ready>,
     /// Something was left in the poller that it will not report by itself.
@@ -203,8 +195,6 @@ pub(crate) struct Driver {
     questions: PendingQuestions,
     /// When it is looked next whether others are in our groups.
     census_at: Time,
-    /// Of supervised workers, by slot.
-    pub(crate) weights: Vec<u32>,
     /// Workers with an unfinished batch of connections.
     batched: Vec<WorkerId>,
     /// Channels with something to write.
@@ -222,14 +212,8 @@ pub(crate) struct Driver {
     settings: Arc<Settings>,
     /// What workers were started with before the reload that is under way.
     before_reload: Option<Arc<Settings>>,
-    /// The listeners that were open when it began.
-    listeners_before_reload: Vec<ListenerId>,
     pub(crate) spawner: Spawner,
-    pub(crate) recycling: Recycling,
-    hung: HungWorkers,
-    pub(crate) health: HealthChecks,
     orphans: AllOrphans,
-    activated: ActivationShares,
     ready_when: ReadyWhen,
     /// Where workers say that they are ready.
     notify: Option<OwnedFd>,
@@ -238,17 +222,10 @@ pub(crate) struct Driver {
     injected: BTreeMap<ConnId, inject::PendingInjection>,
     /// Out-of-memory kills of the system, when last counted.
     killed_for_memory: u64,
-    /// How the last unexpected end of a worker came about.
-    last_end: Option<String>,
     /// Sockets that workers may have.
     inherited: Vec<InheritedSocket>,
     /// When listeners are looked after next, where that is needed.
     upkeep_at: Option<Time>,
-    missed: MissedAddresses,
-    /// How long a worker that others replace should take to close connections that stay open.
-    pub(crate) drain_spread: Duration,
-    /// Without a supervisor: what the program has said about forks to come.
-    pub(super) forks_to_come: Successors,
     /// Next check for waiting clients while no worker is ready.
     demand_at: Option<Time>,
     commands: Receiver<Command>,
@@ -257,7 +234,6 @@ pub(crate) struct Driver {
     mail: Mail,
     last_ticket: u64,
     shutdown_waiters: ShutdownWaiters,
-    supervisor: Option<Supervisor>,
     operations: operations::Operations,
     outcome: Option<Outcome>,
     signals: Vec<(UnixStream, SignalMeans)>,
@@ -278,7 +254,7 @@ pub(crate) struct Driver {
 impl Driver {
     /// `in_thread` says who will turn it.
     pub(crate) fn new(
-        core: Primary,
+        cluster: Cluster,
         settings: Settings,
         in_thread: bool,
         driver_handle: DriverHandle,
@@ -291,7 +267,7 @@ impl Driver {
             poller.add(event_fd, Token::EventFd.pack(), Interest::Read)?;
         }
         let mut driver = Driver {
-            core,
+            cluster,
             poller: if in_thread {
                 EventPoller::InThread(poller)
             } else {
@@ -319,7 +295,6 @@ impl Driver {
             inspected: Inspected::default(),
             questions: PendingQuestions::new(driver_handle.clone()),
             census_at: sockets::LONG_AGO,
-            weights: Vec::new(),
             batched: Vec::new(),
             unflushed: Vec::new(),
             retry: Vec::new(),
@@ -331,23 +306,14 @@ impl Driver {
             looks_at: None,
             settings: Arc::new(settings),
             before_reload: None,
-            listeners_before_reload: Vec::new(),
             spawner: Spawner::default(),
-            recycling: Recycling::default(),
-            hung: HungWorkers::default(),
-            health: HealthChecks::default(),
             orphans: AllOrphans::default(),
-            activated: ActivationShares::default(),
             ready_when: ReadyWhen::Auto,
             notify: None,
             injected: BTreeMap::new(),
             killed_for_memory: diag::killed_for_memory(),
-            last_end: None,
             inherited: Vec::new(),
             upkeep_at: None,
-            missed: MissedAddresses::default(),
-            drain_spread: Duration::ZERO,
-            forks_to_come: Successors::Unknown,
             demand_at: None,
             commands,
             driver_handle,
@@ -355,7 +321,6 @@ impl Driver {
             mail: Mail::default(),
             last_ticket: 0,
             shutdown_waiters: ShutdownWaiters::new(),
-            supervisor: None,
             operations: operations::Operations::default(),
             outcome: None,
             signals: Vec::new(),
@@ -379,13 +344,10 @@ impl Driver {
     }
 
     /// Lets a supervisor decide about workers.
-    pub(crate) fn supervise(&mut self, mut supervisor: Supervisor) {
-        supervisor.start(self.now);
-        self.core.set_supervised(true);
-        self.supervisor = Some(supervisor);
+    pub(crate) fn supervise(&mut self, supervisor: Supervisor) {
+        self.count_activation_slots();
+        self.cluster.supervise(self.now, supervisor);
         self.divide_descriptors();
-        self.recycling.start(self.now);
-        self.begin_activated();
         self.plan_upkeep();
     }
 

@@ -73,7 +73,7 @@ impl Driver {
     }
 
     fn says_ready(&mut self, worker: WorkerId) {
-        if let Some(supervisor) = &mut self.supervisor {
+        if let Some(supervisor) = self.cluster.supervisor_mut() {
             supervisor.reported_ready(self.now, worker);
         }
     }

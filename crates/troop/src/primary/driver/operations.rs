@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use troop_core::cluster::Cluster;
 use troop_core::event::Address;
 use troop_core::supervise::{
     Answer, NotReady, Outcome, RecycleFailed, ReloadFailed, Reloaded, ReplaceFailure, Request,
@@ -87,6 +88,21 @@ pub(super) struct Operations {
 }
 
 impl Operations {
+    /// A ticket for a reply, and an end to those that nobody waits for any more.
+    pub(super) fn open(&mut self, cluster: &mut Cluster, reply: Reply) -> Ticket {
+        self.replies.retain(|ticket, reply| {
+            let is_unwanted = reply.is_unwanted();
+            if is_unwanted && let Some(supervisor) = cluster.supervisor_mut() {
+                supervisor.forget_ticket(*ticket);
+            }
+            !is_unwanted
+        });
+        self.last += 1;
+        let ticket = Ticket(self.last);
+        self.replies.insert(ticket, reply);
+        ticket
+    }
+
     /// Whether every answer that is due has been sent.
     pub(super) fn is_settled(&self) -> bool {
         self.incomplete.is_empty()
@@ -99,24 +115,18 @@ impl Operations {
 
 impl Driver {
     pub(super) fn request(&mut self, request: Request, reply: Reply) {
-        let Some(supervisor) = &mut self.supervisor else { return reply.refuse() };
-        let operations = &mut self.operations;
-        operations.replies.retain(|ticket, reply| {
-            let is_unwanted = reply.is_unwanted();
-            if is_unwanted {
-                supervisor.forget_ticket(*ticket);
-            }
-            !is_unwanted
-        });
-        operations.last += 1;
-        let ticket = Ticket(operations.last);
-        operations.replies.insert(ticket, reply);
-        supervisor.request(self.now, ticket, request);
+        if self.cluster.supervisor().is_none() {
+            return reply.refuse();
+        }
+        let ticket = self.operations.open(&mut self.cluster, reply);
+        if let Some(supervisor) = self.cluster.supervisor_mut() {
+            supervisor.request(self.now, ticket, request);
+        }
     }
 
     /// Ends the cluster; the reply is sent when it has ended.
     pub(super) fn stop(&mut self, at_once: bool, reply: oneshot::Sender<Result<Outcome, Error>>) {
-        let Some(supervisor) = &mut self.supervisor else {
+        let Some(supervisor) = self.cluster.supervisor_mut() else {
             let _ = reply.send(Err(NotReady::Unsupervised.into()));
             return;
         };
@@ -138,7 +148,7 @@ impl Driver {
     /// A reload is about to begin.
     pub(super) fn remember_addresses(&mut self) {
         self.operations.addresses =
-            self.core.claims(true).into_iter().map(|claim| claim.at).collect();
+            self.cluster.primary.claims(true).into_iter().map(|claim| claim.at).collect();
     }
 
     pub(super) fn remember_fallen(&mut self, worker: WorkerHandle) {
@@ -205,7 +215,7 @@ impl Driver {
 
     /// Which addresses the new workers of a reload listen on, and which they do not.
     fn compare_addresses(&mut self, done: &mut Reloaded) {
-        let Some(supervisor) = &self.supervisor else { return };
+        let Some(supervisor) = self.cluster.supervisor() else { return };
         let generation =
             |worker: &WorkerId| supervisor.standing(self.now, *worker).map(|(_, of)| of);
         let newest = self.processes.keys().filter_map(generation).max();
@@ -213,7 +223,7 @@ impl Driver {
             .processes
             .keys()
             .filter(|worker| newest.is_some() && generation(worker) == newest)
-            .flat_map(|worker| self.core.fixed_addresses_of(*worker))
+            .flat_map(|worker| self.cluster.primary.fixed_addresses_of(*worker))
             .collect();
         now.dedup();
         let before = std::mem::take(&mut self.operations.addresses);

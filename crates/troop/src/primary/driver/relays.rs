@@ -36,7 +36,8 @@ impl Driver {
             // What was said the short way came before what was read just now.
             self.take_mail(id);
         }
-        let Driver { relays, processes, core, .. } = self;
+        let Driver { relays, processes, cluster, .. } = self;
+        let core = &mut cluster.primary;
         let Some(relay) = relays.get_mut(&id) else { return false };
         let channel = processes.get_mut(&id).and_then(|process| process.channel.as_mut());
         let mut read = false;

@@ -68,7 +68,7 @@ impl Driver {
     /// Divides the descriptors that this process may have now among the workers that there are to
     /// be.
     pub(super) fn divide_descriptors(&mut self) {
-        let slots = self.supervisor.as_ref().map_or_else(available_workers, Supervisor::wanted);
+        let slots = self.cluster.supervisor().map_or_else(available_workers, Supervisor::wanted);
         let base = match self.scarcity.base {
             Some(base) => base,
             None => {
@@ -80,7 +80,7 @@ impl Driver {
             }
         };
         let budget = Budget { limit: process::descriptor_limit(), slots, base };
-        self.core.set_budget(budget);
+        self.cluster.primary.set_budget(budget);
         self.scarcity.mark =
             number(if self.scarcity.tight { budget.usable() } else { budget.tight() });
     }
@@ -96,10 +96,10 @@ impl Driver {
 
     #[cold]
     fn become_tight(&mut self, fd: i32) {
-        let budget = self.core.budget();
+        let budget = self.cluster.primary.budget();
         if !std::mem::replace(&mut self.scarcity.tight, true) {
             self.scarcity.mark = number(budget.usable());
-            self.core.set_tight(self.now, true);
+            self.cluster.primary.set_tight(self.now, true);
         }
         self.scarcity.look_at = Some(self.now + LOOK_EVERY);
         if fd >= number(budget.usable()) {
@@ -124,7 +124,7 @@ impl Driver {
         if !pause_ends && !look {
             return;
         }
-        let budget = self.core.budget();
+        let budget = self.cluster.primary.budget();
         let lowest = process::lowest_free_descriptor(self.poller.as_fd()).map_or(i32::MAX, |fd| fd);
         if lowest >= number(budget.usable()) {
             self.accept_again = Some(self.now + LOOK_EVERY);
@@ -138,7 +138,7 @@ impl Driver {
             self.scarcity.tight = false;
             self.scarcity.mark = number(budget.tight());
             self.scarcity.look_at = None;
-            self.core.set_tight(self.now, false);
+            self.cluster.primary.set_tight(self.now, false);
         } else {
             self.scarcity.look_at = Some(self.now + LOOK_EVERY);
         }
@@ -146,7 +146,7 @@ impl Driver {
 
     /// Whether a listener may have one more socket, as the number of its newest one tells.
     pub(super) fn leaves_the_reserve(&self, fd: &OwnedFd) -> bool {
-        fd.as_raw_fd() < number(self.core.budget().usable())
+        fd.as_raw_fd() < number(self.cluster.primary.budget().usable())
     }
 
     /// Says that this process, or the system, is short of something, unless that was said a moment
@@ -167,11 +167,11 @@ impl Driver {
         };
         said.at = now;
         let times = 1 + std::mem::take(&mut said.unsaid);
-        let Budget { limit, .. } = self.core.budget();
+        let Budget { limit, .. } = self.cluster.primary.budget();
         let advice = match source.raw_os_error().map(Errno::from_raw_os_error) {
             Some(Errno::MFILE) => format!(
                 "this process may have {limit} open files, of which {} are kept for restarts and the control socket; clients wait; raise the limit (ulimit -n, LimitNOFILE= of a unit)",
-                self.core.budget().reserve()
+                self.cluster.primary.budget().reserve()
             ),
             Some(Errno::NFILE) => {
                 "the system may have no more open files; clients wait; raise fs.file-max".into()

@@ -4,7 +4,7 @@ use troop_core::supervise::SupervisorState;
 
 use super::Driver;
 use crate::primary::snapshot::{
-    ListenerSnapshot, Phase, Snapshot, VacantSlot, WorkerSnapshot, millis,
+    ListenerSnapshot, LostListener, Phase, Snapshot, VacantSlot, WorkerSnapshot, millis,
 };
 
 impl Driver {
@@ -12,7 +12,7 @@ impl Driver {
         let all: Vec<_> = self.processes.keys().copied().collect();
         all.into_iter().for_each(|worker| self.count(worker));
         self.act();
-        let supervisor = self.supervisor.as_ref();
+        let supervisor = self.cluster.supervisor();
         let leaving = |worker| {
             supervisor.and_then(|s| s.leaves_by(worker)).map(|at| millis(at.since(self.now)))
         };
@@ -20,7 +20,7 @@ impl Driver {
             .processes
             .iter()
             .filter_map(|(id, process)| {
-                let status = self.core.status(*id)?;
+                let status = self.cluster.primary.status(*id)?;
                 Some(WorkerSnapshot {
                     id: *id,
                     pid: status.pid,
@@ -50,11 +50,11 @@ impl Driver {
                     waiting: socket.waiting(),
                 }
             });
-        let listeners = self.core.listeners().filter_map(|id| {
-            let (workers, waiting) = self.core.listener_load(id);
-            let scheduling = self.core.scheduling(id)?.to_string();
+        let listeners = self.cluster.primary.listeners().filter_map(|id| {
+            let (workers, waiting) = self.cluster.primary.listener_load(id);
+            let scheduling = self.cluster.primary.scheduling(id)?.to_string();
             Some(ListenerSnapshot {
-                address: self.core.bound_address(id)?.to_string(),
+                address: self.cluster.primary.bound_address(id)?.to_string(),
                 scheduling,
                 workers,
                 waiting,
@@ -88,11 +88,27 @@ impl Driver {
                 .count(),
             vacant: vacant.collect(),
             restarts: supervisor.map_or(0, |s| s.unexpected_ends()),
-            last_end: self.last_end.clone(),
+            last_end: self.cluster.last_end().map(str::to_owned),
             usage: None,
             listeners: listeners.chain(sockets).collect(),
             lost,
             workers,
         }
+    }
+
+    /// What clients cannot reach.
+    pub(super) fn lost_listeners(&self) -> Vec<LostListener> {
+        let missed = self.cluster.missed_addresses().map(|at| LostListener {
+            address: at.to_string(),
+            reason: "no worker listens there since the one that did has ended".into(),
+        });
+        let unreached = self.listeners.iter().filter(|(_, listener)| listener.is_lost);
+        let unreached = unreached
+            .filter_map(|(id, _)| self.cluster.primary.bound_address(*id))
+            .map(|at| LostListener {
+                address: at.to_string(),
+                reason: "clients do not reach its socket".into(),
+            });
+        missed.chain(unreached).collect()
     }
 }

@@ -25,13 +25,13 @@ impl Driver {
         let rights = match self.rights_of(worker) {
             Ok(rights) => rights,
             Err(e) => {
-                self.core.bound(self.now, id, Err(listener::errno(&e)));
+                self.cluster.primary.bound(self.now, id, Err(listener::errno(&e)));
                 return;
             }
         };
-        let key = self.core.listener_key(id).unwrap_or_default();
+        let key = self.cluster.primary.listener_key(id).unwrap_or_default();
         let key = troop_core::wire::outgoing::quote(key);
-        let has_room = self.sockets.len() < self.core.budget().listeners();
+        let has_room = self.sockets.len() < self.cluster.primary.budget().listeners();
         let opened = match () {
             () if !has_room => Err(rustix::io::Errno::MFILE.into()),
             () if matches!(spec.target, Bind::Unix { .. }) && self.names_dead_paths(worker) => {
@@ -61,10 +61,10 @@ impl Driver {
             Ok(opened) => {
                 let grouped = spec.group && opened.alone.is_none();
                 if opened.given {
-                    self.core.keep_open(id);
+                    self.cluster.primary.keep_open(id);
                 }
                 if let Some(reason) = opened.alone {
-                    self.core.cannot_steer(id, reason);
+                    self.cluster.primary.cannot_steer(id, reason);
                 }
                 let local = socket::local_address(&opened.fd);
                 let is_shared = !grouped && spec.listen.is_none();
@@ -109,7 +109,7 @@ impl Driver {
                 Err(errno)
             }
         };
-        self.core.bound(self.now, id, result);
+        self.cluster.primary.bound(self.now, id, result);
         self.plan_upkeep();
     }
 
@@ -198,7 +198,7 @@ impl Driver {
             // The founder is the only one and does for all.
             listener.grouped = false;
         }
-        self.core.opened(self.now, id, result);
+        self.cluster.primary.opened(self.now, id, result);
     }
 
     fn try_open_more(&mut self, id: ListenerId) -> Result<(), String> {
@@ -206,10 +206,10 @@ impl Driver {
         let Some(backlog) = self.listeners.get(&id).map(|l| l.backlog) else {
             return Err("it is closed".into());
         };
-        if self.sockets.len() >= self.core.budget().tight() {
+        if self.sockets.len() >= self.cluster.primary.budget().tight() {
             return Err(format!(
                 "its listeners have half of the {} open files that it may have, {share}",
-                self.core.budget().limit
+                self.cluster.primary.budget().limit
             ));
         }
         let Some(first) = self.founder(id) else { return Err("it is closed".into()) };
@@ -300,7 +300,7 @@ impl Driver {
                 "{}; it gets no connections, and no more sockets are opened while it is there",
                 self.describe(id, new)
             );
-            if let Some(at) = self.core.listener_address(id) {
+            if let Some(at) = self.cluster.primary.listener_address(id) {
                 self.events.push(Event::NotSteered { address: at, reason });
             }
         }
@@ -339,7 +339,7 @@ impl Driver {
 
     pub(super) fn sample(&mut self, id: ListenerId) {
         self.see_queues(id);
-        self.core.sampled(self.now, id, &self.waiting);
+        self.cluster.primary.sampled(self.now, id, &self.waiting);
         if self.census_at <= self.now {
             self.census_at = self.now + CENSUS_EVERY;
             self.census();
@@ -373,10 +373,10 @@ impl Driver {
                 if let Some(listener) = self.listeners.get_mut(&id) {
                     listener.sockets.swap(shard + 1, last + 1);
                 }
-                self.core.renumbered(self.now, id, *shard as u16, last as u16);
+                self.cluster.primary.renumbered(self.now, id, *shard as u16, last as u16);
             }
             // Which of several was the first is not known, nor whether the last one has moved.
-            _ => self.core.numbers_lost(self.now, id),
+            _ => self.cluster.primary.numbers_lost(self.now, id),
         }
     }
 
@@ -402,7 +402,7 @@ impl Driver {
     pub(super) fn count(&mut self, worker: WorkerId) {
         let Some(process) = self.processes.get(&worker) else { return };
         if let Some(open) = diag::open_descriptors(process.handle.pid()) {
-            self.core.counted(self.now, worker, open);
+            self.cluster.primary.counted(self.now, worker, open);
         }
     }
 }

@@ -189,24 +189,14 @@ impl Driver {
     }
 
     fn tick(&mut self) {
-        if self.core.next_deadline().is_some_and(|due| due <= self.now) {
-            self.core.tick(self.now);
-        }
-        if let Some(supervisor) = &mut self.supervisor
-            && supervisor.next_deadline().is_some_and(|due| due <= self.now)
-        {
-            supervisor.tick(self.now);
-        }
+        self.cluster.tick(self.now);
         if self.retry_at.is_some_and(|due| due <= self.now) {
             self.retry_at = None;
             self.unflushed.append(&mut self.retry);
             self.unflushed_relays.append(&mut self.retry_relays);
         }
         self.look_for_clients();
-        self.tick_recycling();
         self.tick_orphans();
-        self.tick_hung();
-        self.tick_activated();
         self.inspect_late();
         self.answer_late();
         self.offer_channels();
@@ -229,8 +219,7 @@ impl Driver {
             return Some(Duration::ZERO);
         }
         let deadlines = [
-            self.core.next_deadline(),
-            self.supervisor.as_ref().and_then(Supervisor::next_deadline),
+            self.cluster.next_deadline(),
             self.retry_at,
             self.demand_deadline(),
             self.reclaimed_channels.next_deadline(),
@@ -239,10 +228,7 @@ impl Driver {
             self.over_at,
             self.inspected.next_deadline(),
             self.questions.next_deadline(),
-            self.recycling.next_deadline(),
-            self.hung.next_deadline(),
             self.orphans.next_deadline(),
-            self.activated.next_deadline(),
             self.upkeep_at,
             self.closing_at,
             self.operations.next_deadline(),

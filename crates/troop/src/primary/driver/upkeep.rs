@@ -53,7 +53,7 @@ impl Driver {
     ) {
         let Some(reason) = listener::explain(error, rights) else { return };
         let (Some(at), Some(process)) =
-            (self.core.listener_address(id), self.processes.get_mut(&worker))
+            (self.cluster.primary.listener_address(id), self.processes.get_mut(&worker))
         else {
             return;
         };
@@ -93,7 +93,7 @@ impl Driver {
         self.plan_upkeep();
         for (id, listener) in &self.listeners {
             if (listener.is_lost || listener.is_unfit)
-                && let Some(at) = self.core.bound_address(*id)
+                && let Some(at) = self.cluster.primary.bound_address(*id)
             {
                 lost.push(at.to_string());
             }
@@ -127,7 +127,7 @@ impl Driver {
             listener.has_listened |= socket::listens(&socket.fd);
             return;
         }
-        let who = self.core.who_listens(id);
+        let who = self.cluster.primary.who_listens(id);
         // On a shared socket it is the workers who begin to listen.
         if listener.spec.listen.is_none() && !listener.has_listened && who.is_empty() {
             return;
@@ -200,8 +200,9 @@ impl Driver {
         if all.what.is_empty() && all.lost.is_empty() && !listener.is_unfit {
             return;
         }
-        let who = suspects(true, &self.core.who_listens(id));
-        let (Some(listener), Some(at)) = (self.listeners.get_mut(&id), self.core.bound_address(id))
+        let who = suspects(true, &self.cluster.primary.who_listens(id));
+        let (Some(listener), Some(at)) =
+            (self.listeners.get_mut(&id), self.cluster.primary.bound_address(id))
         else {
             return;
         };
@@ -232,14 +233,14 @@ impl Driver {
             )
         };
         let may_change =
-            self.supervisor.as_ref().is_some_and(|supervisor| !busy(supervisor.state()));
+            self.cluster.supervisor().is_some_and(|supervisor| !busy(supervisor.state()));
         let mut replaces = false;
         for socket in sockets.iter() {
             let now = std::time::Instant::now();
             if let Some(revived) = socket.revive(now, may_change) {
                 replaces |= matches!(&revived, Ok(Revived { what: Revival::Anew(_), .. }));
                 // What the kernel was told is about numbers that have changed.
-                self.activated.forget();
+                self.cluster.forget_shares();
                 self.events.extend(self.revival(socket, revived));
             }
             if let Some((restored, times, is_unfit)) = socket.restore_options() {
@@ -307,7 +308,7 @@ impl Driver {
 
     /// Who may have done something to a socket: the workers of these slots, or any.
     fn suspects_of(&self, slots: Option<&[usize]>) -> String {
-        let is_one = |id: &&WorkerId| match (slots, self.core.status(**id)) {
+        let is_one = |id: &&WorkerId| match (slots, self.cluster.primary.status(**id)) {
             (Some([_, ..]), Some(status)) => {
                 slots.unwrap_or_default().contains(&(status.slot as usize))
             }
@@ -409,7 +410,7 @@ impl Driver {
     }
 
     fn restored(&mut self, id: ListenerId, reason: &str) {
-        if let Some(at) = self.core.bound_address(id) {
+        if let Some(at) = self.cluster.primary.bound_address(id) {
             self.events.push(Event::ListenerRestored { address: at, reason: reason.to_owned() });
         }
     }
@@ -418,7 +419,7 @@ impl Driver {
     fn lost(&mut self, id: ListenerId, reason: &str) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         if !std::mem::replace(&mut listener.is_lost, true)
-            && let Some(at) = self.core.bound_address(id)
+            && let Some(at) = self.cluster.primary.bound_address(id)
         {
             self.events.push(Event::ListenerLost { address: at, reason: reason.to_owned() });
         }

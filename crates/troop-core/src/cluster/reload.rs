@@ -1,0 +1,138 @@
+//! What the supervisor wants, carried out on the rest of the cluster; reloads and their roll-back.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Action, Cluster, TERM};
+use crate::cluster::hang::KILL;
+use crate::id::{ListenerId, Time};
+use crate::primary::USUAL_WEIGHT;
+use crate::supervise::{
+    Afterwards, Cause, Claim, GiveUp, Order, Progress, Request, SupervisorState, Ticket,
+};
+
+/// What there was before the reload that is under way.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Reload {
+    /// It changes what workers are started with.
+    changes_settings: bool,
+    /// The listeners that were open.
+    listeners: Vec<ListenerId>,
+}
+
+impl Cluster {
+    /// Whether a reload would begin: no other one is under way, and the cluster does not stop.
+    #[must_use]
+    pub fn may_reload(&self) -> bool {
+        self.supervisor.as_ref().is_some_and(|supervisor| {
+            !matches!(supervisor.state(), SupervisorState::Reloading | SupervisorState::Stopping)
+        })
+    }
+
+    /// Replaces the workers, if that [may begin](Cluster::may_reload), or reports why not. With
+    /// `allow_moved` the new ones need not listen where the old ones do. `changes_settings` means
+    /// that they are started with something else, which is taken back if the reload fails. With a
+    /// ticket there is an [`Action::Answer`] when it is over.
+    pub fn reload(
+        &mut self,
+        now: Time,
+        allow_moved: bool,
+        changes_settings: bool,
+        ticket: Option<Ticket>,
+    ) {
+        let claims = if allow_moved { Vec::new() } else { self.claims() };
+        if self.may_reload() {
+            self.reload.changes_settings |= changes_settings;
+            self.missed.reload_started(allow_moved);
+        }
+        let Some(supervisor) = &mut self.supervisor else { return };
+        match ticket {
+            Some(ticket) => supervisor.request(now, ticket, Request::Reload(claims)),
+            None => supervisor.reload_with(now, claims),
+        }
+    }
+
+    /// The addresses that new workers have to take over.
+    #[must_use]
+    pub fn claims(&self) -> Vec<Claim> {
+        let is_only = self.supervisor.as_ref().is_some_and(|supervisor| supervisor.wanted() == 1);
+        self.primary.claims(is_only)
+    }
+
+    pub(super) fn carry_out(&mut self, now: Time, order: Order) {
+        match order {
+            Order::Fork(slot) => {
+                let weight = self.options.weights.get(slot.0).copied().unwrap_or(USUAL_WEIGHT);
+                self.pending.push_back(Action::Fork { slot, weight });
+            }
+            Order::Hold(worker) => self.primary.hold(now, worker, true),
+            Order::Admit(worker) => self.primary.hold(now, worker, false),
+            Order::Disconnect(worker) => self.drain(now, worker),
+            Order::Terminate(worker) => {
+                self.pending.push_back(Action::Signal { worker, signal: TERM });
+            }
+            Order::Kill(worker) => {
+                self.pending.push_back(Action::Signal { worker, signal: KILL });
+            }
+            Order::CheckListeners => self.pending.push_back(Action::CheckListeners),
+            Order::Answer(ticket, answer) => {
+                self.pending.push_back(Action::Answer(ticket, answer));
+            }
+            Order::Tell(progress) => self.progress(now, progress),
+            Order::Finish(outcome) => {
+                self.primary.close_unused_listeners();
+                self.pending.push_back(Action::Finish(outcome));
+            }
+        }
+    }
+
+    fn progress(&mut self, now: Time, progress: Progress) {
+        self.note_end(&progress);
+        let mut rolls_back = false;
+        match &progress {
+            Progress::GivingUp(_) | Progress::Stopping => {
+                self.primary.hurry();
+                self.primary.close_unused_listeners();
+            }
+            Progress::RecycleFailed { worker, .. } => self.recycling.failed(now, *worker),
+            Progress::NotRestarting { worker, .. } => self.primary.excuse(*worker),
+            Progress::ReloadStarted { .. } => {
+                self.reload.listeners = self.primary.listeners().collect();
+            }
+            // In the second case the workers are new, but nobody reaches them.
+            Progress::ReloadFinished
+            | Progress::ReloadFailed { then: Afterwards::Replaced, .. } => {
+                self.reload = Reload::default();
+                self.primary.forget_shared();
+                self.missed.reload_finished();
+                self.pending.push_back(Action::KeepSettings);
+            }
+            Progress::ReloadFailed { .. } => {
+                let before = std::mem::take(&mut self.reload.listeners);
+                self.primary.close_unused_but(&before);
+                rolls_back = std::mem::take(&mut self.reload.changes_settings);
+            }
+            _ => {}
+        }
+        if rolls_back {
+            // So that whatever is started from now on is like those that serve.
+            self.pending.push_back(Action::RestoreSettings);
+        }
+        self.pending.push_back(Action::Report(progress));
+        if rolls_back && let Some(supervisor) = &mut self.supervisor {
+            supervisor.roll_back(now);
+        }
+    }
+
+    /// Remembers how the last unexpected end of a worker came about.
+    fn note_end(&mut self, progress: &Progress) {
+        self.last_end = Some(match progress {
+            Progress::Restarting { cause, .. }
+            | Progress::GivingUp(GiveUp::NeverReady { cause, .. }) => match cause {
+                Cause::Ended(worker, how) => format!("worker {worker}: {how}"),
+                Cause::NotStarted(reason) => reason.clone(),
+            },
+            Progress::NotRestarting { worker, how } => format!("worker {worker}: {how}, for good"),
+            _ => return,
+        });
+    }
+}
