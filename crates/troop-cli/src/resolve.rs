@@ -12,31 +12,6 @@ use crate::args::{Chosen, Env, Run};
 use crate::config::{self, App, Form, Health, To, Watch};
 use crate::names;
 
-/// Options that a reload can change; the others need a restart.
-const LIVE: [&str; 21] = [
-    "program",
-    "args",
-    "node_args",
-    "workers",
-    "env",
-    "env_file",
-    "cwd",
-    "silent",
-    "policy",
-    "listeners",
-    "user",
-    "group",
-    "no_new_privileges",
-    "umask",
-    "nice",
-    "cpus",
-    "limits",
-    "cgroup",
-    "sandbox",
-    "slot_variable",
-    "report_signal",
-];
-
 /// An app whose options are all resolved.
 #[derive(Debug, Clone)]
 pub(crate) struct ResolvedApp {
@@ -443,7 +418,7 @@ impl ResolvedApp {
         let (live, late): (Vec<_>, Vec<_>) = keys
             .into_iter()
             .filter(|key| !told.contains(&key.as_str()))
-            .partition(|key| LIVE.contains(&key.as_str()));
+            .partition(|key| config::LIVE.contains(&key.as_str()));
         changes.extend(live.into_iter().cloned());
         (changes, late.into_iter().cloned().collect())
     }

@@ -150,6 +150,31 @@ pub(crate) struct App {
     pub(crate) watch: Option<Watch>,
 }
 
+/// Options that a reload applies; the others apply from the next start on.
+pub(crate) const LIVE: [&str; 21] = [
+    "program",
+    "args",
+    "node_args",
+    "workers",
+    "env",
+    "env_file",
+    "cwd",
+    "silent",
+    "policy",
+    "listeners",
+    "user",
+    "group",
+    "no_new_privileges",
+    "umask",
+    "nice",
+    "cpus",
+    "limits",
+    "cgroup",
+    "sandbox",
+    "slot_variable",
+    "report_signal",
+];
+
 impl App {
     /// Returns an app of this program with all defaults.
     pub(crate) fn new(program: impl Into<String>) -> App {

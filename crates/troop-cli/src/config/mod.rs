@@ -19,8 +19,8 @@ use troop::activation::ActivationSocket;
 use troop::policy::Pattern;
 
 pub(crate) use app::{
-    App, Failed, Form, Health, Limit, LimitValue, Limited, LogFormat, Output, Ready, To, Watch,
-    When,
+    App, Failed, Form, Health, LIVE, Limit, LimitValue, Limited, LogFormat, Output, Ready, To,
+    Watch, When,
 };
 pub(crate) use pm2::choose as choose_environment;
 pub(crate) use values::{Size, Time, Workers, bounded, cpus, size, time, workers};

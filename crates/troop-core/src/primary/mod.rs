@@ -6,6 +6,7 @@
 //! where Node loses connections or dies of a worker's input.
 
 mod action;
+mod admission;
 mod bind;
 mod budget;
 mod config;

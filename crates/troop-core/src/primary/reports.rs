@@ -31,6 +31,24 @@ impl Primary {
         }
     }
 
+    /// How many descriptors a worker has open: the outcome of [`Action::Count`].
+    pub fn counted(&mut self, now: Time, worker: WorkerId, descriptors: u32) {
+        let Some(state) = self.workers.get_mut(&worker) else { return };
+        // Before it listens it is about to open what it always has open.
+        if state.reports || !state.memberships.iter().any(|membership| membership.listening) {
+            return;
+        }
+        // The fewest that it ever had are those that are no connections.
+        let fewest = *state
+            .descriptors
+            .insert(state.descriptors.map_or(descriptors, |fewest| fewest.min(descriptors)));
+        state.open = descriptors - fewest;
+        state.uncounted = 0;
+        // Also what has waited for it: a pause may have come to its end meanwhile, and is seen only
+        // once.
+        self.refresh_and_pump(now, worker);
+    }
+
     /// Tells the policies what workers have reported.
     pub(super) fn apply_reports(&mut self, now: Time) {
         while let Some(worker) = self.reported.pop() {

@@ -1,14 +1,11 @@
 //! Lets workers take part in listeners, and steers those listeners that the kernel balances.
 
-use super::listener::{Listener, MAX_PLACES};
-use super::worker::HandleWait;
+use super::listener::MAX_PLACES;
 use super::{Action, Primary};
-use crate::event::{Listening, Notice, Violation};
+use crate::event::{Notice, Violation};
 use crate::id::{ListenerId, Time, WorkerId};
 use crate::policy::Scheduling;
 use crate::steer::group::{Change, ShardGroup, ShardLoad};
-use crate::wire::TROOP_VERSION;
-use crate::wire::outgoing::{self, Reply};
 
 /// The pause after a socket could not be added to a group.
 const CROWDED: std::time::Duration = std::time::Duration::from_secs(10);
@@ -28,27 +25,8 @@ impl Primary {
         self.notify(Notice::NotSteered { at, reason });
     }
 
-    /// Finds a place for a worker, and answers it when there is a socket for that.
-    pub(super) fn admit(&mut self, worker: WorkerId, id: ListenerId, ack: u64) {
-        let (Some(listener), Some(state)) =
-            (self.listeners.get_mut(&id), self.workers.get_mut(&worker))
-        else {
-            return;
-        };
-        let shard = listener.assign_shard(worker, state.slot, state.held);
-        if let Some(membership) = state.membership_mut(id) {
-            membership.shard = shard;
-        }
-        if listener.group.is_some() {
-            listener.growing.push_back((worker, ack));
-            self.grow(id);
-        } else {
-            self.answer_query(worker, id, ack);
-        }
-    }
-
     /// Answers those whose socket is there, and asks for one more if somebody still waits.
-    fn grow(&mut self, id: ListenerId) {
+    pub(super) fn grow(&mut self, id: ListenerId) {
         while let Some(listener) = self.listeners.get_mut(&id)
             && let Some((worker, ack)) = listener.growing.front().copied()
         {
@@ -118,74 +96,6 @@ impl Primary {
                     membership.shard = at as u16;
                 }
             }
-        }
-    }
-
-    fn answer_query(&mut self, worker: WorkerId, id: ListenerId, ack: u64) {
-        let seq = self.next_seq();
-        let (Some(listener), Some(state)) =
-            (self.listeners.get_mut(&id), self.workers.get_mut(&worker))
-        else {
-            return;
-        };
-        let troop = state.batched.then_some(TROOP_VERSION);
-        let Some(membership) = state.membership_mut(id) else { return };
-        membership.admitted = true;
-        let shard = membership.shard;
-        let Listener { key, data, .. } = &*listener;
-        let (key, data) = (key.as_str(), data.as_deref());
-        let mut line = Vec::with_capacity(256);
-        if listener.scheduling.is_handed() {
-            let sockname = listener.bound.as_ref().and_then(Option::as_ref);
-            outgoing::reply(
-                &mut line,
-                &Reply { key, ack, errno: None, data, sockname, troop, seq },
-            );
-            self.actions.push_back(Action::Send { worker, line });
-        } else {
-            let kind =
-                if listener.asked().address_type.is_udp() { "dgram.Native" } else { "net.Native" };
-            let reply = Reply { key, ack, errno: Some(0), data, sockname: None, troop, seq };
-            outgoing::reply_with_handle(&mut line, kind, &reply);
-            state.handle_waits.push_back(HandleWait::Listener { ack, listener: id });
-            let shard = if listener.group.is_some() { shard } else { 0 };
-            self.actions.push_back(Action::SendListener { worker, listener: id, shard, line });
-        }
-        self.pace_reports(worker);
-        let now = self.last_time;
-        self.refresh_and_pump(now, worker);
-    }
-
-    /// A worker says that it listens: whatever waits in its socket is its own from now on.
-    pub(super) fn listens(&mut self, now: Time, worker: WorkerId, at: &Listening) {
-        let Primary { workers, listeners, .. } = self;
-        let Some(state) = workers.get_mut(&worker) else { return };
-        let (mut steered, mut joined) = (Vec::new(), Vec::new());
-        for membership in state
-            .memberships
-            .iter_mut()
-            .filter(|membership| membership.admitted && !membership.listening)
-        {
-            let Some(listener) = listeners.get_mut(&membership.listener) else { continue };
-            if !listener.is_at(at) {
-                continue;
-            }
-            membership.listening = true;
-            joined.push(membership.listener);
-            if let Some(group) = &mut listener.group {
-                group.relieved(membership.shard);
-                steered.push(membership.listener);
-            }
-        }
-        if !joined.is_empty() && !state.reports {
-            // What it has open now, it has without any connection.
-            self.actions.push_back(Action::Count { worker });
-        }
-        for id in joined {
-            self.note_listening(worker, id);
-        }
-        for id in steered {
-            self.update_shard_loads(now, id);
         }
     }
 
@@ -291,24 +201,6 @@ impl Primary {
             }
         }
         changed.into_iter().for_each(|worker| self.refresh_all(now, worker));
-    }
-
-    /// How many descriptors a worker has open: the outcome of [`Action::Count`].
-    pub fn counted(&mut self, now: Time, worker: WorkerId, descriptors: u32) {
-        let Some(state) = self.workers.get_mut(&worker) else { return };
-        // Before it listens it is about to open what it always has open.
-        if state.reports || !state.memberships.iter().any(|membership| membership.listening) {
-            return;
-        }
-        // The fewest that it ever had are those that are no connections.
-        let fewest = *state
-            .descriptors
-            .insert(state.descriptors.map_or(descriptors, |fewest| fewest.min(descriptors)));
-        state.open = descriptors - fewest;
-        state.uncounted = 0;
-        // Also what has waited for it: a pause may have come to its end meanwhile, and is seen only
-        // once.
-        self.refresh_and_pump(now, worker);
     }
 
     /// Asks the shell for what has to be looked at now. Returns when that is the case again.
