@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc::{Receiver, channel};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use troop::text::escaped;
 
 use crate::config::Watch;
@@ -16,6 +16,8 @@ const IGNORED: [&str; 7] =
     ["node_modules", "target", "__pycache__", "*.log", "*.log.*", "*.pid", "*~"];
 /// The largest number of watched directories; the kernel has a limit too.
 const MOST_DIRECTORIES: usize = 10_000;
+/// The delay is awaited at most this many times while changes go on.
+const MOST_DELAYS: u32 = 20;
 /// The number of changes that are queued during a reload; further ones are dropped, because one
 /// reload covers them all.
 const MAX_CHANGES: usize = 64 * 1024;
@@ -150,11 +152,15 @@ impl Watched {
         }
     }
 
-    /// Waits for a change and then for quiet; returns the path that changed.
+    /// Waits for a change and then for quiet, or for [`MOST_DELAYS`] delays if there is none; returns
+    /// the path that changed.
     pub(crate) async fn changed(&mut self) -> Option<String> {
         let first = self.changes.recv().await?;
         self.note(&first);
-        while let Ok(Some(next)) = timeout(self.delay, self.changes.recv()).await {
+        let latest = Instant::now() + self.delay * MOST_DELAYS;
+        while Instant::now() < latest
+            && let Ok(Some(next)) = timeout(self.delay, self.changes.recv()).await
+        {
             self.note(&next);
         }
         Some(escaped(&first.to_string_lossy()).to_string())
@@ -221,6 +227,26 @@ mod tests {
         {
             assert!(!is_ignored(Path::new(filter), &more), "{filter}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_changes_for_ever_does_not_put_a_change_off_for_ever() {
+        let (sender, changes) = channel(1);
+        let watcher = notify::recommended_watcher(|_| {}).unwrap();
+        let filter = WatchFilter { roots: Vec::new(), ignore: Vec::new(), own: Vec::new() };
+        let delay = Duration::from_millis(20);
+        let mut watched = Watched { watcher, changes, delay, filter, directories: 0 };
+        let changing = tokio::spawn(async move {
+            while sender.send(PathBuf::from("/nowhere/a.log")).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        for _ in 0..2 {
+            let seen = timeout(Duration::from_secs(20), watched.changed()).await;
+            assert_eq!(seen.unwrap().unwrap(), "/nowhere/a.log");
+        }
+        drop(watched);
+        changing.await.unwrap();
     }
 
     #[tokio::test]

@@ -15,6 +15,9 @@ pub const MAX_HANDLES: usize = 253;
 /// The largest number of descriptors that [`recv_few`] takes from a message.
 pub const FEW_HANDLES: usize = 16;
 
+/// The largest number of descriptors that [`recv_two`] takes from a message.
+const TWO: usize = 2;
+
 /// Sends bytes, and descriptors with the first of them. Never blocks, never raises `SIGPIPE`.
 /// Returns the number of bytes that were sent; on success the descriptors were sent too.
 ///
@@ -72,6 +75,20 @@ pub fn recv_few(
     handles: &mut Vec<OwnedFd>,
 ) -> io::Result<Received> {
     let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(FEW_HANDLES))];
+    receive(socket, bytes, handles, &mut space)
+}
+
+/// As [`recv_few`], but at most two descriptors become this process's: one, and one more as a sign
+/// that there were too many.
+///
+/// # Errors
+/// As [`recv`].
+pub fn recv_two(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    handles: &mut Vec<OwnedFd>,
+) -> io::Result<Received> {
+    let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(TWO))];
     receive(socket, bytes, handles, &mut space)
 }
 

@@ -55,7 +55,7 @@ const NAMESPACES: [u64; 8] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum SystemCalls {
-    /// Tracing other processes and reading their memory.
+    /// Tracing other processes, reading their memory, and changing their limits.
     Debug,
     /// `io_uring`.
     IoUring,
@@ -293,6 +293,9 @@ impl Sandbox {
             groups.iter().flat_map(|group| group.numbers()).map(|number| (*number, Vec::new())),
         );
         let mut programs = Vec::new();
+        if groups.contains(&SystemCalls::Debug) {
+            rules.insert(libc::SYS_prlimit64, of_others().map_err(cannot)?);
+        }
         if groups.contains(&SystemCalls::Namespaces) {
             rules.insert(libc::SYS_unshare, with_any(&NAMESPACES).map_err(cannot)?);
             rules.insert(libc::SYS_clone, with_any(&NAMESPACES[..7]).map_err(cannot)?);
@@ -376,6 +379,14 @@ fn with_any(flags: &[u64]) -> Result<Vec<SeccompRule>, seccompiler::BackendError
         SeccompRule::new(vec![condition])
     };
     flags.iter().map(rule).collect()
+}
+
+/// A rule that fits calls whose first argument is another process, or the caller's by its number,
+/// which no C library uses: 0 is the caller.
+fn of_others() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    // The kernel reads an `int`.
+    let is_named = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, 0)?;
+    Ok(vec![SeccompRule::new(vec![is_named])?])
 }
 
 /// A program that answers these calls with an error and allows all others.

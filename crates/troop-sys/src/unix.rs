@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, statat, unlinkat};
@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, connect};
 
 use crate::identity::Identity;
 use crate::listen::new_socket;
-use crate::safe_path::{Directory, Safety};
+use crate::safe_path::{Directory, Safety, UnsafePath};
 use crate::sandbox::Sandbox;
 use crate::within::within;
 
@@ -90,27 +90,74 @@ pub struct UnixFile {
     path: PathBuf,
     number: (u64, u64),
     rights: Rights,
-    /// The path did not answer once, and is not accessed again.
+    looks: Arc<Looks>,
+}
+
+/// The most threads that look at paths at a time, of all files. While as many wait for file systems,
+/// no other path is looked at.
+const MOST_LOOKS: usize = 16;
+
+static LOOKS: AtomicUsize = AtomicUsize::new(0);
+
+/// What is known of a path from looks in the background.
+#[derive(Debug, Default)]
+struct Looks {
+    is_looking: AtomicBool,
+    /// The last one has found something else, or nothing.
+    is_elsewhere: AtomicBool,
+    /// The path was not answered once, and is not waited for again.
     unanswered: AtomicBool,
 }
 
 impl UnixFile {
-    /// Whether the path still leads to this socket, if its file system answers.
+    /// Whether clients that connect to the path still come to this socket, as far as the path
+    /// answers. Waits for that for some seconds, once.
     #[must_use]
     pub fn is_reached(&self) -> bool {
-        if self.unanswered.load(Ordering::Relaxed) {
+        if self.looks.unanswered.load(Ordering::Relaxed) {
             return true;
         }
         let path = self.path.clone();
-        let look = move || Ok(rustix::fs::stat(&path)?);
-        match if self.rights.are_less() { within(ANSWER_TIMEOUT, look) } else { look() } {
+        let is_reached = match within(ANSWER_TIMEOUT, move || Ok(rustix::fs::stat(&path)?)) {
             Ok(stat) => number(&stat) == self.number,
             Err(e) if e.raw_os_error() == Some(libc::ETIMEDOUT) => {
-                self.unanswered.store(true, Ordering::Relaxed);
+                self.looks.unanswered.store(true, Ordering::Relaxed);
                 true
             }
             Err(_) => false,
+        };
+        self.looks.is_elsewhere.store(!is_reached, Ordering::Release);
+        is_reached
+    }
+
+    /// The same as of the last look, and begins another one. Never waits.
+    #[must_use]
+    pub fn was_reached(&self) -> bool {
+        if !self.looks.is_looking.swap(true, Ordering::AcqRel) && !self.begin_look() {
+            self.looks.is_looking.store(false, Ordering::Release);
         }
+        !self.looks.is_elsewhere.load(Ordering::Acquire)
+    }
+
+    /// False if too many are under way.
+    fn begin_look(&self) -> bool {
+        let one_more = |count| (count < MOST_LOOKS).then_some(count + 1);
+        if LOOKS.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_err() {
+            return false;
+        }
+        let (looks, path, own) = (self.looks.clone(), self.path.clone(), self.number);
+        let look = move || {
+            let is_elsewhere = rustix::fs::stat(&path).map_or(true, |stat| number(&stat) != own);
+            looks.is_elsewhere.store(is_elsewhere, Ordering::Release);
+            looks.is_looking.store(false, Ordering::Release);
+            LOOKS.fetch_sub(1, Ordering::AcqRel);
+        };
+        let thread = std::thread::Builder::new().name("troop-files".into()).stack_size(64 * 1024);
+        let is_begun = thread.spawn(look).is_ok();
+        if !is_begun {
+            LOOKS.fetch_sub(1, Ordering::AcqRel);
+        }
+        is_begun
     }
 
     /// The rights with which it was created.
@@ -184,7 +231,12 @@ fn bind_file(path: &Path, widened: Mode, rights: &Rights) -> io::Result<(OwnedFd
     };
     let parent =
         path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    refuse_own_places(path)?;
     let directory = Directory::open(parent, rights.safety())?;
+    // Where links have led, for example.
+    if rustix::fs::fstatfs(&directory)?.f_type == rustix::fs::PROC_SUPER_MAGIC {
+        return Err(of_processes(path));
+    }
     let socket = new_socket(AddressFamily::UNIX, SocketType::STREAM)?;
     if let Err(e) = bind_in(&socket, &directory, &name) {
         if e != Errno::ADDRINUSE || !remove_stale(&directory, &name) {
@@ -202,9 +254,28 @@ fn bind_file(path: &Path, widened: Mode, rights: &Rights) -> io::Result<(OwnedFd
         )?;
     }
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let (directory, number, unanswered) =
-        (Arc::new(directory), number(&stat), AtomicBool::new(false));
-    Ok((socket, UnixFile { directory, name, path, number, rights: rights.clone(), unanswered }))
+    let (directory, number, looks) = (Arc::new(directory), number(&stat), Arc::default());
+    Ok((socket, UnixFile { directory, name, path, number, rights: rights.clone(), looks }))
+}
+
+/// Refuses paths that lead to other places for each process, such as `/proc/self/cwd/s`.
+fn refuse_own_places(path: &Path) -> io::Result<()> {
+    let mut place = PathBuf::new();
+    for part in std::path::absolute(path)?.components() {
+        match part {
+            Component::ParentDir => drop(place.pop()),
+            part => place.push(part),
+        }
+        if place == Path::new("/proc") || place == Path::new("/dev/fd") {
+            return Err(of_processes(path));
+        }
+    }
+    Ok(())
+}
+
+fn of_processes(path: &Path) -> io::Error {
+    let reason = "what is below /proc and /dev/fd is another place for each process, so no socket is made there; name the directory itself";
+    UnsafePath::error(path, reason)
 }
 
 fn by_descriptor(fd: BorrowedFd<'_>) -> PathBuf {

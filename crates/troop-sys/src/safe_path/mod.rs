@@ -82,7 +82,7 @@ impl UnsafePath {
         e.get_ref().is_some_and(|e| e.is::<UnsafePath>())
     }
 
-    fn error(path: &Path, reason: impl Into<String>) -> io::Error {
+    pub(crate) fn error(path: &Path, reason: impl Into<String>) -> io::Error {
         io::Error::new(
             io::ErrorKind::PermissionDenied,
             UnsafePath { path: path.to_owned(), reason: reason.into() },

@@ -29,11 +29,12 @@ const STACK: usize = 64 * 1024;
 
 /// Runs `start`, which stores the pidfd of a child as soon as there is one, keeps it open, and
 /// returns when the child has executed its program or has ended. Meanwhile the child is resumed if
-/// it is stopped, and killed if that does not end, or after `timeout`. Returns whether it was.
-/// Without memory for a thread nothing watches.
+/// it is stopped, and killed if that does not end, after `timeout`, or once it `is_cancelled`.
+/// Returns whether it was killed. Without memory for a thread nothing watches.
 pub(super) fn guarded<T>(
     pidfd: &AtomicI32,
     timeout: Duration,
+    is_cancelled: &AtomicBool,
     start: impl FnOnce() -> T,
 ) -> (T, bool) {
     let (started, wait) = channel::<()>();
@@ -51,7 +52,9 @@ pub(super) fn guarded<T>(
                 // it out, to own it, only after `guarded` has returned, which joins this thread.
                 let child = unsafe { BorrowedFd::borrow_raw(fd) };
                 stops += u32::from(is_stopped(child));
-                let is_over = begun.elapsed() >= timeout || stops >= MOST_STOPS;
+                let is_over = begun.elapsed() >= timeout
+                    || stops >= MOST_STOPS
+                    || is_cancelled.load(Ordering::Relaxed);
                 is_killed.fetch_or(is_over, Ordering::Relaxed);
                 let signal = if is_over { Signal::KILL } else { Signal::CONT };
                 let _ = pidfd_send_signal(child, signal);
@@ -86,10 +89,14 @@ mod tests {
 
     /// The end of a shell that runs this, as a child that is starting.
     fn end_of(script: &str, timeout: Duration) -> ExitStatus {
+        end_unless(script, timeout, &AtomicBool::new(false))
+    }
+
+    fn end_unless(script: &str, timeout: Duration, is_cancelled: &AtomicBool) -> ExitStatus {
         let mut child = Command::new("sh").args(["-c", script]).spawn().unwrap();
         let owned = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
         let pidfd = AtomicI32::new(-1);
-        guarded(&pidfd, timeout, || {
+        guarded(&pidfd, timeout, is_cancelled, || {
             pidfd.store(owned.as_raw_fd(), Ordering::Release);
             child.wait().unwrap()
         })
@@ -112,5 +119,11 @@ mod tests {
     #[test]
     fn a_child_that_takes_too_long_is_killed() {
         assert_eq!(end_of("exec sleep 600", Duration::from_millis(200)).signal(), Some(9));
+    }
+
+    #[test]
+    fn a_child_that_nobody_wants_any_more_is_killed() {
+        let end = end_unless("exec sleep 600", Duration::from_secs(600), &AtomicBool::new(true));
+        assert_eq!(end.signal(), Some(9));
     }
 }

@@ -11,7 +11,7 @@ use std::ffi::{CStr, CString};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::atomic::AtomicI32;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use libc::{c_char, c_int, c_void};
 
@@ -179,6 +179,14 @@ const STACK: usize = 64 * 1024;
 /// # Errors
 /// The step that failed and why; no process is left over.
 pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
+    spawn_unless(command, &AtomicBool::new(false))
+}
+
+/// As [`spawn`], but ends the process, before it executes the program, once it `is_cancelled`.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn spawn_unless(command: &Command<'_>, is_cancelled: &AtomicBool) -> Result<Child, SpawnError> {
     let pointers = |all: &[CString]| -> Vec<*const c_char> {
         all.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
     };
@@ -273,7 +281,7 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
     // Only processes of another user can have an interest in stopping it, or the right.
     let timeout =
         if command.uid.is_some() { guard::START_TIMEOUT } else { guard::OWN_START_TIMEOUT };
-    let ((pid, clone_error), is_killed) = guard::guarded(&pidfd, timeout, start);
+    let ((pid, clone_error), is_killed) = guard::guarded(&pidfd, timeout, is_cancelled, start);
     // SAFETY: `before` was filled above.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
     if pid < 0 {
@@ -289,7 +297,10 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
         use std::os::fd::AsFd;
         let _ = crate::process::reap(pidfd.as_fd());
         if is_killed {
-            let reason = "it was stopped all the time, or its directory or program did not answer";
+            let reason = match is_cancelled.load(Ordering::Relaxed) {
+                true => "it is not wanted any more",
+                false => "it was stopped all the time, or its directory or program did not answer",
+            };
             return Err(SpawnError {
                 step: Step::Exec,
                 source: io::Error::new(io::ErrorKind::TimedOut, reason),

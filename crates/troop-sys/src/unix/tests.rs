@@ -196,3 +196,43 @@ fn links_that_lead_in_a_circle_end() {
     symlink("a", directory.path().join("b")).unwrap();
     assert_eq!(own(&directory.path().join("a/s")).unwrap_err().raw_os_error(), Some(libc::ELOOP));
 }
+
+#[test]
+fn no_socket_is_made_where_each_process_has_a_place_of_its_own() {
+    let (directory, its) = scene();
+    let own = std::process::id();
+    symlink("/proc/self", its.join("own")).unwrap();
+    for place in [
+        "/proc/self/cwd/s".to_owned(),
+        format!("/proc/{own}/root{}/s", directory.path().display()),
+        format!("{}/../../../../../proc/self/cwd/s", directory.path().display()),
+        "//proc//self/./cwd/s".to_owned(),
+        "/dev/fd/3/s".to_owned(),
+        "/proc/s".to_owned(),
+        format!("{}/own/s", its.display()),
+    ] {
+        for rights in [Rights::own(), stranger()] {
+            if rights.of.is_some() && !is_root() {
+                continue;
+            }
+            let refused = unix(&place, false, false, &rights).unwrap_err();
+            assert!(UnsafePath::is_cause_of(&refused), "{place}: {refused}");
+        }
+    }
+}
+
+#[test]
+fn a_look_in_the_background_tells_the_next_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let (_socket, file) = own(&path).unwrap();
+    let file = file.unwrap();
+    assert!(file.was_reached());
+    std::fs::remove_file(&path).unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while file.was_reached() {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(!file.is_reached());
+}
