@@ -193,8 +193,7 @@ impl Drop for UnixFile {
 ///
 /// # Errors
 /// Those of `bind(2)`; `ETIMEDOUT` if the file system does not answer; a missing directory is
-/// `EACCES`, as libuv reports it; `ENAMETOOLONG`; [`UnsafePath`](crate::safe_path::UnsafePath) for
-/// a link that is not followed.
+/// `EACCES`, as libuv reports it; `ENAMETOOLONG`; [`UnsafePath`] for a link that is not followed.
 pub fn unix(
     path: &str,
     readable_all: bool,

@@ -31,7 +31,7 @@ impl Primary {
         }
     }
 
-    /// How many descriptors a worker has open: the outcome of [`Action::Count`].
+    /// How many descriptors a worker has open: the outcome of [`Action::Count`](super::Action::Count).
     pub fn counted(&mut self, now: Time, worker: WorkerId, descriptors: u32) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         // Before it listens it is about to open what it always has open.
