@@ -347,9 +347,12 @@ fn it_is_fit_to_be_process_1() {
     let children = format!("/proc/{0}/task/{0}/children", troop.child.id());
     let init: u32 = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
     let orphans = || {
-        let children = std::fs::read_to_string(format!("/proc/{init}/task/{init}/children"))
-            .unwrap_or_default();
-        children.split_whitespace().count()
+        // Of all its threads: one starts workers, another one gets orphans.
+        let threads = std::fs::read_dir(format!("/proc/{init}/task")).into_iter().flatten();
+        let children = threads
+            .flatten()
+            .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+        children.map(|children| children.split_whitespace().count()).sum::<usize>()
     };
     wait_until("the orphan is reaped and only the worker is left", || orphans() == 1);
     let pid = rustix::process::Pid::from_raw(init.cast_signed()).unwrap();

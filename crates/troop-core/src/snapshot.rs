@@ -12,7 +12,7 @@ use crate::cluster::Cluster;
 
 /// The version of what [`write()`] writes, and the only one that [`read`] takes. One more with each
 /// change of the state's form.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Why a cluster could not be written or read.
 #[derive(Debug)]

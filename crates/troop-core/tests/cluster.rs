@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use troop_core::cluster::recycle::RecyclePolicy;
 use troop_core::cluster::{Action, Cluster, Options};
 use troop_core::event::ExitHow;
-use troop_core::primary::{self, Primary};
+use troop_core::primary::{self, Primary, Successors};
 use troop_core::snapshot::{self, SnapshotError};
 use troop_core::supervise::{self, Request, Slot, Supervisor, Ticket};
 use troop_core::wire::incoming;
@@ -387,4 +387,38 @@ fn a_policy_of_the_program_s_own_is_not_written() {
     };
     let cluster = Cluster::new(Primary::new(config), Options::default());
     assert!(matches!(snapshot::write(&cluster), Err(SnapshotError::Format(_))));
+}
+
+#[test]
+fn a_listener_without_workers_stays_open_while_one_is_being_started() {
+    let mut cluster = Cluster::new(Primary::new(primary::Config::default()), Options::default());
+    let closes = |cluster: &mut Cluster, now: Time| {
+        let mut closed = false;
+        while let Some(action) = cluster.next_action(now) {
+            match action {
+                Action::Primary(primary::Action::Bind { listener, .. }) => {
+                    let name = SockName { address: "::".into(), family: "IPv6", port: 1 };
+                    cluster.primary.bound(now, listener, Ok(Some(name)));
+                }
+                Action::Primary(primary::Action::Unbind { .. }) => closed = true,
+                _ => {}
+            }
+        }
+        closed
+    };
+    let worker = cluster.primary.fork();
+    cluster.primary.spawned(worker, 1, None, 100);
+    let query = r#"{"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,"address":null,"port":1,"addressType":4,"index":0}"#;
+    for line in [ONLINE, query] {
+        cluster.primary.message(Time(1), worker, incoming::parse(line.as_bytes()).unwrap());
+    }
+    cluster.set_starting(true);
+    cluster.exited(Time(2), worker, ExitHow::Code(1));
+    assert!(!closes(&mut cluster, Time(2)));
+    cluster.set_forks_to_come(Successors::Nobody);
+    let later = Time(2) + Duration::from_secs(3600);
+    cluster.tick(later);
+    assert!(!closes(&mut cluster, later), "the next worker may ask for it");
+    cluster.set_starting(false);
+    assert!(closes(&mut cluster, later));
 }

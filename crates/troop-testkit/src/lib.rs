@@ -259,6 +259,16 @@ pub fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
+/// The children of a process, whichever of its threads has started them.
+#[must_use]
+pub fn children(pid: u32) -> Vec<u32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let texts: String = threads
+        .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok())
+        .collect();
+    texts.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
 /// How many children this process has that ended and were not reaped.
 #[must_use]
 pub fn zombies() -> usize {

@@ -26,8 +26,13 @@ const MOST_STUCK: usize = 64;
 /// Files that may be under way to be closed before no more descriptors are taken. Their file systems
 /// may be such as do not end a close, which no signal changes.
 const MOST_FILES: usize = 4;
+/// Threads that close them: one for each that there can be, because a process that is started in the
+/// meantime would close what waits, too. One message has two at most.
+const MOST_FILE_THREADS: usize = MOST_FILES + 1;
 /// A thread that has been closing one descriptor for this long is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
+/// How long the guard looks after nobody before it sleeps.
+const GUARD_STAYS: Duration = Duration::from_millis(100);
 /// The time that a close may take.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(10);
 
@@ -54,6 +59,8 @@ struct State {
     /// watches them.
     guarded: Vec<(Thread, Instant)>,
     has_guard: bool,
+    /// Nobody has been guarded for a while, so the guard must be woken.
+    guard_sleeps: bool,
     files: VecDeque<OwnedFd>,
     /// Threads that close files.
     file_threads: usize,
@@ -103,7 +110,7 @@ impl Closer {
         let mut state = self.lock();
         state.files.push_back(fd);
         self.0.unclosed_files.fetch_add(1, Ordering::Relaxed);
-        if state.file_threads < MOST_FILES {
+        if state.file_threads < MOST_FILE_THREADS {
             let closer = self.clone();
             let thread =
                 std::thread::Builder::new().name("troop-close".into()).stack_size(64 * 1024);
@@ -146,8 +153,10 @@ impl Closer {
                 state.has_guard = guard.spawn(move || closer.watch()).is_ok();
             }
             state.guarded.push((thread, Instant::now()));
+            if std::mem::take(&mut state.guard_sleeps) {
+                self.0.begun.notify_one();
+            }
         }
-        self.0.begun.notify_one();
         let result = call();
         // Under the lock, so that a thread which may have ended is never interrupted.
         self.lock().guarded.retain(|(guarded, _)| *guarded != thread);
@@ -156,9 +165,14 @@ impl Closer {
 
     fn watch(&self) {
         let mut state = self.lock();
+        let mut last = Instant::now();
         while !state.over {
-            if state.guarded.is_empty() {
+            if !state.guarded.is_empty() {
+                last = Instant::now();
+            } else if last.elapsed() >= GUARD_STAYS {
+                state.guard_sleeps = true;
                 state = self.0.begun.wait(state).unwrap_or_else(PoisonError::into_inner);
+                last = Instant::now();
                 continue;
             }
             let late = state.guarded.iter().filter(|(_, since)| since.elapsed() >= PATIENCE);

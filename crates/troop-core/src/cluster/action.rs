@@ -13,7 +13,9 @@ pub enum Action {
     /// About channels, listeners and connections. Never [`primary::Action::Kill`].
     Primary(primary::Action),
     /// Fork a worker, then call [`Cluster::forked`](super::Cluster::forked) or
-    /// [`Supervisor::fork_failed`](crate::supervise::Supervisor::fork_failed).
+    /// [`Supervisor::fork_failed`](crate::supervise::Supervisor::fork_failed). This may take long;
+    /// it can be dropped once
+    /// [`Supervisor::awaits_fork`](crate::supervise::Supervisor::awaits_fork) says no.
     Fork {
         /// For which slot.
         slot: Slot,

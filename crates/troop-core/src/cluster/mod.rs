@@ -69,6 +69,8 @@ pub struct Cluster {
     without_ipc: Vec<WorkerId>,
     /// Without a supervisor: what the program has said about forks to come.
     forks_to_come: Successors,
+    /// A worker is being started.
+    is_starting: bool,
     reload: Reload,
     /// How the last unexpected end of a worker came about.
     last_end: Option<String>,
@@ -93,6 +95,7 @@ impl Cluster {
             report_signal: None,
             without_ipc: Vec::new(),
             forks_to_come: Successors::Unknown,
+            is_starting: false,
             reload: Reload::default(),
             last_end: None,
             pending: VecDeque::new(),
@@ -146,6 +149,12 @@ impl Cluster {
         self.forks_to_come = forks;
     }
 
+    /// Sets whether workers are being started, which may ask for the listeners of others. Without
+    /// effect where workers are supervised.
+    pub fn set_starting(&mut self, is_starting: bool) {
+        self.is_starting = is_starting;
+    }
+
     /// How the last unexpected end of a worker came about, for people.
     #[must_use]
     pub fn last_end(&self) -> Option<&str> {
@@ -195,6 +204,7 @@ impl Cluster {
         match &self.supervisor {
             Some(supervisor) if supervisor.expects_workers() => Successors::Awaited,
             Some(_) => Successors::Nobody,
+            None if self.is_starting => Successors::Awaited,
             None => self.forks_to_come,
         }
     }

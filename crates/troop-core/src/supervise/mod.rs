@@ -265,6 +265,18 @@ impl Supervisor {
         }
     }
 
+    /// Whether a fork that was ordered for a slot is still of use: one that succeeds now does not
+    /// have to leave at once.
+    #[must_use]
+    pub fn awaits_fork(&self, slot: Slot) -> bool {
+        let is_awaited = self.round.as_ref().is_some_and(|round| round.awaits_successor(slot.0));
+        let state = self.slots.get(slot.0).filter(|_| self.phase == RunState::Running);
+        state.is_some_and(|state| match state.current {
+            None => state.retry_at.is_none(),
+            Some(_) => is_awaited && state.successor.is_none(),
+        })
+    }
+
     /// How many workers are kept running.
     #[must_use]
     pub fn wanted(&self) -> usize {
@@ -383,6 +395,12 @@ impl Supervisor {
             self.vacant(now, slot.0, Cause::NotStarted(reason), Life::Unready, false);
         }
         self.look(now);
+    }
+
+    /// What a worker that is started now belongs to: 1 for the first ones, more with each reload.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation
     }
 
     /// Whether it is on its way to the end.

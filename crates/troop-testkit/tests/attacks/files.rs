@@ -83,6 +83,29 @@ fn a_worker_that_exchanges_the_log_directory_for_a_link_moves_no_line() {
 }
 
 #[test]
+fn a_worker_that_exchanges_the_log_directory_over_and_over_moves_no_line_whatever_is_done_meanwhile()
+ {
+    if !is_root("a_worker_that_exchanges_the_log_directory_over_and_over_moves_no_line") {
+        return;
+    }
+    let exchange = "while mv -T logs moved && mv -T link logs && mv -T logs link && mv -T moved logs; do :; done";
+    let home = Home::with(&[(
+        "troop.toml",
+        &app(&format!("sleep 0.2; ln -s ../target link; ({exchange}) & {PRINT}")),
+    )]);
+    target(&home);
+    home.fine(&["start", "web"]);
+    let primary = primary(&home);
+    wait_until("many rotations", || {
+        // It opens its files anew all the time, wherever the path leads at that moment.
+        rustix::process::kill_process(primary, rustix::process::Signal::USR1).unwrap();
+        ["logs", "moved"].iter().any(|at| home.names(&format!("app/{at}")).len() > 3)
+    });
+    assert_eq!(home.names("target"), Vec::<String>::new());
+    assert!(home.fine(&["ls"]).contains("running"));
+}
+
+#[test]
 fn a_worker_that_makes_a_log_directory_of_its_own_gets_no_file_of_roots_in_it() {
     if !is_root("a_worker_that_makes_a_log_directory_of_its_own_gets_no_file_of_roots_in_it") {
         return;

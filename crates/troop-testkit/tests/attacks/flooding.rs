@@ -137,9 +137,8 @@ fn a_program_that_is_its_own_primary_is_a_worker_below_troop() {
     let answer = troop_testkit::talk(([127, 0, 0, 1], u16::try_from(port).unwrap()), "").unwrap();
     assert_eq!(answer, "begun\ndone\n");
     for worker in troop.workers.clone() {
-        let children =
-            std::fs::read_to_string(format!("/proc/{worker}/task/{worker}/children")).unwrap();
-        assert_eq!(children, "", "a worker has no workers of its own");
+        let children = troop_testkit::children(worker);
+        assert!(children.is_empty(), "a worker has no workers of its own: {children:?}");
     }
 }
 

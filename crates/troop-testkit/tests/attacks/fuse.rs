@@ -28,13 +28,22 @@ impl Mount {
     /// A file that everybody can open, and that this process cannot close.
     pub(super) fn unclosable(test: &str, at: &Path) -> Option<Mount> {
         File::create(at).unwrap();
-        let mut mount = Mount::new(test, at, "100666")?;
-        let fuse = mount.served_by.take()?;
+        Mount::new(test, at, "100666")?.served(0o100_666)
+    }
+
+    /// A directory in which nothing is, which takes a second to be sure.
+    pub(super) fn slow(test: &str, at: &Path) -> Option<Mount> {
+        std::fs::create_dir(at).unwrap();
+        Mount::new(test, at, "40000")?.served(0o040_777)
+    }
+
+    fn served(mut self, root: u32) -> Option<Mount> {
+        let fuse = self.served_by.take()?;
         let over = Arc::new(AtomicBool::new(false));
         let is_over = over.clone();
-        let server = std::thread::spawn(move || serve(fuse, &is_over));
-        mount.server = Some((over, server));
-        Some(mount)
+        let server = std::thread::spawn(move || serve(fuse, root, &is_over));
+        self.server = Some((over, server));
+        Some(self)
     }
 
     fn new(test: &str, at: &Path, root: &str) -> Option<Mount> {
@@ -83,8 +92,10 @@ impl Drop for Mount {
     }
 }
 
-/// Answers as a file system with one file does (`linux/fuse.h`), but for this process's closing it.
-fn serve(mut fuse: File, is_over: &AtomicBool) {
+/// Answers as a file system with one file or an empty directory does (`linux/fuse.h`), but not when
+/// this process closes something.
+fn serve(mut fuse: File, root: u32, is_over: &AtomicBool) {
+    const LOOKUP: u32 = 1;
     const FORGET: u32 = 2;
     const GETATTR: u32 = 3;
     const OPEN: u32 = 14;
@@ -104,13 +115,17 @@ fn serve(mut fuse: File, is_over: &AtomicBool) {
         let is_ours = Path::new(&format!("/proc/self/task/{thread}")).exists();
         let (error, answer): (i32, Vec<u8>) = match operation {
             FLUSH if is_ours => continue,
+            LOOKUP => {
+                std::thread::sleep(Duration::from_secs(1));
+                (-libc::ENOENT, Vec::new())
+            }
             FORGET | INTERRUPT => continue,
             // Version 7.31, no flags, and pages of a usual size.
             INIT => (0, numbers(&[7, 31, 0, 0, 0, 4096, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0])),
             GETATTR => {
                 let mut attributes = [0; 26];
-                // A regular file with one name.
-                (attributes[4], attributes[19], attributes[20]) = (1, 0o100_666, 1);
+                // The root, with one name.
+                (attributes[4], attributes[19], attributes[20]) = (1, root, 1);
                 (0, numbers(&attributes))
             }
             OPEN => (0, vec![0; 16]),

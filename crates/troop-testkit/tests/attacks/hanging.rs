@@ -1,11 +1,13 @@
 //! Paths on a file system that never answers.
 
-use troop::{Cluster, Fork, Setup};
+use troop::supervise::Progress;
+use troop::{Cluster, Event, Fork, Setup};
+use troop_testkit::{Troop, ask, at_once};
 
 use super::fuse::Mount;
 use super::home::Home;
 use super::running::{Running, open_directory};
-use super::scene::{ONLINE, Scene};
+use super::scene::{ONLINE, Scene, fixture};
 use super::support::{STRANGER, is_root, troop};
 
 const FIXTURE: &str = env!("CARGO_BIN_EXE_troop-fixture");
@@ -37,6 +39,109 @@ async fn a_worker_that_names_a_path_that_is_never_answered_holds_nobody_up() {
     let refused = scene.troop.cluster.fork(Fork::new()).await.unwrap_err();
     assert!(refused.chain().to_string().contains("did not answer"), "{}", refused.chain());
     scene.honest_worker_serves().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_names_slow_paths_is_not_waited_for_again_and_again() {
+    const TEST: &str = "a_worker_that_names_slow_paths_is_not_waited_for_again_and_again";
+    if !is_root(TEST) {
+        return;
+    }
+    let home = open_directory();
+    let Some(slow) = Mount::slow(TEST, &home.path().join("slow")) else { return };
+    let mut scene = Scene::with(Cluster::builder()).await;
+    scene.troop.cluster.setup(Setup::new().uid(STRANGER).gid(STRANGER)).unwrap();
+    let query = |seq: u32| {
+        let path = slow.at.join(format!("{seq}/s"));
+        format!(
+            r#"answer {{"cmd":"NODE_CLUSTER","act":"queryServer","seq":{seq},"index":0,"port":-1,"addressType":-1,"address":"{}"}}"#,
+            path.display()
+        )
+    };
+    let queries: Vec<_> = (0..6).map(query).collect();
+    let steps: Vec<_> = std::iter::once(ONLINE).chain(queries.iter().map(String::as_str)).collect();
+    let worker = scene.raw(&steps).await;
+    let mut errors = Vec::new();
+    for _ in 0..6 {
+        errors.push(scene.troop.message(&worker).await["errno"].as_i64().unwrap());
+    }
+    // Each takes a second; of all there is waited for three.
+    assert_eq!((errors[0], errors[5]), (-i64::from(libc::EACCES), -i64::from(libc::ETIMEDOUT)));
+    scene.honest_worker_serves().await;
+}
+
+/// Whether workers are started on a dead mount, from now on or just now.
+fn is_made_there(event: &Event, dead: &Mount) -> Option<()> {
+    match event {
+        Event::Setup { settings, .. } => (settings.cwd.as_ref() == Some(&dead.at)).then_some(()),
+        _ => None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_is_never_answered_holds_up_neither_clients_nor_the_end() {
+    const TEST: &str = "a_start_that_is_never_answered_holds_up_neither_clients_nor_the_end";
+    if !is_root(TEST) {
+        return;
+    }
+    let home = open_directory();
+    let Some(dead) = Mount::dead(TEST, &home.path().join("dead")) else { return };
+    let mut scene = Scene::with(Cluster::builder()).await;
+    scene.troop.cluster.setup(Setup::new().cwd(&dead.at)).unwrap();
+    scene.troop.until("the change", |event| is_made_there(event, &dead)).await;
+    let cluster = scene.troop.cluster.clone();
+    let start = tokio::spawn(async move { cluster.fork(Fork::new()).await });
+    scene.troop.until("the start", |event| is_made_there(event, &dead)).await;
+    for _ in 0..5 {
+        scene.honest_worker_serves().await;
+        assert_eq!(scene.troop.cluster.snapshot().await.unwrap().workers.len(), 1);
+    }
+    assert!(!start.is_finished());
+    scene.troop.cluster.disconnect().await.unwrap();
+    let refused = start.await.unwrap().unwrap_err();
+    assert!(refused.chain().contains("not wanted any more"), "{}", refused.chain());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_replaces_workers_whose_start_is_never_answered() {
+    const TEST: &str = "a_reload_replaces_workers_whose_start_is_never_answered";
+    if !is_root(TEST) {
+        return;
+    }
+    let home = open_directory();
+    let Some(dead) = Mount::dead(TEST, &home.path().join("dead")) else { return };
+    let setup = fixture(["line", "127.0.0.1:0"]);
+    let mut troop = Troop::start(Cluster::builder().setup(setup).workers(2).replace(at_once()));
+    let listens = |event: &Event| match event {
+        Event::Listening { worker, address, .. } => Some((worker.clone(), address.port)),
+        _ => None,
+    };
+    let (first, port) = troop.until("listening", listens).await;
+    let (second, _) = troop.until("listening", listens).await;
+    let port = u16::try_from(port.unwrap()).unwrap();
+    troop.cluster.setup(Setup::new().cwd(&dead.at)).unwrap();
+    second.kill(9).await.unwrap();
+    troop.exit(&second).await;
+    for what in ["the change", "the start of its successor"] {
+        troop.until(what, |event| is_made_there(event, &dead)).await;
+    }
+    for _ in 0..5 {
+        assert!(ask(port, "").await.unwrap().contains(' '));
+    }
+    let reload = troop.cluster.reload_as(Setup::new().cwd(home.path()));
+    let finished = |event: &Event| match event {
+        Event::Supervision(Progress::ReloadFinished) => Some(true),
+        Event::Supervision(Progress::ReloadFailed { .. }) => Some(false),
+        _ => None,
+    };
+    assert!(troop.until("the end of the reload", finished).await, "{}", troop.story());
+    let reloaded = reload.await.unwrap();
+    assert_eq!((reloaded.replaced, reloaded.started), (1, 1), "{reloaded:?}");
+    troop.exit(&first).await;
+    let snapshot = troop.cluster.snapshot().await.unwrap();
+    assert_eq!((snapshot.workers.len(), snapshot.ready), (2, 2), "{snapshot:?}");
+    assert!(snapshot.workers.iter().all(|worker| worker.generation == Some(2)), "{snapshot:?}");
+    assert!(ask(port, "").await.unwrap().contains(' '));
 }
 
 #[test]

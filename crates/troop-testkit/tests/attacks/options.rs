@@ -178,6 +178,52 @@ async fn the_shard_of_a_worker_serves_its_successor_and_holds_up_nobody_whatever
     });
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_turns_clients_away_over_and_over_is_named_and_has_no_socket_under_round_robin() {
+    if !is_root(
+        "whoever_turns_clients_away_over_and_over_is_named_and_has_no_socket_under_round_robin",
+    ) {
+        return;
+    }
+    for scheduling in ["shared", "round-robin"] {
+        let builder = Cluster::builder().scheduling(scheduling.parse().unwrap()).workers(2);
+        let setup = node(&format!("{SERVES}.listen(0, '127.0.0.1')"));
+        let mut troop = Troop::start(builder.setup(setup.uid(STRANGER).gid(STRANGER)));
+        let listening = |e: &Event| match e {
+            Event::Listening { worker, address, .. } => Some((worker.clone(), address.port)),
+            _ => None,
+        };
+        let (worker, port) = troop.until("listening", listening).await;
+        troop.until("listening", listening).await;
+        let port = u16::try_from(port.unwrap()).unwrap();
+        until_served(port, "at first").await;
+        let own = listeners_of(worker.pid());
+        if scheduling == "round-robin" {
+            assert!(own.is_empty(), "{own:?}");
+            continue;
+        }
+        let over = Arc::new(AtomicBool::new(false));
+        let changes = std::thread::spawn({
+            let over = over.clone();
+            move || {
+                while !over.load(Ordering::Relaxed) {
+                    min_ttl(&own[0]);
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        let lost = |e: &Event| match e {
+            Event::ListenerLost { reason, .. } => Some(reason.clone()),
+            _ => None,
+        };
+        let why = troop.until("the report", lost).await;
+        assert!(why.contains("over and over, by worker 1 or 2"), "{why}");
+        over.store(true, Ordering::Relaxed);
+        changes.join().unwrap();
+        until_served(port, "afterwards").await;
+    }
+}
+
 /// A worker stops accepting, so that the primary does on its socket, and has whoever accepts there
 /// wait: once, or over and over.
 async fn the_primary_does_not_wait(setup: impl FnOnce(Setup) -> Setup, over_and_over: bool) {

@@ -423,7 +423,7 @@ fn ctrl_c_reaches_a_program_that_is_its_own_primary_first_and_its_workers_have_n
     let port =
         line.trim().rsplit(':').next().unwrap().parse::<u16>().unwrap_or_else(|_| panic!("{line}"));
     let leader = wait_for_child(primary.child.id());
-    let workers = children(leader);
+    let workers = troop_testkit::children(leader);
     assert_eq!(workers.len(), 2);
     for worker in &workers {
         assert_eq!(
@@ -441,14 +441,8 @@ fn ctrl_c_reaches_a_program_that_is_its_own_primary_first_and_its_workers_have_n
     assert_eq!(primary.end(), Some(0));
 }
 
-fn children(pid: u32) -> Vec<u32> {
-    let text =
-        std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
-}
-
 /// `setsid` forks where it leads a group; the program is itself or its child.
 fn wait_for_child(pid: u32) -> u32 {
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
-    if name.trim() == "setsid" { children(pid)[0] } else { pid }
+    if name.trim() == "setsid" { troop_testkit::children(pid)[0] } else { pid }
 }

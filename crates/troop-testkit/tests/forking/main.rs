@@ -81,10 +81,7 @@ impl Primary {
     }
 
     fn workers(&self) -> Vec<u32> {
-        let id = self.process.id();
-        let text =
-            std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
-        text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+        troop_testkit::children(self.process.id())
     }
 }
 

@@ -483,6 +483,13 @@ impl Load {
         Load { stop, served, threads }
     }
 
+    /// Goes on until it has served more than so many, however fast what it tests was.
+    fn goes_on_after(&self, served: u64) {
+        troop_testkit::wait_until("enough requests", || {
+            self.served.load(Ordering::Relaxed) > served
+        });
+    }
+
     fn end(self) -> (u64, Vec<String>, HashSet<String>) {
         self.stop.store(true, Ordering::Relaxed);
         let (mut failures, mut answers) = (Vec::new(), HashSet::new());
@@ -553,6 +560,5 @@ fn a_primary_at_its_descriptor_limit_lets_clients_wait_and_closes_nobody() {
 
 /// The running children of a process.
 fn children(parent: u32) -> Vec<i32> {
-    let text = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
-    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    troop_testkit::children(parent).into_iter().map(u32::cast_signed).collect()
 }

@@ -40,6 +40,7 @@ async fn reloads_lose_nothing(
         assert_eq!(outcome, Progress::ReloadFinished);
         assert_eq!(reload.await.unwrap().replaced, 2);
     }
+    load.goes_on_after(20);
     let (served, failures, answers) = load.end();
     assert!(
         failures.is_empty(),

@@ -5,6 +5,8 @@ use std::os::fd::AsFd;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use troop_core::Time;
+use troop_core::primary::{RepairReport, Repairs};
 use troop_sys::options::{Restored, Use};
 use troop_sys::socket;
 use troop_sys::unix::unix;
@@ -19,10 +21,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 /// What has happened to a socket so far.
 #[derive(Debug, Default)]
 pub(super) struct Upkeep {
-    /// How often it was found shut down.
-    shut_downs: u32,
-    /// How often options were found changed.
-    changes: u32,
+    /// It was found shut down.
+    shut_downs: Repairs,
+    /// Options were found changed.
+    changes: Repairs,
     /// Some could not be restored, and that has been said.
     is_unfit: bool,
     /// Clients do not reach it, and that has been said.
@@ -42,11 +44,11 @@ pub(crate) enum Revival {
     Anew(&'static str),
 }
 
-/// The same, and how often that was necessary.
+/// The same, and what to say of it.
 #[derive(Debug)]
 pub(crate) struct Revived {
     pub(crate) what: Revival,
-    pub(crate) times: u32,
+    pub(crate) report: RepairReport,
 }
 
 impl ActivationSocket {
@@ -57,7 +59,12 @@ impl ActivationSocket {
     /// Lets the socket listen again if somebody has shut it down. Where that is not possible, or
     /// its path does not lead to it any more, puts another one at its path, if workers
     /// `may_change`. The error is why it cannot be done, which is said once.
-    pub(crate) fn revive(&self, now: Instant, may_change: bool) -> Option<io::Result<Revived>> {
+    pub(crate) fn revive(
+        &self,
+        now: Instant,
+        at: Time,
+        may_change: bool,
+    ) -> Option<io::Result<Revived>> {
         let result = match &self.slots {
             Some(slots) => match slots.revive(&self.socket) {
                 Ok((shut, _)) if shut.is_empty() => None,
@@ -75,8 +82,7 @@ impl ActivationSocket {
             }
             Some(Ok(what)) => {
                 upkeep.is_lost = false;
-                upkeep.shut_downs = upkeep.shut_downs.saturating_add(1);
-                Some(Ok(Revived { what, times: upkeep.shut_downs }))
+                Some(Ok(Revived { what, report: upkeep.shut_downs.note(at) }))
             }
             Some(Err(e)) => (!std::mem::replace(&mut upkeep.is_lost, true)).then_some(Err(e)),
         }
@@ -91,7 +97,7 @@ impl ActivationSocket {
     fn revive_one(&self, now: Instant, may_change: bool) -> Option<io::Result<Revival>> {
         let is_unreached = {
             let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-            file.as_ref().is_some_and(|file| !file.is_reached())
+            file.as_ref().is_some_and(|file| !file.was_reached())
         };
         let kind = socket::kind(&self.socket);
         let is_shut =
@@ -139,9 +145,9 @@ impl ActivationSocket {
         socket::replace(self.socket.as_fd(), &socket)
     }
 
-    /// Puts back options by which workers turn clients away; says what they were, how often that
-    /// was necessary, and whether something is new that cannot be put back.
-    pub(crate) fn restore_options(&self) -> Option<(Restored, u32, bool)> {
+    /// Puts back options by which workers turn clients away; says what they were, what to
+    /// report of that, and whether something is new that cannot be put back.
+    pub(crate) fn restore_options(&self, at: Time) -> Option<(Restored, RepairReport, bool)> {
         let used = |backlog| Use { backlog, nonblocking: false };
         let listens = matches!(socket::kind(&self.socket), Ok(socket::Kind::TcpListener));
         let mut all = self.options.restore(&self.socket, used(listens.then_some(BACKLOG)));
@@ -154,9 +160,10 @@ impl ActivationSocket {
         let mut upkeep = self.upkeep();
         let was_unfit = std::mem::replace(&mut upkeep.is_unfit, !all.lost.is_empty());
         let is_new = upkeep.is_unfit && !was_unfit;
-        if !all.what.is_empty() {
-            upkeep.changes = upkeep.changes.saturating_add(1);
-        }
-        (!all.what.is_empty() || is_new).then_some((all, upkeep.changes, is_new))
+        let report = match all.what.is_empty() {
+            true => RepairReport::Nothing,
+            false => upkeep.changes.note(at),
+        };
+        (!all.what.is_empty() || is_new).then_some((all, report, is_new))
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use troop_core::ListenerId;
-use troop_core::primary::{Bind, BindSpec};
+use troop_core::primary::{Bind, BindSpec, Repairs};
 use troop_core::wire::outgoing::SockName;
 use troop_sys::group::Instruction;
 use troop_sys::options::Options;
@@ -92,10 +92,10 @@ pub(crate) struct Listener {
     pub(crate) local: Option<std::net::SocketAddr>,
     /// It has been seen to listen.
     pub(crate) has_listened: bool,
-    /// How often it was shut down and restored.
-    pub(crate) shut_downs: u32,
-    /// How often options of its sockets were found changed.
-    pub(crate) changes: u32,
+    /// It was shut down and restored.
+    pub(crate) shut_downs: Repairs,
+    /// Options of its sockets were found changed.
+    pub(crate) changes: Repairs,
     /// Some could not be restored, and that has been said.
     pub(crate) is_unfit: bool,
     /// It has been said that its path leads to something else.

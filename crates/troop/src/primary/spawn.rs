@@ -1,8 +1,10 @@
 //! Turns settings into a process with a channel.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use troop_core::WorkerId;
@@ -13,7 +15,7 @@ use super::Fork;
 use super::cgroup::{Tree, WorkerCgroup};
 use super::output::{Fate, Forwarder, Output, Source, Tail};
 use crate::error::{Error, Result};
-use crate::setup::{CHANNEL_NUMBER, Settings, Stdio};
+use crate::setup::{CHANNEL_NUMBER, Prepared, Settings, Stdio};
 
 /// What a spawn yields.
 pub(crate) struct Spawned {
@@ -57,13 +59,35 @@ impl Spawner {
     }
 }
 
-pub(crate) fn spawn(
-    settings: &Settings,
+/// A process that is to be started, with everything that it gets. Nothing of it depends on the
+/// primary's state any more.
+pub(crate) struct Start {
+    settings: Arc<Settings>,
+    slot: Option<u32>,
+    prepared: Prepared,
+    ours: OwnedFd,
+    theirs: OwnedFd,
+    child_ends: [Option<OwnedFd>; 3],
+    pipes: [Option<OwnedFd>; 3],
+    tail: Option<Arc<Tail>>,
+    /// Its sockets by activation.
+    own: Vec<Arc<OwnedFd>>,
+    cgroup: Option<WorkerCgroup>,
+    entrance: Option<File>,
+    descriptor_limit: Option<u64>,
+    is_cancelled: Arc<AtomicBool>,
+}
+
+/// Makes ready what can be, without waiting for anybody. The process is not started any more once
+/// it `is_cancelled`.
+pub(crate) fn prepare(
+    settings: &Arc<Settings>,
     fork: &Fork,
     worker: WorkerId,
     slot: Option<u32>,
     spawner: &mut Spawner,
-) -> Result<Spawned> {
+    is_cancelled: &Arc<AtomicBool>,
+) -> Result<Start> {
     let prepared = settings.prepare(worker.0, slot, &fork.env, &mut spawner.inspectors)?;
     let failed = |step: &'static str| {
         let program = prepared.program.clone();
@@ -127,14 +151,6 @@ pub(crate) fn spawn(
         .flat_map(|sockets| sockets.iter())
         .map(|socket| socket.of_slot(slot.unwrap_or(0)));
     let own = own.collect::<io::Result<Vec<_>>>().map_err(failed("open the sockets for it"))?;
-    let mut fds = match &settings.activation {
-        None => vec![(CHANNEL_NUMBER, theirs.as_fd())],
-        // Beginning with 3, as `sd_listen_fds(3)` wants it.
-        Some(_) => (3..).zip(own.iter()).map(|(number, socket)| (number, socket.as_fd())).collect(),
-    };
-    for (number, end) in (0..).zip(&child_ends) {
-        fds.push((number, end.as_ref().map_or(inherited[number as usize], AsFd::as_fd)));
-    }
     let cgroup = match &settings.cgroup {
         limits if limits.is_empty() => None,
         limits => {
@@ -150,24 +166,71 @@ pub(crate) fn spawn(
         .map(WorkerCgroup::entrance)
         .transpose()
         .map_err(failed("open its control group"))?;
-    let mut command = settings.command(slot, prepared.env)?;
-    command.candidates = prepared.candidates;
-    command.argv = prepared.argv;
-    // Without a channel nothing else tells it that its primary has died.
-    command.death_signal = if settings.activation.is_some() { 15 } else { 0 };
-    command.pid_variable = settings.activation.is_some().then_some(c"LISTEN_PID");
-    command.fds = fds;
-    command.descriptor_limit = spawner.descriptor_limit;
-    command.cgroup = entrance.as_ref().map(AsFd::as_fd);
-    let child = spawn::spawn(&command).map_err(|e| Error::Spawn {
-        program: prepared.program.clone(),
-        step: step(&e, settings),
-        source: e.source,
-    })?;
-    let sandbox = std::mem::take(&mut command.sandbox);
-    drop(command);
-    let kept_end = settings.activation.is_some().then_some(theirs);
-    Ok(Spawned { child, channel: ours, kept_end, pipes, tail, cgroup, sandbox })
+    Ok(Start {
+        settings: settings.clone(),
+        slot,
+        prepared,
+        ours,
+        theirs,
+        child_ends,
+        pipes,
+        tail,
+        own,
+        cgroup,
+        entrance,
+        descriptor_limit: spawner.descriptor_limit,
+        is_cancelled: is_cancelled.clone(),
+    })
+}
+
+impl Start {
+    /// Starts the process. Waits until its program is executed, which somebody else may put off:
+    /// whose user it has, or whose file system.
+    pub(crate) fn run(self) -> Result<Spawned> {
+        let Start {
+            settings,
+            slot,
+            prepared,
+            ours,
+            theirs,
+            child_ends,
+            pipes,
+            tail,
+            own,
+            cgroup,
+            entrance,
+            descriptor_limit,
+            is_cancelled,
+        } = self;
+        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+        let inherited = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        let mut fds = match &settings.activation {
+            None => vec![(CHANNEL_NUMBER, theirs.as_fd())],
+            // Beginning with 3, as `sd_listen_fds(3)` wants it.
+            Some(_) => (3..).zip(own.iter()).map(|(number, own)| (number, own.as_fd())).collect(),
+        };
+        for (number, end) in (0..).zip(&child_ends) {
+            fds.push((number, end.as_ref().map_or(inherited[number as usize], AsFd::as_fd)));
+        }
+        let mut command = settings.command(slot, prepared.env)?;
+        command.candidates = prepared.candidates;
+        command.argv = prepared.argv;
+        // Without a channel nothing else tells it that its primary has died.
+        command.death_signal = if settings.activation.is_some() { 15 } else { 0 };
+        command.pid_variable = settings.activation.is_some().then_some(c"LISTEN_PID");
+        command.fds = fds;
+        command.descriptor_limit = descriptor_limit;
+        command.cgroup = entrance.as_ref().map(AsFd::as_fd);
+        let child = spawn::spawn_unless(&command, &is_cancelled).map_err(|e| Error::Spawn {
+            program: prepared.program.clone(),
+            step: step(&e, &settings),
+            source: e.source,
+        })?;
+        let sandbox = std::mem::take(&mut command.sandbox);
+        drop(command);
+        let kept_end = settings.activation.is_some().then_some(theirs);
+        Ok(Spawned { child, channel: ours, kept_end, pipes, tail, cgroup, sandbox })
+    }
 }
 
 /// The step that failed, with what it was about.

@@ -13,6 +13,7 @@ use troop_core::supervise::{self, NotReady, RecycleFailed, ReloadFailed, Reloade
 use troop_sys::poll::EventFd;
 
 use super::driver::{ConnectionEnds, Injected, Shared};
+use super::spawn::Spawned;
 use super::{Adoption, Fork, Reload, Snapshot, WorkerHandle};
 use crate::error::{Error, Result as Outcome};
 use crate::inherited::InheritedSocket;
@@ -22,6 +23,8 @@ use crate::setup::{Settings, Setup};
 pub(crate) enum Command {
     Setup(Box<Setup>),
     Fork(Fork, oneshot::Sender<Outcome<WorkerHandle>>),
+    /// A process has been started, or not.
+    Spawned(Box<Outcome<Spawned>>),
     Adopt(Box<Adoption>, oneshot::Sender<Outcome<WorkerHandle>>),
     Disconnect(WorkerId),
     /// Sends a signal to a worker's process.

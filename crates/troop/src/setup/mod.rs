@@ -14,7 +14,7 @@ pub use crate::primary::{Cgroup, Output, Source};
 mod prepare;
 mod sandbox;
 
-pub(crate) use prepare::texts;
+pub(crate) use prepare::{Prepared, texts};
 pub use sandbox::{Sandbox, SystemCalls};
 
 /// What a standard stream of a worker is connected to.

@@ -489,3 +489,30 @@ fn what_becomes_of_an_app_whose_reload_fails_is_told() {
         (Some(Afterwards::Retries), SupervisorState::Degraded)
     );
 }
+
+#[test]
+fn a_fork_that_takes_long_is_awaited_until_its_slot_has_a_worker_or_is_not_to_have_one() {
+    let mut supervisor = Supervisor::new(Config::new(2));
+    let awaited = |supervisor: &Supervisor| [0, 1].map(|slot| supervisor.awaits_fork(Slot(slot)));
+    supervisor.start(Time(0));
+    assert_eq!(awaited(&supervisor), [true, true]);
+    supervisor.forked(Time(1), Slot(0), WorkerId(1));
+    assert_eq!(awaited(&supervisor), [false, true]);
+    supervisor.fork_failed(Time(2), Slot(1), "no memory".into(), false);
+    assert_eq!(awaited(&supervisor), [false, false], "it is ordered again after a while");
+    // Beside the old one, and instead of waiting for the restart.
+    supervisor.reload(Time(3));
+    assert_eq!(awaited(&supervisor), [true, false]);
+    supervisor.forked(Time(4), Slot(0), WorkerId(2));
+    assert_eq!(awaited(&supervisor), [false, false]);
+    supervisor.scale(Time(5), 3);
+    assert!(supervisor.awaits_fork(Slot(2)));
+    supervisor.scale(Time(6), 2);
+    assert!(!supervisor.awaits_fork(Slot(2)));
+    supervisor.pause(Time(7));
+    assert_eq!(awaited(&supervisor), [false, false]);
+    supervisor.reload(Time(8));
+    assert!(supervisor.awaits_fork(Slot(0)));
+    supervisor.stop(Time(9));
+    assert_eq!(awaited(&supervisor), [false, false]);
+}

@@ -31,25 +31,19 @@ pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// `SIGKILL`.
 const KILL: i32 = 9;
 
-/// Limits on open files below which the descriptors of one message may be too many at any time.
-const FEW_FILES: usize = 1024;
-
-/// Reads what a worker has sent. Of another user's all descriptors are taken, because the kernel
-/// closes the others at once, however long that takes; where there may be no room for them, or none
-/// are to be taken, it is interrupted.
+/// Reads what a worker has sent. Of another user's at most two descriptors are taken, or none; the
+/// kernel drops the others at once, however long that takes, so it is interrupted.
 fn receive(
     channel: &Channel,
     bytes: &mut [u8],
     handles: &mut Vec<OwnedFd>,
-    is_short: bool,
     takes_none: bool,
 ) -> io::Result<fdpass::Received> {
     let socket = channel.socket.as_fd();
     match &channel.closer {
         None => fdpass::recv_few(socket, bytes, handles),
         Some(closer) if takes_none => closer.guard(|| fdpass::recv_none(socket, bytes)),
-        Some(closer) if is_short => closer.guard(|| fdpass::recv(socket, bytes, handles)),
-        Some(_) => fdpass::recv(socket, bytes, handles),
+        Some(closer) => closer.guard(|| fdpass::recv_two(socket, bytes, handles)),
     }
 }
 
@@ -67,11 +61,6 @@ impl Driver {
         }
     }
 
-    /// Whether the descriptors of one message may be more than there is room for.
-    pub(super) fn has_few_descriptors(&self) -> bool {
-        self.scarcity.is_tight() || self.cluster.primary.budget().limit < FEW_FILES
-    }
-
     pub(super) fn look_at_closing(&mut self) {
         if self.closing_at.is_some_and(|due| due <= self.now) {
             let goes_on = self.closing.as_ref().is_some_and(|closing| closing.closer().look());
@@ -86,7 +75,6 @@ impl Driver {
     /// Reads so many times at most, and not after so many bytes.
     pub(super) fn read(&mut self, id: WorkerId, burst: usize, mut bytes_left: usize) {
         let mut ended = false;
-        let is_short = self.has_few_descriptors();
         for _ in 0..burst {
             if bytes_left == 0 {
                 break;
@@ -108,7 +96,7 @@ impl Driver {
                 .closer
                 .as_ref()
                 .is_some_and(|closer| closer.is_full() || self.cluster.primary.is_cut_off(id));
-            match receive(channel, &mut self.buffer, &mut self.received, is_short, takes_none) {
+            match receive(channel, &mut self.buffer, &mut self.received, takes_none) {
                 Ok(fdpass::Received { len: 0, .. }) => ended = true,
                 Ok(received) => {
                     bytes_left = bytes_left.saturating_sub(received.len);
@@ -134,17 +122,8 @@ impl Driver {
                             });
                         }
                     }
-                    let surplus = self.received.len().saturating_sub(fdpass::FEW_HANDLES);
-                    if let Some(closer) = &channel.closer {
-                        self.received
-                            .drain(self.received.len() - surplus..)
-                            .for_each(|fd| closer.close(fd));
+                    if channel.closer.is_some() {
                         self.closing_at.get_or_insert(self.now + closer::PATIENCE);
-                    }
-                    if surplus > 0 {
-                        self.cluster
-                            .primary
-                            .violated(id, Violation::SurplusHandles(surplus as u64));
                     }
                     let before = self.events.len();
                     if !self.cluster.primary.is_cut_off(id) {
@@ -198,7 +177,8 @@ impl Driver {
             });
         }
         let Channel { socket, has_copy, closer, .. } = channel;
-        if has_copy || closer.is_some() {
+        // One that is being started has copies of all descriptors until it executes its program.
+        if has_copy || closer.is_some() || !self.forks.is_empty() {
             // Which closes nothing yet, and keeps the poller watching.
             self.poller.remove(&socket);
             socket::shut_down(&socket);

@@ -1,12 +1,12 @@
 //! Does what the program asks for: forks, messages, disconnects.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use troop_core::WorkerId;
 use troop_core::primary::USUAL_WEIGHT;
 use troop_core::supervise::Request;
-use troop_core::wire::incoming;
 use troop_sys::identity::Identity;
 use troop_sys::poll::Interest;
 use troop_sys::sandbox::Sandbox;
@@ -14,21 +14,16 @@ use troop_sys::{process, socket};
 
 use super::channels::RETRY_PAUSE;
 use super::{Driver, OVER_PATIENCE, Process, Reply, Token};
-use crate::channel::{Mailbox, Unsettled};
+use crate::channel::Unsettled;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::inherited::InheritedSocket;
 use crate::primary::channel::Channel;
-use crate::primary::handle::{Shared, WorkerHandle};
-use crate::primary::output::Tail;
+use crate::primary::handle::WorkerHandle;
 use crate::primary::relay::Relay;
-use crate::primary::spawn::{self, Spawned};
-use crate::primary::wake::{Command, Wake};
-use crate::primary::{Adoption, Fork, Reload};
+use crate::primary::wake::Command;
+use crate::primary::{Adoption, Reload};
 use crate::setup::{Settings, Setup};
-
-/// What a worker says when it is there.
-const ONLINE: &[u8] = br#"{"cmd":"NODE_CLUSTER","act":"online","seq":0}"#;
 
 impl Driver {
     pub(super) fn handle_commands(&mut self) {
@@ -47,15 +42,8 @@ impl Driver {
     pub(super) fn handle_command(&mut self, command: Command) {
         match command {
             Command::Setup(changes) => self.setup(*changes),
-            Command::Fork(fork, done) => {
-                let result = self.fork(&fork, None);
-                // The events before the answer, as a program expects that has both.
-                self.act();
-                self.publish_early();
-                if let Err(Err(e)) = done.send(result) {
-                    self.events.push(Event::Error { worker: None, error: Arc::new(e) });
-                }
-            }
+            Command::Fork(fork, done) => self.fork(fork, done),
+            Command::Spawned(result) => self.spawned(*result),
             Command::Adopt(adoption, done) => {
                 let result = self.adopt(*adoption);
                 self.act();
@@ -122,6 +110,7 @@ impl Driver {
             Command::CloseChannel(worker) => self.channel_closed(worker, false),
             Command::DisconnectAll(done) => {
                 self.shutdown_waiters.push(done);
+                self.forks.leave(self.now);
                 if let Some(supervisor) = self.cluster.supervisor_mut().filter(|s| !s.is_stopping())
                 {
                     supervisor.stop(self.now);
@@ -148,6 +137,7 @@ impl Driver {
             Command::Stop { at_once, reply } => self.stop(at_once, reply),
             Command::Over => {
                 self.cluster.end_supervision();
+                self.forks.cancel(self.now);
                 let all: Vec<_> = self
                     .processes
                     .iter()
@@ -185,7 +175,10 @@ impl Driver {
     }
 
     pub(super) fn notify_shutdown_waiters(&mut self) {
-        if self.processes.is_empty() && !self.shutdown_waiters.is_empty() {
+        if self.processes.is_empty()
+            && self.forks.are_over(self.now)
+            && !self.shutdown_waiters.is_empty()
+        {
             self.cluster.primary.close_unused_listeners();
             self.act();
             // The events before the answer.
@@ -213,84 +206,6 @@ impl Driver {
         self.cluster.primary.offer(socket.offered());
         self.inherited.retain(|known| known.number() != socket.number());
         self.inherited.push(socket);
-    }
-
-    pub(super) fn fork(&mut self, fork: &Fork, slot: Option<u32>) -> Result<WorkerHandle> {
-        let id = self.cluster.primary.fork();
-        self.divide_descriptors();
-        let closer = self.closer_for(self.settings.is_other_user());
-        self.events.push(Event::Setup { settings: self.settings.clone() });
-        let Spawned { child, channel, kept_end, pipes, tail, cgroup, sandbox } =
-            spawn::spawn(&self.settings, fork, id, slot, &mut self.spawner)?;
-        let watched = self
-            .poller
-            .add(&channel, Token::Channel(id), Interest::Read)
-            .and_then(|()| self.poller.add(&child.pidfd, Token::Process(id), Interest::Read));
-        if let Err(e) = watched {
-            let _ = process::signal(child.pidfd.as_fd(), 9);
-            let _ = process::reap(child.pidfd.as_fd());
-            return Err(Error::Io { doing: "watch the new worker", source: e });
-        }
-        self.cluster.primary.spawned(id, child.pid, slot, fork.weight.unwrap_or(USUAL_WEIGHT));
-        let handle = self.handle(id, child.pid, pipes, tail)?;
-        let leads_group = self.settings.leads_group();
-        let channel = Some(Channel::new(
-            channel,
-            false,
-            self.cluster.primary.budget().handle_share(),
-            closer,
-        ));
-        let process = Process {
-            handle: handle.clone(),
-            pidfd: child.pidfd,
-            channel,
-            kept_end,
-            leads_group,
-            adopted: false,
-            cgroup,
-            user: self.settings.other_user(),
-            sandbox,
-            names_dead_paths: false,
-            refused: 0,
-            since: self.now,
-        };
-        let has_no_ipc = process.kept_end.is_some();
-        self.processes.insert(id, process);
-        if has_no_ipc && let Ok(online) = incoming::parse(ONLINE) {
-            self.cluster.has_no_ipc(id);
-            // So this is all that will ever be known of it.
-            self.cluster.primary.message(self.now, id, online);
-        }
-        Ok(handle)
-    }
-
-    fn handle(
-        &self,
-        id: WorkerId,
-        pid: u32,
-        pipes: [Option<OwnedFd>; 3],
-        tail: Option<Arc<Tail>>,
-    ) -> Result<WorkerHandle> {
-        let wake = Arc::downgrade(&self.driver_handle.wake);
-        let ring = move || {
-            if let Some(wake) = wake.upgrade() {
-                Wake::posted(&wake, id);
-            }
-        };
-        let status = self.cluster.primary.status(id).ok_or(Error::NoWorker(id))?;
-        let shared = Shared {
-            span: crate::trace::Span::of_worker(id, status.slot, pid),
-            id,
-            pid,
-            mailbox: Mailbox::new(Box::new(ring), self.cluster.primary.budget().handle_share()),
-            held: Arc::default(),
-            status: std::sync::Mutex::new(status),
-            pipes: std::sync::Mutex::new(pipes),
-            tail,
-            signals: std::sync::atomic::AtomicU64::new(0),
-            driver_handle: self.driver_handle.clone(),
-        };
-        Ok(WorkerHandle { shared: Arc::new(shared) })
     }
 
     fn adopt(&mut self, adoption: Adoption) -> Result<WorkerHandle> {
@@ -338,6 +253,7 @@ impl Driver {
                 cgroup: None,
                 sandbox: Sandbox::default(),
                 names_dead_paths: false,
+                path_time: Duration::ZERO,
                 user,
                 refused: 0,
                 since: self.now,

@@ -9,14 +9,14 @@ use troop_core::WorkerId;
 use troop_core::cluster::Action as ClusterAction;
 use troop_core::event::Notice;
 use troop_core::primary::{Action, WorkerState};
-use troop_core::supervise::Slot;
+use troop_core::supervise::Progress;
 use troop_sys::process;
 
 use super::{Driver, SignalMeans};
 use crate::event::{Consequence, Event};
 use crate::primary::cgroup::WorkerCgroup;
 use crate::primary::handle::WorkerHandle;
-use crate::primary::{Fork, MOST_WORKERS, Reload, spawn};
+use crate::primary::{MOST_WORKERS, Reload};
 
 /// A signal to stop that arrives within this time of the first one is the same request: `timeout`,
 /// shells and service managers signal a process and then its group.
@@ -40,7 +40,7 @@ impl Driver {
     fn apply_rare(&mut self, action: ClusterAction) {
         match action {
             ClusterAction::Primary(action) => self.apply(action),
-            ClusterAction::Fork { slot, weight } => self.fork_for(slot, weight),
+            ClusterAction::Fork { slot, weight } => self.fork_for_slot(slot, weight),
             ClusterAction::Signal { worker, signal } => self.kill(worker, signal),
             ClusterAction::Measure { workers } => self.measure(&workers),
             ClusterAction::MeasureQueues { worker } => {
@@ -70,23 +70,16 @@ impl Driver {
                 address: at,
                 reason: format!("worker {worker} listens there"),
             }),
-            ClusterAction::Report(progress) => self.events.push(Event::Supervision(progress)),
-            ClusterAction::Answer(ticket, answer) => self.answer(ticket, answer),
-            ClusterAction::Finish(outcome) => self.outcome = Some(outcome),
-        }
-    }
-
-    fn fork_for(&mut self, slot: Slot, weight: u32) {
-        let number = u32::try_from(slot.0).unwrap_or(u32::MAX);
-        match self.fork(&Fork::new().weight(weight), Some(number)) {
-            Ok(worker) => {
-                self.cluster.forked(self.now, slot, worker.id(), self.settings.expect_ipc());
-                self.count_activation_slots();
-            }
-            Err(e) => {
-                if let Some(supervisor) = self.cluster.supervisor_mut() {
-                    supervisor.fork_failed(self.now, slot, e.chain(), spawn::is_for_good(&e));
+            ClusterAction::Report(progress) => {
+                if matches!(progress, Progress::ReloadStarted { .. } | Progress::Pausing) {
+                    self.forks.renew();
                 }
+                self.events.push(Event::Supervision(progress));
+            }
+            ClusterAction::Answer(ticket, answer) => self.answer(ticket, answer),
+            ClusterAction::Finish(outcome) => {
+                self.forks.cancel(self.now);
+                self.outcome = Some(outcome);
             }
         }
     }
@@ -269,8 +262,12 @@ impl Driver {
         }
     }
 
-    /// What process 1 does for children that are not its own.
+    /// What process 1 does for children that are not its own. One that is being started is not
+    /// known yet.
     pub(super) fn reap_orphans(&mut self) {
+        if !self.forks.is_empty() {
+            return;
+        }
         let processes = &self.processes;
         process::reap_orphans(|pid| processes.values().any(|p| p.handle.pid() == pid));
     }

@@ -11,6 +11,7 @@ mod connections;
 mod decisions;
 mod demand;
 pub(crate) mod direct_io;
+mod forks;
 mod inject;
 mod inspect;
 mod measure;
@@ -63,6 +64,7 @@ use callback::PendingQuestions;
 use connections::Conn;
 use direct_io::ReclaimedChannels;
 pub(crate) use direct_io::Shared;
+use forks::Forks;
 pub(crate) use inject::{ConnectionEnds, Injected};
 use inspect::Inspected;
 pub(crate) use operations::Reply;
@@ -140,6 +142,8 @@ struct Process {
     sandbox: Sandbox,
     /// It has named a path that is not answered.
     names_dead_paths: bool,
+    /// How long paths that it has named took, beyond what is usual.
+    path_time: Duration,
     /// How many of its requests it was explained why they could not be met.
     refused: u32,
     since: Time,
@@ -213,6 +217,7 @@ pub(crate) struct Driver {
     /// What workers were started with before the reload that is under way.
     before_reload: Option<Arc<Settings>>,
     pub(crate) spawner: Spawner,
+    forks: Forks,
     orphans: AllOrphans,
     ready_when: ReadyWhen,
     /// Where workers say that they are ready.
@@ -307,6 +312,7 @@ impl Driver {
             settings: Arc::new(settings),
             before_reload: None,
             spawner: Spawner::default(),
+            forks: Forks::default(),
             orphans: AllOrphans::default(),
             ready_when: ReadyWhen::Auto,
             notify: None,

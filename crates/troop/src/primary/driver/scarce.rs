@@ -51,10 +51,6 @@ impl Default for Scarcity {
 }
 
 impl Scarcity {
-    pub(super) fn is_tight(&self) -> bool {
-        self.tight
-    }
-
     pub(super) fn next_deadline(&self) -> Option<Time> {
         self.look_at
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use troop_core::primary::{Bind, BindSpec};
+use troop_core::primary::{Bind, BindSpec, Repairs};
 use troop_core::steer::Instruction;
 use troop_core::{ListenerId, Time, WorkerId};
 use troop_sys::group;
@@ -37,7 +37,14 @@ impl Driver {
             () if matches!(spec.target, Bind::Unix { .. }) && self.names_dead_paths(worker) => {
                 Err(rustix::io::Errno::TIMEDOUT.into())
             }
-            () => listener::open(&spec, &self.inherited, &rights),
+            () => {
+                let begun = std::time::Instant::now();
+                let opened = listener::open(&spec, &self.inherited, &rights);
+                if matches!(spec.target, Bind::Unix { .. }) {
+                    self.took_for_path(worker, begun.elapsed());
+                }
+                opened
+            }
         };
         let opened = opened.and_then(|mut opened| {
             if !self.leaves_the_reserve(&opened.fd) {
@@ -84,8 +91,8 @@ impl Driver {
                     spec,
                     local,
                     has_listened: false,
-                    shut_downs: 0,
-                    changes: 0,
+                    shut_downs: Repairs::default(),
+                    changes: Repairs::default(),
                     is_unfit: false,
                     is_lost: false,
                     key,

@@ -25,6 +25,7 @@ impl Driver {
             driver.publish();
             if driver.orphans.is_empty()
                 && driver.operations.is_settled()
+                && driver.forks.are_over(driver.now)
                 && let Some(outcome) = driver.outcome.take()
             {
                 driver.finish();
@@ -109,6 +110,7 @@ impl Driver {
     fn is_over(&self) -> bool {
         self.orphans.is_empty()
             && self.operations.is_settled()
+            && self.forks.are_over(self.now)
             && (self.outcome.is_some() || (self.over_at.is_some() && self.processes.is_empty()))
     }
 
@@ -205,6 +207,7 @@ impl Driver {
         self.tick_listener_checks();
         self.look_at_closing();
         self.complete_answers();
+        self.notify_shutdown_waiters();
         if self.over_at.is_some_and(|due| due <= self.now) {
             for process in self.processes.values() {
                 let _ = process::signal(process.pidfd.as_fd(), 9);
@@ -232,6 +235,7 @@ impl Driver {
             self.upkeep_at,
             self.closing_at,
             self.operations.next_deadline(),
+            self.forks.next_deadline(self.now),
         ];
         let due = deadlines.into_iter().flatten().min()?;
         // Rounded up, so that the deadline has come when the wait is over.

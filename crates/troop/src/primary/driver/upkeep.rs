@@ -4,6 +4,8 @@
 use std::io;
 use std::time::Duration;
 
+use troop_core::event::Address;
+use troop_core::primary::RepairReport;
 use troop_core::supervise::SupervisorState;
 use troop_core::{ListenerId, WorkerId};
 use troop_sys::identity::Identity;
@@ -22,6 +24,10 @@ use crate::primary::listener::{self, Listener, Socket};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The same when one is known to be out of order.
 const LOOK_SOON: Duration = Duration::from_millis(100);
+/// What a look at a path may take without being counted.
+const USUAL_PATH_TIME: Duration = Duration::from_millis(50);
+/// The time, beyond the usual, for which the paths of one worker are waited for in all.
+const MOST_PATH_TIME: Duration = Duration::from_secs(3);
 /// Old sockets of a listener whose connections nobody takes; more are closed, the oldest first.
 const MAX_RETIRED: usize = 8;
 
@@ -41,6 +47,15 @@ impl Driver {
     /// Whether a worker has named a path that is not answered; no other one is waited for.
     pub(super) fn names_dead_paths(&self, worker: WorkerId) -> bool {
         self.processes.get(&worker).is_some_and(|process| process.names_dead_paths)
+    }
+
+    /// A path that a worker has named was waited for. Whoever names slow ones gets no path any more
+    /// once that adds up.
+    pub(super) fn took_for_path(&mut self, worker: WorkerId, time: Duration) {
+        if let Some(process) = self.processes.get_mut(&worker) {
+            process.path_time += time.saturating_sub(USUAL_PATH_TIME);
+            process.names_dead_paths |= process.path_time >= MOST_PATH_TIME;
+        }
     }
 
     /// Says why a worker did not get a path, if it is the operator who can do something about it.
@@ -77,13 +92,22 @@ impl Driver {
     pub(super) fn tick_listener_checks(&mut self) {
         if self.upkeep_at.is_some_and(|due| due <= self.now) {
             self.upkeep_at = None;
-            self.check_listeners();
+            self.look_at_listeners();
         }
     }
 
     /// Puts right what has happened to listeners from outside. Returns those that clients do not
     /// reach all the same.
     pub(super) fn check_listeners(&mut self) -> Vec<String> {
+        // Where they lead now, not a second ago.
+        let files = self.listeners.values().filter_map(|listener| listener.file.as_ref());
+        files.for_each(|file| {
+            let _ = file.is_reached();
+        });
+        self.look_at_listeners()
+    }
+
+    fn look_at_listeners(&mut self) -> Vec<String> {
         for id in self.listeners.keys().copied().collect::<Vec<_>>() {
             self.revive_shut(id);
             self.restore_options(id);
@@ -132,9 +156,7 @@ impl Driver {
         if listener.spec.listen.is_none() && !listener.has_listened && who.is_empty() {
             return;
         }
-        listener.shut_downs = listener.shut_downs.saturating_add(1);
-        // The first, and then ever fewer of many.
-        let is_said = listener.shut_downs.is_power_of_two();
+        let report = listener.shut_downs.note(self.now);
         let who = suspects(listener.spec.listen.is_none(), &who);
         let result = match &listener.file {
             // One that has a path stays shut for good.
@@ -163,12 +185,9 @@ impl Driver {
                 if let Some(listener) = self.listeners.get_mut(&id) {
                     listener.is_lost = false;
                 }
-                if is_said {
-                    self.restored(
-                        id,
-                        &format!("its socket was shut down, {who}; it listens again"),
-                    );
-                }
+                let address = self.cluster.primary.bound_address(id);
+                let reason = format!("its socket was shut down, {who}; it listens again");
+                self.events.extend(address.and_then(|at| repaired(at, report, reason, &who)));
             }
             Err(e) => self.lost(
                 id,
@@ -207,14 +226,8 @@ impl Driver {
             return;
         };
         if !all.what.is_empty() {
-            listener.changes = listener.changes.saturating_add(1);
-            // The first, and then ever fewer of many.
-            if listener.changes.is_power_of_two() {
-                self.events.push(Event::ListenerRestored {
-                    address: at.clone(),
-                    reason: changed(&all, &who),
-                });
-            }
+            let report = listener.changes.note(self.now);
+            self.events.extend(repaired(at.clone(), report, changed(&all, &who), &who));
         }
         let was_unfit = std::mem::replace(&mut listener.is_unfit, !all.lost.is_empty());
         if listener.is_unfit && !was_unfit {
@@ -237,20 +250,16 @@ impl Driver {
         let mut replaces = false;
         for socket in sockets.iter() {
             let now = std::time::Instant::now();
-            if let Some(revived) = socket.revive(now, may_change) {
+            if let Some(revived) = socket.revive(now, self.now, may_change) {
                 replaces |= matches!(&revived, Ok(Revived { what: Revival::Anew(_), .. }));
                 // What the kernel was told is about numbers that have changed.
                 self.cluster.forget_shares();
                 self.events.extend(self.revival(socket, revived));
             }
-            if let Some((restored, times, is_unfit)) = socket.restore_options() {
+            if let Some((restored, report, is_unfit)) = socket.restore_options(self.now) {
                 let who = self.suspects_of(None);
-                if !restored.what.is_empty() && times.is_power_of_two() {
-                    self.events.push(Event::ListenerRestored {
-                        address: socket.place(),
-                        reason: changed(&restored, &who),
-                    });
-                }
+                let reason = changed(&restored, &who);
+                self.events.extend(repaired(socket.place(), report, reason, &who));
                 if is_unfit {
                     self.events.push(Event::ListenerLost {
                         address: socket.place(),
@@ -275,22 +284,18 @@ impl Driver {
     ) -> Option<Event> {
         let at = socket.place();
         Some(match revived {
-            Ok(Revived { times, .. }) if !times.is_power_of_two() => return None,
-            Ok(Revived { what: Revival::Again(slots), .. }) => {
+            Ok(Revived { what: Revival::Again(slots), report }) => {
                 let who = self.suspects_of(Some(&slots));
-                Event::ListenerRestored {
-                    address: at,
-                    reason: format!("its socket was shut down, {who}; it listens again"),
-                }
+                let reason = format!("its socket was shut down, {who}; it listens again");
+                return repaired(at, report, reason, &who);
             }
-            Ok(Revived { what: Revival::Mixed(slots), .. }) => {
+            Ok(Revived { what: Revival::Mixed(slots), report }) => {
                 let who = self.suspects_of(Some(&slots));
                 let how = "it listens again, and the kernel spreads connections evenly over all slots until troop is restarted";
-                Event::ListenerRestored {
-                    address: at,
-                    reason: format!("its sockets were shut down, {who}; {how}"),
-                }
+                let reason = format!("its sockets were shut down, {who}; {how}");
+                return repaired(at, report, reason, &who);
             }
+            Ok(Revived { report: RepairReport::Nothing, .. }) => return None,
             Ok(Revived { what: Revival::Anew(why), .. }) => Event::ListenerRestored {
                 address: at,
                 reason: format!(
@@ -322,8 +327,12 @@ impl Driver {
     pub(super) fn reach(&mut self, id: ListenerId, worker: Option<WorkerId>) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         let Some(file) = &listener.file else { return };
-        if file.is_reached() {
+        // Whoever has just asked waits for the answer; at all other times nobody does.
+        let begun = std::time::Instant::now();
+        let is_reached = worker.map_or_else(|| file.was_reached(), |_| file.is_reached());
+        if is_reached {
             listener.is_lost = false;
+            worker.into_iter().for_each(|worker| self.took_for_path(worker, begun.elapsed()));
             return;
         }
         // Who accepts by itself has the old socket, and would never know of a new one.
@@ -339,7 +348,9 @@ impl Driver {
             Some(worker) => self.rights_of(worker),
             None => Ok(rights),
         };
-        match rights.and_then(|rights| self.bind_anew(id, &rights)) {
+        let result = rights.and_then(|rights| self.bind_anew(id, &rights));
+        worker.into_iter().for_each(|worker| self.took_for_path(worker, begun.elapsed()));
+        match result {
             Ok(()) if worker.is_none() => {
                 self.restored(id, "its path was removed, so it was bound anew")
             }
@@ -423,6 +434,20 @@ impl Driver {
         {
             self.events.push(Event::ListenerLost { address: at, reason: reason.to_owned() });
         }
+    }
+}
+
+/// What to say of a repair.
+fn repaired(address: Address, report: RepairReport, reason: String, who: &str) -> Option<Event> {
+    match report {
+        RepairReport::Nothing => None,
+        RepairReport::Done => Some(Event::ListenerRestored { address, reason }),
+        RepairReport::Undone => Some(Event::ListenerLost {
+            address,
+            reason: format!(
+                "time and again, because its socket is changed or shut down over and over, {who}; it is put right each second; with scheduling = \"round-robin\" workers have no socket to do that to"
+            ),
+        }),
     }
 }
 

@@ -1,0 +1,365 @@
+//! Starts workers' processes. That waits until a program is executed, for as long as a dead file
+//! system or whoever stops the process likes, so it is done by a thread of its own, one after the
+//! other; everything else goes on.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use troop_core::primary::USUAL_WEIGHT;
+use troop_core::supervise::{Slot, Supervisor};
+use troop_core::wire::incoming;
+use troop_core::{Time, WorkerId};
+use troop_sys::poll::Interest;
+use troop_sys::process;
+
+use super::{Driver, Process, Token};
+use crate::channel::Mailbox;
+use crate::closer::Closer;
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::primary::Fork;
+use crate::primary::channel::Channel;
+use crate::primary::handle::{Shared, WorkerHandle};
+use crate::primary::output::Tail;
+use crate::primary::spawn::{self, Spawned, Start};
+use crate::primary::wake::{Command, DriverHandle, Wake};
+use crate::setup::Settings;
+
+/// What a worker says when it is there.
+const ONLINE: &[u8] = br#"{"cmd":"NODE_CLUSTER","act":"online","seq":0}"#;
+
+/// How long the end of a cluster waits for a start that nobody wants any more: its process cannot
+/// even be killed where a file system has taken a request and does not answer it.
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Who wants a worker.
+enum For {
+    /// The supervisor, which wants one that is like all others by then.
+    Slot(Slot),
+    Program(Arc<Settings>, oneshot::Sender<Result<WorkerHandle>>),
+}
+
+struct Wanted {
+    fork: Fork,
+    by: For,
+    /// It is to be disconnected as soon as it runs.
+    leaves: bool,
+}
+
+/// A start that is under way.
+struct Starting {
+    wanted: Wanted,
+    id: WorkerId,
+    slot: Option<u32>,
+    settings: Arc<Settings>,
+    /// The generation that it belongs to.
+    generation: u32,
+    closer: Option<Closer>,
+    is_cancelled: Arc<AtomicBool>,
+}
+
+/// Workers that are to be started, and the thread that does it.
+#[derive(Default)]
+pub(super) struct Forks {
+    waiting: VecDeque<Wanted>,
+    starting: Option<Starting>,
+    /// It lives as long as this, because workers may get a signal when it ends.
+    thread: Option<Sender<Start>>,
+    /// When what is under way is not waited for any more.
+    given_up_at: Option<Time>,
+}
+
+impl Forks {
+    pub(super) fn is_empty(&self) -> bool {
+        self.starting.is_none() && self.waiting.is_empty()
+    }
+
+    fn waits_for(&self, slot: Slot) -> bool {
+        self.waiting.iter().any(|wanted| matches!(wanted.by, For::Slot(other) if other == slot))
+    }
+
+    /// Whether nothing is under way that is worth waiting for.
+    pub(super) fn are_over(&self, now: Time) -> bool {
+        self.is_empty() || self.given_up_at.is_some_and(|at| at <= now)
+    }
+
+    pub(super) fn next_deadline(&self, now: Time) -> Option<Time> {
+        self.given_up_at.filter(|at| *at > now && !self.is_empty())
+    }
+
+    /// Nobody wants them any more.
+    pub(super) fn cancel(&mut self, now: Time) {
+        self.waiting.clear();
+        self.given_up_at = Some(now + LAST_PATIENCE);
+        self.hurry();
+    }
+
+    /// Those that are not there yet are to leave at once, and none is waited for.
+    pub(super) fn leave(&mut self, now: Time) {
+        self.given_up_at = Some(now + LAST_PATIENCE);
+        self.waiting.iter_mut().for_each(|wanted| wanted.leaves = true);
+        self.starting.iter_mut().for_each(|starting| starting.wanted.leaves = true);
+        self.hurry();
+    }
+
+    /// A worker for a slot is to be like those that are started from now on, or not to be at all.
+    pub(super) fn renew(&mut self) {
+        if self.starting.as_ref().is_some_and(|one| matches!(one.wanted.by, For::Slot(_))) {
+            self.hurry();
+        }
+    }
+
+    fn hurry(&self) {
+        self.starting.iter().for_each(|one| one.is_cancelled.store(true, Ordering::Relaxed));
+    }
+
+    /// Gives it to the thread, or does it here if there can be none.
+    fn run(&mut self, start: Start, driver_handle: &DriverHandle) -> Option<Result<Spawned>> {
+        let thread = match self.thread.take() {
+            Some(thread) => thread,
+            None => {
+                let (sender, starts) = channel::<Start>();
+                let driver_handle = driver_handle.clone();
+                let thread = std::thread::Builder::new().name("troop-start".into());
+                let spawned = thread.spawn(move || {
+                    for start in starts {
+                        let result = Box::new(start.run());
+                        if driver_handle.send(Command::Spawned(result)).is_err() {
+                            return;
+                        }
+                    }
+                });
+                if spawned.is_err() {
+                    return Some(start.run());
+                }
+                sender
+            }
+        };
+        if let Err(unsent) = thread.send(start) {
+            return Some(unsent.0.run());
+        }
+        self.thread = Some(thread);
+        None
+    }
+}
+
+impl Driver {
+    pub(super) fn fork(&mut self, fork: Fork, done: oneshot::Sender<Result<WorkerHandle>>) {
+        let by = For::Program(self.settings.clone(), done);
+        self.forks.waiting.push_back(Wanted { fork, by, leaves: false });
+        self.start_next();
+    }
+
+    pub(super) fn fork_for_slot(&mut self, slot: Slot, weight: u32) {
+        if !self.forks.waits_for(slot) {
+            let fork = Fork::new().weight(weight);
+            self.forks.waiting.push_back(Wanted { fork, by: For::Slot(slot), leaves: false });
+        }
+        self.start_next();
+    }
+
+    /// Starts what waits, and tells the core whether something is under way.
+    fn start_next(&mut self) {
+        self.start_waiting();
+        self.cluster.set_starting(!self.forks.is_empty());
+    }
+
+    fn start_waiting(&mut self) {
+        while self.forks.starting.is_none()
+            && let Some(wanted) = self.forks.waiting.pop_front()
+        {
+            let (settings, slot) = match &wanted.by {
+                For::Program(settings, _) => (settings.clone(), None),
+                For::Slot(slot)
+                    if !self.cluster.supervisor().is_some_and(|s| s.awaits_fork(*slot)) =>
+                {
+                    continue;
+                }
+                For::Slot(slot) => {
+                    (self.settings.clone(), Some(u32::try_from(slot.0).unwrap_or(u32::MAX)))
+                }
+            };
+            let id = self.cluster.primary.fork();
+            self.divide_descriptors();
+            let closer = self.closer_for(settings.is_other_user());
+            self.events.push(Event::Setup { settings: settings.clone() });
+            let is_cancelled = Arc::default();
+            let start =
+                spawn::prepare(&settings, &wanted.fork, id, slot, &mut self.spawner, &is_cancelled);
+            let generation = self.generation();
+            self.forks.starting =
+                Some(Starting { wanted, id, slot, settings, generation, closer, is_cancelled });
+            let result = match start {
+                Ok(start) => self.forks.run(start, &self.driver_handle),
+                Err(e) => Some(Err(e)),
+            };
+            if let Some(result) = result {
+                self.started(result);
+            }
+        }
+    }
+
+    fn generation(&self) -> u32 {
+        self.cluster.supervisor().map_or(0, Supervisor::generation)
+    }
+
+    /// A start is over.
+    pub(super) fn spawned(&mut self, result: Result<Spawned>) {
+        self.started(result);
+        self.start_next();
+        if self.reaps_orphans {
+            self.reap_orphans();
+        }
+        self.notify_shutdown_waiters();
+    }
+
+    fn started(&mut self, result: Result<Spawned>) {
+        let Some(starting) = self.forks.starting.take() else { return };
+        self.forks.given_up_at = None;
+        // While it was started, those that it belongs to have been replaced by others.
+        let is_old = matches!(starting.wanted.by, For::Slot(_))
+            && (starting.is_cancelled.load(Ordering::Relaxed)
+                || starting.generation != self.generation());
+        if is_old || self.outcome.is_some() || self.over_at.is_some() {
+            if let Ok(spawned) = result {
+                self.discard(spawned, &starting.settings);
+            }
+            let is_wanted_again =
+                matches!(&starting.wanted.by, For::Slot(slot) if !self.forks.waits_for(*slot));
+            if is_old && is_wanted_again && self.outcome.is_none() && self.over_at.is_none() {
+                self.forks.waiting.push_front(starting.wanted);
+            }
+            return;
+        }
+        let Starting { wanted: Wanted { fork, by, leaves }, id, slot, settings, closer, .. } =
+            starting;
+        let result =
+            result.and_then(|spawned| self.begin(id, slot, &fork, &settings, closer, spawned));
+        match by {
+            For::Program(_, done) => {
+                // The events before the answer, as a program expects that has both.
+                self.act();
+                self.publish_early();
+                let worker = result.as_ref().ok().map(|worker| worker.id());
+                if let Err(Err(e)) = done.send(result) {
+                    self.events.push(Event::Error { worker: None, error: Arc::new(e) });
+                }
+                if let Some(worker) = worker.filter(|_| leaves) {
+                    self.cluster.disconnect(self.now, worker, false, None);
+                }
+            }
+            For::Slot(slot) => match result {
+                Ok(worker) => {
+                    self.cluster.forked(self.now, slot, worker.id(), settings.expect_ipc());
+                    self.count_activation_slots();
+                }
+                Err(e) => {
+                    if let Some(supervisor) = self.cluster.supervisor_mut() {
+                        supervisor.fork_failed(self.now, slot, e.chain(), spawn::is_for_good(&e));
+                    }
+                }
+            },
+        }
+    }
+
+    /// Takes a process that runs into the cluster.
+    fn begin(
+        &mut self,
+        id: WorkerId,
+        slot: Option<u32>,
+        fork: &Fork,
+        settings: &Settings,
+        closer: Option<Closer>,
+        spawned: Spawned,
+    ) -> Result<WorkerHandle> {
+        let Spawned { child, channel, kept_end, pipes, tail, cgroup, sandbox } = spawned;
+        let watched = self
+            .poller
+            .add(&channel, Token::Channel(id), Interest::Read)
+            .and_then(|()| self.poller.add(&child.pidfd, Token::Process(id), Interest::Read));
+        if let Err(e) = watched {
+            let _ = process::signal(child.pidfd.as_fd(), 9);
+            let _ = process::reap(child.pidfd.as_fd());
+            return Err(Error::Io { doing: "watch the new worker", source: e });
+        }
+        self.cluster.primary.spawned(id, child.pid, slot, fork.weight.unwrap_or(USUAL_WEIGHT));
+        let handle = self.handle(id, child.pid, pipes, tail)?;
+        let channel = Some(Channel::new(
+            channel,
+            false,
+            self.cluster.primary.budget().handle_share(),
+            closer,
+        ));
+        let process = Process {
+            handle: handle.clone(),
+            pidfd: child.pidfd,
+            channel,
+            kept_end,
+            leads_group: settings.leads_group(),
+            adopted: false,
+            cgroup,
+            user: settings.other_user(),
+            sandbox,
+            names_dead_paths: false,
+            path_time: Duration::ZERO,
+            refused: 0,
+            since: self.now,
+        };
+        let has_no_ipc = process.kept_end.is_some();
+        self.processes.insert(id, process);
+        if has_no_ipc && let Ok(online) = incoming::parse(ONLINE) {
+            self.cluster.has_no_ipc(id);
+            // So this is all that will ever be known of it.
+            self.cluster.primary.message(self.now, id, online);
+        }
+        Ok(handle)
+    }
+
+    /// Ends a process that nobody knows of yet.
+    fn discard(&mut self, spawned: Spawned, settings: &Settings) {
+        let Spawned { child, cgroup, .. } = spawned;
+        if settings.leads_group() {
+            let _ = process::signal_group(child.pid, 9);
+        }
+        let _ = process::signal(child.pidfd.as_fd(), 9);
+        // However long its end takes.
+        let _ = std::thread::Builder::new()
+            .name("troop-reap".into())
+            .spawn(move || process::reap(child.pidfd.as_fd()));
+        self.end_orphans(None, cgroup);
+    }
+
+    pub(super) fn handle(
+        &self,
+        id: WorkerId,
+        pid: u32,
+        pipes: [Option<OwnedFd>; 3],
+        tail: Option<Arc<Tail>>,
+    ) -> Result<WorkerHandle> {
+        let wake = Arc::downgrade(&self.driver_handle.wake);
+        let ring = move || {
+            if let Some(wake) = wake.upgrade() {
+                Wake::posted(&wake, id);
+            }
+        };
+        let status = self.cluster.primary.status(id).ok_or(Error::NoWorker(id))?;
+        let shared = Shared {
+            span: crate::trace::Span::of_worker(id, status.slot, pid),
+            id,
+            pid,
+            mailbox: Mailbox::new(Box::new(ring), self.cluster.primary.budget().handle_share()),
+            held: Arc::default(),
+            status: std::sync::Mutex::new(status),
+            pipes: std::sync::Mutex::new(pipes),
+            tail,
+            signals: std::sync::atomic::AtomicU64::new(0),
+            driver_handle: self.driver_handle.clone(),
+        };
+        Ok(WorkerHandle { shared: Arc::new(shared) })
+    }
+}
