@@ -297,9 +297,11 @@ impl Primary {
     }
 }
 
-/// Whether one of the numbers stands in a name, as a whole number.
-fn names(name: &str, numbers: [u32; 2]) -> bool {
-    name.split(|c: char| !c.is_ascii_digit())
-        .filter_map(|digits| digits.parse().ok())
-        .any(|number: u32| numbers.contains(&number))
+/// Whether a path contains one of the numbers: in the file's name, or as a word of a directory's,
+/// which may be random letters and digits otherwise.
+fn names(path: &str, numbers: [u32; 2]) -> bool {
+    let is_one = |word: &str| word.parse().is_ok_and(|number: u32| numbers.contains(&number));
+    let (directory, file) = path.rsplit_once('/').unwrap_or(("", path));
+    directory.split(|c: char| !c.is_alphanumeric()).any(is_one)
+        || file.split(|c: char| !c.is_ascii_digit()).any(is_one)
 }
