@@ -93,8 +93,8 @@ pub struct UnixFile {
     looks: Arc<Looks>,
 }
 
-/// The most threads that look at paths at a time, of all files. While as many wait for file systems,
-/// no other path is looked at.
+/// The largest number of threads that look at paths at a time. While as many wait for file systems,
+/// no thread looks at another path.
 const MOST_LOOKS: usize = 16;
 
 static LOOKS: AtomicUsize = AtomicUsize::new(0);
