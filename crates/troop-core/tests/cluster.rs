@@ -344,7 +344,11 @@ fn actions(inputs: &[Input], reread_every: Option<u32>) -> Result<Vec<String>, T
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::with_cases(100) })]
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        max_shrink_iters: 20_000,
+        ..ProptestConfig::with_cases(100)
+    })]
 
     #[test]
     fn whatever_happens_only_what_can_be_done_is_wanted_and_it_ends_when_told_to(
@@ -355,7 +359,11 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::with_cases(40) })]
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        max_shrink_iters: 20_000,
+        ..ProptestConfig::with_cases(40)
+    })]
 
     #[test]
     fn a_cluster_that_is_written_and_read_at_any_step_goes_on_as_if_nothing_had_happened(

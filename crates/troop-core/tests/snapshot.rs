@@ -22,7 +22,11 @@ fn actions(inputs: &[Input], reread_every: Option<u32>) -> Result<Vec<String>, T
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::with_cases(48) })]
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        max_shrink_iters: 20_000,
+        ..ProptestConfig::with_cases(48)
+    })]
 
     #[test]
     fn a_primary_that_is_written_and_read_at_any_step_goes_on_as_if_nothing_had_happened(

@@ -38,7 +38,16 @@ async fn first(troop: &mut Troop) -> (WorkerHandle, u16) {
 async fn is_found(troop: &mut Troop, worker: &WorkerHandle) -> ExitHow {
     let id = worker.id();
     let silent = |e: &Event| {
-        matches!(e, Event::Misbehaved { worker: w, violation: Violation::Silent(_), consequence: Consequence::Killed, .. } if w.id() == id).then_some(())
+        matches!(
+            e,
+            Event::Misbehaved {
+                worker: w,
+                violation: Violation::Silent(_),
+                consequence: Consequence::Killed,
+                ..
+            } if w.id() == id
+        )
+        .then_some(())
     };
     troop.until("the silent worker", silent).await;
     troop.exit(worker).await

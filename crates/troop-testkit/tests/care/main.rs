@@ -214,7 +214,16 @@ async fn a_hung_worker_is_told_to_report_then_to_abort_then_it_is_killed() {
     let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
     let id = worker.id();
     let hung = |e: &Event| {
-        matches!(e, Event::Misbehaved { worker: w, violation: Violation::Hung(_), consequence: Consequence::Killed, .. } if w.id() == id).then_some(())
+        matches!(
+            e,
+            Event::Misbehaved {
+                worker: w,
+                violation: Violation::Hung(_),
+                consequence: Consequence::Killed,
+                ..
+            } if w.id() == id
+        )
+        .then_some(())
     };
     troop.until("the hung worker", hung).await;
     assert_eq!(troop.exit(&worker).await, ExitHow::Signal(9));

@@ -275,7 +275,16 @@ async fn a_worker_that_hangs_is_killed_and_its_connections_are_served() {
     are_served(clients, &honest).await;
     let id = blocked.0.id();
     let hung = |e: &Event| {
-        matches!(e, Event::Misbehaved { worker: w, violation: Violation::Hung(_), consequence: Consequence::Killed, .. } if w.id() == id).then_some(())
+        matches!(
+            e,
+            Event::Misbehaved {
+                worker: w,
+                violation: Violation::Hung(_),
+                consequence: Consequence::Killed,
+                ..
+            } if w.id() == id
+        )
+        .then_some(())
     };
     troop.until("the report", hung).await;
     assert_eq!(troop.exit(&blocked.0).await, ExitHow::Signal(6));

@@ -344,7 +344,10 @@ mod random {
         ) {
             let (max_surge, max_unavailable) = limits;
             let workers = old.len();
-            let mut w = Simulation::with(changed(Config::new(workers), |config| { config.replace.max_surge = max_surge; config.replace.max_unavailable = max_unavailable; }));
+            let mut w = Simulation::with(changed(Config::new(workers), |config| {
+                config.replace.max_surge = max_surge;
+                config.replace.max_unavailable = max_unavailable;
+            }));
             for (worker, ports) in (1..).zip(&old) {
                 w.listens(worker, &ports.iter().copied().collect::<Vec<_>>());
             }

@@ -518,7 +518,10 @@ mod random {
             slots in 1usize..6,
             steps in proptest::collection::vec((0usize..6, 0u8..4, 0u64..3000), 0..60),
         ) {
-            let config = changed(listeners(slots), |config| { config.restart.max_ends = usize::MAX; config.restart.window = SECOND * 100_000; });
+            let config = changed(listeners(slots), |config| {
+                config.restart.max_ends = usize::MAX;
+                config.restart.window = SECOND * 100_000;
+            });
             let mut w = Simulation::with(config);
             // By slot: when its worker ended, quick ends in a row, whether it may be hurried; and
             // since when its worker is ready.
