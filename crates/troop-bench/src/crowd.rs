@@ -6,16 +6,16 @@ use crate::peer::{Peer, Result, ourselves};
 use crate::table::{Table, number, times};
 use crate::{Options, cpu, load};
 
-const MANY: usize = 1000;
-const OPEN: usize = 100_000;
+const WORKERS: usize = 1000;
+const OPEN_CONNECTIONS: usize = 100_000;
 const CLIENTS: usize = 64;
 
 /// Runs this section and prints its tables.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let (open, count) = (options.count(OPEN), options.count(40_000));
+    let (open, count) = (options.count(OPEN_CONNECTIONS), options.count(40_000));
     println!("## Crowds\n");
     println!(
-        "The primary's CPU for a connection with 2 Rust workers and none open, with {MANY} workers, and with {MANY} workers that have {open} \
+        "The primary's CPU for a connection with 2 Rust workers and none open, with {WORKERS} workers, and with {WORKERS} workers that have {open} \
          connections open. The workers leave connections open until the client ends them.\n"
     );
     for scheduling in ["round-robin", "least-connections", "p2c", "sticky", "weighted", "steered"] {
@@ -30,7 +30,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             "failed",
         ]);
         let mut few = f64::NAN;
-        for (workers, open) in [(2, 0), (MANY, 0), (MANY, open)] {
+        for (workers, open) in [(2, 0), (WORKERS, 0), (WORKERS, open)] {
             let failed =
                 |e: Box<dyn std::error::Error>| format!("{scheduling}, {workers} workers: {e}");
             let command = ourselves(&["primary", "rust-hold", &workers.to_string(), scheduling])?;
@@ -64,13 +64,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// The largest number of connections per process.
-const OF_ONE: usize = 15_000;
+const CONNECTIONS_PER_CLIENT: usize = 15_000;
 
 /// Starts processes that together hold this many connections.
 fn hold(port: u16, mut count: usize) -> Result<Vec<Peer>> {
     let mut holders = Vec::new();
     while count > 0 {
-        let part = count.min(OF_ONE);
+        let part = count.min(CONNECTIONS_PER_CLIENT);
         let mut holder =
             Peer::start(ourselves(&["holder", &port.to_string(), &part.to_string()])?)?;
         holder.wait_for("ready")?;

@@ -15,7 +15,7 @@ const CLIENTS: usize = 64;
 /// Number of slices of a repeat, in which contenders take turns.
 const SLICES: usize = 5;
 /// Time for which JavaScript's thread is observed.
-const WATCHED: Duration = Duration::from_secs(3);
+const WATCH_DURATION: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(1500);
 
 /// The option that replaces Node's `cluster` by the package.
@@ -101,10 +101,10 @@ impl Racer {
         // The load before must be forgotten.
         std::thread::sleep(PAUSE);
         self.idle = self.watch(|_| {
-            std::thread::sleep(WATCHED);
+            std::thread::sleep(WATCH_DURATION);
             Ok(())
         })?;
-        let count = (WATCHED.as_secs_f64() / every.as_secs_f64()) as usize;
+        let count = (WATCH_DURATION.as_secs_f64() / every.as_secs_f64()) as usize;
         self.busy =
             self.watch(|address| load::run_paced(address, CLIENTS, count, every).map(drop))?;
         Ok(())

@@ -12,7 +12,7 @@ use troop_sys::poll::{Interest, Poller};
 use crate::peer::Result;
 
 /// Deadline of a run.
-const LIMIT: Duration = Duration::from_secs(120);
+const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The measurements of the clients.
 #[derive(Debug)]
@@ -146,9 +146,9 @@ fn run_with(load: Load) -> Result<Outcome> {
         }
         ready.clear();
         poller.wait(Some(due), &mut ready)?;
-        if begin.elapsed() > LIMIT {
+        if begin.elapsed() > LOAD_TIMEOUT {
             return Err(format!(
-                "only {ended} of {count} connections were served within {LIMIT:?}"
+                "only {ended} of {count} connections were served within {LOAD_TIMEOUT:?}"
             )
             .into());
         }
@@ -219,9 +219,9 @@ pub(crate) fn keep_alive(address: SocketAddr, clients: usize, count: usize) -> R
     while answered < count {
         ready.clear();
         poller.wait(Some(Duration::from_secs(1)), &mut ready)?;
-        if begin.elapsed() > LIMIT {
+        if begin.elapsed() > LOAD_TIMEOUT {
             return Err(format!(
-                "only {answered} of {count} requests were answered within {LIMIT:?}"
+                "only {answered} of {count} requests were answered within {LOAD_TIMEOUT:?}"
             )
             .into());
         }

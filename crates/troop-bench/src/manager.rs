@@ -16,11 +16,11 @@ use crate::peer::{Group, Result, script};
 use crate::table::{Table, median, number, times};
 
 /// Deadline of every operation.
-const PATIENCE: Duration = Duration::from_secs(60);
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time after a start at which an app counts as idle.
-const SETTLE: Duration = Duration::from_secs(2);
+const IDLE_DELAY: Duration = Duration::from_secs(2);
 /// Duration of the log test.
-const FLOW: Duration = Duration::from_secs(5);
+const LOG_TEST_DURATION: Duration = Duration::from_secs(5);
 
 /// A process manager with a home of its own.
 trait Manager {
@@ -208,8 +208,8 @@ impl Drop for Ends<'_> {
 fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<Duration> {
     let begin = Instant::now();
     while !condition() {
-        if begin.elapsed() > PATIENCE {
-            return Err(format!("{what} did not come true within {PATIENCE:?}").into());
+        if begin.elapsed() > OPERATION_TIMEOUT {
+            return Err(format!("{what} did not come true within {OPERATION_TIMEOUT:?}").into());
         }
         std::thread::sleep(Duration::from_micros(500));
     }
@@ -217,7 +217,7 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<Duration> {
 }
 
 fn resident(pid: u32) -> Result<f64> {
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(IDLE_DELAY);
     cpu::memory(pid)
         .map(|memory| memory.resident)
         .ok_or_else(|| "the memory of a manager cannot be read".into())
@@ -321,7 +321,7 @@ fn measure(manager: &dyn Manager, is_daemon: bool, to: &mut Measured) -> Result<
     manager.start(&script("served.js"), 1)?;
     until("the server", || request(port))?;
     let pid = manager.pid()?;
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(IDLE_DELAY);
     for _ in 0..5 {
         let workers = cpu::children(pid);
         let worker = workers
@@ -333,14 +333,14 @@ fn measure(manager: &dyn Manager, is_daemon: bool, to: &mut Measured) -> Result<
         // Until another one answers.
         until("serving again", || cpu::children(pid) != workers && request(port))?;
         to.crash.push(begin.elapsed().as_secs_f64() * 1000.0);
-        std::thread::sleep(SETTLE);
+        std::thread::sleep(IDLE_DELAY);
     }
     manager.end();
 
     // One that prints.
     manager.start(&script("prints.js"), 1)?;
     let pid = manager.pid()?;
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(IDLE_DELAY);
     let printed = || {
         let file = std::env::temp_dir().join(format!("troop-bench-{}.printed", std::process::id()));
         std::fs::read_to_string(file)
@@ -349,10 +349,10 @@ fn measure(manager: &dyn Manager, is_daemon: bool, to: &mut Measured) -> Result<
             .unwrap_or(0.0)
     };
     let (before, begun) = (cpu::time(pid), printed());
-    std::thread::sleep(FLOW);
+    std::thread::sleep(LOG_TEST_DURATION);
     let (used, megabytes) = (cpu::time(pid) - before, (printed() - begun) / 1e6);
     to.log_cpu.push(used.as_secs_f64() * 1000.0 / megabytes.max(0.001));
-    to.log_rate.push(megabytes / FLOW.as_secs_f64());
+    to.log_rate.push(megabytes / LOG_TEST_DURATION.as_secs_f64());
     manager.end();
     Ok(())
 }

@@ -12,12 +12,12 @@ use crate::table::{Table, median, number, times};
 /// Number of workers of every primary.
 const WORKERS: usize = 4;
 /// Time after the last worker listens at which the primary counts as idle.
-const SETTLE: Duration = Duration::from_secs(1);
+const IDLE_DELAY: Duration = Duration::from_secs(1);
 
 fn measure(command: Command) -> Result<Memory> {
     let mut peer = Peer::start(command)?;
     peer.wait_for("ready")?;
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(IDLE_DELAY);
     cpu::memory(peer.pid()).ok_or_else(|| "the memory of a peer cannot be read".into())
 }
 
@@ -34,7 +34,7 @@ fn pm2() -> Result<Memory> {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        std::thread::sleep(SETTLE);
+        std::thread::sleep(IDLE_DELAY);
         cpu::memory(pid).ok_or_else(|| "its memory cannot be read".into())
     });
     // What this leaves over, the group's end takes away.

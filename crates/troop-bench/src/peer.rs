@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Timeout of an answer of a peer, in seconds.
-const PATIENCE: i64 = 120;
+const ANSWER_TIMEOUT_SECONDS: i64 = 120;
 
 /// The running process groups.
 static GROUPS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
@@ -138,12 +138,15 @@ impl Peer {
     pub(crate) fn wait_for(&mut self, word: &str) -> Result<Vec<f64>> {
         loop {
             if self.output.buffer().is_empty() {
-                let patience = Timespec { tv_sec: PATIENCE, tv_nsec: 0 };
+                let patience = Timespec { tv_sec: ANSWER_TIMEOUT_SECONDS, tv_nsec: 0 };
                 let ready =
                     poll(&mut [PollFd::new(self.output.get_ref(), PollFlags::IN)], Some(&patience));
                 match ready {
                     Ok(0) => {
-                        return Err(format!("a peer was not {word} within {PATIENCE} s").into());
+                        return Err(format!(
+                            "a peer was not {word} within {ANSWER_TIMEOUT_SECONDS} s"
+                        )
+                        .into());
                     }
                     Err(rustix::io::Errno::INTR) => continue,
                     other => other?,

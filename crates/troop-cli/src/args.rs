@@ -79,7 +79,7 @@ pub(crate) struct Man {
 pub(crate) struct Check {
     /// The file: a troop.toml, PM2's ecosystem.config.js|cjs|json|yml, or a Procfile. A .js file is
     /// executed by node
-    #[arg(default_value = crate::config::USUAL)]
+    #[arg(default_value = crate::config::DEFAULT_FILE)]
     pub(crate) file: PathBuf,
 
     /// Print the JSON Schema of troop.toml instead
@@ -108,7 +108,7 @@ pub(crate) struct Init {
     pub(crate) from: Option<PathBuf>,
 
     /// Write to this file; `-` is standard output
-    #[arg(short, long, default_value = crate::config::USUAL)]
+    #[arg(short, long, default_value = crate::config::DEFAULT_FILE)]
     pub(crate) output: PathBuf,
 
     /// Overwrite an existing file
@@ -132,7 +132,7 @@ pub(crate) struct Startup {
     pub(crate) app: Option<String>,
 
     /// Read apps from this file
-    #[arg(short, long, value_name = "FILE", default_value = crate::config::USUAL)]
+    #[arg(short, long, value_name = "FILE", default_value = crate::config::DEFAULT_FILE)]
     pub(crate) config: PathBuf,
 
     /// Use the environment of this name in a PM2 file

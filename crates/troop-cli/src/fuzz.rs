@@ -32,7 +32,7 @@ pub fn configuration(name: &str, text: &str) {
     }
     // TOML cannot represent all numbers.
     let Ok(written) = toml::to_string(&File { app: apps }) else { return };
-    let again = config::parse(&written, Path::new(config::USUAL));
+    let again = config::parse(&written, Path::new(config::DEFAULT_FILE));
     let Ok(again) = again else { panic!("not read again: {again:?}\n{written}") };
     assert_eq!(toml::to_string(&File { app: again }).ok().as_deref(), Some(&*written));
 }

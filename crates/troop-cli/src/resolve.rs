@@ -44,13 +44,13 @@ pub(crate) struct Source {
 pub(crate) fn file_of(typed: &Run) -> Result<Option<(PathBuf, Option<OsString>)>, String> {
     Ok(match (&typed.config, &typed.program) {
         (Some(file), app) => Some((file.clone(), app.clone())),
-        (None, None) if Path::new(config::USUAL).exists() => {
-            Some((PathBuf::from(config::USUAL), None))
+        (None, None) if Path::new(config::DEFAULT_FILE).exists() => {
+            Some((PathBuf::from(config::DEFAULT_FILE), None))
         }
         (None, None) => {
             return Err(format!(
                 "nothing to run: name a program (`troop run server.js`), or create {} (`troop init`)",
-                config::USUAL
+                config::DEFAULT_FILE
             ));
         }
         // `troop start ecosystem.config.js`, as with PM2.
@@ -61,7 +61,7 @@ pub(crate) fn file_of(typed: &Run) -> Result<Option<(PathBuf, Option<OsString>)>
         }
         // A program overrides an app of the same name.
         (None, Some(program)) if !Path::new(program).exists() && is_app(program)? => {
-            Some((PathBuf::from(config::USUAL), Some(program.clone())))
+            Some((PathBuf::from(config::DEFAULT_FILE), Some(program.clone())))
         }
         (None, Some(_)) => None,
     })
@@ -132,7 +132,7 @@ fn make(typed: Run, started_as: Option<&str>) -> Result<(ResolvedApp, Source), S
 /// Whether `troop.toml` has an app of this name. An invalid file is an error, because the name
 /// could be in it.
 fn is_app(program: &OsString) -> Result<bool, String> {
-    let file = Path::new(config::USUAL);
+    let file = Path::new(config::DEFAULT_FILE);
     let Some(name) = program.to_str().filter(|name| file.exists() && !name.contains(['/', '.']))
     else {
         return Ok(false);

@@ -174,7 +174,7 @@ fn run_as(
                 (Some(reporter), Event::Supervision(Progress::NotRestarting { worker, how })) => {
                     let words = fallen
                         .take()
-                        .and_then(|worker| worker.last_stderr(start::LAST_WORDS))
+                        .and_then(|worker| worker.last_stderr(start::LAST_LINES_TIMEOUT))
                         .unwrap_or_default();
                     let words = if words.trim().is_empty() {
                         String::new()

@@ -25,15 +25,15 @@ use crate::{log, print};
 /// value is the name of the app in the file.
 pub(crate) const VARIABLE: &str = "TROOP_STARTED_AS";
 /// Interval between checks whether Ctrl-C was pressed.
-const LOOK: Duration = Duration::from_millis(50);
+const INTERRUPT_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// Time to wait beyond a worker's `ready_timeout`.
-const MARGIN: Duration = Duration::from_secs(5);
+const READY_MARGIN: Duration = Duration::from_secs(5);
 /// Time that a primary whose start has failed has to end.
-const ENDING: Duration = Duration::from_secs(5);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time that a primary has to start a session of its own.
-const LEAVING: Duration = Duration::from_secs(2);
+const SESSION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time to wait for the last lines of a worker.
-pub(crate) const LAST_WORDS: Duration = Duration::from_millis(200);
+pub(crate) const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The report of a background primary to `troop start`: one line of JSON on standard output.
 #[derive(Debug, Serialize, Deserialize)]
@@ -156,7 +156,7 @@ impl StartupReporter {
             reason.push_str(&format!("; the last unexpected end: {end}"));
         }
         let fallen = self.fallen.lock().ok().and_then(|mut fallen| fallen.take());
-        let words = fallen.and_then(|worker| worker.last_stderr(LAST_WORDS));
+        let words = fallen.and_then(|worker| worker.last_stderr(LAST_LINES_TIMEOUT));
         reason.push_str(&quoted(words.as_deref()));
         self.send(&StartupReport::Failed { reason, usage: false });
         drop(cluster.stop());
@@ -248,7 +248,7 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
         let _ = sender.send(read.map(|_| line));
     });
     let fail = |text: String| Err(CliError::Failed(Failure::new("failed", text)));
-    let answer = match wait_for(&startup, patience(&resolved) + ENDING, interrupted) {
+    let answer = match wait_for(&startup, patience(&resolved) + EXIT_TIMEOUT, interrupted) {
         Some(answer) => answer,
         None if is_on_its_own(&mut child) => {
             return fail(format!(
@@ -283,7 +283,7 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
             )),
             Ok(StartupReport::Failed { reason, usage }) => {
                 // `troop ls` must not show the app after this command has failed.
-                let deadline = Instant::now() + ENDING;
+                let deadline = Instant::now() + EXIT_TIMEOUT;
                 while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
                     std::thread::sleep(Duration::from_millis(5));
                 }
@@ -317,10 +317,10 @@ fn wait_for<T>(
     let deadline = Instant::now() + patience;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match startup.recv_timeout(left.min(LOOK)) {
+        match startup.recv_timeout(left.min(INTERRUPT_CHECK_INTERVAL)) {
             Ok(report) => return Some(Ok(report)),
             Err(_) if interrupted.load(Ordering::Acquire) => return None,
-            Err(RecvTimeoutError::Timeout) if left > LOOK => {}
+            Err(RecvTimeoutError::Timeout) if left > INTERRUPT_CHECK_INTERVAL => {}
             Err(e) => return Some(Err(e)),
         }
     }
@@ -330,7 +330,7 @@ fn wait_for<T>(
 /// not get one in time.
 fn is_on_its_own(child: &mut std::process::Child) -> bool {
     let pid = rustix::process::Pid::from_raw(child.id().cast_signed());
-    let deadline = Instant::now() + LEAVING;
+    let deadline = Instant::now() + SESSION_TIMEOUT;
     while Instant::now() < deadline {
         if !matches!(child.try_wait(), Ok(None)) {
             return false;
@@ -345,7 +345,7 @@ fn is_on_its_own(child: &mut std::process::Child) -> bool {
 }
 
 pub(crate) fn patience(resolved: &ResolvedApp) -> Duration {
-    resolved.app.ready_timeout.map_or(Duration::from_secs(30), |time| time.0) + MARGIN
+    resolved.app.ready_timeout.map_or(Duration::from_secs(30), |time| time.0) + READY_MARGIN
 }
 
 /// Adds what to do about an address that is in use, where a reason is about that.

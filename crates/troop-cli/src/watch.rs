@@ -15,9 +15,9 @@ use crate::config::Watch;
 const IGNORED: [&str; 7] =
     ["node_modules", "target", "__pycache__", "*.log", "*.log.*", "*.pid", "*~"];
 /// The largest number of watched directories; the kernel has a limit too.
-const MOST_DIRECTORIES: usize = 10_000;
+const MAX_DIRECTORIES: usize = 10_000;
 /// The delay is awaited at most this many times while changes go on.
-const MOST_DELAYS: u32 = 20;
+const MAX_DELAYS: u32 = 20;
 /// The number of changes that are queued during a reload; further ones are dropped, because one
 /// reload covers them all.
 const MAX_CHANGES: usize = 64 * 1024;
@@ -125,9 +125,9 @@ impl Watched {
         let mut todo = vec![directory];
         while let Some(path) = todo.pop() {
             self.directories += 1;
-            if self.directories > MOST_DIRECTORIES {
+            if self.directories > MAX_DIRECTORIES {
                 return Err(format!(
-                    "there are more than {MOST_DIRECTORIES} directories to watch; name some with watch.paths, or ignore some"
+                    "there are more than {MAX_DIRECTORIES} directories to watch; name some with watch.paths, or ignore some"
                 ));
             }
             let watched = self.watcher.watch(&path, RecursiveMode::NonRecursive);
@@ -152,12 +152,12 @@ impl Watched {
         }
     }
 
-    /// Waits for a change and then for quiet, or for [`MOST_DELAYS`] delays if there is none; returns
+    /// Waits for a change and then for quiet, or for [`MAX_DELAYS`] delays if there is none; returns
     /// the path that changed.
     pub(crate) async fn changed(&mut self) -> Option<String> {
         let first = self.changes.recv().await?;
         self.note(&first);
-        let latest = Instant::now() + self.delay * MOST_DELAYS;
+        let latest = Instant::now() + self.delay * MAX_DELAYS;
         while Instant::now() < latest
             && let Ok(Some(next)) = timeout(self.delay, self.changes.recv()).await
         {

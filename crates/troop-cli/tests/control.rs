@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::{Home, Running, node, run, start_in};
-use troop_testkit::{PATIENCE, is_running, talk, wait_until};
+use troop_testkit::{TEST_TIMEOUT, is_running, talk, wait_until};
 
 fn app(args: &[&str], program: &str) -> Running {
     run(args.iter().map(|arg| (*arg).to_owned()).chain([node(program).display().to_string()]))
@@ -340,7 +340,7 @@ fn who_abuses_the_control_socket_disturbs_nobody() {
     let connect = || UnixStream::connect(&path).unwrap();
     let answer = |request: &[u8]| {
         let mut stream = connect();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
         // It may be cut off before it has said it all.
         let _ = stream.write_all(request);
         let mut line = String::new();

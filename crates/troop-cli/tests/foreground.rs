@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 use serde_json::Value;
 use support::{Running, start_with};
-use troop_testkit::{PATIENCE, talk, wait_until};
+use troop_testkit::{TEST_TIMEOUT, talk, wait_until};
 
 /// Slot 0 serves, and says as much as its first client likes; each of these messages is a line.
 /// Workers in slot 1 end at once.
@@ -91,7 +91,7 @@ fn nobody_waits_for_who_does_not_read_standard_error_and_what_is_dropped_is_said
         let mut lines = BufReader::new(reader).lines().map_while(Result::ok);
         lines.all(|line| sender.send(line).is_ok())
     });
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     let (mut messages, mut dropped) = (0, 0);
     while dropped == 0 {
         let line = lines

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::{Running, node, run};
 use tempfile::TempDir;
-use troop_testkit::{PATIENCE, talk, wait_until};
+use troop_testkit::{TEST_TIMEOUT, talk, wait_until};
 
 /// An app that listens where its file says.
 struct Scene {
@@ -94,7 +94,7 @@ fn refuses(port: u16) -> bool {
 /// A client that asks now, and reads later.
 fn ask(port: u16) -> TcpStream {
     let mut stream = TcpStream::connect(local(port)).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
     stream
 }
@@ -404,7 +404,7 @@ fn without_workers_that_are_wanted_clients_wait() {
 /// The process that answers at a path.
 fn served_at(path: &std::path::Path) -> u32 {
     let mut client = std::os::unix::net::UnixStream::connect(path).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     client.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
     let mut answer = String::new();
     client.read_to_string(&mut answer).unwrap();

@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use support::{Running, example, run};
-use troop_testkit::{PATIENCE, talk};
+use troop_testkit::{TEST_TIMEOUT, talk};
 
 /// The examples take their port from the environment; 0 lets the kernel choose.
 fn cluster(name: &str) -> (Running, u16) {
@@ -68,7 +68,7 @@ fn a_websocket_server_is_clustered() {
 /// Opens a WebSocket, sends `hello`, and returns the answer (RFC 6455, as little as needed).
 fn websocket(port: u16) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     let request = "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
     stream.write_all(request.as_bytes()).unwrap();

@@ -265,7 +265,7 @@ fn two_signals_at_the_same_time_are_one_request_to_stop() {
     let mut troop = run(arguments(&["-w", "1", "--grace", "600"], "echoes.js"));
     let port = troop.listening(1);
     let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    client.set_read_timeout(Some(troop_testkit::PATIENCE)).unwrap();
+    client.set_read_timeout(Some(troop_testkit::TEST_TIMEOUT)).unwrap();
     let mut echo = |text: &str| {
         client.write_all(text.as_bytes()).unwrap();
         let mut answer = vec![0; text.len()];
@@ -439,7 +439,7 @@ fn clients_of_a_blocked_worker_wait_in_the_kernel_and_cost_nothing() {
     assert!(cpu_nanos(primary) - before < 250_000_000, "the primary is busy with waiting");
     assert!(descriptors() < 150, "{} descriptors", descriptors());
     for client in &mut clients {
-        client.set_read_timeout(Some(troop_testkit::PATIENCE)).unwrap();
+        client.set_read_timeout(Some(troop_testkit::TEST_TIMEOUT)).unwrap();
         let mut answer = String::new();
         client.read_to_string(&mut answer).unwrap();
         assert_eq!(answer, format!("{}\n", troop.workers()[0]));

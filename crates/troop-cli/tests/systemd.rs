@@ -8,14 +8,14 @@ use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 
 use support::{node, start};
-use troop_testkit::PATIENCE;
+use troop_testkit::TEST_TIMEOUT;
 
 #[test]
 fn systemd_is_told_of_start_reload_and_end_and_that_it_is_alive() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     let heard = |wanted: &str| loop {
         let mut buffer = [0; 512];
         let n = socket.recv(&mut buffer).expect(wanted);

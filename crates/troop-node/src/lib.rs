@@ -169,7 +169,7 @@ impl Question {
 
 /// As many questions wait for an answer in the engine. Where there are more, the oldest has had its
 /// turn.
-const MOST_QUESTIONS: usize = 1024;
+const MAX_QUESTIONS: usize = 1024;
 
 /// Requests for a worker that JavaScript has not answered.
 #[derive(Debug, Default)]
@@ -181,7 +181,7 @@ struct Questions {
 impl Questions {
     /// Stores a request until it is answered; returns its form for JavaScript.
     fn keep(&mut self, question: troop::policy::Question) -> Question {
-        if self.open.len() >= MOST_QUESTIONS {
+        if self.open.len() >= MAX_QUESTIONS {
             self.open.pop_first();
         }
         self.last += 1;

@@ -8,24 +8,24 @@ use napi::bindgen_prelude::Unknown;
 use napi::{Error, JsValue as _, Result, Status, sys};
 
 /// The initial size of the buffer, and the size that is kept.
-const USUAL: usize = 16 * 1024;
+const BUFFER_SIZE: usize = 16 * 1024;
 /// Node-API copies whole characters and a NUL byte; with less than this left, the text may be
 /// incomplete.
-const SPARE: usize = 5;
+const MIN_SPARE: usize = 5;
 
 /// Replaces the content of `room` by the UTF-8 of a string.
 pub(crate) fn read(text: &Unknown<'_>, room: &mut Vec<u8>) -> Result<()> {
     room.clear();
-    room.shrink_to(USUAL);
-    room.reserve(USUAL);
-    if copy(text, room)? + SPARE > room.capacity() {
+    room.shrink_to(BUFFER_SIZE);
+    room.reserve(BUFFER_SIZE);
+    if copy(text, room)? + MIN_SPARE > room.capacity() {
         let value = text.value();
         let mut length = 0;
         // SAFETY: the value is alive, as `text` is; without room this only counts.
         check(unsafe {
             sys::napi_get_value_string_utf8(value.env, value.value, ptr::null_mut(), 0, &mut length)
         })?;
-        room.reserve(length + SPARE);
+        room.reserve(length + MIN_SPARE);
         copy(text, room)?;
     }
     Ok(())

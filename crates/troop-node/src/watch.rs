@@ -20,7 +20,7 @@ const POLL: c_int = 8;
 const READABLE: c_int = 1;
 
 /// Size of the read buffer that is kept.
-const KEPT: usize = 64 * 1024;
+const MAX_KEPT_BUFFER: usize = 64 * 1024;
 
 unsafe extern "C" {
     fn uv_handle_size(kind: c_int) -> usize;
@@ -149,7 +149,7 @@ unsafe extern "C" fn called(handle: *mut Raw, status: c_int, _events: c_int) {
         let _ = inner.env.run_in_scope(|| deliver(inner, &bytes));
     }
     bytes.clear();
-    bytes.shrink_to(KEPT);
+    bytes.shrink_to(MAX_KEPT_BUFFER);
     inner.buffer.replace(bytes);
 }
 

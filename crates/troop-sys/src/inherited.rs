@@ -18,7 +18,7 @@ use rustix::io::FdFlags;
 /// The first number that `LISTEN_FDS` announces, and the most that anybody gives.
 pub const FIRST_ANNOUNCED: RawFd = 3;
 /// The most descriptors that `LISTEN_FDS` can announce.
-pub const MOST_ANNOUNCED: i32 = 1024;
+pub const MAX_ANNOUNCED: i32 = 1024;
 
 /// A file's device and number, by which a later use of its descriptor's number is recognised.
 type FileId = (u64, u64);
@@ -81,7 +81,7 @@ fn is_announced(number: RawFd) -> bool {
     let is_ours = variable("LISTEN_PID").is_none_or(|pid| pid.parse() == Ok(std::process::id()));
     let count = variable("LISTEN_FDS").and_then(|count| count.parse().ok()).unwrap_or(0);
     is_ours
-        && (FIRST_ANNOUNCED..FIRST_ANNOUNCED + i32::clamp(count, 0, MOST_ANNOUNCED))
+        && (FIRST_ANNOUNCED..FIRST_ANNOUNCED + i32::clamp(count, 0, MAX_ANNOUNCED))
             .contains(&number)
 }
 

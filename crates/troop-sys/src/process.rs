@@ -147,7 +147,7 @@ pub fn parent(pid: u32) -> Option<u32> {
 #[must_use]
 pub fn descends(pid: u32, ancestor: u32) -> bool {
     let line = std::iter::successors(parent(pid), |above| parent(*above));
-    line.take(MOST_ANCESTORS).take_while(|above| *above > 1).any(|above| above == ancestor)
+    line.take(MAX_ANCESTORS).take_while(|above| *above > 1).any(|above| above == ancestor)
 }
 
 /// Sends a signal to the descendants of a process, but not to itself. Walks all processes.
@@ -171,7 +171,7 @@ pub fn signal_descendants(pid: u32, number: i32) {
 }
 
 /// The largest number of ancestors that are checked.
-const MOST_ANCESTORS: usize = 100;
+const MAX_ANCESTORS: usize = 100;
 
 /// A process, as `/proc` shows it.
 struct Seen {

@@ -13,9 +13,9 @@ use std::time::Duration;
 use crate::socket;
 
 /// Interval between checks of the thread.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// Number of consecutive checks that must find it asleep in the same call.
-const ASLEEP: u32 = 5;
+const MIN_ASLEEP_CHECKS: u32 = 5;
 /// Stack size of the thread that checks.
 const STACK: usize = 64 * 1024;
 
@@ -48,7 +48,7 @@ impl Unblocker {
             let calls = calls.clone();
             move || {
                 let (mut last, mut seen) = (0, 0);
-                while wait.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
+                while wait.recv_timeout(CHECK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                     let count = calls.count.load(Ordering::Acquire);
                     seen = if count % 2 == 1 && count == last && is_asleep(&stat) {
                         seen + 1
@@ -56,7 +56,7 @@ impl Unblocker {
                         0
                     };
                     last = count;
-                    if seen >= ASLEEP {
+                    if seen >= MIN_ASLEEP_CHECKS {
                         calls.interrupted.store(true, Ordering::Release);
                         // The thread is blocked because the queue is empty, so the shutdown loses
                         // no connection.
@@ -117,7 +117,7 @@ mod tests {
         let unblocker = Unblocker::start(listener.as_fd()).unwrap();
         assert!(unblocker.call(|| socket::accept(listener.as_fd())).is_ok());
         // Outside calls the thread may sleep.
-        std::thread::sleep(LOOK_EVERY * (ASLEEP + 5));
+        std::thread::sleep(CHECK_INTERVAL * (MIN_ASLEEP_CHECKS + 5));
         assert!(!unblocker.has_interrupted());
         assert!(unblocker.call(|| socket::accept(listener.as_fd())).is_err());
         assert!(unblocker.has_interrupted() && socket::is_shut_down(&listener));

@@ -95,7 +95,7 @@ pub struct UnixFile {
 
 /// The largest number of threads that look at paths at a time. While as many wait for file systems,
 /// no thread looks at another path.
-const MOST_LOOKS: usize = 16;
+const MAX_LOOKUPS: usize = 16;
 
 static LOOKS: AtomicUsize = AtomicUsize::new(0);
 
@@ -141,7 +141,7 @@ impl UnixFile {
 
     /// False if too many are under way.
     fn begin_look(&self) -> bool {
-        let one_more = |count| (count < MOST_LOOKS).then_some(count + 1);
+        let one_more = |count| (count < MAX_LOOKUPS).then_some(count + 1);
         if LOOKS.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_err() {
             return false;
         }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// The largest number of threads that are left behind at a time.
-const MOST_LEFT: usize = 8;
+const MAX_ABANDONED: usize = 8;
 
 static LEFT: Mutex<usize> = Mutex::new(0);
 
@@ -28,7 +28,7 @@ pub fn within<T: Send + 'static>(
 ) -> io::Result<T> {
     let late = || io::Error::from_raw_os_error(libc::ETIMEDOUT);
     let left = || LEFT.lock().unwrap_or_else(PoisonError::into_inner);
-    if *left() >= MOST_LEFT {
+    if *left() >= MAX_ABANDONED {
         return Err(late());
     }
     let (sender, result) = sync_channel(1);
@@ -80,7 +80,7 @@ mod tests {
         );
         let gate = Arc::new(Mutex::new(()));
         let shut = gate.lock().unwrap();
-        for _ in 0..MOST_LEFT {
+        for _ in 0..MAX_ABANDONED {
             let gate = gate.clone();
             let wait = move || {
                 drop(gate.lock().unwrap());

@@ -14,7 +14,7 @@ use troop::supervise::ReplacePolicy;
 use troop::{Builder, Cluster, Event, Events, Fork, Setup, WorkerHandle};
 
 /// How long anything may take before a test fails.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The Node program of this name in the `node` folder.
 #[must_use]
@@ -70,7 +70,7 @@ impl Troop {
                 return result;
             }
         }
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + TEST_TIMEOUT;
         loop {
             let next = tokio::time::timeout_at(deadline, self.events.recv()).await;
             match next {
@@ -82,7 +82,7 @@ impl Troop {
                     }
                 }
                 Ok(None) => panic!("the cluster ended before {what}; seen: {}", self.story()),
-                Err(_) => panic!("no {what} after {PATIENCE:?}; seen: {}", self.story()),
+                Err(_) => panic!("no {what} after {TEST_TIMEOUT:?}; seen: {}", self.story()),
             }
         }
     }
@@ -134,8 +134,8 @@ impl Troop {
 /// Connects, optionally writes, and reads until the end.
 pub fn talk(address: impl Into<SocketAddr>, say: &str) -> std::io::Result<String> {
     let address = address.into();
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = TcpStream::connect_timeout(&address, TEST_TIMEOUT)?;
+    stream.set_read_timeout(Some(TEST_TIMEOUT))?;
     stream.write_all(say.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
@@ -152,7 +152,7 @@ pub fn connect_from(source: [u8; 4], address: impl Into<SocketAddr>) -> std::io:
     bind(&fd, &SocketAddr::from((source, 0)))?;
     connect(&fd, &address.into())?;
     let stream = TcpStream::from(fd);
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TEST_TIMEOUT))?;
     Ok(stream)
 }
 
@@ -225,9 +225,9 @@ pub async fn get(port: u16, path: &str) -> std::io::Result<String> {
 
 /// Waits until `condition` holds.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !condition() {
-        assert!(Instant::now() < deadline, "{what} did not come true within {PATIENCE:?}");
+        assert!(Instant::now() < deadline, "{what} did not come true within {TEST_TIMEOUT:?}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

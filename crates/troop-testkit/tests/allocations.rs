@@ -10,7 +10,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use troop::{Cluster, Event, Setup};
-use troop_testkit::{PATIENCE, node_program, talk};
+use troop_testkit::{TEST_TIMEOUT, node_program, talk};
 
 /// Counts what threads allocate that have a counter.
 struct Counting;
@@ -98,7 +98,7 @@ fn allocates_nothing(scheduling: &str, setup: Setup) {
     };
     let builder = Cluster::builder().workers(WORKERS).scheduling(scheduling.parse().unwrap());
     let _cluster = builder.setup(setup).start_in_thread(observe).unwrap();
-    let ports: Vec<_> = (0..WORKERS).map(|_| events.recv_timeout(PATIENCE).unwrap()).collect();
+    let ports: Vec<_> = (0..WORKERS).map(|_| events.recv_timeout(TEST_TIMEOUT).unwrap()).collect();
     connect(ports[0]);
     let before = counter.load(Ordering::Relaxed);
     assert!(before > 0, "the thread is counted");

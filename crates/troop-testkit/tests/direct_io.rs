@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use troop::Cluster;
 use troop::embed::{Adoption, RelayIo};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 const LINE: &str = "{\"text\":\"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"}\n";
 
 /// A worker whose end of the channel the test has, and the program's end of its relay.
@@ -48,8 +48,8 @@ impl Scene {
         let (worker, program) = (UnixStream::from(worker), UnixStream::from(program));
         for socket in [&worker, &program] {
             socket.set_nonblocking(false).unwrap();
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
-            socket.set_write_timeout(Some(PATIENCE)).unwrap();
+            socket.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+            socket.set_write_timeout(Some(TEST_TIMEOUT)).unwrap();
         }
         Scene { _cluster: cluster, process, worker, program, io: Some(io), channel, offers }
     }
@@ -61,7 +61,7 @@ impl Scene {
     /// The worker writes, and its channel becomes readable.
     fn worker_says(&mut self, text: &str) {
         self.worker.write_all(text.as_bytes()).unwrap();
-        let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        let patience = Timespec { tv_sec: TEST_TIMEOUT.as_secs() as i64, tv_nsec: 0 };
         assert_eq!(
             poll(&mut [PollFd::new(&self.channel, PollFlags::IN)], Some(&patience)).unwrap(),
             1
@@ -171,7 +171,7 @@ fn a_helper_stops_where_the_worker_does_not_read_and_is_asked_again_when_it_does
     hear(&mut scene.worker, &long);
     // Now the cluster's thread reads.
     hear(&mut scene.program, LINE);
-    scene.offers.recv_timeout(PATIENCE).unwrap();
+    scene.offers.recv_timeout(TEST_TIMEOUT).unwrap();
     assert!(scene.io().begin());
 }
 

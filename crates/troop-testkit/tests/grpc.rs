@@ -10,7 +10,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use troop::supervise::Progress;
 use troop::{Cluster, Event, Setup};
-use troop_testkit::{PATIENCE, Troop, at_once};
+use troop_testkit::{TEST_TIMEOUT, Troop, at_once};
 
 /// A client that is there before a reload and afterwards. The service has the name of the worker.
 async fn the_client_gets_to_the_new_worker(by: &str) {
@@ -35,7 +35,7 @@ async fn the_client_gets_to_the_new_worker(by: &str) {
     reload.await.unwrap();
     // Its connection, which stays open until it is closed from here, does not keep it.
     troop.exit(&old).await;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     loop {
         let status = client.check(HealthCheckRequest { service: name.clone() }).await.unwrap_err();
         // A service of another worker's name does not exist.

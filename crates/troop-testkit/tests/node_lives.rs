@@ -8,7 +8,7 @@ use serde_json::json;
 use troop::event::ExitHow;
 use troop::snapshot::WorkerState;
 use troop::{Event, Fork, Setup, WorkerHandle};
-use troop_testkit::{PATIENCE, Troop, get, is_running, node_program, talk, wait_until};
+use troop_testkit::{TEST_TIMEOUT, Troop, get, is_running, node_program, talk, wait_until};
 
 fn js(text: &str) -> Setup {
     // Some die on purpose, and need not be heard.
@@ -372,7 +372,7 @@ async fn workers_end_with_a_dropped_cluster() {
 /// An open connection to a server that keeps them open.
 fn open(port: u16) -> BufReader<TcpStream> {
     let stream = TcpStream::connect(local(port)).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     let mut reader = BufReader::new(stream);
     reader.read_line(&mut String::new()).unwrap();
     reader
@@ -423,7 +423,7 @@ async fn a_request_under_way_is_finished_before_its_worker_leaves() {
     let worker = troop.fork().await;
     let port = troop.listening(&worker).await;
     let mut stream = TcpStream::connect(local(port)).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     stream.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     // It is served one after the other: once this is answered, the first has arrived.
     get(port, "/").await.unwrap();

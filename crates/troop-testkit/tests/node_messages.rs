@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use troop::{Error, Event, Handle, Request, Setup, WorkerHandle};
-use troop_testkit::{PATIENCE, Troop, node_program, open_descriptors, talk, wait_until};
+use troop_testkit::{TEST_TIMEOUT, Troop, node_program, open_descriptors, talk, wait_until};
 
 /// A worker that runs this text and has said that it is ready for messages.
 async fn ready(text: &str) -> (Troop, WorkerHandle) {
@@ -113,9 +113,9 @@ const ANSWERS: &str = "
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_worker_answers_questions_by_the_convention() {
     let (_troop, worker) = ready(ANSWERS).await;
-    let answer: Value = worker.request(&json!({"deep": [1]}), PATIENCE).await.unwrap();
+    let answer: Value = worker.request(&json!({"deep": [1]}), TEST_TIMEOUT).await.unwrap();
     assert_eq!(answer, json!({"you asked": {"deep": [1]}}));
-    let refused = worker.request::<_, Value>("refuse", PATIENCE).await;
+    let refused = worker.request::<_, Value>("refuse", TEST_TIMEOUT).await;
     assert!(
         matches!(&refused, Err(Error::Refused(reason)) if reason == "I will not"),
         "{refused:?}"
@@ -129,7 +129,9 @@ async fn many_questions_at_once_get_their_own_answers() {
     let (_troop, worker) = ready(ANSWERS).await;
     let asked = (0..50).map(|n| {
         let worker = worker.clone();
-        tokio::spawn(async move { (n, worker.request::<_, Value>(&n, PATIENCE).await.unwrap()) })
+        tokio::spawn(
+            async move { (n, worker.request::<_, Value>(&n, TEST_TIMEOUT).await.unwrap()) },
+        )
     });
     for question in asked.collect::<Vec<_>>() {
         let (n, answer) = question.await.unwrap();
@@ -170,7 +172,7 @@ async fn a_node_worker_asks_questions_by_the_convention() {
 fn tcp_pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    ours.set_read_timeout(Some(PATIENCE)).unwrap();
+    ours.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     (ours, listener.accept().unwrap().0)
 }
 
@@ -276,7 +278,7 @@ async fn a_udp_socket_can_be_given_to_a_worker() {
 
 fn datagram(to: SocketAddr) -> String {
     let client = UdpSocket::bind((to.ip(), 0)).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     client.send_to(b"hello", to).unwrap();
     let mut buffer = [0; 100];
     let n = client.recv(&mut buffer).unwrap();
@@ -332,7 +334,7 @@ async fn a_worker_can_give_away_its_tcp_connection() {
     let port = troop.listening(&worker).await;
     for _ in 0..3 {
         let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
         let (message, handle) = handed(&mut troop).await;
         assert_eq!(message, json!({"port": client.local_addr().unwrap().port()}));
         let Handle::TcpStream(mut stream) = handle else { panic!("{handle:?}") };
@@ -425,7 +427,7 @@ async fn a_worker_can_give_away_its_udp_socket() {
         };
         worker.kill(libc::SIGKILL).await.unwrap();
         troop.exit(&worker).await;
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
         let client = UdpSocket::bind((host, 0)).unwrap();
         client.send_to(b"hello", socket.local_addr().unwrap()).unwrap();
         let mut buffer = [0; 10];

@@ -12,7 +12,7 @@ use troop::supervise::{
     RestartPolicy,
 };
 use troop::{Cluster, Error, Event, Reload, Setup, WorkerId};
-use troop_testkit::{PATIENCE, Troop, at_once, is_running, node_program};
+use troop_testkit::{TEST_TIMEOUT, Troop, at_once, is_running, node_program};
 
 const SERVER: &str = "require('http').createServer((q, s) => s.end('ok')).listen(0, '127.0.0.1');";
 
@@ -26,7 +26,7 @@ fn server() -> Setup {
 }
 
 async fn soon<T>(operation: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, operation).await.expect("it is answered")
+    tokio::time::timeout(TEST_TIMEOUT, operation).await.expect("it is answered")
 }
 
 #[tokio::test(flavor = "multi_thread")]

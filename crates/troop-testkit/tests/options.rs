@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use troop::event::{Consequence, ExitHow};
 use troop::supervise::{Cause, GiveUp, Progress, RestartPolicy};
 use troop::{Cluster, Event, Fork, Handle, Setup};
-use troop_testkit::{PATIENCE, Troop, ask, node_program, open_descriptors, wait_until};
+use troop_testkit::{TEST_TIMEOUT, Troop, ask, node_program, open_descriptors, wait_until};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
@@ -32,7 +32,7 @@ async fn a_restart_policy_says_when_to_give_up() {
     assert_eq!(ends, 3, "no worker became ready");
     assert!(matches!(cause, Cause::Ended(_, ExitHow::Code(9))), "{cause:?}");
     // The stream of events ends with the cluster.
-    while tokio::time::timeout(PATIENCE, troop.events.recv()).await.unwrap().is_some() {}
+    while tokio::time::timeout(TEST_TIMEOUT, troop.events.recv()).await.unwrap().is_some() {}
     assert!(troop.cluster.fork(Fork::new()).await.is_err(), "a cluster that is over forks nothing");
 }
 
@@ -102,7 +102,7 @@ async fn a_blocking_worker_talks_asks_answers_and_ends() {
     let worker = troop.fork().await;
     worker.send(&json!([1, null])).await.unwrap();
     assert_eq!(troop.message(&worker).await, json!({"echo": [1, null]}));
-    let answer: Value = worker.request(&"why", PATIENCE).await.unwrap();
+    let answer: Value = worker.request(&"why", TEST_TIMEOUT).await.unwrap();
     assert_eq!(answer, json!({"you asked": "why"}));
     worker.send(&"ask").await.unwrap();
     troop
@@ -135,7 +135,7 @@ async fn events_can_be_read_by_a_thread_that_blocks() {
     let mut events = troop.cluster.events();
     let reader = std::thread::spawn(move || {
         let mut names = Vec::new();
-        while let Some(event) = events.blocking_recv(PATIENCE) {
+        while let Some(event) = events.blocking_recv(TEST_TIMEOUT) {
             names.push(event.to_string());
             if matches!(event, Event::Exit { .. }) {
                 break;
@@ -144,7 +144,7 @@ async fn events_can_be_read_by_a_thread_that_blocks() {
         (names, events.blocking_recv(Duration::from_millis(1)).is_none())
     });
     let worker = troop.fork().await;
-    worker.request::<_, Value>(&1, PATIENCE).await.unwrap();
+    worker.request::<_, Value>(&1, TEST_TIMEOUT).await.unwrap();
     worker.disconnect().unwrap();
     let (names, nothing_more) =
         tokio::task::spawn_blocking(|| reader.join().unwrap()).await.unwrap();

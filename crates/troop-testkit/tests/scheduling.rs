@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use troop::policy::{Connection, Policy, WorkerView};
 use troop::supervise::Progress;
 use troop::{Cluster, Event, Fork, Scheduling, Setup, WorkerHandle, WorkerId};
-use troop_testkit::{PATIENCE, Troop, at_once, node_program, number, shares};
+use troop_testkit::{TEST_TIMEOUT, Troop, at_once, node_program, number, shares};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
@@ -44,7 +44,7 @@ async fn weighted<const N: usize>(
 /// A connection that stays open, and who serves it.
 fn open(port: u16) -> (BufReader<TcpStream>, u32) {
     let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     reader.read_line(&mut line).unwrap();
@@ -53,7 +53,7 @@ fn open(port: u16) -> (BufReader<TcpStream>, u32) {
 
 /// Waits until the primary believes that a worker has this many connections open.
 async fn has_open(worker: &WorkerHandle, count: u32) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while worker.stats().await.open != count {
         assert!(Instant::now() < deadline, "{:?}", worker.stats().await);
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -116,7 +116,7 @@ async fn a_load_that_a_program_reports_counts_like_connections() {
     ] {
         let mut troop = under(scheduling, setup);
         let ([one, _two], port) = forks(&mut troop).await;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         while one.stats().await.load == 0 {
             assert!(Instant::now() < deadline);
             one.send(&1000).await.unwrap();
@@ -185,7 +185,7 @@ async fn a_program_can_be_asked_about_each_connection() {
     let ([one, two], port) = forks(&mut troop).await;
     let served = async |answer: Option<Option<WorkerId>>| {
         let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", port)).unwrap());
-        let question = asked.recv_timeout(PATIENCE).unwrap();
+        let question = asked.recv_timeout(TEST_TIMEOUT).unwrap();
         assert_eq!(question.peer, Some(stream.get_ref().local_addr().unwrap()));
         assert_eq!(question.listener.port, Some(i64::from(port)));
         assert!(question.workers.iter().all(|worker| worker.ready), "{question:?}");
@@ -230,7 +230,7 @@ async fn a_program_can_be_asked_about_each_connection() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_question_that_is_dropped_is_a_turn() {
     // Longer than any client waits.
-    let scheduling = Scheduling::callback(10 * PATIENCE, drop);
+    let scheduling = Scheduling::callback(10 * TEST_TIMEOUT, drop);
     let mut troop = Troop::start(
         Cluster::builder().scheduling(scheduling).setup(fixture(["line", "127.0.0.1:0"])),
     );

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use troop::supervise::Progress;
 use troop::{Builder, Cluster, Event, Setup, WorkerHandle};
-use troop_testkit::{PATIENCE, Troop, at_once};
+use troop_testkit::{TEST_TIMEOUT, Troop, at_once};
 
 fn serving(address: &str) -> Builder {
     let setup = Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(["serve", address]);
@@ -54,7 +54,7 @@ async fn answer(
                 return Some((body.to_owned(), head.contains("connection: close")));
             }
         }
-        let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut answer))
+        let read = tokio::time::timeout(TEST_TIMEOUT, stream.read_buf(&mut answer))
             .await
             .expect("an answer or the end");
         if !read.is_ok_and(|n| n > 0) {
@@ -98,7 +98,7 @@ async fn clients_of_a_worker_that_is_replaced_do_not_all_come_back_at_once() {
     reload(&mut troop).await;
     let ends = streams.into_iter().map(|mut stream| {
         tokio::spawn(async move {
-            let end = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 64])).await;
+            let end = tokio::time::timeout(TEST_TIMEOUT, stream.read(&mut [0; 64])).await;
             assert_eq!(end.expect("it is closed").unwrap(), 0, "and nothing else comes");
             Instant::now()
         })
@@ -196,7 +196,7 @@ async fn clients_that_go_on_asking_lose_nothing(server: Builder) {
         tokio::spawn(async move {
             let mut stream = open(port).await;
             let first = ask(&mut stream, "/").await.unwrap();
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + TEST_TIMEOUT;
             while Instant::now() < deadline {
                 let (name, is_last) =
                     answer(&mut stream, "/").await.expect("an answer to every request");

@@ -11,7 +11,7 @@ use troop::supervise::{
     HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, ReplacePolicy, RestartPolicy,
 };
 use troop::{Builder, Cluster, Error, Events, Scheduling, Setup};
-use troop_testkit::PATIENCE;
+use troop_testkit::TEST_TIMEOUT;
 
 /// A way to start a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +98,7 @@ fn end(cluster: Cluster, mut events: Events) {
     // Without supervision there is nothing to stop.
     drop(cluster.stop());
     drop(cluster);
-    while let Some(event) = events.blocking_recv(PATIENCE) {
+    while let Some(event) = events.blocking_recv(TEST_TIMEOUT) {
         let _ = event;
     }
     assert!(events.try_recv().is_none());

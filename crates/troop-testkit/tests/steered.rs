@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use troop::{Cluster, Event, Fork, Scheduling, Setup, WorkerHandle};
-use troop_testkit::{PATIENCE, Troop, ask, node_program, number, shares, talk, talk_from};
+use troop_testkit::{TEST_TIMEOUT, Troop, ask, node_program, number, shares, talk, talk_from};
 
 fn rust<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
@@ -125,7 +125,7 @@ async fn clients(count: usize, port: u16) -> Clients {
 
 async fn are_served(clients: Clients, by: u32) {
     for client in clients {
-        let answer = tokio::time::timeout(PATIENCE, client)
+        let answer = tokio::time::timeout(TEST_TIMEOUT, client)
             .await
             .expect("an answer in time")
             .unwrap()
@@ -238,7 +238,7 @@ async fn a_hung_worker_is_found_out(setup: Setup) {
     shares(port, 100).await;
     assert!(before.elapsed() < Duration::from_secs(3), "{:?}", before.elapsed());
     signal(hung.0, Signal::CONT);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !shares(port, 20).await.contains_key(&2) {
         assert!(Instant::now() < deadline, "it never gets connections again");
     }
@@ -345,7 +345,7 @@ async fn a_worker_that_shuts_its_socket_down_harms_nobody_else() {
     troop.message(shut.0).await;
     // Until the primary has looked, the kernel's numbers are others than it believes, and all the
     // same everybody is answered.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while let Err(who) = have_their_own_sockets(&workers, &workers, port).await {
         assert!(Instant::now() < deadline, "{who}");
     }
@@ -362,7 +362,7 @@ async fn a_worker_cannot_draw_the_connections_of_others_to_itself() {
     assert_eq!(troop.message(&workers[1]).await, "Operation not permitted (os error 1)");
     // Without a program the kernel would go on giving some to the one that is to have none. Nothing
     // here makes the primary write a new one: it looks by itself.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while shares(port, 100).await.contains_key(&3) {
         assert!(Instant::now() < deadline, "the program is not put back");
     }

@@ -7,7 +7,7 @@ use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use troop::{Cluster, Setup, WorkerHandle};
-use troop_testkit::{PATIENCE, Troop, connect_from, node_program, talk_from};
+use troop_testkit::{TEST_TIMEOUT, Troop, connect_from, node_program, talk_from};
 
 fn rust() -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(["repeat", "127.0.0.1:0"])
@@ -237,7 +237,7 @@ async fn first_bytes_may_come_slowly_late_or_never() {
         assert!(before.elapsed() > Duration::from_millis(700));
         // One that says nothing and stays is with a worker soon, and holds up nobody else.
         let mut idle = TcpStream::connect(at).unwrap();
-        idle.set_read_timeout(Some(PATIENCE)).unwrap();
+        idle.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
         assert_eq!(drip(Vec::new(), Duration::ZERO).0, silent);
         std::thread::sleep(Duration::from_millis(800));
         idle.shutdown(Shutdown::Write).unwrap();

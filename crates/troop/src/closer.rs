@@ -17,24 +17,24 @@ use troop_sys::interrupt::Thread;
 use troop_sys::socket;
 
 /// Descriptors that wait to be closed. More are closed by whoever has them, who is interrupted too.
-const MOST_WAITING: usize = 1024;
+const MAX_WAITING: usize = 1024;
 /// They are started as long as all others are busy.
-const MOST_THREADS: usize = 4;
+const MAX_THREADS: usize = 4;
 /// As many, where others do not end even when they are interrupted, as the close of a file does
 /// whose file system (FUSE) never answers.
-const MOST_STUCK: usize = 64;
+const MAX_STUCK: usize = 64;
 /// Files that may be under way to be closed before no more descriptors are taken. Their file systems
 /// may be such as do not end a close, which no signal changes.
-const MOST_FILES: usize = 4;
+const MAX_FILES: usize = 4;
 /// Threads that close them: one for each that there can be, because a process that is started in the
 /// meantime would close what waits, too. One message has two at most.
-const MOST_FILE_THREADS: usize = MOST_FILES + 1;
+const MAX_FILE_THREADS: usize = MAX_FILES + 1;
 /// A thread that has been closing one descriptor for this long is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
 /// How long the guard looks after nobody before it sleeps.
-const GUARD_STAYS: Duration = Duration::from_millis(100);
+const GUARD_IDLE_TIMEOUT: Duration = Duration::from_millis(100);
 /// The time that a close may take.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(10);
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// Closes descriptors in threads, so that `SO_LINGER` holds nobody up. Copies are the same one.
 #[derive(Debug, Clone, Default)]
@@ -83,11 +83,11 @@ impl Closer {
     /// Never waits.
     pub(crate) fn close(&self, fd: OwnedFd) {
         let mut state = self.lock();
-        let most = if state.is_stuck() { MOST_STUCK } else { MOST_THREADS };
+        let most = if state.is_stuck() { MAX_STUCK } else { MAX_THREADS };
         if !state.over && state.idle == 0 && state.threads.len() < most {
             self.start(&mut state);
         }
-        let has_room = !state.threads.is_empty() && state.waiting.len() < MOST_WAITING;
+        let has_room = !state.threads.is_empty() && state.waiting.len() < MAX_WAITING;
         if state.over || !has_room {
             let is_stuck = !state.threads.is_empty() && state.is_stuck();
             drop(state);
@@ -110,7 +110,7 @@ impl Closer {
         let mut state = self.lock();
         state.files.push_back(fd);
         self.0.unclosed_files.fetch_add(1, Ordering::Relaxed);
-        if state.file_threads < MOST_FILE_THREADS {
+        if state.file_threads < MAX_FILE_THREADS {
             let closer = self.clone();
             let thread =
                 std::thread::Builder::new().name("troop-close".into()).stack_size(64 * 1024);
@@ -137,7 +137,7 @@ impl Closer {
 
     /// Whether so many files are not closed yet that there must be no more.
     pub(crate) fn is_full(&self) -> bool {
-        self.0.unclosed_files.load(Ordering::Relaxed) >= MOST_FILES
+        self.0.unclosed_files.load(Ordering::Relaxed) >= MAX_FILES
     }
 
     /// Makes a call in which the kernel may close descriptors, and interrupts it when that takes
@@ -169,18 +169,18 @@ impl Closer {
         while !state.over {
             if !state.guarded.is_empty() {
                 last = Instant::now();
-            } else if last.elapsed() >= GUARD_STAYS {
+            } else if last.elapsed() >= GUARD_IDLE_TIMEOUT {
                 state.guard_sleeps = true;
                 state = self.0.begun.wait(state).unwrap_or_else(PoisonError::into_inner);
                 last = Instant::now();
                 continue;
             }
-            let late = state.guarded.iter().filter(|(_, since)| since.elapsed() >= PATIENCE);
+            let late = state.guarded.iter().filter(|(_, since)| since.elapsed() >= CLOSE_TIMEOUT);
             late.for_each(|(thread, _)| thread.interrupt());
             state = self
                 .0
                 .begun
-                .wait_timeout(state, PATIENCE)
+                .wait_timeout(state, CLOSE_TIMEOUT)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
@@ -217,11 +217,11 @@ impl Closer {
         }
     }
 
-    /// Interrupts what takes too long. To be called again after [`PATIENCE`] if it returns true.
+    /// Interrupts what takes too long. To be called again after [`CLOSE_TIMEOUT`] if it returns true.
     pub(crate) fn look(&self) -> bool {
         let state = self.lock();
         let busy = state.threads.iter().filter_map(|(thread, since)| Some(((*thread)?, (*since)?)));
-        busy.filter(|(_, since)| since.elapsed() >= PATIENCE)
+        busy.filter(|(_, since)| since.elapsed() >= CLOSE_TIMEOUT)
             .for_each(|(thread, _)| thread.interrupt());
         !state.waiting.is_empty() || state.threads.iter().any(|(_, since)| since.is_some())
     }

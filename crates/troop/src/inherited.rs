@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use troop_core::event::{Address, AddressType};
 use troop_core::primary::{Bind, Offered};
-use troop_sys::inherited::{self, FIRST_ANNOUNCED as FIRST, MOST_ANNOUNCED as MOST};
+use troop_sys::inherited::{self, FIRST_ANNOUNCED as FIRST, MAX_ANNOUNCED as MOST};
 use troop_sys::options::Options;
 use troop_sys::socket::{self, Kind};
 

@@ -16,7 +16,7 @@ pub(crate) const ACTIVATED: &str = "TROOP_ACTIVATED";
 /// How many primaries a worker has above it.
 pub(crate) const DEPTH: &str = "TROOP_DEPTH";
 /// The most primaries above each other.
-const MOST_DEPTH: u32 = 4;
+const MAX_DEPTH: u32 = 4;
 
 /// What this process was started with, whatever its program has removed from its environment since.
 struct Start {
@@ -59,9 +59,9 @@ pub(crate) fn may_be_primary() -> Result<()> {
              without the variable (env -u {ACTIVATED} PROGRAM)"
         )));
     }
-    if start.depth >= MOST_DEPTH {
+    if start.depth >= MAX_DEPTH {
         return Err(Error::Settings(format!(
-            "{MOST_DEPTH} primaries are above this process already ({DEPTH}); a cluster below them would be one too many"
+            "{MAX_DEPTH} primaries are above this process already ({DEPTH}); a cluster below them would be one too many"
         )));
     }
     Ok(())

@@ -28,7 +28,7 @@ pub(crate) use values::{Size, Time, Workers, bounded, cpus, size, time, workers}
 use crate::names;
 
 /// The default configuration file.
-pub(crate) const USUAL: &str = "troop.toml";
+pub(crate) const DEFAULT_FILE: &str = "troop.toml";
 
 /// The error for policies beside `bind`.
 pub(crate) const NO_POLICY: &str = "with `bind` the kernel spreads the connections: there is no policy but `shared` and, with weights if they are wanted, `steered`";
@@ -125,7 +125,7 @@ fn checked(apps: Apps, file: &Path) -> Result<Apps, String> {
     let shown = file.display();
     if apps.is_empty() {
         return Err(format!(
-            "{shown} has no app; in a {USUAL} one begins with a line such as [app.web]"
+            "{shown} has no app; in a {DEFAULT_FILE} one begins with a line such as [app.web]"
         ));
     }
     for (name, app) in &apps {

@@ -18,11 +18,11 @@ pub(crate) const MAX_BYTES: u64 = 1024 * 1024;
 /// The depth limit of a YAML file; the parsers of JSON and TOML have their own.
 const MAX_DEPTH: usize = 128;
 /// Time limit for parsing a file.
-const MAX_PARSING: Duration = Duration::from_secs(5);
+const PARSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time limit for a file that is a program.
-const MAX_RUNNING: Duration = Duration::from_secs(10);
+const RUN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time limit for all files of an app, including those that are executed.
-const MAX_ANSWER: Duration = Duration::from_secs(12);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
 /// The most characters of a line that an error shows.
 const MAX_SHOWN: usize = 160;
 
@@ -54,7 +54,7 @@ pub(crate) fn answered<T: Send + 'static>(
 ) -> Result<T, String> {
     let work = Arc::new(Mutex::new(Some(work)));
     let its_work = work.clone();
-    let done = troop::program::within::within(MAX_ANSWER, move || match taken(&its_work) {
+    let done = troop::program::within::within(ANSWER_TIMEOUT, move || match taken(&its_work) {
         Some(work) => Ok(work()),
         None => Err(io::ErrorKind::Other.into()),
     });
@@ -64,7 +64,7 @@ pub(crate) fn answered<T: Send + 'static>(
         (Err(_), Some(work)) => work(),
         (Err(e), None) if e.kind() == io::ErrorKind::TimedOut => Err(format!(
             "a file or directory of the app has not answered for {} s (a dead mount?)",
-            MAX_ANSWER.as_secs()
+            ANSWER_TIMEOUT.as_secs()
         )),
         (Err(e), None) => Err(format!("cannot look at the app's files: {e}")),
     }
@@ -102,7 +102,7 @@ pub(crate) fn text(file: &Path) -> Result<String, String> {
         let shown = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
         let shown = shown.display();
         match e.kind() {
-            io::ErrorKind::NotFound if file == Path::new(super::USUAL) => {
+            io::ErrorKind::NotFound if file == Path::new(super::DEFAULT_FILE) => {
                 format!("there is no file {shown}; `troop init` writes one")
             }
             io::ErrorKind::NotFound => format!("there is no file {shown}"),
@@ -144,10 +144,10 @@ pub(super) fn parsed<T: Send + 'static>(
     let work = move || drop(sender.send(parse(&text)));
     let thread = std::thread::Builder::new().name("troop-config".into()).stack_size(8 << 20);
     thread.spawn(work).map_err(|e| format!("cannot read {shown}: {e}"))?;
-    match result.recv_timeout(MAX_PARSING) {
+    match result.recv_timeout(PARSE_TIMEOUT) {
         Ok(result) => result.map_err(|e| format!("{shown}: {}", concise(&e))),
         Err(RecvTimeoutError::Timeout) => {
-            Err(format!("{shown} takes more than {} s to parse", MAX_PARSING.as_secs()))
+            Err(format!("{shown} takes more than {} s to parse", PARSE_TIMEOUT.as_secs()))
         }
         Err(RecvTimeoutError::Disconnected) => Err(format!("cannot parse {shown}")),
     }
@@ -205,12 +205,12 @@ pub(super) fn run(command: &mut Command) -> Result<Printed, String> {
     let mut child = ProcessGroup { child, is_reaped: false };
     let out = reader(child.child.stdout.take())?;
     let err = reader(child.child.stderr.take())?;
-    let deadline = Instant::now() + MAX_RUNNING;
+    let deadline = Instant::now() + RUN_TIMEOUT;
     let printed = |from: Receiver<io::Result<String>>| match from
         .recv_timeout(deadline.saturating_duration_since(Instant::now()))
     {
         Ok(printed) => printed.map_err(|e| format!("it prints too much, or no text: {e}")),
-        Err(_) => Err(format!("it does not end within {} s", MAX_RUNNING.as_secs())),
+        Err(_) => Err(format!("it does not end within {} s", RUN_TIMEOUT.as_secs())),
     };
     let (out, err) = (printed(out)?, printed(err)?);
     loop {
@@ -220,7 +220,7 @@ pub(super) fn run(command: &mut Command) -> Result<Printed, String> {
                 return Ok(Printed { is_success: status.success(), out, err });
             }
             None if Instant::now() >= deadline => {
-                return Err(format!("it does not end within {} s", MAX_RUNNING.as_secs()));
+                return Err(format!("it does not end within {} s", RUN_TIMEOUT.as_secs()));
             }
             None => std::thread::sleep(Duration::from_millis(2)),
         }
@@ -286,7 +286,7 @@ mod tests {
         );
         assert!(!sh("exit 3").unwrap().is_success);
         let began = Instant::now();
-        assert!(sh("yes").is_err_and(|e| e.contains("too much")) && began.elapsed() < MAX_RUNNING);
+        assert!(sh("yes").is_err_and(|e| e.contains("too much")) && began.elapsed() < RUN_TIMEOUT);
         assert!(run(&mut Command::new("/no/such/program")).is_err());
     }
 
@@ -311,7 +311,7 @@ mod tests {
             let began = Instant::now();
             let e = super::super::read(&file).unwrap_err();
             assert!(
-                began.elapsed() < MAX_PARSING && e.len() < 2000,
+                began.elapsed() < PARSE_TIMEOUT && e.len() < 2000,
                 "{name}: {:?}: {e:.2000}",
                 began.elapsed()
             );

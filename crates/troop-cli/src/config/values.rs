@@ -12,7 +12,7 @@ use troop::setup::SystemCalls;
 use super::app::{Cgroup, Denied, Sandbox};
 
 /// The longest time that can be configured: a leap year.
-const MOST_SECONDS: u64 = 366 * 86_400;
+const MAX_SECONDS: u64 = 366 * 86_400;
 
 /// A time: a number of seconds (`2.5`), or with units (`500ms`, `1h 30m`, `1d`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,7 +40,7 @@ pub(crate) fn time(text: &str) -> Result<Time, String> {
 
 /// Checks that a time is not longer than the limit.
 pub(crate) fn bounded(time: Duration) -> Result<Time, String> {
-    if time > Duration::from_secs(MOST_SECONDS) {
+    if time > Duration::from_secs(MAX_SECONDS) {
         Err("it must be a year at most".into())
     } else {
         Ok(Time(time))

@@ -12,7 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use troop::program::safe_path::{Directory, Safety};
 
 /// The number of apps whose names differ only by a number.
-const MOST_ALIKE: usize = 1000;
+const MAX_NUMBERED_NAMES: usize = 1000;
 /// The number of attempts to take a lock file that other processes remove.
 const MAX_TRIES: usize = 100;
 
@@ -114,7 +114,7 @@ fn locked(directory: &Directory, name: &str) -> io::Result<Option<File>> {
 /// Claims a name and binds its socket. A name that was not `asked` for gets a number if it is
 /// taken.
 pub(crate) fn claim(name: &str, asked: bool) -> Result<(Claim, UnixListener), Unclaimed> {
-    for number in 1..=if asked { 1 } else { MOST_ALIKE } {
+    for number in 1..=if asked { 1 } else { MAX_NUMBERED_NAMES } {
         let directory = directory().map_err(Unclaimed::Io)?;
         let name = if number == 1 { name.to_owned() } else { format!("{name}-{number}") };
         let io = |what: &str, e: io::Error| {

@@ -10,10 +10,10 @@ use troop::{Cluster, Error, WorkerHandle, WorkerId};
 use super::Failure;
 
 /// The longest timeout for replies.
-const MOST_PATIENCE: Duration = Duration::from_secs(3600);
+const MAX_REPLY_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The longest reply that is relayed, in bytes.
-const MAX_ANSWER: usize = 1024 * 1024;
+const MAX_REPLY: usize = 1024 * 1024;
 
 /// Sends a message to one worker or to all, and waits for replies if `wait` is set.
 pub(super) async fn send(
@@ -46,7 +46,7 @@ pub(super) async fn send(
             Some(wait) => {
                 let message = message.clone();
                 asked.spawn(async move {
-                    (worker.id(), ask(&worker, &message, wait.min(MOST_PATIENCE)).await)
+                    (worker.id(), ask(&worker, &message, wait.min(MAX_REPLY_TIMEOUT)).await)
                 });
             }
         }
@@ -68,7 +68,7 @@ pub(super) async fn send(
 async fn ask(worker: &WorkerHandle, message: &Value, wait: Duration) -> Result<Value, Error> {
     let answer: Value = worker.request(message, wait).await?;
     // All replies are kept until the last one has arrived.
-    if answer.to_string().len() > MAX_ANSWER {
+    if answer.to_string().len() > MAX_REPLY {
         return Err(Error::Refused("an answer longer than 1 MiB, which is not passed on".into()));
     }
     Ok(answer)

@@ -32,15 +32,15 @@ use crate::start::{StartupReporter, patience};
 use crate::watch::Watched;
 
 /// The number of clients that are served at a time.
-const MOST_CLIENTS: usize = 32;
+const MAX_CLIENTS: usize = 32;
 /// The number of these that follow events, and that wait for replies of workers.
-const MOST_FOLLOWERS: usize = 16;
-const MOST_WAITING: usize = 8;
+const MAX_FOLLOWERS: usize = 16;
+const MAX_WAITING_FOR_REPLIES: usize = 8;
 /// Bytes of queued events per client.
-const FOLLOWER_BYTES: usize = 1024 * 1024;
-const PATIENCE: Duration = Duration::from_secs(10);
+const MAX_FOLLOWER_BYTES: usize = 1024 * 1024;
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time after which memory that the start needed is released in any case.
-const START_LIMIT: Duration = Duration::from_secs(10);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The app that a primary runs, besides its cluster.
 #[derive(Debug)]
@@ -78,9 +78,9 @@ pub(crate) fn start(
         waiting: Semaphore::new(1),
         reloading: tokio::sync::Mutex::default(),
         door: Door::default(),
-        served: Semaphore::new(MOST_CLIENTS),
-        followers: Semaphore::new(MOST_FOLLOWERS),
-        askers: Semaphore::new(MOST_WAITING),
+        served: Semaphore::new(MAX_CLIENTS),
+        followers: Semaphore::new(MAX_FOLLOWERS),
+        askers: Semaphore::new(MAX_WAITING_FOR_REPLIES),
     });
     let serve = move || {
         runtime.block_on(async {
@@ -126,7 +126,7 @@ pub(crate) fn start(
 
 /// Releases memory that only the start needed, when all workers are ready.
 async fn report_start(cluster: &Cluster) {
-    let _ = timeout(START_LIMIT, cluster.ready()).await;
+    let _ = timeout(RELEASE_TIMEOUT, cluster.ready()).await;
     troop::program::own_code::release();
 }
 
@@ -156,7 +156,7 @@ struct Gone;
 async fn send_answer(stream: &mut UnixStream, answer: &Answer) -> Result<(), Gone> {
     let mut line = serde_json::to_vec(answer).map_err(|_| Gone)?;
     line.push(b'\n');
-    match timeout(PATIENCE, stream.write_all(&line)).await {
+    match timeout(WRITE_TIMEOUT, stream.write_all(&line)).await {
         Ok(Ok(())) => Ok(()),
         _ => Err(Gone),
     }
@@ -174,7 +174,7 @@ impl Server {
         let answer = match parse(&line) {
             Ok(_) if _place.is_err() => Err(Failure::new(
                 "busy",
-                format!("{MOST_CLIENTS} clients are being served; try again"),
+                format!("{MAX_CLIENTS} clients are being served; try again"),
             )),
             Ok(ask) => match self.handle_request(ask, &mut stream).await {
                 Ok(result) => result,
@@ -209,7 +209,9 @@ impl Server {
                 let Ok(_place) = self.askers.try_acquire() else {
                     return Ok(Err(Failure::new(
                         "busy",
-                        format!("{MOST_WAITING} clients wait for answers of workers already"),
+                        format!(
+                            "{MAX_WAITING_FOR_REPLIES} clients wait for answers of workers already"
+                        ),
                     )));
                 };
                 let send = super::send::send(
@@ -422,10 +424,10 @@ impl Server {
         let Ok(_place) = self.followers.try_acquire() else {
             return Ok(Err(Failure::new(
                 "busy",
-                format!("{MOST_FOLLOWERS} follow the events already"),
+                format!("{MAX_FOLLOWERS} follow the events already"),
             )));
         };
-        let mut events: Events = self.cluster.events_within(FOLLOWER_BYTES);
+        let mut events: Events = self.cluster.events_within(MAX_FOLLOWER_BYTES);
         loop {
             tokio::select! {
                 event = events.recv() => match event {

@@ -9,7 +9,7 @@ use super::line::Origin;
 use super::writer::LogQueue;
 
 /// The longest line, in bytes; the rest of a longer one becomes further lines.
-const MOST_BYTES: usize = 64 * 1024;
+const MAX_LINE: usize = 64 * 1024;
 
 /// Splits the output of workers into lines and queues them.
 pub(crate) struct Collector {
@@ -37,18 +37,18 @@ impl Output for Collector {
         while let Some(end) = memchr::memchr(b'\n', bytes) {
             let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
             if begun.is_empty() {
-                lines.split(origin, line, MOST_BYTES);
+                lines.split(origin, line, MAX_LINE);
             } else {
                 begun.extend_from_slice(line);
-                lines.split(origin, begun, MOST_BYTES);
+                lines.split(origin, begun, MAX_LINE);
                 begun.clear();
             }
             bytes = rest;
         }
         begun.extend_from_slice(bytes);
-        while begun.len() > MOST_BYTES {
-            lines.push(origin, &begun[..MOST_BYTES]);
-            begun.drain(..MOST_BYTES);
+        while begun.len() > MAX_LINE {
+            lines.push(origin, &begun[..MAX_LINE]);
+            begun.drain(..MAX_LINE);
         }
     }
 

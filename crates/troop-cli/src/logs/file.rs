@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use troop::program::safe_path::{Directory, Safety, UnsafePath, split};
 
 /// Interval between checks whether the path still leads to the open file.
-const LOOK: Duration = Duration::from_secs(1);
+const PATH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Permissions of the directories and files that are created.
 const DIRECTORY_MODE: u32 = 0o750;
 const FILE_MODE: u32 = 0o640;
@@ -143,7 +143,7 @@ impl LogFile {
     /// # Errors
     /// If not everything could be written; the part that was written is cut off again.
     pub(crate) fn write(&mut self, lines: &[u8]) -> io::Result<()> {
-        if self.looked.elapsed() >= LOOK {
+        if self.looked.elapsed() >= PATH_CHECK_INTERVAL {
             self.looked = Instant::now();
             self.look();
         }

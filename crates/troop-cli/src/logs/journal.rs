@@ -9,7 +9,7 @@ use super::line::Origin;
 /// The socket of the journal.
 const SOCKET: &str = "/run/systemd/journal/socket";
 /// The longest line, in bytes, so that it fits into a datagram.
-const MOST_BYTES: usize = 48 * 1024;
+const MAX_LINE: usize = 48 * 1024;
 
 #[derive(Debug)]
 pub(crate) struct Journal {
@@ -27,8 +27,8 @@ impl Journal {
     }
 
     pub(crate) fn write(&self, origin: Origin, line: &[u8]) -> io::Result<()> {
-        if line.len() > MOST_BYTES {
-            return line.chunks(MOST_BYTES).try_for_each(|piece| self.write(origin, piece));
+        if line.len() > MAX_LINE {
+            return line.chunks(MAX_LINE).try_for_each(|piece| self.write(origin, piece));
         }
         let priority = if origin.is_error() { 4 } else { 6 };
         let mut datagram =

@@ -19,11 +19,11 @@ use crate::error::CliError;
 use crate::print;
 
 /// Interval between checks for new lines.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// The number of rotated files that are searched.
-const MOST_ASIDE: usize = 1000;
+const MAX_ROTATED: usize = 1000;
 /// The size of a read, from the end of a file backwards.
-const BLOCK: u64 = 64 * 1024;
+const READ_SIZE: u64 = 64 * 1024;
 /// The longest line, in bytes. troop writes shorter ones, but workers may be able to put other
 /// files in place of logs.
 const MAX_LINE: usize = 1024 * 1024;
@@ -99,7 +99,7 @@ pub(crate) fn logs(args: &Logs) -> Result<(), CliError> {
         let reading = |e| CliError::Io(format!("read {}", path.display()), e);
         let (mut lines, reader) = last_lines(&path, args.lines, wants).map_err(reading)?;
         // Rotated files, as far as they are needed for this number of lines.
-        for number in 1..=MOST_ASIDE {
+        for number in 1..=MAX_ROTATED {
             let aside = PathBuf::from(format!("{}.{number}", path.display()));
             if lines.len() >= args.lines || !aside.exists() {
                 break;
@@ -131,7 +131,7 @@ fn follow(args: &Logs, mut shown: Vec<Shown>) -> ! {
             }
         }
         if quiet {
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }
@@ -187,7 +187,7 @@ fn last_lines(
     let (len, inode) = (file.metadata()?.len(), file.metadata()?.ino());
     let (mut start, mut bytes, mut lines) = (len, Vec::new(), VecDeque::new());
     while start > 0 && lines.len() < count {
-        let size = BLOCK.min(start);
+        let size = READ_SIZE.min(start);
         start -= size;
         let mut block = vec![0; usize::try_from(size).unwrap_or_default()];
         file.seek(SeekFrom::Start(start))?;
@@ -262,7 +262,7 @@ fn opened(path: &Path) -> Option<(BufReader<File>, u64)> {
 /// Returns the file that followed this one after its rotation; it may have been rotated since.
 fn after(path: &Path, inode: u64) -> PathBuf {
     let aside = |number: usize| PathBuf::from(format!("{}.{number}", path.display()));
-    let mut found = (1..=MOST_ASIDE).take_while(|number| aside(*number).exists());
+    let mut found = (1..=MAX_ROTATED).take_while(|number| aside(*number).exists());
     let own =
         found.find(|number| aside(*number).metadata().is_ok_and(|found| found.ino() == inode));
     match own {
@@ -307,7 +307,7 @@ mod tests {
         let (lines, _) = last_lines(&path, 9, |_| true).unwrap();
         assert_eq!((lines.len(), lines[0].as_str(), lines[2].as_str()), (3, "a", "b"));
         assert!(
-            (MAX_LINE..MAX_LINE + BLOCK as usize).contains(&lines[1].len()),
+            (MAX_LINE..MAX_LINE + READ_SIZE as usize).contains(&lines[1].len()),
             "{}",
             lines[1].len()
         );

@@ -16,15 +16,15 @@ use crate::config::{Form, LogFormat};
 use crate::log;
 
 /// The size of the queue in bytes; further lines are dropped and counted.
-const MOST_BYTES: usize = 8 * 1024 * 1024;
+const MAX_QUEUED_BYTES: usize = 8 * 1024 * 1024;
 /// The size of the queue for the primary's own lines on standard error, in bytes and in lines.
-const MOST_OWN_BYTES: usize = 1024 * 1024;
-const MOST_OWN_LINES: usize = 4096;
+const MAX_OWN_BYTES: usize = 1024 * 1024;
+const MAX_OWN_LINES: usize = 4096;
 /// What a line counts beyond its own bytes where lines are queued one by one, since a worker can
 /// print any number of empty ones.
-const SINGLE_BYTES: usize = 64;
+const LINE_OVERHEAD: usize = 64;
 /// Time that the last lines have to be written.
-const LAST_PATIENCE: Duration = Duration::from_secs(2);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The destination of lines.
 #[derive(Debug)]
@@ -133,8 +133,8 @@ impl LogQueue {
             done: Condvar::new(),
             form,
             bound: match &sink {
-                Sink::Own(_) => Bound { bytes: MOST_OWN_BYTES, lines: MOST_OWN_LINES },
-                _ => Bound { bytes: MOST_BYTES, lines: usize::MAX },
+                Sink::Own(_) => Bound { bytes: MAX_OWN_BYTES, lines: MAX_OWN_LINES },
+                _ => Bound { bytes: MAX_QUEUED_BYTES, lines: usize::MAX },
             },
             own: if let Sink::Own(format) = sink { Some(format) } else { None },
             apart: match &sink {
@@ -199,7 +199,7 @@ impl LogQueue {
         waiting.ended = true;
         self.more.notify_one();
         let is_open = |waiting: &mut QueuedLines| waiting.ended;
-        drop(self.done.wait_timeout_while(waiting, LAST_PATIENCE, is_open));
+        drop(self.done.wait_timeout_while(waiting, FLUSH_TIMEOUT, is_open));
     }
 
     fn write(&self, mut sink: Sink) {
@@ -352,7 +352,7 @@ impl Lines<'_> {
         let waiting = &mut *self.waiting;
         waiting.lines += 1;
         if self.queue.single {
-            waiting.single_bytes += line.len() + SINGLE_BYTES;
+            waiting.single_bytes += line.len() + LINE_OVERHEAD;
             waiting.single.push((origin, line.to_vec()));
             return;
         }
@@ -411,7 +411,7 @@ mod tests {
             more: Condvar::new(),
             done: Condvar::new(),
             form: Form::Plain,
-            bound: Bound { bytes: MOST_BYTES, lines: usize::MAX },
+            bound: Bound { bytes: MAX_QUEUED_BYTES, lines: usize::MAX },
             own: None,
             apart: false,
             single: true,
@@ -426,7 +426,8 @@ mod tests {
         }
         let waiting = queue.lock().single.len();
         assert!(
-            waiting <= MOST_BYTES / SINGLE_BYTES + 1 && queue.lost() as usize == 200_000 - waiting,
+            waiting <= MAX_QUEUED_BYTES / LINE_OVERHEAD + 1
+                && queue.lost() as usize == 200_000 - waiting,
             "{waiting} lines wait"
         );
     }

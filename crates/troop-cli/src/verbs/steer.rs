@@ -15,7 +15,7 @@ use crate::error::CliError;
 use crate::print;
 
 /// Time that an app has to be ready after a restart.
-const RESTART_PATIENCE: Duration = Duration::from_secs(60);
+const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Prints the outcome: a sentence for people, or the answer as JSON.
 fn report(json: bool, answer: &Value, text: impl FnOnce() -> String) {
@@ -92,7 +92,7 @@ pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
             result => drop(result?),
         }
         client.wait_for_end();
-        let deadline = Instant::now() + RESTART_PATIENCE;
+        let deadline = Instant::now() + RESTART_TIMEOUT;
         loop {
             // The primary that follows has a socket of its own.
             let fresh = client::find(Some(&name)).ok().and_then(|mut found| found.pop());

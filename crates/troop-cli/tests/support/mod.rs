@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
-use troop_testkit::PATIENCE;
+use troop_testkit::TEST_TIMEOUT;
 
 pub struct Running {
     pub child: Child,
@@ -97,7 +97,7 @@ impl Running {
 
     /// The next event of this name.
     pub fn event(&mut self, name: &str) -> Value {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         loop {
             let Some(line) = self.line(deadline) else {
                 panic!("no event {name}; seen:\n{}", self.seen.join("\n"))
@@ -112,7 +112,7 @@ impl Running {
 
     /// The next line, whatever it is.
     pub fn event_line(&mut self) -> Option<String> {
-        self.line(Instant::now() + PATIENCE)
+        self.line(Instant::now() + TEST_TIMEOUT)
     }
 
     /// Waits for this many workers to listen; returns the port.
@@ -129,7 +129,7 @@ impl Running {
 
     /// Waits for the end; returns the exit code and all of standard error.
     pub fn end(&mut self) -> (Option<i32>, String) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         while self.line(deadline).is_some() {}
         let mut status = None;
         troop_testkit::wait_until("the end of troop", || {

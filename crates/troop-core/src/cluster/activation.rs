@@ -15,9 +15,9 @@ use crate::id::{Time, WorkerId};
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// Time for which a worker that leaves without a successor goes on accepting after it gets nothing
 /// new.
-const LAST_CONNECTIONS: Duration = Duration::from_millis(200);
+const ACCEPT_GRACE: Duration = Duration::from_millis(200);
 /// The longest such time, if connections still wait.
-const LAST_PATIENCE: Duration = Duration::from_secs(2);
+const MAX_ACCEPT_GRACE: Duration = Duration::from_secs(2);
 
 /// A worker that takes part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,8 +115,8 @@ impl ActivationShares {
         }
         self.leaving.push(Leaving {
             worker,
-            check_at: now + LAST_CONNECTIONS,
-            until: now + LAST_PATIENCE,
+            check_at: now + ACCEPT_GRACE,
+            until: now + MAX_ACCEPT_GRACE,
         });
     }
 

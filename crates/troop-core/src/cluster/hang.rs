@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Time, WorkerId};
 
 /// Time between the signal that asks a hung worker for a report and `SIGABRT`.
-const REPORT_PATIENCE: Duration = Duration::from_secs(1);
+const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time between `SIGABRT` and `SIGKILL`.
-const ABORT_PATIENCE: Duration = Duration::from_secs(2);
+const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// `SIGABRT`.
 pub const ABORT: i32 = 6;
@@ -61,8 +61,8 @@ impl HungWorkers {
     fn plan_after(&mut self, now: Time, worker: WorkerId, signal: i32) {
         let (next, patience) = match signal {
             KILL => return,
-            ABORT => (KILL, ABORT_PATIENCE),
-            _ => (ABORT, REPORT_PATIENCE),
+            ABORT => (KILL, ABORT_TIMEOUT),
+            _ => (ABORT, REPORT_TIMEOUT),
         };
         self.pending.push(Pending { worker, signal: next, due: now + patience });
     }

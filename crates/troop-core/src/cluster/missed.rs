@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::event::Address;
 
 /// The most that are remembered; of more, the oldest are forgotten.
-const MOST: usize = 64;
+const MAX_MISSED: usize = 64;
 
 /// An address that workers should have taken over from those before them and did not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ impl MissedAddresses {
     /// No worker has an address any more. `asked` is what a worker had asked for, `at` what it got.
     pub fn lost(&mut self, asked: Address, at: Address) {
         self.addresses.retain(|known| known.asked != asked);
-        if self.addresses.len() >= MOST {
+        if self.addresses.len() >= MAX_MISSED {
             self.addresses.remove(0);
         }
         self.addresses.push(Missed { asked, at });
@@ -117,7 +117,7 @@ mod tests {
             let missed = missed(ports.iter().copied());
             let mut newest: Vec<i64> = Vec::new();
             for port in ports.iter().rev() {
-                if !newest.contains(port) && newest.len() < MOST {
+                if !newest.contains(port) && newest.len() < MAX_MISSED {
                     newest.insert(0, *port);
                 }
             }

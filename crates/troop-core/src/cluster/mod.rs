@@ -30,7 +30,7 @@ use reload::Reload;
 
 use crate::event::{Address, ExitHow, Notice};
 use crate::id::{Time, WorkerId};
-use crate::primary::{self, Primary, Successors, USUAL_WEIGHT};
+use crate::primary::{self, DEFAULT_WEIGHT, Primary, Successors};
 use crate::supervise::{Slot, Supervisor};
 
 /// `SIGTERM`.
@@ -391,7 +391,7 @@ impl Cluster {
         let participants = self.primary.workers().filter_map(|(worker, status)| {
             let (ready, _) = supervisor.standing(now, worker)?;
             let takes_part = Some(worker) != without && supervisor.leaves_by(worker).is_none();
-            let weight = weights.get(status.slot as usize).copied().unwrap_or(USUAL_WEIGHT);
+            let weight = weights.get(status.slot as usize).copied().unwrap_or(DEFAULT_WEIGHT);
             takes_part.then_some(Participant { slot: status.slot, weight, ready })
         });
         if let Some(shares) = self.shares.update(self.activation_slots, participants) {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{Action, Cluster, TERM};
 use crate::cluster::hang::KILL;
 use crate::id::{ListenerId, Time};
-use crate::primary::USUAL_WEIGHT;
+use crate::primary::DEFAULT_WEIGHT;
 use crate::supervise::{
     Afterwards, Cause, Claim, GiveUp, Order, Progress, Request, SupervisorState, Ticket,
 };
@@ -61,7 +61,7 @@ impl Cluster {
     pub(super) fn carry_out(&mut self, now: Time, order: Order) {
         match order {
             Order::Fork(slot) => {
-                let weight = self.options.weights.get(slot.0).copied().unwrap_or(USUAL_WEIGHT);
+                let weight = self.options.weights.get(slot.0).copied().unwrap_or(DEFAULT_WEIGHT);
                 self.pending.push_back(Action::Fork { slot, weight });
             }
             Order::Hold(worker) => self.primary.hold(now, worker, true),

@@ -71,16 +71,16 @@ enum Proxied {
 }
 
 /// How a header of version 1 begins, and the longest there can be, with the CR and LF that end it.
-const V1: &[u8] = b"PROXY ";
-const LONGEST_V1: usize = 107;
+const V1_PREFIX: &[u8] = b"PROXY ";
+const MAX_V1: usize = 107;
 
 fn proxied(bytes: &[u8]) -> Proxied {
     // What ends a header of version 1 is for this function to find: the parser takes some
     // beginnings of one for none, and a bare newline for an end.
-    let bytes = if bytes.starts_with(V1) {
-        match memmem::find(&bytes[..bytes.len().min(LONGEST_V1)], b"\r\n") {
+    let bytes = if bytes.starts_with(V1_PREFIX) {
+        match memmem::find(&bytes[..bytes.len().min(MAX_V1)], b"\r\n") {
             Some(at) => &bytes[..at + 2],
-            None if bytes.len() < LONGEST_V1 => return Proxied::Unfinished,
+            None if bytes.len() < MAX_V1 => return Proxied::Unfinished,
             None => return Proxied::None,
         }
     } else {

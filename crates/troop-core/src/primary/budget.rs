@@ -21,7 +21,7 @@ const SLOT_RESERVE: usize = 8;
 /// Sockets that one worker may have bound for nothing within this time: each is a system call, or
 /// many, that the primary waits for.
 const MAX_WASTED_BINDS: u32 = 256;
-const WASTED_BINDS_WITHIN: Duration = Duration::from_secs(10);
+const WASTED_BINDS_WINDOW: Duration = Duration::from_secs(10);
 
 /// The primary's descriptors, in plain numbers.
 ///
@@ -92,7 +92,7 @@ pub(super) struct WastedBinds {
 
 impl WastedBinds {
     fn add(&mut self, now: Time) {
-        if self.since + WASTED_BINDS_WITHIN <= now {
+        if self.since + WASTED_BINDS_WINDOW <= now {
             *self = WastedBinds { count: 0, since: now };
         }
         self.count = self.count.saturating_add(1);
@@ -100,7 +100,7 @@ impl WastedBinds {
 
     /// More are refused, unless time has passed.
     pub(super) fn check(&self, now: Time) -> Result<(), Violation> {
-        if self.count >= MAX_WASTED_BINDS && now < self.since + WASTED_BINDS_WITHIN {
+        if self.count >= MAX_WASTED_BINDS && now < self.since + WASTED_BINDS_WINDOW {
             return Err(Violation::TooManyBinds(MAX_WASTED_BINDS));
         }
         Ok(())

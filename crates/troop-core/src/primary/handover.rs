@@ -15,11 +15,11 @@ use crate::policy::{Connection, Mixer, Policy};
 use crate::wire::incoming::Numbers;
 
 /// How often connections in flight are checked for age.
-pub(super) const CHECK_EVERY: Duration = Duration::from_millis(250);
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// After so many connections that a worker has taken, and this part of those that it has open, its
 /// descriptors are counted anew, for policies that go by them.
-const UNCOUNTED: u32 = 4;
+const RECOUNT_AFTER: u32 = 4;
 
 /// After this many workers died with the same unanswered connection, or lost it, it is closed
 /// instead of given to one more.
@@ -191,7 +191,7 @@ impl Primary {
             seq,
             batched: state.batched,
         });
-        self.wake_at(now + CHECK_EVERY);
+        self.wake_at(now + CHECK_INTERVAL);
         self.refresh_all(now, worker);
     }
 
@@ -367,7 +367,7 @@ impl Primary {
         if !state.reports {
             state.uncounted += 1;
             let needed = self.listeners.get(&listener).is_some_and(|l| l.needs_counts);
-            if needed && state.uncounted > UNCOUNTED + state.open / UNCOUNTED {
+            if needed && state.uncounted > RECOUNT_AFTER + state.open / RECOUNT_AFTER {
                 state.uncounted = 0;
                 self.actions.push_back(Action::Count { worker });
             }

@@ -68,10 +68,10 @@ pub(super) struct Shard {
 }
 
 /// The most places of a listener; more workers share them.
-pub(super) const MAX_PLACES: usize = 1024;
+pub(super) const MAX_SHARDS: usize = 1024;
 
 /// How many more connections may wait where each has to wait for its own worker.
-const STICKY_FACTOR: usize = 16;
+const STICKY_QUEUE_FACTOR: usize = 16;
 
 impl Listener {
     pub(super) fn is_unused(&self) -> bool {
@@ -82,7 +82,7 @@ impl Listener {
 
     pub(super) fn limit(&self, config: &Config, tight: bool) -> usize {
         let pending = if tight { 1 } else { config.pending_limit };
-        pending * if self.scheduling.sticky().is_some() { STICKY_FACTOR } else { 1 }
+        pending * if self.scheduling.sticky().is_some() { STICKY_QUEUE_FACTOR } else { 1 }
     }
 
     /// Its part of a worker's share: its socket, or its founder and the first shard.
@@ -122,11 +122,11 @@ impl Listener {
         let at = own
             .or_else(|| self.shards.iter().position(|shard| shard.holders.is_empty()))
             .unwrap_or_else(|| {
-                if self.shards.len() < MAX_PLACES {
+                if self.shards.len() < MAX_SHARDS {
                     self.shards.push(Shard { slot, holders: Vec::new() });
                     self.shards.len() - 1
                 } else {
-                    slot as usize % MAX_PLACES
+                    slot as usize % MAX_SHARDS
                 }
             });
         let shard = &mut self.shards[at];

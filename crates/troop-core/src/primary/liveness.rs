@@ -15,7 +15,7 @@ use crate::wire::outgoing;
 /// The longest time that nothing is heard of a worker before it is asked.
 const PROBE_AFTER: Duration = Duration::from_secs(10);
 /// The key of a listener that does not exist, as JSON.
-const NOWHERE: &str = r#""troop:probe""#;
+const PROBE_KEY: &str = r#""troop:probe""#;
 
 /// What is known about one worker.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -127,7 +127,7 @@ impl Primary {
         }
         for (worker, seq) in probed {
             let mut line = Vec::with_capacity(128);
-            outgoing::newconn(&mut line, NOWHERE, seq);
+            outgoing::newconn(&mut line, PROBE_KEY, seq);
             self.actions.push_back(Action::Probe { worker, line });
         }
         for (worker, silence) in silent {

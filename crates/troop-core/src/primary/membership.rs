@@ -11,9 +11,9 @@ use crate::id::{ConnId, ListenerId, Time};
 use crate::policy::{Connection, WorkerView};
 
 /// The longest pause of a worker that refuses connections.
-const MAX_COOLING: Duration = Duration::from_millis(500);
+const MAX_COOLDOWN: Duration = Duration::from_millis(500);
 /// How long it is remembered that a worker keeps refusing, after its pause is over.
-const COOLING_MEMORY: Duration = Duration::from_secs(1);
+const COOLDOWN_MEMORY: Duration = Duration::from_secs(1);
 
 /// Unanswered connections that a worker may hold while descriptors are scarce.
 const TIGHT_WINDOW: usize = 4;
@@ -66,12 +66,12 @@ impl ListenerMembership {
 
     /// It did not want a connection: a pause, which grows.
     pub(super) fn refused(&mut self, now: Time) {
-        if now > self.cooling_until + COOLING_MEMORY {
+        if now > self.cooling_until + COOLDOWN_MEMORY {
             self.refusals = 0;
         }
         self.refusals += 1;
         self.cooling_until =
-            now + Duration::from_millis(1 << self.refusals.min(9)).min(MAX_COOLING);
+            now + Duration::from_millis(1 << self.refusals.min(9)).min(MAX_COOLDOWN);
     }
 
     pub(super) fn accepted(&mut self) {

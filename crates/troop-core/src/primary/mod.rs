@@ -33,7 +33,7 @@ pub use budget::Budget;
 pub use config::Config;
 pub use handover::Needs;
 pub use repairs::{RepairReport, Repairs};
-pub use reports::REPORT_EVERY;
+pub use reports::DEFAULT_REPORT_INTERVAL;
 pub use unused::Successors;
 use unused::Unused;
 pub use worker::{WorkerStats, WorkerStatus};
@@ -50,7 +50,7 @@ use listener::Listener;
 use worker::{HandleWait, Worker};
 
 /// The weight of a worker that none was chosen for.
-pub const USUAL_WEIGHT: u32 = 100;
+pub const DEFAULT_WEIGHT: u32 = 100;
 
 /// The state of one cluster's primary.
 #[derive(Debug, Serialize, Deserialize)]
@@ -325,7 +325,8 @@ impl Primary {
                 }
                 at => {
                     next = Some(
-                        at.unwrap_or(now + worker::READ_TIME).min(next.unwrap_or(Time(u64::MAX))),
+                        at.unwrap_or(now + worker::FINAL_READ_DELAY)
+                            .min(next.unwrap_or(Time(u64::MAX))),
                     )
                 }
             }
@@ -456,8 +457,8 @@ impl Primary {
             None => return Err(Violation::UnaskedAck),
             Some(HandleWait::Conn { .. }) if arrived => {}
             Some(HandleWait::Conn { seq }) => {
-                state.starved_until = now + worker::STARVED_PAUSE;
-                self.wake_at(now + worker::STARVED_PAUSE);
+                state.starved_until = now + worker::NO_DESCRIPTOR_PAUSE;
+                self.wake_at(now + worker::NO_DESCRIPTOR_PAUSE);
                 self.refresh_all(now, worker);
                 self.refused(now, worker, seq);
             }
@@ -512,7 +513,7 @@ impl Primary {
             else {
                 continue;
             };
-            wake(now + handover::CHECK_EVERY);
+            wake(now + handover::CHECK_INTERVAL);
             if self.config.hang_timeout.is_some_and(|limit| now.since(oldest) >= limit) {
                 hung.push((*id, now.since(oldest)));
             } else if state.batched {
@@ -558,9 +559,9 @@ impl Primary {
     /// A gap in time in which nobody could have answered (the primary was stopped) must not make
     /// every worker look hung.
     fn clock(&mut self, now: Time) {
-        const STOPPED: Duration = Duration::from_secs(5);
-        if now.since(self.last_time) > STOPPED
-            && self.next_tick.is_some_and(|due| now.since(due) > STOPPED)
+        const STOPPED_GAP: Duration = Duration::from_secs(5);
+        if now.since(self.last_time) > STOPPED_GAP
+            && self.next_tick.is_some_and(|due| now.since(due) > STOPPED_GAP)
         {
             for state in self.workers.values_mut() {
                 state.in_flight.iter_mut().for_each(|c| c.since = now);

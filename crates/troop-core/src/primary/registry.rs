@@ -20,7 +20,7 @@ use crate::wire::incoming::ClusterMessage;
 use crate::wire::outgoing::{self, Reply, SockName};
 
 /// Characters of what a worker says that are passed on to people.
-const MOST_SHOWN: usize = 200;
+const MAX_SHOWN: usize = 200;
 
 const EAGAIN: i32 = 11;
 const EACCES: i32 = 13;
@@ -94,7 +94,7 @@ impl Primary {
             // Node's answer to a descriptor that is none.
             let errno = if self.config.may_listen.is_some() { EACCES } else { EINVAL };
             self.reply_error(worker, &listen_key.text(), ack, errno, message.data);
-            return Err(Violation::Forbidden(what.chars().take(MOST_SHOWN).collect()));
+            return Err(Violation::Forbidden(what.chars().take(MAX_SHOWN).collect()));
         }
         let chosen = self.config.scheduling_for(&asked);
         // Datagrams cannot be handed over. Unix sockets are in no group.

@@ -7,7 +7,7 @@ use crate::id::Time;
 /// The time in which repairs are counted together.
 const WINDOW: Duration = Duration::from_secs(60);
 /// Repairs in it from which on somebody undoes them on purpose.
-const MANY: u32 = 5;
+const CONTESTED_REPAIRS: u32 = 5;
 
 /// What to say of a repair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl Repairs {
         self.total = self.total.saturating_add(1);
         self.recent = self.recent.saturating_add(1);
         match () {
-            () if self.recent == MANY => RepairReport::Undone,
+            () if self.recent == CONTESTED_REPAIRS => RepairReport::Undone,
             () if self.total.is_power_of_two() => RepairReport::Done,
             () => RepairReport::Nothing,
         }

@@ -7,11 +7,11 @@ use crate::id::{Time, WorkerId};
 use crate::wire::outgoing;
 
 /// How often a troop worker reports at most, unless it is told otherwise.
-pub const REPORT_EVERY: Duration = Duration::from_millis(100);
+pub const DEFAULT_REPORT_INTERVAL: Duration = Duration::from_millis(100);
 /// The same where nobody decides by it, so that it is only shown.
-const SHOWN_EVERY: Duration = Duration::from_secs(1);
+const DISPLAY_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// The time between two reports of many workers, so that they do not cost more the more there are.
-const APART: Duration = Duration::from_millis(1);
+const MIN_REPORT_GAP: Duration = Duration::from_millis(1);
 
 impl Primary {
     /// A worker reports how many connections it has open, and its own idea of its load. Cheap,
@@ -69,7 +69,8 @@ impl Primary {
         let mut its =
             state.memberships.iter().filter_map(|membership| listeners.get(&membership.listener));
         let decides = its.any(|listener| listener.group.is_some() || listener.needs_counts);
-        let every = if decides { REPORT_EVERY } else { SHOWN_EVERY }.max(APART * *crowd);
+        let every = if decides { DEFAULT_REPORT_INTERVAL } else { DISPLAY_REPORT_INTERVAL }
+            .max(MIN_REPORT_GAP * *crowd);
         if std::mem::replace(&mut state.reports_every, every) != every {
             self.send(worker, |line| {
                 outgoing::report(line, u64::try_from(every.as_millis()).unwrap_or(u64::MAX))

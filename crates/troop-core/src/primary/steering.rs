@@ -1,6 +1,6 @@
 //! Lets workers take part in listeners, and steers those listeners that the kernel balances.
 
-use super::listener::MAX_PLACES;
+use super::listener::MAX_SHARDS;
 use super::{Action, Primary};
 use crate::event::{Notice, Violation};
 use crate::id::{ListenerId, Time, WorkerId};
@@ -8,9 +8,9 @@ use crate::policy::Scheduling;
 use crate::steer::group::{Change, ShardGroup, ShardLoad};
 
 /// The pause after a socket could not be added to a group.
-const CROWDED: std::time::Duration = std::time::Duration::from_secs(10);
+const ADD_RETRY_DELAY: std::time::Duration = std::time::Duration::from_secs(10);
 /// How often the descriptors of workers are counted that do not report their connections.
-const COUNT_EVERY: std::time::Duration = std::time::Duration::from_millis(100);
+const COUNT_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
 
 impl Primary {
     /// The shell could not make a listener the founder of a group, so its connections are handed
@@ -72,7 +72,7 @@ impl Primary {
                 return;
             }
             Err(reason) => {
-                listener.crowded_until = now + CROWDED;
+                listener.crowded_until = now + ADD_RETRY_DELAY;
                 let at = listener.asked();
                 self.notify(Notice::NotSteered { at, reason });
             }
@@ -85,7 +85,7 @@ impl Primary {
     fn crowd_together(&mut self, id: ListenerId) {
         let Primary { listeners, workers, .. } = self;
         let Some(listener) = listeners.get_mut(&id) else { return };
-        let sockets = listener.group.as_ref().map_or(0, ShardGroup::len).clamp(1, MAX_PLACES);
+        let sockets = listener.group.as_ref().map_or(0, ShardGroup::len).clamp(1, MAX_SHARDS);
         for shard in listener.shards.split_off(sockets.min(listener.shards.len())) {
             for worker in shard.holders {
                 let at = shard.slot as usize % sockets;
@@ -226,7 +226,7 @@ impl Primary {
             {
                 counted.push(*id);
                 if state.descriptors.is_some() {
-                    next = Some(next.map_or(now + COUNT_EVERY, |n| n.min(now + COUNT_EVERY)));
+                    next = Some(next.map_or(now + COUNT_INTERVAL, |n| n.min(now + COUNT_INTERVAL)));
                 }
             }
         }

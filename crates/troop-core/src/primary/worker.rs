@@ -8,19 +8,19 @@ use serde::{Deserialize, Serialize};
 use super::budget::WastedBinds;
 use super::liveness::Liveness;
 use super::membership::ListenerMembership;
-use super::reports::REPORT_EVERY;
+use super::reports::DEFAULT_REPORT_INTERVAL;
 use crate::id::{ConnId, ListenerId, Time};
 use crate::policy::Connection;
 use crate::worker_state::WorkerState;
 
 /// How long a worker that could not receive a descriptor (its limit is reached) gets no
 /// connections.
-pub(super) const STARVED_PAUSE: Duration = Duration::from_millis(500);
+pub(super) const NO_DESCRIPTOR_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long a Node worker has had its last connection before it is told to disconnect. From Node 26
 /// on (nodejs/node#63470) it closes connections whose request it has not read yet, which a client
 /// sees as a reset.
-pub(super) const READ_TIME: Duration = Duration::from_millis(100);
+pub(super) const FINAL_READ_DELAY: Duration = Duration::from_millis(100);
 
 /// Counters of one worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -181,7 +181,7 @@ impl Worker {
             load: 0,
             report_pending: false,
             reports: false,
-            reports_every: REPORT_EVERY,
+            reports_every: DEFAULT_REPORT_INTERVAL,
             uncounted: 0,
             descriptors: None,
             handed: 0,
@@ -203,7 +203,7 @@ impl Worker {
     /// When its program has surely begun to read all connections that it has; `None` while some are
     /// in flight.
     pub(super) fn all_read_at(&self) -> Option<Time> {
-        self.in_flight.is_empty().then(|| self.last_taken + READ_TIME)
+        self.in_flight.is_empty().then(|| self.last_taken + FINAL_READ_DELAY)
     }
 
     pub(super) fn pid(&self) -> u32 {

@@ -10,18 +10,18 @@ use crate::policy::{Sticky, partition};
 
 /// The group's first socket is the primary's own and stays with it, so that no worker has one that
 /// the program can be changed by. The places' numbers in the kernel follow.
-const FOUNDERS: u16 = 1;
+const OWN_SHARDS: u16 = 1;
 
 /// How often the queues are looked at while something waits in one, or shares are changing.
-const FAST: Duration = Duration::from_millis(50);
+const BUSY_INTERVAL: Duration = Duration::from_millis(50);
 /// As much time passes for each socket from one look to the next, so that looking at many does not
 /// cost more; but not more than this in all, so that there are enough looks in [`PROBATION`].
-const FOR_EACH: Duration = Duration::from_micros(250);
-const FOR_ALL: Duration = Duration::from_millis(100);
+const INTERVAL_PER_SHARD: Duration = Duration::from_micros(250);
+const MAX_BUSY_INTERVAL: Duration = Duration::from_millis(100);
 /// How often otherwise.
-const SLOW: Duration = Duration::from_millis(500);
+const IDLE_INTERVAL: Duration = Duration::from_millis(500);
 /// How long after the last sign of load the looks stay frequent.
-const WAKEFUL: Duration = Duration::from_secs(2);
+const IDLE_AFTER: Duration = Duration::from_secs(2);
 
 /// Looks at a queue that does not get shorter, beside others that are much shorter, until its
 /// socket gets nothing new.
@@ -29,39 +29,39 @@ const SUSPECT_AFTER: u32 = 3;
 /// More such looks until its worker is held to be hung.
 const STALLED_AFTER: u32 = 3;
 /// As [`SUSPECT_AFTER`], where the queue is not much longer than others, but some are empty.
-const SUSPECT_LATE: u32 = 10;
+const SUSPECT_AFTER_IF_EMPTY: u32 = 10;
 /// How long a hung worker gets nothing, the first time and at most.
-const PAUSE: Duration = Duration::from_millis(500);
+const MIN_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(8);
 /// A worker that takes connections this long after a pause is as good as any.
 const PROBATION: Duration = Duration::from_secs(2);
 
 /// The smallest part of its share that a busy worker keeps.
-const LEAST: f64 = 1.0 / 64.0;
+const MIN_SHARE: f64 = 1.0 / 64.0;
 /// The part that one gets that comes back from a pause.
-const COMEBACK: f64 = 1.0 / 8.0;
+const RESUMED_SHARE: f64 = 1.0 / 8.0;
 /// What one look counts for, beside all those before.
-const FRESH: f64 = 0.05;
+const SMOOTHING: f64 = 0.05;
 /// Differences of busyness that are taken for chance: below this factor, and for small numbers.
-const TOLERANCE: f64 = 0.35;
-const SMALL: f64 = 3.0;
+const RELATIVE_TOLERANCE: f64 = 0.35;
+const ABSOLUTE_TOLERANCE: f64 = 3.0;
 /// Looks in a row at which there must be a difference before it counts.
-const APART: i32 = 10;
+const MIN_DIVERGENT_CHECKS: i32 = 10;
 /// How much of a difference is made good at each look.
 const GAIN: f64 = 0.15;
 /// How much of what it lost a worker gets back at each look while it is not busier than others, and
 /// while nothing is going on.
-const RELAX: f64 = 0.02;
-const RELAX_IDLE: f64 = 0.05;
+const RECOVERY_GAIN: f64 = 0.02;
+const IDLE_RECOVERY_GAIN: f64 = 0.05;
 /// A queue that is so many connections longer than twice what is due to its weight, at so many
 /// looks in a row, is cut down to that by the primary.
-const LONG: u32 = 8;
-const STAYS_LONG: u32 = 3;
+const LONG_QUEUE: u32 = 8;
+const LONG_QUEUE_CHECKS: u32 = 3;
 /// The same for a worker with less than this part of its share.
-const LONG_IF_SLOWER: u32 = 2;
-const SLOWER: f64 = 0.5;
+const LONG_QUEUE_IF_SLOW: u32 = 2;
+const SLOW_SHARE: f64 = 0.5;
 /// The most connections that are taken off a queue at one look.
-const MOST_TAKEN: u32 = 64;
+const MAX_TAKEN: u32 = 64;
 
 /// What is known about one place when its share is decided.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -91,7 +91,7 @@ struct Shard {
     reported: ShardLoad,
     /// That of its last worker; a vacant place keeps it.
     weight: u32,
-    /// The part of its share that it gets, from [`LEAST`] to 1.
+    /// The part of its share that it gets, from [`MIN_SHARE`] to 1.
     #[serde(with = "crate::snapshot::bits")]
     level: f64,
     /// Its queue and open connections, smoothed.
@@ -155,7 +155,7 @@ impl ShardGroup {
             installed: Vec::new(),
             installed_shares: Vec::new(),
             numbers_lost: false,
-            next_look: now + SLOW,
+            next_look: now + IDLE_INTERVAL,
             awake: now,
             changes: Vec::new(),
         }
@@ -174,7 +174,7 @@ impl ShardGroup {
             stuck: 0,
             health: ShardHealth::Serving,
             hung_since: None,
-            pause: PAUSE,
+            pause: MIN_PAUSE,
             back_at: None,
             watched: false,
         });
@@ -264,7 +264,7 @@ impl ShardGroup {
             }
             shard.queue = queue;
             shard.assign(*reported);
-            shard.load += FRESH * (f64::from(queue) + f64::from(reported.busy) - shard.load);
+            shard.load += SMOOTHING * (f64::from(queue) + f64::from(reported.busy) - shard.load);
         }
         self.judge(now);
         self.shift();
@@ -278,9 +278,14 @@ impl ShardGroup {
         }
         let unsettled = serving()
             .any(|shard| shard.queue > 0 || matches!(shard.health, ShardHealth::Suspect { .. }));
-        let pace = if unsettled || now.since(self.awake) < WAKEFUL { FAST } else { SLOW };
+        let pace = if unsettled || now.since(self.awake) < IDLE_AFTER {
+            BUSY_INTERVAL
+        } else {
+            IDLE_INTERVAL
+        };
         let sockets = u32::try_from(self.shards.len()).unwrap_or(u32::MAX);
-        self.next_look = now + pace.max(FOR_EACH.saturating_mul(sockets).min(FOR_ALL));
+        self.next_look =
+            now + pace.max(INTERVAL_PER_SHARD.saturating_mul(sockets).min(MAX_BUSY_INTERVAL));
     }
 
     /// Whether a place is told apart from the others by its queue alone.
@@ -297,9 +302,9 @@ impl ShardGroup {
             let shard = &mut self.shards[number];
             match shard.health {
                 ShardHealth::Serving if shard.reported.present => {
-                    let far_behind = shard.queue > 4 * middle.unwrap_or(0) + LONG;
+                    let far_behind = shard.queue > 4 * middle.unwrap_or(0) + LONG_QUEUE;
                     let suspicious = (shard.stuck >= SUSPECT_AFTER && far_behind)
-                        || (shard.stuck >= SUSPECT_LATE && least == 0);
+                        || (shard.stuck >= SUSPECT_AFTER_IF_EMPTY && least == 0);
                     if suspicious && others {
                         shard.health = ShardHealth::Suspect { looks: 0 };
                     } else if (!others
@@ -319,7 +324,7 @@ impl ShardGroup {
                 ShardHealth::Suspect { .. } => {
                     shard.health = ShardHealth::Stalled { until: now + shard.pause };
                     shard.pause = (2 * shard.pause).min(MAX_PAUSE);
-                    shard.level = COMEBACK;
+                    shard.level = RESUMED_SHARE;
                     if shard.hung_since.is_none() {
                         shard.hung_since = Some(now);
                         self.changes.push(Change::Stalled(number as u16));
@@ -345,28 +350,30 @@ impl ShardGroup {
         let load = |shard: &Shard| shard.load * 100.0 / f64::from(shard.weight.max(1));
         let mean =
             serving.iter().map(|n| load(&self.shards[*n])).sum::<f64>() / serving.len() as f64;
-        let mut most = LEAST;
+        let mut most = MIN_SHARE;
         for number in &serving {
             let shard = &mut self.shards[*number];
-            let difference = ((mean + SMALL) / (load(shard) + SMALL)).ln();
-            let beyond = difference.signum() * (difference.abs() - TOLERANCE).max(0.0);
+            let difference =
+                ((mean + ABSOLUTE_TOLERANCE) / (load(shard) + ABSOLUTE_TOLERANCE)).ln();
+            let beyond = difference.signum() * (difference.abs() - RELATIVE_TOLERANCE).max(0.0);
             shard.apart = match shard.apart {
                 apart if beyond > 0.0 => apart.min(0) - 1,
                 apart if beyond < 0.0 => apart.max(0) + 1,
                 _ => 0,
             };
-            if shard.apart.abs() > APART {
+            if shard.apart.abs() > MIN_DIVERGENT_CHECKS {
                 shard.level *= (GAIN * beyond).exp();
             }
             if beyond >= 0.0 {
                 // What chance has taken away comes back.
-                shard.level += if mean < 1.0 { RELAX_IDLE } else { RELAX } * (1.0 - shard.level);
+                shard.level += if mean < 1.0 { IDLE_RECOVERY_GAIN } else { RECOVERY_GAIN }
+                    * (1.0 - shard.level);
             }
             most = shard.level.max(most);
         }
         for number in serving {
             let level = &mut self.shards[number].level;
-            *level = (*level / most).clamp(LEAST, 1.0);
+            *level = (*level / most).clamp(MIN_SHARE, 1.0);
         }
     }
 
@@ -386,8 +393,11 @@ impl ShardGroup {
             let shard = &mut self.shards[number];
             let due = u32::try_from(queues * u64::from(shard.weight) / weights).unwrap_or(u32::MAX);
             // Of a worker that has shown to be slower than others, any queue is long.
-            let (long, stays) =
-                if shard.level < SLOWER { (LONG_IF_SLOWER, 1) } else { (LONG, STAYS_LONG) };
+            let (long, stays) = if shard.level < SLOW_SHARE {
+                (LONG_QUEUE_IF_SLOW, 1)
+            } else {
+                (LONG_QUEUE, LONG_QUEUE_CHECKS)
+            };
             shard.long = if shard.queue > due.saturating_mul(2).saturating_add(long) {
                 shard.long + 1
             } else {
@@ -396,7 +406,7 @@ impl ShardGroup {
             if shard.long < stays {
                 continue;
             }
-            let count = (shard.queue - due).min(MOST_TAKEN);
+            let count = (shard.queue - due).min(MAX_TAKEN);
             // What the primary takes away is no sign of life.
             shard.queue -= count;
             self.changes.push(Change::Take(number as u16, count));
@@ -464,7 +474,7 @@ impl ShardGroup {
             );
             let index = |n: usize| (self.shards[n].weight, shares[n] > 0);
             let mut table = partition(&(0..self.shards.len()).map(index).collect::<Vec<_>>());
-            table.iter_mut().for_each(|number| *number += FOUNDERS);
+            table.iter_mut().for_each(|number| *number += OWN_SHARDS);
             program::by_client(&table, sticky.prefix4, prefix6, flows)
         } else {
             let close = |(now, then): (&u32, &u32)| {
@@ -508,7 +518,7 @@ impl Shard {
             self.stuck = 0;
         }
         self.health = ShardHealth::Serving;
-        self.pause = PAUSE;
+        self.pause = MIN_PAUSE;
         self.back_at = None;
         self.hung_since.take().is_some()
     }

@@ -83,7 +83,7 @@ impl Claims {
 
     /// Where a worker listens, for people: the first few addresses.
     pub(super) fn listed(&self, worker: WorkerId) -> String {
-        const FEW: usize = 4;
+        const MAX_SHOWN: usize = 4;
         let all = self
             .listening
             .iter()
@@ -93,8 +93,8 @@ impl Claims {
         match all {
             [] => "nowhere".into(),
             all => {
-                let few: Vec<_> = all.iter().take(FEW).map(ToString::to_string).collect();
-                format!("on {}{}", few.join(", "), if all.len() > FEW { ", …" } else { "" })
+                let few: Vec<_> = all.iter().take(MAX_SHOWN).map(ToString::to_string).collect();
+                format!("on {}{}", few.join(", "), if all.len() > MAX_SHOWN { ", …" } else { "" })
             }
         }
     }

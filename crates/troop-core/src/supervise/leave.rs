@@ -1,8 +1,8 @@
 //! How workers leave: singly for a successor, all of them for a pause or the end.
 
 use super::{
-    Afterwards, Answer, LINGER, Leaving, Order, Outcome, Progress, RecycleFailed, ReloadFailed,
-    ReplaceFailure, RunState, SlotWorker, Supervisor, Time,
+    Afterwards, Answer, EXIT_TIMEOUT, Leaving, Order, Outcome, Progress, RecycleFailed,
+    ReloadFailed, ReplaceFailure, RunState, SlotWorker, Supervisor, Time,
 };
 
 impl Supervisor {
@@ -118,7 +118,7 @@ impl Supervisor {
     /// Has a worker leave that has never been ready, so that it has hardly anything to finish.
     pub(super) fn leave_unready(&mut self, now: Time, member: SlotWorker) {
         self.leave(now, member);
-        let term_at = Some(now + LINGER);
+        let term_at = Some(now + EXIT_TIMEOUT);
         self.leaving
             .iter_mut()
             .filter(|l| l.worker == member.worker)
@@ -132,7 +132,7 @@ impl Supervisor {
         let surplus = self.leaving.iter().filter(|l| !l.killed).count().saturating_sub(most);
         let grace = self.config.grace;
         // Reloads may be faster than any worker can end that is about to.
-        let has_had_time = |l: &&mut Leaving| !l.killed && now + grace >= l.kill_at + LINGER;
+        let has_had_time = |l: &&mut Leaving| !l.killed && now + grace >= l.kill_at + EXIT_TIMEOUT;
         for oldest in self.leaving.iter_mut().filter(has_had_time).take(surplus) {
             oldest.killed = true;
             self.orders.push_back(Order::Tell(Progress::GraceOver(oldest.worker)));

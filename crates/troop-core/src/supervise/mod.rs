@@ -160,7 +160,7 @@ pub struct Vacancy {
 }
 
 /// How long a worker may linger between its disconnect and its end before `SIGTERM`.
-const LINGER: Duration = Duration::from_secs(2);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Keeps a number of workers running: restarts, reloads, recycling, shutdown.
 ///
@@ -471,7 +471,7 @@ impl Supervisor {
     pub fn disconnected(&mut self, now: Time, worker: WorkerId) {
         self.due.set(None);
         if let Some(leaving) = self.leaving.iter_mut().find(|l| l.worker == worker) {
-            leaving.term_at.get_or_insert(now + LINGER);
+            leaving.term_at.get_or_insert(now + EXIT_TIMEOUT);
             return;
         }
         let mut members =
@@ -484,7 +484,7 @@ impl Supervisor {
             self.leaving.push(Leaving {
                 worker,
                 kill_at,
-                term_at: Some(now + LINGER),
+                term_at: Some(now + EXIT_TIMEOUT),
                 killed: false,
                 is_surplus: false,
             });

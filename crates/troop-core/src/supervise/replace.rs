@@ -12,7 +12,7 @@ use super::{
 use crate::id::{Time, WorkerId};
 
 /// The pause before it is tried again to replace what a failed reload has brought.
-const ROLL_BACK_PAUSE: Duration = Duration::from_secs(10);
+const ROLL_BACK_DELAY: Duration = Duration::from_secs(10);
 
 impl Supervisor {
     /// Replace the workers, each old one told to finish only when its successor is ready, as far as
@@ -158,7 +158,7 @@ impl Supervisor {
             return;
         }
         if self.phase != RunState::Running || self.round.is_some() {
-            self.rejected = Some((rejected, Some(now + ROLL_BACK_PAUSE)));
+            self.rejected = Some((rejected, Some(now + ROLL_BACK_DELAY)));
             return;
         }
         self.rejected = Some((rejected, None));
@@ -505,7 +505,7 @@ impl Supervisor {
         let revives = round.revives;
         if round.why == Why::RollBack {
             self.rejected =
-                self.rejected.map(|(generation, _)| (generation, Some(now + ROLL_BACK_PAUSE)));
+                self.rejected.map(|(generation, _)| (generation, Some(now + ROLL_BACK_DELAY)));
         }
         // Told before anything else is started, so that it can be started with something else.
         let then = match (self.is_down(now), revives) {

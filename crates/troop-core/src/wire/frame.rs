@@ -30,7 +30,7 @@ pub enum Framing {
 }
 
 /// The bytes of a length.
-const LENGTH: usize = 4;
+const LENGTH_BYTES: usize = 4;
 
 /// Reads lines from chunks of bytes that were cut anywhere. `H` is a descriptor; dropping one
 /// closes it.
@@ -166,7 +166,7 @@ impl<H> Chunk<'_, H> {
                 let length =
                     usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
                 check(length)?;
-                Ok(Some((LENGTH + length).saturating_sub(before))
+                Ok(Some((LENGTH_BYTES + length).saturating_sub(before))
                     .filter(|end| *end <= self.rest.len()))
             }
         }
@@ -204,7 +204,7 @@ impl<H> Chunk<'_, H> {
         };
         let bytes = match reader.framing {
             Framing::Lines => &bytes[..bytes.len() - 1],
-            Framing::Lengths => &bytes[LENGTH..],
+            Framing::Lengths => &bytes[LENGTH_BYTES..],
         };
         Ok(Some(Line { bytes, handles: &mut reader.handles }))
     }

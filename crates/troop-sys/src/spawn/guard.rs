@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 /// Pause between two attempts to resume a child that has not executed its program yet.
-const RESUME_EVERY: Duration = Duration::from_millis(20);
+const RESUME_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long a child that becomes another user may take to execute its program, from a slow disk,
 /// say; then it is killed.
@@ -22,7 +22,7 @@ pub(super) const OWN_START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How often a child may be found stopped before it is killed. Nobody stops one by chance, so
 /// whoever does holds its parent up for half a second.
-const MOST_STOPS: u32 = 25;
+const MAX_STOPS: u32 = 25;
 
 /// The stack of the thread that watches.
 const STACK: usize = 64 * 1024;
@@ -43,7 +43,7 @@ pub(super) fn guarded<T>(
         let is_killed = &is_killed;
         let watch = move || {
             let (begun, mut stops) = (Instant::now(), 0);
-            while wait.recv_timeout(RESUME_EVERY) == Err(RecvTimeoutError::Timeout) {
+            while wait.recv_timeout(RESUME_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                 let fd = pidfd.load(Ordering::Acquire);
                 if fd < 0 {
                     continue;
@@ -53,7 +53,7 @@ pub(super) fn guarded<T>(
                 let child = unsafe { BorrowedFd::borrow_raw(fd) };
                 stops += u32::from(is_stopped(child));
                 let is_over = begun.elapsed() >= timeout
-                    || stops >= MOST_STOPS
+                    || stops >= MAX_STOPS
                     || is_cancelled.load(Ordering::Relaxed);
                 is_killed.fetch_or(is_over, Ordering::Relaxed);
                 let signal = if is_over { Signal::KILL } else { Signal::CONT };

@@ -81,7 +81,7 @@ pub use libc::{
 pub const NO_LIMIT: u64 = libc::RLIM_INFINITY;
 
 /// The most CPUs that can be named.
-pub const MOST_CPUS: usize = libc::CPU_SETSIZE as usize;
+pub const MAX_CPUS: usize = libc::CPU_SETSIZE as usize;
 
 /// A started process.
 #[derive(Debug)]
@@ -207,7 +207,7 @@ pub fn spawn_unless(command: &Command<'_>, is_cancelled: &AtomicBool) -> Result<
     };
     // SAFETY: cpu_set_t is a plain bit field; all zeroes is the empty set.
     let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    for cpu in command.cpus.iter().filter(|cpu| **cpu < MOST_CPUS) {
+    for cpu in command.cpus.iter().filter(|cpu| **cpu < MAX_CPUS) {
         // SAFETY: the number is within the set.
         unsafe { libc::CPU_SET(*cpu, &mut cpus) };
     }

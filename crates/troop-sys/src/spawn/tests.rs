@@ -52,7 +52,7 @@ fn limits_umask_niceness_and_cpus_are_the_childs() {
     let lines: Vec<_> = text.lines().map(str::trim).collect();
     assert_eq!(lines[..4], ["100", "200", "0", "0027"]);
     assert_eq!((lines[4], lines[5]), (5.max(before).to_string().as_str(), "Cpus_allowed_list:\t0"));
-    let refused = spawn(&Command { cpus: vec![MOST_CPUS - 1], ..command("true") }).unwrap_err();
+    let refused = spawn(&Command { cpus: vec![MAX_CPUS - 1], ..command("true") }).unwrap_err();
     assert_eq!(refused.step, Step::Cpus);
 }
 

@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketType};
 use troop::event::Violation;
 use troop::supervise::{ReadyWhen, ReplacePolicy};
 use troop::{Cluster, Event, Setup};
-use troop_testkit::{PATIENCE, open_descriptors, wait_until};
+use troop_testkit::{TEST_TIMEOUT, open_descriptors, wait_until};
 
 use crate::fuse::Mount;
 use crate::running::open_directory;
@@ -145,7 +145,7 @@ async fn a_worker_that_has_its_connections_linger_all_the_time_holds_nobody_up()
                 rustix::net::sockopt::set_socket_recv_buffer_size(&client, 2048).unwrap();
                 rustix::net::connect(&client, &SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
                 let mut client = TcpStream::from(client);
-                client.set_read_timeout(Some(PATIENCE)).unwrap();
+                client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
                 client.read_exact(&mut [0]).unwrap();
                 served += 1;
                 open.push_back(client);

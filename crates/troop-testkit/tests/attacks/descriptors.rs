@@ -67,7 +67,7 @@ async fn an_offered_descriptor_can_be_had_and_what_else_gets_its_number_cannot()
         .await;
     assert_eq!(scene.troop.message(&worker).await["errno"].as_i64().unwrap_or(0), 0);
     let _client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let deadline = tokio::time::Instant::now() + troop_testkit::PATIENCE;
+    let deadline = tokio::time::Instant::now() + troop_testkit::TEST_TIMEOUT;
     while worker.stats().await.handed == 0 {
         assert!(tokio::time::Instant::now() < deadline, "the client is handed over");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -171,7 +171,7 @@ async fn neither_a_listener_nor_a_client_at_the_longest_path_ends_the_primary() 
     net::connect(&client, &net::SocketAddrUnix::new(&path).unwrap()).unwrap();
     let served = tokio::task::spawn_blocking(move || {
         let mut client = std::os::unix::net::UnixStream::from(client);
-        client.set_read_timeout(Some(troop_testkit::PATIENCE)).unwrap();
+        client.set_read_timeout(Some(troop_testkit::TEST_TIMEOUT)).unwrap();
         let mut answer = String::new();
         client.read_to_string(&mut answer).map(|_| answer)
     });

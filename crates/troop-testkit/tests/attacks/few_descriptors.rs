@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
-use troop_testkit::{PATIENCE, is_running, talk};
+use troop_testkit::{TEST_TIMEOUT, is_running, talk};
 
 use crate::scene::ONLINE;
 use crate::support::troop;
@@ -72,7 +72,7 @@ impl Running {
     }
 
     fn until(&mut self, what: &str, mut wanted: impl FnMut(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let Ok(event) = self.lines.recv_timeout(left) else {
@@ -230,7 +230,7 @@ fn clients_wait_while_descriptors_are_short_and_that_is_said_once() {
     troop.show();
     signal(rustix::process::Signal::CONT);
     for mut client in clients {
-        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
         let mut answer = String::new();
         client.read_to_string(&mut answer).expect("nobody is turned away");
         assert!(!answer.is_empty(), "nobody is turned away");
@@ -275,7 +275,7 @@ fn three_thousand_silent_clients_keep_nobody_out_of_the_control_socket() {
         }
         silent.push(stream);
     }
-    let mut quickest = PATIENCE;
+    let mut quickest = TEST_TIMEOUT;
     for _ in 0..5 {
         let begun = Instant::now();
         let output = crate::support::troop(troop.home.path(), &["ls"]).output().unwrap();

@@ -159,7 +159,7 @@ fn a_request_survives(signal: Signal) {
     let port =
         line.rsplit(':').next().unwrap().trim().parse::<u16>().unwrap_or_else(|_| panic!("{line}"));
     let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    client.set_read_timeout(Some(troop_testkit::PATIENCE)).unwrap();
+    client.set_read_timeout(Some(troop_testkit::TEST_TIMEOUT)).unwrap();
     client.read_exact(&mut [0; 6]).unwrap();
     kill_process_group(pid(primary.child.id()), signal).unwrap();
     let mut answer = String::new();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use troop::event::{ExitHow, Violation};
 use troop::{Cluster, Event, Scheduling, Setup};
-use troop_testkit::{PATIENCE, open_descriptors, wait_until};
+use troop_testkit::{TEST_TIMEOUT, open_descriptors, wait_until};
 
 use crate::scene::{ONLINE, Scene, alone, resident};
 
@@ -229,7 +229,7 @@ async fn pipes_that_are_left_behind_by_ever_new_workers_are_bounded() {
     }
     // Those that are too many are closed by a thread, which has its own time.
     let few = most_open(before, || open_descriptors().saturating_sub(before) < 32 + 8);
-    let closed = tokio::time::timeout(PATIENCE, few).await;
+    let closed = tokio::time::timeout(TEST_TIMEOUT, few).await;
     let open = open_descriptors().saturating_sub(before);
     assert!(closed.is_ok(), "{open} descriptors are held for workers that have ended");
     scene.honest_worker_serves().await;
@@ -254,8 +254,9 @@ async fn processes_that_a_worker_leaves_behind_are_ended_without_a_descriptor_fo
             .is_err()
     };
     assert!(!is_gone(), "they ignore that they are to end");
-    let most =
-        tokio::time::timeout(PATIENCE, most_open(before, is_gone)).await.expect("they are killed");
+    let most = tokio::time::timeout(TEST_TIMEOUT, most_open(before, is_gone))
+        .await
+        .expect("they are killed");
     assert!(most < 16 + 16, "{most} descriptors are held for what a worker has left behind");
     scene.honest_worker_serves().await;
 }
@@ -281,7 +282,7 @@ async fn a_shortage_of_descriptors_is_said_once_with_what_to_do_and_clients_are_
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], scene.port));
     clients.iter().for_each(|client| connect(client, &address).unwrap());
     let mut said = Vec::new();
-    let mut deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut deadline = tokio::time::Instant::now() + TEST_TIMEOUT;
     while let Ok(Some(event)) = tokio::time::timeout_at(deadline, scene.troop.events.recv()).await {
         if let Event::Error { worker: None, error: e, .. } = event {
             if said.is_empty() {
@@ -301,7 +302,7 @@ async fn a_shortage_of_descriptors_is_said_once_with_what_to_do_and_clients_are_
     );
     for client in clients {
         let mut client = TcpStream::from(client);
-        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
         let mut answer = String::new();
         client.read_to_string(&mut answer).expect("it has waited and is served");
         assert!(answer.starts_with("1 "), "{answer:?}");

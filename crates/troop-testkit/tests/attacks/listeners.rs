@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use troop::supervise::Progress;
 use troop::{Cluster, Event, Scheduling, Setup};
-use troop_testkit::{PATIENCE, Troop, at_once, node_program};
+use troop_testkit::{TEST_TIMEOUT, Troop, at_once, node_program};
 
 fn node(text: &str) -> Setup {
     Setup::new().script(node_program("run.js")).args([text])
@@ -16,7 +16,7 @@ fn node(text: &str) -> Setup {
 /// The answer of whoever listens at a path, or why there is none.
 fn asked(path: &Path) -> std::io::Result<String> {
     let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TEST_TIMEOUT))?;
     stream.write_all(b"x")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
@@ -30,7 +30,7 @@ async fn served(path: &Path) -> std::io::Result<String> {
 
 /// Waits for somebody to be served there.
 async fn until_served(path: &Path) -> String {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     loop {
         match served(path).await {
             Ok(answer) if !answer.is_empty() => return answer,
@@ -172,7 +172,7 @@ async fn the_worker_that_asked_last_is_reached_on_a_shared_path() {
 
 /// A client of a TCP port is served, within a while.
 async fn until_port_serves(port: u16, when: &str) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !troop_testkit::ask(port, "").await.is_ok_and(|answer| !answer.is_empty()) {
         assert!(Instant::now() < deadline, "nobody serves port {port} {when}");
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use troop::activation::ActivationSocket;
 use troop::supervise::Progress;
 use troop::{Cluster, Event, Scheduling, Setup, WorkerHandle};
-use troop_testkit::{PATIENCE, Troop, at_once, node_program, wait_until};
+use troop_testkit::{TEST_TIMEOUT, Troop, at_once, node_program, wait_until};
 
 use super::support::{STRANGER, is_root, listeners_of, set_option};
 
@@ -41,7 +41,7 @@ fn server_at(port: u16) -> std::io::Result<String> {
 }
 
 fn server_of(path: &Path) -> std::io::Result<String> {
-    answer(&mut UnixStream::connect(path)?, |client| client.set_read_timeout(Some(PATIENCE)))
+    answer(&mut UnixStream::connect(path)?, |client| client.set_read_timeout(Some(TEST_TIMEOUT)))
 }
 
 fn answer<S: Read + Write>(
@@ -58,7 +58,7 @@ fn answer<S: Read + Write>(
 /// Waits until clients are served. Clients of the listener itself, not the event: that may have
 /// come for something earlier.
 async fn until_served(port: u16, when: &str) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while let Err(e) = tokio::task::spawn_blocking(move || server_at(port)).await.unwrap() {
         assert!(Instant::now() < deadline, "nobody serves port {port} {when}: {e}");
     }
@@ -258,14 +258,14 @@ async fn the_primary_does_not_wait(setup: impl FnOnce(Setup) -> Setup, over_and_
     });
     // Both ways to empty its queue: while it is there, and when it is gone.
     for _ in 0..2 {
-        tokio::time::timeout(PATIENCE, troop.cluster.snapshot())
+        tokio::time::timeout(TEST_TIMEOUT, troop.cluster.snapshot())
             .await
             .expect("the primary answers")
             .unwrap();
         let _ = worker.kill(9).await;
     }
     troop.until("its successor", listening).await;
-    tokio::time::timeout(PATIENCE, troop.cluster.snapshot())
+    tokio::time::timeout(TEST_TIMEOUT, troop.cluster.snapshot())
         .await
         .expect("the primary answers")
         .unwrap();

@@ -37,7 +37,7 @@ server.listen(process.argv[2] === 'fd' ? { fd: 3 } : process.argv[2]);
 
 const CLIENTS: usize = 8;
 /// How long a request may take; a client that waits longer is not served.
-const PATIENT: Duration = Duration::from_secs(30);
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Clone)]
 enum Place {
@@ -56,12 +56,12 @@ impl Place {
         match self {
             Place::Port(port) => {
                 let client = TcpStream::connect(("127.0.0.1", *port))?;
-                client.set_read_timeout(Some(PATIENT))?;
+                client.set_read_timeout(Some(CLIENT_TIMEOUT))?;
                 talk(client, path)
             }
             Place::Path(at) => {
                 let client = UnixStream::connect(at)?;
-                client.set_read_timeout(Some(PATIENT))?;
+                client.set_read_timeout(Some(CLIENT_TIMEOUT))?;
                 talk(client, path)
             }
         }
@@ -129,7 +129,7 @@ fn costs_only_what_its_worker_had_taken(args: &[&str], listens_at: &str) {
                 while !stop.load(Ordering::Relaxed) {
                     let began = Instant::now();
                     let answer = place.get("/");
-                    assert!(began.elapsed() < PATIENT, "{answer:?}");
+                    assert!(began.elapsed() < CLIENT_TIMEOUT, "{answer:?}");
                     if is_good(&answer) { &answered } else { &lost }
                         .fetch_add(1, Ordering::Relaxed);
                 }

@@ -432,7 +432,7 @@ fn ctrl_c_reaches_a_program_that_is_its_own_primary_first_and_its_workers_have_n
         );
     }
     let mut client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
-    client.set_read_timeout(Some(troop_testkit::PATIENCE)).unwrap();
+    client.set_read_timeout(Some(troop_testkit::TEST_TIMEOUT)).unwrap();
     client.read_exact(&mut [0; 6]).unwrap();
     (&master).write_all(b"\x03").unwrap();
     let mut answer = String::new();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use troop_testkit::{PATIENCE, wait_until};
+use troop_testkit::{TEST_TIMEOUT, wait_until};
 
 /// A primary whose lines are read: `troop run --log json`, or a program that is its own.
 pub struct Running {
@@ -59,7 +59,7 @@ impl Running {
 
     /// The next line that contains a text.
     pub fn until(&mut self, text: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         loop {
             match self.line(deadline) {
                 Some(line) if line.contains(text) => return line,
@@ -184,7 +184,7 @@ impl Crowd {
             String::from_utf8_lossy(&text).into_owned()
         });
         let primary = self.primary.take().unwrap();
-        let (mut most, deadline) = (0, Instant::now() + PATIENCE);
+        let (mut most, deadline) = (0, Instant::now() + TEST_TIMEOUT);
         let exit = loop {
             most = most.max(self.members().len());
             if let Some(exit) = troop_sys::process::try_reap(primary.pidfd.as_fd()).unwrap() {
@@ -201,7 +201,7 @@ impl Crowd {
     }
 
     fn end(&self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         loop {
             let members = self.members();
             if members.is_empty() || Instant::now() > deadline {

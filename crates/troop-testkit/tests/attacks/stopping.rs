@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use rustix::process::{Signal, kill_process};
-use troop_testkit::{PATIENCE, talk, wait_until};
+use troop_testkit::{TEST_TIMEOUT, talk, wait_until};
 
 use super::home::Home;
 use super::running::{Crowd, Running, file, nobody_else, open_directory, pid};
@@ -48,7 +48,7 @@ fn whoever_stops_workers_that_start_holds_up_neither_the_primary_nor_those_that_
         assert_eq!(ended.code, Some(0), "{ended:?} {:?}", primary.seen);
         assert!(talk(([127, 0, 0, 1], port), "").unwrap().contains(' '));
     };
-    let (mut restarts, deadline) = (0, Instant::now() + PATIENCE);
+    let (mut restarts, deadline) = (0, Instant::now() + TEST_TIMEOUT);
     while restarts < 3 {
         assert!(Instant::now() < deadline, "{restarts} restarts: {:?}", primary.seen);
         asked(&mut primary);

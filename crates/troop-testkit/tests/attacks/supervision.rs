@@ -41,7 +41,7 @@ server.listen(Number(process.argv[2]), '127.0.0.1');
 const CLIENTS: usize = 8;
 const WORKERS: usize = 4;
 /// How long a request may take; a client that waits longer is not served.
-const PATIENT: Duration = Duration::from_secs(15);
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(15);
 
 fn rounds() -> u32 {
     std::env::var("TROOP_ROUNDS")
@@ -230,7 +230,7 @@ fn poison_costs_only_what_its_worker_had_taken(policy: &str, program: &[&str]) {
     // One worker can have taken several before it ended.
     assert!(killed.len() >= rounds() as usize / 3, "{} workers ended by poison", killed.len());
     assert!(
-        seen.slowest < PATIENT && seen.answered > rounds() as usize,
+        seen.slowest < CLIENT_TIMEOUT && seen.answered > rounds() as usize,
         "{} after {:?}",
         seen.answered,
         seen.slowest

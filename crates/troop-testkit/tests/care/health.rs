@@ -5,7 +5,7 @@ use std::time::Duration;
 use troop::setup::Stdio;
 use troop::supervise::{HealthCheck, HealthTest, Progress};
 use troop::{Cluster, Event, Setup};
-use troop_testkit::{PATIENCE, Troop, at_once, wait_until, zombies};
+use troop_testkit::{TEST_TIMEOUT, Troop, at_once, wait_until, zombies};
 
 use super::{SERVER, fixture, js, replaced};
 
@@ -87,7 +87,7 @@ async fn a_rust_worker_is_tested_by_http_and_on_a_unix_socket_by_a_connection() 
             troop.until("listening", |e| matches!(e, Event::Listening { .. }).then_some(())).await;
         }
         // They are tested several times, and pass.
-        tokio::time::timeout(PATIENCE, async {
+        tokio::time::timeout(TEST_TIMEOUT, async {
             loop {
                 let workers = troop.cluster.snapshot().await.unwrap().workers;
                 assert!(workers.iter().all(|worker| worker.id.0 <= 2), "{workers:?}");
@@ -139,7 +139,7 @@ async fn what_a_failed_command_has_printed_is_said_with_the_failure() {
     // More than a pipe holds, of which the end is kept; and something that a terminal would obey.
     let command =
         "head -c 200000 /dev/zero | tr '\\0' x; printf 'no \\033[31mdatabase\\n' >&2; exit 7";
-    let test = tested(HealthTest::Command(command.into())).failures(u32::MAX).timeout(PATIENCE);
+    let test = tested(HealthTest::Command(command.into())).failures(u32::MAX).timeout(TEST_TIMEOUT);
     let mut troop = Troop::start(
         Cluster::builder().workers(1).setup(fixture(["line", "127.0.0.1:0"])).health(test),
     );

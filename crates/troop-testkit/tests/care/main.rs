@@ -17,7 +17,7 @@ use troop::supervise::{
     WhenFailed,
 };
 use troop::{Builder, Cluster, Event, Setup, WorkerHandle};
-use troop_testkit::{PATIENCE, Troop, at_once, is_running, node_program, talk};
+use troop_testkit::{TEST_TIMEOUT, Troop, at_once, is_running, node_program, talk};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
@@ -342,7 +342,7 @@ async fn an_app_that_is_to_end_without_a_ready_worker_does() {
     })
     .await;
     assert!(killed.elapsed() >= Duration::from_secs(1));
-    while tokio::time::timeout(PATIENCE, troop.events.recv()).await.unwrap().is_some() {}
+    while tokio::time::timeout(TEST_TIMEOUT, troop.events.recv()).await.unwrap().is_some() {}
 }
 
 #[tokio::test]

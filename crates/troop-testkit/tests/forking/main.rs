@@ -14,7 +14,7 @@ use troop::event::ExitHow;
 use troop::supervise::{Progress, RestartPolicy};
 use troop::{Cluster, Error, Event, Fork, Setup, WorkerId};
 use troop_testkit::{
-    PATIENCE, Troop, ask, is_running, open_descriptors, talk, wait_until, zombies,
+    TEST_TIMEOUT, Troop, ask, is_running, open_descriptors, talk, wait_until, zombies,
 };
 
 const FIXTURE: &str = env!("CARGO_BIN_EXE_troop-fixture");
@@ -250,7 +250,7 @@ async fn three_hundred_dead_workers_leave_nothing_behind() {
         }
         let mut gone = 0;
         while gone < workers.len() {
-            let event = tokio::time::timeout(PATIENCE, troop.events.recv())
+            let event = tokio::time::timeout(TEST_TIMEOUT, troop.events.recv())
                 .await
                 .expect("an exit")
                 .unwrap();
@@ -292,7 +292,7 @@ async fn disconnecting_the_cluster_waits_for_the_last_worker() {
 }
 
 async fn wait_for_a_connection(workers: &[&troop::WorkerHandle]) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     loop {
         let mut taken = 0;
         for worker in workers {
@@ -332,7 +332,7 @@ async fn a_supervised_cluster_that_is_dropped_ends_and_starts_no_more_workers() 
     let Troop { cluster, mut events, .. } = Troop::start(supervised());
     let mut listening = 0;
     while listening < 2 {
-        let event = tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap();
+        let event = tokio::time::timeout(TEST_TIMEOUT, events.recv()).await.unwrap().unwrap();
         listening += usize::from(matches!(event, Event::Listening { .. }));
     }
     drop(cluster);

@@ -10,7 +10,7 @@ use rustix::process::{Signal, getuid};
 use troop::event::ExitHow;
 use troop::setup::Stdio;
 use troop::{Event, Fork, Setup};
-use troop_testkit::{PATIENCE, Troop, talk, wait_until};
+use troop_testkit::{TEST_TIMEOUT, Troop, talk, wait_until};
 
 use super::{FIXTURE, Primary, fixture, free_port, pid};
 
@@ -98,7 +98,7 @@ async fn what_a_worker_wrote_before_its_death_is_remembered() {
     let mut troop = Troop::with(fixture(["die"]).stderr(Stdio::Forward));
     let worker = troop.fork().await;
     assert_eq!(troop.exit(&worker).await, ExitHow::Code(3));
-    let last = tokio::task::spawn_blocking(move || worker.last_stderr(PATIENCE)).await.unwrap();
+    let last = tokio::task::spawn_blocking(move || worker.last_stderr(TEST_TIMEOUT)).await.unwrap();
     assert_eq!(last.as_deref(), Some("about to fail\nfatal: no such table"));
 }
 
@@ -170,7 +170,7 @@ async fn clusters_nest() {
         (seen["ancestors"].as_str(), seen["id left"].as_bool()),
         (Some("/2/1/1"), Some(false))
     );
-    tokio::time::timeout(PATIENCE, troop.cluster.disconnect())
+    tokio::time::timeout(TEST_TIMEOUT, troop.cluster.disconnect())
         .await
         .expect("the whole tree ends")
         .unwrap();

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use troop::event::{Consequence, ExitHow, Violation};
 use troop::supervise::{Progress, RestartPolicy};
 use troop::{Builder, Cluster, Event, Fork, Setup, WorkerHandle};
-use troop_testkit::{PATIENCE, Troop, ask, at_once, is_running, node_program, talk};
+use troop_testkit::{TEST_TIMEOUT, Troop, ask, at_once, is_running, node_program, talk};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
@@ -56,7 +56,7 @@ async fn are_served(clients: Vec<JoinHandle<std::io::Result<String>>>, by: &Work
 
 /// Waits until this many connections are with a worker that does not answer them.
 async fn in_flight(worker: &WorkerHandle, count: usize) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while worker.stats().await.in_flight < count {
         assert!(Instant::now() < deadline, "{:?}", worker.stats().await);
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -320,7 +320,7 @@ async fn a_worker_at_its_descriptor_limit_loses_nothing_and_comes_back() {
     assert!(starved.stats().await.returned > 0);
     // It recovers, and is given connections again.
     starved.send(&"you may").await.unwrap();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !ask(port, "").await.unwrap().starts_with("1 ") {
         assert!(Instant::now() < deadline, "the worker that recovered never serves");
     }
@@ -344,7 +344,7 @@ async fn a_node_worker_that_cannot_receive_descriptors_loses_nothing() {
             matches!(e, Event::Online { worker: w, .. } if w.id() == id).then_some(())
         })
         .await;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while starved.stats().await.returned < 3 {
         are_served(clients(8, port), &honest).await;
         assert!(Instant::now() < deadline, "{:?}", starved.stats().await);

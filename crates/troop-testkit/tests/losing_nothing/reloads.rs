@@ -51,7 +51,7 @@ async fn reloads_lose_nothing(
     assert!(served > 20 && answers.len() >= generations, "{served} served by {answers:?}");
     let stop = troop.cluster.stop();
     while let Some(event) =
-        tokio::time::timeout(PATIENCE, troop.events.recv()).await.expect("the cluster ends")
+        tokio::time::timeout(TEST_TIMEOUT, troop.events.recv()).await.expect("the cluster ends")
     {
         if let Event::Exit { worker, exit: how, .. } = event {
             assert!(
@@ -67,7 +67,7 @@ async fn reloads_lose_nothing(
 fn over_tcp(port: u16) -> impl Fn() -> std::io::Result<String> {
     move || {
         let stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TEST_TIMEOUT))?;
         http(stream)
     }
 }
@@ -75,7 +75,7 @@ fn over_tcp(port: u16) -> impl Fn() -> std::io::Result<String> {
 fn over_unix(path: PathBuf) -> impl Fn() -> std::io::Result<String> {
     move || {
         let stream = UnixStream::connect(&path)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TEST_TIMEOUT))?;
         http(stream)
     }
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use sockets::{read_all, tcp_pair};
 use troop::event::ExitHow;
 use troop::{Error, Event, Handle, Setup, WorkerHandle};
-use troop_testkit::{PATIENCE, Troop};
+use troop_testkit::{TEST_TIMEOUT, Troop};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
@@ -108,7 +108,7 @@ async fn json_that_has_line_breaks_of_its_own_is_one_message() {
     worker.send(&"next").await.unwrap();
     assert_eq!(troop.message(&worker).await, json!({"echo": {"pretty": [1, 2]}}));
     assert_eq!(troop.message(&worker).await, json!({"echo": "next"}));
-    let answer: Value = worker.request(&raw, PATIENCE).await.unwrap();
+    let answer: Value = worker.request(&raw, TEST_TIMEOUT).await.unwrap();
     assert_eq!(answer, json!({"you asked": {"pretty": [1, 2]}}));
 }
 
@@ -125,7 +125,7 @@ async fn a_megabyte_of_line_breaks_is_one_message() {
     };
     worker.send(&raw).await.unwrap();
     assert!(is_whole(&troop.message(&worker).await["echo"]));
-    let answer: Value = worker.request(&raw, PATIENCE).await.unwrap();
+    let answer: Value = worker.request(&raw, TEST_TIMEOUT).await.unwrap();
     assert!(is_whole(&answer["you asked"]));
     let (client, server) = tcp_pair();
     worker.send_handle("tcp", server).await.unwrap();
@@ -139,7 +139,7 @@ async fn a_value_that_is_no_json_is_refused_and_nothing_is_sent() {
     let bad = BTreeMap::from([((1, 2), "a key that is no text")]);
     assert!(matches!(worker.send(&bad).await, Err(Error::Json(_))));
     assert!(matches!(worker.try_send(&bad), Err(Error::Json(_))));
-    assert!(matches!(worker.request::<_, Value>(&bad, PATIENCE).await, Err(Error::Json(_))));
+    assert!(matches!(worker.request::<_, Value>(&bad, TEST_TIMEOUT).await, Err(Error::Json(_))));
     worker.send(&1).await.unwrap();
     assert_eq!(troop.message(&worker).await, json!({"echo": 1}));
 }
@@ -183,7 +183,7 @@ async fn a_broadcast_reaches_everybody() {
 #[tokio::test]
 async fn a_question_is_answered() {
     let (_troop, worker) = echo().await;
-    let answer: Value = worker.request(&json!({"n": 1}), PATIENCE).await.unwrap();
+    let answer: Value = worker.request(&json!({"n": 1}), TEST_TIMEOUT).await.unwrap();
     assert_eq!(answer, json!({"you asked": {"n": 1}}));
 }
 
@@ -194,7 +194,7 @@ async fn many_questions_at_once_get_their_own_answers() {
         .map(|n| {
             let worker = worker.clone();
             tokio::spawn(
-                async move { (n, worker.request::<_, Value>(&n, PATIENCE).await.unwrap()) },
+                async move { (n, worker.request::<_, Value>(&n, TEST_TIMEOUT).await.unwrap()) },
             )
         })
         .collect();
@@ -207,7 +207,7 @@ async fn many_questions_at_once_get_their_own_answers() {
 #[tokio::test]
 async fn a_refusal_has_its_reason() {
     let (_troop, worker) = echo().await;
-    let answer = worker.request::<_, Value>("refuse", PATIENCE).await;
+    let answer = worker.request::<_, Value>("refuse", TEST_TIMEOUT).await;
     assert!(matches!(&answer, Err(Error::Refused(reason)) if reason == "I will not"), "{answer:?}");
 }
 
@@ -218,26 +218,30 @@ async fn a_question_without_an_answer_ends_in_time() {
     let answer = worker.request::<_, Value>("silence", limit).await;
     assert!(matches!(answer, Err(Error::TimedOut(t)) if t == limit), "{answer:?}");
     // A late answer to it would not be taken for another question's.
-    assert_eq!(worker.request::<_, Value>(&1, PATIENCE).await.unwrap(), json!({"you asked": 1}));
+    assert_eq!(
+        worker.request::<_, Value>(&1, TEST_TIMEOUT).await.unwrap(),
+        json!({"you asked": 1})
+    );
 }
 
 #[tokio::test]
 async fn a_question_to_a_worker_that_dies_ends_at_once() {
     let (mut troop, worker) = echo().await;
-    worker.request::<_, Value>(&1, PATIENCE).await.unwrap();
+    worker.request::<_, Value>(&1, TEST_TIMEOUT).await.unwrap();
     let asker = worker.clone();
-    let asking = tokio::spawn(async move { asker.request::<_, Value>("silence", PATIENCE).await });
+    let asking =
+        tokio::spawn(async move { asker.request::<_, Value>("silence", TEST_TIMEOUT).await });
     tokio::time::sleep(Duration::from_millis(100)).await;
     worker.kill(9).await.unwrap();
     assert!(matches!(asking.await.unwrap(), Err(Error::Closed)));
     troop.exit(&worker).await;
-    assert!(matches!(worker.request::<_, Value>(&1, PATIENCE).await, Err(Error::Closed)));
+    assert!(matches!(worker.request::<_, Value>(&1, TEST_TIMEOUT).await, Err(Error::Closed)));
 }
 
 #[tokio::test]
 async fn an_answer_of_another_shape_is_an_error_of_its_own() {
     let (_troop, worker) = echo().await;
-    assert!(matches!(worker.request::<_, Vec<u8>>(&1, PATIENCE).await, Err(Error::Json(_))));
+    assert!(matches!(worker.request::<_, Vec<u8>>(&1, TEST_TIMEOUT).await, Err(Error::Json(_))));
 }
 
 async fn question_of(troop: &mut Troop, worker: &WorkerHandle) -> troop::Request {
@@ -277,8 +281,10 @@ async fn a_question_that_nobody_reads_is_refused() {
     // Reads and drops everything, as a program does that does not know of questions.
     let mut answer = None;
     while answer.is_none() {
-        let event =
-            tokio::time::timeout(PATIENCE, troop.events.recv()).await.expect("an answer").unwrap();
+        let event = tokio::time::timeout(TEST_TIMEOUT, troop.events.recv())
+            .await
+            .expect("an answer")
+            .unwrap();
         if let Event::Message { message, .. } = event {
             answer = Some(message.decode::<Value>().unwrap());
         }
@@ -292,7 +298,7 @@ async fn a_question_that_nobody_reads_is_refused() {
 async fn a_full_queue_says_so_and_takes_more_when_there_is_room() {
     let (mut troop, worker) = echo().await;
     let process = rustix::process::Pid::from_raw(i32::try_from(worker.pid()).unwrap()).unwrap();
-    worker.request::<_, Value>(&1, PATIENCE).await.unwrap();
+    worker.request::<_, Value>(&1, TEST_TIMEOUT).await.unwrap();
     rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
     let text = "x".repeat(10_000);
     let mut sent = 0;
@@ -340,7 +346,7 @@ async fn a_reader_that_keeps_up_misses_nothing() {
     worker.send(&json!({"flood": 20_000})).await.unwrap();
     let mut next = 0;
     while next < 20_000 {
-        match tokio::time::timeout(PATIENCE, troop.events.recv()).await.unwrap().unwrap() {
+        match tokio::time::timeout(TEST_TIMEOUT, troop.events.recv()).await.unwrap().unwrap() {
             Event::Message { message: m, .. } => {
                 assert_eq!(m.decode::<u64>().unwrap(), next);
                 next += 1;
@@ -362,7 +368,7 @@ async fn a_slow_reader_is_told_how_much_it_missed() {
     let mut slow = troop.cluster.events();
     worker.send(&json!({"flood": SENT})).await.unwrap();
     // A question is answered after all of them have been sent.
-    worker.request::<_, Value>(&1, PATIENCE).await.unwrap();
+    worker.request::<_, Value>(&1, TEST_TIMEOUT).await.unwrap();
     worker.kill(9).await.unwrap();
     troop.exit(&worker).await;
     let (mut missed, mut seen, mut last) = (0, 0, 0);
@@ -385,7 +391,7 @@ async fn a_slow_reader_is_told_how_much_it_missed() {
 #[tokio::test]
 async fn what_a_dead_worker_did_not_get_is_reported() {
     let (mut troop, worker) = echo().await;
-    worker.request::<_, Value>(&1, PATIENCE).await.unwrap();
+    worker.request::<_, Value>(&1, TEST_TIMEOUT).await.unwrap();
     let process = rustix::process::Pid::from_raw(i32::try_from(worker.pid()).unwrap()).unwrap();
     rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
     let text = "x".repeat(10_000);
@@ -407,7 +413,7 @@ async fn what_a_dead_worker_did_not_get_is_reported() {
 #[tokio::test]
 async fn a_worker_that_dies_with_nothing_queued_loses_nothing() {
     let (mut troop, worker) = echo().await;
-    worker.request::<_, Value>(&1, PATIENCE).await.unwrap();
+    worker.request::<_, Value>(&1, TEST_TIMEOUT).await.unwrap();
     worker.kill(9).await.unwrap();
     let id = worker.id();
     let lost = troop.until("its end", |e| match e {
@@ -434,7 +440,7 @@ async fn messages_come_before_the_end_of_their_worker() {
     let worker = troop.fork().await;
     let mut order = Vec::new();
     while order.len() < 5 {
-        match tokio::time::timeout(PATIENCE, troop.events.recv()).await.unwrap().unwrap() {
+        match tokio::time::timeout(TEST_TIMEOUT, troop.events.recv()).await.unwrap().unwrap() {
             Event::Message { .. } => order.push("message"),
             Event::Disconnect { .. } => order.push("disconnect"),
             Event::Exit { .. } => order.push("exit"),

@@ -5,7 +5,7 @@ use super::*;
 pub(crate) fn tcp_pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     (client, listener.accept().unwrap().0)
 }
 
@@ -28,7 +28,7 @@ async fn a_tcp_connection_can_be_passed_on() {
 async fn a_unix_connection_can_be_passed_on() {
     let (mut troop, worker) = echo().await;
     let (client, server) = UnixStream::pair().unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     worker.send_handle("unix", server).await.unwrap();
     assert_eq!(troop.message(&worker).await, json!({"used": "unix"}));
     assert_eq!(read_all(client), "unix from the worker");
@@ -62,7 +62,7 @@ async fn a_udp_socket_can_be_passed_on() {
     let (mut troop, worker) = echo().await;
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     client.send_to(b"hello", socket.local_addr().unwrap()).unwrap();
     worker.send_handle("udp", socket).await.unwrap();
     assert_eq!(troop.message(&worker).await, json!({"used": "udp"}));
@@ -178,7 +178,7 @@ async fn hundreds_of_sockets_sent_at_once_all_arrive() {
         })
         .collect();
     for (n, sending) in sending.into_iter().enumerate() {
-        let sent = tokio::time::timeout(PATIENCE, sending).await;
+        let sent = tokio::time::timeout(TEST_TIMEOUT, sending).await;
         sent.unwrap_or_else(|_| panic!("socket {n} was never sent")).unwrap().unwrap();
     }
 }
@@ -202,7 +202,7 @@ async fn hundreds_of_sockets_sent_at_once_by_a_worker_all_arrive() {
 #[tokio::test]
 async fn sending_a_socket_to_a_worker_that_dies_ends() {
     let (mut troop, worker) = echo().await;
-    worker.request::<_, Value>(&1, PATIENCE).await.unwrap();
+    worker.request::<_, Value>(&1, TEST_TIMEOUT).await.unwrap();
     let process = rustix::process::Pid::from_raw(i32::try_from(worker.pid()).unwrap()).unwrap();
     rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
     let (client, server) = tcp_pair();

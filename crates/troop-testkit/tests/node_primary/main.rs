@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use troop_testkit::{PATIENCE, is_running, node_program, talk, wait_until};
+use troop_testkit::{TEST_TIMEOUT, is_running, node_program, talk, wait_until};
 
 /// The scheduling, and the serialization if it is not JSON.
 const ALL: [&str; 4] = ["rr", "none", "rr advanced", "none advanced"];
@@ -83,11 +83,11 @@ impl NodePrimary {
             *asked = true;
             return value.clone();
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         loop {
             let next = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()));
             let Ok(value) = next else {
-                panic!("no {fields} after {PATIENCE:?}; seen: {}", self.story())
+                panic!("no {fields} after {TEST_TIMEOUT:?}; seen: {}", self.story())
             };
             let found = matches(&value);
             self.seen.push((value.clone(), found));
@@ -146,7 +146,7 @@ fn whole(mut stream: impl Read) -> String {
 
 fn connect(port: u16) -> TcpStream {
     let stream = TcpStream::connect(local(port)).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     stream
 }
 
@@ -312,7 +312,7 @@ fn udp_is_served_under_both_policies() {
             let port = primary.listening(1);
             assert_eq!(primary.listening(2), port);
             let client = UdpSocket::bind(address).unwrap();
-            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
             for _ in 0..10 {
                 client.send_to(b"hello", (host, port)).unwrap();
                 let mut buffer = [0; 100];

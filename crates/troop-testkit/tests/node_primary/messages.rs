@@ -171,7 +171,7 @@ fn a_node_primary_can_give_its_udp_socket_away() {
         primary.run("u.bind(0, '127.0.0.1', () => { w.send('udp', u, () => { say(u.address()); u.close() }) })");
         let port = primary.until(&json!({"address": "127.0.0.1"}))["port"].as_u64().unwrap();
         let client = UdpSocket::bind(local(0)).unwrap();
-        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
         client.send_to(b"hello", local(u16::try_from(port).unwrap())).unwrap();
         let mut buffer = [0; 100];
         let n = client.recv(&mut buffer).unwrap();

@@ -424,7 +424,7 @@ async fn the_backlog_is_the_workers() {
 }
 
 fn reaches(host: &str, port: u16) -> bool {
-    TcpStream::connect_timeout(&SocketAddr::new(host.parse().unwrap(), port), PATIENCE).is_ok()
+    TcpStream::connect_timeout(&SocketAddr::new(host.parse().unwrap(), port), TEST_TIMEOUT).is_ok()
 }
 
 #[tokio::test(flavor = "multi_thread")]

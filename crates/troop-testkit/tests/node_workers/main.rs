@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use troop::activation::InheritedSocket;
 use troop::event::{Address, AddressType, ExitHow};
 use troop::{Cluster, Event, Scheduling, Setup, WorkerHandle};
-use troop_testkit::{PATIENCE, Troop, get, node_program, talk, wait_until};
+use troop_testkit::{TEST_TIMEOUT, Troop, get, node_program, talk, wait_until};
 
 /// Whatever the scheduling, a Node program must see the same.
 fn every_scheduling() -> [Scheduling; 8] {
@@ -63,8 +63,8 @@ fn name(worker: &WorkerHandle) -> String {
 
 /// A connection that stays open, and who serves it.
 fn open(port: u16) -> (BufReader<TcpStream>, String) {
-    let stream = TcpStream::connect_timeout(&local(port), PATIENCE).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let stream = TcpStream::connect_timeout(&local(port), TEST_TIMEOUT).unwrap();
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     reader.read_line(&mut line).unwrap();
@@ -111,7 +111,7 @@ async fn events_come_in_nodes_order() {
     let worker = troop.fork().await;
     let mut names = Vec::new();
     while names.last() != Some(&"exit") {
-        let event = tokio::time::timeout(PATIENCE, troop.events.recv()).await.unwrap().unwrap();
+        let event = tokio::time::timeout(TEST_TIMEOUT, troop.events.recv()).await.unwrap().unwrap();
         names.push(match &event {
             Event::Setup { .. } => "setup",
             Event::Fork { .. } => "fork",
@@ -139,7 +139,7 @@ async fn udp_workers_share_a_socket() {
             let mut troop = under(scheduling.clone(), js(format!("echo('{family}', 0, '{host}')")));
             let (workers, port) = forks::<2>(&mut troop).await;
             let client = UdpSocket::bind((host, 0)).unwrap();
-            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
             for _ in 0..10 {
                 client.send_to(b"hello", (host, port)).unwrap();
                 let mut buffer = [0; 100];
@@ -195,7 +195,7 @@ async fn a_connection_that_all_reject_waits_until_one_has_room() {
     let mut third = BufReader::new(third);
     let mut line = String::new();
     assert!(third.read_line(&mut line).is_err(), "nobody had room, but {line:?} answered");
-    third.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+    third.get_ref().set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     drop(first);
     third.read_line(&mut line).unwrap();
     assert_eq!(line, who);

@@ -15,8 +15,8 @@ use super::{ActivationSocket, BACKLOG};
 
 /// How long it takes until a path is bound anew once more, at first and at most. A program may
 /// remove it each time it starts.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+const MIN_REBIND_DELAY: Duration = Duration::from_secs(1);
+const MAX_REBIND_DELAY: Duration = Duration::from_secs(3600);
 
 /// What has happened to a socket so far.
 #[derive(Debug, Default)]
@@ -118,13 +118,13 @@ impl ActivationSocket {
                     "it has happened again and again; it is tried less and less often",
                 )));
             }
-            Some((due, pause)) if now < due + LONGEST_PAUSE => pause,
-            _ => FIRST_PAUSE,
+            Some((due, pause)) if now < due + MAX_REBIND_DELAY => pause,
+            _ => MIN_REBIND_DELAY,
         };
         if !may_change {
             return Some(Err(io::Error::other("its workers are being replaced at the moment")));
         }
-        upkeep.again = Some((now + pause, (pause * 2).min(LONGEST_PAUSE)));
+        upkeep.again = Some((now + pause, (pause * 2).min(MAX_REBIND_DELAY)));
         drop(upkeep);
         let why = if is_shut { "its socket was shut down" } else { "its path was removed" };
         Some(self.bind_anew().map(|()| Revival::Anew(why)))

@@ -29,9 +29,9 @@ type Observer = Box<dyn FnMut(&Event)>;
 type Starter = Box<dyn FnOnce(Cluster)>;
 
 /// The most time over which connections are closed, unless it is said otherwise.
-const CLOSE_OVER: Duration = Duration::from_secs(10);
+const DEFAULT_DRAIN_SPREAD: Duration = Duration::from_secs(10);
 /// The time that workers have to finish, unless it is said otherwise.
-const GRACE: Duration = Duration::from_secs(30);
+const DEFAULT_GRACE_PERIOD: Duration = Duration::from_secs(30);
 
 /// Configures a cluster: [`Builder::run`] supervises it in this thread until it is told to stop,
 /// [`Builder::start`] gives a handle to steer it from a tokio program.
@@ -294,7 +294,7 @@ impl Builder {
     }
 
     fn grace_period(&self) -> Duration {
-        self.grace.unwrap_or(GRACE)
+        self.grace.unwrap_or(DEFAULT_GRACE_PERIOD)
     }
 
     /// Whether everything that was set has an effect where the cluster is started like this.
@@ -355,7 +355,7 @@ impl Builder {
             weights: self.weights.clone(),
             drain_spread: self
                 .drain_spread
-                .unwrap_or_else(|| (self.grace_period() / 3).min(CLOSE_OVER))
+                .unwrap_or_else(|| (self.grace_period() / 3).min(DEFAULT_DRAIN_SPREAD))
                 .min(self.grace_period()),
             recycle: self.recycle.clone().unwrap_or_default(),
             health_failures: self.health.as_ref().map_or(1, |check| check.failures),

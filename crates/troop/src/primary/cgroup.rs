@@ -42,12 +42,12 @@ pub struct Cgroup {
 }
 
 /// Directories that a worker may have made in its own, as far as they are looked at.
-const MOST_DIRECTORIES: usize = 1000;
+const MAX_DIRECTORIES: usize = 1000;
 /// How often it is tried to be faster than processes that start others.
-const MOST_MOVES: usize = 10;
+const MAX_MOVE_ATTEMPTS: usize = 10;
 
 /// The period of `cpu.max`, in microseconds.
-const PERIOD: f64 = 100_000.0;
+const CPU_PERIOD: f64 = 100_000.0;
 
 impl Cgroup {
     /// Whether nothing is limited.
@@ -63,8 +63,9 @@ impl Cgroup {
             number("memory.max", self.memory),
             number("memory.high", self.memory_high),
             number("memory.swap.max", self.swap),
-            self.cpu
-                .map(|cpu| ("cpu.max", format!("{} {PERIOD}", (cpu * PERIOD).round().max(1000.0)))),
+            self.cpu.map(|cpu| {
+                ("cpu.max", format!("{} {CPU_PERIOD}", (cpu * CPU_PERIOD).round().max(1000.0)))
+            }),
             number("cpu.weight", self.cpu_weight.map(u64::from)),
             number("pids.max", self.processes.map(u64::from)),
             // Half of a worker is of no use.
@@ -159,7 +160,7 @@ impl Tree {
         for name in missing {
             let switch = self.directory.join("cgroup.subtree_control");
             let mut written = write(&switch, &format!("+{name}"));
-            for _ in 0..MOST_MOVES {
+            for _ in 0..MAX_MOVE_ATTEMPTS {
                 if !written.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::ResourceBusy) {
                     break;
                 }
@@ -272,7 +273,7 @@ fn members(directory: &Path) -> Vec<u32> {
 fn tree(directory: &Path) -> Vec<PathBuf> {
     let mut all = vec![directory.to_owned()];
     let mut at = 0;
-    while let Some(next) = all.get(at).filter(|_| all.len() < MOST_DIRECTORIES) {
+    while let Some(next) = all.get(at).filter(|_| all.len() < MAX_DIRECTORIES) {
         let inner = fs::read_dir(next).into_iter().flatten().flatten();
         let inner: Vec<_> = inner
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))

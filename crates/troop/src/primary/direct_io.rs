@@ -33,7 +33,7 @@ impl std::fmt::Debug for RelayIo {
 }
 
 /// The longest message that is written without the program's socket.
-const LONGEST: usize = 64 * 1024;
+const MAX_MESSAGE: usize = 64 * 1024;
 
 /// What the primary knows of a helper.
 pub(crate) struct DirectIo {
@@ -91,7 +91,7 @@ impl RelayIo {
     /// must have `behind` set, so that what is on that way comes first. Does not block.
     pub fn write(&self, message: &[u8], behind: bool) -> bool {
         let Some(driver) = self.driver() else { return false };
-        if message.len() > LONGEST || is_internal(self.advanced, message) {
+        if message.len() > MAX_MESSAGE || is_internal(self.advanced, message) {
             return false;
         }
         let mut held = direct_io::try_lock(&driver);

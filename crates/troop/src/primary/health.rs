@@ -26,13 +26,13 @@ use crate::setup::{Settings, texts};
 type Variables = BTreeMap<OsString, OsString>;
 
 /// Tests at a time.
-const MOST_AT_ONCE: usize = 16;
+const MAX_CONCURRENT: usize = 16;
 /// The most of what a command has printed that is shown when it fails, in bytes: the end of it.
-const MOST_PRINTED: usize = 600;
+const MAX_OUTPUT_SHOWN: usize = 600;
 /// How long the rest of it is waited for.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+const OUTPUT_TIMEOUT: Duration = Duration::from_millis(200);
 /// The most bytes of an answer that are looked at.
-const MOST_BYTES: usize = 16 * 1024;
+const MAX_ANSWER: usize = 16 * 1024;
 
 /// Starts the thread; it ends with the cluster.
 pub(super) fn start(cluster: DriverHandle, check: HealthCheck) -> std::io::Result<()> {
@@ -56,7 +56,7 @@ async fn watch(cluster: DriverHandle, check: HealthCheck) {
         let mut due = snapshot.workers.into_iter().filter(|worker| worker.ready == Some(true));
         let mut running = JoinSet::new();
         loop {
-            while running.len() < MOST_AT_ONCE
+            while running.len() < MAX_CONCURRENT
                 && let Some(worker) = due.next()
             {
                 let (cluster, check) = (cluster.clone(), check.clone());
@@ -195,7 +195,7 @@ async fn status(end: OwnedFd, path: &str) -> Result<u16, String> {
                 )
             });
         }
-        if len == 0 || answer.len() > MOST_BYTES {
+        if len == 0 || answer.len() > MAX_ANSWER {
             return Err("it closed the connection without an answer".into());
         }
     }
@@ -284,7 +284,7 @@ async fn run(
     let (status, mut reading) = status?;
     // Who else has got hold of the pipe is not waited for.
     if !matches!(status, Ok(Some(0))) {
-        let _ = timeout(LAST_WORDS, &mut reading).await;
+        let _ = timeout(OUTPUT_TIMEOUT, &mut reading).await;
     }
     reading.abort();
     let reason = match status {
@@ -311,7 +311,7 @@ async fn keep_last(output: pipe::Receiver, kept: Arc<Mutex<Vec<u8>>>) {
             Ok(len) => {
                 let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
                 kept.extend_from_slice(&part[..len]);
-                let surplus = kept.len().saturating_sub(MOST_PRINTED);
+                let surplus = kept.len().saturating_sub(MAX_OUTPUT_SHOWN);
                 kept.drain(..surplus);
             }
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}

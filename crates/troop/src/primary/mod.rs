@@ -56,7 +56,7 @@ use crate::nesting;
 use crate::setup::Setup;
 
 /// The most workers that a supervised cluster can be scaled to.
-pub(crate) const MOST_WORKERS: usize = 4096;
+pub(crate) const MAX_WORKERS: usize = 4096;
 
 /// What one worker gets beyond the cluster's [`Settings`](crate::setup::Settings). Node's
 /// `cluster.fork(env)`.
@@ -336,8 +336,8 @@ impl Cluster {
     /// them.
     pub fn scale(&self, workers: usize) -> Operation<()> {
         let over = || Error::ClusterOver;
-        if workers > MOST_WORKERS {
-            let why = format!("a cluster has 0 to {MOST_WORKERS} workers, not {workers}");
+        if workers > MAX_WORKERS {
+            let why = format!("a cluster has 0 to {MAX_WORKERS} workers, not {workers}");
             return Operation::refused(self, over, Error::Settings(why));
         }
         Operation::ask(self, over, |reply| Command::Scale(workers, reply))

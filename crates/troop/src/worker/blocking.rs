@@ -40,7 +40,7 @@ use crate::worker::{
 };
 
 /// How long [`Worker::finish`] waits for the last messages to be written.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A running worker. Cheap to copy. Every method may be called from any thread, but not from inside
 /// a tokio runtime.
@@ -84,7 +84,7 @@ impl Worker {
                 let _ = started.send(worker.map(|w| (w, Runtime::current())));
                 let _ = ended.await;
                 if let Some(inner) = inner {
-                    inner.finish(LAST_WORDS).await;
+                    inner.finish(FLUSH_TIMEOUT).await;
                 }
             });
         };
@@ -219,7 +219,7 @@ impl Worker {
     /// to 5 s.
     pub fn finish(self) {
         let inner = self.worker.inner().clone();
-        self.runtime.block_on(inner.finish(LAST_WORDS));
+        self.runtime.block_on(inner.finish(FLUSH_TIMEOUT));
     }
 }
 

@@ -19,7 +19,7 @@ use crate::queue::{Queue, Reader};
 use crate::trace::Span;
 
 /// How long a new connection's first bytes may be under way.
-const FIRST_BYTES: Duration = Duration::from_millis(100);
+const FIRST_BYTES_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How long an orphan may take to finish.
 const ORPHAN_GRACE: Duration = Duration::from_secs(5);
@@ -245,7 +245,7 @@ impl Inner {
         self.leaving.store(true, Ordering::Relaxed);
         let last = self.last_accept.load(Ordering::Relaxed);
         let age = Duration::from_millis(self.now().saturating_sub(last.saturating_sub(1)));
-        let wait = if last == 0 { Duration::ZERO } else { FIRST_BYTES.saturating_sub(age) };
+        let wait = if last == 0 { Duration::ZERO } else { FIRST_BYTES_TIMEOUT.saturating_sub(age) };
         if wait.is_zero() {
             self.drain(true);
             return;

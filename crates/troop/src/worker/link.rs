@@ -11,7 +11,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use troop_core::event::AddressType;
-use troop_core::primary::REPORT_EVERY;
+use troop_core::primary::DEFAULT_REPORT_INTERVAL;
 use troop_core::wire::advanced;
 use troop_core::wire::frame::FrameReader;
 use troop_core::wire::incoming::{self, Act, ClusterMessage, Incoming, TroopMessage};
@@ -29,7 +29,7 @@ use crate::message::{Content, Handle, Held, Message, Request, classify};
 /// but room.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// The longest time that the primary can ask for between two reports.
-const MOST_BETWEEN_REPORTS: Duration = Duration::from_secs(60);
+const MAX_REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A worker's end of its channel: reads the primary's messages and writes the worker's.
 pub(super) struct Link {
@@ -89,7 +89,7 @@ impl Link {
             leaving: Vec::new(),
             later: false,
             reports: false,
-            reports_every: REPORT_EVERY,
+            reports_every: DEFAULT_REPORT_INTERVAL,
             told: (0, 0),
             told_at: Instant::now(),
             buffer: vec![0; READ_SIZE],
@@ -444,7 +444,7 @@ impl Link {
                 self.give_back(back);
             }
             Incoming::Troop(TroopMessage::Report(every)) => {
-                self.reports_every = Duration::from_millis(every).min(MOST_BETWEEN_REPORTS);
+                self.reports_every = Duration::from_millis(every).min(MAX_REPORT_INTERVAL);
             }
             Incoming::HandleAck => self.handle_settled(true),
             Incoming::HandleNack => self.handle_settled(false),

@@ -17,7 +17,7 @@ use super::queue::ConnQueue;
 use crate::error::{Error, Result};
 
 /// The time that a primary may take to answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Node's default length of an accept queue.
 const BACKLOG: u32 = 511;
@@ -431,9 +431,9 @@ async fn ask(inner: &Arc<Inner>, wanted: &Wanted) -> Result<Reply> {
     let mut draining = inner.draining();
     tokio::select! {
         biased;
-        reply = tokio::time::timeout(PATIENCE, reply) => match reply {
+        reply = tokio::time::timeout(REPLY_TIMEOUT, reply) => match reply {
             Ok(reply) => reply.map_err(|_| Error::Closed),
-            Err(_) => Err(Error::TimedOut(PATIENCE)),
+            Err(_) => Err(Error::TimedOut(REPLY_TIMEOUT)),
         },
         // A primary that has told its worker to leave does not answer.
         _ = draining.wait_for(|draining| *draining) => Err(Error::Closed),

@@ -32,7 +32,7 @@ use crate::queue::{Reader, Weigh};
 use net::{TcpListener, UnixListener};
 
 /// How long the end of a worker may wait for its last messages to be written.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The identity of a worker, before anything runs; [`WorkerRole::block_on`] starts the worker.
 #[derive(Debug)]
@@ -87,7 +87,7 @@ impl WorkerRole {
             let worker = self.start().map_err(E::from)?;
             let inner = worker.inner.clone();
             let result = inner.span.wrap(program(worker)).await;
-            inner.finish(LAST_WORDS).await;
+            inner.finish(FLUSH_TIMEOUT).await;
             result
         })
     }

@@ -10,7 +10,7 @@ const MAX_DEPTH: usize = 120;
 /// references can repeat what they refer to.
 const MAX_VALUES: usize = 1_000_000;
 /// Bytes of text that count as a value.
-const PIECE: usize = 32;
+const BYTES_PER_VALUE: usize = 32;
 
 /// The line of JSON (without a newline) that says what a frame's value says, as `JSON.stringify`
 /// would have written it, and where that would have lost or refused it: a `Map` is an array of
@@ -19,7 +19,7 @@ const PIECE: usize = 32;
 /// value of V8's, for one that contains itself, and for what is too large or too deep.
 #[must_use]
 pub fn to_json(frame: &[u8]) -> Option<Vec<u8>> {
-    let left = MAX_VALUES.max(frame.len() / PIECE * 2);
+    let left = MAX_VALUES.max(frame.len() / BYTES_PER_VALUE * 2);
     let mut program = Program { reader: Reader::of(frame)?, objects: Vec::new(), left };
     // As JSON has it: nothing is null.
     let value = program.value(0)?.unwrap_or(Value::Null);
@@ -41,7 +41,7 @@ impl Program<'_> {
 
     fn text(&mut self, tag: u8) -> Option<String> {
         let text = self.reader.text(tag)?;
-        self.spend(text.len() / PIECE)?;
+        self.spend(text.len() / BYTES_PER_VALUE)?;
         Some(text)
     }
 
@@ -51,7 +51,7 @@ impl Program<'_> {
         let number = usize::try_from(self.reader.number()?).ok()?;
         let (tag, from) = *self.objects.get(number)?;
         let later = self.objects.split_off(number + 1);
-        self.spend(later.len() / PIECE)?;
+        self.spend(later.len() / BYTES_PER_VALUE)?;
         let after = std::mem::replace(&mut self.reader.rest, from);
         let value = self.object(tag, depth)?;
         self.reader.rest = after;

@@ -37,9 +37,9 @@ impl From<Vec<u64>> for Numbers<'_> {
 /// A number at the beginning, as it is usually written, and what follows it.
 #[inline]
 pub(super) fn number(text: &[u8]) -> Option<(u64, &[u8])> {
-    const MOST_DIGITS: usize = 18;
+    const MAX_DIGITS: usize = 18;
     let digits = text.iter().take_while(|b| b.is_ascii_digit()).count();
-    if digits == 0 || digits > MOST_DIGITS || (text[0] == b'0' && digits > 1) {
+    if digits == 0 || digits > MAX_DIGITS || (text[0] == b'0' && digits > 1) {
         return None;
     }
     let (digits, rest) = text.split_at(digits);

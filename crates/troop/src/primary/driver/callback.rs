@@ -11,7 +11,7 @@ use super::Driver;
 use crate::primary::{Command, DriverHandle};
 
 /// The most questions without an answer. More connections wait in the kernel.
-const MOST_OPEN: usize = 1024;
+const MAX_PENDING: usize = 1024;
 
 struct PendingQuestion {
     listener: ListenerId,
@@ -43,7 +43,7 @@ impl PendingQuestions {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.pending.len() >= MOST_OPEN
+        self.pending.len() >= MAX_PENDING
     }
 }
 

@@ -57,14 +57,14 @@ impl Driver {
     pub(super) fn close_aside(&mut self, fd: OwnedFd) {
         if let Some(closing) = &self.closing {
             closing.closer().close(fd);
-            self.closing_at.get_or_insert(self.now + closer::PATIENCE);
+            self.closing_at.get_or_insert(self.now + closer::CLOSE_TIMEOUT);
         }
     }
 
     pub(super) fn look_at_closing(&mut self) {
         if self.closing_at.is_some_and(|due| due <= self.now) {
             let goes_on = self.closing.as_ref().is_some_and(|closing| closing.closer().look());
-            self.closing_at = goes_on.then(|| self.now + closer::PATIENCE);
+            self.closing_at = goes_on.then(|| self.now + closer::CLOSE_TIMEOUT);
         }
     }
 
@@ -123,7 +123,7 @@ impl Driver {
                         }
                     }
                     if channel.closer.is_some() {
-                        self.closing_at.get_or_insert(self.now + closer::PATIENCE);
+                        self.closing_at.get_or_insert(self.now + closer::CLOSE_TIMEOUT);
                     }
                     let before = self.events.len();
                     if !self.cluster.primary.is_cut_off(id) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use troop_core::WorkerId;
-use troop_core::primary::USUAL_WEIGHT;
+use troop_core::primary::DEFAULT_WEIGHT;
 use troop_core::supervise::Request;
 use troop_sys::identity::Identity;
 use troop_sys::poll::Interest;
@@ -13,7 +13,7 @@ use troop_sys::sandbox::Sandbox;
 use troop_sys::{process, socket};
 
 use super::channels::RETRY_PAUSE;
-use super::{Driver, OVER_PATIENCE, Process, Reply, Token};
+use super::{DROPPED_EXIT_TIMEOUT, Driver, Process, Reply, Token};
 use crate::channel::Unsettled;
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -150,7 +150,7 @@ impl Driver {
                     }
                 }
                 self.cluster.primary.close_unused_listeners();
-                self.over_at = Some(self.now + OVER_PATIENCE);
+                self.over_at = Some(self.now + DROPPED_EXIT_TIMEOUT);
             }
         }
     }
@@ -239,7 +239,7 @@ impl Driver {
         let user = Some(Identity::of_process(pid).unwrap_or_else(|_| nobody()))
             .filter(|user| user.uid != own);
         let closer = self.closer_for(user.is_some());
-        self.cluster.primary.spawned(id, pid, None, weight.unwrap_or(USUAL_WEIGHT));
+        self.cluster.primary.spawned(id, pid, None, weight.unwrap_or(DEFAULT_WEIGHT));
         let handle = self.handle(id, pid, [None, None, None], None)?;
         self.processes.insert(
             id,

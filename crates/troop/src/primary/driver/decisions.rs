@@ -16,11 +16,11 @@ use super::{Driver, SignalMeans};
 use crate::event::{Consequence, Event};
 use crate::primary::cgroup::WorkerCgroup;
 use crate::primary::handle::WorkerHandle;
-use crate::primary::{MOST_WORKERS, Reload};
+use crate::primary::{MAX_WORKERS, Reload};
 
 /// A signal to stop that arrives within this time of the first one is the same request: `timeout`,
 /// shells and service managers signal a process and then its group.
-const SAME_STOP: Duration = Duration::from_millis(500);
+const SAME_STOP_WINDOW: Duration = Duration::from_millis(500);
 
 /// Why an address is reported as lost that no worker took over.
 const MISSED: &str = "the worker that listened there has ended, and none that followed listens there; a reload starts new ones, and one with `--allow-moved` accepts the move";
@@ -235,7 +235,7 @@ impl Driver {
         for _ in 0..count {
             match (means, self.cluster.supervisor_mut()) {
                 (SignalMeans::Stop, Some(supervisor)) => match self.stop_signalled {
-                    Some(first) if self.now.since(first) < SAME_STOP => {}
+                    Some(first) if self.now.since(first) < SAME_STOP_WINDOW => {}
                     first => {
                         self.stop_signalled = first.or(Some(self.now));
                         if supervisor.is_stopping() {
@@ -247,7 +247,7 @@ impl Driver {
                 },
                 (SignalMeans::StopNow, Some(supervisor)) => supervisor.stop_now(self.now),
                 (SignalMeans::OneMore, Some(supervisor)) => {
-                    supervisor.scale(self.now, (supervisor.wanted() + 1).min(MOST_WORKERS))
+                    supervisor.scale(self.now, (supervisor.wanted() + 1).min(MAX_WORKERS))
                 }
                 // The last one stays. Where there is none, there is none to end either.
                 (SignalMeans::OneLess, Some(supervisor)) => supervisor.scale(

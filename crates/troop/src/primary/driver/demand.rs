@@ -11,7 +11,7 @@ use troop_sys::socket;
 use super::Driver;
 
 /// Interval between looks for waiting clients, while no worker is ready.
-const LOOK: Duration = Duration::from_millis(100);
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Driver {
     /// Looks for waiting clients if it matters and it is time.
@@ -23,7 +23,7 @@ impl Driver {
         if self.demand_at.is_some_and(|at| at > self.now) {
             return;
         }
-        self.demand_at = Some(self.now + LOOK);
+        self.demand_at = Some(self.now + CHECK_INTERVAL);
         if self.is_awaited()
             && let Some(supervisor) = self.cluster.supervisor_mut()
         {

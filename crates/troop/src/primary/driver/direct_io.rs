@@ -18,9 +18,9 @@ use crate::primary::direct_io::DirectIo;
 use crate::primary::relay::Relay;
 
 /// How long no connections must have come before a helper is asked again.
-const QUIET: Duration = Duration::from_secs(1);
+const QUIET_INTERVAL: Duration = Duration::from_secs(1);
 /// How often what the program has written is read before its messages go that way on.
-const CATCH_UP: usize = 16;
+const MAX_CATCH_UP_READS: usize = 16;
 
 /// A driver that others help.
 pub(crate) type Shared = Mutex<Driver>;
@@ -51,7 +51,7 @@ impl ReclaimedChannels {
 
     fn add(&mut self, worker: WorkerId, now: Time) {
         self.workers.push(worker);
-        self.due.get_or_insert(now + QUIET);
+        self.due.get_or_insert(now + QUIET_INTERVAL);
     }
 }
 
@@ -120,7 +120,7 @@ impl Driver {
         workers.retain(|id| {
             let Some(relay) = self.relays.get(id) else { return false };
             let Some(direct_io) = &relay.direct_io else { return false };
-            let is_quiet = direct_io.given + QUIET <= self.now
+            let is_quiet = direct_io.given + QUIET_INTERVAL <= self.now
                 && self.cluster.primary.in_flight(*id).next().is_none();
             let channel = self.processes.get(id).and_then(|process| process.channel.as_ref());
             let has_room = channel.is_none_or(|channel| !channel.is_full());
@@ -130,7 +130,7 @@ impl Driver {
             }
             true
         });
-        self.reclaimed_channels.due = (!workers.is_empty()).then(|| self.now + QUIET);
+        self.reclaimed_channels.due = (!workers.is_empty()).then(|| self.now + QUIET_INTERVAL);
         self.reclaimed_channels.workers = workers;
     }
 
@@ -212,7 +212,7 @@ impl Driver {
     pub(crate) fn catch_up_relay(&mut self, id: WorkerId) -> bool {
         self.now = self.clock();
         let pace = self.pace;
-        let is_at_end = (0..CATCH_UP).any(|_| !self.read_relay(id, false));
+        let is_at_end = (0..MAX_CATCH_UP_READS).any(|_| !self.read_relay(id, false));
         // Otherwise nothing was read because the worker does not keep up.
         let has_caught_up = is_at_end && self.channel(id).is_some_and(|channel| !channel.is_full());
         self.pace = pace;

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use troop_core::primary::USUAL_WEIGHT;
+use troop_core::primary::DEFAULT_WEIGHT;
 use troop_core::supervise::{Slot, Supervisor};
 use troop_core::wire::incoming;
 use troop_core::{Time, WorkerId};
@@ -35,7 +35,7 @@ const ONLINE: &[u8] = br#"{"cmd":"NODE_CLUSTER","act":"online","seq":0}"#;
 
 /// How long the end of a cluster waits for a start that nobody wants any more: its process cannot
 /// even be killed where a file system has taken a request and does not answer it.
-const LAST_PATIENCE: Duration = Duration::from_secs(1);
+const ABANDONED_START_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Who wants a worker.
 enum For {
@@ -95,13 +95,13 @@ impl Forks {
     /// Nobody wants them any more.
     pub(super) fn cancel(&mut self, now: Time) {
         self.waiting.clear();
-        self.given_up_at = Some(now + LAST_PATIENCE);
+        self.given_up_at = Some(now + ABANDONED_START_TIMEOUT);
         self.hurry();
     }
 
     /// Those that are not there yet are to leave at once, and none is waited for.
     pub(super) fn leave(&mut self, now: Time) {
-        self.given_up_at = Some(now + LAST_PATIENCE);
+        self.given_up_at = Some(now + ABANDONED_START_TIMEOUT);
         self.waiting.iter_mut().for_each(|wanted| wanted.leaves = true);
         self.starting.iter_mut().for_each(|starting| starting.wanted.leaves = true);
         self.hurry();
@@ -287,7 +287,7 @@ impl Driver {
             let _ = process::reap(child.pidfd.as_fd());
             return Err(Error::Io { doing: "watch the new worker", source: e });
         }
-        self.cluster.primary.spawned(id, child.pid, slot, fork.weight.unwrap_or(USUAL_WEIGHT));
+        self.cluster.primary.spawned(id, child.pid, slot, fork.weight.unwrap_or(DEFAULT_WEIGHT));
         let handle = self.handle(id, child.pid, pipes, tail)?;
         let channel = Some(Channel::new(
             channel,

@@ -14,10 +14,10 @@ use troop_sys::socket;
 use super::{Driver, Token};
 
 /// The most bytes that are looked at.
-const MOST_BYTES: usize = 16 * 1024;
+const MAX_BYTES: usize = 16 * 1024;
 /// The most connections whose first bytes are waited for; with one more, the one that has waited
 /// longest goes by its address.
-const MOST_WAITING: usize = 1024;
+const MAX_WAITING: usize = 1024;
 
 struct PeekedConnection {
     listener: ListenerId,
@@ -64,7 +64,7 @@ impl Driver {
         if !watched {
             self.inspect_last(conn);
         }
-        if self.inspected.peeked.len() > MOST_WAITING
+        if self.inspected.peeked.len() > MAX_WAITING
             && let Some((_, oldest)) = self.inspected.deadlines.first().copied()
         {
             self.inspect_last(oldest);
@@ -117,7 +117,7 @@ impl Driver {
         last: bool,
     ) -> bool {
         let Some(entry) = self.conns.get_mut(conn.0 as usize) else { return true };
-        let most = MOST_BYTES.min(self.buffer.len());
+        let most = MAX_BYTES.min(self.buffer.len());
         let (bytes, last) = match socket::peek(entry.fd.as_fd(), &mut self.buffer[..most]) {
             // The client has said all it will say.
             Ok(0) => (0, true),

@@ -74,11 +74,11 @@ use poller::EventPoller;
 use scarce::Scarcity;
 
 /// How long workers may take to end by themselves after the program has dropped the cluster.
-const OVER_PATIENCE: Duration = Duration::from_secs(5);
+const DROPPED_EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for passing on what workers wrote last, where it is read slowly or not at all.
-const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(5);
+const OUTPUT_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Events published before the other tasks of a runtime have their turn, so that readers keep up.
-const EVENTS_IN_A_ROW: usize = 64;
+const EVENT_BURST: usize = 64;
 
 /// What a poller's token stands for: a kind in the upper half, a number in the lower.
 #[derive(Debug, Clone, Copy)]
@@ -299,7 +299,7 @@ impl Driver {
             closing_at: None,
             inspected: Inspected::default(),
             questions: PendingQuestions::new(driver_handle.clone()),
-            census_at: sockets::LONG_AGO,
+            census_at: sockets::EPOCH,
             batched: Vec::new(),
             unflushed: Vec::new(),
             retry: Vec::new(),

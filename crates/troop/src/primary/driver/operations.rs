@@ -20,7 +20,7 @@ use crate::primary::handle::WorkerHandle;
 
 /// How long the last lines of a worker that has ended are waited for: others may hold its standard
 /// error open.
-const LAST_LINES_WAIT: Duration = Duration::from_millis(500);
+const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Where an answer goes.
 pub(crate) enum Reply {
@@ -165,7 +165,7 @@ impl Driver {
             Some(worker) => {
                 let wake = Arc::downgrade(&self.driver_handle.wake);
                 let until = if worker.wakes_when_stderr_ends(wake) {
-                    self.now + LAST_LINES_WAIT
+                    self.now + LAST_LINES_TIMEOUT
                 } else {
                     self.now
                 };

@@ -10,7 +10,7 @@ use super::Driver;
 use crate::primary::cgroup::WorkerCgroup;
 
 /// Time between `SIGTERM` and `SIGKILL`.
-const PATIENCE: Duration = Duration::from_secs(2);
+const KILL_DELAY: Duration = Duration::from_secs(2);
 /// Interval between checks whether they have ended.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -81,7 +81,8 @@ impl Driver {
             // Nobody is left; so it is nearly always.
             return;
         }
-        let mut left = Orphans { group, members: Vec::new(), cgroup, kill_at: self.now + PATIENCE };
+        let mut left =
+            Orphans { group, members: Vec::new(), cgroup, kill_at: self.now + KILL_DELAY };
         left.refresh();
         if let Some(cgroup) = &left.cgroup {
             process::signal_all(|| cgroup.members(), TERMINATE);
@@ -108,7 +109,7 @@ impl Driver {
             // The kernel may need a moment to empty a control group.
             let removed = left.cgroup.as_ref().is_none_or(WorkerCgroup::remove);
             // Once killed, they are the kernel's.
-            (!is_late && !left.members.is_empty()) || (!removed && left.kill_at + PATIENCE > now)
+            (!is_late && !left.members.is_empty()) || (!removed && left.kill_at + KILL_DELAY > now)
         });
         self.orphans.check_at = (!self.orphans.is_empty()).then(|| now + CHECK_INTERVAL);
     }

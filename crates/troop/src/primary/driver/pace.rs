@@ -9,13 +9,13 @@
 use std::time::Duration;
 
 /// Turns in a row that a stream must have lasted.
-const STREAM: u32 = 64;
+const MIN_STREAM_TURNS: u32 = 64;
 /// Two turns further apart than this do not follow each other.
-const APART: Duration = Duration::from_micros(20);
+const MAX_TURN_GAP: Duration = Duration::from_micros(20);
 /// How long messages gather. (The system adds its timer slack, usually 50 µs.)
-pub(super) const GATHER: Duration = Duration::from_micros(20);
+pub(super) const GATHER_TIME: Duration = Duration::from_micros(20);
 /// With less than this gathered, the stream is over.
-const WORTHWHILE: usize = 1024;
+const MIN_BATCH_BYTES: usize = 1024;
 
 /// What the last turns of the driver had to do.
 #[derive(Debug, Default, Clone, Copy)]
@@ -43,12 +43,13 @@ impl Pace {
     /// A turn is over, at this time. True if messages are to gather before the next one.
     pub(super) fn gathers(&mut self, now: Duration) -> bool {
         let follows = if self.gathered {
-            self.relayed >= WORTHWHILE
+            self.relayed >= MIN_BATCH_BYTES
         } else {
-            self.relayed > 0 && now - self.last < APART
+            self.relayed > 0 && now - self.last < MAX_TURN_GAP
         };
-        self.streak = if follows && !self.others { (self.streak + 1).min(STREAM) } else { 0 };
-        self.gathered = self.streak == STREAM;
+        self.streak =
+            if follows && !self.others { (self.streak + 1).min(MIN_STREAM_TURNS) } else { 0 };
+        self.gathered = self.streak == MIN_STREAM_TURNS;
         (self.relayed, self.others, self.last) = (0, false, now);
         self.gathered
     }
@@ -74,13 +75,13 @@ mod tests {
     #[test]
     fn a_stream_gathers_as_long_as_it_lasts() {
         let (mut pace, mut now) = (Pace::default(), STEP);
-        assert_eq!(turns(&mut pace, &mut now, STREAM, 100), 1);
+        assert_eq!(turns(&mut pace, &mut now, MIN_STREAM_TURNS, 100), 1);
         // Now each turn brings many of them, also after a wait.
         for _ in 0..10 {
-            now += APART * 10;
+            now += MAX_TURN_GAP * 10;
             assert_eq!(turns(&mut pace, &mut now, 1, 10_000), 1);
         }
-        now += APART * 10;
+        now += MAX_TURN_GAP * 10;
         assert_eq!(turns(&mut pace, &mut now, 1, 100), 0);
     }
 
@@ -88,7 +89,7 @@ mod tests {
     fn single_messages_and_connections_are_not_waited_for() {
         let (mut pace, mut now) = (Pace::default(), STEP);
         for _ in 0..1000 {
-            now += APART;
+            now += MAX_TURN_GAP;
             assert_eq!(turns(&mut pace, &mut now, 1, 100), 0);
         }
         for _ in 0..1000 {

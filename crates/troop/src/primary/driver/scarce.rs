@@ -19,9 +19,9 @@ use crate::event::Event;
 use crate::primary::available_workers;
 
 /// Interval between looks at whether there are descriptors again.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// The shortest time between two reports of the same shortage.
-const SAY_EVERY: Duration = Duration::from_secs(10);
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A shortage that has been reported.
 struct Said {
@@ -97,7 +97,7 @@ impl Driver {
             self.scarcity.mark = number(budget.usable());
             self.cluster.primary.set_tight(self.now, true);
         }
-        self.scarcity.look_at = Some(self.now + LOOK_EVERY);
+        self.scarcity.look_at = Some(self.now + CHECK_INTERVAL);
         if fd >= number(budget.usable()) {
             // This one can be had; the next ones wait.
             self.pause_accepting(Errno::MFILE.into());
@@ -106,7 +106,7 @@ impl Driver {
 
     /// The kernel keeps the connections meanwhile; nothing is lost.
     pub(super) fn pause_accepting(&mut self, source: io::Error) {
-        self.accept_again = Some(self.now + LOOK_EVERY);
+        self.accept_again = Some(self.now + CHECK_INTERVAL);
         self.short("accept a connection", source);
     }
 
@@ -123,7 +123,7 @@ impl Driver {
         let budget = self.cluster.primary.budget();
         let lowest = process::lowest_free_descriptor(self.poller.as_fd()).map_or(i32::MAX, |fd| fd);
         if lowest >= number(budget.usable()) {
-            self.accept_again = Some(self.now + LOOK_EVERY);
+            self.accept_again = Some(self.now + CHECK_INTERVAL);
         }
         if !self.scarcity.tight {
             return;
@@ -136,7 +136,7 @@ impl Driver {
             self.scarcity.look_at = None;
             self.cluster.primary.set_tight(self.now, false);
         } else {
-            self.scarcity.look_at = Some(self.now + LOOK_EVERY);
+            self.scarcity.look_at = Some(self.now + CHECK_INTERVAL);
         }
     }
 
@@ -150,7 +150,7 @@ impl Driver {
     pub(super) fn short(&mut self, doing: &'static str, source: io::Error) {
         let now = self.now;
         let said = match self.scarcity.said.iter_mut().find(|said| said.doing == doing) {
-            Some(said) if said.at + SAY_EVERY > now => {
+            Some(said) if said.at + REPORT_INTERVAL > now => {
                 said.unsaid += 1;
                 return;
             }

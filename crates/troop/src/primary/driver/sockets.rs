@@ -18,7 +18,7 @@ use crate::event::Event;
 use crate::primary::listener::{self, Listener, Socket};
 
 /// How often it is looked whether others have joined a group.
-const CENSUS_EVERY: Duration = Duration::from_secs(5);
+const SCAN_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Driver {
     pub(super) fn bind(&mut self, id: ListenerId, worker: WorkerId, spec: BindSpec) {
@@ -348,7 +348,7 @@ impl Driver {
         self.see_queues(id);
         self.cluster.primary.sampled(self.now, id, &self.waiting);
         if self.census_at <= self.now {
-            self.census_at = self.now + CENSUS_EVERY;
+            self.census_at = self.now + SCAN_INTERVAL;
             self.census();
         }
     }
@@ -415,4 +415,4 @@ impl Driver {
 }
 
 /// A time in the past, so that the first look is at once.
-pub(super) const LONG_AGO: Time = Time(0);
+pub(super) const EPOCH: Time = Time(0);

@@ -42,7 +42,7 @@ impl Driver {
             let gathers = !driver.relays.is_empty() && driver.pace.gathers(now);
             drop(driver);
             if gathers {
-                std::thread::sleep(pace::GATHER);
+                std::thread::sleep(pace::GATHER_TIME);
             }
             ready.clear();
             if let Err(e) = poller.wait(timeout, &mut ready) {
@@ -58,7 +58,7 @@ impl Driver {
         let wake = self.driver_handle.wake.clone();
         self.settle();
         loop {
-            let many = self.events.len() > EVENTS_IN_A_ROW;
+            let many = self.events.len() > EVENT_BURST;
             self.publish();
             if self.is_over() {
                 break;
@@ -100,7 +100,7 @@ impl Driver {
     /// are passed on first.
     fn finish(&mut self) {
         self.bus.close();
-        self.spawner.finish_output(LAST_WORDS_PATIENCE);
+        self.spawner.finish_output(OUTPUT_FLUSH_TIMEOUT);
     }
 
     pub(super) fn clock(&self) -> Time {
@@ -212,7 +212,7 @@ impl Driver {
             for process in self.processes.values() {
                 let _ = process::signal(process.pidfd.as_fd(), 9);
             }
-            self.over_at = Some(self.now + OVER_PATIENCE);
+            self.over_at = Some(self.now + DROPPED_EXIT_TIMEOUT);
         }
     }
 

@@ -21,13 +21,13 @@ use crate::primary::Reload;
 use crate::primary::listener::{self, Listener, Socket};
 
 /// How often listeners are looked after.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The same when one is known to be out of order.
-const LOOK_SOON: Duration = Duration::from_millis(100);
+const REPAIR_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// What a look at a path may take without being counted.
-const USUAL_PATH_TIME: Duration = Duration::from_millis(50);
+const FREE_PATH_TIME: Duration = Duration::from_millis(50);
 /// The time, beyond the usual, for which the paths of one worker are waited for in all.
-const MOST_PATH_TIME: Duration = Duration::from_secs(3);
+const MAX_PATH_TIME: Duration = Duration::from_secs(3);
 /// Old sockets of a listener whose connections nobody takes; more are closed, the oldest first.
 const MAX_RETIRED: usize = 8;
 
@@ -53,8 +53,8 @@ impl Driver {
     /// once that adds up.
     pub(super) fn took_for_path(&mut self, worker: WorkerId, time: Duration) {
         if let Some(process) = self.processes.get_mut(&worker) {
-            process.path_time += time.saturating_sub(USUAL_PATH_TIME);
-            process.names_dead_paths |= process.path_time >= MOST_PATH_TIME;
+            process.path_time += time.saturating_sub(FREE_PATH_TIME);
+            process.names_dead_paths |= process.path_time >= MAX_PATH_TIME;
         }
     }
 
@@ -85,7 +85,7 @@ impl Driver {
 
     /// Looks after the listeners at the next opportunity.
     pub(super) fn check_soon(&mut self) {
-        let soon = self.now + LOOK_SOON;
+        let soon = self.now + REPAIR_CHECK_INTERVAL;
         self.upkeep_at = Some(self.upkeep_at.map_or(soon, |at| at.min(soon)));
     }
 
@@ -134,7 +134,7 @@ impl Driver {
         if self.upkeep_at.is_none()
             && (self.settings.has_activation() || self.listeners.values().any(needs))
         {
-            self.upkeep_at = Some(self.now + LOOK_EVERY);
+            self.upkeep_at = Some(self.now + CHECK_INTERVAL);
         }
     }
 
