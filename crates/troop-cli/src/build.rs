@@ -101,7 +101,7 @@ impl ResolvedApp {
         let app = &self.app;
         let args = self.args.iter().map(|arg| self.with_numbers(arg)).collect();
         let mut setup = program::setup(&self.program, &app.node_args, args)?
-            .afresh()
+            .discard_earlier()
             // Ctrl-C must reach the primary alone, which then drains the workers.
             .own_process_group(true)
             .stdin(Stdio::Null)
@@ -112,7 +112,7 @@ impl ResolvedApp {
             (false, false) => setup.stdout(Stdio::Inherit).stderr(Stdio::Forward),
         };
         for name in OWN_VARIABLES {
-            setup = setup.env_hide(name);
+            setup = setup.env_remove(name);
         }
         for (name, value) in &self.env {
             setup = setup.env(name, value);

@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::message::{Message, Request};
 use crate::primary::WorkerHandle;
 use crate::queue::{Queue, Reader, Weigh};
-use crate::setup::Settings;
+use crate::setup::Setup;
 
 /// The most characters of what a health check has heard that are shown.
 const MAX_SHOWN: usize = 1000;
@@ -29,11 +29,11 @@ const MAX_SHOWN: usize = 1000;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Event {
-    /// The settings changed, or a fork used them (as in Node, every fork counts).
+    /// What workers are started with has changed, or a fork uses it (as in Node, every fork counts).
     #[non_exhaustive]
     Setup {
-        /// The settings of forks from now on.
-        settings: Arc<Settings>,
+        /// What workers are started with from now on.
+        setup: Arc<Setup>,
     },
     /// A worker's process was started.
     #[non_exhaustive]

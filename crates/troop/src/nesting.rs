@@ -9,7 +9,7 @@ use troop_sys::environment;
 
 use crate::error::{Error, Result};
 use crate::role;
-use crate::setup::{Settings, UNIQUE_ID};
+use crate::setup::{Setup, UNIQUE_ID};
 
 /// Marks workers that get sockets by activation, which have no identity of Node's.
 pub(crate) const ACTIVATED: &str = "TROOP_ACTIVATED";
@@ -91,8 +91,8 @@ fn not_taken(id: &OsStr) -> Error {
 ///
 /// # Errors
 /// [`Error::Settings`] if they would start workers in their turn, without end.
-pub(crate) fn may_fork(settings: &Settings, extra: &BTreeMap<OsString, OsString>) -> Result<()> {
-    if settings.activation.is_some() && settings.exec_path.is_none() {
+pub(crate) fn may_fork(setup: &Setup, extra: &BTreeMap<OsString, OsString>) -> Result<()> {
+    if setup.has_activation() && setup.get_program().is_none() {
         return Err(Error::Settings(
             "workers that get sockets by activation need a program of their own (Setup::program): a copy of this one would take itself for \
              a primary"
@@ -100,7 +100,7 @@ pub(crate) fn may_fork(settings: &Settings, extra: &BTreeMap<OsString, OsString>
         ));
     }
     let is_worker = role::is_taken() || start().depth > 0;
-    if is_worker && is_own_copy(settings, extra) {
+    if is_worker && is_own_copy(setup, extra) {
         return Err(Error::Settings(
             "this process is a worker, and its workers would be copies of it, which would start copies in their turn: give them a program, \
              arguments or variables of their own (Setup)"
@@ -111,18 +111,17 @@ pub(crate) fn may_fork(settings: &Settings, extra: &BTreeMap<OsString, OsString>
 }
 
 /// Whether nothing tells a worker from this process.
-fn is_own_copy(settings: &Settings, extra: &BTreeMap<OsString, OsString>) -> bool {
-    let is_own_program = settings.exec_path.as_ref().is_none_or(|path| {
+fn is_own_copy(setup: &Setup, extra: &BTreeMap<OsString, OsString>) -> bool {
+    let is_own_program = setup.get_program().is_none_or(|path| {
         let own = std::env::current_exe().ok();
         own.is_some() && path.canonicalize().ok() == own
     });
     let is_known =
         |(name, value): (&OsString, &OsString)| std::env::var_os(name).as_ref() == Some(value);
     is_own_program
-        && settings.exec.is_none()
-        && settings.exec_argv.is_empty()
-        && settings.args.iter().eq(std::env::args_os().skip(1).collect::<Vec<_>>().iter())
-        && settings.env.iter().all(is_known)
+        && setup.get_script().is_none()
+        && setup.get_exec_argv().is_empty()
+        && setup.get_args().iter().eq(std::env::args_os().skip(1).collect::<Vec<_>>().iter())
+        && setup.get_envs().all(|(name, value)| std::env::var_os(name).as_deref() == value)
         && extra.iter().all(is_known)
-        && settings.env_hidden.iter().all(|name| std::env::var_os(name).is_none())
 }

@@ -73,7 +73,7 @@ async fn a_worker_that_names_slow_paths_is_not_waited_for_again_and_again() {
 /// Whether workers are started on a dead mount, from now on or just now.
 fn is_made_there(event: &Event, dead: &Mount) -> Option<()> {
     match event {
-        Event::Setup { settings, .. } => (settings.cwd.as_ref() == Some(&dead.at)).then_some(()),
+        Event::Setup { setup, .. } => (setup.get_cwd() == Some(&*dead.at)).then_some(()),
         _ => None,
     }
 }

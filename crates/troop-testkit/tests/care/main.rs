@@ -163,12 +163,12 @@ async fn ready_is_who_says_so_as_to_systemd() {
     .await
     .expect("it says that it is ready");
     // Others may say what they want.
-    let settings = troop
-        .until("the settings", |e| {
-            if let Event::Setup { settings: s, .. } = e { Some(s.clone()) } else { None }
+    let setup = troop
+        .until("the setup", |e| {
+            if let Event::Setup { setup: s, .. } = e { Some(s.clone()) } else { None }
         })
         .await;
-    assert!(settings.own_process_group);
+    assert!(setup.get_own_process_group());
 }
 
 #[tokio::test]

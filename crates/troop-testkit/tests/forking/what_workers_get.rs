@@ -186,15 +186,15 @@ async fn setup_is_cumulative_and_every_fork_reports_it() {
     let worker = troop.fork().await;
     assert_eq!(troop.message(&worker).await["env"], "one");
     let id = worker.id();
-    let mut settings = Vec::new();
-    while settings.len() < 3 {
+    let mut setups = Vec::new();
+    while setups.len() < 3 {
         let next = |e: &Event| {
-            if let Event::Setup { settings: s, .. } = e { Some(s.clone()) } else { None }
+            if let Event::Setup { setup: s, .. } = e { Some(s.clone()) } else { None }
         };
-        settings.push(troop.until("settings", next).await);
+        setups.push(troop.until("the setup", next).await);
     }
-    assert_eq!(settings[2].args, ["inspect"]);
-    assert_eq!(settings[2].env.len(), 2);
+    assert_eq!(setups[2].get_args().as_ref(), ["inspect"]);
+    assert_eq!(setups[2].get_envs().count(), 2);
     troop
         .until("the fork", |e| {
             matches!(e, Event::Fork { worker: w, .. } if w.id() == id).then_some(())

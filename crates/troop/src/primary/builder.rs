@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::event::{Bus, Event};
 use crate::inherited::InheritedSocket;
 use crate::nesting;
-use crate::setup::{Settings, Setup};
+use crate::setup::{ClusterPart, Setup};
 use crate::trace::Span;
 
 type Observer = Box<dyn FnMut(&Event)>;
@@ -126,9 +126,10 @@ impl Builder {
         self
     }
 
-    /// Sets what workers are started with. Default: copies of this program with the same arguments.
+    /// Sets what workers are started with. Called again, it changes what the later setup mentions
+    /// ([`Setup::merge`]). Default: copies of this program with the same arguments.
     pub fn setup(mut self, setup: Setup) -> Builder {
-        self.setup = setup;
+        self.setup = self.setup.merge(setup);
         self
     }
 
@@ -362,16 +363,15 @@ impl Builder {
         };
         let core = core::Cluster::new(primary, options);
         let cluster = Cluster::new(driver_handle.clone(), bus.clone(), table.clone());
-        let groups_apart = supervised;
-        let settings = Settings {
+        let mut setup = Setup::new();
+        setup.cluster = ClusterPart {
             activation: self.activation.clone(),
-            groups_apart,
-            own_process_group: groups_apart,
-            ..Settings::default()
+            notify: None,
+            is_supervised: supervised,
         };
-        let driver = Driver::new(core, settings, in_thread, driver_handle, commands, bus, table);
+        let driver = Driver::new(core, setup, in_thread, driver_handle, commands, bus, table);
         let mut driver = driver.map_err(Error::io("set up the primary"))?;
-        driver.setup(self.setup.clone());
+        driver.change_setup(self.setup.clone());
         driver.ready_when(self.replace.ready_when)?;
         self.inherited.iter().cloned().for_each(|socket| driver.offer(socket));
         driver.spawner.output = self.output.take();

@@ -21,7 +21,7 @@ use super::snapshot::WorkerSnapshot;
 use super::spawn::step;
 use super::wake::{Command as Ask, DriverHandle};
 use crate::error::Error;
-use crate::setup::{Settings, texts};
+use crate::setup::{Setup, texts};
 
 type Variables = BTreeMap<OsString, OsString>;
 
@@ -244,7 +244,7 @@ async fn run(
 ) -> Result<(), Failed> {
     let until = Instant::now() + limit;
     let late = || format!("its command did not end within {limit:?}");
-    let settings = cluster.ask(Ask::Settings).await.map_err(|e| e.to_string())?;
+    let setup = cluster.ask(Ask::CurrentSetup).await.map_err(|e| e.to_string())?;
     let variables: [(&str, OsString); 4] = [
         ("TROOP_HEALTH_COMMAND", command.into()),
         ("TROOP_WORKER", worker.id.to_string().into()),
@@ -254,7 +254,7 @@ async fn run(
     let env = variables.into_iter().map(|(name, value)| (name.into(), value)).collect();
     let slot = Some(worker.slot);
     // A process that stops the new one while it starts must not stop the other tests.
-    let mut starting = tokio::task::spawn_blocking(move || start_shell(&settings, slot, &env));
+    let mut starting = tokio::task::spawn_blocking(move || start_shell(&setup, slot, &env));
     let Ok(started) = timeout_at(until, &mut starting).await else {
         tokio::spawn(async {
             if let Ok(Ok(shell)) = starting.await {
@@ -341,7 +341,7 @@ struct Shell {
 }
 
 /// Starts the shell that runs a command.
-fn start_shell(settings: &Settings, slot: Option<u32>, env: &Variables) -> Result<Shell, Error> {
+fn start_shell(setup: &Setup, slot: Option<u32>, env: &Variables) -> Result<Shell, Error> {
     // Whoever waits for the lifeline ends the group, with all that the command has left in it, when
     // the status is known or there is no primary any more.
     const SCRIPT: &CStr = c"(read line <&3; kill -9 0) >/dev/null 2>&1 4>&- &\n\
@@ -350,7 +350,7 @@ fn start_shell(settings: &Settings, slot: Option<u32>, env: &Variables) -> Resul
     let (reader, writer) = std::io::pipe().map_err(Error::io("make a pipe"))?;
     let (life, lifeline) = std::io::pipe().map_err(Error::io("make a pipe"))?;
     let (output, printer) = std::io::pipe().map_err(Error::io("make a pipe"))?;
-    if let Some(uid) = settings.uid {
+    if let Some(uid) = setup.get_uid() {
         // So that it can be opened by name (`/dev/stderr`). Where that fails, such commands do.
         let _ = rustix::fs::fchown(&printer, Some(rustix::process::Uid::from_raw(uid)), None);
     }
@@ -359,7 +359,7 @@ fn start_shell(settings: &Settings, slot: Option<u32>, env: &Variables) -> Resul
         .write(true)
         .open("/dev/null")
         .map_err(Error::io("open /dev/null"))?;
-    let mut command = settings.command(slot, texts(settings.environment(env))?)?;
+    let mut command = setup.command(slot, texts(setup.environment(env))?)?;
     command.candidates = vec![c"/bin/sh".into()];
     command.argv = vec![c"sh".into(), c"-c".into(), SCRIPT.into()];
     command.fds = vec![
@@ -372,7 +372,7 @@ fn start_shell(settings: &Settings, slot: Option<u32>, env: &Variables) -> Resul
     command.own_group = true;
     let child = spawn::spawn(&command).map_err(|e| Error::Spawn {
         program: "/bin/sh".into(),
-        step: step(&e, settings),
+        step: step(&e, setup),
         source: e.source,
     })?;
     Ok(Shell { child, pipe: reader.into(), output: output.into(), lifeline: lifeline.into() })

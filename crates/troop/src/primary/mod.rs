@@ -58,8 +58,7 @@ use crate::setup::Setup;
 /// The most workers that a supervised cluster can be scaled to.
 pub(crate) const MAX_WORKERS: usize = 4096;
 
-/// What one worker gets beyond the cluster's [`Settings`](crate::setup::Settings). Node's
-/// `cluster.fork(env)`.
+/// What one worker gets beyond the cluster's [`Setup`]. Node's `cluster.fork(env)`.
 #[derive(Debug, Clone, Default)]
 #[must_use]
 pub struct Fork {

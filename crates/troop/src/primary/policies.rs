@@ -25,7 +25,7 @@ impl Reload {
     /// back, and so are the workers that it had brought.
     #[must_use]
     pub fn setup(mut self, changes: Setup) -> Reload {
-        self.changes = Some(changes);
+        self.changes = Some(self.changes.unwrap_or_default().merge(changes));
         self
     }
 

@@ -1,4 +1,4 @@
-//! Turns settings into a process with a channel.
+//! Turns a setup into a process with a channel.
 
 use std::fs::File;
 use std::io;
@@ -15,7 +15,7 @@ use super::Fork;
 use super::cgroup::{Tree, WorkerCgroup};
 use super::output::{Fate, Forwarder, Output, Source, Tail};
 use crate::error::{Error, Result};
-use crate::setup::{CHANNEL_NUMBER, Prepared, Settings, Stdio};
+use crate::setup::{CHANNEL_NUMBER, Prepared, Setup, Stdio};
 
 /// What a spawn yields.
 pub(crate) struct Spawned {
@@ -62,7 +62,7 @@ impl Spawner {
 /// A process that is to be started, with everything that it gets. Nothing of it depends on the
 /// primary's state any more.
 pub(crate) struct Start {
-    settings: Arc<Settings>,
+    setup: Arc<Setup>,
     slot: Option<u32>,
     prepared: Prepared,
     ours: OwnedFd,
@@ -81,14 +81,14 @@ pub(crate) struct Start {
 /// Makes ready what can be, without waiting for anybody. The process is not started any more once
 /// it `is_cancelled`.
 pub(crate) fn prepare(
-    settings: &Arc<Settings>,
+    setup: &Arc<Setup>,
     fork: &Fork,
     worker: WorkerId,
     slot: Option<u32>,
     spawner: &mut Spawner,
     is_cancelled: &Arc<AtomicBool>,
 ) -> Result<Start> {
-    let prepared = settings.prepare(worker.0, slot, &fork.env, &mut spawner.inspectors)?;
+    let prepared = setup.prepare(worker.0, slot, &fork.env, &mut spawner.inspectors)?;
     let failed = |step: &'static str| {
         let program = prepared.program.clone();
         move |source: io::Error| Error::Spawn { program, step: step.to_owned(), source }
@@ -99,8 +99,8 @@ pub(crate) fn prepare(
     let mut pipes = [const { None }; 3];
     let mut child_ends: [Option<OwnedFd>; 3] = [const { None }; 3];
     let mut tail = None;
-    for (number, stdio) in settings.stdio.iter().enumerate() {
-        let stdio = apart(settings, number, *stdio, &inherited[number]);
+    for (number, stdio) in setup.stdio().iter().enumerate() {
+        let stdio = apart(setup, number, *stdio, &inherited[number]);
         match stdio {
             Stdio::Inherit => {}
             Stdio::Null => {
@@ -145,15 +145,11 @@ pub(crate) fn prepare(
             }
         }
     }
-    let own = settings
-        .activation
-        .iter()
-        .flat_map(|sockets| sockets.iter())
-        .map(|socket| socket.of_slot(slot.unwrap_or(0)));
+    let own = setup.activation().iter().map(|socket| socket.of_slot(slot.unwrap_or(0)));
     let own = own.collect::<io::Result<Vec<_>>>().map_err(failed("open the sockets for it"))?;
-    let cgroup = match &settings.cgroup {
-        limits if limits.is_empty() => None,
-        limits => {
+    let cgroup = match setup.get_cgroup() {
+        None => None,
+        Some(limits) => {
             let tree = match &mut spawner.tree {
                 Some(tree) => tree,
                 none => none.insert(Tree::find()?),
@@ -167,7 +163,7 @@ pub(crate) fn prepare(
         .transpose()
         .map_err(failed("open its control group"))?;
     Ok(Start {
-        settings: settings.clone(),
+        setup: setup.clone(),
         slot,
         prepared,
         ours,
@@ -188,7 +184,7 @@ impl Start {
     /// whose user it has, or whose file system.
     pub(crate) fn run(self) -> Result<Spawned> {
         let Start {
-            settings,
+            setup,
             slot,
             prepared,
             ours,
@@ -204,41 +200,42 @@ impl Start {
         } = self;
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let inherited = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
-        let mut fds = match &settings.activation {
-            None => vec![(CHANNEL_NUMBER, theirs.as_fd())],
+        let mut fds = if setup.has_activation() {
             // Beginning with 3, as `sd_listen_fds(3)` wants it.
-            Some(_) => (3..).zip(own.iter()).map(|(number, own)| (number, own.as_fd())).collect(),
+            (3..).zip(own.iter()).map(|(number, own)| (number, own.as_fd())).collect()
+        } else {
+            vec![(CHANNEL_NUMBER, theirs.as_fd())]
         };
         for (number, end) in (0..).zip(&child_ends) {
             fds.push((number, end.as_ref().map_or(inherited[number as usize], AsFd::as_fd)));
         }
-        let mut command = settings.command(slot, prepared.env)?;
+        let mut command = setup.command(slot, prepared.env)?;
         command.candidates = prepared.candidates;
         command.argv = prepared.argv;
         // Without a channel nothing else tells it that its primary has died.
-        command.death_signal = if settings.activation.is_some() { 15 } else { 0 };
-        command.pid_variable = settings.activation.is_some().then_some(c"LISTEN_PID");
+        command.death_signal = if setup.has_activation() { 15 } else { 0 };
+        command.pid_variable = setup.has_activation().then_some(c"LISTEN_PID");
         command.fds = fds;
         command.descriptor_limit = descriptor_limit;
         command.cgroup = entrance.as_ref().map(AsFd::as_fd);
         let child = spawn::spawn_unless(&command, &is_cancelled).map_err(|e| Error::Spawn {
             program: prepared.program.clone(),
-            step: step(&e, &settings),
+            step: step(&e, &setup),
             source: e.source,
         })?;
         let sandbox = std::mem::take(&mut command.sandbox);
         drop(command);
-        let kept_end = settings.activation.is_some().then_some(theirs);
+        let kept_end = setup.has_activation().then_some(theirs);
         Ok(Spawned { child, channel: ours, kept_end, pipes, tail, cgroup, sandbox })
     }
 }
 
 /// The step that failed, with what it was about.
-pub(crate) fn step(e: &spawn::SpawnError, settings: &Settings) -> String {
-    match (e.step, &settings.cwd) {
+pub(crate) fn step(e: &spawn::SpawnError, setup: &Setup) -> String {
+    match (e.step, setup.get_cwd()) {
         (spawn::Step::Directory, Some(cwd)) => format!("{e} {}", cwd.display()),
         (spawn::Step::Exec, _)
-            if settings.sandbox.read.is_some()
+            if setup.get_sandbox().is_some_and(|sandbox| sandbox.read.is_some())
                 && e.source.kind() == io::ErrorKind::PermissionDenied =>
         {
             format!(
@@ -254,20 +251,15 @@ pub(crate) fn step(e: &spawn::SpawnError, settings: &Settings) -> String {
 /// a process group is stopped when it reads from there. A worker of another user gets none of the
 /// primary's streams at all: it could empty a file, end a socket for all, or fill a pipe that the
 /// primary writes to.
-fn apart(
-    settings: &Settings,
-    number: usize,
-    stdio: Stdio,
-    inherited: &impl io::IsTerminal,
-) -> Stdio {
+fn apart(setup: &Setup, number: usize, stdio: Stdio, inherited: &impl io::IsTerminal) -> Stdio {
     if stdio != Stdio::Inherit {
         return stdio;
     }
     match number {
-        0 if settings.is_other_user() || (settings.leads_group() && inherited.is_terminal()) => {
+        0 if setup.is_other_user() || (setup.leads_group() && inherited.is_terminal()) => {
             Stdio::Null
         }
-        1 | 2 if settings.is_other_user() => Stdio::Forward,
+        1 | 2 if setup.is_other_user() => Stdio::Forward,
         _ => stdio,
     }
 }

@@ -17,7 +17,7 @@ use super::spawn::Spawned;
 use super::{Adoption, Fork, Reload, Snapshot, WorkerHandle};
 use crate::error::{Error, Result as Outcome};
 use crate::inherited::InheritedSocket;
-use crate::setup::{Settings, Setup};
+use crate::setup::Setup;
 
 /// What the driver is asked to do.
 pub(crate) enum Command {
@@ -43,7 +43,7 @@ pub(crate) enum Command {
     ForksToCome(Successors),
     Snapshot(oneshot::Sender<Snapshot>),
     /// What workers are started with now.
-    Settings(oneshot::Sender<Arc<Settings>>),
+    CurrentSetup(oneshot::Sender<Arc<Setup>>),
     /// The answer is sent when as many are ready and the others gone.
     Scale(usize, oneshot::Sender<Outcome<()>>),
     /// The answer is sent when every slot has a ready worker.

@@ -1,17 +1,17 @@
 //! What workers are started with: program, environment, user, limits, sandbox, standard streams.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use troop_sys::identity::Identity;
 use troop_sys::spawn;
 
 use crate::activation::ActivationSocket;
 pub use crate::primary::{Cgroup, Output, Source};
 
 mod prepare;
+mod resolved;
 mod sandbox;
 
 pub(crate) use prepare::{Prepared, texts};
@@ -90,114 +90,44 @@ pub enum InspectPort {
     Fixed(u16),
 }
 
-/// What workers are started with. Read it from a cluster's [`Event::Setup`](crate::Event::Setup);
-/// change it with [`Setup`].
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Settings {
-    /// The executable; `None` is this program itself, the image that runs now, even if the file was
-    /// replaced.
-    pub exec_path: Option<PathBuf>,
-    /// Arguments before [`exec`](Settings::exec), for an interpreter: Node's `execArgv`.
-    pub exec_argv: Vec<OsString>,
-    /// The script, for an interpreter.
-    pub exec: Option<PathBuf>,
-    /// The program's arguments. Those of this process by default.
-    pub args: Vec<OsString>,
-    /// Working directory; this process's by default.
-    pub cwd: Option<PathBuf>,
-    /// Variables on top of this process's environment.
-    pub env: BTreeMap<OsString, OsString>,
-    /// Variables of this process's environment that workers do not get.
-    pub env_hidden: BTreeSet<OsString>,
-    /// Sockets that workers get instead of a channel.
-    pub(crate) activation: Option<Arc<[ActivationSocket]>>,
-    /// Standard input, output and error.
-    pub stdio: [Stdio; 3],
-    /// User to run as.
-    pub uid: Option<u32>,
-    /// Group to run as.
-    pub gid: Option<u32>,
-    /// Supplementary groups. By default those of a privileged primary are dropped when `uid` or
-    /// `gid` is set, as Node does.
-    pub groups: Option<Vec<u32>>,
-    /// Each worker leads a process group of its own, so that a terminal's Ctrl-C and a signal to
-    /// the primary's group do not reach it; see [`Setup::own_process_group`].
-    pub own_process_group: bool,
-    /// That is how it is unless a setup says otherwise.
-    pub(crate) groups_apart: bool,
-    /// Nothing that a worker executes gives it privileges; see [`Setup::no_new_privileges`].
-    pub no_new_privileges: Option<bool>,
-    /// What workers are kept from beyond their user's rights.
-    pub sandbox: Sandbox,
-    /// Inspector ports of Node workers.
-    pub inspect_port: InspectPort,
-    /// Permissions that the workers' new files do not get; this process's mask by default.
-    pub umask: Option<u32>,
-    /// Nice level, from -20 to 19; this process's by default.
-    pub nice: Option<i32>,
-    /// The CPUs that a worker runs on: the first entry for the first slot, and so on, and round
-    /// again. This process's by default.
-    pub cpus: Vec<Vec<usize>>,
-    /// Limits on resources, soft and hard; `None` is no limit.
-    pub limits: BTreeMap<Resource, (Option<u64>, Option<u64>)>,
-    /// Limits by a control group for each worker.
-    pub cgroup: Cgroup,
-    /// Variables that tell a supervised worker its slot, a small number that its successor has
-    /// again.
-    pub slot_variables: Vec<OsString>,
-    /// A signal that makes a worker write a report of what it does; sent to one that fails its
-    /// health check or is hung.
-    pub report_signal: Option<i32>,
-    /// Tell workers by `NOTIFY_SOCKET` where they can say that they are ready.
-    pub(crate) notify: Option<OsString>,
-}
-
-impl Default for Settings {
-    fn default() -> Settings {
-        Settings {
-            exec_path: None,
-            exec_argv: Vec::new(),
-            exec: None,
-            args: std::env::args_os().skip(1).collect(),
-            cwd: None,
-            env: BTreeMap::new(),
-            env_hidden: BTreeSet::new(),
-            activation: None,
-            stdio: [Stdio::Inherit; 3],
-            uid: None,
-            gid: None,
-            groups: None,
-            own_process_group: false,
-            groups_apart: false,
-            no_new_privileges: None,
-            sandbox: Sandbox::default(),
-            inspect_port: InspectPort::Automatic,
-            umask: None,
-            nice: None,
-            cgroup: Cgroup::default(),
-            cpus: Vec::new(),
-            limits: BTreeMap::new(),
-            slot_variables: vec!["TROOP_SLOT".into()],
-            report_signal: None,
-            notify: None,
-        }
-    }
-}
-
-/// Changes to [`Settings`]. What is not mentioned stays as it is, from call to call, as with Node's
-/// `cluster.setupPrimary`; forks made before are not affected.
+/// What workers are started with: program, arguments, environment, user, limits.
+///
+/// One type for three uses, as [`std::process::Command`] is for its own:
+/// - **A description**, for [`Builder::setup`](crate::Builder::setup). What it does not mention has
+///   its default: a copy of this program with the same arguments and environment.
+/// - **A change** to a running cluster, for [`Cluster::setup`](crate::Cluster::setup) and
+///   [`Cluster::reload_as`](crate::Cluster::reload_as). What it does not mention stays as it is, as
+///   with Node's `cluster.setupPrimary`; see [`Setup::merge`]. Workers that run already are not
+///   affected.
+/// - **A view** of what a cluster's workers are started with, in
+///   [`Event::Setup`](crate::Event::Setup). The `get_` methods return what counts in the end: what
+///   was set, or else the default.
+///
+/// A setting that cannot be applied is an error when a worker is started, never ignored.
+///
+/// ```
+/// use std::path::Path;
+///
+/// use troop::Setup;
+///
+/// let setup = Setup::new().script("server.js").args(["--port", "8000"]).env("LOG", "info");
+/// assert_eq!(setup.get_program(), Some(Path::new("node")));
+///
+/// // A later setup changes what it mentions.
+/// let setup = setup.merge(Setup::new().args(["--port", "9000"]));
+/// assert_eq!(setup.get_script(), Some(Path::new("server.js")));
+/// assert_eq!(setup.get_args().as_ref(), ["--port", "9000"]);
+/// ```
 #[derive(Debug, Clone, Default)]
 #[must_use]
 pub struct Setup {
-    exec_path: Option<Option<PathBuf>>,
+    program: Option<PathBuf>,
     exec_argv: Option<Vec<OsString>>,
-    exec: Option<PathBuf>,
+    script: Option<PathBuf>,
     args: Option<Vec<OsString>>,
     cwd: Option<PathBuf>,
-    env: BTreeMap<OsString, OsString>,
-    afresh: bool,
-    env_hidden: Vec<OsString>,
+    /// Variables that are set, or, with `None`, removed.
+    env: BTreeMap<OsString, Option<OsString>>,
     stdio: [Option<Stdio>; 3],
     uid: Option<u32>,
     gid: Option<u32>,
@@ -211,8 +141,24 @@ pub struct Setup {
     cpus: Option<Vec<Vec<usize>>>,
     cgroup: Option<Cgroup>,
     limits: BTreeMap<Resource, (Option<u64>, Option<u64>)>,
+    /// Besides [`SLOT`].
     slot_variables: Vec<OsString>,
     report_signal: Option<i32>,
+    /// Earlier setups do not count.
+    discards_earlier: bool,
+    /// What the cluster decides, and no change.
+    pub(crate) cluster: ClusterPart,
+}
+
+/// The part of a [`Setup`] that the cluster decides, because it belongs to its builder.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ClusterPart {
+    /// Sockets that workers get instead of a channel.
+    pub(crate) activation: Option<Arc<[ActivationSocket]>>,
+    /// The socket, as `NOTIFY_SOCKET`, where workers can say that they are ready.
+    pub(crate) notify: Option<OsString>,
+    /// Workers lead process groups unless a setup says otherwise.
+    pub(crate) is_supervised: bool,
 }
 
 fn list<S: Into<OsString>>(all: impl IntoIterator<Item = S>) -> Vec<OsString> {
@@ -220,7 +166,7 @@ fn list<S: Into<OsString>>(all: impl IntoIterator<Item = S>) -> Vec<OsString> {
 }
 
 impl Setup {
-    /// Starts with no changes.
+    /// Returns a setup that mentions nothing.
     pub fn new() -> Setup {
         Setup::default()
     }
@@ -228,51 +174,53 @@ impl Setup {
     /// Executes this program instead of a copy of the running one. A name without a slash is
     /// searched in `PATH`.
     pub fn program(mut self, path: impl Into<PathBuf>) -> Setup {
-        self.exec_path = Some(Some(path.into()));
+        self.program = Some(path.into());
         self
     }
 
-    /// Runs a script under `node`, or under what [`Setup::program`] names.
+    /// Runs a script (Node's `exec`) under what [`Setup::program`] names, or else under `node`.
     pub fn script(mut self, script: impl Into<PathBuf>) -> Setup {
-        self.exec_path.get_or_insert_with(|| Some("node".into()));
-        self.exec = Some(script.into());
+        self.script = Some(script.into());
         self
     }
 
-    /// Sets arguments for the interpreter, before the script (Node's `execArgv`).
+    /// Sets all arguments of the interpreter, which stand before the script (Node's `execArgv`).
     pub fn exec_argv<S: Into<OsString>>(mut self, args: impl IntoIterator<Item = S>) -> Setup {
         self.exec_argv = Some(list(args));
         self
     }
 
-    /// Sets the program's arguments.
+    /// Sets all arguments of the program, in place of those set before. Default: those of this
+    /// process.
     pub fn args<S: Into<OsString>>(mut self, args: impl IntoIterator<Item = S>) -> Setup {
         self.args = Some(list(args));
         self
     }
 
-    /// Sets the working directory.
+    /// Sets the working directory. Default: this process's.
     pub fn cwd(mut self, directory: impl Into<PathBuf>) -> Setup {
         self.cwd = Some(directory.into());
         self
     }
 
-    /// Hides a variable of this process's environment from the workers, such as `NOTIFY_SOCKET`.
-    pub fn env_hide(mut self, name: impl Into<OsString>) -> Setup {
-        self.env_hidden.push(name.into());
-        self
-    }
-
-    /// Forgets everything that earlier setups have said.
-    pub fn afresh(mut self) -> Setup {
-        self.afresh = true;
-        self
-    }
-
-    /// Adds an environment variable to those of this process's environment. The worker's identity
-    /// cannot be overridden.
+    /// Adds an environment variable to those of this process's environment. The variables by which
+    /// a worker knows what it is (`NODE_UNIQUE_ID`, `NODE_CHANNEL_FD`) cannot be overridden.
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Setup {
-        self.env.insert(name.into(), value.into());
+        self.env.insert(name.into(), Some(value.into()));
+        self
+    }
+
+    /// Removes an environment variable, whether it comes from this process's environment or from
+    /// an earlier [`Setup::env`]: `NOTIFY_SOCKET`, for example.
+    pub fn env_remove(mut self, name: impl Into<OsString>) -> Setup {
+        self.env.insert(name.into(), None);
+        self
+    }
+
+    /// Makes this setup count alone: what it does not mention has its default, whatever earlier
+    /// setups said.
+    pub fn discard_earlier(mut self) -> Setup {
+        self.discards_earlier = true;
         self
     }
 
@@ -405,52 +353,50 @@ impl Setup {
         self
     }
 
-    pub(crate) fn apply(self, settings: &mut Settings) {
-        if self.afresh {
-            let (activation, notify, groups_apart) =
-                (settings.activation.take(), settings.notify.take(), settings.groups_apart);
-            let own_process_group = groups_apart;
-            *settings = Settings {
-                activation,
-                notify,
-                groups_apart,
-                own_process_group,
-                ..Settings::default()
-            };
+    /// Returns this setup with the changes of a later one. What `changes` does not mention stays.
+    /// Variables, limits and slot variables are added to those that there are, and override those
+    /// of the same name; everything else that `changes` mentions takes the place of what was.
+    pub fn merge(self, changes: Setup) -> Setup {
+        let cluster = self.cluster;
+        if changes.discards_earlier {
+            return Setup { cluster, ..changes };
         }
-        fn set<T>(field: &mut T, change: Option<T>) {
-            if let Some(value) = change {
-                *field = value;
+        let (mut env, mut limits) = (self.env, self.limits);
+        env.extend(changes.env);
+        limits.extend(changes.limits);
+        let mut slot_variables = self.slot_variables;
+        for name in changes.slot_variables {
+            if !slot_variables.contains(&name) {
+                slot_variables.push(name);
             }
         }
-        set(&mut settings.exec_path, self.exec_path);
-        set(&mut settings.exec_argv, self.exec_argv);
-        set(&mut settings.args, self.args);
-        for (field, change) in settings.stdio.iter_mut().zip(self.stdio) {
-            set(field, change);
+        let [stdin, stdout, stderr] = self.stdio;
+        let [later_stdin, later_stdout, later_stderr] = changes.stdio;
+        Setup {
+            program: changes.program.or(self.program),
+            exec_argv: changes.exec_argv.or(self.exec_argv),
+            script: changes.script.or(self.script),
+            args: changes.args.or(self.args),
+            cwd: changes.cwd.or(self.cwd),
+            env,
+            stdio: [later_stdin.or(stdin), later_stdout.or(stdout), later_stderr.or(stderr)],
+            uid: changes.uid.or(self.uid),
+            gid: changes.gid.or(self.gid),
+            groups: changes.groups.or(self.groups),
+            own_process_group: changes.own_process_group.or(self.own_process_group),
+            no_new_privileges: changes.no_new_privileges.or(self.no_new_privileges),
+            sandbox: changes.sandbox.or(self.sandbox),
+            inspect_port: changes.inspect_port.or(self.inspect_port),
+            umask: changes.umask.or(self.umask),
+            nice: changes.nice.or(self.nice),
+            cpus: changes.cpus.or(self.cpus),
+            cgroup: changes.cgroup.or(self.cgroup),
+            limits,
+            slot_variables,
+            report_signal: changes.report_signal.or(self.report_signal),
+            discards_earlier: self.discards_earlier,
+            cluster,
         }
-        set(&mut settings.own_process_group, self.own_process_group);
-        set(&mut settings.inspect_port, self.inspect_port);
-        settings.exec = self.exec.or(settings.exec.take());
-        settings.cwd = self.cwd.or(settings.cwd.take());
-        settings.uid = self.uid.or(settings.uid);
-        settings.gid = self.gid.or(settings.gid);
-        settings.groups = self.groups.or(settings.groups.take());
-        settings.no_new_privileges = self.no_new_privileges.or(settings.no_new_privileges);
-        settings.umask = self.umask.or(settings.umask);
-        settings.report_signal = self.report_signal.or(settings.report_signal);
-        settings.nice = self.nice.or(settings.nice);
-        set(&mut settings.cpus, self.cpus);
-        set(&mut settings.cgroup, self.cgroup);
-        set(&mut settings.sandbox, self.sandbox);
-        settings.limits.extend(self.limits);
-        for name in self.slot_variables {
-            if !settings.slot_variables.contains(&name) {
-                settings.slot_variables.push(name);
-            }
-        }
-        settings.env.extend(self.env);
-        settings.env_hidden.extend(self.env_hidden);
     }
 }
 
@@ -463,49 +409,5 @@ pub(crate) const SERIALIZATION: &str = "NODE_CHANNEL_SERIALIZATION_MODE";
 
 /// The number under which a worker finds its channel.
 pub(crate) const CHANNEL_NUMBER: i32 = 3;
-
-impl Settings {
-    /// Whether workers are another user's than this process.
-    pub(crate) fn is_other_user(&self) -> bool {
-        self.uid.is_some_and(|uid| uid != rustix::process::geteuid().as_raw())
-    }
-
-    /// Whether workers lead process groups.
-    pub(crate) fn leads_group(&self) -> bool {
-        self.own_process_group || self.is_other_user()
-    }
-
-    /// Whether nothing that workers execute gives them privileges.
-    pub(crate) fn keeps_from_privileges(&self) -> bool {
-        self.no_new_privileges.unwrap_or_else(|| {
-            (self.is_other_user() && self.uid != Some(0)) || !self.sandbox.is_empty()
-        })
-    }
-
-    /// The limits as the system counts them.
-    pub(crate) fn raw_limits(&self) -> Vec<(u32, u64, u64)> {
-        let raw = |limit: Option<u64>| limit.unwrap_or(spawn::NO_LIMIT);
-        self.limits
-            .iter()
-            .map(|(resource, (soft, hard))| (resource.number(), raw(*soft), raw(*hard)))
-            .collect()
-    }
-
-    /// Whom workers run as, if that is another user than this process's.
-    pub(crate) fn other_user(&self) -> Option<Identity> {
-        let uid = self.uid.filter(|uid| *uid != rustix::process::geteuid().as_raw())?;
-        let gid = self.gid.unwrap_or_else(|| rustix::process::getegid().as_raw());
-        Some(Identity { uid, gid, groups: self.groups.clone().unwrap_or_default() })
-    }
-
-    /// Whether workers get sockets instead of a channel.
-    pub(crate) fn has_activation(&self) -> bool {
-        self.activation.is_some()
-    }
-
-    /// The CPUs for a slot.
-    pub(crate) fn cpus_of(&self, slot: Option<u32>) -> Vec<usize> {
-        let at = slot.unwrap_or(0) as usize;
-        if self.cpus.is_empty() { Vec::new() } else { self.cpus[at % self.cpus.len()].clone() }
-    }
-}
+/// The variable that tells a supervised worker its slot.
+const SLOT: &str = "TROOP_SLOT";

@@ -1,4 +1,4 @@
-//! From settings to what is executed.
+//! From a setup to what is executed.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use troop_sys::spawn;
 
-use super::{CHANNEL_FD, CHANNEL_NUMBER, InspectPort, SERIALIZATION, Settings, UNIQUE_ID};
+use super::{CHANNEL_FD, CHANNEL_NUMBER, InspectPort, SERIALIZATION, Setup, UNIQUE_ID};
 use crate::activation::ActivationSocket;
 use crate::error::{Error, Result};
 use crate::nesting;
@@ -62,16 +62,16 @@ pub(crate) struct Prepared {
     pub(crate) program: String,
 }
 
-impl Settings {
+impl Setup {
     fn is_node(&self) -> bool {
-        let name = self.exec_path.as_deref().and_then(Path::file_name);
+        let name = self.get_program().and_then(Path::file_name);
         name.is_some_and(|name| name == "node" || name == "nodejs")
     }
 
     /// Whether a worker surely speaks Node's protocol, once its program runs.
     pub(crate) fn expect_ipc(&self) -> bool {
         // Without a script Node does not look whether it is a worker.
-        self.activation.is_none() && self.is_node() && self.exec.is_some()
+        !self.has_activation() && self.is_node() && self.script.is_some()
     }
 
     /// The inspector's port: given ones are used, automatic ones count up over the life of the
@@ -83,7 +83,7 @@ impl Settings {
             .map(|o| o.to_string_lossy().into_owned())
             .unwrap_or_default();
         let flags: Vec<String> =
-            self.exec_argv.iter().map(|a| a.to_string_lossy().into_owned()).collect();
+            self.get_exec_argv().iter().map(|a| a.to_string_lossy().into_owned()).collect();
         let mut relevant = flags
             .iter()
             .map(String::as_str)
@@ -91,7 +91,7 @@ impl Settings {
             .filter(|a| FLAGS.iter().any(|f| a.starts_with(f)))
             .peekable();
         relevant.peek()?;
-        if let InspectPort::Fixed(port) = self.inspect_port {
+        if let InspectPort::Fixed(port) = self.get_inspect_port() {
             return Some(port);
         }
         let base = relevant
@@ -117,11 +117,15 @@ impl Settings {
         extra: &BTreeMap<OsString, OsString>,
     ) -> BTreeMap<OsString, OsString> {
         let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
-        env.retain(|name, _| !self.env_hidden.contains(name));
         if self.is_other_user() {
             env.retain(|name, _| !PERSONAL.iter().any(|personal| name == personal));
         }
-        env.extend(self.env.clone());
+        for (name, value) in &self.env {
+            match value {
+                Some(value) => drop(env.insert(name.clone(), value.clone())),
+                None => drop(env.remove(name)),
+            }
+        }
         env.extend(extra.clone());
         // A worker that is itself a primary must not pass its own identity on.
         for name in OF_ONE_PROCESS {
@@ -137,7 +141,7 @@ impl Settings {
         slot: Option<u32>,
         env: Vec<CString>,
     ) -> Result<spawn::Command<'static>> {
-        if !self.sandbox.is_empty() && !self.keeps_from_privileges() {
+        if self.get_sandbox().is_some() && !self.get_no_new_privileges() {
             return Err(Error::Settings(
                 "a sandbox needs no_new_privileges, which is turned off".into(),
             ));
@@ -156,10 +160,13 @@ impl Settings {
             uid: self.uid,
             gid: self.gid,
             groups: self.groups.clone(),
-            own_group: self.own_process_group,
+            own_group: self.get_own_process_group(),
             own_session: self.is_other_user(),
-            no_new_privileges: self.keeps_from_privileges(),
-            sandbox: self.sandbox.prepare(self.cwd.as_deref())?,
+            no_new_privileges: self.get_no_new_privileges(),
+            sandbox: match self.get_sandbox() {
+                Some(sandbox) => sandbox.prepare(self.cwd.as_deref())?,
+                None => Default::default(),
+            },
             descriptor_limit: None,
             limits: self.raw_limits(),
             umask: self.umask,
@@ -179,18 +186,18 @@ impl Settings {
     ) -> Result<Prepared> {
         nesting::may_fork(self, extra)?;
         let mut env = self.environment(extra);
-        for name in &self.slot_variables {
+        for name in self.get_slot_variables() {
             // Not that of a worker which is itself a primary.
             env.remove(name);
             if let Some(slot) = slot {
-                env.insert(name.clone(), slot.to_string().into());
+                env.insert(name.to_owned(), slot.to_string().into());
             }
         }
         env.insert(nesting::DEPTH.into(), nesting::depth_of_workers().to_string().into());
-        if let Some(place) = &self.notify {
+        if let Some(place) = &self.cluster.notify {
             env.insert("NOTIFY_SOCKET".into(), place.clone());
         }
-        if let Some(sockets) = &self.activation {
+        if let Some(sockets) = &self.cluster.activation {
             env.extend(activation(sockets));
             env.insert(nesting::ACTIVATED.into(), "1".into());
         } else {
@@ -203,17 +210,17 @@ impl Settings {
         {
             *profile = per_process(profile);
         }
-        let (name, candidates) = match &self.exec_path {
+        let (name, candidates) = match self.get_program() {
             Some(path) => {
                 let search_path = env.get(OsStr::new("PATH")).map(OsString::as_os_str);
-                (path.clone().into_os_string(), spawn::search(&text(path)?, search_path))
+                (path.as_os_str().to_owned(), spawn::search(&text(path)?, search_path))
             }
             // The image that runs, whatever has become of its file.
             None => {
                 (std::env::args_os().next().unwrap_or_default(), vec![c"/proc/self/exe".to_owned()])
             }
         };
-        let mut exec_argv = self.exec_argv.clone();
+        let mut exec_argv = self.get_exec_argv().to_vec();
         if self.is_node() {
             let any = |prefix: &str| {
                 exec_argv.iter().any(|a| a.as_bytes().starts_with(prefix.as_bytes()))
@@ -227,8 +234,8 @@ impl Settings {
         }
         let argv = std::iter::once(name.clone())
             .chain(exec_argv)
-            .chain(self.exec.clone().map(PathBuf::into_os_string))
-            .chain(self.args.iter().cloned())
+            .chain(self.script.clone().map(PathBuf::into_os_string))
+            .chain(self.get_args().iter().cloned())
             .map(text)
             .collect::<Result<_>>()?;
         Ok(Prepared {
@@ -283,37 +290,51 @@ fn text(s: impl Into<OsString>) -> Result<CString> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Setup, Stdio};
+    use super::super::Stdio;
     use super::*;
 
-    fn argv(settings: &Settings, inspectors: &mut u32) -> Vec<String> {
-        let prepared = settings.prepare(1, None, &BTreeMap::new(), inspectors).unwrap();
+    fn argv(setup: &Setup, inspectors: &mut u32) -> Vec<String> {
+        let prepared = setup.prepare(1, None, &BTreeMap::new(), inspectors).unwrap();
         prepared.argv.iter().map(|a| a.to_str().unwrap().to_owned()).collect()
     }
 
-    fn node(exec_argv: &[&str]) -> Settings {
-        let mut settings = Settings::default();
-        Setup::new()
-            .script("a.js")
-            .args(["x"])
-            .exec_argv(exec_argv.iter().copied())
-            .apply(&mut settings);
-        settings
+    fn node(exec_argv: &[&str]) -> Setup {
+        Setup::new().script("a.js").args(["x"]).exec_argv(exec_argv.iter().copied())
     }
 
     #[test]
-    fn setup_is_cumulative() {
-        let mut settings = Settings::default();
-        Setup::new().script("a.js").args(["x"]).env("A", "1").silent(true).apply(&mut settings);
-        Setup::new().env("B", "2").args(["y"]).apply(&mut settings);
-        assert_eq!(
-            (settings.exec.as_deref(), settings.args.as_slice()),
-            (Some(Path::new("a.js")), &["y".into()][..])
-        );
-        assert_eq!(
-            (settings.env.len(), settings.stdio),
-            (2, [Stdio::Inherit, Stdio::Pipe, Stdio::Pipe])
-        );
+    fn what_a_later_setup_does_not_mention_stays() {
+        let setup = Setup::new().script("a.js").args(["x"]).env("A", "1").silent(true);
+        let setup = setup.merge(Setup::new().env("B", "2").args(["y"]));
+        assert_eq!(setup.get_script(), Some(Path::new("a.js")));
+        assert_eq!(setup.get_args().as_ref(), ["y"]);
+        let names: Vec<_> = setup.get_envs().map(|(name, _)| name).collect();
+        assert_eq!(names, ["A", "B"]);
+        assert_eq!(setup.stdio(), [Stdio::Inherit, Stdio::Pipe, Stdio::Pipe]);
+    }
+
+    #[test]
+    fn a_later_script_runs_under_the_interpreter_of_an_earlier_setup() {
+        let setup = Setup::new().program("bun").merge(Setup::new().script("b.js"));
+        assert_eq!(setup.get_program(), Some(Path::new("bun")));
+        assert_eq!(Setup::new().script("b.js").get_program(), Some(Path::new("node")));
+    }
+
+    #[test]
+    fn the_last_word_on_a_variable_counts() {
+        let value = |setup: &Setup| setup.environment(&BTreeMap::new()).remove(OsStr::new("A"));
+        let removed = Setup::new().env("A", "1").merge(Setup::new().env_remove("A"));
+        assert_eq!(value(&removed), None);
+        assert_eq!(value(&removed.merge(Setup::new().env("A", "2"))), Some("2".into()));
+    }
+
+    #[test]
+    fn a_setup_that_discards_earlier_ones_counts_alone() {
+        let mut earlier = Setup::new().program("x").env("A", "1").own_process_group(false);
+        earlier.cluster.is_supervised = true;
+        let setup = earlier.merge(Setup::new().nice(5).discard_earlier());
+        assert_eq!((setup.get_program(), setup.get_envs().count()), (None, 0));
+        assert_eq!((setup.get_nice(), setup.get_own_process_group()), (Some(5), true));
     }
 
     #[test]
@@ -327,12 +348,12 @@ mod tests {
             argv(&node(&["--prof", "--logfile=mine"]), &mut count),
             ["node", "--prof", "--logfile=mine", "a.js", "x"]
         );
-        let settings = node(&["--inspect=127.0.0.1:9400"]);
-        assert_eq!(argv(&settings, &mut count)[2], "--inspect-port=9401");
-        assert_eq!(argv(&settings, &mut count)[2], "--inspect-port=9402");
+        let setup = node(&["--inspect=127.0.0.1:9400"]);
+        assert_eq!(argv(&setup, &mut count)[2], "--inspect-port=9401");
+        assert_eq!(argv(&setup, &mut count)[2], "--inspect-port=9402");
         assert_eq!(argv(&node(&["--inspect-brk"]), &mut count)[2], "--inspect-port=9232");
         assert_eq!(argv(&node(&["--inspect=0"]), &mut count)[2], "--inspect-port=0");
-        let fixed = Settings { inspect_port: InspectPort::Fixed(9500), ..node(&["--inspect"]) };
+        let fixed = node(&["--inspect"]).inspect_port(InspectPort::Fixed(9500));
         assert_eq!(argv(&fixed, &mut count)[2], "--inspect-port=9500");
     }
 
@@ -344,9 +365,8 @@ mod tests {
 
     #[test]
     fn the_identity_cannot_be_overridden() {
-        let mut settings = Settings::default();
-        Setup::new().program("x").env("NODE_UNIQUE_ID", "99").apply(&mut settings);
-        let prepared = settings.prepare(7, None, &BTreeMap::new(), &mut 0).unwrap();
+        let setup = Setup::new().program("x").env("NODE_UNIQUE_ID", "99");
+        let prepared = setup.prepare(7, None, &BTreeMap::new(), &mut 0).unwrap();
         let ids: Vec<_> =
             prepared.env.iter().filter(|e| e.to_bytes().starts_with(b"NODE_UNIQUE_ID=")).collect();
         assert_eq!(ids, [&c"NODE_UNIQUE_ID=7".to_owned()]);

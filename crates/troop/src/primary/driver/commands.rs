@@ -23,7 +23,7 @@ use crate::primary::handle::WorkerHandle;
 use crate::primary::relay::Relay;
 use crate::primary::wake::Command;
 use crate::primary::{Adoption, Reload};
-use crate::setup::{Settings, Setup};
+use crate::setup::Setup;
 
 impl Driver {
     pub(super) fn handle_commands(&mut self) {
@@ -41,7 +41,7 @@ impl Driver {
 
     pub(super) fn handle_command(&mut self, command: Command) {
         match command {
-            Command::Setup(changes) => self.setup(*changes),
+            Command::Setup(changes) => self.change_setup(*changes),
             Command::Fork(fork, done) => self.fork(fork, done),
             Command::Spawned(result) => self.spawned(*result),
             Command::Adopt(adoption, done) => {
@@ -84,8 +84,8 @@ impl Driver {
             Command::Snapshot(done) => {
                 let _ = done.send(self.snapshot());
             }
-            Command::Settings(done) => {
-                let _ = done.send(self.settings.clone());
+            Command::CurrentSetup(done) => {
+                let _ = done.send(self.setup.clone());
             }
             Command::Ready(reply) => self.request(Request::Ready, Reply::Ready(reply)),
             Command::Scale(workers, reply) => {
@@ -165,8 +165,8 @@ impl Driver {
         let changes_settings = changes.is_some();
         if self.cluster.may_reload() {
             if let Some(changes) = changes {
-                self.before_reload = Some(self.settings.clone());
-                self.setup(changes);
+                self.before_reload = Some(self.setup.clone());
+                self.change_setup(changes);
             }
             self.remember_addresses();
         }
@@ -189,17 +189,15 @@ impl Driver {
         }
     }
 
-    pub(crate) fn setup(&mut self, changes: Setup) {
-        let mut settings = Settings::clone(&self.settings);
-        changes.apply(&mut settings);
-        self.use_settings(Arc::new(settings));
-        self.events.push(Event::Setup { settings: self.settings.clone() });
+    pub(crate) fn change_setup(&mut self, changes: Setup) {
+        self.use_setup(Arc::new(Setup::clone(&self.setup).merge(changes)));
+        self.events.push(Event::Setup { setup: self.setup.clone() });
     }
 
     /// Starts workers so from now on.
-    pub(super) fn use_settings(&mut self, settings: Arc<Settings>) {
-        self.cluster.set_report_signal(settings.report_signal);
-        self.settings = settings;
+    pub(super) fn use_setup(&mut self, setup: Arc<Setup>) {
+        self.cluster.set_report_signal(setup.get_report_signal());
+        self.setup = setup;
     }
 
     pub(crate) fn offer(&mut self, socket: InheritedSocket) {

@@ -56,7 +56,7 @@ impl Driver {
             }
             ClusterAction::RestoreSettings => {
                 if let Some(before) = self.before_reload.take() {
-                    self.use_settings(before);
+                    self.use_setup(before);
                 }
             }
             ClusterAction::KeepSettings => self.before_reload = None,

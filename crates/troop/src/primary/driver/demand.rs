@@ -37,7 +37,7 @@ impl Driver {
 
     /// Whether a client waits in the primary, or in the kernel's queue of a listener.
     fn is_awaited(&self) -> bool {
-        let mut activated = self.settings.activation.iter().flat_map(|sockets| sockets.iter());
+        let mut activated = self.setup.activation().iter();
         self.cluster
             .primary
             .listeners()

@@ -28,7 +28,7 @@ use crate::primary::handle::{Shared, WorkerHandle};
 use crate::primary::output::Tail;
 use crate::primary::spawn::{self, Spawned, Start};
 use crate::primary::wake::{Command, DriverHandle, Wake};
-use crate::setup::Settings;
+use crate::setup::Setup;
 
 /// What a worker says when it is there.
 const ONLINE: &[u8] = br#"{"cmd":"NODE_CLUSTER","act":"online","seq":0}"#;
@@ -41,7 +41,7 @@ const ABANDONED_START_TIMEOUT: Duration = Duration::from_secs(1);
 enum For {
     /// The supervisor, which wants one that is like all others by then.
     Slot(Slot),
-    Program(Arc<Settings>, oneshot::Sender<Result<WorkerHandle>>),
+    Program(Arc<Setup>, oneshot::Sender<Result<WorkerHandle>>),
 }
 
 struct Wanted {
@@ -56,7 +56,7 @@ struct Starting {
     wanted: Wanted,
     id: WorkerId,
     slot: Option<u32>,
-    settings: Arc<Settings>,
+    setup: Arc<Setup>,
     /// The generation that it belongs to.
     generation: u32,
     closer: Option<Closer>,
@@ -150,7 +150,7 @@ impl Forks {
 
 impl Driver {
     pub(super) fn fork(&mut self, fork: Fork, done: oneshot::Sender<Result<WorkerHandle>>) {
-        let by = For::Program(self.settings.clone(), done);
+        let by = For::Program(self.setup.clone(), done);
         self.forks.waiting.push_back(Wanted { fork, by, leaves: false });
         self.start_next();
     }
@@ -173,27 +173,27 @@ impl Driver {
         while self.forks.starting.is_none()
             && let Some(wanted) = self.forks.waiting.pop_front()
         {
-            let (settings, slot) = match &wanted.by {
-                For::Program(settings, _) => (settings.clone(), None),
+            let (setup, slot) = match &wanted.by {
+                For::Program(setup, _) => (setup.clone(), None),
                 For::Slot(slot)
                     if !self.cluster.supervisor().is_some_and(|s| s.awaits_fork(*slot)) =>
                 {
                     continue;
                 }
                 For::Slot(slot) => {
-                    (self.settings.clone(), Some(u32::try_from(slot.0).unwrap_or(u32::MAX)))
+                    (self.setup.clone(), Some(u32::try_from(slot.0).unwrap_or(u32::MAX)))
                 }
             };
             let id = self.cluster.primary.fork();
             self.divide_descriptors();
-            let closer = self.closer_for(settings.is_other_user());
-            self.events.push(Event::Setup { settings: settings.clone() });
+            let closer = self.closer_for(setup.is_other_user());
+            self.events.push(Event::Setup { setup: setup.clone() });
             let is_cancelled = Arc::default();
             let start =
-                spawn::prepare(&settings, &wanted.fork, id, slot, &mut self.spawner, &is_cancelled);
+                spawn::prepare(&setup, &wanted.fork, id, slot, &mut self.spawner, &is_cancelled);
             let generation = self.generation();
             self.forks.starting =
-                Some(Starting { wanted, id, slot, settings, generation, closer, is_cancelled });
+                Some(Starting { wanted, id, slot, setup, generation, closer, is_cancelled });
             let result = match start {
                 Ok(start) => self.forks.run(start, &self.driver_handle),
                 Err(e) => Some(Err(e)),
@@ -227,7 +227,7 @@ impl Driver {
                 || starting.generation != self.generation());
         if is_old || self.outcome.is_some() || self.over_at.is_some() {
             if let Ok(spawned) = result {
-                self.discard(spawned, &starting.settings);
+                self.discard(spawned, &starting.setup);
             }
             let is_wanted_again =
                 matches!(&starting.wanted.by, For::Slot(slot) if !self.forks.waits_for(*slot));
@@ -236,10 +236,10 @@ impl Driver {
             }
             return;
         }
-        let Starting { wanted: Wanted { fork, by, leaves }, id, slot, settings, closer, .. } =
+        let Starting { wanted: Wanted { fork, by, leaves }, id, slot, setup, closer, .. } =
             starting;
         let result =
-            result.and_then(|spawned| self.begin(id, slot, &fork, &settings, closer, spawned));
+            result.and_then(|spawned| self.begin(id, slot, &fork, &setup, closer, spawned));
         match by {
             For::Program(_, done) => {
                 // The events before the answer, as a program expects that has both.
@@ -255,7 +255,7 @@ impl Driver {
             }
             For::Slot(slot) => match result {
                 Ok(worker) => {
-                    self.cluster.forked(self.now, slot, worker.id(), settings.expect_ipc());
+                    self.cluster.forked(self.now, slot, worker.id(), setup.expect_ipc());
                     self.count_activation_slots();
                 }
                 Err(e) => {
@@ -273,7 +273,7 @@ impl Driver {
         id: WorkerId,
         slot: Option<u32>,
         fork: &Fork,
-        settings: &Settings,
+        setup: &Setup,
         closer: Option<Closer>,
         spawned: Spawned,
     ) -> Result<WorkerHandle> {
@@ -300,10 +300,10 @@ impl Driver {
             pidfd: child.pidfd,
             channel,
             kept_end,
-            leads_group: settings.leads_group(),
+            leads_group: setup.leads_group(),
             adopted: false,
             cgroup,
-            user: settings.other_user(),
+            user: setup.other_user(),
             sandbox,
             names_dead_paths: false,
             path_time: Duration::ZERO,
@@ -321,9 +321,9 @@ impl Driver {
     }
 
     /// Ends a process that nobody knows of yet.
-    fn discard(&mut self, spawned: Spawned, settings: &Settings) {
+    fn discard(&mut self, spawned: Spawned, setup: &Setup) {
         let Spawned { child, cgroup, .. } = spawned;
-        if settings.leads_group() {
+        if setup.leads_group() {
             let _ = process::signal_group(child.pid, 9);
         }
         let _ = process::signal(child.pidfd.as_fd(), 9);

@@ -22,7 +22,7 @@ impl Driver {
     }
 
     fn steered_activation(&self) -> impl Iterator<Item = &ActivationSocket> {
-        let sockets = self.settings.activation.iter().flat_map(|sockets| sockets.iter());
+        let sockets = self.setup.activation().iter();
         sockets.filter(|socket| socket.is_steered())
     }
 
@@ -37,7 +37,7 @@ impl Driver {
         let Some(slot) = self.cluster.primary.status(worker).map(|status| status.slot) else {
             return false;
         };
-        let sockets = self.settings.activation.clone();
+        let sockets = self.setup.cluster.activation.clone();
         let waiting = |socket: &ActivationSocket| {
             socket.is_steered()
                 && socket

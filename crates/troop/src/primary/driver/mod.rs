@@ -59,7 +59,7 @@ use crate::closer::Closing;
 use crate::error::{Error, Result};
 use crate::event::{Bus, Event};
 use crate::inherited::InheritedSocket;
-use crate::setup::Settings;
+use crate::setup::Setup;
 use callback::PendingQuestions;
 use connections::Conn;
 use direct_io::ReclaimedChannels;
@@ -213,9 +213,10 @@ pub(crate) struct Driver {
     reclaimed_channels: ReclaimedChannels,
     /// Until when the thread waits if nothing happens; `None`: for ever.
     looks_at: Option<Time>,
-    settings: Arc<Settings>,
+    /// What workers are started with from now on.
+    setup: Arc<Setup>,
     /// What workers were started with before the reload that is under way.
-    before_reload: Option<Arc<Settings>>,
+    before_reload: Option<Arc<Setup>>,
     pub(crate) spawner: Spawner,
     forks: Forks,
     orphans: AllOrphans,
@@ -260,7 +261,7 @@ impl Driver {
     /// `in_thread` says who will turn it.
     pub(crate) fn new(
         cluster: Cluster,
-        settings: Settings,
+        setup: Setup,
         in_thread: bool,
         driver_handle: DriverHandle,
         commands: Receiver<Command>,
@@ -309,7 +310,7 @@ impl Driver {
             pace: Pace::default(),
             reclaimed_channels: ReclaimedChannels::default(),
             looks_at: None,
-            settings: Arc::new(settings),
+            setup: Arc::new(setup),
             before_reload: None,
             spawner: Spawner::default(),
             forks: Forks::default(),

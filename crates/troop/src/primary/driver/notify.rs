@@ -11,7 +11,7 @@ use super::{Driver, Token};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::primary::policies::ReadyWhen;
-use crate::setup::Settings;
+use crate::setup::Setup;
 
 /// Notifications read before others have their turn.
 const BURST: usize = 64;
@@ -27,9 +27,9 @@ impl Driver {
                 .add(&socket, Token::Notify, Interest::Read)
                 .map_err(Error::io("watch for notifications"))?;
             self.notify = Some(socket);
-            let mut settings = Settings::clone(&self.settings);
-            settings.notify = Some(name.into());
-            self.settings = settings.into();
+            let mut setup = Setup::clone(&self.setup);
+            setup.cluster.notify = Some(name.into());
+            self.setup = setup.into();
         }
         Ok(())
     }

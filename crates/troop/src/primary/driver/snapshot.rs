@@ -41,15 +41,12 @@ impl Driver {
             })
             .collect();
         workers.sort_by_key(|worker| (worker.slot, worker.id));
-        let sockets =
-            self.settings.activation.iter().flat_map(|sockets| sockets.iter()).map(|socket| {
-                ListenerSnapshot {
-                    address: socket.address().to_owned(),
-                    scheduling: "shared".into(),
-                    workers: self.processes.len(),
-                    waiting: socket.waiting(),
-                }
-            });
+        let sockets = self.setup.activation().iter().map(|socket| ListenerSnapshot {
+            address: socket.address().to_owned(),
+            scheduling: "shared".into(),
+            workers: self.processes.len(),
+            waiting: socket.waiting(),
+        });
         let listeners = self.cluster.primary.listeners().filter_map(|id| {
             let (workers, waiting) = self.cluster.primary.listener_load(id);
             let scheduling = self.cluster.primary.scheduling(id)?.to_string();

@@ -132,7 +132,7 @@ impl Driver {
             listener.file.is_some() || listener.grouped || listener.spec.listen.is_none()
         };
         if self.upkeep_at.is_none()
-            && (self.settings.has_activation() || self.listeners.values().any(needs))
+            && (self.setup.has_activation() || self.listeners.values().any(needs))
         {
             self.upkeep_at = Some(self.now + CHECK_INTERVAL);
         }
@@ -238,7 +238,7 @@ impl Driver {
     /// The same for sockets that workers take by activation. Returns those that cannot be helped.
     fn revive_activated(&mut self) -> Vec<String> {
         let mut lost = Vec::new();
-        let Some(sockets) = self.settings.activation.clone() else { return lost };
+        let Some(sockets) = self.setup.cluster.activation.clone() else { return lost };
         let busy = |doing| {
             matches!(
                 doing,
