@@ -8,7 +8,6 @@ use std::io;
 ///
 /// # Errors
 /// If `/proc` cannot be read.
-/// If `/proc` cannot be read.
 pub fn is_single_threaded() -> io::Result<bool> {
     Ok(std::fs::read_dir("/proc/self/task")?.count() == 1)
 }

@@ -1,12 +1,11 @@
-//! Descriptors that this process was started with, which are known by their numbers alone.
+//! Takes over descriptors that this process was started with, by their numbers.
 //!
-//! A number does not say who owns a descriptor, and a copy of one that some other part of the program
-//! relies on having alone would break that part. So [`claim`] takes only those that nobody in this
-//! process can rely on having alone:
-//! - that are inherited by every program which this one executes (not close-on-exec, as the standard
-//!   library and nearly everything else opens them),
-//! - that whoever started this process has announced in `LISTEN_FDS` (`sd_listen_fds(3)`),
-//! - or that have been claimed before, if the number still stands for the same file.
+//! A number does not say who owns a descriptor, and part of the program may rely on being the only
+//! owner. So [`claim`] accepts only descriptors for which no code of this process can assume that:
+//! - descriptors without close-on-exec, which every executed program inherits (the standard library
+//!   and nearly all other code set close-on-exec),
+//! - descriptors that `LISTEN_FDS` announces (`sd_listen_fds(3)`),
+//! - descriptors that were claimed before, if the number still refers to the same file.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,21 +14,22 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::io::FdFlags;
 
-/// The first number that `LISTEN_FDS` announces, and the most that anybody gives.
+/// The first number that `LISTEN_FDS` announces (`SD_LISTEN_FDS_START`).
 pub const FIRST_ANNOUNCED: RawFd = 3;
-/// The most descriptors that `LISTEN_FDS` can announce.
+/// Maximum number of descriptors in `LISTEN_FDS`; a larger value counts as this one.
 pub const MAX_ANNOUNCED: i32 = 1024;
 
-/// A file's device and number, by which a later use of its descriptor's number is recognised.
+/// Device and inode of a file, which show whether a descriptor number has been reused.
 type FileId = (u64, u64);
 
 static CLAIMED: Mutex<BTreeMap<RawFd, FileId>> = Mutex::new(BTreeMap::new());
 
-/// A close-on-exec copy of a descriptor that this process was started with. From then on no child
-/// inherits the original either, which stays open.
+/// Returns a close-on-exec copy of a descriptor that this process was started with. Sets
+/// close-on-exec on the original too, which stays open.
 ///
 /// # Errors
-/// `EBADF` if there is none, `PermissionDenied` if it is this program's own.
+/// `EBADF` if the number is not open, `PermissionDenied` if this program has opened the descriptor
+/// itself.
 pub fn claim(number: RawFd) -> io::Result<OwnedFd> {
     let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
     let original = at(number)?;
@@ -47,11 +47,11 @@ pub fn claim(number: RawFd) -> io::Result<OwnedFd> {
     Ok(copy)
 }
 
-/// Leaves a claimed descriptor, under its number, to the program that this process becomes by
-/// `exec`.
+/// Clears close-on-exec of a claimed descriptor, so that the program that this process executes
+/// inherits it under the same number.
 ///
 /// # Errors
-/// `EBADF` if the number was not claimed, or stands for something else by now.
+/// `EBADF` if the number was not claimed, or refers to another file by now.
 pub fn leave_to_exec(number: RawFd) -> io::Result<()> {
     let claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
     let original = at(number)?;
@@ -65,9 +65,9 @@ fn at(number: RawFd) -> io::Result<BorrowedFd<'static>> {
     if number < 0 {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
-    // SAFETY: it is not -1, and is used at once for `fstat` and `fcntl`, which fail if it is not
-    // open. Only if it is one that nobody in this process relies on having alone (see the module),
-    // more is done than to look.
+    // SAFETY: the number is not -1. The callers use the result at once, for `fstat` and `fcntl`,
+    // which fail if the number is not open, and duplicate or change only descriptors that pass the
+    // checks above, of which no code in this process can assume to be the only owner.
     Ok(unsafe { BorrowedFd::borrow_raw(number) })
 }
 
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_that_the_program_has_opened_itself_cannot_be_claimed() {
+    fn descriptors_that_the_program_opened_itself_cannot_be_claimed() {
         let own = TcpListener::bind("127.0.0.1:0").unwrap();
         let error = claim(own.as_raw_fd()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_ends_when_the_number_stands_for_something_else() {
+    fn a_claim_ends_when_the_number_refers_to_another_file() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         rustix::io::fcntl_setfd(&listener, FdFlags::empty()).unwrap();
         let number = listener.as_raw_fd();

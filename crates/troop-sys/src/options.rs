@@ -1,9 +1,9 @@
-//! What can be set on a listening socket so that clients do not get through, though it listens.
+//! Restores socket options by which a worker could make a shared socket turn clients away.
 //!
-//! Connections inherit most options of their listener (`socket(7)`, `tcp(7)`, `ip(7)`), and whoever
-//! has a copy of the listener can set them. So what a socket has at first is noted, and put back
-//! when it is found to be otherwise. Options that programs set for good reasons count only beyond
-//! what is of use to anybody.
+//! Connections inherit most options of their listener (`socket(7)`, `tcp(7)`, `ip(7)`), and every
+//! process with a copy of the listener can set them. So [`Options::of`] records the initial values,
+//! and [`Options::restore`] writes them back. Options that programs set for good reasons are
+//! restored only when their value is too extreme to be of use.
 
 use std::fmt;
 use std::io;
@@ -13,17 +13,17 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use crate::diag::{self, Md5Key};
 use crate::socket::{self, Kind};
 
-/// The longest value of a socket option that is compared, in bytes.
+/// Maximum length of an option's value, in bytes.
 const MAX_VALUE: usize = 16;
-/// Fewer bytes of buffer are of no use.
+/// Smaller buffers, in bytes, are restored.
 const MIN_BUFFER: i64 = 16 * 1024;
-/// `TCP_MSS_DEFAULT`.
+/// Smaller maximum segment sizes, in bytes, are restored (the kernel's `TCP_MSS_DEFAULT`).
 const MIN_SEGMENT: i64 = 536;
-/// The largest window that there is.
+/// The largest TCP window, in bytes: 65,535 with the maximum scale of 14.
 const MAX_WINDOW: i32 = 0xffff << 14;
-/// No connection lives that must be answered within less, in milliseconds.
+/// Shorter values of `TCP_USER_TIMEOUT`, in milliseconds, are restored.
 const MIN_USER_TIMEOUT: i64 = 1000;
-/// A shorter accept queue than programs ask for.
+/// Accept queues shorter than this, and shorter than the program asked for, are restored.
 const MIN_QUEUE: u32 = 5;
 
 // Linux ABI, include/uapi: not in all versions of libc.
@@ -43,7 +43,7 @@ const TCP: u8 = 1;
 const UDP: u8 = 2;
 const UNIX: u8 = 4;
 
-/// The value of an option.
+/// The value of an option, as the kernel returns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Value {
     bytes: [u8; MAX_VALUE],
@@ -69,15 +69,15 @@ impl Value {
         Value::half(&self.bytes[..self.len])
     }
 
-    /// Two numbers, as in `struct linger` and `struct timeval`.
+    /// Reads two numbers, as in `struct linger` and `struct timeval`.
     fn pair(&self) -> (i64, i64) {
         let (one, other) = self.bytes[..self.len].split_at(self.len / 2);
         (Value::half(one), Value::half(other))
     }
 }
 
-/// An option, whether what it is now, in place of what it was, turns clients away, and what to set
-/// it to then.
+/// An option, a predicate on its initial and current value that tells whether clients are turned
+/// away, and the value to restore.
 struct Rule {
     name: &'static str,
     level: i32,
@@ -103,7 +103,7 @@ fn is_small(then: &Value, now: &Value) -> bool {
     now.number() < MIN_BUFFER.min(then.number())
 }
 
-/// A window clamp of 0 is none.
+/// A window clamp of 0 is no clamp.
 fn is_narrow(then: &Value, now: &Value) -> bool {
     then != now && (1..MIN_BUFFER).contains(&now.number())
 }
@@ -120,7 +120,7 @@ fn is_brief(then: &Value, now: &Value) -> bool {
     then != now && matches!(now.pair(), (0, 1..))
 }
 
-/// Closing a connection discards what the client has not got yet.
+/// With a linger time of 0, closing a connection discards data that the client has not received.
 fn resets(then: &Value, now: &Value) -> bool {
     then != now && matches!(now.pair(), (1.., 0))
 }
@@ -137,7 +137,7 @@ const RULES: [Rule; 20] = rules! {
     "SO_RCVLOWAT": libc::SOL_SOCKET, libc::SO_RCVLOWAT, TCP, differs, as_it_was;
     "SO_MAX_PACING_RATE": libc::SOL_SOCKET, SO_MAX_PACING_RATE, TCP | UDP, differs, as_it_was;
     "SO_LINGER": libc::SOL_SOCKET, libc::SO_LINGER, TCP, resets, as_it_was;
-    // What is set is half of what is read.
+    // The kernel returns twice the value that was set (`socket(7)`).
     "SO_RCVBUF": libc::SOL_SOCKET, libc::SO_RCVBUF, TCP | UDP, is_small, |then| Value::of((then.number() / 2) as i32);
     "SO_SNDBUF": libc::SOL_SOCKET, libc::SO_SNDBUF, TCP | UDP, is_small, |then| Value::of((then.number() / 2) as i32);
     "SO_RCVTIMEO": libc::SOL_SOCKET, libc::SO_RCVTIMEO, TCP | UDP | UNIX, is_brief, as_it_was;
@@ -148,7 +148,7 @@ const RULES: [Rule; 20] = rules! {
     "IPV6_MINHOPCOUNT": libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT, TCP, differs, as_it_was;
     "IPV6_UNICAST_HOPS": libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, TCP, is_lower, as_it_was;
     "IPV6_MTU_DISCOVER": libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, TCP, differs, as_it_was;
-    // A size of the listener's own is read as it was set, or else as the default; 0 takes it away.
+    // The kernel returns the size that was set or the default; setting 0 removes the former.
     "TCP_MAXSEG": libc::IPPROTO_TCP, libc::TCP_MAXSEG, TCP, is_short, |_| Value::of(0);
     "TCP_WINDOW_CLAMP": libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, TCP, is_narrow, |_| Value::of(MAX_WINDOW);
     "TCP_USER_TIMEOUT": libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, TCP, is_hasty, as_it_was;
@@ -158,14 +158,14 @@ const RULES: [Rule; 20] = rules! {
 
 fn get(fd: BorrowedFd<'_>, level: i32, option: i32) -> Option<Value> {
     let mut bytes = [0; MAX_VALUE];
-    // The kernel writes an `int`, or twice as much where it has more to say.
+    // `struct linger` and `struct timeval` are longer than an `int`.
     let wanted = match (level, option) {
         (libc::SOL_SOCKET, libc::SO_RCVTIMEO | libc::SO_SNDTIMEO) => size_of::<libc::timeval>(),
         (libc::SOL_SOCKET, libc::SO_LINGER | SO_MAX_PACING_RATE) => 8,
         _ => 4,
     };
     let mut len = libc::socklen_t::try_from(wanted).ok()?;
-    // SAFETY: the kernel writes at most `len` bytes, no more than `bytes` has.
+    // SAFETY: the kernel writes at most `len` bytes to `bytes`, which has at least as many.
     let result = unsafe {
         libc::getsockopt(fd.as_raw_fd(), level, option, bytes.as_mut_ptr().cast(), &raw mut len)
     };
@@ -177,14 +177,14 @@ fn get(fd: BorrowedFd<'_>, level: i32, option: i32) -> Option<Value> {
 fn set(fd: BorrowedFd<'_>, level: i32, option: i32, value: &[u8]) -> io::Result<()> {
     let len = libc::socklen_t::try_from(value.len()).unwrap_or_default();
     let at = if value.is_empty() { std::ptr::null() } else { value.as_ptr().cast() };
-    // SAFETY: the kernel reads `len` bytes at `at`, which outlive the call; where there are none,
-    // it gets a null pointer.
+    // SAFETY: the kernel reads `len` bytes at `at`, which outlive the call; with a `len` of 0 the
+    // pointer is null.
     let result = unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, at, len) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Memory that the kernel has set aside for what hangs on a socket: filters, keys, IP options
-/// (`SK_MEMINFO_OPTMEM`).
+/// Returns the bytes of kernel memory for filters, keys and IP options of a socket
+/// (`SK_MEMINFO_OPTMEM` of `SO_MEMINFO`).
 fn extras(fd: BorrowedFd<'_>) -> Option<u32> {
     let mut info = [0u32; 9];
     let mut len = libc::socklen_t::try_from(size_of_val(&info)).ok()?;
@@ -203,8 +203,7 @@ fn extras(fd: BorrowedFd<'_>) -> Option<u32> {
 
 fn has_filter(fd: BorrowedFd<'_>) -> bool {
     let mut len: libc::socklen_t = 0;
-    // SAFETY: with a length of 0 the kernel writes nothing but the number of a filter's
-    // instructions to `len`.
+    // SAFETY: with a length of 0 the kernel writes only to `len`: the number of instructions.
     let result = unsafe {
         libc::getsockopt(
             fd.as_raw_fd(),
@@ -214,7 +213,7 @@ fn has_filter(fd: BorrowedFd<'_>) -> bool {
             &raw mut len,
         )
     };
-    // It does not show those that are not classic.
+    // The kernel does not return eBPF filters, only that there is one.
     if result == 0 {
         len > 0
     } else {
@@ -222,7 +221,7 @@ fn has_filter(fd: BorrowedFd<'_>) -> bool {
     }
 }
 
-/// `struct tcp_md5sig` without a key, which takes the key for these addresses away.
+/// Removes the key for these addresses: `TCP_MD5SIG` with a key of length 0 (`struct tcp_md5sig`).
 fn remove_key(fd: BorrowedFd<'_>, key: &Md5Key) -> io::Result<()> {
     const PREFIX: u8 = 1;
     let mut bytes = [0u8; 128 + 8 + 80];
@@ -241,7 +240,7 @@ fn remove_key(fd: BorrowedFd<'_>, key: &Md5Key) -> io::Result<()> {
     set(fd, libc::IPPROTO_TCP, TCP_MD5SIG_EXT, &bytes)
 }
 
-/// What a listening or bound socket had when it was first seen; see the module.
+/// The options of a listening or bound socket at the time of [`Options::of`].
 #[derive(Debug, Clone)]
 pub struct Options {
     kind: u8,
@@ -253,12 +252,12 @@ pub struct Options {
     at: Option<SocketAddr>,
 }
 
-/// What [`Options::restore`] has found.
+/// The result of [`Options::restore`].
 #[derive(Debug, Default)]
 pub struct Restored {
-    /// What was otherwise and is as it was.
+    /// Options that were changed and have been restored.
     pub what: Vec<&'static str>,
-    /// What was otherwise and still is.
+    /// Options that were changed and could not be restored, with the reason.
     pub lost: Vec<String>,
 }
 
@@ -277,17 +276,17 @@ impl Restored {
     }
 }
 
-/// How a socket is to be used.
+/// The intended use of a socket.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Use {
-    /// The length of its accept queue, if it is to listen.
+    /// The length of its accept queue, if it shall listen.
     pub backlog: Option<u32>,
-    /// Nobody who has it may wait in `accept`.
+    /// Whether it must be non-blocking, so that no process that has it can block in `accept`.
     pub nonblocking: bool,
 }
 
 impl Options {
-    /// Notes what a socket has.
+    /// Records the options of a socket.
     #[must_use]
     pub fn of(fd: impl AsFd) -> Options {
         let fd = fd.as_fd();
@@ -312,7 +311,7 @@ impl Options {
         }
     }
 
-    /// Puts back what turns clients away. Costs about twenty system calls.
+    /// Restores the options that turn clients away. Makes about twenty system calls.
     pub fn restore(&self, fd: impl AsFd, use_as: Use) -> Restored {
         let fd = fd.as_fd();
         let mut restored = Restored::default();
@@ -331,7 +330,7 @@ impl Options {
             if matches!(rule.option, libc::SO_RCVBUF | libc::SO_SNDBUF)
                 && let Some(lock) = self.buffer_lock
             {
-                // So that the kernel goes on choosing the sizes, as it did.
+                // Unlocks the buffer sizes, so that the kernel tunes them as before.
                 let _ = set(fd, libc::SOL_SOCKET, SO_BUF_LOCK, &lock.bytes[..lock.len]);
             }
         }
@@ -358,14 +357,14 @@ impl Options {
         restored
     }
 
-    /// A UDP socket that somebody has connected hears nobody else.
+    /// Disconnects a UDP socket: a connected one receives datagrams of its peer only.
     fn disconnect(&self, fd: BorrowedFd<'_>, restored: &mut Restored) {
         if !matches!(rustix::net::getpeername(fd), Ok(Some(_))) {
             return;
         }
         let result =
             rustix::net::connect_unspec(fd).map_err(io::Error::from).and_then(|()| match self.at {
-                // A port that the kernel had chosen is given up with that.
+                // Disconnecting releases a port that the kernel had chosen.
                 Some(at) if socket::local_address(fd) != Some(at) => {
                     Ok(rustix::net::bind(fd, &at)?)
                 }
@@ -374,8 +373,8 @@ impl Options {
         restored.note("connect", result);
     }
 
-    /// Takes away keys and sticky options, for which the kernel has set memory aside. What cannot
-    /// be named cannot be taken away.
+    /// Removes keys and sticky options, which take kernel memory ([`extras`]). Keys can be removed
+    /// only if their addresses are known.
     fn remove_extras(&self, fd: BorrowedFd<'_>, restored: &mut Restored) {
         let more = || matches!((self.extras, extras(fd)), (Some(then), Some(now)) if now > then);
         if !more() {
@@ -390,7 +389,8 @@ impl Options {
                 return;
             }
         }
-        // Keys for all addresses can be taken away unseen, others where this process may see them.
+        // Keys for all addresses can be removed blindly, others only where `sock_diag(7)` shows
+        // them, which needs `CAP_NET_ADMIN`.
         let all = |is_ipv6, is_mapped| Md5Key { is_ipv6, is_mapped, address: [0; 16], prefix: 0 };
         let unseen = if self.is_ipv6 {
             vec![all(true, false), all(false, true)]

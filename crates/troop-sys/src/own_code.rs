@@ -1,14 +1,15 @@
-//! The memory that this program's own code takes.
+//! Releases memory that holds this program's own code.
 
 use std::os::unix::ffi::OsStrExt as _;
 
-/// Takes the pages of this program's code that are not in use out of its memory; the system reads
-/// them again, from the page cache, when they are run. After a start, most of what was needed for it
-/// is never needed again. Returns how many bytes of code were released.
+/// Unmaps the pages of this program's code (`MADV_DONTNEED`, `madvise(2)`) and returns their size
+/// in bytes. The kernel maps a page again, from the page cache, when it is executed. Called after a
+/// start, this frees the code that only the start needed.
 ///
-/// Only code that is certain to come back as it was: mapped privately, to be read and executed, from
-/// the program's own file, with no page that differs from the file (relocated or patched code).
-/// Libraries are left alone, and so is everything under a debugger, which patches code.
+/// Touches only mappings that the file can restore: private, readable and executable, of the
+/// program's own file (`/proc/self/exe`), without a page that differs from the file, as relocated
+/// and patched code does (`/proc/self/smaps`). Libraries are left alone. Does nothing while a
+/// debugger traces the process, because debuggers patch code.
 pub fn release() -> usize {
     let is_traced = |status: String| {
         status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
@@ -23,10 +24,10 @@ pub fn release() -> usize {
     };
     let mut total = 0;
     for (from, to) in unchanged_code(&smaps, program.as_os_str().as_bytes()) {
-        // SAFETY: the kernel says of all these pages that they are the file's, none of them changed
-        // in this process, and not writable, so that each comes back from the file with what it
-        // held. Nothing but a debugger changes pages like these meanwhile, and there is none. (That
-        // the file keeps its bytes while it runs is the kernel's doing: `ETXTBSY`.)
+        // SAFETY: according to `smaps` the range is a private, read-only mapping of the program's
+        // file without modified pages, so each page reads the same after it is mapped again. Only a
+        // debugger could modify such pages in between, and none is attached. The file cannot be
+        // written while it runs (`ETXTBSY`).
         let result = unsafe {
             libc::madvise(
                 std::ptr::with_exposed_provenance_mut(from),
@@ -41,11 +42,11 @@ pub fn release() -> usize {
     total
 }
 
-/// The ranges of a process's memory that hold code of this file, unchanged, as `smaps` shows them
-/// (`proc_pid_smaps(5)`).
+/// Returns the address ranges that hold unmodified code of the file `program`, from the text of
+/// `/proc/PID/smaps` (`proc_pid_smaps(5)`).
 fn unchanged_code(smaps: &[u8], program: &[u8]) -> Vec<(usize, usize)> {
     let mut found = Vec::new();
-    // A mapping and what is said of it, until the next one's first line.
+    // The mapping that is being read; the first line of the next one ends it.
     let mut mapping: Option<Mapping> = None;
     for line in smaps.split(|byte| *byte == b'\n') {
         if let Some(next) = Mapping::begin(line, program) {
@@ -61,15 +62,16 @@ fn unchanged_code(smaps: &[u8], program: &[u8]) -> Vec<(usize, usize)> {
 struct Mapping {
     range: (usize, usize),
     is_own_code: bool,
-    /// The fields that say that no page differs from the file, each of which must be there, and 0.
+    /// The number of fields of [`CHANGES`] that were present and 0.
     clean_fields: usize,
 }
 
-/// Kilobytes of pages that differ from the file's: copied on write, or written to another way.
+/// The fields with the size, in kB, of pages that differ from the file: copied on write, or swapped
+/// out since.
 const CHANGES: [&[u8]; 4] = [b"Shared_Dirty", b"Private_Dirty", b"Anonymous", b"Swap"];
 
 impl Mapping {
-    /// The first line of a mapping: range, permissions, offset, device, inode, path.
+    /// Parses the first line of a mapping: range, permissions, offset, device, inode, path.
     fn begin(line: &[u8], program: &[u8]) -> Option<Mapping> {
         let text = std::str::from_utf8(line.get(..line.iter().position(|byte| *byte == b' ')?)?);
         let (from, to) = text.ok()?.split_once('-')?;
@@ -108,13 +110,14 @@ mod tests {
         assert_eq!((0..100).map(|n| n * n).sum::<u32>(), 328_350);
     }
 
-    /// A page of this program's file, executable, of which this process has changed the first byte.
+    /// A private executable page of this program's file whose first byte this process has modified
+    /// is not released.
     #[test]
     fn code_that_was_patched_stays_as_it_is() {
         let file = std::fs::File::open("/proc/self/exe").unwrap();
         let (size, write) = (4096, libc::PROT_READ | libc::PROT_WRITE);
-        // SAFETY: a new mapping of a page, which nothing else uses, and which is written to only
-        // while that is allowed.
+        // SAFETY: the mapping is new, so nothing else uses it, and it is written only while it is
+        // writable.
         unsafe {
             let page = libc::mmap(
                 std::ptr::null_mut(),
@@ -161,7 +164,7 @@ mod tests {
             ("1000-3000 r-xp 00000000 00:00 0 ", [0; 4], false),
         ];
         for (line, changed, is_found) in cases {
-            // Between others, whose fields are not to be taken for its own.
+            // Between other mappings, whose fields must not be taken for its own.
             let other = mapping("5000-6000 rw-p 00000000 00:00 0 ", [0; 4]);
             let smaps = format!("{other}{}{other}", mapping(line, changed));
             let expected: &[(usize, usize)] = if is_found { &[(0x1000, 0x3000)] } else { &[] };
@@ -171,7 +174,7 @@ mod tests {
                 "{line} {changed:?}"
             );
         }
-        // A kernel that does not say all of it.
+        // A kernel without one of the fields.
         let partly = mapping(own, [0; 4]).replace("Anonymous:", "Unknown:");
         assert!(unchanged_code(partly.as_bytes(), b"/opt/a program").is_empty());
     }

@@ -1,4 +1,4 @@
-//! Waiting for many descriptors at once (`epoll(7)`), in a plain thread or inside a tokio runtime.
+//! Waits for many descriptors at once (`epoll(7)`), in a plain thread or inside a tokio runtime.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -53,12 +53,12 @@ pub struct Poller {
     events: Vec<epoll::Event>,
 }
 
-// SAFETY: what keeps the compiler from seeing this is the pointer in the kernel's event data, a
-// union; only its integer side is ever used here, and the buffer of events is only touched through
-// `&mut`.
+// SAFETY: the buffer of `epoll_event` is not `Send` only because its data field is a union with a
+// pointer. This module stores integers there and never reads the pointer, so no thread-bound data
+// moves.
 unsafe impl Send for Poller {}
-// SAFETY: as above; `&Poller` gives access to the epoll descriptor only, whose system calls are
-// thread-safe.
+// SAFETY: `&Poller` gives access to the epoll descriptor only, whose system calls are thread-safe;
+// the buffer of events is accessed through `&mut self` alone.
 unsafe impl Sync for Poller {}
 
 impl std::fmt::Debug for Poller {
@@ -204,35 +204,37 @@ impl AsyncPoller {
     /// # Panics
     /// Outside a tokio runtime with I/O enabled.
     pub fn new(poller: Poller) -> io::Result<AsyncPoller> {
-        // SAFETY: the descriptor is owned by the `Poller`, which always returns the same open
-        // descriptor from `as_raw_fd`. `AsyncFd` owns the `Poller`, and this type gives nobody a
-        // `&mut Poller` by which another one could take its place.
+        // SAFETY: `Poller::as_raw_fd` returns the same open descriptor for as long as the `Poller`
+        // lives. `AsyncFd` owns the `Poller`, and this type never exposes `&mut Poller`, with which
+        // a caller could swap it for another one.
         let poller = unsafe {
             tokio::io::unix::AsyncFd::register_with_interest(poller, tokio::io::Interest::READABLE)
         }?;
         Ok(AsyncPoller { poller, changed: false })
     }
 
-    /// Adds a descriptor; see [`Poller::add`].
+    /// Adds a descriptor, as [`Poller::add`] does.
     ///
     /// # Errors
-    /// If it is in the set already, cannot be waited for, or memory is short.
+    /// If it is in the set already, does not support polling, or memory is short.
     pub fn add(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
         self.poller.get_ref().add(fd, token, interest)
     }
 
-    /// Changes what to wait for; see [`Poller::modify`].
+    /// Changes the readiness to wait for, as [`Poller::modify`] does. The next
+    /// [`AsyncPoller::ready`] completes at once.
     ///
     /// # Errors
     /// If it is not in the set.
     pub fn modify(&mut self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
-        // The runtime is told of what has become ready by the change only if the kernel did not
-        // think it ready before, and it thinks so of everything that it reported at the last look.
+        // The epoll set is itself in tokio's epoll set, edge-triggered. A descriptor that the last
+        // wait reported is still on the kernel's ready list, so readiness that this change causes
+        // raises no new edge.
         self.changed = true;
         self.poller.get_ref().modify(fd, token, interest)
     }
 
-    /// Takes a descriptor out.
+    /// Removes a descriptor.
     ///
     /// # Errors
     /// If it is not in the set.
@@ -240,44 +242,44 @@ impl AsyncPoller {
         self.poller.get_ref().remove(fd)
     }
 
-    /// Appends what is ready to `out`, without waiting.
+    /// Appends pending events to `out`, without waiting.
     ///
     /// # Errors
     /// None are expected.
     pub fn poll(&mut self, out: &mut Vec<Ready>) -> io::Result<()> {
-        // The poller itself is never handed out: whoever could put another one in its place would
-        // leave the runtime with a descriptor that is closed, and may be somebody else's by then.
+        // `get_mut` must not be exposed: swapping the `Poller` would leave tokio with a closed
+        // descriptor, whose number may be reused (see `new`).
         self.poller.get_mut().wait(Some(Duration::ZERO), out)
     }
 
-    /// The most events that one poll yields.
+    /// The largest number of events that one poll returns.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.poller.get_ref().capacity()
     }
 
-    /// A second way to wait for the same set; see [`Poller::try_clone`].
+    /// Returns another handle of the same set, for another thread.
     ///
     /// # Errors
-    /// When the process is out of descriptors.
+    /// If no descriptor is left.
     pub fn try_clone(&self) -> io::Result<Poller> {
         self.poller.get_ref().try_clone()
     }
 
-    /// Completes when the poller may have something. To be followed by looks at it until it has
-    /// nothing more, and then by another wait.
+    /// Completes when the set may have events. The caller must call [`AsyncPoller::poll`] until it
+    /// returns none before it waits again. Cancel-safe.
     ///
     /// # Errors
     /// If the runtime is shutting down.
     pub async fn ready(&mut self) -> io::Result<()> {
         if self.changed {
-            // Changes at every look must not keep the runtime from others.
+            // A caller that modifies the set after every poll must not starve other tasks.
             tokio::task::yield_now().await;
             self.changed = false;
             return Ok(());
         }
         let mut guard = self.poller.readable_mut().await?;
-        // Cleared before the caller looks: what comes later is a new edge.
+        // Cleared before the caller polls, so that a later event is a new edge.
         guard.clear_ready();
         Ok(())
     }
@@ -303,9 +305,9 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
-    /// The change makes something ready that the kernel keeps among the ready ones already.
+    /// A change makes a descriptor ready that is on the kernel's ready list already.
     #[tokio::test]
-    async fn what_a_change_makes_ready_is_reported() {
+    async fn readiness_caused_by_a_modification_is_reported() {
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
         let mut poller = AsyncPoller::new(Poller::new().unwrap()).unwrap();
         poller.add(&ours, 7, Interest::Read).unwrap();

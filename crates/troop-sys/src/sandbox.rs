@@ -1,5 +1,5 @@
-//! What a process is kept from beyond its user's rights: landlock rulesets and seccomp filters,
-//! made ready here for a child that can only make system calls.
+//! Restricts processes beyond their user's rights: landlock rulesets (`landlock(7)`, Linux 6.2) and
+//! seccomp filters (`seccomp(2)`), prepared for a child that can only make system calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -23,22 +23,22 @@ use seccompiler::{
 use crate::safe_path::{Safety, hold};
 use crate::within::within;
 
-/// The first version of landlock's interface that covers every way to change a file; older ones let
-/// anybody truncate (`landlock(7)`).
+/// The first landlock ABI that covers every change of a file; older ones do not restrict
+/// `truncate(2)`. Linux 6.2.
 const FULL_ABI: u32 = 3;
 /// `LANDLOCK_CREATE_RULESET_VERSION`.
 const VERSION_FLAG: u32 = 1;
-/// Devices that every program may need, and none can do harm with.
+/// Harmless devices that programs need; every ruleset allows them.
 const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
-/// How long the file system of a path may take to answer.
+/// Timeout of the file system of a path.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// From here on the numbers are those of the other x86 ABI, x32, which are the same calls once
-/// more.
+/// System call numbers with this bit belong to the x32 ABI, whose calls do the same as the usual
+/// ones.
 #[cfg(target_arch = "x86_64")]
 const X32_BIT: u32 = 0x4000_0000;
-/// `open_tree_attr(2)`, from Linux 6.15 on; one number for all architectures.
+/// `open_tree_attr(2)`, Linux 6.15; the same number on all architectures.
 const OPEN_TREE_ATTR: c_long = 467;
-/// What `unshare(2)` and `clone(2)` make new namespaces by.
+/// Flags by which `unshare(2)` and `clone(2)` create namespaces.
 const NAMESPACES: [u64; 8] = [
     libc::CLONE_NEWNS as u64,
     libc::CLONE_NEWCGROUP as u64,
@@ -47,7 +47,7 @@ const NAMESPACES: [u64; 8] = [
     libc::CLONE_NEWUSER as u64,
     libc::CLONE_NEWPID as u64,
     libc::CLONE_NEWNET as u64,
-    // `CLONE_NEWTIME`, for `unshare` only: `clone` has a signal's number there.
+    // `CLONE_NEWTIME`, for `unshare` only; in `clone` this bit is part of the exit signal.
     0x80,
 ];
 
@@ -59,14 +59,14 @@ pub enum SystemCalls {
     Debug,
     /// `io_uring`.
     IoUring,
-    /// What concerns the kernel itself: BPF, modules, `userfaultfd`, kexec, reboot, swap, clocks,
-    /// accounting, I/O ports.
+    /// The kernel itself: BPF, modules, `userfaultfd`, kexec, reboot, swap, clocks, accounting, I/O
+    /// ports.
     Kernel,
     /// The kernel's keyrings.
     Keyring,
-    /// Mounts, and other roots.
+    /// Mounts and changes of the root directory.
     Mount,
-    /// New namespaces, and those of others.
+    /// Creating and entering namespaces.
     Namespaces,
 }
 
@@ -81,7 +81,7 @@ impl SystemCalls {
         SystemCalls::Namespaces,
     ];
 
-    /// The calls that are denied whatever their arguments are.
+    /// Returns the calls that are denied whatever their arguments are.
     fn numbers(self) -> &'static [c_long] {
         match self {
             SystemCalls::Debug => &[
@@ -140,14 +140,14 @@ impl SystemCalls {
     }
 }
 
-/// Why a sandbox cannot be had.
+/// The reason why a sandbox cannot be prepared.
 #[derive(Debug)]
 pub enum SandboxError {
-    /// A path that it names.
+    /// A path of the sandbox.
     Path(PathBuf, io::Error),
-    /// The kernel cannot do a part of it, in words.
+    /// A restriction that the kernel does not support, in words.
     Unsupported(String),
-    /// Anything else.
+    /// Another step, in words.
     System(&'static str, io::Error),
 }
 
@@ -163,7 +163,8 @@ impl fmt::Display for SandboxError {
 
 impl Error for SandboxError {}
 
-/// The system's error in another one, if there is one in it.
+/// Returns the system error among the sources of an error; one of the kind `Other` if there is
+/// none.
 fn system(e: &(dyn Error + 'static)) -> io::Error {
     let mut cause = Some(e);
     while let Some(e) = cause {
@@ -175,7 +176,7 @@ fn system(e: &(dyn Error + 'static)) -> io::Error {
     io::Error::other(e.to_string())
 }
 
-/// A sandbox that is ready to be applied. Clones share what the kernel has of it.
+/// A sandbox that is ready to be entered. Clones share its kernel objects.
 #[derive(Debug, Clone, Default)]
 pub struct Sandbox {
     ruleset: Option<Arc<OwnedFd>>,
@@ -183,7 +184,7 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Whether it keeps from nothing.
+    /// Whether it restricts nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ruleset.is_none() && self.filters.is_empty()
@@ -195,17 +196,17 @@ impl Sandbox {
         self.ruleset.is_some()
     }
 
-    /// Restricts access to files: only what is below `read` can be read and executed, if that is
-    /// given, and only what is below `write` can be read and changed. `read` alone keeps from all
-    /// changes, `write` alone leaves everything readable. With `best_effort`, what the kernel does
-    /// not know is left out.
+    /// Restricts access to files. Files below `read` can be read and executed, files below `write`
+    /// can be read and changed. With `read` only, nothing can be changed; with `write` only,
+    /// everything can be read. With `best_effort`, restrictions that the kernel does not support
+    /// are left out.
     ///
-    /// If this process is root, no symbolic link is followed that somebody else could have put
-    /// there.
+    /// If this process is root, symbolic links in directories that another user can change are
+    /// rejected. A file system may take 10 s to answer for each path.
     ///
     /// # Errors
-    /// A path that is not there, or one of `read` that is below one of `write`; what the kernel
-    /// does not know.
+    /// A path that does not exist, or a path of `read` below one of `write`; a restriction that the
+    /// kernel does not support.
     pub fn files(
         mut self,
         read: Option<&[PathBuf]>,
@@ -247,7 +248,7 @@ impl Sandbox {
                 .iter()
                 .find(|above| path != *above && path.starts_with(above))
             {
-                // A link, say, that leads to everything from the next start on.
+                // For example a link to `/`, which would be allowed from the next start on.
                 let reason =
                     format!("whoever may change {} could put anything else there", above.display());
                 return Err(SandboxError::Path(
@@ -258,7 +259,8 @@ impl Sandbox {
             rules.allow(path, reading)?;
         }
         let write = write.unwrap_or_default();
-        // What is below another one is allowed with it, and could be exchanged like the rest.
+        // A path below another one is allowed with it. Skip it, because whoever may write there
+        // could replace it.
         for path in write
             .iter()
             .filter(|path| !write.iter().any(|above| path != &above && path.starts_with(above)))
@@ -269,11 +271,11 @@ impl Sandbox {
         Ok(self)
     }
 
-    /// Denies system calls: they fail with `EPERM`. The calls of other ABIs that the kernel knows
-    /// end the process (32 bits) or fail with `ENOSYS` (x32).
+    /// Denies system calls, which then fail with `EPERM`. Calls of other ABIs kill the process
+    /// (32-bit) or fail with `ENOSYS` (x32).
     ///
     /// # Errors
-    /// What the kernel does not know.
+    /// If the kernel does not support seccomp filters.
     pub fn deny(
         mut self,
         groups: &BTreeSet<SystemCalls>,
@@ -299,7 +301,8 @@ impl Sandbox {
         if groups.contains(&SystemCalls::Namespaces) {
             rules.insert(libc::SYS_unshare, with_any(&NAMESPACES).map_err(cannot)?);
             rules.insert(libc::SYS_clone, with_any(&NAMESPACES[..7]).map_err(cannot)?);
-            // Its flags are in memory, where no filter can look; C libraries fall back to `clone`.
+            // A filter cannot read the flags of `clone3`, which are in memory. With `ENOSYS`, C
+            // libraries fall back to `clone`.
             programs.push(
                 program([(libc::SYS_clone3, Vec::new())].into(), libc::ENOSYS).map_err(cannot)?,
             );
@@ -309,14 +312,14 @@ impl Sandbox {
         Ok(self)
     }
 
-    /// Restricts the calling thread, for good, and whatever it starts, to the files that the
-    /// sandbox leaves.
+    /// Restricts the file access of the calling thread and of everything that it starts. Cannot be
+    /// undone.
     ///
     /// # Errors
-    /// `E2BIG` if it is restricted too often already.
+    /// `E2BIG` if the thread has 16 landlock rulesets already.
     pub(crate) fn restrict_files_of_thread(&self) -> io::Result<()> {
         let Some(ruleset) = &self.ruleset else { return Ok(()) };
-        // SAFETY: system calls that change this thread alone, with a descriptor that is held.
+        // SAFETY: both calls restrict the calling thread only; `ruleset` is open during the call.
         let done = unsafe {
             libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
                 && libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) == 0
@@ -324,17 +327,19 @@ impl Sandbox {
         if done { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// A copy of the ruleset's descriptor above all those that a child gets.
+    /// Returns a copy of the ruleset's descriptor with a number above `number`, the highest that a
+    /// child gets.
     pub(crate) fn ruleset_above(&self, number: RawFd) -> io::Result<Option<OwnedFd>> {
         let copy =
             |ruleset: &Arc<OwnedFd>| rustix::io::fcntl_dupfd_cloexec(ruleset.as_fd(), number + 1);
         Ok(self.ruleset.as_ref().map(copy).transpose()?)
     }
 
-    /// The filters as the kernel takes them, in order. They point into this.
+    /// Returns the filters, in the order of installation, as `struct sock_fprog`. They point into
+    /// `self`.
     pub(crate) fn programs(&self) -> Vec<libc::sock_fprog> {
         let program = |filter: &[libc::sock_filter]| libc::sock_fprog {
-            // At most 4096, which the making has checked.
+            // `SeccompFilter` allows at most 4096 instructions (`BPF_MAXINSNS`).
             len: u16::try_from(filter.len()).unwrap_or(u16::MAX),
             filter: filter.as_ptr().cast_mut(),
         };
@@ -342,7 +347,7 @@ impl Sandbox {
     }
 }
 
-/// A ruleset that is being made.
+/// A ruleset under construction.
 struct Rules {
     made: RulesetCreated,
     handled: BitFlags<AccessFs>,
@@ -367,7 +372,7 @@ impl Rules {
     }
 }
 
-/// Rules that fit calls whose first argument has any of these flags.
+/// Returns rules that match calls whose first argument has any of these flags.
 fn with_any(flags: &[u64]) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
     let rule = |flag: &u64| {
         let condition = SeccompCondition::new(
@@ -381,15 +386,15 @@ fn with_any(flags: &[u64]) -> Result<Vec<SeccompRule>, seccompiler::BackendError
     flags.iter().map(rule).collect()
 }
 
-/// A rule that fits calls whose first argument is another process, or the caller's by its number,
-/// which no C library uses: 0 is the caller.
+/// Returns a rule that matches calls whose first argument names a process. C libraries pass 0 for
+/// the caller, which stays allowed.
 fn of_others() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
-    // The kernel reads an `int`.
+    // The kernel takes the argument as an `int`, so the upper half must be ignored.
     let is_named = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, 0)?;
     Ok(vec![SeccompRule::new(vec![is_named])?])
 }
 
-/// A program that answers these calls with an error and allows all others.
+/// Compiles a filter that fails these calls with `errno` and allows all others.
 fn program(
     rules: BTreeMap<i64, Vec<SeccompRule>>,
     errno: i32,
@@ -411,8 +416,8 @@ fn program(
     Ok(without_x32().into_iter().chain(same).collect())
 }
 
-/// The beginning of a program that denies the x32 ABI, by whose numbers the calls are not
-/// recognised.
+/// Returns the first instructions of a filter: they fail calls of the x32 ABI, whose numbers the
+/// rules do not match, with `ENOSYS`.
 #[cfg(target_arch = "x86_64")]
 fn without_x32() -> Vec<libc::sock_filter> {
     let (load, jump, answer) = (
@@ -421,7 +426,7 @@ fn without_x32() -> Vec<libc::sock_filter> {
         libc::BPF_RET | libc::BPF_K,
     );
     let step = |code: u32, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf, k };
-    // The number is the first field of `seccomp_data`.
+    // The call's number is the first field of `struct seccomp_data`.
     vec![
         step(load, 0, 0),
         step(jump, 1, X32_BIT),
@@ -434,9 +439,10 @@ fn without_x32() -> Vec<libc::sock_filter> {
     Vec::new()
 }
 
-/// The version of landlock's interface.
+/// Returns the kernel's landlock ABI version.
 fn landlock_abi() -> io::Result<u32> {
-    // SAFETY: with this flag it takes no attributes (null, length 0), makes nothing, and answers.
+    // SAFETY: with `LANDLOCK_CREATE_RULESET_VERSION` the attributes must be null and of length 0;
+    // the call creates nothing and returns the version.
     let abi = unsafe {
         libc::syscall(
             libc::SYS_landlock_create_ruleset,
@@ -461,20 +467,22 @@ fn missing(abi: &io::Result<u32>) -> Option<String> {
     }
 }
 
-/// What this kernel lacks to restrict access to files in full, in words.
+/// Returns what this kernel lacks to restrict file access in full, in words; `None` if nothing.
 #[must_use]
 pub fn landlock_missing() -> Option<String> {
     missing(&landlock_abi())
 }
 
-/// What this kernel, or troop on this machine, lacks to deny system calls, in words.
+/// Returns what this kernel, or the filter compiler for this architecture, lacks to deny system
+/// calls, in words; `None` if nothing.
 #[must_use]
 pub fn seccomp_missing() -> Option<String> {
     if TargetArch::try_from(std::env::consts::ARCH).is_err() {
         return Some(format!("system calls of {} cannot be filtered", std::env::consts::ARCH));
     }
     let action = libc::SECCOMP_RET_ERRNO;
-    // SAFETY: asks whether an action is known; the kernel reads it, a `u32`, through the pointer.
+    // SAFETY: `SECCOMP_GET_ACTION_AVAIL` reads a `u32` through the pointer, which is valid for the
+    // call, and changes nothing.
     let known = unsafe {
         libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action)
     };

@@ -1,12 +1,12 @@
-//! Runs work that may never end, for example on a file system that does not answer, with a time
-//! limit.
+//! Runs work that may block for ever, for example on a file system that does not answer, with a
+//! timeout.
 
 use std::io;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// The largest number of threads that are left behind at a time.
+/// Maximum number of abandoned threads at a time.
 const MAX_ABANDONED: usize = 8;
 
 static LEFT: Mutex<usize> = Mutex::new(0);
@@ -18,10 +18,11 @@ enum Work {
     Done,
 }
 
-/// Runs `work` in a thread of its own, which is left behind if it takes longer than `limit`.
+/// Runs `work` in a thread of its own and waits for it for at most `limit`. A thread that takes
+/// longer is abandoned: it goes on by itself, and its result is dropped.
 ///
 /// # Errors
-/// Those of the work; `ETIMEDOUT` if it exceeds the limit, or too many threads are left behind.
+/// Those of `work`; `ETIMEDOUT` after `limit`, and at once while too many threads are abandoned.
 pub fn within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -56,7 +57,7 @@ pub fn within<T: Send + 'static>(
     }
     let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
     if *state == Work::Done {
-        // At the last moment.
+        // The work may have ended just now.
         return result.recv().unwrap_or_else(|_| Err(late()));
     }
     *state = Work::Left;
@@ -69,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_takes_too_long_is_left_behind_and_not_too_much_of_it() {
+    fn work_that_takes_too_long_is_abandoned_and_the_number_of_abandoned_threads_is_bounded() {
         let short = Duration::from_millis(20);
         assert_eq!(within(Duration::from_secs(60), || Ok(7)).unwrap(), 7);
         assert_eq!(

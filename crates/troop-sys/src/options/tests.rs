@@ -1,4 +1,4 @@
-//! Each option is set on a listener that clients reach, and taken back.
+//! Each option is set on a listener that clients reach, and restored.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream, UdpSocket};
@@ -16,7 +16,7 @@ fn listener(ip: IpAddr) -> OwnedFd {
     socket
 }
 
-/// Whether a client gets through, and its answer whole, within a while.
+/// Whether a client connects and receives its whole answer within a time limit.
 fn serves(listener: &OwnedFd, from: IpAddr) -> bool {
     let port = socket::local_address(listener).unwrap().port();
     let Ok(mut client) =
@@ -53,8 +53,8 @@ fn usual() -> Use {
     Use { backlog: Some(64), nonblocking: true }
 }
 
-/// What is set is found, taken back, and then found no more. Returns whether clients were turned
-/// away meanwhile.
+/// Checks that an option that `set` changes is found, restored, and then not found again. Returns
+/// whether clients were turned away in between.
 fn is_taken_back(
     name: &str,
     socket: &OwnedFd,
@@ -82,7 +82,7 @@ fn options_that_turn_clients_away_are_taken_back() {
     for (name, level, option, value, turns_away) in [
         ("IP_MINTTL", libc::IPPROTO_IP, IP_MINTTL, 255, true),
         ("SO_RCVLOWAT", libc::SOL_SOCKET, libc::SO_RCVLOWAT, 1 << 20, true),
-        // On the way to this machine itself these show no effect.
+        // These have no effect on the loopback interface.
         ("IP_TTL", libc::IPPROTO_IP, libc::IP_TTL, 1, false),
         ("IP_MTU_DISCOVER", libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, 3, false),
         ("SO_DONTROUTE", libc::SOL_SOCKET, libc::SO_DONTROUTE, 1, false),
@@ -149,7 +149,7 @@ fn what_programs_set_for_good_reasons_stays() {
     assert!(restored.what.is_empty() && restored.lost.is_empty(), "{restored:?}");
 }
 
-/// As root only: `struct tcp_md5sig` with a key.
+/// Sets `TCP_MD5SIG` with a key (`struct tcp_md5sig`); needs root.
 fn require_key(fd: BorrowedFd<'_>, address: IpAddr, prefix: u8) -> io::Result<()> {
     let mut bytes = [0u8; 216];
     match address {
@@ -199,7 +199,7 @@ fn keys_that_clients_do_not_have_are_taken_away() {
     }
 }
 
-/// "Return 0": nothing gets through.
+/// Attaches a filter that drops every packet ("return 0").
 fn filter_all(fd: BorrowedFd<'_>) -> io::Result<()> {
     let mut code = libc::sock_filter { code: 6, jt: 0, jf: 0, k: 0 };
     let program = libc::sock_fprog { len: 1, filter: &raw mut code };
@@ -227,7 +227,7 @@ fn filters_are_taken_away_and_one_that_is_locked_is_named() {
         restored.what.is_empty() && restored.lost[0].contains("SO_ATTACH_FILTER"),
         "{restored:?}"
     );
-    // On one that is locked before others get it, nobody attaches any.
+    // No filter can be attached to a socket that was locked before.
     let socket = listener(LOCAL4);
     group::lock(socket.as_fd()).unwrap();
     assert!(filter_all(socket.as_fd()).is_err() && serves(&socket, LOCAL4));
@@ -251,7 +251,7 @@ fn a_udp_socket_that_somebody_has_connected_hears_everybody_again() {
         assert_eq!(options.restore(&socket, Use::default()).what, ["connect"]);
         assert_eq!(socket::local_address(&socket), Some(at));
         assert!(hears());
-        // Who sets options of its own is left alone.
+        // Options that programs set for themselves are left alone.
         for (level, option, value) in
             [(libc::IPPROTO_IP, libc::IP_TTL, 1), (libc::SOL_SOCKET, libc::SO_BROADCAST, 1)]
         {

@@ -1,4 +1,4 @@
-//! A directory that is held, and what can be done in it.
+//! A directory that is held open, and operations on the names in it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
@@ -11,11 +11,11 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, renameat, unlinkat};
 
 use super::{Reached, Safety, UnsafePath, Walk, no_file, who_can_change};
 
-/// How often a file that comes and goes is opened again.
+/// Maximum number of attempts to open a file that is created and removed meanwhile.
 const MAX_TRIES: usize = 16;
 
-/// A directory that is held open: names are looked up in it, wherever it has been moved and
-/// whatever is at its path now.
+/// A directory that is held open. Names are looked up in this directory, even if it has been moved
+/// or another one is at its path now.
 #[derive(Debug)]
 pub struct Directory {
     at: OwnedFd,
@@ -30,29 +30,29 @@ impl AsFd for Directory {
 }
 
 impl Directory {
-    /// Opens a directory that is there. Relative paths begin at the working directory; each
-    /// component needs search permission.
+    /// Opens an existing directory. Relative paths begin at the working directory; each component
+    /// needs search permission.
     ///
     /// # Errors
-    /// As `open(2)`; [`UnsafePath`].
+    /// Those of `open(2)`; [`UnsafePath`].
     pub fn open(path: &Path, safety: Safety) -> io::Result<Directory> {
         Directory::find(path, safety)?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// Opens a directory, or returns `None` if it, or one on the way to it, is missing; what is
-    /// there has been checked.
+    /// Opens a directory. Returns `None` if it, or a component of its path, is missing; the
+    /// components before that have been checked.
     ///
     /// # Errors
-    /// As [`Directory::open`].
+    /// Those of [`Directory::open`].
     pub fn find(path: &Path, safety: Safety) -> io::Result<Option<Directory>> {
         Directory::walk(path, safety, None)
     }
 
-    /// Opens a directory, and makes what is missing of its path with these permissions (less the
-    /// umask).
+    /// Opens a directory, and creates the missing components of its path with the permissions
+    /// `mode` (less the umask).
     ///
     /// # Errors
-    /// As [`Directory::open`] and `mkdir(2)`.
+    /// Those of [`Directory::open`] and `mkdir(2)`.
     pub fn create(path: &Path, safety: Safety, mode: u32) -> io::Result<Directory> {
         Directory::walk(path, safety, Some(Mode::from_raw_mode(mode)))?
             .ok_or_else(|| io::ErrorKind::NotFound.into())
@@ -81,13 +81,13 @@ impl Directory {
         }
     }
 
-    /// The path by which it was opened. Only for people: it may lead elsewhere by now.
+    /// Returns the path by which it was opened, for messages: it may lead elsewhere by now.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Owner and permissions, at the time when it was opened.
+    /// Returns owner and permissions at the time of opening.
     #[must_use]
     pub fn metadata(&self) -> &Metadata {
         &self.found
@@ -99,18 +99,18 @@ impl Directory {
         (self.found.dev(), self.found.ino()) == (other.found.dev(), other.found.ino())
     }
 
-    /// A path that leads to a name in this directory for as long as this is held, for calls that
-    /// take paths only, such as `bind(2)`. It is short. The last component may be a symbolic link
-    /// like any other.
+    /// Returns a short path (`/proc/self/fd/N/name`) to a name in this directory, valid while the
+    /// directory is held, for calls that only take paths, such as `bind(2)`. Such a call follows
+    /// `name` if it is a symbolic link.
     #[must_use]
     pub fn reach(&self, name: &OsStr) -> PathBuf {
         Path::new("/proc/self/fd").join(self.at.as_raw_fd().to_string()).join(name)
     }
 
-    /// What has this name; `None` if nothing has. Links are not followed.
+    /// Returns the metadata of a name, or `None` if it does not exist. Links are not followed.
     ///
     /// # Errors
-    /// As `stat(2)`; `InvalidInput` if this is no single name.
+    /// Those of `stat(2)`; `InvalidInput` if `name` is not a single component.
     pub fn entry(&self, name: &OsStr) -> io::Result<Option<Metadata>> {
         Ok(match self.hold(name)? {
             Some(entry) => Some(entry.metadata()?),
@@ -118,22 +118,22 @@ impl Directory {
         })
     }
 
-    /// Opens an existing file for appending, or makes one with these permissions (less the umask).
-    /// Returns whether it was made.
+    /// Opens an existing file for appending, or creates one with the permissions `mode` (less the
+    /// umask). Returns the file and whether it was created. Does not block.
     ///
-    /// Only a regular file with a single name is appended to, whose owner is a trusted user or the
-    /// directory's; where nobody else can change the directory, also one of another owner, and a
-    /// character device such as `/dev/null`. Nothing is waited for.
+    /// The file must be a regular file with one link that belongs to a trusted user or to the
+    /// directory's owner. In a directory that only trusted users can change, it may also belong to
+    /// another user, or be a character device such as `/dev/null`.
     ///
     /// # Errors
-    /// As `open(2)`; [`UnsafePath`].
+    /// Those of `open(2)`; [`UnsafePath`].
     pub fn append(&self, name: &OsStr, mode: u32) -> io::Result<(File, bool)> {
         for _ in 0..MAX_TRIES {
             match self.hold(name)? {
                 Some(entry) => {
                     let found = entry.metadata()?;
                     if found.nlink() == 0 {
-                        // Somebody has removed it meanwhile.
+                        // Another process has removed it in between.
                         continue;
                     }
                     self.may_append(&found, name)?;
@@ -148,10 +148,10 @@ impl Directory {
         Err(UnsafePath::error(&self.path.join(name), "it comes and goes while it is opened"))
     }
 
-    /// Whether [`Directory::append`] would be refused for what is there now.
+    /// Checks whether [`Directory::append`] would reject the file that exists now.
     ///
     /// # Errors
-    /// The error that it would have; [`UnsafePath`].
+    /// The error of [`Directory::append`]; [`UnsafePath`].
     pub fn check_append(&self, name: &OsStr) -> io::Result<()> {
         match self.hold(name)? {
             Some(entry) => {
@@ -195,10 +195,10 @@ impl Directory {
         Ok(())
     }
 
-    /// Makes a file that was not there, for writing.
+    /// Creates a new file for writing.
     ///
     /// # Errors
-    /// As `open(2)`: `AlreadyExists`, also for a link that leads nowhere.
+    /// Those of `open(2)`; `AlreadyExists` also for a dangling symbolic link.
     pub fn create_new(&self, name: &OsStr, mode: u32) -> io::Result<File> {
         is_name(name)?;
         let flags = OFlags::WRONLY
@@ -210,36 +210,36 @@ impl Directory {
         Ok(openat(&self.at, name, flags, Mode::from_raw_mode(mode))?.into())
     }
 
-    /// Opens a regular file for reading. Links are not followed, and nothing is waited for.
+    /// Opens a regular file for reading. Does not follow links and does not block.
     ///
     /// # Errors
-    /// As `open(2)`; `InvalidInput` if it is not a regular file.
+    /// Those of `open(2)`; `InvalidInput` if it is not a regular file.
     pub fn read(&self, name: &OsStr) -> io::Result<File> {
         let entry = self.hold(name)?.ok_or(io::ErrorKind::NotFound)?;
         is_regular(&entry.metadata()?)?;
         reopen(entry.as_fd(), OFlags::RDONLY)
     }
 
-    /// Gives a file another name in this directory, in place of whatever has that.
+    /// Renames a file in this directory, replacing an existing target.
     ///
     /// # Errors
-    /// As `rename(2)`.
+    /// Those of `rename(2)`.
     pub fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
         is_name(from)?;
         is_name(to)?;
         Ok(renameat(&self.at, from, &self.at, to)?)
     }
 
-    /// Removes a file, a socket or a link, but not a directory.
+    /// Removes a file, a socket or a link, but no directory.
     ///
     /// # Errors
-    /// As `unlink(2)`.
+    /// Those of `unlink(2)`.
     pub fn remove(&self, name: &OsStr) -> io::Result<()> {
         is_name(name)?;
         Ok(unlinkat(&self.at, name, AtFlags::empty())?)
     }
 
-    /// What has this name, without opening it.
+    /// Holds the file of a name without opening it (`O_PATH`).
     fn hold(&self, name: &OsStr) -> io::Result<Option<File>> {
         is_name(name)?;
         match openat(
@@ -255,23 +255,23 @@ impl Directory {
     }
 }
 
-/// The directory of a path, and the name in it.
+/// Splits a path into its directory and its last component.
 ///
 /// # Errors
-/// `InvalidInput` if it ends with no name.
+/// `InvalidInput` if the path has no last component.
 pub fn split(path: &Path) -> io::Result<(PathBuf, OsString)> {
     let path = std::path::absolute(path)?;
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => Ok((parent.to_owned(), name.to_owned())),
         _ => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("{} is no path of a file", path.display()),
+            format!("{} is not the path of a file", path.display()),
         )),
     }
 }
 
-/// Opens in earnest what is held without being open. No other file can come in between, and what
-/// was looked at has no effects yet.
+/// Opens a file that is held by `O_PATH`, by way of `/proc/self/fd`. It is the same file that was
+/// checked, and opening it is the first access that can have an effect (of a device or a pipe).
 pub(super) fn reopen(entry: BorrowedFd<'_>, flags: OFlags) -> io::Result<File> {
     let path = format!("/proc/self/fd/{}", entry.as_raw_fd());
     Ok(openat(
@@ -304,6 +304,6 @@ fn is_name(name: &OsStr) -> io::Result<()> {
     if is_one {
         Ok(())
     } else {
-        Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no name of a file")))
+        Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is not a file name")))
     }
 }

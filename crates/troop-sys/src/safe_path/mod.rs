@@ -1,18 +1,18 @@
 //! Opens directories and files by paths that other users may be able to change, and works relative
 //! to the descriptors.
 //!
-//! A check of a path says nothing about the moment of its use. [`Directory`] walks a path component
-//! by component, from `/`, each one relative to the descriptor of the one before and never through
-//! a symbolic link unawares. What it reaches stays what it is, whatever becomes of the path; files
-//! are then opened, renamed and removed relative to it.
+//! A check of a path says nothing about the time of its use. [`Directory`] walks a path component
+//! by component, from `/`, opens each one relative to the descriptor of the one before, and
+//! resolves symbolic links itself. The result is a descriptor, which no later change of the path
+//! affects; files are opened, renamed and removed relative to it.
 //!
-//! The trusted users are root and the effective user of this process. A directory is *theirs alone*
-//! if one of them owns it and nobody else may write to it. Elsewhere somebody else may exchange
-//! what is there (as in systemd's `CHASE_SAFE`), so that
-//! - symbolic links are followed only where the directory that holds them is theirs alone:
-//!   `/var/run` leads to `/run`, but a link in a worker's directory, or in `/tmp`, leads nowhere;
-//! - with [`Safety::Owners`], each directory on the way through such a place belongs to a trusted
-//!   user, and the last one is theirs alone.
+//! The trusted users are root and the effective user of this process. A directory is *protected* if
+//! a trusted user owns it and no other user may write to it. In other directories another user may
+//! exchange entries, so (as with systemd's `CHASE_SAFE`)
+//! - symbolic links are followed only in protected directories: `/var/run` leads to `/run`, but a
+//!   link in a worker's directory, or in `/tmp`, is an error;
+//! - with [`Safety::Owners`], each entry of an unprotected directory on the way must belong to a
+//!   trusted user, and the last directory must be protected.
 
 mod directory;
 #[cfg(test)]
@@ -34,36 +34,36 @@ use rustix::fs::{
 
 pub use directory::{Directory, split};
 
-/// The most symbolic links on one way, as in the kernel.
+/// Maximum number of symbolic links in the resolution of a path (the kernel's `MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
-/// The most names on one way, those in links included. The kernel has no such limit, but it is not
-/// a primary that others wait for.
+/// Maximum number of components in the resolution of a path, those of links included. The kernel
+/// has no such limit, but here the primary waits for the result.
 const MAX_NAMES: usize = 1024;
-/// The most directories that are made on one way.
+/// Maximum number of directories that are created for a path.
 const MAX_MADE: usize = 256;
-/// `f_type` of a directory that mounts something when it is entered.
+/// `f_type` of an autofs directory, which mounts a file system when it is entered.
 const AUTOFS_MAGIC: u64 = 0x0187;
 
-/// What is demanded of a path.
+/// The requirements on a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Safety {
-    /// Links are followed anywhere: what the calling thread may do is limit enough, as in
+    /// Follow all links: the calling thread's rights are the only limit, as in
     /// [`Identity::with_rights`](crate::identity::Identity::with_rights).
     Rights,
-    /// No symbolic link is followed where somebody else could have put it.
+    /// Reject symbolic links outside protected directories.
     Links,
-    /// Nobody but the trusted users can change where the path leads, or what is in the directory
-    /// that it leads to.
+    /// Require that only trusted users can change where the path leads, and the entries of its last
+    /// directory.
     Owners,
 }
 
-/// A path that leads, or may lead, where somebody else wants it to. The source of an [`io::Error`]
-/// of the kind `PermissionDenied`.
+/// The error for a path that another user can redirect; the source of an [`io::Error`] of the kind
+/// `PermissionDenied`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnsafePath {
-    /// The directory or file that is the reason.
+    /// The directory or file that another user can change.
     pub path: PathBuf,
-    /// Why, and who else can change it.
+    /// The reason, with the users who can change it.
     pub reason: String,
 }
 
@@ -76,7 +76,7 @@ impl fmt::Display for UnsafePath {
 impl Error for UnsafePath {}
 
 impl UnsafePath {
-    /// Whether an error is one of these.
+    /// Whether an error has this one as its source.
     #[must_use]
     pub fn is_cause_of(e: &io::Error) -> bool {
         e.get_ref().is_some_and(|e| e.is::<UnsafePath>())
@@ -90,38 +90,40 @@ impl UnsafePath {
     }
 }
 
-/// Who can change a file or directory besides the trusted users, in words such as
-/// `owned by user 1000, mode 755`; `None` if nobody can.
+/// Returns who can change a file or directory besides the trusted users, in words such as `owned by
+/// user 1000, mode 755`; `None` if nobody can.
 #[must_use]
 pub fn who_can_change(found: &Metadata) -> Option<String> {
     let own = rustix::process::geteuid().as_raw();
     let (uid, gid, mode) = (found.uid(), found.gid(), found.mode());
     let is_trusted = uid == 0 || uid == own;
-    // A group that has its user's number has no other members (`USERGROUPS_ENAB` of
-    // `login.defs(5)`); its members are not root's concern.
+    // A group with the number of its user has no other members (`USERGROUPS_ENAB` of
+    // `login.defs(5)`). Root's own group is excluded, because it may have members.
     let is_own_group = own != 0 && gid == own;
     let others = mode & 0o002 != 0 || (mode & 0o020 != 0 && !is_own_group);
     (!is_trusted || others)
         .then(|| format!("owned by user {uid}, group {gid}, mode {:o}", mode & 0o7777))
 }
 
-/// A directory or file on the way of a path that somebody else can change.
+/// A component of a path that another user can change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Weak {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// In words, as of [`who_can_change`].
+    /// Who can change it, as [`who_can_change`] says.
     pub who: String,
-    /// Others can add to this directory, but not exchange what is there: the sticky bit.
+    /// Whether it is a directory with the sticky bit: others can add entries, but not exchange
+    /// those of other users.
     pub sticky: bool,
 }
 
-/// Opens a file that may be anything by now, for reading: a regular one, not larger than `limit`.
-/// Symbolic links are followed, as `open(2)` does; what on the way somebody else can change is
-/// returned, for whoever wants to warn or refuse. Nothing is waited for.
+/// Opens a regular file of at most `limit` bytes for reading. Follows symbolic links, as `open(2)`
+/// does, and also returns the components that another user can change, so that the caller can warn
+/// or refuse. Does not block, whatever is at the path.
 ///
 /// # Errors
-/// As `open(2)`; `InvalidInput` for a directory, a pipe, a socket or a device; `FileTooLarge`.
+/// Those of `open(2)`; `InvalidInput` for a directory, a pipe, a socket or a device;
+/// `FileTooLarge`.
 pub fn open_for_reading(path: &Path, limit: u64) -> io::Result<(File, Vec<Weak>)> {
     let path = std::path::absolute(path)?;
     let mut weak = Vec::new();
@@ -146,11 +148,11 @@ pub fn open_for_reading(path: &Path, limit: u64) -> io::Result<(File, Vec<Weak>)
     Ok((directory::reopen(found.as_fd(), OFlags::RDONLY)?, weak))
 }
 
-/// Holds what is at a path, whatever it is, without opening it. Relative paths begin at the working
-/// directory.
+/// Holds the file at a path, of whatever type, without opening it (`O_PATH`). Relative paths begin
+/// at the working directory.
 ///
 /// # Errors
-/// As `open(2)`; [`UnsafePath`].
+/// Those of `open(2)`; [`UnsafePath`].
 pub fn hold(path: &Path, safety: Safety) -> io::Result<(OwnedFd, Metadata)> {
     let path = std::path::absolute(path)?;
     match Walk::new(&path, Some(safety).filter(|safety| *safety != Safety::Rights), None)?.all()? {
@@ -163,8 +165,8 @@ pub fn hold(path: &Path, safety: Safety) -> io::Result<(OwnedFd, Metadata)> {
     }
 }
 
-/// Whether a file is in a file system that is mounted read-only, as configuration is in containers:
-/// its mode does not matter.
+/// Whether a file is on a file system that is mounted read-only, as configuration is in containers;
+/// then its mode does not matter.
 fn is_read_only(file: impl AsFd) -> bool {
     fstatvfs(file).is_ok_and(|system| system.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
@@ -173,7 +175,7 @@ fn no_file(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what}, not a regular file"))
 }
 
-/// What a path led to.
+/// The result of a walk.
 enum Reached {
     Directory(OwnedFd, Metadata),
     Other(OwnedFd),
@@ -181,27 +183,27 @@ enum Reached {
     Nothing,
 }
 
-/// The way along a path.
+/// The state of a walk along a path.
 struct Walk<'a> {
-    /// What is left of it, the next component last.
+    /// The components that are left, the next one last.
     left: Vec<OsString>,
     at: OwnedFd,
     found: Metadata,
-    /// Where that is, as far as is known.
+    /// The path of the current directory, for messages.
     shown: PathBuf,
     links: usize,
-    /// Names that were gone through so far.
+    /// The number of components so far.
     names: usize,
-    /// Without it, links are followed anywhere.
+    /// The requirements; `None` follows all links.
     safety: Option<Safety>,
-    /// The permissions of directories that are made where none are.
+    /// The permissions for missing directories; `None` does not create them.
     make: Option<Mode>,
     made: usize,
     weak: Option<&'a mut Vec<Weak>>,
 }
 
 impl Walk<'_> {
-    /// At the beginning of an absolute path.
+    /// Begins a walk at `/`.
     fn new(path: &Path, safety: Option<Safety>, make: Option<Mode>) -> io::Result<Walk<'static>> {
         if path.as_os_str().is_empty() {
             return Err(io::ErrorKind::NotFound.into());
@@ -250,10 +252,10 @@ impl Walk<'_> {
             ) {
                 Ok(next) => next,
                 Err(rustix::io::Errno::NOENT) => match self.make {
-                    // Somebody may remove it as often as it is made.
+                    // Another process may remove each directory right after its creation.
                     Some(_) if self.made >= MAX_MADE => return Err(io::ErrorKind::NotFound.into()),
                     Some(mode) => match mkdirat(&self.at, &name, mode) {
-                        // The next round checks it like any other name.
+                        // The next iteration checks it like any other component.
                         Ok(()) | Err(rustix::io::Errno::EXIST) => {
                             self.made += 1;
                             self.left.push(name);
@@ -279,7 +281,8 @@ impl Walk<'_> {
         }
     }
 
-    /// Notes the directory where it is, if that is wanted and somebody else can change it.
+    /// Records the current directory, if weak components are collected and another user can change
+    /// it.
     fn note(&mut self) {
         if let Some(weak) = &mut self.weak
             && let Some(who) = who_can_change(&self.found)
@@ -305,7 +308,7 @@ impl Walk<'_> {
             return Err(UnsafePath::error(&self.shown.join(name), reason));
         }
         if let Some(weak) = &mut self.weak {
-            // A link there may be anybody's.
+            // Any user may have created the link.
             weak.iter_mut()
                 .filter(|weak| weak.path == self.shown)
                 .for_each(|weak| weak.sticky = false);
@@ -342,7 +345,7 @@ impl Walk<'_> {
         if fstatfs(&next)
             .is_ok_and(|system| u64::try_from(system.f_type).is_ok_and(|kind| kind == AUTOFS_MAGIC))
         {
-            // Only who opens it in earnest has it mounted.
+            // Only opening it without `O_PATH` mounts the file system.
             let flags = OFlags::RDONLY
                 | OFlags::DIRECTORY
                 | OFlags::NOFOLLOW

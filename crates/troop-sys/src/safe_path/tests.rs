@@ -8,7 +8,7 @@ use rustix::fs::{RenameFlags, mkfifoat, renameat_with};
 
 use super::*;
 
-/// A user that exists nowhere else.
+/// A user who owns nothing else.
 const STRANGER: u32 = 64_018;
 
 fn directory() -> tempfile::TempDir {
@@ -23,7 +23,7 @@ fn is_unsafe(result: &io::Result<impl fmt::Debug>) -> bool {
     result.as_ref().is_err_and(UnsafePath::is_cause_of)
 }
 
-/// Whether owners can be changed here.
+/// Whether this process may change owners.
 fn is_root(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
@@ -37,7 +37,7 @@ fn name(text: &str) -> &OsStr {
 }
 
 #[test]
-fn links_that_lead_over_ever_more_directories_are_given_up() {
+fn a_path_whose_links_multiply_its_components_is_rejected() {
     let home = directory();
     let at = |name: &str| home.path().join(name);
     fs::create_dir(at("d")).unwrap();
@@ -54,7 +54,7 @@ fn links_that_lead_over_ever_more_directories_are_given_up() {
 }
 
 #[test]
-fn links_are_followed_where_nobody_else_can_put_them_and_nowhere_else() {
+fn links_are_followed_in_protected_directories_only() {
     let home = directory();
     let at = |name: &str| home.path().join(name);
     fs::create_dir_all(at("real/deep")).unwrap();
@@ -73,7 +73,7 @@ fn links_are_followed_where_nobody_else_can_put_them_and_nowhere_else() {
         mode(&at("place"), open);
         for link in ["relative", "absolute"] {
             let refused = Directory::open(&at("place").join(link).join("deep"), Safety::Links);
-            // A user's own group is nobody else.
+            // A user's own group has no other members.
             let is_own = open & 0o002 == 0 && !rustix::process::geteuid().is_root();
             assert_eq!(is_unsafe(&refused), !is_own, "{link} {open:o} {refused:?}");
         }
@@ -82,7 +82,7 @@ fn links_are_followed_where_nobody_else_can_put_them_and_nowhere_else() {
 }
 
 #[test]
-fn nothing_is_made_by_looking_and_what_is_missing_is_made_when_asked_for() {
+fn missing_directories_are_created_only_by_create() {
     let home = directory();
     let path = home.path().join("a/b/../c");
     assert!(Directory::find(&path, Safety::Owners).unwrap().is_none());
@@ -100,7 +100,7 @@ fn nothing_is_made_by_looking_and_what_is_missing_is_made_when_asked_for() {
 }
 
 #[test]
-fn a_directory_that_others_can_change_or_exchange_is_not_its_owners_alone() {
+fn a_directory_that_others_can_change_or_exchange_is_rejected() {
     let home = directory();
     let at = |name: &str| home.path().join(name);
     fs::create_dir_all(at("open/mine")).unwrap();
@@ -110,7 +110,7 @@ fn a_directory_that_others_can_change_or_exchange_is_not_its_owners_alone() {
         Directory::open(&at("open/mine"), Safety::Owners).is_ok(),
         "it belongs to a trusted user"
     );
-    if !is_root("a_directory_that_others_can_change_or_exchange_is_not_its_owners_alone") {
+    if !is_root("a_directory_that_others_can_change_or_exchange_is_rejected") {
         return;
     }
     fs::create_dir_all(at("theirs/root/deep")).unwrap();
@@ -152,7 +152,7 @@ fn only_a_regular_file_with_one_name_is_appended_to() {
     fs::create_dir(at("directory")).unwrap();
     mkfifoat(CWD, at("pipe"), 0o666.into()).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
-    // Somebody reads it, so that opening it would succeed.
+    // The pipe has a reader, so that opening it for writing would succeed.
     let _reader =
         openat(CWD, at("pipe"), OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
     for bad in ["hard", "link", "dangling", "directory", "pipe", "socket"] {
@@ -175,8 +175,8 @@ fn only_a_regular_file_with_one_name_is_appended_to() {
 }
 
 #[test]
-fn a_file_of_another_user_in_a_directory_of_all_is_not_appended_to() {
-    if !is_root("a_file_of_another_user_in_a_directory_of_all_is_not_appended_to") {
+fn a_file_of_another_user_in_a_world_writable_directory_is_not_appended_to() {
+    if !is_root("a_file_of_another_user_in_a_world_writable_directory_is_not_appended_to") {
         return;
     }
     let home = directory();
@@ -192,7 +192,7 @@ fn a_file_of_another_user_in_a_directory_of_all_is_not_appended_to() {
 }
 
 #[test]
-fn what_is_held_stays_what_it_is_when_the_path_leads_elsewhere() {
+fn a_held_directory_is_unaffected_by_changes_of_its_path() {
     let home = directory();
     let at = |name: &str| home.path().join(name);
     fs::create_dir_all(at("logs")).unwrap();
@@ -214,7 +214,7 @@ fn what_is_held_stays_what_it_is_when_the_path_leads_elsewhere() {
 }
 
 #[test]
-fn a_directory_that_is_exchanged_with_a_link_all_the_time_never_leads_through_the_link() {
+fn a_directory_that_alternates_with_a_link_is_never_opened_through_the_link() {
     let home = directory();
     let at = |name: &str| home.path().join(name);
     for name in ["logs", "secret", "secret/deep", "logs/deep"] {
@@ -250,7 +250,7 @@ fn a_directory_that_is_exchanged_with_a_link_all_the_time_never_leads_through_th
 }
 
 #[test]
-fn what_is_read_is_a_file_of_bounded_size_and_whoever_can_change_it_is_named() {
+fn only_regular_files_of_bounded_size_are_read_and_weak_components_are_reported() {
     let home = directory();
     let at = |name: &str| home.path().join(name);
     fs::write(at("file"), "12345").unwrap();

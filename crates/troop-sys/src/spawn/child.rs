@@ -1,43 +1,44 @@
-//! What happens in the child between `clone` and `execve`.
+//! The child between `clone(2)` and `execve(2)`.
 
 use libc::{c_char, c_int, c_void};
 
 use super::{Step, privileges};
 
-/// Everything the child needs, as plain pointers made before it exists: it must not allocate.
+/// Everything that the child needs, as plain pointers that the parent prepares, because the child
+/// must not allocate.
 pub(super) struct Plan {
     pub(super) candidates: *const *const c_char,
     pub(super) argv: *const *const c_char,
     pub(super) envp: *const *const c_char,
     pub(super) cwd: *const c_char,
-    /// Triples: the source, the target, and room for the moved source.
+    /// Array of triples: source, target, and space for a copy of the source.
     pub(super) fds: *mut [c_int; 3],
     pub(super) fds_len: usize,
     pub(super) max_target: c_int,
-    /// Where the child writes its process id, as text with a NUL; room for 20 digits and that.
+    /// Buffer for the child's process id as NUL-terminated text: 21 bytes.
     pub(super) pid_text: *mut u8,
     pub(super) death_signal: c_int,
     pub(super) uid: i64,
     pub(super) gid: i64,
     pub(super) groups: *const u32,
-    /// -1: leave them alone.
+    /// Number of supplementary groups; -1 keeps the parent's.
     pub(super) groups_len: isize,
     pub(super) drop_groups: bool,
-    /// -1: none.
+    /// Descriptor of `cgroup.procs`; -1 for none.
     pub(super) cgroup: c_int,
     pub(super) own_group: bool,
     pub(super) own_session: bool,
-    /// Whether it becomes a user without capabilities.
+    /// Whether to drop all capabilities after the change of user.
     pub(super) drop_capabilities: bool,
     pub(super) no_new_privileges: bool,
-    /// A landlock ruleset, above `max_target`; -1: none.
+    /// Descriptor of a landlock ruleset, above `max_target`; -1 for none.
     pub(super) ruleset: c_int,
     pub(super) filters: *const libc::sock_fprog,
     pub(super) filters_len: usize,
     pub(super) descriptor_limit: u64,
     pub(super) limits: *const (u32, u64, u64),
     pub(super) limits_len: usize,
-    /// -1: leave it alone.
+    /// File mode creation mask; -1 keeps the parent's.
     pub(super) umask: i64,
     pub(super) nice: *const c_int,
     pub(super) cpus: *const libc::cpu_set_t,
@@ -45,12 +46,12 @@ pub(super) struct Plan {
     pub(super) errno: c_int,
 }
 
-/// The child. Shares memory with the parent, whose thread waits: no allocation, no locks, no
-/// panics, only system calls.
+/// Entry point of the child. It shares the parent's memory while the parent's thread waits, so it
+/// must only make system calls: no allocation, no locks, no panics.
 pub(super) extern "C" fn child(plan: *mut c_void) -> c_int {
     let plan = plan.cast::<Plan>();
-    // SAFETY: `spawn` passes a valid Plan and does not touch it until this process has gone or
-    // executed the program; `run` fulfils the contract above.
+    // SAFETY: `spawn` passes a valid `Plan` and does not access it until this process has exited or
+    // executed the program, and this is the child that `run` requires.
     unsafe {
         let (step, errno) = run(plan);
         (*plan).errno = errno;
@@ -59,18 +60,20 @@ pub(super) extern "C" fn child(plan: *mut c_void) -> c_int {
     }
 }
 
-/// Makes the settings and executes the program. Returns only if something failed.
+/// Applies the settings and executes the program. Returns only on failure: the step and its errno.
 ///
 /// # Safety
-/// Only in a child as described at [`child`], with a valid `plan`.
+/// Call only from [`child`], with a valid `plan`.
 unsafe fn run(plan: *mut Plan) -> (Step, c_int) {
-    // SAFETY: all pointers in the plan were made by `spawn` from live vectors, null-terminated
-    // where the system calls want that; the calls are async-signal-safe and work on this process's
-    // own descriptor table, signal table and credentials.
+    // SAFETY: `spawn` made all pointers in the plan from vectors that outlive the child,
+    // null-terminated where the system calls require it. The calls are async-signal-safe and act on
+    // this process's own descriptor table, signal handlers and credentials (`clone` without
+    // `CLONE_FILES` and `CLONE_SIGHAND`).
     unsafe {
         let plan = &mut *plan;
         reset_signals();
-        // Before descriptors are placed, maybe over this one; 0 stands for the writer.
+        // Before descriptors are placed, which may close this one. Writing 0 moves the writer
+        // itself.
         if plan.cgroup >= 0 && libc::write(plan.cgroup, c"0".as_ptr().cast(), 1) != 1 {
             return (Step::Cgroup, errno());
         }
@@ -118,18 +121,18 @@ unsafe fn run(plan: *mut Plan) -> (Step, c_int) {
         {
             return (Step::Cpus, errno());
         }
-        // While it still may do all that.
+        // The settings above may need root's rights, so the user changes after them.
         if let Err(failed) = change_identity(plan).and_then(|()| privileges::drop_all(plan)) {
             return failed;
         }
-        // After the change of user, which takes it back.
+        // After the change of user, which clears it (`PR_SET_PDEATHSIG`).
         if plan.death_signal != 0 {
             libc::prctl(libc::PR_SET_PDEATHSIG, plan.death_signal);
         }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
-        // Last: they could keep it from what comes before.
+        // Last, because the sandbox may forbid the steps above.
         if let Err(failed) = privileges::enter_sandbox(plan) {
             return failed;
         }
@@ -148,14 +151,15 @@ unsafe fn run(plan: *mut Plan) -> (Step, c_int) {
     }
 }
 
-/// Writes this process's id. (Not by the C library, which may remember the parent's.)
+/// Writes this process's id as text. A raw system call, because a C library may cache the parent's
+/// id.
 ///
 /// # Safety
-/// There must be room for 21 bytes, all of them 0.
+/// `text` must point to 21 writable bytes that are all 0.
 unsafe fn write_pid(text: *mut u8) {
     let mut digits = [0; 20];
     let mut count = 0;
-    // SAFETY: a system call without arguments.
+    // SAFETY: `getpid` has no arguments and cannot fail.
     let mut pid = unsafe { libc::syscall(libc::SYS_getpid) };
     while count == 0 || pid > 0 {
         digits[count] = b'0' + (pid % 10) as u8;
@@ -163,18 +167,21 @@ unsafe fn write_pid(text: *mut u8) {
         count += 1;
     }
     for (at, digit) in digits[..count].iter().rev().enumerate() {
-        // SAFETY: at most 20 digits, so this is within the room that the caller has promised.
+        // SAFETY: a 64-bit number has at most 20 digits, so `at` is within the 21 bytes that the
+        // caller guarantees.
         unsafe { *text.add(at) = *digit };
     }
 }
 
-/// Handlers of the parent must not run here, and must not be inherited; what the parent ignores
-/// stays ignored, except `SIGPIPE`, which Rust programs ignore for themselves.
+/// Resets all signal handlers to the default, so that the parent's handlers do not run here.
+/// Signals that the parent ignores stay ignored, except `SIGPIPE`, which the Rust runtime ignores
+/// for itself only.
 ///
 /// # Safety
-/// Only in a child as described at [`child`].
+/// Call only from [`child`].
 unsafe fn reset_signals() {
-    // SAFETY: sigaction on this process's own table; numbers that are no signals fail harmlessly.
+    // SAFETY: `sigaction` acts on this process's own handlers (no `CLONE_SIGHAND`), with valid
+    // pointers; it fails with `EINVAL` for numbers that are not signals.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         for signal in 1..65 {
@@ -192,20 +199,19 @@ unsafe fn reset_signals() {
     }
 }
 
-/// Puts every descriptor under its number and closes all others at the exec.
+/// Moves each descriptor to its number and marks all others close-on-exec.
 ///
 /// # Safety
-/// Only in a child as described at [`child`], which has a table of descriptors of its own, with a
-/// valid plan.
+/// Call only from [`child`], which has its own descriptor table, with a valid plan.
 unsafe fn place_descriptors(plan: &mut Plan) -> Result<(), c_int> {
-    // SAFETY: `plan.fds` points to `fds_len` triples; the calls work on this process's own table, a
-    // copy of the parent's.
+    // SAFETY: `plan.fds` points to `fds_len` triples; the calls act on this process's own
+    // descriptor table, a copy of the parent's (no `CLONE_FILES`).
     unsafe {
-        // Whatever the host program may have left inheritable stays here. Old kernels (before 5.11)
-        // do not know the flag; there the descriptors' own close-on-exec flags must do.
+        // The host program may have left descriptors inheritable. Kernels before 5.11 lack
+        // `CLOSE_RANGE_CLOEXEC`; there only the descriptors' own flags count.
         libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
-        // First out of the way of all targets, then to their places: a source may have a target's
-        // number.
+        // Copy all sources above the targets first, then move them to their targets, because a
+        // source may have a target's number.
         for i in 0..plan.fds_len {
             let entry = &mut *plan.fds.add(i);
             entry[2] = libc::fcntl(entry[0], libc::F_DUPFD_CLOEXEC, plan.max_target + 1);
@@ -223,14 +229,15 @@ unsafe fn place_descriptors(plan: &mut Plan) -> Result<(), c_int> {
     Ok(())
 }
 
-/// Groups, then group, then user: the other way round the right to change the first two would be
-/// gone. Raw system calls, because glibc's wrappers would try to change all threads of the parent
-/// too. Afterwards the result is checked.
+/// Sets the supplementary groups, the group and the user, in this order, because a change of user
+/// drops the right to change groups, and verifies the result. Raw system calls, because glibc's
+/// wrappers change all threads of the parent.
 ///
 /// # Safety
 /// Only in a child as described at [`child`], with a valid plan.
 unsafe fn change_identity(plan: &Plan) -> Result<(), (Step, c_int)> {
-    // SAFETY: plain system calls with valid pointers.
+    // SAFETY: raw system calls that change this process's credentials only; `plan.groups` points to
+    // `groups_len` entries.
     unsafe {
         if plan.no_new_privileges {
             privileges::empty_bounding_set();
@@ -269,6 +276,7 @@ unsafe fn change_identity(plan: &Plan) -> Result<(), (Step, c_int)> {
 }
 
 pub(super) fn errno() -> c_int {
-    // SAFETY: always a valid pointer to this thread's errno (the parent's, which waits).
+    // SAFETY: the C library returns a valid pointer to this thread's errno. With `CLONE_VM` that is
+    // the errno of the parent's thread, which waits.
     unsafe { *libc::__errno_location() }
 }

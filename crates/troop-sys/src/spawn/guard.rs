@@ -1,6 +1,5 @@
-//! Keeps a start from lasting for ever. The parent waits until its child executes the program, and
-//! a child that has become another user can be stopped by any process of that user before it gets
-//! there.
+//! Bounds the time of a start. With `CLONE_VFORK` the parent waits until the child executes the
+//! program, and any process of the child's new user can stop the child before it does.
 
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -9,28 +8,29 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
-/// Pause between two attempts to resume a child that has not executed its program yet.
+/// Interval between attempts to resume a stopped child.
 const RESUME_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long a child that becomes another user may take to execute its program, from a slow disk,
-/// say; then it is killed.
+/// Time after which a child that becomes another user is killed if it has not executed its program.
+/// Slow disks are allowed for.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The same for one whom nobody else may stop: its directory or its program is on a file system
-/// that does not answer.
+/// The same for a child of this user, which no other user can stop; only a file system that does
+/// not answer makes its start this long.
 pub(super) const OWN_START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a child may be found stopped before it is killed. Nobody stops one by chance, so
-/// whoever does holds its parent up for half a second.
+/// Number of checks that may find a child stopped before it is killed: half a second in all.
 const MAX_STOPS: u32 = 25;
 
-/// The stack of the thread that watches.
+/// Stack size of the watching thread, in bytes.
 const STACK: usize = 64 * 1024;
 
-/// Runs `start`, which stores the pidfd of a child as soon as there is one, keeps it open, and
-/// returns when the child has executed its program or has ended. Meanwhile the child is resumed if
-/// it is stopped, and killed if that does not end, after `timeout`, or once it `is_cancelled`.
-/// Returns whether it was killed. Without memory for a thread nothing watches.
+/// Runs `start` while a thread watches the child: resumes it when it is stopped, and kills it if it
+/// is stopped too often, after `timeout`, or once it `is_cancelled`. Returns whether it was killed.
+/// If no thread can be started, the child is not watched.
+///
+/// `start` must store the child's pidfd as soon as it exists, keep it open, and return when the
+/// child has executed its program or has ended.
 pub(super) fn guarded<T>(
     pidfd: &AtomicI32,
     timeout: Duration,
@@ -48,8 +48,9 @@ pub(super) fn guarded<T>(
                 if fd < 0 {
                     continue;
                 }
-                // SAFETY: the kernel stored it in `pidfd` when it made the child, and our caller takes
-                // it out, to own it, only after `guarded` has returned, which joins this thread.
+                // SAFETY: the kernel stored the pidfd when it created the child. The caller takes
+                // ownership of it only after `guarded` has returned, which joins this thread, so it
+                // is open here.
                 let child = unsafe { BorrowedFd::borrow_raw(fd) };
                 stops += u32::from(is_stopped(child));
                 let is_over = begun.elapsed() >= timeout
@@ -71,7 +72,7 @@ pub(super) fn guarded<T>(
     (result, is_killed.into_inner())
 }
 
-/// Whether a child is stopped now. Nobody else's waiting for it is disturbed.
+/// Whether a child is stopped now (`waitid(2)`). `WNOWAIT` leaves its state for other waiters.
 fn is_stopped(child: BorrowedFd<'_>) -> bool {
     let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     matches!(waitid(WaitId::PidFd(child), options), Ok(Some(status)) if status.stopped())
@@ -87,7 +88,7 @@ mod tests {
 
     use super::*;
 
-    /// The end of a shell that runs this, as a child that is starting.
+    /// Runs a shell with this script as a child that is starting, and returns how it ended.
     fn end_of(script: &str, timeout: Duration) -> ExitStatus {
         end_unless(script, timeout, &AtomicBool::new(false))
     }
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_that_is_stopped_again_and_again_is_killed_in_the_end() {
+    fn a_child_that_is_stopped_repeatedly_is_killed() {
         assert_eq!(
             end_of("while :; do kill -STOP $$; done", Duration::from_secs(600)).signal(),
             Some(9)
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_that_nobody_wants_any_more_is_killed() {
+    fn a_cancelled_child_is_killed() {
         let end = end_unless("exec sleep 600", Duration::from_secs(600), &AtomicBool::new(true));
         assert_eq!(end.signal(), Some(9));
     }

@@ -1,11 +1,11 @@
 //! Starts a process without `fork`.
 //!
-//! `fork` copies page tables, which takes 18 to 74 ms in a parent of 0.5 to 2 GB; `posix_spawn`
-//! cannot change the user, the groups or the limits. So this does what glibc's `posix_spawn` does
-//! inside: `clone(CLONE_VM | CLONE_VFORK)`, a child that borrows the parent's memory until it
-//! executes the program, while the calling thread waits. The child's settings are made by system
-//! calls alone, and a failure, with the step that failed, is written to the shared memory: the
-//! caller gets the real cause at once.
+//! `fork` copies page tables, which takes long in a large parent, and `posix_spawn` cannot change
+//! the user, the groups or the limits. So [`spawn`] does what glibc's `posix_spawn` does inside:
+//! `clone(CLONE_VM | CLONE_VFORK)` makes a child that borrows the parent's memory until it executes
+//! the program, while the calling thread waits. The child applies its settings by system calls
+//! only. On failure it writes the step and its errno to the shared memory, so that the caller gets
+//! the cause at once.
 
 use std::ffi::{CStr, CString};
 use std::fmt;
@@ -26,20 +26,20 @@ use crate::sandbox::Sandbox;
 /// A process to start.
 #[derive(Debug)]
 pub struct Command<'a> {
-    /// Paths to try, in order, as `execvp` does with `PATH`.
+    /// Paths of the program to try, in order, as `execvp(3)` does with `PATH`.
     pub candidates: Vec<CString>,
-    /// Arguments, the program's name first.
+    /// Arguments, beginning with the program's name.
     pub argv: Vec<CString>,
-    /// `NAME=value` pairs; nothing else is inherited.
+    /// The whole environment, as `NAME=value`.
     pub env: Vec<CString>,
-    /// A variable that is set to the new process's id, such as `LISTEN_PID`.
+    /// Name of a variable that is set to the new process's id, such as `LISTEN_PID`.
     pub pid_variable: Option<&'a CStr>,
-    /// A signal that the process gets when the thread that starts it ends (`PR_SET_PDEATHSIG`); 0
+    /// Signal that the process gets when the thread that started it ends (`PR_SET_PDEATHSIG`); 0
     /// for none.
     pub death_signal: i32,
-    /// Working directory; inherited if absent.
+    /// Working directory; the parent's if absent.
     pub cwd: Option<CString>,
-    /// Which descriptor the child gets under which number. It gets no others.
+    /// The child's descriptors, by number. It inherits no others.
     pub fds: Vec<(c_int, BorrowedFd<'a>)>,
     /// User to become.
     pub uid: Option<u32>,
@@ -48,27 +48,27 @@ pub struct Command<'a> {
     /// Supplementary groups. When absent and `uid` or `gid` is given, a privileged parent's groups
     /// are dropped, as libuv does.
     pub groups: Option<Vec<u32>>,
-    /// A process group of its own, so that a terminal's Ctrl-C does not reach it.
+    /// Whether it gets its own process group, so that a terminal's Ctrl-C does not reach it.
     pub own_group: bool,
-    /// A session of its own without a controlling terminal, and so a process group of its own.
+    /// Whether it gets its own session (`setsid(2)`), without a controlling terminal, and with that
+    /// its own process group.
     pub own_session: bool,
-    /// Nothing that the process executes gives it privileges (`PR_SET_NO_NEW_PRIVS`), and the
-    /// capability bounding set is emptied as far as this process may.
+    /// Whether to set `PR_SET_NO_NEW_PRIVS`, so that no executed program gains privileges, and to
+    /// empty the capability bounding set, if this process may.
     pub no_new_privileges: bool,
-    /// What the process may do with files, and which system calls it cannot make. Needs
-    /// `no_new_privileges`.
+    /// Restrictions of file access and system calls. Requires `no_new_privileges`.
     pub sandbox: Sandbox,
-    /// Soft limit on open descriptors, if it should differ from the parent's.
+    /// Soft limit on open descriptors; the parent's if absent.
     pub descriptor_limit: Option<u64>,
-    /// Limits on resources: `RLIMIT_…`, soft, hard; [`NO_LIMIT`] for none.
+    /// Resource limits: the `RLIMIT_…` number, the soft and the hard limit; [`NO_LIMIT`] for none.
     pub limits: Vec<(u32, u64, u64)>,
-    /// The mask of permissions that new files do not get.
+    /// File mode creation mask (`umask(2)`); the parent's if absent.
     pub umask: Option<u32>,
-    /// How nice to be to others, from -20 to 19.
+    /// Nice value, from -20 to 19; the parent's if absent.
     pub nice: Option<i32>,
-    /// The CPUs to run on; empty for the parent's.
+    /// CPUs to run on; the parent's if empty.
     pub cpus: Vec<usize>,
-    /// `cgroup.procs` of the control group to go into, open for writing.
+    /// `cgroup.procs` of the control group to enter, open for writing.
     pub cgroup: Option<BorrowedFd<'a>>,
 }
 
@@ -77,56 +77,56 @@ pub use libc::{
     RLIMIT_NPROC, RLIMIT_STACK,
 };
 
-/// As a limit: none.
+/// The value for no limit (`RLIM_INFINITY`).
 pub const NO_LIMIT: u64 = libc::RLIM_INFINITY;
 
-/// The most CPUs that can be named.
+/// CPU numbers must be below this (`CPU_SETSIZE`).
 pub const MAX_CPUS: usize = libc::CPU_SETSIZE as usize;
 
 /// A started process.
 #[derive(Debug)]
 pub struct Child {
-    /// Its id.
+    /// Process id.
     pub pid: u32,
-    /// A descriptor that stands for it, close-on-exec.
+    /// Its pidfd, close-on-exec.
     pub pidfd: OwnedFd,
 }
 
-/// The step of a spawn that failed.
+/// The step of a spawn that failed, in the order of the steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
 pub enum Step {
-    /// `clone(2)`: no process could be made.
+    /// Creating the process (`clone(2)`).
     Clone = 1,
-    /// The control group.
+    /// Entering the control group.
     Cgroup,
-    /// The process group.
+    /// Creating the process group.
     Group,
-    /// The session.
+    /// Creating the session.
     Session,
     /// Placing the descriptors.
     Descriptors,
-    /// The working directory.
+    /// Changing to the working directory.
     Directory,
-    /// A limit on resources.
+    /// Setting a resource limit.
     Limits,
-    /// The nice level.
+    /// Setting the nice value.
     Nice,
-    /// The CPUs.
+    /// Setting the CPUs.
     Cpus,
-    /// The supplementary groups.
+    /// Setting the supplementary groups.
     Groups,
-    /// The group.
+    /// Setting the group.
     Gid,
-    /// The user.
+    /// Setting the user.
     Uid,
-    /// The capabilities.
+    /// Dropping capabilities.
     Capabilities,
-    /// That nothing gives it new privileges.
+    /// Setting `PR_SET_NO_NEW_PRIVS`.
     Privileges,
-    /// What it may do with files.
+    /// Restricting file access.
     Files,
-    /// The system calls that it cannot make.
+    /// Filtering system calls.
     SystemCalls,
     /// Executing the program.
     Exec,
@@ -135,23 +135,23 @@ pub enum Step {
 /// Why a process could not be started.
 #[derive(Debug)]
 pub struct SpawnError {
-    /// Where it failed.
+    /// The step that failed.
     pub step: Step,
-    /// The system's reason.
+    /// The error of the system call.
     pub source: io::Error,
 }
 
 impl fmt::Display for SpawnError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.step {
-            Step::Clone => "start a process",
-            Step::Cgroup => "go into its control group",
+            Step::Clone => "create a process",
+            Step::Cgroup => "enter its control group",
             Step::Group => "put the process in a group of its own",
             Step::Session => "put the process in a session of its own",
             Step::Descriptors => "give the process its descriptors",
             Step::Directory => "change to the working directory",
             Step::Limits => "set its limits",
-            Step::Nice => "set its nice level",
+            Step::Nice => "set its nice value",
             Step::Cpus => "set the CPUs that it runs on",
             Step::Groups => "set the supplementary groups",
             Step::Gid => "become the group",
@@ -173,19 +173,21 @@ impl std::error::Error for SpawnError {
 
 const STACK: usize = 64 * 1024;
 
-/// Starts the process. Blocks until the program has been executed or that has failed: some tenths
-/// of a millisecond, whatever the size of the parent's memory.
+/// Starts a process. Blocks until the program has been executed or a step has failed: for less than
+/// a millisecond unless a file system is slow, whatever the size of the parent's memory, and for at
+/// most 30 s.
 ///
 /// # Errors
-/// The step that failed and why; no process is left over.
+/// The step that failed and its cause. No process remains.
 pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
     spawn_unless(command, &AtomicBool::new(false))
 }
 
-/// As [`spawn`], but ends the process, before it executes the program, once it `is_cancelled`.
+/// Starts a process, as [`spawn`] does, but kills it if `is_cancelled` becomes true before it
+/// executes the program.
 ///
 /// # Errors
-/// As [`spawn`].
+/// Those of [`spawn`]; `TimedOut` if it was cancelled.
 pub fn spawn_unless(command: &Command<'_>, is_cancelled: &AtomicBool) -> Result<Child, SpawnError> {
     let pointers = |all: &[CString]| -> Vec<*const c_char> {
         all.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
@@ -205,10 +207,10 @@ pub fn spawn_unless(command: &Command<'_>, is_cancelled: &AtomicBool) -> Result<
             pid_variable[at..].as_mut_ptr()
         }
     };
-    // SAFETY: cpu_set_t is a plain bit field; all zeroes is the empty set.
+    // SAFETY: `cpu_set_t` is an array of integers; all zeroes is the empty set.
     let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     for cpu in command.cpus.iter().filter(|cpu| **cpu < MAX_CPUS) {
-        // SAFETY: the number is within the set.
+        // SAFETY: `cpus` is a valid set, and the number is below `CPU_SETSIZE`.
         unsafe { libc::CPU_SET(*cpu, &mut cpus) };
     }
     let mut fds: Vec<[c_int; 3]> =
@@ -251,15 +253,15 @@ pub fn spawn_unless(command: &Command<'_>, is_cancelled: &AtomicBool) -> Result<
         step: 0,
         errno: 0,
     };
-    // u128 for the alignment that the ABI wants of a stack.
+    // `u128` gives the alignment of 16 bytes that the ABI requires of a stack.
     let mut stack = vec![0u128; STACK / 16];
     let pidfd = AtomicI32::new(-1);
-    // SAFETY: sigset_t is a plain C struct; all of it is written by sigfillset before it is read.
+    // SAFETY: all zeroes is a valid `sigset_t`; `sigfillset` writes it before it is read.
     let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: as above; written by pthread_sigmask before it is read.
+    // SAFETY: all zeroes is a valid `sigset_t`; `pthread_sigmask` writes it before it is read.
     let mut before: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `all` and `before` are valid. No signal handler may run in the child while it borrows
-    // this memory, so everything is blocked here, inherited blocked, and unblocked by the child
+    // SAFETY: `all` and `before` are valid sets. All signals are blocked because no handler may run
+    // in the child while it borrows this memory; the child inherits the mask and unblocks signals
     // only after it has reset its handlers.
     unsafe {
         libc::sigfillset(&raw mut all);
@@ -267,29 +269,31 @@ pub fn spawn_unless(command: &Command<'_>, is_cancelled: &AtomicBool) -> Result<
     }
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
     let start = || {
-        // SAFETY: the stack is large enough, aligned, not used by anything else, and outlives the
-        // child's use of it, because CLONE_VFORK stops this thread until the child has executed the
-        // program or exited. `plan` and everything it points to likewise. `child` makes only
-        // async-signal-safe calls. The fifth argument (`parent_tid`) receives the pidfd, before the
-        // child runs.
+        // SAFETY: `child` makes only async-signal-safe calls, for which the stack is large enough;
+        // the stack is aligned and used by nothing else. The stack, `plan` and everything that it
+        // points to outlive the child's use of them, because `CLONE_VFORK` suspends this thread
+        // until the child has executed the program or exited. The fifth argument (`parent_tid`)
+        // points to a valid integer, to which the kernel writes the pidfd before the child runs
+        // (`CLONE_PIDFD`).
         let pid = unsafe {
             let top = stack.as_mut_ptr().add(stack.len()).cast::<c_void>();
             libc::clone(child, top, flags, (&raw mut plan).cast::<c_void>(), pidfd.as_ptr())
         };
         (pid, io::Error::last_os_error())
     };
-    // Only processes of another user can have an interest in stopping it, or the right.
+    // Only a child that becomes another user can be stopped by that user.
     let timeout =
         if command.uid.is_some() { guard::START_TIMEOUT } else { guard::OWN_START_TIMEOUT };
     let ((pid, clone_error), is_killed) = guard::guarded(&pidfd, timeout, is_cancelled, start);
-    // SAFETY: `before` was filled above.
+    // SAFETY: `pthread_sigmask` has filled `before` above.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
     if pid < 0 {
         return Err(SpawnError { step: Step::Clone, source: clone_error });
     }
-    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    // SAFETY: `clone` has just created this descriptor (`CLONE_PIDFD`), and nothing else owns it.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd.into_inner()) };
-    // SAFETY: `plan` is alive; the child wrote these through a pointer, so they must be read anew.
+    // SAFETY: `plan` is valid. The child wrote the fields through a raw pointer, so the reads must
+    // be volatile.
     let (step, errno) = unsafe {
         ((&raw const plan.step).read_volatile(), (&raw const plan.errno).read_volatile())
     };
@@ -298,8 +302,10 @@ pub fn spawn_unless(command: &Command<'_>, is_cancelled: &AtomicBool) -> Result<
         let _ = crate::process::reap(pidfd.as_fd());
         if is_killed {
             let reason = match is_cancelled.load(Ordering::Relaxed) {
-                true => "it is not wanted any more",
-                false => "it was stopped all the time, or its directory or program did not answer",
+                true => "the start was cancelled",
+                false => {
+                    "it was stopped repeatedly, or the file system of its directory or program did not answer"
+                }
             };
             return Err(SpawnError {
                 step: Step::Exec,
@@ -337,7 +343,7 @@ fn to_step(step: c_int) -> Step {
     STEPS.into_iter().find(|s| *s as c_int == step).unwrap_or(Step::Exec)
 }
 
-/// The paths that `execvp` would try for a program name.
+/// Returns the paths that `execvp(3)` tries for a program name.
 #[must_use]
 pub fn search(program: &CStr, path: Option<&std::ffi::OsStr>) -> Vec<CString> {
     use std::os::unix::ffi::OsStrExt;

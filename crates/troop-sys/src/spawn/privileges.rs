@@ -1,18 +1,18 @@
-//! What the child gives up besides its user and groups: capabilities, and the ways to new ones.
-//! System calls only, as in all of the child.
+//! Drops the child's capabilities and enters its sandbox. Makes system calls only, as all code of
+//! the child.
 
 use libc::c_int;
 
 use super::Step;
 use super::child::{Plan, errno};
 
-/// `_LINUX_CAPABILITY_VERSION_3`: two words for each set.
+/// `_LINUX_CAPABILITY_VERSION_3`, with two words per set.
 const VERSION: u32 = 0x2008_0522;
 
 #[repr(C)]
 struct Header {
     version: u32,
-    /// 0 is the caller.
+    /// Process id; 0 for the caller.
     pid: c_int,
 }
 
@@ -24,31 +24,33 @@ struct Word {
     inheritable: u32,
 }
 
-/// What no program that is executed can ever get. Needs `CAP_SETPCAP`; without it the set stays,
-/// and `no_new_privs` alone keeps it from being of use.
+/// Empties the capability bounding set (`PR_CAPBSET_DROP`), so that no executed program can gain
+/// capabilities. Without `CAP_SETPCAP` the set stays, and only `no_new_privs` prevents its use.
 ///
 /// # Safety
-/// Only in a child between `clone` and `execve`.
+/// Call only in a child between `clone` and `execve`.
 pub(super) unsafe fn empty_bounding_set() {
     for capability in 0..64 {
-        // SAFETY: a system call on this process's own credentials. It ends at the first number that
-        // is no capability, or without the right to.
+        // SAFETY: `prctl` with integer arguments that changes this process's own credentials. It
+        // fails with `EINVAL` after the last capability, and with `EPERM` without `CAP_SETPCAP`.
         if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
             return;
         }
     }
 }
 
-/// Drops capabilities after the change of user, checks that they are gone, and closes the ways to
-/// new ones.
+/// Drops capabilities after the change of user, verifies that they are gone, and sets
+/// `no_new_privs` if the plan says so. Without `drop_capabilities`, only those inheritable
+/// capabilities are dropped that are not ambient.
 ///
 /// # Safety
-/// Only in a child between `clone` and `execve`.
+/// Call only in a child between `clone` and `execve`.
 pub(super) unsafe fn drop_all(plan: &Plan) -> Result<(), (Step, c_int)> {
     let header = Header { version: VERSION, pid: 0 };
     let mut words = [Word::default(); 2];
-    // SAFETY: raw system calls on this process's own credentials with valid pointers; glibc has no
-    // wrappers for two of them, and they change this process alone.
+    // SAFETY: `capset`, `capget` and `prctl` with valid pointers to structures of the version in
+    // the header. They change this process's credentials only. Raw, because glibc has no wrappers
+    // for the first two.
     unsafe {
         if libc::syscall(libc::SYS_capget, &raw const header, words.as_mut_ptr()) != 0 {
             return Err((Step::Capabilities, errno()));
@@ -60,7 +62,7 @@ pub(super) unsafe fn drop_all(plan: &Plan) -> Result<(), (Step, c_int)> {
                 word.inheritable = ambient(at, word.inheritable);
             }
         }
-        // Ambient capabilities are lost with inheritable ones.
+        // The kernel drops ambient capabilities with the inheritable ones.
         if words != wanted {
             if libc::syscall(libc::SYS_capset, &raw const header, wanted.as_ptr()) != 0 {
                 return Err((Step::Capabilities, errno()));
@@ -81,13 +83,13 @@ pub(super) unsafe fn drop_all(plan: &Plan) -> Result<(), (Step, c_int)> {
     Ok(())
 }
 
-/// Restricts access to files, then system calls; both stay for whatever is executed.
+/// Restricts file access, then system calls. Executed programs inherit both.
 ///
 /// # Safety
-/// As [`drop_all`], after it.
+/// Call only in a child between `clone` and `execve`, after [`drop_all`].
 pub(super) unsafe fn enter_sandbox(plan: &Plan) -> Result<(), (Step, c_int)> {
-    // SAFETY: raw system calls that change this process alone; the descriptor and the programs are
-    // the parent's, which waits.
+    // SAFETY: raw system calls that restrict this process only. The descriptor is open in this
+    // process, and the filter programs are in the memory of the parent, which waits.
     unsafe {
         if plan.ruleset >= 0
             && libc::syscall(libc::SYS_landlock_restrict_self, plan.ruleset, 0) != 0
@@ -104,15 +106,16 @@ pub(super) unsafe fn enter_sandbox(plan: &Plan) -> Result<(), (Step, c_int)> {
     Ok(())
 }
 
-/// The inheritable capabilities that whoever has started this process wants its programs to have:
-/// the ambient ones.
+/// Returns the inheritable capabilities of this word that are also ambient: those that the starter
+/// of this process passes on to programs.
 ///
 /// # Safety
-/// As [`drop_all`].
+/// Call only in a child between `clone` and `execve`.
 unsafe fn ambient(word: usize, inheritable: u32) -> u32 {
     let mut kept = 0;
     for bit in (0..32).filter(|bit| inheritable & (1 << bit) != 0) {
-        // SAFETY: asks about this process's own credentials.
+        // SAFETY: `prctl(PR_CAP_AMBIENT_IS_SET)` takes integers and only reads this process's own
+        // credentials.
         if unsafe {
             libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_IS_SET, word * 32 + bit, 0, 0)
         } == 1

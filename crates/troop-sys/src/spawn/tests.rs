@@ -74,8 +74,8 @@ fn a_program_runs_with_its_own_environment_and_directory() {
 }
 
 #[test]
-fn no_descriptor_leaks_but_the_ones_meant_for_the_child() {
-    // An inheritable descriptor, as a careless host program leaves them.
+fn the_child_inherits_only_the_descriptors_that_it_is_given() {
+    // An inheritable descriptor, as a host program may leave it.
     let careless = std::fs::File::open("/dev/null").unwrap();
     rustix::io::fcntl_setfd(&careless, rustix::io::FdFlags::empty()).unwrap();
     let mut c = command("ls /proc/$$/fd");
@@ -160,8 +160,7 @@ fn another_user_has_no_capabilities_and_no_way_to_any() {
     );
 }
 
-/// What a script prints under a sandbox, without the privileges that a sandbox must not be entered
-/// with.
+/// Runs a script in a sandbox, as a user without privileges, and returns its output.
 fn confined(sandbox: Sandbox, script: &str) -> String {
     let mut c = command(script);
     (c.sandbox, c.no_new_privileges) = (sandbox, true);
@@ -194,16 +193,16 @@ fn a_sandbox_leaves_only_the_files_that_it_names() {
     let of = |read: Option<&[PathBuf]>, write: Option<&[PathBuf]>| {
         Sandbox::default().files(read, write, false).unwrap()
     };
-    // Reading alone: nothing can be changed.
+    // With `read` only, nothing can be changed.
     let read = [system.clone(), open.clone()].concat();
     assert_eq!(confined(of(Some(&read), None), &script), "open\nPermission denied\nnull\n");
-    // Writing alone: everything can be read.
+    // With `write` only, everything can be read.
     assert_eq!(confined(of(None, Some(&[])), &script), "open\nclosed\nnull\n");
     assert_eq!(
         confined(of(None, Some(&open)), &script),
         "open\nclosed\nwrote open\nemptied open\nremoved open\nnull\n"
     );
-    // Nothing that it has written is executed, unless it can also be read.
+    // Files that it has written can be executed only where it may also read.
     std::fs::write(root.join("open/file"), "open\n").unwrap();
     let program = format!(
         "printf '#!/bin/sh\\necho ran' > {at}/open/p; chmod 755 {at}/open/p; {at}/open/p 2>/dev/null || echo $?"
@@ -215,7 +214,7 @@ fn a_sandbox_leaves_only_the_files_that_it_names() {
     (outside.sandbox, outside.no_new_privileges) = (of(Some(&open), None), true);
     let e = spawn(&outside).unwrap_err();
     assert_eq!((e.step, e.source.raw_os_error()), (Step::Exec, Some(libc::EACCES)));
-    // So must the running image, by whatever name it is executed.
+    // The running image must be readable too, whatever name executes it.
     let image = || {
         let mut c = command("");
         (c.candidates, c.no_new_privileges) = (vec![c"/proc/self/exe".to_owned()], true);
@@ -231,7 +230,8 @@ fn a_sandbox_leaves_only_the_files_that_it_names() {
     inside.sandbox =
         of(Some(&[system.clone(), vec![std::env::current_exe().unwrap()]].concat()), None);
     assert!(output(inside).0.contains("a_sandbox_leaves_only_the_files_that_it_names"));
-    // Where it could put a link to everything, nothing is looked up.
+    // Paths through a directory that the worker can change are rejected, because it could put a
+    // link there.
     std::os::unix::fs::symlink("/", root.join("open/link")).unwrap();
     let link = [root.join("open"), root.join("open/link")];
     assert_eq!(

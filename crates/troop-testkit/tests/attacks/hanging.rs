@@ -99,7 +99,7 @@ async fn a_start_that_is_never_answered_holds_up_neither_clients_nor_the_end() {
     assert!(!start.is_finished());
     scene.troop.cluster.disconnect().await.unwrap();
     let refused = start.await.unwrap().unwrap_err();
-    assert!(refused.chain().contains("not wanted any more"), "{}", refused.chain());
+    assert!(refused.chain().contains("cancelled"), "{}", refused.chain());
 }
 
 #[tokio::test(flavor = "multi_thread")]
