@@ -114,7 +114,7 @@ exports.guard = (child, channel, id) => {
     const { cmd } = message;
     const isAnswer = cmd === 'NODE_HANDLE_ACK' || cmd === 'NODE_HANDLE_NACK';
     if (isAnswer && !Array.isArray(child._handleQueue)) {
-      refuse('an acknowledgement nobody asked for');
+      refuse('an unexpected acknowledgement');
     } else if (cmd === 'NODE_HANDLE' && handle) {
       receive(message, handle);
     } else {

@@ -1,4 +1,4 @@
-//! What the state machine reports: the facts that become a program's events.
+//! Notices of the state machine, which become a program's events.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::WorkerId;
 use crate::text::escaped;
 
-/// The most characters of a worker's words that are shown.
+/// Maximum number of characters of a worker's text in a message.
 const MAX_SHOWN: usize = 200;
 
 /// How a process ended.
@@ -17,12 +17,12 @@ pub enum ExitHow {
     Code(i32),
     /// This signal ended it.
     Signal(i32),
-    /// Somebody else reaped the process, so its status cannot be known.
+    /// Another party has reaped the process, so its status is unknown.
     Unknown,
 }
 
 impl ExitHow {
-    /// True for exit code 0.
+    /// Whether it exited with code 0.
     #[must_use]
     pub fn is_success(self) -> bool {
         self == ExitHow::Code(0)
@@ -42,7 +42,7 @@ impl fmt::Display for ExitHow {
     }
 }
 
-/// The name of a Linux signal number, such as `SIGTERM`; `None` for real-time signals.
+/// Returns the name of a Linux signal, such as `SIGTERM`; `None` for real-time signals.
 #[must_use]
 pub fn signal_name(signal: i32) -> Option<&'static str> {
     const NAMES: [&str; 31] = [
@@ -94,12 +94,12 @@ pub enum AddressType {
     Udp4,
     /// UDP over IPv6 (`"udp6"`).
     Udp6,
-    /// A descriptor of the primary (`null`).
+    /// A descriptor of the primary, by its number (`null`).
     Fd,
 }
 
 impl AddressType {
-    /// True for the two UDP kinds, which are always shared, never handed over.
+    /// Whether it is UDP, whose sockets are shared and never handed over.
     #[must_use]
     pub fn is_udp(self) -> bool {
         matches!(self, AddressType::Udp4 | AddressType::Udp6)
@@ -119,14 +119,14 @@ impl fmt::Display for AddressType {
     }
 }
 
-/// Where something listens, in the words of Node's `listening` event.
+/// The address of a listener, with the fields of Node's `listening` event.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Address {
     /// An IP, an absolute path, or `None` for any address.
     pub address: Option<String>,
     /// The port; -1 for Unix paths; `None` where the worker sent none.
     pub port: Option<i64>,
-    /// Which family.
+    /// The type of the address.
     pub address_type: AddressType,
     /// The descriptor number, for `listen({fd})`; -1 for UDP.
     pub fd: Option<i64>,
@@ -143,7 +143,7 @@ impl fmt::Display for Address {
             (None, _) => "*",
         };
         match (self.address_type, self.fd) {
-            // An abstract name arrives as `/directory/of/the/worker/\0name`, and is no path.
+            // An abstract name arrives as `/directory/of/the/worker/\0name`.
             (AddressType::Unix, _) => match host.split_once('\0') {
                 Some((_, name)) => write!(f, "abstract @{:.MAX_SHOWN$}", escaped(name)),
                 None => write!(f, "{:.MAX_SHOWN$}", escaped(host)),
@@ -161,7 +161,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// A rule of the channel that a worker broke.
+/// A violation of the channel's protocol by a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Violation {
@@ -175,41 +175,41 @@ pub enum Violation {
     NotSerialized,
     /// A value in V8's serialization format that would take more memory than the limit (bytes).
     TooCostly(usize),
-    /// One of the protocol's own messages with fields that make no sense; what is wrong with it.
+    /// An internal message with invalid fields, and the reason.
     Malformed(String),
-    /// An acknowledgement that nobody asked for.
+    /// An unexpected acknowledgement.
     UnaskedAck,
-    /// A message that announces a descriptor, but none came.
+    /// A message whose announced descriptor did not arrive.
     MissingHandle,
-    /// Descriptors that no message asked for; all were closed (how many).
+    /// This many descriptors that no message announced; they were closed.
     SurplusHandles(u64),
-    /// A descriptor that is no socket; it was closed.
+    /// A descriptor that is not a socket; it was closed.
     BadHandle,
-    /// The same from a worker that runs as another user than the primary: the file system of a file
-    /// may keep whoever closes it waiting for ever.
+    /// A descriptor that is not a socket, from a worker of another user. A fatal violation, because
+    /// closing a file may block for ever on that user's file system.
     ForeignFile,
-    /// It did not answer a connection within this many milliseconds.
+    /// It did not acknowledge a connection within this many milliseconds.
     Hung(u64),
-    /// It gave no sign of life for this many milliseconds, though it was asked for one.
+    /// It did not answer a probe, and sent nothing else, for this many milliseconds.
     Silent(u64),
-    /// More listeners than one worker may ask for.
+    /// More than this many listeners.
     TooManyListeners(usize),
-    /// More listeners than its share of the primary's descriptors; how many that is.
+    /// More than this many listeners, its share of the primary's descriptors.
     OverShare(usize),
-    /// It had the primary wait for connections on a socket that both have.
+    /// It made the primary block in `accept` on a shared socket.
     HeldUp,
-    /// More sockets bound for nothing, within ten seconds, than this: they could not be bound, or
-    /// it closed them.
+    /// More than this many requests within ten seconds for listeners that could not be bound or
+    /// that it closed again.
     TooManyBinds(u32),
-    /// It left more descriptors unacknowledged than this.
+    /// More than this many unacknowledged descriptors.
     Unacknowledged(usize),
-    /// A listener that workers may not have; where.
+    /// A request for a listener that workers may not have, and its address.
     Forbidden(String),
 }
 
 impl Violation {
-    /// True when nothing that follows on the channel can be trusted, so that the worker is cut off
-    /// at the first offence.
+    /// Whether the worker's channel is closed at the first such violation, because nothing that
+    /// follows on it can be trusted.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
         matches!(
@@ -245,7 +245,7 @@ impl fmt::Display for Violation {
             Violation::Malformed(what) => {
                 write!(f, "a malformed protocol message: {:.MAX_SHOWN$}", escaped(what))
             }
-            Violation::UnaskedAck => f.write_str("an acknowledgement nobody asked for"),
+            Violation::UnaskedAck => f.write_str("an unexpected acknowledgement"),
             Violation::MissingHandle => f.write_str("a message whose descriptor did not arrive"),
             Violation::SurplusHandles(n) => write!(f, "{n} descriptors that no message announced"),
             Violation::BadHandle => f.write_str("a descriptor that is not a socket"),
@@ -280,77 +280,75 @@ impl fmt::Display for Violation {
     }
 }
 
-/// A fact about one worker, in the order in which Node would emit it.
+/// A fact about the cluster, in the order of Node's events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Notice {
     /// The process was started.
     Forked {
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
-        /// Its process.
+        /// Its process id.
         pid: u32,
     },
-    /// It opened its channel.
+    /// A worker has opened its channel.
     Online {
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
     },
-    /// One of its servers listens.
+    /// A server of the worker listens.
     Listening {
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
-        /// Where.
+        /// The address.
         at: Listening,
     },
-    /// Its channel closed.
+    /// A worker's channel has closed.
     Disconnected {
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
-        /// Whether somebody had asked for it.
+        /// Whether it was requested.
         voluntary: bool,
     },
-    /// Its process ended.
+    /// A worker's process has ended.
     Exited {
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
-        /// How.
+        /// How it ended.
         how: ExitHow,
-        /// Whether somebody had asked for it.
+        /// Whether it was requested.
         voluntary: bool,
     },
-    /// It does not take the connections that wait for it, so that they go to others; or it does
-    /// again.
+    /// A worker does not take its connections, so that they go to others; or it takes them again.
     Stalled {
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
-        /// Whether it does not.
+        /// True if it does not take them.
         stalled: bool,
     },
-    /// A listener is not steered by the kernel as was chosen, or not with a socket for each worker.
+    /// A listener is not steered although that was chosen, or not with a socket per worker.
     NotSteered {
-        /// Which listener, in the words of the worker that asked for it.
+        /// The address that the worker asked for.
         at: Address,
-        /// Why, and what is done instead.
+        /// The reason and what is done instead.
         reason: String,
     },
-    /// A listener was closed because no worker has it any more and nobody who is starting may ask
-    /// for it, or, while connections waited for a worker, because it is not to wait for one.
+    /// A listener was closed: no worker has it, and no starting worker may ask for it, or the
+    /// cluster does not keep it for a successor.
     ListenerClosed {
-        /// Where it was bound.
+        /// The bound address.
         at: Address,
-        /// Connections that waited there; they were closed.
+        /// Number of waiting connections that were closed with it.
         dropped: usize,
-        /// Set if a successor should have listened there: where, in the words of the worker that
-        /// had asked for it.
+        /// The address that a worker had asked for, if a successor should have listened there.
         missed: Option<Address>,
     },
-    /// It broke a rule of the channel.
+    /// A worker has violated the channel's protocol.
     Misbehaved {
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
-        /// Which rule.
+        /// The violation.
         violation: Violation,
-        /// True if its channel was closed for it.
+        /// Whether its channel was closed because of it.
         cut_off: bool,
     },
 }

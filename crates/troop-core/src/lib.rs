@@ -1,18 +1,17 @@
-//! What a troop primary *decides*, and how the two sides talk, without any I/O.
+//! The decisions of a troop primary and the wire protocol, without I/O.
 //!
 //! Nothing in this crate opens a descriptor, reads a clock, starts a task or draws a random number.
-//! Inputs go in, decisions come out; time is an input. That is what makes the behaviour of a
-//! cluster testable to the last transition.
+//! Time and events are inputs, [`Action`](primary::Action)s are outputs, so that every transition
+//! of a cluster can be tested.
 //!
-//! - [`primary`]: the state machine of the primary: worker lives, the registry of listeners,
-//!   connections in flight.
-//! - [`supervise`]: how many workers there should be: restarts with back-off, rolling reload,
-//!   shutdown.
+//! - [`primary`]: the state machine of the primary: workers, the registry of listeners, connections
+//!   in flight.
+//! - [`supervise`]: supervision: restarts with back-off, rolling reloads, scaling, shutdown.
 //! - [`cluster`]: recycling, hung workers, health checks, missed addresses, activated sockets.
-//! - [`policy`]: which worker gets the next connection.
-//! - [`snapshot`]: the state of all that, written down and read again.
-//! - [`steer`]: what the kernel is told to do by itself.
-//! - [`text`]: text of strangers, made safe to show.
+//! - [`policy`]: policies, which choose the worker for each connection.
+//! - [`snapshot`]: the whole state as plain data.
+//! - [`steer`]: steered listeners: kernel programs and shares.
+//! - [`text`]: escaping of untrusted text.
 //! - [`wire`]: Node's IPC protocol: framing, messages in, messages out.
 
 #![forbid(unsafe_code)]

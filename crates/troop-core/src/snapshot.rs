@@ -1,7 +1,7 @@
-//! Snapshots: all that a cluster has decided and waits for, as plain data with a version.
+//! Snapshots of a cluster's whole state, as plain data with a version.
 //!
-//! A cluster that is read goes on as the one that was written would have. Policies of the program's
-//! own cannot be written, as they are no data.
+//! A cluster that was written and read behaves like the original. Policies of the embedding program
+//! are code and cannot be written.
 
 use std::error::Error;
 use std::fmt;
@@ -10,16 +10,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
 
-/// The version of what [`write()`] writes, and the only one that [`read`] takes. One more with each
-/// change of the state's form.
+/// The version of the format that [`write()`] writes, and the only one that [`read`] accepts. Every
+/// change of the state's fields increments it.
 pub const VERSION: u32 = 2;
 
-/// Why a cluster could not be written or read.
+/// The reason why a snapshot could not be written or read.
 #[derive(Debug)]
 pub enum SnapshotError {
-    /// A snapshot of this other version.
+    /// The snapshot has this other version.
     Version(u32),
-    /// It cannot be written, or what is read is no snapshot.
+    /// The state cannot be serialized, or the bytes are not a snapshot.
     Format(serde_json::Error),
 }
 
@@ -29,7 +29,7 @@ impl fmt::Display for SnapshotError {
             SnapshotError::Version(version) => {
                 write!(f, "a snapshot of version {version}; this program reads version {VERSION}")
             }
-            SnapshotError::Format(_) => f.write_str("the snapshot of a cluster"),
+            SnapshotError::Format(_) => f.write_str("invalid snapshot of a cluster"),
         }
     }
 }
@@ -49,10 +49,10 @@ impl From<serde_json::Error> for SnapshotError {
     }
 }
 
-/// Writes down the state of a cluster.
+/// Serializes the state of a cluster.
 ///
 /// # Errors
-/// [`SnapshotError::Format`] if it has a policy that is the program's own.
+/// [`SnapshotError::Format`] if it has a policy of the embedding program.
 pub fn write(cluster: &Cluster) -> Result<Vec<u8>, SnapshotError> {
     #[derive(Serialize)]
     struct Written<'a> {
@@ -62,11 +62,11 @@ pub fn write(cluster: &Cluster) -> Result<Vec<u8>, SnapshotError> {
     Ok(serde_json::to_vec(&Written { version: VERSION, cluster })?)
 }
 
-/// Reads the state of a cluster that [`write()`] has written.
+/// Restores a cluster from the output of [`write()`].
 ///
 /// # Errors
-/// [`SnapshotError::Version`] for another version, whatever else it holds;
-/// [`SnapshotError::Format`] if it is no snapshot.
+/// [`SnapshotError::Version`] for another version, whatever else the bytes contain;
+/// [`SnapshotError::Format`] if they are not a snapshot.
 pub fn read(snapshot: &[u8]) -> Result<Cluster, SnapshotError> {
     #[derive(Deserialize)]
     struct Head {
@@ -84,8 +84,7 @@ pub fn read(snapshot: &[u8]) -> Result<Cluster, SnapshotError> {
     Ok(cluster)
 }
 
-/// Floating-point numbers by their bits: a number that is written and read is the same number, in
-/// any format.
+/// Serializes floating-point numbers by their bits, so that any format preserves them exactly.
 pub(crate) mod bits {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -98,7 +97,7 @@ pub(crate) mod bits {
     }
 }
 
-/// An option in an option. JSON has one `null` for both.
+/// Serializes an option in an option, which JSON's single `null` cannot distinguish.
 pub(crate) mod nested {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -118,7 +117,7 @@ pub(crate) mod nested {
     }
 }
 
-/// Maps whose keys are no text, as lists of pairs.
+/// Serializes maps whose keys are not text as lists of pairs.
 pub(crate) mod pairs {
     use std::collections::BTreeMap;
 

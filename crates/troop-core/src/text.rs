@@ -1,21 +1,22 @@
-//! Text of workers and other strangers, made safe to show.
+//! Escapes text of workers and other untrusted sources.
 //!
-//! An address, a path, a reason or a line of output can hold escape sequences, which terminals
-//! obey; newlines, which forge lines of a log; and marks that turn the direction of text, which
-//! make it read as something else. [`escaped`] shows all of them as `\n`, `\x1b` or `\u{202e}`.
+//! An address, a path, a reason or a line of output can contain escape sequences, which terminals
+//! interpret, newlines, which forge lines of a log, and marks that change the direction of text, so
+//! that it reads as something else. [`escaped`] shows them as `
+//! `, `\x1b` or `\u{202e}`.
 
 use std::borrow::Cow;
 use std::fmt::{self, Display, Write};
 
-/// Ends all colours.
+/// The escape sequence that resets all colours.
 const RESET: &str = "\x1b[0m";
-/// The longest parameters of a colour, in bytes: `38;2;255;255;255`, twice.
+/// Maximum length of a colour's parameters, in bytes: twice `38;2;255;255;255`.
 const MAX_COLOUR: usize = 40;
 
-/// Whether a character does something other than stand where it is: controls (C0, DEL, C1),
-/// separators of lines and paragraphs, marks that change the direction of text, annotations, and
-/// characters that cannot be seen, by which two names look the same. (Joiners and variation
-/// selectors are safe: scripts and emoji need them.)
+/// Whether a character is unsafe to print: controls (C0, DEL, C1), separators of lines and
+/// paragraphs, marks that change the direction of text, annotations, and invisible characters,
+/// which make different names look the same. Joiners and variation selectors are safe, because
+/// scripts and emoji need them.
 #[must_use]
 pub fn is_unsafe(c: char) -> bool {
     c.is_control()
@@ -26,14 +27,14 @@ pub fn is_unsafe(c: char) -> bool {
             | '\u{2060}'..='\u{2065}' | '\u{206a}'..='\u{206f}' | '\u{3164}' | '\u{feff}' | '\u{ffa0}' | '\u{e0000}'..='\u{e00ff}')
 }
 
-/// Shows text with everything escaped that [is unsafe](is_unsafe). A precision (`{:.80}`) cuts it
-/// to that many characters of its own, and adds `…`.
+/// Displays text with [unsafe](is_unsafe) characters escaped. A precision (`{:.80}`) truncates it
+/// to that many characters of the original and appends `…`.
 #[must_use]
 pub fn escaped(text: &str) -> Escaped<'_> {
     Escaped(text)
 }
 
-/// What [`escaped`] returns.
+/// The result of [`escaped`].
 #[derive(Debug, Clone, Copy)]
 pub struct Escaped<'a>(&'a str);
 
@@ -45,7 +46,7 @@ impl Display for Escaped<'_> {
     }
 }
 
-/// Escapes whatever is written to it, as [`escaped`] does.
+/// A writer that escapes text, as [`escaped`] does.
 #[derive(Debug)]
 pub struct Escaping<W>(pub W);
 
@@ -87,21 +88,21 @@ fn write_escape(to: &mut impl Write, c: char) -> fmt::Result {
     }
 }
 
-/// Escapes each line of a text, and puts a mark before it, by which a program's lines can be told
-/// from those that quote them.
+/// Escapes each line of a text and prefixes it with `mark`, which distinguishes quoted lines from
+/// troop's own.
 #[must_use]
 pub fn lines(text: &str, mark: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for (number, line) in text.split('\n').enumerate() {
         let end = if number == 0 { "" } else { "\n" };
-        // Into memory, so it cannot fail.
+        // Writing to memory cannot fail.
         let _ = write!(shown, "{end}{mark}{}", escaped(line.trim_end_matches('\r')));
     }
     shown
 }
 
-/// Escapes one line of a program's output for a terminal. Tabs stay, and so do colours
-/// (`ESC [ digits ; … m`), which end with the line.
+/// Escapes one line of a program's output for a terminal. Keeps tabs and colours (`ESC [ digits ; …
+/// m`), and resets colours at the end of the line.
 #[must_use]
 pub fn terminal_line(line: &str) -> Cow<'_, str> {
     if !line.contains(|c| c != '\t' && is_unsafe(c)) {
@@ -120,7 +121,7 @@ pub fn terminal_line(line: &str) -> Cow<'_, str> {
         }
         let mut chars = rest.chars();
         if let Some(c) = chars.next() {
-            // Into memory, so it cannot fail.
+            // Writing to memory cannot fail.
             let _ = write_escape(&mut shown, c);
         }
         rest = chars.as_str();
@@ -132,19 +133,19 @@ pub fn terminal_line(line: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// The length of the colour that a text begins with.
+/// Returns the length of the colour sequence at the beginning of a text.
 fn colour(text: &str) -> Option<usize> {
     let parameters = text.strip_prefix("\x1b[")?;
     let end = parameters.find(|c: char| !(c.is_ascii_digit() || c == ';' || c == ':'))?;
     (end <= MAX_COLOUR && parameters[end..].starts_with('m')).then_some(2 + end + 1)
 }
 
-/// Escapes in a JSON text what JSON would leave as it is: characters above C0 that
-/// [are unsafe](is_unsafe). They can only be in strings, so it means the same afterwards.
+/// Escapes [unsafe](is_unsafe) characters above C0, which JSON permits, in a JSON text. They occur
+/// only in strings, so the value stays the same.
 #[must_use]
 pub fn json(text: String) -> String {
     let is_raw = |c: char| !matches!(c, '\0'..='\x1f') && is_unsafe(c);
-    // Most lines of a log are plain, and this is all that they cost.
+    // Fast path: most lines of a log are plain ASCII.
     let is_plain = text.is_ascii() && !text.as_bytes().contains(&0x7f);
     if is_plain || !text.contains(is_raw) {
         return text;
@@ -169,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_terminals_or_readers_obey_is_shown_instead() {
+    fn control_and_direction_characters_are_escaped() {
         for (text, shown) in [
             ("", ""),
             ("/run/naïve 日本 👩‍👩‍👧 \\n.sock", "/run/naïve 日本 👩‍👩‍👧 \\n.sock"),
@@ -211,7 +212,7 @@ mod tests {
         assert!(!terminal_line(&long).contains('\x1b'));
     }
 
-    /// Texts in which what is looked for is not rare.
+    /// Generates texts in which unsafe characters are frequent.
     fn hostile() -> impl Strategy<Value = String> {
         let pieces = prop_oneof![
             any::<char>().prop_map(String::from),
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn one_thing_is_not_several() {
+    fn nouns_are_in_the_plural_unless_the_number_is_one() {
         let counted = [0_u32, 1, 2].map(|number| counted(number, "worker"));
         assert_eq!(counted, ["0 workers", "1 worker", "2 workers"]);
     }

@@ -1,14 +1,14 @@
-//! A map of workers, made for few of them that are looked up for every connection.
+//! A map with workers as keys, for maps of few workers with lookups for every connection.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::id::WorkerId;
 
-/// Something for each worker, in the order of their ids.
+/// A map from workers to values, in the order of worker ids.
 ///
-/// The ids stand by themselves in a few lines of memory that stay in the processor's cache. Those
-/// of a cluster mostly follow upon each other, so one is found where it is expected, or else by
-/// bisection. To insert an id that is not the highest, or to remove one, moves those after it.
+/// The ids are stored apart from the values, in a few cache lines. Ids of a cluster are mostly
+/// consecutive, so a lookup tries the expected index first, then a binary search. Inserting an id
+/// that is not the highest, and removing one, moves those after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerMap<T> {
     ids: Vec<WorkerId>,
@@ -29,26 +29,26 @@ impl<T> WorkerMap<T> {
         if self.ids.get(expected) == Some(&id) { Ok(expected) } else { self.ids.binary_search(&id) }
     }
 
-    /// What belongs to a worker.
+    /// Returns the value of a worker.
     #[must_use]
     #[inline]
     pub fn get(&self, id: &WorkerId) -> Option<&T> {
         self.find(*id).ok().and_then(|at| self.values.get(at))
     }
 
-    /// The same, to change it.
+    /// Returns the value of a worker, mutably.
     #[inline]
     pub fn get_mut(&mut self, id: &WorkerId) -> Option<&mut T> {
         self.find(*id).ok().and_then(|at| self.values.get_mut(at))
     }
 
-    /// Whether there is something for a worker.
+    /// Whether a worker has a value.
     #[must_use]
     pub fn contains_key(&self, id: &WorkerId) -> bool {
         self.find(*id).is_ok()
     }
 
-    /// Puts something in, and returns what was there before.
+    /// Sets the value of a worker and returns the previous one.
     pub fn insert(&mut self, id: WorkerId, value: T) -> Option<T> {
         match self.find(id) {
             Ok(at) => Some(std::mem::replace(&mut self.values[at], value)),
@@ -60,7 +60,7 @@ impl<T> WorkerMap<T> {
         }
     }
 
-    /// What belongs to a worker, after `value` has made it if there was nothing.
+    /// Returns the value of a worker, inserting that of `value` if it has none.
     pub fn get_or_insert_with(&mut self, id: WorkerId, value: impl FnOnce() -> T) -> &mut T {
         let at = self.find(id).unwrap_or_else(|at| {
             self.ids.insert(at, id);
@@ -70,46 +70,46 @@ impl<T> WorkerMap<T> {
         &mut self.values[at]
     }
 
-    /// Takes something out.
+    /// Removes the value of a worker and returns it.
     pub fn remove(&mut self, id: &WorkerId) -> Option<T> {
         let at = self.find(*id).ok()?;
         self.ids.remove(at);
         Some(self.values.remove(at))
     }
 
-    /// How many there are.
+    /// Returns the number of workers.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether there is nothing.
+    /// Whether the map is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// All workers.
+    /// Returns the workers.
     pub fn keys(&self) -> impl Iterator<Item = &WorkerId> {
         self.ids.iter()
     }
 
-    /// What belongs to them.
+    /// Returns the values, in the order of worker ids.
     pub fn values(&self) -> impl Iterator<Item = &T> {
         self.values.iter()
     }
 
-    /// The same, to change it.
+    /// Returns the values, mutably.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.values.iter_mut()
     }
 
-    /// Both.
+    /// Returns the workers with their values.
     pub fn iter(&self) -> impl Iterator<Item = (&WorkerId, &T)> {
         self.ids.iter().zip(&self.values)
     }
 
-    /// Both, to change what belongs to them.
+    /// Returns the workers with their values, mutably.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (&WorkerId, &mut T)> {
         self.ids.iter().zip(&mut self.values)
     }
@@ -123,7 +123,7 @@ impl<T> FromIterator<(WorkerId, T)> for WorkerMap<T> {
     }
 }
 
-/// Written as a list of pairs.
+/// Serialized as a list of pairs, because JSON keys must be text.
 impl<T: Serialize> Serialize for WorkerMap<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(self.iter())
@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Whoever comes and goes: it is a map.
+        /// Behaves as a `BTreeMap` for any sequence of insertions and removals.
         #[test]
         fn it_is_a_map(steps in proptest::collection::vec((any::<bool>(), 0u32..40), 0..200)) {
             let (mut worker_map, mut map) = (WorkerMap::default(), BTreeMap::new());

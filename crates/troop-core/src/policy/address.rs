@@ -1,4 +1,4 @@
-//! Which listeners something is meant for.
+//! Patterns that select listeners by their address.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,11 +8,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::event::{Address, AddressType};
 
-/// A pattern that names listeners: `8000` or `:8000` (the port at any address), `127.0.0.1:8000`,
+/// A pattern that selects listeners: `8000` or `:8000` (the port at any address), `127.0.0.1:8000`,
 /// `[::1]:8000`, `/path/of/a/socket`, `@name` (an abstract socket), `fd:3` (a descriptor of the
-/// primary's), and with `udp:` before it those of UDP. A listener on port 0 is named by the 0 that
-/// its program asked for. IPv4 addresses that are written as IPv6 (`::ffff:127.0.0.1`) mean the
-/// same, and so do paths with doubled slashes.
+/// primary); a prefix `udp:` selects UDP. Port 0 selects listeners whose program asked for port 0.
+/// IPv4-mapped IPv6 addresses (`::ffff:127.0.0.1`) equal their IPv4 address, and paths are compared
+/// without doubled slashes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Pattern {
     udp: bool,
@@ -28,8 +28,8 @@ enum Target {
     Fd(i64),
 }
 
-/// A path without `.` and empty components; `None` if it is relative, or leads through `..`, which
-/// only the file system can resolve.
+/// Removes `.` and empty components from a path. Returns `None` if it is relative or contains `..`,
+/// which only the file system can resolve.
 fn normal(path: &str) -> Option<String> {
     if !path.starts_with('/') {
         return None;
@@ -47,16 +47,16 @@ fn normal(path: &str) -> Option<String> {
 }
 
 impl Pattern {
-    /// Whether a worker that asks for this address asks for a listener that is meant. Who asks for
-    /// a descriptor is meant by its number alone, whatever address it names besides.
+    /// Whether the pattern selects the listener that a worker asks for. A request for a descriptor
+    /// matches by its number only, whatever address it names.
     #[must_use]
     pub fn matches(&self, asked: &Address) -> bool {
         self.means(asked, IpAddr::is_unspecified)
     }
 
-    /// As [`Pattern::matches`], for what a worker may have: who names no address gets all of them,
-    /// of both families, so that only `[::]:8000` and `8000` mean that. (No address of UDP over
-    /// IPv4 is `0.0.0.0`.)
+    /// Whether the pattern permits what a worker asks for. Differs from [`Pattern::matches`] for
+    /// requests without an address, which bind all addresses of both families: only `[::]:8000` and
+    /// `8000` permit them. (For UDP over IPv4, no address is `0.0.0.0`.)
     #[must_use]
     pub fn covers(&self, asked: &Address) -> bool {
         let is_ipv4_only = asked.address_type == AddressType::Udp4;
@@ -86,7 +86,7 @@ impl Pattern {
             (Target::Port(number), _) => port(*number),
             (Target::Ip(ip, number), _) => {
                 let at = address.map(|a| a.parse::<IpAddr>().map(|at| at.to_canonical()));
-                // No address means any.
+                // Without an address, any address matches.
                 port(*number) && at.map_or_else(|| is_any(ip), |at| at == Ok(ip.to_canonical()))
             }
         }
@@ -127,7 +127,7 @@ impl FromStr for Pattern {
         };
         target.map(|target| Pattern { udp, target }).ok_or_else(|| {
             let forms = "8000, 127.0.0.1:8000, [::1]:8000, /path/of/a/socket (without ..), @abstract, fd:3, or udp: and one of the first three";
-            super::BadScheduling(format!("{text:?} names no listener; write {forms}"))
+            super::BadScheduling(format!("{text:?} is not a listener; write {forms}"))
         })
     }
 }
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn listeners_are_named_by_what_their_program_asks_for() {
+    fn patterns_match_the_address_that_the_program_asks_for() {
         let asked = |address: Option<&str>, port: i64, address_type| Address {
             address: address.map(str::to_owned),
             port: Some(port),
@@ -229,7 +229,7 @@ mod tests {
             ("127.0.0.1:80", tcp("::ffff:127.0.0.1", 80), true),
             ("[::ffff:127.0.0.1]:80", tcp("127.0.0.1", 80), true),
             ("127.0.0.1:80", tcp("::ffff:127.0.0.2", 80), false),
-            // Neither a name nor another notation is an address.
+            // Host names and other notations do not match addresses.
             ("127.0.0.1:80", tcp("localhost", 80), false),
             ("[::]:80", tcp("somewhere", 80), false),
             ("127.0.0.1:80", tcp("127.1", 80), false),
@@ -246,7 +246,7 @@ mod tests {
             ("@s", unix("\0s"), true),
             ("@s", unix("@s"), false),
             ("@s", unix("\0s\0"), false),
-            // A descriptor is none of the addresses that it is said to have.
+            // A request for a descriptor does not match by address.
             ("80", asked(None, Some(80), AddressType::Fd, Some(7)), false),
             ("80", asked(Some("::"), Some(80), AddressType::Tcp4, Some(7)), false),
             ("udp:80", asked(Some("::"), Some(80), AddressType::Udp4, Some(7)), false),

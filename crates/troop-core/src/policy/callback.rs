@@ -1,4 +1,4 @@
-//! The program decides about each connection, in its own time.
+//! Asks the embedding program for each connection's worker, without blocking.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,28 +12,27 @@ use super::{Connection, Policy, RoundRobin, WorkerView};
 use crate::event::Address;
 use crate::id::WorkerId;
 
-/// Carries answers to the primary: the number of the question, and the chosen worker if there is
-/// one.
+/// Sends an answer to the primary: the question's number, and the worker, if one was chosen.
 pub type Respond = Arc<dyn Fn(u64, Option<WorkerId>) + Send + Sync>;
 
-/// The question which worker is to have a connection. It owns its answer: [`Question::assign`]
-/// gives it, and a question that is dropped is answered with no preference.
+/// A question to the program: which worker gets a connection? [`Question::assign`] answers it;
+/// dropping it answers without a preference.
 #[non_exhaustive]
 pub struct Question {
-    /// The listener, as it is bound.
+    /// The bound address of the listener.
     pub listener: Address,
-    /// The other end; `None` for Unix sockets.
+    /// The client's address; `None` for Unix sockets.
     pub peer: Option<SocketAddr>,
-    /// The workers to choose from. One that is not [ready](WorkerView::ready) makes the connection
-    /// wait.
+    /// The workers to choose from. A connection waits for a worker that is not
+    /// [ready](WorkerView::ready).
     pub workers: Vec<WorkerView>,
     ticket: u64,
-    /// Until it is answered.
+    /// `None` once it is answered.
     respond: Option<Respond>,
 }
 
 impl Question {
-    /// A question about one connection. The number names it in its answer.
+    /// Creates a question; `number` identifies it in the answer.
     #[must_use]
     pub fn new(
         ticket: u64,
@@ -45,8 +44,8 @@ impl Question {
         Question { ticket, listener, peer, workers, respond: Some(respond) }
     }
 
-    /// Gives the connection to this worker. If the answer comes too late, or the worker has ended
-    /// meanwhile, it is the next worker's turn.
+    /// Assigns the connection to this worker. If the answer comes too late, or the worker has ended
+    /// meanwhile, the connection goes to the next worker in turn.
     pub fn assign(mut self, worker: WorkerId) {
         self.answer(Some(worker));
     }
@@ -58,7 +57,7 @@ impl Question {
     }
 }
 
-/// Answers that it does not matter, unless it was [assigned](Question::assign).
+/// Answers without a preference, unless the connection was [assigned](Question::assign).
 impl Drop for Question {
     fn drop(&mut self) {
         self.answer(None);
@@ -75,11 +74,13 @@ impl fmt::Debug for Question {
     }
 }
 
-/// Whom to ask, and for how long: see [`Scheduling::callback`](super::Scheduling::callback).
+/// The program's function and its timeout, for
+/// [`Scheduling::callback`](super::Scheduling::callback).
 #[derive(Clone)]
 pub struct Callback {
     ask: Arc<dyn Fn(Question) + Send + Sync>,
-    /// How long a connection waits for the answer. Then it is somebody's turn.
+    /// Time that a connection waits for the answer. After it, the next worker in turn gets the
+    /// connection.
     pub wait: Duration,
 }
 
@@ -88,7 +89,7 @@ impl Callback {
         Callback { ask: Arc::new(ask), wait }
     }
 
-    /// Asks.
+    /// Passes a question to the program.
     pub fn ask(&self, question: Question) {
         (self.ask)(question);
     }
@@ -106,8 +107,8 @@ impl PartialEq for Callback {
     }
 }
 
-/// Obeys the answer, which is in [`Connection::client`]. Without one, or if that worker has gone,
-/// turns.
+/// Picks the worker of the answer, which is in [`Connection::client`]. Without an answer, or if
+/// that worker is gone, picks workers in turn.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct CallbackPolicy {
     workers: BTreeSet<WorkerId>,
@@ -137,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_obeyed_and_everything_else_is_a_turn() {
+    fn an_answer_decides_and_all_other_connections_go_in_turn() {
         let mut policy = CallbackPolicy::default();
         (1..=3).for_each(|worker| policy.update(view(worker)));
         let mut pick = |client| policy.pick(&Connection { peer: None, client }).unwrap().0;
@@ -147,7 +148,7 @@ mod tests {
         );
         policy.remove(WorkerId(2));
         assert_ne!(policy.pick(&Connection { peer: None, client: Some(2) }), Some(WorkerId(2)));
-        // It waits for one that is busy.
+        // The connection waits for a worker that is not ready.
         policy.update(WorkerView { ready: false, ..view(3) });
         assert_eq!(policy.pick(&Connection { peer: None, client: Some(3) }), Some(WorkerId(3)));
     }

@@ -1,4 +1,4 @@
-//! Recognises a client by the first bytes of its connection: the header of a proxy, a cookie, a
+//! Identifies a client by the first bytes of its connection: a PROXY header, a cookie or a query
 //! parameter.
 
 use std::net::IpAddr;
@@ -9,38 +9,39 @@ use ppp::{HeaderResult, PartialResult, v1, v2};
 use super::partition::Mixer;
 use super::scheduling::{Header, Http, Sticky};
 
-/// The most headers that a request may have for its cookie to be found.
+/// Maximum number of headers of a request; with more, its cookie is not found.
 const MAX_HEADERS: usize = 128;
 
-/// What the first bytes of a connection tell.
+/// The result of [`identify`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finding {
-    /// More of them are needed.
+    /// More bytes are needed.
     More,
-    /// This is it.
+    /// The identification is complete.
     Found {
-        /// The client's number; `None` if it has not even an address.
+        /// The client's number; `None` if it has no address either.
         client: Option<u32>,
-        /// Bytes to be taken off the connection before it is handed over.
+        /// Number of bytes to remove from the connection before the hand-over.
         strip: usize,
     },
 }
 
-/// What to recognise a client by.
+/// The input of [`identify`].
 #[derive(Debug, Clone, Copy)]
 pub struct Identify<'a> {
-    /// The rules.
+    /// The rules of the listener.
     pub sticky: &'a Sticky,
-    /// The other end of the socket.
+    /// The address of the peer.
     pub peer: Option<IpAddr>,
-    /// What has arrived so far.
+    /// The bytes that have arrived so far.
     pub bytes: &'a [u8],
-    /// Nothing will be added: the time is over, the client has finished, or there is no more room.
+    /// Whether these are the last bytes: after the timeout, at the end of the stream, or when the
+    /// buffer is full.
     pub last: bool,
 }
 
-/// Recognises a client. Never fails: what is missing or malformed is as good as not there, and the
-/// address counts.
+/// Identifies a client. Never fails: if the header, cookie or parameter is missing or malformed,
+/// the address counts.
 #[must_use]
 pub fn identify(Identify { sticky, peer, bytes, last }: Identify<'_>) -> Finding {
     let (mut address, mut strip, mut rest) = (peer, 0, bytes);
@@ -70,13 +71,14 @@ enum Proxied {
     Header { length: usize, source: Option<IpAddr> },
 }
 
-/// How a header of version 1 begins, and the longest there can be, with the CR and LF that end it.
+/// Prefix of a PROXY header of version 1.
 const V1_PREFIX: &[u8] = b"PROXY ";
+/// Maximum length of a PROXY header of version 1, with its CR and LF.
 const MAX_V1: usize = 107;
 
 fn proxied(bytes: &[u8]) -> Proxied {
-    // What ends a header of version 1 is for this function to find: the parser takes some
-    // beginnings of one for none, and a bare newline for an end.
+    // Finds the end of a header of version 1 here, because the parser rejects some incomplete
+    // headers and accepts a bare newline as the end.
     let bytes = if bytes.starts_with(V1_PREFIX) {
         match memmem::find(&bytes[..bytes.len().min(MAX_V1)], b"\r\n") {
             Some(at) => &bytes[..at + 2],
@@ -86,8 +88,8 @@ fn proxied(bytes: &[u8]) -> Proxied {
     } else {
         bytes
     };
-    // The parser takes no bytes at all for an unfinished header, and anything else for none as soon
-    // as that is sure.
+    // The parser treats empty input as an incomplete header, and rejects other input as soon as it
+    // cannot become one.
     match HeaderResult::parse(bytes) {
         header if header.is_incomplete() => Proxied::Unfinished,
         HeaderResult::V1(Ok(header)) => {
@@ -100,7 +102,7 @@ fn proxied(bytes: &[u8]) -> Proxied {
         }
         HeaderResult::V2(Ok(header)) => {
             let source = match (header.command, header.addresses) {
-                // The proxy's own connection, such as a health check.
+                // A connection of the proxy itself, such as a health check.
                 (v2::Command::Local, _) => None,
                 (_, v2::Addresses::IPv4(ip)) => Some(ip.source_address.into()),
                 (_, v2::Addresses::IPv6(ip)) => Some(ip.source_address.into()),
@@ -142,7 +144,7 @@ fn marked<'a>(http: &Http, bytes: &'a [u8]) -> Mark<'a> {
     }
 }
 
-/// The value of `name` in a list of `name=value`.
+/// Returns the value of `name` in a list of `name=value`.
 fn pair<'a>(list: &'a [u8], separator: u8, name: &str) -> Option<&'a [u8]> {
     list.split(|byte| *byte == separator)
         .map(<[u8]>::trim_ascii)
@@ -179,8 +181,8 @@ mod tests {
         Some(Mixer::default().text(value).finish())
     }
 
-    /// However the bytes are cut, the answer is the same, and as soon as they are all there it is
-    /// there.
+    /// Identifies a client by `bytes`, and checks that the result does not depend on how the bytes
+    /// are split, and is complete as soon as all have arrived.
     fn found(options: &str, bytes: &[u8]) -> (Option<u32>, usize) {
         for cut in 0..bytes.len() {
             assert!(
@@ -195,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_says_for_whom_it_connects() {
+    fn a_proxy_header_identifies_the_client() {
         let v1 = b"PROXY TCP4 192.0.2.7 198.51.100.1 4000 80\r\nGET / HTTP/1.1\r\n";
         assert_eq!(found("proxy=pass", v1), (address("192.0.2.7"), 0));
         assert_eq!(found("proxy=strip", v1), (address("192.0.2.7"), 43));
@@ -244,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_or_a_parameter_marks_a_client() {
+    fn a_cookie_or_a_query_parameter_identifies_the_client() {
         let request =
             b"GET /a?x=1&id=42&y=2 HTTP/1.1\r\nHost: x\r\ncookie: a=b; sid=abc; c=d\r\n\r\nbody";
         assert_eq!(found("cookie=sid", request), (text(b"abc"), 0));

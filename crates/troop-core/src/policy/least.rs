@@ -5,12 +5,12 @@ use super::{Connection, Policy, WorkerView};
 use crate::id::WorkerId;
 use crate::worker_map::WorkerMap;
 
-/// The worker with the fewest open and pending connections (and the lowest reported load) in
-/// relation to its weight. Among equals, the one that was not chosen for longest.
+/// Picks the worker with the fewest open and pending connections plus reported load, relative to
+/// its weight. Among equals, the one that was not picked for longest.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct LeastConnections {
     ready: Rank<(u64, u64)>,
-    /// How often somebody was chosen or joined.
+    /// Counter of picks and joins.
     turn: u64,
     last_turn: WorkerMap<u64>,
 }
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_least_busy_one_is_chosen_and_equals_take_turns() {
+    fn the_least_busy_worker_is_picked_and_equals_take_turns() {
         let mut least = LeastConnections::default();
         (1..=3).for_each(|w| least.update(view(w)));
         let turns: Vec<u32> =
@@ -62,7 +62,7 @@ mod tests {
         least.update(WorkerView { pending: 2, ..view(2) });
         least.update(WorkerView { load: 1, ..view(3) });
         assert_eq!(least.pick(&Connection::default()), Some(WorkerId(3)));
-        // Twice the weight carries twice as much.
+        // A worker with twice the weight gets twice the connections.
         least.update(WorkerView { open: 1, weight: 50, ..view(3) });
         least.update(WorkerView { open: 2, weight: 100, ..view(2) });
         assert_eq!(least.pick(&Connection::default()), Some(WorkerId(2)));

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::id::WorkerId;
 
-/// The policy of one listener: plain data, unless it is the program's own.
+/// The policy of one listener: plain data, except for policies of the embedding program.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ListenerPolicy {
     RoundRobin(RoundRobin),

@@ -1,7 +1,7 @@
-//! Which worker gets the next connection of a listener.
+//! Policies, which choose the worker for each connection of a listener.
 //!
-//! [`Scheduling`] is what a person chooses, [`Policy`] is what decides: one object per listener.
-//! The primary tells it about the workers and asks it once for each connection.
+//! [`Scheduling`] is the configuration, [`Policy`] the implementation: one object per listener,
+//! which the primary keeps informed of the workers and calls once per connection.
 
 mod address;
 mod callback;
@@ -41,31 +41,29 @@ use crate::worker_state::WorkerState;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct WorkerView {
-    /// Its number.
+    /// Its id.
     pub worker: WorkerId,
-    /// The number of its shard on this listener, from 0. A worker's successor has the same one, for
-    /// a while beside it.
+    /// The index of its shard on this listener, from 0. Its successor has the same one, for a while
+    /// at the same time.
     pub shard: u16,
-    /// Its weight, 100 unless something else was chosen for it.
+    /// Its weight; 100 by default.
     pub weight: u32,
-    /// Node's `worker.state`. Workers that drain, hang, or are gone are not shown to a policy at
-    /// all.
+    /// Node's `worker.state`. Policies never see workers that drain, hang or are gone.
     pub state: WorkerState,
-    /// Whether it can be given a connection now: not while its channel is full, while it leaves
-    /// connections unanswered, and for a moment after it refused one.
+    /// Whether it can take a connection now. False while its channel is full, while too many
+    /// connections are unacknowledged, and for a short time after it rejected one.
     pub ready: bool,
-    /// Connections open at the worker: as it reports them, if it is a troop worker, else an
-    /// estimate.
+    /// Open connections of the worker: reported by troop workers, estimated for others.
     pub open: u32,
-    /// Connections that were handed to it and that it has not answered yet, and those that wait in
-    /// a socket of its own.
+    /// Connections in flight to the worker, plus those in the queue of its own shard.
     pub pending: u32,
-    /// What it reported as its load, in a unit of its own; 0 if it never did.
+    /// The load that it reported, in a unit of its own; 0 if it never did.
     pub load: u32,
 }
 
 impl WorkerView {
-    /// A ready worker without connections and load, for tests of a policy of a program's own.
+    /// Returns the view of a ready worker without connections and load, for tests of custom
+    /// policies.
     #[must_use]
     pub fn new(worker: WorkerId) -> WorkerView {
         WorkerView {
@@ -86,8 +84,8 @@ impl WorkerView {
         self.open.saturating_add(self.pending).saturating_add(self.load)
     }
 
-    /// Returns [`WorkerView::busy`] with the connection to come in relation to the weight, to
-    /// compare workers by. With weight 0 it is greater than any other.
+    /// Returns [`WorkerView::busy`] plus one, for the next connection, divided by the weight, as an
+    /// integer to compare workers by. With weight 0 it exceeds all others.
     #[must_use]
     pub fn cost(&self) -> u64 {
         let busy = u64::from(self.busy()) + 1;
@@ -95,29 +93,29 @@ impl WorkerView {
     }
 }
 
-/// A connection that is to be given to a worker.
+/// A connection to assign to a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Connection {
-    /// The other end of the socket. Only looked up for policies that [need](Policy::needs_peer) it;
-    /// `None` for Unix sockets.
+    /// The client's address, if the policy [needs](Policy::needs_peer) it; `None` for Unix sockets.
     pub peer: Option<SocketAddr>,
-    /// The client's mark, for a listener that is sticky: equal for all connections of one client.
+    /// The client's number, for sticky listeners: equal for all connections of one client.
     pub client: Option<u32>,
 }
 
 impl Connection {
-    /// A connection from this peer, with the client's mark.
+    /// Returns a connection from this peer, with the client's number.
     #[must_use]
     pub fn new(peer: Option<SocketAddr>, client: Option<u32>) -> Connection {
         Connection { peer, client }
     }
 }
 
-/// Decides which worker gets a connection. One for each listener; called by one thread.
+/// Chooses the worker for each connection of one listener. Called from one thread at a time.
 ///
-/// The primary keeps it informed and asks it. Workers that drain, hang or are gone are removed, and
-/// nothing is ever given to a worker that is not among those that were shown last.
+/// The primary calls [`update`](Policy::update) and [`remove`](Policy::remove) for every change. It
+/// removes workers that drain, hang or are gone, and never hands a connection to a worker that the
+/// policy does not have.
 ///
 /// ```
 /// use troop_core::WorkerId;
@@ -147,25 +145,24 @@ impl Connection {
 /// }
 /// ```
 pub trait Policy: fmt::Debug + Send {
-    /// Is told of a worker that became a member, or of a change of one.
+    /// Called when a worker joins the listener, or when its view has changed.
     fn update(&mut self, worker: WorkerView);
 
-    /// Is told of a worker that is no member any more.
+    /// Called when a worker has left the listener.
     fn remove(&mut self, worker: WorkerId);
 
-    /// Returns the worker for the next connection. The connection waits for a worker that is not
-    /// [ready](WorkerView::ready), as long as that is a member, and with `None` until something
-    /// changes.
+    /// Returns the worker for the next connection. If the worker is not [ready](WorkerView::ready),
+    /// the connection waits for it while it is a member. With `None`, the connection waits until a
+    /// worker changes.
     fn pick(&mut self, connection: &Connection) -> Option<WorkerId>;
 
-    /// Returns true to have [`Connection::peer`] filled in, which costs a system call for each
-    /// connection.
+    /// Whether [`Connection::peer`] is required, which costs a system call per connection.
     fn needs_peer(&self) -> bool {
         true
     }
 
-    /// Returns true to have [`Policy::update`] called for each change of a worker's open and
-    /// pending connections and load, and not only when it becomes ready or ceases to be.
+    /// Whether [`Policy::update`] is called for every change of a worker's open and pending
+    /// connections and load. Otherwise it is called only when other fields change.
     fn needs_counts(&self) -> bool {
         true
     }

@@ -4,9 +4,9 @@ use super::{Connection, Policy, WorkerView};
 use crate::id::WorkerId;
 use crate::worker_map::WorkerMap;
 
-/// The power of two choices: of two workers drawn at random, the one that is less busy. Nearly as
-/// even as [`LeastConnections`], and not misled when what it knows about the workers is old: nobody
-/// is flooded because it looked idle a moment ago.
+/// Picks the less busy of two random workers (the power of two choices). Nearly as even as
+/// [`LeastConnections`], and robust against outdated views: a worker that looked idle a moment ago
+/// is not flooded.
 ///
 /// [`LeastConnections`]: super::LeastConnections
 #[derive(Debug, Serialize, Deserialize)]
@@ -17,13 +17,13 @@ pub struct PowerOfTwo {
 }
 
 impl PowerOfTwo {
-    /// `seed` starts the sequence of random numbers.
+    /// Creates the policy; `seed` starts its sequence of random numbers.
     #[must_use]
     pub fn new(seed: u64) -> PowerOfTwo {
         PowerOfTwo { ready: Vec::new(), at: WorkerMap::default(), random: seed | 1 }
     }
 
-    /// A random number below `end`.
+    /// Returns a random number below `end`.
     fn below(&mut self, end: usize) -> usize {
         // xorshift64*
         self.random ^= self.random >> 12;
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equals_get_equal_shares_and_the_busiest_gets_none() {
+    fn equal_workers_get_equal_shares_and_the_busiest_gets_none() {
         let mut p2c = PowerOfTwo::new(1);
         (0..4).for_each(|w| p2c.update(view(w)));
         let mut shares = [0; 4];

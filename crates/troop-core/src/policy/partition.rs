@@ -1,20 +1,20 @@
-//! Which place serves which client: consistent, even, and simple enough for the kernel to compute.
+//! Assigns clients to shards: consistently, evenly, and simply enough for a BPF program.
 //!
-//! A client's address becomes a number, the number falls into one of [`BUCKETS`], and each bucket
-//! belongs to a place. When a place joins, it takes its share from all others alike and nothing
-//! else moves. When one is out of service, its buckets are lent to the others, each to the place
-//! that a rendezvous of the bucket with all places in service chooses, and nothing else moves; when
-//! it is back, so are they.
+//! A client's address is hashed to a number, the number to one of [`BUCKETS`], and each bucket
+//! belongs to a shard. A shard that joins takes its share from all others alike, and no other
+//! bucket moves. The buckets of a shard that is out of service move to the others, by rendezvous
+//! hashing of each bucket over the shards in service, and return with the shard; no other bucket
+//! moves.
 
 use std::net::IpAddr;
 
-/// How many parts the clients are divided into.
+/// Number of buckets that clients are divided into.
 pub const BUCKETS: usize = 1024;
 
-/// Bits of a client's number that choose its bucket.
+/// Number of bits of a client's number that select its bucket.
 pub(crate) const BUCKET_BITS: u32 = BUCKETS.trailing_zeros();
 
-/// The numbers of the mixing, for the kernel's program.
+/// Constants of the hash, which the BPF program shares.
 pub(crate) mod mixing {
     pub(crate) use super::BUCKET_BITS;
     pub(crate) const MULTIPLY_WORD: u32 = 0x9E37_79B1;
@@ -25,21 +25,19 @@ pub(crate) mod mixing {
 
 use mixing::{MULTIPLY_END, MULTIPLY_WORD, SHIFT_END, SHIFT_WORD};
 
-/// Turns words into a client's number. The kernel's program does the same with the words of a
-/// packet.
+/// Hashes words to a client's number. The BPF program does the same with the words of a packet.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Mixer(u32);
 
 impl Mixer {
-    /// Mixes in a word.
+    /// Adds a word to the hash.
     #[must_use]
     pub fn word(self, word: u32) -> Mixer {
         let h = (self.0 ^ word).wrapping_mul(MULTIPLY_WORD);
         Mixer(h ^ (h >> SHIFT_WORD))
     }
 
-    /// Mixes in an address, cut to its first bits. An IPv4 address in the clothes of IPv6 is an
-    /// IPv4 address.
+    /// Adds the first bits of an address to the hash. IPv4-mapped IPv6 addresses count as IPv4.
     #[must_use]
     pub fn address(self, address: IpAddr, prefix4: u8, prefix6: u8) -> Mixer {
         let (mask4, mask6) = prefix_masks(prefix4, prefix6);
@@ -57,7 +55,7 @@ impl Mixer {
         }
     }
 
-    /// Mixes in text.
+    /// Adds a text to the hash.
     #[must_use]
     pub fn text(self, text: &[u8]) -> Mixer {
         let words =
@@ -65,7 +63,7 @@ impl Mixer {
         words.fold(self.word(text.len() as u32), Mixer::word)
     }
 
-    /// The number.
+    /// Returns the client's number.
     #[must_use]
     pub fn finish(self) -> u32 {
         let h = self.0.wrapping_mul(MULTIPLY_END);
@@ -73,7 +71,7 @@ impl Mixer {
     }
 }
 
-/// Masks that leave the first bits of an address: one word of IPv4, four of IPv6.
+/// Returns masks for the first bits of an address: one word for IPv4, four for IPv6.
 #[must_use]
 pub fn prefix_masks(prefix4: u8, prefix6: u8) -> (u32, [u32; 4]) {
     let mask = |bits: u32| if bits == 0 { 0 } else { u32::MAX << (32 - bits.min(32)) };
@@ -83,14 +81,14 @@ pub fn prefix_masks(prefix4: u8, prefix6: u8) -> (u32, [u32; 4]) {
     )
 }
 
-/// The bucket of a client's number.
+/// Returns the bucket of a client's number.
 #[must_use]
 pub fn bucket_of(client: u32) -> usize {
     (client >> (32 - BUCKET_BITS)) as usize
 }
 
-/// The place of each bucket. `shards` has the weight of every place and whether it is in service.
-/// Without any in service, the buckets stay where they belong.
+/// Returns the shard of each bucket. `shards` has each shard's weight and whether it is in service.
+/// If none is in service, all buckets stay with their own shards.
 #[must_use]
 pub fn partition(shards: &[(u32, bool)]) -> Vec<u16> {
     let mut owners = home(&shards.iter().map(|(weight, _)| *weight).collect::<Vec<_>>());
@@ -114,18 +112,19 @@ pub fn partition(shards: &[(u32, bool)]) -> Vec<u16> {
     owners
 }
 
-/// Where each bucket belongs: the places join one after the other, and each takes what its weight
-/// entitles it to from those who have most in relation to theirs.
+/// Returns the own shard of each bucket: the shards join one after the other, and each takes its
+/// weighted share from those that have most relative to their weights.
 fn home(weights: &[u32]) -> Vec<u16> {
     let mut owners = vec![0u16; BUCKETS];
-    // What a place has, in an order that is not that of the buckets.
+    // The buckets of each shard, in an order other than that of the buckets.
     let mut has: Vec<Vec<u16>> = Vec::with_capacity(weights.len());
     let mut sum = 0u64;
     for (shard, weight) in (0u16..).zip(weights) {
         let weight = u64::from(*weight);
         sum += weight;
         if sum == weight {
-            // The first with any weight gets everything, also from those without.
+            // The first shard with a weight above 0 takes all buckets, also those of shards without
+            // weight.
             has.iter_mut().for_each(Vec::clear);
             has.push((0..BUCKETS).map(|n| ((n * 389) % BUCKETS) as u16).collect());
             owners.fill(shard);
@@ -134,7 +133,7 @@ fn home(weights: &[u32]) -> Vec<u16> {
         let share = (BUCKETS as u64 * weight + sum / 2) / sum;
         let mut taken = Vec::new();
         while (taken.len() as u64) < share {
-            // Compared by what one bucket is for a place of its weight, without fractions.
+            // Compares buckets per weight by cross-multiplication, without fractions.
             let richest = (0..has.len()).filter(|n| !has[*n].is_empty()).max_by(|a, b| {
                 let (x, y) = (
                     has[*a].len() as u64 * u64::from(weights[*b]),
@@ -188,7 +187,7 @@ mod tests {
                 .filter(|(b, a)| b != a)
                 .map(|(_, a)| usize::from(*a))
                 .collect();
-            assert!(moved.iter().all(|to| *to == n), "{n}: somebody moved to an old place");
+            assert!(moved.iter().all(|to| *to == n), "{n}: a client moved to another old shard");
             assert!(moved.len() <= BUCKETS / (n + 1) + 1, "{n}: {} moved", moved.len());
         }
     }
@@ -203,7 +202,7 @@ mod tests {
             assert!(before == after || *before == 3);
             assert_ne!(*after, 3);
         }
-        // All others get something of it.
+        // Every other shard gets some of its buckets.
         assert!(
             shares(&without, 8)
                 .iter()
@@ -211,7 +210,7 @@ mod tests {
                 .enumerate()
                 .all(|(n, (a, b))| n == 3 || *a > b)
         );
-        // A second death moves those that stood in and its own.
+        // A second failure moves the buckets that it had taken over and its own.
         shards[5].1 = false;
         for (before, after) in without.iter().zip(&partition(&shards)) {
             assert!(before == after || *before == 5);
@@ -219,7 +218,11 @@ mod tests {
         shards[3].1 = true;
         shards[5].1 = true;
         assert_eq!(partition(&shards), whole);
-        assert_eq!(partition(&[(100, false); 8]), whole, "with nobody in service nobody moves");
+        assert_eq!(
+            partition(&[(100, false); 8]),
+            whole,
+            "without a shard in service no bucket moves"
+        );
     }
 
     #[test]

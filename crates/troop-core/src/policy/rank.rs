@@ -1,12 +1,11 @@
-//! An ordered queue whose entries change their keys: a binary heap that knows where each entry is.
+//! A priority queue with changeable keys: a binary heap with an index of its entries.
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::WorkerId;
 use crate::worker_map::WorkerMap;
 
-/// Workers in order of a key, the lowest first. Every operation takes a time that grows with the
-/// logarithm of their number.
+/// Workers ordered by a key, the lowest first. All operations take logarithmic time.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Rank<K> {
     heap: Vec<(K, WorkerId)>,
@@ -20,7 +19,7 @@ impl<K> Default for Rank<K> {
 }
 
 impl<K: Ord + Copy> Rank<K> {
-    /// Adds a worker, or changes its key.
+    /// Adds a worker or changes its key.
     pub(super) fn set(&mut self, worker: WorkerId, key: K) {
         let at = match self.at.get(&worker) {
             Some(&at) => {
@@ -49,12 +48,12 @@ impl<K: Ord + Copy> Rank<K> {
         self.at.contains_key(&worker)
     }
 
-    /// The lowest key, and whose it is.
+    /// Returns the lowest key and its worker.
     pub(super) fn first(&self) -> Option<(K, WorkerId)> {
         self.heap.first().copied()
     }
 
-    /// Moves an entry up or down to where its key belongs.
+    /// Restores the heap order after an entry's key has changed.
     fn settle(&mut self, mut at: usize) {
         while at > 0 && self.heap[at].0 < self.heap[(at - 1) / 2].0 {
             self.swap(at, (at - 1) / 2);
@@ -92,7 +91,7 @@ mod tests {
             let mut model = BTreeMap::new();
             for (worker, key) in steps {
                 match key {
-                    // Unique keys, so that there is one right answer.
+                    // Unique keys, so that the result is unambiguous.
                     Some(key) => {
                         rank.set(WorkerId(worker), (key, worker));
                         model.insert(worker, (key, worker));

@@ -4,21 +4,20 @@ use super::{Connection, Policy, WorkerView};
 use crate::id::WorkerId;
 use crate::worker_map::WorkerMap;
 
-/// Exact turns, in the order in which the workers joined. A worker that is not ready when its turn
-/// comes is passed over.
+/// Picks workers in exact turns, in the order in which they joined. A worker that is not ready at
+/// its turn is skipped.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct RoundRobin {
     workers: Vec<WorkerId>,
     at: WorkerMap<usize>,
-    /// A bit for each of them.
+    /// One bit per worker: whether it is ready.
     ready: Vec<u64>,
-    /// Whose turn is next.
+    /// The index of the next worker.
     next: usize,
 }
 
 impl RoundRobin {
-    /// The first worker from `from` on, and before `to`, that is ready. Looks at 64 workers at
-    /// once.
+    /// Returns the first ready worker in `from..to`. Checks 64 workers at a time.
     fn first_ready(&self, from: usize, to: usize) -> Option<usize> {
         let mut at = from;
         while at < to {
@@ -91,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn turns_are_exact_whoever_comes_and_goes() {
+    fn turns_are_exact_while_workers_join_and_leave() {
         let mut rr = RoundRobin::default();
         (1..=3).for_each(|w| rr.update(view(w)));
         assert_eq!(turns(&mut rr, 4), [1, 2, 3, 1]);

@@ -1,4 +1,4 @@
-//! What a person chooses for a listener, and how it is written.
+//! The scheduling of a listener, as it is configured and written.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,10 +12,9 @@ use super::{
     Question, RoundRobin, Weighted,
 };
 
-/// How the connections of a listener reach the workers. Written as on the command line:
-/// `round-robin` (Node's `rr`), `weighted`, `least-connections`, `p2c`, `sticky`, `shared` (Node's
-/// `none`), `steered`; see [`Sticky`] for what may follow `sticky:`, which may also follow
-/// `steered:`.
+/// The scheduling of a listener's connections. Written as on the command line: `round-robin`
+/// (Node's `rr`), `weighted`, `least-connections`, `p2c`, `sticky`, `shared` (Node's `none`),
+/// `steered`. `sticky:` takes the options of [`Sticky`], and so does `steered:sticky`.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub enum Scheduling {
@@ -23,30 +22,32 @@ pub enum Scheduling {
     /// `SCHED_RR`).
     #[default]
     RoundRobin,
-    /// As round robin, with turns in proportion to the workers' weights.
+    /// Round robin with turns in proportion to the workers' weights.
     Weighted,
-    /// The primary hands each connection to the worker with the fewest in relation to its weight.
+    /// The primary hands each connection to the worker with the fewest connections relative to its
+    /// weight.
     LeastConnections,
-    /// The primary draws two workers and hands the connection to the less busy one (power of two
+    /// The primary hands each connection to the less busy of two random workers (power of two
     /// choices).
     PowerOfTwo,
     /// The primary hands all connections of one client to the same worker.
     Sticky(Sticky),
-    /// All workers accept on one socket and the kernel decides (Node's `SCHED_NONE`). Costs the
-    /// primary nothing, is uneven.
+    /// All workers accept on one socket, and the kernel decides (Node's `SCHED_NONE`). No cost for
+    /// the primary, but uneven.
     Shared,
-    /// Each worker accepts on a socket of its own and the kernel chooses among them by a program of
-    /// the primary's, at random by weight and load, or, with something sticky, by the client's
-    /// address. Costs the primary nothing for each connection. For TCP and UDP; what cannot be
-    /// steered is handed over in turn.
+    /// Each worker accepts on a socket of its own. The kernel chooses the socket by a program of
+    /// the primary: at random by weight and load or, with [`Sticky`], by the client's address. No
+    /// cost for the primary per connection. For TCP and UDP; connections of listeners that cannot
+    /// be steered are handed over in turn.
     Steered(Option<Sticky>),
-    /// A policy of the program's own.
+    /// A policy of the embedding program.
     Custom(Custom),
-    /// The primary asks the program about each connection; see [`Scheduling::callback`].
+    /// The embedding program chooses a worker for each connection, asynchronously; see
+    /// [`Scheduling::callback`].
     Callback(Callback),
 }
 
-/// Makes a [`Policy`] of the program's own for each listener.
+/// Creates a [`Policy`] of the embedding program for each listener.
 #[derive(Clone)]
 pub struct Custom {
     make: Arc<dyn Fn() -> Box<dyn Policy> + Send + Sync>,
@@ -64,21 +65,23 @@ impl PartialEq for Custom {
     }
 }
 
-/// How a client is recognised. Written as
-/// `sticky:prefix=24,prefix6=56,proxy=pass,cookie=sid,wait=500`, each part once and in any order.
+/// How clients are identified. Written as
+/// `sticky:prefix=24,prefix6=56,proxy=pass,cookie=sid,wait=500`, each option at most once and in
+/// any order.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Sticky {
-    /// Bits of an IPv4 address that count (`prefix`, default 32).
+    /// Number of leading bits of an IPv4 address that identify a client (`prefix`, default 32).
     pub prefix4: u8,
-    /// Bits of an IPv6 address that count (`prefix6`, default 64, which is a household's network).
+    /// Number of leading bits of an IPv6 address that identify a client (`prefix6`, default 64: the
+    /// network of a household).
     pub prefix6: u8,
-    /// Where the connections come from a proxy that says for whom (`proxy=pass` or `proxy=strip`).
+    /// The handling of PROXY headers, if a proxy sends them (`proxy=pass` or `proxy=strip`).
     pub proxy: Option<Header>,
-    /// What to look for in the first HTTP request (`cookie=NAME` or `query=NAME`). Without it
-    /// there, the address counts.
+    /// The part of the first HTTP request that identifies a client (`cookie=NAME` or `query=NAME`).
+    /// If a request has none, the address counts.
     pub http: Option<Http>,
-    /// How long to wait for a client's first bytes, where they are needed (`wait`, in milliseconds,
-    /// default 1000). Then the address counts.
+    /// Timeout of a client's first bytes, where they are needed (`wait`, in milliseconds, default
+    /// 1000). After it, the address counts.
     pub wait: Duration,
 }
 
@@ -86,19 +89,19 @@ pub struct Sticky {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Header {
-    /// The program sees it.
+    /// The program receives the header.
     Pass,
-    /// It is taken off. A connection without one is handed over as it is.
+    /// The primary removes the header. Connections without one are handed over unchanged.
     Strip,
 }
 
-/// The part of an HTTP request that marks a client.
+/// The part of an HTTP request that identifies a client.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Http {
     /// The value of this cookie.
     Cookie(String),
-    /// The value of this parameter in the address's query, as it is written there.
+    /// The value of this parameter in the URL's query, without decoding.
     Query(String),
 }
 
@@ -109,7 +112,7 @@ impl Default for Sticky {
 }
 
 impl Sticky {
-    /// Returns true if the first bytes of each connection are needed.
+    /// Whether the first bytes of each connection are needed.
     #[must_use]
     pub fn needs_bytes(&self) -> bool {
         self.proxy.is_some() || self.http.is_some()
@@ -117,28 +120,29 @@ impl Sticky {
 }
 
 impl Scheduling {
-    /// Uses a policy of the program's own; `make` is called once for each listener.
+    /// Uses a policy of the embedding program; `make` is called once per listener.
     pub fn custom<P: Policy + 'static>(make: impl Fn() -> P + Send + Sync + 'static) -> Scheduling {
         Scheduling::Custom(Custom { make: Arc::new(move || Box::new(make())) })
     }
 
-    /// Asks the program about each connection: the primary calls `ask`, which must not block, with
-    /// a [`Question`], to be [assigned](Question::assign) from anywhere. A connection waits up to
-    /// `wait` for that; then, or when the question is dropped, it is the next worker's turn. At
-    /// most 1024 connections wait; more are not accepted meanwhile. For programs whose decisions
-    /// are made elsewhere, such as on another language's thread; [`Scheduling::custom`] is faster.
+    /// Asks the embedding program for each connection's worker: the primary calls `ask` with a
+    /// [`Question`], which any thread can [assign](Question::assign). `ask` must not block. A
+    /// connection waits up to `wait`; after that, or if the question is dropped, it goes to the
+    /// next worker in turn. At most 1024 connections wait; the primary accepts no more meanwhile.
+    /// For decisions that are made elsewhere, such as on another language's thread;
+    /// [`Scheduling::custom`] is faster.
     pub fn callback(wait: Duration, ask: impl Fn(Question) + Send + Sync + 'static) -> Scheduling {
         Scheduling::Callback(Callback::new(wait, ask))
     }
 
-    /// Returns true if the primary accepts and hands over, so that the scheduling can change while
-    /// a listener is open.
+    /// Whether the primary accepts connections and hands them over, so that the scheduling can
+    /// change while a listener is open.
     #[must_use]
     pub fn is_handed(&self) -> bool {
         !matches!(self, Scheduling::Shared | Scheduling::Steered(_))
     }
 
-    /// Returns how clients are recognised, for sticky scheduling.
+    /// Returns how clients are identified, for sticky scheduling.
     #[must_use]
     pub fn sticky(&self) -> Option<&Sticky> {
         match self {
@@ -147,8 +151,8 @@ impl Scheduling {
         }
     }
 
-    /// Makes the policy for one listener. `None` for a shared one. A steered one has a policy for
-    /// connections whose worker is gone.
+    /// Creates the policy of one listener; `None` for shared ones. A steered listener has a policy
+    /// for connections whose worker is gone.
     pub(crate) fn policy(&self, seed: u64) -> Option<ListenerPolicy> {
         Some(match self {
             Scheduling::RoundRobin => ListenerPolicy::RoundRobin(RoundRobin::default()),
@@ -208,7 +212,7 @@ impl fmt::Display for Scheduling {
 impl FromStr for Scheduling {
     type Err = BadScheduling;
 
-    /// Takes our names and those of `NODE_CLUSTER_SCHED_POLICY` (`rr`, `none`).
+    /// Parses troop's names and those of `NODE_CLUSTER_SCHED_POLICY` (`rr`, `none`).
     fn from_str(text: &str) -> Result<Scheduling, BadScheduling> {
         let (name, options) =
             text.split_once(':').map_or((text, None), |(name, options)| (name, Some(options)));
@@ -298,7 +302,7 @@ fn sticky(options: &str) -> Result<Sticky, BadScheduling> {
     Ok(sticky)
 }
 
-/// The text of a [`Scheduling`] that cannot be parsed, and why.
+/// The error for a text that is not a [`Scheduling`], with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadScheduling(pub(super) String);
 
@@ -340,7 +344,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn every_scheduling_parses_from_its_own_text() {
         for text in [
             "round-robin",
             "weighted",
@@ -362,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_what_there_is() {
+    fn errors_name_the_alternatives() {
         for (text, says) in [
             ("fair", "there are round-robin"),
             ("", "there are round-robin"),

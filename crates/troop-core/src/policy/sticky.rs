@@ -4,22 +4,22 @@ use super::partition::{BUCKETS, bucket_of, partition};
 use super::{Connection, Policy, WorkerView};
 use crate::id::WorkerId;
 
-/// The same worker for the same client, by [`Connection::client`]. A client waits for its worker
-/// while that is busy, and moves only when it is out of service; when the place is filled again,
-/// its clients come back.
+/// Picks the same worker for all connections of a client, by [`Connection::client`]. A client waits
+/// while its worker is not ready, and moves only if the worker is out of service. It returns when
+/// the shard has a worker again.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ByClient {
     shards: Vec<ShardWorkers>,
     table: Vec<u16>,
-    /// For connections without a client's mark.
+    /// The next shard in turn, for connections without a client's number.
     next: usize,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct ShardWorkers {
-    /// The newest last: during a reload there are two.
+    /// The workers of the shard, the newest last; a reload has two for a while.
     workers: Vec<WorkerView>,
-    /// That of its last worker; a vacant place keeps it.
+    /// The weight of its last worker; a vacant shard keeps it.
     weight: u32,
 }
 
@@ -30,8 +30,7 @@ impl Default for ByClient {
 }
 
 impl ByClient {
-    /// After the workers of a place have changed: divides the clients anew, if that matters to
-    /// them.
+    /// Updates the assignment of clients after the workers of a shard have changed.
     fn changed(&mut self, at: usize, was_vacant: bool) {
         let shard = &mut self.shards[at];
         let weight = shard.workers.last().map_or(shard.weight, |w| w.weight);
@@ -109,7 +108,7 @@ mod tests {
         assert!((0..4).all(|w| before.contains(&Some(w))));
         sticky.update(WorkerView { ready: false, shard: 2, ..view(2) });
         assert_eq!(all(&mut sticky), before, "they wait for a busy one");
-        // A reload: the successor serves from when it is there.
+        // During a reload, the successor serves as soon as it has joined.
         sticky.update(WorkerView { shard: 2, ..view(12) });
         let reloaded: Vec<_> =
             before.iter().map(|w| if *w == Some(2) { Some(12) } else { *w }).collect();

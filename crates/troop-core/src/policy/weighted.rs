@@ -5,12 +5,12 @@ use super::{Connection, Policy, WorkerView};
 use crate::id::WorkerId;
 use crate::worker_map::WorkerMap;
 
-/// Turns in proportion to the workers' weights, spread as evenly as can be (stride scheduling). A
-/// worker that is not ready when its turn comes is passed over, and does not make up for it later.
-/// One without any weight has a turn only when nobody else is ready.
+/// Picks workers in turns proportional to their weights, spread evenly (stride scheduling). A
+/// worker that is not ready at its turn is skipped and does not make up for it. A worker of weight
+/// 0 is picked only if no other one is ready.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Weighted {
-    /// By the time at which they are next, in a time that runs as fast as connections come.
+    /// Ready workers by the virtual time of their next turn.
     ready: Rank<(u128, WorkerId)>,
     turns: WorkerMap<Turn>,
     now: u128,
@@ -22,14 +22,14 @@ struct Turn {
     next: u128,
 }
 
-/// The time between two turns of a worker with the weight 1.
+/// Virtual time between two turns of a worker of weight 1.
 const STRIDE: u128 = 1 << 32;
-/// When it is the turn of those without any weight.
+/// Virtual time of the next turn of workers of weight 0.
 const NEVER: u128 = u128::MAX;
 
 impl Policy for Weighted {
     fn update(&mut self, view: WorkerView) {
-        // The first turns of workers that join together are spread too.
+        // Spreads the first turns of workers that join at the same time.
         let first = self.now + STRIDE / u128::from(view.weight.max(1));
         let member = self
             .turns
@@ -95,14 +95,14 @@ mod tests {
                 "round {round}: {shares:?}"
             );
         }
-        // One that comes back from a pause does not get all it has missed.
+        // A worker that returns from a pause does not get the turns that it missed.
         weighted.update(WorkerView { ready: false, weight: 600, ..view(3) });
         assert!((0..100).all(|_| weighted.pick(&Connection::default()) != Some(WorkerId(3))));
         weighted.update(WorkerView { weight: 600, ..view(3) });
         let back =
             (0..10).filter(|_| weighted.pick(&Connection::default()) == Some(WorkerId(3))).count();
         assert!((5..=7).contains(&back), "{back}");
-        // A weight of nothing is no share at all.
+        // A worker of weight 0 has no share.
         weighted.update(WorkerView { weight: 0, ..view(2) });
         assert!((0..100).all(|_| weighted.pick(&Connection::default()) != Some(WorkerId(2))));
         (1..=3).filter(|w| *w != 2).for_each(|w| weighted.remove(WorkerId(w)));

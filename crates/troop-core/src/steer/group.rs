@@ -1,4 +1,4 @@
-//! The sockets of one steered listener, and what is thought of each.
+//! The shards of one steered listener: their health, load and shares.
 
 use std::time::Duration;
 
@@ -8,79 +8,82 @@ use super::program::{self, Instruction};
 use crate::id::Time;
 use crate::policy::{Sticky, partition};
 
-/// The group's first socket is the primary's own and stays with it, so that no worker has one that
-/// the program can be changed by. The places' numbers in the kernel follow.
+/// Number of sockets of the primary at the start of the group. The first socket stays with the
+/// primary, so that no worker has a socket through which it could change the group's program. The
+/// shards' numbers in the kernel follow.
 const OWN_SHARDS: u16 = 1;
 
-/// How often the queues are looked at while something waits in one, or shares are changing.
+/// Interval between checks of the queues while connections wait in one, or shares are changing.
 const BUSY_INTERVAL: Duration = Duration::from_millis(50);
-/// As much time passes for each socket from one look to the next, so that looking at many does not
-/// cost more; but not more than this in all, so that there are enough looks in [`PROBATION`].
+/// The interval grows by this much per shard, so that checks of many shards do not cost more, up to
+/// [`MAX_BUSY_INTERVAL`], so that there are enough checks within [`PROBATION`].
 const INTERVAL_PER_SHARD: Duration = Duration::from_micros(250);
 const MAX_BUSY_INTERVAL: Duration = Duration::from_millis(100);
-/// How often otherwise.
+/// Interval between checks of an idle group.
 const IDLE_INTERVAL: Duration = Duration::from_millis(500);
-/// How long after the last sign of load the looks stay frequent.
+/// Time after the last sign of load until the group counts as idle.
 const IDLE_AFTER: Duration = Duration::from_secs(2);
 
-/// Looks at a queue that does not get shorter, beside others that are much shorter, until its
-/// socket gets nothing new.
+/// Consecutive checks that find a queue not shorter than before, and much longer than the others,
+/// until its shard gets no new connections.
 const SUSPECT_AFTER: u32 = 3;
-/// More such looks until its worker is held to be hung.
+/// Further such checks until the shard's worker counts as hung.
 const STALLED_AFTER: u32 = 3;
-/// As [`SUSPECT_AFTER`], where the queue is not much longer than others, but some are empty.
+/// As [`SUSPECT_AFTER`], for a queue that is not much longer than the others, while some of them
+/// are empty.
 const SUSPECT_AFTER_IF_EMPTY: u32 = 10;
-/// How long a hung worker gets nothing, the first time and at most.
+/// Initial and maximum time for which a hung worker gets no connections.
 const MIN_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(8);
-/// A worker that takes connections this long after a pause is as good as any.
+/// A worker that still takes connections this long after a pause counts as recovered.
 const PROBATION: Duration = Duration::from_secs(2);
 
-/// The smallest part of its share that a busy worker keeps.
+/// Minimum fraction of its share that a busy worker keeps.
 const MIN_SHARE: f64 = 1.0 / 64.0;
-/// The part that one gets that comes back from a pause.
+/// Fraction of its share that a worker gets after a pause.
 const RESUMED_SHARE: f64 = 1.0 / 8.0;
-/// What one look counts for, beside all those before.
+/// Weight of a new sample in the moving average of the load.
 const SMOOTHING: f64 = 0.05;
-/// Differences of busyness that are taken for chance: below this factor, and for small numbers.
+/// Differences of load that count as noise: relative, and absolute for small numbers.
 const RELATIVE_TOLERANCE: f64 = 0.35;
 const ABSOLUTE_TOLERANCE: f64 = 3.0;
-/// Looks in a row at which there must be a difference before it counts.
+/// Consecutive checks with a difference of load before shares change.
 const MIN_DIVERGENT_CHECKS: i32 = 10;
-/// How much of a difference is made good at each look.
+/// Fraction of a difference that each check corrects.
 const GAIN: f64 = 0.15;
-/// How much of what it lost a worker gets back at each look while it is not busier than others, and
-/// while nothing is going on.
+/// Fraction of its lost share that a worker regains at each check while it is not busier than
+/// others, and while the group is idle.
 const RECOVERY_GAIN: f64 = 0.02;
 const IDLE_RECOVERY_GAIN: f64 = 0.05;
-/// A queue that is so many connections longer than twice what is due to its weight, at so many
-/// looks in a row, is cut down to that by the primary.
+/// A queue that exceeds twice its weighted share by this many connections, at [`LONG_QUEUE_CHECKS`]
+/// consecutive checks, is long: the primary takes the excess off it.
 const LONG_QUEUE: u32 = 8;
 const LONG_QUEUE_CHECKS: u32 = 3;
-/// The same for a worker with less than this part of its share.
+/// The same limit for a worker whose share has fallen below [`SLOW_SHARE`].
 const LONG_QUEUE_IF_SLOW: u32 = 2;
 const SLOW_SHARE: f64 = 0.5;
-/// The most connections that are taken off a queue at one look.
+/// Maximum number of connections that are taken off a queue at one check.
 const MAX_TAKEN: u32 = 64;
 
-/// What is known about one place when its share is decided.
+/// The measured load of one shard.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ShardLoad {
-    /// Somebody accepts on the socket.
+    /// Whether a worker accepts on the socket.
     pub(crate) present: bool,
     pub(crate) weight: u32,
-    /// Connections open there, and reported load.
+    /// Open connections of its workers, and the load that they report.
     pub(crate) busy: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 enum ShardHealth {
     Serving,
-    /// Its queue does not move. It gets nothing new for a moment, which shows whether it does then.
+    /// Its queue does not shrink. It gets no new connections, to see whether the queue shrinks
+    /// then.
     Suspect {
         looks: u32,
     },
-    /// It is held to be hung. Its queue is taken over.
+    /// Its worker counts as hung. The primary takes over its queue.
     Stalled {
         until: Time,
     },
@@ -89,59 +92,59 @@ enum ShardHealth {
 #[derive(Debug, Serialize, Deserialize)]
 struct Shard {
     reported: ShardLoad,
-    /// That of its last worker; a vacant place keeps it.
+    /// The weight of its last worker; a vacant shard keeps it.
     weight: u32,
-    /// The part of its share that it gets, from [`MIN_SHARE`] to 1.
+    /// The fraction of its share that it gets, from [`MIN_SHARE`] to 1.
     #[serde(with = "crate::snapshot::bits")]
     level: f64,
-    /// Its queue and open connections, smoothed.
+    /// Moving average of its queue and open connections.
     #[serde(with = "crate::snapshot::bits")]
     load: f64,
     queue: u32,
-    /// Looks in a row at which it was much longer than others'.
+    /// Consecutive checks that found its queue much longer than the others.
     long: u32,
-    /// Looks in a row at which it was busier than others, or, below zero, less busy.
+    /// Consecutive checks that found it busier than others or, if negative, less busy.
     apart: i32,
-    /// Looks in a row at which the queue was not shorter than before.
+    /// Consecutive checks that found its queue not shorter than before.
     stuck: u32,
     health: ShardHealth,
-    /// Since when it is hung, with attempts in between, until it has shown that it is not.
+    /// The time since which its worker counts as hung; retries in between do not reset it.
     hung_since: Option<Time>,
     pause: Duration,
-    /// When it was last let out of a pause.
+    /// The end of its last pause.
     back_at: Option<Time>,
-    /// The primary accepts on it.
+    /// Whether the primary accepts on it.
     watched: bool,
 }
 
-/// Something about the group that others have to be told.
+/// A change of the group that others act on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Change {
-    /// The workers at this place do not take connections.
+    /// The workers of this shard do not take connections.
     Stalled(u16),
-    /// They do again.
+    /// The workers of this shard take connections again.
     Recovered(u16),
-    /// The primary has to accept on this socket from now on, or no longer.
+    /// The primary must accept on this shard's socket from now on, or stop doing so.
     Watch(u16, bool),
-    /// The primary has to take so many connections off this socket's queue, for others.
+    /// The primary must take this many connections off the shard's queue, for other workers.
     Take(u16, u32),
 }
 
-/// The sockets of one steered listener: their health, load and shares, and the kernel program that
-/// follows from them.
+/// The shards of one steered listener: their health, load and shares, and the kernel program that
+/// implements them.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ShardGroup {
     udp: bool,
     sticky: Option<Sticky>,
     shards: Vec<Shard>,
-    /// What the kernel was last told to do.
+    /// The program that is installed in the kernel.
     installed: Vec<Instruction>,
-    /// Shares that it was told.
+    /// The shares that this program implements.
     installed_shares: Vec<u32>,
-    /// It is not known any more which number is whose.
+    /// Whether the numbers of the sockets in the kernel are unknown.
     numbers_lost: bool,
     next_look: Time,
-    /// The last time there was load.
+    /// The time of the last sign of load.
     awake: Time,
     pub(crate) changes: Vec<Change>,
 }
@@ -161,7 +164,7 @@ impl ShardGroup {
         }
     }
 
-    /// One more socket is in the group.
+    /// Adds a shard at the end of the group.
     pub(crate) fn grow(&mut self) {
         self.shards.push(Shard {
             reported: ShardLoad::default(),
@@ -181,7 +184,7 @@ impl ShardGroup {
         self.watch();
     }
 
-    /// Whether clients or flows stay with a place, so that whoever comes next should have it too.
+    /// Whether clients or flows stay with a shard, so that a successor should get the same shard.
     pub(crate) fn keeps_shards(&self) -> bool {
         self.udp || self.sticky.is_some()
     }
@@ -190,16 +193,16 @@ impl ShardGroup {
         self.shards.len()
     }
 
-    /// Since when the workers at a place have been hung, if they are.
+    /// Returns the time since which the workers of a shard count as hung, if they do.
     pub(crate) fn hung_since(&self, index: u16) -> Option<Time> {
         self.shards.get(usize::from(index)).and_then(|shard| shard.hung_since)
     }
 
-    /// Who accepts at a place has changed.
+    /// Sets the load of a shard after its workers have changed.
     pub(crate) fn set_load(&mut self, index: u16, reported: ShardLoad) {
         let Some(shard) = self.shards.get_mut(usize::from(index)) else { return };
         if shard.reported.present != reported.present {
-            // Whoever comes is not to blame for who was there.
+            // A new worker does not inherit the state of its predecessor.
             if shard.recover() {
                 self.changes.push(Change::Recovered(index));
             }
@@ -210,7 +213,7 @@ impl ShardGroup {
         self.watch();
     }
 
-    /// Whoever is new at a place beside another gets a fresh start too.
+    /// Resets the state of a shard that a further worker has joined.
     pub(crate) fn relieved(&mut self, index: u16) {
         if let Some(shard) = self.shards.get_mut(usize::from(index)) {
             if shard.recover() {
@@ -221,14 +224,14 @@ impl ShardGroup {
         self.watch();
     }
 
-    /// Two sockets have changed numbers.
+    /// Exchanges the numbers of two shards.
     pub(crate) fn swap(&mut self, one: u16, other: u16) {
         self.shards.swap(usize::from(one), usize::from(other));
         self.installed.clear();
         self.installed_shares.clear();
     }
 
-    /// The primary itself stood still: nobody can be blamed for that time.
+    /// Restarts all measurements after the primary itself was stopped for a while.
     pub(crate) fn stood_still(&mut self, now: Time) {
         for shard in &mut self.shards {
             shard.stuck = 0;
@@ -236,7 +239,7 @@ impl ShardGroup {
         }
     }
 
-    /// True if that is news.
+    /// Marks the numbers of the sockets as unknown. Returns true if they were known before.
     pub(crate) fn lose_numbers(&mut self) -> bool {
         !std::mem::replace(&mut self.numbers_lost, true)
     }
@@ -245,7 +248,7 @@ impl ShardGroup {
         self.next_look
     }
 
-    /// What waits in each socket (`None`: unknown), and who is how busy.
+    /// Evaluates the queue of each shard (`None` if unknown) and its load.
     pub(crate) fn look(&mut self, now: Time, queues: &[Option<u32>], reported: &[ShardLoad]) {
         for (((number, shard), queue), reported) in
             (0..).zip(&mut self.shards).zip(queues).zip(reported)
@@ -257,7 +260,7 @@ impl ShardGroup {
                 0
             };
             if queue < shard.queue && !shard.watched {
-                // Somebody takes them.
+                // A worker takes connections from it.
                 if shard.hung_since.is_some() && shard.recover() {
                     self.changes.push(Change::Recovered(number));
                 }
@@ -288,7 +291,7 @@ impl ShardGroup {
             now + pace.max(INTERVAL_PER_SHARD.saturating_mul(sockets).min(MAX_BUSY_INTERVAL));
     }
 
-    /// Whether a place is told apart from the others by its queue alone.
+    /// Updates the health of the shards by their queues.
     fn judge(&mut self, now: Time) {
         let mut queues: Vec<u32> = self.in_program(true).map(|n| self.shards[n].queue).collect();
         queues.sort_unstable();
@@ -311,7 +314,7 @@ impl ShardGroup {
                         || shard.back_at.is_some_and(|at| now.since(at) >= PROBATION))
                         && shard.recover()
                     {
-                        // An only one has nobody who could do better.
+                        // A single shard has no alternative.
                         self.changes.push(Change::Recovered(number as u16));
                     }
                 }
@@ -340,13 +343,13 @@ impl ShardGroup {
         }
     }
 
-    /// Moves shares from those that are busier than others to those that are less so.
+    /// Moves shares from shards that are busier than others to those that are less busy.
     fn shift(&mut self) {
         let serving: Vec<usize> = self.in_program(true).collect();
         if serving.len() < 2 {
             return;
         }
-        // In relation to the weight: twice the weight is meant to be twice as busy.
+        // Relative to the weight: a shard with twice the weight should be twice as busy.
         let load = |shard: &Shard| shard.load * 100.0 / f64::from(shard.weight.max(1));
         let mean =
             serving.iter().map(|n| load(&self.shards[*n])).sum::<f64>() / serving.len() as f64;
@@ -365,7 +368,7 @@ impl ShardGroup {
                 shard.level *= (GAIN * beyond).exp();
             }
             if beyond >= 0.0 {
-                // What chance has taken away comes back.
+                // Shares that were lost to noise recover.
                 shard.level += if mean < 1.0 { IDLE_RECOVERY_GAIN } else { RECOVERY_GAIN }
                     * (1.0 - shard.level);
             }
@@ -377,9 +380,9 @@ impl ShardGroup {
         }
     }
 
-    /// Queues that stay much longer than the others are cut down: whoever waits there would wait
-    /// for long. One long queue may be chance, a worker that the system has not let run for a
-    /// moment. (Clients that are meant for one worker wait for it all the same.)
+    /// Takes connections off queues that stay much longer than the others, where clients would wait
+    /// long. A single long queue may be noise: a worker that the scheduler did not run for a
+    /// moment. Does nothing where clients stay with their worker.
     fn even_out(&mut self) {
         if self.udp || self.sticky.is_some() {
             return;
@@ -392,7 +395,7 @@ impl ShardGroup {
         for number in serving {
             let shard = &mut self.shards[number];
             let due = u32::try_from(queues * u64::from(shard.weight) / weights).unwrap_or(u32::MAX);
-            // Of a worker that has shown to be slower than others, any queue is long.
+            // A short queue of a worker that is slower than others is long too.
             let (long, stays) = if shard.level < SLOW_SHARE {
                 (LONG_QUEUE_IF_SLOW, 1)
             } else {
@@ -407,19 +410,19 @@ impl ShardGroup {
                 continue;
             }
             let count = (shard.queue - due).min(MAX_TAKEN);
-            // What the primary takes away is no sign of life.
+            // Connections that the primary takes are no sign that the worker is alive.
             shard.queue -= count;
             self.changes.push(Change::Take(number as u16, count));
         }
     }
 
-    /// What waits at a place.
+    /// Returns the length of a shard's queue.
     pub(crate) fn queue(&self, index: u16) -> u32 {
         self.shards.get(usize::from(index)).map_or(0, |shard| shard.queue)
     }
 
-    /// The places that new connections go to: those where somebody takes them; without `strictly`,
-    /// if there are none, those where somebody is; if there are none either, all.
+    /// Returns the shards that get new connections: those whose workers take them. Without
+    /// `strictly`, if there are none, those with workers, and if there are none of these, all.
     fn in_program(&self, strictly: bool) -> Box<dyn Iterator<Item = usize> + '_> {
         let serving = |shard: &Shard| {
             shard.reported.present && shard.weight > 0 && shard.health == ShardHealth::Serving
@@ -435,8 +438,8 @@ impl ShardGroup {
         }
     }
 
-    /// A queue that nobody takes from is the primary's. (Datagrams cannot be handed over; they wait
-    /// for a successor.)
+    /// Lets the primary accept on shards from which no worker takes connections. Datagrams cannot
+    /// be handed over; they wait for a successor.
     fn watch(&mut self) {
         for (number, shard) in (0..).zip(&mut self.shards) {
             let watched = !self.udp
@@ -447,7 +450,7 @@ impl ShardGroup {
         }
     }
 
-    /// What the kernel is to do from now on, if that is not what it does.
+    /// Returns the program to install, if it differs from the installed one.
     pub(crate) fn program(&mut self) -> Option<Vec<Instruction>> {
         if self.shards.is_empty() {
             return None;
@@ -467,7 +470,8 @@ impl ShardGroup {
             program::by_share(&even)
         } else if self.udp || self.sticky.is_some() {
             let sticky = self.sticky.clone().unwrap_or_default();
-            // Datagrams of one flow stay together; a client's flows only if that is asked for.
+            // Datagrams of one flow stay together; all flows of a client only if the policy says
+            // so.
             let (flows, prefix6) = (
                 self.udp && self.sticky.is_none(),
                 if self.sticky.is_some() { sticky.prefix6 } else { 128 },
@@ -486,7 +490,7 @@ impl ShardGroup {
                 return None;
             }
             self.installed_shares.clone_from(&shares);
-            // The founder gets nothing.
+            // The primary's own socket gets no connections.
             shares.insert(0, 0);
             program::by_share(&shares)
         };
@@ -497,7 +501,7 @@ impl ShardGroup {
         Some(program)
     }
 
-    /// The parts of new connections that the places get now, of 1.
+    /// Returns the fraction of new connections that each shard gets; they add up to 1.
     pub(crate) fn shares(&self) -> Vec<f64> {
         let sum = self.installed_shares.iter().map(|s| f64::from(*s)).sum::<f64>().max(1.0);
         self.installed_shares.iter().map(|share| f64::from(*share) / sum).collect()
@@ -512,7 +516,7 @@ impl Shard {
         }
     }
 
-    /// Forgets what was held against it. True if it was held to be hung.
+    /// Resets its health. Returns true if it counted as hung.
     fn recover(&mut self) -> bool {
         if self.health != ShardHealth::Serving {
             self.stuck = 0;

@@ -1,10 +1,10 @@
-//! Listeners steered in the kernel: one socket per place, and a program that the kernel asks which
-//! of them a new connection is for.
+//! Steered listeners: a group of sockets on one address, and a program by which the kernel chooses
+//! the socket of each new connection.
 //!
-//! [`program`] writes the program; `group` decides what it should say, from what is seen of the
-//! sockets' queues and of the workers. The number of a socket in the kernel's group is that of its
-//! place and one more, because the first socket is the primary's own: sockets are opened in order
-//! and never closed before the whole listener is, so the numbers never change.
+//! [`program`] generates the program; `group` decides on shares, by the sockets' queues and the
+//! load of the workers. A shard's number in the kernel's group is its index plus one, because the
+//! first socket is the primary's own. Sockets are opened in order and closed only with the whole
+//! listener, so the numbers never change.
 
 pub(crate) mod group;
 pub mod program;

@@ -1,35 +1,35 @@
-//! Classic BPF programs for `SO_ATTACH_REUSEPORT_CBPF` (socket(7); the instructions are those of
-//! bpf(4) on BSD, and Linux' `Documentation/networking/filter.rst`). They look at the packet that
-//! opens a connection, or at a datagram, and return the number of a socket.
+//! Generates classic BPF programs for `SO_ATTACH_REUSEPORT_CBPF` (`socket(7)`; the instructions are
+//! described in `Documentation/networking/filter.rst` of Linux). A program reads the packet that
+//! opens a connection, or a datagram, and returns the number of a socket.
 
 use serde::{Deserialize, Serialize};
 
 use crate::policy::prefix_masks;
 
-/// One instruction.
+/// An instruction (`struct sock_filter`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instruction {
-    /// What to do.
+    /// The operation code.
     pub code: u16,
     /// Instructions to skip if a comparison holds.
     pub jump_true: u8,
-    /// Instructions to skip if it does not.
+    /// Instructions to skip if a comparison fails.
     pub jump_false: u8,
     /// The operand.
     pub operand: u32,
 }
 
-/// The operations that are used here; A and X are the machine's registers.
+/// The operation codes in use; A and X are the registers of the BPF machine.
 mod code {
     pub(super) const LOAD: u16 = 0x20;
     pub(super) const LOAD_HALF: u16 = 0x28;
     pub(super) const LOAD_BYTE: u16 = 0x30;
-    /// Two bytes at X + operand.
+    /// Loads two bytes at X + operand.
     pub(super) const LOAD_HALF_AT_X: u16 = 0x48;
-    /// X becomes four times the low half of a byte: the length of an IPv4 header.
+    /// Sets X to four times the low half of a byte: the length of an IPv4 header.
     pub(super) const HEADER_LENGTH: u16 = 0xb1;
     pub(super) const LOAD_NUMBER: u16 = 0x00;
-    /// From the scratch memory, and back to it.
+    /// Loads from the scratch memory.
     pub(super) const LOAD_STORED: u16 = 0x60;
     pub(super) const STORE: u16 = 0x02;
     pub(super) const LOAD_X_STORED: u16 = 0x61;
@@ -48,7 +48,7 @@ mod code {
     pub(super) const RETURN_A: u16 = 0x16;
 }
 
-/// `SKF_NET_OFF`: offsets from here are those in the IP header.
+/// `SKF_NET_OFF`: the offset of the IP header.
 const IP_HEADER: u32 = 0xfff0_0000;
 /// `SKF_AD_OFF + SKF_AD_RANDOM`: a random number.
 const RANDOM: u32 = 0xffff_f000 + 56;
@@ -62,14 +62,13 @@ fn jump(code: u16, operand: u32, jump_true: u8, jump_false: u8) -> Instruction {
     Instruction { code, jump_true, jump_false, operand }
 }
 
-/// What to do with a number from `start` on.
+/// The code for numbers from `start` on.
 struct Leaf {
     start: u32,
     code: Vec<Instruction>,
 }
 
-/// Finds the leaf for the number in A by halving: as many comparisons as the leaves' number has
-/// digits in base two.
+/// Generates a binary search for the leaf of the number in A.
 fn tree(leaves: &[Leaf]) -> Vec<Instruction> {
     match leaves {
         [] => vec![op(code::RETURN, 0)],
@@ -81,7 +80,7 @@ fn tree(leaves: &[Leaf]) -> Vec<Instruction> {
             match u8::try_from(left.len()) {
                 Ok(skip) => program.push(jump(code::JUMP_IF_AT_LEAST, middle, skip, 0)),
                 Err(_) => {
-                    // Too far for a comparison's own jump.
+                    // The distance may exceed the 8 bits of a conditional jump.
                     program.push(jump(code::JUMP_IF_AT_LEAST, middle, 0, 1));
                     program.push(op(code::JUMP, left.len() as u32));
                 }
@@ -93,7 +92,8 @@ fn tree(leaves: &[Leaf]) -> Vec<Instruction> {
     }
 }
 
-/// Chooses at random, each number in proportion to its share. Without any share, all alike.
+/// Generates a program that returns each number at random in proportion to its share; all are
+/// equally likely if no share is above 0.
 #[must_use]
 pub fn by_share(shares: &[u32]) -> Vec<Instruction> {
     let even = vec![1; shares.len()];
@@ -109,8 +109,8 @@ pub fn by_share(shares: &[u32]) -> Vec<Instruction> {
         sum += u64::from(share) * run as u64;
         let (start, end) = (at(before), at(sum));
         if end > start {
-            // Equal neighbours are told apart by a division, which rounds so that the last one is
-            // never overshot.
+            // Neighbours with equal shares are separated by a division, rounded so that the result
+            // never exceeds the last one.
             let mut code = Vec::new();
             if run == 1 {
                 code.push(op(code::RETURN, number as u32));
@@ -133,13 +133,14 @@ pub fn by_share(shares: &[u32]) -> Vec<Instruction> {
     program
 }
 
-/// Chooses by the sender's address, cut to its first bits: the number in `table`, whose index is
-/// the client's [bucket](crate::policy::bucket_of). With `flows` also by the sender's UDP port.
+/// Generates a program that chooses by the first bits of the client's address: it returns the entry
+/// of `table` at the client's [bucket](crate::policy::bucket_of). With `flows`, the client's UDP
+/// port counts too.
 #[must_use]
 pub fn by_client(table: &[u16], prefix4: u8, prefix6: u8, flows: bool) -> Vec<Instruction> {
     use crate::policy::mixing as mix;
     let (mask4, mask6) = prefix_masks(prefix4, prefix6);
-    // The client's number so far is in A, and in M[0] while the next word is loaded.
+    // The hash so far is in A, and in M[0] while the next word is loaded.
     let mixed = |load: &[Instruction], program: &mut Vec<Instruction>| {
         program.push(op(code::STORE, 0));
         program.extend(load);
@@ -162,11 +163,11 @@ pub fn by_client(table: &[u16], prefix4: u8, prefix6: u8, flows: bool) -> Vec<In
             &[op(code::HEADER_LENGTH, IP_HEADER), op(code::LOAD_HALF_AT_X, IP_HEADER)],
             &mut four,
         );
-        // Behind extension headers the port is not looked for; the address has to do.
+        // The port is ignored behind extension headers, where its offset is unknown.
         let mut port = Vec::new();
         mixed(&[op(code::LOAD_HALF, IP_HEADER + 40)], &mut port);
         let skip = (port.len() + 2) as u8;
-        // A is needed again behind the comparison.
+        // A is needed again after the comparison.
         six.extend([op(code::STORE, 1), op(code::LOAD_BYTE, IP_HEADER + 6)]);
         six.push(jump(code::JUMP_IF_EQUAL, UDP, 0, skip));
         six.push(op(code::LOAD_STORED, 1));
@@ -174,7 +175,7 @@ pub fn by_client(table: &[u16], prefix4: u8, prefix6: u8, flows: bool) -> Vec<In
         six.extend([op(code::JUMP, 1), op(code::LOAD_STORED, 1)]);
     }
     let mut program = vec![op(code::LOAD_BYTE, IP_HEADER), op(code::SHIFT_RIGHT, 4)];
-    // Both begin with nothing mixed.
+    // Both begin with a hash of 0.
     let nothing = op(code::LOAD_NUMBER, 0);
     four.insert(0, nothing);
     six.insert(0, nothing);

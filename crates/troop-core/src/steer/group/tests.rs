@@ -2,7 +2,7 @@ use super::*;
 
 const MS: u64 = 1;
 
-/// A group, and the connections that come to it: `speeds` of them are taken at each look.
+/// Simulates a group whose workers take `speeds` connections per check.
 struct Simulation {
     group: ShardGroup,
     now: Time,
@@ -46,7 +46,7 @@ impl Simulation {
             match change {
                 Change::Watch(index, on) => self.watched[usize::from(index)] = on,
                 Change::Take(index, count) => {
-                    // To whoever has least to do.
+                    // To the worker with the shortest queue.
                     self.queues[usize::from(index)] -= f64::from(count);
                     let least = (0..self.queues.len())
                         .min_by(|a, b| self.queues[*a].total_cmp(&self.queues[*b]))
@@ -59,7 +59,7 @@ impl Simulation {
         }
     }
 
-    /// One look later, with so many connections in between.
+    /// Advances by one check, with this many arrivals in between.
     fn look(&mut self, arrivals: f64) {
         let pace = self.group.next_look().since(self.now).as_millis() as u64;
         self.now = Time(self.now.0 + pace * MS);
@@ -95,7 +95,7 @@ fn equal_workers_keep_equal_shares() {
         "{:?}",
         simulation.group.shares()
     );
-    // Also when there is more than they can do.
+    // Also under overload.
     (0..100).for_each(|_| simulation.look(1000.0));
     assert!(
         simulation.group.shares().iter().all(|share| (*share - 0.125).abs() < 0.02),
@@ -110,7 +110,7 @@ fn equal_workers_keep_equal_shares() {
 }
 
 #[test]
-fn a_slow_worker_gets_less_and_its_share_back() {
+fn a_slow_worker_gets_less_and_regains_its_share() {
     let mut simulation = Simulation::new(&[100.0, 100.0, 100.0, 25.0]);
     (0..100).for_each(|_| simulation.look(250.0));
     simulation.served.fill(0.0);
@@ -139,7 +139,7 @@ fn weights_are_kept() {
 }
 
 #[test]
-fn a_hung_worker_is_found_out_soon_its_queue_is_taken_over_and_it_comes_back() {
+fn a_hung_worker_is_detected_its_queue_is_taken_over_and_it_recovers() {
     for hung in [1, 3] {
         let mut simulation = Simulation::new(&[100.0; 8]);
         (0..50).for_each(|_| simulation.look(200.0));
@@ -157,7 +157,7 @@ fn a_hung_worker_is_found_out_soon_its_queue_is_taken_over_and_it_comes_back() {
         }
         simulation.look(200.0);
         assert!(simulation.queues[0] < 1.0 && simulation.taken_over > 0.0);
-        // It goes on hanging: few connections are risked, and it is reported once.
+        // While it hangs, few connections are risked, and it is reported once.
         let (before, risked) = (simulation.now, simulation.taken_over);
         while simulation.now.since(before) < Duration::from_secs(30) {
             simulation.look(200.0);
@@ -189,7 +189,7 @@ fn a_hung_worker_is_found_out_soon_its_queue_is_taken_over_and_it_comes_back() {
 }
 
 #[test]
-fn a_hung_worker_among_a_thousand_stays_found_out() {
+fn a_hung_worker_among_a_thousand_stays_detected() {
     let mut simulation = Simulation::new(&[100.0; 1000]);
     simulation.look(20_000.0);
     simulation.speeds[7] = 0.0;
@@ -212,7 +212,7 @@ fn a_hung_worker_among_a_thousand_stays_found_out() {
 }
 
 #[test]
-fn an_only_worker_is_never_given_up() {
+fn a_single_worker_never_counts_as_hung() {
     let mut simulation = Simulation::new(&[0.0]);
     (0..100).for_each(|_| simulation.look(10.0));
     let mut simulation_of_two = Simulation::new(&[0.0, 0.0]);
@@ -228,7 +228,7 @@ fn an_only_worker_is_never_given_up() {
 }
 
 #[test]
-fn a_vacant_place_is_watched_and_gets_nothing_new() {
+fn a_vacant_shard_is_watched_and_gets_no_new_connections() {
     let mut simulation = Simulation::new(&[100.0; 4]);
     simulation.group.set_load(2, ShardLoad::default());
     assert!(simulation.group.program().is_some());
@@ -244,7 +244,7 @@ fn a_vacant_place_is_watched_and_gets_nothing_new() {
 }
 
 #[test]
-fn an_idle_group_is_seldom_looked_at() {
+fn an_idle_group_is_checked_seldom() {
     let mut simulation = Simulation::new(&[100.0; 4]);
     (0..100).for_each(|_| simulation.look(0.0));
     let before = simulation.now;
