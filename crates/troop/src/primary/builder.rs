@@ -374,7 +374,7 @@ impl Builder {
         driver.change_setup(self.setup.clone());
         driver.ready_when(self.replace.ready_when)?;
         self.inherited.iter().cloned().for_each(|socket| driver.offer(socket));
-        driver.spawner.output = self.output.take();
+        driver.spawner_mut().output = self.output.take();
         if let Some(check) = self.health.take() {
             health::start(driver.driver_handle(), check)
                 .map_err(Error::io("start a thread for health checks"))?;
@@ -454,7 +454,7 @@ impl Builder {
             return Err(Error::Settings("a cluster needs at least one worker".into()));
         }
         let (mut driver, cluster) = self.driver(true, true)?;
-        driver.spawner.descriptor_limit = troop_sys::process::raise_descriptor_limit();
+        driver.spawner_mut().descriptor_limit = troop_sys::process::raise_descriptor_limit();
         let mut signals = vec![
             (SIGTERM, SignalMeans::Stop),
             (SIGINT, SignalMeans::Stop),

@@ -22,6 +22,7 @@ use crate::event::Event;
 use crate::message::{Content, Handle, Held, Message, Request, classify};
 
 pub(crate) struct Channel {
+    pub(crate) worker: WorkerHandle,
     pub(crate) socket: OwnedFd,
     pub(crate) reader: FrameReader<Foreign>,
     pub(crate) outbox: Outbox,
@@ -64,12 +65,14 @@ pub(crate) struct Outlets<'a> {
 
 impl Channel {
     pub(crate) fn new(
+        worker: WorkerHandle,
         socket: OwnedFd,
         advanced: bool,
         most_handles: usize,
         closer: Option<Closer>,
     ) -> Channel {
         Channel {
+            worker,
             socket,
             reader: FrameReader::with(framing(advanced), MAX_LINE)
                 .most_handles(MAX_WAITING_HANDLES),
@@ -89,6 +92,11 @@ impl Channel {
     /// Sockets for the worker that it has not confirmed, or that are not written yet.
     pub(crate) fn handles_under_way(&self) -> usize {
         self.outbox.handles().max(self.unsettled.len())
+    }
+
+    /// Shows the program how much waits to be written.
+    pub(crate) fn show_unwritten(&self) {
+        self.worker.shared.mailbox.set_unwritten(self.outbox.len(), self.handles_under_way());
     }
 
     /// Whether so much waits to be written that nothing more is read until the worker has taken
@@ -117,12 +125,13 @@ impl Channel {
         &mut self,
         now: Time,
         core: &mut Primary,
-        (id, worker): (WorkerId, &WorkerHandle),
+        id: WorkerId,
         bytes: &[u8],
         handles: &mut Vec<OwnedFd>,
         Outlets { mut relay, events }: Outlets<'_>,
     ) {
         core.heard(now, id);
+        let worker = &self.worker;
         let closer = self.closer.as_ref();
         let mut chunk =
             self.reader.feed(bytes, handles.drain(..).map(|fd| Foreign::new(fd, closer)));

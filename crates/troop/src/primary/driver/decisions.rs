@@ -1,26 +1,15 @@
-//! Carries out what the core decides, and obeys signals.
+//! Carries out what the core decides.
 
-use std::io::Read;
-use std::os::fd::AsFd;
-use std::sync::PoisonError;
-use std::time::Duration;
-
-use troop_core::WorkerId;
 use troop_core::cluster::Action as ClusterAction;
 use troop_core::event::Notice;
-use troop_core::primary::{Action, WorkerState};
+use troop_core::primary::Action;
 use troop_core::supervise::Progress;
-use troop_sys::process;
+use troop_core::{ListenerId, WorkerId};
 
-use super::{Driver, SignalMeans};
+use super::Driver;
+use super::channels::Channels;
 use crate::event::{Consequence, Event};
-use crate::primary::cgroup::WorkerCgroup;
 use crate::primary::handle::WorkerHandle;
-use crate::primary::{MAX_WORKERS, Reload};
-
-/// A signal to stop that arrives within this time of the first one is the same request: `timeout`,
-/// shells and service managers signal a process and then its group.
-const SAME_STOP_WINDOW: Duration = Duration::from_millis(500);
 
 /// Why an address is reported as lost that no worker took over.
 const MISSED: &str = "the worker that listened there has ended, and none that followed listens there; a reload starts new ones, and one with `--allow-moved` accepts the move";
@@ -41,7 +30,7 @@ impl Driver {
         match action {
             ClusterAction::Primary(action) => self.apply(action),
             ClusterAction::Fork { slot, weight } => self.fork_for_slot(slot, weight),
-            ClusterAction::Signal { worker, signal } => self.kill(worker, signal),
+            ClusterAction::Signal { worker, signal } => self.workers.kill(worker, signal),
             ClusterAction::Measure { workers } => self.measure(&workers),
             ClusterAction::MeasureQueues { worker } => {
                 let waits = self.waits_for(worker);
@@ -55,14 +44,13 @@ impl Driver {
                 }
             }
             ClusterAction::RestoreSettings => {
-                if let Some(before) = self.before_reload.take() {
+                if let Some(before) = self.workers.take_setup_before_reload() {
                     self.use_setup(before);
                 }
             }
-            ClusterAction::KeepSettings => self.before_reload = None,
+            ClusterAction::KeepSettings => drop(self.workers.take_setup_before_reload()),
             ClusterAction::Unhealthy { worker, reason } => {
-                if let Some(process) = self.processes.get(&worker) {
-                    let worker = process.handle.clone();
+                if let Some(worker) = self.workers.handle(worker).cloned() {
                     self.events.push(Event::Unhealthy { worker, reason });
                 }
             }
@@ -72,14 +60,14 @@ impl Driver {
             }),
             ClusterAction::Report(progress) => {
                 if matches!(progress, Progress::ReloadStarted { .. } | Progress::Pausing) {
-                    self.forks.renew();
+                    self.workers.renew_starts();
                 }
                 self.events.push(Event::Supervision(progress));
             }
             ClusterAction::Answer(ticket, answer) => self.answer(ticket, answer),
             ClusterAction::Finish(outcome) => {
-                self.forks.cancel(self.now);
-                self.outcome = Some(outcome);
+                self.workers.cancel_starts(self.now);
+                self.ending.set_outcome(outcome);
             }
         }
     }
@@ -90,49 +78,18 @@ impl Driver {
                 self.deliver(worker, listener, conn, seq, batched)
             }
             Action::Release { conn, taken } => {
-                let client = self.conns.try_remove(conn.0 as usize);
-                if let (Some(client), Some(_)) = (client, &self.closing) {
-                    self.close_aside(client.fd);
-                }
-                if let Some(given) = self.injected.remove(&conn) {
-                    let _ = given.known.send(taken);
+                if let Some(copy) = self.connections.release(conn, taken) {
+                    self.closing.close(self.now, copy);
                 }
             }
-            Action::Send { worker, line } => {
-                if let Some(channel) = self.channel(worker) {
-                    channel.send_line(&line);
-                    self.unflushed.push(worker);
-                }
-            }
+            Action::Send { worker, line } => self.channels.send(worker, &line),
             Action::SendListener { worker, listener, shard, line } => {
-                // Copies that a worker asks for and does not read are bounded. First what waits is
-                // written, as far as there is room.
-                let most = self.cluster.primary.budget().handle_share();
-                let is_full = |channel: &mut crate::primary::channel::Channel| {
-                    channel.outbox.handles() >= most
-                };
-                if self.channel(worker).is_some_and(is_full) {
-                    self.flush_channel(worker);
-                    if self.channel(worker).is_some_and(is_full) {
-                        self.cluster.primary.listener_unsent(worker, listener);
-                        return;
-                    }
-                }
-                let copy = self.socket(listener, shard).map(|(_, socket)| socket.fd.try_clone());
-                match (copy, self.channel(worker)) {
-                    (Some(Ok(copy)), Some(channel)) => {
-                        channel.send_line_with(&line, copy);
-                        self.unflushed.push(worker);
-                    }
-                    // Out of descriptors: the worker must not wait for ever.
-                    (_, Some(_)) => self.cluster.primary.listener_unsent(worker, listener),
-                    (_, None) => {}
-                }
+                self.send_listener(worker, listener, shard, &line)
             }
             Action::Probe { worker, line } => self.send_probe(worker, &line),
             Action::Bind { listener, worker, spec } => self.bind(listener, worker, spec),
             Action::Reach { listener, worker } => self.reach(listener, Some(worker)),
-            Action::Unbind { listener } => self.unbind(listener),
+            Action::Unbind { listener } => self.listeners.unbind(listener, &self.poller),
             Action::Watch { listener, shard, on } => self.watch(listener, shard, on),
             Action::Take { listener, shard, count } => self.take_queued(listener, shard, count),
             Action::Open { listener } => self.open_more(listener),
@@ -140,11 +97,37 @@ impl Driver {
             Action::Sample { listener } => self.sample(listener),
             Action::Count { worker } => self.count(worker),
             // The cluster makes a signal of it.
-            Action::Kill { worker, .. } => self.kill(worker, 9),
+            Action::Kill { worker, .. } => self.workers.kill(worker, 9),
             Action::HandleSettled { worker, ticket, delivered } => {
-                self.handle_settled(worker, ticket, delivered)
+                let core = &mut self.cluster.primary;
+                self.channels.handle_settled(self.now, core, worker, ticket, delivered)
             }
             Action::Notify(notice) => self.noticed(notice),
+        }
+    }
+
+    /// Sends a worker a copy of a listener's socket.
+    fn send_listener(&mut self, worker: WorkerId, listener: ListenerId, shard: u16, line: &[u8]) {
+        // Copies that a worker asks for and does not read are bounded. First what waits is written,
+        // as far as there is room.
+        let most = self.cluster.primary.budget().handle_share();
+        let is_full = |channels: &Channels| {
+            channels.get(worker).is_some_and(|channel| channel.outbox.handles() >= most)
+        };
+        if is_full(&self.channels) {
+            self.flush_channel(worker);
+            if is_full(&self.channels) {
+                self.cluster.primary.listener_unsent(worker, listener);
+                return;
+            }
+        }
+        if self.channels.get(worker).is_none() {
+            return;
+        }
+        match self.listeners.socket(listener, shard).map(|(_, socket)| socket.fd.try_clone()) {
+            Some(Ok(copy)) => self.channels.send_with(worker, line, copy),
+            // Out of descriptors: the worker must not wait for ever.
+            _ => self.cluster.primary.listener_unsent(worker, listener),
         }
     }
 
@@ -169,7 +152,7 @@ impl Driver {
             | Notice::Stalled { worker, .. }
             | Notice::Misbehaved { worker, .. } => worker,
         };
-        let Some(worker) = self.processes.get(&id).map(|p| p.handle.clone()) else { return };
+        let Some(worker) = self.workers.handle(id).cloned() else { return };
         self.refresh(&worker);
         if matches!(notice, Notice::Exited { how, .. } if !how.is_success()) {
             self.remember_fallen(worker.clone());
@@ -192,83 +175,6 @@ impl Driver {
 
     /// Makes what the core knows about a worker visible to the program.
     pub(super) fn refresh(&mut self, worker: &WorkerHandle) {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut visible = worker.shared.status.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.cluster.primary.status(worker.id()) {
-            Some(status) => {
-                *visible = status;
-                if status.in_table {
-                    table.insert(worker.id(), worker.clone());
-                } else {
-                    table.remove(&worker.id());
-                }
-            }
-            None => {
-                visible.state = WorkerState::Dead;
-                visible.connected = false;
-                visible.exited_after_disconnect.get_or_insert(false);
-                table.remove(&worker.id());
-            }
-        }
-    }
-
-    /// Ends a worker by a signal.
-    pub(super) fn kill(&mut self, worker: WorkerId, signal: i32) {
-        let Some(process) = self.processes.get(&worker) else { return };
-        process.handle.note_signal(signal);
-        let is_swept = signal == 9 && process.cgroup.as_ref().is_some_and(WorkerCgroup::kill);
-        // Its leader has not been reaped, so the group is surely the worker's own.
-        if process.leads_group && signal == 9 && !is_swept {
-            // First those that may have left its group, which cannot be found any more when their
-            // parents have ended.
-            process::signal_descendants(process.handle.pid(), signal);
-            let _ = process::signal_group(process.handle.pid(), signal);
-        }
-        let _ = process::signal(process.pidfd.as_fd(), signal);
-    }
-
-    pub(super) fn signalled(&mut self, number: u32) {
-        let Some((pipe, means)) = self.signals.get_mut(number as usize) else { return };
-        // As many bytes as signals.
-        let count = pipe.read(&mut [0; 16]).unwrap_or(0);
-        let means = *means;
-        for _ in 0..count {
-            match (means, self.cluster.supervisor_mut()) {
-                (SignalMeans::Stop, Some(supervisor)) => match self.stop_signalled {
-                    Some(first) if self.now.since(first) < SAME_STOP_WINDOW => {}
-                    first => {
-                        self.stop_signalled = first.or(Some(self.now));
-                        if supervisor.is_stopping() {
-                            supervisor.stop_now(self.now);
-                        } else {
-                            supervisor.stop(self.now);
-                        }
-                    }
-                },
-                (SignalMeans::StopNow, Some(supervisor)) => supervisor.stop_now(self.now),
-                (SignalMeans::OneMore, Some(supervisor)) => {
-                    supervisor.scale(self.now, (supervisor.wanted() + 1).min(MAX_WORKERS))
-                }
-                // The last one stays. Where there is none, there is none to end either.
-                (SignalMeans::OneLess, Some(supervisor)) => supervisor.scale(
-                    self.now,
-                    supervisor.wanted().saturating_sub(1).max(supervisor.wanted().min(1)),
-                ),
-                (SignalMeans::Reload, Some(_)) => self.reload(Reload::new(), None),
-                (SignalMeans::Pause, Some(supervisor)) => supervisor.pause(self.now),
-                (SignalMeans::ReapOrphans, _) => self.reap_orphans(),
-                (_, None) => {}
-            }
-        }
-    }
-
-    /// What process 1 does for children that are not its own. One that is being started is not
-    /// known yet.
-    pub(super) fn reap_orphans(&mut self) {
-        if !self.forks.is_empty() {
-            return;
-        }
-        let processes = &self.processes;
-        process::reap_orphans(|pid| processes.values().any(|p| p.handle.pid() == pid));
+        self.workers.show(worker, self.cluster.primary.status(worker.id()));
     }
 }

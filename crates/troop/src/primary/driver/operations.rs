@@ -9,8 +9,7 @@ use tokio::sync::oneshot;
 use troop_core::cluster::Cluster;
 use troop_core::event::Address;
 use troop_core::supervise::{
-    Answer, NotReady, Outcome, RecycleFailed, ReloadFailed, Reloaded, ReplaceFailure, Request,
-    Ticket,
+    Answer, NotReady, RecycleFailed, ReloadFailed, Reloaded, ReplaceFailure, Request, Ticket,
 };
 use troop_core::{Time, WorkerId};
 
@@ -79,8 +78,6 @@ pub(super) struct Operations {
     last: u64,
     replies: BTreeMap<Ticket, Reply>,
     incomplete: Vec<Incomplete>,
-    /// Who waits for the end.
-    ends: Vec<oneshot::Sender<Result<Outcome, Error>>>,
     /// Where the workers listened when the reload began.
     addresses: Vec<Address>,
     /// The worker that has ended with a failure last.
@@ -124,27 +121,6 @@ impl Driver {
         }
     }
 
-    /// Ends the cluster; the reply is sent when it has ended.
-    pub(super) fn stop(&mut self, at_once: bool, reply: oneshot::Sender<Result<Outcome, Error>>) {
-        let Some(supervisor) = self.cluster.supervisor_mut() else {
-            let _ = reply.send(Err(NotReady::Unsupervised.into()));
-            return;
-        };
-        if at_once {
-            supervisor.stop_now(self.now);
-        } else {
-            supervisor.stop(self.now);
-        }
-        self.operations.ends.push(reply);
-    }
-
-    /// The cluster has ended so.
-    pub(super) fn answer_ends(&mut self, outcome: &Outcome) {
-        for reply in self.operations.ends.drain(..) {
-            let _ = reply.send(Ok(outcome.clone()));
-        }
-    }
-
     /// A reload is about to begin.
     pub(super) fn remember_addresses(&mut self) {
         self.operations.addresses =
@@ -163,7 +139,7 @@ impl Driver {
         }
         match self.at_fault(&answer) {
             Some(worker) => {
-                let wake = Arc::downgrade(&self.driver_handle.wake);
+                let wake = Arc::downgrade(&self.inbox.handle().wake);
                 let until = if worker.wakes_when_stderr_ends(wake) {
                     self.now + LAST_LINES_TIMEOUT
                 } else {
@@ -174,7 +150,7 @@ impl Driver {
             }
             None => {
                 // The events before the answer, as a program expects that has both.
-                self.publish_early();
+                self.events.publish_early();
                 reply.send(answer);
             }
         }
@@ -185,7 +161,7 @@ impl Driver {
         if self.operations.incomplete.is_empty() {
             return;
         }
-        self.publish_early();
+        self.events.publish_early();
         let now = self.now;
         let is_complete =
             |incomplete: &Incomplete| incomplete.until <= now || incomplete.worker.stderr_ended();
@@ -210,20 +186,19 @@ impl Driver {
             _ => return None,
         };
         let ReplaceFailure::Ended { worker, .. } = reason else { return None };
-        self.processes.get(worker).map(|process| process.handle.clone())
+        self.workers.handle(*worker).cloned()
     }
 
     /// Which addresses the new workers of a reload listen on, and which they do not.
     fn compare_addresses(&mut self, done: &mut Reloaded) {
         let Some(supervisor) = self.cluster.supervisor() else { return };
-        let generation =
-            |worker: &WorkerId| supervisor.standing(self.now, *worker).map(|(_, of)| of);
-        let newest = self.processes.keys().filter_map(generation).max();
+        let generation = |worker: WorkerId| supervisor.standing(self.now, worker).map(|(_, of)| of);
+        let newest = self.workers.ids().filter_map(generation).max();
         let mut now: Vec<_> = self
-            .processes
-            .keys()
-            .filter(|worker| newest.is_some() && generation(worker) == newest)
-            .flat_map(|worker| self.cluster.primary.fixed_addresses_of(*worker))
+            .workers
+            .ids()
+            .filter(|worker| newest.is_some() && generation(*worker) == newest)
+            .flat_map(|worker| self.cluster.primary.fixed_addresses_of(worker))
             .collect();
         now.dedup();
         let before = std::mem::take(&mut self.operations.addresses);

@@ -39,6 +39,8 @@ pub(super) struct Scarcity {
     /// The core has been told that descriptors are scarce.
     tight: bool,
     look_at: Option<Time>,
+    /// When connections are accepted again.
+    accept_again: Option<Time>,
     said: Vec<Said>,
     /// Descriptors that were in use before there were workers.
     base: Option<usize>,
@@ -46,13 +48,25 @@ pub(super) struct Scarcity {
 
 impl Default for Scarcity {
     fn default() -> Scarcity {
-        Scarcity { mark: i32::MAX, tight: false, look_at: None, said: Vec::new(), base: None }
+        Scarcity {
+            mark: i32::MAX,
+            tight: false,
+            look_at: None,
+            accept_again: None,
+            said: Vec::new(),
+            base: None,
+        }
     }
 }
 
 impl Scarcity {
     pub(super) fn next_deadline(&self) -> Option<Time> {
-        self.look_at
+        self.look_at.into_iter().chain(self.accept_again).min()
+    }
+
+    /// Whether no connections are accepted for now.
+    pub(super) fn pauses_accepting(&self) -> bool {
+        self.accept_again.is_some()
     }
 }
 
@@ -106,16 +120,17 @@ impl Driver {
 
     /// The kernel keeps the connections meanwhile; nothing is lost.
     pub(super) fn pause_accepting(&mut self, source: io::Error) {
-        self.accept_again = Some(self.now + CHECK_INTERVAL);
+        self.scarcity.accept_again = Some(self.now + CHECK_INTERVAL);
         self.short("accept a connection", source);
     }
 
     /// Sees whether there are descriptors again.
     pub(super) fn look_at_descriptors(&mut self) {
         let is_due = |at: Option<Time>| at.is_some_and(|due| due <= self.now);
-        let (pause_ends, look) = (is_due(self.accept_again), is_due(self.scarcity.look_at));
+        let (pause_ends, look) =
+            (is_due(self.scarcity.accept_again), is_due(self.scarcity.look_at));
         if pause_ends {
-            self.accept_again = None;
+            self.scarcity.accept_again = None;
         }
         if !pause_ends && !look {
             return;
@@ -123,7 +138,7 @@ impl Driver {
         let budget = self.cluster.primary.budget();
         let lowest = process::lowest_free_descriptor(self.poller.as_fd()).map_or(i32::MAX, |fd| fd);
         if lowest >= number(budget.usable()) {
-            self.accept_again = Some(self.now + CHECK_INTERVAL);
+            self.scarcity.accept_again = Some(self.now + CHECK_INTERVAL);
         }
         if !self.scarcity.tight {
             return;

@@ -9,7 +9,7 @@ use crate::primary::snapshot::{
 
 impl Driver {
     pub(super) fn snapshot(&mut self) -> Snapshot {
-        let all: Vec<_> = self.processes.keys().copied().collect();
+        let all: Vec<_> = self.workers.ids().collect();
         all.into_iter().for_each(|worker| self.count(worker));
         self.act();
         let supervisor = self.cluster.supervisor();
@@ -17,22 +17,22 @@ impl Driver {
             supervisor.and_then(|s| s.leaves_by(worker)).map(|at| millis(at.since(self.now)))
         };
         let mut workers: Vec<_> = self
-            .processes
-            .iter()
-            .filter_map(|(id, process)| {
-                let status = self.cluster.primary.status(*id)?;
+            .workers
+            .since()
+            .filter_map(|(id, since)| {
+                let status = self.cluster.primary.status(id)?;
                 Some(WorkerSnapshot {
-                    id: *id,
+                    id,
                     pid: status.pid,
                     slot: status.slot,
                     state: status.state,
-                    age_ms: millis(self.now.since(process.since)),
-                    leaving_ms: leaving(*id),
+                    age_ms: millis(self.now.since(since)),
+                    leaving_ms: leaving(id),
                     ready: supervisor
-                        .map(|s| s.standing(self.now, *id))
+                        .map(|s| s.standing(self.now, id))
                         .map(|standing| standing.is_some_and(|(ready, _)| ready)),
                     generation: supervisor
-                        .and_then(|s| s.standing(self.now, *id))
+                        .and_then(|s| s.standing(self.now, id))
                         .map(|(_, generation)| generation),
                     weight: status.weight,
                     stats: status.stats,
@@ -41,10 +41,10 @@ impl Driver {
             })
             .collect();
         workers.sort_by_key(|worker| (worker.slot, worker.id));
-        let sockets = self.setup.activation().iter().map(|socket| ListenerSnapshot {
+        let sockets = self.workers.setup().activation().iter().map(|socket| ListenerSnapshot {
             address: socket.address().to_owned(),
             scheduling: "shared".into(),
-            workers: self.processes.len(),
+            workers: self.workers.len(),
             waiting: socket.waiting(),
         });
         let listeners = self.cluster.primary.listeners().filter_map(|id| {
@@ -99,13 +99,13 @@ impl Driver {
             address: at.to_string(),
             reason: "no worker listens there since the one that did has ended".into(),
         });
-        let unreached = self.listeners.iter().filter(|(_, listener)| listener.is_lost);
-        let unreached = unreached
-            .filter_map(|(id, _)| self.cluster.primary.bound_address(*id))
-            .map(|at| LostListener {
-                address: at.to_string(),
-                reason: "clients do not reach its socket".into(),
-            });
+        let unreached =
+            self.listeners.lost().filter_map(|id| self.cluster.primary.bound_address(id)).map(
+                |at| LostListener {
+                    address: at.to_string(),
+                    reason: "clients do not reach its socket".into(),
+                },
+            );
         missed.chain(unreached).collect()
     }
 }

@@ -1,8 +1,19 @@
 //! The event loop: waits, takes in what happened, lets the core decide, writes, and publishes events;
 //! in a plain thread or as a task of a runtime.
 
-use super::*;
-use crate::trace;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use troop_core::Time;
+use troop_core::supervise::Outcome;
+use troop_sys::poll::Ready;
+
+use super::channels::{LAST_READS, READ_BURST, direct_io, pace};
+use super::poller::EventPoller;
+use super::{Driver, Token};
+use crate::error::{Error, Result};
+use crate::event::Event;
 
 impl Driver {
     /// Turns until supervision, or the cluster, is over. Every event is shown to `observe`.
@@ -13,33 +24,24 @@ impl Driver {
             Err(e) => return Err(waiting(e)),
         };
         let mut ready = Vec::new();
-        let wake = self.driver_handle.wake.clone();
+        let wake = self.inbox.handle().wake.clone();
         let shared = Arc::new(Mutex::new(self));
         wake.allow_direct_io(&shared);
         let mut driver = direct_io::lock(&shared);
-        driver.unobserved = Some(Vec::new());
+        driver.events.keep_for_observer();
         driver.settle();
         loop {
-            let earlier = driver.unobserved.as_mut().map(std::mem::take).unwrap_or_default();
-            earlier.iter().chain(&driver.events).for_each(&mut observe);
-            driver.publish();
-            if driver.orphans.is_empty()
-                && driver.operations.is_settled()
-                && driver.forks.are_over(driver.now)
-                && let Some(outcome) = driver.outcome.take()
-            {
-                driver.finish();
-                driver.answer_ends(&outcome);
-                return Ok(outcome);
-            }
+            driver.events.show(&mut observe);
+            driver.events.publish();
             if driver.is_over() {
                 driver.finish();
-                return Ok(Outcome::Stopped { killed: Vec::new() });
+                let outcome = driver.ending.take_outcome();
+                return Ok(outcome.unwrap_or(Outcome::Stopped { killed: Vec::new() }));
             }
             let timeout = driver.time_left();
             driver.looks_at = timeout.map(|timeout| driver.now + timeout);
             let now = driver.origin.elapsed();
-            let gathers = !driver.relays.is_empty() && driver.pace.gathers(now);
+            let gathers = driver.channels.gathers(now);
             drop(driver);
             if gathers {
                 std::thread::sleep(pace::GATHER_TIME);
@@ -55,11 +57,11 @@ impl Driver {
 
     /// Turns as a task of a tokio runtime, until the cluster is over.
     pub(crate) async fn run_in_runtime(mut self) {
-        let wake = self.driver_handle.wake.clone();
+        let wake = self.inbox.handle().wake.clone();
         self.settle();
         loop {
-            let many = self.events.len() > EVENT_BURST;
-            self.publish();
+            let many = self.events.are_many();
+            self.events.publish();
             if self.is_over() {
                 break;
             }
@@ -90,28 +92,12 @@ impl Driver {
                 self.settle();
             }
         }
-        self.bus.close();
-        if let Some(outcome) = self.outcome.take() {
-            self.answer_ends(&outcome);
-        }
-    }
-
-    /// Nothing more happens. The process may end right after this, so the last words of workers
-    /// are passed on first.
-    fn finish(&mut self) {
-        self.bus.close();
-        self.spawner.finish_output(OUTPUT_FLUSH_TIMEOUT);
+        self.events.close();
+        self.ending.take_outcome();
     }
 
     pub(super) fn clock(&self) -> Time {
         Time(1 + u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX))
-    }
-
-    fn is_over(&self) -> bool {
-        self.orphans.is_empty()
-            && self.operations.is_settled()
-            && self.forks.are_over(self.now)
-            && (self.outcome.is_some() || (self.over_at.is_some() && self.processes.is_empty()))
     }
 
     /// Looks once and does what there is to do. Inside a runtime, whose epoll set reports this one
@@ -134,7 +120,7 @@ impl Driver {
             match Token::unpack(ready.token) {
                 Token::EventFd => {}
                 Token::Signal(number) => self.signalled(number),
-                Token::Socket(number) => self.is_ready(number),
+                Token::Socket(number) => self.listeners.is_ready(number),
                 Token::Inspected(conn) => self.inspect_again(conn),
                 Token::Channel(id) => {
                     if ready.writable {
@@ -144,7 +130,7 @@ impl Driver {
                         // What has ended is read to the end.
                         self.read(
                             id,
-                            if ready.ended { channels::LAST_READS } else { channels::READ_BURST },
+                            if ready.ended { LAST_READS } else { READ_BURST },
                             usize::MAX,
                         );
                     }
@@ -153,7 +139,7 @@ impl Driver {
                 Token::Notify => self.read_notifications(),
                 Token::Relay(id) => {
                     if ready.writable {
-                        self.unflushed_relays.push(id);
+                        self.channels.flush_relay_soon(id);
                     }
                     if ready.readable {
                         self.read_relay(id, ready.ended);
@@ -178,13 +164,10 @@ impl Driver {
         loop {
             self.flush_batches();
             self.flush();
-            self.flush_relays();
+            self.channels.flush_relays(self.now, &mut self.poller);
             // A channel that has room again may have brought its worker new connections.
             self.act();
-            if self.unflushed.is_empty()
-                && self.batched.is_empty()
-                && self.unflushed_relays.is_empty()
-            {
+            if !self.channels.has_unflushed() && !self.channels.has_batches() {
                 break;
             }
         }
@@ -192,70 +175,40 @@ impl Driver {
 
     fn tick(&mut self) {
         self.cluster.tick(self.now);
-        if self.retry_at.is_some_and(|due| due <= self.now) {
-            self.retry_at = None;
-            self.unflushed.append(&mut self.retry);
-            self.unflushed_relays.append(&mut self.retry_relays);
-        }
+        self.channels.retry(self.now);
         self.look_for_clients();
-        self.tick_orphans();
+        self.workers.tick(self.now);
         self.inspect_late();
         self.answer_late();
-        self.offer_channels();
+        self.channels.offer_reclaimed(self.now, &self.cluster.primary);
         self.look_at_descriptors();
         self.watch_again();
         self.tick_listener_checks();
-        self.look_at_closing();
+        self.closing.tick(self.now);
         self.complete_answers();
         self.notify_shutdown_waiters();
-        if self.over_at.is_some_and(|due| due <= self.now) {
-            for process in self.processes.values() {
-                let _ = process::signal(process.pidfd.as_fd(), 9);
-            }
-            self.over_at = Some(self.now + DROPPED_EXIT_TIMEOUT);
-        }
+        self.kill_late();
     }
 
     /// How long to wait at most.
     pub(super) fn time_left(&self) -> Option<Duration> {
-        if self.can_accept() || !self.unflushed.is_empty() || !self.unflushed_relays.is_empty() {
+        if self.can_accept() || self.channels.has_unflushed() {
             return Some(Duration::ZERO);
         }
         let deadlines = [
             self.cluster.next_deadline(),
-            self.retry_at,
-            self.demand_deadline(),
-            self.reclaimed_channels.next_deadline(),
-            self.accept_again,
+            self.channels.next_deadline(),
+            self.listeners.next_deadline(),
             self.scarcity.next_deadline(),
-            self.over_at,
+            self.ending.next_deadline(),
             self.inspected.next_deadline(),
             self.questions.next_deadline(),
-            self.orphans.next_deadline(),
-            self.upkeep_at,
-            self.closing_at,
+            self.closing.next_deadline(),
             self.operations.next_deadline(),
-            self.forks.next_deadline(self.now),
+            self.workers.next_deadline(self.now),
         ];
         let due = deadlines.into_iter().flatten().min()?;
         // Rounded up, so that the deadline has come when the wait is over.
         Some(Duration::from_millis(due.0.saturating_sub(self.now.0).max(1)))
-    }
-
-    /// The same in the middle of a turn, because an answer follows that the events come before.
-    pub(super) fn publish_early(&mut self) {
-        if let Some(unobserved) = &mut self.unobserved {
-            unobserved.extend(self.events.iter().cloned());
-        }
-        self.publish();
-    }
-
-    fn publish(&mut self) {
-        self.events.iter().for_each(trace::event);
-        if self.bus.has_readers() {
-            self.bus.publish(&mut self.events)
-        } else {
-            self.events.clear()
-        }
     }
 }

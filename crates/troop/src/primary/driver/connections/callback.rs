@@ -7,7 +7,7 @@ use std::sync::Arc;
 use troop_core::policy::{Connection, Question, Respond};
 use troop_core::{ConnId, ListenerId, Time, WorkerId};
 
-use super::Driver;
+use crate::primary::driver::Driver;
 use crate::primary::{Command, DriverHandle};
 
 /// The most questions without an answer. More connections wait in the kernel.
@@ -21,7 +21,7 @@ struct PendingQuestion {
 }
 
 /// Questions without an answer.
-pub(super) struct PendingQuestions {
+pub(in crate::primary::driver) struct PendingQuestions {
     /// Sends answers, from any thread, to the driver.
     respond: Respond,
     pending: HashMap<u64, PendingQuestion>,
@@ -30,7 +30,7 @@ pub(super) struct PendingQuestions {
 }
 
 impl PendingQuestions {
-    pub(super) fn new(driver: DriverHandle) -> PendingQuestions {
+    pub(in crate::primary::driver) fn new(driver: DriverHandle) -> PendingQuestions {
         // A primary that has ended has no connections to assign.
         let respond = Arc::new(move |ticket, worker| {
             drop(driver.send(Command::Answer(ticket, worker)));
@@ -38,18 +38,23 @@ impl PendingQuestions {
         PendingQuestions { respond, pending: HashMap::new(), deadlines: BTreeSet::new(), last: 0 }
     }
 
-    pub(super) fn next_deadline(&self) -> Option<Time> {
+    pub(in crate::primary::driver) fn next_deadline(&self) -> Option<Time> {
         self.deadlines.first().map(|(at, _)| *at)
     }
 
-    pub(super) fn is_full(&self) -> bool {
+    pub(in crate::primary::driver) fn is_full(&self) -> bool {
         self.pending.len() >= MAX_PENDING
     }
 }
 
 impl Driver {
     /// A connection was accepted.
-    pub(super) fn ask(&mut self, listener: ListenerId, conn: ConnId, peer: Option<SocketAddr>) {
+    pub(in crate::primary::driver) fn ask(
+        &mut self,
+        listener: ListenerId,
+        conn: ConnId,
+        peer: Option<SocketAddr>,
+    ) {
         let (Some(callback), Some(at)) =
             (self.cluster.primary.callback(listener), self.cluster.primary.bound_address(listener))
         else {
@@ -66,7 +71,7 @@ impl Driver {
     }
 
     /// The program has chosen, or does not care.
-    pub(super) fn answered(&mut self, ticket: u64, worker: Option<WorkerId>) {
+    pub(in crate::primary::driver) fn answered(&mut self, ticket: u64, worker: Option<WorkerId>) {
         // Otherwise it comes too late.
         let Some(PendingQuestion { listener, conn, peer, until }) =
             self.questions.pending.remove(&ticket)
@@ -84,7 +89,7 @@ impl Driver {
     }
 
     /// Those that have waited long enough.
-    pub(super) fn answer_late(&mut self) {
+    pub(in crate::primary::driver) fn answer_late(&mut self) {
         while let Some((_, ticket)) =
             self.questions.deadlines.first().copied().filter(|(until, _)| *until <= self.now)
         {

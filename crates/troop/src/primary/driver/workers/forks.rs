@@ -17,13 +17,14 @@ use troop_core::{Time, WorkerId};
 use troop_sys::poll::Interest;
 use troop_sys::process;
 
-use super::{Driver, Process, Token};
+use super::Process;
 use crate::channel::Mailbox;
 use crate::closer::Closer;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::primary::Fork;
 use crate::primary::channel::Channel;
+use crate::primary::driver::{Driver, Token};
 use crate::primary::handle::{Shared, WorkerHandle};
 use crate::primary::output::Tail;
 use crate::primary::spawn::{self, Spawned, Start};
@@ -149,16 +150,24 @@ impl Forks {
 }
 
 impl Driver {
-    pub(super) fn fork(&mut self, fork: Fork, done: oneshot::Sender<Result<WorkerHandle>>) {
-        let by = For::Program(self.setup.clone(), done);
-        self.forks.waiting.push_back(Wanted { fork, by, leaves: false });
+    pub(in crate::primary::driver) fn fork(
+        &mut self,
+        fork: Fork,
+        done: oneshot::Sender<Result<WorkerHandle>>,
+    ) {
+        let by = For::Program(self.workers.setup.clone(), done);
+        self.workers.forks.waiting.push_back(Wanted { fork, by, leaves: false });
         self.start_next();
     }
 
-    pub(super) fn fork_for_slot(&mut self, slot: Slot, weight: u32) {
-        if !self.forks.waits_for(slot) {
+    pub(in crate::primary::driver) fn fork_for_slot(&mut self, slot: Slot, weight: u32) {
+        if !self.workers.forks.waits_for(slot) {
             let fork = Fork::new().weight(weight);
-            self.forks.waiting.push_back(Wanted { fork, by: For::Slot(slot), leaves: false });
+            self.workers.forks.waiting.push_back(Wanted {
+                fork,
+                by: For::Slot(slot),
+                leaves: false,
+            });
         }
         self.start_next();
     }
@@ -166,12 +175,12 @@ impl Driver {
     /// Starts what waits, and tells the core whether something is under way.
     fn start_next(&mut self) {
         self.start_waiting();
-        self.cluster.set_starting(!self.forks.is_empty());
+        self.cluster.set_starting(!self.workers.forks.is_empty());
     }
 
     fn start_waiting(&mut self) {
-        while self.forks.starting.is_none()
-            && let Some(wanted) = self.forks.waiting.pop_front()
+        while self.workers.forks.starting.is_none()
+            && let Some(wanted) = self.workers.forks.waiting.pop_front()
         {
             let (setup, slot) = match &wanted.by {
                 For::Program(setup, _) => (setup.clone(), None),
@@ -181,21 +190,27 @@ impl Driver {
                     continue;
                 }
                 For::Slot(slot) => {
-                    (self.setup.clone(), Some(u32::try_from(slot.0).unwrap_or(u32::MAX)))
+                    (self.workers.setup.clone(), Some(u32::try_from(slot.0).unwrap_or(u32::MAX)))
                 }
             };
             let id = self.cluster.primary.fork();
             self.divide_descriptors();
-            let closer = self.closer_for(setup.is_other_user());
+            let closer = self.closing.closer_for(setup.is_other_user());
             self.events.push(Event::Setup { setup: setup.clone() });
             let is_cancelled = Arc::default();
-            let start =
-                spawn::prepare(&setup, &wanted.fork, id, slot, &mut self.spawner, &is_cancelled);
+            let start = spawn::prepare(
+                &setup,
+                &wanted.fork,
+                id,
+                slot,
+                &mut self.workers.spawner,
+                &is_cancelled,
+            );
             let generation = self.generation();
-            self.forks.starting =
+            self.workers.forks.starting =
                 Some(Starting { wanted, id, slot, setup, generation, closer, is_cancelled });
             let result = match start {
-                Ok(start) => self.forks.run(start, &self.driver_handle),
+                Ok(start) => self.workers.forks.run(start, self.inbox.handle()),
                 Err(e) => Some(Err(e)),
             };
             if let Some(result) = result {
@@ -209,30 +224,29 @@ impl Driver {
     }
 
     /// A start is over.
-    pub(super) fn spawned(&mut self, result: Result<Spawned>) {
+    pub(in crate::primary::driver) fn spawned(&mut self, result: Result<Spawned>) {
         self.started(result);
         self.start_next();
-        if self.reaps_orphans {
-            self.reap_orphans();
+        if self.workers.reaps_orphans {
+            self.workers.reap_orphans();
         }
         self.notify_shutdown_waiters();
     }
 
     fn started(&mut self, result: Result<Spawned>) {
-        let Some(starting) = self.forks.starting.take() else { return };
-        self.forks.given_up_at = None;
+        let Some(starting) = self.workers.forks.starting.take() else { return };
+        self.workers.forks.given_up_at = None;
         // While it was started, those that it belongs to have been replaced by others.
         let is_old = matches!(starting.wanted.by, For::Slot(_))
             && (starting.is_cancelled.load(Ordering::Relaxed)
                 || starting.generation != self.generation());
-        if is_old || self.outcome.is_some() || self.over_at.is_some() {
+        if is_old || self.ending.has_begun() {
             if let Ok(spawned) = result {
                 self.discard(spawned, &starting.setup);
             }
-            let is_wanted_again =
-                matches!(&starting.wanted.by, For::Slot(slot) if !self.forks.waits_for(*slot));
-            if is_old && is_wanted_again && self.outcome.is_none() && self.over_at.is_none() {
-                self.forks.waiting.push_front(starting.wanted);
+            let is_wanted_again = matches!(&starting.wanted.by, For::Slot(slot) if !self.workers.forks.waits_for(*slot));
+            if is_old && is_wanted_again && !self.ending.has_begun() {
+                self.workers.forks.waiting.push_front(starting.wanted);
             }
             return;
         }
@@ -244,7 +258,7 @@ impl Driver {
             For::Program(_, done) => {
                 // The events before the answer, as a program expects that has both.
                 self.act();
-                self.publish_early();
+                self.events.publish_early();
                 let worker = result.as_ref().ok().map(|worker| worker.id());
                 if let Err(Err(e)) = done.send(result) {
                     self.events.push(Event::Error { worker: None, error: Arc::new(e) });
@@ -289,16 +303,11 @@ impl Driver {
         }
         self.cluster.primary.spawned(id, child.pid, slot, fork.weight.unwrap_or(DEFAULT_WEIGHT));
         let handle = self.handle(id, child.pid, pipes, tail)?;
-        let channel = Some(Channel::new(
-            channel,
-            false,
-            self.cluster.primary.budget().handle_share(),
-            closer,
-        ));
+        let share = self.cluster.primary.budget().handle_share();
+        self.channels.add(id, Channel::new(handle.clone(), channel, false, share, closer));
         let process = Process {
             handle: handle.clone(),
             pidfd: child.pidfd,
-            channel,
             kept_end,
             leads_group: setup.leads_group(),
             adopted: false,
@@ -311,7 +320,7 @@ impl Driver {
             since: self.now,
         };
         let has_no_ipc = process.kept_end.is_some();
-        self.processes.insert(id, process);
+        self.workers.processes.insert(id, process);
         if has_no_ipc && let Ok(online) = incoming::parse(ONLINE) {
             self.cluster.has_no_ipc(id);
             // So this is all that will ever be known of it.
@@ -331,17 +340,17 @@ impl Driver {
         let _ = std::thread::Builder::new()
             .name("troop-reap".into())
             .spawn(move || process::reap(child.pidfd.as_fd()));
-        self.end_orphans(None, cgroup);
+        self.workers.orphans.end(self.now, None, cgroup);
     }
 
-    pub(super) fn handle(
+    pub(in crate::primary::driver) fn handle(
         &self,
         id: WorkerId,
         pid: u32,
         pipes: [Option<OwnedFd>; 3],
         tail: Option<Arc<Tail>>,
     ) -> Result<WorkerHandle> {
-        let wake = Arc::downgrade(&self.driver_handle.wake);
+        let wake = Arc::downgrade(&self.inbox.handle().wake);
         let ring = move || {
             if let Some(wake) = wake.upgrade() {
                 Wake::posted(&wake, id);
@@ -358,7 +367,7 @@ impl Driver {
             pipes: std::sync::Mutex::new(pipes),
             tail,
             signals: std::sync::atomic::AtomicU64::new(0),
-            driver_handle: self.driver_handle.clone(),
+            driver_handle: self.inbox.handle().clone(),
         };
         Ok(WorkerHandle { shared: Arc::new(shared) })
     }

@@ -4,26 +4,25 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use troop_core::Time;
 use troop_core::supervise::Supervisor;
 use troop_sys::socket;
 
-use super::Driver;
+use crate::primary::driver::Driver;
 
 /// Interval between looks for waiting clients, while no worker is ready.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Driver {
     /// Looks for waiting clients if it matters and it is time.
-    pub(super) fn look_for_clients(&mut self) {
+    pub(in crate::primary::driver) fn look_for_clients(&mut self) {
         if !self.cluster.supervisor().is_some_and(Supervisor::may_hurry) {
-            self.demand_at = None;
+            self.listeners.demand_at = None;
             return;
         }
-        if self.demand_at.is_some_and(|at| at > self.now) {
+        if self.listeners.demand_at.is_some_and(|at| at > self.now) {
             return;
         }
-        self.demand_at = Some(self.now + CHECK_INTERVAL);
+        self.listeners.demand_at = Some(self.now + CHECK_INTERVAL);
         if self.is_awaited()
             && let Some(supervisor) = self.cluster.supervisor_mut()
         {
@@ -31,18 +30,14 @@ impl Driver {
         }
     }
 
-    pub(super) fn demand_deadline(&self) -> Option<Time> {
-        self.demand_at
-    }
-
     /// Whether a client waits in the primary, or in the kernel's queue of a listener.
     fn is_awaited(&self) -> bool {
-        let mut activated = self.setup.activation().iter();
+        let mut activated = self.workers.setup().activation().iter();
         self.cluster
             .primary
             .listeners()
             .any(|listener| self.cluster.primary.listener_load(listener).1 > 0)
-            || self.sockets.iter().any(|(_, own)| socket::is_readable(own.fd.as_fd()))
+            || self.listeners.sockets.iter().any(|(_, own)| socket::is_readable(own.fd.as_fd()))
             || activated.any(|own| own.is_awaited())
     }
 }

@@ -13,7 +13,7 @@ const MIN_STREAM_TURNS: u32 = 64;
 /// Two turns further apart than this do not follow each other.
 const MAX_TURN_GAP: Duration = Duration::from_micros(20);
 /// How long messages gather. (The system adds its timer slack, usually 50 µs.)
-pub(super) const GATHER_TIME: Duration = Duration::from_micros(20);
+pub(in crate::primary::driver) const GATHER_TIME: Duration = Duration::from_micros(20);
 /// With less than this gathered, the stream is over.
 const MIN_BATCH_BYTES: usize = 1024;
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 use troop_core::Time;
 use troop_sys::process;
 
-use super::Driver;
 use crate::primary::cgroup::WorkerCgroup;
 
 /// Time between `SIGTERM` and `SIGKILL`.
@@ -64,16 +63,16 @@ impl AllOrphans {
     }
 }
 
-impl Driver {
-    pub(super) fn tick_orphans(&mut self) {
-        if self.orphans.check_at.is_some_and(|due| due <= self.now) {
-            self.check_orphans();
+impl AllOrphans {
+    pub(super) fn tick(&mut self, now: Time) {
+        if self.check_at.is_some_and(|due| due <= now) {
+            self.check(now);
         }
     }
 
     /// A worker that led a process group, or had a control group of its own, has been reaped: what
     /// is left of it is to end too.
-    pub(super) fn end_orphans(&mut self, leader: Option<u32>, cgroup: Option<WorkerCgroup>) {
+    pub(super) fn end(&mut self, now: Time, leader: Option<u32>, cgroup: Option<WorkerCgroup>) {
         let cgroup = cgroup.filter(|cgroup| !cgroup.remove());
         let group = leader
             .filter(|leader| cgroup.is_none() && process::signal_group(*leader, TERMINATE).is_ok());
@@ -81,19 +80,17 @@ impl Driver {
             // Nobody is left; so it is nearly always.
             return;
         }
-        let mut left =
-            Orphans { group, members: Vec::new(), cgroup, kill_at: self.now + KILL_DELAY };
+        let mut left = Orphans { group, members: Vec::new(), cgroup, kill_at: now + KILL_DELAY };
         left.refresh();
         if let Some(cgroup) = &left.cgroup {
             process::signal_all(|| cgroup.members(), TERMINATE);
         }
-        self.orphans.of_workers.push(left);
-        self.orphans.check_at.get_or_insert(self.now + CHECK_INTERVAL);
+        self.of_workers.push(left);
+        self.check_at.get_or_insert(now + CHECK_INTERVAL);
     }
 
-    fn check_orphans(&mut self) {
-        let now = self.now;
-        self.orphans.of_workers.retain_mut(|left| {
+    fn check(&mut self, now: Time) {
+        self.of_workers.retain_mut(|left| {
             left.refresh();
             let is_late = left.kill_at <= now;
             if is_late && let Some(group) = left.group {
@@ -111,6 +108,6 @@ impl Driver {
             // Once killed, they are the kernel's.
             (!is_late && !left.members.is_empty()) || (!removed && left.kill_at + KILL_DELAY > now)
         });
-        self.orphans.check_at = (!self.orphans.is_empty()).then(|| now + CHECK_INTERVAL);
+        self.check_at = (!self.is_empty()).then(|| now + CHECK_INTERVAL);
     }
 }

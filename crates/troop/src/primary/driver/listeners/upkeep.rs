@@ -7,100 +7,46 @@ use std::time::Duration;
 use troop_core::event::Address;
 use troop_core::primary::RepairReport;
 use troop_core::supervise::SupervisorState;
-use troop_core::{ListenerId, WorkerId};
-use troop_sys::identity::Identity;
+use troop_core::{ListenerId, Time, WorkerId};
 use troop_sys::options::{Restored, Use};
 use troop_sys::socket;
 use troop_sys::unix::Rights;
 
-use super::Driver;
+use super::Listeners;
 use crate::activation::{ActivationSocket, Revival, Revived};
-use crate::error::Error;
 use crate::event::Event;
 use crate::primary::Reload;
+use crate::primary::driver::Driver;
 use crate::primary::listener::{self, Listener, Socket};
 
 /// How often listeners are looked after.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The same when one is known to be out of order.
 const REPAIR_CHECK_INTERVAL: Duration = Duration::from_millis(100);
-/// What a look at a path may take without being counted.
-const FREE_PATH_TIME: Duration = Duration::from_millis(50);
-/// The time, beyond the usual, for which the paths of one worker are waited for in all.
-const MAX_PATH_TIME: Duration = Duration::from_secs(3);
 /// Old sockets of a listener whose connections nobody takes; more are closed, the oldest first.
 const MAX_RETIRED: usize = 8;
 
-impl Driver {
-    /// A worker's rights to files. One that was started as root and has become somebody else has
-    /// the rights of that; what it was started with is never exceeded. Nothing is done for one that
-    /// is gone, because nobody knows whose rights it had.
-    pub(super) fn rights_of(&self, worker: WorkerId) -> io::Result<Rights> {
-        let process = self.processes.get(&worker).ok_or(rustix::io::Errno::SRCH)?;
-        let mut of = process.user.clone();
-        if of.is_none() && rustix::process::geteuid().is_root() {
-            of = Some(Identity::of_process(process.handle.pid())?).filter(|user| user.uid != 0);
-        }
-        Ok(Rights { of, sandbox: process.sandbox.clone(), ..Rights::own() })
-    }
-
-    /// Whether a worker has named a path that is not answered; no other one is waited for.
-    pub(super) fn names_dead_paths(&self, worker: WorkerId) -> bool {
-        self.processes.get(&worker).is_some_and(|process| process.names_dead_paths)
-    }
-
-    /// A path that a worker has named was waited for. Whoever names slow ones gets no path any more
-    /// once that adds up.
-    pub(super) fn took_for_path(&mut self, worker: WorkerId, time: Duration) {
-        if let Some(process) = self.processes.get_mut(&worker) {
-            process.path_time += time.saturating_sub(FREE_PATH_TIME);
-            process.names_dead_paths |= process.path_time >= MAX_PATH_TIME;
-        }
-    }
-
-    /// Says why a worker did not get a path, if it is the operator who can do something about it.
-    pub(super) fn explain(
-        &mut self,
-        id: ListenerId,
-        worker: WorkerId,
-        error: &io::Error,
-        rights: &Rights,
-    ) {
-        let Some(reason) = listener::explain(error, rights) else { return };
-        let (Some(at), Some(process)) =
-            (self.cluster.primary.listener_address(id), self.processes.get_mut(&worker))
-        else {
-            return;
-        };
-        process.names_dead_paths |= is_unanswered(error);
-        process.refused = process.refused.saturating_add(1);
-        // The first, and then ever fewer of many.
-        if !process.refused.is_power_of_two() {
-            return;
-        }
-        let handle = Some(process.handle.clone());
-        let error = Error::Listen { address: at.to_string(), source: io::Error::other(reason) };
-        self.events.push(Event::Error { worker: handle, error: std::sync::Arc::new(error) });
-    }
-
+impl Listeners {
     /// Looks after the listeners at the next opportunity.
-    pub(super) fn check_soon(&mut self) {
-        let soon = self.now + REPAIR_CHECK_INTERVAL;
+    pub(in crate::primary::driver) fn check_soon(&mut self, now: Time) {
+        let soon = now + REPAIR_CHECK_INTERVAL;
         self.upkeep_at = Some(self.upkeep_at.map_or(soon, |at| at.min(soon)));
     }
+}
 
-    pub(super) fn tick_listener_checks(&mut self) {
-        if self.upkeep_at.is_some_and(|due| due <= self.now) {
-            self.upkeep_at = None;
+impl Driver {
+    pub(in crate::primary::driver) fn tick_listener_checks(&mut self) {
+        if self.listeners.upkeep_at.is_some_and(|due| due <= self.now) {
+            self.listeners.upkeep_at = None;
             self.look_at_listeners();
         }
     }
 
     /// Puts right what has happened to listeners from outside. Returns those that clients do not
     /// reach all the same.
-    pub(super) fn check_listeners(&mut self) -> Vec<String> {
+    pub(in crate::primary::driver) fn check_listeners(&mut self) -> Vec<String> {
         // Where they lead now, not a second ago.
-        let files = self.listeners.values().filter_map(|listener| listener.file.as_ref());
+        let files = self.listeners.open.values().filter_map(|listener| listener.file.as_ref());
         files.for_each(|file| {
             let _ = file.is_reached();
         });
@@ -108,14 +54,14 @@ impl Driver {
     }
 
     fn look_at_listeners(&mut self) -> Vec<String> {
-        for id in self.listeners.keys().copied().collect::<Vec<_>>() {
+        for id in self.listeners.open.keys().copied().collect::<Vec<_>>() {
             self.revive_shut(id);
             self.restore_options(id);
             self.reach(id, None);
         }
         let mut lost = self.revive_activated();
         self.plan_upkeep();
-        for (id, listener) in &self.listeners {
+        for (id, listener) in &self.listeners.open {
             if (listener.is_lost || listener.is_unfit)
                 && let Some(at) = self.cluster.primary.bound_address(*id)
             {
@@ -127,26 +73,26 @@ impl Driver {
 
     /// Listeners are looked after from now on, if there are such as need it: those whose workers
     /// have copies of the socket, and those that have a path.
-    pub(super) fn plan_upkeep(&mut self) {
+    pub(in crate::primary::driver) fn plan_upkeep(&mut self) {
         let needs = |listener: &Listener| {
             listener.file.is_some() || listener.grouped || listener.spec.listen.is_none()
         };
-        if self.upkeep_at.is_none()
-            && (self.setup.has_activation() || self.listeners.values().any(needs))
+        if self.listeners.upkeep_at.is_none()
+            && (self.workers.setup().has_activation() || self.listeners.open.values().any(needs))
         {
-            self.upkeep_at = Some(self.now + CHECK_INTERVAL);
+            self.listeners.upkeep_at = Some(self.now + CHECK_INTERVAL);
         }
     }
 
     /// Lets a listener listen again that a worker, or whoever else has a copy of its socket, has
     /// shut down (`shutdown(2)`). Groups are looked after with their queues.
     fn revive_shut(&mut self, id: ListenerId) {
-        let Some(listener) = self.listeners.get_mut(&id).filter(|listener| !listener.grouped)
+        let Some(listener) = self.listeners.open.get_mut(&id).filter(|listener| !listener.grouped)
         else {
             return;
         };
         let Some(&number) = listener.sockets.first() else { return };
-        let Some(socket) = self.sockets.get_mut(number) else { return };
+        let Some(socket) = self.listeners.sockets.get_mut(number) else { return };
         if !socket::is_shut_down(&socket.fd) {
             listener.has_listened |= socket::listens(&socket.fd);
             return;
@@ -173,8 +119,7 @@ impl Driver {
             None => {
                 let result =
                     socket::listen_again(&socket.fd, listener.local, listener.spec.backlog);
-                if result.is_ok() && std::mem::take(&mut socket.unreported) && socket.watched {
-                    socket.watched = false;
+                if result.is_ok() && self.listeners.was_forgotten(number) {
                     self.watch_socket(number, true);
                 }
                 result
@@ -182,7 +127,7 @@ impl Driver {
         };
         match result {
             Ok(()) => {
-                if let Some(listener) = self.listeners.get_mut(&id) {
+                if let Some(listener) = self.listeners.open.get_mut(&id) {
                     listener.is_lost = false;
                 }
                 let address = self.cluster.primary.bound_address(id);
@@ -199,7 +144,7 @@ impl Driver {
     /// Puts back options by which a worker, or whoever else has a copy of a socket, turns clients
     /// away.
     fn restore_options(&mut self, id: ListenerId) {
-        let Some(listener) = self.listeners.get(&id) else { return };
+        let Some(listener) = self.listeners.open.get(&id) else { return };
         // Before its workers listen there is nothing to hold them to.
         let backlog = if listener.spec.listen.is_some() || listener.has_listened {
             Some(listener.spec.backlog)
@@ -208,7 +153,9 @@ impl Driver {
         };
         let used = Use { backlog, nonblocking: true };
         let mut all = Restored::default();
-        for socket in listener.sockets.iter().filter_map(|number| self.sockets.get(*number)) {
+        for socket in
+            listener.sockets.iter().filter_map(|number| self.listeners.sockets.get(*number))
+        {
             let Some(options) = &socket.options else { continue };
             let one = options.restore(&socket.fd, used);
             all.what.extend(
@@ -221,7 +168,7 @@ impl Driver {
         }
         let who = suspects(true, &self.cluster.primary.who_listens(id));
         let (Some(listener), Some(at)) =
-            (self.listeners.get_mut(&id), self.cluster.primary.bound_address(id))
+            (self.listeners.open.get_mut(&id), self.cluster.primary.bound_address(id))
         else {
             return;
         };
@@ -238,7 +185,7 @@ impl Driver {
     /// The same for sockets that workers take by activation. Returns those that cannot be helped.
     fn revive_activated(&mut self) -> Vec<String> {
         let mut lost = Vec::new();
-        let Some(sockets) = self.setup.cluster.activation.clone() else { return lost };
+        let Some(sockets) = self.workers.setup().cluster.activation.clone() else { return lost };
         let busy = |doing| {
             matches!(
                 doing,
@@ -313,26 +260,28 @@ impl Driver {
 
     /// Who may have done something to a socket: the workers of these slots, or any.
     fn suspects_of(&self, slots: Option<&[usize]>) -> String {
-        let is_one = |id: &&WorkerId| match (slots, self.cluster.primary.status(**id)) {
+        let is_one = |id: &WorkerId| match (slots, self.cluster.primary.status(*id)) {
             (Some([_, ..]), Some(status)) => {
                 slots.unwrap_or_default().contains(&(status.slot as usize))
             }
             _ => true,
         };
-        suspects(true, &self.processes.keys().filter(is_one).copied().collect::<Vec<_>>())
+        suspects(true, &self.workers.ids().filter(is_one).collect::<Vec<_>>())
     }
 
     /// Binds a Unix listener anew if its path does not lead to it any more, for this worker if it
     /// has just asked for it. Programs remove the file before they listen, whoever it belongs to.
-    pub(super) fn reach(&mut self, id: ListenerId, worker: Option<WorkerId>) {
-        let Some(listener) = self.listeners.get_mut(&id) else { return };
+    pub(in crate::primary::driver) fn reach(&mut self, id: ListenerId, worker: Option<WorkerId>) {
+        let Some(listener) = self.listeners.open.get_mut(&id) else { return };
         let Some(file) = &listener.file else { return };
         // Whoever has just asked waits for the answer; at all other times nobody does.
         let begun = std::time::Instant::now();
         let is_reached = worker.map_or_else(|| file.was_reached(), |_| file.is_reached());
         if is_reached {
             listener.is_lost = false;
-            worker.into_iter().for_each(|worker| self.took_for_path(worker, begun.elapsed()));
+            worker
+                .into_iter()
+                .for_each(|worker| self.workers.took_for_path(worker, begun.elapsed()));
             return;
         }
         // Who accepts by itself has the old socket, and would never know of a new one.
@@ -342,14 +291,14 @@ impl Driver {
         }
         let rights = file.rights().clone();
         let rights = match worker {
-            Some(worker) if self.names_dead_paths(worker) => {
+            Some(worker) if self.workers.names_dead_paths(worker) => {
                 Err(rustix::io::Errno::TIMEDOUT.into())
             }
-            Some(worker) => self.rights_of(worker),
+            Some(worker) => self.workers.rights_of(worker),
             None => Ok(rights),
         };
         let result = rights.and_then(|rights| self.bind_anew(id, &rights));
-        worker.into_iter().for_each(|worker| self.took_for_path(worker, begun.elapsed()));
+        worker.into_iter().for_each(|worker| self.workers.took_for_path(worker, begun.elapsed()));
         match result {
             Ok(()) if worker.is_none() => {
                 self.restored(id, "its path was removed, so it was bound anew")
@@ -359,8 +308,8 @@ impl Driver {
                 self.lost(id, "something else is at its path by now")
             }
             Err(e) => {
-                if let Some(process) = worker.and_then(|worker| self.processes.get_mut(&worker)) {
-                    process.names_dead_paths |= is_unanswered(&e);
+                if let Some(worker) = worker {
+                    self.workers.note_path_error(worker, &e);
                 }
                 self.lost(id, &format!("its path was removed, and it cannot be bound anew: {e}"));
             }
@@ -369,7 +318,7 @@ impl Driver {
 
     /// Gives a Unix listener a new socket at its path. What waits in the old one is not lost.
     fn bind_anew(&mut self, id: ListenerId, rights: &Rights) -> io::Result<()> {
-        let Some(listener) = self.listeners.get(&id) else { return Ok(()) };
+        let Some(listener) = self.listeners.open.get(&id) else { return Ok(()) };
         let (fd, file) = listener::bind_path(&listener.spec.target, rights)?;
         if !self.leaves_the_reserve(&fd) {
             return Err(rustix::io::Errno::MFILE.into());
@@ -378,9 +327,9 @@ impl Driver {
             socket::listen(&fd, backlog)?;
         }
         let Some(&old) = listener.sockets.first() else { return Ok(()) };
-        let watched = self.sockets.get(old).is_some_and(|socket| socket.watched);
+        let watched = self.listeners.sockets.get(old).is_some_and(|socket| socket.watched);
         let is_shared = listener.spec.listen.is_none();
-        let new = self.sockets.insert(if is_shared {
+        let new = self.listeners.sockets.insert(if is_shared {
             Socket::shared(fd, id, None)
         } else {
             Socket::new(fd, id)
@@ -388,36 +337,29 @@ impl Driver {
         if watched {
             self.watch_socket(new, true);
         }
-        if let Some(listener) = self.listeners.get_mut(&id) {
+        if let Some(listener) = self.listeners.open.get_mut(&id) {
             // The old file before the old socket is closed.
             listener.file = file;
             listener.is_lost = false;
             listener.sockets.insert(0, new);
         }
-        match self.sockets.get_mut(old) {
+        match self.listeners.sockets.get_mut(old) {
             Some(socket) if watched && !socket.unreported => {
                 socket.retired = true;
-                self.is_ready(old);
+                self.listeners.is_ready(old);
             }
-            _ => self.close_retired(old),
+            _ => self.listeners.close_retired(old, &self.poller),
         }
         let oldest = self
             .listeners
+            .open
             .get(&id)
             .and_then(|listener| listener.sockets.get(1 + MAX_RETIRED))
             .copied();
-        oldest.into_iter().for_each(|oldest| self.close_retired(oldest));
+        if let Some(oldest) = oldest {
+            self.listeners.close_retired(oldest, &self.poller);
+        }
         Ok(())
-    }
-
-    pub(super) fn close_retired(&mut self, number: usize) {
-        let Some(socket) = self.sockets.try_remove(number) else { return };
-        if socket.watched && !socket.unreported {
-            self.poller.remove(&socket.fd);
-        }
-        if let Some(listener) = self.listeners.get_mut(&socket.listener) {
-            listener.sockets.retain(|own| *own != number);
-        }
     }
 
     fn restored(&mut self, id: ListenerId, reason: &str) {
@@ -428,7 +370,7 @@ impl Driver {
 
     /// Says so, once until it is there again.
     fn lost(&mut self, id: ListenerId, reason: &str) {
-        let Some(listener) = self.listeners.get_mut(&id) else { return };
+        let Some(listener) = self.listeners.open.get_mut(&id) else { return };
         if !std::mem::replace(&mut listener.is_lost, true)
             && let Some(at) = self.cluster.primary.bound_address(id)
         {
@@ -457,10 +399,6 @@ fn changed(restored: &Restored, who: &str) -> String {
 
 fn unfit(restored: &Restored, who: &str) -> String {
     format!("its socket turns clients away by {}, {who}: restart the app", restored.lost.join(", "))
-}
-
-fn is_unanswered(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(rustix::io::Errno::TIMEDOUT.raw_os_error())
 }
 
 /// Who may have shut a socket down, or changed it.

@@ -11,7 +11,7 @@ use troop_core::{ConnId, ListenerId, Time};
 use troop_sys::poll::Interest;
 use troop_sys::socket;
 
-use super::{Driver, Token};
+use crate::primary::driver::{Driver, Token};
 
 /// The most bytes that are looked at.
 const MAX_BYTES: usize = 16 * 1024;
@@ -27,20 +27,22 @@ struct PeekedConnection {
 
 /// Connections whose first bytes are waited for.
 #[derive(Default)]
-pub(super) struct Inspected {
+pub(in crate::primary::driver) struct Inspected {
     peeked: HashMap<ConnId, PeekedConnection>,
     deadlines: BTreeSet<(Time, ConnId)>,
+    /// Room for what is looked at, once something is.
+    buffer: Vec<u8>,
 }
 
 impl Inspected {
-    pub(super) fn next_deadline(&self) -> Option<Time> {
+    pub(in crate::primary::driver) fn next_deadline(&self) -> Option<Time> {
         self.deadlines.first().map(|(at, _)| *at)
     }
 }
 
 impl Driver {
     /// A connection was accepted. Often its first bytes are there already.
-    pub(super) fn inspect_new(
+    pub(in crate::primary::driver) fn inspect_new(
         &mut self,
         listener: ListenerId,
         conn: ConnId,
@@ -53,12 +55,8 @@ impl Driver {
             return;
         };
         let until = self.now + wait;
-        let watched = match self.conns.get(conn.0 as usize) {
-            Some(conn_) => {
-                self.poller.add(&conn_.fd, Token::Inspected(conn), Interest::ReadEdge).is_ok()
-            }
-            None => return,
-        };
+        let Some(fd) = self.connections.fd(conn) else { return };
+        let watched = self.poller.add(fd, Token::Inspected(conn), Interest::ReadEdge).is_ok();
         self.inspected.peeked.insert(conn, PeekedConnection { listener, peer, until });
         self.inspected.deadlines.insert((until, conn));
         if !watched {
@@ -72,7 +70,7 @@ impl Driver {
     }
 
     /// More bytes have arrived.
-    pub(super) fn inspect_again(&mut self, conn: ConnId) {
+    pub(in crate::primary::driver) fn inspect_again(&mut self, conn: ConnId) {
         let Some(PeekedConnection { listener, peer, .. }) = self.inspected.peeked.get(&conn) else {
             return;
         };
@@ -84,7 +82,7 @@ impl Driver {
     }
 
     /// Those that have waited long enough.
-    pub(super) fn inspect_late(&mut self) {
+    pub(in crate::primary::driver) fn inspect_late(&mut self) {
         while let Some((_, conn)) =
             self.inspected.deadlines.first().copied().filter(|(until, _)| *until <= self.now)
         {
@@ -101,9 +99,9 @@ impl Driver {
     fn forget(&mut self, conn: ConnId) -> Option<PeekedConnection> {
         let peeked = self.inspected.peeked.remove(&conn)?;
         self.inspected.deadlines.remove(&(peeked.until, conn));
-        if let Some(conn) = self.conns.get(conn.0 as usize) {
+        if let Some(fd) = self.connections.fd(conn) {
             // Before it is anybody else's: a copy elsewhere would go on being reported.
-            self.poller.remove(&conn.fd);
+            self.poller.remove(fd);
         }
         Some(peeked)
     }
@@ -116,12 +114,13 @@ impl Driver {
         peer: Option<SocketAddr>,
         last: bool,
     ) -> bool {
-        let Some(entry) = self.conns.get_mut(conn.0 as usize) else { return true };
-        let most = MAX_BYTES.min(self.buffer.len());
-        let (bytes, last) = match socket::peek(entry.fd.as_fd(), &mut self.buffer[..most]) {
+        let Some(entry) = self.connections.all.get_mut(conn.0 as usize) else { return true };
+        let buffer = &mut self.inspected.buffer;
+        buffer.resize(MAX_BYTES, 0);
+        let (bytes, last) = match socket::peek(entry.fd.as_fd(), buffer) {
             // The client has said all it will say.
             Ok(0) => (0, true),
-            Ok(n) => (n, last || n == most),
+            Ok(n) => (n, last || n == MAX_BYTES),
             Err(e)
                 if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
             {
@@ -133,7 +132,7 @@ impl Driver {
         let found = match self.cluster.primary.sticky(id) {
             Some(sticky) => {
                 let peer = peer.map(|peer| peer.ip());
-                identify(Identify { sticky, peer, bytes: &self.buffer[..bytes], last })
+                identify(Identify { sticky, peer, bytes: &buffer[..bytes], last })
             }
             // The policy has been changed meanwhile, or the listener is closed.
             None => Finding::Found { client: None, strip: 0 },
@@ -142,7 +141,7 @@ impl Driver {
         if strip > 0 {
             // They have all arrived, so they are all there to be taken.
             let taken =
-                socket::skip(entry.fd.as_fd(), &mut self.buffer[..strip.min(most)]).unwrap_or(0);
+                socket::skip(entry.fd.as_fd(), &mut buffer[..strip.min(MAX_BYTES)]).unwrap_or(0);
             entry.stripped = u32::try_from(taken).unwrap_or(0);
         }
         if self.inspected.peeked.contains_key(&conn) {

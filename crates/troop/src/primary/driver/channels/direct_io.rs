@@ -9,12 +9,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
+use troop_core::primary::Primary;
 use troop_core::{Time, WorkerId};
 use troop_sys::fdpass;
 
-use super::Driver;
-use super::channels::READ_BURST;
+use super::{Channels, READ_BURST};
+use crate::primary::channel::Channel;
 use crate::primary::direct_io::DirectIo;
+use crate::primary::driver::Driver;
+use crate::primary::driver::poller::EventPoller;
 use crate::primary::relay::Relay;
 
 /// How long no connections must have come before a helper is asked again.
@@ -55,124 +58,182 @@ impl ReclaimedChannels {
     }
 }
 
-impl Driver {
+impl Channels {
+    fn is_full(&self, id: WorkerId) -> bool {
+        self.get(id).is_some_and(Channel::is_full)
+    }
+
+    /// Whether the program's thread reads the channel.
+    fn is_direct(&self, id: WorkerId) -> bool {
+        self.relays.get(&id).is_some_and(Relay::is_direct)
+    }
+
     /// The thread of the program that this worker is relayed to will help. Returns a copy of the
     /// channel, and whether its format is V8's.
     pub(crate) fn attach_direct_io(
         &mut self,
         id: WorkerId,
+        now: Time,
         offer: Box<dyn Fn() + Send>,
     ) -> io::Result<Option<(OwnedFd, bool)>> {
-        let Some(channel) =
-            self.processes.get_mut(&id).and_then(|process| process.channel.as_mut())
-        else {
-            return Ok(None);
-        };
+        let Some(channel) = self.of_workers.get_mut(&id) else { return Ok(None) };
         let Some(relay) = self.relays.get_mut(&id) else { return Ok(None) };
         let copy = channel.socket.try_clone()?;
         channel.has_copy = true;
-        relay.direct_io = Some(DirectIo { reads: false, given: self.now, offer });
+        relay.direct_io = Some(DirectIo { reads: false, given: now, offer });
         Ok(Some((copy, channel.advanced)))
     }
 
-    pub(crate) fn begin_direct_io(&mut self, id: WorkerId) -> bool {
-        self.now = self.clock();
-        let is_open = self.channel(id).is_some_and(|channel| !channel.last);
-        let has_room = self.channel(id).is_some_and(|channel| !channel.is_full());
-        let is_quiet = self.cluster.primary.in_flight(id).next().is_none();
+    /// The program's thread reads the channel from now on, if nothing is under way.
+    fn begin_direct_io(
+        &mut self,
+        id: WorkerId,
+        now: Time,
+        is_quiet: bool,
+        poller: &mut EventPoller,
+    ) -> bool {
+        let has_room = self.get(id).is_some_and(|channel| !channel.is_full());
+        let is_open = self.get(id).is_some_and(|channel| !channel.last);
         let Some(relay) = self.relays.get_mut(&id) else { return false };
-        let (is_idle, now) = (has_room && relay.outbox.is_empty() && !relay.is_full(), self.now);
+        let is_idle = has_room && relay.outbox.is_empty() && !relay.is_full();
         let Some(direct_io) = &mut relay.direct_io else { return false };
         if !is_open {
             return false;
         }
         direct_io.reads = is_idle && is_quiet;
         if direct_io.reads {
-            self.update_channel(id);
+            self.update(id, poller);
         } else {
-            self.reclaimed_channels.add(id, now);
-            self.wake_if_due_earlier();
+            self.reclaimed.add(id, now);
         }
         is_idle && is_quiet
     }
 
-    /// A worker is given a connection, and its answer is nothing for the program's thread.
+    /// The driver reads the channel itself again: a worker is given a connection, and its answer is
+    /// nothing for the program's thread.
     #[inline]
-    pub(super) fn reclaim_channel(&mut self, id: WorkerId) {
-        let now = self.now;
+    pub(in crate::primary::driver) fn reclaim(
+        &mut self,
+        id: WorkerId,
+        now: Time,
+        poller: &mut EventPoller,
+    ) {
         let Some(direct_io) = self.relays.get_mut(&id).and_then(|relay| relay.direct_io.as_mut())
         else {
             return;
         };
         direct_io.given = now;
         if std::mem::replace(&mut direct_io.reads, false) {
-            self.reclaimed_channels.add(id, now);
-            self.update_channel(id);
+            self.reclaimed.add(id, now);
+            self.update(id, poller);
         }
     }
 
     /// Offers channels that have been taken back, when no connections come any more.
-    pub(super) fn offer_channels(&mut self) {
-        if self.reclaimed_channels.due.is_none_or(|due| due > self.now) {
+    pub(in crate::primary::driver) fn offer_reclaimed(&mut self, now: Time, core: &Primary) {
+        if self.reclaimed.due.is_none_or(|due| due > now) {
             return;
         }
-        let mut workers = std::mem::take(&mut self.reclaimed_channels.workers);
+        let mut workers = std::mem::take(&mut self.reclaimed.workers);
         workers.retain(|id| {
             let Some(relay) = self.relays.get(id) else { return false };
             let Some(direct_io) = &relay.direct_io else { return false };
-            let is_quiet = direct_io.given + QUIET_INTERVAL <= self.now
-                && self.cluster.primary.in_flight(*id).next().is_none();
-            let channel = self.processes.get(id).and_then(|process| process.channel.as_ref());
-            let has_room = channel.is_none_or(|channel| !channel.is_full());
-            if is_quiet && has_room && relay.outbox.is_empty() && !relay.is_full() {
+            let is_quiet =
+                direct_io.given + QUIET_INTERVAL <= now && core.in_flight(*id).next().is_none();
+            if is_quiet && !self.is_full(*id) && relay.outbox.is_empty() && !relay.is_full() {
                 (direct_io.offer)();
                 return false;
             }
             true
         });
-        self.reclaimed_channels.due = (!workers.is_empty()).then(|| self.now + QUIET_INTERVAL);
-        self.reclaimed_channels.workers = workers;
+        self.reclaimed.due = (!workers.is_empty()).then(|| now + QUIET_INTERVAL);
+        self.reclaimed.workers = workers;
     }
 
-    /// Gives the helper what the worker has written. False if it is not to wait for more.
-    pub(crate) fn direct_read(&mut self, id: WorkerId, messages: &mut Vec<u8>) -> bool {
-        if !self.relays.get(&id).is_some_and(Relay::is_direct) {
-            return false;
-        }
-        self.now = self.clock();
-        let pace = self.pace;
-        self.read(id, READ_BURST, usize::MAX);
-        self.pace = pace;
+    /// Moves what was read for the program to `messages`, if nothing comes before it.
+    fn take_messages(&mut self, id: WorkerId, messages: &mut Vec<u8>) {
         if let Some(relay) = self.relays.get_mut(&id)
             && relay.is_clear()
         {
             relay.outbox.move_to(messages);
         }
-        self.write();
-        let is_backpressured = self.channel(id).is_some_and(|channel| channel.is_backpressured());
-        if self
-            .relays
+    }
+
+    /// Whether the program or the worker does not keep up, so that there is something to wait for
+    /// that only the driver does.
+    fn needs_driver(&self, id: WorkerId) -> bool {
+        let is_backpressured = self.get(id).is_some_and(|channel| channel.is_backpressured());
+        self.relays
             .get(&id)
             .is_some_and(|relay| is_backpressured || relay.is_full() || !relay.outbox.is_empty())
-        {
-            // The program or the worker does not keep up, so there is something to wait for that
-            // only the driver does.
-            self.reclaim_channel(id);
+    }
+
+    /// Writes a message at once. Whether something is left of it; `None` if others come first.
+    fn write_directly(&mut self, id: WorkerId, message: &[u8]) -> Option<bool> {
+        let channel = self.of_workers.get_mut(&id)?;
+        if channel.last || channel.blocked || !channel.outbox.is_empty() {
+            return None;
+        }
+        let written = fdpass::send(channel.socket.as_fd(), message, &[]).unwrap_or(0);
+        let rest = &message[written..];
+        if !rest.is_empty() {
+            channel.outbox.push(rest);
+            self.unflushed.push(id);
+        }
+        Some(!rest.is_empty())
+    }
+
+    /// The driver is on its own again.
+    fn detach_direct_io(&mut self, id: WorkerId, poller: &mut EventPoller) {
+        if let Some(relay) = self.relays.get_mut(&id) {
+            relay.direct_io = None;
+            self.update(id, poller);
+        }
+    }
+}
+
+impl Driver {
+    /// See [`Channels::attach_direct_io`].
+    pub(crate) fn attach_direct_io(
+        &mut self,
+        id: WorkerId,
+        offer: Box<dyn Fn() + Send>,
+    ) -> io::Result<Option<(OwnedFd, bool)>> {
+        self.channels.attach_direct_io(id, self.now, offer)
+    }
+
+    pub(crate) fn begin_direct_io(&mut self, id: WorkerId) -> bool {
+        self.now = self.clock();
+        let is_quiet = self.cluster.primary.in_flight(id).next().is_none();
+        let begins = self.channels.begin_direct_io(id, self.now, is_quiet, &mut self.poller);
+        if !begins {
+            self.wake_if_due_earlier();
+        }
+        begins
+    }
+
+    /// Gives the helper what the worker has written. False if it is not to wait for more.
+    pub(crate) fn direct_read(&mut self, id: WorkerId, messages: &mut Vec<u8>) -> bool {
+        if !self.channels.is_direct(id) {
+            return false;
+        }
+        self.now = self.clock();
+        let pace = self.channels.pace;
+        self.read(id, READ_BURST, usize::MAX);
+        self.channels.pace = pace;
+        self.channels.take_messages(id, messages);
+        self.write();
+        if self.channels.needs_driver(id) {
+            self.channels.reclaim(id, self.now, &mut self.poller);
         }
         self.wake_if_due_earlier();
-        self.relays.get(&id).is_some_and(Relay::is_direct)
+        self.channels.is_direct(id)
     }
 
     /// Writes a message of the program's at once. False if others come first.
     pub(crate) fn direct_write(&mut self, id: WorkerId, message: &[u8]) -> bool {
-        let Some(channel) = self.channel(id) else { return false };
-        if channel.last || channel.blocked || !channel.outbox.is_empty() {
-            return false;
-        }
-        let written = fdpass::send(channel.socket.as_fd(), message, &[]).unwrap_or(0);
-        if written < message.len() {
-            channel.outbox.push(&message[written..]);
-            self.unflushed.push(id);
+        let Some(is_left) = self.channels.write_directly(id, message) else { return false };
+        if is_left {
             self.now = self.clock();
             self.write();
             self.wake_if_due_earlier();
@@ -182,11 +243,11 @@ impl Driver {
 
     /// Writes what the program's thread has put into the mailbox, as far as there is room.
     pub(crate) fn flush_mailbox_directly(&mut self, id: WorkerId) {
-        self.take_mail(id);
+        self.channels.take_mail(id, &mut self.cluster.primary);
         // Otherwise it is written with the rest.
-        if self.channel(id).is_some_and(|channel| !channel.blocked) {
+        if self.channels.get(id).is_some_and(|channel| !channel.blocked) {
             self.now = self.clock();
-            self.unflushed.push(id);
+            self.channels.flush_soon(id);
             self.write();
             self.wake_if_due_earlier();
         }
@@ -202,20 +263,18 @@ impl Driver {
 
     /// The driver is on its own again.
     pub(crate) fn detach_direct_io(&mut self, id: WorkerId) {
-        if let Some(relay) = self.relays.get_mut(&id) {
-            relay.direct_io = None;
-            self.update_channel(id);
-        }
+        self.channels.detach_direct_io(id, &mut self.poller);
     }
 
     /// Reads everything that the program has written to its socket. False if that is too much.
     pub(crate) fn catch_up_relay(&mut self, id: WorkerId) -> bool {
         self.now = self.clock();
-        let pace = self.pace;
+        let pace = self.channels.pace;
         let is_at_end = (0..MAX_CATCH_UP_READS).any(|_| !self.read_relay(id, false));
         // Otherwise nothing was read because the worker does not keep up.
-        let has_caught_up = is_at_end && self.channel(id).is_some_and(|channel| !channel.is_full());
-        self.pace = pace;
+        let has_caught_up =
+            is_at_end && self.channels.get(id).is_some_and(|channel| !channel.is_full());
+        self.channels.pace = pace;
         self.write();
         self.wake_if_due_earlier();
         has_caught_up
@@ -226,7 +285,7 @@ impl Driver {
         let due = self.time_left().map(|left| self.now + left);
         let is_earlier = due.is_some_and(|due| self.looks_at.is_none_or(|planned| due < planned));
         if is_earlier || !self.events.is_empty() {
-            self.driver_handle.wake.wake();
+            self.inbox.handle().wake.wake();
         }
     }
 }

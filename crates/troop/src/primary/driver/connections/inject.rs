@@ -1,5 +1,6 @@
 //! Gives a certain worker a connection of the cluster's own, to see what it does with it.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
@@ -9,8 +10,7 @@ use troop_core::policy::Pattern;
 use troop_core::{ConnId, WorkerId};
 use troop_sys::socket;
 
-use super::Driver;
-use super::connections::Conn;
+use crate::primary::driver::Driver;
 
 /// Ends of connections, of which a worker gets the one that suits its listener.
 #[derive(Debug)]
@@ -27,36 +27,51 @@ pub(crate) struct Injected {
 }
 
 /// A connection that a worker was given.
-pub(super) struct PendingInjection {
+struct PendingInjection {
     worker: WorkerId,
     /// Who wants to know whether it has taken it.
-    pub(super) known: oneshot::Sender<bool>,
+    known: oneshot::Sender<bool>,
+}
+
+/// Connections of the cluster's own that a worker was given, and who wants to know whether it has
+/// taken them.
+#[derive(Default)]
+pub(super) struct Injections {
+    pending: BTreeMap<ConnId, PendingInjection>,
+}
+
+impl Injections {
+    /// The worker has taken it, or not.
+    pub(super) fn settle(&mut self, conn: ConnId, taken: bool) {
+        if let Some(given) = self.pending.remove(&conn) {
+            let _ = given.known.send(taken);
+        }
+    }
 }
 
 impl Driver {
     /// Hands a worker a connection to nothing. It is a socket of its own, so that no two workers
     /// have one in common.
-    pub(super) fn send_probe(&mut self, worker: WorkerId, line: &[u8]) {
+    pub(in crate::primary::driver) fn send_probe(&mut self, worker: WorkerId, line: &[u8]) {
         // The answer must not have to wait for the program.
-        self.reclaim_channel(worker);
-        match (UnixStream::pair(), self.channel(worker)) {
-            (Ok((socket, _)), Some(channel)) => {
-                channel.send_line_with(line, socket.into());
-                self.unflushed.push(worker);
+        self.channels.reclaim(worker, self.now, &mut self.poller);
+        match UnixStream::pair() {
+            Ok((socket, _)) => self.channels.send_with(worker, line, socket.into()),
+            Err(_) if self.channels.get(worker).is_some() => {
+                self.cluster.primary.probe_unsent(self.now, worker);
             }
-            (Err(_), Some(_)) => self.cluster.primary.probe_unsent(self.now, worker),
-            (_, None) => {}
+            Err(_) => {}
         }
     }
 
     /// As if it had come from a listener that fits, or from the first one.
-    pub(super) fn inject(
+    pub(in crate::primary::driver) fn inject(
         &mut self,
         worker: WorkerId,
         pattern: Option<&Pattern>,
         ends: ConnectionEnds,
     ) -> Result<Injected, String> {
-        if self.injected.values().any(|given| given.worker == worker) {
+        if self.connections.injections.pending.values().any(|given| given.worker == worker) {
             return Err("it has not taken the last connection yet".into());
         }
         let fits = |address: &troop_core::event::Address| {
@@ -76,13 +91,11 @@ impl Driver {
         let unix = kind == AddressType::Unix;
         let fd = if unix { ends.unix } else { ends.tcp };
         socket::set_nonblocking(&fd, true).map_err(|e| e.to_string())?;
-        let key = self.conns.insert(Conn { fd, stripped: 0 });
-        let conn = ConnId(u32::try_from(key).unwrap_or(u32::MAX));
+        let conn = self.connections.add(fd);
         let (known, taken) = oneshot::channel();
-        self.injected.insert(conn, PendingInjection { worker, known });
+        self.connections.injections.pending.insert(conn, PendingInjection { worker, known });
         if !self.cluster.primary.inject(self.now, worker, listener, conn) {
-            self.injected.remove(&conn);
-            self.conns.try_remove(key);
+            self.connections.release(conn, false);
             return Err(
                 "it takes nothing at the moment: its channel is full, or it is leaving".into()
             );

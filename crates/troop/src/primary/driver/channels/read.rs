@@ -1,0 +1,197 @@
+//! Reads the channels, and sees their ends.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use troop_core::event::Violation;
+use troop_core::primary::Primary;
+use troop_core::{Time, WorkerId};
+use troop_sys::{fdpass, socket};
+
+use super::Channels;
+use crate::error::Error;
+use crate::event::Event;
+use crate::primary::channel::{Channel, Outlets};
+use crate::primary::driver::Driver;
+use crate::primary::driver::closing::CloseAside;
+use crate::primary::driver::events::Events;
+
+/// Reads per channel before others have their turn.
+pub(in crate::primary::driver) const READ_BURST: usize = 1;
+/// Reads of a channel that has ended: more than fits into a socket buffer, and not without end,
+/// because others may hold copies of it.
+pub(in crate::primary::driver) const LAST_READS: usize = 1024;
+
+/// Reads what a worker has sent. Of another user's at most two descriptors are taken, or none; the
+/// kernel drops the others at once, however long that takes, so it is interrupted.
+fn receive(
+    channel: &Channel,
+    bytes: &mut [u8],
+    handles: &mut Vec<OwnedFd>,
+    takes_none: bool,
+) -> io::Result<fdpass::Received> {
+    let socket = channel.socket.as_fd();
+    match &channel.closer {
+        None => fdpass::recv_few(socket, bytes, handles),
+        Some(closer) if takes_none => closer.guard(|| fdpass::recv_none(socket, bytes)),
+        Some(closer) => closer.guard(|| fdpass::recv_two(socket, bytes, handles)),
+    }
+}
+
+/// What came of a read.
+enum Read {
+    /// So many bytes, and perhaps there are more.
+    Some {
+        len: usize,
+        more: bool,
+    },
+    /// Nothing for now.
+    Nothing,
+    /// A signal came first.
+    Interrupted,
+    Ended,
+}
+
+impl Channels {
+    /// Whether no more is read from a worker now: who does not read our answers can wait with his
+    /// questions, and so can who says more than the program reads.
+    fn is_held_back(&self, id: WorkerId) -> bool {
+        self.get(id).is_some_and(Channel::is_backpressured)
+            || self.relays.get(&id).is_some_and(|relay| relay.is_full())
+    }
+
+    /// Reads once, and takes in what has come.
+    fn read(
+        &mut self,
+        id: WorkerId,
+        now: Time,
+        core: &mut Primary,
+        closing: &mut CloseAside,
+        events: &mut Events,
+    ) -> Read {
+        let Some(channel) = self.of_workers.get_mut(&id) else { return Read::Nothing };
+        let relay = self.relays.get_mut(&id);
+        // Whose end is decided sends nothing more that is wanted. A file that cannot be closed
+        // stays, so there must not be many of them.
+        let takes_none =
+            channel.closer.as_ref().is_some_and(|closer| closer.is_full() || core.is_cut_off(id));
+        let received = match receive(channel, &mut self.buffer, &mut self.received, takes_none) {
+            Ok(fdpass::Received { len: 0, .. }) => return Read::Ended,
+            Ok(received) => received,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Read::Nothing,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Read::Interrupted,
+            Err(_) => return Read::Ended,
+        };
+        // A read stops at descriptors, also at those that were lost.
+        let more =
+            received.len == self.buffer.len() || received.truncated || !self.received.is_empty();
+        let bytes = &self.buffer[..received.len];
+        if let Some(closer) = &channel.closer {
+            if !self.received.iter().all(socket::is_socket) {
+                for fd in self.received.drain(..) {
+                    match socket::is_socket(&fd) {
+                        true => closer.close(fd),
+                        false => closer.close_file(fd),
+                    }
+                }
+                core.violated(id, Violation::ForeignFile);
+                if closing.has_become_full() {
+                    events
+                        .push(Event::Error { worker: None, error: Arc::new(Error::UnclosedFiles) });
+                }
+            }
+            closing.look_soon(now);
+        }
+        if !core.is_cut_off(id) {
+            let is_relayed = relay.is_some();
+            let outlets = Outlets { relay, events: events.pending_mut() };
+            channel.receive(now, core, id, bytes, &mut self.received, outlets);
+            if is_relayed {
+                self.pace.relayed(bytes.len());
+                self.unflushed_relays.push(id);
+            }
+        }
+        self.received.clear();
+        if !channel.outbox.is_empty() {
+            self.unflushed.push(id);
+        }
+        Read::Some { len: received.len, more }
+    }
+}
+
+impl Driver {
+    /// Reads so many times at most, and not after so many bytes.
+    pub(in crate::primary::driver) fn read(
+        &mut self,
+        id: WorkerId,
+        burst: usize,
+        mut bytes_left: usize,
+    ) {
+        for _ in 0..burst {
+            if bytes_left == 0 {
+                break;
+            }
+            if burst == READ_BURST && self.channels.is_held_back(id) {
+                self.channels.update(id, &mut self.poller);
+                break;
+            }
+            let before = self.events.len();
+            let Driver { channels, cluster, closing, events, .. } = self;
+            match channels.read(id, self.now, &mut cluster.primary, closing, events) {
+                Read::Some { len, more } => {
+                    bytes_left = bytes_left.saturating_sub(len);
+                    self.apply_ready_messages(before);
+                    self.act();
+                    if !more && burst != LAST_READS {
+                        break;
+                    }
+                    self.unfinished = true;
+                }
+                Read::Nothing => break,
+                Read::Interrupted => {}
+                Read::Ended => {
+                    self.channel_closed(id, true);
+                    break;
+                }
+            }
+        }
+    }
+
+    /// The end of a channel. If it was the worker that closed it, everything that was in it has
+    /// been read.
+    pub(in crate::primary::driver) fn channel_closed(&mut self, id: WorkerId, by_worker: bool) {
+        let Some(channel) = self.channels.of_workers.remove(&id) else { return };
+        let Channel { socket, has_copy, closer, worker, .. } = channel;
+        let lost = worker.shared.mailbox.close();
+        if lost > 0 {
+            self.events.push(Event::Error {
+                worker: Some(worker),
+                error: Arc::new(Error::Undelivered(lost)),
+            });
+        }
+        // One that is being started has copies of all descriptors until it executes its program.
+        if has_copy || closer.is_some() || self.workers.is_starting() {
+            // Which closes nothing yet, and keeps the poller watching.
+            self.poller.remove(&socket);
+            socket::shut_down(&socket);
+        }
+        if closer.is_some() {
+            self.closing.close(self.now, socket);
+        }
+        self.channels.end_relay(id);
+        self.keep_consumed(id);
+        self.cluster.primary.channel_closed(self.now, id, by_worker);
+        self.act();
+    }
+
+    /// A connection that was read from belongs to the worker that did it, answered or not.
+    pub(in crate::primary::driver) fn keep_consumed(&mut self, id: WorkerId) {
+        let in_flight: Vec<_> = self.cluster.primary.in_flight(id).collect();
+        for (seq, conn) in in_flight {
+            if self.connections.is_touched(conn) {
+                self.cluster.primary.consumed(id, seq);
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The listeners and their sockets.
+//!
+//! [`bind`] opens them for workers, [`accept`] says which the primary accepts on, [`groups`] does what the
+//! kernel needs to choose among the sockets of steered ones, [`upkeep`] keeps them reachable, and
+//! [`demand`] sees clients that wait while no worker is ready.
+
+mod accept;
+mod bind;
+mod demand;
+mod groups;
+mod upkeep;
+
+use std::collections::BTreeMap;
+use std::io;
+
+use slab::Slab;
+use troop_core::{ListenerId, Time};
+use troop_sys::poll::Interest;
+
+use super::poller::EventPoller;
+use super::{Driver, Token};
+use crate::inherited::InheritedSocket;
+use crate::primary::listener::{Listener, Socket};
+use accept::AcceptQueue;
+pub(super) use accept::{ACCEPT_BURST, Accepted, Turn};
+
+/// All listeners, and the sockets that the primary has of them.
+#[derive(Default)]
+pub(super) struct Listeners {
+    open: BTreeMap<ListenerId, Listener>,
+    sockets: Slab<Socket>,
+    accepting: AcceptQueue,
+    /// Sockets that could not be watched because memory ran out.
+    unwatched: Vec<usize>,
+    /// What waits in the sockets of the group that was looked at last.
+    waiting: Vec<Option<u32>>,
+    /// Sockets that workers may have.
+    inherited: Vec<InheritedSocket>,
+    /// When it is looked next whether others are in our groups; at once before the first time.
+    census_at: Time,
+    /// When listeners are looked after next, where that is needed.
+    upkeep_at: Option<Time>,
+    /// Next check for waiting clients while no worker is ready.
+    demand_at: Option<Time>,
+}
+
+impl Listeners {
+    /// A listener's key as JSON.
+    #[inline]
+    pub(super) fn key(&self, id: ListenerId) -> Option<&str> {
+        self.open.get(&id).map(|listener| listener.key.as_str())
+    }
+
+    /// A listener's socket for a worker, and its number.
+    pub(super) fn socket(&self, id: ListenerId, shard: u16) -> Option<(usize, &Socket)> {
+        let number = *self.open.get(&id)?.shards().get(usize::from(shard))?;
+        self.sockets.get(number).map(|socket| (number, socket))
+    }
+
+    /// The listener that a socket is a shard of, and which one.
+    pub(super) fn shard_of(&self, number: usize) -> Option<(ListenerId, usize)> {
+        let id = self.sockets.get(number)?.listener;
+        let shard = self.open.get(&id)?.shards().iter().position(|own| *own == number)?;
+        Some((id, shard))
+    }
+
+    /// Those that clients do not reach.
+    pub(super) fn lost(&self) -> impl Iterator<Item = ListenerId> {
+        self.open.iter().filter(|(_, listener)| listener.is_lost).map(|(id, _)| *id)
+    }
+
+    /// Lets workers have one more socket of this process.
+    pub(super) fn offer(&mut self, socket: InheritedSocket) {
+        self.inherited.retain(|known| known.number() != socket.number());
+        self.inherited.push(socket);
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Time> {
+        self.upkeep_at.into_iter().chain(self.demand_at).min()
+    }
+
+    /// Closes a listener.
+    pub(super) fn unbind(&mut self, id: ListenerId, poller: &EventPoller) {
+        let Some(mut listener) = self.open.remove(&id) else { return };
+        // Before its socket is closed, and the number of the file may be another one's.
+        drop(listener.file.take());
+        for number in listener.sockets {
+            let Some(socket) = self.sockets.try_remove(number) else { continue };
+            if socket.watched {
+                // Copies of the socket may live on in other processes, and would go on being
+                // reported.
+                poller.remove(&socket.fd);
+            }
+        }
+    }
+
+    /// Closes a socket to which nobody comes any more.
+    fn close_retired(&mut self, number: usize, poller: &EventPoller) {
+        let Some(socket) = self.sockets.try_remove(number) else { return };
+        if socket.watched && !socket.unreported {
+            poller.remove(&socket.fd);
+        }
+        if let Some(listener) = self.open.get_mut(&socket.listener) {
+            listener.sockets.retain(|own| *own != number);
+        }
+    }
+
+    /// Has the primary accept on a socket, or not. One that cannot be watched for want of memory is
+    /// tried [again](Driver::watch_again).
+    fn watch(&mut self, number: usize, on: bool, poller: &EventPoller) -> io::Result<()> {
+        let interest = if poller.is_nested() { Interest::ReadEdge } else { Interest::Read };
+        let Some(socket) = self.sockets.get_mut(number) else { return Ok(()) };
+        if std::mem::replace(&mut socket.watched, on) == on {
+            return Ok(());
+        }
+        if std::mem::take(&mut socket.unreported) && !on {
+            return Ok(());
+        }
+        (socket.ready, socket.masked, socket.full, socket.burst) = (false, false, false, 1);
+        if !on {
+            poller.remove(&socket.fd);
+            return Ok(());
+        }
+        let watched = poller.add(&socket.fd, Token::Socket(number), interest);
+        if watched.is_err() {
+            self.unwatched.push(number);
+        }
+        watched
+    }
+
+    /// A socket that listens again may have been forgotten by the poller. Whether it is to be
+    /// watched anew.
+    fn was_forgotten(&mut self, number: usize) -> bool {
+        self.sockets.get_mut(number).is_some_and(|socket| {
+            std::mem::take(&mut socket.unreported) && std::mem::take(&mut socket.watched)
+        })
+    }
+}
+
+impl Driver {
+    pub(super) fn watch(&mut self, id: ListenerId, shard: u16, on: bool) {
+        if let Some((number, _)) = self.listeners.socket(id, shard) {
+            self.watch_socket(number, on);
+        }
+    }
+
+    fn watch_socket(&mut self, number: usize, on: bool) {
+        if let Err(source) = self.listeners.watch(number, on, &self.poller) {
+            self.pause_accepting(source);
+        }
+    }
+
+    /// Tries once more to watch sockets that could not be watched, when the pause after that is
+    /// over.
+    pub(super) fn watch_again(&mut self) {
+        if self.listeners.unwatched.is_empty() || self.scarcity.pauses_accepting() {
+            return;
+        }
+        for number in std::mem::take(&mut self.listeners.unwatched) {
+            let socket = self.listeners.sockets.get_mut(number);
+            if socket.is_some_and(|socket| std::mem::take(&mut socket.watched)) {
+                self.watch_socket(number, true);
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Signals that a supervised cluster obeys.
+
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use troop_core::Time;
+use troop_sys::poll::Interest;
+
+use super::poller::EventPoller;
+use super::{Driver, Token};
+use crate::primary::{MAX_WORKERS, Reload};
+
+/// A signal to stop that arrives within this time of the first one is the same request: `timeout`,
+/// shells and service managers signal a process and then its group.
+const SAME_STOP_WINDOW: Duration = Duration::from_millis(500);
+
+/// What a signal asks of a supervised cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SignalMeans {
+    Stop,
+    /// At once.
+    StopNow,
+    OneMore,
+    OneLess,
+    Reload,
+    /// End the workers, keep the listeners.
+    Pause,
+    ReapOrphans,
+}
+
+/// Where signals arrive, and what they mean.
+#[derive(Default)]
+pub(super) struct Signals {
+    pipes: Vec<(UnixStream, SignalMeans)>,
+    /// When the first signal to stop arrived.
+    stopped: Option<Time>,
+}
+
+impl Signals {
+    fn add(
+        &mut self,
+        poller: &EventPoller,
+        pipe: UnixStream,
+        means: SignalMeans,
+    ) -> io::Result<()> {
+        pipe.set_nonblocking(true)?;
+        let number = u32::try_from(self.pipes.len()).unwrap_or(u32::MAX);
+        poller.add(&pipe, Token::Signal(number), Interest::Read)?;
+        self.pipes.push((pipe, means));
+        Ok(())
+    }
+
+    /// What has arrived, and how often.
+    fn read(&mut self, number: u32) -> Option<(SignalMeans, usize)> {
+        let (pipe, means) = self.pipes.get_mut(number as usize)?;
+        // As many bytes as signals.
+        Some((*means, pipe.read(&mut [0; 16]).unwrap_or(0)))
+    }
+
+    /// Whether a signal to stop is another request than the first one, or the first.
+    fn is_new_stop(&mut self, now: Time) -> bool {
+        match self.stopped {
+            Some(first) => now.since(first) >= SAME_STOP_WINDOW,
+            None => {
+                self.stopped = Some(now);
+                true
+            }
+        }
+    }
+}
+
+impl Driver {
+    /// Obeys a signal: a byte on `pipe` for each one.
+    pub(crate) fn handle_signal(&mut self, pipe: UnixStream, means: SignalMeans) -> io::Result<()> {
+        self.signals.add(&self.poller, pipe, means)?;
+        if means == SignalMeans::ReapOrphans {
+            self.workers.set_reaps_orphans();
+        }
+        Ok(())
+    }
+
+    pub(super) fn signalled(&mut self, number: u32) {
+        let Some((means, count)) = self.signals.read(number) else { return };
+        for _ in 0..count {
+            self.apply_signal(means);
+        }
+    }
+
+    fn apply_signal(&mut self, means: SignalMeans) {
+        let Some(supervisor) = self.cluster.supervisor_mut() else {
+            if means == SignalMeans::ReapOrphans {
+                self.workers.reap_orphans();
+            }
+            return;
+        };
+        match means {
+            SignalMeans::Stop if !self.signals.is_new_stop(self.now) => {}
+            SignalMeans::Stop if supervisor.is_stopping() => supervisor.stop_now(self.now),
+            SignalMeans::Stop => supervisor.stop(self.now),
+            SignalMeans::StopNow => supervisor.stop_now(self.now),
+            SignalMeans::OneMore => {
+                supervisor.scale(self.now, (supervisor.wanted() + 1).min(MAX_WORKERS))
+            }
+            // The last one stays. Where there is none, there is none to end either.
+            SignalMeans::OneLess => supervisor.scale(
+                self.now,
+                supervisor.wanted().saturating_sub(1).max(supervisor.wanted().min(1)),
+            ),
+            SignalMeans::Reload => self.reload(Reload::new(), None),
+            SignalMeans::Pause => supervisor.pause(self.now),
+            SignalMeans::ReapOrphans => self.workers.reap_orphans(),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Ends of workers: signals, and what is done when a process has ended.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use troop_core::WorkerId;
+use troop_core::event::ExitHow;
+use troop_sys::process::{self, Exit};
+use troop_sys::{diag, socket};
+
+use super::{Process, Workers};
+use crate::error::Error;
+use crate::event::Event;
+use crate::primary::cgroup::WorkerCgroup;
+use crate::primary::driver::Driver;
+use crate::primary::driver::channels::LAST_READS;
+
+/// `SIGKILL`.
+const KILL: i32 = 9;
+
+impl Process {
+    /// How it has ended, if it has.
+    fn try_reap(&self) -> Option<ExitHow> {
+        let ended = if self.adopted {
+            process::try_peek(self.pidfd.as_fd())
+        } else {
+            process::try_reap(self.pidfd.as_fd())
+        };
+        Some(match ended {
+            Ok(Some(Exit::Code(code))) => ExitHow::Code(code),
+            Ok(Some(Exit::Signal(signal))) => ExitHow::Signal(signal),
+            Ok(Some(Exit::Unknown)) => ExitHow::Unknown,
+            Ok(None) => return None,
+            Err(_) => ExitHow::Unknown,
+        })
+    }
+}
+
+impl Workers {
+    /// Ends a worker by a signal.
+    pub(in crate::primary::driver) fn kill(&self, worker: WorkerId, signal: i32) {
+        let Some(process) = self.processes.get(&worker) else { return };
+        process.handle.note_signal(signal);
+        let is_swept = signal == 9 && process.cgroup.as_ref().is_some_and(WorkerCgroup::kill);
+        // Its leader has not been reaped, so the group is surely the worker's own.
+        if process.leads_group && signal == 9 && !is_swept {
+            // First those that may have left its group, which cannot be found any more when their
+            // parents have ended.
+            process::signal_descendants(process.handle.pid(), signal);
+            let _ = process::signal_group(process.handle.pid(), signal);
+        }
+        let _ = process::signal(process.pidfd.as_fd(), signal);
+    }
+
+    /// Why a worker was killed, if it was for want of memory.
+    fn memory_error(&mut self, id: WorkerId) -> Option<Error> {
+        let killed = diag::killed_for_memory();
+        let more = std::mem::replace(&mut self.killed_for_memory, killed) < killed;
+        let cgroup = self.processes.get(&id)?.cgroup.as_ref();
+        match cgroup.and_then(WorkerCgroup::broken_limit) {
+            Some(limit) => Some(Error::OverMemory(limit >> 20)),
+            None => more.then_some(Error::OutOfMemory),
+        }
+    }
+}
+
+impl Driver {
+    /// A worker's process may have ended.
+    pub(in crate::primary::driver) fn reap(&mut self, id: WorkerId) {
+        let Some(process) = self.workers.processes.get(&id) else { return };
+        let Some(how) = process.try_reap() else { return };
+        let handle = process.handle.clone();
+        if how == ExitHow::Signal(KILL)
+            && let Some(error) = self.workers.memory_error(id)
+        {
+            self.events.push(Event::Error { worker: Some(handle.clone()), error: Arc::new(error) });
+        }
+        let Some(process) = self.workers.processes.get_mut(&id) else { return };
+        let cgroup = process.cgroup.take();
+        if process.leads_group || cgroup.is_some() {
+            // At once: its number is free from now on.
+            let leader = process.leads_group.then(|| handle.pid());
+            self.workers.orphans.end(self.now, leader, cgroup);
+        }
+        // Its last words: what it wrote before it died is in the channel. Others may hold its end
+        // open, and write into it without end, so no more is read than there is now.
+        let there = self.channels.get(id).map_or(0, |channel| socket::unread(&channel.socket));
+        self.read(id, LAST_READS, there);
+        self.channel_closed(id, true);
+        self.keep_consumed(id);
+        self.cluster.exited(self.now, id, how);
+        self.act();
+        self.workers.spawner.ended(id);
+        self.workers.processes.remove(&id);
+        self.notify_shutdown_waiters();
+        if self.workers.reaps_orphans {
+            // The kernel shows one ended child at a time; this one may have hidden others.
+            self.workers.reap_orphans();
+        }
+    }
+}

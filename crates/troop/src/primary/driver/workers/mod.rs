@@ -1,0 +1,230 @@
+//! The workers' processes: started ([`forks`]), taken over from others ([`adopt`]), measured
+//! ([`measure`]), heard when they say that they are ready ([`ready`]), ended ([`exit`]) with what
+//! they leave behind ([`orphans`]), and how far they are trusted with paths ([`paths`]).
+
+mod adopt;
+mod exit;
+mod forks;
+mod measure;
+mod orphans;
+mod paths;
+mod ready;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use troop_core::primary::{WorkerState, WorkerStatus};
+use troop_core::worker_map::WorkerMap;
+use troop_core::{Time, WorkerId};
+use troop_sys::identity::Identity;
+use troop_sys::sandbox::Sandbox;
+use troop_sys::{diag, process};
+
+use crate::primary::Table;
+use crate::primary::cgroup::WorkerCgroup;
+use crate::primary::handle::WorkerHandle;
+use crate::primary::spawn::Spawner;
+use crate::setup::Setup;
+use forks::Forks;
+use orphans::AllOrphans;
+use ready::Readiness;
+
+/// A worker's process.
+struct Process {
+    handle: WorkerHandle,
+    pidfd: OwnedFd,
+    /// The worker's end of its channel, if the program does not speak it. It hears signals, then.
+    kept_end: Option<OwnedFd>,
+    leads_group: bool,
+    /// It is somebody else's child.
+    adopted: bool,
+    cgroup: Option<WorkerCgroup>,
+    /// Whom it runs as, if that is another user than this process's.
+    user: Option<Identity>,
+    /// What it was started with.
+    sandbox: Sandbox,
+    /// It has named a path that is not answered.
+    names_dead_paths: bool,
+    /// How long paths that it has named took, beyond what is usual.
+    path_time: Duration,
+    /// How many of its requests it was explained why they could not be met.
+    refused: u32,
+    since: Time,
+}
+
+/// The processes of all workers, and what others are started with.
+pub(super) struct Workers {
+    processes: WorkerMap<Process>,
+    /// The workers that the program sees.
+    table: Table,
+    setup: Arc<Setup>,
+    /// What workers were started with before the reload that is under way.
+    before_reload: Option<Arc<Setup>>,
+    spawner: Spawner,
+    forks: Forks,
+    orphans: AllOrphans,
+    readiness: Readiness,
+    /// Out-of-memory kills of the system, when last counted.
+    killed_for_memory: u64,
+    /// This is process 1.
+    reaps_orphans: bool,
+}
+
+impl Workers {
+    pub(super) fn new(table: Table, setup: Setup) -> Workers {
+        Workers {
+            processes: WorkerMap::default(),
+            table,
+            setup: Arc::new(setup),
+            before_reload: None,
+            spawner: Spawner::default(),
+            forks: Forks::default(),
+            orphans: AllOrphans::default(),
+            readiness: Readiness::default(),
+            killed_for_memory: diag::killed_for_memory(),
+            reaps_orphans: false,
+        }
+    }
+
+    // ---- processes ----
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.processes.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.processes.len()
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = WorkerId> {
+        self.processes.keys().copied()
+    }
+
+    pub(super) fn handles(&self) -> impl Iterator<Item = &WorkerHandle> {
+        self.processes.values().map(|process| &process.handle)
+    }
+
+    pub(super) fn handle(&self, worker: WorkerId) -> Option<&WorkerHandle> {
+        self.processes.get(&worker).map(|process| &process.handle)
+    }
+
+    /// Each worker, and since when it is there.
+    pub(super) fn since(&self) -> impl Iterator<Item = (WorkerId, Time)> {
+        self.processes.iter().map(|(id, process)| (*id, process.since))
+    }
+
+    /// Whether a worker's program has no channel, so that it hears signals only.
+    pub(super) fn hears_signals_only(&self, worker: WorkerId) -> bool {
+        self.processes.get(&worker).is_some_and(|process| process.kept_end.is_some())
+    }
+
+    /// Sends a signal to a worker's process; `None` if there is none.
+    pub(super) fn signal(&self, worker: WorkerId, signal: i32) -> Option<io::Result<()>> {
+        let process = self.processes.get(&worker)?;
+        Some(process::signal(process.pidfd.as_fd(), signal))
+    }
+
+    /// Makes what the core knows about a worker visible to the program.
+    pub(super) fn show(&self, worker: &WorkerHandle, status: Option<WorkerStatus>) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut visible = worker.shared.status.lock().unwrap_or_else(PoisonError::into_inner);
+        match status {
+            Some(status) => {
+                *visible = status;
+                if status.in_table {
+                    table.insert(worker.id(), worker.clone());
+                } else {
+                    table.remove(&worker.id());
+                }
+            }
+            None => {
+                visible.state = WorkerState::Dead;
+                visible.connected = false;
+                visible.exited_after_disconnect.get_or_insert(false);
+                table.remove(&worker.id());
+            }
+        }
+    }
+
+    // ---- what they are started with ----
+
+    /// What workers are started with from now on.
+    pub(super) fn setup(&self) -> &Arc<Setup> {
+        &self.setup
+    }
+
+    pub(super) fn set_setup(&mut self, setup: Arc<Setup>) {
+        self.setup = setup;
+    }
+
+    /// A reload begins that changes the setup.
+    pub(super) fn keep_setup_before_reload(&mut self) {
+        self.before_reload = Some(self.setup.clone());
+    }
+
+    /// The setup from before the reload that is under way, which are forgotten here.
+    pub(super) fn take_setup_before_reload(&mut self) -> Option<Arc<Setup>> {
+        self.before_reload.take()
+    }
+
+    /// How workers are started.
+    pub(super) fn spawner_mut(&mut self) -> &mut Spawner {
+        &mut self.spawner
+    }
+
+    // ---- starts and ends ----
+
+    /// Whether a worker is being started, or is to be.
+    pub(super) fn is_starting(&self) -> bool {
+        !self.forks.is_empty()
+    }
+
+    /// Whether no start is under way that is worth waiting for.
+    pub(super) fn starts_are_over(&self, now: Time) -> bool {
+        self.forks.are_over(now)
+    }
+
+    /// Nobody wants the workers that are being started any more.
+    pub(super) fn cancel_starts(&mut self, now: Time) {
+        self.forks.cancel(now);
+    }
+
+    /// Workers that are being started are to leave at once, and none is waited for.
+    pub(super) fn leave_starts(&mut self, now: Time) {
+        self.forks.leave(now);
+    }
+
+    /// Supervised workers are to be like those that are started from now on, or not to be at all.
+    pub(super) fn renew_starts(&mut self) {
+        self.forks.renew();
+    }
+
+    /// Whether something is left of workers that have ended.
+    pub(super) fn has_orphans(&self) -> bool {
+        !self.orphans.is_empty()
+    }
+
+    /// Sees whether what ended workers have left behind has ended.
+    pub(super) fn tick(&mut self, now: Time) {
+        self.orphans.tick(now);
+    }
+
+    pub(super) fn next_deadline(&self, now: Time) -> Option<Time> {
+        self.orphans.next_deadline().into_iter().chain(self.forks.next_deadline(now)).min()
+    }
+
+    /// This process takes care of all processes that nobody else does.
+    pub(super) fn set_reaps_orphans(&mut self) {
+        self.reaps_orphans = true;
+    }
+
+    /// What process 1 does for children that are not its own. One that is being started is not
+    /// known yet.
+    pub(super) fn reap_orphans(&self) {
+        if self.forks.is_empty() {
+            process::reap_orphans(|pid| self.handles().any(|worker| worker.pid() == pid));
+        }
+    }
+}
