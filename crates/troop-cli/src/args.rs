@@ -294,13 +294,18 @@ pub(crate) struct Reload {
 }
 
 /// Change the number of workers
+///
+/// Waits until the new workers are ready, and those that are too many have drained. If a new worker
+/// does not become ready, prints the reason; the app keeps the number and goes on trying.
 #[derive(Debug, Args)]
 #[command(allow_missing_positional = true, allow_negative_numbers = true)]
 #[command(after_help = "Examples:
   troop scale 8                        the only app gets 8 workers
   troop scale web +2                   two more
   troop scale web -1                   one less; it drains first
-  troop scale web 0                    none; its listeners stay open, and clients wait")]
+  troop scale web 0                    none; its listeners stay open, and clients wait
+
+Exit codes: 0 when as many workers are ready, 1 if not, 3 if there is no such app.")]
 pub(crate) struct Scale {
     /// The app's name; optional when there is only one
     #[arg(value_name = "APP")]
@@ -309,6 +314,10 @@ pub(crate) struct Scale {
     /// Number of workers; with a sign, how many more or fewer
     #[arg(value_name = "N|+N|-N", value_parser = to)]
     pub(crate) to: To,
+
+    /// Do not wait for the workers
+    #[arg(long)]
+    pub(crate) no_wait: bool,
 
     /// Print JSON
     #[arg(long)]

@@ -27,7 +27,7 @@ pub(crate) const VARIABLE: &str = "TROOP_STARTED_AS";
 /// Interval between checks whether Ctrl-C was pressed.
 const INTERRUPT_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// Time to wait beyond a worker's `ready_timeout`.
-const READY_MARGIN: Duration = Duration::from_secs(5);
+pub(crate) const READY_MARGIN: Duration = Duration::from_secs(5);
 /// Time that a primary whose start has failed has to end.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time that a primary has to start a session of its own.
@@ -164,7 +164,7 @@ impl StartupReporter {
 }
 
 /// Returns the last lines of a worker that has ended, to append to a reason.
-fn quoted(last_lines: Option<&str>) -> String {
+pub(crate) fn quoted(last_lines: Option<&str>) -> String {
     let words = last_lines.filter(|words| !words.trim().is_empty());
     words
         .map(|words| format!("; its last lines:\n{}", text::lines(words.trim_end(), log::QUOTE)))

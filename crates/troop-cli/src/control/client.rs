@@ -66,13 +66,7 @@ impl Client {
         let mut line = serde_json::to_vec(&Request { troop: VERSION, ask: ask.clone() })
             .map_err(|e| doing(e.into()))?;
         line.push(b'\n');
-        // A reload or a stream of events takes its time; everything else is answered at once.
-        let patience = if matches!(ask, Ask::Reload { .. } | Ask::Events) {
-            None
-        } else {
-            Some(ANSWER_TIMEOUT)
-        };
-        self.stream.get_mut().set_read_timeout(patience).map_err(doing)?;
+        self.stream.get_mut().set_read_timeout(timeout_of(&ask)).map_err(doing)?;
         self.stream.get_mut().write_all(&line).map_err(doing)?;
         loop {
             let mut line = String::new();
@@ -101,6 +95,18 @@ impl Client {
         // The process holds the connection until it ends.
         let _ = self.stream.get_mut().set_read_timeout(None);
         let _ = io::copy(&mut self.stream, &mut io::sink());
+    }
+}
+
+/// Returns the time in which a request must be answered. `None` where the primary sets the deadline,
+/// or there is none.
+fn timeout_of(ask: &Ask) -> Option<Duration> {
+    match ask {
+        Ask::Reload { .. } | Ask::Events | Ask::Scale { wait: true, .. } => None,
+        Ask::Send { wait_ms: Some(wait), .. } => {
+            Some(ANSWER_TIMEOUT.saturating_add(Duration::from_millis(*wait)))
+        }
+        _ => Some(ANSWER_TIMEOUT),
     }
 }
 
@@ -149,5 +155,17 @@ pub(crate) fn find(target: Option<&str>) -> Result<Vec<Client>, CliError> {
                 _ => Err(CliError::NoApp(format!("which app, or `all`? {}", running(&clients)))),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_of_workers_are_waited_for_as_long_as_it_was_asked_for() {
+        let ask = |wait_ms| Ask::Send { message: Value::Null, worker: None, wait_ms };
+        assert_eq!(timeout_of(&ask(None)), Some(ANSWER_TIMEOUT));
+        assert!(timeout_of(&ask(Some(30_000))) > Some(Duration::from_secs(30)));
     }
 }

@@ -43,11 +43,14 @@ pub(crate) enum Ask {
     Restart,
     /// Returns where the output of the workers goes.
     Logs,
-    /// Changes the number of workers, to `workers` or by `by`.
+    /// Changes the number of workers, to `workers` or by `by`; answered when as many are ready and
+    /// the others gone, unless `wait` is false.
     Scale {
         workers: Option<usize>,
         #[serde(default)]
         by: i64,
+        #[serde(default = "yes")]
+        wait: bool,
     },
     /// Stops the app; `quick` kills its workers. The connection stays open until the process ends.
     Stop {
@@ -68,6 +71,10 @@ pub(crate) enum Ask {
     },
     /// Streams events until the client leaves.
     Events,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A line from a primary; the last one is `done` or `failed`.

@@ -4,6 +4,7 @@
 //! time to read the answer. A silent client makes room for the next one ([`Door`]).
 
 mod reload;
+mod scale;
 
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
@@ -197,7 +198,11 @@ impl Server {
             }
             Ask::Reload { worker: Some(worker), .. } => self.recycle(worker).await,
             Ask::Logs => Ok(self.logs()),
-            Ask::Scale { workers, by } => self.scale(workers, by).await,
+            Ask::Scale { workers, by, wait } => tokio::select! {
+                scaled = self.scale(workers, by, wait) => scaled,
+                // It goes on without the client.
+                () = door::has_left(stream) => return Err(Gone),
+            },
             Ask::Schedule { listener, policy } => self.schedule(listener, &policy).await,
             Ask::Signal { signal, worker } => self.signal(signal, worker).await,
             Ask::Send { message, worker, wait_ms } => {
@@ -350,35 +355,6 @@ impl Server {
             }
             failed => Failure::new("failed", failed.to_string()),
         })
-    }
-
-    async fn scale(&self, workers: Option<usize>, by: i64) -> Result<Value, Failure> {
-        let before = self.cluster.snapshot().await.map_err(|e| failed(&e))?.wanted.unwrap_or(0);
-        let after = workers.unwrap_or_else(|| {
-            before.saturating_add_signed(isize::try_from(by).unwrap_or(isize::MAX))
-        });
-        if workers.is_none() && after == 0 {
-            let text = format!(
-                "{by} would leave none of {}; `troop scale 0` ends all and keeps the listeners",
-                troop::text::counted(before, "worker")
-            );
-            return Err(Failure::new("bad-request", text));
-        }
-        self.begin_scaling(after).await?;
-        Ok(json!({ "before": before, "workers": after }))
-    }
-
-    /// Changes the number of workers, and does not wait for them.
-    async fn begin_scaling(&self, workers: usize) -> Result<(), Failure> {
-        let refused = tokio::select! {
-            biased;
-            result = self.cluster.scale(workers) => result.err(),
-            () = std::future::ready(()) => None,
-        };
-        match refused {
-            Some(e @ troop::Error::Settings(_)) => Err(Failure::new("bad-request", e.chain())),
-            _ => Ok(()),
-        }
     }
 
     async fn schedule(&self, listener: Option<String>, policy: &str) -> Result<Value, Failure> {

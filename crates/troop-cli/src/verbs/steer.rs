@@ -145,14 +145,15 @@ pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
 pub(crate) fn scale(args: &Scale) -> Result<(), CliError> {
     let mut client = one(args.app.as_deref())?;
     let ask = match args.to {
-        To::Workers(workers) => Ask::Scale { workers: Some(workers), by: 0 },
-        To::By(by) => Ask::Scale { workers: None, by },
+        To::Workers(workers) => Ask::Scale { workers: Some(workers), by: 0, wait: !args.no_wait },
+        To::By(by) => Ask::Scale { workers: None, by, wait: !args.no_wait },
     };
     let answer = client.ask(ask, |_| {})?;
     let answer = named(client.name(), answer);
     report(args.json, &answer, || {
         let workers = counted(answer["workers"].as_u64().unwrap_or(0), "worker");
-        format!("{}: {workers}, {} before", client.name(), answer["before"])
+        let scaling = if args.no_wait { "scaling to " } else { "" };
+        format!("{}: {scaling}{workers}, {} before", client.name(), answer["before"])
     });
     Ok(())
 }

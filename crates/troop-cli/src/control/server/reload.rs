@@ -12,16 +12,15 @@ use crate::log;
 use crate::resolve::ResolvedApp;
 
 impl Server {
-    /// Applies the other changes of the configuration after the new workers are ready. Returns the
-    /// listeners that change only when they are opened again.
+    /// Applies the other changes of the configuration after the new workers are ready. If a client
+    /// waits, so does this until further workers are ready. Returns the listeners that change only
+    /// when they are opened again.
     async fn adopt(
         &self,
         before: &ResolvedApp,
         after: &ResolvedApp,
+        is_awaited: bool,
     ) -> Result<Vec<String>, Failure> {
-        if before.workers() != after.workers() {
-            self.begin_scaling(after.workers()).await?;
-        }
         let mut later = Vec::new();
         if before.app.policy != after.app.policy {
             let policy = after.app.policy.clone().unwrap_or_default();
@@ -36,6 +35,12 @@ impl Server {
                     .await
                     .map_err(|e| failed(&e))?,
             );
+        }
+        let workers = after.workers();
+        if before.workers() != workers && is_awaited {
+            self.scale_for_reload(before.workers(), workers).await?;
+        } else if before.workers() != workers {
+            self.begin_scaling(workers).await?;
         }
         Ok(later.iter().map(ToString::to_string).collect())
     }
@@ -86,9 +91,14 @@ impl Server {
                 None => log::line(&format!("troop: {text}")),
             }
         }
+        let is_awaited = stream.is_some();
         let done =
             self.replace_all(Reload::new().setup(setup).allow_moved(allow_moved), stream).await?;
-        let later = self.adopt(&before, &after).await;
+        let later =
+            self.adopt(&before, &after, is_awaited).await.map_err(|Failure { kind, message }| {
+                let replaced = troop::text::counted(done.replaced, "worker");
+                Failure { kind, message: format!("{replaced} replaced, but {message}") }
+            });
         self.is_planned(after);
         let mut answer = json!({ "replaced": done.replaced, "later": later? });
         if let (1.., Some(fields)) = (done.started, answer.as_object_mut()) {
