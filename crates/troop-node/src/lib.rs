@@ -130,8 +130,17 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-fn failed(e: impl std::fmt::Display) -> Error {
-    Error::new(Status::GenericFailure, e.to_string())
+/// Makes an exception of an error of the engine's, with all its causes.
+fn failed(e: troop::Error) -> Error {
+    refused(e.chain())
+}
+
+fn no_channel(e: std::io::Error) -> Error {
+    refused(format!("cannot make a channel for a worker: {e}"))
+}
+
+fn refused(why: String) -> Error {
+    Error::new(Status::GenericFailure, why)
 }
 
 fn parse(scheduling: &str) -> Result<Scheduling> {
@@ -261,8 +270,8 @@ impl Engine {
     /// [`Engine::adopt`] or [`Engine::abandon`].
     #[napi(catch_unwind)]
     pub fn open(&mut self, id: u32) -> Result<Ends> {
-        let (channel, worker) = Adoption::channel().map_err(failed)?;
-        let (relay, program) = Adoption::channel().map_err(failed)?;
+        let (channel, worker) = Adoption::channel().map_err(no_channel)?;
+        let (relay, program) = Adoption::channel().map_err(no_channel)?;
         let ends = Ends { worker: worker.as_raw_fd(), program: program.into_raw_fd() };
         self.opened.insert(id, Opened { channel, worker, relay });
         Ok(ends)
@@ -280,7 +289,7 @@ impl Engine {
         deliver: Option<Function<'_, FnArgs<(ArrayBuffer<'static>,)>, ()>>,
     ) -> Result<Member> {
         let Opened { channel, worker, relay } =
-            self.opened.remove(&id).ok_or_else(|| failed(format!("no worker {id} was opened")))?;
+            self.opened.remove(&id).ok_or_else(|| refused(format!("no worker {id} was opened")))?;
         drop(worker);
         let adoption = Adoption::new(pid, channel).map_err(failed)?;
         let handle =
@@ -308,7 +317,7 @@ impl Engine {
     #[allow(unsafe_code)]
     pub fn offer(&self, fd: i32) -> Result<()> {
         if fd < 0 {
-            return Err(failed(format!("{fd} is no descriptor")));
+            return Err(refused(format!("{fd} is no descriptor")));
         }
         // SAFETY: it is not -1. JavaScript, which knows descriptors by their numbers, has opened
         // it and cannot close it during this call, as it waits for it; a number that is not open
