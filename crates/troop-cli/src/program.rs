@@ -134,8 +134,9 @@ mod tests {
     fn options_of_node_are_separated_from_the_script() {
         let args =
             ["--inspect", "-r", "x.js", "server.js", "--port", "1"].map(OsString::from).to_vec();
-        let text = format!("{:?}", node(Path::new("node"), args));
-        assert!(text.contains(r#"exec_argv: Some(["--inspect", "-r", "x.js"])"#), "{text}");
-        assert!(text.contains(r#"exec: Some("server.js"), args: Some(["--port", "1"])"#), "{text}");
+        let setup = node(Path::new("node"), args);
+        assert_eq!(setup.get_exec_argv(), ["--inspect", "-r", "x.js"]);
+        assert_eq!(setup.get_script(), Some(Path::new("server.js")));
+        assert_eq!(setup.get_args().as_ref(), ["--port", "1"]);
     }
 }
