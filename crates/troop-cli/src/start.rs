@@ -279,7 +279,7 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
                 Ok(())
             }
             Ok(StartupReport::Partly { ready, wanted, reason }) => fail(format!(
-                "{shown}: not all workers are ready, {ready} of {wanted}, {reason}; it goes on: see `troop show` and `troop logs`"
+                "{shown}: not all workers are ready, {ready} of {wanted}, {reason}; it keeps running: see `troop show` and `troop logs`"
             )),
             Ok(StartupReport::Failed { reason, usage }) => {
                 // `troop ls` must not show the app after this command has failed.
@@ -302,7 +302,7 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
             fail(format!("{shown}: the primary ended: {}", ended(&mut child)))
         }
         Err(RecvTimeoutError::Timeout) => fail(format!(
-            "{shown}: not all workers are ready after {:.0?}; it goes on: see `troop show` and `troop logs`",
+            "{shown}: not all workers are ready after {:.0?}; it keeps running: see `troop show` and `troop logs`",
             patience(&resolved)
         )),
     }

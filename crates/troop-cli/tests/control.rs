@@ -417,7 +417,7 @@ fn a_reload_says_what_it_found_and_what_becomes_of_an_app_that_has_no_workers() 
             ),
         "{err}"
     );
-    assert!(!err.contains("go on"), "{err}");
+    assert!(!err.contains("keep running"), "{err}");
     std::fs::remove_file(&broken).unwrap();
     let (code, out, err) = troop.troop(["reload"]);
     assert_eq!(
@@ -436,9 +436,8 @@ fn a_reload_says_what_it_found_and_what_becomes_of_an_app_that_has_no_workers() 
     let (code, _, err) = troop.troop(["reload"]);
     assert!(
         code == 1
-            && err.contains(
-                "no worker is ready, and troop goes on trying with what was there before"
-            ),
+            && err
+                .contains("no worker is ready, and troop keeps trying with the previous settings"),
         "{err}"
     );
     std::fs::remove_file(&broken).unwrap();

@@ -41,7 +41,7 @@ fn a_start_with_some_ready_workers_says_how_many_when_its_time_is_over_and_the_a
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.code() == Some(1)
-            && err.contains("half: not all workers are ready, 1 of 2, after 6s; it goes on"),
+            && err.contains("half: not all workers are ready, 1 of 2, after 6s; it keeps running"),
         "{err}"
     );
     assert_eq!(home.show("half")["ready"], 1);
@@ -60,7 +60,7 @@ fn a_start_does_not_wait_for_workers_that_have_ended_for_good() {
     let (code, out, err) = start("0", "done");
     assert!(code == 0 && out.starts_with("done: 1 worker ready"), "{out}{err}");
     let (code, _, err) = start("3", "failed");
-    let why = "not all workers are ready, 1 of 2, because the worker of slot 1 has ended for good: exit code 3; it goes on";
+    let why = "not all workers are ready, 1 of 2, because the worker of slot 1 has ended for good: exit code 3; it keeps running";
     assert!(code == 1 && err.contains(why), "{err}");
     assert_eq!(home.show("failed")["restarts"], 0, "nobody was started again");
 }

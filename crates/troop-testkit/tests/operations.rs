@@ -66,7 +66,7 @@ async fn a_reload_that_fails_hands_over_the_worker_its_exit_and_its_last_lines()
     let shown = Error::from(failed);
     assert_eq!(
         format!("{shown:?}"),
-        "cannot reload: the new worker ended with exit code 9; 0 workers had been replaced, the others go on: the table is missing"
+        "cannot reload: the new worker ended with exit code 9; 0 workers had been replaced, the others keep running: the table is missing"
     );
     // The old one serves.
     assert_eq!(soon(troop.cluster.ready()).await, Ok(1));

@@ -117,7 +117,7 @@ pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
                     return Err(CliError::Failed(Failure::new(
                         "failed",
                         format!(
-                            "{name} is back and goes on trying, but no worker is ready; the last: {why}"
+                            "{name} is back and keeps trying, but no worker is ready; the last: {why}"
                         ),
                     )));
                 }

@@ -1,4 +1,4 @@
-//! What a cluster wants done.
+//! The actions of a cluster.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,70 +7,71 @@ use crate::id::WorkerId;
 use crate::primary;
 use crate::supervise::{Answer, Outcome, Progress, Slot, Ticket};
 
-/// Something the shell has to do.
+/// An action that the shell must carry out.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Action {
-    /// About channels, listeners and connections. Never [`primary::Action::Kill`].
+    /// An action on channels, listeners and connections. Never [`primary::Action::Kill`].
     Primary(primary::Action),
     /// Fork a worker, then call [`Cluster::forked`](super::Cluster::forked) or
     /// [`Supervisor::fork_failed`](crate::supervise::Supervisor::fork_failed). This may take long;
     /// it can be dropped once
     /// [`Supervisor::awaits_fork`](crate::supervise::Supervisor::awaits_fork) says no.
     Fork {
-        /// For which slot.
+        /// The slot.
         slot: Slot,
         /// Its weight.
         weight: u32,
     },
-    /// Send a signal to a worker's process; `SIGKILL` ends all that it has started.
+    /// Send a signal to a worker's process; `SIGKILL` also goes to all processes that it has
+    /// started.
     Signal {
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
-        /// Which signal.
+        /// The signal.
         signal: i32,
     },
-    /// Measure the memory of workers, then call [`Cluster::measured`](super::Cluster::measured).
+    /// Measure the resident memory of workers, then call
+    /// [`Cluster::measured`](super::Cluster::measured).
     Measure {
-        /// Which workers.
+        /// The workers.
         workers: Vec<WorkerId>,
     },
-    /// See whether connections wait in a worker's activated sockets, then call
+    /// Check whether connections wait in a worker's activated sockets, then call
     /// [`Cluster::queues_measured`](super::Cluster::queues_measured).
     MeasureQueues {
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
     },
-    /// Tell the kernel the shares of activated sockets.
+    /// Install the shares of activated sockets in the kernel.
     SetShares {
-        /// By slot.
+        /// The shares, by slot.
         shares: Vec<u32>,
     },
-    /// See whether clients reach the listeners, then call
+    /// Check whether clients reach the listeners, then call
     /// [`Supervisor::listeners_checked`](crate::supervise::Supervisor::listeners_checked).
     CheckListeners,
-    /// Start workers as before the reload that has failed. What was kept of it is not needed any
-    /// more.
+    /// Start workers with the settings from before the failed reload, and drop its settings.
     RestoreSettings,
-    /// The reload has succeeded: what was kept from before it is not needed any more.
+    /// Drop the settings from before the reload, which has succeeded.
     KeepSettings,
     /// Report that a worker has failed a health check.
     Unhealthy {
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// Report that a worker listens at an address that had been missed.
+    /// Report that a worker listens on an address that had been missed.
     Found {
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
-        /// Where.
+        /// The address.
         at: Address,
     },
-    /// Report what the supervisor does.
+    /// Report progress of the supervisor.
     Report(Progress),
-    /// An operation that was requested is over.
+    /// Answer an operation.
     Answer(Ticket, Answer),
-    /// All is over; nothing runs any more.
+    /// End: no worker runs any more.
     Finish(Outcome),
 }

@@ -1,9 +1,8 @@
-//! Sockets that workers take by activation, one for each slot, among which the kernel chooses by
-//! shares.
+//! Activated sockets: one per slot, among which the kernel chooses by shares.
 //!
-//! A slot's socket goes to its successor, with what waits in it. Slots whose worker is not there, or
-//! not ready while others are, get nothing new. A worker that leaves without a successor first takes
-//! what waits in its sockets.
+//! A worker's successor gets the same socket, with its queue. Slots without a worker, or without a
+//! ready one while others have one, get no new connections. A worker that leaves without a
+//! successor first accepts the connections in its sockets' queues.
 
 use std::time::Duration;
 
@@ -11,26 +10,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{Time, WorkerId};
 
-/// Interval between checks who is ready, and whether connections wait for a worker that leaves.
+/// Interval between checks of readiness, and of the queues of leaving workers.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
-/// Time for which a worker that leaves without a successor goes on accepting after it gets nothing
-/// new.
+/// Time for which a worker that leaves without a successor keeps accepting after it gets no new
+/// connections.
 const ACCEPT_GRACE: Duration = Duration::from_millis(200);
-/// The longest such time, if connections still wait.
+/// Maximum of that time, while connections wait in its queue.
 const MAX_ACCEPT_GRACE: Duration = Duration::from_secs(2);
 
-/// A worker that takes part.
+/// A worker with activated sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Participant {
     /// Its slot.
     pub slot: u32,
     /// The weight of its slot.
     pub weight: u32,
-    /// It is ready.
+    /// Whether it is ready.
     pub ready: bool,
 }
 
-/// A worker that leaves when it has taken what waits in its sockets.
+/// A worker that is ended once its queues are empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Leaving {
     worker: WorkerId,
@@ -38,17 +37,17 @@ struct Leaving {
     until: Time,
 }
 
-/// The shares of the slots, and workers that are about to leave.
+/// The shares of the slots, and the workers that leave without successors.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActivationShares {
-    /// The shares that the kernel was told last.
+    /// The shares that are installed in the kernel.
     installed: Vec<u32>,
     check_at: Option<Time>,
     leaving: Vec<Leaving>,
 }
 
 impl ActivationShares {
-    /// Begins to check who is ready.
+    /// Begins the checks of readiness.
     pub fn start(&mut self, now: Time) {
         self.check_at = Some(now + CHECK_INTERVAL);
     }
@@ -59,13 +58,13 @@ impl ActivationShares {
         self.check_at.is_some()
     }
 
-    /// When there is something to do.
+    /// Returns the time of the next check.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         self.leaving.iter().map(|leaving| leaving.check_at).chain(self.check_at).min()
     }
 
-    /// Whether shares are to be reckoned now; then the next time is planned.
+    /// Whether a check is due; if so, schedules the next one.
     pub fn is_due(&mut self, now: Time) -> bool {
         let is_due = self.check_at.is_some_and(|due| due <= now);
         if is_due {
@@ -74,12 +73,13 @@ impl ActivationShares {
         is_due
     }
 
-    /// The kernel has to be told again, whatever it was told before.
+    /// Forgets the installed shares, so that they are installed again.
     pub fn forget(&mut self) {
         self.installed.clear();
     }
 
-    /// The shares of so many slots among these workers, if they are not what the kernel knows.
+    /// Returns the shares of this number of slots for these workers, if they differ from the
+    /// installed ones.
     pub fn update(
         &mut self,
         slots: usize,
@@ -95,8 +95,8 @@ impl ActivationShares {
                 }
             }
         }
-        // Where nobody is ready, connections wait for those who will be; where nobody is there, for
-        // whoever comes.
+        // If no worker is ready, connections wait for those that are starting; if there is none,
+        // for the next one.
         let shares = [ready, there]
             .into_iter()
             .find(|shares| shares.iter().any(|share| *share > 0))
@@ -108,7 +108,7 @@ impl ActivationShares {
         Some(&self.installed)
     }
 
-    /// A worker is to leave, and nobody takes its slot. It gets nothing new from now on.
+    /// Begins the end of a worker without a successor. It gets no new connections from now on.
     pub fn leaves(&mut self, now: Time, worker: WorkerId) {
         if self.leaving.iter().any(|leaving| leaving.worker == worker) {
             return;
@@ -120,15 +120,15 @@ impl ActivationShares {
         });
     }
 
-    /// Workers that are about to leave, whose queues are to be measured now: see
+    /// Returns the leaving workers whose queues must be measured now, for
     /// [`ActivationShares::measured`].
     pub fn due_to_leave(&self, now: Time) -> impl Iterator<Item = WorkerId> {
         let is_due = move |leaving: &&Leaving| leaving.check_at <= now;
         self.leaving.iter().filter(is_due).map(|leaving| leaving.worker)
     }
 
-    /// Whether connections wait in the sockets of a worker that is about to leave. Returns whether
-    /// it is to be ended now.
+    /// Handles whether connections wait in the sockets of a leaving worker. Returns whether to end
+    /// it now.
     pub fn measured(&mut self, now: Time, worker: WorkerId, waits: bool) -> bool {
         let Some(at) = self.leaving.iter().position(|leaving| leaving.worker == worker) else {
             return false;
@@ -142,7 +142,7 @@ impl ActivationShares {
         true
     }
 
-    /// A worker's process has ended.
+    /// Handles the end of a worker's process.
     pub fn exited(&mut self, worker: WorkerId) {
         self.leaving.retain(|leaving| leaving.worker != worker);
     }
@@ -166,21 +166,21 @@ mod tests {
     #[test]
     fn slots_that_are_ready_get_everything() {
         assert_eq!(shares(3, &[worker(0, 100, true), worker(1, 50, false)]), [100, 0, 0]);
-        // A successor that is not ready takes nothing from its predecessor.
+        // A successor that is not ready takes no share from its predecessor.
         assert_eq!(shares(2, &[worker(0, 100, true), worker(0, 100, false)]), [100, 0]);
     }
 
     #[test]
-    fn where_nobody_is_ready_connections_wait_for_those_who_will_be() {
+    fn without_a_ready_worker_connections_wait_for_starting_ones() {
         assert_eq!(shares(3, &[worker(0, 100, false), worker(2, 50, false)]), [100, 0, 50]);
         assert_eq!(shares(3, &[]), [1, 1, 1]);
-        // Workers without any weight are nobody.
+        // Workers of weight 0 do not count.
         assert_eq!(shares(2, &[worker(0, 0, true)]), [1, 1]);
         assert!(shares(0, &[worker(0, 1, true)]).is_empty());
     }
 
     #[test]
-    fn the_kernel_is_told_only_what_it_does_not_know() {
+    fn shares_are_installed_only_when_they_change() {
         let mut shares = ActivationShares::default();
         assert!(shares.update(2, [worker(0, 1, true)]).is_some());
         assert!(shares.update(2, [worker(0, 1, true)]).is_none());
@@ -190,14 +190,14 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_without_a_successor_takes_what_waits_before_it_ends() {
+    fn a_worker_without_a_successor_empties_its_queue_before_it_ends() {
         let mut shares = ActivationShares::default();
         let due = |shares: &ActivationShares, now| -> Vec<u32> {
             shares.due_to_leave(Time(now)).map(|worker| worker.0).collect()
         };
         shares.leaves(Time(0), WorkerId(1));
         shares.leaves(Time(0), WorkerId(2));
-        // Told twice, it has no more time.
+        // A second call does not extend its time.
         shares.leaves(Time(100), WorkerId(1));
         assert!(due(&shares, 199).is_empty());
         assert_eq!((due(&shares, 200), shares.next_deadline()), (vec![1, 2], Some(Time(200))));
@@ -212,10 +212,10 @@ mod tests {
     }
 
     proptest! {
-        /// Nothing new goes to a slot that is not ready while another one is, or whose worker is
-        /// not there while another one's is; and somebody always gets something.
+        /// No connections go to a slot without a ready worker while another slot has one, or to one
+        /// without a worker while another has one; and at least one slot has a share.
         #[test]
-        fn nobody_gets_connections_who_cannot_take_them_while_somebody_can(
+        fn only_ready_workers_have_shares_while_there_are_any(
             slots in 1..6usize,
             weights in prop::collection::vec(0..3u32, 8),
             workers in prop::collection::vec((0..8u32, any::<bool>()), 0..10)

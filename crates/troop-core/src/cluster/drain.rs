@@ -1,4 +1,4 @@
-//! How workers are told to leave, and what becomes of their listeners.
+//! Draining workers, and what happens to their listeners.
 
 use std::time::Duration;
 
@@ -7,9 +7,9 @@ use crate::id::{Time, WorkerId};
 use crate::supervise::{Supervisor, SupervisorState};
 
 impl Cluster {
-    /// Tells a worker to finish. `keep_listeners` and `drain_spread` are those of
-    /// [`Primary::disconnect`](crate::primary::Primary::disconnect). False if it cannot be told,
-    /// because its channel is closed.
+    /// Disconnects a worker; the parameters are those of
+    /// [`Primary::disconnect`](crate::primary::Primary::disconnect). Returns false if its channel
+    /// is closed.
     pub fn disconnect(
         &mut self,
         now: Time,
@@ -24,13 +24,13 @@ impl Cluster {
         told
     }
 
-    /// Tells a worker to finish that the supervisor has no more use for.
+    /// Drains a worker on behalf of the supervisor.
     pub(super) fn drain(&mut self, now: Time, worker: WorkerId) {
         let Some(supervisor) = &self.supervisor else { return };
-        // A worker that is replaced leaves its listeners to its successor, which may not have asked
-        // for all of them yet.
+        // Keep the listeners of a replaced worker for its successor, which may not have asked for
+        // all of them yet.
         let keep = supervisor.state() != SupervisorState::Stopping;
-        // Its clients have somebody else to go to, but should not all come at once.
+        // Spread the reconnects of its clients over time, if other workers can take them.
         let others =
             !matches!(supervisor.state(), SupervisorState::Paused | SupervisorState::Stopping)
                 && !supervisor.is_in_the_way(worker);
@@ -44,8 +44,8 @@ impl Cluster {
         }
     }
 
-    /// Before a worker is ended that takes its sockets by activation: nothing new comes to it any
-    /// more. Returns whether it is ended later, when it has taken what waits.
+    /// Begins the end of a worker with activated sockets: it gets no new connections. Returns
+    /// whether it is ended later, once its queues are empty.
     fn drains_activated(&mut self, now: Time, worker: WorkerId) -> bool {
         if !self.shares.is_active() {
             return false;

@@ -1,5 +1,5 @@
-//! Hung workers: a worker that does not answer is ended in a way that may tell where it hangs. First
-//! the signal that makes it write a report, if there is one, then `SIGABRT`, then `SIGKILL`.
+//! Ends hung workers in a way that may show where they hang: first by the signal on which they
+//! write a report, if there is one, then by `SIGABRT`, then by `SIGKILL`.
 
 use std::time::Duration;
 
@@ -32,20 +32,21 @@ pub struct HungWorkers {
 }
 
 impl HungWorkers {
-    /// When [`HungWorkers::next_signal`] has something to say.
+    /// Returns the time of the next signal.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         self.pending.iter().map(|pending| pending.due).min()
     }
 
-    /// A worker hangs. Returns the first signal for it, which is the report signal if there is one.
+    /// Handles a hung worker, and returns the first signal for it: the report signal, if there is
+    /// one.
     pub fn hangs(&mut self, now: Time, worker: WorkerId, report_signal: Option<i32>) -> i32 {
         let first = report_signal.unwrap_or(ABORT);
         self.plan_after(now, worker, first);
         first
     }
 
-    /// A signal that is due, if there is one. Call until it returns `None`.
+    /// Returns a signal that is due. Call until it returns `None`.
     pub fn next_signal(&mut self, now: Time) -> Option<(WorkerId, i32)> {
         let at = self.pending.iter().position(|pending| pending.due <= now)?;
         let Pending { worker, signal, .. } = self.pending.swap_remove(at);
@@ -53,7 +54,7 @@ impl HungWorkers {
         Some((worker, signal))
     }
 
-    /// A worker's process has ended.
+    /// Handles the end of a worker's process.
     pub fn exited(&mut self, worker: WorkerId) {
         self.pending.retain(|pending| pending.worker != worker);
     }
@@ -112,10 +113,10 @@ mod tests {
     }
 
     proptest! {
-        /// Whenever workers hang or end: one that stays is killed within the time that all steps
-        /// take, and its signals only ever grow harder.
+        /// For any sequence of hangs and ends, a worker that does not end is killed within the time
+        /// of all steps, and its signals escalate.
         #[test]
-        fn every_hung_worker_that_stays_is_killed(
+        fn every_hung_worker_that_does_not_end_is_killed(
             steps in prop::collection::vec((0..4u32, any::<bool>(), prop::option::of(Just(USR2)), 0..900u64), 1..40)
         ) {
             let mut hung = HungWorkers::default();

@@ -1,11 +1,11 @@
-//! Health checks: how many failures in a row of one worker have it replaced.
+//! Counts consecutive failures of health checks.
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::WorkerId;
 use crate::worker_map::WorkerMap;
 
-/// Failures in a row of each worker's health checks.
+/// The number of consecutive failed health checks of each worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthChecks {
     failures: WorkerMap<u32>,
@@ -13,19 +13,20 @@ pub struct HealthChecks {
 }
 
 impl HealthChecks {
-    /// Has workers replaced after this many failures in a row; 0 counts as 1.
+    /// Creates the counters; workers are replaced after `limit` consecutive failures. 0 counts as
+    /// 1.
     #[must_use]
     pub fn new(limit: u32) -> HealthChecks {
         HealthChecks { failures: WorkerMap::default(), limit }
     }
 
-    /// A worker has passed a check.
+    /// Handles a passed check.
     pub fn passed(&mut self, worker: WorkerId) {
         self.failures.remove(&worker);
     }
 
-    /// A worker has failed a check. Returns whether it is to be replaced. If nothing comes of it,
-    /// that is asked for again after as many failures.
+    /// Handles a failed check. Returns whether to replace the worker, which repeats after every
+    /// further `limit` failures.
     pub fn failed(&mut self, worker: WorkerId) -> bool {
         let failures = self.failures.get(&worker).copied().unwrap_or(0) + 1;
         let replace = failures >= self.limit;
@@ -33,7 +34,7 @@ impl HealthChecks {
         replace
     }
 
-    /// A worker's process has ended.
+    /// Handles the end of a worker's process.
     pub fn exited(&mut self, worker: WorkerId) {
         self.failures.remove(&worker);
     }
@@ -46,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_failures_in_a_row_have_a_worker_replaced() {
+    fn only_consecutive_failures_replace_a_worker() {
         let mut checks = HealthChecks::new(3);
         let worker = WorkerId(1);
         assert_eq!([checks.failed(worker), checks.failed(worker)], [false, false]);
@@ -55,7 +56,7 @@ mod tests {
             [checks.failed(worker), checks.failed(worker), checks.failed(worker)],
             [false, false, true]
         );
-        // Nothing came of it.
+        // It was not replaced.
         assert_eq!(
             [checks.failed(worker), checks.failed(worker), checks.failed(worker)],
             [false, false, true]
@@ -63,8 +64,8 @@ mod tests {
     }
 
     proptest! {
-        /// A worker is replaced exactly at each multiple of the limit in a run of failures, whatever
-        /// happens to the others.
+        /// A worker is replaced exactly at each multiple of the limit in a run of failures,
+        /// independent of other workers.
         #[test]
         fn each_worker_has_a_count_of_its_own(
             limit in 0..5u32,

@@ -1,31 +1,32 @@
-//! Addresses that clients could reach and cannot any more, although nobody has asked for that.
+//! Missed addresses: clients could reach them before and cannot any more, although no reload
+//! permitted that.
 
 use serde::{Deserialize, Serialize};
 
 use crate::event::Address;
 
-/// The most that are remembered; of more, the oldest are forgotten.
+/// Maximum number of missed addresses; the oldest are forgotten first.
 const MAX_MISSED: usize = 64;
 
-/// An address that workers should have taken over from those before them and did not.
+/// An address that successors should have taken over and did not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Missed {
-    /// Where a worker had asked to listen.
+    /// The address that a worker had asked for.
     asked: Address,
-    /// Where that was.
+    /// The bound address.
     at: Address,
 }
 
-/// Addresses that no worker has any more, and a successor should.
+/// Addresses without a worker, on which a successor should listen.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MissedAddresses {
     addresses: Vec<Missed>,
-    /// The reload in progress may do without addresses.
+    /// Whether the current reload may lose addresses.
     may_move: bool,
 }
 
 impl MissedAddresses {
-    /// No worker has an address any more. `asked` is what a worker had asked for, `at` what it got.
+    /// Records an address without a worker. `asked` is the requested address, `at` the bound one.
     pub fn lost(&mut self, asked: Address, at: Address) {
         self.addresses.retain(|known| known.asked != asked);
         if self.addresses.len() >= MAX_MISSED {
@@ -34,14 +35,13 @@ impl MissedAddresses {
         self.addresses.push(Missed { asked, at });
     }
 
-    /// Whether nothing is missed.
+    /// Whether no address is missed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.addresses.is_empty()
     }
 
-    /// A worker listens at these addresses, in the words in which it asked for them. Returns those
-    /// that had been missed.
+    /// Handles the requested addresses of a worker, and returns those that had been missed.
     pub fn found(&mut self, asked: &[Address]) -> Vec<Address> {
         let (found, missed) = std::mem::take(&mut self.addresses)
             .into_iter()
@@ -51,19 +51,19 @@ impl MissedAddresses {
         found.into_iter().map(|known| known.at).collect()
     }
 
-    /// A reload begins that may, or may not, do without addresses that were served.
+    /// Handles the start of a reload, which may lose addresses if `may_move`.
     pub fn reload_started(&mut self, may_move: bool) {
         self.may_move = may_move;
     }
 
-    /// The reload has succeeded. Where its workers may listen elsewhere, nothing is missed.
+    /// Handles a successful reload. If it may lose addresses, none is missed any more.
     pub fn reload_finished(&mut self) {
         if std::mem::take(&mut self.may_move) {
             self.addresses.clear();
         }
     }
 
-    /// The addresses that clients cannot reach, as they were bound.
+    /// Returns the bound addresses that clients cannot reach.
     pub fn iter(&self) -> impl Iterator<Item = &Address> {
         self.addresses.iter().map(|known| &known.at)
     }
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_reload_that_may_move_and_succeeds_ends_what_is_missed() {
+    fn only_a_successful_reload_that_may_move_clears_missed_addresses() {
         let mut missed = missed([1]);
         missed.reload_started(false);
         missed.reload_finished();
@@ -104,16 +104,16 @@ mod tests {
         assert!(!missed.is_empty());
         missed.reload_finished();
         assert!(missed.is_empty());
-        // What is lost later has nothing to do with that reload.
+        // Addresses that are lost later are missed again.
         missed.lost(address(2), address(2));
         missed.reload_finished();
         assert!(!missed.is_empty());
     }
 
     proptest! {
-        /// Each address is known once, the newest of them last, and no more than there is room for.
+        /// Each address is kept once, the newest last, up to the maximum.
         #[test]
-        fn what_is_remembered_is_bounded(ports in prop::collection::vec(0..200i64, 0..300)) {
+        fn the_number_of_missed_addresses_is_bounded(ports in prop::collection::vec(0..200i64, 0..300)) {
             let missed = missed(ports.iter().copied());
             let mut newest: Vec<i64> = Vec::new();
             for port in ports.iter().rev() {

@@ -1,10 +1,10 @@
-//! All that a primary decides, as one machine: workers, listeners and connections ([`Primary`]), how
-//! many workers there are ([`Supervisor`]), and what is decided about single workers besides:
-//! recycling, hung workers, health checks, missed addresses, activated sockets, roll-back.
+//! All decisions of a primary as one state machine: workers, listeners and connections
+//! ([`Primary`]), the number of workers ([`Supervisor`]), recycling, hung workers, health checks,
+//! missed addresses, activated sockets and roll-back.
 //!
-//! Call the method that fits what happened, then carry out the [`Action`]s in order until
-//! [`Cluster::next_action`] returns `None`. The shell measures (memory, queues, the outcome of a
-//! health check) and reports it; nothing else is known here.
+//! Report each event by its method, then carry out the [`Action`]s in order until
+//! [`Cluster::next_action`] returns `None`. Measurements (memory, queues, results of health checks)
+//! come from the shell.
 
 mod action;
 pub mod activation;
@@ -36,20 +36,20 @@ use crate::supervise::{Slot, Supervisor};
 /// `SIGTERM`.
 const TERM: i32 = 15;
 
-/// What the program has chosen for a cluster, besides what its primary and its supervisor know.
+/// Options of a cluster besides those of its primary and supervisor.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Options {
     /// The weights of supervised workers, by slot.
     pub weights: Vec<u32>,
-    /// How long a worker that others replace should take to close connections that stay open.
+    /// Time over which a draining worker should close idle connections.
     pub drain_spread: Duration,
-    /// When workers are recycled.
+    /// The recycling policy.
     pub recycle: RecyclePolicy,
-    /// Failed health checks in a row that have a worker replaced.
+    /// Number of consecutive failed health checks after which a worker is replaced.
     pub health_failures: u32,
 }
 
-/// All that a primary decides. See the [module](self).
+/// The state of a cluster, described in the [module](self).
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Cluster {
     /// Workers, listeners and connections.
@@ -61,25 +61,25 @@ pub struct Cluster {
     hung: HungWorkers,
     missed: MissedAddresses,
     shares: ActivationShares,
-    /// Slots that have sockets of their own by activation.
+    /// Number of slots with their own activated sockets.
     activation_slots: usize,
-    /// The signal that has a worker write a report.
+    /// The signal on which workers write a report.
     report_signal: Option<i32>,
-    /// Workers whose programs do not speak the protocol, so that they hear signals only.
+    /// Workers without Node's protocol, which understand signals only.
     without_ipc: Vec<WorkerId>,
-    /// Without a supervisor: what the program has said about forks to come.
+    /// Without a supervisor: what the program has announced about further forks.
     forks_to_come: Successors,
-    /// A worker is being started.
+    /// Whether a worker is being started.
     is_starting: bool,
     reload: Reload,
-    /// How the last unexpected end of a worker came about.
+    /// Description of the last unexpected end of a worker.
     last_end: Option<String>,
-    /// What comes before the actions of the primary.
+    /// Actions that precede those of the primary.
     pending: VecDeque<Action>,
 }
 
 impl Cluster {
-    /// A cluster without workers, in which nobody decides how many there are.
+    /// Creates a cluster without workers and without a supervisor.
     #[must_use]
     pub fn new(primary: Primary, options: Options) -> Cluster {
         Cluster {
@@ -102,7 +102,7 @@ impl Cluster {
         }
     }
 
-    /// Lets a supervisor decide about workers, and starts them.
+    /// Sets the supervisor and starts the workers.
     pub fn supervise(&mut self, now: Time, mut supervisor: Supervisor) {
         supervisor.start(now);
         self.primary.set_supervised(true);
@@ -113,62 +113,62 @@ impl Cluster {
         }
     }
 
-    /// Nobody decides how many workers there are from now on.
+    /// Removes the supervisor.
     pub fn end_supervision(&mut self) {
         self.supervisor = None;
     }
 
-    /// Who decides how many workers there are.
+    /// Returns the supervisor.
     #[must_use]
     pub fn supervisor(&self) -> Option<&Supervisor> {
         self.supervisor.as_ref()
     }
 
-    /// The same, to tell it something.
+    /// Returns the supervisor, mutably.
     pub fn supervisor_mut(&mut self) -> Option<&mut Supervisor> {
         self.supervisor.as_mut()
     }
 
-    /// Sets the signal that has a worker write a report, if there is one.
+    /// Sets the signal on which workers write a report, if there is one.
     pub fn set_report_signal(&mut self, signal: Option<i32>) {
         self.report_signal = signal;
     }
 
-    /// Sets how many slots have sockets of their own by activation.
+    /// Sets the number of slots with their own activated sockets.
     pub fn set_activation_slots(&mut self, slots: usize) {
         self.activation_slots = slots;
     }
 
-    /// The kernel has to be told the shares of activated sockets again.
+    /// Has the shares of activated sockets installed again.
     pub fn forget_shares(&mut self) {
         self.shares.forget();
     }
 
-    /// What the program says about forks to come. Without effect where workers are supervised.
+    /// Sets what the program announces about further forks. Has no effect with a supervisor.
     pub fn set_forks_to_come(&mut self, forks: Successors) {
         self.forks_to_come = forks;
     }
 
-    /// Sets whether workers are being started, which may ask for the listeners of others. Without
-    /// effect where workers are supervised.
+    /// Sets whether workers are being started, which may ask for unused listeners. Has no effect
+    /// with a supervisor.
     pub fn set_starting(&mut self, is_starting: bool) {
         self.is_starting = is_starting;
     }
 
-    /// How the last unexpected end of a worker came about, for people.
+    /// Returns a description of the last unexpected end of a worker, for people.
     #[must_use]
     pub fn last_end(&self) -> Option<&str> {
         self.last_end.as_deref()
     }
 
-    /// Addresses that clients could reach and cannot any more.
+    /// Returns the addresses that clients could reach before and cannot any more.
     pub fn missed_addresses(&self) -> impl Iterator<Item = &Address> {
         self.missed.iter()
     }
 
-    // ---- what there is to do ----
+    // ---- actions ----
 
-    /// The next thing to do.
+    /// Returns the next action.
     #[inline]
     pub fn next_action(&mut self, now: Time) -> Option<Action> {
         loop {
@@ -178,7 +178,7 @@ impl Cluster {
             match self.primary.next_action() {
                 Some(primary::Action::Notify(notice)) => {
                     self.noticed(now, &notice);
-                    // What follows from a fact comes after it.
+                    // Consequences of a notice follow it.
                     return Some(Action::Primary(primary::Action::Notify(notice)));
                 }
                 Some(primary::Action::Kill { worker, hung }) => {
@@ -199,7 +199,7 @@ impl Cluster {
         }
     }
 
-    /// Who may ask for the listeners that no worker has.
+    /// Returns which workers may still ask for unused listeners.
     fn successors(&self) -> Successors {
         match &self.supervisor {
             Some(supervisor) if supervisor.expects_workers() => Successors::Awaited,
@@ -223,7 +223,7 @@ impl Cluster {
         }
         let Some(supervisor) = &mut self.supervisor else {
             if matches!(notice, Notice::Disconnected { .. } | Notice::Exited { .. }) {
-                // What was said of forks was said before this end was known.
+                // The announcement was made before this end was known.
                 self.forks_to_come = Successors::Unknown;
             }
             return;
@@ -244,7 +244,7 @@ impl Cluster {
 
     // ---- time ----
 
-    /// When [`Cluster::tick`] wants to be called.
+    /// Returns the time at which [`Cluster::tick`] must be called.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         [
@@ -259,7 +259,7 @@ impl Cluster {
         .min()
     }
 
-    /// Time passes. Call at [`Cluster::next_deadline`], or more often.
+    /// Advances the time. Call at [`Cluster::next_deadline`] or more often.
     pub fn tick(&mut self, now: Time) {
         if self.primary.next_deadline().is_some_and(|due| due <= now) {
             self.primary.tick(now);
@@ -284,8 +284,8 @@ impl Cluster {
 
     // ---- workers ----
 
-    /// A fork for a slot succeeded, and [`Primary::spawned`] was called. `expects_ipc` means that
-    /// its program is known to speak the protocol.
+    /// Handles a successful fork, after [`Primary::spawned`]. `expects_ipc` is whether its program
+    /// is known to speak Node's protocol.
     pub fn forked(&mut self, now: Time, slot: Slot, worker: WorkerId, expects_ipc: bool) {
         if let Some(supervisor) = &mut self.supervisor {
             supervisor.forked(now, slot, worker);
@@ -295,12 +295,12 @@ impl Cluster {
         }
     }
 
-    /// A worker's program does not speak the protocol.
+    /// Records that a worker's program does not speak Node's protocol.
     pub fn has_no_ipc(&mut self, worker: WorkerId) {
         self.without_ipc.push(worker);
     }
 
-    /// A worker's process has been reaped.
+    /// Handles the end of a worker's process, after it was reaped.
     pub fn exited(&mut self, now: Time, worker: WorkerId, how: ExitHow) {
         if let Some(supervisor) = &mut self.supervisor
             && self.primary.status(worker).is_some_and(|status| status.stats.taken > 0)
@@ -317,8 +317,7 @@ impl Cluster {
 
     // ---- recycling and health ----
 
-    /// Has the workers measured that are in service, if that is needed, and replaces one that is
-    /// due.
+    /// Measures workers in service, if necessary, and recycles one that is due.
     fn check_workers(&mut self, now: Time) {
         let Some(supervisor) = &self.supervisor else { return };
         let is_ready = |worker: &WorkerId| {
@@ -333,8 +332,8 @@ impl Cluster {
         }
     }
 
-    /// The resident memory of workers, in bytes, as far as it is known: the answer to
-    /// [`Action::Measure`].
+    /// Handles the result of [`Action::Measure`]: the resident memory of workers in bytes; `None`
+    /// if unknown.
     pub fn measured(&mut self, now: Time, memory: &[(WorkerId, Option<u64>)]) {
         self.recycle_due(now, memory.iter().copied());
     }
@@ -358,15 +357,14 @@ impl Cluster {
         }
     }
 
-    /// Replaces one worker by one like it, if no others are being replaced. Returns whether that
-    /// has begun.
+    /// Recycles one worker, if no others are being replaced. Returns whether that has begun.
     pub fn recycle(&mut self, now: Time, worker: WorkerId, reason: String) -> bool {
         let claims = self.claims();
         let Some(supervisor) = &mut self.supervisor else { return false };
         supervisor.recycle_with(now, worker, reason, claims)
     }
 
-    /// A worker has passed a health check, or failed it for this reason.
+    /// Handles the result of a health check; the error is the reason of the failure.
     pub fn health_checked(&mut self, now: Time, worker: WorkerId, result: Result<(), String>) {
         let Err(reason) = result else { return self.health.passed(worker) };
         if self.primary.status(worker).is_none() {
@@ -384,7 +382,8 @@ impl Cluster {
 
     // ---- activated sockets ----
 
-    /// Has the kernel told who takes part now, if that has changed. `without` is about to leave.
+    /// Updates the shares of activated sockets, if they have changed. `without` is a worker that is
+    /// leaving.
     fn update_shares(&mut self, now: Time, without: Option<WorkerId>) {
         let Some(supervisor) = &self.supervisor else { return };
         let weights = &self.options.weights;
@@ -399,8 +398,8 @@ impl Cluster {
         }
     }
 
-    /// Whether connections wait in the activated sockets of a worker: the answer to
-    /// [`Action::MeasureQueues`].
+    /// Handles the result of [`Action::MeasureQueues`]: whether connections wait in a worker's
+    /// activated sockets.
     pub fn queues_measured(&mut self, now: Time, worker: WorkerId, waits: bool) {
         if self.shares.measured(now, worker, waits) {
             self.pending.push_back(Action::Signal { worker, signal: TERM });

@@ -1,5 +1,5 @@
-//! Recycling: replaces workers that are too big, too old or have served enough, one at a time, and
-//! leaves a worker alone for a while whose successor did not become ready.
+//! Recycling: replaces workers for memory, age or number of connections, one at a time, and backs
+//! off if a successor does not become ready.
 
 use std::time::Duration;
 
@@ -8,24 +8,23 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Time, WorkerId};
 use crate::worker_map::WorkerMap;
 
-/// Interval between checks whether a worker is due.
+/// Interval between checks for workers that are due.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Time for which a worker is not recycled after its successor did not become ready.
 const BACK_OFF: Duration = Duration::from_secs(60);
 
-/// When a worker is replaced although nothing is wrong with it: one at a time, its successor first,
-/// as in a reload.
+/// The recycling policy. Workers are replaced one at a time, their successor first, as in a reload.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct RecyclePolicy {
-    /// When it has more resident memory than this, in bytes.
+    /// Maximum resident memory of a worker, in bytes.
     pub memory: Option<u64>,
-    /// When it is older than this.
+    /// Maximum age of a worker.
     pub age: Option<Duration>,
-    /// When it has taken more connections than this from the primary.
+    /// Maximum number of connections that a worker takes from the primary.
     pub connections: Option<u64>,
-    /// By up to which part age and connections are lowered by chance, so that not all are due at
-    /// once. Default: 0.1.
+    /// Maximum fraction by which age and connections are randomly lowered per worker, so that not
+    /// all are due at once. Default: 0.1.
     #[serde(with = "crate::snapshot::bits")]
     pub jitter: f64,
 }
@@ -71,10 +70,10 @@ impl RecyclePolicy {
         self.memory.is_none() && self.age.is_none() && self.connections.is_none()
     }
 
-    /// Why a worker is due, if it is.
+    /// Returns the reason if a worker is due.
     fn reason(&self, candidate: &Candidate) -> Option<String> {
         let Candidate { worker, age, taken, memory } = *candidate;
-        // Different for each worker, and always the same for one.
+        // A hash of the worker's id, so that each worker has a constant value.
         let chance = f64::from(worker.0.wrapping_mul(2_654_435_769) >> 8) / f64::from(1 << 24);
         let part = 1.0 - self.jitter.clamp(0.0, 1.0) * chance;
         if let Some(limit) = self.age.filter(|limit| age >= limit.mul_f64(part)) {
@@ -89,20 +88,20 @@ impl RecyclePolicy {
     }
 }
 
-/// A worker that is in service, as the shell has measured it.
+/// The measurements of a worker in service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate {
-    /// Which.
+    /// The worker.
     pub worker: WorkerId,
     /// Time since it was started.
     pub age: Duration,
-    /// Connections that it has taken from the primary.
+    /// Number of connections that it has taken from the primary.
     pub taken: u64,
-    /// Its resident memory in bytes; `None` if that is not known.
+    /// Its resident memory in bytes; `None` if unknown.
     pub memory: Option<u64>,
 }
 
-/// When workers are recycled, when that is checked next, and which are left alone for now.
+/// The state of recycling: the policy, the next check, and the back-off of workers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Recycling {
     policy: RecyclePolicy,
@@ -111,26 +110,26 @@ pub struct Recycling {
 }
 
 impl Recycling {
-    /// By this policy, from [`Recycling::start`] on.
+    /// Creates the state; checks begin with [`Recycling::start`].
     #[must_use]
     pub fn new(policy: RecyclePolicy) -> Recycling {
         Recycling { policy, check_at: None, postponed: WorkerMap::default() }
     }
 
-    /// Begins to check whether workers are due, if any can be.
+    /// Begins the checks, if the policy has a limit.
     pub fn start(&mut self, now: Time) {
         if !self.policy.is_idle() {
             self.check_at = Some(now + CHECK_INTERVAL);
         }
     }
 
-    /// When [`Recycling::is_due`] will be true.
+    /// Returns the time of the next check.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         self.check_at
     }
 
-    /// Whether workers are to be checked now; then the next check is planned.
+    /// Whether a check is due; if so, schedules the next one.
     pub fn is_due(&mut self, now: Time) -> bool {
         let is_due = self.check_at.is_some_and(|due| due <= now);
         if is_due {
@@ -139,13 +138,13 @@ impl Recycling {
         is_due
     }
 
-    /// Whether a worker's memory has to be measured for a check.
+    /// Whether checks need the workers' memory.
     #[must_use]
     pub fn needs_memory(&self) -> bool {
         self.policy.memory.is_some()
     }
 
-    /// The first of these workers that is due, and why.
+    /// Returns the first of these workers that is due, with the reason.
     pub fn first_due(
         &self,
         now: Time,
@@ -157,19 +156,18 @@ impl Recycling {
             .find_map(|candidate| Some((candidate.worker, self.policy.reason(&candidate)?)))
     }
 
-    /// The successor of a worker did not become ready.
+    /// Begins the back-off of a worker whose successor did not become ready.
     pub fn failed(&mut self, now: Time, worker: WorkerId) {
         self.postponed.insert(worker, now + BACK_OFF);
     }
 
-    /// Whether a worker is not to be replaced for what it is, as its last successor did not become
-    /// ready.
+    /// Whether a worker is in back-off, because its last successor did not become ready.
     #[must_use]
     pub fn is_postponed(&self, now: Time, worker: WorkerId) -> bool {
         self.postponed.get(&worker).is_some_and(|until| *until > now)
     }
 
-    /// A worker's process has ended.
+    /// Handles the end of a worker's process.
     pub fn exited(&mut self, worker: WorkerId) {
         self.postponed.remove(&worker);
     }
@@ -242,14 +240,14 @@ mod tests {
         recycling.failed(Time(5), WorkerId(2));
         assert_eq!(due(&recycling, 59_999), None);
         assert_eq!(due(&recycling, 60_000), Some(1));
-        // Nothing is kept of one that is gone.
+        // The state of an ended worker is removed.
         recycling.exited(WorkerId(2));
         assert!(!recycling.is_postponed(Time(6), WorkerId(2)));
     }
 
     proptest! {
-        /// Chance brings a worker's limit forward by no more than the part that it may, and is the
-        /// same each time.
+        /// Jitter lowers a worker's limit by at most the configured fraction, and by the same
+        /// amount each time.
         #[test]
         fn jitter_only_ever_lowers_limits(worker in any::<u32>(), jitter in -1.0..2.0f64, age in 0..200u64) {
             let limit = Duration::from_secs(100);

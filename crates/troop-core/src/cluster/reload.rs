@@ -1,4 +1,4 @@
-//! What the supervisor wants, carried out on the rest of the cluster; reloads and their roll-back.
+//! Carries out the supervisor's orders on the rest of the cluster; reloads and their roll-back.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,17 +10,17 @@ use crate::supervise::{
     Afterwards, Cause, Claim, GiveUp, Order, Progress, Request, SupervisorState, Ticket,
 };
 
-/// What there was before the reload that is under way.
+/// The state before the current reload.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Reload {
-    /// It changes what workers are started with.
+    /// Whether it changes the settings of workers.
     changes_settings: bool,
-    /// The listeners that were open.
+    /// The open listeners before the reload.
     listeners: Vec<ListenerId>,
 }
 
 impl Cluster {
-    /// Whether a reload would begin: no other one is under way, and the cluster does not stop.
+    /// Whether a reload may begin: no other one is under way, and the cluster is not stopping.
     #[must_use]
     pub fn may_reload(&self) -> bool {
         self.supervisor.as_ref().is_some_and(|supervisor| {
@@ -28,10 +28,10 @@ impl Cluster {
         })
     }
 
-    /// Replaces the workers, if that [may begin](Cluster::may_reload), or reports why not. With
-    /// `allow_moved` the new ones need not listen where the old ones do. `changes_settings` means
-    /// that they are started with something else, which is taken back if the reload fails. With a
-    /// ticket there is an [`Action::Answer`] when it is over.
+    /// Begins a reload, if it [may begin](Cluster::may_reload), or reports why not. With
+    /// `allow_moved`, new workers may listen on other addresses than the old ones.
+    /// `changes_settings` is whether workers get new settings, which are rolled back if the reload
+    /// fails. With a ticket, its end is answered by [`Action::Answer`].
     pub fn reload(
         &mut self,
         now: Time,
@@ -51,7 +51,7 @@ impl Cluster {
         }
     }
 
-    /// The addresses that new workers have to take over.
+    /// Returns the addresses that new workers must take over.
     #[must_use]
     pub fn claims(&self) -> Vec<Claim> {
         let is_only = self.supervisor.as_ref().is_some_and(|supervisor| supervisor.wanted() == 1);
@@ -98,7 +98,7 @@ impl Cluster {
             Progress::ReloadStarted { .. } => {
                 self.reload.listeners = self.primary.listeners().collect();
             }
-            // In the second case the workers are new, but nobody reaches them.
+            // In the second case all workers are new, but clients do not reach them.
             Progress::ReloadFinished
             | Progress::ReloadFailed { then: Afterwards::Replaced, .. } => {
                 self.reload = Reload::default();
@@ -114,7 +114,7 @@ impl Cluster {
             _ => {}
         }
         if rolls_back {
-            // So that whatever is started from now on is like those that serve.
+            // Workers that are started from now on must have the settings of those that serve.
             self.pending.push_back(Action::RestoreSettings);
         }
         self.pending.push_back(Action::Report(progress));
@@ -123,7 +123,7 @@ impl Cluster {
         }
     }
 
-    /// Remembers how the last unexpected end of a worker came about.
+    /// Records a description of the last unexpected end of a worker.
     fn note_end(&mut self, progress: &Progress) {
         self.last_end = Some(match progress {
             Progress::Restarting { cause, .. }

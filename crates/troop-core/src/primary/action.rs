@@ -1,4 +1,4 @@
-//! What the primary wants done.
+//! The actions of the primary.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,18 +9,18 @@ use crate::event::Notice;
 use crate::id::{ConnId, ListenerId, WorkerId};
 use crate::steer::Instruction;
 
-/// Something the shell has to do.
+/// An action that the shell must carry out.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Action {
     /// Hand a connection over. The shell keeps its copy until [`Action::Release`].
     Deliver {
-        /// To whom.
+        /// The worker.
         worker: WorkerId,
-        /// Where it came from.
+        /// Its listener.
         listener: ListenerId,
         /// The connection.
         conn: ConnId,
-        /// Its number on this worker's channel.
+        /// Its sequence number on this worker's channel.
         seq: u64,
         /// Whether the worker takes several connections per message.
         batched: bool,
@@ -29,113 +29,113 @@ pub enum Action {
     Release {
         /// Which connection.
         conn: ConnId,
-        /// A worker has it.
+        /// Whether a worker has taken it.
         taken: bool,
     },
     /// Write a line to a worker.
     Send {
-        /// To whom.
+        /// The worker.
         worker: WorkerId,
         /// The line.
         line: Vec<u8>,
     },
     /// Write a line to a worker together with a copy of a listener's socket.
     SendListener {
-        /// To whom.
+        /// The worker.
         worker: WorkerId,
-        /// Which listener.
+        /// The listener.
         listener: ListenerId,
-        /// The place whose socket it is; 0 if the listener has only one.
+        /// The shard whose socket it is; 0 if the listener has one socket.
         shard: u16,
         /// The line.
         line: Vec<u8>,
     },
-    /// Write a line to a worker together with a socket that leads nowhere.
+    /// Write a line to a worker together with a socket without a peer (a probe).
     Probe {
-        /// To whom.
+        /// The worker.
         worker: WorkerId,
         /// The line.
         line: Vec<u8>,
     },
-    /// Accept on a socket from now on, or no longer.
+    /// Start or stop accepting on a socket.
     Watch {
-        /// Which listener.
+        /// The listener.
         listener: ListenerId,
-        /// The place whose socket it is; 0 if the listener has only one.
+        /// The shard whose socket it is; 0 if the listener has one socket.
         shard: u16,
         /// Whether to accept.
         on: bool,
     },
-    /// Accept up to so many connections that wait in a socket of a group, once.
+    /// Accept up to this many connections from the queue of a shard, once.
     Take {
-        /// Which listener.
+        /// The listener.
         listener: ListenerId,
-        /// The place whose socket it is.
+        /// The shard.
         shard: u16,
-        /// How many.
+        /// The number of connections.
         count: u32,
     },
-    /// Add a socket to a listener's group, then call [`Primary::opened`].
+    /// Add a shard to a listener's group, then call [`Primary::opened`].
     Open {
-        /// Which listener.
+        /// The listener.
         listener: ListenerId,
     },
-    /// Give a listener's group this program.
+    /// Install a program for a listener's group.
     Steer {
-        /// Which listener.
+        /// The listener.
         listener: ListenerId,
-        /// See [`crate::steer::program`].
+        /// The program, of [`crate::steer::program`].
         program: Vec<Instruction>,
     },
-    /// See what waits in the sockets of a group, and call [`Primary::sampled`].
+    /// Read the queue lengths of a listener's shards, then call [`Primary::sampled`].
     Sample {
-        /// Which listener.
+        /// The listener.
         listener: ListenerId,
     },
-    /// See how many descriptors a worker has open, and call [`Primary::counted`] if that can be
+    /// Count the open descriptors of a worker, then call [`Primary::counted`] if the number is
     /// known.
     Count {
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
     },
     /// Open a listener, then call [`Primary::bound`].
     Bind {
-        /// Its name from now on.
+        /// Its id.
         listener: ListenerId,
-        /// Who has asked for it.
+        /// The worker that asked for it.
         worker: WorkerId,
         /// What to bind.
         spec: BindSpec,
     },
-    /// See that the path of a Unix listener leads to its socket, and bind a new one there if not.
+    /// Check that the path of a Unix listener leads to its socket, and bind a new socket there if
+    /// not.
     Reach {
-        /// Which listener.
+        /// The listener.
         listener: ListenerId,
-        /// Who has asked for it now.
+        /// The worker that asks for it now.
         worker: WorkerId,
     },
     /// Close a listener.
     Unbind {
-        /// Which.
+        /// The listener.
         listener: ListenerId,
     },
-    /// End a worker's process: at once by `SIGKILL`, or, if it is hung, after it had a chance to
-    /// say where.
+    /// End a worker's process by `SIGKILL`; if it is hung, after it had a chance to write a report.
     Kill {
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
-        /// It does not do what it should, rather than what it should not.
+        /// Whether the reason is that it hangs, rather than a violation.
         hung: bool,
     },
-    /// Tell the sender of a user handle whether the worker has it.
+    /// Tell the sender of a user handle whether the worker has received it.
     HandleSettled {
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
-        /// The ticket from [`Primary::user_handle_sent`].
+        /// The ticket of [`Primary::user_handle_sent`].
         ticket: u64,
         /// False if the worker could not receive it.
         delivered: bool,
     },
-    /// Report a fact.
+    /// Publish a notice.
     Notify(Notice),
 }

@@ -1,5 +1,4 @@
-//! A worker's way into a listener: its shard, the answer to what it asked, and its word that it
-//! listens.
+//! Admits workers to listeners: assigns a shard, replies to `queryServer`, and handles `listening`.
 
 use super::listener::Listener;
 use super::worker::HandleWait;
@@ -10,7 +9,7 @@ use crate::wire::TROOP_VERSION;
 use crate::wire::outgoing::{self, Reply};
 
 impl Primary {
-    /// Assigns a shard to a worker, and answers it when there is a socket for that.
+    /// Assigns a shard to a worker, and replies as soon as the shard has a socket.
     pub(super) fn admit(&mut self, worker: WorkerId, id: ListenerId, ack: u64) {
         let (Some(listener), Some(state)) =
             (self.listeners.get_mut(&id), self.workers.get_mut(&worker))
@@ -29,7 +28,8 @@ impl Primary {
         }
     }
 
-    /// Answers a worker that asked for a listener: it is admitted, and takes connections from now on.
+    /// Replies to a worker that asked for a listener, which is admitted and takes connections from
+    /// now on.
     pub(super) fn answer_query(&mut self, worker: WorkerId, id: ListenerId, ack: u64) {
         let seq = self.next_seq();
         let (Some(listener), Some(state)) =
@@ -65,7 +65,7 @@ impl Primary {
         self.refresh_and_pump(now, worker);
     }
 
-    /// A worker says that it listens: whatever waits in its socket is its own from now on.
+    /// Handles `listening`: the queue of the worker's socket is its own from now on.
     pub(super) fn listens(&mut self, now: Time, worker: WorkerId, at: &Listening) {
         let Primary { workers, listeners, .. } = self;
         let Some(state) = workers.get_mut(&worker) else { return };
@@ -87,7 +87,7 @@ impl Primary {
             }
         }
         if !joined.is_empty() && !state.reports {
-            // What it has open now, it has without any connection.
+            // Count the descriptors that it has open without connections.
             self.actions.push_back(Action::Count { worker });
         }
         for id in joined {

@@ -1,5 +1,4 @@
-//! The sockets that a primary opens for listeners, and how they follow from a `queryServer`
-//! request.
+//! The sockets of listeners, and how they follow from a `queryServer` request.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,28 +9,28 @@ use crate::wire::incoming::ClusterMessage;
 /// A socket to open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BindSpec {
-    /// Where.
+    /// The address.
     pub target: Bind,
-    /// The length of the accept queue; `None` if the socket must not listen yet (the workers do
-    /// that on a shared one), or is UDP.
+    /// The length of the accept queue; `None` for UDP, and if the workers call `listen` themselves
+    /// (shared sockets).
     pub listen: Option<u32>,
-    /// It is to be the founder of a group of sockets, on which the primary accepts itself, or else
-    /// [`Primary::cannot_steer`](super::Primary::cannot_steer) is to be called.
+    /// Whether to make it the first socket of a group, on which the primary accepts itself. If that
+    /// fails, the shell calls [`Primary::cannot_steer`](super::Primary::cannot_steer).
     pub group: bool,
-    /// The length of the accept queue that was asked for, also where the workers listen themselves.
+    /// The length of the accept queue that the worker asked for.
     pub backlog: u32,
 }
 
-/// A listening or bound socket of the primary's that workers may listen on by its number.
+/// A socket of the primary that workers may listen on by its descriptor number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offered {
-    /// The number by which workers know it.
+    /// Its number.
     pub number: i32,
-    /// Where it is bound, if that is known.
+    /// Its address, if it is known.
     pub at: Option<Address>,
 }
 
-/// Where a listener is.
+/// The address to bind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Bind {
     /// TCP. Without an address: `::` for both families, or `0.0.0.0` where there is no IPv6.
@@ -47,12 +46,12 @@ pub enum Bind {
     Unix {
         /// Its absolute path.
         path: String,
-        /// Everybody may read (`readableAll`).
+        /// Whether all users may read (`readableAll`).
         readable_all: bool,
-        /// Everybody may write (`writableAll`).
+        /// Whether all users may write (`writableAll`).
         writable_all: bool,
-        /// The configuration names this very path (`may_listen`), so the primary binds there also
-        /// where its workers could not.
+        /// Whether the configuration names this path (`may_listen`), so that the primary binds it
+        /// even if the workers' user could not.
         named: bool,
     },
     /// UDP.
@@ -68,7 +67,7 @@ pub enum Bind {
         /// `SO_REUSEADDR`.
         reuse_address: bool,
     },
-    /// A descriptor that the primary has inherited or opened.
+    /// A descriptor that the primary inherited or opened.
     Fd {
         /// Its number.
         fd: i32,
@@ -77,7 +76,7 @@ pub enum Bind {
     },
 }
 
-/// What to bind for a question; `None` if the question makes no sense.
+/// Returns what to bind for a request; `None` if the request is invalid.
 pub(super) fn bind_spec(
     message: &ClusterMessage<'_>,
     scheduling: &Scheduling,
@@ -112,13 +111,13 @@ pub(super) fn bind_spec(
     };
     let backlog = match message.backlog.unwrap_or(0) {
         0 => 511,
-        // As the kernel takes a negative length.
+        // The kernel reads a negative length as the largest one.
         n => u32::try_from(n).unwrap_or(u32::MAX),
     };
     let udp = matches!(target, Bind::Udp { .. } | Bind::Fd { udp: true, .. });
     let group = matches!(scheduling, Scheduling::Steered(_));
-    // The number in a group is given when the socket begins to listen, so that is not left to the
-    // workers.
+    // A socket gets its number in the group when it begins to listen, so the workers must not do
+    // that.
     Some(BindSpec {
         target,
         listen: (!udp && *scheduling != Scheduling::Shared).then_some(backlog),

@@ -1,4 +1,4 @@
-//! How the primary's descriptors are divided, so that no worker can use up what the others,
+//! Divides the primary's descriptors, so that no worker can use up those that other workers,
 //! restarts and the control socket need.
 
 use std::time::Duration;
@@ -9,33 +9,33 @@ use super::Primary;
 use crate::event::Violation;
 use crate::id::{Time, WorkerId};
 
-/// Listeners that a worker may have opened in any case, however many workers there are.
+/// Minimum number of listeners per worker, whatever the number of workers.
 const MIN_SHARE: usize = 8;
-/// Sockets that one worker may have under way to the program in any case, and at most.
+/// Minimum and maximum number of sockets in flight from one worker to the program.
 const MIN_HANDLES: usize = 1;
 const MAX_HANDLES: usize = 64;
-/// Descriptors kept for the primary's own needs (spawning, the control socket, log files), and for
+/// Descriptors reserved for the primary itself (spawning, the control socket, log files), and for
 /// each slot's channel and pipes.
 const OWN_RESERVE: usize = 32;
 const SLOT_RESERVE: usize = 8;
-/// Sockets that one worker may have bound for nothing within this time: each is a system call, or
-/// many, that the primary waits for.
+/// Maximum number of binds of one worker, within [`WASTED_BINDS_WINDOW`], that fail or whose socket
+/// it closes again: each takes system calls of the primary.
 const MAX_WASTED_BINDS: u32 = 256;
 const WASTED_BINDS_WINDOW: Duration = Duration::from_secs(10);
 
-/// The primary's descriptors, in plain numbers.
+/// The primary's descriptors and how they are divided.
 ///
 /// A new descriptor gets the lowest free number, so the number of an accepted connection tells how
-/// many are in use without a system call: from [`tight`](Budget::tight) on, connections wait in the
-/// kernel unless a worker takes them at once; from [`usable`](Budget::usable) on, nothing more is
-/// accepted or opened, because the rest is the reserve.
+/// many are in use without a system call. From [`tight`](Budget::tight) on, connections wait in the
+/// kernel unless a worker takes them at once. From [`usable`](Budget::usable) on, nothing more is
+/// accepted or opened: the rest is the reserve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Budget {
-    /// The limit on open files of the process.
+    /// The process's limit on open files.
     pub limit: usize,
-    /// Slots that have to fit.
+    /// Number of slots to reserve descriptors for.
     pub slots: usize,
-    /// Descriptors that the program had open before it had workers.
+    /// Number of descriptors that the program had open before the first worker.
     pub base: usize,
 }
 
@@ -46,44 +46,47 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// Descriptors kept for restarts, the control socket and the primary's own files.
+    /// Returns the number of descriptors reserved for restarts, the control socket and the
+    /// primary's own files.
     #[must_use]
     pub fn reserve(self) -> usize {
         OWN_RESERVE.saturating_add(SLOT_RESERVE.saturating_mul(self.slots)).min(self.limit / 4)
     }
 
-    /// The first number that belongs to the reserve.
+    /// Returns the first descriptor number of the reserve.
     #[must_use]
     pub fn usable(self) -> usize {
         self.limit - self.reserve()
     }
 
-    /// The first number from which connections wait in the kernel rather than in the primary.
+    /// Returns the first descriptor number from which connections wait in the kernel rather than in
+    /// the primary.
     #[must_use]
     pub fn tight(self) -> usize {
         self.base.min(self.usable()).midpoint(self.usable())
     }
 
-    /// Sockets of all listeners together.
+    /// Returns the maximum number of sockets of all listeners together.
     #[must_use]
     pub fn listeners(self) -> usize {
         self.usable() / 4
     }
 
-    /// Listeners that one of so many workers may have opened.
+    /// Returns the maximum number of listeners of one worker among `workers`.
     #[must_use]
     pub fn listener_share(self, workers: usize) -> usize {
         (self.listeners() / (workers.max(self.slots) + 1)).max(MIN_SHARE)
     }
 
-    /// Sockets that one worker may have under way to the program, or the program to it.
+    /// Returns the maximum number of sockets in flight between one worker and the program, in each
+    /// direction.
     #[must_use]
     pub fn handle_share(self) -> usize {
         (self.usable() / 8 / (self.slots + 1)).clamp(MIN_HANDLES, MAX_HANDLES)
     }
 }
 
-/// Sockets that a worker has had bound for nothing.
+/// Counts binds that failed or whose socket the worker closed again.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(super) struct WastedBinds {
     count: u32,
@@ -98,7 +101,7 @@ impl WastedBinds {
         self.count = self.count.saturating_add(1);
     }
 
-    /// More are refused, unless time has passed.
+    /// Checks the limit on wasted binds.
     pub(super) fn check(&self, now: Time) -> Result<(), Violation> {
         if self.count >= MAX_WASTED_BINDS && now < self.since + WASTED_BINDS_WINDOW {
             return Err(Violation::TooManyBinds(MAX_WASTED_BINDS));
@@ -108,31 +111,30 @@ impl WastedBinds {
 }
 
 impl Primary {
-    /// A socket that this worker asked for could not be bound, or was closed by it before anybody
-    /// else had it.
+    /// Counts a wasted bind: the socket could not be bound, or the worker closed it before any
+    /// other worker had it.
     pub(super) fn bound_for_nothing(&mut self, now: Time, worker: WorkerId) {
         if let Some(state) = self.workers.get_mut(&worker) {
             state.wasted_binds.add(now);
         }
     }
 
-    /// Sets how many descriptors there are to be divided.
+    /// Sets the number of descriptors to divide.
     pub fn set_budget(&mut self, budget: Budget) {
         self.budget = budget;
     }
 
-    /// How many descriptors there are to be divided.
+    /// Returns the number of descriptors to divide.
     #[must_use]
     pub fn budget(&self) -> Budget {
         self.budget
     }
 
-    /// Descriptors have become scarce, or are not scarce any more. While they are, each listener
-    /// has at most one connection waiting in the primary (16 where clients are sticky), and each
-    /// worker few in flight.
+    /// Sets whether descriptors are scarce. While they are, at most one connection per listener
+    /// waits in the primary (16 with sticky clients), and few per worker are in flight.
     pub fn set_tight(&mut self, now: Time, tight: bool) {
         if std::mem::replace(&mut self.tight, tight) != tight && !tight {
-            // Who was not ready because of it may be now.
+            // Workers may have become ready by the change.
             let all: Vec<WorkerId> = self.workers.keys().copied().collect();
             all.into_iter().for_each(|worker| self.refresh_and_pump(now, worker));
         }

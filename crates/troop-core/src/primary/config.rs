@@ -1,4 +1,4 @@
-//! Limits and deadlines of a primary, and what its workers may have.
+//! Limits, timeouts and permissions of a primary's workers.
 
 use std::time::Duration;
 
@@ -8,51 +8,52 @@ use super::Offered;
 use crate::event::Address;
 use crate::policy::{Pattern, Scheduling};
 
-/// Limits and deadlines of a primary.
+/// The configuration of a primary.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
-    /// How connections reach workers, for listeners that nothing else was chosen for.
+    /// The default scheduling of listeners.
     pub scheduling: Scheduling,
-    /// The same for certain listeners; the last one that fits counts.
+    /// Scheduling by pattern; the last matching pattern applies.
     pub listeners: Vec<(Pattern, Scheduling)>,
-    /// Start of the random sequences of policies that draw lots.
+    /// Seed of the random policies.
     pub seed: u64,
-    /// Unanswered connections that a Node worker may hold. Node's own primary allows one.
+    /// Maximum number of connections in flight to a Node worker. Node's own primary allows one.
     pub node_window: usize,
-    /// Connections that a troop worker may hold without its program having taken them.
+    /// Maximum number of connections in flight to a troop worker: those that its program has not
+    /// accepted.
     pub troop_window: usize,
-    /// A worker whose oldest unanswered connection is older than this gets no more until it
-    /// answers.
+    /// A worker whose oldest connection in flight is older than this gets no more connections until
+    /// it acknowledges it.
     pub stale_after: Duration,
-    /// The same under policies that go by nothing but how busy workers are. They promise no turns,
-    /// so it can be short.
+    /// The same for policies that choose by load only. They promise no turns, so it can be shorter.
     pub busy_after: Duration,
-    /// Connections that may wait in the primary for a worker, per listener; the rest wait in the
-    /// kernel's accept queue.
+    /// Maximum number of connections per listener that wait in the primary for a worker; further
+    /// ones wait in the kernel's accept queue.
     pub pending_limit: usize,
-    /// A troop worker whose program does not take a connection for this long is asked to give it
-    /// back.
+    /// Time after which a troop worker is asked to return a connection that its program has not
+    /// accepted.
     pub recall_after: Duration,
-    /// A worker that does not answer a connection for this long is killed, so that the connection
-    /// can be given to another; so is one that listens and gives no other sign of life when it is
-    /// asked for one. `None` waits for ever.
+    /// Time after which a worker is killed that does not acknowledge a connection, so that the
+    /// connection can be re-dispatched, or that listens and does not answer a probe. `None` for
+    /// never.
     pub hang_timeout: Option<Duration>,
-    /// Whether a listener stays open when its last worker has died, for a successor. Node closes
+    /// Whether a listener stays open for a successor after its last worker has ended. Node closes
     /// it.
     pub keep_listeners: bool,
-    /// How long a worker may take, from its start, to ask for the listeners that are kept open for
+    /// Time from a worker's start within which it may ask for listeners that are kept open for
     /// successors.
     pub start_timeout: Duration,
-    /// How long a worker that listens may take to ask for more of them.
+    /// Time within which a worker that listens already may ask for more of them.
     pub listen_patience: Duration,
-    /// The only listeners that workers may ask for; `None`: any.
+    /// Patterns of the listeners that workers may ask for; `None` for any.
     pub may_listen: Option<Vec<Pattern>>,
-    /// The only descriptors of the primary's that workers may listen on by their numbers.
+    /// The descriptors of the primary that workers may listen on by number.
     pub offered: Vec<Offered>,
-    /// Listeners that one worker may have open.
+    /// Maximum number of listeners per worker.
     pub max_listeners_per_worker: usize,
-    /// Minor violations (see [`Violation::is_fatal`](crate::event::Violation::is_fatal)) after
-    /// which a worker is cut off.
+    /// Maximum number of minor violations (see
+    /// [`Violation::is_fatal`](crate::event::Violation::is_fatal)) before a worker's channel is
+    /// closed.
     pub max_violations: u32,
 }
 
@@ -81,7 +82,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Whether workers may have the listener that one asks for in these words. If not, what to say.
+    /// Checks whether workers may have this listener. The error is the reason, for people.
     pub(super) fn allows(&self, asked: &Address) -> Result<(), String> {
         let is_listed = || {
             let covers = |pattern: &Pattern| self.is_meant(asked, |at| pattern.covers(at));
@@ -96,7 +97,7 @@ impl Config {
         }
     }
 
-    /// What was chosen for the listener that a worker asks for in these words.
+    /// Returns the configured scheduling of a listener.
     pub(super) fn scheduling_for(&self, asked: &Address) -> Scheduling {
         let own = self
             .listeners
@@ -110,8 +111,8 @@ impl Config {
         self.offered.iter().find(|offered| i64::from(offered.number) == fd)
     }
 
-    /// Whether this is true of the listener that is asked for, or of what an offered descriptor
-    /// really is bound to.
+    /// Whether a predicate holds for the requested address, or for the bound address of an offered
+    /// descriptor.
     fn is_meant(&self, asked: &Address, is_true: impl Fn(&Address) -> bool) -> bool {
         let at = asked.fd.and_then(|fd| self.offered(fd)).and_then(|offered| offered.at.as_ref());
         is_true(asked) || at.is_some_and(is_true)

@@ -1,5 +1,4 @@
-//! Connections between the accept and the worker that takes them: in flight, refused, reclaimed,
-//! waiting.
+//! The hand-over of connections: waiting, in flight, acknowledged, rejected, re-dispatched.
 
 use std::time::Duration;
 
@@ -14,32 +13,30 @@ use crate::id::{ConnId, ListenerId, Time, WorkerId};
 use crate::policy::{Connection, Mixer, Policy};
 use crate::wire::incoming::Numbers;
 
-/// How often connections in flight are checked for age.
+/// Interval between checks of the age of connections in flight.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// After so many connections that a worker has taken, and this part of those that it has open, its
-/// descriptors are counted anew, for policies that go by them.
+/// A worker's descriptors are counted again after this many acknowledged connections plus one per
+/// this many open ones, for policies that choose by load.
 const RECOUNT_AFTER: u32 = 4;
 
-/// After this many workers died with the same unanswered connection, or lost it, it is closed
-/// instead of given to one more.
+/// Maximum number of workers that a connection is dispatched to. After that it is closed.
 const MAX_TRIES: u8 = 8;
 
-/// What a listener's connections have to be looked at for before they come to
-/// [`Primary::accepted`].
+/// What the shell must find out about a connection before [`Primary::accepted`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Needs {
     /// [`Connection::peer`].
     pub peer: bool,
     /// [`Connection::client`], from the first bytes, by the rules of [`Primary::sticky`].
     pub bytes: bool,
-    /// [`Connection::client`], from the program: see [`Primary::callback`].
+    /// [`Connection::client`], from the embedding program ([`Primary::callback`]).
     pub answer: bool,
 }
 
 impl Primary {
-    /// Whether the shell should accept one more connection: a worker is ready for it, or it may
-    /// wait here.
+    /// Whether the shell should accept another connection: a worker is ready for it, or the queue
+    /// has room.
     #[must_use]
     pub fn wants_connection(&self, listener: ListenerId) -> bool {
         self.listeners
@@ -47,7 +44,7 @@ impl Primary {
             .is_some_and(|l| l.queue.len() + l.reserved < l.limit(&self.config, self.tight))
     }
 
-    /// A connection was accepted. It is handed to a worker, or waits.
+    /// Handles an accepted connection: dispatches it to a worker or queues it.
     pub fn accepted(&mut self, now: Time, id: ListenerId, conn: ConnId, mut about: Connection) {
         self.clock(now);
         self.apply_reports(now);
@@ -69,9 +66,9 @@ impl Primary {
         }
     }
 
-    /// Gives one worker a connection of the shell's own, as if it had come from one of its
-    /// listeners, whatever the policy says. It is never given to another one: who does not take it
-    /// loses it ([`Action::Release`]). False if the worker cannot have it now.
+    /// Injects a connection of the shell: dispatches it to this worker, as if one of its listeners
+    /// had accepted it, whatever the policy says. It is never re-dispatched; if the worker does not
+    /// take it, it is closed ([`Action::Release`]). Returns false if the worker cannot take it now.
     pub fn inject(&mut self, now: Time, worker: WorkerId, id: ListenerId, conn: ConnId) -> bool {
         self.clock(now);
         let Some(state) = self.workers.get(&worker) else { return false };
@@ -88,17 +85,17 @@ impl Primary {
         true
     }
 
-    /// The listeners that a worker takes connections of, the oldest first.
+    /// Returns the listeners that a worker takes connections of, the oldest first.
     pub fn listens_on(&self, worker: WorkerId) -> impl Iterator<Item = ListenerId> {
         let memberships =
             self.workers.get(&worker).into_iter().flat_map(|state| state.memberships.iter());
         memberships.filter(|membership| membership.admitted).map(|membership| membership.listener)
     }
 
-    /// Gives waiting connections to workers, oldest first.
+    /// Dispatches waiting connections, the oldest first.
     pub(super) fn pump(&mut self, now: Time, id: ListenerId) {
-        // A policy that answers with workers that are not ready without knowing it is corrected,
-        // but not for ever.
+        // A policy that picks a worker which it does not know to be not ready is updated and called
+        // again, a bounded number of times.
         let mut corrections = 0;
         loop {
             let Some(listener) = self.listeners.get_mut(&id) else { return };
@@ -127,7 +124,7 @@ impl Primary {
             if is_ready && !behind_others {
                 self.deliver(now, worker, id, waiting);
             } else {
-                // The policy knows that it has to wait for this one.
+                // The policy knows that the connection must wait for this worker.
                 listener.reserved += 1;
                 if let Some(membership) = state.membership_mut(id) {
                     membership.reserved.push_back(waiting);
@@ -137,8 +134,7 @@ impl Primary {
         }
     }
 
-    /// Gives a worker the connections that only it is meant to have, as far as it is ready for
-    /// them.
+    /// Dispatches the connections that wait for this worker, while it is ready.
     fn deliver_reserved(&mut self, now: Time, worker: WorkerId, id: ListenerId) {
         loop {
             let (Some(state), Some(listener)) =
@@ -195,7 +191,7 @@ impl Primary {
         self.refresh_all(now, worker);
     }
 
-    /// Shows the policy of a listener what has changed about a worker.
+    /// Updates the policy of a listener after a worker has changed.
     fn refresh(&mut self, now: Time, worker: WorkerId, id: ListenerId) {
         let memberships = self.workers.get(&worker).map(|state| state.memberships.iter());
         if let Some(at) = memberships.and_then(|mut memberships| {
@@ -226,7 +222,7 @@ impl Primary {
                     return;
                 }
                 if before.shard != view.shard {
-                    // Nobody is in two places.
+                    // A worker must not be in two shards.
                     policy.remove(worker);
                 }
                 policy.update(view);
@@ -234,7 +230,7 @@ impl Primary {
             (None, Some(view)) => policy.update(view),
             (Some(_), None) => {
                 policy.remove(worker);
-                // Nobody waits for one that is out of service.
+                // Requeue connections reserved for a worker that left service.
                 *reserved -= membership.reserved.len();
                 for waiting in membership.reserved.drain(..).rev() {
                     queue.push_front(waiting);
@@ -245,14 +241,14 @@ impl Primary {
         membership.shown = view;
     }
 
-    /// Shows all policies what has changed about a worker.
+    /// Updates all policies after a worker has changed.
     pub(super) fn refresh_all(&mut self, now: Time, worker: WorkerId) {
         for at in 0..self.workers.get(&worker).map_or(0, |state| state.memberships.len()) {
             self.refresh_membership(now, worker, at);
         }
     }
 
-    /// Something has changed about a worker that may let it, or others, have connections that wait.
+    /// Updates all policies after a worker has changed, and dispatches waiting connections.
     pub(super) fn refresh_and_pump(&mut self, now: Time, worker: WorkerId) {
         let mut at = 0;
         while let Some(id) = self
@@ -276,8 +272,8 @@ impl Primary {
         }
     }
 
-    /// The shell's channel to a worker is full, or has room again. A worker whose channel is full
-    /// gets no connections.
+    /// Sets whether the channel to a worker is full. A worker whose channel is full gets no
+    /// connections.
     pub fn set_blocked(&mut self, now: Time, worker: WorkerId, blocked: bool) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         if std::mem::replace(&mut state.blocked, blocked) != blocked {
@@ -285,7 +281,7 @@ impl Primary {
         }
     }
 
-    /// The connections that a worker holds without having answered.
+    /// Returns the connections in flight to a worker.
     pub fn in_flight(&self, worker: WorkerId) -> impl Iterator<Item = (u64, ConnId)> {
         self.workers
             .get(&worker)
@@ -297,7 +293,7 @@ impl Primary {
         self.in_flight(worker).any(|(s, _)| s == seq)
     }
 
-    /// The worker's answer to `newconn`.
+    /// Handles a worker's reply to `newconn`.
     pub(super) fn answered(
         &mut self,
         now: Time,
@@ -316,12 +312,12 @@ impl Primary {
             };
         }
         self.took(worker, seq)?;
-        // The room in its window is for all its listeners.
+        // Its window is shared by all its listeners.
         self.refresh_and_pump(now, worker);
         Ok(())
     }
 
-    /// A troop worker's answer for several connections.
+    /// Handles a troop worker's reply to several connections.
     pub(super) fn taken(
         &mut self,
         now: Time,
@@ -331,7 +327,7 @@ impl Primary {
     ) -> Result<(), Violation> {
         let mut result = Ok(());
         for seq in taken.iter() {
-            // A wrong number does not make the right ones wrong.
+            // An invalid number does not invalidate the others.
             result = result.and(self.took(worker, seq));
         }
         self.refresh_and_pump(now, worker);
@@ -341,7 +337,7 @@ impl Primary {
         result
     }
 
-    /// A worker has a connection for good. What that makes room for is not settled yet.
+    /// Handles an acknowledged connection. The caller dispatches what its window has room for.
     fn took(&mut self, worker: WorkerId, seq: u64) -> Result<(), Violation> {
         let now = self.last_time;
         let state = self.workers.get_mut(&worker).ok_or(Violation::UnaskedAck)?;
@@ -351,13 +347,14 @@ impl Primary {
             .iter()
             .position(|w| matches!(w, HandleWait::Conn { seq: s } if *s == seq))
         {
-            // It has the connection, so it has the descriptor, whether or not it says so.
+            // A worker with the connection has its descriptor, even if it does not acknowledge
+            // that.
             state.handle_waits.remove(at);
         }
         state.taken += 1;
         state.last_taken = now;
         if state.reports || state.descriptors.is_some() {
-            // Until it is known better. What is never known is not added up.
+            // An estimate until the next count or report. Not estimated where neither follows.
             state.open = state.open.saturating_add(1);
         }
         if let Some(membership) = state.membership_mut(listener) {
@@ -375,10 +372,10 @@ impl Primary {
         Ok(())
     }
 
-    /// Puts back a connection that a worker does not have after all.
+    /// Requeues a connection that a worker did not take.
     fn put_back(&mut self, id: ListenerId, waiting: QueuedConnection) -> bool {
         match self.listeners.get_mut(&id) {
-            // Unless it was meant for that one alone, or for no more than have had it.
+            // Injected connections and those at the limit of tries are not requeued.
             Some(listener) if waiting.tries < MAX_TRIES => {
                 listener.queue.push_front(waiting);
                 true
@@ -390,8 +387,8 @@ impl Primary {
         }
     }
 
-    /// A worker does not want a connection, or could not receive it: somebody else's turn, and a
-    /// pause for this one that grows.
+    /// Handles a rejected connection, or one that the worker could not receive: re-dispatches it,
+    /// and pauses the worker for a growing time.
     pub(super) fn refused(&mut self, now: Time, worker: WorkerId, seq: u64) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         let Some(InFlight { conn, listener: id, about, tries, .. }) = state.take(seq) else {
@@ -404,13 +401,13 @@ impl Primary {
             self.wake_at(until);
         }
         self.put_back(id, QueuedConnection { conn, about, tries });
-        // It may be ready on its other listeners, where there is room in its window now.
+        // Its window has room now, which its other listeners may use.
         self.refresh_and_pump(now, worker);
         self.pump(now, id);
     }
 
-    /// The shell could not write a connection to a worker's channel after all: it is full, gone, or
-    /// the kernel refused the descriptor.
+    /// Handles a connection that the shell could not write to the worker's channel, because it is
+    /// full or closed, or the kernel rejected the descriptor.
     pub fn undelivered(&mut self, now: Time, worker: WorkerId, seq: u64) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         state.handle_waits.retain(|wait| !matches!(wait, HandleWait::Conn { seq: s } if *s == seq));
@@ -418,7 +415,7 @@ impl Primary {
             self.refused(now, worker, seq);
             return;
         }
-        // Nothing that the worker did; its turn comes when there is room.
+        // Not the worker's fault, so it is not paused.
         let Some(InFlight { conn, listener: id, about, tries, .. }) = state.take(seq) else {
             return;
         };
@@ -429,8 +426,7 @@ impl Primary {
         }
     }
 
-    /// The shell found that somebody has read from a connection, so it must not be given to another
-    /// worker.
+    /// Handles a connection from which a worker has read, so that it must not be re-dispatched.
     pub fn consumed(&mut self, worker: WorkerId, seq: u64) {
         if let Some(InFlight { conn, .. }) =
             self.workers.get_mut(&worker).and_then(|state| state.take(seq))
@@ -439,7 +435,7 @@ impl Primary {
         }
     }
 
-    /// Everything a worker did not answer goes to the front of the queues.
+    /// Requeues all connections in flight to a worker, at the front of the queues.
     pub(super) fn reclaim(&mut self, worker: WorkerId) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         let in_flight = std::mem::take(&mut state.in_flight);
@@ -461,12 +457,12 @@ impl Primary {
 }
 
 impl Worker {
-    /// Workers answer in order, or nearly, so the search ends at once.
+    /// Workers reply nearly in order, so the search is short.
     fn take(&mut self, seq: u64) -> Option<InFlight> {
         let at = self.in_flight.iter().position(|c| c.seq == seq)?;
         let taken = self.in_flight.remove(at);
         if self.in_flight.is_empty() {
-            // The next ones in the same place, as with the actions.
+            // Clearing reuses the same memory, as for the actions.
             self.in_flight.clear();
         }
         taken

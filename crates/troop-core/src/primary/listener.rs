@@ -21,45 +21,45 @@ use crate::wire::outgoing::SockName;
 pub(super) struct Listener {
     pub(super) listen_key: ListenKey,
     pub(super) key: String,
-    /// What was chosen for it; what it has, unless it could not be had.
+    /// The configured scheduling. The effective one differs if that is not possible.
     pub(super) chosen: Scheduling,
     pub(super) scheduling: Scheduling,
-    /// `None` for shared sockets.
+    /// The policy; `None` for shared sockets.
     pub(super) policy: Option<ListenerPolicy>,
     pub(super) needs_counts: bool,
-    /// Its policy goes by how busy workers are, and by nothing else.
+    /// Whether the policy chooses by load only.
     pub(super) by_counts: bool,
     pub(super) needs: Needs,
     pub(super) shards: Vec<Shard>,
-    /// For a steered one.
+    /// The shards of a steered listener.
     pub(super) group: Option<ShardGroup>,
-    /// Workers that wait for a socket of their own, and the number of their question.
+    /// Workers that wait for a shard, with the number of their request.
     pub(super) growing: VecDeque<(WorkerId, u64)>,
-    /// The shell is opening a socket.
+    /// Whether the shell is opening a shard.
     pub(super) opening: bool,
-    /// Until then no more sockets are tried: there were obstacles.
+    /// The time until which no more shards are opened, after a failure.
     pub(super) crowded_until: Time,
     pub(super) waiters: Vec<(WorkerId, u64)>,
-    /// For another attempt to bind, until the first one has shown its outcome.
+    /// The worker and the socket for another attempt to bind, until the result of the first one.
     pub(super) retry: Option<(WorkerId, BindSpec)>,
     #[serde(with = "crate::snapshot::nested")]
     pub(super) bound: Option<Option<SockName>>,
     pub(super) data: Option<Box<RawValue>>,
     pub(super) queue: VecDeque<QueuedConnection>,
-    /// Connections that wait for a certain worker.
+    /// Number of connections that wait for a certain worker.
     pub(super) reserved: usize,
-    /// The worker whose share of the descriptors it counts against: who had it opened, or, after
-    /// that one, another who uses it.
+    /// The worker whose share of descriptors it counts against: the one that had it opened, or
+    /// later another one that uses it.
     pub(super) charged_to: WorkerId,
-    /// It stays open without workers.
+    /// Whether it stays open without workers.
     pub(super) lasting: bool,
-    /// Workers of several slots have listened on it at a time.
+    /// Whether workers of several slots have listened on it at the same time.
     pub(super) is_shared: bool,
-    /// Its name does not depend on the worker that listens on it.
+    /// Whether its address does not depend on the worker that listens on it.
     pub(super) is_fixed: bool,
 }
 
-/// Where a worker and its successors take part in a listener.
+/// A shard of a listener, which a worker and its successors use.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Shard {
     /// The [slot](super::WorkerStatus::slot) of those workers.
@@ -67,10 +67,10 @@ pub(super) struct Shard {
     pub(super) holders: Vec<WorkerId>,
 }
 
-/// The most places of a listener; more workers share them.
+/// Maximum number of shards of a listener; further workers share them.
 pub(super) const MAX_SHARDS: usize = 1024;
 
-/// How many more connections may wait where each has to wait for its own worker.
+/// Factor of the queue limit for sticky listeners, whose connections wait for a certain worker.
 const STICKY_QUEUE_FACTOR: usize = 16;
 
 impl Listener {
@@ -85,12 +85,13 @@ impl Listener {
         pending * if self.scheduling.sticky().is_some() { STICKY_QUEUE_FACTOR } else { 1 }
     }
 
-    /// Its part of a worker's share: its socket, or its founder and the first shard.
+    /// Returns the number of descriptors that count against a worker's share: its socket, or the
+    /// group's first socket and the first shard.
     pub(super) fn charge(&self) -> usize {
         1 + usize::from(self.group.is_some())
     }
 
-    /// Somebody who uses it.
+    /// Returns a worker that uses it.
     pub(super) fn user(&self) -> Option<WorkerId> {
         let held = self.shards.iter().flat_map(|shard| shard.holders.iter().copied());
         held.chain(self.waiters.iter().map(|(w, _)| *w))
@@ -113,9 +114,8 @@ impl Listener {
         self.scheduling = scheduling;
     }
 
-    /// Finds a place for a worker: that of its slot, or a vacant one, or a new one. One that is to
-    /// get nothing yet needs a socket of its own, away from its predecessor's, unless clients, or
-    /// flows, are known by their places.
+    /// Returns a shard for a worker: that of its slot, a vacant one, or a new one. A held worker
+    /// gets a shard apart from its predecessor's, unless clients or flows stay with shards.
     pub(super) fn assign_shard(&mut self, worker: WorkerId, slot: u32, held: bool) -> u16 {
         let apart = held && self.group.as_ref().is_some_and(|group| !group.keeps_shards());
         let own = self.shards.iter().position(|shard| shard.slot == slot && !apart);
@@ -137,18 +137,18 @@ impl Listener {
         at as u16
     }
 
-    /// Whether a worker that says it listens there means this one.
+    /// Whether a worker's `listening` with this address refers to this listener.
     pub(super) fn is_at(&self, at: &Address) -> bool {
         let ListenKey { address, port, address_type, fd, .. } = &self.listen_key;
         let bound =
             || self.bound.as_ref().and_then(Option::as_ref).map(|name| i64::from(name.port));
-        // Node names the real port, also where none was asked for.
+        // Node reports the bound port, even if the request was for port 0.
         let same_port =
             at.port == *port || port.is_none() || (*port == Some(0) && at.port == bound());
         *address_type == at.address_type && *address == at.address && *fd == at.fd && same_port
     }
 
-    /// The words of the worker that asked first.
+    /// Returns the address that the first worker asked for.
     pub(super) fn asked(&self) -> Address {
         let ListenKey { address, port, address_type, fd, .. } = &self.listen_key;
         Address { address: address.clone(), port: *port, address_type: *address_type, fd: *fd }

@@ -1,6 +1,6 @@
-//! Whether a worker that listens is alive. One that has been silent for a while is handed a
-//! connection to nothing, under a key that it does not know. Every worker refuses it, an unchanged
-//! Node worker too, as soon as its event loop turns, and its program never sees it.
+//! Probes workers that listen and have been silent for a while: hands over a socket without a peer,
+//! under a key that the worker does not know. Every worker rejects it as soon as its event loop
+//! turns, unmodified Node workers too, and its program never sees it.
 
 use std::time::Duration;
 
@@ -12,24 +12,24 @@ use crate::event::Violation;
 use crate::id::{Time, WorkerId};
 use crate::wire::outgoing;
 
-/// The longest time that nothing is heard of a worker before it is asked.
+/// Maximum silence of a worker before it is probed.
 const PROBE_AFTER: Duration = Duration::from_secs(10);
-/// The key of a listener that does not exist, as JSON.
+/// The key of a listener that does not exist, as a JSON string.
 const PROBE_KEY: &str = r#""troop:probe""#;
 
-/// What is known about one worker.
+/// The liveness of one worker.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Liveness {
-    /// When something came from it last.
+    /// The time of its last message.
     heard: Time,
-    /// Since when its answer is awaited.
+    /// The time since which a reply to a probe is pending.
     probed: Option<Time>,
-    /// The number of a connection to nothing that it has not refused yet.
+    /// The number of a probe that it has not rejected yet.
     seq: Option<u64>,
 }
 
 impl Liveness {
-    /// Nobody could have answered for a while.
+    /// Restarts the measurement after the primary was stopped for a while.
     pub(super) fn stood_still(&mut self, now: Time) {
         self.heard = now;
         self.probed = self.probed.map(|_| now);
@@ -44,30 +44,29 @@ impl Liveness {
 }
 
 impl Worker {
-    /// Others are starting up (which has a deadline of its own), have work that is not for clients
-    /// and may take its time, or are leaving.
+    /// Whether a worker must answer probes. Others are starting, which has its own timeout, do work
+    /// other than serving, or are leaving.
     fn answers_probes(&self) -> bool {
         self.is_there() && self.state == WorkerState::Listening && !self.memberships.is_empty()
     }
 }
 
 impl Primary {
-    /// Something was read from a worker's channel, whatever it was.
+    /// Records that a worker has sent something.
     pub fn heard(&mut self, now: Time, worker: WorkerId) {
         if let Some(state) = self.workers.get_mut(&worker) {
             state.liveness.heard = now;
         }
     }
 
-    /// The shell had no descriptor for [`Action::Probe`].
+    /// Handles a probe that the shell could not send, for want of descriptors.
     pub fn probe_unsent(&mut self, now: Time, worker: WorkerId) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         state.handle_waits.retain(|wait| !matches!(wait, HandleWait::Probe));
         self.probe_answered(now, worker, false);
     }
 
-    /// The worker has the descriptor of a connection to nothing, or did not get it; it has a pulse
-    /// in any case.
+    /// Handles the acknowledgement of a probe's descriptor, received or not: the worker is alive.
     pub(super) fn probe_answered(&mut self, now: Time, worker: WorkerId, arrived: bool) {
         if let Some(state) = self.workers.get_mut(&worker) {
             state.liveness.answered(now, arrived);
@@ -75,28 +74,28 @@ impl Primary {
         }
     }
 
-    /// Whether this answers a connection to nothing.
+    /// Whether a reply is that to a probe.
     pub(super) fn is_probe_reply(&mut self, now: Time, worker: WorkerId, seq: u64) -> bool {
         let Some(state) =
             self.workers.get_mut(&worker).filter(|state| state.liveness.seq == Some(seq))
         else {
             return false;
         };
-        // It has the descriptor, whether or not it says so.
+        // It has the descriptor, even if it does not acknowledge that.
         state.handle_waits.retain(|wait| !matches!(wait, HandleWait::Probe));
         self.probe_answered(now, worker, false);
         true
     }
 
-    /// Nobody has to be asked before this is over.
+    /// Schedules the next check for workers to probe.
     pub(super) fn schedule_probe(&mut self, now: Time) {
         if let Some(limit) = self.config.hang_timeout {
             self.wake_at(now + probe_after(limit));
         }
     }
 
-    /// Asks those who have been silent, and ends those who do not answer. Returns when to look
-    /// again.
+    /// Probes silent workers, and ends those that have not answered in time. Returns the time of
+    /// the next check.
     pub(super) fn probe_silent_workers(&mut self, now: Time) -> Option<Time> {
         let limit = self.config.hang_timeout?;
         let probe_after = probe_after(limit);
@@ -140,7 +139,7 @@ impl Primary {
     }
 }
 
-/// So that a worker has most of its time for the answer.
+/// Returns the silence before a probe, which leaves most of `limit` for the reply.
 fn probe_after(limit: Duration) -> Duration {
     (limit / 3).min(PROBE_AFTER)
 }

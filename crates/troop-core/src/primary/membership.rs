@@ -1,4 +1,4 @@
-//! A worker's part in one listener, and what the listener's policy knows about it.
+//! A worker's membership in a listener, and the view of it that the policy gets.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -10,20 +10,20 @@ use super::worker::Worker;
 use crate::id::{ConnId, ListenerId, Time};
 use crate::policy::{Connection, WorkerView};
 
-/// The longest pause of a worker that refuses connections.
+/// Maximum pause of a worker that rejects connections.
 const MAX_COOLDOWN: Duration = Duration::from_millis(500);
-/// How long it is remembered that a worker keeps refusing, after its pause is over.
+/// Time after a pause within which another rejection makes the next pause longer.
 const COOLDOWN_MEMORY: Duration = Duration::from_secs(1);
 
-/// Unanswered connections that a worker may hold while descriptors are scarce.
+/// Maximum number of connections in flight to a worker while descriptors are scarce.
 const TIGHT_WINDOW: usize = 4;
 
-/// A connection that no worker has.
+/// A connection that waits for a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct QueuedConnection {
     pub(super) conn: ConnId,
     pub(super) about: Connection,
-    /// How many workers had it before and did not take it.
+    /// Number of workers that it was dispatched to and that did not take it.
     pub(super) tries: u8,
 }
 
@@ -32,19 +32,19 @@ pub(super) struct QueuedConnection {
 pub(super) struct ListenerMembership {
     pub(super) listener: ListenerId,
     pub(super) shard: u16,
-    /// The worker has been answered, and takes part.
+    /// Whether the worker's request has been granted.
     pub(super) admitted: bool,
-    /// It has said that it listens.
+    /// Whether the worker has sent `listening`.
     pub(super) listening: bool,
-    /// Connections in the queue of its own socket, when that was last looked at.
+    /// Length of its shard's queue at the last check.
     pub(super) queued: u32,
-    /// Its place's queue does not move, so that it is held to be hung.
+    /// Whether its shard counts as stalled.
     pub(super) stalled: bool,
     refusals: u32,
     pub(super) cooling_until: Time,
-    /// Connections that only this worker is meant to have.
+    /// Connections that wait for this worker only.
     pub(super) reserved: VecDeque<QueuedConnection>,
-    /// What the policy was shown last.
+    /// The view that the policy has.
     pub(super) shown: Option<WorkerView>,
 }
 
@@ -64,7 +64,7 @@ impl ListenerMembership {
         }
     }
 
-    /// It did not want a connection: a pause, which grows.
+    /// Handles a rejection: begins a pause, which grows with every one.
     pub(super) fn refused(&mut self, now: Time) {
         if now > self.cooling_until + COOLDOWN_MEMORY {
             self.refusals = 0;
@@ -81,8 +81,8 @@ impl ListenerMembership {
 }
 
 impl Worker {
-    /// What the policy of a listener should know about this worker now; `None` if it cannot be
-    /// given anything. `by_counts`: the policy goes by how busy workers are.
+    /// Returns the worker's view for the policy; `None` if it cannot take connections at all.
+    /// `by_counts` is whether the policy chooses by load.
     pub(super) fn view(
         &self,
         now: Time,
@@ -91,7 +91,7 @@ impl Worker {
         membership: &ListenerMembership,
         by_counts: bool,
     ) -> Option<WorkerView> {
-        // A program may be slow on one of its listeners and quick on another.
+        // A program may be slow on one listener and fast on another.
         let age = self
             .in_flight
             .iter()

@@ -1,9 +1,8 @@
-//! The primary as a state machine: what each input does to workers, listeners and connections in
-//! flight.
+//! The state machine of the primary: workers, listeners and connections in flight.
 //!
-//! Call the method that fits what happened, then carry out the [`Action`]s in order until
-//! [`Primary::next_action`] returns `None`. Behaviour follows Node's `cluster` (v20 to v25) except
-//! where Node loses connections or dies of a worker's input.
+//! Report each event by its method, then carry out the [`Action`]s in order until
+//! [`Primary::next_action`] returns `None`. The behaviour follows Node's `cluster` (v20 to v25)
+//! except where Node loses connections or crashes on a worker's input.
 
 mod action;
 mod admission;
@@ -49,7 +48,7 @@ use listen_key::ListenKey;
 use listener::Listener;
 use worker::{HandleWait, Worker};
 
-/// The weight of a worker that none was chosen for.
+/// The default weight of a worker.
 pub const DEFAULT_WEIGHT: u32 = 100;
 
 /// The state of one cluster's primary.
@@ -57,22 +56,23 @@ pub const DEFAULT_WEIGHT: u32 = 100;
 pub struct Primary {
     config: Config,
     budget: Budget,
-    /// Descriptors are scarce: connections wait in the kernel unless a worker takes them at once.
+    /// Whether descriptors are scarce: connections wait in the kernel unless a worker takes them at
+    /// once.
     tight: bool,
     workers: WorkerMap<Worker>,
     listeners: BTreeMap<ListenerId, Listener>,
     #[serde(with = "crate::snapshot::pairs")]
     keys: BTreeMap<ListenKey, ListenerId>,
-    /// Listeners that no worker has and that are open for a successor.
+    /// Listeners without workers that are kept open for a successor.
     unused: BTreeMap<ListenerId, Unused>,
-    /// See [`Primary::set_supervised`].
+    /// Whether workers are supervised ([`Primary::set_supervised`]).
     supervised: bool,
     actions: VecDeque<Action>,
     /// Number of the next message to any worker (Node uses one counter for all).
     seq: u64,
-    /// Workers that have reported something since their policies were told.
+    /// Workers whose reports have not been passed to the policies yet.
     reported: Vec<WorkerId>,
-    /// The number of workers, roughly.
+    /// The number of workers at the last adjustment of the report intervals.
     crowd: u32,
     last_worker: u32,
     last_listener: u32,
@@ -81,7 +81,7 @@ pub struct Primary {
 }
 
 impl Primary {
-    /// A primary without workers.
+    /// Creates a primary without workers.
     #[must_use]
     pub fn new(config: Config) -> Primary {
         Primary {
@@ -104,18 +104,18 @@ impl Primary {
         }
     }
 
-    /// The next thing to do.
+    /// Returns the next action.
     pub fn next_action(&mut self) -> Option<Action> {
         let action = self.actions.pop_front();
         if action.is_none() {
-            // So that the next ones stand where the last ones stood, in memory that is in the
-            // processor's cache.
+            // Clearing moves the queue to the beginning of its memory, which is in the processor's
+            // cache.
             self.actions.clear();
         }
         action
     }
 
-    /// When [`Primary::tick`] wants to be called, if at all.
+    /// Returns the time at which [`Primary::tick`] must be called, if any.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         self.next_tick
@@ -123,21 +123,20 @@ impl Primary {
 
     // ---- workers ----
 
-    /// A fork was asked for. Ids start at 1 and are consumed even when the fork then fails.
+    /// Returns the id of a worker to fork. Ids start at 1; a failed fork uses up its id.
     pub fn fork(&mut self) -> WorkerId {
         self.last_worker += 1;
         WorkerId(self.last_worker)
     }
 
-    /// Makes this the id of a worker that somebody else has named. Returns false if a fork has used
-    /// it.
+    /// Reserves an id that the embedding program has chosen. Returns false if it is used already.
     pub fn name(&mut self, worker: WorkerId) -> bool {
         let fresh = worker.0 > self.last_worker;
         self.last_worker = self.last_worker.max(worker.0);
         fresh
     }
 
-    /// The process of a fork runs. Without a slot it gets the lowest that is free.
+    /// Handles a started process. Without a slot it gets the lowest free one.
     pub fn spawned(&mut self, worker: WorkerId, pid: u32, slot: Option<u32>, weight: u32) {
         let slot = slot.unwrap_or_else(|| {
             let taken: std::collections::BTreeSet<u32> =
@@ -149,21 +148,20 @@ impl Primary {
         self.pace_all_reports();
     }
 
-    /// What is known about a worker whose process has not been reaped yet.
+    /// Returns the status of a worker whose process has not been reaped.
     #[must_use]
     pub fn status(&self, worker: WorkerId) -> Option<WorkerStatus> {
         self.workers.get(&worker).map(Worker::status)
     }
 
-    /// All workers whose processes have not been reaped yet.
+    /// Returns all workers whose processes have not been reaped.
     pub fn workers(&self) -> impl Iterator<Item = (WorkerId, WorkerStatus)> {
         self.workers.iter().map(|(id, worker)| (*id, worker.status()))
     }
 
-    /// A worker's channel brought a line. `has_handle` says whether a descriptor came with a
-    /// wrapped one.
+    /// Handles a message of a worker.
     ///
-    /// User messages, wrapped or not, are the shell's business; it may pass them here to no effect.
+    /// User messages are ignored here; the shell handles them.
     pub fn message(&mut self, now: Time, worker: WorkerId, message: Incoming<'_>) {
         self.clock(now);
         let result = match message {
@@ -197,13 +195,13 @@ impl Primary {
     ) -> Result<(), Violation> {
         let mut result = Ok(());
         if let (Some(ack), Some(accepted)) = (message.ack, message.accepted) {
-            // An act in the same message counts all the same, as in Node.
+            // As in Node, an `act` in the same message is handled too.
             result = u64::try_from(ack)
                 .map_err(|_| Violation::UnaskedAck)
                 .and_then(|ack| self.answered(now, worker, ack, accepted));
         } else if let Some(ack) = message.ack.and_then(|ack| u64::try_from(ack).ok()) {
-            // Node counts an answer without `accepted` as a refusal. Other unknown acks are
-            // ignored, as Node does.
+            // As in Node, a reply without `accepted` is a rejection, and unknown acknowledgements
+            // are ignored.
             if self.in_flight_with(worker, ack) {
                 self.answered(now, worker, ack, false)?;
             }
@@ -260,13 +258,12 @@ impl Primary {
         result
     }
 
-    /// The program asks a worker to finish: it gets no more connections, is told, and leaves the
-    /// table at once, as in Node. With `keep`, listeners that only it used stay open, for a
-    /// successor; in Node they close. `drain_spread` is how long it should take to close
-    /// connections that stay open, if it can tell when; else it may close them at once. A Node
-    /// worker is told only when it has had time to read the connections that it has just taken,
-    /// because Node closes those whose request has not arrived. Returns false if there is no such
-    /// worker or its channel is closed.
+    /// Disconnects a worker: it gets no more connections, is sent `disconnect`, and leaves the
+    /// table at once, as in Node. With `keep`, listeners that only it used stay open for a
+    /// successor; in Node they close. `drain_spread` is the time over which it should close idle
+    /// connections; without it, it closes them at once. A Node worker is sent `disconnect` only
+    /// after it had time to read its last connections, because Node closes those whose request has
+    /// not arrived. Returns false if there is no such worker or its channel is closed.
     pub fn disconnect(
         &mut self,
         worker: WorkerId,
@@ -280,15 +277,15 @@ impl Primary {
         }
         let told = std::mem::replace(&mut state.told_to_leave, true);
         state.in_table = false;
-        // A Node worker must not be told twice, and does not know how.
+        // Only troop workers accept a second `disconnect` and know the field.
         state.closes_slowly |= !told && state.batched && drain_spread.is_some();
         if !told {
-            // First nothing new comes to it, then it is told.
+            // New connections must stop before `disconnect` is sent.
             let accepts_itself = |membership: &membership::ListenerMembership| {
                 self.listeners.get(&membership.listener).is_some_and(|l| l.group.is_some())
             };
             if state.memberships.iter().any(accepts_itself) {
-                // Its last connection may be from just now.
+                // It may have accepted its last connection just now.
                 state.last_taken = self.last_time;
             }
             self.leave_listeners(worker, keep);
@@ -311,7 +308,7 @@ impl Primary {
         self.send(worker, |line| outgoing::disconnect(line, seq, drain_spread));
     }
 
-    /// Sends every `disconnect` that was put off and is due; returns when the next one is.
+    /// Sends each postponed `disconnect` that is due. Returns the time of the next one.
     fn send_due_disconnects(&mut self, now: Time) -> Option<Time> {
         let mut due = Vec::new();
         let mut next: Option<Time> = None;
@@ -337,8 +334,8 @@ impl Primary {
         next
     }
 
-    /// Tells those who close their connections little by little that it is not worth it any more,
-    /// because nobody is left to go to.
+    /// Tells workers that close idle connections gradually to close them at once, because no worker
+    /// is left for the clients to move to.
     pub fn hurry(&mut self) {
         let slow: Vec<WorkerId> = self
             .workers
@@ -355,10 +352,10 @@ impl Primary {
         }
     }
 
-    /// The worker's channel ended, and everything that was in it has been passed to
-    /// [`Primary::message`]. What the worker had not answered goes to others: at once if it closed
-    /// the channel itself, and when its process has ended if the primary did, because then it may
-    /// still read what is on its way to it.
+    /// Handles the end of a worker's channel; all of its messages must have been passed to
+    /// [`Primary::message`] before. Its connections in flight are re-dispatched: at once if the
+    /// worker closed the channel, and after the end of its process if the primary did, because the
+    /// worker may still read what is in the channel.
     pub fn channel_closed(&mut self, now: Time, worker: WorkerId, by_worker: bool) {
         self.clock(now);
         let Some(state) = self.workers.get_mut(&worker) else { return };
@@ -380,7 +377,7 @@ impl Primary {
         self.notify(Notice::Disconnected { worker, voluntary });
     }
 
-    /// The worker's process has been reaped. Call [`Primary::channel_closed`] before.
+    /// Handles the end of a worker's process. Call [`Primary::channel_closed`] before.
     pub fn exited(&mut self, now: Time, worker: WorkerId, how: ExitHow) {
         self.channel_closed(now, worker, true);
         self.reclaim(worker);
@@ -394,7 +391,7 @@ impl Primary {
         }
     }
 
-    /// The worker broke a rule. Fatal violations, and the last of too many small ones, end it.
+    /// Handles a violation. Fatal violations, and too many minor ones, end the worker.
     pub fn violated(&mut self, worker: WorkerId, violation: Violation) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         if state.cut_off {
@@ -402,14 +399,14 @@ impl Primary {
         }
         state.violations += 1;
         let cut_off = violation.is_fatal() || state.violations > self.config.max_violations;
-        // The first, and then ever fewer of many.
+        // Report the first, the second, the fourth and so on.
         let report = state.violations.is_power_of_two();
         if cut_off {
-            // Killed, not only disconnected: descriptors that wait unread in its channel must be
-            // out of its reach before its connections are given to others.
+            // Kill it rather than disconnect it: descriptors in its channel must be out of its
+            // reach before its connections are re-dispatched.
             state.cut_off = true;
             state.in_table = false;
-            // What it asked for beyond measure is of no use to a successor.
+            // Excessive listeners are not kept for a successor.
             let is_greedy =
                 matches!(violation, Violation::TooManyListeners(_) | Violation::OverShare(_));
             let keep = self.config.keep_listeners && !is_greedy;
@@ -422,7 +419,7 @@ impl Primary {
         }
     }
 
-    /// True once nothing that the worker sends is to be looked at any more.
+    /// Whether messages of the worker are ignored, because it was cut off.
     #[must_use]
     pub fn is_cut_off(&self, worker: WorkerId) -> bool {
         self.workers.get(&worker).is_none_or(|state| state.cut_off)
@@ -430,8 +427,8 @@ impl Primary {
 
     // ---- handles of the program ----
 
-    /// The shell wrote a user handle to the worker's channel; the worker's answer comes back as
-    /// [`Action::HandleSettled`].
+    /// Records that the shell has written a user handle to the worker's channel. The
+    /// acknowledgement is reported by [`Action::HandleSettled`].
     pub fn user_handle_sent(&mut self, worker: WorkerId, ticket: u64) {
         match self.workers.get_mut(&worker) {
             Some(state) if state.connected => {
@@ -450,7 +447,7 @@ impl Primary {
         let Some(state) = self.workers.get_mut(&worker) else { return Ok(()) };
         let wait = state.handle_waits.pop_front();
         if state.handle_waits.is_empty() {
-            // The next one in the same place, as with the actions.
+            // Clearing reuses the same memory, as for the actions.
             state.handle_waits.clear();
         }
         match wait {
@@ -463,8 +460,8 @@ impl Primary {
                 self.refused(now, worker, seq);
             }
             Some(HandleWait::Listener { .. }) if arrived => {}
-            // The reply was dropped together with its descriptor. Without an answer `listen` would
-            // hang.
+            // The worker has dropped the reply together with its descriptor. Without another reply
+            // its `listen` would hang.
             Some(HandleWait::Listener { ack, listener }) => {
                 self.listener_lost(worker, listener, ack)
             }
@@ -482,7 +479,7 @@ impl Primary {
 
     // ---- time ----
 
-    /// Time passes. Call at [`Primary::next_deadline`], or more often.
+    /// Advances the time. Call at [`Primary::next_deadline`] or more often.
     pub fn tick(&mut self, now: Time) {
         self.clock(now);
         self.apply_reports(now);
@@ -538,10 +535,10 @@ impl Primary {
             );
         }
         for (worker, seqs) in recalls {
-            // Also from an only worker: its answer shows that it is alive.
+            // From a single worker too: its reply shows that it is alive.
             self.send(worker, |line| outgoing::recall(line, &seqs));
         }
-        // Pauses are over, or somebody has not answered for too long.
+        // A pause is over, or a connection has been in flight for too long.
         for worker in unsettled {
             self.refresh_and_pump(now, worker);
         }
@@ -556,8 +553,8 @@ impl Primary {
         }
     }
 
-    /// A gap in time in which nobody could have answered (the primary was stopped) must not make
-    /// every worker look hung.
+    /// Detects a gap in time, in which the primary was stopped and no worker could reply, so that
+    /// workers do not look hung.
     fn clock(&mut self, now: Time) {
         const STOPPED_GAP: Duration = Duration::from_secs(5);
         if now.since(self.last_time) > STOPPED_GAP
@@ -579,7 +576,7 @@ impl Primary {
         self.next_tick = Some(self.next_tick.map_or(at, |due| due.min(at)));
     }
 
-    // ---- small change ----
+    // ---- helpers ----
 
     fn next_seq(&mut self) -> u64 {
         let seq = self.seq;

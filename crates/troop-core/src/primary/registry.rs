@@ -1,5 +1,4 @@
-//! The registry of listeners: one socket per key, shared by all workers that ask for the same
-//! thing.
+//! The registry of listeners: one per key, shared by all workers that ask for that key.
 
 use std::collections::VecDeque;
 
@@ -19,7 +18,7 @@ use crate::steer::group::ShardGroup;
 use crate::wire::incoming::ClusterMessage;
 use crate::wire::outgoing::{self, Reply, SockName};
 
-/// Characters of what a worker says that are passed on to people.
+/// Maximum number of characters of a worker's text in a message.
 const MAX_SHOWN: usize = 200;
 
 const EAGAIN: i32 = 11;
@@ -30,23 +29,23 @@ const ENAMETOOLONG: i32 = 36;
 const EMSGSIZE: i32 = 90;
 const EADDRINUSE: i32 = 98;
 
-/// The most bytes of opaque `data` (TLS ticket keys, which have about 120) that a listener keeps.
+/// Maximum size in bytes of a listener's opaque `data` (TLS ticket keys, of about 120 bytes).
 const MAX_DATA: usize = 4 * 1024;
-/// The most descriptors that a worker may leave unacknowledged.
+/// Maximum number of unacknowledged descriptors per worker.
 const MAX_UNACKNOWLEDGED: usize = 2048;
 
-/// The most listeners that are kept open for a successor although no worker uses them.
+/// Maximum number of listeners without workers that are kept open for a successor.
 const MAX_UNUSED: usize = 64;
 
 impl Primary {
-    /// Lets workers listen on one more descriptor by its number; takes the place of one that had
-    /// the same number.
+    /// Lets workers listen on a descriptor by its number; replaces an earlier one of the same
+    /// number.
     pub fn offer(&mut self, offered: Offered) {
         self.config.offered.retain(|known| known.number != offered.number);
         self.config.offered.push(offered);
     }
 
-    /// `queryServer`: a worker wants to listen.
+    /// Handles `queryServer`: a worker asks for a listener.
     pub(super) fn query(
         &mut self,
         worker: WorkerId,
@@ -58,7 +57,7 @@ impl Primary {
         let limit = self.config.max_listeners_per_worker;
         let Some(state) = self.workers.get(&worker) else { return Ok(()) };
         if state.voluntary == Some(true) {
-            // Node leaves a worker that is told to finish without an answer; it is on its way out.
+            // As in Node, a disconnecting worker gets no reply.
             return Ok(());
         }
         if state.memberships.len() >= limit {
@@ -67,7 +66,7 @@ impl Primary {
         if state.handle_waits.len() >= MAX_UNACKNOWLEDGED {
             return Err(Violation::Unacknowledged(MAX_UNACKNOWLEDGED));
         }
-        // Nothing of it is kept, and nothing repeated in the answer.
+        // Its text is neither kept nor repeated in the reply.
         let kind = message.address_type.unwrap_or(AddressType::Fd);
         if message.address.as_deref().is_some_and(|address| is_too_long(address, kind)) {
             self.reply_error(worker, "", ack, ENAMETOOLONG, None);
@@ -91,13 +90,13 @@ impl Primary {
             fd: listen_key.fd,
         };
         if let Err(what) = self.config.allows(&asked) {
-            // Node's answer to a descriptor that is none.
+            // Node replies `EINVAL` to an invalid descriptor.
             let errno = if self.config.may_listen.is_some() { EACCES } else { EINVAL };
             self.reply_error(worker, &listen_key.text(), ack, errno, message.data);
             return Err(Violation::Forbidden(what.chars().take(MAX_SHOWN).collect()));
         }
         let chosen = self.config.scheduling_for(&asked);
-        // Datagrams cannot be handed over. Unix sockets are in no group.
+        // Datagrams cannot be handed over, and Unix sockets cannot form a group.
         let scheduling = match (&chosen, listen_key.address_type) {
             (Scheduling::Steered(_), AddressType::Unix) => Scheduling::RoundRobin,
             (Scheduling::Steered(_), _) => chosen.clone(),
@@ -110,8 +109,8 @@ impl Primary {
             return Ok(());
         };
         if self.uses(worker, &listen_key) {
-            // A second server of one worker on the same address is a bind of its own, which the
-            // kernel judges.
+            // A second server of one worker on the same address is a separate bind, which the
+            // kernel accepts or rejects.
             listen_key.index = message.index.unwrap_or(0).max(1);
             if self.uses(worker, &listen_key) {
                 self.reply_error(worker, &listen_key.text(), ack, EADDRINUSE, message.data);
@@ -184,7 +183,8 @@ impl Primary {
         Ok(())
     }
 
-    /// An id that no listener has. Somebody who asks for ever could bring the numbers to their end.
+    /// Returns an unused id. Ids may wrap around, because workers can ask for any number of
+    /// listeners.
     fn next_listener(&mut self) -> ListenerId {
         loop {
             self.last_listener = self.last_listener.wrapping_add(1);
@@ -215,13 +215,14 @@ impl Primary {
             return;
         }
         if listener.listen_key.address_type == AddressType::Unix {
-            // Programs remove the file before they listen, also when it is that of the others.
+            // Programs often remove the socket file before they listen, even if other workers use
+            // it.
             self.actions.push_back(Action::Reach { listener: id, worker });
         }
         self.admit(worker, id, ack);
     }
 
-    /// The outcome of [`Action::Bind`]: where the socket is bound (for TCP), or a positive errno.
+    /// Handles the result of [`Action::Bind`]: the bound address (for TCP), or a positive errno.
     pub fn bound(&mut self, now: Time, id: ListenerId, result: Result<Option<SockName>, i32>) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         let retry = listener.retry.take();
@@ -252,7 +253,7 @@ impl Primary {
                 self.pump(now, id);
             }
             Err(errno) => {
-                // Dropped, so that a later attempt binds anew.
+                // Remove the listener, so that a later request binds again.
                 let (key, data, asker) =
                     (listener.key.clone(), listener.data.take(), listener.charged_to);
                 self.keys.remove(&listener.listen_key);
@@ -269,9 +270,8 @@ impl Primary {
         }
     }
 
-    /// Closes listeners in the way of this one that no worker has: its program has moved on, or
-    /// tries a port before it listens, also after an end that left its address open for the
-    /// successor. Returns whether there were any.
+    /// Closes listeners without workers that conflict with this one: the program has changed its
+    /// address, or tests a port before it listens. Returns whether there were any.
     fn make_room_for(&mut self, id: ListenerId) -> bool {
         let Some(wanted) = self.listeners.get(&id).map(|listener| &listener.listen_key) else {
             return false;
@@ -301,19 +301,19 @@ impl Primary {
         });
     }
 
-    /// A worker closed one of its servers. Unknown keys are ignored, as Node does.
+    /// Handles the close of a server by its worker. Unknown keys are ignored, as in Node.
     pub(super) fn server_closed(&mut self, worker: WorkerId, key: &str) {
         let Some(state) = self.workers.get(&worker) else { return };
         let all = state.memberships.iter().map(|membership| membership.listener);
         let found = all.into_iter().find(|id| self.listeners.get(id).is_some_and(|l| l.key == key));
         if let Some(listener) = found {
-            // A supervised worker that leaves by itself closes its servers first.
+            // A supervised worker that disconnects by itself closes its servers first.
             self.leave(worker, listener, self.supervised && self.config.keep_listeners, true);
         }
     }
 
-    /// Takes a worker off all its listeners. With `keep`, a listener that nobody uses any more
-    /// stays open for a successor.
+    /// Removes a worker from all its listeners. With `keep`, listeners that become unused stay open
+    /// for a successor.
     pub(super) fn leave_listeners(&mut self, worker: WorkerId, keep: bool) {
         let all = self.workers.get(&worker).map(|state| {
             state.memberships.iter().map(|membership| membership.listener).collect::<Vec<_>>()
@@ -327,7 +327,8 @@ impl Primary {
         self.leave(worker, id, keep, false);
     }
 
-    /// With `closed`, the worker has closed its server by itself.
+    /// Removes a worker from a listener. `closed` is whether the worker has closed its server by
+    /// itself.
     fn leave(&mut self, worker: WorkerId, id: ListenerId, keep: bool, closed: bool) {
         let membership = self.workers.get_mut(&worker).and_then(|state| {
             let at = state.memberships.iter().position(|membership| membership.listener == id)?;
@@ -368,7 +369,7 @@ impl Primary {
         }
     }
 
-    /// The shell could not copy a listener for [`Action::SendListener`].
+    /// Handles a listener that the shell could not duplicate for [`Action::SendListener`].
     pub fn listener_unsent(&mut self, worker: WorkerId, listener: ListenerId) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         let last = state
@@ -389,20 +390,19 @@ impl Primary {
         }
     }
 
-    /// The key of a listener as text, for messages about it.
+    /// Returns the key of a listener as text, for messages.
     #[must_use]
     pub fn listener_key(&self, id: ListenerId) -> Option<&str> {
         self.listeners.get(&id).map(|l| l.key.as_str())
     }
 
-    /// Where a listener is, in the words of the worker that asked for it first.
+    /// Returns the address that the first worker of a listener asked for.
     #[must_use]
     pub fn listener_address(&self, id: ListenerId) -> Option<Address> {
         self.listeners.get(&id).map(Listener::asked)
     }
 
-    /// The address of a listener: what it is bound to, as far as that is known, else what was asked
-    /// for.
+    /// Returns the bound address of a listener, or the requested one where that is unknown.
     #[must_use]
     pub fn bound_address(&self, id: ListenerId) -> Option<Address> {
         let listener = self.listeners.get(&id)?;
@@ -417,12 +417,12 @@ impl Primary {
         })
     }
 
-    /// All listeners that are open.
+    /// Returns all open listeners.
     pub fn listeners(&self) -> impl Iterator<Item = ListenerId> {
         self.listeners.keys().copied()
     }
 
-    /// The workers that have said that they listen on a listener.
+    /// Returns the workers that listen on a listener.
     #[must_use]
     pub fn who_listens(&self, id: ListenerId) -> Vec<WorkerId> {
         let listens = |state: &super::Worker| {
@@ -431,7 +431,7 @@ impl Primary {
         self.workers.iter().filter(|(_, state)| listens(state)).map(|(id, _)| *id).collect()
     }
 
-    /// The workers that have the socket of a place.
+    /// Returns the workers of a shard.
     #[must_use]
     pub fn holders(&self, id: ListenerId, shard: usize) -> &[WorkerId] {
         self.listeners
@@ -440,7 +440,7 @@ impl Primary {
             .map_or(&[], |shard| &shard.holders)
     }
 
-    /// How many workers listen on a listener, and how many connections wait there.
+    /// Returns the number of workers that listen on a listener, and of connections that wait there.
     #[must_use]
     pub fn listener_load(&self, id: ListenerId) -> (usize, usize) {
         let workers = self

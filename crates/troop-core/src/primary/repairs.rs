@@ -1,22 +1,22 @@
-//! When to say that a listener was put right, where that happens over and over.
+//! Limits reports of repairs of listeners that recur.
 
 use std::time::Duration;
 
 use crate::id::Time;
 
-/// The time in which repairs are counted together.
+/// Window in which repairs are counted.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Repairs in it from which on somebody undoes them on purpose.
+/// Number of repairs in a window from which on another process must be undoing them.
 const CONTESTED_REPAIRS: u32 = 5;
 
-/// What to say of a repair.
+/// What to report of a repair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RepairReport {
-    /// Nothing: it has been said often enough.
+    /// Nothing, because it was reported often enough.
     Nothing,
-    /// That it was done.
+    /// The repair.
     Done,
-    /// That it is done in vain; once per minute.
+    /// That repairs keep being undone; once per minute.
     Undone,
 }
 
@@ -29,8 +29,7 @@ pub struct Repairs {
 }
 
 impl Repairs {
-    /// Counts one more, and decides what to say of it: of the first, and then of ever fewer of
-    /// many.
+    /// Counts a repair and returns what to report of it. Reports become rarer as repairs recur.
     pub fn note(&mut self, now: Time) -> RepairReport {
         if self.since.is_none_or(|since| now.since(since) >= WINDOW) {
             (self.since, self.recent) = (Some(now), 0);
@@ -50,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn repairs_that_are_undone_over_and_over_are_said_once_per_minute_and_rare_ones_are_not() {
+    fn repairs_that_are_undone_repeatedly_are_reported_once_per_minute() {
         let reports = |every: u64, count: u64| {
             let mut repairs = Repairs::default();
             let all: Vec<_> = (0..count).map(|n| repairs.note(Time(1 + n * every))).collect();

@@ -1,4 +1,4 @@
-//! How busy workers say that they are, and how often they are to say it.
+//! Load reports of workers, and their interval.
 
 use std::time::Duration;
 
@@ -6,16 +6,17 @@ use super::Primary;
 use crate::id::{Time, WorkerId};
 use crate::wire::outgoing;
 
-/// How often a troop worker reports at most, unless it is told otherwise.
+/// Default minimum interval between two reports of a troop worker.
 pub const DEFAULT_REPORT_INTERVAL: Duration = Duration::from_millis(100);
-/// The same where nobody decides by it, so that it is only shown.
+/// The interval where reports are only displayed, and no policy needs them.
 const DISPLAY_REPORT_INTERVAL: Duration = Duration::from_secs(1);
-/// The time between two reports of many workers, so that they do not cost more the more there are.
+/// Minimum time between reports of different workers on average, which bounds the cost of many
+/// workers.
 const MIN_REPORT_GAP: Duration = Duration::from_millis(1);
 
 impl Primary {
-    /// A worker reports how many connections it has open, and its own idea of its load. Cheap,
-    /// because it can do so as often as it likes.
+    /// Handles a worker's report of its open connections and load. Must be cheap, because a worker
+    /// can report at any rate.
     pub(super) fn reported(&mut self, worker: WorkerId, open: Option<u32>, load: Option<u32>) {
         let Primary { workers, listeners, .. } = self;
         let Some(state) = workers.get_mut(&worker) else { return };
@@ -31,25 +32,26 @@ impl Primary {
         }
     }
 
-    /// How many descriptors a worker has open: the outcome of [`Action::Count`](super::Action::Count).
+    /// Handles the result of [`Action::Count`](super::Action::Count): the number of a worker's open
+    /// descriptors.
     pub fn counted(&mut self, now: Time, worker: WorkerId, descriptors: u32) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
-        // Before it listens it is about to open what it always has open.
+        // A worker that does not listen yet is still opening descriptors other than connections.
         if state.reports || !state.memberships.iter().any(|membership| membership.listening) {
             return;
         }
-        // The fewest that it ever had are those that are no connections.
+        // The minimum so far is the number of descriptors that are not connections.
         let fewest = *state
             .descriptors
             .insert(state.descriptors.map_or(descriptors, |fewest| fewest.min(descriptors)));
         state.open = descriptors - fewest;
         state.uncounted = 0;
-        // Also what has waited for it: a pause may have come to its end meanwhile, and is seen only
-        // once.
+        // Dispatch waiting connections too: a pause may have ended in between, which is noticed
+        // only once.
         self.refresh_and_pump(now, worker);
     }
 
-    /// Tells the policies what workers have reported.
+    /// Updates the policies with the workers' reports.
     pub(super) fn apply_reports(&mut self, now: Time) {
         while let Some(worker) = self.reported.pop() {
             if let Some(state) = self.workers.get_mut(&worker) {
@@ -59,7 +61,7 @@ impl Primary {
         }
     }
 
-    /// Tells a troop worker how often to report, if that is not what it knows.
+    /// Sends a troop worker its report interval, if it has changed.
     pub(super) fn pace_reports(&mut self, worker: WorkerId) {
         let Primary { workers, listeners, crowd, .. } = self;
         let Some(state) = workers.get_mut(&worker) else { return };
@@ -78,8 +80,8 @@ impl Primary {
         }
     }
 
-    /// The number of workers has changed. Only when it is quite another one, everybody is told: a
-    /// worker more in a reload is none.
+    /// Adjusts the report intervals after the number of workers has changed. Ignores small changes,
+    /// such as the additional worker of a reload.
     pub(super) fn pace_all_reports(&mut self) {
         let crowd = u32::try_from(self.workers.len().next_power_of_two()).unwrap_or(u32::MAX);
         if crowd > self.crowd || crowd <= self.crowd / 4 {
@@ -105,7 +107,7 @@ mod tests {
         primary.message(NOW, worker, parse(line.as_bytes()).unwrap());
     }
 
-    /// A worker that listens where the others do.
+    /// Adds a worker that listens on the common address.
     fn join(primary: &mut Primary, version: &str) -> WorkerId {
         let worker = primary.fork();
         primary.spawned(worker, worker.0, None, 100);
@@ -120,7 +122,7 @@ mod tests {
         worker
     }
 
-    /// Who was told to report how often, in order.
+    /// Returns the workers that were sent a report interval, in order.
     fn told(primary: &mut Primary) -> Vec<(u32, u64)> {
         let mut told = Vec::new();
         while let Some(action) = primary.next_action() {

@@ -1,5 +1,4 @@
-//! Scheduling of listeners: what each one spreads connections by, and changing it, or a worker's
-//! part in it, while the primary runs.
+//! The scheduling of listeners, and its changes at run time.
 
 use super::{Needs, Primary};
 use crate::id::{ListenerId, Time, WorkerId};
@@ -7,19 +6,19 @@ use crate::policy::{Callback, Pattern, Scheduling, Sticky, WorkerView};
 use crate::steer::group::ShardGroup;
 
 impl Primary {
-    /// What has to be known about a listener's connections.
+    /// Returns what the shell must find out about a listener's connections.
     #[must_use]
     pub fn needs(&self, id: ListenerId) -> Needs {
         self.listeners.get(&id).map(|l| l.needs).unwrap_or_default()
     }
 
-    /// How a listener recognises clients.
+    /// Returns how a listener identifies clients.
     #[must_use]
     pub fn sticky(&self, id: ListenerId) -> Option<&Sticky> {
         self.listeners.get(&id).and_then(|l| l.scheduling.sticky())
     }
 
-    /// Whom to ask about a listener's connections.
+    /// Returns the function that chooses workers for a listener's connections.
     #[must_use]
     pub fn callback(&self, id: ListenerId) -> Option<Callback> {
         match self.scheduling(id) {
@@ -28,7 +27,7 @@ impl Primary {
         }
     }
 
-    /// The workers that a listener's policy has been shown, by place.
+    /// Returns the workers that a listener's policy has, by shard.
     #[must_use]
     pub fn views(&self, id: ListenerId) -> Vec<WorkerView> {
         let holders = self
@@ -49,26 +48,24 @@ impl Primary {
             .collect()
     }
 
-    /// How the connections of a listener are spread now: what was chosen, or what it had to be
-    /// instead.
+    /// Returns the effective scheduling of a listener.
     #[must_use]
     pub fn scheduling(&self, id: ListenerId) -> Option<&Scheduling> {
         self.listeners.get(&id).map(|l| &l.scheduling)
     }
 
-    /// The parts of new connections that each socket of a steered listener gets at the moment, of
-    /// 1.
+    /// Returns the fraction of new connections that each shard of a steered listener gets; they add
+    /// up to 1.
     #[must_use]
     pub fn shares(&self, id: ListenerId) -> Option<Vec<f64>> {
         self.listeners.get(&id).and_then(|l| l.group.as_ref()).map(ShardGroup::shares)
     }
 
-    // ---- what can be changed while it runs ----
+    // ---- changes at run time ----
 
-    /// Changes how connections are spread: of the listeners that are meant, or of all that nothing
-    /// else was chosen for. Listeners that are open change at once if the primary hands their
-    /// connections over before and after. The others are returned; they change when they are opened
-    /// the next time.
+    /// Changes the scheduling of the listeners that match a pattern, or the default of all others.
+    /// Open listeners change at once if the primary hands over their connections before and after.
+    /// The others are returned; they change when they are opened again.
     pub fn set_scheduling(
         &mut self,
         now: Time,
@@ -104,7 +101,7 @@ impl Primary {
             let holders: Vec<WorkerId> =
                 listener.shards.iter().flat_map(|shard| shard.holders.iter().copied()).collect();
             for worker in &holders {
-                // The new policy knows nobody yet.
+                // The new policy has no workers yet.
                 let Some(membership) =
                     self.workers.get_mut(worker).and_then(|state| state.membership_mut(id))
                 else {
@@ -120,7 +117,7 @@ impl Primary {
                         .for_each(|waiting| listener.queue.push_front(waiting));
                 }
             }
-            // All of them, before the first connection is given to anybody.
+            // Add all workers before the first connection is dispatched.
             holders.iter().for_each(|worker| self.refresh_all(now, *worker));
             holders.iter().for_each(|worker| self.pace_reports(*worker));
             self.pump(now, id);
@@ -128,9 +125,9 @@ impl Primary {
         later
     }
 
-    /// Whether a worker is to get no connections of clients yet. One that accepts by itself does so
-    /// all the same: on a shared socket, and on that of its predecessor where a steered listener is
-    /// sticky, or has datagrams. To be called before it asks for listeners.
+    /// Sets whether a worker is held, so that it gets no connections of clients yet. Must be called
+    /// before it asks for listeners. A held worker still accepts on a shared socket, and on its
+    /// predecessor's shard of a steered listener that is sticky or UDP.
     pub fn hold(&mut self, now: Time, worker: WorkerId, held: bool) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         if std::mem::replace(&mut state.held, held) == held {
@@ -142,7 +139,7 @@ impl Primary {
         memberships.into_iter().for_each(|id| self.update_shard_loads(now, id));
     }
 
-    /// Changes a worker's weight. False if there is no such worker.
+    /// Changes a worker's weight. Returns false if there is no such worker.
     pub fn set_weight(&mut self, now: Time, worker: WorkerId, weight: u32) -> bool {
         let Some(state) = self.workers.get_mut(&worker) else { return false };
         state.weight = weight;

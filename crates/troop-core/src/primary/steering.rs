@@ -1,4 +1,4 @@
-//! Lets workers take part in listeners, and steers those listeners that the kernel balances.
+//! Steered listeners: opens shards, installs programs, and evaluates queues.
 
 use super::listener::MAX_SHARDS;
 use super::{Action, Primary};
@@ -7,14 +7,14 @@ use crate::id::{ListenerId, Time, WorkerId};
 use crate::policy::Scheduling;
 use crate::steer::group::{Change, ShardGroup, ShardLoad};
 
-/// The pause after a socket could not be added to a group.
+/// Delay before another attempt to add a shard.
 const ADD_RETRY_DELAY: std::time::Duration = std::time::Duration::from_secs(10);
-/// How often the descriptors of workers are counted that do not report their connections.
+/// Interval between counts of the descriptors of workers that do not report their connections.
 const COUNT_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
 
 impl Primary {
-    /// The shell could not make a listener the founder of a group, so its connections are handed
-    /// over instead (datagrams: from a shared socket). To be called before [`Primary::bound`].
+    /// Handles a listener that cannot form a group: its connections are handed over instead, and
+    /// datagrams are read from a shared socket. Must be called before [`Primary::bound`].
     pub fn cannot_steer(&mut self, id: ListenerId, reason: String) {
         let seed = self.config.seed ^ u64::from(id.0);
         let Some(listener) = self.listeners.get_mut(&id) else { return };
@@ -25,7 +25,7 @@ impl Primary {
         self.notify(Notice::NotSteered { at, reason });
     }
 
-    /// Answers those whose socket is there, and asks for one more if somebody still waits.
+    /// Replies to workers whose shard has a socket, and opens another one if workers still wait.
     pub(super) fn grow(&mut self, id: ListenerId) {
         while let Some(listener) = self.listeners.get_mut(&id)
             && let Some((worker, ack)) = listener.growing.front().copied()
@@ -50,9 +50,9 @@ impl Primary {
         }
     }
 
-    /// The outcome of [`Action::Open`]: one more socket is in the group and has the next number, or
-    /// there is an obstacle, so that workers have to share sockets. If it was the first one, the
-    /// listener's connections are handed over from its founder instead.
+    /// Handles the result of [`Action::Open`]: a new shard with the next number, or the reason for
+    /// a failure. After a failure workers share shards; if there is none, the listener's
+    /// connections are handed over.
     pub fn opened(&mut self, now: Time, id: ListenerId, result: Result<(), String>) {
         self.clock(now);
         let Some(listener) = self.listeners.get_mut(&id) else { return };
@@ -61,7 +61,7 @@ impl Primary {
         match result {
             Ok(()) => group.grow(),
             Err(reason) if group.len() == 0 => {
-                // Not even one: the founder does for all.
+                // Without a shard, the group's first socket serves all workers.
                 self.cannot_steer(id, reason);
                 let waiting = self
                     .listeners
@@ -81,7 +81,7 @@ impl Primary {
         self.grow(id);
     }
 
-    /// Puts workers without a socket of their own with others.
+    /// Assigns workers that wait for a shard to existing shards.
     fn crowd_together(&mut self, id: ListenerId) {
         let Primary { listeners, workers, .. } = self;
         let Some(listener) = listeners.get_mut(&id) else { return };
@@ -116,7 +116,7 @@ impl Primary {
         listener.shards.iter().map(|shard| load(&shard.holders)).collect()
     }
 
-    /// Who accepts on the sockets of a group may have changed.
+    /// Updates the load of a listener's shards.
     pub(super) fn update_shard_loads(&mut self, now: Time, id: ListenerId) {
         let load = self.shard_loads(id);
         let Some(group) = self.listeners.get_mut(&id).and_then(|l| l.group.as_mut()) else {
@@ -128,8 +128,8 @@ impl Primary {
         self.update_group(now, id);
     }
 
-    /// Carries out what a group has decided: first the kernel's program, so that nothing new comes
-    /// to a queue that is taken over.
+    /// Emits actions for the changes of a group. The program comes first, so that no new connection
+    /// arrives in a queue that is taken over.
     pub(super) fn update_group(&mut self, now: Time, id: ListenerId) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         let Some(group) = &mut listener.group else { return };
@@ -166,8 +166,8 @@ impl Primary {
         }
     }
 
-    /// What waits in the sockets of a group, in the order of their numbers: the outcome of
-    /// [`Action::Sample`]. `None` where that is unknown.
+    /// Handles the result of [`Action::Sample`]: the queue lengths of a listener's shards, in
+    /// order; `None` where unknown.
     pub fn sampled(&mut self, now: Time, id: ListenerId, waiting: &[Option<u32>]) {
         self.clock(now);
         let mut load = self.shard_loads(id);
@@ -182,8 +182,8 @@ impl Primary {
         self.update_group(now, id);
     }
 
-    /// What waits in the workers' own sockets counts for the policy that gives them what others
-    /// cannot take.
+    /// Adds the workers' own queues to their views, for the policy that re-dispatches connections
+    /// of other shards.
     fn report_queues(&mut self, now: Time, id: ListenerId) {
         let Primary { listeners, workers, .. } = self;
         let Some(listener) = listeners.get(&id) else { return };
@@ -203,9 +203,9 @@ impl Primary {
         changed.into_iter().for_each(|worker| self.refresh_all(now, worker));
     }
 
-    /// Asks the shell for what has to be looked at now. Returns when that is the case again.
+    /// Emits the measurements that are due. Returns the time of the next ones.
     pub(super) fn look_around(&mut self, now: Time) -> Option<Time> {
-        // First, because a look may find that places have changed their numbers.
+        // First, because a sample may find that shards have been renumbered.
         self.kill_hung_shards(now);
         let mut next: Option<Time> = None;
         let mut counted = Vec::new();
@@ -234,14 +234,14 @@ impl Primary {
         counted.dedup();
         for worker in counted {
             if self.workers.get(&worker).is_some_and(|state| !state.reports) {
-                // Before the samples, which are judged with it.
+                // Before the samples, whose evaluation uses the count.
                 self.actions.push_front(Action::Count { worker });
             }
         }
         next
     }
 
-    /// Workers that were hung for too long.
+    /// Kills workers that have hung for too long.
     fn kill_hung_shards(&mut self, now: Time) {
         let Some(limit) = self.config.hang_timeout else { return };
         let mut hung = Vec::new();
@@ -271,8 +271,8 @@ impl Primary {
         }
     }
 
-    /// Two sockets of a group have changed numbers with each other, which only happens when a
-    /// worker has shut one of them down.
+    /// Handles the exchange of two shards' numbers, which happens only after a worker has shut one
+    /// of them down.
     pub fn renumbered(&mut self, now: Time, id: ListenerId, one: u16, other: u16) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         let Some(group) = &mut listener.group else { return };
@@ -296,9 +296,8 @@ impl Primary {
         self.update_group(now, id);
     }
 
-    /// Sockets of a group have numbers that are not known any more, because workers have shut
-    /// several of them down: new connections are spread over all of them alike until the listener
-    /// is opened anew.
+    /// Handles the loss of the shards' numbers, after workers have shut several sockets down: new
+    /// connections are spread evenly until the listener is opened again.
     pub fn numbers_lost(&mut self, now: Time, id: ListenerId) {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         let Some(group) = &mut listener.group else { return };

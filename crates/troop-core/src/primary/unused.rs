@@ -1,4 +1,4 @@
-//! Listeners that no worker has: which of them close, and which wait for workers that are starting.
+//! Listeners without workers: which of them close, and which wait for a successor.
 
 use std::time::Duration;
 
@@ -10,42 +10,42 @@ use crate::event::{Address, AddressType, Notice};
 use crate::id::{ListenerId, Time, WorkerId};
 use crate::supervise::Claim;
 
-/// Who may ask for the listeners that no worker has, besides the workers that are starting.
+/// The workers that may still ask for unused listeners, besides those that are starting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Successors {
-    /// Workers that are to be started. All listeners stay open.
+    /// Workers will be started. All listeners stay open.
     Awaited,
-    /// Whoever is forked next, if anybody is. A listener stays open until a worker is ready that
-    /// was forked after the listener lost its last worker.
+    /// A worker may be forked. A listener stays open until a worker is ready that was forked after
+    /// the listener lost its last worker.
     #[default]
     Unknown,
-    /// Nobody. A listener stays open for a moment all the same where workers are not supervised:
-    /// the program may not know yet of the end of its last worker.
+    /// None. Without supervision a listener still stays open for a moment, because the program may
+    /// not know of the end of its last worker yet.
     Nobody,
 }
 
-/// A listener that no worker has.
+/// A listener without workers.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Unused {
-    /// The newest worker then.
+    /// The newest worker at the time when it became unused.
     newest: WorkerId,
     since: Time,
-    /// The worker that had it last.
+    /// Its last worker.
     last: WorkerId,
-    /// That worker closed it by itself.
+    /// Whether that worker closed it by itself.
     closed: bool,
-    /// A successor is to take it over, so it is missed if none does.
+    /// Whether a successor should take it over; if none does, it is reported as missed.
     is_due: bool,
 }
 
 impl Primary {
-    /// The last worker of a listener has left it.
+    /// Records that the last worker of a listener has left it.
     pub(super) fn note_unused(&mut self, id: ListenerId, last: WorkerId, closed: bool) {
         let (newest, since) = (WorkerId(self.last_worker), self.last_time);
         self.unused.insert(id, Unused { newest, since, last, closed, is_due: true });
     }
 
-    /// A worker has no successor that would have to take over what only it had.
+    /// Excuses a worker's successors from taking over its listeners.
     pub fn excuse(&mut self, worker: WorkerId) {
         self.unused
             .values_mut()
@@ -53,9 +53,9 @@ impl Primary {
             .for_each(|unused| unused.is_due = false);
     }
 
-    /// Until when a listener stays open whose last worker has closed it and goes on: that worker
-    /// may be about to end, like one that leaves by itself, and closes its servers first. `None` if
-    /// it has ended, or closed its channel, so that its successor is waited for.
+    /// Returns the time until which a listener stays open whose last worker has closed it and still
+    /// runs: the worker may be ending, and may have closed its servers first. `None` if it has
+    /// ended or closed its channel, so that the listener waits for a successor.
     fn closed_until(&self, unused: &Unused) -> Option<Time> {
         let state =
             self.workers.get(&unused.last).filter(|state| unused.closed && state.is_there())?;
@@ -66,30 +66,28 @@ impl Primary {
         )
     }
 
-    /// Workers are supervised, so each one that ends has a successor, also one that ends of its own
-    /// accord.
+    /// Sets whether workers are supervised. If so, every worker that ends has a successor, even if
+    /// it disconnected by itself.
     pub fn set_supervised(&mut self, supervised: bool) {
         self.supervised = supervised;
     }
 
-    /// Whether a listener is open that no worker has, so that [`Primary::close_abandoned`] may have
-    /// something to do.
+    /// Whether there are unused listeners, which [`Primary::close_abandoned`] may close.
     #[must_use]
     pub fn has_unused(&self) -> bool {
         !self.unused.is_empty()
     }
 
-    /// A listener's socket is open elsewhere too (the service manager has it), so closing it would
-    /// turn nobody away. It stays open until [`Primary::close_unused_listeners`].
+    /// Keeps a listener open until [`Primary::close_unused_listeners`], because its socket is open
+    /// elsewhere too (in the service manager), so that closing it would not reject clients.
     pub fn keep_open(&mut self, id: ListenerId) {
         if let Some(listener) = self.listeners.get_mut(&id) {
             listener.lasting = true;
         }
     }
 
-    /// Closes the listeners that no worker has and that nobody who is starting may still ask for.
-    /// Call after the successors of workers that ended are known. Returns whether a listener was
-    /// closed.
+    /// Closes unused listeners that no starting worker may ask for. Call it once the successors of
+    /// ended workers are known. Returns whether a listener was closed.
     pub fn close_abandoned(&mut self, now: Time, successors: Successors) -> bool {
         if self.unused.is_empty() || successors == Successors::Awaited {
             return false;
@@ -98,7 +96,7 @@ impl Primary {
             self.wake_at(until);
             return false;
         }
-        // Nobody is starting, so every worker is ready.
+        // No worker is starting, so all are ready.
         let newest =
             self.workers.iter().filter(|(_, state)| state.is_there()).map(|(id, _)| *id).max();
         let moment = if self.supervised { Duration::ZERO } else { self.config.listen_patience };
@@ -124,14 +122,14 @@ impl Primary {
         !abandoned.is_empty()
     }
 
-    /// Closes the listeners that no worker has but these. After a reload that failed: what only its
-    /// workers have opened waits for nobody.
+    /// Closes all unused listeners except `kept`: after a failed reload, those that only its
+    /// workers have opened have no successor.
     pub fn close_unused_but(&mut self, kept: &[ListenerId]) {
         let others: Vec<_> = self.unused.keys().filter(|id| !kept.contains(id)).copied().collect();
         others.iter().for_each(|listener| self.abandon(*listener, false));
     }
 
-    /// Closes every listener that no worker uses; for the end of a cluster.
+    /// Closes all unused listeners, at the end of a cluster.
     pub fn close_unused_listeners(&mut self) {
         let unused: Vec<_> =
             self.listeners.iter().filter(|(_, l)| l.is_unused()).map(|(id, _)| *id).collect();
@@ -140,8 +138,7 @@ impl Primary {
         }
     }
 
-    /// Changes [`keep_listeners`](super::Config::keep_listeners); with false, unused ones are
-    /// closed.
+    /// Changes [`keep_listeners`](super::Config::keep_listeners); false closes unused ones.
     pub fn set_keep_listeners(&mut self, keep: bool) {
         self.config.keep_listeners = keep;
         if !keep {
@@ -149,20 +146,20 @@ impl Primary {
         }
     }
 
-    /// Until when a worker may still ask for listeners because it has just started.
+    /// Returns the time until which a worker that has just started may ask for listeners.
     fn starting_until(&mut self, now: Time) -> Option<Time> {
         let (start_timeout, listen_patience) =
             (self.config.start_timeout, self.config.listen_patience);
         let starting = self.workers.values_mut().filter(|state| state.is_there()).map(|state| {
-            // The time of a fork is not known, so it counts from when it is first looked at.
+            // The time of the fork is unknown, so it counts from the first check.
             let seen = *state.seen.get_or_insert(now);
             state.listening_since.map_or(seen + start_timeout, |at| at + listen_patience)
         });
         starting.max().filter(|until| *until > now)
     }
 
-    /// Closes a listener that another one takes the place of. Where its worker died it is missed
-    /// until somebody listens there again.
+    /// Closes a listener that another one replaces. If its worker died, its address is missed until
+    /// a worker listens there again.
     pub(super) fn abandon_for_another(&mut self, id: ListenerId) {
         let is_due = self.unused.get(&id).is_some_and(|unused| unused.is_due && !unused.closed);
         self.abandon(id, is_due);
@@ -178,7 +175,7 @@ impl Primary {
         }
     }
 
-    /// Closes a listener that no worker has any more, because it is not to wait for a successor.
+    /// Closes an unused listener that shall not wait for a successor.
     pub(super) fn close_unused(&mut self, id: ListenerId) {
         let at = self.bound_address(id);
         let dropped = self.close_listener(id);
@@ -187,7 +184,7 @@ impl Primary {
         }
     }
 
-    /// Closes a listener. Returns how many connections waited there; they are closed.
+    /// Closes a listener and its waiting connections, and returns their number.
     fn close_listener(&mut self, id: ListenerId) -> usize {
         self.unused.remove(&id);
         let Some(listener) = self.listeners.remove(&id) else { return 0 };
@@ -200,10 +197,10 @@ impl Primary {
         dropped
     }
 
-    // ---- what a new generation has to take over ----
+    // ---- claims: what a new generation must take over ----
 
-    /// A worker has begun to listen: notes whether the listener is shared, and whether its name is
-    /// the worker's own.
+    /// Records whether a listener is shared, and whether its address is specific to the worker that
+    /// listens.
     pub(super) fn note_listening(&mut self, worker: WorkerId, id: ListenerId) {
         let Primary { workers, listeners, .. } = self;
         let (Some(listener), Some(state)) = (listeners.get_mut(&id), workers.get(&worker)) else {
@@ -215,14 +212,14 @@ impl Primary {
         let is_named_after_it = address_type == AddressType::Unix && address.is_some_and(is_own);
         listener.is_fixed = !(is_chosen || is_named_after_it);
         let holders = || listener.shards.iter().flat_map(|shard| shard.holders.iter());
-        // A worker and its successor are one worker, seen from outside.
+        // A worker and its successor count as one.
         let is_other = |other: &WorkerId| {
             workers.get(other).is_some_and(|s| s.slot != state.slot && s.listens_on(id))
         };
         listener.is_shared = listener.is_shared || holders().any(is_other);
     }
 
-    /// A new generation serves, so what the one before it had does not matter any more.
+    /// Forgets which listeners were shared, once a new generation serves.
     pub fn forget_shared(&mut self) {
         let Primary { workers, listeners, unused, .. } = self;
         unused.values_mut().for_each(|unused| unused.is_due = false);
@@ -237,9 +234,9 @@ impl Primary {
         }
     }
 
-    /// The addresses that successors have to take over: those that workers listen on under a name
-    /// that does not depend on the worker, and those that were left open for successors. They count
-    /// as shared where several workers listen there, or where there is an `only` worker.
+    /// Returns the addresses that successors must take over: those that do not depend on the
+    /// worker, and those that are kept open for successors. An address is shared if several workers
+    /// listen there, or if there is a single worker (`only`).
     #[must_use]
     pub fn claims(&self, only: bool) -> Vec<Claim> {
         let serves = |worker: &WorkerId, id: ListenerId| {
@@ -257,8 +254,8 @@ impl Primary {
                     listener.shards.iter().flat_map(|shard| shard.holders.iter().copied());
                 let holders: Vec<_> = holders.filter(|worker| serves(worker, *id)).collect();
                 let is_due = || self.unused.get(id).is_some_and(|unused| unused.is_due);
-                // Where others serve, one of the new workers may take it over when it will; where
-                // nobody does, the first has to.
+                // While other workers serve the address, any new worker may take it over; otherwise
+                // the first one must.
                 let is_shared = (listener.is_shared || only) && !(holders.is_empty() && is_served);
                 (!holders.is_empty() || is_due()).then(|| Claim {
                     at: listener.asked(),
@@ -269,7 +266,7 @@ impl Primary {
             .collect()
     }
 
-    /// Where a worker listens under names that do not depend on the worker.
+    /// Returns the addresses of a worker that do not depend on it.
     #[must_use]
     pub fn fixed_addresses_of(&self, worker: WorkerId) -> Vec<Address> {
         let memberships =
@@ -280,8 +277,8 @@ impl Primary {
         listeners.filter(|listener| listener.is_fixed).map(Listener::asked).collect()
     }
 
-    /// Where a worker listens, in the words of the worker that asked first; with the port that the
-    /// kernel has chosen.
+    /// Returns the addresses of a worker, as the first worker asked for them, with the ports that
+    /// the kernel chose.
     #[must_use]
     pub fn addresses_of(&self, worker: WorkerId) -> Vec<Address> {
         let memberships =
@@ -297,8 +294,8 @@ impl Primary {
     }
 }
 
-/// Whether a path contains one of the numbers: in the file's name, or as a word of a directory's,
-/// which may be random letters and digits otherwise.
+/// Whether a path contains one of the numbers: in the file name, or as a whole word of a directory
+/// name, because directory names may be random letters and digits.
 fn names(path: &str, numbers: [u32; 2]) -> bool {
     let is_one = |word: &str| word.parse().is_ok_and(|number: u32| numbers.contains(&number));
     let (directory, file) = path.rsplit_once('/').unwrap_or(("", path));

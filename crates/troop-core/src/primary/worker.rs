@@ -1,4 +1,4 @@
-//! One worker's life, as the primary sees it.
+//! The state of one worker.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,13 +13,12 @@ use crate::id::{ConnId, ListenerId, Time};
 use crate::policy::Connection;
 use crate::worker_state::WorkerState;
 
-/// How long a worker that could not receive a descriptor (its limit is reached) gets no
-/// connections.
+/// Pause of a worker that could not receive a descriptor, because its limit is reached.
 pub(super) const NO_DESCRIPTOR_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long a Node worker has had its last connection before it is told to disconnect. From Node 26
-/// on (nodejs/node#63470) it closes connections whose request it has not read yet, which a client
-/// sees as a reset.
+/// Minimum time between a Node worker's last connection and its `disconnect`. From Node 26 on
+/// (nodejs/node#63470), a disconnecting worker closes connections whose request it has not read,
+/// which clients see as a reset.
 pub(super) const FINAL_READ_DELAY: Duration = Duration::from_millis(100);
 
 /// Counters of one worker.
@@ -28,38 +27,38 @@ pub(super) const FINAL_READ_DELAY: Duration = Duration::from_millis(100);
 pub struct WorkerStats {
     /// Connections handed over.
     pub handed: u64,
-    /// Connections it took.
+    /// Connections acknowledged.
     pub taken: u64,
-    /// Connections it refused or gave back.
+    /// Connections rejected or returned.
     pub returned: u64,
     /// Minor violations so far.
     pub violations: u32,
-    /// Handed over and not answered at the moment.
+    /// Connections in flight.
     pub in_flight: usize,
-    /// Connections open at the worker: what it reported if it is a troop worker, else an estimate
-    /// from the descriptors that it has open, where a policy needs it.
+    /// Open connections: reported by troop workers, for others estimated from their open
+    /// descriptors, where a policy needs it.
     pub open: u32,
-    /// The load that it reported, in its own unit.
+    /// The reported load, in the worker's own unit.
     pub load: u32,
 }
 
-/// What is known about a worker.
+/// The status of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WorkerStatus {
-    /// Its process.
+    /// Its process id.
     pub pid: u32,
     /// Its state.
     pub state: WorkerState,
     /// Whether its channel is open.
     pub connected: bool,
-    /// Node's `exitedAfterDisconnect`: `None` until it is known.
+    /// Node's `exitedAfterDisconnect`; `None` until it is known.
     pub exited_after_disconnect: Option<bool>,
     /// Whether Node would still list it in `cluster.workers`.
     pub in_table: bool,
-    /// A small number that no other worker has, but for a successor that replaces it; used again
-    /// when it is gone.
+    /// Its slot: a small number, unique except for a successor that replaces it, and reused when it
+    /// is gone.
     pub slot: u32,
-    /// Its weight for policies that heed it.
+    /// Its weight, for policies that use weights.
     pub weight: u32,
     /// Its counters.
     pub stats: WorkerStats,
@@ -70,15 +69,15 @@ pub(super) struct InFlight {
     pub(super) seq: u64,
     pub(super) conn: ConnId,
     pub(super) listener: ListenerId,
-    /// What the policy knew about it.
+    /// The connection, as the policy saw it.
     pub(super) about: Connection,
     pub(super) since: Time,
-    /// How many workers had it before and did not take it.
+    /// Number of workers that it was dispatched to before and that did not take it.
     pub(super) tries: u8,
     pub(super) recalled: bool,
 }
 
-/// What the next `NODE_HANDLE_ACK` of a worker is about.
+/// The descriptor that the next `NODE_HANDLE_ACK` of a worker acknowledges.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum HandleWait {
     Conn {
@@ -91,7 +90,7 @@ pub(super) enum HandleWait {
     User {
         ticket: u64,
     },
-    /// A connection to nothing.
+    /// A probe.
     Probe,
 }
 
@@ -101,28 +100,28 @@ pub(super) struct Worker {
     pub(super) slot: u32,
     pub(super) weight: u32,
     pub(super) state: WorkerState,
-    /// When it was first heard of.
+    /// The time at which it was first seen.
     pub(super) seen: Option<Time>,
-    /// When it first listened.
+    /// The time at which it first listened.
     pub(super) listening_since: Option<Time>,
     pub(super) connected: bool,
     pub(super) in_table: bool,
     pub(super) voluntary: Option<bool>,
     pub(super) told_to_leave: bool,
-    /// It was told to take its time with connections that stay open.
+    /// Whether it closes idle connections gradually.
     pub(super) closes_slowly: bool,
-    /// It has left its listeners and is told so once its connections have been read: the time to
-    /// close open ones.
+    /// A postponed `disconnect`, with its drain spread: it is sent once the worker has read its
+    /// connections.
     #[serde(with = "crate::snapshot::nested")]
     pub(super) disconnect_due: Option<Option<Duration>>,
-    /// When it last took a connection.
+    /// The time of its last acknowledged connection.
     pub(super) last_taken: Time,
-    /// It is to get nothing yet.
+    /// Whether it is held: it gets no connections of clients yet.
     pub(super) held: bool,
     pub(super) cut_off: bool,
-    /// It takes several connections per message.
+    /// Whether it takes several connections per message.
     pub(super) batched: bool,
-    /// Its channel has no room at the moment.
+    /// Whether its channel is full.
     pub(super) blocked: bool,
     pub(super) starved_until: Time,
     pub(super) violations: u32,
@@ -130,20 +129,19 @@ pub(super) struct Worker {
     pub(super) in_flight: VecDeque<InFlight>,
     pub(super) handle_waits: VecDeque<HandleWait>,
     pub(super) liveness: Liveness,
-    /// Its part in each listener that it asked for.
+    /// Its memberships, one per listener that it asked for.
     pub(super) memberships: Vec<ListenerMembership>,
     pub(super) open: u32,
     pub(super) load: u32,
-    /// It has reported something that its policies were not told yet.
+    /// Whether a report has not been passed to the policies yet.
     pub(super) report_pending: bool,
-    /// It says itself how many connections it has open.
+    /// Whether it reports its open connections.
     pub(super) reports: bool,
-    /// How often it does that at most, if it is a troop worker.
+    /// Its minimum report interval, if it is a troop worker.
     pub(super) reports_every: Duration,
-    /// Connections that it took since its descriptors were counted; which of them are open still is
-    /// not known.
+    /// Connections acknowledged since its descriptors were counted; some may be closed again.
     pub(super) uncounted: u32,
-    /// The fewest descriptors that it was ever seen to have open.
+    /// The lowest number of descriptors that it was seen to have open.
     pub(super) descriptors: Option<u32>,
     pub(super) handed: u64,
     pub(super) taken: u64,
@@ -190,18 +188,18 @@ impl Worker {
         }
     }
 
-    /// Whether it can be given connections of clients.
+    /// Whether it can take connections of clients.
     pub(super) fn is_able(&self) -> bool {
         self.is_there() && !self.held
     }
 
-    /// Whether it can be given anything at all.
+    /// Whether it can take any connection.
     pub(super) fn is_there(&self) -> bool {
         self.connected && !self.told_to_leave && !self.cut_off
     }
 
-    /// When its program has surely begun to read all connections that it has; `None` while some are
-    /// in flight.
+    /// Returns the time at which its program has read from all its connections; `None` while some
+    /// are in flight.
     pub(super) fn all_read_at(&self) -> Option<Time> {
         self.in_flight.is_empty().then(|| self.last_taken + FINAL_READ_DELAY)
     }
@@ -210,7 +208,7 @@ impl Worker {
         self.pid
     }
 
-    /// Whether it has said that it listens there.
+    /// Whether it listens on a listener.
     pub(super) fn listens_on(&self, listener: ListenerId) -> bool {
         self.membership(listener).is_some_and(|membership| membership.listening)
     }

@@ -1,4 +1,5 @@
-//! What a supervisor aims for: the number of workers, and the policies of restarts and replacement.
+//! The configuration of a supervisor: the number of workers, and the policies of restarts and
+//! replacement.
 
 use std::time::Duration;
 
@@ -6,24 +7,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::ExitHow;
 
-/// What a supervisor aims for.
+/// The configuration of a supervisor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
-    /// How many workers to keep running.
+    /// Number of workers to keep running.
     pub workers: usize,
-    /// How long a worker that was told to finish may take before it is killed.
+    /// Grace period: time after which a disconnected worker is killed.
     pub grace: Duration,
-    /// How long a worker that could listen is waited for, where it is not known that it will.
+    /// Time to wait for a worker to listen that may listen, but need not.
     pub listen_patience: Duration,
-    /// When workers that end are followed by others.
+    /// The restart policy.
     pub restart: RestartPolicy,
-    /// How workers are replaced.
+    /// The replacement policy.
     pub replace: ReplacePolicy,
-    /// Start of the random sequence that spreads restarts.
+    /// Seed of the random numbers that spread restarts.
     pub seed: u64,
 }
 
-/// Methods that change one field each, so that policies can be written in one expression.
+/// Generates methods that set one field each, so that a policy can be built in one expression.
 macro_rules! setters {
     ($policy:ident { $($field:ident: $kind:ty),+ $(,)? }) => {
         impl $policy {
@@ -39,47 +40,46 @@ macro_rules! setters {
     };
 }
 
-/// When workers that end unexpectedly are followed by others, and when the cluster gives up.
+/// The policy of restarts after unexpected ends, and of giving up.
 ///
-/// Each slot has a back-off of its own: a worker that was ready for `min_uptime` is followed by
-/// another at once, others after `first_delay`, doubled for each further one of the slot, up to
-/// `max_delay`. The delay stays at `first_delay` where the worker had taken connections from the
-/// primary, and goes back to it for slots whose workers had been ready while clients wait and no
-/// worker is ready: a request that ends workers does not keep the others waiting. Delays are
-/// shortened by chance by up to a quarter; restarts of many slots at once are spread.
+/// Each slot has its own back-off. A worker that was ready for `min_uptime` is restarted
+/// immediately. Others are restarted after `first_delay`, which doubles with every further quick
+/// end of the slot, up to `max_delay`. If the worker had taken connections from the primary, the
+/// delay stays at `first_delay`; and while clients wait and no worker is ready, it is reduced to
+/// `first_delay` for slots whose workers had been ready, so that a request that crashes workers
+/// does not delay other clients. Delays are randomly shortened by up to a quarter, and restarts of
+/// many slots are spread.
 ///
-/// Giving up is for a cluster that cannot start: as long as no worker has ever been ready, it gives
-/// up after `max_ends` ends within `window`, or when none has become ready for `window` (or
-/// [`ReplacePolicy::ready_timeout`], if that is longer). Once a worker has been ready, it goes on:
-/// listeners stay, clients wait, and restarts go on, unless `when_failed` says otherwise.
+/// A cluster that cannot start gives up: as long as no worker has ever been ready, after `max_ends`
+/// ends within `window`, or if none becomes ready within `window` (or
+/// [`ReplacePolicy::ready_timeout`], if that is longer). Once a worker has been ready, listeners
+/// stay open, clients wait, and restarts continue, unless `when_failed` says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct RestartPolicy {
-    /// Which ends are followed by a restart. Default: all that were not asked for.
+    /// The ends after which a worker is restarted. Default: all unexpected ones.
     pub restart: Restart,
-    /// Exit codes that are not followed by one, whatever `restart` says. Default: none. When all
-    /// workers have ended for good, so has the cluster.
+    /// Exit codes after which a worker is not restarted, whatever `restart` says. Default: none.
+    /// The cluster ends when no worker is left to restart.
     pub final_codes: Vec<i32>,
-    /// A worker that was ready for this long is restarted at once when it ends, and its end does
-    /// not count. A worker that does not speak the protocol counts as ready after this time.
-    /// Default: 1 s.
+    /// Workers that were ready for at least this long are restarted immediately, and their end does
+    /// not count. Workers without Node's protocol count as ready after this time. Default: 1 s.
     pub min_uptime: Duration,
-    /// The delay before the first restart of a slot whose worker was not ready for that long;
-    /// doubled each time. Default: 100 ms.
+    /// Delay before the first restart of a slot after a quick end; doubles each time. Default: 100
+    /// ms.
     pub first_delay: Duration,
-    /// The longest delay. Default: 5 s.
+    /// Maximum delay. Default: 5 s.
     pub max_delay: Duration,
-    /// How long a start may be without a ready worker; ends are counted over this time. With
-    /// [`WhenFailed::End`] also how long the cluster may be without one later. Default: 120 s.
+    /// Time within which a start must have a ready worker; ends are counted over this time. With
+    /// [`WhenFailed::End`], also the maximum time without a ready worker later. Default: 120 s.
     pub window: Duration,
-    /// This many ends within the window, of all workers together, and a start that never had a
-    /// ready worker has failed. Default: 4 per worker, at least 8.
+    /// Number of ends within `window`, of all workers together, after which a start without a ready
+    /// worker has failed. Default: 4 per worker, at least 8.
     pub max_ends: usize,
-    /// What follows when workers had been ready and none is any more. Default:
-    /// [`WhenFailed::Stay`].
+    /// What a running cluster does when no worker is ready any more. Default: [`WhenFailed::Stay`].
     pub when_failed: WhenFailed,
-    /// Workers of this cluster were ready before this process began, for example before a restart
-    /// in place: the cluster does not give up like one that was never ready. Default: false.
+    /// Whether workers of this cluster were ready before this process began, for example before a
+    /// restart in place, so that the cluster does not give up as in a first start. Default: false.
     pub been_ready: bool,
 }
 
@@ -96,7 +96,7 @@ setters!(RestartPolicy {
 });
 
 impl RestartPolicy {
-    /// The defaults for this many workers.
+    /// Returns the defaults for this number of workers.
     #[must_use]
     pub fn new(workers: usize) -> RestartPolicy {
         RestartPolicy {
@@ -113,34 +113,34 @@ impl RestartPolicy {
     }
 }
 
-/// What a cluster does whose workers had been ready, when none is any more.
+/// What a running cluster does when no worker is ready any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WhenFailed {
-    /// It stays and goes on starting workers, up to [`RestartPolicy::max_delay`] apart.
+    /// Keeps starting workers, at intervals of up to [`RestartPolicy::max_delay`].
     #[default]
     Stay,
-    /// It gives up when no worker has been ready for [`RestartPolicy::window`].
+    /// Gives up when no worker has been ready for [`RestartPolicy::window`].
     End,
 }
 
-/// How workers are replaced: by a reload, or one of them by recycling.
+/// The policy of replacing workers by reloads and recycling.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ReplacePolicy {
-    /// When a new worker is ready.
+    /// The condition under which a new worker is ready.
     pub ready_when: ReadyWhen,
-    /// How long it may take until it is. One that replaces a worker that ended is ended then, and
-    /// followed like one that failed. Default: 30 s.
+    /// Time within which a new worker must be ready. A restarted worker that exceeds it is killed,
+    /// and the failure counts for the back-off. Default: 30 s.
     pub ready_timeout: Duration,
-    /// How long the first new worker of a reload must have been ready before the first old one
-    /// leaves. Until then it gets no connections. Default: 2 s. So a version that dies a moment
-    /// after it listens replaces nobody.
+    /// Time that the first new worker of a reload must stay ready before the first old one is
+    /// drained. Until then it gets no connections, so that a version that crashes soon after it
+    /// listens replaces no worker. Default: 2 s.
     pub min_ready_time: Duration,
-    /// How many workers may be started beyond those that there should be. Default: 1.
+    /// Number of workers that may run in addition to the configured number. Default: 1.
     pub max_surge: usize,
-    /// How many workers may be missing meanwhile: their old ones leave before the new ones start.
-    /// Default: 0. With both at 0, one is started beyond.
+    /// Number of workers that may be missing: old workers that leave before their successors start.
+    /// Default: 0. If `max_surge` is 0 too, it counts as 1.
     pub max_unavailable: usize,
 }
 
@@ -164,37 +164,37 @@ impl Default for ReplacePolicy {
     }
 }
 
-/// When a worker counts as ready.
+/// The condition under which a worker is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReadyWhen {
-    /// When it listens. If its predecessor did not listen either: when it has been there for 3 s,
-    /// or, if it does not speak Node's protocol, for [`RestartPolicy::min_uptime`].
+    /// It listens. If its predecessor did not listen either: it has run for 3 s or, without Node's
+    /// protocol, for [`RestartPolicy::min_uptime`].
     #[default]
     Auto,
-    /// When it listens.
+    /// It listens.
     Listening,
-    /// When it sends the message `'ready'`: PM2's `wait_ready`.
+    /// It has sent the message `'ready'` (PM2's `wait_ready`).
     Message,
-    /// When it, or a process of its group, says `READY=1`: `sd_notify(3)`.
+    /// It, or a process of its group, has sent `READY=1` (`sd_notify(3)`).
     Notified,
 }
 
-/// Which ends of workers are followed by a restart.
+/// The ends after which a worker is restarted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Restart {
-    /// All that were not asked for.
+    /// All unexpected ends.
     #[default]
     Always,
-    /// All but exits with code 0.
+    /// All unexpected ends except exits with code 0.
     OnFailure,
     /// None.
     Never,
 }
 
 impl Config {
-    /// Sensible values for this many workers.
+    /// Returns the defaults for this number of workers.
     #[must_use]
     pub fn new(workers: usize) -> Config {
         Config {

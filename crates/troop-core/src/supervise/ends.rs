@@ -1,8 +1,6 @@
-//! What follows when workers end by themselves: back-off per slot, and when the app as a whole has
-//! failed.
+//! Unexpected ends of workers: the back-off per slot, and when the cluster as a whole has failed.
 //!
-//! Giving up is for an app that cannot start. One that has had a ready worker goes on, unless it
-//! was told to end when it is down.
+//! A cluster gives up only if it cannot start, or if the policy says to end without a ready worker.
 
 use std::time::Duration;
 
@@ -13,7 +11,7 @@ use super::{
     SlotWorker, Supervisor, Time, Vacancy, WhenFailed,
 };
 
-/// How far a worker had come when it ended.
+/// The uptime of a worker at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Life {
     /// It was never ready.
@@ -24,29 +22,29 @@ pub(super) enum Life {
     Full,
 }
 
-/// How complete the app is.
+/// The readiness of the cluster as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Level {
     /// No worker has been ready yet; or slots have not had a ready worker yet, and none has lost
     /// its worker.
     Starting,
-    /// Every slot that is to have a ready worker has one.
+    /// Every slot that should have a ready worker has one.
     Complete,
-    /// The worker of some slots has ended, or could not be started, and no ready one has followed.
+    /// The workers of some slots have ended, or could not be started, and have no ready successor.
     Degraded,
-    /// The same, and no slot has a ready worker.
+    /// As degraded, and no slot has a ready worker.
     Down,
 }
 
-/// How the app is, as of the last look.
+/// The health of the cluster at the last check.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Health {
     pub(super) level: Level,
-    /// A worker has been ready.
+    /// Whether a worker has ever been ready.
     pub(super) been_ready: bool,
-    /// Since when no worker is ready.
+    /// The time since which no worker is ready.
     pub(super) down_since: Option<Time>,
-    /// It was told that the app is degraded.
+    /// Whether the degradation was reported.
     reported: bool,
     looked: Time,
 }
@@ -64,7 +62,7 @@ impl Health {
 }
 
 impl Config {
-    /// Whether a worker that ended so has done what it was to do.
+    /// Whether a worker that ended like this is not restarted, because it is done.
     pub(super) fn is_finished(&self, how: ExitHow) -> bool {
         how.is_success()
             || matches!(how, ExitHow::Code(code) if self.restart.final_codes.contains(&code))
@@ -81,14 +79,14 @@ impl Supervisor {
         }
     }
 
-    /// The worker of a slot has ended without having been told to.
+    /// Handles the unexpected end of a slot's worker.
     pub(super) fn lost(&mut self, now: Time, slot: usize, member: SlotWorker, how: ExitHow) {
         let life = self.life(now, &member);
         self.health.been_ready |= life != Life::Unready;
         let state = &mut self.slots[slot];
         if let Some(successor) = state.successor.take() {
-            // Its successor is on the way; it is the worker of this slot now, whatever becomes of
-            // the rest.
+            // Its successor is starting already; it becomes the worker of this slot, whatever
+            // happens to the round.
             (state.current, state.lost) = (Some(successor), true);
             self.orders.push_back(Order::Admit(successor.worker));
             if let Some(round) = &mut self.round {
@@ -121,7 +119,7 @@ impl Supervisor {
         self.vacant(now, slot, Cause::Ended(member.worker, how), life, member.served);
     }
 
-    /// When all workers have ended for good, so has everything.
+    /// Ends the cluster when no worker is left to restart.
     pub(super) fn end_if_all_have(&mut self, now: Time) {
         if self.phase != RunState::Running
             || self.slots.is_empty()
@@ -150,7 +148,7 @@ impl Supervisor {
         })
     }
 
-    /// Slots without a worker.
+    /// Returns the slots without a worker.
     pub fn vacancies(&self) -> impl Iterator<Item = Vacancy> {
         let empty = self.slots.iter().enumerate().filter(|(_, state)| state.current.is_none());
         empty.map(|(slot, state)| Vacancy {
@@ -173,7 +171,7 @@ impl Supervisor {
         self.slots.iter().any(|state| state.current.is_some_and(|member| member.online.is_some()))
     }
 
-    /// A slot lost its worker unexpectedly.
+    /// Handles a slot whose worker has ended unexpectedly.
     pub(super) fn vacant(
         &mut self,
         now: Time,
@@ -200,7 +198,7 @@ impl Supervisor {
         state.lost = true;
         state.quick_ends = match life {
             Life::Full => 0,
-            // Its clients may have been its end; those that wait need a worker soon.
+            // A request may have crashed it; waiting clients need a worker soon.
             Life::Brief if served => 1,
             Life::Brief | Life::Unready => state.quick_ends.saturating_add(1),
         };
@@ -221,7 +219,7 @@ impl Supervisor {
         }
     }
 
-    /// When a slot that has lost its worker, or is to go on as before, gets the next one.
+    /// Schedules the next worker of a slot.
     pub(super) fn retry(&mut self, now: Time, slot: usize) {
         let others = self
             .slots
@@ -233,8 +231,8 @@ impl Supervisor {
         self.slots[slot].retry_at = Some(now + delay);
     }
 
-    /// Whether [`Supervisor::hurry`] would change anything: no worker is ready, and slots wait
-    /// whose last workers had been.
+    /// Whether [`Supervisor::hurry`] would have an effect: no worker is ready, and slots wait whose
+    /// last workers had been ready.
     #[must_use]
     pub fn may_hurry(&self) -> bool {
         let waits = |state: &super::SlotState| matches!((state.hurry_at, state.retry_at), (Some(soon), Some(late)) if soon < late);
@@ -243,9 +241,9 @@ impl Supervisor {
             && self.slots.iter().any(waits)
     }
 
-    /// Clients wait while no worker is ready. Slots whose last workers had been ready do not wait
-    /// longer than after a first quick end, so that requests that end workers do not keep the
-    /// others from being served.
+    /// Shortens delays because clients wait while no worker is ready. Slots whose last workers had
+    /// been ready wait no longer than after a first quick end, so that a request that crashes
+    /// workers does not delay other clients.
     pub fn hurry(&mut self, now: Time) {
         self.due.set(None);
         if !self.may_hurry() {
@@ -260,19 +258,19 @@ impl Supervisor {
 
     // ---- workers that are never ready ----
 
-    /// How long a worker that is started now may take to be ready. Those of the first start may
-    /// take as long as that.
+    /// Returns the time within which a worker that is started now must be ready. Workers of the
+    /// first start have the whole window.
     pub(super) fn ready_limit(&self) -> Duration {
         if self.health.been_ready { self.config.replace.ready_timeout } else { self.down_limit() }
     }
 
-    /// The workers that are not ready, will not be by their age alone, and are not waited for by a
-    /// round.
+    /// Returns the workers that are not ready, will not become so by uptime alone, and are not part
+    /// of a round.
     fn unready(&self) -> impl Iterator<Item = (usize, SlotWorker)> {
         let is_leaving =
             |member: &SlotWorker| self.leaving.iter().any(|l| l.worker == member.worker);
         let is_in_round = |slot| self.round.as_ref().is_some_and(|round| round.is_at(slot));
-        // A first start fails as a whole.
+        // A first start fails as a whole, by its window.
         let counts = self.phase == RunState::Running && self.health.been_ready;
         let members =
             self.slots.iter().enumerate().filter_map(|(slot, state)| Some((slot, state.current?)));
@@ -288,8 +286,7 @@ impl Supervisor {
         self.unready().map(|(_, member)| member.due)
     }
 
-    /// Ends workers that have had their time and are not ready. When they have ended, they are
-    /// followed as those are that fail.
+    /// Ends workers that are not ready in time. Their end counts as a failure.
     pub(super) fn end_late(&mut self, now: Time) {
         let late: Vec<_> = self
             .unready()
@@ -305,7 +302,7 @@ impl Supervisor {
         }
     }
 
-    /// Gives up a start in which no worker became ready.
+    /// Gives up a start without a ready worker.
     pub(super) fn give_up_start(&mut self, now: Time, ends: usize, cause: Cause) {
         self.give_up(now, GiveUp::NeverReady { ends, within: self.config.restart.window, cause });
     }
@@ -315,9 +312,9 @@ impl Supervisor {
         self.end(now, Outcome::GaveUp(why));
     }
 
-    // ---- the app as a whole ----
+    // ---- the cluster as a whole ----
 
-    /// How long it may be without a ready worker.
+    /// Returns the maximum time without a ready worker.
     fn down_limit(&self) -> Duration {
         if self.health.been_ready {
             self.config.restart.window
@@ -326,7 +323,7 @@ impl Supervisor {
         }
     }
 
-    /// When it is given up if no worker becomes ready.
+    /// Returns the time at which the cluster gives up if no worker becomes ready.
     fn gives_up_at(&self) -> Option<Time> {
         let limited = !self.health.been_ready || self.config.restart.when_failed == WhenFailed::End;
         let down_since = self
@@ -336,8 +333,8 @@ impl Supervisor {
         Some(down_since + self.down_limit())
     }
 
-    /// When there is something to see if nothing happens before: a worker becomes ready by its age,
-    /// or it is time to give up.
+    /// Returns the times at which health may change without an event: a worker becomes ready by its
+    /// uptime, or the cluster gives up.
     pub(super) fn health_deadlines(&self) -> impl Iterator<Item = Time> {
         let looked = self.health.looked;
         let ready =
@@ -347,7 +344,7 @@ impl Supervisor {
             .chain(self.gives_up_at())
     }
 
-    /// Looks at how the app is. To be called after everything that may have changed that.
+    /// Updates the health and reports changes. Must be called after every change of a worker.
     pub(super) fn look(&mut self, now: Time) {
         self.due.set(None);
         self.health.looked = now;
@@ -371,7 +368,7 @@ impl Supervisor {
         }
         let health = &mut self.health;
         health.been_ready |= ready > 0;
-        // Where no worker is wanted, none is missing.
+        // With a target of 0 no worker is missing.
         health.down_since =
             if ready > 0 || self.slots.is_empty() { None } else { health.down_since.or(Some(now)) };
         let level = match (health.been_ready, lost, ready, awaited) {

@@ -1,5 +1,4 @@
-//! What is expected: workers that are still to come, and the addresses that new workers have to
-//! take over from old ones.
+//! Expected workers, and the addresses that new workers must take over from old ones.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,29 +6,29 @@ use super::{RunState, Supervisor};
 use crate::event::Address;
 use crate::id::WorkerId;
 
-/// An address that must not be lost when workers are replaced.
+/// An address that a replacement of workers must not lose.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
-    /// The address, in the words of the worker that asked for it first.
+    /// The address, as the first worker asked for it.
     pub at: Address,
-    /// The workers that listen there; none if it was left open for whoever comes next.
+    /// The workers that listen there; none if it is kept open for a successor.
     pub holders: Vec<WorkerId>,
-    /// Workers of several slots had it, or the only one: the first new worker must listen there
-    /// before the first old one leaves. Otherwise it is enough that a new one does before the
-    /// worker that has it leaves.
+    /// Whether workers of several slots, or the single worker, have it: then the first new worker
+    /// must listen there before the first old one leaves. Otherwise a new worker must listen there
+    /// before the one that has it leaves.
     pub is_shared: bool,
 }
 
-/// An address that a new worker has to listen on and none does.
+/// A claimed address on which no new worker listens yet.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lacking<'a> {
     pub(super) claim: &'a Claim,
-    /// The worker that is to be replaced has it to itself, and another slot's new worker may take
-    /// it as well.
+    /// Whether another slot's new worker may take it over, because only the worker that is replaced
+    /// has it.
     pub(super) may_come: bool,
 }
 
-/// The claims of a round, and what its workers have taken over so far.
+/// The claims of a round, and the addresses on which its new workers listen.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Claims {
     claims: Vec<Claim>,
@@ -41,15 +40,14 @@ impl Claims {
         Claims { claims, listening: Vec::new() }
     }
 
-    /// Where a worker listens.
+    /// Sets the addresses of a worker.
     pub(super) fn listens_at(&mut self, worker: WorkerId, at: Vec<Address>) {
         self.listening.retain(|(other, _)| *other != worker);
         self.listening.push((worker, at));
     }
 
-    /// An address where none of the new ones listens, and that this holder has, or that was left
-    /// open for whoever comes. With `is_last`, no more new ones are to come, so it is about all
-    /// addresses.
+    /// Returns a claimed address of this holder, or without holders, on which no new worker
+    /// listens. With `is_last`, no further new worker will come, so all claimed addresses count.
     pub(super) fn lacking(
         &self,
         holder: Option<WorkerId>,
@@ -67,12 +65,12 @@ impl Claims {
         Some(Lacking { claim, may_come: !claim.is_shared && !is_last })
     }
 
-    /// Whether a worker has an address that no other one has.
+    /// Whether a worker has an address that no other worker has.
     pub(super) fn has_own(&self, worker: WorkerId) -> bool {
         self.claims.iter().any(|claim| !claim.is_shared && claim.holders.contains(&worker))
     }
 
-    /// These workers are not to have successors, so nobody has to take over what only they have.
+    /// Drops the claims of workers that get no successors.
     pub(super) fn let_go(&mut self, workers: &[WorkerId]) {
         self.claims.retain_mut(|claim| {
             let before = claim.holders.len();
@@ -81,7 +79,7 @@ impl Claims {
         });
     }
 
-    /// Where a worker listens, for people: the first few addresses.
+    /// Returns the first few addresses of a worker, for messages.
     pub(super) fn listed(&self, worker: WorkerId) -> String {
         const MAX_SHOWN: usize = 4;
         let all = self
@@ -101,8 +99,8 @@ impl Claims {
 }
 
 impl Supervisor {
-    /// Whether workers are still to be started that may ask for a listener: a slot is empty or
-    /// about to be, workers are being replaced, or none are wanted for now.
+    /// Whether workers will be started that may ask for a listener: a slot is or becomes empty,
+    /// workers are being replaced, or the cluster is paused.
     #[must_use]
     pub fn expects_workers(&self) -> bool {
         match self.phase {

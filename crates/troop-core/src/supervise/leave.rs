@@ -1,4 +1,4 @@
-//! How workers leave: singly for a successor, all of them for a pause or the end.
+//! Draining workers: single ones for a successor, all of them for a pause or a stop.
 
 use super::{
     Afterwards, Answer, EXIT_TIMEOUT, Leaving, Order, Outcome, Progress, RecycleFailed,
@@ -6,9 +6,9 @@ use super::{
 };
 
 impl Supervisor {
-    // ---- resting ----
+    // ---- pausing ----
 
-    /// Finishes all workers, and starts none until [`Supervisor::reload`].
+    /// Drains all workers and starts none until [`Supervisor::reload`].
     pub fn pause(&mut self, now: Time) {
         self.due.set(None);
         if self.phase == RunState::Running {
@@ -33,7 +33,7 @@ impl Supervisor {
 
     // ---- stopping ----
 
-    /// Finishes all workers, then reports [`Order::Finish`]. Without effect while stopping.
+    /// Drains all workers, then emits [`Order::Finish`]. Has no effect while stopping.
     pub fn stop(&mut self, now: Time) {
         self.due.set(None);
         match self.phase {
@@ -45,7 +45,7 @@ impl Supervisor {
         }
     }
 
-    /// Kills what is left, then reports [`Order::Finish`].
+    /// Kills all remaining workers, then emits [`Order::Finish`].
     pub fn stop_now(&mut self, now: Time) {
         self.stop(now);
         for leaving in &mut self.leaving {
@@ -62,7 +62,7 @@ impl Supervisor {
         self.finish_if_done();
     }
 
-    /// Has all workers leave.
+    /// Drains all workers.
     fn empty(&mut self, now: Time) {
         self.rejected = None;
         if let Some(round) = self.round.take() {
@@ -83,7 +83,7 @@ impl Supervisor {
         }
     }
 
-    /// What replaces workers is over because all of them are being ended.
+    /// Adjusts the answer of an operation that ends because all workers are being ended.
     fn overtake(&self, answer: &mut Answer) {
         let is_stopping = matches!(self.phase, RunState::Stopping(Outcome::Stopped { .. }));
         match answer {
@@ -115,7 +115,7 @@ impl Supervisor {
         });
     }
 
-    /// Has a worker leave that has never been ready, so that it has hardly anything to finish.
+    /// Ends a worker that was never ready, so that it has hardly anything to drain.
     pub(super) fn leave_unready(&mut self, now: Time, member: SlotWorker) {
         self.leave(now, member);
         let term_at = Some(now + EXIT_TIMEOUT);
@@ -125,13 +125,13 @@ impl Supervisor {
             .for_each(|l| l.term_at = term_at);
     }
 
-    /// Has a worker leave for a successor. Those that never leave must not become more and more.
+    /// Drains a worker that has a successor. Bounds the number of draining workers.
     pub(super) fn make_way(&mut self, now: Time, member: SlotWorker) {
         self.leave(now, member);
         let most = 4 + 2 * self.config.workers;
         let surplus = self.leaving.iter().filter(|l| !l.killed).count().saturating_sub(most);
         let grace = self.config.grace;
-        // Reloads may be faster than any worker can end that is about to.
+        // Reloads may follow each other faster than old workers can end.
         let has_had_time = |l: &&mut Leaving| !l.killed && now + grace >= l.kill_at + EXIT_TIMEOUT;
         for oldest in self.leaving.iter_mut().filter(has_had_time).take(surplus) {
             oldest.killed = true;

@@ -1,8 +1,8 @@
-//! How many workers there should be, and what to do when there are not: restarts, replacement,
+//! Supervision: keeps the configured number of workers running. Restarts, replacement, scaling,
 //! shutdown.
 //!
-//! A state machine like [`crate::primary`]: call the method that fits what happened, then carry out
-//! the [`Order`]s in order.
+//! A state machine like [`crate::primary`]: report each event by its method, then carry out the
+//! [`Order`]s in order.
 
 mod config;
 mod ends;
@@ -39,27 +39,28 @@ struct SlotWorker {
     since: Time,
     generation: u32,
     online: Option<Time>,
-    /// It speaks Node's protocol, or surely will.
+    /// Whether it speaks Node's protocol, or is known to do so once it has started.
     has_ipc: bool,
-    /// Since when it listens.
+    /// The time since which it listens.
     listening: Option<Time>,
-    /// When it said that it is ready.
+    /// The time at which it reported that it is ready.
     notified: Option<Time>,
-    /// When it closed its channel; it has not been ready since.
+    /// The time at which it closed its channel; it is not ready from then on.
     gone: Option<Time>,
-    /// It has taken connections.
+    /// Whether it has taken connections.
     served: bool,
-    /// By when it has to be ready, where no round says so.
+    /// The deadline of its readiness outside of rounds.
     due: Time,
 }
 
 impl SlotWorker {
-    /// Since when it is ready, or from when on it will be if nothing happens.
+    /// Returns the time since which it is ready, or at which it will become ready without further
+    /// events.
     fn ready_at(&self, must_listen: bool, config: &Config) -> Option<Time> {
         if self.gone.is_some() { None } else { self.could_serve_at(must_listen, config) }
     }
 
-    /// The same, whether or not it has closed its channel meanwhile.
+    /// Returns the same, ignoring whether it has closed its channel.
     fn could_serve_at(&self, must_listen: bool, config: &Config) -> Option<Time> {
         let (ready, by_age) = match config.replace.ready_when {
             ReadyWhen::Message | ReadyWhen::Notified => (self.notified, false),
@@ -67,11 +68,11 @@ impl SlotWorker {
             ReadyWhen::Auto => (self.listening, !must_listen),
         };
         let aged = match self.online {
-            // One that speaks Node's protocol may still be about to listen.
+            // A worker with Node's protocol may still listen.
             Some(online) if self.has_ipc => {
                 Some(online + config.listen_patience.max(config.restart.min_uptime))
             }
-            // It is still being loaded.
+            // Its program is still being loaded.
             None if self.has_ipc => None,
             _ => Some(self.since + config.restart.min_uptime),
         };
@@ -88,10 +89,10 @@ impl SlotWorker {
 struct Leaving {
     worker: WorkerId,
     kill_at: Time,
-    /// When to follow up with `SIGTERM`.
+    /// The time of `SIGTERM`, if it has not ended by then.
     term_at: Option<Time>,
     killed: bool,
-    /// It has no successor.
+    /// Whether it has no successor.
     is_surplus: bool,
 }
 
@@ -100,46 +101,46 @@ struct SlotState {
     current: Option<SlotWorker>,
     successor: Option<SlotWorker>,
     retry_at: Option<Time>,
-    /// When to retry if clients wait and no worker is ready: known of a slot whose last worker had
-    /// been ready.
+    /// The time of the restart if clients wait and no worker is ready; set for slots whose last
+    /// worker had been ready.
     hurry_at: Option<Time>,
-    /// Ends in a row of workers that were not ready for the minimum time.
+    /// Number of consecutive ends of workers that were not ready for the minimum uptime.
     quick_ends: u32,
-    /// Its last worker ended unexpectedly, and none has been ready since.
+    /// Whether its last worker ended unexpectedly and none has been ready since.
     lost: bool,
-    /// How its last worker ended, if it stays empty for that.
+    /// How its last worker ended, if the slot stays empty because of that.
     done: Option<(WorkerId, ExitHow)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum RunState {
     Running,
-    /// Nothing is started any more, until somebody wants it.
+    /// No worker is started until the next reload.
     Idle,
     Stopping(Outcome),
     Finished,
 }
 
-/// What a supervisor is about.
+/// The state of a supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SupervisorState {
     /// No worker has been ready yet; or slots have not had a ready worker yet, and none has lost
     /// its worker.
     Starting,
-    /// It keeps the workers running, and every slot has a ready one.
+    /// Every slot has a ready worker.
     Running,
-    /// After a worker had been ready: the worker of some slots has ended, or could not be started,
-    /// and no ready one has followed.
+    /// A worker has been ready before; the workers of some slots have ended, or could not be
+    /// started, and have no ready successor.
     Degraded,
-    /// It replaces them.
+    /// A reload is under way.
     Reloading,
-    /// It was told to end all workers, and waits to be told to start new ones.
+    /// All workers have been ended, or are draining; a reload starts new ones.
     Paused,
-    /// It ends.
+    /// The cluster is stopping.
     Stopping,
 }
 
-/// A reload that has replaced all workers.
+/// A reload that has replaced all workers and is not verified yet.
 #[derive(Debug, Serialize, Deserialize)]
 struct Unchecked {
     ticket: Option<Ticket>,
@@ -149,52 +150,52 @@ struct Unchecked {
 /// A slot without a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Vacancy {
-    /// Which.
+    /// The slot.
     pub slot: Slot,
-    /// When the next worker is started; `None` if none is, or one is being started now.
+    /// The time of the next start; `None` if none follows, or one is under way.
     pub retry_at: Option<Time>,
-    /// Workers in a row that were not ready for the minimum time.
+    /// Number of consecutive workers that were not ready for the minimum uptime.
     pub quick_ends: u32,
-    /// How its last worker ended, if none is to follow.
+    /// How its last worker ended, if none follows.
     pub done: Option<ExitHow>,
 }
 
-/// How long a worker may linger between its disconnect and its end before `SIGTERM`.
+/// Time between a worker's disconnect and `SIGTERM`, if its process does not end.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Keeps a number of workers running: restarts, reloads, recycling, shutdown.
 ///
-/// Call the method that fits what happened, then carry out the [`Order`]s in order.
+/// Report each event by its method, then carry out the [`Order`]s in order.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Supervisor {
     config: Config,
     slots: Vec<SlotState>,
     leaving: Vec<Leaving>,
     restarts: Restarts,
-    /// Unexpected ends that are too many, for so many workers.
+    /// The number of ends that are too many, and the number of workers that it is meant for.
     budget: (usize, usize),
-    /// What workers are started now belong to; one more with each reload.
+    /// The generation of workers that are started now; increases with each reload.
     generation: u32,
     round: Option<Round>,
-    /// A generation that was rejected and is still there in part, and when it is tried again to
-    /// replace that.
+    /// A rejected generation of which workers remain, and the time of the next attempt to replace
+    /// them.
     rejected: Option<(u32, Option<Time>)>,
     /// A reload that has replaced all workers, while the shell checks whether clients reach them.
     unchecked: Option<Unchecked>,
-    /// Requests that are answered later.
+    /// Operations that are not complete yet.
     waiting: Vec<Waiting>,
-    /// Workers that had to be killed since the end began.
+    /// Workers that were killed since the stop began.
     killed: Vec<WorkerId>,
     phase: RunState,
     health: Health,
     orders: VecDeque<Order>,
-    /// The next deadline, if it is known: it is asked for far more often than it changes.
+    /// Cache of the next deadline, which is read far more often than it changes.
     #[serde(skip)]
     due: Cell<Option<Option<Time>>>,
 }
 
 impl Supervisor {
-    /// A supervisor that has not started anything.
+    /// Creates a supervisor that has not started any worker.
     #[must_use]
     pub fn new(config: Config) -> Supervisor {
         Supervisor {
@@ -216,7 +217,7 @@ impl Supervisor {
         }
     }
 
-    /// The next thing to do.
+    /// Returns the next order.
     pub fn next_order(&mut self) -> Option<Order> {
         self.orders.pop_front()
     }
@@ -231,7 +232,7 @@ impl Supervisor {
         }
     }
 
-    /// A fork that was ordered succeeded.
+    /// Handles a successful fork.
     pub fn forked(&mut self, now: Time, slot: Slot, worker: WorkerId) {
         self.due.set(None);
         let generation = self.generation;
@@ -249,7 +250,7 @@ impl Supervisor {
         };
         let state = self.slots.get_mut(slot.0).filter(|_| self.phase == RunState::Running);
         let Some(state) = state else {
-            // There is no use for it any more.
+            // The worker is not needed any more.
             self.leave(now, member);
             return;
         };
@@ -260,13 +261,12 @@ impl Supervisor {
             state.successor = Some(member);
             self.orders.push_back(Order::Hold(worker));
         } else {
-            // Somebody else was faster.
+            // The slot has another worker already.
             self.leave(now, member);
         }
     }
 
-    /// Whether a fork that was ordered for a slot is still of use: one that succeeds now does not
-    /// have to leave at once.
+    /// Whether the fork of a slot is still needed, so that its worker would not be ended at once.
     #[must_use]
     pub fn awaits_fork(&self, slot: Slot) -> bool {
         let is_awaited = self.round.as_ref().is_some_and(|round| round.awaits_successor(slot.0));
@@ -277,19 +277,19 @@ impl Supervisor {
         })
     }
 
-    /// How many workers are kept running.
+    /// Returns the number of workers to keep running.
     #[must_use]
     pub fn wanted(&self) -> usize {
         self.config.workers
     }
 
-    /// Unexpected ends so far.
+    /// Returns the number of unexpected ends so far.
     #[must_use]
     pub fn unexpected_ends(&self) -> u64 {
         self.restarts.total()
     }
 
-    /// What it is about.
+    /// Returns the state.
     #[must_use]
     pub fn state(&self) -> SupervisorState {
         match &self.phase {
@@ -306,20 +306,20 @@ impl Supervisor {
         }
     }
 
-    /// When a worker that is to finish will be killed.
+    /// Returns the time at which a draining worker will be killed.
     #[must_use]
     pub fn leaves_by(&self, worker: WorkerId) -> Option<Time> {
         self.leaving.iter().find(|l| l.worker == worker).map(|l| l.kill_at)
     }
 
-    /// Whether a worker leaves because fewer are wanted, so that it has no successor.
+    /// Whether a worker drains because of scaling down, without a successor.
     #[must_use]
     pub fn is_surplus(&self, worker: WorkerId) -> bool {
         self.leaving.iter().any(|l| l.worker == worker && l.is_surplus)
     }
 
-    /// Whether a worker counts as up, and which generation it belongs to: 1 for the first, one more
-    /// for each reload. `None` if it has left, or is leaving.
+    /// Returns whether a worker is ready, and its generation: 1 for the first, increasing with each
+    /// reload. `None` if it is draining or has ended.
     #[must_use]
     pub fn standing(&self, now: Time, worker: WorkerId) -> Option<(bool, u32)> {
         let members =
@@ -328,7 +328,7 @@ impl Supervisor {
         Some((member.is_ready(now, false, &self.config), member.generation))
     }
 
-    /// When a worker of a slot was started.
+    /// Returns the start time of a slot's worker.
     #[must_use]
     pub fn started_at(&self, worker: WorkerId) -> Option<Time> {
         let mut members =
@@ -336,14 +336,14 @@ impl Supervisor {
         members.find(|member| member.worker == worker).map(|member| member.since)
     }
 
-    /// Changes how many workers are kept running. Those that are too many finish, the last ones
-    /// first. Without effect while stopping.
+    /// Changes the number of workers to keep running. Surplus workers are drained, the highest
+    /// slots first. Has no effect while stopping.
     pub fn scale(&mut self, now: Time, workers: usize) {
         self.due.set(None);
         if !matches!(self.phase, RunState::Running | RunState::Idle) {
             return;
         }
-        // In proportion, so that what is much for a few is little for many.
+        // The number of ends that are too many is in proportion to the number of workers.
         let (ends, among) = self.budget;
         self.config.restart.max_ends =
             ends.max(ends.saturating_mul(workers).div_ceil(among.max(1)));
@@ -375,8 +375,8 @@ impl Supervisor {
         self.look(now);
     }
 
-    /// A fork that was ordered failed. `for_good` means that trying again cannot help (the program
-    /// does not exist).
+    /// Handles a failed fork. `for_good` is whether another attempt cannot succeed, because the
+    /// program does not exist.
     pub fn fork_failed(&mut self, now: Time, slot: Slot, reason: String, for_good: bool) {
         self.due.set(None);
         if self.phase != RunState::Running || slot.0 >= self.slots.len() {
@@ -397,53 +397,54 @@ impl Supervisor {
         self.look(now);
     }
 
-    /// What a worker that is started now belongs to: 1 for the first ones, more with each reload.
+    /// Returns the generation of workers that are started now: 1 at first, increasing with each
+    /// reload.
     #[must_use]
     pub fn generation(&self) -> u32 {
         self.generation
     }
 
-    /// Whether it is on its way to the end.
+    /// Whether it is stopping or has stopped.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         matches!(self.phase, RunState::Stopping(_) | RunState::Finished)
     }
 
-    /// A worker that was forked is known to speak Node's protocol, so that it is not taken for one
-    /// that does not when it takes its time.
+    /// Records that a worker's program speaks Node's protocol, so that a slow start is not taken
+    /// for its lack.
     pub fn expect_ipc(&mut self, now: Time, worker: WorkerId) {
         self.with_slot_worker(now, worker, |member| member.has_ipc = true);
     }
 
-    /// A worker runs. `has_ipc` means that it says so itself.
+    /// Handles a running worker. `has_ipc` is whether it has sent `online`.
     pub fn online(&mut self, now: Time, worker: WorkerId, has_ipc: bool) {
         self.with_slot_worker(now, worker, |member| {
             (member.online, member.has_ipc) = (member.online.or(Some(now)), has_ipc)
         });
     }
 
-    /// A worker's server listens.
+    /// Handles a worker whose server listens.
     pub fn listening(&mut self, now: Time, worker: WorkerId) {
         self.with_slot_worker(now, worker, |member| {
             member.listening = member.listening.or(Some(now))
         });
     }
 
-    /// Where a worker listens now. Call before [`Supervisor::listening`].
+    /// Sets the addresses of a worker. Call before [`Supervisor::listening`].
     pub fn listens_at(&mut self, worker: WorkerId, at: Vec<Address>) {
         if let Some(round) = &mut self.round {
             round.listens_at(worker, at);
         }
     }
 
-    /// A worker says that it is ready.
+    /// Handles a worker's report that it is ready.
     pub fn reported_ready(&mut self, now: Time, worker: WorkerId) {
         self.with_slot_worker(now, worker, |member| {
             member.notified = member.notified.or(Some(now))
         });
     }
 
-    /// A worker has taken connections.
+    /// Records that a worker has taken connections.
     pub fn served(&mut self, worker: WorkerId) {
         let mut members = self.slots.iter_mut().flat_map(|state| &mut state.current);
         if let Some(member) = members.find(|member| member.worker == worker) {
@@ -467,7 +468,7 @@ impl Supervisor {
         }
     }
 
-    /// A worker's channel closed.
+    /// Handles the end of a worker's channel.
     pub fn disconnected(&mut self, now: Time, worker: WorkerId) {
         self.due.set(None);
         if let Some(leaving) = self.leaving.iter_mut().find(|l| l.worker == worker) {
@@ -478,8 +479,8 @@ impl Supervisor {
             self.slots.iter_mut().flat_map(|p| p.current.iter_mut().chain(p.successor.iter_mut()));
         if let Some(member) = members.find(|member| member.worker == worker) {
             member.gone = Some(now);
-            // It cannot be given connections any more. Normally it ends by itself at once; its end
-            // refills the slot.
+            // It cannot take connections any more. Normally its process ends soon, which refills
+            // the slot.
             let kill_at = now + self.config.grace;
             self.leaving.push(Leaving {
                 worker,
@@ -492,7 +493,7 @@ impl Supervisor {
         }
     }
 
-    /// A worker's process ended.
+    /// Handles the end of a worker's process.
     pub fn exited(&mut self, now: Time, worker: WorkerId, how: ExitHow) {
         self.due.set(None);
         if let Some(at) = self.leaving.iter().position(|l| l.worker == worker)
@@ -523,7 +524,7 @@ impl Supervisor {
 
     // ---- time ----
 
-    /// When [`Supervisor::tick`] wants to be called.
+    /// Returns the time at which [`Supervisor::tick`] must be called.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         let due = self.due.get().unwrap_or_else(|| self.reckon());
@@ -547,7 +548,7 @@ impl Supervisor {
             .min()
     }
 
-    /// Time passes.
+    /// Advances the time.
     pub fn tick(&mut self, now: Time) {
         self.due.set(None);
         for leaving in &mut self.leaving {

@@ -1,7 +1,7 @@
-//! What a supervisor is asked to do, and how each of these operations ended.
+//! Operations of a supervisor and their results.
 //!
-//! Each request has a [`Ticket`]. The supervisor answers it with [`Order::Answer`] when the
-//! operation is over, so that nobody has to guess its end from the progress.
+//! Each request has a [`Ticket`], which the supervisor answers with [`Order::Answer`] when the
+//! operation is over. Callers need not derive the result from progress events.
 
 use std::error::Error;
 use std::fmt;
@@ -14,22 +14,22 @@ use crate::event::{Address, ExitHow};
 use crate::id::{Time, WorkerId};
 use crate::text::counted;
 
-/// The number of a request, by which its answer is recognised.
+/// Identifies a request in its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Ticket(pub u64);
 
-/// An operation that is answered when it is over.
+/// An operation to request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Replaces the workers, whose successors take over these addresses.
+    /// Replaces all workers; their successors must take over these addresses.
     Reload(Vec<Claim>),
     /// Replaces one worker.
     Recycle {
-        /// Which.
+        /// The worker.
         worker: WorkerId,
-        /// Why, for people.
+        /// The reason, for people.
         reason: String,
-        /// The addresses that its successor has to take over.
+        /// The addresses that its successor must take over.
         claims: Vec<Claim>,
     },
     /// Waits until every slot has a ready worker.
@@ -40,82 +40,80 @@ pub enum Request {
     Pause,
 }
 
-/// How an operation ended.
+/// The result of an operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
-    /// That of a reload.
+    /// The result of a reload.
     Reload(Result<Reloaded, ReloadFailed>),
     /// The successor of a recycled worker.
     Recycle(Result<WorkerId, RecycleFailed>),
-    /// How many workers are ready.
+    /// The number of ready workers.
     Ready(Result<usize, NotReady>),
-    /// Whether as many workers are ready, and the others gone.
+    /// Whether the target number of workers is ready, and the surplus has ended.
     Scale(Result<(), NotReady>),
-    /// Whether the workers are gone.
+    /// Whether all workers have ended.
     Pause(Result<(), NotReady>),
 }
 
-/// What a reload has done.
+/// The result of a successful reload.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Reloaded {
-    /// Workers that have been replaced. They may still be finishing what they have.
+    /// Number of replaced workers. They may still be draining.
     pub replaced: usize,
-    /// Workers that were started in slots that had none.
+    /// Number of workers that were started in empty slots.
     pub started: usize,
-    /// Addresses that the old workers listened on and no new one does. Only where that is allowed.
+    /// Addresses of the old workers on which no new worker listens, if the reload allowed that.
     pub left: Vec<Address>,
-    /// Addresses that new workers listen on and no old one did.
+    /// Addresses of the new workers on which no old worker listened.
     pub added: Vec<Address>,
 }
 
-/// Why a new worker did not take over.
+/// The reason why a new worker did not take over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ReplaceFailure {
-    /// It ended.
+    /// The new worker ended.
     Ended {
         /// The new worker.
         worker: WorkerId,
         /// How it ended.
         how: ExitHow,
-        /// The last lines that it wrote to standard error, if those are known; not made safe to
-        /// show.
+        /// Its last lines on standard error, if known; not escaped.
         last_lines: Option<String>,
     },
-    /// It could not be started.
+    /// The new worker could not be started.
     NotStarted {
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// It was not ready in time.
+    /// The new worker was not ready in time.
     NotReady {
         /// The new worker, if there was one.
         worker: Option<WorkerId>,
-        /// How long it had.
+        /// The timeout.
         within: Duration,
     },
-    /// It, or no new worker at all, listens where the old ones do.
+    /// Neither the new worker nor any other one listens on an address of the old workers.
     NotListening {
         /// The new worker.
         worker: WorkerId,
-        /// The address that would have been lost.
+        /// The address that would be lost.
         address: Address,
-        /// All of it, for people.
+        /// The full reason, for people.
         reason: String,
     },
-    /// All workers have been replaced, but clients do not reach these addresses.
+    /// All workers have been replaced, but clients do not reach some addresses.
     Unreachable {
-        /// Which.
+        /// The worker.
         addresses: Vec<String>,
     },
-    /// All workers are being ended, because the cluster is paused or gives up.
+    /// All workers are being ended, because the cluster pauses or gives up.
     Ending,
 }
 
 impl ReplaceFailure {
-    /// The last lines that the new worker wrote to standard error, if those are known; not made
-    /// safe to show.
+    /// Returns the last lines of the new worker on standard error, if known; not escaped.
     #[must_use]
     pub fn last_lines(&self) -> Option<&str> {
         match self {
@@ -144,23 +142,23 @@ impl fmt::Display for ReplaceFailure {
     }
 }
 
-/// Why a reload did not replace all workers.
+/// The reason why a reload did not replace all workers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ReloadFailed {
-    /// It did not begin, because another one is under way.
+    /// It was rejected, because another one is under way.
     UnderWay,
-    /// It did not begin, because the cluster is stopping.
+    /// It was rejected, because the cluster is stopping.
     Stopping,
-    /// The cluster was told to stop before the reload was over.
+    /// The cluster was stopped before the reload was over.
     Stopped,
     /// A new worker did not take over.
     Failed {
-        /// Why.
+        /// The reason.
         reason: ReplaceFailure,
-        /// Workers that had been replaced before.
+        /// Number of workers that had been replaced before.
         replaced: usize,
-        /// What becomes of the workers.
+        /// The state of the cluster after the failure.
         then: Afterwards,
     },
     /// The cluster has no supervisor: the program forks the workers itself.
@@ -170,8 +168,7 @@ pub enum ReloadFailed {
 }
 
 impl ReloadFailed {
-    /// The last lines that the worker at fault wrote to standard error, if those are known; not
-    /// made safe to show.
+    /// Returns the last lines of the failed worker on standard error, if known; not escaped.
     #[must_use]
     pub fn last_lines(&self) -> Option<&str> {
         match self {
@@ -191,10 +188,10 @@ impl fmt::Display for ReloadFailed {
                 match then {
                     Afterwards::GoesOn => {
                         let replaced = counted(*replaced, "worker");
-                        write!(f, "{replaced} had been replaced, the others go on")
+                        write!(f, "{replaced} had been replaced, the others keep running")
                     }
                     Afterwards::Retries => f.write_str(
-                        "no worker is ready, and troop goes on trying with what was there before",
+                        "no worker is ready, and troop keeps trying with the previous settings",
                     ),
                     Afterwards::Paused => f.write_str(
                         "the app is still paused, and nothing is tried again before the next reload",
@@ -211,23 +208,23 @@ impl fmt::Display for ReloadFailed {
 
 impl Error for ReloadFailed {}
 
-/// Why a worker was not recycled.
+/// The reason why a worker was not recycled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum RecycleFailed {
-    /// There is no such worker in service: it is unknown, finishes, or has ended.
+    /// The worker is not in service: it is unknown, draining, or has ended.
     NotInService,
-    /// It did not begin, because others are being replaced.
+    /// It was rejected, because other workers are being replaced.
     UnderWay,
-    /// A reload has begun meanwhile, which replaces all workers.
+    /// A reload has begun in between, which replaces all workers.
     Reloading,
     /// No workers are in service, because the cluster is paused.
     Paused,
     /// The cluster is stopping.
     Stopping,
-    /// The worker ended by itself, or became one too many, before its successor was ready.
+    /// The worker ended by itself, or became surplus, before its successor was ready.
     Ended,
-    /// Its successor did not take over; the worker goes on.
+    /// Its successor did not take over; the worker keeps running.
     Failed(ReplaceFailure),
     /// The cluster has no supervisor: the program forks the workers itself.
     Unsupervised,
@@ -236,8 +233,7 @@ pub enum RecycleFailed {
 }
 
 impl RecycleFailed {
-    /// The last lines that the worker at fault wrote to standard error, if those are known; not
-    /// made safe to show.
+    /// Returns the last lines of the failed worker on standard error, if known; not escaped.
     #[must_use]
     pub fn last_lines(&self) -> Option<&str> {
         match self {
@@ -265,36 +261,35 @@ impl fmt::Display for RecycleFailed {
 
 impl Error for RecycleFailed {}
 
-/// Why the workers are not ready, and waiting for them is of no use.
+/// The reason why workers are not ready and waiting longer is useless.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum NotReady {
     /// Supervision has given up.
     GaveUp {
-        /// Why.
+        /// The reason.
         why: GiveUp,
-        /// The last lines that the worker which ended last wrote to standard error, if those are
-        /// known; not made safe to show.
+        /// The last lines on standard error of the worker that ended last, if known; not escaped.
         last_lines: Option<String>,
     },
-    /// Some workers are ready; others have ended, and are not to be started again.
+    /// Some workers are ready; others have ended and are not restarted.
     Ended {
-        /// One of those that have ended.
+        /// A worker that has ended.
         worker: WorkerId,
-        /// The slot that it had.
+        /// Its slot.
         slot: usize,
         /// How it ended.
         how: ExitHow,
-        /// Workers that are ready.
+        /// Number of ready workers.
         ready: usize,
-        /// Workers that there should be.
+        /// Target number of workers.
         wanted: usize,
     },
-    /// Another number of workers was asked for meanwhile.
+    /// Another number of workers was requested in between.
     Superseded,
     /// The cluster is paused; a reload starts the workers.
     Paused,
-    /// The cluster is stopping, or all workers have ended as they may.
+    /// The cluster is stopping, or all workers have ended and are not restarted.
     Stopping,
     /// The cluster has no supervisor: the program forks the workers itself.
     Unsupervised,
@@ -303,8 +298,7 @@ pub enum NotReady {
 }
 
 impl NotReady {
-    /// The last lines that the worker at fault wrote to standard error, if those are known; not
-    /// made safe to show.
+    /// Returns the last lines of the failed worker on standard error, if known; not escaped.
     #[must_use]
     pub fn last_lines(&self) -> Option<&str> {
         match self {
@@ -340,7 +334,7 @@ const STOPPING: &str = "the cluster is stopping";
 const UNSUPERVISED: &str = "the cluster has no supervisor: the program forks its workers itself";
 const OVER: &str = "the primary has ended";
 
-/// A request that is answered later.
+/// An operation that is not complete yet.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Waiting {
     ticket: Ticket,
@@ -350,9 +344,9 @@ pub(super) struct Waiting {
 #[derive(Debug, Serialize, Deserialize)]
 enum Until {
     Ready,
-    /// The workers are ready, and these are gone.
+    /// Complete when the workers are ready and these have ended.
     Scaled(Vec<WorkerId>),
-    /// These are gone.
+    /// Complete when these have ended.
     Paused(Vec<WorkerId>),
 }
 
@@ -367,7 +361,7 @@ impl Until {
 }
 
 impl Supervisor {
-    /// Begins an operation. [`Order::Answer`] says with this ticket how it ended.
+    /// Begins an operation. [`Order::Answer`] with this ticket has its result.
     pub fn request(&mut self, now: Time, ticket: Ticket, request: Request) {
         self.due.set(None);
         match request {
@@ -397,7 +391,7 @@ impl Supervisor {
         self.look(now);
     }
 
-    /// Nobody waits for this answer any more. The operation goes on.
+    /// Drops the answer of a ticket. The operation continues.
     pub fn forget_ticket(&mut self, ticket: Ticket) {
         self.waiting.retain(|waiting| waiting.ticket != ticket);
         if let Some(round) = &mut self.round
@@ -415,7 +409,7 @@ impl Supervisor {
         self.waiting.push(Waiting { ticket, until });
     }
 
-    /// The number of workers that others wait for is not the one that is wanted any more.
+    /// Answers operations that wait for another number of workers.
     fn supersede(&mut self) {
         let is_scaling = |waiting: &Waiting| matches!(waiting.until, Until::Scaled(_));
         let (over, rest) = std::mem::take(&mut self.waiting).into_iter().partition(is_scaling);
@@ -425,8 +419,8 @@ impl Supervisor {
         }
     }
 
-    /// Answers those whose operation is over by now. Called after everything that may have changed
-    /// that.
+    /// Answers the operations that are over. Must be called after every change that may complete
+    /// one.
     pub(super) fn answer_due(&mut self, now: Time) {
         if self.waiting.is_empty() {
             return;
@@ -450,8 +444,8 @@ impl Supervisor {
         }
     }
 
-    /// Whether every slot that is to have a ready worker has one, or never will; `None` if that is
-    /// still open.
+    /// Returns whether every slot has a ready worker, or cannot get one; `None` while that is
+    /// undecided.
     fn readiness(&self, now: Time) -> Option<Result<usize, NotReady>> {
         match &self.phase {
             RunState::Running => {}
@@ -475,7 +469,7 @@ impl Supervisor {
         }
         let wanted = self.slots.len();
         match ended {
-            // Everything ends.
+            // The cluster ends.
             _ if ready == 0 && wanted > 0 => None,
             Some((worker, slot, how)) => {
                 Some(Err(NotReady::Ended { worker, slot, how, ready, wanted }))

@@ -1,4 +1,4 @@
-//! What a supervisor wants done, and what it tells about it.
+//! The orders of a supervisor, and the progress that it reports.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,45 +10,45 @@ use crate::event::{Address, ExitHow};
 use crate::id::WorkerId;
 use crate::text::counted;
 
-/// A place that should always be filled with a worker.
+/// The number of a slot, which should always have a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Slot(pub usize);
 
-/// Something the shell has to do.
+/// An order that the shell must carry out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {
     /// Fork a worker, then call [`Supervisor::forked`](super::Supervisor::forked) or
     /// [`Supervisor::fork_failed`](super::Supervisor::fork_failed).
     Fork(Slot),
-    /// Give a worker no connections yet: it has to show first that it is good.
+    /// Hold a worker, so that it gets no connections until it has shown that it stays ready.
     Hold(WorkerId),
-    /// Give it connections from now on.
+    /// Give a held worker connections from now on.
     Admit(WorkerId),
-    /// Tell a worker to finish, over its channel.
+    /// Disconnect a worker, by a message on its channel.
     Disconnect(WorkerId),
-    /// Ask a worker's process to end (`SIGTERM`), because it does not speak the protocol or lingers
-    /// after it disconnected.
+    /// Send `SIGTERM` to a worker without Node's protocol, or to one that does not end after it
+    /// disconnected.
     Terminate(WorkerId),
-    /// End a worker's process at once (`SIGKILL`).
+    /// Send `SIGKILL` to a worker.
     Kill(WorkerId),
-    /// Report.
+    /// Publish progress.
     Tell(Progress),
     /// Check whether clients reach the listeners, then call
     /// [`Supervisor::listeners_checked`](super::Supervisor::listeners_checked).
     CheckListeners,
-    /// An operation that was [requested](super::Supervisor::request) is over.
+    /// Answer an operation that was [requested](super::Supervisor::request).
     Answer(Ticket, Answer),
-    /// All is over; nothing runs any more. Also the answer to everyone who waits for the end.
+    /// End: no worker runs any more. Also answers all who wait for the end.
     Finish(Outcome),
 }
 
 /// How supervision ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
-    /// It was asked to stop, or all workers have ended as they may.
+    /// It was stopped, or all workers have ended and are not restarted.
     Stopped {
-        /// Workers that did not finish within their grace period, or were not given the time, and
-        /// were killed.
+        /// Workers that were killed, because they did not drain within the grace period or were not
+        /// given the time.
         killed: Vec<WorkerId>,
     },
     /// The workers could not be kept running.
@@ -56,46 +56,46 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// It ended as it was asked to, and every worker finished by itself.
+    /// Whether it was stopped, and every worker ended by itself.
     #[must_use]
     pub fn is_graceful(&self) -> bool {
         matches!(self, Outcome::Stopped { killed } if killed.is_empty())
     }
 }
 
-/// Why a slot has no worker.
+/// The reason why a slot has no worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cause {
-    /// It ended.
+    /// The worker ended.
     Ended(WorkerId, ExitHow),
-    /// It could not be started; the reason as text.
+    /// The worker could not be started, for this reason.
     NotStarted(String),
 }
 
-/// Why supervision gave up. It is shown the same wherever it is reported: as an event, in the log
-/// and as the program's error.
+/// The reason why supervision gave up. Its text is the same as an event, in the log and as the
+/// program's error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum GiveUp {
     /// No worker became ready before too many ended or could not be started.
     NeverReady {
-        /// Ends that counted.
+        /// Number of ends that counted.
         ends: usize,
-        /// Time within which they count.
+        /// The window in which they count.
         within: Duration,
-        /// The last one.
+        /// The last of them.
         cause: Cause,
     },
-    /// No worker was ready for too long.
+    /// No worker was ready for longer than the window.
     NotReady {
-        /// A worker had been ready before.
+        /// Whether a worker had been ready before.
         been_ready: bool,
-        /// For how long none was.
+        /// The time without a ready worker.
         within: Duration,
     },
-    /// Every worker ended and is not to be restarted, one of them with a failure.
+    /// All workers have ended and are not restarted; at least one failed.
     AllEnded {
-        /// The one that failed.
+        /// The worker that failed.
         worker: WorkerId,
         /// How it ended.
         how: ExitHow,
@@ -103,7 +103,7 @@ pub enum GiveUp {
 }
 
 impl GiveUp {
-    /// Returns true if a worker had been ready before.
+    /// Whether a worker had been ready before.
     #[must_use]
     pub fn been_ready(&self) -> bool {
         matches!(self, GiveUp::NotReady { been_ready: true, .. })
@@ -133,14 +133,14 @@ impl fmt::Display for GiveUp {
     }
 }
 
-/// The state of an app whose reload has failed.
+/// The state of a cluster after a failed reload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Afterwards {
-    /// The old workers go on.
+    /// The old workers keep running.
     GoesOn,
     /// All workers have been replaced, but clients do not reach them.
     Replaced,
-    /// No worker is ready; more are started, as before the reload.
+    /// No worker is ready; workers are started with the previous settings.
     Retries,
     /// It stays paused, without workers, until the next reload.
     Paused,
@@ -148,126 +148,127 @@ pub enum Afterwards {
     Ends,
 }
 
-/// A step of the supervision, shown as [`Display`](fmt::Display) says it to people.
+/// A step of supervision. [`Display`](fmt::Display) describes it for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Progress {
-    /// A worker ended unexpectedly and will be replaced.
+    /// A worker has ended unexpectedly and will be restarted.
     Restarting {
-        /// Why.
+        /// The reason.
         cause: Cause,
-        /// After this delay.
+        /// The delay of the restart.
         delay: Duration,
     },
-    /// A worker ended, and is not to be started again.
+    /// A worker has ended and is not restarted.
     NotRestarting {
-        /// Which.
+        /// The worker.
         worker: WorkerId,
         /// How it ended.
         how: ExitHow,
     },
     /// A reload began.
     ReloadStarted {
-        /// How many workers will be replaced.
+        /// Number of workers that will be replaced.
         workers: usize,
     },
-    /// A new worker is ready, but does not listen yet where the one that it replaces does. It is
-    /// waited for.
+    /// A new worker is ready, but does not listen yet on an address of its predecessor. The reload
+    /// waits for it.
     Awaiting {
-        /// The new one.
+        /// The new worker.
         worker: WorkerId,
-        /// Where it is to listen.
+        /// The address.
         at: Address,
     },
-    /// A new worker does not listen where only the one that it was to replace does. It ends, and
-    /// the others are replaced first: one of their new workers may listen there.
+    /// A new worker does not listen on an address that only its predecessor has. It is ended, and
+    /// the other workers are replaced first: one of their successors may listen there.
     PutOff {
-        /// The new one.
+        /// The new worker.
         worker: WorkerId,
     },
-    /// A new worker took an old one's place.
+    /// A new worker has replaced an old one.
     Replaced {
-        /// The one that finishes.
+        /// The old worker, which drains.
         old: WorkerId,
-        /// The one that serves now.
+        /// The new worker.
         new: WorkerId,
     },
     /// All workers have been replaced.
     ReloadFinished,
-    /// A new worker did not come up.
+    /// A reload has failed.
     ReloadFailed {
-        /// Why.
+        /// The reason.
         reason: String,
-        /// What becomes of the app.
+        /// The state of the cluster after the failure.
         then: Afterwards,
     },
-    /// A reload was asked for while one runs, or while stopping.
+    /// A reload was rejected, because one is under way or the cluster is stopping.
     ReloadRefused,
-    /// A worker is replaced for a reason of its own, such as its age.
+    /// A worker is being recycled.
     Recycling {
-        /// Which.
+        /// The worker.
         worker: WorkerId,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// Its successor did not come up; the worker goes on.
+    /// A worker was not recycled, because its successor did not become ready; it keeps running.
     RecycleFailed {
-        /// Which.
+        /// The worker.
         worker: WorkerId,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// Workers that a failed reload had brought are replaced by such as there were before.
+    /// Workers of a failed reload are being replaced by workers with the previous settings.
     RollingBack {
-        /// How many.
+        /// The number of workers.
         workers: usize,
     },
-    /// That did not work; it is tried again after a while.
+    /// The roll-back failed; it is tried again later.
     RollBackFailed {
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// Workers were told to finish.
+    /// All workers drain, and the cluster ends.
     Stopping,
-    /// All workers were told to finish; the listeners stay, until a reload starts new ones.
+    /// All workers drain; the listeners stay open until a reload starts new workers.
     Pausing,
-    /// A worker did not finish within its grace and was killed.
+    /// A worker was killed because it did not end within the grace period.
     GraceOver(WorkerId),
-    /// A worker was not ready in time, and is ended. Another one follows as after any failure.
+    /// A worker was not ready in time and is ended. It is restarted as after any failure.
     NotReady {
-        /// Which.
+        /// The worker.
         worker: WorkerId,
         /// How long it had.
         within: Duration,
     },
-    /// Some slots have lost their workers and have no ready one yet; or no slot has one any more.
+    /// Some slots, or all, have lost their workers and have no ready successor yet.
     Degraded {
         /// Workers that are ready.
         ready: usize,
         /// Workers that there should be.
         wanted: usize,
     },
-    /// After no slot had a ready worker, some have one again.
+    /// Some slots have a ready worker again, after none had.
     Recovering {
         /// Workers that are ready.
         ready: usize,
         /// Workers that there should be.
         wanted: usize,
     },
-    /// After that, every slot has a ready worker.
+    /// Every slot has a ready worker again.
     Recovered {
-        /// How many.
+        /// The number of workers.
         workers: usize,
     },
-    /// The start has failed, or no worker has been ready for too long; no more are started.
+    /// The start has failed, or no worker has been ready for too long; no more workers are started.
     GivingUp(GiveUp),
 }
 
-/// One line for people. Texts of workers are in it as they were sent.
+/// Formats one line for people. Texts of workers are not escaped.
 impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // The end of a worker has been told; why one could not be started has not.
+            // The end of a worker was reported before; the reason why one could not be started was
+            // not.
             Progress::Restarting { delay, cause: Cause::NotStarted(reason) } => {
                 write!(f, "{reason}; trying again in {delay:.1?}")
             }
@@ -278,13 +279,13 @@ impl fmt::Display for Progress {
                 write!(f, "replacing worker {worker}: {reason}")
             }
             Progress::RecycleFailed { worker, reason } => {
-                write!(f, "worker {worker} goes on: {reason}")
+                write!(f, "worker {worker} was not replaced: {reason}")
             }
             Progress::RollingBack { workers } => {
-                write!(f, "reload: going back with {}", counted(*workers, "worker"))
+                write!(f, "reload: rolling back {}", counted(*workers, "worker"))
             }
             Progress::RollBackFailed { reason } => {
-                write!(f, "reload: going back did not work, it is tried again: {reason}")
+                write!(f, "reload: rolling back failed, trying again later: {reason}")
             }
             Progress::Pausing => f.write_str("pausing: the workers finish, the listeners stay"),
             Progress::Degraded { ready: 0, .. } => f.write_str("degraded: no worker is ready"),
@@ -325,7 +326,7 @@ impl fmt::Display for Progress {
             Progress::ReloadFinished => f.write_str("reload: done"),
             Progress::ReloadFailed { reason, then } => {
                 let then = match then {
-                    Afterwards::GoesOn => "; the old workers go on",
+                    Afterwards::GoesOn => "; the old workers keep running",
                     Afterwards::Replaced => "; the workers have been replaced",
                     Afterwards::Retries => "; no worker is ready, and more are started as before",
                     Afterwards::Paused => "; still paused, until the next reload",
@@ -350,7 +351,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_single_worker_is_not_spoken_of_as_several() {
+    fn the_number_of_workers_agrees_with_its_noun() {
         for (progress, text) in [
             (Progress::Recovered { workers: 0 }, "recovered: no worker is wanted"),
             (Progress::Recovered { workers: 1 }, "the worker is ready again"),
@@ -358,7 +359,7 @@ mod tests {
             (Progress::Degraded { ready: 0, wanted: 1 }, "degraded: no worker is ready"),
             (Progress::Degraded { ready: 1, wanted: 2 }, "degraded: 1 of 2 workers ready"),
             (Progress::ReloadStarted { workers: 1 }, "reload: replacing 1 worker"),
-            (Progress::RollingBack { workers: 1 }, "reload: going back with 1 worker"),
+            (Progress::RollingBack { workers: 1 }, "reload: rolling back 1 worker"),
         ] {
             assert_eq!(progress.to_string(), text);
         }

@@ -1,4 +1,4 @@
-//! Replaces workers: all of them in a reload, single ones because of their age and the like.
+//! Replaces workers: all of them by a reload, single ones by recycling.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,18 +11,18 @@ use super::{
 };
 use crate::id::{Time, WorkerId};
 
-/// The pause before it is tried again to replace what a failed reload has brought.
+/// Delay before another attempt of a failed roll-back.
 const ROLL_BACK_DELAY: Duration = Duration::from_secs(10);
 
 impl Supervisor {
-    /// Replace the workers, each old one told to finish only when its successor is ready, as far as
-    /// the limits say so. After a pause, start them again.
+    /// Replaces all workers. An old worker is drained only after its successor is ready, within
+    /// `max_surge` and `max_unavailable`. After a pause, starts them again.
     pub fn reload(&mut self, now: Time) {
         self.reload_with(now, Vec::new());
     }
 
-    /// The same; an old worker that holds a claimed address leaves only when a new worker listens
-    /// there too.
+    /// Reloads as [`Supervisor::reload`] does; an old worker with a claimed address is drained only
+    /// after a new worker listens there too.
     pub fn reload_with(&mut self, now: Time, claims: Vec<Claim>) {
         self.begin_reload(now, claims, None);
     }
@@ -52,12 +52,12 @@ impl Supervisor {
         }
         self.generation += 1;
         self.rejected = None;
-        // Those that had ended for good get another chance.
+        // Slots whose workers had ended for good get new ones.
         self.slots.iter_mut().for_each(|state| state.done = None);
         self.orders.push_back(Order::Tell(Progress::ReloadStarted { workers: self.slots.len() }));
         let round_claims = Claims::new(claims);
-        // Those that have an address to themselves come last, when it is known whether another new
-        // worker has taken it.
+        // Workers that have an address to themselves come last, when another new worker may have
+        // taken it over.
         let has_own = |slot: &usize| {
             self.slots[*slot].current.is_some_and(|member| round_claims.has_own(member.worker))
         };
@@ -93,13 +93,14 @@ impl Supervisor {
         });
     }
 
-    /// Replace one worker, if it is in service and no others are being replaced. Returns whether
+    /// Replaces one worker, if it is in service and no others are being replaced. Returns whether
     /// that has begun.
     pub fn recycle(&mut self, now: Time, worker: WorkerId, reason: String) -> bool {
         self.recycle_with(now, worker, reason, Vec::new())
     }
 
-    /// The same; it leaves only when its successor listens at the claimed addresses that it holds.
+    /// Recycles as [`Supervisor::recycle`] does; the worker is drained only after its successor
+    /// listens on its claimed addresses.
     pub fn recycle_with(
         &mut self,
         now: Time,
@@ -142,8 +143,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// After a reload that failed, and what it started them with was taken back: replaces those
-    /// that it had brought. If that fails, it is tried again after a while.
+    /// Replaces the remaining workers of a failed reload, after its settings were rolled back. If
+    /// that fails, it is tried again later.
     pub fn roll_back(&mut self, now: Time) {
         if self.phase == RunState::Running && self.round.is_none() {
             self.rejected = Some((self.generation, Some(now)));
@@ -212,7 +213,7 @@ impl Supervisor {
         }
     }
 
-    /// All that were to be replaced have been, or are gone.
+    /// Ends a round whose workers have all been replaced or have ended.
     fn finish_round(&mut self, round: Round) {
         match round.why {
             Why::Reload => {
@@ -229,9 +230,8 @@ impl Supervisor {
         }
     }
 
-    /// The shell has checked, as [`Order::CheckListeners`] says, whether clients reach the workers
-    /// that a reload has brought; these addresses they do not. The next orders say how the reload
-    /// ended.
+    /// Handles the result of [`Order::CheckListeners`]: the addresses on which clients do not reach
+    /// the new workers. Emits the result of the reload.
     pub fn listeners_checked(&mut self, unreachable: Vec<String>) {
         let Some(Unchecked { ticket, done }) = self.unchecked.take() else { return };
         let (progress, result) = if unreachable.is_empty() {
@@ -242,7 +242,7 @@ impl Supervisor {
             let progress = Progress::ReloadFailed { reason: reason.to_string(), then };
             (progress, Err(ReloadFailed::Failed { reason, replaced: done.replaced, then }))
         };
-        // Before what has been ordered since.
+        // Before orders that were emitted since.
         if let Some(ticket) = ticket {
             self.orders.push_front(Order::Answer(ticket, Answer::Reload(result)));
         }
@@ -255,7 +255,7 @@ impl Supervisor {
             Step::Emptying(_) => return Found::Waits,
             Step::Beside => match (state.current, state.successor) {
                 (Some(old), Some(new)) => (Some(old), new),
-                // The fork is still under way.
+                // The fork is not complete yet.
                 (Some(_), None) => return Found::Waits,
                 (None, _) => return Found::Done,
             },
@@ -267,7 +267,7 @@ impl Supervisor {
         let ready = new
             .ready_at(old.is_some_and(|old| old.listening.is_some()), &self.config)
             .filter(|at| *at <= now);
-        // One that has closed its channel will end, and then it is known how.
+        // A worker that has closed its channel will end, which decides.
         let ready = ready.filter(|_| !self.leaving.iter().any(|l| l.worker == new.worker));
         let Some(ready) = ready else {
             return if now >= deadline { Found::Late } else { Found::Waits };
@@ -305,8 +305,8 @@ impl Supervisor {
         Found::Done
     }
 
-    /// A claimed address that a new worker has to listen on before its predecessor leaves, and that
-    /// no new one listens on.
+    /// Returns a claimed address on which a new worker must listen before its predecessor is
+    /// drained, and on which none does.
     fn lacking(
         &self,
         step: Step,
@@ -318,8 +318,8 @@ impl Supervisor {
             Step::Filling(left) => left,
             _ => old.map(|old| old.worker),
         };
-        // In a reload one that has it will do for all, if it does not leave again when the reload
-        // fails.
+        // In a reload one worker suffices for a shared address, unless it would be ended if the
+        // reload fails.
         let has_come = |(slot, state): (usize, &super::SlotState), worker| {
             let is_new = |member: SlotWorker| {
                 member.worker == worker && member.generation == self.generation
@@ -332,20 +332,20 @@ impl Supervisor {
                     && self.slots.iter().enumerate().any(|state| has_come(state, worker)))
         };
         let lacking = round.claims.lacking(holder, round.is_last(), is_new)?;
-        // The old one has left, and the others are not to wait for what it had.
+        // The old worker has left already, and the other slots must not wait for its address.
         (!(lacking.may_come && matches!(step, Step::Filling(_)))).then_some(lacking)
     }
 
-    /// When the others go first, if they may bring what the new worker of this slot lacks: it has
-    /// had the time to ask for everything.
+    /// Returns the time at which a slot is put off, if other slots may take over the address that
+    /// its new worker lacks: by then it had time to ask for all listeners.
     fn puts_off_at(&self, slot: usize, step: Step, new: &SlotWorker) -> Option<Time> {
         let may = step == Step::Beside
             && self.round.as_ref().is_some_and(|round| round.may_put_off(slot));
         may.then(|| new.listening.or(new.online).unwrap_or(new.since) + self.config.listen_patience)
     }
 
-    /// The others go first. The new worker ends, because there must not be more than the limits
-    /// allow.
+    /// Puts a slot off until the others are done. Its new worker is ended, because of the limits on
+    /// the number of workers.
     fn put_off(&mut self, now: Time, at: usize) {
         let Some(round) = &mut self.round else { return };
         let slot = round.active.remove(at).slot;
@@ -393,7 +393,7 @@ impl Supervisor {
         Found::Waits
     }
 
-    /// Begins with one more slot, if the limits allow it.
+    /// Begins the next slot, if the limits allow it.
     fn begin_next(&mut self, now: Time) -> bool {
         let Some(round) = &mut self.round else { return false };
         if !round.proven && !round.active.is_empty() {
@@ -411,8 +411,8 @@ impl Supervisor {
         let deadline = now + self.config.replace.ready_timeout;
         let state = &mut self.slots[slot];
         match state.current {
-            // It belongs to the new ones already (its slot was empty, and its back-off over), and
-            // has to show what it can like the others.
+            // It is of the new generation already (its slot was empty and its back-off over), and
+            // must become ready like the others.
             Some(member) if round.is_reload() && member.generation == self.generation => {
                 round.todo.pop_front();
                 round.active.push(Active {
@@ -439,7 +439,7 @@ impl Supervisor {
                 self.make_way(now, old);
             }
             Some(_) => return false,
-            // Also one that waits for its restart: the new version has to show what it can.
+            // Also a slot that waits for its restart: the new version may succeed.
             None if round.is_reload() => {
                 round.todo.pop_front();
                 (state.retry_at, state.hurry_at) = (None, None);
@@ -449,12 +449,12 @@ impl Supervisor {
                     deadline,
                     is_awaited: false,
                 });
-                // Its back-off may have ended just now.
+                // Its back-off may have ended in the same step.
                 if !self.orders.contains(&Order::Fork(Slot(slot))) {
                     self.orders.push_back(Order::Fork(Slot(slot)));
                 }
             }
-            // A vacant slot is filled with a new worker anyway.
+            // An empty slot gets a new worker anyway.
             None => {
                 round.todo.pop_front();
             }
@@ -462,7 +462,7 @@ impl Supervisor {
         true
     }
 
-    /// Whether a worker has to leave before its successor can start.
+    /// Whether a worker must leave before its successor can start.
     #[must_use]
     pub fn is_in_the_way(&self, worker: WorkerId) -> bool {
         self.round.as_ref().is_some_and(|round| {
@@ -470,7 +470,7 @@ impl Supervisor {
         })
     }
 
-    /// A worker that was to leave before its successor starts has ended.
+    /// Handles the end of a worker that had to leave before its successor starts.
     pub(super) fn emptied(&mut self, now: Time, worker: WorkerId) {
         let deadline = now + self.config.replace.ready_timeout;
         let Some(round) = &mut self.round else { return };
@@ -482,7 +482,7 @@ impl Supervisor {
         }
     }
 
-    /// Gives up what is being replaced: those that are not ready leave again.
+    /// Abandons the round: new workers that are not ready are ended.
     fn abandon(&mut self, now: Time) -> Option<Round> {
         let mut round = self.round.take()?;
         for Active { slot, step, .. } in std::mem::take(&mut round.active) {
@@ -507,7 +507,8 @@ impl Supervisor {
             self.rejected =
                 self.rejected.map(|(generation, _)| (generation, Some(now + ROLL_BACK_DELAY)));
         }
-        // Told before anything else is started, so that it can be started with something else.
+        // Reported before further workers are started, so that the shell can restore the previous
+        // settings.
         let then = match (self.is_down(now), revives) {
             (false, _) => Afterwards::GoesOn,
             (true, false) => Afterwards::Retries,
@@ -517,7 +518,7 @@ impl Supervisor {
         if then == Afterwards::Paused {
             self.rest(now);
         } else if revives {
-            // Those that are ready serve, and nobody is sent away for the others.
+            // Ready workers keep serving, and no old worker is drained any more.
             for slot in 0..self.slots.len() {
                 let state = &self.slots[slot];
                 if state.current.is_none() && state.retry_at.is_none() && state.done.is_none() {
@@ -534,7 +535,7 @@ impl Supervisor {
             .flat_map(|round| round.active.iter().filter_map(|active| self.due_of(round, active)))
     }
 
-    /// When there is something to see at a slot, if nothing happens before.
+    /// Returns the time at which a slot must be checked without an event.
     fn due_of(&self, round: &Round, active: &Active) -> Option<Time> {
         let state = &self.slots[active.slot];
         let (old, new) = match active.step {
@@ -564,13 +565,14 @@ impl Supervisor {
     }
 }
 
-/// How far a slot is.
+/// The progress of a slot.
 enum Found {
     Waits,
     Done,
     Late,
-    /// The new worker does not listen where only its predecessor does, and another one may.
+    /// The new worker does not listen on an address that only its predecessor has; another one may
+    /// take it over.
     PutOff,
-    /// The new worker does not listen where it has to.
+    /// The new worker does not listen on an address that it must take over.
     Lacks(ReplaceFailure),
 }

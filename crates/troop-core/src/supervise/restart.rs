@@ -1,4 +1,4 @@
-//! When to start a worker again, and when to stop trying.
+//! The back-off of restarts, and the count of ends.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,11 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::Config;
 use crate::id::Time;
 
-/// Width of the interval that restarts are spread over, for each other slot that waits for a worker
-/// too.
+/// Restarts are spread over this time per other slot that waits for a worker.
 const STAGGER: Duration = Duration::from_millis(20);
 
-/// Counts unexpected ends over a sliding window, and spaces restarts.
+/// Counts unexpected ends in a sliding window, and computes delays of restarts.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Restarts {
     ends: VecDeque<Time>,
@@ -35,7 +34,7 @@ impl Restarts {
         }
     }
 
-    /// Counts an end towards giving up. Returns how many there were within the window.
+    /// Counts an end towards giving up, and returns the number within the window.
     pub(super) fn ended(&mut self, now: Time) -> usize {
         self.ends.push_back(now);
         while self.ends.front().is_some_and(|at| now.since(*at) > self.window) {
@@ -49,19 +48,19 @@ impl Restarts {
         self.total += 1;
     }
 
-    /// Begins to count anew.
+    /// Resets the window.
     pub(super) fn forget(&mut self) {
         self.ends.clear();
     }
 
-    /// How many there were since the start.
+    /// Returns the number of unexpected ends since the start.
     pub(super) fn total(&self) -> u64 {
         self.total
     }
 
-    /// Exponential back-off with jitter, so that slots that lose their workers together do not get
-    /// them back together: the delay for this many quick ends in a row of one slot, less up to a
-    /// quarter but never less than the first delay, while `others` wait for a worker too.
+    /// Returns the delay after this many consecutive quick ends of a slot, while `others` wait for
+    /// a worker too: exponential back-off with a jitter of up to a quarter, never less than the
+    /// first delay. The jitter spreads slots that lose their workers together.
     pub(super) fn delay(&mut self, quick_ends: u32, others: usize) -> Duration {
         let nominal = match quick_ends.checked_sub(1) {
             None => Duration::ZERO,
@@ -77,7 +76,7 @@ impl Restarts {
         least + width.mul_f64(self.fraction())
     }
 
-    /// The next number from 0 to 1 of a splitmix64 sequence.
+    /// Returns the next number from 0 to 1 of a splitmix64 sequence.
     fn fraction(&mut self) -> f64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;

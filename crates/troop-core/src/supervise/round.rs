@@ -1,4 +1,4 @@
-//! A round: workers that are being replaced, and how far each of their slots is.
+//! A round: workers that are being replaced, and the progress of their slots.
 
 use std::collections::VecDeque;
 
@@ -11,11 +11,11 @@ use super::{
 use crate::event::Address;
 use crate::id::{Time, WorkerId};
 
-/// Why workers are replaced.
+/// The reason of a round.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Why {
     Reload,
-    /// Back to what there was before a reload that failed.
+    /// The roll-back of a failed reload.
     RollBack,
     Recycle(WorkerId),
 }
@@ -30,14 +30,14 @@ impl Why {
     }
 }
 
-/// How a slot gets its new worker.
+/// The step of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Step {
-    /// The new one starts beside the old one, which leaves when it is ready.
+    /// The new worker starts beside the old one, which is drained when the new one is ready.
     Beside,
-    /// The old one leaves first.
+    /// The old worker leaves first.
     Emptying(WorkerId),
-    /// The new one starts in an empty slot, after the old one, if there was one.
+    /// The new worker starts in an empty slot, after the old one, if there was one.
     Filling(Option<WorkerId>),
 }
 
@@ -45,35 +45,36 @@ pub(super) enum Step {
 pub(super) struct Active {
     pub(super) slot: usize,
     pub(super) step: Step,
-    /// Until when the new worker must be ready.
+    /// The deadline of the new worker's readiness.
     pub(super) deadline: Time,
-    /// It was told that the new worker is ready but does not listen everywhere yet.
+    /// Whether it was reported that the new worker is ready but does not listen on all addresses
+    /// yet.
     pub(super) is_awaited: bool,
 }
 
-/// Workers that are being replaced.
+/// A set of workers that are being replaced.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Round {
     pub(super) why: Why,
-    /// Who is told how it ended.
+    /// The ticket to answer at the end.
     pub(super) ticket: Option<Ticket>,
-    /// Workers that have been replaced.
+    /// Number of replaced workers.
     pub(super) replaced: usize,
     /// Workers that were started in slots that had none.
     pub(super) started: usize,
-    /// The last one that took over.
+    /// The last worker that took over.
     pub(super) successor: Option<WorkerId>,
-    /// Slots still to be done, the next one first.
+    /// The remaining slots, the next one first.
     pub(super) todo: VecDeque<usize>,
     pub(super) active: Vec<Active>,
-    /// A new worker has shown that it stays.
+    /// Whether a new worker has stayed ready for the minimum time.
     pub(super) proven: bool,
-    /// It fills slots that are empty because of a pause.
+    /// Whether it fills slots that are empty because of a pause.
     pub(super) revives: bool,
-    /// The addresses that new workers have to take over.
+    /// The addresses that new workers must take over.
     pub(super) claims: Claims,
-    /// Slots that were put off since the last one was done: their new workers did not take over
-    /// what only their old ones have.
+    /// Slots that were put off since the last completed one, because their new workers did not take
+    /// over addresses that only their old ones have.
     pub(super) put_off: Vec<usize>,
 }
 
@@ -94,14 +95,14 @@ impl Round {
         self.active.iter().any(|active| active.slot == slot)
     }
 
-    /// Whether a worker of this slot and generation is what this round brings.
+    /// Whether a worker of this slot and generation is a new worker of this round.
     pub(super) fn is_of(&self, slot: usize, generation: u32, newest: u32) -> bool {
         let fills =
             |active: &Active| active.slot == slot && matches!(active.step, Step::Filling(_));
         self.active.iter().any(fills) || (self.is_reload() && generation == newest)
     }
 
-    /// What is told when it is given up.
+    /// Returns the orders that report its failure.
     pub(super) fn failure(&self, reason: ReplaceFailure, then: Afterwards) -> Vec<Order> {
         let progress = Order::Tell(self.why.failure(reason.to_string(), then));
         let answer = match self.why {
@@ -122,7 +123,7 @@ impl Round {
         self.claims.listens_at(worker, at);
     }
 
-    /// Whether this slot is still to be filled, having been empty.
+    /// Whether this slot was empty and still gets a worker.
     #[cfg(test)]
     pub(super) fn revives(&self, slot: usize) -> bool {
         self.revives && self.todo.contains(&slot)
@@ -132,19 +133,19 @@ impl Round {
         self.active.retain(|active| active.slot != slot);
     }
 
-    /// There are fewer slots, and these workers leave for good.
+    /// Removes slots after scaling down; these workers leave without successors.
     pub(super) fn shrink(&mut self, slots: usize, gone: &[WorkerId]) {
         self.todo.retain(|slot| *slot < slots);
         self.active.retain(|active| active.slot < slots);
         self.claims.let_go(gone);
     }
 
-    /// Whether the new worker of an active slot is the last one that is to come.
+    /// Whether the new worker of an active slot is the last one of the round.
     pub(super) fn is_last(&self) -> bool {
         self.is_reload() && self.todo.is_empty() && self.active.len() == 1
     }
 
-    /// Whether another slot may bring what the new worker of this one lacks.
+    /// Whether another slot may take over an address that the new worker of this slot lacks.
     pub(super) fn may_put_off(&self, slot: usize) -> bool {
         let mut others = self
             .todo

@@ -49,7 +49,7 @@ fn a_reload_that_fails_names_the_worker_that_ended_and_what_follows() {
         ReloadFailed::Failed { reason: ended(4, 9), replaced: 1, then: Afterwards::GoesOn };
     assert_eq!(
         failed.to_string(),
-        "the new worker ended with exit code 9; 1 worker had been replaced, the others go on"
+        "the new worker ended with exit code 9; 1 worker had been replaced, the others keep running"
     );
     assert_eq!(w.answer(reload), Some(&Answer::Reload(Err(failed))));
 }
