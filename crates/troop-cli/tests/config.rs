@@ -392,3 +392,63 @@ fn check_says_what_times_do_not_go_together_and_what_a_sandbox_leaves_out() {
         "{said}"
     );
 }
+
+#[test]
+fn check_compares_the_paths_of_a_sandbox_by_where_they_lead() {
+    use std::os::unix::fs::symlink;
+    let directory = with_app();
+    let path = directory.path();
+    let check = |read: &str, write: &str| {
+        let sandbox = format!(
+            "[app.web.sandbox]\nread = [\"/\", {read}]\nwrite = [{write}]\nbest_effort = true\n"
+        );
+        checked(path, &sandbox)
+    };
+    std::fs::create_dir_all(path.join("data/lib")).unwrap();
+    std::fs::create_dir(path.join("lib")).unwrap();
+    symlink("data/lib", path.join("current")).unwrap();
+    symlink("data", path.join("alias")).unwrap();
+    for (read, write) in [
+        ("\"current\"", "\"data\""),
+        ("\"data/lib\"", "\"alias\""),
+        ("\"lib/../data/lib\"", "\"data\""),
+        ("\"data/lib/../../lib\"", "\"data\""),
+    ] {
+        let (code, said) = check(read, write);
+        assert!(
+            code == 2 && said.contains("sandbox.read: ") && said.contains("of sandbox.write"),
+            "{read} {write}: {code} {said}"
+        );
+    }
+    // No name is looked up in what can be written.
+    for (read, write) in [("\"data/../lib\"", "\"data\""), ("\"alias\"", "\"data\"")] {
+        let (code, said) = check(read, write);
+        assert!(code == 0 && !said.contains("sandbox."), "{read} {write}: {code} {said}");
+    }
+    let (code, said) = check("", "\"data/lib/..\"");
+    assert!(code == 2 && said.contains("sandbox.write: "), "{said}");
+    let (code, said) = check("", "\"data\", \"current\"");
+    assert!(code == 0 && said.contains("sandbox.write: ") && said.contains("data"), "{said}");
+    // The program is executed by a link, and found by what it is.
+    symlink("app", path.join("link")).unwrap();
+    let of = |read: &str, write: &str| {
+        let sandbox =
+            format!("[app.web.sandbox]\nread = [{read}]\nwrite = [{write}]\nbest_effort = true\n");
+        checked(path, &sandbox).1
+    };
+    assert!(!of("\"link\"", "").contains("cannot read"));
+    assert!(of("\"lib\"", "").contains("app/hello.js"));
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: the rest of check_compares_the_paths_of_a_sandbox_by_where_they_lead");
+        return;
+    }
+    // Where somebody else could put another link, root follows none.
+    std::fs::create_dir(path.join("open")).unwrap();
+    open(&path.join("open"), 0o777);
+    symlink(path.join("lib"), path.join("open/lib")).unwrap();
+    let (code, said) = check("\"open/lib\"", "");
+    assert!(
+        code == 2 && said.contains("sandbox.read: ") && said.contains("symbolic link"),
+        "{said}"
+    );
+}

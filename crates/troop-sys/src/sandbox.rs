@@ -1,6 +1,8 @@
 //! Restricts processes beyond their user's rights: landlock rulesets (`landlock(7)`, Linux 6.2) and
 //! seccomp filters (`seccomp(2)`), prepared for a child that can only make system calls.
 
+mod paths;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fmt;
@@ -8,7 +10,6 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use landlock::{
     ABI, AccessFs, BitFlags, CompatLevel, Compatible as _, PathBeneath, Ruleset, RulesetAttr as _,
@@ -20,8 +21,9 @@ use seccompiler::{
     TargetArch,
 };
 
-use crate::safe_path::{Safety, hold};
-use crate::within::within;
+use crate::safe_path::Held;
+
+pub use paths::{Paths, Resolved};
 
 /// The first landlock ABI that covers every change of a file; older ones do not restrict
 /// `truncate(2)`. Linux 6.2.
@@ -30,8 +32,6 @@ const FULL_ABI: u32 = 3;
 const VERSION_FLAG: u32 = 1;
 /// Harmless devices that programs need; every ruleset allows them.
 const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
-/// Timeout of the file system of a path.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// System call numbers with this bit belong to the x32 ABI, whose calls do the same as the usual
 /// ones.
 #[cfg(target_arch = "x86_64")]
@@ -201,12 +201,12 @@ impl Sandbox {
     /// everything can be read. With `best_effort`, restrictions that the kernel does not support
     /// are left out.
     ///
-    /// If this process is root, symbolic links in directories that another user can change are
-    /// rejected. A file system may take 10 s to answer for each path.
+    /// Paths are resolved as [`Paths::resolve`] says. A file system may take 10 s to answer for each
+    /// path.
     ///
     /// # Errors
-    /// A path that does not exist, or a path of `read` below one of `write`; a restriction that the
-    /// kernel does not support.
+    /// A path that does not exist, or that leads through one of `write` ([`Paths`]); a restriction
+    /// that the kernel does not support.
     pub fn files(
         mut self,
         read: Option<&[PathBuf]>,
@@ -242,30 +242,23 @@ impl Sandbox {
                 result => result?,
             }
         }
-        for path in read.unwrap_or_default() {
-            if let Some(above) = write
-                .unwrap_or_default()
-                .iter()
-                .find(|above| path != *above && path.starts_with(above))
-            {
-                // For example a link to `/`, which would be allowed from the next start on.
-                let reason =
-                    format!("whoever may change {} could put anything else there", above.display());
-                return Err(SandboxError::Path(
-                    path.clone(),
-                    io::Error::new(io::ErrorKind::InvalidInput, reason),
-                ));
+        let paths = Paths::resolve(read.unwrap_or_default(), write.unwrap_or_default());
+        for (path, resolved) in paths.read {
+            if let Resolved::Through(above) = &resolved {
+                return Err(leads_through(path, above));
             }
-            rules.allow(path, reading)?;
+            rules.add(path, resolved, reading)?;
         }
-        let write = write.unwrap_or_default();
-        // A path below another one is allowed with it. Skip it, because whoever may write there
-        // could replace it.
-        for path in write
-            .iter()
-            .filter(|path| !write.iter().any(|above| path != &above && path.starts_with(above)))
-        {
-            rules.allow(path, AccessFs::ReadFile | AccessFs::ReadDir | writing)?;
+        for (path, resolved) in paths.write {
+            match &resolved {
+                Resolved::Through(above) if *above == path => {
+                    return Err(leads_through(path, above));
+                }
+                // A path below another one is allowed with it. Skip it, because whoever may write
+                // there could replace it.
+                Resolved::Through(_) => {}
+                _ => rules.add(path, resolved, AccessFs::ReadFile | AccessFs::ReadDir | writing)?,
+            }
         }
         self.ruleset = Option::<OwnedFd>::from(rules.made).map(Arc::new);
         Ok(self)
@@ -356,20 +349,43 @@ struct Rules {
 
 impl Rules {
     fn allow(&mut self, path: &Path, access: BitFlags<AccessFs>) -> Result<(), SandboxError> {
-        let safety =
-            if rustix::process::geteuid().is_root() { Safety::Links } else { Safety::Rights };
-        let named = path.to_owned();
-        let (held, found) = within(ANSWER_TIMEOUT, move || hold(&named, safety))
-            .map_err(|e| SandboxError::Path(path.to_owned(), e))?;
+        let mut alone = Paths::resolve(&[path.to_owned()], &[]);
+        match alone.read.pop() {
+            Some((path, resolved)) => self.add(path, resolved, access),
+            None => Ok(()),
+        }
+    }
+
+    fn add(
+        &mut self,
+        path: PathBuf,
+        resolved: Resolved,
+        access: BitFlags<AccessFs>,
+    ) -> Result<(), SandboxError> {
+        let Held { fd, found, .. } = match resolved {
+            Resolved::Held(held) => held,
+            Resolved::Through(above) => return Err(leads_through(path, &above)),
+            Resolved::Failed(e) => return Err(SandboxError::Path(path, e)),
+        };
         let fits = if found.is_dir() { BitFlags::all() } else { AccessFs::from_file(self.abi) };
         let access = access & self.handled & fits;
         if !access.is_empty() {
             (&mut self.made)
-                .add_rule(PathBeneath::new(held, access))
-                .map_err(|e| SandboxError::Path(path.to_owned(), system(&e)))?;
+                .add_rule(PathBeneath::new(fd, access))
+                .map_err(|e| SandboxError::Path(path, system(&e)))?;
         }
         Ok(())
     }
+}
+
+/// Returns the error for a path that leads through a writable one, which could become, for example,
+/// a link to `/`, to be allowed from the next start on.
+fn leads_through(path: PathBuf, above: &Path) -> SandboxError {
+    let reason = format!(
+        "it leads through {}, and whoever may change that could put anything else there",
+        above.display()
+    );
+    SandboxError::Path(path, io::Error::new(io::ErrorKind::InvalidInput, reason))
 }
 
 /// Returns rules that match calls whose first argument has any of these flags.

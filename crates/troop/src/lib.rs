@@ -134,5 +134,5 @@ pub use worker::{Worker, WorkerRole, blocking, net};
 /// code. No part of the stable face.
 #[doc(hidden)]
 pub mod program {
-    pub use troop_sys::{identity, own_code, safe_path, within};
+    pub use troop_sys::{identity, own_code, safe_path, sandbox, within};
 }

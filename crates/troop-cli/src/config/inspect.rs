@@ -34,7 +34,7 @@ impl App {
         self.inspect_reach(&directory, &program, &executed, &mut found);
         self.inspect_owner(&program, &executed, &mut found);
         self.inspect_health(&directory, &mut found);
-        self.inspect_sandbox(&directory, &program, &executed, &mut found);
+        self.inspect_sandbox(&directory, &program, executed.as_deref(), &mut found);
         let usual = RestartPolicy::new(1);
         let or_default =
             |time: Option<super::Time>, usual: Duration| time.map_or(usual, |time| time.0);
@@ -197,56 +197,6 @@ impl App {
             ));
         } else if !crate::program::is_executable(&path) {
             found.problems.push(format!("health.command: {} is not executable", path.display()));
-        }
-    }
-
-    fn inspect_sandbox(
-        &self,
-        directory: &Path,
-        program: &Path,
-        executed: &Option<PathBuf>,
-        found: &mut Found,
-    ) {
-        for path in self.sandbox.read.iter().flatten() {
-            let path = directory.join(path);
-            let above = self.sandbox.write.iter().flatten().map(|above| directory.join(above));
-            if let Some(above) = above.into_iter().find(|above| path.starts_with(above)) {
-                found.problems.push(format!(
-                    "sandbox.read: {} is below {} of sandbox.write, and who may change that could put anything else there; list one of them, or a directory beside it",
-                    path.display(),
-                    above.display()
-                ));
-            }
-        }
-        let Some(read) = &self.sandbox.read else { return };
-        let known: Vec<PathBuf> =
-            read.iter().filter_map(|path| directory.join(path).canonicalize().ok()).collect();
-        let writable: Vec<PathBuf> = self
-            .sandbox
-            .write
-            .iter()
-            .flatten()
-            .filter_map(|path| directory.join(path).canonicalize().ok())
-            .collect();
-        let is_below =
-            |path: &Path, all: &[PathBuf]| all.iter().any(|above| path.starts_with(above));
-        if let Some(real) = executed.as_ref().and_then(|path| path.canonicalize().ok())
-            && !is_below(&real, &known)
-        {
-            found.problems.push(format!(
-                "sandbox.read: workers cannot execute {}, which is not below any of it",
-                real.display()
-            ));
-        }
-        if is_script(program)
-            && let Ok(real) = program.canonicalize()
-            && !is_below(&real, &known)
-            && !is_below(&real, &writable)
-        {
-            found.problems.push(format!(
-                "sandbox.read: workers cannot read {}, which is not below any of it",
-                real.display()
-            ));
         }
     }
 }

@@ -5,6 +5,7 @@ pub(crate) mod env_file;
 mod inspect;
 mod pm2;
 mod procfile;
+mod sandbox;
 pub(crate) mod source;
 mod values;
 
@@ -340,16 +341,7 @@ impl App {
             ));
         }
         problems.extend(self.sandbox.unsupported().filter(|_| !self.sandbox.best_effort));
-        for (name, paths) in [("read", &self.sandbox.read), ("write", &self.sandbox.write)] {
-            let missing = paths
-                .iter()
-                .flatten()
-                .map(|path| directory.join(path))
-                .filter(|path| !path.exists());
-            problems.extend(
-                missing.map(|path| format!("sandbox.{name}: there is no {}", path.display())),
-            );
-        }
+        problems.extend(self.sandbox_problems(&directory));
         let own = own_cpus();
         if let Some(cpu) =
             self.cpu_sets().unwrap_or_default().into_iter().flatten().find(|cpu| !own.contains(cpu))

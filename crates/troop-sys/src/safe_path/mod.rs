@@ -148,18 +148,68 @@ pub fn open_for_reading(path: &Path, limit: u64) -> io::Result<(File, Vec<Weak>)
     Ok((directory::reopen(found.as_fd(), OFlags::RDONLY)?, weak))
 }
 
+/// What identifies a file or directory, whatever its path: device and inode.
+pub type FileId = (u64, u64);
+
+/// The [`FileId`] of a file or directory.
+#[must_use]
+pub fn file_id(found: &Metadata) -> FileId {
+    (found.dev(), found.ino())
+}
+
+/// What is at a path, held without being opened.
+#[derive(Debug)]
+pub struct Held {
+    /// The descriptor (`O_PATH`).
+    pub fd: OwnedFd,
+    /// What it is.
+    pub found: Metadata,
+    /// Its path without links, `.` and `..`.
+    pub real: PathBuf,
+    /// The directories in which a name was looked up on the way, those of links included. Whoever
+    /// may change one of them decides where the path leads.
+    pub passed: Vec<FileId>,
+}
+
+/// A path leads through a directory that [`hold`] was not to look a name up in. The source of an
+/// [`io::Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeadsThrough(pub FileId);
+
+impl fmt::Display for LeadsThrough {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a directory on the way is one in which no name is looked up")
+    }
+}
+
+impl Error for LeadsThrough {}
+
+impl LeadsThrough {
+    /// The directory that was the reason for an error.
+    #[must_use]
+    pub fn of(e: &io::Error) -> Option<FileId> {
+        e.get_ref()?.downcast_ref().map(|LeadsThrough(at)| *at)
+    }
+}
+
 /// Holds the file at a path, of whatever type, without opening it (`O_PATH`). Relative paths begin
-/// at the working directory.
+/// at the working directory. No name is looked up in the directories of `outside`, nor below them.
 ///
 /// # Errors
-/// Those of `open(2)`; [`UnsafePath`].
-pub fn hold(path: &Path, safety: Safety) -> io::Result<(OwnedFd, Metadata)> {
+/// Those of `open(2)`; [`UnsafePath`]; [`LeadsThrough`].
+pub fn hold(path: &Path, safety: Safety, outside: &[FileId]) -> io::Result<Held> {
     let path = std::path::absolute(path)?;
-    match Walk::new(&path, Some(safety).filter(|safety| *safety != Safety::Rights), None)?.all()? {
-        Reached::Directory(at, found) => Ok((at, found)),
-        Reached::Other(at) => {
-            let found = File::from(at.try_clone()?).metadata()?;
-            Ok((at, found))
+    let safety = Some(safety).filter(|safety| *safety != Safety::Rights);
+    let mut walk = Walk::new(&path, safety, None)?;
+    let mut passed = Vec::new();
+    walk.outside = outside;
+    walk.passed = Some(&mut passed);
+    let (reached, real) = walk.all_to()?;
+    match reached {
+        Reached::Directory(fd, found) => Ok(Held { fd, found, real, passed }),
+        Reached::Other(fd) => {
+            let found = File::from(fd.try_clone()?).metadata()?;
+            Ok(Held { fd, found, real, passed })
         }
         Reached::Nothing => Err(io::ErrorKind::NotFound.into()),
     }
@@ -200,6 +250,10 @@ struct Walk<'a> {
     make: Option<Mode>,
     made: usize,
     weak: Option<&'a mut Vec<Weak>>,
+    /// Where no name is looked up.
+    outside: &'a [FileId],
+    /// Where names were looked up, if that is wanted.
+    passed: Option<&'a mut Vec<FileId>>,
 }
 
 impl Walk<'_> {
@@ -220,6 +274,8 @@ impl Walk<'_> {
             make,
             made: 0,
             weak: None,
+            outside: &[],
+            passed: None,
         };
         walk.push(path);
         Ok(walk)
@@ -234,12 +290,20 @@ impl Walk<'_> {
         self.left.extend(names.map(OsStr::to_owned));
     }
 
-    fn all(mut self) -> io::Result<Reached> {
+    fn all(self) -> io::Result<Reached> {
+        Ok(self.all_to()?.0)
+    }
+
+    /// The same, with the path without links of what was reached.
+    fn all_to(mut self) -> io::Result<(Reached, PathBuf)> {
         loop {
             self.note();
             let Some(name) = self.left.pop() else {
-                return Ok(Reached::Directory(self.at, self.found));
+                return Ok((Reached::Directory(self.at, self.found), self.shown));
             };
+            if name != ".." {
+                self.pass()?;
+            }
             self.names += 1;
             if self.names > MAX_NAMES {
                 return Err(rustix::io::Errno::LOOP.into());
@@ -263,7 +327,7 @@ impl Walk<'_> {
                         }
                         Err(e) => return Err(e.into()),
                     },
-                    None => return Ok(Reached::Nothing),
+                    None => return Ok((Reached::Nothing, self.shown.join(name))),
                 },
                 Err(e) => return Err(e.into()),
             };
@@ -274,11 +338,25 @@ impl Walk<'_> {
             } else if found.is_dir() {
                 self.enter(next, found, &name)?;
             } else if self.left.is_empty() {
-                return Ok(Reached::Other(next.into()));
+                return Ok((Reached::Other(next.into()), self.shown.join(name)));
             } else {
                 return Err(io::ErrorKind::NotADirectory.into());
             }
         }
+    }
+
+    /// A name is about to be looked up in the directory where it is.
+    fn pass(&mut self) -> io::Result<()> {
+        let at = file_id(&self.found);
+        if self.outside.contains(&at) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, LeadsThrough(at)));
+        }
+        if let Some(passed) = &mut self.passed
+            && !passed.contains(&at)
+        {
+            passed.push(at);
+        }
+        Ok(())
     }
 
     /// Records the current directory, if weak components are collected and another user can change

@@ -263,3 +263,53 @@ fn a_program_outside_of_its_sandbox_is_an_error_that_says_so() {
     let ended = Home::ended(troop(home.path(), &["run", "web"]));
     assert!(ended.code == Some(2) && ended.err.contains("no_new_privileges"), "{ended:?}");
 }
+
+/// A worker that may write `data` would decide at its next start what it can read: everything, by a
+/// link in the place of `data/lib`.
+#[test]
+fn no_worker_starts_whose_sandbox_leads_through_what_it_may_change() {
+    let test = "no_worker_starts_whose_sandbox_leads_through_what_it_may_change";
+    if !has_landlock(test) {
+        return;
+    }
+    let home = home();
+    let at = |name: &str| home.path().join(name);
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(home.path(), mode).unwrap();
+    std::fs::create_dir_all(at("data/lib")).unwrap();
+    std::os::unix::fs::symlink("data/lib", at("current")).unwrap();
+    std::os::unix::fs::symlink("data", at("alias")).unwrap();
+    let write = |read: &str, write: &str| {
+        let text = format!(
+            "[app.web]\nprogram = \"server.js\"\nargs = [\"outside/open\", \"outside\", \"inside\"]\nworkers = 1\nmin_ready_time = 0\n\
+             [app.web.sandbox]\nread = [\"server.js\", \"{read}\", {}]\nwrite = [\"{write}\"]\n",
+            system()
+        );
+        std::fs::write(at("troop.toml"), text).unwrap();
+    };
+    for (read, written) in
+        [("current", "data"), ("data/lib", "alias"), ("inside/../data/lib", "data")]
+    {
+        write(read, written);
+        let ended = Home::ended(troop(home.path(), &["run", "web"]));
+        assert!(
+            ended.code == Some(2) && ended.err.contains("could put anything else there"),
+            "{read}: {ended:?}"
+        );
+    }
+    // It is not a matter of names.
+    write("data/../inside", "data");
+    let mut troop = Running::start(&mut troop(home.path(), &["run", "--log", "json", "web"]));
+    assert_eq!(attempts(&mut troop)["read outside"], "EACCES");
+    drop(troop);
+    // Nor does the engine start one, without a check before.
+    let mut sandbox = troop::setup::Sandbox::default();
+    (sandbox.read, sandbox.write) = (Some(vec!["/".into(), at("current")]), Some(vec![at("data")]));
+    let setup = Setup::new().program(FIXTURE).sandbox(sandbox);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let e = runtime.block_on(async {
+        let cluster = Cluster::builder().setup(setup).start().unwrap();
+        cluster.fork(troop::Fork::new()).await.unwrap_err()
+    });
+    assert!(format!("{e:?}").contains("leads through"), "{e:?}");
+}

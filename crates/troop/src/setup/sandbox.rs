@@ -19,7 +19,8 @@ fn failed(step: String, source: std::io::Error) -> Error {
 ///
 /// A path stands for the file, or the directory with all that is below; relative ones begin at the
 /// workers' directory. They are looked up at each start of a worker; where the primary is root, no
-/// symbolic link is followed that somebody else could have put there. The devices `null`, `zero`,
+/// symbolic link is followed that somebody else could have put there. No path may lead through one of
+/// `write`, by a link or `..` either: a worker could have it lead elsewhere. The devices `null`, `zero`,
 /// `full`, `random` and `urandom` can always be used. Files that are open already, networks and the
 /// sockets of other programs are not restricted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
