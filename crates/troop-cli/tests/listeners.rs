@@ -487,3 +487,67 @@ fn a_program_that_tries_a_port_before_it_listens_gets_it() {
         wait_until("its successor", answers);
     }
 }
+
+#[test]
+fn a_path_with_the_number_of_its_worker_is_lost_all_the_same_where_no_successor_asks_for_its_own() {
+    let mut scene = Scene::start(&["-w", "1"], "{dir}/app-1/web.sock\n");
+    let path = scene.directory.path().join("app-1/web.sock");
+    scene.app.event("listening");
+    scene.listens("{dir}/other.sock\n");
+    let (code, _, err) = scene.app.troop(["reload", "web"]);
+    assert!(code == 1 && err.contains(&path.display().to_string()), "{code} {err}");
+    // Nor is it its own where the worker dies.
+    scene.kill(served_at(&path));
+    let lost = scene.app.event("listener-lost");
+    assert_eq!(lost["address"], path.display().to_string(), "{lost}");
+    scene.listens("{dir}/app-1/web.sock\n");
+    assert_eq!(scene.app.troop(["reload", "web", "--allow-moved"]).0, 0);
+    assert_ne!(served_at(&path), 0);
+    // What each names after itself is no loss, neither in a reload nor after a death.
+    scene.listens("{dir}/app-1/web.sock\n{dir}/app-{id}/own.sock\n{dir}/{pid}-own.sock\n");
+    for _ in 0..2 {
+        let (code, out, err) = scene.app.troop(["reload", "web"]);
+        assert!(code == 0 && !out.contains("own.sock"), "{out} {err}");
+    }
+    scene.kill(served_at(&path));
+    scene.app.event("restarting");
+    (0..3).for_each(|_| drop(scene.app.event("listening")));
+    (0..2).for_each(|_| drop(scene.app.event("listener-closed")));
+    assert_eq!(scene.show()["phase"], "running");
+}
+
+#[test]
+fn a_port_that_closed_at_once_is_missed_where_the_successor_listens_elsewhere() {
+    let (old, new) = (free_port(), free_port());
+    let args = ["-w", "1", "--set", "restart.keep_listeners=false"];
+    let mut scene = Scene::start(&args, &format!("{old}\n"));
+    scene.app.listening(1);
+    // A crash whose successor listens there again is no loss.
+    scene.kill(served_by(old));
+    scene.app.listening(1);
+    scene.listens(&format!("{new}\n"));
+    scene.kill(served_by(old));
+    scene.app.listening(1);
+    let lost = scene.app.event("listener-lost");
+    assert_eq!(lost["port"], old, "{lost}");
+    assert_eq!(scene.show()["phase"], "degraded");
+    assert!(
+        !scene
+            .app
+            .seen
+            .iter()
+            .any(|line| line.contains("listener-lost") && !line.contains(&old.to_string()))
+    );
+    // And a reload to one that has moved is none.
+    scene.listens(&format!("{old}\n"));
+    let (code, _, err) = scene.app.troop(["reload", "web", "--allow-moved"]);
+    assert_eq!(code, 0, "{err}");
+    wait_until("nothing is missed", || scene.show()["phase"] == "running");
+    scene.listens("exit\n");
+    scene.kill(served_by(old));
+    scene.app.event("restarting");
+    wait_until("the port closes", || refuses(old));
+    scene.listens(&format!("{new}\n"));
+    let (code, _, err) = scene.app.troop(["reload", "web"]);
+    assert!(code == 1 && err.contains(&old.to_string()), "{code} {err}");
+}

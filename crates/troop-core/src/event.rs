@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::asked::Asked;
 use crate::id::WorkerId;
 use crate::text::escaped;
 
@@ -339,8 +340,13 @@ pub enum Notice {
         at: Address,
         /// Number of waiting connections that were closed with it.
         dropped: usize,
-        /// The address that a worker had asked for, if a successor should have listened there.
-        missed: Option<Address>,
+    },
+    /// No worker listens any more where a successor should.
+    ListenerMissed {
+        /// Where that was bound.
+        at: Address,
+        /// What its worker had asked for.
+        asked: Asked,
     },
     /// A worker has violated the channel's protocol.
     Misbehaved {

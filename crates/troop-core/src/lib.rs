@@ -16,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod asked;
 pub mod cluster;
 pub mod event;
 pub mod id;

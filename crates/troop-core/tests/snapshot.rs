@@ -5,10 +5,18 @@ mod simulation;
 
 use proptest::prelude::*;
 use simulation::{Input, Simulation, config, input};
+use troop_core::primary::Config;
 
 /// What a primary does about these inputs.
-fn actions(inputs: &[Input], reread_every: Option<u32>) -> Result<Vec<String>, TestCaseError> {
-    let mut simulation = Simulation::new(config());
+fn actions(
+    config: Config,
+    inputs: &[Input],
+    reread_every: Option<u32>,
+) -> Result<Vec<String>, TestCaseError> {
+    // Workers that are to have successors, where listeners do not wait for those.
+    let is_supervised = !config.keep_listeners;
+    let mut simulation = Simulation::new(config);
+    simulation.primary.set_supervised(is_supervised);
     simulation.log = Some(Vec::new());
     simulation.reread_every = reread_every;
     for input in inputs {
@@ -33,6 +41,9 @@ proptest! {
         inputs in prop::collection::vec(input(), 0..100),
         every in prop_oneof![Just(1u32), 2..20u32],
     ) {
-        prop_assert_eq!(actions(&inputs, None)?, actions(&inputs, Some(every))?);
+        for keep_listeners in [true, false] {
+            let config = || Config { keep_listeners, ..config() };
+            prop_assert_eq!(actions(config(), &inputs, None)?, actions(config(), &inputs, Some(every))?);
+        }
     }
 }

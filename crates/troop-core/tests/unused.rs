@@ -39,8 +39,11 @@ proptest! {
     /// The same where workers are supervised, and listeners outlive workers that close them by
     /// themselves.
     #[test]
-    fn no_listener_of_supervised_workers_stays_open_that_nobody_will_ask_for(inputs in prop::collection::vec(input(), 0..120)) {
-        let mut simulation = Simulation::new(Config { hang_timeout: None, ..config() });
+    fn no_listener_of_supervised_workers_stays_open_that_nobody_will_ask_for(
+        inputs in prop::collection::vec(input(), 0..120), keep_listeners in any::<bool>(),
+    ) {
+        let config = Config { hang_timeout: None, keep_listeners, ..config() };
+        let mut simulation = Simulation::new(config);
         simulation.primary.set_supervised(true);
         for input in inputs {
             simulation.happen(input)?;
@@ -452,7 +455,9 @@ fn what_the_kernel_chooses_and_what_is_named_after_a_process_is_not_claimed() {
             }
         }
     }
-    let claimed: Vec<Claim> = simulation.primary.claims(true);
+    let mut claimed: Vec<Claim> = simulation.primary.claims(true);
+    // What may be named after it is claimed under the names of its successors too.
+    claimed.retain(|claim| claim.named_after.is_none());
     let at = |name: String| Address {
         address: Some(name),
         port: Some(-1),
@@ -467,4 +472,108 @@ fn what_the_kernel_chooses_and_what_is_named_after_a_process_is_not_claimed() {
     listening(&mut simulation, &[0]);
     listening(&mut simulation, &[0]);
     assert!(claims(&simulation, false).is_empty() && claims(&simulation, true).is_empty());
+}
+
+// ---- what was not left open for successors ----
+
+/// Without listeners that wait for workers.
+fn impatient() -> Simulation {
+    let mut simulation = Simulation::new(Config { keep_listeners: false, ..patient() });
+    simulation.primary.set_supervised(true);
+    simulation.successors = Successors::Nobody;
+    simulation
+}
+
+#[test]
+fn a_port_that_closed_with_its_worker_is_missed_when_the_successor_listens_elsewhere_and_not_before()
+ {
+    let mut simulation = impatient();
+    listening(&mut simulation, &[9]);
+    let worker = listening(&mut simulation, &[1]);
+    let next = dies_and_returns(&mut simulation, worker, &[1]);
+    pass(&mut simulation, 60_000);
+    assert_eq!(simulation.missed, [], "its successor has it");
+    simulation.successors = Successors::Awaited;
+    dies(&mut simulation, next);
+    assert_eq!(simulation.listeners.len(), 1, "it has closed");
+    pass(&mut simulation, 600_000);
+    assert_eq!(claims(&simulation, false), [(Some(9), 1, OWN), (Some(1), 0, OWN)]);
+    let next = starting(&mut simulation);
+    simulation.successors = Successors::Nobody;
+    pass(&mut simulation, 29_000);
+    listen(&mut simulation, next, &[2]);
+    pass(&mut simulation, 2_900);
+    assert_eq!(simulation.missed, [], "it may ask for more");
+    pass(&mut simulation, 200);
+    assert_eq!(simulation.missed, [Some(1)]);
+    assert_eq!(claims(&simulation, false), [(Some(9), 1, OWN), (Some(2), 1, OWN)]);
+}
+
+#[test]
+fn a_port_that_closed_is_not_missed_where_nobody_is_to_open_it_again() {
+    // The worker has closed it by itself and goes on.
+    let mut simulation = impatient();
+    let worker = listening(&mut simulation, &[1, 2]);
+    closes(&mut simulation, worker, 0);
+    assert_eq!(simulation.listeners.len(), 1);
+    pass(&mut simulation, 60_000);
+    assert_eq!(simulation.missed, []);
+    // It is one too many.
+    let worker = listening(&mut simulation, &[3]);
+    simulation.primary.disconnect(worker, false, None);
+    simulation.primary.excuse(worker);
+    simulation.act().unwrap();
+    // A new generation does without it.
+    let worker = listening(&mut simulation, &[4]);
+    simulation.successors = Successors::Awaited;
+    dies(&mut simulation, worker);
+    listening(&mut simulation, &[5]);
+    simulation.primary.forget_shared();
+    simulation.successors = Successors::Nobody;
+    pass(&mut simulation, 60_000);
+    // The kernel had chosen it.
+    let worker = listening(&mut simulation, &[0]);
+    dies_and_returns(&mut simulation, worker, &[6]);
+    pass(&mut simulation, 60_000);
+    // Nobody is to come at all.
+    let worker = listening(&mut simulation, &[7]);
+    simulation.primary.close_unused_listeners();
+    dies(&mut simulation, worker);
+    pass(&mut simulation, 60_000);
+    assert_eq!(simulation.missed, []);
+}
+
+#[test]
+fn a_port_that_closed_before_a_reload_that_failed_is_still_missed_and_what_the_reload_opened_is_not()
+ {
+    let mut simulation = impatient();
+    listening(&mut simulation, &[9]);
+    let worker = listening(&mut simulation, &[1]);
+    simulation.successors = Successors::Awaited;
+    dies(&mut simulation, worker);
+    let before = simulation.primary.listeners_to_keep();
+    let new = listening(&mut simulation, &[2]);
+    dies(&mut simulation, new);
+    simulation.primary.close_unused_but(&before);
+    listening(&mut simulation, &[9]);
+    simulation.successors = Successors::Nobody;
+    pass(&mut simulation, 60_000);
+    assert_eq!(simulation.missed, [Some(1)]);
+}
+
+#[test]
+fn listeners_that_are_not_to_wait_any_more_close_and_are_missed_all_the_same() {
+    let mut simulation = supervised();
+    listening(&mut simulation, &[9]);
+    let worker = listening(&mut simulation, &[1]);
+    simulation.successors = Successors::Awaited;
+    dies(&mut simulation, worker);
+    assert_eq!(simulation.listeners.len(), 2);
+    simulation.primary.set_keep_listeners(false);
+    simulation.act().unwrap();
+    assert_eq!(simulation.listeners.len(), 1);
+    listening(&mut simulation, &[2]);
+    simulation.successors = Successors::Nobody;
+    pass(&mut simulation, 60_000);
+    assert_eq!(simulation.missed, [Some(1)]);
 }

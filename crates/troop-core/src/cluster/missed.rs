@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::asked::Asked;
 use crate::event::Address;
 
 /// Maximum number of missed addresses; the oldest are forgotten first.
@@ -12,7 +13,7 @@ const MAX_MISSED: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Missed {
     /// The address that a worker had asked for.
-    asked: Address,
+    asked: Asked,
     /// The bound address.
     at: Address,
 }
@@ -27,7 +28,7 @@ pub struct MissedAddresses {
 
 impl MissedAddresses {
     /// Records an address without a worker. `asked` is the requested address, `at` the bound one.
-    pub fn lost(&mut self, asked: Address, at: Address) {
+    pub fn lost(&mut self, asked: Asked, at: Address) {
         self.addresses.retain(|known| known.asked != asked);
         if self.addresses.len() >= MAX_MISSED {
             self.addresses.remove(0);
@@ -42,10 +43,10 @@ impl MissedAddresses {
     }
 
     /// Handles the requested addresses of a worker, and returns those that had been missed.
-    pub fn found(&mut self, asked: &[Address]) -> Vec<Address> {
+    pub fn found(&mut self, asked: &[Asked]) -> Vec<Address> {
         let (found, missed) = std::mem::take(&mut self.addresses)
             .into_iter()
-            .partition(|known| asked.contains(&known.asked));
+            .partition(|known| asked.iter().any(|asked| asked.takes_over(&known.asked)));
         self.addresses = missed;
         let found: Vec<Missed> = found;
         found.into_iter().map(|known| known.at).collect()
@@ -80,17 +81,21 @@ mod tests {
         Address { address: None, port: Some(port), address_type: AddressType::Tcp4, fd: None }
     }
 
+    fn asked(port: i64) -> Asked {
+        Asked::by_several(address(port))
+    }
+
     fn missed(ports: impl IntoIterator<Item = i64>) -> MissedAddresses {
         let mut missed = MissedAddresses::default();
-        ports.into_iter().for_each(|port| missed.lost(address(port), address(port + 1000)));
+        ports.into_iter().for_each(|port| missed.lost(asked(port), address(port + 1000)));
         missed
     }
 
     #[test]
     fn an_address_is_missed_until_a_worker_listens_there() {
         let mut missed = missed([1, 2]);
-        assert_eq!(missed.found(&[address(3)]), []);
-        assert_eq!(missed.found(&[address(2), address(3)]), [address(1002)]);
+        assert_eq!(missed.found(&[asked(3)]), []);
+        assert_eq!(missed.found(&[asked(2), asked(3)]), [address(1002)]);
         assert_eq!(missed.iter().collect::<Vec<_>>(), [&address(1001)]);
     }
 
@@ -105,7 +110,7 @@ mod tests {
         missed.reload_finished();
         assert!(missed.is_empty());
         // Addresses that are lost later are missed again.
-        missed.lost(address(2), address(2));
+        missed.lost(asked(2), address(2));
         missed.reload_finished();
         assert!(!missed.is_empty());
     }

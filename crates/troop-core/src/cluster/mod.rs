@@ -211,11 +211,11 @@ impl Cluster {
 
     fn noticed(&mut self, now: Time, notice: &Notice) {
         match notice {
-            Notice::ListenerClosed { at, missed: Some(asked), .. } => {
+            Notice::ListenerMissed { at, asked } => {
                 self.missed.lost(asked.clone(), at.clone());
             }
             Notice::Listening { worker, .. } if !self.missed.is_empty() => {
-                let found = self.missed.found(&self.primary.addresses_of(*worker));
+                let found = self.missed.found(&self.primary.asked_by(*worker));
                 let found = found.into_iter().map(|at| Action::Found { worker: *worker, at });
                 self.pending.extend(found);
             }
@@ -233,7 +233,7 @@ impl Cluster {
                 supervisor.online(now, *worker, !self.without_ipc.contains(worker));
             }
             Notice::Listening { worker, .. } => {
-                supervisor.listens_at(*worker, self.primary.addresses_of(*worker));
+                supervisor.listens_at(*worker, self.primary.asked_by(*worker));
                 supervisor.listening(now, *worker);
             }
             Notice::Disconnected { worker, .. } => supervisor.disconnected(now, *worker),

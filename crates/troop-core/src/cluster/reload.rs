@@ -96,7 +96,7 @@ impl Cluster {
             Progress::RecycleFailed { worker, .. } => self.recycling.failed(now, *worker),
             Progress::NotRestarting { worker, .. } => self.primary.excuse(*worker),
             Progress::ReloadStarted { .. } => {
-                self.reload.listeners = self.primary.listeners().collect();
+                self.reload.listeners = self.primary.listeners_to_keep();
             }
             // In the second case all workers are new, but clients do not reach them.
             Progress::ReloadFinished

@@ -2,9 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::BindSpec;
-#[cfg(doc)]
-use super::Primary;
+use super::{BindSpec, Primary};
 use crate::event::Notice;
 use crate::id::{ConnId, ListenerId, WorkerId};
 use crate::steer::Instruction;
@@ -138,4 +136,22 @@ pub enum Action {
     },
     /// Publish a notice.
     Notify(Notice),
+}
+
+impl Primary {
+    pub(super) fn next_seq(&mut self) -> u64 {
+        let seq = self.seq;
+        self.seq += 1;
+        seq
+    }
+
+    pub(super) fn notify(&mut self, notice: Notice) {
+        self.actions.push_back(Action::Notify(notice));
+    }
+
+    pub(super) fn send(&mut self, worker: WorkerId, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut line = Vec::with_capacity(192);
+        write(&mut line);
+        self.actions.push_back(Action::Send { worker, line });
+    }
 }

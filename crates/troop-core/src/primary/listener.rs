@@ -11,6 +11,7 @@ use super::bind::BindSpec;
 use super::handover::Needs;
 use super::listen_key::ListenKey;
 use super::membership::QueuedConnection;
+use crate::asked::{Asked, Numbers};
 use crate::event::Address;
 use crate::id::{Time, WorkerId};
 use crate::policy::{ListenerPolicy, Policy, Scheduling, Sticky};
@@ -55,8 +56,18 @@ pub(super) struct Listener {
     pub(super) lasting: bool,
     /// Whether workers of several slots have listened on it at the same time.
     pub(super) is_shared: bool,
-    /// Whether its address does not depend on the worker that listens on it.
+    /// Whether the address was requested, and not chosen by the kernel.
     pub(super) is_fixed: bool,
+    pub(super) listened: Listened,
+}
+
+/// Who has listened on a listener so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Listened {
+    Nobody,
+    /// One worker, whose program may have named it after the worker.
+    One(Numbers),
+    Several,
 }
 
 /// A shard of a listener, which a worker and its successors use.
@@ -146,6 +157,14 @@ impl Listener {
         let same_port =
             at.port == *port || port.is_none() || (*port == Some(0) && at.port == bound());
         *address_type == at.address_type && *address == at.address && *fd == at.fd && same_port
+    }
+
+    /// Returns the request, and whether its path may be specific to one worker.
+    pub(super) fn asked_for(&self) -> Asked {
+        match self.listened {
+            Listened::One(numbers) => Asked::new(self.asked(), numbers),
+            Listened::Nobody | Listened::Several => Asked::by_several(self.asked()),
+        }
     }
 
     /// Returns the address that the first worker asked for.

@@ -10,6 +10,7 @@ mod bind;
 mod budget;
 mod config;
 mod handover;
+mod lapsed;
 mod listen_key;
 mod listener;
 mod liveness;
@@ -31,6 +32,7 @@ pub use bind::{Bind, BindSpec, Offered};
 pub use budget::Budget;
 pub use config::Config;
 pub use handover::Needs;
+use lapsed::Lapsed;
 pub use repairs::{RepairReport, Repairs};
 pub use reports::DEFAULT_REPORT_INTERVAL;
 pub use unused::Successors;
@@ -65,6 +67,10 @@ pub struct Primary {
     keys: BTreeMap<ListenKey, ListenerId>,
     /// Listeners without workers that are kept open for a successor.
     unused: BTreeMap<ListenerId, Unused>,
+    /// Listeners that closed without waiting for a successor.
+    lapsed: BTreeMap<ListenerId, Lapsed>,
+    /// Whether the cluster ends, so that no successors are expected.
+    is_ending: bool,
     /// Whether workers are supervised ([`Primary::set_supervised`]).
     supervised: bool,
     actions: VecDeque<Action>,
@@ -92,6 +98,8 @@ impl Primary {
             listeners: BTreeMap::new(),
             keys: BTreeMap::new(),
             unused: BTreeMap::new(),
+            lapsed: BTreeMap::new(),
+            is_ending: false,
             supervised: false,
             actions: VecDeque::new(),
             seq: 0,
@@ -574,23 +582,5 @@ impl Primary {
 
     fn wake_at(&mut self, at: Time) {
         self.next_tick = Some(self.next_tick.map_or(at, |due| due.min(at)));
-    }
-
-    // ---- helpers ----
-
-    fn next_seq(&mut self) -> u64 {
-        let seq = self.seq;
-        self.seq += 1;
-        seq
-    }
-
-    fn notify(&mut self, notice: Notice) {
-        self.actions.push_back(Action::Notify(notice));
-    }
-
-    fn send(&mut self, worker: WorkerId, write: impl FnOnce(&mut Vec<u8>)) {
-        let mut line = Vec::with_capacity(192);
-        write(&mut line);
-        self.actions.push_back(Action::Send { worker, line });
     }
 }

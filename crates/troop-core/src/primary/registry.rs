@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::bind::{Offered, bind_spec};
 use super::handover::Needs;
 use super::listen_key::{ListenKey, is_too_long};
-use super::listener::Listener;
+use super::listener::{Listened, Listener};
 use super::membership::ListenerMembership;
 use super::worker::HandleWait;
 use super::{Action, Primary};
@@ -168,6 +168,7 @@ impl Primary {
             lasting: false,
             is_shared: false,
             is_fixed: false,
+            listened: Listened::Nobody,
         };
         listener.schedule(scheduling, self.config.seed ^ u64::from(id.0));
         if matches!(listener.chosen, Scheduling::Steered(_)) && listener.group.is_none() {
@@ -358,7 +359,7 @@ impl Primary {
         let most = (self.budget.listeners() / 4).min(MAX_UNUSED);
         if unused && !lasting && (!keep || self.unused.len() >= most) {
             self.bound_for_nothing(self.last_time, worker);
-            self.close_unused(id);
+            self.close_at_once(id, worker, closed);
         } else {
             if unused && !lasting {
                 self.note_unused(id, worker, closed);

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::listener::Listener;
+use super::lapsed::Lapsed;
+use super::listener::{Listened, Listener};
 use super::{Action, Primary};
-use crate::event::{Address, AddressType, Notice};
+use crate::asked::{Asked, Numbers};
+use crate::event::{Address, Notice};
 use crate::id::{ListenerId, Time, WorkerId};
 use crate::supervise::Claim;
 
@@ -25,13 +27,13 @@ pub enum Successors {
 }
 
 /// A listener without workers.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Unused {
     /// The newest worker at the time when it became unused.
     newest: WorkerId,
     since: Time,
     /// Its last worker.
-    last: WorkerId,
+    pub(super) last: WorkerId,
     /// Whether that worker closed it by itself.
     closed: bool,
     /// Whether a successor should take it over; if none does, it is reported as missed.
@@ -41,8 +43,12 @@ pub(super) struct Unused {
 impl Primary {
     /// Records that the last worker of a listener has left it.
     pub(super) fn note_unused(&mut self, id: ListenerId, last: WorkerId, closed: bool) {
+        self.unused.insert(id, self.unused_since_now(last, closed));
+    }
+
+    pub(super) fn unused_since_now(&self, last: WorkerId, closed: bool) -> Unused {
         let (newest, since) = (WorkerId(self.last_worker), self.last_time);
-        self.unused.insert(id, Unused { newest, since, last, closed, is_due: true });
+        Unused { newest, since, last, closed, is_due: true }
     }
 
     /// Excuses a worker's successors from taking over its listeners.
@@ -51,6 +57,7 @@ impl Primary {
             .values_mut()
             .filter(|unused| unused.last == worker)
             .for_each(|unused| unused.is_due = false);
+        self.lapsed.retain(|_, lapsed| lapsed.unused.last != worker);
     }
 
     /// Returns the time until which a listener stays open whose last worker has closed it and still
@@ -72,10 +79,10 @@ impl Primary {
         self.supervised = supervised;
     }
 
-    /// Whether there are unused listeners, which [`Primary::close_abandoned`] may close.
+    /// Whether there are unused or lapsed listeners, which [`Primary::close_abandoned`] may handle.
     #[must_use]
     pub fn has_unused(&self) -> bool {
-        !self.unused.is_empty()
+        !(self.unused.is_empty() && self.lapsed.is_empty())
     }
 
     /// Keeps a listener open until [`Primary::close_unused_listeners`], because its socket is open
@@ -86,10 +93,11 @@ impl Primary {
         }
     }
 
-    /// Closes unused listeners that no starting worker may ask for. Call it once the successors of
-    /// ended workers are known. Returns whether a listener was closed.
+    /// Closes unused listeners that no starting worker may ask for, and reports lapsed ones that no
+    /// successor has opened. Call it once the successors of ended workers are known. Returns whether
+    /// there were any.
     pub fn close_abandoned(&mut self, now: Time, successors: Successors) -> bool {
-        if self.unused.is_empty() || successors == Successors::Awaited {
+        if !self.has_unused() || successors == Successors::Awaited {
             return false;
         }
         if let Some(until) = self.starting_until(now) {
@@ -101,7 +109,8 @@ impl Primary {
             self.workers.iter().filter(|(_, state)| state.is_there()).map(|(id, _)| *id).max();
         let moment = if self.supervised { Duration::ZERO } else { self.config.listen_patience };
         let (mut abandoned, mut later) = (Vec::new(), None);
-        for (id, unused) in &self.unused {
+        let lapsed = self.lapsed.iter().map(|(id, lapsed)| (id, &lapsed.unused));
+        for (id, unused) in self.unused.iter().chain(lapsed) {
             let closed_until = self.closed_until(unused);
             let due = closed_until.unwrap_or(unused.since + moment);
             if closed_until.is_none()
@@ -127,10 +136,20 @@ impl Primary {
     pub fn close_unused_but(&mut self, kept: &[ListenerId]) {
         let others: Vec<_> = self.unused.keys().filter(|id| !kept.contains(id)).copied().collect();
         others.iter().for_each(|listener| self.abandon(*listener, false));
+        self.lapsed.retain(|id, _| kept.contains(id));
     }
 
-    /// Closes all unused listeners, at the end of a cluster.
+    /// Returns the listeners that [`Primary::close_unused_but`] must keep if a reload that begins
+    /// now fails.
+    #[must_use]
+    pub fn listeners_to_keep(&self) -> Vec<ListenerId> {
+        self.listeners.keys().chain(self.lapsed.keys()).copied().collect()
+    }
+
+    /// Closes all unused listeners, at the end of a cluster. From then on nothing is missed.
     pub fn close_unused_listeners(&mut self) {
+        self.is_ending = true;
+        self.lapsed.clear();
         let unused: Vec<_> =
             self.listeners.iter().filter(|(_, l)| l.is_unused()).map(|(id, _)| *id).collect();
         for listener in unused {
@@ -141,8 +160,16 @@ impl Primary {
     /// Changes [`keep_listeners`](super::Config::keep_listeners); false closes unused ones.
     pub fn set_keep_listeners(&mut self, keep: bool) {
         self.config.keep_listeners = keep;
-        if !keep {
-            self.close_unused_listeners();
+        if keep {
+            return;
+        }
+        let all: Vec<_> =
+            self.listeners.iter().filter(|(_, l)| l.is_unused()).map(|(id, _)| *id).collect();
+        for id in all {
+            if let Some(unused) = self.unused.get(&id).copied() {
+                self.note_lapsed(id, unused);
+            }
+            self.close_unused(id);
         }
     }
 
@@ -166,12 +193,20 @@ impl Primary {
     }
 
     fn abandon(&mut self, id: ListenerId, is_due: bool) {
-        let (at, listener) = (self.bound_address(id), self.listeners.get(&id));
-        let counts = self.supervised && is_due;
-        let missed = listener.filter(|listener| counts && listener.is_fixed).map(Listener::asked);
+        if let Some(Lapsed { unused, asked, at, .. }) = self.lapsed.remove(&id) {
+            if is_due {
+                self.miss(at, asked, unused.last);
+            }
+            return;
+        }
+        let (at, last) = (self.bound_address(id), self.unused.get(&id).map(|unused| unused.last));
+        let listener = self.listeners.get(&id).filter(|listener| is_due && listener.is_fixed);
+        let asked = listener.map(Listener::asked_for);
         let dropped = self.close_listener(id);
-        if let Some(at) = at {
-            self.notify(Notice::ListenerClosed { at, dropped, missed });
+        let Some(at) = at else { return };
+        self.notify(Notice::ListenerClosed { at: at.clone(), dropped });
+        if let (Some(asked), Some(last)) = (asked, last) {
+            self.miss(at, asked, last);
         }
     }
 
@@ -180,7 +215,7 @@ impl Primary {
         let at = self.bound_address(id);
         let dropped = self.close_listener(id);
         if let Some(at) = at.filter(|_| dropped > 0) {
-            self.notify(Notice::ListenerClosed { at, dropped, missed: None });
+            self.notify(Notice::ListenerClosed { at, dropped });
         }
     }
 
@@ -199,18 +234,23 @@ impl Primary {
 
     // ---- claims: what a new generation must take over ----
 
-    /// Records whether a listener is shared, and whether its address is specific to the worker that
-    /// listens.
+    /// Records whether a listener is shared, and whether its address may be specific to the worker
+    /// that listens.
     pub(super) fn note_listening(&mut self, worker: WorkerId, id: ListenerId) {
         let Primary { workers, listeners, .. } = self;
         let (Some(listener), Some(state)) = (listeners.get_mut(&id), workers.get(&worker)) else {
             return;
         };
-        let Address { address, port, address_type, .. } = listener.asked();
-        let is_own = |path: String| names(&path, [state.pid(), worker.0]);
-        let is_chosen = port == Some(0) || (port.is_none() && address_type.is_udp());
-        let is_named_after_it = address_type == AddressType::Unix && address.is_some_and(is_own);
-        listener.is_fixed = !(is_chosen || is_named_after_it);
+        let asked = listener.asked();
+        self.lapsed.retain(|_, lapsed| lapsed.asked.at != asked);
+        let Address { port, address_type, .. } = asked;
+        listener.is_fixed = !(port == Some(0) || (port.is_none() && address_type.is_udp()));
+        let numbers = Numbers { pid: state.pid(), id: worker };
+        listener.listened = match listener.listened {
+            Listened::Nobody => Listened::One(numbers),
+            Listened::One(other) if other == numbers => Listened::One(numbers),
+            Listened::One(_) | Listened::Several => Listened::Several,
+        };
         let holders = || listener.shards.iter().flat_map(|shard| shard.holders.iter());
         // A worker and its successor count as one.
         let is_other = |other: &WorkerId| {
@@ -223,6 +263,7 @@ impl Primary {
     pub fn forget_shared(&mut self) {
         let Primary { workers, listeners, unused, .. } = self;
         unused.values_mut().for_each(|unused| unused.is_due = false);
+        self.lapsed.clear();
         for (id, listener) in listeners.iter_mut().filter(|(_, listener)| listener.is_shared) {
             let holders = listener.shards.iter().flat_map(|shard| shard.holders.iter());
             let mut slots = holders
@@ -234,9 +275,9 @@ impl Primary {
         }
     }
 
-    /// Returns the addresses that successors must take over: those that do not depend on the
-    /// worker, and those that are kept open for successors. An address is shared if several workers
-    /// listen there, or if there is a single worker (`only`).
+    /// Returns the addresses that successors must take over: those that workers asked for, and those
+    /// that are left for successors, open or lapsed. An address is shared if several workers listen
+    /// there, or if there is a single worker (`only`).
     #[must_use]
     pub fn claims(&self, only: bool) -> Vec<Claim> {
         let serves = |worker: &WorkerId, id: ListenerId| {
@@ -248,6 +289,12 @@ impl Primary {
             .filter(|(_, l)| l.asked().port != Some(0) && (l.is_shared || l.is_fixed));
         let is_served =
             self.workers.keys().any(|worker| self.listeners.keys().any(|id| serves(worker, *id)));
+        let lapsed = self.lapsed.values().map(|lapsed| Claim {
+            at: lapsed.asked.at.clone(),
+            named_after: lapsed.asked.named_after,
+            holders: Vec::new(),
+            is_shared: (lapsed.is_shared || only) && !is_served,
+        });
         counts
             .filter_map(|(id, listener)| {
                 let holders =
@@ -259,14 +306,17 @@ impl Primary {
                 let is_shared = (listener.is_shared || only) && !(holders.is_empty() && is_served);
                 (!holders.is_empty() || is_due()).then(|| Claim {
                     at: listener.asked(),
+                    named_after: listener.asked_for().named_after,
                     holders,
                     is_shared,
                 })
             })
+            .chain(lapsed)
             .collect()
     }
 
-    /// Returns the addresses of a worker that do not depend on it.
+    /// Returns the addresses of a worker that do not depend on it. A path with its number counts as
+    /// its own until another worker has the same one.
     #[must_use]
     pub fn fixed_addresses_of(&self, worker: WorkerId) -> Vec<Address> {
         let memberships =
@@ -274,15 +324,17 @@ impl Primary {
         let listeners = memberships
             .filter(|membership| membership.listening)
             .filter_map(|membership| self.listeners.get(&membership.listener));
-        listeners.filter(|listener| listener.is_fixed).map(Listener::asked).collect()
+        let fixed = listeners.filter(|listener| listener.is_fixed).map(Listener::asked_for);
+        fixed.filter(|asked| asked.named_after.is_none()).map(|asked| asked.at).collect()
     }
 
     /// Returns the addresses of a worker, as the first worker asked for them, with the ports that
     /// the kernel chose.
     #[must_use]
-    pub fn addresses_of(&self, worker: WorkerId) -> Vec<Address> {
-        let memberships =
-            self.workers.get(&worker).into_iter().flat_map(|state| state.memberships.iter());
+    pub fn asked_by(&self, worker: WorkerId) -> Vec<Asked> {
+        let Some(state) = self.workers.get(&worker) else { return Vec::new() };
+        let (numbers, memberships) =
+            (Numbers { pid: state.pid(), id: worker }, state.memberships.iter());
         let address = |id| match self.listener_address(id)? {
             Address { port: Some(0), .. } => self.bound_address(id),
             asked => Some(asked),
@@ -290,15 +342,7 @@ impl Primary {
         memberships
             .filter(|membership| membership.listening)
             .filter_map(|membership| address(membership.listener))
+            .map(|at| Asked::new(at, numbers))
             .collect()
     }
-}
-
-/// Whether a path contains one of the numbers: in the file name, or as a whole word of a directory
-/// name, because directory names may be random letters and digits.
-fn names(path: &str, numbers: [u32; 2]) -> bool {
-    let is_one = |word: &str| word.parse().is_ok_and(|number: u32| numbers.contains(&number));
-    let (directory, file) = path.rsplit_once('/').unwrap_or(("", path));
-    directory.split(|c: char| !c.is_alphanumeric()).any(is_one)
-        || file.split(|c: char| !c.is_ascii_digit()).any(is_one)
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{RunState, Supervisor};
+use crate::asked::{Asked, Numbers};
 use crate::event::Address;
 use crate::id::WorkerId;
 
@@ -11,12 +12,23 @@ use crate::id::WorkerId;
 pub struct Claim {
     /// The address, as the first worker asked for it.
     pub at: Address,
-    /// The workers that listen there; none if it is kept open for a successor.
+    /// The worker whose numbers are in its path; a successor may ask for the same path with its own
+    /// numbers instead ([`Asked`]).
+    pub named_after: Option<Numbers>,
+    /// The workers that listen there; none if it is kept for a successor.
     pub holders: Vec<WorkerId>,
     /// Whether workers of several slots, or the single worker, have it: then the first new worker
     /// must listen there before the first old one leaves. Otherwise a new worker must listen there
     /// before the one that has it leaves.
     pub is_shared: bool,
+}
+
+impl Claim {
+    /// Returns the request that led to it.
+    #[must_use]
+    pub fn asked(&self) -> Asked {
+        Asked { at: self.at.clone(), named_after: self.named_after }
+    }
 }
 
 /// A claimed address on which no new worker listens yet.
@@ -32,7 +44,7 @@ pub(super) struct Lacking<'a> {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Claims {
     claims: Vec<Claim>,
-    listening: Vec<(WorkerId, Vec<Address>)>,
+    listening: Vec<(WorkerId, Vec<Asked>)>,
 }
 
 impl Claims {
@@ -41,7 +53,7 @@ impl Claims {
     }
 
     /// Sets the addresses of a worker.
-    pub(super) fn listens_at(&mut self, worker: WorkerId, at: Vec<Address>) {
+    pub(super) fn listens_at(&mut self, worker: WorkerId, at: Vec<Asked>) {
         self.listening.retain(|(other, _)| *other != worker);
         self.listening.push((worker, at));
     }
@@ -58,10 +70,13 @@ impl Claims {
         let concerns = |claim: &&Claim| {
             is_last || is_held(claim) || (claim.is_shared && claim.holders.is_empty())
         };
-        let is_taken = |at: &Address| {
-            self.listening.iter().any(|(worker, all)| all.contains(at) && is_new(*worker))
+        let is_taken = |claim: &Claim| {
+            let before = claim.asked();
+            self.listening.iter().any(|(worker, all)| {
+                is_new(*worker) && all.iter().any(|asked| asked.takes_over(&before))
+            })
         };
-        let claim = self.claims.iter().filter(concerns).find(|claim| !is_taken(&claim.at))?;
+        let claim = self.claims.iter().filter(concerns).find(|claim| !is_taken(claim))?;
         Some(Lacking { claim, may_come: !claim.is_shared && !is_last })
     }
 
@@ -91,7 +106,8 @@ impl Claims {
         match all {
             [] => "nowhere".into(),
             all => {
-                let few: Vec<_> = all.iter().take(MAX_SHOWN).map(ToString::to_string).collect();
+                let few: Vec<_> =
+                    all.iter().take(MAX_SHOWN).map(|asked| asked.at.to_string()).collect();
                 format!("on {}{}", few.join(", "), if all.len() > MAX_SHOWN { ", …" } else { "" })
             }
         }

@@ -20,7 +20,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Address, ExitHow};
+use crate::asked::Asked;
+use crate::event::ExitHow;
 use crate::id::{Time, WorkerId};
 pub use config::{Config, ReadyWhen, ReplacePolicy, Restart, RestartPolicy, WhenFailed};
 use ends::{Health, Level, Life};
@@ -431,7 +432,7 @@ impl Supervisor {
     }
 
     /// Sets the addresses of a worker. Call before [`Supervisor::listening`].
-    pub fn listens_at(&mut self, worker: WorkerId, at: Vec<Address>) {
+    pub fn listens_at(&mut self, worker: WorkerId, at: Vec<Asked>) {
         if let Some(round) = &mut self.round {
             round.listens_at(worker, at);
         }

@@ -8,7 +8,7 @@ use super::expect::Claims;
 use super::{
     Afterwards, Answer, Order, Progress, RecycleFailed, ReloadFailed, ReplaceFailure, Ticket,
 };
-use crate::event::Address;
+use crate::asked::Asked;
 use crate::id::{Time, WorkerId};
 
 /// The reason of a round.
@@ -119,7 +119,7 @@ impl Round {
         self.ticket.map(|ticket| Order::Answer(ticket, answer))
     }
 
-    pub(super) fn listens_at(&mut self, worker: WorkerId, at: Vec<Address>) {
+    pub(super) fn listens_at(&mut self, worker: WorkerId, at: Vec<Asked>) {
         self.claims.listens_at(worker, at);
     }
 

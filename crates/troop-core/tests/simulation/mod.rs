@@ -329,9 +329,11 @@ impl Simulation {
                         state.cut_off = true;
                     }
                 }
-                Action::Notify(Notice::ListenerClosed { dropped, missed, .. }) => {
+                Action::Notify(Notice::ListenerMissed { asked, .. }) => {
+                    self.missed.push(asked.at.port);
+                }
+                Action::Notify(Notice::ListenerClosed { dropped, .. }) => {
                     self.closed.push(dropped);
-                    self.missed.extend(missed.map(|at| at.port));
                 }
                 Action::Notify(_) => {}
             }

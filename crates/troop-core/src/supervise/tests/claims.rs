@@ -1,7 +1,8 @@
 //! Addresses that new workers have to take over, and workers that are still to come.
 
 use super::*;
-use crate::event::AddressType;
+use crate::asked::Asked;
+use crate::event::{Address, AddressType};
 
 fn at(port: i64) -> Address {
     Address { address: None, port: Some(port), address_type: AddressType::Tcp4, fd: None }
@@ -10,6 +11,7 @@ fn at(port: i64) -> Address {
 fn claim(port: i64, holders: &[u32]) -> Claim {
     Claim {
         at: at(port),
+        named_after: None,
         holders: holders.iter().copied().map(WorkerId).collect(),
         is_shared: true,
     }
@@ -23,7 +25,8 @@ fn own(port: i64, holders: &[u32]) -> Claim {
 impl Simulation {
     fn listens(&mut self, worker: u32, ports: &[i64]) {
         self.supervisor.online(self.now, WorkerId(worker), true);
-        self.supervisor.listens_at(WorkerId(worker), ports.iter().copied().map(at).collect());
+        let asked = ports.iter().map(|port| Asked::by_several(at(*port)));
+        self.supervisor.listens_at(WorkerId(worker), asked.collect());
         self.supervisor.listening(self.now, WorkerId(worker));
         self.carry_out();
     }
@@ -353,7 +356,7 @@ mod random {
             }
             w.pass(10 * SECOND);
             let holders = |port: i64| (1..).zip(&old).filter(|(_, ports)| ports.contains(&port)).map(|(id, _)| WorkerId(id)).collect::<Vec<_>>();
-            let claims: Vec<_> = (1..5).map(|port| Claim { at: at(port), is_shared: holders(port).len() > 1, holders: holders(port) }).filter(|claim| !claim.holders.is_empty()).collect();
+            let claims: Vec<_> = (1..5).map(|port| Claim { at: at(port), named_after: None, is_shared: holders(port).len() > 1, holders: holders(port) }).filter(|claim| !claim.holders.is_empty()).collect();
             w.reload_with(&claims);
             let mut ports: std::collections::BTreeMap<WorkerId, Vec<i64>> = Default::default();
             let (mut seen, mut left) = (workers as u32, 0);

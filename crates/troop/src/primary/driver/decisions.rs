@@ -137,11 +137,12 @@ impl Driver {
                 self.events.push(Event::NotSteered { address: at, reason });
                 return;
             }
-            Notice::ListenerClosed { at, dropped, missed } => {
-                self.events.push(Event::ListenerClosed { address: at.clone(), dropped });
-                if missed.is_some() {
-                    self.events.push(Event::ListenerLost { address: at, reason: MISSED.into() });
-                }
+            Notice::ListenerClosed { at, dropped } => {
+                self.events.push(Event::ListenerClosed { address: at, dropped });
+                return;
+            }
+            Notice::ListenerMissed { at, .. } => {
+                self.events.push(Event::ListenerLost { address: at, reason: MISSED.into() });
                 return;
             }
             Notice::Forked { worker, .. }
@@ -169,7 +170,9 @@ impl Driver {
             }
             Notice::Stalled { stalled: true, .. } => Event::Stalled { worker },
             Notice::Stalled { stalled: false, .. } => Event::Resumed { worker },
-            Notice::NotSteered { .. } | Notice::ListenerClosed { .. } => return,
+            Notice::NotSteered { .. }
+            | Notice::ListenerClosed { .. }
+            | Notice::ListenerMissed { .. } => return,
         });
     }
 

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use troop_core::asked::Asked;
 use troop_core::cluster::Cluster;
-use troop_core::event::Address;
 use troop_core::supervise::{
-    Answer, NotReady, RecycleFailed, ReloadFailed, Reloaded, ReplaceFailure, Request, Ticket,
+    Answer, Claim, NotReady, RecycleFailed, ReloadFailed, Reloaded, ReplaceFailure, Request, Ticket,
 };
 use troop_core::{Time, WorkerId};
 
@@ -79,7 +79,7 @@ pub(super) struct Operations {
     replies: BTreeMap<Ticket, Reply>,
     incomplete: Vec<Incomplete>,
     /// Where the workers listened when the reload began.
-    addresses: Vec<Address>,
+    addresses: Vec<Asked>,
     /// The worker that has ended with a failure last.
     fallen: Option<WorkerHandle>,
 }
@@ -124,7 +124,7 @@ impl Driver {
     /// A reload is about to begin.
     pub(super) fn remember_addresses(&mut self) {
         self.operations.addresses =
-            self.cluster.primary.claims(true).into_iter().map(|claim| claim.at).collect();
+            self.cluster.primary.claims(true).iter().map(Claim::asked).collect();
     }
 
     pub(super) fn remember_fallen(&mut self, worker: WorkerHandle) {
@@ -194,20 +194,22 @@ impl Driver {
         let Some(supervisor) = self.cluster.supervisor() else { return };
         let generation = |worker: WorkerId| supervisor.standing(self.now, worker).map(|(_, of)| of);
         let newest = self.workers.ids().filter_map(generation).max();
-        let mut now: Vec<_> = self
+        let new: Vec<WorkerId> = self
             .workers
             .ids()
             .filter(|worker| newest.is_some() && generation(*worker) == newest)
-            .flat_map(|worker| self.cluster.primary.fixed_addresses_of(worker))
             .collect();
-        now.dedup();
         let before = std::mem::take(&mut self.operations.addresses);
-        for address in &now {
-            if !before.contains(address) && !done.added.contains(address) {
-                done.added.push(address.clone());
+        let fixed = new.iter().flat_map(|worker| self.cluster.primary.fixed_addresses_of(*worker));
+        for address in fixed {
+            if !before.iter().any(|asked| asked.at == address) && !done.added.contains(&address) {
+                done.added.push(address);
             }
         }
-        done.left = before.into_iter().filter(|address| !now.contains(address)).collect();
+        let now: Vec<_> =
+            new.iter().flat_map(|worker| self.cluster.primary.asked_by(*worker)).collect();
+        let is_left = |asked: &Asked| !now.iter().any(|new| new.takes_over(asked));
+        done.left = before.into_iter().filter(is_left).map(|asked| asked.at).collect();
     }
 }
 
