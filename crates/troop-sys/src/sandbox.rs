@@ -363,7 +363,7 @@ impl Rules {
         access: BitFlags<AccessFs>,
     ) -> Result<(), SandboxError> {
         let Held { fd, found, .. } = match resolved {
-            Resolved::Held(held) => held,
+            Resolved::Held(held) => *held,
             Resolved::Through(above) => return Err(leads_through(path, &above)),
             Resolved::Failed(e) => return Err(SandboxError::Path(path, e)),
         };

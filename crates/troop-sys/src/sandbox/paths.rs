@@ -14,7 +14,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub enum Resolved {
     /// A file or directory, which is held.
-    Held(Held),
+    Held(Box<Held>),
     /// It leads through this path of those that can be written. Whoever may change that decides
     /// where it leads, from the next start on to everything.
     Through(PathBuf),
@@ -75,7 +75,7 @@ fn resolve_one(path: &Path, outside: &[(FileId, PathBuf)]) -> Resolved {
     let safety = if rustix::process::geteuid().is_root() { Safety::Links } else { Safety::Rights };
     let (named, ids) = (path.to_owned(), outside.iter().map(|(id, _)| *id).collect::<Vec<_>>());
     match within(ANSWER_TIMEOUT, move || hold(&named, safety, &ids)) {
-        Ok(held) => Resolved::Held(held),
+        Ok(held) => Resolved::Held(Box::new(held)),
         Err(e) => {
             let above = LeadsThrough::of(&e)
                 .and_then(|at| outside.iter().find(|(id, _)| *id == at))
