@@ -47,7 +47,7 @@ impl ResolvedApp {
             .grace(self.grace())
             .weights(app.weights.clone())
             .restart(self.restart_policy())
-            .keep_listeners(app.restart.keep_listeners.unwrap_or(true))
+            .keep_listeners(app.restart.keep_listeners.unwrap_or(true) || !app.bind.is_empty())
             .replace(self.replace_policy())
             .recycle(self.recycle_policy());
         // A worker that is stopped at a breakpoint does not answer, and must not be killed.
@@ -71,7 +71,8 @@ impl ResolvedApp {
         if let Some(check) = self.health()? {
             builder = builder.health(check);
         }
-        if let Some(policy) = app.policy.clone() {
+        // With sockets by activation the policy is a property of these.
+        if let Some(policy) = app.policy.clone().filter(|_| app.bind.is_empty()) {
             builder = builder.scheduling(policy);
         }
         for (listener, policy) in app.listeners.clone() {

@@ -230,6 +230,10 @@ impl Source {
         };
         resolved.name = typed.name.clone().or(resolved.name);
         resolved.app.check().map_err(|e| format!("app{e}"))?;
+        let ineffective = resolved.app.ineffective();
+        if !ineffective.is_empty() && !self.file().is_some_and(config::is_pm2) {
+            return Err(ineffective.join("; "));
+        }
         let directory = resolved.cwd.clone().unwrap_or_else(|| ".".into());
         for file in &resolved.app.env_file {
             let read = config::env_file::read(&directory.join(file))?;

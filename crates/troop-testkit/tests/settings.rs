@@ -27,13 +27,15 @@ use Way::{Run, Start, StartUnsupervised, Thread, ThreadUnsupervised};
 
 const WAYS: [Way; 5] = [Run, Start, StartUnsupervised, Thread, ThreadUnsupervised];
 const EVERYWHERE: &[Way] = &[];
+const NOWHERE: &[Way] = &WAYS;
 /// Only [`Builder::run`] obeys signals and calls observers.
 const NOT_WITH_START: &[Way] = &[Start, StartUnsupervised, Thread, ThreadUnsupervised];
 /// The program starts and ends workers itself.
 const NOT_UNSUPERVISED: &[Way] = &[StartUnsupervised, ThreadUnsupervised];
 
 /// A method of the builder, something to set by it, and where that has no effect.
-type Setting = (&'static str, fn(Builder) -> Builder, &'static [Way]);
+type Setting = (&'static str, Set, &'static [Way]);
+type Set = fn(Builder) -> Builder;
 
 struct Nowhere;
 
@@ -63,7 +65,8 @@ fn settings() -> Vec<Setting> {
             |b| b.scheduling_of("8000".parse().unwrap(), Scheduling::Weighted),
             EVERYWHERE,
         ),
-        ("weights", |b| b.weights([50]), NOT_UNSUPERVISED),
+        ("weights", |b| b.weights([50]), NOWHERE),
+        ("weights", |b| b.weights([50]).scheduling(Scheduling::Weighted), NOT_UNSUPERVISED),
         ("grace", |b| b.grace(Duration::from_secs(5)), NOT_UNSUPERVISED),
         ("drain_spread", |b| b.drain_spread(Duration::from_secs(1)), NOT_UNSUPERVISED),
         ("hang_timeout", |b| b.hang_timeout(None), EVERYWHERE),
@@ -144,6 +147,73 @@ fn no_setting_is_ignored_in_silence() {
             }
         }
     }
+}
+
+/// A socket that workers get instead of a channel.
+fn activated(builder: Builder) -> Builder {
+    builder.activation([ActivationSocket::bind("127.0.0.1:0").unwrap()])
+}
+
+#[test]
+fn a_setting_that_needs_a_channel_is_refused_where_workers_have_none() {
+    let settings: [(&str, Set); 14] = [
+        ("scheduling", |b| b.scheduling(Scheduling::PowerOfTwo)),
+        ("scheduling_of", |b| b.scheduling_of("8000".parse().unwrap(), Scheduling::Weighted)),
+        ("pending_limit", |b| b.pending_limit(8)),
+        ("weights", |b| b.weights([50])),
+        ("inherited", |b| {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            b.inherited([InheritedSocket::of(&listener).unwrap()])
+        }),
+        ("may_listen", |b| b.may_listen("8000".parse().unwrap())),
+        ("keep_listeners", |b| b.keep_listeners(false)),
+        ("hang_timeout", |b| b.hang_timeout(Some(Duration::from_secs(30)))),
+        ("replace", |b| b.replace(ReplacePolicy::default().ready_when(ReadyWhen::Message))),
+        ("replace", |b| b.replace(ReplacePolicy::default().ready_when(ReadyWhen::Listening))),
+        ("health", |b| b.health(HealthCheck::new(HealthTest::Tcp))),
+        ("health", |b| b.health(HealthCheck::new(HealthTest::Http("/".into())))),
+        ("recycle", |b| b.recycle(RecyclePolicy::default().connections(Some(1)))),
+        ("drain_spread", |b| b.drain_spread(Duration::from_secs(1))),
+    ];
+    for (name, set) in settings {
+        let result =
+            set(activated(Cluster::builder().setup(fixture())).workers(1)).start_in_thread(|_| ());
+        let Err(Error::Settings(text)) = &result else {
+            panic!("{name} is ignored with activation: {result:?}")
+        };
+        assert!(text.starts_with(&format!("Builder::{name} has no effect with Bu")), "{text}");
+    }
+    let fine: [Set; 4] = [
+        |b| b.hang_timeout(None),
+        |b| b.health(HealthCheck::new(HealthTest::Command("true".into()))),
+        |b| b.replace(ReplacePolicy::default().ready_when(ReadyWhen::Notified)),
+        |b| b.recycle(RecyclePolicy::default().memory(Some(1 << 30))),
+    ];
+    for set in fine {
+        let builder = set(activated(Cluster::builder().setup(fixture())).workers(1));
+        let cluster = builder.start_in_thread(|_| ()).unwrap();
+        let events = cluster.events();
+        end(cluster, events);
+    }
+}
+
+#[test]
+fn what_a_running_cluster_cannot_do_without_channels_is_an_error() {
+    let builder = activated(Cluster::builder().setup(fixture())).workers(1);
+    let cluster = builder.start_in_thread(|_| ()).unwrap();
+    let events = cluster.events();
+    cluster.ready().wait().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let refused = |result: troop::Result<()>| {
+        let Err(Error::Settings(text)) = &result else { panic!("it is ignored: {result:?}") };
+        assert!(text.contains("activation"), "{text}");
+    };
+    refused(runtime.block_on(cluster.set_scheduling(None, Scheduling::Weighted)).map(drop));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    refused(cluster.offer(InheritedSocket::of(&listener).unwrap()));
+    refused(cluster.workers()[0].try_send("anything"));
+    assert_eq!(cluster.broadcast("anything").sent, 0);
+    end(cluster, events);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Configuration files: `troop.toml`, PM2's formats and Procfiles.
 
 mod app;
+mod effects;
 pub(crate) mod env_file;
 mod inspect;
 mod pm2;
@@ -93,7 +94,22 @@ pub(crate) fn read_with_warnings(file: &Path) -> Result<(Apps, Vec<String>), Str
             (source::parsed(file, text()?, move |text| procfile::parse(text, has_env))?, Vec::new())
         }
     };
-    checked(apps, file).map(|apps| (apps, warnings))
+    let (apps, mut warnings) = (checked(apps, file)?, warnings);
+    for (name, app) in &apps {
+        let found = app.ineffective();
+        // What PM2 puts up with is no error.
+        if is_pm2(file) {
+            warnings.extend(found.iter().map(|what| format!("app.{name}: {what}")));
+        } else if !found.is_empty() {
+            return Err(format!("{}: app.{name}: {}", file.display(), found.join("; ")));
+        }
+    }
+    Ok((apps, warnings))
+}
+
+/// Whether a file has PM2's format.
+pub(crate) fn is_pm2(file: &Path) -> bool {
+    matches!(format_of(file), Some(Format::Pm2))
 }
 
 /// Returns warnings about files that root reads and others can change: the file, and the

@@ -364,7 +364,14 @@ impl Server {
             .cluster
             .set_scheduling(listener, policy.parse().map_err(bad)?)
             .await
-            .map_err(|e| failed(&e))?;
+            .map_err(|e| match e {
+                troop::Error::Settings(_) => {
+                    let text = "its workers take sockets by activation (bind), and the kernel chooses among them; \
+                        a policy is for an app without bind, or set at its start";
+                    Failure::new("bad-request", text)
+                }
+                e => failed(&e),
+            })?;
         Ok(json!({ "later": later.iter().map(ToString::to_string).collect::<Vec<_>>() }))
     }
 

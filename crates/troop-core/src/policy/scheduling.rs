@@ -142,6 +142,12 @@ impl Scheduling {
         !matches!(self, Scheduling::Shared | Scheduling::Steered(_))
     }
 
+    /// Whether the workers' weights count. Under round robin and [`Scheduling::Shared`] they do not.
+    #[must_use]
+    pub fn is_weighted(&self) -> bool {
+        !matches!(self, Scheduling::RoundRobin | Scheduling::Shared)
+    }
+
     /// Returns how clients are identified, for sticky scheduling.
     #[must_use]
     pub fn sticky(&self) -> Option<&Sticky> {

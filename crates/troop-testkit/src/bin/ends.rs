@@ -29,7 +29,7 @@ fn main() -> troop::Result<()> {
             let script = "echo starting >&2; echo 'Error: no database' >&2; exit 3";
             Cluster::builder()
                 .workers(1)
-                .setup(Setup::new().program("sh").args(["-c", script]).stderr(Stdio::Collect))
+                .setup(Setup::new().program("sh").args(["-c", script]).stderr(Stdio::Capture))
                 .restart(RestartPolicy::new(1).max_ends(1))
                 .run()
         }

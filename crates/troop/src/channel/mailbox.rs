@@ -41,6 +41,8 @@ struct MailQueue {
     bytes: Vec<u8>,
     handles: Vec<Posted>,
     closed: bool,
+    /// The worker's program has no channel.
+    is_unread: bool,
     /// The owner has been told and has not looked yet.
     rung: bool,
     requests: HashMap<u64, oneshot::Sender<std::result::Result<Message, String>>>,
@@ -110,6 +112,12 @@ impl Mailbox {
     /// The same, but whether the owner still has to be told is returned.
     fn put(&self, bounded: bool, write: impl FnOnce(&mut MailQueue) -> Result<()>) -> Result<bool> {
         let mut queue = self.lock();
+        if queue.is_unread {
+            return Err(Error::Settings(
+                "the worker takes sockets by activation (Builder::activation), and has no channel for messages"
+                    .into(),
+            ));
+        }
         if queue.closed {
             return Err(Error::Closed);
         }
@@ -310,6 +318,11 @@ impl Mailbox {
         if bytes < MAX_QUEUED && handles < self.most_handles && before > 0 {
             self.room.notify_waiters();
         }
+    }
+
+    /// Refuses all messages, because nobody reads them.
+    pub(crate) fn refuse_all(&self) {
+        self.lock().is_unread = true;
     }
 
     /// The channel is closed: everybody who waits is told. Returns the number of bytes that will

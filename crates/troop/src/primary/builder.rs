@@ -1,5 +1,8 @@
 //! How a cluster is configured and started.
 
+mod effects;
+
+use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -22,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::event::{Bus, Event};
 use crate::inherited::InheritedSocket;
 use crate::nesting;
-use crate::setup::{ClusterPart, Setup};
+use crate::setup::Setup;
 use crate::trace::Span;
 
 type Observer = Box<dyn FnMut(&Event)>;
@@ -72,6 +75,8 @@ pub struct Builder {
     observers: Vec<Observer>,
     starters: Vec<Starter>,
     activation: Option<Arc<[ActivationSocket]>>,
+    /// Settings with a default that were set all the same.
+    explicit: BTreeSet<&'static str>,
 }
 
 impl std::fmt::Debug for Builder {
@@ -115,6 +120,7 @@ impl Builder {
             observers: Vec::new(),
             starters: Vec::new(),
             activation: None,
+            explicit: BTreeSet::new(),
         }
     }
 
@@ -155,6 +161,7 @@ impl Builder {
     /// or `none`), else round robin.
     pub fn scheduling(mut self, scheduling: Scheduling) -> Builder {
         self.config.scheduling = scheduling;
+        self.explicit.insert("scheduling");
         self
     }
 
@@ -198,6 +205,7 @@ impl Builder {
     /// been silent for a third of this time (10 s at most).
     pub fn hang_timeout(mut self, limit: Option<Duration>) -> Builder {
         self.config.hang_timeout = limit;
+        self.explicit.insert("hang_timeout");
         self
     }
 
@@ -206,6 +214,7 @@ impl Builder {
     /// listens elsewhere, the listener is closed.
     pub fn keep_listeners(mut self, keep: bool) -> Builder {
         self.config.keep_listeners = keep;
+        self.explicit.insert("keep_listeners");
         self
     }
 
@@ -214,6 +223,7 @@ impl Builder {
     /// times as many, because each may wait for its own worker.
     pub fn pending_limit(mut self, limit: usize) -> Builder {
         self.config.pending_limit = limit.max(1);
+        self.explicit.insert("pending_limit");
         self
     }
 
@@ -298,47 +308,6 @@ impl Builder {
         self.grace.unwrap_or(DEFAULT_GRACE_PERIOD)
     }
 
-    /// Whether everything that was set has an effect where the cluster is started like this.
-    ///
-    /// # Errors
-    /// [`Error::Settings`] names a setting that has none.
-    fn check(&self, way: &'static str, elsewhere: &str) -> Result<()> {
-        let refuse = |setting: &str, reason: &str| {
-            Err(Error::Settings(format!("Builder::{setting} has no effect {reason}")))
-        };
-        let only_run = [
-            ("on_event", !self.observers.is_empty()),
-            ("leave_signals", !self.left_signals.is_empty()),
-        ];
-        if let Some((setting, _)) = only_run.iter().find(|(_, is_set)| *is_set) {
-            return refuse(setting, &format!("with Builder::{way}: {elsewhere}"));
-        }
-        if self.workers.is_some() {
-            return Ok(());
-        }
-        let ReplacePolicy { ready_when, ready_timeout, .. } = self.replace;
-        let rest = ReplacePolicy::default().ready_when(ready_when).ready_timeout(ready_timeout);
-        let supervised = [
-            ("restart", self.restart.is_some()),
-            ("replace", self.replace != rest),
-            ("recycle", self.recycle.is_some()),
-            ("weights", !self.weights.is_empty()),
-            ("grace", self.grace.is_some()),
-            ("drain_spread", self.drain_spread.is_some()),
-        ];
-        match supervised.iter().find(|(_, is_set)| *is_set) {
-            Some(("replace", _)) => refuse(
-                "replace",
-                "without Builder::workers, but for ready_when and ready_timeout: the program replaces workers itself",
-            ),
-            Some((setting, _)) => refuse(
-                setting,
-                "without Builder::workers: the program starts and ends workers itself",
-            ),
-            None => Ok(()),
-        }
-    }
-
     fn driver(&mut self, in_thread: bool, supervised: bool) -> Result<(Driver, Cluster)> {
         let event_fd = if in_thread {
             Some(EventFd::new().map_err(Error::io("make an event descriptor"))?)
@@ -362,13 +331,11 @@ impl Builder {
             health_failures: self.health.as_ref().map_or(1, |check| check.failures),
         };
         let core = core::Cluster::new(primary, options);
-        let cluster = Cluster::new(driver_handle.clone(), bus.clone(), table.clone());
+        let has_activation = self.activation.is_some();
+        let cluster =
+            Cluster::new(driver_handle.clone(), bus.clone(), table.clone(), has_activation);
         let mut setup = Setup::new();
-        setup.cluster = ClusterPart {
-            activation: self.activation.clone(),
-            notify: None,
-            is_supervised: supervised,
-        };
+        setup.cluster = self.cluster_part(supervised);
         let driver = Driver::new(core, setup, in_thread, driver_handle, commands, bus, table);
         let mut driver = driver.map_err(Error::io("set up the primary"))?;
         driver.change_setup(self.setup.clone());
@@ -397,7 +364,8 @@ impl Builder {
         mut observer: impl FnMut(&Event) + Send + 'static,
     ) -> Result<Cluster> {
         nesting::may_be_embedded()?;
-        self.check("start_in_thread", "its observer gets the events, and signals are left alone")?;
+        self.check_observers("start_in_thread", "its observer gets the events")?;
+        self.check(self.workers.is_some())?;
         let (mut driver, cluster) = self.driver(true, self.workers.is_some())?;
         if let Some(workers) = self.workers {
             driver.supervise(Supervisor::new(self.supervision(workers)));
@@ -423,7 +391,8 @@ impl Builder {
     /// Outside a tokio runtime that has I/O and time enabled.
     pub fn start(mut self) -> Result<Cluster> {
         nesting::may_be_primary()?;
-        self.check("start", "Cluster::events has the events, and signals are left alone")?;
+        self.check_observers("start", "Cluster::events has the events")?;
+        self.check(self.workers.is_some())?;
         let (mut driver, cluster) = self.driver(false, self.workers.is_some())?;
         if let Some(workers) = self.workers {
             driver.supervise(Supervisor::new(self.supervision(workers)));
@@ -453,6 +422,7 @@ impl Builder {
         if workers == 0 {
             return Err(Error::Settings("a cluster needs at least one worker".into()));
         }
+        self.check(true)?;
         let (mut driver, cluster) = self.driver(true, true)?;
         driver.spawner_mut().descriptor_limit = troop_sys::process::raise_descriptor_limit();
         let mut signals = vec![

@@ -123,6 +123,8 @@ struct Inner {
     driver_handle: DriverHandle,
     bus: Arc<Bus>,
     table: Table,
+    /// Workers get sockets instead of a channel.
+    has_activation: bool,
 }
 
 impl Drop for Inner {
@@ -142,8 +144,23 @@ pub struct Broadcast {
 }
 
 impl Cluster {
-    pub(crate) fn new(driver_handle: DriverHandle, bus: Arc<Bus>, table: Table) -> Cluster {
-        Cluster { inner: Arc::new(Inner { driver_handle, bus, table }) }
+    pub(crate) fn new(
+        driver_handle: DriverHandle,
+        bus: Arc<Bus>,
+        table: Table,
+        has_activation: bool,
+    ) -> Cluster {
+        Cluster { inner: Arc::new(Inner { driver_handle, bus, table, has_activation }) }
+    }
+
+    /// Refuses what has no effect on workers that have no channel.
+    fn refuse_with_activation(&self, operation: &str, reason: &str) -> Result<()> {
+        if !self.inner.has_activation {
+            return Ok(());
+        }
+        Err(Error::Settings(format!(
+            "Cluster::{operation} has no effect with Builder::activation: {reason}"
+        )))
     }
 
     /// The way to the driver.
@@ -349,12 +366,17 @@ impl Cluster {
     /// [`Scheduling::Steered`] they change when they are opened the next time; those are returned.
     ///
     /// # Errors
+    /// [`Error::Settings`] with [`Builder::activation`], where the primary hands nothing over;
     /// [`Error::ClusterOver`].
     pub async fn set_scheduling(
         &self,
         listener: Option<Pattern>,
         scheduling: Scheduling,
     ) -> Result<Vec<Address>> {
+        self.refuse_with_activation(
+            "set_scheduling",
+            "workers accept by themselves, and the kernel chooses among them",
+        )?;
         self.inner
             .driver_handle
             .ask(|done| Command::SetScheduling(listener, scheduling, done))
@@ -364,8 +386,10 @@ impl Cluster {
     /// Lets workers have one more socket of this process; see [`Builder::inherited`].
     ///
     /// # Errors
+    /// [`Error::Settings`] with [`Builder::activation`], where workers ask for no sockets;
     /// [`Error::ClusterOver`].
     pub fn offer(&self, socket: InheritedSocket) -> Result<()> {
+        self.refuse_with_activation("offer", "its sockets are all that workers get")?;
         self.inner.driver_handle.send(Command::Offer(socket))
     }
 

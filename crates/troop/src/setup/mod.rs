@@ -10,6 +10,7 @@ use troop_sys::spawn;
 use crate::activation::ActivationSocket;
 pub use crate::primary::{Cgroup, Output, Source};
 
+mod check;
 mod prepare;
 mod resolved;
 mod sandbox;
@@ -157,8 +158,11 @@ pub(crate) struct ClusterPart {
     pub(crate) activation: Option<Arc<[ActivationSocket]>>,
     /// The socket, as `NOTIFY_SOCKET`, where workers can say that they are ready.
     pub(crate) notify: Option<OsString>,
-    /// Workers lead process groups unless a setup says otherwise.
+    /// A supervisor starts the workers: they have slots, and lead process groups unless a setup says
+    /// otherwise.
     pub(crate) is_supervised: bool,
+    /// Something takes what is collected of the workers' output.
+    pub(crate) has_output: bool,
 }
 
 fn list<S: Into<OsString>>(all: impl IntoIterator<Item = S>) -> Vec<OsString> {

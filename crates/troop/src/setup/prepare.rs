@@ -63,7 +63,7 @@ pub(crate) struct Prepared {
 }
 
 impl Setup {
-    fn is_node(&self) -> bool {
+    pub(super) fn is_node(&self) -> bool {
         let name = self.get_program().and_then(Path::file_name);
         name.is_some_and(|name| name == "node" || name == "nodejs")
     }
@@ -141,11 +141,6 @@ impl Setup {
         slot: Option<u32>,
         env: Vec<CString>,
     ) -> Result<spawn::Command<'static>> {
-        if self.get_sandbox().is_some() && !self.get_no_new_privileges() {
-            return Err(Error::Settings(
-                "a sandbox needs no_new_privileges, which is turned off".into(),
-            ));
-        }
         let cwd =
             self.cwd.as_deref().map(|cwd| CString::new(cwd.as_os_str().as_bytes())).transpose();
         Ok(spawn::Command {
@@ -184,6 +179,7 @@ impl Setup {
         extra: &BTreeMap<OsString, OsString>,
         inspectors: &mut u32,
     ) -> Result<Prepared> {
+        self.check()?;
         nesting::may_fork(self, extra)?;
         let mut env = self.environment(extra);
         for name in self.get_slot_variables() {

@@ -321,6 +321,9 @@ impl Driver {
         };
         let has_no_ipc = process.kept_end.is_some();
         self.workers.processes.insert(id, process);
+        if has_no_ipc {
+            handle.shared.mailbox.refuse_all();
+        }
         if has_no_ipc && let Ok(online) = incoming::parse(ONLINE) {
             self.cluster.has_no_ipc(id);
             // So this is all that will ever be known of it.
