@@ -1,7 +1,28 @@
 //! Events: what happens in a cluster, as a stream.
 //!
 //! [`Cluster::events`](crate::Cluster::events) subscribes to them, and
-//! [`Builder::on_event`](crate::Builder::on_event) calls an observer with each.
+//! [`Builder::on_event`](crate::Builder::on_event) calls an observer with each. An observer has every
+//! event and must not block; a subscriber may take its time, and learns from [`Event::Lagged`] what
+//! it has missed.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use troop::{Cluster, Event};
+//!
+//! # fn main() -> troop::Result<()> {
+//! let cluster = Cluster::builder().workers(2).start_in_thread(|event| println!("{event}"))?;
+//! let mut events = cluster.events();
+//! while let Some(event) = events.blocking_recv(Duration::from_secs(60)) {
+//!     match event {
+//!         Event::Exit { worker, exit, .. } => println!("worker {} ended: {exit}", worker.id()),
+//!         Event::Lagged { .. } => println!("some events were missed"),
+//!         _ => {}
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 use std::fmt;
 use std::pin::Pin;

@@ -44,10 +44,6 @@
 //! [`blocking`] are what workers serve with, [`activation`] is for sockets of systemd and for
 //! programs that expect such, [`text`] makes text of strangers safe to show.
 //!
-//! # Features
-//! - `axum`: `serve` and `axum::serve` take the listeners of workers.
-//! - `embed`: the module `embed`, for programs that start workers in their own way.
-//!
 //! # What it guarantees
 //! 1. A connection that was accepted reaches a worker that takes it, or waits for one. A worker
 //!    that refuses it, dies, or hangs loses it to another one, unless it has already read from it.

@@ -26,7 +26,7 @@ pub struct Adoption {
 }
 
 impl Adoption {
-    /// The process `pid`, whose other end of `channel` is described by its `NODE_CHANNEL_FD`.
+    /// Describes the process `pid`, which has the other end of `channel` as its `NODE_CHANNEL_FD`.
     /// [`Adoption::channel`] makes both ends.
     ///
     /// # Errors
@@ -37,7 +37,7 @@ impl Adoption {
         Ok(Adoption { pid, pidfd, channel, relay: None, advanced: false, id: None, weight: None })
     }
 
-    /// The two ends of a channel: the primary's and the worker's. Both are closed on exec.
+    /// Makes a channel: the primary's end and the worker's. Both are closed on exec.
     ///
     /// # Errors
     /// If there are no descriptors left.
@@ -61,14 +61,14 @@ impl Adoption {
         self
     }
 
-    /// The number that the worker has as its `NODE_UNIQUE_ID`. It must be greater than all that
-    /// were used before.
+    /// Sets the number that the worker has as its `NODE_UNIQUE_ID`. It must be greater than all
+    /// numbers that were used before.
     pub fn id(mut self, id: u32) -> Adoption {
         self.id = Some(WorkerId(id));
         self
     }
 
-    /// As [`Fork::weight`](crate::Fork::weight).
+    /// Sets the worker's weight; see [`Fork::weight`](crate::Fork::weight).
     pub fn weight(mut self, weight: u32) -> Adoption {
         self.weight = Some(weight);
         self

@@ -140,9 +140,11 @@ impl Builder {
     }
 
     /// Gives the workers these sockets instead of a channel, for programs that take sockets by
-    /// activation (`LISTEN_FDS` and so on, see `sd_listen_fds(3)`; also `EINHORN_FD_n`), and know
-    /// nothing of Node's protocol. All workers accept on the same sockets. A worker counts as ready
-    /// when it has stayed up for a second, and is told to finish by `SIGTERM`.
+    /// activation (`LISTEN_FDS` and so on, see `sd_listen_fds(3)`; also `EINHORN_FD_n`) and do not
+    /// speak Node's protocol. All workers accept on the same sockets, or each on its own
+    /// ([`ActivationSocket::bind_steered`]). A worker is ready after a second, and drains on
+    /// `SIGTERM`. Settings that need a channel are errors: scheduling, the hang timeout, readiness by
+    /// message, health checks by a connection.
     pub fn activation(mut self, sockets: impl IntoIterator<Item = ActivationSocket>) -> Builder {
         self.activation = Some(sockets.into_iter().collect());
         self
@@ -172,8 +174,9 @@ impl Builder {
         self
     }
 
-    /// Sets the [weights](crate::Fork::weight) of supervised workers by slot, the first one's
-    /// first. Slots beyond the list have 100.
+    /// Sets the [weights](crate::Fork::weight) of supervised workers by slot. Slots beyond the list
+    /// have 100. An error unless a scheduling goes by weights
+    /// ([`Scheduling::is_weighted`]).
     pub fn weights(mut self, weights: impl Into<Vec<u32>>) -> Builder {
         self.weights = weights.into();
         self

@@ -16,28 +16,41 @@ use troop_sys::process;
 
 use crate::error::{Error, Result};
 
-/// What each worker may use of the machine, by its control group. Needs a part of the tree of
-/// control groups that is this process's own: a systemd unit with `Delegate=yes`,
-/// `systemd-run --scope -p Delegate=yes`, or a container with a writable one.
+/// Resource limits of each worker and its children, by a control group (cgroups v2) per worker.
+///
+/// Set by [`Setup::cgroup`](crate::Setup::cgroup); the default limits nothing. Needs a part of the
+/// tree of control groups that is delegated to this process: a systemd unit with `Delegate=yes`,
+/// `systemd-run --scope -p Delegate=yes`, or a container with a writable tree. Without it no worker
+/// starts, and the error says what is missing.
+///
+/// ```
+/// use troop::Setup;
+/// use troop::setup::Cgroup;
+///
+/// let mut limits = Cgroup::default();
+/// limits.memory = Some(512 * 1024 * 1024);
+/// limits.cpu = Some(1.5);
+/// limits.other.insert("io.weight".into(), "50".into());
+/// let setup = Setup::new().cgroup(limits);
+/// # assert!(setup.get_cgroup().is_some());
+/// ```
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct Cgroup {
-    /// Bytes of memory. A worker that needs more is killed, with all processes that it has started
-    /// (`memory.max`).
+    /// Memory in bytes (`memory.max`). A worker that needs more is killed, with all processes that
+    /// it has started.
     pub memory: Option<u64>,
-    /// Bytes of memory above which it is slowed down and has to give some back (`memory.high`).
+    /// Memory in bytes above which a worker is throttled and has to return some (`memory.high`).
     pub memory_high: Option<u64>,
-    /// Bytes of swap (`memory.swap.max`).
+    /// Swap in bytes (`memory.swap.max`).
     pub swap: Option<u64>,
-    /// How many CPUs' worth of time: 0.5 is half of one (`cpu.max`).
+    /// CPU time, in CPUs (`cpu.max`): 0.5 is half of one CPU's time. At least 0.01.
     pub cpu: Option<f64>,
-    /// Its part of the time when there is not enough for all, from 1 to 10,000; others have 100
-    /// (`cpu.weight`).
+    /// Share of CPU time while CPUs are contended, from 1 to 10,000; 100 is usual (`cpu.weight`).
     pub cpu_weight: Option<u32>,
-    /// Processes and threads (`pids.max`).
+    /// Number of processes and threads (`pids.max`).
     pub processes: Option<u32>,
-    /// Any other file of the control group, and what is written into it: `io.weight`,
-    /// `cpuset.cpus`.
+    /// Values for other files of the control group, by file name: `io.weight`, `cpuset.cpus`.
     pub other: BTreeMap<String, String>,
 }
 

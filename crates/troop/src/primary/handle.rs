@@ -36,8 +36,22 @@ pub(crate) struct Shared {
     pub(crate) span: Span,
 }
 
-/// A worker, as its primary sees it: Node's `Worker` object. Cheap to copy; stays readable after
-/// the worker's end.
+/// A worker, seen from its primary: Node's `Worker` object. Cheap to clone; can be read after the
+/// worker's end.
+///
+/// ```no_run
+/// # async fn example(cluster: troop::Cluster) -> troop::Result<()> {
+/// use std::time::Duration;
+///
+/// use troop::Fork;
+///
+/// let worker = cluster.fork(Fork::new().env("ROLE", "indexer")).await?;
+/// worker.send("start").await?;
+/// let progress: f64 = worker.request("how far are you?", Duration::from_secs(5)).await?;
+/// println!("worker {}, process {}: {progress}", worker.id(), worker.pid());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct WorkerHandle {
     pub(crate) shared: Arc<Shared>,
@@ -100,13 +114,13 @@ impl WorkerHandle {
         self.status().exited_after_disconnect
     }
 
-    /// Returns true while the worker's channel is open.
+    /// Whether the worker's channel is open.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.status().connected
     }
 
-    /// Returns true when the worker's process has ended.
+    /// Whether the worker's process has ended.
     #[must_use]
     pub fn is_dead(&self) -> bool {
         self.status().state == WorkerState::Dead

@@ -268,8 +268,9 @@ impl Cluster {
         self.reload_with(Reload::new())
     }
 
-    /// The same, with new workers that are started as these changes say. If the reload fails, the
-    /// changes are taken back, and so are the workers that it had brought.
+    /// Replaces supervised workers as [`Cluster::reload`] does, with these changes to what they are
+    /// started with. If the reload fails, the changes are undone, and workers that it started are
+    /// replaced again.
     ///
     /// # Errors
     /// As [`Cluster::reload`].
@@ -277,8 +278,9 @@ impl Cluster {
         self.reload_with(Reload::new().setup(changes))
     }
 
-    /// The same, as `reload` says. A reload fails if no new worker listens on an address of the old
-    /// ones, unless that is [allowed](Reload::allow_moved).
+    /// Replaces supervised workers as [`Cluster::reload`] does, with options. A reload fails if no
+    /// new worker listens on an address of the old ones, unless that is
+    /// [allowed](Reload::allow_moved).
     ///
     /// # Errors
     /// As [`Cluster::reload`].
@@ -287,8 +289,8 @@ impl Cluster {
         Operation::ask(self, || ReloadFailed::Over, command)
     }
 
-    /// Replaces one supervised worker, its successor first, and answers with the successor's number
-    /// when that has taken over; `reason` is for the event.
+    /// Replaces one supervised worker, its successor first. Resolves to the successor's number when
+    /// that has taken over. The event of the replacement quotes `reason`.
     ///
     /// # Errors
     /// [`RecycleFailed`].
@@ -301,9 +303,8 @@ impl Cluster {
         Operation::ask(self, || RecycleFailed::Over, command)
     }
 
-    /// Answers when every slot has a ready worker, with their number; at once if that is so
-    /// already. Workers that have ended successfully, and are not to be started again, are not
-    /// waited for. There is no deadline but what the
+    /// Resolves to the number of ready workers when every slot has one; at once if that is so
+    /// already. Workers that have ended successfully, and are not restarted, are not waited for. There is no deadline but what the
     /// [`RestartPolicy`](crate::supervise::RestartPolicy) says: once a worker has been ready, restarts go on.
     ///
     /// ```no_run
@@ -321,7 +322,8 @@ impl Cluster {
     }
 
     /// Ends all supervised workers gracefully and keeps their listeners, so that clients wait,
-    /// until [`Cluster::reload`] starts new ones. Answers when the workers have ended.
+    /// until [`Cluster::reload`] starts new ones. Resolves when the workers have ended, after the
+    /// [grace period](Builder::grace) at the latest.
     ///
     /// # Errors
     /// [`Error::NotReady`] if the cluster is stopping, or has no supervisor;
@@ -330,7 +332,7 @@ impl Cluster {
         Operation::ask(self, || Error::ClusterOver, Command::Pause)
     }
 
-    /// How it stands now. Costs a few system calls per worker.
+    /// Returns the state of the cluster and its workers now. Costs a few system calls per worker.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -340,10 +342,11 @@ impl Cluster {
         Ok(snapshot)
     }
 
-    /// Changes how many supervised workers there are, and answers when as many are ready and the
-    /// others have ended. New ones are started at once; those that are too many finish, the last
-    /// ones first, and listeners that none of the others has are closed. With 0 workers the
-    /// listeners stay open, and clients wait.
+    /// Changes the number of supervised workers. Resolves when as many are ready and the surplus
+    /// ones have ended; there is no deadline for new workers, which are restarted as the
+    /// [`RestartPolicy`](crate::supervise::RestartPolicy) says. New workers start at once. Surplus
+    /// workers drain, those with the highest slots first, and listeners that no other worker has are
+    /// closed. With 0 workers the listeners stay open, and clients wait.
     ///
     /// # Errors
     /// [`Error::Settings`] for more than 4096 workers; [`Error::NotReady`] if another number was
@@ -402,9 +405,9 @@ impl Cluster {
         self.inner.driver_handle.send(Command::KeepListeners(keep))
     }
 
-    /// Ends a supervised cluster gracefully: its workers finish what they have, for as long as the
-    /// [grace period](Builder::grace) lasts. Answers when all have ended. Called again it asks for
-    /// nothing more; see [`Cluster::stop_now`].
+    /// Stops a supervised cluster gracefully: its workers drain, and are killed after the
+    /// [grace period](Builder::grace). Resolves when all have ended. Another call changes nothing;
+    /// [`Cluster::stop_now`] does not wait.
     ///
     /// # Errors
     /// [`Error::NotReady`] if the cluster has no supervisor; [`Error::ClusterOver`] if it has ended
@@ -413,7 +416,7 @@ impl Cluster {
         Operation::ask(self, || Error::ClusterOver, |reply| Command::Stop { at_once: false, reply })
     }
 
-    /// Ends a supervised cluster at once: its workers are killed, also those that are finishing.
+    /// Stops a supervised cluster at once: kills its workers, draining ones included.
     ///
     /// # Errors
     /// As [`Cluster::stop`].

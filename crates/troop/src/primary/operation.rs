@@ -11,14 +11,25 @@ use super::Cluster;
 use super::wake::Command;
 use crate::error::Error;
 
-/// Something that a [`Cluster`] was asked to do, to be awaited.
+/// A future of what a [`Cluster`] was asked to do, which resolves when that is over.
 ///
-/// The cluster is asked when the method is called, not when this is polled first, and dropping it
-/// takes nothing back: the operation goes on, and nobody learns how it ended. So
-/// `drop(cluster.reload())` begins a reload and goes on at once. All events that the operation has
-/// caused are published before it is answered.
+/// The operation begins when the method is called, not at the first poll. Dropping the future
+/// cancels nothing: `drop(cluster.reload())` begins a reload and does not wait for it. Events that
+/// the operation causes are published before it resolves. Like a copy of the [`Cluster`], the
+/// future keeps the cluster alive.
 ///
-/// Like a copy of the [`Cluster`], this keeps the cluster alive.
+/// ```no_run
+/// use std::time::Duration;
+///
+/// # async fn scale(cluster: troop::Cluster) -> troop::Result<()> {
+/// // There is no deadline but the caller's.
+/// match tokio::time::timeout(Duration::from_secs(30), cluster.scale(8)).await {
+///     Ok(result) => result?,
+///     Err(_) => eprintln!("still scaling"),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "the cluster does it all the same: await this to learn how it ends, or drop it"]
 pub struct Operation<T, E = Error> {
     answer: oneshot::Receiver<Result<T, E>>,
@@ -45,8 +56,7 @@ impl<T, E> Operation<T, E> {
         Operation { answer, over, _cluster: cluster.clone() }
     }
 
-    /// Blocks this thread until the operation is over. For threads without a runtime; without
-    /// effect on the cluster, like awaiting it.
+    /// Blocks this thread until the operation is over. For threads without a runtime.
     ///
     /// # Errors
     /// As the operation.

@@ -70,20 +70,43 @@ pub struct Source {
     pub worker: WorkerId,
     /// Its slot, if it is supervised.
     pub slot: Option<u32>,
-    /// Standard error, not standard output.
+    /// Whether it is standard error; otherwise it is standard output.
     pub error: bool,
 }
 
 /// Receives the output of workers with [`Stdio::Collect`](crate::setup::Stdio::Collect): see
 /// [`Builder::output`](crate::Builder::output).
 ///
-/// One thread of its own calls it. While it works, workers that write much wait; the primary does
-/// not.
+/// A thread of its own calls it. While a call takes long, workers that fill their pipes wait; the
+/// primary does not.
+///
+/// ```
+/// use troop::setup::{Output, Source, Stdio};
+/// use troop::{Cluster, Setup};
+///
+/// /// Counts the bytes that workers write.
+/// struct Count(usize);
+///
+/// impl Output for Count {
+///     fn write(&mut self, _: Source, bytes: &[u8]) {
+///         self.0 += bytes.len();
+///     }
+///
+///     fn end(&mut self, source: Source) {
+///         println!("worker {} has written its last; {} bytes so far", source.worker, self.0);
+///     }
+/// }
+///
+/// let builder = Cluster::builder()
+///     .setup(Setup::new().stdout(Stdio::Collect).stderr(Stdio::Collect))
+///     .output(Count(0));
+/// # drop(builder);
+/// ```
 pub trait Output: Send {
-    /// Receives bytes as they were written; a line may be spread over several calls.
+    /// Receives bytes as they were written. A line may come in several calls.
     fn write(&mut self, source: Source, bytes: &[u8]);
 
-    /// Is called when all ends of the pipe are closed, mostly because the worker has ended.
+    /// Called when the last process has closed the stream, usually because the worker has ended.
     fn end(&mut self, source: Source);
 }
 

@@ -1,4 +1,4 @@
-//! What a supervised cluster is to do with its workers.
+//! How workers are replaced and tested.
 
 use std::time::Duration;
 
@@ -7,7 +7,17 @@ pub use troop_core::supervise::{ReadyWhen, ReplacePolicy, RestartPolicy, WhenFai
 
 use crate::setup::Setup;
 
-/// What a reload brings; see [`Cluster::reload_with`](crate::Cluster::reload_with).
+/// Options of one reload, for [`Cluster::reload_with`](crate::Cluster::reload_with).
+///
+/// ```no_run
+/// # async fn reload(cluster: troop::Cluster) -> troop::Result<()> {
+/// use troop::{Reload, Setup};
+///
+/// let next = Setup::new().env("RELEASE", "2");
+/// cluster.reload_with(Reload::new().setup(next).allow_moved(true)).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Reload {
     pub(super) changes: Option<Setup>,
@@ -15,21 +25,21 @@ pub struct Reload {
 }
 
 impl Reload {
-    /// Workers that are started as those that there are.
+    /// Returns a reload whose new workers are started like the present ones.
     #[must_use]
     pub fn new() -> Reload {
         Reload::default()
     }
 
-    /// Starts the new workers as these changes say. If the reload fails, the changes are taken
-    /// back, and so are the workers that it had brought.
+    /// Starts the new workers with these changes; called again, it adds changes. If the reload
+    /// fails, the changes are undone, and workers that it started are replaced again.
     #[must_use]
     pub fn setup(mut self, changes: Setup) -> Reload {
         self.changes = Some(self.changes.unwrap_or_default().merge(changes));
         self
     }
 
-    /// Whether the new workers may listen elsewhere than the old ones. Otherwise the reload fails
+    /// Sets whether the new workers may listen elsewhere than the old ones. If not, the reload fails
     /// when a new worker is ready but does not listen, within [`ReplacePolicy::ready_timeout`], on
     /// an address that several of the old workers have, or that the only one has; and when no new
     /// worker listens where only one of several did, before that one leaves. Port 0 and paths with
@@ -42,32 +52,50 @@ impl Reload {
     }
 }
 
-/// A test of each worker, from time to time. One that fails it is replaced; a successor that fails
-/// it too changes nothing for the worse.
+/// A periodic test of each worker that is ready, for [`Builder::health`](crate::Builder::health).
+///
+/// A worker that fails it is replaced, its successor first. Without supervision a failure is an
+/// event alone ([`Event::Unhealthy`](crate::Event::Unhealthy)).
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use troop::Cluster;
+/// use troop::supervise::{HealthCheck, HealthTest};
+///
+/// let check = HealthCheck::new(HealthTest::Http("/health".into()))
+///     .every(Duration::from_secs(5))
+///     .timeout(Duration::from_secs(1))
+///     .failures(2);
+/// let builder = Cluster::builder().workers(4).health(check);
+/// # drop(builder);
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct HealthCheck {
-    /// What is tested.
+    /// The test.
     pub test: HealthTest,
-    /// The pause between two tests. Default: 10 s.
+    /// Interval between the end of a test and the next one. Default: 10 s.
     pub every: Duration,
-    /// How long one may take. Default: 5 s.
+    /// Time after which a test has failed. Default: 5 s.
     pub timeout: Duration,
-    /// How many in a row have to fail. Default: 3.
+    /// Number of consecutive failures after which the worker is unhealthy. Default: 3.
     pub failures: u32,
-    /// Which listener the connection is to come from, if a worker has several. Default: its first.
+    /// Listener that the connection is for, if a worker has several. Default: its first one. A
+    /// command takes none.
     pub listener: Option<crate::policy::Pattern>,
 }
 
-/// What a [`HealthCheck`] does.
+/// The test of a [`HealthCheck`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HealthTest {
-    /// The worker takes a connection.
+    /// Hands the worker a connection, which it has to accept.
     Tcp,
-    /// The worker takes a connection and answers `GET` of this path with a status from 200 to 399.
+    /// Sends a `GET` request for this path, which the worker has to answer with a status from 200 to
+    /// 399.
     Http(String),
-    /// This command, run by `sh`, ends with 0. It finds `TROOP_WORKER`, `TROOP_WORKER_PID` and
-    /// `TROOP_SLOT` in its environment.
+    /// Runs this command by `sh`, which has to exit with 0. Its environment has `TROOP_WORKER`,
+    /// `TROOP_WORKER_PID` and `TROOP_SLOT`. It runs with the user, directory and limits of workers.
     Command(String),
 }
 
@@ -100,7 +128,7 @@ impl HealthCheck {
         self
     }
 
-    /// This test, with the defaults.
+    /// Returns a check with this test and the defaults.
     #[must_use]
     pub fn new(test: HealthTest) -> HealthCheck {
         let (every, timeout) = (Duration::from_secs(10), Duration::from_secs(5));

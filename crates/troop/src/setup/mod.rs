@@ -18,7 +18,7 @@ mod sandbox;
 pub(crate) use prepare::{Prepared, texts};
 pub use sandbox::{Sandbox, SystemCalls};
 
-/// What a standard stream of a worker is connected to.
+/// The connection of a worker's standard stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Stdio {
@@ -27,20 +27,21 @@ pub enum Stdio {
     Inherit,
     /// Nothing (`/dev/null`).
     Null,
-    /// A pipe that the program reads (or, for the input, writes):
-    /// [`WorkerHandle::take_stdout`](crate::WorkerHandle::take_stdout).
+    /// A pipe that the program reads, or, for standard input, writes:
+    /// [`WorkerHandle::take_stdout`](crate::WorkerHandle::take_stdout). A worker blocks when it is
+    /// full.
     Pipe,
-    /// Standard output and error: passed on to the primary's, and the last lines of standard error
-    /// are kept for the message when workers keep dying.
+    /// Passed on to the primary's stream. For standard output and error. The last lines of standard
+    /// error are kept for messages about workers that keep dying.
     Forward,
-    /// Standard error only: not shown, but the last lines are kept.
+    /// Not shown; the last lines are kept. For standard error.
     Capture,
-    /// Standard output and error: given to [`Builder::output`](crate::Builder::output), and the
-    /// last lines of standard error are kept.
+    /// Given to [`Builder::output`](crate::Builder::output), which must be set. For standard output
+    /// and error. The last lines of standard error are kept.
     Collect,
 }
 
-/// A resource that the system can limit for a process: `getrlimit(2)`.
+/// A resource of a process that [`Setup::limit`] limits (`getrlimit(2)`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Resource {

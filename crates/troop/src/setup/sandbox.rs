@@ -13,34 +13,49 @@ fn failed(step: String, source: std::io::Error) -> Error {
     Error::Spawn { program: "a worker in its sandbox".into(), step, source }
 }
 
-/// What a worker, and whatever it starts, is kept from beyond its user's rights: by landlock
-/// (`landlock(7)`) and seccomp (`seccomp(2)`). Implies
-/// [`Setup::no_new_privileges`](super::Setup::no_new_privileges). Health commands get the same.
+/// Restrictions of a worker and of all processes that it starts, beyond the rights of its user, by
+/// landlock (`landlock(7)`) and seccomp (`seccomp(2)`).
 ///
-/// A path stands for the file, or the directory with all that is below; relative ones begin at the
-/// workers' directory. They are looked up at each start of a worker; where the primary is root, no
-/// symbolic link is followed that somebody else could have put there. No path may lead through one of
-/// `write`, by a link or `..` either: a worker could have it lead elsewhere. The devices `null`, `zero`,
-/// `full`, `random` and `urandom` can always be used. Files that are open already, networks and the
-/// sockets of other programs are not restricted.
+/// Set by [`Setup::sandbox`](super::Setup::sandbox); the default restricts nothing. A sandbox turns
+/// on [`Setup::no_new_privileges`](super::Setup::no_new_privileges), and applies to health commands
+/// too.
+///
+/// A path is a file, or a directory with everything below it. Relative paths begin at the workers'
+/// directory. Paths are looked up at each start of a worker; a root primary follows no symbolic
+/// link that another user could have put there. No path may lead through one of `write`, neither by
+/// a link nor by `..`, because a worker could change where it leads. The devices `null`, `zero`,
+/// `full`, `random` and `urandom` can always be used. Open files, networks and sockets of other
+/// programs are not restricted.
+///
+/// ```
+/// use troop::Setup;
+/// use troop::setup::Sandbox;
+///
+/// let mut sandbox = Sandbox::default();
+/// sandbox.read = Some(vec!["/usr".into(), "/srv/app".into()]);
+/// sandbox.write = Some(vec!["/srv/cache".into()]);
+/// let setup = Setup::new().program("/srv/app/server").sandbox(sandbox);
+/// assert!(setup.get_no_new_privileges());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Sandbox {
-    /// All that can be read and executed, the program itself and its libraries among it. `None`:
-    /// everything.
+    /// Paths that can be read and executed; they must include the program, its interpreter and its
+    /// libraries. `None`: everything.
     pub read: Option<Vec<PathBuf>>,
-    /// All that can be changed, and read. `None`: everything if `read` is `None` too, else nothing.
-    /// The primary makes Unix sockets for workers nowhere else, but where
+    /// Paths that can be read and written. `None`: everything if `read` is `None` too, otherwise
+    /// nothing. The primary creates Unix sockets for workers only below these paths, and where
     /// [`Builder::may_listen`](crate::Builder::may_listen) names the path.
     pub write: Option<Vec<PathBuf>>,
-    /// System calls that fail with `EPERM`. 32-bit programs are killed then.
+    /// Groups of system calls that fail with `EPERM`. If it is not empty, 32-bit programs are killed.
     pub deny_system_calls: BTreeSet<SystemCalls>,
-    /// Leaves out what the kernel does not know, instead of starting no workers.
+    /// Whether restrictions that the kernel does not support are left out. Otherwise no worker starts
+    /// where one is not supported, and the error names it.
     pub best_effort: bool,
 }
 
 impl Sandbox {
-    /// Whether it keeps from nothing.
+    /// Whether nothing is restricted.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         !self.restricts_files() && self.deny_system_calls.is_empty()
@@ -50,7 +65,7 @@ impl Sandbox {
         self.read.is_some() || self.write.is_some()
     }
 
-    /// What of it this kernel cannot do, in words.
+    /// Describes the restrictions that this kernel does not support; `None` if it supports all.
     #[must_use]
     pub fn unsupported(&self) -> Option<String> {
         let files = self.restricts_files().then(sandbox::landlock_missing).flatten();

@@ -1,4 +1,4 @@
-//! Connections that count as open until they are dropped.
+//! Connections that are counted as open until they are dropped.
 
 use std::fmt;
 use std::io::{self, IoSlice, Read, Write};
@@ -28,9 +28,25 @@ impl Drop for OpenConnection {
     }
 }
 
-/// A connection from a listener of the cluster. It can be used as the stream inside, and counts as
-/// open at this worker until it is dropped or [taken out](Counted::into_inner); policies such as
-/// `least-connections` go by that count.
+/// A connection from a listener of the cluster.
+///
+/// It dereferences to the stream inside, and is counted as an open connection of this worker until
+/// it is dropped, or the stream is [taken out](Counted::into_inner). Policies such as
+/// `least-connections` go by that count, and [`WorkerStats::open`](crate::snapshot::WorkerStats)
+/// shows it.
+///
+/// ```no_run
+/// # async fn serve(worker: troop::Worker) -> troop::Result<()> {
+/// let listener = worker.listen("0.0.0.0:8000").await?;
+/// let (connection, _) = listener.accept().await?;
+/// // As tokio's stream.
+/// connection.set_nodelay(true)?;
+/// // Upgraded and idle: it is no work for this worker any more.
+/// let stream: tokio::net::TcpStream = connection.into_inner();
+/// # drop(stream);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Counted<S> {
     stream: S,
     _open: OpenConnection,
@@ -41,7 +57,7 @@ impl<S> Counted<S> {
         Counted { stream, _open: open }
     }
 
-    /// The stream alone, which does not count any more.
+    /// Returns the stream, and ends the count.
     pub fn into_inner(self) -> S {
         self.stream
     }

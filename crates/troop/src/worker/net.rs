@@ -1,5 +1,23 @@
 //! Listeners and connections of workers, for tokio programs. The module
 //! [`blocking`](crate::blocking) has the same for plain threads.
+//!
+//! A listener is opened by [`Worker::listen`], [`Worker::listen_unix`] or [`Worker::bind_udp`]. Its
+//! options are those of [`Listen`]:
+//!
+//! ```no_run
+//! # async fn serve(worker: troop::Worker) -> troop::Result<()> {
+//! use troop::net::Listen;
+//!
+//! let web = worker.listen(Listen::at("[::]:8000").backlog(1024).ipv6_only(true)).await?;
+//! let local = worker.listen_unix("/run/app.sock").await?;
+//! let dns = worker.bind_udp("127.0.0.1:53").await?;
+//! println!("port {}, {}", web.local_addr()?.port(), local.path().display());
+//! let mut packet = [0; 512];
+//! let (length, client) = dns.recv_from(&mut packet).await?;
+//! # let _ = (length, client);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::io;
 use std::net::SocketAddr;
@@ -39,6 +57,19 @@ pub type UnixStream = Counted<tokio::net::UnixStream>;
 /// A TCP listener that the workers share. Dropping it closes it for this worker only.
 ///
 /// With the feature `axum`, `axum::serve` takes it as it is.
+///
+/// ```no_run
+/// # async fn serve(worker: troop::Worker) -> troop::Result<()> {
+/// use tokio::io::AsyncWriteExt;
+///
+/// let listener = worker.listen("0.0.0.0:8000").await?;
+/// // Ends when the worker is to finish.
+/// while let Ok((mut stream, peer)) = listener.accept().await {
+///     tokio::spawn(async move { stream.write_all(format!("hello, {peer}\n").as_bytes()).await });
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct TcpListener {
     source: Kind<tokio::net::TcpListener>,
@@ -131,7 +162,19 @@ impl TcpListener {
     }
 }
 
-/// A Unix socket listener that the workers share.
+/// A Unix socket listener that the workers share. Dropping it closes it for this worker only.
+///
+/// ```no_run
+/// # async fn serve(worker: troop::Worker) -> troop::Result<()> {
+/// use tokio::io::AsyncWriteExt;
+///
+/// let listener = worker.listen_unix("/run/app.sock").await?;
+/// while let Ok(mut stream) = listener.accept().await {
+///     tokio::spawn(async move { stream.write_all(b"hello\n").await });
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct UnixListener {
     source: Kind<tokio::net::UnixListener>,
