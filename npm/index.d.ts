@@ -71,15 +71,15 @@ declare namespace troop {
     counters(): Counters | undefined;
   }
 
-  /** How workers that die come back. A worker that was told to leave does not. */
+  /** How workers that die come back. A worker that was told to leave does not. Each worker and its successors have pauses of their own. */
   interface Respawn {
-    /** Milliseconds before the second restart of a worker that dies young; doubled each time, give or take a quarter. Default: 100. */
+    /** Milliseconds before a worker follows one that died young; doubled for each further one, less up to a quarter. Default: 100. */
     delay?: number;
     /** The longest such pause. Default: 30,000. */
     maxDelay?: number;
-    /** A worker that lives for so many milliseconds does not count as one that died young. Default: 1,000. */
+    /** A worker that was ready for so many milliseconds does not count as one that died young. Default: 1,000. */
     minUptime?: number;
-    /** With so many restarts... Default: 10. */
+    /** As long as no worker was ever ready: after so many restarts... Default: 8, or 4 for each worker. */
     restarts?: number;
     /** ...within so many milliseconds, there are no more, and `respawnLimit` is emitted. Default: 60,000. */
     within?: number;
@@ -101,7 +101,7 @@ declare namespace troop {
   interface Reload {
     /** When a new worker is ready: it listens, it runs, or it has sent the message `'ready'`. Default: `listening`. */
     ready?: 'listening' | 'online' | 'message';
-    /** Milliseconds that it must have lived. Default: 0. */
+    /** Milliseconds that it must have been ready; where they are replaced one after the other, the first one. Default: 0. */
     minUptime?: number;
     /** Milliseconds in which it must be ready. Default: 30,000. */
     timeout?: number;
@@ -113,8 +113,8 @@ declare namespace troop {
      */
     surge?: number;
     /**
-     * Whether the new workers may listen elsewhere than the old ones. Otherwise the reload is taken back when several old workers listen on an
-     * address (or the only one does), and no new one does within `timeout`. Port 0 and paths with the number of the process do not count.
+     * Whether the new workers may listen elsewhere than the old ones. Otherwise the reload is taken back when an old worker listens on an
+     * address, and no new one does within `timeout`. Port 0 and paths with the number of the process do not count.
      * Default: false.
      */
     allowMoved?: boolean;
@@ -129,7 +129,7 @@ declare namespace troop {
     message: [worker: Worker, message: any, handle: import('node:net').Socket | import('node:net').Server | undefined];
     disconnect: [worker: Worker];
     exit: [worker: Worker, code: number, signal: string];
-    /** There were too many restarts (see `Respawn`); this worker is not replaced. */
+    /** No worker was ever ready, and there were too many restarts (see `Respawn`); this worker is the last one that ended. */
     respawnLimit: [worker: Worker, limit: { restarts: number; within: number }];
   }
 

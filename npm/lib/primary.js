@@ -30,15 +30,16 @@ function noticed({ kind, text }) {
 }
 
 function start() {
-  const { native: { Engine }, scheduling, spawn: { offered } } = parts;
+  const { native: { Engine }, scheduling, spawn: { offered }, supervisor } = parts;
   // From now on it does not change any more.
   const { schedulingPolicy: policy } = cluster;
   if (typeof policy === 'function') {
-    engine = new Engine('', noticed, offered, scheduling.asker(policy, (id) => cluster.workers[id], (...answer) => engine.answer(...answer)));
+    const ask = scheduling.asker(policy, (id) => cluster.workers[id], (...answer) => engine.answer(...answer));
+    engine = new Engine('', noticed, offered, supervisor.obey, ask);
   } else {
-    engine = new Engine(scheduling.nameOf(policy), noticed, offered);
+    engine = new Engine(scheduling.nameOf(policy), noticed, offered, supervisor.obey);
   }
-  parts.supervisor.use(engine);
+  supervisor.use(engine, remove);
   process.on('internalMessage', (message) => {
     if (message.cmd !== 'NODE_DEBUG_ENABLED') return;
     const debug = (worker) => process._debugProcess(worker.process.pid);
@@ -63,18 +64,17 @@ function setupPrimary(options) {
   if (execArgv.some((flag) => flag.startsWith('--prof')) && !execArgv.some((flag) => flag.startsWith('--logfile='))) {
     settings.execArgv = [...execArgv, '--logfile=v8-%p.log'];
   }
-  parts.supervisor.check(settings);
+  const respawn = parts.supervisor.options(settings);
   cluster.settings = settings;
   if (!engine) start();
   for (const fd of settings.descriptors ?? []) engine.offer(fd);
-  // Where workers come back, connections wait for them.
-  engine.keepListeners(!!settings.respawn);
+  engine.respawn(respawn);
   process.nextTick(() => cluster.emit('setup', settings));
 }
 
 function startProcess(id, env) {
   const { settings } = cluster;
-  return parts.spawn.fork(engine, id, settings.exec, settings.args, {
+  return parts.spawn.fork(engine, id, parts.supervisor.starting(), settings.exec, settings.args, {
     cwd: settings.cwd,
     env: { ...process.env, ...env, NODE_UNIQUE_ID: `${id}` },
     serialization: settings.serialization,
@@ -121,28 +121,32 @@ const acts = {
   },
 };
 
+/** The engine may have told it, and this thread not have heard of that yet. */
+function wasToldToLeave(worker) {
+  return !!worker.exitedAfterDisconnect || !!parts.spawn.member(worker.process)?.wasToldToLeave();
+}
+
 cluster.fork = function(env) {
   setupPrimary();
   const id = ++lastId;
   const worker = new Worker({ id, process: startProcess(id, env) });
-  parts.supervisor.forked(worker, env);
+  const member = parts.spawn.member(worker.process);
+  parts.supervisor.forked(worker, env, member);
 
   worker.on('message', (message, handle) => cluster.emit('message', worker, message, handle));
 
   worker.process.once('exit', (code, signal) => {
     if (!worker.isConnected()) remove(worker);
-    worker.exitedAfterDisconnect = !!worker.exitedAfterDisconnect;
+    worker.exitedAfterDisconnect = wasToldToLeave(worker);
     worker.state = 'dead';
     tell(worker, 'exit', code, signal);
-    const comesBack = parts.supervisor.exited(worker);
-    // Nobody would take the connections that wait.
-    if (!comesBack && connected.size === 0 && !parts.supervisor.isExpecting()) engine.keepListeners(false);
+    parts.supervisor.exited(worker);
   });
 
   worker.process.once('disconnect', () => {
     connected.delete(worker);
     if (worker.isDead()) remove(worker);
-    worker.exitedAfterDisconnect = !!worker.exitedAfterDisconnect;
+    worker.exitedAfterDisconnect = wasToldToLeave(worker);
     worker.state = 'disconnected';
     tell(worker, 'disconnect');
     callBack();
@@ -161,10 +165,7 @@ cluster.fork = function(env) {
 
 cluster.disconnect = function(callback) {
   // Without it nobody was ever forked.
-  if (engine) {
-    parts.supervisor.stop();
-    engine.keepListeners(false);
-  }
+  if (engine) parts.supervisor.stop();
   for (const worker of Object.values(cluster.workers)) {
     if (worker.isConnected()) worker.disconnect();
   }
@@ -174,11 +175,20 @@ cluster.disconnect = function(callback) {
 
 Worker.prototype.disconnect = function() {
   this.exitedAfterDisconnect = true;
+  parts.supervisor.release(this);
   // The engine takes the worker off its listeners, and passes it on.
   // One that has just died need not be told.
   if (this.process.connected) this.process.send({ cmd: 'NODE_CLUSTER', act: 'disconnect' }, () => {});
   remove(this);
   return this;
+};
+
+const { destroy } = Worker.prototype;
+
+Worker.prototype.destroy = function(signal) {
+  // Other signals may mean anything.
+  if (parts.supervisor.ends(signal || 'SIGTERM')) parts.supervisor.release(this);
+  destroy.call(this, signal);
 };
 
 /** What Node does not have, and who lists the properties does not see. */

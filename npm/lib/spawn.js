@@ -19,7 +19,7 @@ const helpers = new Map();
 const OUT_OF_DESCRIPTORS = -os.constants.errno.EMFILE;
 const OUT_OF_FILES = -os.constants.errno.ENFILE;
 
-function reroute(child, engine, id, options) {
+function reroute(child, engine, id, start, options) {
   const handle = child._handle;
   const spawn = handle.spawn;
   let whenClosed = () => {};
@@ -59,7 +59,7 @@ function reroute(child, engine, id, options) {
     }
     if (error === 0) {
       try {
-        const member = engine.adopt(id, handle.pid, options.serialization === 'advanced', receiver(entry.handle));
+        const member = engine.adopt(id, handle.pid, options.serialization === 'advanced', receiver(entry.handle), start);
         members.set(child, member);
         helpers.set(id, member);
         shorten(entry.handle, member);
@@ -116,12 +116,12 @@ function endHandles(child) {
 /** What the engine knows of a worker's process, if it ever ran. */
 exports.member = (child) => members.get(child);
 
-/** As `child_process.fork`. */
-exports.fork = (engine, id, ...args) => {
+/** As `child_process.fork`. With `start`, as the engine has ordered by this number. */
+exports.fork = (engine, id, start, ...args) => {
   const { spawn } = ChildProcess.prototype;
   ChildProcess.prototype.spawn = function(options) {
     ChildProcess.prototype.spawn = spawn;
-    reroute(this, engine, id, options);
+    reroute(this, engine, id, start, options);
     const status = spawn.call(this, options);
     const entry = options.stdio.find((entry) => entry.ipc);
     if (entry.handle) guard(this, entry.handle, id);

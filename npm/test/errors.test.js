@@ -9,7 +9,7 @@ const { test } = require('node:test');
 const { Engine } = require('../lib/native');
 
 test('an error of the engine says why, with all causes', () => {
-  const engine = new Engine('rr', () => {}, () => {});
+  const engine = new Engine('rr', () => {}, () => {}, () => {});
   const { worker, program } = engine.open(1);
   try {
     // It has ended, and nothing is left of it.

@@ -42,13 +42,18 @@ test('workers that remove their path before they listen all serve from the start
 });
 
 test('a port whose workers do not come back any more is closed while others serve', async () => {
-  assert.deepStrictEqual(await scene('limit'), [['closed', true, true]]);
+  assert.deepStrictEqual(await scene('told to leave'), [['closed', true, true]]);
 });
 
 test('without respawn, a port is closed with its last worker, as in Node', async () => {
   const { stock, dropIn } = await within(both, 'plain');
   assert.deepStrictEqual(stock.reports, [['served', true], ['died', 'ECONNREFUSED', true], ['told', 'ECONNREFUSED']]);
   assert.deepStrictEqual(dropIn.reports, stock.reports);
+});
+
+test('a reload that loses the port of a single worker is taken back', async () => {
+  const taken = 'The reload was taken back: no new worker listens on 127.0.0.1:PORT, where the old ones do (allowMoved permits that)';
+  assert.deepStrictEqual(await scene('ports of their own'), [['ERR_TROOP_RELOAD', taken, true, true, true]]);
 });
 
 test('a reload that loses the port is taken back, unless that is allowed', async () => {

@@ -44,12 +44,32 @@ test('each worker has counters, also after its end', async () => {
   assert.deepStrictEqual(last, [3]);
 });
 
-test('a worker that dies comes back, on the same port and with the same environment, but not for ever', async () => {
-  const reports = await scene('respawn');
-  assert.deepStrictEqual(reports, [['worker 1x'], ['worker 2x'], ['worker 3x'], [4, { restarts: 3, within: 60_000 }]]);
+test('a worker that dies comes back, on the same port and with the same environment, however often', async () => {
+  assert.deepStrictEqual(await scene('respawn'), [1, 2, 3, 4, 5].map((id) => [`worker ${id}x`]));
 });
 
-test('a primary that gives up does not end with 0, unless the program says so', () => {
+test('a worker that keeps dying keeps no other one from coming back, and the primary from nothing', async () => {
+  assert.deepStrictEqual(await scene('one that keeps dying'), [['served', true]]);
+});
+
+test('a worker that keeps dying makes no other one wait', async () => {
+  assert.deepStrictEqual(await scene('pauses of one slot'), [[true, true, true, true]]);
+});
+
+test('a reload starts a worker at once that was to come back later', async () => {
+  assert.deepStrictEqual(await scene('reload during a pause'), [[1, { replaced: 1 }, [3, 4]], [2]]);
+});
+
+test('a worker that the program has killed does not come back', async () => {
+  assert.deepStrictEqual(await scene('killed by the program'), [['came back'], [1, false]]);
+});
+
+test('the program hears of the end of a worker before it hears of its successor', async () => {
+  const reports = await scene('order of a respawn');
+  assert.deepStrictEqual(reports.slice(0, 5), [['disconnect', 1], ['exit', 1], ['fork', 2], ['online', 2], ['listening', 2]]);
+});
+
+test('a primary whose workers never became ready gives up, and does not end with 0, unless the program says so', () => {
   const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'troop-'));
   try {
     const program = path.join(directory, 'program.js');

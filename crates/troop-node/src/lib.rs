@@ -6,6 +6,7 @@
 //! if possible ([`troop::embed::RelayIo`]); listeners and connections are handled by a thread of
 //! the engine, without JavaScript.
 
+mod supervision;
 mod text;
 mod watch;
 
@@ -20,8 +21,10 @@ use napi::bindgen_prelude::{ArrayBuffer, Buffer, FnArgs, Function};
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi::{Env, Error, Result, Status};
 use napi_derive::napi;
+use supervision::{Order, Orders, ReloadOptions, Respawn, Supervision};
 use troop::activation::InheritedSocket;
 use troop::embed::{Adoption, RelayIo};
+use troop::supervise::RestartPolicy;
 use troop::{Cluster, Event, Scheduling, WorkerHandle, WorkerId};
 use watch::Watch;
 
@@ -115,6 +118,7 @@ pub struct Engine {
     cluster: Cluster,
     opened: HashMap<u32, Opened>,
     offered: Arc<Offered>,
+    orders: Arc<Orders>,
     questions: Arc<Mutex<Questions>>,
 }
 
@@ -225,7 +229,8 @@ fn notice(event: &Event) -> Option<Notice> {
 #[napi]
 impl Engine {
     /// Starts the thread. `notify` is called with what happens there, `offered` with the numbers of
-    /// workers whose members may [help](Member::help); they do not keep the process alive. Instead
+    /// workers whose members may [help](Member::help), `order` with what supervision wants of
+    /// JavaScript and tells it; they do not keep the process alive. Instead
     /// of a scheduling there may be somebody to ask about each connection, who has to call
     /// [`Engine::answer`] within `patience` milliseconds.
     #[napi(constructor, catch_unwind)]
@@ -233,6 +238,7 @@ impl Engine {
         scheduling: String,
         notify: Function<'_, Notice, ()>,
         offered: Function<'_, u32, ()>,
+        order: Function<'_, Order, ()>,
         ask: Option<Function<'_, Question, ()>>,
         patience: Option<u32>,
     ) -> Result<Engine> {
@@ -251,7 +257,13 @@ impl Engine {
         };
         let notify = notify.build_threadsafe_function().weak::<true>().build()?;
         let offered = Arc::new(offered.build_threadsafe_function().weak::<true>().build()?);
+        let orders: Arc<Orders> =
+            Arc::new(order.build_threadsafe_function().weak::<true>().build()?);
+        let given_up = orders.clone();
         let observer = move |event: &Event| {
+            if let Some(order) = Order::of_event(event) {
+                given_up.call(order, ThreadsafeFunctionCallMode::NonBlocking);
+            }
             if let Some(notice) = notice(event) {
                 notify.call(notice, ThreadsafeFunctionCallMode::NonBlocking);
             }
@@ -263,7 +275,8 @@ impl Engine {
         // What makes no sense as activation is none.
         let builder = builder.inherited(InheritedSocket::all().unwrap_or_default());
         let cluster = builder.start_in_thread(observer).map_err(failed)?;
-        Ok(Engine { cluster, opened: HashMap::new(), offered, questions })
+        cluster.supervise_adopted(supervision::Asker(orders.clone())).map_err(failed)?;
+        Ok(Engine { cluster, opened: HashMap::new(), offered, orders, questions })
     }
 
     /// Makes the channels of a worker that is about to be started. To be followed by
@@ -277,8 +290,9 @@ impl Engine {
         Ok(ends)
     }
 
-    /// The process runs. With `deliver`, which is called with messages for the program, they are
-    /// moved in this thread when that is possible.
+    /// The process runs; `start` is the number of the order, if it was ordered. With `deliver`,
+    /// which is called with messages for the program, they are moved in this thread when that is
+    /// possible.
     #[napi(catch_unwind)]
     pub fn adopt(
         &mut self,
@@ -287,13 +301,17 @@ impl Engine {
         pid: u32,
         advanced: bool,
         deliver: Option<Function<'_, FnArgs<(ArrayBuffer<'static>,)>, ()>>,
+        start: Option<u32>,
     ) -> Result<Member> {
         let Opened { channel, worker, relay } =
             self.opened.remove(&id).ok_or_else(|| refused(format!("no worker {id} was opened")))?;
         drop(worker);
-        let adoption = Adoption::new(pid, channel).map_err(failed)?;
-        let handle =
-            self.cluster.adopt_blocking(adoption.relay(relay, advanced).id(id)).map_err(failed)?;
+        let adoption = Adoption::new(pid, channel).map_err(failed)?.relay(relay, advanced).id(id);
+        let adoption = match start {
+            Some(number) => adoption.start(number),
+            None => adoption,
+        };
+        let handle = self.cluster.adopt_blocking(adoption).map_err(failed)?;
         let offered = self.offered.clone();
         let offer = move || {
             offered.call(id, ThreadsafeFunctionCallMode::NonBlocking);
@@ -326,23 +344,64 @@ impl Engine {
         self.cluster.offer(InheritedSocket::of(fd).map_err(failed)?).map_err(failed)
     }
 
-    /// Whether listeners stay open when their last worker has died.
+    /// Sets which workers that end are followed by others; `null` for none.
     #[napi(catch_unwind)]
-    pub fn keep_listeners(&self, keep: bool) -> Result<()> {
-        self.cluster.keep_listeners(keep).map_err(failed)
+    pub fn respawn(&self, respawn: Option<Respawn>) -> Result<()> {
+        let scales_ends = respawn.as_ref().is_some_and(|respawn| respawn.restarts.is_none());
+        self.cluster.restart_as(respawn.map(RestartPolicy::from), scales_ends).map_err(failed)
     }
 
-    /// Whether workers that have ended are replaced.
+    /// Replaces the workers. An order `reloaded` says how that ended.
     #[napi(catch_unwind)]
-    pub fn expect_forks(&self, expected: bool) -> Result<()> {
-        self.cluster.expect_forks(expected).map_err(failed)
+    pub fn reload(&self, options: ReloadOptions) -> Result<()> {
+        let reload = options.reload()?;
+        let (cluster, orders) = (self.cluster.clone(), self.orders.clone());
+        let thread = std::thread::Builder::new().name("troop-reload".into());
+        let started = thread.spawn(move || {
+            let result = cluster.reload_with(reload).wait();
+            orders.call(Order::reloaded(result), ThreadsafeFunctionCallMode::NonBlocking);
+        });
+        started.map(drop).map_err(|e| refused(format!("cannot start a thread for a reload: {e}")))
     }
 
-    /// Where a worker listens under names that do not depend on the worker.
+    /// Whether a worker is still wanted that was ordered.
     #[napi(catch_unwind)]
-    pub fn fixed_addresses(&self, worker: u32) -> Result<Vec<String>> {
-        let addresses = self.cluster.fixed_addresses_blocking(WorkerId(worker)).map_err(failed)?;
-        Ok(addresses.iter().map(ToString::to_string).collect())
+    pub fn is_start_wanted(&self, number: u32) -> Result<bool> {
+        self.cluster.is_start_wanted_blocking(number).map_err(failed)
+    }
+
+    /// A worker that was ordered could not be started.
+    #[napi(catch_unwind)]
+    pub fn start_failed(&self, number: u32, reason: String) -> Result<()> {
+        self.cluster.start_failed(number, reason).map_err(failed)
+    }
+
+    /// What supervision is about; Node has seen the end of this worker.
+    #[napi(catch_unwind)]
+    pub fn supervision(&self, ended: Option<u32>) -> Result<Supervision> {
+        let status = self.cluster.supervision_blocking(ended.map(WorkerId)).map_err(failed)?;
+        Ok(Supervision {
+            expects_workers: status.expects_workers,
+            has_given_up: status.has_given_up,
+        })
+    }
+
+    /// A worker has sent the message `'ready'`.
+    #[napi(catch_unwind)]
+    pub fn report_ready(&self, worker: u32) -> Result<()> {
+        self.cluster.report_ready(WorkerId(worker)).map_err(failed)
+    }
+
+    /// The program ends a worker, so that none follows it.
+    #[napi(catch_unwind)]
+    pub fn release(&self, worker: u32) -> Result<()> {
+        self.cluster.release(WorkerId(worker)).map_err(failed)
+    }
+
+    /// The program ends all workers.
+    #[napi(catch_unwind)]
+    pub fn release_all(&self) -> Result<()> {
+        self.cluster.release_all().map_err(failed)
     }
 
     /// Assigns a connection to a worker; without one, to the next in turn.
@@ -421,6 +480,18 @@ impl Member {
             let (message, behind): (&[u8], bool) = (call.get(0)?, call.get(1)?);
             Ok(direct_io.with(|direct_io| direct_io.write(message, behind)))
         })
+    }
+
+    /// Its slot, which it has from the worker that it follows or replaces.
+    #[napi(catch_unwind)]
+    pub fn slot(&self) -> u32 {
+        self.handle.slot()
+    }
+
+    /// Whether it was told to leave, or leaves of its own accord.
+    #[napi(catch_unwind)]
+    pub fn was_told_to_leave(&self) -> bool {
+        self.handle.exited_after_disconnect() == Some(true)
     }
 
     /// The process is about to exit.

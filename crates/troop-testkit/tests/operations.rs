@@ -60,7 +60,9 @@ async fn a_reload_that_fails_hands_over_the_worker_its_exit_and_its_last_lines()
     let ReloadFailed::Failed { reason, replaced: 0, then: Afterwards::GoesOn } = &failed else {
         panic!("{failed:?}");
     };
-    let ReplaceFailure::Ended { worker, how, last_lines } = reason else { panic!("{reason:?}") };
+    let ReplaceFailure::Ended { worker, how, last_lines, .. } = reason else {
+        panic!("{reason:?}")
+    };
     assert_eq!((*worker, *how), (WorkerId(2), ExitHow::Code(9)));
     assert_eq!(last_lines.as_deref(), Some("the table is missing"));
     let shown = Error::from(failed);

@@ -16,14 +16,15 @@
 //! ```
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use troop_core::WorkerId;
-use troop_core::event::Address;
 use troop_core::primary::Successors;
 
 use crate::error::{Error, Result};
-pub use crate::primary::{Adoption, RelayIo};
-use crate::primary::{Cluster, Command, WorkerHandle};
+pub use crate::primary::{Adoption, RelayIo, Start, Starter, SupervisionStatus};
+use crate::primary::{Cluster, Command, WorkerHandle, random_seed};
+use crate::supervise::{Reload, ReplacePolicy, RestartPolicy};
 
 /// With the feature `embed`.
 impl Cluster {
@@ -49,10 +50,10 @@ impl Cluster {
     }
 
     /// Says whether workers are to be forked in the place of those that have ended, where the
-    /// program forks. With true, listeners that no worker has are kept open for them; with false,
-    /// they close when the workers that are starting have had the time to ask for them. Until it is
-    /// said, and after each end of a worker, they stay open until a worker is ready that was forked
-    /// later.
+    /// program forks and nothing is supervised. With true, listeners that no worker has are kept
+    /// open for them; with false, they close when the workers that are starting have had the time
+    /// to ask for them. Until it is said, and after each end of a worker, they stay open until a
+    /// worker is ready that was forked later.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -61,22 +62,97 @@ impl Cluster {
         self.driver_handle().send(Command::ForksToCome(forks))
     }
 
-    /// Where a worker listens under names that do not depend on the worker: no port 0, no path with
-    /// the number of its process. What several workers have there, their successors should have
-    /// too.
+    /// Lets a supervisor decide which workers follow those that end, and replace them in
+    /// [reloads](Cluster::reload_with), where the program starts all workers itself. Each worker
+    /// that is adopted from now on has a slot. No worker is ended but by a reload, and none follows
+    /// one that was told to leave; before [`Cluster::restart_as`] none follows anyone.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
-    pub async fn fixed_addresses(&self, worker: WorkerId) -> Result<Vec<Address>> {
-        self.driver_handle().ask(|done| Command::FixedAddresses(worker, done)).await
+    pub fn supervise_adopted(&self, starter: impl Starter + 'static) -> Result<()> {
+        self.driver_handle().send(Command::Embed(Box::new(starter), random_seed()))
     }
 
-    /// The same, blocking the thread; not for use inside a runtime.
+    /// Sets which workers that end are followed by others, with listeners that wait for them: all
+    /// but those that were told to leave, as the policy says, or none. With `scales_ends`,
+    /// [`RestartPolicy::max_ends`] goes by the number of workers. When it gives up, nothing is
+    /// started until the program adopts a worker of its own accord.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
-    pub fn fixed_addresses_blocking(&self, worker: WorkerId) -> Result<Vec<Address>> {
-        self.driver_handle().ask_blocking(|done| Command::FixedAddresses(worker, done))
+    pub fn restart_as(&self, policy: Option<RestartPolicy>, scales_ends: bool) -> Result<()> {
+        self.driver_handle().send(Command::RestartAs(policy, scales_ends))
+    }
+
+    /// Whether a worker is still wanted that the program was [asked for](Starter::start). Waits for
+    /// the primary's turn, which is short.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    ///
+    /// # Panics
+    /// In a task of a tokio runtime.
+    pub fn is_start_wanted_blocking(&self, number: u32) -> Result<bool> {
+        self.driver_handle().ask_blocking(|done| Command::IsStartWanted(number, done))
+    }
+
+    /// A worker that the program was asked for could not be started, for this reason.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub fn start_failed(&self, number: u32, reason: impl Into<String>) -> Result<()> {
+        self.driver_handle().send(Command::StartFailed(number, reason.into()))
+    }
+
+    /// Returns what supervision is about. The program may have seen the end of a worker before the
+    /// cluster has, so it names the one that it has seen end. Waits for the primary's turn, which
+    /// is short.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    ///
+    /// # Panics
+    /// In a task of a tokio runtime.
+    pub fn supervision_blocking(&self, ended: Option<WorkerId>) -> Result<SupervisionStatus> {
+        self.driver_handle().ask_blocking(|done| Command::Supervision(ended, done))
+    }
+
+    /// A worker has told the program that it is ready: for
+    /// [`ReadyWhen::Message`](crate::supervise::ReadyWhen::Message) where its
+    /// messages are relayed.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub fn report_ready(&self, worker: WorkerId) -> Result<()> {
+        self.driver_handle().send(Command::ReportedReady(worker))
+    }
+
+    /// The program ends a worker, so that none follows it. A worker that it has
+    /// [told to finish](WorkerHandle::disconnect) needs no such call.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub fn release(&self, worker: WorkerId) -> Result<()> {
+        self.driver_handle().send(Command::Release(worker))
+    }
+
+    /// The program tells all workers to finish, so that none follows them, and a reload that is
+    /// under way is over.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub fn release_all(&self) -> Result<()> {
+        self.driver_handle().send(Command::ReleaseAll)
+    }
+}
+
+/// With the feature `embed`.
+impl Reload {
+    /// Replaces workers as this policy says, and gives them this time to finish.
+    #[must_use]
+    pub fn replace(mut self, policy: ReplacePolicy, grace: Duration) -> Reload {
+        self.replace = Some((policy, grace));
+        self
     }
 }
 

@@ -52,20 +52,90 @@ const scenes = {
     report(second.counters().taken);
   },
 
-  // Whoever dies comes back with the same environment, until there are too many.
+  // Whoever dies comes back with the same environment, however often.
   async respawn() {
     cluster.setupPrimary({ respawn: { delay: 10, restarts: 3, within: 60_000 } });
+    cluster.on('respawnLimit', () => report('gave up'));
     const port = await started(1, { MARK: 'x' });
-    for (let i = 0; i < 3; i++) {
+    for (let i = 0; i < 5; i++) {
       report(await ask(port));
       const [old] = Object.values(cluster.workers);
       old.process.kill('SIGKILL');
       await once(cluster, 'listening');
     }
-    const [last] = Object.values(cluster.workers);
-    last.process.kill('SIGKILL');
-    const [worker, limit] = await once(cluster, 'respawnLimit');
-    report(worker.id, limit);
+  },
+
+  // One worker dies whenever it is started, another one when it is told to.
+  async 'one that keeps dying'() {
+    cluster.setupPrimary({ respawn: { delay: 10, maxDelay: 40, restarts: 3 } });
+    cluster.on('respawnLimit', () => report('gave up'));
+    const port = await started(1);
+    const [good] = Object.values(cluster.workers);
+    let deaths = 0;
+    cluster.on('exit', ({ id }, code) => { if (code === 7) deaths++; });
+    cluster.fork({ DIES: 1 });
+    const dies = async (times) => { while (deaths < times) await once(cluster, 'exit'); };
+    await dies(8);
+    good.process.kill('SIGKILL');
+    await once(cluster, 'listening');
+    report('served', await ask(port) !== 'worker 1');
+    const before = deaths;
+    await dies(before + 2);
+  },
+
+  // The pauses of one slot are its own.
+  async 'pauses of one slot'() {
+    cluster.setupPrimary({ respawn: { delay: 100, maxDelay: 100_000, minUptime: 3_600_000 } });
+    await started(1);
+    const [good] = Object.values(cluster.workers);
+    cluster.fork({ DIES: 1 });
+    for (let deaths = 0; deaths < 5;) if ((await once(cluster, 'exit'))[1] === 7) deaths++;
+    const since = Date.now();
+    const forks = [];
+    cluster.on('fork', (worker) => forks.push([worker, Date.now() - since]));
+    good.process.kill('SIGKILL');
+    const [successor] = await once(cluster, 'listening');
+    while (forks.length < 2) await once(cluster, 'fork');
+    // Of 100 ms, and of 1,600 ms or up to a quarter less.
+    const [[first, soon], [second, late]] = forks;
+    report(first === successor, soon < 1000, second !== successor, late >= 1100);
+  },
+
+  // A worker waits for its next life, and a reload does not wait for that.
+  async 'reload during a pause'() {
+    cluster.setupPrimary({ respawn: { delay: 60_000, maxDelay: 60_000 } });
+    const port = await started(2);
+    const [first] = Object.values(cluster.workers);
+    first.process.kill('SIGKILL');
+    await once(first, 'exit');
+    report(Object.keys(cluster.workers).length, await cluster.reload(), Object.keys(cluster.workers).map(Number));
+    report(new Set(await Promise.all([ask(port), ask(port)])).size);
+  },
+
+  // What is killed by its primary's program stays away, and signals that end nobody mean nothing.
+  async 'killed by the program'() {
+    cluster.setupPrimary({ respawn: { delay: 10 } });
+    await started(2);
+    const [first, second] = Object.values(cluster.workers);
+    second.kill('SIGCONT');
+    first.kill('SIGKILL');
+    await once(first, 'exit');
+    cluster.on('fork', () => report('came back'));
+    second.process.kill('SIGKILL');
+    await once(cluster, 'listening');
+    report(Object.keys(cluster.workers).length, first.exitedAfterDisconnect);
+  },
+
+  // In which order the program hears of a death and of a new life.
+  async 'order of a respawn'() {
+    cluster.setupPrimary({ respawn: { minUptime: 0 } });
+    await started(1);
+    for (const event of ['fork', 'online', 'listening', 'disconnect', 'exit']) cluster.on(event, ({ id }) => report(event, id));
+    const [worker] = Object.values(cluster.workers);
+    process.kill(worker.process.pid, 'SIGKILL');
+    // The engine sees it first.
+    for (const until = Date.now() + 1000; Date.now() < until;);
+    await once(cluster, 'listening');
   },
 
   // A worker that was told to leave does not come back, and neither does anybody when all are.
@@ -142,15 +212,17 @@ const scenes = {
 if (cluster.isPrimary) {
   scenes[process.argv[2]]().then(() => cluster.disconnect());
 } else {
+  if (process.env.DIES) process.exit(7);
   const version = process.env.VERSION && fs.existsSync(process.env.VERSION) ? fs.readFileSync(process.env.VERSION, 'utf8') : 'good';
   if (version === 'throws') {
     process.on('uncaughtException', () => process.exit(9));
     throw new Error('a bad version');
   }
   if (version === 'exits') process.exit(3);
-  if (version === 'shaky') setTimeout(() => process.exit(9), cluster.worker.id % 2 ? 50 : 5000);
   if (version === 'shaky' && cluster.worker.id % 2 === 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 500);
   if (version !== 'silent') {
-    net.createServer((socket) => socket.end(`worker ${cluster.worker.id}${process.env.MARK ?? ''}`)).listen(0, '127.0.0.1');
+    net.createServer((socket) => socket.end(`worker ${cluster.worker.id}${process.env.MARK ?? ''}`)).listen(0, '127.0.0.1', () => {
+      if (version === 'shaky') setTimeout(() => process.exit(9), cluster.worker.id % 2 ? 50 : 5000);
+    });
   }
 }

@@ -110,18 +110,27 @@ const scenes = {
   },
 
   // Nobody comes any more, while another one goes on serving elsewhere.
-  async limit() {
-    cluster.setupPrimary({ respawn: { delay: 10, restarts: 1 } });
+  async 'told to leave'() {
+    cluster.setupPrimary({ respawn: { delay: 10 } });
     const [other, own] = [await freePort(), await freePort()];
     places('a', other);
     places('b', own);
     await started('a', 'b');
     await dies();
     await once(cluster, 'listening');
-    const limit = once(cluster, 'respawnLimit');
-    await dies();
-    await limit;
+    Object.values(cluster.workers).at(-1).disconnect();
     report('closed', await closed(own), await isServed(other));
+  },
+
+  // Each of two workers has a port of its own, and the new version of one of them does not.
+  async 'ports of their own'() {
+    const [first, second, next] = [await freePort(), await freePort(), await freePort()];
+    places('a', first);
+    places('b', second);
+    await started('a', 'b');
+    places('b', next);
+    const failure = await cluster.reload({ timeout: 4000 }).catch((error) => error);
+    report(failure.code, failure.message?.replace(`${second}`, 'PORT'), await isServed(first), await isServed(second), await closed(next));
   },
 
   // What nobody has is closed at once, as in Node.

@@ -22,6 +22,11 @@ pub enum Action {
         /// Its weight.
         weight: u32,
     },
+    /// Report that a worker has been told to finish, where the program starts the workers.
+    Draining {
+        /// The worker.
+        worker: WorkerId,
+    },
     /// Send a signal to a worker's process; `SIGKILL` also goes to all processes that it has
     /// started.
     Signal {

@@ -17,6 +17,9 @@ impl Cluster {
         keep_listeners: bool,
         drain_spread: Option<Duration>,
     ) -> bool {
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor.release(now, worker);
+        }
         let told = self.primary.disconnect(worker, keep_listeners, drain_spread);
         if told && self.without_ipc.contains(&worker) && !self.drains_activated(now, worker) {
             self.pending.push_back(Action::Signal { worker, signal: TERM });
@@ -35,9 +38,13 @@ impl Cluster {
             !matches!(supervisor.state(), SupervisorState::Paused | SupervisorState::Stopping)
                 && !supervisor.is_in_the_way(worker);
         let is_surplus = supervisor.is_surplus(worker);
+        let is_embedded = supervisor.is_embedded();
         let drain_spread = others.then_some(self.options.drain_spread);
         if !self.disconnect(now, worker, keep, drain_spread) {
             self.pending.push_back(Action::Signal { worker, signal: TERM });
+        }
+        if is_embedded {
+            self.pending.push_back(Action::Draining { worker });
         }
         if is_surplus {
             self.primary.excuse(worker);

@@ -31,7 +31,7 @@ use reload::Reload;
 use crate::event::{Address, ExitHow, Notice};
 use crate::id::{Time, WorkerId};
 use crate::primary::{self, DEFAULT_WEIGHT, Primary, Successors};
-use crate::supervise::{Slot, Supervisor};
+use crate::supervise::{Restart, RestartPolicy, Slot, Supervisor};
 
 /// `SIGTERM`.
 const TERM: i32 = 15;
@@ -105,7 +105,8 @@ impl Cluster {
     /// Sets the supervisor and starts the workers.
     pub fn supervise(&mut self, now: Time, mut supervisor: Supervisor) {
         supervisor.start(now);
-        self.primary.set_supervised(true);
+        // An embedding program's worker that leaves of its own accord has no successor.
+        self.primary.set_supervised(!supervisor.is_embedded());
         self.supervisor = Some(supervisor);
         self.recycling.start(now);
         if self.activation_slots > 0 {
@@ -236,8 +237,16 @@ impl Cluster {
                 supervisor.listens_at(*worker, self.primary.asked_by(*worker));
                 supervisor.listening(now, *worker);
             }
-            Notice::Disconnected { worker, .. } => supervisor.disconnected(now, *worker),
-            Notice::Exited { worker, how, .. } => supervisor.exited(now, *worker, *how),
+            Notice::Disconnected { worker, voluntary } => {
+                if *voluntary {
+                    supervisor.release(now, *worker);
+                }
+                supervisor.disconnected(now, *worker);
+            }
+            Notice::Exited { worker, how, .. } => {
+                supervisor.exited(now, *worker, *how);
+                self.close_if_all_have_ended();
+            }
             _ => {}
         }
     }
@@ -313,6 +322,50 @@ impl Cluster {
         self.hung.exited(worker);
         self.shares.exited(worker);
         self.without_ipc.retain(|other| *other != worker);
+    }
+
+    // ---- workers that an embedding program starts ----
+
+    /// The program has started a worker, and [`Primary::spawned`] was called with the slot that
+    /// [`Supervisor::free_slot`] says.
+    pub fn adopted(&mut self, now: Time, worker: WorkerId) {
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor.adopt(now, worker);
+        }
+    }
+
+    /// The program says which workers that end are followed by others: see
+    /// [`Supervisor::restart_as`]. With `None` no worker is, and listeners close with the last one
+    /// that has them.
+    pub fn restart_as(&mut self, policy: Option<RestartPolicy>, scales_ends: bool) {
+        let keeps = policy.is_some();
+        let never = || RestartPolicy::new(0).restart(Restart::Never);
+        if let Some(supervisor) = &mut self.supervisor {
+            let kept = supervisor.restarts_workers();
+            supervisor.restart_as(policy.unwrap_or_else(never), scales_ends);
+            // What a reload keeps for new workers is not closed where nothing changes.
+            if keeps || kept {
+                self.primary.set_keep_listeners(keeps);
+            }
+        }
+    }
+
+    /// The program has told all workers to leave, so that nobody follows them.
+    pub fn release_all(&mut self, now: Time) {
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor.release_all(now);
+            self.primary.set_keep_listeners(false);
+        }
+    }
+
+    /// Closes what no worker has and none is to come for, when the last one of an embedding program
+    /// has ended.
+    fn close_if_all_have_ended(&mut self) {
+        let is_over =
+            self.supervisor.as_ref().is_some_and(|s| s.is_embedded() && !s.expects_workers());
+        if is_over && !self.primary.workers().any(|(_, status)| status.connected) {
+            self.primary.close_unused_listeners();
+        }
     }
 
     // ---- recycling and health ----

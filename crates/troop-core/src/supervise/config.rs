@@ -22,6 +22,9 @@ pub struct Config {
     pub replace: ReplacePolicy,
     /// Seed of the random numbers that spread restarts.
     pub seed: u64,
+    /// The program starts workers of its own accord, and each of them is a slot: see
+    /// [`Supervisor::adopt`](super::Supervisor::adopt).
+    pub(super) is_embedded: bool,
 }
 
 /// Generates methods that set one field each, so that a policy can be built in one expression.
@@ -142,6 +145,9 @@ pub struct ReplacePolicy {
     /// Number of workers that may be missing: old workers that leave before their successors start.
     /// Default: 0. If `max_surge` is 0 too, it counts as 1.
     pub max_unavailable: usize,
+    /// A reload starts all new workers at once, whatever the limits say, and no old one leaves
+    /// before all of them are ready: if it fails, nobody has been replaced. Default: false.
+    pub all_or_none: bool,
 }
 
 setters!(ReplacePolicy {
@@ -150,6 +156,7 @@ setters!(ReplacePolicy {
     min_ready_time: Duration,
     max_surge: usize,
     max_unavailable: usize,
+    all_or_none: bool,
 });
 
 impl Default for ReplacePolicy {
@@ -160,6 +167,7 @@ impl Default for ReplacePolicy {
             min_ready_time: Duration::from_secs(2),
             max_surge: 1,
             max_unavailable: 0,
+            all_or_none: false,
         }
     }
 }
@@ -174,6 +182,8 @@ pub enum ReadyWhen {
     Auto,
     /// It listens.
     Listening,
+    /// It has started, as Node's workers say before they execute their program.
+    Online,
     /// It has sent the message `'ready'` (PM2's `wait_ready`).
     Message,
     /// It, or a process of its group, has sent `READY=1` (`sd_notify(3)`).
@@ -204,6 +214,7 @@ impl Config {
             restart: RestartPolicy::new(workers),
             replace: ReplacePolicy::default(),
             seed: 0,
+            is_embedded: false,
         }
     }
 

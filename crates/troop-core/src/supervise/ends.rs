@@ -72,10 +72,26 @@ impl Config {
 impl Supervisor {
     fn life(&self, now: Time, member: &SlotWorker) -> Life {
         let end = member.gone.unwrap_or(now);
-        match member.could_serve_at(false, &self.config).filter(|ready| *ready <= end) {
+        match member
+            .could_serve_as(self.config.replace.ready_when, false, &self.config)
+            .filter(|ready| *ready <= end)
+        {
             None => Life::Unready,
             Some(ready) if end.since(ready) >= self.config.restart.min_uptime => Life::Full,
             Some(_) => Life::Brief,
+        }
+    }
+
+    /// Returns the failure that is the end of a new worker.
+    pub(super) fn ended(&self, now: Time, member: &SlotWorker, how: ExitHow) -> ReplaceFailure {
+        let end = member.gone.unwrap_or(now);
+        let ready_when = self.round_policy().ready_when;
+        let ready = member.could_serve_as(ready_when, true, &self.config);
+        ReplaceFailure::Ended {
+            worker: member.worker,
+            how,
+            was_ready: ready.is_some_and(|ready| ready <= end),
+            last_lines: None,
         }
     }
 
@@ -101,13 +117,14 @@ impl Supervisor {
             .as_ref()
             .is_some_and(|round| round.is_of(slot, member.generation, self.generation));
         if is_new {
-            self.fail_round(
-                now,
-                ReplaceFailure::Ended { worker: member.worker, how, last_lines: None },
-            );
+            self.fail_round(now, self.ended(now, &member, how));
             if self.phase != RunState::Running {
                 return;
             }
+        }
+        if self.config.is_embedded && (self.config.is_final(how) || self.has_given_up) {
+            self.retire(now, slot);
+            return;
         }
         if self.config.is_final(how) {
             self.slots[slot].done = Some((member.worker, how));
@@ -122,6 +139,7 @@ impl Supervisor {
     /// Ends the cluster when no worker is left to restart.
     pub(super) fn end_if_all_have(&mut self, now: Time) {
         if self.phase != RunState::Running
+            || self.config.is_embedded
             || self.slots.is_empty()
             || self.slots.iter().any(|state| state.done.is_none())
         {
@@ -143,14 +161,15 @@ impl Supervisor {
     /// Whether every slot has a worker that is ready.
     #[must_use]
     pub fn is_complete(&self, now: Time) -> bool {
-        self.slots.iter().all(|state| {
+        self.slots.iter().filter(|state| !state.is_retired).all(|state| {
             state.current.is_some_and(|member| member.is_ready(now, false, &self.config))
         })
     }
 
     /// Returns the slots without a worker.
     pub fn vacancies(&self) -> impl Iterator<Item = Vacancy> {
-        let empty = self.slots.iter().enumerate().filter(|(_, state)| state.current.is_none());
+        let slots = self.slots.iter().enumerate().filter(|(_, state)| !state.is_retired);
+        let empty = slots.filter(|(_, state)| state.current.is_none());
         empty.map(|(slot, state)| Vacancy {
             slot: Slot(slot),
             retry_at: state.retry_at,
@@ -270,8 +289,10 @@ impl Supervisor {
         let is_leaving =
             |member: &SlotWorker| self.leaving.iter().any(|l| l.worker == member.worker);
         let is_in_round = |slot| self.round.as_ref().is_some_and(|round| round.is_at(slot));
-        // A first start fails as a whole, by its window.
-        let counts = self.phase == RunState::Running && self.health.been_ready;
+        // A first start fails as a whole, by its window. Workers of an embedding program may take
+        // any time.
+        let counts =
+            self.phase == RunState::Running && self.health.been_ready && !self.config.is_embedded;
         let members =
             self.slots.iter().enumerate().filter_map(|(slot, state)| Some((slot, state.current?)));
         members.filter(move |(slot, member)| {
@@ -309,7 +330,11 @@ impl Supervisor {
 
     fn give_up(&mut self, now: Time, why: GiveUp) {
         self.orders.push_back(Order::Tell(Progress::GivingUp(why.clone())));
-        self.end(now, Outcome::GaveUp(why));
+        if self.config.is_embedded {
+            self.start_no_more(now);
+        } else {
+            self.end(now, Outcome::GaveUp(why));
+        }
     }
 
     // ---- the cluster as a whole ----
@@ -329,7 +354,9 @@ impl Supervisor {
         let down_since = self
             .health
             .down_since
-            .filter(|_| limited && self.phase == RunState::Running && !self.slots.is_empty())?;
+            .filter(|_| limited && self.phase == RunState::Running && !self.slots.is_empty())
+            // A program's workers that are not ready may be about anything.
+            .filter(|_| !self.config.is_embedded)?;
         Some(down_since + self.down_limit())
     }
 
@@ -354,7 +381,7 @@ impl Supervisor {
             return;
         }
         let (mut ready, mut awaited, mut lost) = (0_usize, 0_usize, 0_usize);
-        for state in &mut self.slots {
+        for state in self.slots.iter_mut().filter(|state| !state.is_retired) {
             if state.current.is_some_and(|member| member.is_ready(now, false, &self.config)) {
                 ready += 1;
                 state.lost = false;
@@ -369,8 +396,11 @@ impl Supervisor {
         let health = &mut self.health;
         health.been_ready |= ready > 0;
         // With a target of 0 no worker is missing.
-        health.down_since =
-            if ready > 0 || self.slots.is_empty() { None } else { health.down_since.or(Some(now)) };
+        health.down_since = if ready + lost + awaited == 0 || ready > 0 {
+            None
+        } else {
+            health.down_since.or(Some(now))
+        };
         let level = match (health.been_ready, lost, ready, awaited) {
             (false, ..) => Level::Starting,
             (_, 1.., 0, _) => Level::Down,

@@ -125,8 +125,8 @@ impl Supervisor {
             RunState::Running => {
                 let is_leaving =
                     |worker| self.leaving.iter().any(|leaving| leaving.worker == worker);
-                let mut slots = self.slots.iter();
-                self.slots.is_empty()
+                let mut slots = self.slots.iter().filter(|slot| !slot.is_retired);
+                (self.slots.is_empty() && !self.config.is_embedded)
                     || self.round.is_some()
                     || self.rejected.is_some()
                     || slots.any(|slot| {

@@ -1,5 +1,7 @@
 //! Draining workers: single ones for a successor, all of them for a pause or a stop.
 
+use crate::id::WorkerId;
+
 use super::{
     Afterwards, Answer, EXIT_TIMEOUT, Leaving, Order, Outcome, Progress, RecycleFailed,
     ReloadFailed, ReplaceFailure, RunState, SlotWorker, Supervisor, Time,
@@ -32,6 +34,24 @@ impl Supervisor {
     }
 
     // ---- stopping ----
+
+    /// Whether it is stopping or has stopped.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        matches!(self.phase, RunState::Stopping(_) | RunState::Finished)
+    }
+
+    /// Returns the time at which a draining worker will be killed.
+    #[must_use]
+    pub fn leaves_by(&self, worker: WorkerId) -> Option<Time> {
+        self.leaving.iter().find(|l| l.worker == worker).map(|l| l.kill_at)
+    }
+
+    /// Whether a worker drains because of scaling down, without a successor.
+    #[must_use]
+    pub fn is_surplus(&self, worker: WorkerId) -> bool {
+        self.leaving.iter().any(|l| l.worker == worker && l.is_surplus)
+    }
 
     /// Drains all workers, then emits [`Order::Finish`]. Has no effect while stopping.
     pub fn stop(&mut self, now: Time) {
@@ -100,7 +120,8 @@ impl Supervisor {
         if self.leaving.iter().any(|l| l.worker == member.worker) {
             return;
         }
-        self.orders.push_back(if member.online.is_some() {
+        // An embedding program's worker that is not online yet reads it when it is.
+        self.orders.push_back(if member.online.is_some() || self.config.is_embedded {
             Order::Disconnect(member.worker)
         } else {
             Order::Terminate(member.worker)

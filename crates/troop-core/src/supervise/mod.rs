@@ -5,6 +5,8 @@
 //! [`Order`]s in order.
 
 mod config;
+mod due;
+mod embedded;
 mod ends;
 mod expect;
 mod leave;
@@ -58,13 +60,19 @@ impl SlotWorker {
     /// Returns the time since which it is ready, or at which it will become ready without further
     /// events.
     fn ready_at(&self, must_listen: bool, config: &Config) -> Option<Time> {
-        if self.gone.is_some() { None } else { self.could_serve_at(must_listen, config) }
+        self.ready_as(config.replace.ready_when, must_listen, config)
+    }
+
+    /// Returns the same by another condition than the configured one.
+    fn ready_as(&self, when: ReadyWhen, must_listen: bool, config: &Config) -> Option<Time> {
+        if self.gone.is_some() { None } else { self.could_serve_as(when, must_listen, config) }
     }
 
     /// Returns the same, ignoring whether it has closed its channel.
-    fn could_serve_at(&self, must_listen: bool, config: &Config) -> Option<Time> {
-        let (ready, by_age) = match config.replace.ready_when {
+    fn could_serve_as(&self, when: ReadyWhen, must_listen: bool, config: &Config) -> Option<Time> {
+        let (ready, by_age) = match when {
             ReadyWhen::Message | ReadyWhen::Notified => (self.notified, false),
+            ReadyWhen::Online => (self.online, false),
             ReadyWhen::Listening => (self.listening, false),
             ReadyWhen::Auto => (self.listening, !must_listen),
         };
@@ -111,6 +119,8 @@ struct SlotState {
     lost: bool,
     /// How its last worker ended, if the slot stays empty because of that.
     done: Option<(WorkerId, ExitHow)>,
+    /// No worker is wanted here, until the program starts one that takes the number.
+    is_retired: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,6 +191,12 @@ pub struct Supervisor {
     /// A rejected generation of which workers remain, and the time of the next attempt to replace
     /// them.
     rejected: Option<(u32, Option<Time>)>,
+    /// Nothing is started any more, until the program starts a worker.
+    has_given_up: bool,
+    /// With an embedding program: the ends that are too many go by the number of workers.
+    scales_ends: bool,
+    /// How the next reload goes, if not as configured.
+    reload: Option<ReplacePolicy>,
     /// A reload that has replaced all workers, while the shell checks whether clients reach them.
     unchecked: Option<Unchecked>,
     /// Operations that are not complete yet.
@@ -207,6 +223,9 @@ impl Supervisor {
             generation: 1,
             round: None,
             rejected: None,
+            has_given_up: false,
+            scales_ends: false,
+            reload: None,
             unchecked: None,
             waiting: Vec::new(),
             killed: Vec::new(),
@@ -249,7 +268,8 @@ impl Supervisor {
             served: false,
             due: now + self.ready_limit(),
         };
-        let state = self.slots.get_mut(slot.0).filter(|_| self.phase == RunState::Running);
+        let is_running = self.phase == RunState::Running;
+        let state = self.slots.get_mut(slot.0).filter(|state| is_running && !state.is_retired);
         let Some(state) = state else {
             // The worker is not needed any more.
             self.leave(now, member);
@@ -271,7 +291,8 @@ impl Supervisor {
     #[must_use]
     pub fn awaits_fork(&self, slot: Slot) -> bool {
         let is_awaited = self.round.as_ref().is_some_and(|round| round.awaits_successor(slot.0));
-        let state = self.slots.get(slot.0).filter(|_| self.phase == RunState::Running);
+        let is_running = self.phase == RunState::Running;
+        let state = self.slots.get(slot.0).filter(|state| is_running && !state.is_retired);
         state.is_some_and(|state| match state.current {
             None => state.retry_at.is_none(),
             Some(_) => is_awaited && state.successor.is_none(),
@@ -305,18 +326,6 @@ impl Supervisor {
             RunState::Idle => SupervisorState::Paused,
             RunState::Stopping(_) | RunState::Finished => SupervisorState::Stopping,
         }
-    }
-
-    /// Returns the time at which a draining worker will be killed.
-    #[must_use]
-    pub fn leaves_by(&self, worker: WorkerId) -> Option<Time> {
-        self.leaving.iter().find(|l| l.worker == worker).map(|l| l.kill_at)
-    }
-
-    /// Whether a worker drains because of scaling down, without a successor.
-    #[must_use]
-    pub fn is_surplus(&self, worker: WorkerId) -> bool {
-        self.leaving.iter().any(|l| l.worker == worker && l.is_surplus)
     }
 
     /// Returns whether a worker is ready, and its generation: 1 for the first, increasing with each
@@ -405,12 +414,6 @@ impl Supervisor {
         self.generation
     }
 
-    /// Whether it is stopping or has stopped.
-    #[must_use]
-    pub fn is_stopping(&self) -> bool {
-        matches!(self.phase, RunState::Stopping(_) | RunState::Finished)
-    }
-
     /// Records that a worker's program speaks Node's protocol, so that a slow start is not taken
     /// for its lack.
     pub fn expect_ipc(&mut self, now: Time, worker: WorkerId) {
@@ -472,8 +475,10 @@ impl Supervisor {
     /// Handles the end of a worker's channel.
     pub fn disconnected(&mut self, now: Time, worker: WorkerId) {
         self.due.set(None);
+        // Workers of an embedding program end when they have nothing to do any more.
+        let lingers = (!self.config.is_embedded).then_some(now + EXIT_TIMEOUT);
         if let Some(leaving) = self.leaving.iter_mut().find(|l| l.worker == worker) {
-            leaving.term_at.get_or_insert(now + EXIT_TIMEOUT);
+            leaving.term_at = leaving.term_at.or(lingers);
             return;
         }
         let mut members =
@@ -482,14 +487,16 @@ impl Supervisor {
             member.gone = Some(now);
             // It cannot take connections any more. Normally its process ends soon, which refills
             // the slot.
-            let kill_at = now + self.config.grace;
-            self.leaving.push(Leaving {
-                worker,
-                kill_at,
-                term_at: Some(now + EXIT_TIMEOUT),
-                killed: false,
-                is_surplus: false,
-            });
+            if lingers.is_some() {
+                let kill_at = now + self.config.grace;
+                self.leaving.push(Leaving {
+                    worker,
+                    kill_at,
+                    term_at: lingers,
+                    killed: false,
+                    is_surplus: false,
+                });
+            }
             self.look(now);
         }
     }
@@ -507,8 +514,9 @@ impl Supervisor {
             slots.iter().position(|p| get(p).is_some_and(|m| m.worker == worker))
         };
         if let Some(slot) = position(|p| p.successor, &self.slots) {
-            self.slots[slot].successor = None;
-            self.fail_round(now, ReplaceFailure::Ended { worker, how, last_lines: None });
+            if let Some(member) = self.slots[slot].successor.take() {
+                self.fail_round(now, self.ended(now, &member, how));
+            }
             self.fill(now);
         } else if let Some(slot) = position(|p| p.current, &self.slots) {
             if let Some(member) = self.slots[slot].current.take()
@@ -518,6 +526,8 @@ impl Supervisor {
             }
         } else {
             self.emptied(now, worker);
+            // One more may be started now.
+            self.advance(now);
         }
         self.look(now);
         self.finish_if_done();

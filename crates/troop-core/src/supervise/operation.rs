@@ -79,6 +79,8 @@ pub enum ReplaceFailure {
         worker: WorkerId,
         /// How it ended.
         how: ExitHow,
+        /// It had been ready before.
+        was_ready: bool,
         /// Its last lines on standard error, if known; not escaped.
         last_lines: Option<String>,
     },
@@ -456,8 +458,9 @@ impl Supervisor {
             RunState::Stopping(_) | RunState::Finished => return Some(Err(NotReady::Stopping)),
         }
         let (mut ready, mut ended) = (0, None);
-        for (slot, state) in self.slots.iter().enumerate() {
-            if state.current.is_some_and(|member| member.is_ready(now, false, &self.config)) {
+        let slots = self.slots.iter().enumerate().filter(|(_, state)| !state.is_retired);
+        for (slot, state) in slots {
+            if state.current.is_some_and(|m| m.is_ready(now, false, &self.config)) {
                 ready += 1;
             } else {
                 match state.done {
@@ -467,7 +470,7 @@ impl Supervisor {
                 }
             }
         }
-        let wanted = self.slots.len();
+        let wanted = self.wanted();
         match ended {
             // The cluster ends.
             _ if ready == 0 && wanted > 0 => None,

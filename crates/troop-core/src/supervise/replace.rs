@@ -7,7 +7,7 @@ use super::expect::{Claim, Claims, Lacking};
 use super::round::{Active, Round, Step, Why};
 use super::{
     Afterwards, Answer, Order, Progress, RecycleFailed, ReloadFailed, Reloaded, ReplaceFailure,
-    RunState, Slot, SlotWorker, Supervisor, Ticket, Unchecked,
+    ReplacePolicy, RunState, Slot, SlotWorker, Supervisor, Ticket, Unchecked,
 };
 use crate::id::{Time, WorkerId};
 
@@ -29,6 +29,7 @@ impl Supervisor {
 
     pub(super) fn begin_reload(&mut self, now: Time, claims: Vec<Claim>, ticket: Option<Ticket>) {
         self.due.set(None);
+        let policy = self.reload.take().unwrap_or_else(|| self.config.replace.clone());
         let revives = self.phase == RunState::Idle;
         let refused = if !(self.phase == RunState::Running || revives) {
             Some(ReloadFailed::Stopping)
@@ -54,18 +55,20 @@ impl Supervisor {
         self.rejected = None;
         // Slots whose workers had ended for good get new ones.
         self.slots.iter_mut().for_each(|state| state.done = None);
-        self.orders.push_back(Order::Tell(Progress::ReloadStarted { workers: self.slots.len() }));
+        let slots: Vec<_> =
+            (0..self.slots.len()).filter(|slot| !self.slots[*slot].is_retired).collect();
+        self.orders.push_back(Order::Tell(Progress::ReloadStarted { workers: slots.len() }));
         let round_claims = Claims::new(claims);
         // Workers that have an address to themselves come last, when another new worker may have
         // taken it over.
         let has_own = |slot: &usize| {
             self.slots[*slot].current.is_some_and(|member| round_claims.has_own(member.worker))
         };
-        let (late, early): (Vec<_>, Vec<_>) = (0..self.slots.len()).partition(has_own);
+        let (late, early): (Vec<_>, Vec<_>) = slots.into_iter().partition(has_own);
         let todo = early.into_iter().chain(late).collect();
         self.begin_round(Why::Reload, todo, round_claims, ticket);
         if let Some(round) = &mut self.round {
-            (round.proven, round.revives) = (false, revives);
+            (round.policy, round.proven, round.revives) = (policy, false, revives);
         }
         self.advance(now);
         self.look(now);
@@ -80,6 +83,7 @@ impl Supervisor {
     ) {
         self.round = Some(Round {
             why,
+            policy: self.config.replace.clone(),
             ticket,
             replaced: 0,
             started: 0,
@@ -178,12 +182,20 @@ impl Supervisor {
     }
 
     pub(super) fn advance(&mut self, now: Time) {
+        // They wait for each other, so all of them start before one of them is looked at.
+        while self.round.as_ref().is_some_and(|round| round.policy.all_or_none)
+            && self.begin_next(now)
+        {}
         let mut at = 0;
         while let Some(active) = self.round.as_ref().and_then(|round| round.active.get(at)) {
-            let slot = active.slot;
-            match self.look_at(now, slot, active.step, active.deadline) {
+            let Active { slot, step, deadline, .. } = *active;
+            match self.look_at(now, slot, step, deadline) {
                 Found::Waits => at += 1,
-                Found::Done => {
+                Found::Ready if self.waits_for_others(now, slot) => at += 1,
+                found @ (Found::Ready | Found::Gone) => {
+                    if matches!(found, Found::Ready) {
+                        self.take_over(now, slot);
+                    }
                     if let Some(round) = &mut self.round {
                         round.active.remove(at);
                         round.put_off.clear();
@@ -197,8 +209,10 @@ impl Supervisor {
                 }
                 Found::Late => {
                     let state = &self.slots[slot];
-                    let worker = state.successor.or(state.current).map(|member| member.worker);
-                    let within = self.config.replace.ready_timeout;
+                    let is_beside = step == Step::Beside;
+                    let new = if is_beside { state.successor } else { state.current };
+                    let worker = new.map(|member| member.worker);
+                    let within = self.round_policy().ready_timeout;
                     self.fail_round(now, ReplaceFailure::NotReady { worker, within });
                     self.fill(now);
                     return;
@@ -255,24 +269,30 @@ impl Supervisor {
             Step::Emptying(_) => return Found::Waits,
             Step::Beside => match (state.current, state.successor) {
                 (Some(old), Some(new)) => (Some(old), new),
+                // An embedding program has not answered in time.
+                (Some(_), None) if self.config.is_embedded && now >= deadline => {
+                    return Found::Late;
+                }
                 // The fork is not complete yet.
                 (Some(_), None) => return Found::Waits,
-                (None, _) => return Found::Done,
+                (None, _) => return Found::Gone,
             },
             Step::Filling(_) => match state.current {
                 Some(new) => (None, new),
                 None => return Found::Waits,
             },
         };
-        let ready = new
-            .ready_at(old.is_some_and(|old| old.listening.is_some()), &self.config)
-            .filter(|at| *at <= now);
+        let policy = self.round_policy();
+        let min_ready_time = policy.min_ready_time;
+        let must_listen = old.is_some_and(|old| old.listening.is_some());
+        let ready =
+            new.ready_as(policy.ready_when, must_listen, &self.config).filter(|at| *at <= now);
         // A worker that has closed its channel will end, which decides.
         let ready = ready.filter(|_| !self.leaving.iter().any(|l| l.worker == new.worker));
         let Some(ready) = ready else {
             return if now >= deadline { Found::Late } else { Found::Waits };
         };
-        let settled = now >= ready + self.config.replace.min_ready_time;
+        let settled = now >= ready + min_ready_time;
         if !settled && !self.round.as_ref().is_some_and(|round| round.proven) {
             return Found::Waits;
         }
@@ -283,10 +303,39 @@ impl Supervisor {
             }
             return self.awaits_listening(now, slot, new.worker, &claim, deadline);
         }
-        if let Some(round) = &mut self.round {
-            round.proven = true;
-        }
+        Found::Ready
+    }
+
+    /// How this round replaces workers.
+    pub(super) fn round_policy(&self) -> &ReplacePolicy {
+        self.round.as_ref().map_or(&self.config.replace, |round| &round.policy)
+    }
+
+    /// Whether a new worker that could take over has to wait until all others can.
+    fn waits_for_others(&mut self, now: Time, slot: usize) -> bool {
+        let Some(round) = self.round.as_ref().filter(|round| round.policy.all_or_none) else {
+            return false;
+        };
+        let others = round.active.iter().filter(|active| active.slot != slot);
+        let others: Vec<_> = others.map(|one| (one.slot, one.step, one.deadline)).collect();
+        let is_missing = |(slot, step, deadline)| {
+            !matches!(self.look_at(now, slot, step, deadline), Found::Ready | Found::Gone)
+        };
+        others.into_iter().any(is_missing)
+    }
+
+    /// The new worker of a slot serves from now on, and its predecessor leaves.
+    fn take_over(&mut self, now: Time, slot: usize) {
+        let Some(round) = &mut self.round else { return };
+        round.proven = true;
+        let Some(step) = round.active.iter().find(|active| active.slot == slot).map(|a| a.step)
+        else {
+            return;
+        };
         let state = &mut self.slots[slot];
+        let old = if step == Step::Beside { state.current } else { None };
+        let new = if step == Step::Beside { state.successor } else { state.current };
+        let Some(new) = new else { return };
         state.quick_ends = 0;
         if let Some(old) = old {
             state.current = state.successor.take();
@@ -302,12 +351,11 @@ impl Supervisor {
             *(if is_first { &mut round.started } else { &mut round.replaced }) += 1;
             round.successor = Some(new.worker);
         }
-        Found::Done
     }
 
     /// Returns a claimed address on which a new worker must listen before its predecessor is
     /// drained, and on which none does.
-    fn lacking(
+    pub(super) fn lacking(
         &self,
         step: Step,
         old: Option<&SlotWorker>,
@@ -324,7 +372,9 @@ impl Supervisor {
             let is_new = |member: SlotWorker| {
                 member.worker == worker && member.generation == self.generation
             };
-            state.current.is_some_and(is_new) && !round.is_at(slot)
+            let waits_too = round.policy.all_or_none && state.successor.is_some_and(is_new);
+            state.current.is_some_and(is_new) && (round.policy.all_or_none || !round.is_at(slot))
+                || waits_too
         };
         let is_new = |worker: WorkerId| {
             worker == new.worker
@@ -338,7 +388,7 @@ impl Supervisor {
 
     /// Returns the time at which a slot is put off, if other slots may take over the address that
     /// its new worker lacks: by then it had time to ask for all listeners.
-    fn puts_off_at(&self, slot: usize, step: Step, new: &SlotWorker) -> Option<Time> {
+    pub(super) fn puts_off_at(&self, slot: usize, step: Step, new: &SlotWorker) -> Option<Time> {
         let may = step == Step::Beside
             && self.round.as_ref().is_some_and(|round| round.may_put_off(slot));
         may.then(|| new.listening.or(new.online).unwrap_or(new.since) + self.config.listen_patience)
@@ -396,19 +446,20 @@ impl Supervisor {
     /// Begins the next slot, if the limits allow it.
     fn begin_next(&mut self, now: Time) -> bool {
         let Some(round) = &mut self.round else { return false };
-        if !round.proven && !round.active.is_empty() {
+        let policy = &round.policy;
+        if !round.proven && !round.active.is_empty() && !policy.all_or_none {
             return false;
         }
         let Some(slot) = round.todo.front().copied() else { return false };
         let beside = round.active.iter().filter(|active| active.step == Step::Beside).count();
         let without = round.active.len() - beside;
-        let can_go_beside = beside
-            < self
-                .config
-                .replace
-                .max_surge
-                .max(usize::from(self.config.replace.max_unavailable == 0));
-        let deadline = now + self.config.replace.ready_timeout;
+        // An embedding program is told how many processes there are at most, and old ones may take
+        // long to end.
+        let leaving = if self.config.is_embedded { self.leaving.len() } else { 0 };
+        let most = policy.max_surge.max(usize::from(policy.max_unavailable == 0));
+        let can_go_beside = policy.all_or_none || beside + leaving < most;
+        let max_unavailable = policy.max_unavailable;
+        let deadline = now + policy.ready_timeout;
         let state = &mut self.slots[slot];
         match state.current {
             // It is of the new generation already (its slot was empty and its back-off over), and
@@ -427,7 +478,7 @@ impl Supervisor {
                 round.active.push(Active { slot, step: Step::Beside, deadline, is_awaited: false });
                 self.orders.push_back(Order::Fork(Slot(slot)));
             }
-            Some(old) if without < self.config.replace.max_unavailable => {
+            Some(old) if without < max_unavailable => {
                 round.todo.pop_front();
                 round.active.push(Active {
                     slot,
@@ -472,7 +523,7 @@ impl Supervisor {
 
     /// Handles the end of a worker that had to leave before its successor starts.
     pub(super) fn emptied(&mut self, now: Time, worker: WorkerId) {
-        let deadline = now + self.config.replace.ready_timeout;
+        let deadline = now + self.round_policy().ready_timeout;
         let Some(round) = &mut self.round else { return };
         if let Some(active) =
             round.active.iter_mut().find(|active| active.step == Step::Emptying(worker))
@@ -527,48 +578,15 @@ impl Supervisor {
             }
         }
     }
-
-    pub(super) fn round_deadlines(&self) -> impl Iterator<Item = Time> {
-        let round = self.round.as_ref();
-        round
-            .into_iter()
-            .flat_map(|round| round.active.iter().filter_map(|active| self.due_of(round, active)))
-    }
-
-    /// Returns the time at which a slot must be checked without an event.
-    fn due_of(&self, round: &Round, active: &Active) -> Option<Time> {
-        let state = &self.slots[active.slot];
-        let (old, new) = match active.step {
-            Step::Beside => (state.current, state.successor),
-            Step::Emptying(_) => return None,
-            Step::Filling(_) => (None, state.current),
-        };
-        let Some(new) = new.filter(|new| !self.leaving.iter().any(|l| l.worker == new.worker))
-        else {
-            return Some(active.deadline);
-        };
-        let ready = match new.ready_at(old.is_some_and(|old| old.listening.is_some()), &self.config)
-        {
-            Some(ready) if round.proven => ready,
-            Some(ready) => ready + self.config.replace.min_ready_time,
-            None => return Some(active.deadline),
-        };
-        let lacking = self.lacking(active.step, old.as_ref(), &new).filter(|_| active.is_awaited);
-        Some(match lacking {
-            Some(Lacking { may_come: true, .. }) => ready.max(
-                self.puts_off_at(active.slot, active.step, &new)
-                    .map_or(active.deadline, |at| at.min(active.deadline)),
-            ),
-            Some(_) => ready.max(active.deadline),
-            None => ready,
-        })
-    }
 }
 
 /// The progress of a slot.
 enum Found {
     Waits,
-    Done,
+    /// The new worker can take over.
+    Ready,
+    /// The old worker has ended, so the slot is filled anyway.
+    Gone,
     Late,
     /// The new worker does not listen on an address that only its predecessor has; another one may
     /// take it over.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Config;
+use super::{Config, RestartPolicy};
 use crate::id::Time;
 
 /// Restarts are spread over this time per other slot that waits for a worker.
@@ -32,6 +32,13 @@ impl Restarts {
             max_delay: config.restart.max_delay,
             random: config.seed,
         }
+    }
+
+    /// Applies another policy from now on.
+    pub(super) fn configure(&mut self, policy: &RestartPolicy) {
+        self.window = policy.window;
+        self.first_delay = policy.first_delay;
+        self.max_delay = policy.max_delay;
     }
 
     /// Counts an end towards giving up, and returns the number within the window.

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::expect::Claims;
 use super::{
-    Afterwards, Answer, Order, Progress, RecycleFailed, ReloadFailed, ReplaceFailure, Ticket,
+    Afterwards, Answer, Order, Progress, RecycleFailed, ReloadFailed, ReplaceFailure,
+    ReplacePolicy, Ticket,
 };
 use crate::asked::Asked;
 use crate::id::{Time, WorkerId};
@@ -56,6 +57,7 @@ pub(super) struct Active {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Round {
     pub(super) why: Why,
+    pub(super) policy: ReplacePolicy,
     /// The ticket to answer at the end.
     pub(super) ticket: Option<Ticket>,
     /// Number of replaced workers.
@@ -140,9 +142,18 @@ impl Round {
         self.claims.let_go(gone);
     }
 
-    /// Whether the new worker of an active slot is the last one of the round.
+    /// Removes a slot, whose worker leaves for good.
+    pub(super) fn retire(&mut self, slot: usize, gone: &[WorkerId]) {
+        self.todo.retain(|other| *other != slot);
+        self.let_go(slot);
+        self.claims.let_go(gone);
+    }
+
+    /// Whether no more new workers follow that of an active slot, or those that wait for each other.
     pub(super) fn is_last(&self) -> bool {
-        self.is_reload() && self.todo.is_empty() && self.active.len() == 1
+        self.is_reload()
+            && self.todo.is_empty()
+            && (self.active.len() == 1 || self.policy.all_or_none)
     }
 
     /// Whether another slot may take over an address that the new worker of this slot lacks.

@@ -23,6 +23,41 @@ pub struct Adoption {
     pub(crate) advanced: bool,
     pub(crate) id: Option<WorkerId>,
     pub(crate) weight: Option<u32>,
+    pub(crate) start: Option<u32>,
+}
+
+/// A worker that supervision wants the program to start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Start {
+    /// The number of this request, for [`Adoption::start`].
+    pub number: u32,
+    /// The slot of the worker: that of the one that it replaces.
+    pub slot: u32,
+    /// The worker that it follows, where that has ended.
+    pub follows: Option<WorkerId>,
+}
+
+/// What the supervision of workers that the program starts is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SupervisionStatus {
+    /// Workers are still to come: the end of one is to be followed, or others are being replaced.
+    pub expects_workers: bool,
+    /// No more workers are started, because none was ever ready. The program may start some.
+    pub has_given_up: bool,
+}
+
+/// A program that starts workers when supervision wants them: see
+/// [`Cluster::supervise_adopted`](crate::Cluster::supervise_adopted). Called in the cluster's
+/// thread, so that it must neither block nor wait for the cluster.
+pub trait Starter: Send {
+    /// A worker is wanted. The program has 10 s to [adopt](crate::Cluster::adopt) it.
+    fn start(&mut self, start: Start);
+
+    /// A worker has been told to leave, because another one has taken its place, or because it was
+    /// to take another's and did not.
+    fn draining(&mut self, worker: WorkerId);
 }
 
 impl Adoption {
@@ -34,7 +69,16 @@ impl Adoption {
     pub fn new(pid: u32, channel: OwnedFd) -> Result<Adoption> {
         let pidfd =
             process::pidfd(pid).map_err(Error::io("watch a process that is to be a worker"))?;
-        Ok(Adoption { pid, pidfd, channel, relay: None, advanced: false, id: None, weight: None })
+        Ok(Adoption {
+            pid,
+            pidfd,
+            channel,
+            relay: None,
+            advanced: false,
+            id: None,
+            weight: None,
+            start: None,
+        })
     }
 
     /// Makes a channel: the primary's end and the worker's. Both are closed on exec.
@@ -65,6 +109,13 @@ impl Adoption {
     /// numbers that were used before.
     pub fn id(mut self, id: u32) -> Adoption {
         self.id = Some(WorkerId(id));
+        self
+    }
+
+    /// Answers a [request of supervision](Starter::start), by its [number](Start::number). The
+    /// adoption fails if that worker is not wanted any more.
+    pub fn start(mut self, number: u32) -> Adoption {
+        self.start = Some(number);
         self
     }
 

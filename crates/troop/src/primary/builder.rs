@@ -492,7 +492,7 @@ fn scheduling_from_environment() -> Scheduling {
 }
 
 /// Only has to differ from that of other clusters.
-fn random_seed() -> u64 {
+pub(crate) fn random_seed() -> u64 {
     u64::from(std::process::id()) << 32
         ^ std::time::UNIX_EPOCH.elapsed().map_or(0, |t| u64::from(t.subsec_nanos()))
 }

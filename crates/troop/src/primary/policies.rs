@@ -22,6 +22,8 @@ use crate::setup::Setup;
 pub struct Reload {
     pub(super) changes: Option<Setup>,
     pub(super) allow_moved: bool,
+    /// How it replaces workers, and how long they have to finish, if not as configured.
+    pub(crate) replace: Option<(ReplacePolicy, Duration)>,
 }
 
 impl Reload {

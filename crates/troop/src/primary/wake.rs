@@ -12,9 +12,10 @@ use troop_core::primary::{Successors, WorkerStatus};
 use troop_core::supervise::{self, NotReady, RecycleFailed, ReloadFailed, Reloaded};
 use troop_sys::poll::EventFd;
 
+use super::adopt::{Starter, SupervisionStatus};
 use super::driver::{ConnectionEnds, Injected, Shared};
 use super::spawn::Spawned;
-use super::{Adoption, Fork, Reload, Snapshot, WorkerHandle};
+use super::{Adoption, Fork, Reload, RestartPolicy, Snapshot, WorkerHandle};
 use crate::error::{Error, Result as Outcome};
 use crate::inherited::InheritedSocket;
 use crate::setup::Setup;
@@ -29,8 +30,6 @@ pub(crate) enum Command {
     Disconnect(WorkerId),
     /// Sends a signal to a worker's process.
     Signal(WorkerId, i32, oneshot::Sender<Outcome<()>>),
-    /// Where a worker listens under names that do not depend on the worker.
-    FixedAddresses(WorkerId, oneshot::Sender<Vec<Address>>),
     /// What the core knows about a worker now.
     Status(WorkerId, oneshot::Sender<Option<WorkerStatus>>),
     /// Changes how connections are spread; the answer is the listeners that it will only be true of
@@ -39,8 +38,25 @@ pub(crate) enum Command {
     /// Lets workers have this socket.
     Offer(InheritedSocket),
     KeepListeners(bool),
+    /// The program starts the workers itself, and a supervisor asks it for those that follow
+    /// others. With the seed of its back-off.
+    Embed(Box<dyn Starter>, u64),
+    /// Which workers that the program has started are followed by others.
+    RestartAs(Option<RestartPolicy>, bool),
+    /// Whether a worker is still wanted that the program was asked for.
+    IsStartWanted(u32, oneshot::Sender<bool>),
+    /// The program could not start a worker that it was asked for, for this reason.
+    StartFailed(u32, String),
+    /// What supervision is about; the program has seen the end of this worker.
+    Supervision(Option<WorkerId>, oneshot::Sender<SupervisionStatus>),
     /// Whether workers are to be forked in the place of those that have ended.
     ForksToCome(Successors),
+    /// A worker has told the program that it is ready.
+    ReportedReady(WorkerId),
+    /// The program has told a worker to leave, so that nobody follows it.
+    Release(WorkerId),
+    /// The same of all workers.
+    ReleaseAll,
     Snapshot(oneshot::Sender<Snapshot>),
     /// What workers are started with now.
     CurrentSetup(oneshot::Sender<Arc<Setup>>),

@@ -1,6 +1,7 @@
 //! A supervisor in a world that does what it orders.
 
 mod claims;
+mod embedded;
 mod ends;
 mod operations;
 mod replacing;
@@ -41,7 +42,10 @@ impl Simulation {
     }
 
     fn with(config: Config) -> Simulation {
-        let mut supervisor = Supervisor::new(config);
+        Simulation::around(Supervisor::new(config))
+    }
+
+    fn around(mut supervisor: Supervisor) -> Simulation {
         supervisor.start(Time(0));
         let mut simulation = Simulation {
             supervisor,

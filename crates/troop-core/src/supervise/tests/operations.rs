@@ -13,7 +13,12 @@ fn with_ready(workers: usize) -> Simulation {
 }
 
 fn ended(worker: u32, code: i32) -> ReplaceFailure {
-    ReplaceFailure::Ended { worker: WorkerId(worker), how: ExitHow::Code(code), last_lines: None }
+    ReplaceFailure::Ended {
+        worker: WorkerId(worker),
+        how: ExitHow::Code(code),
+        was_ready: false,
+        last_lines: None,
+    }
 }
 
 #[test]

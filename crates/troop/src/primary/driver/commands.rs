@@ -76,9 +76,6 @@ impl Driver {
                 self.act();
                 let _ = done.send(self.cluster.primary.status(worker));
             }
-            Command::FixedAddresses(worker, done) => {
-                let _ = done.send(self.cluster.primary.fixed_addresses_of(worker));
-            }
             Command::SetScheduling(pattern, scheduling, done) => {
                 let later = self.cluster.primary.set_scheduling(self.now, pattern, scheduling);
                 self.act();
@@ -98,8 +95,31 @@ impl Driver {
             Command::Scale(workers, reply) => {
                 self.request(Request::Scale(workers), Reply::Done(reply));
             }
+            Command::Embed(starter, seed) => self.embed(starter, seed),
+            Command::RestartAs(policy, scales_ends) => {
+                self.cluster.restart_as(policy, scales_ends);
+                self.act();
+            }
+            Command::IsStartWanted(number, done) => {
+                let _ = done.send(self.is_start_wanted(number));
+            }
+            Command::StartFailed(number, reason) => self.start_failed(number, reason),
+            Command::Supervision(ended, done) => {
+                let status = self.supervision(ended);
+                let _ = done.send(status);
+            }
             Command::ForksToCome(forks) => {
                 self.cluster.set_forks_to_come(forks);
+                self.act();
+            }
+            Command::ReportedReady(worker) => self.says_ready(worker),
+            Command::Release(worker) => {
+                if let Some(supervisor) = self.cluster.supervisor_mut() {
+                    supervisor.release(self.now, worker);
+                }
+            }
+            Command::ReleaseAll => {
+                self.cluster.release_all(self.now);
                 self.act();
             }
             Command::Offer(socket) => self.offer(socket),
@@ -135,7 +155,7 @@ impl Driver {
 
     /// Replaces the workers, by such as the changes make them if there are any.
     pub(super) fn reload(&mut self, reload: Reload, reply: Option<Reply>) {
-        let Reload { changes, allow_moved } = reload;
+        let Reload { changes, allow_moved, replace } = reload;
         if self.cluster.supervisor().is_none() {
             reply.into_iter().for_each(Reply::refuse);
             return;
@@ -147,6 +167,11 @@ impl Driver {
                 self.change_setup(changes);
             }
             self.remember_addresses();
+            if let (Some((policy, grace)), Some(supervisor)) =
+                (replace, self.cluster.supervisor_mut())
+            {
+                supervisor.reload_as(policy, grace);
+            }
         }
         let ticket = reply.map(|reply| self.operations.open(&mut self.cluster, reply));
         self.cluster.reload(self.now, allow_moved, changes_settings, ticket);

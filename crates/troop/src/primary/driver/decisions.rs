@@ -29,6 +29,10 @@ impl Driver {
     fn apply_rare(&mut self, action: ClusterAction) {
         match action {
             ClusterAction::Primary(action) => self.apply(action),
+            ClusterAction::Fork { slot, .. } if self.workers.are_embedded() => {
+                self.ask_for_worker(slot);
+            }
+            ClusterAction::Draining { worker } => self.tell_draining(worker),
             ClusterAction::Fork { slot, weight } => self.fork_for_slot(slot, weight),
             ClusterAction::Signal { worker, signal } => self.workers.kill(worker, signal),
             ClusterAction::Measure { workers } => self.measure(&workers),

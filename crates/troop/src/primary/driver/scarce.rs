@@ -78,7 +78,8 @@ impl Driver {
     /// Divides the descriptors that this process may have now among the workers that there are to
     /// be.
     pub(super) fn divide_descriptors(&mut self) {
-        let slots = self.cluster.supervisor().map_or_else(available_workers, Supervisor::wanted);
+        let supervisor = self.cluster.supervisor().filter(|supervisor| !supervisor.is_embedded());
+        let slots = supervisor.map_or_else(available_workers, Supervisor::wanted);
         let base = match self.scarcity.base {
             Some(base) => base,
             None => {

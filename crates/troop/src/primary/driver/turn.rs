@@ -178,6 +178,7 @@ impl Driver {
         self.channels.retry(self.now);
         self.look_for_clients();
         self.workers.tick(self.now);
+        self.tick_starts();
         self.inspect_late();
         self.answer_late();
         self.channels.offer_reclaimed(self.now, &self.cluster.primary);

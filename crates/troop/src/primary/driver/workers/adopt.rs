@@ -18,7 +18,8 @@ use crate::primary::relay::Relay;
 
 impl Driver {
     pub(in crate::primary::driver) fn adopt(&mut self, adoption: Adoption) -> Result<WorkerHandle> {
-        let Adoption { pid, pidfd, channel, relay, advanced, id, weight } = adoption;
+        let Adoption { pid, pidfd, channel, relay, advanced, id, weight, start } = adoption;
+        let slot = self.slot_of_adopted(start)?;
         let id = match id {
             Some(id) if self.cluster.primary.name(id) => id,
             Some(id) => {
@@ -48,7 +49,8 @@ impl Driver {
         let user = Some(Identity::of_process(pid).unwrap_or_else(|_| nobody()))
             .filter(|user| user.uid != own);
         let closer = self.closing.closer_for(user.is_some());
-        self.cluster.primary.spawned(id, pid, None, weight.unwrap_or(DEFAULT_WEIGHT));
+        let number = slot.map(|slot| u32::try_from(slot.0).unwrap_or(u32::MAX));
+        self.cluster.primary.spawned(id, pid, number, weight.unwrap_or(DEFAULT_WEIGHT));
         let handle = self.handle(id, pid, [None, None, None], None)?;
         let channel = Channel::new(handle.clone(), channel, advanced, most_handles, closer);
         self.channels.add(id, channel);
@@ -69,6 +71,9 @@ impl Driver {
                 since: self.now,
             },
         );
+        if let Some(slot) = slot {
+            self.was_adopted(id, slot, start);
+        }
         Ok(handle)
     }
 }

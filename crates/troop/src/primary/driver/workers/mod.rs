@@ -1,8 +1,10 @@
-//! The workers' processes: started ([`forks`]), taken over from others ([`adopt`]), measured
+//! The workers' processes: started ([`forks`]), or asked for ([`embedded`]) and taken over from
+//! others ([`adopt`]), measured
 //! ([`measure`]), heard when they say that they are ready ([`ready`]), ended ([`exit`]) with what
 //! they leave behind ([`orphans`]), and how far they are trusted with paths ([`paths`]).
 
 mod adopt;
+mod embedded;
 mod exit;
 mod forks;
 mod measure;
@@ -27,6 +29,7 @@ use crate::primary::cgroup::WorkerCgroup;
 use crate::primary::handle::WorkerHandle;
 use crate::primary::spawn::Spawner;
 use crate::setup::Setup;
+use embedded::EmbeddingProgram;
 use forks::Forks;
 use orphans::AllOrphans;
 use ready::Readiness;
@@ -64,6 +67,8 @@ pub(super) struct Workers {
     before_reload: Option<Arc<Setup>>,
     spawner: Spawner,
     forks: Forks,
+    /// Who starts the workers, if not [`Forks`].
+    embedding: Option<EmbeddingProgram>,
     orphans: AllOrphans,
     readiness: Readiness,
     /// Out-of-memory kills of the system, when last counted.
@@ -81,6 +86,7 @@ impl Workers {
             before_reload: None,
             spawner: Spawner::default(),
             forks: Forks::default(),
+            embedding: None,
             orphans: AllOrphans::default(),
             readiness: Readiness::default(),
             killed_for_memory: diag::killed_for_memory(),
@@ -176,6 +182,11 @@ impl Workers {
 
     // ---- starts and ends ----
 
+    /// Whether the program starts the workers.
+    pub(super) fn are_embedded(&self) -> bool {
+        self.embedding.is_some()
+    }
+
     /// Whether a worker is being started, or is to be.
     pub(super) fn is_starting(&self) -> bool {
         !self.forks.is_empty()
@@ -212,7 +223,9 @@ impl Workers {
     }
 
     pub(super) fn next_deadline(&self, now: Time) -> Option<Time> {
-        self.orphans.next_deadline().into_iter().chain(self.forks.next_deadline(now)).min()
+        let starts = self.embedding.as_ref().and_then(EmbeddingProgram::next_deadline);
+        let forks = self.forks.next_deadline(now);
+        self.orphans.next_deadline().into_iter().chain(forks).chain(starts).min()
     }
 
     /// This process takes care of all processes that nobody else does.

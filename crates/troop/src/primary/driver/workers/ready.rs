@@ -83,7 +83,7 @@ impl Driver {
         }
     }
 
-    fn says_ready(&mut self, worker: WorkerId) {
+    pub(in crate::primary::driver) fn says_ready(&mut self, worker: WorkerId) {
         if let Some(supervisor) = self.cluster.supervisor_mut() {
             supervisor.reported_ready(self.now, worker);
         }
