@@ -124,9 +124,9 @@ impl Builder {
         }
     }
 
-    /// Sets the number of workers to keep running. Default: [`available_workers`] for
-    /// [`Builder::run`]; none, so without supervision, for [`Builder::start`], where the program
-    /// forks.
+    /// Sets the number of workers that the cluster starts and keeps running (supervision). Default
+    /// for [`Builder::run`]: [`available_workers`]. Default for [`Builder::start`] and
+    /// [`Builder::start_in_thread`]: no supervision, and the program [forks](Cluster::fork).
     pub fn workers(mut self, workers: usize) -> Builder {
         self.workers = Some(workers);
         self
@@ -150,10 +150,10 @@ impl Builder {
         self
     }
 
-    /// Lets workers have these sockets. A worker gets one when it asks to listen on the same
-    /// address, or asks for its number. Nothing else that this process has open can be asked for by
-    /// its number. With [`Builder::may_listen`] only those can be had whose address, or number
-    /// (`fd:3`), is listed.
+    /// Offers these sockets to the workers. A worker gets one when it asks to listen on the same
+    /// address, or on the socket's number; no other descriptor of this process can be asked for by
+    /// its number. With [`Builder::may_listen`] the address, or the number (`fd:3`), must be listed
+    /// too.
     pub fn inherited(mut self, sockets: impl IntoIterator<Item = InheritedSocket>) -> Builder {
         self.inherited.extend(sockets);
         self
@@ -182,30 +182,30 @@ impl Builder {
         self
     }
 
-    /// Sets the grace period: the time that workers have to finish when they are replaced or the
-    /// cluster stops, before they are killed. Default: 30 s.
+    /// Sets the grace period: the time that a worker has to drain, when it is replaced or the cluster
+    /// stops, before it is killed. Default: 30 s.
     pub fn grace(mut self, grace: Duration) -> Builder {
         self.grace = Some(grace);
         self
     }
 
-    /// Sets the time over which a worker that is replaced, or one too many, closes connections that
-    /// stay open, so that their clients do not all reconnect at once. Done by Rust workers that use
+    /// Sets the time over which a draining worker closes its idle connections, so that their clients
+    /// do not all reconnect at once. Applies to Rust workers that use
     /// [`Worker::closing`](crate::Worker::closing), as `troop::serve` does. Default: a third of the
-    /// [grace](Builder::grace), at most 10 s; more than the grace is the grace.
+    /// [grace period](Builder::grace), at most 10 s. It ends with the grace period.
     pub fn drain_spread(mut self, time: Duration) -> Builder {
         self.drain_spread = Some(time);
         self
     }
 
-    /// Sets the time after which a worker counts as hung and is killed, so that other workers get
-    /// its connections. Default: 30 s. With `None` no worker is hung, and a blocked one keeps its
-    /// connections waiting.
+    /// Sets the time after which an unresponsive worker is hung: it is killed, and other workers get
+    /// its connections. Default: 30 s. With `None` no worker is hung, and the connections of a
+    /// blocked one wait.
     ///
-    /// A worker is hung that leaves a connection unacknowledged for this time; where the kernel
-    /// chooses ([`Scheduling::Steered`]), one whose queue does not move while those of others do;
-    /// and, whoever chooses, one that listens and gives no sign of life. It is probed when it has
-    /// been silent for a third of this time (10 s at most).
+    /// For this time, a hung worker has left a connection unacknowledged; or, under
+    /// [`Scheduling::Steered`], its queue has not moved while those of others have; or it listens
+    /// and has given no sign of life. It is probed after a third of this time (at most 10 s) of
+    /// silence.
     pub fn hang_timeout(mut self, limit: Option<Duration>) -> Builder {
         self.config.hang_timeout = limit;
         self.explicit.insert("hang_timeout");
@@ -261,28 +261,28 @@ impl Builder {
         self
     }
 
-    /// Checks each worker from time to time; see [`HealthCheck`]. Without supervision a failed
-    /// check is an event alone. Default: no test but [`Builder::hang_timeout`].
+    /// Sets a periodic health check of each worker; see [`HealthCheck`]. Without supervision a failed
+    /// check is an event alone. Default: none, but for [`Builder::hang_timeout`].
     pub fn health(mut self, check: HealthCheck) -> Builder {
         self.health = Some(check);
         self
     }
 
-    /// Gives the output of workers with [`Stdio::Collect`](crate::setup::Stdio::Collect) to the
-    /// program.
+    /// Sets the receiver of what workers write to streams with
+    /// [`Stdio::Collect`](crate::setup::Stdio::Collect); see [`Output`].
     pub fn output(mut self, output: impl Output + 'static) -> Builder {
         self.output = Some(Box::new(output));
         self
     }
 
-    /// Leaves these signals to the program, which [`Builder::run`] would otherwise handle.
+    /// Leaves these signals to the program, instead of having [`Builder::run`] handle them.
     pub fn leave_signals(mut self, signals: impl IntoIterator<Item = i32>) -> Builder {
         self.left_signals.extend(signals);
         self
     }
 
-    /// Calls `observer` with every event, in order, in the thread of [`Builder::run`]; connections
-    /// wait while it works.
+    /// Calls `observer` with every event, in order, in the thread of [`Builder::run`]. It should
+    /// return soon, because connections wait meanwhile.
     pub fn on_event(mut self, observer: impl FnMut(&Event) + 'static) -> Builder {
         self.observers.push(Box::new(observer));
         self
