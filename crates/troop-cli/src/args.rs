@@ -28,13 +28,13 @@ pub(crate) enum Command {
     /// List running apps
     #[command(visible_aliases = ["list", "status"])]
     #[command(after_help = "Examples:\n  troop ls\n  troop ls --json | jq '.[].name'")]
-    Ls(Look),
+    Ls(Show),
     /// Show an app: its workers, what they listen on, what they use
     #[command(visible_aliases = ["describe", "info"])]
     #[command(
         after_help = "Examples:\n  troop show web                       all of it\n  troop show web:3                     one worker, by its number"
     )]
-    Show(Look),
+    Show(Show),
     /// Print events of an app as they happen
     Events(Events),
     Logs(Logs),
@@ -241,7 +241,7 @@ pub(crate) struct Logs {
 
 /// Arguments of the verbs that show apps.
 #[derive(Debug, Args)]
-pub(crate) struct Look {
+pub(crate) struct Show {
     /// The app's name [default: all apps]
     pub(crate) app: Option<String>,
 

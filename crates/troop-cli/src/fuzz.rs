@@ -13,10 +13,14 @@ use crate::logs::line::{self, Origin};
 /// Parses a request of the control socket. A request that is written again parses to the same one.
 pub fn control_request(line: &[u8]) {
     match server::parse(line) {
-        Ok(ask) => {
-            let mut again = serde_json::to_value(&ask).unwrap_or_default();
+        Ok(request) => {
+            let mut again = serde_json::to_value(&request).unwrap_or_default();
             again["troop"] = json!(VERSION);
-            assert_eq!(server::parse(again.to_string().as_bytes()).as_ref(), Ok(&ask), "{again}");
+            assert_eq!(
+                server::parse(again.to_string().as_bytes()).as_ref(),
+                Ok(&request),
+                "{again}"
+            );
         }
         Err(failure) => assert!(!failure.message.is_empty() && failure.kind == "bad-request"),
     }

@@ -31,7 +31,7 @@ use clap::{CommandFactory as _, Parser};
 
 use args::Command;
 use error::{CliError, RunError};
-use verbs::{check, init, look, man, send, startup, steer};
+use verbs::{check, init, man, operate, send, show, startup};
 
 /// Exit code for an app that does not run.
 const NO_APP: u8 = 3;
@@ -75,15 +75,15 @@ pub fn main() -> ExitCode {
         Command::Init(args) => init::init(&args).map_err(CliError::Usage),
         Command::Startup(args) => startup::startup(&args).map_err(CliError::Usage),
         Command::Logs(args) => logs::show::logs(&args),
-        Command::Restart(args) => steer::restart(&args),
-        Command::Ls(args) => look::ls(&args),
-        Command::Show(args) => look::show(&args),
-        Command::Events(args) => look::events(&args),
-        Command::Reload(args) => steer::reload(&args),
-        Command::Scale(args) => steer::scale(&args),
-        Command::Stop(args) => steer::stop(&args),
-        Command::Policy(args) => steer::policy(&args),
-        Command::Signal(args) => steer::signal(&args),
+        Command::Restart(args) => operate::restart(&args),
+        Command::Ls(args) => show::ls(&args),
+        Command::Show(args) => show::show(&args),
+        Command::Events(args) => show::events(&args),
+        Command::Reload(args) => operate::reload(&args),
+        Command::Scale(args) => operate::scale(&args),
+        Command::Stop(args) => operate::stop(&args),
+        Command::Policy(args) => operate::policy(&args),
+        Command::Signal(args) => operate::signal(&args),
         Command::Send(args) => send::send(&args),
     };
     match result {

@@ -27,7 +27,7 @@ fn prefix() -> &'static str {
 pub(crate) struct Log {
     format: LogFormat,
     /// Lines go to the logs instead of standard error.
-    among_logs: bool,
+    to_logs: bool,
     /// The queue of lines. `None` while its thread cannot be started; lines are then written
     /// directly.
     queue: Option<Arc<LogQueue>>,
@@ -36,14 +36,14 @@ pub(crate) struct Log {
 
 impl Log {
     /// Returns a log that writes to the app's logs.
-    pub(crate) fn among(logs: Arc<LogQueue>, format: LogFormat) -> Log {
-        Log { format, among_logs: true, queue: Some(logs), prefix: "" }
+    pub(crate) fn to_logs(logs: Arc<LogQueue>, format: LogFormat) -> Log {
+        Log { format, to_logs: true, queue: Some(logs), prefix: "" }
     }
 
     /// Returns a log that writes to standard error by a queue. From now on nothing waits for a slow
     /// reader: neither events nor [`line`].
     pub(crate) fn foreground(format: LogFormat) -> Log {
-        let mut log = Log { format, among_logs: false, queue: None, prefix: prefix() };
+        let mut log = Log { format, to_logs: false, queue: None, prefix: prefix() };
         log.start();
         log
     }
@@ -51,8 +51,8 @@ impl Log {
     fn start(&mut self) {
         // The system may be short of processes and threads. The next line tries again.
         self.queue = LogQueue::start(Sink::Own(self.format), Form::Plain).ok();
-        *SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) =
-            self.queue.clone().map(SaidTo::Stderr);
+        *LINE_SINK.lock().unwrap_or_else(PoisonError::into_inner) =
+            self.queue.clone().map(LineSink::Stderr);
     }
 
     pub(crate) fn event(&mut self, event: &Event) {
@@ -62,7 +62,7 @@ impl Log {
                 LogFormat::Human,
                 Event::Setup { .. } | Event::Message { .. } | Event::Request { .. },
             ) => return,
-            (LogFormat::Human, event) if self.among_logs => event.to_string(),
+            (LogFormat::Human, event) if self.to_logs => event.to_string(),
             (LogFormat::Human, event) => format!("{}{event}", self.prefix),
             (LogFormat::Json, event) => text::json(as_json(event).to_string()),
         };
@@ -78,7 +78,7 @@ impl Log {
 
 /// The queue that lines go to.
 #[derive(Debug)]
-enum SaidTo {
+enum LineSink {
     /// The app's logs.
     Logs(Arc<LogQueue>),
     Stderr(Arc<LogQueue>),
@@ -86,32 +86,32 @@ enum SaidTo {
 
 /// The destination of lines. Without one they are written to standard error directly, which may
 /// block.
-static SAID_TO: Mutex<Option<SaidTo>> = Mutex::new(None);
+static LINE_SINK: Mutex<Option<LineSink>> = Mutex::new(None);
 
 /// Sends all further lines to the app's logs.
 pub(crate) fn send_lines_to(queue: Arc<LogQueue>) {
-    *SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) = Some(SaidTo::Logs(queue));
+    *LINE_SINK.lock().unwrap_or_else(PoisonError::into_inner) = Some(LineSink::Logs(queue));
 }
 
 /// Waits until queued lines are written, with a deadline.
 pub(crate) fn finish() {
     // The lock is released first: the thread that writes may have lines of its own.
-    let to = SAID_TO.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(SaidTo::Logs(queue) | SaidTo::Stderr(queue)) = to {
+    let to = LINE_SINK.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(LineSink::Logs(queue) | LineSink::Stderr(queue)) = to {
         queue.finish();
     }
 }
 
 /// Writes lines to standard error or to the logs, escaped. Failures are ignored.
 pub(crate) fn line(line: &str) {
-    match &*SAID_TO.lock().unwrap_or_else(PoisonError::into_inner) {
-        Some(SaidTo::Logs(queue)) => {
+    match &*LINE_SINK.lock().unwrap_or_else(PoisonError::into_inner) {
+        Some(LineSink::Logs(queue)) => {
             queue.lines().push(
                 Origin::Event,
                 text::lines(line.trim_start_matches("troop: "), "").as_bytes(),
             );
         }
-        Some(SaidTo::Stderr(queue)) => {
+        Some(LineSink::Stderr(queue)) => {
             queue.lines().push(Origin::Event, text::lines(line, "").as_bytes())
         }
         None => drop(writeln!(std::io::stderr().lock(), "{}", text::lines(line, ""))),

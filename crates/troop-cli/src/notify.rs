@@ -11,7 +11,7 @@ use troop::supervise::Progress;
 use troop::{Builder, Cluster, Event};
 
 use crate::log;
-use crate::restart::Restarting;
+use crate::restart::RestartRequest;
 
 /// Whether a service manager has set `NOTIFY_SOCKET`.
 pub(crate) fn is_wanted() -> bool {
@@ -40,7 +40,7 @@ impl Step {
 
 /// Notifies systemd from a thread of its own until the cluster has ended. An observer, which misses
 /// no event, keeps that thread up to date.
-pub(crate) fn attach(builder: Builder, restarting: Arc<Restarting>) -> Builder {
+pub(crate) fn attach(builder: Builder, restarting: Arc<RestartRequest>) -> Builder {
     let (sender, steps) = unbounded_channel();
     let observed = builder.on_event(move |event| {
         if let Some(step) = Step::of(event) {
@@ -57,7 +57,7 @@ pub(crate) fn attach(builder: Builder, restarting: Arc<Restarting>) -> Builder {
 fn start(
     cluster: Cluster,
     steps: UnboundedReceiver<Step>,
-    restarting: Arc<Restarting>,
+    restarting: Arc<RestartRequest>,
 ) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new()
@@ -77,7 +77,7 @@ fn send_reloading() {
     send(&[Some(NotifyState::Reloading), now.ok()].into_iter().flatten().collect::<Vec<_>>());
 }
 
-async fn watch(cluster: Cluster, mut steps: UnboundedReceiver<Step>, restarting: &Restarting) {
+async fn watch(cluster: Cluster, mut steps: UnboundedReceiver<Step>, restarting: &RestartRequest) {
     // Half of what it waits, as the manual page advises.
     let watchdog =
         sd_notify::watchdog_enabled().map(|limit| limit / 2).filter(|beat| !beat.is_zero());
@@ -100,7 +100,7 @@ async fn watch(cluster: Cluster, mut steps: UnboundedReceiver<Step>, restarting:
                 Some(Step::ReloadOver) => send(&[NotifyState::Ready]),
                 // After a restart in place, which systemd would not wait for if it were told of an
                 // end.
-                Some(Step::Stopping) if restarting.is_asked() => send_reloading(),
+                Some(Step::Stopping) if restarting.is_requested() => send_reloading(),
                 Some(Step::Stopping) => {
                     ready = None;
                     send(&[NotifyState::Stopping]);

@@ -18,7 +18,7 @@ pub(crate) struct ResolvedApp {
     /// Its name, if one was given.
     pub(crate) name: Option<String>,
     /// Its default name, which gets a number if it is taken.
-    pub(crate) usual_name: String,
+    pub(crate) default_name: String,
     /// The options of the file and the command line.
     pub(crate) app: App,
     pub(crate) program: OsString,
@@ -148,18 +148,18 @@ impl Source {
 
     /// Returns warnings: files that root reads and others can change, and restrictions that workers
     /// run without.
-    pub(crate) fn doubts(&self, resolved: &ResolvedApp) -> Vec<String> {
+    pub(crate) fn warnings(&self, resolved: &ResolvedApp) -> Vec<String> {
         let directory = resolved.cwd.clone().unwrap_or_else(|| ".".into());
         let files = self
             .file()
             .map(Path::to_owned)
             .into_iter()
             .chain(resolved.app.env_file.iter().map(|file| directory.join(file)));
-        let mut doubts = config::source::doubts(&files.collect::<Vec<_>>());
-        doubts.extend(
+        let mut warnings = config::source::warnings(&files.collect::<Vec<_>>());
+        warnings.extend(
             resolved.app.sandbox.unsupported().filter(|_| resolved.app.sandbox.best_effort),
         );
-        doubts
+        warnings
     }
 
     /// Resolves the app again, with warnings. Does not wait for files that do not answer.
@@ -167,8 +167,8 @@ impl Source {
         let source = self.clone();
         let look = move || {
             let resolved = source.resolve()?;
-            let doubts = source.doubts(&resolved);
-            Ok((resolved, doubts))
+            let warnings = source.warnings(&resolved);
+            Ok((resolved, warnings))
         };
         let looked = tokio::task::spawn_blocking(|| config::source::answered(look));
         looked.await.unwrap_or_else(|e| Err(e.to_string()))
@@ -180,11 +180,11 @@ impl Source {
         let mut resolved = match &self.file {
             None => {
                 let typed_program = typed.program.clone().unwrap_or_default();
-                let usual_name = names::of_program(Path::new(&typed_program));
+                let default_name = names::of_program(Path::new(&typed_program));
                 let (program, mut args) = typed.pm2.command(typed_program, typed.args.clone());
                 let shown = program.to_string_lossy().into_owned();
                 let mut app = App::new(shown.clone());
-                typed.lay_over(&mut app)?;
+                typed.apply_to(&mut app)?;
                 args.extend(app.args.iter().map(OsString::from));
                 // The program may not be UTF-8, so it is converted to text only if an option
                 // changed it.
@@ -193,7 +193,7 @@ impl Source {
                 let cwd = typed.cwd.clone().or_else(|| app.cwd.clone());
                 ResolvedApp {
                     name: None,
-                    usual_name,
+                    default_name,
                     app,
                     program,
                     args,
@@ -206,7 +206,7 @@ impl Source {
                 let mut app = config::read(file)?
                     .remove(name)
                     .ok_or_else(|| format!("{} has no app {name:?} any more", file.display()))?;
-                typed.lay_over(&mut app)?;
+                typed.apply_to(&mut app)?;
                 let problems = app.problems(file);
                 if !problems.is_empty() {
                     return Err(format!("{}: app.{name}: {}", file.display(), problems.join("; ")));
@@ -218,7 +218,7 @@ impl Source {
                 }
                 ResolvedApp {
                     name: Some(name.clone()),
-                    usual_name: name.clone(),
+                    default_name: name.clone(),
                     program: app.program(file).into(),
                     args: app.args.iter().map(Into::into).collect(),
                     cwd: typed.cwd.clone().or_else(|| Some(app.directory(file))),
@@ -251,7 +251,7 @@ impl Source {
 
 impl Run {
     /// Command-line options override the file.
-    fn lay_over(&self, app: &mut App) -> Result<(), String> {
+    fn apply_to(&self, app: &mut App) -> Result<(), String> {
         fn set<T: Clone>(field: &mut Option<T>, typed: &Option<T>) {
             if let Some(value) = typed {
                 *field = Some(value.clone());
@@ -304,7 +304,7 @@ impl Run {
         if self.watch {
             app.watch.get_or_insert_with(Watch::default);
         }
-        self.pm2.lay_over(app);
+        self.pm2.apply_to(app);
         for setting in &self.set {
             *app = with(app, setting)?;
         }

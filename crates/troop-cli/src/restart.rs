@@ -14,32 +14,32 @@ pub(crate) const VARIABLE: &str = "TROOP_RESTARTED_AS";
 
 /// Whether the primary executes itself again after its workers have stopped.
 #[derive(Debug)]
-pub(crate) struct Restarting {
-    asked: AtomicBool,
+pub(crate) struct RestartRequest {
+    requested: AtomicBool,
     /// A signal has requested a stop, which overrides a restart.
-    ended: Arc<AtomicBool>,
+    stop_requested: Arc<AtomicBool>,
 }
 
-impl Restarting {
-    pub(crate) fn new() -> std::io::Result<Restarting> {
-        let ended = Arc::new(AtomicBool::new(false));
+impl RestartRequest {
+    pub(crate) fn new() -> std::io::Result<RestartRequest> {
+        let stop_requested = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT, SIGQUIT] {
-            signal_hook::flag::register(signal, ended.clone())?;
+            signal_hook::flag::register(signal, stop_requested.clone())?;
         }
-        Ok(Restarting { asked: AtomicBool::new(false), ended })
+        Ok(RestartRequest { requested: AtomicBool::new(false), stop_requested })
     }
 
-    pub(crate) fn ask(&self) {
-        self.asked.store(true, Ordering::Release);
+    pub(crate) fn request(&self) {
+        self.requested.store(true, Ordering::Release);
     }
 
     /// Cancels a restart: `troop stop` came after it.
-    pub(crate) fn take_back(&self) {
-        self.asked.store(false, Ordering::Release);
+    pub(crate) fn cancel(&self) {
+        self.requested.store(false, Ordering::Release);
     }
 
-    pub(crate) fn is_asked(&self) -> bool {
-        self.asked.load(Ordering::Acquire) && !self.ended.load(Ordering::Acquire)
+    pub(crate) fn is_requested(&self) -> bool {
+        self.requested.load(Ordering::Acquire) && !self.stop_requested.load(Ordering::Acquire)
     }
 }
 

@@ -11,18 +11,18 @@ use troop::{Error, Event, text};
 
 use crate::args::Run;
 use crate::config::{Form, LogFormat, To};
-use crate::control::place::{self, Claim, Unclaimed};
 use crate::control::server::{self, Identity};
+use crate::control::sockets::{self, Claim, ClaimError};
 use crate::error::RunError;
 use crate::log::{self, Log};
 use crate::logs::collect::Collector;
 use crate::logs::file::{LogFile, Rotation};
 use crate::logs::journal::Journal;
-use crate::logs::place::{files, remember, safety};
+use crate::logs::paths::{files, record, safety};
 use crate::logs::writer::{LogQueue, Sink};
 use crate::names;
 use crate::resolve::{self, ResolvedApp};
-use crate::restart::{self, Restarting};
+use crate::restart::{self, RestartRequest};
 use crate::start::{self, StartupReport, StartupReporter};
 use crate::{notify, signals, watch};
 
@@ -63,7 +63,10 @@ fn run_as(
     let (resolved, source) = resolve::resolve(args, started_as).map_err(RunError::Usage)?;
     if !resolved.background {
         // `troop start` has printed them already.
-        source.doubts(&resolved).iter().for_each(|doubt| log::line(&format!("troop: {doubt}")));
+        source
+            .warnings(&resolved)
+            .iter()
+            .for_each(|warning| log::line(&format!("troop: {warning}")));
     }
     if resolved.background
         && (resolved.workers() == 0
@@ -82,16 +85,16 @@ fn run_as(
         .name
         .clone()
         .or_else(|| std::env::var(restart::VARIABLE).ok().filter(|name| names::is_app(name)));
-    let claim = match claim(wanted.as_deref(), &resolved.usual_name) {
+    let claim = match claim(wanted.as_deref(), &resolved.default_name) {
         Ok(claim) => Some(claim),
-        Err(Unclaimed::Taken) => return Err(RunError::Taken(wanted.unwrap_or_default())),
-        Err(Unclaimed::Io(e)) if resolved.background => {
+        Err(ClaimError::Taken) => return Err(RunError::Taken(wanted.unwrap_or_default())),
+        Err(ClaimError::Io(e)) if resolved.background => {
             // No verb could find an app in the background without it.
             return Err(RunError::Failed(Error::Settings(format!(
                 "cannot make a control socket: {e}"
             ))));
         }
-        Err(Unclaimed::Io(e)) => {
+        Err(ClaimError::Io(e)) => {
             // A read-only container, for example. The app serves without it.
             log::line(&format!(
                 "troop: running without a control socket, so `troop ls` and other verbs do not find this app: {e}"
@@ -105,9 +108,9 @@ fn run_as(
     let mut builder = resolved.builder()?.leave_signals(signals::CAUGHT);
     let name = claim
         .as_ref()
-        .map_or_else(|| resolved.usual_name.clone(), |claim: &Claim| claim.name.clone());
-    if wanted.is_none() && name != resolved.usual_name && !resolved.background {
-        log::line(&format!("troop: {}", also_runs(&resolved.usual_name, &name)));
+        .map_or_else(|| resolved.default_name.clone(), |claim: &Claim| claim.name.clone());
+    if wanted.is_none() && name != resolved.default_name && !resolved.background {
+        log::line(&format!("troop: {}", also_runs(&resolved.default_name, &name)));
     }
     // Everything that can fail comes before the first file is created.
     if let Some(watch) = &resolved.app.watch {
@@ -137,10 +140,10 @@ fn run_as(
     }
     let format = resolved.app.log.unwrap_or(LogFormat::Human);
     let mut log = match queue.clone().filter(|_| resolved.background) {
-        Some(queue) => Log::among(queue, format),
+        Some(queue) => Log::to_logs(queue, format),
         None => Log::foreground(format),
     };
-    let restarting = Restarting::new()
+    let restarting = RestartRequest::new()
         .map_err(|e| RunError::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
     let restarting = Arc::new(restarting);
     if notify::is_wanted() {
@@ -167,7 +170,7 @@ fn run_as(
             match (&observed, event) {
                 (Some(reporter), Event::Exit { worker, exit: how, .. }) => {
                     if !how.is_success() {
-                        reporter.note_fallen(worker);
+                        reporter.note_failed(worker);
                     }
                     fallen = Some(worker.clone());
                 }
@@ -192,7 +195,7 @@ fn run_as(
         queue.finish();
     }
     result?;
-    if restarting.is_asked() {
+    if restarting.is_requested() {
         drop(claim);
         log::finish();
         let e = restart::exec_again(&name, &fds);
@@ -208,10 +211,10 @@ pub(crate) fn also_runs(usual: &str, name: &str) -> String {
     )
 }
 
-fn claim(name: Option<&str>, usual: &str) -> Result<(Claim, UnixListener), Unclaimed> {
+fn claim(name: Option<&str>, usual: &str) -> Result<(Claim, UnixListener), ClaimError> {
     match name {
-        Some(name) => place::claim(name, true),
-        None => place::claim(usual, false),
+        Some(name) => sockets::claim(name, true),
+        None => sockets::claim(usual, false),
     }
 }
 
@@ -256,7 +259,7 @@ fn queue(
                 .map_err(|e| RunError::Usage(format!("cannot reach the journal: {e}")))?,
         ),
         To::Files => {
-            remember(name, &files.iter().map(|file| file.path().to_owned()).collect::<Vec<_>>());
+            record(name, &files.iter().map(|file| file.path().to_owned()).collect::<Vec<_>>());
             Sink::Files(files)
         }
     };

@@ -56,7 +56,7 @@ pub(crate) struct StartupReporter {
     /// How the last worker ended that is not restarted.
     last_end: Mutex<Option<String>>,
     /// The worker that has ended with a failure last.
-    fallen: Mutex<Option<WorkerHandle>>,
+    last_failed: Mutex<Option<WorkerHandle>>,
 }
 
 impl StartupReporter {
@@ -77,9 +77,9 @@ impl StartupReporter {
         }
     }
 
-    pub(crate) fn note_fallen(&self, worker: &WorkerHandle) {
-        if let Ok(mut fallen) = self.fallen.lock() {
-            *fallen = Some(worker.clone());
+    pub(crate) fn note_failed(&self, worker: &WorkerHandle) {
+        if let Ok(mut last_failed) = self.last_failed.lock() {
+            *last_failed = Some(worker.clone());
         }
     }
 
@@ -104,14 +104,14 @@ impl StartupReporter {
 
     /// Waits until the start of a cluster has succeeded, failed or timed out, and reports that.
     /// Stops the cluster if it has failed.
-    pub(crate) async fn watch(&self, cluster: &Cluster, name: &str, patience: Duration) {
+    pub(crate) async fn watch(&self, cluster: &Cluster, name: &str, start_timeout: Duration) {
         if !self.awaited {
             return;
         }
-        match tokio::time::timeout(patience, cluster.ready()).await {
+        match tokio::time::timeout(start_timeout, cluster.ready()).await {
             Ok(Ok(workers)) => {
                 let Ok(snapshot) = cluster.snapshot().await else { return };
-                self.tell_ready(snapshot, name, workers);
+                self.report_ready(snapshot, name, workers);
             }
             // Slots whose worker has ended for good do not become ready.
             Ok(Err(NotReady::Ended { slot, how, ready, wanted, .. })) => {
@@ -126,11 +126,11 @@ impl StartupReporter {
             }
             // It ends, and says so itself.
             Ok(Err(_)) => {}
-            Err(_) => self.take_stock(cluster, patience).await,
+            Err(_) => self.report_timeout(cluster, start_timeout).await,
         }
     }
 
-    fn tell_ready(&self, snapshot: Snapshot, name: &str, workers: usize) {
+    fn report_ready(&self, snapshot: Snapshot, name: &str, workers: usize) {
         let listeners = snapshot.listeners.into_iter().map(|listener| listener.address).collect();
         self.send(&StartupReport::Ready {
             name: name.to_owned(),
@@ -141,22 +141,23 @@ impl StartupReporter {
     }
 
     /// Reports a start that has timed out. It has failed if no worker is ready.
-    async fn take_stock(&self, cluster: &Cluster, patience: Duration) {
+    async fn report_timeout(&self, cluster: &Cluster, start_timeout: Duration) {
         let Ok(snapshot) = cluster.snapshot().await else { return };
         if snapshot.ready > 0 || !matches!(snapshot.phase, Phase::Starting | Phase::Degraded) {
             self.send(&StartupReport::Partly {
                 ready: snapshot.ready,
                 wanted: snapshot.wanted.unwrap_or(1),
-                reason: format!("after {patience:.0?}"),
+                reason: format!("after {start_timeout:.0?}"),
             });
             return;
         }
-        let mut reason = format!("no worker is ready after {patience:.0?}");
+        let mut reason = format!("no worker is ready after {start_timeout:.0?}");
         if let Some(end) = snapshot.last_end {
             reason.push_str(&format!("; the last unexpected end: {end}"));
         }
-        let fallen = self.fallen.lock().ok().and_then(|mut fallen| fallen.take());
-        let words = fallen.and_then(|worker| worker.last_stderr(LAST_LINES_TIMEOUT));
+        let last_failed =
+            self.last_failed.lock().ok().and_then(|mut last_failed| last_failed.take());
+        let words = last_failed.and_then(|worker| worker.last_stderr(LAST_LINES_TIMEOUT));
         reason.push_str(&quoted(words.as_deref()));
         self.send(&StartupReport::Failed { reason, usage: false });
         drop(cluster.stop());
@@ -220,7 +221,7 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
     // Resolved here too, so that errors and warnings reach the terminal.
     let (resolved, source) =
         resolve::resolve(args.run.clone(), Some(name)).map_err(CliError::Usage)?;
-    source.doubts(&resolved).iter().for_each(|doubt| log::line(&format!("troop: {doubt}")));
+    source.warnings(&resolved).iter().for_each(|warning| log::line(&format!("troop: {warning}")));
     let doing = |e| CliError::Io("start the primary".into(), e);
     let mut child = Command::new("/proc/self/exe")
         .arg0("troop")
@@ -231,7 +232,7 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
         .stderr(Stdio::null())
         .spawn()
         .map_err(doing)?;
-    let shown = resolved.name.clone().unwrap_or_else(|| resolved.usual_name.clone());
+    let shown = resolved.name.clone().unwrap_or_else(|| resolved.default_name.clone());
     if args.no_wait {
         report(
             args.json,
@@ -248,9 +249,9 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
         let _ = sender.send(read.map(|_| line));
     });
     let fail = |text: String| Err(CliError::Failed(Failure::new("failed", text)));
-    let answer = match wait_for(&startup, patience(&resolved) + EXIT_TIMEOUT, interrupted) {
+    let answer = match wait_for(&startup, start_timeout(&resolved) + EXIT_TIMEOUT, interrupted) {
         Some(answer) => answer,
-        None if is_on_its_own(&mut child) => {
+        None if has_own_session(&mut child) => {
             return fail(format!(
                 "{shown}: interrupted, but the app keeps starting in the background: `troop show {shown}` shows it, `troop stop {shown}` stops it"
             ));
@@ -303,7 +304,7 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
         }
         Err(RecvTimeoutError::Timeout) => fail(format!(
             "{shown}: not all workers are ready after {:.0?}; it keeps running: see `troop show` and `troop logs`",
-            patience(&resolved)
+            start_timeout(&resolved)
         )),
     }
 }
@@ -311,10 +312,10 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
 /// Waits for the primary's report. Returns `None` if Ctrl-C was pressed first.
 fn wait_for<T>(
     startup: &Receiver<T>,
-    patience: Duration,
+    start_timeout: Duration,
     interrupted: &AtomicBool,
 ) -> Option<Result<T, RecvTimeoutError>> {
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + start_timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match startup.recv_timeout(left.min(INTERRUPT_CHECK_INTERVAL)) {
@@ -328,7 +329,7 @@ fn wait_for<T>(
 
 /// Whether a primary has a session of its own, so that Ctrl-C does not reach it. Kills one that does
 /// not get one in time.
-fn is_on_its_own(child: &mut std::process::Child) -> bool {
+fn has_own_session(child: &mut std::process::Child) -> bool {
     let pid = rustix::process::Pid::from_raw(child.id().cast_signed());
     let deadline = Instant::now() + SESSION_TIMEOUT;
     while Instant::now() < deadline {
@@ -344,7 +345,7 @@ fn is_on_its_own(child: &mut std::process::Child) -> bool {
     false
 }
 
-pub(crate) fn patience(resolved: &ResolvedApp) -> Duration {
+pub(crate) fn start_timeout(resolved: &ResolvedApp) -> Duration {
     resolved.app.ready_timeout.map_or(Duration::from_secs(30), |time| time.0) + READY_MARGIN
 }
 

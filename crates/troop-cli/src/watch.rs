@@ -71,7 +71,7 @@ pub(crate) fn start(
     own: Vec<PathBuf>,
 ) -> Result<Watched, String> {
     let roots = roots(watch, cwd)?;
-    let own = own.into_iter().map(found_or_not).collect();
+    let own = own.into_iter().map(canonical).collect();
     let filter = WatchFilter { roots, ignore: watch.ignore.clone(), own };
     let (sender, changes) = channel(MAX_CHANGES);
     let matters = filter.clone();
@@ -102,7 +102,7 @@ pub(crate) fn start(
 }
 
 /// Returns the canonical path of a file that may not exist yet.
-fn found_or_not(path: PathBuf) -> PathBuf {
+fn canonical(path: PathBuf) -> PathBuf {
     let parent = path.parent().and_then(|parent| parent.canonicalize().ok());
     let beside = parent.zip(path.file_name()).map(|(parent, name)| parent.join(name));
     path.canonicalize().ok().or(beside).unwrap_or(path)

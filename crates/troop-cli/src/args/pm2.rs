@@ -104,7 +104,7 @@ fn words(text: &str) -> Result<Words, String> {
 
 impl Pm2 {
     /// Overrides the options of a file.
-    pub(crate) fn lay_over(&self, app: &mut App) {
+    pub(crate) fn apply_to(&self, app: &mut App) {
         fn set<T: Clone>(field: &mut Option<T>, typed: &Option<T>) {
             if let Some(value) = typed {
                 *field = Some(value.clone());

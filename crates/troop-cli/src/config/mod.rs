@@ -114,11 +114,11 @@ pub(crate) fn is_pm2(file: &Path) -> bool {
 
 /// Returns warnings about files that root reads and others can change: the file, and the
 /// environment files of its apps.
-pub(crate) fn doubts(file: &Path, apps: &Apps) -> Vec<String> {
+pub(crate) fn warnings(file: &Path, apps: &Apps) -> Vec<String> {
     let more = apps
         .values()
         .flat_map(|app| app.env_file.iter().map(|named| app.directory(file).join(named)));
-    source::doubts(&[file.to_owned()].into_iter().chain(more).collect::<Vec<_>>())
+    source::warnings(&[file.to_owned()].into_iter().chain(more).collect::<Vec<_>>())
 }
 
 fn from_toml(text: &str) -> Result<Apps, String> {

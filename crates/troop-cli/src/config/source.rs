@@ -121,7 +121,7 @@ pub(super) fn weak(file: &Path) -> Vec<Weak> {
 }
 
 /// Returns a warning for each file that root reads and others can change.
-pub(crate) fn doubts<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Vec<String> {
+pub(crate) fn warnings<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Vec<String> {
     let weak: BTreeSet<_> =
         files.into_iter().flat_map(|file| weak(file)).map(|weak| (weak.path, weak.who)).collect();
     let warning = |(path, who): (PathBuf, String)| {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{ANSWER_TIMEOUT, Answer, App, Ask, Failure, Request, VERSION, place};
+use super::{ANSWER_TIMEOUT, Answer, AppSnapshot, Envelope, Failure, Request, VERSION, sockets};
 use crate::error::CliError;
 
 /// Time after which an unused connection is replaced. The primary closes connections without a
@@ -31,7 +31,7 @@ impl Client {
     /// Connects to an app. Returns `None` if no app of this name runs.
     fn connect(name: &str) -> Result<Option<Client>, CliError> {
         let doing = |e| CliError::Io(format!("connect to {name}"), e);
-        match place::connect(name) {
+        match sockets::connect(name) {
             Ok(stream) => Ok(Some(Client {
                 name: name.to_owned(),
                 stream: BufReader::new(stream),
@@ -50,23 +50,27 @@ impl Client {
     }
 
     /// Sends a request, passes each event to `each`, and returns the answer.
-    pub(crate) fn ask(&mut self, ask: Ask, each: impl FnMut(&Value)) -> Result<Value, CliError> {
+    pub(crate) fn request(
+        &mut self,
+        request: Request,
+        each: impl FnMut(&Value),
+    ) -> Result<Value, CliError> {
         if self.used.elapsed() > STALE_AFTER {
             let ended =
                 || CliError::Failed(Failure::new("over", format!("{} has ended", self.name)));
             *self = Client::connect(&self.name)?.ok_or_else(ended)?;
         }
-        let answer = self.talk(ask, each);
+        let answer = self.talk(request, each);
         self.used = Instant::now();
         answer
     }
 
-    fn talk(&mut self, ask: Ask, mut each: impl FnMut(&Value)) -> Result<Value, CliError> {
+    fn talk(&mut self, request: Request, mut each: impl FnMut(&Value)) -> Result<Value, CliError> {
         let doing = |e| CliError::Io(format!("talk to {}", self.name), e);
-        let mut line = serde_json::to_vec(&Request { troop: VERSION, ask: ask.clone() })
+        let mut line = serde_json::to_vec(&Envelope { troop: VERSION, request: request.clone() })
             .map_err(|e| doing(e.into()))?;
         line.push(b'\n');
-        self.stream.get_mut().set_read_timeout(timeout_of(&ask)).map_err(doing)?;
+        self.stream.get_mut().set_read_timeout(timeout_of(&request)).map_err(doing)?;
         self.stream.get_mut().write_all(&line).map_err(doing)?;
         loop {
             let mut line = String::new();
@@ -84,8 +88,8 @@ impl Client {
         }
     }
 
-    pub(crate) fn snapshot(&mut self) -> Result<App, CliError> {
-        let value = self.ask(Ask::Snapshot, |_| {})?;
+    pub(crate) fn snapshot(&mut self) -> Result<AppSnapshot, CliError> {
+        let value = self.request(Request::Snapshot, |_| {})?;
         serde_json::from_value(value)
             .map_err(|e| CliError::Io(format!("understand {}", self.name), e.into()))
     }
@@ -100,10 +104,10 @@ impl Client {
 
 /// Returns the time in which a request must be answered. `None` where the primary sets the deadline,
 /// or there is none.
-fn timeout_of(ask: &Ask) -> Option<Duration> {
-    match ask {
-        Ask::Reload { .. } | Ask::Events | Ask::Scale { wait: true, .. } => None,
-        Ask::Send { wait_ms: Some(wait), .. } => {
+fn timeout_of(request: &Request) -> Option<Duration> {
+    match request {
+        Request::Reload { .. } | Request::Events | Request::Scale { wait: true, .. } => None,
+        Request::Send { wait_ms: Some(wait), .. } => {
             Some(ANSWER_TIMEOUT.saturating_add(Duration::from_millis(*wait)))
         }
         _ => Some(ANSWER_TIMEOUT),
@@ -112,7 +116,7 @@ fn timeout_of(ask: &Ask) -> Option<Duration> {
 
 /// Connects to all running apps.
 pub(crate) fn all() -> Result<Vec<Client>, CliError> {
-    let names = place::names().map_err(|e| CliError::Io("look for apps".into(), e))?;
+    let names = sockets::names().map_err(|e| CliError::Io("look for apps".into(), e))?;
     names.iter().filter_map(|name| Client::connect(name).transpose()).collect()
 }
 
@@ -164,8 +168,8 @@ mod tests {
 
     #[test]
     fn replies_of_workers_are_waited_for_as_long_as_it_was_asked_for() {
-        let ask = |wait_ms| Ask::Send { message: Value::Null, worker: None, wait_ms };
-        assert_eq!(timeout_of(&ask(None)), Some(ANSWER_TIMEOUT));
-        assert!(timeout_of(&ask(Some(30_000))) > Some(Duration::from_secs(30)));
+        let request = |wait_ms| Request::Send { message: Value::Null, worker: None, wait_ms };
+        assert_eq!(timeout_of(&request(None)), Some(ANSWER_TIMEOUT));
+        assert!(timeout_of(&request(Some(30_000))) > Some(Duration::from_secs(30)));
     }
 }

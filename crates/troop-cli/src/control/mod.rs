@@ -1,10 +1,10 @@
 //! The protocol between primaries and their clients: `docs/control.md`.
 
 pub(crate) mod client;
-mod door;
-pub(crate) mod place;
+mod pending;
 mod send;
 pub(crate) mod server;
+pub(crate) mod sockets;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -18,17 +18,17 @@ pub(crate) const ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from
 
 /// A request to a primary: one line.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Request {
+pub(crate) struct Envelope {
     /// The version of the protocol.
     pub(crate) troop: u32,
     #[serde(flatten)]
-    pub(crate) ask: Ask,
+    pub(crate) request: Request,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
-pub(crate) enum Ask {
-    /// Returns an [`App`], with a snapshot.
+pub(crate) enum Request {
+    /// Returns an [`AppSnapshot`].
     Snapshot,
     /// Replaces all workers, or one of them; answered when that has succeeded or failed.
     Reload {
@@ -103,7 +103,7 @@ impl Failure {
 
 /// An app and its snapshot.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct App {
+pub(crate) struct AppSnapshot {
     pub(crate) name: String,
     pub(crate) program: String,
     /// The version of troop that runs it.

@@ -1,7 +1,7 @@
 //! The primary's side of the control socket, on a thread of its own.
 //!
 //! What a client can cost is bounded: the number of clients, the time until their request, and the
-//! time to read the answer. A silent client makes room for the next one ([`Door`]).
+//! time to read the answer. A silent client makes room for the next one ([`PendingClients`]).
 
 mod reload;
 mod scale;
@@ -20,16 +20,16 @@ use troop::snapshot::Phase;
 use troop::supervise::RecycleFailed;
 use troop::{Cluster, Events, WorkerId};
 
-use super::door::{self, Door};
-use super::{Answer, App, Ask, Failure, Request, VERSION};
+use super::pending::{self, PendingClients};
+use super::{Answer, AppSnapshot, Envelope, Failure, Request, VERSION};
 use crate::log;
-use crate::logs::place::files;
+use crate::logs::paths::files;
 use crate::logs::writer::LogQueue;
 use crate::preflight;
 use crate::resolve::{ResolvedApp, Source};
-use crate::restart::Restarting;
+use crate::restart::RestartRequest;
 use crate::signals::Signals;
-use crate::start::{StartupReporter, patience};
+use crate::start::{StartupReporter, start_timeout};
 use crate::watch::Watched;
 
 /// The number of clients that are served at a time.
@@ -51,7 +51,7 @@ pub(crate) struct Identity {
     pub(crate) source: Source,
     /// The queue of the workers' output, if it passes through this process.
     pub(crate) queue: Option<Arc<LogQueue>>,
-    pub(crate) restarting: Arc<Restarting>,
+    pub(crate) restarting: Arc<RestartRequest>,
     /// Reports the outcome of the start to `troop start`.
     pub(crate) reporter: Option<Arc<StartupReporter>>,
 }
@@ -67,7 +67,7 @@ pub(crate) fn start(
 ) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let Identity { name, resolved, source, queue, restarting, reporter } = identity;
-    let patience = patience(&resolved);
+    let start_timeout = start_timeout(&resolved);
     let server = Arc::new(Server {
         cluster,
         name,
@@ -78,17 +78,17 @@ pub(crate) fn start(
         restarting,
         waiting: Semaphore::new(1),
         reloading: tokio::sync::Mutex::default(),
-        door: Door::default(),
-        served: Semaphore::new(MAX_CLIENTS),
-        followers: Semaphore::new(MAX_FOLLOWERS),
-        askers: Semaphore::new(MAX_WAITING_FOR_REPLIES),
+        pending: PendingClients::default(),
+        active: Semaphore::new(MAX_CLIENTS),
+        event_streams: Semaphore::new(MAX_FOLLOWERS),
+        reply_waiters: Semaphore::new(MAX_WAITING_FOR_REPLIES),
     });
     let serve = move || {
         runtime.block_on(async {
             if let Some(reporter) = reporter {
                 let server = server.clone();
                 tokio::spawn(async move {
-                    reporter.watch(&server.cluster, &server.name, patience).await
+                    reporter.watch(&server.cluster, &server.name, start_timeout).await
                 });
             }
             let cluster = server.cluster.clone();
@@ -98,7 +98,7 @@ pub(crate) fn start(
                 tokio::spawn(async move {
                     while let Some(what) = watched.changed().await {
                         log::line(&format!("troop: {what} has changed"));
-                        server.reload_unasked().await;
+                        server.reload_without_client().await;
                     }
                 });
             }
@@ -113,7 +113,7 @@ pub(crate) fn start(
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 };
-                let stream = server.door.enter(stream);
+                let stream = server.pending.admit(stream);
                 let server = server.clone();
                 tokio::spawn(async move { server.serve_client(stream).await });
                 // Tasks of disconnected clients end before the next client is accepted.
@@ -140,26 +140,26 @@ struct Server {
     /// The app as of the last reload.
     resolved: Mutex<ResolvedApp>,
     queue: Option<Arc<LogQueue>>,
-    restarting: Arc<Restarting>,
+    restarting: Arc<RestartRequest>,
     /// Held by the one reload that waits for the current one.
     waiting: Semaphore,
     /// Held during a reload.
     reloading: tokio::sync::Mutex<()>,
-    door: Door,
-    served: Semaphore,
-    followers: Semaphore,
-    askers: Semaphore,
+    pending: PendingClients,
+    active: Semaphore,
+    event_streams: Semaphore,
+    reply_waiters: Semaphore,
 }
 
 /// The client has left, or does not read its answer.
-struct Gone;
+struct Disconnected;
 
-async fn send_answer(stream: &mut UnixStream, answer: &Answer) -> Result<(), Gone> {
-    let mut line = serde_json::to_vec(answer).map_err(|_| Gone)?;
+async fn send_answer(stream: &mut UnixStream, answer: &Answer) -> Result<(), Disconnected> {
+    let mut line = serde_json::to_vec(answer).map_err(|_| Disconnected)?;
     line.push(b'\n');
     match timeout(WRITE_TIMEOUT, stream.write_all(&line)).await {
         Ok(Ok(())) => Ok(()),
-        _ => Err(Gone),
+        _ => Err(Disconnected),
     }
 }
 
@@ -170,16 +170,16 @@ impl Server {
         if !stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0) {
             return;
         }
-        let Some((line, mut stream)) = self.door.read_request(stream).await else { return };
-        let _place = self.served.try_acquire();
+        let Some((line, mut stream)) = self.pending.read_request(stream).await else { return };
+        let _place = self.active.try_acquire();
         let answer = match parse(&line) {
             Ok(_) if _place.is_err() => Err(Failure::new(
                 "busy",
                 format!("{MAX_CLIENTS} clients are being served; try again"),
             )),
-            Ok(ask) => match self.handle_request(ask, &mut stream).await {
+            Ok(request) => match self.handle_request(request, &mut stream).await {
                 Ok(result) => result,
-                Err(Gone) => return,
+                Err(Disconnected) => return,
             },
             Err(failure) => Err(failure),
         };
@@ -188,30 +188,30 @@ impl Server {
 
     async fn handle_request(
         &self,
-        ask: Ask,
+        request: Request,
         stream: &mut UnixStream,
-    ) -> Result<Result<Value, Failure>, Gone> {
-        Ok(match ask {
-            Ask::Snapshot => self.snapshot().await,
-            Ask::Reload { worker: None, allow_moved } => {
+    ) -> Result<Result<Value, Failure>, Disconnected> {
+        Ok(match request {
+            Request::Snapshot => self.snapshot().await,
+            Request::Reload { worker: None, allow_moved } => {
                 self.reload(Some(stream), allow_moved).await
             }
-            Ask::Reload { worker: Some(worker), .. } => self.recycle(worker).await,
-            Ask::Logs => Ok(self.logs()),
-            Ask::Scale { workers, by, wait } => tokio::select! {
+            Request::Reload { worker: Some(worker), .. } => self.recycle(worker).await,
+            Request::Logs => Ok(self.logs()),
+            Request::Scale { workers, by, wait } => tokio::select! {
                 scaled = self.scale(workers, by, wait) => scaled,
                 // It goes on without the client.
-                () = door::has_left(stream) => return Err(Gone),
+                () = pending::until_closed(stream) => return Err(Disconnected),
             },
-            Ask::Schedule { listener, policy } => self.schedule(listener, &policy).await,
-            Ask::Signal { signal, worker } => self.signal(signal, worker).await,
-            Ask::Send { message, worker, wait_ms } => {
+            Request::Schedule { listener, policy } => self.schedule(listener, &policy).await,
+            Request::Signal { signal, worker } => self.signal(signal, worker).await,
+            Request::Send { message, worker, wait_ms } => {
                 if !self.resolved().app.bind.is_empty() {
                     let text =
                         "its workers take sockets by activation, and have no channel for messages";
                     return Ok(Err(Failure::new("failed", text)));
                 }
-                let Ok(_place) = self.askers.try_acquire() else {
+                let Ok(_place) = self.reply_waiters.try_acquire() else {
                     return Ok(Err(Failure::new(
                         "busy",
                         format!(
@@ -227,26 +227,26 @@ impl Server {
                 );
                 tokio::select! {
                     sent = send => sent,
-                    () = door::has_left(stream) => return Err(Gone),
+                    () = pending::until_closed(stream) => return Err(Disconnected),
                 }
             }
-            Ask::Restart => {
+            Request::Restart => {
                 if let Err(failure) = self.can_restart().await {
                     return Ok(Err(failure));
                 }
-                self.restarting.ask();
+                self.restarting.request();
                 drop(self.cluster.stop());
                 send_answer(stream, &Answer::Done(json!({ "restarting": true }))).await?;
                 std::future::pending().await
             }
-            Ask::Stop { quick } => {
-                self.restarting.take_back();
+            Request::Stop { quick } => {
+                self.restarting.cancel();
                 drop(if quick { self.cluster.stop_now() } else { self.cluster.stop() });
                 send_answer(stream, &Answer::Done(json!({ "stopping": true }))).await?;
                 // The client waits for the end of the process, which comes before this completes.
                 std::future::pending().await
             }
-            Ask::Events => return self.events(stream).await,
+            Request::Events => return self.events(stream).await,
         })
     }
 
@@ -254,7 +254,7 @@ impl Server {
         let snapshot = self.cluster.snapshot().await.map_err(|e| failed(&e))?;
         let (name, program) =
             (self.name.clone(), Path::new(&self.resolved().program).display().to_string());
-        let app = App {
+        let app = AppSnapshot {
             name,
             program,
             version: env!("CARGO_PKG_VERSION").into(),
@@ -266,7 +266,7 @@ impl Server {
                 .as_ref()
                 .and_then(|queue| queue.path())
                 .map(|path| path.display().to_string()),
-            lost_lines: self.queue.as_ref().map_or(0, |queue| queue.lost()),
+            lost_lines: self.queue.as_ref().map_or(0, |queue| queue.dropped()),
             snapshot,
         };
         serde_json::to_value(app).map_err(|e| Failure::new("failed", e.to_string()))
@@ -309,7 +309,7 @@ impl Server {
                 read = reload.read(&mut bytes) => match read {
                     Ok(1..) => {
                         let server = self.clone();
-                        tokio::spawn(async move { server.reload_unasked().await });
+                        tokio::spawn(async move { server.reload_without_client().await });
                     }
                     _ => return,
                 },
@@ -322,7 +322,7 @@ impl Server {
     }
 
     /// Reloads after a signal or a change of files. Failures are logged, because no client waits.
-    async fn reload_unasked(&self) {
+    async fn reload_without_client(&self) {
         // One waiting reload covers all further requests.
         let Ok(waiting) = self.waiting.try_acquire() else { return };
         drop(self.reloading.lock().await);
@@ -399,12 +399,15 @@ impl Server {
         self.resolved.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn is_planned(&self, resolved: ResolvedApp) {
+    fn set_resolved(&self, resolved: ResolvedApp) {
         *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) = resolved;
     }
 
-    async fn events(&self, stream: &mut UnixStream) -> Result<Result<Value, Failure>, Gone> {
-        let Ok(_place) = self.followers.try_acquire() else {
+    async fn events(
+        &self,
+        stream: &mut UnixStream,
+    ) -> Result<Result<Value, Failure>, Disconnected> {
+        let Ok(_place) = self.event_streams.try_acquire() else {
             return Ok(Err(Failure::new(
                 "busy",
                 format!("{MAX_FOLLOWERS} follow the events already"),
@@ -417,18 +420,18 @@ impl Server {
                     Some(event) => send_answer(stream, &Answer::Event(log::as_json(&event))).await?,
                     None => return Ok(Ok(json!({}))),
                 },
-                () = door::has_left(stream) => return Err(Gone),
+                () = pending::until_closed(stream) => return Err(Disconnected),
             }
         }
     }
 }
 
-pub(crate) fn parse(line: &[u8]) -> Result<Ask, Failure> {
+pub(crate) fn parse(line: &[u8]) -> Result<Request, Failure> {
     let bad = |text: String| Failure::new("bad-request", text);
-    let request: Request =
+    let request: Envelope =
         serde_json::from_slice(line).map_err(|e| bad(format!("this is no request: {e}")))?;
     if request.troop == VERSION {
-        Ok(request.ask)
+        Ok(request.request)
     } else {
         Err(bad(format!("version {} is not spoken here, only {VERSION}", request.troop)))
     }

@@ -15,12 +15,12 @@ const MAX_LINE: usize = 64 * 1024;
 pub(crate) struct Collector {
     queue: Arc<LogQueue>,
     /// Incomplete lines, by origin.
-    begun: HashMap<Source, Vec<u8>>,
+    partial: HashMap<Source, Vec<u8>>,
 }
 
 impl Collector {
     pub(crate) fn new(queue: Arc<LogQueue>) -> Collector {
-        Collector { queue, begun: HashMap::new() }
+        Collector { queue, partial: HashMap::new() }
     }
 }
 
@@ -32,28 +32,28 @@ fn origin(source: Source) -> Origin {
 impl Output for Collector {
     fn write(&mut self, source: Source, mut bytes: &[u8]) {
         let origin = origin(source);
-        let begun = self.begun.entry(source).or_default();
+        let partial = self.partial.entry(source).or_default();
         let mut lines = self.queue.lines();
         while let Some(end) = memchr::memchr(b'\n', bytes) {
             let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
-            if begun.is_empty() {
+            if partial.is_empty() {
                 lines.split(origin, line, MAX_LINE);
             } else {
-                begun.extend_from_slice(line);
-                lines.split(origin, begun, MAX_LINE);
-                begun.clear();
+                partial.extend_from_slice(line);
+                lines.split(origin, partial, MAX_LINE);
+                partial.clear();
             }
             bytes = rest;
         }
-        begun.extend_from_slice(bytes);
-        while begun.len() > MAX_LINE {
-            lines.push(origin, &begun[..MAX_LINE]);
-            begun.drain(..MAX_LINE);
+        partial.extend_from_slice(bytes);
+        while partial.len() > MAX_LINE {
+            lines.push(origin, &partial[..MAX_LINE]);
+            partial.drain(..MAX_LINE);
         }
     }
 
     fn end(&mut self, source: Source) {
-        if let Some(last) = self.begun.remove(&source).filter(|last| !last.is_empty()) {
+        if let Some(last) = self.partial.remove(&source).filter(|last| !last.is_empty()) {
             self.queue.lines().push(origin(source), &last);
         }
     }

@@ -36,11 +36,11 @@ pub(crate) struct LogFile {
     safety: Safety,
     rotation: Rotation,
     open: Option<OpenFile>,
-    looked: Instant,
+    path_checked: Instant,
     /// The last rotation has failed, and the next one waits.
-    stuck: bool,
+    rotation_failed: bool,
     /// The path is no longer safe, which has been reported.
-    misled: bool,
+    reported_unsafe: bool,
 }
 
 #[derive(Debug)]
@@ -53,16 +53,16 @@ struct OpenFile {
     /// When the first line was written, as far as that is known.
     since: SystemTime,
     /// Whether `begin` has created the file.
-    made: bool,
+    created: bool,
 }
 
 impl OpenFile {
     fn new(directory: Directory, name: &OsStr) -> io::Result<OpenFile> {
-        let (file, made) = directory.append(name, FILE_MODE)?;
+        let (file, created) = directory.append(name, FILE_MODE)?;
         let found = file.metadata()?;
         let since =
             found.created().or_else(|_| found.modified()).unwrap_or_else(|_| SystemTime::now());
-        Ok(OpenFile { directory, file, regular: found.is_file(), len: found.len(), since, made })
+        Ok(OpenFile { directory, file, regular: found.is_file(), len: found.len(), since, created })
     }
 
     /// Whether the path still leads to the open file.
@@ -81,7 +81,7 @@ impl LogFile {
     pub(crate) fn new(path: PathBuf, rotation: Rotation, safety: Safety) -> LogFile {
         // A path without a file name is rejected when it is opened.
         let (parent, name) = split(&path).unwrap_or_default();
-        let looked = Instant::now();
+        let path_checked = Instant::now();
         LogFile {
             path,
             parent,
@@ -89,9 +89,9 @@ impl LogFile {
             safety,
             rotation,
             open: None,
-            looked,
-            stuck: false,
-            misled: false,
+            path_checked,
+            rotation_failed: false,
+            reported_unsafe: false,
         }
     }
 
@@ -120,7 +120,7 @@ impl LogFile {
 
     /// Removes what [`begin`](LogFile::begin) has created.
     pub(crate) fn take_back(&mut self) {
-        if let Some(open) = self.open.take_if(|open| open.made && open.len == 0)
+        if let Some(open) = self.open.take_if(|open| open.created && open.len == 0)
             && open.is_at(&open.directory, &self.name)
         {
             let _ = open.directory.remove(&self.name);
@@ -134,7 +134,7 @@ impl LogFile {
     /// Reopens the path before the next line.
     pub(crate) fn reopen(&mut self) {
         if self.open.is_some() {
-            self.renew();
+            self.reopen_path();
         }
     }
 
@@ -143,16 +143,16 @@ impl LogFile {
     /// # Errors
     /// If not everything could be written; the part that was written is cut off again.
     pub(crate) fn write(&mut self, lines: &[u8]) -> io::Result<()> {
-        if self.looked.elapsed() >= PATH_CHECK_INTERVAL {
-            self.looked = Instant::now();
-            self.look();
+        if self.path_checked.elapsed() >= PATH_CHECK_INTERVAL {
+            self.path_checked = Instant::now();
+            self.check_path();
         }
         let mut rest = lines;
         while !rest.is_empty() {
             let size = self.rotation.size;
-            let stuck = self.stuck;
+            let rotation_failed = self.rotation_failed;
             let open = self.opened()?;
-            let room = if size == 0 || !open.regular || stuck {
+            let room = if size == 0 || !open.regular || rotation_failed {
                 u64::MAX
             } else {
                 size.saturating_sub(open.len)
@@ -168,7 +168,7 @@ impl LogFile {
             let end = match (end, open.len) {
                 (0, 1..) => {
                     // A file that cannot be rotated keeps growing.
-                    self.stuck = self.put_aside().is_err();
+                    self.rotation_failed = self.rotate().is_err();
                     continue;
                 }
                 (0, 0) => {
@@ -199,13 +199,15 @@ impl LogFile {
 
     /// Opens the file that the path leads to. If that fails or is not safe, the open file stays in
     /// use, because it is the one that was checked.
-    fn renew(&mut self) {
+    fn reopen_path(&mut self) {
         let before = self.open.take();
         match self.opened() {
-            Ok(_) => self.misled = false,
+            Ok(_) => self.reported_unsafe = false,
             Err(e) => {
                 self.open = before;
-                if UnsafePath::is_cause_of(&e) && !std::mem::replace(&mut self.misled, true) {
+                if UnsafePath::is_cause_of(&e)
+                    && !std::mem::replace(&mut self.reported_unsafe, true)
+                {
                     crate::log::line(&format!(
                         "troop: {}; lines go on into the file that was open before",
                         self.cannot(&e)
@@ -216,20 +218,20 @@ impl LogFile {
     }
 
     /// Whether the file has been moved away, or has reached its age.
-    fn look(&mut self) {
-        self.stuck = false;
+    fn check_path(&mut self) {
+        self.rotation_failed = false;
         let Some(open) = &self.open else { return };
         let found = Directory::find(&self.parent, self.safety);
         if !found
             .is_ok_and(|found| found.is_some_and(|directory| open.is_at(&directory, &self.name)))
         {
-            self.renew();
+            self.reopen_path();
             return;
         }
         let is_old = |limit: Duration| open.since.elapsed().is_ok_and(|age| age >= limit);
         if open.regular && open.len > 0 && self.rotation.age.is_some_and(is_old) {
             // A file that cannot be reopened keeps growing.
-            let _ = self.put_aside();
+            let _ = self.rotate();
         }
     }
 
@@ -240,7 +242,7 @@ impl LogFile {
     }
 
     /// Renames `app.log` to `app.log.1`, that to `app.log.2`, and so on; removes the last one.
-    fn put_aside(&mut self) -> io::Result<()> {
+    fn rotate(&mut self) -> io::Result<()> {
         let Some(open) = &self.open else { return Ok(()) };
         let directory = &open.directory;
         // The path leads to another file, which is not troop's to move.
@@ -327,7 +329,7 @@ mod tests {
             Safety::Links,
         );
         log.write(b"a\n").unwrap();
-        log.look();
+        log.check_path();
         log.write(b"b\n").unwrap();
         assert_eq!(
             (text(&path), text(&directory.path().join("app.log.1"))),
@@ -342,7 +344,7 @@ mod tests {
         let mut log = LogFile::new(path.clone(), rotation(0, 1), Safety::Links);
         log.write(b"a\n").unwrap();
         std::fs::rename(&path, &moved).unwrap();
-        log.look();
+        log.check_path();
         log.write(b"b\n").unwrap();
         assert_eq!((text(&moved), text(&path)), ("a\n".into(), "b\n".into()));
         std::fs::rename(&path, &moved).unwrap();
@@ -359,7 +361,7 @@ mod tests {
             Safety::Links,
         );
         log.write(b"more than four\n").unwrap();
-        log.look();
+        log.check_path();
         log.write(b"more than four\n").unwrap();
         assert!(
             !Path::new("/dev/null").metadata().unwrap().is_file()
@@ -400,13 +402,13 @@ mod tests {
             log.write(b"before\n").unwrap();
             std::fs::rename(at("app.log"), at(&format!("moved.{number}"))).unwrap();
             plant();
-            log.look();
+            log.check_path();
             log.reopen();
             log.write(b"after\n").unwrap();
             assert_eq!(text(&at("secret")), "");
             lines += &text(&at(&format!("moved.{number}")));
             std::fs::rename(at("app.log"), at(&format!("planted.{number}"))).unwrap();
-            log.look();
+            log.check_path();
         }
         assert_eq!(lines, "before\nafter\n".repeat(4));
     }

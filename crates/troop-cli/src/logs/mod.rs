@@ -9,6 +9,6 @@ pub(crate) mod collect;
 pub(crate) mod file;
 pub(crate) mod journal;
 pub(crate) mod line;
-pub(crate) mod place;
+pub(crate) mod paths;
 pub(crate) mod show;
 pub(crate) mod writer;

@@ -11,10 +11,10 @@ use troop::program::safe_path::{Directory, Safety, split};
 use troop::text;
 
 use super::line::{self, Entry};
-use super::place;
+use super::paths;
 use crate::args::Logs;
 use crate::control::client;
-use crate::control::{Ask, Failure};
+use crate::control::{Failure, Request};
 use crate::error::CliError;
 use crate::print;
 
@@ -35,7 +35,7 @@ struct Shown {
     path: PathBuf,
     reader: Option<(BufReader<File>, u64)>,
     /// An incomplete line.
-    begun: String,
+    partial: String,
 }
 
 /// Returns the log files of the selected apps: those that running apps report, and the usual paths
@@ -47,7 +47,7 @@ fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, CliError> {
             // A text that is not a name must not become part of a path.
             let name =
                 args.app.as_deref().filter(|name| crate::names::is_app(name)).unwrap_or_default();
-            let old = place::remembered(name);
+            let old = paths::recorded(name);
             return if old.is_empty() || name.is_empty() {
                 Err(CliError::NoApp(text))
             } else {
@@ -59,7 +59,7 @@ fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, CliError> {
     let (mut files, mut missing) = (Vec::new(), None);
     for mut client in clients {
         let name = client.name().to_owned();
-        let answer = client.ask(Ask::Logs, |_| {})?;
+        let answer = client.request(Request::Logs, |_| {})?;
         let paths: Vec<_> = ["file", "error_file"]
             .iter()
             .filter_map(|key| answer[*key].as_str())
@@ -113,7 +113,7 @@ pub(crate) fn logs(args: &Logs) -> Result<(), CliError> {
         for line in lines {
             print(args, name.as_deref(), &line);
         }
-        shown.push(Shown { name, path, reader, begun: String::new() });
+        shown.push(Shown { name, path, reader, partial: String::new() });
     }
     if args.follow { follow(args, shown) } else { Ok(()) }
 }
@@ -222,12 +222,12 @@ impl Shown {
         }
         let (reader, inode) = self.reader.as_mut()?;
         let mut bytes = Vec::new();
-        let room = MAX_LINE.saturating_sub(self.begun.len()).max(1) as u64;
+        let room = MAX_LINE.saturating_sub(self.partial.len()).max(1) as u64;
         let read = reader.by_ref().take(room).read_until(b'\n', &mut bytes).ok()?;
-        self.begun.push_str(&String::from_utf8_lossy(&bytes));
+        self.partial.push_str(&String::from_utf8_lossy(&bytes));
         // A line that is too long is returned in pieces.
-        if self.begun.ends_with('\n') || self.begun.len() >= MAX_LINE {
-            let line = std::mem::take(&mut self.begun);
+        if self.partial.ends_with('\n') || self.partial.len() >= MAX_LINE {
+            let line = std::mem::take(&mut self.partial);
             return Some(line.trim_end_matches('\n').to_owned());
         }
         if read == 0 {
@@ -311,7 +311,7 @@ mod tests {
             "{}",
             lines[1].len()
         );
-        let mut log = Shown { name: None, reader: opened(&path), path, begun: String::new() };
+        let mut log = Shown { name: None, reader: opened(&path), path, partial: String::new() };
         let shown: Vec<usize> = std::iter::from_fn(|| log.next()).map(|line| line.len()).collect();
         assert_eq!(shown, [1, MAX_LINE, MAX_LINE, MAX_LINE, 0, 1]);
     }
@@ -322,7 +322,7 @@ mod tests {
         let path = directory.path().join("app.log");
         std::fs::write(&path, "a\nb").unwrap();
         let (_, reader) = last_lines(&path, 0, |_| true).unwrap();
-        let mut log = Shown { name: None, path: path.clone(), reader, begun: String::new() };
+        let mut log = Shown { name: None, path: path.clone(), reader, partial: String::new() };
         let append = |path: &Path, text: &str| {
             std::fs::OpenOptions::new()
                 .append(true)

@@ -58,7 +58,7 @@ struct QueuedLines {
     /// The size of all queued lines, in bytes.
     lines: usize,
     /// The number of dropped lines since the last one that was written.
-    lost: u64,
+    dropped: u64,
     /// Lines were dropped because the queue was full. This is reported as soon as there is room,
     /// not only with the next line.
     overflowed: bool,
@@ -67,7 +67,7 @@ struct QueuedLines {
     told: u64,
     ended: bool,
     /// The thread is to end.
-    over: bool,
+    closing: bool,
 }
 
 impl QueuedLines {
@@ -104,13 +104,13 @@ pub(crate) struct LogQueue {
     /// The format of the primary's own lines.
     own: Option<LogFormat>,
     /// Standard error has a destination of its own.
-    apart: bool,
+    separate_errors: bool,
     /// Lines are queued one by one.
     single: bool,
     /// Whether standard output and standard error are terminals, which must not interpret escape
     /// sequences of workers.
     terminals: [bool; 2],
-    lost: AtomicU64,
+    dropped: AtomicU64,
     reopen: AtomicBool,
     path: Option<PathBuf>,
 }
@@ -137,7 +137,7 @@ impl LogQueue {
                 _ => Bound { bytes: MAX_QUEUED_BYTES, lines: usize::MAX },
             },
             own: if let Sink::Own(format) = sink { Some(format) } else { None },
-            apart: match &sink {
+            separate_errors: match &sink {
                 Sink::Files(files) => files.len() > 1,
                 Sink::Terminal => true,
                 Sink::Journal(_) | Sink::Own(_) => false,
@@ -147,7 +147,7 @@ impl LogQueue {
                 Sink::Terminal => [io::stdout().is_terminal(), io::stderr().is_terminal()],
                 _ => [false; 2],
             },
-            lost: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
             reopen: AtomicBool::new(false),
             path: match &sink {
                 Sink::Files(files) => files.first().map(|file| file.path().to_owned()),
@@ -169,8 +169,8 @@ impl LogQueue {
     }
 
     /// Returns the number of lines that were dropped so far.
-    pub(crate) fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     /// Reopens the log files, which have been moved.
@@ -193,7 +193,7 @@ impl LogQueue {
     /// Writes the queued lines and ends the thread.
     pub(crate) fn finish(&self) {
         let mut waiting = self.lock();
-        if std::mem::replace(&mut waiting.over, true) {
+        if std::mem::replace(&mut waiting.closing, true) {
             return;
         }
         waiting.ended = true;
@@ -218,7 +218,7 @@ impl LogQueue {
                 if waiting.is_empty() && waiting.overflowed {
                     // The thread has written everything, so there is room.
                     drop(waiting);
-                    self.lines().tell_of_lost();
+                    self.lines().write_dropped();
                     waiting = self.lock();
                 }
                 if waiting.ended && waiting.is_empty() {
@@ -237,9 +237,9 @@ impl LogQueue {
             let failed = self.write_once(&mut sink, &taken);
             taken.clear();
             if failed > 0 {
-                let lost = failed.saturating_sub(taken.notices);
-                self.lost.fetch_add(lost, Ordering::Relaxed);
-                self.lock().lost += lost + taken.told;
+                let dropped = failed.saturating_sub(taken.notices);
+                self.dropped.fetch_add(dropped, Ordering::Relaxed);
+                self.lock().dropped += dropped + taken.told;
                 // There is no room; the thread does not ask again at once.
                 std::thread::sleep(Duration::from_millis(50));
             }
@@ -249,10 +249,10 @@ impl LogQueue {
     /// Writes lines and returns the number of those that could not be written.
     fn write_once(&self, sink: &mut Sink, taken: &QueuedLines) -> u64 {
         let count = |bytes: &[u8]| memchr::memchr_iter(b'\n', bytes).count() as u64;
-        let mut lost = 0;
+        let mut dropped = 0;
         let mut tried = |result: io::Result<()>, bytes: &[u8]| {
             if result.is_err() {
-                lost += count(bytes);
+                dropped += count(bytes);
             }
         };
         match sink {
@@ -267,14 +267,14 @@ impl LogQueue {
             }
             Sink::Own(_) => tried(write_all(rustix::stdio::stderr(), &taken.out), &taken.out),
             Sink::Journal(journal) => {
-                lost += taken
+                dropped += taken
                     .single
                     .iter()
                     .filter(|(origin, line)| journal.write(*origin, line).is_err())
                     .count() as u64;
             }
         }
-        lost
+        dropped
     }
 }
 
@@ -300,11 +300,11 @@ fn write_all(stream: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
 
 impl Lines<'_> {
     /// Queues a line, in pieces if it is too long.
-    pub(crate) fn split(&mut self, origin: Origin, line: &[u8], most: usize) {
-        if line.len() <= most {
+    pub(crate) fn split(&mut self, origin: Origin, line: &[u8], max_bytes: usize) {
+        if line.len() <= max_bytes {
             self.push(origin, line);
         } else {
-            line.chunks(most).for_each(|piece| self.push(origin, piece));
+            line.chunks(max_bytes).for_each(|piece| self.push(origin, piece));
         }
     }
 
@@ -322,30 +322,30 @@ impl Lines<'_> {
         let (waiting, bound) = (&mut *self.waiting, self.queue.bound);
         let bytes = waiting.out.len() + waiting.err.len() + waiting.single_bytes + line.len();
         if bytes > bound.bytes || waiting.lines >= bound.lines {
-            waiting.lost += 1;
+            waiting.dropped += 1;
             waiting.overflowed = true;
-            self.queue.lost.fetch_add(1, Ordering::Relaxed);
+            self.queue.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        self.tell_of_lost();
+        self.write_dropped();
         self.add(origin, line);
     }
 
-    fn tell_of_lost(&mut self) {
+    fn write_dropped(&mut self) {
         self.waiting.overflowed = false;
-        let lost = std::mem::take(&mut self.waiting.lost);
-        if lost == 0 {
+        let dropped = std::mem::take(&mut self.waiting.dropped);
+        if dropped == 0 {
             return;
         }
         let text = match self.queue.own {
             None => format!(
-                "troop: {lost} lines were lost here, as they could not be written fast enough, or at all"
+                "troop: {dropped} lines were dropped here, as they could not be written fast enough, or at all"
             ),
-            Some(format) => log::dropped(format, lost),
+            Some(format) => log::dropped(format, dropped),
         };
         self.add(Origin::Event, text.as_bytes());
         self.waiting.notices += 1;
-        self.waiting.told += lost;
+        self.waiting.told += dropped;
     }
 
     fn add(&mut self, origin: Origin, line: &[u8]) {
@@ -356,7 +356,7 @@ impl Lines<'_> {
             waiting.single.push((origin, line.to_vec()));
             return;
         }
-        let is_apart = self.queue.apart && origin.is_error();
+        let is_apart = self.queue.separate_errors && origin.is_error();
         let to = if is_apart { &mut waiting.err } else { &mut waiting.out };
         let is_terminal = self.queue.terminals[usize::from(is_apart)];
         if self.queue.form == Form::Json {
@@ -401,7 +401,7 @@ mod tests {
             queue.lines().push(Origin::Out(0), b"a line");
         }
         queue.finish();
-        assert_eq!(queue.lost(), 100);
+        assert_eq!(queue.dropped(), 100);
     }
 
     #[test]
@@ -413,10 +413,10 @@ mod tests {
             form: Form::Plain,
             bound: Bound { bytes: MAX_QUEUED_BYTES, lines: usize::MAX },
             own: None,
-            apart: false,
+            separate_errors: false,
             single: true,
             terminals: [false; 2],
-            lost: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
             reopen: AtomicBool::new(false),
             path: None,
         };
@@ -427,7 +427,7 @@ mod tests {
         let waiting = queue.lock().single.len();
         assert!(
             waiting <= MAX_QUEUED_BYTES / LINE_OVERHEAD + 1
-                && queue.lost() as usize == 200_000 - waiting,
+                && queue.dropped() as usize == 200_000 - waiting,
             "{waiting} lines wait"
         );
     }
@@ -456,13 +456,13 @@ mod tests {
         queue.lines().push(Origin::Out(0), b"the last");
         queue.finish();
         let text = std::fs::read_to_string(&path).unwrap();
-        let lost: u64 = text
+        let dropped: u64 = text
             .lines()
             .find_map(|line| line.strip_prefix("troop: ")?.split(' ').next()?.parse().ok())
             .unwrap();
         assert_eq!(
-            (lost, text.lines().filter(|line| line.starts_with('x')).count() as u64 + lost),
-            (queue.lost(), 20)
+            (dropped, text.lines().filter(|line| line.starts_with('x')).count() as u64 + dropped),
+            (queue.dropped(), 20)
         );
         assert!(text.ends_with("\nthe last\n"));
     }

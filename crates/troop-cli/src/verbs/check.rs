@@ -10,16 +10,16 @@ use crate::config;
 use crate::log;
 
 /// The findings about a file.
-struct Looked {
+struct Findings {
     names: Vec<String>,
     warnings: Vec<String>,
     notes: Vec<String>,
     problems: Vec<String>,
 }
 
-fn look(file: &Path) -> Result<Looked, String> {
+fn inspect(file: &Path) -> Result<Findings, String> {
     let (apps, mut warnings) = config::read_with_warnings(file)?;
-    warnings.extend(config::doubts(file, &apps));
+    warnings.extend(config::warnings(file, &apps));
     let (mut problems, mut notes) = (Vec::new(), Vec::new());
     for (name, app) in &apps {
         let about = |what: String| format!("{}: app.{name}: {what}", file.display());
@@ -28,7 +28,7 @@ fn look(file: &Path) -> Result<Looked, String> {
         warnings.extend(seen.warnings.into_iter().map(|warning| format!("app.{name}: {warning}")));
         notes.extend(app.notes().into_iter().map(about));
     }
-    Ok(Looked { names: apps.into_keys().collect(), warnings, notes, problems })
+    Ok(Findings { names: apps.into_keys().collect(), warnings, notes, problems })
 }
 
 /// Reads a file as `troop run` would, and checks whether the files that it names exist.
@@ -40,8 +40,8 @@ pub(crate) fn check(args: &Check) -> Result<(), String> {
     }
     let file = &args.file;
     let shown = file.clone();
-    let Looked { names, warnings, notes, problems } =
-        config::source::answered(move || look(&shown))?;
+    let Findings { names, warnings, notes, problems } =
+        config::source::answered(move || inspect(&shown))?;
     if args.json {
         let _ = writeln!(
             out,

@@ -2,10 +2,10 @@
 
 pub(crate) mod check;
 pub(crate) mod init;
-pub(crate) mod look;
 pub(crate) mod man;
+pub(crate) mod operate;
 pub(crate) mod send;
+pub(crate) mod show;
 pub(crate) mod startup;
-pub(crate) mod steer;
 mod table;
 pub(crate) mod write;

@@ -3,10 +3,10 @@
 use serde_json::Value;
 use troop::text;
 
-use super::steer::{named, one};
+use super::operate::{named, one};
 use crate::args::Send;
 use crate::control::client;
-use crate::control::{Ask, Failure};
+use crate::control::{Failure, Request};
 use crate::error::CliError;
 use crate::print;
 
@@ -18,7 +18,7 @@ pub(crate) fn send(args: &Send) -> Result<(), CliError> {
     let message =
         serde_json::from_str(message).unwrap_or_else(|_| Value::String(message.to_owned()));
     let wait_ms = args.ask.then(|| u64::try_from(args.timeout.0.as_millis()).unwrap_or(u64::MAX));
-    let answer = client.ask(Ask::Send { message, worker, wait_ms }, |_| {})?;
+    let answer = client.request(Request::Send { message, worker, wait_ms }, |_| {})?;
     let answer = named(client.name(), answer);
     if args.json {
         let _ = print::json(&answer);

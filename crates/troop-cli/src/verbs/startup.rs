@@ -21,7 +21,9 @@ pub(crate) fn startup(args: &Startup) -> Result<(), String> {
         config::choose_environment(environment);
     }
     let mut apps = config::read(&file)?;
-    config::doubts(&file, &apps).iter().for_each(|doubt| log::line(&format!("troop: {doubt}")));
+    config::warnings(&file, &apps)
+        .iter()
+        .for_each(|warning| log::line(&format!("troop: {warning}")));
     if let Some(name) = &args.app {
         let names: Vec<_> = apps.keys().cloned().collect();
         let app = apps.remove(name).ok_or_else(|| {

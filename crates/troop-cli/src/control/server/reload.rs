@@ -15,7 +15,7 @@ impl Server {
     /// Applies the other changes of the configuration after the new workers are ready. If a client
     /// waits, so does this until further workers are ready. Returns the listeners that change only
     /// when they are opened again.
-    async fn adopt(
+    async fn apply_changes(
         &self,
         before: &ResolvedApp,
         after: &ResolvedApp,
@@ -66,10 +66,10 @@ impl Server {
             return busy();
         }
         let before = self.resolved();
-        let (after, doubts) =
+        let (after, warnings) =
             self.source.next().await.map_err(|text| Failure::new("bad-request", text))?;
         let setup = after.setup().map_err(|e| Failure::new("bad-request", e.chain()))?;
-        doubts.iter().for_each(|doubt| log::line(&format!("troop: {doubt}")));
+        warnings.iter().for_each(|warning| log::line(&format!("troop: {warning}")));
         let (changes, _) = before.changes(&after);
         let (_, late) = self.started.changes(&after);
         let late = late.into_iter().map(|name| format!("{name} only at the next start"));
@@ -94,12 +94,13 @@ impl Server {
         let is_awaited = stream.is_some();
         let done =
             self.replace_all(Reload::new().setup(setup).allow_moved(allow_moved), stream).await?;
-        let later =
-            self.adopt(&before, &after, is_awaited).await.map_err(|Failure { kind, message }| {
+        let later = self.apply_changes(&before, &after, is_awaited).await.map_err(
+            |Failure { kind, message }| {
                 let replaced = troop::text::counted(done.replaced, "worker");
                 Failure { kind, message: format!("{replaced} replaced, but {message}") }
-            });
-        self.is_planned(after);
+            },
+        );
+        self.set_resolved(after);
         let mut answer = json!({ "replaced": done.replaced, "later": later? });
         if let (1.., Some(fields)) = (done.started, answer.as_object_mut()) {
             fields.insert("started".into(), done.started.into());
@@ -116,7 +117,7 @@ impl Server {
         let mut events = self.cluster.events();
         let oldest = self.cluster.workers().iter().map(WorkerHandle::id).max();
         let mut reload = self.cluster.reload_with(reload);
-        let (mut began, mut is_heard) = (false, true);
+        let (mut began, mut is_reading) = (false, true);
         loop {
             let event = tokio::select! {
                 biased;
@@ -139,8 +140,9 @@ impl Server {
                 _ => false,
             };
             // Whoever has left, or does not listen, is not waited for a second time.
-            if let (true, Some(stream)) = (is_shown && is_heard, &mut stream) {
-                is_heard = send_answer(stream, &Answer::Event(log::as_json(&event))).await.is_ok();
+            if let (true, Some(stream)) = (is_shown && is_reading, &mut stream) {
+                is_reading =
+                    send_answer(stream, &Answer::Event(log::as_json(&event))).await.is_ok();
             }
         }
     }

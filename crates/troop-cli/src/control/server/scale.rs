@@ -10,17 +10,17 @@ use troop::{Error, Event, Events, WorkerHandle, WorkerId};
 
 use super::{Server, failed};
 use crate::control::Failure;
-use crate::start::{LAST_LINES_TIMEOUT, READY_MARGIN, patience, quoted, with_tip};
+use crate::start::{LAST_LINES_TIMEOUT, READY_MARGIN, quoted, start_timeout, with_tip};
 
 /// Times that each new slot may lose its worker, on average, until it counts as one that does not
 /// become ready.
 const MAX_ENDS: usize = 2;
 
-/// What becomes of the app.
-const GOES_ON: &str = "\nit goes on: see `troop show` and `troop logs`";
+/// The end of an error: the state of the app, and what to look at.
+const NEXT_STEPS: &str = "\nit keeps running: see `troop show` and `troop logs`";
 
-/// What happens to the workers that are started while a client waits for them.
-struct Newcomers {
+/// The workers that are started while a client waits for them.
+struct NewWorkers {
     events: Events,
     /// The newest worker that there was before.
     newest_before: Option<WorkerId>,
@@ -29,19 +29,19 @@ struct Newcomers {
     /// Ends of new workers, and starts that failed.
     ends: usize,
     /// The new worker that ended last.
-    fallen: Option<WorkerHandle>,
+    last_failed: Option<WorkerHandle>,
     /// How the last one ended, or why it was not started.
     last_end: Option<String>,
 }
 
-impl Newcomers {
+impl NewWorkers {
     /// Waits until they keep ending.
     async fn keep_ending(&mut self) {
         while self.ends < MAX_ENDS * self.slots.max(1) {
             let Some(event) = self.events.recv().await else { return std::future::pending().await };
             match event {
                 Event::Exit { worker, .. } if Some(worker.id()) > self.newest_before => {
-                    self.fallen = Some(worker);
+                    self.last_failed = Some(worker);
                 }
                 Event::Supervision(Progress::Restarting { cause, .. }) => {
                     let text = match cause {
@@ -49,7 +49,7 @@ impl Newcomers {
                             format!("worker {worker} ended with {how}")
                         }
                         Cause::NotStarted(reason) => {
-                            self.fallen = None;
+                            self.last_failed = None;
                             format!("a worker could not be started: {reason}")
                         }
                         _ => continue,
@@ -65,7 +65,8 @@ impl Newcomers {
     /// Says how the last one ended, with its last lines.
     fn last_end(&self) -> String {
         let Some(end) = &self.last_end else { return String::new() };
-        let lines = self.fallen.as_ref().and_then(|worker| worker.last_stderr(LAST_LINES_TIMEOUT));
+        let lines =
+            self.last_failed.as_ref().and_then(|worker| worker.last_stderr(LAST_LINES_TIMEOUT));
         format!("; the last unexpected end: {end}{}", quoted(lines.as_deref()))
     }
 }
@@ -92,9 +93,9 @@ impl Server {
         }
         if wait {
             let resolved = self.resolved();
-            let limit = patience(&resolved).max(resolved.grace() + READY_MARGIN);
-            let newcomers = self.newcomers(after.saturating_sub(before));
-            self.wait_for(self.cluster.scale(after), newcomers, limit).await?;
+            let limit = start_timeout(&resolved).max(resolved.grace() + READY_MARGIN);
+            let new_workers = self.new_workers(after.saturating_sub(before));
+            self.wait_for(self.cluster.scale(after), new_workers, limit).await?;
         } else {
             self.begin_scaling(after).await?;
         }
@@ -108,21 +109,21 @@ impl Server {
         before: usize,
         workers: usize,
     ) -> Result<(), Failure> {
-        let newcomers = self.newcomers(workers.saturating_sub(before));
+        let new_workers = self.new_workers(workers.saturating_sub(before));
         self.begin_scaling(workers).await?;
         if workers <= before {
             return Ok(());
         }
-        self.wait_for(self.cluster.ready(), newcomers, patience(&self.resolved())).await
+        self.wait_for(self.cluster.ready(), new_workers, start_timeout(&self.resolved())).await
     }
 
-    fn newcomers(&self, slots: usize) -> Newcomers {
-        Newcomers {
+    fn new_workers(&self, slots: usize) -> NewWorkers {
+        NewWorkers {
             events: self.cluster.events(),
             newest_before: self.cluster.workers().iter().map(WorkerHandle::id).max(),
             slots,
             ends: 0,
-            fallen: None,
+            last_failed: None,
             last_end: None,
         }
     }
@@ -131,7 +132,7 @@ impl Server {
     async fn wait_for<T, E: Into<Error>>(
         &self,
         operation: Operation<T, E>,
-        mut newcomers: Newcomers,
+        mut new_workers: NewWorkers,
         limit: Duration,
     ) -> Result<(), Failure> {
         let deadline = Instant::now() + limit;
@@ -151,19 +152,22 @@ impl Server {
                 },
                 Err(e) => return Err(failed(&e)),
             },
-            () = newcomers.keep_ending() => "and the new ones keep ending".into(),
+            () = new_workers.keep_ending() => "and the new ones keep ending".into(),
             () = sleep_until(deadline) => format!("after {limit:.0?}"),
         };
         let snapshot = self.cluster.snapshot().await.map_err(|e| failed(&e))?;
         let (ready, wanted) = (snapshot.ready, snapshot.wanted.unwrap_or(0));
         let surplus = snapshot.workers.len().saturating_sub(wanted);
         let state = if ready < wanted {
-            format!("not all workers are ready, {ready} of {wanted}, {why}{}", newcomers.last_end())
+            format!(
+                "not all workers are ready, {ready} of {wanted}, {why}{}",
+                new_workers.last_end()
+            )
         } else {
             format!("{} still drain, {why}", counted(surplus, "worker"))
         };
         let text = format!("{}: {state}", self.name);
-        Err(Failure::new("failed", with_tip(text) + GOES_ON))
+        Err(Failure::new("failed", with_tip(text) + NEXT_STEPS))
     }
 
     /// Changes the number of workers, and does not wait for them.

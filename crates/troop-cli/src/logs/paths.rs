@@ -9,7 +9,7 @@ use troop::program::safe_path::{Directory, Safety, who_can_change};
 use crate::config::Output;
 
 /// The largest record of an app's log files, in bytes.
-const MAX_NOTE: u64 = 64 * 1024;
+const MAX_RECORD: u64 = 64 * 1024;
 
 /// Returns the log directory: `TROOP_LOG_DIR`, `/var/log/troop` for root, or
 /// `~/.local/state/troop`.
@@ -52,29 +52,32 @@ pub(crate) fn files(name: &str, output: &Output, cwd: &Path) -> (PathBuf, Option
         Err(_) if file.components().count() > 1 => cwd.join(file),
         Err(_) => directory.join(file),
     };
-    (output.file.as_ref().map_or_else(|| usual(name), of), output.error_file.as_ref().map(of))
+    (
+        output.file.as_ref().map_or_else(|| default_path(name), of),
+        output.error_file.as_ref().map(of),
+    )
 }
 
 /// The name of the record of an app's log files.
-fn note(name: &str) -> OsString {
+fn record_name(name: &str) -> OsString {
     format!("{name}.files").into()
 }
 
-fn usual(name: &str) -> PathBuf {
+fn default_path(name: &str) -> PathBuf {
     directory().join(format!("{name}.log"))
 }
 
 /// Records the paths of an app's log files, so that `troop logs` finds them when the app does not
-/// run. A failure is ignored: it only makes `troop logs` look in the usual place.
-pub(crate) fn remember(name: &str, files: &[PathBuf]) {
-    let _ = try_remember(name, files);
+/// run. A failure is ignored: it only makes `troop logs` look at the default path.
+pub(crate) fn record(name: &str, files: &[PathBuf]) {
+    let _ = try_record(name, files);
 }
 
-fn try_remember(name: &str, files: &[PathBuf]) -> io::Result<()> {
+fn try_record(name: &str, files: &[PathBuf]) -> io::Result<()> {
     let path = directory();
     let safety = safety(&path, false);
-    if files == [usual(name)] {
-        return Directory::open(&path, safety)?.remove(&note(name));
+    if files == [default_path(name)] {
+        return Directory::open(&path, safety)?.remove(&record_name(name));
     }
     let directory = Directory::create(&path, safety, 0o750)?;
     let text = serde_json::to_string(files).unwrap_or_default();
@@ -82,7 +85,7 @@ fn try_remember(name: &str, files: &[PathBuf]) -> io::Result<()> {
     let new = OsString::from(format!(".{name}.files.{}", std::process::id()));
     let mut file = directory.create_new(&new, 0o640)?;
     let written =
-        file.write_all(text.as_bytes()).and_then(|()| directory.rename(&new, &note(name)));
+        file.write_all(text.as_bytes()).and_then(|()| directory.rename(&new, &record_name(name)));
     if written.is_err() {
         let _ = directory.remove(&new);
     }
@@ -90,21 +93,21 @@ fn try_remember(name: &str, files: &[PathBuf]) -> io::Result<()> {
 }
 
 /// Returns the recorded log files of an app that does not run, as far as they exist.
-pub(crate) fn remembered(name: &str) -> Vec<PathBuf> {
-    let files = noted(name).unwrap_or_else(|| vec![usual(name)]);
+pub(crate) fn recorded(name: &str) -> Vec<PathBuf> {
+    let files = read_record(name).unwrap_or_else(|| vec![default_path(name)]);
     files.into_iter().filter(|file| file.exists()).collect()
 }
 
 /// Reads the record, unless another user could have written it.
-fn noted(name: &str) -> Option<Vec<PathBuf>> {
+fn read_record(name: &str) -> Option<Vec<PathBuf>> {
     let path = directory();
     let file = Directory::open(&path, safety(&path, false))
-        .and_then(|directory| directory.read(&note(name)))
+        .and_then(|directory| directory.read(&record_name(name)))
         .ok()?;
     if who_can_change(&file.metadata().ok()?).is_some() {
         return None;
     }
     let mut text = String::new();
-    file.take(MAX_NOTE).read_to_string(&mut text).ok()?;
+    file.take(MAX_RECORD).read_to_string(&mut text).ok()?;
     serde_json::from_str(&text).ok()
 }

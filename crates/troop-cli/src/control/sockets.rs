@@ -85,7 +85,7 @@ fn lock(name: &str) -> OsString {
 
 /// Why a name could not be claimed.
 #[derive(Debug)]
-pub(crate) enum Unclaimed {
+pub(crate) enum ClaimError {
     /// An app of this name is running.
     Taken,
     Io(io::Error),
@@ -111,14 +111,14 @@ fn locked(directory: &Directory, name: &str) -> io::Result<Option<File>> {
     Err(io::ErrorKind::ResourceBusy.into())
 }
 
-/// Claims a name and binds its socket. A name that was not `asked` for gets a number if it is
+/// Claims a name and binds its socket. A name that is not `is_explicit` gets a number if it is
 /// taken.
-pub(crate) fn claim(name: &str, asked: bool) -> Result<(Claim, UnixListener), Unclaimed> {
-    for number in 1..=if asked { 1 } else { MAX_NUMBERED_NAMES } {
-        let directory = directory().map_err(Unclaimed::Io)?;
+pub(crate) fn claim(name: &str, is_explicit: bool) -> Result<(Claim, UnixListener), ClaimError> {
+    for number in 1..=if is_explicit { 1 } else { MAX_NUMBERED_NAMES } {
+        let directory = directory().map_err(ClaimError::Io)?;
         let name = if number == 1 { name.to_owned() } else { format!("{name}-{number}") };
         let io = |what: &str, e: io::Error| {
-            Unclaimed::Io(io::Error::new(e.kind(), format!("{what} of {name}: {e}")))
+            ClaimError::Io(io::Error::new(e.kind(), format!("{what} of {name}: {e}")))
         };
         let Some(lock) = locked(&directory, &name).map_err(|e| io("cannot take the lock", e))?
         else {
@@ -135,7 +135,7 @@ pub(crate) fn claim(name: &str, asked: bool) -> Result<(Claim, UnixListener), Un
             .map_err(|e| io("cannot close the control socket to others", e.into()))?;
         return Ok((claim, listener));
     }
-    Err(Unclaimed::Taken)
+    Err(ClaimError::Taken)
 }
 
 /// Returns the names of apps that have a socket, running or not.

@@ -20,21 +20,21 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Clients of the control socket without a request, the one that has been silent for longest first.
 #[derive(Debug, Default)]
-pub(super) struct Door {
+pub(super) struct PendingClients {
     silent: Mutex<VecDeque<Arc<UnixStream>>>,
 }
 
-impl Door {
+impl PendingClients {
     /// Accepts a client, and may disconnect another one for it.
-    pub(super) fn enter(&self, stream: UnixStream) -> Arc<UnixStream> {
+    pub(super) fn admit(&self, stream: UnixStream) -> Arc<UnixStream> {
         let stream = Arc::new(stream);
         let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
         if silent.len() >= MAX_SILENT {
             // A client that has sent nothing at all goes before one whose request is arriving.
-            let says_nothing = |client: &Arc<UnixStream>| {
+            let is_silent = |client: &Arc<UnixStream>| {
                 rustix::io::ioctl_fionread(client).is_ok_and(|bytes| bytes == 0)
             };
-            let at = silent.iter().position(says_nothing).unwrap_or(0);
+            let at = silent.iter().position(is_silent).unwrap_or(0);
             if let Some(client) = silent.remove(at) {
                 // The task of that client sees the end of the stream. This fails only if the client
                 // has closed it.
@@ -82,7 +82,7 @@ async fn read_line(stream: &UnixStream) -> io::Result<Vec<u8>> {
 }
 
 /// Completes when a client has closed its side, or sends something after its request.
-pub(super) async fn has_left(stream: &UnixStream) {
+pub(super) async fn until_closed(stream: &UnixStream) {
     loop {
         if stream.readable().await.is_err() {
             return;

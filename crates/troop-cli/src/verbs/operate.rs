@@ -10,7 +10,7 @@ use troop::text::{counted, escaped};
 
 use crate::args::{Policy, Reload, Restart, Scale, Signal, Stop, To};
 use crate::control::client::{self, Client};
-use crate::control::{App, Ask, Failure};
+use crate::control::{AppSnapshot, Failure, Request};
 use crate::error::CliError;
 use crate::print;
 
@@ -55,8 +55,10 @@ pub(crate) fn reload(args: &Reload) -> Result<(), CliError> {
                 let _ = writeln!(std::io::stderr().lock(), "{name}: {}", escaped(text));
             }
         };
-        let answer =
-            named(&name, client.ask(Ask::Reload { worker, allow_moved: args.allow_moved }, show)?);
+        let answer = named(
+            &name,
+            client.request(Request::Reload { worker, allow_moved: args.allow_moved }, show)?,
+        );
         report(args.json, &answer, || {
             let (replaced, started) =
                 (answer["replaced"].as_u64().unwrap_or(0), answer["started"].as_u64().unwrap_or(0));
@@ -86,7 +88,7 @@ pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
         let mut client = client::find(Some(&name))?
             .pop()
             .ok_or_else(|| CliError::NoApp(format!("{name} has ended")))?;
-        match client.ask(Ask::Restart, |_| {}) {
+        match client.request(Request::Restart, |_| {}) {
             // The app ended before it could answer.
             Err(CliError::Failed(failure)) if failure.kind == "over" => {}
             result => drop(result?),
@@ -97,7 +99,7 @@ pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
             // The primary that follows has a socket of its own.
             let fresh = client::find(Some(&name)).ok().and_then(|mut found| found.pop());
             let app = fresh.and_then(|mut client| client.snapshot().ok());
-            if let Some(App { snapshot, .. }) = &app {
+            if let Some(AppSnapshot { snapshot, .. }) = &app {
                 let ready =
                     snapshot.workers.iter().filter(|worker| worker.ready == Some(true)).count();
                 let ended = snapshot.vacant.iter().filter(|slot| slot.finished.is_some()).count();
@@ -144,11 +146,13 @@ pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
 /// Runs `troop scale`.
 pub(crate) fn scale(args: &Scale) -> Result<(), CliError> {
     let mut client = one(args.app.as_deref())?;
-    let ask = match args.to {
-        To::Workers(workers) => Ask::Scale { workers: Some(workers), by: 0, wait: !args.no_wait },
-        To::By(by) => Ask::Scale { workers: None, by, wait: !args.no_wait },
+    let request = match args.to {
+        To::Workers(workers) => {
+            Request::Scale { workers: Some(workers), by: 0, wait: !args.no_wait }
+        }
+        To::By(by) => Request::Scale { workers: None, by, wait: !args.no_wait },
     };
-    let answer = client.ask(ask, |_| {})?;
+    let answer = client.request(request, |_| {})?;
     let answer = named(client.name(), answer);
     report(args.json, &answer, || {
         let workers = counted(answer["workers"].as_u64().unwrap_or(0), "worker");
@@ -163,15 +167,17 @@ pub(crate) fn stop(args: &Stop) -> Result<(), CliError> {
     let mut clients = client::find(args.app.as_deref())?;
     // One app without an answer does not keep the others from stopping.
     let mut error = None;
-    clients.retain_mut(|client| match client.ask(Ask::Stop { quick: args.quick }, |_| {}) {
-        Ok(_) => true,
-        // The app ended before it could answer.
-        Err(CliError::Failed(failure)) if failure.kind == "over" => true,
-        Err(e) => {
-            if let Some(before) = error.replace(e) {
-                crate::log::line(&format!("troop: {before}"));
+    clients.retain_mut(|client| {
+        match client.request(Request::Stop { quick: args.quick }, |_| {}) {
+            Ok(_) => true,
+            // The app ended before it could answer.
+            Err(CliError::Failed(failure)) if failure.kind == "over" => true,
+            Err(e) => {
+                if let Some(before) = error.replace(e) {
+                    crate::log::line(&format!("troop: {before}"));
+                }
+                false
             }
-            false
         }
     });
     for mut client in clients {
@@ -190,8 +196,10 @@ pub(crate) fn stop(args: &Stop) -> Result<(), CliError> {
 pub(crate) fn policy(args: &Policy) -> Result<(), CliError> {
     let mut client = one(args.app.as_deref())?;
     let listener = args.policy.listeners.as_ref().map(ToString::to_string);
-    let answer = client
-        .ask(Ask::Schedule { listener, policy: args.policy.scheduling.to_string() }, |_| {})?;
+    let answer = client.request(
+        Request::Schedule { listener, policy: args.policy.scheduling.to_string() },
+        |_| {},
+    )?;
     let answer = named(client.name(), answer);
     report(args.json, &answer, || {
         let later: Vec<_> =
@@ -213,8 +221,8 @@ pub(crate) fn policy(args: &Policy) -> Result<(), CliError> {
 pub(crate) fn signal(args: &Signal) -> Result<(), CliError> {
     let (app, worker) = client::target(args.app.as_deref())?;
     let mut client = one(app)?;
-    let answer =
-        client.ask(Ask::Signal { signal: args.signal, worker: args.worker.or(worker) }, |_| {})?;
+    let answer = client
+        .request(Request::Signal { signal: args.signal, worker: args.worker.or(worker) }, |_| {})?;
     let answer = named(client.name(), answer);
     report(args.json, &answer, || {
         let workers = answer["workers"].as_array().map_or(0, Vec::len);

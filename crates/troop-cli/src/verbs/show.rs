@@ -7,14 +7,14 @@ use troop::snapshot::{Phase, Snapshot, WorkerSnapshot, WorkerState};
 use troop::text::{self, escaped};
 
 use super::table::{self, size, time};
-use crate::args::{Events, Look};
+use crate::args::{Events, Show};
 use crate::control::client;
-use crate::control::{App, Ask, Failure};
+use crate::control::{AppSnapshot, Failure, Request};
 use crate::error::CliError;
 use crate::{log, print};
 
 /// Returns the snapshots of all apps, or of the named ones. An app that ends meanwhile is left out.
-fn snapshots(target: Option<&str>) -> Result<Vec<App>, CliError> {
+fn snapshots(target: Option<&str>) -> Result<Vec<AppSnapshot>, CliError> {
     let clients = match target {
         None => client::all()?,
         target => client::find(target)?,
@@ -80,7 +80,7 @@ fn print_json(value: &impl serde::Serialize) {
 }
 
 /// Runs `troop ls`.
-pub(crate) fn ls(args: &Look) -> Result<(), CliError> {
+pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
     let apps = snapshots(args.app.as_deref())?;
     if args.json {
         print_json(&apps);
@@ -122,7 +122,7 @@ pub(crate) fn ls(args: &Look) -> Result<(), CliError> {
 }
 
 /// Runs `troop show`.
-pub(crate) fn show(args: &Look) -> Result<(), CliError> {
+pub(crate) fn show(args: &Show) -> Result<(), CliError> {
     let mut apps = Vec::new();
     let (app, worker) = client::target(args.app.as_deref())?;
     for mut client in client::find(app)? {
@@ -147,7 +147,7 @@ pub(crate) fn show(args: &Look) -> Result<(), CliError> {
         if at > 0 {
             let _ = writeln!(out);
         }
-        let App { name, program, version, file, log, lost_lines, snapshot } = app;
+        let AppSnapshot { name, program, version, file, log, lost_lines, snapshot } = app;
         let _ = writeln!(out, "{name}: {}", escaped(program));
         let (pid, uptime) = (snapshot.pid, time(snapshot.uptime_ms));
         let memory = snapshot.usage.map_or_else(|| "?".into(), |usage| size(usage.rss));
@@ -263,5 +263,5 @@ pub(crate) fn events(args: &Events) -> Result<(), CliError> {
             std::process::exit(0);
         }
     };
-    client.ask(Ask::Events, print).map(|_| ())
+    client.request(Request::Events, print).map(|_| ())
 }
