@@ -4,7 +4,7 @@ use std::io;
 
 use troop::Error;
 
-use crate::control::{ANSWER_TIMEOUT, Failure};
+use crate::control::protocol::{ANSWER_TIMEOUT, Failure};
 
 /// Why a verb has failed.
 #[derive(Debug)]

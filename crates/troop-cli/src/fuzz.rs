@@ -7,7 +7,8 @@ use serde_json::json;
 use troop::text;
 
 use crate::config::{self, File, Form, env_file};
-use crate::control::{VERSION, server};
+use crate::control::protocol::VERSION;
+use crate::control::server;
 use crate::logs::line::{self, Origin};
 
 /// Parses a request of the control socket. A request that is written again parses to the same one.

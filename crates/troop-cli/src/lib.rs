@@ -1,6 +1,7 @@
 //! The program `troop`, which runs any program as a cluster. It is a library only for the fuzz
 //! targets, and has no stable API.
 
+mod app;
 mod args;
 mod build;
 mod config;

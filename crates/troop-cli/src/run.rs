@@ -9,9 +9,10 @@ use std::sync::Arc;
 use troop::supervise::Progress;
 use troop::{Error, Event, text};
 
+use crate::app::{self, Parts};
 use crate::args::Run;
 use crate::config::{Form, LogFormat, To};
-use crate::control::server::{self, Identity};
+use crate::control::server;
 use crate::control::sockets::{self, Claim, ClaimError};
 use crate::error::RunError;
 use crate::log::{self, Log};
@@ -151,7 +152,7 @@ fn run_as(
     }
     let observed = reporter.clone().filter(|reporter| reporter.is_awaited());
     let fds = resolved.app.fds.clone();
-    let identity = Identity {
+    let parts = Parts {
         name: name.clone(),
         resolved,
         source,
@@ -160,11 +161,16 @@ fn run_as(
         reporter,
     };
     builder = builder.on_start(move |cluster| {
-        if let Err(e) = server::start(listener, cluster, identity, signals, watched) {
+        let serve = |app| async {
+            if let Some(listener) = listener {
+                server::serve(app, listener).await;
+            }
+        };
+        if let Err(e) = app::start(cluster, parts, signals, watched, serve) {
             log::line(&format!("troop: cannot serve the control socket, so `troop ls` and other verbs do not find this app: {e}"));
         }
     });
-    let mut fallen = None;
+    let mut last_failed = None;
     let result = builder
         .on_event(move |event| {
             match (&observed, event) {
@@ -172,10 +178,10 @@ fn run_as(
                     if !how.is_success() {
                         reporter.note_failed(worker);
                     }
-                    fallen = Some(worker.clone());
+                    last_failed = Some(worker.clone());
                 }
                 (Some(reporter), Event::Supervision(Progress::NotRestarting { worker, how })) => {
-                    let words = fallen
+                    let words = last_failed
                         .take()
                         .and_then(|worker| worker.last_stderr(start::LAST_LINES_TIMEOUT))
                         .unwrap_or_default();

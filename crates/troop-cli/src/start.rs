@@ -16,7 +16,7 @@ use troop::{Cluster, Event, WorkerHandle, text};
 
 use crate::args::{Env, Run, Start};
 use crate::config;
-use crate::control::Failure;
+use crate::control::protocol::Failure;
 use crate::error::CliError;
 use crate::resolve::{self, ResolvedApp};
 use crate::{log, print};

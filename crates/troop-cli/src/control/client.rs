@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{ANSWER_TIMEOUT, Answer, AppSnapshot, Envelope, Failure, Request, VERSION, sockets};
+use super::protocol::{ANSWER_TIMEOUT, Answer, AppSnapshot, Envelope, Failure, Request, VERSION};
+use super::sockets;
 use crate::error::CliError;
 
 /// Time after which an unused connection is replaced. The primary closes connections without a

@@ -12,6 +12,8 @@ use rustix::net::Shutdown;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::connection::Connection;
+
 /// The number of silent clients.
 const MAX_SILENT: usize = 16;
 /// The longest request in bytes, and the time that it may take to arrive.
@@ -50,14 +52,14 @@ impl PendingClients {
     pub(super) async fn read_request(
         &self,
         stream: Arc<UnixStream>,
-    ) -> Option<(Vec<u8>, UnixStream)> {
+    ) -> Option<(Vec<u8>, Connection)> {
         let request = timeout(REQUEST_TIMEOUT, read_line(&stream)).await;
         self.silent
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|client| !Arc::ptr_eq(client, &stream));
         let line = request.ok()?.ok()?;
-        Some((line, Arc::try_unwrap(stream).ok()?))
+        Some((line, Connection::new(Arc::try_unwrap(stream).ok()?)))
     }
 }
 
@@ -77,19 +79,6 @@ async fn read_line(stream: &UnixStream) -> io::Result<Vec<u8>> {
         }
         if line.len() > MAX_REQUEST {
             return Err(io::ErrorKind::InvalidData.into());
-        }
-    }
-}
-
-/// Completes when a client has closed its side, or sends something after its request.
-pub(super) async fn until_closed(stream: &UnixStream) {
-    loop {
-        if stream.readable().await.is_err() {
-            return;
-        }
-        match stream.try_read(&mut [0]) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            _ => return,
         }
     }
 }

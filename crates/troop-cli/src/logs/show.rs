@@ -14,7 +14,7 @@ use super::line::{self, Entry};
 use super::paths;
 use crate::args::Logs;
 use crate::control::client;
-use crate::control::{Failure, Request};
+use crate::control::protocol::{Failure, Request};
 use crate::error::CliError;
 use crate::print;
 

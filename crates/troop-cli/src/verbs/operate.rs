@@ -10,7 +10,7 @@ use troop::text::{counted, escaped};
 
 use crate::args::{Policy, Reload, Restart, Scale, Signal, Stop, To};
 use crate::control::client::{self, Client};
-use crate::control::{AppSnapshot, Failure, Request};
+use crate::control::protocol::{AppSnapshot, Failure, Request};
 use crate::error::CliError;
 use crate::print;
 

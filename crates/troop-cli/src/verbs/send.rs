@@ -6,7 +6,7 @@ use troop::text;
 use super::operate::{named, one};
 use crate::args::Send;
 use crate::control::client;
-use crate::control::{Failure, Request};
+use crate::control::protocol::{Failure, Request};
 use crate::error::CliError;
 use crate::print;
 

@@ -9,7 +9,7 @@ use troop::text::{self, escaped};
 use super::table::{self, size, time};
 use crate::args::{Events, Show};
 use crate::control::client;
-use crate::control::{AppSnapshot, Failure, Request};
+use crate::control::protocol::{AppSnapshot, Failure, Request};
 use crate::error::CliError;
 use crate::{log, print};
 

@@ -8,8 +8,8 @@ use troop::supervise::{Cause, NotReady, Operation, Progress};
 use troop::text::counted;
 use troop::{Error, Event, Events, WorkerHandle, WorkerId};
 
-use super::{Server, failed};
-use crate::control::Failure;
+use super::{RunningApp, failed};
+use crate::control::protocol::Failure;
 use crate::start::{LAST_LINES_TIMEOUT, READY_MARGIN, quoted, start_timeout, with_tip};
 
 /// Times that each new slot may lose its worker, on average, until it counts as one that does not
@@ -71,10 +71,10 @@ impl NewWorkers {
     }
 }
 
-impl Server {
+impl RunningApp {
     /// Changes the number of workers, to `workers` or by `by`. With `wait`, answers when as many are
     /// ready and the others gone, or fails with the reason.
-    pub(super) async fn scale(
+    pub(crate) async fn scale(
         &self,
         workers: Option<usize>,
         by: i64,

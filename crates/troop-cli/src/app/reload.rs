@@ -1,17 +1,17 @@
 //! Reloads: re-reading the configuration, replacing the workers, and reporting the outcome.
 
 use serde_json::{Value, json};
-use tokio::net::UnixStream;
 use troop::snapshot::Phase;
 use troop::supervise::{Progress, ReloadFailed, Reloaded};
 use troop::{Event, Reload, WorkerHandle};
 
-use super::{Server, failed, send_answer};
-use crate::control::{Answer, Failure};
+use super::{RunningApp, failed};
+use crate::control::connection::Connection;
+use crate::control::protocol::{Answer, Failure};
 use crate::log;
 use crate::resolve::ResolvedApp;
 
-impl Server {
+impl RunningApp {
     /// Applies the other changes of the configuration after the new workers are ready. If a client
     /// waits, so does this until further workers are ready. Returns the listeners that change only
     /// when they are opened again.
@@ -46,13 +46,13 @@ impl Server {
     }
 
     /// Re-reads the configuration and replaces the workers. Continues if the client leaves.
-    pub(super) async fn reload(
+    pub(crate) async fn reload(
         &self,
-        mut stream: Option<&mut UnixStream>,
+        mut client: Option<&mut Connection>,
         allow_moved: bool,
     ) -> Result<Value, Failure> {
         let busy = || Err(Failure::new("busy", "a reload is under way, or the app is stopping"));
-        let _one = match &stream {
+        let _one = match &client {
             Some(_) => match self.reloading.try_lock() {
                 Ok(one) => one,
                 Err(_) => return busy(),
@@ -76,24 +76,22 @@ impl Server {
         let changes: Vec<String> = changes.into_iter().chain(late).collect();
         if !changes.is_empty() {
             let text = format!("changed: {}", changes.join("; "));
-            match &mut stream {
-                Some(stream) => {
+            match &mut client {
+                Some(client) => {
                     drop(
-                        send_answer(
-                            stream,
-                            &Answer::Event(
+                        client
+                            .send(&Answer::Event(
                                 json!({ "event": "changed", "changes": changes, "text": text }),
-                            ),
-                        )
-                        .await,
+                            ))
+                            .await,
                     );
                 }
                 None => log::line(&format!("troop: {text}")),
             }
         }
-        let is_awaited = stream.is_some();
+        let is_awaited = client.is_some();
         let done =
-            self.replace_all(Reload::new().setup(setup).allow_moved(allow_moved), stream).await?;
+            self.replace_all(Reload::new().setup(setup).allow_moved(allow_moved), client).await?;
         let later = self.apply_changes(&before, &after, is_awaited).await.map_err(
             |Failure { kind, message }| {
                 let replaced = troop::text::counted(done.replaced, "worker");
@@ -112,7 +110,7 @@ impl Server {
     async fn replace_all(
         &self,
         reload: Reload,
-        mut stream: Option<&mut UnixStream>,
+        mut client: Option<&mut Connection>,
     ) -> Result<Reloaded, Failure> {
         let mut events = self.cluster.events();
         let oldest = self.cluster.workers().iter().map(WorkerHandle::id).max();
@@ -140,9 +138,8 @@ impl Server {
                 _ => false,
             };
             // Whoever has left, or does not listen, is not waited for a second time.
-            if let (true, Some(stream)) = (is_shown && is_reading, &mut stream) {
-                is_reading =
-                    send_answer(stream, &Answer::Event(log::as_json(&event))).await.is_ok();
+            if let (true, Some(client)) = (is_shown && is_reading, &mut client) {
+                is_reading = client.send(&Answer::Event(log::as_json(&event))).await.is_ok();
             }
         }
     }

@@ -1,0 +1,47 @@
+//! What is shown of an app: snapshots, and where output goes.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::{RunningApp, failed};
+use crate::control::protocol::{AppSnapshot, Failure};
+use crate::logs::paths::files;
+
+impl RunningApp {
+    /// Returns an [`AppSnapshot`].
+    pub(crate) async fn snapshot(&self) -> Result<Value, Failure> {
+        let snapshot = self.cluster.snapshot().await.map_err(|e| failed(&e))?;
+        let (name, program) =
+            (self.name.clone(), Path::new(&self.resolved().program).display().to_string());
+        let app = AppSnapshot {
+            name,
+            program,
+            version: env!("CARGO_PKG_VERSION").into(),
+            file: self.source.file().map(|file| {
+                std::path::absolute(file).unwrap_or_else(|_| file.into()).display().to_string()
+            }),
+            log: self
+                .queue
+                .as_ref()
+                .and_then(|queue| queue.path())
+                .map(|path| path.display().to_string()),
+            lost_lines: self.queue.as_ref().map_or(0, |queue| queue.dropped()),
+            snapshot,
+        };
+        serde_json::to_value(app).map_err(|e| Failure::new("failed", e.to_string()))
+    }
+
+    /// Returns where the output of the workers goes.
+    pub(crate) fn logs(&self) -> Value {
+        let resolved = self.resolved();
+        let (to, _) = resolved.output();
+        let file = self.queue.as_ref().and_then(|queue| queue.path());
+        let cwd = resolved.cwd.clone().unwrap_or_else(|| ".".into());
+        let errors =
+            files(&self.name, &resolved.app.output, &std::path::absolute(&cwd).unwrap_or(cwd))
+                .1
+                .filter(|_| file.is_some());
+        json!({ "to": to, "file": file, "error_file": errors })
+    }
+}

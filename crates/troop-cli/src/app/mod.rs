@@ -1,0 +1,140 @@
+//! The app that a primary runs: its cluster, its configuration, and the operations on them, on a
+//! thread of their own.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `inspect.rs` | snapshots, and where output goes |
+//! | `operate.rs` | recycling, scheduling, signals, restart and stop |
+//! | `reload.rs`, `scale.rs` | reloads, and changes of the number of workers |
+//! | `send.rs` | messages to workers |
+//! | `triggers.rs` | reloads by signals and changes of files |
+
+mod inspect;
+mod operate;
+mod reload;
+mod scale;
+mod send;
+mod triggers;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use troop::Cluster;
+
+use crate::control::protocol::Failure;
+use crate::logs::writer::LogQueue;
+use crate::resolve::{ResolvedApp, Source};
+use crate::restart::RestartRequest;
+use crate::signals::Signals;
+use crate::start::{StartupReporter, start_timeout};
+use crate::watch::Watched;
+
+/// Timeout of a start, after which memory that only the start needed is released in any case.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The parts of a running app besides its cluster.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) name: String,
+    pub(crate) resolved: ResolvedApp,
+    pub(crate) source: Source,
+    /// The queue of the workers' output, if it passes through this process.
+    pub(crate) queue: Option<Arc<LogQueue>>,
+    pub(crate) restarting: Arc<RestartRequest>,
+    /// Reports the outcome of the start to `troop start`.
+    pub(crate) reporter: Option<Arc<StartupReporter>>,
+}
+
+/// A running app.
+pub(crate) struct RunningApp {
+    cluster: Cluster,
+    name: String,
+    source: Source,
+    /// The app as it was started; a reload cannot change all of it.
+    started: ResolvedApp,
+    /// The app as of the last reload.
+    resolved: Mutex<ResolvedApp>,
+    /// The queue of the workers' output, if it passes through this process.
+    queue: Option<Arc<LogQueue>>,
+    restarting: Arc<RestartRequest>,
+    /// Held by the one reload that waits for the current one.
+    waiting: Semaphore,
+    /// Held during a reload.
+    reloading: tokio::sync::Mutex<()>,
+}
+
+/// Starts the thread of an app: it handles signals and changes of files and runs `serve`, until the
+/// process ends.
+///
+/// # Errors
+/// If no runtime or no thread can be started.
+pub(crate) fn start<F: Future<Output = ()>>(
+    cluster: Cluster,
+    parts: Parts,
+    signals: Signals,
+    watched: Option<Watched>,
+    serve: impl FnOnce(Arc<RunningApp>) -> F + Send + 'static,
+) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let Parts { name, resolved, source, queue, restarting, reporter } = parts;
+    let app = Arc::new(RunningApp {
+        cluster,
+        name,
+        source,
+        started: resolved.clone(),
+        resolved: Mutex::new(resolved),
+        queue,
+        restarting,
+        waiting: Semaphore::new(1),
+        reloading: tokio::sync::Mutex::default(),
+    });
+    let run = move || {
+        runtime.block_on(async {
+            if let Some(reporter) = reporter {
+                tokio::spawn(app.clone().report_startup(reporter));
+            }
+            tokio::spawn(app.clone().release_startup_memory());
+            if let Some(watched) = watched {
+                tokio::spawn(app.clone().watch_files(watched));
+            }
+            tokio::spawn(app.clone().handle_signals(signals));
+            serve(app).await;
+            std::future::pending::<()>().await;
+        });
+    };
+    std::thread::Builder::new().name("troop-control".into()).spawn(run)?;
+    Ok(())
+}
+
+impl RunningApp {
+    /// Returns a handle of the app's cluster.
+    pub(crate) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    async fn report_startup(self: Arc<RunningApp>, reporter: Arc<StartupReporter>) {
+        let timeout = start_timeout(&self.started);
+        reporter.watch(&self.cluster, &self.name, timeout).await;
+    }
+
+    /// Releases memory that only the start needed, once all workers are ready.
+    async fn release_startup_memory(self: Arc<RunningApp>) {
+        let _ = timeout(RELEASE_TIMEOUT, self.cluster.ready()).await;
+        troop::program::own_code::release();
+    }
+
+    fn resolved(&self) -> ResolvedApp {
+        self.resolved.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_resolved(&self, resolved: ResolvedApp) {
+        *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) = resolved;
+    }
+}
+
+fn failed(e: &troop::Error) -> Failure {
+    let kind = if matches!(e, troop::Error::ClusterOver) { "over" } else { "failed" };
+    Failure::new(kind, e.chain())
+}

@@ -1,0 +1,107 @@
+//! Operations on an app other than reloads and changes of the number of workers.
+
+use serde_json::{Value, json};
+use troop::WorkerId;
+use troop::snapshot::Phase;
+use troop::supervise::RecycleFailed;
+
+use super::{RunningApp, failed};
+use crate::control::protocol::Failure;
+use crate::preflight;
+
+impl RunningApp {
+    /// Replaces one worker.
+    pub(crate) async fn recycle(&self, worker: u32) -> Result<Value, Failure> {
+        let worker = WorkerId(worker);
+        if self.cluster.worker(worker).is_none() {
+            return Err(Failure::new("no-worker", format!("there is no worker {worker}")));
+        }
+        let failed = match self.cluster.recycle(worker, "it was asked for").await {
+            Ok(new) => return Ok(json!({ "replaced": 1, "new": new })),
+            Err(failed) => failed,
+        };
+        Err(match failed {
+            RecycleFailed::Reloading => Failure::new("busy", "all are being replaced now"),
+            RecycleFailed::NotInService | RecycleFailed::UnderWay | RecycleFailed::Paused => {
+                Failure::new("busy", "others are being replaced, or it is leaving")
+            }
+            RecycleFailed::Ended => Failure::new("failed", "it ended by itself meanwhile"),
+            RecycleFailed::Stopping | RecycleFailed::Over => {
+                Failure::new("over", "the app is stopping")
+            }
+            failed => Failure::new("failed", failed.to_string()),
+        })
+    }
+
+    /// Changes the scheduling of one listener, or the default of all others.
+    pub(crate) async fn schedule(
+        &self,
+        listener: Option<String>,
+        policy: &str,
+    ) -> Result<Value, Failure> {
+        let bad = |e: troop::policy::BadScheduling| Failure::new("bad-request", e.to_string());
+        let listener = listener.map(|listener| listener.parse()).transpose().map_err(bad)?;
+        let later = self
+            .cluster
+            .set_scheduling(listener, policy.parse().map_err(bad)?)
+            .await
+            .map_err(|e| match e {
+                troop::Error::Settings(_) => {
+                    let text = "its workers take sockets by activation (bind), and the kernel chooses among them; \
+                        a policy is for an app without bind, or set at its start";
+                    Failure::new("bad-request", text)
+                }
+                e => failed(&e),
+            })?;
+        Ok(json!({ "later": later.iter().map(ToString::to_string).collect::<Vec<_>>() }))
+    }
+
+    /// Sends a signal to one worker or to all.
+    pub(crate) async fn signal(&self, signal: i32, worker: Option<u32>) -> Result<Value, Failure> {
+        let workers = match worker {
+            None => self.cluster.workers(),
+            Some(id) => match self.cluster.worker(WorkerId(id)) {
+                Some(worker) => vec![worker],
+                None => return Err(Failure::new("no-worker", format!("there is no worker {id}"))),
+            },
+        };
+        let mut reached = Vec::new();
+        for worker in workers {
+            match worker.kill(signal).await {
+                Ok(()) => reached.push(worker.id()),
+                // The worker has ended meanwhile.
+                Err(troop::Error::NoWorker(_)) => {}
+                Err(e) => return Err(failed(&e)),
+            }
+        }
+        Ok(json!({ "workers": reached }))
+    }
+
+    /// Stops the workers; the primary then executes itself again.
+    ///
+    /// # Errors
+    /// If the app is stopping, or its current configuration is invalid.
+    pub(crate) async fn restart(&self) -> Result<(), Failure> {
+        self.can_restart().await?;
+        self.restarting.request();
+        drop(self.cluster.stop());
+        Ok(())
+    }
+
+    /// Stops the app; `quick` kills its workers.
+    pub(crate) fn stop(&self, quick: bool) {
+        self.restarting.cancel();
+        drop(if quick { self.cluster.stop_now() } else { self.cluster.stop() });
+    }
+
+    /// Checks whether the app could be started again with its current configuration.
+    async fn can_restart(&self) -> Result<(), Failure> {
+        if self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase == Phase::Stopping {
+            return Err(Failure::new("busy", "the app is stopping"));
+        }
+        let (resolved, _) =
+            self.source.next().await.map_err(|text| Failure::new("bad-request", text))?;
+        let checked = resolved.setup().and_then(|_| preflight::check_files(&resolved));
+        checked.map_err(|e| Failure::new("bad-request", e.chain()))
+    }
+}

@@ -1,0 +1,60 @@
+//! Reloads that no client requests: by a signal, or by a change of files.
+
+use std::sync::Arc;
+
+use tokio::io::AsyncReadExt as _;
+use tokio::net::UnixStream;
+
+use super::RunningApp;
+use crate::log;
+use crate::signals::Signals;
+use crate::watch::Watched;
+
+impl RunningApp {
+    /// Handles SIGHUP and SIGUSR1.
+    pub(super) async fn handle_signals(self: Arc<RunningApp>, signals: Signals) {
+        let Signals { reload, reopen } = signals;
+        let (Ok(mut reload), Ok(mut reopen)) =
+            (UnixStream::from_std(reload), UnixStream::from_std(reopen))
+        else {
+            return;
+        };
+        loop {
+            let (mut bytes, mut others) = ([0; 16], [0; 16]);
+            tokio::select! {
+                read = reload.read(&mut bytes) => match read {
+                    Ok(1..) => {
+                        let app = self.clone();
+                        tokio::spawn(async move { app.reload_without_client().await });
+                    }
+                    _ => return,
+                },
+                read = reopen.read(&mut others) => match read {
+                    Ok(1..) => self.queue.iter().for_each(|queue| queue.reopen()),
+                    _ => return,
+                },
+            }
+        }
+    }
+
+    /// Reloads whenever a watched file has changed.
+    pub(super) async fn watch_files(self: Arc<RunningApp>, mut watched: Watched) {
+        while let Some(what) = watched.changed().await {
+            log::line(&format!("troop: {what} has changed"));
+            self.reload_without_client().await;
+        }
+    }
+
+    /// Reloads after a signal or a change of files. Failures are logged, because no client waits.
+    async fn reload_without_client(&self) {
+        // One waiting reload covers all further requests.
+        let Ok(waiting) = self.waiting.try_acquire() else { return };
+        drop(self.reloading.lock().await);
+        drop(waiting);
+        if let Err(failure) = self.reload(None, false).await
+            && failure.kind != "failed"
+        {
+            log::line(&format!("troop: not reloaded: {}", failure.message));
+        }
+    }
+}

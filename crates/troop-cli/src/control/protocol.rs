@@ -1,0 +1,116 @@
+//! The messages of the control socket: `docs/control.md`.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use troop::snapshot::Snapshot;
+
+/// The version of the protocol.
+pub(crate) const VERSION: u32 = 1;
+
+/// Deadline for an answer.
+pub(crate) const ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// A request to a primary: one line.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Envelope {
+    /// The version of the protocol.
+    pub(crate) troop: u32,
+    #[serde(flatten)]
+    pub(crate) request: Request,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub(crate) enum Request {
+    /// Returns an [`AppSnapshot`].
+    Snapshot,
+    /// Replaces all workers, or one of them; answered when that has succeeded or failed.
+    Reload {
+        #[serde(default)]
+        worker: Option<u32>,
+        /// Whether the new workers may listen on other addresses.
+        #[serde(default)]
+        allow_moved: bool,
+    },
+    /// Stops the workers and starts the app again, re-reading its configuration. The connection
+    /// stays open until the primary executes itself.
+    Restart,
+    /// Returns where the output of the workers goes.
+    Logs,
+    /// Changes the number of workers, to `workers` or by `by`; answered when as many are ready and
+    /// the others gone, unless `wait` is false.
+    Scale {
+        workers: Option<usize>,
+        #[serde(default)]
+        by: i64,
+        #[serde(default = "yes")]
+        wait: bool,
+    },
+    /// Stops the app; `quick` kills its workers. The connection stays open until the process ends.
+    Stop {
+        #[serde(default)]
+        quick: bool,
+    },
+    /// Changes the scheduling of one listener, or the default of all others.
+    Schedule { listener: Option<String>, policy: String },
+    /// Sends a signal to one worker or to all.
+    Signal { signal: i32, worker: Option<u32> },
+    /// Sends a message to one worker or to all, and waits `wait_ms` milliseconds for replies, if
+    /// that is set.
+    Send {
+        message: Value,
+        worker: Option<u32>,
+        #[serde(default)]
+        wait_ms: Option<u64>,
+    },
+    /// Streams events until the client leaves.
+    Events,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A line from a primary; the last one is `done` or `failed`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Answer {
+    /// An event, in the format of `troop run --log json`.
+    Event(Value),
+    Done(Value),
+    Failed(Failure),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    /// The kind, for programs: `bad-request`, `busy`, `failed`, `no-worker`, `over`.
+    pub(crate) kind: String,
+    /// The reason, for people.
+    pub(crate) message: String,
+}
+
+impl Failure {
+    pub(crate) fn new(kind: &str, message: impl Into<String>) -> Failure {
+        Failure { kind: kind.into(), message: message.into() }
+    }
+}
+
+/// An app and its snapshot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct AppSnapshot {
+    pub(crate) name: String,
+    pub(crate) program: String,
+    /// The version of troop that runs it.
+    pub(crate) version: String,
+    /// The configuration file, if the app comes from one.
+    #[serde(default)]
+    pub(crate) file: Option<String>,
+    /// The log file, if output goes to one.
+    #[serde(default)]
+    pub(crate) log: Option<String>,
+    /// The number of output lines that could not be written.
+    #[serde(default)]
+    pub(crate) lost_lines: u64,
+    #[serde(flatten)]
+    pub(crate) snapshot: Snapshot,
+}
