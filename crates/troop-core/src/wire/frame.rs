@@ -10,17 +10,17 @@ use std::collections::VecDeque;
 
 use memchr::memchr;
 
-/// What made a stream unreadable. Nothing after it can be trusted.
+/// The error of an unreadable stream. Nothing that follows can be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FrameError {
     /// A line grew beyond this many bytes.
     TooLong(usize),
 }
 
-/// The most descriptors that may wait for their line, unless fewer were chosen.
+/// Default maximum number of descriptors that wait for their line.
 const MAX_WAITING_HANDLES: usize = 256;
 
-/// How the end of a message is known.
+/// How messages are delimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     /// By a newline.
@@ -29,7 +29,7 @@ pub enum Framing {
     Lengths,
 }
 
-/// The bytes of a length.
+/// Size of a length prefix, in bytes.
 const LENGTH_BYTES: usize = 4;
 
 /// Reads lines from chunks of bytes that were cut anywhere. `H` is a descriptor; dropping one
@@ -42,7 +42,7 @@ pub struct FrameReader<H> {
     framing: Framing,
     /// Stream offset of the first byte that is not part of a finished line.
     line_start: u64,
-    /// Stream offset behind the last byte received.
+    /// Stream offset after the last byte received.
     received: u64,
 }
 
@@ -78,13 +78,13 @@ impl<H> Line<'_, H> {
 }
 
 impl<H> FrameReader<H> {
-    /// A reader that refuses lines of more than `max_line` bytes.
+    /// Creates a reader that rejects lines of more than `max_line` bytes.
     #[must_use]
     pub fn new(max_line: usize) -> Self {
         FrameReader::with(Framing::Lines, max_line)
     }
 
-    /// The same for lines of either kind.
+    /// Creates a reader for either framing.
     #[must_use]
     pub fn with(framing: Framing, max_line: usize) -> Self {
         FrameReader {
@@ -97,22 +97,21 @@ impl<H> FrameReader<H> {
         }
     }
 
-    /// Keeps at most this many descriptors until their line has come to its end.
+    /// Sets the maximum number of descriptors that wait for the end of their line.
     #[must_use]
     pub fn most_handles(mut self, most: usize) -> Self {
         self.handles.most = most;
         self
     }
 
-    /// Takes in what one `recvmsg` returned. Read the lines it completes with [`Chunk::next_line`]
+    /// Adds the result of one `recvmsg`. Read the lines that it completes by [`Chunk::next_line`]
     /// until that returns `None`.
     pub fn feed<'a>(
         &'a mut self,
         chunk: &'a [u8],
         handles: impl IntoIterator<Item = H>,
     ) -> Chunk<'a, H> {
-        // An empty chunk with descriptors cannot happen on a stream socket, but must not lose track
-        // either.
+        // An empty chunk with descriptors cannot occur on a stream socket, but is handled.
         self.received += chunk.len() as u64;
         let end = self.received.max(self.line_start + 1);
         for handle in handles {
@@ -125,12 +124,13 @@ impl<H> FrameReader<H> {
         Chunk { reader: self, rest: chunk, used_partial: false }
     }
 
-    /// How many descriptors were dropped because no line claimed them, since this was last asked.
+    /// Returns the number of descriptors that were dropped because no line claimed them, since the
+    /// last call.
     pub fn take_surplus(&mut self) -> u64 {
         std::mem::take(&mut self.handles.surplus)
     }
 
-    /// Bytes of an unfinished line that are being kept.
+    /// Returns the number of kept bytes of an unfinished line.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.partial.len()
@@ -146,7 +146,8 @@ pub struct Chunk<'a, H> {
 }
 
 impl<H> Chunk<'_, H> {
-    /// How many bytes of the rest belong to the line that is being read, if its end is there.
+    /// Returns the number of remaining bytes up to the end of the current line, if it is in this
+    /// chunk.
     fn end(&self) -> Result<Option<usize>, FrameError> {
         let (before, limit) = (self.reader.partial.len(), self.reader.max_line);
         let check =
@@ -172,16 +173,16 @@ impl<H> Chunk<'_, H> {
         }
     }
 
-    /// The next complete line. After `None` the beginning of an unfinished line has been kept for
-    /// the next chunk.
+    /// Returns the next complete line. With `None`, the beginning of an unfinished line was kept
+    /// for the next chunk.
     ///
     /// # Errors
-    /// [`FrameError::TooLong`] when a line exceeds the limit, whether or not its end has come.
+    /// [`FrameError::TooLong`] if a line exceeds the limit, even if it is not complete.
     pub fn next_line(&mut self) -> Result<Option<Line<'_, H>>, FrameError> {
         let reader = &mut *self.reader;
         if std::mem::take(&mut self.used_partial) {
             reader.partial.clear();
-            // One huge line must not pin its memory for ever.
+            // Release the memory of a huge line.
             reader.partial.shrink_to(64 * 1024);
         }
         reader.handles.drop_before(reader.line_start);
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handle_nobody_claims_is_dropped_before_the_next_chunk() {
+    fn an_unclaimed_handle_is_dropped_before_the_next_chunk() {
         let mut reader = FrameReader::new(100);
         assert_eq!(lines(&mut reader, b"x\n", &[7, 8], 1), [(b"x".to_vec(), vec![])]);
         assert_eq!(lines(&mut reader, b"H\n", &[], 1), [(b"H".to_vec(), vec![])]);

@@ -1,5 +1,4 @@
-//! Gives a line its meaning. Everything here may come from a stranger: each field is checked,
-//! nothing is trusted.
+//! Parses lines. All input is untrusted: each field is checked.
 
 mod fields;
 mod numbers;
@@ -19,17 +18,17 @@ use numbers::number;
 pub(super) use head::is_our_cmd;
 use head::{head, may_be_internal};
 
-/// The deepest nesting of JSON that is taken, the same that serde_json decodes.
+/// Maximum nesting of JSON, the same as that of serde_json.
 pub const MAX_DEPTH: usize = 127;
 
-/// The longest message of the protocol itself, in bytes. What programs say to each other may be
-/// longer, beside a descriptor too.
+/// Maximum length of an internal message, in bytes. Messages of programs may be longer, also with a
+/// descriptor.
 pub const MAX_PROTOCOL_LINE: usize = 128 * 1024;
 
-/// Characters of a reason that are kept: it may quote what the worker sent.
+/// Maximum number of characters of a reason, which may quote the worker's message.
 const MAX_REASON: usize = 200;
 
-/// A line, understood.
+/// A parsed line.
 #[derive(Debug)]
 pub enum Incoming<'a> {
     /// `NODE_HANDLE_ACK`: the peer has the descriptor.
@@ -38,22 +37,22 @@ pub enum Incoming<'a> {
     HandleNack,
     /// A message wrapped around a descriptor. Parse `body` again; the descriptor is the line's.
     Handle(Wrapped<'a>),
-    /// An `ack`, perhaps together with an act.
+    /// A `NODE_CLUSTER` message: an `ack`, an `act`, or both.
     Cluster(Box<ClusterMessage<'a>>),
-    /// The short form of an answer to `newconn`, by far the most frequent message.
+    /// A reply to `newconn`, by far the most frequent message.
     Answer {
         /// The `seq` of the `newconn`.
         ack: u64,
-        /// Whether the worker took it.
+        /// Whether the worker has accepted it.
         accepted: bool,
     },
     /// A message between troop peers.
     Troop(TroopMessage<'a>),
-    /// A Node peer asks how many sockets of its server are open here.
+    /// A Node peer requests the number of open sockets of its server.
     SocketGetCount(Cow<'a, str>),
-    /// A Node peer wants to know when all sockets of its server are closed here.
+    /// A Node peer requests a notification when all sockets of its server are closed.
     SocketNotifyClose(Cow<'a, str>),
-    /// An internal message of a kind we do not know: to be ignored, as Node does.
+    /// An internal message of an unknown kind, which is ignored, as in Node.
     Unknown,
     /// A message of the program, valid JSON.
     User(&'a str),
@@ -64,7 +63,7 @@ pub enum Incoming<'a> {
 pub struct Wrapped<'a> {
     /// Node's type name, such as `net.Socket`.
     pub kind: Cow<'a, str>,
-    /// The server the socket came from, in the sender's words.
+    /// The sender's key of the server that the socket belongs to.
     pub key: Option<Cow<'a, str>>,
     /// The message inside, valid JSON.
     pub body: &'a [u8],
@@ -75,52 +74,53 @@ pub struct Wrapped<'a> {
 pub enum TroopMessage<'a> {
     /// Connections for a worker; as many descriptors come with the line.
     Conns {
-        /// Which listener.
+        /// The key of the listener.
         key: Cow<'a, str>,
         /// The number of each connection.
         seqs: Vec<u64>,
     },
-    /// What a worker's program took and what it gives back.
+    /// Connections that a worker's program has taken, and those that it returns.
     Taken {
         /// Taken by the program.
         taken: Numbers<'a>,
-        /// Given back unread.
+        /// Returned unread.
         returned: Numbers<'a>,
-        /// Connections that are open at the worker now.
+        /// Number of open connections of the worker.
         open: Option<u32>,
     },
-    /// How busy a worker is.
+    /// The load of a worker.
     Load {
-        /// Connections that are open at it.
+        /// Number of its open connections.
         open: Option<u32>,
         /// Its load, in its own unit. Any program may send this:
         /// `process.send({cmd: 'NODE_TROOP', act: 'load', load: 12})`.
         load: Option<u32>,
     },
-    /// The primary wants back what was not taken.
+    /// The primary requests the return of connections that were not taken.
     Recall(Vec<u64>),
-    /// The primary wants so many milliseconds at least between two [`Load`](TroopMessage::Load)s.
+    /// The primary sets the minimum interval between two [`Load`](TroopMessage::Load)s, in
+    /// milliseconds.
     Report(u64),
-    /// Something newer than this version.
+    /// A message of a newer version.
     Unknown,
 }
 
 /// A `NODE_CLUSTER` message. Absent fields are `None`.
 #[derive(Debug, Default)]
 pub struct ClusterMessage<'a> {
-    /// What the sender wants.
+    /// The kind of the message.
     pub act: Option<Act>,
-    /// The `seq` that is answered.
+    /// The `seq` of the message that this one answers.
     pub ack: Option<i64>,
     /// The sender's number for this message.
     pub seq: Option<u64>,
     /// Answer to `newconn`.
     pub accepted: Option<bool>,
-    /// Which listener.
+    /// The key of the listener.
     pub key: Option<Cow<'a, str>>,
     /// Negative error number of a reply.
     pub errno: Option<i32>,
-    /// `queryServer`: which of the worker's servers for this address.
+    /// `queryServer`: the index among the worker's servers on this address.
     pub index: Option<u32>,
     /// Opaque data that is echoed in every reply (TLS ticket keys).
     pub data: Option<&'a RawValue>,
@@ -136,15 +136,15 @@ pub struct ClusterMessage<'a> {
     pub flags: Option<u32>,
     /// Length of the accept queue.
     pub backlog: Option<i64>,
-    /// Unix path: everybody may read.
+    /// Unix path: whether all users may read.
     pub readable_all: bool,
-    /// Unix path: everybody may write.
+    /// Unix path: whether all users may write.
     pub writable_all: bool,
     /// Where the listener is bound (replies).
     pub sockname: Option<Bound<'a>>,
-    /// The version that a troop worker announces when it is online.
+    /// The version of a troop worker, in `online`.
     pub troop: Option<u32>,
-    /// `disconnect`: over how many milliseconds connections that stay open should be closed.
+    /// `disconnect`: the drain spread in milliseconds.
     pub drain_spread: Option<u64>,
 }
 
@@ -158,7 +158,7 @@ pub struct Bound<'a> {
     pub port: u16,
 }
 
-/// What a cluster message asks for or tells.
+/// The kind of a `NODE_CLUSTER` message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act {
     /// Worker: it runs.
@@ -169,11 +169,11 @@ pub enum Act {
     Listening,
     /// Worker: it closed a server.
     Close,
-    /// Worker: it leaves on its own account.
+    /// Worker: it disconnects by itself.
     ExitedAfterDisconnect,
     /// Primary: a connection.
     Newconn,
-    /// Primary: finish.
+    /// Primary: disconnect.
     Disconnect,
     /// Something else, ignored.
     Unknown,
@@ -187,10 +187,10 @@ impl From<FrameError> for Violation {
     }
 }
 
-/// Understands one line (or the body of a [`Wrapped`] one).
+/// Parses one line (or the body of a [`Wrapped`] one).
 ///
 /// # Errors
-/// A [`Violation`] that says which rule the line breaks.
+/// The [`Violation`] of the protocol.
 pub fn parse(line: &[u8]) -> Result<Incoming<'_>, Violation> {
     if line == br#"{"cmd":"NODE_HANDLE_ACK"}"# {
         return Ok(Incoming::HandleAck);
@@ -209,7 +209,7 @@ pub fn parse(line: &[u8]) -> Result<Incoming<'_>, Violation> {
             return Ok(Incoming::User(raw.get()));
         }
     }
-    // A handle may carry any message of a program's.
+    // A handle may carry any message of a program.
     if is_long
         && head(line)?
             .is_some_and(|head| head.is_ours() && head.cmd.as_deref() != Some(b"NODE_HANDLE"))
@@ -221,10 +221,10 @@ pub fn parse(line: &[u8]) -> Result<Incoming<'_>, Violation> {
         Err(e) if e.classify() != serde_json::error::Category::Data => {
             return Err(Violation::NotJson);
         }
-        // The error may stand before another one: the whole line must be JSON before anybody else
-        // gets to read it.
+        // The rest of the line may be invalid too: all of it must be JSON before another parser
+        // reads it.
         Err(e) => match head(line)? {
-            // What we do not know may have fields of any kind.
+            // Unknown messages may have fields of any type.
             Some(head) if head.times == 1 && !head.is_ours() => return Ok(Incoming::Unknown),
             _ => {
                 return Err(Violation::Malformed(e.to_string().chars().take(MAX_REASON).collect()));
@@ -248,7 +248,8 @@ pub fn parse(line: &[u8]) -> Result<Incoming<'_>, Violation> {
     }
 }
 
-/// `{"cmd":"NODE_CLUSTER","ack":7,"accepted":true,"seq":3}`, exactly as Node writes it.
+/// Fast path for `{"cmd":"NODE_CLUSTER","ack":7,"accepted":true,"seq":3}`, exactly as Node writes
+/// it.
 #[inline]
 fn parse_answer<'a>(line: &[u8]) -> Option<Incoming<'a>> {
     let (ack, rest) = number(line.strip_prefix(br#"{"cmd":"NODE_CLUSTER","ack":"#)?)?;
@@ -264,7 +265,7 @@ fn parse_answer<'a>(line: &[u8]) -> Option<Incoming<'a>> {
         .then_some(Incoming::Answer { ack, accepted })
 }
 
-/// The same of a troop worker, with nothing given back:
+/// Fast path for the reply of a troop worker that returns nothing:
 /// `{"cmd":"NODE_TROOP","act":"taken","taken":[7,8],"open":2}`, exactly as it is written by
 /// [`taken`](super::outgoing::taken).
 #[inline]
@@ -300,8 +301,8 @@ fn parse_taken(line: &[u8]) -> Option<Incoming<'_>> {
     }))
 }
 
-/// Nesting is at most the number of opening brackets, which is quickly counted; strings are only
-/// looked at when that is too many.
+/// The number of opening brackets is an upper bound of the nesting and cheap to count; only if it
+/// is too high, the line is scanned with its strings.
 fn too_deep(line: &[u8]) -> bool {
     if line.len() <= MAX_DEPTH
         || memchr2_iter(b'{', b'[', line).take(MAX_DEPTH + 1).count() <= MAX_DEPTH

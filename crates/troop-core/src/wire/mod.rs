@@ -1,8 +1,8 @@
 //! Node's IPC wire format: newline-delimited JSON over a Unix stream socket, descriptors beside it.
 //!
-//! The format was verified by capture against Node 20. [`frame`] cuts the byte stream into lines
-//! and keeps descriptors with the line they came with; [`incoming`] gives each line its meaning;
-//! [`outgoing`] writes lines. [`advanced`] translates Node's other format.
+//! The format was verified by capture against Node 20. [`frame`] splits the byte stream into lines
+//! and keeps descriptors with their line; [`incoming`] parses lines; [`outgoing`] writes lines.
+//! [`advanced`] translates Node's other serialization format.
 
 pub mod advanced;
 pub mod frame;
@@ -13,6 +13,6 @@ pub mod outgoing;
 /// in batches. 2: workers report their open connections.
 pub const TROOP_VERSION: u32 = 2;
 
-/// Most descriptors that one line may carry between troop peers; the kernel's own limit is 253
+/// Maximum number of descriptors per line between troop peers; the kernel's limit is 253
 /// (`SCM_MAX_FD`).
 pub const MAX_BATCH: usize = 64;

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-/// Where a listener is bound, as `net.Server.address()` would give it.
+/// The bound address of a listener, in the format of `net.Server.address()`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SockName {
     /// The IP address.
@@ -30,18 +30,18 @@ impl<'de> Deserialize<'de> for SockName {
     }
 }
 
-/// A primary's answer to `queryServer`.
+/// A primary's reply to `queryServer`.
 #[derive(Debug, Clone, Copy)]
 pub struct Reply<'a> {
     /// The listener's key.
     pub key: &'a str,
-    /// The `seq` of the question.
+    /// The `seq` of the request.
     pub ack: u64,
     /// Negative for an error, `None` or 0 for success.
     pub errno: Option<i32>,
-    /// What the first question had, word for word.
+    /// The data of the first request, unchanged.
     pub data: Option<&'a RawValue>,
-    /// Where the listener is bound, for one whose connections are handed over.
+    /// The bound address, for listeners whose connections are handed over.
     pub sockname: Option<&'a SockName>,
     /// The version of a troop primary, for a troop worker.
     pub troop: Option<u32>,
@@ -76,17 +76,18 @@ fn put(out: &mut Vec<u8>, args: std::fmt::Arguments<'_>) {
     let _ = out.write_fmt(args);
 }
 
-/// The line a receiver answers each arrived descriptor with.
+/// The line that acknowledges a received descriptor.
 pub const HANDLE_ACK: &[u8] = b"{\"cmd\":\"NODE_HANDLE_ACK\"}\n";
-/// The line a receiver answers with when the announced descriptor did not arrive.
+/// The line that reports that an announced descriptor did not arrive.
 pub const HANDLE_NACK: &[u8] = b"{\"cmd\":\"NODE_HANDLE_NACK\"}\n";
 
-/// `queryServer`'s answer without a descriptor.
+/// Writes the reply to `queryServer` without a descriptor.
 pub fn reply(out: &mut Vec<u8>, reply: &Reply<'_>) {
     json(out, reply);
 }
 
-/// `queryServer`'s answer that carries the shared socket. `kind` is `net.Native` or `dgram.Native`.
+/// Writes the reply to `queryServer` that carries the shared socket. `kind` is `net.Native` or
+/// `dgram.Native`.
 pub fn reply_with_handle(out: &mut Vec<u8>, kind: &str, reply: &Reply<'_>) {
     put(out, format_args!("{{\"cmd\":\"NODE_HANDLE\",\"type\":\"{kind}\",\"msg\":"));
     json(out, reply);
@@ -94,7 +95,7 @@ pub fn reply_with_handle(out: &mut Vec<u8>, kind: &str, reply: &Reply<'_>) {
     out.extend_from_slice(b"}\n");
 }
 
-/// An accepted connection for a Node worker. `key` must already be JSON (quoted and escaped).
+/// Writes an accepted connection for a Node worker. `key` must be JSON (quoted and escaped).
 #[inline]
 pub fn newconn(out: &mut Vec<u8>, key: &str, seq: u64) {
     out.extend_from_slice(
@@ -106,8 +107,8 @@ pub fn newconn(out: &mut Vec<u8>, key: &str, seq: u64) {
     out.extend_from_slice(b"}}\n");
 }
 
-/// `n` connections for a troop worker, numbered from `seq`, their descriptors in order beside the
-/// line. `key` must be JSON.
+/// Writes connections for a troop worker, whose descriptors accompany the line in the order of
+/// `seqs`. `key` must be JSON.
 pub fn conns(out: &mut Vec<u8>, key: &str, seqs: &[u64]) {
     out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"conns\",\"key\":");
     out.extend_from_slice(key.as_bytes());
@@ -116,8 +117,8 @@ pub fn conns(out: &mut Vec<u8>, key: &str, seqs: &[u64]) {
     out.extend_from_slice(b"}\n");
 }
 
-/// A troop worker's answer to [`conns`]: which connections its program took, and which it gives
-/// back; and how many it has open, for a primary that wants to know.
+/// Writes a troop worker's reply to [`conns`]: the connections that its program has taken, those
+/// that it returns, and the number of open ones, for primaries that use it.
 pub fn taken(out: &mut Vec<u8>, taken: &[u64], returned: &[u64], open: Option<u32>) {
     out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"taken\",\"taken\":");
     numbers(out, taken);
@@ -132,7 +133,7 @@ pub fn taken(out: &mut Vec<u8>, taken: &[u64], returned: &[u64], open: Option<u3
     out.extend_from_slice(b"}\n");
 }
 
-/// A worker reports how many connections it has open, and its load in its own unit.
+/// Writes a worker's report of its open connections, and of its load in its own unit.
 pub fn load(out: &mut Vec<u8>, open: u32, load: Option<u32>) {
     out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"load\",\"open\":");
     number(out, open.into());
@@ -143,22 +144,21 @@ pub fn load(out: &mut Vec<u8>, open: u32, load: Option<u32>) {
     out.extend_from_slice(b"}\n");
 }
 
-/// Tells a troop worker how many milliseconds it should let pass at least from one [`load`] to the
-/// next.
+/// Writes the minimum interval between two [`load`]s of a troop worker, in milliseconds.
 pub fn report(out: &mut Vec<u8>, every: u64) {
     out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"report\",\"every\":");
     number(out, every);
     out.extend_from_slice(b"}\n");
 }
 
-/// Asks a troop worker to give back what its program has not taken yet.
+/// Writes the request that a troop worker return connections that its program has not taken.
 pub fn recall(out: &mut Vec<u8>, seqs: &[u64]) {
     out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"recall\",\"seqs\":");
     numbers(out, seqs);
     out.extend_from_slice(b"}\n");
 }
 
-/// A Node worker's answer to `newconn`.
+/// Writes a Node worker's reply to `newconn`.
 pub fn accepted(out: &mut Vec<u8>, ack: u64, accepted: bool, seq: u64) {
     put(
         out,
@@ -168,8 +168,7 @@ pub fn accepted(out: &mut Vec<u8>, ack: u64, accepted: bool, seq: u64) {
     );
 }
 
-/// The primary asks a worker to finish. Over how many milliseconds it should close connections that
-/// stay open is for troop workers.
+/// Writes `disconnect`. The drain spread in milliseconds is for troop workers.
 pub fn disconnect(out: &mut Vec<u8>, seq: u64, drain_spread: Option<u64>) {
     put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"disconnect\",\"seq\":{seq}"));
     if let Some(ms) = drain_spread {
@@ -178,12 +177,12 @@ pub fn disconnect(out: &mut Vec<u8>, seq: u64, drain_spread: Option<u64>) {
     out.extend_from_slice(b"}\n");
 }
 
-/// A plain acknowledgement.
+/// Writes a plain acknowledgement.
 pub fn ack(out: &mut Vec<u8>, ack: u64, seq: u64) {
     put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"ack\":{ack},\"seq\":{seq}}}\n"));
 }
 
-/// The first line of a troop worker; Node ignores the last field.
+/// Writes the first line of a troop worker; Node ignores the last field.
 pub fn online(out: &mut Vec<u8>, seq: u64) {
     let version = super::TROOP_VERSION;
     put(
@@ -194,14 +193,14 @@ pub fn online(out: &mut Vec<u8>, seq: u64) {
     );
 }
 
-/// A worker closed a server. `key` is plain text.
+/// Writes that a worker has closed a server. `key` is plain text.
 pub fn close(out: &mut Vec<u8>, key: &str, seq: u64) {
     out.extend_from_slice(b"{\"cmd\":\"NODE_CLUSTER\",\"act\":\"close\",\"key\":");
     json_value(out, key);
     put(out, format_args!(",\"seq\":{seq}}}\n"));
 }
 
-/// A worker says that it leaves on its own account.
+/// Writes that a worker disconnects by itself.
 pub fn exited_after_disconnect(out: &mut Vec<u8>, seq: u64) {
     put(
         out,
@@ -211,13 +210,13 @@ pub fn exited_after_disconnect(out: &mut Vec<u8>, seq: u64) {
     );
 }
 
-/// What a worker asks for with `queryServer`, and reports with `listening`.
+/// The fields of `queryServer` and `listening`.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Question<'a> {
-    /// Which of its servers for this address, from 0.
+    /// The index among its servers on this address, from 0.
     pub index: u32,
-    /// Always null from us; TLS servers of Node put their ticket keys here.
+    /// Always null here; TLS servers of Node send their ticket keys.
     pub data: Option<()>,
     /// An IP, an absolute path, or null.
     pub address: Option<&'a str>,
@@ -249,7 +248,8 @@ pub fn question(out: &mut Vec<u8>, act: &'static str, question: &Question<'_>, s
     json(out, &Full { cmd: "NODE_CLUSTER", act, question, seq });
 }
 
-/// A user message that carries a socket. `kind` as in Node's table, `body` is JSON without newline.
+/// Writes a user message that carries a socket. `kind` is that of Node's table, `body` is JSON
+/// without newline.
 pub fn user_handle(out: &mut Vec<u8>, kind: HandleKind, body: &[u8]) {
     out.extend_from_slice(b"{\"cmd\":\"NODE_HANDLE\",\"type\":\"");
     out.extend_from_slice(kind.name().as_bytes());
@@ -267,16 +267,15 @@ pub fn user_handle(out: &mut Vec<u8>, kind: HandleKind, body: &[u8]) {
     out.extend_from_slice(b"}\n");
 }
 
-/// Answers a Node peer that asks how many of the sockets it sent are still open
-/// (`server.getConnections`).
+/// Writes the number of open sockets of a Node peer's server (`server.getConnections`).
 pub fn socket_count(out: &mut Vec<u8>, key: &str, count: usize) {
     out.extend_from_slice(b"{\"cmd\":\"NODE_SOCKET_COUNT\",\"key\":");
     json_value(out, key);
     put(out, format_args!(",\"count\":{count}}}\n"));
 }
 
-/// Tells a Node peer that all sockets of one of its servers are closed here, so that its
-/// `server.close()` can end.
+/// Writes that all sockets of a Node peer's server are closed, so that its `server.close()`
+/// completes.
 pub fn socket_all_closed(out: &mut Vec<u8>, key: &str) {
     out.extend_from_slice(b"{\"cmd\":\"NODE_SOCKET_ALL_CLOSED\",\"key\":");
     json_value(out, key);
@@ -294,7 +293,7 @@ pub enum HandleKind {
     Native,
     /// A UDP socket.
     Dgram {
-        /// Which family.
+        /// Whether its family is IPv6.
         ipv6: bool,
     },
 }
@@ -310,7 +309,7 @@ impl HandleKind {
     }
 }
 
-/// Quotes `text` as a JSON string.
+/// Returns `text` as a JSON string.
 #[must_use]
 pub fn quote(text: &str) -> String {
     let mut out = Vec::new();

@@ -1,40 +1,41 @@
-//! Walks over a frame as V8's `ValueDeserializer` does, and makes nothing of it: whether it can be
-//! read, what it would cost to read it, and whether it is Node's own. The grammar is that of
+//! Checks a frame without building its value, in the steps of V8's `ValueDeserializer`: whether it
+//! can be read, how much memory that would take, and whether it is an internal message. The grammar
+//! is that of
 //! [value-serializer.cc](https://github.com/v8/v8/blob/main/src/objects/value-serializer.cc).
 
 use super::{Reader, VERSION};
 use crate::event::Violation;
 use crate::wire::incoming::is_our_cmd;
 
-/// The deepest nesting. V8 reads deeper values too, as far as its stack goes.
+/// Maximum nesting. V8 reads deeper values, limited by its stack.
 pub const MAX_DEPTH: usize = 1000;
-/// The most memory that a message may take in JavaScript, as far as that can be estimated: seven
-/// bytes can make an array of 256 MiB.
+/// Maximum estimated memory of a message in JavaScript, in bytes: a frame of seven bytes can create
+/// an array of 256 MiB.
 pub const MAX_MEMORY: usize = 512 << 20;
 
-/// Bytes of JavaScript's heap, and beside it, that values of each kind take.
+/// Estimated memory of values of each kind, in bytes, on JavaScript's heap and outside.
 const OBJECT: usize = 64;
 const PROPERTY: usize = 16;
 const ELEMENT: usize = 8;
 const COLLECTION: usize = 256;
 const BUFFER: usize = 256;
 
-/// Whose message a frame is.
+/// The origin of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The program's.
+    /// A message of the program.
     Program,
-    /// Node's own, or at least it says so.
+    /// An internal message, according to its `cmd`.
     Node {
-        /// Of a kind that is understood here.
+        /// Whether its kind is known here.
         ours: bool,
     },
 }
 
-/// Decides whose message a frame (without its length) is, before anybody reads it.
+/// Checks a frame (without its length) before it is deserialized.
 ///
 /// # Errors
-/// A [`Violation`] if no V8 could read it, or only at the expense of the process.
+/// A [`Violation`] if V8 cannot read it, or it would take too much memory.
 pub fn check(frame: &[u8]) -> Result<Kind, Violation> {
     let mut walk = Walk {
         reader: Reader { rest: frame, values_left: 0 },
@@ -46,10 +47,10 @@ pub fn check(frame: &[u8]) -> Result<Kind, Violation> {
         return Err(Violation::NotSerialized);
     }
     match walk.number()? {
-        // Every supported Node writes this version. V8 reads older ones too, each with
-        // peculiarities of its own.
+        // Every supported Node writes this version. V8 also reads older ones, whose grammars
+        // differ.
         version if version < u64::from(VERSION) => return Err(Violation::NotSerialized),
-        // Only a newer V8 than is known here reads it.
+        // A version of a newer V8, whose grammar is unknown.
         version if version > u64::from(VERSION) => return Ok(Kind::Program),
         _ => {}
     }
@@ -59,10 +60,10 @@ pub fn check(frame: &[u8]) -> Result<Kind, Violation> {
     }
 }
 
-/// Why a walk ends before the value does.
+/// The reason why a walk ends early.
 enum Stop {
     Bad(Violation),
-    /// At something that newer versions of V8 may know. Others throw there.
+    /// An unknown tag, which newer versions of V8 may know and others reject.
     Unknown,
 }
 
@@ -74,7 +75,7 @@ impl From<Violation> for Stop {
 
 type Step = Result<(), Stop>;
 
-/// A value whose parts are being read.
+/// A value whose parts are being checked.
 #[derive(Clone, Copy)]
 enum OpenObject {
     /// The elements of a dense array, of which so many are left. Its properties follow.
@@ -90,7 +91,8 @@ enum OpenObject {
 /// `first`: the message itself, which is Node's own if its `cmd` says so.
 struct Walk<'a> {
     reader: Reader<'a>,
-    /// From the outermost inwards. (Not by recursion: the stack is the program's.)
+    /// The open values, the outermost first. A list rather than recursion, which would use the
+    /// program's stack.
     open: Vec<OpenObject>,
     memory: usize,
     kind: Kind,
@@ -101,7 +103,7 @@ impl<'a> Walk<'a> {
         self.reader.byte().ok_or(Violation::NotSerialized)
     }
 
-    /// A number of 32 bits: V8 cuts off what is more.
+    /// Reads a number, truncated to 32 bits as in V8.
     fn number(&mut self) -> Result<u64, Violation> {
         self.reader.number().filter(|n| u32::try_from(*n).is_ok()).ok_or(Violation::NotSerialized)
     }
@@ -122,7 +124,7 @@ impl<'a> Walk<'a> {
         if self.memory > MAX_MEMORY { Err(Violation::TooCostly(MAX_MEMORY)) } else { Ok(()) }
     }
 
-    /// Bytes behind their number.
+    /// Reads a length and as many bytes.
     fn block(&mut self) -> Result<&'a [u8], Violation> {
         let count = self.number()?;
         self.bytes(count)
@@ -137,7 +139,7 @@ impl<'a> Walk<'a> {
         Ok(Text { bytes, wide: tag == b'c' })
     }
 
-    /// A text where nothing else may be.
+    /// Reads a text where no other value is allowed.
     fn only_text(&mut self) -> Step {
         match self.tag()? {
             tag @ (b'"' | b'c' | b'S') => self.text(tag).map(|_| ()).map_err(Stop::from),
@@ -189,7 +191,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Reads a value, or as much of it as stands before its parts.
+    /// Reads a value, or its beginning if it has parts.
     fn begin(&mut self, mut tag: u8, first: bool) -> Step {
         loop {
             match tag {
@@ -270,7 +272,8 @@ impl<'a> Walk<'a> {
                 self.weigh(BUFFER.saturating_add(usize::try_from(room).unwrap_or(usize::MAX)))?;
                 self.view()?;
             }
-            // What is shared or moved between threads is nothing for a channel between processes.
+            // Values that are shared or transferred between threads are invalid on a channel
+            // between processes.
             b'u' | b't' | b'p' | b'w' | b'm' => return Err(Violation::NotSerialized.into()),
             _ => return Err(Stop::Unknown),
         }
@@ -337,7 +340,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// A text as it is written.
+/// An encoded text.
 struct Text<'a> {
     bytes: &'a [u8],
     /// Two bytes each.

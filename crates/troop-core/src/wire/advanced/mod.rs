@@ -1,12 +1,11 @@
 //! Channels with `serialization: 'advanced'`: frames in V8's own format instead of lines of JSON.
 //!
-//! A frame is a length (four bytes, big-endian) and a value as `v8.serialize` writes it. What Node
-//! says of itself, and only that, is translated from and to JSON, so that everything else here
-//! knows one language; what programs say is passed on as it is, except to programs in Rust, which
-//! get JSON too ([`to_json`]).
+//! A frame is a length (four bytes, big-endian) and a value as `v8.serialize` writes it. Internal
+//! messages are translated from and to JSON, so that all other code handles one format. Messages of
+//! programs are relayed unchanged, except to Rust programs, which get JSON ([`to_json`]).
 //!
-//! The format is that of V8's `ValueSerializer` (`0xff`, version, value); versions 13 to 15 write
-//! what is needed here in the same way.
+//! The format is that of V8's `ValueSerializer` (`0xff`, version, value); versions 13 to 15 encode
+//! the values of internal messages alike.
 
 mod check;
 mod program;
@@ -16,22 +15,21 @@ use serde_json::{Map, Number, Value};
 pub use check::{Kind, MAX_DEPTH as MAX_CHECKED_DEPTH, MAX_MEMORY, check};
 pub use program::to_json;
 
-/// The version that is written. V8 reads it and all before it.
+/// The version that is written. V8 reads this and all earlier versions.
 const VERSION: u8 = 15;
-/// The deepest nesting that is translated.
+/// Maximum nesting of a translated message.
 const MAX_DEPTH: usize = 32;
-/// The most values in a message of Node's own. Each takes much more room than the one byte that it
-/// may have in the frame.
+/// Maximum number of values in an internal message. A value takes much more memory than its minimum
+/// of one byte in the frame.
 const MAX_VALUES: usize = 64 * 1024;
 
-/// Appends a frame around a value.
+/// Appends a frame with a value.
 pub fn frame(out: &mut Vec<u8>, value: &[u8]) {
     out.extend_from_slice(&u32::try_from(value.len()).unwrap_or(u32::MAX).to_be_bytes());
     out.extend_from_slice(value);
 }
 
-/// Appends a frame that says what a line of JSON (with or without its newline) says. Nothing, if it
-/// is not JSON.
+/// Appends the frame of a line of JSON (with or without its newline), or nothing if it is not JSON.
 pub fn from_json(out: &mut Vec<u8>, line: &[u8]) {
     let Ok(value) = serde_json::from_slice::<Value>(line) else { return };
     let start = out.len();
@@ -42,9 +40,9 @@ pub fn from_json(out: &mut Vec<u8>, line: &[u8]) {
     out[start..start + 4].copy_from_slice(&length.to_be_bytes());
 }
 
-/// The line of JSON that a frame's value (without the length) corresponds to, if Node says it of
-/// itself: if it is an object whose `cmd` begins with `NODE_`. The `msg` of a `NODE_HANDLE` is left
-/// out unless it is such an object too.
+/// Returns the line of JSON of an internal message (a frame without its length): an object whose
+/// `cmd` begins with `NODE_`. The `msg` of a `NODE_HANDLE` is omitted unless it is an internal
+/// message too.
 #[must_use]
 pub fn internal(frame: &[u8]) -> Option<Vec<u8>> {
     let object = Reader::of(frame)?.internal_object(0)?;
@@ -108,7 +106,7 @@ fn write(out: &mut Vec<u8>, value: &Value) {
     }
 }
 
-/// What JSON would have written as a whole number is one.
+/// Returns whole numbers as integers, as JSON writes them.
 fn number(n: f64) -> Value {
     let whole = n as i64;
     if whole as f64 == n {
@@ -120,12 +118,12 @@ fn number(n: f64) -> Value {
 
 struct Reader<'a> {
     rest: &'a [u8],
-    /// Values that may still be made.
+    /// Number of values that may still be created.
     values_left: usize,
 }
 
 impl<'a> Reader<'a> {
-    /// At the value that a frame is about, behind its version.
+    /// Creates a reader at the value of a frame, after the version.
     fn of(frame: &'a [u8]) -> Option<Reader<'a>> {
         let mut reader = Reader { rest: frame, values_left: MAX_VALUES };
         let is_versioned = reader.byte()? == 0xff;
@@ -183,7 +181,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `None` as the value: undefined. `None`: something that JSON does not have, or no end.
+    /// Reads a value; `Some(None)` is undefined. Returns `None` for values that JSON lacks and for
+    /// truncated input.
     fn value(&mut self, depth: usize) -> Option<Option<Value>> {
         if depth > MAX_DEPTH {
             return None;
@@ -224,7 +223,7 @@ impl<'a> Reader<'a> {
         }))
     }
 
-    /// The name of an object's next field; `None` as the name: there is none.
+    /// Reads the name of an object's next field; `Some(None)` at the end.
     fn name(&mut self) -> Option<Option<String>> {
         match self.tag()? {
             b'{' => {
@@ -232,7 +231,7 @@ impl<'a> Reader<'a> {
                 Some(None)
             }
             tag @ (b'"' | b'c' | b'S') => Some(Some(self.text(tag)?)),
-            // Names that are numbers are written as such.
+            // Names that are integers are encoded as integers.
             b'I' => Some(Some((self.number()? >> 1).to_string())),
             b'U' => Some(Some(self.number()?.to_string())),
             _ => None,
@@ -262,8 +261,7 @@ impl<'a> Reader<'a> {
         };
         while let Some(name) = self.name()? {
             if name == "msg" && fields.get("cmd").and_then(Value::as_str) == Some("NODE_HANDLE") {
-                // What a program says may be anything, and nothing that matters comes after it but
-                // the key.
+                // The message of a program may be any value; only the key follows it.
                 let ahead = Reader { rest: self.rest, values_left: self.values_left }
                     .internal_object(depth + 1);
                 let is_ours = ahead.is_some();
@@ -277,7 +275,7 @@ impl<'a> Reader<'a> {
             match self.value(depth + 1) {
                 Some(Some(value)) => drop(fields.insert(name, value)),
                 Some(None) => {}
-                // In a message of Node's about something we do not know.
+                // An internal message with an unknown value.
                 None if is_internal(&fields) => break,
                 None => return None,
             }

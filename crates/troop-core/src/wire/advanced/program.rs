@@ -1,34 +1,34 @@
-//! What programs say in V8's format, as JSON.
+//! Translates messages of programs from V8's format to JSON.
 
 use serde_json::{Map, Value};
 
 use super::{Reader, number};
 
-/// The deepest nesting. `serde_json` reads no more either.
+/// Maximum nesting, below the limit of `serde_json`.
 const MAX_DEPTH: usize = 120;
-/// The most that a message can consist of, in values and in pieces of text as large as a value;
-/// references can repeat what they refer to.
+/// Maximum size of a message, in values, where text counts by its length; references count as often
+/// as they repeat a value.
 const MAX_VALUES: usize = 1_000_000;
-/// Bytes of text that count as a value.
+/// Number of bytes of text that count as one value.
 const BYTES_PER_VALUE: usize = 32;
 
-/// The line of JSON (without a newline) that says what a frame's value says, as `JSON.stringify`
-/// would have written it, and where that would have lost or refused it: a `Map` is an array of
-/// pairs, a `Set` an array, a `BigInt` a string of digits, buffers and typed arrays are what
-/// `Buffer` writes, an `Error` is an object with its name, message and stack. `None` for what is no
-/// value of V8's, for one that contains itself, and for what is too large or too deep.
+/// Returns the line of JSON (without a newline) for a frame's value, as `JSON.stringify` writes it.
+/// Values that it would lose or reject are translated too: a `Map` to an array of pairs, a `Set` to
+/// an array, a `BigInt` to a string of digits, buffers and typed arrays as `Buffer` does, an
+/// `Error` to an object with name, message and stack. Returns `None` for invalid values, for those
+/// that contain themselves, and for those that are too large or too deep.
 #[must_use]
 pub fn to_json(frame: &[u8]) -> Option<Vec<u8>> {
     let left = MAX_VALUES.max(frame.len() / BYTES_PER_VALUE * 2);
     let mut program = Program { reader: Reader::of(frame)?, objects: Vec::new(), left };
-    // As JSON has it: nothing is null.
+    // JSON has no undefined; null stands for it.
     let value = program.value(0)?.unwrap_or(Value::Null);
     serde_json::to_vec(&value).ok()
 }
 
 struct Program<'a> {
     reader: Reader<'a>,
-    /// Where all objects so far begin, behind their tags, by the numbers that references have.
+    /// The begin of each object so far, after its tag, by the numbers that references use.
     objects: Vec<(u8, &'a [u8])>,
     left: usize,
 }
@@ -45,8 +45,7 @@ impl Program<'_> {
         Some(text)
     }
 
-    /// What was read before is read again, which keeps count of how large and how deep all of it
-    /// becomes.
+    /// Resolves a reference by reading its object again, which counts its size and depth again.
     fn again(&mut self, depth: usize) -> Option<Value> {
         let number = usize::try_from(self.reader.number()?).ok()?;
         let (tag, from) = *self.objects.get(number)?;
@@ -60,7 +59,7 @@ impl Program<'_> {
         Some(value)
     }
 
-    /// `None` as the value: undefined. `None`: cannot be read.
+    /// Reads a value; `Some(None)` is undefined. Returns `None` if it cannot be read.
     fn value(&mut self, depth: usize) -> Option<Option<Value>> {
         let tag = self.reader.tag()?;
         self.tagged(tag, depth)
@@ -81,7 +80,7 @@ impl Program<'_> {
                 self.objects.push((tag, self.reader.rest));
                 Some(self.object(tag, depth)?)
             }
-            // Nothing that has parts.
+            // A value without parts.
             _ => return self.reader.tagged(tag, 0),
         })
     }
@@ -100,7 +99,7 @@ impl Program<'_> {
                 Value::Array(items)
             }
             b'a' => {
-                // Most of its places are empty.
+                // A sparse array: most of its elements are missing.
                 let length = usize::try_from(self.reader.number()?).ok()?;
                 self.spend(length)?;
                 let mut items = vec![Value::Null; length];
@@ -113,7 +112,7 @@ impl Program<'_> {
                 Value::Array(items)
             }
             b';' => {
-                // Two levels in JSON.
+                // Two levels of nesting in JSON.
                 let items = self.until(b':', depth + 1)?;
                 Value::Array(items.chunks(2).map(|pair| Value::Array(pair.to_vec())).collect())
             }
@@ -145,10 +144,11 @@ impl Program<'_> {
         })
     }
 
-    /// Something of Node's own: a view of a buffer, or an object of a kind that V8 does not know.
+    /// Reads a host object of Node: a view of a buffer, or an object of a type that V8 does not
+    /// know.
     fn host_object(&mut self, depth: usize) -> Option<Value> {
         match self.reader.number()? {
-            // The kind of view, and its bytes.
+            // The type of the view, and its bytes.
             0 => {
                 self.reader.number()?;
                 let count = self.count()?;
@@ -223,7 +223,7 @@ impl Program<'_> {
         Some(items)
     }
 
-    /// A number of things of which each is at least a byte.
+    /// Reads a number of elements, each of at least one byte.
     fn count(&mut self) -> Option<usize> {
         usize::try_from(self.reader.number()?).ok().filter(|count| *count <= self.reader.rest.len())
     }
@@ -232,7 +232,7 @@ impl Program<'_> {
         Some(f64::from_le_bytes(self.reader.bytes(8)?.try_into().ok()?))
     }
 
-    /// A sign, and groups of 64 bits, the lowest first.
+    /// Reads a `BigInt`: its sign, and groups of 64 bits, the lowest first.
     fn bigint(&mut self) -> Option<Value> {
         let field = self.reader.number()?;
         let bytes = self.reader.bytes(usize::try_from(field >> 1).ok()?)?;
@@ -259,7 +259,7 @@ impl Program<'_> {
     }
 }
 
-/// As `Date.prototype.toJSON` writes it, from milliseconds since 1970.
+/// Returns a date as `Date.prototype.toJSON` writes it, from milliseconds since 1970.
 fn date(ms: f64) -> Value {
     if !ms.is_finite() || ms.abs() > 8.64e15 {
         return Value::Null;
@@ -302,7 +302,8 @@ mod tests {
         String::from_utf8(to_json(&bytes(hex)).unwrap()).unwrap()
     }
 
-    /// Written by a `v8.DefaultSerializer` as that of Node's channels, and what is expected of it.
+    /// Values written by a `v8.DefaultSerializer` like that of Node's channels, with the expected
+    /// JSON.
     const FIXTURES: &[(&str, &str)] = &[
         (
             "ff0f6f220161490222016241045446305f240004220163006304e900032622016449092201654e000000000000e03f2201664e00003426f56b0c432201755f22016e6f22016f6f7b007b017b08",
@@ -338,7 +339,7 @@ mod tests {
     ];
 
     #[test]
-    fn what_javascript_has_becomes_what_json_has() {
+    fn values_of_javascript_become_json() {
         for (hex, expected) in FIXTURES {
             let (left, right): (Value, Value) = (
                 serde_json::from_str(&json(hex)).unwrap(),
@@ -363,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_no_value_and_costs_little() {
+    fn invalid_values_are_rejected_cheaply() {
         for (hex, _) in FIXTURES {
             let good = bytes(hex);
             for at in 0..good.len() {
@@ -375,7 +376,7 @@ mod tests {
                 }
             }
         }
-        // Deep, and many times the same.
+        // Deep, and with repeated references.
         let deep: Vec<u8> = [0xff, 15]
             .into_iter()
             .chain(std::iter::repeat_n(*b"A\x01", 100_000).flatten())
@@ -389,7 +390,7 @@ mod tests {
         doubled.extend_from_slice(b"$\x00\x28");
         assert_eq!(to_json(&doubled), None);
         assert_eq!(to_json(b"\xff\x0fo\"\x01a^\x00{\x01"), None);
-        // A text that is repeated, and a chain that is flat in the frame and deep in JSON.
+        // A repeated text, and a chain of references that is flat in the frame and deep in JSON.
         let mut repeated = b"\xff\x0fA\xa0\x8d\x06s\"\x80\x80\x40".to_vec();
         repeated.resize(repeated.len() + (1 << 20), b'x');
         repeated.extend(std::iter::repeat_n(*b"^\x01", 99_999).flatten());

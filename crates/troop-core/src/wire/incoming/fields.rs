@@ -1,5 +1,5 @@
-//! Fields that Node fills with whatever the program gave. Reading them allocates nothing, however
-//! large a stranger makes them.
+//! Fields to which Node passes values of the program unchanged. Reading them allocates nothing,
+//! however large they are.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -84,8 +84,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Loose<'a> {
     }
 }
 
-/// Node passes on whatever the program gave: `listen(port, host, callback)` alone makes it `false`.
-/// What is no number is no wish.
+/// Reads a backlog. Node passes values of the program unchanged: `listen(port, host, callback)`
+/// makes it `false`. Values other than numbers count as absent.
 pub(super) fn backlog<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
     Ok(match Loose::deserialize(deserializer)? {
         Loose::Int(n) => Some(n),
@@ -96,7 +96,7 @@ pub(super) fn backlog<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Opti
     })
 }
 
-/// A number that a program has computed: rounded, and cut to what there is room for.
+/// Reads a number that a program has computed, truncated and saturated to the type.
 pub(super) fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
     // `as` saturates at the limits of the type and makes NaN 0.
     Ok(match Loose::deserialize(deserializer)? {
@@ -106,14 +106,14 @@ pub(super) fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
     })
 }
 
-/// A message may be `null`, which is something else than none.
+/// Distinguishes `null` from a missing message.
 pub(super) fn present<'de: 'a, 'a, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<&'a RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
-/// What JavaScript holds to be true.
+/// Reads a value as a JavaScript condition.
 pub(super) fn truthy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
     Ok(Some(match Loose::deserialize(deserializer)? {
         Loose::Null => false,
@@ -125,8 +125,8 @@ pub(super) fn truthy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
     }))
 }
 
-/// A port: Node sends a number, null, or (UDP) whatever the program gave. What is no port becomes
-/// one that cannot be bound, so that the answer is an error of that listen.
+/// Reads a port. Node sends a number, null, or (UDP) any value of the program. An invalid port
+/// becomes one that cannot be bound, so that the reply is an error.
 pub(super) fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
     const NO_PORT: i64 = -2;
     Ok(match Loose::deserialize(deserializer)? {
@@ -137,7 +137,7 @@ pub(super) fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
     })
 }
 
-/// 4, 6, -1, null, "udp4" or "udp6". The outer option says whether the field was there.
+/// Reads 4, 6, -1, null, "udp4" or "udp6". The outer option is whether the field is present.
 pub(super) fn address_type<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<AddressType>, D::Error> {

@@ -1,6 +1,5 @@
-//! Reads the `cmd` of a message, which says whether it is Node's own or a program's, as JavaScript
-//! would: whatever the order of the fields, with escapes in names and values, and the last one of
-//! several.
+//! Reads the `cmd` of a message, which marks internal messages, as JavaScript does: in any order of
+//! fields, with escapes in names and values, and the last one of several.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,18 +10,18 @@ use serde_json::value::RawValue;
 
 use crate::event::Violation;
 
-/// Whether a line may mark itself as internal: quickly, and never wrongly no. Letters may be
-/// written as escapes.
+/// Fast check whether a line may be an internal message; may be wrongly true, because letters may
+/// be escaped, but never wrongly false.
 pub(super) fn may_be_internal(line: &[u8]) -> bool {
     let is_object = line.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
     is_object && (memmem::find(line, b"NODE_").is_some() || memmem::find(line, br"\u00").is_some())
 }
 
-/// The `cmd` of a message, as JavaScript sees it.
+/// The `cmd` of a message, as JavaScript reads it.
 pub(super) struct Head<'a> {
-    /// Of several the last; `None` if it is not a string.
+    /// The last `cmd` of several; `None` if it is not a string.
     pub(super) cmd: Option<Cow<'a, [u8]>>,
-    /// How often it is there.
+    /// The number of `cmd` fields.
     pub(super) times: usize,
 }
 
@@ -32,16 +31,16 @@ impl Head<'_> {
         self.cmd.as_ref().is_some_and(|cmd| cmd.len() > INTERNAL.len() && cmd.starts_with(INTERNAL))
     }
 
-    /// Whether the message is of a kind that is understood here.
+    /// Whether the message is of a known kind.
     pub(super) fn is_ours(&self) -> bool {
         self.cmd.as_deref().is_some_and(is_our_cmd)
     }
 }
 
-/// How the `cmd` of internal messages begins.
+/// The prefix of the `cmd` of internal messages.
 const INTERNAL: &[u8] = b"NODE_";
 
-/// Whether a `cmd` is of a kind that is understood here.
+/// Whether a `cmd` is of a known kind.
 pub(in crate::wire) fn is_our_cmd(cmd: &[u8]) -> bool {
     matches!(
         cmd,
@@ -55,7 +54,7 @@ pub(in crate::wire) fn is_our_cmd(cmd: &[u8]) -> bool {
     )
 }
 
-/// Reads a whole line for its `cmd`; `None` if it is no object.
+/// Returns the head of a line; `None` if it is not an object.
 pub(super) fn head(line: &[u8]) -> Result<Option<Head<'_>>, Violation> {
     struct HeadVisitor;
     impl<'de> Visitor<'de> for HeadVisitor {
@@ -77,7 +76,7 @@ pub(super) fn head(line: &[u8]) -> Result<Option<Head<'_>>, Violation> {
             Ok(head)
         }
     }
-    // What is not looked at is not decoded either.
+    // The parser does not decode strings that it skips.
     let line = std::str::from_utf8(line).map_err(|_| Violation::NotJson)?;
     let mut deserializer = serde_json::Deserializer::from_str(line);
     match deserializer.deserialize_map(HeadVisitor) {
@@ -87,7 +86,7 @@ pub(super) fn head(line: &[u8]) -> Result<Option<Head<'_>>, Violation> {
     }
 }
 
-/// A string that need not be Unicode: JavaScript's may have halves of characters.
+/// A string that may contain lone surrogates, as JavaScript's may.
 struct Bytes<'a>(Cow<'a, [u8]>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Bytes<'a> {

@@ -1,22 +1,22 @@
-//! Numbers of connections, read without allocating where they are written as usual.
+//! Lists of connection numbers, parsed without allocation in their usual form.
 
 /// Numbers of connections, in order.
 #[derive(Debug, Clone, Default)]
 pub struct Numbers<'a> {
-    /// Usual ones, with commas between them, as the line has them. They are read anew each time, so
-    /// that the most frequent message of a worker costs no memory.
+    /// Numbers in the usual form, comma-separated, as text of the line. They are parsed on each
+    /// iteration, so that the most frequent message of a worker allocates nothing.
     text: &'a [u8],
-    /// All others.
+    /// Numbers in any other form.
     list: Vec<u64>,
 }
 
 impl<'a> Numbers<'a> {
-    /// `text` must be numbers that [`number`] takes, with a comma between two.
+    /// `text` must be comma-separated numbers that [`number`] accepts.
     pub(super) fn in_text(text: &'a [u8]) -> Numbers<'a> {
         Numbers { text, list: Vec::new() }
     }
 
-    /// The numbers.
+    /// Returns the numbers.
     pub fn iter(&self) -> impl Iterator<Item = u64> {
         let mut rest = self.text;
         let in_text = std::iter::from_fn(move || {
@@ -34,7 +34,7 @@ impl From<Vec<u64>> for Numbers<'_> {
     }
 }
 
-/// A number at the beginning, as it is usually written, and what follows it.
+/// Parses a number in its usual form at the beginning of a text. Returns it and the rest.
 #[inline]
 pub(super) fn number(text: &[u8]) -> Option<(u64, &[u8])> {
     const MAX_DIGITS: usize = 18;

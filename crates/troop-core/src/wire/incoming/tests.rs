@@ -55,7 +55,7 @@ fn user_messages_are_any_json() {
 }
 
 #[test]
-fn what_troop_workers_have_taken_is_understood_however_it_is_written() {
+fn acknowledgements_of_troop_workers_parse_in_any_form() {
     let cases = [
         (r#""taken":[7]"#, vec![7], vec![], None),
         (
@@ -90,7 +90,7 @@ fn what_troop_workers_have_taken_is_understood_however_it_is_written() {
 }
 
 #[test]
-fn nonsense_has_a_name() {
+fn invalid_messages_are_named_by_their_violation() {
     for line in ["", "not json", "{\"a\":1}}", "{\"cmd\":\"NODE_CLUSTER\"", "\"\u{1}\""] {
         assert!(matches!(parse(line.as_bytes()), Err(Violation::NotJson)), "{line:?}");
     }
@@ -162,8 +162,8 @@ fn fields_of_any_type_are_read_as_node_means_them() {
     );
 }
 
-/// What a message is to JavaScript it is here too: otherwise a worker would pass one of Node's own
-/// off as its program's.
+/// Messages are classified as JavaScript does: otherwise a worker could pass off an internal
+/// message as one of its program.
 #[test]
 fn the_last_cmd_counts_however_it_is_written() {
     for line in [
@@ -196,7 +196,7 @@ fn the_last_cmd_counts_however_it_is_written() {
 }
 
 #[test]
-fn what_is_passed_on_is_json_to_its_end() {
+fn relayed_messages_are_valid_json_to_the_end() {
     for line in [
         r#"{"cmd":"NODE_X","ack":"x",,,"#,
         r#"{"cmd":"NODE_X","ack":"x"}}"#,
