@@ -160,7 +160,7 @@ fn a_server_in_another_language_is_served() {
 }
 
 #[test]
-fn what_cannot_be_bound_is_said_at_once() {
+fn addresses_that_cannot_be_bound_are_reported_at_once() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let (code, log) = run(["-b", &address, "true"]).end();

@@ -59,7 +59,7 @@ fn an_app_is_started_as_with_pm2_and_waited_for() {
 }
 
 #[test]
-fn an_app_that_does_not_come_up_is_one_clear_error_and_leaves_nothing_behind() {
+fn an_app_that_does_not_become_ready_is_one_clear_error_and_leaves_nothing_behind() {
     let home = Home::with(&[
         ("bad.js", "console.error('no database'); process.exit(3)"),
         ("slow.js", "setTimeout(() => {}, 1e6)"),
@@ -128,7 +128,7 @@ fn all_apps_of_a_file_are_started_and_started_again_with_what_it_says_then() {
 }
 
 #[test]
-fn what_workers_print_is_in_files_and_is_shown() {
+fn output_of_workers_is_written_to_files_and_shown() {
     let home = Home::with(&[("server.js", SERVER)]);
     home.fine(&["start", "server.js", "-i", "2", "-n", "web"]);
     get(port(&home.show("web")));
@@ -331,7 +331,7 @@ fn output_in_the_foreground_can_be_prefixed_or_sent_to_the_journal() {
 }
 
 #[test]
-fn where_nothing_is_written_to_files_it_is_said_where_it_is() {
+fn logs_names_the_destination_if_there_are_no_files() {
     let home = Home::with(&[("server.js", SERVER)]);
     let mut command =
         home.command(&["run", "-w", "1", "--log", "json", "--name", "web", "server.js"]);
@@ -347,7 +347,7 @@ fn where_nothing_is_written_to_files_it_is_said_where_it_is() {
 }
 
 #[test]
-fn an_app_that_fails_later_is_degraded_and_goes_on_trying() {
+fn an_app_that_fails_later_is_degraded_and_keeps_restarting() {
     let text = format!("if (require('fs').existsSync('broken')) process.exit(4); {SERVER}");
     let home = Home::with(&[("server.js", &text)]);
     home.fine(&[
@@ -429,7 +429,7 @@ fn one_worker_is_replaced_by_its_number() {
 }
 
 #[test]
-fn a_restart_that_cannot_be_is_refused_and_a_stop_meanwhile_is_heeded() {
+fn an_impossible_restart_is_rejected_and_a_stop_overrides_a_restart() {
     let file = "[app.web]\nprogram = \"server.js\"\nworkers = 1\ngrace = 3\n";
     let slow = format!(
         "{SERVER} server.on('request', (q, s) => 0); process.on('disconnect', () => {{}}); setInterval(() => {{}}, 1000);"
@@ -478,7 +478,7 @@ fn a_restart_that_cannot_be_is_refused_and_a_stop_meanwhile_is_heeded() {
 }
 
 #[test]
-fn what_the_terminal_is_needed_for_is_refused_in_the_background() {
+fn options_that_need_a_terminal_are_rejected_in_the_background() {
     let home = Home::with(&[("server.js", SERVER)]);
     for args in [
         &["start", "server.js", "--set", "output.to=terminal"][..],

@@ -44,7 +44,7 @@ fn in_directory(directory: &Path, args: &[&str]) -> Running {
 }
 
 #[test]
-fn workers_run_as_what_they_are_told_to() {
+fn workers_run_as_the_configured_user() {
     let text = "
         const fs = require('fs');
         const status = fs.readFileSync('/proc/self/status', 'utf8');
@@ -109,7 +109,7 @@ fn workers_run_as_what_they_are_told_to() {
 }
 
 #[test]
-fn who_waits_for_ready_gets_it() {
+fn ready_completes_when_all_workers_are_ready() {
     let notify = "require('child_process').execFileSync('python3', ['-c', `import os, socket
 s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 s.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'].replace('@', chr(0), 1))`])";
@@ -135,7 +135,7 @@ s.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'].replace('@', chr(0), 1))`])";
 }
 
 #[test]
-fn a_worker_that_is_too_big_too_old_or_sick_is_replaced() {
+fn workers_are_recycled_for_memory_age_and_failed_health_checks() {
     let sick = "let n = 0; require('http').createServer((q, s) => { s.statusCode = q.url === '/health' ? 500 : 200; s.end() }).listen(0, '127.0.0.1')";
     for (args, text, word) in [
         (&["--max-memory", "20M"][..], SERVER, "MiB"),
@@ -156,7 +156,7 @@ fn a_worker_that_is_too_big_too_old_or_sick_is_replaced() {
 }
 
 #[test]
-fn ends_are_followed_by_what_was_chosen() {
+fn restarts_follow_the_configured_policy() {
     for (args, text, forks, code) in [
         (&["--no-autorestart"][..], "process.exit(0)", 1, 0),
         (&["--restart", "never"], "process.exit(7)", 1, 1),
@@ -172,7 +172,7 @@ fn ends_are_followed_by_what_was_chosen() {
 }
 
 #[test]
-fn an_app_that_was_ready_once_tries_again_until_it_is_or_ends_if_it_is_to() {
+fn an_app_that_was_ready_once_keeps_restarting_or_ends_if_configured() {
     let (directory, path) = script(&format!(
         "if (require('fs').existsSync(__dirname + '/bad')) process.exit(5); {SERVER}"
     ));
@@ -213,7 +213,7 @@ fn a_start_whose_workers_never_listen_fails_when_the_time_is_over() {
 }
 
 #[test]
-fn files_that_change_are_followed_by_a_reload_and_the_port_stays() {
+fn changed_files_cause_a_reload_and_the_port_stays_open() {
     let (directory, path) = script(
         "require('http').createServer((q, s) => s.end(text)).listen(0, '127.0.0.1'); const text = require('./text.js');",
     );
@@ -325,7 +325,7 @@ fn a_program_runs_alone_without_workers() {
 }
 
 #[test]
-fn what_a_worker_started_ends_with_it() {
+fn processes_that_a_worker_started_end_with_it() {
     let (directory, path) = script(&format!(
         "const child = require('child_process').spawn('sleep', ['1000'], {{ stdio: 'ignore' }});
          require('fs').writeFileSync(__dirname + '/pid', String(child.pid)); {SERVER}"

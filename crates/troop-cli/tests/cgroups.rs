@@ -172,7 +172,7 @@ fn limits_can_come_with_a_reload_and_with_a_start_in_the_background() {
 }
 
 #[test]
-fn what_a_worker_has_put_into_groups_of_its_own_ends_too() {
+fn processes_in_nested_groups_of_a_worker_end_too() {
     let Some(own) = Own::make() else { return };
     let Some((file, value)) = own.limit() else { return };
     let config = format!(
@@ -203,7 +203,7 @@ fn what_a_worker_has_put_into_groups_of_its_own_ends_too() {
 }
 
 #[test]
-fn where_there_are_others_or_no_such_limit_that_is_said() {
+fn a_conflicting_or_unsupported_limit_is_reported() {
     let Some(own) = Own::make() else { return };
     let Some((file, value)) = own.limit() else { return };
     let config = |file: &str, value: &str| {

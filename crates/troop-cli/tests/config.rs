@@ -51,7 +51,7 @@ fn show(troop: &Running) -> Value {
 }
 
 #[test]
-fn the_only_app_of_the_file_that_is_here_runs_and_what_is_typed_goes_before_it() {
+fn the_only_app_of_the_default_file_runs_and_the_command_line_overrides_it() {
     let directory = written(
         "[app.web]\nprogram = \"hello.js\"\nworkers = 3\nlog = \"json\"\nenv = { GREETING = \"hi\" }\nlisteners = { \"0\" = \"sticky\" }\n",
     );
@@ -75,7 +75,7 @@ fn the_only_app_of_the_file_that_is_here_runs_and_what_is_typed_goes_before_it()
 }
 
 #[test]
-fn from_elsewhere_the_file_is_named_and_paths_are_seen_from_where_it_is() {
+fn paths_of_a_named_file_are_relative_to_its_directory() {
     let directory = written(
         "[app.web]\nprogram = \"hello.js\"\nworkers = 1\n[app.other]\nprogram = \"./nothing\"\n",
     );
@@ -85,7 +85,7 @@ fn from_elsewhere_the_file_is_named_and_paths_are_seen_from_where_it_is() {
 }
 
 #[test]
-fn what_is_wrong_is_said_before_anything_starts() {
+fn invalid_options_are_reported_before_anything_starts() {
     let directory = written("[app.web]\nprogram = \"hello.js\"\npolcy = \"p2c\"\n");
     let path = directory.path();
     for args in [&["check"][..], &["run"]] {
@@ -174,7 +174,7 @@ fn a_reload_uses_what_has_changed_in_the_file() {
 }
 
 #[test]
-fn of_the_program_before_nothing_is_left_after_a_reload() {
+fn a_reload_leaves_no_process_of_the_previous_program() {
     let directory =
         written("[app.web]\nprogram = \"hello.js\"\nargs = [\"x\"]\nworkers = 1\nlog = \"json\"\n");
     let mut troop = start(command(directory.path(), &["run"]));

@@ -118,7 +118,7 @@ fn a_reload_is_waited_for() {
 }
 
 #[test]
-fn a_reload_that_fails_says_why_and_changes_nothing() {
+fn a_failed_reload_reports_the_reason_and_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let broken = directory.path().join("broken");
     let arguments = ["-w", "2", "--name", "web"].map(String::from).into_iter();
@@ -144,7 +144,7 @@ fn a_reload_that_fails_says_why_and_changes_nothing() {
 }
 
 #[test]
-fn of_two_reloads_at_a_time_one_is_refused() {
+fn one_of_two_concurrent_reloads_is_rejected() {
     let mut troop = app(&["-w", "4"], "hello.js");
     troop.listening(4);
     let first =
@@ -174,7 +174,7 @@ fn an_app_is_stopped_and_waited_for() {
 }
 
 #[test]
-fn who_stops_it_again_does_not_hurry_it() {
+fn a_second_stop_does_not_shorten_the_grace_period() {
     let directory = tempfile::tempdir().unwrap();
     let (program, go) = (directory.path().join("held.js"), directory.path().join("go"));
     // It answers when it is told to.
@@ -204,7 +204,7 @@ fn who_stops_it_again_does_not_hurry_it() {
 }
 
 #[test]
-fn whoever_does_not_want_to_wait_stops_at_once() {
+fn stop_now_ends_the_cluster_at_once() {
     let mut troop = app(&["-w", "1"], "stays.js");
     troop.listening(1);
     assert_eq!(troop.troop(["stop", "--quick", "all"]).0, 0);
@@ -306,7 +306,7 @@ fn events_are_followed_to_the_end() {
 }
 
 #[test]
-fn a_name_is_given_once_and_must_be_one() {
+fn a_name_must_be_valid_and_unused() {
     let mut troop = app(&["-w", "1", "--name", "web"], "hello.js");
     troop.listening(1);
     let (code, log) = beside(&troop, &["--name", "web"], "hello.js").end();
@@ -332,7 +332,7 @@ fn a_name_is_given_once_and_must_be_one() {
 }
 
 #[test]
-fn who_abuses_the_control_socket_disturbs_nobody() {
+fn abuse_of_the_control_socket_disturbs_no_other_client() {
     let mut troop = app(&["-w", "1", "--name", "web"], "hello.js");
     troop.listening(1);
     let path = troop.runtime.path().join("troop/web.sock");
@@ -376,7 +376,7 @@ fn who_abuses_the_control_socket_disturbs_nobody() {
 }
 
 #[test]
-fn where_others_could_get_in_there_is_no_control_socket() {
+fn no_control_socket_is_created_in_an_unprotected_directory() {
     let mut troop = app(&["-w", "1"], "hello.js");
     troop.listening(1);
     let open = tempfile::tempdir().unwrap();
@@ -399,7 +399,7 @@ fn where_others_could_get_in_there_is_no_control_socket() {
 }
 
 #[test]
-fn a_reload_says_what_it_found_and_what_becomes_of_an_app_that_has_no_workers() {
+fn a_failed_reload_reports_its_reason_and_the_state_of_the_app() {
     let directory = tempfile::tempdir().unwrap();
     let broken = directory.path().join("broken");
     let arguments = ["-w", "2", "--name", "web"].map(String::from).into_iter();

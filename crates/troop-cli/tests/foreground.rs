@@ -73,7 +73,7 @@ impl Unread {
 }
 
 #[test]
-fn nobody_waits_for_who_does_not_read_standard_error_and_what_is_dropped_is_said() {
+fn an_unread_standard_error_delays_nothing_and_dropped_lines_are_counted() {
     let unread = Unread::start();
     unread.overflow();
     let before = unread.restarts();
@@ -107,7 +107,7 @@ fn nobody_waits_for_who_does_not_read_standard_error_and_what_is_dropped_is_said
 }
 
 #[test]
-fn the_end_waits_a_moment_only_for_who_does_not_read_standard_error() {
+fn an_unread_standard_error_delays_the_end_for_a_bounded_time() {
     let mut unread = Unread::start();
     unread.overflow();
     unread.troop.signal(Signal::TERM);

@@ -168,7 +168,7 @@ fn files_of_others_are_converted_and_then_mean_the_same() {
 }
 
 #[test]
-fn what_is_wrong_with_them_is_said() {
+fn invalid_files_are_reported_with_the_reason() {
     for (name, text, part) in [
         ("ecosystem.config.js", "module.exports = { apps: [{ name: 'x' }] }", "no `script`"),
         ("ecosystem.config.js", "throw new TypeError('broken')", "TypeError: broken"),
@@ -195,7 +195,7 @@ fn what_is_wrong_with_them_is_said() {
 }
 
 #[test]
-fn a_file_to_begin_with_is_written_for_what_is_here() {
+fn init_writes_a_configuration_for_the_program_that_it_finds() {
     let directory = with(&[("package.json", r#"{ "main": "server.js" }"#)]);
     let (code, out, _) = troop(directory.path(), &["init"]);
     assert!(code == 0 && out.contains("server"), "{out}");

@@ -123,7 +123,7 @@ fn a_port_that_only_a_worker_has_that_is_too_many_is_closed_when_that_goes() {
 }
 
 #[test]
-fn a_reload_that_loses_the_shared_port_is_taken_back_and_one_that_may_closes_it() {
+fn a_reload_that_loses_the_shared_port_is_rolled_back_unless_it_may_move() {
     let (old, new) = (free_port(), free_port());
     for workers in ["1", "2"] {
         let mut scene = Scene::start(&["-w", workers], &format!("{old}\n"));
@@ -171,7 +171,7 @@ fn a_reload_that_loses_the_shared_port_is_taken_back_and_one_that_may_closes_it(
 }
 
 #[test]
-fn a_worker_that_listens_late_takes_over_all_the_same() {
+fn a_worker_that_listens_late_takes_over_too() {
     let (port, other) = (free_port(), free_port());
     let mut scene = Scene::start(&["-w", "2", "--set", "ready_timeout=20s"], &format!("{port}\n"));
     scene.app.listening(2);
@@ -184,7 +184,7 @@ fn a_worker_that_listens_late_takes_over_all_the_same() {
 }
 
 #[test]
-fn what_one_of_several_workers_had_may_go_with_a_reload_that_permits_it() {
+fn an_address_of_one_worker_may_be_lost_by_a_reload_that_permits_it() {
     let (shared, own) = (free_port(), free_port());
     let mut scene = Scene::start(&["-w", "2"], &format!("{shared}\n{own}#1\n"));
     scene.app.listening(3);
@@ -199,7 +199,7 @@ fn what_one_of_several_workers_had_may_go_with_a_reload_that_permits_it() {
 /// As with `serve` from npm, which takes another port when it finds its own one open: the first
 /// worker has it, and no successor ever would.
 #[test]
-fn a_reload_whose_workers_all_move_from_the_port_that_one_had_is_taken_back() {
+fn a_reload_whose_workers_all_leave_the_port_of_one_worker_is_rolled_back() {
     for workers in ["1", "3"] {
         let port = free_port();
         let mut scene = Scene::start(&["-w", workers], &format!("{port}#0\n0#1\n0#2\n"));
@@ -231,7 +231,7 @@ fn a_reload_whose_workers_all_move_from_the_port_that_one_had_is_taken_back() {
 }
 
 #[test]
-fn a_port_that_nobody_serves_any_more_after_a_crash_is_named_until_somebody_does() {
+fn an_address_that_is_missed_after_a_crash_is_shown_until_a_worker_serves_it() {
     let port = free_port();
     let mut scene = Scene::start(&["-w", "2"], &format!("{port}#0\n0#1\n"));
     scene.app.listening(2);
@@ -306,7 +306,7 @@ fn a_worker_that_is_never_ready_is_replaced_until_one_is() {
 }
 
 #[test]
-fn a_death_keeps_the_port_until_the_successor_listens_elsewhere() {
+fn the_port_of_a_dead_worker_stays_open_until_its_successor_listens_elsewhere() {
     let (old, new) = (free_port(), free_port());
     let mut scene = Scene::start(&["-w", "1"], &format!("{old}\n"));
     scene.app.listening(1);

@@ -72,7 +72,7 @@ fn an_address_that_cannot_be_bound_is_explained() {
 }
 
 #[test]
-fn a_second_start_of_the_same_program_says_what_it_is_called() {
+fn a_second_start_of_the_same_program_prints_its_name() {
     let home = Home::with(&[("server.js", SERVER)]);
     home.fine(&["start", "server.js", "-i", "1"]);
     let (code, out, err) = home.troop(&["start", "server.js", "-i", "1"]);

@@ -72,7 +72,7 @@ fn kill_timeout_ends_a_worker_that_does_not_end_by_itself() {
 }
 
 #[test]
-fn wait_ready_waits_for_the_word_and_listen_timeout_says_how_long() {
+fn wait_ready_waits_for_the_ready_message_up_to_listen_timeout() {
     both(
         SERVER,
         &json!({ "wait_ready": true, "listen_timeout": 700 }),
@@ -92,7 +92,7 @@ fn wait_ready_waits_for_the_word_and_listen_timeout_says_how_long() {
 }
 
 #[test]
-fn who_is_not_to_be_started_again_is_not() {
+fn workers_with_a_final_exit_code_are_not_restarted() {
     for (fields, flags) in [
         (json!({ "autorestart": false }), &["--no-autorestart"][..]),
         (json!({ "stop_exit_codes": [2, 1] }), &["--stop-exit-codes", "2,1"]),
@@ -119,7 +119,7 @@ fn max_restarts_are_the_most() {
 }
 
 #[test]
-fn restarts_come_after_the_pause_that_was_chosen() {
+fn restarts_follow_the_configured_delay() {
     let pauses =
         |home: &Home| starts(home).windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<_>>();
     let flags = ["--max-restarts", "3", "--restart-delay", "600"];
@@ -174,7 +174,7 @@ fn max_memory_restart_replaces_a_worker_that_has_become_too_big() {
 }
 
 #[test]
-fn output_goes_where_it_was_sent() {
+fn output_goes_to_the_configured_destination() {
     let fields = json!({ "out_file": "out.log", "error_file": "err.log" });
     both(SERVER, &fields, &["-o", "out.log", "-e", "err.log"], |home, start| {
         home.fine(start);
@@ -218,7 +218,7 @@ fn output_goes_where_it_was_sent() {
 }
 
 #[test]
-fn programs_are_run_by_what_was_chosen_with_what_they_were_given() {
+fn programs_run_under_the_chosen_interpreter_with_their_arguments() {
     let fields = json!({ "args": "--one 'a b'", "node_args": ["--no-warnings", "--stack-size=900"], "interpreter": "node" });
     let flags = [
         "--interpreter",
@@ -270,7 +270,7 @@ fn programs_are_run_by_what_was_chosen_with_what_they_were_given() {
 }
 
 #[test]
-fn workers_are_where_and_who_they_were_said_to_be() {
+fn workers_have_the_configured_directory_and_user() {
     let home = Home::with(&[]);
     std::fs::create_dir(home.path().join("inner")).unwrap();
     std::fs::write(home.path().join("inner/server.js"), SERVER).unwrap();
@@ -324,7 +324,7 @@ fn workers_are_where_and_who_they_were_said_to_be() {
 }
 
 #[test]
-fn instances_are_as_many_as_were_said() {
+fn the_number_of_instances_is_as_configured() {
     let cpus = std::thread::available_parallelism().unwrap().get();
     for (number, count) in [(json!(3), 3), (json!("2"), 2), (json!("max"), cpus), (json!(0), cpus)]
     {
@@ -338,7 +338,7 @@ fn instances_are_as_many_as_were_said() {
 }
 
 #[test]
-fn watched_files_bring_a_reload_after_the_quiet_that_was_chosen() {
+fn watched_files_cause_a_reload_after_the_configured_delay() {
     let fields = json!({ "watch": true, "ignore_watch": ["notes"], "watch_delay": 400 });
     both(
         SERVER,
@@ -367,7 +367,7 @@ fn watched_files_bring_a_reload_after_the_quiet_that_was_chosen() {
 }
 
 #[test]
-fn flags_that_make_no_sense_are_said() {
+fn invalid_flags_are_reported() {
     let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &file(&json!({})))]);
     for (flags, part) in [
         (&["server.js", "--kill-timeout", "soon"][..], "milliseconds"),
@@ -381,7 +381,7 @@ fn flags_that_make_no_sense_are_said() {
 }
 
 #[test]
-fn an_environment_that_there_is_not_is_an_error_and_one_that_there_is_says_nothing() {
+fn an_unknown_environment_is_an_error_and_a_known_one_gives_no_warning() {
     let fields = json!({ "env": { "GREETING": "dev" }, "env_production": { "GREETING": "live" } });
     let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &file(&fields))]);
     let (code, _, err) = home.troop(&["start", "ecosystem.json", "--env", "prodction"]);
@@ -436,7 +436,7 @@ fn scripts_are_seen_from_where_the_app_runs() {
 }
 
 #[test]
-fn what_cannot_be_executed_runs_under_what_its_ending_says() {
+fn a_file_without_the_executable_bit_runs_under_the_interpreter_of_its_extension() {
     let python = "import time\nopen('seen', 'a').write('x')\ntime.sleep(1000)\n";
     let home = Home::with(&[("job.py", python)]);
     home.fine(&["start", "job.py", "-i", "1"]);
@@ -476,7 +476,7 @@ fn paths_that_a_watcher_ignores_may_be_written_as_in_pm2() {
 }
 
 #[test]
-fn an_app_that_nobody_waits_for_ends_too_if_it_cannot_start() {
+fn an_app_started_with_no_wait_ends_too_if_it_cannot_start() {
     let home = Home::with(&[("short.js", "console.error('no database'); process.exit(3)")]);
     home.fine(&["start", "short.js", "-i", "1", "--no-wait", "--max-restarts", "2"]);
     wait_until("its failure", || {
@@ -492,7 +492,7 @@ fn an_app_that_nobody_waits_for_ends_too_if_it_cannot_start() {
 }
 
 #[test]
-fn what_start_would_refuse_check_refuses_too() {
+fn check_rejects_what_start_would_reject() {
     let home = Home::with(&[("server.js", SERVER)]);
     for (line, part) in [
         ("bind = [\"80000\"]", "80000"),

@@ -43,7 +43,7 @@ fn an_unchanged_http_server_becomes_a_cluster() {
 }
 
 #[test]
-fn of_a_program_that_uses_cluster_itself_the_workers_part_runs() {
+fn a_program_that_uses_cluster_itself_runs_its_worker_part() {
     let mut troop = run(arguments(&["-w", "3"], "clusters.js"));
     let port = troop.listening(3);
     let answers: BTreeSet<String> = (0..6).map(|_| get(port, "/").unwrap()).collect();
@@ -72,7 +72,7 @@ fn signals_scale_it_and_end_it_as_people_know_them() {
 }
 
 #[test]
-fn one_less_than_no_worker_is_none() {
+fn scaling_below_zero_is_zero() {
     let mut troop = run(arguments(&["-w", "1"], "hello.js"));
     troop.listening(1);
     assert_eq!(troop.troop(["scale", "0"]).0, 0);
@@ -133,7 +133,7 @@ fn requests_that_are_served_when_it_stops_are_finished() {
 }
 
 #[test]
-fn workers_that_keep_dying_end_it_with_their_last_words() {
+fn workers_that_keep_ending_end_it_with_their_last_lines() {
     let mut troop = run(arguments(&["-w", "2"], "dies.js"));
     let (code, log) = troop.end();
     assert_eq!(code, Some(1));
@@ -324,7 +324,7 @@ fn auto_means_the_cpus_that_may_be_used() {
 }
 
 #[test]
-fn it_is_fit_to_be_process_1() {
+fn it_runs_as_pid_1() {
     if !rustix::process::geteuid().is_root() {
         return;
     }

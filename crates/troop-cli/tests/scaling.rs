@@ -50,7 +50,7 @@ fn scaling_need_not_be_waited_for() {
 }
 
 #[test]
-fn a_scale_whose_new_workers_keep_ending_says_why_and_the_others_go_on() {
+fn a_scale_whose_new_workers_keep_ending_fails_with_the_reason_and_the_others_keep_running() {
     let home = Home::with(&[("alone.js", ALONE)]);
     home.fine(&["start", "alone.js", "-w", "1"]);
     let (code, out, err) = home.troop(&["scale", "2"]);

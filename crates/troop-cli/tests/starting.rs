@@ -25,7 +25,7 @@ else setInterval(() => {}, 1e6);
 ";
 
 #[test]
-fn a_start_with_some_ready_workers_says_how_many_when_its_time_is_over_and_the_app_goes_on() {
+fn a_start_with_some_ready_workers_reports_their_number_and_the_app_keeps_running() {
     let home = Home::with(&[("half.js", HALF)]);
     let mut command = home.command(&[
         "start",
@@ -66,7 +66,7 @@ fn a_start_does_not_wait_for_workers_that_have_ended_for_good() {
 }
 
 #[test]
-fn a_start_that_is_interrupted_says_what_becomes_of_the_app() {
+fn an_interrupted_start_reports_the_state_of_the_app() {
     let home = Home::with(&[("slow.js", "setInterval(() => {}, 1e6)"), ("server.js", SERVER)]);
     let mut command = home.command(&["start", "slow.js", "-n", "slow", "--ready", "listening"]);
     let start = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -99,7 +99,7 @@ fn a_start_that_is_interrupted_says_what_becomes_of_the_app() {
 }
 
 #[test]
-fn that_an_app_runs_already_is_said_also_where_its_descriptors_are_missing() {
+fn a_running_app_is_reported_even_if_its_descriptors_are_missing() {
     let home = Home::with(&[("server.js", SERVER)]);
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let number = socket.as_raw_fd().to_string();
@@ -113,7 +113,7 @@ fn that_an_app_runs_already_is_said_also_where_its_descriptors_are_missing() {
 
 /// Such as do not speak Node's protocol, which end by the signal that they are sent.
 #[test]
-fn an_end_that_troop_has_brought_about_is_told_as_that() {
+fn an_exit_that_troop_has_caused_is_reported_as_such() {
     let mut gives_up = run([
         "-w",
         "2",

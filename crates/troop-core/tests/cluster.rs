@@ -351,7 +351,7 @@ proptest! {
     })]
 
     #[test]
-    fn whatever_happens_only_what_can_be_done_is_wanted_and_it_ends_when_told_to(
+    fn any_sequence_of_inputs_yields_only_possible_actions_and_a_stop_ends_it(
         inputs in prop::collection::vec(input(), 0..120)
     ) {
         actions(&inputs, None)?;
@@ -366,7 +366,7 @@ proptest! {
     })]
 
     #[test]
-    fn a_cluster_that_is_written_and_read_at_any_step_goes_on_as_if_nothing_had_happened(
+    fn a_cluster_restored_from_a_snapshot_at_any_step_behaves_like_the_original(
         inputs in prop::collection::vec(input(), 0..80),
         every in prop_oneof![Just(1u32), 2..20u32],
     ) {
@@ -387,7 +387,7 @@ fn a_snapshot_of_another_version_is_refused_by_its_number() {
 }
 
 #[test]
-fn a_policy_of_the_program_s_own_is_not_written() {
+fn a_custom_policy_cannot_be_serialized() {
     use troop_core::policy::{RoundRobin, Scheduling};
     let config = primary::Config {
         scheduling: Scheduling::custom(RoundRobin::default),

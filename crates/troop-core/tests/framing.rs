@@ -209,13 +209,13 @@ proptest! {
     }
 
     #[test]
-    fn garbage_has_a_name_but_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn garbage_is_a_named_violation_and_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let _ = incoming::parse(&bytes);
     }
 
     /// Nearly right is where parsers stumble.
     #[test]
-    fn what_is_nearly_a_message_never_panics(
+    fn almost_valid_messages_never_panic(
         start in prop::sample::select(STARTS),
         cut in 0..200usize,
         flip in prop::collection::vec((0..200usize, any::<u8>()), 0..4),

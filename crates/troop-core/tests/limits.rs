@@ -52,7 +52,7 @@ fn query(
 }
 
 #[test]
-fn an_address_that_no_listener_can_have_is_refused_and_not_repeated() {
+fn an_impossible_address_is_rejected_and_not_repeated() {
     let mut primary = Primary::new(Config::default());
     let worker = fork(&mut primary);
     act(&mut primary);
@@ -149,8 +149,7 @@ fn query_in_vain(
 }
 
 #[test]
-fn a_worker_that_has_sockets_bound_for_nothing_over_and_over_is_stopped_and_who_tries_again_each_second_is_not()
- {
+fn a_worker_that_keeps_wasting_binds_is_ended_but_not_one_that_retries_every_second() {
     let mut primary = Primary::new(Config::default());
     let (greedy, honest) = (fork(&mut primary), fork(&mut primary));
     act(&mut primary);

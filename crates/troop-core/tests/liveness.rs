@@ -49,7 +49,7 @@ fn refusal(seq: u64) -> String {
 }
 
 #[test]
-fn one_that_gives_no_sign_of_life_is_ended_when_its_time_is_over() {
+fn a_worker_without_a_sign_of_life_is_ended_after_the_timeout() {
     let (mut simulation, worker) = listening(Config::default());
     listens(&mut simulation);
     simulation.primary.heard(simulation.now, worker);
@@ -65,7 +65,7 @@ fn one_that_gives_no_sign_of_life_is_ended_when_its_time_is_over() {
 }
 
 #[test]
-fn every_answer_and_every_other_word_is_a_sign_of_life() {
+fn every_message_of_a_worker_is_a_sign_of_life() {
     for answers in [
         vec!["ack", "refusal"],
         vec!["refusal"],
@@ -116,7 +116,7 @@ fn a_refusal_counts_once() {
 }
 
 #[test]
-fn who_starts_up_or_leaves_or_may_take_its_time_is_not_asked() {
+fn workers_that_start_drain_or_do_not_serve_are_not_probed() {
     let (mut simulation, worker) = listening(Config::default());
     pass(&mut simulation, 60_000);
     assert!(asked(&simulation).is_empty(), "it does not listen yet");
@@ -134,7 +134,7 @@ fn who_starts_up_or_leaves_or_may_take_its_time_is_not_asked() {
 }
 
 #[test]
-fn nobody_is_blamed_for_the_time_in_which_the_primary_stood_still() {
+fn time_in_which_the_primary_was_stopped_is_not_counted_against_workers() {
     let (mut simulation, worker) =
         listening(Config { hang_timeout: Some(Duration::from_secs(3)), ..Config::default() });
     listens(&mut simulation);

@@ -80,7 +80,7 @@ fn troop_worker(simulation: &mut Simulation, ports: &[u16]) -> WorkerId {
 }
 
 #[test]
-fn an_answer_on_one_listener_frees_the_worker_for_its_others_at_once() {
+fn an_acknowledgement_on_one_listener_frees_the_worker_for_its_others_at_once() {
     let mut simulation = Simulation::new(Config { troop_window: 2, ..Config::default() });
     let worker = troop_worker(&mut simulation, &[1, 2]);
     for listener in [0, 0, 1] {
@@ -100,8 +100,7 @@ fn an_answer_on_one_listener_frees_the_worker_for_its_others_at_once() {
 }
 
 #[test]
-fn a_worker_that_does_not_answer_is_passed_over_the_sooner_if_the_policy_goes_by_how_busy_workers_are()
- {
+fn policies_by_load_skip_an_unresponsive_worker_sooner() {
     for (scheduling, patience) in [
         (Scheduling::RoundRobin, 50),
         (Scheduling::LeastConnections, 10),
@@ -170,7 +169,7 @@ fn connections_of_a_worker_that_leaves_by_itself_go_to_its_successor() {
 }
 
 #[test]
-fn a_connection_that_eight_workers_died_of_is_not_given_to_a_ninth() {
+fn a_connection_that_killed_eight_workers_is_not_dispatched_to_a_ninth() {
     let mut simulation = Simulation::new(Config::default());
     troop_worker(&mut simulation, &[1]);
     simulation.happen(Input::Accept { listener: 0 }).unwrap();
@@ -185,7 +184,7 @@ fn a_connection_that_eight_workers_died_of_is_not_given_to_a_ninth() {
 }
 
 #[test]
-fn time_in_which_the_primary_stood_still_makes_no_worker_hang() {
+fn time_in_which_the_primary_was_stopped_makes_no_worker_hung() {
     let mut simulation = Simulation::new(Config::default());
     let worker = troop_worker(&mut simulation, &[1]);
     simulation.happen(Input::Accept { listener: 0 }).unwrap();
@@ -265,7 +264,7 @@ fn a_node_worker_is_told_to_disconnect_when_it_has_had_time_to_read_its_last_con
 }
 
 #[test]
-fn an_answer_without_an_acknowledgement_settles_the_descriptor_too() {
+fn a_reply_without_an_acknowledgement_settles_the_descriptor_too() {
     let mut simulation = Simulation::new(Config::default());
     let worker = node_worker(&mut simulation, &[1]);
     for _ in 0..500 {
@@ -348,7 +347,7 @@ fn a_listener_that_could_not_be_copied_is_answered_and_the_others_keep_their_ack
 }
 
 #[test]
-fn a_wrong_answer_does_not_swallow_what_the_same_message_does() {
+fn an_invalid_reply_does_not_suppress_the_act_of_the_same_message() {
     let mut simulation = Simulation::new(Config::default());
     let worker = node_worker(&mut simulation, &[1]);
     for ack in ["999999", "-1"] {
@@ -370,7 +369,7 @@ fn a_wrong_answer_does_not_swallow_what_the_same_message_does() {
 }
 
 #[test]
-fn a_connection_that_found_the_channel_full_is_nothing_that_its_worker_did() {
+fn a_full_channel_does_not_count_against_its_worker() {
     for troop in [true, false] {
         let mut simulation = Simulation::new(Config::default());
         let worker = if troop {

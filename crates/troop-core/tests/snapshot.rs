@@ -37,7 +37,7 @@ proptest! {
     })]
 
     #[test]
-    fn a_primary_that_is_written_and_read_at_any_step_goes_on_as_if_nothing_had_happened(
+    fn a_primary_restored_from_a_snapshot_at_any_step_behaves_like_the_original(
         inputs in prop::collection::vec(input(), 0..100),
         every in prop_oneof![Just(1u32), 2..20u32],
     ) {

@@ -136,8 +136,7 @@ fn a_listener_that_only_the_last_slot_had_closes_at_once_when_that_goes() {
 }
 
 #[test]
-fn a_death_keeps_the_listener_until_the_successor_has_listened_elsewhere_and_what_waits_is_closed_then()
- {
+fn a_listener_of_a_dead_worker_closes_with_its_queue_once_the_successor_listens_elsewhere() {
     let mut simulation = supervised();
     let first = listening(&mut simulation, &[1]);
     pass(&mut simulation, 60_000);
@@ -182,7 +181,7 @@ fn dies_and_returns(simulation: &mut Simulation, worker: WorkerId, ports: &[u16]
 }
 
 #[test]
-fn workers_with_a_listener_of_their_own_leave_none_behind_in_any_number_of_lives() {
+fn workers_with_their_own_listeners_leave_none_behind_after_any_number_of_restarts() {
     let mut simulation = supervised();
     let _other = listening(&mut simulation, &[99]);
     let mut worker = listening(&mut simulation, &[100]);
@@ -202,7 +201,7 @@ fn workers_with_a_listener_of_their_own_leave_none_behind_in_any_number_of_lives
 }
 
 #[test]
-fn where_the_program_forks_a_listener_waits_for_a_worker_that_was_forked_later() {
+fn without_a_supervisor_a_listener_waits_for_a_worker_that_is_forked_later() {
     let mut simulation = Simulation::new(patient());
     let (first, second) = (listening(&mut simulation, &[1]), listening(&mut simulation, &[2]));
     dies(&mut simulation, first);
@@ -222,7 +221,7 @@ fn where_the_program_forks_a_listener_waits_for_a_worker_that_was_forked_later()
 }
 
 #[test]
-fn that_nobody_will_be_forked_is_believed_after_a_moment() {
+fn without_further_forks_listeners_close_after_a_moment() {
     let mut simulation = Simulation::new(patient());
     let first = listening(&mut simulation, &[1]);
     listening(&mut simulation, &[2]);
@@ -237,7 +236,7 @@ fn that_nobody_will_be_forked_is_believed_after_a_moment() {
 }
 
 #[test]
-fn a_worker_that_never_says_a_word_keeps_listeners_open_for_a_while_only() {
+fn a_silent_worker_keeps_unused_listeners_open_for_a_limited_time() {
     let mut simulation = supervised();
     let first = listening(&mut simulation, &[1]);
     listening(&mut simulation, &[2]);
@@ -323,7 +322,7 @@ fn a_worker_that_leaves_by_itself_keeps_its_listener_for_its_successor() {
 }
 
 #[test]
-fn a_worker_that_closes_a_listener_and_goes_on_has_it_closed_after_a_while_and_nobody_misses_it() {
+fn a_listener_that_a_running_worker_has_closed_closes_soon_and_is_not_missed() {
     for (ports, ms) in [(&[1, 2][..], 3_000), (&[1], 30_000)] {
         let mut simulation = supervised();
         listening(&mut simulation, &[9]);
@@ -357,7 +356,7 @@ const SHARED: bool = true;
 const OWN: bool = false;
 
 #[test]
-fn what_workers_listen_on_is_claimed_and_what_several_slots_do_is_shared() {
+fn addresses_of_workers_are_claimed_and_those_of_several_slots_are_shared() {
     let mut simulation = supervised();
     let first = listening(&mut simulation, &[1, 2]);
     assert_eq!(claims(&simulation, false), [(Some(1), 1, OWN), (Some(2), 1, OWN)]);
@@ -394,7 +393,7 @@ fn a_worker_and_its_successor_share_nothing() {
 }
 
 #[test]
-fn what_was_left_open_for_successors_is_claimed_where_nobody_serves() {
+fn listeners_kept_for_successors_are_claimed_if_no_worker_serves() {
     let mut simulation = supervised();
     simulation.successors = Successors::Awaited;
     let all = [listening(&mut simulation, &[1, 2]), listening(&mut simulation, &[1])];
@@ -407,7 +406,7 @@ fn what_was_left_open_for_successors_is_claimed_where_nobody_serves() {
 }
 
 #[test]
-fn what_workers_of_a_reload_that_failed_have_opened_is_neither_kept_nor_claimed() {
+fn listeners_of_a_failed_reload_are_neither_kept_nor_claimed() {
     let mut simulation = supervised();
     simulation.successors = Successors::Awaited;
     let old = listening(&mut simulation, &[1]);
@@ -425,7 +424,7 @@ fn what_workers_of_a_reload_that_failed_have_opened_is_neither_kept_nor_claimed(
 }
 
 #[test]
-fn what_the_kernel_chooses_and_what_is_named_after_a_process_is_not_claimed() {
+fn ports_chosen_by_the_kernel_and_paths_with_a_pid_are_not_claimed() {
     let mut simulation = supervised();
     let worker = starting(&mut simulation);
     let pid = simulation.primary.status(worker).unwrap().pid;

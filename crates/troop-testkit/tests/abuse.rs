@@ -46,7 +46,7 @@ async fn brackets_inside_a_wrapped_message_end_their_worker_too() {
 }
 
 #[tokio::test]
-async fn a_line_that_stops_in_the_middle_is_never_taken_for_a_message() {
+async fn a_truncated_line_is_never_taken_for_a_message() {
     let mut scene = Scene::new().await;
     let worker = scene.raw(&[ONLINE, "line \"whole\"", "bytes {\"half\":", "exit 3"]).await;
     assert_eq!(scene.troop.exit(&worker).await, ExitHow::Code(3));
@@ -82,7 +82,7 @@ async fn protocol_messages_with_fields_of_the_wrong_type_end_their_worker() {
 }
 
 #[tokio::test]
-async fn a_question_that_makes_no_sense_is_answered_with_an_error() {
+async fn an_invalid_query_is_answered_with_an_error() {
     let mut scene = Scene::new().await;
     const EINVAL: i64 = -22;
     for fields in [
@@ -106,7 +106,7 @@ async fn a_question_that_makes_no_sense_is_answered_with_an_error() {
 }
 
 #[tokio::test]
-async fn a_question_without_any_field_is_answered_with_an_error() {
+async fn a_query_without_fields_is_answered_with_an_error() {
     let mut scene = Scene::new().await;
     let worker =
         scene.raw(&[ONLINE, r#"answer {"cmd":"NODE_CLUSTER","act":"queryServer","seq":1}"#]).await;
@@ -283,7 +283,7 @@ async fn a_foreign_unix_socket_whose_queue_is_full_does_not_stop_the_primary() {
 // ---- acknowledgements ----
 
 #[tokio::test]
-async fn an_acknowledgement_that_nobody_asked_for_is_reported() {
+async fn an_unexpected_acknowledgement_is_reported() {
     Scene::is_reported_for(&[r#"line {"cmd":"NODE_HANDLE_ACK"}"#], |v| *v == Violation::UnaskedAck)
         .await;
     Scene::is_reported_for(&[r#"line {"cmd":"NODE_HANDLE_NACK"}"#], |v| {
@@ -347,7 +347,7 @@ async fn a_worker_cannot_take_the_connections_of_another() {
 }
 
 #[tokio::test]
-async fn a_hundred_small_offences_are_enough() {
+async fn a_hundred_minor_violations_end_a_worker() {
     let mut scene = Scene::new().await;
     let worker = scene.raw(&[ONLINE, r#"repeat 1000 {"cmd":"NODE_HANDLE_ACK"}"#]).await;
     let id = worker.id();
@@ -407,7 +407,7 @@ async fn closing_what_was_never_opened_does_not_close_it_for_others() {
 }
 
 #[tokio::test]
-async fn saying_that_one_listens_does_not_bring_connections() {
+async fn a_false_listening_message_brings_no_connections() {
     let mut scene = Scene::new().await;
     let lie = format!(
         r#"line {{"cmd":"NODE_CLUSTER","act":"listening","address":"127.0.0.1","port":{},"addressType":4,"seq":1}}"#,
@@ -451,8 +451,8 @@ async fn a_descriptor_that_is_a_file_is_reported_and_closed() {
 }
 
 #[tokio::test]
-async fn descriptors_that_nobody_asked_for_are_closed() {
-    if !alone("descriptors_that_nobody_asked_for_are_closed") {
+async fn unexpected_descriptors_are_closed() {
+    if !alone("unexpected_descriptors_are_closed") {
         return;
     }
     let mut scene = Scene::new().await;

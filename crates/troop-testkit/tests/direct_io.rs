@@ -92,7 +92,7 @@ fn fill(io: &RelayIo) -> usize {
 }
 
 #[test]
-fn a_helper_moves_messages_both_ways() {
+fn direct_io_moves_messages_both_ways() {
     let mut scene = Scene::new();
     assert!(scene.io().begin());
     scene.worker_says("{\"from\":\"the worker\"}\n");
@@ -112,7 +112,7 @@ fn half_a_message_is_kept_for_its_other_half() {
 }
 
 #[test]
-fn what_went_the_long_way_comes_first() {
+fn messages_by_the_relay_precede_those_by_direct_io() {
     let mut scene = Scene::new();
     assert!(scene.io().begin());
     for n in 0..200 {
@@ -127,14 +127,14 @@ fn what_went_the_long_way_comes_first() {
 }
 
 #[test]
-fn what_is_not_for_the_worker_alone_is_not_written_past_the_relay() {
+fn internal_messages_are_not_written_past_the_relay() {
     let scene = Scene::new();
     assert!(!scene.io().write(b"{\"cmd\":\"NODE_CLUSTER\",\"act\":\"disconnect\"}\n", false));
     assert!(!scene.io().write(format!("\"{}\"\n", "x".repeat(100_000)).as_bytes(), false));
 }
 
 #[test]
-fn what_waits_for_room_is_written_whoever_makes_it() {
+fn queued_output_is_written_whoever_makes_room() {
     let mut scene = Scene::new();
     assert!(scene.io().begin());
     let sent = fill(scene.io());
@@ -153,7 +153,7 @@ fn what_waits_for_room_is_written_whoever_makes_it() {
 }
 
 #[test]
-fn a_helper_stops_where_the_worker_does_not_read_and_is_asked_again_when_it_does() {
+fn direct_io_stops_at_a_full_channel_and_resumes_when_the_worker_reads() {
     let mut scene = Scene::new();
     assert!(scene.io().begin());
     // As much as is too much for anything to be read from who does not read himself: one long
@@ -176,7 +176,7 @@ fn a_helper_stops_where_the_worker_does_not_read_and_is_asked_again_when_it_does
 }
 
 #[test]
-fn without_its_helper_the_relay_goes_on() {
+fn the_relay_continues_without_direct_io() {
     let mut scene = Scene::new();
     assert!(scene.io().begin());
     scene.worker_says("{\"a\":1}\n");
@@ -187,7 +187,7 @@ fn without_its_helper_the_relay_goes_on() {
 }
 
 #[test]
-fn who_closes_the_relay_closes_the_channel_though_a_helper_has_a_copy() {
+fn closing_the_relay_closes_the_channel_despite_direct_io() {
     let mut scene = Scene::new();
     assert!(scene.io().begin());
     assert!(scene.io().write(b"{\"last\":1}\n", false));

@@ -71,8 +71,8 @@ fn a_flood_of_messages_leaves_the_program_its_share_of_a_single_thread() {
 }
 
 #[tokio::test]
-async fn a_worker_that_never_reads_fills_its_queue_and_nothing_else() {
-    if !alone("a_worker_that_never_reads_fills_its_queue_and_nothing_else") {
+async fn a_worker_that_never_reads_fills_only_its_own_queue() {
+    if !alone("a_worker_that_never_reads_fills_only_its_own_queue") {
         return;
     }
     let mut scene = Scene::new().await;
@@ -248,10 +248,8 @@ async fn answers_stay_bounded(question: &str) {
 }
 
 #[tokio::test]
-async fn a_worker_that_says_goodbye_for_ever_and_never_reads_the_answer_does_not_fill_the_memory() {
-    if !alone(
-        "a_worker_that_says_goodbye_for_ever_and_never_reads_the_answer_does_not_fill_the_memory",
-    ) {
+async fn replies_to_disconnects_of_a_worker_that_never_reads_are_bounded() {
+    if !alone("replies_to_disconnects_of_a_worker_that_never_reads_are_bounded") {
         return;
     }
     answers_stay_bounded(
@@ -261,11 +259,8 @@ async fn a_worker_that_says_goodbye_for_ever_and_never_reads_the_answer_does_not
 }
 
 #[tokio::test]
-async fn a_worker_that_counts_sockets_for_ever_and_never_reads_the_answer_does_not_fill_the_memory()
-{
-    if !alone(
-        "a_worker_that_counts_sockets_for_ever_and_never_reads_the_answer_does_not_fill_the_memory",
-    ) {
+async fn replies_to_socket_counts_of_a_worker_that_never_reads_are_bounded() {
+    if !alone("replies_to_socket_counts_of_a_worker_that_never_reads_are_bounded") {
         return;
     }
     let key = "k".repeat(60_000);
@@ -276,11 +271,8 @@ async fn a_worker_that_counts_sockets_for_ever_and_never_reads_the_answer_does_n
 }
 
 #[tokio::test]
-async fn a_worker_that_asks_nonsense_for_ever_and_never_reads_the_answer_does_not_fill_the_memory()
-{
-    if !alone(
-        "a_worker_that_asks_nonsense_for_ever_and_never_reads_the_answer_does_not_fill_the_memory",
-    ) {
+async fn replies_to_invalid_queries_of_a_worker_that_never_reads_are_bounded() {
+    if !alone("replies_to_invalid_queries_of_a_worker_that_never_reads_are_bounded") {
         return;
     }
     let data = "d".repeat(60_000);
@@ -343,7 +335,7 @@ async fn the_end_of_a_channel_is_seen_however_much_waits_to_be_written() {
 }
 
 #[tokio::test]
-async fn the_last_words_of_a_worker_are_heard_however_much_waits_to_be_written() {
+async fn the_last_messages_of_a_worker_arrive_however_much_is_queued_for_it() {
     let mut scene = Scene::new().await;
     let worker = scene.raw(&[ONLINE, "sleep 300", "line \"last words\"", "exit 0"]).await;
     far_too_much(&worker);
@@ -352,7 +344,7 @@ async fn the_last_words_of_a_worker_are_heard_however_much_waits_to_be_written()
 }
 
 #[tokio::test]
-async fn a_worker_that_was_not_listened_to_is_listened_to_again_when_it_reads() {
+async fn reading_from_a_worker_resumes_when_it_reads_its_own_channel() {
     let mut scene = Scene::new().await;
     // Reads what the primary had for it after a while, and says something then.
     let worker = scene.raw(&[ONLINE, "sleep 300", "answer 1", "line \"thank you\""]).await;

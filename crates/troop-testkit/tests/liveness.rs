@@ -54,7 +54,7 @@ async fn is_found(troop: &mut Troop, worker: &WorkerHandle) -> ExitHow {
 }
 
 #[tokio::test]
-async fn a_worker_that_stands_still_is_ended_and_its_successor_serves() {
+async fn a_stopped_worker_is_ended_and_its_successor_serves() {
     for setup in [rust(), node("")] {
         let mut troop = watched(Duration::from_millis(700), setup);
         let (worker, _) = first(&mut troop).await;
@@ -76,7 +76,7 @@ async fn a_node_worker_in_an_endless_loop_is_ended() {
 }
 
 #[tokio::test]
-async fn a_node_worker_that_is_asked_again_and_again_notices_nothing() {
+async fn the_program_of_a_node_worker_never_sees_probes() {
     // What is counted here is what Node itself sees; programs see messages only.
     let text = "
         const open = () => require('fs').readdirSync('/proc/self/fd').length;

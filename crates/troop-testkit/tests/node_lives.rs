@@ -180,7 +180,7 @@ async fn a_worker_whose_channel_we_closed_is_disconnected_until_its_process_ends
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_told_to_leave_is_no_longer_in_the_table_but_still_listening() {
+async fn a_disconnected_worker_is_no_longer_in_the_table_but_still_listening() {
     let mut troop = Troop::with(js("serve(0, '127.0.0.1')"));
     let worker = troop.fork().await;
     troop.listening(&worker).await;
@@ -216,7 +216,7 @@ async fn ends_by(text: &str) -> (Vec<&'static str>, ExitHow, bool) {
 const USUAL: [&str; 4] = ["fork", "online", "disconnect", "exit"];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_closes_its_channel_ends_with_0_unasked() {
+async fn a_worker_that_closes_its_channel_ends_with_code_0_involuntarily() {
     assert_eq!(ends_by("process.disconnect()").await, (USUAL.into(), ExitHow::Code(0), false));
 }
 
@@ -284,7 +284,7 @@ async fn a_worker_that_does_not_listen_lives_until_told_otherwise() {
 // ---- ends that the primary brings about ----
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_disconnected_before_it_is_up_comes_online_never_listens_and_goes() {
+async fn a_worker_disconnected_before_it_is_online_comes_online_never_listens_and_ends() {
     let mut troop = Troop::with(held("serve(0, '127.0.0.1')"));
     let worker = troop.fork().await;
     worker.disconnect().unwrap();
@@ -299,7 +299,7 @@ async fn a_worker_disconnected_before_it_is_up_comes_online_never_listens_and_go
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_killed_before_it_is_up_never_comes_online() {
+async fn a_worker_killed_before_it_is_online_never_comes_online() {
     let mut troop = Troop::with(held("serve(0, '127.0.0.1')"));
     let worker = troop.fork().await;
     worker.kill(libc::SIGTERM).await.unwrap();
@@ -309,7 +309,7 @@ async fn a_worker_killed_before_it_is_up_never_comes_online() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_worker_has_not_left_voluntarily() {
+async fn the_exit_of_a_killed_worker_is_not_voluntary() {
     let mut troop = Troop::with(js("serve(0, '127.0.0.1')"));
     let worker = troop.fork().await;
     troop.listening(&worker).await;
@@ -320,7 +320,7 @@ async fn a_killed_worker_has_not_left_voluntarily() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_killed_after_it_was_told_to_leave_left_voluntarily() {
+async fn the_exit_of_a_worker_killed_after_its_disconnect_is_voluntary() {
     let mut troop = Troop::with(js("serve(0, '127.0.0.1')"));
     let worker = troop.fork().await;
     troop.listening(&worker).await;
@@ -333,7 +333,7 @@ async fn a_worker_killed_after_it_was_told_to_leave_left_voluntarily() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_whose_channel_we_close_ends_with_0_unasked() {
+async fn a_worker_whose_channel_the_primary_closes_ends_with_code_0_involuntarily() {
     let mut troop = Troop::with(js("serve(0, '127.0.0.1')"));
     let worker = troop.fork().await;
     troop.listening(&worker).await;
@@ -343,7 +343,7 @@ async fn a_worker_whose_channel_we_close_ends_with_0_unasked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gone_worker_takes_no_messages_and_no_second_farewell() {
+async fn messages_and_disconnects_to_a_worker_that_is_gone_fail() {
     let mut troop = Troop::with(js("process.exit(0)"));
     let worker = troop.fork().await;
     troop.exit(&worker).await;
@@ -381,7 +381,7 @@ fn open(port: u16) -> BufReader<TcpStream> {
 const HOLD: &str = "process.on('message', (m) => tell(m)); hold(0, '127.0.0.1')";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leaving_worker_keeps_its_connections_and_messages_but_gets_no_new_ones() {
+async fn a_draining_worker_keeps_its_connections_and_messages_but_gets_no_new_ones() {
     let mut troop = Troop::with(js(HOLD));
     let worker = troop.fork().await;
     let port = troop.listening(&worker).await;
@@ -418,7 +418,7 @@ async fn a_worker_leaving_on_its_own_keeps_its_connections_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_under_way_is_finished_before_its_worker_leaves() {
+async fn a_request_in_progress_is_finished_before_its_worker_ends() {
     let mut troop = Troop::with(Setup::new().script(node_program("http.js")).args(["0"]));
     let worker = troop.fork().await;
     let port = troop.listening(&worker).await;
@@ -435,7 +435,7 @@ async fn a_request_under_way_is_finished_before_its_worker_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_others_serve_while_one_leaves() {
+async fn other_workers_serve_while_one_drains() {
     let mut troop = Troop::with(js("serve(0, '127.0.0.1')"));
     let (one, two) = (troop.fork().await, troop.fork().await);
     let port = troop.listening(&one).await;
@@ -493,7 +493,7 @@ async fn a_worker_knows_that_it_is_one_and_hides_it_from_its_children() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_told_to_leave_knows_that_it_was_told() {
+async fn a_disconnected_worker_knows_that_it_was_disconnected() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("f");
     let text = format!(

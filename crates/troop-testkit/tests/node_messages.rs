@@ -94,7 +94,7 @@ async fn messages_keep_their_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_worker_says_last_before_it_exits_arrives() {
+async fn the_last_message_before_an_exit_arrives() {
     let text = "process.send('farewell', () => process.exit(0))";
     let mut troop = Troop::with(Setup::new().script(node_program("run.js")).args([text]));
     let worker = troop.fork().await;

@@ -38,7 +38,7 @@ async fn a_cluster_is_ready_when_every_slot_has_a_ready_worker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_is_answered_when_all_workers_are_new() {
+async fn a_reload_completes_when_all_workers_are_replaced() {
     let troop = Troop::start(Cluster::builder().workers(2).replace(at_once()).setup(server()));
     soon(troop.cluster.ready()).await.unwrap();
     let done = soon(troop.cluster.reload()).await.unwrap();
@@ -104,7 +104,7 @@ async fn a_second_reload_is_refused_while_one_is_under_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_asked_goes_on_when_nobody_waits_for_it() {
+async fn an_operation_continues_when_its_future_is_dropped() {
     let mut troop = Troop::start(Cluster::builder().workers(1).replace(at_once()).setup(server()));
     soon(troop.cluster.ready()).await.unwrap();
     drop(troop.cluster.reload());
@@ -150,7 +150,7 @@ async fn a_pause_is_answered_when_all_workers_have_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_is_answered_with_how_it_ended() {
+async fn a_stop_completes_with_the_outcome() {
     let troop = Troop::start(Cluster::builder().workers(2).setup(server()));
     soon(troop.cluster.ready()).await.unwrap();
     let (one, same) = (troop.cluster.stop(), troop.cluster.stop());
@@ -161,7 +161,7 @@ async fn a_stop_is_answered_with_how_it_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_does_not_finish_is_killed_at_once_when_that_is_asked_for() {
+async fn stop_now_kills_workers_that_do_not_finish() {
     let stubborn = "process.on('disconnect', () => {}); process.on('SIGTERM', () => {});
         setInterval(() => {}, 1000); require('http').createServer(() => {}).listen(0, '127.0.0.1');";
     let builder = Cluster::builder().workers(1).grace(Duration::from_secs(3600));
@@ -174,7 +174,7 @@ async fn who_does_not_finish_is_killed_at_once_when_that_is_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_for_a_start_that_fails_is_told_why_with_the_last_lines() {
+async fn ready_fails_with_the_reason_and_the_last_lines() {
     let restart = RestartPolicy::new(1).max_ends(1);
     let bad = "console.error('no config'); process.exit(4)";
     let troop = Troop::start(Cluster::builder().workers(1).restart(restart).setup(js(bad)));
@@ -184,7 +184,7 @@ async fn who_waits_for_a_start_that_fails_is_told_why_with_the_last_lines() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_ended_for_good_is_not_waited_for() {
+async fn workers_that_have_ended_for_good_are_not_waited_for() {
     let restart = RestartPolicy::new(2).restart(Restart::Never);
     let text = format!("if (require('cluster').worker.id === 1) process.exit(3); {SERVER}");
     let troop = Troop::start(Cluster::builder().workers(2).restart(restart).setup(js(&text)));
@@ -195,7 +195,7 @@ async fn who_has_ended_for_good_is_not_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_whose_program_forks_says_that_nobody_supervises_it() {
+async fn operations_of_an_unsupervised_cluster_fail_with_the_reason() {
     let troop = Troop::start(Cluster::builder().setup(server()));
     assert_eq!(soon(troop.cluster.ready()).await, Err(NotReady::Unsupervised));
     assert_eq!(soon(troop.cluster.reload()).await, Err(ReloadFailed::Unsupervised));

@@ -17,7 +17,7 @@ fn fixture<const N: usize>(args: [&str; N]) -> Setup {
 }
 
 #[tokio::test]
-async fn a_restart_policy_says_when_to_give_up() {
+async fn a_restart_policy_decides_when_to_give_up() {
     let policy = RestartPolicy::new(2).first_delay(Duration::from_millis(1)).max_ends(3);
     let mut troop =
         Troop::start(Cluster::builder().workers(2).setup(fixture(["exit", "9"])).restart(policy));
@@ -208,7 +208,7 @@ async fn workers_listen_where_they_may_and_nowhere_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_subscribes_before_the_start_misses_nothing() {
+async fn a_subscriber_from_before_the_start_misses_no_event() {
     for _ in 0..20 {
         let (sender, events) = std::sync::mpsc::channel();
         let builder =

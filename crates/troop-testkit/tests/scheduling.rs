@@ -73,7 +73,7 @@ async fn weights_are_kept_exactly_and_can_be_changed() {
     assert!(!shares(port, 40).await.contains_key(&1));
 }
 
-async fn the_least_busy_one_is_chosen(scheduling: &str, setup: Setup) {
+async fn the_least_busy_worker_is_chosen(scheduling: &str, setup: Setup) {
     let mut troop = under(scheduling, setup);
     let ([one, two], port) = forks(&mut troop).await;
     let mut held: Vec<_> = (0..12).map(|_| open(port)).collect();
@@ -92,14 +92,14 @@ async fn the_least_busy_one_is_chosen(scheduling: &str, setup: Setup) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rust_worker_with_fewer_open_connections_gets_the_next_ones() {
     for scheduling in ["least-connections", "p2c"] {
-        the_least_busy_one_is_chosen(scheduling, fixture(["hold", "127.0.0.1:0"])).await;
+        the_least_busy_worker_is_chosen(scheduling, fixture(["hold", "127.0.0.1:0"])).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_unchanged_node_worker_has_open_is_seen_by_its_descriptors() {
+async fn open_connections_of_an_unmodified_node_worker_are_estimated_by_its_descriptors() {
     for scheduling in ["least-connections", "p2c"] {
-        the_least_busy_one_is_chosen(scheduling, js("hold(0, '127.0.0.1')")).await;
+        the_least_busy_worker_is_chosen(scheduling, js("hold(0, '127.0.0.1')")).await;
     }
 }
 
@@ -152,7 +152,7 @@ impl Policy for ByPort {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_program_can_bring_a_policy_of_its_own() {
+async fn a_program_can_use_a_custom_policy() {
     let scheduling = Scheduling::custom(ByPort::default);
     let mut troop = Troop::start(
         Cluster::builder().scheduling(scheduling).setup(fixture(["line", "127.0.0.1:0"])),
@@ -175,7 +175,7 @@ async fn a_program_can_bring_a_policy_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_program_can_be_asked_about_each_connection() {
+async fn a_callback_chooses_the_worker_for_each_connection() {
     let (questions, asked) = std::sync::mpsc::channel();
     let wait = Duration::from_millis(300);
     let scheduling = Scheduling::callback(wait, move |question| questions.send(question).unwrap());
@@ -228,7 +228,7 @@ async fn a_program_can_be_asked_about_each_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_question_that_is_dropped_is_a_turn() {
+async fn a_dropped_question_is_decided_by_round_robin() {
     // Longer than any client waits.
     let scheduling = Scheduling::callback(10 * TEST_TIMEOUT, drop);
     let mut troop = Troop::start(

@@ -86,7 +86,7 @@ async fn reload(troop: &mut Troop) {
 }
 
 #[tokio::test]
-async fn clients_of_a_worker_that_is_replaced_do_not_all_come_back_at_once() {
+async fn clients_of_a_replaced_worker_reconnect_spread_over_time() {
     let mut troop = Troop::start(serving("127.0.0.1:0").drain_spread(Duration::from_secs(3)));
     let (old, port) = listening(&mut troop).await;
     let mut streams = Vec::new();
@@ -119,7 +119,7 @@ async fn clients_of_a_worker_that_is_replaced_do_not_all_come_back_at_once() {
 }
 
 #[tokio::test]
-async fn until_its_moment_a_connection_is_served_as_before() {
+async fn an_idle_connection_is_served_until_it_is_closed_by_the_drain() {
     let mut troop = Troop::start(serving("127.0.0.1:0").drain_spread(Duration::from_secs(20)));
     let (old, port) = listening(&mut troop).await;
     let name = format!("{} {}\n", old.id(), old.pid());
@@ -178,18 +178,18 @@ async fn handlers_know_the_client_and_unix_sockets_are_served_too() {
 }
 
 #[tokio::test]
-async fn clients_that_go_on_asking_are_told_of_the_end_and_lose_nothing() {
-    clients_that_go_on_asking_lose_nothing(serving("127.0.0.1:0")).await;
+async fn clients_that_keep_sending_requests_get_connection_close_and_lose_nothing() {
+    clients_that_keep_sending_requests_lose_nothing(serving("127.0.0.1:0")).await;
 }
 
 #[tokio::test]
 async fn clients_of_a_service_of_hypers_lose_nothing_either() {
     let directory = tempfile::tempdir().unwrap();
     let server = serving_as("hyper", &directory.path().join("ended"));
-    clients_that_go_on_asking_lose_nothing(server).await;
+    clients_that_keep_sending_requests_lose_nothing(server).await;
 }
 
-async fn clients_that_go_on_asking_lose_nothing(server: Builder) {
+async fn clients_that_keep_sending_requests_lose_nothing(server: Builder) {
     let mut troop = Troop::start(server.drain_spread(Duration::from_secs(4)));
     let (old, port) = listening(&mut troop).await;
     let clients = (0..20).map(|_| {
@@ -248,7 +248,7 @@ async fn a_connection_of_another_protocol_is_waited_for() {
 }
 
 #[tokio::test]
-async fn where_nobody_else_serves_connections_are_closed_at_once() {
+async fn without_other_workers_idle_connections_are_closed_at_once() {
     // The successor starts only when the old worker has gone.
     let policy = at_once().max_surge(0).max_unavailable(1);
     let mut troop =

@@ -133,7 +133,7 @@ fn started(way: Way, set: fn(Builder) -> Builder) -> troop::Result<()> {
 }
 
 #[test]
-fn no_setting_is_ignored_in_silence() {
+fn no_setting_is_ignored_silently() {
     for (name, set, ignored) in settings() {
         for way in WAYS {
             let result = started(way, set);

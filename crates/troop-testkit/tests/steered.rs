@@ -134,7 +134,7 @@ async fn are_served(clients: Clients, by: u32) {
     }
 }
 
-async fn what_waits_for_a_dead_worker_is_served_by_others(setup: Setup) {
+async fn connections_that_wait_for_a_dead_worker_are_served_by_others(setup: Setup) {
     let mut troop = steered(setup);
     let (workers, port) = forks(&mut troop, 2).await;
     let stopped = Stopped(&workers[0]);
@@ -150,17 +150,18 @@ async fn what_waits_for_a_dead_worker_is_served_by_others(setup: Setup) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_for_a_dead_rust_worker_is_served_by_others() {
-    what_waits_for_a_dead_worker_is_served_by_others(line()).await;
+async fn connections_that_wait_for_a_dead_rust_worker_are_served_by_others() {
+    connections_that_wait_for_a_dead_worker_are_served_by_others(line()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_for_a_dead_node_worker_is_served_by_other_unchanged_ones() {
-    what_waits_for_a_dead_worker_is_served_by_others(node("serve(0, '127.0.0.1')")).await;
+async fn connections_that_wait_for_a_dead_node_worker_are_served_by_other_unmodified_ones() {
+    connections_that_wait_for_a_dead_worker_are_served_by_others(node("serve(0, '127.0.0.1')"))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_for_the_only_worker_waits_for_its_successor() {
+async fn connections_that_wait_for_a_single_worker_wait_for_its_successor() {
     let mut troop = steered(line());
     let (workers, port) = forks(&mut troop, 1).await;
     stop(&workers[0]);
@@ -216,7 +217,7 @@ async fn handshakes_that_are_under_way_when_a_worker_goes_are_finished() {
     tokio::task::spawn_blocking(finish).await.unwrap();
 }
 
-async fn a_hung_worker_is_found_out(setup: Setup) {
+async fn a_hung_worker_is_detected(setup: Setup) {
     let mut troop = steered(setup);
     let (workers, port) = forks(&mut troop, 3).await;
     shares(port, 30).await;
@@ -246,13 +247,13 @@ async fn a_hung_worker_is_found_out(setup: Setup) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hung_rust_worker_is_found_out_by_its_queue() {
-    a_hung_worker_is_found_out(line()).await;
+async fn a_hung_rust_worker_is_detected_by_its_queue() {
+    a_hung_worker_is_detected(line()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hung_node_worker_is_found_out_by_its_queue() {
-    a_hung_worker_is_found_out(node("serve(0, '127.0.0.1')")).await;
+async fn a_hung_node_worker_is_detected_by_its_queue() {
+    a_hung_worker_is_detected(node("serve(0, '127.0.0.1')")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -304,7 +305,7 @@ async fn each_has_its_own_socket(workers: &[WorkerHandle], port: u16) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn growth_and_death_and_shrinkage_mislead_no_connection() {
+async fn scaling_and_failures_misdirect_no_connection() {
     let mut troop = steered(line());
     let (mut workers, port) = forks(&mut troop, 3).await;
     each_has_its_own_socket(&workers, port).await;
@@ -389,7 +390,7 @@ async fn one_port_has_one_cluster() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn somebody_else_in_the_group_is_reported_and_gets_nothing() {
+async fn a_foreign_socket_in_the_group_is_reported_and_gets_no_connections() {
     let mut troop = steered(line());
     let (mut workers, port) = forks(&mut troop, 2).await;
     let intruder = rustix::net::socket(
@@ -465,7 +466,7 @@ async fn a_program_may_have_several_listeners() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_steered_is_handed_over_and_that_is_said_once() {
+async fn listeners_that_cannot_be_steered_are_handed_over_and_reported_once() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("s");
     for setup in

@@ -183,7 +183,7 @@ fn request(cookie: &str) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cookie_or_a_parameter_tells_clients_apart_and_nothing_is_altered() {
+async fn a_cookie_or_a_parameter_identifies_clients_and_requests_stay_unchanged() {
     for setup in [rust(), node()] {
         for options in ["cookie=sid", "query=id", "cookie=sid,proxy=strip"] {
             let (_troop, _, port) = start(&format!("sticky:{options}"), setup.clone(), 4).await;
@@ -250,7 +250,7 @@ async fn first_bytes_may_come_slowly_late_or_never() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_say_nothing_in_their_thousands_hold_up_nobody() {
+async fn thousands_of_silent_clients_delay_no_other() {
     let (_troop, _, port) = start("sticky:cookie=sid,wait=60000", rust(), 2).await;
     let run = move || {
         let at = std::net::SocketAddr::from(([127, 0, 0, 1], port));

@@ -18,10 +18,8 @@ fn free_port() -> u16 {
 /// Workers that listen where nobody else does, and die, one after the other; and one that never
 /// says that it listens, so that it could ask for their ports for ever.
 #[tokio::test]
-async fn listeners_of_workers_that_died_are_closed_and_nobody_is_left_waiting_there() {
-    if !alone(
-        "abandoned::listeners_of_workers_that_died_are_closed_and_nobody_is_left_waiting_there",
-    ) {
+async fn listeners_of_dead_workers_are_closed_with_their_waiting_clients() {
+    if !alone("abandoned::listeners_of_dead_workers_are_closed_with_their_waiting_clients") {
         return;
     }
     const LIVES: usize = 10;

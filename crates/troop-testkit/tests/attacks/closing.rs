@@ -27,8 +27,8 @@ async fn scene() -> Scene {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn descriptors_that_are_not_taken_hold_nobody_up() {
-    if !is_root("closing::descriptors_that_are_not_taken_hold_nobody_up") {
+async fn descriptors_that_are_not_taken_delay_no_worker() {
+    if !is_root("closing::descriptors_that_are_not_taken_delay_no_worker") {
         return;
     }
     let mut scene = scene().await;
@@ -48,8 +48,8 @@ async fn descriptors_that_are_not_taken_hold_nobody_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn more_descriptors_than_can_wait_to_be_closed_hold_nobody_up() {
-    let name = "closing::more_descriptors_than_can_wait_to_be_closed_hold_nobody_up";
+async fn more_descriptors_than_the_closer_can_queue_delay_no_worker() {
+    let name = "closing::more_descriptors_than_the_closer_can_queue_delay_no_worker";
     if !is_root(name) || !alone(name) {
         return;
     }
@@ -73,8 +73,8 @@ async fn more_descriptors_than_can_wait_to_be_closed_hold_nobody_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn descriptors_of_notifications_hold_nobody_up() {
-    if !is_root("closing::descriptors_of_notifications_hold_nobody_up") {
+async fn descriptors_of_notifications_delay_no_worker() {
+    if !is_root("closing::descriptors_of_notifications_delay_no_worker") {
         return;
     }
     let policy = ReplacePolicy::default().ready_when(ReadyWhen::Notified);
@@ -92,10 +92,10 @@ async fn descriptors_of_notifications_hold_nobody_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn descriptors_that_there_is_no_room_for_hold_nobody_up() {
+async fn descriptors_beyond_the_limit_delay_no_worker() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    if !is_root("closing::descriptors_that_there_is_no_room_for_hold_nobody_up")
-        || !alone("closing::descriptors_that_there_is_no_room_for_hold_nobody_up")
+    if !is_root("closing::descriptors_beyond_the_limit_delay_no_worker")
+        || !alone("closing::descriptors_beyond_the_limit_delay_no_worker")
     {
         return;
     }
@@ -115,8 +115,8 @@ async fn descriptors_that_there_is_no_room_for_hold_nobody_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_has_its_connections_linger_all_the_time_holds_nobody_up() {
-    if !is_root("closing::a_worker_that_has_its_connections_linger_all_the_time_holds_nobody_up") {
+async fn a_worker_whose_connections_linger_delays_no_other() {
+    if !is_root("closing::a_worker_whose_connections_linger_delays_no_other") {
         return;
     }
     let mut scene = scene().await;

@@ -23,8 +23,8 @@ fn descriptors() -> Vec<i32> {
 }
 
 #[tokio::test]
-async fn no_descriptor_of_the_primary_can_be_had_that_nobody_has_offered() {
-    if !alone("descriptors::no_descriptor_of_the_primary_can_be_had_that_nobody_has_offered") {
+async fn workers_cannot_listen_on_descriptors_that_were_not_offered() {
+    if !alone("descriptors::workers_cannot_listen_on_descriptors_that_were_not_offered") {
         return;
     }
     let mut scene = Scene::new().await;
@@ -48,7 +48,7 @@ async fn no_descriptor_of_the_primary_can_be_had_that_nobody_has_offered() {
 }
 
 #[tokio::test]
-async fn an_offered_descriptor_can_be_had_and_what_else_gets_its_number_cannot() {
+async fn an_offered_descriptor_is_served_but_not_another_file_under_its_number() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (fd, port) = (listener.as_raw_fd(), listener.local_addr().unwrap().port());
     let mut scene =
@@ -106,7 +106,7 @@ fn standard_streams_connections_and_pipes_cannot_even_be_offered() {
 }
 
 #[tokio::test]
-async fn a_list_of_listeners_is_not_got_round_by_naming_a_descriptor() {
+async fn may_listen_cannot_be_circumvented_by_a_descriptor() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (fd, port) = (listener.as_raw_fd(), listener.local_addr().unwrap().port());
     let offered = || InheritedSocket::of(&listener).unwrap();

@@ -73,10 +73,8 @@ fn variables_in_the_configuration_reach_workers_and_never_the_primary() {
 }
 
 #[test]
-fn what_is_about_the_primary_alone_does_not_reach_workers_of_another_user() {
-    if !is_root(
-        "environment::what_is_about_the_primary_alone_does_not_reach_workers_of_another_user",
-    ) {
+fn variables_of_the_primary_do_not_reach_workers_of_another_user() {
+    if !is_root("environment::variables_of_the_primary_do_not_reach_workers_of_another_user") {
         return;
     }
     let home = open_directory();

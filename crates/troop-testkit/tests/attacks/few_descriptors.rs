@@ -126,7 +126,7 @@ fn is_served(port: u16) -> bool {
 }
 
 #[test]
-fn a_worker_that_wants_all_descriptors_keeps_nobody_from_being_served_restarted_or_shown() {
+fn a_worker_that_takes_all_descriptors_does_not_affect_others() {
     let port = free_port();
     let address = format!("127.0.0.1:{port}");
     // Its share, and as much beyond it as a worker may ask for before it is ended.
@@ -192,7 +192,7 @@ fn a_worker_that_wants_all_descriptors_keeps_nobody_from_being_served_restarted_
 }
 
 #[test]
-fn clients_wait_while_descriptors_are_short_and_that_is_said_once() {
+fn clients_wait_while_descriptors_are_scarce_and_it_is_reported_once() {
     let port = free_port();
     let mut troop = Running::with_files(
         64,
@@ -292,7 +292,7 @@ fn three_thousand_silent_clients_keep_nobody_out_of_the_control_socket() {
 }
 
 #[test]
-fn clients_of_the_control_socket_that_read_nothing_cost_little_and_keep_nobody_out() {
+fn control_clients_that_do_not_read_are_bounded_and_block_no_other() {
     let port = free_port();
     let chatter =
         r#"repeat 400000 {"a":"message that nobody reads, and that is repeated without end"}"#;

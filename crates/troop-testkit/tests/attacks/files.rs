@@ -126,8 +126,8 @@ fn a_worker_that_makes_a_log_directory_of_its_own_gets_no_file_of_roots_in_it() 
 }
 
 #[test]
-fn a_start_that_finds_a_link_a_pipe_or_a_second_name_is_refused_and_makes_nothing() {
-    if !is_root("a_start_that_finds_a_link_a_pipe_or_a_second_name_is_refused_and_makes_nothing") {
+fn a_start_with_a_link_pipe_or_hard_link_as_log_is_rejected_and_creates_nothing() {
+    if !is_root("a_start_with_a_link_pipe_or_hard_link_as_log_is_rejected_and_creates_nothing") {
         return;
     }
     let home = Home::with(&[("troop.toml", &app(PRINT)), ("secret", "")]);
@@ -163,8 +163,8 @@ fn a_start_that_finds_a_link_a_pipe_or_a_second_name_is_refused_and_makes_nothin
 }
 
 #[test]
-fn a_start_that_is_refused_for_one_file_does_not_make_the_other() {
-    if !is_root("a_start_that_is_refused_for_one_file_does_not_make_the_other") {
+fn a_start_that_is_rejected_for_one_log_file_does_not_create_the_other() {
+    if !is_root("a_start_that_is_rejected_for_one_log_file_does_not_create_the_other") {
         return;
     }
     let home = Home::with(&[("secret", "")]);
@@ -313,10 +313,8 @@ fn warns_of(text: &str, file: &Path, who: &str) -> bool {
 }
 
 #[test]
-fn whoever_else_can_change_what_root_reads_is_named_and_none_of_their_programs_is_run() {
-    if !is_root(
-        "whoever_else_can_change_what_root_reads_is_named_and_none_of_their_programs_is_run",
-    ) {
+fn other_writers_of_roots_files_are_named_and_their_programs_are_not_run() {
+    if !is_root("other_writers_of_roots_files_are_named_and_their_programs_are_not_run") {
         return;
     }
     let toml =

@@ -30,24 +30,24 @@ const ROLE: &str = "call troop::role() first thing in main";
 const COPIES: &str = "its workers would be copies of it";
 
 #[test]
-fn a_program_that_does_not_ask_for_its_role_is_no_flood() {
+fn a_program_that_never_calls_role_does_not_start_itself_without_end() {
     is_no_flood("flooding::run", "run", ROLE);
     is_no_flood("flooding::fork", "fork", ROLE);
 }
 
 #[test]
-fn a_program_that_forgets_its_environment_is_no_flood() {
+fn a_program_that_clears_its_environment_does_not_start_itself_without_end() {
     is_no_flood("flooding::forgetful", "forgetful", ROLE);
 }
 
 #[test]
-fn a_program_that_takes_its_role_and_does_not_heed_it_is_no_flood() {
+fn a_program_that_ignores_its_role_does_not_start_itself_without_end() {
     is_no_flood("flooding::heedless", "heedless", COPIES);
     is_no_flood("flooding::heedless by name", "heedless by name", COPIES);
 }
 
 #[test]
-fn activation_of_the_program_itself_is_no_flood() {
+fn activation_of_the_program_itself_does_not_start_it_without_end() {
     is_no_flood(
         "flooding::activation",
         "activation",
@@ -57,7 +57,7 @@ fn activation_of_the_program_itself_is_no_flood() {
 }
 
 #[test]
-fn a_shell_between_primary_and_worker_is_no_flood() {
+fn a_shell_between_primary_and_worker_does_not_start_workers_without_end() {
     is_no_flood("flooding::shell", "shell", ROLE);
     is_no_flood("flooding::activation by shell", "activation by shell", "TROOP_ACTIVATED");
 }
@@ -84,8 +84,8 @@ async fn a_test_forks_its_own_harness() {
 }
 
 #[test]
-fn a_test_that_forks_is_no_flood() {
-    if !is_root("flooding::a_test_that_forks_is_no_flood") {
+fn a_test_harness_that_forks_does_not_start_itself_without_end() {
+    if !is_root("flooding::a_test_harness_that_forks_does_not_start_itself_without_end") {
         return;
     }
     let own = std::env::current_exe().unwrap();
@@ -98,8 +98,8 @@ fn a_test_that_forks_is_no_flood() {
 }
 
 #[test]
-fn troop_below_troop_is_no_flood() {
-    if !is_root("flooding::troop_below_troop_is_no_flood") {
+fn troop_below_troop_does_not_start_workers_without_end() {
+    if !is_root("flooding::troop_below_troop_does_not_start_workers_without_end") {
         return;
     }
     let (home, troop) = (open_directory(), troop_program());

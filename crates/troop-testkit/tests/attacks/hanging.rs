@@ -13,8 +13,8 @@ use super::support::{STRANGER, is_root, troop};
 const FIXTURE: &str = env!("CARGO_BIN_EXE_troop-fixture");
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_names_a_path_that_is_never_answered_holds_nobody_up() {
-    const TEST: &str = "a_worker_that_names_a_path_that_is_never_answered_holds_nobody_up";
+async fn a_worker_with_a_path_on_a_dead_mount_delays_no_other() {
+    const TEST: &str = "a_worker_with_a_path_on_a_dead_mount_delays_no_other";
     if !is_root(TEST) {
         return;
     }
@@ -42,8 +42,8 @@ async fn a_worker_that_names_a_path_that_is_never_answered_holds_nobody_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_names_slow_paths_is_not_waited_for_again_and_again() {
-    const TEST: &str = "a_worker_that_names_slow_paths_is_not_waited_for_again_and_again";
+async fn the_total_delay_by_slow_paths_of_a_worker_is_bounded() {
+    const TEST: &str = "the_total_delay_by_slow_paths_of_a_worker_is_bounded";
     if !is_root(TEST) {
         return;
     }
@@ -79,8 +79,8 @@ fn is_made_there(event: &Event, dead: &Mount) -> Option<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_that_is_never_answered_holds_up_neither_clients_nor_the_end() {
-    const TEST: &str = "a_start_that_is_never_answered_holds_up_neither_clients_nor_the_end";
+async fn a_start_on_a_dead_mount_delays_neither_clients_nor_the_stop() {
+    const TEST: &str = "a_start_on_a_dead_mount_delays_neither_clients_nor_the_stop";
     if !is_root(TEST) {
         return;
     }
@@ -103,8 +103,8 @@ async fn a_start_that_is_never_answered_holds_up_neither_clients_nor_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_replaces_workers_whose_start_is_never_answered() {
-    const TEST: &str = "a_reload_replaces_workers_whose_start_is_never_answered";
+async fn a_reload_replaces_workers_whose_start_hangs_on_a_dead_mount() {
+    const TEST: &str = "a_reload_replaces_workers_whose_start_hangs_on_a_dead_mount";
     if !is_root(TEST) {
         return;
     }
@@ -145,9 +145,9 @@ async fn a_reload_replaces_workers_whose_start_is_never_answered() {
 }
 
 #[test]
-fn what_the_operator_names_and_is_never_answered_is_an_error_in_the_end_and_the_app_serves_meanwhile()
- {
-    const TEST: &str = "what_the_operator_names_and_is_never_answered_is_an_error_in_the_end_and_the_app_serves_meanwhile";
+fn configured_paths_on_a_dead_mount_time_out_with_an_error_while_the_app_serves() {
+    const TEST: &str =
+        "configured_paths_on_a_dead_mount_time_out_with_an_error_while_the_app_serves";
     if !is_root(TEST) {
         return;
     }

@@ -108,8 +108,8 @@ async fn events_that_nobody_reads_are_bounded_in_bytes() {
 }
 
 #[tokio::test]
-async fn answers_that_a_worker_does_not_read_are_bounded_whatever_the_program_says() {
-    if !alone("limits::answers_that_a_worker_does_not_read_are_bounded_whatever_the_program_says") {
+async fn replies_that_a_worker_does_not_read_are_bounded() {
+    if !alone("limits::replies_that_a_worker_does_not_read_are_bounded") {
         return;
     }
     let mut scene = Scene::new().await;
@@ -263,11 +263,11 @@ async fn processes_that_a_worker_leaves_behind_are_ended_without_a_descriptor_fo
 
 /// The program's tasks have threads of their own, so that the test may block.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shortage_of_descriptors_is_said_once_with_what_to_do_and_clients_are_served_later() {
+async fn a_shortage_of_descriptors_is_reported_once_with_advice_and_clients_are_served_later() {
     use rustix::net::{AddressFamily, SocketType, connect, socket};
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     if !alone(
-        "limits::a_shortage_of_descriptors_is_said_once_with_what_to_do_and_clients_are_served_later",
+        "limits::a_shortage_of_descriptors_is_reported_once_with_advice_and_clients_are_served_later",
     ) {
         return;
     }

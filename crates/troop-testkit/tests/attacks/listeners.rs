@@ -138,7 +138,7 @@ async fn no_client_that_waits_is_lost_when_a_path_is_bound_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_path_that_another_program_has_taken_is_left_to_it_and_that_is_said() {
+async fn a_path_that_another_program_has_taken_is_left_to_it_and_reported() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("s");
     let mut troop = Troop::start(Cluster::builder().setup(removes_before_it_listens(&path)));
@@ -188,9 +188,9 @@ fn shut_down_listeners(pid: u32) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shared_port_that_a_worker_shuts_down_listens_again_and_that_is_said() {
+async fn a_shared_port_that_a_worker_shuts_down_listens_again_and_is_reported() {
     if !super::support::is_root(
-        "a_shared_port_that_a_worker_shuts_down_listens_again_and_that_is_said",
+        "a_shared_port_that_a_worker_shuts_down_listens_again_and_is_reported",
     ) {
         return;
     }

@@ -105,8 +105,7 @@ fn require_key(socket: &OwnedFd) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shared_port_on_which_a_worker_sets_what_turns_clients_away_is_as_it_was_within_a_while_and_after_a_reload()
- {
+async fn options_of_a_shared_port_that_turn_clients_away_are_restored_soon_and_by_a_reload() {
     if !is_root("a_shared_port_on_which_a_worker_sets_what_turns_clients_away") {
         return;
     }
@@ -134,7 +133,7 @@ async fn a_shared_port_on_which_a_worker_sets_what_turns_clients_away_is_as_it_w
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_shard_of_a_worker_serves_its_successor_and_holds_up_nobody_whatever_it_has_set() {
+async fn the_shard_of_a_worker_serves_its_successor_whatever_options_it_has_set() {
     if !is_root("the_shard_of_a_worker_serves_its_successor") {
         return;
     }
@@ -179,10 +178,8 @@ async fn the_shard_of_a_worker_serves_its_successor_and_holds_up_nobody_whatever
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_turns_clients_away_over_and_over_is_named_and_has_no_socket_under_round_robin() {
-    if !is_root(
-        "whoever_turns_clients_away_over_and_over_is_named_and_has_no_socket_under_round_robin",
-    ) {
+async fn a_worker_that_keeps_turning_clients_away_is_reported() {
+    if !is_root("a_worker_that_keeps_turning_clients_away_is_reported") {
         return;
     }
     for scheduling in ["shared", "round-robin"] {
@@ -276,17 +273,15 @@ async fn the_primary_does_not_wait(setup: impl FnOnce(Setup) -> Setup, over_and_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_primary_waits_for_no_connection_on_the_shard_of_a_worker_that_would_have_it_wait() {
-    if is_root(
-        "the_primary_waits_for_no_connection_on_the_shard_of_a_worker_that_would_have_it_wait",
-    ) {
+async fn the_primary_never_blocks_in_accept_on_a_shard_that_a_worker_made_blocking() {
+    if is_root("the_primary_never_blocks_in_accept_on_a_shard_that_a_worker_made_blocking") {
         the_primary_does_not_wait(|setup| setup, false).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_primary_is_let_go_on_the_shard_of_a_worker_that_has_it_wait_over_and_over() {
-    if is_root("the_primary_is_let_go_on_the_shard_of_a_worker_that_has_it_wait_over_and_over") {
+async fn the_primary_does_not_stay_blocked_on_a_shard_whose_worker_keeps_making_it_block() {
+    if is_root("the_primary_does_not_stay_blocked_on_a_shard_whose_worker_keeps_making_it_block") {
         the_primary_does_not_wait(|setup| setup.uid(STRANGER).gid(STRANGER), true).await;
     }
 }

@@ -268,7 +268,7 @@ fn a_health_command_runs_as_the_workers_do() {
 }
 
 #[test]
-fn a_health_command_that_does_not_end_ends_with_all_that_it_has_started() {
+fn a_health_command_that_times_out_is_killed_with_its_children() {
     let home = open_directory();
     let out = home.path().join("pids");
     let command = format!("sleep 600 & echo $! $$ >> {}; yes", out.display());

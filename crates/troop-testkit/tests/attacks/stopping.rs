@@ -13,9 +13,9 @@ use super::support::{is_root, troop};
 const FIXTURE: &str = env!("CARGO_BIN_EXE_troop-fixture");
 
 #[test]
-fn whoever_stops_workers_that_start_holds_up_neither_the_primary_nor_those_that_serve() {
+fn stopping_workers_during_their_start_delays_neither_the_primary_nor_serving_workers() {
     if !is_root(
-        "stopping::whoever_stops_workers_that_start_holds_up_neither_the_primary_nor_those_that_serve",
+        "stopping::stopping_workers_during_their_start_delays_neither_the_primary_nor_serving_workers",
     ) {
         return;
     }

@@ -283,7 +283,7 @@ fn workers_that_all_die_at_once_are_waited_for_and_come_back() {
 }
 
 #[test]
-fn a_program_that_is_deleted_ends_nobody_who_serves() {
+fn deleting_the_program_ends_no_serving_worker() {
     let app =
         App::run(&["server.js"], &["--set", "restart.max_delay=200ms", "--set", "restart.max=2"]);
     let (there, away) = (app.home.path().join("server.js"), app.home.path().join("away.js"));
@@ -317,7 +317,7 @@ server.listen({ fd: 3 });
 ";
 
 #[test]
-fn workers_that_take_sockets_by_activation_are_never_given_up_either() {
+fn clusters_with_activated_sockets_do_not_give_up_either() {
     let home = tempfile::tempdir().unwrap();
     std::fs::write(home.path().join("server.js"), ACTIVATED).unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

@@ -59,7 +59,7 @@ async fn events_of_a_hostile_worker_are_one_harmless_line_each() {
 }
 
 #[test]
-fn what_a_worker_says_reaches_no_table_event_or_log_raw() {
+fn text_of_a_worker_is_escaped_in_tables_events_and_logs() {
     let home = Home::with(&[]);
     let path = home.at("sock").display().to_string();
     let query = format!(
@@ -98,7 +98,7 @@ fn what_a_worker_says_reaches_no_table_event_or_log_raw() {
 }
 
 #[test]
-fn a_terminal_gets_colours_of_a_program_and_nothing_else_unless_it_is_told_so() {
+fn a_terminal_gets_only_colours_of_a_program_unless_raw_output_is_requested() {
     let home = Home::with(&[]);
     let print = r"printf '\033[31mred\n\033]0;evil\007title\nover\rwritten\n\233twoJ \302\233twoJ\n'; exec sleep 1000";
     std::fs::write(

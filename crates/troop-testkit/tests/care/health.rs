@@ -17,7 +17,7 @@ fn tested(test: HealthTest) -> HealthCheck {
 }
 
 /// The second worker alone is sick.
-async fn only_the_sick_one_is_replaced(setup: Setup, test: HealthTest, word: &str) {
+async fn only_the_unhealthy_worker_is_replaced(setup: Setup, test: HealthTest, word: &str) {
     let mut troop = Troop::start(
         Cluster::builder().workers(2).replace(at_once()).setup(setup).health(tested(test)),
     );
@@ -73,7 +73,7 @@ async fn a_node_worker_that_answers_with_errors_is_replaced_under_any_policy() {
 }
 
 #[tokio::test]
-async fn a_rust_worker_is_tested_by_http_and_on_a_unix_socket_by_a_connection() {
+async fn health_checks_of_rust_workers_use_http_or_connections_to_unix_sockets() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("s");
     let both = [
@@ -124,9 +124,9 @@ async fn a_worker_that_accepts_and_says_nothing_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_command_tests_a_worker_too() {
+async fn a_health_check_can_be_a_command() {
     let command = "test $TROOP_WORKER != 2 && kill -0 $TROOP_WORKER_PID && test $TROOP_SLOT -le 1";
-    only_the_sick_one_is_replaced(
+    only_the_unhealthy_worker_is_replaced(
         fixture(["line", "127.0.0.1:0"]),
         HealthTest::Command(command.into()),
         "ended with 1",
@@ -135,7 +135,7 @@ async fn a_command_tests_a_worker_too() {
 }
 
 #[tokio::test]
-async fn what_a_failed_command_has_printed_is_said_with_the_failure() {
+async fn the_output_of_a_failed_health_command_is_part_of_the_error() {
     // More than a pipe holds, of which the end is kept; and something that a terminal would obey.
     let command =
         "head -c 200000 /dev/zero | tr '\\0' x; printf 'no \\033[31mdatabase\\n' >&2; exit 7";
@@ -174,7 +174,7 @@ async fn commands_that_take_longer_to_start_than_they_may_leave_no_zombies() {
 }
 
 #[tokio::test]
-async fn a_sick_worker_reports_how_it_is_before_it_goes() {
+async fn a_hung_worker_writes_a_report_before_it_is_killed() {
     let directory = tempfile::tempdir().unwrap();
     let report = directory.path().to_str().unwrap().to_owned();
     let text = "require('http').createServer((q, s) => { if (cluster.worker.id === 2) s.end() }).listen(0, '127.0.0.1')";

@@ -96,7 +96,7 @@ async fn workers_that_have_taken_many_connections_are_replaced() {
 }
 
 #[tokio::test]
-async fn a_worker_whose_successor_does_not_come_up_goes_on() {
+async fn a_worker_whose_successor_is_not_ready_keeps_running() {
     // The second process and all after it fail.
     let directory = tempfile::tempdir().unwrap();
     let once = format!("require('fs').mkdirSync('{}/m');{SERVER}", directory.path().display());
@@ -111,7 +111,7 @@ async fn a_worker_whose_successor_does_not_come_up_goes_on() {
 }
 
 #[tokio::test]
-async fn ready_is_who_says_so_by_message() {
+async fn a_worker_can_report_readiness_by_a_message() {
     let text = format!("{SERVER} process.on('message', m => m === 'go' && process.send('ready'));");
     let policy = at_once().ready_when(ReadyWhen::Message);
     let mut troop = Troop::start(Cluster::builder().workers(1).replace(policy).setup(js(&text)));
@@ -142,7 +142,7 @@ async fn ready_is_who_says_so_by_message() {
 }
 
 #[tokio::test]
-async fn ready_is_who_says_so_as_to_systemd() {
+async fn a_worker_can_report_readiness_by_sd_notify() {
     // A child of the worker says it, as `systemd-notify` does.
     let notify = "import os, socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); a = os.environ['NOTIFY_SOCKET']; \
                   s.sendto(b'STATUS=fine\\nREADY=1', a.replace('@', '\\0', 1))";
@@ -172,7 +172,7 @@ async fn ready_is_who_says_so_as_to_systemd() {
 }
 
 #[tokio::test]
-async fn what_a_worker_leaves_behind_is_ended() {
+async fn processes_that_a_worker_leaves_behind_are_ended() {
     let directory = tempfile::tempdir().unwrap();
     let pids = directory.path().join("pids");
     // One child ends when told to, one does not.
@@ -323,7 +323,7 @@ async fn an_app_without_a_ready_worker_keeps_its_port_and_comes_back_by_itself_o
 }
 
 #[tokio::test]
-async fn an_app_that_is_to_end_without_a_ready_worker_does() {
+async fn an_app_ends_without_a_ready_worker_if_configured() {
     let directory = tempfile::tempdir().unwrap();
     let bad = directory.path().join("bad");
     let text = format!("if (require('fs').existsSync({bad:?})) process.exit(5); {SERVER}");
@@ -346,7 +346,7 @@ async fn an_app_that_is_to_end_without_a_ready_worker_does() {
 }
 
 #[tokio::test]
-async fn a_reload_that_fails_is_taken_back_with_what_it_brought() {
+async fn a_failed_reload_is_rolled_back_with_its_workers() {
     // The third process with the new setting fails: by then two have taken over.
     let directory = tempfile::tempdir().unwrap();
     let place = directory.path().display().to_string();

@@ -144,7 +144,7 @@ async fn a_working_directory_that_does_not_exist_is_the_error_of_its_fork() {
 }
 
 #[tokio::test]
-async fn a_user_that_one_may_not_become_is_the_error_of_its_fork() {
+async fn a_change_of_user_without_permission_is_the_error_of_its_fork() {
     if getuid().is_root() {
         return;
     }
@@ -167,7 +167,7 @@ async fn a_nul_byte_in_the_settings_is_the_error_of_its_fork() {
 }
 
 #[tokio::test]
-async fn a_fork_that_failed_has_used_its_number_and_harms_nobody() {
+async fn a_failed_fork_uses_up_its_id_and_has_no_other_effect() {
     let (mut troop, ..) = failure(Setup::new().program("/no/such/program")).await;
     assert!(troop.cluster.workers().is_empty());
     troop.cluster.setup(fixture(["line", "127.0.0.1:0"])).unwrap();

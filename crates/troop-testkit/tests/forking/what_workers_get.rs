@@ -94,7 +94,7 @@ async fn standard_streams_can_be_pipes() {
 }
 
 #[tokio::test]
-async fn what_a_worker_wrote_before_its_death_is_remembered() {
+async fn the_last_lines_of_a_dead_worker_are_kept() {
     let mut troop = Troop::with(fixture(["die"]).stderr(Stdio::Forward));
     let worker = troop.fork().await;
     assert_eq!(troop.exit(&worker).await, ExitHow::Code(3));

@@ -146,7 +146,7 @@ async fn connections_of_a_stopped_node_worker_are_served_when_it_is_killed() {
 }
 
 #[tokio::test]
-async fn a_connection_that_was_read_from_is_not_given_to_another_worker() {
+async fn a_connection_that_was_read_from_is_not_re_dispatched() {
     let mut troop = Troop::with(fixture(["read and die", "127.0.0.1:0"]));
     let reader = troop.fork().await;
     let port = troop.listening(&reader).await;
@@ -233,7 +233,7 @@ async fn killing_workers_under_load_loses_only_what_they_had_taken() {
 // ---- workers that live, but do not take ----
 
 #[tokio::test]
-async fn a_worker_that_does_not_take_connections_gives_them_back_to_one_that_does() {
+async fn a_worker_that_does_not_take_connections_returns_them_to_one_that_does() {
     let mut troop = Troop::with(fixture(["line", "127.0.0.1:0"]));
     let honest = troop.fork().await;
     let port = troop.listening(&honest).await;
@@ -246,7 +246,7 @@ async fn a_worker_that_does_not_take_connections_gives_them_back_to_one_that_doe
 }
 
 #[tokio::test]
-async fn connections_of_an_only_worker_that_does_not_take_them_go_to_a_second_one_when_it_comes() {
+async fn connections_that_a_single_worker_does_not_take_go_to_a_second_one_when_it_starts() {
     let mut troop = Troop::with(fixture(["idle", "127.0.0.1:0"]));
     let idle = troop.fork().await;
     let port = troop.listening(&idle).await;
@@ -291,7 +291,7 @@ async fn a_worker_that_hangs_is_killed_and_its_connections_are_served() {
 }
 
 #[tokio::test]
-async fn a_worker_that_waits_with_hung_after_none_is_left_alone() {
+async fn a_blocked_worker_is_left_alone_without_a_hang_timeout() {
     let mut troop = Troop::start(
         Cluster::builder().hang_timeout(None).setup(fixture(["blocked", "127.0.0.1:0"])),
     );
@@ -353,7 +353,7 @@ async fn a_node_worker_that_cannot_receive_descriptors_loses_nothing() {
 }
 
 #[tokio::test]
-async fn an_answer_frees_a_worker_for_all_its_listeners() {
+async fn an_acknowledgement_frees_a_worker_for_all_its_listeners() {
     let mut troop = Troop::with(fixture(["two", "127.0.0.1:0"]));
     let worker = troop.fork().await;
     let (one, two) = (troop.listening(&worker).await, troop.listening(&worker).await);
@@ -431,7 +431,7 @@ async fn connections_in_a_closed_channel_are_answered_once_when_their_worker_goe
 // ---- workers that finish ----
 
 #[tokio::test]
-async fn a_worker_that_is_told_to_finish_gives_back_what_it_has_not_taken() {
+async fn a_disconnected_worker_returns_connections_that_it_has_not_taken() {
     let mut troop = Troop::with(fixture(["idle", "127.0.0.1:0"]));
     let idle = troop.fork().await;
     let port = troop.listening(&idle).await;
@@ -445,7 +445,7 @@ async fn a_worker_that_is_told_to_finish_gives_back_what_it_has_not_taken() {
 }
 
 #[tokio::test]
-async fn a_worker_that_is_told_to_finish_before_it_listens_ends_at_once() {
+async fn a_worker_that_is_disconnected_before_it_listens_ends_at_once() {
     let mut troop = Troop::with(fixture(["late", "127.0.0.1:0"]));
     let late = troop.fork().await;
     let id = late.id();
@@ -524,7 +524,7 @@ impl Drop for Primary {
 }
 
 #[test]
-fn a_primary_at_its_descriptor_limit_lets_clients_wait_and_closes_nobody() {
+fn a_primary_at_its_descriptor_limit_lets_clients_wait_and_closes_no_connection() {
     let port = free_port();
     let script = format!("ulimit -n 40; exec \"$0\" primary line 127.0.0.1:{port}");
     let mut command = std::process::Command::new("sh");

@@ -169,7 +169,7 @@ async fn reloads_of_node_workers_on_a_unix_socket_under_load_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reload_of_an_only_worker_waits_for_all_servers_of_its_successor() {
+async fn a_reload_of_a_single_worker_waits_for_all_servers_of_its_successor() {
     let mut troop = Troop::start(
         Cluster::builder().workers(1).replace(at_once()).setup(fixture(["two", "127.0.0.1:0"])),
     );

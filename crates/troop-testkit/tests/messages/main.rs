@@ -134,7 +134,7 @@ async fn a_megabyte_of_line_breaks_is_one_message() {
 }
 
 #[tokio::test]
-async fn a_value_that_is_no_json_is_refused_and_nothing_is_sent() {
+async fn a_value_that_is_not_json_is_rejected_and_nothing_is_sent() {
     let (mut troop, worker) = echo().await;
     let bad = BTreeMap::from([((1, 2), "a key that is no text")]);
     assert!(matches!(worker.send(&bad).await, Err(Error::Json(_))));
@@ -165,7 +165,7 @@ async fn messages_sent_before_the_worker_runs_wait_for_it() {
 }
 
 #[tokio::test]
-async fn a_broadcast_reaches_everybody() {
+async fn a_broadcast_reaches_every_worker() {
     let mut troop = Troop::with(fixture(["echo"]));
     let workers = [troop.fork().await, troop.fork().await, troop.fork().await];
     let outcome = troop.cluster.broadcast(&"all");
@@ -212,7 +212,7 @@ async fn a_refusal_has_its_reason() {
 }
 
 #[tokio::test]
-async fn a_question_without_an_answer_ends_in_time() {
+async fn a_request_without_a_reply_times_out() {
     let (_troop, worker) = echo().await;
     let limit = Duration::from_millis(300);
     let answer = worker.request::<_, Value>("silence", limit).await;
@@ -225,7 +225,7 @@ async fn a_question_without_an_answer_ends_in_time() {
 }
 
 #[tokio::test]
-async fn a_question_to_a_worker_that_dies_ends_at_once() {
+async fn a_request_to_a_worker_that_dies_fails_at_once() {
     let (mut troop, worker) = echo().await;
     worker.request::<_, Value>(&1, TEST_TIMEOUT).await.unwrap();
     let asker = worker.clone();
@@ -274,7 +274,7 @@ async fn a_worker_may_ask_too() {
 }
 
 #[tokio::test]
-async fn a_question_that_nobody_reads_is_refused() {
+async fn a_request_that_no_subscriber_reads_is_rejected() {
     let mut troop = Troop::with(fixture(["echo"]));
     let worker = troop.fork().await;
     worker.send(&"ask").await.unwrap();
@@ -295,7 +295,7 @@ async fn a_question_that_nobody_reads_is_refused() {
 // ---- back-pressure ----
 
 #[tokio::test]
-async fn a_full_queue_says_so_and_takes_more_when_there_is_room() {
+async fn a_full_queue_signals_backpressure_and_accepts_again_when_there_is_room() {
     let (mut troop, worker) = echo().await;
     let process = rustix::process::Pid::from_raw(i32::try_from(worker.pid()).unwrap()).unwrap();
     worker.request::<_, Value>(&1, TEST_TIMEOUT).await.unwrap();
@@ -340,7 +340,7 @@ async fn a_full_queue_says_so_and_takes_more_when_there_is_room() {
 }
 
 #[tokio::test]
-async fn a_reader_that_keeps_up_misses_nothing() {
+async fn a_subscriber_that_keeps_up_misses_no_event() {
     let mut troop = Troop::with(fixture(["echo"]));
     let worker = troop.fork().await;
     worker.send(&json!({"flood": 20_000})).await.unwrap();
@@ -360,7 +360,7 @@ async fn a_reader_that_keeps_up_misses_nothing() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_is_told_how_much_it_missed() {
+async fn a_slow_subscriber_gets_the_number_of_events_that_it_lagged() {
     // More than any bound that this queue may have.
     const SENT: u64 = 300_000;
     let mut troop = Troop::with(fixture(["echo"]));
@@ -389,7 +389,7 @@ async fn a_slow_reader_is_told_how_much_it_missed() {
 }
 
 #[tokio::test]
-async fn what_a_dead_worker_did_not_get_is_reported() {
+async fn undelivered_sends_to_a_dead_worker_are_reported() {
     let (mut troop, worker) = echo().await;
     worker.request::<_, Value>(&1, TEST_TIMEOUT).await.unwrap();
     let process = rustix::process::Pid::from_raw(i32::try_from(worker.pid()).unwrap()).unwrap();

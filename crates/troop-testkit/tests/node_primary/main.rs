@@ -229,7 +229,7 @@ fn listening_tells_what_a_node_worker_would() {
 }
 
 #[test]
-fn every_face_is_served_under_both_policies() {
+fn every_api_is_served_under_both_policies() {
     for policy in ALL {
         for face in ["line", "blocking"] {
             let mut primary = NodePrimary::start(policy);
@@ -366,7 +366,7 @@ fn a_taken_udp_port_is_an_error_in_the_worker() {
 }
 
 #[test]
-fn an_exclusive_listener_is_the_workers_own_affair() {
+fn an_exclusive_listener_is_bound_by_the_worker_itself() {
     let mut primary = NodePrimary::start("rr");
     primary.run(
         "rust('options', '127.0.0.1:0', 'exclusive'); rust('options', '127.0.0.1:0', 'exclusive')",
@@ -419,7 +419,7 @@ fn rust_and_node_workers_share_one_socket() {
 // ---- ends ----
 
 #[test]
-fn a_worker_told_to_leave_ends_with_0_voluntarily() {
+fn a_disconnected_worker_ends_voluntarily_with_code_0() {
     for policy in ALL {
         for call in [
             "rust('line', '127.0.0.1:0')",
@@ -442,7 +442,7 @@ fn a_worker_told_to_leave_ends_with_0_voluntarily() {
 }
 
 #[test]
-fn a_worker_told_to_leave_before_it_is_up_comes_online_and_leaves() {
+fn a_worker_disconnected_before_it_runs_comes_online_and_ends() {
     let mut primary = NodePrimary::start("rr");
     primary.run("rust('line', '127.0.0.1:0').disconnect()");
     assert_eq!(primary.event("online", 1)["known"], false);
@@ -471,7 +471,7 @@ fn a_worker_that_exits_is_reported_with_its_code_and_not_voluntary() {
 }
 
 #[test]
-fn a_worker_whose_channel_is_closed_ends_with_0_unasked() {
+fn a_worker_whose_channel_is_closed_ends_with_code_0_involuntarily() {
     let mut primary = NodePrimary::start("rr");
     primary.run("rust('http', '127.0.0.1:0')");
     primary.listening(1);
@@ -480,7 +480,7 @@ fn a_worker_whose_channel_is_closed_ends_with_0_unasked() {
 }
 
 #[test]
-fn a_request_under_way_is_finished_before_its_worker_leaves() {
+fn a_request_in_progress_is_finished_before_its_worker_ends() {
     for policy in ALL {
         let mut primary = NodePrimary::start(policy);
         primary.run("rust('http', '127.0.0.1:0')");
@@ -520,7 +520,7 @@ fn workers_go_away_with_their_primary() {
 }
 
 #[test]
-fn a_worker_that_wants_to_outlives_its_primary() {
+fn a_worker_can_outlive_its_primary_if_it_asks_to() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("f");
     let mut primary = NodePrimary::start("rr");

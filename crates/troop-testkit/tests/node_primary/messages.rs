@@ -29,7 +29,7 @@ fn every_kind_of_json_value_goes_both_ways() {
 }
 
 #[test]
-fn what_only_javascript_has_arrives_as_what_json_makes_of_it() {
+fn values_of_javascript_arrive_as_json() {
     let mut primary = NodePrimary::start("rr advanced");
     primary.run("const w = rust('echo')");
     primary.event("online", 1);
@@ -112,7 +112,7 @@ fn a_node_primary_can_give_its_connections_away() {
 }
 
 #[test]
-fn connections_given_to_and_fro_arrive() {
+fn connections_passed_back_and_forth_arrive() {
     for policy in FORMATS {
         let (mut primary, port) = giving(policy, "back");
         for _ in 0..3 {

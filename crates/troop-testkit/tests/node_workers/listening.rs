@@ -168,7 +168,7 @@ async fn a_worker_that_closed_all_its_servers_counts_from_the_first_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_port_taken_by_somebody_else_is_an_error_in_the_worker() {
+async fn a_port_of_another_program_is_an_error_in_the_worker() {
     let other = TcpListener::bind(local(0)).unwrap();
     let port = other.local_addr().unwrap().port();
     for scheduling in every_scheduling() {
@@ -179,7 +179,7 @@ async fn a_port_taken_by_somebody_else_is_an_error_in_the_worker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_port_that_has_become_free_can_be_had_at_the_next_attempt() {
+async fn a_port_that_has_become_free_is_bound_at_the_next_attempt() {
     let other = TcpListener::bind(local(free_port())).unwrap();
     let port = other.local_addr().unwrap().port();
     let text = format!(
@@ -218,7 +218,7 @@ async fn a_second_server_on_the_same_port_fails_and_the_first_one_keeps_working(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn any_address_and_the_any_address_of_ipv4_are_in_each_others_way() {
+async fn the_any_addresses_of_both_families_conflict() {
     let port = free_port();
     let mut troop = Troop::with(js(format!("serve({port})")));
     let one = troop.fork().await;
@@ -326,7 +326,7 @@ async fn readable_all_and_writable_all_open_a_unix_socket_to_everybody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_exclusive_server_is_the_workers_own_affair() {
+async fn an_exclusive_server_is_bound_by_the_worker_itself() {
     let text = "const s = serve({ port: 0, host: '127.0.0.1', exclusive: true }, () => tell(s.address().port))";
     let mut troop = Troop::with(js(text));
     let (one, two) = (troop.fork().await, troop.fork().await);
@@ -362,7 +362,7 @@ async fn a_listener_of_the_primary_serves_through_its_descriptor() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_descriptor_that_is_no_socket_is_refused() {
+async fn a_descriptor_that_is_not_a_socket_is_rejected() {
     let file = std::fs::File::open("/dev/null").unwrap();
     for scheduling in every_scheduling() {
         for number in [file.as_raw_fd(), 999] {
@@ -485,7 +485,7 @@ const TLS: &str = "
 ";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tls_session_begun_with_one_worker_goes_on_with_another() {
+async fn a_tls_session_of_one_worker_is_resumed_by_another() {
     for scheduling in every_scheduling() {
         let mut troop = under(scheduling.clone(), js(TLS));
         let ([one, two], _) = forks(&mut troop).await;

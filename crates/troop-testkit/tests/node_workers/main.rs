@@ -152,7 +152,7 @@ async fn udp_workers_share_a_socket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_udp_port_taken_by_somebody_else_is_an_error_in_the_worker() {
+async fn a_udp_port_of_another_program_is_an_error_in_the_worker() {
     let other = UdpSocket::bind(local(0)).unwrap();
     let mut troop = Troop::with(js(format!(
         "echo('udp4', {}, '127.0.0.1')",
@@ -202,7 +202,7 @@ async fn a_connection_that_all_reject_waits_until_one_has_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_given_to_a_worker_that_dies_without_reading_it_is_served_by_another() {
+async fn a_connection_in_flight_to_a_worker_that_dies_is_re_dispatched() {
     let mut troop = Troop::with(js("serve(0, '127.0.0.1')"));
     let ([one, two], port) = forks(&mut troop).await;
     // It cannot answer, and does not know yet.
