@@ -27,7 +27,7 @@ if (!directory) {
 
 const here = path.dirname(fileURLToPath(import.meta.url));
 const root = path.resolve(directory);
-const PATIENCE = 60_000;
+const TEST_TIMEOUT = 60_000;
 
 const tests = ['parallel', 'sequential'].flatMap((part) => {
   const names = readdirSync(path.join(root, part)).filter((name) => /^test-.*\.m?js$/.test(name));
@@ -61,7 +61,7 @@ function run(node, test, dropIn, number) {
     stream.setEncoding('utf8').on('data', (text) => { output += text; });
   }
   return new Promise((resolve) => {
-    const timer = setTimeout(() => process.kill(-child.pid, 'SIGKILL'), PATIENCE);
+    const timer = setTimeout(() => process.kill(-child.pid, 'SIGKILL'), TEST_TIMEOUT);
     child.on('exit', (code, signal) => {
       const late = signal === 'SIGKILL';
       clearTimeout(timer);

@@ -11,7 +11,7 @@ use troop_core::wire::incoming;
 
 /// The version of V8's format that is understood.
 const VERSION: u8 = 15;
-const LONGEST: usize = 1 << 16;
+const MAX_FRAME: usize = 1 << 16;
 
 fn is_sound(error: &Violation) -> bool {
     !matches!(error, Violation::NotJson)
@@ -60,7 +60,7 @@ fuzz_target!(|data: &[u8]| {
         0 => frame(rest),
         1 => {
             // Cut anywhere, each frame comes once and whole.
-            let mut reader: FrameReader<u32> = FrameReader::with(Framing::Lengths, LONGEST);
+            let mut reader: FrameReader<u32> = FrameReader::with(Framing::Lengths, MAX_FRAME);
             let mut pieces = rest.chunks(usize::from(*mode) + 1);
             let mut last = None;
             while let Some(piece) = pieces.next() {
@@ -75,8 +75,8 @@ fuzz_target!(|data: &[u8]| {
                         Err(_) => return,
                     }
                 }
-                assert!(reader.pending() <= LONGEST + 4);
-                assert!(last.is_none_or(|length| length <= LONGEST));
+                assert!(reader.pending() <= MAX_FRAME + 4);
+                assert!(last.is_none_or(|length| length <= MAX_FRAME));
             }
         }
         _ => {

@@ -16,7 +16,7 @@ const HANDLES = new Map([
   ['dgram.Socket', ['UDP']],
 ]);
 /** Node sends a handle that did not arrive again, wraps it once more each time, and cannot read that itself. */
-const MOST_WRAPPINGS = 4;
+const MAX_WRAPPINGS = 4;
 
 /** As Node's channel decides which event a message is. */
 function isInternal(message) {
@@ -26,7 +26,7 @@ function isInternal(message) {
 
 /** The message that a handle came with, without the wrappings of earlier attempts. */
 function unwrap(message) {
-  for (let n = 1; n < MOST_WRAPPINGS && isInternal(message.msg) && message.msg.cmd === 'NODE_HANDLE'; n++) message = message.msg;
+  for (let n = 1; n < MAX_WRAPPINGS && isInternal(message.msg) && message.msg.cmd === 'NODE_HANDLE'; n++) message = message.msg;
   return message;
 }
 

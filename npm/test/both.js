@@ -6,7 +6,7 @@ const { spawn } = require('node:child_process');
 const path = require('node:path');
 
 const REGISTER = path.join(__dirname, '..', 'register.js');
-const PATIENCE = 60_000;
+const TEST_TIMEOUT = 60_000;
 
 /** Runs a program; resolves with its end, what it reported (lines of JSON), and its standard error. */
 exports.run = (name, { dropIn = true, args = [], flags = [], env = {} } = {}) => new Promise((resolve, reject) => {
@@ -23,8 +23,8 @@ exports.run = (name, { dropIn = true, args = [], flags = [], env = {} } = {}) =>
   const end = () => { try { process.kill(-child.pid, 'SIGKILL'); } catch { /* all gone */ } };
   const timer = setTimeout(() => {
     end();
-    reject(new Error(`${name} did not end within ${PATIENCE} ms; it said:\n${output}\n${errors}`));
-  }, PATIENCE);
+    reject(new Error(`${name} did not end within ${TEST_TIMEOUT} ms; it said:\n${output}\n${errors}`));
+  }, TEST_TIMEOUT);
   child.on('close', (code, signal) => {
     clearTimeout(timer);
     end();

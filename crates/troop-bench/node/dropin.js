@@ -5,7 +5,7 @@
 // `done`, with mean and 99th percentile of both, in microseconds.
 const cluster = require('cluster');
 
-const EVERY = 5;
+const INTERVAL_MS = 5;
 
 function primary() {
   const workers = Number(process.argv[2]);
@@ -26,7 +26,7 @@ function primary() {
     const now = performance.now();
     late.push(BigInt(Math.round(Math.max(0, now - due) * 1e6)));
     worker.send(String(process.hrtime.bigint()));
-    timer = setTimeout(tick, EVERY, now + EVERY);
+    timer = setTimeout(tick, INTERVAL_MS, now + INTERVAL_MS);
   }
   function of(values) {
     const sorted = values.map(Number).sort((a, b) => a - b);
@@ -41,7 +41,7 @@ function primary() {
       late = [];
       trips = [];
     } else {
-      timer = setTimeout(tick, EVERY, performance.now() + EVERY);
+      timer = setTimeout(tick, INTERVAL_MS, performance.now() + INTERVAL_MS);
     }
   });
 }

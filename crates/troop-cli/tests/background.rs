@@ -1,4 +1,4 @@
-//! Apps in the background: started and waited for, looked at, started again, and what they print.
+//! Apps in the background: starting, showing and restarting them, and their output.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! Apps that run are looked at and steered from outside.
+//! Running apps are shown and controlled from outside.
 
 #![allow(clippy::unwrap_used)]
 

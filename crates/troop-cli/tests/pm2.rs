@@ -139,7 +139,7 @@ fn restarts_follow_the_configured_delay() {
         |home, start| {
             home.troop(start);
             let pauses = pauses(home);
-            // Four times the first, less a quarter at most by chance; a slow start can only make it
+            // Four times the first, less a random quarter at most; a slow start can only make it
             // more.
             assert!(
                 pauses.len() == 3 && pauses[0] >= 300 && pauses[2] >= 900,

@@ -1,5 +1,5 @@
-//! The house keeps its own rules: files stay small, documents lead somewhere, and what can be
-//! configured or typed is written down.
+//! Checks of the repository itself: files stay small, links resolve, options and verbs are
+//! documented, and names and prose keep to the field's language.
 
 #![allow(clippy::unwrap_used)]
 
@@ -62,6 +62,57 @@ fn comments_stand_by_themselves() {
         .map(|(path, _)| path)
         .collect();
     assert!(found.is_empty(), "a comment says no more than {empty:?}: {found:?}");
+}
+
+/// Phrases without a subject, and private words for what has a name in the field, with what to
+/// write instead. Each is written in two parts, so that this file does not contain it.
+const IDIOMS: [([&str; 2], &str); 8] = [
+    (["looked", " at"], "checked, read, inspected"),
+    (["looked", " whether"], "checked whether"),
+    (["held", " to be"], "counts as"),
+    (["in", " earnest"], "what differs"),
+    (["by", " chance"], "randomly"),
+    (["cannot", " be meant"], "invalid"),
+    (["made", " anew"], "created again"),
+    (["feel", " the pulse"], "probe"),
+];
+
+#[test]
+fn comments_and_documents_use_the_words_of_the_field() {
+    let mut found = Vec::new();
+    for (path, text) in files(&[".rs", ".js", ".md"]) {
+        // A phrase may go on in the next line of a comment.
+        let words =
+            text.split_whitespace().filter(|word| !word.chars().all(|c| "/!*#".contains(c)));
+        let text = words.collect::<Vec<_>>().join(" ");
+        for ([start, end], instead) in IDIOMS {
+            let phrase = format!("{start}{end}");
+            if text.contains(&phrase) {
+                found.push(format!("{}: {phrase:?}; write: {instead}", path.display()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+#[test]
+fn constants_are_named_by_what_they_bound() {
+    let is_mood = |name: &str| {
+        name.split('_')
+            .any(|word| matches!(word, "MOST" | "LONGEST" | "PATIENCE" | "LOOK" | "EVERY"))
+    };
+    let mut found = Vec::new();
+    for (path, text) in files(&[".rs", ".js"]) {
+        for line in text.lines() {
+            let mut words = line.split_whitespace().skip_while(|word| *word != "const");
+            let Some(name) = words.nth(1) else { continue };
+            let name = name.trim_end_matches(':');
+            if is_mood(name) {
+                found.push(format!("{}: {name}; see MAX_…, …_TIMEOUT, …_INTERVAL", path.display()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{found:#?}");
 }
 
 /// rustdoc makes one long heading of a heading and the text on its line.

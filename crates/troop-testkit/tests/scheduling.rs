@@ -1,4 +1,4 @@
-//! Who gets the next connection when the primary hands it over.
+//! Policies of connections that the primary hands over.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;

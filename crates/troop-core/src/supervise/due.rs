@@ -1,10 +1,10 @@
-//! When a round is to be looked at, if nothing happens before.
+//! When a round must be checked without an event.
 
 use super::expect::Lacking;
 use super::round::{Active, Round, Step};
 use super::{Supervisor, Time};
 
-/// When a slot is to be looked at.
+/// When a slot must be checked.
 struct Due {
     at: Time,
     /// Its new worker can take over then; otherwise it has failed if nothing happens before.

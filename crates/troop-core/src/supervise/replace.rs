@@ -182,7 +182,7 @@ impl Supervisor {
     }
 
     pub(super) fn advance(&mut self, now: Time) {
-        // They wait for each other, so all of them start before one of them is looked at.
+        // They wait for each other, so all of them start before one of them is checked.
         while self.round.as_ref().is_some_and(|round| round.policy.all_or_none)
             && self.begin_next(now)
         {}

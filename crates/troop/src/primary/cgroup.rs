@@ -54,7 +54,7 @@ pub struct Cgroup {
     pub other: BTreeMap<String, String>,
 }
 
-/// Directories that a worker may have made in its own, as far as they are looked at.
+/// Maximum number of nested directories of a worker that are searched.
 const MAX_DIRECTORIES: usize = 1000;
 /// How often it is tried to be faster than processes that start others.
 const MAX_MOVE_ATTEMPTS: usize = 10;

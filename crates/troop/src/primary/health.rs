@@ -31,7 +31,7 @@ const MAX_CONCURRENT: usize = 16;
 const MAX_OUTPUT_SHOWN: usize = 600;
 /// How long the rest of it is waited for.
 const OUTPUT_TIMEOUT: Duration = Duration::from_millis(200);
-/// The most bytes of an answer that are looked at.
+/// Maximum number of bytes of an answer that are read.
 const MAX_ANSWER: usize = 16 * 1024;
 
 /// Starts the thread; it ends with the cluster.

@@ -160,7 +160,7 @@ impl Relay {
             };
             if let Some(internal) = internal {
                 let parsed = incoming::parse(&internal);
-                // Also one whose message is nested too deeply to be looked at.
+                // Also one whose message is nested too deeply to be parsed.
                 let carries = matches!(parsed, Ok(Incoming::Handle(_)))
                     || (parsed.is_err() && internal.starts_with(HANDLE));
                 match parsed {

@@ -90,7 +90,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Of a process; `None` if it has ended, or must not be looked at.
+    /// Of a process; `None` if it has ended, or must not be inspected.
     fn of(pid: u32) -> Option<Usage> {
         let usage = troop_sys::diag::usage(pid)?;
         Some(Usage { cpu_ms: millis(usage.cpu), rss: usage.rss })

@@ -13,7 +13,7 @@ use troop_sys::socket;
 
 use crate::primary::driver::{Driver, Token};
 
-/// The most bytes that are looked at.
+/// Maximum number of first bytes that are inspected.
 const MAX_BYTES: usize = 16 * 1024;
 /// The most connections whose first bytes are waited for; with one more, the one that has waited
 /// longest goes by its address.
@@ -30,7 +30,7 @@ struct PeekedConnection {
 pub(in crate::primary::driver) struct Inspected {
     peeked: HashMap<ConnId, PeekedConnection>,
     deadlines: BTreeSet<(Time, ConnId)>,
-    /// Room for what is looked at, once something is.
+    /// The buffer for inspected bytes, once it is needed.
     buffer: Vec<u8>,
 }
 

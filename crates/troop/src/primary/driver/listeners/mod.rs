@@ -32,7 +32,7 @@ pub(super) struct Listeners {
     accepting: AcceptQueue,
     /// Sockets that could not be watched because memory ran out.
     unwatched: Vec<usize>,
-    /// What waits in the sockets of the group that was looked at last.
+    /// The queue lengths of the group that was sampled last.
     waiting: Vec<Option<u32>>,
     /// Sockets that workers may have.
     inherited: Vec<InheritedSocket>,
