@@ -103,6 +103,40 @@ async fn a_start_on_a_dead_mount_delays_neither_clients_nor_the_stop() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn starts_that_hang_on_a_dead_mount_delay_other_starts_for_seconds_at_most() {
+    const TEST: &str = "starts_that_hang_on_a_dead_mount_delay_other_starts_for_seconds_at_most";
+    if !is_root(TEST) {
+        return;
+    }
+    let home = open_directory();
+    let Some(dead) = Mount::dead(TEST, &home.path().join("dead")) else { return };
+    let mut scene = Scene::with(Cluster::builder()).await;
+    scene.troop.cluster.setup(Setup::new().cwd(&dead.at)).unwrap();
+    scene.troop.until("the change", |event| is_made_there(event, &dead)).await;
+    let mut starts = Vec::new();
+    for _ in 0..3 {
+        let cluster = scene.troop.cluster.clone();
+        starts.push(tokio::spawn(async move { cluster.fork(Fork::new()).await }));
+        scene.troop.until("the start", |event| is_made_there(event, &dead)).await;
+    }
+    scene.troop.cluster.setup(Setup::new().cwd(home.path())).unwrap();
+    let begun = std::time::Instant::now();
+    let worker = scene.troop.cluster.fork(Fork::new()).await.unwrap();
+    let took = begun.elapsed();
+    // An own user's start has 30 s.
+    assert!(took < std::time::Duration::from_secs(15), "it took {took:?}");
+    assert!(starts.iter().all(|start| !start.is_finished()));
+    worker.kill(9).await.unwrap();
+    scene.troop.exit(&worker).await;
+    scene.honest_worker_serves().await;
+    scene.troop.cluster.disconnect().await.unwrap();
+    for start in starts {
+        let refused = start.await.unwrap().unwrap_err();
+        assert!(refused.chain().contains("cancelled"), "{}", refused.chain());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reload_replaces_workers_whose_start_hangs_on_a_dead_mount() {
     const TEST: &str = "a_reload_replaces_workers_whose_start_hangs_on_a_dead_mount";
     if !is_root(TEST) {

@@ -1,7 +1,8 @@
 //! A socket for each slot, in a group among which the kernel chooses.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use troop_core::steer::program;
@@ -19,16 +20,33 @@ pub(super) struct Own {
 }
 
 /// The sockets of a group.
+///
+/// When one is shut down, the kernel gives its number to the last one, and one that listens again
+/// the next number. So that nothing else changes its number, in whichever order several are shut
+/// down, the last ones are spare sockets of the primary's own, as many as there are slots.
 #[derive(Debug)]
 pub(super) struct Members {
     /// Those of slots, by slot.
     slots: Vec<Own>,
-    /// Whose each is, in the order in which the kernel numbers them. `None` is the primary's own,
-    /// which is never chosen.
-    order: Vec<Option<usize>>,
-    /// The order is not known any more, but for the primary's own, which is the last one.
+    /// Spare ones, besides the first one of the group. The kernel is never to choose them.
+    spare: Vec<Arc<OwnedFd>>,
+    /// Whose each is, in the order in which the kernel numbers them.
+    order: Vec<Whose>,
+    /// The order is not known any more, but for the primary's first one, which is the last one.
     is_mixed: bool,
 }
+
+/// Whose a socket of a group is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Slot(usize),
+    /// The primary's own: this one of the spare ones, if that is known.
+    Spare(Option<usize>),
+}
+
+/// The most spare sockets for each slot. More are needed where workers shut theirs down over and
+/// over, several at a time.
+const MAX_SPARE: usize = 8;
 
 /// The sockets of an activated listener that is steered, one for each slot.
 #[derive(Debug)]
@@ -60,8 +78,10 @@ impl Slots {
         }
         socket::listen(founder, BACKLOG)?;
         sockets.iter().try_for_each(|own| group::lock(own.fd.as_fd()))?;
-        let order = (0..slots).map(Some).chain([None]).collect();
-        Ok(Slots(Mutex::new(Members { slots: sockets, order, is_mixed: false })))
+        let order = (0..slots).map(Whose::Slot).chain([Whose::Spare(None)]).collect();
+        let mut members = Members { slots: sockets, spare: Vec::new(), order, is_mixed: false };
+        members.fill_up(founder)?;
+        Ok(Slots(Mutex::new(members)))
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Members> {
@@ -76,11 +96,13 @@ impl Slots {
             group::lock(own.fd.as_fd())?;
             let next = members.slots.len();
             members.slots.push(own);
+            members.order.push(Whose::Slot(next));
             if members.is_mixed {
                 // The primary's own has to stay the last one.
                 listen_as_last(founder)?;
+            } else {
+                members.fill_up(founder)?;
             }
-            members.order.push(Some(next));
         }
         Ok(members.slots[slot].fd.clone())
     }
@@ -88,8 +110,10 @@ impl Slots {
     /// Has the kernel choose among the slots, each in proportion to its share.
     pub(super) fn steer(&self, founder: &OwnedFd, shares: &[u32]) -> io::Result<()> {
         let members = self.lock();
-        let share =
-            |slot: &Option<usize>| slot.map_or(0, |slot| shares.get(slot).copied().unwrap_or(0));
+        let share = |whose: &Whose| match whose {
+            Whose::Slot(slot) => shares.get(*slot).copied().unwrap_or(0),
+            Whose::Spare(_) => 0,
+        };
         let all = match members.is_mixed {
             false => members.order.iter().map(share).collect(),
             true => vec![1; members.slots.len()],
@@ -108,26 +132,96 @@ impl Slots {
         for slot in &shut {
             socket::listen_again(members.slots[*slot].fd.as_fd(), at, BACKLOG)?;
         }
-        match shut.as_slice() {
-            [] => {}
-            [slot] if !members.is_mixed => {
-                // The kernel gave its number to the last one, and the last number to it.
-                if let Some(number) = members.order.iter().position(|whose| *whose == Some(*slot)) {
-                    let whose = members.order.swap_remove(number);
-                    members.order.push(whose);
-                }
-            }
-            _ => {
-                // Which of several was the first is not known.
-                members.is_mixed = true;
-                listen_as_last(founder)?;
-            }
+        // A worker has shut its socket down and let it listen again, so that a spare one got its
+        // number, and clients that nobody serves.
+        let is_misled = members.is_spare_chosen(founder);
+        if shut.is_empty() && !is_misled {
+            return Ok((shut, !members.is_mixed));
+        }
+        let is_known = !members.is_mixed
+            && !is_misled
+            && members.renumber(&shut, at).and_then(|()| members.fill_up(founder)).is_ok();
+        if !is_known {
+            members.mix(founder)?;
         }
         Ok((shut, !members.is_mixed))
     }
 }
 
-/// Nothing waits in it that would be lost, because it is never chosen.
+impl Members {
+    /// How many of the last ones are spare.
+    fn spare_at_end(&self) -> usize {
+        self.order.iter().rev().take_while(|whose| matches!(whose, Whose::Spare(_))).count()
+    }
+
+    /// Opens spare sockets until there is one for each slot at the end.
+    fn fill_up(&mut self, founder: &OwnedFd) -> io::Result<()> {
+        while self.spare_at_end() <= self.slots.len() {
+            if self.spare.len() >= MAX_SPARE * self.slots.len() {
+                return Err(io::Error::other("too many spare sockets"));
+            }
+            let Own { fd, .. } = sibling(founder)?;
+            group::lock(fd.as_fd())?;
+            self.order.push(Whose::Spare(Some(self.spare.len())));
+            self.spare.push(fd);
+        }
+        Ok(())
+    }
+
+    /// These slots' sockets have left the group, in any order, and have joined it again in this
+    /// one. Spare ones have taken their places.
+    fn renumber(&mut self, shut: &[usize], at: Option<SocketAddr>) -> io::Result<()> {
+        if shut.len() > self.spare_at_end() {
+            return Err(io::Error::other("too few spare sockets"));
+        }
+        let is_shut = |whose: &Whose| matches!(whose, Whose::Slot(slot) if shut.contains(slot));
+        let vacant: Vec<usize> =
+            (0..self.order.len()).filter(|number| is_shut(&self.order[*number])).collect();
+        let moved = self.order.split_off(self.order.len() - shut.len());
+        // Which of several is where is not known.
+        let moved = if let [one] = moved.as_slice() { *one } else { Whose::Spare(None) };
+        vacant.iter().for_each(|number| self.order[*number] = moved);
+        self.order.extend(shut.iter().copied().map(Whose::Slot));
+        // Each spare one that leaves makes room for the last one, until those are spare again. An
+        // only one has its number back.
+        let mut left = Vec::new();
+        while self.order.last().is_some_and(is_shut)
+            && let Some((number, spare)) = self.first_known_spare()
+        {
+            socket::shut_down(self.spare[spare].as_fd());
+            self.order.swap_remove(number);
+            left.push(spare);
+        }
+        for spare in left {
+            socket::listen_again(self.spare[spare].as_fd(), at, BACKLOG)?;
+            self.order.push(Whose::Spare(Some(spare)));
+        }
+        Ok(())
+    }
+
+    fn first_known_spare(&self) -> Option<(usize, usize)> {
+        self.order.iter().enumerate().find_map(|(number, whose)| match whose {
+            Whose::Spare(Some(spare)) => Some((number, *spare)),
+            _ => None,
+        })
+    }
+
+    fn is_spare_chosen(&self, founder: &OwnedFd) -> bool {
+        let all = self.spare.iter().map(AsRef::as_ref).chain([founder]);
+        all.into_iter().any(|spare| socket::is_readable(spare.as_fd()))
+    }
+
+    /// The order is not known any more. All slots get connections, and the primary none.
+    fn mix(&mut self, founder: &OwnedFd) -> io::Result<()> {
+        self.is_mixed = true;
+        // With those that wait there, whom nobody would serve.
+        self.spare.clear();
+        listen_as_last(founder)
+    }
+}
+
+/// Has the first one of the group listen again as the last one. It is not to be chosen, so whoever
+/// waits in it would wait for ever.
 fn listen_as_last(founder: &OwnedFd) -> io::Result<()> {
     let at = socket::local_address(founder);
     socket::shut_down(founder);
@@ -160,7 +254,7 @@ mod tests {
     use super::*;
     use std::net::TcpStream;
 
-    fn opened(slots: usize) -> (OwnedFd, Slots, std::net::SocketAddr) {
+    fn opened(slots: usize) -> (OwnedFd, Slots, SocketAddr) {
         let founder = troop_sys::listen::tcp(Some([127, 0, 0, 1].into()), 0, false).unwrap();
         let slots = Slots::open(&founder, slots).unwrap();
         let at = socket::local_address(&founder).unwrap();
@@ -172,7 +266,7 @@ mod tests {
     }
 
     /// Each slot gets what is meant for it.
-    fn are_numbered(founder: &OwnedFd, slots: &Slots, at: std::net::SocketAddr) {
+    fn are_numbered(founder: &OwnedFd, slots: &Slots, at: SocketAddr) {
         let count = slots.lock().len();
         for slot in 0..count {
             let shares: Vec<u32> = (0..count).map(|other| u32::from(other == slot)).collect();
@@ -201,19 +295,69 @@ mod tests {
     }
 
     #[test]
-    fn where_several_were_shut_down_all_slots_get_connections_and_the_primary_gets_none() {
-        let (founder, slots, at) = opened(3);
-        for slot in [0, 2] {
-            socket::shut_down(slots.lock()[slot].fd.as_fd());
+    fn however_many_are_shut_down_at_a_time_each_slot_gets_what_is_meant_for_it_again() {
+        let (founder, slots, at) = opened(4);
+        for shut in [&[0, 1][..], &[3, 0, 2], &[1, 2], &[2, 1, 0, 3], &[3, 1]] {
+            for slot in shut {
+                socket::shut_down(slots.lock()[*slot].fd.as_fd());
+            }
+            let mut all = shut.to_vec();
+            all.sort_unstable();
+            assert_eq!(slots.revive(&founder).unwrap(), (all, true));
+            are_numbered(&founder, &slots, at);
         }
-        assert_eq!(slots.revive(&founder).unwrap(), (vec![0, 2], false));
+        slots.of(&founder, 5).unwrap();
+        are_numbered(&founder, &slots, at);
+        [5, 0].iter().for_each(|slot| socket::shut_down(slots.lock()[*slot].fd.as_fd()));
+        assert_eq!(slots.revive(&founder).unwrap(), (vec![0, 5], true));
+        are_numbered(&founder, &slots, at);
+    }
+
+    /// What was done once too often has all slots served alike.
+    fn are_served_alike(slots: &Slots, at: SocketAddr) {
+        let before: u32 = waiting(slots).iter().sum();
+        let clients: Vec<_> = (0..200).map(|_| TcpStream::connect(at).unwrap()).collect();
+        assert!(waiting(slots).iter().all(|waits| *waits > 10), "{:?}", waiting(slots));
+        assert_eq!(waiting(slots).iter().sum::<u32>() - before, 200);
+        drop(clients);
+    }
+
+    #[test]
+    fn where_several_are_shut_down_over_and_over_all_slots_get_connections_and_the_primary_gets_none()
+     {
+        let (founder, slots, at) = opened(3);
+        let known = (0..100).take_while(|_| {
+            [0, 2].iter().for_each(|slot| socket::shut_down(slots.lock()[*slot].fd.as_fd()));
+            let (shut, known) = slots.revive(&founder).unwrap();
+            assert_eq!(shut, [0, 2]);
+            known
+        });
+        let known = known.count();
+        assert!((5..20).contains(&known), "{known}");
         slots.of(&founder, 3).unwrap();
         socket::shut_down(slots.lock()[1].fd.as_fd());
         assert_eq!(slots.revive(&founder).unwrap(), (vec![1], false));
         slots.steer(&founder, &[1, 0, 0, 0]).unwrap();
-        let clients: Vec<_> = (0..200).map(|_| TcpStream::connect(at).unwrap()).collect();
-        assert!(waiting(&slots).iter().all(|waits| *waits > 10), "{:?}", waiting(&slots));
-        assert_eq!(waiting(&slots).iter().sum::<u32>(), 200);
-        drop(clients);
+        are_served_alike(&slots, at);
+    }
+
+    #[test]
+    fn clients_of_a_worker_that_has_exchanged_its_number_with_a_spare_socket_do_not_wait_for_ever()
+    {
+        let (founder, slots, at) = opened(3);
+        // Unnoticed, as it listens again before anybody looks.
+        let own = slots.lock()[1].fd.clone();
+        socket::shut_down(own.as_fd());
+        socket::listen_again(own.as_fd(), Some(at), BACKLOG).unwrap();
+        slots.steer(&founder, &[0, 1, 0]).unwrap();
+        let mut client = TcpStream::connect(at).unwrap();
+        assert_eq!(waiting(&slots).iter().sum::<u32>(), 0, "it waits where nobody accepts");
+        assert_eq!(slots.revive(&founder).unwrap(), (vec![], false));
+        // It can ask again.
+        client.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+        let end = std::io::Read::read(&mut client, &mut [0]);
+        assert!(!end.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock));
+        slots.steer(&founder, &[0, 1, 0]).unwrap();
+        are_served_alike(&slots, at);
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct Upkeep {
     is_unfit: bool,
     /// Clients do not reach it, and that has been said.
     is_lost: bool,
+    /// The kernel chooses among all slots alike, and that has been said.
+    is_mixed: bool,
     /// When a path may be bound anew, and how long after that.
     again: Option<(Instant, Duration)>,
 }
@@ -67,7 +69,9 @@ impl ActivationSocket {
     ) -> Option<io::Result<Revived>> {
         let result = match &self.slots {
             Some(slots) => match slots.revive(&self.socket) {
-                Ok((shut, _)) if shut.is_empty() => None,
+                Ok((shut, is_known)) if shut.is_empty() && (is_known || self.upkeep().is_mixed) => {
+                    None
+                }
                 Ok((shut, true)) => Some(Ok(Revival::Again(shut))),
                 Ok((shut, false)) => Some(Ok(Revival::Mixed(shut))),
                 Err(e) => Some(Err(e)),
@@ -75,6 +79,7 @@ impl ActivationSocket {
             None => self.revive_one(now, may_change),
         };
         let mut upkeep = self.upkeep();
+        upkeep.is_mixed |= matches!(result, Some(Ok(Revival::Mixed(_))));
         match result {
             None => {
                 upkeep.is_lost = false;

@@ -25,7 +25,7 @@ pub(crate) enum Command {
     Setup(Box<Setup>),
     Fork(Fork, oneshot::Sender<Outcome<WorkerHandle>>),
     /// A process has been started, or not.
-    Spawned(Box<Outcome<Spawned>>),
+    Spawned(WorkerId, Box<Outcome<Spawned>>),
     Adopt(Box<Adoption>, oneshot::Sender<Outcome<WorkerHandle>>),
     Disconnect(WorkerId),
     /// Sends a signal to a worker's process.

@@ -51,7 +51,7 @@ impl Driver {
         match command {
             Command::Setup(changes) => self.change_setup(*changes),
             Command::Fork(fork, done) => self.fork(fork, done),
-            Command::Spawned(result) => self.spawned(*result),
+            Command::Spawned(worker, result) => self.spawned(worker, *result),
             Command::Adopt(adoption, done) => {
                 let result = self.adopt(*adoption);
                 self.act();

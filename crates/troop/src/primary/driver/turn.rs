@@ -179,6 +179,9 @@ impl Driver {
         self.look_for_clients();
         self.workers.tick(self.now);
         self.tick_starts();
+        if self.workers.is_starting() {
+            self.start_next();
+        }
         self.inspect_late();
         self.answer_late();
         self.channels.offer_reclaimed(self.now, &self.cluster.primary);

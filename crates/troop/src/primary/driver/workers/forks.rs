@@ -1,6 +1,6 @@
 //! Starts workers' processes. That waits until a program is executed, for as long as a dead file
-//! system or whoever stops the process likes, so it is done by a thread of its own, one after the
-//! other; everything else goes on.
+//! system or whoever stops the process likes, so it is done by threads of its own and everything
+//! else goes on. One start follows the other; one that takes long is left to its thread.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
@@ -38,6 +38,12 @@ const ONLINE: &[u8] = br#"{"cmd":"NODE_CLUSTER","act":"online","seq":0}"#;
 /// even be killed where a file system has taken a request and does not answer it.
 const ABANDONED_START_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long a start may take before the next one begins beside it.
+const SLOW_START_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The most starts at a time, and so the most threads.
+const MAX_STARTS: usize = 4;
+
 /// Who wants a worker.
 enum For {
     /// The supervisor, which wants one that is like all others by then.
@@ -62,22 +68,38 @@ struct Starting {
     generation: u32,
     closer: Option<Closer>,
     is_cancelled: Arc<AtomicBool>,
+    /// When the next one may begin all the same.
+    slow_at: Time,
 }
 
-/// Workers that are to be started, and the thread that does it.
+impl Starting {
+    fn is_for(&self, slot: Slot) -> bool {
+        matches!(self.wanted.by, For::Slot(other) if other == slot)
+    }
+}
+
+/// A thread that starts workers. It lives as long as this, because workers may get a signal when
+/// it ends.
+struct Thread {
+    starts: Sender<(WorkerId, Start)>,
+    /// What it starts.
+    busy: Option<WorkerId>,
+}
+
+/// Workers that are to be started, and the threads that do it.
 #[derive(Default)]
 pub(super) struct Forks {
     waiting: VecDeque<Wanted>,
-    starting: Option<Starting>,
-    /// It lives as long as this, because workers may get a signal when it ends.
-    thread: Option<Sender<Start>>,
+    /// The oldest first.
+    starting: Vec<Starting>,
+    threads: Vec<Thread>,
     /// When what is under way is not waited for any more.
     given_up_at: Option<Time>,
 }
 
 impl Forks {
     pub(super) fn is_empty(&self) -> bool {
-        self.starting.is_none() && self.waiting.is_empty()
+        self.starting.is_empty() && self.waiting.is_empty()
     }
 
     fn waits_for(&self, slot: Slot) -> bool {
@@ -90,7 +112,21 @@ impl Forks {
     }
 
     pub(super) fn next_deadline(&self, now: Time) -> Option<Time> {
-        self.given_up_at.filter(|at| *at > now && !self.is_empty())
+        let given_up_at = self.given_up_at.filter(|_| !self.is_empty());
+        let next = self.may_begin_at().filter(|_| !self.waiting.is_empty());
+        given_up_at.into_iter().chain(next).filter(|at| *at > now).min()
+    }
+
+    /// When the next start may begin, if none ends before.
+    fn may_begin_at(&self) -> Option<Time> {
+        if self.starting.len() >= MAX_STARTS {
+            return None;
+        }
+        Some(self.starting.iter().map(|one| one.slow_at).max().unwrap_or(Time(0)))
+    }
+
+    fn may_begin(&self, now: Time) -> bool {
+        self.may_begin_at().is_some_and(|at| at <= now)
     }
 
     /// Nobody wants them any more.
@@ -110,27 +146,39 @@ impl Forks {
 
     /// A worker for a slot is to be like those that are started from now on, or not to be at all.
     pub(super) fn renew(&mut self) {
-        if self.starting.as_ref().is_some_and(|one| matches!(one.wanted.by, For::Slot(_))) {
-            self.hurry();
-        }
+        let supervised = self.starting.iter().filter(|one| matches!(one.wanted.by, For::Slot(_)));
+        supervised.for_each(|one| one.is_cancelled.store(true, Ordering::Relaxed));
     }
 
     fn hurry(&self) {
         self.starting.iter().for_each(|one| one.is_cancelled.store(true, Ordering::Relaxed));
     }
 
-    /// Gives it to the thread, or does it here if there can be none.
-    fn run(&mut self, start: Start, driver_handle: &DriverHandle) -> Option<Result<Spawned>> {
-        let thread = match self.thread.take() {
-            Some(thread) => thread,
+    /// Takes a start that is over.
+    fn take(&mut self, worker: WorkerId) -> Option<Starting> {
+        let threads = self.threads.iter_mut().filter(|thread| thread.busy == Some(worker));
+        threads.for_each(|thread| thread.busy = None);
+        let at = self.starting.iter().position(|one| one.id == worker)?;
+        Some(self.starting.remove(at))
+    }
+
+    /// Gives it to a thread, or does it here if there can be none.
+    fn run(
+        &mut self,
+        worker: WorkerId,
+        start: Start,
+        driver_handle: &DriverHandle,
+    ) -> Option<Result<Spawned>> {
+        let idle = match self.threads.iter().position(|thread| thread.busy.is_none()) {
+            Some(idle) => idle,
             None => {
-                let (sender, starts) = channel::<Start>();
+                let (starts, orders) = channel::<(WorkerId, Start)>();
                 let driver_handle = driver_handle.clone();
                 let thread = std::thread::Builder::new().name("troop-start".into());
                 let spawned = thread.spawn(move || {
-                    for start in starts {
+                    for (worker, start) in orders {
                         let result = Box::new(start.run());
-                        if driver_handle.send(Command::Spawned(result)).is_err() {
+                        if driver_handle.send(Command::Spawned(worker, result)).is_err() {
                             return;
                         }
                     }
@@ -138,13 +186,15 @@ impl Forks {
                 if spawned.is_err() {
                     return Some(start.run());
                 }
-                sender
+                self.threads.push(Thread { starts, busy: None });
+                self.threads.len() - 1
             }
         };
-        if let Err(unsent) = thread.send(start) {
-            return Some(unsent.0.run());
+        if let Err(unsent) = self.threads[idle].starts.send((worker, start)) {
+            self.threads.remove(idle);
+            return Some(unsent.0.1.run());
         }
-        self.thread = Some(thread);
+        self.threads[idle].busy = Some(worker);
         None
     }
 }
@@ -172,14 +222,14 @@ impl Driver {
         self.start_next();
     }
 
-    /// Starts what waits, and tells the core whether something is under way.
-    fn start_next(&mut self) {
+    /// Starts what waits and may begin, and tells the core whether something is under way.
+    pub(in crate::primary::driver) fn start_next(&mut self) {
         self.start_waiting();
         self.cluster.set_starting(!self.workers.forks.is_empty());
     }
 
     fn start_waiting(&mut self) {
-        while self.workers.forks.starting.is_none()
+        while self.workers.forks.may_begin(self.now)
             && let Some(wanted) = self.workers.forks.waiting.pop_front()
         {
             let (setup, slot) = match &wanted.by {
@@ -207,14 +257,23 @@ impl Driver {
                 &is_cancelled,
             );
             let generation = self.generation();
-            self.workers.forks.starting =
-                Some(Starting { wanted, id, slot, setup, generation, closer, is_cancelled });
+            let slow_at = self.now + SLOW_START_TIMEOUT;
+            self.workers.forks.starting.push(Starting {
+                wanted,
+                id,
+                slot,
+                setup,
+                generation,
+                closer,
+                is_cancelled,
+                slow_at,
+            });
             let result = match start {
-                Ok(start) => self.workers.forks.run(start, self.inbox.handle()),
+                Ok(start) => self.workers.forks.run(id, start, self.inbox.handle()),
                 Err(e) => Some(Err(e)),
             };
             if let Some(result) = result {
-                self.started(result);
+                self.started(id, result);
             }
         }
     }
@@ -224,8 +283,12 @@ impl Driver {
     }
 
     /// A start is over.
-    pub(in crate::primary::driver) fn spawned(&mut self, result: Result<Spawned>) {
-        self.started(result);
+    pub(in crate::primary::driver) fn spawned(
+        &mut self,
+        worker: WorkerId,
+        result: Result<Spawned>,
+    ) {
+        self.started(worker, result);
         self.start_next();
         if self.workers.reaps_orphans {
             self.workers.reap_orphans();
@@ -233,9 +296,11 @@ impl Driver {
         self.notify_shutdown_waiters();
     }
 
-    fn started(&mut self, result: Result<Spawned>) {
-        let Some(starting) = self.workers.forks.starting.take() else { return };
-        self.workers.forks.given_up_at = None;
+    fn started(&mut self, worker: WorkerId, result: Result<Spawned>) {
+        let Some(starting) = self.workers.forks.take(worker) else { return };
+        if self.workers.forks.starting.is_empty() {
+            self.workers.forks.given_up_at = None;
+        }
         // While it was started, those that it belongs to have been replaced by others.
         let is_old = matches!(starting.wanted.by, For::Slot(_))
             && (starting.is_cancelled.load(Ordering::Relaxed)
@@ -244,7 +309,12 @@ impl Driver {
             if let Ok(spawned) = result {
                 self.discard(spawned, &starting.setup);
             }
-            let is_wanted_again = matches!(&starting.wanted.by, For::Slot(slot) if !self.workers.forks.waits_for(*slot));
+            let forks = &self.workers.forks;
+            let is_wanted_again = matches!(
+                starting.wanted.by,
+                For::Slot(slot)
+                    if !forks.waits_for(slot) && !forks.starting.iter().any(|one| one.is_for(slot))
+            );
             if is_old && is_wanted_again && !self.ending.has_begun() {
                 self.workers.forks.waiting.push_front(starting.wanted);
             }
@@ -272,6 +342,8 @@ impl Driver {
                     self.cluster.forked(self.now, slot, worker.id(), setup.expect_ipc());
                     self.count_activation_slots();
                 }
+                // Another start is under way in its place.
+                Err(_) if self.workers.forks.starting.iter().any(|one| one.is_for(slot)) => {}
                 Err(e) => {
                     if let Some(supervisor) = self.cluster.supervisor_mut() {
                         supervisor.fork_failed(self.now, slot, e.chain(), spawn::is_for_good(&e));
