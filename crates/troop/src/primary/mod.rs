@@ -31,7 +31,10 @@ use troop_core::event::Address;
 use troop_core::policy::{Pattern, Scheduling};
 use troop_core::supervise::{NotReady, Outcome, RecycleFailed, ReloadFailed, Reloaded};
 
-pub use adopt::{Adoption, Start, Starter, SupervisionStatus};
+pub use adopt::Adoption;
+#[cfg(feature = "embed")]
+pub use adopt::{Start, Starter, SupervisionStatus};
+#[cfg(feature = "embed")]
 pub(crate) use builder::random_seed;
 pub use builder::{Builder, available_workers};
 pub use cgroup::Cgroup;
