@@ -80,6 +80,20 @@ fn troop_worker(simulation: &mut Simulation, ports: &[u16]) -> WorkerId {
 }
 
 #[test]
+fn a_listener_whose_worker_leaves_before_it_is_bound_does_not_stay_open() {
+    let mut simulation = Simulation::new(config());
+    simulation.happen(Input::Fork { troop: false }).unwrap();
+    let worker = simulation.worker(0).unwrap();
+    // The second one is in the way of the first, and nothing is bound before the worker has left.
+    for _ in 0..2 {
+        simulation.of_worker(worker, Input::Query { worker: 0, port: 4, fails: false });
+    }
+    simulation.close_channel(worker, false);
+    simulation.act().unwrap();
+    simulation.end().unwrap();
+}
+
+#[test]
 fn an_acknowledgement_on_one_listener_frees_the_worker_for_its_others_at_once() {
     let mut simulation = Simulation::new(Config { troop_window: 2, ..Config::default() });
     let worker = troop_worker(&mut simulation, &[1, 2]);

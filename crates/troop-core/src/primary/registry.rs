@@ -278,7 +278,8 @@ impl Primary {
             return false;
         };
         let in_the_way = |other: &ListenerId| {
-            self.listeners.get(other).is_some_and(|l| l.listen_key.overlaps(wanted))
+            // Not itself, which no worker has either if the one that asked for it has left.
+            *other != id && self.listeners.get(other).is_some_and(|l| l.listen_key.overlaps(wanted))
         };
         let all: Vec<_> = self.unused.keys().copied().filter(in_the_way).collect();
         all.iter().for_each(|other| self.abandon_for_another(*other));

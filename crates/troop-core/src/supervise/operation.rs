@@ -19,7 +19,7 @@ use crate::text::counted;
 pub struct Ticket(pub u64);
 
 /// An operation to request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     /// Replaces all workers; their successors must take over these addresses.
     Reload(Vec<Claim>),
