@@ -99,8 +99,9 @@ struct TcpCounts {
     unacked: u32,
     /// `tcpi_sacked`, which for a listener is the limit of its accept queue.
     sacked: u32,
-    bytes_sent: u64,
     bytes_received: u64,
+    /// What was written to it: sent, not counting what was sent again, or waiting to be sent.
+    bytes_written: u64,
 }
 
 fn tcp_counts(fd: BorrowedFd<'_>) -> Option<TcpCounts> {
@@ -129,20 +130,26 @@ fn tcp_counts(fd: BorrowedFd<'_>) -> Option<TcpCounts> {
             size_of::<libc::tcp_info>(),
         )
     };
-    // Linux ABI, include/uapi/linux/tcp.h: tcpi_bytes_received at offset 128, tcpi_bytes_sent at
-    // 200.
+    // Linux ABI, include/uapi/linux/tcp.h: tcpi_bytes_received at offset 128, tcpi_notsent_bytes (32
+    // bits) at 144, tcpi_bytes_sent at 200, tcpi_bytes_retrans at 208.
     let at = |offset: usize| if len as usize >= offset + 8 { tail[offset / 8] } else { 0 };
     Some(TcpCounts {
         state: info.tcpi_state,
         unacked: info.tcpi_unacked,
         sacked: info.tcpi_sacked,
         bytes_received: at(128),
-        bytes_sent: at(200),
+        bytes_written: (at(200) + low_half(at(144))).saturating_sub(at(208)),
     })
 }
 
+/// The 32 bits that come first in memory.
+fn low_half(both: u64) -> u64 {
+    let bytes = both.to_ne_bytes();
+    u64::from(u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+}
+
 fn was_connected(fd: BorrowedFd<'_>) -> bool {
-    tcp_counts(fd).is_some_and(|c| c.bytes_received > 0 || c.bytes_sent > 0)
+    tcp_counts(fd).is_some_and(|c| c.bytes_received > 0 || c.bytes_written > 0)
 }
 
 /// Whether a socket has a connection to accept or a datagram to read.
@@ -168,18 +175,40 @@ pub fn queue_limit(fd: BorrowedFd<'_>) -> Option<u32> {
     tcp_counts(fd).filter(|counts| counts.state == 10).map(|counts| counts.sacked)
 }
 
-/// Whether nothing was read from or written to a connection apart from `read` bytes that this
-/// process has read, so that another process can take it over. For TCP the counters of the kernel
-/// show this; for other sockets it is always true.
+/// What was read from a connection and written to it up to some moment, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Read by its holders.
+    pub read: u64,
+    /// Written by its holders, whether or not it has been sent.
+    pub written: u64,
+}
+
+/// Returns what has been read from a connection and written to it so far, by the counters of
+/// `TCP_INFO`. Nothing for other sockets than TCP.
 #[must_use]
-pub fn is_untouched(fd: BorrowedFd<'_>, read: u32) -> bool {
+pub fn traffic(fd: BorrowedFd<'_>) -> Traffic {
+    let Some(counts) = tcp_counts(fd) else { return Traffic::default() };
+    let unread = rustix::io::ioctl_fionread(fd).unwrap_or(0);
+    let fin = u64::from(counts.state != 1);
+    Traffic {
+        read: counts.bytes_received.saturating_sub(unread + fin),
+        written: counts.bytes_written,
+    }
+}
+
+/// Whether nothing was read from or written to a connection beyond `before`, so that another process
+/// can take it over. For TCP the counters of the kernel show this; for other sockets it is always
+/// true.
+#[must_use]
+pub fn is_untouched(fd: BorrowedFd<'_>, before: Traffic) -> bool {
     let Ok(SocketType::STREAM) = sockopt::socket_type(fd) else { return true };
     let Some(counts) = tcp_counts(fd) else { return true };
     let unread = rustix::io::ioctl_fionread(fd).unwrap_or(0);
     // The client's FIN counts as one byte, which is never in the queue: TCP_ESTABLISHED is 1, the
     // states after a FIN are others.
     let fin = u64::from(counts.state != 1);
-    counts.bytes_sent == 0 && counts.bytes_received <= unread + fin + u64::from(read)
+    counts.bytes_written <= before.written && counts.bytes_received <= unread + fin + before.read
 }
 
 /// Returns the local address of an IP socket.
@@ -221,6 +250,13 @@ fn unix_name(fd: BorrowedFd<'_>) -> Option<Vec<u8>> {
 pub fn is_named(fd: impl AsFd) -> bool {
     // An abstract name is a NUL and at least one byte.
     unix_name(fd.as_fd()).is_some_and(|name| name.len() > 1)
+}
+
+/// Whether two Unix sockets are bound to the same name, as a listener and its connections are.
+#[must_use]
+pub fn have_same_name(one: impl AsFd, other: impl AsFd) -> bool {
+    let name = unix_name(one.as_fd()).filter(|name| !name.is_empty());
+    name.is_some() && name == unix_name(other.as_fd())
 }
 
 /// Returns the remote address of an IP socket.
@@ -434,7 +470,7 @@ mod tests {
         for touch in [false, true] {
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (mut server, _) = listener.accept().unwrap();
-            assert!(is_untouched(server.as_fd(), 0));
+            assert!(is_untouched(server.as_fd(), Traffic::default()));
             client.write_all(b"hello").unwrap();
             client.shutdown(std::net::Shutdown::Write).unwrap();
             let mut byte = [0];
@@ -443,13 +479,48 @@ mod tests {
             while tcp_counts(server.as_fd()).unwrap().state == 1 {
                 std::thread::yield_now();
             }
-            assert!(is_untouched(server.as_fd(), 0));
+            assert!(is_untouched(server.as_fd(), Traffic::default()));
             if touch {
                 server.read_exact(&mut byte).unwrap();
             } else {
                 server.write_all(b"x").unwrap();
             }
-            assert!(!is_untouched(server.as_fd(), 0));
+            assert!(!is_untouched(server.as_fd(), Traffic::default()));
+        }
+    }
+
+    #[test]
+    fn a_connection_that_was_used_before_is_untouched_until_it_is_used_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        for touch in [false, true] {
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (mut server, _) = listener.accept().unwrap();
+            let mut text = [0; 5];
+            client.write_all(b"hello").unwrap();
+            server.read_exact(&mut text).unwrap();
+            // More than is sent at once.
+            let answer = vec![b'x'; 1 << 20];
+            let reader = std::thread::spawn(move || {
+                let mut read = vec![0; 1 << 20];
+                client.read_exact(&mut read).unwrap();
+                client
+            });
+            server.write_all(&answer).unwrap();
+            // Whatever of it is still to be sent.
+            let before = traffic(server.as_fd());
+            assert_eq!(before, Traffic { read: 5, written: 1 << 20 });
+            let mut client = reader.join().unwrap();
+            client.write_all(b"again").unwrap();
+            while unread(&server) < 5 {
+                std::thread::yield_now();
+            }
+            assert!(is_untouched(server.as_fd(), before));
+            if touch {
+                server.read_exact(&mut text).unwrap();
+            } else {
+                server.write_all(b"x").unwrap();
+            }
+            assert!(!is_untouched(server.as_fd(), before));
         }
     }
 }

@@ -2,6 +2,7 @@
 //! for leaks.
 #![allow(clippy::missing_panics_doc)]
 
+pub mod http;
 pub mod tamper;
 
 use std::collections::BTreeMap;

@@ -1,18 +1,25 @@
-//! `troop::serve`: connections that clients keep open end little by little when their worker is
-//! replaced.
+//! `troop::serve`: connections that clients keep open and that cannot move to another worker end
+//! little by little when theirs is replaced.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use troop::policy::Scheduling;
 use troop::supervise::Progress;
 use troop::{Builder, Cluster, Event, Setup, WorkerHandle};
+use troop_testkit::http::{answer, ask, kept, open};
 use troop_testkit::{TEST_TIMEOUT, Troop, at_once};
+
+/// Where the first request chooses the worker, idle connections cannot be given to any.
+fn immovable() -> Scheduling {
+    "sticky:cookie=id".parse().unwrap()
+}
 
 fn serving(address: &str) -> Builder {
     let setup = Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(["serve", address]);
-    Cluster::builder().workers(1).replace(at_once()).setup(setup)
+    Cluster::builder().workers(1).scheduling(immovable()).replace(at_once()).setup(setup)
 }
 
 async fn listening(troop: &mut Troop) -> (WorkerHandle, u16) {
@@ -23,59 +30,6 @@ async fn listening(troop: &mut Troop) -> (WorkerHandle, u16) {
         _ => None,
     };
     troop.until("listening", listens).await
-}
-
-/// The body of an answer on a connection that stays open. `None` if it was closed instead.
-async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), path: &str) -> Option<String> {
-    answer(stream, path).await.map(|(body, _)| body)
-}
-
-/// The same, and whether it is said to be the last one.
-async fn answer(
-    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    path: &str,
-) -> Option<(String, bool)> {
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.ok()?;
-    let mut answer = Vec::new();
-    loop {
-        let text = String::from_utf8_lossy(&answer).into_owned();
-        if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let head = head.to_ascii_lowercase();
-            let length: usize = head
-                .split("content-length: ")
-                .nth(1)
-                .unwrap()
-                .lines()
-                .next()
-                .unwrap()
-                .parse()
-                .unwrap();
-            if body.len() == length {
-                return Some((body.to_owned(), head.contains("connection: close")));
-            }
-        }
-        let read = tokio::time::timeout(TEST_TIMEOUT, stream.read_buf(&mut answer))
-            .await
-            .expect("an answer or the end");
-        if !read.is_ok_and(|n| n > 0) {
-            return None;
-        }
-    }
-}
-
-async fn open(port: u16) -> TcpStream {
-    TcpStream::connect(("127.0.0.1", port)).await.unwrap()
-}
-
-/// Connections that have been used once, and stay open.
-async fn kept(port: u16, count: usize) -> Vec<TcpStream> {
-    let mut streams = Vec::new();
-    for _ in 0..count {
-        let mut stream = open(port).await;
-        ask(&mut stream, "/").await.unwrap();
-        streams.push(stream);
-    }
-    streams
 }
 
 async fn reload(troop: &mut Troop) {
@@ -276,7 +230,12 @@ async fn without_other_workers_idle_connections_are_closed_at_once() {
 fn serving_as(kind: &str, file: &std::path::Path) -> Builder {
     let args = ["serve as", kind, "127.0.0.1:0", file.to_str().unwrap()];
     let setup = Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args);
-    Cluster::builder().workers(1).replace(at_once()).drain_spread(Duration::ZERO).setup(setup)
+    Cluster::builder()
+        .workers(1)
+        .scheduling(immovable())
+        .replace(at_once())
+        .drain_spread(Duration::ZERO)
+        .setup(setup)
 }
 
 async fn is_served(kind: &str, paths: &[&str]) {

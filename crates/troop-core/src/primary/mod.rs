@@ -15,6 +15,7 @@ mod listen_key;
 mod listener;
 mod liveness;
 mod membership;
+mod moves;
 mod registry;
 mod repairs;
 mod reports;
@@ -296,6 +297,8 @@ impl Primary {
                 // It may have accepted its last connection just now.
                 state.last_taken = self.last_time;
             }
+            state.former_listeners =
+                state.memberships.iter().map(|membership| membership.listener).collect();
             self.leave_listeners(worker, keep);
             self.send_disconnect(worker, drain_spread);
         }
@@ -310,10 +313,11 @@ impl Primary {
             self.wake_at(self.last_time);
             return;
         }
+        let moves = state.batched && self.takes_moves(worker);
         let seq = self.next_seq();
         let drain_spread =
             drain_spread.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-        self.send(worker, |line| outgoing::disconnect(line, seq, drain_spread));
+        self.send(worker, |line| outgoing::disconnect(line, seq, drain_spread, moves));
     }
 
     /// Sends each postponed `disconnect` that is due. Returns the time of the next one.
@@ -356,7 +360,7 @@ impl Primary {
                 state.closes_slowly = false;
             }
             let seq = self.next_seq();
-            self.send(worker, |line| outgoing::disconnect(line, seq, Some(0)));
+            self.send(worker, |line| outgoing::disconnect(line, seq, Some(0), false));
         }
     }
 

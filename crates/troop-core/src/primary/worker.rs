@@ -40,6 +40,8 @@ pub struct WorkerStats {
     pub open: u32,
     /// The reported load, in the worker's own unit.
     pub load: u32,
+    /// Connections that it served for a while and then gave to others, when it was to leave.
+    pub moved: u64,
 }
 
 /// The status of a worker.
@@ -131,6 +133,8 @@ pub(super) struct Worker {
     pub(super) liveness: Liveness,
     /// Its memberships, one per listener that it asked for.
     pub(super) memberships: Vec<ListenerMembership>,
+    /// The listeners that it had when it was told to leave, whose connections it may give to others.
+    pub(super) former_listeners: Vec<ListenerId>,
     pub(super) open: u32,
     pub(super) load: u32,
     /// Whether a report has not been passed to the policies yet.
@@ -146,6 +150,7 @@ pub(super) struct Worker {
     pub(super) handed: u64,
     pub(super) taken: u64,
     pub(super) returned: u64,
+    pub(super) moved: u64,
 }
 
 impl Worker {
@@ -175,6 +180,7 @@ impl Worker {
             handle_waits: VecDeque::new(),
             liveness: Liveness::default(),
             memberships: Vec::new(),
+            former_listeners: Vec::new(),
             open: 0,
             load: 0,
             report_pending: false,
@@ -185,6 +191,7 @@ impl Worker {
             handed: 0,
             taken: 0,
             returned: 0,
+            moved: 0,
         }
     }
 
@@ -241,6 +248,7 @@ impl Worker {
                 in_flight: self.in_flight.len(),
                 open: self.open,
                 load: self.load,
+                moved: self.moved,
             },
         }
     }

@@ -96,6 +96,11 @@ pub enum TroopMessage<'a> {
         /// `process.send({cmd: 'NODE_TROOP', act: 'load', load: 12})`.
         load: Option<u32>,
     },
+    /// A connection between two requests, for another worker; its descriptor comes with the line.
+    Move {
+        /// The listener that it came from, by the key of the primary's answer.
+        key: Cow<'a, str>,
+    },
     /// The primary requests the return of connections that were not taken.
     Recall(Vec<u64>),
     /// The primary sets the minimum interval between two [`Load`](TroopMessage::Load)s, in
@@ -146,6 +151,8 @@ pub struct ClusterMessage<'a> {
     pub troop: Option<u32>,
     /// `disconnect`: the drain spread in milliseconds.
     pub drain_spread: Option<u64>,
+    /// `disconnect`: the primary gives connections that are between two requests to other workers.
+    pub moves: bool,
 }
 
 /// The `sockname` of a reply.
@@ -378,6 +385,8 @@ struct Fields<'a> {
     troop: Option<u32>,
     #[serde(default)]
     drain_spread: Option<u64>,
+    #[serde(default, deserialize_with = "truthy")]
+    moves: Option<bool>,
     #[serde(borrow, default, rename = "type")]
     kind: Option<Text<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
@@ -428,6 +437,7 @@ impl<'a> Fields<'a> {
             sockname: self.sockname,
             troop: self.troop,
             drain_spread: self.drain_spread,
+            moves: self.moves.unwrap_or(false),
         })))
     }
 
@@ -470,6 +480,7 @@ impl<'a> Fields<'a> {
                 }
             }
             Some("load") => TroopMessage::Load { open: self.open, load: self.load },
+            Some("move") => TroopMessage::Move { key: self.key.ok_or_else(|| missing("key"))?.0 },
             Some("recall") => TroopMessage::Recall(self.seqs.ok_or_else(|| missing("seqs"))?),
             Some("report") => {
                 TroopMessage::Report(self.every.ok_or_else(|| missing("every"))?.into())

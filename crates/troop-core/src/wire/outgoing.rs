@@ -168,11 +168,27 @@ pub fn accepted(out: &mut Vec<u8>, ack: u64, accepted: bool, seq: u64) {
     );
 }
 
-/// Writes `disconnect`. The drain spread in milliseconds is for troop workers.
-pub fn disconnect(out: &mut Vec<u8>, seq: u64, drain_spread: Option<u64>) {
+/// A worker gives a connection to the primary that is between two requests, for another worker. Its
+/// descriptor goes with the line, and the answer is [`HANDLE_ACK`], or [`HANDLE_NACK`] if the worker
+/// has to keep it. `key` is plain text.
+pub fn move_connection(out: &mut Vec<u8>, key: &str) {
+    out.extend_from_slice(
+        b"{\"cmd\":\"NODE_HANDLE\",\"type\":\"net.Native\",\"msg\":{\"cmd\":\"NODE_TROOP\",\"act\":\"move\",\"key\":",
+    );
+    json_value(out, key);
+    out.extend_from_slice(b"}}\n");
+}
+
+/// The primary asks a worker to finish. For troop workers: over how many milliseconds they should
+/// close connections that stay open, and whether the primary gives those between two requests to
+/// other workers ([`move_connection`]).
+pub fn disconnect(out: &mut Vec<u8>, seq: u64, drain_spread: Option<u64>, moves: bool) {
     put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"disconnect\",\"seq\":{seq}"));
     if let Some(ms) = drain_spread {
         put(out, format_args!(",\"drainSpread\":{ms}"));
+    }
+    if moves {
+        out.extend_from_slice(b",\"moves\":true");
     }
     out.extend_from_slice(b"}\n");
 }

@@ -32,6 +32,7 @@ pub enum Input {
     Undelivered { worker: usize, which: usize },
     Consumed { worker: usize, which: usize },
     Close { worker: usize, listener: usize },
+    Move { worker: usize, which: usize },
     Blocked { worker: usize, blocked: bool },
     Disconnect { worker: usize, keep: bool },
     Goodbye { worker: usize },
@@ -61,7 +62,8 @@ pub fn input() -> impl Strategy<Value = Input> {
         6 => (worker.clone(), 0..8u8, 0..8u8).prop_map(|(worker, taken, returned)| Input::Batch { worker, taken, returned }),
         6 => (worker.clone(), prop::bool::weighted(0.8)).prop_map(|(worker, arrived)| Input::Acknowledge { worker, arrived }),
         2 => (worker.clone(), which.clone()).prop_map(|(worker, which)| Input::Undelivered { worker, which }),
-        1 => (worker.clone(), which).prop_map(|(worker, which)| Input::Consumed { worker, which }),
+        1 => (worker.clone(), which.clone()).prop_map(|(worker, which)| Input::Consumed { worker, which }),
+        6 => (worker.clone(), which).prop_map(|(worker, which)| Input::Move { worker, which }),
         2 => (worker.clone(), 0..4usize).prop_map(|(worker, listener)| Input::Close { worker, listener }),
         3 => (worker.clone(), any::<bool>()).prop_map(|(worker, blocked)| Input::Blocked { worker, blocked }),
         1 => (worker.clone(), any::<bool>()).prop_map(|(worker, keep)| Input::Disconnect { worker, keep }),
@@ -86,6 +88,26 @@ impl Simulation {
                 let conns: Vec<_> = std::mem::take(&mut state.holds).into_values().collect();
                 self.waiting.extend(conns);
             }
+        }
+    }
+
+    /// A worker gives back a connection that it has served, if the primary takes it.
+    fn give_back(&mut self, id: WorkerId, which: usize) {
+        let state = &self.workers[&id];
+        let at = which % state.served.len().max(1);
+        let Some(listener) = state.served.get(at).copied().filter(|_| state.told_to_leave) else {
+            return;
+        };
+        let Some(key) = self.primary.listener_key(listener).map(str::to_owned) else { return };
+        if let Some(listener) = self.primary.may_move(id, &key).unwrap() {
+            self.workers.get_mut(&id).unwrap().served.remove(at);
+            let conn = ConnId(self.next_conn);
+            self.next_conn += 1;
+            self.open.insert(conn);
+            self.waiting.insert(conn);
+            self.moved += 1;
+            self.primary.moved(id);
+            self.primary.accepted(self.now, listener, conn, Connection::new(None, Some(7)));
         }
     }
 
@@ -175,6 +197,7 @@ impl Simulation {
             | Input::Undelivered { worker, .. }
             | Input::Consumed { worker, .. }
             | Input::Close { worker, .. }
+            | Input::Move { worker, .. }
             | Input::Blocked { worker, .. }
             | Input::Disconnect { worker, .. }
             | Input::Goodbye { worker }
@@ -247,6 +270,7 @@ impl Simulation {
                 self.primary.set_weight(self.now, id, weight);
             }
             _ if !speaks => {}
+            Input::Move { which, .. } => self.give_back(id, which),
             Input::Listening { port, .. } => {
                 let listeners = &self.listeners;
                 let there = |l: &ListenerId| matches!(listeners.get(l), Some(Bind::Tcp { port: p, .. }) if *p == port);

@@ -44,6 +44,8 @@ pub struct Worker {
     /// What it was handed and did not answer, by its number.
     pub holds: BTreeMap<u64, ConnId>,
     pub tickets: BTreeSet<u64>,
+    /// The listeners of the connections that it has taken.
+    pub served: Vec<ListenerId>,
     /// Sockets that it was given, and whether it has said that it listens.
     pub sockets: BTreeMap<(ListenerId, u16), bool>,
 }
@@ -59,6 +61,10 @@ pub struct Simulation {
     pub open: BTreeSet<ConnId>,
     /// Those of them that no worker holds.
     pub waiting: BTreeSet<ConnId>,
+    /// The listener of each connection that was delivered.
+    pub came_from: BTreeMap<ConnId, ListenerId>,
+    /// How many connections workers gave back that they had served.
+    pub moved: u32,
     pub next_conn: u32,
     pub next_ticket: u64,
     /// Every line for a worker, for the tests of single promises.
@@ -94,6 +100,8 @@ impl Simulation {
             listeners: BTreeMap::new(),
             fails: false,
             open: BTreeSet::new(),
+            came_from: BTreeMap::new(),
+            moved: 0,
             waiting: BTreeSet::new(),
             next_conn: 0,
             next_ticket: 0,
@@ -195,13 +203,21 @@ impl Simulation {
                         state
                     );
                     prop_assert_eq!(batched, state.troop);
+                    self.came_from.insert(conn, listener);
                     prop_assert!(
                         state.holds.insert(seq, conn).is_none(),
                         "number {} is used twice",
                         seq
                     );
                 }
-                Action::Release { conn, .. } => {
+                Action::Release { conn, taken } => {
+                    let listener = self.came_from.remove(&conn);
+                    let holder = |w: &&mut Worker| w.holds.values().any(|held| *held == conn);
+                    if let (true, Some(worker), Some(listener)) =
+                        (taken, self.workers.values_mut().find(holder), listener)
+                    {
+                        worker.served.push(listener);
+                    }
                     prop_assert!(
                         self.open.remove(&conn),
                         "{:?} was released twice, or never accepted",

@@ -154,7 +154,7 @@ async fn neither_a_listener_nor_a_client_at_the_longest_path_ends_the_primary() 
     // With a policy that asks who connects.
     let builder = Cluster::builder().scheduling("sticky".parse().unwrap()).inherited([offered]);
     let mut scene = Scene::with(builder).await;
-    let setup = Setup::new().script(node_program("run.js"));
+    let setup = Setup::new().program("node").script(node_program("run.js"));
     scene
         .troop
         .cluster

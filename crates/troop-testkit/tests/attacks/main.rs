@@ -19,6 +19,7 @@ mod flooding;
 mod hanging;
 mod limits;
 mod listeners;
+mod moves;
 mod options;
 mod paths;
 mod poison;

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::sync::{Notify, oneshot};
 use troop_core::wire::outgoing::{self, HandleKind};
 
-use super::MAX_QUEUED;
+use super::{HANDLE_TRIES, MAX_QUEUED};
 use crate::error::{Error, Result};
 use crate::message::{Handle, Message, reply_line};
 
@@ -57,6 +57,8 @@ pub(crate) struct Posted {
     pub(crate) handle: OwnedFd,
     /// Told whether the socket arrived.
     pub(crate) settled: Option<oneshot::Sender<bool>>,
+    /// How often it is sent to a process that does not take it.
+    pub(crate) tries: u8,
 }
 
 /// What was taken out of a mailbox.
@@ -237,8 +239,18 @@ impl Mailbox {
         // A Node receiver does not do this for itself, and a blocking socket would block it.
         troop_sys::socket::set_nonblocking(&fd, true)
             .map_err(Error::io("make the socket non-blocking"))?;
+        self.send_line_with(line, fd, HANDLE_TRIES).await
+    }
+
+    /// Sends a line with a socket, up to `tries` times, and waits until it has arrived.
+    pub(crate) async fn send_line_with(
+        &self,
+        line: Vec<u8>,
+        handle: OwnedFd,
+        tries: u8,
+    ) -> Result<()> {
         let (settled, arrived) = oneshot::channel();
-        let mut posted = Some(Posted { at: 0, line, handle: fd, settled: Some(settled) });
+        let mut posted = Some(Posted { at: 0, line, handle, settled: Some(settled), tries });
         self.when_room(|| {
             self.post(true, |queue| {
                 if let Some(mut posted) = posted.take() {

@@ -44,8 +44,9 @@ impl Unsettled {
         line: Vec<u8>,
         handle: OwnedFd,
         settled: Option<oneshot::Sender<bool>>,
+        tries: u8,
     ) -> Unsettled {
-        Unsettled { line, handle, settled, tries_left: HANDLE_TRIES }
+        Unsettled { line, handle, settled, tries_left: tries }
     }
 
     /// The other side has answered. Gives back what is to be sent again, with a copy of the socket;

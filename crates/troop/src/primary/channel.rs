@@ -8,12 +8,13 @@ use troop_core::event::Violation;
 use troop_core::primary::Primary;
 use troop_core::wire::advanced::{self, Kind as Whose};
 use troop_core::wire::frame::FrameReader;
-use troop_core::wire::incoming::{self, Act, Incoming};
+use troop_core::wire::incoming::{self, Act, Incoming, TroopMessage};
 use troop_core::wire::outgoing::{HANDLE_ACK, HANDLE_NACK, socket_all_closed, socket_count};
 use troop_core::{ConnId, ListenerId, Time, WorkerId};
 use troop_sys::poll::Interest;
 use troop_sys::socket::{self, Kind};
 
+use super::driver::Moves;
 use super::handle::WorkerHandle;
 use super::relay::Relay;
 use crate::channel::{MAX_LINE, MAX_QUEUED, Outbox, Unsettled, framing};
@@ -61,6 +62,7 @@ pub(crate) struct Batch {
 pub(crate) struct Outlets<'a> {
     pub(crate) relay: Option<&'a mut Relay>,
     pub(crate) events: &'a mut Vec<Event>,
+    pub(crate) moves: Moves<'a>,
 }
 
 impl Channel {
@@ -128,7 +130,7 @@ impl Channel {
         id: WorkerId,
         bytes: &[u8],
         handles: &mut Vec<OwnedFd>,
-        Outlets { mut relay, events }: Outlets<'_>,
+        Outlets { mut relay, events, mut moves }: Outlets<'_>,
     ) {
         core.heard(now, id);
         let worker = &self.worker;
@@ -192,6 +194,18 @@ impl Channel {
                     send_line(&mut self.outbox, self.advanced, HANDLE_NACK);
                 }
                 Ok(Incoming::Handle(wrapped)) => match line.take_handle() {
+                    Some(fd) if is_move(wrapped.body) => {
+                        let taken = take_moved(core, id, wrapped.body, fd, &mut moves);
+                        let answer = match taken {
+                            Ok(true) => HANDLE_ACK,
+                            Ok(false) => HANDLE_NACK,
+                            Err(violation) => {
+                                core.violated(id, violation);
+                                HANDLE_NACK
+                            }
+                        };
+                        send_line(&mut self.outbox, self.advanced, answer);
+                    }
                     Some(fd) => {
                         send_line(&mut self.outbox, self.advanced, HANDLE_ACK);
                         match incoming::parse(wrapped.body) {
@@ -280,6 +294,27 @@ pub(crate) fn send_line(outbox: &mut Outbox, advanced: bool, line: &[u8]) {
         advanced::from_json(outbox.buffer(), line);
     } else {
         outbox.push(line);
+    }
+}
+
+fn is_move(body: &[u8]) -> bool {
+    matches!(incoming::parse(body), Ok(Incoming::Troop(TroopMessage::Move { .. })))
+}
+
+/// A worker gives back a connection that it has served. Whether the primary has it now.
+fn take_moved(
+    core: &Primary,
+    id: WorkerId,
+    body: &[u8],
+    fd: Foreign,
+    moves: &mut Moves<'_>,
+) -> Result<bool, Violation> {
+    let Ok(Incoming::Troop(TroopMessage::Move { key })) = incoming::parse(body) else {
+        return Ok(false);
+    };
+    match core.may_move(id, &key)? {
+        None => Ok(false),
+        Some(listener) => moves.take(listener, fd),
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tower_service::Service;
 
-use super::{Open, Served, WorkerListener, connection};
+use super::{Open, Served, WorkerIo, WorkerListener, connection};
 use crate::worker::Worker;
 
 /// Serves what `axum::serve` takes (a `Router`, a `MethodRouter`, a handler, any make-service) until
@@ -33,10 +33,14 @@ use crate::worker::Worker;
 /// reloaded while clients keep their connections open. Returns how it came to that.
 ///
 /// The difference is in the end. `axum::serve(…).with_graceful_shutdown(worker.draining())` closes
-/// all idle connections at one moment, and all their clients come back at once. Here each
-/// connection has [a moment of its own](Worker::closing). Until then its requests are answered as
-/// before, and for the last second with `Connection: close`; then the request that is being served
-/// is answered, and the connection is closed. Connections that have been upgraded (WebSocket) are
+/// all idle connections at one moment, and a client that sends a request at that moment loses it.
+/// Here a connection that is between two requests [moves](Worker::return_connection) to another
+/// worker, and its client notices nothing; one whose request is being served is answered first.
+///
+/// What cannot move (HTTP/2, or nobody else hands over or takes connections of this listener) has
+/// [a moment of its own](Worker::closing). Until then its requests are answered as before, and for
+/// the last second with `Connection: close`; then the request that is being served is answered, and
+/// the connection is closed. Connections that have been upgraded (WebSocket) are
 /// waited for too, until the primary loses its patience; their handlers can watch
 /// [`Worker::closing`] themselves.
 ///
@@ -203,7 +207,7 @@ struct Keeping<F, I, A> {
 impl<F, I, A, S> Future for Keeping<F, I, A>
 where
     F: Future<Output = Result<S, Infallible>>,
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: WorkerIo,
     A: Clone + Send + Sync + Unpin + 'static,
     S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
@@ -225,7 +229,7 @@ where
 
 async fn connect<I, A, S>((io, worker, open): Connection<I>, address: A, service: S)
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: WorkerIo,
     A: Clone + Send + Sync + 'static,
     S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,

@@ -1,28 +1,41 @@
-//! One connection, from its first request to the moment at which it is to be closed.
+//! One connection, from its first request to the moment at which it moves to another worker or is
+//! closed.
 
 use std::error::Error;
-use std::io::{self, IoSlice};
-use std::pin::{Pin, pin};
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, HeaderValue};
+use hyper::server::conn::http1::{Builder, Parts, UpgradeableConnection};
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response, StatusCode, Version};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use hyper_util::rt::TokioIo;
 use tokio::sync::watch;
 
-use crate::worker::Worker;
+use super::WorkerIo;
+use super::activity::{Activity, Answer};
+#[cfg(feature = "http2")]
+use super::http2;
+use super::stream::Stream;
+use crate::worker::{Turn, Worker};
 
-/// Serves a connection until its client closes it, or until its moment has come after the worker is
-/// to finish. `open` is held until it is closed, also when it has become another protocol's.
+/// How long a client may take for the head of a request that it has begun, when its worker is to
+/// leave.
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How soon a connection is offered again that the primary could not take.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Serves a connection until its client closes it or, after the worker is to finish, until another
+/// worker has it or its moment to close has come. `open` is held until then, also when it has become
+/// another protocol's.
 pub(super) async fn serve<I, S, B>(io: I, service: S, worker: &Worker, open: watch::Receiver<()>)
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: WorkerIo,
     S: Service<Request<Incoming>, Response = Response<B>>,
     S::Future: Send + 'static,
     S::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -30,85 +43,135 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let is_last = Arc::new(AtomicBool::new(false));
-    let last = is_last.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
-        // Later versions have other ways to say it.
-        let tells = request.version() <= Version::HTTP_11;
-        let (answer, last) = (service.call(request), last.clone());
+    let activity = Arc::new(Activity::default());
+    let mut stream = Stream::new(io, activity.clone(), open);
+    let turn = worker.inner().next_turn();
+    let answering = activity.clone();
+    // Boxed, so that it can be taken out of a connection again.
+    let mut service = Box::new(service_fn(move |request: Request<Incoming>| {
+        // Later versions have other ways to say that an answer is the last one.
+        let (busy, says_so) = (answering.begin(), request.version() <= Version::HTTP_11);
+        let (answer, activity) = (service.call(request), answering.clone());
         async move {
             let mut response = answer.await?;
-            if tells
-                && last.load(Ordering::Relaxed)
+            if says_so
+                && activity.is_last.load(Relaxed)
                 && response.status() != StatusCode::SWITCHING_PROTOCOLS
             {
                 // So that a client which goes on asking learns of the end before it asks again.
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<_, S::Error>(response)
+            Ok::<_, S::Error>(response.map(|body| Answer::new(body, busy)))
         }
-    });
-    let builder = auto::Builder::new(TokioExecutor::new());
-    let io = TokioIo::new(Held { io, _open: open });
-    let mut connection = pin!(builder.serve_connection_with_upgrades(io, service));
-    let (inner, turn) = (worker.inner(), worker.inner().next_turn());
-    // The connection first: what has arrived is answered. Errors are those of the client, which is
-    // gone.
+    }));
+    #[cfg(feature = "http2")]
+    match http2::is_spoken(&mut stream, worker, turn).await {
+        Some(true) => return http2::serve(stream, service, worker, turn).await,
+        Some(false) => {}
+        None => return,
+    }
+    loop {
+        let connection =
+            Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades();
+        let Some((rest, again)) = until_rest(connection, &activity, worker, turn).await else {
+            return;
+        };
+        service = again;
+        if !rest.is_at_rest() {
+            // A part of the next request has come, which no other worker would see.
+            stream = rest;
+            continue;
+        }
+        stream = match rest.give_back(worker).await {
+            Err(Some(kept)) => kept,
+            Ok(()) | Err(None) => return,
+        };
+        activity.refuse();
+    }
+}
+
+/// Serves HTTP/1. Returns the connection at a moment between two requests at which another worker
+/// could have it, and the service; `None` once it is closed.
+async fn until_rest<I, S, B>(
+    mut connection: UpgradeableConnection<TokioIo<Stream<I>>, S>,
+    activity: &Activity,
+    worker: &Worker,
+    turn: Turn,
+) -> Option<(Stream<I>, S)>
+where
+    I: WorkerIo,
+    S: Service<Request<Incoming>, Response = Response<B>> + Unpin,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let inner = worker.inner();
+    let rest = async {
+        inner.wait_for_moves().await;
+        activity.wait_for_offer(RETRY_INTERVAL).await;
+        activity.idle().await;
+    };
+    let half_head = async {
+        inner.wait_for_moves().await;
+        tokio::time::sleep(HEAD_TIMEOUT).await;
+        if !activity.has_half_head() {
+            std::future::pending().await
+        }
+    };
+    let closing = async {
+        inner.wait_for_turn(turn, true).await;
+        if !activity.was_refused() {
+            inner.wait_for_no_moves().await;
+        }
+    };
+    // The connection first: what has arrived is answered. Its errors are those of the client, which
+    // is gone.
     tokio::select! {
         biased;
-        _ = connection.as_mut() => return,
-        () = inner.wait_for_turn(turn, true) => is_last.store(true, Ordering::Relaxed),
+        _ = &mut connection => return None,
+        () = rest => return take_out(connection, activity).await,
+        () = half_head => return None,
+        () = closing => activity.is_last.store(true, Relaxed),
     }
     tokio::select! {
         biased;
-        _ = connection.as_mut() => return,
-        () = inner.wait_for_turn(turn, false) => connection.as_mut().graceful_shutdown(),
+        _ = &mut connection => return None,
+        () = inner.wait_for_turn(turn, false) => Pin::new(&mut connection).graceful_shutdown(),
     }
     let _ = connection.await;
+    None
 }
 
-/// A connection that is waited for, also when it has become another protocol's.
-struct Held<I> {
-    io: I,
-    _open: watch::Receiver<()>,
-}
-
-impl<I: AsyncRead + Unpin> AsyncRead for Held<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buffer)
-    }
-}
-
-impl<I: AsyncWrite + Unpin> AsyncWrite for Held<I> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+/// Takes the stream out of a connection that is between two requests. A server that is told to shut
+/// down then is done at once, without reading or writing anything more. If this one is not (it still
+/// reads the body of a request that was answered), it closes the connection when it is.
+async fn take_out<I, S, B>(
+    mut connection: UpgradeableConnection<TokioIo<Stream<I>>, S>,
+    activity: &Activity,
+) -> Option<(Stream<I>, S)>
+where
+    I: WorkerIo,
+    S: Service<Request<Incoming>, Response = Response<B>> + Unpin,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    activity.probing.store(true, Release);
+    Pin::new(&mut connection).graceful_shutdown();
+    let done = Pin::new(&mut connection).poll(&mut Context::from_waker(Waker::noop()));
+    activity.probing.store(false, Release);
+    match done {
+        Poll::Ready(Ok(())) => {
+            let Parts { io, read_buf, service, .. } = connection.into_parts()?;
+            let mut stream = io.into_inner();
+            stream.put_back(read_buf);
+            activity.restart();
+            Some((stream, service))
+        }
+        Poll::Ready(Err(_)) => None,
+        Poll::Pending => {
+            let _ = connection.await;
+            None
+        }
     }
 }

@@ -10,8 +10,8 @@ use hyper::{Request, Response};
 use super::{Open, Served, WorkerListener, connection};
 
 /// Serves a hyper service, as [`serve`](crate::serve()) does an app of axum's: until the worker is to
-/// finish and every connection is closed, one after another. Each connection gets a clone of the
-/// service, and each request the client's address as an extension (`SocketAddr`).
+/// finish and every connection has moved to another worker or is closed. Each connection gets a
+/// clone of the service, and each request the client's address as an extension (`SocketAddr`).
 ///
 /// ```no_run
 /// use hyper::service::service_fn;

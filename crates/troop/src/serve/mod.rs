@@ -1,5 +1,6 @@
-//! Serving HTTP to the end: servers whose connections are closed one after another when their worker
-//! is replaced, so that clients which keep them open do not all come back at once.
+//! Serving HTTP to the end: servers whose idle connections move to another worker when theirs is
+//! replaced, so that clients which keep them open notice nothing. What cannot move is closed one
+//! after another, so that they do not all come back at once.
 //!
 //! | for | feature | |
 //! | --- | --- | --- |
@@ -10,11 +11,15 @@
 //!
 //! With the feature `http2` they speak HTTP/2, too.
 
+mod activity;
 #[cfg(feature = "axum")]
 mod axum;
 mod connection;
+#[cfg(feature = "http2")]
+mod http2;
 #[cfg(feature = "hyper")]
 mod hyper;
+mod stream;
 
 use std::future::Future;
 use std::io;
@@ -51,7 +56,7 @@ impl Served {
 /// A listener of a worker's, whose connections can be served: [`TcpListener`] and [`UnixListener`].
 pub trait WorkerListener: sealed::Sealed + std::fmt::Debug + Send + 'static {
     /// A connection.
-    type Io: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static;
+    type Io: WorkerIo;
     /// Where it comes from.
     type Address: Clone + std::fmt::Debug + Send + Sync + Unpin + 'static;
 
@@ -69,10 +74,40 @@ pub trait WorkerListener: sealed::Sealed + std::fmt::Debug + Send + 'static {
     fn local(&self) -> io::Result<Self::Address>;
 }
 
+/// A connection of a worker's that can be served: [`TcpStream`] and [`UnixStream`].
+pub trait WorkerIo:
+    sealed::Returnable + AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static
+{
+}
+
+impl WorkerIo for TcpStream {}
+impl WorkerIo for UnixStream {}
+
 mod sealed {
+    use std::future::Future;
+    use std::os::fd::AsFd;
+
+    use crate::net::Counted;
+    use crate::worker::Worker;
+
     pub trait Sealed {}
     impl Sealed for crate::net::TcpListener {}
     impl Sealed for crate::net::UnixListener {}
+
+    /// See [`Worker::return_connection`].
+    pub trait Returnable: Sized {
+        fn give_back(
+            self,
+            worker: &Worker,
+        ) -> impl Future<Output = Result<(), Option<Self>>> + Send;
+    }
+
+    impl<S: AsFd + Send + Sync> Returnable for Counted<S> {
+        async fn give_back(self, worker: &Worker) -> Result<(), Option<Self>> {
+            let returned = worker.return_connection(self).await;
+            returned.map_err(crate::net::NotReturned::into_stream)
+        }
+    }
 }
 
 impl WorkerListener for TcpListener {

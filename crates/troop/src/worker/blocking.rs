@@ -141,7 +141,7 @@ impl Worker {
         Acceptor {
             source: opened.source,
             inner: self.worker.inner().clone(),
-            _registration: opened.registration,
+            registration: opened.registration,
             _file: opened.file,
             _worker: self.clone(),
         }
@@ -233,7 +233,7 @@ pub type UnixStream = Counted<std::os::unix::net::UnixStream>;
 struct Acceptor {
     source: Source,
     inner: Arc<Inner>,
-    _registration: Option<Registration>,
+    registration: Option<Registration>,
     _file: Option<UnixFile>,
     _worker: Worker,
 }
@@ -309,7 +309,13 @@ impl TcpListener {
             let fd = self.acceptor.accept()?;
             if let Some(peer) = socket::peer_address(&fd) {
                 return Ok((
-                    Counted::new(fd.into(), OpenConnection::new(&self.acceptor.inner)),
+                    Counted::new(
+                        fd.into(),
+                        OpenConnection::new(
+                            &self.acceptor.inner,
+                            self.acceptor.registration.as_ref(),
+                        ),
+                    ),
                     peer,
                 ));
             }
@@ -329,6 +335,9 @@ impl UnixListener {
     /// # Errors
     /// As there.
     pub fn accept(&self) -> io::Result<UnixStream> {
-        Ok(Counted::new(self.acceptor.accept()?.into(), OpenConnection::new(&self.acceptor.inner)))
+        Ok(Counted::new(
+            self.acceptor.accept()?.into(),
+            OpenConnection::new(&self.acceptor.inner, self.acceptor.registration.as_ref()),
+        ))
     }
 }

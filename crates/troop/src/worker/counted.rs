@@ -10,21 +10,25 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::worker::Inner;
+use crate::worker::{Inner, Registration};
 
 /// Takes part in the count of open connections.
-pub(crate) struct OpenConnection(Arc<Inner>);
+pub(crate) struct OpenConnection {
+    pub(super) inner: Arc<Inner>,
+    /// The listener that it came from, in the primary's words; `None` if that is this process's own.
+    pub(super) key: Option<Arc<str>>,
+}
 
 impl OpenConnection {
-    pub(crate) fn new(inner: &Arc<Inner>) -> OpenConnection {
+    pub(crate) fn new(inner: &Arc<Inner>, listener: Option<&Registration>) -> OpenConnection {
         inner.opened();
-        OpenConnection(inner.clone())
+        OpenConnection { inner: inner.clone(), key: listener.and_then(Registration::key) }
     }
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.0.closed();
+        self.inner.closed();
     }
 }
 
@@ -49,12 +53,12 @@ impl Drop for OpenConnection {
 /// ```
 pub struct Counted<S> {
     stream: S,
-    _open: OpenConnection,
+    pub(super) open: OpenConnection,
 }
 
 impl<S> Counted<S> {
     pub(crate) fn new(stream: S, open: OpenConnection) -> Counted<S> {
-        Counted { stream, _open: open }
+        Counted { stream, open }
     }
 
     /// Returns the stream, and ends the count.

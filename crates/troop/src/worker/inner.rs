@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use troop_core::WorkerId;
 use troop_sys::poll::EventFd;
 
@@ -20,6 +20,9 @@ use crate::trace::Span;
 
 /// How long a new connection's first bytes may be under way.
 const FIRST_BYTES_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Connections that may be on their way to other workers at a time.
+const MAX_MOVING: usize = 32;
 
 /// How long an orphan may take to finish.
 const ORPHAN_GRACE: Duration = Duration::from_secs(5);
@@ -76,6 +79,10 @@ pub(crate) struct Inner {
     /// How long connections that stay open may take to close, from the moment when draining begins,
     /// and when that was.
     drain_spread: watch::Sender<(Duration, Option<Instant>)>,
+    /// The primary gives connections that are between two requests to other workers.
+    moves: watch::Sender<bool>,
+    /// Those that are on their way at a time.
+    pub(super) moving: Semaphore,
     /// Connections that have asked for their moment.
     turns: AtomicU32,
     /// Rung for good when draining begins, for threads that wait in a system call.
@@ -143,6 +150,8 @@ impl Inner {
             notify,
             draining: watch::Sender::new(false),
             drain_spread: watch::Sender::default(),
+            moves: watch::Sender::new(false),
+            moving: Semaphore::new(MAX_MOVING),
             turns: AtomicU32::new(0),
             drain_bell: EventFd::new().ok(),
             ended: watch::Sender::new(id.is_none()),
@@ -275,6 +284,37 @@ impl Inner {
     /// The primary has said how long connections that stay open may take to close.
     pub(super) fn drain_spread(&self, time: Duration) {
         self.drain_spread.send_modify(|closing| closing.0 = time);
+    }
+
+    /// The primary has said whether it gives connections to other workers.
+    pub(super) fn set_moves(&self, moves: bool) {
+        self.moves.send_replace(moves);
+    }
+
+    /// Whether connections can be given to other workers now.
+    pub(crate) fn moves(&self) -> bool {
+        *self.moves.borrow() && self.is_connected()
+    }
+
+    /// Waits until draining has begun and connections can be given to other workers.
+    #[cfg(feature = "_serve")]
+    pub(crate) async fn wait_for_moves(&self) {
+        let (mut draining, mut moves) = (self.draining.subscribe(), self.moves.subscribe());
+        // Errors mean that the worker is gone altogether.
+        let _ = draining.wait_for(|draining| *draining).await;
+        if moves.wait_for(|moves| *moves).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Waits until connections cannot be given to other workers (any more).
+    #[cfg(feature = "_serve")]
+    pub(crate) async fn wait_for_no_moves(&self) {
+        let (mut moves, mut ended) = (self.moves.subscribe(), self.ended.subscribe());
+        tokio::select! {
+            _ = moves.wait_for(|moves| !*moves) => {}
+            _ = ended.wait_for(|ended| *ended) => {}
+        }
     }
 
     /// The next connection's turn. However many there are, they are spread evenly (multiples of the

@@ -221,6 +221,7 @@ impl Link {
                     posted.line,
                     posted.handle,
                     posted.settled,
+                    posted.tries,
                 ));
             } else if let Some(settled) = posted.settled {
                 let _ = settled.send(false);
@@ -504,6 +505,7 @@ impl Link {
             }
             Some(Act::Disconnect) => {
                 self.inner.drain_spread(Duration::from_millis(message.drain_spread.unwrap_or(0)));
+                self.inner.set_moves(message.moves);
                 self.drain();
             }
             _ => {}

@@ -269,11 +269,16 @@ impl Opened {
 #[derive(Debug)]
 pub(crate) struct Registration {
     inner: Arc<Inner>,
-    key: Option<String>,
+    key: Option<Arc<str>>,
     requested: RequestedAddress,
 }
 
 impl Registration {
+    /// The listener in the primary's words.
+    pub(crate) fn key(&self) -> Option<Arc<str>> {
+        self.key.clone()
+    }
+
     fn keep(mut self) {
         self.key = None;
     }
@@ -283,7 +288,7 @@ impl Drop for Registration {
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
             self.inner.release_index(&self.requested);
-            self.inner.close_server(key);
+            self.inner.close_server(key.as_ref().to_owned());
         }
     }
 }
@@ -364,7 +369,7 @@ async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Resu
             errno
         })));
     };
-    registration.key = Some(key);
+    registration.key = Some(key.into());
     let mut name =
         name.and_then(|(address, port)| Some(SocketAddr::new(address.parse().ok()?, port)));
     let source = match grant {

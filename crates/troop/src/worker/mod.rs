@@ -6,6 +6,7 @@ mod incoming;
 mod inner;
 mod link;
 mod listen;
+mod moves;
 pub mod net;
 mod queue;
 
@@ -21,6 +22,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use troop_core::WorkerId;
 
+#[cfg(feature = "_serve")]
+pub(crate) use inner::Turn;
 pub(crate) use inner::{Alive, Inner};
 pub use listen::Listen;
 pub(crate) use listen::{Opened, Registration, Source};

@@ -31,6 +31,7 @@ use troop_sys::unix::UnixFile;
 pub use super::counted::Counted;
 use super::counted::OpenConnection;
 pub use super::incoming::Incoming;
+pub use super::moves::NotReturned;
 use crate::error::{Error, Result};
 use crate::worker::{ConnQueue, Opened, Registration, Source, Worker};
 pub use crate::worker::{Draining, Listen};
@@ -75,7 +76,7 @@ pub struct TcpListener {
     source: Kind<tokio::net::TcpListener>,
     address: SocketAddr,
     worker: Worker,
-    _registration: Option<Registration>,
+    registration: Option<Registration>,
 }
 
 #[derive(Debug)]
@@ -115,7 +116,7 @@ impl TcpListener {
             source,
             address,
             worker: worker.clone(),
-            _registration: opened.registration,
+            registration: opened.registration,
         })
     }
 
@@ -149,14 +150,20 @@ impl TcpListener {
                     fd = handed(queue.as_deref(), &self.worker) => fd?,
                     accepted = listener.accept() => {
                         let (stream, peer) = accepted?;
-                        return Ok((Counted::new(stream, OpenConnection::new(self.worker.inner())), peer));
+                        return Ok((Counted::new(stream, OpenConnection::new(self.worker.inner(), self.registration.as_ref())), peer));
                     }
                 },
             };
             // A client that has reset the connection meanwhile has no address any more.
             if let Some(peer) = socket::peer_address(&fd) {
                 let stream = tokio::net::TcpStream::from_std(fd.into())?;
-                return Ok((Counted::new(stream, OpenConnection::new(self.worker.inner())), peer));
+                return Ok((
+                    Counted::new(
+                        stream,
+                        OpenConnection::new(self.worker.inner(), self.registration.as_ref()),
+                    ),
+                    peer,
+                ));
             }
         }
     }
@@ -180,7 +187,7 @@ pub struct UnixListener {
     source: Kind<tokio::net::UnixListener>,
     path: PathBuf,
     worker: Worker,
-    _registration: Option<Registration>,
+    registration: Option<Registration>,
     _file: Option<UnixFile>,
 }
 
@@ -198,7 +205,7 @@ impl UnixListener {
             source,
             path,
             worker: worker.clone(),
-            _registration: opened.registration,
+            registration: opened.registration,
             _file: opened.file,
         })
     }
@@ -230,7 +237,10 @@ impl UnixListener {
                 accepted = listener.accept() => accepted?.0,
             },
         };
-        Ok(Counted::new(stream, OpenConnection::new(self.worker.inner())))
+        Ok(Counted::new(
+            stream,
+            OpenConnection::new(self.worker.inner(), self.registration.as_ref()),
+        ))
     }
 }
 

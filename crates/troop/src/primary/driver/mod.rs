@@ -59,7 +59,7 @@ use channels::Channels;
 pub(crate) use channels::direct_io::{self, Shared};
 use closing::CloseAside;
 use commands::Inbox;
-pub(crate) use connections::{ConnectionEnds, Injected};
+pub(crate) use connections::{ConnectionEnds, Injected, Moves};
 use connections::{Connections, Inspected, PendingQuestions};
 use ending::Ending;
 use events::Events;

@@ -22,7 +22,7 @@ impl Channels {
                 channel.outbox.push_with(&posted.line, copy);
                 channel.unsettled.insert(
                     self.last_ticket,
-                    Unsettled::new(posted.line, posted.handle, posted.settled),
+                    Unsettled::new(posted.line, posted.handle, posted.settled, posted.tries),
                 );
                 core.user_handle_sent(worker, self.last_ticket);
             } else if let Some(settled) = posted.settled {

@@ -15,6 +15,7 @@ use crate::event::Event;
 use crate::primary::channel::{Channel, Outlets};
 use crate::primary::driver::Driver;
 use crate::primary::driver::closing::CloseAside;
+use crate::primary::driver::connections::Moves;
 use crate::primary::driver::events::Events;
 
 /// Reads per channel before others have their turn.
@@ -67,6 +68,7 @@ impl Channels {
         id: WorkerId,
         now: Time,
         core: &mut Primary,
+        moves: Moves<'_>,
         closing: &mut CloseAside,
         events: &mut Events,
     ) -> Read {
@@ -105,7 +107,7 @@ impl Channels {
         }
         if !core.is_cut_off(id) {
             let is_relayed = relay.is_some();
-            let outlets = Outlets { relay, events: events.pending_mut() };
+            let outlets = Outlets { relay, events: events.pending_mut(), moves };
             channel.receive(now, core, id, bytes, &mut self.received, outlets);
             if is_relayed {
                 self.pace.relayed(bytes.len());
@@ -137,10 +139,12 @@ impl Driver {
                 break;
             }
             let before = self.events.len();
-            let Driver { channels, cluster, closing, events, .. } = self;
-            match channels.read(id, self.now, &mut cluster.primary, closing, events) {
+            let Driver { channels, cluster, listeners, connections, closing, events, .. } = self;
+            let moves = connections.moves(listeners);
+            match channels.read(id, self.now, &mut cluster.primary, moves, closing, events) {
                 Read::Some { len, more } => {
                     bytes_left = bytes_left.saturating_sub(len);
+                    self.take_moved(id);
                     self.apply_ready_messages(before);
                     self.act();
                     if !more && burst != LAST_READS {

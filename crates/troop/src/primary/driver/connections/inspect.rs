@@ -142,7 +142,7 @@ impl Driver {
             // They have all arrived, so they are all there to be taken.
             let taken =
                 socket::skip(entry.fd.as_fd(), &mut buffer[..strip.min(MAX_BYTES)]).unwrap_or(0);
-            entry.stripped = u32::try_from(taken).unwrap_or(0);
+            entry.before.read += u64::try_from(taken).unwrap_or(0);
         }
         if self.inspected.peeked.contains_key(&conn) {
             self.forget(conn);

@@ -3,29 +3,33 @@
 //!
 //! Each is accepted and sent to the worker that the core chooses ([`handover`]), unless its client is
 //! recognised by its first bytes ([`inspect`]) or the program is asked ([`callback`]) before.
-//! [`inject`] hands over connections of the cluster's own.
+//! [`inject`] hands over connections of the cluster's own, and [`moves`] those that workers which are
+//! to leave give back.
 
 mod callback;
 mod handover;
 mod inject;
 mod inspect;
+mod moves;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use slab::Slab;
 use troop_core::ConnId;
-use troop_sys::socket;
+use troop_sys::socket::{self, Traffic};
 
 pub(super) use callback::PendingQuestions;
 use inject::Injections;
 pub(crate) use inject::{ConnectionEnds, Injected};
 pub(super) use inspect::Inspected;
+use moves::MovedConnection;
+pub(crate) use moves::Moves;
 
 /// A connection that the primary has a copy of.
 struct Conn {
     fd: OwnedFd,
-    /// Bytes that the primary has taken off it.
-    stripped: u32,
+    /// What was read from it and written to it before: by the primary, or by the worker that had it.
+    before: Traffic,
 }
 
 /// All connections that the primary has copies of.
@@ -34,11 +38,17 @@ pub(super) struct Connections {
     all: Slab<Conn>,
     /// Those of the cluster's own.
     injections: Injections,
+    /// Those that a worker has just given back.
+    moved: Vec<MovedConnection>,
 }
 
 impl Connections {
     pub(super) fn add(&mut self, fd: OwnedFd) -> ConnId {
-        ConnId(u32::try_from(self.all.insert(Conn { fd, stripped: 0 })).unwrap_or(u32::MAX))
+        self.insert(Conn { fd, before: Traffic::default() })
+    }
+
+    fn insert(&mut self, conn: Conn) -> ConnId {
+        ConnId(u32::try_from(self.all.insert(conn)).unwrap_or(u32::MAX))
     }
 
     #[inline]
@@ -52,10 +62,10 @@ impl Connections {
         self.all.try_remove(conn.0 as usize).map(|conn| conn.fd)
     }
 
-    /// Whether somebody has read from a connection.
+    /// Whether somebody has read from a connection, or written to it, since the primary has it.
     pub(super) fn is_touched(&self, conn: ConnId) -> bool {
         self.all
             .get(conn.0 as usize)
-            .is_some_and(|conn| !socket::is_untouched(conn.fd.as_fd(), conn.stripped))
+            .is_some_and(|conn| !socket::is_untouched(conn.fd.as_fd(), conn.before))
     }
 }

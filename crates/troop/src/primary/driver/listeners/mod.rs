@@ -12,10 +12,12 @@ mod upkeep;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 
 use slab::Slab;
 use troop_core::{ListenerId, Time};
 use troop_sys::poll::Interest;
+use troop_sys::socket;
 
 use super::poller::EventPoller;
 use super::{Driver, Token};
@@ -62,6 +64,21 @@ impl Listeners {
         let id = self.sockets.get(number)?.listener;
         let shard = self.open.get(&id)?.shards().iter().position(|own| *own == number)?;
         Some((id, shard))
+    }
+
+    /// Whether a stream socket could have been accepted on a listener: it has its address.
+    pub(super) fn is_connection_of(&self, id: ListenerId, fd: &OwnedFd) -> bool {
+        let first = self.open.get(&id).and_then(|l| self.sockets.get(*l.sockets.first()?));
+        let Some(Socket { fd: listener, .. }) = first else { return false };
+        match (socket::local_address(fd), socket::local_address(listener)) {
+            (Some(own), Some(at)) => {
+                let same_ip =
+                    at.ip().is_unspecified() || own.ip().to_canonical() == at.ip().to_canonical();
+                same_ip && own.port() == at.port() && socket::peer_address(fd).is_some()
+            }
+            (None, None) => socket::have_same_name(fd, listener),
+            _ => false,
+        }
     }
 
     /// Those that clients do not reach.

@@ -1,0 +1,108 @@
+//! Connections that a worker which is to leave gives back between two requests.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod simulation;
+
+use simulation::{Input, Simulation};
+use troop_core::policy::Connection;
+use troop_core::primary::Config;
+use troop_core::{ConnId, ListenerId, Violation, WorkerId};
+
+/// A primary with this many troop workers, or Node workers, on one listener.
+fn serving(scheduling: &str, troop: &[bool]) -> (Simulation, Vec<WorkerId>, ListenerId, String) {
+    let config =
+        Config { scheduling: scheduling.parse().unwrap(), pending_limit: 4, ..Config::default() };
+    let mut simulation = Simulation::new(config);
+    for (number, troop) in troop.iter().enumerate() {
+        simulation.happen(Input::Fork { troop: *troop }).unwrap();
+        simulation.happen(Input::Query { worker: number, port: 9, fails: false }).unwrap();
+        simulation.happen(Input::Listening { worker: number, port: 9 }).unwrap();
+    }
+    let workers = simulation.workers.keys().copied().collect();
+    let listener = *simulation.listeners.keys().next().unwrap();
+    let key = simulation.primary.listener_key(listener).unwrap().to_owned();
+    (simulation, workers, listener, key)
+}
+
+fn is_told_to_leave(simulation: &mut Simulation, number: usize) -> String {
+    simulation.sent.clear();
+    simulation.happen(Input::Disconnect { worker: number, keep: true }).unwrap();
+    simulation.happen(Input::Pass { ms: 500 }).unwrap();
+    let line = simulation.sent.iter().map(|(_, line)| line).find(|l| l.contains("disconnect"));
+    line.unwrap().clone()
+}
+
+fn give_back(simulation: &mut Simulation, worker: WorkerId, listener: ListenerId, conn: u32) {
+    let conn = ConnId(conn);
+    simulation.open.insert(conn);
+    simulation.waiting.insert(conn);
+    simulation.primary.moved(worker);
+    simulation.primary.accepted(simulation.now, listener, conn, Connection::new(None, None));
+    simulation.act().unwrap();
+}
+
+#[test]
+fn a_connection_goes_to_a_worker_that_stays() {
+    let (mut simulation, workers, listener, key) = serving("round-robin", &[true, true, true]);
+    is_told_to_leave(&mut simulation, 0);
+    is_told_to_leave(&mut simulation, 1);
+    for conn in 0..3 {
+        let to = simulation.primary.may_move(workers[0], &key).unwrap();
+        assert_eq!(to, Some(listener));
+        give_back(&mut simulation, workers[0], listener, conn);
+    }
+    let held = simulation.workers[&workers[2]].holds.len();
+    assert_eq!((held, simulation.primary.status(workers[0]).unwrap().stats.moved), (3, 3));
+}
+
+#[test]
+fn one_that_nobody_else_can_take_stays_where_it_is() {
+    let (mut simulation, workers, _, key) = serving("round-robin", &[true, true]);
+    assert!(is_told_to_leave(&mut simulation, 0).contains(r#""moves":true"#));
+    // The last one is not even told that it could.
+    assert!(!is_told_to_leave(&mut simulation, 1).contains("moves"));
+    for worker in workers {
+        assert_eq!(simulation.primary.may_move(worker, &key), Ok(None));
+    }
+}
+
+#[test]
+fn where_the_first_bytes_choose_the_worker_or_every_worker_accepts_nothing_moves() {
+    for scheduling in ["sticky:cookie=id", "sticky:proxy=pass", "shared"] {
+        let (mut simulation, workers, _, key) = serving(scheduling, &[true, true]);
+        assert!(!is_told_to_leave(&mut simulation, 0).contains("moves"), "{scheduling}");
+        assert_eq!(simulation.primary.may_move(workers[0], &key), Ok(None), "{scheduling}");
+    }
+}
+
+#[test]
+fn connections_that_move_leave_half_of_the_room_to_new_ones() {
+    let (mut simulation, workers, listener, key) = serving("round-robin", &[true, true]);
+    is_told_to_leave(&mut simulation, 0);
+    simulation.happen(Input::Blocked { worker: 1, blocked: true }).unwrap();
+    for conn in 0..2 {
+        assert_eq!(simulation.primary.may_move(workers[0], &key), Ok(Some(listener)));
+        give_back(&mut simulation, workers[0], listener, conn);
+    }
+    assert_eq!(simulation.primary.may_move(workers[0], &key), Ok(None));
+    assert!(simulation.primary.wants_connection(listener));
+    simulation.happen(Input::Blocked { worker: 1, blocked: false }).unwrap();
+    assert_eq!(simulation.workers[&workers[1]].holds.len(), 2);
+}
+
+#[test]
+fn who_stays_or_names_a_listener_that_it_never_had_breaks_a_rule() {
+    let (mut simulation, workers, _, key) = serving("round-robin", &[true, true]);
+    let refused = |simulation: &Simulation, key: &str| {
+        matches!(simulation.primary.may_move(workers[0], key), Err(Violation::Malformed(_)))
+    };
+    assert!(refused(&simulation, &key));
+    is_told_to_leave(&mut simulation, 0);
+    assert!(refused(&simulation, "another"));
+}
+
+#[test]
+fn node_workers_are_told_what_they_understand() {
+    let (mut simulation, ..) = serving("round-robin", &[false, false]);
+    assert!(!is_told_to_leave(&mut simulation, 0).contains("moves"));
+}

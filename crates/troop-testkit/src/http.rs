@@ -1,0 +1,59 @@
+//! A client of HTTP/1.1 that keeps its connections open and sees how they end.
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::TEST_TIMEOUT;
+
+/// Sends a GET request, and returns the body of the answer. `None` if the connection was closed
+/// instead.
+pub async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), path: &str) -> Option<String> {
+    answer(stream, path).await.map(|(body, _)| body)
+}
+
+/// The same, and whether the connection is said to be closed after it.
+pub async fn answer(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    path: &str,
+) -> Option<(String, bool)> {
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.ok()?;
+    read_answer(stream).await
+}
+
+/// Reads one answer that has a length.
+pub async fn read_answer(stream: &mut (impl AsyncRead + Unpin)) -> Option<(String, bool)> {
+    let mut answer = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let head = head.to_ascii_lowercase();
+            let length = head.split("content-length: ").nth(1).and_then(|rest| rest.lines().next());
+            let length: usize = length.and_then(|text| text.parse().ok()).expect("a length");
+            if body.len() == length {
+                return Some((body.to_owned(), head.contains("connection: close")));
+            }
+        }
+        let read = tokio::time::timeout(TEST_TIMEOUT, stream.read_buf(&mut answer))
+            .await
+            .expect("an answer or the end");
+        if !read.is_ok_and(|n| n > 0) {
+            return None;
+        }
+    }
+}
+
+/// Connects to a port of this machine.
+pub async fn open(port: u16) -> TcpStream {
+    TcpStream::connect(("127.0.0.1", port)).await.expect("the port is open")
+}
+
+/// Connections that have been used once, and stay open.
+pub async fn kept(port: u16, count: usize) -> Vec<TcpStream> {
+    let mut streams = Vec::new();
+    for _ in 0..count {
+        let mut stream = open(port).await;
+        ask(&mut stream, "/").await.expect("an answer");
+        streams.push(stream);
+    }
+    streams
+}

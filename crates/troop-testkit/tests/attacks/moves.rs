@@ -1,0 +1,83 @@
+//! Sockets that a worker passes off as connections which it gives back.
+
+use std::net::TcpListener;
+
+use troop::event::Violation;
+
+use super::scene::{ONLINE, Scene};
+
+/// The listener of the scene's honest worker.
+const KEY: &str = "127.0.0.1:0:4:undefined:0";
+
+fn gives_back(key: &str) -> String {
+    format!(
+        r#"{{"cmd":"NODE_HANDLE","type":"net.Native","msg":{{"cmd":"NODE_TROOP","act":"move","key":"{key}"}}}}"#
+    )
+}
+
+/// The steps of a worker that listens where the honest one does and then waits until it is told to
+/// leave.
+fn leaving() -> Vec<String> {
+    let listener = r#""address":"127.0.0.1","port":0,"addressType":4,"index":0"#;
+    vec![
+        ONLINE.into(),
+        format!(r#"answer {{"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,{listener}}}"#),
+        // The next line from the primary.
+        r#"answer "listens""#.into(),
+    ]
+}
+
+/// A worker that does these steps when it is told to leave. The primary has nothing of what it
+/// sends, says so, and gives nothing to the honest worker.
+async fn nothing_is_passed_on(scene: &mut Scene, steps: Vec<String>) {
+    let before = honest_has_been_handed(scene).await;
+    let mut all = leaving();
+    all.extend(steps);
+    all.push(r#"line "still here""#.into());
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let worker = scene.raw(&all).await;
+    while scene.troop.message(&worker).await != "listens" {}
+    worker.disconnect().unwrap();
+    while scene.troop.message(&worker).await != "still here" {}
+    assert_eq!(honest_has_been_handed(scene).await, before);
+    worker.kill(9).await.unwrap();
+    scene.troop.exit(&worker).await;
+    scene.honest_worker_serves().await;
+}
+
+async fn honest_has_been_handed(scene: &Scene) -> u64 {
+    let honest = scene.troop.cluster.workers().into_iter().find(|w| w.id().0 == 1);
+    honest.unwrap().stats().await.handed
+}
+
+#[tokio::test]
+async fn sockets_of_another_kind_or_address_are_not_passed_on() {
+    let mut scene = Scene::new().await;
+    let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = elsewhere.local_addr().unwrap().port();
+    let line = gives_back(KEY);
+    nothing_is_passed_on(&mut scene, vec![format!("sockets 50 {line}")]).await;
+    // The near end of a connection to somewhere else.
+    nothing_is_passed_on(&mut scene, vec![format!("connection {port} {line}")]).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_stays_gives_nothing_back() {
+    let line = format!("socket {}", gives_back(KEY));
+    let is_malformed = |violation: &Violation| matches!(violation, Violation::Malformed(_));
+    Scene::is_killed_for(&[ONLINE, &line], is_malformed).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_leaves_names_only_listeners_that_it_had() {
+    let mut scene = Scene::new().await;
+    let mut steps = leaving();
+    steps.push(format!("socket {}", gives_back("127.0.0.1:1:4:undefined:0")));
+    let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
+    let worker = scene.raw(&steps).await;
+    while scene.troop.message(&worker).await != "listens" {}
+    worker.disconnect().unwrap();
+    let (violation, killed) = scene.offence(&worker).await;
+    assert!(matches!(violation, Violation::Malformed(_)) && killed, "{violation:?}");
+    scene.honest_worker_serves().await;
+}

@@ -1,0 +1,296 @@
+//! Connections that clients keep open outlive their workers: between two requests they move to
+//! another one, and their clients notice nothing.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use troop::{Builder, Cluster, Event, Setup, WorkerHandle};
+use troop_testkit::http::{answer, ask, kept, open, read_answer};
+use troop_testkit::{TEST_TIMEOUT, Troop, at_once};
+
+fn fixture<const N: usize>(args: [&str; N]) -> Builder {
+    let setup = Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args);
+    Cluster::builder().workers(1).replace(at_once()).drain_spread(Duration::ZERO).setup(setup)
+}
+
+/// A server of this kind, which writes into the file how it has ended.
+fn serving(kind: &str, directory: &tempfile::TempDir) -> Builder {
+    let ended = directory.path().join("ended");
+    fixture(["serve as", kind, "127.0.0.1:0", ended.to_str().unwrap()])
+}
+
+async fn listening(troop: &mut Troop) -> (WorkerHandle, u16) {
+    let listens = |e: &Event| match e {
+        Event::Listening { worker, address, .. } => {
+            Some((worker.clone(), u16::try_from(address.port.unwrap_or(0)).unwrap_or(0)))
+        }
+        _ => None,
+    };
+    troop.until("listening", listens).await
+}
+
+async fn reload(troop: &mut Troop) {
+    troop.cluster.reload().await.unwrap();
+}
+
+fn name(worker: &WorkerHandle) -> String {
+    format!("{} {}\n", worker.id(), worker.pid())
+}
+
+/// A connection that was busy moves as soon as its client leaves it the time for that.
+async fn moves(stream: &mut TcpStream, old: &WorkerHandle, new: &WorkerHandle) {
+    let deadline = tokio::time::Instant::now() + TEST_TIMEOUT;
+    loop {
+        let (body, is_last) = answer(stream, "/").await.expect("it is still open");
+        assert!(!is_last);
+        if body == name(new) {
+            return;
+        }
+        assert_eq!(body, name(old));
+        assert!(tokio::time::Instant::now() < deadline, "it does not move");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Idle connections of a worker that is replaced are served by its successor.
+async fn move_to_the_successor(kind: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut troop = Troop::start(serving(kind, &directory));
+    let (old, port) = listening(&mut troop).await;
+    let mut streams = kept(port, 20).await;
+    // One that has not asked for anything yet.
+    streams.push(open(port).await);
+    reload(&mut troop).await;
+    let (new, _) = listening(&mut troop).await;
+    troop.exit(&old).await;
+    for stream in &mut streams {
+        let (body, is_last) = answer(stream, "/").await.expect("it is still open");
+        assert_eq!(body, name(&new), "{kind}");
+        assert!(!is_last);
+    }
+    assert_eq!(std::fs::read_to_string(directory.path().join("ended")).unwrap(), "Drained");
+    // And again.
+    reload(&mut troop).await;
+    troop.exit(&new).await;
+    let third = listening(&mut troop).await.0;
+    for stream in &mut streams {
+        assert_eq!(ask(stream, "/").await.expect("it is still open"), name(&third));
+    }
+}
+
+#[tokio::test]
+async fn idle_connections_move_to_the_successor_of_their_worker() {
+    move_to_the_successor("router").await;
+}
+
+#[tokio::test]
+async fn those_of_a_service_of_hypers_move_too() {
+    move_to_the_successor("hyper").await;
+}
+
+#[tokio::test]
+async fn those_of_unix_sockets_move_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let mut troop = Troop::start(fixture(["serve", path.to_str().unwrap()]));
+    let (old, _) = listening(&mut troop).await;
+    let mut stream = UnixStream::connect(&path).await.unwrap();
+    assert_eq!(ask(&mut stream, "/").await.unwrap(), name(&old));
+    reload(&mut troop).await;
+    let (new, _) = listening(&mut troop).await;
+    troop.exit(&old).await;
+    assert_eq!(ask(&mut stream, "/").await.expect("it is still open"), name(&new));
+}
+
+#[tokio::test]
+async fn a_busy_connection_is_answered_first_and_then_moves() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut troop = Troop::start(serving("router", &directory));
+    let (old, port) = listening(&mut troop).await;
+    let mut stream = open(port).await;
+    // Answered only when the worker is to finish.
+    let asked = tokio::spawn(async move { (answer(&mut stream, "/wait").await, stream) });
+    while old.stats().await.taken < 1 {
+        tokio::task::yield_now().await;
+    }
+    reload(&mut troop).await;
+    let (first, mut stream) = asked.await.unwrap();
+    assert_eq!(first.expect("it is answered"), (name(&old), false));
+    let (new, _) = listening(&mut troop).await;
+    moves(&mut stream, &old, &new).await;
+    troop.exit(&old).await;
+}
+
+#[tokio::test]
+async fn a_request_of_which_a_part_has_come_is_answered_by_the_worker_that_has_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut troop = Troop::start(serving("router", &directory));
+    let (old, port) = listening(&mut troop).await;
+    let (head, rest) = ("GET / HTTP/1.1\r\nHos", "t: x\r\n\r\n");
+    let mut fresh = open(port).await;
+    let mut used = kept(port, 1).await.remove(0);
+    for stream in [&mut fresh, &mut used] {
+        stream.write_all(head.as_bytes()).await.unwrap();
+    }
+    while old.stats().await.taken < 2 {
+        tokio::task::yield_now().await;
+    }
+    reload(&mut troop).await;
+    let (new, _) = listening(&mut troop).await;
+    for stream in [&mut fresh, &mut used] {
+        stream.write_all(rest.as_bytes()).await.unwrap();
+        let (body, is_last) = read_answer(stream).await.expect("an answer");
+        // Bytes that had not been read when it moved are the next worker's.
+        assert!([name(&old), name(&new)].contains(&body), "{body}");
+        assert!(!is_last);
+        moves(stream, &old, &new).await;
+    }
+    troop.exit(&old).await;
+}
+
+#[tokio::test]
+async fn requests_that_were_sent_together_are_all_answered_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut troop = Troop::start(serving("router", &directory).workers(2));
+    let (_, port) = listening(&mut troop).await;
+    let mut stream = open(port).await;
+    for _ in 0..5 {
+        stream.write_all("GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(50).as_bytes()).await.unwrap();
+        let reload = troop.cluster.reload();
+        let mut answers = String::new();
+        while answers.matches("HTTP/1.1 200").count() < 50 || !answers.ends_with('\n') {
+            let mut buffer = [0; 4096];
+            let read = tokio::time::timeout(TEST_TIMEOUT, stream.read(&mut buffer)).await;
+            let count = read.expect("an answer").unwrap();
+            assert!(count > 0, "it was closed after {answers}");
+            answers.push_str(std::str::from_utf8(&buffer[..count]).unwrap());
+        }
+        assert!(!answers.to_ascii_lowercase().contains("connection: close"));
+        reload.await.unwrap();
+    }
+}
+
+/// Clients that go on asking on one connection each, until they are told to stop.
+struct Clients {
+    stop: Arc<AtomicBool>,
+    asked: Arc<AtomicU64>,
+    tasks: Vec<tokio::task::JoinHandle<Result<(), String>>>,
+}
+
+impl Clients {
+    fn start(port: u16, count: usize) -> Clients {
+        let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let tasks = (0..count).map(|number| {
+            let (stop, asked) = (stop.clone(), asked.clone());
+            tokio::spawn(async move {
+                let mut stream = open(port).await;
+                while !stop.load(Ordering::Relaxed) {
+                    match answer(&mut stream, "/").await {
+                        Some((_, false)) => asked.fetch_add(1, Ordering::Relaxed),
+                        Some((_, true)) => return Err(format!("{number} is told of the end")),
+                        None => return Err(format!("{number} was closed")),
+                    };
+                    // Some never pause, others are idle for most of the time.
+                    if number % 4 > 0 {
+                        tokio::time::sleep(Duration::from_millis(number as u64 % 4 * 5)).await;
+                    }
+                }
+                Ok(())
+            })
+        });
+        let tasks = tasks.collect();
+        Clients { stop, asked, tasks }
+    }
+
+    async fn more(&self) {
+        let before = self.asked.load(Ordering::Relaxed);
+        while self.asked.load(Ordering::Relaxed) < before + 200
+            && !self.tasks.iter().any(|task| task.is_finished())
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn none_has_noticed(self, what: &str) {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut noticed = Vec::new();
+        for task in self.tasks {
+            noticed.extend(task.await.unwrap().err());
+        }
+        assert!(noticed.is_empty(), "{what}: {noticed:?}");
+    }
+}
+
+async fn nobody_notices(scheduling: &str) {
+    let rounds: u32 = std::env::var("TROOP_ROUNDS").map_or(4, |text| text.parse().unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let builder = serving("router", &directory).workers(3);
+    let mut troop = Troop::start(builder.scheduling(scheduling.parse().unwrap()));
+    let (_, port) = listening(&mut troop).await;
+    troop.cluster.ready().await.unwrap();
+    let clients = Clients::start(port, 20);
+    for round in 0..rounds {
+        clients.more().await;
+        match round % 4 {
+            0 | 2 => reload(&mut troop).await,
+            1 => troop.cluster.scale(1).await.unwrap(),
+            _ => troop.cluster.scale(3).await.unwrap(),
+        }
+    }
+    clients.more().await;
+    clients.none_has_noticed(scheduling).await;
+}
+
+#[tokio::test]
+async fn nobody_notices_reloads_and_scaling_under_round_robin_and_weighted() {
+    nobody_notices("round-robin").await;
+    nobody_notices("weighted").await;
+}
+
+#[tokio::test]
+async fn nobody_notices_them_under_policies_that_count() {
+    nobody_notices("least-connections").await;
+    nobody_notices("p2c").await;
+}
+
+#[tokio::test]
+async fn nobody_notices_them_under_sticky_and_steered() {
+    nobody_notices("sticky").await;
+    nobody_notices("steered").await;
+}
+
+#[tokio::test]
+async fn a_protocol_of_the_programs_own_moves_when_it_says_so() {
+    let mut troop = Troop::start(fixture(["moving echo", "127.0.0.1:0"]));
+    let (old, port) = listening(&mut troop).await;
+    let mut stream = open(port).await;
+    let echo = async |stream: &mut TcpStream, text: &[u8]| {
+        stream.write_all(text).await.unwrap();
+        let mut line = vec![0; text.len()];
+        tokio::time::timeout(TEST_TIMEOUT, stream.read_exact(&mut line)).await.unwrap().unwrap();
+        assert_eq!(line, text);
+    };
+    echo(&mut stream, b"one").await;
+    reload(&mut troop).await;
+    troop.exit(&old).await;
+    echo(&mut stream, b"two").await;
+    assert_eq!(old.stats().await.moved, 1);
+}
+
+#[tokio::test]
+async fn the_program_keeps_a_connection_that_nobody_else_can_take() {
+    let mut troop = Troop::start(fixture(["moving echo", "127.0.0.1:0"]));
+    let (worker, port) = listening(&mut troop).await;
+    let mut stream = open(port).await;
+    stream.write_all(b"x").await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), b'x');
+    drop(troop.cluster.stop());
+    let mut said = String::new();
+    stream.read_to_string(&mut said).await.unwrap();
+    assert_eq!(said, "kept: the other process cannot take the socket");
+    troop.exit(&worker).await;
+}

@@ -1,0 +1,74 @@
+//! Connections that workers which are to leave give back between two requests. They go to other
+//! workers, as new ones do.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use troop_core::event::Violation;
+use troop_core::policy::Connection;
+use troop_core::{ListenerId, WorkerId};
+use troop_sys::socket::{self, Kind};
+
+use super::{Conn, Connections};
+use crate::closer::Foreign;
+use crate::primary::driver::Driver;
+use crate::primary::driver::listeners::Listeners;
+
+/// A connection that a worker has given back, and that is the primary's now.
+pub(super) struct MovedConnection {
+    listener: ListenerId,
+    fd: OwnedFd,
+}
+
+/// Where connections that a worker gives back are checked and kept.
+pub(crate) struct Moves<'a> {
+    listeners: &'a Listeners,
+    moved: &'a mut Vec<MovedConnection>,
+}
+
+impl Moves<'_> {
+    /// Takes a connection that a worker says is one of this listener's. False if the worker has to
+    /// keep it: the next one is given nothing that it could not have been given as a new connection.
+    ///
+    /// # Errors
+    /// If it is no connection at all.
+    pub(crate) fn take(&mut self, listener: ListenerId, fd: Foreign) -> Result<bool, Violation> {
+        let kind = fd.get().map(socket::kind);
+        let Some(Ok(Kind::TcpStream | Kind::UnixStream)) = kind else {
+            return Err(Violation::BadHandle);
+        };
+        if !fd.get().is_some_and(|fd| self.listeners.is_connection_of(listener, fd)) {
+            return Ok(false);
+        }
+        self.moved.extend(fd.take().map(|fd| MovedConnection { listener, fd }));
+        Ok(true)
+    }
+}
+
+impl Connections {
+    /// For what one worker sends.
+    pub(in crate::primary::driver) fn moves<'a>(
+        &'a mut self,
+        listeners: &'a Listeners,
+    ) -> Moves<'a> {
+        Moves { listeners, moved: &mut self.moved }
+    }
+}
+
+impl Driver {
+    /// Takes in the connections that a worker has just given back.
+    pub(in crate::primary::driver) fn take_moved(&mut self, worker: WorkerId) {
+        while let Some(MovedConnection { listener, fd }) = self.connections.moved.pop() {
+            let is_ip = socket::local_address(&fd).is_some();
+            let peer = if is_ip { socket::peer_address(&fd) } else { None };
+            let before = socket::traffic(fd.as_fd());
+            let conn = self.connections.insert(Conn { fd, before });
+            self.cluster.primary.moved(worker);
+            if self.cluster.primary.needs(listener).answer {
+                self.ask(listener, conn, peer);
+            } else {
+                let about = Connection::new(peer, None);
+                self.cluster.primary.accepted(self.now, listener, conn, about);
+            }
+        }
+    }
+}

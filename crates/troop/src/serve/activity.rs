@@ -1,0 +1,152 @@
+//! What a connection is doing, seen from outside of the server that speaks its protocol: whether it
+//! is between two requests.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tokio::sync::Notify;
+
+/// The state of one connection; its server, its stream and its answers write into it.
+#[derive(Debug, Default)]
+pub(super) struct Activity {
+    /// The next answer says that the connection will be closed.
+    pub(super) is_last: AtomicBool,
+    /// While it is found out whether the server has anything unfinished, the stream does nothing.
+    pub(super) probing: AtomicBool,
+    /// Requests whose answer has not ended.
+    answering: AtomicUsize,
+    /// A request has come since the server began with the stream.
+    has_begun: AtomicBool,
+    /// Bytes have.
+    has_read: AtomicBool,
+    /// The stream takes nothing more for now, so that something is left to be written.
+    is_blocked: AtomicBool,
+    /// The primary would not take it.
+    refused: AtomicBool,
+    changed: Notify,
+}
+
+impl Activity {
+    /// A request has come, and is answered until what is returned is dropped.
+    pub(super) fn begin(self: &Arc<Activity>) -> Answering {
+        self.answering.fetch_add(1, AcqRel);
+        self.has_begun.store(true, Release);
+        Answering(self.clone())
+    }
+
+    /// The stream was read from.
+    pub(super) fn read(&self) {
+        if !self.has_read.load(Relaxed) {
+            self.has_read.store(true, Release);
+        }
+    }
+
+    /// The stream was written to, or was full.
+    pub(super) fn written(&self, is_blocked: bool) {
+        if self.is_blocked.load(Relaxed) != is_blocked {
+            self.is_blocked.store(is_blocked, Release);
+            if !is_blocked {
+                self.changed.notify_one();
+            }
+        }
+    }
+
+    /// A part of a request's head has come, and not the whole of it.
+    pub(super) fn has_half_head(&self) -> bool {
+        self.has_read.load(Acquire) && !self.has_begun.load(Acquire)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.answering.load(Acquire) == 0 && !self.is_blocked.load(Acquire) && !self.has_half_head()
+    }
+
+    /// Waits until no request is being answered and nothing is left to be written.
+    pub(super) async fn idle(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.is_idle() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Another server goes on with the stream.
+    pub(super) fn restart(&self) {
+        for flag in [&self.has_begun, &self.has_read, &self.is_blocked] {
+            flag.store(false, Release);
+        }
+    }
+
+    /// The primary would not take the connection.
+    pub(super) fn refuse(&self) {
+        self.refused.store(true, Relaxed);
+    }
+
+    /// Whether the primary would not take it, so that it may have to be closed.
+    pub(super) fn was_refused(&self) -> bool {
+        self.refused.load(Relaxed)
+    }
+
+    /// Waits until the connection may be offered to the primary: at once, but for one that was
+    /// refused.
+    pub(super) async fn wait_for_offer(&self, pause: Duration) {
+        if self.was_refused() {
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+/// A request that is being answered.
+#[derive(Debug)]
+pub(super) struct Answering(Arc<Activity>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        if self.0.answering.fetch_sub(1, AcqRel) == 1 {
+            self.0.changed.notify_one();
+        }
+    }
+}
+
+pin_project! {
+    /// The body of an answer, which lasts until the server has all of it.
+    pub(super) struct Answer<B> {
+        #[pin]
+        body: B,
+        answering: Answering,
+    }
+}
+
+impl<B> Answer<B> {
+    pub(super) fn new(body: B, answering: Answering) -> Answer<B> {
+        Answer { body, answering }
+    }
+}
+
+impl<B: Body> Body for Answer<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

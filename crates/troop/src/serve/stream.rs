@@ -1,0 +1,147 @@
+//! The stream that a server speaks its protocol on, and that can be taken away from it between two
+//! requests.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Acquire;
+use std::task::{Context, Poll};
+
+use hyper::body::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
+
+use super::WorkerIo;
+use super::activity::Activity;
+use crate::worker::Worker;
+
+/// A connection, which is waited for also when it has become another protocol's.
+pub(super) struct Stream<I> {
+    io: I,
+    /// What was read from it and comes before the rest.
+    ahead: Bytes,
+    activity: Arc<Activity>,
+    open: watch::Receiver<()>,
+}
+
+impl<I: WorkerIo> Stream<I> {
+    pub(super) fn new(io: I, activity: Arc<Activity>, open: watch::Receiver<()>) -> Stream<I> {
+        Stream { io, ahead: Bytes::new(), activity, open }
+    }
+
+    /// Puts back what a server has read and not used.
+    pub(super) fn put_back(&mut self, bytes: Bytes) {
+        if self.ahead.is_empty() {
+            self.ahead = bytes;
+        } else if !bytes.is_empty() {
+            self.ahead = [&bytes[..], &self.ahead[..]].concat().into();
+        }
+    }
+
+    /// Whether everything that was read from it has been used.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.ahead.is_empty()
+    }
+
+    /// Gives the connection to the primary, for another worker. Gives it back if that is not to be
+    /// had; without it, it is not known who has it.
+    pub(super) async fn give_back(self, worker: &Worker) -> Result<(), Option<Stream<I>>> {
+        let Stream { io, ahead, activity, open } = self;
+        let kept = io.give_back(worker).await;
+        kept.map_err(|io| io.map(|io| Stream { io, ahead, activity, open }))
+    }
+
+    /// Waits for the first bytes, and says whether they are those of HTTP/2. `None` if none come.
+    #[cfg(feature = "http2")]
+    pub(super) async fn is_http2(&mut self) -> Option<bool> {
+        use tokio::io::AsyncReadExt;
+        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        let mut buffer = [0; PREFACE.len()];
+        while self.ahead.len() < PREFACE.len() {
+            let more = &mut buffer[self.ahead.len()..];
+            let count = self.io.read(more).await.ok().filter(|count| *count > 0)?;
+            let len = self.ahead.len() + count;
+            // One allocation, unless the client is slow or splits them.
+            self.ahead = Bytes::copy_from_slice(&buffer[..len]);
+            if !PREFACE.starts_with(&self.ahead) {
+                return Some(false);
+            }
+        }
+        Some(true)
+    }
+
+    fn is_probed(&self) -> bool {
+        self.activity.probing.load(Acquire)
+    }
+}
+
+impl<I: WorkerIo> AsyncRead for Stream<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.is_probed() {
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        let result = if self.ahead.is_empty() {
+            Pin::new(&mut self.io).poll_read(cx, buffer)
+        } else {
+            let count = self.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&self.ahead.split_to(count));
+            Poll::Ready(Ok(()))
+        };
+        if buffer.filled().len() > before {
+            self.activity.read();
+        }
+        result
+    }
+}
+
+impl<I: WorkerIo> AsyncWrite for Stream<I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.is_probed() {
+            return Poll::Pending;
+        }
+        let result = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.activity.written(result.is_pending());
+        result
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.is_probed() {
+            return Poll::Pending;
+        }
+        let result = Pin::new(&mut self.io).poll_write_vectored(cx, parts);
+        self.activity.written(result.is_pending());
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_probed() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // A server that is done with it shuts it down; who takes it away does not want that.
+        if self.is_probed() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
