@@ -78,8 +78,8 @@ impl Driver {
         let Some(process) = self.workers.processes.get_mut(&id) else { return };
         let cgroup = process.cgroup.take();
         if process.leads_group || cgroup.is_some() {
-            // At once: its number is free from now on.
-            let leader = process.leads_group.then(|| handle.pid());
+            // At once: its number is free from now on, and no signal may go to its group any more.
+            let leader = std::mem::take(&mut process.leads_group).then(|| handle.pid());
             self.workers.orphans.end(self.now, leader, cgroup);
         }
         // Its last words: what it wrote before it died is in the channel. Others may hold its end
