@@ -100,7 +100,9 @@ struct TcpCounts {
     /// `tcpi_sacked`, which for a listener is the limit of its accept queue.
     sacked: u32,
     bytes_received: u64,
-    /// What was written to it: sent, not counting what was sent again, or waiting to be sent.
+    bytes_sent: u64,
+    /// What was written to a connection: sent, not counting what was sent again, or waiting to be
+    /// sent. Any number for a socket without a connection.
     bytes_written: u64,
 }
 
@@ -138,6 +140,7 @@ fn tcp_counts(fd: BorrowedFd<'_>) -> Option<TcpCounts> {
         unacked: info.tcpi_unacked,
         sacked: info.tcpi_sacked,
         bytes_received: at(128),
+        bytes_sent: at(200),
         bytes_written: (at(200) + low_half(at(144))).saturating_sub(at(208)),
     })
 }
@@ -149,7 +152,7 @@ fn low_half(both: u64) -> u64 {
 }
 
 fn was_connected(fd: BorrowedFd<'_>) -> bool {
-    tcp_counts(fd).is_some_and(|c| c.bytes_received > 0 || c.bytes_written > 0)
+    tcp_counts(fd).is_some_and(|c| c.bytes_received > 0 || c.bytes_sent > 0)
 }
 
 /// Whether a socket has a connection to accept or a datagram to read.
@@ -459,6 +462,7 @@ mod tests {
         shut_down(&tcp);
         shut_down(&unix);
         assert!(is_shut_down(&tcp) && is_shut_down(&unix));
+        assert_eq!(kind(&tcp).unwrap(), Kind::TcpListener, "it has never been a connection");
         listen_again(&tcp, Some(tcp_at), 8).unwrap();
         assert!(!is_shut_down(&tcp));
         assert_eq!(tcp.local_addr().unwrap(), tcp_at);
