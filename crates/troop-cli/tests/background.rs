@@ -558,3 +558,23 @@ fn anything_can_be_set() {
     let answer = get(port(&home.show("web")));
     assert!(answer.starts_with("ZZ") && answer.ends_with("/sub"), "{answer}");
 }
+
+#[test]
+fn a_log_file_whose_path_has_become_unsafe_is_reported_and_the_primary_goes_on() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let server = "require('http').createServer((q, s) => s.end('there')).listen(0, '127.0.0.1')";
+    let home = Home::with(&[("quiet.js", server)]);
+    std::fs::create_dir(home.path().join("outside")).unwrap();
+    // The worker has to reach its program.
+    rustix::fs::chmod(home.path(), 0o755.into()).unwrap();
+    home.fine(&["start", "quiet.js", "-i", "1", "--user", "nobody", "-o", "outside/quiet.log"]);
+    rustix::fs::chmod(home.path().join("outside"), 0o777.into()).unwrap();
+    let primary = Pid::from_raw(pid(&home.show("quiet")).cast_signed()).unwrap();
+    kill_process(primary, Signal::USR1).unwrap();
+    let log = || std::fs::read_to_string(home.path().join("outside/quiet.log")).unwrap_or_default();
+    wait_until("the report", || log().contains("lines go on into the file that was open before"));
+    assert_eq!(get(port(&home.show("quiet"))), "there");
+    home.fine(&["stop", "quiet"]);
+}

@@ -211,7 +211,12 @@ impl LogQueue {
                     if self.reopen.swap(false, Ordering::Relaxed)
                         && let Sink::Files(files) = &mut sink
                     {
+                        // Without the lock, because a file that cannot be opened is reported in a
+                        // line.
+                        drop(waiting);
                         files.iter_mut().for_each(LogFile::reopen);
+                        waiting = self.lock();
+                        continue;
                     }
                     waiting = self.more.wait(waiting).unwrap_or_else(PoisonError::into_inner);
                 }
