@@ -54,6 +54,21 @@ async fn is_found(troop: &mut Troop, worker: &WorkerHandle) -> ExitHow {
 }
 
 #[tokio::test]
+async fn the_port_of_a_single_worker_that_hangs_stays_open_for_its_successor() {
+    let mut troop = watched(Duration::from_millis(700), node(""));
+    let (worker, port) = first(&mut troop).await;
+    kill_process(Pid::from_raw(worker.pid().cast_signed()).unwrap(), Signal::STOP).unwrap();
+    // Each client waits until somebody serves it.
+    let mut served = 0;
+    while served == 0 || !worker.is_dead() {
+        let answer = ask(port, "").await;
+        assert_eq!(answer.expect("nobody is turned away"), "served");
+        served += 1;
+    }
+    troop.exit(&worker).await;
+}
+
+#[tokio::test]
 async fn a_stopped_worker_is_ended_and_its_successor_serves() {
     for setup in [rust(), node("")] {
         let mut troop = watched(Duration::from_millis(700), setup);

@@ -203,7 +203,10 @@ impl Cluster {
     /// Returns which workers may still ask for unused listeners.
     fn successors(&self) -> Successors {
         match &self.supervisor {
-            Some(supervisor) if supervisor.expects_workers() => Successors::Awaited,
+            // The slot of one that was cut off becomes empty when its process has ended.
+            Some(supervisor) if supervisor.expects_workers() || self.primary.has_cut_off() => {
+                Successors::Awaited
+            }
             Some(_) => Successors::Nobody,
             None if self.is_starting => Successors::Awaited,
             None => self.forks_to_come,

@@ -437,6 +437,11 @@ impl Primary {
         self.workers.get(&worker).is_none_or(|state| state.cut_off)
     }
 
+    /// Whether a worker was cut off whose process has not ended yet.
+    pub(crate) fn has_cut_off(&self) -> bool {
+        self.workers.values().any(|state| state.cut_off)
+    }
+
     // ---- handles of the program ----
 
     /// Records that the shell has written a user handle to the worker's channel. The
