@@ -255,6 +255,28 @@ pub fn is_named(fd: impl AsFd) -> bool {
     unix_name(fd.as_fd()).is_some_and(|name| name.len() > 1)
 }
 
+/// Returns a number that stands for the network namespace of a socket (`SO_NETNS_COOKIE`, Linux
+/// 5.14; `None` before).
+#[must_use]
+pub fn network(fd: impl AsFd) -> Option<u64> {
+    let mut cookie = 0u64;
+    let mut len = libc::socklen_t::try_from(size_of_val(&cookie)).ok()?;
+    // SAFETY: the kernel writes at most `len` bytes, the size of `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    (result == 0).then_some(cookie)
+}
+
+/// `asm-generic/socket.h`.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
 /// Whether two Unix sockets are bound to the same name, as a listener and its connections are.
 #[must_use]
 pub fn have_same_name(one: impl AsFd, other: impl AsFd) -> bool {

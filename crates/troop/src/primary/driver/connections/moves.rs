@@ -61,6 +61,11 @@ impl Driver {
             let is_ip = socket::local_address(&fd).is_some();
             let peer = if is_ip { socket::peer_address(&fd) } else { None };
             let before = socket::traffic(fd.as_fd());
+            // All copies share this, and a worker that waits for it would wait for its client.
+            if let Err(e) = socket::set_nonblocking(&fd, true) {
+                self.fail("make a connection non-blocking that a worker gave back", e);
+                continue;
+            }
             let conn = self.connections.insert(Conn { fd, before });
             self.cluster.primary.moved(worker);
             if self.cluster.primary.needs(listener).answer {

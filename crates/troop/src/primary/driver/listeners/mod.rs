@@ -74,7 +74,10 @@ impl Listeners {
             (Some(own), Some(at)) => {
                 let same_ip =
                     at.ip().is_unspecified() || own.ip().to_canonical() == at.ip().to_canonical();
-                same_ip && own.port() == at.port() && socket::peer_address(fd).is_some()
+                same_ip
+                    && own.port() == at.port()
+                    && socket::peer_address(fd).is_some()
+                    && socket::network(fd) == socket::network(listener)
             }
             (None, None) => socket::have_same_name(fd, listener),
             _ => false,
