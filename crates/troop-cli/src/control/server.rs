@@ -26,7 +26,7 @@ const MAX_FOLLOWERS: usize = 16;
 const MAX_WAITING_FOR_REPLIES: usize = 8;
 /// Maximum size of queued events per client, in bytes.
 const MAX_FOLLOWER_BYTES: usize = 1024 * 1024;
-/// Delay after a failed accept, most likely for want of descriptors.
+/// Delay after a failed accept, most likely because no descriptor is left.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 struct Server {

@@ -59,7 +59,7 @@ impl Primary {
         }
     }
 
-    /// Handles a probe that the shell could not send, for want of descriptors.
+    /// Handles a probe that the shell could not send because no descriptor is left.
     pub fn probe_unsent(&mut self, now: Time, worker: WorkerId) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         state.handle_waits.retain(|wait| !matches!(wait, HandleWait::Probe));

@@ -25,8 +25,8 @@ use direct_io::ReclaimedChannels;
 use pace::Pace;
 pub(super) use read::{LAST_READS, READ_BURST};
 
-/// The pause before a channel is tried again that could not be written to for want of something but
-/// room.
+/// The delay before the next write to a channel where the last one failed for another reason than a
+/// full socket.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 /// All channels and relays.

@@ -38,7 +38,7 @@ pub(super) struct Listeners {
     waiting: Vec<Option<u32>>,
     /// Sockets that workers may have.
     inherited: Vec<InheritedSocket>,
-    /// When it is looked next whether others are in our groups; at once before the first time.
+    /// The time of the next check for foreign sockets in our groups; at once before the first one.
     census_at: Time,
     /// When listeners are looked after next, where that is needed.
     upkeep_at: Option<Time>,
@@ -125,8 +125,8 @@ impl Listeners {
         }
     }
 
-    /// Has the primary accept on a socket, or not. One that cannot be watched for want of memory is
-    /// tried [again](Driver::watch_again).
+    /// Has the primary accept on a socket, or not. One that cannot be watched because memory ran
+    /// out is tried [again](Driver::watch_again).
     fn watch(&mut self, number: usize, on: bool, poller: &EventPoller) -> io::Result<()> {
         let interest = if poller.is_nested() { Interest::ReadEdge } else { Interest::Read };
         let Some(socket) = self.sockets.get_mut(number) else { return Ok(()) };

@@ -52,7 +52,7 @@ impl Workers {
         let _ = process::signal(process.pidfd.as_fd(), signal);
     }
 
-    /// Why a worker was killed, if it was for want of memory.
+    /// Why a worker was killed, if it was because memory ran out.
     fn memory_error(&mut self, id: WorkerId) -> Option<Error> {
         let killed = diag::killed_for_memory();
         let more = std::mem::replace(&mut self.killed_for_memory, killed) < killed;
