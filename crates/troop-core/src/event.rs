@@ -186,6 +186,8 @@ pub enum Violation {
     SurplusHandles(u64),
     /// A descriptor that is not a socket; it was closed.
     BadHandle,
+    /// A connection that it returned and that is none; the descriptor was closed.
+    NotAConnection,
     /// A descriptor that is not a socket, from a worker of another user. A fatal violation, because
     /// closing a file may block for ever on that user's file system.
     ForeignFile,
@@ -250,6 +252,9 @@ impl fmt::Display for Violation {
             Violation::MissingHandle => f.write_str("a message whose descriptor did not arrive"),
             Violation::SurplusHandles(n) => write!(f, "{n} descriptors that no message announced"),
             Violation::BadHandle => f.write_str("a descriptor that is not a socket"),
+            Violation::NotAConnection => {
+                f.write_str("a descriptor returned as a connection that is none")
+            }
             Violation::ForeignFile => f.write_str(
                 "a descriptor that is not a socket, which workers of another user must not send",
             ),

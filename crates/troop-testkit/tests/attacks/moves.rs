@@ -2,9 +2,14 @@
 
 use std::net::TcpListener;
 
+use std::time::Instant;
+
+use troop::Event;
 use troop::event::Violation;
+use troop_testkit::{TEST_TIMEOUT, ask};
 
 use super::scene::{ONLINE, Scene};
+use super::support;
 
 /// The listener of the scene's honest worker.
 const KEY: &str = "127.0.0.1:0:4:undefined:0";
@@ -59,6 +64,47 @@ async fn sockets_of_another_kind_or_address_are_not_passed_on() {
     nothing_is_passed_on(&mut scene, vec![format!("sockets 50 {line}")]).await;
     // The near end of a connection to somewhere else.
     nothing_is_passed_on(&mut scene, vec![format!("connection {port} {line}")]).await;
+}
+
+#[tokio::test]
+async fn a_connection_of_another_network_namespace_is_not_passed_on() {
+    if !support::is_root("moves::a_connection_of_another_network_namespace_is_not_passed_on") {
+        return;
+    }
+    let mut scene = Scene::new().await;
+    let step = format!("foreign {} {}", scene.port, gives_back(KEY));
+    nothing_is_passed_on(&mut scene, vec![step]).await;
+}
+
+#[tokio::test]
+async fn what_is_returned_and_is_no_connection_is_reported() {
+    let mut scene = Scene::new().await;
+    let mut steps = leaving();
+    steps.push(format!("udp {}", gives_back(KEY)));
+    let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
+    let worker = scene.raw(&steps).await;
+    while scene.troop.message(&worker).await != "listens" {}
+    worker.disconnect().unwrap();
+    assert_eq!(scene.offence(&worker).await, (Violation::NotAConnection, false));
+    worker.kill(9).await.unwrap();
+    scene.honest_worker_serves().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_a_worker_rejects_does_not_block_the_next_worker() {
+    let mut scene = Scene::new().await;
+    let query = r#"line {"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,"index":0,"address":"127.0.0.1","port":0,"addressType":4}"#;
+    let worker = scene.raw(&[ONLINE, query, "reject-blocking"]).await;
+    let id = worker.id();
+    let is_online =
+        |e: &Event| matches!(e, Event::Online { worker: w, .. } if w.id() == id).then_some(());
+    scene.troop.until("online", is_online).await;
+    let deadline = Instant::now() + TEST_TIMEOUT;
+    while worker.stats().await.returned < 3 {
+        // A blocking connection makes the honest worker, which uses tokio, panic or wait.
+        assert!(ask(scene.port, "").await.unwrap().starts_with("1 "));
+        assert!(Instant::now() < deadline, "{:?}", worker.stats().await);
+    }
 }
 
 #[tokio::test]

@@ -184,7 +184,7 @@ impl Channels {
         &mut self,
         worker: WorkerId,
         conns: &[ConnId],
-        all: &Connections,
+        all: &mut Connections,
         write_line: impl FnOnce(&mut Vec<u8>),
     ) -> Sent {
         self.line.clear();
@@ -194,6 +194,9 @@ impl Channels {
             return Sent::No;
         };
         let line = in_format(channel.advanced, &self.line, &mut self.frame);
+        for conn in conns {
+            all.prepare(*conn);
+        }
         let sent = if let [conn] = conns {
             let Some(fd) = all.fd(*conn) else { return Sent::No };
             fdpass::send(channel.socket.as_fd(), line, &[fd])

@@ -30,6 +30,8 @@ struct Conn {
     fd: OwnedFd,
     /// What was read from it and written to it before: by the primary, or by the worker that had it.
     before: Traffic,
+    /// Whether a worker was sent a copy.
+    was_sent: bool,
 }
 
 /// All connections that the primary has copies of.
@@ -44,11 +46,23 @@ pub(super) struct Connections {
 
 impl Connections {
     pub(super) fn add(&mut self, fd: OwnedFd) -> ConnId {
-        self.insert(Conn { fd, before: Traffic::default() })
+        self.insert(Conn { fd, before: Traffic::default(), was_sent: false })
     }
 
     fn insert(&mut self, conn: Conn) -> ConnId {
         ConnId(u32::try_from(self.all.insert(conn)).unwrap_or(u32::MAX))
+    }
+
+    /// Called before a worker is sent a copy. A worker that had one before may have made the
+    /// connection blocking, which all copies share: this undoes it.
+    #[inline]
+    pub(super) fn prepare(&mut self, conn: ConnId) {
+        if let Some(conn) = self.all.get_mut(conn.0 as usize)
+            && std::mem::replace(&mut conn.was_sent, true)
+        {
+            // This does not fail on a socket.
+            let _ = socket::set_nonblocking(&conn.fd, true);
+        }
     }
 
     #[inline]

@@ -34,7 +34,7 @@ impl Moves<'_> {
     pub(crate) fn take(&mut self, listener: ListenerId, fd: Foreign) -> Result<bool, Violation> {
         let kind = fd.get().map(socket::kind);
         let Some(Ok(Kind::TcpStream | Kind::UnixStream)) = kind else {
-            return Err(Violation::BadHandle);
+            return Err(Violation::NotAConnection);
         };
         if !fd.get().is_some_and(|fd| self.listeners.is_connection_of(listener, fd)) {
             return Ok(false);
@@ -61,12 +61,7 @@ impl Driver {
             let is_ip = socket::local_address(&fd).is_some();
             let peer = if is_ip { socket::peer_address(&fd) } else { None };
             let before = socket::traffic(fd.as_fd());
-            // All copies share this, and a worker that waits for it would wait for its client.
-            if let Err(e) = socket::set_nonblocking(&fd, true) {
-                self.fail("make a connection non-blocking that a worker gave back", e);
-                continue;
-            }
-            let conn = self.connections.insert(Conn { fd, before });
+            let conn = self.connections.insert(Conn { fd, before, was_sent: true });
             self.cluster.primary.moved(worker);
             if self.cluster.primary.needs(listener).answer {
                 self.ask(listener, conn, peer);

@@ -70,14 +70,15 @@ impl Listeners {
     pub(super) fn is_connection_of(&self, id: ListenerId, fd: &OwnedFd) -> bool {
         let first = self.open.get(&id).and_then(|l| self.sockets.get(*l.sockets.first()?));
         let Some(Socket { fd: listener, .. }) = first else { return false };
+        // Another network namespace has the same addresses and abstract names for other sockets.
+        if socket::network(fd) != socket::network(listener) {
+            return false;
+        }
         match (socket::local_address(fd), socket::local_address(listener)) {
             (Some(own), Some(at)) => {
                 let same_ip =
                     at.ip().is_unspecified() || own.ip().to_canonical() == at.ip().to_canonical();
-                same_ip
-                    && own.port() == at.port()
-                    && socket::peer_address(fd).is_some()
-                    && socket::network(fd) == socket::network(listener)
+                same_ip && own.port() == at.port() && socket::peer_address(fd).is_some()
             }
             (None, None) => socket::have_same_name(fd, listener),
             _ => false,
