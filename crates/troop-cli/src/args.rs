@@ -25,9 +25,15 @@ pub(crate) struct Troop {
 pub(crate) enum Command {
     Run(Foreground),
     Start(Start),
-    /// List running apps
+    /// List the apps that `troop run` and `troop start` have started
+    ///
+    /// A Rust program that is a cluster by itself (`troop::role`) is listed only if it runs under
+    /// them: `troop run ./server`. CPU and MEMORY are sums over the primary and all workers, `total`
+    /// with --json. MEMORY is resident memory (RSS), in which shared pages count for each process.
     #[command(visible_aliases = ["list", "status"])]
-    #[command(after_help = "Examples:\n  troop ls\n  troop ls --json | jq '.[].name'")]
+    #[command(
+        after_help = "Examples:\n  troop ls\n  troop ls --json | jq '.[] | {name, pid, total}'"
+    )]
     Ls(Show),
     /// Show an app: its workers, what they listen on, what they use
     #[command(visible_aliases = ["describe", "info"])]
@@ -354,12 +360,17 @@ pub(crate) struct Stop {
     pub(crate) json: bool,
 }
 
-/// Change the scheduling of a running app
+/// Change the scheduling of a running app, until it ends
+///
+/// The app's name comes first, then the policy: with ADDR= for the listeners of one port, address or
+/// path, alone for all others. An open listener cannot change to or from `shared` and `steered`; it
+/// changes when it is opened the next time, which the output says.
 #[derive(Debug, Args)]
 #[command(allow_missing_positional = true)]
 #[command(after_help = "Examples:
-  troop policy web least-connections
-  troop policy web 8000=sticky:cookie=sid")]
+  troop policy least-connections            the only app, all listeners
+  troop policy web least-connections        the app web, all listeners
+  troop policy web 8000=sticky:cookie=sid   the app web, its listeners on port 8000")]
 pub(crate) struct Policy {
     /// The app's name; optional when there is only one
     #[arg(value_name = "APP")]

@@ -21,6 +21,7 @@ mod restart;
 mod run;
 mod signals;
 mod start;
+mod suggest;
 mod verbs;
 mod watch;
 

@@ -11,6 +11,7 @@ use troop::text::escaped;
 use crate::config::{self, Limited};
 use crate::program::is_script;
 use crate::resolve::ResolvedApp;
+use crate::suggest;
 
 /// The most bytes of one argument or variable: `MAX_ARG_STRLEN`, with the NUL byte at its end.
 const MAX_STRING: usize = 128 * 1024;
@@ -70,10 +71,23 @@ fn check_program(program: &Path, here: &Path, search: Option<&OsString>) -> Resu
     match config::format_of(program) {
         Some(_) => wrong(format!("there is no file {}", path.display())),
         None => wrong(format!(
-            "there is no program {shown} on the PATH, and no file {}",
-            path.display()
+            "there is no program {shown} on the PATH, and no file {}{}",
+            path.display(),
+            other_apps(program)
         )),
     }
+}
+
+/// Returns the apps of `troop.toml`, to append to an error about a program that may have been meant
+/// as the name of one.
+fn other_apps(program: &Path) -> String {
+    let file = Path::new(config::DEFAULT_FILE);
+    let Some(typed) = program.to_str().filter(|_| file.exists()) else { return String::new() };
+    let Ok(apps) = config::read(file) else { return String::new() };
+    let meant = suggest::app(typed, apps.keys().map(String::as_str));
+    let names: Vec<_> = apps.into_keys().collect();
+    let apps = if names.len() == 1 { "the app" } else { "the apps" };
+    format!("; {} has {apps} {}{meant}", file.display(), names.join(", "))
 }
 
 /// Checks what `execve(2)` would answer with `E2BIG`, which does not name the culprit.

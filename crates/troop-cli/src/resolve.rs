@@ -10,7 +10,7 @@ use troop::Scheduling;
 
 use crate::args::{Chosen, Env, Run};
 use crate::config::{self, App, Form, Health, To, Watch};
-use crate::names;
+use crate::{names, suggest};
 
 /// An app whose options are all resolved.
 #[derive(Debug, Clone)]
@@ -123,7 +123,8 @@ fn make(typed: Run, started_as: Option<&str>) -> Result<(ResolvedApp, Source), S
         }
     };
     if !apps.contains_key(&name) {
-        return Err(format!("{} has no app {name:?}, but {}", file.display(), names()));
+        let meant = suggest::app(&name, apps.keys().map(String::as_str));
+        return Err(format!("{} has no app {name:?}, but {}{meant}", file.display(), names()));
     }
     let source = Source { typed, file: Some((file, name)), background };
     Ok((source.resolve()?, source))
@@ -319,6 +320,9 @@ fn with(app: &App, setting: &str) -> Result<App, String> {
         setting.split_once('=').ok_or_else(|| wrong("it must have the form KEY=VALUE".into()))?;
     let typed =
         toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
+    // What is typed for these is passed on unchanged: 1.10 remains 1.10.
+    let is_text = ["env.", "cgroup.other."].iter().any(|table| path.starts_with(table));
+    let typed = typed.filter(|typed| !is_text || typed.is_str());
     let text = toml::Value::String(value.to_owned());
     let put = |value: toml::Value| -> Result<App, String> {
         let mut table = toml::Table::try_from(app).map_err(|e| wrong(e.to_string()))?;
@@ -332,7 +336,7 @@ fn with(app: &App, setting: &str) -> Result<App, String> {
             let next = at.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
             at = next.as_table_mut().ok_or_else(|| wrong(format!("{key} has nothing in it")))?;
         }
-        table.try_into().map_err(|e: toml::de::Error| wrong(e.message().to_owned()))
+        table.try_into().map_err(|e: toml::de::Error| wrong(suggest::explained(e.message())))
     };
     match typed {
         // A value of another type is text.

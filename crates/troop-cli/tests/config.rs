@@ -452,3 +452,37 @@ fn check_compares_the_paths_of_a_sandbox_by_where_they_lead() {
         "{said}"
     );
 }
+
+#[test]
+fn variables_that_are_set_on_the_command_line_are_passed_as_they_were_typed() {
+    let directory = written("[app.web]\nprogram = \"hello.js\"\nenv = { GREETING = 1.5 }\n");
+    let greeting = |args: &[&str]| {
+        let args: Vec<_> =
+            ["run", "-w", "1", "--log", "json"].iter().chain(args).copied().collect();
+        get(start(command(directory.path(), &args)).listening(1))
+    };
+    assert!(greeting(&[]).contains(" 1.5 "));
+    for typed in ["1.10", "0x1f", "true", "2026-01-01"] {
+        let text = greeting(&["--set", &format!("env.GREETING={typed}")]);
+        assert!(text.contains(&format!(" {typed} ")), "{typed} in {text}");
+    }
+    assert!(greeting(&["--set", "env.GREETING='a b'"]).contains(" a b "));
+}
+
+#[test]
+fn a_reload_names_the_listeners_that_keep_their_policy() {
+    let file = |policy: &str| {
+        format!(
+            "[app.web]\nprogram = \"hello.js\"\nworkers = 1\nlog = \"json\"\npolicy = \"{policy}\"\n"
+        )
+    };
+    let directory = written(&file("p2c"));
+    let mut troop = start(command(directory.path(), &["run"]));
+    troop.listening(1);
+    std::fs::write(directory.path().join("troop.toml"), file("shared")).unwrap();
+    let (code, out, err) = troop.troop(["reload"]);
+    let expected = "web: 1 worker replaced; the policy is changed, but not yet on 127.0.0.1:0";
+    assert!(code == 0 && out.starts_with(expected), "{out}{err}");
+    std::fs::write(directory.path().join("troop.toml"), file("sticky")).unwrap();
+    assert_eq!(troop.troop(["reload"]).1, "web: 1 worker replaced\n");
+}

@@ -76,6 +76,15 @@ fn apps_are_listed_and_shown() {
         .sum();
     assert_eq!(taken, 1);
     assert!(web["workers"][0]["usage"]["rss"].as_u64().unwrap() > 10 << 20);
+    // The total is of all processes, in `ls` as in `show`.
+    let rss = |value: &Value| value["rss"].as_u64().unwrap();
+    let mut listed: Vec<Value> =
+        serde_json::from_str(&first.troop(["ls", "web", "--json"]).1).unwrap();
+    for app in [web.clone(), listed.remove(0)] {
+        let workers = app["workers"].as_array().unwrap().iter();
+        let sum = workers.map(|worker| rss(&worker["usage"])).sum::<u64>() + rss(&app["usage"]);
+        assert_eq!(rss(&app["total"]), sum, "{app}");
+    }
     let listener = json!({ "address": format!("127.0.0.1:{port}"), "scheduling": "round-robin", "workers": 2, "waiting": 0 });
     assert_eq!(web["listeners"], json!([listener]));
     let (_, out, _) = first.troop(["show", "hello"]);
@@ -219,7 +228,8 @@ fn the_policy_of_an_app_that_runs_is_changed() {
     assert_eq!(show(&troop, "hello")["listeners"][0]["scheduling"], "sticky");
     assert_eq!((0..6).map(|_| served_by(port)).collect::<BTreeSet<_>>().len(), 1);
     let (_, out, _) = troop.troop(["policy", "hello", "steered"]);
-    assert!(out.contains("only when opened the next time"), "{out}");
+    let later = "hello: steered, but not yet on 127.0.0.1:0, which changes when";
+    assert!(out.starts_with(later) && out.contains("`troop restart hello`"), "{out}");
     assert_eq!(show(&troop, "hello")["listeners"][0]["scheduling"], "sticky");
     assert_eq!(troop.troop(["policy", "hello", "sideways"]).0, 2);
 }
@@ -321,7 +331,10 @@ fn a_name_must_be_valid_and_unused() {
         assert_eq!(beside(&troop, &["--name", bad], "hello.js").end().0, Some(2));
     }
     let (code, _, err) = troop.troop(["reload", "wbe"]);
-    assert_eq!((code, err.as_str()), (3, "troop: there is no app \"wbe\"; running: web\n"));
+    assert_eq!(
+        (code, err.as_str()),
+        (3, "troop: there is no app \"wbe\"; did you mean web? running: web\n")
+    );
     // A primary that was killed leaves a socket, and no name.
     troop.child.kill().unwrap();
     troop.child.wait().unwrap();

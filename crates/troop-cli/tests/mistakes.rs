@@ -134,3 +134,59 @@ fn an_abstract_socket_is_not_shown_as_a_path() {
     let out = home.fine(&["start", "-w", "1", "server.js"]);
     assert_eq!(out, format!("server: 1 worker ready on abstract @{name}\n"));
 }
+
+#[test]
+fn a_misspelt_option_comes_with_the_one_that_was_meant() {
+    let file = |line: &str| format!("[app.web]\nprogram = \"server.js\"\n{line}\n");
+    for (line, meant) in [
+        ("polcy = \"p2c\"", "unknown option `polcy`; did you mean `policy`?"),
+        ("restart = { maxx = 3 }", "unknown option `maxx`; did you mean `max`?"),
+        ("[app.web.recycle]\nmemroy = \"1G\"", "unknown option `memroy`; did you mean `memory`?"),
+        ("ready = \"listning\"", "unknown value `listning`; did you mean `listening`?"),
+        ("[ap.jobs]", "unknown option `ap`; did you mean `app`?"),
+        // Nothing is near.
+        ("xyzzy = 1", "unknown option `xyzzy`, expected one of `program`"),
+    ] {
+        let home = Home::with(&[("server.js", SERVER), ("troop.toml", &file(line))]);
+        fails(&home, &["check"], 2, &[meant, "line "]);
+        fails(&home, &["start"], 2, &[meant]);
+    }
+    let home = Home::with(&[("server.js", SERVER)]);
+    for (set, meant) in [
+        ("restrat.max=3", "--set restrat.max=3: unknown option `restrat`; did you mean `restart`?"),
+        ("restart.maxx=3", "--set restart.maxx=3: unknown option `maxx`; did you mean `max`?"),
+        ("when=1", "--set when=1: unknown option `when`, expected one of"),
+    ] {
+        for verb in ["start", "run"] {
+            fails(&home, &[verb, "server.js", "--set", set], 2, &[meant]);
+        }
+    }
+}
+
+#[test]
+fn a_misspelt_app_comes_with_the_one_that_was_meant() {
+    let file =
+        "[app.web]\nprogram = \"server.js\"\nworkers = 1\n[app.jobs]\nprogram = \"server.js\"\n";
+    let home = Home::with(&[("server.js", SERVER), ("troop.toml", file)]);
+    let meant = "did you mean the app web";
+    for verb in ["start", "run"] {
+        fails(&home, &[verb, "wbe"], 1, &["no program wbe on the PATH", meant, "troop.toml"]);
+        fails(&home, &[verb, "-c", "troop.toml", "wbe"], 2, &["has no app \"wbe\"", meant]);
+        fails(&home, &[verb, "nosuch-9"], 1, &["troop.toml has the apps jobs, web"]);
+    }
+    fails(&home, &["startup", "wbe"], 2, &["has no app \"wbe\"", meant]);
+    home.fine(&["start", "web"]);
+    fails(&home, &["show", "wbe"], 3, &["there is no app \"wbe\"", "did you mean web?"]);
+}
+
+#[test]
+fn a_verb_that_needs_one_app_of_several_asks_which() {
+    let file = "[app.web]\nprogram = \"server.js\"\nworkers = 1\n[app.jobs]\nprogram = \"server.js\"\nworkers = 1\n";
+    let home = Home::with(&[("server.js", SERVER), ("troop.toml", file)]);
+    assert_eq!(home.fine(&["check"]), "troop.toml: jobs, web are fine\n");
+    home.fine(&["start"]);
+    for verb in ["show", "reload", "restart", "stop", "logs", "events"] {
+        fails(&home, &[verb], 2, &["which app, or `all`? running: jobs, web"]);
+    }
+    fails(&home, &["events", "all"], 2, &["one app at a time"]);
+}

@@ -2,11 +2,18 @@
 //! `curl http://127.0.0.1:8000/`.
 
 use axum::{Router, routing::get};
-use troop::{Cluster, Role};
+use troop::{Cluster, Event, Role};
+
+/// Prints what happens, except the settings that precede each start of a worker.
+fn print(event: &Event) {
+    if !matches!(event, Event::Setup { .. }) {
+        println!("{event}");
+    }
+}
 
 fn main() -> troop::Result<()> {
     match troop::role()? {
-        Role::Primary => Cluster::builder().on_event(|event| println!("{event}")).run(),
+        Role::Primary => Cluster::builder().on_event(print).run(),
         Role::Worker(worker) => worker.block_on(async |worker| {
             let listener = worker.listen(8000).await?;
             let app = Router::new()

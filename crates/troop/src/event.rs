@@ -212,7 +212,10 @@ impl fmt::Display for Event {
 impl Event {
     fn write(&self, f: &mut impl fmt::Write) -> fmt::Result {
         match self {
-            Event::Setup { .. } => f.write_str("settings changed"),
+            Event::Setup { setup } => match setup.get_program() {
+                Some(program) => write!(f, "workers are started from {}", program.display()),
+                None => f.write_str("workers are started from this program"),
+            },
             Event::Fork { worker: w } => write!(f, "worker {} started, pid {}", w.id(), w.pid()),
             Event::Online { worker: w } => write!(f, "worker {} online", w.id()),
             Event::Listening { worker: w, address: at } => {

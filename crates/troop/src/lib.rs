@@ -38,6 +38,10 @@
 //!   is for programs that are only ever workers; without a primary they run alone, and listen by
 //!   themselves.
 //!
+//! A program that is its own primary has no control socket, so the program `troop` does not list or
+//! steer it. Run as `troop run ./server`, the same program is a worker of troop's primary, and
+//! `troop ls`, `troop reload` and the other verbs work.
+//!
 //! The modules have the rest: [`policy`] chooses workers for connections, [`supervise`] keeps
 //! workers running, [`setup`] says what they are started with, [`message`] is what they and the
 //! primary tell each other, [`event`] and [`snapshot`] are what can be observed, [`net`] and

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{RunningApp, failed};
-use crate::control::protocol::{AppSnapshot, Failure};
+use crate::control::protocol::{AppSnapshot, Failure, Total};
 use crate::logs::paths::files;
 
 impl RunningApp {
@@ -27,6 +27,7 @@ impl RunningApp {
                 .and_then(|queue| queue.path())
                 .map(|path| path.display().to_string()),
             lost_lines: self.queue.as_ref().map_or(0, |queue| queue.dropped()),
+            total: Total::of(&snapshot),
             snapshot,
         };
         serde_json::to_value(app).map_err(|e| Failure::new("failed", e.to_string()))

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use troop::Scheduling;
 
-use super::values::{Size, Time, Workers};
+use super::values::{Size, Time, Workers, texts, texts_schema};
 
 /// One app. Options that are left out have the defaults of `troop run`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -48,8 +48,9 @@ pub(crate) struct App {
     /// Weights of the workers, by slot; 100 is usual.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) weights: Vec<u32>,
-    /// Environment variables for the workers.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    /// Environment variables for the workers. A number or a boolean is passed as its text.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "texts")]
+    #[schemars(schema_with = "texts_schema")]
     pub(crate) env: BTreeMap<String, String>,
     /// Files with environment variables, one NAME=VALUE per line. Later files override earlier ones,
     /// `env` overrides all.
@@ -385,7 +386,8 @@ pub(crate) struct Cgroup {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) processes: Option<u32>,
     /// Other files of the control group: `{ "io.weight" = "50" }`.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "texts")]
+    #[schemars(schema_with = "texts_schema")]
     pub(crate) other: BTreeMap<String, String>,
 }
 

@@ -27,7 +27,7 @@ pub(crate) use app::{
 pub(crate) use pm2::choose as choose_environment;
 pub(crate) use values::{Size, Time, Workers, bounded, cpus, size, time, workers};
 
-use crate::names;
+use crate::{names, suggest};
 
 /// The default configuration file.
 pub(crate) const DEFAULT_FILE: &str = "troop.toml";
@@ -122,7 +122,7 @@ pub(crate) fn warnings(file: &Path, apps: &Apps) -> Vec<String> {
 }
 
 fn from_toml(text: &str) -> Result<Apps, String> {
-    let File { app } = toml::from_str(text).map_err(|e| e.to_string())?;
+    let File { app } = toml::from_str(text).map_err(|e| suggest::explained(&e.to_string()))?;
     Ok(app)
 }
 

@@ -124,6 +124,21 @@ fn what_is_wrong_is_shown_where_it_is() {
 }
 
 #[test]
+fn variables_may_be_numbers_and_booleans() {
+    let table = "{ PORT = 38071, DEBUG = true, RATIO = 0.5, VERSION = \"1.10\" }";
+    let apps = parse(&format!("[app.web]\nprogram = \"x\"\nenv = {table}")).unwrap();
+    let env: Vec<_> = apps["web"].env.iter().map(|(name, text)| format!("{name}={text}")).collect();
+    assert_eq!(env, ["DEBUG=true", "PORT=38071", "RATIO=0.5", "VERSION=1.10"]);
+    let other = "cgroup = { other = { \"io.weight\" = 50 } }";
+    let apps = parse(&format!("[app.web]\nprogram = \"x\"\n{other}")).unwrap();
+    assert_eq!(apps["web"].cgroup.other["io.weight"], "50");
+    for bad in ["{ A = [1] }", "{ A = { B = 1 } }", "{ A = 2026-01-01 }", "5"] {
+        let error = parse(&format!("[app.web]\nprogram = \"x\"\nenv = {bad}")).unwrap_err();
+        assert!(error.contains("line 3"), "{error}");
+    }
+}
+
+#[test]
 fn the_schema_that_is_published_is_the_one_that_is_read() {
     let published = std::fs::read_to_string(concat!(
         env!("CARGO_MANIFEST_DIR"),

@@ -1,6 +1,7 @@
 //! Values in configuration files: times, sizes, sets of CPUs.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -200,6 +201,29 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> 
         toml::Value::Float(number) => number.to_string(),
         _ => String::new(),
     })
+}
+
+/// Reads a table of texts. Numbers and booleans become text: the shortest for a number, so `1.10`
+/// becomes `1.1`.
+pub(super) fn texts<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
+    let text = |(name, value)| match value {
+        toml::Value::String(text) => Ok((name, text)),
+        toml::Value::Integer(number) => Ok((name, number.to_string())),
+        toml::Value::Float(number) => Ok((name, number.to_string())),
+        toml::Value::Boolean(is_on) => Ok((name, is_on.to_string())),
+        other => Err(D::Error::custom(format!(
+            "{name}: it must be text, a number or a boolean, not a value of type {}",
+            other.type_str()
+        ))),
+    };
+    BTreeMap::deserialize(deserializer)?.into_iter().map(text).collect()
+}
+
+/// Returns the schema of what [`texts`] reads.
+pub(super) fn texts_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "object", "additionalProperties": { "type": ["string", "number", "boolean"] } })
 }
 
 macro_rules! written_as_text {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::protocol::{ANSWER_TIMEOUT, Answer, AppSnapshot, Envelope, Failure, Request, VERSION};
 use super::sockets;
 use crate::error::CliError;
+use crate::suggest;
 
 /// Time after which an unused connection is replaced. The primary closes connections without a
 /// request after 10 s; those of `reload all` wait for their turn.
@@ -150,14 +151,24 @@ pub(crate) fn find(target: Option<&str>) -> Result<Vec<Client>, CliError> {
         },
         Some(name) => match Client::connect(name)? {
             Some(client) => Ok(vec![client]),
-            None => Err(CliError::NoApp(format!("there is no app {name:?}; {}", running(&all()?)))),
+            None => {
+                let clients = all()?;
+                let names = clients.iter().map(|client| client.name.as_str());
+                let meant = suggest::nearest(name, names)
+                    .map(|name| format!("did you mean {name}? "))
+                    .unwrap_or_default();
+                Err(CliError::NoApp(format!(
+                    "there is no app {name:?}; {meant}{}",
+                    running(&clients)
+                )))
+            }
         },
         None => {
             let clients = all()?;
             match clients.len() {
                 1 => Ok(clients),
                 0 => Err(CliError::NoApp(running(&clients))),
-                _ => Err(CliError::NoApp(format!("which app, or `all`? {}", running(&clients)))),
+                _ => Err(CliError::Usage(format!("which app, or `all`? {}", running(&clients)))),
             }
         }
     }

@@ -111,6 +111,28 @@ pub(crate) struct AppSnapshot {
     /// The number of output lines that could not be written.
     #[serde(default)]
     pub(crate) lost_lines: u64,
+    /// What the primary and its workers use together; `usage` in the snapshot is of the primary alone.
+    #[serde(default)]
+    pub(crate) total: Total,
     #[serde(flatten)]
     pub(crate) snapshot: Snapshot,
+}
+
+/// What the processes of an app use together: the primary and its workers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Total {
+    /// CPU time so far.
+    pub(crate) cpu_ms: u64,
+    /// Sum of their resident memory (RSS), in bytes. Pages that they share count for each.
+    pub(crate) rss: u64,
+}
+
+impl Total {
+    pub(crate) fn of(snapshot: &Snapshot) -> Total {
+        let workers = snapshot.workers.iter().map(|worker| worker.usage);
+        workers.chain([snapshot.usage]).flatten().fold(Total::default(), |sum, usage| Total {
+            cpu_ms: sum.cpu_ms + usage.cpu_ms,
+            rss: sum.rss + usage.rss,
+        })
+    }
 }

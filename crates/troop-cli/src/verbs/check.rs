@@ -58,7 +58,8 @@ pub(crate) fn check(args: &Check) -> Result<(), String> {
     }
     if !args.json {
         notes.iter().for_each(|note| log::line(&format!("troop: {note}")));
-        let _ = writeln!(out, "{}: {} is fine", file.display(), names.join(", "));
+        let are = if names.len() == 1 { "is" } else { "are" };
+        let _ = writeln!(out, "{}: {} {are} fine", file.display(), names.join(", "));
     }
     Ok(())
 }

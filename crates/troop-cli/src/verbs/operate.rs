@@ -62,7 +62,7 @@ pub(crate) fn reload(args: &Reload) -> Result<(), CliError> {
         report(args.json, &answer, || {
             let (replaced, started) =
                 (answer["replaced"].as_u64().unwrap_or(0), answer["started"].as_u64().unwrap_or(0));
-            match (replaced, started) {
+            let done = match (replaced, started) {
                 (0, 0) => format!("{name}: there was no worker to replace"),
                 (replaced, 0) => format!("{name}: {} replaced", counted(replaced, "worker")),
                 (0, started) => format!(
@@ -72,6 +72,12 @@ pub(crate) fn reload(args: &Reload) -> Result<(), CliError> {
                 (replaced, started) => format!(
                     "{name}: {} replaced, {started} started where there was none",
                     counted(replaced, "worker")
+                ),
+            };
+            match unchanged(&answer) {
+                None => done,
+                Some(unchanged) => format!(
+                    "{done}; the policy is changed, {unchanged}; `troop restart {name}` opens it"
                 ),
             }
         });
@@ -192,6 +198,19 @@ pub(crate) fn stop(args: &Stop) -> Result<(), CliError> {
     error.map_or(Ok(()), Err)
 }
 
+/// Names the listeners to which an accepted change of policy does not apply yet.
+fn unchanged(answer: &Value) -> Option<String> {
+    let later: Vec<_> =
+        answer["later"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let listeners = later.join(", ");
+    let reason = "an open listener cannot change to or from `shared` and `steered`";
+    (!later.is_empty()).then(|| {
+        format!(
+            "but not yet on {listeners}, which changes when it is opened the next time: {reason}"
+        )
+    })
+}
+
 /// Runs `troop policy`.
 pub(crate) fn policy(args: &Policy) -> Result<(), CliError> {
     let mut client = one(args.app.as_deref())?;
@@ -202,15 +221,11 @@ pub(crate) fn policy(args: &Policy) -> Result<(), CliError> {
     )?;
     let answer = named(client.name(), answer);
     report(args.json, &answer, || {
-        let later: Vec<_> =
-            answer["later"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        match &later[..] {
-            [] => format!("{}: {}", client.name(), args.policy.scheduling),
-            later => format!(
-                "{}: {}, but {} only when opened the next time: between handing over, `shared` and `steered` open listeners do not change",
-                client.name(),
-                args.policy.scheduling,
-                later.join(", ")
+        let (name, policy) = (client.name(), &args.policy.scheduling);
+        match unchanged(&answer) {
+            None => format!("{name}: {policy}"),
+            Some(unchanged) => format!(
+                "{name}: {policy}, {unchanged}; `troop restart {name}` opens it with the policy of its configuration or --policy"
             ),
         }
     });

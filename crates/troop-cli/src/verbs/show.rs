@@ -90,13 +90,6 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
         .iter()
         .map(|app| {
             let snapshot = &app.snapshot;
-            let uses: Vec<_> = snapshot
-                .workers
-                .iter()
-                .map(|w| w.usage)
-                .chain([snapshot.usage])
-                .flatten()
-                .collect();
             let listening: Vec<_> = snapshot.listeners.iter().map(|l| l.address.clone()).collect();
             vec![
                 app.name.clone(),
@@ -109,8 +102,8 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
                 ),
                 snapshot.restarts.to_string(),
                 time(snapshot.uptime_ms),
-                time(uses.iter().map(|usage| usage.cpu_ms).sum()),
-                size(uses.iter().map(|usage| usage.rss).sum()),
+                time(app.total.cpu_ms),
+                size(app.total.rss),
                 listening.join(" "),
             ]
         })
@@ -147,17 +140,19 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
         if at > 0 {
             let _ = writeln!(out);
         }
-        let AppSnapshot { name, program, version, file, log, lost_lines, snapshot } = app;
+        let AppSnapshot { name, program, version, file, log, lost_lines, total, snapshot } = app;
         let _ = writeln!(out, "{name}: {}", escaped(program));
         let (pid, uptime) = (snapshot.pid, time(snapshot.uptime_ms));
         let memory = snapshot.usage.map_or_else(|| "?".into(), |usage| size(usage.rss));
         let cpu = snapshot.usage.map_or_else(|| "?".into(), |usage| time(usage.cpu_ms));
         let _ = writeln!(
             out,
-            "{}, primary {pid} (troop {version}) up {uptime}, {cpu} CPU, {memory}, {} restarts",
+            "{}, primary {pid} (troop {version}) up {uptime}, {cpu} CPU, {memory} memory, {} restarts",
             phase(snapshot),
             snapshot.restarts
         );
+        let (cpu, memory) = (time(total.cpu_ms), size(total.rss));
+        let _ = writeln!(out, "with its workers {cpu} CPU, {memory} memory");
         if let Some(end) = &snapshot.last_end {
             let _ = writeln!(out, "last unexpected end: {}", escaped(end));
         }
@@ -249,7 +244,7 @@ fn row(worker: &troop::snapshot::WorkerSnapshot) -> Vec<String> {
 pub(crate) fn events(args: &Events) -> Result<(), CliError> {
     let mut clients = client::find(args.app.as_deref())?;
     let [client] = &mut clients[..] else {
-        return Err(CliError::NoApp("events are followed of one app at a time".into()));
+        return Err(CliError::Usage("events are followed of one app at a time; name it".into()));
     };
     let print = |event: &Value| {
         let printed = match (args.json, event["text"].as_str()) {

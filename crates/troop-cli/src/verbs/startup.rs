@@ -8,7 +8,7 @@ use serde_json::json;
 use super::write::replace;
 use crate::args::Startup;
 use crate::config::{self, App, Format};
-use crate::log;
+use crate::{log, suggest};
 
 /// Writes a unit for each selected app.
 ///
@@ -27,7 +27,8 @@ pub(crate) fn startup(args: &Startup) -> Result<(), String> {
     if let Some(name) = &args.app {
         let names: Vec<_> = apps.keys().cloned().collect();
         let app = apps.remove(name).ok_or_else(|| {
-            format!("{} has no app {name:?}, but {}", file.display(), names.join(", "))
+            let meant = suggest::app(name, names.iter().map(String::as_str));
+            format!("{} has no app {name:?}, but {}{meant}", file.display(), names.join(", "))
         })?;
         apps = [(name.clone(), app)].into();
     }
