@@ -150,6 +150,23 @@ fn silence_hides_output_but_not_the_reason() {
 }
 
 #[test]
+fn the_last_lines_are_those_of_a_worker_that_failed_and_not_of_one_that_was_killed_after_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("half.js");
+    let half = "if (process.env.TROOP_SLOT === '1') {
+        console.error('cannot open the database');
+        process.exit(7);
+    }
+    setInterval(() => {}, 1000);";
+    std::fs::write(&program, half).unwrap();
+    let never_ready =
+        ["-w", "2", "--silent", "--ready", "message", "--set", "restart.max_delay=1ms"];
+    let mut troop = run(never_ready.iter().map(std::ffi::OsStr::new).chain([program.as_os_str()]));
+    let (code, log) = troop.end();
+    assert_eq!((code, log.matches("cannot open the database").count()), (Some(1), 1), "{log}");
+}
+
+#[test]
 fn a_program_that_does_not_exist_is_one_clear_error() {
     let mut troop = run(["-w", "4", "./no-such-program"]);
     let (code, log) = troop.end();

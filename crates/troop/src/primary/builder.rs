@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SI
 use troop_core::cluster as core;
 use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Config, Primary};
-use troop_core::supervise::{self, Cause, GiveUp, Outcome, Supervisor};
+use troop_core::supervise::{self, Cause, GiveUp, Outcome, Progress, Supervisor};
 use troop_sys::poll::EventFd;
 
 use super::driver::{Driver, SignalMeans};
@@ -450,13 +450,15 @@ impl Builder {
         }
         self.starters.drain(..).for_each(|start| start(cluster.clone()));
         driver.supervise(Supervisor::new(self.supervision(workers)));
-        // The last lines of the worker whose end was the last straw.
-        let mut last_words = None;
+        // The worker whose end made the supervisor give up. Those that end after it were ended for it.
+        let (mut last_failed, mut gave_up) = (None, false);
         let observe = |event: &Event| {
-            if let Event::Exit { worker, exit: how } = event
-                && !how.is_success()
-            {
-                last_words = Some((worker.clone(), *how));
+            match event {
+                Event::Exit { worker, exit: how } if !gave_up && !how.is_success() => {
+                    last_failed = Some((worker.clone(), *how));
+                }
+                Event::Supervision(Progress::GivingUp(_)) => gave_up = true,
+                _ => {}
             }
             self.observers.iter_mut().for_each(|observe| observe(event));
         };
@@ -465,7 +467,7 @@ impl Builder {
             Outcome::Stopped { .. } => Ok(()),
             Outcome::GaveUp(why) => {
                 let mut reason = why.to_string();
-                match (&why, &last_words) {
+                match (&why, &last_failed) {
                     (GiveUp::NeverReady { cause: Cause::NotStarted(_), .. }, _) => {
                         return Err(Error::GaveUp { reason, last_lines: None });
                     }
@@ -474,7 +476,7 @@ impl Builder {
                     }
                     _ => {}
                 }
-                let last_lines = last_words
+                let last_lines = last_failed
                     .and_then(|(worker, _)| worker.last_stderr(Duration::from_millis(500)))
                     .filter(|tail| !tail.trim().is_empty());
                 Err(Error::GaveUp { reason, last_lines })
