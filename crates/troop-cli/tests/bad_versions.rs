@@ -69,7 +69,7 @@ fn is_survived(version: &str, parts: &[&str]) {
 
 fn is_survived_under(policy: &str, version: &str, parts: &[&str]) {
     let directory = tempfile::tempdir().unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = troop_testkit::free_port();
     let app_js = directory.path().join("app.js");
     std::fs::write(&app_js, GOOD.replace("PORT", &port.to_string())).unwrap();
     std::fs::write(

@@ -36,7 +36,7 @@ impl Unread {
     fn start() -> Unread {
         let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join("app.js"), APP).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = troop_testkit::free_port();
         let (reader, writer) = std::io::pipe().unwrap();
         // The smallest that there is.
         rustix::pipe::fcntl_setpipe_size(&writer, 4096).unwrap();

@@ -6,7 +6,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::{Running, node, run};
 use tempfile::TempDir;
-use troop_testkit::{TEST_TIMEOUT, talk, wait_until};
+use troop_testkit::{TEST_TIMEOUT, free_port, talk, wait_until};
 
 /// An app that listens where its file says.
 struct Scene {
@@ -64,11 +64,6 @@ impl Scene {
             .map(|listener| listener["address"].as_str().unwrap().to_owned())
             .collect()
     }
-}
-
-/// A port that nobody has, for a moment.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn local(port: u16) -> SocketAddr {

@@ -7,8 +7,9 @@ pub mod tamper;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use troop::supervise::ReplacePolicy;
@@ -222,6 +223,16 @@ pub async fn get(port: u16, path: &str) -> std::io::Result<String> {
         Ok(body.to_owned())
     };
     tokio::task::spawn_blocking(request).await.expect("the client does not panic")
+}
+
+/// Returns a port that no socket has, outside the range from which the kernel gives ports to clients
+/// and to listeners on port 0. Each call returns another one.
+pub fn free_port() -> u16 {
+    static TRIED: AtomicU16 = AtomicU16::new(0);
+    let first = 12_000 + u16::try_from(std::process::id() * 127 % 18_000).unwrap_or(0);
+    let next = || first + TRIED.fetch_add(1, Ordering::Relaxed);
+    let is_free = |port: &u16| TcpListener::bind((Ipv6Addr::UNSPECIFIED, *port)).is_ok();
+    std::iter::repeat_with(next).find(is_free).expect("a port")
 }
 
 /// Waits until `condition` holds.

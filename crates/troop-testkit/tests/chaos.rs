@@ -94,7 +94,7 @@ async fn nothing_is_lost(scheduling: &str, node: bool) {
     let directory = tempfile::tempdir().unwrap();
     let record = directory.path().join("record");
     std::fs::write(&record, "").unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = troop_testkit::free_port();
     let setup = if node {
         Setup::new()
             .script(node_program("record.js"))

@@ -532,7 +532,7 @@ async fn a_workers_standard_streams_can_be_read() {
 /// them has no effect on the second.
 #[tokio::test(flavor = "multi_thread")]
 async fn listening_again_at_once_after_a_close_does_what_it_does_under_node() {
-    let port = std::net::TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
+    let port = troop_testkit::free_port();
     let twice = |place: &str| {
         js(&format!(
             "const s = watched(net.createServer((c) => c.end(`${{me}}\n`))); s.on('listening', () => tell('listening')); \

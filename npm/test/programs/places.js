@@ -3,6 +3,7 @@
 // Workers that listen where a file says: ports and paths, one a line; `{pid}` stands for the process, and `!` before a path removes it. The argument says what happens.
 
 const cluster = require('node:cluster');
+const { randomInt } = require('node:crypto');
 const { once } = require('node:events');
 const fs = require('node:fs');
 const net = require('node:net');
@@ -14,13 +15,18 @@ const { DIRECTORY } = process.env;
 const file = (name) => path.join(DIRECTORY, name);
 const places = (name, ...lines) => fs.writeFileSync(file(name), lines.join('\n'));
 
+/** A free port below those that the kernel gives to others: to clients, and to tests that listen on port 0 at the same time. */
 async function freePort() {
-  const server = net.createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address();
-  server.close();
-  await once(server, 'close');
-  return port;
+  const highest = Number(fs.readFileSync('/proc/sys/net/ipv4/ip_local_port_range', 'utf8').split(/\s/)[0]);
+  for (;;) {
+    const port = randomInt(Math.min(10_000, highest - 5000), highest);
+    const server = net.createServer().listen(port, '127.0.0.1');
+    const isFree = await once(server, 'listening').then(() => true, () => false);
+    if (!isFree) continue;
+    server.close();
+    await once(server, 'close');
+    return port;
+  }
 }
 
 /** What is answered, or why nothing is. */

@@ -1,19 +1,14 @@
 //! Listeners that workers leave behind.
 
 use std::io::Read as _;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use troop::supervise::ReplacePolicy;
 use troop::{Cluster, Event};
-use troop_testkit::open_descriptors;
+use troop_testkit::{free_port, open_descriptors};
 
 use crate::scene::{ONLINE, Scene, alone};
-
-/// A port that nobody has, for a moment.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 /// Workers that listen where nobody else does, and die, one after the other; and one that never
 /// says that it listens, so that it could ask for their ports for ever.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
-use troop_testkit::{TEST_TIMEOUT, is_running, talk};
+use troop_testkit::{TEST_TIMEOUT, free_port, is_running, talk};
 
 use crate::scene::ONLINE;
 use crate::support::troop;
@@ -114,11 +114,6 @@ impl Running {
         std::thread::sleep(during);
         Duration::from_millis((used() - before) * 10)
     }
-}
-
-/// The address of the honest workers, which the one in slot 0 does not have.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn is_served(port: u16) -> bool {

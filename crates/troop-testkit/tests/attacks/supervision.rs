@@ -60,7 +60,7 @@ impl App {
         let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join("server.js"), SERVER).unwrap();
         std::fs::write(home.path().join("record"), "").unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = troop_testkit::free_port();
         let at = if program[0].ends_with(".js") {
             port.to_string()
         } else {
@@ -320,7 +320,7 @@ server.listen({ fd: 3 });
 fn clusters_with_activated_sockets_do_not_give_up_either() {
     let home = tempfile::tempdir().unwrap();
     std::fs::write(home.path().join("server.js"), ACTIVATED).unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = troop_testkit::free_port();
     let bind = format!("127.0.0.1:{port}");
     let args = ["run", "-w", "2", "-n", "web", "-b", &bind, "--set", "restart.max=2", "server.js"];
     let log = std::fs::File::create(home.path().join("log")).unwrap();

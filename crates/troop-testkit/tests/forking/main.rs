@@ -14,7 +14,7 @@ use troop::event::ExitHow;
 use troop::supervise::{Progress, RestartPolicy};
 use troop::{Cluster, Error, Event, Fork, Setup, WorkerId};
 use troop_testkit::{
-    TEST_TIMEOUT, Troop, ask, is_running, open_descriptors, talk, wait_until, zombies,
+    TEST_TIMEOUT, Troop, ask, free_port, is_running, open_descriptors, talk, wait_until, zombies,
 };
 
 const FIXTURE: &str = env!("CARGO_BIN_EXE_troop-fixture");
@@ -94,11 +94,6 @@ impl Drop for Primary {
 
 fn pid(number: u32) -> Pid {
     Pid::from_raw(i32::try_from(number).unwrap()).unwrap()
-}
-
-/// A port that nobody has at the moment.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 // ---- forks that fail ----

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use troop::event::{Consequence, ExitHow, Violation};
 use troop::supervise::{Progress, RestartPolicy};
 use troop::{Builder, Cluster, Event, Fork, Setup, WorkerHandle};
-use troop_testkit::{TEST_TIMEOUT, Troop, ask, at_once, is_running, node_program, talk};
+use troop_testkit::{TEST_TIMEOUT, Troop, ask, at_once, free_port, is_running, node_program, talk};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
     Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args)
@@ -114,11 +114,6 @@ async fn stopped_worker_loses_nothing(setup: Setup, port: u16) {
     stopped.0.kill(9).await.unwrap();
     are_served(first, &honest).await;
     assert_eq!(troop.exit(&stopped.0).await, ExitHow::Signal(9));
-}
-
-/// A port that nobody has at the moment.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 #[tokio::test]

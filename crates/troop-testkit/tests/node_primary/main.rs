@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use troop_testkit::{TEST_TIMEOUT, is_running, node_program, talk, wait_until};
+use troop_testkit::{TEST_TIMEOUT, free_port, is_running, node_program, talk, wait_until};
 
 /// The scheduling, and the serialization if it is not JSON.
 const ALL: [&str; 4] = ["rr", "none", "rr advanced", "none advanced"];
@@ -148,12 +148,6 @@ fn connect(port: u16) -> TcpStream {
     let stream = TcpStream::connect(local(port)).unwrap();
     stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     stream
-}
-
-/// A port that nobody uses, and that the kernel gives to nobody who asks for any.
-fn free_port() -> u16 {
-    let start = 12_000 + u16::try_from(std::process::id() * 7 % 20_000).unwrap();
-    (start..).find(|port| TcpListener::bind(("::", *port)).is_ok()).unwrap()
 }
 
 fn left_voluntarily() -> (Value, Value) {

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use troop::activation::InheritedSocket;
 use troop::event::{Address, AddressType, ExitHow};
 use troop::{Cluster, Event, Scheduling, Setup, WorkerHandle};
-use troop_testkit::{TEST_TIMEOUT, Troop, get, node_program, talk, wait_until};
+use troop_testkit::{TEST_TIMEOUT, Troop, free_port, get, node_program, talk, wait_until};
 
 /// Whatever the scheduling, a Node program must see the same.
 fn every_scheduling() -> [Scheduling; 8] {
@@ -40,12 +40,6 @@ fn js(text: impl Into<String>) -> Setup {
 
 fn under(scheduling: Scheduling, setup: Setup) -> Troop {
     Troop::start(Cluster::builder().scheduling(scheduling).setup(setup))
-}
-
-/// A port that nobody uses, and that the kernel gives to nobody who asks for any.
-fn free_port() -> u16 {
-    let start = 12_000 + u16::try_from(std::process::id() * 7 % 20_000).unwrap();
-    (start..).find(|port| TcpListener::bind((Ipv6Addr::UNSPECIFIED, *port)).is_ok()).unwrap()
 }
 
 fn local(port: u16) -> SocketAddr {
