@@ -1,6 +1,6 @@
 'use strict';
 
-// Builds the engine with cargo and puts it where `lib/native.js` looks first.
+// Builds the engine with cargo and copies it to the place where `lib/native.js` looks first.
 //
 //     node npm/build.js [--debug] [--platform NAME]
 
@@ -18,11 +18,11 @@ exports.build = ({ debug = false, platform = here() } = {}) => {
   if (!target) throw new Error(`there is no engine for ${platform}, only for ${Object.keys(TARGETS).join(', ')}`);
   const profile = debug ? 'dev' : 'addon';
   const flags = ['build', '--package', 'troop-node', '--profile', profile];
-  // For other machines, cargo needs their target and linker.
+  // For other platforms, cargo needs their target and linker.
   const foreign = platform !== here();
   if (foreign) flags.push('--target', target);
   const env = { ...process.env };
-  // An addon is a shared library, which musl's targets do not make by themselves.
+  // An addon is a shared library, which musl's targets build only without a static C runtime.
   if (platform.endsWith('musl')) env.RUSTFLAGS = `${env.RUSTFLAGS ?? ''} -C target-feature=-crt-static`.trim();
   execFileSync('cargo', flags, { cwd: root, stdio: 'inherit', env });
 
@@ -34,7 +34,7 @@ exports.build = ({ debug = false, platform = here() } = {}) => {
 if (require.main === module) {
   const { values } = parseArgs({ options: { debug: { type: 'boolean' }, platform: { type: 'string' } } });
   const to = path.join(__dirname, 'lib', `troop.${values.platform ?? here()}.node`);
-  // Renamed into place, so that a process that has it loaded keeps the old one.
+  // Renamed into place, so that a process that has loaded the old file keeps it.
   copyFileSync(exports.build(values), `${to}.new`);
   renameSync(`${to}.new`, to);
 }

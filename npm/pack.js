@@ -1,6 +1,6 @@
 'use strict';
 
-// Prepares the packages for publishing: one with the JavaScript, which depends on one per platform with the engine.
+// Prepares the packages for publishing: one with the JavaScript, and one with the engine for each platform, on which the first depends.
 //
 //     node npm/pack.js DIRECTORY [--platform NAME]... [--debug]
 //
@@ -17,7 +17,7 @@ const { values, positionals: [directory] } = parseArgs({
   options: { platform: { type: 'string', multiple: true, default: [here()] }, debug: { type: 'boolean', default: false } },
 });
 if (!directory) {
-  console.error('where to? see the head of pack.js');
+  console.error('usage: node npm/pack.js DIRECTORY [--platform NAME]... [--debug]');
   process.exit(2);
 }
 

@@ -1,8 +1,8 @@
-// Runs tests of Node's own suite twice, with Node's `cluster` and with the drop-in, and prints what differs.
+// Runs the tests of Node's own suite that use `cluster`, with Node's `cluster` and with the drop-in, and prints the differences.
 //
 //     node npm/suite.mjs DIRECTORY [--node PATH]... [--only TEXT] [--repeat N] [--all]
 //
-// DIRECTORY is `test` of a checkout of Node, or a copy of it (github.com/denoland/node_test). Nothing of it is changed.
+// DIRECTORY is `test` of a checkout of Node, or a copy of it (github.com/denoland/node_test). No file in it is changed.
 
 import { spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
@@ -21,7 +21,7 @@ const { values: options, positionals: [directory] } = parseArgs({
   },
 });
 if (!directory) {
-  console.error('which directory? see the head of suite.mjs');
+  console.error('usage: node npm/suite.mjs DIRECTORY [--node PATH]... [--only TEXT] [--repeat N] [--all]');
   process.exit(2);
 }
 
@@ -41,8 +41,8 @@ function preparations(test) {
   return { flags: words('Flags'), env: Object.fromEntries(words('Env').map((pair) => pair.split(/=(.*)/s).slice(0, 2))) };
 }
 
-// What the harness of a newer suite expects of Node itself.
-// Not by `--import`: with that, workers of Node 20 may miss their first message.
+// A function that the harness of a newer suite expects of Node itself. It is not loaded by `--import`, with which workers of Node 20 may miss
+// their first message.
 const shim = path.join(mkdtempSync(path.join(os.tmpdir(), 'suite-')), 'shim.cjs');
 writeFileSync(shim, 'require("node:util").getCallSites ??= () => [{ scriptName: "", lineNumber: 0, columnNumber: 0 }];');
 process.on('exit', () => rmSync(path.dirname(shim), { recursive: true }));
@@ -65,7 +65,7 @@ function run(node, test, dropIn, number) {
     child.on('exit', (code, signal) => {
       const late = signal === 'SIGKILL';
       clearTimeout(timer);
-      // Its workers too, whatever they are doing.
+      // Its workers too.
       try { process.kill(-child.pid, 'SIGKILL'); } catch { /* there are none */ }
       const skipped = /^1\.\.0 # Skipped/m.test(output);
       resolve({ result: late ? 'timeout' : code !== 0 ? 'FAIL' : skipped ? 'skip' : 'pass', output });

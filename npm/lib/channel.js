@@ -1,15 +1,15 @@
 'use strict';
 
-// The short way of messages, past the channel that Node has to a worker: the engine writes them to the worker, and reads the worker's, in this
-// thread, when nothing else is going on. Node notices no difference: it is asked to write and told what was read in its own terms.
+// Direct I/O for messages, bypassing Node's channel to a worker: while the engine has nothing else to do for the worker, it writes and reads
+// messages in this thread. It does so behind Node's own stream interface, so Node's code is unchanged.
 
 const { AsyncResource } = require('node:async_hooks');
 
-/** Where Node's streams note what has become of a read or a write; `null` where it is out of reach. */
+/** The state in which Node's streams record the result of a read or a write; `null` where this Node does not expose it. */
 const stream = (() => {
   const before = Object.getOwnPropertyDescriptor(process, 'noDeprecation');
   try {
-    // It has no successor.
+    // `process.binding` is deprecated, and nothing replaces it here.
     process.noDeprecation = true;
     const { streamBaseState: state, kReadBytesOrError, kArrayBufferOffset, kLastWriteWasAsync } = process.binding('stream_wrap');
     const places = [kReadBytesOrError, kArrayBufferOffset, kLastWriteWasAsync];
@@ -22,11 +22,11 @@ const stream = (() => {
   }
 })();
 
-/** What the engine calls with messages for Node's channel; `undefined` where they must go through its descriptor. */
+/** Returns the function that the engine calls with messages for Node's channel; `undefined` where they must go through its descriptor. */
 exports.receiver = (channel) => {
   if (!stream) return;
   const { state, places: [read, offset] } = stream;
-  // Whatever the program had in its asynchronous context when it made the channel is there when messages come.
+  // Messages are received in the asynchronous context in which the program forked the worker.
   const resource = new AsyncResource('TROOPCHANNEL');
   const receive = (chunk) => {
     state[read] = chunk.byteLength;
@@ -36,11 +36,11 @@ exports.receiver = (channel) => {
   return (chunk) => resource.runInAsyncScope(receive, null, chunk);
 };
 
-/** Lets the engine write what Node would write to its channel, where it can. */
+/** Replaces the channel's write functions by ones that let the engine write directly, where it can. */
 exports.shorten = (channel, member) => {
   if (!stream) return;
   const { state, places: [, , isAsync] } = stream;
-  // Whether something was written to the channel that may still be there.
+  // Whether the last write went to the channel's descriptor, so that it may still be queued there.
   let behind = false;
   const shortcut = (name, engineWrites) => {
     const write = channel[name];

@@ -1,13 +1,13 @@
 'use strict';
 
-// Protects the primary's process from what a worker writes to its channel. Node believes a worker: a frame that is no value, an acknowledgement
-// that nobody waits for, or a handle of a strange type throws inside Node, where no program can catch it. The engine refuses most of that before
-// Node reads it; the rest is refused here, and the worker is killed.
+// Protects the primary's process from invalid input of a worker. Node trusts workers: a malformed frame, an unexpected acknowledgement or a
+// handle of an unknown type throws inside Node, where no program can catch it. The engine rejects most of that before Node reads it; this
+// module rejects the rest and kills the worker.
 
 const { constants: { signals } } = require('node:os');
 
 const STREAMS = ['TCP', 'Pipe'];
-/** The types of handles that Node knows, and the objects that they come as. */
+/** The types of handles that Node knows, and the classes of their objects. */
 const HANDLES = new Map([
   ['net.Native', STREAMS],
   ['net.Server', STREAMS],
@@ -15,31 +15,31 @@ const HANDLES = new Map([
   ['dgram.Native', ['UDP']],
   ['dgram.Socket', ['UDP']],
 ]);
-/** Node sends a handle that did not arrive again, wraps it once more each time, and cannot read that itself. */
+/** Node sends an undelivered handle again, each time in one more wrapping, which it cannot read itself. */
 const MAX_WRAPPINGS = 4;
 
-/** As Node's channel decides which event a message is. */
+/** Whether a message is internal, by the rule of Node's channel. */
 function isInternal(message) {
   return message !== null && typeof message === 'object' && typeof message.cmd === 'string' &&
     message.cmd.length > 'NODE_'.length && message.cmd.startsWith('NODE_');
 }
 
-/** The message that a handle came with, without the wrappings of earlier attempts. */
+/** Returns the message of a handle without the wrappings of earlier attempts. */
 function unwrap(message) {
   for (let n = 1; n < MAX_WRAPPINGS && isInternal(message.msg) && message.msg.cmd === 'NODE_HANDLE'; n++) message = message.msg;
   return message;
 }
 
-/** What is wrong with a message that announces a handle. */
+/** Returns the fault of a message that announces a handle, if it has one. */
 function fault({ type, key, dgramType, msg }, handle) {
   if (typeof type !== 'string' || !HANDLES.get(type)?.includes(handle.constructor.name)) return `a handle that is no ${String(type)}`;
-  // Node looks it up in an ordinary object.
+  // Node uses the key in an ordinary object, whose inherited properties must not be found.
   if (key !== undefined && (typeof key !== 'string' || key in {})) return 'a handle of a server that cannot be';
   if (type === 'dgram.Socket' && dgramType !== 'udp4' && dgramType !== 'udp6') return 'a datagram socket of no family';
   if (isInternal(msg)) return 'a handle for Node itself';
 }
 
-/** An error of a handle that a program has not asked for, and may not know of, does not end the process. */
+/** Makes an unhandled error of a received socket a warning: the program may not know of the socket. */
 function tame(handle, id) {
   handle.on('error', ({ message }) => {
     if (handle.listenerCount('error') > 1) return;
@@ -50,7 +50,7 @@ function tame(handle, id) {
 /** Guards the end of a worker's channel that Node has just set up. */
 exports.guard = (child, channel, id) => {
   const node = child.listeners('internalMessage')[0];
-  // A process that could not be started has none.
+  // A process that could not be started has no listener.
   if (!child.channel || !node) return;
   let refused = false;
   const refuse = (what) => {
@@ -63,7 +63,7 @@ exports.guard = (child, channel, id) => {
   const { onread } = channel;
   channel.onread = function(chunk) {
     if (!chunk) {
-      // The end. Node emits an error if the program has called `disconnect` and a handle is still unconfirmed.
+      // End of the channel. Node would emit an error if the program has called `disconnect` and a handle is unconfirmed.
       if (child.channel) child.connected = true;
       return onread.call(this, chunk);
     }
@@ -74,7 +74,7 @@ exports.guard = (child, channel, id) => {
       return;
     }
     try {
-      // Programs hear of messages later, so nothing of theirs is caught here.
+      // Messages are emitted later, so errors of the program's listeners are not caught here.
       onread.call(this, chunk);
     } catch (error) {
       handle?.close();
@@ -92,7 +92,7 @@ exports.guard = (child, channel, id) => {
     }
     const { listen } = handle;
     if (listen) {
-      // A server would emit its failure before the program has the server.
+      // A server would emit an error before the program receives the server.
       handle.listen = function(...args) {
         delete handle.listen;
         const status = listen.apply(this, args);
@@ -109,7 +109,7 @@ exports.guard = (child, channel, id) => {
   };
   child.removeListener('internalMessage', node);
   child.on('internalMessage', (message, handle) => {
-    // What Node does about a message needs an open channel, which it asserts.
+    // Node asserts that the channel is open.
     if (refused || !child.channel) return void handle?.close?.();
     const { cmd } = message;
     const isAnswer = cmd === 'NODE_HANDLE_ACK' || cmd === 'NODE_HANDLE_NACK';

@@ -1,6 +1,6 @@
 'use strict';
 
-// Which inspector port a worker gets.
+// Chooses the inspector port of each worker.
 
 const FLAG = /--inspect(?:-brk|-port)?|--debug-port/;
 const LOWEST = 1024;
@@ -31,7 +31,7 @@ function automatic() {
   return port > HIGHEST ? port - HIGHEST + LOWEST - 1 : port;
 }
 
-/** What has to be added to a worker's `execArgv`. */
+/** Returns the flags to add to a worker's `execArgv`. */
 exports.flags = ({ execArgv, inspectPort }) => {
   if (inspectPort === null) throw badPort(null);
   if (!execArgv.some((flag) => FLAG.test(flag)) && !FLAG.test(process.env.NODE_OPTIONS)) return [];

@@ -1,6 +1,6 @@
 'use strict';
 
-// Finds the engine: built beside this file, or in the package for this machine.
+// Loads the engine: the one built beside this file, or the one in the package for this platform.
 
 const { here } = require('./platforms');
 

@@ -1,6 +1,6 @@
 'use strict';
 
-// The machines that there is an engine for, by the names of their packages, and what Rust calls them.
+// The platforms with an engine, by the names of their packages, and Rust's names of them.
 
 const fs = require('node:fs');
 
@@ -11,7 +11,7 @@ exports.TARGETS = {
   'linux-arm64-musl': 'aarch64-unknown-linux-musl',
 };
 
-/** A program's interpreter, which loads its libraries: `PT_INTERP` of elf(5), of a 64-bit program. */
+/** Returns the interpreter of a 64-bit program, which loads its libraries: `PT_INTERP` of elf(5). */
 function interpreter(file) {
   const fd = fs.openSync(file, 'r');
   try {
@@ -38,10 +38,10 @@ function isMusl() {
     const name = interpreter('/proc/self/exe');
     if (name) return name.includes('ld-musl');
   } catch {
-    // Without /proc, say.
+    // For example without /proc.
   }
   return fs.readdirSync('/lib').some((name) => name.startsWith('ld-musl-'));
 }
 
-/** This machine. */
+/** Returns the platform of this machine. */
 exports.here = () => `${process.platform}-${process.arch}-${isMusl() ? 'musl' : 'gnu'}`;

@@ -1,12 +1,12 @@
 'use strict';
 
-// `cluster` in a primary: what its program sees. Listeners, connections and the way of messages are the engine's affair.
+// The `cluster` object of a primary. The engine handles listeners, connections and the transport of messages.
 
 const Worker = require('./worker');
 
 const cluster = require('./target').get();
 
-/** What only programs need that fork. This file is read by every process and thread that is no worker, and most of them never do. */
+/** Modules that are loaded at the first fork: every process and thread that is not a worker loads this file, and most never fork. */
 const parts = {
   get native() { return require('./native'); },
   get inspector() { return require('./inspector'); },
@@ -19,7 +19,7 @@ const SCHED_RR = 2;
 
 /** Workers whose channels are open. */
 const connected = new Set();
-/** Who waits until there are no workers any more. */
+/** Callbacks of `cluster.disconnect`, called when no workers are left. */
 let waiting = [];
 
 let lastId = 0;
@@ -31,7 +31,7 @@ function noticed({ kind, text }) {
 
 function start() {
   const { native: { Engine }, scheduling, spawn: { offered }, supervisor } = parts;
-  // From now on it does not change any more.
+  // The policy is fixed from here on.
   const { schedulingPolicy: policy } = cluster;
   if (typeof policy === 'function') {
     const ask = scheduling.asker(policy, (id) => cluster.workers[id], (...answer) => engine.answer(...answer));
@@ -59,7 +59,7 @@ function setupPrimary(options) {
     ...cluster.settings,
     ...options,
   };
-  // Otherwise all workers would write their profile to the same file.
+  // Without this, all workers would write their profile to the same file.
   const { execArgv } = settings;
   if (execArgv.some((flag) => flag.startsWith('--prof')) && !execArgv.some((flag) => flag.startsWith('--logfile='))) {
     settings.execArgv = [...execArgv, '--logfile=v8-%p.log'];
@@ -87,7 +87,7 @@ function startProcess(id, env) {
   });
 }
 
-// Node calls back when the first worker is gone. Its documentation promises that all are.
+// Calls back when all workers are gone, as Node's documentation says. Node itself calls back when the first one is.
 function callBack() {
   if (connected.size > 0 || Object.keys(cluster.workers).length > 0) return;
   const callbacks = waiting;
@@ -100,7 +100,7 @@ function remove(worker) {
   callBack();
 }
 
-/** Both emitters, the worker first. */
+/** Emits an event on the worker, then on the cluster. */
 function tell(worker, event, ...args) {
   worker.emit(event, ...args);
   cluster.emit(event, worker, ...args);
@@ -116,12 +116,12 @@ const acts = {
     tell(worker, 'listening', { addressType, address, port, fd });
   },
   exitedAfterDisconnect(worker) {
-    // The engine has answered.
+    // The engine has confirmed it.
     worker.exitedAfterDisconnect = true;
   },
 };
 
-/** The engine may have told it, and this thread not have heard of that yet. */
+/** Whether a worker was asked to disconnect. The engine may have asked before this thread was notified. */
 function wasToldToLeave(worker) {
   return !!worker.exitedAfterDisconnect || !!parts.spawn.member(worker.process)?.wasToldToLeave();
 }
@@ -164,7 +164,7 @@ cluster.fork = function(env) {
 };
 
 cluster.disconnect = function(callback) {
-  // Without it nobody was ever forked.
+  // Without an engine no worker was ever forked.
   if (engine) parts.supervisor.stop();
   for (const worker of Object.values(cluster.workers)) {
     if (worker.isConnected()) worker.disconnect();
@@ -176,8 +176,7 @@ cluster.disconnect = function(callback) {
 Worker.prototype.disconnect = function() {
   this.exitedAfterDisconnect = true;
   parts.supervisor.release(this);
-  // The engine takes the worker off its listeners, and passes it on.
-  // One that has just died need not be told.
+  // The engine removes the worker from its listeners, and passes the message on. A worker that has just died has no channel.
   if (this.process.connected) this.process.send({ cmd: 'NODE_CLUSTER', act: 'disconnect' }, () => {});
   remove(this);
   return this;
@@ -186,12 +185,12 @@ Worker.prototype.disconnect = function() {
 const { destroy } = Worker.prototype;
 
 Worker.prototype.destroy = function(signal) {
-  // Other signals may mean anything.
+  // Other signals need not end the process.
   if (parts.supervisor.ends(signal || 'SIGTERM')) parts.supervisor.release(this);
   destroy.call(this, signal);
 };
 
-/** What Node does not have, and who lists the properties does not see. */
+/** Adds a property that Node's object does not have, hidden from enumeration. */
 function add(object, name, value) {
   Object.defineProperty(object, name, { value, writable: true, configurable: true, enumerable: false });
 }

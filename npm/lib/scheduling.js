@@ -1,10 +1,10 @@
 'use strict';
 
-// `cluster.schedulingPolicy`: Node's numbers, the engine's names, or a function of the program's.
+// `cluster.schedulingPolicy`: Node's numbers, the engine's names, or a function.
 
 const { AssertionError } = require('node:assert');
 
-/** What the engine calls it. */
+/** Returns the engine's name of a policy. */
 exports.nameOf = (policy) => {
   if (policy === 1) return 'shared';
   if (policy === 2) return 'round-robin';
@@ -14,21 +14,21 @@ exports.nameOf = (policy) => {
     { code: 'ERR_INTERNAL_ASSERTION' });
 };
 
-/** Puts the engine's questions to the program's function, and gives its answer to the engine. */
+/** Returns the function that answers the engine's questions by calling the program's function. */
 exports.asker = (choose, workerOf, answer) => ({ ticket, candidates, ...connection }) => {
   let chosen;
   try {
     const choice = choose(connection, candidates
       .map(({ id, ...known }) => ({ worker: workerOf(id), ...known }))
-      // One that was told to leave a moment ago.
+      // Without workers that were asked to disconnect a moment ago.
       .filter(({ worker }) => worker));
-    // A worker, what was passed in for it, or nothing.
+    // A worker, a candidate, or nothing.
     chosen = (choice?.worker ?? choice)?.id;
     if (choice !== undefined && choice !== null && !Number.isInteger(chosen)) {
       throw new TypeError(`cluster.schedulingPolicy must return a worker, or nothing; it returned ${String(choice)}`);
     }
   } catch (error) {
-    // The connection is not lost; the program hears of it as of any error that it does not catch.
+    // The connection is not lost. The error is thrown like any uncaught error of the program.
     process.nextTick(() => { throw error; });
   }
   answer(ticket, chosen);

@@ -2,8 +2,8 @@
 
 // Starts a worker's process, with the engine between its channel and Node's.
 //
-// Node itself starts the process and has a channel to it, so that `worker.process` is what it always was. Only the descriptors are others:
-// the process gets the worker's end of a channel whose other end is the engine's, and Node's channel leads to the engine too.
+// Node itself starts the process and has a channel to it, so `worker.process` is Node's own `ChildProcess`. Only the descriptors are replaced:
+// the process gets one end of a channel whose other end belongs to the engine, and Node's channel leads to the engine too.
 
 const childProcess = require('node:child_process');
 const fs = require('node:fs');
@@ -12,9 +12,9 @@ const { receiver, shorten } = require('./channel');
 const { guard } = require('./guard');
 
 const { ChildProcess } = childProcess;
-/** What the engine knows of a process. */
+/** The engine's handle of each process. */
 const members = new WeakMap();
-/** The same by number, as long as the channel is open. */
+/** The engine's handles of workers whose channels are open, by number. */
 const helpers = new Map();
 const OUT_OF_DESCRIPTORS = -os.constants.errno.EMFILE;
 const OUT_OF_FILES = -os.constants.errno.ENFILE;
@@ -23,7 +23,7 @@ function reroute(child, engine, id, start, options) {
   const handle = child._handle;
   const spawn = handle.spawn;
   let whenClosed = () => {};
-  // How Node passes the options differs between versions; it has put the complete ones here in all of them.
+  // Versions of Node differ in how they pass options; in all of them `options` is complete by now.
   handle.spawn = function(...args) {
     delete handle.spawn;
     const at = options.stdio.findIndex((entry) => entry.ipc);
@@ -32,7 +32,7 @@ function reroute(child, engine, id, start, options) {
     try {
       ends = engine.open(id);
     } catch {
-      // There are no descriptors left; Node makes an `error` event of that.
+      // No descriptors are left; Node emits an `error` event for this code.
       return OUT_OF_DESCRIPTORS;
     }
     const { worker, program } = ends;
@@ -43,7 +43,7 @@ function reroute(child, engine, id, start, options) {
       endHandles(child);
       helpers.get(id)?.close();
       helpers.delete(id);
-      // After 'disconnect', which comes in this tick or the next.
+      // After 'disconnect', which is emitted in this tick or the next.
       setImmediate(whenClosed);
     };
     options.stdio[at] = { type: 'fd', fd: worker, ipc: true };
@@ -52,7 +52,7 @@ function reroute(child, engine, id, start, options) {
       error = spawn.apply(handle, args);
     } finally {
       options.stdio[at] = entry;
-      // Node reads it after any other error too, so it must lead somewhere.
+      // After any other error Node still reads from it, so it must be a valid descriptor.
       if (error === OUT_OF_DESCRIPTORS || error === OUT_OF_FILES) fs.closeSync(program);
       else entry.handle.open(program);
       if (error !== 0) engine.abandon(id);
@@ -63,10 +63,10 @@ function reroute(child, engine, id, start, options) {
         members.set(child, member);
         helpers.set(id, member);
         shorten(entry.handle, member);
-        // When this thread is free: until then the engine reads what the worker says.
+        // When this thread is free. Until then the engine reads the worker's messages.
         setImmediate(help, id).unref();
       } catch (error) {
-        // Nobody would look after it.
+        // The engine does not know the process, so it would not be supervised.
         handle.kill(os.constants.signals.SIGKILL);
         throw error;
       }
@@ -74,7 +74,7 @@ function reroute(child, engine, id, start, options) {
     return error;
   };
 
-  // The kernel tells of the end of a process as soon as it has happened, but the end of the channel comes by way of the engine.
+  // The kernel reports the exit of a process immediately, but the end of its channel passes through the engine.
   const onexit = handle.onexit;
   handle.onexit = function(...status) {
     const go = () => onexit.apply(this, status);
@@ -83,22 +83,22 @@ function reroute(child, engine, id, start, options) {
   };
 }
 
-/** Reads this worker's messages here, if the engine would like that. */
+/** Reads this worker's messages in this thread, if the engine permits it. */
 function help(id) {
   helpers.get(id)?.help();
 }
 
-// The engine ends with the process, and so would what it has not written yet.
+// The engine's thread ends with the process, so unwritten messages are written now.
 process.on('exit', () => {
   for (const member of helpers.values()) member.hurry();
 });
 
-/** The engine would like to have this worker's messages read here. */
+/** Called when the engine offers a worker's channel to this thread. */
 exports.offered = help;
 
 /**
- * The channel of a worker has ended. Node never says so, and keeps the socket open, while it waits for a socket to be confirmed, also when
- * the worker is dead: https://github.com/nodejs/node/blob/main/lib/internal/child_process.js, `disconnect`.
+ * Emits 'disconnect' for a channel that has ended while a socket was unconfirmed. Node does not, and keeps the socket open, even when the
+ * worker is dead: https://github.com/nodejs/node/blob/main/lib/internal/child_process.js, `disconnect`.
  */
 function endHandles(child) {
   const queue = child._handleQueue;
@@ -113,10 +113,10 @@ function endHandles(child) {
   });
 }
 
-/** What the engine knows of a worker's process, if it ever ran. */
+/** The engine's handle of a worker's process; undefined if it was never started. */
 exports.member = (child) => members.get(child);
 
-/** As `child_process.fork`. With `start`, as the engine has ordered by this number. */
+/** `child_process.fork` with the engine in between. `start` is the number of the engine's order, if it carries one out. */
 exports.fork = (engine, id, start, ...args) => {
   const { spawn } = ChildProcess.prototype;
   ChildProcess.prototype.spawn = function(options) {

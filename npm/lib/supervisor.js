@@ -1,7 +1,7 @@
 'use strict';
 
-// Workers that are started again when they die, and replaced while the cluster serves. The engine's supervisor decides all of that; here is
-// what it needs Node for: the processes.
+// Restarts of workers that die, and reloads. The engine's supervisor makes the decisions; this module starts the processes, which only Node
+// can do.
 
 const { once } = require('node:events');
 const { constants: { signals } } = require('node:os');
@@ -12,7 +12,7 @@ const RELOAD = { ready: 'listening', minUptime: 0, timeout: 30_000, killTimeout:
 const READY = ['online', 'listening', 'message'];
 /** Signals that programs send to end a worker. */
 const ENDING = ['SIGTERM', 'SIGKILL', 'SIGINT', 'SIGQUIT', 'SIGHUP', 'SIGABRT'];
-/** Milliseconds after which it is asked again whether workers are still to come. */
+/** Interval in milliseconds at which the engine is asked whether it expects more workers. */
 const ASK_INTERVAL = 500;
 
 let engine = null;
@@ -20,18 +20,18 @@ let remove = () => {};
 
 /** The last worker of each slot, and the environment that it was forked with. */
 const slots = new Map();
-/** Starts that wait until the program has been told of the end of a worker, by its number. */
+/** Starts that wait for the `exit` event of the slot's last worker, by that worker's number. */
 const waiting = new Map();
-/** The number of the start that the fork under way answers. */
+/** The number of the engine's order that the current fork carries out. */
 let starting;
-/** The reload that is under way: its options, what it has started, and who leaves for it. */
+/** The reload in progress: its options, its new workers (`fresh`), and promises of the exits of its old ones (`leaving`). */
 let reload = null;
-/** Keeps the process alive while workers are to come and none may be there. */
+/** Timer that keeps the process alive while the engine expects workers and none may run. */
 let alive;
-/** No more workers are started because none was ever ready, and the program has forked none since. */
+/** Whether the engine has given up because no worker was ever ready, and the program has forked none since. */
 let gaveUp = false;
 
-/** Whoever started this process must not take that for a success. An exit code of the program's own counts. */
+/** Makes the exit code 1 after giving up, unless the program has set one. */
 function atExit(code) {
   if (gaveUp && code === 0 && process.exitCode === undefined) process.exitCode = 1;
 }
@@ -60,7 +60,7 @@ function complete(defaults, given, name) {
   return { ...defaults, ...given };
 }
 
-/** Throws if the settings make no sense. */
+/** Returns the complete options of `respawn`, or null without respawning. Throws on invalid ones. */
 exports.options = ({ respawn }) => {
   if (!respawn) return null;
   if (respawn !== true && typeof respawn !== 'object') {
@@ -69,30 +69,30 @@ exports.options = ({ respawn }) => {
   return complete(RESPAWN, respawn === true ? {} : respawn, 'respawn');
 };
 
-/** `leaves` takes a worker out of the program's sight. */
+/** Sets the engine, and the function that removes a worker from `cluster.workers`. */
 exports.use = (given, leaves) => { [engine, remove] = [given, leaves]; };
 
-/** The number of the start that the worker is for that is being forked. */
+/** The number of the engine's order that the current fork carries out, if any. */
 exports.starting = () => starting;
 
 exports.forked = (worker, env, member) => {
   if (starting === undefined) gaveUp = false;
-  // Its process may not run, of which an `error` event tells.
+  // Without a member the process was not started, which an `error` event reports.
   if (member) slots.set(member.slot(), { worker, env });
 };
 
-/** The process goes on while workers are to come, and until it knows that none are. */
+/** Keeps the process alive as long as the engine expects workers, and until it is known that it does not. */
 function look(endedId) {
   const { expectsWorkers, hasGivenUp } = engine.supervision(endedId);
   if (!expectsWorkers && !(hasGivenUp && !gaveUp)) alive = clearInterval(alive);
   else alive ??= setInterval(look, ASK_INTERVAL);
 }
 
-/** A fork that nobody has asked for just now, so nobody is there to see it fail. */
+/** Forks a worker that the engine has ordered. No caller is there to catch errors, so they are warnings. */
 function start(order) {
   const { number, slot, follows } = order;
   const { worker: last, env } = slots.get(slot) ?? {};
-  // The program hears of the end of a worker before it sees its successor.
+  // `exit` of a worker is emitted before `fork` of its successor.
   if (last && last.id === follows && last.state !== 'dead') return void waiting.set(follows, order);
   if (!engine.isStartWanted(number)) return;
   let worker;
@@ -100,7 +100,7 @@ function start(order) {
   try {
     worker = cluster.fork(env);
   } catch (error) {
-    // Of want of memory, say. The program is not there to catch it.
+    // For example out of memory.
     warn(`a worker could not be started: ${error.message}`);
     return engine.startFailed(number, error.message);
   } finally {
@@ -109,7 +109,7 @@ function start(order) {
   worker.on('error', (error) => {
     warn(`worker ${worker.id}: ${error.message}`);
     if (worker.process.pid !== undefined) return;
-    // It was not even started, and will not end.
+    // The process was not started, so there will be no `exit`.
     delete cluster.workers[worker.id];
     engine.startFailed(number, error.message);
   });
@@ -141,13 +141,13 @@ const acts = {
   reloaded: (result) => reload.done(result),
 };
 
-/** Does what the engine's supervisor wants. */
+/** Carries out an order of the engine's supervisor. */
 exports.obey = (order) => {
   acts[order.kind](order);
   look();
 };
 
-/** A worker has ended, and the program knows. */
+/** Called after the `exit` event of a worker. */
 exports.exited = (worker) => {
   const order = waiting.get(worker.id);
   waiting.delete(worker.id);
@@ -155,23 +155,23 @@ exports.exited = (worker) => {
   look(worker.id);
 };
 
-/** Nobody is to come back. */
+/** Ends the supervision of all workers. */
 exports.stop = () => {
   gaveUp = false;
   engine.releaseAll();
 };
 
-/** A worker is not to come back. */
+/** Ends the supervision of one worker, so that it is not restarted. */
 exports.release = (worker) => engine?.release(worker.id);
 
-/** Whether who sends this signal wants the process to end. */
+/** Whether this is one of the signals that end a process for good. */
 exports.ends = (signal) => ENDING.some((name) => name === signal || signals[name] === signal);
 
 async function ended(worker) {
   if (!worker.isDead() && worker.process.pid !== undefined) await once(worker, 'exit');
 }
 
-/** Why a reload has failed, for people. */
+/** Describes the reason why a reload has failed. */
 async function reason({ kind, worker: id, wasReady, text }, { options: { ready, timeout }, fresh }) {
   const worker = fresh.get(id);
   const who = worker ? `worker ${id} (process ${worker.process.pid})` : 'a worker';
@@ -190,11 +190,11 @@ async function reason({ kind, worker: id, wasReady, text }, { options: { ready, 
   }
 }
 
-/** Replaces all workers by new ones, of the program as it is now, and waits until the old ones have ended. */
+/** Replaces all workers by new ones that run the current program, and waits until the old ones have ended. */
 exports.reload = async (given = {}) => {
   const options = complete(RELOAD, given, 'reload');
   if (reload) throw fail('ERR_TROOP_RELOADING', 'a reload is under way');
-  // Nobody was ever forked.
+  // No worker was ever forked.
   if (!engine) return { replaced: 0 };
   const current = { options, fresh: new Map(), leaving: [] };
   const result = new Promise((resolve) => { current.done = resolve; });

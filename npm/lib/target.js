@@ -1,13 +1,13 @@
 'use strict';
 
-// The object that becomes `cluster`: one of its own, or Node's.
+// The object that becomes `cluster`: a new one, or Node's.
 
 const EventEmitter = require('node:events');
 
 let target = null;
 
-/** Makes an object `cluster`. To be called before anybody has asked for it. */
+/** Makes an object `cluster`. Must be called before the first `get`. */
 exports.use = (object) => { target ??= object; };
 
-/** The object. */
+/** Returns the object. */
 exports.get = () => (target ??= new EventEmitter());

@@ -1,6 +1,6 @@
 'use strict';
 
-// A worker, as the primary's program sees it.
+// `cluster.Worker` in the primary.
 
 const EventEmitter = require('node:events');
 
@@ -38,7 +38,7 @@ Worker.prototype.destroy = function(signal) {
   this.process.kill(signal || 'SIGTERM');
 };
 
-// Calls whatever `destroy` is at the time, as Node does.
+// Calls the current value of `destroy`, which programs may replace, as Node does.
 Worker.prototype.kill = function(...args) {
   this.destroy(...args);
 };
