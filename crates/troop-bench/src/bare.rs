@@ -136,7 +136,7 @@ pub(crate) fn primary(kind: &str, count: usize) -> Result<()> {
     }
     println!("ready {port}");
     let mut line = Vec::new();
-    outgoing::newconn(&mut line, "\"bare\"", 1);
+    outgoing::newconn(&mut line, "\"bare\"", 1, false);
     let (mut ready, mut buffer, mut none) = (Vec::new(), vec![0; 65536], Vec::new());
     let (mut waiting, mut turn) = (false, 0);
     loop {

@@ -106,3 +106,80 @@ fn node_workers_are_told_what_they_understand() {
     let (mut simulation, ..) = serving("round-robin", &[false, false]);
     assert!(!is_told_to_leave(&mut simulation, 0).contains("moves"));
 }
+
+fn acts(simulation: &Simulation, worker: WorkerId) -> Vec<&str> {
+    let lines = simulation.sent.iter().filter(|(to, _)| *to == worker).map(|(_, line)| line);
+    lines.map(|line| line.split("\"act\":\"").nth(1).unwrap().split('"').next().unwrap()).collect()
+}
+
+fn moves_idle(simulation: &mut Simulation, worker: usize) {
+    simulation.happen(Input::Moves { worker }).unwrap();
+}
+
+fn told(simulation: &mut Simulation, number: usize) {
+    simulation.happen(Input::Disconnect { worker: number, keep: true }).unwrap();
+    simulation.happen(Input::Pass { ms: 500 }).unwrap();
+}
+
+#[test]
+fn a_node_worker_with_the_script_moves_what_is_idle_before_it_is_disconnected() {
+    let (mut simulation, workers, _, key) = serving("round-robin", &[false, false]);
+    moves_idle(&mut simulation, 0);
+    simulation.sent.clear();
+    told(&mut simulation, 0);
+    assert_eq!(acts(&simulation, workers[0]), ["leave"]);
+    let keys = format!(r#""keys":["{key}"],"spread":3000"#);
+    assert!(simulation.sent[0].1.contains(&keys), "{:?}", simulation.sent);
+    simulation.happen(Input::Moved { worker: 0 }).unwrap();
+    simulation.happen(Input::Pass { ms: 0 }).unwrap();
+    assert_eq!(acts(&simulation, workers[0]), ["leave", "disconnect"]);
+}
+
+#[test]
+fn it_is_disconnected_after_a_second_whatever_it_does() {
+    let (mut simulation, workers, ..) = serving("round-robin", &[false, false]);
+    moves_idle(&mut simulation, 0);
+    simulation.happen(Input::Pass { ms: 9_000 }).unwrap();
+    simulation.sent.clear();
+    told(&mut simulation, 0);
+    assert_eq!(acts(&simulation, workers[0]), ["leave"]);
+    simulation.happen(Input::Pass { ms: 600 }).unwrap();
+    assert_eq!(acts(&simulation, workers[0]), ["leave", "disconnect"]);
+}
+
+#[test]
+fn when_all_leave_those_that_were_told_to_move_connections_keep_them() {
+    let (mut simulation, workers, ..) = serving("round-robin", &[false, false]);
+    moves_idle(&mut simulation, 0);
+    moves_idle(&mut simulation, 1);
+    simulation.sent.clear();
+    let keep = |worker| Input::Disconnect { worker, keep: false };
+    simulation.happen(keep(0)).unwrap();
+    simulation.happen(keep(1)).unwrap();
+    simulation.happen(Input::Pass { ms: 500 }).unwrap();
+    assert_eq!(acts(&simulation, workers[0]), ["leave", "leave", "disconnect"]);
+    assert!(simulation.sent.iter().any(|(_, line)| line.contains(r#""keys":[],"spread":0"#)));
+    assert_eq!(acts(&simulation, workers[1]), ["disconnect"]);
+}
+
+#[test]
+fn where_nothing_can_move_it_is_told_over_what_time_to_close() {
+    let (mut simulation, workers, ..) = serving("sticky:proxy=pass", &[false, false]);
+    moves_idle(&mut simulation, 0);
+    simulation.sent.clear();
+    told(&mut simulation, 0);
+    assert_eq!(acts(&simulation, workers[0]), ["leave", "disconnect"]);
+    assert!(simulation.sent[0].1.contains(r#""keys":[],"spread":3000"#), "{:?}", simulation.sent);
+    // Nobody is there any more for whom it would be worth while.
+    simulation.primary.hurry();
+    simulation.act().unwrap();
+    assert_eq!(acts(&simulation, workers[0]), ["leave", "disconnect", "leave"]);
+}
+
+#[test]
+fn one_of_a_server_that_the_worker_closed_before_stays_where_it_is() {
+    let (mut simulation, workers, _, key) = serving("round-robin", &[true, true]);
+    simulation.happen(Input::Close { worker: 0, listener: 0 }).unwrap();
+    is_told_to_leave(&mut simulation, 0);
+    assert_eq!(simulation.primary.may_move(workers[0], &key), Ok(None));
+}

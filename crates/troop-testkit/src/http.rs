@@ -1,5 +1,9 @@
 //! A client of HTTP/1.1 that keeps its connections open and sees how they end.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -56,4 +60,60 @@ pub async fn kept(port: u16, count: usize) -> Vec<TcpStream> {
         streams.push(stream);
     }
     streams
+}
+
+/// Clients that go on asking on one connection each, until they are told to stop.
+#[derive(Debug)]
+pub struct Clients {
+    stop: Arc<AtomicBool>,
+    asked: Arc<AtomicU64>,
+    tasks: Vec<tokio::task::JoinHandle<Result<(), String>>>,
+}
+
+impl Clients {
+    /// So many clients, of which one in four never pauses.
+    #[must_use]
+    pub fn start(port: u16, count: usize) -> Clients {
+        let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let tasks = (0..count).map(|number| {
+            let (stop, asked) = (stop.clone(), asked.clone());
+            tokio::spawn(async move {
+                let mut stream = open(port).await;
+                while !stop.load(Ordering::Relaxed) {
+                    match answer(&mut stream, "/").await {
+                        Some((_, false)) => asked.fetch_add(1, Ordering::Relaxed),
+                        Some((_, true)) => return Err(format!("{number} is told of the end")),
+                        None => return Err(format!("{number} was closed")),
+                    };
+                    // Some never pause, others are idle for most of the time.
+                    if number % 4 > 0 {
+                        tokio::time::sleep(Duration::from_millis(number as u64 % 4 * 5)).await;
+                    }
+                }
+                Ok(())
+            })
+        });
+        let tasks = tasks.collect();
+        Clients { stop, asked, tasks }
+    }
+
+    /// Waits until they have had 200 more answers, or one has noticed something.
+    pub async fn more(&self) {
+        let before = self.asked.load(Ordering::Relaxed);
+        while self.asked.load(Ordering::Relaxed) < before + 200
+            && !self.tasks.iter().any(|task| task.is_finished())
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Stops them; none has seen its connection closed, or heard that it will be.
+    pub async fn none_has_noticed(self, what: &str) {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut noticed = Vec::new();
+        for task in self.tasks {
+            noticed.extend(task.await.expect("a client does not panic").err());
+        }
+        assert!(noticed.is_empty(), "{what}: {noticed:?}");
+    }
 }

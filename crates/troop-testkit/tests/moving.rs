@@ -2,14 +2,12 @@
 //! another one, and their clients notice nothing.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use troop::{Builder, Cluster, Event, Setup, WorkerHandle};
-use troop_testkit::http::{answer, ask, kept, open, read_answer};
+use troop_testkit::http::{Clients, answer, ask, kept, open, read_answer};
 use troop_testkit::{TEST_TIMEOUT, Troop, at_once};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Builder {
@@ -171,57 +169,6 @@ async fn requests_that_were_sent_together_are_all_answered_in_order() {
         }
         assert!(!answers.to_ascii_lowercase().contains("connection: close"));
         reload.await.unwrap();
-    }
-}
-
-/// Clients that go on asking on one connection each, until they are told to stop.
-struct Clients {
-    stop: Arc<AtomicBool>,
-    asked: Arc<AtomicU64>,
-    tasks: Vec<tokio::task::JoinHandle<Result<(), String>>>,
-}
-
-impl Clients {
-    fn start(port: u16, count: usize) -> Clients {
-        let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let tasks = (0..count).map(|number| {
-            let (stop, asked) = (stop.clone(), asked.clone());
-            tokio::spawn(async move {
-                let mut stream = open(port).await;
-                while !stop.load(Ordering::Relaxed) {
-                    match answer(&mut stream, "/").await {
-                        Some((_, false)) => asked.fetch_add(1, Ordering::Relaxed),
-                        Some((_, true)) => return Err(format!("{number} is told of the end")),
-                        None => return Err(format!("{number} was closed")),
-                    };
-                    // Some never pause, others are idle for most of the time.
-                    if number % 4 > 0 {
-                        tokio::time::sleep(Duration::from_millis(number as u64 % 4 * 5)).await;
-                    }
-                }
-                Ok(())
-            })
-        });
-        let tasks = tasks.collect();
-        Clients { stop, asked, tasks }
-    }
-
-    async fn more(&self) {
-        let before = self.asked.load(Ordering::Relaxed);
-        while self.asked.load(Ordering::Relaxed) < before + 200
-            && !self.tasks.iter().any(|task| task.is_finished())
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    async fn none_has_noticed(self, what: &str) {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut noticed = Vec::new();
-        for task in self.tasks {
-            noticed.extend(task.await.unwrap().err());
-        }
-        assert!(noticed.is_empty(), "{what}: {noticed:?}");
     }
 }
 

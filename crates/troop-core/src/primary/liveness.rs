@@ -126,7 +126,7 @@ impl Primary {
         }
         for (worker, seq) in probed {
             let mut line = Vec::with_capacity(128);
-            outgoing::newconn(&mut line, PROBE_KEY, seq);
+            outgoing::newconn(&mut line, PROBE_KEY, seq, false);
             self.actions.push_back(Action::Probe { worker, line });
         }
         for (worker, silence) in silent {

@@ -7,10 +7,14 @@
 //!
 //! [`outgoing::move_connection`]: crate::wire::outgoing::move_connection
 
+use std::time::Duration;
+
 use super::Primary;
 use super::listener::Listener;
+use super::worker::Moving;
 use crate::event::Violation;
-use crate::id::{ListenerId, WorkerId};
+use crate::id::{ListenerId, Time, WorkerId};
+use crate::wire::outgoing;
 
 impl Primary {
     /// The listener that a connection goes to which a worker gives back, by its key. `None` if the
@@ -34,9 +38,10 @@ impl Primary {
                 return Ok(Some(*id));
             }
         }
-        // One that has been closed meanwhile is forgotten with its key.
+        // One that has been closed meanwhile is forgotten with its key, and so is one that the
+        // worker itself has closed, also before.
         let all_open = state.former_listeners.iter().all(|id| self.listeners.contains_key(id));
-        if known || !all_open {
+        if known || !all_open || state.has_closed {
             return Ok(None);
         }
         Err(Violation::Malformed("a connection moved to a listener that it never had".into()))
@@ -47,6 +52,67 @@ impl Primary {
     pub fn moved(&mut self, worker: WorkerId) {
         if let Some(state) = self.workers.get_mut(&worker) {
             state.moved += 1;
+        }
+    }
+
+    /// A Node worker has troop's script, which moves its idle connections.
+    pub(super) fn can_move_idle(&mut self, worker: WorkerId) {
+        if let Some(state) = self.workers.get_mut(&worker) {
+            // A troop worker learns from `disconnect` what it is to move.
+            state.moves_idle = !state.batched;
+        }
+    }
+
+    /// The connections have moved that were idle when the worker was told to leave.
+    pub(super) fn idle_moved(&mut self, now: Time, worker: WorkerId) {
+        if let Some(state) = self.workers.get_mut(&worker)
+            && state.moving.take().is_some()
+        {
+            self.wake_at(now);
+        }
+    }
+
+    /// Has a Node worker that is to leave move its idle connections, before it is disconnected.
+    pub(super) fn begin_moving(&mut self, worker: WorkerId, drain_spread: Option<Duration>) {
+        let Some(state) = self.workers.get(&worker).filter(|state| state.moves_idle) else {
+            return;
+        };
+        let listeners = state.former_listeners.iter().filter_map(|id| {
+            let listener = self.listeners.get(id)?;
+            self.can_take_moved(*id, listener).then(|| listener.key.clone())
+        });
+        let keys: Vec<String> = listeners.collect();
+        let spread = drain_spread.unwrap_or_default().as_millis();
+        if keys.is_empty() && spread == 0 {
+            return;
+        }
+        if let Some(state) = self.workers.get_mut(&worker) {
+            state.moves_offered = !keys.is_empty();
+            state.moving = state.moves_offered.then_some(Moving::Told);
+        }
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let spread = u64::try_from(spread).unwrap_or(u64::MAX);
+        self.send(worker, |line| outgoing::leave(line, &keys, spread));
+    }
+
+    /// Has workers that leave keep their connections when nobody stays who could take them.
+    pub(super) fn withdraw_moves(&mut self) {
+        let offered = self.workers.iter().filter(|(_, state)| state.moves_offered);
+        let offered: Vec<WorkerId> = offered.map(|(id, _)| *id).collect();
+        for worker in offered {
+            if !self.takes_moves(worker) {
+                self.end_moves(worker);
+            }
+        }
+    }
+
+    /// Has a Node worker that leaves close what is idle instead of moving it.
+    pub(super) fn end_moves(&mut self, worker: WorkerId) {
+        let Some(state) = self.workers.get_mut(&worker) else { return };
+        (state.moves_offered, state.moving) = (false, None);
+        if state.connected && !state.cut_off {
+            self.send(worker, |line| outgoing::leave(line, &[], 0));
+            self.wake_at(self.last_time);
         }
     }
 

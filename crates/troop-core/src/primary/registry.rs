@@ -305,7 +305,8 @@ impl Primary {
 
     /// Handles the close of a server by its worker. Unknown keys are ignored, as in Node.
     pub(super) fn server_closed(&mut self, worker: WorkerId, key: &str) {
-        let Some(state) = self.workers.get(&worker) else { return };
+        let Some(state) = self.workers.get_mut(&worker) else { return };
+        state.has_closed = true;
         let all = state.memberships.iter().map(|membership| membership.listener);
         let found = all.into_iter().find(|id| self.listeners.get(id).is_some_and(|l| l.key == key));
         if let Some(listener) = found {

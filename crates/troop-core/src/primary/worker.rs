@@ -21,6 +21,18 @@ pub(super) const NO_DESCRIPTOR_PAUSE: Duration = Duration::from_millis(500);
 /// which clients see as a reset.
 pub(super) const FINAL_READ_DELAY: Duration = Duration::from_millis(100);
 
+/// How long the idle connections of a Node worker may move before it is sent `disconnect`.
+const MOVE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A Node worker whose idle connections move.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) enum Moving {
+    /// It was told just now.
+    Told,
+    /// It is not waited for any longer than this.
+    Until(Time),
+}
+
 /// Counters of one worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -116,6 +128,12 @@ pub(super) struct Worker {
     /// connections.
     #[serde(with = "crate::snapshot::nested")]
     pub(super) disconnect_due: Option<Option<Duration>>,
+    /// Whether troop's script in it moves idle connections when it is to leave.
+    pub(super) moves_idle: bool,
+    /// While idle connections move, before it is sent `disconnect`.
+    pub(super) moving: Option<Moving>,
+    /// Whether it was told to move connections.
+    pub(super) moves_offered: bool,
     /// The time of its last acknowledged connection.
     pub(super) last_taken: Time,
     /// Whether it is held: it gets no connections of clients yet.
@@ -135,6 +153,8 @@ pub(super) struct Worker {
     pub(super) memberships: Vec<ListenerMembership>,
     /// The listeners that it had when it was told to leave, whose connections it may give to others.
     pub(super) former_listeners: Vec<ListenerId>,
+    /// Whether it has closed a server of its own accord.
+    pub(super) has_closed: bool,
     pub(super) open: u32,
     pub(super) load: u32,
     /// Whether a report has not been passed to the policies yet.
@@ -168,6 +188,9 @@ impl Worker {
             told_to_leave: false,
             closes_slowly: false,
             disconnect_due: None,
+            moves_idle: false,
+            moving: None,
+            moves_offered: false,
             last_taken: Time(0),
             held: false,
             cut_off: false,
@@ -181,6 +204,7 @@ impl Worker {
             liveness: Liveness::default(),
             memberships: Vec::new(),
             former_listeners: Vec::new(),
+            has_closed: false,
             open: 0,
             load: 0,
             report_pending: false,
@@ -209,6 +233,20 @@ impl Worker {
     /// are in flight.
     pub(super) fn all_read_at(&self) -> Option<Time> {
         self.in_flight.is_empty().then(|| self.last_taken + FINAL_READ_DELAY)
+    }
+
+    /// Returns the time at which a Node worker is to be sent `disconnect`: when its program has read
+    /// from all its connections, and the idle ones have moved or had the time to.
+    pub(super) fn disconnect_at(&mut self, now: Time) -> Time {
+        let read_at = self.all_read_at().unwrap_or(now + FINAL_READ_DELAY);
+        let Some(moving) = &mut self.moving else { return read_at };
+        if let Moving::Told = moving {
+            *moving = Moving::Until(now + MOVE_TIMEOUT);
+        }
+        match *moving {
+            Moving::Told => read_at,
+            Moving::Until(at) => read_at.max(at),
+        }
     }
 
     pub(super) fn pid(&self) -> u32 {

@@ -100,7 +100,14 @@ pub enum TroopMessage<'a> {
     Move {
         /// The listener that it came from, by the key of the primary's answer.
         key: Cow<'a, str>,
+        /// Whether a request was answered on it, which a Node worker that receives it has to know.
+        kept: bool,
     },
+    /// A Node worker has troop's script, which moves idle connections on
+    /// [`leave`](super::outgoing::leave).
+    Moves,
+    /// Such a worker has moved the connections that were idle when it was told to leave.
+    Moved,
     /// The primary requests the return of connections that were not taken.
     Recall(Vec<u64>),
     /// The primary sets the minimum interval between two [`Load`](TroopMessage::Load)s, in
@@ -387,6 +394,8 @@ struct Fields<'a> {
     drain_spread: Option<u64>,
     #[serde(default, deserialize_with = "truthy")]
     moves: Option<bool>,
+    #[serde(default, deserialize_with = "truthy")]
+    kept: Option<bool>,
     #[serde(borrow, default, rename = "type")]
     kind: Option<Text<'a>>,
     #[serde(borrow, default, deserialize_with = "present")]
@@ -480,7 +489,12 @@ impl<'a> Fields<'a> {
                 }
             }
             Some("load") => TroopMessage::Load { open: self.open, load: self.load },
-            Some("move") => TroopMessage::Move { key: self.key.ok_or_else(|| missing("key"))?.0 },
+            Some("move") => TroopMessage::Move {
+                key: self.key.ok_or_else(|| missing("key"))?.0,
+                kept: self.kept.unwrap_or(false),
+            },
+            Some("moves") => TroopMessage::Moves,
+            Some("moved") => TroopMessage::Moved,
             Some("recall") => TroopMessage::Recall(self.seqs.ok_or_else(|| missing("seqs"))?),
             Some("report") => {
                 TroopMessage::Report(self.every.ok_or_else(|| missing("every"))?.into())

@@ -95,15 +95,19 @@ pub fn reply_with_handle(out: &mut Vec<u8>, kind: &str, reply: &Reply<'_>) {
     out.extend_from_slice(b"}\n");
 }
 
-/// Writes an accepted connection for a Node worker. `key` must be JSON (quoted and escaped).
+/// Writes a connection for a Node worker. `key` must be JSON (quoted and escaped). `kept` tells
+/// troop's script in the worker, and nobody else, that another worker has answered on it before.
 #[inline]
-pub fn newconn(out: &mut Vec<u8>, key: &str, seq: u64) {
+pub fn newconn(out: &mut Vec<u8>, key: &str, seq: u64, kept: bool) {
     out.extend_from_slice(
         b"{\"cmd\":\"NODE_HANDLE\",\"type\":\"net.Native\",\"msg\":{\"cmd\":\"NODE_CLUSTER\",\"act\":\"newconn\",\"key\":",
     );
     out.extend_from_slice(key.as_bytes());
     out.extend_from_slice(b",\"seq\":");
     number(out, seq);
+    if kept {
+        out.extend_from_slice(b",\"kept\":true");
+    }
     out.extend_from_slice(b"}}\n");
 }
 
@@ -177,6 +181,15 @@ pub fn move_connection(out: &mut Vec<u8>, key: &str) {
     );
     json_value(out, key);
     out.extend_from_slice(b"}}\n");
+}
+
+/// Tells troop's script in a Node worker, before [`disconnect`], that the worker is to leave: it
+/// moves the idle connections of the listeners with these keys, and closes those that cannot move
+/// over `spread` milliseconds.
+pub fn leave(out: &mut Vec<u8>, keys: &[&str], spread: u64) {
+    out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"leave\",\"keys\":");
+    json_value(out, keys);
+    put(out, format_args!(",\"spread\":{spread}}}\n"));
 }
 
 /// The primary asks a worker to finish. For troop workers: over how many milliseconds they should
@@ -409,7 +422,7 @@ mod tests {
              \"data\":null,\"seq\":0}}\n"
         );
         assert_eq!(
-            written(|o| newconn(o, &quote("null:18080:4:undefined:0"), 1)),
+            written(|o| newconn(o, &quote("null:18080:4:undefined:0"), 1, false)),
             "{\"cmd\":\"NODE_HANDLE\",\"type\":\"net.Native\",\"msg\":{\"cmd\":\"NODE_CLUSTER\",\"act\":\"newconn\",\
              \"key\":\"null:18080:4:undefined:0\",\"seq\":1}}\n"
         );

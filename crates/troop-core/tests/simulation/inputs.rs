@@ -33,6 +33,8 @@ pub enum Input {
     Consumed { worker: usize, which: usize },
     Close { worker: usize, listener: usize },
     Move { worker: usize, which: usize },
+    Moves { worker: usize },
+    Moved { worker: usize },
     Blocked { worker: usize, blocked: bool },
     Disconnect { worker: usize, keep: bool },
     Goodbye { worker: usize },
@@ -64,6 +66,8 @@ pub fn input() -> impl Strategy<Value = Input> {
         2 => (worker.clone(), which.clone()).prop_map(|(worker, which)| Input::Undelivered { worker, which }),
         1 => (worker.clone(), which.clone()).prop_map(|(worker, which)| Input::Consumed { worker, which }),
         6 => (worker.clone(), which).prop_map(|(worker, which)| Input::Move { worker, which }),
+        3 => worker.clone().prop_map(|worker| Input::Moves { worker }),
+        2 => worker.clone().prop_map(|worker| Input::Moved { worker }),
         2 => (worker.clone(), 0..4usize).prop_map(|(worker, listener)| Input::Close { worker, listener }),
         3 => (worker.clone(), any::<bool>()).prop_map(|(worker, blocked)| Input::Blocked { worker, blocked }),
         1 => (worker.clone(), any::<bool>()).prop_map(|(worker, keep)| Input::Disconnect { worker, keep }),
@@ -198,6 +202,8 @@ impl Simulation {
             | Input::Consumed { worker, .. }
             | Input::Close { worker, .. }
             | Input::Move { worker, .. }
+            | Input::Moves { worker }
+            | Input::Moved { worker }
             | Input::Blocked { worker, .. }
             | Input::Disconnect { worker, .. }
             | Input::Goodbye { worker }
@@ -271,6 +277,12 @@ impl Simulation {
             }
             _ if !speaks => {}
             Input::Move { which, .. } => self.give_back(id, which),
+            Input::Moves { .. } => {
+                let worker = self.workers.get_mut(&id).unwrap();
+                worker.moves_idle = !worker.troop;
+                self.say(id, r#"{"cmd":"NODE_TROOP","act":"moves"}"#);
+            }
+            Input::Moved { .. } => self.say(id, r#"{"cmd":"NODE_TROOP","act":"moved"}"#),
             Input::Listening { port, .. } => {
                 let listeners = &self.listeners;
                 let there = |l: &ListenerId| matches!(listeners.get(l), Some(Bind::Tcp { port: p, .. }) if *p == port);

@@ -40,6 +40,10 @@ pub struct Worker {
     pub blocked: bool,
     pub held: bool,
     pub troop: bool,
+    /// Whether it has troop's script for Node workers.
+    pub moves_idle: bool,
+    /// Whether it was sent Node's `disconnect`.
+    pub disconnected: bool,
     pub seq: u64,
     /// What it was handed and did not answer, by its number.
     pub holds: BTreeMap<u64, ConnId>,
@@ -235,7 +239,15 @@ impl Simulation {
                     prop_assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
                     let parsed = incoming::parse(&line[..line.len() - 1]);
                     prop_assert!(parsed.is_ok(), "{}", String::from_utf8_lossy(&line));
-                    self.sent.push((worker, String::from_utf8_lossy(&line).into_owned()));
+                    let line = String::from_utf8_lossy(&line).into_owned();
+                    let state = self.workers.get_mut(&worker).unwrap();
+                    if line.contains(r#""act":"leave""#) {
+                        prop_assert!(state.moves_idle, "{line} for {state:?}");
+                    } else if line.contains(r#""act":"disconnect""#) {
+                        prop_assert!(state.troop || !state.disconnected, "told twice");
+                        state.disconnected = true;
+                    }
+                    self.sent.push((worker, line));
                 }
                 Action::SendListener { worker, listener, shard, .. } => {
                     prop_assert!(

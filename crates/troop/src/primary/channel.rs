@@ -309,12 +309,12 @@ fn take_moved(
     fd: Foreign,
     moves: &mut Moves<'_>,
 ) -> Result<bool, Violation> {
-    let Ok(Incoming::Troop(TroopMessage::Move { key })) = incoming::parse(body) else {
+    let Ok(Incoming::Troop(TroopMessage::Move { key, kept })) = incoming::parse(body) else {
         return Ok(false);
     };
     match core.may_move(id, &key)? {
         None => Ok(false),
-        Some(listener) => moves.take(listener, fd),
+        Some(listener) => moves.take(listener, kept, fd),
     }
 }
 

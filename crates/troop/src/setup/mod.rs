@@ -11,6 +11,7 @@ use crate::activation::ActivationSocket;
 pub use crate::primary::{Cgroup, Output, Source};
 
 mod check;
+mod preload;
 mod prepare;
 mod resolved;
 mod sandbox;
@@ -126,6 +127,7 @@ pub struct Setup {
     program: Option<PathBuf>,
     exec_argv: Option<Vec<OsString>>,
     script: Option<PathBuf>,
+    preload: Option<PathBuf>,
     args: Option<Vec<OsString>>,
     cwd: Option<PathBuf>,
     /// Variables that are set, or, with `None`, removed.
@@ -186,6 +188,16 @@ impl Setup {
     /// Runs a script (Node's `exec`) under what [`Setup::program`] names, or else under `node`.
     pub fn script(mut self, script: impl Into<PathBuf>) -> Setup {
         self.script = Some(script.into());
+        self
+    }
+
+    /// Has Node load this CommonJS script into workers before their program, by `--require` in
+    /// `NODE_OPTIONS`. The script has to put `NODE_OPTIONS` back: `TROOP_NODE_OPTIONS` is empty if
+    /// there was none, and otherwise what it was, after a `=`. Programs other than `node` with a
+    /// script get nothing, and neither do workers that could not read it
+    /// ([`Setup::preload_obstacle`]); a sandbox lets them. An empty path is no script.
+    pub fn preload(mut self, script: impl Into<PathBuf>) -> Setup {
+        self.preload = Some(script.into());
         self
     }
 
@@ -381,6 +393,7 @@ impl Setup {
             program: changes.program.or(self.program),
             exec_argv: changes.exec_argv.or(self.exec_argv),
             script: changes.script.or(self.script),
+            preload: changes.preload.or(self.preload),
             args: changes.args.or(self.args),
             cwd: changes.cwd.or(self.cwd),
             env,

@@ -159,7 +159,7 @@ impl Setup {
             own_session: self.is_other_user(),
             no_new_privileges: self.get_no_new_privileges(),
             sandbox: match self.get_sandbox() {
-                Some(sandbox) => sandbox.prepare(self.cwd.as_deref())?,
+                Some(sandbox) => sandbox.prepare(self.cwd.as_deref(), self.get_preload())?,
                 None => Default::default(),
             },
             descriptor_limit: None,
@@ -201,6 +201,7 @@ impl Setup {
             env.insert(CHANNEL_FD.into(), CHANNEL_NUMBER.to_string().into());
             env.insert(SERIALIZATION.into(), "json".into());
         }
+        self.add_preload(&mut env);
         if let Some(profile) = env.get_mut(OsStr::new("LLVM_PROFILE_FILE"))
             && !profile.as_bytes().windows(2).any(|w| w == b"%p")
         {

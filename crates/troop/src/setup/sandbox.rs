@@ -76,8 +76,12 @@ impl Sandbox {
         }
     }
 
-    /// Makes it ready for a worker that runs in this directory.
-    pub(crate) fn prepare(&self, cwd: Option<&Path>) -> Result<sandbox::Sandbox> {
+    /// Makes it ready for a worker that runs in this directory, and that may read this file too.
+    pub(crate) fn prepare(
+        &self,
+        cwd: Option<&Path>,
+        preload: Option<&Path>,
+    ) -> Result<sandbox::Sandbox> {
         let seen_from = |paths: &Option<Vec<PathBuf>>| -> Option<Vec<PathBuf>> {
             let paths = paths.as_ref()?;
             Some(
@@ -87,7 +91,10 @@ impl Sandbox {
                     .collect(),
             )
         };
-        let (read, write) = (seen_from(&self.read), seen_from(&self.write));
+        let (mut read, write) = (seen_from(&self.read), seen_from(&self.write));
+        if let (Some(read), Some(preload)) = (&mut read, preload.filter(|path| path.is_file())) {
+            read.push(preload.into());
+        }
         let files =
             sandbox::Sandbox::default().files(read.as_deref(), write.as_deref(), self.best_effort);
         files.and_then(|files| files.deny(&self.deny_system_calls, self.best_effort)).map_err(|e| {

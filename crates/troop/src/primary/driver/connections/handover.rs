@@ -160,9 +160,10 @@ impl Driver {
             }
             return;
         }
+        let kept = self.connections.is_kept(conn);
         let is_sent = self.send_conns(worker, &[conn], |line, listeners| {
             if let Some(key) = listeners.key(listener) {
-                outgoing::newconn(line, key, seq);
+                outgoing::newconn(line, key, seq, kept);
             }
         });
         if !is_sent {

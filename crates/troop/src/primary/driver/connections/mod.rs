@@ -32,6 +32,8 @@ struct Conn {
     before: Traffic,
     /// Whether a worker was sent a copy.
     was_sent: bool,
+    /// Whether a worker has answered a request on it.
+    kept: bool,
 }
 
 /// All connections that the primary has copies of.
@@ -46,7 +48,7 @@ pub(super) struct Connections {
 
 impl Connections {
     pub(super) fn add(&mut self, fd: OwnedFd) -> ConnId {
-        self.insert(Conn { fd, before: Traffic::default(), was_sent: false })
+        self.insert(Conn { fd, before: Traffic::default(), was_sent: false, kept: false })
     }
 
     fn insert(&mut self, conn: Conn) -> ConnId {
@@ -68,6 +70,12 @@ impl Connections {
     #[inline]
     pub(super) fn fd(&self, conn: ConnId) -> Option<BorrowedFd<'_>> {
         self.all.get(conn.0 as usize).map(|conn| conn.fd.as_fd())
+    }
+
+    /// Whether a worker that it was moved from has answered a request on it.
+    #[inline]
+    pub(super) fn is_kept(&self, conn: ConnId) -> bool {
+        self.all.get(conn.0 as usize).is_some_and(|conn| conn.kept)
     }
 
     /// The copy is needed no more, because a worker has taken the connection, or nobody will.

@@ -16,6 +16,8 @@ use crate::primary::driver::listeners::Listeners;
 /// A connection that a worker has given back, and that is the primary's now.
 pub(super) struct MovedConnection {
     listener: ListenerId,
+    /// Whether a request was answered on it.
+    kept: bool,
     fd: OwnedFd,
 }
 
@@ -31,7 +33,12 @@ impl Moves<'_> {
     ///
     /// # Errors
     /// If it is no connection at all.
-    pub(crate) fn take(&mut self, listener: ListenerId, fd: Foreign) -> Result<bool, Violation> {
+    pub(crate) fn take(
+        &mut self,
+        listener: ListenerId,
+        kept: bool,
+        fd: Foreign,
+    ) -> Result<bool, Violation> {
         let kind = fd.get().map(socket::kind);
         let Some(Ok(Kind::TcpStream | Kind::UnixStream)) = kind else {
             return Err(Violation::NotAConnection);
@@ -39,7 +46,7 @@ impl Moves<'_> {
         if !fd.get().is_some_and(|fd| self.listeners.is_connection_of(listener, fd)) {
             return Ok(false);
         }
-        self.moved.extend(fd.take().map(|fd| MovedConnection { listener, fd }));
+        self.moved.extend(fd.take().map(|fd| MovedConnection { listener, kept, fd }));
         Ok(true)
     }
 }
@@ -57,11 +64,11 @@ impl Connections {
 impl Driver {
     /// Takes in the connections that a worker has just given back.
     pub(in crate::primary::driver) fn take_moved(&mut self, worker: WorkerId) {
-        while let Some(MovedConnection { listener, fd }) = self.connections.moved.pop() {
+        while let Some(MovedConnection { listener, kept, fd }) = self.connections.moved.pop() {
             let is_ip = socket::local_address(&fd).is_some();
             let peer = if is_ip { socket::peer_address(&fd) } else { None };
             let before = socket::traffic(fd.as_fd());
-            let conn = self.connections.insert(Conn { fd, before, was_sent: true });
+            let conn = self.connections.insert(Conn { fd, before, was_sent: true, kept });
             self.cluster.primary.moved(worker);
             if self.cluster.primary.needs(listener).answer {
                 self.ask(listener, conn, peer);

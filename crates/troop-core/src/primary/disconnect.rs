@@ -1,0 +1,113 @@
+//! Workers that are to leave: what they are told, and when.
+
+use std::time::Duration;
+
+use super::{Primary, membership};
+use crate::id::{Time, WorkerId};
+use crate::wire::outgoing;
+
+impl Primary {
+    /// Disconnects a worker: it gets no more connections, is sent `disconnect`, and leaves the
+    /// table at once, as in Node. With `keep`, listeners that only it used stay open for a
+    /// successor; in Node they close. `drain_spread` is the time over which it should close idle
+    /// connections; without it, it closes them at once. A Node worker is sent `disconnect` only
+    /// after it had time to read its last connections, because Node closes those whose request has
+    /// not arrived, and to move idle ones, if it can. Returns false if there is no such worker or its channel is closed.
+    pub fn disconnect(
+        &mut self,
+        worker: WorkerId,
+        keep: bool,
+        drain_spread: Option<Duration>,
+    ) -> bool {
+        let Some(state) = self.workers.get_mut(&worker) else { return false };
+        state.voluntary = Some(true);
+        if !state.connected {
+            return false;
+        }
+        let told = std::mem::replace(&mut state.told_to_leave, true);
+        state.in_table = false;
+        // Only troop workers, and troop's script in others, know the time.
+        let knows_spread = state.batched || state.moves_idle;
+        state.closes_slowly |= !told && knows_spread && drain_spread.is_some();
+        if !told {
+            // New connections must stop before `disconnect` is sent.
+            let accepts_itself = |membership: &membership::ListenerMembership| {
+                self.listeners.get(&membership.listener).is_some_and(|l| l.group.is_some())
+            };
+            if state.memberships.iter().any(accepts_itself) {
+                // It may have accepted its last connection just now.
+                state.last_taken = self.last_time;
+            }
+            state.former_listeners =
+                state.memberships.iter().map(|membership| membership.listener).collect();
+            self.leave_listeners(worker, keep);
+            self.begin_moving(worker, drain_spread);
+            self.send_disconnect(worker, drain_spread);
+            self.withdraw_moves();
+        }
+        true
+    }
+
+    /// Sends `disconnect`, or has [`Primary::tick`] send it later.
+    fn send_disconnect(&mut self, worker: WorkerId, drain_spread: Option<Duration>) {
+        let Some(state) = self.workers.get_mut(&worker) else { return };
+        if !state.batched
+            && (state.moving.is_some() || state.all_read_at().is_none_or(|at| at > self.last_time))
+        {
+            state.disconnect_due = Some(drain_spread);
+            self.wake_at(self.last_time);
+            return;
+        }
+        let moves = state.batched && self.takes_moves(worker);
+        let seq = self.next_seq();
+        let drain_spread =
+            drain_spread.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        self.send(worker, |line| outgoing::disconnect(line, seq, drain_spread, moves));
+    }
+
+    /// Sends each postponed `disconnect` that is due. Returns the time of the next one.
+    pub(super) fn send_due_disconnects(&mut self, now: Time) -> Option<Time> {
+        let mut due = Vec::new();
+        let mut next: Option<Time> = None;
+        for (id, state) in
+            self.workers.iter_mut().filter(|(_, state)| state.disconnect_due.is_some())
+        {
+            if !state.connected || state.cut_off {
+                state.disconnect_due = None;
+                continue;
+            }
+            let at = state.disconnect_at(now);
+            if at <= now {
+                state.moving = None;
+                due.extend(state.disconnect_due.take().map(|drain_spread| (*id, drain_spread)));
+            } else {
+                next = Some(at.min(next.unwrap_or(Time(u64::MAX))));
+            }
+        }
+        for (worker, drain_spread) in due {
+            self.send_disconnect(worker, drain_spread);
+        }
+        next
+    }
+
+    /// Tells workers that close idle connections gradually to close them at once, because no worker
+    /// is left for the clients to move to.
+    pub fn hurry(&mut self) {
+        let slow: Vec<WorkerId> = self
+            .workers
+            .iter()
+            .filter(|(_, state)| state.closes_slowly && state.connected)
+            .map(|(id, _)| *id)
+            .collect();
+        for worker in slow {
+            let Some(state) = self.workers.get_mut(&worker) else { continue };
+            state.closes_slowly = false;
+            if !state.batched {
+                self.end_moves(worker);
+                continue;
+            }
+            let seq = self.next_seq();
+            self.send(worker, |line| outgoing::disconnect(line, seq, Some(0), false));
+        }
+    }
+}

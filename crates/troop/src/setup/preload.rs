@@ -1,0 +1,145 @@
+//! A script that Node loads into workers before their program, which does not notice.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::Setup;
+
+/// Node's variable for options.
+const NODE_OPTIONS: &str = "NODE_OPTIONS";
+/// What stood in it before, after an `=`, for the script, which puts it back. Empty if there was
+/// no such variable.
+const GIVEN_OPTIONS: &str = "TROOP_NODE_OPTIONS";
+
+/// Options with which Node reads no file that it is not told to, or may not.
+const PERMISSIONS: [&str; 4] = [
+    "--permission",
+    "--experimental-permission",
+    "--experimental-config-file",
+    "--experimental-default-config-file",
+];
+
+impl Setup {
+    /// Returns the script that Node loads into workers before their program; see
+    /// [`Setup::preload`].
+    #[must_use]
+    pub fn get_preload(&self) -> Option<&Path> {
+        self.preload.as_deref().filter(|path| !path.as_os_str().is_empty())
+    }
+
+    /// Says why the script of [`Setup::preload`] is not loaded into workers with these settings.
+    /// `None` if it is, or if there is none.
+    #[must_use]
+    pub fn preload_obstacle(&self) -> Option<String> {
+        let path = self.get_preload().filter(|_| self.expect_ipc())?;
+        let env = self.environment(&BTreeMap::new());
+        let obstacle = self.obstacle(path, env.get(OsStr::new(NODE_OPTIONS)));
+        obstacle.map(|why| format!("{} is not loaded into workers: {why}", path.display()))
+    }
+
+    fn obstacle(&self, path: &Path, options: Option<&OsString>) -> Option<String> {
+        let options = options.map(|options| options.to_string_lossy()).unwrap_or_default();
+        let mut all = self.get_exec_argv().iter().map(|option| option.to_string_lossy());
+        let restricted = all
+            .find(|option| PERMISSIONS.iter().any(|name| option.starts_with(name)))
+            .map(|option| option.into_owned())
+            .or_else(|| {
+                let mut words = options.split_whitespace();
+                words
+                    .find(|word| PERMISSIONS.iter().any(|name| word.starts_with(name)))
+                    .map(Into::into)
+            });
+        if let Some(option) = restricted {
+            return Some(format!("node may not read it with {option}"));
+        }
+        if path.as_os_str().as_bytes().iter().any(u8::is_ascii_control) {
+            return Some("its path has control characters".into());
+        }
+        (!path.is_file()).then(|| "there is no such file".into())
+    }
+
+    /// Has Node load the script, if nothing is in the way.
+    pub(super) fn add_preload(&self, env: &mut BTreeMap<OsString, OsString>) {
+        env.remove(OsStr::new(GIVEN_OPTIONS));
+        let Some(path) = self.get_preload().filter(|_| self.expect_ipc()) else { return };
+        let given = env.get(OsStr::new(NODE_OPTIONS)).cloned();
+        if self.obstacle(path, given.as_ref()).is_some() {
+            return;
+        }
+        let mut options = OsString::from("--require \"");
+        for byte in path.as_os_str().as_bytes() {
+            if matches!(byte, b'"' | b'\\') {
+                options.push("\\");
+            }
+            options.push(OsStr::from_bytes(&[*byte]));
+        }
+        options.push("\"");
+        let mut kept = OsString::new();
+        if let Some(given) = given {
+            options.push(" ");
+            options.push(&given);
+            kept.push("=");
+            kept.push(given);
+        }
+        env.insert(NODE_OPTIONS.into(), options);
+        env.insert(GIVEN_OPTIONS.into(), kept);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(setup: &Setup) -> BTreeMap<String, String> {
+        let prepared = setup.prepare(1, None, &BTreeMap::new(), &mut 0).unwrap();
+        let text = |entry: &std::ffi::CString| entry.to_str().unwrap().to_owned();
+        let pairs = prepared.env.iter().map(text);
+        pairs.filter_map(|pair| pair.split_once('=').map(|(n, v)| (n.into(), v.into()))).collect()
+    }
+
+    #[test]
+    fn node_workers_load_it_and_others_get_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let script = directory.path().join("a \"quoted\" name.js");
+        std::fs::write(&script, "").unwrap();
+        let setup = Setup::new().script("server.js").preload(&script).env("NODE_OPTIONS", "--a");
+        let env = environment(&setup);
+        let path = script.to_str().unwrap().replace('"', "\\\"");
+        assert_eq!(env["NODE_OPTIONS"], format!("--require \"{path}\" --a"));
+        assert_eq!(env["TROOP_NODE_OPTIONS"], "=--a");
+        let env = environment(&setup.clone().env_remove("NODE_OPTIONS"));
+        assert_eq!(env["NODE_OPTIONS"], format!("--require \"{path}\""));
+        assert_eq!(env["TROOP_NODE_OPTIONS"], "");
+        let others = [
+            setup.clone().program("bun"),
+            Setup::new().program("node").preload(&script),
+            setup.clone().merge(Setup::new().preload("")),
+        ];
+        for other in others {
+            let env = environment(&other);
+            assert!(!env.contains_key("TROOP_NODE_OPTIONS"));
+            assert!(!env.get("NODE_OPTIONS").is_some_and(|options| options.contains("quoted")));
+        }
+    }
+
+    #[test]
+    fn workers_start_without_it_where_node_could_not_read_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let script = directory.path().join("script.js");
+        let setup = Setup::new().script("server.js").preload(&script);
+        assert!(setup.preload_obstacle().unwrap().contains("no such file"));
+        assert!(!environment(&setup).contains_key("TROOP_NODE_OPTIONS"));
+        std::fs::write(&script, "").unwrap();
+        assert_eq!(setup.preload_obstacle(), None);
+        for restricted in [
+            setup.clone().exec_argv(["--permission"]),
+            setup.clone().env("NODE_OPTIONS", "--x --experimental-permission"),
+        ] {
+            let why = restricted.preload_obstacle().unwrap();
+            assert!(why.contains("permission"), "{why}");
+            assert!(!environment(&restricted).contains_key("TROOP_NODE_OPTIONS"));
+        }
+    }
+}
