@@ -45,6 +45,7 @@ impl ResolvedApp {
             .workers(self.workers())
             .setup(self.setup()?)
             .grace(self.grace())
+            .drain_delay(self.app.drain_delay.map_or(Duration::ZERO, |delay| delay.0))
             .weights(app.weights.clone())
             .restart(self.restart_policy())
             .keep_listeners(app.restart.keep_listeners.unwrap_or(true) || !app.bind.is_empty())
@@ -143,6 +144,13 @@ impl ResolvedApp {
         } else if app.node_args.iter().any(|arg| arg == "--report-on-signal") {
             setup = setup.report_signal(SIGUSR2);
         }
+        if let Some(signal) = &app.stop_signal {
+            setup = setup.stop_signal(names::signal(signal).map_err(|e| wrong("stop_signal", e))?);
+        }
+        if let Some(signal) = &app.kill_signal {
+            setup = setup.kill_signal(names::signal(signal).map_err(|e| wrong("kill_signal", e))?);
+        }
+        setup = setup.shutdown_message(app.shutdown_with_message);
         self.identity(setup)
     }
 

@@ -36,6 +36,24 @@ impl std::fmt::Display for CliError {
     }
 }
 
+impl CliError {
+    /// The same error with the name of the app that it is about.
+    pub(crate) fn of_app(self, name: &str) -> CliError {
+        let named = |text: String| match text.starts_with(name) {
+            true => text,
+            false => format!("{name}: {text}"),
+        };
+        match self {
+            CliError::NoApp(text) => CliError::NoApp(named(text)),
+            CliError::Usage(text) => CliError::Usage(named(text)),
+            CliError::Failed(failure) => {
+                CliError::Failed(Failure { message: named(failure.message), ..failure })
+            }
+            CliError::Io(doing, e) => CliError::Io(named(doing), e),
+        }
+    }
+}
+
 /// Why an app did not start or has ended.
 #[derive(Debug)]
 pub(crate) enum RunError {

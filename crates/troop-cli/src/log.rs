@@ -299,6 +299,8 @@ fn progress_name(progress: &Progress) -> &'static str {
         Progress::Degraded { .. } => "degraded",
         Progress::Recovering { .. } => "recovering",
         Progress::Recovered { .. } => "recovered",
+        Progress::RecyclePostponed { .. } => "recycle-postponed",
+        Progress::StopDelayed { .. } => "stop-delayed",
         Progress::Stopping => "stopping",
         Progress::GraceOver(_) => "grace-over",
         Progress::GivingUp(_) => "giving-up",

@@ -32,7 +32,7 @@ impl Step {
         match progress {
             Progress::ReloadStarted { .. } => Some(Step::ReloadBegan),
             Progress::ReloadFinished | Progress::ReloadFailed { .. } => Some(Step::ReloadOver),
-            Progress::Stopping => Some(Step::Stopping),
+            Progress::StopDelayed { .. } | Progress::Stopping => Some(Step::Stopping),
             _ => None,
         }
     }

@@ -90,3 +90,23 @@ fn a_reload_is_done_when_further_workers_are_ready_too() {
     let text = "1 worker replaced, but slow: not all workers are ready, 1 of 2";
     assert!(code == 1 && err.contains(text), "{err}");
 }
+
+#[test]
+fn a_reload_of_all_apps_goes_on_past_one_that_fails_and_names_it() {
+    let server = "require('http').createServer((q, s) => s.end('x')).listen(0, '127.0.0.1')";
+    let home = Home::with(&[("a.js", server), ("b.js", server), ("c.js", server)]);
+    for name in ["a", "b", "c"] {
+        home.fine(&["start", &format!("{name}.js"), "-n", name, "-i", "1"]);
+    }
+    for name in ["a", "b"] {
+        std::fs::write(home.path().join(format!("{name}.js")), "process.exit(7)").unwrap();
+    }
+    let (code, out, err) = home.troop(&["reload", "all"]);
+    assert_eq!(code, 1, "{out}{err}");
+    assert_eq!(out, "c: 1 worker replaced\n");
+    for name in ["a", "b"] {
+        let failed = |line: &str| line.contains(&format!("{name}: ")) && line.contains("code 7");
+        assert!(err.lines().any(failed), "{name} in {err}");
+    }
+    home.fine(&["stop", "all"]);
+}

@@ -69,6 +69,7 @@ fn settings() -> Vec<Setting> {
         ("weights", |b| b.weights([50]).scheduling(Scheduling::Weighted), NOT_UNSUPERVISED),
         ("grace", |b| b.grace(Duration::from_secs(5)), NOT_UNSUPERVISED),
         ("drain_spread", |b| b.drain_spread(Duration::from_secs(1)), NOT_UNSUPERVISED),
+        ("drain_delay", |b| b.drain_delay(Duration::from_secs(1)), NOT_UNSUPERVISED),
         ("hang_timeout", |b| b.hang_timeout(None), EVERYWHERE),
         ("keep_listeners", |b| b.keep_listeners(false), EVERYWHERE),
         ("pending_limit", |b| b.pending_limit(8), EVERYWHERE),

@@ -59,6 +59,12 @@ pub enum Error {
     /// group may have, in MiB.
     #[error("killed because it needed more memory than the {0} MiB of its control group")]
     OverMemory(u64),
+    /// The process of a worker, with this id, has not ended within 5 s after `SIGKILL`: it waits in
+    /// the kernel for a device or a file system that does not answer. It is treated as ended.
+    #[error(
+        "process {0} does not end by SIGKILL, because it waits for a device or a file system that does not answer (state D in ps); it is left behind"
+    )]
+    Unkillable(u32),
     /// Files that workers of other users have sent are not closed yet, because their file systems do
     /// not answer. Until they do, such workers can send no sockets either.
     #[error(

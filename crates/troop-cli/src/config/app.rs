@@ -69,6 +69,10 @@ pub(crate) struct App {
     /// `grace`, at most 10 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) drain_spread: Option<Time>,
+    /// Time for which workers go on serving after a stop was requested, while the app says that it
+    /// is stopping, for balancers that learn of it late. Default: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) drain_delay: Option<Time>,
     /// Format of events. Default: human.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) log: Option<LogFormat>,
@@ -134,6 +138,17 @@ pub(crate) struct App {
     /// if node_args has --report-on-signal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) report_signal: Option<String>,
+    /// Signal that asks workers to finish: those without Node's IPC instead of a message, others if
+    /// they do not end after they have disconnected. Default: SIGTERM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stop_signal: Option<String>,
+    /// Signal for workers that have not ended when a quarter of `grace` is left (at most 2 seconds),
+    /// before SIGKILL. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kill_signal: Option<String>,
+    /// Send workers with Node's IPC the message 'shutdown' when they are to finish, as PM2 does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) shutdown_with_message: bool,
     /// When workers that have ended are restarted, and when the app is given up.
     #[serde(default, skip_serializing_if = "Restart::is_default")]
     pub(crate) restart: Restart,
@@ -152,7 +167,7 @@ pub(crate) struct App {
 }
 
 /// Options that a reload applies; the others apply from the next start on.
-pub(crate) const LIVE: [&str; 21] = [
+pub(crate) const LIVE: [&str; 24] = [
     "program",
     "args",
     "node_args",
@@ -174,6 +189,9 @@ pub(crate) const LIVE: [&str; 21] = [
     "sandbox",
     "slot_variable",
     "report_signal",
+    "stop_signal",
+    "kill_signal",
+    "shutdown_with_message",
 ];
 
 impl App {
@@ -196,6 +214,7 @@ impl App {
             silent: false,
             grace: None,
             drain_spread: None,
+            drain_delay: None,
             log: None,
             user: None,
             group: None,
@@ -214,6 +233,9 @@ impl App {
             max_unavailable: None,
             hang_timeout: None,
             report_signal: None,
+            stop_signal: None,
+            kill_signal: None,
+            shutdown_with_message: false,
             restart: Restart::default(),
             recycle: Recycle::default(),
             health: None,

@@ -58,6 +58,11 @@ impl App {
                 "with bind: workers have no channel to be told by; grace limits their time",
             ),
             (
+                "shutdown_with_message",
+                self.shutdown_with_message,
+                "with bind: workers have no channel to get the message by; set stop_signal",
+            ),
+            (
                 "hang_timeout",
                 hangs,
                 "with bind: workers have no channel to give a sign of life by; a health command tests them",

@@ -179,8 +179,14 @@ impl App {
         if self.nice.is_some_and(|nice| !(-20..=19).contains(&nice)) {
             return Err(".nice: it must be a number from -20 to 19".into());
         }
-        if let Some(signal) = &self.report_signal {
-            names::signal(signal).map_err(|e| format!(".report_signal: {signal:?}: {e}"))?;
+        for (name, signal) in [
+            ("report_signal", &self.report_signal),
+            ("stop_signal", &self.stop_signal),
+            ("kill_signal", &self.kill_signal),
+        ] {
+            if let Some(signal) = signal {
+                names::signal(signal).map_err(|e| format!(".{name}: {signal:?}: {e}"))?;
+            }
         }
         self.cpu_sets().map_err(|e| format!(".cpus: {e}"))?;
         for at in &self.bind {

@@ -202,6 +202,7 @@ fn app(fields: Map<String, Value>, directory: &Path) -> Result<(String, App, Vec
                 app.restart.final_codes =
                     list(value).iter().filter_map(|code| code.parse().ok()).collect();
             }
+            "shutdown_with_message" => app.shutdown_with_message = is_on(value),
             "kill_timeout" => app.grace = Some(time(value).map_err(wrong)?),
             "listen_timeout" => app.ready_timeout = Some(time(value).map_err(wrong)?),
             "wait_ready" => app.ready = is_on(value).then_some(Ready::Message),
@@ -334,7 +335,7 @@ mod tests {
                 "name": "api", "script": "server.js", "cwd": "/srv", "args": "--port 80 'a b'", "node_args": ["--inspect"],
                 "instances": "max", "exec_mode": "cluster", "env": {"A": 1, "B": "x", "C": null}, "max_memory_restart": "300M",
                 "min_uptime": "5s", "max_restarts": 7, "restart_delay": 250, "autorestart": false, "stop_exit_codes": [0, 3],
-                "kill_timeout": 1600, "listen_timeout": 8000, "wait_ready": true, "out_file": "o.log", "error_file": "e.log",
+                "kill_timeout": 1600, "shutdown_with_message": true, "listen_timeout": 8000, "wait_ready": true, "out_file": "o.log", "error_file": "e.log",
                 "log_type": "json", "uid": "www", "gid": 33, "instance_var": "N", "port": 3000, "watch": ["src"],
                 "ignore_watch": ["tmp"], "watch_delay": 500, "merge_logs": true, "treekill": true
             }"#,
@@ -364,8 +365,8 @@ mod tests {
             (Some(7), Some(When::Never), &[0, 3][..])
         );
         assert_eq!(
-            (millis(app.grace), millis(app.ready_timeout), app.ready),
-            (Some(1600), Some(8000), Some(Ready::Message))
+            (millis(app.grace), app.shutdown_with_message, millis(app.ready_timeout), app.ready),
+            (Some(1600), true, Some(8000), Some(Ready::Message))
         );
         assert_eq!(
             (app.output.file.unwrap(), app.output.error_file.unwrap(), app.output.format),

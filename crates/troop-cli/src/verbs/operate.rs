@@ -39,7 +39,27 @@ pub(super) fn one(target: Option<&str>) -> Result<Client, CliError> {
     }
 }
 
-/// Runs `troop reload`: reloads the selected apps in turn, up to the first failure.
+/// Does something to each of the selected apps. One that fails does not keep the others from it;
+/// its error is printed, or returned if it is the last one.
+fn each(
+    clients: Vec<Client>,
+    mut act: impl FnMut(Client) -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    let are_several = clients.len() > 1;
+    let mut last = None;
+    for client in clients {
+        let name = client.name().to_owned();
+        if let Err(e) = act(client) {
+            let e = if are_several { e.of_app(&name) } else { e };
+            if let Some(before) = last.replace(e) {
+                crate::log::line(&format!("troop: {before}"));
+            }
+        }
+    }
+    last.map_or(Ok(()), Err)
+}
+
+/// Runs `troop reload`: reloads the selected apps in turn.
 pub(crate) fn reload(args: &Reload) -> Result<(), CliError> {
     let (app, worker) = client::target(args.app.as_deref())?;
     if worker.is_some() && args.allow_moved {
@@ -48,7 +68,7 @@ pub(crate) fn reload(args: &Reload) -> Result<(), CliError> {
             "--allow-moved is for all workers at once, because one alone is held to where the others listen: troop reload {app} --allow-moved"
         )));
     }
-    for mut client in client::find(app)? {
+    each(client::find(app)?, |mut client| {
         let name = client.name().to_owned();
         let show = |event: &Value| {
             if let (false, Some(text)) = (args.json, event["text"].as_str()) {
@@ -81,13 +101,13 @@ pub(crate) fn reload(args: &Reload) -> Result<(), CliError> {
                 ),
             }
         });
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Runs `troop restart`.
 pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
-    for mut client in client::find(args.app.as_deref())? {
+    each(client::find(args.app.as_deref())?, |mut client| {
         let name = client.name().to_owned();
         // The process stays the same through a restart.
         let pid = client.snapshot()?.snapshot.pid;
@@ -116,7 +136,7 @@ pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
                         &json!({ "name": name, "state": "running", "workers": ready }),
                         || format!("{name}: {} ready", counted(ready, "worker")),
                     );
-                    break;
+                    return Ok(());
                 }
                 // On average, every slot has been restarted twice.
                 let keeps_dying = snapshot.restarts >= 2 * snapshot.wanted.unwrap_or(1) as u64;
@@ -145,8 +165,7 @@ pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-    }
-    Ok(())
+    })
 }
 
 /// Runs `troop scale`.
@@ -170,23 +189,18 @@ pub(crate) fn scale(args: &Scale) -> Result<(), CliError> {
 
 /// Runs `troop stop`.
 pub(crate) fn stop(args: &Stop) -> Result<(), CliError> {
-    let mut clients = client::find(args.app.as_deref())?;
-    // One app without an answer does not keep the others from stopping.
-    let mut error = None;
-    clients.retain_mut(|client| {
+    let mut stopping = Vec::new();
+    let result = each(client::find(args.app.as_deref())?, |mut client| {
         match client.request(Request::Stop { quick: args.quick }, |_| {}) {
-            Ok(_) => true,
+            Ok(_) => {}
             // The app ended before it could answer.
-            Err(CliError::Failed(failure)) if failure.kind == "over" => true,
-            Err(e) => {
-                if let Some(before) = error.replace(e) {
-                    crate::log::line(&format!("troop: {before}"));
-                }
-                false
-            }
+            Err(CliError::Failed(failure)) if failure.kind == "over" => {}
+            Err(e) => return Err(e),
         }
+        stopping.push(client);
+        Ok(())
     });
-    for mut client in clients {
+    for mut client in stopping {
         if !args.no_wait {
             client.wait_for_end();
         }
@@ -195,7 +209,7 @@ pub(crate) fn stop(args: &Stop) -> Result<(), CliError> {
             format!("{}: {done}", client.name())
         });
     }
-    error.map_or(Ok(()), Err)
+    result
 }
 
 /// Names the listeners to which an accepted change of policy does not apply yet.

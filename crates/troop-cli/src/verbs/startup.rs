@@ -117,7 +117,8 @@ fn unit(
     let directory = app.directory(file);
     let directory = text(&directory.canonicalize().unwrap_or(directory))?.replace('%', "%%");
     // Longer than the grace period, so that troop kills workers, not systemd.
-    let stop = app.grace.map_or(30, |grace| grace.0.as_secs()) + 10;
+    let delay = app.drain_delay.map_or(0, |delay| delay.0.as_secs());
+    let stop = delay + app.grace.map_or(30, |grace| grace.0.as_secs()) + 10;
     let start = app.ready_timeout.map_or(30, |time| time.0.as_secs()).saturating_mul(2).max(90);
     // Such a file needs node, which is found on the PATH of the shell.
     let path = match config::format_of(file) {

@@ -27,6 +27,30 @@ pub enum Action {
         /// The worker.
         worker: WorkerId,
     },
+    /// Send a worker the message that announces its end, if it is to have one.
+    Announce {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// Send the stop signal to a worker's process.
+    Terminate {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// Send the kill signal to a worker's process, if there is one.
+    Insist {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// A worker has not ended after `SIGKILL`. Report that, treat it as ended, and call
+    /// [`Cluster::exited`](super::Cluster::exited); when the process ends after all, call
+    /// [`Cluster::ended_at_last`](super::Cluster::ended_at_last).
+    Abandon {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// Begin a reload that was requested while another one was under way.
+    Reload,
     /// Send a signal to a worker's process; `SIGKILL` also goes to all processes that it has
     /// started.
     Signal {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Action, Cluster, TERM};
+use super::{Action, Cluster};
 use crate::id::{Time, WorkerId};
 use crate::supervise::{Supervisor, SupervisorState};
 
@@ -20,11 +20,20 @@ impl Cluster {
         if let Some(supervisor) = &mut self.supervisor {
             supervisor.release(now, worker);
         }
+        self.pending.push_back(Action::Announce { worker });
         let told = self.primary.disconnect(worker, keep_listeners, drain_spread);
         if told && self.without_ipc.contains(&worker) && !self.drains_activated(now, worker) {
-            self.pending.push_back(Action::Signal { worker, signal: TERM });
+            self.terminate(worker);
         }
         told
+    }
+
+    /// Sends the stop signal to a worker that cannot be told otherwise to finish.
+    pub(super) fn terminate(&mut self, worker: WorkerId) {
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor.signalled(worker);
+        }
+        self.pending.push_back(Action::Terminate { worker });
     }
 
     /// Drains a worker on behalf of the supervisor.
@@ -41,7 +50,7 @@ impl Cluster {
         let is_embedded = supervisor.is_embedded();
         let drain_spread = others.then_some(self.options.drain_spread);
         if !self.disconnect(now, worker, keep, drain_spread) {
-            self.pending.push_back(Action::Signal { worker, signal: TERM });
+            self.terminate(worker);
         }
         if is_embedded {
             self.pending.push_back(Action::Draining { worker });

@@ -11,6 +11,7 @@ pub mod activation;
 mod drain;
 pub mod hang;
 pub mod health;
+pub mod killed;
 pub mod missed;
 pub mod recycle;
 mod reload;
@@ -24,6 +25,7 @@ pub use action::Action;
 use activation::{ActivationShares, Participant};
 use hang::{HungWorkers, KILL};
 use health::HealthChecks;
+use killed::KilledWorkers;
 use missed::MissedAddresses;
 use recycle::{Candidate, RecyclePolicy, Recycling};
 use reload::Reload;
@@ -31,10 +33,7 @@ use reload::Reload;
 use crate::event::{Address, ExitHow, Notice};
 use crate::id::{Time, WorkerId};
 use crate::primary::{self, DEFAULT_WEIGHT, Primary, Successors};
-use crate::supervise::{Restart, RestartPolicy, Slot, Supervisor};
-
-/// `SIGTERM`.
-const TERM: i32 = 15;
+use crate::supervise::{Progress, Restart, RestartPolicy, Slot, Supervisor};
 
 /// Options of a cluster besides those of its primary and supervisor.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -59,6 +58,7 @@ pub struct Cluster {
     recycling: Recycling,
     health: HealthChecks,
     hung: HungWorkers,
+    killed: KilledWorkers,
     missed: MissedAddresses,
     shares: ActivationShares,
     /// Number of slots with their own activated sockets.
@@ -89,6 +89,7 @@ impl Cluster {
             health: HealthChecks::new(options.health_failures),
             options,
             hung: HungWorkers::default(),
+            killed: KilledWorkers::default(),
             missed: MissedAddresses::default(),
             shares: ActivationShares::default(),
             activation_slots: 0,
@@ -174,6 +175,9 @@ impl Cluster {
     pub fn next_action(&mut self, now: Time) -> Option<Action> {
         loop {
             if let Some(action) = self.pending.pop_front() {
+                if let Action::Signal { worker, signal: KILL } = action {
+                    self.killed.killed(now, worker);
+                }
                 return Some(action);
             }
             match self.primary.next_action() {
@@ -185,7 +189,8 @@ impl Cluster {
                 Some(primary::Action::Kill { worker, hung }) => {
                     let signal =
                         if hung { self.hung.hangs(now, worker, self.report_signal) } else { KILL };
-                    return Some(Action::Signal { worker, signal });
+                    self.pending.push_back(Action::Signal { worker, signal });
+                    continue;
                 }
                 Some(action) => return Some(Action::Primary(action)),
                 None => {}
@@ -264,6 +269,7 @@ impl Cluster {
             self.supervisor.as_ref().and_then(Supervisor::next_deadline),
             self.recycling.next_deadline(),
             self.hung.next_deadline(),
+            self.killed.next_deadline(),
             self.shares.next_deadline(),
         ]
         .into_iter()
@@ -286,6 +292,9 @@ impl Cluster {
         }
         while let Some((worker, signal)) = self.hung.next_signal(now) {
             self.pending.push_back(Action::Signal { worker, signal });
+        }
+        while let Some(worker) = self.killed.next_unkillable(now) {
+            self.pending.push_back(Action::Abandon { worker });
         }
         if self.shares.is_due(now) {
             self.update_shares(now, None);
@@ -323,8 +332,19 @@ impl Cluster {
         self.recycling.exited(worker);
         self.health.exited(worker);
         self.hung.exited(worker);
+        self.killed.exited(worker);
         self.shares.exited(worker);
         self.without_ipc.retain(|other| *other != worker);
+    }
+
+    /// Handles a `SIGKILL` that the program has sent to a worker.
+    pub fn was_killed(&mut self, now: Time, worker: WorkerId) {
+        self.killed.killed(now, worker);
+    }
+
+    /// Handles the end of a process that had been [abandoned](Action::Abandon).
+    pub fn ended_at_last(&mut self) {
+        self.killed.ended_at_last();
     }
 
     // ---- workers that an embedding program starts ----
@@ -401,15 +421,24 @@ impl Cluster {
     ) {
         let Some(supervisor) = &self.supervisor else { return };
         let candidates = memory.into_iter().filter_map(|(worker, memory)| {
+            let status = self.primary.status(worker)?;
             Some(Candidate {
                 worker,
+                slot: status.slot,
                 age: now.since(supervisor.started_at(worker)?),
-                taken: self.primary.status(worker)?.stats.taken,
+                taken: status.stats.taken,
                 memory,
             })
         });
-        if let Some((worker, reason)) = self.recycling.first_due(now, candidates) {
-            self.recycle(now, worker, reason);
+        let candidates: Vec<_> = candidates.collect();
+        for (worker, reason) in self.recycling.measured(&candidates) {
+            self.pending.push_back(Action::Report(Progress::RecyclePostponed { worker, reason }));
+        }
+        if let Some((worker, reason)) = self.recycling.first_due(now, &candidates)
+            && self.recycle(now, worker, reason)
+            && let Some(due) = candidates.iter().find(|candidate| candidate.worker == worker)
+        {
+            self.recycling.began(worker, due.slot);
         }
     }
 
@@ -458,7 +487,7 @@ impl Cluster {
     /// activated sockets.
     pub fn queues_measured(&mut self, now: Time, worker: WorkerId, waits: bool) {
         if self.shares.measured(now, worker, waits) {
-            self.pending.push_back(Action::Signal { worker, signal: TERM });
+            self.terminate(worker);
         }
     }
 }

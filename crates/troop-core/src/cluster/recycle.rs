@@ -1,6 +1,7 @@
 //! Recycling: replaces workers for memory, age or number of connections, one at a time, and backs
 //! off if a successor does not become ready.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,11 @@ use crate::worker_map::WorkerMap;
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Time for which a worker is not recycled after its successor did not become ready.
 const BACK_OFF: Duration = Duration::from_secs(60);
+/// Age before which a worker is not recycled that has exceeded the memory limit from the start, as
+/// its predecessor had; doubles with each further one in the slot.
+const FIRST_MEMORY_DELAY: Duration = Duration::from_secs(10);
+/// Maximum of this age.
+const MAX_MEMORY_DELAY: Duration = Duration::from_secs(600);
 
 /// The recycling policy. Workers are replaced one at a time, their successor first, as in a reload.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -72,7 +78,7 @@ impl RecyclePolicy {
 
     /// Returns the reason if a worker is due.
     fn reason(&self, candidate: &Candidate) -> Option<String> {
-        let Candidate { worker, age, taken, memory } = *candidate;
+        let Candidate { worker, age, taken, memory, .. } = *candidate;
         // A hash of the worker's id, so that each worker has a constant value.
         let chance = f64::from(worker.0.wrapping_mul(2_654_435_769) >> 8) / f64::from(1 << 24);
         let part = 1.0 - self.jitter.clamp(0.0, 1.0) * chance;
@@ -86,6 +92,10 @@ impl RecyclePolicy {
         (memory > limit)
             .then(|| format!("it has {} MiB of memory, and may have {}", memory >> 20, limit >> 20))
     }
+
+    fn exceeds_memory(&self, candidate: &Candidate) -> bool {
+        matches!((self.memory, candidate.memory), (Some(limit), Some(memory)) if memory > limit)
+    }
 }
 
 /// The measurements of a worker in service.
@@ -93,6 +103,8 @@ impl RecyclePolicy {
 pub struct Candidate {
     /// The worker.
     pub worker: WorkerId,
+    /// Its slot.
+    pub slot: u32,
     /// Time since it was started.
     pub age: Duration,
     /// Number of connections that it has taken from the primary.
@@ -107,13 +119,18 @@ pub struct Recycling {
     policy: RecyclePolicy,
     check_at: Option<Time>,
     postponed: WorkerMap<Time>,
+    /// Whether each worker exceeded the memory limit when it was measured first.
+    heavy: WorkerMap<bool>,
+    /// Per slot, how many workers in a row were recycled that had exceeded the memory limit from
+    /// the start.
+    heavy_lives: BTreeMap<u32, u32>,
 }
 
 impl Recycling {
     /// Creates the state; checks begin with [`Recycling::start`].
     #[must_use]
     pub fn new(policy: RecyclePolicy) -> Recycling {
-        Recycling { policy, check_at: None, postponed: WorkerMap::default() }
+        Recycling { policy, ..Recycling::default() }
     }
 
     /// Begins the checks, if the policy has a limit.
@@ -144,16 +161,59 @@ impl Recycling {
         self.policy.memory.is_some()
     }
 
+    /// Records whether workers exceed the memory limit from the start. Returns those that do and are
+    /// recycled later because of that, with the reason; each of them once.
+    pub fn measured(&mut self, candidates: &[Candidate]) -> Vec<(WorkerId, String)> {
+        let mut later = Vec::new();
+        for candidate in candidates.iter().filter(|candidate| candidate.memory.is_some()) {
+            if self.heavy.get(&candidate.worker).is_some() {
+                continue;
+            }
+            let is_heavy = self.policy.exceeds_memory(candidate);
+            self.heavy.insert(candidate.worker, is_heavy);
+            let delay = self.memory_delay(candidate);
+            if let Some(reason) = self.policy.reason(candidate).filter(|_| candidate.age < delay) {
+                later.push((
+                    candidate.worker,
+                    format!(
+                        "{reason} from the start, as its predecessor did: raise recycle.memory; replacing it in {} s",
+                        (delay - candidate.age).as_secs()
+                    ),
+                ));
+            }
+        }
+        later
+    }
+
     /// Returns the first of these workers that is due, with the reason.
-    pub fn first_due(
-        &self,
-        now: Time,
-        candidates: impl IntoIterator<Item = Candidate>,
-    ) -> Option<(WorkerId, String)> {
+    #[must_use]
+    pub fn first_due(&self, now: Time, candidates: &[Candidate]) -> Option<(WorkerId, String)> {
         candidates
-            .into_iter()
+            .iter()
             .filter(|candidate| !self.is_postponed(now, candidate.worker))
-            .find_map(|candidate| Some((candidate.worker, self.policy.reason(&candidate)?)))
+            .filter(|candidate| {
+                !self.policy.exceeds_memory(candidate)
+                    || candidate.age >= self.memory_delay(candidate)
+            })
+            .find_map(|candidate| Some((candidate.worker, self.policy.reason(candidate)?)))
+    }
+
+    /// The age before which a worker is not recycled for memory.
+    fn memory_delay(&self, candidate: &Candidate) -> Duration {
+        let lives = self.heavy_lives.get(&candidate.slot).copied().unwrap_or(0);
+        if lives == 0 || self.heavy.get(&candidate.worker) != Some(&true) {
+            return Duration::ZERO;
+        }
+        FIRST_MEMORY_DELAY.saturating_mul(1 << (lives - 1).min(16)).min(MAX_MEMORY_DELAY)
+    }
+
+    /// Handles the beginning of a worker's replacement.
+    pub fn began(&mut self, worker: WorkerId, slot: u32) {
+        if self.heavy.get(&worker) == Some(&true) {
+            *self.heavy_lives.entry(slot).or_default() += 1;
+        } else {
+            self.heavy_lives.remove(&slot);
+        }
     }
 
     /// Begins the back-off of a worker whose successor did not become ready.
@@ -170,6 +230,7 @@ impl Recycling {
     /// Handles the end of a worker's process.
     pub fn exited(&mut self, worker: WorkerId) {
         self.postponed.remove(&worker);
+        self.heavy.remove(&worker);
     }
 }
 
@@ -192,11 +253,11 @@ mod tests {
 
     fn candidate(worker: u32) -> Candidate {
         let worker = WorkerId(worker);
-        Candidate { worker, age: Duration::ZERO, taken: 0, memory: Some(0) }
+        Candidate { worker, slot: 0, age: Duration::ZERO, taken: 0, memory: Some(0) }
     }
 
     fn reason(candidate: Candidate) -> Option<String> {
-        recycling().first_due(Time(0), [candidate]).map(|(_, reason)| reason)
+        recycling().first_due(Time(0), &[candidate]).map(|(_, reason)| reason)
     }
 
     #[test]
@@ -232,7 +293,7 @@ mod tests {
         let mut recycling = recycling();
         let old = |worker| Candidate { taken: 9999, ..candidate(worker) };
         let due = |recycling: &Recycling, now| {
-            recycling.first_due(Time(now), [old(1), old(2)]).map(|(worker, _)| worker.0)
+            recycling.first_due(Time(now), &[old(1), old(2)]).map(|(worker, _)| worker.0)
         };
         assert_eq!(due(&recycling, 0), Some(1));
         recycling.failed(Time(0), WorkerId(1));
@@ -245,6 +306,35 @@ mod tests {
         assert!(!recycling.is_postponed(Time(6), WorkerId(2)));
     }
 
+    #[test]
+    fn a_worker_that_is_too_large_from_the_start_as_its_predecessor_was_is_replaced_ever_later() {
+        let mut recycling = recycling();
+        let at = |worker, age, mib| Candidate {
+            age: Duration::from_secs(age),
+            memory: Some(mib * MIB),
+            ..candidate(worker)
+        };
+        let due = |recycling: &mut Recycling, candidate: Candidate| {
+            let later = recycling.measured(&[candidate]);
+            (recycling.first_due(Time(0), &[candidate]).is_some(), later.len())
+        };
+        // The first one at once.
+        assert_eq!(due(&mut recycling, at(1, 1, 120)), (true, 0));
+        recycling.began(WorkerId(1), 0);
+        assert_eq!(due(&mut recycling, at(2, 1, 120)), (false, 1));
+        assert_eq!(due(&mut recycling, at(2, 9, 120)), (false, 0));
+        assert_eq!(due(&mut recycling, at(2, 10, 120)), (true, 0));
+        recycling.began(WorkerId(2), 0);
+        assert_eq!(due(&mut recycling, at(3, 19, 120)), (false, 1));
+        assert_eq!(due(&mut recycling, at(3, 20, 120)), (true, 0));
+        recycling.began(WorkerId(3), 0);
+        // One that has grown is replaced at once, and with it the history is forgotten.
+        assert_eq!(due(&mut recycling, at(4, 1, 50)), (false, 0));
+        assert_eq!(due(&mut recycling, at(4, 2, 120)), (true, 0));
+        recycling.began(WorkerId(4), 0);
+        assert_eq!(due(&mut recycling, at(5, 1, 120)), (true, 0));
+    }
+
     proptest! {
         /// Jitter lowers a worker's limit by at most the configured fraction, and by the same
         /// amount each time.
@@ -255,8 +345,8 @@ mod tests {
             let recycling = Recycling::new(policy);
             let age = Duration::from_secs(age);
             let candidate = Candidate { age, ..candidate(worker) };
-            let due = recycling.first_due(Time(0), [candidate]).is_some();
-            prop_assert_eq!(due, recycling.first_due(Time(0), [candidate]).is_some());
+            let due = recycling.first_due(Time(0), &[candidate]).is_some();
+            prop_assert_eq!(due, recycling.first_due(Time(0), &[candidate]).is_some());
             if age >= limit {
                 prop_assert!(due);
             }

@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Action, Cluster, TERM};
+use super::{Action, Cluster};
 use crate::cluster::hang::KILL;
 use crate::id::{ListenerId, Time};
 use crate::primary::DEFAULT_WEIGHT;
 use crate::supervise::{
-    Afterwards, Cause, Claim, GiveUp, Order, Progress, Request, SupervisorState, Ticket,
+    Afterwards, Cause, Claim, GiveUp, Order, Progress, Request, Supervisor, SupervisorState, Ticket,
 };
 
 /// The state before the current reload.
@@ -17,6 +17,8 @@ pub(super) struct Reload {
     changes_settings: bool,
     /// The open listeners before the reload.
     listeners: Vec<ListenerId>,
+    /// Whether another reload follows this one.
+    is_repeated: bool,
 }
 
 impl Cluster {
@@ -51,6 +53,15 @@ impl Cluster {
         }
     }
 
+    /// Has another reload begin after the one that is under way; [`Action::Reload`] follows it. For
+    /// requests whose sender gets no answer, such as signals. Returns false if none is under way.
+    pub fn reload_afterwards(&mut self) -> bool {
+        let is_reloading = |s: &Supervisor| s.state() == SupervisorState::Reloading;
+        let is_under_way = self.supervisor.as_ref().is_some_and(is_reloading);
+        self.reload.is_repeated |= is_under_way;
+        is_under_way
+    }
+
     /// Returns the addresses that new workers must take over.
     #[must_use]
     pub fn claims(&self) -> Vec<Claim> {
@@ -67,9 +78,8 @@ impl Cluster {
             Order::Hold(worker) => self.primary.hold(now, worker, true),
             Order::Admit(worker) => self.primary.hold(now, worker, false),
             Order::Disconnect(worker) => self.drain(now, worker),
-            Order::Terminate(worker) => {
-                self.pending.push_back(Action::Signal { worker, signal: TERM });
-            }
+            Order::Terminate(worker) => self.pending.push_back(Action::Terminate { worker }),
+            Order::Insist(worker) => self.pending.push_back(Action::Insist { worker }),
             Order::Kill(worker) => {
                 self.pending.push_back(Action::Signal { worker, signal: KILL });
             }
@@ -88,6 +98,8 @@ impl Cluster {
     fn progress(&mut self, now: Time, progress: Progress) {
         self.note_end(&progress);
         let mut rolls_back = false;
+        let is_over = matches!(progress, Progress::ReloadFinished | Progress::ReloadFailed { .. });
+        let is_repeated = is_over && std::mem::take(&mut self.reload.is_repeated);
         match &progress {
             Progress::GivingUp(_) | Progress::Stopping => {
                 self.primary.hurry();
@@ -120,6 +132,9 @@ impl Cluster {
         self.pending.push_back(Action::Report(progress));
         if rolls_back && let Some(supervisor) = &mut self.supervisor {
             supervisor.roll_back(now);
+        }
+        if is_repeated {
+            self.pending.push_back(Action::Reload);
         }
     }
 

@@ -14,6 +14,9 @@ pub struct Config {
     pub workers: usize,
     /// Grace period: time after which a disconnected worker is killed.
     pub grace: Duration,
+    /// Time for which workers go on serving after a stop was requested, so that balancers that
+    /// learn of it send no new clients. Default: none.
+    pub drain_delay: Duration,
     /// Time to wait for a worker to listen that may listen, but need not.
     pub listen_patience: Duration,
     /// The restart policy.
@@ -210,6 +213,7 @@ impl Config {
         Config {
             workers,
             grace: Duration::from_secs(30),
+            drain_delay: Duration::ZERO,
             listen_patience: Duration::from_secs(3),
             restart: RestartPolicy::new(workers),
             replace: ReplacePolicy::default(),

@@ -3,8 +3,8 @@
 use crate::id::WorkerId;
 
 use super::{
-    Afterwards, Answer, EXIT_TIMEOUT, Leaving, Order, Outcome, Progress, RecycleFailed,
-    ReloadFailed, ReplaceFailure, RunState, SlotWorker, Supervisor, Time,
+    Afterwards, Answer, Leaving, Order, Outcome, Progress, RecycleFailed, ReloadFailed,
+    ReplaceFailure, RunState, SlotWorker, Supervisor, Time,
 };
 
 impl Supervisor {
@@ -13,7 +13,7 @@ impl Supervisor {
     /// Drains all workers and starts none until [`Supervisor::reload`].
     pub fn pause(&mut self, now: Time) {
         self.due.set(None);
-        if self.phase == RunState::Running {
+        if self.phase == RunState::Running && self.stop_at.is_none() {
             self.orders.push_back(Order::Tell(Progress::Pausing));
             self.rest(now);
         }
@@ -38,7 +38,7 @@ impl Supervisor {
     /// Whether it is stopping or has stopped.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
-        matches!(self.phase, RunState::Stopping(_) | RunState::Finished)
+        self.stop_at.is_some() || matches!(self.phase, RunState::Stopping(_) | RunState::Finished)
     }
 
     /// Returns the time at which a draining worker will be killed.
@@ -54,29 +54,42 @@ impl Supervisor {
     }
 
     /// Drains all workers, then emits [`Order::Finish`]. Has no effect while stopping.
+    ///
+    /// With a [drain delay](super::Config::drain_delay) the workers serve for that time before.
     pub fn stop(&mut self, now: Time) {
         self.due.set(None);
+        let delay = self.config.drain_delay;
         match self.phase {
-            RunState::Running | RunState::Idle => {
-                self.orders.push_back(Order::Tell(Progress::Stopping));
-                self.end(now, Outcome::Stopped { killed: Vec::new() });
+            _ if self.stop_at.is_some() => {}
+            RunState::Running if !delay.is_zero() => {
+                self.stop_at = Some(now + delay);
+                self.orders.push_back(Order::Tell(Progress::StopDelayed { delay }));
+                self.answer_due(now);
             }
+            RunState::Running | RunState::Idle => self.end_delay(now),
             RunState::Stopping(_) | RunState::Finished => {}
+        }
+    }
+
+    /// Stops without a drain delay, or ends it.
+    pub fn end_delay(&mut self, now: Time) {
+        self.due.set(None);
+        self.stop_at = None;
+        if matches!(self.phase, RunState::Running | RunState::Idle) {
+            self.orders.push_back(Order::Tell(Progress::Stopping));
+            self.end(now, Outcome::Stopped { killed: Vec::new() });
         }
     }
 
     /// Kills all remaining workers, then emits [`Order::Finish`].
     pub fn stop_now(&mut self, now: Time) {
-        self.stop(now);
-        for leaving in &mut self.leaving {
-            if !std::mem::replace(&mut leaving.killed, true) {
-                self.orders.push_back(Order::Kill(leaving.worker));
-            }
-        }
+        self.end_delay(now);
+        self.leaving.iter_mut().for_each(|leaving| leaving.kill(&mut self.orders));
     }
 
     pub(super) fn end(&mut self, now: Time, outcome: Outcome) {
         self.phase = RunState::Stopping(outcome);
+        self.stop_at = None;
         self.empty(now);
         self.answer_due(now);
         self.finish_if_done();
@@ -121,43 +134,42 @@ impl Supervisor {
             return;
         }
         // An embedding program's worker that is not online yet reads it when it is.
+        let mut leaving = Leaving::new(now, member.worker, &self.config);
         self.orders.push_back(if member.online.is_some() || self.config.is_embedded {
             Order::Disconnect(member.worker)
         } else {
+            leaving.signalled();
             Order::Terminate(member.worker)
         });
-        let kill_at = now + self.config.grace;
-        self.leaving.push(Leaving {
-            worker: member.worker,
-            kill_at,
-            term_at: None,
-            killed: false,
-            is_surplus: false,
-        });
+        self.leaving.push(leaving);
+    }
+
+    /// Records that a draining worker was sent the stop signal instead of a message.
+    pub fn signalled(&mut self, worker: WorkerId) {
+        let mut leaving = self.leaving.iter_mut();
+        leaving.find(|l| l.worker == worker).into_iter().for_each(Leaving::signalled);
     }
 
     /// Ends a worker that was never ready, so that it has hardly anything to drain.
     pub(super) fn leave_unready(&mut self, now: Time, member: SlotWorker) {
         self.leave(now, member);
-        let term_at = Some(now + EXIT_TIMEOUT);
         self.leaving
             .iter_mut()
             .filter(|l| l.worker == member.worker)
-            .for_each(|l| l.term_at = term_at);
+            .for_each(|l| l.expect_end(now));
     }
 
     /// Drains a worker that has a successor. Bounds the number of draining workers.
     pub(super) fn make_way(&mut self, now: Time, member: SlotWorker) {
         self.leave(now, member);
         let most = 4 + 2 * self.config.workers;
-        let surplus = self.leaving.iter().filter(|l| !l.killed).count().saturating_sub(most);
+        let surplus = self.leaving.iter().filter(|l| !l.is_killed()).count().saturating_sub(most);
         let grace = self.config.grace;
         // Reloads may follow each other faster than old workers can end.
-        let has_had_time = |l: &&mut Leaving| !l.killed && now + grace >= l.kill_at + EXIT_TIMEOUT;
+        let has_had_time = |l: &&mut Leaving| l.has_had_time(now, grace);
         for oldest in self.leaving.iter_mut().filter(has_had_time).take(surplus) {
-            oldest.killed = true;
             self.orders.push_back(Order::Tell(Progress::GraceOver(oldest.worker)));
-            self.orders.push_back(Order::Kill(oldest.worker));
+            oldest.kill(&mut self.orders);
         }
     }
 

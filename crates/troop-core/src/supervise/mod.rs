@@ -10,6 +10,7 @@ mod embedded;
 mod ends;
 mod expect;
 mod leave;
+mod leaving;
 mod operation;
 mod order;
 mod replace;
@@ -18,7 +19,6 @@ mod round;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +28,7 @@ use crate::id::{Time, WorkerId};
 pub use config::{Config, ReadyWhen, ReplacePolicy, Restart, RestartPolicy, WhenFailed};
 use ends::{Health, Level, Life};
 pub use expect::Claim;
+use leaving::Leaving;
 use operation::Waiting;
 pub use operation::{
     Answer, NotReady, RecycleFailed, ReloadFailed, Reloaded, ReplaceFailure, Request, Ticket,
@@ -92,17 +93,6 @@ impl SlotWorker {
     fn is_ready(&self, now: Time, must_listen: bool, config: &Config) -> bool {
         self.ready_at(must_listen, config).is_some_and(|at| at <= now)
     }
-}
-
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Leaving {
-    worker: WorkerId,
-    kill_at: Time,
-    /// The time of `SIGTERM`, if it has not ended by then.
-    term_at: Option<Time>,
-    killed: bool,
-    /// Whether it has no successor.
-    is_surplus: bool,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -171,9 +161,6 @@ pub struct Vacancy {
     pub done: Option<ExitHow>,
 }
 
-/// Time between a worker's disconnect and `SIGTERM`, if its process does not end.
-const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
-
 /// Keeps a number of workers running: restarts, reloads, recycling, shutdown.
 ///
 /// Report each event by its method, then carry out the [`Order`]s in order.
@@ -204,6 +191,8 @@ pub struct Supervisor {
     /// Workers that were killed since the stop began.
     killed: Vec<WorkerId>,
     phase: RunState,
+    /// The end of the drain delay: the workers serve until then, and are drained.
+    stop_at: Option<Time>,
     health: Health,
     orders: VecDeque<Order>,
     /// Cache of the next deadline, which is read far more often than it changes.
@@ -230,6 +219,7 @@ impl Supervisor {
             waiting: Vec::new(),
             killed: Vec::new(),
             phase: RunState::Running,
+            stop_at: None,
             health: Health::new(config.restart.been_ready),
             orders: VecDeque::new(),
             due: Cell::new(None),
@@ -315,6 +305,7 @@ impl Supervisor {
     #[must_use]
     pub fn state(&self) -> SupervisorState {
         match &self.phase {
+            RunState::Running if self.stop_at.is_some() => SupervisorState::Stopping,
             RunState::Running if self.round.as_ref().is_some_and(|round| !round.is_recycling()) => {
                 SupervisorState::Reloading
             }
@@ -350,7 +341,7 @@ impl Supervisor {
     /// slots first. Has no effect while stopping.
     pub fn scale(&mut self, now: Time, workers: usize) {
         self.due.set(None);
-        if !matches!(self.phase, RunState::Running | RunState::Idle) {
+        if !matches!(self.phase, RunState::Running | RunState::Idle) || self.stop_at.is_some() {
             return;
         }
         // The number of ends that are too many is in proportion to the number of workers.
@@ -475,10 +466,8 @@ impl Supervisor {
     /// Handles the end of a worker's channel.
     pub fn disconnected(&mut self, now: Time, worker: WorkerId) {
         self.due.set(None);
-        // Workers of an embedding program end when they have nothing to do any more.
-        let lingers = (!self.config.is_embedded).then_some(now + EXIT_TIMEOUT);
         if let Some(leaving) = self.leaving.iter_mut().find(|l| l.worker == worker) {
-            leaving.term_at = leaving.term_at.or(lingers);
+            leaving.disconnected(now);
             return;
         }
         let mut members =
@@ -487,15 +476,10 @@ impl Supervisor {
             member.gone = Some(now);
             // It cannot take connections any more. Normally its process ends soon, which refills
             // the slot.
-            if lingers.is_some() {
-                let kill_at = now + self.config.grace;
-                self.leaving.push(Leaving {
-                    worker,
-                    kill_at,
-                    term_at: lingers,
-                    killed: false,
-                    is_surplus: false,
-                });
+            if !self.config.is_embedded {
+                let mut leaving = Leaving::new(now, worker, &self.config);
+                leaving.disconnected(now);
+                self.leaving.push(leaving);
             }
             self.look(now);
         }
@@ -505,7 +489,7 @@ impl Supervisor {
     pub fn exited(&mut self, now: Time, worker: WorkerId, how: ExitHow) {
         self.due.set(None);
         if let Some(at) = self.leaving.iter().position(|l| l.worker == worker)
-            && self.leaving.remove(at).killed
+            && self.leaving.remove(at).is_killed()
             && self.is_stopping()
         {
             self.killed.push(worker);
@@ -545,13 +529,12 @@ impl Supervisor {
 
     fn reckon(&self) -> Option<Time> {
         let retries = self.slots.iter().filter_map(|p| p.retry_at);
-        let kills = self.leaving.iter().filter(|l| !l.killed).map(|l| l.kill_at);
-        let terms = self.leaving.iter().filter_map(|l| l.term_at);
+        let steps = self.leaving.iter().filter_map(Leaving::next_deadline);
         let back = self.rejected.and_then(|(_, at)| at);
         let late = self.late_deadlines();
         retries
-            .chain(kills)
-            .chain(terms)
+            .chain(steps)
+            .chain(self.stop_at)
             .chain(self.round_deadlines())
             .chain(self.health_deadlines())
             .chain(back)
@@ -562,15 +545,9 @@ impl Supervisor {
     /// Advances the time.
     pub fn tick(&mut self, now: Time) {
         self.due.set(None);
-        for leaving in &mut self.leaving {
-            if leaving.term_at.is_some_and(|at| at <= now) {
-                leaving.term_at = None;
-                self.orders.push_back(Order::Terminate(leaving.worker));
-            }
-            if leaving.kill_at <= now && !std::mem::replace(&mut leaving.killed, true) {
-                self.orders.push_back(Order::Tell(Progress::GraceOver(leaving.worker)));
-                self.orders.push_back(Order::Kill(leaving.worker));
-            }
+        self.leaving.iter_mut().for_each(|leaving| leaving.tick(now, &mut self.orders));
+        if self.stop_at.is_some_and(|at| at <= now) {
+            self.end_delay(now);
         }
         self.fill(now);
         self.advance(now);

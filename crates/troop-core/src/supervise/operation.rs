@@ -384,6 +384,9 @@ impl Supervisor {
                 let gone = self.leaving.iter().filter(|l| l.is_surplus).map(|l| l.worker).collect();
                 self.wait(ticket, Until::Scaled(gone));
             }
+            Request::Pause if self.stop_at.is_some() => {
+                self.answer(ticket, Answer::Pause(Err(NotReady::Stopping)));
+            }
             Request::Pause => {
                 self.pause(now);
                 let gone = self.leaving.iter().map(|l| l.worker).collect();
@@ -450,6 +453,7 @@ impl Supervisor {
     /// undecided.
     fn readiness(&self, now: Time) -> Option<Result<usize, NotReady>> {
         match &self.phase {
+            RunState::Running if self.stop_at.is_some() => return Some(Err(NotReady::Stopping)),
             RunState::Running => {}
             RunState::Idle => return Some(Err(NotReady::Paused)),
             RunState::Stopping(super::Outcome::GaveUp(why)) => {

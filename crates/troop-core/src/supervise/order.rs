@@ -26,9 +26,12 @@ pub enum Order {
     Admit(WorkerId),
     /// Disconnect a worker, by a message on its channel.
     Disconnect(WorkerId),
-    /// Send `SIGTERM` to a worker without Node's protocol, or to one that does not end after it
-    /// disconnected.
+    /// Send the stop signal to a worker without Node's protocol, or to one that does not end after
+    /// it disconnected.
     Terminate(WorkerId),
+    /// Send the kill signal, if there is one, to a worker that has not ended since the stop signal
+    /// and will be killed soon.
+    Insist(WorkerId),
     /// Send `SIGKILL` to a worker.
     Kill(WorkerId),
     /// Publish progress.
@@ -217,6 +220,14 @@ pub enum Progress {
         /// The reason.
         reason: String,
     },
+    /// A worker exceeds the memory limit from the start, as its predecessor did, and is recycled
+    /// later.
+    RecyclePostponed {
+        /// The worker.
+        worker: WorkerId,
+        /// The reason, and the time.
+        reason: String,
+    },
     /// Workers of a failed reload are being replaced by workers with the previous settings.
     RollingBack {
         /// The number of workers.
@@ -226,6 +237,11 @@ pub enum Progress {
     RollBackFailed {
         /// The reason.
         reason: String,
+    },
+    /// The cluster ends after this time; until then workers serve.
+    StopDelayed {
+        /// The drain delay.
+        delay: Duration,
     },
     /// All workers drain, and the cluster ends.
     Stopping,
@@ -281,6 +297,7 @@ impl fmt::Display for Progress {
             Progress::RecycleFailed { worker, reason } => {
                 write!(f, "worker {worker} was not replaced: {reason}")
             }
+            Progress::RecyclePostponed { worker, reason } => write!(f, "worker {worker}: {reason}"),
             Progress::RollingBack { workers } => {
                 write!(f, "reload: rolling back {}", counted(*workers, "worker"))
             }
@@ -336,6 +353,9 @@ impl fmt::Display for Progress {
             }
             Progress::ReloadRefused => {
                 f.write_str("reload refused: one is under way, or the cluster is stopping")
+            }
+            Progress::StopDelayed { delay } => {
+                write!(f, "stopping in {delay:.0?}; until then connections are accepted")
             }
             Progress::Stopping => f.write_str("stopping"),
             Progress::GraceOver(worker) => {

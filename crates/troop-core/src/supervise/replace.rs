@@ -31,7 +31,7 @@ impl Supervisor {
         self.due.set(None);
         let policy = self.reload.take().unwrap_or_else(|| self.config.replace.clone());
         let revives = self.phase == RunState::Idle;
-        let refused = if !(self.phase == RunState::Running || revives) {
+        let refused = if !(self.phase == RunState::Running || revives) || self.stop_at.is_some() {
             Some(ReloadFailed::Stopping)
         } else if self.round.as_ref().is_some_and(|round| !round.is_recycling()) {
             Some(ReloadFailed::UnderWay)
@@ -125,6 +125,7 @@ impl Supervisor {
     ) -> Result<(), RecycleFailed> {
         self.due.set(None);
         match self.phase {
+            RunState::Running if self.stop_at.is_some() => return Err(RecycleFailed::Stopping),
             RunState::Running => {}
             RunState::Idle => return Err(RecycleFailed::Paused),
             RunState::Stopping(_) | RunState::Finished => return Err(RecycleFailed::Stopping),

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,6 +16,15 @@ pub(super) struct Mount {
     /// With it the connection ends, and so does all waiting.
     served_by: Option<File>,
     server: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
+    /// How many closes are not answered.
+    closes: Arc<AtomicUsize>,
+}
+
+/// Whose closes of files are not answered.
+#[derive(Clone, Copy, PartialEq)]
+enum Unanswered {
+    OfThisProcess,
+    All,
 }
 
 impl Mount {
@@ -28,20 +37,32 @@ impl Mount {
     /// A file that everybody can open, and that this process cannot close.
     pub(super) fn unclosable(test: &str, at: &Path) -> Option<Mount> {
         File::create(at).unwrap();
-        Mount::new(test, at, "100666")?.served(0o100_666)
+        Mount::new(test, at, "100666")?.served(0o100_666, Unanswered::OfThisProcess)
+    }
+
+    /// A file that everybody can open and nobody can close.
+    pub(super) fn unclosable_by_all(test: &str, at: &Path) -> Option<Mount> {
+        File::create(at).unwrap();
+        Mount::new(test, at, "100666")?.served(0o100_666, Unanswered::All)
+    }
+
+    /// How many closes are under way that are never answered.
+    pub(super) fn closes(&self) -> usize {
+        self.closes.load(Ordering::Relaxed)
     }
 
     /// A directory in which nothing is, which takes a second to be sure.
     pub(super) fn slow(test: &str, at: &Path) -> Option<Mount> {
         std::fs::create_dir(at).unwrap();
-        Mount::new(test, at, "40000")?.served(0o040_777)
+        Mount::new(test, at, "40000")?.served(0o040_777, Unanswered::OfThisProcess)
     }
 
-    fn served(mut self, root: u32) -> Option<Mount> {
+    fn served(mut self, root: u32, unanswered: Unanswered) -> Option<Mount> {
         let fuse = self.served_by.take()?;
         let over = Arc::new(AtomicBool::new(false));
         let is_over = over.clone();
-        let server = std::thread::spawn(move || serve(fuse, root, &is_over));
+        let closes = self.closes.clone();
+        let server = std::thread::spawn(move || serve(fuse, root, unanswered, &closes, &is_over));
         self.server = Some((over, server));
         Some(self)
     }
@@ -74,7 +95,7 @@ impl Mount {
             eprintln!("skipped: {test}: no file system can be mounted by /dev/fuse");
             return None;
         }
-        Some(Mount { at: at.to_owned(), served_by, server: None })
+        Some(Mount { at: at.to_owned(), served_by, server: None, closes: Arc::default() })
     }
 }
 
@@ -92,9 +113,15 @@ impl Drop for Mount {
     }
 }
 
-/// Answers as a file system with one file or an empty directory does (`linux/fuse.h`), but not when
-/// this process closes something.
-fn serve(mut fuse: File, root: u32, is_over: &AtomicBool) {
+/// Answers as a file system with one file or an empty directory does (`linux/fuse.h`), but for some
+/// closes.
+fn serve(
+    mut fuse: File,
+    root: u32,
+    unanswered: Unanswered,
+    closes: &AtomicUsize,
+    is_over: &AtomicBool,
+) {
     const LOOKUP: u32 = 1;
     const FORGET: u32 = 2;
     const GETATTR: u32 = 3;
@@ -114,7 +141,10 @@ fn serve(mut fuse: File, root: u32, is_over: &AtomicBool) {
         let (operation, thread) = (number(4), number(32));
         let is_ours = Path::new(&format!("/proc/self/task/{thread}")).exists();
         let (error, answer): (i32, Vec<u8>) = match operation {
-            FLUSH if is_ours => continue,
+            FLUSH if is_ours || unanswered == Unanswered::All => {
+                closes.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
             LOOKUP => {
                 std::thread::sleep(Duration::from_secs(1));
                 (-libc::ENOENT, Vec::new())

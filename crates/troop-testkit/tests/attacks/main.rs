@@ -29,3 +29,4 @@ mod sandbox;
 mod stopping;
 mod supervision;
 mod terminal;
+mod unkillable;

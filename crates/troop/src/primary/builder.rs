@@ -71,6 +71,7 @@ pub struct Builder {
     inherited: Vec<InheritedSocket>,
     grace: Option<Duration>,
     drain_spread: Option<Duration>,
+    drain_delay: Option<Duration>,
     weights: Vec<u32>,
     observers: Vec<Observer>,
     starters: Vec<Starter>,
@@ -116,6 +117,7 @@ impl Builder {
             inherited: Vec::new(),
             grace: None,
             drain_spread: None,
+            drain_delay: None,
             weights: Vec::new(),
             observers: Vec::new(),
             starters: Vec::new(),
@@ -186,6 +188,16 @@ impl Builder {
     /// stops, before it is killed. Default: 30 s.
     pub fn grace(mut self, grace: Duration) -> Builder {
         self.grace = Some(grace);
+        self
+    }
+
+    /// Sets the time for which workers go on serving after a stop was requested, by a signal or
+    /// [`Cluster::stop`], while the cluster is reported as stopping and so as not ready: balancers
+    /// that learn of a stop late, as Kubernetes does, still reach a worker. Workers that end are
+    /// replaced meanwhile; nothing else begins. A second request ends everything at once. Default:
+    /// none.
+    pub fn drain_delay(mut self, time: Duration) -> Builder {
+        self.drain_delay = Some(time);
         self
     }
 
@@ -303,6 +315,7 @@ impl Builder {
             config.restart = restart.clone();
         }
         config.grace = self.grace_period();
+        config.drain_delay = self.drain_delay.unwrap_or_default();
         config.seed = random_seed();
         config
     }

@@ -148,6 +148,9 @@ pub struct Setup {
     /// Besides [`SLOT`].
     slot_variables: Vec<OsString>,
     report_signal: Option<i32>,
+    stop_signal: Option<i32>,
+    kill_signal: Option<i32>,
+    shutdown_message: Option<bool>,
     /// Earlier setups do not count.
     discards_earlier: bool,
     /// What the cluster decides, and no change.
@@ -370,6 +373,28 @@ impl Setup {
         self
     }
 
+    /// Sets the signal that asks a worker to finish: one without Node's protocol instead of a
+    /// message, others if their process does not end within 2 s after they have disconnected, or
+    /// when a quarter of the grace period is left, at most 2 s. Default: `SIGTERM`.
+    pub fn stop_signal(mut self, signal: i32) -> Setup {
+        self.stop_signal = Some(signal);
+        self
+    }
+
+    /// Sets a signal for workers that have not ended when a quarter of the grace period is left, at
+    /// most 2 s, although they were sent the stop signal before; `SIGKILL` follows. Default: none.
+    pub fn kill_signal(mut self, signal: i32) -> Setup {
+        self.kill_signal = Some(signal);
+        self
+    }
+
+    /// Sets whether a worker with a channel gets the message `"shutdown"` when it is to finish,
+    /// before it is disconnected, as with PM2's `shutdown_with_message`. Default: false.
+    pub fn shutdown_message(mut self, sends: bool) -> Setup {
+        self.shutdown_message = Some(sends);
+        self
+    }
+
     /// Returns this setup with the changes of a later one. What `changes` does not mention stays.
     /// Variables, limits and slot variables are added to those that there are, and override those
     /// of the same name; everything else that `changes` mentions takes the place of what was.
@@ -412,6 +437,9 @@ impl Setup {
             limits,
             slot_variables,
             report_signal: changes.report_signal.or(self.report_signal),
+            stop_signal: changes.stop_signal.or(self.stop_signal),
+            kill_signal: changes.kill_signal.or(self.kill_signal),
+            shutdown_message: changes.shutdown_message.or(self.shutdown_message),
             discards_earlier: self.discards_earlier,
             cluster,
         }

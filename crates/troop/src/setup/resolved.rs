@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
+use signal_hook::consts::SIGTERM;
 use troop_sys::identity::Identity;
 use troop_sys::spawn;
 
@@ -161,6 +162,25 @@ impl Setup {
     #[must_use]
     pub fn get_report_signal(&self) -> Option<i32> {
         self.report_signal
+    }
+
+    /// Returns the signal that asks a worker to finish; see [`Setup::stop_signal`].
+    #[must_use]
+    pub fn get_stop_signal(&self) -> i32 {
+        self.stop_signal.unwrap_or(SIGTERM)
+    }
+
+    /// Returns the last signal before `SIGKILL`; see [`Setup::kill_signal`].
+    #[must_use]
+    pub fn get_kill_signal(&self) -> Option<i32> {
+        self.kill_signal
+    }
+
+    /// Returns whether workers get a message when they are to finish; see
+    /// [`Setup::shutdown_message`].
+    #[must_use]
+    pub fn get_shutdown_message(&self) -> bool {
+        self.shutdown_message.unwrap_or(false)
     }
 
     /// What the standard streams are connected to.

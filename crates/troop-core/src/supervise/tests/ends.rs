@@ -441,7 +441,11 @@ fn a_worker_that_is_never_ready_is_replaced_as_one_that_failed() {
     simulation.pass(30 * SECOND);
     assert_eq!(
         simulation.asked[1..],
-        [Order::Terminate(WorkerId(stuck)), Order::Kill(WorkerId(stuck))]
+        [
+            Order::Terminate(WorkerId(stuck)),
+            Order::Insist(WorkerId(stuck)),
+            Order::Kill(WorkerId(stuck))
+        ]
     );
     assert!(simulation.supervisor.expects_workers());
     simulation.exit(stuck, 1);

@@ -6,6 +6,8 @@ mod ends;
 mod operations;
 mod replacing;
 
+use std::time::Duration;
+
 use super::*;
 
 /// A configuration that differs from another one.
@@ -214,11 +216,11 @@ fn stopping_waits_for_the_grace_and_can_be_hurried() {
     w.supervisor.stop(w.now);
     w.carry_out();
     w.exit(1, 0);
-    w.pass(29 * SECOND);
+    w.pass(27 * SECOND);
     assert_eq!(w.asked, [Order::Disconnect(WorkerId(1)), Order::Disconnect(WorkerId(2))]);
     w.supervisor.stop(w.now);
-    w.carry_out();
-    assert_eq!(w.asked.len(), 2);
+    w.pass(2 * SECOND);
+    assert_eq!(w.asked[2..], [Order::Terminate(WorkerId(2))]);
     w.supervisor.stop_now(w.now);
     w.carry_out();
     assert_eq!(w.asked.last(), Some(&Order::Kill(WorkerId(2))));
@@ -229,6 +231,73 @@ fn stopping_waits_for_the_grace_and_can_be_hurried() {
     w.supervisor.stop(w.now);
     w.pass(30 * SECOND);
     assert_eq!(w.asked.last(), Some(&Order::Kill(WorkerId(1))));
+}
+
+#[test]
+fn a_worker_gets_a_signal_that_its_program_can_handle_before_it_is_killed_however_short_the_grace()
+{
+    for (grace, last) in [(400, 300), (1600, 1200), (8000, 6000), (30_000, 28_000)] {
+        let (grace, last) = (Duration::from_millis(grace), Duration::from_millis(last));
+        let with = |change: fn(&mut Simulation)| {
+            let mut w = Simulation::with(changed(Config::new(1), |config| config.grace = grace));
+            w.up(1);
+            w.supervisor.stop(w.now);
+            w.carry_out();
+            change(&mut w);
+            w.pass(last - Duration::from_millis(1));
+            let early = w.asked.len();
+            w.pass(Duration::from_millis(1));
+            let late = w.asked[early..].to_vec();
+            w.pass(grace - last);
+            assert_eq!(w.asked[early + late.len()..], [Order::Kill(WorkerId(1))]);
+            late
+        };
+        assert_eq!(with(|_| {}), [Order::Terminate(WorkerId(1))]);
+        // One that had the stop signal gets the kill signal.
+        let signalled = with(|w| w.supervisor.signalled(WorkerId(1)));
+        assert_eq!(signalled, [Order::Insist(WorkerId(1))]);
+        // One whose channel is closed had the stop signal before that.
+        let gone = with(|w| w.supervisor.disconnected(w.now, WorkerId(1)));
+        assert_eq!(gone, [Order::Insist(WorkerId(1))]);
+    }
+}
+
+#[test]
+fn with_a_drain_delay_workers_serve_and_are_replaced_until_it_is_over() {
+    let config = changed(Config::new(2), |config| config.drain_delay = 10 * SECOND);
+    let mut w = Simulation::with(config);
+    w.up(1);
+    w.up(2);
+    w.supervisor.stop(w.now);
+    w.carry_out();
+    assert_eq!(w.progress.last(), Some(&Progress::StopDelayed { delay: 10 * SECOND }));
+    assert_eq!(w.supervisor.state(), SupervisorState::Stopping);
+    assert!(w.supervisor.is_stopping() && w.asked.is_empty());
+    // Another request changes nothing, and nothing else begins.
+    w.supervisor.stop(w.now);
+    w.supervisor.reload(w.now);
+    w.supervisor.pause(w.now);
+    w.supervisor.scale(w.now, 5);
+    assert!(!w.supervisor.recycle(w.now, WorkerId(1), "age".into()));
+    w.carry_out();
+    assert_eq!((w.forks, w.supervisor.wanted()), (2, 2));
+    w.exit(1, 1);
+    w.pass(SECOND);
+    assert_eq!(w.forks, 3);
+    w.up(3);
+    w.pass(9 * SECOND);
+    assert_eq!(w.asked, [Order::Disconnect(WorkerId(3)), Order::Disconnect(WorkerId(2))]);
+    w.exit(2, 0);
+    w.exit(3, 0);
+    assert_eq!(w.outcome, Some(Outcome::Stopped { killed: vec![] }));
+    // It can be cut short.
+    let config = changed(Config::new(1), |config| config.drain_delay = 10 * SECOND);
+    let mut w = Simulation::with(config);
+    w.up(1);
+    w.supervisor.stop(w.now);
+    w.supervisor.stop_now(w.now);
+    w.carry_out();
+    assert_eq!(w.asked, [Order::Disconnect(WorkerId(1)), Order::Kill(WorkerId(1))]);
 }
 
 #[test]

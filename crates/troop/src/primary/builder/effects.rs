@@ -71,6 +71,7 @@ impl Builder {
             ("weights", !self.weights.is_empty()),
             ("grace", self.grace.is_some()),
             ("drain_spread", self.drain_spread.is_some()),
+            ("drain_delay", self.drain_delay.is_some()),
         ];
         let (setting, _) = settings.into_iter().find(|(_, is_set)| *is_set)?;
         Some((setting, "without Builder::workers: the program starts and ends workers itself"))

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
+use signal_hook::consts::SIGKILL;
 use troop_core::WorkerId;
 use troop_core::supervise::Request;
 
@@ -66,7 +67,12 @@ impl Driver {
             }
             Command::Signal(worker, signal, done) => {
                 let result = match self.workers.signal(worker, signal) {
-                    Some(result) => result.map_err(Error::io("send the signal")),
+                    Some(result) => {
+                        if signal == SIGKILL {
+                            self.cluster.was_killed(self.now, worker);
+                        }
+                        result.map_err(Error::io("send the signal"))
+                    }
                     None => Err(Error::NoWorker(worker)),
                 };
                 let _ = done.send(result);

@@ -9,6 +9,7 @@ use troop_core::{ListenerId, WorkerId};
 use super::Driver;
 use super::channels::Channels;
 use crate::event::{Consequence, Event};
+use crate::primary::Reload;
 use crate::primary::handle::WorkerHandle;
 
 /// Why an address is reported as lost that no worker took over.
@@ -34,6 +35,15 @@ impl Driver {
             }
             ClusterAction::Draining { worker } => self.tell_draining(worker),
             ClusterAction::Fork { slot, weight } => self.fork_for_slot(slot, weight),
+            ClusterAction::Announce { worker } => {
+                if self.workers.are_announced_to(worker) {
+                    self.channels.send(worker, b"\"shutdown\"\n");
+                }
+            }
+            ClusterAction::Terminate { worker } => self.workers.terminate(worker),
+            ClusterAction::Insist { worker } => self.workers.insist(worker),
+            ClusterAction::Abandon { worker } => self.abandon(worker),
+            ClusterAction::Reload => self.reload(Reload::new(), None),
             ClusterAction::Signal { worker, signal } => self.workers.kill(worker, signal),
             ClusterAction::Measure { workers } => self.measure(&workers),
             ClusterAction::MeasureQueues { worker } => {

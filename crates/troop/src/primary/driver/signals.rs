@@ -107,7 +107,12 @@ impl Driver {
                 self.now,
                 supervisor.wanted().saturating_sub(1).max(supervisor.wanted().min(1)),
             ),
-            SignalMeans::Reload => self.reload(Reload::new(), None),
+            SignalMeans::Reload => {
+                // Its sender gets no answer, and does not know that one is under way.
+                if !self.cluster.reload_afterwards() {
+                    self.reload(Reload::new(), None);
+                }
+            }
             SignalMeans::Pause => supervisor.pause(self.now),
             SignalMeans::ReapOrphans => self.workers.reap_orphans(),
         }

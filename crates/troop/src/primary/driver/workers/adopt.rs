@@ -8,6 +8,7 @@ use troop_sys::poll::Interest;
 use troop_sys::sandbox::Sandbox;
 use troop_sys::socket;
 
+use super::EndSignals;
 use super::Process;
 use crate::error::{Error, Result};
 use crate::primary::Adoption;
@@ -62,6 +63,7 @@ impl Driver {
                 leads_group: false,
                 kept_end: None,
                 adopted: true,
+                ends_by: EndSignals::of(self.workers.setup()),
                 cgroup: None,
                 sandbox: Sandbox::default(),
                 names_dead_paths: false,

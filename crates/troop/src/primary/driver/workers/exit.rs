@@ -52,6 +52,25 @@ impl Workers {
         let _ = process::signal(process.pidfd.as_fd(), signal);
     }
 
+    /// Asks a worker to finish, by its stop signal.
+    pub(in crate::primary::driver) fn terminate(&self, worker: WorkerId) {
+        if let Some(process) = self.processes.get(&worker) {
+            self.kill(worker, process.ends_by.stop);
+        }
+    }
+
+    /// Asks a worker to finish that was asked before, by its kill signal if it has one.
+    pub(in crate::primary::driver) fn insist(&self, worker: WorkerId) {
+        if let Some(signal) = self.processes.get(&worker).and_then(|process| process.ends_by.kill) {
+            self.kill(worker, signal);
+        }
+    }
+
+    /// Whether a message announces a worker's end.
+    pub(in crate::primary::driver) fn are_announced_to(&self, worker: WorkerId) -> bool {
+        self.processes.get(&worker).is_some_and(|process| process.ends_by.announced)
+    }
+
     /// Why a worker was killed, if it was because memory ran out.
     fn memory_error(&mut self, id: WorkerId) -> Option<Error> {
         let killed = diag::killed_for_memory();
@@ -65,9 +84,38 @@ impl Workers {
 }
 
 impl Driver {
+    /// Treats a worker as ended that `SIGKILL` has not ended, so that its slot gets another one and
+    /// a stop does not wait for it.
+    pub(in crate::primary::driver) fn abandon(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.handle(id).cloned() else { return };
+        let error = Error::Unkillable(worker.pid());
+        self.events.push(Event::Error { worker: Some(worker), error: Arc::new(error) });
+        self.channel_closed(id, false);
+        self.cluster.exited(self.now, id, ExitHow::Signal(KILL));
+        self.act();
+        self.workers.spawner.ended(id);
+        if let Some(process) = self.workers.processes.remove(&id) {
+            self.workers.unkillable.insert(id, process);
+        }
+        self.notify_shutdown_waiters();
+    }
+
+    /// The process of an abandoned worker may have ended.
+    fn reap_abandoned(&mut self, id: WorkerId) {
+        if self.workers.unkillable.get(&id).is_some_and(|process| process.try_reap().is_some())
+            && let Some(process) = self.workers.unkillable.remove(&id)
+        {
+            let leader = process.leads_group.then(|| process.handle.pid());
+            self.workers.orphans.end(self.now, leader, process.cgroup);
+            self.cluster.ended_at_last();
+        }
+    }
+
     /// A worker's process may have ended.
     pub(in crate::primary::driver) fn reap(&mut self, id: WorkerId) {
-        let Some(process) = self.workers.processes.get(&id) else { return };
+        let Some(process) = self.workers.processes.get(&id) else {
+            return self.reap_abandoned(id);
+        };
         let Some(how) = process.try_reap() else { return };
         let handle = process.handle.clone();
         if how == ExitHow::Signal(KILL)

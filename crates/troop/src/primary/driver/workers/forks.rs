@@ -17,6 +17,7 @@ use troop_core::{Time, WorkerId};
 use troop_sys::poll::Interest;
 use troop_sys::process;
 
+use super::EndSignals;
 use super::Process;
 use crate::channel::Mailbox;
 use crate::closer::Closer;
@@ -383,6 +384,7 @@ impl Driver {
             kept_end,
             leads_group: setup.leads_group(),
             adopted: false,
+            ends_by: EndSignals::of(setup),
             cgroup,
             user: setup.other_user(),
             sandbox,

@@ -43,6 +43,8 @@ struct Process {
     leads_group: bool,
     /// It is somebody else's child.
     adopted: bool,
+    /// What asks it to finish.
+    ends_by: EndSignals,
     cgroup: Option<WorkerCgroup>,
     /// Whom it runs as, if that is another user than this process's.
     user: Option<Identity>,
@@ -57,9 +59,32 @@ struct Process {
     since: Time,
 }
 
+/// What a worker is asked to finish by, besides Node's protocol.
+#[derive(Debug, Clone, Copy)]
+struct EndSignals {
+    /// Whether a message announces its end.
+    announced: bool,
+    /// The stop signal.
+    stop: i32,
+    /// The last signal before `SIGKILL`.
+    kill: Option<i32>,
+}
+
+impl EndSignals {
+    fn of(setup: &Setup) -> EndSignals {
+        EndSignals {
+            announced: setup.get_shutdown_message(),
+            stop: setup.get_stop_signal(),
+            kill: setup.get_kill_signal(),
+        }
+    }
+}
+
 /// The processes of all workers, and what others are started with.
 pub(super) struct Workers {
     processes: WorkerMap<Process>,
+    /// Those of workers that are treated as ended, because not even `SIGKILL` has ended them yet.
+    unkillable: WorkerMap<Process>,
     /// The workers that the program sees.
     table: Table,
     setup: Arc<Setup>,
@@ -81,6 +106,7 @@ impl Workers {
     pub(super) fn new(table: Table, setup: Setup) -> Workers {
         Workers {
             processes: WorkerMap::default(),
+            unkillable: WorkerMap::default(),
             table,
             setup: Arc::new(setup),
             before_reload: None,
