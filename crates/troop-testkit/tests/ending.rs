@@ -4,7 +4,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -16,12 +16,22 @@ use troop_testkit::{TEST_TIMEOUT, Troop, ask, at_once, node_program, wait_until}
 /// A program without Node's protocol that writes which signals it gets, and ends by `SIGTERM`.
 fn shell(out: &Path) -> Setup {
     let script = "for signal in QUIT INT USR2; do trap \"echo $signal >> $0\" $signal; done; \
-         trap 'echo TERM >> $0; exit 0' TERM; echo started >> $0; while :; do sleep 0.02; done";
+         trap 'echo TERM >> $0; exit 0' TERM; echo started >> $0; while kill -0 $PPID; do sleep 0.02; done";
     Setup::new().program("sh").args(["-c".as_ref(), script.as_ref(), out.as_os_str()])
 }
 
 fn js(text: &str, out: &Path) -> Setup {
     Setup::new().script(node_program("run.js")).args([text.as_ref(), out.as_os_str()])
+}
+
+/// A process that does not outlive a test that fails.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn lines(out: &Path) -> Vec<String> {
@@ -133,17 +143,18 @@ async fn with_a_drain_delay_clients_are_served_for_a_while_after_the_stop() {
 /// `SIGHUP` has no answer, so none may be lost.
 #[test]
 fn a_hangup_signal_during_a_reload_is_another_reload_afterwards() {
-    let mut primary = Command::new(env!("CARGO_BIN_EXE_troop-fixture"))
+    let primary = Command::new(env!("CARGO_BIN_EXE_troop-fixture"))
         .args(["primary", "line", "127.0.0.1:0"])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let pid = Pid::from_child(&primary);
+    let mut primary = Killed(primary);
+    let pid = Pid::from_child(&primary.0);
     let mut reloads = 0;
     let deadline = Instant::now() + TEST_TIMEOUT;
     let mut ready = 0;
-    for line in BufReader::new(primary.stdout.take().unwrap()).lines().map(Result::unwrap) {
+    for line in BufReader::new(primary.0.stdout.take().unwrap()).lines().map(Result::unwrap) {
         assert!(Instant::now() < deadline, "{line}");
         if line.contains("listening on") {
             ready += 1;
@@ -163,6 +174,70 @@ fn a_hangup_signal_during_a_reload_is_another_reload_afterwards() {
             }
         }
     }
-    assert!(primary.wait().unwrap().success());
+    assert!(primary.0.wait().unwrap().success());
     assert_eq!(reloads, 2);
+}
+
+/// A program that serves in tasks of its own ends when the last of them has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rust_worker_knows_when_its_listeners_and_connections_are_closed() {
+    let fixture = Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture"));
+    let mut troop = Troop::start(alone(fixture.args(["idle until the end", "127.0.0.1:0"])));
+    let port: u16 = troop
+        .until("listening", |event| match event {
+            Event::Listening { address, .. } => address.port?.try_into().ok(),
+            _ => None,
+        })
+        .await;
+    let mut client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    std::io::Read::read_exact(&mut client, &mut [0; 1]).unwrap();
+    let cluster = troop.cluster.clone();
+    let stop = tokio::spawn(async move { cluster.stop().await });
+    let said = |event: &Event| match event {
+        Event::Message { message, .. } => Some(message.as_json().to_owned()),
+        _ => None,
+    };
+    assert_eq!(troop.until("the end of its events", said).await, "\"no more events\"");
+    assert!(!stop.is_finished());
+    drop(client);
+    assert_eq!(troop.until("the end of its connections", said).await, "\"idle\"");
+    assert!(stop.await.unwrap().unwrap().is_graceful());
+}
+
+/// A release that replaces the program's file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_at_the_programs_path_is_what_a_reload_starts_if_that_is_wanted() {
+    let home = tempfile::tempdir().unwrap();
+    let program = home.path().join("server");
+    for (setting, after) in [("on disk", "new\n"), ("image", "")] {
+        let out = home.path().join(setting);
+        std::fs::copy(env!("CARGO_BIN_EXE_troop-fixture"), &program).unwrap();
+        let primary = Command::new(&program)
+            .args(["deployed", setting])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut primary = Killed(primary);
+        let mut lines = BufReader::new(primary.0.stdout.take().unwrap()).lines();
+        let mut until = |text: &str| while !lines.next().unwrap().unwrap().contains(text) {};
+        until("listening on");
+        // As an installer does it: another file of the same name.
+        let new = home.path().join("new");
+        let script = format!(
+            "#!/bin/sh\necho new >> '{}'\nwhile kill -0 $PPID; do sleep 0.02; done\n",
+            out.display()
+        );
+        std::fs::write(&new, script).unwrap();
+        std::fs::set_permissions(&new, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
+        std::fs::rename(&new, &program).unwrap();
+        kill_process(Pid::from_child(&primary.0), Signal::HUP).unwrap();
+        until("reload: replacing");
+        until(if after.is_empty() { "reload: done" } else { "worker 2 started" });
+        wait_until("the new version", || {
+            std::fs::read_to_string(&out).unwrap_or_default() == after
+        });
+        kill_process(Pid::from_child(&primary.0), Signal::QUIT).unwrap();
+        primary.0.wait().unwrap();
+    }
 }

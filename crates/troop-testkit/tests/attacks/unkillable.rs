@@ -16,7 +16,7 @@ async fn a_worker_that_does_not_end_is_named_and_followed_by_another_and_delays_
     }
     let home = open_directory();
     let Some(file) = Mount::unclosable_by_all(TEST, &home.path().join("file")) else { return };
-    let script = format!("exec 9<{}; exec 9<&-; sleep 600", file.at.display());
+    let script = format!("exec 9<{}; exec 9<&-", file.at.display());
     let setup = Setup::new().program("sh").args(["-c", &script]);
     let builder = Cluster::builder().workers(1).replace(at_once()).setup(setup);
     let mut troop = Troop::start(builder.grace(Duration::from_millis(200)));

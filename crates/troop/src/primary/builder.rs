@@ -429,6 +429,10 @@ impl Builder {
     /// group, reach this process first, which lets them finish; [`Setup::own_process_group`]
     /// changes that. Ctrl-Z stops this process alone.
     ///
+    /// Workers execute the image that this process runs, also after its file was replaced. For
+    /// `SIGHUP` to start a version that was installed meanwhile, set
+    /// [`Setup::program_on_disk`]. A `SIGHUP` during a reload is another reload afterwards.
+    ///
     /// # Errors
     /// [`Error::GaveUp`] if no worker became ready, or as [`RestartPolicy`] says;
     /// [`Error::RoleNotTaken`] in a worker that does not know that it is one.

@@ -1,13 +1,15 @@
 //! What workers are started with: program, environment, user, limits, sandbox, standard streams.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use troop_sys::spawn;
 
 use crate::activation::ActivationSocket;
+use crate::error::{Error, Result};
 pub use crate::primary::{Cgroup, Output, Source};
 
 mod check;
@@ -186,6 +188,22 @@ impl Setup {
     pub fn program(mut self, path: impl Into<PathBuf>) -> Setup {
         self.program = Some(path.into());
         self
+    }
+
+    /// Executes what is at this program's path when a worker starts, so that a reload starts a
+    /// version that was installed meanwhile. Without it, workers execute the image that runs now,
+    /// whatever happens to its file: primary and workers are of one version until the next start.
+    ///
+    /// # Errors
+    /// If the path of this program cannot be determined.
+    pub fn program_on_disk(self) -> Result<Setup> {
+        let path = std::env::current_exe().map_err(Error::io("determine this program's path"))?;
+        // Linux marks the path of a file that was replaced (`proc_pid_exe(5)`).
+        let path = match path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+            Some(before) if !path.exists() => Path::new(OsStr::from_bytes(before)).to_owned(),
+            _ => path,
+        };
+        Ok(self.program(path))
     }
 
     /// Runs a script (Node's `exec`) under what [`Setup::program`] names, or else under `node`.

@@ -158,6 +158,11 @@ impl Worker {
         self.runtime.block_on(self.worker.draining());
     }
 
+    /// Blocks until this worker has no connection open; see [`crate::Worker::idle`].
+    pub fn wait_until_idle(&self) {
+        self.runtime.block_on(self.worker.idle());
+    }
+
     /// Lets this process go on when its primary dies; see [`crate::Worker::outlive_primary`].
     pub fn outlive_primary(&self) {
         self.worker.outlive_primary();

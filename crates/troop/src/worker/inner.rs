@@ -92,9 +92,13 @@ pub(crate) struct Inner {
     outlive: AtomicBool,
     /// Somebody wanted this worker to leave: the end of the channel is no accident.
     leaving: AtomicBool,
+    /// It gets no more connections: its events end with its last listener.
+    is_closed_to_connections: AtomicBool,
     pub(super) events: Arc<Queue<WorkerEvent>>,
     /// Connections that the program has open.
     open: AtomicU32,
+    /// Rung when there are none.
+    idle: Notify,
     /// When the last one was accepted, in milliseconds since `born`; 0 if none was.
     last_accept: AtomicU64,
     born: Instant,
@@ -157,8 +161,10 @@ impl Inner {
             ended: watch::Sender::new(id.is_none()),
             outlive: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
+            is_closed_to_connections: AtomicBool::new(false),
             events: reader.queue().clone(),
             open: AtomicU32::new(0),
+            idle: Notify::new(),
             last_accept: AtomicU64::new(0),
             born: Instant::now(),
             load: AtomicU32::new(0),
@@ -208,8 +214,23 @@ impl Inner {
     }
 
     pub(crate) fn closed(&self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
+        if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.idle.notify_waiters();
+        }
         self.send_load();
+    }
+
+    /// Waits until the program has no connection open.
+    pub(crate) async fn idle(&self) {
+        loop {
+            let mut idle = std::pin::pin!(self.idle.notified());
+            // From here on none is missed.
+            idle.as_mut().enable();
+            if self.open.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            idle.await;
+        }
     }
 
     pub(crate) fn report_load(&self, load: u32) {
@@ -421,9 +442,20 @@ impl Inner {
         *next - 1
     }
 
-    /// Whether the program has a listener of the cluster's.
-    pub(super) fn has_listeners(&self) -> bool {
-        !self.indices.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    /// No more connections come: the events end, at once or with the last listener. A worker that
+    /// only answers messages has no other end to its work; a server may want messages until it has
+    /// closed its listeners.
+    pub(super) fn close_to_connections(&self) {
+        self.is_closed_to_connections.store(true, Ordering::SeqCst);
+        self.end_events_without_listeners();
+    }
+
+    pub(super) fn end_events_without_listeners(&self) {
+        if self.is_closed_to_connections.load(Ordering::SeqCst)
+            && self.indices.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        {
+            self.events.close();
+        }
     }
 
     pub(super) fn release_index(&self, requested: &RequestedAddress) {

@@ -298,11 +298,7 @@ impl Link {
             let seq = self.next_seq();
             outgoing::close(self.outbox.buffer(), &key, seq);
         }
-        if !self.inner.has_listeners() {
-            // A worker that only answers messages has no other end to its work; a server may want
-            // messages until its requests are done.
-            self.inner.events.close();
-        }
+        self.inner.close_to_connections();
         self.inner.drain_soon();
     }
 

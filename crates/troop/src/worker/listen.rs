@@ -288,6 +288,7 @@ impl Drop for Registration {
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
             self.inner.release_index(&self.requested);
+            self.inner.end_events_without_listeners();
             self.inner.close_server(key.as_ref().to_owned());
         }
     }

@@ -299,6 +299,25 @@ impl Worker {
         self.inner.report_load(load);
     }
 
+    /// Waits until this worker has no [counted] connection open, to end a program that
+    /// serves connections in tasks of its own after its listeners have ended. Cancel safe.
+    ///
+    /// ```no_run
+    /// # async fn program(worker: troop::Worker) -> troop::Result<()> {
+    /// let listener = worker.listen("0.0.0.0:8000").await?;
+    /// while let Ok((stream, _)) = listener.accept().await {
+    ///     tokio::spawn(async move { drop(stream) });
+    /// }
+    /// worker.idle().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// [counted]: crate::net::Counted
+    pub async fn idle(&self) {
+        self.inner.idle().await;
+    }
+
     /// Leaves the cluster on this worker's own account, as Node's `cluster.worker.disconnect()`:
     /// listeners stop, the primary is told and confirms, so that it sees `exited_after_disconnect`.
     /// Requests that are being served go on.
@@ -310,7 +329,7 @@ impl Worker {
     }
 
     /// Waits for the next message or request from the primary. Returns `None` when all have been
-    /// read and the channel is closed, or when this worker is to finish and has no listener open.
+    /// read and the channel is closed, or when this worker is to finish and has closed its listeners.
     /// Messages wait here from the start, up to 16 MiB (see [`Events`](crate::Events)). Several
     /// callers share them. Cancel safe.
     pub async fn next_event(&self) -> Option<WorkerEvent> {
