@@ -223,7 +223,7 @@ fn bare_batch(line: &mut Vec<u8>, _: usize) {
 }
 
 fn troop_batch(line: &mut Vec<u8>, count: usize) {
-    // The numbers may be any: nobody here looks at them again.
+    // The numbers are arbitrary: they are not used again.
     const NUMBERS: [u64; BATCH] = [1; BATCH];
     outgoing::conns(line, "\"bare\"", &NUMBERS[..count]);
 }

@@ -28,7 +28,7 @@ pub(crate) fn available() -> Result<CpuSet> {
     Ok(sched_getaffinity(None)?)
 }
 
-/// Returns the first two of them, each in a set of its own.
+/// Returns the first two of them, each in a separate set.
 pub(crate) fn two_of(all: &CpuSet) -> Result<[CpuSet; 2]> {
     let mut single = (0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu)).map(|cpu| {
         let mut set = CpuSet::new();

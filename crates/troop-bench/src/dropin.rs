@@ -93,7 +93,7 @@ impl Racer {
     }
 
     /// Measures JavaScript's thread without load, and under a load that all contenders can serve.
-    /// The primary has a CPU of its own, so the delays come from the primary and not from other
+    /// The primary has its own CPU, so the delays come from the primary and not from other
     /// processes.
     fn attend(&mut self, every: Duration, [own, others]: &[CpuSet; 2]) -> Result<()> {
         cpu::children(self.peer.pid()).into_iter().for_each(|worker| cpu::confine(worker, others));

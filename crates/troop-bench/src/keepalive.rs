@@ -44,7 +44,7 @@ fn start(name: &'static str, command: Command) -> Result<Racer> {
     Ok(Racer { name, peer, address, rates: Vec::new(), costs: Vec::new(), slowest: Vec::new() })
 }
 
-/// Starts nginx with as many workers, each with a socket of its own; the directory holds its
+/// Starts nginx with as many workers, each with its own socket; the directory holds its
 /// configuration.
 fn nginx(directory: &std::path::Path) -> Result<Racer> {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();

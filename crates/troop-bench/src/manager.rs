@@ -22,7 +22,7 @@ const IDLE_DELAY: Duration = Duration::from_secs(2);
 /// Duration of the log test.
 const LOG_TEST_DURATION: Duration = Duration::from_secs(5);
 
-/// A process manager with a home of its own.
+/// A process manager with a separate home directory.
 trait Manager {
     /// Runs it with these arguments in its home.
     fn command(&self, arguments: &[&str]) -> Command;

@@ -1,5 +1,5 @@
-//! The measured processes: each in a process group of its own, killed on drop and when the program
-//! is interrupted.
+//! The measured processes: each in a separate process group, killed on drop and when the program is
+//! interrupted.
 //!
 //! A peer writes a line that begins with `ready` to standard output when it can be measured, starts
 //! when it reads `go`, and answers with a line that begins with `done`.

@@ -466,7 +466,7 @@ mod tests {
     use clap::CommandFactory as _;
 
     #[test]
-    fn what_can_be_typed_makes_sense() {
+    fn the_command_line_is_consistent() {
         super::Troop::command().debug_assert();
     }
 

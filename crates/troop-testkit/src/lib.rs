@@ -1,5 +1,4 @@
-//! What the end-to-end tests share: starting clusters, waiting for events with a deadline, looking
-//! for leaks.
+//! Shared parts of the end-to-end tests: clusters, waiting for events with a deadline, leak checks.
 #![allow(clippy::missing_panics_doc)]
 
 pub mod http;
@@ -15,7 +14,7 @@ use std::time::{Duration, Instant};
 use troop::supervise::ReplacePolicy;
 use troop::{Builder, Cluster, Event, Events, Fork, Setup, WorkerHandle};
 
-/// How long anything may take before a test fails.
+/// Deadline of each wait in a test.
 pub const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The Node program of this name in the `node` folder.
@@ -34,9 +33,9 @@ pub fn at_once() -> ReplacePolicy {
 pub struct Troop {
     /// The cluster.
     pub cluster: Cluster,
-    /// Everything that happened, from the start.
+    /// All events from the start.
     pub events: Events,
-    /// What was seen, and whether a test has already asked for it.
+    /// The events that were seen, and whether a call has returned them.
     seen: Vec<(Event, bool)>,
 }
 
@@ -63,8 +62,8 @@ impl Troop {
         self.cluster.fork(Fork::new()).await.expect("the fork succeeds")
     }
 
-    /// The first event that nobody asked for yet and for which `want` returns something; waits for
-    /// it if need be.
+    /// The first event that no earlier call has returned and for which `want` returns something;
+    /// waits for it if need be.
     pub async fn until<T>(&mut self, what: &str, mut want: impl FnMut(&Event) -> Option<T>) -> T {
         for (event, asked) in self.seen.iter_mut().filter(|(_, asked)| !asked) {
             if let Some(result) = want(event) {

@@ -19,7 +19,7 @@ pub fn shut() {
     });
 }
 
-/// Tries to give the group a program of its own, tells what came of it, and takes the group's
+/// Tries to install another program for the group, reports the result, and takes the group's
 /// program away.
 pub fn steer() -> String {
     let mut outcome = String::new();

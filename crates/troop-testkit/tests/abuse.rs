@@ -263,7 +263,7 @@ async fn a_foreign_unix_socket_whose_queue_is_full_does_not_stop_the_primary() {
             client
         })
         .collect();
-    // In a runtime of its own, because a primary that hangs would hang this test too.
+    // In a separate runtime, because a primary that hangs would otherwise hang this test.
     let text = path.display().to_string();
     let (sender, done) = std::sync::mpsc::channel();
     std::thread::spawn(move || {

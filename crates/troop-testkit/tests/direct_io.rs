@@ -1,5 +1,5 @@
-//! The thread of a relay's program moves messages itself, and nothing is lost or overtaken, whoever
-//! does it.
+//! Direct I/O: the thread of a relay's program moves messages itself, and no message is lost or
+//! overtaken, whichever thread does it.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::io::{ErrorKind, Read, Write};
@@ -134,7 +134,7 @@ fn internal_messages_are_not_written_past_the_relay() {
 }
 
 #[test]
-fn queued_output_is_written_whoever_makes_room() {
+fn queued_output_is_written_by_whichever_thread_makes_room() {
     let mut scene = Scene::new();
     assert!(scene.io().begin());
     let sent = fill(scene.io());
@@ -156,8 +156,7 @@ fn queued_output_is_written_whoever_makes_room() {
 fn direct_io_stops_at_a_full_channel_and_resumes_when_the_worker_reads() {
     let mut scene = Scene::new();
     assert!(scene.io().begin());
-    // As much as is too much for anything to be read from who does not read himself: one long
-    // message.
+    // So much that the worker is not read until it reads: one long message.
     let long = format!("\"{}\"\n", "x".repeat(3 * 1024 * 1024));
     scene.program.write_all(long.as_bytes()).unwrap();
     // Until the driver has taken it in.

@@ -1,5 +1,4 @@
-//! Too much of everything: a worker that floods, never reads, or dies badly disturbs nobody but
-//! itself.
+//! Too much of everything: a worker that floods, never reads, or crashes disturbs only itself.
 #![allow(clippy::unwrap_used)]
 
 mod scene;

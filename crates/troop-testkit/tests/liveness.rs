@@ -92,7 +92,7 @@ async fn a_node_worker_in_an_endless_loop_is_ended() {
 
 #[tokio::test]
 async fn the_program_of_a_node_worker_never_sees_probes() {
-    // What is counted here is what Node itself sees; programs see messages only.
+    // This counts the internal messages that Node sees; programs see only their own messages.
     let text = "
         const open = () => require('fs').readdirSync('/proc/self/fd').length;
         let asked = 0, heard = 0, before;

@@ -172,7 +172,7 @@ async fn requests_that_were_sent_together_are_all_answered_in_order() {
     }
 }
 
-async fn nobody_notices(scheduling: &str) {
+async fn clients_notice_nothing(scheduling: &str) {
     let rounds: u32 = std::env::var("TROOP_ROUNDS").map_or(4, |text| text.parse().unwrap());
     let directory = tempfile::tempdir().unwrap();
     let builder = serving("router", &directory).workers(3);
@@ -193,21 +193,21 @@ async fn nobody_notices(scheduling: &str) {
 }
 
 #[tokio::test]
-async fn nobody_notices_reloads_and_scaling_under_round_robin_and_weighted() {
-    nobody_notices("round-robin").await;
-    nobody_notices("weighted").await;
+async fn clients_notice_no_reload_and_no_scaling_under_round_robin_and_weighted() {
+    clients_notice_nothing("round-robin").await;
+    clients_notice_nothing("weighted").await;
 }
 
 #[tokio::test]
-async fn nobody_notices_them_under_policies_that_count() {
-    nobody_notices("least-connections").await;
-    nobody_notices("p2c").await;
+async fn clients_notice_no_reload_and_no_scaling_under_policies_that_count() {
+    clients_notice_nothing("least-connections").await;
+    clients_notice_nothing("p2c").await;
 }
 
 #[tokio::test]
-async fn nobody_notices_them_under_sticky_and_steered() {
-    nobody_notices("sticky").await;
-    nobody_notices("steered").await;
+async fn clients_notice_no_reload_and_no_scaling_under_sticky_and_steered() {
+    clients_notice_nothing("sticky").await;
+    clients_notice_nothing("steered").await;
 }
 
 #[tokio::test]
@@ -229,7 +229,7 @@ async fn a_protocol_of_the_programs_own_moves_when_it_says_so() {
 }
 
 #[tokio::test]
-async fn the_program_keeps_a_connection_that_nobody_else_can_take() {
+async fn the_program_keeps_a_connection_that_no_other_worker_can_take() {
     let mut troop = Troop::start(fixture(["moving echo", "127.0.0.1:0"]));
     let (worker, port) = listening(&mut troop).await;
     let mut stream = open(port).await;

@@ -138,7 +138,7 @@ async fn numbers_count_from_one_and_are_not_used_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_left_but_still_runs_is_disconnected_and_still_known() {
-    // A server of its own is closed by nobody.
+    // A server that the worker opened itself is not closed by the primary.
     let mut troop = Troop::with(js(
         "serve({ port: 0, host: '127.0.0.1', exclusive: true }, () => cluster.worker.disconnect())",
     ));
@@ -272,7 +272,7 @@ async fn a_worker_that_disconnects_and_exits_otherwise_is_voluntary_with_that_co
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_does_not_listen_lives_until_told_otherwise() {
+async fn a_worker_that_does_not_listen_lives_until_it_is_disconnected() {
     let mut troop = Troop::with(js("tell('done')"));
     let worker = troop.fork().await;
     troop.message(&worker).await;
@@ -443,7 +443,7 @@ async fn other_workers_serve_while_one_drains() {
     one.disconnect().unwrap();
     for _ in 0..20 {
         let answer = talk(local(port), "").unwrap();
-        // Until the order has reached the primary, either may answer; nobody is turned away.
+        // Until the order has reached the primary, either may answer; no client is refused.
         assert!(answer.ends_with('\n'), "{answer:?}");
     }
     assert_eq!(troop.exit(&one).await, ExitHow::Code(0));
@@ -531,7 +531,7 @@ async fn a_workers_standard_streams_can_be_read() {
 /// socket; with one, both `listen` calls look the name up before they ask, and the close between
 /// them has no effect on the second.
 #[tokio::test(flavor = "multi_thread")]
-async fn listening_again_at_once_after_a_close_does_what_it_does_under_node() {
+async fn listening_again_immediately_after_a_close_works_as_under_node() {
     let port = troop_testkit::free_port();
     let twice = |place: &str| {
         js(&format!(

@@ -356,7 +356,7 @@ async fn a_worker_whose_connections_were_given_away_still_ends() {
     let _client = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let (_, handle) = handed(&mut troop).await;
     worker.disconnect().unwrap();
-    // Node counts it as its own server's until whoever has it says that it is closed.
+    // Node counts it as a connection of its server until its holder reports that it is closed.
     drop(handle);
     assert_eq!(troop.exit(&worker).await, troop::event::ExitHow::Code(0));
 }

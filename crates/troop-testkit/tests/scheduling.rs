@@ -41,7 +41,7 @@ async fn weighted<const N: usize>(
     (workers.try_into().unwrap(), port)
 }
 
-/// A connection that stays open, and who serves it.
+/// Returns a connection that stays open, and the worker that serves it.
 fn open(port: u16) -> (BufReader<TcpStream>, u32) {
     let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
@@ -206,7 +206,7 @@ async fn a_callback_chooses_the_worker_for_each_connection() {
     for worker in [&one, &two, &two, &one, &one] {
         assert_eq!(served(Some(Some(worker.id()))).await, worker.id().0);
     }
-    // Whoever does not care, does not answer, or names nobody, leaves it to turns.
+    // A program that passes, does not answer, or names no worker leaves the choice to turns.
     let mut turns = [
         served(Some(None)).await,
         served(None).await,
@@ -215,8 +215,7 @@ async fn a_callback_chooses_the_worker_for_each_connection() {
     ];
     turns.sort_unstable();
     assert_eq!(turns, [1, 1, 2, 2]);
-    // While nobody answers, connections wait for that long, not for ever, and not one after the
-    // other.
+    // Without an answer, connections wait for that long, not for ever, and not one after the other.
     let begin = Instant::now();
     let mut clients: Vec<_> =
         (0..20).map(|_| BufReader::new(TcpStream::connect(("127.0.0.1", port)).unwrap())).collect();

@@ -103,7 +103,7 @@ async fn an_idle_connection_is_served_until_it_is_closed_by_the_drain() {
 }
 
 #[tokio::test]
-async fn when_the_whole_cluster_ends_nobody_has_to_be_waited_for() {
+async fn when_the_whole_cluster_ends_idle_connections_are_closed_without_waiting() {
     let mut troop = Troop::start(serving("127.0.0.1:0").drain_spread(Duration::from_secs(25)));
     let (worker, port) = listening(&mut troop).await;
     let _streams = kept(port, 20).await;

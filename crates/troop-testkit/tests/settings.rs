@@ -199,7 +199,7 @@ fn a_setting_that_needs_a_channel_is_refused_where_workers_have_none() {
 }
 
 #[test]
-fn what_a_running_cluster_cannot_do_without_channels_is_an_error() {
+fn operations_that_need_channels_are_errors_without_them() {
     let builder = activated(Cluster::builder().setup(fixture())).workers(1);
     let cluster = builder.start_in_thread(|_| ()).unwrap();
     let events = cluster.events();

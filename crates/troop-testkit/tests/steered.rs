@@ -196,7 +196,7 @@ async fn handshakes_that_are_under_way_when_a_worker_goes_are_finished() {
         );
         client.set_nonblocking(false).unwrap();
     }
-    // One dies, one is told to finish without a successor, one is replaced by a successor that
+    // One dies, one is disconnected without a successor, one is replaced by a successor that
     // listens before it leaves.
     workers[0].kill(9).await.unwrap();
     troop.exit(&workers[0]).await;
@@ -224,7 +224,7 @@ async fn a_hung_worker_is_detected(setup: Setup) {
     let hung = Stopped(&workers[1]);
     stop(hung.0);
     let before = Instant::now();
-    // Nobody has to wait for long, although nothing has told the primary.
+    // No client waits for long, although the primary is not notified.
     let served = shares(port, 300).await;
     assert!(!served.contains_key(&2), "{served:?}");
     assert!(before.elapsed() < Duration::from_secs(8), "{:?}", before.elapsed());
@@ -310,7 +310,7 @@ async fn scaling_and_failures_misdirect_no_connection() {
     let (mut workers, port) = forks(&mut troop, 3).await;
     each_has_its_own_socket(&workers, port).await;
     for round in 0..6 {
-        // The middle one dies, two more come, and the first one is told to finish.
+        // The middle one dies, two more start, and the first one is disconnected.
         let dead = workers.remove(workers.len() / 2);
         dead.kill(9).await.unwrap();
         troop.exit(&dead).await;
@@ -336,7 +336,7 @@ async fn every_worker_of_two_hundred_is_reached() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_shuts_its_socket_down_harms_nobody_else() {
+async fn a_worker_that_shuts_its_socket_down_harms_no_other_worker() {
     let mut troop = steered(rust(["shut", "127.0.0.1:0"]));
     let (workers, port) = forks(&mut troop, 4).await;
     each_has_its_own_socket(&workers, port).await;

@@ -36,7 +36,7 @@ async fn start(scheduling: &str, setup: Setup, workers: usize) -> (Troop, Vec<Wo
     (troop, all, port)
 }
 
-/// Who serves, and what came back of what was said.
+/// Returns the worker that serves, and the echoed bytes.
 fn parse(answer: &[u8]) -> (u32, Vec<u8>) {
     let end = answer.iter().position(|byte| *byte == b'\n').expect("an answer with a name");
     let name = std::str::from_utf8(&answer[..end]).unwrap();
@@ -47,7 +47,7 @@ fn client(n: u8) -> [u8; 4] {
     [127, 9, n, 1]
 }
 
-/// Who serves each of these clients, three times over, and each must be served by one.
+/// Returns the worker of each of these clients, which must be the same in three connections.
 async fn served(port: u16, clients: u8) -> BTreeMap<u8, u32> {
     let ask = move || {
         let mut all = BTreeMap::new();
@@ -169,7 +169,7 @@ async fn behind_a_proxy_its_header_tells_the_clients_apart_and_is_passed_on_or_s
                 );
             }
             assert_eq!(workers.values().collect::<BTreeSet<_>>().len(), 4, "{workers:?}");
-            // Who comes without a header is served as well.
+            // A client without a header is served, too.
             assert_eq!(talks(port, b"no header".to_vec()).await.1, b"no header");
         }
     }
@@ -235,7 +235,7 @@ async fn first_bytes_may_come_slowly_late_or_never() {
         let (late, said) = drip(say.clone(), Duration::from_millis(200));
         assert_eq!((late, said), (silent, say));
         assert!(before.elapsed() > Duration::from_millis(700));
-        // One that says nothing and stays is with a worker soon, and holds up nobody else.
+        // A silent client gets a worker soon, and does not delay others.
         let mut idle = TcpStream::connect(at).unwrap();
         idle.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
         assert_eq!(drip(Vec::new(), Duration::ZERO).0, silent);

@@ -39,7 +39,7 @@ fn worker_and_slot(line: &Value) -> [Value; 2] {
 }
 
 #[tokio::test]
-async fn subscribers_see_who_did_what_in_primary_and_workers() {
+async fn subscribers_see_the_worker_of_each_event_in_primary_and_workers() {
     let lines = Lines::default();
     let writer = lines.clone();
     tracing_subscriber::fmt()

@@ -35,14 +35,14 @@ mod upkeep;
 
 pub(crate) use self::upkeep::{Revival, Revived};
 
-/// As many connections may wait for the workers as the system allows.
+/// Length of the accept queue: the system's maximum.
 const BACKLOG: u32 = 4096;
 
 /// A listening socket for programs that take sockets by activation, as systemd gives them: see
 /// [`Builder::activation`](crate::Builder::activation).
 ///
-/// It stays with the primary, so that nothing that waits in it is lost when workers come and go. As
-/// systemd's it is blocking; a program that wants something else changes that for all workers,
+/// It stays with the primary, so that waiting connections are not lost when workers start and end.
+/// As systemd's it is blocking; a program that wants something else changes that for all workers,
 /// which run the same program.
 #[derive(Debug)]
 pub struct ActivationSocket {
@@ -51,10 +51,10 @@ pub struct ActivationSocket {
     /// one's.
     file: Mutex<Option<UnixFile>>,
     pub(crate) socket: OwnedFd,
-    /// What it had before workers had it.
+    /// Its options before workers had it.
     options: Options,
     address: String,
-    /// A socket for each slot; `None` if all have the same.
+    /// Sockets for each slot; `None` if all share one.
     slots: Option<Slots>,
     upkeep: Mutex<Upkeep>,
 }
@@ -70,10 +70,11 @@ impl ActivationSocket {
         ActivationSocket::bind_as(text, 0)
     }
 
-    /// Binds a TCP address with a socket of its own for each of so many workers (and for more of
-    /// them, when there are more), among which the kernel chooses evenly, or by
-    /// [`Builder::weights`](crate::Builder::weights): who is not there, or not ready while others
-    /// are, gets nothing. A worker's successor has its socket, with what waits in it.
+    /// Binds a TCP address with a separate socket for each of this many workers (and for further
+    /// ones). The kernel chooses among them evenly, or by
+    /// [`Builder::weights`](crate::Builder::weights); the socket of a missing worker, or of one
+    /// that is not ready while others are, gets no connections. A worker's successor gets its
+    /// socket, with the connections that wait in it.
     ///
     /// # Errors
     /// As [`ActivationSocket::bind`]; [`Error::Settings`] if it is no TCP socket.
@@ -139,7 +140,7 @@ impl ActivationSocket {
             _ => place.trim_start_matches("unix:").to_owned(),
         };
         if slots == 0 {
-            // Nobody attaches a filter. (Those of Unix sockets have no effect.)
+            // No worker can attach a filter. (Those of Unix sockets have no effect.)
             let _ = group::lock(socket.as_fd());
         }
         let options = Options::of(&socket);
@@ -174,7 +175,7 @@ impl ActivationSocket {
         })
     }
 
-    /// Where it is, for events.
+    /// Returns its address, for events.
     pub(crate) fn place(&self) -> Address {
         let bound = socket::local_address(&self.socket);
         let address_type = match bound {
@@ -196,7 +197,7 @@ impl ActivationSocket {
         &self.address
     }
 
-    /// Connections that wait in it.
+    /// Returns the number of connections that wait in it.
     pub(crate) fn waiting(&self) -> usize {
         let in_queue =
             |socket: BorrowedFd<'_>| socket::accept_queue(socket).map_or(0, |n| n as usize);
@@ -218,12 +219,12 @@ impl ActivationSocket {
         self.slots.is_some()
     }
 
-    /// How many slots have a socket of their own.
+    /// Returns the number of slots with a separate socket.
     pub(crate) fn slots(&self) -> usize {
         self.slots.as_ref().map_or(0, |slots| slots.lock().len())
     }
 
-    /// The socket for a slot. Those of the slots before it are opened too, so that each has the
+    /// Returns the socket of a slot. Opens those of the slots before it too, so that each has the
     /// number of its slot.
     pub(crate) fn of_slot(&self, slot: u32) -> io::Result<Arc<OwnedFd>> {
         match &self.slots {
@@ -232,7 +233,7 @@ impl ActivationSocket {
         }
     }
 
-    /// Has the kernel choose among the slots' sockets, each in proportion to its share.
+    /// Makes the kernel choose among the slots' sockets in proportion to their shares.
     pub(crate) fn steer(&self, shares: &[u32]) -> Result<()> {
         let Some(slots) = &self.slots else { return Ok(()) };
         slots
@@ -257,7 +258,7 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
 }
 
-/// A socket's name, and where it is.
+/// The name and the address of a socket.
 fn parts(text: &str) -> Result<(&str, &str)> {
     match text.split_once('=') {
         Some((name, place)) if is_name(name) => Ok((name, place)),

@@ -1,11 +1,11 @@
-//! Closes what a hostile worker may have, where that can take time: its threads wait, the driver
-//! does not.
+//! Closes descriptors that a hostile worker may share in threads, because a close can block: the
+//! threads wait, the driver does not.
 //!
-//! The last `close` of a TCP socket waits until everything is sent if somebody has set `SO_LINGER`,
-//! for up to 68 years, also if the socket does not block otherwise, and also where the kernel
-//! itself closes it: with a channel in which it lies, or because a message had more descriptors
-//! than were asked for. Whoever has a copy can set it at any moment. So the option is cleared,
-//! which is mostly enough, and the threads that wait all the same are interrupted.
+//! The last `close` of a TCP socket with `SO_LINGER` waits until everything is sent, for up to 68
+//! years, even on a non-blocking socket, and even where the kernel itself closes it: with a channel
+//! that carries it, or because a message had more descriptors than were asked for. Any process with
+//! a copy can set the option at any moment. So the closer clears the option, which is usually
+//! enough, and interrupts threads that wait nevertheless.
 
 use std::collections::VecDeque;
 use std::os::fd::{IntoRawFd as _, OwnedFd};
@@ -16,27 +16,29 @@ use std::time::{Duration, Instant};
 use troop_sys::interrupt::Thread;
 use troop_sys::socket;
 
-/// Descriptors that wait to be closed. More are closed by whoever has them, who is interrupted too.
+/// Maximum number of descriptors that wait to be closed. The calling thread closes further ones
+/// itself, and is interrupted if that takes long.
 const MAX_WAITING: usize = 1024;
-/// They are started as long as all others are busy.
+/// Maximum number of closing threads; one is started when all others are busy.
 const MAX_THREADS: usize = 4;
-/// As many, where others do not end even when they are interrupted, as the close of a file does
-/// whose file system (FUSE) never answers.
+/// Maximum number of closing threads while others cannot be interrupted, as in the close of a file
+/// on a file system (FUSE) that never answers.
 const MAX_STUCK: usize = 64;
-/// Files that may be under way to be closed before no more descriptors are taken. Their file systems
-/// may be such as do not end a close, which no signal changes.
+/// Maximum number of files that are being closed before no more descriptors are accepted. Their
+/// file systems may never end a close, and signals do not interrupt that.
 const MAX_FILES: usize = 4;
-/// Threads that close them: one for each that there can be, because a process that is started in the
-/// meantime would close what waits, too. One message has two at most.
+/// Number of threads that close files: one for each possible file, because a process that is
+/// started meanwhile would otherwise close waiting ones. One message has two at most.
 const MAX_FILE_THREADS: usize = MAX_FILES + 1;
 /// A thread that has been closing one descriptor for this long is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
-/// How long the guard looks after nobody before it sleeps.
+/// Time after the last guarded call until the guard thread sleeps.
 const GUARD_IDLE_TIMEOUT: Duration = Duration::from_millis(100);
-/// The time that a close may take.
+/// Time after which a close is interrupted.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_millis(10);
 
-/// Closes descriptors in threads, so that `SO_LINGER` holds nobody up. Copies are the same one.
+/// Closes descriptors in threads, so that `SO_LINGER` does not block the caller. Clones share one
+/// queue.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Closer(Arc<Shared>);
 
@@ -53,13 +55,12 @@ struct Shared {
 struct State {
     waiting: VecDeque<OwnedFd>,
     idle: usize,
-    /// Each thread, and since when it has been closing something.
+    /// The closing threads, and the start of the close that each is in.
     threads: Vec<(Option<Thread>, Option<Instant>)>,
-    /// Threads that must not wait, and since when each has been in a call that can. Another one
-    /// watches them.
+    /// Threads in a guarded call that can block, and its start. The guard thread interrupts them.
     guarded: Vec<(Thread, Instant)>,
     has_guard: bool,
-    /// Nobody has been guarded for a while, so the guard must be woken.
+    /// Whether the guard thread sleeps and must be woken.
     guard_sleeps: bool,
     files: VecDeque<OwnedFd>,
     /// Threads that close files.
@@ -93,7 +94,7 @@ impl Closer {
             drop(state);
             socket::close_at_once(&fd);
             if is_stuck {
-                // Whoever closed it might never come back. It ends with this process.
+                // A thread that closes it might never return. It is closed when this process ends.
                 let _ = fd.into_raw_fd();
             } else {
                 self.guard(|| drop(fd));
@@ -105,7 +106,7 @@ impl Closer {
         self.0.more.notify_one();
     }
 
-    /// Closes a descriptor that is no socket. Never waits.
+    /// Closes a descriptor that is not a socket, without blocking.
     pub(crate) fn close_file(&self, fd: OwnedFd) {
         let mut state = self.lock();
         state.files.push_back(fd);
@@ -135,13 +136,13 @@ impl Closer {
         state.file_threads -= 1;
     }
 
-    /// Whether so many files are not closed yet that there must be no more.
+    /// Whether the limit of files that are not closed yet is reached.
     pub(crate) fn is_full(&self) -> bool {
         self.0.unclosed_files.load(Ordering::Relaxed) >= MAX_FILES
     }
 
-    /// Makes a call in which the kernel may close descriptors, and interrupts it when that takes
-    /// too long.
+    /// Makes a call in which the kernel may close descriptors, and interrupts it if it takes too
+    /// long.
     pub(crate) fn guard<T>(&self, call: impl FnOnce() -> T) -> T {
         let thread = Thread::current();
         {
@@ -217,7 +218,8 @@ impl Closer {
         }
     }
 
-    /// Interrupts what takes too long. To be called again after [`CLOSE_TIMEOUT`] if it returns true.
+    /// Interrupts closes that take too long. Must be called again after [`CLOSE_TIMEOUT`] if it
+    /// returns true.
     pub(crate) fn look(&self) -> bool {
         let state = self.lock();
         let busy = state.threads.iter().filter_map(|(thread, since)| Some(((*thread)?, (*since)?)));
@@ -227,7 +229,7 @@ impl Closer {
     }
 }
 
-/// The driver's one: ends the threads with it, when everything is closed.
+/// The driver's closer. Dropping it ends the threads when everything is closed.
 #[derive(Debug, Default)]
 pub(crate) struct Closing {
     closer: Closer,
@@ -254,8 +256,7 @@ impl Drop for Closing {
     }
 }
 
-/// A descriptor that came from a worker. Whoever drops it does not wait if the worker runs as
-/// another user.
+/// A descriptor from a worker. Dropping it does not block if the worker runs as another user.
 #[derive(Debug)]
 pub(crate) struct Foreign {
     fd: Option<OwnedFd>,
@@ -271,7 +272,7 @@ impl Foreign {
         self.fd.as_ref()
     }
 
-    /// For who may wait, or has a reason to trust.
+    /// Returns the plain descriptor, for callers that may block or trust the worker.
     pub(crate) fn take(mut self) -> Option<OwnedFd> {
         self.fd.take()
     }
@@ -296,7 +297,7 @@ mod tests {
     fn every_thread_is_guarded_while_others_are() {
         let closing = Closing::default();
         let (begun, first_is_over) = (Barrier::new(2), Barrier::new(2));
-        // Nobody writes, so that a read waits until it is interrupted, or for far too long.
+        // No process writes, so a read waits until it is interrupted.
         let read = |before: &Barrier| {
             let (socket, _other) = UnixStream::pair().unwrap();
             socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

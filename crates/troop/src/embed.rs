@@ -1,6 +1,5 @@
-//! For programs that are the primary themselves, as Node is under the npm package: they start
-//! workers in their own way, [adopt](Cluster::adopt) them, and exchange messages with them
-//! [directly](RelayIo).
+//! For programs that embed the primary, as Node does with the npm package: they start workers
+//! themselves, [adopt](Cluster::adopt) them, and exchange messages with them [directly](RelayIo).
 //!
 //! ```no_run
 //! # async fn embed(cluster: troop::Cluster) -> troop::Result<()> {
@@ -28,7 +27,8 @@ use crate::supervise::{Reload, ReplacePolicy, RestartPolicy};
 
 /// With the feature `embed`.
 impl Cluster {
-    /// Takes on a worker that somebody else has started. After a failure its channel is closed.
+    /// Takes over a worker that another part of the program has started. After a failure its
+    /// channel is closed.
     ///
     /// # Errors
     /// [`Error::Io`] if its process or its channel cannot be watched, [`Error::Settings`] if there
@@ -49,11 +49,10 @@ impl Cluster {
         self.driver_handle().ask_blocking(|done| Command::Adopt(Box::new(adoption), done))?
     }
 
-    /// Says whether workers are to be forked in the place of those that have ended, where the
-    /// program forks and nothing is supervised. With true, listeners that no worker has are kept
-    /// open for them; with false, they close when the workers that are starting have had the time
-    /// to ask for them. Until it is said, and after each end of a worker, they stay open until a
-    /// worker is ready that was forked later.
+    /// Announces whether the program will fork workers in place of ended ones, in a cluster without
+    /// supervision. With true, listeners without workers stay open for them; with false, they close
+    /// when the starting workers have had time to ask for them. Without a call, and after each end
+    /// of a worker, they stay open until a worker that was forked later is ready.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -62,10 +61,10 @@ impl Cluster {
         self.driver_handle().send(Command::ForksToCome(forks))
     }
 
-    /// Lets a supervisor decide which workers follow those that end, and replace them in
+    /// Makes a supervisor decide which ended workers are restarted, and replace workers in
     /// [reloads](Cluster::reload_with), where the program starts all workers itself. Each worker
-    /// that is adopted from now on has a slot. No worker is ended but by a reload, and none follows
-    /// one that was told to leave; before [`Cluster::restart_as`] none follows anyone.
+    /// that is adopted from now on has a slot. Only a reload ends workers. A disconnected worker
+    /// has no successor; before [`Cluster::restart_as`] no worker has one.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -73,10 +72,10 @@ impl Cluster {
         self.driver_handle().send(Command::Embed(Box::new(starter), random_seed()))
     }
 
-    /// Sets which workers that end are followed by others, with listeners that wait for them: all
-    /// but those that were told to leave, as the policy says, or none. With `scales_ends`,
-    /// [`RestartPolicy::max_ends`] goes by the number of workers. When it gives up, nothing is
-    /// started until the program adopts a worker of its own accord.
+    /// Sets whether ended workers have successors, for which their listeners wait: all but
+    /// disconnected ones, as the policy says, or none. With `scales_ends`,
+    /// [`RestartPolicy::max_ends`] grows with the number of workers. After giving up no worker is
+    /// started until the program adopts one on its own initiative.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -84,8 +83,8 @@ impl Cluster {
         self.driver_handle().send(Command::RestartAs(policy, scales_ends))
     }
 
-    /// Whether a worker is still wanted that the program was [asked for](Starter::start). Waits for
-    /// the primary's turn, which is short.
+    /// Whether the start of a worker that the program was [asked for](Starter::start) is still
+    /// wanted. Waits for the primary's turn, which is short.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -96,7 +95,7 @@ impl Cluster {
         self.driver_handle().ask_blocking(|done| Command::IsStartWanted(number, done))
     }
 
-    /// A worker that the program was asked for could not be started, for this reason.
+    /// Reports that a requested worker could not be started, with the reason.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -104,9 +103,9 @@ impl Cluster {
         self.driver_handle().send(Command::StartFailed(number, reason.into()))
     }
 
-    /// Returns what supervision is about. The program may have seen the end of a worker before the
-    /// cluster has, so it names the one that it has seen end. Waits for the primary's turn, which
-    /// is short.
+    /// Returns the state of supervision. The program may have seen the end of a worker before the
+    /// cluster has, so it names the worker that it has seen end. Waits for the primary's turn,
+    /// which is short.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -117,9 +116,8 @@ impl Cluster {
         self.driver_handle().ask_blocking(|done| Command::Supervision(ended, done))
     }
 
-    /// A worker has told the program that it is ready: for
-    /// [`ReadyWhen::Message`](crate::supervise::ReadyWhen::Message) where its
-    /// messages are relayed.
+    /// Reports that a worker has sent the program its message of readiness: for
+    /// [`ReadyWhen::Message`](crate::supervise::ReadyWhen::Message) where its messages are relayed.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -127,8 +125,8 @@ impl Cluster {
         self.driver_handle().send(Command::ReportedReady(worker))
     }
 
-    /// The program ends a worker, so that none follows it. A worker that it has
-    /// [told to finish](WorkerHandle::disconnect) needs no such call.
+    /// Reports that the program ends a worker, so that it has no successor. A worker that it has
+    /// [disconnected](WorkerHandle::disconnect) needs no such call.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -136,8 +134,8 @@ impl Cluster {
         self.driver_handle().send(Command::Release(worker))
     }
 
-    /// The program tells all workers to finish, so that none follows them, and a reload that is
-    /// under way is over.
+    /// Reports that the program disconnects all workers, so that they have no successors, and
+    /// cancels a reload in progress.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -158,11 +156,11 @@ impl Reload {
 
 /// With the feature `embed`.
 impl WorkerHandle {
-    /// Lets the thread of the program that the worker's messages are passed through to do that
-    /// itself. Returns what it does it with, and a copy of the worker's channel, to be waited for
-    /// until it is readable (level-triggered), and for nothing else. `offer` is called in the
-    /// cluster's thread, and must not block, when [`RelayIo::begin`] is welcome. `None` if the
-    /// worker is not relayed, or its channel is closed, or the cluster has no thread of its own.
+    /// Lets the embedding program's thread read and write a relayed worker's channel directly.
+    /// Returns the I/O handle, and a copy of the channel, which is only to be polled for
+    /// readability (level-triggered). `offer` is called in the cluster's thread, and must not
+    /// block, when [`RelayIo::begin`] may be called. Returns `None` if the worker is not relayed,
+    /// its channel is closed, or the cluster does not run in a thread.
     ///
     /// # Errors
     /// When out of descriptors.

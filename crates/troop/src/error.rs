@@ -27,7 +27,7 @@ pub enum Error {
     /// A worker's process could not be started. Nothing runs.
     #[error("cannot start {program}: {step}")]
     Spawn {
-        /// What was to be executed.
+        /// The program.
         program: String,
         /// The step that failed, in words.
         step: String,
@@ -38,25 +38,25 @@ pub enum Error {
     /// A listener could not be opened.
     #[error("cannot listen on {}", escaped(address))]
     Listen {
-        /// Where.
+        /// The address.
         address: String,
         /// The system's reason.
         #[source]
         source: io::Error,
     },
-    /// An address makes no sense.
+    /// An address is invalid.
     #[error("{address:?} is no address to use: {reason}")]
     Address {
-        /// What was given.
+        /// The given text.
         address: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
     /// A worker was killed while the system killed processes because it had run out of memory.
     #[error("killed by SIGKILL while the kernel killed processes because memory had run out")]
     OutOfMemory,
-    /// A worker was killed because it, and what it had started, needed more memory than its control
-    /// group may have, in MiB.
+    /// A worker was killed because it and its descendants exceeded the memory limit of its control
+    /// group, in MiB.
     #[error("killed because it needed more memory than the {0} MiB of its control group")]
     OverMemory(u64),
     /// The process of a worker, with this id, has not ended within 5 s after `SIGKILL`: it waits in
@@ -74,14 +74,13 @@ pub enum Error {
     /// The channel to the other process is closed, or closed before an answer came.
     #[error("the channel to the other process is closed")]
     Closed,
-    /// Nothing more fits into the channel's queue at the moment; the other side does not read fast
-    /// enough.
+    /// The channel's queue is full, because the other side does not read fast enough.
     #[error("the channel is full: the other process does not read fast enough")]
     Full,
     /// No answer came in time.
     #[error("no answer came within {0:?}")]
     TimedOut(Duration),
-    /// The other side refused a request, in its own words.
+    /// The other side refused a request, with this text.
     #[error("the other process refused: {:.1000}", escaped(.0))]
     Refused(String),
     /// The other side could not receive the socket, even after several attempts.
@@ -108,15 +107,15 @@ pub enum Error {
     /// The environment says that this process is a worker, but its channel is unusable.
     #[error("cannot use the channel in NODE_CHANNEL_FD={value}: {reason}")]
     Channel {
-        /// What the variable says.
+        /// The value of the variable.
         value: String,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
-    /// No worker became ready, or none was any more, so no more were started.
+    /// Supervision gave up, because no worker became ready, or none was ready any more.
     #[error("{reason}")]
     GaveUp {
-        /// Why, in words: which worker ended, and how.
+        /// The reason: which worker ended, and how.
         reason: String,
         /// The last lines that this worker wrote to standard error, if they were collected.
         last_lines: Option<String>,
@@ -127,24 +126,24 @@ pub enum Error {
     /// A worker was not recycled.
     #[error("cannot recycle the worker: {0}")]
     Recycle(Box<RecycleFailed>),
-    /// The workers are not as they should be, and waiting for that is of no use.
+    /// The workers will not become ready.
     #[error("cannot wait for the workers: {0}")]
     NotReady(Box<NotReady>),
-    /// This process, or the system, is short of descriptors or memory. Said once per ten seconds,
-    /// with how often it happened since.
+    /// This process, or the system, is short of descriptors or memory. Reported at most every ten
+    /// seconds, with the number of occurrences since.
     #[error("cannot {doing}: {advice} ({times} times since this was last said)")]
     Short {
         /// What was being done.
         doing: &'static str,
-        /// What becomes of it, and what to do.
+        /// The consequence, and what to do.
         advice: String,
-        /// How often, this time included.
+        /// The number of occurrences, this one included.
         times: u64,
         /// The system's reason.
         #[source]
         source: io::Error,
     },
-    /// A setting makes no sense.
+    /// A setting is invalid.
     #[error("{0}")]
     Settings(String),
     /// This worker's identity was taken before; there is only one.
@@ -152,7 +151,8 @@ pub enum Error {
         "cannot take this worker's identity: it was taken before, by an earlier call of troop::role or troop::worker"
     )]
     RoleTaken,
-    /// This process was started as a worker and does not know it, so it must not start workers.
+    /// This process was started as a worker and has not taken its role, so it must not start
+    /// workers.
     #[error("cannot start workers: this process is a worker itself: {0}")]
     RoleNotTaken(String),
     /// Another failure of the system.
@@ -196,7 +196,7 @@ impl Error {
         move |source| Error::Io { doing, source }
     }
 
-    /// Bytes of its texts, roughly.
+    /// Returns the approximate number of bytes of its texts.
     pub(crate) fn weight(&self) -> usize {
         match self {
             Error::Spawn { program, step, .. } => program.len() + step.len(),
@@ -226,7 +226,7 @@ impl Error {
         text
     }
 
-    /// The last lines of the worker at fault.
+    /// Returns the last lines of the worker at fault.
     fn last_lines(&self) -> Option<&str> {
         match self {
             Error::GaveUp { last_lines, .. } => last_lines.as_deref(),
@@ -237,7 +237,7 @@ impl Error {
         }
     }
 
-    /// The error, its causes, and what helps, in one line.
+    /// Returns the error, its causes and a remedy in one line.
     fn causes(&self) -> String {
         let mut text = self.to_string();
         let mut cause = std::error::Error::source(self);
@@ -260,8 +260,8 @@ impl Error {
     }
 }
 
-/// One line, as `main` shows it: the error, its causes, and of a worker's last lines the one that
-/// names the failure.
+/// Writes one line, as `main` shows it: the error, its causes, and the line of a worker's last ones
+/// that names the failure.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.causes().replace('\n', " "))?;
@@ -272,8 +272,8 @@ impl fmt::Debug for Error {
     }
 }
 
-/// The line of a worker's last ones that names the failure: the last that is no remark of the
-/// language's runtime.
+/// Returns the line of a worker's last ones that names the failure: the last one that is not a
+/// remark of the language's runtime.
 fn telling_line(tail: &str) -> Option<&str> {
     let is_remark = |line: &str| line.starts_with("note: ") || line.starts_with("Node.js v");
     let line =

@@ -41,7 +41,7 @@ use crate::primary::WorkerHandle;
 use crate::queue::{Queue, Reader, Weigh};
 use crate::setup::Setup;
 
-/// The most characters of what a health check has heard that are shown.
+/// Maximum number of characters of a health check's finding that are shown.
 const MAX_SHOWN: usize = 1000;
 
 /// An event of a cluster. The first eight are Node's, in Node's order.
@@ -50,10 +50,10 @@ const MAX_SHOWN: usize = 1000;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Event {
-    /// What workers are started with has changed, or a fork uses it (as in Node, every fork counts).
+    /// The settings of workers have changed, or a fork uses them (as in Node, each fork emits it).
     #[non_exhaustive]
     Setup {
-        /// What workers are started with from now on.
+        /// The settings of workers from now on.
         setup: Arc<Setup>,
     },
     /// A worker's process was started.
@@ -111,7 +111,7 @@ pub enum Event {
     Request {
         /// The sender.
         worker: WorkerHandle,
-        /// What it asks; also the way to reply.
+        /// The request, which also takes the reply.
         request: Request,
     },
     /// A worker broke a rule of the channel.
@@ -147,12 +147,12 @@ pub enum Event {
         /// What the check found.
         reason: String,
     },
-    /// A listener is not steered by the kernel as was chosen, or not with a socket for each worker.
+    /// A listener is not steered by the kernel as configured, or not with a socket for each worker.
     #[non_exhaustive]
     NotSteered {
         /// Where it listens.
         address: Address,
-        /// Why, and what is done instead.
+        /// The reason, and the consequence.
         reason: String,
     },
     /// A listener was closed because no worker has it any more and no starting worker may ask for
@@ -177,7 +177,7 @@ pub enum Event {
     ListenerLost {
         /// Where it should listen.
         address: Address,
-        /// Why, and what helps.
+        /// The reason, and a remedy.
         reason: String,
     },
     /// A step of the supervision of a [`Builder`](crate::Builder).
@@ -196,13 +196,13 @@ pub enum Event {
 pub enum Consequence {
     /// The violation is reported, and the worker goes on.
     Reported,
-    /// The worker is killed, because nothing that it sends can be trusted any more, or because it
-    /// is hung.
+    /// The worker is killed, because its messages cannot be trusted any more, or because it is
+    /// hung.
     Killed,
 }
 
-/// One line, in which nothing that a worker has said is obeyed by a terminal or forges another
-/// line: see [`text`](crate::text).
+/// Writes one line, in which text of workers can neither control a terminal nor forge another line:
+/// see [`text`](crate::text).
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.write(&mut Escaping(f))
@@ -280,7 +280,7 @@ impl Event {
     }
 }
 
-/// What the handle of a worker, which an event keeps alive, takes beyond the event itself.
+/// Bytes of the handle of a worker, which an event keeps alive, beyond the event itself.
 const WORKER_BYTES: usize = 1024;
 
 impl Weigh for Event {
@@ -291,7 +291,7 @@ impl Weigh for Event {
             Event::Message { message: m, .. } => m.weight(),
             Event::Request { request: r, .. } => r.weight(),
             Event::Fork { .. } => WORKER_BYTES,
-            // With what it wrote last to standard error.
+            // Including the end of its standard error.
             Event::Exit { .. } => crate::primary::MAX_TAIL,
             Event::Listening { address: at, .. }
             | Event::ListenerClosed { address: at, .. }
@@ -372,7 +372,7 @@ impl Stream for Events {
     }
 }
 
-/// Where events come from. Every reader has a queue of its own.
+/// The source of events. Each reader has a queue.
 #[derive(Default)]
 pub(crate) struct Bus {
     readers: Mutex<Vec<Weak<Queue<Event>>>>,
@@ -395,12 +395,12 @@ impl Bus {
         Events { reader }
     }
 
-    /// Whether anybody reads.
+    /// Whether there are readers.
     pub(crate) fn has_readers(&self) -> bool {
         !self.readers().is_empty()
     }
 
-    /// Gives every reader the events, which are taken out of `events`.
+    /// Publishes the events to all readers, and empties `events`.
     pub(crate) fn publish(&self, events: &mut Vec<Event>) {
         if events.is_empty() {
             return;
@@ -421,7 +421,7 @@ impl Bus {
         events.clear();
     }
 
-    /// No more events will come.
+    /// Ends the streams of all readers.
     pub(crate) fn close(&self) {
         for queue in self.readers().drain(..).filter_map(|reader| reader.upgrade()) {
             queue.close();
@@ -435,7 +435,7 @@ mod tests {
     use crate::queue::ITEM_BYTES;
 
     #[test]
-    fn a_reader_that_lags_is_told_how_much_it_missed() {
+    fn a_reader_that_lags_gets_the_number_of_lost_events() {
         let kept = 16 * 1024 * 1024 / ITEM_BYTES;
         let bus = Bus::default();
         let mut events = bus.subscribe(crate::queue::MAX_BYTES);

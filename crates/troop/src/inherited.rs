@@ -1,5 +1,5 @@
-//! Sockets that were open when this process started, mostly because systemd, or somebody like it,
-//! has opened them: `sd_listen_fds(3)`.
+//! Sockets that were open when this process started, usually opened by systemd or another service
+//! manager: `sd_listen_fds(3)`.
 
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub struct InheritedSocket {
     name: String,
     number: i32,
     pub(crate) socket: Arc<OwnedFd>,
-    /// What it had before anybody got a copy from this process.
+    /// Its options before a worker got a copy.
     pub(crate) options: Arc<Options>,
 }
 
@@ -39,7 +39,7 @@ impl InheritedSocket {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let Some(count) = variable("LISTEN_FDS") else { return Ok(Vec::new()) };
         if variable("LISTEN_PID").is_some_and(|pid| pid.parse() != Ok(std::process::id())) {
-            // They are, or were, somebody else's.
+            // The variables belong to another process.
             return Ok(Vec::new());
         }
         let wrong = |why: String| Error::Settings(format!("LISTEN_FDS={count}: {why}"));
@@ -52,7 +52,7 @@ impl InheritedSocket {
         let mut names = names.split(':').map(str::to_owned);
         let mut sockets = Vec::new();
         for at in FIRST..FIRST + number {
-            // Nobody else should find the original.
+            // Programs that this process executes must not inherit the original.
             let socket =
                 inherited::claim(at).map_err(|e| wrong(format!("descriptor {at}: {e}")))?;
             match socket::kind(&socket) {
@@ -127,7 +127,7 @@ impl InheritedSocket {
         self.number
     }
 
-    /// What the core knows of it.
+    /// Returns its description for the core.
     pub(crate) fn offered(&self) -> Offered {
         let at =
             match (socket::kind(self.socket.as_fd()), socket::local_address(self.socket.as_fd())) {
@@ -188,7 +188,7 @@ impl InheritedSocket {
         }
     }
 
-    /// Whether it is what a worker asks for.
+    /// Whether it is the socket that a worker asks for.
     pub(crate) fn fits(&self, target: &Bind) -> bool {
         let kind = socket::kind(self.socket.as_fd()).ok();
         let bound = socket::local_address(self.socket.as_fd());

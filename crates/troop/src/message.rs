@@ -60,7 +60,7 @@ impl Drop for Counted {
 }
 
 impl Held {
-    /// Whoever drops it untaken does not wait if there is a `closer`.
+    /// With a `closer`, dropping it does not block.
     pub(crate) fn new(handle: Handle, count: &Arc<AtomicUsize>, closer: Option<&Closer>) -> Held {
         count.fetch_add(1, Ordering::Relaxed);
         Held {
@@ -70,7 +70,7 @@ impl Held {
         }
     }
 
-    /// One whose sender is trusted.
+    /// Returns a socket whose sender is trusted.
     pub(crate) fn uncounted(handle: Handle) -> Held {
         Held { handle: Some(handle), counted: None, closer: None }
     }
@@ -115,7 +115,8 @@ impl Message {
     }
 
     /// Takes the socket that came with the message. Among several readers of the same events the
-    /// first one gets it; a socket that nobody takes is closed with the last copy of the message.
+    /// first one gets it; a socket that no reader takes is closed with the last copy of the
+    /// message.
     #[must_use]
     pub fn take_handle(&self) -> Option<Handle> {
         self.handle

@@ -1,4 +1,4 @@
-//! A queue for one slow reader: bounded, and honest about what did not fit.
+//! A bounded queue for one reader, which reports the number of dropped items.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -7,16 +7,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-/// The most bytes that wait for one reader, unless another number was chosen.
+/// Default limit of queued bytes for one reader.
 pub(crate) const MAX_BYTES: usize = 16 * 1024 * 1024;
-/// What an item costs beyond its own bytes.
+/// Bytes that an item counts beyond its own.
 pub(crate) const ITEM_BYTES: usize = 128;
 
 /// An item of a queue.
 pub(crate) trait Weigh {
     /// Bytes that count against the limit.
     fn weight(&self) -> usize;
-    /// The item that tells how many were dropped.
+    /// Returns the item that reports the number of dropped ones.
     fn missed(n: u64) -> Self;
 }
 
@@ -25,13 +25,13 @@ struct Waiting<T> {
     bytes: usize,
     missed: u64,
     closed: bool,
-    /// Threads that wait in a system call; only they need one to be woken.
+    /// Number of threads that wait in a system call, and need one to be woken.
     blocked: usize,
     /// The task that waits.
     task: Option<Waker>,
 }
 
-/// Where items wait.
+/// The shared queue.
 pub(crate) struct Queue<T> {
     waiting: Mutex<Waiting<T>>,
     arrived_blocking: Condvar,
@@ -67,7 +67,7 @@ impl<T: Weigh> Queue<T> {
         }
     }
 
-    /// Whether so much waits that a task which goes on adding should let the reader have its turn.
+    /// Whether so much is queued that an adding task should yield to the reader.
     pub(crate) fn is_busy(&self) -> bool {
         self.lock().items.len() > 64
     }
@@ -88,7 +88,7 @@ impl<T: Weigh> Queue<T> {
         self.wake(waiting);
     }
 
-    /// No more will come.
+    /// Closes the queue.
     pub(crate) fn close(&self) {
         let mut waiting = self.lock();
         waiting.closed = true;
@@ -115,7 +115,7 @@ impl<T: Weigh> Default for Reader<T> {
 }
 
 impl<T: Weigh> Reader<T> {
-    /// With a queue of so many bytes.
+    /// Returns a reader with a queue of this many bytes.
     pub(crate) fn within(max_bytes: usize) -> Reader<T> {
         Reader { queue: Arc::new(Queue::new(max_bytes)), batch: VecDeque::new() }
     }
@@ -124,7 +124,7 @@ impl<T: Weigh> Reader<T> {
         &self.queue
     }
 
-    /// Takes all items that wait.
+    /// Takes all queued items.
     fn refill(batch: &mut VecDeque<T>, waiting: &mut Waiting<T>) {
         let missed = std::mem::take(&mut waiting.missed);
         if missed > 0 {

@@ -1,4 +1,4 @@
-//! What this process is: the primary of a cluster, or a worker.
+//! The role of this process: the primary of a cluster, or a worker.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -13,12 +13,12 @@ use crate::error::{Error, Result};
 use crate::setup::{CHANNEL_FD, SERIALIZATION, UNIQUE_ID};
 use crate::worker::WorkerRole;
 
-/// What this process is.
+/// The role of this process.
 #[derive(Debug)]
 pub enum Role {
-    /// Nobody forked it: it may be a primary, or run alone.
+    /// The process was not forked by a primary: it may be a primary, or run alone.
     Primary,
-    /// A troop or Node primary forked it.
+    /// A troop or Node primary forked the process.
     Worker(WorkerRole),
 }
 
@@ -30,12 +30,12 @@ pub(crate) fn is_taken() -> bool {
     TAKEN.load(Ordering::Acquire)
 }
 
-/// Finds out what this process is. Call it first in `main`: a worker's identity (`NODE_UNIQUE_ID`,
-/// `NODE_CHANNEL_FD` and `NODE_CHANNEL_SERIALIZATION_MODE`) is taken out of the environment, so
-/// that programs started from here do not take it for theirs, and that is only sound while the
-/// process has one thread. A worker reports to its primary that it is online.
+/// Determines the role of this process. Call it first in `main`: a worker's identity
+/// (`NODE_UNIQUE_ID`, `NODE_CHANNEL_FD` and `NODE_CHANNEL_SERIALIZATION_MODE`) is removed from the
+/// environment, so that programs started from here do not use it, and changing the environment is
+/// sound only while the process has one thread. A worker reports to its primary that it is online.
 ///
-/// As with Node, what stands before this call in `main` runs in the primary and in every worker. A
+/// As with Node, the code before this call in `main` runs in the primary and in every worker. A
 /// process that was started as a worker and has not called this cannot start workers:
 /// [`Error::RoleNotTaken`].
 ///
@@ -55,7 +55,7 @@ pub fn role() -> Result<Role> {
     let [id, channel, serialization] = identity.ok_or(Error::TooLate)?;
     TAKEN.store(true, Ordering::Release);
     name_process();
-    // As Node: what is no number counts as 0.
+    // As in Node, text that is not a number counts as 0.
     let id = WorkerId(id.and_then(|id| id.to_str()?.parse().ok()).unwrap_or(0));
     let Some(channel) = channel else {
         return Err(Error::Channel {
@@ -71,14 +71,14 @@ pub fn role() -> Result<Role> {
         let json = std::mem::take(&mut line);
         troop_core::wire::advanced::from_json(&mut line, &json);
     }
-    // The first bytes of an empty socket buffer always fit. If the primary is gone, that shows soon
-    // enough.
+    // The first bytes always fit into an empty socket buffer. If the primary is gone, the next read
+    // fails.
     let _ = fdpass::send(std::os::fd::AsFd::as_fd(&socket), &line, &[]);
     Ok(Role::Worker(WorkerRole::attached(id, socket, advanced)))
 }
 
-/// This process as a worker: under a primary, or alone, when nobody forked it. For programs that
-/// never are primaries themselves.
+/// Returns this process as a worker: under a primary, or alone, if no primary forked it. For
+/// programs that are never primaries themselves.
 ///
 /// # Errors
 /// As [`role`].
@@ -89,7 +89,7 @@ pub fn worker() -> Result<WorkerRole> {
     }
 }
 
-/// Whether the primary wants its messages in V8's format.
+/// Whether the primary expects messages in V8's format.
 fn is_advanced(channel: &OsString, serialization: Option<&OsString>) -> Result<bool> {
     match serialization.and_then(|mode| mode.to_str()) {
         None | Some("json") => Ok(false),

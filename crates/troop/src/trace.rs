@@ -1,4 +1,4 @@
-//! What subscribers of the crate `tracing` see of a cluster, with the feature of that name. Without
+//! Spans and events for subscribers of the crate `tracing`, with the feature of that name. Without
 //! the feature everything in this module is empty, and costs nothing.
 
 #[cfg(not(feature = "tracing"))]

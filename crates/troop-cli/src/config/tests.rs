@@ -10,7 +10,7 @@ fn parse(text: &str) -> Result<Apps, String> {
 }
 
 #[test]
-fn everything_can_be_said() {
+fn all_options_are_read_and_written() {
     let text = r#"
         [app.web]
         program = "server.js"
@@ -70,7 +70,7 @@ fn everything_can_be_said() {
 }
 
 #[test]
-fn what_is_wrong_is_shown_where_it_is() {
+fn errors_name_the_line_and_the_option() {
     for (text, parts) in [
         ("[app.web]\nprogram = \"x\"\npolcy = \"p2c\"", &["line 3", "polcy", "policy"][..]),
         (

@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn replies_of_workers_are_waited_for_as_long_as_it_was_asked_for() {
+    fn the_deadline_of_a_request_includes_the_time_to_wait_for_replies() {
         let request = |wait_ms| Request::Send { message: Value::Null, worker: None, wait_ms };
         assert_eq!(timeout_of(&request(None)), Some(ANSWER_TIMEOUT));
         assert!(timeout_of(&request(Some(30_000))) > Some(Duration::from_secs(30)));

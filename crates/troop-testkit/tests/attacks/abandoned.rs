@@ -10,7 +10,7 @@ use troop_testkit::{free_port, open_descriptors};
 
 use crate::scene::{ONLINE, Scene, alone};
 
-/// Workers that listen where nobody else does, and die, one after the other; and one that never
+/// Workers that each listen on another address, and die, one after the other; and one that never
 /// says that it listens, so that it could ask for their ports for ever.
 #[tokio::test]
 async fn listeners_of_dead_workers_are_closed_with_their_waiting_clients() {

@@ -1,5 +1,5 @@
-//! What takes its time to close: sockets with `SO_LINGER`, for ten minutes, with bytes that nobody
-//! reads; files whose file system does not answer.
+//! Closes that take long: sockets with `SO_LINGER`, for ten minutes, with bytes that no peer reads;
+//! files whose file system does not answer.
 
 use std::collections::VecDeque;
 use std::io::Read as _;

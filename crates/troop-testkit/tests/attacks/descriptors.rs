@@ -28,7 +28,7 @@ async fn workers_cannot_listen_on_descriptors_that_were_not_offered() {
         return;
     }
     let mut scene = Scene::new().await;
-    // What a program has open besides: listeners of its own too.
+    // Other descriptors of the program, listeners among them.
     let directory = tempfile::tempdir().unwrap();
     let _own = (
         TcpListener::bind("127.0.0.1:0").unwrap(),
@@ -110,7 +110,7 @@ async fn may_listen_cannot_be_circumvented_by_a_descriptor() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (fd, port) = (listener.as_raw_fd(), listener.local_addr().unwrap().port());
     let offered = || InheritedSocket::of(&listener).unwrap();
-    // (what is listed besides the honest worker's, the answer for each way of asking)
+    // (the entry listed beside the honest worker's, the answer for each way of asking)
     for (listed, expected) in [
         ("8", -13),
         (&*port.to_string(), 0),
@@ -151,7 +151,7 @@ async fn neither_a_listener_nor_a_client_at_the_longest_path_ends_the_primary() 
     let fd = listener.as_raw_fd();
     let offered = InheritedSocket::of(&listener).unwrap();
     assert_eq!(offered.address(), path.display().to_string());
-    // With a policy that asks who connects.
+    // With a policy that identifies clients.
     let builder = Cluster::builder().scheduling("sticky".parse().unwrap()).inherited([offered]);
     let mut scene = Scene::with(builder).await;
     let setup = Setup::new().program("node").script(node_program("run.js"));

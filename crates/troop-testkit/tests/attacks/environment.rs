@@ -1,5 +1,5 @@
-//! Variables that decide what programs load, and who they think they are: in the configuration, and
-//! in the primary's own environment.
+//! Variables that decide which code programs load, and as which user they see themselves: in the
+//! configuration, and in the primary's own environment.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ fn environment(pid: u32) -> Vec<String> {
     text.split(|byte| *byte == 0).map(|one| String::from_utf8_lossy(one).into_owned()).collect()
 }
 
-/// An app of the stranger with a health command that says what it is, and what is told about it.
+/// An app of another user with a health command that reports its identity and its environment.
 fn write(home: &Path, env_file: &str) {
     std::fs::write(
         home.join("server.js"),
@@ -58,7 +58,7 @@ fn variables_in_the_configuration_reach_workers_and_never_the_primary() {
         let ended = Home::ended(troop(home.path(), args));
         assert_eq!(ended.code, Some(0), "{args:?}: {ended:?}");
     }
-    // What is to be loaded is loaded by the workers' user, and by nobody else.
+    // Only processes of the workers' user load the library.
     let loaded = file(&home.path().join("loaded"));
     assert!(loaded.split_whitespace().all(|uid| uid == STRANGER.to_string()), "{loaded}");
     let primary = running.child.id();

@@ -244,7 +244,7 @@ fn clients_wait_while_descriptors_are_scarce_and_it_is_reported_once() {
 // ---- the control socket ----
 
 #[test]
-fn three_thousand_silent_clients_keep_nobody_out_of_the_control_socket() {
+fn three_thousand_silent_clients_lock_no_other_out_of_the_control_socket() {
     let port = free_port();
     let mut troop = Running::with_files(
         256,

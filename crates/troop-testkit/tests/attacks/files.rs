@@ -39,7 +39,7 @@ fn primary(home: &Home) -> rustix::process::Pid {
         .unwrap()
 }
 
-/// The primary is told to open its files anew, and says this, once, in the log that it had before.
+/// The primary is asked to reopen its files, and reports this, once, in the log that it had before.
 fn says_when_it_opens_its_files(home: &Home, text: &str) {
     rustix::process::kill_process(primary(home), rustix::process::Signal::USR1).unwrap();
     wait_until(text, || {
@@ -77,7 +77,7 @@ fn a_worker_that_exchanges_the_log_directory_for_a_link_moves_no_line() {
         fs::metadata(home.at("app/moved/web.log.2")).is_ok_and(|found| found.ino() != before)
     });
     assert_eq!(home.names("target"), Vec::<String>::new());
-    // Whoever looks at the logs is not led there either.
+    // `troop logs` does not follow the link either.
     let ended = home.troop(&["logs", "web"]);
     assert!(ended.code == Some(1) && ended.err.contains("symbolic link"), "{ended:?}");
 }
@@ -181,8 +181,8 @@ fn a_start_that_is_rejected_for_one_log_file_does_not_create_the_other() {
 }
 
 #[test]
-fn the_fallback_in_tmp_is_not_taken_over_from_somebody_who_was_there_first() {
-    if !is_root("the_fallback_in_tmp_is_not_taken_over_from_somebody_who_was_there_first") {
+fn the_fallback_in_tmp_is_not_used_if_another_user_made_it_first() {
+    if !is_root("the_fallback_in_tmp_is_not_used_if_another_user_made_it_first") {
         return;
     }
     // A user of this test's own.

@@ -142,8 +142,8 @@ fn a_program_that_is_its_own_primary_is_a_worker_below_troop() {
     }
 }
 
-/// A program that is its own primary, in a process group of its own, gets this signal while a
-/// request is in flight.
+/// A program that is its own primary, in a separate process group, gets this signal while a request
+/// is in flight.
 fn a_request_survives(signal: Signal) {
     let mut command = Command::new(FIXTURE);
     let mut child = command

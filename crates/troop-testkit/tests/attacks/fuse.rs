@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// A file system that everybody may use: whoever waits for it waits until this is dropped.
+/// A file system for all users; processes that wait for it wait until this is dropped.
 pub(super) struct Mount {
     pub(super) at: PathBuf,
     /// With it the connection ends, and so does all waiting.
@@ -28,7 +28,8 @@ enum Unanswered {
 }
 
 impl Mount {
-    /// A directory that nobody serves. `None`, and a word about it, where none can be mounted.
+    /// Returns a directory whose file system never answers. `None`, with a message, where none can
+    /// be mounted.
     pub(super) fn dead(test: &str, at: &Path) -> Option<Mount> {
         std::fs::create_dir(at).unwrap();
         Mount::new(test, at, "40000")
@@ -166,7 +167,7 @@ fn serve(
         reply.extend(error.to_ne_bytes());
         reply.extend(&request[8..16]);
         reply.extend(answer);
-        // Whoever asked may be gone.
+        // The asking process may have ended.
         let _ = fuse.write(&reply);
     }
 }

@@ -108,14 +108,14 @@ impl Home {
         }
     }
 
-    /// What is fine; returns its standard output.
+    /// Runs a command that must succeed; returns its standard output.
     pub fn fine(&self, args: &[&str]) -> String {
         let ended = self.troop(args);
         assert_eq!(ended.code, Some(0), "troop {args:?}: {ended:?}");
         ended.out
     }
 
-    /// What is refused as nonsense; returns its standard error.
+    /// Runs a command that must be rejected as invalid; returns its standard error.
     pub fn refused(&self, args: &[&str]) -> String {
         let ended = self.troop(args);
         assert!(

@@ -85,8 +85,8 @@ async fn addresses_of_any_length_leave_nothing_in_the_primary() {
 }
 
 #[tokio::test]
-async fn events_that_nobody_reads_are_bounded_in_bytes() {
-    if !alone("limits::events_that_nobody_reads_are_bounded_in_bytes") {
+async fn unread_events_are_bounded_in_bytes() {
+    if !alone("limits::unread_events_are_bounded_in_bytes") {
         return;
     }
     let scene = Scene::new().await;

@@ -13,7 +13,7 @@ fn node(text: &str) -> Setup {
     Setup::new().script(node_program("run.js")).args([text])
 }
 
-/// The answer of whoever listens at a path, or why there is none.
+/// Returns the answer of the listener at a path, or the error.
 fn asked(path: &Path) -> std::io::Result<String> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(TEST_TIMEOUT))?;
@@ -91,7 +91,7 @@ async fn workers_that_remove_the_path_before_they_listen_are_reached_from_the_st
     for _ in 0..8 {
         served(&path).await.unwrap();
     }
-    // Removed by somebody who does not listen.
+    // Removed by a worker that does not listen.
     std::fs::remove_file(&path).unwrap();
     until_served(&path).await;
     troop.until("the report", |e| matches!(e, Event::ListenerRestored { .. }).then_some(())).await;

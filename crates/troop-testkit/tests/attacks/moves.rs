@@ -20,7 +20,7 @@ fn gives_back(key: &str) -> String {
     )
 }
 
-/// The steps of a worker that listens where the honest one does and then waits until it is told to
+/// The steps of a worker that listens where the honest one does and then waits until it is asked to
 /// leave.
 fn leaving() -> Vec<String> {
     let listener = r#""address":"127.0.0.1","port":0,"addressType":4,"index":0"#;
@@ -32,7 +32,7 @@ fn leaving() -> Vec<String> {
     ]
 }
 
-/// A worker that does these steps when it is told to leave. The primary has nothing of what it
+/// A worker that does these steps when it is asked to drain. The primary has nothing of what it
 /// sends, says so, and gives nothing to the honest worker.
 async fn nothing_is_passed_on(scene: &mut Scene, steps: Vec<String>) {
     let before = honest_has_been_handed(scene).await;
@@ -77,7 +77,7 @@ async fn a_connection_of_another_network_namespace_is_not_passed_on() {
 }
 
 #[tokio::test]
-async fn what_is_returned_and_is_no_connection_is_reported() {
+async fn returned_descriptors_that_are_no_connections_are_reported() {
     let mut scene = Scene::new().await;
     let mut steps = leaving();
     steps.push(format!("udp {}", gives_back(KEY)));

@@ -16,7 +16,7 @@ use troop_testkit::{TEST_TIMEOUT, Troop, at_once, node_program, wait_until};
 
 use super::support::{STRANGER, is_root, listeners_of, set_option};
 
-/// Says who it is to every client, and goes on whatever happens to its socket.
+/// Sends its name to every client, and continues whatever happens to its socket.
 const SERVES: &str = "require('net').createServer((s) => { s.on('error', () => {}); s.resume().end(`${process.pid}`); })
     .on('error', () => {})";
 
@@ -31,7 +31,7 @@ fn activated(directory: &Path) -> Setup {
     Setup::new().script(program)
 }
 
-/// Who serves a port, or why nobody does within a while.
+/// Returns the worker that serves a port, or the error of the last attempt.
 fn server_at(port: u16) -> std::io::Result<String> {
     let mut client = std::net::TcpStream::connect_timeout(
         &([127, 0, 0, 1], port).into(),
@@ -150,13 +150,13 @@ async fn the_shard_of_a_worker_serves_its_successor_whatever_options_it_has_set(
     let own = listeners_of(worker.pid());
     assert_eq!(own.len(), 1, "a shard of its own");
     min_ttl(&own[0]);
-    // Whoever accepts on it waits, which the primary does for those who hang.
+    // An accept on it waits, and the primary accepts on behalf of hung workers.
     troop_sys::socket::set_nonblocking(&own[0], false).unwrap();
     let why = restored(&mut troop).await;
     assert!(why.contains("IP_MINTTL") && why.contains("O_NONBLOCK"), "{why}");
     troop_sys::socket::set_nonblocking(&own[0], false).unwrap();
     min_ttl(&own[0]);
-    // Clients come all the time, so that the primary accepts there while nobody else does.
+    // Clients connect all the time, so that the primary accepts there while no worker does.
     let over = Arc::new(AtomicBool::new(false));
     let clients = std::thread::spawn({
         let over = over.clone();
@@ -221,8 +221,8 @@ async fn a_worker_that_keeps_turning_clients_away_is_reported() {
     }
 }
 
-/// A worker stops accepting, so that the primary does on its socket, and has whoever accepts there
-/// wait: once, or over and over.
+/// A worker stops accepting, so that the primary does on its socket, and makes every process that
+/// accepts there wait: once, or over and over.
 async fn the_primary_does_not_wait(setup: impl FnOnce(Setup) -> Setup, over_and_over: bool) {
     let text = format!(
         "const server = {SERVES}.listen(0, '127.0.0.1'); process.on('message', () => {{ for (;;); }})"

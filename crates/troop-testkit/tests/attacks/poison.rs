@@ -96,7 +96,7 @@ fn is_good(answer: &std::io::Result<Vec<u8>>) -> bool {
     answer.as_ref().is_ok_and(|answer| answer.starts_with(b"HTTP/1") && answer.ends_with(b"good\n"))
 }
 
-/// `{path}` and `{port}` stand for places that nobody has.
+/// `{path}` and `{port}` stand for unused addresses.
 fn costs_only_what_its_worker_had_taken(args: &[&str], listens_at: &str) {
     let home = tempfile::tempdir().unwrap();
     std::fs::write(home.path().join("server.js"), SERVER).unwrap();

@@ -68,7 +68,7 @@ fn a_worker_of_another_user_has_none_of_the_primarys_streams() {
         return;
     }
     let (home, user) = (open_directory(), stranger());
-    // The primary's own file, which whoever has it can empty.
+    // A file of the primary, which any process with its descriptor can empty.
     let output = home.path().join("output");
     let streams = "for n in 0 1 2; do readlink /proc/self/fd/$n; done; echo that is all; sleep 600";
     let mut command = troop(
@@ -286,7 +286,7 @@ fn a_health_command_that_times_out_is_killed_with_its_children() {
         }
     };
     ends(file(&out).lines().next().unwrap());
-    // Also when nobody is left to end it: while one runs that has begun just now.
+    // Also when a worker has started just now and no primary is left to end it.
     let begun = |lines: &str| lines.lines().count();
     let before = begun(&file(&out));
     wait_until("another command", || begun(&file(&out)) > before);
@@ -324,8 +324,8 @@ fn terminal() -> (File, File) {
     (master.into(), slave)
 }
 
-/// Starts a program in a session of its own with this terminal for everything, as a shell would;
-/// its output can be read from the master.
+/// Starts a program in a new session with this terminal for all streams, as a shell would; its
+/// output can be read from the master.
 fn in_terminal(mut command: Command, master: &File, slave: &File) -> Running {
     // Blocking, as terminals are.
     let path = std::fs::read_link(format!(

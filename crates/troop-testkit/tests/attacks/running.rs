@@ -107,15 +107,15 @@ pub fn pid(number: u32) -> Pid {
     Pid::from_raw(number.cast_signed()).unwrap()
 }
 
-/// A user that nobody else is: no other test, and no test of another run on this machine either.
-/// Whoever runs as it is ended by number.
+/// A user that no other test has, not even one of another run on this machine. Its processes are
+/// ended by user number.
 pub fn nobody_else() -> u32 {
     // From what systemd hands out for a while, of which little is ever in use.
     const FIRST: u32 = 61_184;
     FIRST + std::process::id() % (64_000 - FIRST)
 }
 
-/// All processes of a user that nobody else is.
+/// Returns all processes of such a user.
 pub struct Crowd {
     uid: u32,
     primary: Option<troop_sys::spawn::Child>,

@@ -172,8 +172,8 @@ fn denied_system_calls_fail_with_eperm() {
         let expected = if call == "clone3" { libc::ENOSYS } else { libc::EPERM };
         assert_eq!(error, &json!(expected), "{call}; without the sandbox {}", free[call]);
     }
-    // These do not fail with that for want of privileges, unless this machine, a container, denies
-    // them itself.
+    // Missing privileges do not make these fail with that error, unless this machine, a container,
+    // denies them itself.
     let is_free = std::fs::read_to_string("/proc/self/status").unwrap().contains("\nSeccomp:\t0\n");
     for call in [
         "clone",

@@ -189,7 +189,8 @@ fn poison_costs_only_what_its_worker_had_taken(policy: &str, program: &[&str]) {
         stop.store(true, Ordering::Relaxed);
         good.join().unwrap()
     });
-    // Who has taken whom without answering, and who has died of what.
+    // Which worker has taken which connections without answering, and which request has ended which
+    // worker.
     let (mut serving, mut killed) = (BTreeMap::<String, Vec<u32>>::new(), BTreeSet::new());
     for line in app.text("record").lines() {
         let words: Vec<_> = line.split(' ').collect();
@@ -294,7 +295,7 @@ fn deleting_the_program_ends_no_serving_worker() {
     let shown = app.show();
     assert_eq!((&shown["phase"], &shown["ready"]), (&"degraded".into(), &3.into()));
     assert!((0..20).all(|from| is_good(&app.get(from, "/"))));
-    // Nor does it end when nobody is left; clients wait until it is back.
+    // Nor does it end when no worker is left; clients wait for the next one.
     app.kill_workers();
     wait_until("that nobody is ready", || app.show()["ready"] == 0);
     let client = std::thread::scope(|scope| {
@@ -328,7 +329,7 @@ fn clusters_with_activated_sockets_do_not_give_up_either() {
     let app = App { home, primary, port };
     wait_until("all workers", || app.show()["phase"] == "running");
     for round in 0..6 {
-        // One for each worker: then nobody is left.
+        // One for each worker, so that none is left.
         let _ = (app.get(round, "/poison"), app.get(round, "/poison"));
         assert!(is_good(&app.get(round, "/")), "{}", app.text("log"));
     }

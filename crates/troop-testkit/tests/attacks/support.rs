@@ -58,7 +58,7 @@ pub fn listeners_of(pid: u32) -> Vec<OwnedFd> {
             continue;
         }
         #[expect(unsafe_code, reason = "it was made just now")]
-        // SAFETY: nobody else knows this number.
+        // SAFETY: no other code uses this number.
         let copy = unsafe { OwnedFd::from_raw_fd(i32::try_from(copy).unwrap()) };
         if rustix::net::sockopt::socket_acceptconn(&copy).unwrap_or(false) {
             found.push(copy);

@@ -19,7 +19,7 @@ fn assert_harmless(text: &str) {
     assert!(!text.lines().any(|line| line.trim_start().starts_with("2026-01-01")), "{text}");
 }
 
-/// What is written between the brackets of a TOML list of strings.
+/// The content of a TOML list of strings, between the brackets.
 fn list(words: &[&str]) -> String {
     words.iter().map(|word| format!("'''{word}'''")).collect::<Vec<_>>().join(", ")
 }

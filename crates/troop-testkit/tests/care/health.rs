@@ -33,7 +33,7 @@ async fn only_the_unhealthy_worker_is_replaced(setup: Setup, test: HealthTest, w
     assert!(unhealthy.1.contains(word), "{}", unhealthy.1);
     assert_eq!(unhealthy.0.0, 2, "the healthy one failed: {}", unhealthy.1);
     assert_eq!(replaced(&mut troop).await, (2, 3));
-    // Its successor passes, so nobody is replaced any more. A test of the sick one may still have
+    // Its successor passes, so no further worker is replaced. A test of the sick one may still have
     // been under way.
     tokio::time::sleep(Duration::from_millis(500)).await;
     while let Some(event) = troop.events.try_recv() {

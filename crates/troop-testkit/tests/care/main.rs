@@ -202,8 +202,8 @@ async fn processes_that_a_worker_leaves_behind_are_ended() {
 }
 
 #[tokio::test]
-async fn a_hung_worker_is_told_to_report_then_to_abort_then_it_is_killed() {
-    // What catches a signal can say where it was; what is stopped cannot.
+async fn a_hung_worker_gets_the_report_signal_then_abort_then_kill() {
+    // A worker that catches the signal can report; a stopped one cannot.
     let setup = fixture(["line", "127.0.0.1:0"]).report_signal(28);
     let mut troop = Troop::start(
         Cluster::builder().workers(1).hang_timeout(Some(Duration::from_millis(500))).setup(setup),
@@ -306,7 +306,7 @@ async fn an_app_without_a_ready_worker_keeps_its_port_and_comes_back_by_itself_o
     let down = troop.cluster.snapshot().await.unwrap();
     assert_eq!((down.phase, down.ready), (Phase::Degraded, 0), "{down:?}");
     assert!(down.last_end.as_deref().is_some_and(|end| end.contains("exit code 5")), "{down:?}");
-    // A reload of what is still bad changes nothing.
+    // A reload of a version that is still bad changes nothing.
     let reload = troop.cluster.reload();
     progress(&mut troop, "the failure", |p| matches!(p, Progress::ReloadFailed { .. })).await;
     let failed = reload.await.unwrap_err();
@@ -440,7 +440,7 @@ async fn a_rust_server_that_uses_listenfd_is_served_on_one_socket_and_on_its_own
             !steered || workers.iter().all(|pid| served.contains(pid)),
             "{served:?} of {workers:?}"
         );
-        // What comes while nobody is there waits for who comes.
+        // Connections that arrive while no worker runs wait for the next one.
         for worker in troop.cluster.workers() {
             worker.kill(9).await.unwrap();
             troop.exit(&worker).await;

@@ -43,7 +43,7 @@ fn alone(test: &str) -> bool {
     false
 }
 
-/// A primary in a process of its own, which ends with its test.
+/// A primary in a separate process, which ends with its test.
 struct Primary {
     process: Child,
     output: BufReader<std::process::ChildStdout>,
@@ -279,7 +279,7 @@ async fn disconnecting_the_cluster_waits_for_the_last_worker() {
         (ExitHow::Code(0), ExitHow::Code(0))
     );
     assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err(), "the listener is closed");
-    // And with nobody left it is quick.
+    // Without workers it ends immediately.
     tokio::time::timeout(Duration::from_secs(1), troop.cluster.disconnect())
         .await
         .unwrap()
@@ -371,7 +371,7 @@ fn a_worker_may_outlive_its_primary() {
 }
 
 #[test]
-fn a_primary_that_is_told_to_end_drains_its_workers() {
+fn a_primary_that_is_asked_to_end_drains_its_workers() {
     let port = free_port();
     let mut primary = Primary::start(FIXTURE, &["http", &format!("127.0.0.1:{port}")]);
     primary.until("listening");

@@ -394,7 +394,7 @@ async fn stopped_behind_a_closed_channel()
             matches!(e, Event::Disconnect { worker: w, .. } if w.id() == id).then_some(())
         })
         .await;
-    // It may still read what is in its channel, so nobody else is given that.
+    // It may still read the connections in its channel, so no other worker gets them.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(
         clients.iter().any(|c| !c.is_finished()),
@@ -455,7 +455,7 @@ async fn a_worker_that_is_disconnected_before_it_listens_ends_at_once() {
     assert!(before.elapsed() < Duration::from_secs(10), "it took {:?}", before.elapsed());
 }
 
-/// Requests without end; counts failures, and remembers who answered.
+/// Sends requests until it is stopped; counts failures, and records the workers that answered.
 struct Load {
     stop: Arc<AtomicBool>,
     served: Arc<AtomicU64>,
@@ -508,7 +508,7 @@ impl Load {
 
 // ---- a primary that is short of descriptors ----
 
-/// A primary in a process of its own, which ends with its test.
+/// A primary in a separate process, which ends with its test.
 struct Primary(std::process::Child);
 
 impl Drop for Primary {
@@ -544,7 +544,7 @@ fn a_primary_at_its_descriptor_limit_lets_clients_wait_and_closes_no_connection(
         (0..100).map(|_| std::thread::spawn(move || talk(([127, 0, 0, 1], port), ""))).collect();
     let open =
         || std::fs::read_dir(format!("/proc/{}/fd", _primary.0.id())).map_or(0, Iterator::count);
-    // It stops accepting before it has none left for restarts and whoever steers it.
+    // It stops accepting while it still has some for restarts and control clients.
     let mut before = 0;
     troop_testkit::wait_until("the primary accepts no more", || {
         std::thread::sleep(Duration::from_millis(300));

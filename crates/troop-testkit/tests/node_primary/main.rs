@@ -72,7 +72,7 @@ impl NodePrimary {
         writeln!(self.input, "{text}").unwrap();
     }
 
-    /// The first thing that it said, that nobody asked for yet, and that has these fields.
+    /// The first message that no earlier call has returned and that has these fields.
     fn until(&mut self, fields: &Value) -> Value {
         let matches = |value: &Value| {
             fields.as_object().unwrap().iter().all(|(name, field)| value[name] == *field)
@@ -406,7 +406,7 @@ fn rust_and_node_workers_share_one_socket() {
     assert_eq!((primary.listening(1), primary.listening(2)), (port, port));
     primary.run("cluster.workers[2].disconnect()");
     assert_eq!(primary.exit(2), left_voluntarily());
-    // Whoever is left serves.
+    // The remaining worker serves.
     assert_eq!(served(port), format!("1 {rust}\n"));
 }
 

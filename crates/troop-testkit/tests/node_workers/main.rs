@@ -1,4 +1,4 @@
-//! Unchanged Node workers under our primary: what they listen on, and who serves whom.
+//! Unchanged Node workers under our primary: their listeners, and the distribution of connections.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod listening;
@@ -46,7 +46,7 @@ fn local(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
-/// Who serves the next connection.
+/// Returns the worker that serves the next connection.
 fn served(port: u16) -> String {
     talk(local(port), "").unwrap()
 }
@@ -55,7 +55,7 @@ fn name(worker: &WorkerHandle) -> String {
     format!("{} {}\n", worker.id(), worker.pid())
 }
 
-/// A connection that stays open, and who serves it.
+/// Returns a connection that stays open, and the worker that serves it.
 fn open(port: u16) -> (BufReader<TcpStream>, String) {
     let stream = TcpStream::connect_timeout(&local(port), TEST_TIMEOUT).unwrap();
     stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
@@ -268,7 +268,7 @@ async fn node_and_rust_workers_share_one_socket() {
     troop.cluster.setup(rust).unwrap();
     let rust = troop.fork().await;
     assert_eq!(troop.listening(&rust).await, port);
-    // Whoever is left serves.
+    // The remaining worker serves.
     node.disconnect().unwrap();
     assert_eq!(troop.exit(&node).await, ExitHow::Code(0));
     assert_eq!(served(port), name(&rust));

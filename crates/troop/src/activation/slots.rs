@@ -15,37 +15,37 @@ use super::BACKLOG;
 #[derive(Debug)]
 pub(super) struct Own {
     pub(super) fd: Arc<OwnedFd>,
-    /// What it had before a worker had it.
+    /// Its socket options before a worker had it.
     pub(super) options: Options,
 }
 
 /// The sockets of a group.
 ///
 /// When one is shut down, the kernel gives its number to the last one, and one that listens again
-/// the next number. So that nothing else changes its number, in whichever order several are shut
-/// down, the last ones are spare sockets of the primary's own, as many as there are slots.
+/// the next number. So that no other socket changes its number, in whatever order several are shut
+/// down, the last sockets of the group are spare ones of the primary, as many as there are slots.
 #[derive(Debug)]
 pub(super) struct Members {
-    /// Those of slots, by slot.
+    /// The sockets of slots, by slot.
     slots: Vec<Own>,
-    /// Spare ones, besides the first one of the group. The kernel is never to choose them.
+    /// Spare sockets, besides the first one of the group. The program never chooses them.
     spare: Vec<Arc<OwnedFd>>,
-    /// Whose each is, in the order in which the kernel numbers them.
+    /// The owner of each socket, in the kernel's order of numbers.
     order: Vec<Whose>,
-    /// The order is not known any more, but for the primary's first one, which is the last one.
+    /// Whether the order is unknown, except that the primary's first socket is the last one.
     is_mixed: bool,
 }
 
-/// Whose a socket of a group is.
+/// The owner of a socket of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Whose {
     Slot(usize),
-    /// The primary's own: this one of the spare ones, if that is known.
+    /// The primary; with the index of the spare socket, if it is known.
     Spare(Option<usize>),
 }
 
-/// The most spare sockets for each slot. More are needed where workers shut theirs down over and
-/// over, several at a time.
+/// Maximum number of spare sockets per slot. More are needed when workers repeatedly shut down
+/// several sockets at a time.
 const MAX_SPARE: usize = 8;
 
 /// The sockets of an activated listener that is steered, one for each slot.
@@ -67,10 +67,10 @@ impl Members {
 }
 
 impl Slots {
-    /// Makes a group of a socket that is bound: sockets for slots first, and then its own, for
-    /// which the kernel has nothing from the start.
+    /// Makes a group of a bound socket: first sockets for slots listen, then the bound one, to
+    /// which the kernel gives no connections.
     pub(super) fn open(founder: &OwnedFd, slots: usize) -> io::Result<Slots> {
-        // It was bound without it, so that nobody else had the address.
+        // It was bound without the option, so that no other process had the address.
         group::found(founder)?;
         let sockets = (0..slots).map(|_| sibling(founder)).collect::<io::Result<Vec<_>>>()?;
         if let Some(first) = sockets.first() {
@@ -88,7 +88,7 @@ impl Slots {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The socket of a slot, which is opened if there is none yet.
+    /// Returns the socket of a slot, and opens it if there is none yet.
     pub(super) fn of(&self, founder: &OwnedFd, slot: usize) -> io::Result<Arc<OwnedFd>> {
         let mut members = self.lock();
         while members.slots.len() <= slot {
@@ -98,7 +98,7 @@ impl Slots {
             members.slots.push(own);
             members.order.push(Whose::Slot(next));
             if members.is_mixed {
-                // The primary's own has to stay the last one.
+                // The primary's socket must stay the last one.
                 listen_as_last(founder)?;
             } else {
                 members.fill_up(founder)?;
@@ -107,7 +107,7 @@ impl Slots {
         Ok(members.slots[slot].fd.clone())
     }
 
-    /// Has the kernel choose among the slots, each in proportion to its share.
+    /// Installs a program that chooses among the slots in proportion to their shares.
     pub(super) fn steer(&self, founder: &OwnedFd, shares: &[u32]) -> io::Result<()> {
         let members = self.lock();
         let share = |whose: &Whose| match whose {
@@ -118,11 +118,11 @@ impl Slots {
             false => members.order.iter().map(share).collect(),
             true => vec![1; members.slots.len()],
         };
-        // By way of the primary's own, which nobody else has.
+        // Through the primary's socket, which no other process has.
         group::steer(founder.as_fd(), &by_share(&all))
     }
 
-    /// Lets sockets listen again that workers have shut down. Returns whose they were, and whether
+    /// Makes sockets listen again that workers have shut down. Returns their owners, and whether
     /// the kernel's numbers are still known.
     pub(super) fn revive(&self, founder: &OwnedFd) -> io::Result<(Vec<usize>, bool)> {
         let mut members = self.lock();
@@ -132,8 +132,8 @@ impl Slots {
         for slot in &shut {
             socket::listen_again(members.slots[*slot].fd.as_fd(), at, BACKLOG)?;
         }
-        // A worker has shut its socket down and let it listen again, so that a spare one got its
-        // number, and clients that nobody serves.
+        // A worker has shut its socket down and made it listen again, so a spare one got its
+        // number, and clients that no worker serves.
         let is_misled = members.is_spare_chosen(founder);
         if shut.is_empty() && !is_misled {
             return Ok((shut, !members.is_mixed));
@@ -149,7 +149,7 @@ impl Slots {
 }
 
 impl Members {
-    /// How many of the last ones are spare.
+    /// Returns the number of spare sockets at the end of the order.
     fn spare_at_end(&self) -> usize {
         self.order.iter().rev().take_while(|whose| matches!(whose, Whose::Spare(_))).count()
     }
@@ -168,8 +168,8 @@ impl Members {
         Ok(())
     }
 
-    /// These slots' sockets have left the group, in any order, and have joined it again in this
-    /// one. Spare ones have taken their places.
+    /// Updates the order after these slots' sockets have left the group, in any order, and joined
+    /// it again in this one. Spare sockets have taken their numbers.
     fn renumber(&mut self, shut: &[usize], at: Option<SocketAddr>) -> io::Result<()> {
         if shut.len() > self.spare_at_end() {
             return Err(io::Error::other("too few spare sockets"));
@@ -178,12 +178,12 @@ impl Members {
         let vacant: Vec<usize> =
             (0..self.order.len()).filter(|number| is_shut(&self.order[*number])).collect();
         let moved = self.order.split_off(self.order.len() - shut.len());
-        // Which of several is where is not known.
+        // The positions of several are unknown.
         let moved = if let [one] = moved.as_slice() { *one } else { Whose::Spare(None) };
         vacant.iter().for_each(|number| self.order[*number] = moved);
         self.order.extend(shut.iter().copied().map(Whose::Slot));
-        // Each spare one that leaves makes room for the last one, until those are spare again. An
-        // only one has its number back.
+        // Each leaving spare socket passes its number to the last one, until the last ones are
+        // spare again. A single socket gets its number back.
         let mut left = Vec::new();
         while self.order.last().is_some_and(is_shut)
             && let Some((number, spare)) = self.first_known_spare()
@@ -211,24 +211,24 @@ impl Members {
         all.into_iter().any(|spare| socket::is_readable(spare.as_fd()))
     }
 
-    /// The order is not known any more. All slots get connections, and the primary none.
+    /// Handles a lost order: all slots get connections evenly, and the primary none.
     fn mix(&mut self, founder: &OwnedFd) -> io::Result<()> {
         self.is_mixed = true;
-        // With those that wait there, whom nobody would serve.
+        // This closes the connections that wait in them, which no worker would serve.
         self.spare.clear();
         listen_as_last(founder)
     }
 }
 
-/// Has the first one of the group listen again as the last one. It is not to be chosen, so whoever
-/// waits in it would wait for ever.
+/// Makes the group's first socket listen again as the last one. The program never chooses it, so
+/// clients in its queue would wait for ever.
 fn listen_as_last(founder: &OwnedFd) -> io::Result<()> {
     let at = socket::local_address(founder);
     socket::shut_down(founder);
     socket::listen_again(founder, at, BACKLOG)
 }
 
-/// One more socket of a group.
+/// Opens one more socket of a group.
 fn sibling(first: &OwnedFd) -> io::Result<Own> {
     let fd = group::sibling(first.as_fd())?;
     socket::listen(&fd, BACKLOG)?;
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_was_shut_down_gets_what_is_meant_for_its_slot_again() {
+    fn a_socket_that_was_shut_down_gets_the_connections_of_its_slot_again() {
         let (founder, slots, at) = opened(4);
         are_numbered(&founder, &slots, at);
         slots.of(&founder, 5).unwrap();
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn however_many_are_shut_down_at_a_time_each_slot_gets_what_is_meant_for_it_again() {
+    fn each_slot_gets_its_connections_again_however_many_sockets_are_shut_down_at_a_time() {
         let (founder, slots, at) = opened(4);
         for shut in [&[0, 1][..], &[3, 0, 2], &[1, 2], &[2, 1, 0, 3], &[3, 1]] {
             for slot in shut {

@@ -1,4 +1,4 @@
-//! What workers do to sockets that they have by activation, and how it is put right.
+//! Repairs sockets by activation that workers have changed.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -13,40 +13,40 @@ use troop_sys::unix::unix;
 
 use super::{ActivationSocket, BACKLOG};
 
-/// How long it takes until a path is bound anew once more, at first and at most. A program may
-/// remove it each time it starts.
+/// Interval of binding a path again, at first and at most. A program may remove the path at each of
+/// its starts.
 const MIN_REBIND_DELAY: Duration = Duration::from_secs(1);
 const MAX_REBIND_DELAY: Duration = Duration::from_secs(3600);
 
-/// What has happened to a socket so far.
+/// The history of a socket.
 #[derive(Debug, Default)]
 pub(super) struct Upkeep {
-    /// It was found shut down.
+    /// Whether it was found shut down.
     shut_downs: Repairs,
-    /// Options were found changed.
+    /// Whether options were found changed.
     changes: Repairs,
-    /// Some could not be restored, and that has been said.
+    /// Whether it has been reported that options could not be restored.
     is_unfit: bool,
-    /// Clients do not reach it, and that has been said.
+    /// Whether it has been reported that clients do not reach it.
     is_lost: bool,
-    /// The kernel chooses among all slots alike, and that has been said.
+    /// Whether it has been reported that the kernel chooses evenly among all slots.
     is_mixed: bool,
-    /// When a path may be bound anew, and how long after that.
+    /// The time at which a path may be bound again, and the interval after that.
     again: Option<(Instant, Duration)>,
 }
 
-/// What was done for a socket that clients did not reach.
+/// The repair of a socket that clients did not reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Revival {
-    /// It listens again; these slots had shut it down, if each has its own.
+    /// It listens again; these slots had shut their sockets down, if each has one.
     Again(Vec<usize>),
-    /// The same, but the kernel chooses among all slots alike from now on.
+    /// It listens again, but the kernel chooses evenly among all slots from now on.
     Mixed(Vec<usize>),
-    /// Another socket is at its path; workers that are there have the old one. Why.
+    /// A new socket is at its path, and present workers have the old one; with the reason.
     Anew(&'static str),
 }
 
-/// The same, and what to say of it.
+/// A repair, with its report.
 #[derive(Debug)]
 pub(crate) struct Revived {
     pub(crate) what: Revival,
@@ -58,9 +58,9 @@ impl ActivationSocket {
         self.upkeep.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets the socket listen again if somebody has shut it down. Where that is not possible, or
-    /// its path does not lead to it any more, puts another one at its path, if workers
-    /// `may_change`. The error is why it cannot be done, which is said once.
+    /// Makes the socket listen again if it was shut down. If that is impossible, or its path does
+    /// not lead to it any more, binds a new one at its path, if workers `may_change`. The error is
+    /// the reason why that fails, which is reported once.
     pub(crate) fn revive(
         &self,
         now: Instant,
@@ -93,7 +93,7 @@ impl ActivationSocket {
         }
     }
 
-    /// Clients do not reach it.
+    /// Records that clients do not reach it.
     pub(crate) fn is_lost(&self) -> bool {
         let upkeep = self.upkeep();
         upkeep.is_lost || upkeep.is_unfit
@@ -135,8 +135,8 @@ impl ActivationSocket {
         Some(self.bind_anew().map(|()| Revival::Anew(why)))
     }
 
-    /// Puts a new socket at its path, in the place of the one that it has. Workers that have the
-    /// old one go on with what waits in it.
+    /// Replaces it by a new socket at its path. Workers that have the old one still serve the
+    /// connections that wait in it.
     fn bind_anew(&self) -> io::Result<()> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(rights) = file.as_ref().map(|file| file.rights().clone()) else {
@@ -150,8 +150,8 @@ impl ActivationSocket {
         socket::replace(self.socket.as_fd(), &socket)
     }
 
-    /// Puts back options by which workers turn clients away; says what they were, what to
-    /// report of that, and whether something is new that cannot be put back.
+    /// Restores options with which workers turn clients away. Returns their values, the report, and
+    /// whether there are new ones that cannot be restored.
     pub(crate) fn restore_options(&self, at: Time) -> Option<(Restored, RepairReport, bool)> {
         let used = |backlog| Use { backlog, nonblocking: false };
         let listens = matches!(socket::kind(&self.socket), Ok(socket::Kind::TcpListener));

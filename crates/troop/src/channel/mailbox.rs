@@ -1,5 +1,4 @@
-//! Where a program's messages wait for the one that owns the channel, within bounds that the
-//! program can see.
+//! The bounded queue of a program's messages for the owner of the channel.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -22,18 +21,19 @@ pub(crate) struct Mailbox {
     queue: Mutex<MailQueue>,
     /// Bytes that the owner of the channel has taken out but not written yet.
     unwritten: AtomicUsize,
-    /// And sockets.
+    /// Sockets that the owner of the channel has taken out but not written yet.
     unwritten_handles: AtomicUsize,
     room: Notify,
     ring: Ring,
     last_request: AtomicU64,
     /// Requests of the other side that have no answer yet.
     owed: AtomicUsize,
-    /// Sockets that may wait before senders have to.
+    /// Number of queued sockets from which senders wait.
     most_handles: usize,
 }
 
-/// Bytes that may wait to be written before answers are refused: who asks has to read.
+/// Number of queued bytes from which replies become refusals: a peer that sends requests must read
+/// the replies.
 const MAX_OWED: usize = 16 * 1024 * 1024;
 
 #[derive(Default)]
@@ -41,23 +41,23 @@ struct MailQueue {
     bytes: Vec<u8>,
     handles: Vec<Posted>,
     closed: bool,
-    /// The worker's program has no channel.
+    /// Whether the worker's program has no channel, so that messages are refused.
     is_unread: bool,
-    /// The owner has been told and has not looked yet.
+    /// Whether the owner has been notified and has not emptied the queue since.
     rung: bool,
     requests: HashMap<u64, oneshot::Sender<std::result::Result<Message, String>>>,
 }
 
 /// A message with a socket, at its place among the bytes.
 pub(crate) struct Posted {
-    /// How many of the bytes come before it.
+    /// Number of bytes that precede it.
     pub(crate) at: usize,
-    /// The whole line.
+    /// The complete line.
     pub(crate) line: Vec<u8>,
     pub(crate) handle: OwnedFd,
-    /// Told whether the socket arrived.
+    /// Receives whether the socket arrived.
     pub(crate) settled: Option<oneshot::Sender<bool>>,
-    /// How often it is sent to a process that does not take it.
+    /// Number of attempts to send it to a process that does not receive it.
     pub(crate) tries: u8,
 }
 
@@ -97,13 +97,13 @@ impl Mailbox {
         self.lock().bytes.len() + self.unwritten.load(Ordering::Relaxed)
     }
 
-    /// Whether there is nothing to be taken out.
+    /// Whether the queue is empty.
     pub(crate) fn is_empty(&self) -> bool {
         let queue = self.lock();
         queue.bytes.is_empty() && queue.handles.is_empty()
     }
 
-    /// Puts something in, unless the channel is closed or (where `bounded`) full.
+    /// Queues something, unless the channel is closed or (if `bounded`) the queue is full.
     fn post(&self, bounded: bool, write: impl FnOnce(&mut MailQueue) -> Result<()>) -> Result<()> {
         if self.put(bounded, write)? {
             (self.ring)();
@@ -111,7 +111,7 @@ impl Mailbox {
         Ok(())
     }
 
-    /// The same, but whether the owner still has to be told is returned.
+    /// Queues like [`Mailbox::post`] and returns whether the owner must still be notified.
     fn put(&self, bounded: bool, write: impl FnOnce(&mut MailQueue) -> Result<()>) -> Result<bool> {
         let mut queue = self.lock();
         if queue.is_unread {
@@ -132,8 +132,8 @@ impl Mailbox {
         Ok(!std::mem::replace(&mut queue.rung, true))
     }
 
-    /// Puts in whole messages as they go over the wire. Returns whether the owner still has to be
-    /// told: [`Mailbox::tell`].
+    /// Queues complete messages in wire format. Returns whether the owner must still be notified by
+    /// [`Mailbox::tell`].
     pub(crate) fn put_raw(&self, messages: &[u8]) -> Result<bool> {
         self.put(true, |queue| {
             queue.bytes.extend_from_slice(messages);
@@ -141,7 +141,7 @@ impl Mailbox {
         })
     }
 
-    /// Tells the owner that there is something.
+    /// Notifies the owner that the queue is not empty.
     pub(crate) fn notify(&self) {
         (self.ring)();
     }
@@ -159,8 +159,8 @@ impl Mailbox {
         })
     }
 
-    /// A request has come. False if so many are without an answer already that it must be
-    /// [refused](Mailbox::refuse).
+    /// Counts a request of the other side. Returns false if too many are unanswered, so that it
+    /// must be [refused](Mailbox::refuse).
     pub(crate) fn owe(&self, most: usize) -> bool {
         self.owed
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |owed| {
@@ -169,13 +169,13 @@ impl Mailbox {
             .is_ok()
     }
 
-    /// Refuses a request that is not owed an answer.
+    /// Refuses a request that was not counted by [`Mailbox::owe`].
     pub(crate) fn refuse(&self, id: u64, reason: &str) {
         self.put_line(&reply_line(id, Err(reason)));
     }
 
-    /// An answer that is [owed](Mailbox::owe). Its sender never waits; but where the other side
-    /// does not read what waits for it, it becomes a refusal.
+    /// Queues the answer to a [counted](Mailbox::owe) request without waiting. It becomes a refusal
+    /// if the other side does not read its messages.
     pub(crate) fn send_owed(&self, id: u64, json: &str) {
         self.owed.fetch_sub(1, Ordering::Relaxed);
         if self.queued() > MAX_OWED {
@@ -195,7 +195,7 @@ impl Mailbox {
         });
     }
 
-    /// Runs `attempt` until it does not find the queue full.
+    /// Repeats `attempt` until the queue has room.
     async fn when_room<T>(&self, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
         loop {
             let room = self.room.notified();
@@ -203,7 +203,7 @@ impl Mailbox {
                 Err(Error::Full) => room.await,
                 other => {
                     if other.is_ok() {
-                        // There may be room for the next one who waits too.
+                        // There may be room for the next waiting sender, too.
                         self.room.notify_one();
                     }
                     return other;
@@ -304,14 +304,14 @@ impl Mailbox {
 
     // ---- the owner of the channel ----
 
-    /// A reply came. False if nobody waits for it (any more).
+    /// Delivers a reply. Returns false if no caller waits for it.
     pub(crate) fn replied(&self, id: u64, result: std::result::Result<&str, String>) -> bool {
         let waiting = self.lock().requests.remove(&id);
         waiting
             .is_some_and(|sender| sender.send(result.map(|body| Message::new(body, None))).is_ok())
     }
 
-    /// Takes everything out. `into` is given back its buffers' memory.
+    /// Takes everything out of the queue. The buffers of `into` are reused.
     pub(crate) fn take(&self, into: &mut Mail) {
         into.bytes.clear();
         into.handles.clear();
@@ -323,7 +323,7 @@ impl Mailbox {
         self.unwritten_handles.fetch_add(into.handles.len(), Ordering::Relaxed);
     }
 
-    /// How much the owner has not written yet.
+    /// Records the bytes and sockets that the owner has not written yet.
     pub(crate) fn set_unwritten(&self, bytes: usize, handles: usize) {
         let before = self.unwritten.swap(bytes, Ordering::Relaxed)
             + self.unwritten_handles.swap(handles, Ordering::Relaxed);
@@ -332,12 +332,12 @@ impl Mailbox {
         }
     }
 
-    /// Refuses all messages, because nobody reads them.
+    /// Makes the mailbox refuse all messages, because the worker does not read any.
     pub(crate) fn refuse_all(&self) {
         self.lock().is_unread = true;
     }
 
-    /// The channel is closed: everybody who waits is told. Returns the number of bytes that will
+    /// Closes the mailbox and wakes all waiting callers. Returns the number of bytes that will
     /// never be sent.
     pub(crate) fn close(&self) -> usize {
         let mut queue = self.lock();
@@ -352,8 +352,8 @@ impl Mailbox {
     }
 }
 
-/// JSON that the program brought ready-made may be laid out in lines, which end messages here.
-/// Inside strings there are none.
+/// Ready-made JSON may contain line feeds between tokens, which would end the message; JSON strings
+/// contain none.
 fn one_line(json: &mut [u8]) {
     json.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b' ');
 }

@@ -1,4 +1,4 @@
-//! One end of a channel: what both sides of it need. Reading is [`troop_core::wire::frame`]'s.
+//! One end of a channel, for primary and workers. [`troop_core::wire::frame`] parses the input.
 
 mod mailbox;
 mod outbox;
@@ -11,27 +11,27 @@ use troop_core::wire::frame::Framing;
 pub(crate) use mailbox::{Mail, Mailbox};
 pub(crate) use outbox::{Flushed, Outbox};
 
-/// The longest line that is taken from the other side, in bytes.
+/// The longest line that the other side may send, in bytes.
 pub(crate) const MAX_LINE: usize = 16 * 1024 * 1024;
 
-/// Bytes that may wait to be written before senders have to wait.
+/// Number of queued bytes from which senders wait.
 pub(crate) const MAX_QUEUED: usize = 1024 * 1024;
 
-/// Sockets that may wait to be written before senders have to wait.
+/// Number of queued sockets from which senders wait.
 pub(crate) const MAX_QUEUED_HANDLES: usize = 64;
 
-/// How much is read from a channel at once.
+/// Number of bytes of a single read from a channel.
 pub(crate) const READ_SIZE: usize = 64 * 1024;
 
-/// How often a socket is sent again to a process that could not receive it, as Node does.
+/// Number of attempts to send a socket to a process that could not receive it, as in Node.
 pub(crate) const HANDLE_TRIES: u8 = 3;
 
-/// How messages are cut out of the stream.
+/// Returns the framing of messages in the stream.
 pub(crate) fn framing(advanced: bool) -> Framing {
     if advanced { Framing::Lengths } else { Framing::Lines }
 }
 
-/// A socket of the program's that the other side has not confirmed.
+/// A socket from the program that the other side has not acknowledged yet.
 pub(crate) struct Unsettled {
     pub(crate) line: Vec<u8>,
     pub(crate) handle: OwnedFd,
@@ -49,8 +49,8 @@ impl Unsettled {
         Unsettled { line, handle, settled, tries_left: tries }
     }
 
-    /// The other side has answered. Gives back what is to be sent again, with a copy of the socket;
-    /// otherwise the sender has been told.
+    /// Handles the answer of the other side. Returns the message and a copy of the socket if it
+    /// must be sent again; otherwise the sender is notified.
     pub(crate) fn settle(mut self, delivered: bool) -> Option<(Unsettled, OwnedFd)> {
         self.tries_left -= 1;
         if !delivered

@@ -10,20 +10,20 @@ use troop_sys::fdpass;
 /// The most bytes per system call.
 const MAX_WRITE: usize = 256 * 1024;
 
-/// How far a flush came.
+/// The result of a flush.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flushed {
     /// Everything has been written.
     All,
     /// The rest can be written when the socket says that it has room.
     Blocked,
-    /// The kernel is short of something else (descriptors under way, memory); the socket will not
-    /// say when that is over.
+    /// The kernel lacks another resource (descriptors in flight, memory), and the socket does not
+    /// report when it is available.
     Later,
 }
 
-/// Bytes to be written in order. A line with a descriptor is written in a system call of its own,
-/// as Node needs it.
+/// Bytes to write, in order. A line with a descriptor is written by a separate system call, which
+/// Node requires.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     bytes: Vec<u8>,
@@ -31,15 +31,14 @@ pub(crate) struct Outbox {
     sent: usize,
     /// Where in `bytes` lines with a descriptor begin and end.
     handles: VecDeque<(usize, usize, OwnedFd)>,
-    /// For a peer that wants V8's format: what comes in as lines is translated before it is
-    /// written.
+    /// For a peer that uses V8's format: lines are translated before they are written.
     translates: bool,
     /// Bytes of `bytes` that have been translated.
     translated: usize,
 }
 
 impl Outbox {
-    /// For lines to a peer that wants V8's format.
+    /// Returns an outbox for a peer that uses V8's format.
     pub(crate) fn advanced(translates: bool) -> Outbox {
         Outbox { translates, ..Outbox::default() }
     }
@@ -62,7 +61,7 @@ impl Outbox {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Takes in the bytes from `from` on, without copying if there is nothing else to write.
+    /// Queues the bytes from `from` on, without copying if the outbox is empty.
     pub(crate) fn take_in(&mut self, bytes: &mut Vec<u8>, from: usize) {
         if from == 0 && self.bytes.is_empty() {
             std::mem::swap(&mut self.bytes, bytes);
@@ -71,21 +70,21 @@ impl Outbox {
         }
     }
 
-    /// A line that carries a descriptor.
+    /// Queues a line that carries a descriptor.
     pub(crate) fn push_with(&mut self, line: &[u8], handle: OwnedFd) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(line);
         self.handles.push_back((start, self.bytes.len(), handle));
     }
 
-    /// Moves everything to `into`, if none of it is with a descriptor or has been written.
+    /// Moves all bytes to `into`, unless some carry a descriptor or are partly written.
     pub(crate) fn move_to(&mut self, into: &mut Vec<u8>) {
         if self.sent == 0 && self.handles.is_empty() {
             into.append(&mut self.bytes);
         }
     }
 
-    /// Room to write lines into directly.
+    /// Returns the buffer, to append lines directly.
     pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
     }
@@ -132,7 +131,7 @@ impl Outbox {
         Ok(Flushed::All)
     }
 
-    /// Forgets written bytes when they are the greater part.
+    /// Removes written bytes when they are the greater part of the buffer.
     fn compact(&mut self) {
         if self.sent > MAX_WRITE && self.sent * 2 > self.bytes.len() {
             self.bytes.drain(..self.sent);
@@ -145,7 +144,7 @@ impl Outbox {
         }
     }
 
-    /// Makes frames of the lines that have come in.
+    /// Translates new lines to frames of V8's format.
     fn translate(&mut self) {
         let lines = self.bytes.split_off(self.translated);
         let from = self.bytes.len();

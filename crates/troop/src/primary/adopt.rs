@@ -1,4 +1,4 @@
-//! Workers that somebody else has started.
+//! Workers that the embedding program has started.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,11 +8,11 @@ use troop_sys::{fdpass, process};
 
 use crate::error::{Error, Result};
 
-/// A process that somebody else has started, to be taken on as a worker: see
+/// A process that another part of the program has started, to be adopted as a worker: see
 /// [`Cluster::adopt`](crate::Cluster::adopt).
 ///
-/// The process is not the cluster's child: its end is seen through a pidfd (`pidfd_open(2)`), and
-/// it is left to its parent to reap it.
+/// The process is not the cluster's child: the cluster sees its end by a pidfd (`pidfd_open(2)`),
+/// and its parent reaps it.
 #[derive(Debug)]
 #[must_use]
 pub struct Adoption {
@@ -26,7 +26,7 @@ pub struct Adoption {
     pub(crate) start: Option<u32>,
 }
 
-/// A worker that supervision wants the program to start.
+/// A request of the supervisor to start a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Start {
@@ -34,29 +34,31 @@ pub struct Start {
     pub number: u32,
     /// The slot of the worker: that of the one that it replaces.
     pub slot: u32,
-    /// The worker that it follows, where that has ended.
+    /// The ended worker that it replaces, if any.
     pub follows: Option<WorkerId>,
 }
 
-/// What the supervision of workers that the program starts is about.
+/// The state of the supervision of workers that the program starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SupervisionStatus {
-    /// Workers are still to come: the end of one is to be followed, or others are being replaced.
+    /// Whether more workers will be requested: an ended one will have a successor, or others are
+    /// being replaced.
     pub expects_workers: bool,
-    /// No more workers are started, because none was ever ready. The program may start some.
+    /// Whether the supervisor has given up, because no worker was ever ready. The program may still
+    /// start some.
     pub has_given_up: bool,
 }
 
-/// A program that starts workers when supervision wants them: see
-/// [`Cluster::supervise_adopted`](crate::Cluster::supervise_adopted). Called in the cluster's
-/// thread, so that it must neither block nor wait for the cluster.
+/// Starts workers at the request of the supervisor: see
+/// [`Cluster::supervise_adopted`](crate::Cluster::supervise_adopted). Its methods are called in the
+/// cluster's thread, and must neither block nor wait for the cluster.
 pub trait Starter: Send {
-    /// A worker is wanted. The program has 10 s to [adopt](crate::Cluster::adopt) it.
+    /// Requests the start of a worker. The program has 10 s to [adopt](crate::Cluster::adopt) it.
     fn start(&mut self, start: Start);
 
-    /// A worker has been told to leave, because another one has taken its place, or because it was
-    /// to take another's and did not.
+    /// Reports that a worker has been asked to drain, because its successor has taken over, or
+    /// because it failed to take over itself.
     fn draining(&mut self, worker: WorkerId);
 }
 
@@ -89,16 +91,16 @@ impl Adoption {
         fdpass::channel()
     }
 
-    /// Passes the messages of the worker's program, with their sockets, through to this socket
-    /// instead of making events of them, and what is written there through to the worker, in Node's
-    /// own framing: the other end of the socket is for a Node primary's channel. `online`,
-    /// `listening` and `exitedAfterDisconnect` are passed on too; what is said about listeners and
-    /// connections is not. Who writes Node's `disconnect` there asks for what
-    /// [`WorkerHandle::disconnect`](crate::WorkerHandle::disconnect) does; who closes it closes the
+    /// Relays the messages of the worker's program, with their sockets, to this socket instead of
+    /// making events of them, and messages written there to the worker, in Node's framing: the
+    /// other end of the socket is the channel of a Node primary. `online`, `listening` and
+    /// `exitedAfterDisconnect` are relayed too; messages about listeners and connections are not.
+    /// Writing Node's `disconnect` to the socket has the effect of
+    /// [`WorkerHandle::disconnect`](crate::WorkerHandle::disconnect); closing the socket closes the
     /// worker's channel.
     ///
-    /// With `advanced`, both speak Node's `serialization: 'advanced'`, which only relayed workers
-    /// can.
+    /// With `advanced`, worker and program use Node's `serialization: 'advanced'`, which only
+    /// relayed workers can.
     pub fn relay(mut self, socket: OwnedFd, advanced: bool) -> Adoption {
         self.relay = Some(socket);
         self.advanced = advanced;

@@ -31,12 +31,12 @@ use crate::trace::Span;
 type Observer = Box<dyn FnMut(&Event)>;
 type Starter = Box<dyn FnOnce(Cluster)>;
 
-/// The most time over which connections are closed, unless it is said otherwise.
+/// Upper limit of the default of `drain_spread`.
 const DEFAULT_DRAIN_SPREAD: Duration = Duration::from_secs(10);
-/// The time that workers have to finish, unless it is said otherwise.
+/// Default grace period.
 const DEFAULT_GRACE_PERIOD: Duration = Duration::from_secs(30);
 
-/// Configures a cluster: [`Builder::run`] supervises it in this thread until it is told to stop,
+/// Configures a cluster: [`Builder::run`] supervises it in this thread until it is stopped,
 /// [`Builder::start`] gives a handle to steer it from a tokio program.
 ///
 /// A setting that would have no effect where the cluster is started is an [`Error::Settings`] that
@@ -76,7 +76,7 @@ pub struct Builder {
     observers: Vec<Observer>,
     starters: Vec<Starter>,
     activation: Option<Arc<[ActivationSocket]>>,
-    /// Settings with a default that were set all the same.
+    /// Settings with a default that were set explicitly.
     explicit: BTreeSet<&'static str>,
 }
 
@@ -365,11 +365,11 @@ impl Builder {
         Ok((driver, cluster))
     }
 
-    /// Starts the cluster in a thread of its own, without a runtime, and shows every event to
-    /// `observer` there. The observer must
-    /// neither block nor ask for a [`RelayIo`](crate::embed::RelayIo). Signals are left alone. The thread
-    /// ends when the last clone of the [`Cluster`] has been dropped. With [`Builder::workers`] it
-    /// forks and supervises as many; without, the program forks.
+    /// Starts the cluster in a new thread, without a runtime, and calls `observer` there with every
+    /// event. The observer must neither block nor ask for a [`RelayIo`](crate::embed::RelayIo).
+    /// Signals are left alone. The thread ends when the last clone of the [`Cluster`] has been
+    /// dropped. With [`Builder::workers`] it forks and supervises as many; without, the program
+    /// forks.
     ///
     /// # Errors
     /// When out of descriptors, or a thread cannot be started; [`Error::Settings`] for a setting
@@ -389,7 +389,7 @@ impl Builder {
         self.starters.drain(..).for_each(|start| start(cluster.clone()));
         let thread = std::thread::Builder::new().name("troop".into());
         let started = thread.spawn(move || {
-            // The end of it is seen by everybody who waits for something: nothing answers any more.
+            // Waiting callers see the end, because their answers are dropped.
             let _ = Span::of_primary().in_scope(|| driver.run_in_thread(&mut observer));
         });
         started.map_err(Error::io("start a thread for the primary"))?;
@@ -502,7 +502,7 @@ impl Builder {
     }
 }
 
-/// Exactly `rr` or `none`, as Node; anything else is ignored.
+/// Accepts exactly `rr` or `none`, as Node does; other values are ignored.
 fn scheduling_from_environment() -> Scheduling {
     match std::env::var("NODE_CLUSTER_SCHED_POLICY").as_deref() {
         Ok("none") => Scheduling::Shared,
@@ -510,7 +510,7 @@ fn scheduling_from_environment() -> Scheduling {
     }
 }
 
-/// Only has to differ from that of other clusters.
+/// Returns a seed that differs from those of other clusters.
 pub(crate) fn random_seed() -> u64 {
     u64::from(std::process::id()) << 32
         ^ std::time::UNIX_EPOCH.elapsed().map_or(0, |t| u64::from(t.subsec_nanos()))

@@ -56,7 +56,7 @@ pub struct Cgroup {
 
 /// Maximum number of nested directories of a worker that are searched.
 const MAX_DIRECTORIES: usize = 1000;
-/// How often it is tried to be faster than processes that start others.
+/// Maximum number of attempts to move processes that keep starting others.
 const MAX_MOVE_ATTEMPTS: usize = 10;
 
 /// The period of `cpu.max`, in microseconds.
@@ -69,7 +69,7 @@ impl Cgroup {
         *self == Cgroup::default()
     }
 
-    /// What is written where.
+    /// Returns the values to write, by file name.
     fn files(&self) -> Vec<(&str, String)> {
         let number = |name, value: Option<u64>| value.map(|value| (name, value.to_string()));
         let mut files: Vec<_> = [
@@ -81,7 +81,7 @@ impl Cgroup {
             }),
             number("cpu.weight", self.cpu_weight.map(u64::from)),
             number("pids.max", self.processes.map(u64::from)),
-            // Half of a worker is of no use.
+            // Killing only some processes of a worker would leave a broken one.
             self.memory.map(|_| ("memory.oom.group", "1".to_owned())),
         ]
         .into_iter()
@@ -91,7 +91,7 @@ impl Cgroup {
         files
     }
 
-    /// The controllers that it needs. Files of the core (`cgroup.…`) need none.
+    /// Returns the controllers that the limits need. Files of the core (`cgroup.…`) need none.
     fn controllers(&self) -> BTreeSet<&str> {
         let all = self
             .files()
@@ -106,15 +106,15 @@ impl Cgroup {
 pub(crate) struct Tree {
     directory: PathBuf,
     enabled: BTreeSet<String>,
-    /// It is in a leaf.
+    /// Whether this process is in a leaf.
     in_leaf: bool,
 }
 
-/// A worker's. Removed when it is dropped, if nobody is in it.
+/// The control group of a worker. Dropping it removes the group, if no process is in it.
 #[derive(Debug)]
 pub(crate) struct WorkerCgroup {
     directory: PathBuf,
-    /// What its memory is limited to.
+    /// Its limit on memory.
     memory: Option<u64>,
 }
 
@@ -134,13 +134,13 @@ impl Tree {
         let own = place(&mounts, &groups)
             .ok_or_else(|| refused("there are no control groups of version 2 for this process"))?;
         let name = own.file_name().unwrap_or_default().as_bytes();
-        // After a restart it is in its leaf already.
+        // After a restart this process is in its leaf already.
         let in_leaf = name.starts_with(b"troop.") && name.ends_with(b".primary");
         let directory = if in_leaf { own.parent().unwrap_or(&own).to_owned() } else { own };
         Ok(Tree { directory, enabled: BTreeSet::new(), in_leaf })
     }
 
-    /// Lets the workers' groups have these controllers.
+    /// Enables these controllers for the groups of workers.
     fn enable(&mut self, limits: &Cgroup) -> Result<()> {
         let missing: Vec<_> =
             limits.controllers().into_iter().filter(|name| !self.enabled.contains(*name)).collect();
@@ -177,7 +177,7 @@ impl Tree {
                 if !written.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::ResourceBusy) {
                     break;
                 }
-                // Somebody has started another process meanwhile.
+                // Another process was started meanwhile.
                 self.move_own();
                 written = write(&switch, &format!("+{name}"));
             }
@@ -197,8 +197,8 @@ impl Tree {
         self.directory.join(format!("troop.{}.{name}", std::process::id()))
     }
 
-    /// Those that this process has started before, and a `troop start` that waits for it, go into a
-    /// group of their own, without limits.
+    /// Moves processes that this process has started before, and a `troop start` that waits for it,
+    /// into a separate group without limits.
     fn move_own(&self) {
         let own = std::process::id();
         let starter = process::parent(own).filter(|parent| {
@@ -211,24 +211,25 @@ impl Tree {
             .filter(|pid| Some(*pid) == starter || process::descends(*pid, own))
             .collect();
         if !moving.is_empty() && make(&self.leaf("before")).is_ok() {
-            // Who cannot be moved is named when the group cannot be divided.
+            // If a process cannot be moved, dividing the group fails, and the error names the
+            // process.
             moving.iter().for_each(|pid| {
                 drop(write(&self.leaf("before").join("cgroup.procs"), &pid.to_string()))
             });
         }
     }
 
-    /// Removes what primaries have left here that were killed.
+    /// Removes groups that killed primaries have left here.
     fn remove_old(&self, leaf: &Path) {
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
             if entry.file_name().as_bytes().starts_with(b"troop.") && entry.path() != leaf {
-                // Only those go in which nobody is.
+                // Removing succeeds only for groups without processes.
                 let _ = fs::remove_dir(entry.path());
             }
         }
     }
 
-    /// Who they are, as far as there is room for it.
+    /// Returns the names of processes, up to a limit of length.
     fn others(&self) -> String {
         let pids = fs::read_to_string(self.directory.join("cgroup.procs")).unwrap_or_default();
         let named = |pid: &str| {
@@ -238,13 +239,13 @@ impl Tree {
         pids.lines().take(3).map(named).collect::<Vec<_>>().join(", ")
     }
 
-    /// A group for a worker.
+    /// Makes a group for a worker.
     pub(crate) fn make(&mut self, worker: WorkerId, limits: &Cgroup) -> Result<WorkerCgroup> {
         self.enable(limits)?;
-        // Once all have ended that were there before.
+        // Removed when all earlier processes in it have ended.
         let _ = fs::remove_dir(self.leaf("before"));
         let name = format!("worker-{worker}");
-        // Before a restart there may have been one of this number, which somebody is still in.
+        // Before a restart there may have been a group of this number, in which a process still is.
         let mut free = std::iter::once(self.leaf(&name))
             .chain((1..1000).map(|n| self.leaf(&format!("{name}.{n}"))));
         let made = free.find_map(|directory| match fs::create_dir(&directory) {
@@ -258,7 +259,7 @@ impl Tree {
         let group = WorkerCgroup { directory, memory: limits.memory };
         for (name, value) in limits.files() {
             if let Err(e) = write(&group.directory.join(name), &value) {
-                // Without swap there is none to limit.
+                // Without swap there is no such file.
                 if e.kind() == io::ErrorKind::NotFound && name == "memory.swap.max" {
                     continue;
                 }
@@ -271,8 +272,7 @@ impl Tree {
     }
 }
 
-/// Writes into a file that is there. (Making one is what the kernel would take for the intention
-/// otherwise, and refuse.)
+/// Writes to an existing file. (The kernel would refuse to create one.)
 fn write(file: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(file)?.write_all(text.as_bytes())
 }
@@ -282,7 +282,7 @@ fn members(directory: &Path) -> Vec<u32> {
     pids.lines().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// A directory and those in it, the inner ones first. Workers may make some of their own.
+/// Returns a directory and those below it, the inner ones first. Workers may make some themselves.
 fn tree(directory: &Path) -> Vec<PathBuf> {
     let mut all = vec![directory.to_owned()];
     let mut at = 0;
@@ -306,7 +306,7 @@ fn make(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Where a process is in the file system, by its `mountinfo` and `cgroup`.
+/// Returns the directory of a process's group, from its `mountinfo` and `cgroup`.
 fn place(mounts: &str, groups: &str) -> Option<PathBuf> {
     let own = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
     mounts.lines().find_map(|line| {
@@ -316,7 +316,7 @@ fn place(mounts: &str, groups: &str) -> Option<PathBuf> {
         if !kind.starts_with("cgroup2 ") {
             return None;
         }
-        // Not all of the tree may be mounted; what is outside of it is shown as `/..`.
+        // The mount may show only a part of the tree; groups outside of it appear as `/..`.
         let below = Path::new(own).strip_prefix(root).ok()?;
         let inside = !below.components().any(|part| part.as_os_str() == "..");
         inside.then(|| Path::new(point).join(below))
@@ -324,12 +324,13 @@ fn place(mounts: &str, groups: &str) -> Option<PathBuf> {
 }
 
 impl WorkerCgroup {
-    /// Who writes `0` to this goes into it.
+    /// Returns the file that moves the writer of `0` into the group.
     pub(crate) fn entrance(&self) -> io::Result<File> {
         OpenOptions::new().write(true).open(self.directory.join("cgroup.procs"))
     }
 
-    /// Ends all that are in it, at once. False where the kernel cannot do that (before 5.14).
+    /// Kills all processes in the group. Returns false where the kernel cannot do that (before
+    /// 5.14).
     pub(crate) fn kill(&self) -> bool {
         write(&self.directory.join("cgroup.kill"), "1").is_ok()
     }
@@ -338,7 +339,7 @@ impl WorkerCgroup {
         tree(&self.directory).iter().flat_map(|directory| members(directory)).collect()
     }
 
-    /// The limit, if somebody in it was killed because of it, not of another one around it.
+    /// Returns the limit, if a process was killed because of it, and not because of an outer group.
     pub(crate) fn broken_limit(&self) -> Option<u64> {
         let events = fs::read_to_string(self.directory.join("memory.events")).ok()?;
         let count = |name: &str| {
@@ -350,7 +351,7 @@ impl WorkerCgroup {
         self.memory.filter(|_| count("oom ") > 0 && count("oom_kill ") > 0)
     }
 
-    /// Removes it, if nobody is in it.
+    /// Removes the group, if no process is in it.
     pub(crate) fn remove(&self) -> bool {
         if fs::remove_dir(&self.directory).is_err() {
             tree(&self.directory).iter().for_each(|directory| drop(fs::remove_dir(directory)));
@@ -396,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_what_the_kernel_reads() {
+    fn limits_are_written_in_the_format_of_the_kernel() {
         let other = BTreeMap::from([
             ("io.weight".to_owned(), "50".to_owned()),
             ("cgroup.max.depth".to_owned(), "1".to_owned()),

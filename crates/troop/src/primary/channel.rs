@@ -27,28 +27,28 @@ pub(crate) struct Channel {
     pub(crate) socket: OwnedFd,
     pub(crate) reader: FrameReader<Foreign>,
     pub(crate) outbox: Outbox,
-    /// Its messages are in V8's format.
+    /// Whether its messages are in V8's format.
     pub(crate) advanced: bool,
-    /// What the poller reports.
+    /// Events that the poller reports.
     pub(crate) interest: Interest,
-    /// The socket takes nothing more for now.
+    /// Whether the socket is full.
     pub(crate) blocked: bool,
-    /// Connections that will go in one message.
+    /// Connections to send in one message.
     pub(crate) batch: Batch,
     pub(crate) unsettled: HashMap<u64, Unsettled>,
-    /// Closed when everything has been written.
+    /// Whether to close the channel when everything has been written.
     pub(crate) last: bool,
-    /// A helper has a copy of the socket.
+    /// Whether the program's thread has a copy of the socket (direct I/O).
     pub(crate) has_copy: bool,
-    /// Sockets of the worker's that may be under way to the program.
+    /// Maximum number of sockets of the worker in flight to the program.
     most_handles: usize,
-    /// Closes what comes from the worker, and the channel, if it runs as another user.
+    /// Closes descriptors from the worker, and the channel, if the worker runs as another user.
     pub(crate) closer: Option<Closer>,
 }
 
-/// Descriptors that may wait for the end of their line. A worker sends one at a time.
+/// Maximum number of descriptors that wait for the end of their line. A worker sends one at a time.
 const MAX_WAITING_HANDLES: usize = 16;
-/// Requests of one worker that may be without an answer.
+/// Maximum number of unanswered requests of a worker.
 const MAX_REQUESTS: usize = 1024;
 
 #[derive(Debug, Default)]
@@ -58,7 +58,7 @@ pub(crate) struct Batch {
     pub(crate) conns: Vec<ConnId>,
 }
 
-/// Where the messages of a worker's program go: through the relay if there is one.
+/// Destinations of the messages of a worker's program: the relay, if there is one, or events.
 pub(crate) struct Outlets<'a> {
     pub(crate) relay: Option<&'a mut Relay>,
     pub(crate) events: &'a mut Vec<Event>,
@@ -91,38 +91,38 @@ impl Channel {
         }
     }
 
-    /// Sockets for the worker that it has not confirmed, or that are not written yet.
+    /// Number of sockets for the worker that it has not acknowledged, or that are not written yet.
     pub(crate) fn handles_under_way(&self) -> usize {
         self.outbox.handles().max(self.unsettled.len())
     }
 
-    /// Shows the program how much waits to be written.
+    /// Publishes the amount of unwritten data to the program.
     pub(crate) fn show_unwritten(&self) {
         self.worker.shared.mailbox.set_unwritten(self.outbox.len(), self.handles_under_way());
     }
 
-    /// Whether so much waits to be written that nothing more is read until the worker has taken
-    /// some of it.
+    /// Whether so much is unwritten that the channel is not read until the worker has read some of
+    /// it.
     pub(crate) fn is_backpressured(&self) -> bool {
         self.outbox.len() > 2 * MAX_QUEUED
     }
 
-    /// Whether so much waits to be written that senders have to wait.
+    /// Whether so much is unwritten that senders wait.
     pub(crate) fn is_full(&self) -> bool {
         self.outbox.len() > MAX_QUEUED
     }
 
-    /// A line for the worker, whatever its format is.
+    /// Queues a line for the worker, in the format of its channel.
     pub(crate) fn send_line(&mut self, line: &[u8]) {
         send_line(&mut self.outbox, self.advanced, line);
     }
 
-    /// The same with a descriptor.
+    /// Queues a line with a descriptor.
     pub(crate) fn send_line_with(&mut self, line: &[u8], handle: OwnedFd) {
         self.outbox.push_with(in_format(self.advanced, line, &mut Vec::new()), handle);
     }
 
-    /// Takes in what was read, line by line.
+    /// Handles input line by line.
     pub(crate) fn receive(
         &mut self,
         now: Time,
@@ -148,7 +148,7 @@ impl Channel {
             };
             let translated;
             let text = if self.advanced {
-                // Before Node reads it, which would not survive everything.
+                // Checked before Node reads it, which some inputs would crash.
                 match advanced::check(line.bytes) {
                     Ok(Whose::Program) => {
                         relay.iter_mut().for_each(|relay| relay.pass(line.bytes));
@@ -184,8 +184,8 @@ impl Channel {
                     Some(relay) => relay.pass(line.bytes),
                     None => user_message(worker, body, None, events),
                 },
-                // The program does not keep up. Node's worker sends the socket again, and then
-                // gives up.
+                // The program does not read fast enough. A Node worker sends the socket again, and
+                // then gives up.
                 Ok(Incoming::Handle(_))
                     if relay.is_none()
                         && worker.shared.held.load(Ordering::Relaxed) >= self.most_handles =>
@@ -211,7 +211,8 @@ impl Channel {
                         match incoming::parse(wrapped.body) {
                             Ok(Incoming::User(body)) => match &mut relay {
                                 Some(relay) if !fits(&fd, &wrapped.kind) => {
-                                    // As to who sends one twice: the message alone.
+                                    // As Node does when a worker sends a socket twice: the message
+                                    // without the socket.
                                     core.violated(id, Violation::BadHandle);
                                     if !self.advanced {
                                         relay.pass(wrapped.body);
@@ -248,8 +249,8 @@ impl Channel {
                 ) if relay.is_some() => {
                     relay.iter_mut().for_each(|relay| relay.pass(line.bytes));
                 }
-                // A socket that was passed on is none of this process's affairs any more, so none
-                // is open here.
+                // A forwarded socket does not belong to this process any more, so none is open
+                // here.
                 Ok(Incoming::SocketGetCount(key)) => socket_count(self.outbox.buffer(), &key, 0),
                 Ok(Incoming::SocketNotifyClose(key)) => {
                     socket_all_closed(self.outbox.buffer(), &key)
@@ -278,7 +279,7 @@ impl Channel {
     }
 }
 
-/// A line in the format of a channel; `frame` is room for it, if it is another one.
+/// Returns a line in the format of a channel; `frame` is the buffer for a translated one.
 pub(crate) fn in_format<'a>(advanced: bool, line: &'a [u8], frame: &'a mut Vec<u8>) -> &'a [u8] {
     if !advanced {
         return line;
@@ -301,7 +302,7 @@ fn is_move(body: &[u8]) -> bool {
     matches!(incoming::parse(body), Ok(Incoming::Troop(TroopMessage::Move { .. })))
 }
 
-/// A worker gives back a connection that it has served. Whether the primary has it now.
+/// Handles a connection that a worker returns. Returns whether the primary has it now.
 fn take_moved(
     core: &Primary,
     id: WorkerId,
@@ -318,8 +319,8 @@ fn take_moved(
     }
 }
 
-/// Whether a descriptor is what Node takes for this type; anything else could end the process that
-/// gets it.
+/// Whether a descriptor has the kind that Node expects for this type; another kind could crash the
+/// receiving process.
 fn fits(fd: &Foreign, kind: &str) -> bool {
     matches!(
         (fd.get().map(socket::kind), kind),
@@ -329,7 +330,7 @@ fn fits(fd: &Foreign, kind: &str) -> bool {
     )
 }
 
-/// What a program can be given, unless it is of no use.
+/// Returns the handle for the program, unless the descriptor is unusable.
 fn handle(fd: Foreign) -> Option<Handle> {
     socket::kind(fd.get()?).ok()?;
     Handle::from_fd(fd.take()?).ok()

@@ -1,4 +1,4 @@
-//! Help with relaying: what a program sees of it that wants its messages without delay.
+//! Direct I/O: lets the embedding program read and write relayed messages without a second thread.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,9 +15,9 @@ use super::relay::is_internal;
 /// a cluster that was started by [`Builder::start_in_thread`](crate::Builder::start_in_thread).
 /// Made by [`WorkerHandle::relay_io`](crate::WorkerHandle::relay_io).
 ///
-/// Connections that the primary hands over have answers, which are the cluster's own affair: as
-/// long as a worker gets such connections, the cluster's thread reads its channel, and offers that
-/// to the helper again when there have been none for a second.
+/// Acknowledgements of connections are for the cluster: as long as a worker is handed connections,
+/// the cluster's thread reads its channel. It offers direct I/O again when there have been none for
+/// a second.
 ///
 /// Where it blocks, it does so for the rest of a turn of the cluster's thread, which is short.
 pub struct RelayIo {
@@ -35,13 +35,13 @@ impl std::fmt::Debug for RelayIo {
 /// The longest message that is written without the program's socket.
 const MAX_MESSAGE: usize = 64 * 1024;
 
-/// What the primary knows of a helper.
+/// The state of direct I/O of one worker.
 pub(crate) struct DirectIo {
-    /// It reads the worker's channel.
+    /// Whether the program's thread reads the worker's channel.
     pub(crate) reads: bool,
-    /// When the worker was last given a connection.
+    /// Time of the last hand-over to the worker.
     pub(crate) given: Time,
-    /// Says that it may read.
+    /// Offers the channel to the program's thread.
     pub(crate) offer: Box<dyn Fn() + Send>,
 }
 
@@ -61,34 +61,33 @@ impl RelayIo {
         self.shared.driver_handle.wake.direct_io()
     }
 
-    /// Writes everything that was sent, whichever way, as far as the worker takes it: before the
-    /// process ends.
+    /// Writes all unsent messages, as far as there is room; to be called before the process ends.
     pub fn hurry(&self) {
         if let Some(driver) = self.driver() {
             direct_io::lock(&driver).flush_directly(self.worker);
         }
     }
 
-    /// From now on the caller waits for the channel, and calls [`RelayIo::read`] when it is
-    /// readable. False if that is not wanted now; it will be offered.
+    /// Begins direct I/O: the caller polls the channel, and calls [`RelayIo::read`] when it is
+    /// readable. Returns false if that is not possible now; it will be offered later.
     pub fn begin(&self) -> bool {
         self.driver().is_some_and(|driver| direct_io::lock(&driver).begin_direct_io(self.worker))
     }
 
     /// Reads what the worker has written and appends the program's messages to `messages`, in its
-    /// framing; they come before what the program reads from its socket afterwards. (What carries
-    /// sockets, or what it has not read yet, goes to that socket.) False if the caller is not to
-    /// wait for the channel any more; it will be offered, if the channel is still open.
+    /// framing; they come before what the program reads from its socket afterwards. (Messages with
+    /// sockets, and those after them, go to that socket.) Returns false if the caller must stop
+    /// polling the channel; direct I/O will be offered again if the channel is still open.
     pub fn read(&self, messages: &mut Vec<u8>) -> bool {
         self.driver()
             .is_some_and(|driver| direct_io::lock(&driver).direct_read(self.worker, messages))
     }
 
-    /// Sends a message of the program's, in its framing, to the worker. False if that cannot be
-    /// done just now, or it is a long one (so that the program notices what waits for room), or one
-    /// of Node's own; then the program must write it to its own socket. Before what comes after
-    /// that is sent here again, everything must have left the program's hands, and the next call
-    /// must have `behind` set, so that what is on that way comes first. Does not block.
+    /// Sends a message of the program's, in its framing, to the worker. Returns false if that is
+    /// not possible now, or the message is long (so that the program sees backpressure), or
+    /// internal to Node; then the program must write it to its own socket. Before it uses this
+    /// method again, all such messages must be written, and the next call must set `behind`, so
+    /// that they come first. Does not block.
     pub fn write(&self, message: &[u8], behind: bool) -> bool {
         let Some(driver) = self.driver() else { return false };
         if message.len() > MAX_MESSAGE || is_internal(self.advanced, message) {
@@ -113,7 +112,7 @@ impl RelayIo {
     }
 }
 
-/// The cluster's thread reads the channel again.
+/// Ends direct I/O: the cluster's thread reads the channel again.
 impl Drop for RelayIo {
     fn drop(&mut self) {
         if let Some(driver) = self.driver() {

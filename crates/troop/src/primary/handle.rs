@@ -1,4 +1,4 @@
-//! A worker, seen from the primary's program.
+//! Handles of workers for the primary's program.
 
 use std::fmt;
 use std::io::PipeReader;
@@ -23,7 +23,7 @@ pub(crate) struct Shared {
     pub(crate) id: WorkerId,
     pub(crate) pid: u32,
     pub(crate) mailbox: Mailbox,
-    /// Its sockets that the program has been told of, and has neither taken nor let go.
+    /// Number of its sockets in messages that the program has neither taken nor dropped.
     pub(crate) held: Arc<AtomicUsize>,
     pub(crate) status: Mutex<WorkerStatus>,
     pub(crate) pipes: Mutex<[Option<OwnedFd>; 3]>,
@@ -31,7 +31,7 @@ pub(crate) struct Shared {
     /// The signals that the cluster has sent it to end it, one bit each.
     pub(crate) signals: AtomicU64,
     pub(crate) driver_handle: DriverHandle,
-    /// Its life, for subscribers of `tracing`.
+    /// Its span, for subscribers of `tracing`.
     #[cfg_attr(not(feature = "tracing"), expect(dead_code, reason = "it is empty"))]
     pub(crate) span: Span,
 }
@@ -205,8 +205,8 @@ impl WorkerHandle {
         self.shared.driver_handle.send(Command::Disconnect(self.id()))
     }
 
-    /// Closes the primary's end of the channel; a Node worker, and a troop worker, ends by itself
-    /// then. Node's `worker.process.disconnect()`.
+    /// Closes the primary's end of the channel, at which Node workers and troop workers end by
+    /// themselves. Node's `worker.process.disconnect()`.
     ///
     /// # Errors
     /// [`Error::ClusterOver`](crate::Error::ClusterOver).
@@ -267,8 +267,8 @@ impl WorkerHandle {
     }
 
     /// Takes the reading end of the worker's standard output, if that is
-    /// [`Stdio::Pipe`](crate::setup::Stdio::Pipe) and was not taken yet. A worker blocks when
-    /// nobody reads.
+    /// [`Stdio::Pipe`](crate::setup::Stdio::Pipe) and was not taken yet. A worker blocks when the
+    /// pipe is full.
     #[must_use]
     pub fn take_stdout(&self) -> Option<PipeReader> {
         self.take_pipe(1).map(Into::into)
@@ -289,12 +289,13 @@ impl WorkerHandle {
         self.shared.tail.as_ref().map(|tail| tail.text(patience))
     }
 
-    /// Has the driver woken when standard error ends. False if nothing of it is remembered.
+    /// Requests a wake-up of the driver when standard error ends. Returns false if standard error
+    /// is not kept.
     pub(super) fn wakes_when_stderr_ends(&self, wake: Weak<Wake>) -> bool {
         self.shared.tail.as_ref().map(|tail| tail.wake_at_end(wake)).is_some()
     }
 
-    /// Whether its last lines are complete, or nothing of them is remembered.
+    /// Whether its last lines are complete, or not kept.
     pub(super) fn stderr_ended(&self) -> bool {
         self.shared.tail.as_ref().is_none_or(|tail| tail.has_ended())
     }

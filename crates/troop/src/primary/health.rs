@@ -1,4 +1,4 @@
-//! Tests each worker from time to time, from a thread of its own.
+//! Checks workers periodically, in a separate thread.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, OsString};
@@ -25,11 +25,11 @@ use crate::setup::{Setup, texts};
 
 type Variables = BTreeMap<OsString, OsString>;
 
-/// Tests at a time.
+/// Maximum number of concurrent checks.
 const MAX_CONCURRENT: usize = 16;
-/// The most of what a command has printed that is shown when it fails, in bytes: the end of it.
+/// Maximum number of bytes, from the end of the output, that are shown when a command fails.
 const MAX_OUTPUT_SHOWN: usize = 600;
-/// How long the rest of it is waited for.
+/// Time to wait for the rest of the output.
 const OUTPUT_TIMEOUT: Duration = Duration::from_millis(200);
 /// Maximum number of bytes of an answer that are read.
 const MAX_ANSWER: usize = 16 * 1024;
@@ -52,7 +52,7 @@ async fn watch(cluster: DriverHandle, check: HealthCheck) {
         if snapshot.phase == Phase::Stopping {
             return;
         }
-        // Those that start or leave are not expected to answer.
+        // Workers that start or drain are not expected to answer.
         let mut due = snapshot.workers.into_iter().filter(|worker| worker.ready == Some(true));
         let mut running = JoinSet::new();
         loop {
@@ -66,7 +66,7 @@ async fn watch(cluster: DriverHandle, check: HealthCheck) {
             let Ok((worker, outcome)) = outcome else { continue };
             let result = match outcome {
                 Ok(()) => Ok(()),
-                // Nothing is known about the worker, then.
+                // The result says nothing about the worker.
                 Err(Failed::Untested) => continue,
                 Err(Failed::Sick(reason)) => Err(format!("its health check failed: {reason}")),
             };
@@ -77,7 +77,7 @@ async fn watch(cluster: DriverHandle, check: HealthCheck) {
     }
 }
 
-/// Why a test was not passed.
+/// The reason for a failed check.
 enum Failed {
     Sick(String),
     /// This process has no descriptors or memory for it.
@@ -162,14 +162,14 @@ async fn tcp_pair() -> std::io::Result<(OwnedFd, OwnedFd)> {
     let ours = TcpStream::connect(listener.local_addr()?).await?;
     loop {
         let (theirs, peer) = listener.accept().await?;
-        // Anybody else could have connected in between.
+        // Another process could have connected in between.
         if peer == ours.local_addr()? {
             return Ok((ours.into_std()?.into(), theirs.into_std()?.into()));
         }
     }
 }
 
-/// The status that a path is answered with.
+/// Returns the HTTP status of a request for a path.
 async fn status(end: OwnedFd, path: &str) -> Result<u16, String> {
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: troop\r\nAccept: */*\r\nConnection: close\r\n\r\n"
@@ -234,8 +234,8 @@ impl Stream {
     }
 }
 
-/// Runs a command as workers run: their user, directory, environment and limits. Its status comes
-/// over a pipe: a primary that is process 1 may have reaped it before anybody could ask.
+/// Runs a command as workers run: their user, directory, environment and limits. Its status is sent
+/// over a pipe, because a primary that is process 1 may reap the command first.
 async fn run(
     cluster: &DriverHandle,
     command: &str,
@@ -253,7 +253,7 @@ async fn run(
     ];
     let env = variables.into_iter().map(|(name, value)| (name.into(), value)).collect();
     let slot = Some(worker.slot);
-    // A process that stops the new one while it starts must not stop the other tests.
+    // A process that stops the new one while it starts must not block other checks.
     let mut starting = tokio::task::spawn_blocking(move || start_shell(&setup, slot, &env));
     let Ok(started) = timeout_at(until, &mut starting).await else {
         tokio::spawn(async {
@@ -282,7 +282,7 @@ async fn run(
     end(child);
     drop(lifeline);
     let (status, mut reading) = status?;
-    // Who else has got hold of the pipe is not waited for.
+    // Other processes that hold the pipe are not waited for.
     if !matches!(status, Ok(Some(0))) {
         let _ = timeout(OUTPUT_TIMEOUT, &mut reading).await;
     }
@@ -299,7 +299,7 @@ async fn run(
     Err(if words.is_empty() { reason } else { format!("{reason}; it printed: {words}") }.into())
 }
 
-/// Reads what a command prints, and keeps the end of it.
+/// Reads the output of a command, and keeps the end of it.
 async fn keep_last(output: pipe::Receiver, kept: Arc<Mutex<Vec<u8>>>) {
     let mut part = [0; 4096];
     loop {
@@ -320,10 +320,10 @@ async fn keep_last(output: pipe::Receiver, kept: Arc<Mutex<Vec<u8>>>) {
     }
 }
 
-/// Ends a command with all that it has started, and reaps it.
+/// Ends a command and its descendants, and reaps it.
 fn end(child: spawn::Child) {
     if !troop_sys::process::has_ended(child.pidfd.as_fd()) {
-        // So its group is its own still.
+        // So the number of its group is not reused yet.
         let _ = troop_sys::process::signal_group(child.pid, 9);
     }
     tokio::task::spawn_blocking(move || troop_sys::process::reap(child.pidfd.as_fd()));
@@ -332,18 +332,18 @@ fn end(child: spawn::Child) {
 /// The shell that runs a command.
 struct Shell {
     child: spawn::Child,
-    /// Its status comes from here.
+    /// The pipe with its exit status.
     pipe: OwnedFd,
-    /// What it prints comes from here.
+    /// The pipe with its output.
     output: OwnedFd,
-    /// When this is closed, also because this process has ended, the command's process group ends.
+    /// The pipe whose close, also by the end of this process, ends the command's process group.
     lifeline: OwnedFd,
 }
 
 /// Starts the shell that runs a command.
 fn start_shell(setup: &Setup, slot: Option<u32>, env: &Variables) -> Result<Shell, Error> {
-    // Whoever waits for the lifeline ends the group, with all that the command has left in it, when
-    // the status is known or there is no primary any more.
+    // The process that reads the lifeline kills the group, with everything that the command has
+    // left in it, when the status is known or the primary has ended.
     const SCRIPT: &CStr = c"(read line <&3; kill -9 0) >/dev/null 2>&1 4>&- &\n\
         (eval \"$TROOP_HEALTH_COMMAND\") </dev/null >&4 2>&4 3<&- 4>&-\n\
         echo $?";
@@ -351,7 +351,7 @@ fn start_shell(setup: &Setup, slot: Option<u32>, env: &Variables) -> Result<Shel
     let (life, lifeline) = std::io::pipe().map_err(Error::io("make a pipe"))?;
     let (output, printer) = std::io::pipe().map_err(Error::io("make a pipe"))?;
     if let Some(uid) = setup.get_uid() {
-        // So that it can be opened by name (`/dev/stderr`). Where that fails, such commands do.
+        // Lets the command open it by name (`/dev/stderr`). Where that fails, such commands fail.
         let _ = rustix::fs::fchown(&printer, Some(rustix::process::Uid::from_raw(uid)), None);
     }
     let null = std::fs::OpenOptions::new()
@@ -378,8 +378,8 @@ fn start_shell(setup: &Setup, slot: Option<u32>, env: &Variables) -> Result<Shel
     Ok(Shell { child, pipe: reader.into(), output: output.into(), lifeline: lifeline.into() })
 }
 
-/// The number that comes over a pipe, if one comes. Whoever else has got hold of the pipe does not
-/// make it last, or grow.
+/// Returns the number that is sent over a pipe, if any. The time and the bytes are limited,
+/// whatever processes hold the pipe.
 async fn exit_code(pipe: pipe::Receiver) -> Option<u8> {
     let mut text = Vec::new();
     while !text.contains(&b'\n') && text.len() <= 8 {

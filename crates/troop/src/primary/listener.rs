@@ -1,4 +1,4 @@
-//! Opens what the core decides to open.
+//! Opens the listeners that the core requests.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -22,36 +22,37 @@ use crate::inherited::InheritedSocket;
 pub(crate) struct Socket {
     pub(crate) fd: OwnedFd,
     pub(crate) listener: ListenerId,
-    /// What it had before others got copies of it, if they do.
+    /// Its options before other processes got copies, if they do.
     pub(crate) options: Option<Box<Options>>,
-    /// Its number among all sockets of the system.
+    /// Its inode, which identifies it among all sockets of the system.
     pub(crate) inode: u64,
-    /// The primary accepts on it.
+    /// Whether the primary accepts on it.
     pub(crate) watched: bool,
-    /// It does not listen any more, so the poller was told to forget it.
+    /// Whether it does not listen any more, so that the poller does not watch it.
     pub(crate) unreported: bool,
-    /// The kernel may have connections for us.
+    /// Whether the kernel may have connections to accept.
     pub(crate) ready: bool,
-    /// The poller does not report it: nobody is ready for its connections.
+    /// Whether the poller does not report it, because no worker is ready for its connections.
     pub(crate) masked: bool,
-    /// Nobody comes to it any more; it is closed when what waits in it is taken.
+    /// Whether it gets no new connections; it is closed when those in its queue are accepted.
     pub(crate) retired: bool,
-    /// How many connections to accept before asking the poller whether there are more.
+    /// Number of connections to accept before the poller is asked for more.
     pub(crate) burst: usize,
-    /// The last burst was accepted in full.
+    /// Whether the last burst was complete, so that more connections are likely.
     pub(crate) full: bool,
 }
 
 impl Socket {
-    /// One that workers get copies of; with these options, if it was known before.
+    /// Returns a socket of which workers get copies; with these original options, if they are
+    /// known.
     pub(crate) fn shared(fd: OwnedFd, listener: ListenerId, options: Option<Options>) -> Socket {
         let options = Some(Box::new(options.unwrap_or_else(|| Options::of(&fd))));
         Socket { options, ..Socket::new(fd, listener) }
     }
 
-    /// Before the primary accepts on it: workers that have copies could have made it wait for
-    /// connections. Those of other users could do it again at any moment, so this thread is watched
-    /// meanwhile.
+    /// Makes it non-blocking before the primary accepts on it: workers that have copies could have
+    /// made it blocking. Workers of other users could do so again at any moment, so the accept is
+    /// guarded.
     pub(crate) fn never_wait(&self, has_other_users: bool) -> Option<Unblocker> {
         self.options.as_ref()?;
         let _ = socket::set_nonblocking(&self.fd, true);
@@ -76,57 +77,57 @@ impl Socket {
     }
 }
 
-/// A listener's sockets: one, or, for a steered one, the founder of its group and one for each
-/// place.
+/// The sockets of a listener: one, or, if it is steered, the first of its group and one for each
+/// shard.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    /// Their numbers in the driver's table.
+    /// Indexes of the sockets in the driver's table.
     pub(crate) sockets: Vec<usize>,
-    /// It has a group, whose founder is the first of the sockets.
+    /// Whether it has a group, of which the first socket is the founder.
     pub(crate) grouped: bool,
-    /// Removed when the listener is closed.
+    /// The socket file, which is removed when the listener closes.
     pub(crate) file: Option<UnixFile>,
-    /// What it was opened as.
+    /// The specification with which it was opened.
     pub(crate) spec: BindSpec,
-    /// Where it was bound, if that is an address of IP.
+    /// The address to which it is bound, if that is an IP address.
     pub(crate) local: Option<std::net::SocketAddr>,
-    /// It has been seen to listen.
+    /// Whether it has been seen to listen.
     pub(crate) has_listened: bool,
-    /// It was shut down and restored.
+    /// Whether it was shut down and restored.
     pub(crate) shut_downs: Repairs,
-    /// Options of its sockets were found changed.
+    /// Whether options of its sockets were found changed.
     pub(crate) changes: Repairs,
-    /// Some could not be restored, and that has been said.
+    /// Whether it has been reported that options could not be restored.
     pub(crate) is_unfit: bool,
-    /// It has been said that its path leads to something else.
+    /// Whether it has been reported that its path leads to another socket.
     pub(crate) is_lost: bool,
     /// Its key as JSON, for messages.
     pub(crate) key: String,
     /// What to listen with.
     pub(crate) backlog: Option<u32>,
-    /// Sockets of others in its group that have been reported.
+    /// Reported sockets of other processes in its group.
     pub(crate) intruders: Vec<u64>,
-    /// What the kernel was last told to do.
+    /// The program that was installed last.
     pub(crate) program: Vec<Instruction>,
 }
 
 impl Listener {
-    /// The sockets that are the places'.
+    /// Returns the sockets of the shards.
     pub(crate) fn shards(&self) -> &[usize] {
         if self.grouped { &self.sockets[1..] } else { &self.sockets }
     }
 }
 
-/// What came of opening a listener.
+/// The result of opening a listener.
 pub(crate) struct Opened {
     pub(crate) fd: OwnedFd,
     pub(crate) file: Option<UnixFile>,
     pub(crate) name: Option<SockName>,
-    /// Why it cannot be the first of a group, if it was meant to.
+    /// The reason why it cannot be the first of a group, if it was to be.
     pub(crate) alone: Option<String>,
-    /// Somebody else has it open too.
+    /// Whether another process has it open, too.
     pub(crate) given: bool,
-    /// What it had when this process got it, if it was there before.
+    /// Its options when this process got it, if it existed before.
     pub(crate) options: Option<Options>,
 }
 
@@ -140,8 +141,8 @@ fn ip(address: Option<&str>) -> io::Result<Option<IpAddr>> {
     address.map(|a| a.parse().map_err(|_| invalid())).transpose()
 }
 
-/// Opens a listener for a worker, with its rights to files. Sockets that were there before this
-/// process go before new ones.
+/// Opens a listener for a worker, with the worker's rights to files. Inherited sockets take
+/// precedence over new ones.
 pub(crate) fn open(
     spec: &BindSpec,
     inherited: &[InheritedSocket],
@@ -198,13 +199,13 @@ fn bind(spec: &BindSpec, file: &mut Option<UnixFile>, rights: &Rights) -> io::Re
                 *reuse_address,
             )?
         }
-        // Those that are offered are there already.
+        // Offered sockets exist already.
         Bind::Fd { .. } => return Err(invalid()),
     })
 }
 
-/// Binds a Unix socket at a path that a worker has chosen: where the worker itself could have done
-/// so, or where the configuration says.
+/// Binds a Unix socket at a path that a worker has chosen: where the worker itself could bind it,
+/// or where the configuration allows it.
 pub(crate) fn bind_path(target: &Bind, rights: &Rights) -> io::Result<(OwnedFd, Option<UnixFile>)> {
     let Bind::Unix { path, readable_all, writable_all, named } = target else {
         return Err(invalid());
@@ -221,7 +222,7 @@ pub(crate) fn bind_path(target: &Bind, rights: &Rights) -> io::Result<(OwnedFd, 
     }
 }
 
-/// The number for an error, for a worker.
+/// Returns the errno of an error, for a worker.
 pub(crate) fn errno(error: &io::Error) -> i32 {
     let other = match error.kind() {
         io::ErrorKind::PermissionDenied => rustix::io::Errno::ACCESS,
@@ -230,7 +231,8 @@ pub(crate) fn errno(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(other.raw_os_error())
 }
 
-/// Why a path could not be had, if that is for the operator to know and not for the worker alone.
+/// Returns the reason why a path was refused, if the operator must know it, and not only the
+/// worker.
 pub(crate) fn explain(error: &io::Error, rights: &Rights) -> Option<String> {
     if let Some(reason) = error.get_ref().and_then(|reason| reason.downcast_ref::<UnsafePath>()) {
         return Some(reason.to_string());
@@ -256,11 +258,11 @@ pub(crate) fn explain(error: &io::Error, rights: &Rights) -> Option<String> {
     ))
 }
 
-/// Whether others can join this socket, and a program choose among them.
+/// Whether other sockets can join this one in a group with a program.
 fn try_group(fd: &OwnedFd, given: bool) -> io::Result<()> {
     if given || matches!(socket::kind(fd), Ok(Kind::Udp { .. })) {
-        // One that somebody else has opened may be somebody else's. A UDP socket alone takes no
-        // program.
+        // An inherited socket may belong to another process. A UDP socket takes no program outside
+        // of a group.
         return group::sibling(fd.as_fd()).map(drop);
     }
     // "Return 0".

@@ -1,7 +1,7 @@
 //! The primary: starts workers, holds listeners, hands connections over, carries messages.
 //!
-//! [`Builder`] and [`Cluster`] are what a program sees. [`driver`] is the one task that owns the
-//! state; it carries out what the pure [`troop_core::primary::Primary`] decides.
+//! [`Builder`] and [`Cluster`] are the API. [`driver`] owns the state, and carries out the
+//! decisions of the pure [`troop_core::primary::Primary`].
 
 mod adopt;
 mod builder;
@@ -62,7 +62,7 @@ use crate::setup::Setup;
 /// The most workers that a supervised cluster can be scaled to.
 pub(crate) const MAX_WORKERS: usize = 4096;
 
-/// What one worker gets beyond the cluster's [`Setup`]. Node's `cluster.fork(env)`.
+/// Additions to the cluster's [`Setup`] for one worker. Node's `cluster.fork(env)`.
 #[derive(Debug, Clone, Default)]
 #[must_use]
 pub struct Fork {
@@ -71,7 +71,7 @@ pub struct Fork {
 }
 
 impl Fork {
-    /// Starts from a worker like the others.
+    /// Returns a fork without additions.
     pub fn new() -> Fork {
         Fork::default()
     }
@@ -82,8 +82,8 @@ impl Fork {
         self
     }
 
-    /// Sets the worker's weight: its part of the connections in relation to the others' 100, where
-    /// the scheduling goes by weights: `weighted`, `steered`, `least-connections`, `p2c`, `sticky`.
+    /// Sets the worker's weight: its share of connections in relation to the others' 100, under
+    /// schedulings that use weights: `weighted`, `steered`, `least-connections`, `p2c`, `sticky`.
     /// For a canary: `Fork::new().weight(5)`. With 0 it gets none while there are others.
     pub fn weight(mut self, weight: u32) -> Fork {
         self.weight = Some(weight);
@@ -91,10 +91,10 @@ impl Fork {
     }
 }
 
-/// The workers that the program may see: Node's `cluster.workers`.
+/// The table of workers: Node's `cluster.workers`.
 pub(crate) type Table = Arc<Mutex<BTreeMap<WorkerId, WorkerHandle>>>;
 
-/// A running cluster, seen from the primary's program.
+/// A running cluster: the handle of the primary's program.
 ///
 /// ```no_run
 /// # async fn primary() -> troop::Result<()> {
@@ -127,7 +127,7 @@ struct Inner {
     driver_handle: DriverHandle,
     bus: Arc<Bus>,
     table: Table,
-    /// Workers get sockets instead of a channel.
+    /// Whether workers get sockets instead of a channel (activation).
     has_activation: bool,
 }
 
@@ -157,7 +157,7 @@ impl Cluster {
         Cluster { inner: Arc::new(Inner { driver_handle, bus, table, has_activation }) }
     }
 
-    /// Refuses what has no effect on workers that have no channel.
+    /// Returns an error for operations that have no effect on workers without a channel.
     fn refuse_with_activation(&self, operation: &str, reason: &str) -> Result<()> {
         if !self.inner.has_activation {
             return Ok(());
@@ -177,7 +177,7 @@ impl Cluster {
         Builder::new()
     }
 
-    /// Changes what later forks are started with, cumulatively, as Node's `cluster.setupPrimary`.
+    /// Changes the settings of later forks, cumulatively, as Node's `cluster.setupPrimary`.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -367,9 +367,9 @@ impl Cluster {
     }
 
     /// Changes how connections are spread: of one listener (`"127.0.0.1:8000"`, `"8000"`,
-    /// `"udp:53"`, `"/run/app.sock"`: see [`Pattern`](crate::policy::Pattern)), or, with `None`, of all
-    /// that nothing else was chosen for. Where the primary hands connections over before and after,
-    /// open listeners change at once. To and from [`Scheduling::Shared`] and
+    /// `"udp:53"`, `"/run/app.sock"`: see [`Pattern`](crate::policy::Pattern)), or, with `None`, of
+    /// all listeners without a scheduling of their own. Where the primary hands connections over
+    /// before and after, open listeners change at once. To and from [`Scheduling::Shared`] and
     /// [`Scheduling::Steered`] they change when they are opened the next time; those are returned.
     ///
     /// # Errors
@@ -390,7 +390,7 @@ impl Cluster {
             .await
     }
 
-    /// Lets workers have one more socket of this process; see [`Builder::inherited`].
+    /// Offers one more socket of this process to workers; see [`Builder::inherited`].
     ///
     /// # Errors
     /// [`Error::Settings`] with [`Builder::activation`], where workers ask for no sockets;
@@ -400,8 +400,8 @@ impl Cluster {
         self.inner.driver_handle.send(Command::Offer(socket))
     }
 
-    /// Changes what [`Builder::keep_listeners`] has said. With false, those that nobody listens on
-    /// any more are closed at once.
+    /// Changes [`Builder::keep_listeners`]. With false, listeners without workers close
+    /// immediately.
     ///
     /// # Errors
     /// [`Error::ClusterOver`].
@@ -429,5 +429,5 @@ impl Cluster {
     }
 }
 
-/// Who waits for all workers to be gone.
+/// Callers that wait for the end of all workers.
 pub(crate) type ShutdownWaiters = Vec<oneshot::Sender<()>>;

@@ -1,4 +1,4 @@
-//! What the program is given for what it has asked the cluster to do.
+//! Futures of the outcomes of operations.
 
 use std::fmt;
 use std::future::Future;
@@ -11,7 +11,7 @@ use super::Cluster;
 use super::wake::Command;
 use crate::error::Error;
 
-/// A future of what a [`Cluster`] was asked to do, which resolves when that is over.
+/// A future of the outcome of an operation of a [`Cluster`].
 ///
 /// The operation begins when the method is called, not at the first poll. Dropping the future
 /// cancels nothing: `drop(cluster.reload())` begins a reload and does not wait for it. Events that
@@ -33,7 +33,7 @@ use crate::error::Error;
 #[must_use = "the cluster does it all the same: await this to learn how it ends, or drop it"]
 pub struct Operation<T, E = Error> {
     answer: oneshot::Receiver<Result<T, E>>,
-    /// What it ends with if the primary has ended before.
+    /// The outcome if the primary ends first.
     over: fn() -> E,
     _cluster: Cluster,
 }
@@ -45,7 +45,7 @@ impl<T, E> Operation<T, E> {
         command: impl FnOnce(oneshot::Sender<Result<T, E>>) -> Command,
     ) -> Operation<T, E> {
         let (sender, answer) = oneshot::channel();
-        // Where the primary has ended, nobody answers, and that is the answer.
+        // If the primary has ended, there is no answer, and the outcome is `over`.
         let _ = cluster.inner.driver_handle.send(command(sender));
         Operation { answer, over, _cluster: cluster.clone() }
     }

@@ -1,5 +1,5 @@
-//! Reads what workers write to standard output and error: passes it on, or gives it to the program,
-//! and remembers the end of standard error.
+//! Reads the standard output and error of workers, forwards it or hands it to the program, and
+//! keeps the end of standard error.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, PipeReader, Read, Write};
@@ -11,16 +11,16 @@ use troop_sys::poll::{EventFd, Interest, Poller};
 
 use super::wake::Wake;
 
-/// How many lines and bytes are remembered of each worker.
+/// Limits of the kept end of standard error, per worker.
 const MAX_LINES: usize = 40;
 pub(crate) const MAX_BYTES: usize = 8 * 1024;
 
-/// The end of what a worker wrote.
+/// The end of the standard error of a worker.
 #[derive(Debug, Default)]
 pub(crate) struct Tail {
     state: Mutex<(VecDeque<u8>, bool)>,
     ended: Condvar,
-    /// Who is woken when it has ended.
+    /// Drivers to wake when the stream ends.
     waiting: Mutex<Vec<Weak<Wake>>>,
 }
 
@@ -77,8 +77,8 @@ pub struct Source {
 /// Receives the output of workers with [`Stdio::Collect`](crate::setup::Stdio::Collect): see
 /// [`Builder::output`](crate::Builder::output).
 ///
-/// A thread of its own calls it. While a call takes long, workers that fill their pipes wait; the
-/// primary does not.
+/// It is called in a separate thread. While a call takes long, workers that fill their pipes wait;
+/// the primary does not.
 ///
 /// ```
 /// use troop::setup::{Output, Source, Stdio};
@@ -110,7 +110,7 @@ pub trait Output: Send {
     fn end(&mut self, source: Source);
 }
 
-/// What becomes of what is read.
+/// The destination of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// To this process's standard output or error.
@@ -122,7 +122,7 @@ pub(crate) enum Fate {
 
 struct Stream {
     pipe: Arc<PipeReader>,
-    /// Its worker has ended; others hold the other end of the pipe.
+    /// Whether its worker has ended, so that other processes hold the other end of the pipe.
     is_left: bool,
     source: Source,
     tail: Option<Arc<Tail>>,
@@ -132,21 +132,21 @@ struct Stream {
 #[derive(Default)]
 struct Streams {
     open: BTreeMap<u64, Stream>,
-    /// Those whose pipe was closed although it had not ended.
+    /// Streams whose pipes were closed before they ended.
     dismissed: Vec<Stream>,
-    /// Nobody will add any.
+    /// Whether no more streams will be added.
     no_more: bool,
-    /// Since then, the thread has once found nothing more to read.
+    /// Whether the thread has found nothing to read since then.
     is_drained: bool,
 }
 
-/// Wakes the thread.
+/// The token of the descriptor that wakes the thread.
 const EVENT_FD: u64 = 0;
-/// Streams of workers that have ended, which live on in processes that they have left behind. The
-/// oldest are closed when there are more.
+/// Maximum number of streams of ended workers that processes left behind hold open. The oldest are
+/// closed when there are more.
 const MAX_LEFT: usize = 32;
 
-/// What the thread and those who give it work have in common.
+/// State shared with the thread.
 #[derive(Default)]
 struct Shared {
     streams: Mutex<Streams>,
@@ -164,18 +164,18 @@ impl Drop for Forwarder {
     }
 }
 
-/// What all workers have written so far is copied when this is waited for.
+/// Waits until all output that workers have written so far is copied.
 pub(crate) struct Drained(Arc<Shared>);
 
 impl Drained {
-    /// Blocks until then, or until the end of the time.
+    /// Blocks until the output is copied, at most for `timeout`.
     pub(crate) fn wait(self, timeout: Duration) {
         drop(self.0.drained.wait_timeout_while(lock(&self.0.streams), timeout, |s| !s.is_drained));
     }
 }
 
-/// A thread that copies. When what it copies to is slow, the workers wait, as they would on an
-/// inherited one; the primary does not.
+/// The thread that copies output. If the destination is slow, workers wait, as with an inherited
+/// stream; the primary does not.
 pub(crate) struct Forwarder {
     poller: Arc<Poller>,
     shared: Arc<Shared>,
@@ -200,7 +200,7 @@ impl Forwarder {
         Ok(Forwarder { poller: Arc::new(poller), shared, last: EVENT_FD, event_fd })
     }
 
-    /// The end of what is written there is remembered if it is standard error.
+    /// Adds a stream. Returns the kept end of it, if it is standard error.
     pub(crate) fn add(
         &mut self,
         pipe: PipeReader,
@@ -217,14 +217,14 @@ impl Forwarder {
         Ok(tail)
     }
 
-    /// Ends, when everything is read that workers have written. Those that have ended are read to
-    /// the end; from processes that they have left behind comes what is there.
+    /// Ends the thread when all output is read: of ended workers to the end of the stream, of
+    /// processes left behind what is in the pipe.
     pub(crate) fn finish(self) -> Drained {
         Drained(self.shared.clone())
     }
 
-    /// A worker has ended. Processes that it has left behind may go on writing, but not those of
-    /// ever more workers.
+    /// Handles the end of a worker. Processes that it has left behind may go on writing, up to a
+    /// limit of such streams.
     pub(crate) fn ended(&self, worker: WorkerId) {
         let mut streams = lock(&self.shared.streams);
         streams
@@ -290,7 +290,7 @@ fn copy(
                     let bytes = &buffer[..n];
                     tail.iter().for_each(|tail| tail.push(bytes));
                     match (fate, &mut output) {
-                        // Nobody to tell when the primary's own stream is closed.
+                        // A closed stream of the primary cannot be reported.
                         (Fate::Forwarded, _) if source.error => {
                             drop(io::stderr().lock().write_all(bytes))
                         }
@@ -322,7 +322,7 @@ fn copy(
         if is_over {
             return;
         }
-        // Once without waiting, to know that there is nothing left.
+        // One poll without waiting shows whether anything is left.
         timeout = if streams.is_drained { None } else { Some(Duration::ZERO) };
     }
     lock(streams).is_drained = true;
@@ -335,7 +335,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes a piece each time that it is let.
+    /// Accepts one write for each message on the channel.
     struct Slow(mpsc::Receiver<()>, Arc<Mutex<usize>>);
 
     impl Output for Slow {
@@ -348,12 +348,12 @@ mod tests {
     }
 
     #[test]
-    fn what_a_worker_wrote_last_is_taken_before_the_end() {
+    fn the_last_output_of_a_worker_is_read_before_the_end() {
         let (let_it, taken) = (mpsc::channel(), Arc::<Mutex<usize>>::default());
         let output = Slow(let_it.1, taken.clone());
         let mut forwarder = Forwarder::start(Some(Box::new(output))).unwrap();
         let source = Source { worker: WorkerId(1), slot: None, error: false };
-        // One worker has ended; what another one has left behind still holds its pipe.
+        // One worker has ended; a process that another one has left behind still holds its pipe.
         let (pipes, mut writers): (Vec<_>, Vec<_>) = (0..2).map(|_| io::pipe().unwrap()).unzip();
         for pipe in pipes {
             forwarder.add(pipe, source, Fate::Collected).unwrap();

@@ -1,5 +1,5 @@
-//! The way of a worker's messages to a program that wants them as a channel of Node's instead of as
-//! events.
+//! Relays a worker's messages to an embedding program through a socket in Node's format, instead of
+//! as events.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
@@ -18,16 +18,16 @@ use super::channel::{Channel, send_line};
 use super::direct_io::DirectIo;
 use crate::channel::{HANDLE_TRIES, MAX_QUEUED, Outbox, framing};
 
-/// How every message begins that is not for the program.
+/// The beginning of all messages that are not for the program.
 const INTERNAL: &[u8] = br#"{"cmd":"NODE_"#;
 
-/// What stands before a message in V8's format.
+/// The header of a message in V8's format.
 const LENGTH: usize = 4;
 
-/// How a message begins that carries a socket.
+/// The beginning of a message that carries a socket.
 const HANDLE: &[u8] = br#"{"cmd":"NODE_HANDLE","#;
 
-/// What stands near the beginning of a message that Node sends for the second time.
+/// A mark near the beginning of a message that Node sends for the second time.
 const REWRAPPED: &[u8] = br#","msg":{"cmd":"NODE_HANDLE","#;
 const REWRAPPED_WITHIN: usize = 128;
 const MESSAGE: &[u8] = br#","msg":"#;
@@ -36,20 +36,20 @@ const MESSAGE: &[u8] = br#","msg":"#;
 pub(crate) struct Relay {
     pub(crate) socket: OwnedFd,
     reader: FrameReader<OwnedFd>,
-    /// Its messages are in V8's format.
+    /// Whether its messages are in V8's format.
     advanced: bool,
     pub(crate) outbox: Outbox,
-    /// What the poller reports.
+    /// Events that the poller reports.
     pub(crate) interest: Interest,
-    /// Lines with sockets that the program has not confirmed.
+    /// Lines with sockets that the program has not acknowledged.
     unconfirmed: VecDeque<(Vec<u8>, Option<OwnedFd>, u8)>,
-    /// The program's sockets that the worker has not confirmed.
+    /// Sockets of the program that the worker has not acknowledged.
     pub(crate) tickets: BTreeSet<u64>,
-    /// Nothing more comes from the worker.
+    /// Whether the channel of the worker has ended.
     pub(crate) last: bool,
-    /// The program's own thread helps.
+    /// Direct I/O by the program's thread.
     pub(crate) direct_io: Option<DirectIo>,
-    /// Something has been written to the socket that the program may not have read yet.
+    /// Whether the socket may contain data that the program has not read yet.
     pub(crate) is_behind: bool,
     /// Bytes of the lines in `unconfirmed`.
     unconfirmed_bytes: usize,
@@ -57,11 +57,11 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// At most so many sockets of the worker's are under way to the program.
+    /// Maximum number of sockets of the worker in flight to the program.
     pub(crate) fn new(socket: OwnedFd, advanced: bool, most_handles: usize) -> Relay {
         Relay {
             socket,
-            // What the program says to its own workers may be as long as it likes.
+            // Messages of the program to its workers have no limit of length.
             reader: FrameReader::with(framing(advanced), usize::MAX),
             advanced,
             outbox: Outbox::default(),
@@ -76,33 +76,33 @@ impl Relay {
         }
     }
 
-    /// Whether so much waits for the program that nothing more is read from the worker.
+    /// Whether so much is unwritten that the worker is not read.
     pub(crate) fn is_full(&self) -> bool {
         self.outbox.len().max(self.unconfirmed_bytes) > MAX_QUEUED
             || self.unconfirmed.len() >= self.most_handles
     }
 
-    /// Whether the program's thread reads the worker's channel, and nobody else does.
+    /// Whether the program's thread, and not the driver, reads the worker's channel.
     pub(crate) fn is_direct(&self) -> bool {
         self.direct_io.as_ref().is_some_and(|direct_io| direct_io.reads)
     }
 
-    /// Whether the program has everything that was written to its socket.
+    /// Whether the program has read everything from its socket.
     pub(crate) fn is_clear(&mut self) -> bool {
         self.is_behind = self.is_behind
             && !(self.unconfirmed.is_empty() && troop_sys::socket::is_all_read(&self.socket));
         !self.is_behind
     }
 
-    /// A line for the program.
+    /// Queues a line for the program.
     pub(crate) fn pass(&mut self, line: &[u8]) {
         message(self.outbox.buffer(), self.advanced, line);
     }
 
-    /// A line for the program, and the socket that belongs to it.
+    /// Queues a line for the program with its socket.
     pub(crate) fn pass_with(&mut self, line: &[u8], handle: OwnedFd) {
         let line = whole(self.advanced, line);
-        // Without a copy there is one try.
+        // Without a copy it is sent only once.
         self.unconfirmed_bytes += line.len();
         self.unconfirmed.push_back((line.clone(), handle.try_clone().ok(), 1));
         self.outbox.push_with(&line, handle);
@@ -122,8 +122,9 @@ impl Relay {
         }
     }
 
-    /// Whether a ticket is of a socket of the program's; then the program is told, unless the
-    /// worker has gone: it would send the socket again, and the end of the channel tells it more.
+    /// Whether a ticket belongs to a socket of the program. If so, the program is notified of the
+    /// result, unless the worker has gone: it would send the socket again, and the end of the
+    /// channel follows anyway.
     pub(crate) fn settled(&mut self, ticket: u64, delivered: bool) -> bool {
         let known = self.tickets.remove(&ticket);
         if known && !self.last {
@@ -136,7 +137,7 @@ impl Relay {
         known
     }
 
-    /// Takes in what the program has written. Returns false if it is not what Node writes.
+    /// Handles input of the program. Returns false if it is not in Node's format.
     pub(crate) fn receive(
         &mut self,
         core: &mut Primary,
@@ -160,7 +161,7 @@ impl Relay {
             };
             if let Some(internal) = internal {
                 let parsed = incoming::parse(&internal);
-                // Also one whose message is nested too deeply to be parsed.
+                // This includes a message that is nested too deeply to be parsed.
                 let carries = matches!(parsed, Ok(Incoming::Handle(_)))
                     || (parsed.is_err() && internal.starts_with(HANDLE));
                 match parsed {
@@ -173,16 +174,15 @@ impl Relay {
                         continue;
                     }
                     Ok(Incoming::Cluster(message)) => {
-                        // The other thing that it says, that it has seen a worker leave, has been
-                        // said already.
+                        // Its other message, that it has seen a worker leave, needs no relaying.
                         if message.act == Some(Act::Disconnect) {
                             core.disconnect(worker, false, None);
                         }
                         continue;
                     }
                     _ if carries => {
-                        // What Node sends a second time it wraps a second time, and cannot read
-                        // that itself.
+                        // Node wraps a message again when it sends it again, and cannot read the
+                        // result itself.
                         if let Some(at) =
                             memmem::find(&text[..text.len().min(REWRAPPED_WITHIN)], REWRAPPED)
                             && !self.advanced
@@ -210,7 +210,7 @@ impl Relay {
     }
 }
 
-/// Whether a message of the program's, in its framing, is one of those that the relay looks into.
+/// Whether a framed message of the program is one that the relay must inspect.
 pub(crate) fn is_internal(advanced: bool, message: &[u8]) -> bool {
     match advanced {
         true => message.get(LENGTH..).is_none_or(|value| advanced::internal(value).is_some()),
@@ -218,7 +218,7 @@ pub(crate) fn is_internal(advanced: bool, message: &[u8]) -> bool {
     }
 }
 
-/// Appends a message as it came, with what marks its end.
+/// Appends a message unchanged, with its end mark.
 fn message(out: &mut Vec<u8>, advanced: bool, bytes: &[u8]) {
     if advanced {
         advanced::frame(out, bytes);

@@ -1,4 +1,4 @@
-//! How a cluster stands, at one moment.
+//! Snapshots of the state of a cluster.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub struct Snapshot {
     pub pid: u32,
     /// Time since the start.
     pub uptime_ms: u64,
-    /// What the cluster does.
+    /// The phase of the cluster.
     pub phase: Phase,
     /// Target number of workers; `None` if the program forks.
     pub wanted: Option<usize>,
@@ -27,16 +27,16 @@ pub struct Snapshot {
     pub vacant: Vec<VacantSlot>,
     /// Number of supervised workers that ended unexpectedly so far.
     pub restarts: u64,
-    /// How the last worker ended that ended unexpectedly.
+    /// How the last worker with an unexpected end has ended.
     #[serde(default)]
     pub last_end: Option<String>,
-    /// The primary's memory in use and its CPU time.
+    /// CPU time and resident memory of the primary's process alone.
     pub usage: Option<Usage>,
-    /// All workers whose processes are there, by slot.
+    /// All workers whose processes run, by slot.
     pub workers: Vec<WorkerSnapshot>,
     /// The listeners of all workers.
     pub listeners: Vec<ListenerSnapshot>,
-    /// Addresses where clients lost their service, although nothing asked for that.
+    /// Addresses that lost their workers without a request to close them.
     #[serde(default)]
     pub lost: Vec<LostListener>,
 }
@@ -49,7 +49,7 @@ pub enum Phase {
     /// No worker has been ready yet; or slots have not had a ready worker yet, and none has lost
     /// its worker.
     Starting,
-    /// It serves, and every slot that is to have a ready worker has one.
+    /// Every slot that should have a ready worker has one.
     Running,
     /// After a worker had been ready: the worker of some slots has ended, or could not be started,
     /// and no ready one has followed (see [`Snapshot::ready`]). Or clients cannot reach an address
@@ -57,7 +57,7 @@ pub enum Phase {
     Degraded,
     /// It replaces its workers.
     Reloading,
-    /// Its workers were ended; it waits to be told to start new ones.
+    /// Its workers were ended; a reload starts new ones.
     Paused,
     /// It is ending.
     Stopping,
@@ -90,7 +90,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Of a process; `None` if it has ended, or must not be inspected.
+    /// Returns the usage of a process; `None` if it has ended, or must not be inspected.
     fn of(pid: u32) -> Option<Usage> {
         let usage = troop_sys::diag::usage(pid)?;
         Some(Usage { cpu_ms: millis(usage.cpu), rss: usage.rss })
@@ -124,7 +124,7 @@ pub struct WorkerSnapshot {
     pub weight: u32,
     /// Its counters.
     pub stats: WorkerStats,
-    /// Its memory in use and its CPU time.
+    /// CPU time and resident memory of its process.
     pub usage: Option<Usage>,
 }
 
@@ -132,9 +132,9 @@ pub struct WorkerSnapshot {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ListenerSnapshot {
-    /// What it is bound to, such as `127.0.0.1:8000`.
+    /// The address to which it is bound, such as `127.0.0.1:8000`.
     pub address: String,
-    /// How its connections are spread: what was chosen, or what it had to be instead.
+    /// Its scheduling: the configured one, or the one that replaces it where that is impossible.
     pub scheduling: String,
     /// Number of workers that listen there.
     pub workers: usize,
@@ -146,14 +146,14 @@ pub struct ListenerSnapshot {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LostListener {
-    /// Where, such as `127.0.0.1:8000`.
+    /// The address, such as `127.0.0.1:8000`.
     pub address: String,
     /// Why.
     pub reason: String,
 }
 
 impl Snapshot {
-    /// Adds what is to be had without the primary.
+    /// Adds data that can be read without the primary.
     pub(crate) fn complete(&mut self) {
         self.usage = Usage::of(self.pid);
         self.workers.iter_mut().for_each(|worker| worker.usage = Usage::of(worker.pid));

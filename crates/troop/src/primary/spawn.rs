@@ -17,11 +17,11 @@ use super::output::{Fate, Forwarder, Output, Source, Tail};
 use crate::error::{Error, Result};
 use crate::setup::{CHANNEL_NUMBER, Prepared, Setup, Stdio};
 
-/// What a spawn yields.
+/// The result of a spawn.
 pub(crate) struct Spawned {
     pub(crate) child: spawn::Child,
     pub(crate) channel: OwnedFd,
-    /// The other end of the channel, if the program does not get it.
+    /// The worker's end of the channel, if the program does not get it.
     pub(crate) kept_end: Option<OwnedFd>,
     pub(crate) pipes: [Option<OwnedFd>; 3],
     pub(crate) tail: Option<Arc<Tail>>,
@@ -29,7 +29,7 @@ pub(crate) struct Spawned {
     pub(crate) sandbox: Sandbox,
 }
 
-/// What the primary keeps from one spawn to the next.
+/// State of the primary that lasts from one spawn to the next.
 #[derive(Default)]
 pub(crate) struct Spawner {
     /// The last inspector port, counted from the first.
@@ -37,21 +37,21 @@ pub(crate) struct Spawner {
     /// The soft limit on descriptors that workers get, if it is not this process's.
     pub(crate) descriptor_limit: Option<u64>,
     forwarder: Option<Forwarder>,
-    /// This process's part of the tree of control groups, once one was needed.
+    /// This process's part of the tree of control groups, once it is needed.
     tree: Option<Tree>,
-    /// For the forwarder, when it is started.
+    /// The receiver of output, until the forwarder is started.
     pub(crate) output: Option<Box<dyn Output>>,
 }
 
 impl Spawner {
-    /// Waits until everything is passed on that workers have written, for so long at most.
+    /// Waits until all output of workers is passed on, with a timeout.
     pub(crate) fn finish_output(&mut self, timeout: Duration) {
         if let Some(forwarder) = self.forwarder.take() {
             forwarder.finish().wait(timeout);
         }
     }
 
-    /// A worker has ended.
+    /// Handles the end of a worker.
     pub(crate) fn ended(&self, worker: WorkerId) {
         if let Some(forwarder) = &self.forwarder {
             forwarder.ended(worker);
@@ -59,8 +59,7 @@ impl Spawner {
     }
 }
 
-/// A process that is to be started, with everything that it gets. Nothing of it depends on the
-/// primary's state any more.
+/// A process to start, with everything that it gets; independent of the primary's state.
 pub(crate) struct Start {
     setup: Arc<Setup>,
     slot: Option<u32>,
@@ -70,7 +69,7 @@ pub(crate) struct Start {
     child_ends: [Option<OwnedFd>; 3],
     pipes: [Option<OwnedFd>; 3],
     tail: Option<Arc<Tail>>,
-    /// Its sockets by activation.
+    /// Its sockets for activation.
     own: Vec<Arc<OwnedFd>>,
     cgroup: Option<WorkerCgroup>,
     entrance: Option<File>,
@@ -78,8 +77,7 @@ pub(crate) struct Start {
     is_cancelled: Arc<AtomicBool>,
 }
 
-/// Makes ready what can be, without waiting for anybody. The process is not started any more once
-/// it `is_cancelled`.
+/// Prepares a start without blocking. The process is not started once it `is_cancelled`.
 pub(crate) fn prepare(
     setup: &Arc<Setup>,
     fork: &Fork,
@@ -180,8 +178,8 @@ pub(crate) fn prepare(
 }
 
 impl Start {
-    /// Starts the process. Waits until its program is executed, which somebody else may put off:
-    /// whose user it has, or whose file system.
+    /// Starts the process. Waits until its program is executed, which the worker's user, or a file
+    /// system that does not answer, may delay.
     pub(crate) fn run(self) -> Result<Spawned> {
         let Start {
             setup,
@@ -201,7 +199,7 @@ impl Start {
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let inherited = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         let mut fds = if setup.has_activation() {
-            // Beginning with 3, as `sd_listen_fds(3)` wants it.
+            // The numbers begin with 3, as `sd_listen_fds(3)` requires.
             (3..).zip(own.iter()).map(|(number, own)| (number, own.as_fd())).collect()
         } else {
             vec![(CHANNEL_NUMBER, theirs.as_fd())]
@@ -212,7 +210,7 @@ impl Start {
         let mut command = setup.command(slot, prepared.env)?;
         command.candidates = prepared.candidates;
         command.argv = prepared.argv;
-        // Without a channel nothing else tells it that its primary has died.
+        // Without a channel only this signal tells it that its primary has died.
         command.death_signal = if setup.has_activation() { 15 } else { 0 };
         command.pid_variable = setup.has_activation().then_some(c"LISTEN_PID");
         command.fds = fds;
@@ -230,7 +228,7 @@ impl Start {
     }
 }
 
-/// The step that failed, with what it was about.
+/// Returns the failed step with its subject.
 pub(crate) fn step(e: &spawn::SpawnError, setup: &Setup) -> String {
     match (e.step, setup.get_cwd()) {
         (spawn::Step::Directory, Some(cwd)) => format!("{e} {}", cwd.display()),
@@ -246,11 +244,10 @@ pub(crate) fn step(e: &spawn::SpawnError, setup: &Setup) -> String {
     }
 }
 
-/// What a stream is connected to that the primary would share with a worker. Whoever has a
-/// descriptor of a terminal can read what is typed there, and change how it behaves; one who leads
-/// a process group is stopped when it reads from there. A worker of another user gets none of the
-/// primary's streams at all: it could empty a file, end a socket for all, or fill a pipe that the
-/// primary writes to.
+/// Returns the connection of a stream that a worker would inherit. A process with a descriptor of a
+/// terminal can read its input and change its settings; the leader of another process group is
+/// stopped when it reads. A worker of another user gets none of the primary's streams: it could
+/// empty a file, shut a socket down for all, or fill a pipe that the primary writes to.
 fn apart(setup: &Setup, number: usize, stdio: Stdio, inherited: &impl io::IsTerminal) -> Stdio {
     if stdio != Stdio::Inherit {
         return stdio;
@@ -264,7 +261,7 @@ fn apart(setup: &Setup, number: usize, stdio: Stdio, inherited: &impl io::IsTerm
     }
 }
 
-/// Whether trying again cannot help: the program, its directory or the permission is missing.
+/// Whether a retry cannot help, because the program, its directory or a permission is missing.
 pub(crate) fn is_for_good(error: &Error) -> bool {
     match error {
         Error::Spawn { source, .. } if source.kind() == io::ErrorKind::TimedOut => false,

@@ -1,4 +1,4 @@
-//! How everybody else talks to the one who owns the primary's state.
+//! The messages to the driver, which owns the primary's state, and the ways to wake it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
@@ -20,49 +20,50 @@ use crate::error::{Error, Result as Outcome};
 use crate::inherited::InheritedSocket;
 use crate::setup::Setup;
 
-/// What the driver is asked to do.
+/// A request to the driver.
 pub(crate) enum Command {
     Setup(Box<Setup>),
     Fork(Fork, oneshot::Sender<Outcome<WorkerHandle>>),
-    /// A process has been started, or not.
+    /// A process was started, or could not be.
     Spawned(WorkerId, Box<Outcome<Spawned>>),
     Adopt(Box<Adoption>, oneshot::Sender<Outcome<WorkerHandle>>),
     Disconnect(WorkerId),
     /// Sends a signal to a worker's process.
     Signal(WorkerId, i32, oneshot::Sender<Outcome<()>>),
-    /// What the core knows about a worker now.
+    /// Returns the counters of a worker.
     Status(WorkerId, oneshot::Sender<Option<WorkerStatus>>),
-    /// Changes how connections are spread; the answer is the listeners that it will only be true of
-    /// later.
+    /// Changes the scheduling; the answer is the listeners that change only when they are opened
+    /// the next time.
     SetScheduling(Option<Pattern>, Scheduling, oneshot::Sender<Vec<Address>>),
-    /// Lets workers have this socket.
+    /// Offers a socket to workers.
     Offer(InheritedSocket),
     KeepListeners(bool),
-    /// The program starts the workers itself, and a supervisor asks it for those that follow
-    /// others. With the seed of its back-off.
+    /// Adds a supervisor that asks the program to start successors of its workers. With the seed of
+    /// the back-off.
     Embed(Box<dyn Starter>, u64),
-    /// Which workers that the program has started are followed by others.
+    /// Sets which workers of the program have successors.
     RestartAs(Option<RestartPolicy>, bool),
-    /// Whether a worker is still wanted that the program was asked for.
+    /// Asks whether a requested start is still wanted.
     IsStartWanted(u32, oneshot::Sender<bool>),
-    /// The program could not start a worker that it was asked for, for this reason.
+    /// The program could not start a requested worker, for this reason.
     StartFailed(u32, String),
-    /// What supervision is about; the program has seen the end of this worker.
+    /// Asks for the state of supervision; the program has seen the end of this worker.
     Supervision(Option<WorkerId>, oneshot::Sender<SupervisionStatus>),
-    /// Whether workers are to be forked in the place of those that have ended.
+    /// Announces whether ended workers will be replaced.
     ForksToCome(Successors),
-    /// A worker has told the program that it is ready.
+    /// A worker has reported to the program that it is ready.
     ReportedReady(WorkerId),
-    /// The program has told a worker to leave, so that nobody follows it.
+    /// The program has ended a worker, so that it has no successor.
     Release(WorkerId),
-    /// The same of all workers.
+    /// The program has ended all workers, so that none has a successor.
     ReleaseAll,
     Snapshot(oneshot::Sender<Snapshot>),
-    /// What workers are started with now.
+    /// Asks for the settings of workers.
     CurrentSetup(oneshot::Sender<Arc<Setup>>),
-    /// The answer is sent when as many are ready and the others gone.
+    /// Changes the number of workers; answered when that many are ready and surplus ones have
+    /// ended.
     Scale(usize, oneshot::Sender<Outcome<()>>),
-    /// The answer is sent when every slot has a ready worker.
+    /// Waits for readiness; answered when every slot has a ready worker.
     Ready(oneshot::Sender<Result<usize, NotReady>>),
     /// The answer to a question about a connection.
     Answer(u64, Option<WorkerId>),
@@ -78,22 +79,22 @@ pub(crate) enum Command {
     Recycle(WorkerId, String, oneshot::Sender<Result<WorkerId, RecycleFailed>>),
     /// A worker has passed a health check, or failed it for this reason.
     HealthChecked(WorkerId, Result<(), String>),
-    /// Gives a worker a connection as if from this listener, or from its first.
+    /// Hands a worker a connection as if from this listener, or from its first one.
     Inject(WorkerId, Option<Pattern>, ConnectionEnds, oneshot::Sender<Result<Injected, String>>),
     /// Ends the cluster, gracefully or at once; the answer is how it ended.
     Stop {
         at_once: bool,
         reply: oneshot::Sender<Outcome<supervise::Outcome>>,
     },
-    /// Nobody has a handle to the cluster any more.
+    /// The last handle of the cluster was dropped.
     Over,
 }
 
-/// Wakes the driver, once until it looks.
+/// Wakes the driver, once until it has looked.
 #[derive(Debug)]
 pub(crate) struct Wake {
     pending: AtomicBool,
-    /// Workers whose mailboxes have something.
+    /// Workers whose mailboxes are not empty.
     posted: Mutex<Vec<WorkerId>>,
     pub(crate) notify: Notify,
     /// For a driver that waits in a plain thread.
@@ -113,12 +114,12 @@ impl Wake {
         }
     }
 
-    /// The driver can be helped.
+    /// Sets the driver, so that other threads can do its work.
     pub(crate) fn allow_direct_io(&self, driver: &Arc<Shared>) {
         let _ = self.direct_io.set(Arc::downgrade(driver));
     }
 
-    /// The driver, if it can be helped and is not over.
+    /// Returns the driver, if other threads may do its work and it has not ended.
     pub(crate) fn direct_io(&self) -> Option<Arc<Shared>> {
         self.direct_io.get()?.upgrade()
     }
@@ -137,14 +138,14 @@ impl Wake {
         self.wake();
     }
 
-    /// Whether somebody has called since this was last asked; the mailboxes with something are
-    /// appended to `posted`.
+    /// Whether it was woken since the last call; workers with non-empty mailboxes are appended to
+    /// `posted`.
     pub(crate) fn answer(&self, posted: &mut Vec<WorkerId>) -> bool {
         if !self.pending.load(Ordering::Acquire) {
             return false;
         }
-        // Hushed before `pending` is taken back: who calls in between does not ring, but is heard
-        // below; the other way round the ring of a new caller could be swallowed.
+        // The descriptor is cleared before `pending` is reset: a caller in between does not signal,
+        // but is seen below. In the other order the signal of a new caller could be lost.
         if let Some(event_fd) = &self.event_fd {
             event_fd.clear();
         }
@@ -185,7 +186,7 @@ impl DriverHandle {
         answer.await.map_err(|_| Error::ClusterOver)
     }
 
-    /// The same, blocking the thread.
+    /// Sends a command and blocks until its outcome.
     pub(crate) fn ask_blocking<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,

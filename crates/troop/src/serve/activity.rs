@@ -1,5 +1,4 @@
-//! What a connection is doing, seen from outside of the server that speaks its protocol: whether it
-//! is between two requests.
+//! Whether a connection is between two requests, as seen from outside of the HTTP server.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,39 +15,39 @@ use tokio::sync::Notify;
 /// The state of one connection; its server, its stream and its answers write into it.
 #[derive(Debug, Default)]
 pub(super) struct Activity {
-    /// The next answer says that the connection will be closed.
+    /// Whether the next answer announces that the connection will be closed.
     pub(super) is_last: AtomicBool,
-    /// While it is found out whether the server has anything unfinished, the stream does nothing.
+    /// Whether the stream is suspended, to see whether the server has unfinished work.
     pub(super) probing: AtomicBool,
     /// Requests whose answer has not ended.
     answering: AtomicUsize,
-    /// A request has come since the server began with the stream.
+    /// Whether a request has arrived since the server began with the stream.
     has_begun: AtomicBool,
-    /// Bytes have.
+    /// Whether bytes have arrived since then.
     has_read: AtomicBool,
-    /// The stream takes nothing more for now, so that something is left to be written.
+    /// Whether the stream is full, so that a part of an answer is unwritten.
     is_blocked: AtomicBool,
-    /// The primary would not take it.
+    /// Whether the primary has rejected the connection.
     refused: AtomicBool,
     changed: Notify,
 }
 
 impl Activity {
-    /// A request has come, and is answered until what is returned is dropped.
+    /// Records a request, which counts as being answered until the returned value is dropped.
     pub(super) fn begin(self: &Arc<Activity>) -> Answering {
         self.answering.fetch_add(1, AcqRel);
         self.has_begun.store(true, Release);
         Answering(self.clone())
     }
 
-    /// The stream was read from.
+    /// Records that bytes were read from the stream.
     pub(super) fn read(&self) {
         if !self.has_read.load(Relaxed) {
             self.has_read.store(true, Release);
         }
     }
 
-    /// The stream was written to, or was full.
+    /// Records that the stream was written to, or was full.
     pub(super) fn written(&self, is_blocked: bool) {
         if self.is_blocked.load(Relaxed) != is_blocked {
             self.is_blocked.store(is_blocked, Release);
@@ -58,7 +57,7 @@ impl Activity {
         }
     }
 
-    /// A part of a request's head has come, and not the whole of it.
+    /// Whether a part of a request's head has arrived, but not all of it.
     pub(super) fn has_half_head(&self) -> bool {
         self.has_read.load(Acquire) && !self.has_begun.load(Acquire)
     }
@@ -67,7 +66,7 @@ impl Activity {
         self.answering.load(Acquire) == 0 && !self.is_blocked.load(Acquire) && !self.has_half_head()
     }
 
-    /// Waits until no request is being answered and nothing is left to be written.
+    /// Waits until no request is being answered and all output is written.
     pub(super) async fn idle(&self) {
         loop {
             let changed = self.changed.notified();
@@ -78,25 +77,25 @@ impl Activity {
         }
     }
 
-    /// Another server goes on with the stream.
+    /// Resets the state for another server on the same stream.
     pub(super) fn restart(&self) {
         for flag in [&self.has_begun, &self.has_read, &self.is_blocked] {
             flag.store(false, Release);
         }
     }
 
-    /// The primary would not take the connection.
+    /// Records that the primary has rejected the connection.
     pub(super) fn refuse(&self) {
         self.refused.store(true, Relaxed);
     }
 
-    /// Whether the primary would not take it, so that it may have to be closed.
+    /// Whether the primary has rejected the connection, so that it may have to be closed.
     pub(super) fn was_refused(&self) -> bool {
         self.refused.load(Relaxed)
     }
 
-    /// Waits until the connection may be offered to the primary: at once, but for one that was
-    /// refused.
+    /// Waits until the connection may be offered to the primary: immediately, unless it was
+    /// rejected before.
     pub(super) async fn wait_for_offer(&self, pause: Duration) {
         if self.was_refused() {
             tokio::time::sleep(pause).await;
@@ -117,7 +116,7 @@ impl Drop for Answering {
 }
 
 pin_project! {
-    /// The body of an answer, which lasts until the server has all of it.
+    /// The body of an answer; it counts until the server has read all of it.
     pub(super) struct Answer<B> {
         #[pin]
         body: B,

@@ -1,8 +1,9 @@
-//! What `axum::serve` takes, served with a moment of its own for the end of each connection.
+//! `troop::serve`: takes the arguments of `axum::serve`, and moves or closes connections one by one
+//! when the worker drains.
 //!
-//! Only axum can make the [`IncomingStream`] that a make-service is called with. So axum accepts, and
-//! calls the make-service; what that makes is kept in the connection, which comes back to this
-//! module when axum drops it, before anything has been read from it.
+//! Only axum can make the [`IncomingStream`] with which a make-service is called. So axum accepts,
+//! and calls the make-service; the resulting service is kept in the connection, which returns to
+//! this module when axum drops it, before anything has been read from it.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -28,25 +29,24 @@ use tower_service::Service;
 use super::{Open, Served, WorkerIo, WorkerListener, connection};
 use crate::worker::Worker;
 
-/// Serves what `axum::serve` takes (a `Router`, a `MethodRouter`, a handler, any make-service) until
-/// the worker is to finish and every connection is closed: `axum::serve` for a worker that is
-/// reloaded while clients keep their connections open. Returns how it came to that.
+/// Serves a `Router`, a `MethodRouter`, a handler or any make-service, as `axum::serve` does, until
+/// the worker drains and every connection has moved or is closed. For workers that are reloaded
+/// while clients keep their connections open. Returns the reason for the end.
 ///
-/// The difference is in the end. `axum::serve(…).with_graceful_shutdown(worker.draining())` closes
-/// all idle connections at one moment, and a client that sends a request at that moment loses it.
-/// Here a connection that is between two requests [moves](Worker::return_connection) to another
-/// worker, and its client notices nothing; one whose request is being served is answered first.
+/// `axum::serve(…).with_graceful_shutdown(worker.draining())` closes all idle connections at one
+/// moment, and a client that sends a request at that moment loses it. Here a connection that is
+/// between two requests [moves](Worker::return_connection) to another worker, and its client
+/// notices nothing; one whose request is being served is answered first.
 ///
-/// What cannot move (HTTP/2, or nobody else hands over or takes connections of this listener) has
-/// [a moment of its own](Worker::closing). Until then its requests are answered as before, and for
-/// the last second with `Connection: close`; then the request that is being served is answered, and
-/// the connection is closed. Connections that have been upgraded (WebSocket) are
-/// waited for too, until the primary loses its patience; their handlers can watch
-/// [`Worker::closing`] themselves.
+/// A connection that cannot move (HTTP/2, or no other worker takes connections of this listener) is
+/// closed at [its own moment](Worker::closing). Until then its requests are answered as before, in
+/// the last second with `Connection: close`; then the request in progress is answered, and the
+/// connection is closed. Upgraded connections (WebSocket) are waited for too, until the grace
+/// period ends; their handlers can watch [`Worker::closing`].
 ///
 /// Handlers find the client's address as `ConnectInfo<SocketAddr>`, with and without
-/// `into_make_service_with_connect_info::<SocketAddr>()`. A make-service of a program's own is called
-/// with `IncomingStream<'_, AcceptedBy<troop::TcpListener>>`, or any, and finds the connection in its
+/// `into_make_service_with_connect_info::<SocketAddr>()`. A custom make-service is called with
+/// `IncomingStream<'_, AcceptedBy<troop::TcpListener>>`, or any, and finds the connection in its
 /// I/O ([`Handover::get_ref`]).
 ///
 /// ```no_run
@@ -75,14 +75,14 @@ where
     let accepted = Accepting { listener, worker: worker.clone(), open: open.one.clone() };
     let accepted: AcceptedBy<L> = accepted.tap_io(|_| {});
     let keep = Keep { make_service, runtime: Handle::current(), made: PhantomData };
-    // axum's contract: it is never an error.
+    // By axum's contract it never fails.
     let _ = ::axum::serve(accepted, keep).with_graceful_shutdown(draining).await;
     open.all_closed().await;
     Served::by(&worker)
 }
 
-/// What axum accepts on, of which it makes an [`IncomingStream`] for each connection. Its address is
-/// the client's, and its I/O a [`Handover`].
+/// The listener that axum accepts on, with an [`IncomingStream`] for each connection. The address
+/// is the client's, the I/O a [`Handover`].
 pub type AcceptedBy<L> = TapIo<Accepting<L>, fn(&mut Handover<<L as WorkerListener>::Io>)>;
 
 /// A worker's listener, for axum alone; see [`AcceptedBy`].
@@ -108,14 +108,14 @@ impl<L: WorkerListener> Listener for Accepting<L> {
     }
 }
 
-/// A connection, and its whereabouts until it can be served.
+/// A connection that waits until it can be served.
 type Connection<I> = (I, Worker, watch::Receiver<()>);
 
 /// Begins to serve a connection, once the make-service has made a service for it.
 type Start<I> = Arc<Mutex<Option<Box<dyn FnOnce(Connection<I>) + Send>>>>;
 
-/// A connection that axum has accepted and does not read from: to axum it looks as if its client had
-/// closed it. When axum drops it, it begins to be served.
+/// A connection that axum has accepted and does not read from, because to axum it looks closed by
+/// its client. When axum drops it, this module begins to serve it.
 pub struct Handover<I> {
     connection: Option<Connection<I>>,
     start: Start<I>,

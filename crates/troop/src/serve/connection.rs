@@ -24,15 +24,15 @@ use super::http2;
 use super::stream::Stream;
 use crate::worker::{Turn, Worker};
 
-/// How long a client may take for the head of a request that it has begun, when its worker is to
-/// leave.
+/// Time that a client has to complete the head of a request that it has begun, when the worker
+/// drains.
 pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// How soon a connection is offered again that the primary could not take.
+/// Interval at which a connection that the primary could not take is offered again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Serves a connection until its client closes it or, after the worker is to finish, until another
-/// worker has it or its moment to close has come. `open` is held until then, also when it has become
-/// another protocol's.
+/// worker has it or its moment to close has come. `open` is held until then, also after an upgrade
+/// to another protocol.
 pub(super) async fn serve<I, S, B>(io: I, service: S, worker: &Worker, open: watch::Receiver<()>)
 where
     I: WorkerIo,
@@ -47,9 +47,9 @@ where
     let mut stream = Stream::new(io, activity.clone(), open);
     let turn = worker.inner().next_turn();
     let answering = activity.clone();
-    // Boxed, so that it can be taken out of a connection again.
+    // Boxed, so that it can be taken out of a connection.
     let mut service = Box::new(service_fn(move |request: Request<Incoming>| {
-        // Later versions have other ways to say that an answer is the last one.
+        // Later versions announce the last answer in other ways.
         let (busy, says_so) = (answering.begin(), request.version() <= Version::HTTP_11);
         let (answer, activity) = (service.call(request), answering.clone());
         async move {
@@ -58,7 +58,7 @@ where
                 && activity.is_last.load(Relaxed)
                 && response.status() != StatusCode::SWITCHING_PROTOCOLS
             {
-                // So that a client which goes on asking learns of the end before it asks again.
+                // A client that keeps sending requests learns of the end before its next one.
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, S::Error>(response.map(|body| Answer::new(body, busy)))
@@ -124,8 +124,8 @@ where
             inner.wait_for_no_moves().await;
         }
     };
-    // The connection first: what has arrived is answered. Its errors are those of the client, which
-    // is gone.
+    // The connection comes first, so that requests that have arrived are answered. Its errors mean
+    // that the client is gone.
     tokio::select! {
         biased;
         _ = &mut connection => return None,
@@ -142,9 +142,9 @@ where
     None
 }
 
-/// Takes the stream out of a connection that is between two requests. A server that is told to shut
-/// down then is done at once, without reading or writing anything more. If this one is not (it still
-/// reads the body of a request that was answered), it closes the connection when it is.
+/// Takes the stream out of a connection that is between two requests. A server that is asked to
+/// shut down at that moment finishes immediately, without further reads or writes. If it does not
+/// (it still reads the body of an answered request), it closes the connection when it finishes.
 async fn take_out<I, S, B>(
     mut connection: UpgradeableConnection<TokioIo<Stream<I>>, S>,
     activity: &Activity,

@@ -14,8 +14,8 @@ use super::connection::HEAD_TIMEOUT;
 use super::stream::Stream;
 use crate::worker::{Turn, Worker};
 
-/// Waits for the first bytes, and says whether they are those of HTTP/2. Not, if none have come when
-/// connections move to other workers; `None` if there is nobody to be served any more.
+/// Waits for the first bytes, and returns whether they are those of HTTP/2. Returns false if none
+/// have arrived when connections begin to move; `None` if the client is gone.
 pub(super) async fn is_spoken<I: WorkerIo>(
     stream: &mut Stream<I>,
     worker: &Worker,

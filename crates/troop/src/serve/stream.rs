@@ -1,5 +1,4 @@
-//! The stream that a server speaks its protocol on, and that can be taken away from it between two
-//! requests.
+//! The stream of an HTTP server, which can be taken away from the server between two requests.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -15,10 +14,10 @@ use super::WorkerIo;
 use super::activity::Activity;
 use crate::worker::Worker;
 
-/// A connection, which is waited for also when it has become another protocol's.
+/// A connection, which is waited for also after an upgrade to another protocol.
 pub(super) struct Stream<I> {
     io: I,
-    /// What was read from it and comes before the rest.
+    /// Bytes that were read and not used; they are read again first.
     ahead: Bytes,
     activity: Arc<Activity>,
     open: watch::Receiver<()>,
@@ -29,7 +28,7 @@ impl<I: WorkerIo> Stream<I> {
         Stream { io, ahead: Bytes::new(), activity, open }
     }
 
-    /// Puts back what a server has read and not used.
+    /// Puts back bytes that a server has read and not used.
     pub(super) fn put_back(&mut self, bytes: Bytes) {
         if self.ahead.is_empty() {
             self.ahead = bytes;
@@ -43,15 +42,16 @@ impl<I: WorkerIo> Stream<I> {
         self.ahead.is_empty()
     }
 
-    /// Gives the connection to the primary, for another worker. Gives it back if that is not to be
-    /// had; without it, it is not known who has it.
+    /// Returns the connection to the primary, for another worker. The error has the connection if
+    /// the primary did not take it, and none if its owner is unknown.
     pub(super) async fn give_back(self, worker: &Worker) -> Result<(), Option<Stream<I>>> {
         let Stream { io, ahead, activity, open } = self;
         let kept = io.give_back(worker).await;
         kept.map_err(|io| io.map(|io| Stream { io, ahead, activity, open }))
     }
 
-    /// Waits for the first bytes, and says whether they are those of HTTP/2. `None` if none come.
+    /// Waits for the first bytes, and returns whether they are those of HTTP/2; `None` if none
+    /// arrive.
     #[cfg(feature = "http2")]
     pub(super) async fn is_http2(&mut self) -> Option<bool> {
         use tokio::io::AsyncReadExt;
@@ -138,7 +138,8 @@ impl<I: WorkerIo> AsyncWrite for Stream<I> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // A server that is done with it shuts it down; who takes it away does not want that.
+        // A server that is done shuts the stream down, which must not happen while it is being
+        // taken away.
         if self.is_probed() {
             return Poll::Ready(Ok(()));
         }

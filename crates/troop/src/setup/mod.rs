@@ -1,4 +1,4 @@
-//! What workers are started with: program, environment, user, limits, sandbox, standard streams.
+//! Settings of workers: program, environment, user, limits, sandbox, standard streams.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -95,7 +95,7 @@ pub enum InspectPort {
     Fixed(u16),
 }
 
-/// What workers are started with: program, arguments, environment, user, limits.
+/// Settings with which workers are started: program, arguments, environment, user, limits.
 ///
 /// One type for three uses, as [`std::process::Command`] is for its own:
 /// - **A description**, for [`Builder::setup`](crate::Builder::setup). What it does not mention has
@@ -155,7 +155,7 @@ pub struct Setup {
     shutdown_message: Option<bool>,
     /// Earlier setups do not count.
     discards_earlier: bool,
-    /// What the cluster decides, and no change.
+    /// Settings that the cluster sets itself, and changes do not.
     pub(crate) cluster: ClusterPart,
 }
 
@@ -169,7 +169,7 @@ pub(crate) struct ClusterPart {
     /// A supervisor starts the workers: they have slots, and lead process groups unless a setup says
     /// otherwise.
     pub(crate) is_supervised: bool,
-    /// Something takes what is collected of the workers' output.
+    /// Whether there is a receiver of the workers' collected output.
     pub(crate) has_output: bool,
 }
 
@@ -178,7 +178,7 @@ fn list<S: Into<OsString>>(all: impl IntoIterator<Item = S>) -> Vec<OsString> {
 }
 
 impl Setup {
-    /// Returns a setup that mentions nothing.
+    /// Returns a setup without any setting.
     pub fn new() -> Setup {
         Setup::default()
     }
@@ -241,8 +241,8 @@ impl Setup {
         self
     }
 
-    /// Adds an environment variable to those of this process's environment. The variables by which
-    /// a worker knows what it is (`NODE_UNIQUE_ID`, `NODE_CHANNEL_FD`) cannot be overridden.
+    /// Adds an environment variable to those of this process's environment. The variables that
+    /// identify a worker (`NODE_UNIQUE_ID`, `NODE_CHANNEL_FD`) cannot be overridden.
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Setup {
         self.env.insert(name.into(), Some(value.into()));
         self
@@ -309,12 +309,12 @@ impl Setup {
         self
     }
 
-    /// Makes each worker lead a process group of its own, or not. Then a terminal's Ctrl-C, and a
-    /// signal to the primary's process group, reach the primary alone, which lets its workers
-    /// finish; and a worker's input is `/dev/null` where it would be the terminal, because reading
-    /// from there would stop it. Default: true for supervised workers
-    /// ([`Builder::run`](crate::Builder::run), [`Builder::workers`](crate::Builder::workers)),
-    /// false for those that the program forks, as with Node.
+    /// Sets whether each worker leads a new process group. If so, a terminal's Ctrl-C, and a signal
+    /// to the primary's process group, reach the primary alone, which lets its workers finish; and
+    /// a worker's input is `/dev/null` where it would be the terminal, because reading from there
+    /// would stop it. Default: true for supervised workers ([`Builder::run`](crate::Builder::run),
+    /// [`Builder::workers`](crate::Builder::workers)), false for those that the program forks, as
+    /// with Node.
     pub fn own_process_group(mut self, own: bool) -> Setup {
         self.own_process_group = Some(own);
         self
@@ -331,7 +331,7 @@ impl Setup {
     }
 
     /// Restricts workers beyond their user's rights: files, system calls. Workers cannot be started
-    /// where the kernel cannot do it, and the error says what is missing.
+    /// where the kernel does not support that; the error names the missing feature.
     pub fn sandbox(mut self, sandbox: Sandbox) -> Setup {
         self.sandbox = Some(sandbox);
         self
@@ -370,7 +370,7 @@ impl Setup {
     }
 
     /// Limits each worker by a control group (cgroups v2). Workers cannot be started where the
-    /// system does not allow it, and the error says what is missing.
+    /// system does not allow it; the error names what is missing.
     pub fn cgroup(mut self, limits: Cgroup) -> Setup {
         self.cgroup = Some(limits);
         self
@@ -464,7 +464,7 @@ impl Setup {
     }
 }
 
-/// The variables by which a worker knows what it is.
+/// The variables that identify a worker.
 pub(crate) const UNIQUE_ID: &str = "NODE_UNIQUE_ID";
 /// The number of the channel's descriptor.
 pub(crate) const CHANNEL_FD: &str = "NODE_CHANNEL_FD";

@@ -1,4 +1,4 @@
-//! From a setup to what is executed.
+//! Turns a setup into a command line and an environment.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
@@ -12,7 +12,7 @@ use crate::activation::ActivationSocket;
 use crate::error::{Error, Result};
 use crate::nesting;
 
-/// Variables that say who this process's user is, where it came from, and where its things are.
+/// Variables about this process's user, its login and its directories.
 const PERSONAL: [&str; 25] = [
     "HOME",
     "USER",
@@ -41,7 +41,7 @@ const PERSONAL: [&str; 25] = [
     "XDG_SESSION_ID",
 ];
 
-/// Variables that are about one process alone, which its children must not take for theirs.
+/// Variables that concern one process alone, which its children must not inherit.
 const OF_ONE_PROCESS: [&str; 8] = [
     UNIQUE_ID,
     CHANNEL_FD,
@@ -68,9 +68,9 @@ impl Setup {
         name.is_some_and(|name| name == "node" || name == "nodejs")
     }
 
-    /// Whether a worker surely speaks Node's protocol, once its program runs.
+    /// Whether a worker certainly speaks Node's protocol once its program runs.
     pub(crate) fn expect_ipc(&self) -> bool {
-        // Without a script Node does not look whether it is a worker.
+        // Without a script Node does not check whether it is a worker.
         !self.has_activation() && self.is_node() && self.script.is_some()
     }
 
@@ -111,7 +111,7 @@ impl Setup {
         )
     }
 
-    /// The variables that are not about a certain worker.
+    /// Returns the variables that are the same for all workers.
     pub(crate) fn environment(
         &self,
         extra: &BTreeMap<OsString, OsString>,
@@ -134,8 +134,8 @@ impl Setup {
         env
     }
 
-    /// A process as workers are: their user, directory and limits. What it executes, and with which
-    /// descriptors, is up to the caller.
+    /// Returns a process with the user, directory and limits of workers. The caller sets its
+    /// program and descriptors.
     pub(crate) fn command(
         &self,
         slot: Option<u32>,
@@ -171,7 +171,7 @@ impl Setup {
         })
     }
 
-    /// What to execute for the worker with this id.
+    /// Returns the command line and environment of the worker with this id.
     pub(crate) fn prepare(
         &self,
         id: u32,
@@ -183,7 +183,7 @@ impl Setup {
         nesting::may_fork(self, extra)?;
         let mut env = self.environment(extra);
         for name in self.get_slot_variables() {
-            // Not that of a worker which is itself a primary.
+            // Not the slot of this process, which may itself be a worker.
             env.remove(name);
             if let Some(slot) = slot {
                 env.insert(name.to_owned(), slot.to_string().into());
@@ -212,7 +212,7 @@ impl Setup {
                 let search_path = env.get(OsStr::new("PATH")).map(OsString::as_os_str);
                 (path.as_os_str().to_owned(), spawn::search(&text(path)?, search_path))
             }
-            // The image that runs, whatever has become of its file.
+            // The running image, even if its file was replaced.
             None => {
                 (std::env::args_os().next().unwrap_or_default(), vec![c"/proc/self/exe".to_owned()])
             }
@@ -244,8 +244,8 @@ impl Setup {
     }
 }
 
-/// What tells a program of the sockets that it gets: systemd's variables and Einhorn's.
-/// (`LISTEN_PID` is the process's own affair.)
+/// Returns the variables that describe passed sockets: systemd's and Einhorn's. (The process itself
+/// sets `LISTEN_PID`.)
 fn activation(sockets: &[ActivationSocket]) -> Vec<(OsString, OsString)> {
     let names: Vec<&str> = sockets.iter().map(|socket| socket.name.as_str()).collect();
     let count = sockets.len().to_string();
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_later_setup_does_not_mention_stays() {
+    fn settings_that_a_later_setup_does_not_mention_stay() {
         let setup = Setup::new().script("a.js").args(["x"]).env("A", "1").silent(true);
         let setup = setup.merge(Setup::new().env("B", "2").args(["y"]));
         assert_eq!(setup.get_script(), Some(Path::new("a.js")));

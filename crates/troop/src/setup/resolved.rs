@@ -1,4 +1,4 @@
-//! What counts of a setup in the end: what was set, or else the default.
+//! The resolved settings of a setup: the value that was set, or else the default.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use troop_sys::spawn;
 use super::{Cgroup, InspectPort, Resource, SLOT, Sandbox, Setup, Stdio};
 use crate::activation::ActivationSocket;
 
-/// What workers are started with in the end, each setting with its default where none was set.
+/// Resolved settings: the value that was set, or else the default.
 impl Setup {
     /// Returns the executable. `None` is this program itself, the image that runs now, even if its
     /// file was replaced.
@@ -139,8 +139,8 @@ impl Setup {
         self.cpus.as_deref().unwrap_or_default()
     }
 
-    /// Returns the soft and hard limits on resources; `None` is no limit. What is not in it has
-    /// this process's.
+    /// Returns the soft and hard limits on resources; `None` is no limit. A resource that is not in
+    /// it has the limit of this process.
     #[must_use]
     pub fn get_limits(&self) -> &BTreeMap<Resource, (Option<u64>, Option<u64>)> {
         &self.limits
@@ -183,12 +183,12 @@ impl Setup {
         self.shutdown_message.unwrap_or(false)
     }
 
-    /// What the standard streams are connected to.
+    /// Returns the connections of the standard streams.
     pub(crate) fn stdio(&self) -> [Stdio; 3] {
         self.stdio.map(Option::unwrap_or_default)
     }
 
-    /// Whether workers are another user's than this process.
+    /// Whether workers run as another user than this process.
     pub(crate) fn is_other_user(&self) -> bool {
         self.uid.is_some_and(|uid| uid != rustix::process::geteuid().as_raw())
     }
@@ -207,7 +207,7 @@ impl Setup {
             .collect()
     }
 
-    /// Whom workers run as, if that is another user than this process's.
+    /// Returns the user of workers, if it is another one than this process's.
     pub(crate) fn other_user(&self) -> Option<Identity> {
         let uid = self.uid.filter(|uid| *uid != rustix::process::geteuid().as_raw())?;
         let gid = self.gid.unwrap_or_else(|| rustix::process::getegid().as_raw());

@@ -1,4 +1,4 @@
-//! What workers are kept from beyond their user's rights.
+//! Restrictions of workers beyond their user's rights.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

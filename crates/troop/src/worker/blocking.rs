@@ -1,5 +1,4 @@
-//! The worker's side for programs with plain threads. No async code in sight; the channel is looked
-//! after by a thread of its own.
+//! The worker's side for programs with plain threads. A separate thread handles the channel.
 //!
 //! ```no_run
 //! # fn main() -> troop::Result<()> {
@@ -39,7 +38,7 @@ use crate::worker::{
     ConnQueue, Inner, Listen, Opened, Registration, Source, WorkerEvent, WorkerRole,
 };
 
-/// How long [`Worker::finish`] waits for the last messages to be written.
+/// Time that [`Worker::finish`] waits until the last messages are written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A running worker. Cheap to copy. Every method may be called from any thread, but not from inside
@@ -253,7 +252,7 @@ impl Acceptor {
                 if *self.inner.draining().borrow() {
                     return Err(draining());
                 }
-                // What the primary hands over has waited already.
+                // Connections from the primary have waited already, so they come first.
                 if let Some(fd) = queue
                     .as_ref()
                     .map_or(Ok(None), |queue| queue.try_take(&self.inner))
@@ -273,7 +272,7 @@ impl Acceptor {
         Ok(fd)
     }
 
-    /// Until there may be a connection, or this worker is to finish.
+    /// Waits until there may be a connection, or this worker is to finish.
     fn wait(&self, listener: &OwnedFd, queue: Option<&ConnQueue>) -> io::Result<()> {
         let mut waiting = vec![PollFd::new(listener, PollFlags::IN)];
         if let Some(event_fd) = &self.inner.drain_bell {

@@ -12,10 +12,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::worker::{Inner, Registration};
 
-/// Takes part in the count of open connections.
+/// One connection in the count of open ones.
 pub(crate) struct OpenConnection {
     pub(super) inner: Arc<Inner>,
-    /// The listener that it came from, in the primary's words; `None` if that is this process's own.
+    /// The primary's key of its listener; `None` for a listener of this process alone.
     pub(super) key: Option<Arc<str>>,
 }
 
@@ -32,11 +32,11 @@ impl Drop for OpenConnection {
     }
 }
 
-/// A connection from a listener of the cluster.
+/// A connection from a shared listener.
 ///
 /// It dereferences to the stream inside, and is counted as an open connection of this worker until
 /// it is dropped, or the stream is [taken out](Counted::into_inner). Policies such as
-/// `least-connections` go by that count, and [`WorkerStats::open`](crate::snapshot::WorkerStats)
+/// `least-connections` use that count, and [`WorkerStats::open`](crate::snapshot::WorkerStats)
 /// shows it.
 ///
 /// ```no_run

@@ -1,4 +1,4 @@
-//! What the parts of a worker share: the program's side asks, the link answers.
+//! State shared by the parts of a worker: the program's side sends requests, the link answers.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -18,44 +18,43 @@ use crate::error::{Error, Result};
 use crate::queue::{Queue, Reader};
 use crate::trace::Span;
 
-/// How long a new connection's first bytes may be under way.
+/// Time for the first bytes of a new connection to arrive.
 const FIRST_BYTES_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Connections that may be on their way to other workers at a time.
+/// Maximum number of connections that move to other workers at the same time.
 const MAX_MOVING: usize = 32;
 
-/// How long an orphan may take to finish.
+/// Time that a worker without a primary has to finish.
 const ORPHAN_GRACE: Duration = Duration::from_secs(5);
 
-/// What the program wants of the link.
+/// A request of the program to the link.
 pub(crate) enum Ask {
-    /// A listener; the answer is what the primary said.
+    /// Opens a listener; answered by the reply of the primary.
     Listen(Box<Wanted>, oneshot::Sender<Reply>),
-    /// It listens now; the primary is told.
+    /// Reports to the primary that the listener listens.
     Listening(Box<Wanted>),
-    /// A listener was dropped.
+    /// Reports that a listener was dropped.
     Close(String),
-    /// Leave the cluster.
+    /// Leaves the cluster.
     Leave(oneshot::Sender<()>),
 }
 
 /// The primary's answer to [`Ask::Listen`].
 #[derive(Debug)]
 pub(crate) struct Reply {
-    /// Positive errno, 0 for success.
+    /// Errno (positive); 0 for success.
     pub(crate) errno: i32,
     pub(crate) key: String,
     pub(crate) name: Option<(String, u16)>,
     pub(crate) grant: Option<Grant>,
 }
 
-/// How connections will come.
+/// The source of connections.
 #[derive(Debug)]
 pub(crate) enum Grant {
-    /// One by one from the primary.
+    /// The primary hands them over.
     Handed(Arc<ConnQueue>),
-    /// From a socket that this process accepts on; and sometimes from the primary, if that one
-    /// steers.
+    /// This process accepts them on this socket; a primary that steers may hand over some, too.
     Shared(OwnedFd, Arc<ConnQueue>),
 }
 
@@ -63,50 +62,49 @@ pub(crate) enum Grant {
 pub(super) struct Asks {
     pub(super) asks: Vec<Ask>,
     pub(super) taken: Vec<Taken>,
-    /// The channel is to be closed when all is written.
+    /// Whether to close the channel when everything is written.
     pub(super) finish: bool,
 }
 
 pub(crate) struct Inner {
     pub(crate) id: Option<WorkerId>,
-    /// This worker's life, for subscribers of `tracing`.
+    /// This worker's span, for subscribers of `tracing`.
     pub(crate) span: Span,
     pub(crate) mailbox: Mailbox,
     asks: Mutex<Asks>,
     /// Wakes the link.
     pub(super) notify: Arc<Notify>,
     draining: watch::Sender<bool>,
-    /// How long connections that stay open may take to close, from the moment when draining begins,
-    /// and when that was.
+    /// The time over which to close connections that stay open, and the moment when draining began.
     drain_spread: watch::Sender<(Duration, Option<Instant>)>,
-    /// The primary gives connections that are between two requests to other workers.
+    /// Whether the primary takes idle connections for other workers.
     moves: watch::Sender<bool>,
-    /// Those that are on their way at a time.
+    /// Limits the connections that move at the same time.
     pub(super) moving: Semaphore,
-    /// Connections that have asked for their moment.
+    /// Number of connections that have a moment to close.
     turns: AtomicU32,
-    /// Rung for good when draining begins, for threads that wait in a system call.
+    /// Signalled permanently when draining begins, for threads that wait in a system call.
     pub(crate) drain_bell: Option<EventFd>,
-    /// The link has ended.
+    /// Whether the link has ended.
     ended: watch::Sender<bool>,
     outlive: AtomicBool,
-    /// Somebody wanted this worker to leave: the end of the channel is no accident.
+    /// Whether the worker was asked to leave, so that the end of the channel is expected.
     leaving: AtomicBool,
     /// It gets no more connections: its events end with its last listener.
     is_closed_to_connections: AtomicBool,
     pub(super) events: Arc<Queue<WorkerEvent>>,
-    /// Connections that the program has open.
+    /// Number of open connections of the program.
     open: AtomicU32,
     /// Rung when there are none.
     idle: Notify,
-    /// When the last one was accepted, in milliseconds since `born`; 0 if none was.
+    /// Time of the last accepted connection, in milliseconds since `born`; 0 for none.
     last_accept: AtomicU64,
     born: Instant,
-    /// What the program says of its load.
+    /// The load that the program reports.
     load: AtomicU32,
-    /// The link knows that one of them has changed.
+    /// Whether the link has been notified of a change of these numbers.
     load_changed: AtomicBool,
-    /// How often each place is listened on, and the next index there.
+    /// Number of listeners and the next index for each address.
     indices: Mutex<HashMap<RequestedAddress, (usize, u32)>>,
 }
 
@@ -116,13 +114,13 @@ impl std::fmt::Debug for Inner {
     }
 }
 
-/// When a connection is closed, as a part of the time that there is for all, from 0 to 1.
+/// The moment to close a connection, as a fraction of the time for all, from 0 to 1.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Turn(f64);
 
 impl Turn {
-    /// How long after the beginning. A client that asks again within the time between the two
-    /// moments is told of the end in its answer.
+    /// Returns the time from the beginning. A client that sends a request between the two moments
+    /// gets an answer that announces the close.
     fn moment(self, over: Duration, early: bool) -> Duration {
         let between = (over / 4).min(Duration::from_secs(1));
         let first = (over - between).mul_f64(self.0);
@@ -172,7 +170,7 @@ impl Inner {
             indices: Mutex::default(),
         });
         if id.is_none() {
-            // Nobody will ever write or be written to.
+            // Without a primary the mailbox is never emptied.
             inner.mailbox.close();
             inner.events.close();
         }
@@ -192,7 +190,8 @@ impl Inner {
         Ok(())
     }
 
-    /// The program took a connection. Answers are collected until the link runs.
+    /// Records that the program took a connection. Acknowledgements are collected until the link
+    /// runs.
     pub(crate) fn taken(&self, taken: Taken) {
         let mut asks = self.lock();
         asks.taken.push(taken);
@@ -238,14 +237,14 @@ impl Inner {
         self.send_load();
     }
 
-    /// Lets the link know, once until it looks.
+    /// Notifies the link, once until it has looked.
     fn send_load(&self) {
         if !self.load_changed.swap(true, Ordering::AcqRel) {
             self.notify.notify_one();
         }
     }
 
-    /// Open connections and reported load.
+    /// Returns the number of open connections and the reported load.
     pub(super) fn load(&self) -> (u32, u32) {
         (self.open.load(Ordering::Relaxed), self.load.load(Ordering::Relaxed))
     }
@@ -254,9 +253,9 @@ impl Inner {
         self.load_changed.load(Ordering::Acquire)
     }
 
-    /// From now on changes are told again.
+    /// Enables notifications of changes again.
     pub(super) fn load_is_seen(&self) {
-        // Not a plain store: what is read next must not be older.
+        // Not a plain store: later reads must not return older values.
         self.load_changed.swap(false, Ordering::AcqRel);
     }
 
@@ -268,9 +267,9 @@ impl Inner {
         self.draining.subscribe()
     }
 
-    /// Draining begins when the connection that was accepted last has had time to be read from.
-    /// Servers close what they have not read from when they are to finish; its request may be under
-    /// way.
+    /// Begins draining when the first bytes of the last accepted connection have had time to
+    /// arrive. Draining servers close connections from which they have not read, and a request may
+    /// be in flight.
     pub(super) fn drain_soon(self: &Arc<Inner>) {
         self.leaving.store(true, Ordering::Relaxed);
         let last = self.last_accept.load(Ordering::Relaxed);
@@ -287,7 +286,8 @@ impl Inner {
         });
     }
 
-    /// Draining begins. `wanted`: by somebody's wish, not because the primary went away.
+    /// Begins draining. `wanted` is whether it was requested, and not caused by the end of the
+    /// primary.
     pub(super) fn drain(&self, wanted: bool) {
         self.leaving.fetch_or(wanted, Ordering::Relaxed);
         self.drain_spread.send_if_modified(|(_, since)| {
@@ -302,22 +302,23 @@ impl Inner {
         }
     }
 
-    /// The primary has said how long connections that stay open may take to close.
+    /// Sets the time over which to close connections that stay open, as the primary has announced
+    /// it.
     pub(super) fn drain_spread(&self, time: Duration) {
         self.drain_spread.send_modify(|closing| closing.0 = time);
     }
 
-    /// The primary has said whether it gives connections to other workers.
+    /// Sets whether the primary takes idle connections for other workers, as it has announced.
     pub(super) fn set_moves(&self, moves: bool) {
         self.moves.send_replace(moves);
     }
 
-    /// Whether connections can be given to other workers now.
+    /// Whether idle connections can move to other workers now.
     pub(crate) fn moves(&self) -> bool {
         *self.moves.borrow() && self.is_connected()
     }
 
-    /// Waits until draining has begun and connections can be given to other workers.
+    /// Waits until draining has begun and idle connections can move to other workers.
     #[cfg(feature = "_serve")]
     pub(crate) async fn wait_for_moves(&self) {
         let (mut draining, mut moves) = (self.draining.subscribe(), self.moves.subscribe());
@@ -328,7 +329,7 @@ impl Inner {
         }
     }
 
-    /// Waits until connections cannot be given to other workers (any more).
+    /// Waits until idle connections cannot move to other workers (any more).
     #[cfg(feature = "_serve")]
     pub(crate) async fn wait_for_no_moves(&self) {
         let (mut moves, mut ended) = (self.moves.subscribe(), self.ended.subscribe());
@@ -338,8 +339,8 @@ impl Inner {
         }
     }
 
-    /// The next connection's turn. However many there are, they are spread evenly (multiples of the
-    /// golden ratio).
+    /// Returns the turn of the next connection. Turns are spread evenly, whatever their number
+    /// (multiples of the golden ratio).
     pub(crate) fn next_turn(&self) -> Turn {
         let turn = self.turns.fetch_add(1, Ordering::Relaxed).wrapping_mul(2_654_435_769);
         Turn(f64::from(turn) / f64::from(u32::MAX))
@@ -360,15 +361,15 @@ impl Inner {
             };
             tokio::select! {
                 () = moment => return,
-                // It begins, or must be faster. An error means that the worker is gone altogether.
+                // Draining begins, or the time changes. An error means that the worker has ended.
                 changed = closing.changed() => if changed.is_err() { return },
-                // Without its primary it has little time.
+                // Without a primary the time is short.
                 _ = ended.wait_for(|ended| *ended), if since.is_some() => return,
             }
         }
     }
 
-    /// Whether somebody wanted this worker to finish.
+    /// Whether this worker was asked to finish.
     #[cfg(feature = "_serve")]
     pub(crate) fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::Relaxed)
@@ -388,7 +389,7 @@ impl Inner {
         left.await.map_err(|_| Error::Closed)
     }
 
-    /// Writes what is left and closes the channel.
+    /// Writes the remaining messages and closes the channel.
     pub(crate) async fn finish(&self, patience: Duration) {
         self.lock().finish = true;
         self.notify.notify_one();
@@ -396,18 +397,18 @@ impl Inner {
         let _ = tokio::time::timeout(patience, ended.wait_for(|ended| *ended)).await;
     }
 
-    /// The link is over. `wanted`: the program was done.
+    /// Handles the end of the link. `wanted` is whether the program had finished.
     pub(super) fn link_ended(&self, wanted: bool) {
         self.ended.send_replace(true);
         self.mailbox.close();
         self.events.close();
-        // Whoever waits for an answer gets none.
+        // Waiting callers get an error.
         self.lock().asks.clear();
         self.drain(wanted);
     }
 
-    /// Ends this process when its primary goes away without a word. In a thread of its own, because
-    /// a program that blocks its runtime would not notice.
+    /// Ends this process when its primary ends without a message. Runs in a separate thread,
+    /// because a program may block its runtime.
     pub(super) fn watch(self: &Arc<Inner>, channel: OwnedFd) -> std::io::Result<()> {
         let inner = self.clone();
         let watch = move || {
@@ -432,8 +433,8 @@ impl Inner {
             .map(drop)
     }
 
-    /// The number of the next server for a place: from 0, and from 0 again once all of them are
-    /// closed, as Node counts.
+    /// Returns the number of the next server for an address: from 0, and from 0 again once all of
+    /// them are closed, as in Node.
     pub(super) fn next_index(&self, requested: &RequestedAddress) -> u32 {
         let mut indices = self.indices.lock().unwrap_or_else(PoisonError::into_inner);
         let (open, next) = indices.entry(requested.clone()).or_default();

@@ -25,10 +25,10 @@ use super::queue::{Conn, ConnQueue, Taken};
 use crate::channel::{Flushed, MAX_LINE, Mail, Outbox, READ_SIZE, Unsettled, framing};
 use crate::message::{Content, Handle, Held, Message, Request, classify};
 
-/// The pause before the channel is tried again that could not be written to for want of something
-/// but room.
+/// The pause before a retry when the channel could not be written to for another reason than a full
+/// socket.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
-/// The longest time that the primary can ask for between two reports.
+/// The longest interval of reports that the primary can request.
 const MAX_REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A worker's end of its channel: reads the primary's messages and writes the worker's.
@@ -36,39 +36,39 @@ pub(super) struct Link {
     socket: UnixStream,
     inner: Arc<Inner>,
     reader: FrameReader<OwnedFd>,
-    /// The primary wants V8's format instead of lines of JSON.
+    /// Whether the primary uses V8's format instead of lines of JSON.
     advanced: bool,
     outbox: Outbox,
-    /// The number of this worker's next message; `online` had 0.
+    /// The `seq` of this worker's next message; that of `online` was 0.
     seq: u64,
     queries: HashMap<u64, oneshot::Sender<Reply>>,
     servers: HashMap<String, Arc<ConnQueue>>,
     unsettled: VecDeque<Unsettled>,
     mail: Mail,
-    /// The `seq` of our `exitedAfterDisconnect`, and who waits for its answer.
+    /// The `seq` of a sent `exitedAfterDisconnect`, and the caller that waits for its answer.
     leaving: Vec<(u64, oneshot::Sender<()>)>,
     later: bool,
-    /// The primary wants to know how busy this worker is.
+    /// Whether the primary requests reports of load.
     reports: bool,
-    /// How often at most.
+    /// Minimum interval of reports.
     reports_every: Duration,
-    /// What it was told last: open connections and load, and when.
+    /// The last report: open connections, load, and its time.
     told: (u32, u32),
     told_at: Instant,
     buffer: Vec<u8>,
     received: Vec<OwnedFd>,
 }
 
-/// How long a worker that is done waits for its primary to close the channel. A Node primary that
-/// learns of the end of the channel and of the process at the same time may report them in the
-/// wrong order.
+/// Time that a worker that is done waits for its primary to close the channel. A Node primary that
+/// sees the end of the channel and of the process at the same time may report them in the wrong
+/// order.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// What ends a link.
+/// The reason for the end of a link.
 enum End {
     /// The primary closed the channel, or broke it.
     Closed,
-    /// The program is done.
+    /// The program has finished.
     Finished,
 }
 
@@ -99,8 +99,8 @@ impl Link {
 
     pub(super) async fn run(mut self) {
         let end = self.serve().await;
-        // Connections that nobody took are closed here; the primary has its copies and gives them
-        // to others.
+        // Connections that the program has not taken are closed here; the primary hands its copies
+        // to other workers.
         for queue in self.servers.values() {
             drop(queue.close());
         }
@@ -110,12 +110,12 @@ impl Link {
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.peer_closes()).await;
         }
         self.inner.link_ended(finished);
-        // Others may hold copies of the channel; it ends all the same.
+        // Other processes may hold copies of the channel, so it is shut down.
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }
 
-    /// Waits until the primary has closed its side too. Whatever it still sends is lost with the
-    /// channel in any case.
+    /// Waits until the primary has closed its side, too. Messages that it still sends are lost with
+    /// the channel.
     async fn peer_closes(&mut self) {
         while self.socket.readable().await.is_ok() {
             match self.socket.try_read(&mut self.buffer) {
@@ -131,7 +131,7 @@ impl Link {
         loop {
             let finish = self.collect();
             if self.flush().is_err() {
-                // The primary does not read any more; what it wrote before may still be there.
+                // The primary does not read any more; its earlier messages may still be unread.
                 self.outbox = Outbox::advanced(self.advanced);
             }
             if finish && self.outbox.is_empty() && self.unsettled.is_empty() {
@@ -178,8 +178,8 @@ impl Link {
         }
     }
 
-    /// Tells the primary how busy this worker is, if that is due. Returns how long until it will
-    /// be, if it has changed.
+    /// Reports the load to the primary, if a report is due. Returns the time until then, if the
+    /// load has changed.
     fn report(&mut self) -> Option<Duration> {
         if !self.reports || !self.inner.has_load_changed() {
             return None;
@@ -193,15 +193,15 @@ impl Link {
         if std::mem::replace(&mut self.told, now) != now {
             self.told_at = Instant::now();
             outgoing::load(self.outbox.buffer(), now.0, Some(now.1));
-            // What cannot be written now is written when the socket is ready.
+            // The rest is written when the socket is ready.
             let _ = self.flush();
         }
         None
     }
 
-    // ---- what the program wants ----
+    // ---- requests of the program ----
 
-    /// Turns everything that the program wants into lines. True if it is done.
+    /// Turns all requests of the program into lines. Returns true if the program has finished.
     fn collect(&mut self) -> bool {
         let (asks, taken, finish) = {
             let mut shared = self.inner.lock();
@@ -263,7 +263,7 @@ impl Link {
             |all: &[Taken]| all.iter().filter(|t| t.batched).map(|t| t.seq).collect::<Vec<_>>();
         let (taken_batch, returned_batch) = (batch(taken), batch(returned));
         if !taken_batch.is_empty() || !returned_batch.is_empty() {
-            // How many are open is told along with it, which costs nothing.
+            // The number of open connections is sent along, at no cost.
             let open = self.reports.then(|| self.inner.load().0);
             self.told.0 = open.unwrap_or(self.told.0);
             outgoing::taken(self.outbox.buffer(), &taken_batch, &returned_batch, open);
@@ -290,7 +290,8 @@ impl Link {
         }
     }
 
-    /// No more connections: what nobody took goes back, the program is told.
+    /// Closes the listeners: connections that were not taken are returned, and the program is
+    /// notified.
     fn drain(&mut self) {
         for (key, queue) in std::mem::take(&mut self.servers) {
             let left = queue.close();
@@ -324,13 +325,14 @@ impl Link {
         }
     }
 
-    // ---- what the primary says ----
+    // ---- messages of the primary ----
 
     fn read(&mut self) -> Result<(), End> {
         let (buffer, received, socket) = (&mut self.buffer, &mut self.received, &self.socket);
         let mut got = Ok(None);
-        // What is not full was all there is, unless the read stopped at a descriptor. The runtime
-        // learns that by `WouldBlock`, which saves a read that would find nothing.
+        // A read that does not fill the buffer has emptied the socket, unless it stopped at a
+        // descriptor. Returning `WouldBlock` tells the runtime so, and saves a read that would find
+        // nothing.
         let _ = socket.try_io(Interest::READABLE, || {
             let read = fdpass::recv(socket.as_fd(), buffer, received);
             let drained = match &read {
@@ -362,14 +364,14 @@ impl Link {
         let result = loop {
             match chunk.next_line() {
                 Ok(None) => break Ok(()),
-                // A primary that cannot be understood is as good as gone.
+                // A primary with unreadable messages is treated as gone.
                 Err(_) => break Err(End::Closed),
                 Ok(Some(mut line)) => {
                     let translated;
                     let text = if self.advanced {
                         let Some(json) = advanced::to_json(line.bytes) else {
-                            // Something that has no form in JSON. The program learns that there was
-                            // something.
+                            // A value that has no form in JSON. The program is notified that an
+                            // event was lost.
                             events.push(WorkerEvent::Lagged { missed: 1 });
                             if line.take_handle().is_some() {
                                 self.outbox.push(HANDLE_ACK);
@@ -421,7 +423,7 @@ impl Link {
                 let queue = self.servers.get(&*key).cloned();
                 for seq in seqs {
                     let answer = Taken { seq, batched: true };
-                    // Descriptors that did not arrive were the last ones.
+                    // The missing descriptors are the last ones.
                     match (handle(), &queue) {
                         (Some(fd), Some(queue)) => {
                             returned.extend(queue.push(Conn { fd, answer }).err().map(|c| c.answer))
@@ -459,7 +461,7 @@ impl Link {
                 events.push(WorkerEvent::Message(Message::new(body, handle.map(Held::uncounted))))
             }
             Content::Request { id, body } => {
-                // The primary is trusted to know how much it can ask.
+                // Requests of the primary are not limited.
                 self.inner.mailbox.owe(usize::MAX);
                 let inner = Arc::downgrade(&self.inner);
                 let send = move |line: String| {
@@ -529,8 +531,8 @@ impl Link {
         if let Err(unheard) = done.send(Reply { errno, key, name, grant })
             && unheard.errno == 0
         {
-            // The program gave up waiting; the listener must not stay without anybody who takes its
-            // connections.
+            // The program has stopped waiting; an open listener whose connections are never taken
+            // must not remain.
             self.close_server(&unheard.key);
             let seq = self.next_seq();
             outgoing::close(self.outbox.buffer(), &unheard.key, seq);

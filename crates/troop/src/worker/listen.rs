@@ -1,4 +1,4 @@
-//! What a worker can listen on, and how it gets it.
+//! Addresses and options of listeners, and the requests for them.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
@@ -16,7 +16,7 @@ use super::inner::{Ask, Grant, Inner, Reply};
 use super::queue::ConnQueue;
 use crate::error::{Error, Result};
 
-/// The time that a primary may take to answer.
+/// Time that the primary has to answer.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Node's default length of an accept queue.
@@ -89,7 +89,7 @@ impl Listen {
         self
     }
 
-    /// Makes the socket this worker's own: the primary is neither asked nor told.
+    /// Opens the socket in this process, without the primary.
     pub fn exclusive(mut self, exclusive: bool) -> Listen {
         self.exclusive = exclusive;
         self
@@ -115,7 +115,7 @@ impl Listen {
         }
     }
 
-    /// The places to try in order, as `std` does with a name that has several addresses.
+    /// Returns the addresses to try in order, as `std` does with a name that has several.
     fn requests(&self) -> Result<Vec<Wanted>> {
         let bad = |reason: String| Error::Address { address: self.text(), reason };
         let requested = |address: Option<IpAddr>, port: u16| {
@@ -208,7 +208,7 @@ listen_from! {
     },
 }
 
-/// A place in the words of `queryServer`.
+/// An address in the form of `queryServer`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct RequestedAddress {
     pub(super) address: Option<String>,
@@ -226,11 +226,11 @@ pub(crate) struct Wanted {
     pub(super) backlog: Option<u32>,
 }
 
-/// A listener, however it came about.
+/// An opened listener.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) source: Source,
-    /// Address and port as the primary has bound them, for handed ones.
+    /// Address and port as the primary has bound them, if it hands connections over.
     pub(crate) name: Option<SocketAddr>,
     pub(crate) path: Option<String>,
     pub(crate) registration: Option<Registration>,
@@ -240,7 +240,7 @@ pub(crate) struct Opened {
 
 #[derive(Debug)]
 pub(crate) enum Source {
-    /// Connections come from the primary.
+    /// The primary hands connections over.
     Handed(Arc<ConnQueue>),
     /// This process accepts on the socket, which is non-blocking and listens. A primary that steers
     /// may hand over connections too.
@@ -251,8 +251,7 @@ impl Opened {
     pub(crate) fn into_socket(self) -> Result<OwnedFd> {
         match self.source {
             Source::Socket(fd, _) => {
-                // A UDP socket lives as long as the program keeps it; nobody is told when it is
-                // closed.
+                // A UDP socket lives as long as the program keeps it; its close is not reported.
                 if let Some(registration) = self.registration {
                     registration.keep();
                 }
@@ -274,7 +273,7 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
-    /// The listener in the primary's words.
+    /// The primary's key of the listener.
     pub(crate) fn key(&self) -> Option<Arc<str>> {
         self.key.clone()
     }
@@ -376,8 +375,8 @@ async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Resu
     let source = match grant {
         Grant::Handed(queue) => Source::Handed(queue),
         Grant::Shared(fd, queue) => {
-            // Node's primary learns late that a port is taken, and passes a socket that is not
-            // bound to it.
+            // Node's primary may notice late that a port is taken, and then passes a socket that is
+            // not bound to it.
             let bound = socket::local_address(&fd).map(|a| i64::from(a.port()));
             if wanted
                 .requested
@@ -388,8 +387,7 @@ async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Resu
             }
             socket::set_nonblocking(&fd, true).map_err(refused)?;
             if let Some(backlog) = wanted.backlog {
-                // The socket is bound only; the first worker to listen decides, the others change
-                // nothing.
+                // The socket is only bound; the backlog of the first worker that listens counts.
                 socket::listen(&fd, backlog).map_err(refused)?;
             }
             name = socket::local_address(&fd);
@@ -407,8 +405,8 @@ async fn shared(inner: &Arc<Inner>, mut wanted: Wanted, listen: &Listen) -> Resu
     Ok(Opened { source, name, path, registration: Some(registration), file: None })
 }
 
-/// What a worker gets that is to finish before it listens: a listener without connections, so that
-/// it ends as it would have later.
+/// Returns a listener without connections, for a worker that is asked to finish before it listens,
+/// so that it ends as it would later.
 fn closed(wanted: &Wanted) -> Opened {
     let queue = ConnQueue::default();
     drop(queue.close());
@@ -441,7 +439,7 @@ async fn ask(inner: &Arc<Inner>, wanted: &Wanted) -> Result<Reply> {
             Ok(reply) => reply.map_err(|_| Error::Closed),
             Err(_) => Err(Error::TimedOut(REPLY_TIMEOUT)),
         },
-        // A primary that has told its worker to leave does not answer.
+        // A primary that has asked its worker to disconnect does not answer.
         _ = draining.wait_for(|draining| *draining) => Err(Error::Closed),
     }
 }

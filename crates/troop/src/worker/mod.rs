@@ -1,4 +1,4 @@
-//! The worker's side: listeners from the primary, messages, a graceful end.
+//! The worker's side: listeners, messages, draining.
 
 pub mod blocking;
 mod counted;
@@ -34,7 +34,7 @@ use crate::message::{Handle, Message, Request};
 use crate::queue::{Reader, Weigh};
 use net::{TcpListener, UnixListener};
 
-/// How long the end of a worker may wait for its last messages to be written.
+/// Time that the end of a worker waits until its last messages are written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The identity of a worker, before anything runs; [`WorkerRole::block_on`] starts the worker.
@@ -64,8 +64,8 @@ impl WorkerRole {
     /// Runs an async program on a single-threaded tokio runtime, and blocks until it is done. Then
     /// the last messages are written (for up to 5 s) and the channel is closed.
     ///
-    /// A closure (`async |worker| …`) will do too, where the type of its errors is clear from what
-    /// is done with the result. Outside a cluster ([`crate::worker`] gives such a role too) the
+    /// A closure (`async |worker| …`) can be used if the type of its errors can be inferred from
+    /// the use of the result. Outside a cluster ([`crate::worker`] gives such a role too) the
     /// program runs alone:
     ///
     /// ```
@@ -78,7 +78,7 @@ impl WorkerRole {
     /// ```
     ///
     /// # Errors
-    /// The program's own, or that no runtime could be made.
+    /// Those of the program, or that no runtime could be made.
     pub fn block_on<T, E: From<Error>>(
         self,
         program: impl AsyncFnOnce(Worker) -> Result<T, E>,
@@ -95,8 +95,8 @@ impl WorkerRole {
         })
     }
 
-    /// Starts the worker inside a tokio runtime of the program's own. When the last copy of the
-    /// [`Worker`] and the last listener are dropped, the channel is closed.
+    /// Starts the worker in the current tokio runtime. When the last copy of the [`Worker`] and the
+    /// last listener are dropped, the channel is closed.
     ///
     /// # Errors
     /// If the runtime cannot take the channel.
@@ -114,7 +114,7 @@ impl WorkerRole {
         Ok(Worker::new(inner, messages))
     }
 
-    /// Runs the worker's channel in a thread of its own, for programs that block.
+    /// Runs the worker's channel in a separate thread, for programs that block.
     ///
     /// # Errors
     /// If the thread cannot be started.
@@ -123,7 +123,7 @@ impl WorkerRole {
     }
 }
 
-/// A running worker, seen from its own program. Cheap to copy.
+/// A running worker: the handle of its own program. Cheap to copy.
 ///
 /// ```no_run
 /// # fn main() -> troop::Result<()> {
@@ -155,7 +155,7 @@ impl fmt::Debug for Worker {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum WorkerEvent {
-    /// A message from the primary.
+    /// A message of the primary.
     Message(Message),
     /// A request of the primary, which waits for the reply.
     Request(Request),
@@ -251,11 +251,11 @@ impl Worker {
 
     /// Returns a future for one connection that its client keeps open. It resolves when the
     /// connection is to be closed because this worker is to finish. That is after
-    /// [`Worker::draining`], and for each call at a moment of its own, spread evenly over the time
-    /// that the primary gives for it ([`Builder::drain_spread`](crate::Builder::drain_spread)), so
-    /// that the clients do not all come back at once. Under a Node primary, when the whole cluster
-    /// ends, and without a primary it is the same as [`Worker::draining`]. `troop::serve` (feature
-    /// `axum`) uses it; in a loop of a program's own around hyper:
+    /// [`Worker::draining`]: each call has a different moment, spread evenly over the time that the
+    /// primary grants ([`Builder::drain_spread`](crate::Builder::drain_spread)), so that the
+    /// clients do not all come back at once. Under a Node primary, when the whole cluster ends, and
+    /// without a primary it is the same as [`Worker::draining`]. `troop::serve` (feature `axum`)
+    /// uses it. In a custom loop around hyper:
     ///
     /// ```text
     /// tokio::select! {
@@ -271,8 +271,8 @@ impl Worker {
     }
 
     /// The span of this worker, with its number (`worker`) and slot (`slot`), for tasks and threads
-    /// that the program starts itself. What [`WorkerRole::block_on`] runs is in it, and so is what
-    /// `troop::serve` serves.
+    /// that the program starts itself. Programs under [`WorkerRole::block_on`] run in it, and so do
+    /// the connections of `troop::serve`.
     #[cfg(feature = "tracing")]
     #[must_use]
     pub fn span(&self) -> &tracing::Span {
@@ -291,7 +291,7 @@ impl Worker {
         self.inner.outlive();
     }
 
-    /// Reports this worker's load to the primary, in a unit of the program's own:
+    /// Reports this worker's load to the primary, in a unit that the program chooses:
     /// `least-connections`, `p2c` and `steered` add it to the number of open connections. Sent at
     /// most ten times a second. A Node worker does the same by `process.send({cmd: 'NODE_TROOP',
     /// act: 'load', load: 12})`.
@@ -318,9 +318,9 @@ impl Worker {
         self.inner.idle().await;
     }
 
-    /// Leaves the cluster on this worker's own account, as Node's `cluster.worker.disconnect()`:
-    /// listeners stop, the primary is told and confirms, so that it sees `exited_after_disconnect`.
-    /// Requests that are being served go on.
+    /// Leaves the cluster on the worker's initiative, as Node's `cluster.worker.disconnect()`:
+    /// listeners close, and the primary is notified and confirms, so that it sees
+    /// `exited_after_disconnect`. Requests in progress go on.
     ///
     /// # Errors
     /// [`Error::Closed`] if there is no primary (any more).
@@ -333,8 +333,8 @@ impl Worker {
     /// Messages wait here from the start, up to 16 MiB (see [`Events`](crate::Events)). Several
     /// callers share them. Cancel safe.
     pub async fn next_event(&self) -> Option<WorkerEvent> {
-        // Not through the async lock when it is free: that spends a share of the task's turn on
-        // every message.
+        // A free lock is taken directly: the async lock would use up a part of the task's budget
+        // for each message.
         if let Ok(mut messages) = self.messages.try_lock() {
             return messages.recv().await;
         }
@@ -393,7 +393,7 @@ pub struct Draining(Pin<Box<dyn Future<Output = ()> + Send>>);
 impl Draining {
     fn new(mut draining: watch::Receiver<bool>) -> Draining {
         Draining(Box::pin(async move {
-            // An error means that the worker is gone altogether.
+            // An error means that the worker has ended.
             let _ = draining.wait_for(|draining| *draining).await;
         }))
     }

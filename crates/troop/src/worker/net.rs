@@ -83,12 +83,12 @@ pub struct TcpListener {
 enum Kind<L> {
     /// From the primary.
     Handed(Arc<ConnQueue>),
-    /// From a socket of this process's; and from a primary that steers.
+    /// From a socket of this process, and from a primary that steers.
     Own(L, Option<Arc<ConnQueue>>),
 }
 
-/// What comes from the primary (first, because it has waited already), for a listener that accepts
-/// by itself.
+/// Accepts from the primary (first, because those connections have waited already) and from the
+/// socket, for a listener that accepts by itself.
 async fn handed(queue: Option<&ConnQueue>, worker: &Worker) -> io::Result<OwnedFd> {
     match queue {
         // Closed when this worker is to finish.
@@ -134,7 +134,7 @@ impl TcpListener {
     }
 
     /// Waits for the next connection. A connection counts as taken by this worker when this
-    /// returns; what waits meanwhile can still be given to another one. Cancel safe.
+    /// returns; waiting connections can still go to another worker. Cancel safe.
     ///
     /// # Errors
     /// `ConnectionAborted` when this worker [is to finish](Worker::draining): there will be no
@@ -244,9 +244,9 @@ impl UnixListener {
     }
 }
 
-/// Waits for what an error of an accept calls for. Those of one connection are skipped; a listener
-/// that is closed waits for the graceful shutdown, which the same event starts; lack of descriptors
-/// is waited out.
+/// Reacts to an error of an accept. Errors of a single connection are skipped; a closed listener
+/// waits for the graceful shutdown, which the same event starts; a lack of descriptors is followed
+/// by a pause.
 #[cfg(feature = "_serve")]
 pub(crate) async fn after(error: io::Error) {
     match error.kind() {

@@ -9,18 +9,18 @@ use troop_sys::poll::EventFd;
 
 use super::inner::Inner;
 
-/// A connection, its number, and how its primary wants to be answered.
+/// A connection, its number, and the form of its acknowledgement.
 #[derive(Debug)]
 pub(crate) struct Conn {
     pub(crate) fd: OwnedFd,
     pub(crate) answer: Taken,
 }
 
-/// The answer to a connection.
+/// The acknowledgement of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Taken {
     pub(crate) seq: u64,
-    /// A troop primary takes many answers in one message.
+    /// A troop primary accepts many acknowledgements in one message.
     pub(crate) batched: bool,
 }
 
@@ -36,7 +36,7 @@ pub(crate) struct ConnQueue {
     state: Mutex<State>,
     arrived: Notify,
     arrived_blocking: Condvar,
-    /// For threads that wait for a socket too.
+    /// For threads that also wait for a socket.
     event_fd: OnceLock<EventFd>,
 }
 
@@ -51,19 +51,19 @@ impl ConnQueue {
         }
     }
 
-    /// A descriptor that is readable when there may be a connection, or the listener is closed; to
-    /// be followed by [`ConnQueue::try_take`].
+    /// Returns a descriptor that is readable when there may be a connection, or the listener is
+    /// closed. Call [`ConnQueue::try_take`] then.
     pub(crate) fn event_fd(&self) -> std::io::Result<&EventFd> {
         if self.event_fd.get().is_none() {
             let event_fd = EventFd::new()?;
-            // What came before rings for what is there.
+            // Signals for connections that are queued already.
             event_fd.signal();
             let _ = self.event_fd.set(event_fd);
         }
         self.event_fd.get().ok_or_else(|| std::io::ErrorKind::Other.into())
     }
 
-    /// A connection, if there is one: `Ok(None)` if not, `Err` once closed.
+    /// Returns a connection: `Ok(None)` if there is none, `Err` once closed.
     pub(crate) fn try_take(&self, inner: &Arc<Inner>) -> Result<Option<OwnedFd>, ()> {
         if let Some(event_fd) = self.event_fd.get() {
             event_fd.clear();
@@ -73,7 +73,7 @@ impl ConnQueue {
         let (more, closed) = (!state.conns.is_empty(), state.closed);
         drop(state);
         if more || closed {
-            // For the next one.
+            // Signals again for the next connection.
             self.signal();
         }
         match conn {
@@ -86,7 +86,7 @@ impl ConnQueue {
         }
     }
 
-    /// Gives the connection back if the listener is closed.
+    /// Queues a connection. Returns it if the listener is closed.
     pub(crate) fn push(&self, conn: Conn) -> Result<(), Conn> {
         let mut state = self.lock();
         if state.closed {
@@ -100,20 +100,20 @@ impl ConnQueue {
         Ok(())
     }
 
-    /// Takes back a connection that the program has not taken.
+    /// Removes a connection that the program has not taken, for the primary.
     pub(crate) fn recall(&self, seq: u64) -> Option<Conn> {
         let mut state = self.lock();
         let at = state.conns.iter().position(|c| c.answer.seq == seq)?;
         state.conns.remove(at)
     }
 
-    /// No more connections; returns those that nobody took.
+    /// Closes the queue, and returns the connections that were not taken.
     pub(crate) fn close(&self) -> VecDeque<Conn> {
         let mut state = self.lock();
         state.closed = true;
         let left = std::mem::take(&mut state.conns);
         drop(state);
-        // Everybody who waits must see it; `notify_one` also reaches one who is about to wait.
+        // All waiting tasks must see it; `notify_one` also reaches a task that is about to wait.
         self.arrived.notify_waiters();
         self.arrived.notify_one();
         self.arrived_blocking.notify_all();
@@ -121,7 +121,7 @@ impl ConnQueue {
         left
     }
 
-    /// The next connection, taken for good; `None` once closed.
+    /// Waits for the next connection, which is taken for good; `None` once closed.
     pub(crate) async fn take(&self, inner: &Arc<Inner>) -> Option<OwnedFd> {
         loop {
             let arrived = self.arrived.notified();
