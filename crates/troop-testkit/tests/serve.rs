@@ -175,10 +175,8 @@ async fn clients_that_keep_sending_requests_lose_nothing(server: Builder) {
     troop.exit(&old).await;
 }
 
-#[tokio::test]
-async fn a_connection_of_another_protocol_is_waited_for() {
-    let mut troop = Troop::start(serving("127.0.0.1:0").drain_spread(Duration::ZERO));
-    let (old, port) = listening(&mut troop).await;
+/// Returns a connection that has been upgraded to another protocol, as a WebSocket is.
+async fn upgraded(port: u16) -> tokio::net::TcpStream {
     let mut stream = open(port).await;
     stream
         .write_all(b"GET /echo HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
@@ -188,6 +186,30 @@ async fn a_connection_of_another_protocol_is_waited_for() {
     while !head.ends_with(b"\r\n\r\n") {
         assert!(stream.read_buf(&mut head).await.unwrap() > 0);
     }
+    stream
+}
+
+#[tokio::test]
+async fn connections_that_are_cut_after_the_grace_period_are_counted_in_the_event() {
+    let builder = serving("127.0.0.1:0").drain_spread(Duration::ZERO);
+    let mut troop = Troop::start(builder.grace(Duration::from_millis(200)));
+    let (worker, port) = listening(&mut troop).await;
+    let _streams = (upgraded(port).await, upgraded(port).await);
+    while worker.stats().await.open < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(troop.cluster.stop());
+    let text = troop
+        .until("exit", |event| matches!(event, Event::Exit { .. }).then(|| event.to_string()))
+        .await;
+    assert!(text.ends_with("signal SIGKILL, with 2 connections open"), "{text}");
+}
+
+#[tokio::test]
+async fn a_connection_of_another_protocol_is_waited_for() {
+    let mut troop = Troop::start(serving("127.0.0.1:0").drain_spread(Duration::ZERO));
+    let (old, port) = listening(&mut troop).await;
+    let mut stream = upgraded(port).await;
     reload(&mut troop).await;
     assert_ne!(
         ask(&mut open(port).await, "/").await.unwrap(),

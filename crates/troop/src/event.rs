@@ -228,7 +228,12 @@ impl Event {
             Event::Exit { worker: w, exit: how @ ExitHow::Signal(signal) }
                 if w.was_ended_by(*signal) =>
             {
-                write!(f, "worker {} was ended by troop: {how}", w.id())
+                write!(f, "worker {} was ended by troop: {how}", w.id())?;
+                match w.open_at_last() {
+                    0 => Ok(()),
+                    1 => f.write_str(", with 1 connection open"),
+                    open => write!(f, ", with {open} connections open"),
+                }
             }
             Event::Exit { worker: w, exit: how }
                 if w.exited_after_disconnect() == Some(true) || w.was_to_end() =>

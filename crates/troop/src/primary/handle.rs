@@ -101,6 +101,11 @@ impl WorkerHandle {
         *lock(&self.shared.status)
     }
 
+    /// Returns the number of open connections that was known last, without asking the primary.
+    pub(crate) fn open_at_last(&self) -> u32 {
+        self.status().stats.open
+    }
+
     /// Returns the worker's state: Node's `worker.state`.
     #[must_use]
     pub fn state(&self) -> WorkerState {
