@@ -1,8 +1,8 @@
 //! New connections without end, while workers are killed, stopped and replaced: every one is
 //! answered, except those that a killed worker was serving. That is counted: each worker keeps a
-//! record of the clients that it serves, and every client has an address of its own. A killed
-//! worker can have accepted one more connection that it had no time to record, no more than one,
-//! and that client loses it at that moment.
+//! record of the clients that it serves, and every client has another address. A killed worker can
+//! have accepted one more connection that it had no time to record, no more than one, and that
+//! client loses it at that moment.
 //!
 //! `TROOP_ROUNDS` sets the number of rounds (12 if it is not set).
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]

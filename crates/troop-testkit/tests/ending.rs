@@ -178,7 +178,7 @@ fn a_hangup_signal_during_a_reload_is_another_reload_afterwards() {
     assert_eq!(reloads, 2);
 }
 
-/// A program that serves in tasks of its own ends when the last of them has.
+/// A program that serves in separate tasks ends when the last of them has ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rust_worker_knows_when_its_listeners_and_connections_are_closed() {
     let fixture = Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture"));

@@ -32,8 +32,7 @@
 //! # Ok::<(), troop::policy::BadScheduling>(())
 //! ```
 //!
-//! A policy of the program's own is told about each worker of a listener, and picks one for each
-//! connection:
+//! A custom policy is notified of each worker of a listener, and picks one for each connection:
 //!
 //! ```
 //! use troop::policy::{Connection, Policy, WorkerView};

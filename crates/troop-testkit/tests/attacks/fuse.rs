@@ -41,7 +41,7 @@ impl Mount {
         Mount::new(test, at, "100666")?.served(0o100_666, Unanswered::OfThisProcess)
     }
 
-    /// A file that everybody can open and nobody can close.
+    /// A file that can be opened, and whose close never ends.
     pub(super) fn unclosable_by_all(test: &str, at: &Path) -> Option<Mount> {
         File::create(at).unwrap();
         Mount::new(test, at, "100666")?.served(0o100_666, Unanswered::All)

@@ -123,8 +123,8 @@ fn is_good(answer: &std::io::Result<Vec<u8>>) -> bool {
     answer.as_ref().is_ok_and(|answer| answer.starts_with(b"HTTP/1") && answer.ends_with(b"good\n"))
 }
 
-/// What good clients saw: the longest wait of those that were answered, how many there were, and
-/// who was not.
+/// Results of the good clients: the longest wait of the answered ones, their number, and the
+/// unanswered ones.
 #[derive(Default)]
 struct Seen {
     answered: usize,

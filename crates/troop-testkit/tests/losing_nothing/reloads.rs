@@ -95,7 +95,7 @@ async fn reloads_of_rust_workers_under_load_lose_nothing() {
     for scheduling in RELOADED {
         let port = free_port();
         let builder = Cluster::builder().setup(fixture(["http", &format!("127.0.0.1:{port}")]));
-        // All clients are one client here, and what is shared is uneven.
+        // All clients have one address here, and a shared socket is uneven.
         eprintln!("{scheduling}");
         let generations =
             if scheduling.contains("sticky") || scheduling == "shared" { 2 } else { 4 };
@@ -123,7 +123,7 @@ async fn reloads_of_rust_workers_on_a_unix_socket_under_load_lose_nothing() {
 }
 
 /// From Node 26 on, `server.close` closes connections whose request has not arrived
-/// (nodejs/node#63470). A worker that accepts by itself does so until it is told, so nothing can
+/// (nodejs/node#63470). A worker that accepts by itself does so until it drains, so nothing can
 /// keep it from having such ones.
 fn resets_what_it_has_not_read() -> bool {
     let version = std::process::Command::new("node")
@@ -146,7 +146,7 @@ async fn reloads_of_node_workers_under_load_lose_nothing() {
         let port = free_port();
         let builder = Cluster::builder()
             .setup(Setup::new().script(node_program("plain.js")).args([port.to_string()]));
-        // All clients are one client here, and what is shared is uneven.
+        // All clients have one address here, and a shared socket is uneven.
         eprintln!("{scheduling}");
         let generations =
             if scheduling.contains("sticky") || scheduling == "shared" { 2 } else { 4 };

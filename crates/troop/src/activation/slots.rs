@@ -265,7 +265,7 @@ mod tests {
         slots.lock().iter().map(|own| socket::accept_queue(own.fd.as_fd()).unwrap()).collect()
     }
 
-    /// Each slot gets what is meant for it.
+    /// Each slot gets its connections.
     fn are_numbered(founder: &OwnedFd, slots: &Slots, at: SocketAddr) {
         let count = slots.lock().len();
         for slot in 0..count {

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 /// Set by [`Setup::cgroup`](crate::Setup::cgroup); the default limits nothing. Needs a part of the
 /// tree of control groups that is delegated to this process: a systemd unit with `Delegate=yes`,
 /// `systemd-run --scope -p Delegate=yes`, or a container with a writable tree. Without it no worker
-/// starts, and the error says what is missing.
+/// starts, and the error names what is missing.
 ///
 /// ```
 /// use troop::Setup;

@@ -190,7 +190,7 @@ impl Setup {
         self
     }
 
-    /// Executes what is at this program's path when a worker starts, so that a reload starts a
+    /// Executes the file at this program's path when a worker starts, so that a reload starts a
     /// version that was installed meanwhile. Without it, workers execute the image that runs now,
     /// whatever happens to its file: primary and workers are of one version until the next start.
     ///

@@ -92,8 +92,7 @@ impl Setup {
         self.groups.as_deref()
     }
 
-    /// Returns whether each worker leads a process group of its own; see
-    /// [`Setup::own_process_group`].
+    /// Returns whether each worker leads a new process group; see [`Setup::own_process_group`].
     #[must_use]
     pub fn get_own_process_group(&self) -> bool {
         self.own_process_group.unwrap_or(self.cluster.is_supervised)

@@ -299,8 +299,8 @@ impl Worker {
         self.inner.report_load(load);
     }
 
-    /// Waits until this worker has no [counted] connection open, to end a program that
-    /// serves connections in tasks of its own after its listeners have ended. Cancel safe.
+    /// Waits until this worker has no [counted] connection open, to end a program that serves
+    /// connections in separate tasks after its listeners have ended. Cancel safe.
     ///
     /// ```no_run
     /// # async fn program(worker: troop::Worker) -> troop::Result<()> {

@@ -82,7 +82,7 @@ impl Worker {
     ///             () = worker.draining() => break,
     ///         }
     ///     }
-    ///     // If nobody else can take it, it is closed.
+    ///     // If no other worker can take it, it is closed.
     ///     Ok(worker.return_connection(stream).await?)
     /// }
     /// ```
