@@ -1,18 +1,18 @@
 'use strict';
 
-// Loaded into Node workers before their program: when the primary has the worker leave, HTTP/1 connections between two requests move to other
-// workers. A moved connection is a descriptor; everything else about it is Node's, and begins there. See docs/design/moving.md.
+// Loaded into Node workers before their program. When the worker drains, its idle HTTP/1 connections (those between two requests) move to other
+// workers. Only the descriptor moves; the other worker makes a new socket of it. See docs/design/moving.md.
 //
-// It is a script of its own, which `troop` and the npm package load with `--require` in `NODE_OPTIONS`. `TROOP_NODE_OPTIONS` is what stood there.
+// `troop` and the npm package load this script with `--require` in `NODE_OPTIONS`. `TROOP_NODE_OPTIONS` has the original value.
 
 const VARIABLE = 'TROOP_NODE_OPTIONS';
-/** The sockets that a program marks with this do not move. */
+/** Programs mark sockets with this property to keep them from moving. */
 const STAY = Symbol.for('troop.stay');
-/** Connections that no server reads from any more and that the primary does not have yet. */
+/** Maximum number of connections that are detached from their server and not moved yet. */
 const MAX_DETACHED = 32;
-/** Milliseconds until a connection is offered again that the primary did not take. */
+/** Milliseconds until a connection that the primary rejected is offered again. */
 const RETRY_INTERVAL = 10;
-/** Milliseconds after which it is served here again. */
+/** Milliseconds after which a connection that could not move is served here again. */
 const MAX_WAIT = 250;
 
 const { env } = process;
@@ -22,7 +22,7 @@ if (given !== undefined) {
   if (given) env.NODE_OPTIONS = given.slice(1);
   else delete env.NODE_OPTIONS;
   delete require.cache[__filename];
-  // Only the main thread of a worker has that, and no process that it starts.
+  // Only the main thread of a worker has a channel; its children and threads have none.
   if (process.channel) watch();
 }
 
@@ -32,13 +32,13 @@ function watch() {
   if (!cluster.isWorker || typeof getServer !== 'function') return;
 
   const { send } = process;
-  /** The servers whose connections are watched, and the keys of the listeners that each of them has had. */
+  /** The watched servers, each with the keys of its listeners so far. */
   const servers = new Map();
-  /** Sockets that have been answered on by another worker, and not by this one. */
+  /** Sockets that came from another worker after a request, and have had no request here. */
   const arrived = new WeakSet();
-  /** What the worker was told when it was told to leave. */
+  /** The state of draining: `null` before the primary requests it. */
   let leaving = null;
-  /** The key of the listener that the message is about which Node is reading. */
+  /** The key of the listener in the message that Node is handling. */
   let key;
   let ownerSymbol;
   let hasWarned = false;
@@ -62,7 +62,7 @@ function watch() {
     });
   };
 
-  /** `http` is loaded already where there is such a server. */
+  /** Whether a server is one of `http`, without loading that module. */
   function isHttp(server) {
     return typeof server.closeIdleConnections === 'function' && typeof server.keepAliveTimeout === 'number';
   }
@@ -78,14 +78,14 @@ function watch() {
     if (leaving) takeOver(server);
   }
 
-  /** Node's list of a server's connections. */
+  /** Returns Node's list of a server's connections. */
   function connectionsOf(server) {
     for (const symbol of Object.getOwnPropertySymbols(server)) {
       if (symbol.description === 'http.server.connections') return server[symbol];
     }
   }
 
-  /** The parsers of a server's connections, all or those that are between two requests. */
+  /** Returns the parsers of a server's connections: all, or those of idle ones. */
   function parsersOf(server, which = 'all') {
     const connections = connectionsOf(server);
     if (typeof connections?.[which] === 'function') return connections[which]();
@@ -105,20 +105,20 @@ function watch() {
     return parser?.socket === socket && ['execute', 'unconsume', 'remove'].every((name) => typeof parser[name] === 'function');
   }
 
-  /** Whether nothing of a request has been read and not been answered; `resting` are the parsers that say so. */
+  /** Whether no request is partly read or unanswered; `resting` are the parsers that Node lists as idle. */
   function isIdle(socket, resting) {
     const { parser, _handle: handle } = socket;
     return !socket._httpMessage && !socket.destroyed && !socket.readableEnded && !socket.writableEnded && !socket.isPaused() &&
       socket.readableLength === 0 && socket.writableLength === 0 && handle.writeQueueSize === 0 &&
-      // Node's parser does not count one as idle on which nothing has been read.
+      // Node does not list a connection as idle before anything has been read from it.
       (resting.has(parser) || handle.bytesRead === 0);
   }
 
-  /** Takes an idle connection out of its server, which nobody notices before it has moved. */
+  /** Detaches an idle connection from its server. No event is emitted before it has moved. */
   function detach(server, socket, resting) {
     if (socket.destroyed || !isMovable(server, socket)) return;
     const { parser, _handle: handle } = socket;
-    // From here on nothing is read, so what is idle now stays idle.
+    // Nothing is read from here on, so an idle connection stays idle.
     handle.readStop();
     if (!isIdle(socket, resting)) {
       if (handle.reading) handle.readStart();
@@ -136,9 +136,9 @@ function watch() {
     return { server, socket, handle, key, kept, until: Date.now() + MAX_WAIT };
   }
 
-  /** Serves a connection here again that nobody else has taken. */
+  /** Serves a connection here again that no other worker has taken. */
   function putBack({ server, socket: old, handle, kept }) {
-    // The program has ended it meanwhile.
+    // The program has destroyed it meanwhile.
     if (old.destroyed) return void handle.close();
     const { Socket } = require('net');
     const socket = new Socket({ handle, allowHalfOpen: server.allowHalfOpen, readable: true, writable: true });
@@ -151,12 +151,12 @@ function watch() {
     if (!leaving.keys.size && !server.listening) server.closeIdleConnections();
   }
 
-  /** Makes Node's server take a connection for one whose last answer has just ended. */
+  /** Puts a new connection into the state after an answer, so that Node's server treats it as kept alive. */
   function rest(server, socket) {
     const { parser } = socket;
     if (socket.destroyed || typeof parser?.execute !== 'function' || typeof parser.onIncoming !== 'function') return;
     arrived.add(socket);
-    // A request that only the parser sees: so it knows that the next one has not begun.
+    // Feeds the parser a complete request, which the server does not see, so that it waits for the next one.
     const { onIncoming } = parser;
     parser.onIncoming = () => 0;
     parser.execute(Buffer.from('GET / HTTP/1.1\r\n\r\n'));
@@ -172,9 +172,9 @@ function watch() {
 
   // ---- moving ----
 
-  /** Those that no server has any more, of which the first one may be under way. */
+  /** Detached connections; the first one may be in flight. */
   const detached = [];
-  /** Sockets that may be idle, by their server. */
+  /** Pairs of a server and a socket that may be idle. */
   let candidates = [];
   let underWay = null;
   let isScheduled = false;
@@ -184,13 +184,13 @@ function watch() {
     candidates.push([server, socket]);
     if (isScheduled) return;
     isScheduled = true;
-    // Not while a parser runs, and not before what else has come from the primary is known.
+    // Not while a parser runs, and after the other messages of the primary that have arrived.
     setImmediate(pump);
   }
 
   function pump() {
     isScheduled = false;
-    // A list of those that rest costs more than one connection.
+    // Getting the list of idle parsers costs more than handling one connection, so it is used for several.
     if (candidates.length > 0 && detached.length <= MAX_DETACHED / 2 && process.connected) {
       const resting = new Map();
       while (candidates.length > 0 && detached.length < MAX_DETACHED) {
@@ -216,7 +216,7 @@ function watch() {
       return pump();
     }
     underWay = entry;
-    // Behind the sockets that the program sends. From this callback on the next confirmation is ours.
+    // Queued behind sockets that the program sends. After this callback the next acknowledgement belongs to this connection.
     send.call(process, { cmd: 'NODE_TROOP', act: 'move', key, kept }, handle, undefined, (error) => {
       if (error) settled(entry, false);
       else entry.isWritten = true;
@@ -231,7 +231,7 @@ function watch() {
       entry.handle.close();
       entry.socket.destroy();
     } else if (Date.now() < entry.until && leaving.keys.has(entry.key) && process.connected) {
-      // Too many wait there.
+      // The primary has too many waiting connections.
       setTimeout(() => { if (!underWay && detached[0] === entry) sendNext(); }, RETRY_INTERVAL);
       return;
     } else {
@@ -243,7 +243,7 @@ function watch() {
 
   // ---- leaving ----
 
-  /** Closes one that cannot move, at some moment of the time for that, or after its next answer. */
+  /** Closes a connection that cannot move at a random moment within `spread`, or after its next answer. */
   function end(server, socket) {
     if (leaving.spread === 0) return void socket.destroy();
     if (leaving.ending.has(socket)) return;
@@ -254,7 +254,7 @@ function watch() {
     }, Math.random() * leaving.spread);
   }
 
-  /** What Node does when a server is closed, from when the worker leaves. */
+  /** Replaces `closeIdleConnections`, which Node calls when a server closes, while the worker drains. */
   function takeOver(server) {
     Object.defineProperty(server, 'closeIdleConnections', {
       value: function closeIdleConnections() {
@@ -276,7 +276,7 @@ function watch() {
     leaving = { ending: new WeakSet(), hasMoved: false, ...leaving, keys: new Set(keys), spread };
     if (isFirst) begin();
     for (const server of servers.keys()) {
-      // From now on each answer on one that cannot move is its last.
+      // The next answer on a connection that cannot move is its last.
       for (const { socket } of parsersOf(server)) {
         if (!socket) continue;
         if (isMovable(server, socket)) enqueue(server, socket);
@@ -301,7 +301,7 @@ function watch() {
     subscribe('http.server.response.finish', ({ server, socket }) => {
       if (servers.has(server)) enqueue(server, socket);
     });
-    // Those that become idle without an answer, and those that nobody has taken.
+    // Finds connections that become idle without an answer, and those that no worker has taken.
     setInterval(() => {
       for (const server of servers.keys()) {
         for (const { socket } of parsersOf(server, 'idle')) if (isMovable(server, socket)) enqueue(server, socket);
@@ -309,7 +309,7 @@ function watch() {
     }, MAX_WAIT).unref();
     process.once('disconnect', () => {
       const entries = detached.splice(0);
-      // Nobody knows who has the one that is under way.
+      // The owner of the connection in flight is unknown.
       if (underWay && entries[0] === underWay) {
         const { handle, socket } = entries.shift();
         handle.close();
@@ -322,7 +322,7 @@ function watch() {
 
   // ---- the channel ----
 
-  /** Node does not say that the channel has ended, and the process goes on, while a sent socket is not confirmed. */
+  /** Emits 'disconnect' at the end of the channel while a sent socket is unacknowledged; Node does not, and the process would go on. */
   function watchEnd() {
     const symbol = Object.getOwnPropertySymbols(process).find(({ description }) => description === 'kChannelHandle');
     const channel = process[symbol];
@@ -347,7 +347,7 @@ function watch() {
     }
   });
 
-  // After Node's own.
+  // Called after Node's listener.
   process.on('internalMessage', ({ act, kept }, handle) => {
     if (act !== 'newconn' || !kept || !handle) return;
     ownerSymbol ??= Object.getOwnPropertySymbols(handle).find(({ description }) => description === 'owner_symbol');
