@@ -17,11 +17,12 @@ const MAX_WAIT = 250;
 
 const { env } = process;
 const given = env[VARIABLE];
+// Threads load it too.
+delete require.cache[__filename];
 if (given !== undefined) {
   delete env[VARIABLE];
   if (given) env.NODE_OPTIONS = given.slice(1);
   else delete env.NODE_OPTIONS;
-  delete require.cache[__filename];
   // Only the main thread of a worker has a channel; its children and threads have none.
   if (process.channel) watch();
 }

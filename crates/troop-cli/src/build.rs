@@ -15,6 +15,7 @@ use uzers::os::unix::UserExt as _;
 use crate::config::{self, Failed, Limited, Ready, When};
 use crate::error::RunError;
 use crate::log;
+use crate::moves;
 use crate::names;
 use crate::preflight;
 use crate::program;
@@ -151,7 +152,9 @@ impl ResolvedApp {
             setup = setup.kill_signal(names::signal(signal).map_err(|e| wrong("kill_signal", e))?);
         }
         setup = setup.shutdown_message(app.shutdown_with_message);
-        self.identity(setup)
+        let setup = self.identity(setup)?;
+        let moves = app.move_connections.unwrap_or(true) && app.bind.is_empty();
+        Ok(if moves { moves::add(setup) } else { setup.preload("") })
     }
 
     /// Sets the user and the groups of the workers.

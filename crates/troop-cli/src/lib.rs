@@ -11,6 +11,7 @@ mod error;
 pub mod fuzz;
 mod log;
 mod logs;
+mod moves;
 mod names;
 mod notify;
 mod preflight;

@@ -285,6 +285,7 @@ impl Run {
         app.silent |= self.silent;
         set(&mut app.workers, &self.workers);
         set(&mut app.grace, &self.grace);
+        set(&mut app.move_connections, &self.move_connections);
         set(&mut app.log, &self.log);
         set(&mut app.user, &self.user);
         set(&mut app.group, &self.group);

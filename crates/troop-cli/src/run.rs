@@ -25,7 +25,7 @@ use crate::names;
 use crate::resolve::{self, ResolvedApp};
 use crate::restart::{self, RestartRequest};
 use crate::start::{self, StartupReport, StartupReporter};
-use crate::{notify, signals, watch};
+use crate::{moves, notify, signals, watch};
 
 /// Runs an app in the foreground, or in the background if `troop start` has spawned this process.
 pub(crate) fn run(args: Run) -> Result<(), RunError> {
@@ -104,6 +104,9 @@ fn run_as(
         }
     };
     let (claim, listener) = claim.unzip();
+    if let Some(claim) = &claim {
+        moves::begin(&claim.name);
+    }
     // After the claim: if the app runs already, that is the error to report, rather than descriptors
     // which only the running one has inherited.
     let mut builder = resolved.builder()?.leave_signals(signals::CAUGHT);

@@ -116,6 +116,11 @@ pub(crate) struct Run {
     #[arg(long, value_name = "TIME", value_parser = config::time)]
     pub(crate) grace: Option<Time>,
 
+    /// Move idle connections of Node workers to other workers when theirs drains, by a script that
+    /// node loads before the program; false: close them, as Node does [default: true]
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) move_connections: Option<bool>,
+
     /// What makes a worker ready [default: auto]
     #[arg(long, value_enum)]
     pub(crate) ready: Option<Ready>,

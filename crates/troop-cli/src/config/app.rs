@@ -65,7 +65,7 @@ pub(crate) struct App {
     /// Grace period: time that a worker has to drain before it is killed. Default: 30 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) grace: Option<Time>,
-    /// Time over which a draining Rust worker closes its idle connections. Default: a third of
+    /// Time over which a draining worker closes idle connections that cannot move to another one. Default: a third of
     /// `grace`, at most 10 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) drain_spread: Option<Time>,
@@ -73,6 +73,10 @@ pub(crate) struct App {
     /// is stopping, for balancers that learn of it late. Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) drain_delay: Option<Time>,
+    /// Whether idle connections of Node workers move to other workers when theirs drains, by a script
+    /// that node loads before the program. Default: true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) move_connections: Option<bool>,
     /// Format of events. Default: human.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) log: Option<LogFormat>,
@@ -167,10 +171,11 @@ pub(crate) struct App {
 }
 
 /// Options that a reload applies; the others apply from the next start on.
-pub(crate) const LIVE: [&str; 24] = [
+pub(crate) const LIVE: [&str; 25] = [
     "program",
     "args",
     "node_args",
+    "move_connections",
     "workers",
     "env",
     "env_file",
@@ -215,6 +220,7 @@ impl App {
             grace: None,
             drain_spread: None,
             drain_delay: None,
+            move_connections: None,
             log: None,
             user: None,
             group: None,

@@ -63,6 +63,11 @@ impl App {
                 "with bind: workers have no channel to get the message by; set stop_signal",
             ),
             (
+                "move_connections",
+                self.move_connections.is_some(),
+                "with bind: workers have no channel to send connections by",
+            ),
+            (
                 "hang_timeout",
                 hangs,
                 "with bind: workers have no channel to give a sign of life by; a health command tests them",
@@ -151,6 +156,7 @@ mod tests {
             (&format!("{bound}fds = [3]"), "fds", "sockets"),
             (&format!("{bound}may_listen = [\"80\"]"), "may_listen", "sockets"),
             (&format!("{bound}drain_spread = 1"), "drain_spread", "grace"),
+            (&format!("{bound}move_connections = true"), "move_connections", "no channel"),
             (&format!("{bound}hang_timeout = 1"), "hang_timeout", "health command"),
             (&format!("{bound}recycle = {{ connections = 1 }}"), "recycle.connections", "age"),
             (&format!("{bound}restart = {{ keep_listeners = false }}"), "keep_listeners", "open"),

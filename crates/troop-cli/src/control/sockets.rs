@@ -16,7 +16,8 @@ const MAX_NUMBERED_NAMES: usize = 1000;
 /// The number of attempts to take a lock file that other processes remove.
 const MAX_TRIES: usize = 100;
 
-fn path() -> PathBuf {
+/// The path of the directory for control sockets.
+pub(crate) fn path() -> PathBuf {
     let own = rustix::process::geteuid().as_raw();
     match (std::env::var_os("TROOP_RUNTIME_DIR"), std::env::var_os("XDG_RUNTIME_DIR")) {
         (Some(own), _) if !own.is_empty() => PathBuf::from(own),
@@ -70,6 +71,7 @@ pub(crate) struct Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let _ = self.directory.remove(&socket(&self.name));
+        crate::moves::remove(&self.name);
         // A process that waits for the lock notices that its file is gone.
         let _ = self.directory.remove(&lock(&self.name));
     }

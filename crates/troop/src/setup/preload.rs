@@ -35,8 +35,16 @@ impl Setup {
     pub fn preload_obstacle(&self) -> Option<String> {
         let path = self.get_preload().filter(|_| self.expect_ipc())?;
         let env = self.environment(&BTreeMap::new());
-        let obstacle = self.obstacle(path, env.get(OsStr::new(NODE_OPTIONS)));
+        let obstacle = self
+            .obstacle(path, env.get(OsStr::new(NODE_OPTIONS)))
+            .or_else(|| self.unreadable(path));
         obstacle.map(|why| format!("{} is not loaded into workers: {why}", path.display()))
+    }
+
+    /// The script, if workers load it.
+    pub(super) fn readable_preload(&self) -> Option<&Path> {
+        let path = self.get_preload().filter(|_| self.expect_ipc())?;
+        self.obstacle(path, None).is_none().then_some(path)
     }
 
     fn obstacle(&self, path: &Path, options: Option<&OsString>) -> Option<String> {
@@ -57,7 +65,27 @@ impl Setup {
         if path.as_os_str().as_bytes().iter().any(u8::is_ascii_control) {
             return Some("its path has control characters".into());
         }
+        if self.is_writable(path) {
+            return Some("the sandbox lets workers write there".into());
+        }
         (!path.is_file()).then(|| "there is no such file".into())
+    }
+
+    /// Why workers of another user cannot read the script.
+    fn unreadable(&self, path: &Path) -> Option<String> {
+        let user = self.other_user()?;
+        let e = user.with_rights(|| std::fs::File::open(path).map(drop)).err()?;
+        Some(format!("user {} cannot read it: {e}", user.uid))
+    }
+
+    /// Whether a worker could exchange the script, because its sandbox lets it.
+    fn is_writable(&self, path: &Path) -> bool {
+        let written = self.get_sandbox().and_then(|sandbox| sandbox.write.as_ref());
+        written.into_iter().flatten().any(|written| {
+            let written =
+                self.cwd.as_deref().map_or_else(|| written.clone(), |cwd| cwd.join(written));
+            path.starts_with(written.canonicalize().unwrap_or(written))
+        })
     }
 
     /// Has Node load the script, if nothing is in the way.
@@ -133,6 +161,11 @@ mod tests {
         assert!(!environment(&setup).contains_key("TROOP_NODE_OPTIONS"));
         std::fs::write(&script, "").unwrap();
         assert_eq!(setup.preload_obstacle(), None);
+        let write = Some(vec![directory.path().to_owned()]);
+        let sandbox = super::super::Sandbox { write, ..Default::default() };
+        let exchangeable = setup.clone().sandbox(sandbox);
+        assert!(exchangeable.preload_obstacle().unwrap().contains("write there"));
+        assert!(!environment(&exchangeable).contains_key("TROOP_NODE_OPTIONS"));
         for restricted in [
             setup.clone().exec_argv(["--permission"]),
             setup.clone().env("NODE_OPTIONS", "--x --experimental-permission"),

@@ -159,7 +159,7 @@ impl Setup {
             own_session: self.is_other_user(),
             no_new_privileges: self.get_no_new_privileges(),
             sandbox: match self.get_sandbox() {
-                Some(sandbox) => sandbox.prepare(self.cwd.as_deref(), self.get_preload())?,
+                Some(sandbox) => sandbox.prepare(self.cwd.as_deref(), self.readable_preload())?,
                 None => Default::default(),
             },
             descriptor_limit: None,

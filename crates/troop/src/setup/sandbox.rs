@@ -92,7 +92,7 @@ impl Sandbox {
             )
         };
         let (mut read, write) = (seen_from(&self.read), seen_from(&self.write));
-        if let (Some(read), Some(preload)) = (&mut read, preload.filter(|path| path.is_file())) {
+        if let (Some(read), Some(preload)) = (&mut read, preload) {
             read.push(preload.into());
         }
         let files =

@@ -1,0 +1,1 @@
+../../../npm/lib/moves.js
