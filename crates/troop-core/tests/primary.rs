@@ -28,6 +28,23 @@ proptest! {
         simulation.end()?;
     }
 
+    /// The same where a shell reports several inputs before it carries out their actions.
+    #[test]
+    fn every_connection_is_in_one_place_however_late_actions_are_carried_out(
+        inputs in prop::collection::vec((input(), any::<bool>()), 0..150),
+    ) {
+        let mut simulation = Simulation::new(config());
+        simulation.is_late = true;
+        for (input, acts) in inputs {
+            simulation.happen_late(input)?;
+            if acts {
+                simulation.act()?;
+            }
+        }
+        simulation.act()?;
+        simulation.end()?;
+    }
+
     /// Nobody who is free is left without work while there is some, once all pauses are over.
     #[test]
     fn no_connection_waits_beside_a_free_worker(inputs in prop::collection::vec(input(), 0..150)) {

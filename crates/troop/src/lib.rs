@@ -92,6 +92,10 @@ mod channel;
 mod closer;
 #[cfg(feature = "embed")]
 pub mod embed;
+#[cfg(not(feature = "embed"))]
+mod embed {
+    pub(crate) mod direct_io;
+}
 mod error;
 pub mod event;
 mod inherited;

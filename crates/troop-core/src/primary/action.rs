@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::worker::HandleWait;
 use super::{BindSpec, Primary};
 use crate::event::Notice;
 use crate::id::{ConnId, ListenerId, WorkerId};
@@ -45,6 +46,8 @@ pub enum Action {
         listener: ListenerId,
         /// The shard whose socket it is; 0 if the listener has one socket.
         shard: u16,
+        /// The sequence number of the worker's request.
+        ack: u64,
         /// The line.
         line: Vec<u8>,
     },
@@ -73,7 +76,8 @@ pub enum Action {
         /// The number of connections.
         count: u32,
     },
-    /// Add a shard to a listener's group, then call [`Primary::opened`].
+    /// Add a shard to a listener's group, then call [`Primary::opened`]. As [`Action::Sample`], it
+    /// follows all other actions.
     Open {
         /// The listener.
         listener: ListenerId,
@@ -85,7 +89,9 @@ pub enum Action {
         /// The program, of [`crate::steer::program`].
         program: Vec<Instruction>,
     },
-    /// Read the queue lengths of a listener's shards, then call [`Primary::sampled`].
+    /// Read the queue lengths of a listener's shards, then call [`Primary::sampled`]. It follows all
+    /// other actions but [`Action::Open`]: reading may renumber shards ([`Primary::renumbered`]), and
+    /// queued actions would name them by their old numbers.
     Sample {
         /// The listener.
         listener: ListenerId,
@@ -136,9 +142,51 @@ pub enum Action {
     },
     /// Publish a notice.
     Notify(Notice),
+    /// Report the oldest messages of workers' programs that the shell has queued
+    /// ([`Primary::message_queued`]).
+    Messages {
+        /// The number of messages.
+        count: usize,
+    },
 }
 
 impl Primary {
+    /// Queues the report of a message of a worker's program ([`Action::Messages`]), so that it follows
+    /// the notices of everything before it.
+    pub fn message_queued(&mut self) {
+        match self.actions.back_mut() {
+            Some(Action::Messages { count }) => *count += 1,
+            _ => self.actions.push_back(Action::Messages { count: 1 }),
+        }
+    }
+
+    /// Returns whether an action is still valid: since it was queued, its worker may have left or
+    /// rejected a connection.
+    ///
+    /// A worker acknowledges handles in the order in which they are written. The shell writes handles
+    /// of the program without an action, so that order differs from the order of the decisions. Each
+    /// handle therefore moves to the end of the awaited acknowledgements when it is about to be
+    /// written.
+    #[inline]
+    pub(super) fn is_current(&mut self, action: &Action) -> bool {
+        let (worker, wait) = match action {
+            Action::Deliver { worker, seq, batched, .. } => {
+                let Some(state) = self.workers.get_mut(worker) else { return false };
+                if !batched {
+                    state.wait_last(HandleWait::Conn { seq: *seq });
+                }
+                // Mostly the newest one.
+                return state.in_flight.iter().rev().any(|conn| conn.seq == *seq);
+            }
+            Action::SendListener { worker, listener, ack, .. } => {
+                (worker, HandleWait::Listener { ack: *ack, listener: *listener })
+            }
+            Action::Probe { worker, .. } => (worker, HandleWait::Probe),
+            _ => return true,
+        };
+        self.workers.get_mut(worker).is_some_and(|state| state.wait_last(wait))
+    }
+
     pub(super) fn next_seq(&mut self) -> u64 {
         let seq = self.seq;
         self.seq += 1;

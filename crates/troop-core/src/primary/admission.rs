@@ -58,7 +58,7 @@ impl Primary {
             outgoing::reply_with_handle(&mut line, kind, &reply);
             state.handle_waits.push_back(HandleWait::Listener { ack, listener: id });
             let shard = if listener.group.is_some() { shard } else { 0 };
-            self.actions.push_back(Action::SendListener { worker, listener: id, shard, line });
+            self.actions.push_back(Action::SendListener { worker, listener: id, shard, ack, line });
         }
         self.pace_reports(worker);
         let now = self.last_time;

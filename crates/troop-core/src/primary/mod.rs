@@ -76,6 +76,8 @@ pub struct Primary {
     /// Whether workers are supervised ([`Primary::set_supervised`]).
     supervised: bool,
     actions: VecDeque<Action>,
+    /// Actions that follow all others: [`Action::Sample`] and [`Action::Open`].
+    last_actions: VecDeque<Action>,
     /// Number of the next message to any worker (Node uses one counter for all).
     seq: u64,
     /// Workers whose reports have not been passed to the policies yet.
@@ -104,6 +106,7 @@ impl Primary {
             is_ending: false,
             supervised: false,
             actions: VecDeque::new(),
+            last_actions: VecDeque::new(),
             seq: 0,
             reported: Vec::new(),
             crowd: 1,
@@ -116,13 +119,14 @@ impl Primary {
 
     /// Returns the next action.
     pub fn next_action(&mut self) -> Option<Action> {
-        let action = self.actions.pop_front();
-        if action.is_none() {
-            // Clearing moves the queue to the beginning of its memory, which is in the processor's
-            // cache.
-            self.actions.clear();
+        while let Some(action) = self.actions.pop_front() {
+            if self.is_current(&action) {
+                return Some(action);
+            }
         }
-        action
+        // Clearing moves the queue to the beginning of its memory, which is in the processor's cache.
+        self.actions.clear();
+        self.last_actions.pop_front()
     }
 
     /// Returns the time at which [`Primary::tick`] must be called, if any.

@@ -43,7 +43,7 @@ impl Primary {
                 self.crowd_together(id);
             } else {
                 if !std::mem::replace(&mut listener.opening, true) {
-                    self.actions.push_back(Action::Open { listener: id });
+                    self.last_actions.push_back(Action::Open { listener: id });
                 }
                 return;
             }
@@ -216,7 +216,7 @@ impl Primary {
                 continue;
             }
             counted.extend(listener.shards.iter().flat_map(|shard| shard.holders.iter().copied()));
-            self.actions.push_back(Action::Sample { listener: *id });
+            self.last_actions.push_back(Action::Sample { listener: *id });
         }
         if self.listeners.values().any(|l| l.group.is_none() && l.needs_counts) {
             for (id, state) in self

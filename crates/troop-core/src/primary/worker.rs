@@ -92,7 +92,7 @@ pub(super) struct InFlight {
 }
 
 /// The descriptor that the next `NODE_HANDLE_ACK` of a worker acknowledges.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum HandleWait {
     Conn {
         seq: u64,
@@ -174,6 +174,21 @@ pub(super) struct Worker {
 }
 
 impl Worker {
+    /// Notes that a handle is about to be written, so its acknowledgement follows those of all
+    /// handles written before. Returns false if its acknowledgement is no longer awaited.
+    #[inline]
+    pub(super) fn wait_last(&mut self, wait: HandleWait) -> bool {
+        if self.handle_waits.back() == Some(&wait) {
+            return true;
+        }
+        let Some(at) = self.handle_waits.iter().position(|other| *other == wait) else {
+            return false;
+        };
+        self.handle_waits.remove(at);
+        self.handle_waits.push_back(wait);
+        true
+    }
+
     pub(super) fn new(pid: u32, slot: u32, weight: u32) -> Worker {
         Worker {
             pid,

@@ -116,6 +116,12 @@ impl Simulation {
     }
 
     pub fn happen(&mut self, input: Input) -> Result<(), TestCaseError> {
+        self.happen_late(input)?;
+        self.act()
+    }
+
+    /// Reports an input, and leaves its actions in the queue.
+    pub fn happen_late(&mut self, input: Input) -> Result<(), TestCaseError> {
         match input {
             Input::Fork { troop } => {
                 if self.workers.len() < 8 {
@@ -130,7 +136,10 @@ impl Simulation {
                 }
             }
             Input::Pass { ms } => {
-                // As a shell does: not beyond the deadline.
+                // As a shell does: not beyond the deadline, and not while there are actions.
+                if self.is_late {
+                    self.act()?;
+                }
                 let until = self.now + Duration::from_millis(ms);
                 while let Some(due) = self.primary.next_deadline().filter(|due| *due <= until) {
                     self.now = self.now.max(due);
@@ -154,7 +163,10 @@ impl Simulation {
             }
             Input::Shut { listener, shard } => {
                 // A worker has shut a socket down and the shell has revived it: it and the last one
-                // have changed numbers.
+                // have changed numbers. A shell notices when it has no other actions.
+                if self.is_late {
+                    self.act()?;
+                }
                 let id = self.groups.keys().copied().nth(listener % self.groups.len().max(1));
                 if let Some((id, group)) = id
                     .and_then(|id| Some((id, self.groups.get_mut(&id).filter(|g| !g.is_empty())?)))
@@ -190,8 +202,16 @@ impl Simulation {
                     self.primary.accepted(self.now, id, conn, about);
                 }
             }
+            // A worker listens when it has been sent its sockets.
+            Input::Listening { worker, .. } => {
+                if self.is_late {
+                    self.act()?;
+                }
+                if let Some(id) = self.worker(worker) {
+                    self.of_worker(id, input);
+                }
+            }
             Input::Query { worker, .. }
-            | Input::Listening { worker, .. }
             | Input::Report { worker, .. }
             | Input::Weigh { worker, .. }
             | Input::Hold { worker, .. }
@@ -216,7 +236,7 @@ impl Simulation {
                 }
             }
         }
-        self.act()
+        Ok(())
     }
 
     pub fn of_worker(&mut self, id: WorkerId, input: Input) {

@@ -324,3 +324,22 @@ async fn inspectors_of_workers_have_ports_of_their_own() {
         );
     }
 }
+
+/// Also if the primary reads both at once.
+#[test]
+fn a_worker_is_reported_online_before_its_first_message() {
+    let directory = tempfile::tempdir().unwrap();
+    let sent = directory.path().join("sent");
+    let (sender, seen) = std::sync::mpsc::channel();
+    let setup = Setup::new().script(node_program("speaks.js")).args([&sent]);
+    let observe = move |event: &Event| match event {
+        // The primary reads nothing meanwhile.
+        Event::Fork { .. } => wait_until("the worker's message", || sent.exists()),
+        Event::Online { .. } => sender.send("online").unwrap_or_default(),
+        Event::Message { .. } => sender.send("message").unwrap_or_default(),
+        _ => {}
+    };
+    let _cluster = Cluster::builder().workers(1).setup(setup).start_in_thread(observe).unwrap();
+    let both = [(); 2].map(|()| seen.recv_timeout(TEST_TIMEOUT).unwrap());
+    assert_eq!(both, ["online", "message"]);
+}

@@ -61,7 +61,8 @@ pub(crate) struct Batch {
 /// Destinations of the messages of a worker's program: the relay, if there is one, or events.
 pub(crate) struct Outlets<'a> {
     pub(crate) relay: Option<&'a mut Relay>,
-    pub(crate) events: &'a mut Vec<Event>,
+    /// Messages and requests, reported in the order of the core's notices.
+    pub(crate) messages: &'a mut Vec<Event>,
     pub(crate) moves: Moves<'a>,
 }
 
@@ -130,7 +131,7 @@ impl Channel {
         id: WorkerId,
         bytes: &[u8],
         handles: &mut Vec<OwnedFd>,
-        Outlets { mut relay, events, mut moves }: Outlets<'_>,
+        Outlets { mut relay, messages, mut moves }: Outlets<'_>,
     ) {
         core.heard(now, id);
         let worker = &self.worker;
@@ -182,7 +183,7 @@ impl Channel {
             match incoming::parse(text) {
                 Ok(Incoming::User(body)) => match &mut relay {
                     Some(relay) => relay.pass(line.bytes),
-                    None => user_message(worker, body, None, events),
+                    None => user_message(core, worker, body, None, messages),
                 },
                 // The program does not read fast enough. A Node worker sends the socket again, and
                 // then gives up.
@@ -230,7 +231,7 @@ impl Channel {
                                     let held = handle.map(|handle| {
                                         Held::new(handle, &worker.shared.held, closer)
                                     });
-                                    user_message(worker, body, held, events);
+                                    user_message(core, worker, body, held, messages);
                                 }
                             },
                             Ok(inner) => core.message(now, id, inner),
@@ -336,13 +337,20 @@ fn handle(fd: Foreign) -> Option<Handle> {
     Handle::from_fd(fd.take()?).ok()
 }
 
-fn user_message(worker: &WorkerHandle, body: &str, handle: Option<Held>, events: &mut Vec<Event>) {
+fn user_message(
+    core: &mut Primary,
+    worker: &WorkerHandle,
+    body: &str,
+    handle: Option<Held>,
+    messages: &mut Vec<Event>,
+) {
     match classify(body) {
         Content::Message => {
-            events.push(Event::Message {
+            messages.push(Event::Message {
                 worker: worker.clone(),
                 message: Message::new(body, handle),
             });
+            core.message_queued();
         }
         Content::Request { id, .. } if !worker.shared.mailbox.owe(MAX_REQUESTS) => {
             worker.shared.mailbox.refuse(
@@ -353,10 +361,11 @@ fn user_message(worker: &WorkerHandle, body: &str, handle: Option<Held>, events:
         Content::Request { id, body } => {
             let answer_to = worker.clone();
             let send = move |line: String| answer_to.shared.mailbox.send_owed(id, &line);
-            events.push(Event::Request {
+            messages.push(Event::Request {
                 worker: worker.clone(),
                 request: Request::new(id, body, Box::new(send)),
             });
+            core.message_queued();
         }
         Content::Reply { id, result } => {
             worker.shared.mailbox.replied(id, result);

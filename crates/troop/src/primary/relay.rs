@@ -15,8 +15,8 @@ use troop_core::wire::outgoing::{HANDLE_ACK, HANDLE_NACK};
 use troop_sys::poll::Interest;
 
 use super::channel::{Channel, send_line};
-use super::direct_io::DirectIo;
 use crate::channel::{HANDLE_TRIES, MAX_QUEUED, Outbox, framing};
+use crate::embed::direct_io::DirectIo;
 
 /// The beginning of all messages that are not for the program.
 const INTERNAL: &[u8] = br#"{"cmd":"NODE_"#;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
 use troop_core::WorkerId;
@@ -13,9 +13,10 @@ use troop_core::supervise::{self, NotReady, RecycleFailed, ReloadFailed, Reloade
 use troop_sys::poll::EventFd;
 
 use super::adopt::{Starter, SupervisionStatus};
-use super::driver::{ConnectionEnds, Injected, Shared};
+use super::driver::{ConnectionEnds, Injected};
 use super::spawn::Spawned;
 use super::{Adoption, Fork, Reload, RestartPolicy, Snapshot, WorkerHandle};
+use crate::embed::direct_io::DirectIoAccess;
 use crate::error::{Error, Result as Outcome};
 use crate::inherited::InheritedSocket;
 use crate::setup::Setup;
@@ -99,8 +100,8 @@ pub(crate) struct Wake {
     pub(crate) notify: Notify,
     /// For a driver that waits in a plain thread.
     pub(crate) event_fd: Option<EventFd>,
-    /// Such a driver.
-    direct_io: OnceLock<Weak<Shared>>,
+    /// The way to such a driver.
+    pub(crate) direct_io: DirectIoAccess,
 }
 
 impl Wake {
@@ -110,18 +111,8 @@ impl Wake {
             posted: Mutex::default(),
             notify: Notify::new(),
             event_fd,
-            direct_io: OnceLock::new(),
+            direct_io: DirectIoAccess::default(),
         }
-    }
-
-    /// Sets the driver, so that other threads can do its work.
-    pub(crate) fn allow_direct_io(&self, driver: &Arc<Shared>) {
-        let _ = self.direct_io.set(Arc::downgrade(driver));
-    }
-
-    /// Returns the driver, if other threads may do its work and it has not ended.
-    pub(crate) fn direct_io(&self) -> Option<Arc<Shared>> {
-        self.direct_io.get()?.upgrade()
     }
 
     pub(crate) fn wake(&self) {

@@ -19,33 +19,63 @@ use crate::setup::Setup;
 pub(super) struct Inbox {
     commands: Receiver<Command>,
     handle: DriverHandle,
-    /// Room for the workers whose mailboxes have something.
+    /// Workers with messages in their mailboxes.
     posted: Vec<WorkerId>,
+    /// Answers that wait until the actions of their commands are carried out.
+    answers: Vec<Answer>,
 }
+
+/// Sends one answer.
+type Answer = Box<dyn FnOnce(&mut Driver) + Send>;
 
 impl Inbox {
     pub(super) fn new(commands: Receiver<Command>, handle: DriverHandle) -> Inbox {
-        Inbox { commands, handle, posted: Vec::new() }
+        Inbox { commands, handle, posted: Vec::new(), answers: Vec::new() }
     }
 
     /// The way of commands to this inbox.
     pub(super) fn handle(&self) -> &DriverHandle {
         &self.handle
     }
+
+    /// Returns whether the program has sent anything since the last call.
+    pub(super) fn open(&mut self) -> bool {
+        self.handle.wake.answer(&mut self.posted)
+    }
+
+    /// Sends an answer after the queued actions are carried out and their events are published.
+    pub(super) fn answer_later(&mut self, answer: impl FnOnce(&mut Driver) + Send + 'static) {
+        self.answers.push(Box::new(answer));
+    }
 }
 
 impl Driver {
-    pub(super) fn handle_commands(&mut self) {
+    /// Handles the next command. Returns false if there is none, after collecting messages for
+    /// workers.
+    pub(super) fn handle_next_command(&mut self) -> bool {
+        if let Ok(command) = self.inbox.commands.try_recv() {
+            self.handle_command(command);
+            return true;
+        }
         let mut posted = std::mem::take(&mut self.inbox.posted);
-        if self.inbox.handle.wake.answer(&mut posted) {
-            while let Ok(command) = self.inbox.commands.try_recv() {
-                self.handle_command(command);
-            }
-            for worker in posted.drain(..) {
-                self.collect(worker);
-            }
+        for worker in posted.drain(..) {
+            self.collect(worker);
         }
         self.inbox.posted = posted;
+        false
+    }
+
+    /// Sends the answers that are due. Returns whether there were any.
+    pub(super) fn send_answers(&mut self) -> bool {
+        if self.inbox.answers.is_empty() {
+            return false;
+        }
+        // A program that gets an answer finds its events published.
+        self.events.publish_early();
+        for answer in std::mem::take(&mut self.inbox.answers) {
+            answer(self);
+        }
+        true
     }
 
     fn handle_command(&mut self, command: Command) {
@@ -55,9 +85,7 @@ impl Driver {
             Command::Spawned(worker, result) => self.spawned(worker, *result),
             Command::Adopt(adoption, done) => {
                 let result = self.adopt(*adoption);
-                self.act();
-                self.events.publish_early();
-                let _ = done.send(result);
+                self.inbox.answer_later(move |_| drop(done.send(result)));
             }
             Command::Disconnect(worker) => {
                 self.cluster.disconnect(self.now, worker, false, None);
@@ -79,17 +107,14 @@ impl Driver {
             }
             Command::Status(worker, done) => {
                 self.count(worker);
-                self.act();
                 let _ = done.send(self.cluster.primary.status(worker));
             }
             Command::SetScheduling(pattern, scheduling, done) => {
                 let later = self.cluster.primary.set_scheduling(self.now, pattern, scheduling);
-                self.act();
-                let later = later
-                    .into_iter()
-                    .filter_map(|id| self.cluster.primary.listener_address(id))
-                    .collect();
-                let _ = done.send(later);
+                self.inbox.answer_later(move |driver| {
+                    let address = |id| driver.cluster.primary.listener_address(id);
+                    let _ = done.send(later.into_iter().filter_map(address).collect());
+                });
             }
             Command::Snapshot(done) => {
                 let _ = done.send(self.snapshot());
@@ -102,43 +127,36 @@ impl Driver {
                 self.request(Request::Scale(workers), Reply::Done(reply));
             }
             Command::Embed(starter, seed) => self.embed(starter, seed),
-            Command::RestartAs(policy, scales_ends) => {
-                self.cluster.restart_as(policy, scales_ends);
-                self.act();
-            }
+            Command::RestartAs(policy, scales_ends) => self.cluster.restart_as(policy, scales_ends),
             Command::IsStartWanted(number, done) => {
                 let _ = done.send(self.is_start_wanted(number));
             }
             Command::StartFailed(number, reason) => self.start_failed(number, reason),
             Command::Supervision(ended, done) => {
-                let status = self.supervision(ended);
-                let _ = done.send(status);
+                // The program may have seen a worker's end before this cluster has.
+                if let Some(worker) = ended {
+                    self.reap(worker);
+                }
+                self.inbox.answer_later(move |driver| {
+                    let _ = done.send(driver.supervision());
+                });
             }
-            Command::ForksToCome(forks) => {
-                self.cluster.set_forks_to_come(forks);
-                self.act();
-            }
+            Command::ForksToCome(forks) => self.cluster.set_forks_to_come(forks),
             Command::ReportedReady(worker) => self.says_ready(worker),
             Command::Release(worker) => {
                 if let Some(supervisor) = self.cluster.supervisor_mut() {
                     supervisor.release(self.now, worker);
                 }
             }
-            Command::ReleaseAll => {
-                self.cluster.release_all(self.now);
-                self.act();
-            }
+            Command::ReleaseAll => self.cluster.release_all(self.now),
             Command::Offer(socket) => self.offer(socket),
-            Command::KeepListeners(keep) => {
-                self.cluster.primary.set_keep_listeners(keep);
-                self.act();
-            }
+            Command::KeepListeners(keep) => self.cluster.primary.set_keep_listeners(keep),
             Command::Answer(ticket, worker) => self.answered(ticket, worker),
             Command::SetWeight(worker, weight, done) => {
                 let known = self.cluster.primary.set_weight(self.now, worker, weight);
+                let result = if known { Ok(()) } else { Err(Error::NoWorker(worker)) };
                 // The kernel knows it before the program does.
-                self.act();
-                let _ = done.send(if known { Ok(()) } else { Err(Error::NoWorker(worker)) });
+                self.inbox.answer_later(move |_| drop(done.send(result)));
             }
             Command::CloseChannel(worker) => self.channel_closed(worker, false),
             Command::DisconnectAll(done) => self.disconnect_all(done),

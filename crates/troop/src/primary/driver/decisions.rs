@@ -16,20 +16,20 @@ use crate::primary::handle::WorkerHandle;
 const MISSED: &str = "the worker that listened there has ended, and none that followed listens there; a reload starts new ones, and one with `--allow-moved` accepts the move";
 
 impl Driver {
-    /// Carries out everything that the core wants done by now.
-    pub(super) fn act(&mut self) {
-        while let Some(action) = self.cluster.next_action(self.now) {
-            match action {
-                ClusterAction::Primary(action) => self.apply(action),
-                action => self.apply_rare(action),
-            }
+    /// Carries out one of the core's actions. Its outcome is reported to the core, which may queue
+    /// more actions.
+    #[inline]
+    pub(super) fn apply(&mut self, action: ClusterAction) {
+        match action {
+            ClusterAction::Primary(action) => self.apply_primary(action),
+            action => self.apply_rare(action),
         }
     }
 
     /// Everything that does not happen for each connection or message.
     fn apply_rare(&mut self, action: ClusterAction) {
         match action {
-            ClusterAction::Primary(action) => self.apply(action),
+            ClusterAction::Primary(action) => self.apply_primary(action),
             ClusterAction::Fork { slot, .. } if self.workers.are_embedded() => {
                 self.ask_for_worker(slot);
             }
@@ -86,7 +86,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn apply(&mut self, action: Action) {
+    fn apply_primary(&mut self, action: Action) {
         match action {
             Action::Deliver { worker, listener, conn, seq, batched } => {
                 self.deliver(worker, listener, conn, seq, batched)
@@ -97,7 +97,7 @@ impl Driver {
                 }
             }
             Action::Send { worker, line } => self.channels.send(worker, &line),
-            Action::SendListener { worker, listener, shard, line } => {
+            Action::SendListener { worker, listener, shard, line, .. } => {
                 self.send_listener(worker, listener, shard, &line)
             }
             Action::Probe { worker, line } => self.send_probe(worker, &line),
@@ -117,6 +117,7 @@ impl Driver {
                 self.channels.handle_settled(self.now, core, worker, ticket, delivered)
             }
             Action::Notify(notice) => self.noticed(notice),
+            Action::Messages { count } => self.report_messages(count),
         }
     }
 
@@ -145,7 +146,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn noticed(&mut self, notice: Notice) {
+    fn noticed(&mut self, notice: Notice) {
         let id = match notice {
             Notice::NotSteered { at, reason } => {
                 self.events.push(Event::NotSteered { address: at, reason });

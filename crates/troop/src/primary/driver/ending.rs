@@ -24,6 +24,8 @@ pub(super) struct Ending {
     kill_at: Option<Time>,
     /// Who waits for all workers to be gone.
     waiters: ShutdownWaiters,
+    /// Whether all workers are gone and their listeners are being closed.
+    closes_listeners: bool,
     /// Who waits for the outcome.
     outcome_waiters: Vec<oneshot::Sender<Result<Outcome, Error>>>,
 }
@@ -85,22 +87,28 @@ impl Driver {
             self.cluster.disconnect(self.now, worker.id(), false, None);
             self.refresh(&worker);
         }
-        self.notify_shutdown_waiters();
     }
 
-    pub(super) fn notify_shutdown_waiters(&mut self) {
-        if self.workers.is_empty()
-            && self.workers.starts_are_over(self.now)
-            && !self.ending.waiters.is_empty()
+    /// Answers those that wait for the end of all workers, once listeners are closed. Returns
+    /// whether there was anything to do.
+    pub(super) fn notify_shutdown_waiters(&mut self) -> bool {
+        if self.ending.waiters.is_empty()
+            || !self.workers.is_empty()
+            || !self.workers.starts_are_over(self.now)
         {
-            self.cluster.primary.close_unused_listeners();
-            self.act();
-            // The events before the answer.
-            self.events.publish_early();
-            for done in self.ending.waiters.drain(..) {
-                let _ = done.send(());
-            }
+            return false;
         }
+        if !std::mem::replace(&mut self.ending.closes_listeners, true) {
+            self.cluster.primary.close_unused_listeners();
+            return true;
+        }
+        self.ending.closes_listeners = false;
+        // The events before the answer.
+        self.events.publish_early();
+        for done in self.ending.waiters.drain(..) {
+            let _ = done.send(());
+        }
+        true
     }
 
     /// The program has dropped the cluster.

@@ -30,6 +30,15 @@ impl Events {
         self.pending.extend(events);
     }
 
+    /// Moves the first `count` events here. All of them are moved without a copy.
+    pub(super) fn take_from(&mut self, events: &mut Vec<Event>, count: usize) {
+        if self.pending.is_empty() && count == events.len() {
+            std::mem::swap(&mut self.pending, events);
+        } else {
+            self.pending.extend(events.drain(..count.min(events.len())));
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.pending.is_empty()
     }
@@ -37,21 +46,6 @@ impl Events {
     /// Whether there are so many that others should have their turn.
     pub(super) fn are_many(&self) -> bool {
         self.pending.len() > EVENT_BURST
-    }
-
-    /// How many are pending.
-    pub(super) fn len(&self) -> usize {
-        self.pending.len()
-    }
-
-    /// Those that are pending, from this one on.
-    pub(super) fn since(&self, from: usize) -> &[Event] {
-        self.pending.get(from..).unwrap_or_default()
-    }
-
-    /// Where a channel appends messages.
-    pub(super) fn pending_mut(&mut self) -> &mut Vec<Event> {
-        &mut self.pending
     }
 
     /// From now on somebody observes all of them.

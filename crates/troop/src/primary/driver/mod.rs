@@ -24,7 +24,7 @@
 //!
 //! What needs several of them is a method of the driver, in the room that it is about.
 
-pub(crate) mod channels;
+mod channels;
 mod closing;
 mod commands;
 mod connections;
@@ -56,7 +56,6 @@ use super::wake::{Command, DriverHandle};
 use crate::event::Bus;
 use crate::setup::Setup;
 use channels::Channels;
-pub(crate) use channels::direct_io::{self, Shared};
 use closing::CloseAside;
 use commands::Inbox;
 pub(crate) use connections::{ConnectionEnds, Injected, Moves};

@@ -11,7 +11,6 @@ impl Driver {
     pub(super) fn snapshot(&mut self) -> Snapshot {
         let all: Vec<_> = self.workers.ids().collect();
         all.into_iter().for_each(|worker| self.count(worker));
-        self.act();
         let supervisor = self.cluster.supervisor();
         let leaving = |worker| {
             supervisor.and_then(|s| s.leaves_by(worker)).map(|at| millis(at.since(self.now)))

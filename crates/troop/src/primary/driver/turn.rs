@@ -2,18 +2,33 @@
 //! in a plain thread or as a task of a runtime.
 
 use std::io;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use troop_core::Time;
 use troop_core::supervise::Outcome;
 use troop_sys::poll::Ready;
 
-use super::channels::{LAST_READS, READ_BURST, direct_io, pace};
+use super::channels::{LAST_READS, READ_BURST, pace};
 use super::poller::EventPoller;
 use super::{Driver, Token};
+use crate::embed::direct_io::SharedDriver;
 use crate::error::{Error, Result};
 use crate::event::Event;
+#[cfg(doc)]
+use crate::primary::wake::Command;
+
+/// The input that comes next.
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    /// Commands of the program.
+    Commands,
+    /// Deadlines.
+    Time,
+    /// New connections.
+    Accept,
+    /// Room in the channels.
+    Write,
+}
 
 impl Driver {
     /// Turns until supervision, or the cluster, is over. Every event is shown to `observe`.
@@ -25,9 +40,9 @@ impl Driver {
         };
         let mut ready = Vec::new();
         let wake = self.inbox.handle().wake.clone();
-        let shared = Arc::new(Mutex::new(self));
-        wake.allow_direct_io(&shared);
-        let mut driver = direct_io::lock(&shared);
+        let shared = SharedDriver::new(self);
+        wake.direct_io.allow(&shared);
+        let mut driver = shared.lock();
         driver.events.keep_for_observer();
         driver.settle();
         loop {
@@ -50,7 +65,7 @@ impl Driver {
             if let Err(e) = poller.wait(timeout, &mut ready) {
                 return Err(waiting(e));
             }
-            driver = direct_io::lock(&shared);
+            driver = shared.lock();
             driver.take_in(&ready);
         }
     }
@@ -152,23 +167,50 @@ impl Driver {
 
     /// Does everything that does not need waiting for.
     fn settle(&mut self) {
-        self.handle_commands();
-        self.tick();
-        self.act();
-        self.accept();
-        self.write();
+        let first = if self.inbox.open() { Stage::Commands } else { Stage::Time };
+        self.carry_out(first);
     }
 
     /// Writes everything that there is room for.
     pub(super) fn write(&mut self) {
+        self.carry_out(Stage::Write);
+    }
+
+    /// Carries out the core's actions, and takes further inputs from this stage on. Nothing else takes
+    /// actions out of the core's queue: inputs only report to the core, and what follows is carried
+    /// out here.
+    ///
+    /// The poller's reports of a turn precede all actions; the core drops actions that are out of
+    /// date by then. The queue is empty before each of the other inputs, which build on the outcome
+    /// of earlier ones: the program has seen the answer to one command when it gives the next (and
+    /// [`Command::ForksToCome`] does not survive an exit that is reported later), accepting needs the
+    /// descriptors of connections that are to be closed, and writing makes room for more.
+    fn carry_out(&mut self, mut stage: Stage) {
         loop {
-            self.flush_batches();
-            self.flush();
-            self.channels.flush_relays(self.now, &mut self.poller);
-            // A channel that has room again may have brought its worker new connections.
-            self.act();
-            if !self.channels.has_unflushed() && !self.channels.has_batches() {
-                break;
+            while let Some(action) = self.cluster.next_action(self.now) {
+                self.apply(action);
+            }
+            self.workers.remove_ended();
+            if self.send_answers() || self.notify_shutdown_waiters() {
+                continue;
+            }
+            match stage {
+                Stage::Commands if self.handle_next_command() => {}
+                Stage::Commands => stage = Stage::Time,
+                Stage::Time => {
+                    self.tick();
+                    stage = Stage::Accept;
+                }
+                Stage::Accept => {
+                    self.accept();
+                    stage = Stage::Write;
+                }
+                Stage::Write if self.channels.has_unflushed() || self.channels.has_batches() => {
+                    self.flush_batches();
+                    self.flush();
+                    self.channels.flush_relays(self.now, &mut self.poller);
+                }
+                Stage::Write => break,
             }
         }
     }
@@ -190,7 +232,6 @@ impl Driver {
         self.tick_listener_checks();
         self.closing.tick(self.now);
         self.complete_answers();
-        self.notify_shutdown_waiters();
         self.kill_late();
     }
 

@@ -1,12 +1,8 @@
-//! Lets the threads of programs help with relaying: see [`RelayIo`](crate::embed::RelayIo).
-//!
-//! The driver is behind a lock then, which its own thread holds while it does something, and not
-//! while it waits. A helper does what the driver's turn would have done about one relay, and wakes
-//! the driver's thread only if more has come of it.
+//! What is done for one worker when a program's thread does its I/O: see
+//! [`embed::direct_io`](crate::embed::direct_io), which has the lock that this is called under.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use troop_core::primary::Primary;
@@ -14,33 +10,18 @@ use troop_core::{Time, WorkerId};
 use troop_sys::fdpass;
 
 use super::{Channels, READ_BURST};
+use crate::embed::direct_io::DirectIo;
 use crate::primary::channel::Channel;
-use crate::primary::direct_io::DirectIo;
 use crate::primary::driver::Driver;
 use crate::primary::driver::poller::EventPoller;
 use crate::primary::relay::Relay;
 
-/// How long no connections must have come before a helper is asked again.
+/// How long no connections must have come before a channel is offered again.
 const QUIET_INTERVAL: Duration = Duration::from_secs(1);
 /// How often what the program has written is read before its messages go that way on.
 const MAX_CATCH_UP_READS: usize = 16;
 
-/// A driver that others help.
-pub(crate) type Shared = Mutex<Driver>;
-
-pub(crate) fn lock(driver: &Shared) -> MutexGuard<'_, Driver> {
-    driver.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-pub(crate) fn try_lock(driver: &Shared) -> Option<MutexGuard<'_, Driver>> {
-    match driver.try_lock() {
-        Ok(driver) => Some(driver),
-        Err(TryLockError::Poisoned(driver)) => Some(driver.into_inner()),
-        Err(TryLockError::WouldBlock) => None,
-    }
-}
-
-/// Workers whose channels helpers are to have again, later.
+/// Workers whose channels programs' threads are to have again, later.
 #[derive(Debug, Default)]
 pub(super) struct ReclaimedChannels {
     workers: Vec<WorkerId>,
@@ -212,7 +193,7 @@ impl Driver {
         begins
     }
 
-    /// Gives the helper what the worker has written. False if it is not to wait for more.
+    /// Gives the program's thread what the worker has written. False if it is not to wait for more.
     pub(crate) fn direct_read(&mut self, id: WorkerId, messages: &mut Vec<u8>) -> bool {
         if !self.channels.is_direct(id) {
             return false;

@@ -4,7 +4,7 @@
 //! A worker's channel is written in [`write`], read in [`read`], and filled from its mailbox in
 //! [`mail`]. [`relays`] has the same for relays, [`direct_io`] what a program's thread does itself.
 
-pub(crate) mod direct_io;
+mod direct_io;
 mod mail;
 pub(super) mod pace;
 mod read;
@@ -19,6 +19,7 @@ use troop_core::worker_map::WorkerMap;
 use troop_core::{Time, WorkerId};
 
 use crate::channel::{Mail, READ_SIZE};
+use crate::event::Event;
 use crate::primary::channel::Channel;
 use crate::primary::relay::Relay;
 use direct_io::ReclaimedChannels;
@@ -48,6 +49,8 @@ pub(super) struct Channels {
     reclaimed: ReclaimedChannels,
     /// The number of the last handle that was sent.
     last_ticket: u64,
+    /// Messages and requests of workers' programs that are not reported yet.
+    messages: Vec<Event>,
     /// Room for what is taken from mailboxes.
     mail: Mail,
     /// Room for what is read.
@@ -73,6 +76,7 @@ impl Default for Channels {
             pace: Pace::default(),
             reclaimed: ReclaimedChannels::default(),
             last_ticket: 0,
+            messages: Vec::new(),
             mail: Mail::default(),
             buffer: vec![0; READ_SIZE],
             received: Vec::new(),
@@ -96,6 +100,11 @@ impl Channels {
     /// A worker's channel is open, and watched by the poller.
     pub(super) fn add(&mut self, worker: WorkerId, channel: Channel) {
         self.of_workers.insert(worker, channel);
+    }
+
+    /// Messages and requests that are not reported yet, the oldest first.
+    pub(super) fn messages_mut(&mut self) -> &mut Vec<Event> {
+        &mut self.messages
     }
 
     /// When something is to be done at the latest.

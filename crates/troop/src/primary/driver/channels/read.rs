@@ -107,7 +107,7 @@ impl Channels {
         }
         if !core.is_cut_off(id) {
             let is_relayed = relay.is_some();
-            let outlets = Outlets { relay, events: events.pending_mut(), moves };
+            let outlets = Outlets { relay, messages: &mut self.messages, moves };
             channel.receive(now, core, id, bytes, &mut self.received, outlets);
             if is_relayed {
                 self.pace.relayed(bytes.len());
@@ -138,15 +138,12 @@ impl Driver {
                 self.channels.update(id, &mut self.poller);
                 break;
             }
-            let before = self.events.len();
             let Driver { channels, cluster, listeners, connections, closing, events, .. } = self;
             let moves = connections.moves(listeners);
             match channels.read(id, self.now, &mut cluster.primary, moves, closing, events) {
                 Read::Some { len, more } => {
                     bytes_left = bytes_left.saturating_sub(len);
                     self.take_moved(id);
-                    self.apply_ready_messages(before);
-                    self.act();
                     if !more && burst != LAST_READS {
                         break;
                     }
@@ -186,7 +183,6 @@ impl Driver {
         self.channels.end_relay(id);
         self.keep_consumed(id);
         self.cluster.primary.channel_closed(self.now, id, by_worker);
-        self.act();
     }
 
     /// A connection that was read from belongs to the worker that did it, answered or not.

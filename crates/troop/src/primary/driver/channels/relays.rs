@@ -138,7 +138,6 @@ impl Driver {
         if !read.goes_on {
             self.relay_closed(id);
         }
-        self.act();
         read.some
     }
 

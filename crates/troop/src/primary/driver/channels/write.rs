@@ -103,8 +103,6 @@ impl Channels {
             }
         };
         if blocked != std::mem::replace(&mut channel.blocked, blocked) {
-            // What that allows is done by the caller's caller: connections must not overtake the
-            // one that is being delivered.
             core.set_blocked(now, id, blocked);
         }
         if self.relays.contains_key(&id) {

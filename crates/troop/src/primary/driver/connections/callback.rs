@@ -85,7 +85,6 @@ impl Driver {
             conn,
             Connection::new(peer, worker.map(|worker| worker.0)),
         );
-        self.act();
     }
 
     /// Those that have waited long enough.

@@ -119,7 +119,6 @@ impl Driver {
                 } else {
                     self.cluster.primary.accepted(self.now, id, conn, Connection::new(peer, None));
                 }
-                self.act();
                 Some(true)
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => None,
@@ -174,11 +173,6 @@ impl Driver {
     pub(in crate::primary::driver) fn flush_batches(&mut self) {
         while let Some(worker) = self.channels.next_batched() {
             self.send_batch(worker);
-        }
-        // What could not be sent went back, perhaps to other workers.
-        self.act();
-        if self.channels.has_batches() {
-            self.flush_batches();
         }
     }
 

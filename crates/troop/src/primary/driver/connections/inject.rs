@@ -100,7 +100,6 @@ impl Driver {
                 "it takes nothing at the moment: its channel is full, or it is leaving".into()
             );
         }
-        self.act();
         Ok(Injected { unix, taken })
     }
 }

@@ -77,7 +77,6 @@ impl Driver {
         let (listener, peer) = (*listener, *peer);
         if self.inspect(listener, conn, peer, false) {
             self.forget(conn);
-            self.act();
         }
     }
 
@@ -87,7 +86,6 @@ impl Driver {
             self.inspected.deadlines.first().copied().filter(|(until, _)| *until <= self.now)
         {
             self.inspect_last(conn);
-            self.act();
         }
     }
 

@@ -127,15 +127,8 @@ impl Driver {
         }
     }
 
-    /// What supervision is about. The program may have seen a worker's end before this cluster has.
-    pub(in crate::primary::driver) fn supervision(
-        &mut self,
-        ended: Option<WorkerId>,
-    ) -> SupervisionStatus {
-        if let Some(worker) = ended {
-            self.reap(worker);
-        }
-        self.act();
+    /// Returns what supervision still expects of the program.
+    pub(in crate::primary::driver) fn supervision(&self) -> SupervisionStatus {
         let supervisor = self.cluster.supervisor();
         SupervisionStatus {
             expects_workers: supervisor.is_some_and(Supervisor::expects_workers),

@@ -88,16 +88,16 @@ impl Driver {
     /// a stop does not wait for it.
     pub(in crate::primary::driver) fn abandon(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.handle(id).cloned() else { return };
-        let error = Error::Unkillable(worker.pid());
-        self.events.push(Event::Error { worker: Some(worker), error: Arc::new(error) });
-        self.channel_closed(id, false);
-        self.cluster.exited(self.now, id, ExitHow::Signal(KILL));
-        self.act();
-        self.workers.spawner.ended(id);
-        if let Some(process) = self.workers.processes.remove(&id) {
-            self.workers.unkillable.insert(id, process);
+        if self.workers.ended.iter().any(|(ended, _)| *ended == id) {
+            return;
         }
-        self.notify_shutdown_waiters();
+        let error = Error::Unkillable(worker.pid());
+        self.events.push(Event::Error { worker: Some(worker.clone()), error: Arc::new(error) });
+        self.channel_closed(id, false);
+        self.refresh(&worker);
+        self.cluster.exited(self.now, id, ExitHow::Signal(KILL));
+        self.workers.ended.push((id, false));
+        self.workers.spawner.ended(id);
     }
 
     /// The process of an abandoned worker may have ended.
@@ -116,6 +116,9 @@ impl Driver {
         let Some(process) = self.workers.processes.get(&id) else {
             return self.reap_abandoned(id);
         };
+        if self.workers.ended.iter().any(|(ended, _)| *ended == id) {
+            return;
+        }
         let Some(how) = process.try_reap() else { return };
         let handle = process.handle.clone();
         if how == ExitHow::Signal(KILL)
@@ -136,11 +139,11 @@ impl Driver {
         self.read(id, LAST_READS, there);
         self.channel_closed(id, true);
         self.keep_consumed(id);
+        // The core forgets its status now.
+        self.refresh(&handle);
         self.cluster.exited(self.now, id, how);
-        self.act();
+        self.workers.ended.push((id, true));
         self.workers.spawner.ended(id);
-        self.workers.processes.remove(&id);
-        self.notify_shutdown_waiters();
         if self.workers.reaps_orphans {
             // The kernel shows one ended child at a time; this one may have hidden others.
             self.workers.reap_orphans();

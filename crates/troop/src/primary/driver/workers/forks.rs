@@ -294,7 +294,6 @@ impl Driver {
         if self.workers.reaps_orphans {
             self.workers.reap_orphans();
         }
-        self.notify_shutdown_waiters();
     }
 
     fn started(&mut self, worker: WorkerId, result: Result<Spawned>) {
@@ -327,16 +326,15 @@ impl Driver {
             result.and_then(|spawned| self.begin(id, slot, &fork, &setup, closer, spawned));
         match by {
             For::Program(_, done) => {
-                // The events before the answer, as a program expects that has both.
-                self.act();
-                self.events.publish_early();
-                let worker = result.as_ref().ok().map(|worker| worker.id());
-                if let Err(Err(e)) = done.send(result) {
-                    self.events.push(Event::Error { worker: None, error: Arc::new(e) });
-                }
-                if let Some(worker) = worker.filter(|_| leaves) {
-                    self.cluster.disconnect(self.now, worker, false, None);
-                }
+                self.inbox.answer_later(move |driver| {
+                    let worker = result.as_ref().ok().map(|worker| worker.id());
+                    if let Err(Err(e)) = done.send(result) {
+                        driver.events.push(Event::Error { worker: None, error: Arc::new(e) });
+                    }
+                    if let Some(worker) = worker.filter(|_| leaves) {
+                        driver.cluster.disconnect(driver.now, worker, false, None);
+                    }
+                });
             }
             For::Slot(slot) => match result {
                 Ok(worker) => {

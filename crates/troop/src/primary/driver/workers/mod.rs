@@ -85,6 +85,9 @@ pub(super) struct Workers {
     processes: WorkerMap<Process>,
     /// Those of workers that are treated as ended, because not even `SIGKILL` has ended them yet.
     unkillable: WorkerMap<Process>,
+    /// Workers that have ended, until the actions that follow from that are carried out, and whether
+    /// their processes were reaped.
+    ended: Vec<(WorkerId, bool)>,
     /// The workers that the program sees.
     table: Table,
     setup: Arc<Setup>,
@@ -107,6 +110,7 @@ impl Workers {
         Workers {
             processes: WorkerMap::default(),
             unkillable: WorkerMap::default(),
+            ended: Vec::new(),
             table,
             setup: Arc::new(setup),
             before_reload: None,
@@ -140,6 +144,17 @@ impl Workers {
 
     pub(super) fn handle(&self, worker: WorkerId) -> Option<&WorkerHandle> {
         self.processes.get(&worker).map(|process| &process.handle)
+    }
+
+    /// Removes workers whose processes have ended. Called when no action about them is left.
+    pub(super) fn remove_ended(&mut self) {
+        for (worker, is_reaped) in self.ended.drain(..) {
+            if let Some(process) = self.processes.remove(&worker)
+                && !is_reaped
+            {
+                self.unkillable.insert(worker, process);
+            }
+        }
     }
 
     /// Each worker, and since when it is there.

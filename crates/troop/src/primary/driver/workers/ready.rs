@@ -89,18 +89,21 @@ impl Driver {
         }
     }
 
-    /// Finds what workers have said among the messages from `from` on.
-    pub(in crate::primary::driver) fn apply_ready_messages(&mut self, from: usize) {
-        if self.workers.readiness.when != ReadyWhen::Message {
-            return;
-        }
+    /// Publishes the oldest messages of workers' programs, among which may be reports that workers
+    /// are ready.
+    pub(in crate::primary::driver) fn report_messages(&mut self, count: usize) {
+        let messages = self.channels.messages_mut();
         let is_ready = |event: &Event| match event {
             Event::Message { worker, message } if message.as_json() == "\"ready\"" => {
                 Some(worker.id())
             }
             _ => None,
         };
-        let ready: Vec<_> = self.events.since(from).iter().filter_map(is_ready).collect();
+        let mut ready = Vec::new();
+        if self.workers.readiness.when == ReadyWhen::Message {
+            ready.extend(messages.iter().take(count).filter_map(is_ready));
+        }
+        self.events.take_from(messages, count);
         ready.into_iter().for_each(|worker| self.says_ready(worker));
     }
 }

@@ -14,6 +14,8 @@
 //! # }
 //! ```
 
+pub(crate) mod direct_io;
+
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -21,9 +23,10 @@ use troop_core::WorkerId;
 use troop_core::primary::Successors;
 
 use crate::error::{Error, Result};
-pub use crate::primary::{Adoption, RelayIo, Start, Starter, SupervisionStatus};
+pub use crate::primary::{Adoption, Start, Starter, SupervisionStatus};
 use crate::primary::{Cluster, Command, WorkerHandle, random_seed};
 use crate::supervise::{Reload, ReplacePolicy, RestartPolicy};
+pub use direct_io::RelayIo;
 
 /// With the feature `embed`.
 impl Cluster {
