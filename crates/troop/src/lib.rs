@@ -72,8 +72,8 @@
 //!
 //! | feature | |
 //! | --- | --- |
-//! | `axum` | [`serve`](crate::serve()) takes what `axum::serve` takes; `axum::serve` takes the listeners |
-//! | `hyper` | [`serve::hyper`] serves a service of hyper's |
+//! | `axum` | `troop::serve` takes what `axum::serve` takes; `axum::serve` takes the listeners |
+//! | `hyper` | `troop::serve::hyper` serves a service of hyper's |
 //! | `http2` | both of them speak HTTP/2, too |
 //! | `tonic` | tonic's server takes [`TcpListener::incoming`] |
 //! | `tracing` | spans (`primary`, `worker`) and events of primary and workers, with each worker's number (`worker`) and slot (`slot`); a subscriber must not wait for the cluster |

@@ -61,7 +61,7 @@ impl Worker {
     /// keeps open and that is at a resting point of its protocol, while this worker
     /// [is to finish](Worker::draining): nothing of a next request has been read, and nothing of the
     /// last answer is left to write. What has arrived and was not read goes along.
-    /// [`troop::serve`](mod@crate::serve) does it by itself for HTTP/1.
+    /// `troop::serve` does it by itself for HTTP/1.
     ///
     /// Waits until the primary has the connection, behind at most 32 others of this worker. Not
     /// cancel safe: a dropped call may have returned the connection, which is closed here then.
