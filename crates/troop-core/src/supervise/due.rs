@@ -17,11 +17,12 @@ impl Supervisor {
         let dues = |round: &Round| {
             let dues = round.active.iter().filter_map(|active| self.due_of(round, active));
             let (ready, late): (Vec<_>, Vec<_>) = dues.partition(|due| due.is_ready);
+            let are_all_ready = ready.len() == round.active.len();
             let at = |dues: Vec<Due>| dues.into_iter().map(|due| due.at);
             // Those that wait for each other are all ready when the last one is.
             match round.policy.all_or_none {
                 false => at(ready).chain(at(late)).min(),
-                true if late.is_empty() => at(ready).max(),
+                true if are_all_ready => at(ready).max(),
                 true => at(late).min(),
             }
         };
@@ -37,10 +38,14 @@ impl Supervisor {
             Step::Emptying(_) => return None,
             Step::Filling(_) => (None, state.current),
         };
-        let Some(new) = new.filter(|new| !self.leaving.iter().any(|l| l.worker == new.worker))
-        else {
-            return Some(late);
+        let Some(new) = new else {
+            // The end of a fork is an event. Only an embedding program has to answer in time.
+            let must_answer = self.config.is_embedded && active.step == Step::Beside;
+            return must_answer.then_some(late);
         };
+        if self.leaving.iter().any(|leaving| leaving.worker == new.worker) {
+            return Some(late);
+        }
         let must_listen = old.is_some_and(|old| old.listening.is_some());
         let ready = match new.ready_as(round.policy.ready_when, must_listen, &self.config) {
             Some(ready) if round.proven => ready,

@@ -67,6 +67,35 @@ fn a_reload_goes_on_with_the_workers_that_are_left() {
     assert_eq!(simulation.outcome, Some(Outcome::Stopped { killed: vec![] }));
 }
 
+#[test]
+fn a_fork_that_takes_longer_than_the_ready_timeout_keeps_nobody_awake() {
+    for all_or_none in [false, true] {
+        let mut simulation = Simulation::with(changed(Config::new(2), |config| {
+            config.replace.min_ready_time = Duration::ZERO;
+            config.replace.ready_timeout = SECOND;
+            config.replace.all_or_none = all_or_none;
+        }));
+        (1..=2).for_each(|worker| simulation.up(worker));
+        simulation.supervisor.reload(simulation.now);
+        let orders = std::iter::from_fn(|| simulation.supervisor.next_order());
+        let slots: Vec<_> = orders
+            .filter_map(|order| if let Order::Fork(slot) = order { Some(slot) } else { None })
+            .collect();
+        assert_eq!(slots.len(), if all_or_none { 2 } else { 1 });
+        let pass = |simulation: &mut Simulation| {
+            simulation.now = simulation.now + 5 * SECOND;
+            simulation.supervisor.tick(simulation.now);
+            let due = simulation.supervisor.next_deadline();
+            assert!(due.is_none_or(|due| due > simulation.now), "{due:?}, {all_or_none}");
+        };
+        pass(&mut simulation);
+        // One has come, and the other has not.
+        simulation.supervisor.forked(simulation.now, slots[0], WorkerId(3));
+        simulation.up(3);
+        pass(&mut simulation);
+    }
+}
+
 fn replaced(simulation: &Simulation) -> Vec<(u32, u32)> {
     let pair = |progress: &Progress| {
         if let Progress::Replaced { old, new } = progress { Some((old.0, new.0)) } else { None }
